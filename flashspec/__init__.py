@@ -1,0 +1,1 @@
+"""flashspec: what makes speculative decoding fast, and when does it pay?"""

@@ -1,0 +1,160 @@
+"""A lean decoder-only transformer: fused projections, rows kept before the final norm, layers callable as spans."""
+
+from __future__ import annotations
+
+import math
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from flashspec.model.config import ModelConfig
+
+
+class LayerCache(Protocol):
+    """Where one layer keeps keys and values."""
+
+    def write(self, start: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Store [batch, kv_heads, n, head_dim] at `start`; return everything up to start + n."""
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm, computed in float32 (Zhang and Sennrich 2019)."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        return self.weight * (wide * scale).to(x.dtype)
+
+
+class Rope(nn.Module):
+    """Rotary position angles for every position of the context, as [positions, head_dim] cosines and sines."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        inverse = _inverse_frequencies(config)
+        angles = torch.outer(torch.arange(config.context, dtype=torch.float32), inverse)
+        self.register_buffer("cos", angles.cos().repeat(1, 2), persistent=False)
+        self.register_buffer("sin", angles.sin().repeat(1, 2), persistent=False)
+
+    def forward(self, x: Tensor, start: int) -> Tensor:
+        """Rotate x [batch, heads, n, head_dim], whose first row stands at position `start`."""
+        stop = start + x.shape[-2]
+        cos, sin = self.cos[start:stop].to(x.dtype), self.sin[start:stop].to(x.dtype)
+        left, right = x.chunk(2, dim=-1)
+        return x * cos + torch.cat((-right, left), dim=-1) * sin
+
+
+def _inverse_frequencies(config: ModelConfig) -> Tensor:
+    steps = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
+    inverse = 1.0 / config.rope_theta**steps
+    rope = config.rope
+    if rope.kind == "linear":
+        return inverse / rope.factor
+    if rope.kind == "llama3":
+        wavelength = 2 * math.pi / inverse
+        smooth = (rope.original_context / wavelength - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
+        smooth = smooth.clamp(0, 1)
+        return (1 - smooth) * inverse / rope.factor + smooth * inverse
+    return inverse
+
+
+class Attention(nn.Module):
+    """Grouped-query attention with a fused query/key/value projection."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.qkv = nn.Linear(config.hidden, sum(config.qkv_rows), bias=config.attention_bias)
+        self.out = nn.Linear(config.qkv_rows[0], config.hidden, bias=config.attention_bias)
+        self.q_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
+
+    def forward(self, x: Tensor, rope: Rope, start: int, cache: LayerCache | None) -> Tensor:
+        """x [batch, n, hidden] at positions start..start+n-1; without a cache the rows attend to themselves only."""
+        batch, n, _ = x.shape
+        heads = self.qkv(x).view(batch, n, -1, self.config.head_dim).transpose(1, 2)
+        q, k, v = heads.split((self.config.heads, self.config.kv_heads, self.config.kv_heads), dim=1)
+        q, k = rope(self.q_norm(q), start), rope(self.k_norm(k), start)
+        if cache is not None:
+            k, v = cache.write(start, k, v)
+        mixed = _attend(q, k, v)
+        return self.out(mixed.transpose(1, 2).reshape(batch, n, -1))
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Causal attention; the last query row is aligned with the last key."""
+    n, seen = q.shape[-2], k.shape[-2]
+    gqa = q.shape[1] != k.shape[1]
+    if n == seen:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=n > 1, enable_gqa=gqa)
+    mask = None
+    if n > 1:
+        mask = torch.ones(n, seen, dtype=torch.bool, device=q.device).tril(seen - n)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=gqa)
+
+
+class MLP(nn.Module):
+    """SwiGLU with gate and up projections fused."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gate_up = nn.Linear(config.hidden, 2 * config.ffn, bias=config.mlp_bias)
+        self.down = nn.Linear(config.ffn, config.hidden, bias=config.mlp_bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        return self.down(F.silu(gate) * up)
+
+
+class Layer(nn.Module):
+    """One pre-norm transformer block."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.attention_norm = RMSNorm(config.hidden, config.norm_eps)
+        self.attention = Attention(config)
+        self.mlp_norm = RMSNorm(config.hidden, config.norm_eps)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor, rope: Rope, start: int = 0, cache: LayerCache | None = None) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), rope, start, cache)
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class Transformer(nn.Module):
+    """Embedding, layers, final norm and vocabulary weight of one model.
+
+    `forward(ids)` gives logits [batch, n, vocab]; readers and training walk the layers themselves.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed = nn.Embedding(config.vocab_size, config.hidden)
+        self.rope = Rope(config)
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
+        self.norm = RMSNorm(config.hidden, config.norm_eps)
+        self.head = None if config.tied else nn.Linear(config.hidden, config.vocab_size, bias=False)
+
+    @property
+    def head_weight(self) -> Tensor:
+        """The vocabulary projection [vocab, hidden]; the embedding itself where the two are tied."""
+        return self.embed.weight if self.head is None else self.head.weight
+
+    def rows(self, ids: Tensor) -> Tensor:
+        """Hidden rows [batch, n, hidden] before the final norm, for ids [batch, n] read from position 0."""
+        x = self.embed(ids)
+        for layer in self.layers:
+            x = layer(x, self.rope)
+        return x
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Logits [batch, n, vocab] for ids [batch, n]."""
+        return F.linear(self.norm(self.rows(ids)), self.head_weight)

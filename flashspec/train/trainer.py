@@ -1,0 +1,137 @@
+"""The training loop every recipe shares: seeded, resumable after kill -9, with a constant phase and decay branches."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from flashspec.model.transformer import Transformer
+from flashspec.train.muon import Muon
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Steps and learning rates of one run.
+
+    `decay` steps at the end fall linearly to zero; before them the rate is constant after `warmup` steps, so a decay
+    branch can be taken from any checkpoint of a longer run (Hu et al. 2024, warmup-stable-decay).
+    """
+
+    steps: int
+    decay: int
+    warmup: int = 50
+    muon_lr: float = 0.02
+    adam_lr: float = 3e-3
+    save_every: int = 50
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.decay <= self.steps:
+            raise ValueError(f"decay must lie between 0 and steps = {self.steps}, got {self.decay}")
+
+    def rate(self, step: int) -> float:
+        """Learning rate at a step, as a share of the full rate."""
+        rising = min(1.0, (step + 1) / max(1, self.warmup))
+        falling = min(1.0, (self.steps - step) / max(1, self.decay))
+        return min(rising, falling)
+
+
+class Batches(NamedTuple):
+    """A stream of ids cut into windows; step `s` is a fixed function of (seed, s), so a resumed run sees the same text."""
+
+    stream: np.ndarray
+    seed: int
+
+    def draw(self, step: int, count: int, length: int) -> Tensor:
+        """Ids [count, length + 1] of random windows."""
+        dice = np.random.default_rng((self.seed, step))
+        starts = dice.integers(0, len(self.stream) - length - 1, size=count)
+        return torch.from_numpy(np.stack([self.stream[s : s + length + 1] for s in starts]).astype(np.int64))
+
+
+def optimizers(model: Transformer, schedule: Schedule) -> list[torch.optim.Optimizer]:
+    """Muon on the matrices inside layers, AdamW on embeddings, head and norms."""
+    for layer in model.layers:
+        layer.attention.qkv.weight.row_groups = model.config.qkv_rows
+        layer.mlp.gate_up.weight.row_groups = (model.config.ffn, model.config.ffn)
+    matrices = [p for p in model.layers.parameters() if p.ndim == 2]
+    chosen = {id(p) for p in matrices}
+    rest = [p for p in model.parameters() if id(p) not in chosen]
+    return [
+        Muon(matrices, lr=schedule.muon_lr),
+        torch.optim.AdamW(rest, lr=schedule.adam_lr, betas=(0.9, 0.95), weight_decay=0.0),
+    ]
+
+
+class Run:
+    """One training run in one folder: model, optimisers, step count and curve."""
+
+    def __init__(self, model: Transformer, schedule: Schedule, folder: Path) -> None:
+        self.model, self.schedule, self.folder = model, schedule, folder
+        self.optimizers = optimizers(model, schedule)
+        self.step = 0
+        folder.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.folder / "checkpoint.pt"
+
+    def save(self) -> None:
+        """Write the state to a temporary name, flush it, then rename: a kill leaves the old or the new one whole."""
+        state = {
+            "model": self.model.state_dict(),
+            "optimizers": [o.state_dict() for o in self.optimizers],
+            "step": self.step,
+        }
+        part = self.checkpoint.with_suffix(".part")
+        with part.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(self.checkpoint)
+
+    def resume(self, path: Path | None = None) -> None:
+        """Continue from this run's checkpoint, or branch off from another run's."""
+        source = path or self.checkpoint
+        if not source.exists():
+            return
+        state = torch.load(source, weights_only=True, map_location=self.model.embed.weight.device)
+        self.model.load_state_dict(state["model"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"]):
+            optimizer.load_state_dict(saved)
+        self.step = state["step"]
+
+    def train(self, loss_of: Callable[[int], Tensor], evaluate: Callable[[], dict[str, float]]) -> None:
+        """Run to the schedule's end, saving and evaluating every `save_every` steps; `loss_of(step)` draws its own batch."""
+        bar = tqdm(range(self.step, self.schedule.steps), initial=self.step, total=self.schedule.steps, desc=self.folder.name)
+        for step in bar:
+            bar.set_postfix(loss=f"{self._advance(loss_of, step):.3f}")
+            if self.step % self.schedule.save_every == 0 or self.step == self.schedule.steps:
+                self._record(evaluate())
+
+    def _advance(self, loss_of: Callable[[int], Tensor], step: int) -> float:
+        share = self.schedule.rate(step)
+        self.optimizers[0].param_groups[0]["lr"] = self.schedule.muon_lr * share
+        self.optimizers[1].param_groups[0]["lr"] = self.schedule.adam_lr * share
+        loss = loss_of(step)
+        loss.backward()
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        self.step = step + 1
+        return loss.item()
+
+    def _record(self, scores: dict[str, float]) -> None:
+        line = {"step": self.step, "time": round(time.time(), 1), **{k: round(v, 4) for k, v in scores.items()}}
+        with (self.folder / "curve.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        self.save()
