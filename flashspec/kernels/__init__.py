@@ -1,0 +1,74 @@
+"""Matrix products for decoding on CPU: C where a compiler is at hand, the same values in torch where not.
+
+A product's row never depends on how many rows are computed with it, and a weight is read once for up to eight rows.
+"""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from flashspec.kernels.build import library
+
+WEIGHTS = (torch.float32, torch.bfloat16)
+
+
+def available() -> bool:
+    """Whether the compiled kernels can be used in this process."""
+    return library() is not None
+
+
+def serves(x: Tensor, weight: Tensor) -> bool:
+    """Whether the compiled kernels compute x against weight: CPU, float32 rows, width a multiple of 8."""
+    right_types = x.dtype is torch.float32 and weight.dtype in WEIGHTS
+    return right_types and x.device.type == "cpu" == weight.device.type and weight.shape[-1] % 8 == 0 and available()
+
+
+def _pointers(*tensors: Tensor) -> list[ctypes.c_void_p]:
+    return [ctypes.c_void_p(t.data_ptr()) for t in tensors]
+
+
+def _whole(count: int) -> ctypes.c_int64:
+    return ctypes.c_int64(count)
+
+
+def linear(x: Tensor, weight: Tensor) -> Tensor:
+    """x [n, K] times weight [N, K] transposed: [n, N] in x's dtype."""
+    if not serves(x, weight) or not weight.is_contiguous():
+        return F.linear(x, weight.to(x.dtype)) if x.device.type == "cpu" else F.linear(x.to(weight.dtype), weight).to(x.dtype)
+    x = x.contiguous()
+    rows, depth = x.shape
+    outputs = weight.shape[0]
+    out = torch.empty(rows, outputs)
+    px, pw, po = _pointers(x, weight, out)
+    bf16 = _whole(weight.dtype is torch.bfloat16)
+    library().fs_linear(px, _whole(rows), pw, bf16, _whole(outputs), _whole(depth), po)
+    return out
+
+
+def gather_linear(x: Tensor, blocks: Tensor, chosen: Tensor) -> Tensor:
+    """x [n, K] against the chosen [n, P] of blocks [C, cap, K]: [n, P, cap]; each block is read where it lies."""
+    if not serves(x, blocks) or not blocks.is_contiguous():
+        return torch.einsum("npck,nk->npc", blocks[chosen].to(x.dtype), x)
+    x, chosen = x.contiguous(), chosen.contiguous()
+    (rows, depth), (probes, cap) = x.shape, (chosen.shape[1], blocks.shape[1])
+    out = torch.empty(rows, probes, cap)
+    px, pw, pc, po = _pointers(x, blocks, chosen, out)
+    bf16 = _whole(blocks.dtype is torch.bfloat16)
+    library().fs_gather_linear(px, _whole(rows), pw, bf16, _whole(cap), _whole(depth), pc, _whole(probes), po)
+    return out
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Root-mean-square norm of x [n, K], with weight [K]."""
+    if not serves(x, weight) or weight.dtype is not torch.float32:
+        wide = x.float() if x.dtype is not torch.float64 else x
+        return weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
+    x = x.contiguous()
+    out = torch.empty_like(x)
+    px, pw, po = _pointers(x, weight, out)
+    library().fs_rms_norm(px, _whole(len(x)), pw, ctypes.c_double(eps), _whole(x.shape[1]), po)
+    return out

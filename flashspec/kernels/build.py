@@ -1,0 +1,62 @@
+"""Compile the C kernels once for this machine, with whatever C compiler it has."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+SOURCE = Path(__file__).with_name("cpu.c")
+FLAGS = ("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC")
+
+
+def compiler() -> str | None:
+    """The C compiler this machine offers: $CC, cc, gcc or clang."""
+    names = (os.environ.get("CC"), "cc", "gcc", "clang")
+    return next((found for name in names if name and (found := shutil.which(name))), None)
+
+
+def cache_folder() -> Path:
+    """Where compiled kernels are kept between processes."""
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "flashspec"
+
+
+def _key(cc: str) -> str:
+    """Names one build: source, flags, compiler and processor."""
+    cpu = next((line for line in _cpu_lines() if line.startswith("flags")), platform.processor())
+    return hashlib.sha256("\0".join((SOURCE.read_text(), *FLAGS, cc, cpu)).encode()).hexdigest()[:16]
+
+
+def _cpu_lines() -> list[str]:
+    info = Path("/proc/cpuinfo")
+    return info.read_text().splitlines() if info.exists() else []
+
+
+def _compile(cc: str, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=target.parent, suffix=".so", delete=False) as part:
+        subprocess.run([cc, *FLAGS, "-o", part.name, str(SOURCE), "-lm"], check=True, capture_output=True)
+    os.replace(part.name, target)
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """The compiled kernels, or None where there is no compiler or FLASHSPEC_KERNELS=0; torch computes everything then."""
+    cc = compiler()
+    if cc is None or os.environ.get("FLASHSPEC_KERNELS") == "0":
+        return None
+    target = cache_folder() / f"cpu-{_key(cc)}.so"
+    try:
+        if not target.exists():
+            _compile(cc, target)
+        loaded = ctypes.CDLL(str(target))
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    loaded.fs_scratch.restype = ctypes.c_int64
+    return loaded

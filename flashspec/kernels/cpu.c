@@ -1,0 +1,280 @@
+// Decode kernels for CPUs: float32 rows against float32 or bfloat16 weights.
+// Every row's arithmetic is the same however many rows are computed together, so verification gives bit for bit
+// what one-token decoding gives. Weights are read once for up to eight rows.
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+#ifdef _OPENMP
+#include <omp.h>
+#else
+static int omp_get_thread_num(void) { return 0; }
+static int omp_get_num_threads(void) { return 1; }
+#endif
+
+typedef float v8 __attribute__((vector_size(32)));
+typedef int32_t i8 __attribute__((vector_size(32)));
+typedef uint32_t u8 __attribute__((vector_size(32)));
+typedef uint16_t h8 __attribute__((vector_size(16)));
+
+#define ALWAYS static inline __attribute__((always_inline))
+
+ALWAYS v8 load_f32(const float *p) {
+    v8 v;
+    memcpy(&v, p, sizeof v);
+    return v;
+}
+
+ALWAYS v8 load_bf16(const uint16_t *p) {
+    h8 half;
+    memcpy(&half, p, sizeof half);
+    u8 wide = __builtin_convertvector(half, u8) << 16;
+    v8 v;
+    memcpy(&v, &wide, sizeof v);
+    return v;
+}
+
+ALWAYS v8 load_weight(const void *base, int bf16, int64_t at) {
+    return bf16 ? load_bf16((const uint16_t *)base + at) : load_f32((const float *)base + at);
+}
+
+ALWAYS float total(v8 v) {
+    return ((v[0] + v[4]) + (v[1] + v[5])) + ((v[2] + v[6]) + (v[3] + v[7]));
+}
+
+// One tile: `rows` inputs against `cols` weight rows, one accumulator each, so the order of additions never depends on the tile.
+ALWAYS void tile(const float *x, const void *w, int bf16, int64_t first, int64_t depth, float *out, int64_t stride, int rows, int cols) {
+    v8 sum[8] = {{0}};
+    for (int64_t d = 0; d < depth; d += 8) {
+        v8 in[8];
+        for (int r = 0; r < rows; r++) in[r] = load_f32(x + r * depth + d);
+        for (int c = 0; c < cols; c++) {
+            v8 weight = load_weight(w, bf16, (first + c) * depth + d);
+            for (int r = 0; r < rows; r++) sum[r * cols + c] += in[r] * weight;
+        }
+    }
+    for (int r = 0; r < rows; r++)
+        for (int c = 0; c < cols; c++) out[r * stride + c] = total(sum[r * cols + c]);
+}
+
+#define CASE(R, C) \
+    case R: \
+        for (; j + C <= stop; j += C) tile(x, w, bf16, j, depth, out + j, stride, R, C); \
+        for (; j < stop; j++) tile(x, w, bf16, j, depth, out + j, stride, R, 1); \
+        break;
+
+ALWAYS void block_of(const float *x, const void *w, int bf16, int64_t start, int64_t stop, int64_t depth, float *out, int64_t stride, int rows) {
+    int64_t j = start;
+    switch (rows) {
+        CASE(1, 8) CASE(2, 4) CASE(3, 2) CASE(4, 2) CASE(5, 1) CASE(6, 1) CASE(7, 1) CASE(8, 1)
+    }
+}
+
+// out[r, j] = x[r] . w[j] for j in [start, stop), eight rows at a time.
+static void product(const float *x, int64_t rows, const void *w, int bf16, int64_t start, int64_t stop, int64_t depth, float *out, int64_t stride) {
+    for (int64_t r = 0; r < rows; r += 8) {
+        int some = rows - r < 8 ? (int)(rows - r) : 8;
+        if (bf16)
+            block_of(x + r * depth, w, 1, start, stop, depth, out + r * stride, stride, some);
+        else
+            block_of(x + r * depth, w, 0, start, stop, depth, out + r * stride, stride, some);
+    }
+}
+
+static void share(int64_t count, int64_t *start, int64_t *stop) {
+    int64_t each = (count + omp_get_num_threads() - 1) / omp_get_num_threads();
+    each = (each + 7) / 8 * 8;
+    *start = each * omp_get_thread_num();
+    *stop = *start + each;
+    if (*start > count) *start = count;
+    if (*stop > count) *stop = count;
+}
+
+void fs_linear(const float *x, int64_t rows, const void *w, int64_t bf16, int64_t outputs, int64_t depth, float *out) {
+#pragma omp parallel
+    {
+        int64_t start, stop;
+        share(outputs, &start, &stop);
+        product(x, rows, w, (int)bf16, start, stop, depth, out, outputs);
+    }
+}
+
+// out[r, p, :] = blocks[chosen[r, p]] . x[r]: each chosen block of `cap` weight rows is read where it lies.
+void fs_gather_linear(const float *x, int64_t rows, const void *blocks, int64_t bf16, int64_t cap, int64_t depth, const int64_t *chosen, int64_t probes, float *out) {
+#pragma omp parallel for schedule(static)
+    for (int64_t i = 0; i < rows * probes; i++) {
+        const float *row = x + i / probes * depth;
+        int64_t first = chosen[i] * cap;
+        product(row, 1, blocks, (int)bf16, first, first + cap, depth, out + i * cap - first, 0);
+    }
+}
+
+static void rms_norm(const float *x, const float *weight, float eps, int64_t width, float *out) {
+    v8 sum = {0};
+    for (int64_t d = 0; d < width; d += 8) {
+        v8 v = load_f32(x + d);
+        sum += v * v;
+    }
+    float scale = 1.0f / sqrtf(total(sum) / (float)width + eps);
+    for (int64_t d = 0; d < width; d++) out[d] = weight[d] * (x[d] * scale);
+}
+
+void fs_rms_norm(const float *x, int64_t rows, const float *weight, double eps, int64_t width, float *out) {
+    for (int64_t r = 0; r < rows; r++) rms_norm(x + r * width, weight, (float)eps, width, out + r * width);
+}
+
+// exp on eight lanes, relative error about 2e-7 (Cephes polynomial).
+ALWAYS v8 exp8(v8 x) {
+    const float rounding = 12582912.0f;
+    i8 kept = x > -87.0f;
+    v8 k = (x * 1.44269504f + rounding) - rounding;
+    v8 f = x - k * 0.693359375f + k * 2.12194440e-4f;
+    v8 p = f * 1.9875691500e-4f + 1.3981999507e-3f;
+    p = p * f + 8.3334519073e-3f;
+    p = p * f + 4.1665795894e-2f;
+    p = p * f + 1.6666665459e-1f;
+    p = p * f + 5.0000001201e-1f;
+    p = p * f * f + f + 1.0f;
+    i8 bits = ((__builtin_convertvector(k, i8) + 127) << 23) & kept;
+    v8 scale;
+    memcpy(&scale, &bits, sizeof scale);
+    i8 value;
+    v8 result = p * scale;
+    memcpy(&value, &result, sizeof value);
+    value &= kept;
+    memcpy(&result, &value, sizeof result);
+    return result;
+}
+
+typedef struct {
+    const void *qkv, *out, *gate_up, *down;
+    const float *attention_norm, *mlp_norm, *q_norm, *k_norm;
+    float *keys, *values;
+} Layer;
+
+typedef struct {
+    int64_t hidden, ffn, heads, kv_heads, head_dim, context, bf16, qk_norm;
+    double eps;
+    const float *cos, *sin;
+} Shape;
+
+static void rotate(const Shape *s, float *head, int64_t position) {
+    const float *cosine = s->cos + position * s->head_dim, *sine = s->sin + position * s->head_dim;
+    int64_t half = s->head_dim / 2;
+    for (int64_t d = 0; d < half; d++) {
+        float left = head[d], right = head[d + half];
+        head[d] = left * cosine[d] - right * sine[d];
+        head[d + half] = right * cosine[d + half] + left * sine[d + half];
+    }
+}
+
+// Normalise and rotate query and key heads of one row, and put its keys and values into the cache.
+static void place(const Shape *s, const Layer *l, float *row, int64_t position) {
+    int64_t hd = s->head_dim, rotated = s->heads + s->kv_heads;
+    for (int64_t h = 0; h < rotated; h++) {
+        float *head = row + h * hd;
+        if (s->qk_norm) rms_norm(head, h < s->heads ? l->q_norm : l->k_norm, (float)s->eps, hd, head);
+        rotate(s, head, position);
+    }
+    for (int64_t h = 0; h < s->kv_heads; h++) {
+        int64_t at = (h * s->context + position) * hd;
+        memcpy(l->keys + at, row + (s->heads + h) * hd, hd * sizeof(float));
+        memcpy(l->values + at, row + (rotated + h) * hd, hd * sizeof(float));
+    }
+}
+
+// Softmax attention of one query head over `seen` cached positions; `weights` is scratch of `seen` rounded up to 8.
+static void attend(const Shape *s, const float *query, const float *keys, const float *values, int64_t seen, float *weights, float *out) {
+    int64_t hd = s->head_dim, padded = (seen + 7) / 8 * 8;
+    float scale = 1.0f / sqrtf((float)hd), top = -INFINITY, sum = 0;
+    product(query, 1, keys, 0, 0, seen, hd, weights, 0);
+    for (int64_t t = 0; t < seen; t++) {
+        weights[t] *= scale;
+        if (weights[t] > top) top = weights[t];
+    }
+    for (int64_t t = seen; t < padded; t++) weights[t] = -INFINITY;
+    v8 sums = {0};
+    for (int64_t t = 0; t < padded; t += 8) {
+        v8 e = exp8(load_f32(weights + t) - top);
+        memcpy(weights + t, &e, sizeof e);
+        sums += e;
+    }
+    sum = total(sums);
+    for (int64_t d = 0; d < hd; d += 8) {
+        v8 mix[4] = {{0}};
+        for (int64_t t = 0; t < seen; t++) mix[t & 3] += weights[t] * load_f32(values + t * hd + d);
+        v8 mixed = ((mix[0] + mix[1]) + (mix[2] + mix[3])) / sum;
+        memcpy(out + d, &mixed, sizeof mixed);
+    }
+}
+
+static void add_into(float *x, const float *part, int64_t rows, int64_t width, int64_t start, int64_t stop) {
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t d = start; d < stop; d++) x[r * width + d] += part[r * width + d];
+}
+
+static void gate(float *hidden, int64_t rows, int64_t ffn, int64_t start, int64_t stop) {
+    for (int64_t r = 0; r < rows; r++) {
+        float *g = hidden + r * 2 * ffn, *u = g + ffn;
+        for (int64_t d = start; d + 8 <= stop; d += 8) {
+            v8 v = load_f32(g + d);
+            v8 silu = v / (1.0f + exp8(-v)) * load_f32(u + d);
+            memcpy(g + d, &silu, sizeof silu);
+        }
+    }
+}
+
+static void attention(const Shape *s, const Layer *l, float *x, int64_t rows, int64_t start, float *norm, float *qkv, float *mixed, float *part, float *weights) {
+    int64_t width = (s->heads + 2 * s->kv_heads) * s->head_dim, inner = s->heads * s->head_dim, from, to;
+    for (int64_t r = 0; r < rows; r++) rms_norm(x + r * s->hidden, l->attention_norm, (float)s->eps, s->hidden, norm + r * s->hidden);
+    share(width, &from, &to);
+    product(norm, rows, l->qkv, (int)s->bf16, from, to, s->hidden, qkv, width);
+#pragma omp barrier
+#pragma omp for schedule(static)
+    for (int64_t r = 0; r < rows; r++) place(s, l, qkv + r * width, start + r);
+#pragma omp for schedule(static)
+    for (int64_t i = 0; i < rows * s->heads; i++) {
+        int64_t r = i / s->heads, h = i % s->heads, kv = h / (s->heads / s->kv_heads) * s->context * s->head_dim;
+        attend(s, qkv + r * width + h * s->head_dim, l->keys + kv, l->values + kv, start + r + 1, weights, mixed + r * inner + h * s->head_dim);
+    }
+    share(s->hidden, &from, &to);
+    product(mixed, rows, l->out, (int)s->bf16, from, to, inner, part, s->hidden);
+    add_into(x, part, rows, s->hidden, from, to);
+#pragma omp barrier
+}
+
+static void feed_forward(const Shape *s, const Layer *l, float *x, int64_t rows, float *norm, float *inner, float *dense, float *part) {
+    int64_t from, to;
+    for (int64_t r = 0; r < rows; r++) rms_norm(x + r * s->hidden, l->mlp_norm, (float)s->eps, s->hidden, norm + r * s->hidden);
+    share(s->ffn, &from, &to);
+    product(norm, rows, l->gate_up, (int)s->bf16, from, to, s->hidden, inner, 2 * s->ffn);
+    product(norm, rows, l->gate_up, (int)s->bf16, s->ffn + from, s->ffn + to, s->hidden, inner, 2 * s->ffn);
+    gate(inner, rows, s->ffn, from, to);
+    for (int64_t r = 0; r < rows; r++) memcpy(dense + r * s->ffn + from, inner + r * 2 * s->ffn + from, (to - from) * sizeof(float));
+#pragma omp barrier
+    share(s->hidden, &from, &to);
+    product(dense, rows, l->down, (int)s->bf16, from, to, s->ffn, part, s->hidden);
+    add_into(x, part, rows, s->hidden, from, to);
+#pragma omp barrier
+}
+
+// Floats of scratch fs_span needs for `rows` rows on `threads` threads.
+int64_t fs_scratch(const Shape *s, int64_t rows, int64_t threads) {
+    int64_t width = (s->heads + 2 * s->kv_heads) * s->head_dim, inner = s->heads * s->head_dim;
+    return rows * (width + inner + 3 * s->ffn + s->hidden) + threads * (rows * s->hidden + s->context + 8);
+}
+
+// Carry x [rows, hidden] in place through `count` layers; the first row stands at position `start`.
+void fs_span(const Shape *s, const Layer *layers, int64_t count, float *x, int64_t rows, int64_t start, float *scratch) {
+    int64_t width = (s->heads + 2 * s->kv_heads) * s->head_dim, inner = s->heads * s->head_dim;
+    float *qkv = scratch, *mixed = qkv + rows * width, *wide = mixed + rows * inner, *dense = wide + rows * 2 * s->ffn;
+    float *part = dense + rows * s->ffn, *own = part + rows * s->hidden;
+#pragma omp parallel
+    {
+        float *norm = own + omp_get_thread_num() * (rows * s->hidden + s->context + 8);
+        float *weights = norm + rows * s->hidden;
+        for (int64_t l = 0; l < count; l++) {
+            attention(s, layers + l, x, rows, start, norm, qkv, mixed, part, weights);
+            feed_forward(s, layers + l, x, rows, norm, wide, dense, part);
+        }
+    }
+}

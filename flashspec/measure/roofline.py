@@ -1,0 +1,95 @@
+"""Bytes, floating-point operations and measured bandwidth: what a part must cost, beside what it does cost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from flashspec.measure import clock
+from flashspec.model.config import ModelConfig
+
+
+@dataclass(frozen=True)
+class Work:
+    """Memory traffic in bytes and arithmetic in FLOPs; a multiply-add counts as two."""
+
+    bytes: int = 0
+    flops: int = 0
+
+    def __add__(self, other: Work) -> Work:
+        return Work(self.bytes + other.bytes, self.flops + other.flops)
+
+    def __mul__(self, times: int) -> Work:
+        return Work(self.bytes * times, self.flops * times)
+
+
+@dataclass(frozen=True)
+class Bandwidth:
+    """Raw seconds of reading `bytes` from memory once, as measured on this machine in this run."""
+
+    bytes: int
+    seconds: tuple[float, ...]
+
+    @property
+    def best(self) -> float:
+        """Bytes per second of the fastest read: the roof."""
+        return self.bytes / min(self.seconds)
+
+    @property
+    def median(self) -> float:
+        """Bytes per second of the median read."""
+        return self.bytes / clock.median(self.seconds)
+
+
+def bandwidth(megabytes: int = 256, repeats: int = 7) -> Bandwidth:
+    """Read a float32 tensor larger than any cache and time it, the fastest of a sum and a matrix-vector product."""
+    block = torch.ones(megabytes << 18).view(-1, 1024)
+    vector = torch.ones(1024)
+    raw = clock.interleaved_seconds({"sum": block.sum, "product": lambda: torch.mv(block, vector)}, repeats)
+    return Bandwidth(block.nbytes, tuple(min(raw.values(), key=clock.median)))
+
+
+def stored_bytes(*modules: nn.Module) -> int:
+    """Bytes that one pass over these modules reads: parameters and persistent buffers, each storage once."""
+    tensors: dict[int, int] = {}
+    for module in modules:
+        for tensor in module.state_dict(keep_vars=True).values():
+            if isinstance(tensor, Tensor):
+                tensors[tensor.data_ptr()] = tensor.nbytes
+    return sum(tensors.values())
+
+
+def body_work(config: ModelConfig, rows: int, seen: int, itemsize: float = 2) -> Work:
+    """One forward of `rows` new tokens behind `seen` old ones, without embedding and head.
+
+    Weights are read once, keys and values of all earlier tokens are read and the new ones written.
+    `itemsize` is bytes a weight, a fraction for packed formats; the cache counts 4 bytes at float32 and 2 otherwise.
+    """
+    cache = config.kv_bytes_per_token(4 if itemsize == 4 else 2)
+    traffic = int(config.body_parameters * itemsize) + cache * (seen + 2 * rows)
+    attended = rows * seen + rows * (rows + 1) // 2
+    attention = 4 * config.layers * config.heads * config.head_dim * attended
+    return Work(traffic, 2 * rows * config.body_parameters + attention)
+
+
+def dense_head_work(vocab: int, hidden: int, rows: int, itemsize: float = 2) -> Work:
+    """One dense projection of `rows` hidden rows: the weight is read once, logits are written in float32."""
+    return Work(int(vocab * hidden * itemsize) + 4 * rows * (vocab + hidden), 2 * rows * vocab * hidden)
+
+
+def flash_head_work(scored: int, hidden: int, rows: int, itemsize: float = 2) -> Work:
+    """One FlashHead projection: every row reads its own `scored` rows, centroids included."""
+    return Work(int(rows * scored * hidden * itemsize) + 4 * rows * (scored + hidden), 2 * rows * scored * hidden)
+
+
+def fraction_of_limit(work: Work, seconds: float, roof: float) -> float:
+    """Share of the measured bandwidth `roof` (bytes per second) that a part reaches: 1 is as fast as memory allows."""
+    return work.bytes / seconds / roof
+
+
+def total(parts: Iterable[Work]) -> Work:
+    """Sum of works."""
+    return sum(parts, Work())

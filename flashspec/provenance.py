@@ -1,0 +1,138 @@
+"""Where a number comes from: code, machine, versions and model files, without host names or user paths."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterable, Mapping
+from datetime import datetime, timezone
+from functools import lru_cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PACKAGES = ("numpy", "safetensors", "tokenizers", "transformers", "faiss-cpu", "triton", "papermill")
+MODEL_FILES = ("*.safetensors", "config.json", "tokenizer.json")
+
+
+def origin() -> dict[str, Any]:
+    """Commit, dirty flag, date, machine, thread count and versions of this process; a missing fact is None."""
+    return {
+        **source(),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "machine": machine(),
+        "machine_key": short_hash(machine()),
+        "threads": torch.get_num_threads(),
+        "versions": versions(),
+    }
+
+
+def source() -> dict[str, Any]:
+    """The commit this package was imported from and whether tracked files differ from it; None outside a git checkout."""
+    folder = Path(__file__).resolve().parent
+    ours = _git(folder, "ls-files", "--error-unmatch", Path(__file__).name)
+    if ours is None:
+        return {"commit": None, "dirty": None}
+    changed = _git(folder, "status", "--porcelain", "--untracked-files=no", "--", str(folder))
+    return {"commit": _git(folder, "rev-parse", "HEAD"), "dirty": None if changed is None else bool(changed)}
+
+
+@lru_cache(maxsize=1)
+def machine() -> dict[str, Any]:
+    """What the clock ran on: processor, cores this process may use, instruction set, memory in GiB, accelerator."""
+    return {
+        "cpu": cpu_name(),
+        "cores": usable_cores(),
+        "isa": torch.backends.cpu.get_cpu_capability(),
+        "memory_gib": memory_gib(),
+        "device": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "cpu",
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, flashspec, torch and the optional packages that are installed."""
+    found = {"python": platform.python_version(), "flashspec": _version("flashspec"), "torch": torch.__version__}
+    found |= {name: _version(name) for name in PACKAGES}
+    return {name: version for name, version in found.items() if version is not None}
+
+
+def digest(path: str | Path) -> str:
+    """SHA-256 of a file's bytes; FileNotFoundError names a missing file."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path.name} to digest: check the path")
+    state = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            state.update(chunk)
+    return state.hexdigest()
+
+
+def model_digests(folder: str | Path) -> dict[str, str]:
+    """SHA-256 of every weight shard, config.json and tokenizer.json of a checkpoint folder, by file name."""
+    folder = Path(folder)
+    found = sorted(path for pattern in MODEL_FILES for path in folder.glob(pattern))
+    if not found:
+        raise FileNotFoundError(f"no model files in {folder.name}: expected config.json and *.safetensors")
+    return {path.name: digest(path) for path in found}
+
+
+def short_hash(value: Any, length: int = 12) -> str:
+    """The first hexadecimal digits of SHA-256 over a value's canonical JSON (sorted keys, no spaces)."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:length]
+
+
+def cpu_name() -> str:
+    """The processor's name as its maker writes it."""
+    names = _lines("/proc/cpuinfo", "model name")
+    return next(iter(names), "") or platform.processor() or platform.machine() or "unknown"
+
+
+def usable_cores() -> int:
+    """Cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def memory_gib() -> int | None:
+    """Installed memory in whole GiB, None where the system does not tell."""
+    names = getattr(os, "sysconf_names", {})
+    if "SC_PHYS_PAGES" not in names:
+        return None
+    return round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30)
+
+
+def describe(facts: Mapping[str, Any]) -> str:
+    """One line for a caption from an origin: processor, cores, instruction set, device and day."""
+    box = facts["machine"]
+    accelerator = "" if box["device"] == "cpu" else f", {box['device']}"
+    return f"{box['cpu']}, {box['cores']} cores, {box['isa']}{accelerator}, {facts['date'][:10]}"
+
+
+def _lines(path: str, label: str) -> Iterable[str]:
+    try:
+        text = Path(path).read_text()
+    except OSError:
+        return []
+    return [line.partition(":")[2].strip() for line in text.splitlines() if line.startswith(label)]
+
+
+def _git(folder: Path, *words: str) -> str | None:
+    try:
+        done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,148 @@
+"""Scores of candidate tokens, how they are warped, and the dice that belong to positions."""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+RULES = ("coupling", "speculative", "typical")
+USES = {"draw": 1, "accept": 2, "residual": 3, "clusters": 4, "gumbel": 5}
+_MASK = (1 << 64) - 1
+
+
+class Scores(NamedTuple):
+    """Raw logits [n, m] of the ids [n, m] a head scored; ids None means all of the vocabulary, in order.
+
+    Unscored ids have probability zero. An id listed twice in a row, and padding, carry the logit -inf.
+    """
+
+    ids: Tensor | None
+    logits: Tensor
+
+    def row(self, index: int) -> Scores:
+        """One row, still two-dimensional."""
+        piece = slice(index, index + 1)
+        return Scores(None if self.ids is None else self.ids[piece], self.logits[piece])
+
+    def pick(self, columns: Tensor) -> Tensor:
+        """Vocabulary ids [n] of the chosen columns [n]."""
+        return columns if self.ids is None else self.ids.gather(1, columns[:, None])[:, 0]
+
+    def dense(self, vocab_size: int) -> Tensor:
+        """Probabilities [n, vocab_size]."""
+        probs = self.logits.softmax(-1)
+        if self.ids is None:
+            return probs
+        return probs.new_zeros(len(probs), vocab_size).scatter_add_(1, self.ids, probs)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are chosen; temperature 0 is greedy, top_k 0 and top_p 1 leave the distribution whole.
+
+    `rule` is "coupling" (Gumbel noise shared by all stages: same seed, same text, any exact method), "speculative"
+    (Leviathan et al. 2023: more acceptance, same distribution) or "typical" (lossy, Cai et al. 2024).
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+    rule: str = "coupling"
+
+    def __post_init__(self) -> None:
+        if not (self.temperature >= 0 and math.isfinite(self.temperature)):
+            raise ValueError(f"temperature must be 0 (greedy) or above, got {self.temperature}")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p must lie in (0, 1], got {self.top_p}; 1 keeps every token")
+        if self.top_k < 0:
+            raise ValueError(f"top_k must be 0 (off) or above, got {self.top_k}")
+        if self.rule not in RULES:
+            raise ValueError(f"rule {self.rule!r} is unknown; known: {', '.join(RULES)}")
+
+
+def warp(scores: Scores, sampling: Sampling) -> Scores:
+    """Temperature, then top-k, then top-p, as transformers orders them; a new value, the raw one is left alone."""
+    if sampling.temperature == 0:
+        return scores
+    logits = scores.logits / sampling.temperature
+    if 0 < sampling.top_k < logits.shape[-1]:
+        least = logits.topk(sampling.top_k).values[:, -1:]
+        logits = logits.masked_fill(logits < least, -math.inf)
+    if sampling.top_p < 1:
+        logits = _top_p(logits, sampling.top_p)
+    return Scores(scores.ids, logits)
+
+
+def _top_p(logits: Tensor, top_p: float) -> Tensor:
+    """Keep the smallest set of tokens whose probability reaches top_p, and always the best one."""
+    ordered, order = logits.sort(dim=-1)
+    below = ordered.softmax(-1).cumsum(-1) <= 1 - top_p
+    below[..., -1] = False
+    return logits.masked_fill(torch.zeros_like(below).scatter(-1, order, below), -math.inf)
+
+
+def _mix64(value: int) -> int:
+    """One step of splitmix64: a bijection on 64 bits whose outputs look independent."""
+    value = (value + 0x9E3779B97F4A7C15) & _MASK
+    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK
+    return value ^ (value >> 31)
+
+
+def _signed32(value: int) -> int:
+    value &= 0xFFFFFFFF
+    return value - (1 << 32) if value >= 1 << 31 else value
+
+
+def _shift(x: Tensor, bits: int) -> Tensor:
+    """Logical right shift of int32."""
+    return (x >> bits) & ((1 << (32 - bits)) - 1)
+
+
+def _mix32(x: Tensor) -> Tensor:
+    """Murmur3's finaliser on int32, wrapping as unsigned numbers do."""
+    x = (x ^ _shift(x, 16)) * _signed32(0x85EBCA6B)
+    x = (x ^ _shift(x, 13)) * _signed32(0xC2B2AE35)
+    return x ^ _shift(x, 16)
+
+
+@functools.lru_cache(maxsize=16)
+def _hashed_ids(count: int, device: torch.device) -> Tensor:
+    """First-round hash of the ids 0..count-1, int32."""
+    return _mix32(torch.arange(1, count + 1, dtype=torch.int32, device=device) * _signed32(0x9E3779B1))
+
+
+def _gumbel(hashed: Tensor) -> Tensor:
+    """Standard Gumbel noise from 32 random bits; fine-grained where the noise is large."""
+    share = (hashed.double() + (2.0**31 + 0.5)) * 2.0**-32
+    return -torch.log(-torch.log1p(-share)).float()
+
+
+class Dice(NamedTuple):
+    """Random numbers that are functions of (seed, position, ...), so no draw depends on who drew before."""
+
+    seed: int
+
+    def _key(self, position: int, use: str, stage: int = 0) -> int:
+        return _mix64(_mix64(_mix64(self.seed & _MASK) ^ position) ^ (USES[use] << 16 | stage))
+
+    def gumbel(self, ids: Tensor | None, positions: Tensor, vocab_size: int, use: str = "gumbel") -> Tensor:
+        """Noise [n, m] for ids [n, m], or [n, vocab_size] for ids None, at positions [n]."""
+        table = _hashed_ids(vocab_size, positions.device)
+        keys = [_signed32(self._key(p, use)) for p in positions.tolist()]
+        hashed = table[None] if ids is None else table[ids]
+        return _gumbel(_mix32(hashed ^ torch.tensor(keys, dtype=torch.int32, device=positions.device)[:, None]))
+
+    def cluster_gumbel(self, count: int, positions: Tensor) -> Tensor:
+        """Noise [n, count] for drawing among `count` clusters at positions [n]."""
+        return self.gumbel(None, positions, count, use="clusters")
+
+    def uniform(self, positions: list[int], stage: int, use: str) -> Tensor:
+        """Numbers [n] in (0, 1), float64, for one stage's draw, accept or residual decision at each position."""
+        return torch.tensor([(self._key(p, use, stage) + 0.5) * 2.0**-64 for p in positions], dtype=torch.float64)

@@ -1,0 +1,221 @@
+"""Closed forms of speculative decoding: tokens per check, time per round, and when a cheaper draft or head pays.
+
+Letters: alpha is the acceptance rate of one drafted token, k the block (drafted tokens per check), TAR the tokens one
+check settles, the correction or bonus token included. Times are in any one unit; rates are per that unit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from operator import mul
+from typing import NamedTuple
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What one round spends: `draft` a drafted token, `verify` a check, `finalize` and `overhead` a round.
+
+    `verify` is a constant or a function of the block. `finalize` is the extra one-token target pass of eager
+    finalisation, 0 when the final token is deferred; `overhead` is what else a round costs (cache, host, sync).
+    """
+
+    draft: float
+    verify: float | Callable[[int], float]
+    finalize: float = 0.0
+    overhead: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("draft", "finalize", "overhead"):
+            _latency(name, getattr(self, name))
+        if not callable(self.verify):
+            _latency("verify", self.verify)
+
+    def check(self, block: int) -> float:
+        """Time of one check of `block` drafted tokens."""
+        return _latency("verify", self.verify(block) if callable(self.verify) else self.verify)
+
+
+class Choice(NamedTuple):
+    """A block length and the throughput predicted for it."""
+
+    block: int
+    throughput: float
+
+
+def tokens_per_check(alpha: float, block: int) -> float:
+    """Expected tokens one check settles, (1 - alpha^(k+1)) / (1 - alpha) (Leviathan et al. 2023, equation 1)."""
+    _share("alpha", alpha)
+    _block(block)
+    return block + 1.0 if alpha == 1.0 else (1.0 - alpha ** (block + 1)) / (1.0 - alpha)
+
+
+def tokens_from_curve(curve: Sequence[float]) -> float:
+    """Expected tokens one check settles when position i stands with probability curve[i], given that all before it stand.
+
+    1 + sum_i prod_{j <= i} curve[j]; a constant curve gives `tokens_per_check` (Leviathan et al. 2023, section 3.1,
+    without the assumption that acceptance is independent of the position).
+    """
+    for position, alpha in enumerate(curve):
+        _share(f"acceptance at position {position}", alpha)
+    return 1.0 + sum(accumulate(curve, mul))
+
+
+def sum_parts(parts: Mapping[str, float]) -> float:
+    """Time of a round from its named parts, each a latency that is at least 0."""
+    return sum(_latency(name, time) for name, time in parts.items())
+
+
+def round_parts(costs: Costs, block: int) -> dict[str, float]:
+    """The time ledger of one round: draft, verify, finalize, overhead."""
+    _block(block)
+    return {
+        "draft": block * costs.draft,
+        "verify": costs.check(block),
+        "finalize": costs.finalize,
+        "overhead": costs.overhead,
+    }
+
+
+def round_time(costs: Costs, block: int) -> float:
+    """Time of one round: k draft steps, one check, and what finalisation and the host add.
+
+    The denominator of the throughput model of Yan et al. 2024 (Decoding Speculative Decoding, section 3).
+    """
+    return sum_parts(round_parts(costs, block))
+
+
+def throughput(tar: float, costs: Costs, block: int) -> float:
+    """Tokens per unit of time, TAR / (k t_draft + t_verify(k) + ...) (Yan et al. 2024, section 3)."""
+    if not 1.0 <= tar <= block + 1.0:
+        raise ValueError(f"TAR counts the correction or bonus token, so it lies in [1, {block + 1}], got {tar}")
+    return tar / _positive("round time", round_time(costs, block))
+
+
+def best_k(acceptance: float | Sequence[float], costs: Costs, limit: int = 16) -> Choice:
+    """The block from 1 to `limit` with the highest predicted throughput.
+
+    `acceptance` is a constant alpha, or a curve by position, which also bounds the block by its length
+    (Leviathan et al. 2023, section 3.5: the optimum is found by enumeration).
+    """
+    _block(limit)
+    longest = limit if isinstance(acceptance, (int, float)) else min(limit, len(acceptance))
+    if longest < 1:
+        raise ValueError("an acceptance curve needs at least one position")
+    return max((Choice(k, throughput(_tokens(acceptance, k), costs, k)) for k in range(1, longest + 1)), key=lambda c: c.throughput)
+
+
+def speedup(tar: float, costs: Costs, block: int, step: float) -> float:
+    """Speculation over decoding one token per `step`: step TAR / round time (Leviathan et al. 2023, theorem 3.8, measured costs)."""
+    return _positive("baseline step", step) * throughput(tar, costs, block)
+
+
+def ideal_speedup(alpha: float, block: int, ratio: float) -> float:
+    """(1 - alpha^(k+1)) / ((1 - alpha)(k c + 1)), c = draft step / target step, a check as dear as one step (ibid., theorem 3.8)."""
+    return speedup(tokens_per_check(alpha, block), Costs(ratio, 1.0), block, 1.0)
+
+
+def break_even_acceptance(costs: Costs, block: int, step: float) -> float | None:
+    """The alpha above which speculation beats one token per `step`; 0 if it always does, None if no alpha can.
+
+    Solves tokens_per_check(alpha, k) = round time / step (Leviathan et al. 2023, corollary 3.9, with measured costs).
+    """
+    needed = round_time(costs, block) / _positive("baseline step", step)
+    if needed > block + 1:
+        return None
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if tokens_per_check(middle, block) < needed else (low, middle)
+    return high if needed > 1.0 else 0.0
+
+
+def amdahl(share: float, gain: float) -> float:
+    """Speedup of the whole when a part with this share of the time runs `gain` times faster (Amdahl 1967); gain may be inf."""
+    _share("share", share)
+    return 1.0 / (1.0 - share + share / _positive("gain", gain)) if share < 1.0 or gain < math.inf else math.inf
+
+
+def implied_step(saved: float, gain: float) -> float:
+    """The time of a step that became `gain` times faster by saving `saved`: x with x / (x - saved) = gain.
+
+    Turns the thesis's abstract (Ma and Wang 2026: 2.493 to 0.577 ms, step 1.108 x) into its step time.
+    """
+    if gain <= 1.0:
+        raise ValueError(f"a step that saved time is more than 1 times faster, got {gain}")
+    return _positive("saved", saved) * gain / (gain - 1.0)
+
+
+def cheap_head_gain(kept: float, kappa: float, nu: float) -> float:
+    """Throughput ratio of a cheap head, rho (1 + kappa) / (1 + nu kappa) (SlimSpec, arXiv 2605.10453, cost model).
+
+    `kept` = rho: TAR with the cheap head over TAR with the full one; `kappa`: time in the full head over the rest of the
+    round; `nu`: cheap head's time over the full head's.
+    """
+    return _latency("kept", kept) / cheap_head_gate(kappa, nu)
+
+
+def cheap_head_gate(kappa: float, nu: float) -> float:
+    """The share of TAR a cheap head must keep to pay: (1 + nu kappa) / (1 + kappa) (SlimSpec, arXiv 2605.10453)."""
+    return (1.0 + _latency("nu", nu) * _latency("kappa", kappa)) / (1.0 + kappa)
+
+
+def memory_floor(bytes_read: float, bandwidth: float) -> float:
+    """The least time in which `bytes_read` bytes can be read at `bandwidth` bytes per unit of time (Williams et al. 2009)."""
+    return _latency("bytes read", bytes_read) / _positive("bandwidth", bandwidth)
+
+
+def interpolated(times: Mapping[int, float]) -> Callable[[int], float]:
+    """A verify(k) for `Costs` from times measured at some blocks: linear between them, refused outside them."""
+    known = sorted(times)
+
+    def verify(block: int) -> float:
+        if not known or not known[0] <= block <= known[-1]:
+            raise ValueError(f"verify was measured for blocks {known}, not {block}: measure that block or choose one between")
+        below, above = max(k for k in known if k <= block), min(k for k in known if k >= block)
+        weight = (block - below) / (above - below) if above > below else 0.0
+        return times[below] * (1.0 - weight) + times[above] * weight
+
+    return verify
+
+
+def _tokens(acceptance: float | Sequence[float], block: int) -> float:
+    if isinstance(acceptance, (int, float)):
+        return tokens_per_check(acceptance, block)
+    return tokens_from_curve(acceptance[:block])
+
+
+def _share(name: str, value: float) -> float:
+    if not 0.0 <= value <= 1.0:
+        raise ValueError(f"{name} must lie in [0, 1], got {value}")
+    return value
+
+
+def _block(block: int) -> int:
+    if block < 1 or block != int(block):
+        raise ValueError(f"block must be a whole number of at least 1, got {block}")
+    return block
+
+
+def _latency(name: str, value: float) -> float:
+    if not 0.0 <= value < math.inf:
+        raise ValueError(f"{name} must be finite and at least 0, got {value}")
+    return value
+
+
+def _positive(name: str, value: float) -> float:
+    if not value > 0.0:
+        raise ValueError(f"{name} must be above 0, got {value}")
+    return value
+
+
+def coin_flips(curve: Iterable[float], coins: Sequence[float]) -> int:
+    """Tokens one check settles when coin i lands below curve[i] for every position that stands: the naive twin."""
+    standing = 0
+    for alpha, coin in zip(curve, coins):
+        if coin >= alpha:
+            break
+        standing += 1
+    return standing + 1
