@@ -119,9 +119,9 @@ def _hashed_ids(count: int, device: torch.device) -> Tensor:
 
 
 def _gumbel(hashed: Tensor) -> Tensor:
-    """Standard Gumbel noise from 32 random bits; fine-grained where the noise is large."""
-    share = (hashed.double() + (2.0**31 + 0.5)) * 2.0**-32
-    return -torch.log(-torch.log1p(-share)).float()
+    """Standard Gumbel noise, float32, from signed random integers; fine-grained where the noise is large."""
+    share = hashed.float().add_(0.5).abs_().mul_(2.0**-31).clamp_(max=1 - 2.0**-24)
+    return share.neg_().log1p_().neg_().log_().neg_()
 
 
 class Dice(NamedTuple):
@@ -132,16 +132,18 @@ class Dice(NamedTuple):
     def _key(self, position: int, use: str, stage: int = 0) -> int:
         return _mix64(_mix64(_mix64(self.seed & _MASK) ^ position) ^ (USES[use] << 16 | stage))
 
-    def gumbel(self, ids: Tensor | None, positions: Tensor, vocab_size: int, use: str = "gumbel") -> Tensor:
-        """Noise [n, m] for ids [n, m], or [n, vocab_size] for ids None, at positions [n]."""
-        table = _hashed_ids(vocab_size, positions.device)
-        keys = [_signed32(self._key(p, use)) for p in positions.tolist()]
-        hashed = table[None] if ids is None else table[ids]
-        return _gumbel(_mix32(hashed ^ torch.tensor(keys, dtype=torch.int32, device=positions.device)[:, None]))
+    def gumbel(self, scores: Scores, positions: Tensor, vocab_size: int) -> Tensor:
+        """Noise [n, m] for the ids of scores [n, m], at positions [n] (a CPU tensor: positions are known to the host)."""
+        table = _hashed_ids(vocab_size, scores.logits.device)
+        return self._noise(table[None] if scores.ids is None else table[scores.ids], positions, "gumbel")
 
-    def cluster_gumbel(self, count: int, positions: Tensor) -> Tensor:
-        """Noise [n, count] for drawing among `count` clusters at positions [n]."""
-        return self.gumbel(None, positions, count, use="clusters")
+    def cluster_gumbel(self, scores: Tensor, positions: Tensor) -> Tensor:
+        """Noise like scores [n, clusters], for drawing clusters at positions [n]."""
+        return self._noise(_hashed_ids(scores.shape[1], scores.device)[None], positions, "clusters")
+
+    def _noise(self, hashed: Tensor, positions: Tensor, use: str) -> Tensor:
+        keys = [_signed32(self._key(p, use)) for p in positions.tolist()]
+        return _gumbel(_mix32(hashed ^ torch.tensor(keys, dtype=torch.int32).to(hashed.device)[:, None]))
 
     def uniform(self, positions: list[int], stage: int, use: str) -> Tensor:
         """Numbers [n] in (0, 1), float64, for one stage's draw, accept or residual decision at each position."""
