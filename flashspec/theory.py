@@ -7,7 +7,7 @@ check settles, the correction or bonus token included. Times are in any one unit
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from operator import mul
@@ -104,7 +104,8 @@ def best_k(acceptance: float | Sequence[float], costs: Costs, limit: int = 16) -
     longest = limit if isinstance(acceptance, (int, float)) else min(limit, len(acceptance))
     if longest < 1:
         raise ValueError("an acceptance curve needs at least one position")
-    return max((Choice(k, throughput(_tokens(acceptance, k), costs, k)) for k in range(1, longest + 1)), key=lambda c: c.throughput)
+    choices = [Choice(k, throughput(_tokens(acceptance, k), costs, k)) for k in range(1, longest + 1)]
+    return max(choices, key=lambda choice: choice.throughput)
 
 
 def speedup(tar: float, costs: Costs, block: int, step: float) -> float:
@@ -134,8 +135,8 @@ def break_even_acceptance(costs: Costs, block: int, step: float) -> float | None
 
 def amdahl(share: float, gain: float) -> float:
     """Speedup of the whole when a part with this share of the time runs `gain` times faster (Amdahl 1967); gain may be inf."""
-    _share("share", share)
-    return 1.0 / (1.0 - share + share / _positive("gain", gain)) if share < 1.0 or gain < math.inf else math.inf
+    left = 1.0 - _share("share", share) + share / _positive("gain", gain)
+    return 1.0 / left if left > 0.0 else math.inf
 
 
 def implied_step(saved: float, gain: float) -> float:
@@ -209,13 +210,3 @@ def _positive(name: str, value: float) -> float:
     if not value > 0.0:
         raise ValueError(f"{name} must be above 0, got {value}")
     return value
-
-
-def coin_flips(curve: Iterable[float], coins: Sequence[float]) -> int:
-    """Tokens one check settles when coin i lands below curve[i] for every position that stands: the naive twin."""
-    standing = 0
-    for alpha, coin in zip(curve, coins):
-        if coin >= alpha:
-            break
-        standing += 1
-    return standing + 1

@@ -20,9 +20,7 @@ def _transformers() -> ModuleType:
     try:
         return importlib.import_module("transformers")
     except ImportError as error:
-        raise ImportError(
-            "transformers is not installed; install the extra peers: pip install 'flashspec[peers]'"
-        ) from error
+        raise ImportError("transformers is not installed; install the extra peers: pip install 'flashspec[peers]'") from error
 
 
 def installed() -> bool:
@@ -46,12 +44,14 @@ class Pair:
         auto = _transformers().AutoModelForCausalLM
         with _quiet():
             models = [auto.from_pretrained(str(f), dtype=dtype).eval() if f else None for f in (target, draft)]
+        for model in filter(None, models):
+            model.generation_config.eos_token_id = None  # timed runs emit a fixed number of tokens
         return cls(*models)
 
     def greedy(self, prompt: Iterable[int], new_tokens: int, k: int | None = None) -> list[int]:
         """Exactly `new_tokens` greedy tokens; `k` assists with the draft at a constant schedule and threshold 0."""
         ids = torch.tensor([list(prompt)])
-        settings: dict[str, Any] = {"max_new_tokens": new_tokens, "do_sample": False, "eos_token_id": None}
+        settings: dict[str, Any] = {"max_new_tokens": new_tokens, "do_sample": False}
         with torch.inference_mode(), _quiet(), self._assistant(k) as assistant:
             out = self.target.generate(ids, attention_mask=torch.ones_like(ids), assistant_model=assistant, **settings)
         return [int(token) for token in out[0, ids.shape[1] :]]

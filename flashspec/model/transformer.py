@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -142,6 +143,19 @@ class Transformer(nn.Module):
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
         self.norm = RMSNorm(config.hidden, config.norm_eps)
         self.head = None if config.tied else nn.Linear(config.hidden, config.vocab_size, bias=False)
+
+    @classmethod
+    def load(cls, folder: str | Path, dtype: str = "auto", device: str = "cpu", weights: str = "auto") -> Transformer:
+        """The model of a Hugging Face folder, dense or AWQ; see `checkpoint.load_transformer` for the choices and errors."""
+        from flashspec.model.checkpoint import load_transformer
+
+        return load_transformer(folder, dtype, device, weights)
+
+    def save(self, folder: str | Path, dtype: str = "bfloat16", shard_bytes: int = 16_000_000) -> None:
+        """Write a Hugging Face folder (config.json, safetensors) that transformers loads; nothing half-written."""
+        from flashspec.model.export import save_transformer
+
+        save_transformer(self, folder, dtype, shard_bytes)
 
     @property
     def head_weight(self) -> Tensor:

@@ -1,0 +1,68 @@
+"""Assignment of points to clusters of one fixed size by a capacity auction."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+CHUNK_SCORES = 1 << 24  # scores held at once: 64 MiB of float32
+SHORTLIST = 32  # clusters a point bids for before its list is drawn up anew
+
+
+def chunks(points: Tensor, width: int) -> Iterator[Tensor]:
+    """Points [V, D] in pieces whose scores against `width` others stay within a fixed amount of memory."""
+    return iter(points.split(max(1, CHUNK_SCORES // max(1, width))))
+
+
+def assign_balanced(points: Tensor, centroids: Tensor, size: int) -> Tensor:
+    """Assign points [V, D] to centroids [K, D] so that no cluster holds more than `size`; K * size must be at least V.
+
+    A capacity auction: in every round each waiting point bids its inner product to the best cluster that still has room,
+    and a cluster takes its highest bidders. Every round places at least one point, so it ends. Returns clusters [V].
+    """
+    free = torch.full((len(centroids),), size, dtype=torch.int64, device=points.device)
+    placed = torch.full((len(points),), -1, dtype=torch.int64, device=points.device)
+    waiting = torch.arange(len(points), device=points.device)
+    while len(waiting):
+        bids, lists = _shortlists(points[waiting], centroids, free)
+        left = _auction(bids, lists, free)
+        placed[waiting] = left
+        waiting = waiting[left < 0]
+    return placed
+
+
+def _shortlists(points: Tensor, centroids: Tensor, free: Tensor) -> tuple[Tensor, Tensor]:
+    """Each point's best open clusters: their scores and numbers, both [n, m], best first."""
+    still_open = free.nonzero()[:, 0]
+    width = min(SHORTLIST, len(still_open))
+    found = [(part @ centroids[still_open].T).topk(width) for part in chunks(points, len(still_open))]
+    return torch.cat([f.values for f in found]), still_open[torch.cat([f.indices for f in found])]
+
+
+def _auction(bids: Tensor, lists: Tensor, free: Tensor) -> Tensor:
+    """Clusters [n] won with these shortlists, -1 where all of a point's clusters filled up; `free` falls as slots go."""
+    won = torch.full((len(bids),), -1, dtype=torch.int64, device=bids.device)
+    waiting = torch.arange(len(bids), device=bids.device)
+    while len(waiting):
+        value, choice = bids[waiting].where(free[lists[waiting]] > 0, -torch.inf).max(1)
+        able = value > -torch.inf
+        waiting, value = waiting[able], value[able]
+        wanted = lists[waiting].gather(1, choice[able, None])[:, 0]
+        taken = _highest(wanted, value, free)
+        won[waiting[taken]] = wanted[taken]
+        free -= torch.bincount(wanted[taken], minlength=len(free))
+        waiting = waiting[~taken]
+    return won
+
+
+def _highest(wanted: Tensor, value: Tensor, free: Tensor) -> Tensor:
+    """Which bids [n] win: the highest of each wanted cluster, as many as it has room for; ties go to the earlier point."""
+    order = torch.argsort(value, descending=True, stable=True)
+    order = order[torch.argsort(wanted[order], stable=True)]
+    filled = torch.bincount(wanted, minlength=len(free))
+    rank = torch.arange(len(order), device=order.device) - (filled.cumsum(0) - filled)[wanted[order]]
+    taken = torch.zeros(len(order), dtype=torch.bool, device=order.device)
+    taken[order] = rank < free[wanted[order]]
+    return taken

@@ -1,0 +1,71 @@
+"""What every vocabulary head promises, and the two products all of them are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from flashspec import kernels
+from flashspec.scores import Dice, Scores
+
+Norm = Callable[[Tensor], Tensor]
+
+
+class Head(Protocol):
+    """Turns hidden rows, taken before the final norm, into scores over the vocabulary."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids run from 0 to vocab_size - 1."""
+
+    def __call__(self, rows: Tensor, positions: Tensor, dice: Dice) -> Scores:
+        """Scores of rows [n, hidden]; `positions` [n] and `dice` matter to heads that draw."""
+
+    def bytes_read(self, rows: int) -> int:
+        """Bytes of weights that scoring this many rows at once has to read."""
+
+
+def unchanged(rows: Tensor) -> Tensor:
+    """The norm of rows that are normalised already."""
+    return rows
+
+
+def weight_of(weight: Tensor) -> Tensor:
+    """A head's weight [vocab, hidden], detached and contiguous; ValueError in words where it cannot be one."""
+    if weight.ndim != 2:
+        raise ValueError(f"a head weight has two dimensions, vocabulary by hidden width, but this one has shape {list(weight.shape)}")
+    if not weight.is_floating_point():
+        raise ValueError(f"a head weight is made of floating-point numbers, got {weight.dtype}; dequantise it first")
+    return weight.detach().contiguous()
+
+
+def check_rows(rows: Tensor, width: int) -> None:
+    """Refuse hidden rows that are not [n, width]."""
+    if rows.ndim != 2 or rows.shape[1] != width:
+        raise ValueError(f"this head reads rows of shape [n, {width}], got {list(rows.shape)}; use the head of the same model")
+
+
+def project(states: Tensor, weight: Tensor) -> Tensor:
+    """Logits [n, N] of states [n, D] against weight [N, D]: float32, or float64 where the weight is."""
+    if _on_kernels(weight):
+        return kernels.linear(states.float(), weight)
+    return _wide(F.linear(states.to(weight.dtype), weight))
+
+
+def project_blocks(states: Tensor, blocks: Tensor, chosen: Tensor) -> Tensor:
+    """Logits [n, P, cap] of states [n, D] against the chosen [n, P] of blocks [C, cap, D]."""
+    if _on_kernels(blocks):
+        return kernels.gather_linear(states.float(), blocks, chosen)
+    return _wide(torch.einsum("nd,npcd->npc", states.to(blocks.dtype), blocks[chosen]))
+
+
+def _on_kernels(weight: Tensor) -> bool:
+    return weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.bfloat16)
+
+
+def _wide(logits: Tensor) -> Tensor:
+    return logits if logits.dtype == torch.float64 else logits.float()

@@ -1,0 +1,173 @@
+"""Balanced spherical k-means over the rows of a vocabulary weight: every cluster has exactly the same size.
+
+FlashHead (arXiv 2603.14591) clusters by direction and fixes the cluster size, so that a probe is one contiguous block and
+costs the same whatever was probed. Lloyd iterations without the constraint come first, then a few under it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from flashspec.heads.balance import assign_balanced, chunks
+
+Tick = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How rows are clustered: `lloyd` iterations without and `balanced` with the size constraint.
+
+    `backend` runs the unconstrained ones: "faiss", "torch", or "auto" for faiss where it is installed and the rows are on
+    the CPU. Results are a function of the rows, the seed and the backend.
+    """
+
+    cluster_size: int = 16
+    seed: int = 0
+    lloyd: int = 12
+    balanced: int = 4
+    backend: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.cluster_size < 1:
+            raise ValueError(f"cluster_size must be at least 1, got {self.cluster_size}")
+        if self.lloyd < 0 or self.balanced < 1:
+            raise ValueError(f"lloyd must be at least 0 and balanced at least 1, got {self.lloyd} and {self.balanced}")
+        if self.backend not in ("auto", "faiss", "torch"):
+            raise ValueError(f"backend must be auto, faiss or torch, got {self.backend!r}")
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """A partition of the ids 0..V-1 into K clusters of `size` slots.
+
+    `assignments` [V] names each id's cluster; `members` [K, size] lists a cluster's ids in rising order, then -1 for
+    slots without one; `centroids` [K, D] are the float32 means of the member rows, not normalised.
+    """
+
+    assignments: Tensor
+    members: Tensor
+    centroids: Tensor
+
+    @property
+    def count(self) -> int:
+        """Clusters, K."""
+        return self.members.shape[0]
+
+    @property
+    def size(self) -> int:
+        """Slots of a cluster."""
+        return self.members.shape[1]
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids, V."""
+        return self.assignments.shape[0]
+
+
+def cluster(weight: Tensor, recipe: Recipe = Recipe()) -> Clusters:
+    """Cluster the rows of weight [V, D] by direction. Raises ValueError where V < cluster_size or a weight is not finite."""
+    _refuse(weight, recipe)
+    size, count = recipe.cluster_size, -(-weight.shape[0] // recipe.cluster_size)
+    points = F.normalize(weight.detach().float(), dim=1)
+    with torch.no_grad(), _progress(recipe) as bar:
+        centroids = _lloyd(points, _start(points, count, recipe.seed), recipe, bar.update)
+        for _ in range(recipe.balanced):
+            assignments = assign_balanced(points, centroids, size)
+            centroids = directions(points, assignments, centroids)
+            bar.update()
+    return from_assignments(weight, assignments, size)
+
+
+def from_assignments(weight: Tensor, assignments: Tensor, size: int) -> Clusters:
+    """The partition in which id v of weight [V, D] belongs to cluster assignments[v]; ValueError where one holds over `size`."""
+    count = -(-weight.shape[0] // size)
+    members = members_of(assignments, count, size)
+    sums = torch.zeros(count, weight.shape[1], device=weight.device).index_add_(0, assignments, weight.detach().float())
+    filled = torch.bincount(assignments, minlength=count).clamp(min=1)
+    return Clusters(assignments, members, sums / filled[:, None])
+
+
+def members_of(assignments: Tensor, count: int, size: int) -> Tensor:
+    """Ids of every cluster [count, size] in rising order, -1 behind them. Raises ValueError where a cluster holds too many."""
+    filled = torch.bincount(assignments, minlength=count)
+    if len(filled) > count or int(filled.max()) > size:
+        raise ValueError(f"{count} clusters of {size} expected, but one of {len(filled)} clusters holds {int(filled.max())} ids")
+    order = torch.argsort(assignments, stable=True)
+    first = filled.cumsum(0) - filled
+    slot = torch.arange(len(order), device=order.device) - first[assignments[order]]
+    members = torch.full((count, size), -1, dtype=torch.int64, device=order.device)
+    members[assignments[order], slot] = order
+    return members
+
+
+def directions(points: Tensor, assignments: Tensor, before: Tensor) -> Tensor:
+    """Unit mean direction of every cluster's points; a cluster without points keeps the direction it had."""
+    sums = torch.zeros_like(before).index_add_(0, assignments, points)
+    alive = sums.square().sum(1, keepdim=True) > 0
+    return torch.where(alive, F.normalize(sums, dim=1), before)
+
+
+def nearest(points: Tensor, centroids: Tensor) -> Tensor:
+    """The centroid with the highest inner product, for every point [V]; memory stays bounded."""
+    found = [(part @ centroids.T).argmax(1) for part in chunks(points, len(centroids))]
+    return torch.cat(found)
+
+
+def _lloyd(points: Tensor, centroids: Tensor, recipe: Recipe, tick: Tick) -> Tensor:
+    step = _faiss_step if _use_faiss(points, recipe.backend) else _torch_step
+    for number in range(recipe.lloyd):
+        centroids = step(points, centroids, recipe.seed + number)
+        tick()
+    return centroids
+
+
+def _torch_step(points: Tensor, centroids: Tensor, seed: int) -> Tensor:
+    return directions(points, nearest(points, centroids), centroids)
+
+
+def _faiss_step(points: Tensor, centroids: Tensor, seed: int) -> Tensor:
+    """One spherical Lloyd iteration by faiss, which also splits a large cluster wherever one is empty."""
+    import faiss
+
+    count, width = centroids.shape
+    means = faiss.Kmeans(width, count, niter=1, spherical=True, seed=seed, min_points_per_centroid=1,
+                         max_points_per_centroid=len(points))  # fmt: skip
+    means.train(points.numpy(), init_centroids=centroids.numpy())
+    return F.normalize(torch.from_numpy(means.centroids.copy()), dim=1)
+
+
+def _use_faiss(points: Tensor, backend: str) -> bool:
+    if backend == "torch" or (backend == "auto" and points.device.type != "cpu"):
+        return False
+    try:
+        import faiss  # noqa: F401
+    except ImportError:
+        if backend == "faiss":
+            raise ValueError("backend 'faiss' needs the package faiss-cpu; install the extra `ann` or use backend='torch'") from None
+        return False
+    return True
+
+
+def _start(points: Tensor, count: int, seed: int) -> Tensor:
+    """Distinct rows, drawn with the seed."""
+    dice = torch.Generator().manual_seed(seed)
+    return points[torch.randperm(len(points), generator=dice)[:count].to(points.device)].clone()
+
+
+def _progress(recipe: Recipe) -> Any:
+    from tqdm import tqdm
+
+    return tqdm(total=recipe.lloyd + recipe.balanced, desc="clustering", unit="pass", delay=2, leave=False)
+
+
+def _refuse(weight: Tensor, recipe: Recipe) -> None:
+    if weight.shape[0] < recipe.cluster_size:
+        raise ValueError(f"cluster_size {recipe.cluster_size} exceeds the vocabulary of {weight.shape[0]}; choose a smaller one")
+    if not bool(torch.isfinite(weight.sum(dtype=torch.float64))):
+        raise ValueError("the head weight holds NaN or infinite values; load the checkpoint again")

@@ -1,0 +1,38 @@
+"""The exact head: every row of the vocabulary weight, in one fused linear."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from flashspec.heads.base import Norm, check_rows, project, unchanged, weight_of
+from flashspec.scores import Dice, Scores
+
+
+@dataclass(frozen=True)
+class DenseHead:
+    """Scores the whole vocabulary: weight [vocab, hidden] times the normalised row."""
+
+    norm: Norm
+    weight: Tensor
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "weight", weight_of(self.weight))
+        object.__setattr__(self, "norm", self.norm or unchanged)
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the weight."""
+        return self.weight.shape[0]
+
+    @torch.no_grad()
+    def __call__(self, rows: Tensor, positions: Tensor | None = None, dice: Dice | None = None) -> Scores:
+        """Logits [n, vocab] of rows [n, hidden]; nothing is drawn."""
+        check_rows(rows, self.weight.shape[1])
+        return Scores(None, project(self.norm(rows), self.weight))
+
+    def bytes_read(self, rows: int) -> int:
+        """The weight, once, however many rows share the reading."""
+        return self.weight.numel() * self.weight.element_size()

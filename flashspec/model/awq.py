@@ -1,0 +1,185 @@
+"""4-bit weights in AWQ's GEMM layout (Lin et al. 2023, MLSys 2024, and AutoAWQ's packing), and torch's int4 matmul on them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
+GROUPS = (32, 64, 128, 256)
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """What a quantization_config promises: weights a group shares a scale with, and modules left dense."""
+
+    group_size: int = 128
+    skipped: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.group_size not in GROUPS:
+            raise ValueError(f"AWQ group_size {self.group_size} is not supported; supported: {', '.join(map(str, GROUPS))}")
+
+    def covers(self, module: str) -> bool:
+        """True when the Hugging Face module of this name is stored in 4 bits."""
+        return module.startswith("model.layers.") and not any(key in module for key in self.skipped)
+
+
+def scheme_of(raw: dict[str, Any]) -> Scheme | None:
+    """The AWQ scheme of a config.json dictionary, None for a dense one; ValueError for any other quantisation."""
+    table = raw.get("quantization_config")
+    if table is None:
+        return None
+    wanted = {"quant_method": "awq", "bits": 4, "version": "gemm", "zero_point": True}
+    for key, value in wanted.items():
+        if table.get(key, value if key != "quant_method" else None) != value:
+            raise ValueError(
+                f"quantization_config has {key} = {table.get(key)!r}; only {key} = {value!r} is supported: "
+                "use an AWQ checkpoint of version gemm, or a dense one"
+            )
+    return Scheme(table.get("group_size", 128), tuple(table.get("modules_to_not_convert") or ()))
+
+
+def scheme_to_hf(scheme: Scheme) -> dict[str, Any]:
+    """The quantization_config of this scheme, key for key as in Qwen3-32B-AWQ."""
+    return {
+        "backend": "autoawq",
+        "bits": 4,
+        "do_fuse": False,
+        "exllama_config": None,
+        "fuse_max_seq_len": None,
+        "group_size": scheme.group_size,
+        "modules_to_fuse": None,
+        "modules_to_not_convert": list(scheme.skipped) or None,
+        "quant_method": "awq",
+        "version": "gemm",
+        "zero_point": True,
+    }
+
+
+def pack(values: Tensor) -> Tensor:
+    """Pack [rows, columns] integers 0..15 into int32 [rows, columns / 8]; nibble i holds column ORDER[i] of each eight."""
+    if values.shape[1] % 8:
+        raise ValueError(f"{values.shape[1]} columns cannot be packed by eight; pad to a multiple of 8")
+    eights = values.to(torch.int64).view(values.shape[0], -1, 8)
+    packed = torch.zeros(eights.shape[:2], dtype=torch.int64, device=values.device)
+    for nibble, column in enumerate(ORDER):
+        packed |= eights[..., column] << (4 * nibble)
+    return torch.where(packed >= 2**31, packed - 2**32, packed).to(torch.int32)
+
+
+def unpack(packed: Tensor) -> Tensor:
+    """Inverse of `pack`: int32 [rows, columns / 8] to uint8 [rows, columns] in 0..15."""
+    eights = torch.empty(*packed.shape, 8, dtype=torch.uint8, device=packed.device)
+    for nibble, column in enumerate(ORDER):
+        eights[..., column] = ((packed >> (4 * nibble)) & 15).to(torch.uint8)
+    return eights.flatten(1)
+
+
+class Quantised(NamedTuple):
+    """One weight of `out` rows and `in` columns, stored transposed: w[o, i] = (weight[i, o] - zeros[g, o]) * scales[g, o]."""
+
+    weight: Tensor  # [in, out] uint8 in 0..15
+    zeros: Tensor  # [in / group, out] uint8 in 0..15
+    scales: Tensor  # [in / group, out] floating point
+
+    @property
+    def group_size(self) -> int:
+        """Input columns that share one scale."""
+        return self.weight.shape[0] // self.scales.shape[0]
+
+
+def unpack_weight(qweight: Tensor, qzeros: Tensor, scales: Tensor) -> Quantised:
+    """Integers, zero points and scales of one packed AWQ weight."""
+    return Quantised(unpack(qweight), unpack(qzeros), scales)
+
+
+def pack_weight(weight: Quantised) -> dict[str, Tensor]:
+    """The qweight, qzeros and scales tensors an AWQ checkpoint stores for this weight."""
+    return {"qweight": pack(weight.weight), "qzeros": pack(weight.zeros), "scales": weight.scales.half()}
+
+
+def fuse(weights: list[Quantised]) -> Quantised:
+    """One weight whose output rows are those of the given weights, in order."""
+    return Quantised(*(torch.cat(parts, dim=1).contiguous() for parts in zip(*weights)))
+
+
+def quantise(weight: Tensor, group_size: int = 128) -> Quantised:
+    """Round a dense weight [out, in] to 4 bits, minimum and maximum of each group exactly representable (no search)."""
+    groups = weight.float().view(weight.shape[0], -1, group_size)
+    low, high = groups.amin(-1).clamp(max=0), groups.amax(-1).clamp(min=0)
+    scales = ((high - low).clamp(min=1e-5) / 15).half().float()
+    zeros = (-low / scales).round().clamp(0, 15)
+    steps = (groups / scales.unsqueeze(-1)).round() + zeros.unsqueeze(-1)
+    whole = steps.clamp(0, 15).to(torch.uint8).view_as(weight)
+    return Quantised(whole.t().contiguous(), zeros.to(torch.uint8).t().contiguous(), scales.half().t().contiguous())
+
+
+def dequantise(weight: Quantised, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The dense weight [out, in], computed in float32 and rounded once."""
+    zeros = weight.zeros.float().repeat_interleave(weight.group_size, dim=0)
+    scales = weight.scales.float().repeat_interleave(weight.group_size, dim=0)
+    return ((weight.weight.float() - zeros) * scales).t().contiguous().to(dtype)
+
+
+class Int4Linear(nn.Module):
+    """A linear layer on torch's int4 matmul: w = (q - 8) * scale + zero, with zero = (8 - z) * scale.
+
+    Computes in `dtype` whatever the activations are: bfloat16 is fast, float32 (CPU only) is exact and slow.
+    The packed weight belongs to the device it was made on; load again instead of moving it.
+    """
+
+    packed: Tensor
+    scales_and_zeros: Tensor
+
+    def __init__(self, weight: Quantised, bias: Tensor | None = None, dtype: torch.dtype = torch.bfloat16) -> None:
+        super().__init__()
+        self.in_features, self.out_features = weight.weight.shape
+        self.group_size = weight.group_size
+        _refuse_shape(self.in_features, self.out_features, weight)
+        self.kind = weight.weight.device.type
+        dtype = torch.bfloat16 if self.kind == "cuda" else dtype
+        scales = weight.scales.float()
+        zeros = (8 - weight.zeros.float()) * scales
+        self.register_buffer("packed", _repack(weight.weight))
+        self.register_buffer("scales_and_zeros", torch.stack((scales, zeros), dim=-1).to(dtype).contiguous())
+        self.register_buffer("bias", None if bias is None else bias.to(dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., in_features] to [..., out_features], in x's dtype."""
+        if x.device.type != self.kind:
+            raise RuntimeError(f"int4 weights are packed for {self.kind}; load the model again with device={x.device.type!r}")
+        flat = x.reshape(-1, self.in_features).to(self.scales_and_zeros.dtype)
+        product = _MATMUL[self.kind](flat, self.packed, self.group_size, self.scales_and_zeros)
+        if self.bias is not None:
+            product = product + self.bias
+        return product.view(*x.shape[:-1], self.out_features).to(x.dtype)
+
+    def extra_repr(self) -> str:
+        """Shape and group, as torch prints them."""
+        return f"in_features={self.in_features}, out_features={self.out_features}, group_size={self.group_size}"
+
+
+def _refuse_shape(inputs: int, outputs: int, weight: Quantised) -> None:
+    rows = 16 if weight.weight.device.type == "cpu" else 8
+    if outputs % rows or inputs % max(weight.group_size, 32):
+        raise ValueError(
+            f"torch's int4 matmul cannot take a {outputs} x {inputs} weight: rows must divide by {rows} and columns by the "
+            f"group of {weight.group_size}; load with weights='dense'"
+        )
+
+
+def _repack(weight: Tensor) -> Tensor:
+    """From [in, out] integers to the blocks torch's int4 matmul reads on this device."""
+    rows = weight.t().contiguous()
+    if rows.device.type == "cpu":
+        return torch.ops.aten._convert_weight_to_int4pack_for_cpu(rows.to(torch.int32), 1)
+    tiles = next(tiles for tiles in (8, 4, 2) if rows.shape[1] % (16 * tiles) == 0)
+    pairs = rows[:, ::2] << 4 | rows[:, 1::2]
+    return torch.ops.aten._convert_weight_to_int4pack(pairs.contiguous(), tiles)
+
+
+_MATMUL = {"cpu": torch.ops.aten._weight_int4pack_mm_for_cpu, "cuda": torch.ops.aten._weight_int4pack_mm}

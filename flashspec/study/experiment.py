@@ -1,0 +1,182 @@
+"""An experiment is a type of parameters, a type of rows and a function; running it gives a table with its origin."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from flashspec import provenance
+from flashspec.study import store
+from flashspec.study.columns import Columns
+from flashspec.study.parameters import Refused, canonical, key, parse
+from flashspec.study.store import Journal, Place, Table
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+Params = TypeVar("Params")
+Row = TypeVar("Row")
+
+
+def whole(params: Any) -> list[Any]:
+    """The sweep of one point."""
+    return [params]
+
+
+def no_models(params: Any) -> dict[str, Path]:
+    """The models of an experiment that reads none."""
+    return {}
+
+
+@dataclass(frozen=True)
+class Experiment(Generic[Params, Row]):
+    """One question with typed parameters and typed rows.
+
+    `function` measures the rows of one point. `split` cuts parameters into points, themselves parameters: each finished
+    point is journaled, so a killed sweep continues. `models` names the checkpoint folders read, whose digests enter the
+    origin. `measured` marks wall-clock tables; the others are functions of the source. `presets` names parameters worth a
+    name; "smoke" is the smallest run that exercises everything.
+    """
+
+    name: str
+    params: type[Params]
+    row: type[Row]
+    function: Callable[[Params], Iterable[Row]]
+    measured: bool = True
+    split: Callable[[Params], Iterable[Params]] = whole
+    models: Callable[[Params], Mapping[str, Path]] = no_models
+    presets: Mapping[str, Params] = field(default_factory=dict)
+
+    @property
+    def summary(self) -> str:
+        """The first line of the function's docstring."""
+        return (self.function.__doc__ or "").strip().partition("\n")[0]
+
+    @property
+    def columns(self) -> Columns:
+        return Columns(self.row)
+
+    def parse(self, values: Mapping[str, Any]) -> Params:
+        """Parameters from values or strings by name; unknown names and wrong types are refused."""
+        return parse(self.params, values)
+
+    def preset(self, name: str) -> Params:
+        """The parameters of a preset; an experiment without it refuses with the list."""
+        if name not in self.presets:
+            raise Refused(f"experiment {self.name} has no preset {name!r}; it has: {', '.join(self.presets) or 'none'}")
+        return self.presets[name]
+
+    def run(self, params: Params | None = None, **options: Any) -> Results:
+        """`run(self, params, ...)`."""
+        return run(self, params, **options)
+
+
+@dataclass(frozen=True)
+class Results:
+    """Rows of one experiment and where they come from."""
+
+    rows: tuple[Any, ...]
+    origin: dict[str, Any]
+    path: Path
+    columns: Columns = field(repr=False)
+
+    @cached_property
+    def frame(self) -> DataFrame:
+        """The rows as a pandas frame, one typed column a field."""
+        import pandas
+
+        names = self.columns.names
+        return pandas.DataFrame([[getattr(row, name) for name in names] for row in self.rows], columns=list(names))
+
+    @property
+    def machine(self) -> str:
+        """Processor, cores, instruction set, device and day, for a caption."""
+        return provenance.describe(self.origin)
+
+
+def run(
+    experiment: Experiment | str, params: Any = None, fresh: bool = False, root: Path | None = None, progress: bool = False
+) -> Results:
+    """The stored table of these parameters, or measure and store it.
+
+    `params` is the experiment's parameter type, a mapping of names to values or strings, or None for the defaults.
+    `fresh` measures here: the table of a measured experiment is written beside the one another machine stored, keyed by
+    this machine; any other is replaced. Damaged tables and unknown parameters are refused.
+    """
+    chosen = _chosen(experiment)
+    params = params if isinstance(params, chosen.params) else chosen.parse(params or {})
+    place = Place(Path(root or store.default_root()) / chosen.name, key(params))
+    stored = None if fresh else store.read(place, chosen.columns)
+    place = _place_of_fresh(chosen, place) if fresh else place
+    if stored is None:
+        stored = _measure_once(chosen, params, place, (fresh, progress))
+    return Results(stored.rows, stored.origin, place.csv, chosen.columns)
+
+
+def _chosen(experiment: Experiment | str) -> Experiment:
+    if isinstance(experiment, Experiment):
+        return experiment
+    from flashspec.study.registry import EXPERIMENTS
+
+    return EXPERIMENTS[experiment]
+
+
+def _place_of_fresh(experiment: Experiment, place: Place) -> Place:
+    """The place itself if it is free, unreadable, machine-independent or this machine's own, else one beside it."""
+    here = provenance.short_hash(provenance.machine())
+    try:
+        stored = store.read(place, experiment.columns)
+    except Refused:
+        return place
+    elsewhere = stored is not None and stored.origin.get("machine_key") != here
+    return place.beside(here) if experiment.measured and elsewhere else place
+
+
+def _measure_once(experiment: Experiment, params: Any, place: Place, how: tuple[bool, bool]) -> Table:
+    """Measure and store, unless another process did so while this one waited."""
+    fresh, progress = how
+    code = provenance.source()
+    header = {"params": canonical(params), "code": code, "machine": provenance.short_hash(provenance.machine())}
+    with store.journal(place, header) as journal:
+        found = None if fresh else store.read(place, experiment.columns)
+        return found or _measure(experiment, params, place, (journal, progress))
+
+
+def _measure(experiment: Experiment, params: Any, place: Place, how: tuple[Journal, bool]) -> Table:
+    started = time.monotonic()
+    journal, progress = how
+    resumed = len(journal.done)
+    points = list(experiment.split(params))
+    rows = [row for point in _bar(points, experiment.name, progress) for row in _point(experiment, point, journal)]
+    origin = _origin(experiment, params, {"duration_s": round(time.monotonic() - started, 2), "resumed_points": resumed})
+    store.write(place, experiment.columns, rows, origin)
+    return Table(tuple(rows), store.facts(place))
+
+
+def _point(experiment: Experiment, point: Any, journal: Journal) -> list[Any]:
+    columns, name = experiment.columns, key(point)
+    if name not in journal.done:
+        journal.add(name, [columns.cells(row) for row in experiment.function(point)])
+    return list(columns.parse(journal.done[name]))
+
+
+def _origin(experiment: Experiment, params: Any, run_facts: dict[str, Any]) -> dict[str, Any]:
+    return {
+        **provenance.origin(),
+        **run_facts,
+        "experiment": experiment.name,
+        "key": key(params),
+        "params": canonical(params),
+        "measured": experiment.measured,
+        "models": {name: provenance.model_digests(folder) for name, folder in experiment.models(params).items()},
+    }
+
+
+def _bar(points: list[Any], name: str, progress: bool) -> Iterable[Any]:
+    from tqdm import tqdm
+
+    return tqdm(points, desc=name, unit="point", disable=not progress, delay=0.5)

@@ -1,0 +1,181 @@
+"""Notebooks as functions of their parameters: validated, executed by papermill, written only when every cell ran."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import json
+import os
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from flashspec.study.experiment import Experiment
+from flashspec.study.parameters import Refused, hints, parse_value, refuse_unknown, type_name
+from flashspec.study.store import write_atomically
+
+TYPES = {"int": int, "float": float, "str": str, "bool": bool, "tuple": tuple, "list": list, "Literal": Literal, "Any": Any}
+
+
+class Parameter(NamedTuple):
+    """One line of a notebook's parameters cell: `name: kind = default  # help`."""
+
+    kind: Any
+    default: Any
+    help: str
+
+
+class NotebookFailed(RuntimeError):
+    """A cell raised, timed out or lost its kernel; the output so far is kept as X.part.ipynb."""
+
+
+def parameters(notebook: Path) -> dict[str, Parameter]:
+    """The parameters a notebook declares in its cell tagged `parameters`, by name."""
+    import papermill
+
+    if not notebook.is_file():
+        raise Refused(f"no notebook {notebook}: check the path")
+    found = papermill.inspect_notebook(str(notebook))
+    return {name: _parameter(facts) for name, facts in found.items()}
+
+
+def validated(notebook: Path, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of the declared types, from values or strings; unknown names and wrong types are refused."""
+    known = parameters(notebook)
+    refuse_unknown(values, known)
+    parsed = {name: parse_value(name, known[name].kind, value) for name, value in values.items()}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in parsed.items()}
+
+
+def execute(notebook: Path, out: Path, values: Mapping[str, Any] | None = None, timeout: int = 3600) -> Path:
+    """Run a notebook with the given parameters and write it to `out`, which exists afterwards only if every cell ran.
+
+    Cells run in the notebook's own folder. `timeout` is in seconds a cell. The bytes written are those of the cells and
+    their outputs: run times, identifiers and papermill's notes are taken out. NotebookFailed names what went wrong.
+    """
+    chosen = validated(notebook, values or {})
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.unlink(missing_ok=True)
+    part = out.with_suffix(".part.ipynb")
+    try:
+        _papermill(notebook, part, chosen, timeout)
+    except Exception as error:
+        raise NotebookFailed(f"{notebook.name} failed, {_reason(error)}: its output so far is in {part.name}") from error
+    write_atomically(part, json.dumps(reproducible(json.loads(part.read_text())), indent=1, ensure_ascii=False) + "\n")
+    part.replace(out)
+    return out
+
+
+def execute_all(notebooks: Sequence[Path], out_dir: Path, fresh: bool = False, values: Mapping[str, Any] | None = None) -> list[Path]:
+    """Run every notebook, even after one failed; then NotebookFailed lists all failures.
+
+    `fresh` and `values` go to the notebooks that declare such parameters; a value that none declares is refused first.
+    """
+    from tqdm import tqdm
+
+    wanted = {**(values or {}), **({"fresh": True} if fresh else {})}
+    declared = {notebook: parameters(notebook) for notebook in notebooks}
+    refuse_unknown(values or {}, {name: None for known in declared.values() for name in known})
+    written, failures = [], []
+    for notebook in tqdm(notebooks, desc="notebooks", unit="notebook", delay=0.5):
+        mine = {name: value for name, value in wanted.items() if name in declared[notebook]}
+        try:
+            written.append(execute(notebook, out_dir / notebook.name, mine))
+        except (NotebookFailed, Refused) as error:
+            failures.append(str(error))
+    if failures:
+        raise NotebookFailed("; ".join(failures))
+    return written
+
+
+def reproducible(notebook: dict[str, Any]) -> dict[str, Any]:
+    """The same notebook without run times, papermill's notes and random cell identifiers."""
+    metadata = {name: value for name, value in notebook["metadata"].items() if name != "papermill"}
+    return {**notebook, "metadata": metadata, "cells": [_cell(number, cell) for number, cell in enumerate(notebook["cells"])]}
+
+
+def disagreements(notebook: Path, experiment: Experiment, extra: Iterable[str] = ("fresh",)) -> list[str]:
+    """Where a notebook's parameters cell and an experiment's parameters differ in name, type or default; empty if nowhere."""
+    said = {name: found for name, found in parameters(notebook).items() if name not in set(extra)}
+    meant = _fields(experiment)
+    lost = [f"{name} is missing from the notebook" for name in meant if name not in said]
+    lost += [f"{name} is no parameter of {experiment.name}" for name in said if name not in meant]
+    for name in meant.keys() & said.keys():
+        here, there = said[name], meant[name]
+        if type_name(here.kind) != type_name(there.kind):
+            lost.append(f"{name} is {type_name(here.kind)} in the notebook, {type_name(there.kind)} in {experiment.name}")
+        if here.default != there.default:
+            lost.append(f"{name} defaults to {here.default!r} in the notebook, {there.default!r} in {experiment.name}")
+    return sorted(lost)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """`python -m flashspec.study.notebooks IN OUT [--fresh] [-p NAME VALUE]`: 0, or 1 for a failed notebook, 2 for a refusal."""
+    reader = argparse.ArgumentParser(prog="flashspec.study.notebooks", description="Run notebooks with papermill.")
+    reader.add_argument("source", type=Path, help="a notebook or a folder of notebooks")
+    reader.add_argument("out", type=Path, help="the folder to write executed notebooks to")
+    reader.add_argument("--fresh", action="store_true", help="measure on this machine instead of showing stored tables")
+    reader.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="set a parameter")
+    given = reader.parse_args(arguments)
+    try:
+        execute_all(found_in(given.source), given.out, given.fresh, dict(given.p))
+    except (Refused, NotebookFailed) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, Refused) else 1
+    return 0
+
+
+def found_in(source: Path) -> list[Path]:
+    """The notebook itself, or those in a folder in name order; an empty folder is refused."""
+    found = sorted(source.glob("[!.]*.ipynb")) if source.is_dir() else [source]
+    if not found:
+        raise Refused(f"no notebooks in {source}: expected files named *.ipynb")
+    return found
+
+
+def _parameter(facts: Mapping[str, str]) -> Parameter:
+    default = ast.literal_eval(facts["default"])
+    name = facts["inferred_type_name"]
+    kind = type(default) if name == "None" else eval(name, {"__builtins__": {}}, TYPES)
+    return Parameter(kind, default, facts["help"])
+
+
+def _papermill(notebook: Path, part: Path, values: dict[str, Any], timeout: int) -> None:
+    import papermill
+    from traitlets.config import Config
+
+    transport = {"KernelManager": {"transport": "ipc" if os.name == "posix" else "tcp"}}
+    papermill.execute_notebook(
+        str(notebook),
+        str(part),
+        parameters=values,
+        kernel_name="python3",
+        cwd=str(notebook.parent),
+        progress_bar=False,
+        execution_timeout=timeout,
+        config=Config(transport),
+    )
+
+
+def _reason(error: Exception) -> str:
+    """The last line of an error, without the traceback that papermill appends."""
+    name, value = getattr(error, "ename", None), getattr(error, "evalue", None)
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return f"{name}: {value}" if name else f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
+
+
+def _cell(number: int, cell: dict[str, Any]) -> dict[str, Any]:
+    dropped = ("papermill", "execution")
+    metadata = {name: value for name, value in cell["metadata"].items() if name not in dropped}
+    return {**cell, "id": f"cell-{number}", "metadata": metadata}
+
+
+def _fields(experiment: Experiment) -> dict[str, Parameter]:
+    defaults = {f.name: f.default_factory() if f.default_factory is not MISSING else f.default for f in fields(experiment.params)}
+    return {name: Parameter(kind, defaults[name], "") for name, kind in hints(experiment.params).items()}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

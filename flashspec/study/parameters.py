@@ -1,0 +1,158 @@
+"""Parameters of experiments and notebooks: typed, validated in words, canonical, parsed from strings."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import difflib
+import types
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from flashspec import provenance
+
+TRUTHS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+NOTHING = ("none", "null", "")
+
+
+class Refused(ValueError):
+    """A parameter, notebook or table that cannot be used, said in one sentence with the way out."""
+
+
+def hints(kind: type) -> dict[str, Any]:
+    """Field names and types of a parameter dataclass, in order."""
+    if not dataclasses.is_dataclass(kind):
+        raise Refused(f"{kind.__name__} must be a frozen dataclass to serve as parameters")
+    resolved = get_type_hints(kind)
+    return {field.name: resolved[field.name] for field in dataclasses.fields(kind)}
+
+
+def parse(kind: type, values: Mapping[str, Any]) -> Any:
+    """Parameters of type `kind` from values or strings by field name; unknown names and wrong types are refused."""
+    known = hints(kind)
+    refuse_unknown(values, known)
+    return kind(**{name: parse_value(name, known[name], value) for name, value in values.items()})
+
+
+def refuse_unknown(values: Mapping[str, Any], known: Mapping[str, Any]) -> None:
+    """Refuse the first name that is not known, with the nearest known one and the whole list."""
+    for name in values:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            guess = f", did you mean {near[0]!r}" if near else ""
+            raise Refused(f"unknown parameter {name!r}{guess}; known parameters: {', '.join(known) or 'none'}")
+
+
+def parse_value(name: str, kind: Any, value: Any) -> Any:
+    """A value of the annotated type, from such a value or from the string that a command line or papermill passes."""
+    try:
+        return _parse(kind, value)
+    except (TypeError, ValueError, SyntaxError) as error:
+        raise Refused(f"parameter {name!r} expects {type_name(kind)}, got {value!r}: pass a value of that type") from error
+
+
+def type_name(kind: Any) -> str:
+    """A type as a user would write it."""
+    if get_origin(kind) is Literal:
+        return "one of " + ", ".join(map(repr, get_args(kind)))
+    return kind.__name__ if isinstance(kind, type) and not get_args(kind) else str(kind).replace("typing.", "")
+
+
+def canonical(params: Any) -> dict[str, Any]:
+    """Parameters as JSON values in declared types, so that 0 and 0.0 for a float field are one key."""
+    return {name: _plain(parse_value(name, kind, getattr(params, name))) for name, kind in hints(type(params)).items()}
+
+
+def key(params: Any) -> str:
+    """A short hash of the parameters, and of nothing else."""
+    return provenance.short_hash(canonical(params))
+
+
+def _parse(kind: Any, value: Any) -> Any:
+    origin = get_origin(kind)
+    if kind is Any:
+        return value
+    if origin in (Union, types.UnionType):
+        return _parse_union(get_args(kind), value)
+    if origin is Literal:
+        return _parse_literal(get_args(kind), value)
+    if origin in (tuple, list) or kind in (tuple, list):
+        return _parse_sequence(kind, value)
+    return _SCALARS[kind](value)
+
+
+def _parse_union(kinds: tuple[Any, ...], value: Any) -> Any:
+    if type(None) in kinds and (value is None or (isinstance(value, str) and value.lower() in NOTHING)):
+        return None
+    others = [kind for kind in kinds if kind is not type(None)]
+    exact = [kind for kind in others if isinstance(kind, type) and type(value) is kind]
+    for kind in [*exact, *others]:
+        try:
+            return _parse(kind, value)
+        except (TypeError, ValueError, SyntaxError):
+            continue
+    raise ValueError(value)
+
+
+def _parse_literal(choices: tuple[Any, ...], value: Any) -> Any:
+    for choice in choices:
+        if value == choice or (isinstance(value, str) and value == str(choice)):
+            return choice
+    raise ValueError(value)
+
+
+def _parse_sequence(kind: Any, value: Any) -> Any:
+    if isinstance(value, str):
+        value = _split(value)
+    if not isinstance(value, (tuple, list)):
+        raise TypeError(value)
+    inner = get_args(kind)
+    if not inner:
+        parsed = list(value)
+    elif get_origin(kind) is list or inner[-1] is Ellipsis:
+        parsed = [_parse(inner[0], item) for item in value]
+    else:
+        parsed = [_parse(each, item) for each, item in zip(inner, value, strict=True)]
+    return parsed if list in (kind, get_origin(kind)) else tuple(parsed)
+
+
+def _split(text: str) -> list[Any]:
+    if text.strip()[:1] in ("(", "["):
+        return list(ast.literal_eval(text))
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _bool(value: Any) -> bool:
+    if isinstance(value, str) and value.lower() in TRUTHS:
+        return TRUTHS[value.lower()]
+    if isinstance(value, bool):
+        return value
+    raise ValueError(value)
+
+
+def _int(value: Any) -> int:
+    if isinstance(value, bool) or (isinstance(value, float) and value != int(value)):
+        raise ValueError(value)
+    return int(value)
+
+
+def _float(value: Any) -> float:
+    if isinstance(value, bool):
+        raise ValueError(value)
+    return float(value)
+
+
+def _str(value: Any) -> str:
+    if not isinstance(value, (str, Path)):
+        raise TypeError(value)
+    return str(value)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (tuple, list)):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+_SCALARS: dict[Any, Any] = {bool: _bool, int: _int, float: _float, str: _str, Path: Path}
