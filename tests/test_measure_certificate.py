@@ -1,0 +1,70 @@
+"""A divergence certificate tells a rounding tie from a defect."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from flashspec.measure.certificate import Certificate, certify, first_difference, shape_noise
+
+PROMPT = (7, 8)
+
+
+def scorer(gap: float, noise: float):
+    """Logits whose ids 1 and 2 lead by everything and lie `gap` apart; blockings move them by up to `noise`."""
+
+    def score(prefix: Sequence[int], block: int) -> Tensor:
+        logits = torch.full((50,), -9.0)
+        logits[1], logits[2] = 5.0, 5.0 - gap
+        return logits + (noise if block % 2 else 0.0)
+
+    return score
+
+
+def test_a_gap_inside_the_noise_is_a_tie_and_beyond_it_a_defect() -> None:
+    tie = certify((3, 1, 4), (3, 2, 4), PROMPT, scorer(gap=0.03, noise=0.01))
+    defect = certify((3, 1, 4), (3, 2, 4), PROMPT, scorer(gap=0.05, noise=0.01))
+    assert tie is not None and tie.verdict == "numeric tie" and tie.position == 1 and tie.tokens == (1, 2)
+    assert tie.gap == pytest.approx(0.03, abs=1e-5) and tie.noise == pytest.approx(0.01, abs=1e-5)
+    assert defect is not None and defect.verdict == "defect" and "defect" in str(defect)
+
+
+def test_a_token_that_is_not_a_contender_is_a_defect_even_at_a_tie() -> None:
+    certificate = certify((3, 1), (3, 30), PROMPT, scorer(gap=0.0, noise=0.01))
+    assert certificate is not None and certificate.verdict == "defect" and certificate.gap > 10
+
+
+def test_a_dtype_without_noise_forgives_nothing() -> None:
+    certificate = certify((1,), (2,), PROMPT, scorer(gap=1e-6, noise=0.0))
+    assert certificate is not None and certificate.verdict == "defect"
+    assert Certificate(0, (1, 2), gap=float("nan"), noise=1.0).verdict == "defect"
+
+
+def test_equal_texts_need_no_certificate_and_lengths_are_not_rounding() -> None:
+    assert certify((1, 2), (1, 2), PROMPT, scorer(0.0, 0.0)) is None
+    with pytest.raises(ValueError, match="compare equal lengths"):
+        certify((1, 2), (1,), PROMPT, scorer(0.0, 0.0))
+
+
+def test_the_scorer_sees_the_prefix_up_to_the_difference_in_several_blockings() -> None:
+    seen = []
+
+    def record(prefix: Sequence[int], block: int) -> Tensor:
+        seen.append((tuple(prefix), block))
+        return torch.zeros(5)
+
+    certify((3, 1), (3, 2), PROMPT, record)
+    assert {prefix for prefix, _ in seen} == {(7, 8, 3)} and len({block for _, block in seen}) >= 5
+
+
+@pytest.mark.parametrize(("one", "other", "at"), [((1, 2), (1, 2), None), ((1, 2), (1, 3), 1), ((1, 2), (1,), 1), ((), (4,), 0)])
+def test_first_difference(one: tuple[int, ...], other: tuple[int, ...], at: int | None) -> None:
+    assert first_difference(one, other) == at
+
+
+def test_noise_is_the_widest_spread_of_a_leading_logit() -> None:
+    rows = torch.tensor([[5.0, 4.0, -50.0], [5.25, 4.0, -40.0]])
+    assert shape_noise(rows, contenders=2) == pytest.approx(0.25)
