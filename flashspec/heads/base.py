@@ -7,7 +7,6 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from flashspec import kernels
 from flashspec.scores import Dice, Scores
@@ -37,7 +36,7 @@ def unchanged(rows: Tensor) -> Tensor:
 def weight_of(weight: Tensor) -> Tensor:
     """A head's weight [vocab, hidden], detached and contiguous; ValueError in words where it cannot be one."""
     if weight.ndim != 2:
-        raise ValueError(f"a head weight has two dimensions, vocabulary by hidden width, but this one has shape {list(weight.shape)}")
+        raise ValueError(f"a head weight has the shape [vocabulary, hidden width], got {list(weight.shape)}")
     if not weight.is_floating_point():
         raise ValueError(f"a head weight is made of floating-point numbers, got {weight.dtype}; dequantise it first")
     return weight.detach().contiguous()
@@ -51,21 +50,13 @@ def check_rows(rows: Tensor, width: int) -> None:
 
 def project(states: Tensor, weight: Tensor) -> Tensor:
     """Logits [n, N] of states [n, D] against weight [N, D]: float32, or float64 where the weight is."""
-    if _on_kernels(weight):
-        return kernels.linear(states.float(), weight)
-    return _wide(F.linear(states.to(weight.dtype), weight))
+    return kernels.linear(_wide(states, weight), weight)
 
 
 def project_blocks(states: Tensor, blocks: Tensor, chosen: Tensor) -> Tensor:
-    """Logits [n, P, cap] of states [n, D] against the chosen [n, P] of blocks [C, cap, D]."""
-    if _on_kernels(blocks):
-        return kernels.gather_linear(states.float(), blocks, chosen)
-    return _wide(torch.einsum("nd,npcd->npc", states.to(blocks.dtype), blocks[chosen]))
+    """Logits [n, P, size] of states [n, D] against the chosen [n, P] of blocks [C, size, D]."""
+    return kernels.gather_linear(_wide(states, blocks), blocks, chosen)
 
 
-def _on_kernels(weight: Tensor) -> bool:
-    return weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.bfloat16)
-
-
-def _wide(logits: Tensor) -> Tensor:
-    return logits if logits.dtype == torch.float64 else logits.float()
+def _wide(states: Tensor, weight: Tensor) -> Tensor:
+    return states.double() if weight.dtype is torch.float64 else states.float()

@@ -134,12 +134,13 @@ def _torch_step(points: Tensor, centroids: Tensor, seed: int) -> Tensor:
 def _faiss_step(points: Tensor, centroids: Tensor, seed: int) -> Tensor:
     """One spherical Lloyd iteration by faiss, which also splits a large cluster wherever one is empty."""
     import faiss
+    import numpy as np
 
     count, width = centroids.shape
     means = faiss.Kmeans(width, count, niter=1, spherical=True, seed=seed, min_points_per_centroid=1,
                          max_points_per_centroid=len(points))  # fmt: skip
     means.train(points.numpy(), init_centroids=centroids.numpy())
-    return F.normalize(torch.from_numpy(means.centroids.copy()), dim=1)
+    return F.normalize(torch.from_numpy(np.array(means.centroids)), dim=1)
 
 
 def _use_faiss(points: Tensor, backend: str) -> bool:
@@ -149,7 +150,7 @@ def _use_faiss(points: Tensor, backend: str) -> bool:
         import faiss  # noqa: F401
     except ImportError:
         if backend == "faiss":
-            raise ValueError("backend 'faiss' needs the package faiss-cpu; install the extra `ann` or use backend='torch'") from None
+            raise ValueError("backend 'faiss' needs faiss-cpu; install the extra `ann` or use backend='torch'") from None
         return False
     return True
 

@@ -15,12 +15,11 @@ from flashspec.scores import Dice, Scores
 class DenseHead:
     """Scores the whole vocabulary: weight [vocab, hidden] times the normalised row."""
 
-    norm: Norm
+    norm: Norm | None
     weight: Tensor
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "weight", weight_of(self.weight))
-        object.__setattr__(self, "norm", self.norm or unchanged)
 
     @property
     def vocab_size(self) -> int:
@@ -31,7 +30,7 @@ class DenseHead:
     def __call__(self, rows: Tensor, positions: Tensor | None = None, dice: Dice | None = None) -> Scores:
         """Logits [n, vocab] of rows [n, hidden]; nothing is drawn."""
         check_rows(rows, self.weight.shape[1])
-        return Scores(None, project(self.norm(rows), self.weight))
+        return Scores(None, project((self.norm or unchanged)(rows), self.weight))
 
     def bytes_read(self, rows: int) -> int:
         """The weight, once, however many rows share the reading."""
