@@ -1,0 +1,48 @@
+# Every target builds the project's own .venv first; nothing else needs to be installed or activated.
+PYTHON ?= python3
+PIP_FLAGS ?=
+FRESH ?= 0
+BIN := .venv/bin
+OUT := book/_build/html
+
+.DEFAULT_GOAL := help
+.PHONY: help book test smoke lint models notebooks gpu clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
+
+$(BIN)/python:
+	$(PYTHON) -m venv .venv
+
+.venv/.extra-%: pyproject.toml constraints-cpu.txt | $(BIN)/python
+	$(BIN)/python -m pip install -q $(PIP_FLAGS) -c constraints-cpu.txt -e ".[$*]"
+	@touch $@
+
+notebooks: .venv/.extra-book ## run the notebooks; FRESH=1 measures everything on this machine
+	$(BIN)/python -m flashspec.study.notebooks notebooks book/notebooks $(if $(filter 1,$(FRESH)),--fresh)
+
+book: notebooks ## install, run the notebooks, build and check the book
+	$(BIN)/python -m flashspec.study.pages README.md book
+	$(BIN)/jupyter-book build book -W -n --keep-going -q
+	$(BIN)/python -m flashspec.study.links $(OUT)
+	@echo "the book is at $(OUT)/index.html"
+
+test: .venv/.extra-book .venv/.extra-test ## install and run the tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_FLAGS)
+
+smoke: .venv/.extra-book ## run every experiment at its smallest size and compare with the stored tables
+	$(BIN)/flashspec run --preset smoke --check
+
+lint: .venv/.extra-book .venv/.extra-test ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+models: .venv/.extra-book ## train the reference models from scratch (hours; can be stopped and resumed)
+	$(BIN)/flashspec train
+
+gpu: .venv/.extra-book ## say what a GPU run needs, and measure on the GPU if there is one
+	$(BIN)/flashspec doctor
+
+clean: ## remove what was built; stored results, models and .venv stay
+	rm -rf book/_build book/notebooks build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	find flashspec tests -name __pycache__ -type d -prune -exec rm -rf {} +
