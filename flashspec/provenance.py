@@ -8,7 +8,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Iterable, Mapping
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
@@ -24,7 +24,7 @@ def origin() -> dict[str, Any]:
     """Commit, dirty flag, date, machine, thread count and versions of this process; a missing fact is None."""
     return {
         **source(),
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": machine(),
         "machine_key": short_hash(machine()),
         "threads": torch.get_num_threads(),

@@ -109,12 +109,18 @@ def best_k(acceptance: float | Sequence[float], costs: Costs, limit: int = 16) -
 
 
 def speedup(tar: float, costs: Costs, block: int, step: float) -> float:
-    """Speculation over decoding one token per `step`: step TAR / round time (Leviathan et al. 2023, theorem 3.8, measured costs)."""
+    """Speculation over decoding one token per `step`: step TAR / round time.
+
+    Leviathan et al. 2023, theorem 3.8, with measured costs.
+    """
     return _positive("baseline step", step) * throughput(tar, costs, block)
 
 
 def ideal_speedup(alpha: float, block: int, ratio: float) -> float:
-    """(1 - alpha^(k+1)) / ((1 - alpha)(k c + 1)), c = draft step / target step, a check as dear as one step (ibid., theorem 3.8)."""
+    """(1 - alpha^(k+1)) / ((1 - alpha)(k c + 1)) with c = draft step / target step, a check as dear as one target step.
+
+    Leviathan et al. 2023, theorem 3.8.
+    """
     return speedup(tokens_per_check(alpha, block), Costs(ratio, 1.0), block, 1.0)
 
 

@@ -11,7 +11,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from flashspec.study.parameters import Refused
 
 PLAIN = (bool, int, float, str)
-ACCEPTED: dict[type, type] = {bool: bool, int: Integral, float: Real, str: str}
+ACCEPTED: dict[type, Any] = {bool: bool, int: Integral, float: Real, str: str}
 
 
 class Columns:
@@ -51,12 +51,12 @@ def _kind(row: type, name: str, hint: Any) -> tuple[type, bool]:
     return plain[0], len(options) > 1
 
 
-def _cell(name: str, value: Any, kind: type, optional: bool) -> str:
+def _cell(name: str, value: Any, kind: Any, optional: bool) -> str:
     if value is None and optional:
         return ""
     if not isinstance(value, ACCEPTED[kind]) or (isinstance(value, bool) and kind is not bool):
         raise TypeError(f"column {name} expects {kind.__name__}, got {value!r}")
-    return repr(float(value)) if kind is float else str(kind(value))
+    return str(kind(value))
 
 
 def _value(cell: str, kind: type, optional: bool) -> Any:

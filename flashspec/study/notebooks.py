@@ -42,7 +42,10 @@ def parameters(notebook: Path) -> dict[str, Parameter]:
 
 
 def validated(notebook: Path, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Values of the declared types, from values or strings; unknown names and wrong types are refused."""
+    """Values of the declared types (tuples as lists, which papermill can write), from values or strings.
+
+    Unknown names and wrong types are refused.
+    """
     known = parameters(notebook)
     refuse_unknown(values, known)
     parsed = {name: parse_value(name, known[name].kind, value) for name, value in values.items()}
@@ -68,7 +71,9 @@ def execute(notebook: Path, out: Path, values: Mapping[str, Any] | None = None, 
     return out
 
 
-def execute_all(notebooks: Sequence[Path], out_dir: Path, fresh: bool = False, values: Mapping[str, Any] | None = None) -> list[Path]:
+def execute_all(
+    notebooks: Sequence[Path], out_dir: Path, fresh: bool = False, values: Mapping[str, Any] | None = None
+) -> list[Path]:
     """Run every notebook, even after one failed; then NotebookFailed lists all failures.
 
     `fresh` and `values` go to the notebooks that declare such parameters; a value that none declares is refused first.
@@ -136,8 +141,13 @@ def found_in(source: Path) -> list[Path]:
 
 
 def _parameter(facts: Mapping[str, str]) -> Parameter:
-    default = ast.literal_eval(facts["default"])
     name = facts["inferred_type_name"]
+    try:
+        default = ast.literal_eval(facts["default"])
+    except (ValueError, SyntaxError) as error:
+        raise Refused(
+            f"the default of parameter {facts['name']!r} is no literal: write a number, string, bool or tuple"
+        ) from error
     kind = type(default) if name == "None" else eval(name, {"__builtins__": {}}, TYPES)
     return Parameter(kind, default, facts["help"])
 

@@ -1,0 +1,73 @@
+"""An origin names code, machine and versions, tolerates a missing git, and betrays no host or user."""
+
+import getpass
+import hashlib
+import json
+import socket
+from pathlib import Path
+
+import pytest
+
+from flashspec import provenance
+
+
+@pytest.fixture
+def without_git(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+
+
+def test_origin_names_code_machine_and_versions():
+    found = provenance.origin()
+    assert {"commit", "dirty", "date", "machine", "machine_key", "threads", "versions"} <= found.keys()
+    assert {"cpu", "cores", "isa", "memory_gib", "device"} <= found["machine"].keys()
+    assert {"python", "torch"} <= found["versions"].keys()
+    assert found["machine"]["cores"] >= 1
+    assert json.loads(json.dumps(found)) == found
+
+
+def test_origin_betrays_no_host_and_no_path():
+    text = json.dumps(provenance.origin())
+    assert str(Path.home()) + "/" not in text
+    assert str(Path(provenance.__file__).parent) not in text
+    for private in {socket.gethostname(), getpass.getuser()}:
+        assert f'"{private}"' not in text
+
+
+def test_a_missing_git_leaves_the_commit_open(without_git):
+    assert provenance.source() == {"commit": None, "dirty": None}
+
+
+def test_a_package_outside_a_checkout_has_no_commit(monkeypatch, tmp_path):
+    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "provenance.py"))
+    assert provenance.source() == {"commit": None, "dirty": None}
+
+
+def test_digest_is_sha256_of_the_bytes(tmp_path):
+    path = tmp_path / "weights"
+    path.write_bytes(b"x" * 3_000_000)
+    assert provenance.digest(path) == hashlib.sha256(b"x" * 3_000_000).hexdigest()
+    path.write_bytes(b"x" * 2_999_999 + b"y")
+    assert provenance.digest(path) != hashlib.sha256(b"x" * 3_000_000).hexdigest()
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="gone.bin"):
+        provenance.digest(tmp_path / "gone.bin")
+    with pytest.raises(FileNotFoundError, match="config.json"):
+        provenance.model_digests(tmp_path)
+
+
+def test_model_digests_cover_weights_and_configuration(tmp_path):
+    for name in ("model-00001.safetensors", "config.json", "tokenizer.json", "notes.txt"):
+        (tmp_path / name).write_text(name)
+    assert set(provenance.model_digests(tmp_path)) == {"model-00001.safetensors", "config.json", "tokenizer.json"}
+
+
+def test_the_hash_sees_values_and_not_their_order():
+    assert provenance.short_hash({"a": 1, "b": 2}) == provenance.short_hash({"b": 2, "a": 1})
+    assert provenance.short_hash({"a": 1}) != provenance.short_hash({"a": 2})
+
+
+def test_a_machine_is_described_in_one_line():
+    text = provenance.describe(provenance.origin())
+    assert "cores" in text and "\n" not in text

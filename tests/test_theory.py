@@ -1,0 +1,175 @@
+"""Closed forms equal a coin-flip simulation, and the arithmetic that the papers' own tables imply."""
+
+import math
+import random
+
+import pytest
+
+from flashspec import theory
+from flashspec.theory import Costs
+
+
+def settled(curve, dice):
+    """Tokens one check settles, one coin a position: the naive twin."""
+    standing = 0
+    for alpha in curve:
+        if dice.random() >= alpha:
+            break
+        standing += 1
+    return standing + 1
+
+
+def simulated(curve, rounds=200_000, seed=1):
+    dice = random.Random(seed)
+    return sum(settled(curve, dice) for _ in range(rounds)) / rounds
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 0.75, 0.97, 1.0])
+@pytest.mark.parametrize("block", [1, 4, 8])
+def test_tokens_per_check_equals_coin_flips(alpha, block):
+    assert theory.tokens_per_check(alpha, block) == pytest.approx(simulated([alpha] * block), rel=0.01)
+
+
+def test_the_coin_flips_see_a_wrong_closed_form():
+    wrong = (1 - 0.75**4) / (1 - 0.75)  # the bonus token forgotten
+    assert wrong != pytest.approx(simulated([0.75] * 4), rel=0.01)
+
+
+@pytest.mark.parametrize("curve", [(0.9, 0.8, 0.7), (0.5,), (1.0, 0.0, 0.9), (0.6, 0.95, 0.95, 0.2)])
+def test_tokens_from_a_curve_equal_coin_flips(curve):
+    assert theory.tokens_from_curve(curve) == pytest.approx(simulated(curve), rel=0.01)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.4, 1.0])
+def test_a_constant_curve_is_the_closed_form(alpha):
+    assert theory.tokens_from_curve([alpha] * 6) == pytest.approx(theory.tokens_per_check(alpha, 6))
+
+
+def test_throughput_equals_a_simulated_clock():
+    costs, dice, clock, tokens = Costs(0.7, 3.0, finalize=0.4, overhead=0.1), random.Random(2), 0.0, 0
+    for _ in range(100_000):
+        tokens += settled([0.8] * 5, dice)
+        clock += 5 * 0.7 + 3.0 + 0.4 + 0.1
+    assert theory.throughput(theory.tokens_per_check(0.8, 5), costs, 5) == pytest.approx(tokens / clock, rel=0.01)
+
+
+@pytest.mark.parametrize(("tar", "draft", "published"), [(3.81, 13.13, 23.10), (3.70, 6.69, 32.59)])
+def test_the_model_reproduces_the_published_rows(tar, draft, published):
+    """Decoding Speculative Decoding: gamma = 8 and a 60 ms check explain both 1.3B drafts."""
+    assert 1000 * theory.throughput(tar, Costs(draft, 60.0), 8) == pytest.approx(published, rel=0.005)
+
+
+def test_two_published_rows_imply_gamma_eight_and_a_common_check():
+    deep, wide = 1000 * 3.81 / 23.10, 1000 * 3.70 / 32.59
+    gamma = (deep - wide) / (13.13 - 6.69)
+    assert round(gamma) == 8
+    assert deep - 8 * 13.13 == pytest.approx(wide - 8 * 6.69, rel=0.005)
+
+
+def test_the_published_rows_refuse_another_gamma():
+    predicted = 1000 * theory.throughput(3.81, Costs(13.13, 60.0), 7)
+    assert predicted != pytest.approx(23.10, rel=0.005)
+
+
+def test_the_thesis_step_its_head_share_and_its_ceiling():
+    step = theory.implied_step(2.493 - 0.577, 1.108)
+    share = 2.493 / step
+    assert step == pytest.approx(19.66, abs=0.005)
+    assert share == pytest.approx(0.127, abs=0.0005)
+    assert theory.amdahl(share, math.inf) == pytest.approx(1.145, abs=0.0005)
+    assert theory.amdahl(share, 2.493 / 0.577) == pytest.approx(1.108, abs=0.0005)
+
+
+def test_the_thesis_throughputs_fit_no_fixed_cost_model():
+    """If a round costs gamma t + V (+ F when eager) in all four modes, gamma must be about 28 times TAR."""
+    dense_saved, flash_saved = 1000 / 9.769 - 1000 / 10.731, 1000 / 9.823 - 1000 / 11.374
+    tar_ratio = flash_saved / dense_saved
+    gamma_over_tar = (1000 / 10.731 * tar_ratio - 1000 / 11.374) / (2.493 - 0.577)
+    assert tar_ratio == pytest.approx(1.51, abs=0.01)
+    assert gamma_over_tar == pytest.approx(27.7, abs=0.2)
+
+
+def test_roofline_head_gains_of_the_papers():
+    assert theory.amdahl(0.26, 4.32) == pytest.approx(1.25, abs=0.005)
+    assert theory.amdahl(0.376, 4.32) == pytest.approx(1.41, abs=0.005)
+    assert theory.amdahl(0.445, 4.32) == pytest.approx(1.52, abs=0.005)
+
+
+@pytest.mark.parametrize("acceptance", [0.3, 0.8, 0.95, (0.9, 0.85, 0.6, 0.3)])
+def test_best_k_beats_every_other_block(acceptance):
+    costs = Costs(1.0, lambda block: 8.0 + 0.2 * block, overhead=0.3)
+    best = theory.best_k(acceptance, costs, limit=12)
+    for block in range(1, 13 if isinstance(acceptance, float) else 5):
+        curve = [acceptance] * block if isinstance(acceptance, float) else acceptance[:block]
+        assert theory.tokens_from_curve(curve) / (block + 8.0 + 0.2 * block + 0.3) <= best.throughput + 1e-12
+
+
+@pytest.mark.parametrize("block", [1, 3, 7])
+def test_break_even_acceptance_is_where_speculation_equals_decoding(block):
+    costs = Costs(0.1, 1.0, overhead=0.02)
+    alpha = theory.break_even_acceptance(costs, block, 1.0)
+    assert theory.speedup(theory.tokens_per_check(alpha, block), costs, block, 1.0) == pytest.approx(1.0)
+
+
+def test_break_even_at_one_drafted_token_is_the_cost_ratio():
+    assert theory.break_even_acceptance(Costs(0.23, 1.0), 1, 1.0) == pytest.approx(0.23)
+
+
+def test_break_even_says_when_nothing_or_everything_pays():
+    assert theory.break_even_acceptance(Costs(3.0, 1.0), 1, 1.0) is None
+    assert theory.break_even_acceptance(Costs(0.1, 0.5), 2, 1.0) == 0.0
+
+
+def test_the_ideal_speedup_is_the_theorem():
+    assert theory.ideal_speedup(0.8, 5, 0.1) == pytest.approx((1 - 0.8**6) / ((1 - 0.8) * (5 * 0.1 + 1)))
+
+
+@pytest.mark.parametrize(("kappa", "nu"), [(0.2, 0.25), (1.5, 0.1), (3.0, 0.9)])
+def test_the_cheap_head_gate_is_where_two_throughputs_meet(kappa, nu):
+    rho = theory.cheap_head_gate(kappa, nu)
+    rest, full = 1.0, kappa
+    assert rho * 3.0 / (rest + nu * full) == pytest.approx(3.0 / (rest + full))
+    assert theory.cheap_head_gain(rho, kappa, nu) == pytest.approx(1.0)
+    assert theory.cheap_head_gain(1.0, kappa, nu) == pytest.approx(theory.amdahl(kappa / (1 + kappa), 1 / nu))
+
+
+def test_eager_finalisation_costs_what_it_says():
+    eager, deferred = Costs(1.0, 10.0, finalize=9.0), Costs(1.0, 10.0)
+    assert theory.round_time(eager, 4) - theory.round_time(deferred, 4) == pytest.approx(9.0)
+
+
+def test_interpolation_meets_the_measured_blocks():
+    verify = theory.interpolated({1: 10.0, 5: 14.0})
+    assert [verify(1), verify(3), verify(5)] == [10.0, 12.0, 14.0]
+    with pytest.raises(ValueError, match="measure that block"):
+        verify(8)
+
+
+@pytest.mark.parametrize(
+    ("call", "word"),
+    [
+        (lambda: theory.tokens_per_check(1.2, 4), "alpha"),
+        (lambda: theory.tokens_per_check(-0.1, 4), "alpha"),
+        (lambda: theory.tokens_per_check(math.nan, 4), "alpha"),
+        (lambda: theory.tokens_per_check(0.5, 0), "block"),
+        (lambda: theory.tokens_per_check(0.5, 1.5), "block"),
+        (lambda: theory.tokens_from_curve([0.5, 2.0]), "position 1"),
+        (lambda: Costs(-1.0, 1.0), "draft"),
+        (lambda: Costs(1.0, -1.0), "verify"),
+        (lambda: Costs(1.0, math.inf), "verify"),
+        (lambda: theory.round_time(Costs(1.0, lambda block: -1.0), 2), "verify"),
+        (lambda: theory.throughput(9.0, Costs(1.0, 1.0), 4), "TAR"),
+        (lambda: theory.throughput(2.0, Costs(0.0, 0.0), 4), "round time"),
+        (lambda: theory.best_k([], Costs(1.0, 1.0)), "position"),
+        (lambda: theory.speedup(2.0, Costs(1.0, 1.0), 4, 0.0), "baseline"),
+        (lambda: theory.amdahl(1.5, 2.0), "share"),
+        (lambda: theory.amdahl(0.5, 0.0), "gain"),
+        (lambda: theory.implied_step(1.0, 0.9), "faster"),
+        (lambda: theory.cheap_head_gate(-1.0, 0.5), "kappa"),
+        (lambda: theory.memory_floor(1.0, 0.0), "bandwidth"),
+    ],
+)
+def test_nonsense_is_refused_in_words(call, word):
+    with pytest.raises(ValueError, match=word) as refusal:
+        call()
+    assert "\n" not in str(refusal.value)
