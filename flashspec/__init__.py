@@ -1,1 +1,36 @@
 """flashspec: what makes speculative decoding fast, and when does it pay?"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "flashspec.scores": ("Scores", "Sampling", "Dice"),
+    "flashspec.model.transformer": ("Transformer",),
+    "flashspec.heads.dense": ("DenseHead",),
+    "flashspec.heads.flash": ("FlashHead",),
+    "flashspec.decoding.rules": ("SpeculativeSampling", "GumbelCoupling", "TypicalAcceptance"),
+    "flashspec.decoding.cascade": ("Stage", "Event", "Limits", "decode"),
+    "flashspec.decoding.method": ("Method", "METHODS", "build"),
+    "flashspec.decoding.models": ("Models", "load"),
+    "flashspec.decoding.generate": ("Output", "generate"),
+}
+_PUBLIC = {name: home for home, names in _HOMES.items() for name in names}
+_ROOMS = ("theory", "provenance", "study")
+__all__ = [*_PUBLIC, *_ROOMS]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from its room when it is first used."""
+    if name in _PUBLIC:
+        return getattr(importlib.import_module(_PUBLIC[name]), name)
+    if name in _ROOMS:
+        return importlib.import_module(f"flashspec.{name}")
+    raise AttributeError(f"module 'flashspec' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

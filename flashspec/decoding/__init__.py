@@ -1,0 +1,1 @@
+"""Decoding: rules, the cascade and the methods built on it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -27,6 +28,26 @@ class Timing(NamedTuple):
     seconds: float
     tokens: Text
 
+    @property
+    def count(self) -> int:
+        """Tokens given."""
+        return len(self.tokens)
+
+    @property
+    def digest(self) -> str:
+        """What stands for the text in a table."""
+        return text_digest(self.tokens)
+
+
+class Recorded(NamedTuple):
+    """A timed run as a table keeps it: the text by its length and digest."""
+
+    contestant: str
+    repeat: int
+    seconds: float
+    count: int
+    digest: str
+
 
 class Interval(NamedTuple):
     """A ratio with its 95 % bootstrap interval over pairs."""
@@ -39,6 +60,11 @@ class Interval(NamedTuple):
     def shows_difference(self) -> bool:
         """Whether 1 lies outside the interval."""
         return not self.low <= 1.0 <= self.high
+
+
+def text_digest(tokens: Iterable[int]) -> str:
+    """First 12 hexadecimal digits of the SHA-256 of the token ids, joined by commas."""
+    return hashlib.sha256(",".join(str(int(t)) for t in tokens).encode()).hexdigest()[:12]
 
 
 def time_run(contestant: Contestant) -> tuple[float, Text]:
@@ -75,17 +101,20 @@ def paired_ratio(above: Sequence[float], below: Sequence[float], seed: int = 0, 
     return Interval(float(np.median(ratios)), float(low), float(high))
 
 
+Runs = tuple[Timing, ...] | tuple[Recorded, ...]
+
+
 @dataclass(frozen=True)
 class Comparison:
     """A method against a baseline, pair by pair; `promise` is what equality the method owes: "text" or "distribution".
 
-    `twin` holds both texts of the same run (method, rule, seed) repeated in float32, one entry a prompt;
+    `twin` holds both texts (or their digests) of the same run (method, rule, seed) repeated in float32;
     `certificates` explain the timed texts that differ.
     """
 
-    baseline: tuple[Timing, ...]
-    method: tuple[Timing, ...]
-    twin: tuple[tuple[Text, Text], ...] = ()
+    baseline: Runs
+    method: Runs
+    twin: tuple[tuple[Text, Text] | tuple[str, str], ...] = ()
     certificates: tuple[Certificate, ...] = ()
     promise: str = "text"
 
@@ -118,14 +147,15 @@ class Comparison:
         if len(self.baseline) != len(self.method):
             return f"{len(self.baseline)} runs of the baseline stand against {len(self.method)} of the method"
         for one, other in zip(self.baseline, self.method, strict=True):
-            if len(one.tokens) != len(other.tokens):
-                return f"token counts differ in repeat {one.repeat}: {len(one.tokens)} and {len(other.tokens)}"
+            if one.count != other.count:
+                return f"token counts differ in repeat {one.repeat}: {one.count} and {other.count}"
         return None
 
     def _unequal_texts(self) -> str | None:
         for one, other in self.twin:
             if one != other:
-                return f"the float32 twin gives another text from token {first_difference(one, other)}"
+                where = "" if isinstance(one, str) else f" from token {first_difference(one, other)}"
+                return f"the float32 twin gives another text{where}"
         for certificate in self.certificates:
             if certificate.verdict == "defect":
                 return f"the divergence certificate says defect: {certificate}"
@@ -134,7 +164,7 @@ class Comparison:
     def _unexplained(self) -> str | None:
         """Texts that differ need both a float32 twin and a certificate a difference."""
         pairs = zip(self.baseline, self.method, strict=True)
-        differing = {(a.tokens, b.tokens) for a, b in pairs if a.tokens != b.tokens}
+        differing = {(a.digest, b.digest) for a, b in pairs if a.digest != b.digest}
         if differing and not (self.twin and len(self.certificates) >= len(differing)):
             return f"{len(differing)} timed texts differ and no float32 twin with a divergence certificate explains it"
         return None

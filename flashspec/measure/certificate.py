@@ -8,6 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from flashspec.heads.dense import DenseHead
+from flashspec.model.reader import SpanReader
+from flashspec.model.transformer import Transformer
+from flashspec.scores import Dice, Sampling, warp
+
 Scorer = Callable[[Sequence[int], int], Tensor]
 TIE_FACTOR = 4.0
 BLOCKINGS = (1, 2, 3, 5, 8, 64)
@@ -72,3 +77,23 @@ def certify(one: Sequence[int], other: Sequence[int], prompt: Sequence[int], sco
     tokens = (int(one[at]), int(other[at]))
     gap = float(best.max() - best[list(tokens)].min())
     return Certificate(at, tokens, gap, shape_noise(rows))
+
+
+def target_scorer(target: Transformer, sampling: Sampling = Sampling()) -> Scorer:
+    """Scores of a target read in blocks, warped and with the coupling's noise as decoding adds it, in units of raw logits."""
+    head = DenseHead(target.norm, target.head_weight)
+
+    @torch.inference_mode()
+    def score(prefix: Sequence[int], block: int) -> Tensor:
+        tokens = torch.tensor(list(prefix), device=target.embed.weight.device)
+        reader = SpanReader(target, context=len(tokens))
+        for stop in range(block, len(tokens) + block, block):
+            reader.read(tokens[:stop])
+        position = torch.tensor([len(tokens)])
+        scores = warp(head(reader.rows[len(tokens) - 1 :], position, Dice(sampling.seed)), sampling)
+        if not sampling.temperature:
+            return scores.logits[0]
+        noise = Dice(sampling.seed).gumbel(scores, position, head.vocab_size)
+        return (scores.logits + noise)[0] * sampling.temperature
+
+    return score

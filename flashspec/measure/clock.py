@@ -4,11 +4,26 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 now = time.perf_counter
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How often to time: kept turns, discarded turns, and megabytes read before every call so that caches hold nothing of it."""
+
+    repeats: int = 7
+    warmup: int = 2
+    evict_megabytes: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("repeats", 1), ("warmup", 0), ("evict_megabytes", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
 
 
 def settle(device: torch.device | str = "cpu") -> None:
@@ -26,15 +41,15 @@ def seconds_of(call: Callable[[], object], device: torch.device | str = "cpu") -
     return now() - start
 
 
-def interleaved_seconds(calls: Mapping[str, Callable[[], object]], repeats: int, warmup: int = 2) -> dict[str, list[float]]:
-    """Raw seconds of each call, taken in turns A B A B; the first `warmup` turns are discarded."""
-    if repeats < 1:
-        raise ValueError(f"repeats must be at least 1, got {repeats}")
+def interleaved_seconds(calls: Mapping[str, Callable[[], object]], plan: Plan) -> dict[str, list[float]]:
+    """Raw seconds of each call, taken in turns A B A B; the plan's warm-up turns are discarded."""
     raw: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(warmup + repeats):
+    cold = torch.ones(plan.evict_megabytes << 18)
+    for turn in range(-plan.warmup, plan.repeats):
         for name, call in calls.items():
+            cold.sum()
             seconds = seconds_of(call)
-            if turn >= warmup:
+            if turn >= 0:
                 raw[name].append(seconds)
     return raw
 

@@ -48,7 +48,7 @@ def bandwidth(megabytes: int = 256, repeats: int = 7) -> Bandwidth:
     """Read a float32 tensor larger than any cache and time it, the fastest of a sum and a matrix-vector product."""
     block = torch.ones(megabytes << 18).view(-1, 1024)
     vector = torch.ones(1024)
-    raw = clock.interleaved_seconds({"sum": block.sum, "product": lambda: torch.mv(block, vector)}, repeats)
+    raw = clock.interleaved_seconds({"sum": block.sum, "product": lambda: torch.mv(block, vector)}, clock.Plan(repeats))
     return Bandwidth(block.nbytes, tuple(min(raw.values(), key=min)))
 
 
@@ -62,13 +62,13 @@ def stored_bytes(*modules: nn.Module) -> int:
     return sum(tensors.values())
 
 
-def body_work(config: ModelConfig, rows: int, seen: int, itemsize: float = 2) -> Work:
+def body_work(config: ModelConfig, rows: int, seen: int, itemsize: float = 2, cached: int = 4) -> Work:
     """One forward of `rows` new tokens behind `seen` old ones, without embedding and head.
 
     Weights are read once, keys and values of all earlier tokens are read and the new ones written.
-    `itemsize` is bytes a weight, a fraction for packed formats; the cache counts 4 bytes at float32 and 2 otherwise.
+    `itemsize` is bytes a weight, a fraction for packed formats; `cached` is bytes a cached number, 4 in the compiled kernels.
     """
-    cache = config.kv_bytes_per_token(4 if itemsize == 4 else 2)
+    cache = config.kv_bytes_per_token(cached)
     traffic = int(config.body_parameters * itemsize) + cache * (seen + 2 * rows)
     attended = rows * seen + rows * (rows + 1) // 2
     attention = 4 * config.layers * config.heads * config.head_dim * attended

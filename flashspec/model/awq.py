@@ -46,13 +46,8 @@ def scheme_of(raw: dict[str, Any]) -> Scheme | None:
 def scheme_to_hf(scheme: Scheme) -> dict[str, Any]:
     """The quantization_config of this scheme, key for key as in Qwen3-32B-AWQ."""
     return {
-        "backend": "autoawq",
         "bits": 4,
-        "do_fuse": False,
-        "exllama_config": None,
-        "fuse_max_seq_len": None,
         "group_size": scheme.group_size,
-        "modules_to_fuse": None,
         "modules_to_not_convert": list(scheme.skipped) or None,
         "quant_method": "awq",
         "version": "gemm",

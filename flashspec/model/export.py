@@ -83,6 +83,7 @@ def _write_shard(tensors: dict[str, Tensor], path: Path) -> None:
 
     temporary = path.with_name(f".{path.name}.part")
     save_file(tensors, str(temporary), metadata={"format": "pt"})
+    temporary.chmod(0o644)
     with temporary.open("rb+") as file:
         os.fsync(file.fileno())
     temporary.replace(path)

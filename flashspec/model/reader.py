@@ -16,6 +16,7 @@ class Reader(Protocol):
 
     seen: int
     context: int
+    rows_read: int
 
     @property
     def rows(self) -> Tensor:
@@ -32,6 +33,7 @@ class SpanReader:
     """Reads tokens through layers start..stop of a model, or the rows of the reader below it.
 
     The cache is allocated once; rewinding moves one integer, and stale entries are overwritten before they are read.
+    `rows_read` counts the rows computed since the reader was made.
     """
 
     def __init__(self, model: Transformer, stop: int | None = None, below: SpanReader | None = None, context: int | None = None) -> None:
@@ -39,7 +41,7 @@ class SpanReader:
         self.start = below.stop if below else 0
         self.stop = model.config.layers if stop is None else stop
         self.context = min(model.config.context, context or model.config.context)
-        self.seen = 0
+        self.seen = self.rows_read = 0
         if not self.start < self.stop <= model.config.layers:
             raise ValueError(f"a span must end between layer {self.start + 1} and {model.config.layers}, got {self.stop}")
         self.engine = engine_for(model, self.start, self.stop, self.context)
@@ -64,6 +66,7 @@ class SpanReader:
         if n > self.seen:
             fresh = self._input(tokens)
             self._rows[self.seen : n] = self.engine.run(fresh, self.seen)
+            self.rows_read += n - self.seen
             self.seen = n
         return self._rows[:n]
 

@@ -14,14 +14,18 @@ SETTING = ["draft", "finalize", "temperature", "rule"]
 RUN = [*SETTING, "method", "k"]
 
 
+class Missing(ValueError):
+    """The table has no row for what was asked; the message says which."""
+
+
 def where(frame: DataFrame, **values: Any) -> DataFrame:
-    """The rows that have these values; ValueError names what is missing if there is none."""
+    """The rows that have these values; Missing names what is missing if there is none."""
     kept = frame
     for column, value in values.items():
         kept = kept[kept[column] == value]
     if kept.empty:
         wanted = ", ".join(f"{column} = {value}" for column, value in values.items())
-        raise ValueError(f"the table has no row with {wanted}; run the experiment with parameters that include it")
+        raise Missing(f"the table has no row with {wanted}; run the experiment with parameters that include it")
     return kept
 
 
@@ -50,6 +54,12 @@ def projection_gain(frame: DataFrame, shape: str, probes: int) -> Interval:
     rows = where(frame, shape=shape)
     dense = where(rows, head=dense_heads(frame, shape)[0])
     return ratio(by_repeat(dense, "seconds"), by_repeat(where(rows, head="flash", probes=probes), "seconds"))
+
+
+def nearest_probes(frame: DataFrame, shape: str, probes: int) -> int:
+    """The measured number of probes closest to the one asked for."""
+    counts = where(frame, shape=shape, head="flash")["probes"].unique()
+    return int(min(counts, key=lambda count: abs(count - probes)))
 
 
 def step_gain(frame: DataFrame, shape: str, probes: int) -> Interval:

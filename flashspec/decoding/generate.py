@@ -1,0 +1,103 @@
+"""Generate: prompt in, text and counts out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from flashspec.decoding.cascade import Event, Limits, Step, decode
+from flashspec.decoding.method import Method, build, method_named
+from flashspec.decoding.models import Models
+from flashspec.scores import Sampling
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Counts of one decode, defined once.
+
+    `rounds`: verifications by the last stage. `drafted`: tokens written by stage 0, the unverified rest of a cut text
+    included. `judged`: tokens put to the last stage; `accepted`: those it kept. `emitted`: tokens given to the caller.
+    `forwards`: reads by the last stage, finalising ones included. Plain decoding drafts nothing; its rounds are its tokens.
+    """
+
+    rounds: int
+    drafted: int
+    judged: int
+    accepted: int
+    emitted: int
+    forwards: int
+
+    @property
+    def acceptance(self) -> float:
+        """Share of the tokens put to the last stage that it kept; 0 where there were none."""
+        return self.accepted / self.judged if self.judged else 0.0
+
+    @property
+    def tar(self) -> float:
+        """Tokens a verification settles, its own token included (Decoding Speculative Decoding's TAR)."""
+        return (self.accepted + self.rounds) / self.rounds if self.rounds else 0.0
+
+
+def count(events: list[Event], emitted: int, stages: int) -> Stats:
+    """Stats of a decode's events, for a method of this many stages."""
+    last = [e for e in events if e.stage == stages - 1]
+    if stages == 1:
+        written = sum(e.adds for e in last)
+        return Stats(written, 0, 0, 0, emitted, written)
+    drafted = sum(e.adds for e in events if e.stage == 0)
+    judged, accepted = sum(e.waiting for e in last), sum(e.kept for e in last)
+    return Stats(sum(e.adds for e in last), drafted, judged, accepted, emitted, len(last))
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a decode gave: text and ids without the prompt, every event, and their counts."""
+
+    text: str
+    tokens: list[int]
+    events: list[Event]
+    stats: Stats
+
+
+@dataclass(frozen=True)
+class Request:
+    """A prompt made ready: ids, stages and limits."""
+
+    ids: list[int]
+    stages: list
+    limits: Limits
+
+    def steps(self) -> Iterator[Step]:
+        """Decode; yields tokens as they become final."""
+        return decode(self.stages, self.ids, self.limits)
+
+
+def request(models: Models, prompt: str | list[int], method: str | Method, sampling: Sampling, options: dict[str, Any]) -> Request:
+    """Check everything about a call before the first forward; `options` are max_new_tokens, stop and Method fields."""
+    options = dict(options)
+    new, stop = options.pop("max_new_tokens", 128), options.pop("stop", None)
+    chosen = method_named(method, options)
+    limits = Limits(new, models.stop if stop is None else tuple(stop), chosen.finalize)
+    ids = models.encode(prompt) if isinstance(prompt, str) else list(prompt)
+    if not ids:
+        raise ValueError("the prompt is empty; give at least one token")
+    context = min(m.config.context for m in (models.target, models.draft) if m is not None)
+    if len(ids) >= context:
+        raise ValueError(f"the prompt has {len(ids)} tokens and the context holds {context}; shorten it to {context - 1}")
+    return Request(ids, build(chosen, models, sampling, min(context, len(ids) + new)), limits)
+
+
+def generate(models: Models, prompt, method: str | Method = "flash", sampling: Sampling = Sampling(), **options) -> Output:
+    """Decode a prompt (text or token ids) and return text, tokens, events and counts.
+
+    `options`: max_new_tokens (128), stop (ids; the target's own by default) and the fields of Method, such as k, finalize,
+    exits or probes. Raises ValueError in words for an unknown method or option and for an empty or too long prompt.
+    """
+    ready = request(models, prompt, method, sampling, options)
+    tokens: list[int] = []
+    events: list[Event] = []
+    for step in ready.steps():
+        tokens += step.tokens
+        events += step.events
+    return Output(models.decode(tokens), tokens, events, count(events, len(tokens), len(ready.stages)))

@@ -1,0 +1,187 @@
+"""Acceptance rules: how many waiting tokens stand, and which token comes next.
+
+A rule warps scores once, with the same temperature, top-k and top-p for proposer and verifier. All of its random numbers
+are functions of (seed, position, stage, use), so eager and deferred runs draw the same ones.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from flashspec.scores import Dice, Sampling, Scores, warp
+
+
+class Drawn(NamedTuple):
+    """A proposal: token [1] on the device, the warped scores it was drawn from, and whether they were sound (no NaN)."""
+
+    token: Tensor
+    scores: Scores
+    sound: Tensor
+
+
+class Verdict(NamedTuple):
+    """How many waiting tokens stand, the token that follows them, and the verifier's warped scores for all rows."""
+
+    kept: int
+    token: int
+    scores: Scores
+
+
+class Waiting(NamedTuple):
+    """Tokens a stage is asked about: ids, each one's proposal scores, the position of the first, and the asking stage."""
+
+    tokens: list[int]
+    proposals: list[Scores]
+    position: int
+    stage: int
+
+
+class AcceptanceRule(Protocol):
+    """Draws tokens from scores and judges tokens others drew; `exact` says whether the text keeps the verifier's law."""
+
+    exact: bool
+    sampling: Sampling
+
+    def draw(self, scores: Scores, position: int, stage: int) -> Drawn:
+        """Propose one token from one row of raw scores, without host synchronisation."""
+
+    def verify(self, scores: Scores, waiting: Waiting) -> Verdict:
+        """Judge m waiting tokens by m + 1 rows of raw scores; one host synchronisation."""
+
+
+def _refuse_nan(best: Tensor) -> None:
+    if bool(torch.isnan(best).any()):
+        raise FloatingPointError("the model gave NaN logits; check the checkpoint, or load it with dtype='float32'")
+
+
+def _agreeing(wanted: list[int], waiting: list[int]) -> int:
+    """Length of the common prefix."""
+    return next((i for i, (a, b) in enumerate(zip(wanted, waiting)) if a != b), len(waiting))
+
+
+class GumbelCoupling:
+    """Every stage adds the same noise at the same position and takes the best: all exact methods print one text per seed.
+
+    The Gumbel-max coupling of drafter-invariant speculative decoding (Daliri et al. 2025); greedy at temperature 0.
+    """
+
+    exact = True
+
+    def __init__(self, sampling: Sampling, vocab_size: int) -> None:
+        self.sampling, self.vocab_size, self.dice = sampling, vocab_size, Dice(sampling.seed)
+
+    def _best(self, scores: Scores, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Best score [n] and its id [n]."""
+        logits = scores.logits
+        if self.sampling.temperature:
+            logits = logits + self.dice.gumbel(scores, positions, self.vocab_size)
+        best, columns = logits.max(-1)
+        return best, scores.pick(columns)
+
+    def draw(self, scores: Scores, position: int, stage: int) -> Drawn:
+        warped = warp(scores, self.sampling)
+        best, token = self._best(warped, torch.tensor([position]))
+        return Drawn(token, warped, ~torch.isnan(best))
+
+    def verify(self, scores: Scores, waiting: Waiting) -> Verdict:
+        warped = warp(scores, self.sampling)
+        count = len(waiting.tokens) + 1
+        best, chosen = self._best(warped, torch.arange(waiting.position, waiting.position + count))
+        _refuse_nan(best)
+        wanted = chosen.tolist()
+        kept = _agreeing(wanted, waiting.tokens)
+        return Verdict(kept, wanted[kept], warped)
+
+
+def _draw_from(weights: Tensor, uniform: Tensor) -> Tensor:
+    """Column [1] drawn from weights [1, m] (not necessarily summing to one) by the inverse of their running sum."""
+    running = weights.double().cumsum(-1)
+    goal = uniform.to(running.device)[:, None] * running[:, -1:]
+    return torch.searchsorted(running, goal, right=True)[:, 0].clamp_(max=weights.shape[-1] - 1)
+
+
+def probability_of(scores: Scores, tokens: Tensor) -> Tensor:
+    """Probability [n] of tokens [n] under each row of warped scores."""
+    probs = scores.logits.softmax(-1)
+    if scores.ids is None:
+        return probs.gather(1, tokens[:, None])[:, 0]
+    return (probs * (scores.ids == tokens[:, None])).sum(-1)
+
+
+class SpeculativeSampling:
+    """Accept x with probability min(1, p(x)/q(x)), else draw from max(p - q, 0) (Leviathan et al. 2023, section 2.3).
+
+    q is the very distribution the proposal was drawn from, sparse where the head scored a part of the vocabulary.
+    """
+
+    exact = True
+
+    def __init__(self, sampling: Sampling, vocab_size: int) -> None:
+        self.sampling, self.vocab_size, self.dice = sampling, vocab_size, Dice(sampling.seed)
+        self.greedy = GumbelCoupling(sampling, vocab_size)
+
+    def draw(self, scores: Scores, position: int, stage: int) -> Drawn:
+        if self.sampling.temperature == 0:
+            return self.greedy.draw(scores, position, stage)
+        warped = warp(scores, self.sampling)
+        probs = warped.logits.softmax(-1)
+        column = _draw_from(probs, self.dice.uniform([position], stage, "draw"))
+        return Drawn(warped.pick(column), warped, ~torch.isnan(probs[:, 0]))
+
+    def verify(self, scores: Scores, waiting: Waiting) -> Verdict:
+        if self.sampling.temperature == 0:
+            return self.greedy.verify(scores, waiting)
+        warped = warp(scores, self.sampling)
+        _refuse_nan(warped.logits.amax(-1))
+        kept = self._accepted(warped, waiting)
+        return Verdict(kept, self._next(warped, waiting, kept), warped)
+
+    def _accepted(self, warped: Scores, waiting: Waiting) -> int:
+        """Length of the accepted prefix."""
+        if not waiting.tokens:
+            return 0
+        tokens = torch.tensor(waiting.tokens, device=warped.logits.device)
+        m = len(tokens)
+        mine = probability_of(Scores(None if warped.ids is None else warped.ids[:m], warped.logits[:m]), tokens)
+        theirs = torch.cat([probability_of(q, tokens[i : i + 1]) for i, q in enumerate(waiting.proposals)])
+        positions = list(range(waiting.position, waiting.position + m))
+        dice = self.dice.uniform(positions, waiting.stage, "accept").to(mine.device)
+        stands = dice * theirs < mine
+        return int(stands.long().cumprod(0).sum())
+
+    def _next(self, warped: Scores, waiting: Waiting, kept: int) -> int:
+        """The correction at the first rejection, or one more token after all were kept."""
+        position = waiting.position + kept
+        mine = warped.row(kept).dense(self.vocab_size)
+        if kept == len(waiting.tokens):
+            return int(_draw_from(mine, self.dice.uniform([position], waiting.stage, "draw")))
+        rest = (mine - waiting.proposals[kept].dense(self.vocab_size)).clamp_(min=0)
+        weights = rest if float(rest.sum()) > 0 else mine
+        return int(_draw_from(weights, self.dice.uniform([position], waiting.stage, "residual")))
+
+
+class TypicalAcceptance(SpeculativeSampling):
+    """Lossy: keep x where p(x) >= min(epsilon, delta exp(-entropy)) (Cai et al. 2024, section 2.3.1)."""
+
+    exact = False
+    epsilon, delta = 0.09, 0.3
+
+    def _accepted(self, warped: Scores, waiting: Waiting) -> int:
+        if not waiting.tokens:
+            return 0
+        tokens = torch.tensor(waiting.tokens, device=warped.logits.device)
+        rows = Scores(None if warped.ids is None else warped.ids[: len(tokens)], warped.logits[: len(tokens)])
+        entropy = torch.special.entr(rows.logits.softmax(-1)).sum(-1)
+        least = torch.clamp(self.delta * torch.exp(-entropy), max=self.epsilon)
+        return int((probability_of(rows, tokens) >= least).long().cumprod(0).sum())
+
+
+KINDS = {"coupling": GumbelCoupling, "speculative": SpeculativeSampling, "typical": TypicalAcceptance}
+
+
+def rule_for(sampling: Sampling, vocab_size: int) -> AcceptanceRule:
+    """The acceptance rule a Sampling names."""
+    return KINDS[sampling.rule](sampling, vocab_size)

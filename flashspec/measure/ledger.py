@@ -1,0 +1,172 @@
+"""A closed time ledger: every second of a decode belongs to one named part, nested parts counted once.
+
+It comes from a run of its own, whose readers, heads and rules are wrapped; a throughput is never read off such a run.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from flashspec.decoding.cascade import Limits, Stage, decode
+from flashspec.decoding.rules import Drawn, Verdict, Waiting
+from flashspec.measure import clock
+from flashspec.scores import Dice, Sampling, Scores
+
+PARTS = (
+    "prefill", "draft body", "draft head", "draw", "check body", "check head",
+    "verify body", "verify head", "accept", "finalize", "rollback", "host",
+)  # fmt: skip
+
+
+class Account(NamedTuple):
+    """Seconds by part, wall seconds measured around the whole decode, and the tokens it gave."""
+
+    parts: dict[str, float]
+    wall: float
+    tokens: list[int]
+
+    @property
+    def closure(self) -> float:
+        """Share of the wall time that the parts explain; 1 is a closed ledger."""
+        return sum(self.parts.values()) / self.wall
+
+
+@dataclass
+class Ledger:
+    """Exclusive seconds by part: while an inner part runs, the outer one's clock stands still."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    finalizing: bool = False
+    _open: list[str] = field(default_factory=list)
+    _since: float = 0.0
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Charge the enclosed time to `name`; all that runs inside a finalising read is finalisation."""
+        name = "finalize" if "finalize" in self._open else name
+        self._charge()
+        self._open.append(name)
+        try:
+            yield
+        finally:
+            self._charge()
+            self._open.pop()
+
+    def _charge(self) -> None:
+        clock.settle()
+        instant = clock.now()
+        if self._open:
+            self.seconds[self._open[-1]] = self.seconds.get(self._open[-1], 0.0) + instant - self._since
+        self._since = instant
+
+
+class TimedReader:
+    """A reader whose reads and rewinds are charged; everything else is the reader's own."""
+
+    def __init__(self, reader: Any, ledger: Ledger, name: str) -> None:
+        self.reader, self.ledger, self.name = reader, ledger, name
+
+    def __getattr__(self, attribute: str) -> Any:
+        return getattr(self.reader, attribute)
+
+    def read(self, tokens: Tensor) -> Tensor:
+        """Read what is missing, charged as prefill, finalisation or the stage's body."""
+        late = self.name == "verify body" and self.ledger.finalizing
+        name = "prefill" if self.reader.seen == 0 else "finalize" if late else self.name
+        if self.name == "draft body" and not self.ledger._open[-1:] == ["finalize"]:
+            self.ledger.finalizing = False
+        with self.ledger.part(name):
+            return self.reader.read(tokens)
+
+    def rewind(self, n: int) -> None:
+        """Forget all but the first n tokens, charged as rollback."""
+        with self.ledger.part("rollback"):
+            self.reader.rewind(n)
+
+
+class TimedHead:
+    """A head whose calls are charged."""
+
+    def __init__(self, head: Any, ledger: Ledger, name: str) -> None:
+        self.head, self.ledger, self.name = head, ledger, name
+
+    def __getattr__(self, attribute: str) -> Any:
+        return getattr(self.head, attribute)
+
+    def __call__(self, rows: Tensor, positions: Tensor, dice: Dice) -> Scores:
+        with self.ledger.part(self.name):
+            return self.head(rows, positions, dice)
+
+
+class TimedRule:
+    """A rule whose draws and verdicts are charged; after the last stage's verdict a read of its own is finalisation."""
+
+    def __init__(self, rule: Any, ledger: Ledger, last: bool) -> None:
+        self.rule, self.ledger, self.last = rule, ledger, last
+
+    @property
+    def sampling(self) -> Sampling:
+        return self.rule.sampling
+
+    @property
+    def exact(self) -> bool:
+        return self.rule.exact
+
+    def draw(self, scores: Scores, position: int, stage: int) -> Drawn:
+        with self.ledger.part("draw"):
+            return self.rule.draw(scores, position, stage)
+
+    def verify(self, scores: Scores, waiting: Waiting) -> Verdict:
+        with self.ledger.part("accept"):
+            verdict = self.rule.verify(scores, waiting)
+        self.ledger.finalizing = self.last
+        return verdict
+
+
+def role(index: int, stages: int) -> str:
+    """What a stage is called in the ledger: the writer drafts, the last verifies, those between check."""
+    if index == stages - 1:
+        return "verify"
+    return "draft" if index == 0 else "check"
+
+
+def timed(stages: list[Stage], ledger: Ledger) -> list[Stage]:
+    """The same stages with every part charged to the ledger; the given ones are left as they are."""
+    readers: dict[int, TimedReader] = {}
+    for index, stage in enumerate(stages):
+        inner = copy.copy(stage.reader)
+        below = readers.get(id(getattr(inner, "below", None)))
+        if below is not None:
+            inner.below = below  # type: ignore[attr-defined]
+        readers[id(stage.reader)] = TimedReader(inner, ledger, f"{role(index, len(stages))} body")
+    return [
+        Stage(
+            readers[id(stage.reader)],  # type: ignore[arg-type]
+            TimedHead(stage.head, ledger, f"{role(index, len(stages))} head"),
+            TimedRule(stage.rule, ledger, index == len(stages) - 1),
+            stage.every,
+        )
+        for index, stage in enumerate(stages)
+    ]
+
+
+def account(stages: list[Stage], prompt: list[int], limits: Limits = Limits()) -> Account:
+    """Decode once with every part timed. The parts come from inside, the wall time from outside the generator."""
+    ledger, tokens = Ledger(), []
+    clock.settle()
+    start = clock.now()
+    steps = decode(timed(stages, ledger), prompt, limits)
+    while True:
+        with ledger.part("host"):
+            step = next(steps, None)
+        if step is None:
+            break
+        tokens += step.tokens
+    wall = clock.now() - start
+    return Account({part: ledger.seconds[part] for part in PARTS if part in ledger.seconds}, wall, tokens)

@@ -1,0 +1,111 @@
+"""Figures of decoding: tokens per second, acceptance, and where the time goes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from flashspec.study import readings
+from flashspec.study.style import NAMES, PARTS, canvas, colour, drawn
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
+
+
+@drawn
+def throughput(results: Any, draft: str = "main", rule: str = "coupling") -> Figure:
+    """Tokens per second of every method at its best k, one panel a temperature; dots are repeats."""
+    frame = results.frame
+    temperatures = sorted(readings.where(frame, rule=rule)["temperature"].unique())
+    figure, axes = canvas(len(temperatures), 3.4, sharey=True)
+    for axis, temperature in zip(axes, temperatures, strict=True):
+        methods_at(axis, frame, {"draft": draft, "rule": rule, "temperature": temperature})
+        axis.set_title(f"T = {temperature:g}")
+    axes[0].set_ylabel("tokens per second")
+    return figure
+
+
+def methods_at(axis: Axes, frame: DataFrame, setting: dict[str, Any]) -> None:
+    """Bars: baseline, then each draft head with eager and deferred final token."""
+    lines = [("baseline", None), *((m, f) for m in ("dense", "flash") for f in ("eager", "deferred"))]
+    for place, (method, finalize) in enumerate(lines):
+        rate = rates(frame, method, finalize, setting)
+        filled = finalize != "eager"
+        axis.bar(place, rate.median(), color=colour(method) if filled else "white", edgecolor=colour(method), width=0.7)
+        axis.plot([place] * len(rate), rate, "o", color="black", markersize=2, alpha=0.5)
+        axis.annotate(f"{rate.median():.0f}", (place, rate.max()), ha="center", va="bottom", fontsize=8, xytext=(0, 2),
+                      textcoords="offset points")  # fmt: skip
+    labels = ["base-\nline", "dense\neager", "dense\ndeferred", "Flash\neager", "Flash\ndeferred"]
+    axis.set_xticks(range(len(lines)), labels, fontsize=7)
+    axis.grid(axis="x", visible=False)
+    axis.set_ylabel("")
+
+
+def rates(frame: DataFrame, method: str, finalize: str | None, setting: dict[str, Any]) -> Any:
+    """Tokens per second by repeat."""
+    if finalize is None:
+        return 1 / readings.baseline_seconds(frame, **setting)
+    return 1 / readings.seconds_of(frame, method, finalize=finalize, **setting)
+
+
+@drawn
+def blocks(results: Any, rule: str = "coupling", finalize: str = "deferred") -> Figure:
+    """Throughput against k for each draft and head, one panel a temperature; the dashed line is the baseline."""
+    table = readings.where(readings.medians(results.frame), rule=rule)
+    temperatures = sorted(table["temperature"].unique())
+    figure, axes = canvas(len(temperatures), 3.4, sharey=True)
+    for axis, temperature in zip(axes, temperatures, strict=True):
+        block_curves(axis, readings.where(table, temperature=temperature), finalize)
+        axis.set(title=f"T = {temperature:g}", xlabel="drafted tokens a round, k")
+    axes[0].set_ylabel("tokens per second")
+    axes[0].legend(fontsize=7)
+    return figure
+
+
+def block_curves(axis: Axes, table: DataFrame, finalize: str) -> None:
+    """One curve a draft and head."""
+    axis.axhline(readings.where(table, method="baseline")["throughput"].median(), color=colour("baseline"), linestyle="--")
+    lines = readings.where(table, finalize=finalize)
+    for (draft, method), rows in lines[lines["method"] != "baseline"].groupby(["draft", "method"]):
+        style = {"marker": "o" if draft == "main" else "^", "linestyle": "-" if draft == "main" else ":"}
+        axis.plot(rows["k"], rows["throughput"], color=colour(method), label=f"{NAMES.get(draft, draft)}, {method}", **style)
+    axis.set_xticks(sorted(set(lines["k"]) - {0}))
+
+
+@drawn
+def acceptance(results: Any, rule: str = "coupling") -> Figure:
+    """Accepted share of drafted tokens by kind of prompt, draft head and temperature."""
+    import seaborn
+
+    rows = readings.where(results.frame, rule=rule)
+    rows = rows[rows["method"] != "baseline"]
+    sums = rows.groupby(["draft", "method", "temperature", "kind"])[["accepted", "drafted"]].sum().reset_index()
+    sums["share"] = sums["accepted"] / sums["drafted"]
+    drafts = sorted(sums["draft"].unique())
+    figure, axes = canvas(len(drafts), 3.4, sharey=True)
+    for axis, draft in zip(axes, drafts, strict=True):
+        seaborn.stripplot(readings.where(sums, draft=draft), x="share", y="kind", hue="method", ax=axis, size=6,
+                          palette={m: colour(m) for m in ("dense", "flash")}, dodge=True, jitter=False)  # fmt: skip
+        axis.set(title=NAMES.get(draft, draft), xlabel="accepted / drafted (one dot a temperature)", ylabel="")
+        axis.set_xlim(0, 1)
+    return figure
+
+
+@drawn
+def ledger(results: Any) -> Figure:
+    """Where the time of a final token goes: each part's milliseconds, stacked, for every method."""
+    frame = results.frame
+    table = frame.groupby(["draft", "method", "finalize", "part"])[["seconds", "emitted"]].median().reset_index()
+    table["ms"] = 1e3 * table["seconds"] / table["emitted"]
+    wide = table.pivot_table(index=["draft", "method", "finalize"], columns="part", values="ms", fill_value=0.0)
+    figure, (axis,) = canvas(height=0.5 * len(wide) + 1.6)
+    left = [0.0] * len(wide)
+    for shade, part in zip(PARTS, wide.columns, strict=False):
+        axis.barh(range(len(wide)), wide[part], left=left, color=shade, label=part, height=0.65)
+        left = [start + length for start, length in zip(left, wide[part], strict=True)]
+    axis.set_yticks(range(len(wide)), [", ".join(NAMES.get(word, word) for word in line) for line in wide.index])
+    axis.set_xlabel("milliseconds a final token")
+    axis.grid(axis="y", visible=False)
+    axis.legend(ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.15))
+    return figure

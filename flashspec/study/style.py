@@ -1,0 +1,139 @@
+"""How every figure looks, and the line under it that says which function drew it from which table on which machine."""
+
+from __future__ import annotations
+
+import functools
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+from flashspec.measure.bench import Interval
+
+COLOURS = {
+    "baseline": "#5f6368",
+    "dense": "#0072B2",
+    "flash": "#D55E00",
+    "thesis": "#000000",
+    "main": "#0072B2",
+    "shallow": "#009E73",
+    "qwen3-0.6b": "#CC79A7",
+    "reference": "#0072B2",
+}
+NAMES = {
+    "baseline": "baseline",
+    "dense": "dense draft head",
+    "dense-bf16": "dense, bfloat16",
+    "dense-fp32": "dense, float32",
+    "flash": "FlashHead draft head",
+    "main": "2-layer draft",
+    "shallow": "1-layer draft",
+    "thesis": "thesis",
+    "reference": "reference draft",
+    "qwen3-0.6b": "Qwen3-0.6B shape",
+}
+PARTS = ["#0072B2", "#56B4E9", "#D55E00", "#E69F00", "#009E73", "#CC79A7", "#999999"]
+WIDTH = 8.4
+
+
+class Picture(NamedTuple):
+    """A drawn figure: the matplotlib object, and the SVG that notebooks and pages show."""
+
+    figure: Figure
+    svg: str
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
+        return {"image/svg+xml": self.svg}
+
+    def save(self, path: str | Path) -> None:
+        """Write the SVG to a file, only if it would change it."""
+        path = Path(path)
+        if not path.exists() or path.read_text(encoding="utf-8") != self.svg:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(self.svg, encoding="utf-8")
+
+
+def drawn(draw: Callable[..., Figure]) -> Callable[..., Picture]:
+    """A figure function whose picture names it, its tables and their machines underneath."""
+
+    @functools.wraps(draw)
+    def picture(*results: Any, **options: Any) -> Picture:
+        import matplotlib
+
+        with matplotlib.rc_context(look()):
+            figure = draw(*results, **options)
+            footer(figure, draw.__name__, results)
+            return Picture(figure, svg(figure))
+
+    return picture
+
+
+def look() -> dict[str, Any]:
+    """Matplotlib settings: restrained, readable at page width, the same bytes for the same data."""
+    import seaborn
+
+    return {
+        **seaborn.plotting_context("notebook", font_scale=0.85),
+        **seaborn.axes_style("ticks", {"axes.grid": True, "axes.spines.top": False, "axes.spines.right": False}),
+        "grid.color": "#e6e6e6",
+        "axes.axisbelow": True,
+        "axes.edgecolor": "#666666",
+        "axes.titlesize": 11,
+        "axes.titleweight": "bold",
+        "axes.titlelocation": "left",
+        "legend.frameon": False,
+        "font.family": "DejaVu Sans",
+        "figure.facecolor": "white",
+        "svg.hashsalt": "flashspec",
+        "svg.fonttype": "path",
+    }
+
+
+def canvas(panels: int = 1, height: float = 3.7, **options: Any) -> tuple[Figure, list[Axes]]:
+    """A figure at page width with panels side by side."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    axes = figure.subplots(1, panels, squeeze=False, **options)
+    return figure, list(axes[0])
+
+
+def footer(figure: Figure, function: str, results: tuple[Any, ...]) -> None:
+    """Write function, tables, machines and days in small print under the figure."""
+    tables = ", ".join(f"{each.path.parent.name}/{each.path.stem}" for each in results)
+    machines = "; ".join(dict.fromkeys(each.machine for each in results))
+    figure.supxlabel(f"figures.{function} · {tables}\n{machines}", fontsize=7, color="#777777", x=0.01, ha="left")
+
+
+def svg(figure: Figure) -> str:
+    """The figure as SVG text without a date, so that the same table gives the same bytes."""
+    page = io.StringIO()
+    figure.savefig(page, format="svg", metadata={"Date": None, "Creator": None})
+    return "\n".join(line.rstrip() for line in page.getvalue().splitlines()) + "\n"
+
+
+def colour(name: str) -> str:
+    """The colour of a method, draft or shape, the same in every figure."""
+    return COLOURS.get(name, COLOURS.get(name.partition("-")[0], "#5f6368"))
+
+
+def error(interval: Interval) -> list[list[float]] | None:
+    """Error bar lengths of an interval, None where it has none."""
+    if interval.low != interval.low:
+        return None
+    return [[interval.value - interval.low], [interval.high - interval.value]]
+
+
+def plain_ticks(axis: Axes) -> None:
+    """Write the numbers of logarithmic axes as 1, 2, 5, 10 instead of powers."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    for side, scale in ((axis.xaxis, axis.get_xscale()), (axis.yaxis, axis.get_yscale())):
+        if scale == "log":
+            side.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            side.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            side.set_minor_formatter(NullFormatter())

@@ -1,0 +1,51 @@
+"""Completing a model folder: tokenizer files that transformers reads, and digests."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from flashspec.model.checkpoint import file_digest
+from flashspec.model.export import write_json
+
+END = "<|endoftext|>"
+
+
+def write_tokenizer(folder: str | Path, tokenizer_json: str | Path) -> None:
+    """Copy tokenizer.json into the folder and describe it, so that AutoTokenizer and our own loader give the same ids.
+
+    The end-of-text token begins, ends and pads. Raises ValueError when the tokenizer does not have it.
+    """
+    from tokenizers import Tokenizer
+
+    source, folder = Path(tokenizer_json), Path(folder)
+    tokenizer = Tokenizer.from_file(str(source))
+    end = tokenizer.token_to_id(END)
+    if end is None:
+        raise ValueError(f"{source} has no token {END}; train the tokenizer with it as a special token")
+    folder.mkdir(parents=True, exist_ok=True)
+    if source.resolve() != (folder / "tokenizer.json").resolve():
+        shutil.copyfile(source, folder / "tokenizer.json")
+    write_json(_tokenizer_config(end), folder / "tokenizer_config.json")
+    write_json({"bos_token": END, "eos_token": END, "pad_token": END}, folder / "special_tokens_map.json")
+
+
+def _tokenizer_config(end: int) -> dict[str, object]:
+    flags = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "added_tokens_decoder": {str(end): {"content": END, **flags}},
+        "bos_token": END,
+        "eos_token": END,
+        "pad_token": END,
+        "add_bos_token": False,
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": 1 << 20,
+    }
+
+
+def write_digests(folder: str | Path) -> None:
+    """Write digests.json with the SHA-256 of every other file of the folder; loading the folder checks it."""
+    folder = Path(folder)
+    files = sorted(path for path in folder.iterdir() if path.is_file() and path.name != "digests.json")
+    write_json({path.name: file_digest(path) for path in files if not path.name.startswith(".")}, folder / "digests.json")
