@@ -23,6 +23,7 @@ COLOURS = {
     "shallow": "#009E73",
     "qwen3-0.6b": "#CC79A7",
     "reference": "#0072B2",
+    "reference-shallow": "#009E73",
 }
 NAMES = {
     "baseline": "baseline",
@@ -32,8 +33,9 @@ NAMES = {
     "flash": "FlashHead draft head",
     "main": "2-layer draft",
     "shallow": "1-layer draft",
-    "thesis": "thesis",
-    "reference": "reference draft",
+    "thesis": "the thesis",
+    "reference": "reference draft, 2 layers",
+    "reference-shallow": "reference draft, 1 layer",
     "qwen3-0.6b": "Qwen3-0.6B shape",
 }
 PARTS = ["#0072B2", "#56B4E9", "#D55E00", "#E69F00", "#009E73", "#CC79A7", "#999999"]
@@ -95,11 +97,22 @@ def look() -> dict[str, Any]:
 
 def canvas(panels: int = 1, height: float = 3.7, **options: Any) -> tuple[Figure, list[Axes]]:
     """A figure at page width with panels side by side."""
+    figure = page(height)
+    return figure, list(figure.subplots(1, panels, squeeze=False, **options)[0])
+
+
+def stack(heights: list[int], inch: float = 0.27) -> tuple[Figure, list[Axes]]:
+    """A figure at page width with panels one above the other, each as high as its number of lines asks."""
+    figure = page(inch * sum(heights) + 0.85 * len(heights) + 0.3)
+    axes = figure.subplots(len(heights), 1, squeeze=False, height_ratios=[height + 1 for height in heights])
+    return figure, list(axes[:, 0])
+
+
+def page(height: float) -> Figure:
+    """An empty figure at page width, in inches."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
-    axes = figure.subplots(1, panels, squeeze=False, **options)
-    return figure, list(axes[0])
+    return Figure(figsize=(WIDTH, height), layout="constrained")
 
 
 def footer(figure: Figure, function: str, results: tuple[Any, ...]) -> None:
@@ -134,6 +147,6 @@ def plain_ticks(axis: Axes) -> None:
 
     for side, scale in ((axis.xaxis, axis.get_xscale()), (axis.yaxis, axis.get_yscale())):
         if scale == "log":
-            side.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            side.set_major_locator(LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0)))
             side.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             side.set_minor_formatter(NullFormatter())

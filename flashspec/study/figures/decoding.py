@@ -107,5 +107,5 @@ def ledger(results: Any) -> Figure:
     axis.set_yticks(range(len(wide)), [", ".join(NAMES.get(word, word) for word in line) for line in wide.index])
     axis.set_xlabel("milliseconds a final token")
     axis.grid(axis="y", visible=False)
-    axis.legend(ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.15))
+    figure.legend(ncols=4, loc="outside upper center")
     return figure

@@ -24,7 +24,7 @@ class Line(NamedTuple):
     draft: str | None
 
 
-LINES = (Line("qwen3-0.6b", None), Line("reference", "main"), Line("shallow", "shallow"))
+LINES = (Line("qwen3-0.6b", None), Line("reference", "main"), Line("reference-shallow", "shallow"))
 
 
 @drawn
@@ -32,13 +32,13 @@ def waterfall(projection: Any, step: Any, end_to_end: Any, probes: int = 256, te
     """How FlashHead's gain shrinks on its way from the projection to the text: the thesis beside what was measured here."""
     figure, (axis,) = canvas(height=4.4)
     thesis = [Interval(papers.thesis(name), *[float("nan")] * 2) for name in ("projection", "draft_step", "eager", "deferred")]
-    cascade(axis, "thesis", thesis, -0.15)
+    cascade(axis, "thesis", thesis, -0.24)
     for place, line in enumerate(LINES):
         gains = gains_of((projection.frame, step.frame, end_to_end.frame), line, probes, temperature)
-        cascade(axis, line.draft or line.shape, gains, -0.05 + 0.1 * place)
+        cascade(axis, line.draft or line.shape, gains, -0.08 + 0.16 * place)
     axis.axhline(1, color="#666666", linewidth=1)
     axis.set_xticks(range(len(STEPS)), STEPS)
-    axis.set(yscale="log", ylabel="FlashHead, times faster than dense", xlim=(-0.4, len(STEPS) - 0.5))
+    axis.set(yscale="log", ylabel="FlashHead, times faster than dense", xlim=(-0.45, len(STEPS) - 0.5))
     plain_ticks(axis)
     axis.grid(axis="x", visible=False)
     axis.legend()

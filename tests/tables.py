@@ -1,0 +1,79 @@
+"""Small tables with the columns of the three experiments and known answers, for tests of readings and figures."""
+
+from __future__ import annotations
+
+from itertools import product
+from pathlib import Path
+from types import SimpleNamespace
+
+import pandas
+
+REPEATS = range(5)
+MACHINE = "a made-up machine, 2026-01-01"
+
+
+def results(name: str, rows: list[dict]) -> SimpleNamespace:
+    """What `Results` offers to a figure."""
+    return SimpleNamespace(frame=pandas.DataFrame(rows), machine=MACHINE, path=Path(f"results/{name}/0123abcd.csv"), origin={})
+
+
+def projection(gain: float = 4.0) -> SimpleNamespace:
+    """FlashHead at 256 probes is exactly `gain` times faster than the fastest dense head."""
+    heads = [("dense-bf16", 0, 1.0), ("dense-fp32", 0, 1.9), *(("flash", p, p / 256 / gain) for p in (64, 128, 256, 512))]
+    return results("projection", [
+        {"shape": shape, "vocab": 1000, "hidden": 64, "head": head, "probes": probes, "rows_scored": 10,
+         "bytes": int(2e6 * time), "seconds": scale * time * (1 + 0.01 * repeat), "repeat": repeat, "bandwidth": 2e9}
+        for (shape, scale), (head, probes, time), repeat in product(
+            (("reference", 1e-3), ("qwen3-0.6b", 2e-2)), heads, REPEATS)
+    ])  # fmt: skip
+
+
+def draft_step(share: float = 0.5, gain: float = 4.0) -> SimpleNamespace:
+    """The head takes `share` of the dense step and is `gain` times faster as a FlashHead."""
+    return results("draft_step", [
+        {"shape": shape, "layers": 2, "head": head, "probes": probes, "body_seconds": (1 - share) * 1e-3,
+         "head_seconds": share * time * 1e-3, "step_seconds": (1 - share + share * time) * 1e-3 * (1 + 0.01 * repeat),
+         "bytes": 1000, "repeat": repeat, "bandwidth": 2e9}
+        for shape, (head, probes, time), repeat in product(
+            ("reference", "reference-shallow", "qwen3-0.6b"), (("dense", 0, 1.0), ("flash", 256, 1 / gain)), REPEATS)
+    ])  # fmt: skip
+
+
+def end_to_end() -> SimpleNamespace:
+    """k = 4 is the best block; FlashHead is 10 % faster than dense; deferral gives another 20 %."""
+    speed = {"dense": 2.0, "flash": 2.2}
+    blocks = {2: 0.8, 4: 1.0, 8: 0.7}
+    rows = [
+        {**point(draft, method, finalize, temperature, kind, k), "repeat": repeat,
+         "seconds": 1.0 / (speed[method] * blocks[k] * (1.2 if finalize == "deferred" else 1.0)) * (1 + 0.01 * repeat)}
+        for draft, method, finalize, temperature, kind, k, repeat in product(
+            ("main", "shallow"), speed, ("eager", "deferred"), (0.0, 1.0), ("code", "prose"), blocks, REPEATS)
+    ]  # fmt: skip
+    base = [
+        {
+            **point("main", "baseline", "deferred", temperature, kind, 0),
+            "drafted": 0,
+            "accepted": 0,
+            "repeat": repeat,
+            "seconds": 1.0,
+        }
+        for temperature, kind, repeat in product((0.0, 1.0), ("code", "prose"), REPEATS)
+    ]
+    return results("end_to_end", rows + base)
+
+
+def point(draft: str, method: str, finalize: str, temperature: float, kind: str, k: int) -> dict:
+    """The counts of one run of 100 tokens."""
+    return {"draft": draft, "method": method, "finalize": finalize, "temperature": temperature, "rule": "coupling", "k": k,
+            "probes": 256 if method == "flash" else 0, "kind": kind, "rounds": 40, "drafted": 40 * k, "accepted": 60,
+            "emitted": 100, "forwards": 40, "text_digest": "00"}  # fmt: skip
+
+
+def ledger() -> SimpleNamespace:
+    """Seconds by part."""
+    parts = {"draft body": 0.1, "draft head": 0.2, "verify": 0.5, "accept": 0.02, "finalize": 0.0, "rollback": 0.01, "host": 0.05}
+    return results("ledger", [
+        {"draft": "main", "method": method, "finalize": "deferred", "part": part, "seconds": seconds, "emitted": 100,
+         "repeat": repeat}
+        for method, (part, seconds), repeat in product(("dense", "flash"), parts.items(), REPEATS)
+    ])  # fmt: skip

@@ -1,0 +1,89 @@
+"""Readings give the numbers that were put into a table; figures are functions of the table alone."""
+
+from __future__ import annotations
+
+import pytest
+import tables
+
+pytest.importorskip("seaborn")
+
+from flashspec.study import figures, papers, readings
+from flashspec.theory import amdahl
+
+SETTING = {"draft": "main", "temperature": 1.0, "rule": "coupling"}
+
+
+def test_projection_gain_is_against_the_fastest_dense_head() -> None:
+    gain = readings.projection_gain(tables.projection(gain=4.0).frame, "reference", 256)
+    assert gain.value == pytest.approx(4.0)
+    assert gain.shows_difference
+
+
+def test_a_head_of_equal_speed_shows_no_difference() -> None:
+    assert not readings.projection_gain(tables.projection(gain=1.0).frame, "reference", 256).shows_difference
+
+
+def test_step_gain_follows_from_the_head_share() -> None:
+    frame = tables.draft_step(share=0.5, gain=4.0).frame
+    assert readings.head_share(frame, "reference") == pytest.approx(0.5)
+    assert readings.step_gain(frame, "reference", 256).value == pytest.approx(amdahl(0.5, 4.0))
+
+
+def test_methods_compete_at_their_best_block() -> None:
+    frame = tables.end_to_end().frame
+    assert set(readings.best(frame, finalize="eager", **SETTING)["k"]) == {4}
+    assert readings.method_gain(frame, "flash", "dense", finalize="eager", **SETTING).value == pytest.approx(1.1)
+    assert readings.deferral_gain(frame, "dense", **SETTING).value == pytest.approx(1.2)
+
+
+def test_a_missing_row_is_named() -> None:
+    with pytest.raises(readings.Missing, match="shape = opt"):
+        readings.projection_gain(tables.projection().frame, "opt", 256)
+
+
+def test_too_few_repeats_give_no_interval() -> None:
+    frame = tables.projection().frame
+    gain = readings.projection_gain(frame[frame["repeat"] < 2], "reference", 256)
+    assert "too few repeats" in readings.words(gain)
+
+
+def test_the_thesis_agrees_with_itself() -> None:
+    ratio = papers.thesis("projection_dense_ms") / papers.thesis("projection_flash_ms")
+    assert papers.thesis("projection") == pytest.approx(ratio, rel=1e-3)
+    assert amdahl(papers.head_share(), papers.thesis("projection")) == pytest.approx(papers.thesis("draft_step"), rel=1e-3)
+
+
+DRAWN = {
+    "projection": lambda: figures.projection(tables.projection()),
+    "probes": lambda: figures.probes(tables.projection()),
+    "draft_step": lambda: figures.draft_step(tables.draft_step()),
+    "dilution": lambda: figures.dilution(tables.projection(), tables.draft_step()),
+    "throughput": lambda: figures.throughput(tables.end_to_end()),
+    "blocks": lambda: figures.blocks(tables.end_to_end()),
+    "acceptance": lambda: figures.acceptance(tables.end_to_end()),
+    "ledger": lambda: figures.ledger(tables.ledger()),
+    "waterfall": lambda: figures.waterfall(tables.projection(), tables.draft_step(), tables.end_to_end()),
+}
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_every_figure_names_its_source(name: str) -> None:
+    picture = DRAWN[name]()
+    small_print = picture.figure.get_supxlabel()
+    assert f"figures.{name}" in small_print
+    assert tables.MACHINE in small_print
+
+
+@pytest.mark.parametrize("name", ["throughput", "waterfall"])
+def test_the_same_table_gives_the_same_picture(name: str) -> None:
+    once, again = DRAWN[name]().svg, DRAWN[name]().svg
+    assert once == again
+    assert "<dc:date>" not in once
+
+
+def test_another_table_gives_another_picture() -> None:
+    assert figures.projection(tables.projection(4.0)).svg != figures.projection(tables.projection(5.0)).svg
+
+
+def test_every_figure_is_drawn_here() -> None:
+    assert set(DRAWN) == set(figures.__all__)
