@@ -16,7 +16,7 @@ from flashspec.study.experiment import Experiment
 from flashspec.study.parameters import Refused, hints, parse_value, refuse_unknown, type_name
 from flashspec.study.store import write_atomically
 
-TYPES = {"int": int, "float": float, "str": str, "bool": bool, "tuple": tuple, "list": list, "Literal": Literal, "Any": Any}
+TYPES: dict[str, Any] = {kind.__name__: kind for kind in (int, float, str, bool, tuple, list)} | {"Literal": Literal, "Any": Any}
 
 
 class Parameter(NamedTuple):
@@ -32,13 +32,13 @@ class NotebookFailed(RuntimeError):
 
 
 def parameters(notebook: Path) -> dict[str, Parameter]:
-    """The parameters a notebook declares in its cell tagged `parameters`, by name."""
-    import papermill
-
+    """The parameters a notebook declares in its cell tagged `parameters`, by name; none without such a cell."""
     if not notebook.is_file():
         raise Refused(f"no notebook {notebook}: check the path")
-    found = papermill.inspect_notebook(str(notebook))
-    return {name: _parameter(facts) for name, facts in found.items()}
+    cells = json.loads(notebook.read_text())["cells"]
+    source = "".join(next((c["source"] for c in cells if "parameters" in c["metadata"].get("tags", ())), ""))
+    lines = source.splitlines()
+    return dict(_parameter(node, lines[(node.end_lineno or 1) - 1]) for node in ast.parse(source).body)
 
 
 def validated(notebook: Path, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -80,19 +80,24 @@ def execute_all(
     """
     from tqdm import tqdm
 
-    wanted = {**(values or {}), **({"fresh": True} if fresh else {})}
-    declared = {notebook: parameters(notebook) for notebook in notebooks}
-    refuse_unknown(values or {}, {name: None for known in declared.values() for name in known})
+    chosen = _shared_out(notebooks, {**(values or {}), **({"fresh": True} if fresh else {})})
     written, failures = [], []
     for notebook in tqdm(notebooks, desc="notebooks", unit="notebook", delay=0.5):
-        mine = {name: value for name, value in wanted.items() if name in declared[notebook]}
         try:
-            written.append(execute(notebook, out_dir / notebook.name, mine))
-        except (NotebookFailed, Refused) as error:
+            written.append(execute(notebook, out_dir / notebook.name, chosen[notebook]))
+        except NotebookFailed as error:
             failures.append(str(error))
     if failures:
         raise NotebookFailed("; ".join(failures))
     return written
+
+
+def _shared_out(notebooks: Sequence[Path], values: Mapping[str, Any]) -> dict[Path, dict[str, Any]]:
+    """The values each notebook declares, parsed; a name that none declares is refused, `fresh` apart."""
+    declared = {notebook: parameters(notebook) for notebook in notebooks}
+    refuse_unknown(values, {**{name: None for known in declared.values() for name in known}, "fresh": None})
+    mine = {notebook: {name: values[name] for name in values if name in known} for notebook, known in declared.items()}
+    return {notebook: validated(notebook, given) for notebook, given in mine.items()}
 
 
 def reproducible(notebook: dict[str, Any]) -> dict[str, Any]:
@@ -140,16 +145,17 @@ def found_in(source: Path) -> list[Path]:
     return found
 
 
-def _parameter(facts: Mapping[str, str]) -> Parameter:
-    name = facts["inferred_type_name"]
+def _parameter(node: ast.stmt, line: str) -> tuple[str, Parameter]:
+    """Name and parameter of one assignment, whose trailing comment is the help."""
+    target = node.target if isinstance(node, ast.AnnAssign) else node.targets[0] if isinstance(node, ast.Assign) else None
+    if not isinstance(target, ast.Name):
+        raise Refused(f"a parameters cell holds only lines like `k: int = 4  # help`, got {line!r}")
     try:
-        default = ast.literal_eval(facts["default"])
-    except (ValueError, SyntaxError) as error:
-        raise Refused(
-            f"the default of parameter {facts['name']!r} is no literal: write a number, string, bool or tuple"
-        ) from error
-    kind = type(default) if name == "None" else eval(name, {"__builtins__": {}}, TYPES)
-    return Parameter(kind, default, facts["help"])
+        default = ast.literal_eval(node.value)
+    except (ValueError, TypeError) as error:
+        raise Refused(f"parameter {target.id!r} needs a literal default: a number, string, bool, None or tuple") from error
+    kind = eval(ast.unparse(node.annotation), {"__builtins__": {}}, TYPES) if isinstance(node, ast.AnnAssign) else type(default)
+    return target.id, Parameter(kind, default, line[node.end_col_offset :].partition("#")[2].strip())
 
 
 def _papermill(notebook: Path, part: Path, values: dict[str, Any], timeout: int) -> None:

@@ -1,0 +1,121 @@
+"""Imports go down only, sizes stay within budget, and `import flashspec` needs torch alone."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FLOORS = {
+    "scores": 0, "theory": 0, "provenance": 0, "kernels": 0, "model": 1, "heads": 1,
+    "decoding": 2, "measure": 3, "train": 4, "study": 5, "cli": 6,
+}  # fmt: skip
+HEAVY = {"transformers", "faiss", "pandas", "papermill", "seaborn", "matplotlib", "tokenizers", "triton", "dask", "click"}
+LINES, BODY, ARGUMENTS = 300, 40, 5
+PROMISED = {"generate"}  # its signature is public and fixed by the design
+
+
+def sources():
+    return sorted((ROOT / "flashspec").rglob("*.py"))
+
+
+def room(path):
+    """The room of a file below flashspec/, None for flashspec/__init__.py, which may reach all of them."""
+    parts = path.relative_to(ROOT / "flashspec").with_suffix("").parts
+    return None if parts == ("__init__",) else parts[0]
+
+
+def imported(tree):
+    """Rooms of flashspec that a module imports, at its top or inside functions."""
+    for node in ast.walk(tree):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        for name in names:
+            top, *inner = name.split(".")
+            if top == "flashspec" and inner and inner[0] in FLOORS:
+                yield inner[0]
+
+
+def upward(place, tree):
+    """Imports of a room on a higher floor, for a module of room `place`."""
+    return sorted({found for found in imported(tree) if FLOORS[found] > FLOORS[place]})
+
+
+def defined(tree):
+    return [node for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
+
+
+def too_long(tree):
+    return [f.name for f in defined(tree) if f.end_lineno - f.lineno + 1 > BODY]
+
+
+def too_many(tree):
+    return [f.name for f in defined(tree) if count(f.args) > ARGUMENTS and f.name not in PROMISED]
+
+
+def count(arguments):
+    named = [a.arg for a in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)]
+    return len([name for name in named if name not in ("self", "cls")])
+
+
+def heavy_at_top(tree):
+    """Heavy libraries imported when the module is, TYPE_CHECKING blocks apart."""
+    tops = [node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))]
+    names = [a.name for node in tops if isinstance(node, ast.Import) for a in node.names]
+    names += [node.module for node in tops if isinstance(node, ast.ImportFrom) and node.module]
+    return sorted({name.split(".")[0] for name in names} & HEAVY)
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_file_keeps_to_its_floor_and_budget(path):
+    text = path.read_text()
+    tree = ast.parse(text)
+    place = room(path)
+    assert place is None or place in FLOORS, f"{place} has no floor: add it to FLOORS and to the design"
+    assert place is None or not upward(place, tree)
+    assert len(text.splitlines()) <= LINES
+    assert not too_long(tree)
+    assert not too_many(tree)
+    assert path.name != "utils.py"
+    assert place == "cli" or not heavy_at_top(tree)
+    assert not any(word in text for word in ("TODO", "FIXME", "NotImplementedError"))
+
+
+def test_an_upward_import_is_caught():
+    for line in ("from flashspec.cli import main", "from flashspec import study", "import flashspec.measure.bench"):
+        assert upward("decoding", ast.parse(f"def hidden():\n    {line}\n"))
+    assert not upward("decoding", ast.parse("from flashspec.model import reader\nfrom flashspec.scores import Scores"))
+
+
+def test_an_overgrown_function_is_caught():
+    assert too_long(ast.parse("def long():\n" + "    x = 1\n" * BODY)) == ["long"]
+    assert too_many(ast.parse("def wide(a, b, c, d, *, e, f): pass")) == ["wide"]
+    assert not too_many(ast.parse("def method(self, a, b, c, d, e, **rest): pass"))
+    assert heavy_at_top(ast.parse("import pandas as pd\nfrom transformers import AutoModel")) == ["pandas", "transformers"]
+    assert not heavy_at_top(ast.parse("def f():\n    import pandas\n"))
+
+
+def test_every_room_has_a_floor():
+    rooms = {room(path) for path in sources()} - {None}
+    assert rooms <= set(FLOORS)
+
+
+def loaded_by(line):
+    script = f"import sys; {line}; print(*sorted({{name.split('.')[0] for name in sys.modules}}))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True)
+    return set(done.stdout.split())
+
+
+def test_import_flashspec_loads_no_heavy_library():
+    assert not loaded_by("import flashspec") & HEAVY
+    assert loaded_by("import flashspec, tokenizers") & HEAVY == {"tokenizers"}
+
+
+def test_the_public_names_are_reachable():
+    script = "import flashspec as fs; [getattr(fs, name) for name in fs.__all__]"
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True)
