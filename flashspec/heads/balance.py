@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 CHUNK_SCORES = 1 << 24  # scores held at once: 64 MiB of float32
-SHORTLIST = 32  # clusters a point bids for before its list is drawn up anew
+SHORTLIST = 32  # clusters a point bids for before a longer list is drawn up
 
 
 def chunks(points: Tensor, width: int) -> Iterator[Tensor]:
@@ -24,20 +24,19 @@ def assign_balanced(points: Tensor, centroids: Tensor, size: int) -> Tensor:
     """
     free = torch.full((len(centroids),), size, dtype=torch.int64, device=points.device)
     placed = torch.full((len(points),), -1, dtype=torch.int64, device=points.device)
-    waiting = torch.arange(len(points), device=points.device)
+    waiting, length = torch.arange(len(points), device=points.device), SHORTLIST
     while len(waiting):
-        bids, lists = _shortlists(points[waiting], centroids, free)
-        left = _auction(bids, lists, free)
-        placed[waiting] = left
-        waiting = waiting[left < 0]
+        bids, lists = _shortlists(points[waiting], centroids, free, min(length, max(SHORTLIST, CHUNK_SCORES // len(waiting))))
+        won = _auction(bids, lists, free)
+        placed[waiting] = won
+        waiting, length = waiting[won < 0], 2 * length
     return placed
 
 
-def _shortlists(points: Tensor, centroids: Tensor, free: Tensor) -> tuple[Tensor, Tensor]:
-    """Each point's best open clusters: their scores and numbers, both [n, m], best first."""
+def _shortlists(points: Tensor, centroids: Tensor, free: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    """Each point's best `length` (or fewer) open clusters: their scores and numbers, best first."""
     still_open = free.nonzero()[:, 0]
-    width = min(SHORTLIST, len(still_open))
-    found = [(part @ centroids[still_open].T).topk(width) for part in chunks(points, len(still_open))]
+    found = [(p @ centroids[still_open].T).topk(min(length, len(still_open))) for p in chunks(points, len(still_open))]
     return torch.cat([f.values for f in found]), still_open[torch.cat([f.indices for f in found])]
 
 

@@ -86,6 +86,8 @@ class FlashHead:
         weight = weight_of(weight)
         plan = replace(plan or FlashPlan(), **_known(changes))
         clusters = clusters or cluster(weight, Recipe(plan.cluster_size, plan.seed))
+        if (clusters.vocab_size, clusters.centroids.shape[1]) != weight.shape:
+            raise ValueError(f"these clusters are of {clusters.vocab_size} ids, not of a weight of shape {list(weight.shape)}")
         plan = plan.resolve(clusters)
         return cls(norm or unchanged, weight, clusters, plan, build_table(weight, clusters, plan.always))
 

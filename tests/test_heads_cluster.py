@@ -1,0 +1,111 @@
+"""Balanced clustering: a partition, the same one for the same seed, and better than chance."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from flashspec.heads.balance import assign_balanced
+from flashspec.heads.cluster import Recipe, cluster, from_assignments, members_of, nearest
+
+
+def rows(count: int, width: int = 24, seed: int = 0) -> torch.Tensor:
+    """Rows around thirty directions of very unequal popularity, with lengths that vary."""
+    dice = torch.Generator().manual_seed(seed)
+    heads = torch.randn(30, width, generator=dice)
+    popular = (torch.rand(count, generator=dice) ** 3 * 30).long()
+    lengths = torch.rand(count, 1, generator=dice) + 0.5
+    return lengths * F.normalize(heads[popular] + 0.3 * torch.randn(count, width, generator=dice), dim=1)
+
+
+def is_partition(members: torch.Tensor, vocab: int) -> bool:
+    ids = members.flatten()
+    return torch.equal(ids[ids >= 0].sort().values, torch.arange(vocab))
+
+
+@pytest.mark.parametrize("backend", ["torch", "auto"])
+@pytest.mark.parametrize("vocab", [640, 641, 655, 1000])
+@pytest.mark.parametrize("size", [1, 5, 16, 64])
+def test_every_cluster_has_its_size_and_every_id_stands_once(vocab, size, backend):
+    weight = rows(vocab)
+    found = cluster(weight, Recipe(size, lloyd=2, balanced=1, backend=backend))
+    assert found.members.shape == (-(-vocab // size), size)
+    assert is_partition(found.members, vocab)
+    assert (found.members < 0).sum() == -vocab % size
+    assert (found.members[:, 0] >= 0).all()
+    for number, ids in enumerate(found.members):
+        mine = ids[ids >= 0]
+        assert (found.assignments[mine] == number).all()
+        assert torch.allclose(found.centroids[number], weight[mine].mean(0), atol=1e-6)
+
+
+def test_nearest_centroids_alone_are_not_balanced():
+    points = F.normalize(rows(640), dim=1)
+    centroids = points[:40]
+    assert torch.bincount(nearest(points, centroids), minlength=40).max() > 16
+    with pytest.raises(ValueError, match="clusters of 16 expected"):
+        members_of(nearest(points, centroids), 40, 16)
+
+
+def test_the_auction_gives_a_full_cluster_to_its_highest_bidders():
+    points = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.8, 0.2], [0.0, 1.0]])
+    centroids = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    assert assign_balanced(points, centroids, 2).tolist() == [0, 0, 1, 1]
+
+
+def test_the_auction_ends_when_every_point_is_the_same():
+    points = F.normalize(torch.ones(1000, 8), dim=1)
+    placed = assign_balanced(points, F.normalize(torch.randn(250, 8, generator=torch.Generator().manual_seed(0)), dim=1), 4)
+    assert (torch.bincount(placed, minlength=250) == 4).all()
+
+
+def cohesion(found, weight: torch.Tensor) -> float:
+    """Mean cosine of a row and the direction of its cluster."""
+    return F.cosine_similarity(weight, found.centroids[found.assignments]).mean().item()
+
+
+def test_clusters_are_tighter_than_chance_and_iterations_help():
+    weight = rows(2000)
+    chance = from_assignments(weight, torch.arange(2000) % 125, 16)
+    first = cluster(weight, Recipe(16, lloyd=0, balanced=1, backend="torch"))
+    settled = cluster(weight, Recipe(16, lloyd=12, balanced=4, backend="torch"))
+    assert cohesion(chance, weight) + 0.3 < cohesion(first, weight) < cohesion(settled, weight)
+
+
+@pytest.mark.parametrize("backend", ["torch", "auto"])
+def test_the_same_seed_gives_the_same_clusters_and_another_seed_others(backend):
+    def members(seed: int) -> torch.Tensor:
+        return cluster(rows(500), Recipe(16, seed=seed, backend=backend)).members
+
+    assert torch.equal(members(0), members(0))
+    assert not torch.equal(members(0), members(1))
+
+
+def test_only_the_direction_of_a_row_decides_its_cluster():
+    weight = rows(500)
+    lengths = 2.0 ** torch.randint(-2, 3, (500, 1), generator=torch.Generator().manual_seed(5))
+    recipe = Recipe(16, backend="torch")
+    assert torch.equal(cluster(weight, recipe).members, cluster(lengths * weight, recipe).members)
+
+
+def test_memory_chunks_change_nothing(monkeypatch):
+    points, centroids = F.normalize(rows(500), dim=1), F.normalize(rows(32, seed=1), dim=1)
+    whole = assign_balanced(points, centroids, 16)
+    monkeypatch.setattr("flashspec.heads.balance.CHUNK_SCORES", 64 * 32)
+    monkeypatch.setattr("flashspec.heads.balance.SHORTLIST", 32)
+    assert torch.equal(whole, assign_balanced(points, centroids, 16))
+
+
+def test_recipes_that_make_no_sense_are_refused():
+    with pytest.raises(ValueError, match="cluster_size must be at least 1"):
+        Recipe(0)
+    with pytest.raises(ValueError, match="balanced at least 1"):
+        Recipe(balanced=0)
+    with pytest.raises(ValueError, match="auto, faiss or torch"):
+        Recipe(backend="gpu")
+
+
+def test_a_missing_faiss_is_said_with_the_fix(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "faiss", None)
+    with pytest.raises(ValueError, match="install the extra `ann`"):
+        cluster(rows(64), Recipe(16, backend="faiss"))
+    assert is_partition(cluster(rows(64), Recipe(16)).members, 64)

@@ -1,0 +1,89 @@
+"""FlashHead on disk: it comes back as it was, and only beside the weight it was built from."""
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from flashspec.heads import FlashHead
+from flashspec.heads.storage import FILE, weight_digest
+
+
+def weight(vocab: int = 300, width: int = 32, seed: int = 0) -> torch.Tensor:
+    return torch.randn(vocab, width, generator=torch.Generator().manual_seed(seed)).bfloat16()
+
+
+def built() -> FlashHead:
+    return FlashHead.build(weight(), cluster_size=7, probes=5, always=(3, 299), seed=2, selection="sample", temperature=0.5)
+
+
+def same(one: FlashHead, other: FlashHead) -> bool:
+    tables = [a == b if isinstance(a, bool) else torch.equal(a, b) for a, b in zip(one.table, other.table, strict=True)]
+    return one.plan == other.plan and all(tables)
+
+
+@pytest.mark.parametrize("into", ["", "head.safetensors"])
+def test_a_saved_head_comes_back_as_it_was(tmp_path, into):
+    built().save(tmp_path / into)
+    assert [p.name for p in tmp_path.iterdir()] == [into or FILE]
+    assert same(FlashHead.load(tmp_path / into, weight()), built())
+    assert not same(FlashHead.load(tmp_path / into, weight()).with_probes(6), built())
+
+
+def test_a_head_built_in_bfloat16_loads_beside_the_same_weight_in_float32(tmp_path):
+    built().save(tmp_path)
+    wide = FlashHead.load(tmp_path, weight().float())
+    assert torch.equal(wide.clusters.members, built().clusters.members)
+    assert wide.table.blocks.dtype == torch.float32
+
+
+def nudged() -> torch.Tensor:
+    other = weight()
+    other[5, 5] *= 2
+    return other
+
+
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        (weight(vocab=301), "vocab_size 300, but this weight has 301"),
+        (weight(width=40), "hidden 32, but this weight has 40"),
+        (weight(seed=1), "another weight of this shape"),
+        (nudged(), "another weight of this shape"),
+    ],
+)
+def test_a_head_beside_another_weight_is_refused(tmp_path, other, words):
+    built().save(tmp_path)
+    with pytest.raises(ValueError, match=words):
+        FlashHead.load(tmp_path, other)
+
+
+def test_missing_truncated_and_foreign_files_are_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="FlashHead.build"):
+        FlashHead.load(tmp_path, weight())
+    built().save(tmp_path)
+    whole = (tmp_path / FILE).read_bytes()
+    (tmp_path / FILE).write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match="damaged or incomplete"):
+        FlashHead.load(tmp_path, weight())
+    save_file({"members": torch.zeros(2, 2)}, tmp_path / FILE)
+    with pytest.raises(ValueError, match="not of a FlashHead"):
+        FlashHead.load(tmp_path, weight())
+
+
+def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
+    built().save(tmp_path)
+    before = (tmp_path / FILE).read_bytes()
+
+    def torn(tensors: dict, path: object, metadata: dict) -> None:
+        path.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("safetensors.torch.save_file", torn)
+    with pytest.raises(KeyboardInterrupt):
+        built().with_probes(6).save(tmp_path)
+    assert (tmp_path / FILE).read_bytes() == before
+
+
+def test_the_digest_tells_rows_apart_and_not_number_formats():
+    assert weight_digest(weight()) == weight_digest(weight().float())
+    assert weight_digest(weight()) != weight_digest(weight().flip(0))
