@@ -202,11 +202,11 @@ class _Loader:
         return model.eval()
 
     def _fill(self, model: Transformer, name: str, module: nn.Module, int4: bool) -> None:
-        wide = self.scheme is not None and isinstance(module, nn.Linear) and self.scheme.covers(sources(name)[0])
+        packed = isinstance(module, nn.Linear) and self._packed(name)
         bias = getattr(module, "bias", None)
         if bias is not None:
             module.bias = nn.Parameter(self._dense(name, "bias", bias))
-        if not wide:
+        if not packed:
             module.weight = nn.Parameter(self._dense(name, "weight", module.weight))
             return
         weight = self._quantised(name, module)
@@ -215,6 +215,16 @@ class _Loader:
             setattr(model.get_submodule(parent), leaf, Int4Linear(weight, module.bias, self.dtype))
         else:
             module.weight = nn.Parameter(dequantise(weight, self.dtype))
+
+    def _packed(self, module: str) -> bool:
+        """True where this module is stored in 4 bits; ValueError where only some of its sources are."""
+        kinds = {self.scheme is not None and self.scheme.covers(source) for source in sources(module)}
+        if len(kinds) > 1:
+            raise ValueError(
+                f"{', '.join(sources(module))} run as one product but modules_to_not_convert keeps only some of them dense; "
+                "quantise them alike"
+            )
+        return kinds.pop()
 
     def _read(self, name: str, shape: tuple[int, ...]) -> Tensor:
         self.used.add(name)

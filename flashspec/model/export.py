@@ -16,6 +16,7 @@ from flashspec.model.names import row_counts, sources
 from flashspec.model.transformer import Transformer
 
 SHARD_BYTES = 16_000_000
+INDEX = "model.safetensors.index.json"
 
 
 def save_transformer(
@@ -23,14 +24,10 @@ def save_transformer(
 ) -> None:
     """Write config.json and safetensors (several, with an index, above `shard_bytes`; one tensor is never split).
 
-    Files appear under their names only when complete; weights of an earlier save are removed, digests.json with them.
+    An interrupted save leaves the folder as it was; a completed one removes an earlier save's weights and digests.json.
     Raises ValueError for a model on int4 weights: load it with weights="dense" to export it.
     """
-    folder = Path(folder)
-    tensors = hf_tensors(model, dtype)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_weights(tensors, folder, shard_bytes)
-    write_json(to_hf(model.config, dtype), folder / "config.json")
+    write_folder(folder, hf_tensors(model, dtype), to_hf(model.config, dtype), shard_bytes)
 
 
 def hf_tensors(model: Transformer, dtype: str = "bfloat16") -> dict[str, Tensor]:
@@ -49,48 +46,67 @@ def hf_tensors(model: Transformer, dtype: str = "bfloat16") -> dict[str, Tensor]
     return tensors
 
 
-def write_weights(tensors: dict[str, Tensor], folder: Path, shard_bytes: int = SHARD_BYTES) -> None:
-    """Write safetensors files of at most `shard_bytes` (one tensor is never split), then remove an earlier save's."""
+def write_folder(
+    folder: str | Path, tensors: dict[str, Tensor], config: dict[str, Any], shard_bytes: int = SHARD_BYTES
+) -> None:
+    """Write named tensors and a config.json dictionary: everything under temporary names first, then renamed."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     shards = _shards(tensors, shard_bytes)
-    names = _names(len(shards))
-    index = folder / "model.safetensors.index.json"
-    for shard, name in zip(shards, names):
-        _write_shard({key: tensors[key] for key in shard}, folder / name)
-    for stale in folder.glob("model*.safetensors"):
-        if stale.name not in names:
-            stale.unlink()
-    (folder / "digests.json").unlink(missing_ok=True)
-    if len(names) == 1:
-        index.unlink(missing_ok=True)
-        return
-    total = sum(value.nbytes for value in tensors.values())
-    where = {key: name for shard, name in zip(shards, names) for key in shard}
-    write_json({"metadata": {"total_size": total}, "weight_map": where}, index)
+    texts = {"config.json": config} | ({INDEX: _index(shards, tensors)} if len(shards) > 1 else {})
+    names = [*shards, *texts]
+    try:
+        for name, keys in shards.items():
+            _write_shard({key: tensors[key] for key in keys}, _temporary(folder / name))
+        for name, value in texts.items():
+            _write_text(json.dumps(value, indent=2) + "\n", _temporary(folder / name))
+    except BaseException:
+        for name in names:
+            _temporary(folder / name).unlink(missing_ok=True)
+        raise
+    for name in names:
+        _temporary(folder / name).replace(folder / name)
+    _remove_stale(folder, names)
 
 
 def write_json(value: Any, path: Path) -> None:
     """Write indented JSON under a temporary name, then rename."""
-    temporary = path.with_name(f".{path.name}.part")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(value, indent=2) + "\n")
+    _write_text(json.dumps(value, indent=2) + "\n", _temporary(path))
+    _temporary(path).replace(path)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.part")
+
+
+def _write_text(text: str, path: Path) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def _write_shard(tensors: dict[str, Tensor], path: Path) -> None:
     from safetensors.torch import save_file
 
-    temporary = path.with_name(f".{path.name}.part")
-    save_file(tensors, str(temporary), metadata={"format": "pt"})
-    temporary.chmod(0o644)
-    with temporary.open("rb+") as file:
+    save_file(tensors, str(path), metadata={"format": "pt"})
+    path.chmod(0o644)
+    with path.open("rb+") as file:
         os.fsync(file.fileno())
-    temporary.replace(path)
 
 
-def _shards(tensors: dict[str, Tensor], limit: int) -> list[list[str]]:
-    """Tensor names in order, cut before the one that would exceed the limit; a name in the file's header takes up to 256 bytes."""
+def _remove_stale(folder: Path, names: list[str]) -> None:
+    """Drop the weights, index and digests that an earlier save left beside the new files."""
+    for path in [*folder.glob("model*.safetensors"), folder / INDEX, folder / "digests.json"]:
+        if path.name not in names:
+            path.unlink(missing_ok=True)
+
+
+def _shards(tensors: dict[str, Tensor], limit: int) -> dict[str, list[str]]:
+    """File names, each with its tensors' names, cut before the tensor that would exceed the limit.
+
+    A tensor counts 256 bytes more than its data, for its entry in the file's header.
+    """
     shards: list[list[str]] = [[]]
     size = 0
     for name, value in tensors.items():
@@ -100,10 +116,11 @@ def _shards(tensors: dict[str, Tensor], limit: int) -> list[list[str]]:
             size = 0
         shards[-1].append(name)
         size += weight
-    return shards
+    if len(shards) == 1:
+        return {"model.safetensors": shards[0]}
+    return {f"model-{number:05d}-of-{len(shards):05d}.safetensors": keys for number, keys in enumerate(shards, 1)}
 
 
-def _names(count: int) -> list[str]:
-    if count == 1:
-        return ["model.safetensors"]
-    return [f"model-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
+def _index(shards: dict[str, list[str]], tensors: dict[str, Tensor]) -> dict[str, Any]:
+    total = sum(value.nbytes for value in tensors.values())
+    return {"metadata": {"total_size": total}, "weight_map": {key: name for name, keys in shards.items() for key in keys}}

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from flashspec.model.awq import Scheme, scheme_to_hf
 from flashspec.model.checkpoint import read_config
-from flashspec.model.export import write_json, write_weights
+from flashspec.model.export import write_folder
 
 CALIBRATION_LENGTH = 512
 CLIP_ROWS = 512
@@ -31,13 +31,11 @@ def quantize_awq(source_folder: str | Path, target_folder: str | Path, texts: li
     raw, scheme = read_config(source), Scheme(group_size)
     samples = _samples(source, texts)
     model = _search(source, samples, group_size)
-    target.mkdir(parents=True, exist_ok=True)
-    write_weights(_tensors(model, raw.get("tie_word_embeddings", False)), target)
+    changes = {"dtype": "float16", "torch_dtype": "float16", "quantization_config": scheme_to_hf(scheme)}
+    write_folder(target, _tensors(model, raw.get("tie_word_embeddings", False)), {**raw, **changes})
     for name in CARRIED:
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
-    changes = {"dtype": "float16", "torch_dtype": "float16", "quantization_config": scheme_to_hf(scheme)}
-    write_json({**raw, **changes}, target / "config.json")
 
 
 def _samples(source: Path, texts: list[str]) -> list[list[int]]:
