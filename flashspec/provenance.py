@@ -95,6 +95,11 @@ def cpu_name() -> str:
     return next(iter(names), "") or platform.processor() or platform.machine() or "unknown"
 
 
+def cpu_flags() -> frozenset[str]:
+    """Instruction-set names the kernel lists for the first core, empty where it lists none."""
+    return frozenset(next(iter([*_lines("/proc/cpuinfo", "flags"), *_lines("/proc/cpuinfo", "Features")]), "").split())
+
+
 def usable_cores() -> int:
     """Cores this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,28 @@
+"""`flashspec list`: experiments, methods and models by name."""
+
+from __future__ import annotations
+
+import click
+
+from flashspec.decoding.method import METHODS
+from flashspec.decoding.models import REFERENCE
+from flashspec.study.registry import EXPERIMENTS
+
+
+@click.command("list")
+def command() -> None:
+    """List experiments, methods and shipped models."""
+    rows = {
+        "experiments": {name: found.summary for name, found in EXPERIMENTS.items()},
+        "methods": {name: str(method).removeprefix("Method") for name, method in METHODS.items()},
+        "models": {
+            f"--{role} {name}": f"flashspec/models/{folder}"
+            for role, names in REFERENCE.items()
+            for name, folder in names.items()
+        },
+    }
+    formatter = click.HelpFormatter(width=110)
+    for title, entries in rows.items():
+        with formatter.section(title):
+            formatter.write_dl(list(entries.items()) or [("none", "")])
+    click.echo(formatter.getvalue().rstrip())

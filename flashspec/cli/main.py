@@ -1,0 +1,76 @@
+"""The command line: generate, run, list, train, doctor. Errors are one sentence and exit status 2."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+
+COMMANDS = {
+    "generate": ("flashspec.cli.generate", "Write text with any method and say what it cost."),
+    "run": ("flashspec.cli.run", "Run an experiment, or show its stored table."),
+    "list": ("flashspec.cli.listing", "List experiments, methods and models."),
+    "train": ("flashspec.cli.train", "Train the reference models from scratch."),
+    "doctor": ("flashspec.cli.doctor", "Say what this machine can do, what is missing and how to get it."),
+}
+USER_ERRORS = (ValueError, FileNotFoundError, ModuleNotFoundError, FloatingPointError, PermissionError)
+
+
+class Lazy(click.Group):
+    """Commands imported when they are asked for, so that `--help` loads nothing."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        return importlib.import_module(COMMANDS[name][0]).command if name in COMMANDS else None
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])
+
+
+@click.command(cls=Lazy, no_args_is_help=True)
+@click.version_option(package_name="flashspec", prog_name="flashspec")
+def group() -> None:
+    """What makes speculative decoding fast, and when does an approximate draft head pay?"""
+
+
+def status(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line and return its exit status: 0, 1 for a check that failed, 2 for a refusal, 130 if interrupted."""
+    try:
+        return group.main(args=None if arguments is None else list(arguments), prog_name="flashspec", standalone_mode=False) or 0
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message())
+        return 0
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("stopped", err=True)
+        return 130
+    except click.UsageError as error:
+        return _refuse(f"{error.format_message().rstrip('.')}; see {error.ctx.command_path if error.ctx else 'flashspec'} --help")
+    except click.ClickException as error:
+        return _refuse(error.format_message())
+    except BrokenPipeError:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 (the reader has gone; nothing is left to say)
+        return 0
+    except USER_ERRORS as error:
+        if os.environ.get("FLASHSPEC_TRACEBACK"):
+            raise
+        return _refuse(str(error) or type(error).__name__)
+
+
+def _refuse(message: str) -> int:
+    click.echo("error: " + " ".join(message.split()), err=True)
+    return 2
+
+
+def main() -> None:
+    """The console script."""
+    sys.exit(status())
+
+
+if __name__ == "__main__":
+    main()
