@@ -82,7 +82,7 @@ def _quantizer() -> type:
     """AutoAWQ's quantiser with its clipping search as matrix products: the same errors, an order of magnitude sooner."""
     from awq.quantize.quantizer import AwqQuantizer
 
-    class Quantizer(AwqQuantizer):  # type: ignore[misc]
+    class Quantizer(AwqQuantizer):
         def _compute_best_clip(self, w: Tensor, input_feat: Tensor) -> Tensor:
             return best_clip(w, input_feat, self.group_size, lambda clipped: self.pseudo_quantize_tensor(clipped)[0])
 

@@ -24,6 +24,9 @@ REFERENCE = ModelConfig(
 )  # fmt: skip
 
 
+WINDOW = 512
+
+
 @dataclass(frozen=True)
 class Recipe:
     """How the target is trained. `growth` maps a first step to the number of layers in use from then on."""
@@ -100,13 +103,13 @@ class TargetLoss:
 
 
 @torch.no_grad()
-def exit_scores(model: Transformer, held_out: np.ndarray, depths: tuple[int, ...], windows: int = 12) -> dict[str, float]:
+def exit_scores(model: Transformer, held_out: np.ndarray, depths: tuple[int, ...], windows: int = 8) -> dict[str, float]:
     """Held-out loss at each depth and, for each exit, its acceptance under speculative sampling at T = 1.
 
     Acceptance is the mean over positions of sum_v min(p_final, p_exit) (Leviathan et al. 2023, section 3.2).
     """
-    starts = np.linspace(0, len(held_out) - 258, windows).astype(int)
-    ids = torch.from_numpy(np.stack([held_out[s : s + 257] for s in starts]).astype(np.int64))
+    starts = np.linspace(0, len(held_out) - WINDOW - 2, windows).astype(int)
+    ids = torch.from_numpy(np.stack([held_out[s : s + WINDOW + 1] for s in starts]).astype(np.int64))
     sums: dict[str, float] = {}
     for one in ids:
         rows = _depth_rows(model, one[None, :-1], depths)

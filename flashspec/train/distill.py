@@ -1,0 +1,121 @@
+"""Drafts distilled on the target: sliced from its lowest layers, then trained towards its distribution.
+
+One pass of the teacher serves every draft: its final rows are kept by step, and batches are functions of (seed, step).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from flashspec.model.transformer import Transformer
+from flashspec.train.target import WINDOW
+from flashspec.train.trainer import Batches, Run, Schedule
+
+CHUNK = 512
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """How a draft is trained: its depth, the schedule, and the weight of total variation beside the KL divergence."""
+
+    layers: int
+    schedule: Schedule
+    sequences: int = 4
+    length: int = WINDOW
+    variation: float = 1.0
+    seed: int = 1
+
+    def __post_init__(self) -> None:
+        if self.layers < 1:
+            raise ValueError(f"a draft needs at least 1 layer, got {self.layers}")
+
+
+def slice_of(target: Transformer, layers: int) -> Transformer:
+    """A new float32 model with the target's embedding, final norm and first `layers` layers."""
+    if layers > target.config.layers:
+        raise ValueError(f"the draft cannot be deeper than its target ({layers} > {target.config.layers} layers)")
+    draft = Transformer(replace(target.config, layers=layers))
+    mine = {k: v.float() for k, v in target.state_dict().items()}
+    draft.load_state_dict({name: mine[name].clone() for name in draft.state_dict()})
+    return draft
+
+
+class Teacher:
+    """The target's final rows (before the norm) for each step's batch, computed once and kept in a folder."""
+
+    def __init__(self, target: Transformer, batches: Batches, folder: Path) -> None:
+        self.target, self.batches, self.folder = target, batches, folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    @torch.no_grad()
+    def rows(self, step: int, recipe: Distillation) -> tuple[Tensor, Tensor]:
+        """Ids [sequences, length] of a step and the target's rows [sequences * length, hidden]."""
+        ids = self.batches.draw(step, recipe.sequences, recipe.length)[:, :-1]
+        path = self.folder / f"{recipe.seed}-{step}.npy"
+        if path.exists():
+            return ids, torch.from_numpy(np.load(path))
+        rows = self.target.rows(ids).flatten(0, 1)
+        np.save(path, rows.numpy())
+        return ids, rows
+
+    @torch.no_grad()
+    def probabilities(self, rows: Tensor) -> Tensor:
+        """The target's distribution [n, vocab] for rows [n, hidden]."""
+        return F.linear(self.target.norm(rows), self.target.head_weight).softmax(-1)
+
+
+def divergence(p: Tensor, logits: Tensor, variation: float) -> Tensor:
+    """Summed KL(p || q) up to a constant, plus `variation` times the total variation of p [n, V] and q's logits [n, V]."""
+    log_q = logits.log_softmax(-1)
+    cross = -(p * log_q).sum()
+    return cross + variation * (p - log_q.exp()).abs().sum() / 2
+
+
+class DraftLoss:
+    """Loss of one step, computed and differentiated in chunks so that only one chunk's distributions are alive."""
+
+    def __init__(self, draft: Transformer, teacher: Teacher, recipe: Distillation) -> None:
+        self.draft, self.teacher, self.recipe = draft, teacher, recipe
+
+    def __call__(self, step: int) -> Tensor:
+        ids, theirs = self.teacher.rows(step, self.recipe)
+        mine = self.draft.rows(ids).flatten(0, 1)
+        leaf = mine.detach().requires_grad_()
+        total = 0.0
+        for own, wanted in zip(leaf.split(CHUNK), theirs.split(CHUNK)):
+            logits = F.linear(self.draft.norm(own), self.draft.head_weight)
+            part = divergence(self.teacher.probabilities(wanted), logits, self.recipe.variation) / len(leaf)
+            part.backward()
+            total += part.item()
+        return (mine * leaf.grad).sum() + total - float((mine.detach() * leaf.grad).sum())
+
+
+@torch.no_grad()
+def acceptance(target: Transformer, draft: Transformer, held_out: np.ndarray, windows: int = 8) -> dict[str, float]:
+    """Held-out loss of the draft and its acceptance at T = 1, mean over positions of sum_v min(p, q) (Leviathan et al. 2023)."""
+    starts = np.linspace(0, len(held_out) - WINDOW - 2, windows).astype(int)
+    accept = loss = 0.0
+    for start in starts:
+        ids = torch.from_numpy(held_out[start : start + WINDOW + 1].astype(np.int64))
+        p, log_q = target(ids[None, :-1])[0].softmax(-1), draft(ids[None, :-1])[0].log_softmax(-1)
+        accept += torch.minimum(p, log_q.exp()).sum(-1).mean().item() / windows
+        loss += F.nll_loss(log_q, ids[1:]).item() / windows
+    return {"loss": loss, "accept": accept}
+
+
+def distill(target: Transformer, data: Path, folder: Path, recipe: Distillation) -> Transformer:
+    """Train, or continue, one draft of a dense float32 target in `folder` on the corpus in `data`."""
+    batches = Batches(np.load(data / "train.npy"), recipe.seed)
+    draft = slice_of(target, recipe.layers)
+    run = Run(draft, recipe.schedule, folder)
+    run.resume()
+    held = np.load(data / "held_out.npy")
+    loss = DraftLoss(draft, Teacher(target, batches, folder.parent / "teacher"), recipe)
+    run.train(loss, lambda: acceptance(target, draft, held))
+    return draft
