@@ -8,13 +8,14 @@ from typing import Any
 
 import click
 
-from flashspec.study.parameters import hints, parse_value, type_name
+from flashspec.study.parameters import field_comments, hints, parse_value, type_name
 
 
 def flags(kind: type, skip: tuple[str, ...] = ()) -> list[click.Option]:
     """One option a field: `--top-k INT`, its value a string that `given` parses; unset options stay None."""
-    types = hints(kind)
-    return [_flag(field, types[field.name]) for field in dataclasses.fields(kind) if field.name not in skip]
+    types, helps = hints(kind), field_comments(kind)
+    wanted = [field for field in dataclasses.fields(kind) if field.name not in skip]
+    return [_flag(field, types[field.name], helps.get(field.name, "")) for field in wanted]
 
 
 def with_flags(kind: type, skip: tuple[str, ...] = ()) -> Callable[[Callable], Callable]:
@@ -33,11 +34,10 @@ def given(kind: type, options: Mapping[str, Any]) -> dict[str, Any]:
     return {name: parse_value(name, types[name], options[name]) for name in types if options.get(name) is not None}
 
 
-def _flag(field: dataclasses.Field, kind: Any) -> click.Option:
+def _flag(field: dataclasses.Field, kind: Any, text: str) -> click.Option:
     default = field.default if field.default is not dataclasses.MISSING else None
     if field.default_factory is not dataclasses.MISSING:
         default = field.default_factory()
-    text = field.metadata.get("help", "")
     shown = f"{text + '; ' if text else ''}{_words(kind)}, default {_value(default)}"
     return click.Option([f"--{field.name.replace('_', '-')}", field.name], metavar="VALUE", help=shown)
 

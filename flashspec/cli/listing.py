@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import click
 
-from flashspec.decoding.method import METHODS
+from flashspec.decoding.method import METHODS, Method
 from flashspec.decoding.models import REFERENCE
 from flashspec.study.registry import EXPERIMENTS
+
+FLAGS = {"target": "--target", "draft": "--draft-model"}
 
 
 @click.command("list")
@@ -14,9 +16,9 @@ def command() -> None:
     """List experiments, methods and shipped models."""
     rows = {
         "experiments": {name: found.summary for name, found in EXPERIMENTS.items()},
-        "methods": {name: str(method).removeprefix("Method") for name, method in METHODS.items()},
+        "methods": {name: _words(method) for name, method in METHODS.items()},
         "models": {
-            f"--{role} {name}": f"flashspec/models/{folder}"
+            f"{FLAGS[role]} {name}": f"flashspec/models/{folder}"
             for role, names in REFERENCE.items()
             for name, folder in names.items()
         },
@@ -26,3 +28,10 @@ def command() -> None:
         with formatter.section(title):
             formatter.write_dl(list(entries.items()) or [("none", "")])
     click.echo(formatter.getvalue().rstrip())
+
+
+def _words(method: Method) -> str:
+    """Where a method differs from plain decoding."""
+    plain = vars(Method())
+    changed = [f"{name}={value}" for name, value in vars(method).items() if value != plain[name]]
+    return ", ".join(changed) or "the target alone"

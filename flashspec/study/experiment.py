@@ -108,7 +108,7 @@ def run(
     this machine; any other is replaced. Damaged tables and unknown parameters are refused.
     """
     chosen = _chosen(experiment)
-    params = params if isinstance(params, chosen.params) else chosen.parse(params or {})
+    params = chosen.parse(vars(params) if isinstance(params, chosen.params) else params or {})
     place = Place(Path(root or store.default_root()) / chosen.name, key(params))
     stored = None if fresh else store.read(place, chosen.columns)
     place = _place_of_fresh(chosen, place) if fresh else place

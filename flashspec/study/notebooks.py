@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from flashspec.study.experiment import Experiment
-from flashspec.study.parameters import Refused, hints, parse_value, refuse_unknown, type_name
+from flashspec.study.parameters import Refused, comments, hints, parse_value, refuse_unknown, type_name
 from flashspec.study.store import write_atomically
 
 TYPES: dict[str, Any] = {kind.__name__: kind for kind in (int, float, str, bool, tuple, list)} | {"Literal": Literal, "Any": Any}
@@ -37,8 +37,9 @@ def parameters(notebook: Path) -> dict[str, Parameter]:
         raise Refused(f"no notebook {notebook}: check the path")
     cells = json.loads(notebook.read_text())["cells"]
     source = "".join(next((c["source"] for c in cells if "parameters" in c["metadata"].get("tags", ())), ""))
-    lines = source.splitlines()
-    return dict(_parameter(node, lines[(node.end_lineno or 1) - 1]) for node in ast.parse(source).body)
+    helps = comments(source)
+    found = (_parameter(node) for node in ast.parse(source).body)
+    return {name: Parameter(kind, default, helps[name]) for name, kind, default in found}
 
 
 def validated(notebook: Path, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -145,17 +146,17 @@ def found_in(source: Path) -> list[Path]:
     return found
 
 
-def _parameter(node: ast.stmt, line: str) -> tuple[str, Parameter]:
-    """Name and parameter of one assignment, whose trailing comment is the help."""
+def _parameter(node: ast.stmt) -> tuple[str, Any, Any]:
+    """Name, type and default of one assignment."""
     target = node.target if isinstance(node, ast.AnnAssign) else node.targets[0] if isinstance(node, ast.Assign) else None
-    if not isinstance(target, ast.Name):
-        raise Refused(f"a parameters cell holds only lines like `k: int = 4  # help`, got {line!r}")
+    if not isinstance(target, ast.Name) or not isinstance(node, ast.AnnAssign | ast.Assign):
+        raise Refused(f"a parameters cell holds only lines like `k: int = 4  # help`, got `{ast.unparse(node)}`")
     try:
-        default = ast.literal_eval(node.value)
+        default = ast.literal_eval(node.value)  # type: ignore[arg-type]
     except (ValueError, TypeError) as error:
         raise Refused(f"parameter {target.id!r} needs a literal default: a number, string, bool, None or tuple") from error
-    kind = eval(ast.unparse(node.annotation), {"__builtins__": {}}, TYPES) if isinstance(node, ast.AnnAssign) else type(default)
-    return target.id, Parameter(kind, default, line[node.end_col_offset :].partition("#")[2].strip())
+    annotation = ast.unparse(node.annotation) if isinstance(node, ast.AnnAssign) else None
+    return target.id, eval(annotation, {"__builtins__": {}}, TYPES) if annotation else type(default), default
 
 
 def _papermill(notebook: Path, part: Path, values: dict[str, Any], timeout: int) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import dataclasses
 import difflib
+import inspect
+import textwrap
 import types
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,6 +28,26 @@ def hints(kind: type) -> dict[str, Any]:
         raise Refused(f"{kind.__name__} must be a frozen dataclass to serve as parameters")
     resolved = get_type_hints(kind)
     return {field.name: resolved[field.name] for field in dataclasses.fields(kind)}
+
+
+def comments(source: str) -> dict[str, str]:
+    """What the trailing comment of each `name: kind = default  # comment` line says, by name; empty where there is none."""
+    lines = source.splitlines()
+    found = {}
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.AnnAssign | ast.Assign):
+            target = node.target if isinstance(node, ast.AnnAssign) else node.targets[0]
+            rest = lines[(node.end_lineno or 1) - 1].encode()[node.end_col_offset :].decode()
+            found[ast.unparse(target)] = rest.partition("#")[2].strip()
+    return found
+
+
+def field_comments(kind: type) -> dict[str, str]:
+    """`comments` of a class's source, empty where there is no source."""
+    try:
+        return comments(textwrap.dedent(inspect.getsource(kind)))
+    except (OSError, TypeError):
+        return {}
 
 
 def parse(kind: type, values: Mapping[str, Any]) -> Any:

@@ -1,0 +1,175 @@
+"""The command line says what it does, counts what it did, and refuses in one sentence with status 2."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import tiny
+
+from flashspec.cli import generate as cli_generate
+from flashspec.cli.main import status
+from flashspec.decoding.cascade import Event, Step
+from flashspec.model.checkpoint import save_transformer
+from flashspec.study import Experiment, registry
+from flashspec.train.package import END, write_tokenizer
+
+
+@dataclass(frozen=True)
+class Params:
+    k: int = 4  # tokens a check
+    names: tuple[str, ...] = ("a", "b")
+
+
+class Row(NamedTuple):
+    k: int
+    time: float
+
+
+def rows(params):
+    """One row."""
+    yield Row(params.k, 0.5)
+
+
+EXPERIMENT = Experiment("toy", Params, Row, rows, measured=False, presets={"smoke": Params(k=1)})
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A target and its draft as complete checkpoint folders."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    home = tmp_path_factory.mktemp("models")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=tiny.VOCAB, special_tokens=[END], initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator([Path(__file__).read_text()], trainer)
+    tokenizer.save(str(home / "tokenizer.json"))
+    pair = tiny.pair()
+    for name, model in {"target": pair.target, "draft": pair.draft}.items():
+        save_transformer(model, home / name, "float32")
+        write_tokenizer(home / name, home / "tokenizer.json")
+    return ["--target", str(home / "target"), "--draft-model", str(home / "draft")]
+
+
+@pytest.fixture
+def toy(monkeypatch, tmp_path):
+    (tmp_path / "toy.py").write_text("from test_cli import EXPERIMENT\n")
+    monkeypatch.setattr(registry.experiments, "__path__", [str(tmp_path)])
+    return ["--results", str(tmp_path / "results")]
+
+
+def test_help_names_every_command(capsys):
+    assert status([]) == status(["--help"]) == 0
+    said = capsys.readouterr().out
+    assert all(f"\n  {name} " in said for name in ("generate", "run", "list", "train", "doctor"))
+
+
+def test_every_method_streams_the_same_text_and_ends_with_its_counts(folders, capsys):
+    texts = set()
+    for method in ("baseline", "dense", "flash"):
+        assert status(["generate", "def f(x):", *folders, "--method", method, "--max-new-tokens", "20", "--probes", "4"]) == 0
+        said = capsys.readouterr()
+        texts.add(said.out)
+        assert re.search(r"20 tokens in [\d.]+ s, [\d.]+ tokens/s.*target forwards", said.err)
+        assert ("acceptance" in said.err) == (method != "baseline")
+    assert len(texts) == 1
+
+
+def test_show_colours_and_ids_are_a_prompt_too(folders, capsys):
+    assert status(["generate", "--ids", "3,1,4", *folders, "--method", "dense", "--max-new-tokens", "12", "--show"]) == 0
+    said = capsys.readouterr()
+    assert "\x1b[32m" in said.out or "\x1b[31m" in said.out
+    assert "accepted" in said.err and "bonus" in said.err
+
+
+@pytest.mark.parametrize(
+    ("event", "tokens", "expected"),
+    [
+        (Event(1, 4, 4, 5), 5, ["accepted"] * 4 + ["bonus"]),
+        (Event(1, 4, 1, 5), 2, ["accepted", "corrected"]),
+        (Event(1, 4, 0, 5), 1, ["corrected"]),
+        (Event(1, 4, 4, 5), 2, ["accepted"] * 2),
+    ],
+)
+def test_a_token_is_accepted_corrected_or_bonus(event, tokens, expected):
+    finalised = Event(1, 0, 0, 1, 0)
+    assert cli_generate.kinds(Step([0] * tokens, [Event(0, 0, 0, 4, 4), event, finalised]), 2) == expected
+
+
+def test_a_character_of_several_tokens_is_printed_once_and_whole():
+    class Bytes:
+        tokenizer = True
+
+        def decode(self, ids):
+            return bytes(ids).decode("utf-8", errors="replace")
+
+    texts = cli_generate.Texts(Bytes())
+    pieces = [texts.push(byte) for byte in "aé€b".encode()]
+    assert pieces == ["a", "", "é", "", "", "€", "b"]
+
+
+def test_an_experiment_runs_with_its_fields_as_flags(toy, capsys):
+    assert status(["run", "toy", "--k", "7", *toy]) == 0
+    said = capsys.readouterr()
+    assert re.search(r"7\s+0\.5", said.out) and "1 rows in" in said.err
+    assert status(["run", "toy", "--help"]) == 0
+    assert "tokens a check; int, default 4" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_preset_of_all_experiments_is_checked_against_what_is_stored(toy, capsys, monkeypatch):
+    assert status(["run", "--preset", "smoke", *toy]) == 0
+    assert status(["run", "--preset", "smoke", "--check", *toy]) == 0
+    changed = Experiment("toy", Params, Row, lambda params: [Row(params.k, 0.6)], measured=False, presets={"smoke": Params(k=1)})
+    monkeypatch.setattr("test_cli.EXPERIMENT", changed)
+    monkeypatch.delitem(__import__("sys").modules, "flashspec.study.experiments.toy")
+    capsys.readouterr()
+    assert status(["run", "--preset", "smoke", "--check", *toy]) == 1
+    assert "row 0, time: 0.5 is stored, 0.6 came out" in capsys.readouterr().out
+
+
+def test_list_and_doctor_report(capsys):
+    assert status(["list"]) == 0
+    said = capsys.readouterr().out
+    assert "experiments:" in said and "flash" in said and "--draft-model" in said
+    assert status(["doctor"]) == 0
+    said = capsys.readouterr().out
+    assert all(word in said for word in ("processor", "bfloat16", "threads", "C compiler", "faiss", "transformers", "triton"))
+
+
+@pytest.mark.parametrize(
+    ("line", "word"),
+    [
+        (["frob"], "No such command"),
+        (["generate"], "give a prompt"),
+        (["generate", "x", "--ids", "1"], "give a prompt"),
+        (["generate", "--ids", "1,x"], "'ids' expects"),
+        (["generate", "x", "--tmperature", "1"], "--temperature"),
+        (["generate", "x", "--method", "magic"], "known: baseline"),
+        (["generate", "x", "--k", "0"], "k and interval must be at least 1"),
+        (["generate", "x", "--k", "many"], "'k' expects int"),
+        (["generate", "x", "--temperature", "-1"], "temperature"),
+        (["generate", "x", "--top-p", "0"], "top_p"),
+        (["generate", "x", "--top-p", "1.5"], "top_p"),
+        (["generate", "x", "--finalize", "later"], "eager, deferred"),
+        (["generate", "x", "--target", "/nowhere/at/all"], "no model at"),
+        (["run", "nothing"], "unknown experiment 'nothing'"),
+        (["run", "toy", "--kk", "3"], "No such option"),
+        (["run", "toy", "--k", "x"], "'k' expects int"),
+        (["run", "toy", "--preset", "grand"], "it has: smoke"),
+    ],
+)
+def test_a_bad_line_is_refused_in_one_sentence_with_status_two(toy, capsys, line, word):
+    assert status(line) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith("error: ") and said.err.count("\n") == 1 and word in said.err
+    assert "Traceback" not in said.err and not said.out
+
+
+def test_an_empty_prompt_and_too_long_a_prompt_are_refused(folders, capsys):
+    assert status(["generate", "", *folders]) == 2
+    assert "prompt is empty" in capsys.readouterr().err
+    assert status(["generate", "word " * 4000, *folders]) == 2
+    assert "context holds 256; shorten it" in capsys.readouterr().err
