@@ -12,7 +12,18 @@ from test_transformer import BASE, prompt, randomised
 from torch import Tensor
 
 from flashspec.model import awq
-from flashspec.model.awq import Int4Linear, Quantised, Scheme, dequantise, fuse, pack, pack_weight, quantise, unpack, unpack_weight
+from flashspec.model.awq import (
+    Int4Linear,
+    Quantised,
+    Scheme,
+    dequantise,
+    fuse,
+    pack,
+    pack_weight,
+    quantise,
+    unpack,
+    unpack_weight,
+)
 from flashspec.model.checkpoint import load_transformer
 from flashspec.model.config import ModelConfig, to_hf
 from flashspec.model.export import hf_tensors, write_folder

@@ -28,6 +28,9 @@ class Scheme:
         return module.startswith("model.layers.") and not any(key in module for key in self.skipped)
 
 
+NOTHING = Scheme(skipped=("",))
+
+
 def scheme_of(raw: dict[str, Any]) -> Scheme | None:
     """The AWQ scheme of a config.json dictionary, None for a dense one; ValueError for any other quantisation."""
     table = raw.get("quantization_config")
@@ -99,7 +102,7 @@ def pack_weight(weight: Quantised) -> dict[str, Tensor]:
 
 def fuse(weights: list[Quantised]) -> Quantised:
     """One weight whose output rows are those of the given weights, in order."""
-    return Quantised(*(torch.cat(parts, dim=1).contiguous() for parts in zip(*weights)))
+    return Quantised(*(torch.cat(parts, dim=1).contiguous() for parts in zip(*weights, strict=True)))
 
 
 def quantise(weight: Tensor, group_size: int = 128) -> Quantised:

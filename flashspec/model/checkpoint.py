@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flashspec.model.awq import Int4Linear, Quantised, Scheme, dequantise, fuse, scheme_of, unpack_weight
+from flashspec.model.awq import NOTHING, Int4Linear, Quantised, Scheme, dequantise, fuse, scheme_of, unpack_weight
 from flashspec.model.config import ModelConfig, from_hf
 from flashspec.model.export import save_transformer as save_transformer
 from flashspec.model.names import ignored, row_counts, sources
@@ -36,7 +36,7 @@ def load_transformer(folder: str | Path, dtype: str = "auto", device: str = "cpu
     kind = _device(device)
     int4 = _int4(weights, scheme, kind, folder)
     verify_digests(folder)
-    loader = _Loader(Tensors(folder), config, scheme, _dtype(dtype, raw), kind)
+    loader = _Loader(Tensors(folder), config, scheme or NOTHING, _dtype(dtype, raw), kind)
     return loader.load(int4)
 
 
@@ -132,7 +132,7 @@ class Tensors:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._open: dict[Path, Any] = {}
-        self.where = {name: path for path in self._files() for name in self._handle(path).keys()}
+        self.where = {name: path for path in self._files() for name in list(self._handle(path).keys())}
         for name, path in self._index().items():
             if self.where.get(name) != path:
                 raise ValueError(f"tensor {name} is not in {path}, where the index puts it; copy the folder again")
@@ -187,7 +187,7 @@ class _Loader:
 
     tensors: Tensors
     config: ModelConfig
-    scheme: Scheme | None
+    scheme: Scheme
     dtype: torch.dtype
     device: torch.device
     used: set[str] = field(default_factory=set)
@@ -202,23 +202,22 @@ class _Loader:
         return model.eval()
 
     def _fill(self, model: Transformer, name: str, module: nn.Module, int4: bool) -> None:
-        packed = isinstance(module, nn.Linear) and self._packed(name)
-        bias = getattr(module, "bias", None)
-        if bias is not None:
-            module.bias = nn.Parameter(self._dense(name, "bias", bias))
-        if not packed:
-            module.weight = nn.Parameter(self._dense(name, "weight", module.weight))
+        if not isinstance(module, nn.Linear) or not self._packed(name):
+            for leaf, empty in list(module.named_parameters(recurse=False)):
+                setattr(module, leaf, nn.Parameter(self._dense(name, leaf, empty)))
             return
-        weight = self._quantised(name, module)
+        bias = None if module.bias is None else self._dense(name, "bias", module.bias)
+        weight = self._quantised(name, module.out_features, module.in_features)
         if int4:
             parent, leaf = name.rsplit(".", 1)
-            setattr(model.get_submodule(parent), leaf, Int4Linear(weight, module.bias, self.dtype))
-        else:
-            module.weight = nn.Parameter(dequantise(weight, self.dtype))
+            setattr(model.get_submodule(parent), leaf, Int4Linear(weight, bias, self.dtype))
+            return
+        module.weight = nn.Parameter(dequantise(weight, self.dtype))
+        module.bias = None if bias is None else nn.Parameter(bias)
 
     def _packed(self, module: str) -> bool:
         """True where this module is stored in 4 bits; ValueError where only some of its sources are."""
-        kinds = {self.scheme is not None and self.scheme.covers(source) for source in sources(module)}
+        kinds = {self.scheme.covers(source) for source in sources(module)}
         if len(kinds) > 1:
             raise ValueError(
                 f"{', '.join(sources(module))} run as one product but modules_to_not_convert keeps only some of them dense; "
@@ -234,19 +233,23 @@ class _Loader:
         """One dense parameter, its sources stacked along the rows."""
         counts = row_counts(module, empty.shape[0], self.config)
         shapes = [(rows, *empty.shape[1:]) for rows in counts]
-        parts = [self._read(f"{source}.{leaf}", shape) for source, shape in zip(sources(module), shapes)]
+        parts = [self._read(f"{source}.{leaf}", shape) for source, shape in zip(sources(module), shapes, strict=True)]
         return torch.cat([part.to(self.dtype) for part in parts]) if len(parts) > 1 else parts[0].to(self.dtype)
 
-    def _quantised(self, name: str, module: nn.Module) -> Quantised:
+    def _quantised(self, name: str, rows: int, columns: int) -> Quantised:
         """One 4-bit weight, its sources stacked along the output rows."""
-        rows, columns = module.weight.shape
         groups = columns // self.scheme.group_size
         if columns % self.scheme.group_size:
-            raise ValueError(f"{sources(name)[0]} has {columns} columns, not a multiple of the AWQ group {self.scheme.group_size}")
+            raise ValueError(
+                f"{sources(name)[0]} has {columns} columns, not a multiple of the AWQ group, {self.scheme.group_size}: "
+                "load another checkpoint"
+            )
         parts = []
-        for source, count in zip(sources(name), row_counts(name, rows, self.config)):
+        for source, count in zip(sources(name), row_counts(name, rows, self.config), strict=True):
             shapes = ((columns, count // 8), (groups, count // 8), (groups, count))
-            parts.append(unpack_weight(*(self._read(f"{source}.{leaf}", shape) for leaf, shape in zip(PACKED, shapes))))
+            parts.append(
+                unpack_weight(*(self._read(f"{source}.{leaf}", shape) for leaf, shape in zip(PACKED, shapes, strict=True)))
+            )
         return fuse(parts)
 
     def _refuse_extra(self) -> None:

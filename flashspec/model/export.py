@@ -19,9 +19,7 @@ SHARD_BYTES = 16_000_000
 INDEX = "model.safetensors.index.json"
 
 
-def save_transformer(
-    model: Transformer, folder: str | Path, dtype: str = "bfloat16", shard_bytes: int = SHARD_BYTES
-) -> None:
+def save_transformer(model: Transformer, folder: str | Path, dtype: str = "bfloat16", shard_bytes: int = SHARD_BYTES) -> None:
     """Write config.json and safetensors (several, with an index, above `shard_bytes`; one tensor is never split).
 
     An interrupted save leaves the folder as it was; a completed one removes an earlier save's weights and digests.json.
@@ -41,14 +39,12 @@ def hf_tensors(model: Transformer, dtype: str = "bfloat16") -> dict[str, Tensor]
     for name, value in model.state_dict().items():
         module, leaf = name.rsplit(".", 1)
         counts = row_counts(module, value.shape[0], model.config)
-        for source, part in zip(sources(module), value.split(counts)):
+        for source, part in zip(sources(module), value.split(counts), strict=True):
             tensors[f"{source}.{leaf}"] = part.detach().to("cpu", kinds[dtype], copy=True).contiguous()
     return tensors
 
 
-def write_folder(
-    folder: str | Path, tensors: dict[str, Tensor], config: dict[str, Any], shard_bytes: int = SHARD_BYTES
-) -> None:
+def write_folder(folder: str | Path, tensors: dict[str, Tensor], config: dict[str, Any], shard_bytes: int = SHARD_BYTES) -> None:
     """Write named tensors and a config.json dictionary: everything under temporary names first, then renamed."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
