@@ -1,0 +1,161 @@
+"""The reference models from scratch: corpus, target, 4-bit target, drafts distilled on it, and the folders that ship.
+
+Every step is resumable and skipped where its result exists; weights that ship are written once and then frozen.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict, dataclass, replace
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from flashspec.model.checkpoint import load_transformer
+from flashspec.model.export import save_transformer, write_json
+from flashspec.model.transformer import Transformer
+from flashspec.train import corpus
+from flashspec.train.distill import Distillation, acceptance, distill
+from flashspec.train.package import write_digests, write_tokenizer
+from flashspec.train.prompts import choose
+from flashspec.train.quantize import quantize_awq
+from flashspec.train.target import REFERENCE, Recipe, exit_scores, initialise, train_target
+from flashspec.train.trainer import Schedule
+
+GROWTH = ((0, 6), (850, 16))
+TARGET_PHASES = (
+    Recipe(Schedule(800, 0), growth=GROWTH),
+    Recipe(Schedule(1300, 450), growth=GROWTH, sequences=4, length=512),
+)
+DRAFTS = {
+    "draft": Distillation(layers=2, schedule=Schedule(200, 150, warmup=20, muon_lr=0.01, adam_lr=1e-3)),
+    "shallow": Distillation(layers=1, schedule=Schedule(200, 150, warmup=20, muon_lr=0.01, adam_lr=1e-3)),
+}
+CALIBRATION_FILES = 48
+LICENCE = "Weights: Apache-2.0. Prompts and training text: the Python standard library, PSF License Agreement."
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """Folders of one run: work in progress, and the finished models."""
+
+    work: Path
+
+    @property
+    def data(self) -> Path:
+        return self.work / "data"
+
+    @property
+    def models(self) -> Path:
+        return self.work / "models"
+
+    def prepare(self) -> corpus.CorpusCard:
+        """Tokenizer and id streams of this interpreter's standard library."""
+        return corpus.prepare(self.data, REFERENCE.vocab_size)
+
+
+def build_target(shop: Workshop) -> Path:
+    """Train the target through its phases and write it as a dense float32 folder."""
+    folder, branch = shop.work / "dense", None
+    if (folder / "config.json").exists():
+        return folder
+    for number, recipe in enumerate(TARGET_PHASES):
+        run = shop.work / f"target-{number}"
+        model = train_target(shop.data, run, recipe, branch)
+        branch = run / "checkpoint.pt"
+    save_transformer(model, folder, dtype="float32")
+    write_tokenizer(folder, shop.data / "tokenizer.json")
+    return folder
+
+
+def quantise_target(shop: Workshop, dense: Path) -> Path:
+    """The target as a 4-bit AWQ folder, calibrated on training files."""
+    folder = shop.models / "target"
+    if not (folder / "config.json").exists():
+        files = corpus.split(corpus.library_root())[0]
+        chosen = [files[i] for i in np.random.default_rng(0).permutation(len(files))[:CALIBRATION_FILES]]
+        quantize_awq(dense, folder, list(corpus.texts(chosen)))
+    return folder
+
+
+def build_draft(shop: Workshop, name: str) -> Path:
+    """Distil one draft on the quantised target and write it as a bfloat16 folder."""
+    folder = shop.models / name
+    if not (folder / "config.json").exists():
+        target = load_transformer(shop.models / "target", dtype="float32", weights="dense")
+        draft = distill(target, shop.data, shop.work / name, DRAFTS[name])
+        save_transformer(draft, folder, dtype="bfloat16")
+        write_tokenizer(folder, shop.data / "tokenizer.json")
+    return folder
+
+
+@torch.no_grad()
+def scores(shop: Workshop, dense: Path | None, windows: int = 24) -> dict[str, Any]:
+    """Held-out quality of target, exits and drafts, as shipped; with the dense folder, what quantisation cost."""
+    held = np.load(shop.data / "held_out.npy")
+    target = load_transformer(shop.models / "target", dtype="float32", weights="dense")
+    top = target.config.layers
+    found: dict[str, Any] = {"target": exit_scores(target, held, (2, 4, top), windows)}
+    if dense is not None:
+        before = exit_scores(load_transformer(dense), held, (top,), windows)[f"loss_{top}"]
+        found["awq_perplexity_ratio"] = float(np.exp(found["target"][f"loss_{top}"] - before))
+    for name in DRAFTS:
+        draft = load_transformer(shop.models / name, dtype="float32")
+        found[name] = acceptance(target, draft, held, windows)
+    return found
+
+
+def _model_card(name: str, about: dict[str, Any]) -> str:
+    lines = [f"# flashspec reference model: {name}", "", LICENCE, "", "```json", json.dumps(about, indent=2), "```", ""]
+    return "\n".join(lines)
+
+
+def _recipe(name: str) -> Any:
+    return [asdict(p) for p in TARGET_PHASES] if name == "target" else asdict(DRAFTS[name])
+
+
+def finish(shop: Workshop, card: corpus.CorpusCard, found: dict[str, Any]) -> None:
+    """Model cards, curves, prompts and digests; after this a folder is complete."""
+    for name in ("target", *DRAFTS):
+        folder = shop.models / name
+        own = found[name] | ({"awq_perplexity_ratio": found.get("awq_perplexity_ratio")} if name == "target" else {})
+        about = {"made": date.today().isoformat(), "held_out": own, "corpus": asdict(card), "recipe": _recipe(name)}
+        (folder / "README.md").write_text(_model_card(name, about), encoding="utf-8")
+        curves = sorted(shop.work.glob(f"{name}*/curve.jsonl"))
+        (folder / "curve.jsonl").write_text("".join(c.read_text() for c in curves), encoding="utf-8")
+        write_digests(folder)
+    _write_prompts(shop)
+
+
+def _write_prompts(shop: Workshop) -> None:
+    from tokenizers import Tokenizer
+
+    root = corpus.library_root()
+    prompts = choose(corpus.split(root)[1], root, Tokenizer.from_file(str(shop.data / "tokenizer.json")))
+    write_json({"licence": LICENCE, "prompts": prompts}, shop.models / "prompts.json")
+
+
+def make(work: Path) -> Path:
+    """Everything, from the corpus to finished folders in work/models; hours on two cores, resumable at any point."""
+    shop = Workshop(work)
+    card = shop.prepare()
+    dense = build_target(shop)
+    quantise_target(shop, dense)
+    for name in DRAFTS:
+        build_draft(shop, name)
+    finish(shop, card, scores(shop, dense))
+    return shop.models
+
+
+def ship(models: Path, package: Path) -> None:
+    """Copy finished folders into the package; a model that ships is frozen and never replaced."""
+    for folder in (f for f in sorted(models.iterdir()) if f.is_dir()):
+        if (package / folder.name).exists():
+            raise FileExistsError(f"{folder.name} ships already and is frozen; give the new model another name")
+        shutil.copytree(folder, package / folder.name)
+    if not (package / "prompts.json").exists():
+        shutil.copyfile(models / "prompts.json", package / "prompts.json")
