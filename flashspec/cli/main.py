@@ -16,7 +16,7 @@ COMMANDS = {
     "train": ("flashspec.cli.train", "Train the reference models from scratch."),
     "doctor": ("flashspec.cli.doctor", "Say what this machine can do, what is missing and how to get it."),
 }
-USER_ERRORS = (ValueError, FileNotFoundError, ModuleNotFoundError, FloatingPointError, PermissionError)
+USER_ERRORS = (ValueError, FileNotFoundError, FileExistsError, ModuleNotFoundError, FloatingPointError, PermissionError)
 
 
 class Lazy(click.Group):

@@ -1,0 +1,65 @@
+"""`flashspec train`: the reference models from scratch, whole or in parts; stopped at any moment, it continues."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from flashspec.decoding.models import SHIPPED
+from flashspec.train.reference import DRAFTS, TARGET_PHASES, Workshop, build_draft, build_target, make, quantise_target
+from flashspec.train.target import train_target
+
+PARTS = ("all", "target", "quantize", *DRAFTS)
+
+
+@click.command("train")
+@click.argument("part", type=click.Choice(PARTS), default="all")
+@click.option("--folder", type=click.Path(path_type=Path), default=Path("runs/train"), show_default=True, help="Where to work.")
+@click.option("--branch", type=click.Path(path_type=Path), help="With `target`: a checkpoint.pt to branch off from.")
+@click.option("--steps", type=int, help="With --branch: steps at the end of the branch.")
+@click.option("--decay", type=int, help="With --branch: steps of falling learning rate at its end.")
+def command(part: str, folder: Path, branch: Path | None, **schedule: Any) -> None:
+    """Train PART of the reference models, or all of them: hours on two cores, resumable at any point.
+
+    Finished models appear in FOLDER/models; the shipped ones stay as they are.
+    """
+    changes = {name: value for name, value in schedule.items() if value is not None}
+    if (changes and not branch) or (branch and part != "target"):
+        raise click.UsageError("--branch goes with `flashspec train target`, and --steps and --decay with --branch")
+    if branch and not branch.is_file():
+        raise FileNotFoundError(f"no checkpoint at {branch}; give the checkpoint.pt of a training run")
+    shop = ready(Workshop(folder), part)
+    done = train_branch(shop, branch, changes) if branch else train_part(shop, part)
+    click.echo(f"done: {done}")
+
+
+def ready(shop: Workshop, part: str) -> Workshop:
+    """Refuse a part whose input is missing; then prepare the corpus and say if it is not the shipped models' own."""
+    if part == "quantize" and not (shop.work / "dense" / "config.json").is_file():
+        raise FileNotFoundError(f"{shop.work} holds no trained target; run `flashspec train target` first")
+    if part in DRAFTS and not (shop.models / "target" / "config.json").is_file():
+        raise FileNotFoundError("drafts are distilled on the 4-bit target; run `flashspec train quantize` first")
+    card, about = shop.prepare(), SHIPPED / "target" / "README.md"
+    if about.is_file() and card.sha256 not in about.read_text(encoding="utf-8"):
+        click.echo(f"Python {card.python}'s library is not the corpus of the shipped models; expect other numbers", err=True)
+    return shop
+
+
+def train_part(shop: Workshop, part: str) -> Path:
+    """Train one part, or everything."""
+    if part == "all":
+        return make(shop.work)
+    if part == "target":
+        return build_target(shop)
+    return quantise_target(shop, shop.work / "dense") if part == "quantize" else build_draft(shop, part)
+
+
+def train_branch(shop: Workshop, branch: Path, changes: dict[str, int]) -> Path:
+    """Continue the target from any run's checkpoint, with its own steps and decay, in a folder of its own."""
+    recipe = replace(TARGET_PHASES[-1], schedule=replace(TARGET_PHASES[-1].schedule, **changes))
+    folder = shop.work / f"branch-{recipe.schedule.steps}-{recipe.schedule.decay}"
+    train_target(shop.data, folder, recipe, branch)
+    return folder
