@@ -49,7 +49,7 @@ def write_folder(folder: str | Path, tensors: dict[str, Tensor], config: dict[st
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     shards = _shards(tensors, shard_bytes)
-    texts = {"config.json": config} | ({INDEX: _index(shards, tensors)} if len(shards) > 1 else {})
+    texts = ({INDEX: _index(shards, tensors)} if len(shards) > 1 else {}) | {"config.json": config}
     names = [*shards, *texts]
     try:
         for name, keys in shards.items():

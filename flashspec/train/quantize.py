@@ -20,22 +20,26 @@ CLIP_ROWS = 512
 CARRIED = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
 
 
-def quantize_awq(source_folder: str | Path, target_folder: str | Path, texts: list[str], group_size: int = 128) -> None:
+def quantize_awq(
+    source_folder: str | Path, target_folder: str | Path, texts: list[str], group_size: int = 128, blocks: int = 16
+) -> None:
     """Write target_folder: the dense Hugging Face model of source_folder, its layers in 4 bits, the rest in float16.
 
-    `texts` calibrate the search for channel scales and clipping; their tokens are cut into blocks of 512, and 16 to 64
-    blocks are enough. The scales are folded into norms and neighbouring weights, so the folder needs no extra tensors.
+    `texts` calibrate the search for channel scales and clipping: their tokens are cut into blocks of 512, of which at most
+    `blocks`, evenly spread, are used; time grows with their number. The scales are folded into norms and neighbouring
+    weights, so the folder needs no extra tensors.
     Raises ModuleNotFoundError without the `quantize` extra, ValueError when there are fewer than 512 tokens of text.
     """
     source, target = Path(source_folder), Path(target_folder)
     raw, scheme = read_config(source), Scheme(group_size)
-    samples = _samples(source, texts)
+    samples = _spread(_samples(source, texts), blocks)
     model = _search(source, samples, group_size)
     changes = {"dtype": "float16", "torch_dtype": "float16", "quantization_config": scheme_to_hf(scheme)}
-    write_folder(target, _tensors(model, raw.get("tie_word_embeddings", False)), {**raw, **changes})
+    target.mkdir(parents=True, exist_ok=True)
     for name in CARRIED:
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
+    write_folder(target, _tensors(model, raw.get("tie_word_embeddings", False)), {**raw, **changes})
 
 
 def _samples(source: Path, texts: list[str]) -> list[list[int]]:
@@ -49,6 +53,14 @@ def _samples(source: Path, texts: list[str]) -> list[list[int]]:
     if not whole:
         raise ValueError(f"calibration needs at least {CALIBRATION_LENGTH} tokens of text, got {len(ids)}; give more texts")
     return whole
+
+
+def _spread(samples: list[list[int]], count: int) -> list[list[int]]:
+    """At most `count` of the samples, evenly spread."""
+    if count < 1:
+        raise ValueError(f"blocks must be at least 1, got {count}")
+    count = min(count, len(samples))
+    return [samples[i * len(samples) // count] for i in range(count)]
 
 
 def _autoawq() -> Any:
