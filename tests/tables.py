@@ -50,28 +50,25 @@ def end_to_end() -> SimpleNamespace:
             ("main", "shallow"), speed, ("eager", "deferred"), (0.0, 1.0), ("code", "prose"), blocks, REPEATS)
     ]  # fmt: skip
     base = [
-        {
-            **point("main", "baseline", "deferred", temperature, kind, 0),
-            "drafted": 0,
-            "accepted": 0,
-            "repeat": repeat,
-            "seconds": 1.0,
-        }
-        for temperature, kind, repeat in product((0.0, 1.0), ("code", "prose"), REPEATS)
+        {**point(draft, "baseline", "deferred", temperature, kind, 0), "accepted": 0, "repeat": repeat, "seconds": 1.0}
+        for draft, temperature, kind, repeat in product(("main", "shallow"), (0.0, 1.0), ("code", "prose"), REPEATS)
     ]
     return results("end_to_end", rows + base)
 
 
 def point(draft: str, method: str, finalize: str, temperature: float, kind: str, k: int) -> dict:
-    """The counts of one run of 100 tokens."""
+    """The counts of one run of 100 tokens; every method prints one text a kind and temperature."""
+    text = f"{kind} {temperature}"
     return {"draft": draft, "method": method, "finalize": finalize, "temperature": temperature, "rule": "coupling", "k": k,
-            "probes": 256 if method == "flash" else 0, "kind": kind, "rounds": 40, "drafted": 40 * k, "accepted": 60,
-            "emitted": 100, "forwards": 40, "text_digest": "00"}  # fmt: skip
+            "probes": 256 if method == "flash" else 0, "kind": kind, "prompts": 1, "rounds": 40, "drafted": 40 * k,
+            "accepted": 60, "emitted": 100, "forwards": 40, "text_digest": text, "twin_digest": text if k < 4 else "",
+            "divergence_at": None, "gap": None, "noise": None, "draft_seconds": 1e-3, "check_seconds": 4e-3,
+            "step_seconds": 3e-3, "prefill_seconds": 2e-3}  # fmt: skip
 
 
 def ledger() -> SimpleNamespace:
     """Seconds by part."""
-    parts = {"draft body": 0.1, "draft head": 0.2, "verify": 0.5, "accept": 0.02, "finalize": 0.0, "rollback": 0.01, "host": 0.05}
+    parts = {"draft body": 0.1, "draft head": 0.2, "verify body": 0.5, "accept": 0.02, "rollback": 0.01, "host": 0.05}
     return results("ledger", [
         {"draft": "main", "method": method, "finalize": "deferred", "part": part, "seconds": seconds, "emitted": 100,
          "repeat": repeat}

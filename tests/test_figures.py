@@ -7,6 +7,7 @@ import tables
 
 pytest.importorskip("seaborn")
 
+from flashspec.measure.bench import Refused
 from flashspec.study import figures, papers, readings
 from flashspec.theory import amdahl
 
@@ -36,6 +37,34 @@ def test_methods_compete_at_their_best_block() -> None:
     assert readings.deferral_gain(frame, "dense", **SETTING).value == pytest.approx(1.2)
 
 
+def test_a_speedup_between_different_texts_is_refused() -> None:
+    frame = tables.end_to_end().frame
+    frame.loc[frame["method"] == "flash", ["text_digest", "twin_digest"]] = "another text"
+    with pytest.raises(Refused, match="float32 twin"):
+        readings.method_gain(frame, "flash", "dense", finalize="eager", **SETTING)
+    assert readings.verdict(frame, "flash", "dense", finalize="eager", **SETTING).startswith("refused")
+    assert readings.method_gain(frame, "dense", "baseline", finalize="eager", **SETTING).value > 1
+
+
+def test_an_explained_tie_is_not_refused_and_a_defect_is() -> None:
+    frame = tables.end_to_end().frame
+    parted = (frame["method"] == "flash") & (frame["kind"] == "code")
+    frame.loc[parted, ["text_digest", "divergence_at", "gap", "noise"]] = ["another text", 5, 0.01, 0.01]
+    assert readings.method_gain(frame, "flash", "dense", finalize="eager", **SETTING).value == pytest.approx(1.1)
+    frame.loc[parted, "gap"] = 1.0
+    with pytest.raises(Refused, match="defect"):
+        readings.method_gain(frame, "flash", "dense", finalize="eager", **SETTING)
+
+
+def test_predictions_use_parts_and_counts_only() -> None:
+    frame = tables.end_to_end().frame
+    slower = frame.assign(seconds=2 * frame["seconds"])
+    assert list(readings.predictions(frame)["predicted"]) == list(readings.predictions(slower)["predicted"])
+    assert readings.predictions(frame).query("k == 4 and finalize == 'eager'")["predicted"].iloc[0] == pytest.approx(
+        2 * (2e-3 + 160 * 1e-3 + 40 * 7e-3)
+    )
+
+
 def test_a_missing_row_is_named() -> None:
     with pytest.raises(readings.Missing, match="shape = opt"):
         readings.projection_gain(tables.projection().frame, "opt", 256)
@@ -61,6 +90,7 @@ DRAWN = {
     "throughput": lambda: figures.throughput(tables.end_to_end()),
     "blocks": lambda: figures.blocks(tables.end_to_end()),
     "acceptance": lambda: figures.acceptance(tables.end_to_end()),
+    "prediction": lambda: figures.prediction(tables.end_to_end()),
     "ledger": lambda: figures.ledger(tables.ledger()),
     "waterfall": lambda: figures.waterfall(tables.projection(), tables.draft_step(), tables.end_to_end()),
 }

@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from flashspec.measure.bench import Interval, paired_ratio
+from flashspec.decoding.generate import Stats
+from flashspec.measure.bench import Interval, Refused, paired_ratio
+from flashspec.measure.parts import Parts, predicted_seconds
+from flashspec.study.fairness import refusal
 
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
@@ -62,6 +65,18 @@ def nearest_probes(frame: DataFrame, shape: str, probes: int) -> int:
     return int(min(counts, key=lambda count: abs(count - probes)))
 
 
+def slowest_probe(frame: DataFrame, shape: str) -> Interval:
+    """The projection's gain at the largest measured number of probes."""
+    return projection_gain(frame, shape, int(where(frame, shape=shape)["probes"].max()))
+
+
+def bytes_ratio(frame: DataFrame, shape: str, probes: int) -> float:
+    """Bytes that the fastest dense head reads over those that FlashHead reads."""
+    rows = where(frame, shape=shape)
+    dense = where(rows, head=dense_heads(frame, shape)[0])["bytes"].median()
+    return float(dense / where(rows, head="flash", probes=probes)["bytes"].median())
+
+
 def step_gain(frame: DataFrame, shape: str, probes: int) -> Interval:
     """A draft step with the dense head over one with FlashHead, in seconds, paired by repeat."""
     rows = where(frame, shape=shape)
@@ -106,30 +121,80 @@ def best(frame: DataFrame, **setting: Any) -> DataFrame:
     return table.loc[table.groupby("method")["throughput"].idxmax()].set_index("method")
 
 
-def seconds_of(frame: DataFrame, method: str, **setting: Any) -> Series:
-    """Seconds per emitted token by repeat of a method at its best k in a setting."""
-    chosen = best(frame, **setting).loc[method]
-    rows = where(runs(frame), method=method, k=chosen["k"], **setting).set_index("repeat")
-    return rows["seconds"] / rows["emitted"]
-
-
-def baseline_seconds(frame: DataFrame, **setting: Any) -> Series:
-    """Seconds per emitted token by repeat of decoding without a draft; it has no finalisation and no draft of its own."""
-    rows = where(frame, method="baseline", temperature=setting["temperature"], rule=setting["rule"])
-    sums = rows.groupby("repeat")[["seconds", "emitted"]].sum()
-    return sums["seconds"] / sums["emitted"]
+def chosen_rows(frame: DataFrame, method: str, **setting: Any) -> DataFrame:
+    """The rows of a method at its best k in a setting; plain decoding has neither k nor finalisation."""
+    if method == "baseline":
+        return where(frame, method=method, **{name: setting[name] for name in ("draft", "temperature", "rule")})
+    return where(frame, method=method, k=best(frame, **setting).loc[method]["k"], **setting)
 
 
 def method_gain(frame: DataFrame, above: str, below: str, **setting: Any) -> Interval:
-    """How many times faster `above` runs than `below`, each at its best k, paired by repeat."""
-    slow = baseline_seconds(frame, **setting) if below == "baseline" else seconds_of(frame, below, **setting)
-    return ratio(slow, seconds_of(frame, above, **setting))
+    """How many times faster `above` runs than `below`, each at its best k, paired by repeat.
+
+    Raises Refused where texts or token counts differ without an explanation (`fairness.refusal`).
+    """
+    return fair_ratio(chosen_rows(frame, below, **setting), chosen_rows(frame, above, **setting), frame)
 
 
 def deferral_gain(frame: DataFrame, method: str, **setting: Any) -> Interval:
-    """Deferred over eager finalisation of one method, each at its best k, paired by repeat."""
-    eager = seconds_of(frame, method, finalize="eager", **setting)
-    return ratio(eager, seconds_of(frame, method, finalize="deferred", **setting))
+    """Deferred over eager finalisation of one method, each at its best k, paired by repeat; refuses as `method_gain` does."""
+    eager, deferred = (chosen_rows(frame, method, finalize=each, **setting) for each in ("eager", "deferred"))
+    return fair_ratio(eager, deferred, frame)
+
+
+def fair_ratio(below: DataFrame, above: DataFrame, frame: DataFrame) -> Interval:
+    """Seconds below over seconds above by repeat, or Refused."""
+    why = refusal(below, above, frame)
+    if why:
+        raise Refused(f"refused: {why}")
+    return ratio(by_repeat(below, "seconds"), by_repeat(above, "seconds"))
+
+
+def verdict(frame: DataFrame, above: str, below: str, **setting: Any) -> str:
+    """The gain of `above` over `below` in words, or why none may be given."""
+    try:
+        return words(method_gain(frame, above, below, **setting))
+    except (Refused, Missing) as error:
+        return str(error)
+
+
+def deferral_verdict(frame: DataFrame, method: str, **setting: Any) -> str:
+    """The gain of deferring in words, or why none may be given."""
+    try:
+        return words(deferral_gain(frame, method, **setting))
+    except (Refused, Missing) as error:
+        return str(error)
+
+
+def acceptance(frame: DataFrame, method: str, **setting: Any) -> float:
+    """Accepted over drafted tokens of a method at its best k in a setting."""
+    rows = chosen_rows(frame, method, **setting)
+    return float(rows["accepted"].sum() / rows["drafted"].sum())
+
+
+def rate(frame: DataFrame, method: str, **setting: Any) -> float:
+    """Median tokens per second of a method at its best k in a setting."""
+    rows = chosen_rows(frame, method, **setting)
+    return float((by_repeat(rows, "emitted") / by_repeat(rows, "seconds")).median())
+
+
+def predictions(frame: DataFrame) -> DataFrame:
+    """One line a run and repeat: measured seconds, and those that parts and counts foretell (`measure.parts`)."""
+    table = frame.assign(predicted=[foretold(row) for row in frame.itertuples()])
+    return table.groupby([*RUN, "repeat"])[["seconds", "predicted", "emitted"]].sum().reset_index()
+
+
+def foretold(row: Any) -> float:
+    """Seconds that the parts measured in the same turn and the counts of this row foretell."""
+    parts = Parts(row.draft_seconds, row.check_seconds, row.step_seconds, row.prefill_seconds)
+    stats = Stats(row.rounds, row.drafted, row.drafted, row.accepted, row.emitted, row.forwards)
+    return predicted_seconds(parts, stats, row.prompts, row.finalize == "eager" and row.method != "baseline")
+
+
+def off_prediction(frame: DataFrame, method: str, **setting: Any) -> float:
+    """Measured over predicted seconds of a method at its best k, less 1, median over repeats."""
+    sums = predictions(chosen_rows(frame, method, **setting))
+    return float((sums["seconds"] / sums["predicted"]).median() - 1)
 
 
 def words(interval: Interval) -> str:

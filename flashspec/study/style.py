@@ -38,7 +38,20 @@ NAMES = {
     "reference-shallow": "reference draft, 1 layer",
     "qwen3-0.6b": "Qwen3-0.6B shape",
 }
-PARTS = ["#0072B2", "#56B4E9", "#D55E00", "#E69F00", "#009E73", "#CC79A7", "#999999"]
+PARTS = {
+    "prefill": "#d9d9d9",
+    "draft body": "#0072B2",
+    "draft head": "#56B4E9",
+    "draw": "#a6cee3",
+    "check body": "#117733",
+    "check head": "#88c999",
+    "verify body": "#D55E00",
+    "verify head": "#E69F00",
+    "accept": "#F0E442",
+    "finalize": "#CC79A7",
+    "rollback": "#882255",
+    "host": "#7f7f7f",
+}
 WIDTH = 8.4
 
 

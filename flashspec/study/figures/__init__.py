@@ -1,7 +1,29 @@
 """One function a figure: tables in, picture out. Numbers come from `readings`, looks from `style`."""
 
 from flashspec.study.figures.costs import dilution, draft_step, probes, projection
-from flashspec.study.figures.decoding import acceptance, blocks, ledger, throughput
+from flashspec.study.figures.decoding import acceptance, blocks, ledger, prediction, throughput
 from flashspec.study.figures.waterfall import waterfall
 
-__all__ = ["acceptance", "blocks", "dilution", "draft_step", "ledger", "probes", "projection", "throughput", "waterfall"]
+__all__ = [
+    "acceptance",
+    "blocks",
+    "dilution",
+    "draft_step",
+    "ledger",
+    "prediction",
+    "probes",
+    "projection",
+    "throughput",
+    "waterfall",
+]
+    "acceptance",
+    "blocks",
+    "dilution",
+    "draft_step",
+    "ledger",
+    "prediction",
+    "probes",
+    "projection",
+    "throughput",
+    "waterfall",
+]

@@ -47,13 +47,12 @@ def probes(results: Any) -> Figure:
 
 def probe_curve(axis: Axes, frame: DataFrame, shape: str) -> None:
     """Measured gains with intervals, and the ratio of bytes read as a dashed line."""
-    rows = readings.where(frame, shape=shape, head="flash")
-    counts = sorted(rows["probes"].unique())
-    gains = [readings.projection_gain(frame, shape, int(count)) for count in counts]
-    dense = readings.where(frame, shape=shape, head=readings.dense_heads(frame, shape)[0])["bytes"].median()
-    allowed = [dense / rows[rows["probes"] == count]["bytes"].median() for count in counts]
-    axis.plot(counts, allowed, "--", color=colour(shape), alpha=0.6, label=f"{NAMES[shape]}: ratio of bytes")
-    axis.plot(counts, [gain.value for gain in gains], "o-", color=colour(shape), label=f"{NAMES[shape]}: measured")
+    counts = sorted(int(count) for count in readings.where(frame, shape=shape, head="flash")["probes"].unique())
+    gains = [readings.projection_gain(frame, shape, count) for count in counts]
+    allowed = [readings.bytes_ratio(frame, shape, count) for count in counts]
+    name = NAMES.get(shape, shape)
+    axis.plot(counts, allowed, "--", color=colour(shape), alpha=0.6, label=f"{name}: ratio of bytes")
+    axis.plot(counts, [gain.value for gain in gains], "o-", color=colour(shape), label=f"{name}: measured")
     for count, gain in zip(counts, gains, strict=True):
         axis.errorbar(count, gain.value, yerr=error(gain), color=colour(shape), capsize=2)
 

@@ -44,9 +44,8 @@ def methods_at(axis: Axes, frame: DataFrame, setting: dict[str, Any]) -> None:
 
 def rates(frame: DataFrame, method: str, finalize: str | None, setting: dict[str, Any]) -> Any:
     """Tokens per second by repeat."""
-    if finalize is None:
-        return 1 / readings.baseline_seconds(frame, **setting)
-    return 1 / readings.seconds_of(frame, method, finalize=finalize, **setting)
+    chosen = readings.chosen_rows(frame, method, **setting, **({"finalize": finalize} if finalize else {}))
+    return readings.by_repeat(chosen, "emitted") / readings.by_repeat(chosen, "seconds")
 
 
 @drawn
@@ -93,6 +92,23 @@ def acceptance(results: Any, rule: str = "coupling") -> Figure:
 
 
 @drawn
+def prediction(results: Any, rule: str = "coupling") -> Figure:
+    """Measured tokens per second against those that parts and counts foretell; the band is 5 % wide on either side."""
+    table = readings.where(readings.predictions(results.frame), rule=rule)
+    figure, (axis,) = canvas(height=4.2)
+    for (draft, method), rows in table.groupby(["draft", "method"]):
+        foretold, measured = rows["emitted"] / rows["predicted"], rows["emitted"] / rows["seconds"]
+        name = f"{NAMES.get(draft, draft)}, {method}"
+        axis.plot(foretold, measured, "o" if draft == "main" else "^", color=colour(method), alpha=0.5, markersize=4, label=name)
+    ends = [0.9 * (table["emitted"] / table["seconds"]).min(), 1.1 * (table["emitted"] / table["seconds"]).max()]
+    axis.plot(ends, ends, color="#666666", linewidth=1)
+    axis.fill_between(ends, [0.95 * end for end in ends], [1.05 * end for end in ends], color="#666666", alpha=0.15)
+    axis.set(xlabel="predicted tokens per second", ylabel="measured tokens per second")
+    axis.legend(fontsize=8)
+    return figure
+
+
+@drawn
 def ledger(results: Any) -> Figure:
     """Where the time of a final token goes: each part's milliseconds, stacked, for every method."""
     frame = results.frame
@@ -101,11 +117,11 @@ def ledger(results: Any) -> Figure:
     wide = table.pivot_table(index=["draft", "method", "finalize"], columns="part", values="ms", fill_value=0.0)
     figure, (axis,) = canvas(height=0.5 * len(wide) + 1.6)
     left = [0.0] * len(wide)
-    for shade, part in zip(PARTS, wide.columns, strict=False):
-        axis.barh(range(len(wide)), wide[part], left=left, color=shade, label=part, height=0.65)
+    for part in (part for part in PARTS if part in wide.columns):
+        axis.barh(range(len(wide)), wide[part], left=left, color=PARTS[part], label=part, height=0.65)
         left = [start + length for start, length in zip(left, wide[part], strict=True)]
     axis.set_yticks(range(len(wide)), [", ".join(NAMES.get(word, word) for word in line) for line in wide.index])
     axis.set_xlabel("milliseconds a final token")
     axis.grid(axis="y", visible=False)
-    figure.legend(ncols=4, loc="outside upper center")
+    figure.legend(ncols=6, loc="outside upper center")
     return figure

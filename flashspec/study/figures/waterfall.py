@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from flashspec.measure.bench import Interval
+from flashspec.measure.bench import Interval, Refused
 from flashspec.study import papers, readings
 from flashspec.study.style import NAMES, canvas, colour, drawn, error, plain_ticks
 
@@ -18,23 +18,24 @@ STEPS = ["projection\nalone", "draft\nstep", "end to end,\neager", "end to end,\
 
 
 class Line(NamedTuple):
-    """One line of the waterfall: the shape its costs are looked up by, and the draft that decodes with it, if one does."""
+    """One line of the waterfall: the shape its costs are looked up by, the probes, and the draft that decodes, if one does."""
 
     shape: str
-    draft: str | None
+    probes: int
+    draft: str | None = None
 
 
-LINES = (Line("qwen3-0.6b", None), Line("reference", "main"), Line("reference-shallow", "shallow"))
+LINES = (Line("qwen3-0.6b", 256), Line("reference", 64, "main"), Line("reference-shallow", 64, "shallow"))
 
 
 @drawn
-def waterfall(projection: Any, step: Any, end_to_end: Any, probes: int = 256, temperature: float = 1.0) -> Figure:
+def waterfall(projection: Any, step: Any, end_to_end: Any, temperature: float = 1.0) -> Figure:
     """How FlashHead's gain shrinks on its way from the projection to the text: the thesis beside what was measured here."""
     figure, (axis,) = canvas(height=4.4)
     thesis = [Interval(papers.thesis(name), *[float("nan")] * 2) for name in ("projection", "draft_step", "eager", "deferred")]
     cascade(axis, "thesis", thesis, -0.24)
     for place, line in enumerate(LINES):
-        gains = gains_of((projection.frame, step.frame, end_to_end.frame), line, probes, temperature)
+        gains = gains_of((projection.frame, step.frame, end_to_end.frame), line, temperature)
         cascade(axis, line.draft or line.shape, gains, -0.08 + 0.16 * place)
     axis.axhline(1, color="#666666", linewidth=1)
     axis.set_xticks(range(len(STEPS)), STEPS)
@@ -57,7 +58,7 @@ def cascade(axis: Axes, name: str, gains: list[Interval | None], shift: float) -
         )
 
 
-def gains_of(tables: tuple[DataFrame, ...], line: Line, probes: int, temperature: float) -> list[Interval | None]:
+def gains_of(tables: tuple[DataFrame, ...], line: Line, temperature: float) -> list[Interval | None]:
     """The four gains of one line; None where a table does not hold it."""
     projection, step, end_to_end = tables
     setting = {"draft": line.draft, "temperature": temperature, "rule": "coupling"}
@@ -66,8 +67,8 @@ def gains_of(tables: tuple[DataFrame, ...], line: Line, probes: int, temperature
         return readings.method_gain(end_to_end, "flash", "dense", finalize=finalize, **setting)
 
     asked: list[Callable[[], Interval]] = [
-        lambda: readings.projection_gain(projection, line.shape, readings.nearest_probes(projection, line.shape, probes)),
-        lambda: readings.step_gain(step, line.shape, readings.nearest_probes(step, line.shape, probes)),
+        lambda: readings.projection_gain(projection, line.shape, readings.nearest_probes(projection, line.shape, line.probes)),
+        lambda: readings.step_gain(step, line.shape, readings.nearest_probes(step, line.shape, line.probes)),
         lambda: decoding("eager"),
         lambda: decoding("deferred"),
     ]
@@ -75,8 +76,8 @@ def gains_of(tables: tuple[DataFrame, ...], line: Line, probes: int, temperature
 
 
 def held(question: Callable[[], Interval]) -> Interval | None:
-    """The answer, or None if the table has no row for it."""
+    """The answer, or None if the table has no row for it or the comparison is refused."""
     try:
         return question()
-    except readings.Missing:
+    except (readings.Missing, Refused):
         return None

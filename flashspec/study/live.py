@@ -1,0 +1,85 @@
+"""Decoding while you watch: every method on one prompt, on this machine, now. Shows texts and counts, never a speedup."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from flashspec.decoding.generate import Output, generate
+from flashspec.decoding.method import METHODS, Method
+from flashspec.decoding.models import Models
+from flashspec.scores import Sampling
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+SHADES = {"accepted": "#cfe8d5", "own": "#ffd9b8"}
+
+
+class Shown(NamedTuple):
+    """Something that a notebook shows as HTML."""
+
+    page: str
+
+    def _repr_html_(self) -> str:
+        return self.page
+
+
+def variants() -> dict[str, Method]:
+    """Every named method, and with an eager final token where there is a verifier to finalise."""
+    return {name: method for key, value in METHODS.items() for name, method in both_ways(key, value).items()}
+
+
+def both_ways(name: str, method: Method) -> dict[str, Method]:
+    """A method as it is, and once more with an eager final token if it verifies."""
+    return {name: method} if method.writer_is_target else {name: method, f"{name}, eager": replace(method, finalize="eager")}
+
+
+def decode_all(models: Models, prompt: str | list[int], sampling: Sampling, max_new_tokens: int) -> dict[str, Output]:
+    """One decode of every method, by name."""
+    chosen = variants()
+    return {name: generate(models, prompt, method, sampling, max_new_tokens=max_new_tokens) for name, method in chosen.items()}
+
+
+def table(outputs: Mapping[str, Output]) -> DataFrame:
+    """One line a method: its counts, and whether its text is the baseline's."""
+    import pandas
+
+    expected = outputs["baseline"].tokens
+    lines = [{"method": name, **counts(output), "same text": output.tokens == expected} for name, output in outputs.items()]
+    return pandas.DataFrame(lines).set_index("method")
+
+
+def counts(output: Output) -> dict[str, Any]:
+    """The counts of one decode and the two rates read from them."""
+    names = ("emitted", "forwards", "rounds", "drafted", "accepted")
+    rates = {"acceptance": round(output.stats.acceptance, 2), "TAR": round(output.stats.tar, 2)}
+    return {**{name: getattr(output.stats, name) for name in names}, **rates}
+
+
+def agreeing(outputs: Mapping[str, Output]) -> int:
+    """How many methods printed the baseline's text, the baseline not counted."""
+    return sum(output.tokens == outputs["baseline"].tokens for output in outputs.values()) - 1
+
+
+def coloured(models: Models, prompt: str | list[int], output: Output) -> Shown:
+    """The text behind its prompt: green where the target kept a drafted token, orange where it wrote its own."""
+    before = prompt if isinstance(prompt, str) else models.decode(list(prompt))
+    last = max(event.stage for event in output.events)
+    words = (mark(models.decode([token]), kind) for token, kind in zip(output.tokens, kinds(output, last), strict=False))
+    return Shown(f'<pre class="decoded">{html.escape(before)}{"".join(words)}</pre>')
+
+
+def kinds(output: Output, last: int) -> Iterator[str]:
+    """For each token in order, whether the last stage kept it or wrote it."""
+    for event in output.events:
+        if event.stage == last:
+            yield from ["accepted"] * event.kept
+            yield from ["own"] * event.adds
+
+
+def mark(word: str, kind: str) -> str:
+    """One token on its colour."""
+    return f'<span style="background:{SHADES[kind]};color:#000">{html.escape(word)}</span>'
