@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from flashspec.measure.clock import interleaved_seconds
+from flashspec.measure.clock import Plan, interleaved_seconds
 from flashspec.measure.repetition import repeated_share, repetition
 from flashspec.measure.roofline import (
     Work,
@@ -23,7 +23,7 @@ from flashspec.model.synthetic import SHAPES, random_rows, shape, synthetic
 def test_body_weights_are_the_bytes_that_the_layers_hold() -> None:
     model = synthetic("reference-draft", torch.bfloat16)
     matrices = sum(p.nbytes for layer in model.layers for p in layer.parameters() if p.ndim == 2)
-    cache = 2 * model.config.kv_bytes_per_token(2)
+    cache = 2 * model.config.kv_bytes_per_token(4)
     assert body_work(model.config, rows=1, seen=0).bytes == matrices + cache
     assert matrices <= stored_bytes(model.layers) <= 1.01 * matrices
 
@@ -37,7 +37,7 @@ def test_five_rows_read_the_weights_once_and_compute_five_times() -> None:
 def test_a_long_past_is_read_too() -> None:
     config = SHAPES["qwen3-0.6b"]
     grown = body_work(config, 1, 1000).bytes - body_work(config, 1, 0).bytes
-    assert grown == 1000 * config.kv_bytes_per_token(2)
+    assert grown == 1000 * config.kv_bytes_per_token(4)
 
 
 def test_the_flash_head_reads_its_rows_once_for_every_row() -> None:
@@ -90,5 +90,7 @@ def test_repetition_is_counted_as_by_hand() -> None:
 
 def test_interleaved_seconds_keep_raw_repeats() -> None:
     calls: list[str] = []
-    raw = interleaved_seconds({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, repeats=3, warmup=1)
+    raw = interleaved_seconds({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, Plan(3, 1, evict_megabytes=1))
     assert calls == ["a", "b"] * 4 and len(raw["a"]) == len(raw["b"]) == 3
+    with pytest.raises(ValueError, match="repeats must be at least 1"):
+        Plan(repeats=0)

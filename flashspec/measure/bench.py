@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -29,7 +29,7 @@ class Timing(NamedTuple):
     tokens: Text
 
     @property
-    def count(self) -> int:
+    def emitted(self) -> int:
         """Tokens given."""
         return len(self.tokens)
 
@@ -45,7 +45,7 @@ class Recorded(NamedTuple):
     contestant: str
     repeat: int
     seconds: float
-    count: int
+    emitted: int
     digest: str
 
 
@@ -101,7 +101,21 @@ def paired_ratio(above: Sequence[float], below: Sequence[float], seed: int = 0, 
     return Interval(float(np.median(ratios)), float(low), float(high))
 
 
-Runs = tuple[Timing, ...] | tuple[Recorded, ...]
+class Run(Protocol):
+    """A timed run, whether its text is at hand or only its digest."""
+
+    @property
+    def repeat(self) -> int: ...
+    @property
+    def seconds(self) -> float: ...
+    @property
+    def emitted(self) -> int: ...
+    @property
+    def digest(self) -> str: ...
+
+
+Runs = Sequence[Run]
+Twin = tuple[Text | str, Text | str]
 
 
 @dataclass(frozen=True)
@@ -114,7 +128,7 @@ class Comparison:
 
     baseline: Runs
     method: Runs
-    twin: tuple[tuple[Text, Text] | tuple[str, str], ...] = ()
+    twin: tuple[Twin, ...] = ()
     certificates: tuple[Certificate, ...] = ()
     promise: str = "text"
 
@@ -147,14 +161,14 @@ class Comparison:
         if len(self.baseline) != len(self.method):
             return f"{len(self.baseline)} runs of the baseline stand against {len(self.method)} of the method"
         for one, other in zip(self.baseline, self.method, strict=True):
-            if one.count != other.count:
-                return f"token counts differ in repeat {one.repeat}: {one.count} and {other.count}"
+            if one.emitted != other.emitted:
+                return f"token counts differ in repeat {one.repeat}: {one.emitted} and {other.emitted}"
         return None
 
     def _unequal_texts(self) -> str | None:
         for one, other in self.twin:
             if one != other:
-                where = "" if isinstance(one, str) else f" from token {first_difference(one, other)}"
+                where = "" if isinstance(one, str) or isinstance(other, str) else f" from token {first_difference(one, other)}"
                 return f"the float32 twin gives another text{where}"
         for certificate in self.certificates:
             if certificate.verdict == "defect":

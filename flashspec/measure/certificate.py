@@ -79,7 +79,7 @@ def certify(one: Sequence[int], other: Sequence[int], prompt: Sequence[int], sco
     return Certificate(at, tokens, gap, shape_noise(rows))
 
 
-def target_scorer(target: Transformer, sampling: Sampling = Sampling()) -> Scorer:
+def target_scorer(target: Transformer, sampling: Sampling) -> Scorer:
     """Scores of a target read in blocks, warped and with the coupling's noise as decoding adds it, in units of raw logits."""
     head = DenseHead(target.norm, target.head_weight)
 

@@ -21,7 +21,7 @@ class Entry(NamedTuple):
 
     name: str
     method: Method
-    sampling: Sampling = Sampling()
+    sampling: Sampling
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,7 @@ class Ledger:
     """Exclusive seconds by part: while an inner part runs, the outer one's clock stands still."""
 
     seconds: dict[str, float] = field(default_factory=dict)
+    eager: bool = False
     finalizing: bool = False
     _open: list[str] = field(default_factory=list)
     _since: float = 0.0
@@ -79,8 +80,7 @@ class TimedReader:
         """Read what is missing, charged as prefill, finalisation or the stage's body."""
         late = self.name == "verify body" and self.ledger.finalizing
         name = "prefill" if self.reader.seen == 0 else "finalize" if late else self.name
-        if self.name == "draft body" and not self.ledger._open[-1:] == ["finalize"]:
-            self.ledger.finalizing = False
+        self.ledger.finalizing &= not late
         with self.ledger.part(name):
             return self.reader.read(tokens)
 
@@ -105,18 +105,12 @@ class TimedHead:
 
 
 class TimedRule:
-    """A rule whose draws and verdicts are charged; after the last stage's verdict a read of its own is finalisation."""
+    """A rule whose draws and verdicts are charged; in eager mode the read after the last stage's verdict is finalisation."""
 
     def __init__(self, rule: Any, ledger: Ledger, last: bool) -> None:
         self.rule, self.ledger, self.last = rule, ledger, last
-
-    @property
-    def sampling(self) -> Sampling:
-        return self.rule.sampling
-
-    @property
-    def exact(self) -> bool:
-        return self.rule.exact
+        self.exact: bool = rule.exact
+        self.sampling: Sampling = rule.sampling
 
     def draw(self, scores: Scores, position: int, stage: int) -> Drawn:
         with self.ledger.part("draw"):
@@ -125,7 +119,7 @@ class TimedRule:
     def verify(self, scores: Scores, waiting: Waiting) -> Verdict:
         with self.ledger.part("accept"):
             verdict = self.rule.verify(scores, waiting)
-        self.ledger.finalizing = self.last
+        self.ledger.finalizing = self.last and self.ledger.eager
         return verdict
 
 
@@ -147,7 +141,7 @@ def timed(stages: list[Stage], ledger: Ledger) -> list[Stage]:
         readers[id(stage.reader)] = TimedReader(inner, ledger, f"{role(index, len(stages))} body")
     return [
         Stage(
-            readers[id(stage.reader)],  # type: ignore[arg-type]
+            readers[id(stage.reader)],
             TimedHead(stage.head, ledger, f"{role(index, len(stages))} head"),
             TimedRule(stage.rule, ledger, index == len(stages) - 1),
             stage.every,
@@ -156,17 +150,13 @@ def timed(stages: list[Stage], ledger: Ledger) -> list[Stage]:
     ]
 
 
-def account(stages: list[Stage], prompt: list[int], limits: Limits = Limits()) -> Account:
+def account(stages: list[Stage], prompt: list[int], limits: Limits) -> Account:
     """Decode once with every part timed. The parts come from inside, the wall time from outside the generator."""
-    ledger, tokens = Ledger(), []
+    ledger = Ledger(eager=limits.finalize == "eager")
+    wrapped = timed(stages, ledger)
     clock.settle()
     start = clock.now()
-    steps = decode(timed(stages, ledger), prompt, limits)
-    while True:
-        with ledger.part("host"):
-            step = next(steps, None)
-        if step is None:
-            break
-        tokens += step.tokens
+    with ledger.part("host"):
+        tokens = [token for step in decode(wrapped, prompt, limits) for token in step.tokens]
     wall = clock.now() - start
     return Account({part: ledger.seconds[part] for part in PARTS if part in ledger.seconds}, wall, tokens)

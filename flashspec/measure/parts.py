@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from flashspec.decoding.cascade import Stage
+from flashspec.decoding.generate import Stats
 from flashspec.decoding.rules import Waiting
 from flashspec.measure import clock
 from flashspec.scores import Dice, Scores
 
 
 class Parts(NamedTuple):
-    """Median seconds: a draft step, a check of k tokens, a one-token target read, and reading the prompt (all readers)."""
+    """Median seconds: one token by stage 0, a check of k tokens, a one-token target read, and all readers' prompt reading.
+
+    Plain decoding has no check, so its `check` and `step` are 0.
+    """
 
     draft: float
     check: float
@@ -24,17 +28,18 @@ class Parts(NamedTuple):
 
 
 class Bench(NamedTuple):
-    """A two-stage method standing behind `start` tokens with a burst of k tokens written."""
+    """A one- or two-stage method whose readers have read all but the newest of `start` tokens, with a burst of k written."""
 
     stages: list[Stage]
     tokens: Tensor
+    prompt: int
     start: int
     proposals: list[Scores]
 
     @property
     def block(self) -> int:
-        """Drafted tokens of a burst."""
-        return self.stages[1].every
+        """Tokens of a burst."""
+        return self.stages[-1].every
 
     def burst(self) -> list[Scores]:
         """Write k tokens as the loop does, then forget them; their proposals."""
@@ -49,7 +54,7 @@ class Bench(NamedTuple):
 
     def check(self) -> None:
         """Judge the burst as the loop does, then forget it."""
-        stage, stop = self.stages[1], self.start + self.block
+        stage, stop = self.stages[-1], self.start + self.block
         rows = stage.reader.read(self.tokens[:stop])[self.start - 1 :]
         scores = stage.head(rows, torch.arange(self.start, stop + 1), _dice(stage))
         stage.rule.verify(scores, Waiting(self.tokens[self.start : stop].tolist(), self.proposals, self.start, 1))
@@ -57,39 +62,57 @@ class Bench(NamedTuple):
 
     def step(self) -> None:
         """Read one token with the target, as eager finalisation does."""
-        reader = self.stages[1].reader
+        reader = self.stages[-1].reader
         reader.read(self.tokens[: self.start])
         reader.rewind(self.start - 1)
 
     def prefill(self) -> None:
-        """Read all but the newest token with every reader, from nothing."""
+        """Read all but the newest token of the prompt with every reader, from nothing."""
         for stage in self.stages:
             stage.reader.rewind(0)
+            stage.reader.read(self.tokens[: self.prompt - 1])
+
+    def ready(self) -> None:
+        """Read what lies before the newest token."""
+        for stage in self.stages:
             stage.reader.read(self.tokens[: self.start - 1])
 
 
-def prepare(stages: list[Stage], prompt: list[int]) -> Bench:
-    """A bench with the prompt read and one burst written. Raises ValueError for methods without exactly two stages."""
-    if len(stages) != 2:
+def prepare(stages: list[Stage], prompt: Sequence[int], text: Sequence[int]) -> Bench:
+    """A bench behind prompt and text. Raises ValueError for methods of more than two stages."""
+    if len(stages) > 2:
         raise ValueError(f"parts are measured for a draft and a target, got {len(stages)} stages")
-    tokens = torch.zeros(len(prompt) + stages[1].every, dtype=torch.int64, device=stages[0].reader.rows.device)
-    tokens[: len(prompt)] = torch.tensor(prompt)
-    bench = Bench(stages, tokens, len(prompt), [])
+    start = len(prompt) + len(text)
+    tokens = torch.zeros(start + stages[-1].every, dtype=torch.int64, device=stages[0].reader.rows.device)
+    tokens[:start] = torch.tensor([*prompt, *text])
+    bench = Bench(stages, tokens, len(prompt), start, [])
     with torch.inference_mode():
-        bench.prefill()
+        bench.ready()
         bench.proposals.extend(bench.burst())
     return bench
 
 
-def measure_parts(bench: Bench, plan: clock.Plan = clock.Plan(5, 1)) -> Parts:
+def measure_parts(bench: Bench, plan: clock.Plan) -> Parts:
     """Median seconds of each part, in turns."""
-    calls: dict[str, Callable[[], object]] = {
-        "burst": bench.burst, "check": bench.check, "step": bench.step, "prefill": bench.prefill,
-    }  # fmt: skip
+    calls: dict[str, Callable[[], object]] = {"burst": bench.burst}
+    if len(bench.stages) > 1:
+        calls |= {"check": bench.check, "step": bench.step}
     with torch.inference_mode():
         raw = clock.interleaved_seconds(calls, plan)
-    burst, check, step, prefill = (clock.median(raw[name]) for name in calls)
-    return Parts(burst / bench.block, check, step, prefill)
+        prefill = clock.interleaved_seconds({"prefill": bench.prefill}, plan)
+        bench.ready()
+    found = {name: clock.median(seconds) for name, seconds in (raw | prefill).items()}
+    return Parts(found["burst"] / bench.block, found.get("check", 0.0), found.get("step", 0.0), found["prefill"])
+
+
+def predicted_seconds(parts: Parts, stats: Stats, decodes: int, eager: bool) -> float:
+    """Seconds that parts and counts foretell for `decodes` runs: no part of the whole run's clock is used.
+
+    prefill + tokens of stage 0 x draft + rounds x (check, and a one-token read if eager), as in `theory.round_time`.
+    """
+    written = stats.drafted or stats.emitted
+    per_round = parts.check + (parts.step if eager else 0.0)
+    return decodes * parts.prefill + written * parts.draft + (stats.rounds if stats.drafted else 0) * per_round
 
 
 def _dice(stage: Stage) -> Dice:

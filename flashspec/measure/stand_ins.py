@@ -10,7 +10,7 @@ from flashspec.heads.cluster import from_assignments
 from flashspec.heads.flash import FlashHead, FlashPlan
 
 
-def stand_in_flash(weight: Tensor, norm: Norm | None = None, probes: int = 256, cluster_size: int = 16, seed: int = 0) -> FlashHead:
+def stand_in_flash(weight: Tensor, norm: Norm | None, probes: int, cluster_size: int = 16, seed: int = 0) -> FlashHead:
     """A FlashHead over seeded arbitrary clusters of exact size: costs what a trained one costs, agrees with nothing."""
     vocab = weight.shape[0]
     order = torch.randperm(vocab, generator=torch.Generator().manual_seed(seed))

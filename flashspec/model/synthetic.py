@@ -60,8 +60,8 @@ def synthetic(
     model = model.to_empty(device="cpu").eval().requires_grad_(False)
     model.rope = Rope(config)
     noise = torch.randn(BLOCK, generator=torch.Generator().manual_seed(seed)).to(dtype)
-    for weight in model.parameters():
-        fill(weight, noise)
+    for shift, weight in enumerate(model.parameters()):
+        fill(weight, noise, 31 * shift)
     return model
 
 
@@ -72,13 +72,12 @@ def random_rows(rows: int, width: int, dtype: torch.dtype = torch.float32, seed:
 
 
 @torch.no_grad()
-def fill(weight: Tensor, noise: Tensor) -> Tensor:
-    """Norm weights become 1, biases 0, matrices noise of variance 1 / fan-in; shifts keep repeated blocks apart."""
+def fill(weight: Tensor, noise: Tensor, shift: int = 0) -> Tensor:
+    """Norm weights become 1, matrices noise of variance 1 / fan-in; `shift` and the block's number move where noise starts."""
     if weight.ndim == 1:
         return weight.fill_(1.0)
-    flat = weight.view(-1)
-    scaled = noise * weight.shape[1] ** -0.5
-    for turn, start in enumerate(range(0, len(flat), len(noise))):
-        part = flat[start : start + len(noise)]
-        part.copy_(scaled.roll(turn * 977)[: len(part)])
+    flat, half = weight.view(-1), len(noise) // 2
+    for turn, part in enumerate(flat.split(half)):
+        begin = (shift + turn) * 7919 % half
+        torch.mul(noise[begin : begin + len(part)], weight.shape[1] ** -0.5, out=part)
     return weight

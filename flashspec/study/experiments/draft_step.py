@@ -118,7 +118,8 @@ def _rows(name: str, draft: Draft, params: Params, roof: float) -> Iterator[Row]
         parts = [raw[str((kind, probes, part))] for part in ("body", "head", "step")]
         facts = (name, draft.model.config.layers, kind, probes)
         for repeat, seconds in enumerate(zip(*parts, strict=True)):
-            yield Row(*facts, *seconds, body + head.bytes_read(1), repeat, roof)
+            body_s, head_s, step_s = seconds
+            yield Row(*facts, body_s, head_s, step_s, body + head.bytes_read(1), repeat, roof)
 
 
 def points(params: Params) -> list[Params]:

@@ -1,0 +1,202 @@
+"""The time ledger is closed, counts nested time once and changes no text; scores and parts follow the events."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+import tiny
+import torch
+
+from flashspec.decoding.cascade import Event, Limits, decode
+from flashspec.decoding.generate import count
+from flashspec.decoding.method import METHODS, build, method_named
+from flashspec.measure import clock
+from flashspec.measure.contest import Decoding, Entry, Turns, contest, joined_by_kind, texts
+from flashspec.measure.ledger import Ledger, account
+from flashspec.measure.parts import Parts, measure_parts, predicted_seconds, prepare
+from flashspec.measure.prompts import Prompt, load_prompts
+from flashspec.measure.score import Score, score
+from flashspec.scores import Sampling
+
+PROMPT = [5, 77, 130, 9, 200, 31]
+WARM = Sampling(1.0, seed=3)
+PROBED: dict[str, Any] = {"probes": 8}
+
+
+@pytest.fixture(scope="module")
+def models() -> Any:
+    return tiny.pair()
+
+
+def stages(models: Any, name: str, sampling: Sampling = WARM, **changes: Any) -> list:
+    return build(method_named(name, changes), models, sampling, 128)
+
+
+@pytest.mark.parametrize("name", ["baseline", "dense", "flash", "self_speculation", "hispec"])
+@pytest.mark.parametrize("finalize", ["eager", "deferred"])
+def test_the_ledger_is_closed_and_leaves_the_text_alone(models: Any, name: str, finalize: str) -> None:
+    changes = {"finalize": finalize} | (PROBED if name == "flash" else {})
+    limits = Limits(40, finalize=finalize)
+    plain = [t for step in decode(stages(models, name, **changes), PROMPT, limits) for t in step.tokens]
+    found = account(stages(models, name, **changes), PROMPT, limits)
+    assert found.tokens == plain
+    assert 0.97 <= found.closure <= 1.001
+    assert ("finalize" in found.parts) == (finalize == "eager" and name != "baseline")
+    assert {"prefill", "verify body", "verify head", "host"} <= set(found.parts)
+
+
+def test_every_round_of_an_eager_run_is_finalised_but_the_last(models: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    entered: list[str] = []
+    part = Ledger.part
+
+    def spy(self: Ledger, name: str) -> Any:
+        entered.append(name)
+        return part(self, name)
+
+    monkeypatch.setattr(Ledger, "part", spy)
+    account(stages(models, "dense", finalize="eager"), PROMPT, Limits(40, finalize="eager"))
+    assert entered.count("accept") - 1 == entered.count("finalize") > 3
+
+
+def test_nested_time_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = itertools.count()
+    monkeypatch.setattr(clock, "now", lambda: float(next(ticks)))
+    ledger = Ledger()
+    with ledger.part("host"), ledger.part("verify body"), ledger.part("draft body"):
+        pass
+    assert ledger.seconds == {"host": 2.0, "verify body": 2.0, "draft body": 1.0}
+
+
+def test_time_inside_a_finalising_read_is_finalisation() -> None:
+    ledger = Ledger()
+    with ledger.part("finalize"), ledger.part("draft body"):
+        pass
+    assert set(ledger.seconds) == {"finalize"}
+
+
+def events_of(models: Any, name: str, **changes: Any) -> tuple[list[Event], list, int]:
+    used = stages(models, name, **changes)
+    steps = list(decode(used, PROMPT, Limits(40, finalize=changes.get("finalize", "deferred"))))
+    return [e for s in steps for e in s.events], used, sum(len(s.tokens) for s in steps)
+
+
+def test_eager_costs_one_forward_a_round_more_and_the_score_says_so(models: Any) -> None:
+    eager = score(*events_of(models, "dense", finalize="eager"))
+    deferred = score(*events_of(models, "dense", finalize="deferred"))
+    rounds = deferred.forwards
+    assert eager.forwards == 2 * rounds - 1 and eager.emitted == deferred.emitted == 40
+    assert eager.bytes > deferred.bytes
+
+
+def test_plain_decoding_reads_the_body_and_the_head_once_a_token(models: Any) -> None:
+    events, used, emitted = events_of(models, "baseline")
+    found = score(events, used, emitted)
+    layers = models.target.config.layers
+    assert found.forwards == 40 and found.layer_tokens == layers * (len(PROMPT) + 39)
+    body = sum(p.nbytes for p in models.target.layers.parameters())
+    assert found.bytes == pytest.approx(40 * (body + models.target.head_weight.nbytes), rel=0.02)
+
+
+def test_a_flash_draft_reads_fewer_bytes_than_a_dense_one(models: Any) -> None:
+    burst = Event(0, 0, 0, 4, 4)
+    dense, flash = stages(models, "dense"), stages(models, "flash", probes=4)
+    assert score([burst], flash, 4).bytes < score([burst], dense, 4).bytes
+    assert score([burst], flash, 4).flops < score([burst], dense, 4).flops
+
+
+def test_a_shared_trunk_is_not_counted_twice(models: Any) -> None:
+    events, used, emitted = events_of(models, "self_speculation", exits=(2,))
+    found = score(events, used, emitted)
+    below, above = (sum(e.rows for e in events if e.stage == i) for i in (0, 1))
+    assert found.layer_tokens == 2 * below + (models.target.config.layers - 2) * above
+
+
+def test_scores_add_and_divide() -> None:
+    assert Score(1, 2, 3, 4, 2) + Score(1, 2, 3, 4, 2) == Score(2, 4, 6, 8, 4)
+    assert Score(4, 8, 2, 6, 4).per_token() == {"forwards": 1.0, "layer_tokens": 2.0, "bytes": 0.5, "flops": 1.5}
+    with pytest.raises(ValueError, match="without final tokens"):
+        Score().per_token()
+
+
+@pytest.mark.parametrize("name", ["baseline", "dense", "flash"])
+def test_measuring_parts_leaves_the_stages_ready(models: Any, name: str) -> None:
+    used = stages(models, name, **(PROBED if name == "flash" else {}))
+    bench = prepare(used, PROMPT, [4, 5, 6])
+    parts = measure_parts(bench, clock.Plan(2, 1))
+    assert parts.draft > 0 and parts.prefill > 0 and (parts.check > 0) == (name != "baseline")
+    fresh = [t for step in decode(stages(models, "baseline"), PROMPT, Limits(12)) for t in step.tokens]
+    assert [t for step in decode(used, PROMPT, Limits(12)) for t in step.tokens] == fresh
+
+
+def test_parts_are_measured_for_two_stages_at_most(models: Any) -> None:
+    with pytest.raises(ValueError, match="got 3 stages"):
+        prepare(stages(models, "hispec"), PROMPT, [])
+
+
+def test_the_prediction_is_the_sum_of_its_parts(models: Any) -> None:
+    parts = Parts(draft=1.0, check=10.0, step=5.0, prefill=100.0)
+    events, used, emitted = events_of(models, "dense")
+    stats = count(events, emitted, len(used))
+    deferred = predicted_seconds(parts, stats, decodes=1, eager=False)
+    assert deferred == 100 + stats.drafted + 10 * stats.rounds
+    assert predicted_seconds(parts, stats, 1, eager=True) == deferred + 5 * stats.rounds
+    plain = count(*[(e, n, len(s)) for e, s, n in [events_of(models, "baseline")]][0])
+    assert predicted_seconds(parts, plain, 1, eager=False) == 100 + 40
+
+
+def test_a_contest_runs_in_turns_and_all_exact_methods_write_one_text(models: Any) -> None:
+    names = ("baseline", "dense", "self_speculation")
+    entries = [Entry(name, METHODS[name], WARM) for name in names]
+    prompts = [Prompt("code", (1, 2, 3)), Prompt("prose", (9, 8)), Prompt("code", (4,))]
+    records = list(contest(models, entries, prompts, Turns(10, 2, 1)))
+    assert [r.entry for r in records[:3]] == list(names) and len(records) == 3 * 3 * 2
+    assert {len(r.tokens) for r in records} == {10}
+    for number in range(3):
+        assert len({r.tokens for r in records[3 * number : 3 * number + 3]}) == 1
+    joined = joined_by_kind(records)
+    assert len(joined) == 3 * 2 * 2
+    code = next(r for r in joined if r.kind == "code" and r.entry == "dense")
+    assert len(code.tokens) == code.stats.emitted == code.score.emitted == 20
+    assert texts(models, entries[0], prompts[:1], 10) == [records[0].tokens]
+
+
+def test_a_timed_decode_ignores_stop_tokens(models: Any) -> None:
+    entry = Entry("baseline", METHODS["baseline"], Sampling())
+    config = models.target.config
+    assert config.eos == () and len(list(Decoding(models, entry, Prompt("code", (1,)), 15)())) == 15
+
+
+def test_prompts_are_read_by_kind_and_missing_files_are_named(tmp_path: Any) -> None:
+    path = tiny.prompts_file(tmp_path, each=3)
+    assert len(load_prompts(path)) == 6 and [p.kind for p in load_prompts(path, 1)] == ["code", "prose"]
+    with pytest.raises(FileNotFoundError, match=r"no prompts at nowhere\.json"):
+        load_prompts(tmp_path / "nowhere.json")
+    path.write_text('{"prompts": []}')
+    with pytest.raises(ValueError, match="holds no prompts"):
+        load_prompts(path)
+
+
+def test_the_target_scorer_agrees_with_the_model_in_every_blocking(models: Any) -> None:
+    from flashspec.measure.certificate import certify, shape_noise, target_scorer
+
+    scorer = target_scorer(models.target, Sampling())
+    with torch.inference_mode():
+        whole = models.target(torch.tensor([PROMPT]))[0, -1]
+    rows = torch.stack([scorer(PROMPT, block) for block in (1, 2, 4, 6)])
+    assert torch.allclose(rows, whole.expand_as(rows), atol=1e-4)
+    assert shape_noise(rows) < 1e-4
+    best = int(whole.argmax())
+    planted = certify([best], [(best + 1) % tiny.VOCAB], PROMPT, scorer)
+    assert planted is not None and planted.verdict == "defect"
+
+
+def test_a_certificate_of_sampled_text_scores_with_the_noise_of_the_coupling(models: Any) -> None:
+    from flashspec.measure.certificate import target_scorer
+
+    entry = Entry("baseline", METHODS["baseline"], WARM)
+    text = texts(models, entry, [Prompt("code", tuple(PROMPT))], 8)[0]
+    scorer = target_scorer(models.target, WARM)
+    for at in range(8):
+        assert int(scorer([*PROMPT, *text[:at]], 4).argmax()) == text[at]
