@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from flashspec import kernels
+
 RULES = ("coupling", "speculative", "typical")
 USES = {"draw": 1, "accept": 2, "residual": 3, "clusters": 4, "gumbel": 5}
 _MASK = (1 << 64) - 1
@@ -142,8 +144,9 @@ class Dice(NamedTuple):
         return self._noise(_hashed_ids(scores.shape[1], scores.device)[None], positions, "clusters")
 
     def _noise(self, hashed: Tensor, positions: Tensor, use: str) -> Tensor:
-        keys = [_signed32(self._key(p, use)) for p in positions.tolist()]
-        return _gumbel(_mix32(hashed ^ torch.tensor(keys, dtype=torch.int32).to(hashed.device)[:, None]))
+        keys = torch.tensor([_signed32(self._key(p, use)) for p in positions.tolist()], dtype=torch.int32)
+        fused = kernels.gumbel(hashed, keys)
+        return _gumbel(_mix32(hashed ^ keys.to(hashed.device)[:, None])) if fused is None else fused
 
     def uniform(self, positions: list[int], stage: int, use: str) -> Tensor:
         """Numbers [n] in (0, 1), float64, for one stage's draw, accept or residual decision at each position."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from flashspec import kernels
+from flashspec.model.transformer import RMSNorm
 from flashspec.scores import Dice, Scores
 
 Norm = Callable[[Tensor], Tensor]
@@ -31,6 +32,15 @@ class Head(Protocol):
 def unchanged(rows: Tensor) -> Tensor:
     """The norm of rows that are normalised already."""
     return rows
+
+
+def fused(norm: Norm | None) -> Norm:
+    """The norm as one kernel call on rows [n, hidden], where it is a root-mean-square norm; None leaves rows alone."""
+    if not isinstance(norm, RMSNorm):
+        return norm or unchanged
+    weight, eps = norm.weight.detach(), norm.eps
+    weight = weight.contiguous() if weight.dtype is torch.float64 else weight.float().contiguous()
+    return lambda rows: kernels.rms_norm(rows.to(weight.dtype), weight, eps)
 
 
 def weight_of(weight: Tensor) -> Tensor:

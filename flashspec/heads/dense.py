@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flashspec.heads.base import Norm, check_rows, project, unchanged, weight_of
+from flashspec.heads.base import Norm, check_rows, fused, project, weight_of
 from flashspec.scores import Dice, Scores
 
 
@@ -20,6 +20,7 @@ class DenseHead:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "weight", weight_of(self.weight))
+        object.__setattr__(self, "norm", fused(self.norm))
 
     @property
     def vocab_size(self) -> int:
@@ -30,7 +31,7 @@ class DenseHead:
     def __call__(self, rows: Tensor, positions: Tensor | None = None, dice: Dice | None = None) -> Scores:
         """Logits [n, vocab] of rows [n, hidden]; nothing is drawn."""
         check_rows(rows, self.weight.shape[1])
-        return Scores(None, project((self.norm or unchanged)(rows), self.weight))
+        return Scores(None, project(self.norm(rows), self.weight))
 
     def bytes_read(self, rows: int) -> int:
         """The weight, once, however many rows share the reading."""

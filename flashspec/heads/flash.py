@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flashspec.heads.base import Norm, check_rows, project, project_blocks, unchanged, weight_of
+from flashspec.heads.base import Norm, check_rows, fused, project, project_blocks, weight_of
 from flashspec.heads.cluster import Clusters, Recipe, cluster
 from flashspec.heads.table import Table, build_table
 from flashspec.scores import Dice, Scores
@@ -89,7 +89,7 @@ class FlashHead:
         if (clusters.vocab_size, clusters.centroids.shape[1]) != weight.shape:
             raise ValueError(f"these clusters are of {clusters.vocab_size} ids, not of a weight of shape {list(weight.shape)}")
         plan = plan.resolve(clusters)
-        return cls(norm or unchanged, weight, clusters, plan, build_table(weight, clusters, plan.always))
+        return cls(fused(norm), weight, clusters, plan, build_table(weight, clusters, plan.always))
 
     @property
     def vocab_size(self) -> int:

@@ -72,3 +72,15 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     px, pw, po = _pointers(x, weight, out)
     library().fs_rms_norm(px, _whole(len(x)), pw, ctypes.c_double(eps), _whole(x.shape[1]), po)
     return out
+
+
+def gumbel(hashed: Tensor, keys: Tensor) -> Tensor | None:
+    """Gumbel noise [n, m] for hashed ids [1 or n, m] under keys [n], both int32; None where the kernels do not serve it."""
+    rows, count = len(keys), hashed.shape[1]
+    if hashed.device.type != "cpu" or count % 8 or not available():
+        return None
+    hashed, out = hashed.contiguous(), torch.empty(rows, count)
+    same_ids = _whole(len(hashed) == 1)
+    ph, pk, po = _pointers(hashed, keys, out)
+    library().fs_gumbel(ph, same_ids, pk, _whole(rows), _whole(count), po)
+    return out

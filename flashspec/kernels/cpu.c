@@ -145,6 +145,73 @@ ALWAYS v8 exp8(v8 x) {
     return result;
 }
 
+// log on eight lanes for normal positive numbers, relative error about 2e-7 (Cephes polynomial).
+ALWAYS v8 log8(v8 x) {
+    i8 bits;
+    memcpy(&bits, &x, sizeof bits);
+    i8 exponent = (bits >> 23) - 126;
+    bits = (bits & 0x007fffff) | 0x3f000000;
+    v8 m;
+    memcpy(&m, &bits, sizeof m);
+    i8 small = m < 0.70710678f;
+    i8 extra;
+    memcpy(&extra, &m, sizeof extra);
+    extra &= small;
+    v8 doubled;
+    memcpy(&doubled, &extra, sizeof doubled);
+    v8 e = __builtin_convertvector(exponent + small, v8);
+    v8 f = m - 1.0f + doubled;
+    v8 z = f * f, p = f * 7.0376836292e-2f - 1.1514610310e-1f;
+    p = p * f + 1.1676998740e-1f;
+    p = p * f - 1.2420140846e-1f;
+    p = p * f + 1.4249322787e-1f;
+    p = p * f - 1.6668057665e-1f;
+    p = p * f + 2.0000714765e-1f;
+    p = p * f - 2.4999993993e-1f;
+    p = p * f + 3.3333331174e-1f;
+    v8 y = p * f * z + e * -2.12194440e-4f - z * 0.5f;
+    return f + y + e * 0.693359375f;
+}
+
+ALWAYS u8 mix(u8 x) {
+    x = (x ^ (x >> 16)) * 0x85ebca6bu;
+    x = (x ^ (x >> 13)) * 0xc2b2ae35u;
+    return x ^ (x >> 16);
+}
+
+// Gumbel noise of hashed ids under one key a row: -log(-log(1 - u)), u uniform with fine grains near zero.
+void fs_gumbel(const int32_t *hashed, int64_t same_ids, const int32_t *keys, int64_t rows, int64_t count, float *out) {
+#pragma omp parallel for schedule(static) if (rows * count > 32768)
+    for (int64_t at = 0; at < rows * count; at += 8) {
+        int64_t r = at / count, c = at % count;
+        u8 ids, key = (u8){0} + (uint32_t)keys[r];
+        memcpy(&ids, hashed + (same_ids ? c : at), sizeof ids);
+        u8 mixed = mix(ids ^ key);
+        i8 whole;
+        memcpy(&whole, &mixed, sizeof whole);
+        v8 u = __builtin_convertvector(whole, v8) + 0.5f;
+        i8 sign;
+        memcpy(&sign, &u, sizeof sign);
+        sign &= 0x7fffffff;
+        memcpy(&u, &sign, sizeof u);
+        u = u * 4.656612873077393e-10f;
+        v8 below = (v8){0} + 0.99999994f;
+        i8 over = u > below, low = u < 1e-3f, pick_u, pick_b;
+        memcpy(&pick_u, &u, sizeof u);
+        memcpy(&pick_b, &below, sizeof u);
+        pick_u = (pick_u & ~over) | (pick_b & over);
+        memcpy(&u, &pick_u, sizeof u);
+        v8 series = u + u * u * (0.5f + u * 0.33333333f), direct = -log8(1.0f - u), wait;
+        i8 a, b;
+        memcpy(&a, &series, sizeof a);
+        memcpy(&b, &direct, sizeof b);
+        a = (a & low) | (b & ~low);
+        memcpy(&wait, &a, sizeof wait);
+        v8 noise = -log8(wait);
+        memcpy(out + at, &noise, sizeof noise);
+    }
+}
+
 typedef struct {
     const void *qkv, *out, *gate_up, *down;
     const float *attention_norm, *mlp_norm, *q_norm, *k_norm;

@@ -91,7 +91,7 @@ class KernelEngine:
         layers = zip(model.layers[start:stop], self.slots)
         self._layers = (_Layer * self.count)(*(self._layer(layer, slot) for layer, slot in layers))
         self._shape = self._describe()
-        self._scratch = torch.empty(0)
+        self._scratch, self._room = torch.empty(0), 0
 
     def _keep(self, tensor: Tensor) -> int:
         """Address of a tensor that stays alive with the engine."""
@@ -117,9 +117,9 @@ class KernelEngine:
     def run(self, x: Tensor, start: int) -> Tensor:
         x, rows = x.contiguous(), ctypes.c_int64(len(x))
         shape = ctypes.byref(self._shape)
-        needed = library().fs_scratch(shape, rows, ctypes.c_int64(torch.get_num_threads()))
-        if self._scratch.numel() < needed:
-            self._scratch = torch.empty(needed)
+        if len(x) * torch.get_num_threads() > self._room:
+            self._room = len(x) * torch.get_num_threads()
+            self._scratch = torch.empty(library().fs_scratch(shape, rows, ctypes.c_int64(torch.get_num_threads())))
         address, scratch = ctypes.c_void_p(x.data_ptr()), ctypes.c_void_p(self._scratch.data_ptr())
         library().fs_span(shape, self._layers, ctypes.c_int64(self.count), address, rows, ctypes.c_int64(start), scratch)
         return x
