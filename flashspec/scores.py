@@ -68,6 +68,9 @@ class Sampling:
             raise ValueError(f"rule {self.rule!r} is unknown; known: {', '.join(RULES)}")
 
 
+GREEDY = Sampling()
+
+
 def warp(scores: Scores, sampling: Sampling) -> Scores:
     """Temperature, then top-k, then top-p, as transformers orders them; a new value, the raw one is left alone."""
     if sampling.temperature == 0:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -93,6 +94,7 @@ class Cascade:
         self.length = len(prompt)
         self.marks = [self.length] * len(stages)
         self.proposals: dict[int, Scores] = {}
+        self.sound: list[Tensor] = []
         for stage in stages:
             stage.reader.rewind(0)
 
@@ -114,7 +116,7 @@ class Cascade:
             elif self.length - self.marks[i] < stage.every and not short:
                 break
             else:
-                events += self._counted(i, lambda i=i: self.check(i))
+                events += self._counted(i, partial(self.check, i))
         return events
 
     @property
@@ -126,31 +128,33 @@ class Cascade:
         """Write up to `burst` tokens from stage 0, leaving room for the verifier's own; no host synchronisation."""
         stage, start = self.stages[0], self.length
         want = min(self.burst, self.room - (len(self.stages) > 1))
-        sound = []
         for position in range(start, start + want):
             rows = stage.reader.read(self.tokens[:position])[position - 1 :]
             scores = stage.head(rows, torch.tensor([position]), _dice(stage))
             drawn = stage.rule.draw(scores, position, 0)
             self.tokens[position] = drawn.token[0]
             self.proposals[position] = drawn.scores
-            sound.append(drawn.sound)
+            self.sound.append(drawn.sound)
         self.length = self.marks[0] = start + want
         if len(self.stages) == 1:
-            self._settle(sound)
+            self.proposals.clear()
+            self._written(self.length, self.length)
         return 0, 0, want
 
-    def _settle(self, sound: list[Tensor]) -> None:
-        """What a lone stage wrote is final: refuse NaN, forget its scores."""
-        self.proposals.clear()
-        if not all(bool(s) for s in sound):
-            raise FloatingPointError("the model gave NaN logits; check the checkpoint, or load it with dtype='float32'")
+    def _written(self, first: int, stop: int) -> list[int]:
+        """Tokens first..stop-1 on the host, in the one transfer that also tells whether the drafts since were free of NaN."""
+        flags, self.sound = self.sound, []
+        packed = torch.cat([self.tokens[first:stop], *flags]).tolist()
+        if not all(packed[stop - first :]):
+            raise FloatingPointError("a model gave NaN logits; check the checkpoint, or load it with dtype='float32'")
+        return packed[: stop - first]
 
     def check(self, i: int) -> tuple[int, int, int]:
         """Stage i judges what waits below it, keeps a prefix and adds one token; scores of what it keeps become its own."""
         stage, first = self.stages[i], self.marks[i]
         rows = stage.reader.read(self.tokens[: self.length])[first - 1 :]
         scores = stage.head(rows, torch.arange(first, self.length + 1), _dice(stage))
-        asked = self.tokens[first : self.length].tolist()
+        asked = self._written(first, self.length)
         verdict = stage.rule.verify(scores, Waiting(asked, [self.proposals[p] for p in range(first, self.length)], first, i))
         newest = first + verdict.kept
         self.tokens[newest] = verdict.token
@@ -183,7 +187,7 @@ class Cascade:
         """Run an action of stage i; one event for it, and one for every other reader that it made read."""
         before = [stage.reader.rows_read for stage in self.stages]
         waiting, kept, adds = action()
-        rows = [stage.reader.rows_read - b for stage, b in zip(self.stages, before)]
+        rows = [stage.reader.rows_read - b for stage, b in zip(self.stages, before, strict=True)]
         others = [Event(j, 0, 0, n, 0) for j, n in enumerate(rows) if n and j != i]
         return [*others, Event(i, waiting, kept, rows[i], adds)]
 

@@ -9,7 +9,9 @@ from typing import Any
 from flashspec.decoding.cascade import Event, Limits, Step, decode
 from flashspec.decoding.method import Method, build, method_named
 from flashspec.decoding.models import Models
-from flashspec.scores import Sampling
+from flashspec.scores import GREEDY, Sampling
+
+Prompt = str | list[int]
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ class Request:
         return decode(self.stages, self.ids, self.limits)
 
 
-def request(models: Models, prompt: str | list[int], method: str | Method, sampling: Sampling, options: dict[str, Any]) -> Request:
+def request(models: Models, prompt: Prompt, method: str | Method, sampling: Sampling, options: dict[str, Any]) -> Request:
     """Check everything about a call before the first forward; `options` are max_new_tokens, stop and Method fields."""
     options = dict(options)
     new, stop = options.pop("max_new_tokens", 128), options.pop("stop", None)
@@ -88,7 +90,9 @@ def request(models: Models, prompt: str | list[int], method: str | Method, sampl
     return Request(ids, build(chosen, models, sampling, min(context, len(ids) + new)), limits)
 
 
-def generate(models: Models, prompt, method: str | Method = "flash", sampling: Sampling = Sampling(), **options) -> Output:
+def generate(
+    models: Models, prompt: Prompt, method: str | Method = "flash", sampling: Sampling = GREEDY, **options: Any
+) -> Output:
     """Decode a prompt (text or token ids) and return text, tokens, events and counts.
 
     `options`: max_new_tokens (128), stop (ids; the target's own by default) and the fields of Method, such as k, finalize,

@@ -10,7 +10,7 @@ from flashspec.decoding.models import Models, readers
 from flashspec.decoding.rules import rule_for
 from flashspec.heads.base import Head
 from flashspec.heads.dense import DenseHead
-from flashspec.scores import Sampling
+from flashspec.scores import GREEDY, Sampling
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def method_named(method: str | Method, changes: dict[str, Any]) -> Method:
     return replace(METHODS[method] if isinstance(method, str) else method, **changes)
 
 
-def build(method: Method, models: Models, sampling: Sampling = Sampling(), context: int | None = None) -> list[Stage]:
+def build(method: Method, models: Models, sampling: Sampling = GREEDY, context: int | None = None) -> list[Stage]:
     """The stages of a method over these models, with fresh caches of `context` tokens (None: the models' own)."""
     layers = models.target.config.layers
     if method.exits and method.exits[-1] >= layers:
@@ -90,7 +90,7 @@ def build(method: Method, models: Models, sampling: Sampling = Sampling(), conte
     top = DenseHead(models.target.norm, models.target.head_weight)
     heads = [_writer_head(method, models, sampling), *[top] * (len(chain) - 1)]
     waits = [1, method.k, *[method.interval] * len(chain)]
-    return [Stage(reader, head, rule, every) for reader, head, every in zip(chain, heads, waits)]
+    return [Stage(reader, head, rule, every) for reader, head, every in zip(chain, heads, waits, strict=False)]
 
 
 def _writer_head(method: Method, models: Models, sampling: Sampling) -> Head:

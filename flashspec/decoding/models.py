@@ -37,7 +37,7 @@ class Models:
         """The model named "target" or "draft"."""
         if which == "draft" and self.draft is None:
             raise ValueError("this method drafts with a second model and none is loaded; give draft=... to fs.load")
-        return self.target if which == "target" else self.draft
+        return self.draft if which == "draft" and self.draft is not None else self.target
 
     def flash_head(self, which: str) -> FlashHead:
         """The FlashHead of one model: read from its folder where it ships one, built once otherwise."""
@@ -97,11 +97,17 @@ def check_tokenizers(target: Path, draft: Path) -> None:
         return
     inverse = {i: token for token, i in theirs.items()}
     wrong = sorted(i for token, i in mine.items() if inverse.get(i) != token)
-    first = f", first id {wrong[0]}" if wrong else ""
-    raise ValueError(f"draft and target have different vocabularies ({len(wrong)} ids differ{first}); use models of one tokenizer")
+    where = f"{len(wrong)} ids differ" + (f", first id {wrong[0]}" if wrong else "")
+    raise ValueError(f"draft and target have different vocabularies ({where}); use models of one tokenizer")
 
 
-def load(target="reference", draft="reference", dtype: str = "auto", device: str = "auto", weights: str = "auto") -> Models:
+def load(
+    target: str | Path = "reference",
+    draft: str | Path | None = "reference",
+    dtype: str = "auto",
+    device: str = "auto",
+    weights: str = "auto",
+) -> Models:
     """Load a target and a draft (None for none) from shipped names or Hugging Face folders.
 
     `dtype` is "auto", "float32" or "bfloat16"; `weights` is "int4", "dense" or "auto" for AWQ checkpoints. Raises

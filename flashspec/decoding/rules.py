@@ -6,6 +6,7 @@ are functions of (seed, position, stage, use), so eager and deferred runs draw t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import torch
@@ -59,7 +60,7 @@ def _refuse_nan(best: Tensor) -> None:
 
 def _agreeing(wanted: list[int], waiting: list[int]) -> int:
     """Length of the common prefix."""
-    return next((i for i, (a, b) in enumerate(zip(wanted, waiting)) if a != b), len(waiting))
+    return next((i for i, (a, b) in enumerate(zip(wanted, waiting, strict=False)) if a != b), len(waiting))
 
 
 class GumbelCoupling:
@@ -179,7 +180,11 @@ class TypicalAcceptance(SpeculativeSampling):
         return int((probability_of(rows, tokens) >= least).long().cumprod(0).sum())
 
 
-KINDS = {"coupling": GumbelCoupling, "speculative": SpeculativeSampling, "typical": TypicalAcceptance}
+KINDS: dict[str, Callable[[Sampling, int], AcceptanceRule]] = {
+    "coupling": GumbelCoupling,
+    "speculative": SpeculativeSampling,
+    "typical": TypicalAcceptance,
+}
 
 
 def rule_for(sampling: Sampling, vocab_size: int) -> AcceptanceRule:

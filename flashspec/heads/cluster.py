@@ -47,7 +47,7 @@ class Clusters:
     """A partition of the ids 0..V-1 into K clusters of `size` slots.
 
     `assignments` [V] names each id's cluster; `members` [K, size] lists a cluster's ids in rising order, then -1 for
-    slots without one; `centroids` [K, D] are the float32 means of the member rows, not normalised.
+    slots without one; `centroids` [K, D] are float32: the mean of the members' unit rows times the mean of their lengths.
     """
 
     assignments: Tensor
@@ -88,9 +88,16 @@ def from_assignments(weight: Tensor, assignments: Tensor, size: int) -> Clusters
     """The partition in which id v of weight [V, D] belongs to cluster assignments[v]; ValueError where one holds over `size`."""
     count = -(-weight.shape[0] // size)
     members = members_of(assignments, count, size)
-    sums = torch.zeros(count, weight.shape[1], device=weight.device).index_add_(0, assignments, weight.detach().float())
+    return Clusters(assignments, members, _centroids(weight.detach().float(), assignments, count))
+
+
+def _centroids(rows: Tensor, assignments: Tensor, count: int) -> Tensor:
+    """Mean unit row times mean length: long rows, which are few, would otherwise turn the direction their way."""
+    lengths = rows.norm(dim=1).clamp(min=1e-12)
     filled = torch.bincount(assignments, minlength=count).clamp(min=1)
-    return Clusters(assignments, members, sums / filled[:, None])
+    sums = torch.zeros(count, rows.shape[1], device=rows.device).index_add_(0, assignments, rows / lengths[:, None])
+    reach = torch.zeros(count, device=rows.device).index_add_(0, assignments, lengths)
+    return sums * (reach / filled.square())[:, None]
 
 
 def members_of(assignments: Tensor, count: int, size: int) -> Tensor:

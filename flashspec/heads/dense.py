@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -17,10 +17,11 @@ class DenseHead:
 
     norm: Norm | None
     weight: Tensor
+    prepared: Norm = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "weight", weight_of(self.weight))
-        object.__setattr__(self, "norm", fused(self.norm))
+        object.__setattr__(self, "prepared", fused(self.norm))
 
     @property
     def vocab_size(self) -> int:
@@ -31,7 +32,7 @@ class DenseHead:
     def __call__(self, rows: Tensor, positions: Tensor | None = None, dice: Dice | None = None) -> Scores:
         """Logits [n, vocab] of rows [n, hidden]; nothing is drawn."""
         check_rows(rows, self.weight.shape[1])
-        return Scores(None, project(self.norm(rows), self.weight))
+        return Scores(None, project(self.prepared(rows), self.weight))
 
     def bytes_read(self, rows: int) -> int:
         """The weight, once, however many rows share the reading."""

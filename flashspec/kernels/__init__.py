@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from flashspec.kernels.build import library
+from flashspec.kernels.build import compiled, library
 
 WEIGHTS = (torch.float32, torch.bfloat16)
 
@@ -45,7 +45,7 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
     out = torch.empty(rows, outputs)
     px, pw, po = _pointers(x, weight, out)
     bf16 = _whole(weight.dtype is torch.bfloat16)
-    library().fs_linear(px, _whole(rows), pw, bf16, _whole(outputs), _whole(depth), po)
+    compiled().fs_linear(px, _whole(rows), pw, bf16, _whole(outputs), _whole(depth), po)
     return out
 
 
@@ -58,7 +58,7 @@ def gather_linear(x: Tensor, blocks: Tensor, chosen: Tensor) -> Tensor:
     out = torch.empty(rows, probes, cap)
     px, pw, pc, po = _pointers(x, blocks, chosen, out)
     bf16 = _whole(blocks.dtype is torch.bfloat16)
-    library().fs_gather_linear(px, _whole(rows), pw, bf16, _whole(cap), _whole(depth), pc, _whole(probes), po)
+    compiled().fs_gather_linear(px, _whole(rows), pw, bf16, _whole(cap), _whole(depth), pc, _whole(probes), po)
     return out
 
 
@@ -70,7 +70,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     x = x.contiguous()
     out = torch.empty_like(x)
     px, pw, po = _pointers(x, weight, out)
-    library().fs_rms_norm(px, _whole(len(x)), pw, ctypes.c_double(eps), _whole(x.shape[1]), po)
+    compiled().fs_rms_norm(px, _whole(len(x)), pw, ctypes.c_double(eps), _whole(x.shape[1]), po)
     return out
 
 
@@ -82,5 +82,5 @@ def gumbel(hashed: Tensor, keys: Tensor) -> Tensor | None:
     hashed, out = hashed.contiguous(), torch.empty(rows, count)
     same_ids = _whole(len(hashed) == 1)
     ph, pk, po = _pointers(hashed, keys, out)
-    library().fs_gumbel(ph, same_ids, pk, _whole(rows), _whole(count), po)
+    compiled().fs_gumbel(ph, same_ids, pk, _whole(rows), _whole(count), po)
     return out

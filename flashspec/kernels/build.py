@@ -42,7 +42,14 @@ def _compile(cc: str, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=target.parent, suffix=".so", delete=False) as part:
         subprocess.run([cc, *FLAGS, "-o", part.name, str(SOURCE), "-lm"], check=True, capture_output=True)
-    os.replace(part.name, target)
+    Path(part.name).replace(target)
+
+
+def compiled() -> ctypes.CDLL:
+    """The compiled kernels of a process that has them."""
+    found = library()
+    assert found is not None
+    return found
 
 
 @functools.cache

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -17,6 +16,7 @@ from flashspec.model.config import ModelConfig, from_hf
 from flashspec.model.export import save_transformer as save_transformer
 from flashspec.model.names import ignored, row_counts, sources
 from flashspec.model.transformer import Rope, Transformer
+from flashspec.provenance import digest
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 WEIGHTS = ("auto", "int4", "dense")
@@ -97,15 +97,6 @@ def _config(raw: dict[str, Any], folder: Path) -> ModelConfig:
     return replace(config, eos=tuple(stops) if isinstance(stops, list) else (stops,))
 
 
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def verify_digests(folder: str | Path) -> None:
     """Compare the folder's files with its digests.json ({file: sha256}); nothing to do where there is none.
 
@@ -118,7 +109,7 @@ def verify_digests(folder: str | Path) -> None:
         file = Path(folder) / name
         if not file.is_file():
             raise FileNotFoundError(f"{file} is listed in digests.json but missing; copy the whole folder again")
-        found = file_digest(file)
+        found = digest(file)
         if found != expected:
             raise ValueError(
                 f"{file} has SHA-256 {found[:12]}..., digests.json expects {expected[:12]}...; "

@@ -91,7 +91,8 @@ def _family(raw: dict[str, Any]) -> str:
     for family, architecture in FAMILIES.items():
         if name == architecture or (not name and raw.get("model_type") == family):
             return family
-    raise ValueError(f"architecture {name or raw.get('model_type')!r} is not supported; supported: {', '.join(FAMILIES.values())}")
+    known = ", ".join(FAMILIES.values())
+    raise ValueError(f"architecture {name or raw.get('model_type')!r} is not supported; supported: {known}")
 
 
 def _rope(raw: dict[str, Any]) -> tuple[float, RopeScaling]:

@@ -6,13 +6,13 @@ Both hold the span's key/value cache, allocated once. The torch engine is the na
 from __future__ import annotations
 
 import ctypes
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from flashspec import kernels
-from flashspec.kernels.build import library
+from flashspec.kernels.build import compiled
 from flashspec.model.transformer import Layer, Transformer
 
 
@@ -50,7 +50,7 @@ class TorchEngine:
     """The span in torch: any device, any floating type, quantised layers included."""
 
     def __init__(self, model: Transformer, start: int, stop: int, context: int) -> None:
-        self.model, self.layers = model, model.layers[start:stop]
+        self.model, self.layers = model, model.blocks[start:stop]
         self.row_dtype = model.embed.weight.dtype
         self.slots = _slots(model, stop - start, context, self.row_dtype)
 
@@ -59,13 +59,17 @@ class TorchEngine:
 
     def run(self, x: Tensor, start: int) -> Tensor:
         x = x[None]
-        for layer, slot in zip(self.layers, self.slots):
+        for layer, slot in zip(self.layers, self.slots, strict=True):
             x = layer(x, self.model.rope, start, slot)
         return x[0]
 
 
+_COUNTS = ("hidden", "ffn", "heads", "kv_heads", "head_dim", "context", "bf16", "qk_norm")
+
+
 class _Shape(ctypes.Structure):
-    _fields_ = [(n, ctypes.c_int64) for n in ("hidden", "ffn", "heads", "kv_heads", "head_dim", "context", "bf16", "qk_norm")] + [
+    _fields_: ClassVar = [
+        *((name, ctypes.c_int64) for name in _COUNTS),
         ("eps", ctypes.c_double),
         ("cos", ctypes.c_void_p),
         ("sin", ctypes.c_void_p),
@@ -76,7 +80,7 @@ _POINTERS = ("qkv", "out", "gate_up", "down", "attention_norm", "mlp_norm", "q_n
 
 
 class _Layer(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_void_p) for name in _POINTERS]
+    _fields_: ClassVar = [(name, ctypes.c_void_p) for name in _POINTERS]
 
 
 class KernelEngine:
@@ -88,7 +92,7 @@ class KernelEngine:
         self.model, self.count, self.context = model, stop - start, context
         self._kept: list[Tensor] = []
         self.slots = _slots(model, self.count, context, torch.float32)
-        layers = zip(model.layers[start:stop], self.slots)
+        layers = zip(model.blocks[start:stop], self.slots, strict=True)
         self._layers = (_Layer * self.count)(*(self._layer(layer, slot) for layer, slot in layers))
         self._shape = self._describe()
         self._scratch, self._room = torch.empty(0), 0
@@ -107,7 +111,7 @@ class KernelEngine:
         return _Layer(*addresses, self._keep(slot.keys), self._keep(slot.values))
 
     def _describe(self) -> _Shape:
-        c, bf16 = self.model.config, self.model.layers[0].mlp.down.weight.dtype is torch.bfloat16
+        c, bf16 = self.model.config, self.model.blocks[0].mlp.down.weight.dtype is torch.bfloat16
         angles = [self._keep(t[: self.context].float().contiguous()) for t in (self.model.rope.cos, self.model.rope.sin)]
         return _Shape(c.hidden, c.ffn, c.heads, c.kv_heads, c.head_dim, self.context, bf16, c.qk_norm, c.norm_eps, *angles)
 
@@ -119,14 +123,14 @@ class KernelEngine:
         shape = ctypes.byref(self._shape)
         if len(x) * torch.get_num_threads() > self._room:
             self._room = len(x) * torch.get_num_threads()
-            self._scratch = torch.empty(library().fs_scratch(shape, rows, ctypes.c_int64(torch.get_num_threads())))
+            self._scratch = torch.empty(compiled().fs_scratch(shape, rows, ctypes.c_int64(torch.get_num_threads())))
         address, scratch = ctypes.c_void_p(x.data_ptr()), ctypes.c_void_p(self._scratch.data_ptr())
-        library().fs_span(shape, self._layers, ctypes.c_int64(self.count), address, rows, ctypes.c_int64(start), scratch)
+        compiled().fs_span(shape, self._layers, ctypes.c_int64(self.count), address, rows, ctypes.c_int64(start), scratch)
         return x
 
 
 def _kernel_ready(model: Transformer) -> bool:
-    """Whether the compiled kernels compute this model: plain float32/bfloat16 matrices on CPU, widths multiples of 8, no biases."""
+    """Whether the kernels compute this model: plain float32 or bfloat16 matrices on CPU, widths multiples of 8, no biases."""
     c, weight = model.config, model.embed.weight
     plain = all(isinstance(m, nn.Linear) and m.bias is None for m in model.layers.modules() if hasattr(m, "in_features"))
     same = plain and all(p.dtype is weight.dtype for p in model.layers.parameters() if p.ndim == 2)

@@ -36,10 +36,12 @@ class SpanReader:
     `rows_read` counts the rows computed since the reader was made.
     """
 
-    def __init__(self, model: Transformer, stop: int | None = None, below: SpanReader | None = None, context: int | None = None) -> None:
+    def __init__(
+        self, model: Transformer, stop: int | None = None, below: SpanReader | None = None, context: int | None = None
+    ) -> None:
         self.model, self.below = model, below
+        self.stop: int = model.config.layers if stop is None else stop
         self.start = below.stop if below else 0
-        self.stop = model.config.layers if stop is None else stop
         self.context = min(model.config.context, context or model.config.context)
         self.seen = self.rows_read = 0
         if not self.start < self.stop <= model.config.layers:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ class LayerCache(Protocol):
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm, computed in float32 (Zhang and Sennrich 2019)."""
+    """Root-mean-square norm, computed in float32, or float64 where x is (Zhang and Sennrich 2019)."""
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
@@ -29,7 +29,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = x.float()
+        wide = x if x.dtype is torch.float64 else x.float()
         scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
         return self.weight * (wide * scale).to(x.dtype)
 
@@ -39,6 +39,8 @@ class Rope(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        self.cos: Tensor
+        self.sin: Tensor
         inverse = _inverse_frequencies(config)
         angles = torch.outer(torch.arange(config.context, dtype=torch.float32), inverse)
         self.register_buffer("cos", angles.cos().repeat(1, 2), persistent=False)
@@ -156,6 +158,11 @@ class Transformer(nn.Module):
         from flashspec.model.export import save_transformer
 
         save_transformer(self, folder, dtype, shard_bytes)
+
+    @property
+    def blocks(self) -> list[Layer]:
+        """The layers, from the bottom."""
+        return cast(list[Layer], list(self.layers))
 
     @property
     def head_weight(self) -> Tensor:

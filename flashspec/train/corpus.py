@@ -9,6 +9,7 @@ import sysconfig
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -84,7 +85,7 @@ def texts(files: list[Path]) -> Iterator[str]:
     return (_text(path) for path in files)
 
 
-def train_tokenizer(files: list[Path], vocab_size: int):
+def train_tokenizer(files: list[Path], vocab_size: int) -> Any:
     """A byte-level BPE tokenizer with END as id 0."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -101,7 +102,7 @@ def train_tokenizer(files: list[Path], vocab_size: int):
     return tokenizer
 
 
-def encode(tokenizer, files: list[Path]) -> np.ndarray:
+def encode(tokenizer: Any, files: list[Path]) -> np.ndarray:
     """All files as one stream of ids (uint16), each file preceded by END."""
     if tokenizer.get_vocab_size() > 65536:
         raise ValueError(f"the corpus stores ids in two bytes; the vocabulary has {tokenizer.get_vocab_size()} entries")

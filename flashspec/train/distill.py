@@ -87,8 +87,9 @@ class DraftLoss:
         ids, theirs = self.teacher.rows(step, self.recipe)
         mine = self.draft.rows(ids).flatten(0, 1)
         leaf = mine.detach().requires_grad_()
+        leaf.grad = torch.zeros_like(leaf)
         total = 0.0
-        for own, wanted in zip(leaf.split(CHUNK), theirs.split(CHUNK)):
+        for own, wanted in zip(leaf.split(CHUNK), theirs.split(CHUNK), strict=True):
             logits = F.linear(self.draft.norm(own), self.draft.head_weight)
             part = divergence(self.teacher.probabilities(wanted), logits, self.recipe.variation) / len(leaf)
             part.backward()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -35,23 +37,23 @@ class Muon(torch.optim.Optimizer):
     A parameter may carry `row_groups`, the row counts of the matrices fused in it; each is orthogonalised alone.
     """
 
-    def __init__(self, parameters, lr: float = 0.02, momentum: float = 0.95) -> None:
+    def __init__(self, parameters: Iterable[Tensor], lr: float = 0.02, momentum: float = 0.95) -> None:
         super().__init__(parameters, {"lr": lr, "momentum": momentum})
 
     @torch.no_grad()
-    def step(self, closure=None) -> None:
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    self._update(parameter, group["lr"], group["momentum"])
+                    self._update(parameter, parameter.grad, group["lr"], group["momentum"])
 
-    def _update(self, parameter: Tensor, lr: float, momentum: float) -> None:
+    def _update(self, parameter: Tensor, grad: Tensor, lr: float, momentum: float) -> None:
         state = self.state[parameter]
         if "momentum" not in state:
             state["momentum"] = torch.zeros_like(parameter)
-        moment = state["momentum"].lerp_(parameter.grad, 1 - momentum)
-        ahead = parameter.grad.lerp(moment, momentum)
+        moment = state["momentum"].lerp_(grad, 1 - momentum)
+        ahead = grad.lerp(moment, momentum)
         rows = getattr(parameter, "row_groups", (parameter.shape[0],))
-        for weight, update in zip(parameter.split(rows), ahead.split(rows)):
+        for weight, update in zip(parameter.split(rows), ahead.split(rows), strict=True):
             scale = max(1.0, weight.shape[0] / weight.shape[1]) ** 0.5
             weight.add_(orthogonalise(update), alpha=-lr * scale)

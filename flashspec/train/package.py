@@ -5,8 +5,8 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from flashspec.model.checkpoint import file_digest
 from flashspec.model.export import write_json
+from flashspec.provenance import digest
 
 END = "<|endoftext|>"
 
@@ -48,4 +48,4 @@ def write_digests(folder: str | Path) -> None:
     """Write digests.json with the SHA-256 of every other file of the folder; loading the folder checks it."""
     folder = Path(folder)
     files = sorted(path for path in folder.iterdir() if path.is_file() and path.name != "digests.json")
-    write_json({path.name: file_digest(path) for path in files if not path.name.startswith(".")}, folder / "digests.json")
+    write_json({path.name: digest(path) for path in files if not path.name.startswith(".")}, folder / "digests.json")

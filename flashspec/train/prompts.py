@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 KINDS = ("code", "tests", "docstrings", "prose")
 LENGTH = 64
@@ -40,14 +41,14 @@ def _cuts(source: str, module: str) -> Iterator[tuple[str, int, str]]:
         if ast.get_docstring(node):
             opening = node.body[0].lineno
             yield "docstrings", opening, "".join(lines[max(0, opening - 6) : opening])
-    for node in ast.walk(tree):
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):
-            text = ast.get_docstring(node, clean=False) or ""
+    for part in ast.walk(tree):
+        if isinstance(part, (ast.Module, ast.ClassDef, ast.FunctionDef)):
+            text = ast.get_docstring(part, clean=False) or ""
             if len(text.split()) > 60:
-                yield "prose", node.body[0].lineno, text.lstrip()
+                yield "prose", part.body[0].lineno, text.lstrip()
 
 
-def _prompts(file: Path, root: Path, tokenizer) -> Iterator[Prompt]:
+def _prompts(file: Path, root: Path, tokenizer: Any) -> Iterator[Prompt]:
     module = file.relative_to(root).as_posix()
     for kind, line, text in _cuts(file.read_text(encoding="utf-8"), module):
         ids = tokenizer.encode(text, add_special_tokens=False).ids
@@ -56,7 +57,7 @@ def _prompts(file: Path, root: Path, tokenizer) -> Iterator[Prompt]:
             yield Prompt(kind, module, line, tokenizer.decode(ids), tuple(ids))
 
 
-def choose(files: list[Path], root: Path, tokenizer, each: int = 16) -> list[dict]:
+def choose(files: list[Path], root: Path, tokenizer: Any, each: int = 16) -> list[dict]:
     """`each` prompts of every kind, spread over modules: no module gives a second one before every module gave one."""
     found = [p for file in files for p in _prompts(file, root, tokenizer)]
     chosen: list[Prompt] = []

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -15,15 +15,17 @@ from typing import Any
 import numpy as np
 import torch
 
+from flashspec.heads.dense import DenseHead
+from flashspec.heads.flash import FlashHead
+from flashspec.heads.recall import calibrated
 from flashspec.model.checkpoint import load_transformer
 from flashspec.model.export import save_transformer, write_json
-from flashspec.model.transformer import Transformer
 from flashspec.train import corpus
 from flashspec.train.distill import Distillation, acceptance, distill
 from flashspec.train.package import write_digests, write_tokenizer
 from flashspec.train.prompts import choose
 from flashspec.train.quantize import quantize_awq
-from flashspec.train.target import REFERENCE, Recipe, exit_scores, initialise, train_target
+from flashspec.train.target import REFERENCE, WINDOW, Recipe, exit_scores, train_target
 from flashspec.train.trainer import Schedule
 
 GROWTH = ((0, 6), (850, 16))
@@ -36,6 +38,7 @@ DRAFTS = {
     "shallow": Distillation(layers=1, schedule=Schedule(200, 150, warmup=20, muon_lr=0.01, adam_lr=1e-3)),
 }
 CALIBRATION_FILES = 48
+CLUSTER_SIZE, AGREEMENT = 16, 0.98
 LICENCE = "Weights: Apache-2.0. Prompts and training text: the Python standard library, PSF License Agreement."
 
 
@@ -94,6 +97,18 @@ def build_draft(shop: Workshop, name: str) -> Path:
 
 
 @torch.no_grad()
+def add_flash_head(shop: Workshop, name: str, windows: int = 16) -> None:
+    """Cluster a draft's head, calibrate it on training text, and put it into the draft's folder."""
+    model, stream = load_transformer(shop.models / name), np.load(shop.data / "train.npy")
+    starts = np.linspace(0, len(stream) - WINDOW - 1, windows).astype(int)
+    ids = torch.from_numpy(np.stack([stream[s : s + WINDOW] for s in starts]).astype(np.int64))
+    rows = model.float().rows(ids).flatten(0, 1)
+    weight = load_transformer(shop.models / name).head_weight
+    head = FlashHead.build(weight, model.norm, cluster_size=CLUSTER_SIZE)
+    calibrated(head, DenseHead(model.norm, weight), rows, AGREEMENT).save(shop.models / name)
+
+
+@torch.no_grad()
 def scores(shop: Workshop, dense: Path | None, windows: int = 24) -> dict[str, Any]:
     """Held-out quality of target, exits and drafts, as shipped; with the dense folder, what quantisation cost."""
     held = np.load(shop.data / "held_out.npy")
@@ -147,6 +162,7 @@ def make(work: Path) -> Path:
     quantise_target(shop, dense)
     for name in DRAFTS:
         build_draft(shop, name)
+        add_flash_head(shop, name)
     finish(shop, card, scores(shop, dense))
     return shop.models
 

@@ -61,7 +61,7 @@ def cross_entropy(model: Transformer, rows: Tensor, labels: Tensor) -> Tensor:
     """Mean loss of rows [n, hidden] before the final norm, in chunks that stay in cache."""
     parts = [
         F.cross_entropy(F.linear(model.norm(r), model.head_weight).float(), wanted, reduction="sum")
-        for r, wanted in zip(rows.split(512), labels.split(512))
+        for r, wanted in zip(rows.split(512), labels.split(512), strict=True)
     ]
     return torch.stack(parts).sum() / len(labels)
 

@@ -60,9 +60,9 @@ class Batches(NamedTuple):
 
 def optimizers(model: Transformer, schedule: Schedule) -> list[torch.optim.Optimizer]:
     """Muon on the matrices inside layers, AdamW on embeddings, head and norms."""
-    for layer in model.layers:
-        layer.attention.qkv.weight.row_groups = model.config.qkv_rows
-        layer.mlp.gate_up.weight.row_groups = (model.config.ffn, model.config.ffn)
+    for layer in model.blocks:
+        vars(layer.attention.qkv.weight)["row_groups"] = model.config.qkv_rows
+        vars(layer.mlp.gate_up.weight)["row_groups"] = (model.config.ffn, model.config.ffn)
     matrices = [p for p in model.layers.parameters() if p.ndim == 2]
     chosen = {id(p) for p in matrices}
     rest = [p for p in model.parameters() if id(p) not in chosen]
@@ -106,7 +106,7 @@ class Run:
             return
         state = torch.load(source, weights_only=True, map_location=self.model.embed.weight.device)
         self.model.load_state_dict(state["model"])
-        for optimizer, saved in zip(self.optimizers, state["optimizers"]):
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         self.step = state["step"]
 

@@ -16,14 +16,3 @@ __all__ = [
     "throughput",
     "waterfall",
 ]
-    "acceptance",
-    "blocks",
-    "dilution",
-    "draft_step",
-    "ledger",
-    "prediction",
-    "probes",
-    "projection",
-    "throughput",
-    "waterfall",
-]

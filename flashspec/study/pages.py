@@ -1,0 +1,91 @@
+"""The README's table and picture, written from stored tables: run as `python -m flashspec.study.pages README.md`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from flashspec.study import figures, readings, store
+from flashspec.study.experiment import Results
+from flashspec.study.parameters import key
+from flashspec.study.registry import EXPERIMENTS
+from flashspec.study.store import Place
+
+START, STOP = "<!-- results: written by `make book`, do not edit -->", "<!-- end of results -->"
+PICTURE = Path("book") / "_static" / "waterfall.svg"
+SETTING = {"temperature": 1.0, "rule": "coupling", "finalize": "deferred"}
+
+
+def stored(name: str, root: Path | None = None) -> Results | None:
+    """The stored table of an experiment's default parameters; None if there is none, and nothing is measured."""
+    experiment = EXPERIMENTS[name]
+    place = Place(Path(root or store.default_root()) / name, key(experiment.params()))
+    table = store.read(place, experiment.columns)
+    return table and Results(table.rows, table.origin, place.csv, experiment.columns)
+
+
+def lines(root: Path | None = None) -> Iterator[tuple[str, str, str]]:
+    """What was measured, the result in words, the machine: one line a result, from the tables that are there."""
+    projection, step, whole = (stored(name, root) for name in ("projection", "draft_step", "end_to_end"))
+    if whole:
+        yield from ((what, said, whole.machine) for what, said in decoding(whole.frame))
+    if projection:
+        said = readings.words(readings.projection_gain(projection.frame, "qwen3-0.6b", 256))
+        yield "vocabulary projection at Qwen3-0.6B's shape, FlashHead (256 probes) over dense", said, projection.machine
+    if step:
+        said = readings.words(readings.step_gain(step.frame, "qwen3-0.6b", 256))
+        yield "draft step at Qwen3-0.6B's shape, FlashHead (256 probes) over dense", said, step.machine
+
+
+def decoding(frame: Any) -> Iterator[tuple[str, str]]:
+    """The headline results of decoding: temperature 1, Gumbel coupling, deferred final token, each method at its best k."""
+    main, shallow = {"draft": "main", **SETTING}, {"draft": "shallow", **SETTING}
+    eager_or_deferred = {name: value for name, value in main.items() if name != "finalize"}
+    yield "baseline", f"{readings.rate(frame, 'baseline', **main):.0f} tokens/s"
+    yield "dense draft, two layers", f"{readings.rate(frame, 'dense', **main):.0f} tokens/s"
+    yield "dense draft over baseline", readings.verdict(frame, "dense", "baseline", **main)
+    yield "FlashHead over dense draft head, two-layer draft", readings.verdict(frame, "flash", "dense", **main)
+    yield "FlashHead over dense draft head, one-layer draft", readings.verdict(frame, "flash", "dense", **shallow)
+    yield "deferred over eager final token, dense draft", readings.deferral_verdict(frame, "dense", **eager_or_deferred)
+
+
+def table(root: Path | None = None) -> str:
+    """The results as Markdown, with the machines underneath."""
+    found = list(lines(root))
+    if not found:
+        return "No table is stored yet: `make book` measures them."
+    machines = "; ".join(dict.fromkeys(machine for _, _, machine in found))
+    body = "\n".join(f"| {what} | {said} |" for what, said, _ in found)
+    return f"| | measured |\n|---|---|\n{body}\n\nMeasured on {machines}."
+
+
+def with_results(text: str, results: str) -> str:
+    """A page with the part between its markers replaced. ValueError if a marker is missing."""
+    if START not in text or STOP not in text:
+        raise ValueError(f"the page has no place for results; it needs the lines {START!r} and {STOP!r}")
+    before, after = text.partition(START)[0], text.partition(STOP)[2]
+    return f"{before}{START}\n\n{results}\n\n{STOP}{after}"
+
+
+def draw(picture: Path, root: Path | None = None) -> None:
+    """Save the waterfall of the stored tables, if all three are there."""
+    tables = [stored(name, root) for name in ("projection", "draft_step", "end_to_end")]
+    if all(tables):
+        figures.waterfall(*tables).save(picture)
+
+
+def main(readme: str) -> int:
+    """Bring a README and its picture up to date with the stored tables."""
+    page = Path(readme)
+    text = page.read_text(encoding="utf-8")
+    fresh = with_results(text, table())
+    if fresh != text:
+        page.write_text(fresh, encoding="utf-8")
+    draw(page.parent / PICTURE)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))
