@@ -2,18 +2,15 @@
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-import tiny
+import shelf
 
 from flashspec.cli import generate as cli_generate
 from flashspec.cli.main import status
 from flashspec.decoding.cascade import Event, Step
-from flashspec.model.checkpoint import save_transformer
 from flashspec.study import Experiment, registry
-from flashspec.train.package import END, write_tokenizer
 
 
 @dataclass(frozen=True)
@@ -38,20 +35,8 @@ EXPERIMENT = Experiment("toy", Params, Row, rows, measured=False, presets={"smok
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     """A target and its draft as complete checkpoint folders."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    home = tmp_path_factory.mktemp("models")
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=tiny.VOCAB, special_tokens=[END], initial_alphabet=alphabet, show_progress=False)
-    tokenizer.train_from_iterator([Path(__file__).read_text()], trainer)
-    tokenizer.save(str(home / "tokenizer.json"))
-    pair = tiny.pair()
-    for name, model in {"target": pair.target, "draft": pair.draft}.items():
-        save_transformer(model, home / name, "float32")
-        write_tokenizer(home / name, home / "tokenizer.json")
-    return ["--target", str(home / "target"), "--draft-model", str(home / "draft")]
+    made = shelf.write_pair(tmp_path_factory.mktemp("models"))
+    return ["--target", str(made["target"]), "--draft-model", str(made["draft"])]
 
 
 @pytest.fixture

@@ -1,0 +1,33 @@
+"""Complete checkpoint folders of tiny models, with a tokenizer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import tiny
+
+from flashspec.model.checkpoint import save_transformer
+from flashspec.train.package import END, write_digests, write_tokenizer
+
+
+def train_tokenizer(path: Path, text: str, size: int = tiny.VOCAB) -> None:
+    """Write a byte-level tokenizer of at most `size` ids."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=[END], initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator([text], trainer)
+    tokenizer.save(str(path))
+
+
+def write_pair(home: Path) -> dict[str, Path]:
+    """A target and its draft, with digests, below `home`."""
+    train_tokenizer(home / "tokenizer.json", Path(__file__).with_name("test_cli.py").read_text())
+    pair = tiny.pair()
+    for name, model in {"target": pair.target, "draft": pair.draft}.items():
+        save_transformer(model, home / name, "float32")
+        write_tokenizer(home / name, home / "tokenizer.json")
+        write_digests(home / name)
+    return {"target": home / "target", "draft": home / "draft"}
