@@ -22,9 +22,9 @@ notebooks: .venv/.extra-book ## run the notebooks; FRESH=1 measures everything o
 	$(BIN)/python -m flashspec.study.notebooks notebooks book/notebooks $(if $(filter 1,$(FRESH)),--fresh)
 
 book: notebooks ## install, run the notebooks, build and check the book
-	$(BIN)/python -m flashspec.study.pages README.md book
+	$(BIN)/python -m flashspec.study.pages README.md
 	$(BIN)/jupyter-book build book -W -n --keep-going -q
-	$(BIN)/python -m flashspec.study.links $(OUT)
+	$(BIN)/python book/_ext/links.py $(OUT)
 	@echo "the book is at $(OUT)/index.html"
 
 test: .venv/.extra-book .venv/.extra-test ## install and run the tests

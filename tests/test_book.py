@@ -1,0 +1,107 @@
+"""The book stays off the network and its links lead somewhere; the checker that says so is itself caught out."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+BUILT = ROOT / "book" / "_build" / "html"
+
+
+def extension(name: str) -> ModuleType:
+    """A module of book/_ext."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "book" / "_ext" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+links, offline = extension("links"), extension("offline")
+
+
+def site(folder: Path, body: str) -> list[str]:
+    """The faults of a book of two pages whose first page has this body."""
+    (folder / "index.html").write_text(f"<html><body>{body}</body></html>")
+    (folder / "other.html").write_text('<html><body><h1 id="place">here</h1></body></html>')
+    return list(links.faults(folder))
+
+
+@pytest.mark.parametrize(
+    "body",
+    ['<a href="other.html#place">', '<a href="#">', '<a href="https://arxiv.org/abs/1">', '<img src="data:image/png;base64,AA">'],
+)
+def test_sound_links_pass(tmp_path: Path, body: str) -> None:
+    assert site(tmp_path, body) == []
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ('<a href="missing.html">', "not in the book"),
+        ('<a href="other.html#nowhere">', "no such place"),
+        ('<img src="lost.svg">', "not in the book"),
+        ('<script src="https://cdn.example/x.js"></script>', "from the network"),
+        ('<script src="//cdn.example/x.js"></script>', "from the network"),
+        ('<link rel="stylesheet" href="https://fonts.example/f.css">', "from the network"),
+        ('<p style="background:url(https://img.example/a.png)">', "from the network"),
+    ],
+)
+def test_every_kind_of_fault_is_found(tmp_path: Path, body: str, said: str) -> None:
+    assert said in " ".join(site(tmp_path, body))
+
+
+def test_a_style_sheet_that_loads_a_font_from_elsewhere_is_found(tmp_path: Path) -> None:
+    (tmp_path / "book.css").write_text("@font-face { src: url('https://fonts.example/f.woff2') }")
+    assert "from the network" in " ".join(site(tmp_path, ""))
+
+
+def test_a_folder_without_a_book_is_no_success(tmp_path: Path) -> None:
+    assert links.main(str(tmp_path)) == 1
+
+
+def test_thebe_goes_and_nothing_loads_twice() -> None:
+    bodied = SimpleNamespace(filename=None, attributes={"body": "const thebe_selector = 1"})
+    named = [SimpleNamespace(filename=name, attributes={}) for name in ("a.js", "sphinx-thebe.js", "a.js", "b.js")]
+    assert [script.filename for script in offline.keep_local([bodied, *named])] == ["a.js", "b.js"]
+
+
+@pytest.mark.skipif(not (BUILT / "index.html").exists(), reason="the book is not built; run make book")
+def test_the_built_book_has_no_fault() -> None:
+    assert list(links.faults(BUILT)) == []
+
+
+def test_mathjax_is_shipped_with_its_licence() -> None:
+    folder = ROOT / "book" / "_static" / "mathjax"
+    assert (folder / "tex-svg.js").stat().st_size > 1_000_000
+    assert "Apache License" in (folder / "LICENSE").read_text()
+
+
+def test_every_page_in_the_contents_exists() -> None:
+    for page in re.findall(r"(?:file|root): (\S+)", (ROOT / "book" / "_toc.yml").read_text()):
+        source = ROOT / page if page.startswith("notebooks/") else ROOT / "book" / page
+        assert source.with_suffix(".ipynb").exists() or source.with_suffix(".md").exists(), page
+
+
+def test_every_citation_is_in_the_bibliography() -> None:
+    known = set(re.findall(r"^@\w+\{(\w+),", (ROOT / "book" / "references.bib").read_text(), flags=re.M))
+    pages = [*(ROOT / "book").glob("*.md"), *(ROOT / "notebooks").glob("*.ipynb")]
+    cited = {
+        key for page in pages for keys in re.findall(r"\{cite(?::\w+)?\}`([^`]+)`", page.read_text()) for key in keys.split(",")
+    }
+    assert cited
+    assert cited <= known
+
+
+@pytest.mark.parametrize("chapter", ["01_projection", "02_draft_step", "03_end_to_end"])
+def test_a_chapters_parameters_are_those_of_its_experiment(chapter: str) -> None:
+    pytest.importorskip("papermill")
+    from flashspec.study.notebooks import disagreements
+    from flashspec.study.registry import EXPERIMENTS
+
+    notebook = ROOT / "notebooks" / f"{chapter}.ipynb"
+    assert disagreements(notebook, EXPERIMENTS[chapter.partition("_")[2]]) == []
