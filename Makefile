@@ -18,7 +18,7 @@ $(BIN)/python:
 	$(BIN)/python -m pip install -q $(PIP_FLAGS) -c constraints-cpu.txt -e ".[$*]"
 	@touch $@
 
-notebooks: .venv/.extra-book ## run the notebooks; FRESH=1 measures everything on this machine
+notebooks: .venv/.extra-book $(if $(filter 1,$(FRESH)),.venv/.extra-peers) ## run the notebooks; FRESH=1 measures everything on this machine
 	$(BIN)/python -m flashspec.study.notebooks notebooks book/notebooks $(if $(filter 1,$(FRESH)),--fresh)
 
 book: notebooks ## install, run the notebooks, build and check the book
@@ -30,7 +30,7 @@ book: notebooks ## install, run the notebooks, build and check the book
 test: .venv/.extra-book .venv/.extra-test ## install and run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_FLAGS)
 
-smoke: .venv/.extra-book ## run every experiment at its smallest size and compare with the stored tables
+smoke: .venv/.extra-test ## run every experiment at its smallest size and compare with the stored tables
 	$(BIN)/flashspec run --preset smoke --check
 
 lint: .venv/.extra-book .venv/.extra-test ## style and types

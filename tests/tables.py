@@ -67,10 +67,30 @@ def point(draft: str, method: str, finalize: str, temperature: float, kind: str,
 
 
 def ledger() -> SimpleNamespace:
-    """Seconds by part."""
+    """Seconds by part, which add up to the wall time."""
     parts = {"draft body": 0.1, "draft head": 0.2, "verify body": 0.5, "accept": 0.02, "rollback": 0.01, "host": 0.05}
     return results("ledger", [
         {"draft": "main", "method": method, "finalize": "deferred", "part": part, "seconds": seconds, "emitted": 100,
-         "repeat": repeat}
-        for method, (part, seconds), repeat in product(("dense", "flash"), parts.items(), REPEATS)
+         "wall": sum(parts.values()), "repeat": repeat}
+        for method, (part, seconds), repeat in product(("baseline", "dense", "flash"), parts.items(), REPEATS)
+    ])  # fmt: skip
+
+
+def formats() -> SimpleNamespace:
+    """A read costs 1 + its slope a row."""
+    slopes = {"bf16": 0.1, "fp32": 0.05, "int4": 0.5}
+    return results("formats", [
+        {"format": name, "rows": rows, "bytes": 1000, "seconds": 1 + slope * (rows - 1), "repeat": repeat, "bandwidth": 2e9}
+        for (name, slope), rows, repeat in product(slopes.items(), (1, 2, 5, 9), REPEATS)
+    ])  # fmt: skip
+
+
+def peers() -> SimpleNamespace:
+    """flashspec is twice as fast, plain and assisted."""
+    return results("peers", [
+        {"engine": engine, "mode": "assisted" if k else "plain", "dtype": dtype, "k": k, "kind": "code", "prompt": prompt,
+         "emitted": 48, "seconds": pace / (1 + k), "repeat": repeat, "text_digest": "a", "twin_digest": "a",
+         "divergence_at": None, "gap": None, "noise": None}
+        for (engine, pace), dtype, k, prompt, repeat in product(
+            (("flashspec", 0.5), ("transformers", 1.0)), ("bfloat16", "float32"), (0, 2, 4), (0, 1), REPEATS)
     ])  # fmt: skip

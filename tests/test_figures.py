@@ -65,6 +65,24 @@ def test_predictions_use_parts_and_counts_only() -> None:
     )
 
 
+def test_a_ledger_closes_and_one_that_does_not_is_seen() -> None:
+    frame = tables.ledger().frame
+    assert readings.closure(frame) == pytest.approx(0.0)
+    assert readings.closure(frame[frame["part"] != "host"]) > 0.03
+    assert readings.ledger(frame).loc[("main", "dense", "deferred"), "verify body"] == pytest.approx(5.0)
+
+
+def test_a_row_costs_what_was_put_in() -> None:
+    assert readings.rows_ratio(tables.formats().frame, "int4", 5) == pytest.approx(3.0)
+
+
+def test_peers_are_compared_on_equal_texts_only() -> None:
+    frame = tables.peers().frame
+    assert readings.peer_verdict(frame, "assisted", "bfloat16").startswith("2.00×")
+    frame.loc[frame["engine"] == "transformers", ["text_digest", "twin_digest"]] = "b"
+    assert readings.peer_verdict(frame, "assisted", "bfloat16").startswith("refused")
+
+
 def test_a_missing_row_is_named() -> None:
     with pytest.raises(readings.Missing, match="shape = opt"):
         readings.projection_gain(tables.projection().frame, "opt", 256)
@@ -91,6 +109,8 @@ DRAWN = {
     "blocks": lambda: figures.blocks(tables.end_to_end()),
     "acceptance": lambda: figures.acceptance(tables.end_to_end()),
     "prediction": lambda: figures.prediction(tables.end_to_end()),
+    "formats": lambda: figures.formats(tables.formats()),
+    "peers": lambda: figures.peers(tables.peers()),
     "ledger": lambda: figures.ledger(tables.ledger()),
     "waterfall": lambda: figures.waterfall(tables.projection(), tables.draft_step(), tables.end_to_end()),
 }

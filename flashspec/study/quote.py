@@ -19,7 +19,7 @@ def quote(**numbers: Any) -> None:
 
 
 def keep(name: str, value: Any) -> None:
-    """Hand one value to the book."""
+    """Hand one value to the book, as a plain Python value."""
     from myst_nb import glue
 
-    glue(name, value, display=False)
+    glue(name, value.item() if hasattr(value, "item") else value, display=False)

@@ -197,6 +197,42 @@ def off_prediction(frame: DataFrame, method: str, **setting: Any) -> float:
     return float((sums["seconds"] / sums["predicted"]).median() - 1)
 
 
+def ledger(frame: DataFrame) -> DataFrame:
+    """Milliseconds a final token by part, one line a draft, method and finalisation: medians over repeats."""
+    table = frame.assign(ms=1e3 * frame["seconds"] / frame["emitted"])
+    return table.pivot_table(index=["draft", "method", "finalize"], columns="part", values="ms", aggfunc="median", fill_value=0.0)
+
+
+def closure(frame: DataFrame) -> float:
+    """The largest share of a run's wall time that its ledger leaves unexplained or explains twice."""
+    runs = frame.groupby(["draft", "method", "finalize", "repeat"]).agg(parts=("seconds", "sum"), wall=("wall", "first"))
+    return float((runs["parts"] / runs["wall"] - 1).abs().max())
+
+
+def rows_ratio(frame: DataFrame, name: str, rows: int) -> float:
+    """A read of this many rows over a read of one, by median seconds, in one weight format."""
+    seconds = where(frame, format=name).groupby("rows")["seconds"].median()
+    return float(seconds[rows] / seconds[1])
+
+
+def peer_rates(frame: DataFrame) -> DataFrame:
+    """Tokens per second of each engine, mode, dtype, k and repeat, prompts summed."""
+    sums = frame.groupby(["engine", "mode", "dtype", "k", "repeat"])[["emitted", "seconds"]].sum().reset_index()
+    return sums.assign(rate=sums["emitted"] / sums["seconds"])
+
+
+def peer_verdict(frame: DataFrame, mode: str, dtype: str) -> str:
+    """flashspec over transformers at the k that suits transformers best, in words, or why none may be given."""
+    rows = where(frame, mode=mode, dtype=dtype)
+    theirs = where(peer_rates(rows), engine="transformers").groupby("k")["rate"].median().idxmax()
+    known = rows[rows["k"] == theirs].assign(draft="", method=rows["engine"], finalize="", temperature=0.0, rule="coupling")
+    below, above = (where(known.assign(kind=known["prompt"].astype(str)), engine=name) for name in ("transformers", "flashspec"))
+    try:
+        return words(fair_ratio(below, above, known.assign(kind=known["prompt"].astype(str))))
+    except Refused as error:
+        return str(error)
+
+
 def words(interval: Interval) -> str:
     """A ratio as a sentence carries it: its value and interval, and whether it shows a difference at all."""
     if math.isnan(interval.low):

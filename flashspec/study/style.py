@@ -24,9 +24,17 @@ COLOURS = {
     "qwen3-0.6b": "#CC79A7",
     "reference": "#0072B2",
     "reference-shallow": "#009E73",
+    "bf16": "#0072B2",
+    "fp32": "#56B4E9",
+    "int4": "#D55E00",
+    "flashspec": "#0072B2",
+    "transformers": "#5f6368",
 }
 NAMES = {
     "baseline": "baseline",
+    "bf16": "bfloat16",
+    "fp32": "float32",
+    "int4": "int4 (AWQ)",
     "dense": "dense draft head",
     "dense-bf16": "dense, bfloat16",
     "dense-fp32": "dense, float32",

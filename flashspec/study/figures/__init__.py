@@ -1,7 +1,8 @@
 """One function a figure: tables in, picture out. Numbers come from `readings`, looks from `style`."""
 
 from flashspec.study.figures.costs import dilution, draft_step, probes, projection
-from flashspec.study.figures.decoding import acceptance, blocks, ledger, prediction, throughput
+from flashspec.study.figures.decoding import acceptance, blocks, prediction, throughput
+from flashspec.study.figures.inside import formats, ledger, peers
 from flashspec.study.figures.waterfall import waterfall
 
 __all__ = [
@@ -9,7 +10,9 @@ __all__ = [
     "blocks",
     "dilution",
     "draft_step",
+    "formats",
     "ledger",
+    "peers",
     "prediction",
     "probes",
     "projection",

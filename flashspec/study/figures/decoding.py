@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from flashspec.study import readings
-from flashspec.study.style import NAMES, PARTS, canvas, colour, drawn
+from flashspec.study.style import NAMES, canvas, colour, drawn
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -105,23 +105,4 @@ def prediction(results: Any, rule: str = "coupling") -> Figure:
     axis.fill_between(ends, [0.95 * end for end in ends], [1.05 * end for end in ends], color="#666666", alpha=0.15)
     axis.set(xlabel="predicted tokens per second", ylabel="measured tokens per second")
     axis.legend(fontsize=8)
-    return figure
-
-
-@drawn
-def ledger(results: Any) -> Figure:
-    """Where the time of a final token goes: each part's milliseconds, stacked, for every method."""
-    frame = results.frame
-    table = frame.groupby(["draft", "method", "finalize", "part"])[["seconds", "emitted"]].median().reset_index()
-    table["ms"] = 1e3 * table["seconds"] / table["emitted"]
-    wide = table.pivot_table(index=["draft", "method", "finalize"], columns="part", values="ms", fill_value=0.0)
-    figure, (axis,) = canvas(height=0.5 * len(wide) + 1.6)
-    left = [0.0] * len(wide)
-    for part in (part for part in PARTS if part in wide.columns):
-        axis.barh(range(len(wide)), wide[part], left=left, color=PARTS[part], label=part, height=0.65)
-        left = [start + length for start, length in zip(left, wide[part], strict=True)]
-    axis.set_yticks(range(len(wide)), [", ".join(NAMES.get(word, word) for word in line) for line in wide.index])
-    axis.set_xlabel("milliseconds a final token")
-    axis.grid(axis="y", visible=False)
-    figure.legend(ncols=6, loc="outside upper center")
     return figure
