@@ -122,10 +122,12 @@ void fs_rms_norm(const float *x, int64_t rows, const float *weight, double eps, 
     for (int64_t r = 0; r < rows; r++) rms_norm(x + r * width, weight, (float)eps, width, out + r * width);
 }
 
-// exp on eight lanes, relative error about 2e-7 (Cephes polynomial).
+// exp on eight lanes, relative error about 2e-7 (Cephes polynomial); above 88 it stays at exp(88), below -87 it is 0.
 ALWAYS v8 exp8(v8 x) {
     const float rounding = 12582912.0f;
-    i8 kept = x > -87.0f;
+    i8 kept = x > -87.0f, large = x > 88.0f;
+    v8 most = x * 0.0f + 88.0f;
+    x = (v8)(((i8)x & ~large) | ((i8)most & large));
     v8 k = (x * 1.44269504f + rounding) - rounding;
     v8 f = x - k * 0.693359375f + k * 2.12194440e-4f;
     v8 p = f * 1.9875691500e-4f + 1.3981999507e-3f;
@@ -330,12 +332,12 @@ int64_t fs_scratch(const Shape *s, int64_t rows, int64_t threads) {
     return rows * (width + inner + 3 * s->ffn + s->hidden) + threads * (rows * s->hidden + s->context + 8);
 }
 
-// Carry x [rows, hidden] in place through `count` layers; the first row stands at position `start`.
-void fs_span(const Shape *s, const Layer *layers, int64_t count, float *x, int64_t rows, int64_t start, float *scratch) {
+// Carry x [rows, hidden] in place through `count` layers; the first row stands at position `start`; scratch is for `threads`.
+void fs_span(const Shape *s, const Layer *layers, int64_t count, float *x, int64_t rows, int64_t start, int64_t threads, float *scratch) {
     int64_t width = (s->heads + 2 * s->kv_heads) * s->head_dim, inner = s->heads * s->head_dim;
     float *qkv = scratch, *mixed = qkv + rows * width, *wide = mixed + rows * inner, *dense = wide + rows * 2 * s->ffn;
     float *part = dense + rows * s->ffn, *own = part + rows * s->hidden;
-#pragma omp parallel
+#pragma omp parallel num_threads((int)threads)
     {
         float *norm = own + omp_get_thread_num() * (rows * s->hidden + s->context + 8);
         float *weights = norm + rows * s->hidden;

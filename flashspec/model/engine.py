@@ -95,7 +95,7 @@ class KernelEngine:
         layers = zip(model.blocks[start:stop], self.slots, strict=True)
         self._layers = (_Layer * self.count)(*(self._layer(layer, slot) for layer, slot in layers))
         self._shape = self._describe()
-        self._scratch, self._room = torch.empty(0), 0
+        self._scratch, self._room = torch.empty(0), (0, 0)
 
     def _keep(self, tensor: Tensor) -> int:
         """Address of a tensor that stays alive with the engine."""
@@ -119,13 +119,13 @@ class KernelEngine:
         return self.model.embed(tokens).float()
 
     def run(self, x: Tensor, start: int) -> Tensor:
-        x, rows = x.contiguous(), ctypes.c_int64(len(x))
-        shape = ctypes.byref(self._shape)
-        if len(x) * torch.get_num_threads() > self._room:
-            self._room = len(x) * torch.get_num_threads()
-            self._scratch = torch.empty(compiled().fs_scratch(shape, rows, ctypes.c_int64(torch.get_num_threads())))
+        x, threads = x.contiguous(), torch.get_num_threads()
+        shape, numbers = ctypes.byref(self._shape), [ctypes.c_int64(n) for n in (len(x), start, threads)]
+        if len(x) > self._room[0] or threads > self._room[1]:
+            self._room = max(len(x), self._room[0]), max(threads, self._room[1])
+            self._scratch = torch.empty(compiled().fs_scratch(shape, *(ctypes.c_int64(n) for n in self._room)))
         address, scratch = ctypes.c_void_p(x.data_ptr()), ctypes.c_void_p(self._scratch.data_ptr())
-        compiled().fs_span(shape, self._layers, ctypes.c_int64(self.count), address, rows, ctypes.c_int64(start), scratch)
+        compiled().fs_span(shape, self._layers, ctypes.c_int64(self.count), address, *numbers, scratch)
         return x
 
 
