@@ -34,10 +34,10 @@ TARGET_PHASES = (
     Recipe(Schedule(1300, 450), growth=GROWTH, sequences=4, length=512),
 )
 DRAFTS = {
-    "draft": Distillation(layers=2, schedule=Schedule(200, 150, warmup=20, muon_lr=0.01, adam_lr=1e-3)),
-    "shallow": Distillation(layers=1, schedule=Schedule(200, 150, warmup=20, muon_lr=0.01, adam_lr=1e-3)),
+    "draft": Distillation(layers=2, schedule=Schedule(140, 110, warmup=15, muon_lr=0.01, adam_lr=1e-3)),
+    "shallow": Distillation(layers=1, schedule=Schedule(140, 110, warmup=15, muon_lr=0.01, adam_lr=1e-3)),
 }
-CALIBRATION_FILES = 48
+CALIBRATION_FILES, CALIBRATION_BLOCKS = 48, 8
 CLUSTER_SIZE, AGREEMENT = 16, 0.98
 LICENCE = "Weights: Apache-2.0. Prompts and training text: the Python standard library, PSF License Agreement."
 
@@ -81,7 +81,7 @@ def quantise_target(shop: Workshop, dense: Path) -> Path:
     if not (folder / "config.json").exists():
         files = corpus.split(corpus.library_root())[0]
         chosen = [files[i] for i in np.random.default_rng(0).permutation(len(files))[:CALIBRATION_FILES]]
-        quantize_awq(dense, folder, list(corpus.texts(chosen)))
+        quantize_awq(dense, folder, list(corpus.texts(chosen)), blocks=CALIBRATION_BLOCKS)
     return folder
 
 
