@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from flashspec.measure.bench import Contestant
+from flashspec.measure.certificate import Scorer
 
 
 def _transformers() -> ModuleType:
@@ -60,6 +61,20 @@ class Pair:
         """The same as a callable for the bench."""
         ids = tuple(prompt)
         return lambda: self.greedy(ids, new_tokens, k)
+
+    def scorer(self) -> Scorer:
+        """transformers' own logits after a prefix read in blocks, for a divergence certificate of its texts."""
+
+        @torch.inference_mode()
+        def score(prefix: Sequence[int], block: int) -> torch.Tensor:
+            cache: Any = None
+            out: Any = None
+            for part in torch.tensor([list(prefix)]).split(block, dim=1):
+                out = self.target(part, past_key_values=cache, use_cache=True)
+                cache = out.past_key_values
+            return out.logits[0, -1].float()
+
+        return score
 
     @contextlib.contextmanager
     def _assistant(self, k: int | None) -> Iterator[Any]:

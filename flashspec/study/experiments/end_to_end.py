@@ -146,8 +146,8 @@ def rows_of(setting: Setting, params: Params) -> Iterator[Row]:
     certificates = divergences(setting, records)
     for record in joined_by_kind(records):
         key = (record.entry, record.kind)
-        evidence = {"twin_digest": twins.get(key, ""), **_evidence(certificates.get(key))}
-        yield _row(setting, record, evidence, parts[record.entry, record.repeat])
+        found = {"twin_digest": twins.get(key, ""), **evidence(certificates.get(key))}
+        yield _row(setting, record, found, parts[record.entry, record.repeat])
 
 
 def run_contest(setting: Setting, params: Params) -> tuple[list[Record], dict[tuple[str, int], Parts]]:
@@ -207,13 +207,14 @@ def _numbered(records: list[Record], prompts: int) -> Iterator[tuple[Record, int
         yield record, place % per_turn // entries
 
 
-def _evidence(certificate: Certificate | None) -> dict[str, Any]:
+def evidence(certificate: Certificate | None) -> dict[str, Any]:
+    """The divergence columns."""
     if certificate is None:
         return {"divergence_at": None, "gap": None, "noise": None}
     return {"divergence_at": certificate.position, "gap": certificate.gap, "noise": certificate.noise}
 
 
-def _row(setting: Setting, record: Record, evidence: dict[str, Any], parts: Parts) -> Row:
+def _row(setting: Setting, record: Record, found: dict[str, Any], parts: Parts) -> Row:
     method = setting.entries[record.entry].method
     plain = record.entry == BASELINE
     counted = vars(record.stats) | vars(record.score)
@@ -231,7 +232,7 @@ def _row(setting: Setting, record: Record, evidence: dict[str, Any], parts: Part
         repeat=record.repeat,
         text_digest=text_digest(record.tokens),
         **{name: counted[name] for name in COUNTS},
-        **evidence,
+        **found,
         **{f"{name}_seconds": value for name, value in parts._asdict().items()},
     )
 
