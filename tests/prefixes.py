@@ -1,0 +1,155 @@
+"""Readers and heads whose rows are fixed functions of the prefix, the exact law of their text, and a chi-square test."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections import Counter
+from collections.abc import Callable, Iterable
+
+import torch
+from scipy.stats import chi2
+from torch import Tensor
+
+from flashspec.decoding.cascade import Limits, Stage, decode
+from flashspec.decoding.rules import SpeculativeSampling
+from flashspec.heads import DenseHead, FlashHead
+from flashspec.heads.cluster import from_assignments
+from flashspec.scores import Sampling, Scores, warp
+
+VOCAB, DEPTH = 4, 3
+PREFIXES = sum(VOCAB**d for d in range(DEPTH + 1)) + 3  # a multiple of 8
+PLAIN = Sampling(1.0, rule="speculative")
+
+
+def number(prefix: Iterable[int]) -> int:
+    """The number of a prefix of at most three new tokens, counted breadth first."""
+    return functools.reduce(lambda code, token: code * VOCAB + token + 1, prefix, 0)
+
+
+class PrefixReader:
+    """Row j is the number of the prefix that ends with token j; the prompt is one token."""
+
+    context = 1 + DEPTH + 1
+
+    def __init__(self) -> None:
+        self.rows = torch.zeros(self.context, dtype=torch.int64)
+        self.seen = self.rows_read = 0
+
+    def read(self, tokens: Tensor) -> Tensor:
+        """Read what is missing."""
+        new = tokens.tolist()[1:]
+        if len(new) >= self.seen:
+            numbers = [number(new[:j]) for j in range(self.seen, len(new) + 1)]
+            self.rows[self.seen : len(new) + 1] = torch.tensor(numbers)
+            self.rows_read += len(numbers)
+            self.seen = len(new) + 1
+        return self.rows[: len(new) + 1]
+
+    def rewind(self, n: int) -> None:
+        """Forget all but the first n tokens."""
+        self.seen = min(self.seen, n)
+
+
+class PrefixHead:
+    """Scores of every prefix, worked out once by a real head on one-hot rows."""
+
+    vocab_size = VOCAB
+
+    def __init__(self, head) -> None:
+        self.scores = head(torch.eye(PREFIXES), torch.arange(PREFIXES), None)
+
+    def __call__(self, rows: Tensor, positions: Tensor, dice) -> Scores:
+        ids = self.scores.ids
+        return Scores(None if ids is None else ids[rows], self.scores.logits[rows])
+
+
+@functools.cache
+def weight(seed: int, near: int | None = None) -> Tensor:
+    """Logits [vocab, prefixes] of one toy model; next to another one it differs by 0.3 to 0.5 in total variation."""
+    if near is None:
+        return torch.randn(VOCAB, PREFIXES, generator=torch.Generator().manual_seed(seed)) * 1.2
+    tries = torch.randn(500, VOCAB, PREFIXES, generator=torch.Generator().manual_seed(seed)) * 1.2
+    apart = distance(tries, weight(near))
+    fits = (apart > 0.3) & (apart < 0.5)
+    first = fits.int().argmax(0)
+    return tries[first, :, torch.arange(PREFIXES)].T.contiguous()
+
+
+def distance(first: Tensor, second: Tensor) -> Tensor:
+    """Total variation of two toy models' next-token laws at every prefix."""
+    return (first.softmax(-2) - second.softmax(-2)).abs().sum(-2) / 2
+
+
+def dense(*which: int) -> PrefixHead:
+    """The dense head of a toy model."""
+    return PrefixHead(DenseHead(None, weight(*which)))
+
+
+def sparse(*which: int) -> PrefixHead:
+    """A FlashHead that scores the better pair of ids; the other two have probability zero."""
+    logits = weight(*which)
+    pairs = from_assignments(logits, torch.tensor([0, 1, 0, 1]), 2)
+    return PrefixHead(FlashHead.build(logits, None, pairs, cluster_size=2, probes=1))
+
+
+@functools.cache
+def law(target: int, sampling: Sampling = PLAIN) -> Tensor:
+    """Probability [V, V, V] of every three tokens under one toy model, float64."""
+    rows = warp(Scores(None, weight(target).T), sampling).logits.double().softmax(-1)
+    joint = torch.zeros(VOCAB, VOCAB, VOCAB, dtype=torch.float64)
+    for a, b, c in itertools.product(range(VOCAB), repeat=3):
+        joint[a, b, c] = rows[number(()), a] * rows[number((a,)), b] * rows[number((a, b)), c]
+    return joint
+
+
+Make = Callable[[Sampling], list[Stage]]
+
+
+def three_tokens(make: Make, seed: int, new: int, sampling: Sampling = PLAIN) -> tuple[int, ...]:
+    """The first three tokens of one decode with this seed."""
+    chosen = Sampling(sampling.temperature, sampling.top_k, sampling.top_p, seed, sampling.rule)
+    steps = decode(make(chosen), [0], Limits(new))
+    return tuple([token for step in steps for token in step.tokens][:3])
+
+
+def p_value(found: Counter, joint: Tensor) -> float:
+    """Chi-square p-value of counted triples against their law, rare cells merged to an expectation of at least 5."""
+    total = sum(found.values())
+    cells = sorted((total * float(joint[cell]), found[cell]) for cell in itertools.product(range(VOCAB), repeat=3))
+    merged, expected, seen = [], 0.0, 0
+    for e, o in cells:
+        expected, seen = expected + e, seen + o
+        if expected >= 5:
+            merged.append((expected, seen))
+            expected, seen = 0.0, 0
+    merged[-1] = (merged[-1][0] + expected, merged[-1][1] + seen)
+    return float(chi2.sf(sum((o - e) ** 2 / e for e, o in merged), len(merged) - 1))
+
+
+def p_of(make: Make, seeds: int, joint: Tensor, new: int = 3, sampling: Sampling = PLAIN) -> float:
+    """p-value of the triples of seeds 0..seeds-1."""
+    return p_value(Counter(three_tokens(make, s, new, sampling) for s in range(seeds)), joint)
+
+
+def caught(make: Make, joint: Tensor, new: int = 3, seeds: int = 20_000) -> bool:
+    """Whether a broken variant is found at p < 1e-8 within the seeds; looks after 500, 1000, 2000, ... of them."""
+    found: Counter = Counter()
+    look = 500
+    for seed in range(seeds):
+        found[three_tokens(make, seed, new)] += 1
+        if seed + 1 == look:
+            if p_value(found, joint) < 1e-8:
+                return True
+            look *= 2
+    return p_value(found, joint) < 1e-8
+
+
+def stack(heads: list[PrefixHead], rules=SpeculativeSampling, every: tuple[int, ...] = (1, 2, 2)) -> Make:
+    """A cascade of toy models; its readers are made once and decoding starts them afresh. `rules` is one or one for each."""
+    readers = [PrefixReader() for _ in heads]
+    kinds = rules if isinstance(rules, list) else [rules] * len(heads)
+    return lambda sampling: [
+        Stage(*parts[:2], parts[2](sampling, VOCAB), parts[3])
+        for parts in zip(readers, heads, kinds, every[: len(heads)], strict=True)
+    ]

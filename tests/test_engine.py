@@ -1,0 +1,141 @@
+"""Compiled and torch engines carry rows alike, and readers read each token once."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from toys import duo, random_model
+
+from flashspec import kernels
+from flashspec.model.engine import KernelEngine, TorchEngine, engine_for
+from flashspec.model.reader import SpanReader
+
+IDS = torch.randint(0, 61, (40,), generator=torch.Generator().manual_seed(0))
+SHAPES = [
+    {},
+    {"heads": 4, "kv_heads": 4},
+    {"heads": 6, "kv_heads": 1, "head_dim": 16},
+    {"hidden": 64, "ffn": 24, "head_dim": 24},
+]
+
+
+def model(changes: dict, dtype: torch.dtype = torch.float32):
+    return random_model(1, 3, **changes).to(dtype)
+
+
+def rows(engine, model, cuts: list[int]) -> torch.Tensor:
+    """Rows of IDS, read in pieces that end at the cuts."""
+    edges = [0, *cuts, len(IDS)]
+    return torch.cat([engine.run(engine.embed(IDS[a:b]).clone(), a) for a, b in itertools.pairwise(edges)])
+
+
+def scale(x: torch.Tensor) -> float:
+    return float(x.abs().max())
+
+
+@pytest.mark.parametrize("changes", SHAPES, ids=str)
+def test_the_compiled_engine_equals_its_naive_twin(changes):
+    made, wide = model(changes), model(changes, torch.float64)
+    exact = rows(TorchEngine(wide, 0, 3, 64), wide, [])
+    for kind in (KernelEngine, TorchEngine):
+        assert scale(rows(kind(made, 0, 3, 64), made, []) - exact) < 1e-5 * scale(exact)
+    assert type(engine_for(made, 0, 3, 64)) is KernelEngine
+    assert type(engine_for(wide, 0, 3, 64)) is TorchEngine
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("changes", SHAPES, ids=str)
+def test_compiled_rows_do_not_depend_on_how_the_text_was_cut(changes, dtype):
+    made = model(changes, dtype)
+    whole = rows(KernelEngine(made, 0, 3, 64), made, [])
+    for cuts in ([1], [7, 8, 9], [20, 28, 39], list(range(1, 40))):
+        assert torch.equal(rows(KernelEngine(made, 0, 3, 64), made, cuts), whole)
+
+
+def test_gates_far_below_zero_do_not_overflow():
+    made = model({})
+    for layer in made.layers:
+        layer.mlp.gate_up.weight.mul_(300)
+    fast, slow = (rows(kind(made, 0, 3, 64), made, []) for kind in (KernelEngine, TorchEngine))
+    assert scale(fast - slow) < 1e-4 * scale(slow)
+
+
+def test_rows_survive_a_change_of_threads():
+    made = model({})
+    engine, one = KernelEngine(made, 0, 3, 64), torch.get_num_threads()
+    whole = rows(KernelEngine(made, 0, 3, 64), made, [])
+    try:
+        torch.set_num_threads(2)
+        engine.run(engine.embed(IDS[:1]).clone(), 0)
+    finally:
+        torch.set_num_threads(one)
+    assert torch.equal(rows(engine, made, [2]), whole)
+
+
+def test_the_control_a_stale_cache_is_caught():
+    made = model({})
+    engine = KernelEngine(made, 0, 3, 64)
+    whole = rows(engine, made, [])
+    engine.slots[1].keys[:, 3].add_(0.01)
+    assert not torch.equal(engine.run(engine.embed(IDS[30:]), 30), whole[30:])
+
+
+def test_a_bfloat16_model_is_its_float32_copy():
+    narrow, wide = model({}, torch.bfloat16), model({}, torch.bfloat16).float()
+    texts = [rows(KernelEngine(made, 0, 3, 64), made, []) for made in (narrow, wide)]
+    assert torch.equal(*texts)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_readers_in_a_chain_are_the_whole_model(dtype):
+    made = duo(0, dtype).target
+    alone = SpanReader(made)
+    low = SpanReader(made, 2)
+    top = SpanReader(made, below=SpanReader(made, 4, low))
+    for n in (5, 6, 11, 40):
+        assert torch.allclose(top.read(IDS[:n]), alone.read(IDS[:n]), rtol=1e-12 if dtype is torch.float64 else 1e-5, atol=1e-6)
+    assert top.rows_read == low.rows_read == alone.rows_read == 40
+    assert [low.layers, top.layers] == [2, 2]
+
+
+def test_rewinding_forgets_and_reading_again_repeats():
+    reader = SpanReader(duo(0, torch.float32).target)
+    before = reader.read(IDS).clone()
+    other = IDS.clone()
+    other[20:] = 7
+    reader.rewind(20)
+    assert not torch.equal(reader.read(other)[20:], before[20:])
+    reader.rewind(20)
+    reader.rewind(30)
+    assert torch.equal(reader.read(IDS), before)
+    assert reader.rows_read == 80
+
+
+def test_the_control_a_reader_that_forgets_too_little_is_caught():
+    reader = SpanReader(duo(0, torch.float32).target)
+    before = reader.read(IDS).clone()
+    other = IDS.clone()
+    other[20:] = 7
+    reader.rewind(20)
+    reader.read(other)
+    reader.rewind(21)
+    assert not torch.equal(reader.read(IDS), before)
+
+
+def test_spans_and_texts_that_do_not_fit_are_refused_in_words():
+    made = duo(0, torch.float32).target
+    with pytest.raises(ValueError, match="between layer 1 and 6, got 7"):
+        SpanReader(made, 7)
+    with pytest.raises(ValueError, match="40 tokens do not fit the context of 16"):
+        SpanReader(made, context=16).read(IDS)
+
+
+def test_without_a_compiler_the_torch_engine_takes_over(monkeypatch):
+    monkeypatch.setattr(kernels, "library", lambda: None)
+    made = duo(0, torch.float32).target
+    reader = SpanReader(made)
+    assert type(reader.engine) is TorchEngine
+    monkeypatch.undo()
+    assert torch.allclose(reader.read(IDS), SpanReader(made).read(IDS), rtol=1e-4, atol=1e-5)

@@ -1,0 +1,145 @@
+"""An interrupt at any point leaves models and stages such that the next run prints the text of fresh objects."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+
+import pytest
+import torch
+from toys import PROMPT, duo
+
+from flashspec.decoding.cascade import Cascade
+from flashspec.decoding.generate import request
+from flashspec.decoding.models import Models
+from flashspec.decoding.rules import GumbelCoupling
+from flashspec.heads import DenseHead, FlashHead
+from flashspec.model.engine import KernelEngine, Slot, TorchEngine
+from flashspec.model.reader import SpanReader
+from flashspec.model.transformer import Layer
+from flashspec.scores import Sampling
+
+HOOKS = [
+    (Cascade, "draft"), (Cascade, "check"), (Cascade, "_promote"), (Cascade, "finalize"),
+    (SpanReader, "read"), (SpanReader, "rewind"), (TorchEngine, "run"), (KernelEngine, "run"), (Layer, "forward"),
+    (Slot, "write"), (DenseHead, "__call__"), (FlashHead, "__call__"), (GumbelCoupling, "draw"), (GumbelCoupling, "verify"),
+]  # fmt: skip
+
+
+class Fuse:
+    """Raises KeyboardInterrupt at the n-th passage of a hook, going in or coming out."""
+
+    def __init__(self) -> None:
+        self.left = 0
+
+    def burn(self) -> None:
+        self.left -= 1
+        if self.left == 0:
+            raise KeyboardInterrupt
+
+    def around(self, method):
+        """The method with a hook on either side."""
+
+        @functools.wraps(method)
+        def guarded(*args, **named):
+            self.burn()
+            result = method(*args, **named)
+            self.burn()
+            return result
+
+        return guarded
+
+
+@pytest.fixture
+def fuse(monkeypatch):
+    made = Fuse()
+    for owner, name in HOOKS:
+        monkeypatch.setattr(owner, name, made.around(getattr(owner, name)))
+    return made
+
+
+def digest(models: Models) -> str:
+    """Weights, configurations and layers of both models."""
+    found = hashlib.sha256()
+    for model in (models.target, models.draft):
+        found.update(repr((model.config, len(model.layers), model.training)).encode())
+        for name, tensor in model.state_dict().items():
+            found.update(name.encode() + tensor.float().numpy().tobytes())
+    return found.hexdigest()
+
+
+def prepare(models: Models, name: str):
+    """A hot decode of nine tokens, eager so that finalising is a hook too."""
+    options = {"max_new_tokens": 9, "stop": (), "finalize": "eager", "k": 2}
+    return request(models, PROMPT, name, Sampling(1.5, seed=7), options)
+
+
+def play(ready) -> list[int]:
+    return [token for step in ready.steps() for token in step.tokens]
+
+
+def survives(fuse: Fuse, models: Models, name: str, point: int) -> bool:
+    """Interrupt at this hook point, then decode on the same stages and on the same models."""
+    fuse.left = 0
+    fresh, before = play(prepare(models, name)), digest(models)
+    ready = prepare(models, name)
+    fuse.left = point
+    with pytest.raises(KeyboardInterrupt):
+        play(ready)
+    fuse.left = 0
+    return play(ready) == fresh == play(prepare(models, name)) and digest(models) == before
+
+
+@pytest.mark.parametrize("point", range(1, 21))
+@pytest.mark.parametrize(("name", "dtype"), [("hispec_flash", torch.float64), ("dense", torch.float32)])
+def test_an_interrupt_leaves_no_trace(name, dtype, point, fuse):
+    assert survives(fuse, duo(0, dtype), name, point)
+
+
+@pytest.mark.parametrize("point", [33, 60, 101, 150])
+def test_an_interrupt_in_a_later_round_leaves_no_trace_either(point, fuse):
+    assert survives(fuse, duo(), "hispec_flash", point)
+
+
+def test_the_control_a_decode_that_trusts_its_caches_is_caught(fuse, monkeypatch):
+    def trusting(self, stages, prompt, limits, start=Cascade.__init__):
+        seen = [stage.reader.seen for stage in stages]
+        start(self, stages, prompt, limits)
+        for stage, n in zip(stages, seen, strict=True):
+            stage.reader.seen = min(n, len(prompt) - 1)
+
+    other = prepare(duo(), "dense")
+    monkeypatch.setattr(Cascade, "__init__", trusting)
+    next(request_of(other, [2, 7, 1, 8, 2, 8, 1, 8]))
+    assert play(other) != play(prepare(duo(), "dense"))
+
+
+def request_of(ready, prompt):
+    """The same stages on another prompt."""
+    from flashspec.decoding.cascade import decode
+
+    return decode(ready.stages, prompt, ready.limits)
+
+
+def test_the_control_a_model_left_truncated_is_caught(fuse, monkeypatch):
+    """transformers' assistant_early_exit shortens the caller's model while it drafts, without a `finally`."""
+
+    def shortening(self, draft=Cascade.draft):
+        model = self.stages[-1].reader.model
+        model.layers, whole = model.layers[:2], model.layers
+        result = draft(self)
+        model.layers = whole
+        return result
+
+    monkeypatch.setattr(Cascade, "draft", shortening)
+    models = Models(duo(1).target, duo(1).draft)
+    whole = models.target.layers
+    try:
+        before = digest(models)
+        fuse.left = 4
+        with pytest.raises(KeyboardInterrupt):
+            play(prepare(models, "dense"))
+        fuse.left = 0
+        assert digest(models) != before
+    finally:
+        models.target.layers = whole

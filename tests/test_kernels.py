@@ -1,0 +1,140 @@
+"""The compiled products equal their naive twins, and a row never depends on how many are computed with it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from flashspec import kernels
+from flashspec.kernels import build
+
+ROWS = range(1, 12)
+SHAPES = [(8, 1), (16, 7), (40, 33), (104, 8), (256, 130)]
+dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+shapes = pytest.mark.parametrize(("depth", "outputs"), SHAPES)
+
+
+def noise(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def close(mine: torch.Tensor, exact: torch.Tensor) -> bool:
+    return torch.allclose(mine.double(), exact.double(), rtol=1e-5, atol=1e-5 * float(exact.abs().max()))
+
+
+def row_invariant(product, x: torch.Tensor) -> bool:
+    """Whether each row of x gives bit for bit the same, alone and among the first n."""
+    alone = torch.cat([product(x[i : i + 1]) for i in range(len(x))])
+    return all(torch.equal(product(x[:n]), alone[:n]) for n in range(1, len(x) + 1))
+
+
+@pytest.fixture(autouse=True)
+def compiled():
+    if not kernels.available():
+        pytest.skip("no C compiler on this machine")
+
+
+@dtypes
+@shapes
+def test_linear_is_its_naive_twin_and_row_invariant(depth, outputs, dtype):
+    x, weight = noise(11, depth), noise(outputs, depth, dtype=dtype, seed=1)
+    assert kernels.serves(x, weight)
+    assert close(kernels.linear(x, weight), x.double() @ weight.double().T)
+    assert row_invariant(lambda part: kernels.linear(part, weight), x)
+
+
+@dtypes
+@pytest.mark.parametrize(("depth", "cap"), [(8, 1), (40, 4), (64, 16), (24, 3)])
+def test_gather_linear_is_its_naive_twin_and_row_invariant(depth, cap, dtype):
+    x, blocks = noise(11, depth), noise(9, cap, depth, dtype=dtype, seed=1)
+    chosen = torch.randint(0, 9, (11, 5), generator=torch.Generator().manual_seed(2))
+    exact = torch.einsum("npck,nk->npc", blocks[chosen].double(), x.double())
+    assert close(kernels.gather_linear(x, blocks, chosen), exact)
+    alone = torch.cat([kernels.gather_linear(x[i : i + 1], blocks, chosen[i : i + 1]) for i in range(11)])
+    assert torch.equal(kernels.gather_linear(x, blocks, chosen), alone)
+
+
+@pytest.mark.parametrize("width", [8, 40, 256])
+def test_rms_norm_is_its_naive_twin_and_row_invariant(width):
+    x, weight = noise(11, width) * 3, noise(width, seed=1)
+    exact = weight.double() * x.double() * torch.rsqrt(x.double().square().mean(-1, keepdim=True) + 1e-6)
+    assert close(kernels.rms_norm(x, weight, 1e-6), exact)
+    assert row_invariant(lambda part: kernels.rms_norm(part, weight, 1e-6), x)
+
+
+def test_gathered_rows_are_the_rows_of_the_whole_product():
+    x, weight = noise(4, 32), noise(24, 32, seed=1)
+    chosen = torch.tensor([[0, 2], [1, 1], [2, 0], [1, 2]])
+    whole = kernels.linear(x, weight).view(4, 3, 8)
+    gathered = kernels.gather_linear(x, weight.view(3, 8, 32), chosen)
+    assert torch.equal(gathered, whole[torch.arange(4)[:, None], chosen])
+
+
+def test_the_control_one_wrong_weight_is_caught():
+    x, weight = noise(11, 64), noise(33, 64, seed=1)
+    spoiled = weight.clone()
+    spoiled[32, 63] += 1e-2
+    assert not close(kernels.linear(x, spoiled), x.double() @ weight.double().T)
+
+
+def test_the_control_a_product_that_rounds_by_batch_is_caught():
+    x, weight = noise(11, 64), noise(33, 64, seed=1)
+
+    def by_batch(part: torch.Tensor) -> torch.Tensor:
+        order = torch.arange(64).roll(len(part))
+        return torch.stack([(part[:, order] * w[order]).cumsum(1)[:, -1] for w in weight], 1)
+
+    assert close(by_batch(x), x.double() @ weight.double().T)
+    assert not row_invariant(by_batch, x)
+
+
+def test_inputs_the_kernels_do_not_serve_are_computed_in_torch():
+    odd, wide, single = noise(3, 12), noise(3, 16).double(), noise(3, 16)
+    assert not kernels.serves(odd, odd)
+    assert torch.equal(kernels.linear(odd, odd), F.linear(odd, odd))
+    assert kernels.linear(wide, wide).dtype is torch.float64
+    turned = noise(16, 5, seed=3).T
+    assert close(kernels.linear(single, turned), single.double() @ turned.double().T)
+    assert close(kernels.linear(single.T.contiguous().T, noise(5, 16)), single.double() @ noise(5, 16).double().T)
+
+
+def test_nan_comes_out_where_it_went_in():
+    x = noise(3, 16)
+    x[1, 3] = torch.nan
+    assert torch.isnan(kernels.linear(x, noise(9, 16, seed=1))).any(1).tolist() == [False, True, False]
+
+
+@dtypes
+def test_the_fallback_gives_the_same_values(dtype, monkeypatch):
+    x, weight, blocks = noise(5, 40), noise(33, 40, dtype=dtype, seed=1), noise(9, 4, 40, dtype=dtype, seed=2)
+    chosen, gain = torch.tensor([[1, 8]] * 5), noise(40, seed=3)
+
+    def all_three():
+        return kernels.linear(x, weight), kernels.gather_linear(x, blocks, chosen), kernels.rms_norm(x, gain, 1e-6)
+
+    fast = all_three()
+    monkeypatch.setattr(kernels, "library", lambda: None)
+    assert not kernels.available()
+    assert all(close(mine, slow) for mine, slow in zip(fast, all_three(), strict=True))
+
+
+def test_a_process_may_refuse_the_kernels():
+    script = "from flashspec import kernels; print(kernels.available())"
+    environment = os.environ | {"FLASHSPEC_KERNELS": "0"}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_a_compiler_that_fails_leaves_torch_in_charge(tmp_path, monkeypatch):
+    broken = tmp_path / "cc"
+    broken.write_text("#!/bin/sh\nexit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("CC", str(broken))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert build.library.__wrapped__() is None
+    assert not list((tmp_path / "cache").rglob("*.so")), "a failed build leaves no file behind"

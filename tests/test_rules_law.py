@@ -1,0 +1,141 @@
+"""Speculative sampling prints the target's own law, by chi-square on joint three-token texts; broken variants are found.
+
+Toy models have four ids and rows that are fixed functions of the prefix, 0.3 to 0.5 apart in total variation.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from prefixes import Make, caught, dense, distance, law, p_of, sparse, stack, weight
+
+from flashspec.decoding.cascade import Cascade
+from flashspec.decoding.rules import Drawn, GumbelCoupling, SpeculativeSampling, TypicalAcceptance, _draw_from
+from flashspec.scores import Dice, Sampling, Scores, warp
+
+TOP = dense(0)
+NEAR = (1, 0)  # the toy model that drafts for model 0
+SEEDS = 20_000
+
+
+def test_the_toy_models_are_far_apart():
+    for pair in ((weight(0), weight(*NEAR)), (weight(*NEAR), weight(2, 1))):
+        assert float(distance(*pair).min()) >= 0.3
+    covered = torch.isfinite(sparse(*NEAR).scores.logits).sum(1)
+    assert covered.tolist() == [2] * len(covered)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("draft", [dense, sparse])
+def test_two_stages_print_the_law_of_the_target(draft):
+    assert p_of(stack([draft(*NEAR), TOP]), SEEDS, law(0)) > 1e-4
+
+
+def cascade() -> Make:
+    """Three stages; the middle one is as far from either neighbour."""
+    return stack([dense(2, 1), dense(*NEAR), TOP])
+
+
+def test_three_stages_print_the_law_of_the_target():
+    assert p_of(cascade(), 2000, law(0), new=4) > 1e-4
+
+
+WARPS = [
+    Sampling(0.7, rule="speculative"),
+    Sampling(1.3, top_k=3, rule="speculative"),
+    Sampling(1.0, top_p=0.8, rule="speculative"),
+]
+
+
+@pytest.mark.parametrize("sampling", WARPS, ids=str)
+def test_warped_laws_are_kept_too(sampling):
+    assert p_of(stack([dense(*NEAR), TOP]), 800, law(0, sampling), sampling=sampling) > 1e-4
+
+
+@pytest.mark.parametrize("draft", [dense, sparse])
+def test_the_coupling_prints_the_law_too(draft):
+    assert p_of(stack([draft(*NEAR), TOP], GumbelCoupling), 1000, law(0)) > 1e-4
+
+
+class OneNumber(Dice):
+    """Accepts and draws the residual with the same random number (vllm-ascend 16370)."""
+
+    def uniform(self, positions, stage, use):
+        return super().uniform(positions, stage, "accept" if use == "residual" else use)
+
+
+class SharedNumber(SpeculativeSampling):
+    def __init__(self, sampling, vocab_size):
+        super().__init__(sampling, vocab_size)
+        self.dice = OneNumber(sampling.seed)
+
+
+class NoResidual(SpeculativeSampling):
+    """Draws the correction from p (openvino.genai 4490)."""
+
+    def _next(self, warped, waiting, kept):
+        chance = self.dice.uniform([waiting.position + kept], waiting.stage, "residual")
+        return int(_draw_from(warped.row(kept).dense(self.vocab_size), chance))
+
+
+class Credulous(SpeculativeSampling):
+    """Accepts whatever is put to it."""
+
+    def _accepted(self, warped, waiting):
+        return len(waiting.tokens)
+
+
+class DenseClaim(SpeculativeSampling):
+    """Draws from the ids a sparse head scored and claims the dense distribution (q is not the one sampled)."""
+
+    def draw(self, scores, position, stage):
+        drawn = super().draw(scores, position, stage)
+        here = (weight(*NEAR)[scores.ids[0, 0]] == scores.logits[0, 0]).nonzero()[0]
+        return Drawn(drawn.token, Scores(None, weight(*NEAR).T[here]), drawn.sound)
+
+
+class RawClaim(SpeculativeSampling):
+    """Draws at one temperature and claims the raw scores (DeepSpec 31)."""
+
+    def draw(self, scores, position, stage):
+        drawn = super().draw(Scores(scores.ids, scores.logits * 2), position, stage)
+        return Drawn(drawn.token, warp(scores, self.sampling), drawn.sound)
+
+
+class InPlace(SpeculativeSampling):
+    """Overwrites the target's probabilities before they are used and promoted (vllm-ascend 2881)."""
+
+    def _accepted(self, warped, waiting):
+        kept = super()._accepted(warped, waiting)
+        warped.logits[: len(waiting.tokens)].clamp_(max=0.0)
+        return kept
+
+
+BROKEN = {
+    "shared random number": stack([dense(*NEAR), TOP], SharedNumber),
+    "residual missing": stack([dense(*NEAR), TOP], NoResidual),
+    "accepting always": stack([dense(*NEAR), TOP], Credulous),
+    "typical acceptance": stack([dense(*NEAR), TOP], TypicalAcceptance),
+    "dense q for a sparse draft": stack([sparse(*NEAR), TOP], [DenseClaim, SpeculativeSampling]),
+    "q at another temperature": stack([dense(*NEAR), TOP], [RawClaim, SpeculativeSampling]),
+    "target modified in place": stack([dense(*NEAR), TOP], [SpeculativeSampling, InPlace]),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_the_control_a_broken_rule_is_caught(name):
+    assert caught(BROKEN[name], law(0))
+
+
+def test_the_control_a_cascade_without_promotion_is_caught(monkeypatch):
+    def demoted(self, scores, first, newest, promote=Cascade._promote):
+        below = {p: s for p, s in self.proposals.items() if p < newest}
+        promote(self, scores, first, newest)
+        self.proposals |= below
+
+    monkeypatch.setattr(Cascade, "_promote", demoted)
+    assert caught(cascade(), law(0), new=4)
+
+
+def test_the_control_another_model_is_caught():
+    assert caught(stack([dense(*NEAR), TOP]), law(5))

@@ -1,0 +1,72 @@
+"""Toy models whose draft is sometimes right, and the text of a decode."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+
+from flashspec.decoding.generate import Output, generate
+from flashspec.decoding.models import Models
+from flashspec.heads import FlashHead
+from flashspec.model.config import ModelConfig
+from flashspec.model.transformer import Transformer
+from flashspec.scores import Sampling
+
+PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
+VOCAB = 61
+TEMPERATURES = (0.0, 0.7, 1.5)
+
+
+def config(layers: int, **changes) -> ModelConfig:
+    """A Qwen3 shape whose widths are multiples of 8 and whose vocabulary is not."""
+    shape = {"hidden": 32, "ffn": 48, "heads": 4, "kv_heads": 2, "head_dim": 8, "tied": False}
+    return ModelConfig("qwen3", layers=layers, **{"vocab_size": VOCAB, "context": 128, **shape, **changes})
+
+
+def random_model(seed: int, layers: int = 6, sharpness: float = 4.0, **changes) -> Transformer:
+    """Random weights; higher layers change a row less, so that early exits are often right."""
+    model = Transformer(config(layers, **changes)).eval().requires_grad_(False)
+    dice = torch.Generator().manual_seed(seed)
+    for weight in model.parameters():
+        if weight.ndim == 2:
+            weight.copy_(torch.randn(weight.shape, generator=dice) * weight.shape[1] ** -0.5)
+    for depth, layer in enumerate(model.layers):
+        for last in (layer.attention.out, layer.mlp.down):
+            last.weight.mul_(1.5 * 0.6**depth)
+    model.head_weight.mul_(sharpness)
+    return model
+
+
+def imitation(target: Transformer, layers: int, seed: int, noise: float) -> Transformer:
+    """A draft: the target's first layers, with noise on every matrix."""
+    draft = Transformer(config(layers)).eval().requires_grad_(False)
+    draft.load_state_dict({name: target.state_dict()[name] for name in draft.state_dict()})
+    dice = torch.Generator().manual_seed(seed + 1000)
+    for weight in draft.parameters():
+        if weight.ndim == 2:
+            weight += torch.randn(weight.shape, generator=dice) * weight.std() * noise
+    return draft
+
+
+@functools.cache
+def duo(seed: int = 0, dtype: torch.dtype = torch.float64, noise: float = 0.1) -> Models:
+    """A target of six layers, a draft of two, and FlashHeads of four ids a cluster."""
+    target = random_model(seed)
+    models = Models(target.to(dtype), imitation(target, 2, seed, noise).to(dtype))
+    for which in ("target", "draft"):
+        model = models.model(which)
+        models._flash[which] = FlashHead.build(model.head_weight, model.norm, cluster_size=4, probes=3)
+    return models
+
+
+def run(models: Models, method="dense", temperature: float = 0.0, rule: str = "coupling", **options) -> Output:
+    """One decode, of a short prompt and 24 tokens if nothing else is asked."""
+    sampling = Sampling(temperature, seed=options.pop("seed", 7), rule=rule)
+    options = {"max_new_tokens": 24, "stop": ()} | options
+    return generate(models, options.pop("prompt", PROMPT), method, sampling, **options)
+
+
+def text(models: Models, method="dense", temperature: float = 0.0, **options) -> list[int]:
+    """The tokens of one decode."""
+    return run(models, method, temperature, **options).tokens
