@@ -69,6 +69,9 @@ class Picture(NamedTuple):
     figure: Figure
     svg: str
 
+    def __repr__(self) -> str:
+        return f"Picture of {len(self.svg)} characters"
+
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
         return {"image/svg+xml": self.svg}
 

@@ -41,7 +41,7 @@ def probes(results: Any) -> Figure:
     axis.set(xscale="log", yscale="log", xlabel="clusters probed, P", ylabel="times faster than the fastest dense head")
     plain_ticks(axis)
     axis.set_xticks(sorted(set(results.frame["probes"]) - {0}))
-    axis.legend()
+    axis.legend(loc="upper right")
     return figure
 
 
@@ -87,7 +87,7 @@ def dilution(projection: Any, step: Any, probes: int = 256) -> Figure:
     axis.set(xlabel="share of the dense draft step spent in its head", ylabel="draft step, times faster", xlim=(0, 1))
     axis.set(yscale="log", ylim=(0.9, 12))
     plain_ticks(axis)
-    axis.legend(title="dot: measured, line: predicted")
+    axis.legend(title="dot: measured, line: predicted", loc="upper left")
     return figure
 
 

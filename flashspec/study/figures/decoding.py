@@ -58,7 +58,7 @@ def blocks(results: Any, rule: str = "coupling", finalize: str = "deferred") -> 
         block_curves(axis, readings.where(table, temperature=temperature), finalize)
         axis.set(title=f"T = {temperature:g}", xlabel="drafted tokens a round, k")
     axes[0].set_ylabel("tokens per second")
-    axes[0].legend(fontsize=7)
+    axes[0].legend(fontsize=7, loc="lower right")
     return figure
 
 
@@ -104,5 +104,5 @@ def prediction(results: Any, rule: str = "coupling") -> Figure:
     axis.plot(ends, ends, color="#666666", linewidth=1)
     axis.fill_between(ends, [0.95 * end for end in ends], [1.05 * end for end in ends], color="#666666", alpha=0.15)
     axis.set(xlabel="predicted tokens per second", ylabel="measured tokens per second")
-    axis.legend(fontsize=8)
+    axis.legend(fontsize=8, loc="upper left")
     return figure

@@ -46,7 +46,7 @@ def formats(results: Any) -> Figure:
         right.plot(medians.index, medians / medians.iloc[0], "o-", color=colour(str(name)), markersize=4)
     left.set(xlabel="rows read at once", ylabel="milliseconds", ylim=(0, None), title="a read of the target")
     right.set(xlabel="rows read at once", ylabel="times one row", ylim=(0, None), title="relative to its own one row")
-    left.legend()
+    left.legend(loc="upper left")
     return figure
 
 

@@ -42,7 +42,7 @@ def waterfall(projection: Any, step: Any, end_to_end: Any, temperature: float = 
     axis.set(yscale="log", ylabel="FlashHead, times faster than dense", xlim=(-0.45, len(STEPS) - 0.5))
     plain_ticks(axis)
     axis.grid(axis="x", visible=False)
-    axis.legend()
+    axis.legend(loc="upper right")
     return figure
 
 
