@@ -10,7 +10,7 @@ import tiny
 import torch
 
 from flashspec.model.checkpoint import save_transformer
-from flashspec.study.experiments import draft_step, end_to_end, formats, ledger, peers, projection
+from flashspec.study.experiments import acceptance, draft_step, end_to_end, formats, ledger, peers, projection
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +140,19 @@ def test_the_ledger_experiment_accounts_for_the_wall(params: end_to_end.Params) 
         mine = [r for r in rows if (r.method, r.finalize, r.repeat) == run]
         assert 0.95 <= sum(r.seconds for r in mine) / mine[0].wall <= 1.001
         assert ("finalize" in {r.part for r in mine}) == (run[1] == "eager")
+
+
+def test_acceptance_counts_every_rule_and_kind(params: end_to_end.Params) -> None:
+    wanted = acceptance.Params(
+        params.target, params.drafts, temperatures=(0.0, 1.0), k=2, probes=8, prompts=params.prompts, per_kind=1, new_tokens=8
+    )
+    rows = list(acceptance.measure(wanted))
+    assert {(r.temperature, r.rule) for r in rows} == {(0.0, "coupling"), (1.0, "coupling"), (1.0, "speculative")}
+    assert len(rows) == 3 * 2 * 2 and all(r.emitted == 8 == r.accepted + r.rounds for r in rows)
+    assert all(0 <= r.repeated_4 <= r.repeated_1 < 1 for r in rows)
+    assert list(acceptance.measure(wanted)) == rows
+    with pytest.raises(ValueError, match="k and interval must be at least 1"):
+        acceptance.Params(k=0)
 
 
 def test_formats_time_every_width(params: end_to_end.Params) -> None:
