@@ -18,10 +18,10 @@ SHAPES = {
         family="qwen3", vocab_size=16384, hidden=384, ffn=1024, layers=16, heads=6, kv_heads=2, head_dim=64, context=1024
     ),
     "reference-draft": ModelConfig(
-        family="qwen3", vocab_size=16384, hidden=256, ffn=768, layers=2, heads=4, kv_heads=2, head_dim=64, context=1024
+        family="qwen3", vocab_size=16384, hidden=384, ffn=1024, layers=2, heads=6, kv_heads=2, head_dim=64, context=1024
     ),
     "reference-shallow": ModelConfig(
-        family="qwen3", vocab_size=16384, hidden=256, ffn=768, layers=1, heads=4, kv_heads=2, head_dim=64, context=1024
+        family="qwen3", vocab_size=16384, hidden=384, ffn=1024, layers=1, heads=6, kv_heads=2, head_dim=64, context=1024
     ),
     "qwen3-0.6b": ModelConfig(
         family="qwen3", vocab_size=151936, hidden=1024, ffn=3072, layers=28, heads=16, kv_heads=8, head_dim=128,
