@@ -120,6 +120,8 @@ def command(prompt: str | None, ids: str | None, **options: Any) -> None:
     sampling = Sampling(**given(Sampling, options))
     changes = given(Method, options)
     method = method_named(options["method"], changes)
+    if sys.stderr.isatty():
+        click.secho("loading models ...", err=True, dim=True)
     models = _models(options, method.draft == "model")
     limit = {"max_new_tokens": options["max_new_tokens"]}
     ready = request(models, asked, method, sampling, limit)

@@ -12,6 +12,7 @@ from flashspec.study.check import check
 from flashspec.study.experiment import Experiment, Results, run
 from flashspec.study.registry import EXPERIMENTS
 
+ROWS_SHOWN = 40
 OPTIONS = (
     click.Option(["--fresh"], is_flag=True, help="Measure on this machine instead of showing the stored table."),
     click.Option(["--preset"], metavar="NAME", help="Start from named parameters, such as smoke."),
@@ -52,8 +53,8 @@ def run_one(experiment: Experiment, options: dict[str, Any]) -> int:
 
 
 def report(results: Results) -> None:
-    """The table, where it is stored and what it was measured on."""
-    click.echo(results.frame.to_string(index=False))
+    """The table, its middle left out where it is long, where it is stored and what it was measured on."""
+    click.echo(results.frame.to_string(index=False, max_rows=ROWS_SHOWN))
     click.echo(f"{len(results.rows)} rows in {results.path}; {results.machine}", err=True)
 
 
