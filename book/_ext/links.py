@@ -59,7 +59,7 @@ def outside(address: str) -> bool:
 
 def faults(root: Path) -> Iterator[str]:
     """One sentence for each broken link and each thing loaded from elsewhere."""
-    pages = {path: Page(path.read_text(encoding="utf-8")) for path in sorted(root.rglob("*.html"))}
+    pages = {path: Page(path.read_text(encoding="utf-8")) for path in written(root)}
     for path, page in pages.items():
         for reference in page.references:
             wrong = fault(path, reference, pages)
@@ -69,6 +69,11 @@ def faults(root: Path) -> Iterator[str]:
         for address in STYLE_ADDRESS.findall(style.read_text(encoding="utf-8", errors="replace")):
             if outside(address):
                 yield f"{style.relative_to(root)}: loads {address} from the network"
+
+
+def written(root: Path) -> list[Path]:
+    """The pages of a book; templates that a theme keeps among its static files are none."""
+    return [path for path in sorted(root.rglob("*.html")) if "_static" not in path.relative_to(root).parts]
 
 
 def fault(path: Path, reference: Reference, pages: dict[Path, Page]) -> str | None:
