@@ -66,6 +66,16 @@ def point(draft: str, method: str, finalize: str, temperature: float, kind: str,
             "step_seconds": 3e-3, "prefill_seconds": 2e-3}  # fmt: skip
 
 
+def acceptance() -> SimpleNamespace:
+    """Coupling keeps half of what is drafted, speculative sampling three quarters; greedy text repeats itself."""
+    return results("acceptance", [
+        {"draft": draft, "method": method, "temperature": temperature, "rule": rule, "k": 4, "kind": kind, "prompts": 4,
+         "rounds": 10, "drafted": 40, "accepted": kept, "emitted": 30, "repeated_4": 0.5 if temperature == 0 else 0.1}
+        for draft, method, temperature, (rule, kept), kind in product(
+            ("main", "shallow"), ("dense", "flash"), (0.0, 1.0), (("coupling", 20), ("speculative", 30)), ("code", "prose"))
+    ])  # fmt: skip
+
+
 def ledger() -> SimpleNamespace:
     """Seconds by part, which add up to the wall time."""
     parts = {"draft body": 0.1, "draft head": 0.2, "verify body": 0.5, "accept": 0.02, "rollback": 0.01, "host": 0.05}

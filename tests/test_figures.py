@@ -72,6 +72,13 @@ def test_a_ledger_closes_and_one_that_does_not_is_seen() -> None:
     assert readings.ledger(frame).loc[("main", "dense", "deferred"), "verify body"] == pytest.approx(5.0)
 
 
+def test_acceptance_is_told_with_its_rule() -> None:
+    frame = tables.acceptance().frame
+    assert readings.kept_share(frame, rule="coupling") == pytest.approx(0.5)
+    assert readings.kept_share(frame, rule="speculative") == pytest.approx(0.75)
+    assert readings.repeated_share(frame, temperature=0.0) == pytest.approx(0.5)
+
+
 def test_a_row_costs_what_was_put_in() -> None:
     assert readings.rows_ratio(tables.formats().frame, "int4", 5) == pytest.approx(3.0)
 
@@ -107,7 +114,7 @@ DRAWN = {
     "dilution": lambda: figures.dilution(tables.projection(), tables.draft_step()),
     "throughput": lambda: figures.throughput(tables.end_to_end()),
     "blocks": lambda: figures.blocks(tables.end_to_end()),
-    "acceptance": lambda: figures.acceptance(tables.end_to_end()),
+    "acceptance": lambda: figures.acceptance(tables.acceptance()),
     "prediction": lambda: figures.prediction(tables.end_to_end()),
     "formats": lambda: figures.formats(tables.formats()),
     "peers": lambda: figures.peers(tables.peers()),

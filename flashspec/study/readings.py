@@ -166,10 +166,15 @@ def deferral_verdict(frame: DataFrame, method: str, **setting: Any) -> str:
         return str(error)
 
 
-def acceptance(frame: DataFrame, method: str, **setting: Any) -> float:
-    """Accepted over drafted tokens of a method at its best k in a setting."""
-    rows = chosen_rows(frame, method, **setting)
+def kept_share(frame: DataFrame, **setting: Any) -> float:
+    """Accepted over drafted tokens of all rows in a setting."""
+    rows = where(frame, **setting)
     return float(rows["accepted"].sum() / rows["drafted"].sum())
+
+
+def repeated_share(frame: DataFrame, **setting: Any) -> float:
+    """Share of a text's 4-grams that stood in it before, mean over the rows in a setting."""
+    return float(where(frame, **setting)["repeated_4"].mean())
 
 
 def rate(frame: DataFrame, method: str, **setting: Any) -> float:
