@@ -123,7 +123,7 @@ def test_scores_add_and_divide() -> None:
 @pytest.mark.parametrize("name", ["baseline", "dense", "flash"])
 def test_measuring_parts_leaves_the_stages_ready(models: Any, name: str) -> None:
     used = stages(models, name, **(PROBED if name == "flash" else {}))
-    bench = prepare(used, PROMPT, [4, 5, 6])
+    bench = prepare(lambda: used, PROMPT, [4, 5, 6])
     parts = measure_parts(bench, clock.Plan(2, 1))
     assert parts.draft > 0 and parts.prefill > 0 and (parts.check > 0) == (name != "baseline")
     fresh = [t for step in decode(stages(models, "baseline"), PROMPT, Limits(12)) for t in step.tokens]
@@ -132,7 +132,7 @@ def test_measuring_parts_leaves_the_stages_ready(models: Any, name: str) -> None
 
 def test_parts_are_measured_for_two_stages_at_most(models: Any) -> None:
     with pytest.raises(ValueError, match="got 3 stages"):
-        prepare(stages(models, "hispec"), PROMPT, [])
+        prepare(lambda: stages(models, "hispec"), PROMPT, [])
 
 
 def test_the_prediction_is_the_sum_of_its_parts(models: Any) -> None:

@@ -17,6 +17,7 @@ from flashspec.measure.roofline import (
     stored_bytes,
     total,
 )  # fmt: skip
+from flashspec.model.config import from_hf
 from flashspec.model.synthetic import SHAPES, random_rows, shape, synthetic
 
 
@@ -94,3 +95,18 @@ def test_interleaved_seconds_keep_raw_repeats() -> None:
     assert calls == ["a", "b"] * 4 and len(raw["a"]) == len(raw["b"]) == 3
     with pytest.raises(ValueError, match="repeats must be at least 1"):
         Plan(repeats=0)
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"), [("target", "reference-target"), ("draft", "reference-draft"), ("shallow", "reference-shallow")]
+)
+def test_reference_shapes_are_those_of_the_shipped_models(folder: str, name: str) -> None:
+    from dataclasses import replace
+
+    from flashspec.decoding.models import SHIPPED
+    from flashspec.model.checkpoint import read_config
+
+    if not (SHIPPED / folder).exists():
+        pytest.skip("the reference models are not built")
+    shipped = from_hf(read_config(SHIPPED / folder))
+    assert replace(shipped, bos=None, eos=()) == SHAPES[name]

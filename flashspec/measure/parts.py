@@ -16,7 +16,7 @@ from flashspec.scores import Dice, Scores
 
 
 class Parts(NamedTuple):
-    """Median seconds: one token by stage 0, a check of k tokens, a one-token target read, and all readers' prompt reading.
+    """Median seconds: one token by stage 0, a check of k tokens, a one-token target read, and set-up with the prompt read.
 
     Plain decoding has no check, so its `check` and `step` are 0.
     """
@@ -30,6 +30,7 @@ class Parts(NamedTuple):
 class Bench(NamedTuple):
     """A one- or two-stage method whose readers have read all but the newest of `start` tokens, with a burst of k written."""
 
+    make: Callable[[], list[Stage]]
     stages: list[Stage]
     tokens: Tensor
     prompt: int
@@ -67,9 +68,8 @@ class Bench(NamedTuple):
         reader.rewind(self.start - 1)
 
     def prefill(self) -> None:
-        """Read all but the newest token of the prompt with every reader, from nothing."""
-        for stage in self.stages:
-            stage.reader.rewind(0)
+        """Make fresh stages and read all but the newest token of the prompt with each."""
+        for stage in self.make():
             stage.reader.read(self.tokens[: self.prompt - 1])
 
     def ready(self) -> None:
@@ -78,14 +78,15 @@ class Bench(NamedTuple):
             stage.reader.read(self.tokens[: self.start - 1])
 
 
-def prepare(stages: list[Stage], prompt: Sequence[int], text: Sequence[int]) -> Bench:
-    """A bench behind prompt and text. Raises ValueError for methods of more than two stages."""
+def prepare(make: Callable[[], list[Stage]], prompt: Sequence[int], text: Sequence[int]) -> Bench:
+    """A bench behind prompt and text, for the stages that `make` makes. Raises ValueError for more than two stages."""
+    stages = make()
     if len(stages) > 2:
         raise ValueError(f"parts are measured for a draft and a target, got {len(stages)} stages")
     start = len(prompt) + len(text)
     tokens = torch.zeros(start + stages[-1].every, dtype=torch.int64, device=stages[0].reader.rows.device)
     tokens[:start] = torch.tensor([*prompt, *text])
-    bench = Bench(stages, tokens, len(prompt), start, [])
+    bench = Bench(make, stages, tokens, len(prompt), start, [])
     with torch.inference_mode():
         bench.ready()
         bench.proposals.extend(bench.burst())
@@ -100,7 +101,6 @@ def measure_parts(bench: Bench, plan: clock.Plan) -> Parts:
     with torch.inference_mode():
         raw = clock.interleaved_seconds(calls, plan)
         prefill = clock.interleaved_seconds({"prefill": bench.prefill}, plan)
-        bench.ready()
     found = {name: clock.median(seconds) for name, seconds in (raw | prefill).items()}
     return Parts(found["burst"] / bench.block, found.get("check", 0.0), found.get("step", 0.0), found["prefill"])
 

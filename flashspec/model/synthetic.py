@@ -17,12 +17,6 @@ SHAPES = {
     "reference-target": ModelConfig(
         family="qwen3", vocab_size=16384, hidden=384, ffn=1024, layers=16, heads=6, kv_heads=2, head_dim=64, context=1024
     ),
-    "reference-draft": ModelConfig(
-        family="qwen3", vocab_size=16384, hidden=384, ffn=1024, layers=2, heads=6, kv_heads=2, head_dim=64, context=1024
-    ),
-    "reference-shallow": ModelConfig(
-        family="qwen3", vocab_size=16384, hidden=384, ffn=1024, layers=1, heads=6, kv_heads=2, head_dim=64, context=1024
-    ),
     "qwen3-0.6b": ModelConfig(
         family="qwen3", vocab_size=151936, hidden=1024, ffn=3072, layers=28, heads=16, kv_heads=8, head_dim=128,
         context=2048, rope_theta=1e6,
@@ -36,6 +30,8 @@ SHAPES = {
         context=2048, rope_theta=5e5, norm_eps=1e-5,
     ),
 }  # fmt: skip
+SHAPES["reference-draft"] = replace(SHAPES["reference-target"], layers=2)
+SHAPES["reference-shallow"] = replace(SHAPES["reference-target"], layers=1)
 
 
 def shape(name: str | ModelConfig, depth: int | None = None) -> ModelConfig:

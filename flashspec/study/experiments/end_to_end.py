@@ -168,7 +168,7 @@ def bench_of(setting: Setting, entry: Entry, params: Params) -> Bench:
     prompt = setting.prompts[0]
     text = texts(setting.models, setting.entries[BASELINE], [prompt], params.new_tokens)[0][: params.new_tokens // 2]
     context = len(prompt.ids) + params.new_tokens + entry.method.k
-    return prepare(build(entry.method, setting.models, entry.sampling, context), prompt.ids, text)
+    return prepare(lambda: build(entry.method, setting.models, entry.sampling, context), prompt.ids, text)
 
 
 def twin_digests(setting: Setting, params: Params) -> dict[Key, str]:
