@@ -65,12 +65,12 @@ class PrefixHead:
 
 
 @functools.cache
-def weight(seed: int, near: int | None = None) -> Tensor:
-    """Logits [vocab, prefixes] of one toy model; next to another one it differs by 0.3 to 0.5 in total variation."""
-    if near is None:
+def weight(seed: int, *near: int) -> Tensor:
+    """Logits [vocab, prefixes] of one toy model; from the model it is `near` it differs by 0.3 to 0.5 in total variation."""
+    if not near:
         return torch.randn(VOCAB, PREFIXES, generator=torch.Generator().manual_seed(seed)) * 1.2
     tries = torch.randn(500, VOCAB, PREFIXES, generator=torch.Generator().manual_seed(seed)) * 1.2
-    apart = distance(tries, weight(near))
+    apart = distance(tries, weight(*near))
     fits = (apart > 0.3) & (apart < 0.5)
     first = fits.int().argmax(0)
     return tries[first, :, torch.arange(PREFIXES)].T.contiguous()

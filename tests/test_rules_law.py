@@ -19,7 +19,7 @@ SEEDS = 20_000
 
 
 def test_the_toy_models_are_far_apart():
-    for pair in ((weight(0), weight(*NEAR)), (weight(*NEAR), weight(2, 1))):
+    for pair in ((weight(0), weight(*NEAR)), (weight(*NEAR), weight(2, *NEAR))):
         assert float(distance(*pair).min()) >= 0.3
     covered = torch.isfinite(sparse(*NEAR).scores.logits).sum(1)
     assert covered.tolist() == [2] * len(covered)
@@ -32,8 +32,8 @@ def test_two_stages_print_the_law_of_the_target(draft):
 
 
 def cascade() -> Make:
-    """Three stages; the middle one is as far from either neighbour."""
-    return stack([dense(2, 1), dense(*NEAR), TOP])
+    """Three stages; neighbours are as far apart as above."""
+    return stack([dense(2, *NEAR), dense(*NEAR), TOP])
 
 
 def test_three_stages_print_the_law_of_the_target():
