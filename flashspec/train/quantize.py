@@ -76,7 +76,11 @@ def _autoawq() -> Any:
 
 
 def _search(source: Path, samples: list[list[int]], group_size: int) -> Any:
-    """AutoAWQ's scale and clipping search on the CPU or GPU; the model with its layers packed."""
+    """AutoAWQ's scale and clipping search on the CPU or GPU; the model with its layers packed.
+
+    Channel scales follow the activations alone, so that leaving a layer unscaled is among the candidates: with the
+    weights' magnitudes in the scale as well, the reference target lost 16 % perplexity instead of 1 %.
+    """
     wrapped = _autoawq().from_pretrained(str(source), torch_dtype=torch.float32, trust_remote_code=False)
     settings = {"zero_point": True, "q_group_size": group_size, "w_bit": 4, "version": "gemm"}
     wrapped.quantize(
@@ -85,6 +89,7 @@ def _search(source: Path, samples: list[list[int]], group_size: int) -> Any:
         calib_data=samples,
         max_calib_samples=len(samples),
         max_calib_seq_len=CALIBRATION_LENGTH,
+        duo_scaling=False,
         quantizer_cls=_quantizer(),
     )
     return wrapped.model

@@ -34,8 +34,8 @@ TARGET_PHASES = (
     Recipe(Schedule(1300, 450), growth=GROWTH, sequences=4, length=512),
 )
 DRAFTS = {
-    "draft": Distillation(layers=2, schedule=Schedule(140, 110, warmup=15, muon_lr=0.01, adam_lr=1e-3)),
-    "shallow": Distillation(layers=1, schedule=Schedule(140, 110, warmup=15, muon_lr=0.01, adam_lr=1e-3)),
+    "draft": Distillation(layers=2, schedule=Schedule(70, 55, warmup=10, muon_lr=0.01, adam_lr=1e-3)),
+    "shallow": Distillation(layers=1, schedule=Schedule(70, 55, warmup=10, muon_lr=0.01, adam_lr=1e-3)),
 }
 CALIBRATION_FILES, CALIBRATION_BLOCKS = 48, 8
 CLUSTER_SIZE, AGREEMENT = 16, 0.98
