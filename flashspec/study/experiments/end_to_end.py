@@ -33,7 +33,7 @@ class Params:
     drafts: tuple[str, ...] = ("main", "shallow")  # draft models: shipped names or folders
     methods: tuple[str, ...] = ("dense", "flash")  # drafting methods; plain decoding always runs beside them
     finalizes: tuple[str, ...] = ("eager", "deferred")  # when the target reads its own final token
-    temperatures: tuple[float, ...] = (0.0, 0.7, 1.0)  # 0 is greedy
+    temperatures: tuple[float, ...] = (0.0, 1.0)  # 0 is greedy
     rules: tuple[str, ...] = ("coupling", "speculative")  # acceptance rules; at T = 0 only the first
     ks: tuple[int, ...] = (2, 4)  # drafted tokens a check
     probes: int = 64  # clusters that FlashHead scores
