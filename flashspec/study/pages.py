@@ -28,9 +28,17 @@ def stored(name: str, root: Path | None = None) -> Results | None:
 
 def lines(root: Path | None = None) -> Iterator[tuple[str, str, str]]:
     """What was measured, the result in words, the machine: one line a result, from the tables that are there."""
-    projection, step, whole = (stored(name, root) for name in ("projection", "draft_step", "end_to_end"))
+    projection, step, whole, peers = (stored(name, root) for name in ("projection", "draft_step", "end_to_end", "peers"))
     if whole:
         yield from ((what, said, whole.machine) for what, said in decoding(whole.frame))
+    if peers:
+        yield (
+            "baseline over transformers' generate, greedy",
+            readings.peer_verdict(peers.frame, "plain", "bfloat16"),
+            peers.machine,
+        )
+        said = readings.peer_verdict(peers.frame, "assisted", "bfloat16")
+        yield "dense draft over transformers' assisted generation, greedy, same models and k", said, peers.machine
     if projection:
         said = readings.words(readings.projection_gain(projection.frame, "qwen3-0.6b", 256))
         yield "vocabulary projection at Qwen3-0.6B's shape, FlashHead (256 probes) over dense", said, projection.machine
@@ -42,12 +50,15 @@ def lines(root: Path | None = None) -> Iterator[tuple[str, str, str]]:
 def decoding(frame: Any) -> Iterator[tuple[str, str]]:
     """The headline results of decoding: temperature 1, Gumbel coupling, deferred final token, each method at its best k."""
     main, shallow = {"draft": "main", **SETTING}, {"draft": "shallow", **SETTING}
+    greedy = {**main, "temperature": 0.0}
     eager_or_deferred = {name: value for name, value in main.items() if name != "finalize"}
     yield "baseline", f"{readings.rate(frame, 'baseline', **main):.0f} tokens/s"
     yield "dense draft, two layers", f"{readings.rate(frame, 'dense', **main):.0f} tokens/s"
     yield "dense draft over baseline", readings.verdict(frame, "dense", "baseline", **main)
     yield "FlashHead over dense draft head, two-layer draft", readings.verdict(frame, "flash", "dense", **main)
     yield "FlashHead over dense draft head, one-layer draft", readings.verdict(frame, "flash", "dense", **shallow)
+    yield "the same, greedy: two-layer draft", readings.verdict(frame, "flash", "dense", **greedy)
+    yield "the same, greedy: one-layer draft", readings.verdict(frame, "flash", "dense", **{**greedy, "draft": "shallow"})
     yield "deferred over eager final token, dense draft", readings.deferral_verdict(frame, "dense", **eager_or_deferred)
 
 

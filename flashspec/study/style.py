@@ -90,7 +90,8 @@ def drawn(draw: Callable[..., Figure]) -> Callable[..., Picture]:
     def picture(*results: Any, **options: Any) -> Picture:
         import matplotlib
 
-        with matplotlib.rc_context(look()):
+        settings: Any = look()
+        with matplotlib.rc_context(settings):
             figure = draw(*results, **options)
             footer(figure, draw.__name__, results)
             return Picture(figure, svg(figure))

@@ -78,11 +78,11 @@ def parts_of_step(axis: Axes, place: int, head: str, rows: DataFrame) -> None:
 
 
 @drawn
-def dilution(projection: Any, step: Any, probes: int = 256) -> Figure:
+def dilution(projection: Any, step: Any) -> Figure:
     """Speedup of a draft step against the head's share of it: what the projection's gain predicts, and what was measured."""
     figure, (axis,) = canvas(height=3.8)
     for shape in shapes_in(step.frame):
-        dilution_of(axis, (projection.frame, step.frame), shape, probes)
+        dilution_of(axis, (projection.frame, step.frame), shape)
     thesis_dilution(axis)
     axis.set(xlabel="share of the dense draft step spent in its head", ylabel="draft step, times faster", xlim=(0, 1))
     axis.set(yscale="log", ylim=(0.9, 12))
@@ -91,13 +91,14 @@ def dilution(projection: Any, step: Any, probes: int = 256) -> Figure:
     return figure
 
 
-def dilution_of(axis: Axes, tables: tuple[DataFrame, DataFrame], shape: str, probes: int) -> None:
-    """A curve from the gain of the projection, where that shape was projected, and a dot for the measured step."""
+def dilution_of(axis: Axes, tables: tuple[DataFrame, DataFrame], shape: str) -> None:
+    """A curve from the projection's gain, where there is one, and a dot for the step, both at the step's fewest probes."""
     projection, step = tables
+    probes = int(readings.where(step, shape=shape, head="flash")["probes"].min())
     if shape in set(projection["shape"]):
         gain = readings.projection_gain(projection, shape, readings.nearest_probes(projection, shape, probes)).value
         axis.plot(SHARES, [amdahl(share, gain) for share in SHARES], color=colour(shape), alpha=0.5)
-    measured = readings.step_gain(step, shape, readings.nearest_probes(step, shape, probes))
+    measured = readings.step_gain(step, shape, probes)
     share = readings.head_share(step, shape)
     axis.errorbar(share, measured.value, yerr=error(measured), fmt="o", color=colour(shape), label=NAMES.get(shape, shape))
 

@@ -67,7 +67,7 @@ def block_curves(axis: Axes, table: DataFrame, finalize: str) -> None:
     axis.axhline(readings.where(table, method="baseline")["throughput"].median(), color=colour("baseline"), linestyle="--")
     lines = readings.where(table, finalize=finalize)
     for (draft, method), rows in lines[lines["method"] != "baseline"].groupby(["draft", "method"]):
-        style = {"marker": "o" if draft == "main" else "^", "linestyle": "-" if draft == "main" else ":"}
+        style: Any = {"marker": "o" if draft == "main" else "^", "linestyle": "-" if draft == "main" else ":"}
         axis.plot(rows["k"], rows["throughput"], color=colour(method), label=f"{NAMES.get(draft, draft)}, {method}", **style)
     axis.set_xticks(sorted(set(lines["k"]) - {0}))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flashspec.measure.bench import Interval, Refused
@@ -29,33 +29,47 @@ LINES = (Line("qwen3-0.6b", 256), Line("reference", 64, "main"), Line("reference
 
 
 @drawn
-def waterfall(projection: Any, step: Any, end_to_end: Any, temperature: float = 1.0) -> Figure:
+def waterfall(projection: Any, step: Any, end_to_end: Any) -> Figure:
     """How FlashHead's gain shrinks on its way from the projection to the text: the thesis beside what was measured here."""
-    figure, (axis,) = canvas(height=4.4)
+    figure, (axis,) = canvas(height=4.6)
     thesis = [Interval(papers.thesis(name), *[float("nan")] * 2) for name in ("projection", "draft_step", "eager", "deferred")]
-    cascade(axis, "thesis", thesis, -0.24)
+    cascade(axis, Path("thesis", -0.24), thesis)
+    tables = (projection.frame, step.frame, end_to_end.frame)
     for place, line in enumerate(LINES):
-        gains = gains_of((projection.frame, step.frame, end_to_end.frame), line, temperature)
-        cascade(axis, line.draft or line.shape, gains, -0.08 + 0.16 * place)
+        name, shift = line.draft or line.shape, -0.08 + 0.16 * place
+        cascade(axis, Path(name, shift), gains_of(tables, line, 1.0))
+        if line.draft:
+            cascade(axis, Path(name, shift, ":", "white"), [None, None, *gains_of(tables, line, 0.0)[2:]])
     axis.axhline(1, color="#666666", linewidth=1)
     axis.set_xticks(range(len(STEPS)), STEPS)
-    axis.set(yscale="log", ylabel="FlashHead, times faster than dense", xlim=(-0.45, len(STEPS) - 0.5))
+    axis.set(yscale="log", ylabel="FlashHead, times faster than dense", xlim=(-0.45, len(STEPS) - 0.4))
     plain_ticks(axis)
     axis.grid(axis="x", visible=False)
-    axis.legend(loc="upper right")
+    axis.legend(loc="upper right", title="solid: temperature 1, dotted: greedy")
     return figure
 
 
-def cascade(axis: Axes, name: str, gains: list[Interval | None], shift: float) -> None:
+class Path(NamedTuple):
+    """How one line of the waterfall is drawn."""
+
+    name: str
+    shift: float
+    style: str = "-"
+    fill: str | None = None
+
+
+def cascade(axis: Axes, path: Path, gains: Sequence[Interval | None]) -> None:
     """One line of the waterfall: a labelled point with its interval at each step that was measured."""
-    known = [(step + shift, gain) for step, gain in enumerate(gains) if gain is not None]
-    axis.plot([x for x, _ in known], [gain.value for _, gain in known], "o-", color=colour(name), label=NAMES[name], alpha=0.85)
+    known = [(step + path.shift, gain) for step, gain in enumerate(gains) if gain is not None]
+    look: Any = {"color": colour(path.name), "alpha": 0.85, "linestyle": path.style}
+    label = None if path.fill else NAMES[path.name]
+    axis.plot([x for x, _ in known], [g.value for _, g in known], marker="o", mfc=path.fill, label=label, **look)
     for x, gain in known:
-        axis.errorbar(x, gain.value, yerr=error(gain), color=colour(name), capsize=2)
+        axis.errorbar(x, gain.value, yerr=error(gain), color=colour(path.name), capsize=2, linewidth=1)
         text = f"{gain.value:.2f}" if gain.value < 10 else f"{gain.value:.1f}"
-        axis.annotate(
-            text, (x, gain.value), xytext=(0, 7), textcoords="offset points", ha="center", fontsize=7, color=colour(name)
-        )
+        below = x > 1.5 and path.name != "thesis" and not path.fill
+        where: Any = {"xytext": (0, -13 if below else 7), "textcoords": "offset points", "ha": "center"}
+        axis.annotate(text, (x, gain.value), fontsize=7, color=colour(path.name), **where)
 
 
 def gains_of(tables: tuple[DataFrame, ...], line: Line, temperature: float) -> list[Interval | None]:
