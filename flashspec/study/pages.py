@@ -57,8 +57,8 @@ def decoding(frame: Any) -> Iterator[tuple[str, str]]:
     yield "dense draft over baseline", readings.verdict(frame, "dense", "baseline", **main)
     yield "FlashHead over dense draft head, two-layer draft", readings.verdict(frame, "flash", "dense", **main)
     yield "FlashHead over dense draft head, one-layer draft", readings.verdict(frame, "flash", "dense", **shallow)
-    yield "the same, greedy: two-layer draft", readings.verdict(frame, "flash", "dense", **greedy)
-    yield "the same, greedy: one-layer draft", readings.verdict(frame, "flash", "dense", **{**greedy, "draft": "shallow"})
+    yield "FlashHead over dense draft head, two-layer draft, greedy", readings.verdict(frame, "flash", "dense", **greedy)
+    yield "FlashHead over dense draft head, one-layer draft, greedy", readings.verdict(frame, "flash", "dense", **{**greedy, "draft": "shallow"})
     yield "deferred over eager final token, dense draft", readings.deferral_verdict(frame, "dense", **eager_or_deferred)
 
 
