@@ -57,8 +57,9 @@ def decoding(frame: Any) -> Iterator[tuple[str, str]]:
     yield "dense draft over baseline", readings.verdict(frame, "dense", "baseline", **main)
     yield "FlashHead over dense draft head, two-layer draft", readings.verdict(frame, "flash", "dense", **main)
     yield "FlashHead over dense draft head, one-layer draft", readings.verdict(frame, "flash", "dense", **shallow)
-    yield "FlashHead over dense draft head, two-layer draft, greedy", readings.verdict(frame, "flash", "dense", **greedy)
-    yield "FlashHead over dense draft head, one-layer draft, greedy", readings.verdict(frame, "flash", "dense", **{**greedy, "draft": "shallow"})
+    for name, draft in (("two-layer", "main"), ("one-layer", "shallow")):
+        said = readings.verdict(frame, "flash", "dense", **{**greedy, "draft": draft})
+        yield f"FlashHead over dense draft head, {name} draft, greedy", said
     yield "deferred over eager final token, dense draft", readings.deferral_verdict(frame, "dense", **eager_or_deferred)
 
 
