@@ -81,6 +81,7 @@ def test_acceptance_is_told_with_its_rule() -> None:
 
 def test_a_row_costs_what_was_put_in() -> None:
     assert readings.rows_ratio(tables.formats().frame, "int4", 5) == pytest.approx(3.0)
+    assert readings.format_ratio(tables.formats().frame, "int4", "bf16") == pytest.approx(1.0)
 
 
 def test_peers_are_compared_on_equal_texts_only() -> None:

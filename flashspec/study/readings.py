@@ -220,6 +220,12 @@ def rows_ratio(frame: DataFrame, name: str, rows: int) -> float:
     return float(seconds[rows] / seconds[1])
 
 
+def format_ratio(frame: DataFrame, name: str, other: str) -> float:
+    """A read of one row in one weight format over the same in another, by median seconds."""
+    one = where(frame, rows=1).groupby("format")["seconds"].median()
+    return float(one[name] / one[other])
+
+
 def peer_rates(frame: DataFrame) -> DataFrame:
     """Tokens per second of each engine, mode, dtype, k and repeat, prompts summed."""
     sums = frame.groupby(["engine", "mode", "dtype", "k", "repeat"])[["emitted", "seconds"]].sum().reset_index()
