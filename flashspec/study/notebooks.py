@@ -172,6 +172,7 @@ def _papermill(notebook: Path, part: Path, values: dict[str, Any], timeout: int)
         cwd=str(notebook.parent),
         progress_bar=False,
         execution_timeout=timeout,
+        start_timeout=START_TIMEOUT,
         config=Config(transport),
     )
 
