@@ -16,6 +16,8 @@ from flashspec.study.experiment import Experiment
 from flashspec.study.parameters import Refused, comments, hints, parse_value, refuse_unknown, type_name
 from flashspec.study.store import write_atomically
 
+START_TIMEOUT = 600
+
 TYPES: dict[str, Any] = {kind.__name__: kind for kind in (int, float, str, bool, tuple, list)} | {"Literal": Literal, "Any": Any}
 
 
