@@ -40,7 +40,7 @@ lint: .venv/.extra-book .venv/.extra-test ## style and types
 models: .venv/.extra-book ## train the reference models from scratch (hours; can be stopped and resumed)
 	$(BIN)/flashspec train
 
-gpu: .venv/.extra-book ## say what a GPU run needs, and measure on the GPU if there is one
+gpu: .venv/.extra-book ## say what this machine offers for GPU runs (nothing is measured on a GPU yet)
 	$(BIN)/flashspec doctor
 
 clean: ## remove what was built; stored results, models and .venv stay
