@@ -18,7 +18,8 @@ from torch.nn import functional as F
 from flashspec.model.config import ModelConfig
 from flashspec.model.transformer import Transformer
 from flashspec.train import corpus
-from flashspec.train.distill import Distillation, DraftLoss, Teacher, acceptance, divergence, slice_of
+from flashspec.train.distill import Distillation, DraftLoss, Teacher, acceptance, slice_of
+from flashspec.train.losses import divergence
 from flashspec.train.muon import orthogonalise
 from flashspec.train.prompts import KINDS, _cuts
 from flashspec.train.target import Recipe, TargetLoss, exit_scores, initialise

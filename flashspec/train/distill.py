@@ -14,10 +14,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from flashspec.model.transformer import Transformer
+from flashspec.train.losses import CHUNK, divergence
 from flashspec.train.target import WINDOW
 from flashspec.train.trainer import Batches, Run, Schedule
-
-CHUNK = 512
 
 
 @dataclass(frozen=True)
@@ -68,13 +67,6 @@ class Teacher:
     def probabilities(self, rows: Tensor) -> Tensor:
         """The target's distribution [n, vocab] for rows [n, hidden]."""
         return F.linear(self.target.norm(rows), self.target.head_weight).softmax(-1)
-
-
-def divergence(p: Tensor, logits: Tensor, variation: float) -> Tensor:
-    """Summed KL(p || q) up to a constant, plus `variation` times the total variation of p [n, V] and q's logits [n, V]."""
-    log_q = logits.log_softmax(-1)
-    cross = -(p * log_q).sum()
-    return cross + variation * (p - log_q.exp()).abs().sum() / 2
 
 
 class DraftLoss:

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from flashspec.model.config import ModelConfig
 from flashspec.model.transformer import Transformer
+from flashspec.train.losses import cross_entropy, disagreement
 from flashspec.train.trainer import Batches, Run, Schedule
 
 REFERENCE = ModelConfig(
@@ -29,12 +30,17 @@ WINDOW = 512
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the target is trained. `growth` maps a first step to the number of layers in use from then on."""
+    """How the target is trained. `growth` maps a first step to the number of layers in use from then on.
+
+    `exits` are trained in turn, one a step, on `exit_rows` rows: on the text with `exit_weight`, and with
+    `imitation_weight` on the model's own final distribution, which is what verification compares them with.
+    """
 
     schedule: Schedule
     growth: tuple[tuple[int, int], ...] = ((0, 6), (450, 10), (700, 16))
     exits: tuple[int, ...] = (2, 4)
     exit_weight: float = 0.3
+    imitation_weight: float = 0.0
     exit_rows: int = 512
     layer_dropout: float = 0.1
     sequences: int = 8
@@ -57,15 +63,6 @@ def initialise(model: Transformer, seed: int) -> None:
                 weight.zero_()
 
 
-def cross_entropy(model: Transformer, rows: Tensor, labels: Tensor) -> Tensor:
-    """Mean loss of rows [n, hidden] before the final norm, in chunks that stay in cache."""
-    parts = [
-        F.cross_entropy(F.linear(model.norm(r), model.head_weight).float(), wanted, reduction="sum")
-        for r, wanted in zip(rows.split(512), labels.split(512), strict=True)
-    ]
-    return torch.stack(parts).sum() / len(labels)
-
-
 class TargetLoss:
     """Loss of one step: full depth, plus one exit in turn on a share of the rows, with depth-increasing layer dropout."""
 
@@ -80,7 +77,10 @@ class TargetLoss:
         early, final = self._rows(ids[:, :-1], step, exit_layer)
         some = torch.from_numpy(np.random.default_rng((recipe.seed, step, 1)).permutation(len(labels))[: recipe.exit_rows])
         loss = cross_entropy(self.model, final, labels)
-        return loss + recipe.exit_weight * cross_entropy(self.model, early[some], labels[some])
+        loss = loss + recipe.exit_weight * cross_entropy(self.model, early[some], labels[some])
+        if recipe.imitation_weight:
+            loss = loss + recipe.imitation_weight * disagreement(self.model, early[some], final[some])
+        return loss
 
     def _rows(self, ids: Tensor, step: int, exit_layer: int) -> tuple[Tensor, Tensor]:
         """Rows [n, hidden] at the exit and at full depth."""

@@ -13,6 +13,8 @@ from itertools import accumulate
 from operator import mul
 from typing import NamedTuple
 
+from flashspec.theory.checks import check_block, check_latency, check_positive, check_share
+
 
 @dataclass(frozen=True)
 class Costs:
@@ -29,13 +31,13 @@ class Costs:
 
     def __post_init__(self) -> None:
         for name in ("draft", "finalize", "overhead"):
-            _latency(name, getattr(self, name))
+            check_latency(name, getattr(self, name))
         if not callable(self.verify):
-            _latency("verify", self.verify)
+            check_latency("verify", self.verify)
 
     def check(self, block: int) -> float:
         """Time of one check of `block` drafted tokens."""
-        return _latency("verify", self.verify(block) if callable(self.verify) else self.verify)
+        return check_latency("verify", self.verify(block) if callable(self.verify) else self.verify)
 
 
 class Choice(NamedTuple):
@@ -47,8 +49,8 @@ class Choice(NamedTuple):
 
 def tokens_per_check(alpha: float, block: int) -> float:
     """Expected tokens one check settles, (1 - alpha^(k+1)) / (1 - alpha) (Leviathan et al. 2023, equation 1)."""
-    _share("alpha", alpha)
-    _block(block)
+    check_share("alpha", alpha)
+    check_block(block)
     return block + 1.0 if alpha == 1.0 else (1.0 - alpha ** (block + 1)) / (1.0 - alpha)
 
 
@@ -59,18 +61,18 @@ def tokens_from_curve(curve: Sequence[float]) -> float:
     without the assumption that acceptance is independent of the position).
     """
     for position, alpha in enumerate(curve):
-        _share(f"acceptance at position {position}", alpha)
+        check_share(f"acceptance at position {position}", alpha)
     return 1.0 + sum(accumulate(curve, mul))
 
 
 def sum_parts(parts: Mapping[str, float]) -> float:
     """Time of a round from its named parts, each a latency that is at least 0."""
-    return sum(_latency(name, time) for name, time in parts.items())
+    return sum(check_latency(name, time) for name, time in parts.items())
 
 
 def round_parts(costs: Costs, block: int) -> dict[str, float]:
     """The time ledger of one round: draft, verify, finalize, overhead."""
-    _block(block)
+    check_block(block)
     return {
         "draft": block * costs.draft,
         "verify": costs.check(block),
@@ -91,7 +93,7 @@ def throughput(tar: float, costs: Costs, block: int) -> float:
     """Tokens per unit of time, TAR / (k t_draft + t_verify(k) + ...) (Yan et al. 2024, section 3)."""
     if not 1.0 <= tar <= block + 1.0:
         raise ValueError(f"TAR counts the correction or bonus token, so it lies in [1, {block + 1}], got {tar}")
-    return tar / _positive("round time", round_time(costs, block))
+    return tar / check_positive("round time", round_time(costs, block))
 
 
 def best_k(acceptance: float | Sequence[float], costs: Costs, limit: int = 16) -> Choice:
@@ -100,7 +102,7 @@ def best_k(acceptance: float | Sequence[float], costs: Costs, limit: int = 16) -
     `acceptance` is a constant alpha, or a curve by position, which also bounds the block by its length
     (Leviathan et al. 2023, section 3.5: the optimum is found by enumeration).
     """
-    _block(limit)
+    check_block(limit)
     longest = limit if isinstance(acceptance, (int, float)) else min(limit, len(acceptance))
     if longest < 1:
         raise ValueError("an acceptance curve needs at least one position")
@@ -113,7 +115,7 @@ def speedup(tar: float, costs: Costs, block: int, step: float) -> float:
 
     Leviathan et al. 2023, theorem 3.8, with measured costs.
     """
-    return _positive("baseline step", step) * throughput(tar, costs, block)
+    return check_positive("baseline step", step) * throughput(tar, costs, block)
 
 
 def ideal_speedup(alpha: float, block: int, ratio: float) -> float:
@@ -129,7 +131,7 @@ def break_even_acceptance(costs: Costs, block: int, step: float) -> float | None
 
     Solves tokens_per_check(alpha, k) = round time / step (Leviathan et al. 2023, corollary 3.9, with measured costs).
     """
-    needed = round_time(costs, block) / _positive("baseline step", step)
+    needed = round_time(costs, block) / check_positive("baseline step", step)
     if needed > block + 1:
         return None
     low, high = 0.0, 1.0
@@ -141,7 +143,7 @@ def break_even_acceptance(costs: Costs, block: int, step: float) -> float | None
 
 def amdahl(share: float, gain: float) -> float:
     """Speedup of the whole when a part with this share of the time runs `gain` times faster (Amdahl 1967); gain may be inf."""
-    left = 1.0 - _share("share", share) + share / _positive("gain", gain)
+    left = 1.0 - check_share("share", share) + share / check_positive("gain", gain)
     return 1.0 / left if left > 0.0 else math.inf
 
 
@@ -152,7 +154,7 @@ def implied_step(saved: float, gain: float) -> float:
     """
     if gain <= 1.0:
         raise ValueError(f"a step that saved time is more than 1 times faster, got {gain}")
-    return _positive("saved", saved) * gain / (gain - 1.0)
+    return check_positive("saved", saved) * gain / (gain - 1.0)
 
 
 def cheap_head_gain(kept: float, kappa: float, nu: float) -> float:
@@ -161,17 +163,17 @@ def cheap_head_gain(kept: float, kappa: float, nu: float) -> float:
     `kept` = rho: TAR with the cheap head over TAR with the full one; `kappa`: time in the full head over the rest of the
     round; `nu`: cheap head's time over the full head's.
     """
-    return _latency("kept", kept) / cheap_head_gate(kappa, nu)
+    return check_latency("kept", kept) / cheap_head_gate(kappa, nu)
 
 
 def cheap_head_gate(kappa: float, nu: float) -> float:
     """The share of TAR a cheap head must keep to pay: (1 + nu kappa) / (1 + kappa) (SlimSpec, arXiv 2605.10453)."""
-    return (1.0 + _latency("nu", nu) * _latency("kappa", kappa)) / (1.0 + kappa)
+    return (1.0 + check_latency("nu", nu) * check_latency("kappa", kappa)) / (1.0 + kappa)
 
 
 def memory_floor(bytes_read: float, bandwidth: float) -> float:
     """The least time in which `bytes_read` bytes can be read at `bandwidth` bytes per unit of time (Williams et al. 2009)."""
-    return _latency("bytes read", bytes_read) / _positive("bandwidth", bandwidth)
+    return check_latency("bytes read", bytes_read) / check_positive("bandwidth", bandwidth)
 
 
 def interpolated(times: Mapping[int, float]) -> Callable[[int], float]:
@@ -192,27 +194,3 @@ def _tokens(acceptance: float | Sequence[float], block: int) -> float:
     if isinstance(acceptance, (int, float)):
         return tokens_per_check(acceptance, block)
     return tokens_from_curve(acceptance[:block])
-
-
-def _share(name: str, value: float) -> float:
-    if not 0.0 <= value <= 1.0:
-        raise ValueError(f"{name} must lie in [0, 1], got {value}")
-    return value
-
-
-def _block(block: int) -> int:
-    if block < 1 or block != int(block):
-        raise ValueError(f"block must be a whole number of at least 1, got {block}")
-    return block
-
-
-def _latency(name: str, value: float) -> float:
-    if not 0.0 <= value < math.inf:
-        raise ValueError(f"{name} must be finite and at least 0, got {value}")
-    return value
-
-
-def _positive(name: str, value: float) -> float:
-    if not value > 0.0:
-        raise ValueError(f"{name} must be above 0, got {value}")
-    return value

@@ -1,0 +1,43 @@
+"""Closed forms, simulations and forecasts of speculative decoding: `rounds` holds one draft against one target."""
+
+from flashspec.theory.rounds import (
+    Choice,
+    Costs,
+    amdahl,
+    best_k,
+    break_even_acceptance,
+    cheap_head_gain,
+    cheap_head_gate,
+    ideal_speedup,
+    implied_step,
+    interpolated,
+    memory_floor,
+    round_parts,
+    round_time,
+    speedup,
+    sum_parts,
+    throughput,
+    tokens_from_curve,
+    tokens_per_check,
+)
+
+__all__ = [
+    "Choice",
+    "Costs",
+    "amdahl",
+    "best_k",
+    "break_even_acceptance",
+    "cheap_head_gain",
+    "cheap_head_gate",
+    "ideal_speedup",
+    "implied_step",
+    "interpolated",
+    "memory_floor",
+    "round_parts",
+    "round_time",
+    "speedup",
+    "sum_parts",
+    "throughput",
+    "tokens_from_curve",
+    "tokens_per_check",
+]

@@ -1,0 +1,29 @@
+"""Refusals that every formula shares: an impossible number is named, never computed with."""
+
+from __future__ import annotations
+
+import math
+
+
+def check_share(name: str, value: float) -> float:
+    if not 0.0 <= value <= 1.0:
+        raise ValueError(f"{name} must lie in [0, 1], got {value}")
+    return value
+
+
+def check_block(block: int) -> int:
+    if block < 1 or block != int(block):
+        raise ValueError(f"block must be a whole number of at least 1, got {block}")
+    return block
+
+
+def check_latency(name: str, value: float) -> float:
+    if not 0.0 <= value < math.inf:
+        raise ValueError(f"{name} must be finite and at least 0, got {value}")
+    return value
+
+
+def check_positive(name: str, value: float) -> float:
+    if not value > 0.0:
+        raise ValueError(f"{name} must be above 0, got {value}")
+    return value
