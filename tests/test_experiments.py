@@ -21,7 +21,7 @@ def params(tmp_path_factory: pytest.TempPathFactory) -> end_to_end.Params:
     save_transformer(models.draft, root / "draft", "float32")
     prompts = tiny.prompts_file(root)
     return replace(
-        end_to_end.SMOKE, target=str(root / "target"), drafts=(str(root / "draft"),), prompts=str(prompts), probes=8,
+        end_to_end.SMOKE, target=str(root / "target"), drafts=(str(root / "draft"),), prompts=str(prompts), probes=(8,),
         dtype="float32", temperatures=(0.0, 1.0),
     )  # fmt: skip
 
@@ -89,12 +89,13 @@ def test_points_cover_the_settings_once(params: end_to_end.Params) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"ks": (0,)}, "k and interval must be at least 1"),
-        ({"methods": ("magic",)}, "methods must be dense or flash"),
+        ({"ks": (0,)}, "ks must be at least 1, got 0"),
+        ({"methods": ("magic",)}, "methods must be among dense, flash"),
         ({"finalizes": ("later",)}, "finalize must be one of"),
         ({"temperatures": (-1.0,)}, "temperature must be 0"),
         ({"rules": ("luck",)}, "rule 'luck' is unknown"),
-        ({"repeats": 0}, "repeats and per_kind"),
+        ({"repeats": 0}, "repeats must be at least 1, got 0"),
+        ({"ks": ()}, "ks must be at least 1, got none"),
     ],
 )
 def test_end_to_end_refuses_nonsense_in_words(changes: dict, message: str) -> None:

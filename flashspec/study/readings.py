@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame, Series
 
 SETTING = ["draft", "finalize", "temperature", "rule"]
-RUN = [*SETTING, "method", "k"]
+RUN = [*SETTING, "method", "k", "probes"]
 
 
 class Missing(ValueError):
@@ -116,16 +116,17 @@ def medians(frame: DataFrame) -> DataFrame:
 
 
 def best(frame: DataFrame, **setting: Any) -> DataFrame:
-    """One line a method: the k with the highest median throughput in this setting."""
+    """One line a method: the k and probes with the highest median throughput in this setting."""
     table = where(medians(frame), **setting)
     return table.loc[table.groupby("method")["throughput"].idxmax()].set_index("method")
 
 
 def chosen_rows(frame: DataFrame, method: str, **setting: Any) -> DataFrame:
-    """The rows of a method at its best k in a setting; plain decoding has neither k nor finalisation."""
+    """The rows of a method at its best k and probes in a setting; plain decoding has neither, nor finalisation."""
     if method == "baseline":
         return where(frame, method=method, **{name: setting[name] for name in ("draft", "temperature", "rule")})
-    return where(frame, method=method, k=best(frame, **setting).loc[method]["k"], **setting)
+    choice = best(frame, **setting).loc[method]
+    return where(frame, method=method, k=choice["k"], probes=choice["probes"], **setting)
 
 
 def method_gain(frame: DataFrame, above: str, below: str, **setting: Any) -> Interval:
@@ -236,7 +237,7 @@ def peer_verdict(frame: DataFrame, mode: str, dtype: str) -> str:
     """flashspec over transformers at the k that suits transformers best, in words, or why none may be given."""
     rows = where(frame, mode=mode, dtype=dtype)
     theirs = where(peer_rates(rows), engine="transformers").groupby("k")["rate"].median().idxmax()
-    known = rows[rows["k"] == theirs].assign(draft="", method=rows["engine"], finalize="", temperature=0.0, rule="coupling")
+    known = rows[rows["k"] == theirs].assign(draft="", method=rows["engine"], probes=0, finalize="", temperature=0.0, rule="coupling")
     below, above = (where(known.assign(kind=known["prompt"].astype(str)), engine=name) for name in ("transformers", "flashspec"))
     try:
         return words(fair_ratio(below, above, known.assign(kind=known["prompt"].astype(str))))

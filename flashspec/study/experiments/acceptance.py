@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import product
-from pathlib import Path
 from typing import NamedTuple
 
 from flashspec.decoding.generate import Stats
-from flashspec.decoding.method import METHODS
+from flashspec.decoding.method import METHODS, Method
 from flashspec.measure.contest import Entry, Record, Turns, contest
 from flashspec.measure.prompts import load_prompts
 from flashspec.measure.repetition import repetition
 from flashspec.scores import Sampling
 from flashspec.study.experiment import Experiment
-from flashspec.study.experiments import end_to_end
+from flashspec.study.pairs import among, at_least, folders, models_of, samplings
 
 
 @dataclass(frozen=True)
@@ -35,10 +34,10 @@ class Params:
     seed: int = 0  # of sampling
 
     def __post_init__(self) -> None:
-        end_to_end.Params(
-            methods=self.methods, temperatures=self.temperatures, rules=self.rules, ks=(self.k,), probes=self.probes,
-            per_kind=self.per_kind, new_tokens=self.new_tokens,
-        )  # fmt: skip
+        among("methods", self.methods, ("dense", "flash"))
+        at_least(self, per_kind=1, new_tokens=1)
+        samplings(self.temperatures, self.rules, self.seed)
+        Method("model", k=self.k, probes=self.probes)
 
 
 class Row(NamedTuple):
@@ -64,19 +63,13 @@ class Row(NamedTuple):
 def measure(params: Params) -> Iterator[Row]:
     """Count accepted tokens of every draft, head, temperature and rule on prompts of several kinds."""
     prompts = load_prompts(params.prompts or None, params.per_kind)
-    for draft, sampling in samplings(params):
-        models = end_to_end.models_of(params.target, draft, "bfloat16", "dense")
+    for draft, sampling in settings(params):
+        models = models_of(params.target, draft, "bfloat16", "dense")
         for name in params.methods:
             method = replace(METHODS[name], k=params.k, probes=params.probes if name == "flash" else None)
             runs = contest(models, [Entry(name, method, sampling)], prompts, Turns(params.new_tokens, 1, 0))
             facts = (draft, name, sampling.temperature, sampling.rule, params.k)
             yield from (Row(*facts, kind, *counted(records)) for kind, records in by_kind(_bar(runs, len(prompts))).items())
-
-
-def samplings(params: Params) -> list[tuple[str, Sampling]]:
-    """Drafts and samplings; greedy decoding once."""
-    pairs = [(t, r) for t, r in product(params.temperatures, params.rules) if t > 0 or r == params.rules[0]]
-    return [(draft, Sampling(t, seed=params.seed, rule=r)) for draft in params.drafts for t, r in pairs]
 
 
 def by_kind(records: Iterable[Record]) -> dict[str, list[Record]]:
@@ -101,14 +94,14 @@ def _bar(work: Iterable[Record], total: int) -> Iterable[Record]:
     return tqdm(work, total=total, desc="acceptance", unit="prompt", delay=2, leave=False)
 
 
+def settings(params: Params) -> list[tuple[str, Sampling]]:
+    """Drafts and samplings to run."""
+    return list(product(params.drafts, samplings(params.temperatures, params.rules, params.seed)))
+
+
 def points(params: Params) -> list[Params]:
     """One point a draft, temperature and rule."""
-    return [replace(params, drafts=(d,), temperatures=(s.temperature,), rules=(s.rule,)) for d, s in samplings(params)]
-
-
-def folders(params: Params) -> Mapping[str, Path]:
-    """Checkpoint folders whose digests enter the origin."""
-    return end_to_end.folders(end_to_end.Params(target=params.target, drafts=params.drafts))
+    return [replace(params, drafts=(d,), temperatures=(s.temperature,), rules=(s.rule,)) for d, s in settings(params)]
 
 
 SMOKE = Params(drafts=("main",), temperatures=(0.0,), per_kind=1, new_tokens=8)

@@ -18,6 +18,7 @@ from flashspec.model.synthetic import random_rows, shape, synthetic
 from flashspec.model.transformer import Transformer
 from flashspec.study.experiment import Experiment
 from flashspec.study.experiments.projection import AnyHead, token_call
+from flashspec.study.pairs import at_least
 
 MODELS = {"reference": "reference-draft", "reference-shallow": "reference-shallow"}
 
@@ -35,12 +36,9 @@ class Params:
     seed: int = 0  # of the weights
 
     def __post_init__(self) -> None:
-        if self.past < 1 or self.repeats < 1:
-            raise ValueError("past and repeats must be at least 1")
+        at_least(self, past=1, repeats=1, depths=0)
         for name in self.shapes:
             shape(MODELS.get(name, name))
-        if min(self.depths, default=-1) < 0:
-            raise ValueError("depths must name at least one depth; 0 means the shape's own")
 
 
 class Row(NamedTuple):

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from itertools import product
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from flashspec.decoding.method import METHODS, Method, build
-from flashspec.decoding.models import Models, folder_of, load
+from flashspec.decoding.models import Models
 from flashspec.measure import clock
 from flashspec.measure.bench import Text, text_digest
 from flashspec.measure.certificate import Certificate, certify, target_scorer
@@ -19,8 +17,8 @@ from flashspec.measure.parts import Bench, Parts, measure_parts, prepare
 from flashspec.measure.prompts import Prompt, first_of_each_kind, load_prompts
 from flashspec.scores import Sampling
 from flashspec.study.experiment import Experiment
+from flashspec.study.pairs import among, at_least, folders, models_of, samplings
 
-DRAFTS = {"main": "reference"}
 BASELINE = "baseline"
 COUNTS = ("rounds", "drafted", "accepted", "emitted", "forwards", "layer_tokens", "bytes", "flops")
 
@@ -35,26 +33,22 @@ class Params:
     finalizes: tuple[str, ...] = ("eager", "deferred")  # when the target reads its own final token
     temperatures: tuple[float, ...] = (0.0, 1.0)  # 0 is greedy
     rules: tuple[str, ...] = ("coupling", "speculative")  # acceptance rules; at T = 0 only the first
-    ks: tuple[int, ...] = (2, 4)  # drafted tokens a check
-    probes: int = 64  # clusters that FlashHead scores
+    ks: tuple[int, ...] = (2, 3, 5)  # drafted tokens a check
+    probes: tuple[int, ...] = (64, 256)  # clusters that FlashHead scores
     weights: str = "dense"  # target weights: dense (AWQ dequantised) or int4
     dtype: str = "bfloat16"  # of the timed runs; twins run in float32
     prompts: str = ""  # prompts file
     per_kind: int = 1  # prompts of each kind
-    new_tokens: int = 48  # tokens emitted a prompt, whatever the stop tokens
+    new_tokens: int = 96  # tokens emitted a prompt, whatever the stop tokens
     repeats: int = 5  # kept turns
     seed: int = 0  # of sampling
 
     def __post_init__(self) -> None:
-        unknown = [name for name in self.methods if name not in ("dense", "flash")]
-        if unknown:
-            raise ValueError(f"methods must be dense or flash, got {unknown[0]!r}")
-        if self.repeats < 1 or self.per_kind < 1 or self.new_tokens < 2:
-            raise ValueError("repeats and per_kind must be at least 1 and new_tokens at least 2")
-        for temperature, rule in product(self.temperatures, self.rules):
-            Sampling(temperature, rule=rule)
-        for finalize, k in product(self.finalizes, self.ks):
-            Method("model", k=k, finalize=finalize, probes=self.probes)
+        among("methods", self.methods, ("dense", "flash"))
+        at_least(self, ks=1, probes=1, repeats=1, per_kind=1, new_tokens=2)
+        samplings(self.temperatures, self.rules, self.seed)
+        for finalize, k, probes in product(self.finalizes, self.ks, self.probes):
+            Method("model", k=k, finalize=finalize, probes=probes)
 
 
 class Row(NamedTuple):
@@ -107,16 +101,9 @@ class Setting(NamedTuple):
 Key = tuple[str, str]
 
 
-@lru_cache(maxsize=2)
-def models_of(target: str, draft: str, dtype: str, weights: str) -> Models:
-    """The pair, loaded once a process for each dtype."""
-    return load(target, DRAFTS.get(draft, draft), dtype=dtype, weights=weights)
-
-
 def settings(params: Params) -> list[tuple[str, Sampling]]:
-    """Drafts and samplings to run; greedy decoding is the same under every exact rule and runs once."""
-    pairs = [(t, r) for t, r in product(params.temperatures, params.rules) if t > 0 or r == params.rules[0]]
-    return [(draft, Sampling(t, seed=params.seed, rule=r)) for draft in params.drafts for t, r in pairs]
+    """Drafts and samplings to run."""
+    return list(product(params.drafts, samplings(params.temperatures, params.rules, params.seed)))
 
 
 def entries_of(params: Params, sampling: Sampling) -> dict[str, Entry]:
@@ -124,9 +111,9 @@ def entries_of(params: Params, sampling: Sampling) -> dict[str, Entry]:
     finalizes = [f for f in params.finalizes if sampling.rule == "coupling" or f == params.finalizes[-1]]
     found = {BASELINE: Entry(BASELINE, METHODS[BASELINE], sampling)}
     for name, finalize, k in product(params.methods, finalizes, params.ks):
-        probes = params.probes if name == "flash" else None
-        label = f"{name} {finalize} {k}"
-        found[label] = Entry(label, replace(METHODS[name], finalize=finalize, k=k, probes=probes), sampling)
+        for probes in params.probes if name == "flash" else (None,):
+            label = f"{name} {finalize} {k} {probes or 0}"
+            found[label] = Entry(label, replace(METHODS[name], finalize=finalize, k=k, probes=probes), sampling)
     return found
 
 
@@ -248,11 +235,5 @@ def points(params: Params) -> list[Params]:
     return [replace(params, drafts=(draft,), temperatures=(s.temperature,), rules=(s.rule,)) for draft, s in settings(params)]
 
 
-def folders(params: Params) -> Mapping[str, Path]:
-    """Checkpoint folders whose digests enter the origin."""
-    drafts = {draft: folder_of(DRAFTS.get(draft, draft), "draft") for draft in params.drafts}
-    return {"target": folder_of(params.target, "target"), **drafts}
-
-
-SMOKE = Params(drafts=("main",), temperatures=(0.0,), ks=(2,), new_tokens=8, repeats=1)
+SMOKE = Params(drafts=("main",), temperatures=(0.0,), ks=(2,), probes=(64,), new_tokens=8, repeats=1)
 EXPERIMENT = Experiment("end_to_end", Params, Row, measure, split=points, models=folders, presets={"smoke": SMOKE})

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
-from flashspec.decoding.models import folder_of, load
+from flashspec.decoding.models import load
 from flashspec.heads.dense import DenseHead
 from flashspec.measure import clock
 from flashspec.measure.roofline import bandwidth, body_work, stored_bytes
 from flashspec.model.reader import SpanReader
 from flashspec.model.transformer import Transformer
 from flashspec.study.experiment import Experiment
+from flashspec.study.pairs import among, at_least, folders
 
 FORMATS = {"bf16": ("bfloat16", "dense"), "fp32": ("float32", "dense"), "int4": ("bfloat16", "int4")}
 
@@ -31,11 +31,8 @@ class Params:
     repeats: int = 15  # kept repeats
 
     def __post_init__(self) -> None:
-        unknown = [name for name in self.formats if name not in FORMATS]
-        if unknown:
-            raise ValueError(f"formats must be among {', '.join(FORMATS)}, got {unknown[0]!r}")
-        if min((*self.rows, self.past, self.repeats), default=0) < 1:
-            raise ValueError("rows, past and repeats must be at least 1")
+        among("formats", self.formats, FORMATS)
+        at_least(self, rows=1, past=1, repeats=1)
 
 
 class Row(NamedTuple):
@@ -84,11 +81,6 @@ def bytes_of(model: Transformer, rows: int, past: int) -> int:
 def _dtype(name: str) -> tuple[str, str, str]:
     dtype, weights = FORMATS[name]
     return dtype, "cpu", weights
-
-
-def folders(params: Params) -> Mapping[str, Path]:
-    """The checkpoint whose digests enter the origin."""
-    return {"target": folder_of(params.target, "target")}
 
 
 SMOKE = Params(formats=("bf16", "fp32"), rows=(1, 5), past=8, repeats=2)

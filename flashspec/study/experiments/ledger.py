@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import NamedTuple
 
 from flashspec.decoding.cascade import Limits
@@ -13,7 +12,7 @@ from flashspec.measure.ledger import account
 from flashspec.measure.prompts import load_prompts
 from flashspec.scores import Sampling
 from flashspec.study.experiment import Experiment
-from flashspec.study.experiments import end_to_end
+from flashspec.study.pairs import among, at_least, folders, models_of
 
 
 @dataclass(frozen=True)
@@ -33,11 +32,8 @@ class Params:
     seed: int = 0  # of sampling
 
     def __post_init__(self) -> None:
-        for name in self.methods:
-            if name not in METHODS:
-                raise ValueError(f"method {name!r} is unknown; known: {', '.join(METHODS)}")
-        if self.repeats < 1 or self.new_tokens < 1:
-            raise ValueError("repeats and new_tokens must be at least 1")
+        among("methods", self.methods, METHODS)
+        at_least(self, repeats=1, new_tokens=1)
         for finalize in self.finalizes:
             Method("model", k=self.k, finalize=finalize, probes=self.probes)
         Sampling(self.temperature)
@@ -63,7 +59,7 @@ def measure(params: Params) -> Iterator[Row]:
     prompts = load_prompts(params.prompts or None, 1)
     sampling = Sampling(params.temperature, seed=params.seed)
     for draft in params.drafts:
-        models = end_to_end.models_of(params.target, draft, "bfloat16", "dense")
+        models = models_of(params.target, draft, "bfloat16", "dense")
         for name, method in methods_of(params):
             context = max(len(p.ids) for p in prompts) + params.new_tokens
             limits = Limits(params.new_tokens, finalize=method.finalize)
@@ -85,11 +81,6 @@ def methods_of(params: Params) -> list[tuple[str, Method]]:
             probes = params.probes if METHODS[name].head == "flash" else None
             found.append((name, replace(METHODS[name], finalize=finalize, k=params.k, probes=probes)))
     return found
-
-
-def folders(params: Params) -> Mapping[str, Path]:
-    """Checkpoint folders whose digests enter the origin."""
-    return end_to_end.folders(end_to_end.Params(target=params.target, drafts=params.drafts))
 
 
 SMOKE = Params(drafts=("main",), new_tokens=8, repeats=1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -20,7 +20,8 @@ from flashspec.measure.prompts import Prompt, load_prompts
 from flashspec.model.export import save_transformer
 from flashspec.scores import Sampling
 from flashspec.study.experiment import Experiment
-from flashspec.study.experiments import end_to_end
+from flashspec.study.experiments.end_to_end import evidence
+from flashspec.study.pairs import among, at_least, folders, models_of
 
 OURS, THEIRS = "flashspec", "transformers"
 
@@ -39,10 +40,8 @@ class Params:
     repeats: int = 5  # kept turns
 
     def __post_init__(self) -> None:
-        if min((*self.ks, self.per_kind, self.new_tokens, self.repeats)) < 1:
-            raise ValueError("ks, per_kind, new_tokens and repeats must be at least 1")
-        if any(dtype not in ("bfloat16", "float32") for dtype in self.dtypes):
-            raise ValueError(f"dtypes must be bfloat16 or float32, got {', '.join(self.dtypes)}")
+        at_least(self, ks=1, per_kind=1, new_tokens=1, repeats=1)
+        among("dtypes", self.dtypes, ("bfloat16", "float32"))
 
 
 class Row(NamedTuple):
@@ -93,7 +92,7 @@ def measure(params: Params) -> Iterator[Row]:
 
 def sides_of(params: Params, dtype: str, folder: Path) -> Sides:
     """Load our pair, export it as dense checkpoints and let transformers load those in the same dtype."""
-    models = end_to_end.models_of(params.target, params.draft, dtype, "dense")
+    models = models_of(params.target, params.draft, dtype, "dense")
     saved = [folder / dtype / name for name in ("target", "draft")]
     for model, place in zip((models.target, models.draft), saved, strict=True):
         assert model is not None
@@ -124,13 +123,8 @@ def rows_of(sides: Sides, prompt: Prompt, params: Params, twins: dict[Label, Tex
         yield Row(
             engine=engine, mode="assisted" if int(k) else "plain", dtype="", k=int(k), kind=prompt.kind, prompt=0,
             emitted=timing.emitted, seconds=timing.seconds, repeat=timing.repeat, text_digest=timing.digest,
-            twin_digest=text_digest(twins[engine, int(k)]), **end_to_end.evidence(known[timing.tokens]),
+            twin_digest=text_digest(twins[engine, int(k)]), **evidence(known[timing.tokens]),
         )  # fmt: skip
-
-
-def folders(params: Params) -> Mapping[str, Path]:
-    """Checkpoint folders whose digests enter the origin."""
-    return end_to_end.folders(end_to_end.Params(target=params.target, drafts=(params.draft,)))
 
 
 SMOKE = Params(ks=(2,), dtypes=("float32",), new_tokens=8, repeats=1)

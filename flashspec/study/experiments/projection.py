@@ -17,6 +17,7 @@ from flashspec.measure.stand_ins import stand_in_flash
 from flashspec.model.synthetic import random_rows, shape
 from flashspec.scores import Dice
 from flashspec.study.experiment import Experiment
+from flashspec.study.pairs import at_least
 
 MODELS = {"reference": "reference-draft"}
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -37,11 +38,7 @@ class Params:
     seed: int = 0  # of weights and rows
 
     def __post_init__(self) -> None:
-        if self.repeats < 1 or self.cluster_size < 1:
-            raise ValueError("repeats and cluster_size must be at least 1")
-        for probes in self.probes:
-            if probes < 1:
-                raise ValueError(f"probes must be at least 1, got {probes}")
+        at_least(self, repeats=1, cluster_size=1, probes=1)
         for name in self.shapes:
             shape(MODELS.get(name, name))
 

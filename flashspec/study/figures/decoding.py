@@ -63,12 +63,15 @@ def blocks(results: Any, rule: str = "coupling", finalize: str = "deferred") -> 
 
 
 def block_curves(axis: Axes, table: DataFrame, finalize: str) -> None:
-    """One curve a draft and head."""
+    """One curve a draft, head and number of probes; more probes are drawn paler."""
     axis.axhline(readings.where(table, method="baseline")["throughput"].median(), color=colour("baseline"), linestyle="--")
     lines = readings.where(table, finalize=finalize)
-    for (draft, method), rows in lines[lines["method"] != "baseline"].groupby(["draft", "method"]):
+    fewest = lines["probes"].where(lines["probes"] > 0).min()
+    for (draft, method, probes), rows in lines[lines["method"] != "baseline"].groupby(["draft", "method", "probes"]):
         style: Any = {"marker": "o" if draft == "main" else "^", "linestyle": "-" if draft == "main" else ":"}
-        axis.plot(rows["k"], rows["throughput"], color=colour(method), label=f"{NAMES.get(draft, draft)}, {method}", **style)
+        style["alpha"] = 0.5 if probes > fewest else 1.0
+        name = f"{NAMES.get(draft, draft)}, {method}" + (f", P = {probes}" if probes else "")
+        axis.plot(rows["k"], rows["throughput"], color=colour(method), label=name, **style)
     axis.set_xticks(sorted(set(lines["k"]) - {0}))
 
 

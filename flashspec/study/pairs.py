@@ -1,0 +1,49 @@
+"""What experiments on a target and its drafts share: loading a pair, samplings, digests, and refusals in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from flashspec.decoding.models import Models, folder_of, load
+from flashspec.scores import Sampling
+
+DRAFTS = {"main": "reference"}
+
+
+@lru_cache(maxsize=2)
+def models_of(target: str, draft: str, dtype: str, weights: str) -> Models:
+    """The pair, loaded once a process for each dtype; a draft is "main", another shipped name, or a checkpoint folder."""
+    return load(target, DRAFTS.get(draft, draft), dtype=dtype, weights=weights)
+
+
+def folders(params: Any) -> Mapping[str, Path]:
+    """Checkpoint folders whose digests enter the origin: the field `target`, and `draft` or `drafts` where there is one."""
+    drafts = getattr(params, "drafts", None) or filter(None, (getattr(params, "draft", None),))
+    return {"target": folder_of(params.target, "target")} | {d: folder_of(DRAFTS.get(d, d), "draft") for d in drafts}
+
+
+def samplings(temperatures: Sequence[float], rules: Sequence[str], seed: int) -> list[Sampling]:
+    """Samplings to run; greedy decoding is the same under every exact rule and comes once. Raises ValueError for bad ones."""
+    pairs = [(t, r) for t, r in product(temperatures, rules) if t != 0 or r == rules[0]]
+    return [Sampling(t, seed=seed, rule=r) for t, r in pairs]
+
+
+def at_least(params: Any, **least: int) -> None:
+    """Refuse a field, or a member of a tuple field, that lies below its least value, and an empty tuple."""
+    for name, low in least.items():
+        value = getattr(params, name)
+        values = value if isinstance(value, tuple) else (value,)
+        if not values or min(values) < low:
+            raise ValueError(f"{name} must be at least {low}, got {min(values) if values else 'none'}")
+
+
+def among(name: str, values: Iterable[str], known: Iterable[str]) -> None:
+    """Refuse the first value that is not known."""
+    choices = tuple(known)
+    for value in values:
+        if value not in choices:
+            raise ValueError(f"{name} must be among {', '.join(choices)}, got {value!r}")
