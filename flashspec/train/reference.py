@@ -14,12 +14,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from flashspec.heads.dense import DenseHead
 from flashspec.heads.flash import FlashHead
-from flashspec.heads.recall import calibrated
+from flashspec.heads.recall import agreement, calibrated
 from flashspec.model.checkpoint import load_transformer
 from flashspec.model.export import save_transformer, write_json
+from flashspec.model.transformer import Transformer
 from flashspec.train import corpus
 from flashspec.train.distill import Distillation, acceptance, distill
 from flashspec.train.package import write_digests, write_tokenizer
@@ -32,13 +34,17 @@ GROWTH = ((0, 6), (850, 16))
 TARGET_PHASES = (
     Recipe(Schedule(800, 0), growth=GROWTH),
     Recipe(Schedule(1300, 450), growth=GROWTH, sequences=4, length=512),
-)
+    Recipe(
+        Schedule(2400, 1100, muon_lr=0.015, adam_lr=2e-3), growth=GROWTH, sequences=4, length=512,
+        exits=(2, 2, 4), exit_weight=0.15, imitation_weight=0.3,
+    ),
+)  # fmt: skip
 DRAFTS = {
     "draft": Distillation(layers=2, schedule=Schedule(70, 55, warmup=10, muon_lr=0.01, adam_lr=1e-3)),
     "shallow": Distillation(layers=1, schedule=Schedule(70, 55, warmup=10, muon_lr=0.01, adam_lr=1e-3)),
 }
 CALIBRATION_FILES, CALIBRATION_BLOCKS = 48, 8
-CLUSTER_SIZE, AGREEMENT = 16, 0.98
+CLUSTER_SIZE, AGREEMENT, SCORED = 16, 0.98, 0.2
 LICENCE = "Weights: Apache-2.0. Prompts and training text: the Python standard library, PSF License Agreement."
 
 
@@ -97,20 +103,43 @@ def build_draft(shop: Workshop, name: str) -> Path:
 
 
 @torch.no_grad()
-def add_flash_head(shop: Workshop, name: str, windows: int = 16) -> None:
-    """Cluster a draft's head, calibrate it on training text, and put it into the draft's folder."""
-    model, stream = load_transformer(shop.models / name), np.load(shop.data / "train.npy")
+def hidden_rows(model: Transformer, stream: np.ndarray, windows: int) -> Tensor:
+    """A model's rows [windows * WINDOW, hidden] before its final norm, over evenly spaced windows of a stream."""
     starts = np.linspace(0, len(stream) - WINDOW - 1, windows).astype(int)
     ids = torch.from_numpy(np.stack([stream[s : s + WINDOW] for s in starts]).astype(np.int64))
-    rows = model.float().rows(ids).flatten(0, 1)
-    weight = load_transformer(shop.models / name).head_weight
-    head = FlashHead.build(weight, model.norm, cluster_size=CLUSTER_SIZE)
-    calibrated(head, DenseHead(model.norm, weight), rows, AGREEMENT).save(shop.models / name)
+    return model.float().rows(ids).flatten(0, 1)
+
+
+def add_flash_head(shop: Workshop, name: str, windows: int = 16) -> None:
+    """Cluster a draft's head, calibrate it on training text, and put it into the draft's folder."""
+    model, rows = _with_rows(shop, name, np.load(shop.data / "train.npy"), windows)
+    head = FlashHead.build(model.head_weight, model.norm, cluster_size=CLUSTER_SIZE)
+    calibrated(head, DenseHead(model.norm, model.head_weight), rows, AGREEMENT).save(shop.models / name)
+
+
+def head_scores(shop: Workshop, name: str, windows: int = 24) -> list[dict[str, float]]:
+    """Top-1 agreement with the dense head on held-out text: as shipped, and scoring at most SCORED of the rows."""
+    model, rows = _with_rows(shop, name, np.load(shop.data / "held_out.npy"), windows)
+    dense = DenseHead(model.norm, model.head_weight)
+    shipped = FlashHead.load(shop.models / name, model.head_weight, model.norm)
+    spare = int(SCORED * shipped.vocab_size) - (shipped.rows_scored - shipped.probes * CLUSTER_SIZE)
+    heads = [shipped, shipped.with_probes(max(1, spare // CLUSTER_SIZE))]
+    return [_about(head, agreement(head, dense, rows)) for head in heads]
+
+
+def _about(head: FlashHead, same: float) -> dict[str, float]:
+    return {"probes": head.probes, "scored_share": round(head.rows_scored / head.vocab_size, 4), "agreement": round(same, 4)}
+
+
+def _with_rows(shop: Workshop, name: str, stream: np.ndarray, windows: int) -> tuple[Transformer, Tensor]:
+    """A draft as it ships, and the rows that its float32 twin computes."""
+    rows = hidden_rows(load_transformer(shop.models / name, dtype="float32"), stream, windows)
+    return load_transformer(shop.models / name), rows
 
 
 @torch.no_grad()
 def scores(shop: Workshop, dense: Path | None, windows: int = 24) -> dict[str, Any]:
-    """Held-out quality of target, exits and drafts, as shipped; with the dense folder, what quantisation cost."""
+    """Held-out quality of target, exits, drafts and their FlashHeads, as shipped; with the dense folder, what AWQ cost."""
     held = np.load(shop.data / "held_out.npy")
     target = load_transformer(shop.models / "target", dtype="float32", weights="dense")
     top = target.config.layers
@@ -120,7 +149,7 @@ def scores(shop: Workshop, dense: Path | None, windows: int = 24) -> dict[str, A
         found["awq_perplexity_ratio"] = float(np.exp(found["target"][f"loss_{top}"] - before))
     for name in DRAFTS:
         draft = load_transformer(shop.models / name, dtype="float32")
-        found[name] = acceptance(target, draft, held, windows)
+        found[name] = {**acceptance(target, draft, held, windows), "flash_head": head_scores(shop, name)}
     return found
 
 
@@ -167,11 +196,13 @@ def make(work: Path) -> Path:
     return shop.models
 
 
-def ship(models: Path, package: Path) -> None:
-    """Copy finished folders into the package; a model that ships is frozen and never replaced."""
-    for folder in (f for f in sorted(models.iterdir()) if f.is_dir()):
-        if (package / folder.name).exists():
-            raise FileExistsError(f"{folder.name} ships already and is frozen; give the new model another name")
+def ship(models: Path, package: Path, replace_edition: bool = False) -> None:
+    """Copy finished folders into the package; a model that ships is frozen unless a whole new edition replaces it."""
+    folders = [f for f in sorted(models.iterdir()) if f.is_dir()]
+    taken = [f.name for f in folders if (package / f.name).exists()]
+    if taken and not replace_edition:
+        raise FileExistsError(f"{taken[0]} ships already and is frozen; give the new model another name")
+    for folder in folders:
+        shutil.rmtree(package / folder.name, ignore_errors=True)
         shutil.copytree(folder, package / folder.name)
-    if not (package / "prompts.json").exists():
-        shutil.copyfile(models / "prompts.json", package / "prompts.json")
+    shutil.copyfile(models / "prompts.json", package / "prompts.json")
