@@ -11,6 +11,7 @@ import numpy as np
 
 from flashspec.measure import clock
 from flashspec.measure.certificate import Certificate, first_difference
+from flashspec.theory import Interval
 
 Contestant = Callable[[], Iterable[int]]
 Text = tuple[int, ...]
@@ -47,19 +48,6 @@ class Recorded(NamedTuple):
     seconds: float
     emitted: int
     digest: str
-
-
-class Interval(NamedTuple):
-    """A ratio with its 95 % bootstrap interval over pairs."""
-
-    value: float
-    low: float
-    high: float
-
-    @property
-    def shows_difference(self) -> bool:
-        """Whether 1 lies outside the interval."""
-        return not self.low <= 1.0 <= self.high
 
 
 def text_digest(tokens: Iterable[int]) -> str:

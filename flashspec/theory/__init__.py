@@ -1,5 +1,13 @@
-"""Closed forms, simulations and forecasts of speculative decoding: `rounds` holds one draft against one target."""
+"""Closed forms, simulations and forecasts of speculative decoding.
 
+`rounds` holds one draft against one target, `forecast` intervals and break-even, `replay` known texts, `nested` verifiers above
+verifiers, `batch` batches on a roofline.
+"""
+
+from flashspec.theory.batch import Load, Machine, Pair, largest_batch
+from flashspec.theory.forecast import BreakEven, Interval, bootstrap, break_even, break_even_draft
+from flashspec.theory.nested import Level, Yield, nested
+from flashspec.theory.replay import Counts, curve_by_position, replayed, replayed_all
 from flashspec.theory.rounds import (
     Choice,
     Costs,
@@ -22,17 +30,33 @@ from flashspec.theory.rounds import (
 )
 
 __all__ = [
+    "BreakEven",
     "Choice",
     "Costs",
+    "Counts",
+    "Interval",
+    "Level",
+    "Load",
+    "Machine",
+    "Pair",
+    "Yield",
     "amdahl",
     "best_k",
+    "bootstrap",
+    "break_even",
     "break_even_acceptance",
+    "break_even_draft",
     "cheap_head_gain",
     "cheap_head_gate",
+    "curve_by_position",
     "ideal_speedup",
     "implied_step",
     "interpolated",
+    "largest_batch",
     "memory_floor",
+    "nested",
+    "replayed",
+    "replayed_all",
     "round_parts",
     "round_time",
     "speedup",
