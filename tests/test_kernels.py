@@ -139,3 +139,47 @@ def test_a_compiler_that_fails_leaves_torch_in_charge(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     assert build.library.__wrapped__() is None
     assert not list((tmp_path / "cache").rglob("*.so")), "a failed build leaves no file behind"
+
+
+bits = pytest.mark.parametrize("bits", [8, 4])
+
+
+@bits
+@pytest.mark.parametrize(("depth", "outputs"), [*SHAPES, (384, 21), (12, 5)])
+def test_a_packed_product_is_the_product_of_what_the_integers_stand_for(depth, outputs, bits):
+    x, packed = noise(11, depth), kernels.pack(noise(outputs, depth, seed=1), bits)
+    assert packed.shape == (outputs, depth)
+    assert close(kernels.packed_linear(x, packed), x.double() @ packed.dequantised().double().T)
+    assert row_invariant(lambda part: kernels.packed_linear(part, packed), x)
+
+
+@bits
+def test_integers_are_the_nearest_levels(bits):
+    weight = noise(9, 384, seed=1)
+    weight[3] = 0.0
+    packed = kernels.pack(weight, bits)
+    step = packed.scales.abs().repeat_interleave(packed.group, 1)[:, :384]
+    wrong = (packed.dequantised() - weight).abs() / step
+    assert (packed.dequantised()[3] == 0).all()
+    assert float(wrong.max()) <= 1.0  # the level opposite to the extreme one is cut off
+    assert float((wrong > 0.5 + 1e-4).float().mean()) < 0.02
+    assert packed.nbytes == 9 * 384 * bits // 8 + packed.scales.nbytes
+
+
+def test_the_control_two_columns_in_one_byte_the_wrong_way_round_are_caught():
+    x, packed = noise(11, 64), kernels.pack(noise(33, 64, seed=1), 4)
+    turned = kernels.Packed(((packed.values & 15) << 4) | ((packed.values >> 4) & 15), packed.scales, 4, packed.group, 64)
+    assert not close(kernels.packed_linear(x, turned), x.double() @ packed.dequantised().double().T)
+
+
+@bits
+def test_packed_products_without_the_compiled_kernels_are_the_same(bits, monkeypatch):
+    x, packed = noise(5, 48), kernels.pack(noise(33, 48, seed=1), bits)
+    fast = kernels.packed_linear(x, packed)
+    monkeypatch.setattr("flashspec.kernels.packed.library", lambda: None)
+    assert close(kernels.packed_linear(x, packed), fast)
+
+
+def test_other_numbers_of_bits_are_refused():
+    with pytest.raises(ValueError, match="8 or 4 bits, got 3"):
+        kernels.pack(noise(3, 16), 3)

@@ -58,14 +58,21 @@ def check_rows(rows: Tensor, width: int) -> None:
         raise ValueError(f"this head reads rows of shape [n, {width}], got {list(rows.shape)}; use the head of the same model")
 
 
-def project(states: Tensor, weight: Tensor) -> Tensor:
+def project(states: Tensor, weight: Tensor | kernels.Packed) -> Tensor:
     """Logits [n, N] of states [n, D] against weight [N, D]: float32, or float64 where the weight is."""
+    if isinstance(weight, kernels.Packed):
+        return kernels.packed_linear(states, weight)
     return kernels.linear(_wide(states, weight), weight)
 
 
 def project_blocks(states: Tensor, blocks: Tensor, chosen: Tensor) -> Tensor:
     """Logits [n, P, size] of states [n, D] against the chosen [n, P] of blocks [C, size, D]."""
     return kernels.gather_linear(_wide(states, blocks), blocks, chosen)
+
+
+def rescore(states: Tensor, weight: Tensor, ids: Tensor) -> Tensor:
+    """Exact logits [n, m] of states [n, D] against the rows of weight [V, D] that ids [n, m] name, read where they lie."""
+    return project_blocks(states, weight[:, None], ids)[:, :, 0]
 
 
 def _wide(states: Tensor, weight: Tensor) -> Tensor:

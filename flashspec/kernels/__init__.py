@@ -12,7 +12,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from flashspec.kernels.build import compiled, library
+from flashspec.kernels.packed import Packed, pack, packed_linear
 
+__all__ = ["Packed", "available", "gather_linear", "gumbel", "linear", "pack", "packed_linear", "rms_norm", "serves"]
 WEIGHTS = (torch.float32, torch.bfloat16)
 
 

@@ -1,4 +1,4 @@
-// Decode kernels for CPUs: float32 rows against float32 or bfloat16 weights.
+// Decode kernels for CPUs: float32 rows against float32, bfloat16, int8 or int4 weights.
 // Every row's arithmetic is the same however many rows are computed together, so verification gives bit for bit
 // what one-token decoding gives. Weights are read once for up to eight rows.
 #include <math.h>
@@ -117,6 +117,68 @@ void fs_gather_linear(const float *x, int64_t rows, const void *blocks, int64_t 
         const float *row = x + i / probes * depth;
         int64_t first = chosen[i] * cap;
         product(row, 1, blocks, (int)bf16, first, first + cap, depth, out + i * cap - first, 0);
+    }
+}
+
+typedef int8_t b8 __attribute__((vector_size(8)));
+
+ALWAYS i8 load_bytes(const int8_t *p) {
+    b8 bytes;
+    memcpy(&bytes, p, sizeof bytes);
+    return __builtin_convertvector(bytes, i8);
+}
+
+// One tile against integer weights: every group of `group` columns is summed alone, then scaled and added to the whole.
+// int8 is a byte a column; int4 is two's complement nibbles, columns d..d+7 of sixteen in the low halves, d+8..d+15 in the high.
+ALWAYS void packed_tile(const float *x, const int8_t *w, int bits, const float *scales, int64_t group, int64_t first, int64_t depth, float *out, int64_t stride, int rows, int cols) {
+    int64_t groups = (depth + group - 1) / group, step = bits == 8 ? 8 : 16;
+    v8 whole[8] = {{0}};
+    for (int64_t g = 0; g < groups; g++) {
+        int64_t stop = (g + 1) * group < depth ? (g + 1) * group : depth;
+        v8 sum[8] = {{0}};
+        for (int64_t d = g * group; d < stop; d += step) {
+            for (int c = 0; c < cols; c++) {
+                i8 bytes = load_bytes(w + ((first + c) * depth + d) * bits / 8);
+                v8 low = __builtin_convertvector(bits == 8 ? bytes : (bytes << 28) >> 28, v8);
+                for (int r = 0; r < rows; r++) sum[r * cols + c] = fused(load_f32(x + r * depth + d), low, sum[r * cols + c]);
+                if (bits == 8) continue;
+                v8 high = __builtin_convertvector(bytes >> 4, v8);
+                for (int r = 0; r < rows; r++) sum[r * cols + c] = fused(load_f32(x + r * depth + d + 8), high, sum[r * cols + c]);
+            }
+        }
+        for (int r = 0; r < rows; r++)
+            for (int c = 0; c < cols; c++) whole[r * cols + c] = fused(sum[r * cols + c], (v8){0} + scales[(first + c) * groups + g], whole[r * cols + c]);
+    }
+    for (int r = 0; r < rows; r++)
+        for (int c = 0; c < cols; c++) out[r * stride + c] = total(whole[r * cols + c]);
+}
+
+#define PACKED(R, C) \
+    case R: \
+        for (; j + C <= stop; j += C) packed_tile(x, w, bits, scales, group, j, depth, out + j, stride, R, C); \
+        for (; j < stop; j++) packed_tile(x, w, bits, scales, group, j, depth, out + j, stride, R, 1); \
+        break;
+
+ALWAYS void packed_block(const float *x, const int8_t *w, int bits, const float *scales, int64_t group, int64_t start, int64_t stop, int64_t depth, float *out, int64_t stride, int rows) {
+    int64_t j = start;
+    switch (rows) {
+        PACKED(1, 4) PACKED(2, 2) PACKED(3, 2) PACKED(4, 1)
+    }
+}
+
+// out[r, j] = x[r] . w[j] for integer rows w[j] with a float32 scale for every group of columns, four rows of x at a time.
+void fs_packed_linear(const float *x, int64_t rows, const int8_t *w, int64_t bits, const float *scales, int64_t group, int64_t outputs, int64_t depth, float *out) {
+#pragma omp parallel
+    {
+        int64_t start, stop;
+        share(outputs, &start, &stop);
+        for (int64_t r = 0; r < rows; r += 4) {
+            int some = rows - r < 4 ? (int)(rows - r) : 4;
+            if (bits == 8)
+                packed_block(x + r * depth, w, 8, scales, group, start, stop, depth, out + r * outputs, outputs, some);
+            else
+                packed_block(x + r * depth, w, 4, scales, group, start, stop, depth, out + r * outputs, outputs, some);
+        }
     }
 }
 
