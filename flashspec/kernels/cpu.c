@@ -1,6 +1,6 @@
 // Decode kernels for CPUs: float32 rows against float32, bfloat16, int8 or int4 weights.
 // Every row's arithmetic is the same however many rows are computed together, so verification gives bit for bit
-// what one-token decoding gives. Weights are read once for up to eight rows.
+// what one-token decoding gives. Weights are read from memory once, however many rows there are.
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
@@ -54,42 +54,80 @@ ALWAYS float total(v8 v) {
 }
 
 // One tile: `rows` inputs against `cols` weight rows, one accumulator each, so the order of additions never depends on the tile.
-ALWAYS void tile(const float *x, const void *w, int bf16, int64_t first, int64_t depth, float *out, int64_t stride, int rows, int cols) {
-    v8 sum[8] = {{0}};
+// The weight rows from `ahead` on are fetched into the cache meanwhile, unless it is negative.
+ALWAYS void tile(const float *x, const void *w, int bf16, int64_t first, int64_t ahead, int64_t depth, float *out, int64_t stride, int rows, int cols) {
+    v8 sum[12] = {{0}};
+    int64_t size = bf16 ? 2 : 4;
     for (int64_t d = 0; d < depth; d += 8) {
-        v8 in[8];
-        for (int r = 0; r < rows; r++) in[r] = load_f32(x + r * depth + d);
+        v8 weight[8];
         for (int c = 0; c < cols; c++) {
-            v8 weight = load_weight(w, bf16, (first + c) * depth + d);
-            for (int r = 0; r < rows; r++) sum[r * cols + c] = fused(in[r], weight, sum[r * cols + c]);
+            if (ahead >= 0 && d % (64 / size) == 0) __builtin_prefetch((const char *)w + ((ahead + c) * depth + d) * size);
+            weight[c] = load_weight(w, bf16, (first + c) * depth + d);
+        }
+        for (int r = 0; r < rows; r++) {
+            v8 in = load_f32(x + r * depth + d);
+            for (int c = 0; c < cols; c++) sum[r * cols + c] = fused(in, weight[c], sum[r * cols + c]);
         }
     }
     for (int r = 0; r < rows; r++)
         for (int c = 0; c < cols; c++) out[r * stride + c] = total(sum[r * cols + c]);
 }
 
+// Weight rows [start, stop) of a matrix; the reader goes on at row `next`, which is fetched while the last ones are computed.
+typedef struct {
+    const void *w;
+    int64_t start, stop, next, depth;
+} Span;
+
+#define DISTANCE 8
 #define CASE(R, C) \
     case R: \
-        for (; j + C <= stop; j += C) tile(x, w, bf16, j, depth, out + j, stride, R, C); \
-        for (; j < stop; j++) tile(x, w, bf16, j, depth, out + j, stride, R, 1); \
+        for (; j + C <= s.stop; j += C) { \
+            int64_t ahead = j + DISTANCE < s.stop ? j + DISTANCE : s.next < 0 ? -1 : s.next + (j + DISTANCE - s.stop); \
+            tile(x, s.w, bf16, j, ahead, s.depth, out + j, stride, R, C); \
+        } \
+        for (; j < s.stop; j++) tile(x, s.w, bf16, j, -1, s.depth, out + j, stride, R, 1); \
         break;
 
-ALWAYS void block_of(const float *x, const void *w, int bf16, int64_t start, int64_t stop, int64_t depth, float *out, int64_t stride, int rows) {
-    int64_t j = start;
+// Up to eight rows against a span.
+ALWAYS void few_rows(const float *x, int rows, Span s, int bf16, float *out, int64_t stride) {
+    int64_t j = s.start;
     switch (rows) {
-        CASE(1, 8) CASE(2, 4) CASE(3, 2) CASE(4, 2) CASE(5, 1) CASE(6, 1) CASE(7, 1) CASE(8, 1)
+        CASE(1, 8) CASE(2, 4) CASE(3, 4) CASE(4, 2) CASE(5, 2) CASE(6, 2) CASE(7, 1) CASE(8, 1)
     }
 }
 
-// out[r, j] = x[r] . w[j] for j in [start, stop), eight rows at a time.
-static void product(const float *x, int64_t rows, const void *w, int bf16, int64_t start, int64_t stop, int64_t depth, float *out, int64_t stride) {
-    for (int64_t r = 0; r < rows; r += 8) {
-        int some = rows - r < 8 ? (int)(rows - r) : 8;
-        if (bf16)
-            block_of(x + r * depth, w, 1, start, stop, depth, out + r * stride, stride, some);
-        else
-            block_of(x + r * depth, w, 0, start, stop, depth, out + r * stride, stride, some);
+static void few_rows_f32(const float *x, int rows, Span s, float *out, int64_t stride) { few_rows(x, rows, s, 0, out, stride); }
+static void few_rows_bf16(const float *x, int rows, Span s, float *out, int64_t stride) { few_rows(x, rows, s, 1, out, stride); }
+
+#define WIDENED 8
+// Many rows: a few weight rows at a time are widened to float32 once, and stay in the first cache for all rows.
+static void many_rows(const float *x, int64_t rows, Span s, float *out, int64_t stride) {
+    float wide[WIDENED * s.depth];
+    for (int64_t j = s.start; j < s.stop; j += WIDENED) {
+        int64_t some = s.stop - j < WIDENED ? s.stop - j : WIDENED;
+        const uint16_t *from = (const uint16_t *)s.w + j * s.depth;
+        for (int64_t d = 0; d < some * s.depth; d += 8) {
+            if (d % 32 == 0) __builtin_prefetch(from + WIDENED * s.depth + d);
+            v8 v = load_bf16(from + d);
+            memcpy(wide + d, &v, sizeof v);
+        }
+        for (int64_t r = 0; r < rows; r += 6)
+            few_rows_f32(x + r * s.depth, rows - r < 6 ? (int)(rows - r) : 6, (Span){wide, 0, some, -1, s.depth}, out + r * stride + j, stride);
     }
+}
+
+// out[r, j] = x[r] . w[j] for the span's weight rows j; each is read from memory once.
+static void product(const float *x, int64_t rows, Span s, int bf16, float *out, int64_t stride) {
+    if (rows <= 8 && bf16) few_rows_bf16(x, (int)rows, s, out, stride);
+    else if (rows <= 8) few_rows_f32(x, (int)rows, s, out, stride);
+    else if (bf16) many_rows(x, rows, s, out, stride);
+    else
+        for (int64_t j = s.start; j < s.stop; j += WIDENED)
+            for (int64_t r = 0; r < rows; r += 6) {
+                int64_t stop = j + WIDENED < s.stop ? j + WIDENED : s.stop;
+                few_rows_f32(x + r * s.depth, rows - r < 6 ? (int)(rows - r) : 6, (Span){s.w, j, stop, r ? -1 : stop, s.depth}, out + r * stride, stride);
+            }
 }
 
 static void share(int64_t count, int64_t *start, int64_t *stop) {
@@ -106,7 +144,7 @@ void fs_linear(const float *x, int64_t rows, const void *w, int64_t bf16, int64_
     {
         int64_t start, stop;
         share(outputs, &start, &stop);
-        product(x, rows, w, (int)bf16, start, stop, depth, out, outputs);
+        product(x, rows, (Span){w, start, stop, -1, depth}, (int)bf16, out, outputs);
     }
 }
 
@@ -115,8 +153,8 @@ void fs_gather_linear(const float *x, int64_t rows, const void *blocks, int64_t 
 #pragma omp parallel for schedule(static)
     for (int64_t i = 0; i < rows * probes; i++) {
         const float *row = x + i / probes * depth;
-        int64_t first = chosen[i] * cap;
-        product(row, 1, blocks, (int)bf16, first, first + cap, depth, out + i * cap - first, 0);
+        int64_t first = chosen[i] * cap, next = i + 1 < rows * probes ? chosen[i + 1] * cap : -1;
+        product(row, 1, (Span){blocks, first, first + cap, next, depth}, (int)bf16, out + i * cap - first, 0);
     }
 }
 
@@ -329,7 +367,7 @@ static void place(const Shape *s, const Layer *l, float *row, int64_t position) 
 static void attend(const Shape *s, const float *query, const float *keys, const float *values, int64_t seen, float *weights, float *out) {
     int64_t hd = s->head_dim, padded = (seen + 7) / 8 * 8;
     float scale = 1.0f / sqrtf((float)hd), top = -INFINITY, sum = 0;
-    product(query, 1, keys, 0, 0, seen, hd, weights, 0);
+    product(query, 1, (Span){keys, 0, seen, -1, hd}, 0, weights, 0);
     for (int64_t t = 0; t < seen; t++) {
         weights[t] *= scale;
         if (weights[t] > top) top = weights[t];
@@ -370,7 +408,7 @@ static void attention(const Shape *s, const Layer *l, float *x, int64_t rows, in
     int64_t width = (s->heads + 2 * s->kv_heads) * s->head_dim, inner = s->heads * s->head_dim, from, to;
     for (int64_t r = 0; r < rows; r++) rms_norm(x + r * s->hidden, l->attention_norm, (float)s->eps, s->hidden, norm + r * s->hidden);
     share(width, &from, &to);
-    product(norm, rows, l->qkv, (int)s->bf16, from, to, s->hidden, qkv, width);
+    product(norm, rows, (Span){l->qkv, from, to, -1, s->hidden}, (int)s->bf16, qkv, width);
 #pragma omp barrier
 #pragma omp for schedule(static)
     for (int64_t r = 0; r < rows; r++) place(s, l, qkv + r * width, start + r);
@@ -380,7 +418,7 @@ static void attention(const Shape *s, const Layer *l, float *x, int64_t rows, in
         attend(s, qkv + r * width + h * s->head_dim, l->keys + kv, l->values + kv, start + r + 1, weights, mixed + r * inner + h * s->head_dim);
     }
     share(s->hidden, &from, &to);
-    product(mixed, rows, l->out, (int)s->bf16, from, to, inner, part, s->hidden);
+    product(mixed, rows, (Span){l->out, from, to, -1, inner}, (int)s->bf16, part, s->hidden);
     add_into(x, part, rows, s->hidden, from, to);
 #pragma omp barrier
 }
@@ -389,13 +427,13 @@ static void feed_forward(const Shape *s, const Layer *l, float *x, int64_t rows,
     int64_t from, to;
     for (int64_t r = 0; r < rows; r++) rms_norm(x + r * s->hidden, l->mlp_norm, (float)s->eps, s->hidden, norm + r * s->hidden);
     share(s->ffn, &from, &to);
-    product(norm, rows, l->gate_up, (int)s->bf16, from, to, s->hidden, inner, 2 * s->ffn);
-    product(norm, rows, l->gate_up, (int)s->bf16, s->ffn + from, s->ffn + to, s->hidden, inner, 2 * s->ffn);
+    product(norm, rows, (Span){l->gate_up, from, to, s->ffn + from, s->hidden}, (int)s->bf16, inner, 2 * s->ffn);
+    product(norm, rows, (Span){l->gate_up, s->ffn + from, s->ffn + to, -1, s->hidden}, (int)s->bf16, inner, 2 * s->ffn);
     gate(inner, rows, s->ffn, from, to);
     for (int64_t r = 0; r < rows; r++) memcpy(dense + r * s->ffn + from, inner + r * 2 * s->ffn + from, (to - from) * sizeof(float));
 #pragma omp barrier
     share(s->hidden, &from, &to);
-    product(dense, rows, l->down, (int)s->bf16, from, to, s->ffn, part, s->hidden);
+    product(dense, rows, (Span){l->down, from, to, -1, s->ffn}, (int)s->bf16, part, s->hidden);
     add_into(x, part, rows, s->hidden, from, to);
 #pragma omp barrier
 }
