@@ -14,19 +14,25 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from flashspec.decoding.rules import AcceptanceRule, Waiting
+from flashspec.decoding.adaptive import Doubt
+from flashspec.decoding.rules import AcceptanceRule, Waiting, leading
 from flashspec.heads.base import Head
 from flashspec.model.reader import Reader
 from flashspec.scores import Dice, Scores
 
 
 class Stage(NamedTuple):
-    """A reader, a head on its rows and a rule; acts once `every` tokens wait below it."""
+    """A reader, a head on its rows and a rule; acts once `every` tokens wait below it, or the stage below asks.
+
+    A stage asks where its `doubt` says so: stage 0 before it draws the next token, which ends its burst, a verifier after
+    it has judged, about the tokens it lets stand and its own.
+    """
 
     reader: Reader
     head: Head
     rule: AcceptanceRule
     every: int = 1
+    doubt: Doubt | None = None
 
 
 class Event(NamedTuple):
@@ -95,6 +101,7 @@ class Cascade:
         self.marks = [self.length] * len(stages)
         self.proposals: dict[int, Scores] = {}
         self.sound: list[Tensor] = []
+        self.asking = False
         for stage in stages:
             stage.reader.rewind(0)
 
@@ -105,18 +112,13 @@ class Cascade:
 
     def round(self) -> list[Event]:
         """Let stages act from the bottom until one has too few tokens waiting."""
-        last, events, short = len(self.stages) - 1, [], False
-        for i, stage in enumerate(self.stages):
-            if i == 0:
-                before = self.length
-                events += self._counted(0, self.draft)
-                short = self.length - before < self.burst
-            elif i < last and self.room <= 1:
+        last, events = len(self.stages) - 1, self._counted(0, self.draft)
+        for i, stage in enumerate(self.stages[1:], start=1):
+            if i < last and self.room <= 1:
                 continue
-            elif self.length - self.marks[i] < stage.every and not short:
+            if self.length - self.marks[i] < stage.every and not self.asking and self.room > 1:
                 break
-            else:
-                events += self._counted(i, partial(self.check, i))
+            events += self._counted(i, partial(self.check, i))
         return events
 
     @property
@@ -125,21 +127,34 @@ class Cascade:
         return self.stages[1].every if len(self.stages) > 1 else self.stages[0].every
 
     def draft(self) -> tuple[int, int, int]:
-        """Write up to `burst` tokens from stage 0, leaving room for the verifier's own; no host synchronisation."""
-        stage, start = self.stages[0], self.length
+        """Write up to `burst` tokens from stage 0, leaving room for the verifier's own; no host synchronisation.
+
+        A stage in doubt stops before the draw. Off the CPU its burst is computed whole and cut in one transfer.
+        """
+        stage, start, doubts, drafts = self.stages[0], self.length, list[Tensor](), len(self.sound)
         want = min(self.burst, self.room - (len(self.stages) > 1))
         for position in range(start, start + want):
             rows = stage.reader.read(self.tokens[:position])[position - 1 :]
             scores = stage.head(rows, torch.tensor([position]), _dice(stage))
+            if stage.doubt is not None and self._stops(stage.doubt(scores), doubts):
+                break
             drawn = stage.rule.draw(scores, position, 0)
             self.tokens[position] = drawn.token[0]
             self.proposals[position] = drawn.scores
             self.sound.append(drawn.sound)
-        self.length = self.marks[0] = start + want
+        written = _first(doubts) if doubts else want
+        del self.sound[drafts + written :]
+        self.asking = written < self.burst
+        self.length = self.marks[0] = start + written
         if len(self.stages) == 1:
             self.proposals.clear()
             self._written(self.length, self.length)
-        return 0, 0, want
+        return 0, 0, written
+
+    def _stops(self, doubt: Tensor, doubts: list[Tensor]) -> bool:
+        """Note a doubt [1]; whether to stop here, which only a CPU knows without waiting."""
+        doubts.append(doubt)
+        return doubt.device.type == "cpu" and bool(doubt)
 
     def _written(self, first: int, stop: int) -> list[int]:
         """Tokens first..stop-1 on the host, in the one transfer that also tells whether the drafts since were free of NaN."""
@@ -162,6 +177,7 @@ class Cascade:
             self._promote(verdict.scores, first, newest)
         else:
             self.proposals.clear()
+        self.asking = stage.doubt is not None and bool(stage.doubt(leading(scores, verdict.kept + 1)).any())
         self.length = newest + 1
         self.marks[: i + 1] = [self.length] * (i + 1)
         for other in self.stages:
@@ -190,6 +206,12 @@ class Cascade:
         rows = [stage.reader.rows_read - b for stage, b in zip(self.stages, before, strict=True)]
         others = [Event(j, 0, 0, n, 0) for j, n in enumerate(rows) if n and j != i]
         return [*others, Event(i, waiting, kept, rows[i], adds)]
+
+
+def _first(doubts: list[Tensor]) -> int:
+    """Tokens before the first doubt, all where there is none."""
+    flags = torch.cat(doubts).tolist()
+    return next((i for i, doubt in enumerate(flags) if doubt), len(flags))
 
 
 def _dice(stage: Stage) -> Dice:

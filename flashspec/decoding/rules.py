@@ -53,6 +53,11 @@ class AcceptanceRule(Protocol):
         """Judge m waiting tokens by m + 1 rows of raw scores; one host synchronisation."""
 
 
+def leading(scores: Scores, count: int) -> Scores:
+    """The first rows of scores."""
+    return Scores(None if scores.ids is None else scores.ids[:count], scores.logits[:count])
+
+
 def _refuse_nan(best: Tensor) -> None:
     if bool(torch.isnan(best).any()):
         raise FloatingPointError("the model gave NaN logits; check the checkpoint, or load it with dtype='float32'")
@@ -145,10 +150,9 @@ class SpeculativeSampling:
         if not waiting.tokens:
             return 0
         tokens = torch.tensor(waiting.tokens, device=warped.logits.device)
-        m = len(tokens)
-        mine = probability_of(Scores(None if warped.ids is None else warped.ids[:m], warped.logits[:m]), tokens)
+        mine = probability_of(leading(warped, len(tokens)), tokens)
         theirs = torch.cat([probability_of(q, tokens[i : i + 1]) for i, q in enumerate(waiting.proposals)])
-        positions = list(range(waiting.position, waiting.position + m))
+        positions = list(range(waiting.position, waiting.position + len(tokens)))
         dice = self.dice.uniform(positions, waiting.stage, "accept").to(mine.device)
         stands = dice * theirs < mine
         return int(stands.long().cumprod(0).sum())
@@ -174,7 +178,7 @@ class TypicalAcceptance(SpeculativeSampling):
         if not waiting.tokens:
             return 0
         tokens = torch.tensor(waiting.tokens, device=warped.logits.device)
-        rows = Scores(None if warped.ids is None else warped.ids[: len(tokens)], warped.logits[: len(tokens)])
+        rows = leading(warped, len(tokens))
         entropy = torch.special.entr(rows.logits.softmax(-1)).sum(-1)
         least = torch.clamp(self.delta * torch.exp(-entropy), max=self.epsilon)
         return int((probability_of(rows, tokens) >= least).long().cumprod(0).sum())
