@@ -13,6 +13,7 @@ from flashspec.heads import (
     calibrate_always,
     calibrated,
     cluster,
+    missed,
     probes_for,
     required_probes,
 )
@@ -67,6 +68,17 @@ def test_all_clusters_probed_is_the_dense_head(dtype, size, always):
     assert equals_dense(flash(dtype, cluster_size=size, always=always), dtype)
 
 
+@pytest.mark.parametrize("changes", [{"homes": 2}, {"metric": "euclidean"}, {"homes": 2, "always": (0, 3, VOCAB - 1)}], ids=str)
+def test_second_homes_and_euclidean_clusters_are_the_dense_head_too(changes):
+    assert equals_dense(flash(**changes), torch.float32)
+
+
+@pytest.mark.parametrize("stage1", ["bf16", "int8", "int4"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_a_rounded_first_stage_leaves_the_logits_exact(stage1, dtype):
+    assert equals_dense(flash(dtype, stage1=stage1), dtype)
+
+
 @pytest.mark.parametrize("selection", ["top", "sample"])
 def test_all_clusters_sampled_is_the_dense_head_too(selection):
     assert equals_dense(flash(selection=selection), torch.float32)
@@ -80,8 +92,9 @@ def test_a_head_whose_rows_are_not_where_its_ids_say_is_caught():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("selection", ["top", "sample"])
-def test_many_rows_at_once_give_what_each_gives_alone(dtype, selection):
-    head, rows = flash(dtype, selection=selection, always=(5, 9)), hidden(dtype)
+@pytest.mark.parametrize("changes", [{}, {"stage1": "int8"}, {"stage1": "int4", "homes": 2}], ids=str)
+def test_many_rows_at_once_give_what_each_gives_alone(dtype, selection, changes):
+    head, rows = flash(dtype, selection=selection, always=(5, 9), **changes), hidden(dtype)
     together = head(rows, POSITIONS, Dice(4))
     alone = [head(rows[i : i + 1], POSITIONS[i : i + 1], Dice(4)) for i in range(ROWS)]
     assert torch.equal(together.ids, torch.cat([s.ids for s in alone]))
@@ -94,9 +107,10 @@ def test_probing_every_row_with_the_first_rows_clusters_is_caught():
     assert not torch.equal(head(rows).ids, first)
 
 
+@pytest.mark.parametrize("homes", [1, 2])
 @pytest.mark.parametrize("size", SIZES)
-def test_every_listed_logit_is_the_dense_one_and_each_id_counts_once(size):
-    head = flash(cluster_size=size, probes=9, always=(1, 2, 500))
+def test_every_listed_logit_is_the_dense_one_and_each_id_counts_once(size, homes):
+    head = flash(cluster_size=size, probes=9, always=(1, 2, 500), homes=homes)
     scores, exact = head(hidden()), DenseHead(norm(), weight())(hidden()).logits
     counts = scores.logits > -torch.inf
     assert torch.allclose(scores.logits[counts], exact.gather(1, scores.ids)[counts], rtol=1e-5, atol=1e-5)
@@ -110,6 +124,37 @@ def test_an_id_without_its_bias_would_count_twice():
     broken = replace(head, table=head.table._replace(masked=False))
     ids = broken(hidden()).ids[broken(hidden()).logits > -torch.inf].view(ROWS, -1)
     assert any(len(row.unique()) < len(row) for row in ids)
+
+
+def test_without_twins_an_id_with_two_homes_would_count_twice():
+    head = flash(probes=20, homes=2)
+    broken = replace(head, table=head.table._replace(twins=None))
+    for one, twice in ((head, False), (broken, True)):
+        scores = one(hidden())
+        ids = [row[counts > -torch.inf] for row, counts in zip(scores.ids, scores.logits, strict=True)]
+        assert any(len(row.unique()) < len(row) for row in ids) is twice
+
+
+def test_a_second_home_is_another_cluster_and_finds_more():
+    dense, rows = DenseHead(norm(), weight()), hidden()
+    one, two = flash(probes=3), flash(probes=3, homes=2)
+    second = two.clusters.second
+    assert (second != two.clusters.assignments).all()
+    assert torch.bincount(second[second >= 0], minlength=33).max() <= 16
+    assert (second >= 0).float().mean() > 0.95
+    assert two.table.slots == 2 * one.table.slots
+    assert agreement(one, dense, rows) <= agreement(two, dense, rows)
+    assert (required_probes(two, dense, rows) <= required_probes(one, dense, rows)).all()
+
+
+def test_a_rounded_first_stage_reads_fewer_bytes_and_finds_nearly_the_same():
+    rows, whole = hidden(), flash(torch.bfloat16, probes=8)
+    reads = {kind: whole.with_plan(stage1=kind).bytes_read(1) for kind in ("bf16", "int8", "int4")}
+    assert reads["bf16"] == whole.bytes_read(1) > reads["int8"] > reads["int4"]
+    chosen = {kind: whole.with_plan(stage1=kind).blocks_of(whole.norm(rows)).sort(1).values for kind in reads}
+    shared = [len(set(a.tolist()) & set(b.tolist())) for a, b in zip(chosen["bf16"], chosen["int8"], strict=True)]
+    assert sum(shared) > 0.9 * 8 * ROWS
+    assert whole.with_plan(stage1="int8").table.blocks is whole.table.blocks
 
 
 def test_probes_are_the_clusters_nearest_in_direction():
@@ -229,6 +274,9 @@ def test_with_probes_copies_no_weight():
         ({"always": (4, 4)}, "lists an id twice"),
         ({"selection": "best"}, "selection must be one of top, sample"),
         ({"temperature": 0.0}, "must be above 0"),
+        ({"stage1": "int3"}, "stage1 must be one of"),
+        ({"metric": "cosine"}, "metric must be one of spherical, euclidean"),
+        ({"homes": 3}, "homes must be 1 or 2"),
         ({"probe": 3}, "no option 'probe'"),
     ],
 )
@@ -257,7 +305,24 @@ def test_weights_that_are_not_weights_are_refused():
         flash().with_plan(always=(3,))
 
 
+def test_calibration_on_nothing_is_refused():
+    with pytest.raises(ValueError, match="calibration set is empty"):
+        calibrate_always(flash(), DenseHead(norm(), weight()), hidden()[:0])
+    with pytest.raises(ValueError, match="at least 1"):
+        calibrate_always(flash(), DenseHead(norm(), weight()), hidden(), least=0)
+
+
+def test_an_id_missed_once_is_not_missed_chronically():
+    dense, head = DenseHead(norm(), weight()), flash(probes=1)
+    rows = torch.cat((hidden(), hidden()[:3], hidden()[:3]))
+    often = missed(head, dense, rows)
+    assert set(calibrate_always(head, dense, rows, least=3)) == set((often >= 3).nonzero()[:, 0].tolist())
+    assert set(calibrate_always(head, dense, rows, least=3)) < set(calibrate_always(head, dense, rows))
+
+
 def test_clusters_of_another_vocabulary_are_refused():
+    with pytest.raises(ValueError, match="one home and the plan asks for 2"):
+        FlashHead.build(weight(), norm(), cluster(weight(), Recipe(16)), homes=2)
     other: Clusters = cluster(weight()[:200], Recipe(16))
     with pytest.raises(ValueError, match="200 ids"):
         FlashHead.build(weight(), norm(), other)

@@ -17,8 +17,17 @@ def built() -> FlashHead:
 
 
 def same(one: FlashHead, other: FlashHead) -> bool:
-    tables = [a == b if isinstance(a, bool) else torch.equal(a, b) for a, b in zip(one.table, other.table, strict=True)]
-    return one.plan == other.plan and all(tables)
+    if one.plan != other.plan:
+        return False
+    plain = [torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b for a, b in zip(one.table, other.table, strict=True)]
+    return all(plain)
+
+
+def test_a_head_with_second_homes_comes_back_as_it_was(tmp_path):
+    both = FlashHead.build(weight(), cluster_size=7, probes=5, homes=2, metric="euclidean", stage1="bf16")
+    both.save(tmp_path)
+    assert same(FlashHead.load(tmp_path, weight()), both)
+    assert not same(both, FlashHead.build(weight(), cluster_size=7, probes=5, homes=1, metric="euclidean", stage1="bf16"))
 
 
 @pytest.mark.parametrize("into", ["", "head.safetensors"])

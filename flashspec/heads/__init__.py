@@ -3,10 +3,12 @@
 from flashspec.heads.base import Head
 from flashspec.heads.cluster import Clusters, Recipe, cluster
 from flashspec.heads.dense import DenseHead
-from flashspec.heads.flash import FlashHead, FlashPlan
-from flashspec.heads.recall import agreement, calibrate_always, calibrated, probes_for, required_probes
+from flashspec.heads.flash import FlashHead
+from flashspec.heads.plan import FlashPlan
+from flashspec.heads.quantized import QuantizedDenseHead
+from flashspec.heads.recall import agreement, calibrate_always, calibrated, missed, probes_for, required_probes
 
 __all__ = [
-    "Clusters", "DenseHead", "FlashHead", "FlashPlan", "Head", "Recipe",
-    "agreement", "calibrate_always", "calibrated", "cluster", "probes_for", "required_probes",
+    "Clusters", "DenseHead", "FlashHead", "FlashPlan", "Head", "QuantizedDenseHead", "Recipe",
+    "agreement", "calibrate_always", "calibrated", "cluster", "missed", "probes_for", "required_probes",
 ]  # fmt: skip

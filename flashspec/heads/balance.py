@@ -16,27 +16,38 @@ def chunks(points: Tensor, width: int) -> Iterator[Tensor]:
     return iter(points.split(max(1, CHUNK_SCORES // max(1, width))))
 
 
-def assign_balanced(points: Tensor, centroids: Tensor, size: int) -> Tensor:
+def assign_balanced(points: Tensor, centroids: Tensor, size: int, banned: Tensor | None = None) -> Tensor:
     """Assign points [V, D] to centroids [K, D] so that no cluster holds more than `size`; K * size must be at least V.
 
     A capacity auction: in every round each waiting point bids its inner product to the best cluster that still has room,
-    and a cluster takes its highest bidders. Every round places at least one point, so it ends. Returns clusters [V].
+    and a cluster takes its highest bidders. Every round places a point, so it ends. Returns clusters [V]. No point goes to
+    the cluster that `banned` [V] names for it; one for which nothing else has room stays at -1.
     """
     free = torch.full((len(centroids),), size, dtype=torch.int64, device=points.device)
     placed = torch.full((len(points),), -1, dtype=torch.int64, device=points.device)
     waiting, length = torch.arange(len(points), device=points.device), SHORTLIST
     while len(waiting):
-        bids, lists = _shortlists(points[waiting], centroids, free, min(length, max(SHORTLIST, CHUNK_SCORES // len(waiting))))
-        won = _auction(bids, lists, free)
+        most = min(length, max(SHORTLIST, CHUNK_SCORES // len(waiting)))
+        bans = placed[waiting] if banned is None else banned[waiting]
+        won = _auction(*_shortlists((points[waiting], bans), centroids, free, most), free)
         placed[waiting] = won
+        if banned is not None and bool((won < 0).all()):
+            break
         waiting, length = waiting[won < 0], 2 * length
     return placed
 
 
-def _shortlists(points: Tensor, centroids: Tensor, free: Tensor, length: int) -> tuple[Tensor, Tensor]:
-    """Each point's best `length` (or fewer) open clusters: their scores and numbers, best first."""
+def _shortlists(bidders: tuple[Tensor, Tensor], centroids: Tensor, free: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    """Bidders' (points and bans) best `length` (or fewer) open clusters: their scores and numbers, best first."""
     still_open = free.nonzero()[:, 0]
-    found = [(p @ centroids[still_open].T).topk(min(length, len(still_open))) for p in chunks(points, len(still_open))]
+    width, begin, found = len(still_open), 0, []
+    for part in chunks(bidders[0], width):
+        bans = bidders[1][begin : begin + len(part)]
+        scores = part @ centroids[still_open].T
+        if bool((bans >= 0).any()):
+            scores.masked_fill_(still_open == bans[:, None], -torch.inf)
+        found.append(scores.topk(min(length, width)))
+        begin += len(part)
     return torch.cat([f.values for f in found]), still_open[torch.cat([f.indices for f in found])]
 
 

@@ -1,13 +1,14 @@
-"""Balanced spherical k-means over the rows of a vocabulary weight: every cluster has exactly the same size.
+"""Balanced k-means over the rows of a vocabulary weight: every cluster has exactly the same size.
 
 FlashHead (arXiv 2603.14591) clusters by direction and fixes the cluster size, so that a probe is one contiguous block and
-costs the same whatever was probed. Lloyd iterations without the constraint come first, then a few under it.
+costs the same whatever was probed. Lloyd iterations without the constraint come first, then a few under it. Euclidean
+distances are inner products too: of the point with a 1 behind it and the mean with minus half its squared length.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,14 +18,17 @@ from torch.nn import functional as F
 from flashspec.heads.balance import assign_balanced, chunks
 
 Tick = Callable[[], Any]
+METRICS = ("spherical", "euclidean")
 
 
 @dataclass(frozen=True)
 class Recipe:
     """How rows are clustered: `lloyd` iterations without and `balanced` with the size constraint.
 
-    `backend` runs the unconstrained ones: "faiss", "torch", or "auto" for faiss where it is installed and the rows are on
-    the CPU. Results are a function of the rows, the seed and the backend.
+    `metric` is "spherical" (by direction) or "euclidean"; with `homes` 2 every id also stands in the next best cluster with
+    room, so that a cluster has twice as many slots. `backend` runs the unconstrained iterations: "faiss", "torch", or
+    "auto" for faiss where it is installed and the rows are on the CPU. Results are a function of the rows, the seed and the
+    backend.
     """
 
     cluster_size: int = 16
@@ -32,6 +36,8 @@ class Recipe:
     lloyd: int = 12
     balanced: int = 4
     backend: str = "auto"
+    metric: str = "spherical"
+    homes: int = 1
 
     def __post_init__(self) -> None:
         if self.cluster_size < 1:
@@ -40,6 +46,10 @@ class Recipe:
             raise ValueError(f"lloyd must be at least 0 and balanced at least 1, got {self.lloyd} and {self.balanced}")
         if self.backend not in ("auto", "faiss", "torch"):
             raise ValueError(f"backend must be auto, faiss or torch, got {self.backend!r}")
+        if self.metric not in METRICS:
+            raise ValueError(f"metric must be one of {', '.join(METRICS)}, got {self.metric!r}")
+        if self.homes not in (1, 2):
+            raise ValueError(f"homes must be 1 or 2, got {self.homes}")
 
 
 @dataclass(frozen=True)
@@ -47,12 +57,14 @@ class Clusters:
     """A partition of the ids 0..V-1 into K clusters of `size` slots.
 
     `assignments` [V] names each id's cluster; `members` [K, size] lists a cluster's ids in rising order, then -1 for
-    slots without one; `centroids` [K, D] are float32: the mean of the members' unit rows times the mean of their lengths.
+    slots without one; `centroids` [K, D] are float32: the mean of the members' unit rows times the mean of their lengths,
+    or the plain mean of euclidean clusters. `second` [V] names each id's second home, -1 where it has none, if there are any.
     """
 
     assignments: Tensor
     members: Tensor
     centroids: Tensor
+    second: Tensor | None = None
 
     @property
     def count(self) -> int:
@@ -61,8 +73,13 @@ class Clusters:
 
     @property
     def size(self) -> int:
-        """Slots of a cluster."""
+        """Slots of a cluster for the ids that are at home there first."""
         return self.members.shape[1]
+
+    @property
+    def homes(self) -> int:
+        """Clusters that list an id, 1 or 2."""
+        return 1 if self.second is None else 2
 
     @property
     def vocab_size(self) -> int:
@@ -71,41 +88,57 @@ class Clusters:
 
 
 def cluster(weight: Tensor, recipe: Recipe = Recipe()) -> Clusters:
-    """Cluster the rows of weight [V, D] by direction. Raises ValueError where V < cluster_size or a weight is not finite."""
+    """Cluster the rows of weight [V, D]. Raises ValueError where V < cluster_size or a weight is not finite."""
     _refuse(weight, recipe)
     size, count = recipe.cluster_size, -(-weight.shape[0] // recipe.cluster_size)
-    points = F.normalize(weight.detach().float(), dim=1)
+    points = _points(weight.detach().float(), recipe.metric)
     with torch.no_grad(), _progress(recipe) as bar:
-        centroids = _lloyd(points, _start(points, count, recipe.seed), recipe, bar.update)
+        centroids = _lloyd(points, _start(points, count, recipe), recipe, bar.update)
         for _ in range(recipe.balanced):
             assignments = assign_balanced(points, centroids, size)
-            centroids = directions(points, assignments, centroids)
+            centroids = centres(points, assignments, centroids, recipe.metric)
             bar.update()
-    return from_assignments(weight, assignments, size)
+        second = assign_balanced(points, centroids, size, banned=assignments) if recipe.homes == 2 else None
+    return replace(from_assignments(weight, assignments, size, recipe.metric), second=second)
 
 
-def from_assignments(weight: Tensor, assignments: Tensor, size: int) -> Clusters:
+def from_assignments(weight: Tensor, assignments: Tensor, size: int, metric: str = "spherical") -> Clusters:
     """The partition in which id v of weight [V, D] belongs to cluster assignments[v]; ValueError where one holds over `size`."""
     count = -(-weight.shape[0] // size)
     members = members_of(assignments, count, size)
-    return Clusters(assignments, members, _centroids(weight.detach().float(), assignments, count))
+    return Clusters(assignments, members, _centroids(weight.detach().float(), assignments, count, metric))
 
 
-def _centroids(rows: Tensor, assignments: Tensor, count: int) -> Tensor:
-    """Mean unit row times mean length: long rows, which are few, would otherwise turn the direction their way."""
-    lengths = rows.norm(dim=1).clamp(min=1e-12)
+def _centroids(rows: Tensor, assignments: Tensor, count: int, metric: str) -> Tensor:
+    """Mean unit row times mean length: long rows, which are few, would otherwise turn the direction; or the plain mean."""
+    lengths = rows.norm(dim=1).clamp(min=1e-12) if metric == "spherical" else rows.new_ones(len(rows))
     filled = torch.bincount(assignments, minlength=count).clamp(min=1)
     sums = torch.zeros(count, rows.shape[1], device=rows.device).index_add_(0, assignments, rows / lengths[:, None])
     reach = torch.zeros(count, device=rows.device).index_add_(0, assignments, lengths)
     return sums * (reach / filled.square())[:, None]
 
 
+def _points(rows: Tensor, metric: str) -> Tensor:
+    """Rows in the space where the nearest centroid is the one of highest inner product."""
+    return F.normalize(rows, dim=1) if metric == "spherical" else F.pad(rows, (0, 1), value=1.0)
+
+
+def _duals(means: Tensor, metric: str) -> Tensor:
+    """Means of points as centroids."""
+    if metric == "spherical":
+        return F.normalize(means, dim=1)
+    return torch.cat((means[:, :-1], means[:, :-1].square().sum(1, keepdim=True) / -2), 1)
+
+
 def members_of(assignments: Tensor, count: int, size: int) -> Tensor:
-    """Ids of every cluster [count, size] in rising order, -1 behind them. Raises ValueError where a cluster holds too many."""
-    filled = torch.bincount(assignments, minlength=count)
+    """Ids of every cluster [count, size] in rising order, -1 behind them; an id assigned to -1 is left out.
+
+    Raises ValueError where a cluster holds too many.
+    """
+    filled = torch.bincount(assignments[assignments >= 0], minlength=count)
     if len(filled) > count or int(filled.max()) > size:
         raise ValueError(f"{count} clusters of {size} expected, but one of {len(filled)} clusters holds {int(filled.max())} ids")
-    order = torch.argsort(assignments, stable=True)
+    order = torch.argsort(assignments, stable=True)[int((assignments < 0).sum()) :]
     first = filled.cumsum(0) - filled
     slot = torch.arange(len(order), device=order.device) - first[assignments[order]]
     members = torch.full((count, size), -1, dtype=torch.int64, device=order.device)
@@ -113,11 +146,12 @@ def members_of(assignments: Tensor, count: int, size: int) -> Tensor:
     return members
 
 
-def directions(points: Tensor, assignments: Tensor, before: Tensor) -> Tensor:
-    """Unit mean direction of every cluster's points; a cluster without points keeps the direction it had."""
+def centres(points: Tensor, assignments: Tensor, before: Tensor, metric: str = "spherical") -> Tensor:
+    """Centroid of every cluster's points; a cluster without points, or whose points cancel, keeps the one it had."""
     sums = torch.zeros_like(before).index_add_(0, assignments, points)
+    filled = torch.bincount(assignments, minlength=len(before)).clamp(min=1)
     alive = sums.square().sum(1, keepdim=True) > 0
-    return torch.where(alive, F.normalize(sums, dim=1), before)
+    return torch.where(alive, _duals(sums / filled[:, None], metric), before)
 
 
 def nearest(points: Tensor, centroids: Tensor) -> Tensor:
@@ -129,25 +163,27 @@ def nearest(points: Tensor, centroids: Tensor) -> Tensor:
 def _lloyd(points: Tensor, centroids: Tensor, recipe: Recipe, tick: Tick) -> Tensor:
     step = _faiss_step if _use_faiss(points, recipe.backend) else _torch_step
     for number in range(recipe.lloyd):
-        centroids = step(points, centroids, recipe.seed + number)
+        centroids = step(points, centroids, recipe, number)
         tick()
     return centroids
 
 
-def _torch_step(points: Tensor, centroids: Tensor, seed: int) -> Tensor:
-    return directions(points, nearest(points, centroids), centroids)
+def _torch_step(points: Tensor, centroids: Tensor, recipe: Recipe, number: int) -> Tensor:
+    return centres(points, nearest(points, centroids), centroids, recipe.metric)
 
 
-def _faiss_step(points: Tensor, centroids: Tensor, seed: int) -> Tensor:
-    """One spherical Lloyd iteration by faiss, which also splits a large cluster wherever one is empty."""
+def _faiss_step(points: Tensor, centroids: Tensor, recipe: Recipe, number: int) -> Tensor:
+    """One Lloyd iteration by faiss, which also splits a large cluster wherever one is empty."""
     import faiss
     import numpy as np
 
-    count, width = centroids.shape
-    means = faiss.Kmeans(width, count, niter=1, spherical=True, seed=seed, min_points_per_centroid=1,
-                         max_points_per_centroid=len(points))  # fmt: skip
-    means.train(points.numpy(), init_centroids=centroids.numpy())
-    return F.normalize(torch.from_numpy(np.array(means.centroids)), dim=1)
+    spherical = recipe.metric == "spherical"
+    width = points.shape[1] - (0 if spherical else 1)
+    means = faiss.Kmeans(width, len(centroids), niter=1, spherical=spherical, seed=recipe.seed + number,
+                         min_points_per_centroid=1, max_points_per_centroid=len(points))  # fmt: skip
+    means.train(points[:, :width].contiguous().numpy(), init_centroids=centroids[:, :width].contiguous().numpy())
+    found = torch.from_numpy(np.array(means.centroids))
+    return _duals(found if spherical else F.pad(found, (0, 1)), recipe.metric)
 
 
 def _use_faiss(points: Tensor, backend: str) -> bool:
@@ -162,10 +198,10 @@ def _use_faiss(points: Tensor, backend: str) -> bool:
     return True
 
 
-def _start(points: Tensor, count: int, seed: int) -> Tensor:
+def _start(points: Tensor, count: int, recipe: Recipe) -> Tensor:
     """Distinct rows, drawn with the seed."""
-    dice = torch.Generator().manual_seed(seed)
-    return points[torch.randperm(len(points), generator=dice)[:count].to(points.device)].clone()
+    dice = torch.Generator().manual_seed(recipe.seed)
+    return _duals(points[torch.randperm(len(points), generator=dice)[:count].to(points.device)], recipe.metric)
 
 
 def _progress(recipe: Recipe) -> Any:

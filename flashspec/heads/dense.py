@@ -28,6 +28,16 @@ class DenseHead:
         """Rows of the weight."""
         return self.weight.shape[0]
 
+    @property
+    def hidden(self) -> int:
+        """Width of the rows it reads."""
+        return self.weight.shape[1]
+
+    @property
+    def rows_scored(self) -> int:
+        """Inner products for each hidden row."""
+        return self.vocab_size
+
     @torch.no_grad()
     def __call__(self, rows: Tensor, positions: Tensor | None = None, dice: Dice | None = None) -> Scores:
         """Logits [n, vocab] of rows [n, hidden]; nothing is drawn."""

@@ -11,50 +11,9 @@ from torch import Tensor
 
 from flashspec.heads.base import Norm, check_rows, fused, project, project_blocks, weight_of
 from flashspec.heads.cluster import Clusters, Recipe, cluster
-from flashspec.heads.table import Table, build_table
+from flashspec.heads.plan import FlashPlan, known
+from flashspec.heads.table import Table, build_table, stage_one
 from flashspec.scores import Dice, Scores
-
-SELECTIONS = ("top", "sample")
-
-
-@dataclass(frozen=True)
-class FlashPlan:
-    """What a FlashHead scores.
-
-    `probes` clusters of `cluster_size` rows are scored for each hidden row (None: one cluster in sixteen, as the authors'
-    released code does), and the ids in `always` in any case. `selection` "top" takes the best clusters; "sample" draws them
-    without replacement from softmax(centroids . row / temperature), so that every id can be drafted. `seed` is the
-    clustering's.
-    """
-
-    cluster_size: int = 16
-    probes: int | None = None
-    always: tuple[int, ...] = ()
-    seed: int = 0
-    selection: str = "top"
-    temperature: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.probes is not None and self.probes < 1:
-            raise ValueError(f"probes must be at least 1, got {self.probes}")
-        if self.selection not in SELECTIONS:
-            raise ValueError(f"selection must be one of {', '.join(SELECTIONS)}, got {self.selection!r}")
-        if not self.temperature > 0:
-            raise ValueError(
-                f"the temperature of cluster sampling must be above 0, got {self.temperature}; or use selection='top'"
-            )
-        if len(set(self.always)) < len(self.always):
-            raise ValueError("always lists an id twice; list each once")
-
-    def resolve(self, clusters: Clusters) -> FlashPlan:
-        """This plan for these clusters, probes filled in; ValueError where it asks for more than there is."""
-        probes = self.probes if self.probes is not None else -(-clusters.count // 16)
-        if probes > clusters.count:
-            raise ValueError(f"probes must be at most the {clusters.count} clusters of this head, got {probes}")
-        wrong = [v for v in self.always if not 0 <= v < clusters.vocab_size]
-        if wrong:
-            raise ValueError(f"always holds id {wrong[0]}, but this head's ids run from 0 to {clusters.vocab_size - 1}")
-        return replace(self, probes=probes, cluster_size=clusters.size)
 
 
 @dataclass(frozen=True)
@@ -84,17 +43,22 @@ class FlashHead:
         `changes` are fields of FlashPlan. Raises ValueError for a plan that does not fit the weight.
         """
         weight = weight_of(weight)
-        plan = replace(plan or FlashPlan(), **_known(changes))
-        clusters = clusters or cluster(weight, Recipe(plan.cluster_size, plan.seed))
+        plan = replace(plan or FlashPlan(), **known(changes))
+        clusters = clusters or cluster(weight, Recipe(plan.cluster_size, plan.seed, metric=plan.metric, homes=plan.homes))
         if (clusters.vocab_size, clusters.centroids.shape[1]) != weight.shape:
             raise ValueError(f"these clusters are of {clusters.vocab_size} ids, not of a weight of shape {list(weight.shape)}")
         plan = plan.resolve(clusters)
-        return cls(fused(norm), weight, clusters, plan, build_table(weight, clusters, plan.always))
+        return cls(fused(norm), weight, clusters, plan, build_table(weight, clusters, plan))
 
     @property
     def vocab_size(self) -> int:
         """Ids run from 0 to vocab_size - 1, whether or not a call scores them."""
         return self.clusters.vocab_size
+
+    @property
+    def hidden(self) -> int:
+        """Width of the rows it reads."""
+        return self.weight.shape[1]
 
     @property
     def probes(self) -> int:
@@ -104,25 +68,30 @@ class FlashHead:
     @property
     def rows_scored(self) -> int:
         """Inner products for each hidden row: centroids, probed rows and always-scored rows, padding included."""
-        return self.table.clusters + (self.probes + self.table.forced) * self.clusters.size
+        return self.table.clusters + (self.probes + self.table.forced) * self.table.slots
 
     def bytes_read(self, rows: int) -> int:
-        """Centroids and always-scored blocks once, probed blocks once for each row."""
-        once = self.table.clusters + self.table.forced * self.clusters.size
-        return (once + rows * self.probes * self.clusters.size) * self.weight.shape[1] * self.weight.element_size()
+        """Centroids (in stage 1's format) and always-scored blocks once, probed blocks once for each row."""
+        blocks = self.table.forced + rows * self.probes
+        return self.table.directions.nbytes + blocks * self.table.slots * self.hidden * self.weight.element_size()
 
     @torch.no_grad()
     def __call__(self, rows: Tensor, positions: Tensor | None = None, dice: Dice | None = None) -> Scores:
-        """Scores [n, (B + probes) * cluster_size] of rows [n, hidden], B blocks of always-scored ids first."""
-        check_rows(rows, self.weight.shape[1])
+        """Scores [n, (B + probes) * slots] of rows [n, hidden], B blocks of always-scored ids first."""
+        check_rows(rows, self.hidden)
         states, table = self.norm(rows), self.table
-        chosen = self.choose(project(states, table.directions), positions, dice)
-        if table.forced:
-            chosen = torch.cat((_forced(table, len(rows)), chosen), 1)
+        chosen = self.blocks_of(states, positions, dice)
         logits = project_blocks(states, table.blocks, chosen)
         if table.masked:
             logits = logits + table.bias[chosen]
+        if table.twins is not None:
+            logits = logits.masked_fill(_again(table.twins, chosen), -torch.inf)
         return Scores(table.ids[chosen].flatten(1), logits.flatten(1))
+
+    def blocks_of(self, states: Tensor, positions: Tensor | None = None, dice: Dice | None = None) -> Tensor:
+        """Numbers [n, B + probes] of the blocks that normalised rows [n, hidden] are scored against."""
+        chosen = self.choose(project(states, self.table.directions), positions, dice)
+        return torch.cat((_forced(self.table, len(states)), chosen), 1) if self.table.forced else chosen
 
     def choose(self, likeness: Tensor, positions: Tensor | None, dice: Dice | None) -> Tensor:
         """Clusters [n, probes] to probe, from likeness [n, K] of row and centroid directions.
@@ -138,12 +107,15 @@ class FlashHead:
         return likeness.topk(self.probes, sorted=False).indices
 
     def with_plan(self, **changes: Any) -> FlashHead:
-        """This head with another probes, selection or temperature; nothing is copied."""
-        plan = replace(self.plan, **_known(changes))
-        fixed = ("cluster_size", "seed", "always")
+        """This head with another probes, selection, temperature or stage1; no row is copied."""
+        plan = replace(self.plan, **known(changes))
+        fixed = ("cluster_size", "seed", "always", "metric", "homes")
         if any(getattr(plan, name) != getattr(self.plan, name) for name in fixed):
-            raise ValueError("cluster_size, seed and always are fixed in a built head; use with_always, or build another")
-        return replace(self, plan=plan.resolve(self.clusters))
+            raise ValueError(f"{', '.join(fixed)} are fixed in a built head; use with_always, or build another")
+        table = self.table
+        if plan.stage1 != self.plan.stage1:
+            table = table._replace(directions=stage_one(self.clusters.centroids, self.weight.dtype, plan.stage1))
+        return replace(self, plan=plan.resolve(self.clusters), table=table)
 
     def with_probes(self, probes: int) -> FlashHead:
         """This head with another number of probes; nothing is copied."""
@@ -174,10 +146,7 @@ def _forced(table: Table, rows: int) -> Tensor:
     return numbers.expand(rows, -1)
 
 
-def _known(changes: dict[str, Any]) -> dict[str, Any]:
-    unknown = [name for name in changes if name not in FlashPlan.__dataclass_fields__]
-    if unknown:
-        raise ValueError(f"FlashHead has no option {unknown[0]!r}; options: {', '.join(FlashPlan.__dataclass_fields__)}")
-    if "always" in changes:
-        changes = {**changes, "always": tuple(int(v) for v in changes["always"])}
-    return changes
+def _again(twins: Tensor, chosen: Tensor) -> Tensor:
+    """Slots [n, P, slots] whose id stands in another chosen block first."""
+    probed = torch.zeros(len(chosen), len(twins) + 1, dtype=torch.bool, device=chosen.device).scatter_(1, chosen, True)
+    return probed.gather(1, twins[chosen].flatten(1)).view(*chosen.shape, -1)

@@ -8,26 +8,35 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from flashspec.heads.cluster import Clusters
+from flashspec.heads.cluster import Clusters, members_of
+from flashspec.heads.plan import FlashPlan
+from flashspec.kernels import Packed, pack
 
 
 class Table(NamedTuple):
     """K clusters of rows, then the blocks of always-scored rows; a block is contiguous and probed as a whole.
 
-    A slot that must not count (padding, or an always-scored id in its own cluster) has bias -inf and a valid id.
+    A slot that must not count (padding, or an always-scored id in its own cluster) has bias -inf and a valid id. Where ids
+    have a second home, it stands behind the first homes of that cluster, and its `twins` names the block of its first home.
     """
 
-    blocks: Tensor  # [K + B, size, D], the weight's dtype
-    ids: Tensor  # [K + B, size] int64
-    bias: Tensor  # [K + B, size], 0 or -inf
-    directions: Tensor  # [K, D] unit centroids, the weight's dtype
+    blocks: Tensor  # [K + B, slots, D], the weight's dtype
+    ids: Tensor  # [K + B, slots] int64
+    bias: Tensor  # [K + B, slots], 0 or -inf
+    directions: Tensor | Packed  # [K, D] unit centroids, in the format of stage 1
     lengths: Tensor  # [K] lengths of the centroids
     masked: bool  # whether any slot of a cluster has bias -inf
+    twins: Tensor | None = None  # [K + B, slots] block that lists the id first, K + B where this one does
 
     @property
     def clusters(self) -> int:
         """Clusters that compete for probes, K."""
-        return len(self.directions)
+        return self.directions.shape[0]
+
+    @property
+    def slots(self) -> int:
+        """Rows of a block."""
+        return self.blocks.shape[1]
 
     @property
     def forced(self) -> int:
@@ -35,25 +44,49 @@ class Table(NamedTuple):
         return len(self.blocks) - self.clusters
 
 
-def build_table(weight: Tensor, clusters: Clusters, always: tuple[int, ...]) -> Table:
-    """Permute weight [V, D] once, with the rows of the ids in `always` copied into blocks of their own behind the clusters."""
-    chosen = torch.tensor(always, dtype=torch.int64, device=weight.device)
-    own = torch.isin(clusters.members, chosen)
-    members = torch.cat((clusters.members, _in_blocks(chosen, clusters.size)))
+def build_table(weight: Tensor, clusters: Clusters, plan: FlashPlan) -> Table:
+    """Permute weight [V, D] once, with the rows of the plan's `always` copied into blocks of their own behind the clusters."""
+    chosen = torch.tensor(plan.always, dtype=torch.int64, device=weight.device)
+    listed = _listed(clusters)
+    own = torch.isin(listed, chosen)
+    members = torch.cat((listed, _in_blocks(chosen, listed.shape[1])))
     off = members < 0
     off[: clusters.count] |= own
     ids = members.where(members >= 0, members[:, :1])
     wide = torch.float64 if weight.dtype is torch.float64 else torch.float32
     bias = torch.zeros(ids.shape, dtype=wide, device=weight.device).masked_fill(off, -torch.inf)
-    centroids = clusters.centroids.to(wide)
     return Table(
         blocks=weight[ids.flatten()].view(*ids.shape, -1),
         ids=ids,
         bias=bias,
-        directions=F.normalize(centroids, dim=1).to(weight.dtype),
-        lengths=centroids.norm(dim=1),
+        directions=stage_one(clusters.centroids, weight.dtype, plan.stage1),
+        lengths=clusters.centroids.to(wide).norm(dim=1),
         masked=bool(off.any()),
+        twins=_twins(clusters, ids) if clusters.second is not None else None,
     )
+
+
+def stage_one(centroids: Tensor, dtype: torch.dtype, kind: str) -> Tensor | Packed:
+    """Unit directions of centroids [K, D] in the format `kind`; "weight" is the weight's own `dtype`."""
+    wide = torch.float64 if dtype is torch.float64 else torch.float32
+    unit = F.normalize(centroids.to(wide), dim=1)
+    if kind in ("int8", "int4"):
+        return pack(unit, int(kind[3:]))
+    return unit.to(torch.bfloat16 if kind == "bf16" else dtype)
+
+
+def _listed(clusters: Clusters) -> Tensor:
+    """Ids of every cluster [K, slots]: those at home there first, then those at home there second, -1 in empty slots."""
+    if clusters.second is None:
+        return clusters.members
+    return torch.cat((clusters.members, members_of(clusters.second, clusters.count, clusters.size)), 1)
+
+
+def _twins(clusters: Clusters, ids: Tensor) -> Tensor:
+    twins = torch.full_like(ids, len(ids))
+    second = ids[: clusters.count, clusters.size :]
+    twins[: clusters.count, clusters.size :] = clusters.assignments[second]
+    return twins
 
 
 def _in_blocks(ids: Tensor, size: int) -> Tensor:
