@@ -106,7 +106,12 @@ def prompt_of(text: str | None, ids: str | None) -> str | list[int]:
 @click.option("--ids", metavar="1,2,3", help="The prompt as token ids instead of text.")
 @click.option("--method", default="flash", show_default=True, help="One of " + ", ".join(METHODS) + ".")
 @click.option("--target", default="reference", show_default=True, help="A shipped model or a checkpoint folder.")
-@click.option("--draft-model", default="reference", show_default=True, help="A shipped model or a checkpoint folder.")
+@click.option(
+    "--draft-model",
+    default="reference",
+    show_default=True,
+    help="A shipped model or a checkpoint folder; several, by commas, for a cascade.",
+)
 @click.option("--max-new-tokens", default=128, show_default=True, help="Tokens to write at most.")
 @click.option("--show", is_flag=True, help="Colour accepted, corrected and bonus tokens.")
 @click.option("--dtype", default="auto", show_default=True, help="auto, float32 or bfloat16.")
@@ -122,7 +127,7 @@ def command(prompt: str | None, ids: str | None, **options: Any) -> None:
     method = method_named(options["method"], changes)
     if sys.stderr.isatty():
         click.secho("loading models ...", err=True, dim=True)
-    models = _models(options, method.draft == "model")
+    models = _models(options, method.draft in ("model", "cascade"))
     limit = {"max_new_tokens": options["max_new_tokens"]}
     ready = request(models, asked, method, sampling, limit)
     done = stream(models, ready, options["show"])
@@ -132,7 +137,7 @@ def command(prompt: str | None, ids: str | None, **options: Any) -> None:
 def _models(options: dict[str, Any], drafts: bool) -> Models:
     return load(
         options["target"],
-        options["draft_model"] if drafts else None,
+        options["draft_model"].split(",") if drafts else None,
         dtype=options["dtype"],
         device=options["device"],
         weights=options["weights"],

@@ -86,10 +86,11 @@ def request(models: Models, prompt: Prompt, method: str | Method, sampling: Samp
     ids = models.encode(prompt) if isinstance(prompt, str) else list(prompt)
     if not ids:
         raise ValueError("the prompt is empty; give at least one token")
-    context = min(m.config.context for m in (models.target, models.draft) if m is not None)
-    if len(ids) >= context:
-        raise ValueError(f"the prompt has {len(ids)} tokens and the context holds {context}; shorten it to {context - 1}")
-    return Request(ids, build(chosen, models, sampling, min(context, len(ids) + new)), limits)
+    if len(ids) >= models.context:
+        raise ValueError(
+            f"the prompt has {len(ids)} tokens and the context holds {models.context}; shorten it to {models.context - 1}"
+        )
+    return Request(ids, build(chosen, models, sampling, min(models.context, len(ids) + new)), limits)
 
 
 def generate(

@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from flashspec.decoding.adaptive import DOUBTS, Doubt, doubt_named, nothing_to_say
 from flashspec.decoding.cascade import Stage
-from flashspec.decoding.models import Models, readers
-from flashspec.decoding.rules import rule_for
-from flashspec.heads.base import Head
+from flashspec.decoding.lookup import LookupHead, LookupReader
+from flashspec.decoding.models import Models, spans
+from flashspec.decoding.rules import TypicalAcceptance, rule_for
+from flashspec.heads.base import Head, fused
 from flashspec.heads.dense import DenseHead
+from flashspec.model.reader import Reader, SpanReader
 from flashspec.scores import GREEDY, Sampling
 
 
@@ -17,10 +20,16 @@ from flashspec.scores import GREEDY, Sampling
 class Method:
     """One way of decoding.
 
-    `draft` "model" lets a second model write, "none" the target itself: at its top (plain decoding), or at the first of
-    `exits` (layers counted from the bottom). Every exit is a stage: the ones above the writer verify `k`, and from the
-    third stage on `interval`, waiting tokens. `head` "flash" puts a FlashHead on the writer, with `probes` clusters
+    `draft` "model" lets a second model write, "cascade" the smallest of several models that then verify in a row, "lookup"
+    copies from the text itself (up to `ngram` tokens are compared), "none" the target: at its top (plain decoding), or at
+    the first of `exits` (layers counted from the bottom). Every exit is a stage: the one above the writer verifies `k`, and
+    from the third stage on `interval`, waiting tokens. `head` "flash" puts a FlashHead on the writer, with `probes` clusters
     (None: the head's own default) chosen by `selection`. `finalize` is "deferred" or "eager".
+
+    Stages may ask the one above early: the writer before a draw, a middle verifier after its check, where `doubt`
+    ("confidence" below, "entropy" in nats above) passes `draft_doubt` or `verify_doubt`; None never asks. `middle` "typical"
+    lets middle verifiers keep what is typical of them, not what follows their law. Without `reuse` every stage of one model
+    reads with layers and caches of its own, as engines do that cannot share them.
     """
 
     draft: str = "none"
@@ -31,9 +40,17 @@ class Method:
     interval: int = 4
     probes: int | None = None
     selection: str = "top"
+    ngram: int = 3
+    doubt: str = "confidence"
+    draft_doubt: float | None = None
+    verify_doubt: float | None = None
+    middle: str = "exact"
+    reuse: bool = True
 
     def __post_init__(self) -> None:
-        _one_of("draft", self.draft, ("none", "model"))
+        _one_of("draft", self.draft, ("none", "model", "cascade", "lookup"))
+        _one_of("doubt", self.doubt, tuple(DOUBTS))
+        _one_of("middle", self.middle, ("exact", "typical"))
         _one_of("head", self.head, ("dense", "flash"))
         _one_of("finalize", self.finalize, ("eager", "deferred"))
         _one_of("selection", self.selection, ("top", "sample"))
@@ -43,6 +60,11 @@ class Method:
             raise ValueError(f"exits must be layer numbers from 1, in rising order, got {self.exits}")
         if self.writer_is_target and self.head == "flash":
             raise ValueError("a FlashHead needs a verifier above it; set draft='model' or give exits")
+        if self.draft == "lookup" and self.head == "flash":
+            raise ValueError("prompt lookup has no vocabulary head to replace; use head='dense' with draft='lookup'")
+        if self.ngram < 1:
+            raise ValueError(f"ngram must be at least 1, got {self.ngram}")
+        doubt_named(self.doubt, self.draft_doubt), doubt_named(self.doubt, self.verify_doubt)
 
     @property
     def writer_is_target(self) -> bool:
@@ -50,8 +72,13 @@ class Method:
         return self.draft == "none" and not self.exits
 
     def exact(self, sampling: Sampling) -> bool:
-        """Whether the text follows the target's own law under this sampling."""
-        return self.writer_is_target or sampling.rule != "typical"
+        """Whether the text follows the target's own law under this sampling.
+
+        A lossy middle stage hands on tokens that no longer follow the law it claims for them, so speculative sampling above
+        it is lossy too; the coupling and greedy decoding compare tokens alone and stay exact.
+        """
+        claims = sampling.rule == "speculative" and sampling.temperature > 0
+        return self.writer_is_target or (sampling.rule != "typical" and not (self.middle == "typical" and claims))
 
 
 def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
@@ -66,6 +93,10 @@ METHODS = {
     "self_speculation": Method(exits=(2,)),
     "hispec": Method(exits=(2, 4), k=2),
     "hispec_flash": Method(exits=(2, 4), k=2, head="flash"),
+    "hispec_adaptive": Method(exits=(2, 4), k=4, interval=8, draft_doubt=0.3, verify_doubt=0.3),
+    "hispec_typical": Method(exits=(2, 4), k=2, middle="typical"),
+    "lookup": Method(draft="lookup", k=6),
+    "cascade": Method(draft="cascade", interval=8),
 }
 
 
@@ -85,21 +116,49 @@ def build(method: Method, models: Models, sampling: Sampling = GREEDY, context: 
     layers = models.target.config.layers
     if method.exits and method.exits[-1] >= layers:
         raise ValueError(f"exits must lie below the target's {layers} layers, got {method.exits}")
-    chain = readers(models, method.draft == "model", method.exits, context)
+    chain = readers(method, models, context or models.context)
     rule = rule_for(sampling, models.target.config.vocab_size)
-    top = DenseHead(models.target.norm, models.target.head_weight)
-    heads = [_writer_head(method, models, sampling), *[top] * (len(chain) - 1)]
+    middle = rule if method.middle == "exact" else TypicalAcceptance(sampling, models.target.config.vocab_size)
+    heads = [_writer_head(method, models, sampling), *(_verifier_head(models, reader) for reader in chain[1:])]
+    rules = [rule, *[middle] * (len(chain) - 2), rule]
     waits = [1, method.k, *[method.interval] * len(chain)]
-    return [Stage(reader, head, rule, every) for reader, head, every in zip(chain, heads, waits, strict=False)]
+    return [Stage(*parts) for parts in zip(chain, heads, rules, waits, _doubts(method, len(chain)), strict=False)]
+
+
+def readers(method: Method, models: Models, context: int) -> list[Reader]:
+    """The chain of readers from the writer up: lookup or smaller models, then the target's spans up to each exit and the top."""
+    below: list[Reader] = []
+    if method.draft == "lookup":
+        below = [LookupReader(context, method.ngram, models.target.embed.weight.device)]
+    elif method.draft != "none":
+        small = models.drafts if method.draft == "cascade" and models.drafts else (models.model("draft"),)
+        below = [SpanReader(model, context=context) for model in small]
+    return [*below, *spans(models.target, (*method.exits, models.target.config.layers), context, method.reuse)]
+
+
+def _doubts(method: Method, count: int) -> list[Doubt | None]:
+    """What makes each of `count` stages ask the one above; the last has none above it."""
+    writer = nothing_to_say if method.draft == "lookup" else doubt_named(method.doubt, method.draft_doubt)
+    return [writer, *[doubt_named(method.doubt, method.verify_doubt)] * (count - 2), None] if count > 1 else [None]
+
+
+def _verifier_head(models: Models, reader: Reader) -> Head:
+    """The dense head of a stage above the writer: of its own model, through the exit's adapter where it has one."""
+    model = getattr(reader, "model", models.target)
+    norm = models.exit_norm(getattr(reader, "stop", model.config.layers)) if model is models.target else model.norm
+    return DenseHead(norm, model.head_weight)
 
 
 def _writer_head(method: Method, models: Models, sampling: Sampling) -> Head:
     """The head of stage 0."""
-    which = "draft" if method.draft == "model" else "target"
+    if method.draft == "lookup":
+        return LookupHead(models.target.config.vocab_size)
+    which = "target" if method.draft == "none" else "draft"
+    model = models.model(which)
+    norm = models.exit_norm(method.exits[0]) if which == "target" and method.exits else model.norm
     if method.head == "dense":
-        model = models.model(which)
-        return DenseHead(model.norm, model.head_weight)
-    head = models.flash_head(which)
+        return DenseHead(norm, model.head_weight)
+    head = replace(models.flash_head(which), norm=fused(norm))
     changes: dict[str, Any] = {} if method.probes is None else {"probes": method.probes}
     if method.selection == "sample" and sampling.temperature > 0:
         changes |= {"selection": "sample", "temperature": sampling.temperature}

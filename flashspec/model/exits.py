@@ -1,0 +1,66 @@
+"""Exit adapters: a small learned step between an exit's rows and the shared final norm and head of a frozen model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from flashspec.model.transformer import RMSNorm, Transformer
+
+EXITS_FILE = "exits.safetensors"
+
+
+class ExitAdapter(nn.Module):
+    """Rows of one exit, corrected and then normalised as the model's last rows are: norm(x + up(silu(down(own(x))))).
+
+    `up` starts at zero, so an untrained adapter is the shared final norm (LayerSkip's exit, Elhoushi et al. 2024).
+    """
+
+    def __init__(self, model: Transformer, rank: int) -> None:
+        super().__init__()
+        if rank < 1:
+            raise ValueError(f"the rank of an exit adapter must be at least 1, got {rank}")
+        hidden = model.config.hidden
+        self.own = RMSNorm(hidden, model.config.norm_eps)
+        self.down = nn.Linear(hidden, rank, bias=False)
+        self.up = nn.Linear(rank, hidden, bias=False)
+        self.final = model.norm.forward
+        nn.init.zeros_(self.up.weight)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Normalised rows [n, hidden] for the shared head, in the adapter's own precision (float32)."""
+        wide = rows.to(self.down.weight.dtype)
+        return self.final(wide + self.up(F.silu(self.down(self.own(wide)))))
+
+
+def save_exits(adapters: dict[int, ExitAdapter], path: Path) -> None:
+    """Write adapters by layer to a safetensors file, under a temporary name first."""
+    from safetensors.torch import save_file
+
+    tensors = {f"{layer}.{name}": value for layer, a in adapters.items() for name, value in a.state_dict().items()}
+    part = path.with_name(f".{path.name}.part")
+    save_file(tensors, str(part))
+    part.replace(path)
+
+
+def load_exits(path: Path, model: Transformer) -> dict[int, ExitAdapter]:
+    """Adapters by layer; ValueError in words for a file that another model's exits were written to."""
+    from safetensors.torch import load_file
+
+    tensors = load_file(str(path), device=str(model.embed.weight.device))
+    found = {int(name.split(".")[0]) for name in tensors}
+    return {layer: _load_one(layer, tensors, model, path) for layer in sorted(found)}
+
+
+def _load_one(layer: int, tensors: dict[str, Tensor], model: Transformer, path: Path) -> ExitAdapter:
+    own = {name.partition(".")[2]: value for name, value in tensors.items() if name.startswith(f"{layer}.")}
+    down = own.get("down.weight")
+    if down is None or down.shape[1] != model.config.hidden or not 0 < layer < model.config.layers:
+        raise ValueError(
+            f"{path.name} holds an exit of another model (layer {layer}); train exits anew with flashspec train exits"
+        )
+    adapter = ExitAdapter(model, down.shape[0]).to(down.device)
+    adapter.load_state_dict(own)
+    return adapter.eval().requires_grad_(False)
