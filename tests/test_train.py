@@ -19,7 +19,7 @@ from flashspec.model.config import ModelConfig
 from flashspec.model.transformer import Transformer
 from flashspec.train import corpus
 from flashspec.train.distill import Distillation, DraftLoss, Teacher, acceptance, slice_of
-from flashspec.train.losses import divergence
+from flashspec.train.losses import disagreement, divergence
 from flashspec.train.muon import orthogonalise
 from flashspec.train.prompts import KINDS, _cuts
 from flashspec.train.target import Recipe, TargetLoss, exit_scores, initialise
@@ -56,6 +56,30 @@ def test_a_decay_branch_starts_from_another_runs_checkpoint(tmp_path):
     trained(tmp_path / "trunk", first)
     branch = trained(tmp_path / "branch", branch=tmp_path / "trunk" / "checkpoint.pt")
     assert same(branch, trained(tmp_path / "whole"))
+
+
+def test_a_phase_that_hands_over_continues_at_the_rate_it_had(tmp_path):
+    first = replace(RECIPE, schedule=replace(RECIPE.schedule, handover=6))
+    trained(tmp_path / "first", first)
+    assert same(trained(tmp_path / "second", branch=tmp_path / "first" / "checkpoint.pt"), trained(tmp_path / "whole"))
+    with pytest.raises(ValueError, match="handover must lie between 1 and steps = 8"):
+        replace(RECIPE.schedule, handover=9)
+
+
+def test_an_exit_disagrees_least_with_its_own_distribution():
+    """The least value is the entropy of the final distribution; only the exit is moved."""
+    model = Transformer(SHAPE)
+    initialise(model, 0)
+    final = torch.randn(5, SHAPE.hidden, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    with torch.no_grad():
+        model.embed.weight.mul_(50)
+        p = F.linear(model.norm(final), model.head_weight).softmax(-1)
+    early = (final.detach() + 0.5).requires_grad_()
+    least, more = disagreement(model, final, final), disagreement(model, early, final)
+    assert least.item() == pytest.approx(-(p * p.log()).sum(-1).mean().item(), rel=1e-4)
+    assert more > 1.05 * least
+    more.backward()
+    assert final.grad is None and early.grad.norm() > 0
 
 
 def test_another_seed_gives_another_model(tmp_path):

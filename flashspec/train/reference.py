@@ -35,8 +35,12 @@ TARGET_PHASES = (
     Recipe(Schedule(800, 0), growth=GROWTH),
     Recipe(Schedule(1300, 450), growth=GROWTH, sequences=4, length=512),
     Recipe(
-        Schedule(2400, 1100, muon_lr=0.015, adam_lr=2e-3), growth=GROWTH, sequences=4, length=512,
+        Schedule(2400, 1100, muon_lr=0.015, adam_lr=2e-3, handover=1700), growth=GROWTH, sequences=4, length=512,
         exits=(2, 2, 4), exit_weight=0.15, imitation_weight=0.3,
+    ),
+    Recipe(
+        Schedule(2300, 943, muon_lr=0.015, adam_lr=2e-3), growth=GROWTH, sequences=4, length=512,
+        exits=(2, 2, 2, 4), exit_weight=0.1, imitation_weight=1.0, exit_rows=1024,
     ),
 )  # fmt: skip
 DRAFTS = {
@@ -138,7 +142,7 @@ def _with_rows(shop: Workshop, name: str, stream: np.ndarray, windows: int) -> t
 
 
 @torch.no_grad()
-def scores(shop: Workshop, dense: Path | None, windows: int = 24) -> dict[str, Any]:
+def scores(shop: Workshop, dense: Path | None, windows: int = 96) -> dict[str, Any]:
     """Held-out quality of target, exits, drafts and their FlashHeads, as shipped; with the dense folder, what AWQ cost."""
     held = np.load(shop.data / "held_out.npy")
     target = load_transformer(shop.models / "target", dtype="float32", weights="dense")

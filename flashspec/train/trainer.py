@@ -24,7 +24,8 @@ class Schedule:
     """Steps and learning rates of one run.
 
     `decay` steps at the end fall linearly to zero; before them the rate is constant after `warmup` steps, so a decay
-    branch can be taken from any checkpoint of a longer run (Hu et al. 2024, warmup-stable-decay).
+    branch can be taken from any checkpoint of a longer run (Hu et al. 2024, warmup-stable-decay). `handover` ends the run
+    early, with the rate it then has, for another phase to take up.
     """
 
     steps: int
@@ -33,10 +34,18 @@ class Schedule:
     muon_lr: float = 0.02
     adam_lr: float = 3e-3
     save_every: int = 50
+    handover: int | None = None
 
     def __post_init__(self) -> None:
+        if self.handover is not None and not 0 < self.handover <= self.steps:
+            raise ValueError(f"handover must lie between 1 and steps = {self.steps}, got {self.handover}")
         if not 0 <= self.decay <= self.steps:
             raise ValueError(f"decay must lie between 0 and steps = {self.steps}, got {self.decay}")
+
+    @property
+    def last(self) -> int:
+        """Steps this run makes."""
+        return self.steps if self.handover is None else self.handover
 
     def rate(self, step: int) -> float:
         """Learning rate at a step, as a share of the full rate."""
@@ -112,10 +121,10 @@ class Run:
 
     def train(self, loss_of: Callable[[int], Tensor], evaluate: Callable[[], dict[str, float]]) -> None:
         """Run to the schedule's end, saving and evaluating every `save_every` steps; `loss_of(step)` draws its own batch."""
-        bar = tqdm(range(self.step, self.schedule.steps), initial=self.step, total=self.schedule.steps, desc=self.folder.name)
+        bar = tqdm(range(self.step, self.schedule.last), initial=self.step, total=self.schedule.last, desc=self.folder.name)
         for step in bar:
             bar.set_postfix(loss=f"{self._advance(loss_of, step):.3f}")
-            if self.step % self.schedule.save_every == 0 or self.step == self.schedule.steps:
+            if self.step % self.schedule.save_every == 0 or self.step == self.schedule.last:
                 self._record(evaluate())
 
     def _advance(self, loss_of: Callable[[int], Tensor], step: int) -> float:
