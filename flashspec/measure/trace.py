@@ -1,0 +1,179 @@
+"""Tokens a check settles, without the target: its texts are recorded once, drafts are replayed against them.
+
+Every lossless method prints the target's own text, so one recording serves every draft, head and k. The released code of
+Decoding Speculative Decoding (Yan et al. 2024) does this for greedy text; here sampled text is replayed too, exactly where
+stages share their noise (rule "coupling") and in expectation under speculative sampling.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from flashspec.decoding.cascade import Stage
+from flashspec.decoding.generate import generate
+from flashspec.decoding.method import Method, build
+from flashspec.decoding.models import Models
+from flashspec.decoding.rules import probability_of
+from flashspec.measure.prompts import Prompt
+from flashspec.model.export import write_json
+from flashspec.provenance import model_digests, short_hash
+from flashspec.scores import Dice, Sampling, warp
+
+FORMAT = 1
+
+
+class Told(NamedTuple):
+    """A prompt and what the target wrote behind it; `chances` are its tokens' probabilities, 1 where nothing was drawn."""
+
+    kind: str
+    prompt: tuple[int, ...]
+    tokens: tuple[int, ...]
+    chances: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Recorded texts of one target: its digest and body parameters, the sampling, and the words of the ids that occur."""
+
+    target: str
+    parameters: int
+    sampling: Sampling
+    told: tuple[Told, ...]
+    words: dict[int, str]
+
+    def save(self, path: Path) -> None:
+        """Write one JSON file; an interrupted write leaves no file of that name."""
+        write_json({"format": FORMAT, **asdict(self), "told": [text._asdict() for text in self.told]}, path)
+
+    @classmethod
+    def load(cls, path: Path) -> Trace:
+        """Read what `save` wrote; FileNotFoundError or ValueError in words for anything else."""
+        if not path.is_file():
+            raise FileNotFoundError(f"no trace at {path}; record one with `flashspec trace record`")
+        try:
+            return _parsed(json.loads(path.read_text(encoding="utf-8")))
+        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            raise ValueError(f"{path.name} is no trace ({error}); record one with `flashspec trace record`") from error
+
+
+def _parsed(raw: dict[str, Any]) -> Trace:
+    if raw["format"] != FORMAT:
+        raise ValueError(f"the trace has format {raw['format']}, this version reads {FORMAT}; record it anew")
+    told = tuple(Told(t["kind"], *(tuple(t[name]) for name in ("prompt", "tokens", "chances"))) for t in raw["told"])
+    words = {int(number): word for number, word in raw["words"].items()}
+    return Trace(raw["target"], raw["parameters"], Sampling(**raw["sampling"]), told, words)
+
+
+def target_digest(folder: Path) -> str:
+    """What a trace calls its target: a hash over the digests of weights, config.json and tokenizer.json."""
+    return short_hash(model_digests(folder))
+
+
+def record(models: Models, prompts: Iterable[Prompt], sampling: Sampling, new_tokens: int) -> Trace:
+    """Let the target write `new_tokens` behind every prompt, whatever its stop tokens.
+
+    Raises ValueError under typical acceptance, whose text depends on the draft.
+    """
+    if sampling.rule == "typical" and sampling.temperature:
+        raise ValueError("under typical acceptance the text depends on the draft; record with rule coupling or speculative")
+    told = tuple(_told(models, prompt, sampling, new_tokens) for prompt in prompts)
+    folder = models.folders.get("target")
+    digest = target_digest(folder) if folder else ""
+    return Trace(digest, models.target.config.body_parameters, sampling, told, _words(models.tokenizer, told))
+
+
+def _told(models: Models, prompt: Prompt, sampling: Sampling, new_tokens: int) -> Told:
+    written = generate(models, list(prompt.ids), Method(), sampling, max_new_tokens=new_tokens, stop=())
+    tokens = tuple(written.tokens)
+    return Told(prompt.kind, tuple(prompt.ids), tokens, _chances(models, prompt.ids, tokens, sampling))
+
+
+def _chances(models: Models, prompt: Sequence[int], tokens: Sequence[int], sampling: Sampling) -> tuple[float, ...]:
+    if not _drawn_apart(sampling):
+        return (1.0,) * len(tokens)
+    stage = build(Method(), models, sampling, len(prompt) + len(tokens))[0]
+    return tuple(_probabilities(stage, prompt, tokens).tolist())
+
+
+def _drawn_apart(sampling: Sampling) -> bool:
+    """Whether draft and target draw with different numbers, so that only probabilities say what stands."""
+    return sampling.rule != "coupling" and sampling.temperature > 0
+
+
+def _words(tokenizer: Any, told: Iterable[Told]) -> dict[int, str]:
+    if tokenizer is None:
+        return {}
+    ids = sorted({number for text in told for number in (*text.prompt, *text.tokens)})
+    return {number: tokenizer.id_to_token(number) or "" for number in ids}
+
+
+def replay_texts(trace: Trace, models: Models, method: Method) -> Iterator[list[float]]:
+    """For each text, the chance that the draft gets each token behind the true text before it.
+
+    `models` needs the draft and, as its target, anything of the same vocabulary. A reader whose rows do not depend on how
+    many are read together (the compiled kernels) gives the live decode's own rows, so counts are equal exactly.
+    """
+    for told in trace.told:
+        context = len(told.prompt) + len(told.tokens)
+        held = models.model("draft").config.context
+        if context > held:
+            raise ValueError(f"a recorded text has {context} tokens and the draft's context holds {held}; record shorter ones")
+        yield stands(build(method, models, trace.sampling, context)[0], told, trace.sampling)
+
+
+@torch.inference_mode()
+def stands(stage: Stage, told: Told, sampling: Sampling) -> list[float]:
+    """The chance that this writer's proposal for each token of a text is kept: 1 or 0, or min(1, q / p)."""
+    if _drawn_apart(sampling):
+        proposed = _probabilities(stage, told.prompt, told.tokens)
+        return (proposed / torch.tensor(told.chances, dtype=proposed.dtype)).clamp(max=1.0).tolist()
+    rows, positions = _rows(stage, told.prompt, told.tokens)
+    scores = stage.head(rows, positions, Dice(sampling.seed))
+    drawn = [stage.rule.draw(scores.row(i), int(p), 0).token for i, p in enumerate(positions)]
+    return [float(a == b) for a, b in zip(torch.cat(drawn).tolist(), told.tokens, strict=True)]
+
+
+def _rows(stage: Stage, prompt: Sequence[int], tokens: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """The rows that speak for each of `tokens`, and their positions."""
+    reader, start = stage.reader, len(prompt)
+    ids = torch.tensor([*prompt, *tokens], device=reader.rows.device)
+    reader.rewind(0)
+    return reader.read(ids[:-1])[start - 1 :], torch.arange(start, len(ids))
+
+
+@torch.inference_mode()
+def _probabilities(stage: Stage, prompt: Sequence[int], tokens: Sequence[int]) -> Tensor:
+    """Warped probability of each token under the stage's scores."""
+    rows, positions = _rows(stage, prompt, tokens)
+    scores = stage.head(rows, positions, Dice(stage.rule.sampling.seed))
+    return probability_of(warp(scores, stage.rule.sampling), torch.tensor(tokens, device=rows.device))
+
+
+def check_target(trace: Trace, folder: Path) -> None:
+    """Refuse a trace of another target."""
+    found = target_digest(folder)
+    if trace.target != found:
+        raise ValueError(
+            f"this trace was recorded from another target (digest {trace.target or 'none'}, {folder.name} has {found}); "
+            "record it anew with `flashspec trace record`"
+        )
+
+
+def check_words(trace: Trace, tokenizer: Any) -> None:
+    """Refuse a draft whose tokenizer gives an id of the trace to another word, and name the ids."""
+    if tokenizer is None or not trace.words:
+        return
+    wrong = [number for number, word in trace.words.items() if (tokenizer.id_to_token(number) or "") != word]
+    if wrong:
+        named = ", ".join(f"{n} ({trace.words[n]!r}, not {tokenizer.id_to_token(n)!r})" for n in wrong[:5])
+        raise ValueError(
+            f"draft and target have different vocabularies: {len(wrong)} of {len(trace.words)} recorded ids differ, "
+            f"such as {named}; use models of one tokenizer"
+        )
