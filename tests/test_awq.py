@@ -16,6 +16,7 @@ from flashspec.model.awq import (
     Int4Linear,
     Quantised,
     Scheme,
+    Stored,
     dequantise,
     fuse,
     pack,
@@ -78,6 +79,31 @@ def test_dequantising_equals_the_naive_twin() -> None:
     assert torch.equal(dequantise(unpack_weight(**packed)), naive_dense(packed, 32))
 
 
+def gemm_dequantised(packed: dict[str, Tensor], group: int) -> Tensor:
+    """AutoAWQ's formula: shift out eight nibbles, put columns back by the reverse order, subtract zeros, scale."""
+    order, shifts = torch.tensor([0, 4, 1, 5, 2, 6, 3, 7]), torch.arange(0, 32, 4)
+    whole, zeros = (
+        (packed[name].unsqueeze(-1) >> shifts & 15)[..., order].flatten(1).repeat_interleave(times, 0)
+        for name, times in (("qweight", 1), ("qzeros", group))
+    )
+    return (whole - zeros) * packed["scales"].repeat_interleave(group, 0)
+
+
+@pytest.mark.parametrize("group", [32, 64, 128])
+def test_dequantising_equals_autoawqs_formula(group: int) -> None:
+    packed = pack_weight(random_weight(256, 48, group))
+    wanted = gemm_dequantised(packed, group)
+    assert torch.equal(dequantise(unpack_weight(**packed), torch.float16).t(), wanted)
+
+
+@pytest.mark.parametrize("group", [32, 64, 128])
+def test_the_formula_is_autoawqs_own(group: int) -> None:
+    packing = pytest.importorskip("awq.utils.packing_utils")
+    packed = pack_weight(random_weight(256, 48, group))
+    wanted = gemm_dequantised(packed, group)
+    assert torch.equal(packing.dequantize_gemm(packed["qweight"], packed["qzeros"], packed["scales"], 4, group), wanted)
+
+
 def test_another_nibble_order_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     packed = pack_weight(random_weight(64, 16, group=32))
     monkeypatch.setattr(awq, "ORDER", tuple(range(8)))
@@ -92,9 +118,10 @@ def test_rounding_is_off_by_at_most_half_a_step() -> None:
     assert relative(dequantise(quantised), weight) < 0.12
 
 
+@pytest.mark.parametrize("group", [32, 64, 128])
 @pytest.mark.parametrize("shape", [(128, 16), (384, 640), (1024, 384)])
-def test_int4_matmul_equals_the_dense_product(shape: tuple[int, int]) -> None:
-    weight = random_weight(*shape)
+def test_int4_matmul_equals_the_dense_product(shape: tuple[int, int], group: int) -> None:
+    weight = random_weight(*shape, group)
     x = torch.randn(5, shape[0], generator=torch.Generator().manual_seed(1)).bfloat16()
     wanted = x.float() @ dequantise(weight).t()
     assert relative(Int4Linear(weight)(x), wanted) < 5e-3
@@ -120,6 +147,21 @@ def test_int4_bias_is_added_and_leading_dimensions_kept() -> None:
     x = torch.randn(2, 3, 128)
     plain, shifted = (Int4Linear(weight, b, torch.float32)(x) for b in (None, bias))
     assert shifted.shape == (2, 3, 16) and torch.allclose(shifted - plain, bias.expand(2, 3, 16), atol=1e-4)
+
+
+@pytest.mark.parametrize("counts", [(640,), (128, 64, 448), (16, 8, 616)])
+def test_a_weight_repacked_in_pieces_is_the_weight_repacked_at_once(
+    counts: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = [random_weight(384, count, seed=count) for count in counts]
+    stored = Stored([list(pack_weight(part).values()) for part in parts], torch.device("cpu"))
+    whole = Int4Linear(fuse(parts))
+    monkeypatch.setattr(awq, "BLOCK", 384 * 128)
+    assert len(awq.blocks(640, 384)) == 5
+    pieces = Int4Linear(stored)
+    assert torch.equal(pieces.packed, whole.packed) and torch.equal(pieces.scales_and_zeros, whole.scales_and_zeros)
+    monkeypatch.setattr(awq, "blocks", lambda rows, columns: [(0, 64), (128, rows)])
+    assert not torch.equal(Int4Linear(stored).packed, whole.packed)
 
 
 def test_fusing_stacks_output_rows() -> None:
@@ -227,6 +269,32 @@ def test_quantising_without_autoawq_names_the_extra(tmp_path: Path, monkeypatch:
 def test_too_little_calibration_text_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="at least 512 tokens of text, got 3"):
         quantize_awq(quantisable(tmp_path), tmp_path / "awq", ["a b a"])
+
+
+def test_quantising_a_quantised_folder_or_one_without_tokenizer_is_refused(tmp_path: Path) -> None:
+    folder = quantisable(tmp_path)
+    write_awq(SMALL, tmp_path / "packed")
+    with pytest.raises(ValueError, match="quantised already"):
+        quantize_awq(tmp_path / "packed", tmp_path / "awq", ["a b " * 600])
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(FileNotFoundError, match="tokenizer.json is missing"):
+        quantize_awq(folder, tmp_path / "awq", ["a b " * 600])
+
+
+def test_the_command_hands_its_files_to_the_quantiser(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from flashspec.cli import quantize
+    from flashspec.cli.main import status
+
+    calls: list[tuple] = []
+    monkeypatch.setattr(quantize, "quantize_awq", lambda *arguments: calls.append(arguments))
+    text = tmp_path / "text"
+    text.write_text("a b")
+    assert status(["quantize", "dense", str(tmp_path / "awq"), "--text", str(text), "--group-size", "64"]) == 0
+    assert calls == [(Path("dense"), tmp_path / "awq", ["a b"], 64, 16)]
+    assert status(["quantize", "dense", str(tmp_path / "awq"), "--text", "nowhere"]) == 2
+    assert status(["quantize", "dense", str(tmp_path), "--text", str(text)]) == 0
+    (tmp_path / "config.json").write_text("{}")
+    assert status(["quantize", "dense", str(tmp_path), "--text", str(text)]) == 2
 
 
 def quantisable(folder: Path) -> Path:

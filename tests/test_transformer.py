@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import random
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from flashspec.model.config import ModelConfig, RopeScaling, to_hf
+from flashspec.decoding.generate import generate
+from flashspec.decoding.models import Models
+from flashspec.model.config import FAMILIES, ModelConfig, RopeScaling, Unsupported, from_hf, to_hf
 from flashspec.model.transformer import Transformer
 
 BASE = ModelConfig(
@@ -29,9 +33,42 @@ CASES = {
     "llama-mqa-narrow-heads": replace(BASE, family="llama", kv_heads=1, head_dim=8, layers=3),
     "llama-biases": replace(BASE, family="llama", attention_bias=True, mlp_bias=True),
     "llama-linear": replace(BASE, family="llama", rope=RopeScaling("linear", factor=2.5)),
+    "qwen2-biased": replace(BASE, family="qwen2"),
+    "qwen2-untied-theta": replace(BASE, family="qwen2", tied=False, rope_theta=1e6, kv_heads=1, vocab_size=99),
+    "mistral": replace(BASE, family="mistral", tied=False, head_dim=16),
+    "opt": replace(BASE, family="opt", kv_heads=4, norm_eps=1e-5, attention_bias=True, mlp_bias=True),
+    "opt-no-biases": replace(BASE, family="opt", kv_heads=4, norm_eps=1e-5, tied=False, vocab_size=101),
     "llama-llama3": replace(BASE, family="llama", rope=LLAMA3, heads=6, kv_heads=3, tied=False, eos=(3, 5)),
 }
 LENGTHS = (1, 2, 90)
+
+
+def drawn(family: str, seed: int) -> ModelConfig:
+    """A random shape of a family: one layer or three, one head or several, odd vocabularies and biases among them."""
+    dice = random.Random(f"{family} {seed}")
+    opt, heads = family == "opt", dice.choice((1, 2, 6))
+    head_dim, bias = dice.choice((2, 6, 16)), dice.random() < 0.5
+    return ModelConfig(
+        family=family,
+        vocab_size=dice.choice((17, 64, 131)),
+        hidden=heads * (head_dim if opt or family == "qwen2" else dice.choice((3, 8))),
+        ffn=dice.choice((5, 24)),
+        layers=dice.choice((1, 3)),
+        heads=heads,
+        kv_heads=heads if opt else dice.choice([n for n in (1, 2, 3, 6) if heads % n == 0]),
+        head_dim=head_dim,
+        context=128,
+        norm_eps=1e-5 if opt else dice.choice((1e-6, 1e-3)),
+        rope_theta=1e4 if opt else dice.choice((1e4, 1e6)),
+        rope=dice.choice((RopeScaling(), LLAMA3)) if family == "llama" else RopeScaling(),
+        tied=dice.random() < 0.5,
+        attention_bias=bias and family in ("llama", "qwen3", "opt"),
+        mlp_bias=bias and family in ("llama", "opt"),
+        eos=(3,),
+    )
+
+
+CASES |= {f"{family}-drawn-{seed}": drawn(family, seed) for family in FAMILIES for seed in range(4)}
 
 
 def randomised(config: ModelConfig, seed: int = 0) -> Transformer:
@@ -80,7 +117,7 @@ def test_we_load_what_transformers_saves_and_give_its_logits(name: str, tmp_path
     theirs = transformers.AutoModelForCausalLM.from_config(config).eval()
     theirs.save_pretrained(tmp_path)
     ours = Transformer.load(tmp_path, dtype="float32")
-    assert replace(ours.config, bos=None) == replace(CASES[name], bos=None)
+    assert replace(ours.config, bos=None, eos=()) == replace(CASES[name], bos=None, eos=())
     assert distance(ours, theirs) < 1e-4
 
 
@@ -116,3 +153,66 @@ def test_bfloat16_survives_a_round_trip_bit_for_bit(tmp_path: Path) -> None:
     again = Transformer.load(tmp_path)
     assert again.norm.weight.dtype == torch.bfloat16
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True))
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if "drawn-0" in name or name in ("opt", "qwen2-biased", "llama-llama3")])
+def test_greedy_text_is_the_text_of_transformers_generate(name: str, tmp_path: Path) -> None:
+    model = randomised(replace(CASES[name], eos=()))
+    model.save(tmp_path, dtype="float32")
+    ids = prompt(model.config, 9)[:1]
+    settings = {"max_new_tokens": 24, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    wanted = as_transformers(tmp_path).generate(ids, attention_mask=torch.ones_like(ids), **settings)[0, 9:].tolist()
+    draft = Transformer(replace(model.config, layers=1)).eval().requires_grad_(False)
+    draft.load_state_dict({key: value for key, value in model.state_dict().items() if key in draft.state_dict()})
+    models = Models(model.requires_grad_(False), draft)
+    for method in ("baseline", "dense"):
+        assert generate(models, ids[0].tolist(), method, max_new_tokens=24, stop=()).tokens == wanted
+
+
+def test_the_control_another_prompt_has_another_text() -> None:
+    models = Models(randomised(CASES["opt"]).requires_grad_(False))
+    ids = prompt(models.target.config, 9)[0].tolist()
+    first, second = (generate(models, [*ids, end], "baseline", max_new_tokens=24, stop=()).tokens for end in (1, 2))
+    assert first != second
+
+
+@pytest.mark.parametrize("name", ["opt", "qwen2-biased"])
+def test_a_family_read_as_another_is_caught(name: str, tmp_path: Path) -> None:
+    model = randomised(CASES[name])
+    model.save(tmp_path, dtype="float32")
+    with torch.no_grad():
+        moved = model.positions.weight if model.positions is not None else model.blocks[0].attention.qkv.bias
+        moved.copy_(moved.roll(1, 0))
+    assert distance(model, as_transformers(tmp_path)) > 1e-3
+
+
+def test_a_sliding_window_is_the_context_inside_which_attention_is_full(tmp_path: Path) -> None:
+    model = randomised(CASES["mistral"])
+    model.save(tmp_path, dtype="float32")
+    table = to_hf(CASES["mistral"], "float32") | {"sliding_window": 32}
+    (tmp_path / "config.json").write_text(json.dumps(table))
+    assert from_hf(table).context == 32
+    assert from_hf(table | {"architectures": ["Qwen2ForCausalLM"], "use_sliding_window": False}).context == 256
+    theirs, ids = as_transformers(tmp_path), prompt(model.config, 33)
+    with torch.inference_mode():
+        gaps = [(model(part) - theirs(part).logits).abs().amax((0, 2)) for part in (ids[:, :32], ids)]
+    assert gaps[0].max() < 1e-3 < gaps[1][32]
+
+
+OPT = to_hf(CASES["opt"])
+REFUSED = {
+    "another architecture": ({"architectures": ["MambaForCausalLM"]}, "'MambaForCausalLM' is not supported"),
+    "another activation": (to_hf(BASE) | {"hidden_act": "gelu"}, "activation 'gelu'"),
+    "yarn": (to_hf(BASE) | {"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "rope scaling 'yarn'"),
+    "partial rotation": (to_hf(BASE) | {"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+    "opt projecting its embeddings": (OPT | {"word_embed_proj_dim": 8}, "word_embed_proj_dim = 8"),
+    "opt with its norms behind": (OPT | {"do_layer_norm_before": False}, "do_layer_norm_before = False"),
+    "opt with another activation": (OPT | {"activation_function": "gelu"}, "activation_function = 'gelu'"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_we_do_not_compute_is_refused_in_words(name: str) -> None:
+    raw, message = REFUSED[name]
+    with pytest.raises(Unsupported, match=message):
+        from_hf(raw)

@@ -1,4 +1,4 @@
-"""The command line: generate, run, list, train, doctor. Errors are one sentence and exit status 2."""
+"""The command line: generate, run, list, train, quantize, doctor. Errors are one sentence and exit status 2."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ COMMANDS = {
     "run": ("flashspec.cli.run", "Run an experiment, or show its stored table."),
     "list": ("flashspec.cli.listing", "List experiments, methods and models."),
     "train": ("flashspec.cli.train", "Train the reference models from scratch."),
+    "quantize": ("flashspec.cli.quantize", "Write a checkpoint's 4-bit AWQ twin."),
     "doctor": ("flashspec.cli.doctor", "Say what this machine can do, what is missing and how to get it."),
 }
 USER_ERRORS = (ValueError, FileNotFoundError, FileExistsError, ModuleNotFoundError, FloatingPointError, PermissionError)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from flashspec.model.config import Unsupported
+
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 GROUPS = (32, 64, 128, 256)
+BLOCK = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -25,21 +28,21 @@ class Scheme:
 
     def covers(self, module: str) -> bool:
         """True when the Hugging Face module of this name is stored in 4 bits."""
-        return module.startswith("model.layers.") and not any(key in module for key in self.skipped)
+        return ".layers." in module and not any(key in module for key in self.skipped)
 
 
 NOTHING = Scheme(skipped=("",))
 
 
 def scheme_of(raw: dict[str, Any]) -> Scheme | None:
-    """The AWQ scheme of a config.json dictionary, None for a dense one; ValueError for any other quantisation."""
+    """The AWQ scheme of a config.json dictionary, None for a dense one; Unsupported, a ValueError, for any other."""
     table = raw.get("quantization_config")
     if table is None:
         return None
     wanted = {"quant_method": "awq", "bits": 4, "version": "gemm", "zero_point": True}
     for key, value in wanted.items():
         if table.get(key, value if key != "quant_method" else None) != value:
-            raise ValueError(
+            raise Unsupported(
                 f"quantization_config has {key} = {table.get(key)!r}; only {key} = {value!r} is supported: "
                 "use an AWQ checkpoint of version gemm, or a dense one"
             )
@@ -89,6 +92,20 @@ class Quantised(NamedTuple):
         """Input columns that share one scale."""
         return self.weight.shape[0] // self.scales.shape[0]
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns of the dense weight."""
+        return self.weight.shape[1], self.weight.shape[0]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the integers lie."""
+        return self.weight.device
+
+    def rows(self, start: int, stop: int) -> Quantised:
+        """Output rows start..stop-1."""
+        return Quantised(*(part[:, start:stop] for part in self))
+
 
 def unpack_weight(qweight: Tensor, qzeros: Tensor, scales: Tensor) -> Quantised:
     """Integers, zero points and scales of one packed AWQ weight."""
@@ -103,6 +120,60 @@ def pack_weight(weight: Quantised) -> dict[str, Tensor]:
 def fuse(weights: list[Quantised]) -> Quantised:
     """One weight whose output rows are those of the given weights, in order."""
     return Quantised(*(torch.cat(parts, dim=1).contiguous() for parts in zip(*weights, strict=True)))
+
+
+class Rows(Protocol):
+    """A 4-bit weight that gives any of its output rows; they need not exist before they are asked for."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns of the dense weight."""
+
+    @property
+    def group_size(self) -> int:
+        """Input columns that share one scale."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the rows come to lie."""
+
+    def rows(self, start: int, stop: int) -> Quantised:
+        """Output rows start..stop-1; both are multiples of 8."""
+
+
+class Stored(NamedTuple):
+    """A weight as its files hold it: qweight, qzeros and scales of each source, unpacked only a few rows at a time."""
+
+    parts: list[list[Tensor]]
+    device: torch.device
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns of the dense weight, the sources stacked."""
+        return sum(part[2].shape[1] for part in self.parts), self.parts[0][0].shape[0]
+
+    @property
+    def group_size(self) -> int:
+        """Input columns that share one scale."""
+        return self.parts[0][0].shape[0] // self.parts[0][2].shape[0]
+
+    def rows(self, start: int, stop: int) -> Quantised:
+        """Output rows start..stop-1, on the device."""
+        pieces, offset = [], 0
+        for qweight, qzeros, scales in self.parts:
+            first, last = max(start - offset, 0), min(stop - offset, scales.shape[1])
+            if first < last:
+                eights = slice(first // 8, last // 8)
+                tensors = (qweight[:, eights], qzeros[:, eights], scales[:, first:last])
+                pieces.append(unpack_weight(*(tensor.to(self.device) for tensor in tensors)))
+            offset += scales.shape[1]
+        return fuse(pieces)
+
+
+def blocks(rows: int, columns: int) -> list[tuple[int, int]]:
+    """Cuts of the rows into pieces of about BLOCK numbers, multiples of 64 rows but for the last."""
+    size = max(64, BLOCK // columns // 64 * 64)
+    return [(start, min(start + size, rows)) for start in range(0, rows, size)]
 
 
 def quantise(weight: Tensor, group_size: int = 128) -> Quantised:
@@ -133,18 +204,27 @@ class Int4Linear(nn.Module):
     packed: Tensor
     scales_and_zeros: Tensor
 
-    def __init__(self, weight: Quantised, bias: Tensor | None = None, dtype: torch.dtype = torch.bfloat16) -> None:
+    def __init__(self, weight: Rows, bias: Tensor | None = None, dtype: torch.dtype = torch.bfloat16) -> None:
         super().__init__()
-        self.in_features, self.out_features = weight.weight.shape
-        self.group_size = weight.group_size
-        _refuse_shape(self.in_features, self.out_features, weight)
-        self.kind = weight.weight.device.type
+        self.out_features, self.in_features = weight.shape
+        self.group_size, self.kind = weight.group_size, weight.device.type
+        _refuse_shape(weight)
         dtype = torch.bfloat16 if self.kind == "cuda" else dtype
-        scales = weight.scales.float()
-        zeros = (8 - weight.zeros.float()) * scales
-        self.register_buffer("packed", _repack(weight.weight))
-        self.register_buffer("scales_and_zeros", torch.stack((scales, zeros), dim=-1).to(dtype).contiguous())
+        tables = (self.in_features // self.group_size, self.out_features, 2)
+        self.register_buffer("packed", _empty_packed(weight))
+        self.register_buffer("scales_and_zeros", torch.empty(tables, dtype=dtype, device=weight.device))
         self.register_buffer("bias", None if bias is None else bias.to(dtype))
+        self._take(weight)
+
+    def _take(self, weight: Rows) -> None:
+        """Repack a few rows at a time, so that no second copy of the weight ever exists."""
+        step = self.out_features // len(self.packed)
+        for start, stop in blocks(*weight.shape):
+            part = weight.rows(start, stop)
+            scales = part.scales.float()
+            zeros = (8 - part.zeros.float()) * scales
+            self.packed[start // step : stop // step] = _repack(part.weight)
+            self.scales_and_zeros[:, start:stop] = torch.stack((scales, zeros), dim=-1)
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., in_features] to [..., out_features], in x's dtype."""
@@ -161,8 +241,9 @@ class Int4Linear(nn.Module):
         return f"in_features={self.in_features}, out_features={self.out_features}, group_size={self.group_size}"
 
 
-def _refuse_shape(inputs: int, outputs: int, weight: Quantised) -> None:
-    rows = 16 if weight.weight.device.type == "cpu" else 8
+def _refuse_shape(weight: Rows) -> None:
+    outputs, inputs = weight.shape
+    rows = 16 if weight.device.type == "cpu" else 8
     if outputs % rows or inputs % max(weight.group_size, 32):
         raise ValueError(
             f"torch's int4 matmul cannot take a {outputs} x {inputs} weight: rows must divide by {rows} and columns by the "
@@ -170,14 +251,27 @@ def _refuse_shape(inputs: int, outputs: int, weight: Quantised) -> None:
         )
 
 
+def _tiles(columns: int) -> int:
+    """Inner tiles of CUDA's layout, as many as the columns allow."""
+    return next(tiles for tiles in (8, 4, 2) if columns % (16 * tiles) == 0)
+
+
+def _empty_packed(weight: Rows) -> Tensor:
+    """Room for the weight in the layout of its device: bytes [out, in / 2] on CPU, int32 tiles on CUDA."""
+    outputs, inputs = weight.shape
+    if weight.device.type == "cpu":
+        return torch.empty(outputs, inputs // 2, dtype=torch.uint8)
+    tiles = _tiles(inputs)
+    return torch.empty(outputs // 8, inputs // (16 * tiles), 32, tiles // 2, dtype=torch.int32, device=weight.device)
+
+
 def _repack(weight: Tensor) -> Tensor:
     """From [in, out] integers to the blocks torch's int4 matmul reads on this device."""
     rows = weight.t().contiguous()
     if rows.device.type == "cpu":
         return torch.ops.aten._convert_weight_to_int4pack_for_cpu(rows.to(torch.int32), 1)
-    tiles = next(tiles for tiles in (8, 4, 2) if rows.shape[1] % (16 * tiles) == 0)
     pairs = rows[:, ::2] << 4 | rows[:, 1::2]
-    return torch.ops.aten._convert_weight_to_int4pack(pairs.contiguous(), tiles)
+    return torch.ops.aten._convert_weight_to_int4pack(pairs.contiguous(), _tiles(rows.shape[1]))
 
 
 _MATMUL = {"cpu": torch.ops.aten._weight_int4pack_mm_for_cpu, "cuda": torch.ops.aten._weight_int4pack_mm}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,12 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flashspec.model.awq import NOTHING, Int4Linear, Quantised, Scheme, dequantise, fuse, scheme_of, unpack_weight
+from flashspec.model.awq import NOTHING, Int4Linear, Scheme, Stored, blocks, dequantise, scheme_of
 from flashspec.model.config import ModelConfig, from_hf
 from flashspec.model.export import save_transformer as save_transformer
+from flashspec.model.folder import Tensors, read_config, read_json
+from flashspec.model.folder import verify_digests as verify_digests
+from flashspec.model.memory import Form, refuse_too_large
 from flashspec.model.names import ignored, row_counts, sources
 from flashspec.model.transformer import Rope, Transformer
-from flashspec.provenance import digest
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 WEIGHTS = ("auto", "int4", "dense")
@@ -28,16 +29,19 @@ def load_transformer(folder: str | Path, dtype: str = "auto", device: str = "cpu
 
     `dtype` "auto" keeps float32 and takes everything else as bfloat16; `weights` says what an AWQ checkpoint becomes:
     "int4" (torch's int4 matmul), "dense" (dequantised), "auto" (int4 on CUDA, dense on CPU).
-    Raises FileNotFoundError or ValueError, naming the file or tensor, when the folder does not hold exactly this model.
+    Weights go straight from the files to their place, 4-bit ones repacked a few rows at a time.
+    Raises FileNotFoundError or ValueError, naming the file or tensor, when the folder does not hold exactly this model, and
+    ValueError with an estimate when it does not fit the memory that is free.
     """
     folder = Path(folder)
     raw = read_config(folder)
     config, scheme = _config(raw, folder), scheme_of(raw)
     kind = _device(device)
     int4 = _int4(weights, scheme, kind, folder)
+    form = Form(_dtype(dtype, raw), (scheme or NOTHING).group_size if int4 else 0)
+    refuse_too_large(str(folder), config, form, kind)
     verify_digests(folder)
-    loader = _Loader(Tensors(folder), config, scheme or NOTHING, _dtype(dtype, raw), kind)
-    return loader.load(int4)
+    return _Loader(Tensors(folder), config, scheme or NOTHING, form.dtype, kind).load(int4)
 
 
 def _device(name: str) -> torch.device:
@@ -65,25 +69,6 @@ def _int4(weights: str, scheme: Scheme | None, device: torch.device, folder: Pat
     return scheme is not None and (weights == "int4" or weights == "auto" and device.type == "cuda")
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """The dictionary of folder/config.json; FileNotFoundError or ValueError in words when there is none."""
-    if not folder.is_dir():
-        raise FileNotFoundError(f"there is no checkpoint folder at {folder}; give a folder with config.json and safetensors")
-    raw = _json(folder / "config.json", "every Hugging Face checkpoint has one: copy the whole folder")
-    if not isinstance(raw, dict):
-        raise ValueError(f"{folder / 'config.json'} does not hold an object; copy the file again from its source")
-    return raw
-
-
-def _json(path: Path, advice: str) -> Any:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing; {advice}")
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); copy the file again from its source") from None
-
-
 def _config(raw: dict[str, Any], folder: Path) -> ModelConfig:
     """The model's shape, with the stop tokens of generation_config.json, which transformers prefers, where there is one."""
     try:
@@ -91,85 +76,10 @@ def _config(raw: dict[str, Any], folder: Path) -> ModelConfig:
     except KeyError as error:
         raise ValueError(f"{folder / 'config.json'} has no {error}; copy the file again from its source") from None
     path = folder / "generation_config.json"
-    stops = _json(path, "").get("eos_token_id") if path.is_file() else None
+    stops = read_json(path, "").get("eos_token_id") if path.is_file() else None
     if stops is None:
         return config
     return replace(config, eos=tuple(stops) if isinstance(stops, list) else (stops,))
-
-
-def verify_digests(folder: str | Path) -> None:
-    """Compare the folder's files with its digests.json ({file: sha256}); nothing to do where there is none.
-
-    Raises FileNotFoundError for a listed file that is missing and ValueError for one that differs.
-    """
-    path = Path(folder) / "digests.json"
-    if not path.is_file():
-        return
-    for name, expected in _json(path, "").items():
-        file = Path(folder) / name
-        if not file.is_file():
-            raise FileNotFoundError(f"{file} is listed in digests.json but missing; copy the whole folder again")
-        found = digest(file)
-        if found != expected:
-            raise ValueError(
-                f"{file} has SHA-256 {found[:12]}..., digests.json expects {expected[:12]}...; "
-                "the file is damaged or was replaced: fetch it again"
-            )
-
-
-class Tensors:
-    """The named tensors of a folder's safetensors files, read one at a time."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._open: dict[Path, Any] = {}
-        self.where = {name: path for path in self._files() for name in list(self._handle(path).keys())}
-        for name, path in self._index().items():
-            if self.where.get(name) != path:
-                raise ValueError(f"tensor {name} is not in {path}, where the index puts it; copy the folder again")
-
-    def _index(self) -> dict[str, Path]:
-        path = self.folder / "model.safetensors.index.json"
-        if (self.folder / "model.safetensors").is_file() or not path.is_file():
-            return {}
-        table = _json(path, "").get("weight_map")
-        if not table:
-            raise ValueError(f"{path} has no weight_map; copy the file again from its source")
-        return {name: self.folder / file for name, file in table.items()}
-
-    def _files(self) -> list[Path]:
-        whole = self.folder / "model.safetensors"
-        files = sorted(set(self._index().values())) or ([whole] if whole.is_file() else [])
-        if not files:
-            pickled = any(self.folder.glob("*.bin")) or any(self.folder.glob("*.pt"))
-            advice = "pickled weights are never read: convert them to safetensors" if pickled else "copy the whole folder"
-            raise FileNotFoundError(f"{self.folder} holds neither model.safetensors nor its index; {advice}")
-        return files
-
-    def _handle(self, path: Path) -> Any:
-        from safetensors import SafetensorError, safe_open
-
-        if path not in self._open:
-            if not path.is_file():
-                raise FileNotFoundError(f"{path} is named in the index but missing; copy the whole folder again")
-            try:
-                self._open[path] = safe_open(str(path), framework="pt")
-            except SafetensorError as error:
-                raise ValueError(f"{path} is truncated or not a safetensors file ({error}); fetch it again") from None
-        return self._open[path]
-
-    def read(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        """The tensor of this name; ValueError when it is missing or has another shape."""
-        if name not in self.where:
-            raise ValueError(f"tensor {name} is missing from {self.folder}; the checkpoint does not match its config.json")
-        handle = self._handle(self.where[name])
-        found = tuple(handle.get_slice(name).get_shape())
-        if found != shape:
-            raise ValueError(
-                f"tensor {name} in {self.where[name]} has shape {list(found)}, config.json implies {list(shape)}; "
-                "the file and config.json belong to different models"
-            )
-        return handle.get_tensor(name)
 
 
 @dataclass
@@ -198,50 +108,56 @@ class _Loader:
                 setattr(module, leaf, nn.Parameter(self._dense(name, leaf, empty)))
             return
         bias = None if module.bias is None else self._dense(name, "bias", module.bias)
-        weight = self._quantised(name, module.out_features, module.in_features)
+        weight = self._stored(name, module.out_features, module.in_features)
         if int4:
             parent, leaf = name.rsplit(".", 1)
             setattr(model.get_submodule(parent), leaf, Int4Linear(weight, bias, self.dtype))
             return
-        module.weight = nn.Parameter(dequantise(weight, self.dtype))
+        module.weight = nn.Parameter(self._dequantised(weight))
         module.bias = None if bias is None else nn.Parameter(bias)
 
     def _packed(self, module: str) -> bool:
         """True where this module is stored in 4 bits; ValueError where only some of its sources are."""
-        kinds = {self.scheme.covers(source) for source in sources(module)}
+        found = sources(module, self.config)
+        kinds = {self.scheme.covers(source) for source in found}
         if len(kinds) > 1:
             raise ValueError(
-                f"{', '.join(sources(module))} run as one product but modules_to_not_convert keeps only some of them dense; "
+                f"{', '.join(found)} run as one product but modules_to_not_convert keeps only some of them dense; "
                 "quantise them alike"
             )
         return kinds.pop()
 
     def _read(self, name: str, shape: tuple[int, ...]) -> Tensor:
         self.used.add(name)
-        return self.tensors.read(name, shape).to(self.device, copy=True)
+        return self.tensors.read(name, shape)
 
     def _dense(self, module: str, leaf: str, empty: Tensor) -> Tensor:
         """One dense parameter, its sources stacked along the rows."""
+        made = torch.empty(empty.shape, dtype=self.dtype, device=self.device)
         counts = row_counts(module, empty.shape[0], self.config)
-        shapes = [(rows, *empty.shape[1:]) for rows in counts]
-        parts = [self._read(f"{source}.{leaf}", shape) for source, shape in zip(sources(module), shapes, strict=True)]
-        return torch.cat([part.to(self.dtype) for part in parts]) if len(parts) > 1 else parts[0].to(self.dtype)
+        for source, part in zip(sources(module, self.config), made.split(counts), strict=True):
+            part.copy_(self._read(f"{source}.{leaf}", tuple(part.shape)))
+        return made
 
-    def _quantised(self, name: str, rows: int, columns: int) -> Quantised:
-        """One 4-bit weight, its sources stacked along the output rows."""
-        groups = columns // self.scheme.group_size
+    def _stored(self, name: str, rows: int, columns: int) -> Stored:
+        """One 4-bit weight as the files hold it, its sources in order."""
+        groups, found = columns // self.scheme.group_size, sources(name, self.config)
         if columns % self.scheme.group_size:
             raise ValueError(
-                f"{sources(name)[0]} has {columns} columns, not a multiple of the AWQ group, {self.scheme.group_size}: "
+                f"{found[0]} has {columns} columns, not a multiple of the AWQ group, {self.scheme.group_size}: "
                 "load another checkpoint"
             )
         parts = []
-        for source, count in zip(sources(name), row_counts(name, rows, self.config), strict=True):
+        for source, count in zip(found, row_counts(name, rows, self.config), strict=True):
             shapes = ((columns, count // 8), (groups, count // 8), (groups, count))
-            parts.append(
-                unpack_weight(*(self._read(f"{source}.{leaf}", shape) for leaf, shape in zip(PACKED, shapes, strict=True)))
-            )
-        return fuse(parts)
+            parts.append([self._read(f"{source}.{leaf}", shape) for leaf, shape in zip(PACKED, shapes, strict=True)])
+        return Stored(parts, self.device)
+
+    def _dequantised(self, weight: Stored) -> Tensor:
+        made = torch.empty(weight.shape, dtype=self.dtype, device=self.device)
+        for start, stop in blocks(*weight.shape):
+            made[start:stop] = dequantise(weight.rows(start, stop), self.dtype)
+        return made
 
     def _refuse_extra(self) -> None:
         extra = [name for name in self.tensors.where if name not in self.used and not ignored(name, self.config.tied)]

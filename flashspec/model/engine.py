@@ -22,7 +22,7 @@ class Engine(Protocol):
     row_dtype: torch.dtype
 
     def embed(self, tokens: Tensor) -> Tensor:
-        """Embeddings [n, hidden] of tokens [n]."""
+        """Embeddings [n, hidden] of tokens [n], without positions."""
 
     def run(self, x: Tensor, start: int) -> Tensor:
         """Rows [n, hidden] after the span, for x at positions start..start+n-1; x may be overwritten."""
@@ -53,12 +53,13 @@ class TorchEngine:
         self.model, self.layers = model, model.blocks[start:stop]
         self.row_dtype = model.embed.weight.dtype
         self.slots = _slots(model, stop - start, context, self.row_dtype)
+        self.lowest = start == 0
 
     def embed(self, tokens: Tensor) -> Tensor:
         return self.model.embed(tokens)
 
     def run(self, x: Tensor, start: int) -> Tensor:
-        x = x[None]
+        x = self.model.place(x[None], start) if self.lowest else x[None]
         for layer, slot in zip(self.layers, self.slots, strict=True):
             x = layer(x, self.model.rope, start, slot)
         return x[0]
@@ -130,12 +131,20 @@ class KernelEngine:
 
 
 def _kernel_ready(model: Transformer) -> bool:
-    """Whether the kernels compute this model: plain float32 or bfloat16 matrices on CPU, widths multiples of 8, no biases."""
+    """Whether the kernels compute this model: plain float32 or bfloat16 matrices on CPU, widths multiples of 8, no biases,
+    root-mean-square norms and rotary positions."""
     c, weight = model.config, model.embed.weight
     plain = all(isinstance(m, nn.Linear) and m.bias is None for m in model.layers.modules() if hasattr(m, "in_features"))
     same = plain and all(p.dtype is weight.dtype for p in model.layers.parameters() if p.ndim == 2)
     even = not any(size % 8 for size in (c.hidden, c.ffn, c.head_dim))
-    return same and even and weight.device.type == "cpu" and weight.dtype in kernels.WEIGHTS and kernels.available()
+    return (
+        same
+        and even
+        and not c.layer_norm
+        and weight.device.type == "cpu"
+        and weight.dtype in kernels.WEIGHTS
+        and kernels.available()
+    )
 
 
 def engine_for(model: Transformer, start: int, stop: int, context: int) -> Engine:

@@ -39,7 +39,7 @@ def hf_tensors(model: Transformer, dtype: str = "bfloat16") -> dict[str, Tensor]
     for name, value in model.state_dict().items():
         module, leaf = name.rsplit(".", 1)
         counts = row_counts(module, value.shape[0], model.config)
-        for source, part in zip(sources(module), value.split(counts), strict=True):
+        for source, part in zip(sources(module, model.config), value.split(counts), strict=True):
             tensors[f"{source}.{leaf}"] = part.detach().to("cpu", kinds[dtype], copy=True).contiguous()
     return tensors
 

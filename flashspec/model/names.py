@@ -17,15 +17,32 @@ _LAYER = {
     "mlp.gate_up": GATE_UP,
     "mlp.down": ("mlp.down_proj",),
 }
+_OPT_LAYER = {
+    "attention_norm": ("self_attn_layer_norm",),
+    "attention.qkv": QKV,
+    "attention.out": ("self_attn.out_proj",),
+    "mlp_norm": ("final_layer_norm",),
+    "mlp.up": ("fc1",),
+    "mlp.down": ("fc2",),
+}
+_OUTER = {"embed": "model.embed_tokens", "norm": "model.norm", "head": "lm_head"}
+_OPT_OUTER = {
+    "embed": "model.decoder.embed_tokens",
+    "positions": "model.decoder.embed_positions",
+    "norm": "model.decoder.final_layer_norm",
+    "head": "lm_head",
+}
 
 
-def sources(module: str) -> tuple[str, ...]:
+def sources(module: str, config: ModelConfig) -> tuple[str, ...]:
     """The Hugging Face modules whose rows, stacked in order, are our module of this name."""
-    outer = {"embed": "model.embed_tokens", "norm": "model.norm", "head": "lm_head"}
+    opt = config.family == "opt"
+    outer = _OPT_OUTER if opt else _OUTER
     if module in outer:
         return (outer[module],)
     _, index, inner = module.split(".", 2)
-    return tuple(f"model.layers.{index}.{name}" for name in _LAYER[inner])
+    above = "model.decoder.layers" if opt else "model.layers"
+    return tuple(f"{above}.{index}.{name}" for name in (_OPT_LAYER if opt else _LAYER)[inner])
 
 
 def row_counts(module: str, rows: int, config: ModelConfig) -> tuple[int, ...]:

@@ -54,6 +54,26 @@ class Rope(nn.Module):
         return x * cos + torch.cat((-right, left), dim=-1) * sin
 
 
+class Positions(nn.Module):
+    """A learned vector for every position, stored two rows down (OPT, Zhang et al. 2022)."""
+
+    OFFSET = 2
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(config.context + self.OFFSET, config.hidden).normal_())
+
+    def forward(self, x: Tensor, start: int) -> Tensor:
+        """Embeddings x [..., n, hidden] at positions start..start+n-1, with their positions added."""
+        begin = start + self.OFFSET
+        return x + self.weight[begin : begin + x.shape[-2]]
+
+
+def norm_of(width: int, config: ModelConfig) -> nn.Module:
+    """The family's norm: root mean square, or mean and variance with a bias (Ba et al. 2016)."""
+    return nn.LayerNorm(width, config.norm_eps) if config.layer_norm else RMSNorm(width, config.norm_eps)
+
+
 def _inverse_frequencies(config: ModelConfig) -> Tensor:
     steps = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
     inverse = 1.0 / config.rope_theta**steps
@@ -69,12 +89,12 @@ def _inverse_frequencies(config: ModelConfig) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Grouped-query attention with a fused query/key/value projection."""
+    """Grouped-query attention with a fused query/key/value projection; rotary unless positions are learned."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.qkv = nn.Linear(config.hidden, sum(config.qkv_rows), bias=config.attention_bias)
+        self.qkv = nn.Linear(config.hidden, sum(config.qkv_rows), bias=config.qkv_bias)
         self.out = nn.Linear(config.qkv_rows[0], config.hidden, bias=config.attention_bias)
         self.q_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
@@ -84,7 +104,9 @@ class Attention(nn.Module):
         batch, n, _ = x.shape
         heads = self.qkv(x).view(batch, n, -1, self.config.head_dim).transpose(1, 2)
         q, k, v = heads.split((self.config.heads, self.config.kv_heads, self.config.kv_heads), dim=1)
-        q, k = rope(self.q_norm(q), start), rope(self.k_norm(k), start)
+        q, k = self.q_norm(q), self.k_norm(k)
+        if not self.config.learned_positions:
+            q, k = rope(q, start), rope(k, start)
         if cache is not None:
             k, v = cache.write(start, k, v)
         mixed = _attend(q, k, v)
@@ -116,15 +138,27 @@ class MLP(nn.Module):
         return self.down(F.silu(gate) * up)
 
 
+class PlainMLP(nn.Module):
+    """Two projections with a ReLU between them."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.up = nn.Linear(config.hidden, config.ffn, bias=config.mlp_bias)
+        self.down = nn.Linear(config.ffn, config.hidden, bias=config.mlp_bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(F.relu(self.up(x)))
+
+
 class Layer(nn.Module):
     """One pre-norm transformer block."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.attention_norm = RMSNorm(config.hidden, config.norm_eps)
+        self.attention_norm = norm_of(config.hidden, config)
         self.attention = Attention(config)
-        self.mlp_norm = RMSNorm(config.hidden, config.norm_eps)
-        self.mlp = MLP(config)
+        self.mlp_norm = norm_of(config.hidden, config)
+        self.mlp = MLP(config) if config.gated else PlainMLP(config)
 
     def forward(self, x: Tensor, rope: Rope, start: int = 0, cache: LayerCache | None = None) -> Tensor:
         x = x + self.attention(self.attention_norm(x), rope, start, cache)
@@ -141,9 +175,10 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.embed = nn.Embedding(config.vocab_size, config.hidden)
+        self.positions = Positions(config) if config.learned_positions else None
         self.rope = Rope(config)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
-        self.norm = RMSNorm(config.hidden, config.norm_eps)
+        self.norm = norm_of(config.hidden, config)
         self.head = None if config.tied else nn.Linear(config.hidden, config.vocab_size, bias=False)
 
     @classmethod
@@ -165,13 +200,22 @@ class Transformer(nn.Module):
         return cast(list[Layer], list(self.layers))
 
     @property
+    def device(self) -> torch.device:
+        """Where the model lies."""
+        return self.embed.weight.device
+
+    @property
     def head_weight(self) -> Tensor:
         """The vocabulary projection [vocab, hidden]; the embedding itself where the two are tied."""
         return self.embed.weight if self.head is None else self.head.weight
 
+    def place(self, x: Tensor, start: int) -> Tensor:
+        """Embeddings x [..., n, hidden] as the first layer takes them, at positions start..start+n-1."""
+        return x if self.positions is None else self.positions(x, start)
+
     def rows(self, ids: Tensor) -> Tensor:
         """Hidden rows [batch, n, hidden] before the final norm, for ids [batch, n] read from position 0."""
-        x = self.embed(ids)
+        x = self.place(self.embed(ids), 0)
         for layer in self.layers:
             x = layer(x, self.rope)
         return x

@@ -28,10 +28,13 @@ def quantize_awq(
     `texts` calibrate the search for channel scales and clipping: their tokens are cut into blocks of 512, of which at most
     `blocks`, evenly spread, are used; time grows with their number. The scales are folded into norms and neighbouring
     weights, so the folder needs no extra tensors.
-    Raises ModuleNotFoundError without the `quantize` extra, ValueError when there are fewer than 512 tokens of text.
+    Raises ModuleNotFoundError without the `quantize` extra, FileNotFoundError without a tokenizer, ValueError when there are
+    fewer than 512 tokens of text or the folder is quantised already.
     """
     source, target = Path(source_folder), Path(target_folder)
     raw, scheme = read_config(source), Scheme(group_size)
+    if raw.get("quantization_config"):
+        raise ValueError(f"{source} is quantised already; give the dense checkpoint it was made from")
     samples = _spread(_samples(source, texts), blocks)
     model = _search(source, samples, group_size)
     changes = {"dtype": "float16", "torch_dtype": "float16", "quantization_config": scheme_to_hf(scheme)}
@@ -46,7 +49,10 @@ def _samples(source: Path, texts: list[str]) -> list[list[int]]:
     """All texts as one stream of ids, cut into whole calibration blocks."""
     from tokenizers import Tokenizer
 
-    tokenizer = Tokenizer.from_file(str(source / "tokenizer.json"))
+    path = source / "tokenizer.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing; calibration needs the checkpoint's tokenizer: copy the whole folder")
+    tokenizer = Tokenizer.from_file(str(path))
     ids = [id for encoding in tokenizer.encode_batch(texts) for id in encoding.ids]
     blocks = [ids[i : i + CALIBRATION_LENGTH] for i in range(0, len(ids), CALIBRATION_LENGTH)]
     whole = [block for block in blocks if len(block) == CALIBRATION_LENGTH]
@@ -68,9 +74,10 @@ def _autoawq() -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             from awq import AutoAWQForCausalLM
-    except ModuleNotFoundError as error:
+    except ImportError as error:
         raise ModuleNotFoundError(
-            f"quantising needs AutoAWQ ({error.name} is missing): pip install 'flashspec[quantize]'"
+            f"quantising needs AutoAWQ, which does not import here ({str(error).splitlines()[0]}): pip install "
+            "'flashspec[quantize]' into an environment of its own, or quantise with llm-compressor, whose W4A16 folders load too"
         ) from None
     return AutoAWQForCausalLM
 

@@ -1,0 +1,70 @@
+"""Simulated acceptance: real readers, heads and draws, with a verdict taken from a given curve instead of the scores.
+
+It lets shape-faithful random weights run whole rounds at the price of a trained pair. What comes out is a cost, never a text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from flashspec.decoding.cascade import Stage
+from flashspec.decoding.rules import AcceptanceRule, Drawn, Verdict, Waiting
+from flashspec.scores import Dice, Scores
+
+LABEL = "simulated acceptance"
+
+
+def curve_of(events: Sequence[tuple[int, int]]) -> tuple[float, ...]:
+    """The recorded acceptance curve of verifications (waiting, kept): entry j is how often token j stood once all before it did.
+
+    Raises ValueError without a single judged token.
+    """
+    longest = max((waiting for waiting, _ in events), default=0)
+    if not longest:
+        raise ValueError("no verification judged a token; give events of a speculative decode")
+    curve = []
+    for j in range(longest):
+        reached = [kept for waiting, kept in events if waiting > j and kept >= j]
+        curve.append(sum(kept > j for kept in reached) / len(reached) if reached else 0.0)
+    return tuple(curve)
+
+
+class ScriptedAcceptance:
+    """Judges as `inner` does, at the same cost, then lets the j-th waiting token stand with probability curve[j].
+
+    Beyond the curve its last entry holds. Coin flips are functions of the seed and the position, so eager and deferred
+    runs of one seed keep the same numbers of tokens.
+    """
+
+    exact = False
+
+    def __init__(self, inner: AcceptanceRule, curve: Sequence[float]) -> None:
+        if not curve or not all(0 <= share <= 1 for share in curve):
+            raise ValueError(f"an acceptance curve is one probability or more, each in [0, 1], got {tuple(curve)}")
+        self.inner, self.curve, self.sampling = inner, tuple(curve), inner.sampling
+        self.dice = Dice(inner.sampling.seed)
+
+    def draw(self, scores: Scores, position: int, stage: int) -> Drawn:
+        return self.inner.draw(scores, position, stage)
+
+    def verify(self, scores: Scores, waiting: Waiting) -> Verdict:
+        verdict, count = self.inner.verify(scores, waiting), len(waiting.tokens)
+        kept = self._stand(count, waiting.position, waiting.stage)
+        token = int(verdict.scores.pick(verdict.scores.logits.argmax(-1))[kept])
+        return Verdict(kept, token, verdict.scores)
+
+    def _stand(self, count: int, position: int, stage: int) -> int:
+        """Length of the prefix the coins let stand."""
+        flips = self.dice.uniform(list(range(position, position + count)), stage, "accept")
+        curve = torch.tensor([self.curve[min(j, len(self.curve) - 1)] for j in range(count)], dtype=torch.float64)
+        return int((flips < curve).long().cumprod(0).sum())
+
+
+def scripted(stages: list[Stage], curve: Sequence[float]) -> list[Stage]:
+    """The same stages, each verifier's verdicts scripted by the curve; the given ones are left as they are."""
+    lower, upper = stages[:1], stages[1:]
+    if not upper:
+        raise ValueError("plain decoding verifies nothing; script a method with a draft")
+    return [*lower, *(stage._replace(rule=ScriptedAcceptance(stage.rule, curve)) for stage in upper)]

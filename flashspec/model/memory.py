@@ -1,0 +1,61 @@
+"""What a model takes in memory, said before it is loaded."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from flashspec.model.config import ModelConfig
+
+
+class Form(NamedTuple):
+    """How weights lie in memory: their floating type, and the group of 4-bit layers (0: none)."""
+
+    dtype: torch.dtype
+    group: int = 0
+
+    @property
+    def body_bytes(self) -> float:
+        """Bytes a layer weight takes, its share of scales and zero points included."""
+        return 0.5 + 2 * self.dtype.itemsize / self.group if self.group else self.dtype.itemsize
+
+
+def weight_bytes(config: ModelConfig, form: Form) -> int:
+    """Bytes of the matrices: layers in their form; embedding and head, once where they are tied, in the floating type."""
+    ends = config.head_parameters * (1 if config.tied else 2)
+    return int(config.body_parameters * form.body_bytes) + ends * form.dtype.itemsize
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Memory that is free on this device, None where the system does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    table = Path("/proc/meminfo")
+    if table.is_file():
+        line = next((x for x in table.read_text().splitlines() if x.startswith("MemAvailable")), None)
+        return int(line.split()[1]) * 1024 if line else None
+    names = os.sysconf_names
+    if "SC_AVPHYS_PAGES" not in names:
+        return None
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def refuse_too_large(name: str, config: ModelConfig, form: Form, device: torch.device) -> None:
+    """ValueError with an estimate when the weights alone are larger than the free memory of the device."""
+    kind = "4 bits" if form.group else str(form.dtype).removeprefix("torch.")
+    refuse_bytes(name, weight_bytes(config, form), device, f" in {kind}")
+
+
+def refuse_bytes(name: str, needed: int, device: str | torch.device, form: str = "") -> None:
+    """ValueError with an estimate when this many bytes do not fit the free memory of the device."""
+    place = torch.device(device)
+    free = free_bytes(place)
+    if free is None or needed <= free:
+        return
+    raise ValueError(
+        f"{name} needs about {needed / 1e9:.1f} GB of {place.type} memory{form} and {free / 1e9:.1f} GB are free; "
+        "take a smaller model, a 4-bit checkpoint with weights='int4', or a machine with more memory"
+    )

@@ -1,0 +1,116 @@
+"""Published shapes with random weights: right counts, right formats, and rounds whose acceptance is scripted."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from test_transformer import BASE
+from toys import duo
+
+from flashspec.decoding.cascade import Event, Limits, decode
+from flashspec.decoding.generate import count
+from flashspec.decoding.method import METHODS, build
+from flashspec.decoding.models import Models
+from flashspec.decoding.scripted import ScriptedAcceptance, curve_of, scripted
+from flashspec.model import memory
+from flashspec.model import synthetic as shapes
+from flashspec.model.awq import Int4Linear
+from flashspec.model.memory import Form, weight_bytes
+from flashspec.model.synthetic import SHAPES, shape, synthetic
+
+BILLIONS = {
+    "Qwen3-0.6B": 0.596, "Qwen3-1.7B": 1.72, "Qwen3-4B": 4.02, "Qwen3-8B": 8.19, "Qwen3-14B": 14.77, "Qwen3-32B": 32.76,
+    "Qwen2.5-0.5B": 0.494, "Qwen2.5-1.5B": 1.54, "Qwen2.5-7B": 7.62, "Qwen2.5-32B": 32.76,
+    "Llama-3.2-1B": 1.236, "Llama-3.2-3B": 3.21, "Llama-3-8B": 8.03, "Llama-3-70B": 70.55, "Llama-3.1-8B": 8.03,
+    "Llama-3.1-70B": 70.55, "Llama-2-7B": 6.74, "Llama-2-13B": 13.02, "Llama-2-70B": 68.98, "LLaMA-65B": 65.29,
+    "Mistral-7B-v0.1": 7.24, "Mistral-7B-v0.3": 7.25, "OPT-125M": 0.125, "OPT-1.3B": 1.316, "OPT-2.7B": 2.65,
+    "OPT-6.7B": 6.66, "OPT-13B": 12.85, "OPT-30B": 29.97, "OPT-66B": 65.72,
+}  # fmt: skip
+TINY = replace(BASE, hidden=128, ffn=128, heads=4, kv_heads=4, head_dim=32)
+
+
+@pytest.mark.parametrize("name", BILLIONS)
+def test_a_published_shape_has_the_published_number_of_parameters(name: str) -> None:
+    config = SHAPES[name]
+    ends = config.head_parameters * (1 if config.tied else 2)
+    table = (config.context + 2) * config.hidden if config.learned_positions else 0
+    assert config.body_parameters + ends + table == pytest.approx(BILLIONS[name] * 1e9, rel=6e-3)
+
+
+def test_every_shape_that_is_shipped_is_checked() -> None:
+    assert {name for name in SHAPES if not name.startswith("reference")} == set(BILLIONS)
+    assert shape("QWEN3-32b-awq") == SHAPES["Qwen3-32B"]
+
+
+@pytest.mark.parametrize("family", ["qwen3", "qwen2", "opt"])
+def test_dense_random_weights_give_finite_logits(family: str) -> None:
+    config = replace(TINY, family=family, attention_bias=family == "opt", mlp_bias=family == "opt")
+    model = synthetic(config, torch.float32)
+    logits = model(torch.tensor([[1, 2, 3]]))
+    assert logits.isfinite().all() and logits.std() > 0.1
+    assert all(bool((p == 0).all()) for name, p in model.named_parameters() if name.endswith("bias"))
+
+
+def test_an_awq_shape_has_int4_layers_of_the_right_variance(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shapes, "_facts", lambda: {"tiny": TINY})
+    model = synthetic("tiny-AWQ", torch.float32)
+    packed = [module for module in model.modules() if isinstance(module, Int4Linear)]
+    assert len(packed) == 4 * TINY.layers
+    assert not [name for name, p in model.named_parameters() if p.ndim == 2 and name.startswith("layers.")]
+    dense = packed[0](torch.eye(128))
+    assert dense.std() == pytest.approx(128**-0.5, rel=0.05) and abs(dense.mean()) < 0.02
+    logits = [synthetic("tiny-awq", torch.float32, seed)(torch.tensor([[1, 2, 3]])) for seed in (0, 0, 1)]
+    assert torch.equal(logits[0], logits[1]) and not torch.equal(logits[0], logits[2])
+    stored = sum(t.nbytes for m in packed for t in (m.packed, m.scales_and_zeros)) + model.embed.weight.nbytes
+    assert stored == weight_bytes(TINY, Form(torch.float32, 128))
+
+
+def test_a_shape_that_does_not_fit_is_refused_before_it_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 10**9)
+    with pytest.raises(ValueError, match=r"Qwen3-32B-AWQ needs about 1\d\.\d GB of cpu memory in 4 bits and 1.0 GB are free"):
+        synthetic("Qwen3-32B-AWQ")
+    with pytest.raises(ValueError, match="LLaMA-65B needs about 130.6 GB of cpu memory in bfloat16"):
+        synthetic("LLaMA-65B")
+
+
+def stats(models: Models, curve: list[float], **changes: object):
+    method = replace(METHODS["dense"], **changes)
+    stages = scripted(build(method, models, context=128), curve)
+    steps = list(decode(stages, [3, 1, 4], Limits(100, finalize=method.finalize)))
+    events = [event for step in steps for event in step.events]
+    return count(events, 100, len(stages)), events
+
+
+def test_scripted_rounds_keep_what_the_curve_says() -> None:
+    models = duo(0, torch.float32)
+    for share, kept in ((1.0, 4), (0.0, 0)):
+        _, events = stats(models, [share])
+        assert {e.kept for e in events if e.stage == 1 and e.waiting == 4} == {kept}
+    _, events = stats(models, [1.0, 1.0, 0.0])
+    assert {e.kept for e in events if e.stage == 1 and e.waiting == 4} == {2}
+
+
+def test_scripted_rounds_do_not_depend_on_finalisation_or_on_the_models() -> None:
+    deferred, eager = (stats(duo(0, torch.float32), [0.6], finalize=kind)[0] for kind in ("deferred", "eager"))
+    assert (deferred.rounds, deferred.accepted) == (eager.rounds, eager.accepted) and eager.forwards > deferred.forwards
+    assert stats(duo(3, torch.float32), [0.6])[0].accepted == deferred.accepted
+    assert stats(duo(0, torch.float32), [0.1])[0].accepted < deferred.accepted
+
+
+def test_a_recorded_curve_is_the_share_that_stood_among_those_that_were_reached() -> None:
+    assert curve_of([(3, 3), (3, 1), (3, 0), (1, 1)]) == (0.75, 0.5, 1.0)
+    with pytest.raises(ValueError, match="no verification judged a token"):
+        curve_of([(0, 0)])
+
+
+def test_impossible_scripts_are_refused() -> None:
+    models = duo(0, torch.float32)
+    rule = build(METHODS["dense"], models)[0].rule
+    for curve in ([], [1.2], [float("nan")]):
+        with pytest.raises(ValueError, match="one probability or more"):
+            ScriptedAcceptance(rule, curve)
+    with pytest.raises(ValueError, match="verifies nothing"):
+        scripted(build(METHODS["baseline"], models), [0.5])
+    assert not ScriptedAcceptance(rule, [0.5]).exact and Event(1, 4, 2, 5).kept == 2
