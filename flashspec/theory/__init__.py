@@ -1,12 +1,13 @@
 """Closed forms, simulations and forecasts of speculative decoding.
 
 `rounds` holds one draft against one target, `forecast` intervals and break-even, `replay` known texts, `nested` verifiers above
-verifiers, `batch` batches on a roofline.
+verifiers, `passes` the layers they compute, `batch` batches on a roofline.
 """
 
 from flashspec.theory.batch import Load, Machine, Pair, largest_batch
 from flashspec.theory.forecast import BreakEven, Interval, bootstrap, break_even, break_even_draft
 from flashspec.theory.nested import Level, Yield, nested
+from flashspec.theory.passes import Hierarchy, Tally, flip, layer_tokens_per_token, layered, rows_read
 from flashspec.theory.replay import Counts, curve_by_position, replayed, replayed_all
 from flashspec.theory.rounds import (
     Choice,
@@ -34,11 +35,13 @@ __all__ = [
     "Choice",
     "Costs",
     "Counts",
+    "Hierarchy",
     "Interval",
     "Level",
     "Load",
     "Machine",
     "Pair",
+    "Tally",
     "Yield",
     "amdahl",
     "best_k",
@@ -49,16 +52,20 @@ __all__ = [
     "cheap_head_gain",
     "cheap_head_gate",
     "curve_by_position",
+    "flip",
     "ideal_speedup",
     "implied_step",
     "interpolated",
     "largest_batch",
+    "layer_tokens_per_token",
+    "layered",
     "memory_floor",
     "nested",
     "replayed",
     "replayed_all",
     "round_parts",
     "round_time",
+    "rows_read",
     "speedup",
     "sum_parts",
     "throughput",
