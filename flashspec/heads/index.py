@@ -1,0 +1,209 @@
+"""Search indexes of faiss as draft heads: inverted lists, the same with product codes, and a navigable graph.
+
+The index names candidates by inner product and their logits are computed exactly, from the model's own rows. Searching runs
+on the CPU, one row at a time, so that a row's candidates never depend on its neighbours.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flashspec.heads.base import Norm, check_rows, fused, rescore, weight_of
+from flashspec.heads.storage import identity, read, refuse_another, write
+from flashspec.scores import Dice, Scores
+
+KINDS = ("ivf", "ivfpq", "hnsw")
+KEY = "index_head"
+SAMPLE = 64  # rows searched for to count what a graph search reads
+
+
+@dataclass(frozen=True)
+class IndexPlan:
+    """How ids are indexed and searched: `kind` "ivf", "ivfpq" or "hnsw", and `candidates` that are then scored exactly.
+
+    Inverted lists: `lists` of them (None: about four times the square root of the vocabulary), of which `probes` are
+    searched. A graph: `links` a node, and a search that keeps `depth` nodes in view.
+    """
+
+    kind: str = "ivf"
+    candidates: int = 64
+    lists: int | None = None
+    probes: int = 16
+    links: int = 32
+    depth: int = 64
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {self.kind!r}")
+        for name in ("candidates", "probes", "links", "depth"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+    def resolve(self, vocab: int) -> IndexPlan:
+        """This plan for so many ids, lists filled in; ValueError where it asks for more than there is."""
+        lists = min(vocab, math.isqrt(16 * vocab)) if self.lists is None else self.lists
+        if not 1 <= lists <= vocab:
+            raise ValueError(f"lists must lie between 1 and the {vocab} ids, got {lists}")
+        if self.kind != "hnsw" and self.probes > lists:
+            raise ValueError(f"probes must be at most the {lists} lists of this index, got {self.probes}")
+        if self.candidates > vocab:
+            raise ValueError(f"candidates must be at most the {vocab} ids, got {self.candidates}")
+        return replace(self, lists=lists)
+
+
+@dataclass(frozen=True, eq=False)
+class IndexHead:
+    """Exact logits of the ids that a search finds; the others have probability zero and are left to the verifier.
+
+    Where a search finds fewer than `candidates`, the rest is padding of logit -inf; where it finds nothing, id 0 stands in.
+    `visited` counts the vectors that one search compares, for `bytes_read`.
+    """
+
+    norm: Norm
+    weight: Tensor
+    plan: IndexPlan
+    index: Any
+    visited: int
+
+    @classmethod
+    def build(cls, weight: Tensor, norm: Norm | None = None, plan: IndexPlan = IndexPlan(), **changes: Any) -> IndexHead:
+        """Index weight [vocab, hidden]; `changes` are fields of IndexPlan. ValueError where faiss is missing."""
+        faiss, weight = faiss_for(plan.kind if "kind" not in changes else changes["kind"]), weight_of(weight)
+        plan = replace(plan, **changes).resolve(weight.shape[0])
+        index = _empty(faiss, plan, weight)
+        _fill(faiss, index, weight)
+        return cls._ready(weight, norm, plan, index)
+
+    @classmethod
+    def _ready(cls, weight: Tensor, norm: Norm | None, plan: IndexPlan, index: Any) -> IndexHead:
+        head = cls(fused(norm), weight, plan, index, 0)
+        return replace(head, visited=head._compared())
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids run from 0 to vocab_size - 1, whether or not a search finds them."""
+        return self.weight.shape[0]
+
+    @property
+    def hidden(self) -> int:
+        """Width of the rows it reads."""
+        return self.weight.shape[1]
+
+    @property
+    def rows_scored(self) -> int:
+        """Vectors compared for each hidden row, short codes included, and rows scored exactly."""
+        return self.visited + self.plan.candidates
+
+    @torch.no_grad()
+    def __call__(self, rows: Tensor, positions: Tensor | None = None, dice: Dice | None = None) -> Scores:
+        """Scores [n, candidates] of rows [n, hidden]."""
+        check_rows(rows, self.hidden)
+        states = self.norm(rows)
+        found = self._search(states.float().cpu()).to(states.device)
+        logits = rescore(states, self.weight, found.clamp(min=0))
+        off = found < 0
+        off[:, -1] &= ~off.all(1)
+        return Scores(found.clamp(min=0), logits.masked_fill(off, -torch.inf))
+
+    def _search(self, states: Tensor) -> Tensor:
+        """Ids [n, candidates] in rising order, -1 before them where there are fewer."""
+        limits, numbers = self._limits(), states.contiguous().numpy()
+        found = [self.index.search(numbers[i : i + 1], self.plan.candidates, params=limits)[1] for i in range(len(numbers))]
+        return torch.cat([torch.from_numpy(ids) for ids in found]).sort(1).values
+
+    def _limits(self) -> Any:
+        faiss = faiss_for(self.plan.kind)
+        if self.plan.kind == "hnsw":
+            return faiss.SearchParametersHNSW(efSearch=max(self.plan.depth, self.plan.candidates))
+        return faiss.SearchParametersIVF(nprobe=self.plan.probes)
+
+    def _compared(self) -> int:
+        """Vectors one search compares: an even share of the lists and their centres, or as many as graph searches did here."""
+        if self.plan.kind != "hnsw":
+            assert self.plan.lists is not None
+            return self.plan.lists + -(-self.vocab_size * self.plan.probes // self.plan.lists)
+        statistics = faiss_for("hnsw").cvar.hnsw_stats
+        statistics.reset()
+        step = max(1, self.vocab_size // SAMPLE)
+        sample = self.weight[::step][:SAMPLE]
+        self._search(sample.float().cpu())
+        return -(-int(statistics.ndis) // len(sample))
+
+    def bytes_read(self, rows: int) -> int:
+        """For each hidden row: the vectors or codes that its search compares, and the candidates' own rows."""
+        exact = self.plan.candidates * self.hidden * self.weight.element_size()
+        if self.plan.kind != "ivfpq":
+            return rows * (4 * self.visited * self.hidden + exact)
+        assert self.plan.lists is not None
+        codes = (self.visited - self.plan.lists) * self.index.code_size
+        return rows * (4 * self.plan.lists * self.hidden + codes + exact)
+
+    def with_shortlist(self, candidates: int) -> IndexHead:
+        """This head with another number of candidates; the index stays."""
+        return self._with(candidates=candidates)
+
+    def with_probes(self, probes: int) -> IndexHead:
+        """This head searching another number of lists; the index stays."""
+        return self._with(probes=probes)
+
+    def _with(self, **changes: Any) -> IndexHead:
+        head = replace(self, plan=replace(self.plan, **changes).resolve(self.vocab_size))
+        return replace(head, visited=head._compared())
+
+    def save(self, path: Path | str) -> None:
+        """Write the index and the plan (not the weight) to a safetensors file."""
+        stored = torch.from_numpy(faiss_for(self.plan.kind).serialize_index(self.index))
+        write(Path(path), KEY, {"index": stored}, {**identity(self.weight), "plan": asdict(self.plan)})
+
+    @classmethod
+    def load(cls, path: Path | str, weight: Tensor, norm: Norm | None = None) -> IndexHead:
+        """Read what `save` wrote for this weight; ValueError where it is another one."""
+        tensors, facts = read(Path(path), KEY)
+        refuse_another(Path(path), facts, weight)
+        plan = IndexPlan(**facts["plan"])
+        index = faiss_for(plan.kind).deserialize_index(tensors["index"].numpy())
+        return cls._ready(weight_of(weight), norm, plan, index)
+
+
+def faiss_for(kind: str) -> Any:
+    """The faiss module; ValueError naming the extra to install where it is missing."""
+    try:
+        return importlib.import_module("faiss")
+    except ImportError:
+        raise ValueError(f"head {kind!r} needs faiss-cpu; install the extra `ann`, or use a FlashHead") from None
+
+
+def _empty(faiss: Any, plan: IndexPlan, weight: Tensor) -> Any:
+    """An untrained index."""
+    vocab, width = weight.shape
+    if plan.kind == "hnsw":
+        return faiss.IndexHNSWFlat(width, plan.links, faiss.METRIC_INNER_PRODUCT)
+    centres = faiss.IndexFlatIP(width)
+    if plan.kind == "ivf":
+        index = faiss.IndexIVFFlat(centres, width, plan.lists, faiss.METRIC_INNER_PRODUCT)
+    else:
+        parts = next(n for n in range(max(1, width // 8), 0, -1) if width % n == 0)
+        bits = min(8, max(1, vocab.bit_length() - 2))
+        index = faiss.IndexIVFPQ(centres, width, plan.lists, parts, bits, faiss.METRIC_INNER_PRODUCT)
+        index.pq.cp.seed, index.pq.cp.min_points_per_centroid = plan.seed, 1
+    index.cp.seed, index.cp.min_points_per_centroid = plan.seed, 1
+    return index
+
+
+def _fill(faiss: Any, index: Any, weight: Tensor) -> None:
+    """Put all rows in, on one thread: a graph's links depend on the order in which points come."""
+    points, threads = weight.float().cpu().numpy(), faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)
+    try:
+        index.train(points)
+        index.add(points)
+    finally:
+        faiss.omp_set_num_threads(threads)

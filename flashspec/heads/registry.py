@@ -1,0 +1,108 @@
+"""Heads by name: how each is made for a model, what state it keeps beside the model, and which options it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from flashspec.heads.base import Head, Norm
+from flashspec.heads.context import ContextHead
+from flashspec.heads.dense import DenseHead
+from flashspec.heads.flash import FlashHead
+from flashspec.heads.index import IndexHead
+from flashspec.heads.preview import PreviewHead
+from flashspec.heads.public import is_public, load_public
+from flashspec.heads.quantized import QuantizedDenseHead
+from flashspec.heads.shortlist import ShortlistHead
+from flashspec.heads.storage import FILE
+
+
+class Origin(NamedTuple):
+    """What a head is made from: a model's vocabulary weight [V, D], its final norm, and its folder where it has one."""
+
+    weight: Tensor
+    norm: Norm | None = None
+    folder: Path | None = None
+
+    def stored(self, name: str) -> Path | None:
+        """The file in which the folder keeps the state of the head of this name, if it does."""
+        path = None if self.folder is None else self.folder / file_of(name)
+        return path if path is not None and path.is_file() else None
+
+
+class Kind(NamedTuple):
+    """A head by name: one line about it, how to make it, and the options of a method that it takes."""
+
+    about: str
+    make: Callable[[Origin], Head]
+    options: tuple[str, ...] = ()
+
+
+def file_of(name: str) -> str:
+    """The file name under which a model's folder keeps the state of a head."""
+    return FILE if name.startswith("flash") else f"{name}_head.safetensors"
+
+
+def _flash(origin: Origin, **changes: Any) -> FlashHead:
+    """The folder's own FlashHead, in our layout or the public one, or one built now."""
+    if origin.stored("flash"):
+        head = FlashHead.load(origin.folder / FILE, origin.weight, origin.norm)  # type: ignore[operator]
+    elif origin.folder is not None and is_public(origin.folder):
+        head = load_public(origin.folder, origin.weight, origin.norm)
+    else:
+        head = FlashHead.build(origin.weight, origin.norm)
+    return head.with_plan(**changes) if changes else head
+
+
+def _index(kind: str) -> Callable[[Origin], Head]:
+    def make(origin: Origin) -> Head:
+        path = origin.stored(kind)
+        if path:
+            return IndexHead.load(path, origin.weight, origin.norm)
+        return IndexHead.build(origin.weight, origin.norm, kind=kind)
+
+    return make
+
+
+def _fr_spec(origin: Origin) -> ShortlistHead:
+    path = origin.stored("fr_spec")
+    return ShortlistHead.load(path, origin.weight, origin.norm) if path else ShortlistHead.build(origin.weight, origin.norm)
+
+
+def _vocab_trim(origin: Origin) -> ShortlistHead:
+    path = origin.stored("vocab_trim")
+    if path is None:
+        raise ValueError(
+            "head 'vocab_trim' ranks ids by what the target wrote, and this model has no such ranking; save one with "
+            f"ShortlistHead.build(weight, norm, ranked_by_frequency(tokens, vocab_size)).save(folder / {file_of('vocab_trim')!r})"
+        )
+    return ShortlistHead.load(path, origin.weight, origin.norm)
+
+
+FLASH = ("probes", "selection")
+LISTED = ("shortlist",)
+HEADS: dict[str, Kind] = {
+    "dense": Kind("every row of the weight, exact", lambda o: DenseHead(o.norm, o.weight)),
+    "int8": Kind("every row in 8 bits, a scale a row", lambda o: QuantizedDenseHead.build(o.weight, o.norm, 8)),
+    "int4": Kind("every row in 4 bits, a scale for 128 columns", lambda o: QuantizedDenseHead.build(o.weight, o.norm, 4)),
+    "flash": Kind("FlashHead: clusters, then exact rows of the best of them", _flash, FLASH),
+    "flash_int8": Kind("FlashHead with 8-bit centroids", lambda o: _flash(o, stage1="int8"), FLASH),
+    "flash_int4": Kind("FlashHead with 4-bit centroids", lambda o: _flash(o, stage1="int4"), FLASH),
+    "ivf": Kind("faiss inverted lists, then exact rows", _index("ivf"), ("probes", "shortlist")),
+    "ivfpq": Kind("faiss inverted lists of product codes, then exact rows", _index("ivfpq"), ("probes", "shortlist")),
+    "hnsw": Kind("faiss navigable graph, then exact rows", _index("hnsw"), LISTED),
+    "fr_spec": Kind("the ids most frequent in a corpus, or first in a BPE vocabulary", _fr_spec, LISTED),
+    "vocab_trim": Kind("the ids most frequent in what the target wrote", _vocab_trim, LISTED),
+    "in_context": Kind("ids of the context and of recent verifications", lambda o: ContextHead(o.norm, o.weight), LISTED),
+    "preview": Kind("low-rank preview of all ids, then exact rows", lambda o: PreviewHead.build(o.weight, o.norm), LISTED),
+}
+
+
+def head_named(name: str, origin: Origin) -> Head:
+    """A head by name for one model; ValueError where the name is unknown or its state or library is missing."""
+    if name not in HEADS:
+        raise ValueError(f"head {name!r} is unknown; known: {', '.join(HEADS)}")
+    return HEADS[name].make(origin)

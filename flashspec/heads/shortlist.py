@@ -1,0 +1,112 @@
+"""A fixed list of ids and no other: FR-Spec (arXiv 2502.14856) and VocabTrim (arXiv 2506.22694).
+
+Both score the frozen weight's rows of the ids that came out most often, and differ in where they counted: in a corpus, or in
+what the target itself wrote.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from flashspec.heads.base import Norm, check_rows, fused, project, weight_of
+from flashspec.heads.storage import identity, read, refuse_another, write
+from flashspec.scores import Dice, Scores
+
+KEY = "shortlist_head"
+
+
+def ranked_by_frequency(tokens: Tensor, vocab_size: int) -> Tensor:
+    """Ids [V], the most frequent in `tokens` first; ties and ids that never occur go by their number.
+
+    FR-Spec counts a corpus, VocabTrim the target's own output. ValueError where there are no tokens or one is no id.
+    """
+    if not tokens.numel():
+        raise ValueError("there are no tokens to rank ids by; give the ids of a text")
+    if int(tokens.min()) < 0 or int(tokens.max()) >= vocab_size:
+        raise ValueError(f"token ids run from 0 to {vocab_size - 1}, got {int(tokens.min())}..{int(tokens.max())}")
+    counts = torch.bincount(tokens.flatten(), minlength=vocab_size)
+    return counts.argsort(descending=True, stable=True)
+
+
+@dataclass(frozen=True)
+class ShortlistHead:
+    """Exact logits of the first `size` of the `ranked` ids; the others have probability zero and are left to the verifier.
+
+    `ids` [size] rise, and `rows` [size, hidden] is a contiguous copy of their rows.
+    """
+
+    norm: Norm
+    weight: Tensor
+    ranked: Tensor
+    size: int
+    ids: Tensor
+    rows: Tensor
+
+    @classmethod
+    def build(
+        cls, weight: Tensor, norm: Norm | None = None, ranked: Tensor | None = None, size: int | None = None
+    ) -> ShortlistHead:
+        """Keep `size` (a quarter, if not given) of the ids `ranked` [m], best first.
+
+        Without a ranking the ids' own order is taken, which in a BPE vocabulary is that of the merges: the more frequent pair
+        was merged first. Raises ValueError where ids repeat or do not exist, or there are fewer than `size`.
+        """
+        weight = weight_of(weight)
+        ranked = torch.arange(len(weight)) if ranked is None else ranked.long()
+        size = -(-len(weight) // 4) if size is None else size
+        _refuse(ranked, size, len(weight))
+        ids = ranked[:size].sort().values.to(weight.device)
+        return cls(fused(norm), weight, ranked, size, ids, weight[ids])
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids run from 0 to vocab_size - 1, whether or not they are on the list."""
+        return self.weight.shape[0]
+
+    @property
+    def hidden(self) -> int:
+        """Width of the rows it reads."""
+        return self.weight.shape[1]
+
+    @property
+    def rows_scored(self) -> int:
+        """Inner products for each hidden row."""
+        return self.size
+
+    @torch.no_grad()
+    def __call__(self, rows: Tensor, positions: Tensor | None = None, dice: Dice | None = None) -> Scores:
+        """Scores [n, size] of rows [n, hidden]."""
+        check_rows(rows, self.hidden)
+        return Scores(self.ids.expand(len(rows), -1), project(self.norm(rows), self.rows))
+
+    def bytes_read(self, rows: int) -> int:
+        """The listed rows, once, however many hidden rows share the reading."""
+        return self.rows.nbytes
+
+    def with_shortlist(self, size: int) -> ShortlistHead:
+        """This head with another number of ids."""
+        return replace(ShortlistHead.build(self.weight, None, self.ranked, size), norm=self.norm)
+
+    def save(self, path: Path | str) -> None:
+        """Write the ranking (not the weight) to a safetensors file."""
+        write(Path(path), KEY, {"ranked": self.ranked.int()}, {**identity(self.weight), "size": self.size})
+
+    @classmethod
+    def load(cls, path: Path | str, weight: Tensor, norm: Norm | None = None) -> ShortlistHead:
+        """Read what `save` wrote for this weight; ValueError where it is another one."""
+        tensors, facts = read(Path(path), KEY)
+        refuse_another(Path(path), facts, weight)
+        return cls.build(weight, norm, tensors["ranked"].long(), facts["size"])
+
+
+def _refuse(ranked: Tensor, size: int, vocab: int) -> None:
+    if ranked.numel() and (int(ranked.min()) < 0 or int(ranked.max()) >= vocab):
+        raise ValueError(f"a ranking lists ids from 0 to {vocab - 1}, got {int(ranked.min())}..{int(ranked.max())}")
+    if len(ranked.unique()) < len(ranked):
+        raise ValueError("a ranking lists every id once, and this one repeats some; rank ids, not tokens")
+    if not 1 <= size <= len(ranked):
+        raise ValueError(f"a shortlist holds 1 to {len(ranked)} of the ranked ids, got size {size}")
