@@ -13,7 +13,9 @@ from flashspec.cli.flags import given, with_flags
 from flashspec.decoding.cascade import Event, Step
 from flashspec.decoding.generate import Request, Stats, count, request
 from flashspec.decoding.method import METHODS, Method, method_named
-from flashspec.decoding.models import Models, load
+from flashspec.decoding.models import Models, folder_of, load
+from flashspec.model.adapter import speaker
+from flashspec.model.chat import chat_prompt, generation_defaults
 from flashspec.scores import Sampling
 from flashspec.study.parameters import parse_value
 
@@ -61,10 +63,11 @@ def stream(models: Models, ready: Request, show: bool) -> Decoded:
         seconds += spent
         events += step.events
         emitted += len(step.tokens)
-        for token, kind in zip(step.tokens, kinds(step, len(ready.stages)), strict=True):
+        shown = zip(step.tokens, kinds(step, len(ready.stages)), strict=True) if speaker() else ()
+        for token, kind in shown:
             click.secho(texts.push(token), fg=COLOURS[kind] if show else None, nl=False, color=True if show else None)
         sys.stdout.flush()
-    click.echo()
+    click.echo(nl=speaker())
     return Decoded(count(events, emitted, len(ready.stages)), seconds)
 
 
@@ -105,13 +108,18 @@ def prompt_of(text: str | None, ids: str | None) -> str | list[int]:
 @click.argument("prompt", required=False)
 @click.option("--ids", metavar="1,2,3", help="The prompt as token ids instead of text.")
 @click.option("--method", default="flash", show_default=True, help="One of " + ", ".join(METHODS) + ".")
-@click.option("--target", default="reference", show_default=True, help="A shipped model or a checkpoint folder.")
+@click.option(
+    "--target", default="reference", show_default=True, help="A shipped model, a checkpoint folder or a cached hub name."
+)
 @click.option(
     "--draft-model",
     default="reference",
     show_default=True,
     help="A shipped model or a checkpoint folder; several, by commas, for a cascade.",
 )
+@click.option("--chat", is_flag=True, help="Put the prompt through the target's chat template.")
+@click.option("--system", help="With --chat: the system message.")
+@click.option("--defaults", is_flag=True, help="Sample as the target's generation_config.json asks; flags you give win.")
 @click.option("--max-new-tokens", default=128, show_default=True, help="Tokens to write at most.")
 @click.option("--show", is_flag=True, help="Colour accepted, corrected and bonus tokens.")
 @click.option("--dtype", default="auto", show_default=True, help="auto, float32 or bfloat16.")
@@ -122,16 +130,33 @@ def prompt_of(text: str | None, ids: str | None) -> str | list[int]:
 def command(prompt: str | None, ids: str | None, **options: Any) -> None:
     """Write text from PROMPT; end with tokens per second, acceptance and target forwards."""
     asked = prompt_of(prompt, ids)
-    sampling = Sampling(**given(Sampling, options))
+    if (options["chat"] and ids is not None) or (options["system"] and not options["chat"]):
+        raise click.UsageError("--chat goes with a prompt in words, and --system with --chat")
+    sampling = Sampling(**(own_defaults(options) | given(Sampling, options)))
     changes = given(Method, options)
     method = method_named(options["method"], changes)
     if sys.stderr.isatty():
         click.secho("loading models ...", err=True, dim=True)
     models = _models(options, method.draft in ("model", "cascade"))
     limit = {"max_new_tokens": options["max_new_tokens"]}
+    if options["chat"]:
+        asked = models.encode_rendered(chat_prompt(models.folders["target"], str(asked), options["system"]))
     ready = request(models, asked, method, sampling, limit)
     done = stream(models, ready, options["show"])
-    click.echo(summary(done) + (f"; {legend()}" if options["show"] else ""), err=True, color=True if options["show"] else None)
+    if speaker():
+        click.echo(
+            summary(done) + (f"; {legend()}" if options["show"] else ""), err=True, color=True if options["show"] else None
+        )
+
+
+def own_defaults(options: dict[str, Any]) -> dict[str, Any]:
+    """What --defaults takes from the target's checkpoint; what it asks for and cannot have is said on standard error."""
+    if not options["defaults"]:
+        return {}
+    found = generation_defaults(folder_of(options["target"], "target"))
+    if found.ignored:
+        click.echo("not applied: " + ", ".join(f"{name} {value}" for name, value in found.ignored.items()), err=True)
+    return found.sampling
 
 
 def _models(options: dict[str, Any], drafts: bool) -> Models:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, cast
 
 from flashspec.decoding.adaptive import DOUBTS, Doubt, doubt_named, nothing_to_say
 from flashspec.decoding.cascade import Stage
 from flashspec.decoding.lookup import LookupHead, LookupReader
-from flashspec.decoding.models import Models, spans
+from flashspec.decoding.models import Models, dense_head, spans, whole
 from flashspec.decoding.rules import TypicalAcceptance, rule_for
 from flashspec.heads.base import Head, fused
-from flashspec.heads.dense import DenseHead
-from flashspec.model.reader import Reader, SpanReader
+from flashspec.heads.registry import HEADS
+from flashspec.model.reader import Reader
 from flashspec.scores import GREEDY, Sampling
 
 
@@ -23,8 +23,9 @@ class Method:
     `draft` "model" lets a second model write, "cascade" the smallest of several models that then verify in a row, "lookup"
     copies from the text itself (up to `ngram` tokens are compared), "none" the target: at its top (plain decoding), or at
     the first of `exits` (layers counted from the bottom). Every exit is a stage: the one above the writer verifies `k`, and
-    from the third stage on `interval`, waiting tokens. `head` "flash" puts a FlashHead on the writer, with `probes` clusters
-    (None: the head's own default) chosen by `selection`. `finalize` is "deferred" or "eager".
+    from the third stage on `interval`, waiting tokens. `head` names the writer's head (see HEADS): a "flash" one scores
+    `probes` clusters chosen by `selection`, and those that take a `shortlist` score so many ids exactly (None: the head's own
+    default). `finalize` is "deferred" or "eager".
 
     Stages may ask the one above early: the writer before a draw, a middle verifier after its check, where `doubt`
     ("confidence" below, "entropy" in nats above) passes `draft_doubt` or `verify_doubt`; None never asks. `middle` "typical"
@@ -46,21 +47,23 @@ class Method:
     verify_doubt: float | None = None
     middle: str = "exact"
     reuse: bool = True
+    shortlist: int | None = None
 
     def __post_init__(self) -> None:
         _one_of("draft", self.draft, ("none", "model", "cascade", "lookup"))
         _one_of("doubt", self.doubt, tuple(DOUBTS))
         _one_of("middle", self.middle, ("exact", "typical"))
-        _one_of("head", self.head, ("dense", "flash"))
+        _one_of("head", self.head, tuple(HEADS))
         _one_of("finalize", self.finalize, ("eager", "deferred"))
         _one_of("selection", self.selection, ("top", "sample"))
         if self.k < 1 or self.interval < 1:
             raise ValueError(f"k and interval must be at least 1, got k={self.k}, interval={self.interval}")
         if list(self.exits) != sorted(set(self.exits)) or min(self.exits, default=1) < 1:
             raise ValueError(f"exits must be layer numbers from 1, in rising order, got {self.exits}")
-        if self.writer_is_target and self.head == "flash":
-            raise ValueError("a FlashHead needs a verifier above it; set draft='model' or give exits")
-        if self.draft == "lookup" and self.head == "flash":
+        _check_options(self)
+        if self.writer_is_target and self.head != "dense":
+            raise ValueError(f"head {self.head!r} approximates and needs a verifier above it; set draft='model' or give exits")
+        if self.draft == "lookup" and self.head != "dense":
             raise ValueError("prompt lookup has no vocabulary head to replace; use head='dense' with draft='lookup'")
         if self.ngram < 1:
             raise ValueError(f"ngram must be at least 1, got {self.ngram}")
@@ -84,6 +87,15 @@ class Method:
 def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
         raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+
+
+def _check_options(method: Method) -> None:
+    """Refuse options that the method's head does not take; plain decoding and dense heads ignore those of others."""
+    takes = HEADS[method.head].options
+    asked = {"probes": method.probes is not None, "selection": method.selection != "top", "shortlist": method.shortlist is not None}
+    wrong = [name for name, given in asked.items() if given and name not in takes and method.head != "dense"]
+    if wrong:
+        raise ValueError(f"head {method.head!r} has no option {wrong[0]!r}; its options: {', '.join(takes) or 'none'}")
 
 
 METHODS = {
@@ -129,10 +141,10 @@ def readers(method: Method, models: Models, context: int) -> list[Reader]:
     """The chain of readers from the writer up: lookup or smaller models, then the target's spans up to each exit and the top."""
     below: list[Reader] = []
     if method.draft == "lookup":
-        below = [LookupReader(context, method.ngram, models.target.embed.weight.device)]
+        below = [LookupReader(context, method.ngram, models.target.device)]
     elif method.draft != "none":
         small = models.drafts if method.draft == "cascade" and models.drafts else (models.model("draft"),)
-        below = [SpanReader(model, context=context) for model in small]
+        below = [whole(model, context) for model in small]
     return [*below, *spans(models.target, (*method.exits, models.target.config.layers), context, method.reuse)]
 
 
@@ -146,7 +158,7 @@ def _verifier_head(models: Models, reader: Reader) -> Head:
     """The dense head of a stage above the writer: of its own model, through the exit's adapter where it has one."""
     model = getattr(reader, "model", models.target)
     norm = models.exit_norm(getattr(reader, "stop", model.config.layers)) if model is models.target else model.norm
-    return DenseHead(norm, model.head_weight)
+    return dense_head(norm, model)
 
 
 def _writer_head(method: Method, models: Models, sampling: Sampling) -> Head:
@@ -157,9 +169,16 @@ def _writer_head(method: Method, models: Models, sampling: Sampling) -> Head:
     model = models.model(which)
     norm = models.exit_norm(method.exits[0]) if which == "target" and method.exits else model.norm
     if method.head == "dense":
-        return DenseHead(norm, model.head_weight)
-    head = replace(models.flash_head(which), norm=fused(norm))
-    changes: dict[str, Any] = {} if method.probes is None else {"probes": method.probes}
+        return dense_head(norm, model)
+    return _tuned(replace(cast(Any, models.head(which, method.head)), norm=fused(norm)), method, sampling)
+
+
+def _tuned(head: Any, method: Method, sampling: Sampling) -> Head:
+    """A head, made afresh where it keeps state, with the method's own probes, shortlist and selection."""
+    if method.probes is not None:
+        head = head.with_probes(method.probes)
+    if method.shortlist is not None:
+        head = head.with_shortlist(method.shortlist)
     if method.selection == "sample" and sampling.temperature > 0:
-        changes |= {"selection": "sample", "temperature": sampling.temperature}
-    return head.with_plan(**changes)
+        head = head.with_plan(selection="sample", temperature=sampling.temperature)
+    return head

@@ -6,17 +6,22 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from flashspec.heads.base import Norm
+from flashspec.heads.base import Head, Norm
+from flashspec.heads.dense import DenseHead
 from flashspec.heads.flash import FlashHead
+from flashspec.heads.identity import LogitRows
+from flashspec.heads.registry import Origin, head_named
+from flashspec.model.adapter import Adapter, AdapterReader, processes
+from flashspec.model.config import Unsupported
 from flashspec.model.exits import EXITS_FILE, ExitAdapter, load_exits
-from flashspec.model.reader import SpanReader
+from flashspec.model.hub import located
+from flashspec.model.reader import Reader, SpanReader
 from flashspec.model.transformer import Transformer
 
 SHIPPED = Path(__file__).resolve().parent.parent / "models"
 REFERENCE = {"target": {"reference": "target"}, "draft": {"reference": "draft", "shallow": "shallow"}}
-FLASH_FILE = "flash_head.safetensors"
 
 
 @dataclass
@@ -24,7 +29,8 @@ class Models:
     """Target, draft and tokenizer that belong together; readers and heads are made from them, they are never changed.
 
     `between` holds models that verify below the target in a cascade, from the smallest; `exits` the adapters of the
-    target's exits by layer, where its checkpoint brings some.
+    target's exits by layer, where its checkpoint brings some. A model that only transformers computes is an `Adapter`: it is
+    read whole, and gives a FlashHead only where its rows are hidden ones.
     """
 
     target: Transformer
@@ -34,6 +40,7 @@ class Models:
     _flash: dict[str, FlashHead] = field(default_factory=dict, repr=False)
     between: tuple[Transformer, ...] = ()
     exits: dict[int, ExitAdapter] = field(default_factory=dict, repr=False)
+    _heads: dict[tuple[str, str], Head] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         for draft in self.drafts:
@@ -71,16 +78,44 @@ class Models:
 
     def _make_flash(self, which: str) -> FlashHead:
         model, folder = self.model(which), self.folders.get(which)
-        weight = model.head_weight.detach()
-        if folder and (folder / FLASH_FILE).exists():
-            return FlashHead.load(folder / FLASH_FILE, weight, model.norm)
-        return FlashHead.build(weight, model.norm)
+        if model.head_weight is None:
+            raise ValueError(
+                f"{model.config.family} gives logits and no vocabulary weight; a FlashHead needs one: use a dense head"
+            )
+        return cast(FlashHead, head_named("flash", Origin(model.head_weight.detach(), model.norm, folder)))
+
+    def head(self, which: str, name: str) -> Head:
+        """A draft head by name over one model, made once; every FlashHead shares one clustering. ValueError as head_named."""
+        if name == "flash":
+            return self.flash_head(which)
+        key = (which, name)
+        if key not in self._heads:
+            self._heads[key] = self._make_head(which, name)
+        return self._heads[key]
+
+    def _make_head(self, which: str, name: str) -> Head:
+        if name.startswith("flash_"):
+            return self.flash_head(which).with_plan(stage1=name.removeprefix("flash_"))
+        model = self.model(which)
+        if model.head_weight is None:
+            raise ValueError(f"{model.config.family} gives logits and no vocabulary weight; head {name!r} needs one: use 'dense'")
+        return head_named(name, Origin(model.head_weight.detach(), model.norm, self.folders.get(which)))
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text; ValueError where no tokenizer was loaded."""
+        """Token ids of a text, a beginning-of-text id included where the checkpoint's tokenizer adds one.
+
+        ValueError where no tokenizer was loaded.
+        """
+        return self._tokens(text, special=True)
+
+    def encode_rendered(self, text: str) -> list[int]:
+        """Token ids of a text that holds its special tokens already, such as a rendered chat template."""
+        return self._tokens(text, special=False)
+
+    def _tokens(self, text: str, special: bool) -> list[int]:
         if self.tokenizer is None:
-            raise ValueError("these models were loaded without a tokenizer; give the prompt as token ids")
-        return self.tokenizer.encode(text, add_special_tokens=False).ids
+            raise ValueError("these models were loaded without a tokenizer (no tokenizer.json); give the prompt as token ids")
+        return self.tokenizer.encode(text, add_special_tokens=special).ids
 
     def decode(self, ids: list[int]) -> str:
         """Text of token ids, empty where no tokenizer was loaded."""
@@ -93,13 +128,12 @@ class Models:
 
 
 def folder_of(name: str | Path, role: str) -> Path:
-    """The folder of a shipped model ("reference", "shallow") or of a path the user gave."""
+    """The folder of a shipped model ("reference", "shallow"), of a path the user gave, or of a hub name in the local cache."""
     shipped = REFERENCE[role].get(str(name))
-    folder = SHIPPED / shipped if shipped else Path(name)
-    if not (folder / "config.json").exists():
-        known = ", ".join(REFERENCE[role])
-        raise FileNotFoundError(f"no model at {str(name)!r} (no config.json); give a checkpoint folder, or one of: {known}")
-    return folder
+    try:
+        return located(SHIPPED / shipped if shipped else name)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error}; shipped models: {', '.join(REFERENCE[role])}") from None
 
 
 def _tokenizer(folder: Path) -> Any:
@@ -109,9 +143,15 @@ def _tokenizer(folder: Path) -> Any:
     return Tokenizer.from_file(str(path)) if path.exists() else None
 
 
-def _vocabulary(folder: Path) -> dict[str, int]:
+def _vocabulary(folder: Path) -> dict[int, str]:
+    """The token of every id, empty where the folder has no tokenizer."""
     path = folder / "tokenizer.json"
-    return json.loads(path.read_text())["model"]["vocab"] if path.exists() else {}
+    if not path.exists():
+        return {}
+    raw = json.loads(path.read_text(encoding="utf-8"))
+    table = raw["model"].get("vocab") or {}
+    named = table if isinstance(table, dict) else {token: i for i, (token, _) in enumerate(table)}
+    return {i: token for token, i in named.items()} | {t["id"]: t["content"] for t in raw.get("added_tokens") or ()}
 
 
 def check_tokenizers(target: Path, draft: Path) -> None:
@@ -119,10 +159,12 @@ def check_tokenizers(target: Path, draft: Path) -> None:
     mine, theirs = _vocabulary(target), _vocabulary(draft)
     if not mine or not theirs or mine == theirs:
         return
-    inverse = {i: token for token, i in theirs.items()}
-    wrong = sorted(i for token, i in mine.items() if inverse.get(i) != token)
-    where = f"{len(wrong)} ids differ" + (f", first id {wrong[0]}" if wrong else "")
-    raise ValueError(f"draft and target have different vocabularies ({where}); use models of one tokenizer")
+    wrong = sorted(i for i in mine.keys() | theirs.keys() if mine.get(i) != theirs.get(i))
+    here, there = (words.get(wrong[0], "nothing") for words in (mine, theirs))
+    raise ValueError(
+        f"draft and target have different vocabularies ({len(wrong)} ids differ, first id {wrong[0]}: {here!r} in the target, "
+        f"{there!r} in the draft); use models of one tokenizer"
+    )
 
 
 def load(
@@ -132,7 +174,7 @@ def load(
     device: str = "auto",
     weights: str = "auto",
 ) -> Models:
-    """Load a target and a draft (None for none) from shipped names or Hugging Face folders.
+    """Load a target and a draft (None for none): shipped names, Hugging Face folders, or hub names in the local cache.
 
     Several drafts, from the smallest, are the lower models of a cascade; the first of them is also the draft of two-model
     methods.
@@ -145,10 +187,33 @@ def load(
     folders = {"target": folder_of(target, "target")} | _draft_folders(draft)
     for role in list(folders)[1:]:
         check_tokenizers(folders["target"], folders[role])
-    made = {role: Transformer.load(f, dtype, device, weights if role == "target" else "auto") for role, f in folders.items()}
+    made = {role: opened(f, dtype, device, weights if role == "target" else "auto") for role, f in folders.items()}
     between = tuple(model for role, model in made.items() if role.startswith("between"))
     tokenizer, exits = _tokenizer(folders["target"]), _exits(folders["target"], made["target"])
     return Models(made["target"], made.get("draft"), tokenizer, folders, between=between, exits=exits)
+
+
+def opened(folder: Path, dtype: str = "auto", device: str = "cpu", weights: str = "auto") -> Transformer:
+    """The model of a folder: on our own transformer, or an `Adapter` where only transformers computes it.
+
+    Under torchrun transformers shares the matrices out over the processes, all of which must then make the same calls.
+    """
+    if processes() > 1:
+        return cast(Transformer, Adapter.load(folder, dtype, device))
+    try:
+        return Transformer.load(folder, dtype, device, weights)
+    except Unsupported as ours:
+        if weights != "auto":
+            raise ValueError(f"{ours}; with weights='auto' transformers may load it") from None
+        try:
+            return cast(Transformer, Adapter.load(folder, dtype, device))
+        except (ValueError, ModuleNotFoundError) as theirs:
+            raise type(theirs)(f"{ours}; and {theirs}") from None
+
+
+def dense_head(norm: Norm | None, model: Transformer) -> Head:
+    """The head that scores the whole vocabulary on a model's rows."""
+    return LogitRows(model.config.vocab_size) if model.head_weight is None else DenseHead(norm, model.head_weight)
 
 
 def _draft_folders(draft: str | Path | Sequence[str | Path] | None) -> dict[str, Path]:
@@ -164,9 +229,20 @@ def _exits(folder: Path, target: Transformer) -> dict[int, ExitAdapter]:
     return load_exits(folder / EXITS_FILE, target) if (folder / EXITS_FILE).exists() else {}
 
 
-def spans(model: Transformer, stops: Sequence[int], context: int | None = None, reuse: bool = True) -> list[SpanReader]:
+def spans(model: Transformer, stops: Sequence[int], context: int | None = None, reuse: bool = True) -> list[Reader]:
     """Readers of one model up to each of `stops`; each continues from the rows of the one below, or reads anew without reuse."""
+    if isinstance(model, Adapter):
+        if len(stops) > 1:
+            raise ValueError(
+                f"{model.config.family} is read whole, through transformers; exits need one of our own architectures"
+            )
+        return [AdapterReader(model, context)]
     chain: list[SpanReader] = []
     for stop in stops:
         chain.append(SpanReader(model, stop, chain[-1] if chain and reuse else None, context))
-    return chain
+    return list[Reader](chain)
+
+
+def whole(model: Transformer, context: int | None = None) -> Reader:
+    """The reader of all of a model's layers."""
+    return spans(model, (model.config.layers,), context)[0]

@@ -1,0 +1,253 @@
+"""Any causal language model of transformers, read through its own code: other architectures, other quantisations, several GPUs.
+
+Only safetensors are read and only code that transformers itself contains is run.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flashspec.model.folder import read_config
+from flashspec.model.memory import refuse_bytes
+
+PROBE = (5, 3, 7, 2, 4, 6)
+LOADERS = {
+    "gptq": "gptqmodel and optimum",
+    "compressed-tensors": "compressed-tensors",
+    "awq": "gptqmodel or autoawq",
+    "bitsandbytes": "bitsandbytes",
+    "fp8": "a GPU with 8-bit floats",
+}
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """The facts of a transformers model that decoding needs; `context` is in tokens."""
+
+    family: str
+    vocab_size: int
+    hidden: int
+    layers: int
+    context: int
+    eos: tuple[int, ...] = ()
+
+
+class Adapter:
+    """A transformers model whose rows are its own logits, or its hidden states where these alone give the logits.
+
+    With hidden rows `head_weight` is the vocabulary weight, so that any head may project them; with logits as rows it is
+    None. `norm` is None: rows are normalised already.
+    """
+
+    norm = None
+
+    def __init__(self, model: Any) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.config = _facts(model)
+        self.device: torch.device = next(model.parameters()).device
+        self.head_weight: Tensor | None = _vocabulary_weight(model)
+        self._certify()
+
+    @classmethod
+    def load(cls, folder: Path, dtype: str = "auto", device: str = "cpu") -> Adapter:
+        """The model of a checkpoint folder; under torchrun its matrices are shared out over all processes.
+
+        Raises ModuleNotFoundError without transformers or the package that the checkpoint's quantisation needs, ValueError
+        for checkpoints that need their own code, keep their weights pickled or cannot be rewound.
+        """
+        raw = read_config(folder)
+        _refuse(folder, raw)
+        refuse_bytes(str(folder), sum(path.stat().st_size for path in folder.glob("*.safetensors")) // processes(), device)
+        return cls(
+            _from_pretrained(folder, raw, {"dtype": "auto" if dtype == "auto" else getattr(torch, dtype)} | _place(device))
+        )
+
+    @property
+    def width(self) -> int:
+        """Numbers in a row: hidden ones, or one for every id."""
+        return self.config.vocab_size if self.head_weight is None else self.config.hidden
+
+    def cache(self) -> Any:
+        """An empty cache that keeps every token, also where the model looks back only a window."""
+        from transformers import DynamicCache
+
+        return DynamicCache()
+
+    @torch.inference_mode()
+    def run(self, tokens: Tensor, cache: Any) -> Tensor:
+        """Rows [n, width] in float32 for tokens [n] behind the cache, which grows by them."""
+        part = self.model if self.head_weight is None else self.model.base_model
+        out = part(input_ids=tokens[None].to(self.device), past_key_values=cache, use_cache=True)
+        return (out.logits if self.head_weight is None else out.last_hidden_state)[0].float()
+
+    @torch.inference_mode()
+    def _certify(self) -> None:
+        """Decide what rows are, and refuse a model whose cache does not come back after a rewind."""
+        ids = torch.tensor(PROBE, device=self.device) % self.config.vocab_size
+        if self.head_weight is not None and not self._plain_head(ids):
+            self.head_weight = None
+        if not _same(self._rewound(ids), self.run(ids, self.cache()), 1e-3 if self.exact else 0.05):
+            raise ValueError(
+                f"{self.config.family} keeps a state that cannot be rewound; use a model whose cache holds every token"
+            )
+
+    @property
+    def exact(self) -> bool:
+        """Whether the model computes in float32 or wider, so that reading in parts changes rounding alone."""
+        return self.model.dtype.itemsize >= 4
+
+    def _plain_head(self, ids: Tensor) -> bool:
+        """Whether logits are the vocabulary weight times the last hidden states, with nothing behind it."""
+        if self.model.base_model is self.model:
+            return False
+        hidden = self.model.base_model(input_ids=ids[None], use_cache=False).last_hidden_state
+        mine = self.model.get_output_embeddings()(hidden)
+        return _same(mine, self.model(input_ids=ids[None], use_cache=False).logits, 1e-5)
+
+    def _rewound(self, ids: Tensor) -> Tensor:
+        """Rows of ids read in two parts, two wrong tokens read and forgotten between them."""
+        try:
+            cache = self.cache()
+            first = self.run(ids[:3], cache)
+            self.run(ids[:2], cache)
+            cache.crop(-2)
+            return torch.cat([first, self.run(ids[3:], cache)])
+        except (RuntimeError, ValueError, AttributeError, TypeError, IndexError, KeyError):
+            return torch.full((len(ids), self.width), torch.nan)
+
+
+def _same(a: Tensor, b: Tensor, tolerance: float) -> bool:
+    """Equal up to a share of the largest number."""
+    return a.shape == b.shape and bool((a.to(b.device) - b).abs().max() <= tolerance * b.abs().max())
+
+
+def _facts(model: Any) -> AdapterConfig:
+    config = model.config.get_text_config()
+    stops = model.generation_config.eos_token_id if model.generation_config else config.eos_token_id
+    return AdapterConfig(
+        family=type(model).__name__,
+        vocab_size=config.vocab_size,
+        hidden=config.hidden_size,
+        layers=config.num_hidden_layers,
+        context=getattr(config, "max_position_embeddings", None) or 2048,
+        eos=() if stops is None else tuple(stops) if isinstance(stops, list) else (stops,),
+    )
+
+
+def _vocabulary_weight(model: Any) -> Tensor | None:
+    """The weight that turns last hidden states into logits, None where there is more to it or it is shared out."""
+    head = model.get_output_embeddings()
+    weight = getattr(head, "weight", None)
+    if not isinstance(weight, Tensor) or getattr(head, "bias", None) is not None or not weight.is_floating_point():
+        return None
+    whole = weight.shape == (model.config.get_text_config().vocab_size, model.config.get_text_config().hidden_size)
+    return weight.detach() if whole and processes() == 1 else None
+
+
+def processes() -> int:
+    """Processes that torchrun started; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def speaker() -> bool:
+    """Whether this process is the one that prints: the only one, or the first that torchrun started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _refuse(folder: Path, raw: dict[str, Any]) -> None:
+    """Refuse what transformers could load only by running foreign code or reading pickles."""
+    if not any(folder.glob("*.safetensors")):
+        raise ValueError(f"{folder} holds no safetensors, and pickled weights are never read: convert them to safetensors")
+    try:
+        from transformers import CONFIG_MAPPING
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError(f"only transformers could load {folder}: pip install 'flashspec[peers]'") from None
+
+    if raw.get("model_type") not in CONFIG_MAPPING:
+        why = "needs code of its own, which is never run" if raw.get("auto_map") else "is not known to the installed transformers"
+        raise ValueError(f"{folder} ({raw.get('model_type')!r}) {why}; use a checkpoint of an architecture transformers contains")
+
+
+def _place(device: str) -> dict[str, Any]:
+    """Where transformers puts the weights: on one device, or shared out by its tensor-parallel plan under torchrun."""
+    if processes() == 1:
+        return {} if device == "cpu" else {"device_map": device}
+    from transformers.distributed import DistributedConfig
+
+    if "tp_plan" in DistributedConfig.__dataclass_fields__:
+        return {"distributed_config": DistributedConfig(tp_plan="auto")}
+    return {"tp_plan": "auto"}
+
+
+def _from_pretrained(folder: Path, raw: dict[str, Any], options: dict[str, Any]) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    load: Callable[..., Any] = AutoModelForCausalLM.from_pretrained
+    try:
+        return load(folder, local_files_only=True, trust_remote_code=False, use_safetensors=True, **options)
+    except ImportError as error:
+        raise ModuleNotFoundError(f"transformers cannot load {folder}{_needs(raw)}: {_line(error)}") from None
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise ValueError(f"transformers cannot load {folder}{_needs(raw)}: {_line(error)}") from None
+
+
+def _needs(raw: dict[str, Any]) -> str:
+    """What a quantised checkpoint asks for beside transformers."""
+    method = (raw.get("quantization_config") or {}).get("quant_method")
+    known = LOADERS.get(str(method), "the package of that method")
+    return f", whose {method} weights need {known} installed" if method else ""
+
+
+def _line(error: Exception) -> str:
+    """The first line of a foreign message."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+class AdapterReader:
+    """Reads tokens through a whole transformers model; rewinding crops its cache. Satisfies `flashspec.model.reader.Reader`."""
+
+    below = None
+
+    def __init__(self, model: Adapter, context: int | None = None) -> None:
+        self.model = model
+        self.context = min(model.config.context, context or model.config.context)
+        self.seen = self.rows_read = 0
+        self._cache = model.cache()
+        self._rows = torch.zeros(self.context, model.width, device=model.device)
+
+    @property
+    def layers(self) -> int:
+        """Layers a token passes."""
+        return self.model.config.layers
+
+    @property
+    def rows(self) -> Tensor:
+        """Rows by position [context, width]; valid below `seen`."""
+        return self._rows
+
+    @torch.inference_mode()
+    def read(self, tokens: Tensor) -> Tensor:
+        """Read what is missing of tokens [n]; rows [n, width] of all of them."""
+        n = len(tokens)
+        if n > self.context:
+            raise ValueError(f"{n} tokens do not fit the context of {self.context}; shorten the prompt or max_new_tokens")
+        if n > self.seen:
+            self._rows[self.seen : n] = self.model.run(tokens[self.seen :], self._cache)
+            self.rows_read += n - self.seen
+            self.seen = n
+        return self._rows[:n]
+
+    def rewind(self, n: int) -> None:
+        """Forget all but the first n tokens."""
+        if n == 0:
+            self._cache = self.model.cache()
+        elif n < self.seen:
+            self._cache.crop(n - self.seen)
+        self.seen = min(self.seen, n)

@@ -1,0 +1,110 @@
+"""What loading a sharded checkpoint takes: anonymous memory at its peak against the size of the files."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from flashspec.measure.resident import load_in_fresh_process
+from flashspec.model.awq import Scheme, scheme_to_hf
+from flashspec.model.config import ModelConfig, to_hf
+from flashspec.model.export import write_folder
+from flashspec.model.memory import Form, weight_bytes
+from flashspec.model.names import row_counts, sources
+from flashspec.model.synthetic import GROUP, shape
+from flashspec.model.transformer import Transformer
+from flashspec.study.experiment import Experiment
+from flashspec.study.pairs import among, at_least
+
+FORMATS = {"bf16": ("dense", 0), "awq": ("int4", GROUP), "awq as dense": ("dense", GROUP)}
+
+
+@dataclass(frozen=True)
+class Params:
+    """Which checkpoint to write, of which size, and how to load it."""
+
+    shape: str = "Qwen3-4B"  # widths; the depth follows from the size
+    megabytes: int = 2000  # size of the checkpoint
+    shard_megabytes: int = 500  # size of a file
+    formats: tuple[str, ...] = ("bf16", "awq")  # how weights are stored and what they become
+    repeats: int = 3  # fresh processes
+
+    def __post_init__(self) -> None:
+        among("formats", self.formats, FORMATS)
+        at_least(self, megabytes=1, shard_megabytes=1, repeats=1)
+        shape(self.shape)
+
+
+class Row(NamedTuple):
+    """One load in a fresh process: bytes of the files, anonymous bytes before, at the peak and after, and seconds."""
+
+    format: str
+    checkpoint_bytes: int
+    before: int
+    peak: int
+    after: int
+    seconds: float
+    repeat: int
+
+
+def sized(params: Params, group: int) -> ModelConfig:
+    """The shape at the depth that comes nearest to the size."""
+    one = shape(params.shape, 1)
+    form = Form(torch.bfloat16, group)
+    ends = weight_bytes(replace(one, layers=1), form) - int(one.layer_parameters * form.body_bytes)
+    depth = round((params.megabytes * 1e6 - ends) / (one.layer_parameters * form.body_bytes))
+    return replace(one, layers=max(1, depth))
+
+
+def write_checkpoint(folder: Path, config: ModelConfig, group: int, shard_bytes: int) -> None:
+    """A folder of zeros in this shape, dense or AWQ: loading costs the same whatever the numbers are."""
+    with torch.device("meta"):
+        model = Transformer(config)
+    tensors: dict[str, Tensor] = {}
+    for name, weight in model.named_parameters():
+        module, leaf = name.rsplit(".", 1)
+        for source, rows in zip(sources(module, config), row_counts(module, weight.shape[0], config), strict=True):
+            packed = group and weight.ndim == 2 and name.startswith("layers.")
+            tensors |= _packed(source, rows, weight.shape[1], group) if packed else _plain(f"{source}.{leaf}", rows, weight)
+    extra = {"quantization_config": scheme_to_hf(Scheme(group))} if group else {}
+    write_folder(folder, tensors, to_hf(config, "bfloat16") | extra, shard_bytes)
+
+
+def _plain(name: str, rows: int, weight: Tensor) -> dict[str, Tensor]:
+    return {name: torch.zeros(rows, *weight.shape[1:], dtype=torch.bfloat16)}
+
+
+def _packed(source: str, rows: int, columns: int, group: int) -> dict[str, Tensor]:
+    return {
+        f"{source}.qweight": torch.zeros(columns, rows // 8, dtype=torch.int32),
+        f"{source}.qzeros": torch.zeros(columns // group, rows // 8, dtype=torch.int32),
+        f"{source}.scales": torch.zeros(columns // group, rows, dtype=torch.float16),
+    }
+
+
+def measure(params: Params) -> Iterator[Row]:
+    """Write each checkpoint to a temporary folder and load it in fresh processes, watched from outside."""
+    for name in params.formats:
+        weights, group = FORMATS[name]
+        with tempfile.TemporaryDirectory() as place:
+            folder = Path(place)
+            write_checkpoint(folder, sized(params, group), group, params.shard_megabytes * 10**6)
+            size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+            for repeat in range(params.repeats):
+                load = load_in_fresh_process(folder, weights)
+                yield Row(name, size, load.before, load.peak, load.after, load.seconds, repeat)
+
+
+def points(params: Params) -> list[Params]:
+    """One point a format."""
+    return [replace(params, formats=(name,)) for name in params.formats]
+
+
+SMOKE = Params(shape="reference-target", megabytes=40, shard_megabytes=8, repeats=1)
+EXPERIMENT = Experiment("loading", Params, Row, measure, split=points, presets={"smoke": SMOKE})

@@ -1,0 +1,197 @@
+"""Models of other architectures decode through transformers' own code: same text, rewound caches, nothing foreign run."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from test_transformer import BASE, randomised
+
+from flashspec.decoding.cascade import Limits, Stage, decode
+from flashspec.decoding.generate import generate
+from flashspec.decoding.models import Models, load
+from flashspec.decoding.rules import rule_for
+from flashspec.heads.dense import DenseHead
+from flashspec.heads.identity import LogitRows
+from flashspec.model.adapter import Adapter, AdapterReader
+from flashspec.scores import GREEDY
+
+transformers = pytest.importorskip("transformers")
+IDS = [5, 9, 2, 14, 7, 3]
+SMALL = {
+    "vocab_size": 67,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+LLAMA_LIKE = SMALL | {"intermediate_size": 48, "num_key_value_heads": 2, "max_position_embeddings": 64}
+OPT_350M = {"ffn_dim": 48, "word_embed_proj_dim": 16, "do_layer_norm_before": False}
+OTHERS = {
+    "gpt2": ("gpt2", {"vocab_size": 67, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "eos_token_id": 2}),
+    "gpt_neox": ("gpt_neox", {k: v for k, v in LLAMA_LIKE.items() if k != "num_key_value_heads"}),
+    "gemma2 (soft-capped logits)": ("gemma2", LLAMA_LIKE | {"head_dim": 8, "final_logit_softcapping": 3.0, "sliding_window": 4}),
+    "opt of 350M's kind": (
+        "opt",
+        SMALL | {"hidden_size": 32, "ffn_dim": 48, "word_embed_proj_dim": 16, "do_layer_norm_before": False},
+    ),
+}
+
+
+def write(folder: Path, kind: str, settings: dict) -> torch.nn.Module:
+    """A random model of transformers, saved."""
+    torch.manual_seed(0)
+    config = transformers.AutoConfig.for_model(kind, **settings)
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.ndim == 2:
+                weight.mul_(8)
+    model.save_pretrained(folder)
+    return model
+
+
+def greedy(model: torch.nn.Module, count: int = 20) -> list[int]:
+    """The text of transformers' own generate."""
+    ids = torch.tensor([IDS])
+    settings = {"max_new_tokens": count, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    return model.generate(ids, attention_mask=torch.ones_like(ids), **settings)[0, len(IDS) :].tolist()
+
+
+def stage(model: Adapter, every: int = 1) -> Stage:
+    head = LogitRows(model.config.vocab_size) if model.head_weight is None else DenseHead(None, model.head_weight)
+    return Stage(AdapterReader(model, 64), head, rule_for(GREEDY, model.config.vocab_size), every)
+
+
+def text(stages: list[Stage]) -> list[int]:
+    return [token for step in decode(stages, IDS, Limits(20)) for token in step.tokens]
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_another_architecture_prints_the_text_of_transformers(name: str, tmp_path: Path) -> None:
+    theirs = write(tmp_path, *OTHERS[name])
+    models = load(tmp_path, tmp_path, dtype="float32", device="cpu")
+    assert isinstance(models.target, Adapter)
+    assert (models.target.head_weight is None) == (name in ("gemma2 (soft-capped logits)", "opt of 350M's kind"))
+    wanted = greedy(theirs)
+    for method in ("baseline", "dense"):
+        assert generate(models, IDS, method, max_new_tokens=20, stop=()).tokens == wanted
+
+
+def test_a_wrong_draft_is_corrected_through_the_cropped_cache(tmp_path: Path) -> None:
+    theirs = write(tmp_path / "target", *OTHERS["gpt2"])
+    write(tmp_path / "draft", "gpt2", OTHERS["gpt2"][1] | {"n_layer": 1})
+    draft, target = (Adapter.load(tmp_path / name) for name in ("draft", "target"))
+    assert text([stage(draft), stage(target, 3)]) == greedy(theirs)
+
+
+def test_a_cache_that_is_not_cropped_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs = write(tmp_path / "target", *OTHERS["gpt2"])
+    write(tmp_path / "draft", "gpt2", OTHERS["gpt2"][1] | {"n_layer": 1})
+    draft, target = (Adapter.load(tmp_path / name) for name in ("draft", "target"))
+    monkeypatch.setattr(AdapterReader, "rewind", lambda self, n: setattr(self, "seen", min(self.seen, n)))
+    assert text([stage(draft), stage(target, 3)]) != greedy(theirs)
+
+
+def test_our_own_families_do_not_take_the_detour(tmp_path: Path) -> None:
+    randomised(BASE).save(tmp_path, "float32")
+    model = load(tmp_path, None, device="cpu").target
+    assert not isinstance(model, Adapter)
+    reader = AdapterReader(Adapter.load(tmp_path), 64)
+    ids = torch.tensor(IDS)
+    with torch.inference_mode():
+        logits = DenseHead(None, reader.model.head_weight)(reader.read(ids)).logits
+        assert torch.allclose(logits, model(ids[None])[0], rtol=1e-3, atol=1e-4)
+
+
+def test_a_state_that_cannot_be_rewound_is_refused(tmp_path: Path) -> None:
+    settings = {"vocab_size": 67, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4}
+    write(tmp_path, "mamba", settings)
+    with pytest.raises(ValueError, match="MambaForCausalLM keeps a state that cannot be rewound"):
+        load(tmp_path, None, device="cpu")
+
+
+def spoil(folder: Path, **changes: object) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+FOREIGN = {
+    "foreign code": ({"model_type": "mine", "architectures": ["Mine"], "auto_map": {"AutoConfig": "mine.py"}}, "code of its own"),
+    "unknown": ({"model_type": "mine", "architectures": ["Mine"]}, "not known to the installed transformers"),
+    "gptq": ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "gptq.*gptqmodel and optimum"),
+    "int8 awq": ({"quantization_config": {"quant_method": "awq", "bits": 8}}, "bits = 8"),
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_what_nobody_can_load_is_refused_in_one_sentence(name: str, tmp_path: Path) -> None:
+    changes, message = FOREIGN[name]
+    randomised(BASE).save(tmp_path, "float32")
+    spoil(tmp_path, **changes)
+    with pytest.raises((ValueError, ModuleNotFoundError), match=message) as refused:
+        load(tmp_path, None, device="cpu")
+    assert "\n" not in str(refused.value)
+
+
+def test_pickled_weights_of_another_architecture_are_not_read(tmp_path: Path) -> None:
+    model = write(tmp_path, *OTHERS["gpt2"])
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match="pickled weights are never read"):
+        load(tmp_path, None, device="cpu")
+
+
+def test_exits_and_flash_heads_that_an_adapter_cannot_give_are_refused(tmp_path: Path) -> None:
+    write(tmp_path, *OTHERS["gemma2 (soft-capped logits)"])
+    models = load(tmp_path, tmp_path, dtype="float32", device="cpu")
+    with pytest.raises(ValueError, match="read whole"):
+        generate(models, IDS, "self_speculation", exits=(1,))
+    with pytest.raises(ValueError, match="no vocabulary weight"):
+        generate(models, IDS, "flash")
+
+
+SHARED = """
+import sys, torch
+torch.set_num_threads(1)
+from flashspec.decoding.generate import generate
+from flashspec.decoding.models import load
+models = load(sys.argv[1], sys.argv[2], dtype="float32", device="cpu")
+mlp = next(m for n, m in models.target.model.named_modules() if n.endswith("mlp.down_proj"))
+part = mlp.weight.to_local() if hasattr(mlp.weight, "to_local") else mlp.weight
+for method in ("baseline", "dense"):
+    tokens = generate(models, [5, 9, 2, 14, 7, 3], method, max_new_tokens=16, stop=()).tokens
+    print("tokens", method, part.shape[1], *tokens, flush=True)
+torch.distributed.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_that_share_a_target_print_the_text_of_one(tmp_path: Path) -> None:
+    theirs = write(tmp_path / "target", "llama", LLAMA_LIKE)
+    write(tmp_path / "draft", "llama", LLAMA_LIKE | {"num_hidden_layers": 1})
+    (tmp_path / "decode.py").write_text(SHARED)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(tmp_path / "decode.py")]
+    folders = [str(tmp_path / "target"), str(tmp_path / "draft")]
+    done = subprocess.run(
+        [*launch, *folders], capture_output=True, text=True, timeout=600, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+    lines = [line.split() for line in done.stdout.splitlines() if line.startswith("tokens")]
+    assert len(lines) == 4, done.stderr[-2000:]
+    for _, _, width, *tokens in lines:
+        assert int(width) == LLAMA_LIKE["intermediate_size"] // 2
+        assert [int(token) for token in tokens] == greedy(theirs, 16)
+
+
+def test_one_tokenizer_missing_is_said_when_text_is_given(tmp_path: Path) -> None:
+    randomised(BASE).save(tmp_path, "float32")
+    models = load(tmp_path, None, device="cpu")
+    assert isinstance(models, Models)
+    with pytest.raises(ValueError, match="without a tokenizer"):
+        generate(models, "text", "baseline")

@@ -1,0 +1,129 @@
+"""Checkpoints are found by folder or cached name, and say how they want to be talked to and sampled."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import shelf
+
+from flashspec.cli.main import status
+from flashspec.decoding.models import check_tokenizers, folder_of, load
+from flashspec.model.chat import chat_prompt, generation_defaults
+from flashspec.model.hub import located
+from flashspec.train.package import END
+
+TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<answer>{% endif %}"
+GENERATION = {"do_sample": True, "temperature": 0.6, "top_k": 20, "top_p": 0.95, "repetition_penalty": 1.1, "eos_token_id": 0}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A pair whose target has a chat template and generation defaults."""
+    made = shelf.write_pair(tmp_path_factory.mktemp("talking"))
+    (made["target"] / "digests.json").unlink()
+    (made["target"] / "generation_config.json").write_text(json.dumps(GENERATION))
+    path = made["target"] / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": TEMPLATE}))
+    return made
+
+
+def test_a_chat_template_frames_the_message(folders: dict[str, Path]) -> None:
+    pytest.importorskip("transformers")
+    assert chat_prompt(folders["target"], "hello") == "<user>hello<answer>"
+    assert chat_prompt(folders["target"], "hello", "be brief") == "<system>be brief<user>hello<answer>"
+    with pytest.raises(ValueError, match="has no chat template"):
+        chat_prompt(folders["draft"], "hello")
+
+
+def test_generation_defaults_are_the_checkpoints_own(folders: dict[str, Path], tmp_path: Path) -> None:
+    found = generation_defaults(folders["target"])
+    assert found.sampling == {"temperature": 0.6, "top_k": 20, "top_p": 0.95}
+    assert found.ignored == {"repetition_penalty": 1.1}
+    (tmp_path / "generation_config.json").write_text(json.dumps(GENERATION | {"do_sample": False}))
+    assert generation_defaults(tmp_path).sampling == {}
+    with pytest.raises(FileNotFoundError, match="no defaults of its own"):
+        generation_defaults(folders["draft"])
+
+
+def test_the_command_line_uses_both_and_flags_win(folders: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("transformers")
+    pair = ["--target", str(folders["target"]), "--draft-model", str(folders["draft"]), "--max-new-tokens", "12"]
+
+    def said(*arguments: str) -> str:
+        assert status(["generate", *arguments, *pair, "--method", "dense"]) == 0
+        return capsys.readouterr().out
+
+    plain = said("hello")
+    assert said("hello", "--chat") == said("<user>hello<answer>") != plain
+    sampled = said("hello", "--defaults")
+    assert sampled == said("hello", "--temperature", "0.6", "--top-k", "20", "--top-p", "0.95") != plain
+    assert said("hello", "--defaults", "--temperature", "0") == plain
+    assert status(["generate", "hello", "--defaults", *pair, "--method", "baseline"]) == 0
+    assert "not applied: repetition_penalty 1.1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("wrong", [["--ids", "1,2", "--chat"], ["x", "--system", "be brief"]])
+def test_chat_without_words_is_refused(wrong: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert status(["generate", *wrong]) == 2
+    assert "--system with --chat" in capsys.readouterr().err
+
+
+def test_only_the_first_of_several_processes_prints(
+    folders: dict[str, Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    arguments = ["generate", "hello", "--target", str(folders["target"]), "--method", "baseline", "--max-new-tokens", "3"]
+    assert status(arguments) == 0
+    assert capsys.readouterr() == ("", "")
+
+
+def snapshot(home: Path, name: str) -> Path:
+    """An empty checkpoint in the layout of the hub's cache."""
+    place = home / f"models--{name.replace('/', '--')}"
+    folder = place / "snapshots" / "0123456789abcdef0123456789abcdef01234567"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    (place / "refs").mkdir()
+    (place / "refs" / "main").write_text(folder.name)
+    return folder
+
+
+def test_a_hub_name_is_its_snapshot_in_the_local_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    constants = pytest.importorskip("huggingface_hub.constants")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    wanted = snapshot(tmp_path, "some/model-1B")
+    assert located("some/model-1B") == wanted == folder_of("some/model-1B", "target")
+
+
+@pytest.mark.parametrize("name", ["nobody/nothing", "nobody-nothing", "../etc/passwd"])
+def test_a_name_that_is_not_here_is_refused_in_one_sentence(name: str) -> None:
+    with pytest.raises(FileNotFoundError, match="no model at .*shipped models: reference") as refused:
+        folder_of(name, "target")
+    message = str(refused.value)
+    assert "\n" not in message and ("hf download" in message) == (name == "nobody/nothing")
+
+
+def test_tokenizers_that_differ_are_refused_with_the_id_and_both_tokens(folders: dict[str, Path], tmp_path: Path) -> None:
+    raw = json.loads((folders["target"] / "tokenizer.json").read_text())
+    words = {i: token for token, i in raw["model"]["vocab"].items()}
+    raw["model"]["vocab"][words[7]], raw["model"]["vocab"][words[9]] = 9, 7
+    (tmp_path / "tokenizer.json").write_text(json.dumps(raw))
+    check_tokenizers(folders["target"], folders["draft"])
+    with pytest.raises(ValueError, match="2 ids differ, first id 7: .* in the target, .* in the draft") as refused:
+        check_tokenizers(folders["target"], tmp_path)
+    assert repr(words[7]) in str(refused.value) and repr(words[9]) in str(refused.value)
+    raw["added_tokens"].append({"id": 9000, "content": "<more>"})
+    (tmp_path / "tokenizer.json").write_text(json.dumps(raw))
+    with pytest.raises(ValueError, match="3 ids differ"):
+        check_tokenizers(folders["target"], tmp_path)
+
+
+def test_special_tokens_are_added_to_text_and_not_to_a_rendered_template(folders: dict[str, Path]) -> None:
+    from tokenizers.processors import TemplateProcessing
+
+    models = load(folders["target"], None, device="cpu")
+    end = models.tokenizer.token_to_id(END)
+    models.tokenizer.post_processor = TemplateProcessing(single=f"{END} $A", special_tokens=[(END, end)])
+    assert models.encode("a b") == [end, *models.encode_rendered("a b")]
