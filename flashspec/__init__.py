@@ -15,6 +15,7 @@ _HOMES = {
     "flashspec.decoding.rules": ("SpeculativeSampling", "GumbelCoupling", "TypicalAcceptance"),
     "flashspec.decoding.cascade": ("Stage", "Event", "Limits", "decode"),
     "flashspec.decoding.method": ("Method", "METHODS", "build"),
+    "flashspec.decoding.hierarchy": ("self_speculation", "hispec", "cascade"),
     "flashspec.decoding.models": ("Models", "load"),
     "flashspec.decoding.generate": ("Output", "generate"),
 }

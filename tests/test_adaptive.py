@@ -95,7 +95,7 @@ def two(doubt, every=2):
 
 @pytest.mark.parametrize("doubt", [Confidence(0.5), Entropy(1.1)], ids=str)
 def test_stopping_before_the_draw_keeps_the_law(doubt):
-    assert p_of(two(lambda rule, head: doubt), 1500, law(0)) > 1e-4
+    assert p_of(two(lambda rule, head: doubt), 800, law(0)) > 1e-4
 
 
 def test_the_control_stopping_after_the_draw_is_caught():
@@ -114,7 +114,7 @@ def three(doubt=None, middle=None):
 
 
 def test_a_doubting_middle_keeps_the_law():
-    assert p_of(three(Confidence(0.5)), 1500, law(0), new=4) > 1e-4
+    assert p_of(three(Confidence(0.5)), 800, law(0), new=4) > 1e-4
 
 
 def test_a_lossy_middle_is_caught_and_says_so():

@@ -11,7 +11,7 @@ import click
 
 from flashspec.cli.flags import given, with_flags
 from flashspec.decoding.cascade import Event, Step
-from flashspec.decoding.generate import Request, Stats, count, request
+from flashspec.decoding.generate import Request, Stats, count, request, weak_exit
 from flashspec.decoding.method import METHODS, Method, method_named
 from flashspec.decoding.models import Models, folder_of, load
 from flashspec.model.adapter import speaker
@@ -68,6 +68,9 @@ def stream(models: Models, ready: Request, show: bool) -> Decoded:
             click.secho(texts.push(token), fg=COLOURS[kind] if show else None, nl=False, color=True if show else None)
         sys.stdout.flush()
     click.echo(nl=speaker())
+    weak = weak_exit(ready.method, events)
+    if weak and speaker():
+        click.echo(f"warning: {weak}", err=True)
     return Decoded(count(events, emitted, len(ready.stages)), seconds)
 
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from flashspec.decoding.cascade import Event, Limits, Step, decode
-from flashspec.decoding.method import Method, build, method_named
+from flashspec.decoding.method import METHODS, Method, build, method_named
 from flashspec.decoding.models import Models
 from flashspec.scores import GREEDY, Sampling
 
 Prompt = str | list[int]
+LEAST_AGREEMENT, LEAST_DECIDED = 0.3, 16
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ class Request:
     ids: list[int]
     stages: list
     limits: Limits
+    method: Method = METHODS["baseline"]
 
     def steps(self) -> Iterator[Step]:
         """Decode; yields tokens as they become final."""
@@ -90,7 +93,27 @@ def request(models: Models, prompt: Prompt, method: str | Method, sampling: Samp
         raise ValueError(
             f"the prompt has {len(ids)} tokens and the context holds {models.context}; shorten it to {models.context - 1}"
         )
-    return Request(ids, build(chosen, models, sampling, min(models.context, len(ids) + new)), limits)
+    return Request(ids, build(chosen, models, sampling, min(models.context, len(ids) + new)), limits, chosen)
+
+
+def agreement(events: list[Event], stage: int) -> tuple[int, int]:
+    """Tokens that a stage let stand, and tokens that it decided about: those and the first it did not, of every action."""
+    judged = [e for e in events if e.stage == stage and e.adds]
+    kept = sum(e.kept for e in judged)
+    return kept, kept + sum(e.kept < e.waiting for e in judged)
+
+
+def weak_exit(method: Method, events: list[Event]) -> str | None:
+    """What is wrong with an exit that the stage above it hardly ever agreed with in this decode, None where nothing is."""
+    last = max((e.stage for e in events), default=0)
+    for stage, layer in enumerate(method.exits, start=last - len(method.exits)):
+        kept, decided = agreement(events, stage + 1)
+        if decided >= LEAST_DECIDED and kept < LEAST_AGREEMENT * decided:
+            return (
+                f"exit {layer} agreed with the layers above it on {kept} of {decided} tokens ({kept / decided:.0%}): this model "
+                "has no usable exit there; train one with `flashspec train exits`, or draft with a second model"
+            )
+    return None
 
 
 def generate(
@@ -99,7 +122,8 @@ def generate(
     """Decode a prompt (text or token ids) and return text, tokens, events and counts.
 
     `options`: max_new_tokens (128), stop (ids; the target's own by default) and the fields of Method, such as k, finalize,
-    exits or probes. Raises ValueError in words for an unknown method or option and for an empty or too long prompt.
+    exits or probes. Raises ValueError in words for an unknown method or option and for an empty or too long prompt; warns,
+    with the agreement measured, where an exit of the target is of no use.
     """
     ready = request(models, prompt, method, sampling, options)
     tokens: list[int] = []
@@ -107,4 +131,7 @@ def generate(
     for step in ready.steps():
         tokens += step.tokens
         events += step.events
+    weak = weak_exit(ready.method, events)
+    if weak:
+        warnings.warn(weak, stacklevel=2)
     return Output(models.decode(tokens), tokens, events, count(events, len(tokens), len(ready.stages)))

@@ -1,0 +1,153 @@
+"""Spans of one model compute no layer twice for a kept token, to the row; hierarchies refuse nonsense and say when exits fail."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from toys import PROMPT, TEMPERATURES, config, duo, random_model, run, text
+
+from flashspec.decoding.generate import agreement, request, weak_exit
+from flashspec.decoding.hierarchy import cascade, hispec, self_speculation
+from flashspec.decoding.method import Method
+from flashspec.decoding.models import Models
+from flashspec.measure.score import score
+from flashspec.model.reader import SpanReader
+from flashspec.model.transformer import Transformer
+from flashspec.scores import Sampling
+from flashspec.theory import rows_read
+
+
+@st.composite
+def hierarchies(draw) -> Method:
+    """Any exits of a six-layer model, with any schedule, heads and doubts."""
+    exits = tuple(sorted(draw(st.sets(st.integers(1, 5), min_size=1, max_size=3))))
+    threshold = st.none() | st.floats(0, 1)
+    return Method(
+        exits=exits, k=draw(st.integers(1, 5)), interval=draw(st.integers(1, 8)), head=draw(st.sampled_from(["dense", "flash"])),
+        draft_doubt=draw(threshold), verify_doubt=draw(threshold), doubt=draw(st.sampled_from(["confidence", "entropy"])),
+    )  # fmt: skip
+
+
+def played(method: Method, temperature: float = 0.7, new: int = 21):
+    """Stages, tokens and events of one decode."""
+    ready = request(duo(), PROMPT, method, Sampling(temperature, seed=5), {"max_new_tokens": new, "stop": ()})
+    steps = list(ready.steps())
+    return ready.stages, [t for s in steps for t in s.tokens], [e for s in steps for e in s.events]
+
+
+def expected(stages, tokens, events) -> list[int]:
+    """The closed form: what is kept, and what was dropped at or above each span."""
+    dropped = [sum(e.waiting - e.kept for e in events if e.stage == i) for i in range(1, len(stages))]
+    return rows_read(len(PROMPT) + len(tokens) - 1, dropped)
+
+
+@settings(max_examples=25)
+@given(hierarchies(), st.sampled_from(TEMPERATURES), st.integers(1, 21))
+def test_rows_computed_are_the_closed_form_to_the_row(method, temperature, new):
+    stages, tokens, events = played(method, temperature, new)
+    wanted = expected(stages, tokens, events)
+    assert [stage.reader.rows_read for stage in stages] == wanted
+    layers = sum(n * stage.reader.layers for n, stage in zip(wanted, stages, strict=True))
+    assert score(events, stages, len(tokens)).layer_tokens == layers
+
+
+def test_the_control_without_reuse_layers_are_computed_again():
+    stages, tokens, events = played(Method(exits=(2, 4), k=2, reuse=False))
+    assert sum(s.reader.rows_read * s.reader.layers for s in stages) > 1.3 * 6 * (len(PROMPT) + len(tokens) - 1)
+    assert tokens == played(Method(exits=(2, 4), k=2))[1]
+
+
+@pytest.mark.parametrize("method", [hispec(2, 4), hispec(1, 3, 3, 5, head="flash"), self_speculation(2, 4)], ids=str)
+def test_every_layer_of_a_kept_token_is_computed_once(method, monkeypatch):
+    """Counts executions by layer and position, and forgets those of tokens that were dropped."""
+    counts: dict[tuple[int, int], int] = {}
+
+    def watch(reader):
+        run_engine, rewind = reader.engine.run, reader.rewind
+
+        def counted(x, start):
+            for layer in range(reader.start, reader.stop):
+                for position in range(start, start + len(x)):
+                    counts[layer, position] = counts.get((layer, position), 0) + 1
+            return run_engine(x, start)
+
+        def forget(n):
+            for key in [key for key in counts if reader.start <= key[0] < reader.stop and key[1] >= n]:
+                del counts[key]
+            rewind(n)
+
+        reader.engine.run, reader.rewind = counted, forget
+
+    ready = request(duo(), PROMPT, method, Sampling(0.7, seed=5), {"max_new_tokens": 21, "stop": ()})
+    for stage in ready.stages:
+        watch(stage.reader)
+    tokens = [t for s in ready.steps() for t in s.tokens]
+    kept = len(PROMPT) + len(tokens) - 1
+    assert counts == {(layer, position): 1 for layer in range(6) for position in range(kept)}
+
+
+def trio() -> Models:
+    """A six-layer target, a middle model and a draft, which imitate it."""
+    pair = duo()
+    middle = Transformer(config(4)).eval().requires_grad_(False).double()
+    middle.load_state_dict({name: pair.target.state_dict()[name] for name in middle.state_dict()})
+    return Models(pair.target, pair.draft, between=(middle,))
+
+
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+def test_a_cascade_of_three_models_prints_the_targets_text(temperature):
+    out = run(trio(), cascade(2, 5), temperature)
+    assert out.tokens == text(duo(), "baseline", temperature)
+    assert {e.stage for e in out.events if e.waiting} == {1, 2}
+    assert run(trio(), "dense", temperature).tokens == out.tokens
+
+
+def test_names_give_methods_and_refuse_nonsense():
+    assert hispec(1, 2, 3, 4) == Method(exits=(1, 2), k=3, interval=4)
+    assert self_speculation(3, 5, head="flash") == Method(exits=(3,), k=5, head="flash")
+    for call, message in [
+        (lambda: hispec(4, 2), "draft_exit must be at least 1 and lie below verify_exit, got 4 and 2"),
+        (lambda: hispec(0, 2), "draft_exit must be at least 1"),
+        (lambda: hispec(n_d=0), "n_d and n_i must be at least 1, got n_d=0"),
+        (lambda: hispec(n_i=0), "n_d and n_i must be at least 1"),
+        (lambda: cascade(n_i=0), "n_d and n_i must be at least 1"),
+        (lambda: run(duo(), hispec(2, 9)), "exits must lie below the target's 6 layers"),
+        (lambda: run(Models(duo().target), cascade()), "none is loaded"),
+        (lambda: Method(draft="lookup", head="flash"), "prompt lookup has no vocabulary head"),
+        (lambda: Method(ngram=0), "ngram must be at least 1"),
+        (lambda: Method(middle="sloppy"), "middle must be one of exact, typical"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+def stranger() -> Models:
+    """A model whose upper layers undo what the lower ones say."""
+    model = random_model(3)
+    for layer in model.layers[3:]:
+        layer.mlp.down.weight.mul_(60.0)
+    return Models(model)
+
+
+def test_a_model_without_usable_exits_is_decoded_with_a_warning():
+    with pytest.warns(UserWarning, match=r"exit 2 agreed with the layers above it on \d+ of \d+ tokens .*flashspec train exits"):
+        out = run(stranger(), "self_speculation")
+    assert out.tokens == text(stranger(), "baseline")
+    kept, decided = agreement(out.events, 1)
+    assert f"{kept} of {decided} tokens" in weak_exit(Method(exits=(2,)), out.events)
+
+
+def test_the_control_usable_exits_are_not_warned_of():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run(duo(), "self_speculation")
+        run(stranger(), "baseline")
+
+
+def test_a_span_ends_inside_the_model():
+    with pytest.raises(ValueError, match="a span must end between layer 1 and 6, got 9"):
+        SpanReader(duo(0, torch.float32).target, 9)
