@@ -15,6 +15,9 @@ COMMANDS = {
     "list": ("flashspec.cli.listing", "List experiments, methods and models."),
     "train": ("flashspec.cli.train", "Train the reference models from scratch."),
     "quantize": ("flashspec.cli.quantize", "Write a checkpoint's 4-bit AWQ twin."),
+    "plan": ("flashspec.cli.plan", "Say whether to speculate here, and how."),
+    "trace": ("flashspec.cli.trace", "Record a target's text once; replay drafts against it."),
+    "draft": ("flashspec.cli.draft", "Make a wide, shallow draft out of a target."),
     "doctor": ("flashspec.cli.doctor", "Say what this machine can do, what is missing and how to get it."),
 }
 USER_ERRORS = (ValueError, FileNotFoundError, FileExistsError, ModuleNotFoundError, FloatingPointError, PermissionError)

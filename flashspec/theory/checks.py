@@ -27,3 +27,9 @@ def check_positive(name: str, value: float) -> float:
     if not value > 0.0:
         raise ValueError(f"{name} must be above 0, got {value}")
     return value
+
+
+def check_smaller(draft: int, target: int) -> None:
+    """Refuse a draft whose layers hold more parameters than its target's."""
+    if draft > target:
+        raise ValueError(f"the draft is bigger than its target ({draft:,} and {target:,} body parameters): swap them, or shrink it")

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from flashspec.model.transformer import Transformer
 from flashspec.train.losses import CHUNK, divergence
+from flashspec.train.outputs import save
 from flashspec.train.target import WINDOW
 from flashspec.train.trainer import Batches, Run, Schedule
 
@@ -60,7 +61,7 @@ class Teacher:
         if path.exists():
             return ids, torch.from_numpy(np.load(path))
         rows = self.target.rows(ids).flatten(0, 1)
-        np.save(path, rows.numpy())
+        save(path, rows.numpy())
         return ids, rows
 
     @torch.no_grad()
@@ -90,12 +91,14 @@ class DraftLoss:
 
 
 @torch.no_grad()
-def acceptance(target: Transformer, draft: Transformer, held_out: np.ndarray, windows: int = 8) -> dict[str, float]:
+def acceptance(
+    target: Transformer, draft: Transformer, held_out: np.ndarray, windows: int = 8, length: int = WINDOW
+) -> dict[str, float]:
     """Held-out loss of the draft and its acceptance at T = 1, mean over positions of sum_v min(p, q) (Leviathan et al. 2023)."""
-    starts = np.linspace(0, len(held_out) - WINDOW - 2, windows).astype(int)
+    starts = np.linspace(0, len(held_out) - length - 2, windows).astype(int)
     accept = loss = 0.0
     for start in starts:
-        ids = torch.from_numpy(held_out[start : start + WINDOW + 1].astype(np.int64))
+        ids = torch.from_numpy(held_out[start : start + length + 1].astype(np.int64))
         p, log_q = target(ids[None, :-1])[0].softmax(-1), draft(ids[None, :-1])[0].log_softmax(-1)
         accept += torch.minimum(p, log_q.exp()).sum(-1).mean().item() / windows
         loss += F.nll_loss(log_q, ids[1:]).item() / windows

@@ -1,0 +1,65 @@
+"""`flashspec draft`: a wide, shallow draft out of any supported dense checkpoint, or the whole family of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from flashspec.cli.flags import given, with_flags
+from flashspec.decoding.models import Models, load
+from flashspec.train import corpus
+from flashspec.train.design import Design, design_draft, encoded, package
+from flashspec.train.family import FAMILY, build
+
+TARGET = click.option("--target", default="reference", show_default=True, help="A shipped model or a checkpoint folder.")
+TEXT = click.option(
+    "--text", "texts", type=click.Path(exists=True, dir_okay=False, path_type=Path), multiple=True,
+    help="UTF-8 text to calibrate on, prompt with and hold out; may be repeated. Default: Python's standard library.",
+)  # fmt: skip
+
+
+@click.group("draft")
+def command() -> None:
+    """Drafts cut out of a target and distilled on what the target writes."""
+
+
+@command.command("design")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the finished draft.")
+@click.option("--work", type=click.Path(path_type=Path), help="Folder of the run, default OUT with .work behind it.")
+@click.option("--k", default=4, show_default=True, help="Drafted tokens a check, for speculative.json.")
+@TARGET
+@TEXT
+@with_flags(Design)
+def design(out: Path, work: Path | None, k: int, **options: Any) -> None:
+    """Prune, distil and write a Hugging Face folder with speculative.json; stopped at any moment, it continues."""
+    recipe = Design(**given(Design, options))
+    work = work or out.with_name(out.name + ".work")
+    models = load(options["target"], None, "float32", "cpu", "dense")
+    draft = design_draft(models.target, stream_of(models, options["texts"]), work, recipe)
+    package(draft, models.folders["target"], work, out, k)
+    click.echo(f'done: {out}; serve it with vllm serve TARGET --speculative-config "$(cat {out / "speculative.json"})"')
+
+
+@command.command("family")
+@click.argument("names", nargs=-1)
+@click.option("--folder", type=click.Path(path_type=Path), default=Path("runs/family"), show_default=True, help="Where to work.")
+@TARGET
+@TEXT
+def family(names: tuple[str, ...], folder: Path, target: str, texts: tuple[Path, ...]) -> None:
+    """Build the points NAMES of the draft family, or all of them; finished ones are left alone."""
+    unknown = [name for name in names if name not in FAMILY]
+    if unknown:
+        raise ValueError(f"the family has no {unknown[0]!r}; it has: {', '.join(FAMILY)}")
+    models = load(target, None, "float32", "cpu", "dense")
+    stream = stream_of(models, texts)
+    for name in names or FAMILY:
+        click.echo(f"done: {build(name, target, stream, (folder / 'work', folder / 'models'))}")
+
+
+def stream_of(models: Models, texts: tuple[Path, ...]) -> np.ndarray:
+    """The given texts, or the training files of the standard library, as one stream of the target's ids."""
+    files = list(texts) or corpus.split(corpus.library_root())[0]
+    return encoded(models.tokenizer, corpus.texts(files))

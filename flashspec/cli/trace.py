@@ -1,0 +1,76 @@
+"""`flashspec trace`: a target's text recorded once, and drafts replayed against it without the target."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+from tqdm import tqdm
+
+from flashspec.cli.flags import given, with_flags
+from flashspec.decoding.method import Method, method_named
+from flashspec.decoding.models import Models, folder_of, load
+from flashspec.measure.prompts import load_prompts
+from flashspec.measure.trace import Trace, check_target, check_words, record, replay_texts
+from flashspec.scores import Sampling
+from flashspec.study.parameters import parse_value
+from flashspec.theory import curve_by_position, replayed_all
+from flashspec.theory.checks import check_smaller
+
+FILE = click.argument("file", type=click.Path(path_type=Path))
+DTYPE = click.option("--dtype", default="float32", show_default=True, help="auto, float32 or bfloat16.")
+
+
+@click.group("trace")
+def command() -> None:
+    """Tokens a check without the target: record its text once, then replay any draft, head and k against it."""
+
+
+@command.command("record")
+@FILE
+@click.option("--target", default="reference", show_default=True, help="A shipped model or a checkpoint folder.")
+@click.option("--prompts", type=click.Path(), help="A prompts file instead of the shipped one.")
+@click.option("--per-kind", type=int, default=4, show_default=True, help="Prompts of each kind.")
+@click.option("--new-tokens", type=int, default=128, show_default=True, help="Tokens a prompt, whatever the stop tokens.")
+@DTYPE
+@with_flags(Sampling)
+def record_one(file: Path, target: str, **options: Any) -> None:
+    """Let the target write behind every prompt and store what it wrote in FILE."""
+    models = load(target, None, options["dtype"], weights="dense")
+    prompts = load_prompts(options["prompts"], options["per_kind"])
+    sampling = Sampling(**given(Sampling, options))
+    trace = record(models, tqdm(prompts, desc="trace", unit="prompt", delay=1), sampling, options["new_tokens"])
+    trace.save(file)
+    click.echo(f"{sum(len(text.tokens) for text in trace.told)} tokens behind {len(trace.told)} prompts in {file}")
+
+
+@command.command("replay")
+@FILE
+@click.option("--draft", default="reference", show_default=True, help="A shipped model or a checkpoint folder.")
+@click.option("--target", help="The target's folder, to make sure that the trace is its own.")
+@click.option("--ks", default="1,2,3,4,5,6,8,10,12", show_default=True, help="Drafted tokens a check, by commas.")
+@DTYPE
+@with_flags(Method, skip=("draft", "k", "exits", "finalize", "interval"))
+def replay_one(file: Path, draft: str, target: str | None, **options: Any) -> None:
+    """Print rounds, drafted and accepted tokens and tokens a check of a draft on the recorded text, for each k."""
+    trace = Trace.load(file)
+    if target:
+        check_target(trace, folder_of(target, "target"))
+    ks = parse_value("ks", tuple[int, ...], options.pop("ks"))
+    method = method_named(Method("model"), given(Method, options))
+    texts = list(replay_texts(trace, draft_alone(trace, draft, options["dtype"]), method))
+    click.echo("k\trounds\tdrafted\taccepted\tTAR")
+    for k in ks:
+        found = replayed_all(texts, k)
+        click.echo(f"{k}\t{found.rounds:.6g}\t{found.drafted:.6g}\t{found.accepted:.6g}\t{found.tar:.4f}")
+    curve = curve_by_position(texts, max(ks))
+    click.echo("acceptance by position: " + ", ".join(f"{rate:.3f}" for rate in curve), err=True)
+
+
+def draft_alone(trace: Trace, name: str, dtype: str) -> Models:
+    """The draft standing in for its target, which a replay never asks; refused where it does not belong to the trace."""
+    models = load(folder_of(name, "draft"), None, dtype, weights="dense")
+    check_words(trace, models.tokenizer)
+    check_smaller(models.target.config.body_parameters, trace.parameters)
+    return Models(models.target, models.target, models.tokenizer, {"draft": models.folders["target"]})

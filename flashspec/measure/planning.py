@@ -1,0 +1,243 @@
+"""Whether to speculate, and how: costs of a pair and its tokens a check, joined into forecasts with intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby, product
+from typing import NamedTuple, Protocol
+
+from flashspec.decoding.method import Method
+from flashspec.decoding.models import Models
+from flashspec.measure.clock import Plan
+from flashspec.measure.costs import PairCosts, Place, measure_costs, name_of
+from flashspec.measure.prompts import Prompt
+from flashspec.measure.trace import record, replay_texts
+from flashspec.scores import Sampling
+from flashspec.theory import (
+    BreakEven,
+    Counts,
+    Interval,
+    bootstrap,
+    break_even,
+    cheap_head_gain,
+    cheap_head_gate,
+    replayed,
+    round_parts,
+    speedup,
+    tokens_from_curve,
+    tokens_per_check,
+)
+from flashspec.theory.checks import check_positive, check_smaller
+from flashspec.theory.replay import Stands
+
+TIMED = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
+
+
+@dataclass(frozen=True)
+class Question:
+    """What may be recommended, and how much evidence to gather for it."""
+
+    heads: tuple[str, ...] = ("dense", "flash")  # vocabulary heads of the draft
+    probes: tuple[int, ...] = ()  # clusters that FlashHead scores; empty means the head's own default
+    finalizes: tuple[str, ...] = ("deferred", "eager")  # when the target reads its own final token
+    max_k: int = 12  # longest draft considered
+    temperature: float = 0.0  # 0 is greedy
+    rule: str = "speculative"  # acceptance rule above T = 0
+    new_tokens: int = 96  # tokens that the target writes for each prompt
+    per_kind: int = 1  # prompts of each kind
+    repeats: int = 9  # turns in which the parts are timed
+    seed: int = 0  # of sampling
+
+    def __post_init__(self) -> None:
+        for name, least in (("max_k", 1), ("new_tokens", 2), ("per_kind", 1), ("repeats", 3)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if not self.heads or not self.finalizes:
+            raise ValueError("a plan needs at least one head and one way to finalise")
+        _ = self.sampling, self.methods
+
+    @property
+    def sampling(self) -> Sampling:
+        """How tokens are chosen."""
+        return Sampling(self.temperature, seed=self.seed, rule=self.rule if self.temperature else "coupling")
+
+    @property
+    def writers(self) -> list[Method]:
+        """One method a head and number of probes."""
+        probes: dict[str, tuple[int | None, ...]] = {"flash": self.probes or (None,)}
+        return [Method("model", head, probes=p) for head in self.heads for p in probes.get(head, (None,))]
+
+    @property
+    def methods(self) -> list[Method]:
+        """Everything that may be recommended."""
+        wanted = product(self.writers, self.finalizes, range(1, self.max_k + 1))
+        return [replace(writer, finalize=finalize, k=k) for writer, finalize, k in wanted]
+
+    @property
+    def timed(self) -> tuple[int, ...]:
+        """Draft lengths whose check is timed; the others are interpolated."""
+        return tuple(sorted({*(k for k in TIMED if k < self.max_k), self.max_k}))
+
+
+class Acceptance(Protocol):
+    """Where tokens a check come from: independent items of evidence for one writer and draft length."""
+
+    def counts(self, method: Method) -> Sequence[Counts]:
+        """Counts of each text, or of whatever else was observed by itself."""
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Known texts, and the chance that each writer gets each of their tokens."""
+
+    stands: Mapping[str, Sequence[Stands]]
+
+    def counts(self, method: Method) -> list[Counts]:
+        """One count a text."""
+        return [replayed(text, method.k) for text in self.stands[name_of(method)]]
+
+
+@dataclass(frozen=True)
+class Given:
+    """Acceptance that the user states: one rate, or one a position; every head is taken to have it."""
+
+    rates: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not self.rates:
+            raise ValueError("acceptance needs one rate, or one for each position of the draft")
+        tokens_from_curve(self.rates)
+
+    def counts(self, method: Method) -> list[Counts]:
+        """The same expected count, as often as an interval needs; a curve's last rate goes on."""
+        constant = len(self.rates) == 1
+        curve = (*self.rates, *self.rates[-1:] * method.k)[: method.k]
+        tar = tokens_per_check(self.rates[0], method.k) if constant else tokens_from_curve(curve)
+        return [Counts(1.0 / tar, method.k / tar, 1.0 - 1.0 / tar, 1)] * 3
+
+
+class Forecast(NamedTuple):
+    """One method's predicted speedup over plain decoding, and all it is made of; seconds."""
+
+    method: Method
+    tar: float
+    speedup: Interval
+    parts: Mapping[str, float]
+    step: float
+    needs: BreakEven
+
+    @property
+    def rate(self) -> float:
+        """Predicted tokens a second."""
+        return self.speedup.value / self.step
+
+
+class Advice(NamedTuple):
+    """The best forecast and the best of every other head and finalisation."""
+
+    best: Forecast
+    others: tuple[Forecast, ...]
+
+    @property
+    def verdict(self) -> str:
+        """speculate; unclear where the interval holds 1; do not speculate where the forecast is below 1."""
+        if self.best.speedup.value < 1.0:
+            return "do not speculate"
+        return "speculate" if self.best.speedup.low > 1.0 else "unclear"
+
+
+def tar_of(counts: Sequence[Counts]) -> float:
+    """Tokens a check over all items."""
+    return sum(c.emitted for c in counts) / sum(c.rounds for c in counts)
+
+
+def forecast(pair: PairCosts, acceptance: Acceptance, method: Method) -> Forecast:
+    """A method's speedup with an interval over texts and turns, resampled independently (turns hold all parts together)."""
+
+    def ratio(counts: Sequence[Counts], turns: Sequence) -> float:
+        costs, step = pair.costs(method, turns)
+        return speedup(tar_of(counts), costs, method.k, step)
+
+    counts = acceptance.counts(method)
+    costs, step = pair.costs(method)
+    tar = tar_of(counts)
+    needs = break_even(tar, costs, method.k, step)
+    return Forecast(method, tar, bootstrap([counts, pair.turns], ratio, 400), round_parts(costs, method.k), step, needs)
+
+
+def advise(pair: PairCosts, acceptance: Acceptance, methods: Sequence[Method]) -> Advice:
+    """The fastest predicted method, and the fastest of every other head and finalisation, from the best."""
+
+    def predicted(method: Method) -> float:
+        costs, step = pair.costs(method)
+        return speedup(tar_of(acceptance.counts(method)), costs, method.k, step)
+
+    def family(method: Method) -> tuple[str, str]:
+        return name_of(method), method.finalize
+
+    groups = groupby(sorted(methods, key=family), key=family)
+    winners = [forecast(pair, acceptance, max(group, key=predicted)) for _, group in groups]
+    best, *others = sorted(winners, key=lambda found: -found.speedup.value)
+    return Advice(best, tuple(others))
+
+
+def observe(models: Models, question: Question, prompts: Sequence[Prompt]) -> tuple[PairCosts, Texts]:
+    """Costs of a pair on this machine, and its writers' chances on texts that the target writes for these prompts."""
+    check_smaller(models.model("draft").config.body_parameters, models.target.config.body_parameters)
+    trace = record(models, prompts, question.sampling, question.new_tokens)
+    stands = {name_of(writer): tuple(replay_texts(trace, models, writer)) for writer in question.writers}
+    middle = Place(prompts[0].ids, trace.told[0].tokens[: question.new_tokens // 2], question.sampling)
+    costs = measure_costs(models, question.writers, question.timed, middle, Plan(question.repeats))
+    return costs, Texts(stands)
+
+
+def stated_costs(times: Mapping[str, float]) -> PairCosts:
+    """Costs that the user states: step, draft and check, and perhaps finalize and overhead; ValueError for one not above 0."""
+    missing = [name for name in ("step", "draft", "check") if name not in times]
+    unknown = [name for name in times if name not in ("step", "draft", "check", "finalize", "overhead")]
+    if missing or unknown:
+        wrong = f"lack {missing[0]}" if missing else f"have no part {unknown[0]!r}"
+        raise ValueError(f"the times {wrong}; give step, draft and check, and perhaps finalize and overhead")
+    for name, value in times.items():
+        check_positive(f"the time of {name}", value)
+    turn = {"finalize": times["step"], "overhead": 0.0, **times}
+    turn |= {"check 1": turn["check"], f"check {TIMED[-1]}": turn["check"], "draft dense": turn["draft"]}
+    return PairCosts((turn,) * 3, (1, TIMED[-1]))
+
+
+class HeadCase(NamedTuple):
+    """One cheap head on one draft at one k: what it keeps of the dense head's TAR, and what it must keep to pay.
+
+    `kappa`: the dense head's share of a round over the rest; `nu`: this head's time over the dense head's (SlimSpec).
+    """
+
+    method: Method
+    seconds: float
+    kappa: float
+    nu: float
+    kept: float
+    gate: float
+    gain: float
+
+    @property
+    def pays(self) -> bool:
+        """Whether it keeps more than it must."""
+        return self.kept > self.gate
+
+
+def head_cases(pair: PairCosts, acceptance: Acceptance, writers: Sequence[Method], k: int) -> list[HeadCase]:
+    """Every writer against the dense one at k, the largest predicted gain first (SlimSpec, arXiv 2605.10453)."""
+    parts = pair.medians()
+    dense = Method("model", k=k)
+    costs, _ = pair.costs(dense)
+    inside = k * parts["head dense"]
+    kappa = inside / check_positive("a round without its head", sum(round_parts(costs, k).values()) - inside)
+    full = tar_of(acceptance.counts(dense))
+    cases = []
+    for writer in writers:
+        seconds = parts[f"head {name_of(writer)}"]
+        nu, kept = seconds / parts["head dense"], tar_of(acceptance.counts(replace(writer, k=k))) / full
+        gain = cheap_head_gain(kept, kappa, nu)
+        cases.append(HeadCase(replace(writer, k=k), seconds, kappa, nu, kept, cheap_head_gate(kappa, nu), gain))
+    return sorted(cases, key=lambda case: -case.gain)

@@ -1,0 +1,113 @@
+"""Plans in words: what to run, what it is predicted to bring, what would have to change, and what came second."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from flashspec.decoding.method import Method
+from flashspec.measure.costs import name_of
+from flashspec.measure.planning import Advice, Forecast, HeadCase
+from flashspec.study import store
+from flashspec.study.parameters import Refused, key
+from flashspec.theory import Counts, Interval
+
+
+def times(found: Interval) -> str:
+    """A speedup with its interval."""
+    return f"{found.value:.2f}x plain decoding (95 % interval {found.low:.2f} to {found.high:.2f})"
+
+
+def setting(method: Method) -> str:
+    """What to run."""
+    return f"k = {method.k}, {name_of(method)} head, final token {method.finalize}"
+
+
+def milliseconds(seconds: float) -> str:
+    """A time for people."""
+    return f"{1000 * seconds:.3g} ms"
+
+
+def lines(advice: Advice, sources: Mapping[str, str]) -> Iterator[str]:
+    """The recommendation first; `sources` say where costs and acceptance come from."""
+    best = advice.best
+    yield f"{_verdict(advice)} {setting(best.method)}: predicted {times(best.speedup)}, {best.rate:.3g} tokens/s"
+    yield f"a round: {ledger(best)}; {best.tar:.2f} tokens a check; plain decoding {milliseconds(best.step)} a token"
+    yield f"break-even at k = {best.method.k}, each alone: {needs(best)}"
+    yield from (f"runner-up: {setting(other.method)}: {times(other.speedup)}" for other in advice.others)
+    yield "from: " + "; ".join(f"{name} {source}" for name, source in sources.items())
+
+
+def _verdict(advice: Advice) -> str:
+    return {
+        "speculate": "speculate:",
+        "unclear": "no gain shown (the interval holds 1); the best would be",
+        "do not speculate": "do not speculate; even the best setting loses,",
+    }[advice.verdict]
+
+
+def ledger(found: Forecast) -> str:
+    """Where a round's time goes."""
+    draft, others = found.parts["draft"], {name: t for name, t in found.parts.items() if name != "draft" and t}
+    shares = [f"{found.method.k} drafts {milliseconds(draft)}", *(f"{name} {milliseconds(t)}" for name, t in others.items())]
+    return " + ".join(shares)
+
+
+def needs(found: Forecast) -> str:
+    """What one change alone would have to reach for speculation to cost what plain decoding does."""
+    acceptance, tar, draft = found.needs
+    words = ["no acceptance is enough" if acceptance is None else f"acceptance {acceptance:.2f}", f"{tar:.2f} tokens a check"]
+    words.append("not even a free draft pays" if draft is None else f"a draft step of {milliseconds(draft)}")
+    return ", ".join(words)
+
+
+def head_lines(cases: Sequence[HeadCase], sources: Mapping[str, str]) -> Iterator[str]:
+    """The head to take, the reason and the runners-up."""
+    best, *others = cases
+    reason = "no cheap head keeps enough" if name_of(best.method) == "dense" else reason_of(best)
+    yield f"take the {name_of(best.method)} head at k = {best.method.k}: {reason}"
+    yield from (f"{'also pays' if case.pays else 'does not pay'}: {name_of(case.method)}: {reason_of(case)}" for case in others)
+    yield "from: " + "; ".join(f"{name} {source}" for name, source in sources.items())
+
+
+def reason_of(case: HeadCase) -> str:
+    """The cheap-head gate in one clause (SlimSpec, arXiv 2605.10453)."""
+    return (
+        f"predicted {case.gain:.3f}x the dense head; costs {milliseconds(case.seconds)}, {case.nu:.2f} of it; "
+        f"keeps {case.kept:.3f} of its tokens a check and must keep more than {case.gate:.3f}"
+    )
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Counts of one draft's writers in a stored end-to-end table, one item a kind of text."""
+
+    found: Mapping[tuple[str, int], tuple[Counts, ...]]
+    path: Path
+
+    def counts(self, method: Method) -> tuple[Counts, ...]:
+        """Counts of each kind; Refused with what the table holds where it lacks this writer or k."""
+        held = self.found.get((name_of(method), method.k))
+        if held is None:
+            known = ", ".join(f"{name} at k = {k}" for name, k in sorted(self.found))
+            raise Refused(f"{self.path.name} has no {name_of(method)} head at k = {method.k}, only {known or 'nothing'}")
+        return held
+
+
+def stored_counts(draft: str, temperature: float, root: Path | None = None) -> Stored:
+    """What the stored end-to-end table says about one draft at one temperature; Refused where there is no such table."""
+    from flashspec.study.registry import EXPERIMENTS
+
+    experiment = EXPERIMENTS["end_to_end"]
+    place = store.Place(Path(root or store.default_root()) / experiment.name, key(experiment.params()))
+    table = store.read(place, experiment.columns)
+    if table is None:
+        raise Refused("no end-to-end table is stored; run `flashspec run end_to_end`, or replay with --tar replay")
+    found: dict[tuple[str, int], dict[str, Counts]] = {}
+    for row in table.rows:
+        if (row.draft, row.temperature, row.repeat) == (draft, temperature, 0) and row.method != "baseline":
+            writer = (name_of(Method("model", row.method, probes=row.probes or None)), row.k)
+            counts = Counts(row.rounds, row.drafted, row.accepted, row.rounds + row.accepted)
+            found.setdefault(writer, {})[row.kind] = counts
+    return Stored({writer: tuple(kinds.values()) for writer, kinds in found.items()}, place.csv)

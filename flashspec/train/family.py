@@ -1,0 +1,62 @@
+"""A family of drafts of the reference target: depth against width at matched budgets, and what training and teaching add.
+
+Every point keeps the target's hidden width, so all of them read the same vocabulary head and differ in the body alone. A
+budget is a number of body parameters, named in whole layers of the target; points of one budget agree within TOLERANCE.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from flashspec.decoding.models import load
+from flashspec.model.config import ModelConfig
+from flashspec.train.design import Design, design_draft, package
+
+TOLERANCE = 0.05
+
+BUDGETS: dict[int, dict[str, Design]] = {
+    1: {
+        "wide-1": Design(layers=1, heads=6, kv_heads=2, ffn=1024),
+        "wide-2": Design(layers=2, heads=3, kv_heads=1, ffn=512),
+        "wide-3": Design(layers=3, heads=3, kv_heads=1, ffn=288),
+        "wide-4": Design(layers=4, heads=2, kv_heads=1, ffn=216),
+        "deep-5": Design(layers=5, heads=2, kv_heads=1, ffn=144),
+        "deep-6": Design(layers=6, heads=2, kv_heads=1, ffn=104),
+        "deep-7": Design(layers=7, heads=1, kv_heads=1, ffn=112),
+        "deep-8": Design(layers=8, heads=1, kv_heads=1, ffn=88),
+    },
+    2: {
+        "wide2-2": Design(layers=2, heads=6, kv_heads=2, ffn=1024),
+        "wide2-3": Design(layers=3, heads=4, kv_heads=2, ffn=648),
+        "wide2-4": Design(layers=4, heads=3, kv_heads=1, ffn=512),
+        "deep2-8": Design(layers=8, heads=2, kv_heads=1, ffn=216),
+    },
+}
+CAPABILITY = {
+    "pruned": replace(BUDGETS[2]["wide2-2"], steps=0),
+    "quarter": replace(BUDGETS[2]["wide2-2"], steps=50, decay=40),
+    "half": replace(BUDGETS[2]["wide2-2"], steps=100, decay=75),
+    "double": replace(BUDGETS[2]["wide2-2"], steps=400, decay=300),
+    "taught-by-text": replace(BUDGETS[2]["wide2-2"], distilled=False),
+}
+FAMILY = {name: design for points in (*BUDGETS.values(), CAPABILITY) for name, design in points.items()}
+
+
+def budget(target: ModelConfig, layers: int) -> int:
+    """Body parameters of this many whole layers of the target."""
+    return layers * target.layer_parameters
+
+
+def build(name: str, target: str, stream: np.ndarray, folders: tuple[Path, Path]) -> Path:
+    """One point, trained (or continued) in the first folder and finished in the second; a finished one is left alone."""
+    if name not in FAMILY:
+        raise ValueError(f"the family has no {name!r}; it has: {', '.join(FAMILY)}")
+    work, out = folders[0] / name, folders[1] / name
+    if not (out / "digests.json").exists():
+        models = load(target, None, "float32", "cpu", "dense")
+        draft = design_draft(models.target, stream, work, FAMILY[name])
+        package(draft, models.folders["target"], work, out, 4)
+    return out

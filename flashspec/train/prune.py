@@ -1,0 +1,186 @@
+"""Structured pruning: which layers, heads and feed-forward channels of a model matter on a text, and a model of only those.
+
+Layers count by how far they turn the residual stream (angular distance, Gromov et al. 2024; block influence, Men et al.
+2024), heads by the norm of what they add to it, channels by their activation's norm times their down-projection's (after
+Wanda, Sun et al. 2023). The width stays, so that embedding, final norm and vocabulary head stay too.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from flashspec.model.config import ModelConfig
+from flashspec.model.transformer import Layer, Transformer
+
+Rank = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Form:
+    """How much of each layer stays: layers, query heads, key/value heads and channels; 0 means all of them."""
+
+    layers: int = 0
+    heads: int = 0
+    kv_heads: int = 0
+    ffn: int = 0
+
+    def of(self, target: ModelConfig) -> ModelConfig:
+        """The pruned model's configuration; ValueError where this form does not fit into the target."""
+        found = replace(target, **{name: value or getattr(target, name) for name, value in vars(self).items()})
+        for name in vars(self):
+            mine, theirs = getattr(found, name), getattr(target, name)
+            if not 1 <= mine <= theirs:
+                raise ValueError(f"the draft is bigger than its target: {name} must lie between 1 and {theirs}, got {mine}")
+        if found.heads // found.kv_heads > target.heads // target.kv_heads:
+            most = target.heads // target.kv_heads
+            raise ValueError(f"{found.heads} query heads on {found.kv_heads} key/value heads: at most {most} share one here")
+        if target.family == "opt" and found.heads != target.heads:
+            raise ValueError("an OPT checkpoint cannot say that it has fewer heads: keep all, and choose layers and ffn")
+        return found
+
+
+class Importance(NamedTuple):
+    """What matters on a text: angles of the layers [L] in half turns, norms by head [L, H] and by channel [L, F]."""
+
+    layers: Tensor
+    heads: Tensor
+    channels: Tensor
+
+
+class Choice(NamedTuple):
+    """What stays: layers, and for each its key/value heads, its query heads (by key/value head) and its channels."""
+
+    layers: list[int]
+    groups: list[list[int]]
+    heads: list[list[int]]
+    channels: list[list[int]]
+
+
+@torch.no_grad()
+def importance(model: Transformer, ids: Tensor) -> Importance:
+    """Importance on ids [n, length]; the model is left as it was.
+
+    Raises ValueError for a model whose matrices are packed.
+    """
+    _refuse_packed(model)
+    found = []
+    x = model.place(model.embed(ids), 0)
+    for layer in model.blocks:
+        with _inputs(layer.attention.out) as mixed, _inputs(layer.mlp.down) as active:
+            y = layer(x, model.rope)
+        found.append((_angle(x, y), _head_norms(layer, mixed[0], model.config.heads), _channel_norms(layer, active[0])))
+        x = y
+    return Importance(*(torch.stack(column) for column in zip(*found, strict=True)))
+
+
+@contextmanager
+def _inputs(module: nn.Module) -> Iterator[list[Tensor]]:
+    """What the module is called with, rows by rows, while the block runs."""
+    seen: list[Tensor] = []
+    hook = module.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].flatten(0, -2)))
+    try:
+        yield seen
+    finally:
+        hook.remove()
+
+
+def _angle(before: Tensor, after: Tensor) -> Tensor:
+    """Mean angle between rows, 1 being half a turn."""
+    cosine = torch.cosine_similarity(before.float(), after.float(), dim=-1).clamp(-1.0, 1.0)
+    return cosine.arccos().mean() / math.pi
+
+
+def _head_norms(layer: Layer, mixed: Tensor, heads: int) -> Tensor:
+    """Mean norm of what each head adds to the residual stream [H]."""
+    parts = zip(mixed.chunk(heads, dim=-1), layer.attention.out.weight.chunk(heads, dim=1), strict=True)
+    return torch.stack([(rows @ weight.T).norm(dim=-1).mean() for rows, weight in parts])
+
+
+def _channel_norms(layer: Layer, active: Tensor) -> Tensor:
+    """Activation norm times down-projection norm [F]."""
+    return active.square().mean(0).sqrt() * layer.mlp.down.weight.norm(dim=0)
+
+
+def _refuse_packed(model: Transformer) -> None:
+    if any(not isinstance(m, nn.Linear) for layer in model.blocks for m in (layer.attention.out, layer.mlp.down)):
+        raise ValueError("this model's matrices are packed in 4 bits; load it with weights='dense' to prune it")
+
+
+def important(scores: Tensor) -> Tensor:
+    """The scores themselves: keep what matters most."""
+    return scores
+
+
+def choose(found: Importance, target: ModelConfig, form: Form, rank: Rank = important) -> Choice:
+    """What stays under a form, the highest `rank(scores)` first and everything in its old order."""
+    wanted = form.of(target)
+    layers = _top(rank(found.layers), wanted.layers)
+    groups, heads = [], []
+    for layer in layers:
+        scores = rank(found.heads[layer]).view(target.kv_heads, -1)
+        share = wanted.heads // wanted.kv_heads
+        kept = _top(scores.topk(share).values.sum(-1), wanted.kv_heads)
+        groups.append(kept)
+        heads.append([group * scores.shape[1] + head for group in kept for head in _top(scores[group], share)])
+    return Choice(layers, groups, heads, [_top(rank(found.channels[layer]), wanted.ffn) for layer in layers])
+
+
+def _top(scores: Tensor, count: int) -> list[int]:
+    """Numbers of the highest scores, in rising order."""
+    return sorted(scores.topk(count).indices.tolist())
+
+
+@torch.no_grad()
+def prune(model: Transformer, form: Form, choice: Choice) -> Transformer:
+    """A new float32 model with only what was chosen; the old one is left as it was."""
+    _refuse_packed(model)
+    draft = Transformer(form.of(model.config))
+    old = {name: value.float() for name, value in model.state_dict().items()}
+    kept = {name: value for name, value in old.items() if not name.startswith("layers.")}
+    for number, layer in enumerate(choice.layers):
+        cuts = _cuts(model.config, choice, number)
+        prefix = f"layers.{layer}."
+        for name, value in old.items():
+            if name.startswith(prefix):
+                inner = name.removeprefix(prefix)
+                kept[f"layers.{number}.{inner}"] = _cut(inner, value, cuts)
+    draft.load_state_dict({name: value.clone() for name, value in kept.items()})
+    return draft
+
+
+Cuts = dict[str, tuple[int, Tensor]]
+
+
+def _cuts(config: ModelConfig, choice: Choice, number: int) -> Cuts:
+    """For each fused matrix of one layer, the dimension that is cut and the rows or columns that stay."""
+    query, key, _ = config.qkv_rows
+    heads, groups = (_spread(ids[number], config.head_dim) for ids in (choice.heads, choice.groups))
+    channels = torch.tensor(choice.channels[number])
+    return {
+        "attention.qkv": (0, torch.cat([heads, query + groups, query + key + groups])),
+        "attention.out": (1, heads),
+        "mlp.gate_up": (0, torch.cat([channels, config.ffn + channels])),
+        "mlp.up": (0, channels),
+        "mlp.down": (1, channels),
+    }
+
+
+def _spread(heads: list[int], width: int) -> Tensor:
+    """The rows of these heads."""
+    return (torch.tensor(heads)[:, None] * width + torch.arange(width)).flatten()
+
+
+def _cut(name: str, value: Tensor, cuts: Cuts) -> Tensor:
+    """What stays of one tensor: a bias follows its matrix's rows, and is whole where columns are cut."""
+    module = name.rpartition(".")[0]
+    if module not in cuts or (cuts[module][0] == 1 and value.ndim == 1):
+        return value
+    dimension, kept = cuts[module]
+    return value.index_select(dimension, kept)

@@ -1,0 +1,242 @@
+"""What is pruned by importance is closer to its target than what is pruned otherwise; transformers loads a finished draft."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from flashspec.cli.main import status
+from flashspec.decoding.models import load
+from flashspec.model.checkpoint import load_transformer
+from flashspec.model.config import ModelConfig
+from flashspec.model.export import save_transformer
+from flashspec.model.synthetic import synthetic
+from flashspec.model.transformer import Transformer
+from flashspec.train import family
+from flashspec.train.design import Design, design_draft, encoded, speculative, windows
+from flashspec.train.losses import cross_entropy
+from flashspec.train.outputs import continued
+from flashspec.train.prune import Form, choose, importance, important, prune
+from flashspec.train.target import REFERENCE, initialise
+from flashspec.train.trainer import Run, Schedule
+
+SHAPE = ModelConfig("qwen3", 64, 32, 64, 6, 4, 2, 8, context=64, eos=(0,))
+LLAMA = replace(SHAPE, family="llama", attention_bias=True, mlp_bias=True, tied=False)
+OPT = replace(SHAPE, family="opt", kv_heads=4, attention_bias=True, mlp_bias=True)
+HALF = Form(3, 2, 1, 24)
+TINY = Design(layers=2, heads=2, kv_heads=1, ffn=24, steps=4, decay=2, sequences=2, length=16, written=6, prompt=4, save_every=2)
+
+
+def stream(size: int = 6000) -> np.ndarray:
+    """Text of a small machine: the next id is one of two that depend on the last two."""
+    dice, ids = np.random.default_rng(0), [1, 2]
+    for _ in range(size):
+        ids.append((3 * ids[-1] + 5 * ids[-2] + 7 * int(dice.random() < 0.3)) % 64)
+    return np.asarray(ids, dtype=np.int32)
+
+
+@pytest.fixture(scope="module")
+def target(tmp_path_factory) -> Transformer:
+    """A tiny model trained on that text."""
+    model, text = Transformer(SHAPE), stream()
+    initialise(model, 0)
+    run = Run(model, Schedule(160, 80, 10, save_every=160), tmp_path_factory.mktemp("target"))
+
+    def loss(step):
+        starts = np.random.default_rng(step).integers(0, 5000, 16)
+        ids = torch.from_numpy(np.stack([text[s : s + 33] for s in starts]).astype(np.int64))
+        return cross_entropy(model, model.rows(ids[:, :-1]).flatten(0, 1), ids[:, 1:].reshape(-1))
+
+    run.train(loss, dict)
+    return model.eval().requires_grad_(False)
+
+
+def held_out() -> torch.Tensor:
+    return windows(stream()[5200:], 12, 32)
+
+
+def divergence(target: Transformer, draft: Transformer) -> float:
+    """Mean KL(target || draft) on held-out text."""
+    with torch.no_grad():
+        p, q = target(held_out()).log_softmax(-1), draft(held_out()).log_softmax(-1)
+    return float((p.exp() * (p - q)).sum(-1).mean())
+
+
+def pruned(target: Transformer, form: Form, rank=important) -> Transformer:
+    found = importance(target, windows(stream()[:5000], 8, 32))
+    return prune(target, form, choose(found, target.config, form, rank))
+
+
+@pytest.mark.parametrize("form", [Form(layers=4), Form(ffn=24), Form(heads=2, kv_heads=1), Form(5, 2, 1, 40)],
+                         ids=["layers", "channels", "heads", "all"])  # fmt: skip
+def test_importance_beats_chance_and_its_own_reverse(target, form):
+    ours, worst = divergence(target, pruned(target, form)), divergence(target, pruned(target, form, lambda s: -s))
+    chance = []
+    for seed in range(4):
+        dice = torch.Generator().manual_seed(seed)
+        chance.append(divergence(target, pruned(target, form, lambda s, dice=dice: torch.rand(s.shape, generator=dice))))
+    assert ours < sum(chance) / len(chance) and ours < worst
+
+
+def test_a_silent_layer_goes_first_and_dropping_the_last_layers_is_not_the_same(target):
+    model = prune(target, Form(), choose(importance(target, held_out()), SHAPE, Form()))
+    with torch.no_grad():
+        for weight in (model.blocks[2].attention.out.weight, model.blocks[2].mlp.down.weight):
+            weight.zero_()
+    choice = choose(importance(model, held_out()), SHAPE, Form(layers=5))
+    assert choice.layers == [0, 1, 3, 4, 5]
+    assert divergence(model, prune(model, Form(layers=5), choice)) == pytest.approx(0.0, abs=1e-6)
+    assert divergence(model, prune(model, Form(layers=5), choice._replace(layers=[0, 1, 2, 3, 4]))) > 1e-3
+
+
+@pytest.mark.parametrize("config", [SHAPE, LLAMA, OPT], ids=["qwen3", "llama", "opt"])
+def test_keeping_everything_keeps_the_model_and_leaves_the_old_one_alone(config):
+    model = synthetic(config, torch.float32)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    found = importance(model, held_out())
+    twin = prune(model, Form(), choose(found, config, Form()))
+    assert torch.equal(twin(held_out()), model(held_out()))
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in before.items())
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("config", [SHAPE, LLAMA, OPT], ids=["qwen3", "llama", "opt"])
+def test_pruning_a_part_is_silencing_it(config):
+    """Cutting heads and channels is what zeroing their output columns would do; the naive twin keeps the shapes."""
+    model, form = synthetic(config, torch.float32), Form(ffn=24) if config is OPT else Form(heads=2, kv_heads=1, ffn=24)
+    choice = choose(importance(model, held_out()), config, form)
+    twin = prune(model, Form(), choose(importance(model, held_out()), config, Form()))
+    with torch.no_grad():
+        for layer, heads, channels in zip(twin.blocks, choice.heads, choice.channels, strict=True):
+            columns = [h * config.head_dim + i for h in heads for i in range(config.head_dim)]
+            for weight, kept in ((layer.attention.out.weight, columns), (layer.mlp.down.weight, channels)):
+                silent = torch.ones(weight.shape[1], dtype=torch.bool)
+                silent[kept] = False
+                weight[:, silent] = 0.0
+    assert torch.allclose(prune(model, form, choice)(held_out()), twin(held_out()), atol=1e-4)
+
+
+def test_importance_of_one_head_and_channel_is_what_it_adds():
+    model = synthetic(SHAPE, torch.float32)
+    found, layer = importance(model, held_out()), model.blocks[0]
+    with torch.no_grad():
+        rows = layer.attention_norm(model.embed(held_out()))
+        whole = layer.attention(rows, model.rope, 0, None)
+        layer.attention.out.weight[:, 8:16] = 0.0  # head 1
+        added = (whole - layer.attention(rows, model.rope, 0, None)).norm(dim=-1).mean()
+    assert found.heads[0, 1] == pytest.approx(float(added), rel=1e-4)
+
+
+def test_text_written_in_batches_is_what_the_plain_model_would_write(target):
+    prompts = windows(stream(), 3, 4)
+    found, ids = continued(target, prompts, 12, torch.Generator().manual_seed(1)), prompts
+    dice = torch.Generator().manual_seed(1)
+    while ids.shape[1] < 12:  # the naive twin: everything is read again for every token
+        ids = torch.cat((ids, torch.multinomial(target(ids)[:, -1].softmax(-1), 1, generator=dice)), dim=1)
+    assert torch.equal(found, ids)
+
+
+def same(one: Transformer, other: Transformer) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+def test_a_design_in_two_pieces_is_the_same_draft(target, tmp_path, monkeypatch):
+    whole = design_draft(target, stream(), tmp_path / "whole", TINY)
+    advance, calls = Run._advance, []
+
+    def stopped(self, loss_of, step):
+        calls.append(step)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return advance(self, loss_of, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "_advance", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            design_draft(target, stream(), tmp_path / "cut", TINY)
+    assert same(design_draft(target, stream(), tmp_path / "cut", TINY), whole)
+    assert not same(design_draft(target, stream(), tmp_path / "other", replace(TINY, seed=2)), whole)
+    curve = (tmp_path / "whole" / "curve.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in curve] == [2, 4] and "accept" in json.loads(curve[0])
+    with pytest.raises(ValueError, match="holds another design"):
+        design_draft(target, stream(), tmp_path / "whole", replace(TINY, ffn=32))
+
+
+def test_distilling_brings_a_pruned_draft_closer(target, tmp_path):
+    longer = replace(TINY, layers=3, steps=60, decay=40, sequences=8, length=32, written=32, save_every=60)
+    bare = design_draft(target, stream(), tmp_path / "bare", replace(longer, steps=0))
+    assert divergence(target, design_draft(target, stream(), tmp_path / "taught", longer)) < divergence(target, bare)
+
+
+def test_a_draft_may_learn_the_texts_alone(target, tmp_path):
+    plain = design_draft(target, stream(), tmp_path / "plain", replace(TINY, distilled=False))
+    assert not same(plain, design_draft(target, stream(), tmp_path / "taught", TINY))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_transformers_gives_the_same_logits(target, tmp_path, dtype):
+    transformers = pytest.importorskip("transformers")
+    save_transformer(pruned(target, HALF), tmp_path, dtype)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    mine = load_transformer(tmp_path, dtype="float32")
+    with torch.no_grad():
+        assert torch.allclose(mine(held_out()), theirs(held_out()).logits, atol=1e-4)
+
+
+def test_the_family_is_matched_and_covers_one_to_eight_layers():
+    for layers, points in family.BUDGETS.items():
+        for name, design in points.items():
+            found = design.form.of(REFERENCE).body_parameters
+            assert abs(found / family.budget(REFERENCE, layers) - 1) <= family.TOLERANCE, name
+    assert {design.layers for design in family.BUDGETS[1].values()} == set(range(1, 9))
+    loose = replace(family.BUDGETS[1]["deep-8"], ffn=128)  # the control
+    assert abs(loose.form.of(REFERENCE).body_parameters / family.budget(REFERENCE, 1) - 1) > family.TOLERANCE
+
+
+@pytest.mark.parametrize(("form", "message"), [
+    (Form(layers=7), "bigger than its target: layers must lie between 1 and 6, got 7"),
+    (Form(ffn=65), "bigger than its target: ffn"),
+    (Form(heads=8), "bigger than its target: heads"),
+    (Form(heads=3), "cannot share"),
+    (Form(heads=4, kv_heads=1), "at most 2 share one"),
+])  # fmt: skip
+def test_forms_that_do_not_fit_are_refused(form, message):
+    with pytest.raises(ValueError, match=message):
+        form.of(SHAPE)
+
+
+@pytest.mark.parametrize(("call", "message"), [
+    (lambda: Design(layers=0), "layers must be at least 1"),
+    (lambda: Design(length=8, prompt=9), "no room for a prompt"),
+    (lambda: speculative(__import__("pathlib").Path("x"), 0), "k must be at least 1"),
+    (lambda: Form(heads=2, kv_heads=2).of(OPT), "OPT checkpoint cannot say"),
+    (lambda: encoded(None, ["x"]), "no tokenizer.json"),
+    (lambda: family.build("wide-9", "reference", stream(), ()), "the family has no 'wide-9'"),
+    (lambda: design_draft(Transformer(SHAPE), stream(40), None, TINY), "needs 181; give more"),
+    (lambda: design_draft(Transformer(SHAPE), stream(), None, replace(TINY, length=64)), "context of 64"),
+])  # fmt: skip
+def test_designs_that_cannot_be_are_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_the_command_writes_a_folder_that_is_ready_to_serve(tmp_path, capsys):
+    import shelf
+
+    folders = shelf.write_pair(tmp_path)
+    text, out = tmp_path / "text.txt", tmp_path / "mine"
+    text.write_text("def design(out, work):\n    return out\n" * 200)
+    few = {"layers": 1, "ffn": 32, "steps": 2, "decay": 1, "length": 16, "written": 3, "prompt": 4, "sequences": 2, "k": 5}
+    flags = [word for name, value in few.items() for word in (f"--{name}", str(value))]
+    arguments = ["draft", "design", "--target", str(folders["target"]), "--out", str(out), "--text", str(text), *flags]
+    assert status(arguments) == 0 and status(arguments) == 0
+    assert json.loads((out / "speculative.json").read_text()) == {
+        "method": "draft_model", "model": str(out), "num_speculative_tokens": 5}  # fmt: skip
+    models = load(folders["target"], out)
+    assert models.draft.config.layers == 1 and models.draft.config.ffn == 32
+    assert all((out / name).exists() for name in ("README.md", "curve.jsonl", "choice.json", "digests.json", "tokenizer.json"))
+    assert status([*arguments, "--layers", "9"]) == 2
+    assert "bigger than its target" in capsys.readouterr().err
+    assert status(["draft", "family", "wide-9"]) == 2
