@@ -9,10 +9,12 @@ from typing import Any
 import click
 
 from flashspec.decoding.models import SHIPPED
+from flashspec.study.parameters import parse_value
 from flashspec.train.reference import DRAFTS, TARGET_PHASES, Workshop, build_draft, build_target, make, quantise_target
 from flashspec.train.target import train_target
 
-PARTS = ("all", "target", "quantize", *DRAFTS)
+PARTS = ("all", "target", "quantize", *DRAFTS, "exits")
+EXIT_OPTIONS = ("model", "exits", "rank", "text", "exit_steps")
 
 
 @click.command("train")
@@ -21,12 +23,23 @@ PARTS = ("all", "target", "quantize", *DRAFTS)
 @click.option("--branch", type=click.Path(path_type=Path), help="With `target`: a checkpoint.pt to branch off from.")
 @click.option("--steps", type=int, help="With --branch: steps at the end of the branch.")
 @click.option("--decay", type=int, help="With --branch: steps of falling learning rate at its end.")
-def command(part: str, folder: Path, branch: Path | None, **schedule: Any) -> None:
+@click.option("--model", type=click.Path(path_type=Path), help="With `exits`: the checkpoint folder to give exits to.")
+@click.option("--exits", help="With `exits`: layers, by commas; an eighth and a quarter of the depth where none are given.")
+@click.option("--rank", type=int, help="With `exits`: width of an adapter.")
+@click.option("--exit-steps", type=int, help="With `exits`: training steps.")
+@click.option("--text", type=click.Path(path_type=Path), help="With `exits`: a text to train on instead of Python's library.")
+def command(part: str, folder: Path, branch: Path | None, **options: Any) -> None:
     """Train PART of the reference models, or all of them: hours on two cores, resumable at any point.
 
-    Finished models appear in FOLDER/models; the shipped ones stay as they are.
+    Finished models appear in FOLDER/models; the shipped ones stay as they are. `exits` is apart: minutes of training that give
+    the frozen model in --model exits to draft with, in one small file beside its weights.
     """
-    changes = {name: value for name, value in schedule.items() if value is not None}
+    asked = {name: options.pop(name) for name in EXIT_OPTIONS}
+    if part == "exits":
+        return give_exits(**asked)
+    if any(value is not None for value in asked.values()):
+        raise click.UsageError("--model, --exits, --rank, --exit-steps and --text go with `flashspec train exits`")
+    changes = {name: value for name, value in options.items() if value is not None}
     if (changes and not branch) or (branch and part != "target"):
         raise click.UsageError("--branch goes with `flashspec train target`, and --steps and --decay with --branch")
     if branch and not branch.is_file():
@@ -34,6 +47,23 @@ def command(part: str, folder: Path, branch: Path | None, **schedule: Any) -> No
     shop = ready(Workshop(folder), part)
     done = train_branch(shop, branch, changes) if branch else train_part(shop, part)
     click.echo(f"done: {done}")
+    return None
+
+
+def give_exits(model: Path | None, exits: str | None, text: Path | None, **numbers: int | None) -> None:
+    """Train adapters and say what they brought; `numbers` are rank and exit_steps."""
+    from flashspec.train.exits import ExitRecipe, default_layers, depth_of, train_exits
+
+    if model is None:
+        raise click.UsageError("give the model to train exits for: flashspec train exits --model FOLDER")
+    layers = parse_value("exits", tuple[int, ...], exits) if exits else default_layers(depth_of(model))
+    given = {name.removeprefix("exit_"): value for name, value in numbers.items() if value is not None}
+    report = train_exits(model, ExitRecipe(layers, **given), text)
+    for layer, share in report.after.items():
+        click.echo(
+            f"exit {layer}: agrees with the whole model on {share:.0%} of held-out tokens, {report.before[layer]:.0%} before"
+        )
+    click.echo(f"done: {report.path}")
 
 
 def ready(shop: Workshop, part: str) -> Workshop:

@@ -1,0 +1,165 @@
+"""Exit adapters on a frozen model: minutes of training that make its lower layers say what its top would.
+
+For checkpoints without early exits. Nothing of the model changes; the adapters lie beside it in one file that `load` finds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from flashspec.decoding.models import load
+from flashspec.model.exits import EXITS_FILE, ExitAdapter, save_exits
+from flashspec.model.folder import read_config
+from flashspec.model.transformer import Transformer
+from flashspec.train import corpus
+from flashspec.train.losses import divergence
+from flashspec.train.trainer import Batches
+
+ROWS = 256
+
+
+@dataclass(frozen=True)
+class ExitRecipe:
+    """How adapters are trained: the layers they stand at, their rank, and steps of `sequences` windows of `length` tokens."""
+
+    layers: tuple[int, ...]
+    rank: int = 64
+    steps: int = 150
+    sequences: int = 2
+    length: int = 256
+    rate: float = 2e-3
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.layers or list(self.layers) != sorted(set(self.layers)) or self.layers[0] < 1:
+            raise ValueError(f"exits must be layer numbers from 1, in rising order, got {self.layers}")
+        for name in ("rank", "steps", "sequences", "length"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+
+def depth_of(folder: Path) -> int:
+    """Layers of the checkpoint in a folder, read from its config.json."""
+    return int(read_config(Path(folder))["num_hidden_layers"])
+
+
+def default_layers(depth: int) -> tuple[int, ...]:
+    """HiSpec's exits: an eighth and a quarter of the depth (Kumar et al. 2025, section 3)."""
+    if depth < 3:
+        raise ValueError(f"a model of {depth} layers has no room for two exits; name one with --exits")
+    first = max(1, depth // 8)
+    return first, max(first + 1, depth // 4)
+
+
+@torch.no_grad()
+def rows_at(model: Transformer, ids: Tensor, depths: tuple[int, ...]) -> dict[int, Tensor]:
+    """Rows [n, hidden] of the frozen model at each depth, for ids [batch, length]."""
+    x, found = model.place(model.embed(ids), 0), {}
+    for number, layer in enumerate(model.blocks, start=1):
+        x = layer(x, model.rope)
+        if number in depths:
+            found[number] = x.flatten(0, 1).float()
+    return found
+
+
+def train_adapters(model: Transformer, stream: np.ndarray, recipe: ExitRecipe) -> dict[int, ExitAdapter]:
+    """Adapters by layer, trained on the frozen model's own distribution. Raises ValueError for exits outside the model."""
+    depth = model.config.layers
+    if recipe.layers[-1] >= depth:
+        raise ValueError(f"exits must lie below the model's {depth} layers, got {recipe.layers}")
+    torch.manual_seed(recipe.seed)
+    adapters = {layer: ExitAdapter(model, recipe.rank) for layer in recipe.layers}
+    weights = [weight for adapter in adapters.values() for weight in adapter.parameters()]
+    optimizer = torch.optim.AdamW(weights, lr=recipe.rate, weight_decay=0.0)
+    for step, ids in enumerate(_windows(stream, recipe)):
+        optimizer.param_groups[0]["lr"] = recipe.rate * (1.0 - step / recipe.steps)
+        _descend(model, adapters, rows_at(model, ids, (*recipe.layers, depth)))
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return {layer: adapter.eval().requires_grad_(False) for layer, adapter in adapters.items()}
+
+
+def _windows(stream: np.ndarray, recipe: ExitRecipe) -> Iterator[Tensor]:
+    from tqdm import tqdm
+
+    batches = Batches(stream, recipe.seed)
+    for step in tqdm(range(recipe.steps), desc="exits", delay=2, leave=False):
+        yield batches.draw(step, recipe.sequences, recipe.length)[:, :-1]
+
+
+def _descend(model: Transformer, adapters: dict[int, ExitAdapter], rows: dict[int, Tensor]) -> None:
+    """Gradients of KL and total variation from the model's last distribution, in chunks."""
+    final, weight = rows.pop(model.config.layers), model.head_weight.detach().float()
+    with torch.enable_grad():
+        for start in range(0, len(final), ROWS):
+            part = slice(start, start + ROWS)
+            p = F.linear(model.norm(final[part]).float(), weight).softmax(-1)
+            for layer, adapter in adapters.items():
+                logits = F.linear(adapter(rows[layer][part]).float(), weight)
+                (divergence(p.detach(), logits, 1.0) / len(final)).backward()
+
+
+@torch.no_grad()
+def exit_agreement(model: Transformer, adapters: dict[int, ExitAdapter], ids: Tensor) -> dict[int, float]:
+    """Share of the positions of ids [batch, length] at which each exit's best token is the whole model's."""
+    rows = rows_at(model, ids, (*adapters, model.config.layers))
+    weight = model.head_weight.float()
+    final = F.linear(model.norm(rows[model.config.layers]).float(), weight).argmax(-1)
+    return {n: (F.linear(a(rows[n]).float(), weight).argmax(-1) == final).float().mean().item() for n, a in adapters.items()}
+
+
+@dataclass(frozen=True)
+class ExitReport:
+    """Where the adapters went, and held-out agreement by layer without and with them."""
+
+    path: Path
+    before: dict[int, float]
+    after: dict[int, float]
+
+
+def train_exits(folder: Path, recipe: ExitRecipe, text: Path | None = None) -> ExitReport:
+    """Train exits on a checkpoint folder and write them into it; on `text`, or on the Python standard library.
+
+    A twentieth of the tokens, the last, is held out and gives the agreement. Raises FileNotFoundError for a missing folder or
+    tokenizer, ValueError for exits outside the model or a text too short.
+    """
+    models = load(folder, None, dtype="float32", weights="dense")
+    model = models.target
+    if not isinstance(model, Transformer):
+        raise ValueError("exits can be trained on architectures that flashspec computes itself; this one runs on transformers")
+    stream = tokens_of(models.tokenizer, text, recipe)
+    split = len(stream) - max(recipe.length + 2, len(stream) // 20)
+    held = torch.from_numpy(stream[split:][: recipe.length])[None]
+    adapters = train_adapters(model, stream[:split], recipe)
+    untrained = {layer: ExitAdapter(model, recipe.rank) for layer in recipe.layers}
+    before = exit_agreement(model, untrained, held)
+    path = Path(models.folders["target"]) / EXITS_FILE
+    save_exits(adapters, path)
+    return ExitReport(path, before, exit_agreement(model, adapters, held))
+
+
+def tokens_of(tokenizer: object, text: Path | None, recipe: ExitRecipe) -> np.ndarray:
+    """Token ids of a text file, or of the standard library until there are enough for every step."""
+    if tokenizer is None:
+        raise FileNotFoundError("this checkpoint has no tokenizer.json; exits are trained on text, so put one beside the weights")
+    wanted, ids = 2 * recipe.steps * recipe.sequences * recipe.length, list[int]()
+    texts = [text.read_text(encoding="utf-8")] if text else corpus.texts(_shuffled(recipe.seed))
+    for piece in texts:
+        ids += tokenizer.encode(piece, add_special_tokens=False).ids  # type: ignore[attr-defined]
+        if len(ids) >= wanted and text is None:
+            break
+    if len(ids) < 4 * recipe.length:
+        raise ValueError(f"the text has {len(ids)} tokens; give at least {4 * recipe.length}, four windows")
+    return np.asarray(ids, dtype=np.int64)
+
+
+def _shuffled(seed: int) -> list[Path]:
+    files = corpus.split(corpus.library_root())[0]
+    return [files[i] for i in np.random.default_rng(seed).permutation(len(files))]
