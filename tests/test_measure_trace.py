@@ -118,6 +118,8 @@ def test_texts_that_depend_on_the_draft_and_texts_too_long_for_it_are_refused():
     with pytest.raises(ValueError, match="depends on the draft"):
         tracing.record(models, PROMPTS, Sampling(1.0, rule="typical"), 4)
     trace = tracing.record(models, PROMPTS, Sampling(), 60)
+    with pytest.raises(ValueError, match="'in_context' learns from verifications"):
+        list(tracing.replay_texts(trace, models, Method("model", "in_context")))
     short = toys.random_model(0, layers=2, context=64)
     with pytest.raises(ValueError, match="draft's context holds 64"):
         list(tracing.replay_texts(trace, Models(models.target, short), DENSE))

@@ -19,6 +19,7 @@ from flashspec.model.synthetic import LABEL, SHAPES
 from flashspec.study.advice import Stored, head_lines, lines, stored_counts
 from flashspec.study.parameters import parse_value
 
+HEADS = ("dense", "int8", "flash")
 HERE = "measured on this machine"
 STORED = {"reference": "main", "shallow": "shallow"}
 Found = tuple[PairCosts, Acceptance, dict[str, str]]
@@ -137,7 +138,7 @@ def heads(k: int, tar: str, **options: Any) -> None:
     A cheap head pays if it keeps more of the dense head's tokens a check than (1 + nu kappa) / (1 + kappa); kappa is the
     dense head's time over the rest of a round, nu the cheap head's over the dense one's.
     """
-    question = asked(options, {"probes": (32, 64, 128, 256), "max_k": k})
+    question = asked(options, {"heads": HEADS, "probes": (32, 64, 128, 256), "max_k": k})
     if "dense" not in question.heads or len(question.writers) < 2:
         raise ValueError("heads are compared with the dense one: name dense and at least one other in --heads")
     tabled = tar == "stored" or (tar == "auto" and _stored_pair(options))

@@ -24,8 +24,9 @@ Turn = Mapping[str, float]
 
 
 def name_of(method: Method) -> str:
-    """What a table calls a writer: its head, and the clusters it probes."""
-    return method.head if method.probes is None else f"{method.head} P={method.probes}"
+    """What a table calls a writer: its head, the clusters it probes and the ids it lists."""
+    options = {"P": method.probes, "N": method.shortlist}
+    return " ".join([method.head, *(f"{name}={value}" for name, value in options.items() if value is not None)])
 
 
 class Place(NamedTuple):

@@ -86,7 +86,7 @@ def stretched_turn(cuts: tuple[Cut, Cut], low: Turn, high: Turn) -> Turn:
 def _costs_at(cuts: tuple[Cut, Cut], which: int, writers: Sequence[Method], ks: Sequence[int], plan: Plan) -> PairCosts:
     target, draft = (synthetic(cut.name, depth=cut.depths[which]) for cut in cuts)
     models = Models(target, draft)
-    if any(writer.head == "flash" for writer in writers):
+    if any(writer.head.startswith("flash") for writer in writers):
         models._flash["draft"] = stand_in_flash(draft.head_weight, draft.norm, draft.config.vocab_size // 16 // 16)
     past = min(PAST, models.context // 2)
     ids = [number % target.config.vocab_size for number in range(past)]

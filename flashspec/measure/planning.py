@@ -9,6 +9,7 @@ from typing import NamedTuple, Protocol
 
 from flashspec.decoding.method import Method
 from flashspec.decoding.models import Models
+from flashspec.heads.registry import HEADS
 from flashspec.measure.clock import Plan
 from flashspec.measure.costs import PairCosts, Place, measure_costs, name_of
 from flashspec.measure.prompts import Prompt
@@ -39,7 +40,8 @@ class Question:
     """What may be recommended, and how much evidence to gather for it."""
 
     heads: tuple[str, ...] = ("dense", "flash")  # vocabulary heads of the draft
-    probes: tuple[int, ...] = ()  # clusters that FlashHead scores; empty means the head's own default
+    probes: tuple[int, ...] = ()  # clusters that heads with clusters score; empty means the head's own default
+    shortlists: tuple[int, ...] = ()  # ids that heads with a shortlist score; empty means the head's own default
     finalizes: tuple[str, ...] = ("deferred", "eager")  # when the target reads its own final token
     max_k: int = 12  # longest draft considered
     temperature: float = 0.0  # 0 is greedy
@@ -64,9 +66,17 @@ class Question:
 
     @property
     def writers(self) -> list[Method]:
-        """One method a head and number of probes."""
-        probes: dict[str, tuple[int | None, ...]] = {"flash": self.probes or (None,)}
-        return [Method("model", head, probes=p) for head in self.heads for p in probes.get(head, (None,))]
+        """One method a head, number of probes and length of shortlist, of those that the head takes."""
+        return [
+            Method("model", head, probes=probes, shortlist=listed)
+            for head in self.heads
+            for probes, listed in product(self._taken(head, "probes"), self._taken(head, "shortlist"))
+        ]
+
+    def _taken(self, head: str, option: str) -> tuple[int | None, ...]:
+        """The values of an option to try with a head; its own default where it takes none or none are given."""
+        given = {"probes": self.probes, "shortlist": self.shortlists}[option]
+        return given if given and head in HEADS and option in HEADS[head].options else (None,)
 
     @property
     def methods(self) -> list[Method]:
@@ -188,7 +198,8 @@ def observe(models: Models, question: Question, prompts: Sequence[Prompt]) -> tu
     trace = record(models, prompts, question.sampling, question.new_tokens)
     stands = {name_of(writer): tuple(replay_texts(trace, models, writer)) for writer in question.writers}
     middle = Place(prompts[0].ids, trace.told[0].tokens[: question.new_tokens // 2], question.sampling)
-    costs = measure_costs(models, question.writers, question.timed, middle, Plan(question.repeats))
+    plan = Plan(question.repeats, device=str(models.target.device))
+    costs = measure_costs(models, question.writers, question.timed, middle, plan)
     return costs, Texts(stands)
 
 

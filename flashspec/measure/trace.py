@@ -125,7 +125,10 @@ def replay_texts(trace: Trace, models: Models, method: Method) -> Iterator[list[
         held = models.model("draft").config.context
         if context > held:
             raise ValueError(f"a recorded text has {context} tokens and the draft's context holds {held}; record shorter ones")
-        yield stands(build(method, models, trace.sampling, context)[0], told, trace.sampling)
+        stage = build(method, models, trace.sampling, context)[0]
+        if hasattr(stage.head, "learn"):
+            raise ValueError(f"head {method.head!r} learns from verifications, which a replay has none of; decode live instead")
+        yield stands(stage, told, trace.sampling)
 
 
 @torch.inference_mode()
@@ -133,7 +136,7 @@ def stands(stage: Stage, told: Told, sampling: Sampling) -> list[float]:
     """The chance that this writer's proposal for each token of a text is kept: 1 or 0, or min(1, q / p)."""
     if _drawn_apart(sampling):
         proposed = _probabilities(stage, told.prompt, told.tokens)
-        return (proposed / torch.tensor(told.chances, dtype=proposed.dtype)).clamp(max=1.0).tolist()
+        return (proposed / proposed.new_tensor(told.chances)).clamp(max=1.0).tolist()
     rows, positions = _rows(stage, told.prompt, told.tokens)
     scores = stage.head(rows, positions, Dice(sampling.seed))
     drawn = [stage.rule.draw(scores.row(i), int(p), 0).token for i, p in enumerate(positions)]
