@@ -28,12 +28,16 @@ ALWAYS v8 load_f32(const float *p) {
 }
 
 ALWAYS v8 load_bf16(const uint16_t *p) {
+#ifdef __AVX2__
+    return (v8)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p)), 16);
+#else
     h8 half;
     memcpy(&half, p, sizeof half);
     u8 wide = __builtin_convertvector(half, u8) << 16;
     v8 v;
     memcpy(&v, &wide, sizeof v);
     return v;
+#endif
 }
 
 ALWAYS v8 load_weight(const void *base, int bf16, int64_t at) {
@@ -57,16 +61,20 @@ ALWAYS float total(v8 v) {
 // The weight rows from `ahead` on are fetched into the cache meanwhile, unless it is negative.
 ALWAYS void tile(const float *x, const void *w, int bf16, int64_t first, int64_t ahead, int64_t depth, float *out, int64_t stride, int rows, int cols) {
     v8 sum[12] = {{0}};
-    int64_t size = bf16 ? 2 : 4;
-    for (int64_t d = 0; d < depth; d += 8) {
-        v8 weight[8];
-        for (int c = 0; c < cols; c++) {
-            if (ahead >= 0 && d % (64 / size) == 0) __builtin_prefetch((const char *)w + ((ahead + c) * depth + d) * size);
-            weight[c] = load_weight(w, bf16, (first + c) * depth + d);
-        }
-        for (int r = 0; r < rows; r++) {
-            v8 in = load_f32(x + r * depth + d);
-            for (int c = 0; c < cols; c++) sum[r * cols + c] = fused(in, weight[c], sum[r * cols + c]);
+    int64_t line = bf16 ? 32 : 16;
+    const char *next = (const char *)w + ahead * depth * (bf16 ? 2 : 4);
+    for (int64_t start = 0; start < depth; start += line) {
+        if (ahead >= 0)
+            for (int c = 0; c < cols; c++) __builtin_prefetch(next + (c * depth + start) * (bf16 ? 2 : 4));
+        int64_t stop = start + line < depth ? start + line : depth;
+        #pragma GCC unroll 4
+        for (int64_t d = start; d < stop; d += 8) {
+            v8 weight[8];
+            for (int c = 0; c < cols; c++) weight[c] = load_weight(w, bf16, (first + c) * depth + d);
+            for (int r = 0; r < rows; r++) {
+                v8 in = load_f32(x + r * depth + d);
+                for (int c = 0; c < cols; c++) sum[r * cols + c] = fused(in, weight[c], sum[r * cols + c]);
+            }
         }
     }
     for (int r = 0; r < rows; r++)
@@ -89,11 +97,11 @@ typedef struct {
         for (; j < s.stop; j++) tile(x, s.w, bf16, j, -1, s.depth, out + j, stride, R, 1); \
         break;
 
-// Up to eight rows against a span.
+// Up to seven rows against a span.
 ALWAYS void few_rows(const float *x, int rows, Span s, int bf16, float *out, int64_t stride) {
     int64_t j = s.start;
     switch (rows) {
-        CASE(1, 8) CASE(2, 4) CASE(3, 4) CASE(4, 2) CASE(5, 2) CASE(6, 2) CASE(7, 1) CASE(8, 1)
+        CASE(1, 8) CASE(2, 4) CASE(3, 3) CASE(4, 2) CASE(5, 2) CASE(6, 2) CASE(7, 1)
     }
 }
 
@@ -119,8 +127,8 @@ static void many_rows(const float *x, int64_t rows, Span s, float *out, int64_t 
 
 // out[r, j] = x[r] . w[j] for the span's weight rows j; each is read from memory once.
 static void product(const float *x, int64_t rows, Span s, int bf16, float *out, int64_t stride) {
-    if (rows <= 8 && bf16) few_rows_bf16(x, (int)rows, s, out, stride);
-    else if (rows <= 8) few_rows_f32(x, (int)rows, s, out, stride);
+    if (rows <= 7 && bf16) few_rows_bf16(x, (int)rows, s, out, stride);
+    else if (rows <= 7) few_rows_f32(x, (int)rows, s, out, stride);
     else if (bf16) many_rows(x, rows, s, out, stride);
     else
         for (int64_t j = s.start; j < s.stop; j += WIDENED)
