@@ -48,8 +48,8 @@ TARGET_PHASES = (
     ),
 )  # fmt: skip
 DRAFTS = {
-    "draft": Distillation(layers=2, schedule=Schedule(70, 55, warmup=10, muon_lr=0.01, adam_lr=1e-3)),
-    "shallow": Distillation(layers=1, schedule=Schedule(70, 55, warmup=10, muon_lr=0.01, adam_lr=1e-3)),
+    "draft": Distillation(layers=2, schedule=Schedule(220, 180, warmup=10, muon_lr=0.01, adam_lr=1e-3)),
+    "shallow": Distillation(layers=1, schedule=Schedule(220, 180, warmup=10, muon_lr=0.01, adam_lr=1e-3)),
 }
 CALIBRATION_FILES, CALIBRATION_BLOCKS = 48, 8
 CLUSTER_SIZE, AGREEMENT, SCORED = 16, 0.98, 0.2
