@@ -43,8 +43,12 @@ TARGET_PHASES = (
         exits=(2, 2, 2, 4), exit_weight=0.1, imitation_weight=1.0, exit_rows=1024,
     ),
     Recipe(
-        Schedule(2250, 825, muon_lr=0.015, adam_lr=2e-3), growth=GROWTH, sequences=4, length=512,
+        Schedule(2250, 825, muon_lr=0.015, adam_lr=2e-3, handover=2000), growth=GROWTH, sequences=4, length=512,
         exits=(2, 2, 2, 2, 2, 4), exit_weight=0.1, imitation_weight=2.0, exit_rows=1024,
+    ),
+    Recipe(
+        Schedule(2260, 858, muon_lr=0.015, adam_lr=2e-3), growth=GROWTH, sequences=4, length=512,
+        exits=(2, 2, 4), exit_weight=0.1, imitation_weight=0.5,
     ),
 )  # fmt: skip
 DRAFTS = {
