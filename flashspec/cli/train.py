@@ -10,7 +10,16 @@ import click
 
 from flashspec.decoding.models import SHIPPED
 from flashspec.study.parameters import parse_value
-from flashspec.train.reference import DRAFTS, TARGET_PHASES, Workshop, build_draft, build_target, make, quantise_target
+from flashspec.train.reference import (
+    DRAFTS,
+    TARGET_PHASES,
+    Workshop,
+    add_exits,
+    build_draft,
+    build_target,
+    make,
+    quantise_target,
+)
 from flashspec.train.target import train_target
 
 PARTS = ("all", "target", "quantize", *DRAFTS, "exits")
@@ -84,7 +93,11 @@ def train_part(shop: Workshop, part: str) -> Path:
         return make(shop.work)
     if part == "target":
         return build_target(shop)
-    return quantise_target(shop, shop.work / "dense") if part == "quantize" else build_draft(shop, part)
+    if part in DRAFTS:
+        return build_draft(shop, part)
+    folder = quantise_target(shop, shop.work / "dense")
+    add_exits(shop)
+    return folder
 
 
 def train_branch(shop: Workshop, branch: Path, changes: dict[str, int]) -> Path:
