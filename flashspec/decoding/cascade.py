@@ -104,6 +104,7 @@ class Cascade:
         self.asking = False
         for stage in stages:
             stage.reader.rewind(0)
+        self._tell(0, None)
 
     @property
     def room(self) -> int:
@@ -182,7 +183,16 @@ class Cascade:
         self.marks[: i + 1] = [self.length] * (i + 1)
         for other in self.stages:
             other.reader.rewind(newest)
+        if i + 1 == len(self.stages):
+            self._tell(first, verdict.scores)
         return len(asked), verdict.kept, 1
+
+    def _tell(self, first: int, scores: Scores | None) -> None:
+        """Heads that learn are told the tokens from `first` on, now final, and the last stage's scores; None as a text begins."""
+        for stage in self.stages:
+            learn = getattr(stage.head, "learn", None)
+            if learn is not None:
+                learn(self.tokens[first : self.length], scores)
 
     def _promote(self, scores: Scores, first: int, newest: int) -> None:
         """The tokens first..newest now carry the scores of the stage that kept them; later ones are gone."""

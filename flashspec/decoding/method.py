@@ -92,7 +92,11 @@ def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
 def _check_options(method: Method) -> None:
     """Refuse options that the method's head does not take; plain decoding and dense heads ignore those of others."""
     takes = HEADS[method.head].options
-    asked = {"probes": method.probes is not None, "selection": method.selection != "top", "shortlist": method.shortlist is not None}
+    asked = {
+        "probes": method.probes is not None,
+        "selection": method.selection != "top",
+        "shortlist": method.shortlist is not None,
+    }
     wrong = [name for name, given in asked.items() if given and name not in takes and method.head != "dense"]
     if wrong:
         raise ValueError(f"head {method.head!r} has no option {wrong[0]!r}; its options: {', '.join(takes) or 'none'}")

@@ -26,16 +26,16 @@ SAMPLE = 64  # rows searched for to count what a graph search reads
 
 @dataclass(frozen=True)
 class IndexPlan:
-    """How ids are indexed and searched: `kind` "ivf", "ivfpq" or "hnsw", and `candidates` that are then scored exactly.
+    """How ids are indexed and searched: `kind` "ivf", "ivfpq" or "hnsw", and `candidates` (None: 64) then scored exactly.
 
-    Inverted lists: `lists` of them (None: about four times the square root of the vocabulary), of which `probes` are
-    searched. A graph: `links` a node, and a search that keeps `depth` nodes in view.
+    Inverted lists: `lists` of them (None: about four times the square root of the vocabulary), of which `probes` (None: 16)
+    are searched. A graph: `links` a node, and a search that keeps `depth` nodes in view.
     """
 
     kind: str = "ivf"
-    candidates: int = 64
+    candidates: int | None = None
     lists: int | None = None
-    probes: int = 16
+    probes: int | None = None
     links: int = 32
     depth: int = 64
     seed: int = 0
@@ -44,19 +44,28 @@ class IndexPlan:
         if self.kind not in KINDS:
             raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {self.kind!r}")
         for name in ("candidates", "probes", "links", "depth"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+            given = getattr(self, name)
+            if given is not None and given < 1:
+                raise ValueError(f"{name} must be at least 1, got {given}")
 
     def resolve(self, vocab: int) -> IndexPlan:
-        """This plan for so many ids, lists filled in; ValueError where it asks for more than there is."""
+        """This plan for so many ids, counts filled in; ValueError where it asks for more than there is."""
         lists = min(vocab, math.isqrt(16 * vocab)) if self.lists is None else self.lists
+        probes = min(16, lists) if self.probes is None else self.probes
+        candidates = min(64, vocab) if self.candidates is None else self.candidates
         if not 1 <= lists <= vocab:
             raise ValueError(f"lists must lie between 1 and the {vocab} ids, got {lists}")
-        if self.kind != "hnsw" and self.probes > lists:
-            raise ValueError(f"probes must be at most the {lists} lists of this index, got {self.probes}")
-        if self.candidates > vocab:
-            raise ValueError(f"candidates must be at most the {vocab} ids, got {self.candidates}")
-        return replace(self, lists=lists)
+        if probes > lists:
+            raise ValueError(f"probes must be at most the {lists} lists of this index, got {probes}")
+        if candidates > vocab:
+            raise ValueError(f"candidates must be at most the {vocab} ids, got {candidates}")
+        return replace(self, lists=lists, probes=probes, candidates=candidates)
+
+    @property
+    def counts(self) -> tuple[int, int, int]:
+        """Lists, probes and candidates of a resolved plan."""
+        assert self.lists is not None and self.probes is not None and self.candidates is not None
+        return self.lists, self.probes, self.candidates
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +85,7 @@ class IndexHead:
     @classmethod
     def build(cls, weight: Tensor, norm: Norm | None = None, plan: IndexPlan = IndexPlan(), **changes: Any) -> IndexHead:
         """Index weight [vocab, hidden]; `changes` are fields of IndexPlan. ValueError where faiss is missing."""
-        faiss, weight = faiss_for(plan.kind if "kind" not in changes else changes["kind"]), weight_of(weight)
+        faiss, weight = faiss_for(changes.get("kind", plan.kind)), weight_of(weight)
         plan = replace(plan, **changes).resolve(weight.shape[0])
         index = _empty(faiss, plan, weight)
         _fill(faiss, index, weight)
@@ -100,7 +109,7 @@ class IndexHead:
     @property
     def rows_scored(self) -> int:
         """Vectors compared for each hidden row, short codes included, and rows scored exactly."""
-        return self.visited + self.plan.candidates
+        return self.visited + self.plan.counts[2]
 
     @torch.no_grad()
     def __call__(self, rows: Tensor, positions: Tensor | None = None, dice: Dice | None = None) -> Scores:
@@ -115,21 +124,21 @@ class IndexHead:
 
     def _search(self, states: Tensor) -> Tensor:
         """Ids [n, candidates] in rising order, -1 before them where there are fewer."""
-        limits, numbers = self._limits(), states.contiguous().numpy()
-        found = [self.index.search(numbers[i : i + 1], self.plan.candidates, params=limits)[1] for i in range(len(numbers))]
+        limits, numbers, wanted = self._limits(), states.contiguous().numpy(), self.plan.counts[2]
+        found = [self.index.search(numbers[i : i + 1], wanted, params=limits)[1] for i in range(len(numbers))]
         return torch.cat([torch.from_numpy(ids) for ids in found]).sort(1).values
 
     def _limits(self) -> Any:
-        faiss = faiss_for(self.plan.kind)
+        faiss, (_, probes, candidates) = faiss_for(self.plan.kind), self.plan.counts
         if self.plan.kind == "hnsw":
-            return faiss.SearchParametersHNSW(efSearch=max(self.plan.depth, self.plan.candidates))
-        return faiss.SearchParametersIVF(nprobe=self.plan.probes)
+            return faiss.SearchParametersHNSW(efSearch=max(self.plan.depth, candidates))
+        return faiss.SearchParametersIVF(nprobe=probes)
 
     def _compared(self) -> int:
         """Vectors one search compares: an even share of the lists and their centres, or as many as graph searches did here."""
         if self.plan.kind != "hnsw":
-            assert self.plan.lists is not None
-            return self.plan.lists + -(-self.vocab_size * self.plan.probes // self.plan.lists)
+            lists, probes, _ = self.plan.counts
+            return lists + -(-self.vocab_size * probes // lists)
         statistics = faiss_for("hnsw").cvar.hnsw_stats
         statistics.reset()
         step = max(1, self.vocab_size // SAMPLE)
@@ -139,12 +148,11 @@ class IndexHead:
 
     def bytes_read(self, rows: int) -> int:
         """For each hidden row: the vectors or codes that its search compares, and the candidates' own rows."""
-        exact = self.plan.candidates * self.hidden * self.weight.element_size()
+        lists, _, candidates = self.plan.counts
+        exact = candidates * self.hidden * self.weight.element_size()
         if self.plan.kind != "ivfpq":
             return rows * (4 * self.visited * self.hidden + exact)
-        assert self.plan.lists is not None
-        codes = (self.visited - self.plan.lists) * self.index.code_size
-        return rows * (4 * self.plan.lists * self.hidden + codes + exact)
+        return rows * (4 * lists * self.hidden + (self.visited - lists) * self.index.code_size + exact)
 
     def with_shortlist(self, candidates: int) -> IndexHead:
         """This head with another number of candidates; the index stays."""
