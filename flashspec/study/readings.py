@@ -121,23 +121,36 @@ def best(frame: DataFrame, **setting: Any) -> DataFrame:
     return table.loc[table.groupby("method")["throughput"].idxmax()].set_index("method")
 
 
-def chosen_rows(frame: DataFrame, method: str, **setting: Any) -> DataFrame:
-    """The rows of a method at its best k and probes in a setting; plain decoding has neither, nor finalisation."""
+Methods = str | tuple[str, ...]
+DENSE = ("dense", "int8")
+
+
+def fastest(frame: DataFrame, methods: Methods, **setting: Any) -> str:
+    """The method itself, or of several the one with the highest median throughput in this setting among those measured."""
+    if isinstance(methods, str):
+        return methods
+    rates = best(frame, **setting)["throughput"]
+    return str(rates[[name for name in methods if name in rates.index]].idxmax())
+
+
+def chosen_rows(frame: DataFrame, method: Methods, **setting: Any) -> DataFrame:
+    """The rows of a method (of several, the fastest) at its best k and probes; plain decoding has neither, nor finalisation."""
+    method = fastest(frame, method, **setting)
     if method == "baseline":
         return where(frame, method=method, **{name: setting[name] for name in ("draft", "temperature", "rule")})
     choice = best(frame, **setting).loc[method]
     return where(frame, method=method, k=choice["k"], probes=choice["probes"], **setting)
 
 
-def method_gain(frame: DataFrame, above: str, below: str, **setting: Any) -> Interval:
-    """How many times faster `above` runs than `below`, each at its best k, paired by repeat.
+def method_gain(frame: DataFrame, above: Methods, below: Methods, **setting: Any) -> Interval:
+    """How many times faster `above` runs than `below`, each at its best k and probes, paired by repeat.
 
     Raises Refused where texts or token counts differ without an explanation (`fairness.refusal`).
     """
     return fair_ratio(chosen_rows(frame, below, **setting), chosen_rows(frame, above, **setting), frame)
 
 
-def deferral_gain(frame: DataFrame, method: str, **setting: Any) -> Interval:
+def deferral_gain(frame: DataFrame, method: Methods, **setting: Any) -> Interval:
     """Deferred over eager finalisation of one method, each at its best k, paired by repeat; refuses as `method_gain` does."""
     eager, deferred = (chosen_rows(frame, method, finalize=each, **setting) for each in ("eager", "deferred"))
     return fair_ratio(eager, deferred, frame)
@@ -151,7 +164,7 @@ def fair_ratio(below: DataFrame, above: DataFrame, frame: DataFrame) -> Interval
     return ratio(by_repeat(below, "seconds"), by_repeat(above, "seconds"))
 
 
-def verdict(frame: DataFrame, above: str, below: str, **setting: Any) -> str:
+def verdict(frame: DataFrame, above: Methods, below: Methods, **setting: Any) -> str:
     """The gain of `above` over `below` in words, or why none may be given."""
     try:
         return words(method_gain(frame, above, below, **setting))
@@ -159,7 +172,7 @@ def verdict(frame: DataFrame, above: str, below: str, **setting: Any) -> str:
         return str(error)
 
 
-def deferral_verdict(frame: DataFrame, method: str, **setting: Any) -> str:
+def deferral_verdict(frame: DataFrame, method: Methods, **setting: Any) -> str:
     """The gain of deferring in words, or why none may be given."""
     try:
         return words(deferral_gain(frame, method, **setting))
@@ -178,7 +191,7 @@ def repeated_share(frame: DataFrame, **setting: Any) -> float:
     return float(where(frame, **setting)["repeated_4"].mean())
 
 
-def rate(frame: DataFrame, method: str, **setting: Any) -> float:
+def rate(frame: DataFrame, method: Methods, **setting: Any) -> float:
     """Median tokens per second of a method at its best k in a setting."""
     rows = chosen_rows(frame, method, **setting)
     return float((by_repeat(rows, "emitted") / by_repeat(rows, "seconds")).median())
@@ -197,7 +210,7 @@ def foretold(row: Any) -> float:
     return predicted_seconds(parts, stats, row.prompts, row.finalize == "eager" and row.method != "baseline")
 
 
-def off_prediction(frame: DataFrame, method: str, **setting: Any) -> float:
+def off_prediction(frame: DataFrame, method: Methods, **setting: Any) -> float:
     """Measured over predicted seconds of a method at its best k, less 1, median over repeats."""
     sums = predictions(chosen_rows(frame, method, **setting))
     return float((sums["seconds"] / sums["predicted"]).median() - 1)

@@ -27,6 +27,7 @@ COLOURS = {
     "bf16": "#0072B2",
     "fp32": "#56B4E9",
     "int4": "#D55E00",
+    "int8": "#009E73",
     "flashspec": "#0072B2",
     "transformers": "#5f6368",
 }

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas import DataFrame
 
+HEADS = {"dense": "dense", "int8": "int8", "flash": "Flash"}
+
 
 @drawn
 def throughput(results: Any, draft: str = "main", rule: str = "coupling") -> Figure:
@@ -27,8 +29,9 @@ def throughput(results: Any, draft: str = "main", rule: str = "coupling") -> Fig
 
 
 def methods_at(axis: Axes, frame: DataFrame, setting: dict[str, Any]) -> None:
-    """Bars: baseline, then each draft head with eager and deferred final token."""
-    lines = [("baseline", None), *((m, f) for m in ("dense", "flash") for f in ("eager", "deferred"))]
+    """Bars: baseline, then each measured draft head with eager and deferred final token."""
+    heads = [name for name in HEADS if name in set(frame["method"])]
+    lines = [("baseline", None), *((m, f) for m in heads for f in ("eager", "deferred"))]
     for place, (method, finalize) in enumerate(lines):
         rate = rates(frame, method, finalize, setting)
         filled = finalize != "eager"
@@ -36,8 +39,8 @@ def methods_at(axis: Axes, frame: DataFrame, setting: dict[str, Any]) -> None:
         axis.plot([place] * len(rate), rate, "o", color="black", markersize=2, alpha=0.5)
         axis.annotate(f"{rate.median():.0f}", (place, rate.max()), ha="center", va="bottom", fontsize=8, xytext=(0, 2),
                       textcoords="offset points")  # fmt: skip
-    labels = ["base-\nline", "dense\neager", "dense\ndeferred", "Flash\neager", "Flash\ndeferred"]
-    axis.set_xticks(range(len(lines)), labels, fontsize=7)
+    labels = ["base-\nline", *(f"{HEADS[method]}\n{finalize}" for method, finalize in lines[1:])]
+    axis.set_xticks(range(len(lines)), labels, fontsize=6)
     axis.grid(axis="x", visible=False)
     axis.set_ylabel("")
 
@@ -88,7 +91,7 @@ def acceptance(results: Any, rule: str = "coupling") -> Figure:
     figure, axes = canvas(len(drafts), 3.4, sharey=True)
     for axis, draft in zip(axes, drafts, strict=True):
         seaborn.stripplot(readings.where(sums, draft=draft), x="share", y="kind", hue="method", ax=axis, size=6,
-                          palette={m: colour(m) for m in ("dense", "flash")}, dodge=True, jitter=False)  # fmt: skip
+                          palette={m: colour(m) for m in HEADS}, dodge=True, jitter=False)  # fmt: skip
         axis.set(title=NAMES.get(draft, draft), xlabel="accepted / drafted (one dot a temperature)", ylabel="")
         axis.set_xlim(0, 1)
     return figure

@@ -78,7 +78,7 @@ def gains_of(tables: tuple[DataFrame, ...], line: Line, temperature: float) -> l
     setting = {"draft": line.draft, "temperature": temperature, "rule": "coupling"}
 
     def decoding(finalize: str) -> Interval:
-        return readings.method_gain(end_to_end, "flash", "dense", finalize=finalize, **setting)
+        return readings.method_gain(end_to_end, "flash", readings.DENSE, finalize=finalize, **setting)
 
     asked: list[Callable[[], Interval]] = [
         lambda: readings.projection_gain(projection, line.shape, readings.nearest_probes(projection, line.shape, line.probes)),
