@@ -92,8 +92,9 @@ def test_a_wrong_draft_is_corrected_through_the_cropped_cache(tmp_path: Path) ->
 
 
 def test_a_cache_that_is_not_cropped_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    theirs = write(tmp_path / "target", *OTHERS["gpt2"])
-    write(tmp_path / "draft", "gpt2", OTHERS["gpt2"][1] | {"n_layer": 1})
+    roomy = OTHERS["gpt2"][1] | {"n_positions": 512}
+    theirs = write(tmp_path / "target", "gpt2", roomy)
+    write(tmp_path / "draft", "gpt2", roomy | {"n_layer": 1})
     draft, target = (Adapter.load(tmp_path / name) for name in ("draft", "target"))
     monkeypatch.setattr(AdapterReader, "rewind", lambda self, n: setattr(self, "seen", min(self.seen, n)))
     assert text([stage(draft), stage(target, 3)]) != greedy(theirs)

@@ -6,6 +6,7 @@ Both hold the span's key/value cache, allocated once. The torch engine is the na
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from typing import ClassVar, Protocol
 
 import torch
@@ -34,11 +35,11 @@ class Slot:
     def __init__(self, keys: Tensor, values: Tensor) -> None:
         self.keys, self.values = keys, values
 
-    def write(self, start: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    def write(self, start: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, None]:
         """Store [1, kv_heads, n, head_dim] at `start`; return views of everything up to start + n."""
         stop = start + keys.shape[2]
         self.keys[:, start:stop], self.values[:, start:stop] = keys[0], values[0]
-        return self.keys[None, :, :stop], self.values[None, :, :stop]
+        return self.keys[None, :, :stop], self.values[None, :, :stop], None
 
 
 def _slots(model: Transformer, layers: int, context: int, dtype: torch.dtype) -> list[Slot]:
@@ -148,6 +149,8 @@ def _kernel_ready(model: Transformer) -> bool:
 
 
 def engine_for(model: Transformer, start: int, stop: int, context: int) -> Engine:
-    """The fastest engine that computes layers start..stop of this model on its device."""
-    kind = KernelEngine if _kernel_ready(model) else TorchEngine
-    return kind(model, start, stop, context)
+    """The fastest engine that computes layers start..stop of this model on its device; see `graphs.wanted` for the flag."""
+    from flashspec.model.graphs import FixedEngine, wanted
+
+    kind: Callable[..., Engine] = KernelEngine if _kernel_ready(model) else TorchEngine
+    return (FixedEngine if wanted(model.device) else kind)(model, start, stop, context)

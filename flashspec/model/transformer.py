@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol, cast
 
@@ -16,8 +17,14 @@ from flashspec.model.config import ModelConfig
 class LayerCache(Protocol):
     """Where one layer keeps keys and values."""
 
-    def write(self, start: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Store [batch, kv_heads, n, head_dim] at `start`; return everything up to start + n."""
+    def write(self, start: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Store [batch, kv_heads, n, head_dim] at `start`; return what to attend to, and a mask [n, seen] where one is needed.
+
+        Without a mask the last query row belongs to the last key.
+        """
+
+
+Turn = Callable[[Tensor, int], Tensor]
 
 
 class RMSNorm(nn.Module):
@@ -99,7 +106,7 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
 
-    def forward(self, x: Tensor, rope: Rope, start: int, cache: LayerCache | None) -> Tensor:
+    def forward(self, x: Tensor, rope: Turn, start: int, cache: LayerCache | None) -> Tensor:
         """x [batch, n, hidden] at positions start..start+n-1; without a cache the rows attend to themselves only."""
         batch, n, _ = x.shape
         heads = self.qkv(x).view(batch, n, -1, self.config.head_dim).transpose(1, 2)
@@ -107,20 +114,20 @@ class Attention(nn.Module):
         q, k = self.q_norm(q), self.k_norm(k)
         if not self.config.learned_positions:
             q, k = rope(q, start), rope(k, start)
+        mask = None
         if cache is not None:
-            k, v = cache.write(start, k, v)
-        mixed = _attend(q, k, v)
+            k, v, mask = cache.write(start, k, v)
+        mixed = _attend(q, k, v, mask)
         return self.out(mixed.transpose(1, 2).reshape(batch, n, -1))
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Causal attention; the last query row is aligned with the last key."""
+def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Causal attention; without a mask the last query row is aligned with the last key."""
     n, seen = q.shape[-2], k.shape[-2]
     gqa = q.shape[1] != k.shape[1]
-    if n == seen:
+    if n == seen and mask is None:
         return F.scaled_dot_product_attention(q, k, v, is_causal=n > 1, enable_gqa=gqa)
-    mask = None
-    if n > 1:
+    if n > 1 and mask is None:
         mask = torch.ones(n, seen, dtype=torch.bool, device=q.device).tril(seen - n)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=gqa)
 
@@ -160,7 +167,7 @@ class Layer(nn.Module):
         self.mlp_norm = norm_of(config.hidden, config)
         self.mlp = MLP(config) if config.gated else PlainMLP(config)
 
-    def forward(self, x: Tensor, rope: Rope, start: int = 0, cache: LayerCache | None = None) -> Tensor:
+    def forward(self, x: Tensor, rope: Turn, start: int = 0, cache: LayerCache | None = None) -> Tensor:
         x = x + self.attention(self.attention_norm(x), rope, start, cache)
         return x + self.mlp(self.mlp_norm(x))
 

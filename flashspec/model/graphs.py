@@ -1,0 +1,128 @@
+"""Fixed shapes: a forward of a few rows that depends on its position only through a tensor, so that CUDA can record it once.
+
+One flag: FLASHSPEC_GRAPHS is "auto" (record on CUDA), "0" (never, the torch engine) or "eager" (fixed shapes on any device,
+nothing recorded: the twin that a recording must equal).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from flashspec.model.engine import Slot, TorchEngine
+from flashspec.model.transformer import Positions, Rope, Transformer
+
+FLAG = "FLASHSPEC_GRAPHS"
+CHOICES = ("auto", "0", "eager")
+LARGEST = 16
+KEYS = 256
+
+Forward = Callable[[Tensor], Tensor]
+
+
+def choice() -> str:
+    """The flag's value; ValueError for one that is not known."""
+    found = os.environ.get(FLAG, "auto")
+    if found not in CHOICES:
+        raise ValueError(f"{FLAG} must be one of {', '.join(CHOICES)}, got {found!r}")
+    return found
+
+
+def wanted(device: torch.device) -> bool:
+    """Whether readers on this device run on fixed shapes."""
+    return choice() == "eager" or (choice() == "auto" and device.type == "cuda")
+
+
+class Place(NamedTuple):
+    """Where n rows stand: positions [n] on the device, and the keys [n, keys] each of them may see."""
+
+    positions: Tensor
+    mask: Tensor
+
+    def turn(self, rope: Rope, x: Tensor) -> Tensor:
+        """Rotate x [batch, heads, n, head_dim] by its positions."""
+        cos, sin = rope.cos[self.positions].to(x.dtype), rope.sin[self.positions].to(x.dtype)
+        left, right = x.chunk(2, dim=-1)
+        return x * cos + torch.cat((-right, left), dim=-1) * sin
+
+    def add(self, learned: Positions, x: Tensor) -> Tensor:
+        """Embeddings x [1, n, hidden] with their learned positions added."""
+        return x + learned.weight[self.positions + Positions.OFFSET]
+
+
+class FixedSlot(NamedTuple):
+    """A layer's cache written by index and read up to a fixed length."""
+
+    slot: Slot
+    place: Place
+
+    def write(self, start: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Store [1, kv_heads, n, head_dim] at the place; return the first keys of the cache and the mask over them."""
+        self.slot.keys.index_copy_(1, self.place.positions, keys[0])
+        self.slot.values.index_copy_(1, self.place.positions, values[0])
+        stop = self.place.mask.shape[1]
+        return self.slot.keys[None, :, :stop], self.slot.values[None, :, :stop], self.place.mask
+
+
+class FixedEngine(TorchEngine):
+    """The torch engine for up to LARGEST rows at fixed shapes, recorded as CUDA graphs where there is CUDA.
+
+    One graph serves every position of the same number of rows and the same length of cache, rounded up to KEYS.
+    """
+
+    def __init__(self, model: Transformer, start: int, stop: int, context: int) -> None:
+        super().__init__(model, start, stop, context)
+        self.context = context
+        self.begin = torch.zeros((), dtype=torch.int64, device=model.device)
+        self.record = model.device.type == "cuda" and choice() == "auto"
+        self._forwards: dict[tuple[int, int], Forward] = {}
+
+    def run(self, x: Tensor, start: int) -> Tensor:
+        if len(x) > LARGEST:
+            return super().run(x, start)
+        self.begin.fill_(start)
+        keys = min(self.context, -(-(start + len(x)) // KEYS) * KEYS)
+        if (len(x), keys) not in self._forwards:
+            forward = self.forward(len(x), keys)
+            self._forwards[len(x), keys] = Recording(forward, x) if self.record else forward
+        return self._forwards[len(x), keys](x)
+
+    def forward(self, n: int, keys: int) -> Forward:
+        """A function of rows [n, hidden] and of `begin` alone."""
+        steps, columns = torch.arange(n, device=self.begin.device), torch.arange(keys, device=self.begin.device)
+
+        def forward(x: Tensor) -> Tensor:
+            positions = self.begin + steps
+            place = Place(positions, columns <= positions[:, None])
+            learned = self.model.positions
+            x = place.add(learned, x[None]) if self.lowest and learned is not None else x[None]
+            for layer, slot in zip(self.layers, self.slots, strict=True):
+                x = layer(x, lambda part, start: place.turn(self.model.rope, part), 0, FixedSlot(slot, place))
+            return x[0]
+
+        return forward
+
+
+class Recording:
+    """A forward recorded once as a CUDA graph and replayed on new rows."""
+
+    def __init__(self, forward: Forward, x: Tensor) -> None:
+        self.rows = x.clone()
+        aside = torch.cuda.Stream()
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):
+            for _ in range(2):
+                forward(self.rows)
+        torch.cuda.current_stream().wait_stream(aside)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.result = forward(self.rows)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        self.rows.copy_(x)
+        self.graph.replay()
+        return self.result.clone()

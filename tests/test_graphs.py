@@ -1,0 +1,103 @@
+"""Fixed shapes give the rows and texts of the torch engine, and depend on the position only through a tensor."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import pytest
+import torch
+from test_transformer import BASE, randomised
+from toys import PROMPT, duo, random_model, text
+
+from flashspec.model import graphs
+from flashspec.model.engine import TorchEngine, engine_for
+from flashspec.model.graphs import FixedEngine, wanted
+from flashspec.model.transformer import Transformer
+
+IDS = torch.randint(0, 61, (60,), generator=torch.Generator().manual_seed(0))
+CUTS = [20, 21, 22, 27, 31, 32, 48, 59]
+METHODS = ("baseline", "dense", "flash", "hispec")
+
+
+def models() -> dict[str, Transformer]:
+    opt = replace(BASE, family="opt", kv_heads=4, attention_bias=True, mlp_bias=True, norm_eps=1e-5)
+    return {
+        "qwen3": random_model(1, 3).double(),
+        "qwen2": randomised(replace(BASE, family="qwen2")).requires_grad_(False).double(),
+        "opt": randomised(opt).requires_grad_(False).double(),
+    }
+
+
+def rows(engine: TorchEngine) -> torch.Tensor:
+    """Rows of IDS read in pieces: a long one, single ones, checks."""
+    edges = [0, *CUTS, len(IDS)]
+    return torch.cat([engine.run(engine.embed(IDS[a:b]).clone(), a) for a, b in itertools.pairwise(edges)])
+
+
+@pytest.mark.parametrize("name", ["qwen3", "qwen2", "opt"])
+@torch.inference_mode()
+def test_fixed_shapes_give_the_rows_of_the_torch_engine(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graphs, "KEYS", 24)
+    made = models()[name]
+    assert torch.allclose(rows(FixedEngine(made, 0, 2, 64)), rows(TorchEngine(made, 0, 2, 64)), rtol=1e-10, atol=1e-10)
+
+
+@torch.inference_mode()
+def test_the_control_a_mask_that_sees_one_key_more_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = models()["qwen3"]
+    whole = rows(TorchEngine(made, 0, 2, 64))
+    honest = graphs.Place
+    monkeypatch.setattr(graphs, "Place", lambda positions, mask: honest(positions, mask.roll(1, 1)))
+    assert not torch.allclose(rows(FixedEngine(made, 0, 2, 64)), whole, rtol=1e-6, atol=1e-6)
+
+
+@torch.inference_mode()
+def test_a_forward_made_at_one_position_serves_every_other() -> None:
+    """What a recording relies on: nothing but `begin` and the rows changes from call to call."""
+    made = models()["qwen3"]
+    engine, wanted_rows = FixedEngine(made, 0, 2, 64), rows(TorchEngine(made, 0, 2, 64))
+    engine.run(engine.embed(IDS[:20]), 0)
+    forward = engine.forward(1, 64)
+    for position in range(20, 30):
+        engine.begin.fill_(position)
+        assert torch.allclose(forward(engine.embed(IDS[position : position + 1]))[0], wanted_rows[position])
+    stale = engine.begin.fill_(28) is not None and forward(engine.embed(IDS[29:30]))[0]
+    assert not torch.allclose(stale, wanted_rows[29])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_texts_on_fixed_shapes_are_the_texts_without(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pair = duo(0, torch.float64)
+    for temperature in (0.0, 0.7):
+        monkeypatch.setenv(graphs.FLAG, "eager")
+        assert type(engine_for(pair.target, 0, 2, 64)) is FixedEngine
+        fixed = text(pair, method, temperature)
+        monkeypatch.setenv(graphs.FLAG, "0")
+        assert type(engine_for(pair.target, 0, 2, 64)) is TorchEngine
+        assert fixed == text(pair, method, temperature) and len(fixed) > len(PROMPT)
+
+
+def test_the_flag_decides_and_refuses_nonsense(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    for value, answers in {"auto": (False, True), "0": (False, False), "eager": (True, True)}.items():
+        monkeypatch.setenv(graphs.FLAG, value)
+        assert (wanted(cpu), wanted(cuda)) == answers
+    monkeypatch.setenv(graphs.FLAG, "yes")
+    with pytest.raises(ValueError, match="FLASHSPEC_GRAPHS must be one of auto, 0, eager, got 'yes'"):
+        wanted(cpu)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@torch.inference_mode()
+def test_a_recording_gives_the_rows_of_its_eager_twin(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = random_model(1, 3).cuda()
+    monkeypatch.setenv(graphs.FLAG, "auto")
+    engine = FixedEngine(made, 0, 3, 64)
+    engine.embed = lambda tokens: made.embed(tokens.cuda())  # type: ignore[method-assign]
+    found = rows(engine)
+    assert engine.record and len(engine._forwards) > 2
+    monkeypatch.setenv(graphs.FLAG, "eager")
+    twin = FixedEngine(made, 0, 3, 64)
+    twin.embed = engine.embed  # type: ignore[method-assign]
+    assert torch.allclose(found, rows(twin), rtol=1e-4, atol=1e-5)
