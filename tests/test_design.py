@@ -42,10 +42,10 @@ def target(tmp_path_factory) -> Transformer:
     """A tiny model trained on that text."""
     model, text = Transformer(SHAPE), stream()
     initialise(model, 0)
-    run = Run(model, Schedule(160, 80, 10, save_every=160), tmp_path_factory.mktemp("target"))
+    run = Run(model, Schedule(120, 60, 10, save_every=120), tmp_path_factory.mktemp("target"))
 
     def loss(step):
-        starts = np.random.default_rng(step).integers(0, 5000, 16)
+        starts = np.random.default_rng(step).integers(0, 5000, 8)
         ids = torch.from_numpy(np.stack([text[s : s + 33] for s in starts]).astype(np.int64))
         return cross_entropy(model, model.rows(ids[:, :-1]).flatten(0, 1), ids[:, 1:].reshape(-1))
 
@@ -165,7 +165,7 @@ def test_a_design_in_two_pieces_is_the_same_draft(target, tmp_path, monkeypatch)
 
 
 def test_distilling_brings_a_pruned_draft_closer(target, tmp_path):
-    longer = replace(TINY, layers=3, steps=60, decay=40, sequences=8, length=32, written=32, save_every=60)
+    longer = replace(TINY, layers=3, steps=30, decay=20, sequences=8, length=32, written=32, save_every=30)
     bare = design_draft(target, stream(), tmp_path / "bare", replace(longer, steps=0))
     assert divergence(target, design_draft(target, stream(), tmp_path / "taught", longer)) < divergence(target, bare)
 

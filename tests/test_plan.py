@@ -15,7 +15,10 @@ from flashspec.measure import clock, depths
 from flashspec.measure.costs import PairCosts, Place, measure_costs, name_of
 from flashspec.measure.planning import Given, Question, Texts, advise, forecast, head_cases, observe, stated_costs
 from flashspec.measure.prompts import Prompt
-from flashspec.study import advice
+from flashspec.scores import Sampling
+from flashspec.study import advice, store
+from flashspec.study.parameters import key
+from flashspec.study.registry import EXPERIMENTS
 from flashspec.theory import Costs, best_k, replayed_all, speedup
 
 PUBLISHED = {"step": 60.0, "draft": 6.69, "check": 60.0}
@@ -62,6 +65,13 @@ def noisy(spread):
     return PairCosts(tuple({**turn, "step": 60.0} for turn in turns), stated().ks)
 
 
+def test_an_eager_round_costs_its_read_and_the_shorter_check():
+    turn = {**stated().turns[0], "eager 1": 100.0, "eager 32": 100.0, "finalize": 58.0}
+    costs, _ = PairCosts((turn,) * 3, stated().ks).costs(Method("model", finalize="eager"))
+    assert (costs.check(4), costs.finalize) == (42.0, 58.0)
+    assert PairCosts((turn,) * 3, stated().ks).costs(Method("model"))[0].check(4) == 60.0
+
+
 def test_the_interval_grows_with_the_noise_and_an_interval_that_holds_one_is_unclear():
     texts = Texts({"dense": [[float((i + j) % 3 > 0) for j in range(40)] for i in range(4)]})
     widths = [(f := forecast(noisy(s), texts, Method("model"))).speedup.high - f.speedup.low for s in (0.0, 0.1)]
@@ -81,8 +91,8 @@ def observed():
 def test_a_plan_measures_every_part_and_counts_what_live_decodes_count(observed):
     models, question, prompts, costs, texts = observed
     assert {name for turn in costs.turns for name in turn} == {
-        "step", "finalize", "overhead", "check 1", "check 2", "check 3", *(f"{part} {name}" for part, name in
-        product(("draft", "head"), ("dense", "flash P=2", "flash P=3")))}  # fmt: skip
+        "step", "finalize", "overhead", *(f"{part} {k}" for part, k in product(("check", "eager"), (1, 2, 3))),
+        *(f"{part} {name}" for part, name in product(("draft", "head"), ("dense", "flash P=2", "flash P=3")))}  # fmt: skip
     assert all(value > 0 for turn in costs.turns for name, value in turn.items() if name != "overhead")
     for writer in question.writers:
         live = [toys.run(models, replace(writer, k=3), prompt=list(p.ids), seed=0).stats for p in prompts]
@@ -179,7 +189,26 @@ def test_flags_that_would_be_lost_and_tables_that_lack_the_pair_are_refused(fold
     with pytest.raises(ValueError, match="no flash head at k = 2, only dense at k = 4"):
         found.counts(Method("model", "flash", k=2))
     with pytest.raises(ValueError, match="choose among them"):
-        held(found.found, [Method("model"), Method("model", "flash")], 4)
+        held(found, [Method("model"), Method("model", "flash")], 4)
+    assert status(["plan", "heads", "--times", "step=1,draft=1,check=1", "--acceptance", "0.5"]) == 2
+    assert "nothing about heads" in capsys.readouterr().err
+
+
+def test_counts_are_read_from_the_stored_table_of_one_draft_and_sampling(monkeypatch, tmp_path):
+    experiment = EXPERIMENTS["end_to_end"]
+    blank = {name: kind() for name, (kind, _) in experiment.columns.kinds.items()}
+    rows = [
+        experiment.row(**{**blank, "draft": draft, "method": method, "finalize": "deferred", "rule": rule, "k": 4,
+                          "probes": 64 if method == "flash" else 0, "kind": kind, "rounds": rounds, "accepted": 10})
+        for (draft, rounds), method, rule, kind in product(
+            (("main", 5), ("shallow", 7)), ("baseline", "dense", "flash"), ("coupling", "typical"), ("code", "prose"))
+    ]  # fmt: skip
+    place = store.Place(tmp_path / "end_to_end", key(experiment.params()))
+    store.write(place, experiment.columns, rows, {})
+    found = advice.stored_counts("main", Sampling(), tmp_path)
+    assert set(found.found) == {("dense", 4), ("flash P=64", 4)}
+    assert [c.tar for c in found.counts(Method("model", "flash", k=4, probes=64))] == [3.0, 3.0]
+    assert advice.stored_counts("shallow", Sampling(), tmp_path).counts(Method("model"))[0].tar == pytest.approx(17 / 7)
 
 
 def test_the_command_plans_from_stated_numbers(capsys):

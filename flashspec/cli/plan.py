@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import click
@@ -138,32 +139,44 @@ def heads(k: int, tar: str, **options: Any) -> None:
     A cheap head pays if it keeps more of the dense head's tokens a check than (1 + nu kappa) / (1 + kappa); kappa is the
     dense head's time over the rest of a round, nu the cheap head's over the dense one's.
     """
-    question = asked(options, {"heads": HEADS, "probes": (32, 64, 128, 256), "max_k": k})
+    if options["times"]:
+        raise ValueError("--times tells nothing about heads: leave it out, and they are timed here")
+    question = replace(asked(options, {"heads": HEADS, "probes": (32, 64, 128, 256)}), max_k=k)
     if "dense" not in question.heads or len(question.writers) < 2:
         raise ValueError("heads are compared with the dense one: name dense and at least one other in --heads")
-    tabled = tar == "stored" or (tar == "auto" and _stored_pair(options))
-    costs, acceptance, sources = _of_tables(options, question) if tabled else evidence(options, question)
-    writers = held(acceptance.found, question.writers, k) if isinstance(acceptance, Stored) else question.writers
+    table = stored(options, question, tar)
+    costs, acceptance, sources = _of_table(options, question, table) if table else evidence(options, question)
+    writers = held(table, question.writers, k) if table else question.writers
     click.echo("\n".join(head_lines(head_cases(costs, acceptance, writers, k), sources)))
 
 
-def _of_tables(options: Mapping[str, Any], question: Question) -> Found:
-    """Costs measured here, tokens a check from the stored end-to-end table, which is asked first."""
-    acceptance = stored_counts(STORED.get(options["draft"], options["draft"]), question.temperature)
-    writers = held(acceptance.found, question.writers, question.max_k)
-    place = Place(load_prompts(options["prompts"], 1)[0].ids, (), question.sampling)
-    costs = measure_costs(_models(options), writers, question.timed, place, Plan(question.repeats))
-    return costs, acceptance, {"costs": HERE, "acceptance": f"from the stored table {acceptance.path.name}"}
+def stored(options: Mapping[str, Any], question: Question, tar: str) -> Stored | None:
+    """The stored table to take tokens a check from; None to replay. `tar` "auto" takes it if it has the shipped pair at k."""
+    known = options["acceptance"] is None and options["target"] == "reference" and options["draft"] in STORED
+    if tar == "replay" or (tar == "auto" and not known):
+        return None
+    try:
+        table = stored_counts(STORED.get(options["draft"], options["draft"]), question.sampling)
+        held(table, question.writers, question.max_k)
+    except ValueError:
+        if tar == "stored":
+            raise
+        return None
+    return table
 
 
-def _stored_pair(options: Mapping[str, Any]) -> bool:
-    """Whether the stored tables are about this pair."""
-    own = options["acceptance"] is None and options["times"] is None
-    return own and options["target"] == "reference" and options["draft"] in STORED
+def _of_table(options: Mapping[str, Any], question: Question, table: Stored) -> Found:
+    """Costs measured here, of the writers that the table has."""
+    writers = held(table, question.writers, question.max_k)
+    models, place = _models(options), Place(load_prompts(options["prompts"], 1)[0].ids, (), question.sampling)
+    plan = Plan(question.repeats, device=str(models.target.device))
+    costs = measure_costs(models, writers, question.timed, place, plan)
+    return costs, table, {"costs": HERE, "acceptance": f"from the stored table {table.path.name}"}
 
 
-def held(found: Mapping[tuple[str, int], Any], writers: list[Method], k: int) -> list[Method]:
+def held(table: Stored, writers: list[Method], k: int) -> list[Method]:
     """The writers that a stored table has at k; ValueError where it has none beside the dense one."""
+    found = table.found
     kept = [writer for writer in writers if (name_of(writer), k) in found]
     if len(kept) < 2 or all(name_of(writer) != "dense" for writer in kept):
         known = ", ".join(f"{name} at k = {size}" for name, size in sorted(found)) or "nothing"

@@ -42,7 +42,8 @@ class PairCosts:
     """Seconds of each part in each turn, and the draft lengths whose check was timed.
 
     Parts: "step" (a token of plain decoding), "finalize" (a one-token read), "overhead" (what the loop adds to a round),
-    "check K", "draft NAME" (a drafted token) and "head NAME" (its head alone).
+    "check K", "eager K" (a one-token read and the check after it, which has one token less to read), "draft NAME" (a drafted
+    token) and "head NAME" (its head alone).
     """
 
     turns: tuple[Turn, ...]
@@ -56,8 +57,10 @@ class PairCosts:
     def costs(self, method: Method, turns: Sequence[Turn] | None = None) -> tuple[Costs, float]:
         """What a round of this method spends, and the step of plain decoding it is compared with."""
         found = self.medians(turns)
-        verify = interpolated({k: found[f"check {k}"] for k in self.ks})
-        finalize = found["finalize"] if method.finalize == "eager" else 0.0
+        eager = method.finalize == "eager"
+        finalize = found["finalize"] if eager else 0.0
+        checks = {k: found[f"eager {k}"] - finalize if eager else found[f"check {k}"] for k in self.ks}
+        verify = interpolated({k: max(0.0, seconds) for k, seconds in checks.items()})
         return Costs(found[f"draft {name_of(method)}"], verify, finalize, found["overhead"]), found["step"]
 
 
@@ -80,7 +83,8 @@ def _calls(models: Models, writers: Sequence[Method], ks: Sequence[int], place: 
     checks = {k: bench(replace(writers[0], k=k)) for k in ks}
     first = next(iter(drafts.values()))
     calls: dict[str, Callable[[], object]] = {"step": bench(Method()).burst, "finalize": first.step}
-    calls |= {f"check {k}": one.check for k, one in checks.items()}
+    for k, one in checks.items():
+        calls |= {f"check {k}": one.check, f"eager {k}": partial(finalized_check, one)}
     calls |= {f"draft {name}": one.burst for name, one in drafts.items()}
     calls |= {f"head {name}": head_call(one) for name, one in drafts.items()}
     return calls | loop_calls()
@@ -91,6 +95,12 @@ def head_call(bench: Bench) -> Callable[[], Scores]:
     stage, at = bench.stages[0], bench.start - 1
     row = stage.reader.rows[at - 1 : at].clone()
     return lambda: stage.head(row, torch.tensor([at]), Dice(stage.rule.sampling.seed))
+
+
+def finalized_check(bench: Bench) -> None:
+    """Read the newest token, then judge the burst: what eager finalisation spends on a round."""
+    bench.stages[-1].reader.read(bench.tokens[: bench.start])
+    bench.check()
 
 
 def _per_token(turn: Turn) -> Turn:

@@ -78,7 +78,7 @@ def stretched_turn(cuts: tuple[Cut, Cut], low: Turn, high: Turn) -> Turn:
     for name, seconds in low.items():
         if name.startswith("draft "):
             found[name] = draft.stretched(seconds, high[name])
-        elif name in ("step", "finalize") or name.startswith("check "):
+        elif name in ("step", "finalize") or name.startswith(("check ", "eager ")):
             found[name] = target.stretched(seconds, high[name])
     return found
 

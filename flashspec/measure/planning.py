@@ -213,8 +213,9 @@ def stated_costs(times: Mapping[str, float]) -> PairCosts:
     for name, value in times.items():
         check_positive(f"the time of {name}", value)
     turn = {"finalize": times["step"], "overhead": 0.0, **times}
-    turn |= {"check 1": turn["check"], f"check {TIMED[-1]}": turn["check"], "draft dense": turn["draft"]}
-    return PairCosts((turn,) * 3, (1, TIMED[-1]))
+    ks = (1, TIMED[-1])
+    turn |= {f"check {k}": turn["check"] for k in ks} | {f"eager {k}": turn["check"] + turn["finalize"] for k in ks}
+    return PairCosts(({**turn, "draft dense": turn["draft"]},) * 3, ks)
 
 
 class HeadCase(NamedTuple):

@@ -9,6 +9,7 @@ from pathlib import Path
 from flashspec.decoding.method import Method
 from flashspec.measure.costs import name_of
 from flashspec.measure.planning import Advice, Forecast, HeadCase
+from flashspec.scores import Sampling
 from flashspec.study import store
 from flashspec.study.parameters import Refused, key
 from flashspec.theory import Counts, Interval
@@ -95,8 +96,8 @@ class Stored:
         return held
 
 
-def stored_counts(draft: str, temperature: float, root: Path | None = None) -> Stored:
-    """What the stored end-to-end table says about one draft at one temperature; Refused where there is no such table."""
+def stored_counts(draft: str, sampling: Sampling, root: Path | None = None) -> Stored:
+    """What the stored end-to-end table says about one draft under one sampling; Refused where there is no such table."""
     from flashspec.study.registry import EXPERIMENTS
 
     experiment = EXPERIMENTS["end_to_end"]
@@ -106,7 +107,8 @@ def stored_counts(draft: str, temperature: float, root: Path | None = None) -> S
         raise Refused("no end-to-end table is stored; run `flashspec run end_to_end`, or replay with --tar replay")
     found: dict[tuple[str, int], dict[str, Counts]] = {}
     for row in table.rows:
-        if (row.draft, row.temperature, row.repeat) == (draft, temperature, 0) and row.method != "baseline":
+        here = (row.draft, row.temperature, row.rule, row.repeat) == (draft, sampling.temperature, sampling.rule, 0)
+        if here and row.method != "baseline":
             writer = (name_of(Method("model", row.method, probes=row.probes or None)), row.k)
             counts = Counts(row.rounds, row.drafted, row.accepted, row.rounds + row.accepted)
             found.setdefault(writer, {})[row.kind] = counts

@@ -81,8 +81,9 @@ def windows(stream: np.ndarray, count: int, length: int) -> Tensor:
     return torch.from_numpy(np.stack([stream[s : s + length] for s in starts]).astype(np.int64))
 
 
-def check_stream(stream: np.ndarray, target: ModelConfig, design: Design) -> None:
-    """Refuse a text that is too short to calibrate, prompt and hold out, and texts longer than the target's context."""
+def check_fit(stream: np.ndarray, target: ModelConfig, design: Design) -> None:
+    """Refuse a form that is no part of the target, a text too short to hold a tenth out, texts longer than the context."""
+    design.form.of(target)
     if design.length + 1 > target.context:
         raise ValueError(f"texts of {design.length} tokens do not fit the target's context of {target.context}; shorten length")
     needed = int((design.length + 2) / HELD_OUT) + 1
@@ -95,7 +96,7 @@ def design_draft(target: Transformer, stream: np.ndarray, folder: Path, design: 
 
     The last tenth of the stream is held out and scores the draft. Raises ValueError for a folder of another design.
     """
-    check_stream(stream, target.config, design)
+    check_fit(stream, target.config, design)
     _claim(folder, {"design": asdict(design), "target": asdict(target.config)})
     cut = int(len(stream) * (1 - HELD_OUT))
     train, held = stream[:cut], stream[cut:]

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from flashspec.model.transformer import Transformer
 from flashspec.train.losses import CHUNK, divergence
-from flashspec.train.outputs import save
+from flashspec.train.outputs import OwnText, save
 from flashspec.train.target import WINDOW
 from flashspec.train.trainer import Batches, Run, Schedule
 
@@ -49,7 +49,7 @@ def slice_of(target: Transformer, layers: int) -> Transformer:
 class Teacher:
     """The target's final rows (before the norm) for each step's batch, computed once and kept in a folder."""
 
-    def __init__(self, target: Transformer, batches: Batches, folder: Path) -> None:
+    def __init__(self, target: Transformer, batches: Batches | OwnText, folder: Path) -> None:
         self.target, self.batches, self.folder = target, batches, folder
         folder.mkdir(parents=True, exist_ok=True)
 

@@ -24,11 +24,11 @@ class Grown:
         self.keys: Tensor | None = None
         self.values: Tensor | None = None
 
-    def write(self, start: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    def write(self, start: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, None]:
         """Everything up to and with these rows [batch, kv_heads, n, head_dim]."""
         self.keys = keys if self.keys is None else torch.cat((self.keys, keys), dim=2)
         self.values = values if self.values is None else torch.cat((self.values, values), dim=2)
-        return self.keys, self.values
+        return self.keys, self.values, None
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from flashspec.model.transformer import Transformer
+from flashspec.model.transformer import MLP, Transformer
 from flashspec.train.muon import Muon
 
 
@@ -71,7 +71,7 @@ def optimizers(model: Transformer, schedule: Schedule) -> list[torch.optim.Optim
     """Muon on the matrices inside layers, AdamW on embeddings, head and norms."""
     for layer in model.blocks:
         vars(layer.attention.qkv.weight)["row_groups"] = model.config.qkv_rows
-        if model.config.gated:
+        if isinstance(layer.mlp, MLP):
             vars(layer.mlp.gate_up.weight)["row_groups"] = (model.config.ffn, model.config.ffn)
     matrices = [p for p in model.layers.parameters() if p.ndim == 2]
     chosen = {id(p) for p in matrices}
