@@ -37,8 +37,8 @@ lint: .venv/.extra-book .venv/.extra-test ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-models: .venv/.extra-book ## train the reference models from scratch (hours; can be stopped and resumed)
-	$(BIN)/flashspec train
+models: .venv/.extra-book ## train the reference models from scratch (hours; can be stopped and resumed); FAMILY=1 the drafts' family
+	$(BIN)/flashspec $(if $(filter 1,$(FAMILY)),draft family,train)
 
 gpu: .venv/.extra-book ## say what this machine offers for GPU runs (nothing is measured on a GPU yet)
 	$(BIN)/flashspec doctor
