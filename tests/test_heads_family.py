@@ -1,0 +1,249 @@
+"""Every head by name: rows do not mix, drafts decode losslessly, and what is listed carries the exact logit."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+from prefixes import PREFIXES, PrefixHead, caught, dense, law, p_of, stack, weight
+from toys import TEMPERATURES, VOCAB, duo, run, text
+
+from flashspec.decoding.method import Method
+from flashspec.decoding.models import Models
+from flashspec.heads import HEADS, ContextHead, FlashHead, Origin, PreviewHead, QuantizedDenseHead, ShortlistHead, head_named
+from flashspec.heads.cluster import from_assignments
+from flashspec.scores import Dice, Scores
+
+ROWS, WIDTH, IDS = 9, 32, 500
+POSITIONS = torch.arange(ROWS)
+FULL = ("dense", "int8", "int4")  # heads that score every id
+SHORT = [name for name in HEADS if "shortlist" in HEADS[name].options]
+
+
+def matrix(dtype: torch.dtype = torch.float32, ids: int = IDS) -> torch.Tensor:
+    return torch.randn(ids, WIDTH, generator=torch.Generator().manual_seed(1)).to(dtype)
+
+
+def hidden(dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.randn(ROWS, WIDTH, generator=torch.Generator().manual_seed(2)).to(dtype)
+
+
+@functools.cache
+def built(name: str, dtype: torch.dtype = torch.float32):
+    """A head of a random weight; a trimmed vocabulary is ranked by made-up output."""
+    if name == "vocab_trim":
+        return ShortlistHead.build(matrix(dtype), ranked=torch.arange(IDS).flip(0), size=40)
+    return head_named(name, Origin(matrix(dtype)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", HEADS)
+def test_many_rows_at_once_give_what_each_gives_alone(name, dtype):
+    head, rows = built(name, dtype), hidden(dtype)
+    together = head(rows, POSITIONS, Dice(4))
+    alone = [head(rows[i : i + 1], POSITIONS[i : i + 1], Dice(4)) for i in range(ROWS)]
+    assert torch.equal(together.logits, torch.cat([s.logits for s in alone]))
+    assert together.ids is None or torch.equal(together.ids, torch.cat([s.ids for s in alone]))
+    assert (together.ids is None) == (name in FULL)
+    assert head.vocab_size == IDS
+
+
+@pytest.mark.parametrize("name", [name for name in HEADS if name not in FULL])
+def test_every_listed_logit_is_the_dense_one_and_each_id_counts_once(name):
+    scores, exact = built(name)(hidden(), POSITIONS, Dice(4)), built("dense")(hidden()).logits
+    counts = scores.logits > -torch.inf
+    assert counts.any(1).all()
+    assert torch.equal(scores.logits[counts], exact.gather(1, scores.ids)[counts])
+    times = torch.zeros(ROWS, IDS).scatter_add_(1, scores.ids, counts.float())
+    assert times.max() == 1
+
+
+@pytest.mark.parametrize("name", ["int8", "int4", "preview", "hnsw", "ivf", "ivfpq"])
+def test_an_approximation_finds_the_best_id_more_often_than_chance(name):
+    head, exact = built(name), built("dense")(hidden()).logits
+    scores = head(hidden())
+    listed = IDS if scores.ids is None else scores.ids.shape[1]
+    right = (scores.pick(scores.logits.argmax(1)) == exact.argmax(1)).sum()
+    assert int(right) > ROWS * (listed / IDS if listed < IDS else 0.5)
+
+
+@pytest.mark.parametrize("name", ["preview", *SHORT])
+def test_listing_every_id_is_the_dense_head(name):
+    head = built(name).with_shortlist(IDS)
+    if name in ("ivf", "ivfpq"):
+        head = head.with_probes(head.plan.lists)
+    scores, exact = head(hidden()), built("dense")(hidden()).logits
+    best = scores.pick(scores.logits.argmax(1))
+    assert torch.equal(best, exact.argmax(1))
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_bytes_are_counted_from_what_is_read(name):
+    head = built(name)
+    assert 0 < head.bytes_read(1) <= head.bytes_read(3) <= 3 * head.bytes_read(1)
+    assert head.rows_scored >= 1 and head.hidden == WIDTH
+    row = WIDTH * 4
+    known = {"dense": IDS * row, "int8": IDS * (WIDTH + 4), "int4": IDS * (WIDTH // 2 + 4), "fr_spec": 125 * row,
+             "vocab_trim": 40 * row, "in_context": IDS * row}  # fmt: skip
+    if name == "preview":
+        assert head.bytes_read(1) == (head.rank * (WIDTH + IDS) + head.candidates * WIDTH) * 4
+    elif name in known:
+        assert head.bytes_read(1) == known[name]
+
+
+@functools.cache
+def models(dtype: torch.dtype = torch.float64) -> Models:
+    """The toy pair; its draft also has a trimmed vocabulary."""
+    pair = duo(0, dtype)
+    ranked = torch.randperm(VOCAB, generator=torch.Generator().manual_seed(5))
+    pair._heads["draft", "vocab_trim"] = ShortlistHead.build(pair.draft.head_weight, pair.draft.norm, ranked)
+    return pair
+
+
+def method(name: str, **changes) -> Method:
+    shortlist = {"shortlist": 12} if name in SHORT else {}
+    return Method(draft="model", head=name, **{**shortlist, **changes})
+
+
+@functools.cache
+def baseline(temperature: float, dtype: torch.dtype = torch.float64) -> list[int]:
+    return text(models(dtype), "baseline", temperature)
+
+
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+@pytest.mark.parametrize("name", HEADS)
+def test_every_head_prints_the_baseline_text(name, temperature):
+    assert text(models(), method(name), temperature) == baseline(temperature)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_every_head_keeps_the_text_bit_for_bit_in_bfloat16(name):
+    assert text(models(torch.bfloat16), method(name, k=3), 0.7) == baseline(0.7, torch.bfloat16)
+
+
+CASES = {
+    "drawn clusters, int8": method("flash_int8", selection="sample", k=3),
+    "drawn clusters, int4": method("flash_int4", selection="sample", k=2, finalize="eager"),
+    "in context, eager": method("in_context", finalize="eager", k=6),
+    "in context, three stages": method("in_context", exits=(3,), k=2, interval=3),
+    "int8 exits": Method(head="int8", exits=(2, 4), k=2),
+    "preview exits": Method(head="preview", exits=(2,), shortlist=8),
+}
+
+
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+@pytest.mark.parametrize("name", CASES)
+def test_heads_in_other_places_print_it_too(name, temperature):
+    assert text(models(), CASES[name], temperature) == baseline(temperature)
+
+
+@pytest.mark.parametrize("name", ["fr_spec", "vocab_trim", "in_context", "preview", "flash_int8"])
+def test_the_heads_draft_otherwise_than_the_dense_one(name):
+    """The identity above is the verifier's doing: these heads are wrong often enough to be rejected more."""
+    kept = [sum(run(models(), m, t).stats.accepted for t in TEMPERATURES) for m in (method("dense"), method(name))]
+    assert kept[0] != kept[1]
+
+
+def test_a_text_does_not_remember_the_one_before():
+    stats = [run(models(), method("in_context"), 0.7).stats for _ in range(2)]
+    other = run(models(), method("in_context"), 0.7, prompt=[40, 41, 42]).stats
+    assert stats[0] == stats[1] == run(models(), method("in_context"), 0.7).stats != other
+
+
+def listed(head: ContextHead) -> set[int]:
+    return set(head(hidden()[:1]).ids[0].tolist())
+
+
+def test_the_context_holds_what_was_seen_last():
+    head = ContextHead(None, matrix(), size=6, top=2)
+    assert listed(head) == {0, 1, 2, 3, 4, 5}
+    head.learn(torch.tensor([90, 91, 90, 92]), None)
+    assert listed(head) == {90, 91, 92, 0, 1, 2}
+    logits = torch.zeros(2, IDS)
+    logits[0, [7, 8]], logits[1, [9, 8]] = torch.tensor([3.0, 2.0]), torch.tensor([3.0, 2.0])
+    head.learn(torch.tensor([100]), Scores(None, logits))
+    assert listed(head) == {90, 92, 7, 8, 9, 100}
+    address = head.rows.data_ptr()
+    head.learn(torch.tensor([300]), Scores(torch.tensor([[400, 401, 402]]), torch.tensor([[0.0, 2.0, 1.0]])))
+    assert {300, 401, 402} < listed(head) and 400 not in listed(head)
+    assert head.rows.data_ptr() == address
+    head.learn(torch.tensor([5]), None)
+    assert listed(head) == {0, 1, 2, 3, 4, 5}
+
+
+class LiveHead:
+    """A real head on one-hot rows of the toy models' prefixes, asked anew at every step."""
+
+    vocab_size = 4
+
+    def __init__(self, head) -> None:
+        self.head = head
+        if hasattr(head, "learn"):
+            self.learn = head.learn
+
+    def __call__(self, rows: torch.Tensor, positions: torch.Tensor, dice: Dice) -> Scores:
+        return self.head(torch.eye(PREFIXES)[rows], positions, dice)
+
+
+def speculating(head):
+    """A toy draft with this head below model 0; heads that draw or learn are asked at every step."""
+    live = isinstance(head, ContextHead) or (isinstance(head, FlashHead) and head.plan.selection == "sample")
+    return stack([LiveHead(head) if live else PrefixHead(head), dense(0)])
+
+
+def pairs() -> FlashHead:
+    """Two clusters of two ids, of which one is drawn."""
+    clusters = from_assignments(NEAR, torch.tensor([0, 1, 0, 1]), 2)
+    return FlashHead.build(NEAR, None, clusters, probes=1, selection="sample", cluster_size=2)
+
+
+NEAR = weight(1, 0)
+LAWS = {
+    "int8": lambda: QuantizedDenseHead.build(NEAR, bits=8),
+    "int4": lambda: QuantizedDenseHead.build(NEAR, bits=4),
+    "multinomial": pairs,
+    "top, int8": lambda: pairs().with_plan(selection="top", stage1="int8"),
+    "shortlist": lambda: ShortlistHead.build(NEAR, ranked=torch.tensor([2, 0]), size=2),
+    "preview": lambda: PreviewHead.build(NEAR, rank=2, candidates=2),
+    "in context": lambda: ContextHead(None, NEAR, size=2, top=1),
+}
+
+
+@pytest.mark.parametrize("name", LAWS)
+def test_speculative_sampling_keeps_the_law_under_every_head(name):
+    assert p_of(speculating(LAWS[name]()), 400, law(0)) > 1e-4
+
+
+def test_the_control_a_head_without_its_verifier_is_caught():
+    assert caught(stack([LiveHead(pairs())]), law(0))
+
+
+REFUSED = [
+    (lambda: head_named("best", Origin(matrix())), "head 'best' is unknown; known: dense"),
+    (lambda: head_named("vocab_trim", Origin(matrix())), "what the target wrote"),
+    (lambda: Method(draft="model", head="best"), "head must be one of"),
+    (lambda: Method(head="int8"), "needs a verifier above it"),
+    (lambda: Method(draft="model", head="int8", probes=3), "has no option 'probes'; its options: none"),
+    (lambda: Method(draft="model", head="flash", shortlist=3), "has no option 'shortlist'; its options: probes, selection"),
+    (lambda: ShortlistHead.build(matrix(), size=0), "a shortlist holds 1 to 500"),
+    (lambda: ShortlistHead.build(matrix(), size=IDS + 1), "a shortlist holds 1 to 500"),
+    (lambda: ShortlistHead.build(matrix(), ranked=torch.tensor([0, IDS])), "lists ids from 0 to 499"),
+    (lambda: ShortlistHead.build(matrix(), ranked=torch.tensor([4, 4])), "every id once"),
+    (lambda: ContextHead(None, matrix(), size=0), "size must be at least 1"),
+    (lambda: PreviewHead.build(matrix(), rank=WIDTH + 1), "rank must lie between 1 and the width 32"),
+    (lambda: PreviewHead.build(matrix(), candidates=IDS + 1), "candidates must lie between 1 and the 500 ids"),
+    (lambda: QuantizedDenseHead.build(matrix(), bits=3), "8 or 4 bits"),
+]
+
+
+@pytest.mark.parametrize(("call", "words"), REFUSED, ids=[words for _, words in REFUSED])
+def test_what_cannot_be_is_refused(call, words):
+    with pytest.raises(ValueError, match=words):
+        call()
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_rows_of_another_width_are_refused(name):
+    with pytest.raises(ValueError, match="reads rows of shape"):
+        built(name)(hidden()[:, 1:], POSITIONS, Dice(0))
