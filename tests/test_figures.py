@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import tables
+import tables_hispec
 
 pytest.importorskip("seaborn")
 
@@ -121,6 +122,7 @@ DRAWN = {
     "peers": lambda: figures.peers(tables.peers()),
     "ledger": lambda: figures.ledger(tables.ledger()),
     "waterfall": lambda: figures.waterfall(tables.projection(), tables.draft_step(), tables.end_to_end()),
+    **tables_hispec.DRAWN,
 }
 
 

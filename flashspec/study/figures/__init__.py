@@ -2,6 +2,15 @@
 
 from flashspec.study.figures.costs import dilution, draft_step, probes, projection
 from flashspec.study.figures.decoding import acceptance, blocks, prediction, throughput
+from flashspec.study.figures.hierarchies import (
+    exit_agreement,
+    hierarchy,
+    hispec_flash,
+    hispec_heat,
+    layer_passes,
+    nested_prediction,
+    verifier_accuracy,
+)
 from flashspec.study.figures.inside import formats, ledger, peers
 from flashspec.study.figures.waterfall import waterfall
 
@@ -10,12 +19,19 @@ __all__ = [
     "blocks",
     "dilution",
     "draft_step",
+    "exit_agreement",
     "formats",
+    "hierarchy",
+    "hispec_flash",
+    "hispec_heat",
+    "layer_passes",
     "ledger",
+    "nested_prediction",
     "peers",
     "prediction",
     "probes",
     "projection",
     "throughput",
+    "verifier_accuracy",
     "waterfall",
 ]

@@ -1,0 +1,154 @@
+"""Figures of hierarchies: exits by depth, schedules, methods against their baselines, and the layers they compute."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from flashspec.study import heights
+from flashspec.study.readings import where
+from flashspec.study.style import NAMES, canvas, colour, drawn
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
+
+CURVES = {"agreement": "same best token", "top_2": "in its 2 best", "top_5": "in its 5 best", "overlap_share": "overlap at T = 1"}
+
+
+@drawn
+def exit_agreement(results: Any) -> Figure:
+    """How often a depth's best token is the whole model's, how often that is among its best few, and the laws' overlap."""
+    table = heights.exits(results.frame)
+    rows = table[table["against"] == table["layers"]]
+    figure, (axis,) = canvas(height=3.6)
+    for (column, name), shade in zip(CURVES.items(), ("#0072B2", "#56B4E9", "#a6cee3", "#D55E00"), strict=True):
+        axis.plot(rows["depth"], rows[column], "o-", color=shade, label=name, markersize=4)
+    axis.set(xlabel="depth of the exit, in layers", ylabel="share of positions", ylim=(0, 1))
+    axis.set_xticks(sorted(rows["depth"]))
+    axis.legend(fontsize=8)
+    return figure
+
+
+@drawn
+def verifier_accuracy(results: Any) -> Figure:
+    """Errors of an intermediate verifier: what it keeps and the whole model drops, what it drops and that would have kept."""
+    table = heights.exits(results.frame)
+    rows = table[table["against"] < table["layers"]]
+    figure, axes = canvas(2, 3.6, sharey=True)
+    for axis, column, title in zip(axes, ("false_accept", "false_reject"), ("wrongly kept", "wrongly dropped"), strict=True):
+        for place, (depth, curve) in enumerate(rows.groupby("depth")):
+            axis.plot(curve["against"], curve[column], "o-", label=f"draft exit {depth}", color=f"C{place}", markersize=4)
+        axis.set(title=title, xlabel="depth of the verifier, in layers", ylim=(0, 1))
+    axes[0].set_ylabel("share of what it kept, of what it dropped")
+    axes[0].legend(fontsize=7)
+    return figure
+
+
+@drawn
+def hispec_heat(results: Any, temperature: float = 0.0, rule: str = "speculative") -> Figure:
+    """Tokens per second of HiSpec over its exits and over N_d and N_i, each cell at the best of the other two."""
+    table = where(heights.rates(results.frame), method="hispec", temperature=temperature, rule=rule)
+    figure, axes = canvas(2, 3.8)
+    heat(axes[0], table, "draft_exit", "verify_exit")
+    heat(axes[1], table, "n_d", "n_i")
+    axes[0].set(xlabel="verify exit", ylabel="draft exit", title=f"exits, T = {temperature:g}")
+    axes[1].set(xlabel="$N_i$", ylabel="$N_d$", title="schedule")
+    return figure
+
+
+def heat(axis: Axes, table: DataFrame, row: str, column: str) -> None:
+    """The best rate of every cell, written into it."""
+    import seaborn
+
+    cells = table.groupby([row, column])["rate"].max().unstack()
+    seaborn.heatmap(cells, ax=axis, annot=True, fmt=".0f", annot_kws={"fontsize": 7}, cmap="cividis", cbar=False)
+    axis.invert_yaxis()
+
+
+@drawn
+def hierarchy(results: Any, rule: str = "speculative") -> Figure:
+    """Tokens per second of every method at its best schedule, one panel a temperature; dots are kinds of prompt."""
+    settings = [(t, r) for t, r in sorted(set(zip(results.frame["temperature"], results.frame["rule"], strict=True)))
+                if r == rule or t == 0]  # fmt: skip
+    figure, axes = canvas(len(settings), 3.6, sharey=True)
+    for axis, (temperature, used) in zip(axes, settings, strict=True):
+        bars(axis, where(results.frame, temperature=temperature, rule=used), {"temperature": temperature, "rule": used})
+        axis.set_title(f"T = {temperature:g}, {used}")
+    axes[0].set_ylabel("tokens per second")
+    return figure
+
+
+def bars(axis: Axes, frame: DataFrame, setting: dict[str, Any]) -> None:
+    """One bar a method, with the rate on every kind of prompt."""
+    methods = list(dict.fromkeys(frame["method"]))
+    for place, method in enumerate(methods):
+        rows, kinds = heights.tuned(frame, method, **setting), heights.by_kind(frame, method, **setting)
+        sums = rows.groupby("repeat")[["emitted", "seconds"]].sum()
+        rate = (sums["emitted"] / sums["seconds"]).median()
+        axis.bar(place, rate, color=colour(method), width=0.7)
+        axis.plot([place] * len(kinds), list(kinds.values()), "o", color="black", markersize=3, alpha=0.6)
+        axis.annotate(f"{rate:.0f}", (place, max(rate, *kinds.values())), ha="center", va="bottom", fontsize=8)
+    axis.set_xticks(range(len(methods)), [NAMES.get(m, m).replace(" ", "\n") for m in methods], fontsize=7)
+    axis.grid(axis="x", visible=False)
+
+
+@drawn
+def hispec_flash(results: Any, method: str = "hispec") -> Figure:
+    """What FlashHead on the draft exit brings, by the dense head's share of a drafted token; one colour a number of probes."""
+    frame = results.frame[results.frame["method"] == method]
+    settings = sorted(set(zip(frame["temperature"], frame["rule"], strict=True)))
+    figure, axes = canvas(len(settings), 3.6, sharey=True)
+    for axis, (temperature, rule) in zip(axes, settings, strict=True):
+        table = heights.rates(where(frame, temperature=temperature, rule=rule))
+        dense = where(table, head="dense").set_index("draft_exit")["rate"]
+        for place, (probes, rows) in enumerate(where(table, head="flash").groupby("probes")):
+            shares = [heights.head_share(frame, depth) for depth in rows["draft_exit"]]
+            gains = rows["rate"].to_numpy() / dense[rows["draft_exit"]].to_numpy()
+            axis.plot(shares, gains, "o-", color=f"C{place}", label=f"P = {probes}")
+        axis.axhline(1.0, color="#666666", linestyle="--", linewidth=1)
+        axis.set(title=f"T = {temperature:g}, {rule}", xlabel="head's share of a drafted token")
+    axes[0].set_ylabel("rate over that with the dense head")
+    axes[0].legend(fontsize=8)
+    return figure
+
+
+@drawn
+def layer_passes(results: Any) -> Figure:
+    """Layer-tokens for each final token, counted (bars) and by the closed form (marks), with and without shared caches."""
+    table = heights.passes(results.frame)
+    temperatures = sorted(table["temperature"].unique())
+    figure, axes = canvas(len(temperatures), 3.8, sharey=True)
+    for axis, temperature in zip(axes, temperatures, strict=True):
+        passes_at(axis, where(table, temperature=temperature))
+        axis.set_title(f"T = {temperature:g}")
+    axes[0].set_ylabel("layer-tokens for each final token")
+    return figure
+
+
+def passes_at(axis: Axes, table: DataFrame) -> None:
+    """The schedule with the fewest layer-tokens of each method, with reuse and without."""
+    lines = table.loc[table.groupby(["method", "reuse"])["found"].idxmin()].sort_values(["method", "reuse"])
+    for place, row in enumerate(lines.itertuples()):
+        axis.bar(place, row.found, width=0.7, edgecolor=colour(row.method), color=colour(row.method) if row.reuse else "white")
+        axis.plot([place], [row.expected], "_", color="black", markersize=16)
+        axis.annotate(f"{row.found:.1f}", (place, row.found), ha="center", va="bottom", fontsize=8)
+    names = [f"{NAMES.get(r.method, r.method)}\n{'shared' if r.reuse else 'recomputed'}" for r in lines.itertuples()]
+    axis.set_xticks(range(len(names)), names, fontsize=7)
+    axis.grid(axis="x", visible=False)
+
+
+@drawn
+def nested_prediction(results: Any) -> Figure:
+    """Measured tokens per second of every schedule against those that stage costs and acceptance foretell; the band is 5 %."""
+    table = heights.predictions(results.frame)
+    figure, (axis,) = canvas(height=4.0)
+    for method, rows in table.groupby("method"):
+        axis.plot(rows["predicted_rate"], rows["measured_rate"], "o", color=colour(str(method)), alpha=0.5, markersize=3,
+                  label=NAMES.get(str(method), str(method)))  # fmt: skip
+    ends = [0.9 * table["measured_rate"].min(), 1.1 * table["measured_rate"].max()]
+    axis.plot(ends, ends, color="#666666", linewidth=1)
+    axis.fill_between(ends, [0.95 * end for end in ends], [1.05 * end for end in ends], color="#666666", alpha=0.15)
+    axis.set(xlabel="predicted tokens per second", ylabel="measured tokens per second")
+    axis.legend(fontsize=8)
+    return figure

@@ -1,0 +1,108 @@
+"""Readings of tables on hierarchies: every rate, ratio and share that a figure or a sentence about them shows."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from flashspec.measure.bench import Interval, Refused
+from flashspec.study.readings import Missing, fair_ratio, where, words
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+SCHEDULE = ["method", "head", "probes", "draft_exit", "verify_exit", "n_d", "n_i"]
+SETTING = ["temperature", "rule"]
+
+
+def rates(frame: DataFrame) -> DataFrame:
+    """Median tokens per second of every schedule, prompts summed within a repeat."""
+    keys = [*SETTING, *SCHEDULE]
+    sums = frame.groupby([*keys, "repeat"])[["emitted", "seconds"]].sum().reset_index()
+    sums["rate"] = sums["emitted"] / sums["seconds"]
+    return sums.groupby(keys)["rate"].median().reset_index()
+
+
+def tuned(frame: DataFrame, method: str, **setting: Any) -> DataFrame:
+    """The rows of a method at the schedule with the highest median rate over all kinds of prompt."""
+    table = where(rates(where(frame, **setting)), method=method)
+    best = table.loc[table["rate"].idxmax()]
+    return where(frame, **setting, **{name: best[name] for name in SCHEDULE})
+
+
+def gain(frame: DataFrame, above: str, below: str, **setting: Any) -> Interval:
+    """How many times faster `above` runs than `below`, each tuned, paired by repeat; Refused where texts differ unexplained."""
+    return fair_ratio(tuned(frame, below, **setting), tuned(frame, above, **setting), frame)
+
+
+def gain_verdict(frame: DataFrame, above: str, below: str, **setting: Any) -> str:
+    """The gain in words, or why none may be given."""
+    try:
+        return words(gain(frame, above, below, **setting))
+    except (Refused, Missing) as error:
+        return str(error)
+
+
+def by_kind(frame: DataFrame, method: str, **setting: Any) -> dict[str, float]:
+    """Median tokens per second of a tuned method by kind of prompt."""
+    rows = tuned(frame, method, **setting)
+    return (rows["emitted"] / rows["seconds"]).groupby(rows["kind"]).median().to_dict()
+
+
+def losses(frame: DataFrame, method: str = "hispec") -> list[str]:
+    """Where a tuned method is not the fastest, in words: the setting, the kind of prompt, and who beats it by how much."""
+    found = []
+    for values, rows in frame.groupby(SETTING):
+        setting = dict(zip(SETTING, values, strict=True))
+        mine = by_kind(rows, method, **setting)
+        others = {name: by_kind(rows, name, **setting) for name in sorted(set(rows["method"]) - {method})}
+        for kind, rate in mine.items():
+            best = max(others, key=lambda name: others[name][kind])
+            if others[best][kind] > rate:
+                found.append(f"T = {values[0]:g}, {kind}: {best} is {others[best][kind] / rate:.2f}× as fast")
+    return found
+
+
+def schedule(frame: DataFrame, method: str, **setting: Any) -> str:
+    """A method's tuned schedule as a sentence carries it."""
+    row = tuned(frame, method, **setting).iloc[0]
+    if method == "hispec":
+        return f"exits {row.draft_exit} and {row.verify_exit}, N_d = {row.n_d}, N_i = {row.n_i}"
+    return f"exit {row.draft_exit}, k = {row.n_d}" if row.draft_exit else f"k = {row.n_d}"
+
+
+def predictions(frame: DataFrame) -> DataFrame:
+    """Measured tokens per second of every schedule, and those that costs and acceptance foretell, the prompt's reading added."""
+    table = frame.assign(foretold=frame["emitted"] / frame["predicted"] + frame["prompts"] * frame["prefill_seconds"])
+    sums = table.groupby([*SETTING, *SCHEDULE, "repeat"])[["emitted", "seconds", "foretold"]].sum().reset_index()
+    sums["measured_rate"], sums["predicted_rate"] = sums["emitted"] / sums["seconds"], sums["emitted"] / sums["foretold"]
+    return sums.groupby([*SETTING, *SCHEDULE])[["measured_rate", "predicted_rate"]].median().reset_index()
+
+
+def exits(frame: DataFrame) -> DataFrame:
+    """Shares by pair of depths, kinds summed: agreement, containment, overlap, and the errors of `against` as a verifier.
+
+    `false_accept`: of what it keeps, the share that the whole model drops; `false_reject`: of what it drops, the share that
+    the whole model would have kept.
+    """
+    sums = frame.groupby(["depth", "against", "layers"]).sum(numeric_only=True).reset_index()
+    n, dropped = sums["positions"], sums["positions"] - sums["same"]
+    sums["agreement"], sums["overlap_share"] = sums["same"] / n, sums["overlap"] / n
+    for k in (2, 5, 10):
+        sums[f"top_{k}"] = sums[f"in_top_{k}"] / n
+    sums["false_accept"] = (sums["same"] - sums["both"]) / sums["same"].where(sums["same"] > 0)
+    sums["false_reject"] = (sums["right"] - sums["both"]) / dropped.where(dropped > 0)
+    return sums
+
+
+def head_share(frame: DataFrame, draft_exit: int) -> float:
+    """Share of a drafted token's time that the dense head takes at an exit."""
+    rows = where(frame, draft_exit=draft_exit, head="dense")
+    return float((rows["head_seconds"] / rows["draft_seconds"]).median())
+
+
+def passes(frame: DataFrame) -> DataFrame:
+    """Layer-tokens for each final token, the prompt's reading apart, and the closed form's mean, kinds summed."""
+    keys = ["method", "reuse", "draft_exit", "verify_exit", "n_d", "n_i", *SETTING]
+    table = frame.assign(own=frame["layer_tokens"] - frame["prompt_layer_tokens"], closed=frame["expected"] * frame["emitted"])
+    sums = table.groupby(keys)[["own", "closed", "emitted"]].sum().reset_index()
+    return sums.assign(found=sums["own"] / sums["emitted"], expected=sums["closed"] / sums["emitted"])

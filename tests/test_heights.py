@@ -1,0 +1,67 @@
+"""Readings of hierarchies give the numbers that were put into a table."""
+
+from __future__ import annotations
+
+import pytest
+import tables_hispec as made
+
+from flashspec.measure.bench import Refused
+from flashspec.study import heights
+from flashspec.study.readings import Missing
+
+HOT = {"temperature": 1.0, "rule": "speculative"}
+COLD = {"temperature": 0.0, "rule": "coupling"}
+
+
+def test_the_fastest_schedule_is_chosen():
+    rows = heights.tuned(made.grid().frame, "hispec", temperature=0.0, rule="speculative")
+    assert set(zip(rows["draft_exit"], rows["verify_exit"], rows["n_d"], rows["n_i"], strict=True)) == {(2, 4, 2, 4)}
+    assert heights.schedule(made.grid().frame, "hispec", temperature=0.0) == "exits 2 and 4, N_d = 2, N_i = 4"
+
+
+def test_gains_are_between_tuned_methods():
+    frame = made.contest().frame
+    assert heights.gain(frame, "dense", "baseline", **HOT).value == pytest.approx(1.4)
+    assert heights.gain(frame, "dense", "baseline", **COLD).value == pytest.approx(1.4)
+    assert heights.gain_verdict(frame, "dense", "baseline", **COLD).startswith("1.40×")
+    with pytest.raises(Missing):
+        heights.gain(frame, "magic", "baseline", **HOT)
+
+
+def test_a_gain_between_different_texts_is_refused_where_texts_are_owed():
+    frame = made.contest().frame
+    frame.loc[frame["method"] == "hispec", ["text_digest", "twin_digest"]] = "another text"
+    with pytest.raises(Refused, match="float32 twin"):
+        heights.gain(frame, "hispec", "baseline", **COLD)
+    assert heights.gain(frame, "hispec", "baseline", **HOT).value > 1
+
+
+def test_losses_are_told():
+    told = heights.losses(made.contest().frame[lambda f: f["method"] != "hispec_flash"])
+    assert told == [f"T = {t}, prose: dense is 1.17× as fast" for t in (0, 1)]
+
+
+def test_the_verifiers_errors_are_shares_of_what_it_judged():
+    row = heights.exits(made.quality().frame).iloc[0]
+    assert (row["agreement"], row["top_5"], row["overlap_share"]) == pytest.approx((0.6, 0.8, 0.55))
+    assert (row["false_accept"], row["false_reject"]) == pytest.approx((0.2, 0.2))
+
+
+def test_the_heads_share_falls_with_depth():
+    frame = made.flash().frame
+    assert heights.head_share(frame, 2) == pytest.approx(0.5)
+    assert heights.head_share(frame, 3) == pytest.approx(1 / 3)
+
+
+def test_passes_leave_the_prompt_out():
+    table = heights.passes(made.passes().frame)
+    assert set(table[table["method"] == "hispec"]["found"]) == {20.0, 26.0}
+    assert list(table["found"]) == list(table["expected"])
+
+
+def test_predictions_use_costs_alone():
+    frame = made.contest().frame
+    table = heights.predictions(frame)
+    assert (table["predicted_rate"] / table["measured_rate"]).tolist() == pytest.approx([1.1] * len(table))
+    slower = heights.predictions(frame.assign(seconds=2 * frame["seconds"]))
+    assert slower["predicted_rate"].tolist() == table["predicted_rate"].tolist()
