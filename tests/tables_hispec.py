@@ -73,7 +73,8 @@ def passes() -> SimpleNamespace:
     costs = {("hispec", True): 20, ("hispec", False): 26, ("baseline", True): 16}
     return tables.results("layer_passes", [
         {"method": method, "reuse": reuse, "draft_exit": 2, "verify_exit": 4, "n_d": 2, "n_i": 4, "temperature": t,
-         "rule": "speculative", "kind": kind, "prompts": 2, "emitted": 100, "rounds": 30, "drafted": 90, "layer_tokens": 100 * cost + 300,
+         "rule": "speculative", "kind": kind, "prompts": 2, "emitted": 100, "rounds": 30, "drafted": 90,
+         "layer_tokens": 100 * cost + 300,
          "prompt_layer_tokens": 300, "kept_1": 50, "decided_1": 70, "kept_2": 60, "decided_2": 75, "expected": float(cost)}
         for (method, reuse), cost in costs.items() for t in (0.0, 1.0) for kind in ("code", "prose")
     ])  # fmt: skip
