@@ -377,28 +377,49 @@ static void place(const Shape *s, const Layer *l, float *row, int64_t position) 
     }
 }
 
-// Softmax attention of one query head over `seen` cached positions; `weights` is scratch of `seen` rounded up to 8.
-static void attend(const Shape *s, const float *query, const float *keys, const float *values, int64_t seen, float *weights, float *out) {
-    int64_t hd = s->head_dim, padded = (seen + 7) / 8 * 8;
-    float scale = 1.0f / sqrtf((float)hd), top = -INFINITY, sum = 0;
-    product(query, 1, (Span){keys, 0, seen, -1, hd}, 0, weights, 0);
-    for (int64_t t = 0; t < seen; t++) {
-        weights[t] *= scale;
-        if (weights[t] > top) top = weights[t];
-    }
+ALWAYS v8 larger(v8 a, v8 b) {
+    i8 first = a > b;
+    return (v8)(((i8)a & first) | ((i8)b & ~first));
+}
+
+// exp(weight * scale - the largest) in place, -INFINITY behind the `seen` ones; their sum.
+static float exponentials(float *weights, int64_t seen, float scale) {
+    int64_t padded = (seen + 7) / 8 * 8;
     for (int64_t t = seen; t < padded; t++) weights[t] = -INFINITY;
-    v8 sums = {0};
+    v8 top = (v8){0} - INFINITY, sums = {0};
+    for (int64_t t = 0; t < padded; t += 8) top = larger(load_f32(weights + t) * scale, top);
+    float most = top[0];
+    for (int i = 1; i < 8; i++)
+        if (top[i] > most) most = top[i];
     for (int64_t t = 0; t < padded; t += 8) {
-        v8 e = exp8(load_f32(weights + t) - top);
+        v8 e = exp8(load_f32(weights + t) * scale - most);
         memcpy(weights + t, &e, sizeof e);
         sums += e;
     }
-    sum = total(sums);
-    for (int64_t d = 0; d < hd; d += 8) {
-        v8 mix[4] = {{0}};
-        for (int64_t t = 0; t < seen; t++) mix[t & 3] += weights[t] * load_f32(values + t * hd + d);
-        v8 mixed = ((mix[0] + mix[1]) + (mix[2] + mix[3])) / sum;
-        memcpy(out + d, &mixed, sizeof mixed);
+    return total(sums);
+}
+
+// out = sum over t of weights[t] * values[t], over `sum`, for `vectors` times eight columns.
+ALWAYS void mixture(const float *weights, const float *values, int64_t seen, int64_t stride, float sum, float *out, int vectors) {
+    v8 mix[8] = {{0}};
+    for (int64_t t = 0; t < seen; t++)
+        for (int i = 0; i < vectors; i++) mix[i] = fused((v8){0} + weights[t], load_f32(values + t * stride + 8 * i), mix[i]);
+    for (int i = 0; i < vectors; i++) {
+        v8 mean = mix[i] / sum;
+        memcpy(out + 8 * i, &mean, sizeof mean);
+    }
+}
+
+// Softmax attention of `group` query heads that share keys and values, over `seen` cached positions.
+// `weights` is scratch of `seen`, rounded up to 8, for every head.
+static void attend(const Shape *s, const float *query, int64_t group, const float *keys, const float *values, int64_t seen, float *weights, float *out) {
+    int64_t hd = s->head_dim, padded = (seen + 7) / 8 * 8;
+    product(query, group, (Span){keys, 0, seen, -1, hd}, 0, weights, padded);
+    for (int64_t g = 0; g < group; g++) {
+        float *own = weights + g * padded, *mixed = out + g * hd, sum = exponentials(own, seen, 1.0f / sqrtf((float)hd));
+        int64_t d = 0;
+        for (; d + 64 <= hd; d += 64) mixture(own, values + d, seen, hd, sum, mixed + d, 8);
+        for (; d < hd; d += 8) mixture(own, values + d, seen, hd, sum, mixed + d, 1);
     }
 }
 
@@ -427,9 +448,9 @@ static void attention(const Shape *s, const Layer *l, float *x, int64_t rows, in
 #pragma omp for schedule(static)
     for (int64_t r = 0; r < rows; r++) place(s, l, qkv + r * width, start + r);
 #pragma omp for schedule(static)
-    for (int64_t i = 0; i < rows * s->heads; i++) {
-        int64_t r = i / s->heads, h = i % s->heads, kv = h / (s->heads / s->kv_heads) * s->context * s->head_dim;
-        attend(s, qkv + r * width + h * s->head_dim, l->keys + kv, l->values + kv, start + r + 1, weights, mixed + r * inner + h * s->head_dim);
+    for (int64_t i = 0; i < rows * s->kv_heads; i++) {
+        int64_t r = i / s->kv_heads, group = s->heads / s->kv_heads, h = i % s->kv_heads * group, kv = i % s->kv_heads * s->context * s->head_dim;
+        attend(s, qkv + r * width + h * s->head_dim, group, l->keys + kv, l->values + kv, start + r + 1, weights, mixed + r * inner + h * s->head_dim);
     }
     share(s->hidden, &from, &to);
     product(mixed, rows, (Span){l->out, from, to, -1, inner}, (int)s->bf16, part, s->hidden);
@@ -455,7 +476,7 @@ static void feed_forward(const Shape *s, const Layer *l, float *x, int64_t rows,
 // Floats of scratch fs_span needs for `rows` rows on `threads` threads.
 int64_t fs_scratch(const Shape *s, int64_t rows, int64_t threads) {
     int64_t width = (s->heads + 2 * s->kv_heads) * s->head_dim, inner = s->heads * s->head_dim;
-    return rows * (width + inner + 3 * s->ffn + s->hidden) + threads * (rows * s->hidden + s->context + 8);
+    return rows * (width + inner + 3 * s->ffn + s->hidden) + threads * (rows * s->hidden + s->heads / s->kv_heads * (s->context + 8));
 }
 
 // Carry x [rows, hidden] in place through `count` layers; the first row stands at position `start`; scratch is for `threads`.
@@ -465,7 +486,7 @@ void fs_span(const Shape *s, const Layer *layers, int64_t count, float *x, int64
     float *part = dense + rows * s->ffn, *own = part + rows * s->hidden;
 #pragma omp parallel num_threads((int)threads)
     {
-        float *norm = own + omp_get_thread_num() * (rows * s->hidden + s->context + 8);
+        float *norm = own + omp_get_thread_num() * (rows * s->hidden + s->heads / s->kv_heads * (s->context + 8));
         float *weights = norm + rows * s->hidden;
         for (int64_t l = 0; l < count; l++) {
             attention(s, layers + l, x, rows, start, norm, qkv, mixed, part, weights);
