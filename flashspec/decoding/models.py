@@ -12,7 +12,7 @@ from flashspec.heads.base import Head, Norm
 from flashspec.heads.dense import DenseHead
 from flashspec.heads.flash import FlashHead
 from flashspec.heads.identity import LogitRows
-from flashspec.heads.registry import Origin, head_named
+from flashspec.heads.registry import VARIANTS, Origin, head_named
 from flashspec.model.adapter import Adapter, AdapterReader, processes
 from flashspec.model.config import Unsupported
 from flashspec.model.exits import EXITS_FILE, ExitAdapter, load_exits
@@ -94,8 +94,8 @@ class Models:
         return self._heads[key]
 
     def _make_head(self, which: str, name: str) -> Head:
-        if name.startswith("flash_"):
-            return self.flash_head(which).with_plan(stage1=name.removeprefix("flash_"))
+        if name in VARIANTS:
+            return self.flash_head(which).with_plan(**VARIANTS[name])
         model = self.model(which)
         if model.head_weight is None:
             raise ValueError(f"{model.config.family} gives logits and no vocabulary weight; head {name!r} needs one: use 'dense'")
@@ -178,6 +178,7 @@ def load(
 
     Several drafts, from the smallest, are the lower models of a cascade; the first of them is also the draft of two-model
     methods.
+    Under torchrun the target is split over the processes, and drafts are read by each of them.
     `dtype` is "auto", "float32" or "bfloat16"; `weights` is "int4", "dense" or "auto" for AWQ checkpoints. Raises
     FileNotFoundError for a missing folder or file, ValueError for wrong digests, architectures or unequal vocabularies.
     """
@@ -187,19 +188,20 @@ def load(
     folders = {"target": folder_of(target, "target")} | _draft_folders(draft)
     for role in list(folders)[1:]:
         check_tokenizers(folders["target"], folders[role])
-    made = {role: opened(f, dtype, device, weights if role == "target" else "auto") for role, f in folders.items()}
+    made = {"target": opened(folders["target"], dtype, device, weights, shared=processes() > 1)}
+    made |= {role: opened(folder, dtype, device) for role, folder in folders.items() if role != "target"}
     between = tuple(model for role, model in made.items() if role.startswith("between"))
     tokenizer, exits = _tokenizer(folders["target"]), _exits(folders["target"], made["target"])
     return Models(made["target"], made.get("draft"), tokenizer, folders, between=between, exits=exits)
 
 
-def opened(folder: Path, dtype: str = "auto", device: str = "cpu", weights: str = "auto") -> Transformer:
+def opened(folder: Path, dtype: str = "auto", device: str = "cpu", weights: str = "auto", shared: bool = False) -> Transformer:
     """The model of a folder: on our own transformer, or an `Adapter` where only transformers computes it.
 
-    Under torchrun transformers shares the matrices out over the processes, all of which must then make the same calls.
+    If `shared`, transformers splits the matrices over the processes that torchrun started; all must make the same calls.
     """
-    if processes() > 1:
-        return cast(Transformer, Adapter.load(folder, dtype, device))
+    if shared:
+        return cast(Transformer, Adapter.load(folder, dtype, device, shared))
     try:
         return Transformer.load(folder, dtype, device, weights)
     except Unsupported as ours:

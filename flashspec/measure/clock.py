@@ -14,11 +14,15 @@ now = time.perf_counter
 
 @dataclass(frozen=True)
 class Plan:
-    """How often to time: kept turns, discarded turns, and megabytes read before every call so that caches hold nothing of it."""
+    """How often to time: kept turns, discarded turns, megabytes read before every call so that caches hold nothing of it.
+
+    Work on `device` is waited for before and after each call.
+    """
 
     repeats: int = 7
     warmup: int = 2
     evict_megabytes: int = 0
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         for name, least in (("repeats", 1), ("warmup", 0), ("evict_megabytes", 0)):
@@ -48,7 +52,7 @@ def interleaved_seconds(calls: Mapping[str, Callable[[], object]], plan: Plan) -
     for turn in range(-plan.warmup, plan.repeats):
         for name, call in calls.items():
             cold.sum()
-            seconds = seconds_of(call)
+            seconds = seconds_of(call, plan.device)
             if turn >= 0:
                 raw[name].append(seconds)
     return raw

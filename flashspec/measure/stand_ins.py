@@ -15,5 +15,5 @@ def stand_in_flash(weight: Tensor, norm: Norm | None, probes: int, cluster_size:
     vocab = weight.shape[0]
     order = torch.randperm(vocab, generator=torch.Generator().manual_seed(seed))
     assignments = torch.empty(vocab, dtype=torch.int64).scatter_(0, order, torch.arange(vocab) // cluster_size)
-    clusters = from_assignments(weight, assignments, cluster_size)
+    clusters = from_assignments(weight, assignments.to(weight.device), cluster_size)
     return FlashHead.build(weight, norm, clusters, FlashPlan(cluster_size, probes, seed=seed))

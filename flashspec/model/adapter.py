@@ -48,26 +48,25 @@ class Adapter:
 
     norm = None
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, shared: bool = False) -> None:
         self.model = model.eval().requires_grad_(False)
         self.config = _facts(model)
         self.device: torch.device = next(model.parameters()).device
-        self.head_weight: Tensor | None = _vocabulary_weight(model)
+        self.head_weight: Tensor | None = None if shared else _vocabulary_weight(model)
         self._certify()
 
     @classmethod
-    def load(cls, folder: Path, dtype: str = "auto", device: str = "cpu") -> Adapter:
-        """The model of a checkpoint folder; under torchrun its matrices are shared out over all processes.
+    def load(cls, folder: Path, dtype: str = "auto", device: str = "cpu", shared: bool = False) -> Adapter:
+        """The model of a checkpoint folder; if `shared`, its matrices are split over all processes that torchrun started.
 
         Raises ModuleNotFoundError without transformers or the package that the checkpoint's quantisation needs, ValueError
         for checkpoints that need their own code, keep their weights pickled or cannot be rewound.
         """
-        raw = read_config(folder)
+        raw, parts = read_config(folder), processes() if shared else 1
         _refuse(folder, raw)
-        refuse_bytes(str(folder), sum(path.stat().st_size for path in folder.glob("*.safetensors")) // processes(), device)
-        return cls(
-            _from_pretrained(folder, raw, {"dtype": "auto" if dtype == "auto" else getattr(torch, dtype)} | _place(device))
-        )
+        refuse_bytes(str(folder), sum(path.stat().st_size for path in folder.glob("*.safetensors")) // parts, device)
+        kind = "auto" if dtype == "auto" else getattr(torch, dtype)
+        return cls(_from_pretrained(folder, raw, {"dtype": kind} | _place(device, shared)), shared)
 
     @property
     def width(self) -> int:
@@ -142,13 +141,13 @@ def _facts(model: Any) -> AdapterConfig:
 
 
 def _vocabulary_weight(model: Any) -> Tensor | None:
-    """The weight that turns last hidden states into logits, None where there is more to it or it is shared out."""
+    """The weight that turns last hidden states into logits, None where there is more to it."""
     head = model.get_output_embeddings()
     weight = getattr(head, "weight", None)
     if not isinstance(weight, Tensor) or getattr(head, "bias", None) is not None or not weight.is_floating_point():
         return None
     whole = weight.shape == (model.config.get_text_config().vocab_size, model.config.get_text_config().hidden_size)
-    return weight.detach() if whole and processes() == 1 else None
+    return weight.detach() if whole else None
 
 
 def processes() -> int:
@@ -175,9 +174,9 @@ def _refuse(folder: Path, raw: dict[str, Any]) -> None:
         raise ValueError(f"{folder} ({raw.get('model_type')!r}) {why}; use a checkpoint of an architecture transformers contains")
 
 
-def _place(device: str) -> dict[str, Any]:
-    """Where transformers puts the weights: on one device, or shared out by its tensor-parallel plan under torchrun."""
-    if processes() == 1:
+def _place(device: str, shared: bool) -> dict[str, Any]:
+    """Where transformers puts the weights: on one device, or split by its tensor-parallel plan."""
+    if not shared:
         return {} if device == "cpu" else {"device_map": device}
     from transformers.distributed import DistributedConfig
 

@@ -1,0 +1,289 @@
+"""True shapes on the device they are meant for: what each part costs, with weights that are random and acceptance scripted.
+
+Costs are measured; texts mean nothing; rounds keep as many tokens as a given curve says (simulated acceptance).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from flashspec.decoding.cascade import Limits, Stage, decode
+from flashspec.decoding.rules import rule_for
+from flashspec.decoding.scripted import scripted
+from flashspec.heads.base import Head
+from flashspec.heads.dense import DenseHead
+from flashspec.measure import clock
+from flashspec.measure.roofline import stored_bytes
+from flashspec.measure.stand_ins import stand_in_flash
+from flashspec.model import graphs
+from flashspec.model.awq import Int4Linear, dequantise
+from flashspec.model.config import ModelConfig, to_hf
+from flashspec.model.reader import SpanReader
+from flashspec.model.synthetic import RandomInt4, shape, synthetic
+from flashspec.model.transformer import Transformer
+from flashspec.scores import GREEDY, Dice
+from flashspec.study.experiment import Experiment
+from flashspec.study.pairs import among, at_least
+
+PARTS = ("correctness", "projection", "draft_step", "end_to_end", "verify", "spans", "transformers")
+TINY = ModelConfig(
+    family="qwen3", vocab_size=512, hidden=128, ffn=256, layers=4, heads=4, kv_heads=2, head_dim=32, context=256, tied=False
+)
+
+
+@dataclass(frozen=True)
+class Params:
+    """Which part to measure, at which shapes, on which device."""
+
+    part: str = "correctness"  # one of the parts, in their order
+    target: str = "Qwen3-32B-AWQ"  # shape of the target
+    draft: str = "Qwen3-0.6B"  # shape of the draft
+    spans: str = "Llama-3.1-8B"  # shape whose early exits are read
+    device: str = "cuda"  # where to measure
+    graphs: tuple[str, ...] = ("auto", "0")  # values of FLASHSPEC_GRAPHS
+    probes: tuple[int, ...] = (256, 512)  # clusters a FlashHead scores
+    k: int = 5  # tokens a verification
+    curve: tuple[float, ...] = (0.8, 0.75, 0.7, 0.65, 0.6)  # acceptance by place in the burst
+    past: int = 256  # tokens already in the cache
+    new_tokens: int = 128  # tokens to write
+    repeats: int = 10  # kept repeats
+
+    def __post_init__(self) -> None:
+        among("part", (self.part,), PARTS)
+        among("graphs", self.graphs, graphs.CHOICES)
+        at_least(self, probes=1, k=1, past=1, new_tokens=1, repeats=1)
+        for name in (self.target, self.draft, self.spans):
+            shape(name)
+
+
+class Row(NamedTuple):
+    """One timed call; `agrees` is 1 or 0 where something was compared and -1 where nothing was."""
+
+    part: str
+    shape: str
+    what: str
+    graphs: str
+    rows: int
+    tokens: int
+    bytes: int
+    seconds: float
+    repeat: int
+    bandwidth: float
+    agrees: int = -1
+
+
+@contextmanager
+def flag(value: str) -> Iterator[None]:
+    """FLASHSPEC_GRAPHS set for a while."""
+    before = os.environ.get(graphs.FLAG)
+    os.environ[graphs.FLAG] = value
+    try:
+        yield
+    finally:
+        os.environ.pop(graphs.FLAG)
+        if before is not None:
+            os.environ[graphs.FLAG] = before
+
+
+def roof(device: str, megabytes: int = 1024) -> float:
+    """Bytes a second at which the device reads memory larger than its caches: the best of several sums."""
+    block = torch.ones((megabytes if device != "cpu" else 64) << 18, device=device)
+    seconds = [clock.seconds_of(block.sum, device) for _ in range(8)]
+    return block.nbytes / min(seconds)
+
+
+def heads_of(model: Transformer, params: Params) -> dict[str, Head]:
+    """The dense head and a stand-in FlashHead at each number of probes, in the weight's own type."""
+    flash = stand_in_flash(model.head_weight, model.norm, 1)
+    clusters = -(-model.config.vocab_size // 16)
+    found = {f"flash {p}": flash.with_probes(p) for p in params.probes if p <= clusters}
+    return {"dense": DenseHead(model.norm, model.head_weight), **found}
+
+
+def timed(calls: dict[str, Callable[[], object]], params: Params) -> Iterator[tuple[str, int, float]]:
+    """Name, repeat and seconds of every call, in turns."""
+    with torch.inference_mode():
+        raw = clock.interleaved_seconds(calls, clock.Plan(params.repeats, 3, device=params.device))
+    for name, seconds in raw.items():
+        yield from ((name, repeat, s) for repeat, s in enumerate(seconds))
+
+
+def one_token(head: Head, row: Tensor) -> Tensor:
+    """The best token of one row."""
+    scores = head(row, torch.zeros(1, dtype=torch.int64), Dice(0))
+    return scores.pick(scores.logits.argmax(-1))
+
+
+class Ready(NamedTuple):
+    """A reader behind a past, with one token pending."""
+
+    reader: SpanReader
+    tokens: Tensor
+
+    def read(self, rows: int) -> Tensor:
+        """Read `rows` tokens behind the past and forget them."""
+        count = len(self.tokens) - rows
+        self.reader.rewind(count)
+        return self.reader.read(self.tokens)[count:]
+
+
+def ready(model: Transformer, params: Params, mode: str, rows: int = 1) -> Ready:
+    """A reader of this model behind `past` tokens."""
+    tokens = torch.arange(params.past + rows, device=params.device) % model.config.vocab_size
+    with flag(mode):
+        made = Ready(SpanReader(model, context=params.past + rows + 1), tokens)
+    made.reader.read(tokens[: params.past])
+    return made
+
+
+def projection(params: Params) -> Iterator[Row]:
+    model, speed = synthetic(params.draft, depth=1, device=params.device), roof(params.device)
+    row = torch.randn(1, model.config.hidden, device=params.device)
+    heads = heads_of(model, params)
+    for name, repeat, s in timed({n: partial(one_token, h, row) for n, h in heads.items()}, params):
+        yield Row("projection", params.draft, name, "", 1, 1, heads[name].bytes_read(1), s, repeat, speed)
+
+
+def draft_step(params: Params) -> Iterator[Row]:
+    model, speed = synthetic(params.draft, device=params.device), roof(params.device)
+    heads, body = heads_of(model, params), stored_bytes(model.layers)
+    for mode in params.graphs:
+        draft = ready(model, params, mode)
+        calls: dict[str, Callable[[], object]] = {"body": partial(draft.read, 1)}
+        calls |= {name: lambda head=head, draft=draft: one_token(head, draft.read(1)) for name, head in heads.items()}
+        for name, repeat, s in timed(calls, params):
+            size = body + (heads[name].bytes_read(1) if name in heads else 0)
+            yield Row("draft_step", params.draft, name, mode, 1, 1, size, s, repeat, speed)
+
+
+def verify(params: Params) -> Iterator[Row]:
+    model, speed = synthetic(params.target, device=params.device), roof(params.device)
+    head, size = DenseHead(model.norm, model.head_weight), stored_bytes(model.layers)
+    for mode in params.graphs:
+        for rows in range(1, params.k + 2):
+            target = ready(model, params, mode, rows)
+            calls: dict[str, Callable[[], object]] = {"verify": lambda t=target, n=rows: head(t.read(n)).logits.argmax(-1)}
+            for name, repeat, s in timed(calls, params):
+                yield Row("verify", params.target, name, mode, rows, rows, size + head.bytes_read(rows), s, repeat, speed)
+
+
+def stages_of(models: tuple[Transformer, Transformer], head: Head | None, params: Params, mode: str) -> list[Stage]:
+    """Plain decoding without a head; else a draft with this head below the target, acceptance scripted."""
+    (draft, target), rule = models, rule_for(GREEDY, models[1].config.vocab_size)
+    context = params.past + params.new_tokens + params.k + 1
+    with flag(mode):
+        top = Stage(SpanReader(target, context=context), DenseHead(target.norm, target.head_weight), rule, params.k)
+        if head is None:
+            return [top._replace(every=1)]
+        return scripted([Stage(SpanReader(draft, context=context), head, rule), top], params.curve)
+
+
+def end_to_end(params: Params) -> Iterator[Row]:
+    draft, target = (synthetic(name, device=params.device) for name in (params.draft, params.target))
+    prompt, speed = [i % draft.config.vocab_size for i in range(params.past)], roof(params.device)
+    for mode in params.graphs:
+        for name, head in {"baseline": None, **heads_of(draft, params)}.items():
+            stages = stages_of((draft, target), head, params, mode)
+            for finalize in ("deferred",) if head is None else ("deferred", "eager"):
+                limits = Limits(params.new_tokens, (), finalize)
+                run = partial(_written, stages, prompt, limits)
+                run()
+                for repeat in range(max(1, params.repeats // 3)):
+                    start = clock.now()
+                    tokens = run()
+                    seconds, label = clock.now() - start, f"{name} {finalize}"
+                    yield Row("end_to_end", params.target, label, mode, params.k, tokens, 0, seconds, repeat, speed)
+
+
+def _written(stages: list[Stage], prompt: list[int], limits: Limits) -> int:
+    """Tokens of one decode, prompt reading included; its last transfer waits for the device."""
+    return sum(len(step.tokens) for step in decode(stages, prompt, limits))
+
+
+def spans(params: Params) -> Iterator[Row]:
+    model, speed = synthetic(params.spans, device=params.device), roof(params.device)
+    layers = model.config.layers
+    stops = sorted({max(1, layers // 8), max(1, layers // 4), layers})
+    for mode in params.graphs:
+        tokens = torch.arange(params.past + 1, device=params.device) % model.config.vocab_size
+        chain: list[SpanReader] = []
+        with flag(mode):
+            for stop in stops:
+                chain.append(SpanReader(model, stop, chain[-1] if chain else None, params.past + 2))
+        chain[-1].read(tokens[:-1])
+        for reader in chain:
+            reader.read(tokens)
+            calls: dict[str, Callable[[], object]] = {
+                f"layers {reader.start}-{reader.stop}": partial(Ready(reader, tokens).read, 1)
+            }
+            size = stored_bytes(*model.blocks[reader.start : reader.stop])
+            for name, repeat, s in timed(calls, params):
+                yield Row("spans", params.spans, name, mode, 1, 1, size, s, repeat, speed)
+
+
+def peers(params: Params) -> Iterator[Row]:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    table = to_hf(shape(params.draft))
+    config = AutoConfig.for_model(table.pop("model_type"), **table)
+    with torch.device(params.device):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
+    ids = torch.arange(params.past, device=params.device)[None] % config.vocab_size
+    length = {"max_new_tokens": params.new_tokens, "eos_token_id": None, "pad_token_id": 0}
+    settings = {**length, "do_sample": False, "attention_mask": torch.ones_like(ids)}
+    speed = roof(params.device)
+    for name, repeat, s in timed({"generate": lambda: model.generate(ids, **settings)}, params):
+        yield Row("transformers", params.draft, name, "", 1, params.new_tokens, stored_bytes(model), s, repeat, speed)
+
+
+def correctness(params: Params) -> Iterator[Row]:
+    """Texts on recorded and eager fixed shapes against the torch engine, and the int4 product against its reference."""
+    model = synthetic(TINY, torch.float32, device=params.device)
+    fixed = Params(**{**vars(params), "past": 8, "new_tokens": 40, "k": 3})
+    texts = {mode: _text(stages_of((model, model), None, fixed, mode)) for mode in ("0", *params.graphs)}
+    for mode in params.graphs:
+        yield Row("correctness", "tiny", "text", mode, 1, 40, 0, 0.0, 0, 0.0, int(texts[mode] == texts["0"]))
+    dice = torch.Generator(params.device).manual_seed(0)
+    for outputs, inputs in ((640, 384), (1024, 5120)):
+        weight = RandomInt4((outputs, inputs), 128, dice).rows(0, outputs)
+        x = torch.randn(5, inputs, generator=dice, device=params.device).bfloat16()
+        reference = x.float() @ dequantise(weight).t()
+        gap = float((Int4Linear(weight)(x).float() - reference).norm() / reference.norm())
+        yield Row("correctness", f"{outputs} x {inputs}", "int4 product", "", 5, 0, 0, 0.0, 0, 0.0, int(gap < 5e-3))
+
+
+def _text(stages: list[Stage]) -> list[int]:
+    return [token for step in decode(stages, [3, 1, 4, 1, 5, 9, 2, 6], Limits(40)) for token in step.tokens]
+
+
+MEASURES: dict[str, Callable[[Params], Iterator[Row]]] = {
+    "correctness": correctness,
+    "projection": projection,
+    "draft_step": draft_step,
+    "end_to_end": end_to_end,
+    "verify": verify,
+    "spans": spans,
+    "transformers": peers,
+}
+
+
+def measure(params: Params) -> Iterator[Row]:
+    """Time one part of a round at true shapes, weights random and acceptance simulated."""
+    if params.device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError("torch sees no CUDA device; run this on a machine with one, or take the preset smoke")
+    yield from MEASURES[params.part](params)
+
+
+SMOKE = Params(
+    target="reference-target-AWQ", draft="reference-shallow", spans="reference-target", device="cpu", graphs=("eager", "0"),
+    probes=(8,), k=2, curve=(0.5,), past=8, new_tokens=6, repeats=1,
+)  # fmt: skip
+EXPERIMENT = Experiment("real_shapes", Params, Row, measure, presets={"smoke": SMOKE})
