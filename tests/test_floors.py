@@ -71,6 +71,11 @@ def heavy_at_top(tree):
     return sorted({name.split(".")[0] for name in names} & HEAVY)
 
 
+def needed_by(path):
+    """A Triton kernel is compiled with the names of its module, which is itself imported inside functions."""
+    return {"triton"} if path.name.startswith("triton_") else set()
+
+
 @pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_file_keeps_to_its_floor_and_budget(path):
     text = path.read_text()
@@ -82,7 +87,7 @@ def test_a_file_keeps_to_its_floor_and_budget(path):
     assert not too_long(tree)
     assert not too_many(tree)
     assert path.name != "utils.py"
-    assert place == "cli" or not heavy_at_top(tree)
+    assert place == "cli" or not set(heavy_at_top(tree)) - needed_by(path)
     assert not any(word in text for word in ("TODO", "FIXME", "NotImplementedError"))
 
 

@@ -62,12 +62,12 @@ def project(states: Tensor, weight: Tensor | kernels.Packed) -> Tensor:
     """Logits [n, N] of states [n, D] against weight [N, D]: float32, or float64 where the weight is."""
     if isinstance(weight, kernels.Packed):
         return kernels.packed_linear(states, weight)
-    return kernels.linear(_wide(states, weight), weight)
+    return kernels.linear(widened(states, weight), weight)
 
 
 def project_blocks(states: Tensor, blocks: Tensor, chosen: Tensor) -> Tensor:
     """Logits [n, P, size] of states [n, D] against the chosen [n, P] of blocks [C, size, D]."""
-    return kernels.gather_linear(_wide(states, blocks), blocks, chosen)
+    return kernels.gather_linear(widened(states, blocks), blocks, chosen)
 
 
 def rescore(states: Tensor, weight: Tensor, ids: Tensor) -> Tensor:
@@ -75,5 +75,6 @@ def rescore(states: Tensor, weight: Tensor, ids: Tensor) -> Tensor:
     return project_blocks(states, weight[:, None], ids)[:, :, 0]
 
 
-def _wide(states: Tensor, weight: Tensor) -> Tensor:
+def widened(states: Tensor, weight: Tensor) -> Tensor:
+    """States in the type that products with this weight are computed in: float32, or float64 where the weight is."""
     return states.double() if weight.dtype is torch.float64 else states.float()

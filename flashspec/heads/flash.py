@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flashspec.heads.base import Norm, check_rows, fused, project, project_blocks, weight_of
+from flashspec import kernels
+from flashspec.heads.base import Norm, check_rows, fused, project, project_blocks, weight_of, widened
 from flashspec.heads.cluster import Clusters, Recipe, cluster
 from flashspec.heads.plan import FlashPlan, known
 from flashspec.heads.table import Table, build_table, stage_one
@@ -77,10 +78,13 @@ class FlashHead:
 
     @torch.no_grad()
     def __call__(self, rows: Tensor, positions: Tensor | None = None, dice: Dice | None = None) -> Scores:
-        """Scores [n, (B + probes) * slots] of rows [n, hidden], B blocks of always-scored ids first."""
+        """Scores [n, (B + probes) * slots] of rows [n, hidden], B blocks of always-scored ids first; [n, 1] of the best id."""
         check_rows(rows, self.hidden)
         states, table = self.norm(rows), self.table
         chosen = self.blocks_of(states, positions, dice)
+        if self.plan.best:
+            ids, logits = best_of(states, table, chosen)
+            return Scores(ids[:, None], logits[:, None])
         logits = project_blocks(states, table.blocks, chosen)
         if table.masked:
             logits = logits + table.bias[chosen]
@@ -138,6 +142,11 @@ class FlashHead:
 
         clusters, plan = load(Path(path), weight_of(weight))
         return cls.build(weight, norm, clusters, plan)
+
+
+def best_of(states: Tensor, table: Table, chosen: Tensor) -> tuple[Tensor, Tensor]:
+    """Best id [n] and its logit [n] among the chosen blocks [n, P]; an id with two homes has one logit, so both may count."""
+    return kernels.best_of_blocks(widened(states, table.blocks), table.blocks, table.ids, table.bias, chosen)
 
 
 def _forced(table: Table, rows: int) -> Tensor:

@@ -19,7 +19,8 @@ class FlashPlan:
     released code does), and the ids in `always` in any case. `selection` "top" takes the best clusters; "sample" draws them
     without replacement from softmax(centroids . row / temperature), so that every id can be drafted. `seed`, `metric` and
     `homes` are the clustering's (see Recipe). `stage1` is the format of the centroids' directions: "weight" for the
-    weight's own, "bf16", "int8" or "int4"; the probed rows are exact whatever it is.
+    weight's own, "bf16", "int8" or "int4"; the probed rows are exact whatever it is. With `best` a head names its best id
+    alone, found by one fused kernel on CUDA; as a draft that is a sure proposal, which verification may reject.
     """
 
     cluster_size: int = 16
@@ -31,6 +32,7 @@ class FlashPlan:
     stage1: str = "weight"
     metric: str = "spherical"
     homes: int = 1
+    best: bool = False
 
     def __post_init__(self) -> None:
         if self.probes is not None and self.probes < 1:

@@ -83,14 +83,20 @@ def _vocab_trim(origin: Origin) -> ShortlistHead:
 
 
 FLASH = ("probes", "selection")
+VARIANTS: dict[str, dict[str, Any]] = {
+    "flash_int8": {"stage1": "int8"},
+    "flash_int4": {"stage1": "int4"},
+    "flash_best": {"best": True},
+}
 LISTED = ("shortlist",)
 HEADS: dict[str, Kind] = {
     "dense": Kind("every row of the weight, exact", lambda o: DenseHead(o.norm, o.weight)),
     "int8": Kind("every row in 8 bits, a scale a row", lambda o: QuantizedDenseHead.build(o.weight, o.norm, 8)),
     "int4": Kind("every row in 4 bits, a scale for 128 columns", lambda o: QuantizedDenseHead.build(o.weight, o.norm, 4)),
     "flash": Kind("FlashHead: clusters, then exact rows of the best of them", _flash, FLASH),
-    "flash_int8": Kind("FlashHead with 8-bit centroids", lambda o: _flash(o, stage1="int8"), FLASH),
-    "flash_int4": Kind("FlashHead with 4-bit centroids", lambda o: _flash(o, stage1="int4"), FLASH),
+    "flash_int8": Kind("FlashHead with 8-bit centroids", lambda o: _flash(o, **VARIANTS["flash_int8"]), FLASH),
+    "flash_int4": Kind("FlashHead with 4-bit centroids", lambda o: _flash(o, **VARIANTS["flash_int4"]), FLASH),
+    "flash_best": Kind("FlashHead that names its best id alone", lambda o: _flash(o, **VARIANTS["flash_best"]), FLASH),
     "ivf": Kind("faiss inverted lists, then exact rows", _index("ivf"), ("probes", "shortlist")),
     "ivfpq": Kind("faiss inverted lists of product codes, then exact rows", _index("ivfpq"), ("probes", "shortlist")),
     "hnsw": Kind("faiss navigable graph, then exact rows", _index("hnsw"), LISTED),

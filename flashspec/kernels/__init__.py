@@ -11,10 +11,22 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from flashspec.kernels import best
 from flashspec.kernels.build import compiled, library
 from flashspec.kernels.packed import Packed, pack, packed_linear
 
-__all__ = ["Packed", "available", "gather_linear", "gumbel", "linear", "pack", "packed_linear", "rms_norm", "serves"]
+__all__ = [
+    "Packed",
+    "available",
+    "best_of_blocks",
+    "gather_linear",
+    "gumbel",
+    "linear",
+    "pack",
+    "packed_linear",
+    "rms_norm",
+    "serves",
+]
 WEIGHTS = (torch.float32, torch.bfloat16)
 
 
@@ -62,6 +74,20 @@ def gather_linear(x: Tensor, blocks: Tensor, chosen: Tensor) -> Tensor:
     bf16 = _whole(blocks.dtype is torch.bfloat16)
     compiled().fs_gather_linear(px, _whole(rows), pw, bf16, _whole(cap), _whole(depth), pc, _whole(probes), po)
     return out
+
+
+def best_of_blocks(states: Tensor, blocks: Tensor, ids: Tensor, bias: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
+    """Best id [n] and its logit [n] of states [n, K] in the chosen [n, P] of blocks [C, cap, K]; the smallest id wins a tie.
+
+    `ids` and `bias` [C, cap] name a slot's id and what is added to its logit. One fused kernel on CUDA where Triton is
+    installed.
+    """
+    if best.fused(states, blocks):
+        from flashspec.kernels.triton_best import best_of_blocks as on_cuda
+
+        return on_cuda(states, blocks, ids, bias, chosen)
+    logits = gather_linear(states, blocks, chosen) + bias[chosen]
+    return best.reference(logits.flatten(1), ids[chosen].flatten(1))
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
