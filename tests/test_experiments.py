@@ -90,7 +90,7 @@ def test_points_cover_the_settings_once(params: end_to_end.Params) -> None:
     ("changes", "message"),
     [
         ({"ks": (0,)}, "ks must be at least 1, got 0"),
-        ({"methods": ("magic",)}, "methods must be among dense, flash"),
+        ({"methods": ("magic",)}, "methods must be among dense, int8"),
         ({"finalizes": ("later",)}, "finalize must be one of"),
         ({"temperatures": (-1.0,)}, "temperature must be 0"),
         ({"rules": ("luck",)}, "rule 'luck' is unknown"),
@@ -150,7 +150,7 @@ def test_acceptance_counts_every_rule_and_kind(params: end_to_end.Params) -> Non
     )
     rows = list(acceptance.measure(wanted))
     assert {(r.temperature, r.rule) for r in rows} == {(0.0, "coupling"), (1.0, "coupling"), (1.0, "speculative")}
-    assert len(rows) == 3 * 2 * 2 and all(r.emitted == 8 == r.accepted + r.rounds for r in rows)
+    assert len(rows) == 3 * 3 * 2 and all(r.emitted == 8 == r.accepted + r.rounds for r in rows)
     assert all(0 <= r.repeated_4 <= r.repeated_1 < 1 for r in rows)
     assert list(acceptance.measure(wanted)) == rows
     with pytest.raises(ValueError, match="k and interval must be at least 1"):

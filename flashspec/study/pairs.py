@@ -8,7 +8,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from flashspec.decoding.method import Method
 from flashspec.decoding.models import Models, folder_of, load
+from flashspec.heads.registry import HEADS
 from flashspec.scores import Sampling
 
 DRAFTS = {"main": "reference"}
@@ -18,6 +20,11 @@ DRAFTS = {"main": "reference"}
 def models_of(target: str, draft: str, dtype: str, weights: str) -> Models:
     """The pair, loaded once a process for each dtype; a draft is "main", another shipped name, or a checkpoint folder."""
     return load(target, DRAFTS.get(draft, draft), dtype=dtype, weights=weights)
+
+
+def drafting(head: str, probes: int | None = None, **changes: Any) -> Method:
+    """A second model drafting with the head of this name; `probes` reaches the heads that take them."""
+    return Method("model", head=head, probes=probes if "probes" in HEADS[head].options else None, **changes)
 
 
 def folders(params: Any) -> Mapping[str, Path]:

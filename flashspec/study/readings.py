@@ -250,10 +250,11 @@ def peer_verdict(frame: DataFrame, mode: str, dtype: str) -> str:
     """flashspec over transformers at the k that suits transformers best, in words, or why none may be given."""
     rows = where(frame, mode=mode, dtype=dtype)
     theirs = where(peer_rates(rows), engine="transformers").groupby("k")["rate"].median().idxmax()
-    known = rows[rows["k"] == theirs].assign(draft="", method=rows["engine"], probes=0, finalize="", temperature=0.0, rule="coupling")
-    below, above = (where(known.assign(kind=known["prompt"].astype(str)), engine=name) for name in ("transformers", "flashspec"))
+    same = {"draft": "", "probes": 0, "finalize": "", "temperature": 0.0, "rule": "coupling"}
+    known = rows[rows["k"] == theirs].assign(method=rows["engine"], kind=rows["prompt"].astype(str), **same)
+    below, above = (where(known, engine=name) for name in ("transformers", "flashspec"))
     try:
-        return words(fair_ratio(below, above, known.assign(kind=known["prompt"].astype(str))))
+        return words(fair_ratio(below, above, known))
     except Refused as error:
         return str(error)
 

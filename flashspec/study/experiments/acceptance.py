@@ -8,13 +8,13 @@ from itertools import product
 from typing import NamedTuple
 
 from flashspec.decoding.generate import Stats
-from flashspec.decoding.method import METHODS, Method
+from flashspec.heads.registry import HEADS
 from flashspec.measure.contest import Entry, Record, Turns, contest
 from flashspec.measure.prompts import load_prompts
 from flashspec.measure.repetition import repetition
 from flashspec.scores import Sampling
 from flashspec.study.experiment import Experiment
-from flashspec.study.pairs import among, at_least, folders, models_of, samplings
+from flashspec.study.pairs import among, at_least, drafting, folders, models_of, samplings
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Params:
 
     target: str = "reference"  # target model: shipped name or folder
     drafts: tuple[str, ...] = ("main", "shallow")  # draft models: shipped names or folders
-    methods: tuple[str, ...] = ("dense", "flash")  # drafting methods
+    methods: tuple[str, ...] = ("dense", "int8", "flash")  # heads of the draft
     temperatures: tuple[float, ...] = (0.0, 1.0)  # 0 is greedy
     rules: tuple[str, ...] = ("coupling", "speculative")  # acceptance rules; at T = 0 only the first
     k: int = 4  # drafted tokens a check
@@ -34,10 +34,10 @@ class Params:
     seed: int = 0  # of sampling
 
     def __post_init__(self) -> None:
-        among("methods", self.methods, ("dense", "flash"))
+        among("methods", self.methods, HEADS)
         at_least(self, per_kind=1, new_tokens=1)
         samplings(self.temperatures, self.rules, self.seed)
-        Method("model", k=self.k, probes=self.probes)
+        drafting("flash", self.probes, k=self.k)
 
 
 class Row(NamedTuple):
@@ -66,7 +66,7 @@ def measure(params: Params) -> Iterator[Row]:
     for draft, sampling in settings(params):
         models = models_of(params.target, draft, "bfloat16", "dense")
         for name in params.methods:
-            method = replace(METHODS[name], k=params.k, probes=params.probes if name == "flash" else None)
+            method = drafting(name, params.probes, k=params.k)
             runs = contest(models, [Entry(name, method, sampling)], prompts, Turns(params.new_tokens, 1, 0))
             facts = (draft, name, sampling.temperature, sampling.rule, params.k)
             yield from (Row(*facts, kind, *counted(records)) for kind, records in by_kind(_bar(runs, len(prompts))).items())
@@ -104,7 +104,7 @@ def points(params: Params) -> list[Params]:
     return [replace(params, drafts=(d,), temperatures=(s.temperature,), rules=(s.rule,)) for d, s in settings(params)]
 
 
-SMOKE = Params(drafts=("main",), temperatures=(0.0,), per_kind=1, new_tokens=8)
+SMOKE = Params(drafts=("main",), methods=("dense", "flash"), temperatures=(0.0,), per_kind=1, new_tokens=8)
 EXPERIMENT = Experiment(
     "acceptance", Params, Row, measure, measured=False, split=points, models=folders, presets={"smoke": SMOKE}
 )

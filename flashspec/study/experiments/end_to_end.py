@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any, NamedTuple
 
-from flashspec.decoding.method import METHODS, Method, build
+from flashspec.decoding.method import METHODS, build
 from flashspec.decoding.models import Models
+from flashspec.heads.registry import HEADS
 from flashspec.measure import clock
 from flashspec.measure.bench import Text, text_digest
 from flashspec.measure.certificate import Certificate, certify, target_scorer
@@ -17,7 +18,7 @@ from flashspec.measure.parts import Bench, Parts, measure_parts, prepare
 from flashspec.measure.prompts import Prompt, first_of_each_kind, load_prompts
 from flashspec.scores import Sampling
 from flashspec.study.experiment import Experiment
-from flashspec.study.pairs import among, at_least, folders, models_of, samplings
+from flashspec.study.pairs import among, at_least, drafting, folders, models_of, samplings
 
 BASELINE = "baseline"
 COUNTS = ("rounds", "drafted", "accepted", "emitted", "forwards", "layer_tokens", "bytes", "flops")
@@ -29,26 +30,26 @@ class Params:
 
     target: str = "reference"  # target model: shipped name or folder
     drafts: tuple[str, ...] = ("main", "shallow")  # draft models: shipped names or folders
-    methods: tuple[str, ...] = ("dense", "flash")  # drafting methods; plain decoding always runs beside them
+    methods: tuple[str, ...] = ("dense", "int8", "flash")  # heads of the draft; plain decoding always runs beside them
     finalizes: tuple[str, ...] = ("eager", "deferred")  # when the target reads its own final token
     temperatures: tuple[float, ...] = (0.0, 1.0)  # 0 is greedy
     rules: tuple[str, ...] = ("coupling", "speculative")  # acceptance rules; at T = 0 only the first
-    ks: tuple[int, ...] = (2, 3, 5)  # drafted tokens a check
+    ks: tuple[int, ...] = (2, 3, 4)  # drafted tokens a check
     probes: tuple[int, ...] = (64, 256)  # clusters that FlashHead scores
     weights: str = "dense"  # target weights: dense (AWQ dequantised) or int4
     dtype: str = "bfloat16"  # of the timed runs; twins run in float32
     prompts: str = ""  # prompts file
     per_kind: int = 1  # prompts of each kind
-    new_tokens: int = 96  # tokens emitted a prompt, whatever the stop tokens
+    new_tokens: int = 64  # tokens emitted a prompt, whatever the stop tokens
     repeats: int = 5  # kept turns
     seed: int = 0  # of sampling
 
     def __post_init__(self) -> None:
-        among("methods", self.methods, ("dense", "flash"))
+        among("methods", self.methods, HEADS)
         at_least(self, ks=1, probes=1, repeats=1, per_kind=1, new_tokens=2)
         samplings(self.temperatures, self.rules, self.seed)
-        for finalize, k, probes in product(self.finalizes, self.ks, self.probes):
-            Method("model", k=k, finalize=finalize, probes=probes)
+        for finalize in self.finalizes:
+            drafting("dense", finalize=finalize)
 
 
 class Row(NamedTuple):
@@ -111,9 +112,9 @@ def entries_of(params: Params, sampling: Sampling) -> dict[str, Entry]:
     finalizes = [f for f in params.finalizes if sampling.rule == "coupling" or f == params.finalizes[-1]]
     found = {BASELINE: Entry(BASELINE, METHODS[BASELINE], sampling)}
     for name, finalize, k in product(params.methods, finalizes, params.ks):
-        for probes in params.probes if name == "flash" else (None,):
-            label = f"{name} {finalize} {k} {probes or 0}"
-            found[label] = Entry(label, replace(METHODS[name], finalize=finalize, k=k, probes=probes), sampling)
+        for method in dict.fromkeys(drafting(name, probes, k=k, finalize=finalize) for probes in params.probes):
+            label = f"{name} {finalize} {k} {method.probes or 0}"
+            found[label] = Entry(label, method, sampling)
     return found
 
 
@@ -235,5 +236,5 @@ def points(params: Params) -> list[Params]:
     return [replace(params, drafts=(draft,), temperatures=(s.temperature,), rules=(s.rule,)) for draft, s in settings(params)]
 
 
-SMOKE = Params(drafts=("main",), temperatures=(0.0,), ks=(2,), probes=(64,), new_tokens=8, repeats=1)
+SMOKE = Params(drafts=("main",), methods=("dense", "flash"), temperatures=(0.0,), ks=(2,), probes=(64,), new_tokens=8, repeats=1)
 EXPERIMENT = Experiment("end_to_end", Params, Row, measure, split=points, models=folders, presets={"smoke": SMOKE})
