@@ -63,8 +63,8 @@ def stream(models: Models, ready: Request, show: bool) -> Decoded:
         seconds += spent
         events += step.events
         emitted += len(step.tokens)
-        shown = zip(step.tokens, kinds(step, len(ready.stages)), strict=True) if speaker() else ()
-        for token, kind in shown:
+        pairs = list(zip(step.tokens, kinds(step, len(ready.stages)), strict=True))
+        for token, kind in pairs if speaker() else []:
             click.secho(texts.push(token), fg=COLOURS[kind] if show else None, nl=False, color=True if show else None)
         sys.stdout.flush()
     click.echo(nl=speaker())

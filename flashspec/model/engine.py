@@ -153,4 +153,6 @@ def engine_for(model: Transformer, start: int, stop: int, context: int) -> Engin
     from flashspec.model.graphs import FixedEngine, wanted
 
     kind: Callable[..., Engine] = KernelEngine if _kernel_ready(model) else TorchEngine
-    return (FixedEngine if wanted(model.device) else kind)(model, start, stop, context)
+    if wanted(model.device):
+        kind = FixedEngine
+    return kind(model, start, stop, context)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -76,7 +76,7 @@ class Positions(nn.Module):
         return x + self.weight[begin : begin + x.shape[-2]]
 
 
-def norm_of(width: int, config: ModelConfig) -> nn.Module:
+def norm_of(width: int, config: ModelConfig) -> RMSNorm | nn.LayerNorm:
     """The family's norm: root mean square, or mean and variance with a bias (Ba et al. 2016)."""
     return nn.LayerNorm(width, config.norm_eps) if config.layer_norm else RMSNorm(width, config.norm_eps)
 
@@ -165,7 +165,7 @@ class Layer(nn.Module):
         self.attention_norm = norm_of(config.hidden, config)
         self.attention = Attention(config)
         self.mlp_norm = norm_of(config.hidden, config)
-        self.mlp = MLP(config) if config.gated else PlainMLP(config)
+        self.mlp: Any = MLP(config) if config.gated else PlainMLP(config)
 
     def forward(self, x: Tensor, rope: Turn, start: int = 0, cache: LayerCache | None = None) -> Tensor:
         x = x + self.attention(self.attention_norm(x), rope, start, cache)

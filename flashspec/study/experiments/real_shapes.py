@@ -190,7 +190,8 @@ def end_to_end(params: Params) -> Iterator[Row]:
     draft, target = (synthetic(name, device=params.device) for name in (params.draft, params.target))
     prompt, speed = [i % draft.config.vocab_size for i in range(params.past)], roof(params.device)
     for mode in params.graphs:
-        for name, head in {"baseline": None, **heads_of(draft, params)}.items():
+        heads: dict[str, Head | None] = {"baseline": None, **heads_of(draft, params)}
+        for name, head in heads.items():
             stages = stages_of((draft, target), head, params, mode)
             for finalize in ("deferred",) if head is None else ("deferred", "eager"):
                 limits = Limits(params.new_tokens, (), finalize)
