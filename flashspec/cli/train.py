@@ -45,7 +45,8 @@ def command(part: str, folder: Path, branch: Path | None, **options: Any) -> Non
     """
     asked = {name: options.pop(name) for name in EXIT_OPTIONS}
     if part == "exits":
-        return give_exits(**asked)
+        give_exits(**asked)
+        return
     if any(value is not None for value in asked.values()):
         raise click.UsageError("--model, --exits, --rank, --exit-steps and --text go with `flashspec train exits`")
     changes = {name: value for name, value in options.items() if value is not None}
@@ -56,7 +57,6 @@ def command(part: str, folder: Path, branch: Path | None, **options: Any) -> Non
     shop = ready(Workshop(folder), part)
     done = train_branch(shop, branch, changes) if branch else train_part(shop, part)
     click.echo(f"done: {done}")
-    return None
 
 
 def give_exits(model: Path | None, exits: str | None, text: Path | None, **numbers: int | None) -> None:
