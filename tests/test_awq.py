@@ -160,7 +160,7 @@ def test_a_weight_repacked_in_pieces_is_the_weight_repacked_at_once(
     assert len(awq.blocks(640, 384)) == 5
     pieces = Int4Linear(stored)
     assert torch.equal(pieces.packed, whole.packed) and torch.equal(pieces.scales_and_zeros, whole.scales_and_zeros)
-    monkeypatch.setattr(awq, "blocks", lambda rows, columns: [(0, 64), (128, rows)])
+    monkeypatch.setattr(awq, "blocks", lambda rows, columns: [(0, 16), (16, rows)])
     assert not torch.equal(Int4Linear(stored).packed, whole.packed)
 
 
