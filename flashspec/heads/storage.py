@@ -91,7 +91,8 @@ def load(path: Path, weight: Tensor) -> tuple[Clusters, FlashPlan]:
     refuse_another(path, facts, weight)
     members = tensors["members"].long()
     second = tensors["second"].long().to(weight.device) if "second" in tensors else None
-    places = (assignments_of(members, weight.shape[0]), members, tensors["centroids"])
+    assignments, members, centroids = (
+        t.to(weight.device) for t in (assignments_of(members, weight.shape[0]), members, tensors["centroids"])
+    )
     plan = facts["plan"]
-    found = Clusters(*(t.to(weight.device) for t in places), second)
-    return found, FlashPlan(**{**plan, "always": tuple(plan["always"])})
+    return Clusters(assignments, members, centroids, second), FlashPlan(**{**plan, "always": tuple(plan["always"])})
