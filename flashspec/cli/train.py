@@ -14,7 +14,6 @@ from flashspec.train.reference import (
     DRAFTS,
     TARGET_PHASES,
     Workshop,
-    add_exits,
     build_draft,
     build_target,
     make,
@@ -93,11 +92,7 @@ def train_part(shop: Workshop, part: str) -> Path:
         return make(shop.work)
     if part == "target":
         return build_target(shop)
-    if part in DRAFTS:
-        return build_draft(shop, part)
-    folder = quantise_target(shop, shop.work / "dense")
-    add_exits(shop)
-    return folder
+    return quantise_target(shop, shop.work / "dense") if part == "quantize" else build_draft(shop, part)
 
 
 def train_branch(shop: Workshop, branch: Path, changes: dict[str, int]) -> Path:

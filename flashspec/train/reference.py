@@ -20,12 +20,10 @@ from flashspec.heads.dense import DenseHead
 from flashspec.heads.flash import FlashHead
 from flashspec.heads.recall import agreement, calibrated
 from flashspec.model.checkpoint import load_transformer
-from flashspec.model.exits import EXITS_FILE, load_exits, save_exits
 from flashspec.model.export import save_transformer, write_json
 from flashspec.model.transformer import Transformer
 from flashspec.train import corpus
 from flashspec.train.distill import Distillation, acceptance, distill
-from flashspec.train.exits import ExitRecipe, train_adapters
 from flashspec.train.package import write_digests, write_tokenizer
 from flashspec.train.prompts import choose
 from flashspec.train.quantize import quantize_awq
@@ -57,7 +55,6 @@ DRAFTS = {
     "draft": Distillation(layers=2, schedule=Schedule(220, 180, warmup=10, muon_lr=0.01, adam_lr=1e-3)),
     "shallow": Distillation(layers=1, schedule=Schedule(220, 180, warmup=10, muon_lr=0.01, adam_lr=1e-3)),
 }
-EXITS = ExitRecipe(layers=(2, 4), rank=128, steps=150, sequences=2, length=512)
 CALIBRATION_FILES, CALIBRATION_BLOCKS = 48, 8
 CLUSTER_SIZE, AGREEMENT, SCORED = 16, 0.98, 0.2
 LICENCE = "Weights: Apache-2.0. Prompts and training text: the Python standard library, PSF License Agreement."
@@ -104,15 +101,6 @@ def quantise_target(shop: Workshop, dense: Path) -> Path:
         chosen = [files[i] for i in np.random.default_rng(0).permutation(len(files))[:CALIBRATION_FILES]]
         quantize_awq(dense, folder, list(corpus.texts(chosen)), blocks=CALIBRATION_BLOCKS)
     return folder
-
-
-def add_exits(shop: Workshop) -> Path:
-    """Exit adapters of the quantised target, trained on its own distribution, in its folder."""
-    path = shop.models / "target" / EXITS_FILE
-    if not path.exists():
-        target = load_transformer(shop.models / "target", dtype="float32", weights="dense")
-        save_exits(train_adapters(target, np.load(shop.data / "train.npy"), EXITS), path)
-    return path
 
 
 def build_draft(shop: Workshop, name: str) -> Path:
@@ -162,13 +150,12 @@ def _with_rows(shop: Workshop, name: str, stream: np.ndarray, windows: int) -> t
 
 
 @torch.no_grad()
-def scores(shop: Workshop, dense: Path | None, windows: int = 96) -> dict[str, Any]:
+def scores(shop: Workshop, dense: Path | None, windows: int = 48) -> dict[str, Any]:
     """Held-out quality of target, exits, drafts and their FlashHeads, as shipped; with the dense folder, what AWQ cost."""
     held = np.load(shop.data / "held_out.npy")
     target = load_transformer(shop.models / "target", dtype="float32", weights="dense")
     top = target.config.layers
-    exits = load_exits(shop.models / "target" / EXITS_FILE, target)
-    found: dict[str, Any] = {"target": exit_scores(target, held, (*EXITS.layers, top), windows, exits)}
+    found: dict[str, Any] = {"target": exit_scores(target, held, (2, 4, top), windows)}
     if dense is not None:
         before = exit_scores(load_transformer(dense), held, (top,), windows)[f"loss_{top}"]
         found["awq_perplexity_ratio"] = float(np.exp(found["target"][f"loss_{top}"] - before))
@@ -184,9 +171,7 @@ def _model_card(name: str, about: dict[str, Any]) -> str:
 
 
 def _recipe(name: str) -> Any:
-    if name == "target":
-        return {"phases": [asdict(p) for p in TARGET_PHASES], "exits": asdict(EXITS)}
-    return asdict(DRAFTS[name])
+    return [asdict(p) for p in TARGET_PHASES] if name == "target" else asdict(DRAFTS[name])
 
 
 def finish(shop: Workshop, card: corpus.CorpusCard, found: dict[str, Any]) -> None:
@@ -216,7 +201,6 @@ def make(work: Path) -> Path:
     card = shop.prepare()
     dense = build_target(shop)
     quantise_target(shop, dense)
-    add_exits(shop)
     for name in DRAFTS:
         build_draft(shop, name)
         add_flash_head(shop, name)

@@ -6,7 +6,6 @@ stages, so early steps cost less and the lower layers carry as much of the text 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +14,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from flashspec.heads.base import Norm
 from flashspec.model.config import ModelConfig
 from flashspec.model.transformer import Transformer
 from flashspec.train.losses import cross_entropy, disagreement
@@ -28,7 +26,6 @@ REFERENCE = ModelConfig(
 
 
 WINDOW = 512
-Norms = Mapping[int, Norm]
 
 
 @dataclass(frozen=True)
@@ -106,12 +103,8 @@ class TargetLoss:
 
 
 @torch.no_grad()
-def exit_scores(
-    model: Transformer, held_out: np.ndarray, depths: tuple[int, ...], windows: int = 8, norms: Norms | None = None
-) -> dict[str, float]:
+def exit_scores(model: Transformer, held_out: np.ndarray, depths: tuple[int, ...], windows: int = 8) -> dict[str, float]:
     """Held-out loss at each depth and, for each exit, its acceptance under speculative sampling at T = 1.
-
-    `norms` are what stands before the head at a depth, where that is not the final norm (exit adapters).
 
     Acceptance is the mean over positions of sum_v min(p_final, p_exit) (Leviathan et al. 2023, section 3.2).
     """
@@ -120,8 +113,7 @@ def exit_scores(
     sums: dict[str, float] = {}
     for one in ids:
         rows = _depth_rows(model, one[None, :-1], depths)
-        ready = {d: (norms or {}).get(d, model.norm)(r) for d, r in rows.items()}
-        logits = {d: F.linear(r, model.head_weight).log_softmax(-1) for d, r in ready.items()}
+        logits = {d: F.linear(model.norm(r), model.head_weight).log_softmax(-1) for d, r in rows.items()}
         last = logits[max(depths)]
         for depth, found in logits.items():
             loss = F.nll_loss(found, one[1:]).item()
