@@ -28,7 +28,7 @@ book: notebooks ## install, run the notebooks, build and check the book
 	@echo "the book is at $(OUT)/index.html"
 
 test: .venv/.extra-book .venv/.extra-test ## install and run the tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_FLAGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile $(PYTEST_FLAGS)
 
 smoke: .venv/.extra-test ## run every experiment at its smallest size and compare with the stored tables
 	$(BIN)/flashspec run --preset smoke --check
