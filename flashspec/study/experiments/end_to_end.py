@@ -34,14 +34,14 @@ class Params:
     finalizes: tuple[str, ...] = ("eager", "deferred")  # when the target reads its own final token
     temperatures: tuple[float, ...] = (0.0, 1.0)  # 0 is greedy
     rules: tuple[str, ...] = ("coupling", "speculative")  # acceptance rules; at T = 0 only the first
-    ks: tuple[int, ...] = (2, 3, 4)  # drafted tokens a check
-    probes: tuple[int, ...] = (64, 256)  # clusters that FlashHead scores
+    ks: tuple[int, ...] = (2, 4)  # drafted tokens a check
+    probes: tuple[int, ...] = (128,)  # clusters that FlashHead scores
     weights: str = "dense"  # target weights: dense (AWQ dequantised) or int4
     dtype: str = "bfloat16"  # of the timed runs; twins run in float32
     prompts: str = ""  # prompts file
     per_kind: int = 1  # prompts of each kind
-    new_tokens: int = 64  # tokens emitted a prompt, whatever the stop tokens
-    repeats: int = 5  # kept turns
+    new_tokens: int = 48  # tokens emitted a prompt, whatever the stop tokens
+    repeats: int = 4  # kept turns
     seed: int = 0  # of sampling
 
     def __post_init__(self) -> None:
