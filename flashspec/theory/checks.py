@@ -32,4 +32,6 @@ def check_positive(name: str, value: float) -> float:
 def check_smaller(draft: int, target: int) -> None:
     """Refuse a draft whose layers hold more parameters than its target's."""
     if draft > target:
-        raise ValueError(f"the draft is bigger than its target ({draft:,} and {target:,} body parameters): swap them, or shrink it")
+        raise ValueError(
+            f"the draft is bigger than its target ({draft:,} and {target:,} body parameters): swap them, or shrink it"
+        )
