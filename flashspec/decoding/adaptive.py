@@ -6,6 +6,7 @@ the prefix alone, so what follows keeps its law (Leviathan et al. 2023, section 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -54,7 +55,7 @@ def nothing_to_say(scores: Scores) -> Tensor:
     return torch.isinf(scores.logits).all(-1)
 
 
-DOUBTS = {"confidence": Confidence, "entropy": Entropy}
+DOUBTS: dict[str, Callable[[float], Doubt]] = {"confidence": Confidence, "entropy": Entropy}
 
 
 def doubt_named(name: str, threshold: float | None) -> Doubt | None:

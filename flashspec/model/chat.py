@@ -49,4 +49,4 @@ def chat_prompt(folder: Path, message: str, system: str | None = None) -> str:
         raise ValueError(f"{folder} has no chat template; leave --chat out, or use a model trained for conversations")
     said = [{"role": "user", "content": message}]
     said = said if system is None else [{"role": "system", "content": system}, *said]
-    return tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True)
+    return str(tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 from flashspec.decoding.method import METHODS, Method
 from flashspec.measure.contest import Entry, Turns
@@ -71,14 +72,14 @@ def schedules(params: Params, name: str, sampling: Sampling) -> list[Entry]:
         return [entry_of(name, replace(METHODS[name], k=k), sampling) for k in params.ks]
     if name == "self_speculation":
         return tuned_self(params.self_exits, params.ks, sampling)
-    changes = {
+    changes: dict[str, dict[str, Any]] = {
         "hispec_flash": {"head": "flash", "probes": params.probes},
         "hispec_adaptive": {"draft_doubt": params.doubt, "verify_doubt": params.doubt},
         "hispec_typical": {"middle": "typical"},
-    }.get(name, {})
+    }
     pairs = pairs_of(params.draft_exits, params.verify_exits)
     plain = tuned_hispec(pairs, params.n_ds, params.n_is, sampling)
-    return [entry_of(name, replace(entry.method, **changes), sampling) for entry in plain]
+    return [entry_of(name, replace(entry.method, **changes.get(name, {})), sampling) for entry in plain]
 
 
 def points(params: Params) -> list[Params]:

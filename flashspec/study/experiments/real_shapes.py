@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -152,13 +152,23 @@ def projection(params: Params) -> Iterator[Row]:
         yield Row("projection", params.draft, name, "", 1, 1, heads[name].bytes_read(1), s, repeat, speed)
 
 
+def drafted(head: Head, draft: Any) -> object:
+    """One token by a draft that stands ready."""
+    return one_token(head, draft.read(1))
+
+
+def judged(head: DenseHead, target: Any, rows: int) -> object:
+    """The target's best ids after reading `rows` tokens."""
+    return head(target.read(rows)).logits.argmax(-1)
+
+
 def draft_step(params: Params) -> Iterator[Row]:
     model, speed = synthetic(params.draft, device=params.device), roof(params.device)
     heads, body = heads_of(model, params), stored_bytes(model.layers)
     for mode in params.graphs:
         draft = ready(model, params, mode)
         calls: dict[str, Callable[[], object]] = {"body": partial(draft.read, 1)}
-        calls |= {name: lambda head=head, draft=draft: one_token(head, draft.read(1)) for name, head in heads.items()}
+        calls |= {name: partial(drafted, head, draft) for name, head in heads.items()}
         for name, repeat, s in timed(calls, params):
             size = body + (heads[name].bytes_read(1) if name in heads else 0)
             yield Row("draft_step", params.draft, name, mode, 1, 1, size, s, repeat, speed)
@@ -170,7 +180,7 @@ def verify(params: Params) -> Iterator[Row]:
     for mode in params.graphs:
         for rows in range(1, params.k + 2):
             target = ready(model, params, mode, rows)
-            calls: dict[str, Callable[[], object]] = {"verify": lambda t=target, n=rows: head(t.read(n)).logits.argmax(-1)}
+            calls: dict[str, Callable[[], object]] = {"verify": partial(judged, head, target, rows)}
             for name, repeat, s in timed(calls, params):
                 yield Row("verify", params.target, name, mode, rows, rows, size + head.bytes_read(rows), s, repeat, speed)
 
