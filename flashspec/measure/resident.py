@@ -36,7 +36,7 @@ def anonymous_bytes(pid: int) -> int:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except FileNotFoundError:
         raise ValueError("anonymous memory is read from /proc/PID/status, which this system does not have; use Linux") from None
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon")), 0)
 
 
 def load_in_fresh_process(folder: Path, weights: str) -> Load:
