@@ -38,7 +38,7 @@ class BreakEven(NamedTuple):
 
 
 def bootstrap(samples: Sequence[Sequence[Any]], statistic: Callable[..., float], draws: int = 1000, seed: int = 0) -> Interval:
-    """The statistic of these samples, with a 95 % percentile interval: every sample is drawn anew with replacement (Efron 1979); seeded.
+    """A statistic of samples and its 95 % percentile interval; each sample is drawn anew with replacement (Efron 1979); seeded.
 
     Items must be independent of each other: whole texts, not tokens; whole turns, not calls. Raises ValueError for a sample
     of fewer than 3 items, where a bootstrap says nothing.
