@@ -61,7 +61,7 @@ def blocks(results: Any, rule: str = "coupling", finalize: str = "deferred") -> 
         block_curves(axis, readings.where(table, temperature=temperature), finalize)
         axis.set(title=f"T = {temperature:g}", xlabel="drafted tokens a round, k")
     axes[0].set_ylabel("tokens per second")
-    axes[0].legend(fontsize=7, loc="lower right")
+    axes[0].legend(fontsize=6, loc="upper right")
     return figure
 
 
