@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -32,3 +36,32 @@ def disagreement(model: Transformer, early: Tensor, final: Tensor) -> Tensor:
     with torch.no_grad():
         p = F.linear(model.norm(final), model.head_weight).softmax(-1)
     return divergence(p, F.linear(model.norm(early), model.head_weight), 1.0) / len(early)
+
+
+def _slope(wanted: Tensor, logits: Tensor, variation: float) -> tuple[Tensor, Tensor]:
+    """`divergence` of softmax(wanted) and logits [n, V], and its gradient by the logits [n, V]."""
+    p, log_q = wanted.softmax(-1, dtype=torch.float32), logits.log_softmax(-1, dtype=torch.float32)
+    q = log_q.exp()
+    ahead, side = q - p, torch.sign(q - p)
+    value = variation * ahead.abs().sum() / 2 - (p * log_q).sum()
+    return value, (ahead + variation / 2 * q * (side - (side * q).sum(-1, keepdim=True))).to(logits.dtype)
+
+
+@functools.cache
+def _compiled() -> Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]]:
+    return torch.compile(_slope)
+
+
+class Taught(torch.autograd.Function):
+    """`divergence` from a teacher's logits [n, V], its gradient found on the way: two passes over the vocabulary, not ten."""
+
+    @staticmethod
+    def forward(ctx: Any, wanted: Tensor, logits: Tensor, variation: float, fused: bool) -> Tensor:  # type: ignore[override]
+        value, slope = (_compiled() if fused else _slope)(wanted, logits, variation)
+        ctx.save_for_backward(slope)
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, None, None]:  # type: ignore[override]
+        (slope,) = ctx.saved_tensors
+        return None, slope * grad, None, None
