@@ -11,6 +11,7 @@ from toys import duo, random_model
 from flashspec import kernels
 from flashspec.model.engine import KernelEngine, TorchEngine, engine_for
 from flashspec.model.reader import SpanReader
+from flashspec.model.rounded import PackedLinear, rounded
 
 IDS = torch.randint(0, 61, (40,), generator=torch.Generator().manual_seed(0))
 SHAPES = [
@@ -52,6 +53,29 @@ def test_compiled_rows_do_not_depend_on_how_the_text_was_cut(changes, dtype):
     whole = rows(KernelEngine(made, 0, 3, 64), made, [])
     for cuts in ([1], [7, 8, 9], [20, 28, 39], list(range(1, 40))):
         assert torch.equal(rows(KernelEngine(made, 0, 3, 64), made, cuts), whole)
+
+
+@pytest.mark.parametrize(("weights", "loss"), [("int8", 0.03), ("int4", 0.5)])
+@pytest.mark.parametrize("changes", [{"head_dim": 16}, {"hidden": 144, "ffn": 160, "head_dim": 16}], ids=str)
+def test_rounded_layers_run_as_their_naive_twin_and_near_the_plain_ones(changes, weights, loss):
+    made = model(changes)
+    small = rounded(made, weights)
+    assert type(engine_for(small, 0, 3, 64)) is KernelEngine
+    fast, slow, plain = (rows(kind(m, 0, 3, 64), m, []) for kind, m in ((KernelEngine, small), (TorchEngine, small), (TorchEngine, made)))
+    assert scale(fast - slow) < 1e-4 * scale(slow)
+    assert 1e-4 * scale(plain) < scale(fast - plain) < loss * scale(plain)
+    assert torch.equal(rows(KernelEngine(small, 0, 3, 64), small, [7, 8, 20]), fast)
+
+
+def test_rounding_leaves_the_model_itself_alone_and_refuses_in_words():
+    made = model({})
+    small = rounded(made, "int8")
+    assert small.embed is made.embed and isinstance(small.blocks[0].mlp.down, PackedLinear)
+    assert not any(isinstance(m, PackedLinear) for m in made.modules())
+    with pytest.raises(ValueError, match="int8 or int4, got 'fp8'"):
+        rounded(made, "fp8")
+    with pytest.raises(ValueError, match="only plain matrices without biases"):
+        rounded(small, "int8")
 
 
 def test_gates_far_below_zero_do_not_overflow():

@@ -18,6 +18,7 @@ from flashspec.model.config import Unsupported
 from flashspec.model.exits import EXITS_FILE, ExitAdapter, load_exits
 from flashspec.model.hub import located
 from flashspec.model.reader import Reader, SpanReader
+from flashspec.model.rounded import BITS, rounded
 from flashspec.model.transformer import Transformer
 
 SHIPPED = Path(__file__).resolve().parent.parent / "models"
@@ -129,6 +130,7 @@ class Models:
 
 def folder_of(name: str | Path, role: str) -> Path:
     """The folder of a shipped model ("reference", "shallow"), of a path the user gave, or of a hub name in the local cache."""
+    name = rounding(name)[0] if role == "draft" else name
     shipped = REFERENCE[role].get(str(name))
     try:
         return located(SHIPPED / shipped if shipped else name)
@@ -179,6 +181,7 @@ def load(
     Several drafts, from the smallest, are the lower models of a cascade; the first of them is also the draft of two-model
     methods.
     Under torchrun the target is split over the processes, and drafts are read by each of them.
+    A draft named "NAME:int8" or "NAME:int4" has its layers rounded as it is loaded, on CPU.
     `dtype` is "auto", "float32" or "bfloat16"; `weights` is "int4", "dense" or "auto" for AWQ checkpoints. Raises
     FileNotFoundError for a missing folder or file, ValueError for wrong digests, architectures or unequal vocabularies.
     """
@@ -189,7 +192,8 @@ def load(
     for role in list(folders)[1:]:
         check_tokenizers(folders["target"], folders[role])
     made = {"target": opened(folders["target"], dtype, device, weights, shared=processes() > 1)}
-    made |= {role: opened(folder, dtype, device) for role, folder in folders.items() if role != "target"}
+    formats = dict(zip(list(folders)[1:], (rounding(name)[1] for name in _names(draft)), strict=True))
+    made |= {role: _draft(folders[role], dtype, device, form) for role, form in formats.items()}
     between = tuple(model for role, model in made.items() if role.startswith("between"))
     tokenizer, exits = _tokenizer(folders["target"]), _exits(folders["target"], made["target"])
     return Models(made["target"], made.get("draft"), tokenizer, folders, between=between, exits=exits)
@@ -213,6 +217,17 @@ def opened(folder: Path, dtype: str = "auto", device: str = "cpu", weights: str 
             raise type(theirs)(f"{ours}; and {theirs}") from None
 
 
+def rounding(name: str | Path) -> tuple[str | Path, str]:
+    """A draft's name without its format, and the format behind the colon: "int8", "int4", or "" where there is none."""
+    base, _, form = str(name).rpartition(":")
+    return (base, form) if base and form in BITS else (name, "")
+
+
+def _draft(folder: Path, dtype: str, device: str, form: str) -> Transformer:
+    model = opened(folder, dtype, device)
+    return rounded(model, form) if form else model
+
+
 def dense_head(norm: Norm | None, model: Transformer) -> Head:
     """The head that scores the whole vocabulary on a model's rows."""
     return LogitRows(model.config.vocab_size) if model.head_weight is None else DenseHead(norm, model.head_weight)
@@ -220,10 +235,13 @@ def dense_head(norm: Norm | None, model: Transformer) -> Head:
 
 def _draft_folders(draft: str | Path | Sequence[str | Path] | None) -> dict[str, Path]:
     """The folder of each role below the target: draft, between-1, between-2, ..."""
-    if draft is None or (not isinstance(draft, (str, Path)) and not draft):
-        return {}
-    names = [draft] if isinstance(draft, (str, Path)) else draft
-    return {f"between-{i}" if i else "draft": folder_of(name, "draft") for i, name in enumerate(names)}
+    return {f"between-{i}" if i else "draft": folder_of(name, "draft") for i, name in enumerate(_names(draft))}
+
+
+def _names(draft: str | Path | Sequence[str | Path] | None) -> Sequence[str | Path]:
+    if draft is None:
+        return ()
+    return (draft,) if isinstance(draft, (str, Path)) else draft
 
 
 def _exits(folder: Path, target: Transformer) -> dict[int, ExitAdapter]:

@@ -27,7 +27,7 @@ __all__ = [
     "rms_norm",
     "serves",
 ]
-WEIGHTS = (torch.float32, torch.bfloat16)
+WEIGHTS = {torch.float32: 0, torch.bfloat16: 1}  # what the compiled kernels call them
 
 
 def available() -> bool:
@@ -58,8 +58,8 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
     outputs = weight.shape[0]
     out = torch.empty(rows, outputs)
     px, pw, po = _pointers(x, weight, out)
-    bf16 = _whole(weight.dtype is torch.bfloat16)
-    compiled().fs_linear(px, _whole(rows), pw, bf16, _whole(outputs), _whole(depth), po)
+    kind, wide = _whole(WEIGHTS[weight.dtype]), _whole(depth)
+    compiled().fs_linear(px, _whole(rows), pw, kind, None, wide, _whole(outputs), wide, po)
     return out
 
 
@@ -71,8 +71,8 @@ def gather_linear(x: Tensor, blocks: Tensor, chosen: Tensor) -> Tensor:
     (rows, depth), (probes, cap) = x.shape, (chosen.shape[1], blocks.shape[1])
     out = torch.empty(rows, probes, cap)
     px, pw, pc, po = _pointers(x, blocks, chosen, out)
-    bf16 = _whole(blocks.dtype is torch.bfloat16)
-    compiled().fs_gather_linear(px, _whole(rows), pw, bf16, _whole(cap), _whole(depth), pc, _whole(probes), po)
+    kind = _whole(WEIGHTS[blocks.dtype])
+    compiled().fs_gather_linear(px, _whole(rows), pw, kind, _whole(cap), _whole(depth), pc, _whole(probes), po)
     return out
 
 

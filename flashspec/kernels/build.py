@@ -13,6 +13,7 @@ import tempfile
 from pathlib import Path
 
 SOURCE = Path(__file__).with_name("cpu.c")
+SOURCES = (SOURCE, *sorted(SOURCE.parent.glob("*.h")))
 FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-fopenmp", "-shared", "-fPIC")
 
 
@@ -30,7 +31,7 @@ def cache_folder() -> Path:
 def _key(cc: str) -> str:
     """Names one build: source, flags, compiler and processor."""
     cpu = next((line for line in _cpu_lines() if line.startswith("flags")), platform.processor())
-    return hashlib.sha256("\0".join((SOURCE.read_text(), *FLAGS, cc, cpu)).encode()).hexdigest()[:16]
+    return hashlib.sha256("\0".join((*(path.read_text() for path in SOURCES), *FLAGS, cc, cpu)).encode()).hexdigest()[:16]
 
 
 def _cpu_lines() -> list[str]:

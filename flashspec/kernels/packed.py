@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from flashspec.kernels.build import compiled, library
 
 GROUPS = {8: None, 4: 128}  # columns that share a scale, None for the whole row
+KINDS = {8: 2, 4: 3}  # what the compiled kernels call them
 STEP = {8: 8, 4: 16}  # columns the compiled kernel takes at once
 
 
@@ -96,6 +97,6 @@ def packed_linear(x: Tensor, weight: Packed) -> Tensor:
     (rows, depth), outputs = x.shape, len(weight.values)
     out = torch.empty(rows, outputs)
     px, pw, ps, po = (ctypes.c_void_p(t.data_ptr()) for t in (x, weight.values, weight.scales, out))
-    sizes = [ctypes.c_int64(size) for size in (rows, weight.bits, weight.group, outputs, depth)]
-    compiled().fs_packed_linear(px, sizes[0], pw, sizes[1], ps, sizes[2], sizes[3], sizes[4], po)
+    sizes = [ctypes.c_int64(size) for size in (rows, KINDS[weight.bits], weight.group, outputs, depth)]
+    compiled().fs_linear(px, sizes[0], pw, sizes[1], ps, *sizes[2:], po)
     return out

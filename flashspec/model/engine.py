@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
 from flashspec import kernels
 from flashspec.kernels.build import compiled
+from flashspec.kernels.packed import GROUPS, KINDS
+from flashspec.model.rounded import PackedLinear
 from flashspec.model.transformer import Layer, Transformer
 
 
@@ -66,7 +68,7 @@ class TorchEngine:
         return x[0]
 
 
-_COUNTS = ("hidden", "ffn", "heads", "kv_heads", "head_dim", "context", "bf16", "qk_norm")
+_COUNTS = ("hidden", "ffn", "heads", "kv_heads", "head_dim", "context", "kind", "group", "qk_norm")
 
 
 class _Shape(ctypes.Structure):
@@ -78,7 +80,9 @@ class _Shape(ctypes.Structure):
     ]
 
 
-_POINTERS = ("qkv", "out", "gate_up", "down", "attention_norm", "mlp_norm", "q_norm", "k_norm", "keys", "values")
+_MATRICES = ("qkv", "out", "gate_up", "down")
+_NORMS = ("attention_norm", "mlp_norm", "q_norm", "k_norm")
+_POINTERS = (*_MATRICES, *(f"{name}_scales" for name in _MATRICES), *_NORMS, "keys", "values")
 
 
 class _Layer(ctypes.Structure):
@@ -86,7 +90,7 @@ class _Layer(ctypes.Structure):
 
 
 class KernelEngine:
-    """The span in one C call: weights as the checkpoint has them (float32 or bfloat16), rows and cache in float32."""
+    """The span in one C call: weights as they are (float32, bfloat16, or rounded to integers), rows and cache in float32."""
 
     row_dtype = torch.float32
 
@@ -108,14 +112,16 @@ class KernelEngine:
         attention, mlp = layer.attention, layer.mlp
         matrices = (attention.qkv, attention.out, mlp.gate_up, mlp.down)
         norms = (layer.attention_norm, layer.mlp_norm, attention.q_norm, attention.k_norm)
-        addresses = [self._keep(m.weight.detach().contiguous()) for m in matrices]
+        stored = [_stored(m) for m in matrices]
+        addresses = [self._keep(values) for values, _ in stored]
+        addresses += [0 if scales is None else self._keep(scales) for _, scales in stored]
         addresses += [0 if isinstance(n, nn.Identity) else self._keep(n.weight.detach().float().contiguous()) for n in norms]
         return _Layer(*addresses, self._keep(slot.keys), self._keep(slot.values))
 
     def _describe(self) -> _Shape:
-        c, bf16 = self.model.config, self.model.blocks[0].mlp.down.weight.dtype is torch.bfloat16
+        c, (kind, group) = self.model.config, _format(self.model.blocks[0].mlp.down)
         angles = [self._keep(t[: self.context].float().contiguous()) for t in (self.model.rope.cos, self.model.rope.sin)]
-        return _Shape(c.hidden, c.ffn, c.heads, c.kv_heads, c.head_dim, self.context, bf16, c.qk_norm, c.norm_eps, *angles)
+        return _Shape(c.hidden, c.ffn, c.heads, c.kv_heads, c.head_dim, self.context, kind, group, c.qk_norm, c.norm_eps, *angles)
 
     def embed(self, tokens: Tensor) -> Tensor:
         return self.model.embed(tokens).float()
@@ -131,19 +137,48 @@ class KernelEngine:
         return x
 
 
+_FOUR_BITS = (KINDS[4], GROUPS[4])
+
+
+def _is_matrix(module: nn.Module) -> bool:
+    return isinstance(module, PackedLinear) or hasattr(module, "in_features")
+
+
+def _stored(matrix: nn.Module) -> tuple[Tensor, Tensor | None]:
+    """A matrix as the kernels read it: values, and scales where the values are integers."""
+    if isinstance(matrix, PackedLinear):
+        return matrix.packed.values, matrix.packed.scales
+    return cast(Tensor, matrix.weight).detach().contiguous(), None
+
+
+def _format(matrix: nn.Module) -> tuple[int, int]:
+    """The kernels' number of a matrix's format, and the columns that share a scale, 0 for the whole row."""
+    if isinstance(matrix, PackedLinear):
+        return KINDS[matrix.packed.bits], GROUPS[matrix.packed.bits] or 0
+    return kernels.WEIGHTS[cast(Tensor, matrix.weight).dtype], 0
+
+
+def _served(matrix: nn.Module, dtype: torch.dtype) -> bool:
+    if isinstance(matrix, PackedLinear):
+        return True
+    return isinstance(matrix, nn.Linear) and matrix.bias is None and matrix.weight.dtype is dtype and dtype in kernels.WEIGHTS
+
+
 def _kernel_ready(model: Transformer) -> bool:
-    """Whether the kernels compute this model: plain float32 or bfloat16 matrices on CPU, widths multiples of 8, no biases,
-    root-mean-square norms and rotary positions."""
+    """Whether the kernels compute this model: plain or rounded matrices of one format on CPU, widths multiples of 8 (of 16
+    in 4 bits), no biases, root-mean-square norms and rotary positions."""
     c, weight = model.config, model.embed.weight
-    plain = all(isinstance(m, nn.Linear) and m.bias is None for m in model.layers.modules() if hasattr(m, "in_features"))
-    same = plain and all(p.dtype is weight.dtype for p in model.layers.parameters() if p.ndim == 2)
-    even = not any(size % 8 for size in (c.hidden, c.ffn, c.head_dim))
+    matrices = [m for layer in model.blocks for m in (*layer.attention.children(), *layer.mlp.children()) if _is_matrix(m)]
+    if not all(_served(m, weight.dtype) for m in matrices):
+        return False
+    formats = {_format(m) for m in matrices}
+    step = 16 if formats == {_FOUR_BITS} else 8
+    even = not any(size % step for size in (c.hidden, c.ffn, c.head_dim))
     return (
-        same
+        len(formats) == 1
         and even
         and not c.layer_norm
         and weight.device.type == "cpu"
-        and weight.dtype in kernels.WEIGHTS
         and kernels.available()
     )
 

@@ -8,18 +8,26 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from flashspec.decoding.method import Method
-from flashspec.decoding.models import Models, folder_of, load
+from flashspec.decoding.models import Models, folder_of, load, rounding
 from flashspec.heads.registry import HEADS
 from flashspec.scores import Sampling
 
-DRAFTS = {"main": "reference"}
+DRAFTS = {"narrow": "/work/main/runs/models/narrow:int8", "main": "reference:int8", "shallow": "shallow:int8"}  # their layers are rounded for the CPU kernels
 
 
 @lru_cache(maxsize=2)
 def models_of(target: str, draft: str, dtype: str, weights: str) -> Models:
     """The pair, loaded once a process for each dtype; a draft is "main", another shipped name, or a checkpoint folder."""
-    return load(target, DRAFTS.get(draft, draft), dtype=dtype, weights=weights)
+    return load(target, draft_named(draft), dtype=dtype, weights=weights)
+
+
+def draft_named(draft: str) -> str:
+    """What to load for a draft's name in a table."""
+    name = DRAFTS.get(draft, draft)
+    return str(rounding(name)[0]) if torch.cuda.is_available() else name
 
 
 def drafting(head: str, probes: int | None = None, **changes: Any) -> Method:

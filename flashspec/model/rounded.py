@@ -1,0 +1,54 @@
+"""Layers whose matrices are rounded to 8 or 4 bits: for drafts, whose every error verification mends."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from flashspec import kernels
+from flashspec.model.transformer import Transformer
+
+BITS = {"int8": 8, "int4": 4}
+
+
+class PackedLinear(nn.Module):
+    """A linear layer without bias on a packed weight; activations stay as they are."""
+
+    def __init__(self, weight: Tensor, bits: int) -> None:
+        super().__init__()
+        self.packed = kernels.pack(weight, bits)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., K] times the weight [N, K] transposed: [..., N] in x's dtype."""
+        return kernels.packed_linear(x.reshape(-1, x.shape[-1]), self.packed).view(*x.shape[:-1], -1).to(x.dtype)
+
+
+def rounded(model: Transformer, weights: str) -> Transformer:
+    """A model with the matrices of all layers in "int8" or "int4"; embedding, norms and head are the given model's own.
+
+    Raises ValueError for another format, for a model that is not on the CPU, and for layers that are no plain matrices:
+    quantised already, or with biases.
+    """
+    if weights not in BITS:
+        raise ValueError(f"layers can be rounded to int8 or int4, got {weights!r}")
+    if model.device.type != "cpu":
+        raise ValueError(f"layers are rounded for the CPU kernels, and this model is on {model.device}; name the draft without :{weights}")
+    twin = copy.copy(model)
+    twin._modules = {**model._modules, "layers": copy.deepcopy(model.layers)}
+    with torch.no_grad():
+        for layer in twin.blocks:
+            for part in (layer.attention, layer.mlp):
+                _round(part, BITS[weights])
+    return twin
+
+
+def _round(part: nn.Module, bits: int) -> None:
+    for name, child in part.named_children():
+        if isinstance(child, PackedLinear) or hasattr(child, "in_features"):
+            if not isinstance(child, nn.Linear) or child.bias is not None:
+                raise ValueError(
+                    f"only plain matrices without biases can be rounded to {bits} bits; name the draft without its format"
+                )
+            setattr(part, name, PackedLinear(child.weight.detach(), bits))
