@@ -75,7 +75,7 @@ def warp(scores: Scores, sampling: Sampling) -> Scores:
     """Temperature, then top-k, then top-p, as transformers orders them; a new value, the raw one is left alone."""
     if sampling.temperature == 0:
         return scores
-    logits = scores.logits / sampling.temperature
+    logits = scores.logits if sampling.temperature == 1 else scores.logits / sampling.temperature
     if 0 < sampling.top_k < logits.shape[-1]:
         least = logits.topk(sampling.top_k).values[:, -1:]
         logits = logits.masked_fill(logits < least, -math.inf)

@@ -12,6 +12,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from flashspec import kernels
 from flashspec.scores import Dice, Sampling, Scores, warp
 
 
@@ -109,6 +110,16 @@ def _draw_from(weights: Tensor, uniform: Tensor) -> Tensor:
     return torch.searchsorted(running, goal, right=True)[:, 0].clamp_(max=weights.shape[-1] - 1)
 
 
+def _draw_one(logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    """Column [1] drawn from softmax(logits [1, m]), and whether there was one: no NaN, not all of them -inf."""
+    drawn = kernels.draw(logits, uniform)
+    if drawn is not None:
+        column = drawn[0]
+        return column.clamp(min=0), column >= 0
+    probs = logits.softmax(-1)
+    return _draw_from(probs, uniform), ~torch.isnan(probs[:, 0])
+
+
 def probability_of(scores: Scores, tokens: Tensor) -> Tensor:
     """Probability [n] of tokens [n] under each row of warped scores."""
     probs = scores.logits.softmax(-1)
@@ -133,9 +144,8 @@ class SpeculativeSampling:
         if self.sampling.temperature == 0:
             return self.greedy.draw(scores, position, stage)
         warped = warp(scores, self.sampling)
-        probs = warped.logits.softmax(-1)
-        column = _draw_from(probs, self.dice.uniform([position], stage, "draw"))
-        return Drawn(warped.pick(column), warped, ~torch.isnan(probs[:, 0]))
+        column, sound = _draw_one(warped.logits, self.dice.uniform([position], stage, "draw"))
+        return Drawn(warped.pick(column), warped, sound)
 
     def verify(self, scores: Scores, waiting: Waiting) -> Verdict:
         if self.sampling.temperature == 0:
@@ -160,9 +170,11 @@ class SpeculativeSampling:
     def _next(self, warped: Scores, waiting: Waiting, kept: int) -> int:
         """The correction at the first rejection, or one more token after all were kept."""
         position = waiting.position + kept
-        mine = warped.row(kept).dense(self.vocab_size)
         if kept == len(waiting.tokens):
-            return int(_draw_from(mine, self.dice.uniform([position], waiting.stage, "draw")))
+            own = warped.row(kept)
+            column, _ = _draw_one(own.logits, self.dice.uniform([position], waiting.stage, "draw"))
+            return int(own.pick(column))
+        mine = warped.row(kept).dense(self.vocab_size)
         rest = (mine - waiting.proposals[kept].dense(self.vocab_size)).clamp_(min=0)
         weights = rest if float(rest.sum()) > 0 else mine
         return int(_draw_from(weights, self.dice.uniform([position], waiting.stage, "residual")))

@@ -38,7 +38,6 @@ class DenseHead:
         """Inner products for each hidden row."""
         return self.vocab_size
 
-    @torch.no_grad()
     def __call__(self, rows: Tensor, positions: Tensor | None = None, dice: Dice | None = None) -> Scores:
         """Logits [n, vocab] of rows [n, hidden]; nothing is drawn."""
         check_rows(rows, self.weight.shape[1])

@@ -76,7 +76,6 @@ class FlashHead:
         blocks = self.table.forced + rows * self.probes
         return self.table.directions.nbytes + blocks * self.table.slots * self.hidden * self.weight.element_size()
 
-    @torch.no_grad()
     def __call__(self, rows: Tensor, positions: Tensor | None = None, dice: Dice | None = None) -> Scores:
         """Scores [n, (B + probes) * slots] of rows [n, hidden], B blocks of always-scored ids first; [n, 1] of the best id."""
         check_rows(rows, self.hidden)

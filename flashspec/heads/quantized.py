@@ -43,7 +43,6 @@ class QuantizedDenseHead:
         """Inner products for each hidden row."""
         return self.vocab_size
 
-    @torch.no_grad()
     def __call__(self, rows: Tensor, positions: Tensor | None = None, dice: Dice | None = None) -> Scores:
         """Logits [n, vocab] of rows [n, hidden], float32; nothing is drawn."""
         check_rows(rows, self.hidden)

@@ -35,6 +35,66 @@ void fs_rms_norm(const float *x, int64_t rows, const float *weight, double eps, 
     for (int64_t r = 0; r < rows; r++) rms_norm(x + r * width, weight, (float)eps, width, out + r * width);
 }
 
+ALWAYS v8 larger(v8 a, v8 b) {
+    i8 first = a > b;
+    return (v8)(((i8)a & first) | ((i8)b & ~first));
+}
+
+// exp(logits - the largest) of one row, `count` of them: their sum, NaN if one is NaN. `parts` gets the sums of every PART
+// of them, and behind these the largest.
+#define PART 256
+static float unnormalised(const float *logits, int64_t count, float *parts) {
+    v8 top = (v8){0} - INFINITY;
+    i8 wrong = {0};
+    int64_t even = count / 8 * 8;
+    for (int64_t c = 0; c < even; c += 8) {
+        v8 v = load_f32(logits + c);
+        wrong |= v != v;
+        top = larger(v, top);
+    }
+    float most = -INFINITY, whole = 0;
+    for (int i = 0; i < 8; i++) {
+        most = top[i] > most ? top[i] : most;
+        if (wrong[i]) whole = NAN;
+    }
+    for (int64_t c = even; c < count; c++) {
+        most = logits[c] > most ? logits[c] : most;
+        if (logits[c] != logits[c]) whole = NAN;
+    }
+    for (int64_t start = 0; start < count; start += PART) {
+        int64_t stop = start + PART < count ? start + PART : count, c = start;
+        v8 sums = {0};
+        for (; c + 8 <= stop; c += 8) sums += exp8(load_f32(logits + c) - most);
+        float part = total(sums);
+        for (; c < stop; c++) part += expf(logits[c] - most);
+        whole += parts[start / PART] = part;
+    }
+    parts[(count + PART - 1) / PART] = most;
+    return whole;
+}
+
+// A column of each row, drawn with probabilities softmax(logits) by the inverse of their running sum, and its probability;
+// -1 where a row holds NaN or nothing that can be drawn.
+void fs_draw(const float *logits, int64_t rows, int64_t count, const double *uniform, int64_t *columns, float *chances) {
+    float parts[count / PART + 2];
+    for (int64_t r = 0; r < rows; r++) {
+        const float *row = logits + r * count;
+        double whole = unnormalised(row, count, parts), most = parts[(count + PART - 1) / PART], goal = uniform[r] * whole, seen = 0;
+        int64_t block = 0, c, last = -1;
+        columns[r] = -1, chances[r] = NAN;
+        if (!(whole > 0)) continue;
+        while ((block + 1) * PART < count && seen + parts[block] <= goal) seen += parts[block++];
+        for (c = block * PART; c < count; c++) {
+            double own = exp(row[c] - most);
+            if (own > 0) last = c;
+            seen += own;
+            if (own > 0 && seen > goal) break;
+        }
+        columns[r] = last;
+        if (last >= 0) chances[r] = (float)(exp(row[last] - most) / whole);
+    }
+}
+
 ALWAYS u8 mix(u8 x) {
     x = (x ^ (x >> 16)) * 0x85ebca6bu;
     x = (x ^ (x >> 13)) * 0xc2b2ae35u;
@@ -114,11 +174,6 @@ static void place(const Shape *s, const Layer *l, float *row, int64_t position) 
         memcpy(l->keys + at, row + (s->heads + h) * hd, hd * sizeof(float));
         memcpy(l->values + at, row + (rotated + h) * hd, hd * sizeof(float));
     }
-}
-
-ALWAYS v8 larger(v8 a, v8 b) {
-    i8 first = a > b;
-    return (v8)(((i8)a & first) | ((i8)b & ~first));
 }
 
 // exp(weight * scale - the largest) in place, -INFINITY behind the `seen` ones; their sum.
