@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from itertools import product
 from types import SimpleNamespace
 
@@ -26,7 +27,7 @@ def row(method: str, kind: str, repeat: int, setting: tuple[float, str], **chang
         "prefill_seconds": 0.0, "predicted": 1.1 * rate, "text_digest": f"{kind} {setting}",
         "twin_digest": f"{kind} {setting}" if setting[1] == "coupling" else "", "divergence_at": None, "gap": None, "noise": None,
     }  # fmt: skip
-    return {**dict.fromkeys(Row._fields, 0), **known, **changes}
+    return {**dict.fromkeys([f.name for f in fields(Row)], 0), **known, **changes}
 
 
 def grid() -> SimpleNamespace:
