@@ -1,4 +1,4 @@
-"""Readings of a table of schedules by depth: prices of layers and heads, measured acceptance, and what a deeper model would do."""
+"""Readings of schedules by depth: prices of layers and heads, measured acceptance, and what a deeper model would do."""
 
 from __future__ import annotations
 
