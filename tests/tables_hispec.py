@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from itertools import product
 from types import SimpleNamespace
 
@@ -26,7 +27,21 @@ def row(method: str, kind: str, repeat: int, setting: tuple[float, str], **chang
         "prefill_seconds": 0.0, "predicted": 1.1 * rate, "text_digest": f"{kind} {setting}",
         "twin_digest": f"{kind} {setting}" if setting[1] == "coupling" else "", "divergence_at": None, "gap": None, "noise": None,
     }  # fmt: skip
-    return {**dict.fromkeys(Row._fields, 0), **known, **changes}
+    return {**dict.fromkeys([f.name for f in fields(Row)], 0), **known, **changes}
+
+
+PRICES = (1e-4, 1e-5, 2e-4, 5e-5)
+
+
+def judged(row: dict) -> dict:
+    """Seven of ten tokens stand at level 1, eight of ten at level 2; costs are PRICES, of 16 layers."""
+    layer, more, head, each = PRICES
+    deep, waits = row["method"] == "hispec", (row["n_d"], row["n_i"])
+    spans = (row["draft_exit"], (row["verify_exit"] or 16) - row["draft_exit"], 16 - row["verify_exit"])
+    cost = [span * (layer + more * n) + head + each * n for span, n in zip(spans, (1, waits[0] + 1, waits[1] + 1), strict=True)]
+    counts = {"actions_1": 10, "waiting_1": 10 * waits[0], "kept_1": 7, "decided_1": 10}
+    upper = {"actions_2": 10, "waiting_2": 10 * waits[1], "kept_2": 8, "decided_2": 10, "check_2_seconds": cost[2]}
+    return {"draft_seconds": cost[0], "check_1_seconds": cost[1], **counts, **(upper if deep else {})}
 
 
 def grid() -> SimpleNamespace:
@@ -36,7 +51,8 @@ def grid() -> SimpleNamespace:
             rate=170.0 - abs(d - 2) - abs(v - 4) - abs(n_d - 2) - abs(n_i - 4))
         for kind, d, v, n_d, n_i in product(("code", "prose"), (1, 2), (3, 4), (1, 2), (4, 6))
     ]  # fmt: skip
-    return tables.results("hispec_grid", schedules)
+    alone = [row("self_speculation", "code", 0, (0.0, "speculative"), draft_exit=d, n_d=k) for d in (1, 2) for k in (2, 4)]
+    return tables.results("hispec_grid", [{**each, **judged(each)} for each in schedules + alone])
 
 
 def contest(**changes) -> SimpleNamespace:
@@ -88,4 +104,6 @@ DRAWN = {
     "hispec_flash": lambda: figures.hispec_flash(flash()),
     "layer_passes": lambda: figures.layer_passes(passes()),
     "nested_prediction": lambda: figures.nested_prediction(contest()),
+    "nested_stages": lambda: figures.nested_stages(grid()),
+    "depth_forecast": lambda: figures.depth_forecast(grid(), quality()),
 }

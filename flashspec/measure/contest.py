@@ -79,12 +79,19 @@ class Decoding:
 
 def contest(models: Models, entries: Sequence[Entry], prompts: Sequence[Prompt], turns: Turns) -> Iterator[Record]:
     """Every entry on every prompt, A B A B within a prompt, turn after turn; warm-up turns are discarded."""
+    return (record for _, record in in_turns(models, entries, prompts, turns))
+
+
+def in_turns(
+    models: Models, entries: Sequence[Entry], prompts: Sequence[Prompt], turns: Turns
+) -> Iterator[tuple[Decoding, Record]]:
+    """The decodes of `contest`, each with its record while its stages and events are still there."""
     runs = [Decoding(models, entry, prompt, turns.new_tokens) for prompt in prompts for entry in entries]
     for turn in range(-turns.warmup, turns.repeats):
         for run in runs:
             record = run.record(turn)
             if turn >= 0:
-                yield record
+                yield run, record
 
 
 def texts(models: Models, entry: Entry, prompts: Iterable[Prompt], new_tokens: int) -> list[Text]:

@@ -13,7 +13,7 @@ from flashspec.decoding.generate import agreement
 from flashspec.decoding.models import Models
 from flashspec.decoding.rules import Waiting
 from flashspec.measure import clock
-from flashspec.measure.contest import Decoding, Entry, Record, Turns, joined_by_kind
+from flashspec.measure.contest import Entry, Record, Turns, in_turns, joined_by_kind
 from flashspec.measure.prompts import Prompt
 from flashspec.scores import Dice
 from flashspec.theory import Level, nested
@@ -51,12 +51,8 @@ def judged(events: Sequence[Event], stage: int) -> Judged:
 
 def climb(models: Models, entries: Sequence[Entry], prompts: Sequence[Prompt], turns: Turns) -> Iterator[Climb]:
     """Every entry on every prompt in turns, as `contest`, with what each level judged."""
-    runs = [Decoding(models, entry, prompt, turns.new_tokens) for prompt in prompts for entry in entries]
-    for turn in range(-turns.warmup, turns.repeats):
-        for run in runs:
-            record = run.record(turn)
-            if turn >= 0:
-                yield Climb(record, tuple(judged(run.events, stage) for stage in range(1, len(run.stages))))
+    for run, record in in_turns(models, entries, prompts, turns):
+        yield Climb(record, tuple(judged(run.events, stage) for stage in range(1, len(run.stages))))
 
 
 def climbs_by_kind(climbs: Sequence[Climb]) -> list[Climb]:

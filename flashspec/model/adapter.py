@@ -16,6 +16,7 @@ from torch import Tensor
 
 from flashspec.model.folder import read_config
 from flashspec.model.memory import refuse_bytes
+from flashspec.model.reader import RowReader
 
 PROBE = (5, 3, 7, 2, 4, 6)
 LOADERS = {
@@ -209,39 +210,23 @@ def _line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-class AdapterReader:
-    """Reads tokens through a whole transformers model; rewinding crops its cache. Satisfies `flashspec.model.reader.Reader`."""
+class AdapterReader(RowReader):
+    """Reads tokens through a whole transformers model; rewinding crops its cache."""
 
     below = None
 
     def __init__(self, model: Adapter, context: int | None = None) -> None:
-        self.model = model
-        self.context = min(model.config.context, context or model.config.context)
-        self.seen = self.rows_read = 0
-        self._cache = model.cache()
-        self._rows = torch.zeros(self.context, model.width, device=model.device)
+        room = min(model.config.context, context or model.config.context)
+        super().__init__(room, torch.zeros(room, model.width, device=model.device))
+        self.model, self._cache = model, model.cache()
 
     @property
     def layers(self) -> int:
         """Layers a token passes."""
         return self.model.config.layers
 
-    @property
-    def rows(self) -> Tensor:
-        """Rows by position [context, width]; valid below `seen`."""
-        return self._rows
-
-    @torch.inference_mode()
-    def read(self, tokens: Tensor) -> Tensor:
-        """Read what is missing of tokens [n]; rows [n, width] of all of them."""
-        n = len(tokens)
-        if n > self.context:
-            raise ValueError(f"{n} tokens do not fit the context of {self.context}; shorten the prompt or max_new_tokens")
-        if n > self.seen:
-            self._rows[self.seen : n] = self.model.run(tokens[self.seen :], self._cache)
-            self.rows_read += n - self.seen
-            self.seen = n
-        return self._rows[:n]
+    def _fresh(self, tokens: Tensor) -> Tensor:
+        return self.model.run(tokens[self.seen :], self._cache)
 
     def rewind(self, n: int) -> None:
         """Forget all but the first n tokens."""
@@ -249,4 +234,4 @@ class AdapterReader:
             self._cache = self.model.cache()
         elif n < self.seen:
             self._cache.crop(n - self.seen)
-        self.seen = min(self.seen, n)
+        super().rewind(n)

@@ -29,7 +29,40 @@ class Reader(Protocol):
         """Forget all but the first n tokens."""
 
 
-class SpanReader:
+class RowReader:
+    """What every reader of a model keeps: rows by position, how far it has read, and how many rows it has computed."""
+
+    def __init__(self, context: int, rows: Tensor) -> None:
+        self.context, self._rows = context, rows
+        self.seen = self.rows_read = 0
+
+    @property
+    def rows(self) -> Tensor:
+        """Rows by position [context, width]; valid below `seen`."""
+        return self._rows
+
+    @torch.inference_mode()
+    def read(self, tokens: Tensor) -> Tensor:
+        """Read what is missing of tokens [n] (int64, on the model's device); rows [n, width] of all of them."""
+        n = len(tokens)
+        if n > self.context:
+            raise ValueError(f"{n} tokens do not fit the context of {self.context}; shorten the prompt or max_new_tokens")
+        if n > self.seen:
+            self._rows[self.seen : n] = self._fresh(tokens)
+            self.rows_read += n - self.seen
+            self.seen = n
+        return self._rows[:n]
+
+    def _fresh(self, tokens: Tensor) -> Tensor:
+        """Rows [n - seen, width] of the tokens that were not read yet."""
+        raise NotImplementedError
+
+    def rewind(self, n: int) -> None:
+        """Forget all but the first n tokens."""
+        self.seen = min(self.seen, n)
+
+
+class SpanReader(RowReader):
     """Reads tokens through layers start..stop of a model, or the rows of the reader below it.
 
     The cache is allocated once; rewinding moves one integer, and stale entries are overwritten before they are read.
@@ -42,42 +75,23 @@ class SpanReader:
         self.model, self.below = model, below
         self.stop: int = model.config.layers if stop is None else stop
         self.start = below.stop if below else 0
-        self.context = min(model.config.context, context or model.config.context)
-        self.seen = self.rows_read = 0
+        room = min(model.config.context, context or model.config.context)
         if not self.start < self.stop <= model.config.layers:
             raise ValueError(f"a span must end between layer {self.start + 1} and {model.config.layers}, got {self.stop}")
-        self.engine = engine_for(model, self.start, self.stop, self.context)
-        self._rows = torch.zeros(self.context, model.config.hidden, dtype=self.engine.row_dtype, device=model.embed.weight.device)
+        self.engine = engine_for(model, self.start, self.stop, room)
+        rows = torch.zeros(room, model.config.hidden, dtype=self.engine.row_dtype, device=model.embed.weight.device)
+        super().__init__(room, rows)
 
     @property
     def layers(self) -> int:
         """Layers a token passes in this span."""
         return self.stop - self.start
 
-    @property
-    def rows(self) -> Tensor:
-        """Hidden rows by position [context, hidden]; valid below `seen`."""
-        return self._rows
-
-    @torch.inference_mode()
-    def read(self, tokens: Tensor) -> Tensor:
-        """Read what is missing of tokens [n] (int64, on the model's device); rows [n, hidden] of all of them."""
-        n = len(tokens)
-        if n > self.context:
-            raise ValueError(f"{n} tokens do not fit the context of {self.context}; shorten the prompt or max_new_tokens")
-        if n > self.seen:
-            fresh = self._input(tokens)
-            self._rows[self.seen : n] = self.engine.run(fresh, self.seen)
-            self.rows_read += n - self.seen
-            self.seen = n
-        return self._rows[:n]
+    def _fresh(self, tokens: Tensor) -> Tensor:
+        return self.engine.run(self._input(tokens), self.seen)
 
     def _input(self, tokens: Tensor) -> Tensor:
         """What the first layer of the span takes: embeddings, or the rows below."""
         if self.below is None:
             return self.engine.embed(tokens[self.seen :])
         return self.below.read(tokens)[self.seen :].clone()
-
-    def rewind(self, n: int) -> None:
-        """Forget all but the first n tokens."""
-        self.seen = min(self.seen, n)

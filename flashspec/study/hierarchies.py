@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -16,42 +16,44 @@ from flashspec.measure import clock
 from flashspec.measure.bench import text_digest
 from flashspec.measure.contest import Entry, Turns, texts
 from flashspec.measure.levels import Climb, Costs, Judged, climb, climbs_by_kind, foretold, stage_costs
-from flashspec.measure.prompts import Prompt, first_of_each_kind
+from flashspec.measure.prompts import Prompt, first_of_each_kind, load_prompts
 from flashspec.scores import Sampling
 from flashspec.study.experiments.end_to_end import BASELINE, Setting, divergences, evidence
-from flashspec.study.pairs import models_of
+from flashspec.study.pairs import at_least, models_of, samplings
+from flashspec.study.rows import COUNTS, Counted, Timed
 
-COUNTS = ("rounds", "drafted", "accepted", "emitted", "forwards", "layer_tokens", "bytes", "flops")
 
+@dataclass(frozen=True)
+class Stacked:
+    """The exits and bursts of a hierarchy, and the sampling; exits are 0 where the method has none."""
 
-class Row(NamedTuple):
-    """One method on the prompts of one kind in one turn.
-
-    Exits are 0 where the method has none; level 1 is the lowest verifier, level 2 the next; `predicted` is the rate that the
-    costs measured beside it and its own acceptance foretell. Twin and divergence columns are as in `end_to_end`.
-    """
-
-    draft: str
-    method: str
-    finalize: str
-    head: str
-    probes: int
     draft_exit: int
     verify_exit: int
     n_d: int
     n_i: int
     temperature: float
     rule: str
-    kind: str
-    prompts: int
-    rounds: int
-    drafted: int
-    accepted: int
-    emitted: int
-    forwards: int
-    layer_tokens: int
-    bytes: int
-    flops: int
+
+
+@dataclass(frozen=True)
+class Writer:
+    """What drafts, with which head."""
+
+    draft: str
+    method: str
+    finalize: str
+    head: str
+    probes: int
+
+
+@dataclass(frozen=True)
+class Row(Counted, Stacked, Writer):
+    """One method on the prompts of one kind in one turn.
+
+    Level 1 is the lowest verifier, level 2 the next; `predicted` is the rate that the
+    costs measured beside it and its own acceptance foretell. Twin and divergence columns are as in `end_to_end`.
+    """
+
     actions_1: int
     waiting_1: int
     kept_1: int
@@ -73,6 +75,29 @@ class Row(NamedTuple):
     divergence_at: int | None
     gap: float | None
     noise: float | None
+
+
+@dataclass(frozen=True)
+class Schedules(Timed):
+    """Parameters of experiments that tune self-speculation and HiSpec; exits are layers from the bottom."""
+
+    draft: str = "main"  # draft model that is loaded beside the target
+    self_exits: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7, 8)  # exits of self-speculation
+    ks: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10)  # drafted tokens a check, of methods with one verifier
+    draft_exits: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7)  # HiSpec's draft exits
+    verify_exits: tuple[int, ...] = (2, 3, 4, 5, 6, 7, 8)  # HiSpec's intermediate verifiers
+    n_ds: tuple[int, ...] = (1, 2, 3, 4)  # tokens drafted before the intermediate verifier acts
+    n_is: tuple[int, ...] = (2, 3, 4, 5, 6, 7, 8)  # tokens that wait before the whole model acts
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(self, self_exits=1, ks=1, draft_exits=1, verify_exits=1, n_ds=1, n_is=1, new_tokens=4)
+        pairs_of(self.draft_exits, self.verify_exits)
+
+    @property
+    def pairs(self) -> list[tuple[int, int]]:
+        """HiSpec's exits, all in rising order."""
+        return pairs_of(self.draft_exits, self.verify_exits)
 
 
 @dataclass(frozen=True)
@@ -114,6 +139,15 @@ def pairs_of(draft_exits: Sequence[int], verify_exits: Sequence[int]) -> list[tu
     if not found:
         raise ValueError(f"no verify exit lies above a draft exit in {tuple(draft_exits)} and {tuple(verify_exits)}")
     return found
+
+
+def timed(params: Any, entries_of: Callable[[Any, Sampling], list[Entry]]) -> Iterator[Row]:
+    """Every sampling's entries in turns, with costs, twins and certificates; `params` are `Timed`, with a `draft`."""
+    models = models_of(params.target, params.draft, params.dtype, params.weights)
+    prompts = load_prompts(params.prompts or None, params.per_kind)
+    plan = Plan(Turns(params.new_tokens, params.repeats, 1), params.target, params.draft, twins=True)
+    for sampling in samplings(params.temperatures, params.rules, params.seed):
+        yield from rows_of(models, entries_of(params, sampling), prompts, plan)
 
 
 def rows_of(models: Models, entries: Sequence[Entry], prompts: Sequence[Prompt], plan: Plan) -> Iterator[Row]:

@@ -48,10 +48,10 @@ def samplings(temperatures: Sequence[float], rules: Sequence[str], seed: int) ->
 
 
 def at_least(params: Any, **least: int) -> None:
-    """Refuse a field, or a member of a tuple field, that lies below its least value, and an empty tuple."""
+    """Refuse a field, or a member of a tuple or list field, that lies below its least value, and an empty tuple."""
     for name, low in least.items():
         value = getattr(params, name)
-        values = value if isinstance(value, tuple) else (value,)
+        values = value if isinstance(value, (tuple, list)) else (value,)
         if not values or min(values) < low:
             raise ValueError(f"{name} must be at least {low}, got {min(values) if values else 'none'}")
 

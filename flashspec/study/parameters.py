@@ -43,11 +43,14 @@ def comments(source: str) -> dict[str, str]:
 
 
 def field_comments(kind: type) -> dict[str, str]:
-    """`comments` of a class's source, empty where there is no source."""
-    try:
-        return comments(textwrap.dedent(inspect.getsource(kind)))
-    except (OSError, TypeError):
-        return {}
+    """`comments` of the source of a class and its bases, its own first; empty where there is no source."""
+    found: dict[str, str] = {}
+    for each in reversed(kind.__mro__):
+        try:
+            found |= comments(textwrap.dedent(inspect.getsource(each)))
+        except (OSError, TypeError):
+            continue
+    return found
 
 
 def parse(kind: type, values: Mapping[str, Any]) -> Any:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import NamedTuple
 
 from flashspec.decoding.generate import Stats
 from flashspec.heads.registry import HEADS
@@ -15,6 +14,7 @@ from flashspec.measure.repetition import repetition
 from flashspec.scores import Sampling
 from flashspec.study.experiment import Experiment
 from flashspec.study.pairs import among, at_least, drafting, folders, models_of, samplings
+from flashspec.study.rows import Kept
 
 
 @dataclass(frozen=True)
@@ -40,20 +40,21 @@ class Params:
         drafting("flash", self.probes, k=self.k)
 
 
-class Row(NamedTuple):
-    """Counts of one method on all prompts of one kind; `repeated_n` is the mean share of n-grams that a text repeats."""
+@dataclass(frozen=True)
+class Drafting:
+    """What drafted, and under which sampling."""
 
     draft: str
     method: str
     temperature: float
     rule: str
     k: int
-    kind: str
-    prompts: int
-    rounds: int
-    drafted: int
-    accepted: int
-    emitted: int
+
+
+@dataclass(frozen=True)
+class Row(Kept, Drafting):
+    """Counts of one method on all prompts of one kind; `repeated_n` is the mean share of n-grams that a text repeats."""
+
     repeated_1: float
     repeated_2: float
     repeated_3: float

@@ -19,45 +19,34 @@ from flashspec.measure.prompts import Prompt, first_of_each_kind, load_prompts
 from flashspec.scores import Sampling
 from flashspec.study.experiment import Experiment
 from flashspec.study.pairs import among, at_least, drafting, folders, models_of, samplings
+from flashspec.study.rows import COUNTS, Counted, Timed
 
 BASELINE = "baseline"
-COUNTS = ("rounds", "drafted", "accepted", "emitted", "forwards", "layer_tokens", "bytes", "flops")
 
 
 @dataclass(frozen=True)
-class Params:
+class Params(Timed):
     """What to run. A draft is "main", "shallow" or a checkpoint folder; an empty `prompts` means the shipped file."""
 
-    target: str = "reference"  # target model: shipped name or folder
     drafts: tuple[str, ...] = ("main", "shallow")  # draft models: shipped names or folders
     methods: tuple[str, ...] = ("dense", "int8", "flash")  # heads of the draft; plain decoding always runs beside them
     finalizes: tuple[str, ...] = ("eager", "deferred")  # when the target reads its own final token
-    temperatures: tuple[float, ...] = (0.0, 1.0)  # 0 is greedy
-    rules: tuple[str, ...] = ("coupling", "speculative")  # acceptance rules; at T = 0 only the first
     ks: tuple[int, ...] = (2, 4)  # drafted tokens a check
     probes: tuple[int, ...] = (128,)  # clusters that FlashHead scores
-    weights: str = "dense"  # target weights: dense (AWQ dequantised) or int4
-    dtype: str = "bfloat16"  # of the timed runs; twins run in float32
-    prompts: str = ""  # prompts file
-    per_kind: int = 1  # prompts of each kind
     new_tokens: int = 48  # tokens emitted a prompt, whatever the stop tokens
     repeats: int = 4  # kept turns
-    seed: int = 0  # of sampling
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         among("methods", self.methods, HEADS)
-        at_least(self, ks=1, probes=1, repeats=1, per_kind=1, new_tokens=2)
-        samplings(self.temperatures, self.rules, self.seed)
+        at_least(self, ks=1, probes=1)
         for finalize in self.finalizes:
             drafting("dense", finalize=finalize)
 
 
-class Row(NamedTuple):
-    """One entry on the prompts of one kind in one turn; parts are those measured in the same turn.
-
-    `twin_digest` is the text of the float32 twin on the kind's first prompt ("" where none was run); divergence columns
-    are empty where the timed text equals plain decoding's.
-    """
+@dataclass(frozen=True)
+class Drafting:
+    """What drafted, and under which sampling."""
 
     draft: str
     method: str
@@ -66,16 +55,16 @@ class Row(NamedTuple):
     rule: str
     k: int
     probes: int
-    kind: str
-    prompts: int
-    rounds: int
-    drafted: int
-    accepted: int
-    emitted: int
-    forwards: int
-    layer_tokens: int
-    bytes: int
-    flops: int
+
+
+@dataclass(frozen=True)
+class Row(Counted, Drafting):
+    """One entry on the prompts of one kind in one turn; parts are those measured in the same turn.
+
+    `twin_digest` is the text of the float32 twin on the kind's first prompt ("" where none was run); divergence columns
+    are empty where the timed text equals plain decoding's.
+    """
+
     seconds: float
     repeat: int
     text_digest: str

@@ -7,50 +7,36 @@ from dataclasses import dataclass, replace
 
 from flashspec.decoding.hierarchy import hispec, self_speculation
 from flashspec.decoding.method import Method
-from flashspec.measure.contest import Entry, Turns
-from flashspec.measure.prompts import load_prompts
+from flashspec.measure.contest import Entry
 from flashspec.scores import Sampling
 from flashspec.study import hierarchies
 from flashspec.study.experiment import Experiment
-from flashspec.study.hierarchies import Plan, Row, entry_of
-from flashspec.study.pairs import at_least, folders, models_of, samplings
+from flashspec.study.hierarchies import Row, entry_of
+from flashspec.study.pairs import at_least, folders
+from flashspec.study.rows import Timed, points
 
 
 @dataclass(frozen=True)
-class Params:
+class Params(Timed):
     """Which exits draft, with a dense head and with a FlashHead, alone and below an intermediate verifier."""
 
-    target: str = "reference"  # target model: shipped name or folder
     draft: str = "main"  # draft model that is loaded beside it
     draft_exits: tuple[int, ...] = (1, 2, 3)  # exits that draft
     verify_exit: int = 4  # HiSpec's intermediate verifier
     n_d: int = 3  # tokens drafted before the verifier above acts
     n_i: int = 6  # tokens that wait before the whole model acts
     probes: tuple[int, ...] = (32, 64, 128, 256)  # clusters that FlashHead scores
-    temperatures: tuple[float, ...] = (0.0, 1.0)  # 0 is greedy
-    rules: tuple[str, ...] = ("coupling", "speculative")  # acceptance rules; at T = 0 only the first
-    weights: str = "dense"  # target weights: dense (AWQ dequantised) or int4
-    dtype: str = "bfloat16"  # of the timed runs; twins run in float32
-    prompts: str = ""  # prompts file; empty means the shipped one
-    per_kind: int = 1  # prompts of each kind
-    new_tokens: int = 96  # tokens emitted a prompt, whatever the stop tokens
-    repeats: int = 5  # kept turns
-    seed: int = 0  # of sampling
 
     def __post_init__(self) -> None:
-        at_least(self, draft_exits=1, n_d=1, n_i=1, probes=1, repeats=1, per_kind=1, new_tokens=4)
-        samplings(self.temperatures, self.rules, self.seed)
+        super().__post_init__()
+        at_least(self, draft_exits=1, n_d=1, n_i=1, probes=1, new_tokens=4)
         if max(self.draft_exits) >= self.verify_exit:
             raise ValueError(f"draft_exits must lie below verify_exit = {self.verify_exit}, got {self.draft_exits}")
 
 
 def measure(params: Params) -> Iterator[Row]:
     """Time both hierarchies with a dense head and with FlashHead on the draft exit, beside plain decoding."""
-    models = models_of(params.target, params.draft, params.dtype, params.weights)
-    prompts = load_prompts(params.prompts or None, params.per_kind)
-    plan = Plan(Turns(params.new_tokens, params.repeats, 1), params.target, params.draft, twins=True)
-    for sampling in samplings(params.temperatures, params.rules, params.seed):
-        yield from hierarchies.rows_of(models, entries_of(params, sampling), prompts, plan)
+    yield from hierarchies.timed(params, entries_of)
 
 
 def entries_of(params: Params, sampling: Sampling) -> list[Entry]:
@@ -68,12 +54,6 @@ def entries_of(params: Params, sampling: Sampling) -> list[Entry]:
 def headed(params: Params, method: Method) -> list[Method]:
     """A method with its dense head, and with a FlashHead at every number of probes."""
     return [method, *(replace(method, head="flash", probes=probes) for probes in params.probes)]
-
-
-def points(params: Params) -> list[Params]:
-    """One point a temperature and rule."""
-    found = samplings(params.temperatures, params.rules, params.seed)
-    return [replace(params, temperatures=(s.temperature,), rules=(s.rule,)) for s in found]
 
 
 SMOKE = Params(draft_exits=(2,), probes=(64,), temperatures=(0.0,), new_tokens=8, repeats=1)

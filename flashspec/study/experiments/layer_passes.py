@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 from flashspec.decoding.hierarchy import hispec, self_speculation
 from flashspec.decoding.method import METHODS, Method
@@ -13,49 +12,47 @@ from flashspec.measure.contest import Entry, Turns
 from flashspec.measure.levels import Climb, climb, climbs_by_kind
 from flashspec.measure.prompts import Prompt, load_prompts
 from flashspec.study.experiment import Experiment
-from flashspec.study.hierarchies import pairs_of
+from flashspec.study.hierarchies import Stacked, pairs_of
 from flashspec.study.pairs import at_least, folders, models_of, samplings
+from flashspec.study.rows import Decoded, points
 from flashspec.theory import Level, layer_tokens_per_token
 
 
 @dataclass(frozen=True)
-class Params:
+class Params(Decoded):
     """Which hierarchies to count; counts only, no clock."""
 
-    target: str = "reference"  # target model: shipped name or folder
     draft: str = "main"  # draft model that is loaded beside it
     draft_exits: tuple[int, ...] = (1, 2)  # exits that draft
     verify_exits: tuple[int, ...] = (4,)  # HiSpec's intermediate verifiers
     n_ds: tuple[int, ...] = (1, 2, 3, 4)  # tokens drafted before the verifier above acts
     n_is: tuple[int, ...] = (4,)  # tokens that wait before the whole model acts
-    temperatures: tuple[float, ...] = (0.0, 1.0)  # 0 is greedy
     rules: tuple[str, ...] = ("speculative",)  # acceptance rules
-    prompts: str = ""  # prompts file; empty means the shipped one
     per_kind: int = 4  # prompts of each kind
     new_tokens: int = 64  # tokens emitted a prompt
-    seed: int = 0  # of sampling
 
     def __post_init__(self) -> None:
-        at_least(self, draft_exits=1, verify_exits=1, n_ds=1, n_is=1, per_kind=1, new_tokens=2)
-        samplings(self.temperatures, self.rules, self.seed)
+        super().__post_init__()
+        at_least(self, draft_exits=1, verify_exits=1, n_ds=1, n_is=1)
         pairs_of(self.draft_exits, self.verify_exits)
 
 
-class Row(NamedTuple):
+@dataclass(frozen=True)
+class Shared:
+    """What drafts, and whether its stages share caches and rows."""
+
+    method: str
+    reuse: bool
+
+
+@dataclass(frozen=True)
+class Row(Stacked, Shared):
     """Counts of one method on all prompts of one kind.
 
     `layer_tokens` include the prompt's reading, `prompt_layer_tokens` of them; `expected` is the closed form's mean for each
     final token at the acceptance of these very prompts.
     """
 
-    method: str
-    reuse: bool
-    draft_exit: int
-    verify_exit: int
-    n_d: int
-    n_i: int
-    temperature: float
-    rule: str
     kind: str
     prompts: int
     emitted: int
@@ -116,12 +113,6 @@ def expected(each: Climb, method: Method, stops: tuple[int, ...]) -> float:
     bursts = (method.k, *[method.interval] * len(each.levels))
     levels = [Level(j.alpha, every, 0.0) for j, every in zip(each.levels, bursts, strict=False)]
     return layer_tokens_per_token(levels, stops, method.reuse)
-
-
-def points(params: Params) -> list[Params]:
-    """One point a temperature and rule."""
-    found = samplings(params.temperatures, params.rules, params.seed)
-    return [replace(params, temperatures=(s.temperature,), rules=(s.rule,)) for s in found]
 
 
 SMOKE = Params(draft_exits=(2,), n_ds=(2,), temperatures=(0.0,), per_kind=1, new_tokens=8)

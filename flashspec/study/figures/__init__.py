@@ -2,6 +2,7 @@
 
 from flashspec.study.figures.costs import dilution, draft_step, probes, projection
 from flashspec.study.figures.decoding import acceptance, blocks, prediction, throughput
+from flashspec.study.figures.depths import depth_forecast, nested_stages
 from flashspec.study.figures.hierarchies import (
     exit_agreement,
     hierarchy,
@@ -17,6 +18,7 @@ from flashspec.study.figures.waterfall import waterfall
 __all__ = [
     "acceptance",
     "blocks",
+    "depth_forecast",
     "dilution",
     "draft_step",
     "exit_agreement",
@@ -27,6 +29,7 @@ __all__ = [
     "layer_passes",
     "ledger",
     "nested_prediction",
+    "nested_stages",
     "peers",
     "prediction",
     "probes",

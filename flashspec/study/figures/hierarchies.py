@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from flashspec.study import heights
+from flashspec.study.figures.panels import panels
 from flashspec.study.readings import where
 from flashspec.study.style import NAMES, canvas, colour, drawn
 
@@ -116,14 +117,8 @@ def hispec_flash(results: Any, method: str = "hispec") -> Figure:
 @drawn
 def layer_passes(results: Any) -> Figure:
     """Layer-tokens for each final token, counted (bars) and by the closed form (marks), with and without shared caches."""
-    table = heights.passes(results.frame)
-    temperatures = sorted(table["temperature"].unique())
-    figure, axes = canvas(len(temperatures), 3.8, sharey=True)
-    for axis, temperature in zip(axes, temperatures, strict=True):
-        passes_at(axis, where(table, temperature=temperature))
-        axis.set_title(f"T = {temperature:g}")
-    axes[0].set_ylabel("layer-tokens for each final token")
-    return figure
+    words = ("T = {:g}", "layer-tokens for each final token")
+    return panels(heights.passes(results.frame), "temperature", passes_at, words, height=3.8)
 
 
 def passes_at(axis: Axes, table: DataFrame) -> None:

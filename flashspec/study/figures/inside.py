@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from flashspec.study import readings
+from flashspec.study.figures.panels import panels
 from flashspec.study.style import NAMES, PARTS, canvas, colour, drawn
 
 if TYPE_CHECKING:
@@ -53,14 +54,7 @@ def formats(results: Any) -> Figure:
 @drawn
 def peers(results: Any) -> Figure:
     """Tokens per second of transformers and flashspec with the same models, plain and with a draft at its best k."""
-    table = readings.peer_rates(results.frame)
-    dtypes = sorted(table["dtype"].unique())
-    figure, axes = canvas(len(dtypes), 3.2, sharey=True)
-    for axis, dtype in zip(axes, dtypes, strict=True):
-        peer_bars(axis, readings.where(table, dtype=dtype))
-        axis.set_title(f"{dtype}, greedy")
-    axes[0].set_ylabel("tokens per second")
-    return figure
+    return panels(readings.peer_rates(results.frame), "dtype", peer_bars, ("{}, greedy", "tokens per second"), height=3.2)
 
 
 def peer_bars(axis: Axes, table: Any) -> None:
