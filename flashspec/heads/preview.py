@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from flashspec.heads.base import Norm, check_rows, fused, project, rescore, weight_of
+from flashspec.heads.base import Norm, WeightHead, fused, project, rescore, weight_of
 from flashspec.scores import Dice, Scores
 
 
 @dataclass(frozen=True)
-class PreviewHead:
+class PreviewHead(WeightHead):
     """Exact logits of the `candidates` ids that look best in the weight's `rank` strongest directions.
 
     The others have probability zero and are left to the verifier. `basis` [rank, hidden] are right singular vectors of the
@@ -46,16 +46,6 @@ class PreviewHead:
         return made.with_shortlist(candidates)
 
     @property
-    def vocab_size(self) -> int:
-        """Ids run from 0 to vocab_size - 1, whether or not a call scores them exactly."""
-        return self.weight.shape[0]
-
-    @property
-    def hidden(self) -> int:
-        """Width of the rows it reads."""
-        return self.weight.shape[1]
-
-    @property
     def rank(self) -> int:
         """Directions of the preview."""
         return self.basis.shape[0]
@@ -68,8 +58,7 @@ class PreviewHead:
     @torch.no_grad()
     def __call__(self, rows: Tensor, positions: Tensor | None = None, dice: Dice | None = None) -> Scores:
         """Scores [n, candidates] of rows [n, hidden], ids rising."""
-        check_rows(rows, self.hidden)
-        states = self.norm(rows)
+        states = self.states(rows)
         looks = project(project(states, self.basis), self.preview)
         ids = looks.topk(self.candidates, sorted=False).indices.sort(1).values
         return Scores(ids, rescore(states, self.weight, ids))

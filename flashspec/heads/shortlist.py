@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from flashspec.heads.base import Norm, check_rows, fused, project, weight_of
+from flashspec.heads.base import Norm, WeightHead, fused, project, weight_of
 from flashspec.heads.storage import identity, read, refuse_another, write
 from flashspec.scores import Dice, Scores
 
@@ -33,7 +33,7 @@ def ranked_by_frequency(tokens: Tensor, vocab_size: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class ShortlistHead:
+class ShortlistHead(WeightHead):
     """Exact logits of the first `size` of the `ranked` ids; the others have probability zero and are left to the verifier.
 
     `ids` [size] rise, and `rows` [size, hidden] is a contiguous copy of their rows.
@@ -63,16 +63,6 @@ class ShortlistHead:
         return cls(fused(norm), weight, ranked, size, ids, weight[ids])
 
     @property
-    def vocab_size(self) -> int:
-        """Ids run from 0 to vocab_size - 1, whether or not they are on the list."""
-        return self.weight.shape[0]
-
-    @property
-    def hidden(self) -> int:
-        """Width of the rows it reads."""
-        return self.weight.shape[1]
-
-    @property
     def rows_scored(self) -> int:
         """Inner products for each hidden row."""
         return self.size
@@ -80,8 +70,7 @@ class ShortlistHead:
     @torch.no_grad()
     def __call__(self, rows: Tensor, positions: Tensor | None = None, dice: Dice | None = None) -> Scores:
         """Scores [n, size] of rows [n, hidden]."""
-        check_rows(rows, self.hidden)
-        return Scores(self.ids.expand(len(rows), -1), project(self.norm(rows), self.rows))
+        return Scores(self.ids.expand(len(rows), -1), project(self.states(rows), self.rows))
 
     def bytes_read(self, rows: int) -> int:
         """The listed rows, once, however many hidden rows share the reading."""
