@@ -6,7 +6,7 @@ what the target itself wrote.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -47,16 +47,13 @@ class ShortlistHead(WeightHead):
     rows: Tensor
 
     @classmethod
-    def build(
-        cls, weight: Tensor, norm: Norm | None = None, ranked: Tensor | None = None, size: int | None = None
-    ) -> ShortlistHead:
-        """Keep `size` (a quarter, if not given) of the ids `ranked` [m], best first.
+    def build(cls, weight: Tensor, ranked: Tensor, norm: Norm | None = None, size: int | None = None) -> ShortlistHead:
+        """Keep `size` (a quarter of the vocabulary, if not given) of the ids `ranked` [m], best first.
 
-        Without a ranking the ids' own order is taken, which in a BPE vocabulary is that of the merges: the more frequent pair
-        was merged first. Raises ValueError where ids repeat or do not exist, or there are fewer than `size`.
+        Raises ValueError where ids repeat or do not exist, or there are fewer than `size`.
         """
         weight = weight_of(weight)
-        ranked = torch.arange(len(weight)) if ranked is None else ranked.long()
+        ranked = ranked.long()
         size = -(-len(weight) // 4) if size is None else size
         _refuse(ranked, size, len(weight))
         ids = ranked[:size].sort().values.to(weight.device)
@@ -78,7 +75,7 @@ class ShortlistHead(WeightHead):
 
     def with_shortlist(self, size: int) -> ShortlistHead:
         """This head with another number of ids."""
-        return replace(ShortlistHead.build(self.weight, None, self.ranked, size), norm=self.norm)
+        return ShortlistHead.build(self.weight, self.ranked, self.norm, size)
 
     def save(self, path: Path | str) -> None:
         """Write the ranking (not the weight) to a safetensors file."""
@@ -89,7 +86,7 @@ class ShortlistHead(WeightHead):
         """Read what `save` wrote for this weight; ValueError where it is another one."""
         tensors, facts = read(Path(path), KEY)
         refuse_another(Path(path), facts, weight)
-        return cls.build(weight, norm, tensors["ranked"].long(), facts["size"])
+        return cls.build(weight, tensors["ranked"], norm, facts["size"])
 
 
 def _refuse(ranked: Tensor, size: int, vocab: int) -> None:
