@@ -35,8 +35,8 @@ class PreviewHead(WeightHead):
         """
         weight = weight_of(weight)
         vocab, width = weight.shape
-        rank = min(width, -(-width // 64) * 8) if rank is None else rank
-        candidates = -(-vocab // 64) if candidates is None else candidates
+        rank = sizes(vocab, width)[0] if rank is None else rank
+        candidates = sizes(vocab, width)[1] if candidates is None else candidates
         if not 1 <= rank <= width:
             raise ValueError(f"rank must lie between 1 and the width {width}, got {rank}")
         basis = _directions(weight, rank)
@@ -72,6 +72,11 @@ class PreviewHead(WeightHead):
         if not 1 <= candidates <= self.vocab_size:
             raise ValueError(f"candidates must lie between 1 and the {self.vocab_size} ids, got {candidates}")
         return replace(self, candidates=candidates)
+
+
+def sizes(vocab: int, width: int) -> tuple[int, int]:
+    """Rank and candidates where none are given."""
+    return min(width, -(-width // 64) * 8), -(-vocab // 64)
 
 
 def _directions(weight: Tensor, rank: int) -> Tensor:

@@ -2,6 +2,15 @@
 
 from flashspec.study.figures.costs import dilution, draft_step, probes, projection
 from flashspec.study.figures.decoding import acceptance, blocks, prediction, throughput
+from flashspec.study.figures.heads import (
+    depth_times_head,
+    head_bands,
+    head_choice,
+    head_clusters,
+    head_cost,
+    head_recall,
+    head_tar,
+)
 from flashspec.study.figures.hierarchies import (
     exit_agreement,
     hierarchy,
@@ -17,10 +26,17 @@ from flashspec.study.figures.waterfall import waterfall
 __all__ = [
     "acceptance",
     "blocks",
+    "depth_times_head",
     "dilution",
     "draft_step",
     "exit_agreement",
     "formats",
+    "head_bands",
+    "head_choice",
+    "head_clusters",
+    "head_cost",
+    "head_recall",
+    "head_tar",
     "hierarchy",
     "hispec_flash",
     "hispec_heat",
