@@ -112,7 +112,7 @@ def banded(held: HeldOut, head: Any, params: Params, facts: tuple, needed: Tenso
     same, mass = judged(head, held)
     cost = (head.rows_scored, head.vocab_size, head.bytes_read(1))
     for band, inside in held.bands(params.edges).items():
-        counts = (int(inside.sum()), int(same[inside].sum()), float(mass[inside].sum()))
+        counts = (int(inside.sum()), int(same[inside].sum()), round(float(mass[inside].double().sum()), 3))
         yield Row(*facts, *cost, band, *counts, *percentiles(needed, inside))
 
 

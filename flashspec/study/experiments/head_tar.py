@@ -130,7 +130,7 @@ def seen_by(held: HeldOut, method: Method) -> Seen:
     head = head.with_probes(method.probes) if method.probes else head
     head = head.with_shortlist(method.shortlist) if method.shortlist else head
     same, mass = judged(head, held)
-    return Seen(len(same), int(same.sum()), float(mass.sum()))
+    return Seen(len(same), int(same.sum()), round(float(mass.double().sum()), 3))
 
 
 def row(record: Record, entry: Entry, facts: tuple[str, int], seen: Seen) -> Row:
