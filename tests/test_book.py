@@ -97,7 +97,12 @@ def test_every_citation_is_in_the_bibliography() -> None:
     assert cited <= known
 
 
-@pytest.mark.parametrize("chapter", ["01_projection", "02_draft_step", "03_end_to_end"])
+CHAPTERS = [
+    "01_projection", "02_draft_step", "03_end_to_end", "05_head_recall", "06_head_cost", "07_head_tar", "08_depth_times_head",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
 def test_a_chapters_parameters_are_those_of_its_experiment(chapter: str) -> None:
     pytest.importorskip("papermill")
     from flashspec.study.notebooks import disagreements

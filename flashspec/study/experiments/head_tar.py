@@ -17,6 +17,10 @@ from flashspec.study.pairs import among, at_least, folders
 from flashspec.study.rows import LIVE, HeldOut, Source, halves, held_out, judged
 
 BASELINE = "baseline"
+FAMILY = (
+    "dense", "int8", "int4", "flash", "flash_int8", "flash_int4", "ivf", "ivfpq", "hnsw", "fr_spec", "vocab_trim", "in_context",
+    "preview",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,7 @@ class Params:
 
     target: str = "reference"  # target model: shipped name or folder
     draft: str = "main"  # draft model: shipped name or folder
-    heads: tuple[str, ...] = tuple(name for name in HEADS if name != "flash_best")  # plain decoding runs beside them
+    heads: tuple[str, ...] = FAMILY  # heads of the draft; plain decoding runs beside them
     probes: tuple[int, ...] = (32, 64, 128, 256)  # clusters that a FlashHead scores
     shortlists: tuple[int, ...] = (512, 2048)  # ids that a head with a shortlist scores exactly
     temperatures: tuple[float, ...] = (0.0, 0.7, 1.0)  # 0 is greedy
