@@ -139,7 +139,6 @@ def test_a_ranking_is_counted_in_a_text_and_kept_beside_the_draft(tmp_path):
     model = load_transformer(draft)
     head = head_named("fr_spec", Origin(model.head_weight, model.norm, draft))
     tokens = torch.tensor(Tokenizer.from_file(str(draft / "tokenizer.json")).encode(text.read_text()).ids)
-    assert torch.equal(head.ranked[:2], ranked_by_frequency(tokens, tiny.VOCAB)[:2])
-    assert not torch.equal(head.ranked[:2], torch.arange(2))
+    assert int(head.ranked[0]) == int(ranked_by_frequency(tokens, tiny.VOCAB)[0]) != 0
     with pytest.raises(ValueError, match="flashspec draft rank --head vocab_trim"):
         head_named("vocab_trim", Origin(model.head_weight, model.norm, draft))

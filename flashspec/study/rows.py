@@ -72,7 +72,7 @@ class HeldOut:
     @cached_property
     def wanted(self) -> Tensor:
         """The dense head's best id [n] for every judging row."""
-        return self.chances.argmax(1)
+        return torch.cat([self.dense(part).logits.argmax(1) for part in self.judging.split(AT_ONCE)])
 
     def ranked(self, name: str) -> Tensor:
         """Ids by frequency in the tuning texts, or in what the target wrote of them for "vocab_trim"."""

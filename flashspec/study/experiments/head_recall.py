@@ -50,9 +50,7 @@ class Params:
     @property
     def source(self) -> Source:
         """Where the rows come from."""
-        return Source(
-            self.target, self.draft, self.prompts, self.per_kind, self.new_tokens, self.temperature, self.seed
-        )  # fmt: skip
+        return Source(self.target, self.draft, self.prompts, self.per_kind, self.new_tokens, self.temperature, self.seed)
 
 
 class Row(NamedTuple):
