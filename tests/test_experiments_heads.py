@@ -29,7 +29,7 @@ def common(tmp_path_factory):
 @pytest.fixture(scope="module")
 def recalled(common):
     params = replace(
-        head_recall.SMOKE, **common, cluster_sizes=(8,), shares=(0.3, 1.2), heads=("int8", "vocab_trim"), edges=(16,), always=8
+        head_recall.SMOKE, **common, cluster_sizes=(8,), shares=(0.3, 3.0), heads=("int8", "vocab_trim"), edges=(16,), always=8
     )
     return params, list(head_recall.measure(params))
 
@@ -46,7 +46,7 @@ def test_recall_counts_every_position_once(recalled):
 
 def test_a_head_that_scores_every_cluster_misses_nothing_and_a_short_one_does(recalled):
     _, rows = recalled
-    whole = [r for r in rows if r.plan == "1.2"]
+    whole = [r for r in rows if r.plan == "3"]
     assert whole and all(r.agreed == r.positions and r.covered == pytest.approx(r.positions, rel=1e-3) for r in whole)
     assert sum(r.agreed for r in rows if r.plan == "default") < sum(r.positions for r in rows if r.plan == "default")
     assert all(r.rows_scored <= 0.3 * r.vocab for r in rows if r.plan == "0.3" and not r.always)

@@ -93,11 +93,11 @@ def measure(params: Params) -> Iterator[Row]:
 
 
 def of_clusters(held: HeldOut, clusters: Clusters, params: Params, metric: str) -> Iterator[Row]:
-    """A FlashHead over these clusters, plain and calibrated, at its default probes and at each share of the rows."""
+    """A FlashHead over these clusters, plain and, if it misses any, calibrated, at its default probes and each share of rows."""
     plan = FlashPlan(clusters.size, metric=metric, homes=clusters.homes, seed=params.seed)
     plain = FlashHead.build(held.draft.head_weight, held.draft.norm, clusters, plan)
     chronic = calibrate_always(plain, held.dense, held.tuning, params.always)
-    for head in (plain, plain.with_always(chronic)):
+    for head in (plain, plain.with_always(chronic)) if chronic else (plain,):
         needed = required_probes(head, held.dense, held.judging)
         probes = {"default": plain.probes} | {f"{share:g}": probes_within(head, share) for share in params.shares}
         for label, count in probes.items():
