@@ -21,6 +21,7 @@ def test_agreement_within_a_share_of_the_rows_says_whether_it_is_enough():
     frame = tables_heads.recall().frame
     assert head_readings.reached(frame, 0.985, 0.2).startswith("reached: 0.9900 at 20.0 % of the rows")
     assert head_readings.reached(frame, 0.985, 0.15).startswith("not reached: 0.9800")
+    assert head_readings.agreement_of(frame, "fr_spec") == pytest.approx(0.9)
     with pytest.raises(Missing, match="at most 1%"):
         head_readings.best_within(frame, 0.01)
 

@@ -29,6 +29,11 @@ def recalls(frame: DataFrame) -> DataFrame:
     return found.assign(missed=found["positions"] - found["agreed"])
 
 
+def agreement_of(frame: DataFrame, head: str) -> float:
+    """Agreement of a head other than FlashHead, which stands in the table once."""
+    return float(where(recalls(frame), head=head)["agreement"].iloc[0])
+
+
 def bands(frame: DataFrame, **setting: Any) -> DataFrame:
     """One line a band of frequency, the most frequent first: positions, agreement, and probes needed for 99 %."""
     rows = where(frame.assign(calibrated=frame["always"] > 0), **setting)
