@@ -106,7 +106,8 @@ def held_out(source: Source) -> HeldOut:
         written.append(torch.tensor([token for text in told for token in text]))
         whole.append(torch.tensor([token for ids in read for token in ids]))
         rows.append(torch.cat([rows_of(models.model("draft"), ids) for ids in read]))
-    return HeldOut(models, *rows, whole[0], written[0])
+    tuning, judging = rows
+    return HeldOut(models, tuning, judging, whole[0], written[0])
 
 
 def halves(prompts: Sequence[Prompt]) -> tuple[list[Prompt], list[Prompt]]:

@@ -43,7 +43,7 @@ class Params:
     def __post_init__(self) -> None:
         among("metrics", self.metrics, METRICS)
         among("heads", self.heads, [name for name in HEADS if name not in LIVE])
-        at_least(self, per_kind=2, new_tokens=1, shares=0.0, always=1, edges=1)
+        at_least(self, per_kind=2, new_tokens=1, shares=0, always=1, edges=1)
         if self.metrics:
             at_least(self, homes=1, cluster_sizes=1)
 
@@ -111,7 +111,8 @@ def banded(held: HeldOut, head: Any, params: Params, facts: tuple, needed: Tenso
     cost = (head.rows_scored, head.vocab_size, head.bytes_read(1))
     for band, inside in held.bands(params.edges).items():
         counts = (int(inside.sum()), int(same[inside].sum()), round(float(mass[inside].double().sum()), 3))
-        yield Row(*facts, *cost, band, *counts, *percentiles(needed, inside))
+        cells = (*facts, *cost, band, *counts, *percentiles(needed, inside))
+        yield Row(*cells)
 
 
 def percentiles(needed: Tensor | None, inside: Tensor) -> list[int | None]:
