@@ -12,7 +12,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 BUILT = ROOT / "book" / "_build" / "html"
 CHAPTERS = (
-    "01_projection", "02_draft_step", "03_end_to_end", "09_exit_quality", "10_layer_passes", "11_hispec_grid",
+    "01_projection", "02_draft_step", "03_end_to_end", "05_head_recall", "06_head_cost", "07_head_tar", "08_depth_times_head",
+    "09_exit_quality", "10_layer_passes", "11_hispec_grid",
     "12_hispec_end_to_end", "13_hispec_flash",
 )  # fmt: skip
 

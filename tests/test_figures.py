@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import tables
+import tables_heads
 import tables_hispec
 
 pytest.importorskip("seaborn")
@@ -122,6 +123,7 @@ DRAWN = {
     "peers": lambda: figures.peers(tables.peers()),
     "ledger": lambda: figures.ledger(tables.ledger()),
     "waterfall": lambda: figures.waterfall(tables.projection(), tables.draft_step(), tables.end_to_end()),
+    **tables_heads.DRAWN,
     **tables_hispec.DRAWN,
 }
 

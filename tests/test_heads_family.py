@@ -13,6 +13,7 @@ from flashspec.decoding.method import Method
 from flashspec.decoding.models import Models
 from flashspec.heads import HEADS, ContextHead, FlashHead, Origin, PreviewHead, QuantizedDenseHead, ShortlistHead, head_named
 from flashspec.heads.cluster import from_assignments
+from flashspec.heads.registry import RANKED
 from flashspec.scores import Dice, Scores
 
 ROWS, WIDTH, IDS = 9, 32, 500
@@ -31,9 +32,9 @@ def hidden(dtype: torch.dtype = torch.float32) -> torch.Tensor:
 
 @functools.cache
 def built(name: str, dtype: torch.dtype = torch.float32):
-    """A head of a random weight; a trimmed vocabulary is ranked by made-up output."""
-    if name == "vocab_trim":
-        return ShortlistHead.build(matrix(dtype), ranked=torch.arange(IDS).flip(0), size=40)
+    """A head of a random weight; those that rank ids have a made-up ranking."""
+    if name in RANKED:
+        return ShortlistHead.build(matrix(dtype), torch.arange(IDS).flip(0), size=40 if name == "vocab_trim" else None)
     return head_named(name, Origin(matrix(dtype)))
 
 
@@ -94,10 +95,11 @@ def test_bytes_are_counted_from_what_is_read(name):
 
 @functools.cache
 def models(dtype: torch.dtype = torch.float64) -> Models:
-    """The toy pair; its draft also has a trimmed vocabulary."""
+    """The toy pair; its draft also has rankings of its ids."""
     pair = duo(0, dtype)
     ranked = torch.randperm(VOCAB, generator=torch.Generator().manual_seed(5))
-    pair._heads["draft", "vocab_trim"] = ShortlistHead.build(pair.draft.head_weight, pair.draft.norm, ranked)
+    for name in RANKED:
+        pair.give("draft", name, ShortlistHead.build(pair.draft.head_weight, ranked, pair.draft.norm))
     return pair
 
 
@@ -221,13 +223,14 @@ def test_the_control_a_head_without_its_verifier_is_caught():
 
 REFUSED = [
     (lambda: head_named("best", Origin(matrix())), "head 'best' is unknown; known: dense"),
-    (lambda: head_named("vocab_trim", Origin(matrix())), "what the target wrote"),
+    (lambda: head_named("vocab_trim", Origin(matrix())), "what the target wrote, and this model's folder has no"),
+    (lambda: head_named("fr_spec", Origin(matrix())), "flashspec draft rank --head fr_spec"),
     (lambda: Method(draft="model", head="best"), "head must be one of"),
     (lambda: Method(head="int8"), "needs a verifier above it"),
     (lambda: Method(draft="model", head="int8", probes=3), "has no option 'probes'; its options: none"),
     (lambda: Method(draft="model", head="flash", shortlist=3), "has no option 'shortlist'; its options: probes, selection"),
-    (lambda: ShortlistHead.build(matrix(), size=0), "a shortlist holds 1 to 500"),
-    (lambda: ShortlistHead.build(matrix(), size=IDS + 1), "a shortlist holds 1 to 500"),
+    (lambda: ShortlistHead.build(matrix(), torch.arange(IDS), size=0), "a shortlist holds 1 to 500"),
+    (lambda: ShortlistHead.build(matrix(), torch.arange(IDS), size=IDS + 1), "a shortlist holds 1 to 500"),
     (lambda: ShortlistHead.build(matrix(), ranked=torch.tensor([0, IDS])), "lists ids from 0 to 499"),
     (lambda: ShortlistHead.build(matrix(), ranked=torch.tensor([4, 4])), "every id once"),
     (lambda: ContextHead(None, matrix(), size=0), "size must be at least 1"),

@@ -6,12 +6,15 @@ import sys
 
 import pytest
 import shelf
+import tiny
 import torch
+from tokenizers import Tokenizer
 
 from flashspec.cli.main import status
 from flashspec.heads import HEADS, IndexHead, Origin, ShortlistHead, cluster, head_named, ranked_by_frequency
 from flashspec.heads.cluster import Recipe
-from flashspec.heads.registry import file_of
+from flashspec.heads.registry import RANKED, file_of
+from flashspec.model.checkpoint import load_transformer
 
 IDS, WIDTH = 200, 32
 KINDS = ("ivf", "ivfpq", "hnsw")
@@ -43,7 +46,7 @@ def test_a_saved_head_is_found_by_its_name_in_the_models_folder(tmp_path, name):
     head.save(tmp_path / file_of(name))
     again = head_named(name, Origin(weight(), None, tmp_path))
     assert same(head, again) and again.bytes_read(2) == head.bytes_read(2)
-    assert name == "vocab_trim" or not same(head, head_named(name, Origin(weight())))
+    assert name in RANKED or not same(head, head_named(name, Origin(weight())))
 
 
 @pytest.mark.parametrize("name", ["flash", "flash_int8", "flash_best"])
@@ -127,3 +130,15 @@ def test_the_command_line_takes_a_head_by_name(tmp_path, capsys):
     assert status([*flags, "--head", "best"]) == 2
     said = capsys.readouterr().err
     assert all(name in said for name in HEADS)
+
+
+def test_a_ranking_is_counted_in_a_text_and_kept_beside_the_draft(tmp_path):
+    draft, text = shelf.write_pair(tmp_path)["draft"], tmp_path / "text.txt"
+    text.write_text("assert " * 40 + "import os\n")
+    assert status(["draft", "rank", "--draft", str(draft), "--text", str(text)]) == 0
+    model = load_transformer(draft)
+    head = head_named("fr_spec", Origin(model.head_weight, model.norm, draft))
+    tokens = torch.tensor(Tokenizer.from_file(str(draft / "tokenizer.json")).encode(text.read_text()).ids)
+    assert int(head.ranked[0]) == int(ranked_by_frequency(tokens, tiny.VOCAB)[0]) != 0
+    with pytest.raises(ValueError, match="flashspec draft rank --head vocab_trim"):
+        head_named("vocab_trim", Origin(model.head_weight, model.norm, draft))

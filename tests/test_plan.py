@@ -185,7 +185,7 @@ def test_flags_that_would_be_lost_and_tables_that_lack_the_pair_are_refused(fold
     monkeypatch.setenv("FLASHSPEC_RESULTS", str(tmp_path))
     assert status(["plan", "heads", "--tar", "stored"]) == 2
     assert "no end-to-end table is stored" in capsys.readouterr().err
-    found = advice.Stored({("dense", 4): ()}, tmp_path / "table.csv")
+    found = advice.Stored({("dense", 4): ()}, "end_to_end")
     with pytest.raises(ValueError, match="no flash head at k = 2, only dense at k = 4"):
         found.counts(Method("model", "flash", k=2))
     with pytest.raises(ValueError, match="choose among them"):
@@ -209,6 +209,21 @@ def test_counts_are_read_from_the_stored_table_of_one_draft_and_sampling(monkeyp
     assert set(found.found) == {("dense", 4), ("flash P=64", 4)}
     assert [c.tar for c in found.counts(Method("model", "flash", k=4, probes=64))] == [3.0, 3.0]
     assert advice.stored_counts("shallow", Sampling(), tmp_path).counts(Method("model"))[0].tar == pytest.approx(17 / 7)
+
+
+def test_counts_of_every_head_are_read_from_the_table_made_for_them(tmp_path):
+    experiment = EXPERIMENTS["head_tar"]
+    blank = {name: kind() for name, (kind, _) in experiment.columns.kinds.items()}
+    rows = [
+        experiment.row(**{**blank, "draft": "main", "head": head, "shortlist": listed, "temperature": heat, "rule": "speculative",
+                          "k": 4, "kind": "code", "rounds": rounds, "accepted": 10})
+        for (head, listed, rounds), heat in product((("baseline", 0, 9), ("dense", 0, 5), ("preview", 512, 10)), (0.7, 1.0))
+    ]  # fmt: skip
+    store.write(store.Place(tmp_path / "head_tar", key(experiment.params())), experiment.columns, rows, {})
+    found = advice.stored_counts("main", Sampling(0.7, rule="speculative"), tmp_path)
+    assert set(found.found) == {("dense", 4), ("preview N=512", 4)} and found.name == "head_tar"
+    assert found.counts(Method("model", "preview", k=4, shortlist=512))[0].tar == 2.0
+    assert advice.stored_counts("main", Sampling(0.3, rule="speculative"), tmp_path).found == {}
 
 
 def test_the_command_plans_from_stated_numbers(capsys):

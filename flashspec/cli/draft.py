@@ -7,9 +7,12 @@ from typing import Any
 
 import click
 import numpy as np
+import torch
 
 from flashspec.cli.flags import given, with_flags
-from flashspec.decoding.models import Models, load
+from flashspec.decoding.models import Models, folder_of, load
+from flashspec.heads.registry import RANKED, file_of
+from flashspec.heads.shortlist import ShortlistHead, ranked_by_frequency
 from flashspec.train import corpus
 from flashspec.train.design import Design, design_draft, encoded, package
 from flashspec.train.family import FAMILY, build
@@ -41,6 +44,22 @@ def design(out: Path, work: Path | None, k: int, **options: Any) -> None:
     draft = design_draft(models.target, stream_of(models, options["texts"]), work, recipe)
     package(draft, models.folders["target"], work, out, k)
     click.echo(f'done: {out}; serve it with vllm serve TARGET --speculative-config "$(cat {out / "speculative.json"})"')
+
+
+@command.command("rank")
+@click.option("--draft", default="reference", show_default=True, help="A shipped draft or a checkpoint folder.")
+@click.option("--head", type=click.Choice(RANKED), default=RANKED[0], show_default=True, help="Head that takes the ranking.")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder to write to, default the draft's own.")
+@TEXT
+def rank(draft: str, head: str, out: Path | None, texts: tuple[Path, ...]) -> None:
+    """Count the ids of a text and keep their ranking beside the draft; for vocab_trim, give what the target wrote."""
+    folder = folder_of(draft, "draft")
+    models = load(folder, None, "float32", "cpu", "dense")
+    weight = models.target.head_weight
+    ranked = ranked_by_frequency(torch.from_numpy(stream_of(models, texts).astype(np.int64)), len(weight))
+    path = (out or folder) / file_of(head)
+    ShortlistHead.build(weight, ranked).save(path)
+    click.echo(f"done: {path}")
 
 
 @command.command("family")

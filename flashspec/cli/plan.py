@@ -171,7 +171,7 @@ def _of_table(options: Mapping[str, Any], question: Question, table: Stored) -> 
     models, place = _models(options), Place(load_prompts(options["prompts"], 1)[0].ids, (), question.sampling)
     plan = Plan(question.repeats, device=str(models.target.device))
     costs = measure_costs(models, writers, question.timed, place, plan)
-    return costs, table, {"costs": HERE, "acceptance": f"from the stored table {table.path.name}"}
+    return costs, table, {"costs": HERE, "acceptance": f"from the stored tables {table.name}"}
 
 
 def held(table: Stored, writers: list[Method], k: int) -> list[Method]:
@@ -180,5 +180,5 @@ def held(table: Stored, writers: list[Method], k: int) -> list[Method]:
     kept = [writer for writer in writers if (name_of(writer), k) in found]
     if len(kept) < 2 or all(name_of(writer) != "dense" for writer in kept):
         known = ", ".join(f"{name} at k = {size}" for name, size in sorted(found)) or "nothing"
-        raise ValueError(f"the stored table has {known}: choose among them, or use --tar replay")
+        raise ValueError(f"the stored tables have {known}: choose among them, or use --tar replay")
     return kept

@@ -94,6 +94,10 @@ class Models:
             self._heads[key] = self._make_head(which, name)
         return self._heads[key]
 
+    def give(self, which: str, name: str, head: Head) -> None:
+        """Let this head answer to a name over one model, in the place of the one that `head` would make."""
+        self._heads[which, name] = head
+
     def _make_head(self, which: str, name: str) -> Head:
         if name in VARIANTS:
             return self.flash_head(which).with_plan(**VARIANTS[name])

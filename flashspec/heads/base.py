@@ -29,6 +29,33 @@ class Head(Protocol):
         """Bytes of weights that scoring this many rows at once has to read."""
 
 
+class WeightHead:
+    """What a head over one weight [vocab, hidden] answers alike; a head is a dataclass with these two fields and its own."""
+
+    norm: Norm | None
+    weight: Tensor | kernels.Packed
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids run from 0 to vocab_size - 1, whether or not a call scores them."""
+        return self.weight.shape[0]
+
+    @property
+    def hidden(self) -> int:
+        """Width of the rows it reads."""
+        return self.weight.shape[1]
+
+    @property
+    def rows_scored(self) -> int:
+        """Inner products for each hidden row."""
+        return self.vocab_size
+
+    def states(self, rows: Tensor) -> Tensor:
+        """Rows [n, hidden] behind the norm; ValueError in words where they have another shape."""
+        check_rows(rows, self.hidden)
+        return (self.norm or unchanged)(rows)
+
+
 def unchanged(rows: Tensor) -> Tensor:
     """The norm of rows that are normalised already."""
     return rows

@@ -10,14 +10,14 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from flashspec.heads.base import Norm, check_rows, project, unchanged, weight_of
+from flashspec.heads.base import Norm, WeightHead, project, weight_of
 from flashspec.scores import Dice, Scores
 
 SIZE, TOP = 2048, 16
 
 
 @dataclass(eq=False)
-class ContextHead:
+class ContextHead(WeightHead):
     """Exact logits of the `size` ids seen last; the others have probability zero and are left to the verifier.
 
     `learn` changes the list between rounds and nothing else does, so within a round the head is row-wise like any other. The
@@ -35,7 +35,7 @@ class ContextHead:
     rows: Tensor = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self.norm, self.weight = self.norm or unchanged, weight_of(self.weight)
+        self.weight = weight_of(self.weight)
         if self.size < 1 or self.top < 0:
             raise ValueError(f"size must be at least 1 and top at least 0, got {self.size} and {self.top}")
         self.size = min(self.size, self.vocab_size)
@@ -47,16 +47,6 @@ class ContextHead:
         self._gather()
 
     @property
-    def vocab_size(self) -> int:
-        """Ids run from 0 to vocab_size - 1, whether or not they are listed now."""
-        return self.weight.shape[0]
-
-    @property
-    def hidden(self) -> int:
-        """Width of the rows it reads."""
-        return self.weight.shape[1]
-
-    @property
     def rows_scored(self) -> int:
         """Inner products for each hidden row."""
         return self.size
@@ -64,9 +54,7 @@ class ContextHead:
     @torch.no_grad()
     def __call__(self, rows: Tensor, positions: Tensor | None = None, dice: Dice | None = None) -> Scores:
         """Scores [n, size] of rows [n, hidden]."""
-        check_rows(rows, self.hidden)
-        assert self.norm is not None
-        return Scores(self.ids.expand(len(rows), -1).clone(), project(self.norm(rows), self.rows))
+        return Scores(self.ids.expand(len(rows), -1).clone(), project(self.states(rows), self.rows))
 
     def bytes_read(self, rows: int) -> int:
         """The listed rows, once; the buffer is filled anew once a round, which costs as much again and is not counted here."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from flashspec import kernels
-from flashspec.heads.base import Norm, check_rows, fused, project, project_blocks, weight_of, widened
+from flashspec.heads.base import Norm, WeightHead, fused, project, project_blocks, weight_of, widened
 from flashspec.heads.cluster import Clusters, Recipe, cluster
 from flashspec.heads.plan import FlashPlan, known
 from flashspec.heads.table import Table, build_table, stage_one
@@ -18,7 +18,7 @@ from flashspec.scores import Dice, Scores
 
 
 @dataclass(frozen=True)
-class FlashHead:
+class FlashHead(WeightHead):
     """Approximate scores at the cost of few rows; logits it gives are exact, ids it does not list count as -inf.
 
     `weight` keeps the order of the vocabulary (no copy of the model's own); `table` is the permuted copy that is read.
@@ -52,16 +52,6 @@ class FlashHead:
         return cls(fused(norm), weight, clusters, plan, build_table(weight, clusters, plan))
 
     @property
-    def vocab_size(self) -> int:
-        """Ids run from 0 to vocab_size - 1, whether or not a call scores them."""
-        return self.clusters.vocab_size
-
-    @property
-    def hidden(self) -> int:
-        """Width of the rows it reads."""
-        return self.weight.shape[1]
-
-    @property
     def probes(self) -> int:
         """Clusters scored for each row."""
         return self.plan.probes or 1
@@ -78,8 +68,7 @@ class FlashHead:
 
     def __call__(self, rows: Tensor, positions: Tensor | None = None, dice: Dice | None = None) -> Scores:
         """Scores [n, (B + probes) * slots] of rows [n, hidden], B blocks of always-scored ids first; [n, 1] of the best id."""
-        check_rows(rows, self.hidden)
-        states, table = self.norm(rows), self.table
+        states, table = self.states(rows), self.table
         chosen = self.blocks_of(states, positions, dice)
         if self.plan.best:
             ids, logits = best_of(states, table, chosen)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flashspec.heads.base import Norm, check_rows, fused, rescore, weight_of
+from flashspec.heads.base import Norm, WeightHead, fused, rescore, weight_of
 from flashspec.heads.storage import identity, read, refuse_another, write
 from flashspec.scores import Dice, Scores
 
@@ -69,7 +69,7 @@ class IndexPlan:
 
 
 @dataclass(frozen=True, eq=False)
-class IndexHead:
+class IndexHead(WeightHead):
     """Exact logits of the ids that a search finds; the others have probability zero and are left to the verifier.
 
     Where a search finds fewer than `candidates`, the rest is padding of logit -inf; where it finds nothing, id 0 stands in.
@@ -97,16 +97,6 @@ class IndexHead:
         return replace(head, visited=head._compared())
 
     @property
-    def vocab_size(self) -> int:
-        """Ids run from 0 to vocab_size - 1, whether or not a search finds them."""
-        return self.weight.shape[0]
-
-    @property
-    def hidden(self) -> int:
-        """Width of the rows it reads."""
-        return self.weight.shape[1]
-
-    @property
     def rows_scored(self) -> int:
         """Vectors compared for each hidden row, short codes included, and rows scored exactly."""
         return self.visited + self.plan.counts[2]
@@ -114,8 +104,7 @@ class IndexHead:
     @torch.no_grad()
     def __call__(self, rows: Tensor, positions: Tensor | None = None, dice: Dice | None = None) -> Scores:
         """Scores [n, candidates] of rows [n, hidden]."""
-        check_rows(rows, self.hidden)
-        states = self.norm(rows)
+        states = self.states(rows)
         found = self._search(states.float().cpu()).to(states.device)
         logits = rescore(states, self.weight, found.clamp(min=0))
         off = found < 0

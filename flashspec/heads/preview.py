@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from flashspec.heads.base import Norm, check_rows, fused, project, rescore, weight_of
+from flashspec.heads.base import Norm, WeightHead, fused, project, rescore, weight_of
 from flashspec.scores import Dice, Scores
 
 
 @dataclass(frozen=True)
-class PreviewHead:
+class PreviewHead(WeightHead):
     """Exact logits of the `candidates` ids that look best in the weight's `rank` strongest directions.
 
     The others have probability zero and are left to the verifier. `basis` [rank, hidden] are right singular vectors of the
@@ -35,8 +35,8 @@ class PreviewHead:
         """
         weight = weight_of(weight)
         vocab, width = weight.shape
-        rank = min(width, -(-width // 64) * 8) if rank is None else rank
-        candidates = -(-vocab // 64) if candidates is None else candidates
+        rank = sizes(vocab, width)[0] if rank is None else rank
+        candidates = sizes(vocab, width)[1] if candidates is None else candidates
         if not 1 <= rank <= width:
             raise ValueError(f"rank must lie between 1 and the width {width}, got {rank}")
         basis = _directions(weight, rank)
@@ -44,16 +44,6 @@ class PreviewHead:
         kept = torch.float64 if weight.dtype is torch.float64 else weight.dtype
         made = cls(fused(norm), weight, basis.to(kept), preview.to(kept), candidates)
         return made.with_shortlist(candidates)
-
-    @property
-    def vocab_size(self) -> int:
-        """Ids run from 0 to vocab_size - 1, whether or not a call scores them exactly."""
-        return self.weight.shape[0]
-
-    @property
-    def hidden(self) -> int:
-        """Width of the rows it reads."""
-        return self.weight.shape[1]
 
     @property
     def rank(self) -> int:
@@ -68,8 +58,7 @@ class PreviewHead:
     @torch.no_grad()
     def __call__(self, rows: Tensor, positions: Tensor | None = None, dice: Dice | None = None) -> Scores:
         """Scores [n, candidates] of rows [n, hidden], ids rising."""
-        check_rows(rows, self.hidden)
-        states = self.norm(rows)
+        states = self.states(rows)
         looks = project(project(states, self.basis), self.preview)
         ids = looks.topk(self.candidates, sorted=False).indices.sort(1).values
         return Scores(ids, rescore(states, self.weight, ids))
@@ -83,6 +72,11 @@ class PreviewHead:
         if not 1 <= candidates <= self.vocab_size:
             raise ValueError(f"candidates must lie between 1 and the {self.vocab_size} ids, got {candidates}")
         return replace(self, candidates=candidates)
+
+
+def sizes(vocab: int, width: int) -> tuple[int, int]:
+    """Rank and candidates where none are given."""
+    return min(width, -(-width // 64) * 8), -(-vocab // 64)
 
 
 def _directions(weight: Tensor, rank: int) -> Tensor:

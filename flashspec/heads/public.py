@@ -19,11 +19,11 @@ from flashspec.heads.cluster import Clusters, members_of
 from flashspec.heads.flash import FlashHead
 from flashspec.heads.plan import FlashPlan
 from flashspec.model.checkpoint import Tensors, read_config
+from flashspec.model.config import FLASH_HEAD
 
 SWITCH, SPECIAL, PROBES = "flash_head_cache_dir", "flash_head_special_token_ids", "n_probes"
 ASSETS, CACHE, FACTS = "flash_head_assets", "clustering_cache.safetensors", "clustering_config.json"
 WEIGHTS = ("lm_head.weight", "model.lm_head.weight", "transformer.lm_head.weight", "model.embed_tokens.weight")
-PREFIX = "FlashHead"
 
 
 def is_public(folder: Path | str) -> bool:
@@ -92,7 +92,8 @@ def save_public(head: FlashHead, folder: Path | str) -> None:
 
 
 def _switched_on(raw: dict[str, Any], head: FlashHead) -> dict[str, Any]:
-    names = [name if name.startswith(PREFIX) else PREFIX + name for name in raw.get("architectures") or []]
+    prefix = FLASH_HEAD["architectures"]
+    names = [prefix + name.removeprefix(prefix) for name in raw.get("architectures") or []]
     special = list(head.plan.always) or None
     return raw | {"architectures": names, SWITCH: ASSETS, SPECIAL: special, PROBES: head.probes,
                   "n_clusters": head.clusters.count, "enforce_equal_cluster_sizes": True}  # fmt: skip

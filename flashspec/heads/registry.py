@@ -67,19 +67,17 @@ def _index(kind: str) -> Callable[[Origin], Head]:
     return make
 
 
-def _fr_spec(origin: Origin) -> ShortlistHead:
-    path = origin.stored("fr_spec")
-    return ShortlistHead.load(path, origin.weight, origin.norm) if path else ShortlistHead.build(origin.weight, origin.norm)
+def _ranked(name: str, counted: str) -> Callable[[Origin], Head]:
+    def make(origin: Origin) -> Head:
+        path = origin.stored(name)
+        if path is None:
+            raise ValueError(
+                f"head {name!r} ranks ids by how often they stand in {counted}, and this model's folder has no {file_of(name)}; "
+                f"write it with `flashspec draft rank --head {name} --draft FOLDER --text FILE`"
+            )
+        return ShortlistHead.load(path, origin.weight, origin.norm)
 
-
-def _vocab_trim(origin: Origin) -> ShortlistHead:
-    path = origin.stored("vocab_trim")
-    if path is None:
-        raise ValueError(
-            "head 'vocab_trim' ranks ids by what the target wrote, and this model has no such ranking; save one with "
-            f"ShortlistHead.build(weight, norm, ranked_by_frequency(tokens, vocab_size)).save(folder / {file_of('vocab_trim')!r})"
-        )
-    return ShortlistHead.load(path, origin.weight, origin.norm)
+    return make
 
 
 FLASH = ("probes", "selection")
@@ -89,6 +87,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "flash_best": {"best": True},
 }
 LISTED = ("shortlist",)
+WROTE = "what the target wrote"
+RANKED = ("fr_spec", "vocab_trim")
 HEADS: dict[str, Kind] = {
     "dense": Kind("every row of the weight, exact", lambda o: DenseHead(o.norm, o.weight)),
     "int8": Kind("every row in 8 bits, a scale a row", lambda o: QuantizedDenseHead.build(o.weight, o.norm, 8)),
@@ -100,8 +100,8 @@ HEADS: dict[str, Kind] = {
     "ivf": Kind("faiss inverted lists, then exact rows", _index("ivf"), ("probes", "shortlist")),
     "ivfpq": Kind("faiss inverted lists of product codes, then exact rows", _index("ivfpq"), ("probes", "shortlist")),
     "hnsw": Kind("faiss navigable graph, then exact rows", _index("hnsw"), LISTED),
-    "fr_spec": Kind("the ids most frequent in a corpus, or first in a BPE vocabulary", _fr_spec, LISTED),
-    "vocab_trim": Kind("the ids most frequent in what the target wrote", _vocab_trim, LISTED),
+    "fr_spec": Kind("the ids most frequent in a text", _ranked("fr_spec", "a text"), LISTED),
+    "vocab_trim": Kind("the ids most frequent in what the target wrote", _ranked("vocab_trim", WROTE), LISTED),
     "in_context": Kind("ids of the context and of recent verifications", lambda o: ContextHead(o.norm, o.weight), LISTED),
     "preview": Kind("low-rank preview of all ids, then exact rows", lambda o: PreviewHead.build(o.weight, o.norm), LISTED),
 }

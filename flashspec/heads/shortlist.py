@@ -6,13 +6,13 @@ what the target itself wrote.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from flashspec.heads.base import Norm, check_rows, fused, project, weight_of
+from flashspec.heads.base import Norm, WeightHead, fused, project, weight_of
 from flashspec.heads.storage import identity, read, refuse_another, write
 from flashspec.scores import Dice, Scores
 
@@ -33,7 +33,7 @@ def ranked_by_frequency(tokens: Tensor, vocab_size: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class ShortlistHead:
+class ShortlistHead(WeightHead):
     """Exact logits of the first `size` of the `ranked` ids; the others have probability zero and are left to the verifier.
 
     `ids` [size] rise, and `rows` [size, hidden] is a contiguous copy of their rows.
@@ -47,30 +47,17 @@ class ShortlistHead:
     rows: Tensor
 
     @classmethod
-    def build(
-        cls, weight: Tensor, norm: Norm | None = None, ranked: Tensor | None = None, size: int | None = None
-    ) -> ShortlistHead:
-        """Keep `size` (a quarter, if not given) of the ids `ranked` [m], best first.
+    def build(cls, weight: Tensor, ranked: Tensor, norm: Norm | None = None, size: int | None = None) -> ShortlistHead:
+        """Keep `size` (a quarter of the vocabulary, if not given) of the ids `ranked` [m], best first.
 
-        Without a ranking the ids' own order is taken, which in a BPE vocabulary is that of the merges: the more frequent pair
-        was merged first. Raises ValueError where ids repeat or do not exist, or there are fewer than `size`.
+        Raises ValueError where ids repeat or do not exist, or there are fewer than `size`.
         """
         weight = weight_of(weight)
-        ranked = torch.arange(len(weight)) if ranked is None else ranked.long()
+        ranked = ranked.long()
         size = -(-len(weight) // 4) if size is None else size
         _refuse(ranked, size, len(weight))
         ids = ranked[:size].sort().values.to(weight.device)
         return cls(fused(norm), weight, ranked, size, ids, weight[ids])
-
-    @property
-    def vocab_size(self) -> int:
-        """Ids run from 0 to vocab_size - 1, whether or not they are on the list."""
-        return self.weight.shape[0]
-
-    @property
-    def hidden(self) -> int:
-        """Width of the rows it reads."""
-        return self.weight.shape[1]
 
     @property
     def rows_scored(self) -> int:
@@ -80,8 +67,7 @@ class ShortlistHead:
     @torch.no_grad()
     def __call__(self, rows: Tensor, positions: Tensor | None = None, dice: Dice | None = None) -> Scores:
         """Scores [n, size] of rows [n, hidden]."""
-        check_rows(rows, self.hidden)
-        return Scores(self.ids.expand(len(rows), -1), project(self.norm(rows), self.rows))
+        return Scores(self.ids.expand(len(rows), -1), project(self.states(rows), self.rows))
 
     def bytes_read(self, rows: int) -> int:
         """The listed rows, once, however many hidden rows share the reading."""
@@ -89,7 +75,7 @@ class ShortlistHead:
 
     def with_shortlist(self, size: int) -> ShortlistHead:
         """This head with another number of ids."""
-        return replace(ShortlistHead.build(self.weight, None, self.ranked, size), norm=self.norm)
+        return ShortlistHead.build(self.weight, self.ranked, self.norm, size)
 
     def save(self, path: Path | str) -> None:
         """Write the ranking (not the weight) to a safetensors file."""
@@ -100,7 +86,7 @@ class ShortlistHead:
         """Read what `save` wrote for this weight; ValueError where it is another one."""
         tensors, facts = read(Path(path), KEY)
         refuse_another(Path(path), facts, weight)
-        return cls.build(weight, norm, tensors["ranked"].long(), facts["size"])
+        return cls.build(weight, tensors["ranked"], norm, facts["size"])
 
 
 def _refuse(ranked: Tensor, size: int, vocab: int) -> None:

@@ -5,15 +5,27 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flashspec.heads.base import Norm
-from flashspec.heads.cluster import from_assignments
+from flashspec.heads.base import Norm, fused
+from flashspec.heads.cluster import Clusters, members_of
 from flashspec.heads.flash import FlashHead, FlashPlan
+from flashspec.heads.preview import PreviewHead, sizes
+from flashspec.model.synthetic import random_rows
 
 
 def stand_in_flash(weight: Tensor, norm: Norm | None, probes: int, cluster_size: int = 16, seed: int = 0) -> FlashHead:
     """A FlashHead over seeded arbitrary clusters of exact size: costs what a trained one costs, agrees with nothing."""
-    vocab = weight.shape[0]
+    vocab, width = weight.shape
+    count = -(-vocab // cluster_size)
     order = torch.randperm(vocab, generator=torch.Generator().manual_seed(seed))
     assignments = torch.empty(vocab, dtype=torch.int64).scatter_(0, order, torch.arange(vocab) // cluster_size)
-    clusters = from_assignments(weight, assignments.to(weight.device), cluster_size)
+    parts = assignments, members_of(assignments, count, cluster_size), random_rows(count, width, seed=seed)
+    clusters = Clusters(*(part.to(weight.device) for part in parts))
     return FlashHead.build(weight, norm, clusters, FlashPlan(cluster_size, probes, seed=seed))
+
+
+def stand_in_preview(weight: Tensor, norm: Norm | None = None) -> PreviewHead:
+    """A preview head of the default size with arbitrary directions: nothing is decomposed."""
+    vocab, width = weight.shape
+    rank, candidates = sizes(vocab, width)
+    basis, preview = (random_rows(count, size, weight.dtype) for count, size in ((rank, width), (vocab, rank)))
+    return PreviewHead(fused(norm), weight, basis.to(weight.device), preview.to(weight.device), candidates)

@@ -12,6 +12,7 @@ FAMILIES = {
     "mistral": "MistralForCausalLM",
     "opt": "OPTForCausalLM",
 }
+FLASH_HEAD = {"architectures": "FlashHead", "model_type": "flash_head_"}  # what public FlashHead checkpoints put before them
 
 
 class Unsupported(ValueError):
@@ -121,13 +122,14 @@ class ModelConfig:
 
 
 def family_of(raw: dict[str, Any]) -> str:
-    """The architecture family of a config.json, or a refusal that names it."""
-    name = (raw.get("architectures") or [""])[0]
+    """The architecture family of a config.json, with or without a FlashHead, or a refusal that names it."""
+    name = (raw.get("architectures") or [""])[0].removeprefix(FLASH_HEAD["architectures"])
+    kind = str(raw.get("model_type")).removeprefix(FLASH_HEAD["model_type"])
     for family, architecture in FAMILIES.items():
-        if name == architecture or (not name and raw.get("model_type") == family):
+        if name == architecture or (not name and kind == family):
             return family
     known = ", ".join(FAMILIES.values())
-    raise Unsupported(f"architecture {name or raw.get('model_type')!r} is not supported; supported: {known}")
+    raise Unsupported(f"architecture {name or kind!r} is not supported; supported: {known}")
 
 
 def _rope(raw: dict[str, Any]) -> tuple[float, RopeScaling]:

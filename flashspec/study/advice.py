@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from flashspec.decoding.method import Method
 from flashspec.measure.costs import name_of
 from flashspec.measure.planning import Advice, Forecast, HeadCase
 from flashspec.scores import Sampling
-from flashspec.study import store
-from flashspec.study.parameters import Refused, key
+from flashspec.study.experiment import stored
+from flashspec.study.parameters import Refused
 from flashspec.theory import Counts, Interval
+
+TOLD = ("end_to_end", "head_tar")  # tables of decodes, the one that is believed last
 
 
 def times(found: Interval) -> str:
@@ -82,34 +85,42 @@ def reason_of(case: HeadCase) -> str:
 
 @dataclass(frozen=True)
 class Stored:
-    """Counts of one draft's writers in a stored end-to-end table, one item a kind of text."""
+    """Counts of one draft's writers in stored tables, one item a kind of text; `name` names the tables."""
 
     found: Mapping[tuple[str, int], tuple[Counts, ...]]
-    path: Path
+    name: str
 
     def counts(self, method: Method) -> tuple[Counts, ...]:
         """Counts of each kind; Refused with what the table holds where it lacks this writer or k."""
         held = self.found.get((name_of(method), method.k))
         if held is None:
             known = ", ".join(f"{name} at k = {k}" for name, k in sorted(self.found))
-            raise Refused(f"{self.path.name} has no {name_of(method)} head at k = {method.k}, only {known or 'nothing'}")
+            raise Refused(f"{self.name} has no {name_of(method)} head at k = {method.k}, only {known or 'nothing'}")
         return held
 
 
 def stored_counts(draft: str, sampling: Sampling, root: Path | None = None) -> Stored:
-    """What the stored end-to-end table says about one draft under one sampling; Refused where there is no such table."""
-    from flashspec.study.registry import EXPERIMENTS
+    """What the stored tables of decodes say about one draft under one sampling; Refused where none of them is stored.
 
-    experiment = EXPERIMENTS["end_to_end"]
-    place = store.Place(Path(root or store.default_root()) / experiment.name, key(experiment.params()))
-    table = store.read(place, experiment.columns)
-    if table is None:
-        raise Refused("no end-to-end table is stored; run `flashspec run end_to_end`, or replay with --tar replay")
+    A writer that stands in both has the counts of `head_tar`, the table made for comparing heads.
+    """
+    tables = {name: table for name in TOLD if (table := stored(name, root)) is not None}
+    if not tables:
+        raise Refused("no end-to-end table is stored; run `flashspec run head_tar` or `end_to_end`, or replay with --tar replay")
+    found: dict[tuple[str, int], tuple[Counts, ...]] = {}
+    for table in tables.values():
+        found |= counts_by_writer(table.rows, draft, sampling)
+    return Stored(found, ", ".join(tables))
+
+
+def counts_by_writer(rows: Iterable[Any], draft: str, sampling: Sampling) -> dict[tuple[str, int], tuple[Counts, ...]]:
+    """Counts of every writer and k in the first turn, one item a kind; rows name their head `method` or `head`."""
     found: dict[tuple[str, int], dict[str, Counts]] = {}
-    for row in table.rows:
+    for row in rows:
         here = (row.draft, row.temperature, row.rule, row.repeat) == (draft, sampling.temperature, sampling.rule, 0)
-        if here and row.method != "baseline":
-            writer = (name_of(Method("model", row.method, probes=row.probes or None)), row.k)
+        head = getattr(row, "method", None) or row.head
+        if here and head != "baseline":
+            method = Method("model", head, probes=row.probes or None, shortlist=getattr(row, "shortlist", 0) or None)
             counts = Counts(row.rounds, row.drafted, row.accepted, row.rounds + row.accepted)
-            found.setdefault(writer, {})[row.kind] = counts
-    return Stored({writer: tuple(kinds.values()) for writer, kinds in found.items()}, place.csv)
+            found.setdefault((name_of(method), row.k), {})[row.kind] = counts
+    return {writer: tuple(kinds.values()) for writer, kinds in found.items()}

@@ -117,6 +117,14 @@ def run(
     return Results(stored.rows, stored.origin, place.csv, chosen.columns)
 
 
+def stored(name: str, root: Path | None = None) -> Results | None:
+    """The stored table of an experiment's default parameters; None if there is none, and nothing is measured."""
+    experiment = _chosen(name)
+    place = Place(Path(root or store.default_root()) / name, key(experiment.params()))
+    table = store.read(place, experiment.columns)
+    return table and Results(table.rows, table.origin, place.csv, experiment.columns)
+
+
 def _chosen(experiment: Experiment | str) -> Experiment:
     if isinstance(experiment, Experiment):
         return experiment

@@ -7,23 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from flashspec.study import figures, readings, store
-from flashspec.study.experiment import Results
-from flashspec.study.parameters import key
-from flashspec.study.registry import EXPERIMENTS
-from flashspec.study.store import Place
+from flashspec.study import figures, readings
+from flashspec.study.experiment import stored
 
 START, STOP = "<!-- results: written by `make book`, do not edit -->", "<!-- end of results -->"
 PICTURE = Path("book") / "_static" / "waterfall.svg"
 SETTING = {"temperature": 1.0, "rule": "coupling", "finalize": "deferred"}
-
-
-def stored(name: str, root: Path | None = None) -> Results | None:
-    """The stored table of an experiment's default parameters; None if there is none, and nothing is measured."""
-    experiment = EXPERIMENTS[name]
-    place = Place(Path(root or store.default_root()) / name, key(experiment.params()))
-    table = store.read(place, experiment.columns)
-    return table and Results(table.rows, table.origin, place.csv, experiment.columns)
 
 
 def lines(root: Path | None = None) -> Iterator[tuple[str, str, str]]:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from flashspec.heads.base import Head
 from flashspec.heads.dense import DenseHead
 from flashspec.heads.flash import FlashHead
 from flashspec.measure import clock
@@ -71,7 +72,7 @@ def heads_at(name: str, params: Params) -> dict[tuple[str, int], AnyHead]:
     return heads | {("flash", p): flash.with_probes(p) for p in params.probes if p <= clusters}
 
 
-def token_call(head: AnyHead, rows: Tensor) -> Callable[[], Tensor]:
+def token_call(head: Head, rows: Tensor) -> Callable[[], Tensor]:
     """A call that projects the next of `rows` and picks its best token; rows change so that probes change."""
     turns = iter(range(1 << 62))
     positions, dice = torch.zeros(1, dtype=torch.int64), Dice(0)
@@ -85,11 +86,6 @@ def token_call(head: AnyHead, rows: Tensor) -> Callable[[], Tensor]:
     return call
 
 
-def rows_scored(head: AnyHead) -> int:
-    """Inner products for one hidden row."""
-    return head.rows_scored if isinstance(head, FlashHead) else head.vocab_size
-
-
 def measure(params: Params) -> Iterator[Row]:
     """Time the vocabulary projection of one hidden row, dense and clustered, caches cold, heads in turns."""
     roof = bandwidth().best
@@ -100,7 +96,7 @@ def measure(params: Params) -> Iterator[Row]:
         calls = {f"{head} {probes}": token_call(built, rows) for (head, probes), built in heads.items()}
         raw = clock.interleaved_seconds(calls, clock.Plan(params.repeats, 2, params.evict_megabytes))
         for (head, probes), built in heads.items():
-            facts = (name, built.vocab_size, width, head, probes, rows_scored(built), built.bytes_read(1))
+            facts = (name, built.vocab_size, width, head, probes, built.rows_scored, built.bytes_read(1))
             yield from (Row(*facts, s, repeat, roof) for repeat, s in enumerate(raw[f"{head} {probes}"]))
 
 

@@ -3,6 +3,15 @@
 from flashspec.study.figures.costs import dilution, draft_step, probes, projection
 from flashspec.study.figures.decoding import acceptance, blocks, prediction, throughput
 from flashspec.study.figures.depths import depth_forecast, nested_stages
+from flashspec.study.figures.heads import (
+    depth_times_head,
+    head_bands,
+    head_choice,
+    head_clusters,
+    head_cost,
+    head_recall,
+    head_tar,
+)
 from flashspec.study.figures.hierarchies import (
     exit_agreement,
     hierarchy,
@@ -19,10 +28,17 @@ __all__ = [
     "acceptance",
     "blocks",
     "depth_forecast",
+    "depth_times_head",
     "dilution",
     "draft_step",
     "exit_agreement",
     "formats",
+    "head_bands",
+    "head_choice",
+    "head_clusters",
+    "head_cost",
+    "head_recall",
+    "head_tar",
     "hierarchy",
     "hispec_flash",
     "hispec_heat",

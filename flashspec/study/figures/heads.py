@@ -1,0 +1,163 @@
+"""Figures of draft heads: what they miss, what they cost, and what that is worth under verification."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from flashspec.study import head_readings
+from flashspec.study.readings import where
+from flashspec.study.style import canvas, colour, drawn, page, plain_ticks
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
+
+MARKERS = {"dense": "s", "int8": "s", "int4": "s", "flash": "o", "flash_int8": "o", "flash_int4": "o"}
+
+
+@drawn
+def head_recall(results: Any) -> Figure:
+    """Agreement against bytes read a row: every head a mark; FlashHead's default clustering, plain and calibrated, a curve."""
+    table = head_readings.recalls(results.frame)
+    figure, (axis,) = canvas(height=4.2)
+    for _, line in table[table["head"] != "flash"].iterrows():
+        mark(axis, line["bytes"] / 1e6, line["agreement"], str(line["head"]))
+    for calibrated, rows in flash_lines(table, **head_readings.SHIPPED).groupby("calibrated"):
+        name = "flash, calibrated" if calibrated else "flash, plain"
+        axis.plot(rows["bytes"] / 1e6, rows["agreement"], "o-" if calibrated else "o:", color=colour("flash"), label=name)
+    axis.set(xscale="log", xlabel="megabytes read for one row", ylabel="share of rows with the dense head's best id")
+    plain_ticks(axis)
+    axis.legend(fontsize=7, ncols=2)
+    return figure
+
+
+def flash_lines(table: DataFrame, **setting: Any) -> DataFrame:
+    """A FlashHead's lines in order of the rows it scores."""
+    return where(table, head="flash", **setting).sort_values("bytes")
+
+
+def mark(axis: Axes, x: float, y: float, head: str) -> None:
+    """One head as a labelled mark."""
+    axis.plot(x, y, MARKERS.get(head, "^"), color=colour(head), label=head)
+
+
+@drawn
+def head_clusters(results: Any) -> Figure:
+    """Agreement at FlashHead's default probes against the cluster size, one panel for plain and one for calibrated heads."""
+    table = where(head_readings.recalls(results.frame), head="flash", plan="default")
+    figure, axes = canvas(2, 3.4, sharey=True)
+    for axis, calibrated in zip(axes, (False, True), strict=True):
+        for (metric, homes), rows in table[table["calibrated"] == calibrated].groupby(["metric", "homes"]):
+            style = "o-" if homes == 1 else "^:"
+            axis.plot(rows["cluster_size"], rows["agreement"], style, color=colour(metric), label=f"{metric}, homes = {homes}")
+        axis.set(xscale="log", xlabel="ids a cluster", title="calibrated" if calibrated else "plain")
+        axis.set_xticks(sorted(table["cluster_size"].unique()), [str(size) for size in sorted(table["cluster_size"].unique())])
+        axis.minorticks_off()
+    axes[0].set_ylabel("share of rows that agree")
+    axes[0].legend(fontsize=7)
+    return figure
+
+
+@drawn
+def head_bands(results: Any) -> Figure:
+    """Misses at the default probes by the frequency of the wanted id, plain and calibrated, FlashHead's default clustering."""
+    figure, (axis,) = canvas(height=3.4)
+    setting = {"head": "flash", "plan": "default", **head_readings.SHIPPED}
+    for shift, calibrated in ((-0.2, False), (0.2, True)):
+        table = head_readings.bands(results.frame, calibrated=calibrated, **setting)
+        places = [place + shift for place in range(len(table))]
+        fill = colour("flash") if calibrated else "white"
+        axis.bar(places, 100 * (1 - table["agreement"]), 0.38, color=fill, edgecolor=colour("flash"),
+                 label="calibrated" if calibrated else "plain")  # fmt: skip
+        axis.set_xticks(range(len(table)), table["band"])
+    axis.set(xlabel="frequency rank of the wanted id in the calibration texts", ylabel="missed, % of the band's rows")
+    axis.legend()
+    return figure
+
+
+@drawn
+def head_cost(results: Any) -> Figure:
+    """Milliseconds of one projection against the megabytes it reads, one panel a width; the line is the memory's own limit."""
+    table = head_readings.costs(results.frame)
+    widths = sorted(table["hidden"].unique())
+    columns = min(2, len(widths))
+    figure = page(3.0 * -(-len(widths) // columns) + 0.8)
+    axes = figure.subplots(-(-len(widths) // columns), columns, squeeze=False)
+    for axis, width in zip(axes.flat, widths, strict=False):
+        cost_panel(axis, where(table, hidden=width))
+        axis.set_title(f"width {width}")
+    for axis in axes.flat[len(widths) :]:
+        axis.set_axis_off()
+    handles, labels = axes.flat[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=5, fontsize=7)
+    return figure
+
+
+def cost_panel(axis: Axes, table: DataFrame) -> None:
+    """Every head of one width, a mark a vocabulary and size."""
+    for head, rows in table.groupby("head"):
+        axis.plot(rows["bytes"] / 1e6, rows["seconds"] * 1e3, MARKERS.get(str(head), "^"), color=colour(str(head)),
+                  markersize=4, label=head)  # fmt: skip
+    ordered = table.sort_values("bytes")
+    axis.plot(ordered["bytes"] / 1e6, ordered["floor"] * 1e3, "-", color="#666666", linewidth=1, label="memory limit")
+    axis.set(xscale="log", yscale="log", xlabel="megabytes read", ylabel="milliseconds")
+
+
+@drawn
+def head_tar(results: Any) -> Figure:
+    """Tokens per second against tokens a check: every head, probes and shortlist, one panel a temperature."""
+    table = head_readings.writers(results.frame)
+    temperatures = sorted(table["temperature"].unique())
+    figure, axes = canvas(len(temperatures), 4.0, sharey=True)
+    for axis, temperature in zip(axes, temperatures, strict=True):
+        for head, rows in where(table, temperature=temperature).groupby("head"):
+            if head == "baseline":
+                axis.axhline(rows["throughput"].median(), color=colour("baseline"), linestyle="--", label="plain decoding")
+                continue
+            ordered = rows.sort_values(["probes", "shortlist"])
+            axis.plot(ordered["tar"], ordered["throughput"], MARKERS.get(str(head), "^") + ":", color=colour(str(head)),
+                      markersize=4, linewidth=0.8, label=head)  # fmt: skip
+        axis.set(title=f"T = {temperature:g}", xlabel="tokens a check")
+    axes[0].set_ylabel("tokens per second")
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=5, fontsize=7)
+    return figure
+
+
+@drawn
+def head_choice(results: Any, head: str = "flash") -> Figure:
+    """A FlashHead's tokens per second and agreement against its probes, one panel a temperature; a ring marks the fastest."""
+    table = where(head_readings.writers(results.frame), head=head)
+    temperatures = sorted(table["temperature"].unique())
+    figure, axes = canvas(len(temperatures), 3.4)
+    for axis, temperature in zip(axes, temperatures, strict=True):
+        rows = where(table, temperature=temperature).sort_values("probes")
+        best = rows.loc[rows["throughput"].idxmax()]
+        axis.plot(rows["probes"], rows["throughput"], "o-", color=colour(head), label="tokens per second")
+        axis.plot(best["probes"], best["throughput"], "o", markersize=11, markerfacecolor="none", color="black")
+        other = axis.twinx()
+        other.plot(rows["probes"], rows["agreement"], "s:", color=colour("baseline"))
+        other.set_ylim(min(0.9, rows["agreement"].min()), 1)
+        axis.set(title=f"T = {temperature:g}", xscale="log", xlabel="clusters probed, P")
+        axis.set_xticks(rows["probes"], [str(count) for count in rows["probes"]])
+        axis.minorticks_off()
+    axes[0].set_ylabel("tokens per second (solid)")
+    figure.supylabel("agreement (dotted)", x=1.0, fontsize=9)
+    return figure
+
+
+@drawn
+def depth_times_head(results: Any) -> Figure:
+    """Gain of a draft step against its layers: measured with 95 % intervals, and Amdahl's prediction from the parts."""
+    table = head_readings.depth_gains(results.frame)
+    figure, (axis,) = canvas(height=3.6)
+    axis.plot(table["layers"], table["predicted"], "--", color=colour("baseline"), label="Amdahl's law, from the parts")
+    reach = [table["measured"] - table["low"], table["high"] - table["measured"]]
+    lengths = [side.fillna(0).clip(lower=0) for side in reach]
+    axis.errorbar(table["layers"], table["measured"], yerr=lengths, fmt="o", color=colour("flash"), capsize=2, label="measured")
+    axis.set(xscale="log", xlabel="layers of the draft", ylabel="draft step, times faster than with the dense head")
+    axis.set_xticks(table["layers"], [str(layers) for layers in table["layers"]])
+    axis.minorticks_off()
+    axis.legend()
+    return figure

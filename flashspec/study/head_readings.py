@@ -1,0 +1,193 @@
+"""Tables about draft heads to numbers: what they miss, what they cost, and which of them wins where."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from flashspec.measure.bench import Interval
+from flashspec.study.readings import Missing, by_repeat, ratio, step_gain, where, words
+from flashspec.theory import amdahl
+
+if TYPE_CHECKING:
+    from pandas import DataFrame, Series
+
+CLUSTERING = ["head", "metric", "homes", "cluster_size"]
+JUDGED = [*CLUSTERING, "calibrated", "plan", "probes"]
+SHIPPED = {"metric": "spherical", "homes": 1, "cluster_size": 16}
+WRITER = ["head", "probes", "shortlist"]
+NOWHERE = "nowhere in this table"
+
+
+def recalls(frame: DataFrame) -> DataFrame:
+    """One line a head and plan, bands summed: share of rows scored, bytes, agreement, misses, and covered probability."""
+    table = frame.assign(calibrated=frame["always"] > 0, share=frame["rows_scored"] / frame["vocab"])
+    keys = [*JUDGED, "share", "bytes"]
+    found = table.groupby(keys, dropna=False)[["positions", "agreed", "covered"]].sum().reset_index()
+    found["agreement"] = found["agreed"] / found["positions"]
+    found["coverage"] = found["covered"] / found["positions"]
+    return found.assign(missed=found["positions"] - found["agreed"])
+
+
+def agreement_of(frame: DataFrame, head: str) -> float:
+    """Agreement of a head other than FlashHead, which stands in the table once."""
+    return float(where(recalls(frame), head=head)["agreement"].iloc[0])
+
+
+def bands(frame: DataFrame, **setting: Any) -> DataFrame:
+    """One line a band of frequency, the most frequent first: positions, agreement, and probes needed for 99 %."""
+    rows = where(frame.assign(calibrated=frame["always"] > 0), **setting)
+    table = rows.groupby("band", sort=False)[["positions", "agreed", "required_99"]].sum().reset_index()
+    return table.assign(agreement=table["agreed"] / table["positions"].where(table["positions"] > 0))
+
+
+def misses_left(frame: DataFrame, **clustering: Any) -> float:
+    """Misses of the calibrated FlashHead over those of the plain one, both at the default probes; nan where there are none."""
+    rows = where(recalls(frame), head="flash", plan="default", **{**SHIPPED, **clustering})
+    plain, ready = (int(where(rows, calibrated=each)["missed"].sum()) for each in (False, True))
+    return ready / plain if plain else math.nan
+
+
+def best_within(frame: DataFrame, share: float) -> Series:
+    """The FlashHead with the highest agreement that scores at most this share of the rows, centroids included."""
+    rows = where(recalls(frame), head="flash")
+    rows = rows[rows["share"] <= share]
+    if rows.empty:
+        raise Missing(f"the table has no FlashHead that scores at most {share:.0%} of the rows; run it with smaller shares")
+    return rows.loc[rows["agreement"].idxmax()]
+
+
+def reached(frame: DataFrame, wanted: float, share: float) -> str:
+    """Whether some FlashHead agrees so often on so few rows, in words."""
+    found = best_within(frame, share)
+    word = "reached" if found["agreement"] >= wanted else "not reached"
+    return f"{word}: {found['agreement']:.4f} at {100 * found['share']:.1f} % of the rows"
+
+
+def metrics_apart(frame: DataFrame, plan: str = "default") -> float:
+    """Agreement with spherical less that with euclidean clusters, mean over what both have at this plan."""
+    rows = where(recalls(frame), head="flash", plan=plan)
+    table = rows.pivot_table(index=["homes", "cluster_size", "calibrated"], columns="metric", values="agreement").dropna()
+    return float((table["spherical"] - table["euclidean"]).mean())
+
+
+def costs(frame: DataFrame) -> DataFrame:
+    """One line a shape, head and size: median seconds, the least seconds that the bytes allow, and the fraction of that limit."""
+    rows = frame[frame["note"].fillna("") == ""]
+    keys = ["vocab", "hidden", "head", "size", "rows_scored", "bytes", "bandwidth"]
+    table = rows.groupby(keys)["seconds"].median().reset_index()
+    table["floor"] = table["bytes"] / table["bandwidth"]
+    return table.assign(fraction=table["floor"] / table["seconds"])
+
+
+def left_out(frame: DataFrame) -> str:
+    """The shapes that did not fit the memory, in words."""
+    rows = frame[frame["note"].fillna("") != ""]
+    return ", ".join(f"{row.vocab} x {row.hidden}" for row in rows.itertuples()) or "none"
+
+
+def cost_gain(frame: DataFrame, head: str, below: str = "dense", **place: Any) -> Interval:
+    """Seconds of one head over those of another, paired by repeat; `place` names the shape and the faster head's size."""
+    shape = {name: place[name] for name in ("vocab", "hidden")}
+    return ratio(by_repeat(where(frame, head=below, **shape), "seconds"), by_repeat(where(frame, head=head, **place), "seconds"))
+
+
+def cheapest(frame: DataFrame, probes: int) -> DataFrame:
+    """The fastest head of each shape among those that score every id and FlashHeads with at least so many probes."""
+    table = costs(frame)
+    full = table["head"].isin(["dense", "int8", "int4"])
+    rows = table[full | (table["head"].str.startswith("flash") & (table["size"] >= probes))]
+    return rows.loc[rows.groupby(["vocab", "hidden"])["seconds"].idxmin()].reset_index(drop=True)
+
+
+def cheapest_words(frame: DataFrame, head: str, probes: int) -> str:
+    """The shapes at which this head is the cheapest of these, in words."""
+    rows = cheapest(frame, probes)
+    rows = rows[rows["head"] == head]
+    return ", ".join(f"{row.vocab} x {row.hidden}" for row in rows.itertuples()) or NOWHERE
+
+
+def writers(frame: DataFrame) -> DataFrame:
+    """One line a head, probes, shortlist and temperature: median tokens per second, TAR, agreement and coverage."""
+    keys = [*WRITER, "temperature"]
+    whole = frame.groupby([*keys, "repeat"])[["emitted", "rounds", "seconds"]].sum().reset_index()
+    whole["throughput"] = whole["emitted"] / whole["seconds"]
+    whole["tar"] = whole["emitted"] / whole["rounds"].where(whole["rounds"] > 0)
+    table = whole.groupby(keys)[["throughput", "tar"]].median().reset_index()
+    seen = frame.groupby(WRITER)[["positions", "agreed", "covered"]].first().reset_index()
+    seen = seen.assign(agreement=seen["agreed"] / seen["positions"], coverage=seen["covered"] / seen["positions"])
+    return table.merge(seen[[*WRITER, "agreement", "coverage"]], on=WRITER)
+
+
+def best_writers(frame: DataFrame, temperature: float) -> DataFrame:
+    """One line a head, the fastest first: the probes or shortlist with the highest median tokens per second."""
+    table = where(writers(frame), temperature=temperature)
+    return table.loc[table.groupby("head")["throughput"].idxmax()].sort_values("throughput", ascending=False)
+
+
+def title(line: Any) -> str:
+    """A writer in words: its head, and its probes or shortlist."""
+    sizes = {"P": int(line["probes"]), "N": int(line["shortlist"])}
+    return ", ".join([str(line["head"]), *(f"{name} = {size}" for name, size in sizes.items() if size)])
+
+
+def winner(frame: DataFrame, temperature: float) -> str:
+    """The fastest writer at a temperature, with its lead over the second in words."""
+    first, second = (line for _, line in best_writers(frame, temperature).head(2).iterrows())
+    gain = ratio(seconds_of(frame, second, temperature), seconds_of(frame, first, temperature))
+    return f"{title(first)}, {words(gain)} over {title(second)}"
+
+
+def wins_of(frame: DataFrame, head: str) -> str:
+    """The temperatures at which this head writes the most tokens per second of all, in words."""
+    found = [t for t in sorted(frame["temperature"].unique()) if best_writers(frame, t)["head"].iloc[0] == head]
+    return ", ".join(f"T = {t:g}" for t in found) or NOWHERE
+
+
+def seconds_of(frame: DataFrame, line: Any, temperature: float) -> Series:
+    """Seconds a token by repeat of one writer."""
+    rows = where(frame, temperature=temperature, **{name: line[name] for name in WRITER})
+    return by_repeat(rows, "seconds") / by_repeat(rows, "emitted")
+
+
+def choices(frame: DataFrame, temperature: float, wanted: float, head: str = "flash") -> tuple[Any, Any]:
+    """A FlashHead's line with the most tokens per second, and that with the fewest probes that agree at least so often.
+
+    Where none agrees so often, the second has the most probes.
+    """
+    table = where(writers(frame), head=head, temperature=temperature).sort_values("probes")
+    agreeing = table[table["agreement"] >= wanted]
+    return table.loc[table["throughput"].idxmax()], (table.iloc[-1] if agreeing.empty else agreeing.iloc[0])
+
+
+def choice_gain(frame: DataFrame, temperature: float, wanted: float, head: str = "flash") -> Interval:
+    """Tokens per second at the probes that throughput chooses over those at the probes that agreement chooses."""
+    fast, agreeing = choices(frame, temperature, wanted, head)
+    return ratio(seconds_of(frame, agreeing, temperature), seconds_of(frame, fast, temperature))
+
+
+def depth_gains(frame: DataFrame) -> DataFrame:
+    """One line a depth: the head's share of a dense step, the step's measured gain, and Amdahl's prediction from the parts."""
+    import pandas
+
+    lines = []
+    for layers, rows in frame.groupby("layers"):
+        cheap = where(rows, head="flash")
+        parts = {head: where(rows, head=head)[["head_seconds", "body_seconds"]].median() for head in ("dense", "flash")}
+        share = float(parts["dense"]["head_seconds"] / parts["dense"].sum())
+        gain = float(parts["dense"]["head_seconds"] / parts["flash"]["head_seconds"])
+        measured = step_gain(rows, str(rows["shape"].iloc[0]), int(cheap["probes"].iloc[0]))
+        lines.append((layers, share, *measured[:3], amdahl(share, gain)))
+    return pandas.DataFrame(lines, columns=["layers", "share", "measured", "low", "high", "predicted"])
+
+
+def off_amdahl(frame: DataFrame) -> float:
+    """The largest relative distance between a measured gain and its prediction over all depths."""
+    table = depth_gains(frame)
+    return float((table["measured"] / table["predicted"] - 1).abs().max())
+
+
+def gain_at(frame: DataFrame, layers: int) -> Interval:
+    """The measured gain of a step at one depth."""
+    rows = where(frame, layers=layers)
+    return step_gain(rows, str(rows["shape"].iloc[0]), int(rows["probes"].max()))

@@ -1,0 +1,68 @@
+"""Readings about draft heads give the numbers that were put into a table."""
+
+from __future__ import annotations
+
+import pytest
+import tables_heads
+
+pytest.importorskip("pandas")
+
+from flashspec.study import head_readings
+from flashspec.study.readings import Missing
+from flashspec.theory import amdahl
+
+
+@pytest.mark.parametrize("kept", [0.5, 1.0])
+def test_calibration_is_told_by_the_misses_it_leaves(kept):
+    assert head_readings.misses_left(tables_heads.recall(kept).frame) == pytest.approx(kept)
+
+
+def test_agreement_within_a_share_of_the_rows_says_whether_it_is_enough():
+    frame = tables_heads.recall().frame
+    assert head_readings.reached(frame, 0.985, 0.2).startswith("reached: 0.9900 at 20.0 % of the rows")
+    assert head_readings.reached(frame, 0.985, 0.15).startswith("not reached: 0.9800")
+    assert head_readings.agreement_of(frame, "fr_spec") == pytest.approx(0.9)
+    with pytest.raises(Missing, match="at most 1%"):
+        head_readings.best_within(frame, 0.01)
+
+
+def test_clusterings_and_bands_are_told_apart():
+    frame = tables_heads.recall().frame
+    assert head_readings.metrics_apart(frame) == pytest.approx(0.01)
+    table = head_readings.bands(frame, head="flash", plan="default", calibrated=False, **head_readings.SHIPPED)
+    assert list(table["agreement"]) == pytest.approx([560 / 600, 1.0, 1.0])
+
+
+def test_the_cheapest_head_depends_on_the_shape_and_on_the_probes_asked_for():
+    frame = tables_heads.cost().frame
+    assert head_readings.cheapest_words(frame, "int8", 256) == "16384 x 384"
+    assert head_readings.cheapest_words(frame, "flash", 256) == "16384 x 1024"
+    assert head_readings.cheapest_words(frame, "int8", 64) == head_readings.NOWHERE
+    assert head_readings.left_out(frame) == "262144 x 5120"
+    assert head_readings.cost_gain(frame, "flash", vocab=16384, hidden=1024, size=64).value == pytest.approx(5.0)
+    assert head_readings.costs(frame).query("head == 'dense'")["fraction"].iloc[0] == pytest.approx(0.5, rel=0.05)
+
+
+def test_the_fastest_writer_is_named_even_where_it_is_a_plain_int8_head():
+    frame = tables_heads.tar().frame
+    assert head_readings.winner(frame, 0.7).startswith("int8, 1.09× (1.09 to 1.09) over flash, P = 64")
+    assert head_readings.wins_of(frame, "int8") == "T = 0, T = 0.7, T = 1"
+    assert head_readings.wins_of(tables_heads.tar(int8=105.0).frame, "int8") == head_readings.NOWHERE
+    table = head_readings.writers(frame)
+    assert set(table.query("head == 'dense'")["tar"]) == {2.5} and set(table.query("head == 'baseline'")["tar"]) == {1.0}
+
+
+def test_probes_chosen_by_throughput_and_by_agreement_differ():
+    frame = tables_heads.tar().frame
+    fast, agreeing = head_readings.choices(frame, 0.0, 0.985)
+    assert (fast["probes"], agreeing["probes"]) == (64, 256)
+    assert head_readings.choice_gain(frame, 0.0, 0.985).value == pytest.approx(1.1)
+    assert head_readings.choice_gain(frame, 0.0, 0.9).value == pytest.approx(1.0)
+
+
+def test_depth_gains_stand_beside_amdahls():
+    table = head_readings.depth_gains(tables_heads.depth().frame)
+    assert list(table["share"]) == pytest.approx([0.8, 0.5, 0.125])
+    assert list(table["measured"]) == pytest.approx([amdahl(share, 4.0) for share in table["share"]])
+    assert head_readings.off_amdahl(tables_heads.depth().frame) == pytest.approx(0.0, abs=1e-9)
+    assert head_readings.off_amdahl(tables_heads.depth(slower=2.0).frame) == pytest.approx(0.5)
