@@ -64,7 +64,7 @@ YAN_DEEP = PublishedDraft("Sheared-LLaMA-1.3B", 24, 3.81, 13.13, 23.10, YAN_TABL
 YAN_WIDE = PublishedDraft("NoFT-Wide-1.3B", 12, 3.70, 6.69, 32.59, YAN_TABLE)
 YAN_TARGET = "LLaMA-65B"
 YAN = {
-    "headline": Claim("designed draft over an existing one, LLaMA-65B and OPT-66B", 1.60, "x", "Yan et al. 2024, abstract (60 %)"),
+    "headline": Claim("designed draft over an existing one, LLaMA-65B and OPT-66B", 1.60, "x", "Yan et al. 2024, abstract"),
     "experiments": Claim("experiments run", 350, "", "Yan et al. 2024, abstract"),
     "tuned": Claim("designed draft against a fine-tuned target, Vicuna-33B", 1.45, "x", "Yan et al. 2024, up to 45 %"),
 }

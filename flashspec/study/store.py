@@ -17,7 +17,6 @@ from flashspec import provenance
 from flashspec.study.columns import Columns
 from flashspec.study.parameters import Refused
 
-
 ROOT: ContextVar[Path | None] = ContextVar("ROOT", default=None)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from flashspec.provenance import short_hash
 from flashspec.study import trials
 from flashspec.study.drafts import drafts_of, pair_of, short_name, target_of
 from flashspec.study.experiment import Experiment
-from flashspec.study.pairs import at_least, samplings
+from flashspec.study.pairs import at_least, by_temperature, samplings
 from flashspec.study.trials import Trial
 from flashspec.train import corpus
 from flashspec.train.design import encoded
@@ -95,12 +95,7 @@ def digested(params: Params) -> Mapping[str, Path]:
     return targets | drafts_of(params.drafts)
 
 
-def points(params: Params) -> list[Params]:
-    """One point a temperature."""
-    return [replace(params, temperatures=(t,)) for t in params.temperatures]
-
-
-SMOKE = Params(
-    drafts=("shallow",), ks=(2,), temperatures=(0.0,), per_kind=1, new_tokens=8, repeats=1, steps=1, work="runs/smoke"
+SMOKE = Params(drafts=("shallow",), ks=(2,), temperatures=(0.0,), per_kind=1, new_tokens=8, repeats=1, steps=1, work="runs/smoke")
+EXPERIMENT = Experiment(
+    "draft_generalises", Params, Trial, measure, split=by_temperature, models=digested, presets={"smoke": SMOKE}
 )
-EXPERIMENT = Experiment("draft_generalises", Params, Trial, measure, split=points, models=digested, presets={"smoke": SMOKE})

@@ -22,7 +22,7 @@ CHOICES = 4
 
 @dataclass(frozen=True)
 class Params:
-    """Which drafts to judge. Without `drafts`: every shipped one, and the finished ones below `family` if that folder is there."""
+    """Which drafts to judge. Without `drafts`: every shipped one, and the finished ones below `family` if it is there."""
 
     target: str = "reference"  # target model: shipped name or folder
     drafts: tuple[str, ...] = ()  # draft models: names or folders

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from flashspec.measure.contest import Turns
 from flashspec.measure.prompts import load_prompts
@@ -12,7 +12,7 @@ from flashspec.study import trials
 from flashspec.study.drafts import FAMILY, digested, pairs_of
 from flashspec.study.experiment import Experiment
 from flashspec.study.experiments.draft_parts import around
-from flashspec.study.pairs import at_least, samplings
+from flashspec.study.pairs import at_least, by_temperature, samplings
 from flashspec.study.trials import Trial
 
 
@@ -60,10 +60,7 @@ def parts_now(params: Params, sampling: Sampling, turn: int) -> str:
     return around(turn, temperature=sampling.temperature, **{name: getattr(params, name) for name in shared})
 
 
-def points(params: Params) -> list[Params]:
-    """One point a temperature."""
-    return [replace(params, temperatures=(t,)) for t in params.temperatures]
-
-
 SMOKE = Params(drafts=("main", "shallow"), family="", ks=(2,), temperatures=(0.0,), new_tokens=8, repeats=1)
-EXPERIMENT = Experiment("draft_throughput", Params, Trial, measure, split=points, models=digested, presets={"smoke": SMOKE})
+EXPERIMENT = Experiment(
+    "draft_throughput", Params, Trial, measure, split=by_temperature, models=digested, presets={"smoke": SMOKE}
+)

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from flashspec.heads.registry import HEADS
 from flashspec.measure.prompts import Prompt, first_of_each_kind, load_prompts
 from flashspec.measure.trace import Trace, record, replay_texts
-from flashspec.scores import Sampling
 from flashspec.study.drafts import FAMILY, Pair, digested, pairs_of, shipped, target_of
 from flashspec.study.experiment import Experiment
-from flashspec.study.pairs import among, at_least, drafting, samplings
+from flashspec.study.pairs import among, at_least, by_temperature, drafting, samplings
 from flashspec.theory import replayed_all
 
 
@@ -105,12 +104,7 @@ def rows_of(pair: Pair, head: str, trace: Trace, params: Params) -> Iterator[Row
             yield Row(*pair.facts.values(), *facts, *counts)
 
 
-def points(params: Params) -> list[Params]:
-    """One point a temperature."""
-    return [replace(params, temperatures=(t,)) for t in params.temperatures]
-
-
 SMOKE = Params(drafts=("shallow",), family="", heads=("dense",), ks=(2,), temperatures=(0.0,), per_kind=1, new_tokens=8)
 EXPERIMENT = Experiment(
-    "predicted_vs_measured", Params, Row, measure, measured=False, split=points, models=digested, presets={"smoke": SMOKE}
+    "predicted_vs_measured", Params, Row, measure, measured=False, split=by_temperature, models=digested, presets={"smoke": SMOKE}
 )

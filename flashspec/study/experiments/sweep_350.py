@@ -1,4 +1,4 @@
-"""Hundreds of real runs over drafts, draft lengths, temperatures, heads and kinds of prompt, in one table that can be continued."""
+"""Hundreds of real runs over drafts, draft lengths, temperatures, heads and kinds of prompt, in one table."""
 
 from __future__ import annotations
 
