@@ -105,6 +105,22 @@ def same_text(frame: DataFrame) -> float:
     return float(100 * (runs == plain.reindex(runs.index)).mean())
 
 
+def paying_share(frame: DataFrame) -> float:
+    """Percent of the runs that are faster than plain decoding of the same prompts in the same turn."""
+    keys = ["draft", *SETTING, "kind", "repeat"]
+    plain = where(frame, method="baseline").set_index(keys)["seconds"]
+    runs = frame[frame["k"] > 0].set_index(keys)["seconds"]
+    return float(100 * (runs < plain.reindex(runs.index)).mean())
+
+
+def by_kind_words(frame: DataFrame, name: str, temperature: float) -> str:
+    """A draft at its best over plain decoding, by kind of prompt, in words; medians over repeats."""
+    mine = rows_at_best(frame, name, temperature).set_index(["kind", "repeat"])
+    plain = where(frame, method="baseline", draft=name, temperature=temperature).set_index(["kind", "repeat"])
+    gains = (plain["seconds"] / mine["seconds"]).groupby("kind").median()
+    return ", ".join(f"{kind} {gain:.2f}×" for kind, gain in gains.items())
+
+
 class Space(NamedTuple):
     """The design space at one temperature: fitted relations, the target's checks, and the grid that the drafts span."""
 
