@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
@@ -83,44 +84,47 @@ def counts() -> SimpleNamespace:
 
 
 def quality() -> SimpleNamespace:
-    """Perplexity falls with TAR but for one draft; the share of continuations found says nothing."""
+    """Perplexity falls as TAR rises; the share of continuations found says nothing."""
+    fixed = {
+        "rule": "coupling",
+        "k": 4,
+        "positions": 100,
+        "asked": 8,
+        "chosen": 5,
+        "drafted": 80.0,
+        "accepted": 50.0,
+        "emitted": 64,
+    }
     return tables.results("draft_quality", [
-        {**facts(draft), "kind": kind, "temperature": t, "rule": "coupling", "k": 4, "positions": 100,
-         "loss": 300.0 - 100 * alpha, "right": int(100 * alpha), "asked": 8, "chosen": 5, "rounds": 20.0 - 10 * alpha, "drafted": 80.0, "accepted": 50.0,
-         "emitted": 64}
+        {**facts(draft), **fixed, "kind": kind, "temperature": t, "loss": 300.0 - 100 * alpha, "right": int(100 * alpha),
+         "rounds": 20.0 - 10 * alpha}
         for (draft, alpha), kind, t in product(ALPHA.items(), KINDS, (0.0, 1.0))
     ])  # fmt: skip
 
 
 PER_LAYER, PER_BYTE = 5e-4, 1e-10
+SIZES = ((24, 10**7), (12, 10**7), (6, 2 * 10**7))
 
 
-def latency_row(group: str, shape: str, layers: int, what: str, rows: int, **changes) -> list[dict]:
-    """Three repeats of a call that costs half a millisecond a layer and a nanosecond for ten bytes."""
-    size = changes.pop("bytes", 1_000_000)
-    timed = changes.pop("timed", layers)
+def latency_row(group: str, shape: str, depth: tuple[int, int], what: str, call: tuple[int, int]) -> list[dict]:
+    """Three repeats of a call (rows, bytes) on a shape (layers, layers timed): half a millisecond a layer, 10 bytes a nanosecond."""
+    (layers, timed), (rows, size) = depth, call
+    fixed = {"hidden": 64, "heads": 4, "ffn": 128, "body": 10, "head": 5, "bandwidth": 2e10}
     return [
-        {"group": group, "shape": shape, "layers": layers, "timed": timed, "hidden": 64, "heads": 4, "ffn": 128,
-         "body": 10, "head": 5, "what": what, "rows": rows, "bytes": size, "seconds": PER_LAYER * timed + PER_BYTE * size, "repeat": repeat,
-         "bandwidth": 2e10}
+        {**fixed, "group": group, "shape": shape, "layers": layers, "timed": timed, "what": what, "rows": rows, "bytes": size,
+         "seconds": PER_LAYER * timed + PER_BYTE * size, "repeat": repeat}
         for repeat in range(3)
     ]  # fmt: skip
 
 
 def latency(paper: bool = True) -> SimpleNamespace:
     """Steps by layers and bytes; the target is timed at two of its eighty layers."""
-    rows = [
-        r
-        for layers, size in ((24, 10**7), (12, 10**7), (6, 2 * 10**7))
-        for r in latency_row("OPT", f"OPT, {layers}", layers, "step", 1, bytes=size)
-    ]
+    shapes = [("OPT", f"OPT, {layers}", (layers, layers), "step", (1, size)) for layers, size in SIZES]
     if paper:
-        for draft in (papers.YAN_DEEP, papers.YAN_WIDE):
-            rows += latency_row("Sheared-LLaMA", draft.shape, draft.layers, "step", 1, bytes=10**7)
-        rows += [
-            r for n, timed in product((1, 9), (2, 4)) for r in latency_row("target", "LLaMA-65B", 80, "check", n, timed=timed)
-        ]
-    return tables.results("draft_latency", rows)
+        drafts = (papers.YAN_DEEP, papers.YAN_WIDE)
+        shapes += [("Sheared-LLaMA", d.shape, (d.layers, d.layers), "step", (1, 10**7)) for d in drafts]
+        shapes += [("target", papers.YAN_TARGET, (80, timed), "check", (n, 10**6)) for n, timed in product((1, 9), (2, 4))]
+    return tables.results("draft_latency", [row for shape in shapes for row in latency_row(*shape)])
 
 
 def away() -> SimpleNamespace:
@@ -137,17 +141,23 @@ def printed() -> SimpleNamespace:
     return tables.results("papers_table", [row._asdict() for row in measure(Params())])
 
 
-def drawings(folder: Path) -> dict:
-    """Every figure of the draft study."""
-    return {
-        "draft_family": lambda: figures.draft_family(runs()),
-        "draft_latency": lambda: figures.draft_latency(latency()),
-        "draft_quality": lambda: figures.draft_quality(quality()),
-        "draft_space": lambda: figures.draft_space(runs(folder), counts()),
-        "generalises": lambda: figures.generalises(away()),
-        "paper_gain": lambda: figures.paper_gain(latency()),
-        "papers_table": lambda: figures.papers_table(printed()),
-        "predicted_measured": lambda: figures.predicted_measured(runs(folder), counts()),
-        "prediction_errors": lambda: figures.prediction_errors(runs(folder), counts()),
-        "sweep": lambda: figures.sweep(runs()),
-    }
+SCRATCH = tempfile.TemporaryDirectory()
+
+
+def beside() -> SimpleNamespace:
+    """The runs, with the tables of their parts in a folder that goes when the process does."""
+    return runs(Path(SCRATCH.name))
+
+
+DRAWN = {
+    "draft_family": lambda: figures.draft_family(runs()),
+    "draft_latency": lambda: figures.draft_latency(latency()),
+    "draft_quality": lambda: figures.draft_quality(quality()),
+    "draft_space": lambda: figures.draft_space(beside(), counts()),
+    "generalises": lambda: figures.generalises(away()),
+    "paper_gain": lambda: figures.paper_gain(latency()),
+    "papers_table": lambda: figures.papers_table(printed()),
+    "predicted_measured": lambda: figures.predicted_measured(beside(), counts()),
+    "prediction_errors": lambda: figures.prediction_errors(beside(), counts()),
+    "sweep": lambda: figures.sweep(runs()),
+}

@@ -97,7 +97,13 @@ def test_every_citation_is_in_the_bibliography() -> None:
     assert cited <= known
 
 
-@pytest.mark.parametrize("chapter", ["01_projection", "02_draft_step", "03_end_to_end"])
+CHAPTERS = (
+    "01_projection", "02_draft_step", "03_end_to_end", "14_draft_latency", "15_draft_quality", "16_draft_throughput",
+    "17_predicted_vs_measured", "18_sweep_350", "19_draft_generalises", "20_papers_table",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
 def test_a_chapters_parameters_are_those_of_its_experiment(chapter: str) -> None:
     pytest.importorskip("papermill")
     from flashspec.study.notebooks import disagreements

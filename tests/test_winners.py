@@ -12,7 +12,6 @@ pytest.importorskip("pandas")
 from flashspec.study import foretold, latency, merits, papers, winners
 from flashspec.study.ranks import correlation_words, rank_correlation, spearman
 from flashspec.study.readings import Missing
-from flashspec.theory import Costs, tokens_per_check
 
 
 def test_the_winner_is_the_shallowest_of_equal_acceptance() -> None:
@@ -157,7 +156,8 @@ def test_the_papers_gain_follows_from_its_parts_and_from_ours() -> None:
     steps = [made.PER_LAYER * layers + made.PER_BYTE * 10**7 for layers in (24, 12)]
     whole = latency.check_seconds(frame, 9)
     assert latency.gain_here(frame) == pytest.approx(3.70 / 3.81 * (8 * steps[0] + whole) / (8 * steps[1] + whole))
-    assert "does not reach" in latency.headline_words(frame) or "reaches" in latency.headline_words(frame)
+    assert "does not reach" in latency.headline_words(frame)
+    assert "which reaches" in latency.headline_words(frame.assign(seconds=frame["seconds"].where(frame["what"] == "step", 1e-3)))
     assert "no row" in latency.headline_words(made.latency(paper=False).frame)
 
 
@@ -194,5 +194,3 @@ def test_the_thesis_asks_for_an_absurd_draft() -> None:
     assert fixed.tokens_ratio == pytest.approx(1.51, abs=0.01) and fixed.k_over_tokens == pytest.approx(27.7, abs=0.2)
     ms = fixed.closest
     assert ms["eager_dense"] - ms["eager_flash"] == pytest.approx(ms["deferred_dense"] - ms["deferred_flash"])
-    rounds = Costs(papers.YAN_DEEP.step_ms, papers.implied_round()[1])
-    assert tokens_per_check(1.0, 8) / (8 * rounds.draft + rounds.check(8)) * 1e3 > papers.YAN_DEEP.rate
