@@ -107,7 +107,7 @@ SIZES = ((24, 10**7), (12, 10**7), (6, 2 * 10**7))
 
 
 def latency_row(group: str, shape: str, depth: tuple[int, int], what: str, call: tuple[int, int]) -> list[dict]:
-    """Three repeats of a call (rows, bytes) on a shape (layers, layers timed): half a millisecond a layer, 10 bytes a nanosecond."""
+    """Three repeats of a call (rows, bytes) on a shape (layers, layers timed), which takes time for its layers and bytes."""
     (layers, timed), (rows, size) = depth, call
     fixed = {"hidden": 64, "heads": 4, "ffn": 128, "body": 10, "head": 5, "bandwidth": 2e10}
     return [

@@ -46,10 +46,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def common(home: Path) -> dict:
-    return {
-        "target": str(home / "target"), "drafts": (str(home / "draft"), str(home / "flat")), "prompts": str(home / "prompts.json"),
-        "dtype": "float32",
-    }  # fmt: skip
+    names = {name: str(home / name) for name in ("target", "draft", "flat", "prompts.json")}
+    pair = (names["draft"], names["flat"])
+    return {"target": names["target"], "drafts": pair, "prompts": names["prompts.json"], "dtype": "float32"}
 
 
 def test_the_sweep_has_every_setting_and_its_parts_beside_it(common: dict, tmp_path: Path) -> None:
@@ -203,11 +202,9 @@ def test_a_variant_is_tuned_once_and_the_drafts_run_on_it(
     folder = draft_generalises.variant_folder(params)
     before = (folder / "digests.json").read_bytes()
     assert draft_generalises.variant(params) == folder and (folder / "digests.json").read_bytes() == before
-    named = replace(params, targets=(str(home / "target"),))
-    assert draft_generalises.names_of(replace(named, target="reference")) == {
-        "reference": "reference",
-        "target": str(home / "target"),
-    }
+    away = str(home / "target")
+    named = replace(params, target="reference", targets=(away,))
+    assert draft_generalises.names_of(named) == {"reference": "reference", "target": away}
 
 
 def test_tuning_needs_enough_text(tmp_path: Path) -> None:
