@@ -89,7 +89,7 @@ def prefill_seconds(pair: Pair, prompts: Sequence[Prompt], params: Params) -> di
     calls = {}
     for name, method in (("prefill", drafting("dense")), ("read", Method())):
         for prompt in prompts:
-            make = partial(build, method, pair.models, params.sampling, len(prompt.ids) + params.new_tokens)
+            make = partial(build, method, pair.models, params.sampling, len(prompt.ids) + params.new_tokens + method.k)
             calls[f"{name} {prompt.kind}"] = prepare(make, prompt.ids, ()).prefill
     with torch.inference_mode():
         return clock.interleaved_seconds(calls, clock.Plan(params.repeats, 1))

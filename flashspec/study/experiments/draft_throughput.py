@@ -31,7 +31,7 @@ class Params:
     prompts: str = ""  # prompts file; empty means the shipped one
     per_kind: int = 1  # prompts of each kind, the first ones
     new_tokens: int = 64  # tokens emitted a prompt, whatever the stop tokens
-    repeats: int = 4  # kept turns
+    repeats: int = 3  # kept turns
     seed: int = 0  # of sampling
 
     def __post_init__(self) -> None:
