@@ -63,6 +63,15 @@ def runs(folder: Path | None = None, **changes) -> SimpleNamespace:
     return found
 
 
+def swept() -> SimpleNamespace:
+    """The same runs with plain decoding beside every draft."""
+    found = runs()
+    plain = found.frame[found.frame["k"] == 0]
+    others = [plain.assign(**facts(draft)) for draft in LAYERS if draft != "wide"]
+    found.frame = pandas.concat([found.frame, *others], ignore_index=True)
+    return found
+
+
 def parts() -> pandas.DataFrame:
     """The parts of every draft, as the model has them."""
     ms = {f"check {k}": CHECK_MS - 0.1 for k in KS} | {"overhead": 0.1, "step": STEP_MS}
@@ -159,5 +168,5 @@ DRAWN = {
     "papers_table": lambda: figures.papers_table(printed()),
     "predicted_measured": lambda: figures.predicted_measured(beside(), counts()),
     "prediction_errors": lambda: figures.prediction_errors(beside(), counts()),
-    "sweep": lambda: figures.sweep(runs()),
+    "sweep": lambda: figures.sweep(swept()),
 }

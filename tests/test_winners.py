@@ -44,7 +44,7 @@ def test_texts_that_part_are_counted() -> None:
 
 
 def test_runs_that_pay_are_counted_by_their_own_baseline() -> None:
-    frame = made.runs().frame.query("draft == 'wide'")
+    frame = made.swept().frame.query("draft == 'wide'")
     assert winners.paying_share(frame) == 100
     slow = frame.assign(seconds=frame["seconds"] * (1 + 9 * (frame["k"] == 2)))
     assert winners.paying_share(slow) == 50
@@ -73,8 +73,8 @@ def test_a_slower_check_is_seen_as_an_error(tmp_path) -> None:
 
 
 def test_pooled_runs_are_predicted_from_all_kinds(tmp_path) -> None:
-    found = made.runs(tmp_path, kind="all")
-    table = foretold.predictions(found.frame, foretold.parts_of(found), made.counts().frame)
+    found = made.runs(tmp_path)
+    table = foretold.predictions(found.frame.assign(kind="all"), foretold.parts_of(found), made.counts().frame)
     assert foretold.errors(table[table["repeat"] == 0]).abs().max() < 1e-9
 
 
