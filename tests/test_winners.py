@@ -156,6 +156,9 @@ def test_the_papers_gain_follows_from_its_parts_and_from_ours() -> None:
     steps = [made.PER_LAYER * layers + made.PER_BYTE * 10**7 for layers in (24, 12)]
     whole = latency.check_seconds(frame, 9)
     assert latency.gain_here(frame) == pytest.approx(3.70 / 3.81 * (8 * steps[0] + whole) / (8 * steps[1] + whole))
+    assert latency.draft_share(frame, papers.YAN_DEEP) == pytest.approx(8 * steps[0] / (8 * steps[0] + whole))
+    plain = latency.check_seconds(frame, 1)
+    assert latency.speedup_here(frame, papers.YAN_DEEP) == pytest.approx(3.81 * plain / (8 * steps[0] + whole))
     assert "does not reach" in latency.headline_words(frame)
     assert "which reaches" in latency.headline_words(frame.assign(seconds=frame["seconds"].where(frame["what"] == "step", 1e-3)))
     assert "no row" in latency.headline_words(made.latency(paper=False).frame)
