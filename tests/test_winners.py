@@ -51,6 +51,15 @@ def test_runs_that_pay_are_counted_by_their_own_baseline() -> None:
     assert winners.by_kind_words(frame, "wide", 1.0).startswith("code ")
 
 
+def test_a_draft_is_compared_with_plain_decoding_beside_it() -> None:
+    frame = made.swept().frame
+    shared = winners.over_plain(made.runs().frame, "deep", 1.0).value
+    assert winners.over_plain(frame, "deep", 1.0).value == pytest.approx(shared)
+    busy = frame.assign(seconds=frame["seconds"] * (1 + (frame["draft"] == "wide")))
+    assert winners.over_plain(busy, "deep", 1.0).value == pytest.approx(shared)
+    assert winners.best(busy, 1.0).loc["wide", "speedup"] == pytest.approx(winners.best(frame, 1.0).loc["wide", "speedup"])
+
+
 def test_predictions_meet_runs_that_the_model_made(tmp_path) -> None:
     found = made.runs(tmp_path)
     table = foretold.predictions(found.frame, foretold.parts_of(found), made.counts().frame)

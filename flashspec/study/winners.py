@@ -28,10 +28,11 @@ def rates(frame: DataFrame) -> DataFrame:
 def best(frame: DataFrame, temperature: float) -> DataFrame:
     """One line a draft, the fastest first: its best head and k, tokens per second, TAR and speedup over plain decoding."""
     table = where(rates(frame), temperature=temperature)
-    plain = where(table, method="baseline")["rate"].median()
+    plain = where(table, method="baseline").set_index("draft")["rate"]
     found = table[table["k"] > 0]
     found = found.loc[found.groupby("draft")["rate"].idxmax()]
-    return found.assign(speedup=found["rate"] / plain).sort_values("rate", ascending=False).set_index("draft")
+    beside = found["draft"].map(plain).fillna(plain.median())
+    return found.assign(speedup=found["rate"] / beside).sort_values("rate", ascending=False).set_index("draft")
 
 
 def winner(frame: DataFrame, temperature: float) -> str:
@@ -82,9 +83,10 @@ def pace(rows: DataFrame) -> Series:
 
 
 def over_plain(frame: DataFrame, name: str, temperature: float) -> Interval:
-    """Tokens per second of a draft at its best k over plain decoding's."""
+    """Tokens per second of a draft at its best k over plain decoding's, its own where the table has that, else the shared one."""
     plain = where(frame, method="baseline", temperature=temperature)
-    return ratio(pace(rows_at_best(frame, name, temperature)), pace(plain))
+    own = plain[plain["draft"] == name]
+    return ratio(pace(rows_at_best(frame, name, temperature)), pace(plain if own.empty else own))
 
 
 def depth_verdict(frame: DataFrame, temperature: float) -> str:

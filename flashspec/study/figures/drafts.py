@@ -189,7 +189,8 @@ def generalises(results: Any, temperature: float = 1.0) -> Figure:
         axis.set_xticks(range(len(drafts)), drafts, fontsize=8)
         axis.set_ylabel(label)
     axes[1].axhline(1.0, color="#666666", linestyle="--", linewidth=1)
-    axes[0].legend(fontsize=7)
+    axes[0].margins(y=0.25)
+    axes[0].legend(fontsize=7, loc="upper right")
     return figure
 
 
