@@ -201,3 +201,10 @@ def test_a_method_without_its_draft_is_refused(shipped):
 
 def test_the_control_a_sound_call_is_not_refused(shipped, copy):
     assert text(load(copy)) == text(load(shipped))
+
+
+def test_a_draft_bigger_than_its_target_is_refused(shipped):
+    said = refusal(lambda: fs.load(str(shipped["draft"]), str(shipped["target"]), dtype="float32", device="cpu"))
+    assert "the draft is bigger than its target" in said and "swap them" in said
+    same = fs.load(str(shipped["target"]), str(shipped["target"]), dtype="float32", device="cpu")
+    assert same.draft is not None

@@ -25,6 +25,8 @@ BILLIONS = {
     "Qwen2.5-0.5B": 0.494, "Qwen2.5-1.5B": 1.54, "Qwen2.5-7B": 7.62, "Qwen2.5-32B": 32.76,
     "Llama-3.2-1B": 1.236, "Llama-3.2-3B": 3.21, "Llama-3-8B": 8.03, "Llama-3-70B": 70.55, "Llama-3.1-8B": 8.03,
     "Llama-3.1-70B": 70.55, "Llama-2-7B": 6.74, "Llama-2-13B": 13.02, "Llama-2-70B": 68.98, "LLaMA-65B": 65.29,
+    "Sheared-LLaMA-1.3B": 1.345, "NoFT-Wide-1.3B": 1.334, "NoFT-Wide-796M": 1.274, "NoFT-Wide-543M": 0.869,
+    "NoFT-Wide-290M": 0.465,
     "Mistral-7B-v0.1": 7.24, "Mistral-7B-v0.3": 7.25, "OPT-125M": 0.125, "OPT-1.3B": 1.316, "OPT-2.7B": 2.65,
     "OPT-6.7B": 6.66, "OPT-13B": 12.85, "OPT-30B": 29.97, "OPT-66B": 65.72,
 }  # fmt: skip

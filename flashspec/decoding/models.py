@@ -14,12 +14,13 @@ from flashspec.heads.flash import FlashHead
 from flashspec.heads.identity import LogitRows
 from flashspec.heads.registry import VARIANTS, Origin, head_named
 from flashspec.model.adapter import Adapter, AdapterReader, processes
-from flashspec.model.config import Unsupported
+from flashspec.model.config import ModelConfig, Unsupported
 from flashspec.model.exits import EXITS_FILE, ExitAdapter, load_exits
 from flashspec.model.hub import located
 from flashspec.model.reader import Reader, SpanReader
 from flashspec.model.rounded import BITS, rounded
 from flashspec.model.transformer import Transformer
+from flashspec.theory.checks import check_smaller
 
 SHIPPED = Path(__file__).resolve().parent.parent / "models"
 REFERENCE = {"target": {"reference": "target"}, "draft": {"reference": "draft", "shallow": "shallow"}}
@@ -45,6 +46,8 @@ class Models:
 
     def __post_init__(self) -> None:
         for draft in self.drafts:
+            if isinstance(draft.config, ModelConfig) and isinstance(self.target.config, ModelConfig):
+                check_smaller(draft.config.body_parameters, self.target.config.body_parameters)
             if draft.config.vocab_size != self.target.config.vocab_size:
                 raise ValueError(
                     f"draft and target have different vocabularies ({draft.config.vocab_size} and "
@@ -187,7 +190,8 @@ def load(
     Under torchrun the target is split over the processes, and drafts are read by each of them.
     A draft named "NAME:int8" or "NAME:int4" has its layers rounded as it is loaded, on CPU.
     `dtype` is "auto", "float32" or "bfloat16"; `weights` is "int4", "dense" or "auto" for AWQ checkpoints. Raises
-    FileNotFoundError for a missing folder or file, ValueError for wrong digests, architectures or unequal vocabularies.
+    FileNotFoundError for a missing folder or file, ValueError for wrong digests, architectures, unequal vocabularies, or a draft
+    whose layers hold more parameters than the target's.
     """
     import torch
 

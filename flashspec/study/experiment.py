@@ -113,7 +113,8 @@ def run(
     stored = None if fresh else store.read(place, chosen.columns)
     place = _place_of_fresh(chosen, place) if fresh else place
     if stored is None:
-        stored = _measure_once(chosen, params, place, (fresh, progress))
+        with store.rooted(place.folder.parent):
+            stored = _measure_once(chosen, params, place, (fresh, progress))
     return Results(stored.rows, stored.origin, place.csv, chosen.columns)
 
 

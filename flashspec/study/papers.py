@@ -59,3 +59,78 @@ def head_share() -> float:
 
     saved = thesis("projection_dense_ms") - thesis("projection_flash_ms")
     return thesis("projection_dense_ms") / implied_step(saved, thesis("draft_step"))
+
+
+class PublishedDraft(NamedTuple):
+    """A draft that a paper printed all parts of: its shape's name, tokens a check, milliseconds a step, tokens a second."""
+
+    shape: str
+    layers: int
+    tar: float
+    step_ms: float
+    rate: float
+    source: str
+
+
+YAN_TABLE = "Yan et al. 2024, LLaMA-65B as target"
+YAN_DEEP = PublishedDraft("Sheared-LLaMA-1.3B", 24, 3.81, 13.13, 23.10, YAN_TABLE)
+YAN_WIDE = PublishedDraft("NoFT-Wide-1.3B", 12, 3.70, 6.69, 32.59, YAN_TABLE)
+YAN_TARGET = "LLaMA-65B"
+YAN = {
+    "headline": Claim("designed draft over an existing one, LLaMA-65B and OPT-66B", 1.60, "x", "Yan et al. 2024, abstract"),
+    "experiments": Claim("experiments run", 350, "", "Yan et al. 2024, abstract"),
+    "tuned": Claim("designed draft against a fine-tuned target, Vicuna-33B", 1.45, "x", "Yan et al. 2024, up to 45 %"),
+}
+
+
+class Contest(NamedTuple):
+    """Tokens a second of the deep and the wide draft on one data set at T = 1, and the gain in percent printed beside them."""
+
+    data: str
+    deep: float
+    wide: float
+    gain: float
+
+
+YAN_SAMPLED = (
+    Contest("MMLU", 12.06, 24.32, 101.6),
+    Contest("HellaSwag", 12.30, 24.32, 97.7),
+    Contest("Chatbot Arena", 11.45, 24.18, 111.8),
+)
+
+
+def implied_round() -> tuple[int, float]:
+    """Drafted tokens a check, and milliseconds of a check, that both printed drafts imply: two rounds, two unknowns."""
+    deep, wide = (1e3 * draft.tar / draft.rate for draft in (YAN_DEEP, YAN_WIDE))
+    k = round((deep - wide) / (YAN_DEEP.step_ms - YAN_WIDE.step_ms))
+    return k, (deep - k * YAN_DEEP.step_ms + wide - k * YAN_WIDE.step_ms) / 2
+
+
+class FixedCosts(NamedTuple):
+    """What a model of fixed costs makes of the thesis's four rates.
+
+    Exactly: tokens a check with the dense head over those with FlashHead, and drafted tokens a check for each token that a
+    check settles. With one TAR for both heads instead: milliseconds a token of the closest model, by rate.
+    """
+
+    tokens_ratio: float
+    k_over_tokens: float
+    closest: dict[str, float]
+
+
+RATES = ("eager_dense", "eager_flash", "deferred_dense", "deferred_flash")
+
+
+def thesis_fixed_costs() -> FixedCosts:
+    """Solve round = k d + check (+ a pass of the target when eager) for the four rates, the pass equal for both heads.
+
+    Two heads and two ways to finalise leave one number over when TAR is equal: the closest model misses every rate by a
+    quarter of their interaction.
+    """
+    ms = {name: 1e3 / thesis(name) for name in RATES}
+    saved = thesis("projection_dense_ms") - thesis("projection_flash_ms")
+    ratio = (ms["eager_flash"] - ms["deferred_flash"]) / (ms["eager_dense"] - ms["deferred_dense"])
+    k = (ratio * ms["deferred_dense"] - ms["deferred_flash"]) / saved
+    apart = (ms["eager_dense"] - ms["eager_flash"] - ms["deferred_dense"] + ms["deferred_flash"]) / 4
+    signs = {"eager_dense": -1, "eager_flash": 1, "deferred_dense": 1, "deferred_flash": -1}
+    return FixedCosts(ratio, k, {name: ms[name] + signs[name] * apart for name in RATES})

@@ -9,12 +9,15 @@ import os
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from flashspec import provenance
 from flashspec.study.columns import Columns
 from flashspec.study.parameters import Refused
+
+ROOT: ContextVar[Path | None] = ContextVar("ROOT", default=None)
 
 
 class Table(NamedTuple):
@@ -47,8 +50,20 @@ class Place(NamedTuple):
         return Place(self.folder, f"{self.name}-{suffix}")
 
 
+@contextmanager
+def rooted(root: Path) -> Iterator[None]:
+    """Let runs inside an experiment find and store their tables where that experiment's own table goes."""
+    before = ROOT.set(root)
+    try:
+        yield
+    finally:
+        ROOT.reset(before)
+
+
 def default_root() -> Path:
-    """FLASHSPEC_RESULTS, else book/results of the nearest folder upwards that has a book, else of the current folder."""
+    """The root of a run in progress; else FLASHSPEC_RESULTS, else book/results of the nearest folder upwards that has a book."""
+    if (inside := ROOT.get()) is not None:
+        return inside
     if named := os.environ.get("FLASHSPEC_RESULTS"):
         return Path(named)
     here = Path.cwd()

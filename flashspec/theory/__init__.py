@@ -1,10 +1,11 @@
 """Closed forms, simulations and forecasts of speculative decoding.
 
-`rounds` holds one draft against one target, `forecast` intervals and break-even, `replay` known texts, `nested` verifiers above
-verifiers, `passes` the layers they compute, `batch` batches on a roofline.
+`rounds` holds one draft against one target, `designs` the best of many drafts, `forecast` intervals and break-even, `replay`
+known texts, `nested` verifiers above verifiers, `passes` the layers they compute, `batch` batches on a roofline.
 """
 
 from flashspec.theory.batch import Load, Machine, Pair, largest_batch
+from flashspec.theory.designs import Optimum, Relation, best_design, fitted
 from flashspec.theory.forecast import BreakEven, Interval, bootstrap, break_even, break_even_draft
 from flashspec.theory.nested import Level, Yield, nested
 from flashspec.theory.passes import Hierarchy, Tally, flip, layer_tokens_per_token, layered, rows_read
@@ -12,6 +13,7 @@ from flashspec.theory.replay import Counts, curve_by_position, replayed, replaye
 from flashspec.theory.rounds import (
     Choice,
     Costs,
+    acceptance_for,
     amdahl,
     best_k,
     break_even_acceptance,
@@ -40,10 +42,14 @@ __all__ = [
     "Level",
     "Load",
     "Machine",
+    "Optimum",
     "Pair",
+    "Relation",
     "Tally",
     "Yield",
+    "acceptance_for",
     "amdahl",
+    "best_design",
     "best_k",
     "bootstrap",
     "break_even",
@@ -52,6 +58,7 @@ __all__ = [
     "cheap_head_gain",
     "cheap_head_gate",
     "curve_by_position",
+    "fitted",
     "flip",
     "ideal_speedup",
     "implied_step",

@@ -132,13 +132,16 @@ def break_even_acceptance(costs: Costs, block: int, step: float) -> float | None
     Solves tokens_per_check(alpha, k) = round time / step (Leviathan et al. 2023, corollary 3.9, with measured costs).
     """
     needed = round_time(costs, block) / check_positive("baseline step", step)
-    if needed > block + 1:
-        return None
+    return None if needed > block + 1 else acceptance_for(needed, block)
+
+
+def acceptance_for(tar: float, block: int) -> float:
+    """The alpha at which a check of `block` drafted tokens settles `tar` tokens; 0 for no more than one, 1 for all."""
     low, high = 0.0, 1.0
     for _ in range(60):
         middle = (low + high) / 2
-        low, high = (middle, high) if tokens_per_check(middle, block) < needed else (low, middle)
-    return high if needed > 1.0 else 0.0
+        low, high = (middle, high) if tokens_per_check(middle, block) < tar else (low, middle)
+    return high if tar > 1.0 else 0.0
 
 
 def amdahl(share: float, gain: float) -> float:

@@ -1,0 +1,120 @@
+"""Readings of what a draft's step costs by depth and size, and of what the paper's drafts would give with these costs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from flashspec.measure.bench import Interval
+from flashspec.measure.depths import Cut
+from flashspec.study import papers
+from flashspec.study.readings import Missing, by_repeat, ratio, where
+from flashspec.theory import Costs, amdahl, throughput
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+FACTS = ["group", "shape", "layers", "hidden", "heads", "ffn", "body", "head"]
+
+
+def steps(frame: DataFrame) -> DataFrame:
+    """One line a draft shape: median milliseconds of a step, and bytes that it reads."""
+    rows = where(frame, what="step")
+    table = rows.groupby(FACTS, sort=False)[["seconds", "bytes", "bandwidth"]].median().reset_index()
+    return table.assign(ms=1e3 * table["seconds"], floor_ms=1e3 * table["bytes"] / table["bandwidth"])
+
+
+def depth_gain(frame: DataFrame, group: str) -> Interval:
+    """A step of a group's deepest shape over one of its shallowest, paired by repeat: what width saves at fixed parameters."""
+    rows = where(frame, group=group, what="step")
+    ends = (rows["layers"].max(), rows["layers"].min())
+    return ratio(*(by_repeat(where(rows, layers=layers), "seconds") for layers in ends))
+
+
+class Fit(NamedTuple):
+    """A step as layers x `per_layer` seconds + bytes / `bandwidth`, and the share of a median step that the layers take."""
+
+    per_layer: float
+    bandwidth: float
+    share: float
+
+
+def fit(frame: DataFrame) -> Fit:
+    """Least squares over all draft shapes, each weighed by its own time; Missing for fewer than three shapes."""
+    import numpy
+
+    table = steps(frame)
+    if len(table) < 3:
+        raise Missing(f"two costs need at least 3 shapes, the table has {len(table)}; name more shapes")
+    sides = table[["layers", "bytes"]].to_numpy(dtype=float)
+    scale = sides.max(axis=0)
+    relative = sides / scale / table[["seconds"]].to_numpy()
+    found = numpy.linalg.lstsq(relative, numpy.ones(len(table)), rcond=None)[0] / scale
+    per_layer, per_byte = (max(0.0, float(value)) for value in found)
+    share = (per_layer * table["layers"] / table["seconds"]).clip(upper=1.0).median()
+    return Fit(per_layer, 1 / per_byte if per_byte else float("inf"), float(share))
+
+
+def check_seconds(frame: DataFrame, rows: int) -> float:
+    """Median seconds of the target reading this many tokens, stretched to its true depth where fewer layers were timed."""
+    table = where(frame, group="target", rows=rows)
+    known = table.groupby("timed")["seconds"].median()
+    low, high = int(known.index.min()), int(known.index.max())
+    layers = int(table["layers"].iloc[0])
+    return Cut(str(table["shape"].iloc[0]), layers, (low, high)).stretched(float(known[low]), float(known[high]))
+
+
+def rate_here(frame: DataFrame, draft: papers.PublishedDraft) -> float:
+    """Predicted tokens a second of a printed draft: its TAR, with steps and checks as this table measured them."""
+    rows = int(where(frame, group="target")["rows"].max())
+    step = where(frame, shape=draft.shape, what="step")["seconds"].median()
+    return throughput(draft.tar, Costs(float(step), check_seconds(frame, rows)), rows - 1)
+
+
+def gain_here(frame: DataFrame) -> float:
+    """Predicted gain of the paper's wide draft over its deep one with this table's costs."""
+    return rate_here(frame, papers.YAN_WIDE) / rate_here(frame, papers.YAN_DEEP)
+
+
+def gain_printed() -> float:
+    """The same gain from the milliseconds that the paper printed."""
+    k, check = papers.implied_round()
+    deep, wide = (throughput(d.tar, Costs(d.step_ms, check), k) for d in (papers.YAN_DEEP, papers.YAN_WIDE))
+    return wide / deep
+
+
+def speedup_here(frame: DataFrame, draft: papers.PublishedDraft) -> float:
+    """Predicted speedup of a printed draft over plain decoding with this table's costs."""
+    return rate_here(frame, draft) * check_seconds(frame, 1)
+
+
+def draft_share(frame: DataFrame, draft: papers.PublishedDraft) -> float:
+    """Share of a round that the draft's steps take with this table's costs."""
+    rows = int(where(frame, group="target")["rows"].max())
+    step = (rows - 1) * float(where(frame, shape=draft.shape, what="step")["seconds"].median())
+    return step / (step + check_seconds(frame, rows))
+
+
+def share_needed(gain: float) -> float:
+    """Share of the deep draft's round that drafting must take for the wide one to gain this much at half the step.
+
+    Amdahl's law with the paper's TARs: gain = TAR ratio x 1 / (1 - s + s step ratio), solved for s; above 1 it is impossible.
+    """
+    kept, step = papers.YAN_WIDE.tar / papers.YAN_DEEP.tar, papers.YAN_WIDE.step_ms / papers.YAN_DEEP.step_ms
+    return (1 - kept / gain) / (1 - step)
+
+
+def gain_at(share: float) -> float:
+    """The wide draft's gain where drafting takes this share of the deep draft's round, steps in the paper's ratio."""
+    kept, step = papers.YAN_WIDE.tar / papers.YAN_DEEP.tar, papers.YAN_DEEP.step_ms / papers.YAN_WIDE.step_ms
+    return kept * amdahl(share, step)
+
+
+def headline_words(frame: DataFrame) -> str:
+    """The paper's headline beside the prediction with these costs, or why there is none; predicted, never measured."""
+    wanted = papers.YAN["headline"].value
+    try:
+        found = gain_here(frame)
+    except Missing as error:
+        return str(error)
+    reached = "reaches" if found >= wanted else "does not reach"
+    return f"predicted {found:.2f}×, which {reached} the paper's {wanted:.2f}×"

@@ -1,0 +1,125 @@
+"""One timed run of a draft as a row, and the runs of several drafts in turns, each beside the parts measured around it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from flashspec.decoding.method import METHODS
+from flashspec.measure.bench import text_digest
+from flashspec.measure.contest import Decoding, Entry, Record, Turns, joined_by_kind
+from flashspec.measure.prompts import Prompt, first_of_each_kind
+from flashspec.scores import Sampling
+from flashspec.study.drafts import Pair
+from flashspec.study.pairs import drafting
+
+POOLED = "all"
+BASELINE = "baseline"
+
+
+class Trial(NamedTuple):
+    """One run on the prompts of one kind ("all": of every kind) in one turn; a baseline has k = 0 and drafts nothing.
+
+    Parameters of the layers are `body`; `steps` is None where a draft's folder does not tell how long it was trained.
+    `parts` names the tables of `draft_parts` that were measured around the run, joined by "+".
+    """
+
+    target: str
+    target_digest: str
+    draft: str
+    digest: str
+    layers: int
+    body: int
+    head_bytes: int
+    steps: int | None
+    method: str
+    probes: int
+    k: int
+    temperature: float
+    rule: str
+    kind: str
+    prompts: int
+    rounds: int
+    drafted: int
+    accepted: int
+    emitted: int
+    seconds: float
+    repeat: int
+    text_digest: str
+    parts: str
+
+
+class Contestant(NamedTuple):
+    """A method beside the pair it runs on; the entry's name is unique in its race."""
+
+    pair: Pair
+    entry: Entry
+
+
+def baseline(pair: Pair, sampling: Sampling) -> Contestant:
+    """Plain decoding."""
+    return Contestant(pair, Entry(f"{BASELINE} {pair.name}", METHODS[BASELINE], sampling))
+
+
+def speculating(pair: Pair, sampling: Sampling, writers: Iterable[tuple[str, int | None]], ks: Iterable[int]) -> list[Contestant]:
+    """A draft with each head (name, probes) at each k."""
+    blocks, found = tuple(ks), []
+    for head, probes in writers:
+        for k in blocks:
+            method = drafting(head, probes, k=k)
+            found.append(Contestant(pair, Entry(f"{head} {pair.name} {k} {method.probes or 0}", method, sampling)))
+    return found
+
+
+def race(contestants: Sequence[Contestant], prompts: Sequence[Prompt], turns: Turns, first: int = 0) -> Iterator[Record]:
+    """Every contestant on every prompt, A B A B within a prompt; kept turns are numbered from `first`.
+
+    The discarded turns decode the first prompt of each kind only.
+    """
+    short = first_of_each_kind(prompts, 1)
+    for turn in range(-turns.warmup, turns.repeats):
+        for prompt in prompts if turn >= 0 else short:
+            for pair, entry in contestants:
+                record = Decoding(pair.models, entry, prompt, turns.new_tokens).record(turn + first)
+                if turn >= 0:
+                    yield record
+
+
+def laid_out(records: Iterable[Record], contestants: Iterable[Contestant], counts: Mapping[str, int], parts: str) -> list[Trial]:
+    """Rows of joined records; `counts` holds the prompts of each kind."""
+    known = {contestant.entry.name: contestant for contestant in contestants}
+    return [_row(record, known[record.entry], counts[record.kind], parts) for record in joined_by_kind(records)]
+
+
+def pooled(records: Iterable[Record]) -> Iterator[Record]:
+    """The same records as of one kind."""
+    return (record._replace(kind=POOLED) for record in records)
+
+
+def prompt_counts(prompts: Sequence[Prompt]) -> dict[str, int]:
+    """Prompts of each kind, and of all together."""
+    kinds = [prompt.kind for prompt in prompts]
+    return {kind: kinds.count(kind) for kind in kinds} | {POOLED: len(kinds)}
+
+
+def _row(record: Record, contestant: Contestant, prompts: int, parts: str) -> Trial:
+    method, sampling, stats = contestant.entry.method, contestant.entry.sampling, record.stats
+    plain = method.writer_is_target
+    counted: dict[str, Any] = {name: getattr(stats, name) for name in ("rounds", "drafted", "accepted", "emitted")}
+    return Trial(
+        target=contestant.pair.target,
+        target_digest=contestant.pair.target_digest,
+        **contestant.pair.facts,
+        method=BASELINE if plain else method.head,
+        probes=method.probes or 0,
+        k=0 if plain else method.k,
+        temperature=sampling.temperature,
+        rule=sampling.rule,
+        kind=record.kind,
+        prompts=prompts,
+        seconds=record.seconds,
+        repeat=record.repeat,
+        text_digest=text_digest(record.tokens),
+        parts=parts,
+        **counted,
+    )

@@ -1,0 +1,80 @@
+"""The optimiser finds the draft that the relations were made for, and refuses to fit what does not span a plane."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import pytest
+
+from flashspec.theory import Costs, acceptance_for, best_design, best_k, fitted, tokens_per_check
+
+PLACES = [(float(layers), body) for layers, body in product((1, 2, 4, 8), (1e6, 2e6))]
+
+
+def seconds(layers: float, body: float) -> float:
+    """Half a millisecond, a tenth a layer, a tenth a million parameters."""
+    return 5e-4 + 1e-4 * layers + 1e-10 * body
+
+
+def alpha(layers: float, body: float) -> float:
+    """Acceptance whose odds grow with the root of both."""
+    odds = 0.8 * layers**0.5 * (body / 1e6) ** 0.5
+    return odds / (1 + odds)
+
+
+def relations():
+    step = fitted([(*place, seconds(*place)) for place in PLACES])
+    kept = fitted([(*place, alpha(*place)) for place in PLACES], "share")
+    return step, dict.fromkeys(range(1, 9), kept)
+
+
+def test_relations_give_back_what_they_were_fitted_to():
+    step, acceptance = relations()
+    for place in [*PLACES, (3.0, 1.5e6)]:
+        assert step(*place) == pytest.approx(seconds(*place), rel=1e-6)
+        assert acceptance[4](*place) == pytest.approx(alpha(*place), rel=1e-6)
+
+
+def test_the_optimum_is_the_best_of_a_naive_search():
+    step, acceptance = relations()
+    layers, bodies = list(range(1, 9)), [1e6, 1.5e6, 2e6]
+    naive = {
+        (depth, body): best_k(alpha(depth, body), Costs(seconds(depth, body), 4e-3), 8) for depth in layers for body in bodies
+    }
+    place = max(naive, key=lambda where: naive[where].throughput)
+    found = best_design(step, acceptance, lambda block: 4e-3, layers, bodies)
+    assert (found.layers, found.body, found.block) == (*place, naive[place].block)
+    assert found.throughput == pytest.approx(naive[place].throughput, rel=1e-6)
+
+
+def test_dear_layers_make_the_best_draft_shallower():
+    _, acceptance = relations()
+    dear = fitted([(*place, seconds(*place) + 2e-3 * place[0]) for place in PLACES])
+    cheap = fitted([(*place, 1e-5) for place in PLACES])
+    depth = [best_design(step, acceptance, lambda block: 4e-3, range(1, 9), [1e6]).layers for step in (dear, cheap)]
+    assert depth == [1, 8]
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 0.9, 1.0])
+def test_acceptance_for_inverts_tokens_per_check(alpha):
+    assert acceptance_for(tokens_per_check(alpha, 4), 4) == pytest.approx(alpha, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("points", "message"),
+    [
+        ([(1.0, 1e6, 1.0)] * 3, "at least 4 drafts, got 3"),
+        ([(2.0, 1e6, 1.0)] * 5, "do not span depth and size"),
+        ([(2.0, 1e6 * n, 1.0) for n in range(1, 6)], "do not span depth and size"),
+        ([(0.0, 1e6, 1.0)] * 4, "layers must be above 0"),
+    ],
+)
+def test_what_spans_no_plane_is_refused(points, message):
+    with pytest.raises(ValueError, match=message):
+        fitted(points)
+
+
+def test_an_empty_grid_is_refused():
+    step, acceptance = relations()
+    with pytest.raises(ValueError, match="at least one depth"):
+        best_design(step, acceptance, lambda block: 4e-3, [], [1e6])

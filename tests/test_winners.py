@@ -1,0 +1,208 @@
+"""Readings of the draft study give what was put into the tables: winners, predictions, correlations, costs and the optimum."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import tables_drafts as made
+
+pytest.importorskip("pandas")
+
+from flashspec.study import foretold, latency, merits, papers, winners
+from flashspec.study.ranks import correlation_words, rank_correlation, spearman
+from flashspec.study.readings import Missing
+
+
+def test_the_winner_is_the_shallowest_of_equal_acceptance() -> None:
+    frame = made.runs().frame
+    assert winners.winner(frame, 1.0) == "wide"
+    assert winners.matched_deepest(frame, "wide") == "deeper"
+    k = int(winners.best(frame, 1.0).loc["deeper", "k"])
+    expected = made.milliseconds("deeper", k, made.ALPHA["deeper"]) / made.milliseconds("wide", 4, made.ALPHA["wide"])
+    assert winners.gain(frame, "wide", "deeper", 1.0).value == pytest.approx(expected)
+    assert winners.depth_verdict(frame, 1.0).startswith("wide over deeper: ")
+
+
+def test_a_larger_draft_is_not_matched() -> None:
+    with pytest.raises(Missing, match="as large as large and deeper"):
+        winners.matched_deepest(made.runs().frame, "large")
+    assert "no draft as large as large" in winners.depth_verdict(made.runs().frame.query("draft == 'large' or k == 0"), 1.0)
+
+
+def test_the_designed_draft_is_the_one_of_that_name() -> None:
+    frame = made.runs().frame
+    assert winners.designed(frame, 1.0) == "wide"
+    assert winners.designed(frame.replace({"draft": {"deep": "designed"}}), 1.0) == "designed"
+
+
+def test_texts_that_part_are_counted() -> None:
+    frame = made.runs().frame
+    assert winners.same_text(frame) == 100
+    frame.loc[frame["draft"] == "deep", "text_digest"] = "another"
+    assert winners.same_text(frame) == pytest.approx(80)
+
+
+def test_runs_that_pay_are_counted_by_their_own_baseline() -> None:
+    frame = made.swept().frame.query("draft == 'wide'")
+    assert winners.paying_share(frame) == 100
+    slow = frame.assign(seconds=frame["seconds"] * (1 + 9 * (frame["k"] == 2)))
+    assert winners.paying_share(slow) == 50
+    assert winners.by_kind_words(frame, "wide", 1.0).startswith("code ")
+
+
+def test_a_draft_is_compared_with_plain_decoding_beside_it() -> None:
+    frame = made.swept().frame
+    shared = winners.over_plain(made.runs().frame, "deep", 1.0).value
+    assert winners.over_plain(frame, "deep", 1.0).value == pytest.approx(shared)
+    busy = frame.assign(seconds=frame["seconds"] * (1 + (frame["draft"] == "wide")))
+    assert winners.over_plain(busy, "deep", 1.0).value == pytest.approx(shared)
+    assert winners.best(busy, 1.0).loc["wide", "speedup"] == pytest.approx(winners.best(frame, 1.0).loc["wide", "speedup"])
+
+
+def test_predictions_meet_runs_that_the_model_made(tmp_path) -> None:
+    found = made.runs(tmp_path)
+    table = foretold.predictions(found.frame, foretold.parts_of(found), made.counts().frame)
+    assert len(table) == int((found.frame["k"] > 0).sum())
+    assert foretold.errors(table[table["repeat"] == 0]).abs().max() < 1e-9
+    assert foretold.error_at(table, 1.0) == pytest.approx(100 * (1 - 1 / 1.03))
+    assert foretold.within(table, 1.5) == 50 and foretold.within(table, 10) == 100
+    assert foretold.smallest_run(foretold.over_kinds(table)) == (200, 2)
+    assert winners.winner_by_model(table, 1.0) == "wide"
+
+
+def test_a_slower_check_is_seen_as_an_error(tmp_path) -> None:
+    """The control: predictions come from the parts, not from the runs."""
+    found, parts = made.runs(tmp_path), made.parts().assign(table="before")
+    wrong = parts.assign(seconds=parts["seconds"] * (1 + (parts["part"] == "check 4")))
+    table = foretold.predictions(found.frame, wrong, made.counts().frame)
+    assert foretold.errors(table[table["k"] == 4]).min() > 0.1 and foretold.errors(table[table["k"] == 2]).abs().max() < 0.04
+    twice = found.frame.assign(seconds=2 * found.frame["seconds"])
+    assert list(foretold.predictions(twice, wrong, made.counts().frame)["predicted"]) == list(table["predicted"])
+
+
+def test_pooled_runs_are_predicted_from_all_kinds(tmp_path) -> None:
+    found = made.runs(tmp_path)
+    table = foretold.predictions(found.frame.assign(kind="all"), foretold.parts_of(found), made.counts().frame)
+    assert foretold.errors(table[table["repeat"] == 0]).abs().max() < 1e-9
+
+
+def test_lost_parts_and_unknown_drafts_are_named(tmp_path) -> None:
+    found = made.runs(tmp_path)
+    (tmp_path / "draft_parts" / "after.csv").unlink()
+    with pytest.raises(Missing, match="draft_parts/after"):
+        foretold.parts_of(found)
+    with pytest.raises(Missing, match="replayed"):
+        foretold.predictions(found.frame, made.parts().assign(table="before"), made.counts().frame.assign(digest="other"))
+    with pytest.raises(Missing, match="nothing on wide"):
+        foretold.predictions(found.frame, made.parts().assign(table="elsewhere"), made.counts().frame)
+
+
+def test_settings_of_the_first_study_are_not_unseen() -> None:
+    frame = made.runs().frame.query("k > 0")
+    assert foretold.unseen_share(frame) == 0
+    assert foretold.unseen_share(frame.assign(k=frame["k"].replace(4, 8))) == 50
+    assert foretold.unseen_share(frame.assign(temperature=0.7)) == 100
+
+
+def test_spearman_is_scipys() -> None:
+    stats = pytest.importorskip("scipy.stats")
+    dice = random.Random(0)
+    for _ in range(20):
+        x, y = ([dice.randrange(6) for _ in range(12)] for _ in range(2))
+        assert spearman(x, y) == pytest.approx(stats.spearmanr(x, y).statistic)
+    assert spearman([1, 2, 3], [10, 100, 1000]) == 1 and spearman([1, 2, 3], [3, 2, 1]) == -1
+    assert spearman([1, 1, 1], [1, 2, 3]) == 0
+    with pytest.raises(ValueError, match="pairs"):
+        spearman([1], [1, 2])
+
+
+def test_an_interval_holds_zero_where_there_is_nothing() -> None:
+    rising = list(range(12))
+    assert rank_correlation(rising, rising).low > 0.9
+    assert "no correlation shown" in correlation_words(rising, [3, 9, 1, 7, 11, 0, 5, 10, 2, 8, 4, 6])
+    assert "no rank correlation from 2 drafts" in correlation_words([1, 2], [2, 1])
+
+
+def test_merits_go_with_tar_as_they_were_made() -> None:
+    frame = made.quality().frame
+    table = merits.merits(frame, 1.0)
+    assert table.loc["large", "tar"] == pytest.approx(2 * 64 / (2 * (20 - 8.5)))
+    assert merits.with_tar(frame, "perplexity", 1.0).startswith("+1.00")
+    assert merits.with_tar(frame, "chosen", 1.0).startswith("+0.00")
+    assert merits.with_rate(frame, made.runs().frame, "layers", 1.0).startswith("+")
+
+
+def test_a_target_away_from_home_costs_what_was_put_in() -> None:
+    frame = made.away().frame
+    assert merits.targets(frame) == ["reference", "fine-tuned"]
+    kept = merits.kept(frame, "wide", 1.0)
+    assert kept["reference"]["speedup"] / kept["fine-tuned"]["speedup"] == pytest.approx(1.25)
+    assert merits.same_winner(frame, 1.0) == "wide on reference, wide on fine-tuned"
+    assert merits.away_words(frame, "wide", 1.0).count("TAR") == 2
+
+
+def test_layers_and_bytes_are_told_apart() -> None:
+    frame = made.latency().frame
+    fit = latency.fit(frame)
+    assert fit.per_layer == pytest.approx(made.PER_LAYER) and fit.bandwidth == pytest.approx(1 / made.PER_BYTE)
+    assert latency.depth_gain(frame, "OPT").value > 1
+    with pytest.raises(Missing, match="at least 3 shapes"):
+        latency.fit(frame[frame["layers"] == 12].query("group == 'OPT'"))
+
+
+def test_a_target_is_stretched_to_its_depth() -> None:
+    frame = made.latency().frame
+    assert latency.check_seconds(frame, 9) == pytest.approx(80 * made.PER_LAYER + made.PER_BYTE * 1e6)
+
+
+def test_the_papers_gain_follows_from_its_parts_and_from_ours() -> None:
+    frame = made.latency().frame
+    k, check = papers.implied_round()
+    assert k == 8 and check == pytest.approx(60, rel=0.005)
+    assert latency.gain_printed() == pytest.approx(papers.YAN_WIDE.rate / papers.YAN_DEEP.rate, rel=5e-3)
+    assert latency.gain_at(latency.share_needed(1.6)) == pytest.approx(1.6)
+    steps = [made.PER_LAYER * layers + made.PER_BYTE * 10**7 for layers in (24, 12)]
+    whole = latency.check_seconds(frame, 9)
+    assert latency.gain_here(frame) == pytest.approx(3.70 / 3.81 * (8 * steps[0] + whole) / (8 * steps[1] + whole))
+    assert latency.draft_share(frame, papers.YAN_DEEP) == pytest.approx(8 * steps[0] / (8 * steps[0] + whole))
+    plain = latency.check_seconds(frame, 1)
+    assert latency.speedup_here(frame, papers.YAN_DEEP) == pytest.approx(3.81 * plain / (8 * steps[0] + whole))
+    assert "does not reach" in latency.headline_words(frame)
+    assert "which reaches" in latency.headline_words(frame.assign(seconds=frame["seconds"].where(frame["what"] == "step", 1e-3)))
+    assert "no row" in latency.headline_words(made.latency(paper=False).frame)
+
+
+def test_the_optimum_is_compared_with_what_was_built(tmp_path) -> None:
+    found = made.runs(tmp_path)
+    parts = foretold.parts_of(found)
+    space = winners.space(found.frame, parts, made.counts().frame, 1.0)
+    assert space.layers == list(range(1, 9)) and len(space.drafts) == len(made.LAYERS)
+    assert winners.nearest(found.frame, space) in made.LAYERS
+    said = winners.optimum_words(found.frame, parts, made.counts().frame, 1.0)
+    assert "the family" in said
+    assert winners.verdict(found.frame, ("wide", "wide"), 1.0).startswith("the family confirms")
+    assert winners.verdict(found.frame, ("deeper", "wide"), 1.0).startswith("the family refutes")
+    assert "at least 4 drafts" in winners.optimum_words(
+        found.frame.query("draft == 'wide' or draft == 'deep'"), parts, made.counts().frame, 1.0
+    )
+
+
+def test_drafts_trained_otherwise_do_not_enter_the_relation() -> None:
+    frame = made.runs().frame
+    frame.loc[frame["draft"] == "large", "steps"] = 50
+    assert set(winners.alike(frame)["draft"]) == set(made.LAYERS) - {"large"}
+
+
+def test_papers_rows_meet_what_was_printed() -> None:
+    frame = made.printed().frame
+    off = (frame["computed"] / frame["published"] - 1).abs()
+    assert off[frame["work"] == "decoding"].max() < 5e-3
+    assert off[frame["work"] == "thesis"].max() > 5e-3
+
+
+def test_the_thesis_asks_for_an_absurd_draft() -> None:
+    fixed = papers.thesis_fixed_costs()
+    assert fixed.tokens_ratio == pytest.approx(1.51, abs=0.01) and fixed.k_over_tokens == pytest.approx(27.7, abs=0.2)
+    ms = fixed.closest
+    assert ms["eager_dense"] - ms["eager_flash"] == pytest.approx(ms["deferred_dense"] - ms["deferred_flash"])
