@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,11 @@ class Adapter:
         """Numbers in a row: hidden ones, or one for every id."""
         return self.config.vocab_size if self.head_weight is None else self.config.hidden
 
+    def cut_vocabulary(self, size: int) -> None:
+        """Score no id from `size` on; the model itself stays whole."""
+        self.config = replace(self.config, vocab_size=size)
+        self.head_weight = None if self.head_weight is None else self.head_weight[:size]
+
     def cache(self) -> Any:
         """An empty cache that keeps every token, also where the model looks back only a window."""
         from transformers import DynamicCache
@@ -84,7 +89,8 @@ class Adapter:
         """Rows [n, width] in float32 for tokens [n] behind the cache, which grows by them."""
         part = self.model if self.head_weight is None else self.model.base_model
         out = part(input_ids=tokens[None].to(self.device), past_key_values=cache, use_cache=True)
-        return (out.logits if self.head_weight is None else out.last_hidden_state)[0].float()
+        rows = out.logits[..., : self.config.vocab_size] if self.head_weight is None else out.last_hidden_state
+        return rows[0].float()
 
     @torch.inference_mode()
     def _certify(self) -> None:
