@@ -64,6 +64,7 @@ class Adapter:
         """
         raw, parts = read_config(folder), processes() if shared else 1
         _refuse(folder, raw)
+        _refuse_unknown_numbers(folder, raw)
         refuse_bytes(str(folder), sum(path.stat().st_size for path in folder.glob("*.safetensors")) // parts, device)
         kind = "auto" if dtype == "auto" else getattr(torch, dtype)
         return cls(_from_pretrained(folder, raw, {"dtype": kind} | _place(device, shared)), shared)
@@ -180,6 +181,17 @@ def _refuse(folder: Path, raw: dict[str, Any]) -> None:
         raise ValueError(f"{folder} ({raw.get('model_type')!r}) {why}; use a checkpoint of an architecture transformers contains")
 
 
+def _refuse_unknown_numbers(folder: Path, raw: dict[str, Any]) -> None:
+    """Refuse a quantisation that transformers does not know: it would skip it, and draw the weights at random."""
+    from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING as KNOWN
+
+    table = raw.get("quantization_config")
+    method = (table or {}).get("quant_method")
+    bits = any((table or {}).get(f"load_in_{count}bit") for count in (4, 8))
+    if table and method not in KNOWN and not bits:
+        raise ValueError(f"{folder} is quantised by {method!r}, which transformers does not load; it loads: {', '.join(LOADERS)}")
+
+
 def _place(device: str, shared: bool) -> dict[str, Any]:
     """Where transformers puts the weights: on one device, or split by its tensor-parallel plan."""
     if not shared:
@@ -195,12 +207,19 @@ def _from_pretrained(folder: Path, raw: dict[str, Any], options: dict[str, Any])
     from transformers import AutoModelForCausalLM
 
     load: Callable[..., Any] = AutoModelForCausalLM.from_pretrained
+    safe = {"local_files_only": True, "trust_remote_code": False, "use_safetensors": True, "output_loading_info": True}
     try:
-        return load(folder, local_files_only=True, trust_remote_code=False, use_safetensors=True, **options)
+        model, found = load(folder, **safe, **options)
     except ImportError as error:
         raise ModuleNotFoundError(f"transformers cannot load {folder}{_needs(raw)}: {_line(error)}") from None
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise ValueError(f"transformers cannot load {folder}{_needs(raw)}: {_line(error)}") from None
+    if missing := sorted(found["missing_keys"]):
+        raise ValueError(
+            f"{folder} lacks {missing[0]} ({len(missing)} such tensors), which transformers would draw at random; "
+            "copy the whole folder again"
+        )
+    return model
 
 
 def _needs(raw: dict[str, Any]) -> str:

@@ -1,12 +1,13 @@
 """Closed forms, simulations and forecasts of speculative decoding.
 
 `rounds` holds one draft against one target, `forecast` intervals and break-even, `replay` known texts, `nested` verifiers above
-verifiers, `passes` the layers they compute, `batch` batches on a roofline.
+verifiers, `passes` the layers they compute, `batch` batches on a roofline, `parallel` a target over several devices.
 """
 
 from flashspec.theory.batch import Load, Machine, Pair, largest_batch
 from flashspec.theory.forecast import BreakEven, Interval, bootstrap, break_even, break_even_draft
 from flashspec.theory.nested import Level, Yield, nested
+from flashspec.theory.parallel import Devices, Weights, break_even_all_reduce, split_costs, split_pass
 from flashspec.theory.passes import Hierarchy, Tally, flip, layer_tokens_per_token, layered, rows_read
 from flashspec.theory.replay import Counts, curve_by_position, replayed, replayed_all
 from flashspec.theory.rounds import (
@@ -35,6 +36,7 @@ __all__ = [
     "Choice",
     "Costs",
     "Counts",
+    "Devices",
     "Hierarchy",
     "Interval",
     "Level",
@@ -42,12 +44,14 @@ __all__ = [
     "Machine",
     "Pair",
     "Tally",
+    "Weights",
     "Yield",
     "amdahl",
     "best_k",
     "bootstrap",
     "break_even",
     "break_even_acceptance",
+    "break_even_all_reduce",
     "break_even_draft",
     "cheap_head_gain",
     "cheap_head_gate",
@@ -67,6 +71,8 @@ __all__ = [
     "round_time",
     "rows_read",
     "speedup",
+    "split_costs",
+    "split_pass",
     "sum_parts",
     "throughput",
     "tokens_from_curve",

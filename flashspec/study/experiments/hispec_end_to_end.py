@@ -54,7 +54,7 @@ class Params:
 def measure(params: Params) -> Iterator[Row]:
     """Time every method and schedule in turns, with costs of every stage, float32 twins and certificates."""
     models = models_of(params.target, params.draft, params.dtype, params.weights)
-    prompts = load_prompts(params.prompts or None, params.per_kind)
+    prompts = load_prompts(params.prompts or None, params.per_kind, models)
     plan = Plan(Turns(params.new_tokens, params.repeats, 1), params.target, params.draft, twins=True)
     for sampling in samplings(params.temperatures, params.rules, params.seed):
         yield from hierarchies.rows_of(models, entries_of(params, sampling), prompts, plan)
