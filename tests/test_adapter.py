@@ -18,6 +18,7 @@ from flashspec.decoding.models import Models, load
 from flashspec.decoding.rules import rule_for
 from flashspec.heads.dense import DenseHead
 from flashspec.heads.identity import LogitRows
+from flashspec.model import adapter, memory
 from flashspec.model.adapter import Adapter, AdapterReader
 from flashspec.scores import GREEDY
 
@@ -176,6 +177,17 @@ def test_a_truncated_file_of_another_architecture_is_refused_in_one_sentence(tmp
     path = tmp_path / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ValueError, match="transformers cannot load") as refused:
+        load(tmp_path, None, device="cpu")
+    assert "\n" not in str(refused.value)
+
+
+def test_a_model_of_transformers_that_does_not_fit_is_refused_before_it_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, *OTHERS["gpt2"])
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 1000)
+    monkeypatch.setattr(adapter, "_from_pretrained", lambda *_: pytest.fail("it was loaded"))
+    with pytest.raises(ValueError, match=r"needs about 0.0 GB of cpu memory and 0.0 GB are free; take a smaller") as refused:
         load(tmp_path, None, device="cpu")
     assert "\n" not in str(refused.value)
 
