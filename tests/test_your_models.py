@@ -24,6 +24,7 @@ from flashspec.cli import quantize
 from flashspec.cli.main import status
 from flashspec.model.checkpoint import save_transformer
 from flashspec.model.synthetic import synthetic
+from flashspec.train.package import write_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "notebooks" / "22_your_models.ipynb"
@@ -57,10 +58,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_transformer(draft, home / "DRAFT", "float32")
     write_awq(replace(SMALL, vocab_size=ROWS, context=CONTEXT), home / "packed")
     for name in ("TARGET", "DRAFT", "packed"):
-        shutil.copy(home / "tokenizer.json", home / name)
-    (home / "TARGET" / "tokenizer_config.json").write_text(
-        json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": TEMPLATE})
-    )
+        write_tokenizer(home / name, home / "tokenizer.json")
+    talks = home / "TARGET" / "tokenizer_config.json"
+    talks.write_text(json.dumps(json.loads(talks.read_text()) | {"chat_template": TEMPLATE}))
     (home / "TARGET" / "generation_config.json").write_text(json.dumps(GENERATION))
     (home / "mine.txt").write_text("words to calibrate on")
     (home / "notebooks").symlink_to(ROOT / "notebooks")

@@ -42,8 +42,10 @@ def cut_padding(models: Mapping[str, Transformer], folders: Mapping[str, Path]) 
     """
     sizes = {role: model.config.vocab_size for role, model in models.items()}
     smallest = min(sizes, key=lambda role: sizes[role])
+    if len(set(sizes.values())) == 1:
+        return ()
     words = [words_of(folders[role]) for role in models]
-    if len(set(sizes.values())) == 1 or not all(words):
+    if not all(words):
         return ()
     known = max(max(found) for found in words) + 1
     if sizes[smallest] < known:
