@@ -36,7 +36,7 @@ def written(home: Path, extra: dict[str, int]) -> dict[str, Path]:
     folders = shelf.write_pair(home)
     for role, rows in extra.items():
         save_transformer(padded(tiny.pair().model(role), rows), folders[role], "float32")
-        (folders[role] / "digests.json").unlink()
+        (folders[role] / "digests.json").unlink(missing_ok=True)
         (folders[role] / "tokenizer.json").write_bytes((home / "tokenizer.json").read_bytes())
     return folders
 
