@@ -18,6 +18,7 @@ from flashspec.decoding.models import Models, load
 from flashspec.decoding.rules import rule_for
 from flashspec.heads.dense import DenseHead
 from flashspec.heads.identity import LogitRows
+from flashspec.model import adapter, memory
 from flashspec.model.adapter import Adapter, AdapterReader
 from flashspec.scores import GREEDY
 
@@ -127,6 +128,15 @@ FOREIGN = {
     "foreign code": ({"model_type": "mine", "architectures": ["Mine"], "auto_map": {"AutoConfig": "mine.py"}}, "code of its own"),
     "unknown": ({"model_type": "mine", "architectures": ["Mine"]}, "not known to the installed transformers"),
     "gptq": ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "gptq.*gptqmodel and optimum"),
+    "compressed-tensors": ({"quantization_config": {"quant_method": "compressed-tensors"}}, "need compressed-tensors installed"),
+    "bitsandbytes": (
+        {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}},
+        "need bitsandbytes installed",
+    ),
+    "unknown quantisation": (
+        {"quantization_config": {"quant_method": "quip"}},
+        "quantised by 'quip'.* it loads: gptq, compressed",
+    ),
     "int8 awq": ({"quantization_config": {"quant_method": "awq", "bits": 8}}, "bits = 8"),
 }
 
@@ -147,6 +157,39 @@ def test_pickled_weights_of_another_architecture_are_not_read(tmp_path: Path) ->
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(ValueError, match="pickled weights are never read"):
         load(tmp_path, None, device="cpu")
+
+
+def test_tensors_that_another_architecture_lacks_are_named(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    write(tmp_path, *OTHERS["gpt2"])
+    tensors = load_file(tmp_path / "model.safetensors")
+    lost = next(name for name in tensors if name.endswith("h.1.mlp.c_fc.weight"))
+    tensors.pop(lost)
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=r"lacks .*h.1.mlp.c_fc.weight \(1 such tensors\).* at random") as refused:
+        load(tmp_path, None, device="cpu")
+    assert "\n" not in str(refused.value)
+
+
+def test_a_truncated_file_of_another_architecture_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    write(tmp_path, *OTHERS["gpt2"])
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="transformers cannot load") as refused:
+        load(tmp_path, None, device="cpu")
+    assert "\n" not in str(refused.value)
+
+
+def test_a_model_of_transformers_that_does_not_fit_is_refused_before_it_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, *OTHERS["gpt2"])
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 1000)
+    monkeypatch.setattr(adapter, "_from_pretrained", lambda *_: pytest.fail("it was loaded"))
+    with pytest.raises(ValueError, match=r"needs about 0.0 GB of cpu memory and 0.0 GB are free; take a smaller") as refused:
+        load(tmp_path, None, device="cpu")
+    assert "\n" not in str(refused.value)
 
 
 def test_exits_and_flash_heads_that_an_adapter_cannot_give_are_refused(tmp_path: Path) -> None:

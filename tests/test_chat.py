@@ -102,7 +102,7 @@ def test_a_name_that_is_not_here_is_refused_in_one_sentence(name: str) -> None:
     with pytest.raises(FileNotFoundError, match="no model at .*shipped models: reference") as refused:
         folder_of(name, "target")
     message = str(refused.value)
-    assert "\n" not in message and ("hf download" in message) == (name == "nobody/nothing")
+    assert "\n" not in message and ("hf download" in message) == ("hf auth login" in message) == (name == "nobody/nothing")
 
 
 def test_tokenizers_that_differ_are_refused_with_the_id_and_both_tokens(folders: dict[str, Path], tmp_path: Path) -> None:

@@ -50,7 +50,8 @@ def evidence(options: Mapping[str, Any], question: Question) -> Found:
         return stated(options["times"]), _needed(acceptance, "times say nothing about the text"), {"costs": "stated", **GIVEN}
     if any(map(is_shape, names)):
         return _of_shapes(names, _needed(acceptance, LABEL), question)
-    costs, texts = observe(_models(options), question, load_prompts(options["prompts"], question.per_kind))
+    models = _models(options)
+    costs, texts = observe(models, question, load_prompts(options["prompts"], question.per_kind, models))
     told = f"replayed on the target's own texts, {question.new_tokens} tokens for each of {question.per_kind} prompts a kind"
     return costs, acceptance or texts, {"costs": HERE, **(GIVEN if acceptance else {"acceptance": told})}
 
@@ -168,7 +169,8 @@ def stored(options: Mapping[str, Any], question: Question, tar: str) -> Stored |
 def _of_table(options: Mapping[str, Any], question: Question, table: Stored) -> Found:
     """Costs measured here, of the writers that the table has."""
     writers = held(table, question.writers, question.max_k)
-    models, place = _models(options), Place(load_prompts(options["prompts"], 1)[0].ids, (), question.sampling)
+    models = _models(options)
+    place = Place(load_prompts(options["prompts"], 1, models)[0].ids, (), question.sampling)
     plan = Plan(question.repeats, device=str(models.target.device))
     costs = measure_costs(models, writers, question.timed, place, plan)
     return costs, table, {"costs": HERE, "acceptance": f"from the stored tables {table.name}"}

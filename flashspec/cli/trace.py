@@ -38,7 +38,7 @@ def command() -> None:
 def record_one(file: Path, target: str, **options: Any) -> None:
     """Let the target write behind every prompt and store what it wrote in FILE."""
     models = load(target, None, options["dtype"], weights="dense")
-    prompts = load_prompts(options["prompts"], options["per_kind"])
+    prompts = load_prompts(options["prompts"], options["per_kind"], models)
     sampling = Sampling(**given(Sampling, options))
     trace = record(models, tqdm(prompts, desc="trace", unit="prompt", delay=1), sampling, options["new_tokens"])
     trace.save(file)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
+from flashspec.decoding.vocabulary import check_tokenizers, cut_padding
 from flashspec.heads.base import Head, Norm
 from flashspec.heads.dense import DenseHead
 from flashspec.heads.flash import FlashHead
@@ -32,7 +32,7 @@ class Models:
 
     `between` holds models that verify below the target in a cascade, from the smallest; `exits` the adapters of the
     target's exits by layer, where its checkpoint brings some. A model that only transformers computes is an `Adapter`: it is
-    read whole, and gives a FlashHead only where its rows are hidden ones.
+    read whole, and gives a FlashHead only where its rows are hidden ones. `cut` names models whose padding rows were cut.
     """
 
     target: Transformer
@@ -43,6 +43,7 @@ class Models:
     between: tuple[Transformer, ...] = ()
     exits: dict[int, ExitAdapter] = field(default_factory=dict, repr=False)
     _heads: dict[tuple[str, str], Head] = field(default_factory=dict, repr=False)
+    cut: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for draft in self.drafts:
@@ -81,7 +82,7 @@ class Models:
         return self._flash[which]
 
     def _make_flash(self, which: str) -> FlashHead:
-        model, folder = self.model(which), self.folders.get(which)
+        model, folder = self.model(which), self._shelf(which)
         if model.head_weight is None:
             raise ValueError(
                 f"{model.config.family} gives logits and no vocabulary weight; a FlashHead needs one: use a dense head"
@@ -107,7 +108,11 @@ class Models:
         model = self.model(which)
         if model.head_weight is None:
             raise ValueError(f"{model.config.family} gives logits and no vocabulary weight; head {name!r} needs one: use 'dense'")
-        return head_named(name, Origin(model.head_weight.detach(), model.norm, self.folders.get(which)))
+        return head_named(name, Origin(model.head_weight.detach(), model.norm, self._shelf(which)))
+
+    def _shelf(self, which: str) -> Path | None:
+        """The folder whose stored heads fit this model; none where rows they were built from were cut."""
+        return None if which in self.cut else self.folders.get(which)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, a beginning-of-text id included where the checkpoint's tokenizer adds one.
@@ -152,30 +157,6 @@ def _tokenizer(folder: Path) -> Any:
     return Tokenizer.from_file(str(path)) if path.exists() else None
 
 
-def _vocabulary(folder: Path) -> dict[int, str]:
-    """The token of every id, empty where the folder has no tokenizer."""
-    path = folder / "tokenizer.json"
-    if not path.exists():
-        return {}
-    raw = json.loads(path.read_text(encoding="utf-8"))
-    table = raw["model"].get("vocab") or {}
-    named = table if isinstance(table, dict) else {token: i for i, (token, _) in enumerate(table)}
-    return {i: token for token, i in named.items()} | {t["id"]: t["content"] for t in raw.get("added_tokens") or ()}
-
-
-def check_tokenizers(target: Path, draft: Path) -> None:
-    """Refuse two folders whose tokenizers give one id to different tokens."""
-    mine, theirs = _vocabulary(target), _vocabulary(draft)
-    if not mine or not theirs or mine == theirs:
-        return
-    wrong = sorted(i for i in mine.keys() | theirs.keys() if mine.get(i) != theirs.get(i))
-    here, there = (words.get(wrong[0], "nothing") for words in (mine, theirs))
-    raise ValueError(
-        f"draft and target have different vocabularies ({len(wrong)} ids differ, first id {wrong[0]}: {here!r} in the target, "
-        f"{there!r} in the draft); use models of one tokenizer"
-    )
-
-
 def load(
     target: str | Path = "reference",
     draft: str | Path | Sequence[str | Path] | None = "reference",
@@ -192,6 +173,7 @@ def load(
     `dtype` is "auto", "float32" or "bfloat16"; `weights` is "int4", "dense" or "auto" for AWQ checkpoints. Raises
     FileNotFoundError for a missing folder or file, ValueError for wrong digests, architectures, unequal vocabularies, or a draft
     whose layers hold more parameters than the target's.
+    Models of one tokenizer whose embeddings are padded to different sizes are cut to the smallest.
     """
     import torch
 
@@ -202,9 +184,10 @@ def load(
     made = {"target": opened(folders["target"], dtype, device, weights, shared=processes() > 1)}
     formats = dict(zip(list(folders)[1:], (rounding(name)[1] for name in _names(draft)), strict=True))
     made |= {role: _draft(folders[role], dtype, device, form) for role, form in formats.items()}
+    cut = cut_padding(made, folders)
     between = tuple(model for role, model in made.items() if role.startswith("between"))
     tokenizer, exits = _tokenizer(folders["target"]), _exits(folders["target"], made["target"])
-    return Models(made["target"], made.get("draft"), tokenizer, folders, between=between, exits=exits)
+    return Models(made["target"], made.get("draft"), tokenizer, folders, between=between, exits=exits, cut=cut)
 
 
 def opened(folder: Path, dtype: str = "auto", device: str = "cpu", weights: str = "auto", shared: bool = False) -> Transformer:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from flashspec.decoding.models import SHIPPED
+from flashspec.decoding.models import SHIPPED, Models
 
 PROMPTS = SHIPPED / "prompts.json"
 
@@ -20,8 +20,8 @@ class Prompt(NamedTuple):
     text: str = ""
 
 
-def load_prompts(path: Path | str | None = None, per_kind: int | None = None) -> list[Prompt]:
-    """Prompts of a file (the shipped ones by default), the first `per_kind` of each kind.
+def load_prompts(path: Path | str | None = None, per_kind: int | None = None, models: Models | None = None) -> list[Prompt]:
+    """Prompts of a file (the shipped ones by default), the first `per_kind` of each kind, in the ids of these models.
 
     Raises FileNotFoundError for a missing file, ValueError for one without prompts.
     """
@@ -31,7 +31,15 @@ def load_prompts(path: Path | str | None = None, per_kind: int | None = None) ->
     found = [_prompt(entry) for entry in json.loads(file.read_text(encoding="utf-8"))["prompts"]]
     if not found:
         raise ValueError(f"{file.name} holds no prompts; write them anew")
-    return first_of_each_kind(found, per_kind) if per_kind else found
+    chosen = first_of_each_kind(found, per_kind) if per_kind else found
+    return chosen if models is None else [in_ids_of(models, prompt) for prompt in chosen]
+
+
+def in_ids_of(models: Models, prompt: Prompt) -> Prompt:
+    """The prompt's text in the ids of another tokenizer; as it is where its ids spell the text already, or nothing can tell."""
+    if models.tokenizer is None or not prompt.text or models.decode(list(prompt.ids)) == prompt.text:
+        return prompt
+    return prompt._replace(ids=tuple(models.encode(prompt.text)))
 
 
 def first_of_each_kind(prompts: Iterable[Prompt], count: int) -> list[Prompt]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,7 @@ class Adapter:
         """
         raw, parts = read_config(folder), processes() if shared else 1
         _refuse(folder, raw)
+        _refuse_unknown_numbers(folder, raw)
         refuse_bytes(str(folder), sum(path.stat().st_size for path in folder.glob("*.safetensors")) // parts, device)
         kind = "auto" if dtype == "auto" else getattr(torch, dtype)
         return cls(_from_pretrained(folder, raw, {"dtype": kind} | _place(device, shared)), shared)
@@ -73,6 +74,11 @@ class Adapter:
     def width(self) -> int:
         """Numbers in a row: hidden ones, or one for every id."""
         return self.config.vocab_size if self.head_weight is None else self.config.hidden
+
+    def cut_vocabulary(self, size: int) -> None:
+        """Score no id from `size` on; the model itself stays whole."""
+        self.config = replace(self.config, vocab_size=size)
+        self.head_weight = None if self.head_weight is None else self.head_weight[:size]
 
     def cache(self) -> Any:
         """An empty cache that keeps every token, also where the model looks back only a window."""
@@ -85,7 +91,8 @@ class Adapter:
         """Rows [n, width] in float32 for tokens [n] behind the cache, which grows by them."""
         part = self.model if self.head_weight is None else self.model.base_model
         out = part(input_ids=tokens[None].to(self.device), past_key_values=cache, use_cache=True)
-        return (out.logits if self.head_weight is None else out.last_hidden_state)[0].float()
+        rows = out.logits[..., : self.config.vocab_size] if self.head_weight is None else out.last_hidden_state
+        return rows[0].float()
 
     @torch.inference_mode()
     def _certify(self) -> None:
@@ -175,6 +182,17 @@ def _refuse(folder: Path, raw: dict[str, Any]) -> None:
         raise ValueError(f"{folder} ({raw.get('model_type')!r}) {why}; use a checkpoint of an architecture transformers contains")
 
 
+def _refuse_unknown_numbers(folder: Path, raw: dict[str, Any]) -> None:
+    """Refuse a quantisation that transformers does not know: it would skip it, and draw the weights at random."""
+    from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING as KNOWN
+
+    table = raw.get("quantization_config")
+    method = (table or {}).get("quant_method")
+    bits = any((table or {}).get(f"load_in_{count}bit") for count in (4, 8))
+    if table and method not in KNOWN and not bits:
+        raise ValueError(f"{folder} is quantised by {method!r}, which transformers does not load; it loads: {', '.join(LOADERS)}")
+
+
 def _place(device: str, shared: bool) -> dict[str, Any]:
     """Where transformers puts the weights: on one device, or split by its tensor-parallel plan."""
     if not shared:
@@ -190,12 +208,19 @@ def _from_pretrained(folder: Path, raw: dict[str, Any], options: dict[str, Any])
     from transformers import AutoModelForCausalLM
 
     load: Callable[..., Any] = AutoModelForCausalLM.from_pretrained
+    safe = {"local_files_only": True, "trust_remote_code": False, "use_safetensors": True, "output_loading_info": True}
     try:
-        return load(folder, local_files_only=True, trust_remote_code=False, use_safetensors=True, **options)
+        model, found = load(folder, **safe, **options)
     except ImportError as error:
         raise ModuleNotFoundError(f"transformers cannot load {folder}{_needs(raw)}: {_line(error)}") from None
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise ValueError(f"transformers cannot load {folder}{_needs(raw)}: {_line(error)}") from None
+    if missing := sorted(found["missing_keys"]):
+        raise ValueError(
+            f"{folder} lacks {missing[0]} ({len(missing)} such tensors), which transformers would draw at random; "
+            "copy the whole folder again"
+        )
+    return model
 
 
 def _needs(raw: dict[str, Any]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -215,6 +216,14 @@ class Transformer(nn.Module):
     def head_weight(self) -> Tensor:
         """The vocabulary projection [vocab, hidden]; the embedding itself where the two are tied."""
         return self.embed.weight if self.head is None else self.head.weight
+
+    def cut_vocabulary(self, size: int) -> None:
+        """Forget all ids from `size` on, in place; no row is copied."""
+        for module in (self.embed, self.head):
+            if module is not None:
+                module.weight = nn.Parameter(module.weight.detach()[:size], requires_grad=module.weight.requires_grad)
+        self.embed.num_embeddings = size
+        self.config = replace(self.config, vocab_size=size)
 
     def place(self, x: Tensor, start: int) -> Tensor:
         """Embeddings x [..., n, hidden] as the first layer takes them, at positions start..start+n-1."""

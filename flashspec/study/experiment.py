@@ -118,10 +118,10 @@ def run(
     return Results(stored.rows, stored.origin, place.csv, chosen.columns)
 
 
-def stored(name: str, root: Path | None = None) -> Results | None:
-    """The stored table of an experiment's default parameters; None if there is none, and nothing is measured."""
+def stored(name: str, root: Path | None = None, params: Any = None) -> Results | None:
+    """The stored table of an experiment's parameters (the default ones if none are given); None if there is no such table."""
     experiment = _chosen(name)
-    place = Place(Path(root or store.default_root()) / name, key(experiment.params()))
+    place = Place(Path(root or store.default_root()) / name, key(params or experiment.params()))
     table = store.read(place, experiment.columns)
     return table and Results(table.rows, table.origin, place.csv, experiment.columns)
 

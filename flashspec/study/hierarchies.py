@@ -144,7 +144,7 @@ def pairs_of(draft_exits: Sequence[int], verify_exits: Sequence[int]) -> list[tu
 def timed(params: Any, entries_of: Callable[[Any, Sampling], list[Entry]]) -> Iterator[Row]:
     """Every sampling's entries in turns, with costs, twins and certificates; `params` are `Timed`, with a `draft`."""
     models = models_of(params.target, params.draft, params.dtype, params.weights)
-    prompts = load_prompts(params.prompts or None, params.per_kind)
+    prompts = load_prompts(params.prompts or None, params.per_kind, models)
     plan = Plan(Turns(params.new_tokens, params.repeats, 1), params.target, params.draft, twins=True)
     for sampling in samplings(params.temperatures, params.rules, params.seed):
         yield from rows_of(models, entries_of(params, sampling), prompts, plan)

@@ -1,13 +1,15 @@
 """Closed forms, simulations and forecasts of speculative decoding.
 
 `rounds` holds one draft against one target, `designs` the best of many drafts, `forecast` intervals and break-even, `replay`
-known texts, `nested` verifiers above verifiers, `passes` the layers they compute, `batch` batches on a roofline.
+known texts, `nested` verifiers above verifiers, `passes` the layers they compute, `batch` batches on a roofline, `parallel` a
+target over several devices.
 """
 
 from flashspec.theory.batch import Load, Machine, Pair, largest_batch
 from flashspec.theory.designs import Optimum, Relation, best_design, fitted
 from flashspec.theory.forecast import BreakEven, Interval, bootstrap, break_even, break_even_draft
 from flashspec.theory.nested import Level, Yield, nested
+from flashspec.theory.parallel import Devices, Weights, break_even_all_reduce, split_costs, split_pass
 from flashspec.theory.passes import Hierarchy, Tally, flip, layer_tokens_per_token, layered, rows_read
 from flashspec.theory.replay import Counts, curve_by_position, replayed, replayed_all
 from flashspec.theory.rounds import (
@@ -37,6 +39,7 @@ __all__ = [
     "Choice",
     "Costs",
     "Counts",
+    "Devices",
     "Hierarchy",
     "Interval",
     "Level",
@@ -46,6 +49,7 @@ __all__ = [
     "Pair",
     "Relation",
     "Tally",
+    "Weights",
     "Yield",
     "acceptance_for",
     "amdahl",
@@ -54,6 +58,7 @@ __all__ = [
     "bootstrap",
     "break_even",
     "break_even_acceptance",
+    "break_even_all_reduce",
     "break_even_draft",
     "cheap_head_gain",
     "cheap_head_gate",
@@ -74,6 +79,8 @@ __all__ = [
     "round_time",
     "rows_read",
     "speedup",
+    "split_costs",
+    "split_pass",
     "sum_parts",
     "throughput",
     "tokens_from_curve",

@@ -63,9 +63,9 @@ class Row(Kept, Drafting):
 
 def measure(params: Params) -> Iterator[Row]:
     """Count accepted tokens of every draft, head, temperature and rule on prompts of several kinds."""
-    prompts = load_prompts(params.prompts or None, params.per_kind)
     for draft, sampling in settings(params):
         models = models_of(params.target, draft, "bfloat16", "dense")
+        prompts = load_prompts(params.prompts or None, params.per_kind, models)
         for name in params.methods:
             method = drafting(name, params.probes, k=params.k)
             runs = contest(models, [Entry(name, method, sampling)], prompts, Turns(params.new_tokens, 1, 0))

@@ -111,7 +111,7 @@ def measure(params: Params) -> Iterator[Row]:
     """Decode real text with and without a draft, heads and finalisations in turns, with parts, twins and certificates."""
     for draft, sampling in settings(params):
         models = models_of(params.target, draft, params.dtype, params.weights)
-        prompts = load_prompts(params.prompts or None, params.per_kind)
+        prompts = load_prompts(params.prompts or None, params.per_kind, models)
         setting = Setting(draft, sampling, models, entries_of(params, sampling), prompts)
         yield from rows_of(setting, params)
 

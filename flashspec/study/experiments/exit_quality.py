@@ -65,7 +65,7 @@ def measure(params: Params) -> Iterator[Row]:
     layers = models.target.config.layers
     if max(params.depths) >= layers:
         raise ValueError(f"depths must lie below the target's {layers} layers, got {params.depths}")
-    prompts = load_prompts(params.prompts or None, params.per_kind)
+    prompts = load_prompts(params.prompts or None, params.per_kind, models)
     for kind in dict.fromkeys(prompt.kind for prompt in prompts):
         yield from rows_of(models, [p for p in prompts if p.kind == kind], (*params.depths, layers))
 

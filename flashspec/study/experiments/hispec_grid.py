@@ -27,7 +27,7 @@ class Params(Schedules):
 def measure(params: Params) -> Iterator[Row]:
     """Time self-speculation over exits and k, and HiSpec over exits, N_d and N_i, beside plain decoding."""
     models = models_of(params.target, params.draft, params.dtype, params.weights)
-    prompts = load_prompts(params.prompts or None, params.per_kind)
+    prompts = load_prompts(params.prompts or None, params.per_kind, models)
     plan = Plan(Turns(params.new_tokens, params.repeats, warmup=0), params.target, params.draft)
     for sampling in samplings(params.temperatures, params.rules, params.seed):
         list(hierarchies.climb(models, [hierarchies.baseline(sampling)], prompts, Turns(params.new_tokens, 1, 0)))

@@ -70,7 +70,7 @@ class Row(Stacked, Shared):
 def measure(params: Params) -> Iterator[Row]:
     """Count layer-tokens of self-speculation and HiSpec with and without reuse, beside plain decoding."""
     models = models_of(params.target, params.draft, "bfloat16", "dense")
-    prompts = load_prompts(params.prompts or None, params.per_kind)
+    prompts = load_prompts(params.prompts or None, params.per_kind, models)
     for sampling in samplings(params.temperatures, params.rules, params.seed):
         for name, method in methods_of(params):
             yield from rows_of(models, Entry(name, method, sampling), prompts, params.new_tokens)

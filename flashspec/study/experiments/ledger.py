@@ -56,10 +56,10 @@ class Row(NamedTuple):
 
 def measure(params: Params) -> Iterator[Row]:
     """Decode with every reader, head and rule wrapped, and give each second to one part."""
-    prompts = load_prompts(params.prompts or None, 1)
     sampling = Sampling(params.temperature, seed=params.seed)
     for draft in params.drafts:
         models = models_of(params.target, draft, "bfloat16", "dense")
+        prompts = load_prompts(params.prompts or None, 1, models)
         for name, method in methods_of(params):
             context = max(len(p.ids) for p in prompts) + params.new_tokens
             limits = Limits(params.new_tokens, finalize=method.finalize)

@@ -1,0 +1,59 @@
+"""Whether models share one vocabulary: the words of their tokenizers, and rows that only pad their embeddings."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from flashspec.model.transformer import Transformer
+
+
+def words_of(folder: Path) -> dict[int, str]:
+    """The token of every id, empty where the folder has no tokenizer."""
+    path = folder / "tokenizer.json"
+    if not path.exists():
+        return {}
+    raw = json.loads(path.read_text(encoding="utf-8"))
+    table = raw["model"].get("vocab") or {}
+    named = table if isinstance(table, dict) else {token: i for i, (token, _) in enumerate(table)}
+    return {i: token for token, i in named.items()} | {t["id"]: t["content"] for t in raw.get("added_tokens") or ()}
+
+
+def check_tokenizers(target: Path, draft: Path) -> None:
+    """Refuse two folders whose tokenizers give one id to different tokens."""
+    mine, theirs = words_of(target), words_of(draft)
+    if not mine or not theirs or mine == theirs:
+        return
+    wrong = sorted(i for i in mine.keys() | theirs.keys() if mine.get(i) != theirs.get(i))
+    here, there = (words.get(wrong[0], "nothing") for words in (mine, theirs))
+    raise ValueError(
+        f"draft and target have different vocabularies ({len(wrong)} ids differ, first id {wrong[0]}: {here!r} in the target, "
+        f"{there!r} in the draft); use models of one tokenizer"
+    )
+
+
+def cut_padding(models: Mapping[str, Transformer], folders: Mapping[str, Path]) -> tuple[str, ...]:
+    """Cut models of one tokenizer to as many ids as the smallest of them has; the roles that were cut.
+
+    Checkpoints pad their embeddings beyond the tokenizer to different sizes; no padding row stands for a token. Left alone
+    where sizes agree, or where a folder has no tokenizer and nothing tells what its rows stand for. Raises ValueError where
+    a model has fewer rows than the tokenizer has ids.
+    """
+    sizes = {role: model.config.vocab_size for role, model in models.items()}
+    smallest = min(sizes, key=lambda role: sizes[role])
+    if len(set(sizes.values())) == 1:
+        return ()
+    words = [words_of(folders[role]) for role in models]
+    if not all(words):
+        return ()
+    known = max(max(found) for found in words) + 1
+    if sizes[smallest] < known:
+        raise ValueError(
+            f"the {smallest} has rows for {sizes[smallest]} ids and its tokenizer knows {known}; "
+            "the weights and tokenizer.json belong to different models: copy the folder again from its source"
+        )
+    longer = tuple(role for role, size in sizes.items() if size > sizes[smallest])
+    for role in longer:
+        models[role].cut_vocabulary(sizes[smallest])
+    return longer

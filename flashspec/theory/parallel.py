@@ -1,0 +1,59 @@
+"""One model over several devices: each reads its share of the matrices, and every layer adds up what the devices found.
+
+Tensor parallelism splits attention and MLP by rows and columns, so that a layer ends each of the two with an all-reduce
+(Shoeybi et al. 2019, Megatron-LM, section 3). At batch 1 the sums are small and an all-reduce costs its latency.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from flashspec.theory.checks import check_block, check_latency, check_positive
+from flashspec.theory.rounds import Costs, memory_floor
+
+REDUCES = 2
+
+
+@dataclass(frozen=True)
+class Devices:
+    """`count` equal devices: bytes a second that each reads, and seconds of one all-reduce among them."""
+
+    count: int
+    bandwidth: float
+    all_reduce: float
+
+    def __post_init__(self) -> None:
+        check_block(self.count)
+        check_positive("bandwidth", self.bandwidth)
+        check_latency("all_reduce", self.all_reduce)
+
+
+class Weights(NamedTuple):
+    """Bytes of a model that one pass reads, and its layers."""
+
+    bytes: float
+    layers: int
+
+
+def split_pass(model: Weights, devices: Devices) -> float:
+    """Seconds of one pass of a split model: its share of the bytes, and two all-reduces a layer where there are several."""
+    waits = REDUCES * model.layers * devices.all_reduce if devices.count > 1 else 0.0
+    return memory_floor(model.bytes / devices.count, devices.bandwidth) + waits
+
+
+def split_costs(target: Weights, draft: Weights, devices: Devices) -> tuple[Costs, float]:
+    """What a round spends where the target is split and every device reads the whole draft, and the plain step beside it.
+
+    A check of several rows costs what a step costs, which holds while memory bounds both.
+    """
+    step = split_pass(target, devices)
+    return Costs(memory_floor(draft.bytes, devices.bandwidth), step), step
+
+
+def break_even_all_reduce(model: Weights, devices: Devices) -> float:
+    """The all-reduce, in seconds, at which these devices are no faster than one of them; infinite for one alone."""
+    if devices.count == 1:
+        return float("inf")
+    saved = memory_floor(model.bytes, devices.bandwidth) * (1.0 - 1.0 / devices.count)
+    return saved / (REDUCES * model.layers)

@@ -1,0 +1,95 @@
+"""Pages of true shapes say what a table holds, and that nothing was observed where there is no table."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("pandas")
+
+from flashspec.model.synthetic import shape
+from flashspec.study import store, true_shapes
+from flashspec.study.experiments import loading
+from flashspec.study.experiments.real_shapes import EXPERIMENT, Params, Row
+from flashspec.study.notebooks import disagreements
+from flashspec.study.pages import stored
+from flashspec.study.parameters import key
+
+ROOT = Path(__file__).resolve().parent.parent
+MACHINE = {"machine": {"cpu": "a made-up processor", "cores": 2, "isa": "", "device": "a made-up GPU"}, "date": "2026-01-01"}
+LINK = true_shapes.Link(4e12, 10e-6)
+
+
+def tables(root: Path) -> dict:
+    """A correctness table and a table of draft steps whose median, 2 ms, is twice what the bytes allow."""
+    rows = {
+        "correctness": [Row("correctness", "tiny", "text", "auto", 1, 40, 0, 0.0, 0, 0.0, 1)],
+        "draft_step": [Row("draft_step", "Q", "dense", "auto", 1, 1, 1000, s, i, 1e6) for i, s in enumerate((1e-3, 2e-3, 9e-3))],
+    }
+    for part, found in rows.items():
+        place = store.Place(root / "real_shapes", key(replace(Params(), part=part)))
+        store.write(place, EXPERIMENT.columns, found, MACHINE)
+    return true_shapes.found(Params(), root)
+
+
+def test_a_table_gives_medians_and_shares_of_the_roofline(tmp_path: Path) -> None:
+    found = tables(tmp_path)
+    assert set(found) == {"correctness", "draft_step"}
+    line = true_shapes.costs(found).iloc[0]
+    assert (line["ms"], line["roofline ms"], line["of roofline"]) == (2.0, 1.0, 0.5)
+    assert true_shapes.agreements(found)["agrees"].tolist() == [True]
+    assert true_shapes.peak_share(found, "draft_step", "dense", "auto") == "50 %"
+    assert true_shapes.peak_share(found, "draft_step", "flash 256", "auto") == true_shapes.NOT_YET
+
+
+def test_without_a_table_nothing_is_claimed(tmp_path: Path) -> None:
+    found = true_shapes.found(Params(), tmp_path)
+    assert found == {} and true_shapes.observed(found) == "not yet observed on a GPU"
+    assert true_shapes.costs(found).index.tolist() == true_shapes.agreements(found).index.tolist() == [true_shapes.NOT_YET]
+    assert true_shapes.loads(None).index.tolist() == [true_shapes.worst_load(None)] == [true_shapes.NOTHING]
+
+
+def test_a_4_bit_pass_reads_about_a_quarter_of_the_layers() -> None:
+    dense, packed, config = true_shapes.weights("Qwen3-32B"), true_shapes.weights("Qwen3-32B-AWQ"), shape("Qwen3-32B")
+    head = 2 * config.head_parameters
+    assert dense == (2 * config.body_parameters + head, 64)
+    assert (packed.bytes - head) / (dense.bytes - head) == pytest.approx((0.5 + 4 / 128) / 2)
+
+
+def test_predictions_are_labelled_and_fall_with_the_devices() -> None:
+    table = true_shapes.predicted(Params(), LINK, (1, 2, 8))
+    assert all(column.startswith("predicted") for column in table.columns) and table.index.tolist() == [1, 2, 8]
+    assert table["predicted target pass, ms"].is_monotonic_decreasing
+    assert table["predicted speedup"].is_monotonic_decreasing
+    one = true_shapes.weights("Qwen3-32B-AWQ").bytes / 4e12 * 1e3
+    assert table["predicted target pass, ms"].iloc[0] == pytest.approx(one, abs=1e-3)
+    slow = true_shapes.predicted(Params(), true_shapes.Link(4e12, 1.0), (1, 2))
+    assert not slow["predicted target pass, ms"].is_monotonic_decreasing
+
+
+def test_the_worst_load_is_told(tmp_path: Path) -> None:
+    place = store.Place(tmp_path / "loading", key(loading.Params()))
+    rows = [loading.Row("awq", 1000, 100, 100 + peak, 900, 1.0, i) for i, peak in enumerate((1000, 1150, 1050))]
+    store.write(place, loading.EXPERIMENT.columns, rows, MACHINE)
+    results = stored("loading", tmp_path)
+    assert true_shapes.worst_load(results) == "1.15"
+    assert true_shapes.loads(results)["peak over files"].tolist() == [1.15]
+
+
+def test_the_how_tos_parameters_are_those_of_loading() -> None:
+    assert disagreements(ROOT / "notebooks" / "22_your_models.ipynb", loading.EXPERIMENT) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chapter", ["21_real_shapes", "22_your_models"])
+def test_a_chapter_renders_without_tables(chapter: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("papermill")
+    pytest.importorskip("myst_nb")
+    from flashspec.study.notebooks import execute
+
+    monkeypatch.setenv("FLASHSPEC_RESULTS", str(tmp_path / "none"))
+    written = execute(ROOT / "notebooks" / f"{chapter}.ipynb", tmp_path / "out.ipynb")
+    assert (true_shapes.NOT_YET if chapter.startswith("21") else true_shapes.NOTHING) in written.read_text()
+    assert not (tmp_path / "none").exists()

@@ -1,0 +1,121 @@
+"""Every command of the how-to runs as it is written, on tiny fabricated checkpoints in the place of the reader's own."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import shelf
+import tiny
+import torch
+from test_awq import SMALL, write_awq
+from test_chat import GENERATION, TEMPLATE
+
+from flashspec.cli import quantize
+from flashspec.cli.main import status
+from flashspec.model.checkpoint import save_transformer
+from flashspec.model.synthetic import synthetic
+from flashspec.train.package import write_tokenizer
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "notebooks" / "22_your_models.ipynb"
+ROWS, CONTEXT = 4608, 4096
+SHAPES = {"Qwen3-32B-AWQ": "reference-target-AWQ", "Qwen3-0.6B": "reference-shallow"}  # as small as shapes get
+PROCESSES = {"papermill": ["-m", "papermill"], "python": [], "torchrun": ["-m", "torch.distributed.run"]}
+
+
+def commands() -> list[str]:
+    """The lines of all shell blocks of the page, in order."""
+    cells = json.loads(PAGE.read_text(encoding="utf-8"))["cells"]
+    text = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+    return [line for block in re.findall(r"```sh\n(.*?)```", text, flags=re.S) for line in block.splitlines() if line]
+
+
+def marked(line: str) -> object:
+    """A command with the mark of those that start processes of their own."""
+    slow = line.split()[0] in (*PROCESSES, "make") or " run " in line
+    return pytest.param(line, marks=pytest.mark.slow if slow else ())
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a target that can chat, its draft, its 4-bit twin under another name, a text and the notebooks."""
+    home = tmp_path_factory.mktemp("place")
+    config = replace(tiny.model(1).config, layers=6, vocab_size=ROWS, context=CONTEXT)
+    target, draft = (synthetic(config, torch.float32, depth=layers) for layers in (6, 3))
+    draft.load_state_dict({name: weight for name, weight in target.state_dict().items() if name in draft.state_dict()})
+    shelf.train_tokenizer(home / "tokenizer.json", Path(__file__).read_text())
+    save_transformer(target, home / "TARGET", "float32")
+    save_transformer(draft, home / "DRAFT", "float32")
+    write_awq(replace(SMALL, vocab_size=ROWS, context=CONTEXT), home / "packed")
+    for name in ("TARGET", "DRAFT", "packed"):
+        write_tokenizer(home / name, home / "tokenizer.json")
+    talks = home / "TARGET" / "tokenizer_config.json"
+    talks.write_text(json.dumps(json.loads(talks.read_text()) | {"chat_template": TEMPLATE}))
+    (home / "TARGET" / "generation_config.json").write_text(json.dumps(GENERATION))
+    (home / "mine.txt").write_text("words to calibrate on")
+    (home / "notebooks").symlink_to(ROOT / "notebooks")
+    return home
+
+
+def spelled(line: str, place: Path) -> list[str]:
+    """The words of a command, with the full path for the name of a model and a small shape for a large one."""
+    folders = {name: str(place / name) for name in ("TARGET", "DRAFT", "AWQ")}
+    return [{**folders, **SHAPES}.get(word, word) for word in shlex.split(line)]
+
+
+def outcome(words: list[str], place: Path) -> int:
+    """The exit status of a command line, run in the place."""
+    program, *rest = words
+    if program == "flashspec":
+        return status(rest)
+    if program == "pip":
+        extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+        return int(not {name for word in rest for name in re.findall(r"\[(\w+)\]", word)} <= set(extras))
+    command = ["make", "-C", str(ROOT), f"PYTHON={sys.executable}", *rest]
+    if program in PROCESSES:
+        command = [sys.executable, *PROCESSES[program], *rest]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "FLASHSPEC_RESULTS": str(place / "results")}
+    done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, timeout=900)
+    print(done.stdout[-2000:], done.stderr[-2000:])
+    return done.returncode
+
+
+@pytest.mark.parametrize("line", [marked(line) for line in commands()])
+def test_a_command_of_the_page_succeeds(line: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for needed in ("transformers", "papermill", "myst_nb"):
+        pytest.importorskip(needed)
+    monkeypatch.chdir(place)
+    monkeypatch.setenv("FLASHSPEC_RESULTS", str(place / "results"))
+    monkeypatch.setattr(quantize, "quantize_awq", lambda source, out, *_: shutil.copytree(place / "packed", out))
+    assert outcome(spelled(line, place), place) == 0
+
+
+def test_the_page_names_every_step() -> None:
+    said = "\n".join(commands())
+    words = ("doctor", "generate", "quantize", "plan", "plan heads", "trace record", "trace replay", "run end_to_end")
+    assert all(f"flashspec {word}" in said for word in words)
+    assert all(word in said for word in ("torchrun", "papermill", "make gpu", "-p target TARGET -p draft DRAFT", "--chat"))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "flashspec generate --taget TARGET x",
+        "flashspec generate --target NOWHERE x",
+        'pip install -e ".[everything]"',
+        "python -m flashspec.study.notebooks notebooks/99_nothing.ipynb out",
+    ],
+)
+def test_the_control_a_command_that_is_wrong_fails(line: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    assert outcome(spelled(line, place), place) != 0
