@@ -11,10 +11,10 @@ pytest.importorskip("pandas")
 
 from flashspec.model.synthetic import shape
 from flashspec.study import store, true_shapes
+from flashspec.study.experiment import stored
 from flashspec.study.experiments import loading
 from flashspec.study.experiments.real_shapes import EXPERIMENT, Params, Row
 from flashspec.study.notebooks import disagreements
-from flashspec.study.pages import stored
 from flashspec.study.parameters import key
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -23,7 +23,7 @@ from flashspec.model.transformer import Transformer
 from flashspec.theory.checks import check_smaller
 
 SHIPPED = Path(__file__).resolve().parent.parent / "models"
-REFERENCE = {"target": {"reference": "target"}, "draft": {"reference": "draft", "shallow": "shallow"}}
+REFERENCE = {"target": {"reference": "target"}, "draft": {"reference": "narrow", "shallow": "shallow"}}
 
 
 @dataclass

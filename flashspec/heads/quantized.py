@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from flashspec.heads.base import Norm, WeightHead, fused, project, weight_of

@@ -34,7 +34,8 @@ def rounded(model: Transformer, weights: str) -> Transformer:
     if weights not in BITS:
         raise ValueError(f"layers can be rounded to int8 or int4, got {weights!r}")
     if model.device.type != "cpu":
-        raise ValueError(f"layers are rounded for the CPU kernels, and this model is on {model.device}; name the draft without :{weights}")
+        where = f"this model is on {model.device}; name the draft without :{weights}"
+        raise ValueError(f"layers are rounded for the CPU kernels, and {where}")
     twin = copy.copy(model)
     twin._modules = {**model._modules, "layers": copy.deepcopy(model.layers)}
     with torch.no_grad():

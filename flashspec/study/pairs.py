@@ -16,7 +16,7 @@ from flashspec.decoding.models import Models, folder_of, load, rounding
 from flashspec.heads.registry import HEADS
 from flashspec.scores import Sampling
 
-DRAFTS = {"narrow": "/work/main/runs/models/narrow:int8", "main": "reference:int8", "shallow": "shallow:int8"}  # their layers are rounded for the CPU kernels
+DRAFTS = {"main": "reference:int8", "shallow": "shallow:int8"}  # their layers are rounded for the CPU kernels
 
 
 @lru_cache(maxsize=2)

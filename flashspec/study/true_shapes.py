@@ -12,9 +12,8 @@ import torch
 from flashspec.measure import clock
 from flashspec.model.memory import Form
 from flashspec.model.synthetic import GROUP, is_awq, shape
-from flashspec.study.experiment import Results
+from flashspec.study.experiment import Results, stored
 from flashspec.study.experiments.real_shapes import PARTS, SMOKE, Params
-from flashspec.study.pages import stored
 from flashspec.theory import Devices, Weights, round_time, speedup, split_costs, tokens_from_curve
 
 if TYPE_CHECKING:

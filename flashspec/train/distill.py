@@ -69,8 +69,8 @@ def narrow(target: Transformer, recipe: Distillation) -> Transformer:
     if not 0 < recipe.hidden <= c.hidden:
         raise ValueError(f"a narrower draft has between 1 and {c.hidden} columns, got {recipe.hidden}")
     heads = recipe.heads or c.heads
-    shape = replace(c, layers=recipe.layers, hidden=recipe.hidden, ffn=recipe.ffn or c.ffn, heads=heads, kv_heads=min(heads, c.kv_heads), tied=True)
-    draft = Transformer(shape)
+    shape = replace(c, layers=recipe.layers, hidden=recipe.hidden, ffn=recipe.ffn or c.ffn, heads=heads, tied=True)
+    draft = Transformer(replace(shape, kv_heads=min(heads, c.kv_heads)))
     initialise(draft, recipe.seed)
     weight = target.head_weight.detach().float()
     _, axes = torch.linalg.eigh(weight.T @ weight)
@@ -116,13 +116,14 @@ class DraftLoss:
 
     def _value(self, step: int) -> Tensor:
         ids, theirs = self.teacher.rows(step, self.recipe)
+        fused = self.recipe.dtype == "bfloat16"
         mine = self.draft.rows(ids).flatten(0, 1)
         leaf = mine.detach().requires_grad_()
         leaf.grad = torch.zeros_like(leaf)
         total = 0.0
         for own, wanted in zip(leaf.split(CHUNK), theirs.split(CHUNK), strict=True):
             logits = F.linear(self.draft.norm(own), self.draft.head_weight)
-            part = Taught.apply(self.teacher.logits(wanted), logits, self.recipe.variation, self.recipe.dtype == "bfloat16") / len(leaf)
+            part = Taught.apply(self.teacher.logits(wanted), logits, self.recipe.variation, fused) / len(leaf)
             part.backward()
             total += part.item()
         return (mine * leaf.grad).sum() + total - float((mine.detach() * leaf.grad).sum())

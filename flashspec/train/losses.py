@@ -56,12 +56,12 @@ class Taught(torch.autograd.Function):
     """`divergence` from a teacher's logits [n, V], its gradient found on the way: two passes over the vocabulary, not ten."""
 
     @staticmethod
-    def forward(ctx: Any, wanted: Tensor, logits: Tensor, variation: float, fused: bool) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, wanted: Tensor, logits: Tensor, variation: float, fused: bool) -> Tensor:
         value, slope = (_compiled() if fused else _slope)(wanted, logits, variation)
         ctx.save_for_backward(slope)
         return value
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, None, None]:
         (slope,) = ctx.saved_tensors
         return None, slope * grad, None, None

@@ -52,7 +52,6 @@ TARGET_PHASES = (
     ),
 )  # fmt: skip
 DRAFTS = {
-    "draft": Distillation(layers=2, schedule=Schedule(220, 180, warmup=10, muon_lr=0.01, adam_lr=1e-3)),
     "narrow": Distillation(
         layers=2, schedule=Schedule(2800, 2200, warmup=100, muon_lr=0.02, adam_lr=2e-3, save_every=100), hidden=256, ffn=1024,
         heads=4, dtype="bfloat16",

@@ -15,8 +15,8 @@ from flashspec.heads.plan import FlashPlan
 from flashspec.heads.recall import calibrate_always, required_probes
 from flashspec.heads.registry import HEADS
 from flashspec.study.experiment import Experiment
-from flashspec.study.pairs import among, at_least, folders
 from flashspec.study.held_out import LIVE, HeldOut, Source, held_out, judged, probes_within
+from flashspec.study.pairs import among, at_least, folders
 
 PERCENTILES = (50, 90, 99)
 

@@ -13,8 +13,8 @@ from flashspec.measure.costs import name_of
 from flashspec.measure.planning import Question
 from flashspec.measure.prompts import Prompt, first_of_each_kind, load_prompts
 from flashspec.study.experiment import Experiment
-from flashspec.study.pairs import among, at_least, folders
 from flashspec.study.held_out import LIVE, HeldOut, Source, halves, held_out, judged
+from flashspec.study.pairs import among, at_least, folders
 
 BASELINE = "baseline"
 FAMILY = (

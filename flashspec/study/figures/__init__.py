@@ -3,15 +3,6 @@
 from flashspec.study.figures.costs import dilution, draft_step, probes, projection
 from flashspec.study.figures.decoding import acceptance, blocks, prediction, throughput
 from flashspec.study.figures.depths import depth_forecast, nested_stages
-from flashspec.study.figures.heads import (
-    depth_times_head,
-    head_bands,
-    head_choice,
-    head_clusters,
-    head_cost,
-    head_recall,
-    head_tar,
-)
 from flashspec.study.figures.drafts import (
     draft_family,
     draft_latency,
@@ -23,6 +14,15 @@ from flashspec.study.figures.drafts import (
     predicted_measured,
     prediction_errors,
     sweep,
+)
+from flashspec.study.figures.heads import (
+    depth_times_head,
+    head_bands,
+    head_choice,
+    head_clusters,
+    head_cost,
+    head_recall,
+    head_tar,
 )
 from flashspec.study.figures.hierarchies import (
     exit_agreement,
