@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -93,7 +93,8 @@ def measure(params: Params) -> Iterator[Row]:
         for temperature, trace in traces:
             for kind, stands in replayed_by_kind(pair, trace).items():
                 facts = (kind, temperature, params.rule, params.k, *merits[kind])
-                yield Row(*pair.facts.values(), *facts, *replayed_all(stands, params.k))
+                cells: list[Any] = [*pair.facts.values(), *facts, *replayed_all(stands, params.k)]
+                yield Row(*cells)
 
 
 def replayed_by_kind(pair: Pair, trace: Trace) -> dict[str, list[list[float]]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from flashspec.heads.registry import HEADS
 from flashspec.measure.prompts import Prompt, first_of_each_kind, load_prompts
@@ -101,7 +101,8 @@ def rows_of(pair: Pair, head: str, trace: Trace, params: Params) -> Iterator[Row
         for k in params.ks:
             counts = replayed_all(mine, k)
             facts = (head, writer.probes or 0, k, trace.sampling.temperature, trace.sampling.rule, kind, len(mine))
-            yield Row(*pair.facts.values(), *facts, *counts)
+            cells: list[Any] = [*pair.facts.values(), *facts, *counts]
+            yield Row(*cells)
 
 
 SMOKE = Params(drafts=("shallow",), family="", heads=("dense",), ks=(2,), temperatures=(0.0,), per_kind=1, new_tokens=8)
