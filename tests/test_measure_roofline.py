@@ -98,7 +98,7 @@ def test_interleaved_seconds_keep_raw_repeats() -> None:
 
 
 @pytest.mark.parametrize(
-    ("folder", "name"), [("target", "reference-target"), ("draft", "reference-draft"), ("shallow", "reference-shallow")]
+    ("folder", "name"), [("target", "reference-target"), ("narrow", "reference-draft"), ("shallow", "reference-shallow")]
 )
 def test_reference_shapes_are_those_of_the_shipped_models(folder: str, name: str) -> None:
     from dataclasses import replace

@@ -183,7 +183,7 @@ def load(
         check_tokenizers(folders["target"], folders[role])
     made = {"target": opened(folders["target"], dtype, device, weights, shared=processes() > 1)}
     formats = dict(zip(list(folders)[1:], (rounding(name)[1] for name in _names(draft)), strict=True))
-    made |= {role: _draft(folders[role], dtype, device, form) for role, form in formats.items()}
+    made |= {role: opened_draft(folders[role], dtype, device, form) for role, form in formats.items()}
     cut = cut_padding(made, folders)
     between = tuple(model for role, model in made.items() if role.startswith("between"))
     tokenizer, exits = _tokenizer(folders["target"]), _exits(folders["target"], made["target"])
@@ -214,7 +214,8 @@ def rounding(name: str | Path) -> tuple[str | Path, str]:
     return (base, form) if base and form in BITS else (name, "")
 
 
-def _draft(folder: Path, dtype: str, device: str, form: str) -> Transformer:
+def opened_draft(folder: Path, dtype: str, device: str, form: str) -> Transformer:
+    """The draft of a folder, its layers rounded to `form` where that is not ""."""
     model = opened(folder, dtype, device)
     return rounded(model, form) if form else model
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from flashspec.model.folder import read_config
@@ -213,7 +214,7 @@ def _from_pretrained(folder: Path, raw: dict[str, Any], options: dict[str, Any])
         model, found = load(folder, **safe, **options)
     except ImportError as error:
         raise ModuleNotFoundError(f"transformers cannot load {folder}{_needs(raw)}: {_line(error)}") from None
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise ValueError(f"transformers cannot load {folder}{_needs(raw)}: {_line(error)}") from None
     if missing := sorted(found["missing_keys"]):
         raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Protocol
 
 import torch
@@ -29,7 +30,7 @@ class Reader(Protocol):
         """Forget all but the first n tokens."""
 
 
-class RowReader:
+class RowReader(ABC):
     """What every reader of a model keeps: rows by position, how far it has read, and how many rows it has computed."""
 
     def __init__(self, context: int, rows: Tensor) -> None:
@@ -53,9 +54,9 @@ class RowReader:
             self.seen = n
         return self._rows[:n]
 
+    @abstractmethod
     def _fresh(self, tokens: Tensor) -> Tensor:
         """Rows [n - seen, width] of the tokens that were not read yet."""
-        raise NotImplementedError
 
     def rewind(self, n: int) -> None:
         """Forget all but the first n tokens."""

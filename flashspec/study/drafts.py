@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from flashspec.decoding.models import REFERENCE, SHIPPED, Models, check_tokenizers, folder_of, load, opened
+from flashspec.decoding.models import REFERENCE, SHIPPED, Models, check_tokenizers, folder_of, load, opened_draft, rounding
 from flashspec.measure.trace import target_digest
 from flashspec.study.pairs import DRAFTS
 
@@ -42,7 +42,7 @@ class Pair(NamedTuple):
 
 def shipped() -> dict[str, Path]:
     """Every shipped draft whose folder is there, by the name that tables use."""
-    names = {known: name for name, known in DRAFTS.items()}
+    names = {str(rounding(known)[0]): name for name, known in DRAFTS.items()}
     found = {names.get(name, name): SHIPPED / folder for name, folder in REFERENCE["draft"].items()}
     return {name: folder for name, folder in found.items() if (folder / "config.json").exists()}
 
@@ -85,7 +85,9 @@ def pair_of(name: str, folder: Path, alone: Models, target: str) -> Pair:
     check_tokenizers(alone.folders["target"], folder)
     places = {**alone.folders, "draft": folder}
     dtype = str(alone.target.embed.weight.dtype).removeprefix("torch.")
-    models = replace(alone, draft=opened(folder, dtype, str(alone.target.device)), folders=places, _flash={}, _heads={})
+    device = alone.target.device
+    draft = opened_draft(folder, dtype, str(device), "int8" if device.type == "cpu" else "")
+    models = replace(alone, draft=draft, folders=places, _flash={}, _heads={})
     return Pair(name, target_digest(folder), steps_of(folder), models, target, target_digest(alone.folders["target"]))
 
 
