@@ -14,6 +14,7 @@ import torch
 from flashspec.model.checkpoint import save_transformer
 from flashspec.model.reshape import reshaped
 from flashspec.model.synthetic import shape
+from flashspec.model.rounded import rounded
 from flashspec.study import drafts, foretold, run, store
 from flashspec.study.experiments import (
     draft_generalises,
@@ -140,7 +141,7 @@ def test_quality_is_what_a_loop_counts(common: dict) -> None:
     assert {(r.draft, r.kind) for r in rows} == {(d, k) for d in ("draft", "flat") for k in ("code", "prose")}
     row = next(r for r in rows if (r.draft, r.kind) == ("flat", "code"))
     prompts = [p for p in draft_quality.load_prompts(common["prompts"], 2) if p.kind == "code"]
-    model, loss, right = tiny.model(1), 0.0, 0
+    model, loss, right = rounded(tiny.model(1), "int8"), 0.0, 0  # as the study runs its drafts
     with torch.no_grad():
         for prompt in prompts:
             logits = model(torch.tensor([prompt.ids]))[0]
