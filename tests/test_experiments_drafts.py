@@ -13,8 +13,8 @@ import torch
 
 from flashspec.model.checkpoint import save_transformer
 from flashspec.model.reshape import reshaped
-from flashspec.model.synthetic import shape
 from flashspec.model.rounded import rounded
+from flashspec.model.synthetic import shape
 from flashspec.study import drafts, foretold, run, store
 from flashspec.study.experiments import (
     draft_generalises,

@@ -18,8 +18,8 @@ from torch.nn import functional as F
 from flashspec.model.config import ModelConfig
 from flashspec.model.transformer import Transformer
 from flashspec.train import corpus
-from flashspec.train.distill import Distillation, DraftLoss, Teacher, acceptance, slice_of
-from flashspec.train.losses import disagreement, divergence
+from flashspec.train.distill import Distillation, DraftLoss, Teacher, acceptance, narrow, slice_of
+from flashspec.train.losses import Taught, disagreement, divergence
 from flashspec.train.muon import orthogonalise
 from flashspec.train.prompts import KINDS, _cuts
 from flashspec.train.target import Recipe, TargetLoss, exit_scores, initialise
@@ -190,3 +190,38 @@ def test_refusals_in_words():
         Distillation(0, Schedule(1, 0))
     with pytest.raises(ValueError, match="cannot be deeper"):
         slice_of(Transformer(SHAPE), 5)
+
+
+def test_a_narrower_draft_starts_on_the_principal_directions_of_the_targets_head():
+    target = Transformer(SHAPE)
+    initialise(target, 0)
+    c = target.config
+    whole = narrow(target, Distillation(1, Schedule(1, 0), hidden=c.hidden))
+    half = narrow(target, Distillation(1, Schedule(1, 0), hidden=c.hidden // 2, ffn=24))
+    h = half.config
+    assert (h.hidden, h.ffn, h.layers, h.vocab_size) == (c.hidden // 2, 24, 1, c.vocab_size)
+
+    def likeness(weight: torch.Tensor) -> torch.Tensor:
+        return weight.detach() @ weight.detach().T
+
+    wanted = likeness(target.head_weight)
+    weights = whole.embed.weight, half.embed.weight, target.head_weight[:, : c.hidden // 2]
+    lost = [float((likeness(w) - wanted).norm()) for w in weights]
+    assert lost[0] < 1e-4 * float(wanted.norm())
+    assert lost[1] < lost[2]  # the control: any other columns lose more
+    with pytest.raises(ValueError, match="between 1 and"):
+        narrow(target, Distillation(1, Schedule(1, 0), hidden=c.hidden + 1))
+    with pytest.raises(ValueError, match="'float32' or 'bfloat16', got 'half'"):
+        Distillation(1, Schedule(1, 0), dtype="half")
+
+
+@pytest.mark.slow
+def test_the_compiled_slope_is_the_gradient_of_the_plain_divergence():
+    wanted, logits = torch.randn(2, 6, 50, generator=torch.Generator().manual_seed(0)).unbind()
+    plain, fast = logits.clone().requires_grad_(), logits.clone().requires_grad_()
+    value, exact = Taught.apply(wanted, fast, 0.7, True), divergence(wanted.softmax(-1), plain, 0.7)
+    value.backward()
+    exact.backward()
+    assert value.item() == pytest.approx(exact.item(), rel=1e-5)
+    assert torch.allclose(fast.grad, plain.grad, atol=1e-5)
+    assert not torch.allclose(fast.grad, torch.autograd.grad(divergence(wanted.softmax(-1), plain, 0.0), plain)[0], atol=1e-3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -13,6 +14,8 @@ from flashspec.decoding.generate import Stats
 from flashspec.decoding.rules import Waiting
 from flashspec.measure import clock
 from flashspec.scores import Dice, Scores
+
+PROMPTS = 3
 
 
 class Parts(NamedTuple):
@@ -94,13 +97,14 @@ def prepare(make: Callable[[], list[Stage]], prompt: Sequence[int], text: Sequen
 
 
 def measure_parts(bench: Bench, plan: clock.Plan) -> Parts:
-    """Median seconds of each part, in turns."""
+    """Median seconds of each part, in turns; reading a whole prompt is long enough to be timed PROMPTS times at most."""
     calls: dict[str, Callable[[], object]] = {"burst": bench.burst}
     if len(bench.stages) > 1:
         calls |= {"check": bench.check, "step": bench.step}
     with torch.inference_mode():
         raw = clock.interleaved_seconds(calls, plan)
-        prefill = clock.interleaved_seconds({"prefill": bench.prefill}, plan)
+        few = replace(plan, repeats=min(PROMPTS, plan.repeats), warmup=1)
+        prefill = clock.interleaved_seconds({"prefill": bench.prefill}, few)
     found = {name: clock.median(seconds) for name, seconds in (raw | prefill).items()}
     return Parts(found["burst"] / bench.block, found.get("check", 0.0), found.get("step", 0.0), found["prefill"])
 

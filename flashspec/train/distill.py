@@ -5,6 +5,7 @@ One pass of the teacher serves every draft: its final rows are kept by step, and
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,9 +16,11 @@ from torch.nn import functional as F
 
 from flashspec.model.transformer import Transformer
 from flashspec.train.losses import CHUNK, Taught
-from flashspec.train.outputs import OwnText, save
+from flashspec.train.outputs import InTurn, OwnText, save, write
 from flashspec.train.target import WINDOW, initialise
 from flashspec.train.trainer import Batches, Run, Schedule
+
+OWN_LENGTH, PROMPT = 256, 48  # tokens of a text that the target writes, and of the given text in front of it
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,8 @@ class Distillation:
     """How a draft is trained: its depth, the schedule, and the weight of total variation beside the KL divergence.
 
     `hidden` is the width of a narrower draft, with `ffn` and `heads` of its own; 0 keeps the target's. `dtype` is what its
-    matrix products are computed in: bfloat16 is several times as fast where the processor multiplies it.
+    matrix products are computed in: bfloat16 is several times as fast where the processor multiplies it. With `own` texts
+    written by the target, every other step learns on these: what a draft is asked to continue, not what people wrote.
     """
 
     layers: int
@@ -38,6 +42,7 @@ class Distillation:
     ffn: int = 0
     heads: int = 0
     dtype: str = "float32"
+    own: int = 0
 
     def __post_init__(self) -> None:
         if self.layers < 1:
@@ -83,7 +88,7 @@ def narrow(target: Transformer, recipe: Distillation) -> Transformer:
 class Teacher:
     """The target's final rows (before the norm) for each step's batch, computed once and kept in a folder."""
 
-    def __init__(self, target: Transformer, batches: Batches | OwnText, folder: Path) -> None:
+    def __init__(self, target: Transformer, batches: Batches | OwnText | InTurn, folder: Path) -> None:
         self.target, self.batches, self.folder = target, batches, folder
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -144,13 +149,22 @@ def acceptance(
     return {"loss": loss, "accept": accept}
 
 
-def distill(target: Transformer, data: Path, folder: Path, recipe: Distillation) -> Transformer:
-    """Train, or continue, one draft of a dense float32 target in `folder` on the corpus in `data`."""
-    batches = Batches(np.load(data / "train.npy"), recipe.seed)
-    draft = narrow(target, recipe) if recipe.hidden else slice_of(target, recipe.layers)
+def distill(target: Transformer, data: Path, folder: Path, recipe: Distillation, start: Transformer | None = None) -> Transformer:
+    """Train, or continue, one draft of a dense float32 target in `folder` on the corpus in `data`; `start` is where it begins."""
+    stream = np.load(data / "train.npy")
+    draft = start or (narrow(target, recipe) if recipe.hidden else slice_of(target, recipe.layers))
     run = Run(draft, recipe.schedule, folder)
     run.resume()
     held = np.load(data / "held_out.npy")
-    loss = DraftLoss(draft, Teacher(target, batches, folder.parent / "teacher"), recipe)
-    run.train(loss, lambda: acceptance(target, draft, held))
+    teacher = Teacher(target, _batches(target, stream, folder, recipe), folder.parent / f"teacher-{recipe.own}")
+    run.train(DraftLoss(draft, teacher, recipe), lambda: acceptance(target, draft, held))
     return draft
+
+
+def _batches(target: Transformer, stream: np.ndarray, folder: Path, recipe: Distillation) -> Batches | InTurn:
+    """What a step draws from: the corpus, or the corpus and the target's own texts in turn."""
+    batches = Batches(stream, recipe.seed)
+    if not recipe.own:
+        return batches
+    writer = copy.deepcopy(target).bfloat16() if recipe.dtype == "bfloat16" else target
+    return InTurn(batches, write(writer, stream, folder.parent / "own", (recipe.own, OWN_LENGTH + 1, PROMPT), recipe.seed))

@@ -13,36 +13,40 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from flashspec.model.transformer import Transformer
+from flashspec.train.trainer import Batches
 
-TOGETHER = 16
+TOGETHER = 96
+TEMPERATURES = (0.0, 1.0, 1.0, 0.7)  # of the texts, in turn
 
 
 class Grown:
-    """Keys and values of a batch, appended as they come; the naive cache."""
+    """Keys and values of a batch [batch, kv_heads, length, head_dim], written as they come."""
 
-    def __init__(self) -> None:
-        self.keys: Tensor | None = None
-        self.values: Tensor | None = None
+    def __init__(self, model: Transformer, batch: int, length: int) -> None:
+        shape = (2, batch, model.config.kv_heads, length, model.config.head_dim)
+        self.keys, self.values = torch.zeros(shape, dtype=model.embed.weight.dtype)
 
     def write(self, start: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, None]:
         """Everything up to and with these rows [batch, kv_heads, n, head_dim]."""
-        self.keys = keys if self.keys is None else torch.cat((self.keys, keys), dim=2)
-        self.values = values if self.values is None else torch.cat((self.values, values), dim=2)
-        return self.keys, self.values, None
+        stop = start + keys.shape[2]
+        self.keys[:, :, start:stop], self.values[:, :, start:stop] = keys, values
+        return self.keys[:, :, :stop], self.values[:, :, :stop], None
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def continued(model: Transformer, prompts: Tensor, length: int, dice: torch.Generator) -> Tensor:
-    """Ids [batch, length]: prompts [batch, p] continued with draws at temperature 1."""
-    caches = [Grown() for _ in model.blocks]
+    """Ids [batch, length]: prompts [batch, p] continued by the model, greedy and sampled in turn (TEMPERATURES)."""
+    caches = [Grown(model, len(prompts), length) for _ in model.blocks]
     ids, fresh = prompts, prompts
+    warmth = torch.tensor(TEMPERATURES).repeat(-(-len(prompts) // len(TEMPERATURES)))[: len(prompts), None]
     while ids.shape[1] < length:
         start = ids.shape[1] - fresh.shape[1]
         x = model.place(model.embed(fresh), start)
         for layer, cache in zip(model.blocks, caches, strict=True):
             x = layer(x, model.rope, start, cache)
         logits = F.linear(model.norm(x[:, -1]), model.head_weight).float()
-        fresh = torch.multinomial(logits.softmax(-1), 1, generator=dice)
+        noise = torch.empty_like(logits).exponential_(generator=dice).log_()
+        fresh = (logits - warmth * noise).argmax(-1, keepdim=True)
         ids = torch.cat((ids, fresh), dim=1)
     return ids
 
@@ -54,9 +58,22 @@ class OwnText(NamedTuple):
     seed: int
 
     def draw(self, step: int, count: int, length: int) -> Tensor:
-        """Ids [count, length + 1] of random texts, cut to that length."""
+        """Ids [count, length + 1] of random texts, cut to that length; more and shorter ones where the texts are shorter."""
+        longest = self.texts.shape[1] - 1
+        count, length = max(count, count * length // longest), min(length, longest)
         chosen = np.random.default_rng((self.seed, step)).integers(0, len(self.texts), size=count)
         return torch.from_numpy(self.texts[chosen, : length + 1].astype(np.int64))
+
+
+class InTurn(NamedTuple):
+    """The corpus at even steps, the target's own texts at odd ones."""
+
+    corpus: Batches
+    own: OwnText
+
+    def draw(self, step: int, count: int, length: int) -> Tensor:
+        """Ids [n, m + 1] of one of the two, `count` * `length` tokens in all."""
+        return (self.own if step % 2 else self.corpus).draw(step, count, length)
 
 
 def write(target: Transformer, stream: np.ndarray, folder: Path, size: tuple[int, int, int], seed: int) -> OwnText:

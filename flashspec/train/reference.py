@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -51,12 +51,15 @@ TARGET_PHASES = (
         exits=(2, 2, 4), exit_weight=0.1, imitation_weight=0.5,
     ),
 )  # fmt: skip
+NARROW = Distillation(
+    layers=2, schedule=Schedule(2800, 2200, warmup=100, muon_lr=0.02, adam_lr=2e-3, save_every=100),
+    hidden=256, ffn=1024, heads=4, dtype="bfloat16",
+)  # fmt: skip
+SHALLOW = Distillation(layers=1, schedule=Schedule(220, 180, warmup=10, muon_lr=0.01, adam_lr=1e-3))
+OWN = Schedule(2000, 1800, warmup=50, muon_lr=0.01, adam_lr=1e-3, save_every=100)
 DRAFTS = {
-    "narrow": Distillation(
-        layers=2, schedule=Schedule(2800, 2200, warmup=100, muon_lr=0.02, adam_lr=2e-3, save_every=100), hidden=256, ffn=1024,
-        heads=4, dtype="bfloat16",
-    ),
-    "shallow": Distillation(layers=1, schedule=Schedule(220, 180, warmup=10, muon_lr=0.01, adam_lr=1e-3)),
+    "narrow": (NARROW, replace(NARROW, schedule=OWN, own=1920)),
+    "shallow": (SHALLOW,),
 }
 CALIBRATION_FILES, CALIBRATION_BLOCKS = 48, 8
 CLUSTER_SIZE, AGREEMENT, SCORED = 16, 0.98, 0.2
@@ -111,7 +114,10 @@ def build_draft(shop: Workshop, name: str) -> Path:
     folder = shop.models / name
     if not (folder / "config.json").exists():
         target = load_transformer(shop.models / "target", dtype="float32", weights="dense")
-        draft = distill(target, shop.data, shop.work / name, DRAFTS[name])
+        draft: Transformer | None = None
+        for number, recipe in enumerate(DRAFTS[name]):
+            draft = distill(target, shop.data, shop.work / f"{name}-{number}", recipe, draft)
+        assert draft is not None
         save_transformer(draft, folder, dtype="bfloat16")
         write_tokenizer(folder, shop.data / "tokenizer.json")
     return folder
@@ -174,7 +180,7 @@ def _model_card(name: str, about: dict[str, Any]) -> str:
 
 
 def _recipe(name: str) -> Any:
-    return [asdict(p) for p in TARGET_PHASES] if name == "target" else asdict(DRAFTS[name])
+    return [asdict(phase) for phase in (TARGET_PHASES if name == "target" else DRAFTS[name])]
 
 
 def finish(shop: Workshop, card: corpus.CorpusCard, found: dict[str, Any]) -> None:

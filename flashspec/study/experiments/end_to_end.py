@@ -137,7 +137,7 @@ def run_contest(setting: Setting, params: Params) -> tuple[list[Record], dict[tu
         turns = Turns(params.new_tokens, 1, warmup=0 if turn else 1)
         found = contest(setting.models, list(setting.entries.values()), setting.prompts, turns)
         records += [record._replace(repeat=turn) for record in found]
-        parts |= {(name, turn): measure_parts(bench, clock.Plan(3, 1)) for name, bench in benches.items()}
+        parts |= {(name, turn): measure_parts(bench, clock.Plan(15, 3)) for name, bench in benches.items()}
     return records, parts
 
 
