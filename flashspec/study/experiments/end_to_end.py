@@ -31,7 +31,7 @@ class Params(Timed):
     drafts: tuple[str, ...] = ("main", "shallow")  # draft models: shipped names or folders
     methods: tuple[str, ...] = ("dense", "int8", "flash")  # heads of the draft; plain decoding always runs beside them
     finalizes: tuple[str, ...] = ("eager", "deferred")  # when the target reads its own final token
-    ks: tuple[int, ...] = (2, 3, 4)  # drafted tokens a check
+    ks: tuple[int, ...] = (2, 3)  # drafted tokens a check
     probes: tuple[int, ...] = (64,)  # clusters that FlashHead scores
     per_kind: int = 2  # prompts of each kind
     new_tokens: int = 96  # tokens emitted a prompt, whatever the stop tokens

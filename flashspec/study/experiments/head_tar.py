@@ -38,7 +38,7 @@ class Params:
     prompts: str = ""  # prompts file; empty means the shipped one
     per_kind: int = 1  # prompts of each kind that are decoded
     tuning: int = 4  # prompts of each kind from which rankings and agreement come, half of them for each
-    new_tokens: int = 32  # tokens emitted a prompt
+    new_tokens: int = 64  # tokens emitted a prompt
     repeats: int = 3  # kept turns
     seed: int = 0  # of sampling
 
