@@ -22,7 +22,7 @@ from flashspec.study.experiment import Experiment
 from flashspec.study.experiments.projection import ROWS, token_call
 from flashspec.study.pairs import among, at_least
 
-COPIES = 6  # of the weight that all heads of one shape hold together, at most
+COPIES = 10  # of the weight that all heads of one shape hold together, at most
 UNTRAINED = ("dense", "int8", "int4", "flash", "flash_int8", "flash_int4", "fr_spec", "in_context", "preview")
 
 
