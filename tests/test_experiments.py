@@ -108,7 +108,7 @@ def test_projection_times_every_head_and_flash_scores_fewer_rows() -> None:
     assert {(r.head, r.probes) for r in rows} == {("dense-bf16", 0), ("dense-fp32", 0), ("flash", 64)}
     dense, flash = (next(r for r in rows if r.head == h) for h in ("dense-bf16", "flash"))
     assert dense.rows_scored == dense.vocab == 16384 and flash.rows_scored == 1024 + 64 * 16
-    assert dense.bytes == 16384 * 384 * 2 and flash.bytes == 2048 * 384 * 2
+    assert dense.bytes == 16384 * 256 * 2 and flash.bytes == 2048 * 256 * 2
     assert all(r.seconds > 0 and r.bandwidth > 0 for r in rows) and {r.repeat for r in rows} == {0, 1, 2}
 
 
