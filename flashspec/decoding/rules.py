@@ -114,8 +114,7 @@ def _draw_one(logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
     """Column [1] drawn from softmax(logits [1, m]), and whether there was one: no NaN, not all of them -inf."""
     drawn = kernels.draw(logits, uniform)
     if drawn is not None:
-        column = drawn[0]
-        return column.clamp(min=0), column >= 0
+        return drawn.clamp(min=0), drawn >= 0
     probs = logits.softmax(-1)
     return _draw_from(probs, uniform), ~torch.isnan(probs[:, 0])
 

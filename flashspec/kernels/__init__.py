@@ -115,13 +115,13 @@ def gumbel(hashed: Tensor, keys: Tensor) -> Tensor | None:
     return out
 
 
-def draw(logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor] | None:
+def draw(logits: Tensor, uniform: Tensor) -> Tensor | None:
     """Columns [n] drawn from softmax(logits [n, m]) by the inverse of the running sum at uniform [n] (float64), -1 where a row
-    cannot be drawn from, and their probabilities [n]; None where the kernels do not serve it."""
+    cannot be drawn from; None where the kernels do not serve it."""
     plain = logits.dtype is torch.float32 and logits.device.type == "cpu" and logits.is_contiguous()
     if not plain or not available():
         return None
-    columns, chance = torch.empty(len(logits), dtype=torch.int64), torch.empty(len(logits))
-    pl, pu, pc, pp = _pointers(logits, uniform, columns, chance)
-    compiled().fs_draw(pl, _whole(len(logits)), _whole(logits.shape[1]), pu, pc, pp)
-    return columns, chance
+    columns = torch.empty(len(logits), dtype=torch.int64)
+    pl, pu, pc = _pointers(logits, uniform, columns)
+    compiled().fs_draw(pl, _whole(len(logits)), _whole(logits.shape[1]), pu, pc)
+    return columns

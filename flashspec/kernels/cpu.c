@@ -73,15 +73,15 @@ static float unnormalised(const float *logits, int64_t count, float *parts) {
     return whole;
 }
 
-// A column of each row, drawn with probabilities softmax(logits) by the inverse of their running sum, and its probability;
+// A column of each row, drawn with probabilities softmax(logits) by the inverse of their running sum;
 // -1 where a row holds NaN or nothing that can be drawn.
-void fs_draw(const float *logits, int64_t rows, int64_t count, const double *uniform, int64_t *columns, float *chances) {
+void fs_draw(const float *logits, int64_t rows, int64_t count, const double *uniform, int64_t *columns) {
     float parts[count / PART + 2];
     for (int64_t r = 0; r < rows; r++) {
         const float *row = logits + r * count;
         double whole = unnormalised(row, count, parts), most = parts[(count + PART - 1) / PART], goal = uniform[r] * whole, seen = 0;
         int64_t block = 0, c, last = -1;
-        columns[r] = -1, chances[r] = NAN;
+        columns[r] = -1;
         if (!(whole > 0)) continue;
         while ((block + 1) * PART < count && seen + parts[block] <= goal) seen += parts[block++];
         for (c = block * PART; c < count; c++) {
@@ -91,7 +91,6 @@ void fs_draw(const float *logits, int64_t rows, int64_t count, const double *uni
             if (own > 0 && seen > goal) break;
         }
         columns[r] = last;
-        if (last >= 0) chances[r] = (float)(exp(row[last] - most) / whole);
     }
 }
 
