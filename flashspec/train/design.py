@@ -48,6 +48,7 @@ class Design:
     distilled: bool = True  # learn the target's distributions, or only its texts
     variation: float = 1.0  # weight of total variation beside the KL divergence
     save_every: int = 50  # steps between checkpoints
+    dtype: str = "float32"  # of the matrix products in training; bfloat16 is faster where the processor multiplies it
     seed: int = 1  # of windows, texts and batches
 
     def __post_init__(self) -> None:
@@ -56,7 +57,7 @@ class Design:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
         if self.prompt > self.length:
             raise ValueError(f"a text of {self.length} tokens has no room for a prompt of {self.prompt}; shorten the prompt")
-        _ = self.schedule
+        _ = self.distillation
 
     @property
     def form(self) -> Form:
@@ -72,7 +73,9 @@ class Design:
     @property
     def distillation(self) -> Distillation:
         """How a batch is drawn and what the loss weighs."""
-        return Distillation(self.layers, self.schedule, self.sequences, self.length, self.variation, self.seed)
+        return Distillation(
+            self.layers, self.schedule, self.sequences, self.length, self.variation, self.seed, dtype=self.dtype
+        )
 
 
 def windows(stream: np.ndarray, count: int, length: int) -> Tensor:
@@ -91,10 +94,13 @@ def check_fit(stream: np.ndarray, target: ModelConfig, design: Design) -> None:
         raise ValueError(f"the text has {len(stream)} tokens and a design with length {design.length} needs {needed}; give more")
 
 
-def design_draft(target: Transformer, stream: np.ndarray, folder: Path, design: Design) -> Transformer:
+def design_draft(
+    target: Transformer, stream: np.ndarray, folder: Path, design: Design, shared: Path | None = None
+) -> Transformer:
     """Prune a dense float32 target on a stream of ids, then distil; run again in the same folder, it continues.
 
-    The last tenth of the stream is held out and scores the draft. Raises ValueError for a folder of another design.
+    The last tenth of the stream is held out and scores the draft. Designs of one target, seed and batch may keep its texts
+    and rows in one `shared` folder. Raises ValueError for a folder of another design.
     """
     check_fit(stream, target.config, design)
     _claim(folder, {"design": asdict(design), "target": asdict(target.config)})
@@ -104,8 +110,9 @@ def design_draft(target: Transformer, stream: np.ndarray, folder: Path, design: 
     run = Run(draft, design.schedule, folder)
     run.resume()
     if run.step < design.steps:
-        texts = write(target, train, folder / "texts", (design.written, design.length + 1, design.prompt), design.seed)
-        loss = _loss(target, draft, texts, (folder, design))
+        place = shared or folder
+        texts = write(target, train, place / "texts", (design.written, design.length + 1, design.prompt), design.seed)
+        loss = _loss(target, draft, texts, (place, design))
         run.train(loss, lambda: acceptance(target, draft, held, 4, design.length))
     return draft.eval().requires_grad_(False)
 
@@ -136,7 +143,8 @@ class TextLoss:
 
     def __call__(self, step: int) -> Tensor:
         ids = self.texts.draw(step, self.design.sequences, self.design.length)
-        return cross_entropy(self.draft, self.draft.rows(ids[:, :-1]).flatten(0, 1), ids[:, 1:].reshape(-1))
+        with self.design.distillation.computing():
+            return cross_entropy(self.draft, self.draft.rows(ids[:, :-1]).flatten(0, 1), ids[:, 1:].reshape(-1))
 
 
 def _loss(target: Transformer, draft: Transformer, texts: OwnText, place: tuple[Path, Design]) -> DraftLoss | TextLoss:

@@ -16,30 +16,32 @@ from flashspec.model.config import ModelConfig
 from flashspec.train.design import Design, design_draft, package
 
 TOLERANCE = 0.05
+STEPS = 400
+TAUGHT = Design(steps=STEPS, decay=STEPS * 3 // 4, written=768, save_every=100, dtype="bfloat16")  # how every point is trained
 
 BUDGETS: dict[int, dict[str, Design]] = {
     1: {
-        "wide-1": Design(layers=1, heads=6, kv_heads=2, ffn=1024),
-        "wide-2": Design(layers=2, heads=3, kv_heads=1, ffn=512),
-        "wide-3": Design(layers=3, heads=3, kv_heads=1, ffn=288),
-        "wide-4": Design(layers=4, heads=2, kv_heads=1, ffn=216),
-        "deep-5": Design(layers=5, heads=2, kv_heads=1, ffn=144),
-        "deep-6": Design(layers=6, heads=2, kv_heads=1, ffn=104),
-        "deep-7": Design(layers=7, heads=1, kv_heads=1, ffn=112),
-        "deep-8": Design(layers=8, heads=1, kv_heads=1, ffn=88),
+        "wide-1": replace(TAUGHT, layers=1, heads=6, kv_heads=2, ffn=1024),
+        "wide-2": replace(TAUGHT, layers=2, heads=3, kv_heads=1, ffn=512),
+        "wide-3": replace(TAUGHT, layers=3, heads=3, kv_heads=1, ffn=288),
+        "wide-4": replace(TAUGHT, layers=4, heads=2, kv_heads=1, ffn=216),
+        "deep-5": replace(TAUGHT, layers=5, heads=2, kv_heads=1, ffn=144),
+        "deep-6": replace(TAUGHT, layers=6, heads=2, kv_heads=1, ffn=104),
+        "deep-7": replace(TAUGHT, layers=7, heads=1, kv_heads=1, ffn=112),
+        "deep-8": replace(TAUGHT, layers=8, heads=1, kv_heads=1, ffn=88),
     },
     2: {
-        "wide2-2": Design(layers=2, heads=6, kv_heads=2, ffn=1024),
-        "wide2-3": Design(layers=3, heads=4, kv_heads=2, ffn=648),
-        "wide2-4": Design(layers=4, heads=3, kv_heads=1, ffn=512),
-        "deep2-8": Design(layers=8, heads=2, kv_heads=1, ffn=216),
+        "wide2-2": replace(TAUGHT, layers=2, heads=6, kv_heads=2, ffn=1024),
+        "wide2-3": replace(TAUGHT, layers=3, heads=4, kv_heads=2, ffn=648),
+        "wide2-4": replace(TAUGHT, layers=4, heads=3, kv_heads=1, ffn=512),
+        "deep2-8": replace(TAUGHT, layers=8, heads=2, kv_heads=1, ffn=216),
     },
 }
 CAPABILITY = {
     "pruned": replace(BUDGETS[2]["wide2-2"], steps=0),
-    "quarter": replace(BUDGETS[2]["wide2-2"], steps=50, decay=40),
-    "half": replace(BUDGETS[2]["wide2-2"], steps=100, decay=75),
-    "double": replace(BUDGETS[2]["wide2-2"], steps=400, decay=300),
+    "quarter": replace(BUDGETS[2]["wide2-2"], steps=STEPS // 4, decay=STEPS // 4 - 10),
+    "half": replace(BUDGETS[2]["wide2-2"], steps=STEPS // 2, decay=STEPS * 3 // 8),
+    "double": replace(BUDGETS[2]["wide2-2"], steps=STEPS * 2, decay=STEPS * 3 // 2),
     "taught-by-text": replace(BUDGETS[2]["wide2-2"], distilled=False),
 }
 FAMILY = {name: design for points in (*BUDGETS.values(), CAPABILITY) for name, design in points.items()}
@@ -57,6 +59,6 @@ def build(name: str, target: str, stream: np.ndarray, folders: tuple[Path, Path]
     work, out = folders[0] / name, folders[1] / name
     if not (out / "digests.json").exists():
         models = load(target, None, "float32", "cpu", "dense")
-        draft = design_draft(models.target, stream, work, FAMILY[name])
+        draft = design_draft(models.target, stream, work, FAMILY[name], folders[0] / "shared")
         package(draft, models.folders["target"], work, out, 4)
     return out
