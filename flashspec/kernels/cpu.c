@@ -7,17 +7,20 @@ void fs_linear(const float *x, int64_t rows, const void *w, int64_t kind, const 
     {
         int64_t start, stop;
         share(outputs, &start, &stop);
-        product(x, rows, (Span){{w, scales, kind, depth, group}, start, stop, -1}, out, outputs);
+        product(x, rows, span((Matrix){w, scales, kind, depth, group}, start, stop, 0), out, outputs);
     }
 }
 
-// out[r, p, :] = blocks[chosen[r, p]] . x[r]: each chosen block of `cap` weight rows is read where it lies.
+// out[r, p, :] = blocks[chosen[r, p]] . x[r]: each chosen block of `cap` weight rows is read where it lies, and the block
+// DISTANCE bytes later is fetched meanwhile.
 void fs_gather_linear(const float *x, int64_t rows, const void *blocks, int64_t kind, int64_t cap, int64_t depth, const int64_t *chosen, int64_t probes, float *out) {
+    Matrix m = {blocks, 0, kind, depth, depth};
+    int64_t block = bytes_of(kind, cap * depth), later = DISTANCE / block + 1;
 #pragma omp parallel for schedule(static)
     for (int64_t i = 0; i < rows * probes; i++) {
-        const float *row = x + i / probes * depth;
-        int64_t first = chosen[i] * cap, next = i + 1 < rows * probes ? chosen[i + 1] * cap : -1;
-        product(row, 1, (Span){{blocks, 0, kind, depth, depth}, first, first + cap, next}, out + i * cap - first, 0);
+        int64_t first = chosen[i] * cap;
+        const char *next = i + later < rows * probes ? row_at(m, chosen[i + later] * cap) : 0;
+        product(x + i / probes * depth, 1, (Span){m, first, first + cap, next, block}, out + i * cap - first, 0);
     }
 }
 
@@ -207,7 +210,7 @@ ALWAYS void mixture(const float *weights, const float *values, int64_t seen, int
 // `weights` is scratch of `seen`, rounded up to 8, for every head.
 static void attend(const Shape *s, const float *query, int64_t group, const float *keys, const float *values, int64_t seen, float *weights, float *out) {
     int64_t hd = s->head_dim, padded = (seen + 7) / 8 * 8;
-    product(query, group, (Span){{keys, 0, F32, hd, hd}, 0, seen, -1}, weights, padded);
+    product(query, group, span((Matrix){keys, 0, F32, hd, hd}, 0, seen, values), weights, padded);
     for (int64_t g = 0; g < group; g++) {
         float *own = weights + g * padded, *mixed = out + g * hd, sum = exponentials(own, seen, 1.0f / sqrtf((float)hd));
         int64_t d = 0;
@@ -232,11 +235,18 @@ static void gate(float *hidden, int64_t rows, int64_t ffn, int64_t start, int64_
     }
 }
 
+// Where this thread's share of a matrix with `outputs` rows begins.
+static const void *share_of(const Shape *s, const void *w, int64_t outputs, int64_t depth) {
+    int64_t from, to;
+    share(outputs, &from, &to);
+    return row_at(matrix(s, w, 0, depth), from);
+}
+
 static void attention(const Shape *s, const Layer *l, float *x, int64_t rows, int64_t start, float *norm, float *qkv, float *mixed, float *part, float *weights) {
     int64_t width = (s->heads + 2 * s->kv_heads) * s->head_dim, inner = s->heads * s->head_dim, from, to;
     for (int64_t r = 0; r < rows; r++) rms_norm(x + r * s->hidden, l->attention_norm, (float)s->eps, s->hidden, norm + r * s->hidden);
     share(width, &from, &to);
-    product(norm, rows, (Span){matrix(s, l->qkv, l->qkv_scales, s->hidden), from, to, -1}, qkv, width);
+    product(norm, rows, span(matrix(s, l->qkv, l->qkv_scales, s->hidden), from, to, share_of(s, l->out, s->hidden, inner)), qkv, width);
 #pragma omp barrier
 #pragma omp for schedule(static)
     for (int64_t r = 0; r < rows; r++) place(s, l, qkv + r * width, start + r);
@@ -246,23 +256,23 @@ static void attention(const Shape *s, const Layer *l, float *x, int64_t rows, in
         attend(s, qkv + r * width + h * s->head_dim, group, l->keys + kv, l->values + kv, start + r + 1, weights, mixed + r * inner + h * s->head_dim);
     }
     share(s->hidden, &from, &to);
-    product(mixed, rows, (Span){matrix(s, l->out, l->out_scales, inner), from, to, -1}, part, s->hidden);
+    product(mixed, rows, span(matrix(s, l->out, l->out_scales, inner), from, to, share_of(s, l->gate_up, s->ffn, s->hidden)), part, s->hidden);
     add_into(x, part, rows, s->hidden, from, to);
 #pragma omp barrier
 }
 
-static void feed_forward(const Shape *s, const Layer *l, float *x, int64_t rows, float *norm, float *inner, float *dense, float *part) {
+static void feed_forward(const Shape *s, const Layer *l, float *x, int64_t rows, const void *next, float *norm, float *inner, float *dense, float *part) {
     int64_t from, to;
     for (int64_t r = 0; r < rows; r++) rms_norm(x + r * s->hidden, l->mlp_norm, (float)s->eps, s->hidden, norm + r * s->hidden);
     share(s->ffn, &from, &to);
     Matrix gate_up = matrix(s, l->gate_up, l->gate_up_scales, s->hidden), down = matrix(s, l->down, l->down_scales, s->ffn);
-    product(norm, rows, (Span){gate_up, from, to, s->ffn + from}, inner, 2 * s->ffn);
-    product(norm, rows, (Span){gate_up, s->ffn + from, s->ffn + to, -1}, inner, 2 * s->ffn);
+    product(norm, rows, span(gate_up, from, to, row_at(gate_up, s->ffn + from)), inner, 2 * s->ffn);
+    product(norm, rows, span(gate_up, s->ffn + from, s->ffn + to, share_of(s, l->down, s->hidden, s->ffn)), inner, 2 * s->ffn);
     gate(inner, rows, s->ffn, from, to);
     for (int64_t r = 0; r < rows; r++) memcpy(dense + r * s->ffn + from, inner + r * 2 * s->ffn + from, (to - from) * sizeof(float));
 #pragma omp barrier
     share(s->hidden, &from, &to);
-    product(dense, rows, (Span){down, from, to, -1}, part, s->hidden);
+    product(dense, rows, span(down, from, to, next), part, s->hidden);
     add_into(x, part, rows, s->hidden, from, to);
 #pragma omp barrier
 }
@@ -284,7 +294,8 @@ void fs_span(const Shape *s, const Layer *layers, int64_t count, float *x, int64
         float *weights = norm + rows * s->hidden;
         for (int64_t l = 0; l < count; l++) {
             attention(s, layers + l, x, rows, start, norm, qkv, mixed, part, weights);
-            feed_forward(s, layers + l, x, rows, norm, wide, dense, part);
+            const void *next = l + 1 < count ? share_of(s, layers[l + 1].qkv, width, s->hidden) : 0;
+            feed_forward(s, layers + l, x, rows, next, norm, wide, dense, part);
         }
     }
 }

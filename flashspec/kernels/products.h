@@ -90,19 +90,18 @@ ALWAYS void columns(const float *x, Matrix m, int kind, int64_t first, int64_t d
     }
 }
 
-// One tile: `rows` inputs against `cols` weight rows. The weight rows from `ahead` on are fetched meanwhile, unless it is negative.
-ALWAYS void tile(const float *x, Matrix m, int kind, int scaled, int64_t first, int64_t ahead, float *out, int64_t stride, int rows, int cols) {
+// One tile: `rows` inputs against `cols` weight rows. As many bytes from `ahead` on are fetched meanwhile, in the order of
+// memory, so that the processor's own prefetchers run along; none where it is null.
+ALWAYS void tile(const float *x, Matrix m, int kind, int scaled, int64_t first, const char *ahead, float *out, int64_t stride, int rows, int cols) {
     int64_t step = kind == F32 ? 64 : 512 / (kind == BF16 ? 16 : kind == INT8 ? 8 : 4), group = scaled == BY_GROUP ? m.group : m.depth;
     int64_t groups = (m.depth + group - 1) / group;
-    const char *next = (const char *)m.w + bytes_of(kind, ahead * m.depth);
     vw whole[24], sum[24];
     for (int i = 0; i < rows * cols; i++) whole[i] = sum[i] = all_lanes(0);
     for (int64_t g = 0; g < groups; g++) {
         int64_t end = (g + 1) * group < m.depth ? (g + 1) * group : m.depth;
         for (int64_t start = g * group; start < end; start += step) {
-            if (ahead >= 0)
-                for (int c = 0; c < cols; c++)
-                    for (int64_t line = 0; line < bytes_of(kind, step); line += 64) __builtin_prefetch(next + bytes_of(kind, c * m.depth + start) + line);
+            if (ahead)
+                for (int64_t line = 0; line < cols * bytes_of(kind, step); line += 64, ahead += 64) __builtin_prefetch(ahead, 0, 2);
             int64_t stop = start + step < end ? start + step : end, d = start;
             #pragma GCC unroll 4
             for (; d + LANES <= stop; d += LANES) columns(x, m, kind, first, d, 0, sum, rows, cols);
@@ -123,20 +122,30 @@ ALWAYS void tile(const float *x, Matrix m, int kind, int scaled, int64_t first, 
         }
 }
 
-// Weight rows [start, stop) of a matrix; the reader goes on at row `next`, which is fetched while the last ones are computed.
+// Weight rows [start, stop) of a matrix. The reader goes on at `next`; what it will read `lead` bytes later is fetched meanwhile.
 typedef struct {
     Matrix m;
-    int64_t start, stop, next;
+    int64_t start, stop;
+    const void *next;
+    int64_t lead;
 } Span;
 
-#define DISTANCE 8
+#define DISTANCE 16384
+ALWAYS const char *row_at(Matrix m, int64_t row) { return (const char *)m.w + bytes_of(m.kind, row * m.depth); }
+static Span span(Matrix m, int64_t start, int64_t stop, const void *next) {
+    return (Span){m, start, stop, next, DISTANCE + bytes_of(m.kind, 8 * m.depth)};
+}
+
+ALWAYS const char *fetched(Span s, int64_t j) {
+    const char *end = row_at(s.m, s.stop);
+    int64_t beyond = row_at(s.m, j) + s.lead - end;
+    return beyond < 0 ? end + beyond : s.next ? (const char *)s.next + beyond : 0;
+}
+
 #define CASE(R, C) \
     case R: \
-        for (; j + C <= s.stop; j += C) { \
-            int64_t ahead = j + DISTANCE < s.stop ? j + DISTANCE : s.next < 0 ? -1 : s.next + (j + DISTANCE - s.stop); \
-            tile(x, s.m, kind, scaled, j, ahead, out + j, stride, R, C); \
-        } \
-        for (; j < s.stop; j++) tile(x, s.m, kind, scaled, j, -1, out + j, stride, R, 1); \
+        for (; j + C <= s.stop; j += C) tile(x, s.m, kind, scaled, j, fetched(s, j), out + j, stride, R, C); \
+        for (; j < s.stop; j++) tile(x, s.m, kind, scaled, j, 0, out + j, stride, R, 1); \
         break;
 
 // Up to seven rows against a span.
@@ -192,7 +201,7 @@ static void many_rows(const float *x, int64_t rows, Span s, float *out, int64_t 
         if (s.m.kind == INT8) widen(s.m, INT8, first, count, wide);
         if (s.m.kind == INT4) widen(s.m, INT4, first, count, wide);
         Matrix local = {wide, s.m.scales ? s.m.scales + j * groups : 0, F32, s.m.depth, s.m.group};
-        by_parts(x, rows, AS_WIDENED[s.m.kind], (Span){local, 0, some, -1}, out + j, stride);
+        by_parts(x, rows, AS_WIDENED[s.m.kind], span(local, 0, some, 0), out + j, stride);
     }
 }
 
