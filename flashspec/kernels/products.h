@@ -167,41 +167,18 @@ FEW(few_f32, F32, PLAIN)
 FEW(few_bf16, BF16, PLAIN)
 FEW(few_int8, INT8, BY_ROW)
 FEW(few_int4, INT4, BY_GROUP)
-FEW(few_widened_int8, F32, BY_ROW)
-FEW(few_widened_int4, F32, BY_GROUP)
 static Few *const AS_STORED[] = {few_f32, few_bf16, few_int8, few_int4};
-static Few *const AS_WIDENED[] = {few_f32, few_f32, few_widened_int8, few_widened_int4};
 
 #define TOGETHER 6
-static void by_parts(const float *x, int64_t rows, Few *few, Span s, float *out, int64_t stride) {
-    for (int64_t r = 0; r < rows; r += TOGETHER)
-        few(x + r * s.m.depth, rows - r < TOGETHER ? (int)(rows - r) : TOGETHER, s, out + r * stride, stride);
-}
-
-ALWAYS void widen(Matrix m, int kind, int64_t first, int64_t count, float *wide) {
-    for (int64_t d = 0; d + LANES <= count; d += LANES) {
-        if (d % 32 == 0) __builtin_prefetch((const char *)m.w + bytes_of(kind, first + count + d));
-        vw v = weight_at(m.w, kind, first + d, 0);
-        memcpy(wide + d, &v, sizeof v);
-    }
-    if (count % LANES == 0) return;
-    vw v = weight_at(m.w, kind, first + count / LANES * LANES, 1);
-    memcpy(wide + count / LANES * LANES, &v, 8 * sizeof(float));
-}
-
-#define WIDENED 16
-// Many rows: a few weight rows at a time are widened to float32 once, and stay in the first cache for all rows.
+#define WINDOW 32
+// Many rows: some weight rows at a time are read from memory once and stay in a cache for all rows.
 static void many_rows(const float *x, int64_t rows, Span s, float *out, int64_t stride) {
-    float wide[WIDENED * s.m.depth];
-    int64_t groups = s.m.kind == INT4 ? (s.m.depth + s.m.group - 1) / s.m.group : 1;
-    for (int64_t j = s.start; j < s.stop; j += WIDENED) {
-        int64_t some = s.stop - j < WIDENED ? s.stop - j : WIDENED, first = j * s.m.depth, count = some * s.m.depth;
-        if (s.m.kind == F32) memcpy(wide, (const float *)s.m.w + first, count * sizeof(float));
-        if (s.m.kind == BF16) widen(s.m, BF16, first, count, wide);
-        if (s.m.kind == INT8) widen(s.m, INT8, first, count, wide);
-        if (s.m.kind == INT4) widen(s.m, INT4, first, count, wide);
-        Matrix local = {wide, s.m.scales ? s.m.scales + j * groups : 0, F32, s.m.depth, s.m.group};
-        by_parts(x, rows, AS_WIDENED[s.m.kind], span(local, 0, some, 0), out + j, stride);
+    int64_t parts = (rows + TOGETHER - 1) / TOGETHER, each = (rows + parts - 1) / parts;
+    for (int64_t j = s.start; j < s.stop; j += WINDOW) {
+        int64_t stop = j + WINDOW < s.stop ? j + WINDOW : s.stop;
+        Span window = span(s.m, j, stop, stop < s.stop ? row_at(s.m, stop) : s.next);
+        for (int64_t r = 0; r < rows; r += each)
+            AS_STORED[s.m.kind](x + r * s.m.depth, rows - r < each ? (int)(rows - r) : (int)each, window, out + r * stride, stride);
     }
 }
 
