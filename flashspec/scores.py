@@ -118,7 +118,7 @@ def _mix32(x: Tensor) -> Tensor:
 
 
 @functools.lru_cache(maxsize=16)
-def _hashed_ids(count: int, device: torch.device) -> Tensor:
+def hashed_ids(count: int, device: torch.device) -> Tensor:
     """First-round hash of the ids 0..count-1, int32."""
     return _mix32(torch.arange(1, count + 1, dtype=torch.int32, device=device) * _signed32(0x9E3779B1))
 
@@ -139,17 +139,21 @@ class Dice(NamedTuple):
 
     def gumbel(self, scores: Scores, positions: Tensor, vocab_size: int) -> Tensor:
         """Noise [n, m] for the ids of scores [n, m], at positions [n] (a CPU tensor: positions are known to the host)."""
-        table = _hashed_ids(vocab_size, scores.logits.device)
+        table = hashed_ids(vocab_size, scores.logits.device)
         return self._noise(table[None] if scores.ids is None else table[scores.ids], positions, "gumbel")
 
     def cluster_gumbel(self, scores: Tensor, positions: Tensor) -> Tensor:
         """Noise like scores [n, clusters], for drawing clusters at positions [n]."""
-        return self._noise(_hashed_ids(scores.shape[1], scores.device)[None], positions, "clusters")
+        return self._noise(hashed_ids(scores.shape[1], scores.device)[None], positions, "clusters")
 
     def _noise(self, hashed: Tensor, positions: Tensor, use: str) -> Tensor:
-        keys = torch.tensor([_signed32(self._key(p, use)) for p in positions.tolist()], dtype=torch.int32)
+        keys = self.keys(positions.tolist(), use)
         fused = kernels.gumbel(hashed, keys)
         return _gumbel(_mix32(hashed ^ keys.to(hashed.device)[:, None])) if fused is None else fused
+
+    def keys(self, positions: list[int], use: str) -> Tensor:
+        """Keys [n] of positions, int32 on the CPU: noise is a hash of an id and its position's key."""
+        return torch.tensor([_signed32(self._key(p, use)) for p in positions], dtype=torch.int32)
 
     def uniform(self, positions: list[int], stage: int, use: str) -> Tensor:
         """Numbers [n] in (0, 1), float64, for one stage's draw, accept or residual decision at each position."""
