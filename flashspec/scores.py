@@ -137,17 +137,24 @@ class Dice(NamedTuple):
     def _key(self, position: int, use: str, stage: int = 0) -> int:
         return _mix64(_mix64(_mix64(self.seed & _MASK) ^ position) ^ (USES[use] << 16 | stage))
 
-    def gumbel(self, scores: Scores, positions: Tensor, vocab_size: int) -> Tensor:
-        """Noise [n, m] for the ids of scores [n, m], at positions [n] (a CPU tensor: positions are known to the host)."""
-        table = hashed_ids(vocab_size, scores.logits.device)
-        return self._noise(table[None] if scores.ids is None else table[scores.ids], positions, "gumbel")
+    def hashed(self, scores: Scores | None, positions: list[int], vocab_size: int) -> tuple[Tensor, Tensor]:
+        """Hashed ids [1 or n, m] of scores [n, m] (None: of the whole vocabulary) and the positions' keys [n]: what `gumbel`
+        makes noise of."""
+        table = hashed_ids(vocab_size, scores.logits.device if scores else torch.device("cpu"))
+        ids = None if scores is None else scores.ids
+        return table[None] if ids is None else table[ids], self.keys(positions, "gumbel")
 
     def cluster_gumbel(self, scores: Tensor, positions: Tensor) -> Tensor:
-        """Noise like scores [n, clusters], for drawing clusters at positions [n]."""
-        return self._noise(hashed_ids(scores.shape[1], scores.device)[None], positions, "clusters")
+        """Noise like scores [n, clusters], for drawing clusters at positions [n] (a CPU tensor: the host knows positions)."""
+        return self.noise(hashed_ids(scores.shape[1], scores.device)[None], self.keys(positions.tolist(), "clusters"))
 
-    def _noise(self, hashed: Tensor, positions: Tensor, use: str) -> Tensor:
-        keys = self.keys(positions.tolist(), use)
+    def gumbel(self, scores: Scores, positions: Tensor, vocab_size: int) -> Tensor:
+        """Noise [n, m] for the ids of scores [n, m], at positions [n] (a CPU tensor: positions are known to the host)."""
+        return self.noise(*self.hashed(scores, positions.tolist(), vocab_size))
+
+    @staticmethod
+    def noise(hashed: Tensor, keys: Tensor) -> Tensor:
+        """Noise [n, m] of hashed ids [1 or n, m] under keys [n], both int32, the keys on the CPU."""
         fused = kernels.gumbel(hashed, keys)
         return _gumbel(_mix32(hashed ^ keys.to(hashed.device)[:, None])) if fused is None else fused
 

@@ -115,11 +115,11 @@ def counts_noise_from_the_block(patch: pytest.MonkeyPatch) -> None:
     """Dice that follow the order of calls instead of the position."""
     calls: list[int] = []
 
-    def gumbel(self, scores, positions, vocab_size, gumbel=Dice.gumbel):
+    def hashed(self, scores, positions, vocab_size, hashed=Dice.hashed):
         calls.append(len(positions))
-        return gumbel(self, scores, torch.arange(len(positions)) + sum(calls), vocab_size)
+        return hashed(self, scores, [i + sum(calls) for i in range(len(positions))], vocab_size)
 
-    patch.setattr(Dice, "gumbel", gumbel)
+    patch.setattr(Dice, "hashed", hashed)
 
 
 def looks_at_the_last_token_only(patch: pytest.MonkeyPatch) -> None:

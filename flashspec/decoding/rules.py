@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from flashspec import kernels
-from flashspec.scores import Dice, Sampling, Scores, hashed_ids, warp
+from flashspec.scores import Dice, Sampling, Scores, warp
+
+NAN = "the model gave NaN logits; check the checkpoint, or load it with dtype='float32'"
 
 
 class Drawn(NamedTuple):
@@ -59,9 +61,9 @@ def leading(scores: Scores, count: int) -> Scores:
     return Scores(None if scores.ids is None else scores.ids[:count], scores.logits[:count])
 
 
-def _refuse_nan(best: Tensor) -> None:
-    if bool(torch.isnan(best).any()):
-        raise FloatingPointError("the model gave NaN logits; check the checkpoint, or load it with dtype='float32'")
+def _refuse_nan(sound: Tensor) -> None:
+    if not bool(sound.all()):
+        raise FloatingPointError(NAN)
 
 
 def _agreeing(wanted: list[int], waiting: list[int]) -> int:
@@ -80,31 +82,33 @@ class GumbelCoupling:
     def __init__(self, sampling: Sampling, vocab_size: int) -> None:
         self.sampling, self.vocab_size, self.dice = sampling, vocab_size, Dice(sampling.seed)
 
-    def _best(self, scores: Scores, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Best score [n] and its id [n]."""
-        logits = scores.logits
-        if self.sampling.temperature:
-            logits = logits + self.dice.gumbel(scores, positions, self.vocab_size)
+    def _best(self, scores: Scores, positions: list[int]) -> tuple[Tensor, Tensor]:
+        """Ids [n] of the best scores, and whether there was one: no NaN."""
+        noise = self.dice.hashed(scores, positions, self.vocab_size) if self.sampling.temperature else ()
+        columns = kernels.best_columns(scores.logits, *noise)
+        if columns is not None:
+            return scores.pick(columns.clamp(min=0)), columns >= 0
+        logits = scores.logits + self.dice.noise(*noise) if noise else scores.logits
         best, columns = logits.max(-1)
-        return best, scores.pick(columns)
+        return scores.pick(columns), ~torch.isnan(best)
 
     def draw(self, scores: Scores, position: int, stage: int) -> Drawn:
         warped = warp(scores, self.sampling)
-        best, token = self._best(warped, torch.tensor([position]))
-        return Drawn(token, warped, ~torch.isnan(best))
+        token, sound = self._best(warped, [position])
+        return Drawn(token, warped, sound)
 
     def law(self, positions: list[int], stage: int) -> kernels.Law:
         """What `draw` does at these positions, in the kernels' words; top-k and top-p apart."""
         heat = self.sampling.temperature
         if heat == 0:
             return kernels.Law(heat)
-        return kernels.Law(heat, hashed_ids(self.vocab_size, torch.device("cpu")), self.dice.keys(positions, "gumbel"))
+        return kernels.Law(heat, *self.dice.hashed(None, positions, self.vocab_size))
 
     def verify(self, scores: Scores, waiting: Waiting) -> Verdict:
         warped = warp(scores, self.sampling)
         count = len(waiting.tokens) + 1
-        best, chosen = self._best(warped, torch.arange(waiting.position, waiting.position + count))
-        _refuse_nan(best)
+        chosen, sound = self._best(warped, list(range(waiting.position, waiting.position + count)))
+        _refuse_nan(sound)
         wanted = chosen.tolist()
         kept = _agreeing(wanted, waiting.tokens)
         return Verdict(kept, wanted[kept], warped)
@@ -163,9 +167,30 @@ class SpeculativeSampling:
         if self.sampling.temperature == 0:
             return self.greedy.verify(scores, waiting)
         warped = warp(scores, self.sampling)
-        _refuse_nan(warped.logits.amax(-1))
+        fast = self._judged(warped, waiting)
+        if fast is not None:
+            return fast
+        _refuse_nan(~torch.isnan(warped.logits.amax(-1)))
         kept = self._accepted(warped, waiting)
         return Verdict(kept, self._next(warped, waiting, kept), warped)
+
+    def _judged(self, warped: Scores, waiting: Waiting) -> Verdict | None:
+        """The verdict in one kernel call, None where the kernels do not serve it."""
+        if warped.ids is not None or type(self) is not SpeculativeSampling:
+            return None
+        found = kernels.judge(warped.logits, waiting.proposals, waiting.tokens, self._uniforms(waiting))
+        if found is None:
+            return None
+        if found[1] < 0:
+            raise FloatingPointError(NAN)
+        return Verdict(*found, warped)
+
+    def _uniforms(self, waiting: Waiting) -> Tensor:
+        """Numbers [2 m + 1] for m acceptances, m corrections and one more draw."""
+        first, stop = waiting.position, waiting.position + len(waiting.tokens)
+        among = list(range(first, stop))
+        uses = ((among, "accept"), (among, "residual"), ([stop], "draw"))
+        return torch.cat([self.dice.uniform(positions, waiting.stage, use) for positions, use in uses])
 
     def _accepted(self, warped: Scores, waiting: Waiting) -> int:
         """Length of the accepted prefix."""

@@ -15,6 +15,7 @@ from flashspec.kernels import best
 from flashspec.kernels.build import compiled, library
 from flashspec.kernels.packed import Packed, pack, packed_linear
 from flashspec.kernels.scoring import WEIGHTS, WIDTH, Blocks, Norm, Scoring, best_numbers, matrix, scoring
+from flashspec.kernels.verdicts import best_columns, draw, gumbel, judge
 from flashspec.kernels.writing import Law, Place, Span, Writer
 
 __all__ = [
@@ -29,11 +30,13 @@ __all__ = [
     "Span",
     "Writer",
     "available",
+    "best_columns",
     "best_numbers",
     "best_of_blocks",
     "draw",
     "gather_linear",
     "gumbel",
+    "judge",
     "linear",
     "matrix",
     "pack",
@@ -114,27 +117,3 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     px, pw, po = _pointers(x, weight, out)
     compiled().fs_rms_norm(px, _whole(len(x)), pw, ctypes.c_double(eps), _whole(x.shape[1]), po)
     return out
-
-
-def gumbel(hashed: Tensor, keys: Tensor) -> Tensor | None:
-    """Gumbel noise [n, m] for hashed ids [1 or n, m] under keys [n], both int32; None where the kernels do not serve it."""
-    rows, count = len(keys), hashed.shape[1]
-    if hashed.device.type != "cpu" or count % 8 or not available():
-        return None
-    hashed, out = hashed.contiguous(), torch.empty(rows, count)
-    same_ids = _whole(len(hashed) == 1)
-    ph, pk, po = _pointers(hashed, keys, out)
-    compiled().fs_gumbel(ph, same_ids, pk, _whole(rows), _whole(count), po)
-    return out
-
-
-def draw(logits: Tensor, uniform: Tensor) -> Tensor | None:
-    """Columns [n] drawn from softmax(logits [n, m]) by the inverse of the running sum at uniform [n] (float64), -1 where a row
-    cannot be drawn from; None where the kernels do not serve it."""
-    plain = logits.dtype is torch.float32 and logits.device.type == "cpu" and logits.is_contiguous()
-    if not plain or not available():
-        return None
-    columns = torch.empty(len(logits), dtype=torch.int64)
-    pl, pu, pc = _pointers(logits, uniform, columns)
-    compiled().fs_draw(pl, _whole(len(logits)), _whole(logits.shape[1]), pu, pc)
-    return columns

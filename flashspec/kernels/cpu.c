@@ -1,5 +1,6 @@
 // Decode kernels for CPUs: products with stored weights, norms, noise, and whole spans of transformer layers.
 #include "bursts.h"
+#include "verdicts.h"
 
 // out[r, j] = x[r] . w[j]; `kind` names how the weight is stored, integers have float32 scales for every `group` columns.
 void fs_linear(const float *x, int64_t rows, const void *w, int64_t kind, const float *scales, int64_t group, int64_t outputs, int64_t depth, float *out) {
@@ -32,6 +33,42 @@ void fs_rms_norm(const float *x, int64_t rows, const float *weight, double eps, 
 // Columns [rows] drawn with probabilities softmax(logits), see drawn_column.
 void fs_draw(const float *logits, int64_t rows, int64_t count, const double *uniform, int64_t *columns) {
     for (int64_t r = 0; r < rows; r++) columns[r] = drawn_column(logits + r * count, count, uniform[r]);
+}
+
+// The best column [rows] of each row, -1 where there is NaN; behind Gumbel noise where there are hashed ids: those of every
+// row, or the same ones for all.
+void fs_best_columns(const float *logits, int64_t rows, int64_t count, const int32_t *hashed, int64_t same_ids, const int32_t *keys, int64_t *columns) {
+#pragma omp parallel for schedule(static) if (hashed && rows > 1)
+    for (int64_t r = 0; r < rows; r++) {
+        const float *row = logits + r * count;
+        float noisy[hashed ? count : 1];
+        for (int64_t c = 0; hashed && c < count; c += 8) {
+            u8 ids;
+            memcpy(&ids, hashed + (same_ids ? c : r * count + c), sizeof ids);
+            v8 v = load_f32(row + c) + noise(ids, (uint32_t)keys[r]);
+            memcpy(noisy + c, &v, sizeof v);
+        }
+        columns[r] = best_column(hashed ? noisy : row, count);
+    }
+}
+
+// Speculative sampling's verdict on `waiting` tokens, by waiting + 1 rows p of `count` logits and the rows q they were drawn
+// from: how many stand, and the column that follows them; a column of -1 where there is NaN. `scratch` holds `count` floats.
+void fs_judge(const float *logits, int64_t count, Row *q, int64_t waiting, const int64_t *tokens, const double *uniforms, float *scratch, int64_t *verdict) {
+    const double *accept = uniforms, *residual = uniforms + waiting, *draw = residual + waiting;
+    Row p[waiting + 1];
+    int64_t kept = 0, sound = 1;
+#pragma omp parallel for schedule(dynamic, 1)
+    for (int64_t i = 0; i < 2 * waiting + 1; i++) {
+        if (i <= waiting) p[i] = (Row){logits + i * count, 0, count, 0, 0};
+        weigh(i <= waiting ? p + i : q + i - waiting - 1);
+    }
+    for (int64_t i = 0; i <= waiting; i++) sound &= p[i].whole > 0;
+    while (sound && kept < waiting && accept[kept] * probability(q + kept, tokens[kept]) < probability(p + kept, tokens[kept])) kept++;
+    verdict[0] = kept;
+    if (!sound) verdict[1] = -1;
+    else if (kept == waiting) verdict[1] = drawn_column(p[kept].logits, count, *draw);
+    else verdict[1] = corrected(p + kept, q + kept, residual[kept], scratch);
 }
 
 // Gumbel noise of hashed ids under one key a row.

@@ -1,0 +1,177 @@
+"""A burst in one kernel call gives what reader, head and rule give in turn, bit for bit; verdicts are their torch twins'."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from flashspec import kernels
+from flashspec.decoding.burst import Compiled, StepByStep, burst_of
+from flashspec.decoding.cascade import Stage
+from flashspec.decoding.rules import GumbelCoupling, SpeculativeSampling, Waiting
+from flashspec.heads import DenseHead, FlashHead
+from flashspec.heads.quantized import QuantizedDenseHead
+from flashspec.model.config import ModelConfig
+from flashspec.model.reader import SpanReader
+from flashspec.model.rounded import rounded
+from flashspec.model.synthetic import synthetic
+from flashspec.scores import Sampling, Scores
+
+VOCAB, CONTEXT = 512, 48
+SHAPE = ModelConfig("qwen3", VOCAB, 128, 128, 2, 4, 2, 32, context=64, eos=(0,))
+HEADS = {
+    "dense": lambda model: DenseHead(model.norm, model.head_weight),
+    "int8": lambda model: QuantizedDenseHead.build(model.head_weight, model.norm, 8),
+    "int4": lambda model: QuantizedDenseHead.build(model.head_weight, model.norm, 4),
+    "flash": lambda model: FlashHead.build(model.head_weight, model.norm, cluster_size=8, probes=9, always=(3, 7, 500)),
+    "flash int8": lambda model: FlashHead.build(model.head_weight, model.norm, cluster_size=16, probes=5, stage1="int8"),
+}
+RULES = {"coupling": GumbelCoupling, "speculative": SpeculativeSampling}
+
+
+@pytest.fixture(autouse=True)
+def compiled():
+    if not kernels.available():
+        pytest.skip("no C compiler on this machine")
+
+
+@pytest.fixture(scope="module", params=["float32", "bfloat16", "int8"])
+def model(request):
+    if request.param == "int8":
+        return rounded(synthetic(SHAPE, torch.float32), "int8")
+    return synthetic(SHAPE, getattr(torch, request.param))
+
+
+def stage(model, head: str, rule: str, temperature: float, **sampling) -> Stage:
+    law = RULES[rule](Sampling(temperature, seed=3, rule=rule, **sampling), VOCAB)
+    return Stage(SpanReader(model, context=CONTEXT), HEADS[head](model), law)
+
+
+def played(burst, reader) -> tuple[torch.Tensor, list]:
+    """Tokens and draws of three bursts: behind a prompt, behind a correction, behind one token more."""
+    tokens, drawn = torch.zeros(CONTEXT, dtype=torch.int64), []
+    tokens[:9] = torch.arange(20, 29)
+    for start, want, rewound in ((9, 4, 10), (11, 5, 15), (16, 1, 16)):
+        tokens[start - 1] = 7 * start
+        drawn += burst.write(tokens, start, want)
+        reader.rewind(rewound)
+    return tokens, drawn
+
+
+def same(one, two) -> bool:
+    """Whether tokens, scores and soundness are the same bit for bit."""
+    if not torch.equal(one[0], two[0]):
+        return False
+    pairs = list(zip(one[1], two[1], strict=True))
+    ids = all(a.scores.ids is b.scores.ids is None or torch.equal(a.scores.ids, b.scores.ids) for a, b in pairs)
+    logits = all(torch.equal(a.scores.logits, b.scores.logits) for a, b in pairs)
+    return ids and logits and all(torch.equal(a.sound, b.sound) and torch.equal(a.token, b.token) for a, b in pairs)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0])
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("head", HEADS)
+def test_one_call_writes_what_the_parts_write_in_turn(model, head, rule, temperature):
+    fast, slow = stage(model, head, rule, temperature), stage(model, head, rule, temperature)
+    burst = burst_of(fast)
+    assert type(burst) is Compiled
+    assert same(played(burst, fast.reader), played(StepByStep(slow), slow.reader))
+    assert (fast.reader.seen, fast.reader.rows_read) == (slow.reader.seen, slow.reader.rows_read)
+    assert (burst.writer.times > 0).all()
+
+
+def test_another_seed_or_a_forgotten_token_is_caught(model):
+    one, two = (stage(model, "dense", "coupling", 1.0) for _ in range(2))
+    two.rule.dice = two.rule.dice._replace(seed=4)
+    assert not same(played(burst_of(one), one.reader), played(burst_of(two), two.reader))
+    three, four = (stage(model, "dense", "coupling", 0.0) for _ in range(2))
+    four.reader.rewind = lambda n: None
+    assert not same(played(burst_of(three), three.reader), played(burst_of(four), four.reader))
+
+
+def test_what_the_kernels_do_not_know_goes_step_by_step(model):
+    plain = stage(model, "dense", "coupling", 1.0)
+    cut = stage(model, "dense", "coupling", 1.0, top_k=5)
+    sampled = plain._replace(head=HEADS["flash"](model).with_plan(selection="sample", temperature=1.0))
+    doubtful = plain._replace(doubt=lambda scores: scores.logits[:, 0] > 0)
+    above = plain._replace(reader=SpanReader(model, below=SpanReader(model, 1, context=CONTEXT), context=CONTEXT))
+    assert [type(burst_of(s)) for s in (cut, sampled, doubtful, above)] == [StepByStep] * 4
+
+
+def test_a_burst_marks_what_is_not_a_number_and_refuses_what_does_not_fit(model):
+    broken = stage(model, "dense", "speculative", 1.0)
+    weight = model.head_weight.detach().clone()
+    weight[5] = torch.nan
+    broken = broken._replace(head=DenseHead(model.norm, weight))
+    tokens = torch.zeros(CONTEXT, dtype=torch.int64)
+    assert not any(bool(d.sound) for d in burst_of(broken).write(tokens, 3, 2))
+    with pytest.raises(ValueError, match="do not fit the context"):
+        burst_of(broken).write(torch.zeros(CONTEXT + 9, dtype=torch.int64), CONTEXT, 4)
+
+
+def test_the_best_numbers_are_a_stable_sorts(model):
+    dice = torch.Generator().manual_seed(0)
+    values = torch.randn(7, 1000, generator=dice)
+    values[3] = values[3].round()
+    values[4] = 0.0
+    values[5, ::3] = -torch.inf
+    wanted = values.sort(dim=1, descending=True, stable=True).indices[:, :64].sort(1).values
+    assert torch.equal(kernels.best_numbers(values, 64), wanted)
+    assert not torch.equal(kernels.best_numbers(-values, 64), wanted)
+
+
+def proposals(sparse: bool, count: int, dice: torch.Generator) -> list[Scores]:
+    if not sparse:
+        return [Scores(None, torch.randn(1, VOCAB, generator=dice)) for _ in range(count)]
+    ids = [torch.randperm(VOCAB, generator=dice)[None, :40] for _ in range(count)]
+    return [Scores(i, torch.randn(1, 40, generator=dice).index_fill(1, torch.tensor([3]), -torch.inf)) for i in ids]
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_a_verdict_in_one_call_is_its_torch_twins(sparse):
+    rule, dice, kept = SpeculativeSampling(Sampling(1.0, seed=1, rule="speculative"), VOCAB), torch.Generator(), set()
+    for seed in range(300):
+        dice.manual_seed(seed)
+        count = seed % 5
+        theirs = proposals(sparse, count, dice)
+        logits = torch.randn(count + 1, VOCAB, generator=dice)
+        for i, q in enumerate(theirs):
+            row = torch.arange(VOCAB)[None] if q.ids is None else q.ids
+            logits[i, row[0]] += 2.0 * q.logits[0].clamp(min=-5)
+        tokens = [int(q.pick(q.logits.softmax(-1).multinomial(1, generator=dice)[:, 0])) for q in theirs]
+        scores, waiting = Scores(None, logits), Waiting(tokens, theirs, 7 + seed, 1)
+        fast = rule.verify(scores, waiting)
+        slow = rule._accepted(scores, waiting)
+        assert (fast.kept, fast.token) == (slow, rule._next(scores, waiting, slow))
+        kept.add((count, fast.kept))
+    assert len(kept) > 8, "verdicts of all lengths"
+
+
+def test_a_verdict_on_what_is_not_a_number_is_refused():
+    rule = SpeculativeSampling(Sampling(1.0, rule="speculative"), VOCAB)
+    logits = torch.zeros(2, VOCAB)
+    logits[1, 9] = torch.nan
+    with pytest.raises(FloatingPointError, match="NaN"):
+        rule.verify(Scores(None, logits), Waiting([3], [Scores(None, torch.zeros(1, VOCAB))], 5, 1))
+
+
+def test_noisy_columns_are_the_noise_and_the_best_of_it():
+    rule = GumbelCoupling(Sampling(1.0, seed=2), VOCAB)
+    scores, positions = Scores(None, torch.randn(5, VOCAB)), list(range(11, 16))
+    ids, sound = rule._best(scores, positions)
+    noise = rule.dice.gumbel(scores, torch.tensor(positions), VOCAB)
+    assert torch.equal(ids, (scores.logits + noise).argmax(-1)) and bool(sound.all())
+    assert not torch.equal(ids, (scores.logits + noise.flip(0)).argmax(-1))
+
+
+def test_plans_share_no_addresses(model):
+    """A head with other probes has kernels' addresses of its own."""
+    head = HEADS["flash"](model)
+    rows = torch.randn(2, 128)
+    wide = head.with_probes(40)
+    assert head(rows).logits.shape != wide(rows).logits.shape
+    twin = replace(wide, norm=lambda x, inner=wide.norm: inner(x))
+    assert torch.equal(twin(rows).ids, wide(rows).ids)
+    assert torch.allclose(twin(rows).logits, wide(rows).logits, rtol=1e-5, atol=1e-5)
