@@ -69,8 +69,9 @@ class Compiled(NamedTuple):
         law = self.rule.law(list(range(start, start + want)), 0)
         ids, logits, sound = self.writer(kernels.Place(tokens, reader.rows, reader.seen, start, want), law)
         reader.advance(stop)
+        token = tokens[start : start + want].clone()
         scores = [Scores(None if ids is None else ids[j : j + 1], logits[j : j + 1]) for j in range(want)]
-        return [Drawn(tokens[start + j : start + j + 1], scores[j], sound[j : j + 1]) for j in range(want)]
+        return [Drawn(token[j : j + 1], scores[j], sound[j : j + 1]) for j in range(want)]
 
 
 def burst_of(stage: Any) -> Burst:
