@@ -13,11 +13,53 @@ from flashspec.study.pairs import at_least, samplings
 
 
 @dataclass(frozen=True)
-class Kept:
-    """Whole numbers of decodes on all prompts of one kind."""
+class DraftFacts:
+    """Which draft: its name and digest, and its shape.
+
+    Parameters of the layers are `body`; `steps` is None where a draft's folder does not tell how long it was trained.
+    """
+
+    draft: str
+    digest: str
+    layers: int
+    body: int
+    head_bytes: int
+    steps: int | None
+
+
+@dataclass(frozen=True)
+class Writing:
+    """Which head wrote, at which draft length, under which sampling."""
+
+    method: str
+    probes: int
+    k: int
+    temperature: float
+    rule: str
+
+
+@dataclass(frozen=True)
+class Prompted:
+    """How many prompts of one kind."""
 
     kind: str
     prompts: int
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """Expected counts of texts that are replayed; whole numbers under Gumbel coupling."""
+
+    rounds: float
+    drafted: float
+    accepted: float
+    emitted: int
+
+
+@dataclass(frozen=True)
+class Kept(Prompted):
+    """Whole numbers of decodes on all prompts of one kind."""
+
     rounds: int
     drafted: int
     accepted: int
