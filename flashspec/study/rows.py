@@ -109,6 +109,27 @@ class Timed(Decoded):
         at_least(self, repeats=1)
 
 
+@dataclass(frozen=True)
+class Raced:
+    """Parameters of those that race drafts of one target, each at several draft lengths."""
+
+    target: str = "reference"  # target model: shipped name or folder
+    drafts: tuple[str, ...] = ()  # draft models: names or folders; empty means every shipped one
+    ks: tuple[int, ...] = (1, 2, 3, 4, 6, 8)  # drafted tokens a check
+    temperatures: tuple[float, ...] = (0.0, 1.0)  # 0 is greedy
+    rule: str = "coupling"  # acceptance rule
+    dtype: str = "bfloat16"  # of the timed runs
+    prompts: str = ""  # prompts file; empty means the shipped one
+    per_kind: int = 1  # prompts of each kind, the first ones
+    new_tokens: int = 64  # tokens emitted a prompt, whatever the stop tokens
+    repeats: int = 3  # kept turns
+    seed: int = 0  # of sampling
+
+    def __post_init__(self) -> None:
+        at_least(self, ks=1, per_kind=1, new_tokens=2, repeats=1)
+        samplings(self.temperatures, (self.rule,), self.seed)
+
+
 Some = TypeVar("Some", bound=Decoded)
 
 
