@@ -80,6 +80,22 @@ COUNTS = tuple(field.name for field in fields(Counted))[2:]
 
 
 @dataclass(frozen=True)
+class Compared:
+    """One timed turn, and its text beside its float32 twin's and plain decoding's.
+
+    Divergence columns are empty where the text equals plain decoding's.
+    """
+
+    seconds: float
+    repeat: int
+    text_digest: str
+    twin_digest: str
+    divergence_at: int | None
+    gap: float | None
+    noise: float | None
+
+
+@dataclass(frozen=True)
 class Decoded:
     """Parameters of every experiment that lets one target write."""
 
