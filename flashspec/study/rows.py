@@ -47,6 +47,14 @@ class Prompted:
 
 
 @dataclass(frozen=True)
+class Turn:
+    """Seconds of one turn, and its number."""
+
+    seconds: float
+    repeat: int
+
+
+@dataclass(frozen=True)
 class Replayed:
     """Expected counts of texts that are replayed; whole numbers under Gumbel coupling."""
 
@@ -81,13 +89,8 @@ COUNTS = tuple(field.name for field in fields(Counted))[2:]
 
 @dataclass(frozen=True)
 class Compared:
-    """One timed turn, and its text beside its float32 twin's and plain decoding's.
+    """A text beside its float32 twin and plain decoding's; divergence columns are empty where it equals plain decoding's."""
 
-    Divergence columns are empty where the text equals plain decoding's.
-    """
-
-    seconds: float
-    repeat: int
     text_digest: str
     twin_digest: str
     divergence_at: int | None

@@ -13,7 +13,7 @@ from flashspec.measure.prompts import Prompt, first_of_each_kind
 from flashspec.scores import Sampling
 from flashspec.study.drafts import Pair
 from flashspec.study.pairs import drafting
-from flashspec.study.rows import DraftFacts, Kept, Writing
+from flashspec.study.rows import DraftFacts, Kept, Turn, Writing
 
 POOLED = "all"
 BASELINE = "baseline"
@@ -28,14 +28,12 @@ class Against:
 
 
 @dataclass(frozen=True)
-class Trial(Kept, Writing, DraftFacts, Against):
+class Trial(Turn, Kept, Writing, DraftFacts, Against):
     """One run on the prompts of one kind ("all": of every kind) in one turn; a baseline has k = 0 and drafts nothing.
 
     `parts` names the tables of `draft_parts` that were measured around the run, joined by "+".
     """
 
-    seconds: float
-    repeat: int
     text_digest: str
     parts: str
 

@@ -19,7 +19,7 @@ from flashspec.measure.prompts import Prompt, first_of_each_kind, load_prompts
 from flashspec.scores import Sampling
 from flashspec.study.experiment import Experiment
 from flashspec.study.pairs import among, at_least, drafting, folders, models_of, samplings
-from flashspec.study.rows import COUNTS, Compared, Counted, Timed
+from flashspec.study.rows import COUNTS, Compared, Counted, Timed, Turn
 
 BASELINE = "baseline"
 
@@ -59,7 +59,7 @@ class Drafting:
 
 
 @dataclass(frozen=True)
-class Row(Compared, Counted, Drafting):
+class Row(Compared, Turn, Counted, Drafting):
     """One entry on the prompts of one kind in one turn; parts are those measured in the same turn.
 
     `twin_digest` is the text of the float32 twin on the kind's first prompt ("" where none was run).

@@ -15,7 +15,7 @@ from flashspec.measure.prompts import Prompt, first_of_each_kind, load_prompts
 from flashspec.study.experiment import Experiment
 from flashspec.study.held_out import LIVE, HeldOut, Source, halves, held_out, judged
 from flashspec.study.pairs import among, at_least, folders
-from flashspec.study.rows import Kept
+from flashspec.study.rows import Kept, Turn
 
 BASELINE = "baseline"
 FAMILY = (
@@ -81,15 +81,13 @@ class Drafting:
 
 
 @dataclass(frozen=True)
-class Row(Kept, Drafting):
+class Row(Turn, Kept, Drafting):
     """One head on the prompts of one kind in one turn.
 
     `agreed` of `positions` rows had the dense head's best id, and `covered` is the dense probability mass scored there; all
     three are empty for plain decoding and for a head that learns from verifications.
     """
 
-    seconds: float
-    repeat: int
     positions: int | None
     agreed: int | None
     covered: float | None

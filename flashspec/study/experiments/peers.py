@@ -22,7 +22,7 @@ from flashspec.scores import Sampling
 from flashspec.study.experiment import Experiment
 from flashspec.study.experiments.end_to_end import evidence
 from flashspec.study.pairs import among, at_least, folders, models_of
-from flashspec.study.rows import Compared
+from flashspec.study.rows import Compared, Turn
 
 OURS, THEIRS = "flashspec", "transformers"
 
@@ -59,7 +59,7 @@ class Decode:
 
 
 @dataclass(frozen=True)
-class Row(Compared, Decode):
+class Row(Compared, Turn, Decode):
     """One engine and mode on one prompt in one turn.
 
     Divergence columns compare with flashspec's plain text of the same dtype, scored by the engine that wrote the other
