@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pandas
 import tables
 
-from flashspec.study import figures, papers
+from flashspec.study import papers
 from flashspec.study.experiments.papers_table import Params, measure
 from flashspec.theory import tokens_per_check
 
@@ -158,15 +158,8 @@ def beside() -> SimpleNamespace:
     return runs(Path(SCRATCH.name))
 
 
-DRAWN = {
-    "draft_family": lambda: figures.draft_family(runs()),
-    "draft_latency": lambda: figures.draft_latency(latency()),
-    "draft_quality": lambda: figures.draft_quality(quality()),
-    "draft_space": lambda: figures.draft_space(beside(), counts()),
-    "generalises": lambda: figures.generalises(away()),
-    "paper_gain": lambda: figures.paper_gain(latency()),
-    "papers_table": lambda: figures.papers_table(printed()),
-    "predicted_measured": lambda: figures.predicted_measured(beside(), counts()),
-    "prediction_errors": lambda: figures.prediction_errors(beside(), counts()),
-    "sweep": lambda: figures.sweep(swept()),
-}
+DRAWN = tables.drawn(
+    draft_family=[runs], draft_latency=[latency], draft_quality=[quality], draft_space=[beside, counts], generalises=[away],
+    paper_gain=[latency], papers_table=[printed], predicted_measured=[beside, counts], prediction_errors=[beside, counts],
+    sweep=[swept],
+)  # fmt: skip

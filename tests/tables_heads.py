@@ -7,8 +7,6 @@ from types import SimpleNamespace
 
 import tables
 
-from flashspec.study import figures
-
 VOCAB, ROW = 16384, 768
 BANDS = {"1-64": 600, "65-512": 300, "513-16384": 100}
 
@@ -75,12 +73,7 @@ def depth(slower: float = 1.0) -> SimpleNamespace:
     ])  # fmt: skip
 
 
-DRAWN = {
-    "head_recall": lambda: figures.head_recall(recall()),
-    "head_clusters": lambda: figures.head_clusters(recall()),
-    "head_bands": lambda: figures.head_bands(recall()),
-    "head_cost": lambda: figures.head_cost(cost()),
-    "head_tar": lambda: figures.head_tar(tar()),
-    "head_choice": lambda: figures.head_choice(tar()),
-    "depth_times_head": lambda: figures.depth_times_head(depth()),
-}
+DRAWN = tables.drawn(
+    head_recall=[recall], head_clusters=[recall], head_bands=[recall], head_cost=[cost], head_tar=[tar], head_choice=[tar],
+    depth_times_head=[depth],
+)  # fmt: skip

@@ -8,7 +8,6 @@ from types import SimpleNamespace
 
 import tables
 
-from flashspec.study import figures
 from flashspec.study.hierarchies import Row
 
 SETTINGS = ((0.0, "coupling"), (1.0, "speculative"))
@@ -96,14 +95,7 @@ def passes() -> SimpleNamespace:
     ])  # fmt: skip
 
 
-DRAWN = {
-    "exit_agreement": lambda: figures.exit_agreement(quality()),
-    "verifier_accuracy": lambda: figures.verifier_accuracy(quality()),
-    "hispec_heat": lambda: figures.hispec_heat(grid()),
-    "hierarchy": lambda: figures.hierarchy(contest()),
-    "hispec_flash": lambda: figures.hispec_flash(flash()),
-    "layer_passes": lambda: figures.layer_passes(passes()),
-    "nested_prediction": lambda: figures.nested_prediction(contest()),
-    "nested_stages": lambda: figures.nested_stages(grid()),
-    "depth_forecast": lambda: figures.depth_forecast(grid(), quality()),
-}
+DRAWN = tables.drawn(
+    exit_agreement=[quality], verifier_accuracy=[quality], hispec_heat=[grid], hierarchy=[contest], hispec_flash=[flash],
+    layer_passes=[passes], nested_prediction=[contest], nested_stages=[grid], depth_forecast=[grid, quality],
+)  # fmt: skip

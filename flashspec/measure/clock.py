@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from flashspec.theory.checks import at_least
+
 now = time.perf_counter
 
 
@@ -25,9 +27,7 @@ class Plan:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        for name, least in (("repeats", 1), ("warmup", 0), ("evict_megabytes", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        at_least(self, repeats=1, warmup=0, evict_megabytes=0)
 
 
 def settle(device: torch.device | str = "cpu") -> None:

@@ -29,7 +29,7 @@ from flashspec.theory import (
     tokens_from_curve,
     tokens_per_check,
 )
-from flashspec.theory.checks import check_positive, check_smaller
+from flashspec.theory.checks import at_least, check_positive, check_smaller
 from flashspec.theory.replay import Stands
 
 TIMED = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
@@ -52,9 +52,7 @@ class Question:
     seed: int = 0  # of sampling
 
     def __post_init__(self) -> None:
-        for name, least in (("max_k", 1), ("new_tokens", 2), ("per_kind", 1), ("repeats", 3)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        at_least(self, max_k=1, new_tokens=2, per_kind=1, repeats=3)
         if not self.heads or not self.finalizes:
             raise ValueError("a plan needs at least one head and one way to finalise")
         _ = self.sampling, self.methods

@@ -20,7 +20,7 @@ from flashspec.measure.prompts import Prompt, first_of_each_kind, load_prompts
 from flashspec.scores import Sampling
 from flashspec.study.experiments.end_to_end import BASELINE, Setting, divergences, evidence
 from flashspec.study.pairs import at_least, models_of, samplings
-from flashspec.study.rows import COUNTS, Counted, Timed
+from flashspec.study.rows import COUNTS, Compared, Counted, Timed
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,11 @@ class Writer:
 
 
 @dataclass(frozen=True)
-class Row(Counted, Stacked, Writer):
-    """One method on the prompts of one kind in one turn.
+class Climbed:
+    """What every level judged, in one turn, and what it costs.
 
-    Level 1 is the lowest verifier, level 2 the next; `predicted` is the rate that the
-    costs measured beside it and its own acceptance foretell. Twin and divergence columns are as in `end_to_end`.
+    Level 1 is the lowest verifier, level 2 the next; `predicted` is the rate that the costs measured beside it and its own
+    acceptance foretell.
     """
 
     actions_1: int
@@ -70,11 +70,11 @@ class Row(Counted, Stacked, Writer):
     check_2_seconds: float
     prefill_seconds: float
     predicted: float
-    text_digest: str
-    twin_digest: str
-    divergence_at: int | None
-    gap: float | None
-    noise: float | None
+
+
+@dataclass(frozen=True)
+class Row(Compared, Climbed, Counted, Stacked, Writer):
+    """One method on the prompts of one kind in one turn; twin and divergence columns are as in `end_to_end`."""
 
 
 @dataclass(frozen=True)

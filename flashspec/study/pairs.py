@@ -15,6 +15,7 @@ from flashspec.decoding.method import Method
 from flashspec.decoding.models import Models, folder_of, load, rounding
 from flashspec.heads.registry import HEADS
 from flashspec.scores import Sampling
+from flashspec.theory.checks import at_least as at_least
 
 DRAFTS = {"main": "reference:int8", "shallow": "shallow:int8"}  # their layers are rounded for the CPU kernels
 
@@ -51,15 +52,6 @@ def samplings(temperatures: Sequence[float], rules: Sequence[str], seed: int) ->
 def by_temperature(params: Any) -> list[Any]:
     """One point a temperature, so that a killed run continues with the next."""
     return [replace(params, temperatures=(t,)) for t in params.temperatures]
-
-
-def at_least(params: Any, **least: int) -> None:
-    """Refuse a field, or a member of a tuple or list field, that lies below its least value, and an empty tuple."""
-    for name, low in least.items():
-        value = getattr(params, name)
-        values = value if isinstance(value, (tuple, list)) else (value,)
-        if not values or min(values) < low:
-            raise ValueError(f"{name} must be at least {low}, got {min(values) if values else 'none'}")
 
 
 def among(name: str, values: Iterable[str], known: Iterable[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from flashspec.decoding.method import METHODS
@@ -12,39 +13,27 @@ from flashspec.measure.prompts import Prompt, first_of_each_kind
 from flashspec.scores import Sampling
 from flashspec.study.drafts import Pair
 from flashspec.study.pairs import drafting
+from flashspec.study.rows import DraftFacts, Kept, Turn, Writing
 
 POOLED = "all"
 BASELINE = "baseline"
 
 
-class Trial(NamedTuple):
-    """One run on the prompts of one kind ("all": of every kind) in one turn; a baseline has k = 0 and drafts nothing.
-
-    Parameters of the layers are `body`; `steps` is None where a draft's folder does not tell how long it was trained.
-    `parts` names the tables of `draft_parts` that were measured around the run, joined by "+".
-    """
+@dataclass(frozen=True)
+class Against:
+    """Which target."""
 
     target: str
     target_digest: str
-    draft: str
-    digest: str
-    layers: int
-    body: int
-    head_bytes: int
-    steps: int | None
-    method: str
-    probes: int
-    k: int
-    temperature: float
-    rule: str
-    kind: str
-    prompts: int
-    rounds: int
-    drafted: int
-    accepted: int
-    emitted: int
-    seconds: float
-    repeat: int
+
+
+@dataclass(frozen=True)
+class Trial(Turn, Kept, Writing, DraftFacts, Against):
+    """One run on the prompts of one kind ("all": of every kind) in one turn; a baseline has k = 0 and drafts nothing.
+
+    `parts` names the tables of `draft_parts` that were measured around the run, joined by "+".
+    """
+
     text_digest: str
     parts: str
 

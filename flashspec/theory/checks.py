@@ -1,8 +1,9 @@
-"""Refusals that every formula shares: an impossible number is named, never computed with."""
+"""Refusals that formulas and parameters share: an impossible number is named, never computed with."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 
 def check_share(name: str, value: float) -> float:
@@ -27,6 +28,15 @@ def check_positive(name: str, value: float) -> float:
     if not value > 0.0:
         raise ValueError(f"{name} must be above 0, got {value}")
     return value
+
+
+def at_least(params: Any, **least: int) -> None:
+    """Refuse a field, or a member of a tuple or list field, that lies below its least value, and an empty tuple."""
+    for name, low in least.items():
+        value = getattr(params, name)
+        values = value if isinstance(value, (tuple, list)) else (value,)
+        if not values or min(values) < low:
+            raise ValueError(f"{name} must be at least {low}, got {min(values) if values else 'none'}")
 
 
 def check_smaller(draft: int, target: int) -> None:

@@ -17,6 +17,7 @@ from flashspec.model.config import ModelConfig
 from flashspec.model.export import save_transformer, write_json
 from flashspec.model.transformer import Transformer
 from flashspec.provenance import model_digests
+from flashspec.theory.checks import at_least
 from flashspec.train.distill import Distillation, DraftLoss, Teacher, acceptance
 from flashspec.train.losses import cross_entropy
 from flashspec.train.outputs import OwnText, write
@@ -52,9 +53,7 @@ class Design:
     seed: int = 1  # of windows, texts and batches
 
     def __post_init__(self) -> None:
-        for name, least in (("layers", 1), ("steps", 0), ("sequences", 1), ("length", 2), ("written", 1), ("prompt", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        at_least(self, layers=1, steps=0, sequences=1, length=2, written=1, prompt=1)
         if self.prompt > self.length:
             raise ValueError(f"a text of {self.length} tokens has no room for a prompt of {self.prompt}; shorten the prompt")
         _ = self.distillation

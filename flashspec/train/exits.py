@@ -18,6 +18,7 @@ from flashspec.decoding.models import load
 from flashspec.model.exits import EXITS_FILE, ExitAdapter, save_exits
 from flashspec.model.folder import read_config
 from flashspec.model.transformer import Transformer
+from flashspec.theory.checks import at_least
 from flashspec.train import corpus
 from flashspec.train.losses import divergence
 from flashspec.train.trainer import Batches
@@ -40,9 +41,7 @@ class ExitRecipe:
     def __post_init__(self) -> None:
         if not self.layers or list(self.layers) != sorted(set(self.layers)) or self.layers[0] < 1:
             raise ValueError(f"exits must be layer numbers from 1, in rising order, got {self.layers}")
-        for name in ("rank", "steps", "sequences", "length"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        at_least(self, rank=1, steps=1, sequences=1, length=1)
 
 
 def depth_of(folder: Path) -> int:

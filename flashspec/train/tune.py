@@ -14,6 +14,7 @@ from torch import Tensor
 
 from flashspec.model.export import save_transformer, write_json
 from flashspec.model.transformer import Transformer
+from flashspec.theory.checks import at_least
 from flashspec.train.design import TOKENIZER, windows
 from flashspec.train.distill import slice_of
 from flashspec.train.losses import cross_entropy
@@ -36,9 +37,7 @@ class Tuning:
     seed: int = 2
 
     def __post_init__(self) -> None:
-        for name, least in (("steps", 1), ("sequences", 1), ("length", 2)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        at_least(self, steps=1, sequences=1, length=2)
 
     @property
     def schedule(self) -> Schedule:

@@ -15,7 +15,8 @@ from flashspec.provenance import short_hash
 from flashspec.study import trials
 from flashspec.study.drafts import drafts_of, pair_of, short_name, target_of
 from flashspec.study.experiment import Experiment
-from flashspec.study.pairs import at_least, by_temperature, samplings
+from flashspec.study.pairs import by_temperature, samplings
+from flashspec.study.rows import Raced
 from flashspec.study.trials import Trial
 from flashspec.train import corpus
 from flashspec.train.design import encoded
@@ -25,27 +26,19 @@ VARIANT = "fine-tuned"
 
 
 @dataclass(frozen=True)
-class Params:
+class Params(Raced):
     """Which targets to try. Without `targets`, a variant of the home target is fine-tuned on docstrings, which takes minutes."""
 
     target: str = "reference"  # the home target, whose drafts these are: shipped name or folder
     targets: tuple[str, ...] = ()  # other targets of the same tokenizer: folders
-    drafts: tuple[str, ...] = ()  # draft models: names or folders; empty means every shipped one
     ks: tuple[int, ...] = (1, 2, 3, 4, 6)  # drafted tokens a check
-    temperatures: tuple[float, ...] = (0.0, 1.0)  # 0 is greedy
-    rule: str = "coupling"  # acceptance rule
-    dtype: str = "bfloat16"  # of the timed runs
-    prompts: str = ""  # prompts file; empty means the shipped one
     per_kind: int = 2  # prompts of each kind
-    new_tokens: int = 64  # tokens emitted a prompt, whatever the stop tokens
-    repeats: int = 3  # kept turns
     steps: int = 100  # training steps of the variant
     seed: int = 2  # of the variant's training, and of sampling
     work: str = "runs/variants"  # where the variant is trained and kept
 
     def __post_init__(self) -> None:
-        at_least(self, ks=1, per_kind=1, new_tokens=2, repeats=1)
-        samplings(self.temperatures, (self.rule,), self.seed)
+        super().__post_init__()
         _ = self.tuning
 
     @property

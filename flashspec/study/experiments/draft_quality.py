@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from flashspec.model.transformer import Transformer
 from flashspec.study.drafts import FAMILY, Pair, digested, pairs_of, target_of
 from flashspec.study.experiment import Experiment
 from flashspec.study.pairs import at_least, drafting, samplings
+from flashspec.study.rows import DraftFacts, Replayed
 from flashspec.theory import replayed_all
 
 CHOICES = 4
@@ -42,43 +43,34 @@ class Params:
         samplings(self.temperatures, (self.rule,), self.seed)
 
 
-class Row(NamedTuple):
-    """One draft on all prompts of one kind at one temperature.
+@dataclass(frozen=True)
+class Setting:
+    """Which prompts, and how the target's texts are replayed."""
 
-    On the prompts' own text, which no model was trained on: `loss` is its surprise in nats summed over `positions`, `right` how
-    often its best token is the text's, `chosen` of `asked` how often it finds the true second half of a prompt the likeliest
-    among those of CHOICES prompts. The rest counts a replay on the target's own texts at this k.
-    """
-
-    draft: str
-    digest: str
-    layers: int
-    body: int
-    head_bytes: int
-    steps: int | None
     kind: str
     temperature: float
     rule: str
     k: int
-    positions: int
-    loss: float
-    right: int
-    asked: int
-    chosen: int
-    rounds: float
-    drafted: float
-    accepted: float
-    emitted: int
 
 
-class Merit(NamedTuple):
-    """What a model knows about texts of one kind; as in Row."""
+@dataclass(frozen=True)
+class Merit:
+    """What a model knows about texts of one kind, which no model was trained on.
+
+    `loss` is its surprise in nats summed over `positions`, `right` how often its best token is the text's, `chosen` of `asked`
+    how often it finds the true second half of a prompt the likeliest among those of CHOICES prompts.
+    """
 
     positions: int
     loss: float
     right: int
     asked: int
     chosen: int
+
+
+@dataclass(frozen=True)
+class Row(Replayed, Merit, Setting, DraftFacts):
+    """One draft on all prompts of one kind at one temperature: on the prompts' own text, and replayed on the target's texts."""
 
 
 def measure(params: Params) -> Iterator[Row]:
@@ -92,7 +84,7 @@ def measure(params: Params) -> Iterator[Row]:
         merits = {kind: merit_of(pair.models.model("draft"), texts) for kind, texts in kinds.items()}
         for temperature, trace in traces:
             for kind, stands in replayed_by_kind(pair, trace).items():
-                facts = (kind, temperature, params.rule, params.k, *merits[kind])
+                facts = (kind, temperature, params.rule, params.k, *vars(merits[kind]).values())
                 cells: list[Any] = [*pair.facts.values(), *facts, *replayed_all(stands, params.k)]
                 yield Row(*cells)
 

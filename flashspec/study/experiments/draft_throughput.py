@@ -12,31 +12,17 @@ from flashspec.study import trials
 from flashspec.study.drafts import FAMILY, digested, pairs_of
 from flashspec.study.experiment import Experiment
 from flashspec.study.experiments.draft_parts import around
-from flashspec.study.pairs import at_least, by_temperature, samplings
+from flashspec.study.pairs import by_temperature, samplings
+from flashspec.study.rows import Raced
 from flashspec.study.trials import Trial
 
 
 @dataclass(frozen=True)
-class Params:
+class Params(Raced):
     """Which drafts to race. Without `drafts`: every shipped one, and the finished ones below `family` if that folder is there."""
 
-    target: str = "reference"  # target model: shipped name or folder
-    drafts: tuple[str, ...] = ()  # draft models: names or folders
     family: str = FAMILY  # folder with more drafts, used when `drafts` is empty
-    ks: tuple[int, ...] = (1, 2, 3, 4, 6, 8)  # drafted tokens a check
-    temperatures: tuple[float, ...] = (0.0, 1.0)  # 0 is greedy
-    rule: str = "coupling"  # acceptance rule
     weights: str = "dense"  # target weights: dense (AWQ dequantised) or int4
-    dtype: str = "bfloat16"  # of the timed runs
-    prompts: str = ""  # prompts file; empty means the shipped one
-    per_kind: int = 1  # prompts of each kind, the first ones
-    new_tokens: int = 64  # tokens emitted a prompt, whatever the stop tokens
-    repeats: int = 3  # kept turns
-    seed: int = 0  # of sampling
-
-    def __post_init__(self) -> None:
-        at_least(self, ks=1, repeats=1, per_kind=1, new_tokens=2)
-        samplings(self.temperatures, (self.rule,), self.seed)
 
 
 def measure(params: Params) -> Iterator[Trial]:

@@ -19,7 +19,7 @@ from flashspec.measure.prompts import Prompt, first_of_each_kind, load_prompts
 from flashspec.scores import Sampling
 from flashspec.study.experiment import Experiment
 from flashspec.study.pairs import among, at_least, drafting, folders, models_of, samplings
-from flashspec.study.rows import COUNTS, Counted, Timed
+from flashspec.study.rows import COUNTS, Compared, Counted, Timed, Turn
 
 BASELINE = "baseline"
 
@@ -59,20 +59,12 @@ class Drafting:
 
 
 @dataclass(frozen=True)
-class Row(Counted, Drafting):
+class Row(Compared, Turn, Counted, Drafting):
     """One entry on the prompts of one kind in one turn; parts are those measured in the same turn.
 
-    `twin_digest` is the text of the float32 twin on the kind's first prompt ("" where none was run); divergence columns
-    are empty where the timed text equals plain decoding's.
+    `twin_digest` is the text of the float32 twin on the kind's first prompt ("" where none was run).
     """
 
-    seconds: float
-    repeat: int
-    text_digest: str
-    twin_digest: str
-    divergence_at: int | None
-    gap: float | None
-    noise: float | None
     draft_seconds: float
     check_seconds: float
     step_seconds: float

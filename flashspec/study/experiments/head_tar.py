@@ -15,6 +15,7 @@ from flashspec.measure.prompts import Prompt, first_of_each_kind, load_prompts
 from flashspec.study.experiment import Experiment
 from flashspec.study.held_out import LIVE, HeldOut, Source, halves, held_out, judged
 from flashspec.study.pairs import among, at_least, folders
+from flashspec.study.rows import Kept, Turn
 
 BASELINE = "baseline"
 FAMILY = (
@@ -66,12 +67,9 @@ class Params:
         return Source(self.target, self.draft, self.prompts, self.tuning, 2 * self.new_tokens, 1.0, self.seed)
 
 
-class Row(NamedTuple):
-    """One head on the prompts of one kind in one turn; probes and shortlist are 0 where the head has none.
-
-    `agreed` of `positions` rows had the dense head's best id, and `covered` is the dense probability mass scored there; all
-    three are empty for plain decoding and for a head that learns from verifications.
-    """
+@dataclass(frozen=True)
+class Drafting:
+    """What drafted, and under which sampling; probes and shortlist are 0 where the head has none."""
 
     draft: str
     head: str
@@ -80,14 +78,16 @@ class Row(NamedTuple):
     temperature: float
     rule: str
     k: int
-    kind: str
-    prompts: int
-    rounds: int
-    drafted: int
-    accepted: int
-    emitted: int
-    seconds: float
-    repeat: int
+
+
+@dataclass(frozen=True)
+class Row(Turn, Kept, Drafting):
+    """One head on the prompts of one kind in one turn.
+
+    `agreed` of `positions` rows had the dense head's best id, and `covered` is the dense probability mass scored there; all
+    three are empty for plain decoding and for a head that learns from verifications.
+    """
+
     positions: int | None
     agreed: int | None
     covered: float | None

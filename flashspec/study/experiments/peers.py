@@ -22,6 +22,7 @@ from flashspec.scores import Sampling
 from flashspec.study.experiment import Experiment
 from flashspec.study.experiments.end_to_end import evidence
 from flashspec.study.pairs import among, at_least, folders, models_of
+from flashspec.study.rows import Compared, Turn
 
 OURS, THEIRS = "flashspec", "transformers"
 
@@ -44,12 +45,9 @@ class Params:
         among("dtypes", self.dtypes, ("bfloat16", "float32"))
 
 
-class Row(NamedTuple):
-    """One engine and mode on one prompt in one turn; k is 0 for plain decoding.
-
-    Divergence columns compare with flashspec's plain text of the same dtype, scored by the engine that wrote the other
-    text; `twin_digest` is the same run's text in float32.
-    """
+@dataclass(frozen=True)
+class Decode:
+    """What an engine decoded; k is 0 for plain decoding."""
 
     engine: str
     mode: str
@@ -58,13 +56,15 @@ class Row(NamedTuple):
     kind: str
     prompt: int
     emitted: int
-    seconds: float
-    repeat: int
-    text_digest: str
-    twin_digest: str
-    divergence_at: int | None
-    gap: float | None
-    noise: float | None
+
+
+@dataclass(frozen=True)
+class Row(Compared, Turn, Decode):
+    """One engine and mode on one prompt in one turn.
+
+    Divergence columns compare with flashspec's plain text of the same dtype, scored by the engine that wrote the other
+    text; `twin_digest` is the same run's text in float32.
+    """
 
 
 class Sides(NamedTuple):
@@ -87,7 +87,7 @@ def measure(params: Params) -> Iterator[Row]:
         twins = {label: tuple(call()) for label, call in calls_of(twin, prompt, params).items()}
         for dtype, both in sides.items():
             for row in rows_of(both, prompt, params, twins):
-                yield row._replace(dtype=dtype, prompt=number)
+                yield replace(row, dtype=dtype, prompt=number)
 
 
 def sides_of(params: Params, dtype: str, folder: Path) -> Sides:

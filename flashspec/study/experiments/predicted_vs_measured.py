@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from flashspec.heads.registry import HEADS
 from flashspec.measure.prompts import Prompt, first_of_each_kind, load_prompts
@@ -12,6 +12,7 @@ from flashspec.measure.trace import Trace, record, replay_texts
 from flashspec.study.drafts import FAMILY, Pair, digested, pairs_of, shipped, target_of
 from flashspec.study.experiment import Experiment
 from flashspec.study.pairs import among, at_least, by_temperature, drafting, samplings
+from flashspec.study.rows import DraftFacts, Prompted, Replayed, Writing
 from flashspec.theory import replayed_all
 
 
@@ -44,26 +45,9 @@ class Params:
         samplings(self.temperatures, (self.rule,), self.seed)
 
 
-class Row(NamedTuple):
-    """Expected counts of one draft, head and k on all unseen prompts of one kind; whole numbers under Gumbel coupling."""
-
-    draft: str
-    digest: str
-    layers: int
-    body: int
-    head_bytes: int
-    steps: int | None
-    method: str
-    probes: int
-    k: int
-    temperature: float
-    rule: str
-    kind: str
-    prompts: int
-    rounds: float
-    drafted: float
-    accepted: float
-    emitted: int
+@dataclass(frozen=True)
+class Row(Replayed, Prompted, Writing, DraftFacts):
+    """Expected counts of one draft, head and k on all unseen prompts of one kind."""
 
 
 def measure(params: Params) -> Iterator[Row]:

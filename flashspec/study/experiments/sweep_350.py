@@ -14,32 +14,26 @@ from flashspec.study.drafts import digested, drafts_of, pairs_of
 from flashspec.study.experiment import Experiment
 from flashspec.study.experiments.draft_parts import around
 from flashspec.study.pairs import among, at_least, samplings
+from flashspec.study.rows import Raced
 from flashspec.study.trials import Trial
 
 
 @dataclass(frozen=True)
-class Params:
+class Params(Raced):
     """What to sweep. A run is one draft, head, k and temperature on all prompts of one kind."""
 
-    target: str = "reference"  # target model: shipped name or folder
-    drafts: tuple[str, ...] = ()  # draft models: names or folders; empty means every shipped one
     heads: tuple[str, ...] = ("dense", "int8", "flash")  # heads of the draft; plain decoding always runs beside them
     probes: int = 64  # clusters that FlashHead scores
     ks: tuple[int, ...] = (1, 2, 3, 5, 8)  # drafted tokens a check
     temperatures: tuple[float, ...] = (0.0, 0.7, 1.0)  # 0 is greedy
-    rule: str = "coupling"  # acceptance rule
     weights: str = "dense"  # target weights: dense (AWQ dequantised) or int4
-    dtype: str = "bfloat16"  # of the timed runs
-    prompts: str = ""  # prompts file; empty means the shipped one
     per_kind: int = 8  # prompts of each kind, the first ones
-    new_tokens: int = 64  # tokens emitted a prompt, whatever the stop tokens
     repeats: int = 1  # kept turns
-    seed: int = 0  # of sampling
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         among("heads", self.heads, HEADS)
-        at_least(self, ks=1, probes=1, repeats=1, per_kind=1, new_tokens=2)
-        samplings(self.temperatures, (self.rule,), self.seed)
+        at_least(self, probes=1)
 
 
 def measure(params: Params) -> Iterator[Trial]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from flashspec.study import foretold, latency, merits, winners
+from flashspec.study.figures.panels import panels
 from flashspec.study.readings import Missing, where
 from flashspec.study.style import canvas, drawn, plain_ticks
 from flashspec.theory.designs import predicted
@@ -159,19 +160,19 @@ def prediction_errors(results: Any, counts: Any) -> Figure:
 @drawn
 def sweep(results: Any) -> Figure:
     """Speedup over plain decoding against k, one panel a temperature, one line a draft and head, kinds of prompt summed."""
-    table = winners.rates(results.frame)
-    temperatures = sorted(table["temperature"].unique())
-    figure, axes = canvas(len(temperatures), 3.6, sharey=True)
-    for axis, temperature in zip(axes, temperatures, strict=True):
-        rows = where(table, temperature=temperature)
-        plain = where(rows, method="baseline").set_index("draft")["rate"]
-        for shade, ((draft, method), line) in zip(SHADES, rows[rows["k"] > 0].groupby(["draft", "method"]), strict=False):
-            axis.plot(line["k"], line["rate"] / plain[draft], "o-", color=shade, markersize=3, label=f"{draft}, {method}")
-        axis.axhline(1.0, color="#666666", linestyle="--", linewidth=1)
-        axis.set(title=f"T = {temperature:g}", xlabel="drafted tokens a check, k")
-    axes[0].set_ylabel("times plain decoding")
-    axes[0].legend(fontsize=7)
+    words = ("T = {:g}", "times plain decoding")
+    figure = panels(winners.rates(results.frame), "temperature", sweep_at, words, height=3.6)
+    figure.axes[0].legend(fontsize=7)
     return figure
+
+
+def sweep_at(axis: Axes, table: DataFrame) -> None:
+    """One line a draft and head; dashed: plain decoding."""
+    plain = where(table, method="baseline").set_index("draft")["rate"]
+    for shade, ((draft, method), line) in zip(SHADES, table[table["k"] > 0].groupby(["draft", "method"]), strict=False):
+        axis.plot(line["k"], line["rate"] / plain[draft], "o-", color=shade, markersize=3, label=f"{draft}, {method}")
+    axis.axhline(1.0, color="#666666", linestyle="--", linewidth=1)
+    axis.set_xlabel("drafted tokens a check, k")
 
 
 @drawn
