@@ -87,7 +87,7 @@ def loop_overhead(count: int) -> float:
     make = partial(instant_stages, count, walk)
     bench = prepare(make, [0], [1])
     looped = decode(make(), [0], Limits(ROUNDS * (BURST + 1 if count > 1 else 1)))
-    calls = {"round": partial(next, looped), **bench.actions}
+    calls: dict[str, Callable[[], object]] = {"round": partial(next, looped), **bench.actions}
     raw: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(ROUNDS):
         for name, call in calls.items():

@@ -174,7 +174,13 @@ def _kernel_ready(model: Transformer) -> bool:
     formats = {_format(m) for m in matrices}
     step = 16 if formats == {_FOUR_BITS} else 8
     even = not any(size % step for size in (c.hidden, c.ffn, c.head_dim))
-    return len(formats) == 1 and even and not c.layer_norm and weight.device.type == "cpu" and kernels.available()
+    return (
+        len(formats) == 1
+        and even
+        and not c.layer_norm
+        and weight.device.type == "cpu"
+        and kernels.available()
+    )
 
 
 def engine_for(model: Transformer, start: int, stop: int, context: int) -> Engine:
