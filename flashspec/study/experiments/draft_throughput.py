@@ -23,7 +23,7 @@ class Params:
     target: str = "reference"  # target model: shipped name or folder
     drafts: tuple[str, ...] = ()  # draft models: names or folders
     family: str = FAMILY  # folder with more drafts, used when `drafts` is empty
-    ks: tuple[int, ...] = (1, 2, 3, 4, 6, 8)  # drafted tokens a check
+    ks: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12)  # drafted tokens a check
     temperatures: tuple[float, ...] = (0.0, 1.0)  # 0 is greedy
     rule: str = "coupling"  # acceptance rule
     weights: str = "dense"  # target weights: dense (AWQ dequantised) or int4
