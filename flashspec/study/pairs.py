@@ -16,7 +16,8 @@ from flashspec.decoding.models import Models, folder_of, load, rounding
 from flashspec.heads.registry import HEADS
 from flashspec.scores import Sampling
 
-DRAFTS = {"main": "reference:int8", "shallow": "shallow:int8"}  # their layers are rounded for the CPU kernels
+# their layers are rounded for the CPU kernels
+DRAFTS = {"main": "reference:int8", "shallow": "shallow:int8", "designed": "designed:int8"}
 
 
 @lru_cache(maxsize=2)

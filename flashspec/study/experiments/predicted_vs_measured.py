@@ -35,7 +35,7 @@ class Params:
     prompts: str = ""  # prompts file; empty means the shipped one
     skip: int = 8  # prompts of each kind that the timed runs use and that are left out here
     per_kind: int = 8  # prompts of each kind, the ones behind those
-    new_tokens: int = 64  # tokens that the target writes for each
+    new_tokens: int = 48  # tokens that the target writes for each
     seed: int = 0  # of sampling
 
     def __post_init__(self) -> None:

@@ -32,7 +32,7 @@ class Params:
     dtype: str = "bfloat16"  # of the timed runs
     prompts: str = ""  # prompts file; empty means the shipped one
     per_kind: int = 8  # prompts of each kind, the first ones
-    new_tokens: int = 64  # tokens emitted a prompt, whatever the stop tokens
+    new_tokens: int = 48  # tokens emitted a prompt, whatever the stop tokens
     repeats: int = 1  # kept turns
     seed: int = 0  # of sampling
 
