@@ -78,6 +78,7 @@ class Row(Counted, Drafting):
     check_seconds: float
     step_seconds: float
     prefill_seconds: float
+    overhead_seconds: float
 
 
 class Setting(NamedTuple):
@@ -218,7 +219,7 @@ def _row(setting: Setting, record: Record, found: dict[str, Any], parts: Parts) 
         text_digest=text_digest(record.tokens),
         **{name: counted[name] for name in COUNTS},
         **found,
-        **{f"{name}_seconds": value for name, value in parts._asdict().items() if name != "overhead"},
+        **{f"{name}_seconds": value for name, value in parts._asdict().items()},
     )
 
 
