@@ -17,6 +17,8 @@ from flashspec.measure.prompts import load_prompts
 from flashspec.measure.trace import proposals, record
 from flashspec.model.folder import verify_digests
 from flashspec.scores import GREEDY, Sampling
+from flashspec.study import recorded
+from flashspec.study.readings import Missing
 from flashspec.theory import replayed_all
 from flashspec.train import shipping
 
@@ -65,18 +67,23 @@ def test_a_point_that_cannot_ship_leaves_nothing(pair: dict[str, Path], tmp_path
 
 @pytest.mark.parametrize("k", [1, 3])
 def test_a_record_counts_what_a_live_decode_counts(pair: dict[str, Path], tmp_path: Path, k: int) -> None:
-    family = tmp_path / "family"
+    family = tmp_path / "points"
     family.mkdir()
     (family / "point").symlink_to(pair["draft"])
-    line = ["draft", "record", "--folder", str(family), "--out", str(tmp_path / "facts"), "--target", str(pair["target"])]
+    line = ["draft", "record", "--folder", str(family), "--out", str(tmp_path / recorded.FOLDER), "--target", str(pair["target"])]
     assert status([*line, "--prompts", str(tmp_path / "prompts.json"), "--new-tokens", "16"]) == 0
-    found = tmp_path / "facts" / "point"
+    found = tmp_path / recorded.FOLDER / "point"
     assert {path.name for path in found.iterdir()} == {"config.json", "digests.json", "proposals.json"}
     models = load(pair["target"], pair["draft"], "float32", "cpu", "dense")
     prompts = load_prompts(tmp_path / "prompts.json", 2)
     live = [generate(models, list(p.ids), Method("model", k=k), GREEDY, max_new_tokens=16, stop=()).stats for p in prompts]
     counts = replayed_all(shipping.stands_of(found), k)
     assert (counts.rounds, counts.accepted) == (sum(s.rounds for s in live), sum(s.accepted for s in live))
+    line = recorded.recorded(k, tmp_path).loc["point"]
+    assert line["TAR"] == pytest.approx(sum(s.emitted for s in live) / counts.rounds)
+    assert line["layers"] == models.draft.config.layers and line["body"] == models.draft.config.body_parameters
+    with pytest.raises(Missing, match="no point of the family is recorded"):
+        recorded.recorded(k, tmp_path / "nowhere")
 
 
 def test_proposals_need_shared_noise(pair: dict[str, Path], tmp_path: Path) -> None:
