@@ -78,7 +78,7 @@ def point(draft: str, method: str, finalize: str, temperature: float, kind: str,
             "probes": 256 if method == "flash" else 0, "kind": kind, "prompts": 1, "rounds": 40, "drafted": 40 * k,
             "accepted": 60, "emitted": 100, "forwards": 40, "text_digest": text, "twin_digest": text if k < 4 else "",
             "divergence_at": None, "gap": None, "noise": None, "draft_seconds": 1e-3, "check_seconds": 4e-3,
-            "step_seconds": 3e-3, "prefill_seconds": 2e-3}  # fmt: skip
+            "step_seconds": 3e-3, "prefill_seconds": 2e-3, "overhead_seconds": 0.0}  # fmt: skip
 
 
 def acceptance() -> SimpleNamespace:

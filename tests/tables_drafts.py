@@ -12,6 +12,7 @@ import tables
 
 from flashspec.study import papers
 from flashspec.study.experiments.papers_table import Params, measure
+from flashspec.study.readings import where
 from flashspec.theory import tokens_per_check
 
 KS, KINDS = (2, 4), ("code", "prose")
@@ -75,6 +76,7 @@ def swept() -> SimpleNamespace:
 def parts() -> pandas.DataFrame:
     """The parts of every draft, as the model has them."""
     ms = {f"check {k}": CHECK_MS - 0.1 for k in KS} | {"overhead": 0.1, "step": STEP_MS}
+    ms |= {f"eager {k}": CHECK_MS + STEP_MS for k in KS} | {"finalize": STEP_MS, "head dense": DRAFT_MS / 2}
     ms |= {f"{name} {kind}": READ_MS for name in ("prefill", "read") for kind in KINDS}
     return pandas.DataFrame([
         {"draft": draft, "digest": f"digest of {draft}", "part": part, "seconds": 1e-3 * value, "repeat": repeat}
@@ -90,6 +92,13 @@ def counts() -> SimpleNamespace:
          "accepted": 1.0, "emitted": 100}
         for draft, k, t, kind in product(LAYERS, KS, (0.0, 1.0), KINDS)
     ])  # fmt: skip
+
+
+def three_kinds() -> SimpleNamespace:
+    """The same counts with one more kind of prompt, so that there is an interval."""
+    found = counts()
+    found.frame = pandas.concat([found.frame, where(found.frame, kind="code").assign(kind="tests")], ignore_index=True)
+    return found
 
 
 def quality() -> SimpleNamespace:
@@ -159,7 +168,7 @@ def beside() -> SimpleNamespace:
 
 
 DRAWN = tables.drawn(
-    draft_family=[runs], draft_latency=[latency], draft_quality=[quality], draft_space=[beside, counts], generalises=[away],
-    paper_gain=[latency], papers_table=[printed], predicted_measured=[beside, counts], prediction_errors=[beside, counts],
-    sweep=[swept],
+    draft_family=[runs], draft_latency=[latency], draft_lengths=[beside, three_kinds], draft_quality=[quality],
+    draft_space=[beside, counts], generalises=[away], paper_gain=[latency], papers_table=[printed],
+    predicted_measured=[beside, counts], prediction_errors=[beside, counts], sweep=[swept],
 )  # fmt: skip

@@ -111,7 +111,7 @@ def test_tokenizers_that_differ_are_refused_with_the_id_and_both_tokens(folders:
     raw["model"]["vocab"][words[7]], raw["model"]["vocab"][words[9]] = 9, 7
     (tmp_path / "tokenizer.json").write_text(json.dumps(raw))
     check_tokenizers(folders["target"], folders["draft"])
-    with pytest.raises(ValueError, match="2 ids differ, first id 7: .* in the target, .* in the draft") as refused:
+    with pytest.raises(ValueError, match="2 ids differ: 7, .*; id 7 is .* in the target and .* in the draft") as refused:
         check_tokenizers(folders["target"], tmp_path)
     assert repr(words[7]) in str(refused.value) and repr(words[9]) in str(refused.value)
     raw["added_tokens"].append({"id": 9000, "content": "<more>"})

@@ -194,11 +194,12 @@ def test_a_variant_is_tuned_once_and_the_drafts_run_on_it(
     text = tmp_path / "text.py"
     text.write_text("\n".join(f'def f{n}():\n    """{"one two three four five six seven " * 6}{n}"""' for n in range(60)))
     monkeypatch.setattr(corpus, "split", lambda root: ([text], []))
-    monkeypatch.setattr(draft_generalises.Params, "tuning", property(lambda self: Tuning(self.steps, 1, 1, 16, seed=self.seed)))
+    short = {name: Tuning(2, 1, 1, 16) for name in (draft_generalises.VARIANT, draft_generalises.INDEPENDENT)}
+    monkeypatch.setattr(draft_generalises.Params, "tunings", short)
     names = {name: value for name, value in common.items() if name != "drafts"}
-    params = replace(draft_generalises.SMOKE, **names, drafts=(str(home / "flat"),), steps=2, work=str(tmp_path / "variants"))
+    params = replace(draft_generalises.SMOKE, **names, drafts=(str(home / "flat"),), work=str(tmp_path / "variants"))
     rows = list(draft_generalises.measure(params))
-    assert {r.target for r in rows} == {"target", "fine-tuned"} and len({r.target_digest for r in rows}) == 2
+    assert {r.target for r in rows} == {"target", "fine-tuned", "independent"} and len({r.target_digest for r in rows}) == 3
     assert {r.draft for r in rows} == {"flat"} and {r.k for r in rows} == {0, 2}
     folder = draft_generalises.variant_folder(params)
     before = (folder / "digests.json").read_bytes()

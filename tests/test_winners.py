@@ -9,7 +9,7 @@ import tables_drafts as made
 
 pytest.importorskip("pandas")
 
-from flashspec.study import foretold, latency, merits, papers, winners
+from flashspec.study import foretold, latency, merits, papers, planned, winners
 from flashspec.study.ranks import correlation_words, rank_correlation, spearman
 from flashspec.study.readings import Missing
 
@@ -79,6 +79,22 @@ def test_a_slower_check_is_seen_as_an_error(tmp_path) -> None:
     assert foretold.errors(table[table["k"] == 4]).min() > 0.1 and foretold.errors(table[table["k"] == 2]).abs().max() < 0.04
     twice = found.frame.assign(seconds=2 * found.frame["seconds"])
     assert list(foretold.predictions(twice, wrong, made.counts().frame)["predicted"]) == list(table["predicted"])
+
+
+def test_what_a_plan_recommends_is_the_fastest_of_runs_that_the_model_made(tmp_path) -> None:
+    """On runs that the model made nothing is lost; with a check that takes longer than in the runs, something is."""
+    found, counts = made.runs(tmp_path), made.three_kinds().frame
+    parts = foretold.parts_of(found, temperature=1.0)
+    plans = planned.planned(found.frame, parts, counts, 1.0)
+    assert {one.draft for one in plans} == set(made.LAYERS) and max(one.loss for one in plans) == 0
+    assert all(one.recommended == one.fastest for one in plans)
+    long = {one.draft for one in plans if one.fastest == 4}
+    assert long and "within 3 % for 5 of 5 drafts" in planned.planned_words(plans)
+    wrong = parts.assign(seconds=parts["seconds"] * (1 + 9 * (parts["part"] == "check 4")))
+    worse = planned.planned(found.frame, wrong, counts, 1.0)
+    assert {one.draft for one in worse if one.loss > 0} == long
+    with pytest.raises(Missing, match="replayed"):
+        planned.planned(found.frame, parts, counts.assign(k=5), 1.0)
 
 
 def test_pooled_runs_are_predicted_from_all_kinds(tmp_path) -> None:

@@ -10,12 +10,18 @@ import numpy as np
 import torch
 
 from flashspec.cli.flags import given, with_flags
-from flashspec.decoding.models import Models, folder_of, load
+from flashspec.decoding.models import SHIPPED, Models, folder_of, load
 from flashspec.heads.registry import RANKED, file_of
 from flashspec.heads.shortlist import ShortlistHead, ranked_by_frequency
+from flashspec.measure.prompts import load_prompts
+from flashspec.measure.trace import record
+from flashspec.scores import GREEDY
+from flashspec.study.drafts import FAMILY as FINISHED
+from flashspec.study.drafts import finished
 from flashspec.train import corpus
 from flashspec.train.design import Design, design_draft, encoded, package
 from flashspec.train.family import FAMILY, build
+from flashspec.train.shipping import record_point, ship
 
 TARGET = click.option("--target", default="reference", show_default=True, help="A shipped model or a checkpoint folder.")
 TEXT = click.option(
@@ -76,6 +82,35 @@ def family(names: tuple[str, ...], folder: Path, target: str, texts: tuple[Path,
     stream = stream_of(models, texts)
     for name in names or FAMILY:
         click.echo(f"done: {build(name, target, stream, (folder / 'work', folder / 'models'))}")
+
+
+@command.command("ship")
+@click.argument("point", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--k", default=4, show_default=True, help="Drafted tokens a check, for speculative.json.")
+@click.option("--shelf", type=click.Path(file_okay=False, path_type=Path), default=SHIPPED, help="Where shipped models are.")
+@TARGET
+@TEXT
+def ship_point(point: Path, k: int, shelf: Path, target: str, texts: tuple[Path, ...]) -> None:
+    """Make the finished folder POINT the shipped draft "designed", with a calibrated FlashHead; once, then it is frozen."""
+    models = load(target, point, "float32", "cpu", "dense")
+    click.echo(f"done: {ship(point, shelf, stream_of(models, texts), k)}")
+
+
+@command.command("record")
+@click.option("--folder", default=FINISHED, show_default=True, help="Finished points of the family.")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=Path("book/results/family"), show_default=True)
+@click.option("--prompts", type=click.Path(), help="A prompts file instead of the shipped one.")
+@click.option("--new-tokens", default=64, show_default=True, help="Tokens that the target writes for each prompt.")
+@TARGET
+def record_points(folder: str, out: Path, prompts: str | None, new_tokens: int, target: str) -> None:
+    """Keep recipe, digests, curve and greedy proposals of every finished point below FOLDER, without its weights."""
+    points = finished(folder)
+    if not points:
+        raise FileNotFoundError(f"no finished point below {folder}; build the family with `flashspec draft family`")
+    alone = load(target, None, "float32", "cpu", "dense")
+    trace = record(alone, load_prompts(prompts, 2, alone), GREEDY, new_tokens)
+    for point in points.values():
+        click.echo(f"done: {record_point(point, folder_of(target, 'target'), trace, out)}")
 
 
 def stream_of(models: Models, texts: tuple[Path, ...]) -> np.ndarray:

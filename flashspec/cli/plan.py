@@ -22,7 +22,7 @@ from flashspec.study.parameters import parse_value
 
 HEADS = ("dense", "int8", "flash")
 HERE = "measured on this machine"
-STORED = {"reference": "main", "shallow": "shallow"}
+STORED = {"reference": "main", "shallow": "shallow", "designed": "designed"}
 Found = tuple[PairCosts, Acceptance, dict[str, str]]
 
 

@@ -23,7 +23,7 @@ from flashspec.model.transformer import Transformer
 from flashspec.theory.checks import check_smaller
 
 SHIPPED = Path(__file__).resolve().parent.parent / "models"
-REFERENCE = {"target": {"reference": "target"}, "draft": {"reference": "narrow", "shallow": "shallow"}}
+REFERENCE = {"target": {"reference": "target"}, "draft": {"reference": "narrow", "shallow": "shallow", "designed": "designed"}}
 
 
 @dataclass
@@ -141,7 +141,7 @@ class Models:
 
 
 def folder_of(name: str | Path, role: str) -> Path:
-    """The folder of a shipped model ("reference", "shallow"), of a path the user gave, or of a hub name in the local cache."""
+    """The folder of a shipped model ("reference", "shallow", ...), of a path the user gave, or of a cached hub name."""
     name = rounding(name)[0] if role == "draft" else name
     shipped = REFERENCE[role].get(str(name))
     try:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from flashspec.model.transformer import Transformer
 
+SAID = 8
+
 
 def words_of(folder: Path) -> dict[int, str]:
     """The token of every id, empty where the folder has no tokenizer."""
@@ -27,9 +29,10 @@ def check_tokenizers(target: Path, draft: Path) -> None:
         return
     wrong = sorted(i for i in mine.keys() | theirs.keys() if mine.get(i) != theirs.get(i))
     here, there = (words.get(wrong[0], "nothing") for words in (mine, theirs))
+    named = ", ".join(map(str, wrong[:SAID])) + (", ..." if len(wrong) > SAID else "")
     raise ValueError(
-        f"draft and target have different vocabularies ({len(wrong)} ids differ, first id {wrong[0]}: {here!r} in the target, "
-        f"{there!r} in the draft); use models of one tokenizer"
+        f"draft and target have different vocabularies ({len(wrong)} ids differ: {named}; id {wrong[0]} is {here!r} in the "
+        f"target and {there!r} in the draft); use models of one tokenizer"
     )
 
 

@@ -7,20 +7,19 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
-from flashspec.decoding.cascade import Stage
+from flashspec.decoding.cascade import Cascade, Limits, Stage, decode
 from flashspec.decoding.generate import Stats
-from flashspec.decoding.rules import Waiting
 from flashspec.measure import clock
-from flashspec.scores import Dice, Scores
 
 PROMPTS = 3
 
 
 class Parts(NamedTuple):
-    """Median seconds: one token by stage 0, a check of k tokens, a one-token target read, and set-up with the prompt read.
+    """Median seconds of the parts of a decode.
 
+    `draft`: one token by stage 0; `check`: a check of k tokens; `step`: a one-token target read; `prefill`: what a text costs
+    besides its rounds (making the stages, reading the prompt); `overhead`: what the loop adds to a round (`loop_overhead`).
     Plain decoding has no check, so its `check` and `step` are 0.
     """
 
@@ -28,96 +27,98 @@ class Parts(NamedTuple):
     check: float
     step: float
     prefill: float
+    overhead: float = 0.0
 
 
 class Bench(NamedTuple):
-    """A one- or two-stage method whose readers have read all but the newest of `start` tokens, with a burst of k written."""
+    """A one- or two-stage decode held before one and the same round, behind `start` tokens, the first `prompt` of them given.
+
+    The loop's own actions are timed, in the order of a round, so that each finds the caches as the one before it leaves them:
+    burst, check, and step last; with an eager final token burst, step, check.
+    """
 
     make: Callable[[], list[Stage]]
-    stages: list[Stage]
-    tokens: Tensor
+    cascade: Cascade
     prompt: int
     start: int
-    proposals: list[Scores]
+
+    @property
+    def stages(self) -> list[Stage]:
+        """The stages of the decode."""
+        return self.cascade.stages
+
+    @property
+    def actions(self) -> dict[str, Callable[[], None]]:
+        """What a round does, in its order."""
+        return {"burst": self.burst, "check": self.check} if len(self.stages) > 1 else {"burst": self.burst}
 
     @property
     def block(self) -> int:
         """Tokens of a burst."""
-        return self.stages[-1].every
+        return self.cascade.burst
 
-    def burst(self) -> list[Scores]:
-        """Write k tokens as the loop does, then forget them; their proposals."""
-        stage, found = self.stages[0], []
-        for position in range(self.start, self.start + self.block):
-            rows = stage.reader.read(self.tokens[:position])[position - 1 :]
-            drawn = stage.rule.draw(stage.head(rows, torch.tensor([position]), _dice(stage)), position, 0)
-            self.tokens[position] = drawn.token[0]
-            found.append(drawn.scores)
-        stage.reader.rewind(self.start - 1)
-        return found
+    def burst(self) -> None:
+        """Go back to the start of the round and write k tokens."""
+        cascade = self.cascade
+        cascade.length, cascade.marks = self.start, [self.start] * len(self.stages)
+        for stage in self.stages:
+            stage.reader.rewind(self.start - 1)
+        cascade.draft()
 
     def check(self) -> None:
-        """Judge the burst as the loop does, then forget it."""
-        stage, stop = self.stages[-1], self.start + self.block
-        rows = stage.reader.read(self.tokens[:stop])[self.start - 1 :]
-        scores = stage.head(rows, torch.arange(self.start, stop + 1), _dice(stage))
-        stage.rule.verify(scores, Waiting(self.tokens[self.start : stop].tolist(), self.proposals, self.start, 1))
-        stage.reader.rewind(self.start - 1)
+        """Judge the burst just written."""
+        self.cascade.check(1)
 
     def step(self) -> None:
-        """Read one token with the target, as eager finalisation does."""
+        """Read one token with the target, as eager finalisation does; a check after it has one token less to read."""
         reader = self.stages[-1].reader
-        reader.read(self.tokens[: self.start])
         reader.rewind(self.start - 1)
+        reader.read(self.cascade.tokens[: self.start])
 
-    def prefill(self) -> None:
-        """Make fresh stages and read all but the newest token of the prompt with each."""
-        for stage in self.make():
-            stage.reader.read(self.tokens[: self.prompt - 1])
-
-    def ready(self) -> None:
-        """Read what lies before the newest token."""
-        for stage in self.stages:
-            stage.reader.read(self.tokens[: self.start - 1])
+    def first(self) -> None:
+        """Make fresh stages and decode the prompt's first round."""
+        limits = Limits(self.block + len(self.stages) - 1)
+        next(decode(self.make(), self.cascade.tokens[: self.prompt].tolist(), limits))
 
 
 def prepare(make: Callable[[], list[Stage]], prompt: Sequence[int], text: Sequence[int]) -> Bench:
-    """A bench behind prompt and text, for the stages that `make` makes. Raises ValueError for more than two stages."""
+    """A bench behind prompt and text, for the stages that `make` makes. Raises ValueError for more than two stages.
+
+    The stages' context must hold prompt, text, a burst and the verifier's own token.
+    """
     stages = make()
     if len(stages) > 2:
         raise ValueError(f"parts are measured for a draft and a target, got {len(stages)} stages")
-    start = len(prompt) + len(text)
-    tokens = torch.zeros(start + stages[-1].every, dtype=torch.int64, device=stages[0].reader.rows.device)
-    tokens[:start] = torch.tensor([*prompt, *text])
-    bench = Bench(make, stages, tokens, len(prompt), start, [])
+    ids = [*prompt, *text]
+    bench = Bench(make, Cascade(stages, ids, Limits(stages[-1].every + 1)), len(prompt), len(ids))
     with torch.inference_mode():
-        bench.ready()
-        bench.proposals.extend(bench.burst())
+        for action in bench.actions.values():
+            action()
     return bench
 
 
-def measure_parts(bench: Bench, plan: clock.Plan) -> Parts:
-    """Median seconds of each part, in turns; reading a whole prompt is long enough to be timed PROMPTS times at most."""
-    calls: dict[str, Callable[[], object]] = {"burst": bench.burst}
+def measure_parts(bench: Bench, plan: clock.Plan, eager: bool = False) -> Parts:
+    """Median seconds of each part but the overhead, in turns; a prompt is long enough to be timed PROMPTS times at most."""
+    calls = bench.actions
     if len(bench.stages) > 1:
-        calls |= {"check": bench.check, "step": bench.step}
+        calls = {"burst": bench.burst, "step": bench.step, "check": bench.check} if eager else {**calls, "step": bench.step}
     with torch.inference_mode():
         raw = clock.interleaved_seconds(calls, plan)
         few = replace(plan, repeats=min(PROMPTS, plan.repeats), warmup=1)
-        prefill = clock.interleaved_seconds({"prefill": bench.prefill}, few)
-    found = {name: clock.median(seconds) for name, seconds in (raw | prefill).items()}
-    return Parts(found["burst"] / bench.block, found.get("check", 0.0), found.get("step", 0.0), found["prefill"])
+        first = clock.interleaved_seconds({"first": bench.first}, few)
+    found = {name: clock.median(seconds) for name, seconds in (raw | first).items()}
+    check = found.get("check", 0.0)
+    prefill = max(0.0, found["first"] - found["burst"] - check)
+    return Parts(found["burst"] / bench.block, check, found.get("step", 0.0), prefill)
 
 
 def predicted_seconds(parts: Parts, stats: Stats, decodes: int, eager: bool) -> float:
     """Seconds that parts and counts foretell for `decodes` runs: no part of the whole run's clock is used.
 
-    prefill + tokens of stage 0 x draft + rounds x (check, and a one-token read if eager), as in `theory.round_time`.
+    prefill + tokens of stage 0 x draft + rounds x (check, overhead, and a one-token read if eager), as in `theory.round_time`.
+    A round of plain decoding is one token and has no check.
     """
-    written = stats.drafted or stats.emitted
-    per_round = parts.check + (parts.step if eager else 0.0)
-    return decodes * parts.prefill + written * parts.draft + (stats.rounds if stats.drafted else 0) * per_round
-
-
-def _dice(stage: Stage) -> Dice:
-    return Dice(stage.rule.sampling.seed)
+    if not stats.drafted:
+        return decodes * parts.prefill + stats.emitted * (parts.draft + parts.overhead)
+    per_round = parts.check + parts.overhead + (parts.step if eager else 0.0)
+    return decodes * parts.prefill + stats.drafted * parts.draft + stats.rounds * per_round

@@ -137,10 +137,27 @@ def stands(stage: Stage, told: Told, sampling: Sampling) -> list[float]:
     if _drawn_apart(sampling):
         proposed = _probabilities(stage, told.prompt, told.tokens)
         return (proposed / proposed.new_tensor(told.chances)).clamp(max=1.0).tolist()
+    return [float(a == b) for a, b in zip(_drawn(stage, told), told.tokens, strict=True)]
+
+
+@torch.inference_mode()
+def proposals(trace: Trace, models: Models) -> list[list[int]]:
+    """What the draft's dense head writes behind the true text before every token of a greedy or coupled trace.
+
+    Raises ValueError where draft and target draw with different numbers: then a draw says nothing about the next one.
+    """
+    if _drawn_apart(trace.sampling):
+        raise ValueError(f"proposals are recorded greedily or under rule coupling, not under {trace.sampling.rule}")
+    contexts = [len(told.prompt) + len(told.tokens) for told in trace.told]
+    stages = (build(Method("model"), models, trace.sampling, context)[0] for context in contexts)
+    return [_drawn(stage, told) for stage, told in zip(stages, trace.told, strict=True)]
+
+
+def _drawn(stage: Stage, told: Told) -> list[int]:
+    """The writer's own token at the place of each of a text's."""
     rows, positions = _rows(stage, told.prompt, told.tokens)
-    scores = stage.head(rows, positions, Dice(sampling.seed))
-    drawn = [stage.rule.draw(scores.row(i), int(p), 0).token for i, p in enumerate(positions)]
-    return [float(a == b) for a, b in zip(torch.cat(drawn).tolist(), told.tokens, strict=True)]
+    scores = stage.head(rows, positions, Dice(stage.rule.sampling.seed))
+    return torch.cat([stage.rule.draw(scores.row(i), int(p), 0).token for i, p in enumerate(positions)]).tolist()
 
 
 def _rows(stage: Stage, prompt: Sequence[int], tokens: Sequence[int]) -> tuple[Tensor, Tensor]:

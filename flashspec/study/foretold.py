@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from flashspec.measure.costs import name_of
 from flashspec.study.pairs import drafting
-from flashspec.study.readings import Missing
+from flashspec.study.readings import Missing, where
 from flashspec.study.trials import POOLED
 
 if TYPE_CHECKING:
@@ -17,11 +17,14 @@ WRITER = ["draft", "digest", "method", "probes", "k", "temperature", "rule"]
 COUNTS = ["rounds", "drafted", "emitted"]
 
 
-def parts_of(results: Any) -> DataFrame:
-    """The tables of `draft_parts` that the runs name, one under another with the column `table`; Missing where one is lost."""
+def parts_of(results: Any, **setting: Any) -> DataFrame:
+    """The tables of `draft_parts` that the runs of a setting name, one under another with the column `table`.
+
+    Missing where one is lost.
+    """
     import pandas
 
-    names = sorted({name for joined in set(results.frame["parts"]) for name in joined.split("+")})
+    names = sorted({name for joined in set(where(results.frame, **setting)["parts"]) for name in joined.split("+")})
     files = {name: results.path.parent.parent / "draft_parts" / f"{name}.csv" for name in names}
     lost = [name for name, file in files.items() if not file.exists()]
     if lost:
@@ -32,7 +35,7 @@ def parts_of(results: Any) -> DataFrame:
 def predictions(frame: DataFrame, parts: DataFrame, counts: DataFrame) -> DataFrame:
     """Every run of a draft with the seconds foretold for it; runs whose draft or setting was not replayed are left out.
 
-    prefill for every prompt + emitted x (drafted a token x draft step + rounds a token x (check + overhead)): the round time of
+    set-up for every prompt + emitted x (drafted a token x draft step + rounds a token x (check + overhead)): the round time of
     Yan et al. 2024 (section 3), with counts a token from other prompts of the same kind ("all": of every kind).
     """
     table = frame[frame["k"] > 0].merge(shares(counts), on=[*WRITER, "kind"], how="inner")

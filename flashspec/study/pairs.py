@@ -17,7 +17,8 @@ from flashspec.heads.registry import HEADS
 from flashspec.scores import Sampling
 from flashspec.theory.checks import at_least as at_least
 
-DRAFTS = {"main": "reference:int8", "shallow": "shallow:int8"}  # their layers are rounded for the CPU kernels
+# their layers are rounded for the CPU kernels
+DRAFTS = {"main": "reference:int8", "shallow": "shallow:int8", "designed": "designed:int8"}
 
 
 @lru_cache(maxsize=2)

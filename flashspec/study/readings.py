@@ -205,7 +205,7 @@ def predictions(frame: DataFrame) -> DataFrame:
 
 def foretold(row: Any) -> float:
     """Seconds that the parts measured in the same turn and the counts of this row foretell."""
-    parts = Parts(row.draft_seconds, row.check_seconds, row.step_seconds, row.prefill_seconds)
+    parts = Parts(row.draft_seconds, row.check_seconds, row.step_seconds, row.prefill_seconds, row.overhead_seconds)
     stats = Stats(row.rounds, row.drafted, row.drafted, row.accepted, row.emitted, row.forwards)
     return predicted_seconds(parts, stats, row.prompts, row.finalize == "eager" and row.method != "baseline")
 

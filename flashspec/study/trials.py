@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from flashspec.decoding.method import METHODS
 from flashspec.measure.bench import text_digest
 from flashspec.measure.contest import Decoding, Entry, Record, Turns, joined_by_kind
-from flashspec.measure.prompts import Prompt, first_of_each_kind
+from flashspec.measure.prompts import Prompt
 from flashspec.scores import Sampling
 from flashspec.study.drafts import Pair
 from flashspec.study.pairs import drafting
@@ -63,11 +63,10 @@ def speculating(pair: Pair, sampling: Sampling, writers: Iterable[tuple[str, int
 def race(contestants: Sequence[Contestant], prompts: Sequence[Prompt], turns: Turns, first: int = 0) -> Iterator[Record]:
     """Every contestant on every prompt, A B A B within a prompt; kept turns are numbered from `first`.
 
-    The discarded turns decode the first prompt of each kind only.
+    The discarded turns decode the first prompt only.
     """
-    short = first_of_each_kind(prompts, 1)
     for turn in range(-turns.warmup, turns.repeats):
-        for prompt in prompts if turn >= 0 else short:
+        for prompt in prompts if turn >= 0 else prompts[:1]:
             for pair, entry in contestants:
                 record = Decoding(pair.models, entry, prompt, turns.new_tokens).record(turn + first)
                 if turn >= 0:

@@ -125,22 +125,23 @@ def build_draft(shop: Workshop, name: str) -> Path:
 
 @torch.no_grad()
 def hidden_rows(model: Transformer, stream: np.ndarray, windows: int) -> Tensor:
-    """A model's rows [windows * WINDOW, hidden] before its final norm, over evenly spaced windows of a stream."""
-    starts = np.linspace(0, len(stream) - WINDOW - 1, windows).astype(int)
-    ids = torch.from_numpy(np.stack([stream[s : s + WINDOW] for s in starts]).astype(np.int64))
+    """A model's rows [n, hidden] before its final norm, over evenly spaced windows of a stream that fit its context."""
+    length = min(WINDOW, model.config.context)
+    starts = np.linspace(0, len(stream) - length - 1, windows).astype(int)
+    ids = torch.from_numpy(np.stack([stream[s : s + length] for s in starts]).astype(np.int64))
     return model.float().rows(ids).flatten(0, 1)
 
 
-def add_flash_head(shop: Workshop, name: str, windows: int = 16) -> None:
-    """Cluster a draft's head, calibrate it on training text, and put it into the draft's folder."""
-    model, rows = _with_rows(shop, name, np.load(shop.data / "train.npy"), windows)
+def add_flash_head(folder: Path, stream: np.ndarray, windows: int = 16) -> None:
+    """Cluster a draft's head, calibrate it on a stream of training text, and put it into the draft's folder."""
+    model, rows = _with_rows(folder, stream, windows)
     head = FlashHead.build(model.head_weight, model.norm, cluster_size=CLUSTER_SIZE)
-    calibrated(head, DenseHead(model.norm, model.head_weight), rows, AGREEMENT).save(shop.models / name)
+    calibrated(head, DenseHead(model.norm, model.head_weight), rows, AGREEMENT).save(folder)
 
 
 def head_scores(shop: Workshop, name: str, windows: int = 24) -> list[dict[str, float]]:
     """Top-1 agreement with the dense head on held-out text: as shipped, and scoring at most SCORED of the rows."""
-    model, rows = _with_rows(shop, name, np.load(shop.data / "held_out.npy"), windows)
+    model, rows = _with_rows(shop.models / name, np.load(shop.data / "held_out.npy"), windows)
     dense = DenseHead(model.norm, model.head_weight)
     shipped = FlashHead.load(shop.models / name, model.head_weight, model.norm)
     spare = int(SCORED * shipped.vocab_size) - (shipped.rows_scored - shipped.probes * CLUSTER_SIZE)
@@ -152,10 +153,10 @@ def _about(head: FlashHead, same: float) -> dict[str, float]:
     return {"probes": head.probes, "scored_share": round(head.rows_scored / head.vocab_size, 4), "agreement": round(same, 4)}
 
 
-def _with_rows(shop: Workshop, name: str, stream: np.ndarray, windows: int) -> tuple[Transformer, Tensor]:
+def _with_rows(folder: Path, stream: np.ndarray, windows: int) -> tuple[Transformer, Tensor]:
     """A draft as it ships, and the rows that its float32 twin computes."""
-    rows = hidden_rows(load_transformer(shop.models / name, dtype="float32"), stream, windows)
-    return load_transformer(shop.models / name), rows
+    rows = hidden_rows(load_transformer(folder, dtype="float32"), stream, windows)
+    return load_transformer(folder), rows
 
 
 @torch.no_grad()
@@ -212,7 +213,7 @@ def make(work: Path) -> Path:
     quantise_target(shop, dense)
     for name in DRAFTS:
         build_draft(shop, name)
-        add_flash_head(shop, name)
+        add_flash_head(shop.models / name, np.load(shop.data / "train.npy"))
     finish(shop, card, scores(shop, dense))
     return shop.models
 

@@ -14,7 +14,7 @@ from flashspec.heads.registry import HEADS
 from flashspec.measure import clock
 from flashspec.measure.contest import Entry, texts
 from flashspec.measure.costs import Place, measure_costs
-from flashspec.measure.parts import prepare
+from flashspec.measure.parts import Bench, prepare
 from flashspec.measure.prompts import Prompt, first_of_each_kind, load_prompts
 from flashspec.scores import Sampling
 from flashspec.study.drafts import Pair, digested, pairs_of
@@ -56,7 +56,8 @@ class Params:
 class Row(NamedTuple):
     """Seconds of one part of one draft in one turn.
 
-    Parts are those of `measure.costs.PairCosts`, "prefill KIND" (both models read the prompt) and "read KIND" (the target does).
+    Parts are those of `measure.costs.PairCosts`, "prefill KIND" (what a text costs besides its
+    rounds: making the stages, both models read the prompt) and "read KIND" (the target does).
     """
 
     draft: str
@@ -67,7 +68,7 @@ class Row(NamedTuple):
 
 
 def measure(params: Params) -> Iterator[Row]:
-    """Time every part of a round, and reading a prompt, for each draft and head."""
+    """Time every part of a round, and of beginning a text, for each draft and head."""
     prompts = first_of_each_kind(load_prompts(params.prompts or None), 1)
     for pair in pairs_of(params):
         for part, seconds in {**round_seconds(pair, prompts[0], params), **prefill_seconds(pair, prompts, params)}.items():
@@ -85,14 +86,20 @@ def round_seconds(pair: Pair, prompt: Prompt, params: Params) -> dict[str, list[
 
 
 def prefill_seconds(pair: Pair, prompts: Sequence[Prompt], params: Params) -> dict[str, list[float]]:
-    """Seconds of making the stages and reading the first prompt of each kind, with the draft and without."""
-    calls = {}
+    """Seconds that a text costs besides its rounds, on the first prompt of each kind, with the draft and without."""
+    found = {}
     for name, method in (("prefill", drafting("dense")), ("read", Method())):
         for prompt in prompts:
             make = partial(build, method, pair.models, params.sampling, len(prompt.ids) + params.new_tokens + method.k)
-            calls[f"{name} {prompt.kind}"] = prepare(make, prompt.ids, ()).prefill
+            found[f"{name} {prompt.kind}"] = first_round(prepare(make, prompt.ids, ()), clock.Plan(params.repeats, 1))
+    return found
+
+
+def first_round(bench: Bench, plan: clock.Plan) -> list[float]:
+    """Seconds by turn of making the stages and decoding a prompt's first round, less those of a later round's actions."""
     with torch.inference_mode():
-        return clock.interleaved_seconds(calls, clock.Plan(params.repeats, 1))
+        raw = clock.interleaved_seconds({"first": bench.first, **bench.actions}, plan)
+    return [max(0.0, first - sum(later)) for first, *later in zip(*raw.values(), strict=True)]
 
 
 def around(turn: int, **changes: Any) -> str:

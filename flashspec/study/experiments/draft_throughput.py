@@ -22,6 +22,7 @@ class Params(Raced):
     """Which drafts to race. Without `drafts`: every shipped one, and the finished ones below `family` if that folder is there."""
 
     family: str = FAMILY  # folder with more drafts, used when `drafts` is empty
+    ks: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12)  # drafted tokens a check
     weights: str = "dense"  # target weights: dense (AWQ dequantised) or int4
 
 

@@ -14,6 +14,7 @@ from flashspec.measure import clock
 from flashspec.measure.bench import Text, text_digest
 from flashspec.measure.certificate import Certificate, certify, target_scorer
 from flashspec.measure.contest import Entry, Record, Turns, contest, joined_by_kind, texts
+from flashspec.measure.overhead import loop_overhead
 from flashspec.measure.parts import Bench, Parts, measure_parts, prepare
 from flashspec.measure.prompts import Prompt, first_of_each_kind, load_prompts
 from flashspec.scores import Sampling
@@ -69,6 +70,7 @@ class Row(Compared, Turn, Counted, Drafting):
     check_seconds: float
     step_seconds: float
     prefill_seconds: float
+    overhead_seconds: float
 
 
 class Setting(NamedTuple):
@@ -129,8 +131,14 @@ def run_contest(setting: Setting, params: Params) -> tuple[list[Record], dict[tu
         turns = Turns(params.new_tokens, 1, warmup=0 if turn else 1)
         found = contest(setting.models, list(setting.entries.values()), setting.prompts, turns)
         records += [record._replace(repeat=turn) for record in found]
-        parts |= {(name, turn): measure_parts(bench, clock.Plan(15, 3)) for name, bench in benches.items()}
+        parts |= {(name, turn): parts_of(setting.entries[name], bench) for name, bench in benches.items()}
     return records, parts
+
+
+def parts_of(entry: Entry, bench: Bench) -> Parts:
+    """All parts of an entry, measured now."""
+    parts = measure_parts(bench, clock.Plan(15, 3), entry.method.finalize == "eager")
+    return parts._replace(overhead=loop_overhead(len(bench.stages)))
 
 
 def bench_of(setting: Setting, entry: Entry, params: Params) -> Bench:

@@ -28,7 +28,7 @@ class Params:
     family: str = FAMILY  # folder with more drafts, used when `drafts` is empty
     heads: tuple[str, ...] = ("dense", "int8", "flash")  # heads of the draft
     probes: int = 64  # clusters that FlashHead scores
-    ks: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 8)  # drafted tokens a check
+    ks: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12)  # drafted tokens a check
     temperatures: tuple[float, ...] = (0.0, 0.7, 1.0)  # 0 is greedy
     rule: str = "coupling"  # acceptance rule
     weights: str = "dense"  # target weights: dense (AWQ dequantised) or int4
@@ -36,7 +36,7 @@ class Params:
     prompts: str = ""  # prompts file; empty means the shipped one
     skip: int = 8  # prompts of each kind that the timed runs use and that are left out here
     per_kind: int = 8  # prompts of each kind, the ones behind those
-    new_tokens: int = 64  # tokens that the target writes for each
+    new_tokens: int = 48  # tokens that the target writes for each
     seed: int = 0  # of sampling
 
     def __post_init__(self) -> None:

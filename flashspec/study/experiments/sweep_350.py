@@ -28,6 +28,7 @@ class Params(Raced):
     temperatures: tuple[float, ...] = (0.0, 0.7, 1.0)  # 0 is greedy
     weights: str = "dense"  # target weights: dense (AWQ dequantised) or int4
     per_kind: int = 8  # prompts of each kind, the first ones
+    new_tokens: int = 48  # tokens emitted a prompt, whatever the stop tokens
     repeats: int = 1  # kept turns
 
     def __post_init__(self) -> None:

@@ -6,6 +6,7 @@ from flashspec.study.figures.depths import depth_forecast, nested_stages
 from flashspec.study.figures.drafts import (
     draft_family,
     draft_latency,
+    draft_lengths,
     draft_quality,
     draft_space,
     generalises,
@@ -44,6 +45,7 @@ __all__ = [
     "dilution",
     "draft_family",
     "draft_latency",
+    "draft_lengths",
     "draft_quality",
     "draft_space",
     "draft_step",

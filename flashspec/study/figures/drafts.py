@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from flashspec.study import foretold, latency, merits, winners
+from flashspec.study import foretold, latency, merits, planned, winners
 from flashspec.study.figures.panels import panels
 from flashspec.study.readings import Missing, where
 from flashspec.study.style import canvas, drawn, plain_ticks
@@ -91,6 +91,20 @@ def draft_family(results: Any, temperature: float = 1.0) -> Figure:
         range(len(table)), [f"{n}: {r.layers} layers, k = {r.k}" for n, r in zip(table.index, table.itertuples(), strict=True)]
     )
     axis.set_xlabel(f"tokens per second at T = {temperature:g} (dashed: plain decoding)")
+    return figure
+
+
+@drawn
+def draft_lengths(results: Any, counts: Any, temperature: float = 1.0) -> Figure:
+    """Percent of tokens per second that the recommended k loses to the fastest one, one bar a draft; dashed: 3 %."""
+    parts = foretold.parts_of(results, temperature=temperature)
+    found = planned.planned(results.frame, parts, counts.frame, temperature)
+    figure, (axis,) = canvas(height=1.2 + 0.25 * len(found))
+    axis.barh(range(len(found)), [one.loss for one in found], color=SHADES[0], alpha=0.7, height=0.65)
+    labels = [f"{one.draft}: k = {one.recommended}, fastest {one.fastest}" for one in found]
+    axis.set_yticks(range(len(found)), labels)
+    axis.axvline(3.0, color="#5f6368", linestyle="--")
+    axis.set_xlabel(f"loss of the recommended k at T = {temperature:g}, %")
     return figure
 
 

@@ -1,0 +1,78 @@
+"""What of the family ships: one whole draft under the name "designed", and of every point its facts without the weights."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from flashspec.decoding.models import Models, load
+from flashspec.measure.trace import Trace, proposals
+from flashspec.model.export import write_json
+from flashspec.train.design import speculative
+from flashspec.train.package import write_digests
+from flashspec.train.reference import add_flash_head
+
+DESIGNED = "designed"
+LIMIT = 92_000_000
+FACTS = ("README.md", "config.json", "design.json", "choice.json", "curve.jsonl", "digests.json", "speculative.json")
+PROPOSALS = "proposals.json"
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of all files below a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def ship(point: Path, shelf: Path, stream: np.ndarray, k: int) -> Path:
+    """Copy a finished point into `shelf` as the designed draft, with a FlashHead calibrated on the stream and its own digests.
+
+    Raises FileNotFoundError for an unfinished point, FileExistsError where a designed draft ships already, ValueError where
+    all shipped models together would exceed LIMIT bytes; then nothing is written.
+    """
+    out, staged = shelf / DESIGNED, shelf / f".{DESIGNED}"
+    if not (point / "digests.json").exists():
+        raise FileNotFoundError(f"{point} is no finished point; build it with `flashspec draft family {point.name}`")
+    if out.exists():
+        raise FileExistsError(f"a designed draft ships already and is frozen; remove {out} if it has not been published")
+    total = size_of(shelf) + size_of(point)
+    if total > LIMIT:
+        raise ValueError(f"all shipped models would take {total:,} bytes and {LIMIT:,} are allowed; ship a smaller point")
+    about = speculative(Path("flashspec") / "models" / DESIGNED, k)
+    shutil.rmtree(staged, ignore_errors=True)
+    shutil.copytree(point, staged)
+    write_json(about, staged / "speculative.json")
+    add_flash_head(staged, stream)
+    write_digests(staged)
+    staged.rename(out)
+    return out
+
+
+def record_point(point: Path, target: str | Path, trace: Trace, out: Path) -> Path:
+    """Keep a point's recipe, digests, curve, and what it proposes for every token of a trace of its target; no weights.
+
+    The proposals are the dense head's on float32 layers. Finished records are written anew.
+    """
+    found = out / point.name
+    found.mkdir(parents=True, exist_ok=True)
+    for name in FACTS:
+        if (point / name).exists():
+            shutil.copyfile(point / name, found / name)
+    models = load(target, point, "float32", "cpu", "dense")
+    write_json({"target": trace.target, "texts": proposed(models, trace)}, found / PROPOSALS)
+    return found
+
+
+def proposed(models: Models, trace: Trace) -> list[dict[str, Sequence[int] | str]]:
+    """What the target wrote for each prompt, and what the draft would have written at the same places."""
+    drawn = proposals(trace, models)
+    return [{"kind": told.kind, "tokens": told.tokens, "proposed": ids} for told, ids in zip(trace.told, drawn, strict=True)]
+
+
+def stands_of(record: Path) -> list[list[float]]:
+    """Of a record's texts, which tokens its draft proposes: 1 or 0, as `theory.replayed` counts them."""
+    texts = json.loads((record / PROPOSALS).read_text(encoding="utf-8"))["texts"]
+    return [[float(a == b) for a, b in zip(text["tokens"], text["proposed"], strict=True)] for text in texts]

@@ -1,0 +1,98 @@
+"""What ships of the family: a whole draft that loads and is frozen, and records that say what a live decode counts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import shelf
+import tiny
+
+from flashspec.cli.main import status
+from flashspec.decoding.generate import generate
+from flashspec.decoding.method import Method
+from flashspec.decoding.models import SHIPPED, load
+from flashspec.measure.prompts import load_prompts
+from flashspec.measure.trace import proposals, record
+from flashspec.model.folder import verify_digests
+from flashspec.scores import GREEDY, Sampling
+from flashspec.study import recorded
+from flashspec.study.readings import Missing
+from flashspec.theory import replayed_all
+from flashspec.train import shipping
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> dict[str, Path]:
+    found = shelf.write_pair(tmp_path)
+    tiny.prompts_file(tmp_path, each=3)
+    return found
+
+
+def test_shipped_models_stay_below_the_limit() -> None:
+    total = shipping.size_of(SHIPPED)
+    assert total < shipping.LIMIT
+    assert max(path.stat().st_size for path in SHIPPED.rglob("*.safetensors")) <= 16 << 20
+
+
+def test_a_shipped_point_is_whole_and_frozen(pair: dict[str, Path], tmp_path: Path, capsys) -> None:
+    home, text = tmp_path / "models", tmp_path / "text.txt"
+    home.mkdir()
+    text.write_text("def ship(point, home):\n    return home\n" * 600)
+    line = ["draft", "ship", str(pair["draft"]), "--shelf", str(home), "--target", str(pair["target"]), "--text", str(text)]
+    assert status([*line, "--k", "3"]) == 0
+    out = home / "designed"
+    verify_digests(out)
+    told = json.loads((out / "speculative.json").read_text())
+    assert told == {"method": "draft_model", "model": "flashspec/models/designed", "num_speculative_tokens": 3}
+    models = load(pair["target"], out)
+    assert (out / "flash_head.safetensors").exists() and generate(models, [1, 2, 3], "flash", GREEDY, max_new_tokens=4).tokens
+    assert list(home.iterdir()) == [out]
+    assert status(line) == 2 and "is frozen" in capsys.readouterr().err
+
+
+def test_a_point_that_cannot_ship_leaves_nothing(pair: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = tmp_path / "models"
+    home.mkdir()
+    with pytest.raises(FileNotFoundError, match="no finished point"):
+        shipping.ship(tmp_path, home, None, 4)
+    with pytest.raises(ValueError, match="k must be at least 1, got 0"):
+        shipping.ship(pair["draft"], home, None, 0)
+    monkeypatch.setattr(shipping, "LIMIT", 10)
+    with pytest.raises(ValueError, match="10 are allowed"):
+        shipping.ship(pair["draft"], home, None, 4)
+    assert list(home.iterdir()) == []
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_a_record_counts_what_a_live_decode_counts(pair: dict[str, Path], tmp_path: Path, k: int) -> None:
+    family = tmp_path / "points"
+    family.mkdir()
+    (family / "point").symlink_to(pair["draft"])
+    line = ["draft", "record", "--folder", str(family), "--out", str(tmp_path / recorded.FOLDER), "--target", str(pair["target"])]
+    assert status([*line, "--prompts", str(tmp_path / "prompts.json"), "--new-tokens", "16"]) == 0
+    found = tmp_path / recorded.FOLDER / "point"
+    assert {path.name for path in found.iterdir()} == {"config.json", "digests.json", "proposals.json"}
+    models = load(pair["target"], pair["draft"], "float32", "cpu", "dense")
+    prompts = load_prompts(tmp_path / "prompts.json", 2)
+    live = [generate(models, list(p.ids), Method("model", k=k), GREEDY, max_new_tokens=16, stop=()).stats for p in prompts]
+    counts = replayed_all(shipping.stands_of(found), k)
+    assert (counts.rounds, counts.accepted) == (sum(s.rounds for s in live), sum(s.accepted for s in live))
+    line = recorded.recorded(k, tmp_path).loc["point"]
+    assert line["TAR"] == pytest.approx(sum(s.emitted for s in live) / counts.rounds)
+    assert line["layers"] == models.draft.config.layers and line["body"] == models.draft.config.body_parameters
+    with pytest.raises(Missing, match="no point of the family is recorded"):
+        recorded.recorded(k, tmp_path / "nowhere")
+
+
+def test_proposals_need_shared_noise(pair: dict[str, Path], tmp_path: Path) -> None:
+    models = load(pair["target"], pair["draft"], "float32", "cpu", "dense")
+    trace = record(models, load_prompts(tmp_path / "prompts.json", 1), Sampling(1.0, rule="speculative"), 4)
+    with pytest.raises(ValueError, match="not under speculative"):
+        proposals(trace, models)
+
+
+def test_without_a_family_there_is_nothing_to_record(tmp_path: Path, capsys) -> None:
+    assert status(["draft", "record", "--folder", str(tmp_path)]) == 2
+    assert "no finished point" in capsys.readouterr().err
