@@ -78,8 +78,6 @@ def test_probes_chosen_by_throughput_and_by_agreement_differ():
     assert (fast["probes"], agreeing["probes"]) == (64, 256)
     assert head_readings.choice_gain(frame, 0.0, 0.985).value == pytest.approx(1.1)
     assert head_readings.choice_gain(frame, 0.0, 0.9).value == pytest.approx(1.0)
-    assert head_readings.over_probes(frame, 0.0, 256).value == pytest.approx(1.1)
-    assert head_readings.over_probes(frame, 0.0, 64).value == pytest.approx(1.0)
 
 
 def test_depth_gains_stand_beside_amdahls():

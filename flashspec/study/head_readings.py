@@ -199,13 +199,6 @@ def choice_gain(frame: DataFrame, temperature: float, wanted: float, head: str =
     return ratio(seconds_of(frame, agreeing, temperature), seconds_of(frame, fast, temperature))
 
 
-def over_probes(frame: DataFrame, temperature: float, probes: int, head: str = "flash") -> Interval:
-    """Tokens per second at the fastest number of probes over those at a given one."""
-    fast, _ = choices(frame, temperature, 0.0, head)
-    given = {"head": head, "probes": probes, "shortlist": 0}
-    return ratio(seconds_of(frame, given, temperature), seconds_of(frame, fast, temperature))
-
-
 def depth_gains(frame: DataFrame) -> DataFrame:
     """One line a depth: the head's share of a dense step, the step's measured gain, and Amdahl's prediction from the parts."""
     import pandas
