@@ -48,6 +48,15 @@ def cost() -> SimpleNamespace:
     return tables.results("head_cost", [*rows, lost])
 
 
+def build() -> SimpleNamespace:
+    """A build takes as many seconds as it has clusters, half of them for clustering, four tenths for balancing."""
+    return tables.results("head_build", [
+        {"vocab": vocab, "hidden": 1024, "cluster_size": size, "threads": 2, "clustering_seconds": 0.5 * vocab / size,
+         "balancing_seconds": 0.4 * vocab / size, "permutation_seconds": 0.1 * vocab / size, "repeat": 0}
+        for vocab, size in product((1600, 16000), (16, 64))
+    ])  # fmt: skip
+
+
 def tar(int8: float = 120.0) -> SimpleNamespace:
     """Tokens a second: int8 as given, FlashHead 110 at 64 probes and 100 at 256, where it agrees often enough; plain 90."""
     paces = {("baseline", 0, 0): (90.0, None), ("dense", 0, 0): (95.0, 1000), ("int8", 0, 0): (int8, 995),
@@ -74,6 +83,6 @@ def depth(slower: float = 1.0) -> SimpleNamespace:
 
 
 DRAWN = tables.drawn(
-    head_recall=[recall], head_clusters=[recall], head_bands=[recall], head_cost=[cost], head_tar=[tar], head_choice=[tar],
-    depth_times_head=[depth],
+    head_recall=[recall], head_clusters=[recall], head_bands=[recall], head_cost=[cost], head_build=[build], head_tar=[tar],
+    head_choice=[tar], depth_times_head=[depth],
 )  # fmt: skip

@@ -9,9 +9,10 @@ import tiny
 import torch
 
 from flashspec.heads.dense import DenseHead
+from flashspec.measure.stand_ins import low_rank_rows
 from flashspec.model.checkpoint import save_transformer
 from flashspec.study import held_out as source
-from flashspec.study.experiments import depth_times_head, head_cost, head_recall, head_tar
+from flashspec.study.experiments import depth_times_head, head_build, head_cost, head_recall, head_tar
 from flashspec.study.pairs import models_of
 
 
@@ -78,6 +79,22 @@ def test_costs_name_every_head_and_skip_what_does_not_fit(monkeypatch):
     assert skipped.seconds is None and skipped.note.startswith("left out: needs")
 
 
+def test_a_build_is_timed_part_by_part():
+    (row,) = head_build.measure(head_build.SMOKE)
+    assert (row.vocab, row.hidden, row.cluster_size) == (1024, 64, 16)
+    assert min(row.clustering_seconds, row.balancing_seconds, row.permutation_seconds) > 0
+    assert len(head_build.points(head_build.Params())) == 12
+
+
+def test_its_weights_share_directions_and_noise_does_not():
+    strengths = [torch.linalg.svdvals(rows).square() for rows in (low_rank_rows(600, 64, 8), torch.randn(600, 64))]
+    shared, none = (float(found[:8].sum() / found.sum()) for found in strengths)
+    assert shared > 0.75 > 0.3 > none
+    assert torch.equal(low_rank_rows(50, 16, 4), low_rank_rows(50, 16, 4))
+    with pytest.raises(ValueError, match="at most the width 16"):
+        low_rank_rows(50, 16, 17)
+
+
 def test_every_head_is_decoded_with_and_its_counts_add_up(common):
     params = replace(head_tar.SMOKE, **common, probes=(4,), shortlists=(64,), temperatures=(0.0, 0.7))
     rows = list(head_tar.measure(params))
@@ -104,6 +121,8 @@ def test_depths_are_timed_one_by_one():
     (lambda: head_recall.Params(metrics=("cosine",)), "metrics must be among"),
     (lambda: head_recall.Params(heads=("in_context",)), "heads must be among"),
     (lambda: head_cost.Params(heads=("ivf",)), "heads must be among"),
+    (lambda: head_build.Params(rank=512), "rank must be at most the smallest of widths"),
+    (lambda: head_build.Params(backend="gpu"), "auto, faiss or torch"),
     (lambda: head_tar.Params(tuning=1), "tuning must be at least 2"),
     (lambda: head_tar.Params(per_kind=4), "tuning must be at least 8"),
     (lambda: depth_times_head.Params(depths=(0,)), "depths must be at least 1"),

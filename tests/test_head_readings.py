@@ -43,6 +43,26 @@ def test_the_cheapest_head_depends_on_the_shape_and_on_the_probes_asked_for():
     assert head_readings.costs(frame).query("head == 'dense'")["fraction"].iloc[0] == pytest.approx(0.5, rel=0.05)
 
 
+def test_a_gain_stands_beside_the_ratio_of_bytes():
+    frame, place = tables_heads.cost().frame, {"vocab": 16384, "hidden": 1024, "size": 256}
+    assert head_readings.byte_limit(frame, "flash", **place) == pytest.approx(2.5)
+    assert head_readings.beside_limit(frame, "flash", **place) == "100 % of 2.5×"
+    assert head_readings.beside_limit(frame, "flash", **{**place, "hidden": 384}) == "50 % of 2.5×"
+
+
+def test_a_build_is_the_sum_of_its_parts():
+    line = head_readings.build_of(tables_heads.build().frame, 16000, 1024, 16)
+    assert line["seconds"] == pytest.approx(1000.0) and line["clustering_seconds"] == pytest.approx(500.0)
+    with pytest.raises(Missing, match="cluster_size = 8"):
+        head_readings.build_of(tables_heads.build().frame, 16000, 1024, 8)
+
+
+def test_what_a_head_leads_is_listed_in_order():
+    frame = tables_heads.tar().frame
+    assert head_readings.slower_than(frame, "int8", 0.7) == "flash, dense, plain decoding, in_context"
+    assert head_readings.slower_than(frame, "in_context", 0.7) == "none"
+
+
 def test_the_fastest_writer_is_named_even_where_it_is_a_plain_int8_head():
     frame = tables_heads.tar().frame
     assert head_readings.winner(frame, 0.7).startswith("int8, 1.09× (1.09 to 1.09) over flash, P = 64")

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from flashspec.heads.balance import assign_balanced
-from flashspec.heads.cluster import Recipe, cluster, from_assignments, members_of, nearest
+from flashspec.heads.cluster import Recipe, balanced, cluster, from_assignments, members_of, nearest, unconstrained
 
 
 def rows(count: int, width: int = 24, seed: int = 0) -> torch.Tensor:
@@ -117,6 +117,15 @@ def test_memory_chunks_change_nothing(monkeypatch):
     monkeypatch.setattr("flashspec.heads.balance.CHUNK_SCORES", 64 * 32)
     monkeypatch.setattr("flashspec.heads.balance.SHORTLIST", 32)
     assert torch.equal(whole, assign_balanced(points, centroids, 16))
+
+
+@pytest.mark.parametrize("metric", ["spherical", "euclidean"])
+def test_the_two_halves_are_the_whole_and_tick_after_every_pass(metric):
+    recipe, ticks = Recipe(16, lloyd=3, balanced=2, metric=metric, homes=2), []
+    halves = balanced(rows(500), unconstrained(rows(500), recipe, lambda: ticks.append(0)), recipe, lambda: ticks.append(1))
+    whole = cluster(rows(500), recipe)
+    assert torch.equal(halves.members, whole.members) and torch.equal(halves.second, whole.second)
+    assert torch.equal(halves.centroids, whole.centroids) and ticks == [0, 0, 0, 1, 1]
 
 
 def test_recipes_that_make_no_sense_are_refused():

@@ -11,8 +11,19 @@ from toys import TEMPERATURES, VOCAB, duo, run, text
 
 from flashspec.decoding.method import Method
 from flashspec.decoding.models import Models
-from flashspec.heads import HEADS, ContextHead, FlashHead, Origin, PreviewHead, QuantizedDenseHead, ShortlistHead, head_named
+from flashspec.heads import (
+    HEADS,
+    ContextHead,
+    DenseHead,
+    FlashHead,
+    Origin,
+    PreviewHead,
+    QuantizedDenseHead,
+    ShortlistHead,
+    head_named,
+)
 from flashspec.heads.cluster import from_assignments
+from flashspec.heads.index import IndexHead
 from flashspec.heads.registry import RANKED
 from flashspec.scores import Dice, Scores
 
@@ -200,21 +211,38 @@ def pairs() -> FlashHead:
     return FlashHead.build(NEAR, None, clusters, probes=1, selection="sample", cluster_size=2)
 
 
+def index(kind: str, **limits: int) -> IndexHead:
+    """An index of the toy weight that lists two of its four ids."""
+    return IndexHead.build(NEAR, kind=kind, candidates=2, **limits)
+
+
 NEAR = weight(1, 0)
 LAWS = {
+    "dense": lambda: DenseHead(None, NEAR),
     "int8": lambda: QuantizedDenseHead.build(NEAR, bits=8),
     "int4": lambda: QuantizedDenseHead.build(NEAR, bits=4),
     "multinomial": pairs,
-    "top, int8": lambda: pairs().with_plan(selection="top", stage1="int8"),
-    "shortlist": lambda: ShortlistHead.build(NEAR, ranked=torch.tensor([2, 0]), size=2),
+    "flash": lambda: pairs().with_plan(selection="top"),
+    "flash_int8": lambda: pairs().with_plan(selection="top", stage1="int8"),
+    "flash_int4": lambda: pairs().with_plan(selection="top", stage1="int4"),
+    "flash_best": lambda: pairs().with_plan(selection="top", best=True),
+    "ivf": lambda: index("ivf", lists=2, probes=1),
+    "ivfpq": lambda: index("ivfpq", lists=2, probes=1),
+    "hnsw": lambda: index("hnsw"),
+    "fr_spec": lambda: ShortlistHead.build(NEAR, ranked=torch.tensor([2, 0]), size=2),
+    "vocab_trim": lambda: ShortlistHead.build(NEAR, ranked=torch.tensor([3, 1]), size=2),
     "preview": lambda: PreviewHead.build(NEAR, rank=2, candidates=2),
-    "in context": lambda: ContextHead(None, NEAR, size=2, top=1),
+    "in_context": lambda: ContextHead(None, NEAR, size=2, top=1),
 }
 
 
 @pytest.mark.parametrize("name", LAWS)
 def test_speculative_sampling_keeps_the_law_under_every_head(name):
     assert p_of(speculating(LAWS[name]()), 400, law(0)) > 1e-4
+
+
+def test_no_head_by_name_is_left_out():
+    assert set(HEADS) <= set(LAWS)
 
 
 def test_the_control_a_head_without_its_verifier_is_caught():

@@ -142,13 +142,16 @@ def heads(k: int, tar: str, **options: Any) -> None:
     """
     if options["times"]:
         raise ValueError("--times tells nothing about heads: leave it out, and they are timed here")
-    question = replace(asked(options, {"heads": HEADS, "probes": (32, 64, 128, 256)}), max_k=k)
+    question = replace(asked(options, {"heads": HEADS, "probes": (32, 64, 128, 256), "shortlists": (512, 2048)}), max_k=k)
     if "dense" not in question.heads or len(question.writers) < 2:
         raise ValueError("heads are compared with the dense one: name dense and at least one other in --heads")
     table = stored(options, question, tar)
     costs, acceptance, sources = _of_table(options, question, table) if table else evidence(options, question)
     writers = held(table, question.writers, k) if table else question.writers
     click.echo("\n".join(head_lines(head_cases(costs, acceptance, writers, k), sources)))
+    lost = ", ".join(name_of(writer) for writer in question.writers if writer not in writers)
+    if lost:
+        click.echo(f"left out: {lost}: not in the stored tables at k = {k}; --tar replay judges them here")
 
 
 def stored(options: Mapping[str, Any], question: Question, tar: str) -> Stored | None:

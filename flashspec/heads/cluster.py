@@ -90,15 +90,26 @@ class Clusters:
 def cluster(weight: Tensor, recipe: Recipe = Recipe()) -> Clusters:
     """Cluster the rows of weight [V, D]. Raises ValueError where V < cluster_size or a weight is not finite."""
     _refuse(weight, recipe)
-    size, count = recipe.cluster_size, -(-weight.shape[0] // recipe.cluster_size)
+    with _progress(recipe) as bar:
+        return balanced(weight, unconstrained(weight, recipe, bar.update), recipe, bar.update)
+
+
+@torch.no_grad()
+def unconstrained(weight: Tensor, recipe: Recipe, tick: Tick = int) -> Tensor:
+    """The first half of `cluster`: centroids after the Lloyd iterations, in the space of the points; `tick` after each."""
     points = _points(weight.detach().float(), recipe.metric)
-    with torch.no_grad(), _progress(recipe) as bar:
-        centroids = _lloyd(points, _start(points, count, recipe), recipe, bar.update)
-        for _ in range(recipe.balanced):
-            assignments = assign_balanced(points, centroids, size)
-            centroids = centres(points, assignments, centroids, recipe.metric)
-            bar.update()
-        second = assign_balanced(points, centroids, size, banned=assignments) if recipe.homes == 2 else None
+    return _lloyd(points, _start(points, -(-len(points) // recipe.cluster_size), recipe), recipe, tick)
+
+
+@torch.no_grad()
+def balanced(weight: Tensor, centroids: Tensor, recipe: Recipe, tick: Tick = int) -> Clusters:
+    """The second half: clusters of one size, grown from the centroids that `unconstrained` gives; `tick` after each iteration."""
+    points, size = _points(weight.detach().float(), recipe.metric), recipe.cluster_size
+    for _ in range(recipe.balanced):
+        assignments = assign_balanced(points, centroids, size)
+        centroids = centres(points, assignments, centroids, recipe.metric)
+        tick()
+    second = assign_balanced(points, centroids, size, banned=assignments) if recipe.homes == 2 else None
     return replace(from_assignments(weight, assignments, size, recipe.metric), second=second)
 
 

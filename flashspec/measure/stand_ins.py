@@ -23,6 +23,18 @@ def stand_in_flash(weight: Tensor, norm: Norm | None, probes: int, cluster_size:
     return FlashHead.build(weight, norm, clusters, FlashPlan(cluster_size, probes, seed=seed))
 
 
+def low_rank_rows(vocab: int, width: int, rank: int, noise: float = 0.5, seed: int = 0) -> Tensor:
+    """Seeded weight [vocab, width], float32: products of rank `rank` plus noise of `noise` times their size.
+
+    Trained weights have directions that many rows share; so do these, where `random_rows` has none to cluster by.
+    """
+    if rank > width:
+        raise ValueError(f"rank must be at most the width {width}, got {rank}")
+    dice = torch.Generator().manual_seed(seed)
+    rows, directions = torch.randn(vocab, rank, generator=dice), torch.randn(rank, width, generator=dice)
+    return torch.randn(vocab, width, generator=dice).mul_(noise).addmm_(rows, directions, alpha=rank**-0.5)
+
+
 def stand_in_preview(weight: Tensor, norm: Norm | None = None) -> PreviewHead:
     """A preview head of the default size with arbitrary directions: nothing is decomposed."""
     vocab, width = weight.shape

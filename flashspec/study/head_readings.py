@@ -92,6 +92,33 @@ def cost_gain(frame: DataFrame, head: str, below: str = "dense", **place: Any) -
     return ratio(by_repeat(where(frame, head=below, **shape), "seconds"), by_repeat(where(frame, head=head, **place), "seconds"))
 
 
+def byte_limit(frame: DataFrame, head: str, **place: Any) -> float:
+    """Bytes of the dense head over those of another: how many times faster memory alone would let it be."""
+    shape = {name: place[name] for name in ("vocab", "hidden")}
+    return float(where(frame, head="dense", **shape)["bytes"].iloc[0] / where(frame, head=head, **place)["bytes"].iloc[0])
+
+
+def beside_limit(frame: DataFrame, head: str, **place: Any) -> str:
+    """The measured gain of a head over the dense one as a share of what the bytes allow, in words."""
+    limit = byte_limit(frame, head, **place)
+    return f"{100 * cost_gain(frame, head, **place).value / limit:.0f} % of {limit:.1f}×"
+
+
+PARTS = ("clustering", "balancing", "permutation")
+
+
+def builds(frame: DataFrame) -> DataFrame:
+    """One line a shape and cluster size: median seconds of every part of a build, and of the whole."""
+    columns = [f"{part}_seconds" for part in PARTS]
+    table = frame.assign(seconds=frame[columns].sum(axis=1))
+    return table.groupby(["vocab", "hidden", "cluster_size"])[[*columns, "seconds"]].median().reset_index()
+
+
+def build_of(frame: DataFrame, vocab: int, hidden: int, cluster_size: int) -> Series:
+    """The line of one build."""
+    return where(builds(frame), vocab=vocab, hidden=hidden, cluster_size=cluster_size).iloc[0]
+
+
 def cheapest(frame: DataFrame, probes: int) -> DataFrame:
     """The fastest head of each shape among those that score every id and FlashHeads with at least so many probes."""
     table = costs(frame)
@@ -142,6 +169,12 @@ def wins_of(frame: DataFrame, head: str) -> str:
     """The temperatures at which this head writes the most tokens per second of all, in words."""
     found = [t for t in sorted(frame["temperature"].unique()) if best_writers(frame, t)["head"].iloc[0] == head]
     return ", ".join(f"T = {t:g}" for t in found) or NOWHERE
+
+
+def slower_than(frame: DataFrame, head: str, temperature: float) -> str:
+    """What writes fewer tokens per second than this head at a temperature, each at its best size, plain decoding included."""
+    names = list(best_writers(frame, temperature)["head"])
+    return ", ".join("plain decoding" if name == "baseline" else name for name in names[names.index(head) + 1 :]) or "none"
 
 
 def seconds_of(frame: DataFrame, line: Any, temperature: float) -> Series:

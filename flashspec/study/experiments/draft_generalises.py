@@ -16,7 +16,7 @@ from flashspec.provenance import short_hash
 from flashspec.study import trials
 from flashspec.study.drafts import drafts_of, pair_of, short_name, target_of
 from flashspec.study.experiment import Experiment
-from flashspec.study.pairs import by_temperature, samplings
+from flashspec.study.pairs import at_least, by_temperature, samplings
 from flashspec.study.rows import Raced
 from flashspec.study.trials import Trial
 from flashspec.train import corpus

@@ -19,6 +19,7 @@ from flashspec.study.figures.drafts import (
 from flashspec.study.figures.heads import (
     depth_times_head,
     head_bands,
+    head_build,
     head_choice,
     head_clusters,
     head_cost,
@@ -52,6 +53,7 @@ __all__ = [
     "exit_agreement",
     "formats",
     "head_bands",
+    "head_build",
     "head_choice",
     "head_clusters",
     "head_cost",

@@ -94,6 +94,24 @@ def head_cost(results: Any) -> Figure:
     return figure
 
 
+@drawn
+def head_build(results: Any) -> Figure:
+    """Minutes of every build, a bar a head, its parts one above the other; the dotted line is ten minutes."""
+    table = head_readings.builds(results.frame)
+    figure, (axis,) = canvas(height=3.8)
+    bottom = [0.0] * len(table)
+    for part, fill in zip(head_readings.PARTS, ("flash", "dense", "baseline"), strict=True):
+        minutes = table[f"{part}_seconds"] / 60
+        axis.bar(range(len(table)), minutes, bottom=bottom, color=colour(fill), label=part)
+        bottom = [below + more for below, more in zip(bottom, minutes, strict=True)]
+    axis.axhline(10, color="#666666", linestyle=":")
+    labels = [f"{line.vocab} x {line.hidden}, {line.cluster_size}" for line in table.itertuples()]
+    axis.set_xticks(range(len(table)), labels, rotation=40, ha="right", fontsize=7)
+    axis.set(ylabel="minutes", xlabel="ids x width, ids a cluster")
+    axis.legend()
+    return figure
+
+
 def cost_panel(axis: Axes, table: DataFrame) -> None:
     """Every head of one width, a mark a vocabulary and size."""
     for head, rows in table.groupby("head"):
