@@ -25,6 +25,7 @@ def row(method: str, kind: str, repeat: int, setting: tuple[float, str], **chang
         "rounds": 30, "drafted": 120, "accepted": 70, "emitted": 100, "forwards": 30, "layer_tokens": 1800, "seconds": 100 / rate,
         "repeat": repeat, "draft_seconds": 1e-3, "head_seconds": 5e-4, "check_1_seconds": 2e-3, "check_2_seconds": 8e-3,
         "prefill_seconds": 0.0, "predicted": 1.1 * rate, "text_digest": f"{kind} {setting}",
+        "stage": "timed",
         "twin_digest": f"{kind} {setting}" if setting[1] == "coupling" else "", "divergence_at": None, "gap": None, "noise": None,
     }  # fmt: skip
     return {**dict.fromkeys([f.name for f in fields(Row)], 0), **known, **changes}

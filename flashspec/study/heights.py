@@ -15,9 +15,9 @@ SETTING = ["temperature", "rule"]
 
 
 def rates(frame: DataFrame) -> DataFrame:
-    """Median tokens per second of every schedule, prompts summed within a repeat."""
+    """Median tokens per second of every schedule that was timed, prompts summed within a repeat."""
     keys = [*SETTING, *SCHEDULE]
-    sums = frame.groupby([*keys, "repeat"])[["emitted", "seconds"]].sum().reset_index()
+    sums = where(frame, stage="timed").groupby([*keys, "repeat"])[["emitted", "seconds"]].sum().reset_index()
     sums["rate"] = sums["emitted"] / sums["seconds"]
     return sums.groupby(keys)["rate"].median().reset_index()
 
@@ -26,7 +26,12 @@ def tuned(frame: DataFrame, method: str, **setting: Any) -> DataFrame:
     """The rows of a method at the schedule with the highest median rate over all kinds of prompt."""
     table = where(rates(where(frame, **setting)), method=method)
     best = table.loc[table["rate"].idxmax()]
-    return where(frame, **setting, **{name: best[name] for name in SCHEDULE})
+    return where(frame, stage="timed", **setting, **{name: best[name] for name in SCHEDULE})
+
+
+def fastest(frame: DataFrame, method: str, count: int, **setting: Any) -> DataFrame:
+    """The `count` schedules of a method with the highest median rates, the fastest first."""
+    return where(rates(where(frame, **setting)), method=method).nlargest(count, "rate")
 
 
 def gain(frame: DataFrame, above: str, below: str, **setting: Any) -> Interval:
@@ -72,6 +77,7 @@ def schedule(frame: DataFrame, method: str, **setting: Any) -> str:
 
 def predictions(frame: DataFrame) -> DataFrame:
     """Measured tokens per second of every schedule, and those that costs and acceptance foretell, the prompt's reading added."""
+    frame = where(frame, stage="timed")
     table = frame.assign(foretold=frame["emitted"] / frame["predicted"] + frame["prompts"] * frame["prefill_seconds"])
     sums = table.groupby([*SETTING, *SCHEDULE, "repeat"])[["emitted", "seconds", "foretold"]].sum().reset_index()
     sums["measured_rate"], sums["predicted_rate"] = sums["emitted"] / sums["seconds"], sums["emitted"] / sums["foretold"]
