@@ -53,7 +53,19 @@ def grid() -> SimpleNamespace:
         for kind, d, v, n_d, n_i in product(("code", "prose"), (1, 2), (3, 4), (1, 2), (4, 6))
     ]  # fmt: skip
     alone = [row("self_speculation", "code", 0, (0.0, "speculative"), draft_exit=d, n_d=k) for d in (1, 2) for k in (2, 4)]
-    return tables.results("hispec_grid", [{**each, **judged(each)} for each in schedules + alone])
+    rows = [{**each, **judged(each)} for each in schedules + alone]
+    return tables.results("hispec_grid", [*rows, *(screened(each) for each in rows if each["kind"] == "code")])
+
+
+def screened(row: dict) -> dict:
+    """The same schedule in the screening: a decode takes what its actions take at PRICES, and a tenth of a second more."""
+    layer, more, head, each = PRICES
+    spans = (row["draft_exit"], (row["verify_exit"] or 16) - row["draft_exit"], 16 - row["verify_exit"])
+    calls = (row["drafted"], row["actions_1"], row["actions_2"])
+    rows = (row["drafted"], row["waiting_1"] + row["actions_1"], row["waiting_2"] + row["actions_2"])
+    seconds = sum(c * (s * layer + head) + n * (s * more + each) for s, c, n in zip(spans, calls, rows, strict=True))
+    free = dict.fromkeys(("draft_seconds", "head_seconds", "check_1_seconds", "check_2_seconds", "predicted"), 0.0)
+    return {**row, **free, "stage": "screened", "seconds": 0.1 + seconds}
 
 
 def contest(**changes) -> SimpleNamespace:
@@ -85,6 +97,15 @@ def quality() -> SimpleNamespace:
     ])  # fmt: skip
 
 
+def memory() -> SimpleNamespace:
+    """A hierarchy keeps a twentieth more than plain decoding, whose bytes are 1000."""
+    return tables.results("hierarchy_memory", [
+        {"shape": shape, "method": method, "reuse": True, "draft_exit": 2, "verify_exit": 4, "weights": 800, "cache": 150,
+         "rows": 50 + extra, "proposals": extra, "index": 10 * extra, "other": 0}
+        for shape in ("one", "other") for method, extra in (("baseline", 0), ("hispec", 25))
+    ])  # fmt: skip
+
+
 def passes() -> SimpleNamespace:
     """20 layer-tokens for each final token with reuse, 26 without, as the closed form says."""
     costs = {("hispec", True): 20, ("hispec", False): 26, ("baseline", True): 16}
@@ -100,7 +121,9 @@ def passes() -> SimpleNamespace:
 DRAWN = {
     "exit_agreement": lambda: figures.exit_agreement(quality()),
     "verifier_accuracy": lambda: figures.verifier_accuracy(quality()),
-    "hispec_heat": lambda: figures.hispec_heat(grid()),
+    "hispec_heat": lambda: figures.hispec_heat(grid(), quality()),
+    "hierarchy_kinds": lambda: figures.hierarchy_kinds(contest()),
+    "hierarchy_memory": lambda: figures.hierarchy_memory(memory()),
     "hierarchy": lambda: figures.hierarchy(contest()),
     "hispec_flash": lambda: figures.hispec_flash(flash()),
     "layer_passes": lambda: figures.layer_passes(passes()),

@@ -112,3 +112,35 @@ def passes(frame: DataFrame) -> DataFrame:
     table = frame.assign(own=frame["layer_tokens"] - frame["prompt_layer_tokens"], closed=frame["expected"] * frame["emitted"])
     sums = table.groupby(keys)[["own", "closed", "emitted"]].sum().reset_index()
     return sums.assign(found=sums["own"] / sums["emitted"], expected=sums["closed"] / sums["emitted"])
+
+
+USES = ["weights", "cache", "rows", "proposals", "other"]
+
+
+def memory(frame: DataFrame) -> DataFrame:
+    """Live bytes of every method over plain decoding's at the same shape, by use; FlashHead's index apart, not in `ratio`."""
+    plain = where(frame, method="baseline").set_index("shape")[USES].sum(axis=1)
+    base = frame["shape"].map(plain)
+    shares = frame[[*USES, "index"]].div(base, axis=0)
+    return frame[["shape", "method", "reuse"]].join(shares).assign(ratio=shares[USES].sum(axis=1))
+
+
+def flash_gains(frame: DataFrame, method: str) -> DataFrame:
+    """FlashHead's rate over the dense head's by exit and probes, measured and foretold, beside the dense head's share."""
+    table = where(predictions(where(frame, method=method)), method=method)
+    keys = [*SETTING, "draft_exit"]
+    dense = where(table, head="dense").set_index(keys)
+    flash = where(table, head="flash").set_index(keys)
+    found = flash.assign(
+        measured=flash["measured_rate"] / dense["measured_rate"].reindex(flash.index),
+        foretold=flash["predicted_rate"] / dense["predicted_rate"].reindex(flash.index),
+    ).reset_index()
+    return found.assign(share=[head_share(where(frame, method=method), depth) for depth in found["draft_exit"]])
+
+
+def gate_words(frame: DataFrame, method: str) -> str:
+    """How often costs and acceptance foretell rightly whether FlashHead pays, and how far off their gains are, in words."""
+    table = flash_gains(frame, method)
+    right = ((table["measured"] > 1) == (table["foretold"] > 1)).sum()
+    off = 100 * (table["foretold"] / table["measured"] - 1).abs().median()
+    return f"{right} of {len(table)} settings, with a median error of {off:.1f} % in the gain"

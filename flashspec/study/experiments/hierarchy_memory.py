@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 
@@ -11,7 +12,7 @@ from flashspec.decoding.cascade import Limits, Stage
 from flashspec.decoding.hierarchy import hispec, self_speculation
 from flashspec.decoding.method import METHODS, Method, build
 from flashspec.decoding.models import Models
-from flashspec.heads.base import fused
+from flashspec.heads.dense import DenseHead
 from flashspec.measure.memory import Footprint, footprint, proposal_bytes
 from flashspec.measure.stand_ins import stand_in_flash
 from flashspec.model.config import ModelConfig
@@ -92,7 +93,8 @@ def counted(name: str, method: Method, params: Params) -> Footprint:
 def with_index(stages: list[Stage], config: ModelConfig, params: Params) -> list[Stage]:
     """The same stages under a FlashHead of this vocabulary and width, whose clusters are arbitrary."""
     table = random_rows(config.vocab_size, config.hidden, torch.bfloat16)
-    head = replace(stand_in_flash(table, None, params.probes), norm=fused(stages[0].head.norm))  # type: ignore[attr-defined]
+    dense = cast(DenseHead, stages[0].head)
+    head = replace(stand_in_flash(table, None, params.probes), norm=dense.norm, weight=dense.weight)
     return [stages[0]._replace(head=head), *stages[1:]]
 
 
