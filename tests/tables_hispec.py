@@ -52,7 +52,7 @@ def grid() -> SimpleNamespace:
             rate=170.0 - abs(d - 2) - abs(v - 4) - abs(n_d - 2) - abs(n_i - 4))
         for kind, d, v, n_d, n_i in product(("code", "prose"), (1, 2), (3, 4), (1, 2), (4, 6))
     ]  # fmt: skip
-    alone = [row("self_speculation", "code", 0, (0.0, "speculative"), draft_exit=d, n_d=k) for d in (1, 2) for k in (2, 4)]
+    alone = [row("self_speculation", "code", 0, (0.0, "speculative"), draft_exit=d, n_d=k, n_i=0) for d in (1, 2) for k in (2, 4)]
     rows = [{**each, **judged(each)} for each in schedules + alone]
     return tables.results("hispec_grid", [*rows, *(screened(each) for each in rows if each["kind"] == "code")])
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import Any, cast
 
 import torch
 
@@ -104,7 +104,7 @@ def waiting_bytes(name: str, method: Method, params: Params) -> int:
         return 0
     slim = replace(shape(name, len(method.exits) + 1), hidden=64, ffn=64, heads=2, kv_heads=2, head_dim=32)
     model = synthetic(slim, torch.float32)
-    for layer in model.layers:
+    for layer in cast(Any, model.layers):
         layer.attention.out.weight.zero_()
         layer.mlp.down.weight.zero_()
     plain = replace(method, head="dense", probes=None, exits=tuple(range(1, len(method.exits) + 1)))

@@ -80,7 +80,7 @@ def best_of(params: Params, grid: DataFrame, name: str, sampling: Sampling) -> l
     if name in ("dense", "lookup"):
         return hierarchies.tuned_block(name, [int(k) for k in rows["n_d"]], sampling)
     found = [(tuple(int(e) for e in (r.draft_exit, r.verify_exit) if e), int(r.n_d), int(r.n_i)) for r in rows.itertuples()]
-    methods = [hispec(*exits, n_d, n_i) if n_i else self_speculation(*exits, n_d) for exits, n_d, n_i in found]
+    methods = [hispec(e[0], e[1], n_d, n_i) if len(e) > 1 else self_speculation(e[0], n_d) for e, n_d, n_i in found]
     return [entry_of(name, replace(method, **changes(params, name)), sampling) for method in methods]
 
 
