@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flashspec.study.depths import least, tiers
 from flashspec.study.heights import SCHEDULE
@@ -28,7 +28,7 @@ def prices(frame: DataFrame, layers: int) -> Prices:
     return Prices(*(max(LEAST, cost) for cost in least(terms, list(own["seconds"]))[:4]))
 
 
-def _work(row: object, layers: int) -> list[float]:
+def _work(row: Any, layers: int) -> list[float]:
     """Layers called, layers times rows, heads called and rows scored, over all actions of a decode."""
     drafted, first, second = ((row.drafted,) * 2, *(_calls(row, level) for level in (1, 2)))
     low, high = row.draft_exit, row.verify_exit or layers
@@ -38,7 +38,7 @@ def _work(row: object, layers: int) -> list[float]:
     return [*(float(sum(part)) for part in zip(*layered, strict=True)), *map(float, heads)]
 
 
-def _calls(row: object, level: int) -> tuple[int, int]:
+def _calls(row: Any, level: int) -> tuple[int, int]:
     """Actions of a level, and the rows they read: what waited, and the newest token."""
     actions = getattr(row, f"actions_{level}")
     return actions, getattr(row, f"waiting_{level}") + actions
