@@ -12,7 +12,6 @@ from flashspec.decoding.cascade import Limits, Stage
 from flashspec.decoding.hierarchy import hispec, self_speculation
 from flashspec.decoding.method import METHODS, Method, build
 from flashspec.decoding.models import Models
-from flashspec.heads.dense import DenseHead
 from flashspec.measure.memory import Footprint, footprint, proposal_bytes
 from flashspec.measure.stand_ins import stand_in_flash
 from flashspec.model.config import ModelConfig
@@ -93,7 +92,7 @@ def counted(name: str, method: Method, params: Params) -> Footprint:
 def with_index(stages: list[Stage], config: ModelConfig, params: Params) -> list[Stage]:
     """The same stages under a FlashHead of this vocabulary and width, whose clusters are arbitrary."""
     table = random_rows(config.vocab_size, config.hidden, torch.bfloat16)
-    dense = cast(DenseHead, stages[0].head)
+    dense = cast(Any, stages[0].head)
     head = replace(stand_in_flash(table, None, params.probes), norm=dense.norm, weight=dense.weight)
     return [stages[0]._replace(head=head), *stages[1:]]
 
