@@ -24,6 +24,7 @@ def row(method: str, kind: str, repeat: int, setting: tuple[float, str], **chang
         "rounds": 30, "drafted": 120, "accepted": 70, "emitted": 100, "forwards": 30, "layer_tokens": 1800, "seconds": 100 / rate,
         "repeat": repeat, "draft_seconds": 1e-3, "head_seconds": 5e-4, "check_1_seconds": 2e-3, "check_2_seconds": 8e-3,
         "prefill_seconds": 0.0, "predicted": 1.1 * rate, "text_digest": f"{kind} {setting}",
+        "stage": "timed",
         "twin_digest": f"{kind} {setting}" if setting[1] == "coupling" else "", "divergence_at": None, "gap": None, "noise": None,
     }  # fmt: skip
     return {**dict.fromkeys([f.name for f in fields(Row)], 0), **known, **changes}
@@ -50,8 +51,20 @@ def grid() -> SimpleNamespace:
             rate=170.0 - abs(d - 2) - abs(v - 4) - abs(n_d - 2) - abs(n_i - 4))
         for kind, d, v, n_d, n_i in product(("code", "prose"), (1, 2), (3, 4), (1, 2), (4, 6))
     ]  # fmt: skip
-    alone = [row("self_speculation", "code", 0, (0.0, "speculative"), draft_exit=d, n_d=k) for d in (1, 2) for k in (2, 4)]
-    return tables.results("hispec_grid", [{**each, **judged(each)} for each in schedules + alone])
+    alone = [row("self_speculation", "code", 0, (0.0, "speculative"), draft_exit=d, n_d=k, n_i=0) for d in (1, 2) for k in (2, 4)]
+    rows = [{**each, **judged(each)} for each in schedules + alone]
+    return tables.results("hispec_grid", [*rows, *(screened(each) for each in rows if each["kind"] == "code")])
+
+
+def screened(row: dict) -> dict:
+    """The same schedule in the screening: a decode takes what its actions take at PRICES, and a tenth of a second more."""
+    layer, more, head, each = PRICES
+    spans = (row["draft_exit"], (row["verify_exit"] or 16) - row["draft_exit"], 16 - row["verify_exit"])
+    calls = (row["drafted"], row["actions_1"], row["actions_2"])
+    rows = (row["drafted"], row["waiting_1"] + row["actions_1"], row["waiting_2"] + row["actions_2"])
+    seconds = sum(c * (s * layer + head) + n * (s * more + each) for s, c, n in zip(spans, calls, rows, strict=True))
+    free = dict.fromkeys(("draft_seconds", "head_seconds", "check_1_seconds", "check_2_seconds", "predicted"), 0.0)
+    return {**row, **free, "stage": "screened", "seconds": 0.1 + seconds}
 
 
 def contest(**changes) -> SimpleNamespace:
@@ -83,6 +96,15 @@ def quality() -> SimpleNamespace:
     ])  # fmt: skip
 
 
+def memory() -> SimpleNamespace:
+    """A hierarchy keeps a twentieth more than plain decoding, whose bytes are 1000."""
+    return tables.results("hierarchy_memory", [
+        {"shape": shape, "method": method, "reuse": True, "draft_exit": 2, "verify_exit": 4, "weights": 800, "cache": 150,
+         "rows": 50 + extra, "proposals": extra, "index": 10 * extra, "other": 0}
+        for shape in ("one", "other") for method, extra in (("baseline", 0), ("hispec", 25))
+    ])  # fmt: skip
+
+
 def passes() -> SimpleNamespace:
     """20 layer-tokens for each final token with reuse, 26 without, as the closed form says."""
     costs = {("hispec", True): 20, ("hispec", False): 26, ("baseline", True): 16}
@@ -96,6 +118,7 @@ def passes() -> SimpleNamespace:
 
 
 DRAWN = tables.drawn(
-    exit_agreement=[quality], verifier_accuracy=[quality], hispec_heat=[grid], hierarchy=[contest], hispec_flash=[flash],
-    layer_passes=[passes], nested_prediction=[contest], nested_stages=[grid], depth_forecast=[grid, quality],
+    exit_agreement=[quality], verifier_accuracy=[quality], hispec_heat=[grid, quality], hierarchy=[contest],
+    hierarchy_kinds=[contest], hierarchy_memory=[memory], hispec_flash=[flash], layer_passes=[passes],
+    nested_prediction=[contest], nested_stages=[grid], depth_forecast=[grid, quality],
 )  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import tables_hispec as made
 import tiny
 import torch
 
@@ -14,7 +15,9 @@ from flashspec.measure import clock
 from flashspec.measure.levels import Costs, Judged, foretold, stage_costs
 from flashspec.model.checkpoint import save_transformer
 from flashspec.model.transformer import Transformer
-from flashspec.study.experiments import exit_quality, hispec_end_to_end, hispec_flash, hispec_grid, layer_passes
+from flashspec.scores import GREEDY
+from flashspec.study import Refused, store
+from flashspec.study.experiments import exit_quality, hierarchy_memory, hispec_end_to_end, hispec_flash, hispec_grid, layer_passes
 
 
 @pytest.fixture(scope="module")
@@ -35,9 +38,14 @@ def test_the_grid_times_every_schedule(common):
     rows = list(hispec_grid.measure(params))
     schedules = {(r.method, r.draft_exit, r.verify_exit, r.n_d, r.n_i) for r in rows}
     pairs = {("hispec", d, v, 2, 4) for d, v in ((1, 2), (1, 4), (2, 4))}
-    assert schedules == pairs | {("baseline", 0, 0, 0, 0), ("self_speculation", 2, 0, 2, 0)}
-    assert len(rows) == 2 * len(schedules) * 2
-    for row in rows:
+    alone = {("self_speculation", 2, 0, 2, 0)}
+    others = {("baseline", 0, 0, 0, 0), ("dense", 0, 0, 2, 0), ("lookup", 0, 0, 2, 0)}
+    assert schedules == pairs | alone | others
+    screened, timed = ([r for r in rows if r.stage == stage] for stage in ("screened", "timed"))
+    assert len(screened) == 2 * 4 and {(r.method, r.draft_exit, r.verify_exit, r.n_d, r.n_i) for r in screened} == pairs | alone
+    assert all(r.emitted == 8 and r.seconds > 0 == r.predicted for r in screened)
+    assert len(timed) == 2 * 5 * 2 and sum(r.method == "hispec" for r in timed) == 4
+    for row in timed:
         assert row.emitted == 12 and min(row.seconds, row.predicted, row.draft_seconds, row.prefill_seconds) > 0
         assert row.draft_seconds > row.head_seconds or row.method == "baseline"
         assert row.method == "baseline" or 0 <= row.kept_1 <= row.decided_1 and row.check_1_seconds > 0
@@ -45,6 +53,37 @@ def test_the_grid_times_every_schedule(common):
         if row.method == "hispec":
             assert row.actions_2 == row.rounds and row.kept_2 == row.accepted
     assert {r.rule for r in rows} == {"speculative"}
+
+
+def test_end_to_end_takes_what_the_grid_found(common, tmp_path, monkeypatch):
+    params = hispec_end_to_end.Params(**common, dtype="float32", best=1)
+    monkeypatch.setattr(store, "default_root", lambda: tmp_path)
+    with pytest.raises(Refused, match="run `flashspec run hispec_grid`"):
+        hispec_end_to_end.entries_of(params, GREEDY)
+    monkeypatch.setattr(hispec_end_to_end, "stored", lambda *_, **__: made.grid())
+    entries = {entry.name.split()[0]: entry.method for entry in hispec_end_to_end.entries_of(small(params), GREEDY)}
+    assert (entries["hispec"].exits, entries["hispec"].k, entries["hispec"].interval) == ((2, 4), 2, 4)
+    assert entries["hispec_flash"] == replace(entries["hispec"], head="flash", probes=params.probes)
+    assert len(entries["self_speculation"].exits) == 1
+
+
+def small(params: hispec_end_to_end.Params) -> hispec_end_to_end.Params:
+    """Without the methods that the made-up grid does not hold."""
+    return replace(params, methods=("self_speculation", "hispec", "hispec_flash"))
+
+
+def test_memory_counts_add_up_and_a_hierarchy_needs_at_most_a_tenth_more():
+    rows = {(r.method, r.reuse): r for r in hierarchy_memory.measure(hierarchy_memory.SMOKE)}
+    used = {name: r.weights + r.cache + r.rows + r.proposals + r.other for name, r in rows.items()}
+    plain, flash = used["baseline", True], rows["hispec_flash", True]
+    assert all(used[name] <= 1.1 * plain for name in used if name[1])
+    assert used["hispec", False] > used["hispec", True] and flash.index > 0.1 * plain
+    assert used["hispec_flash", True] == used["hispec", True]
+    stacked, single = rows["hispec", True], rows["self_speculation", True]
+    row = 4 * 16384
+    assert single.proposals == 2 * row and stacked.proposals >= 4 * row
+    with pytest.raises(ValueError, match="at least 8"):
+        hierarchy_memory.Params(shapes=("reference-draft",))
 
 
 def test_end_to_end_prints_the_baselines_text_with_every_method(common):
@@ -140,6 +179,6 @@ def test_nonsense_is_refused(call, message):
 def test_every_hierarchy_experiment_is_registered_and_has_a_smoke_preset():
     from flashspec.study import EXPERIMENTS
 
-    names = ("exit_quality", "hispec_grid", "hispec_end_to_end", "hispec_flash", "layer_passes")
+    names = ("hierarchy_memory", "exit_quality", "hispec_grid", "hispec_end_to_end", "hispec_flash", "layer_passes")
     assert all(EXPERIMENTS[name].preset("smoke") for name in names)
-    assert [EXPERIMENTS[name].measured for name in names] == [False, True, True, True, False]
+    assert [EXPERIMENTS[name].measured for name in names] == [False, False, True, True, True, False]

@@ -6,8 +6,8 @@ import pytest
 import tables_hispec as made
 
 from flashspec.measure.bench import Refused
-from flashspec.study import heights
-from flashspec.study.readings import Missing
+from flashspec.study import heights, screening
+from flashspec.study.readings import Missing, where
 
 HOT = {"temperature": 1.0, "rule": "speculative"}
 COLD = {"temperature": 0.0, "rule": "coupling"}
@@ -65,3 +65,29 @@ def test_predictions_use_costs_alone():
     assert (table["predicted_rate"] / table["measured_rate"]).tolist() == pytest.approx([1.1] * len(table))
     slower = heights.predictions(frame.assign(seconds=2 * frame["seconds"]))
     assert slower["predicted_rate"].tolist() == table["predicted_rate"].tolist()
+
+
+def test_memory_is_told_over_plain_decoding_and_the_index_apart():
+    table = heights.memory(made.memory().frame)
+    assert where(table, method="hispec")["ratio"].tolist() == pytest.approx([1.05, 1.05])
+    assert where(table, method="hispec")["index"].tolist() == pytest.approx([0.25, 0.25])
+
+
+def test_what_flash_brings_stands_beside_what_was_foretold():
+    table = heights.flash_gains(made.flash().frame, "hispec")
+    assert set(table["draft_exit"]) == {2, 3} and table["foretold"].tolist() == pytest.approx(table["measured"].tolist())
+    assert where(table, draft_exit=2)["measured"].tolist() == pytest.approx([1.1, 1.1])
+    assert heights.gate_words(made.flash().frame, "hispec").startswith("4 of 4 settings")
+    slow = made.flash().frame.assign(predicted=1.0)
+    assert heights.gate_words(slow, "hispec").startswith("2 of 4 settings")
+
+
+def test_the_screening_finds_the_prices_and_keeps_the_schedules_that_are_foretold_fastest():
+    frame = made.grid().frame
+    assert screening.prices(where(frame, stage="screened"), 16) == pytest.approx(made.PRICES, rel=1e-6)
+    table = screening.foretold(frame, 16)
+    best = table.loc[table.groupby("method")["rate"].idxmax()]
+    chosen = screening.finalists(table, 1)
+    assert {tuple(cells) for cells in best[screening.NUMBERS].itertuples(index=False)} <= chosen
+    assert len([c for c in chosen if c[0] == "hispec"]) == 4 and len([c for c in chosen if c[0] == "self_speculation"]) == 1
+    assert len(screening.finalists(table, 99)) == len(table)

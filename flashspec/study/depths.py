@@ -28,7 +28,7 @@ class Timed(NamedTuple):
 
 def actions(frame: DataFrame, layers: int) -> Iterator[Timed]:
     """Every action whose cost a table of hierarchies over a model of `layers` layers holds: drafted tokens and checks."""
-    own = frame[(frame["draft_exit"] > 0) & (frame["head"] == "dense")]
+    own = frame[(frame["draft_exit"] > 0) & (frame["head"] == "dense") & (frame["stage"] == "timed")]
     for row in own.drop_duplicates([*SCHEDULE, "temperature", "rule"]).itertuples():
         yield Timed(row.draft_exit, 1, row.draft_seconds)
         yield Timed((row.verify_exit or layers) - row.draft_exit, _rows(row.waiting_1, row.actions_1), row.check_1_seconds)
@@ -43,14 +43,18 @@ def _rows(waiting: int, actions_done: int) -> float:
 
 def prices(frame: DataFrame, layers: int) -> Prices:
     """What a layer and a head cost for a call and for a row: least squares over the table's actions, none below 0."""
-    import numpy
-
     found = list(actions(frame, layers))
     if not found:
         raise Missing("the table has no hierarchy over the target's exits; run the experiment with self_speculation or hispec")
-    terms = numpy.array([[a.span, a.span * a.rows, 1.0, a.rows] for a in found])
-    fitted = numpy.linalg.lstsq(terms, numpy.array([a.seconds for a in found]), rcond=None)[0]
-    return Prices(*(max(0.0, float(value)) for value in fitted))
+    return Prices(*least([(a.span, a.span * a.rows, 1.0, a.rows) for a in found], [a.seconds for a in found]))
+
+
+def least(terms: Sequence[Sequence[float]], seconds: Sequence[float]) -> list[float]:
+    """What each term costs, by least squares, none below 0."""
+    import numpy
+
+    found = numpy.linalg.lstsq(numpy.array(terms, dtype=float), numpy.array(seconds, dtype=float), rcond=None)[0]
+    return [max(0.0, float(value)) for value in found]
 
 
 def tiers(frame: DataFrame, method: str, layers: int) -> list[Tiers]:
@@ -93,7 +97,8 @@ def three_ways(frame: DataFrame, method: str = "hispec", **setting: Any) -> Data
     import pandas
 
     best = tuned(frame, method, **setting).iloc[0]
-    rows = where(frame, method=method, draft_exit=best["draft_exit"], verify_exit=best["verify_exit"], **setting)
+    exits = {name: best[name] for name in ("draft_exit", "verify_exit")}
+    rows = where(frame, method=method, stage="timed", **exits, **setting)
     return pandas.DataFrame([_three(group) for _, group in rows.groupby(["n_d", "n_i"])])
 
 

@@ -15,9 +15,9 @@ SETTING = ["temperature", "rule"]
 
 
 def rates(frame: DataFrame) -> DataFrame:
-    """Median tokens per second of every schedule, prompts summed within a repeat."""
+    """Median tokens per second of every schedule that was timed, prompts summed within a repeat."""
     keys = [*SETTING, *SCHEDULE]
-    sums = frame.groupby([*keys, "repeat"])[["emitted", "seconds"]].sum().reset_index()
+    sums = where(frame, stage="timed").groupby([*keys, "repeat"])[["emitted", "seconds"]].sum().reset_index()
     sums["rate"] = sums["emitted"] / sums["seconds"]
     return sums.groupby(keys)["rate"].median().reset_index()
 
@@ -26,7 +26,12 @@ def tuned(frame: DataFrame, method: str, **setting: Any) -> DataFrame:
     """The rows of a method at the schedule with the highest median rate over all kinds of prompt."""
     table = where(rates(where(frame, **setting)), method=method)
     best = table.loc[table["rate"].idxmax()]
-    return where(frame, **setting, **{name: best[name] for name in SCHEDULE})
+    return where(frame, stage="timed", **setting, **{name: best[name] for name in SCHEDULE})
+
+
+def fastest(frame: DataFrame, method: str, count: int, **setting: Any) -> DataFrame:
+    """The `count` schedules of a method with the highest median rates, the fastest first."""
+    return where(rates(where(frame, **setting)), method=method).nlargest(count, "rate")
 
 
 def gain(frame: DataFrame, above: str, below: str, **setting: Any) -> Interval:
@@ -72,6 +77,7 @@ def schedule(frame: DataFrame, method: str, **setting: Any) -> str:
 
 def predictions(frame: DataFrame) -> DataFrame:
     """Measured tokens per second of every schedule, and those that costs and acceptance foretell, the prompt's reading added."""
+    frame = where(frame, stage="timed")
     table = frame.assign(foretold=frame["emitted"] / frame["predicted"] + frame["prompts"] * frame["prefill_seconds"])
     sums = table.groupby([*SETTING, *SCHEDULE, "repeat"])[["emitted", "seconds", "foretold"]].sum().reset_index()
     sums["measured_rate"], sums["predicted_rate"] = sums["emitted"] / sums["seconds"], sums["emitted"] / sums["foretold"]
@@ -106,3 +112,35 @@ def passes(frame: DataFrame) -> DataFrame:
     table = frame.assign(own=frame["layer_tokens"] - frame["prompt_layer_tokens"], closed=frame["expected"] * frame["emitted"])
     sums = table.groupby(keys)[["own", "closed", "emitted"]].sum().reset_index()
     return sums.assign(found=sums["own"] / sums["emitted"], expected=sums["closed"] / sums["emitted"])
+
+
+USES = ["weights", "cache", "rows", "proposals", "other"]
+
+
+def memory(frame: DataFrame) -> DataFrame:
+    """Live bytes of every method over plain decoding's at the same shape, by use; FlashHead's index apart, not in `ratio`."""
+    plain = where(frame, method="baseline").set_index("shape")[USES].sum(axis=1)
+    base = frame["shape"].map(plain)
+    shares = frame[[*USES, "index"]].div(base, axis=0)
+    return frame[["shape", "method", "reuse"]].join(shares).assign(ratio=shares[USES].sum(axis=1))
+
+
+def flash_gains(frame: DataFrame, method: str) -> DataFrame:
+    """FlashHead's rate over the dense head's by exit and probes, measured and foretold, beside the dense head's share."""
+    table = where(predictions(where(frame, method=method)), method=method)
+    keys = [*SETTING, "draft_exit"]
+    dense = where(table, head="dense").set_index(keys)
+    flash = where(table, head="flash").set_index(keys)
+    found = flash.assign(
+        measured=flash["measured_rate"] / dense["measured_rate"].reindex(flash.index),
+        foretold=flash["predicted_rate"] / dense["predicted_rate"].reindex(flash.index),
+    ).reset_index()
+    return found.assign(share=[head_share(where(frame, method=method), depth) for depth in found["draft_exit"]])
+
+
+def gate_words(frame: DataFrame, method: str) -> str:
+    """How often costs and acceptance foretell rightly whether FlashHead pays, and how far off their gains are, in words."""
+    table = flash_gains(frame, method)
+    right = ((table["measured"] > 1) == (table["foretold"] > 1)).sum()
+    off = 100 * (table["foretold"] / table["measured"] - 1).abs().median()
+    return f"{right} of {len(table)} settings, with a median error of {off:.1f} % in the gain"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import cycle
 from typing import Any, NamedTuple
 
 import torch
@@ -21,6 +22,8 @@ from flashspec.scores import Sampling
 from flashspec.study.experiments.end_to_end import BASELINE, Setting, divergences, evidence
 from flashspec.study.pairs import at_least, models_of, samplings
 from flashspec.study.rows import COUNTS, Compared, Counted, Timed
+
+TIMED, SCREENED = "timed", "screened"
 
 
 @dataclass(frozen=True)
@@ -48,12 +51,14 @@ class Writer:
 
 @dataclass(frozen=True)
 class Climbed:
-    """What every level judged, in one turn, and what it costs.
+    """What every level judged, in one turn, and what it costs; `stage` is "timed", or "screened" where no part was timed
+    (costs 0).
 
     Level 1 is the lowest verifier, level 2 the next; `predicted` is the rate that the costs measured beside it and its own
     acceptance foretell.
     """
 
+    stage: str
     actions_1: int
     waiting_1: int
     kept_1: int
@@ -128,6 +133,11 @@ def tuned_hispec(
     return [entry_of("hispec", method, sampling) for method in found]
 
 
+def tuned_block(name: str, ks: Sequence[int], sampling: Sampling) -> list[Entry]:
+    """A named method with one verifier over k."""
+    return [entry_of(name, replace(METHODS[name], k=k), sampling) for k in ks]
+
+
 def baseline(sampling: Sampling) -> Entry:
     """Plain decoding."""
     return Entry(BASELINE, METHODS["baseline"], sampling)
@@ -162,8 +172,17 @@ def rows_of(models: Models, entries: Sequence[Entry], prompts: Sequence[Prompt],
     counts = {kind: sum(p.kind == kind for p in prompts) for kind in {p.kind for p in prompts}}
     for each in joined:
         key = (each.record.entry, each.record.kind)
-        twin = {"twin_digest": twins.get((key[0].split()[0], key[1]), ""), **evidence(certificates.get(key))}
+        twin = {"stage": TIMED, "twin_digest": twins.get((key[0].split()[0], key[1]), ""), **evidence(certificates.get(key))}
         yield _row(each, named[key[0]], costs[key[0]], {"prompts": counts[key[1]], **twin})
+
+
+def screened(models: Models, entries: Sequence[Entry], prompts: Sequence[Prompt], new_tokens: int) -> Iterator[Row]:
+    """Every entry once, on the prompts in rotation; the whole decode is timed and no part of it."""
+    turns, empty = Turns(new_tokens, 1, 0), {"prompts": 1, "twin_digest": "", **evidence(None)}
+    pairs = list(zip(entries, cycle(prompts), strict=False))
+    found = (each for entry, prompt in pairs for each in climb(models, [entry], [prompt], turns))
+    for each, entry in zip(_bar(found, len(entries)), entries, strict=True):
+        yield _row(each, entry, UNPRICED, {"stage": SCREENED, **empty})
 
 
 def _bar(work: Iterable[Climb], total: int) -> Iterable[Climb]:
@@ -197,6 +216,9 @@ class Priced(NamedTuple):
     prefill: float
 
 
+UNPRICED = Priced(Costs(0.0, 0.0, ()), 0.0)
+
+
 def costs_of(models: Models, entry: Entry, climbs: Sequence[Climb], prompt: Prompt) -> Priced:
     """Costs of an entry's stages behind a prompt and half of what it wrote, at the tokens that waited for each level."""
     record = next(each.record for each in climbs if each.record.entry == entry.name)
@@ -227,7 +249,7 @@ def _row(each: Climb, entry: Entry, priced: Priced, more: dict[str, Any]) -> Row
         seconds=record.seconds, repeat=record.repeat, draft_seconds=costs.draft, head_seconds=costs.head,
         check_1_seconds=checks[0], check_2_seconds=checks[1], prefill_seconds=priced.prefill,
         text_digest=text_digest(record.tokens),
-        predicted=foretold(costs, each.levels, [method.k, *[method.interval] * 9][: len(each.levels)]),
+        predicted=foretold(costs, each.levels, [method.k, *[method.interval] * 9][: len(each.levels)]) if costs.draft else 0.0,
         **{name: (vars(record.stats) | vars(record.score))[name] for name in COUNTS},
         **{f"{name}_{i}": value for i, j in enumerate(levels, start=1) for name, value in j._asdict().items()},
         **more,

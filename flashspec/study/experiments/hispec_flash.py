@@ -25,7 +25,8 @@ class Params(Timed):
     verify_exit: int = 4  # HiSpec's intermediate verifier
     n_d: int = 3  # tokens drafted before the verifier above acts
     n_i: int = 6  # tokens that wait before the whole model acts
-    probes: tuple[int, ...] = (32, 64, 128, 256)  # clusters that FlashHead scores
+    probes: tuple[int, ...] = (64, 256)  # clusters that FlashHead scores
+    repeats: int = 3  # kept turns
 
     def __post_init__(self) -> None:
         super().__post_init__()

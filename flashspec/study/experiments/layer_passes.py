@@ -28,7 +28,7 @@ class Params(Decoded):
     n_ds: tuple[int, ...] = (1, 2, 3, 4)  # tokens drafted before the verifier above acts
     n_is: tuple[int, ...] = (4,)  # tokens that wait before the whole model acts
     rules: tuple[str, ...] = ("speculative",)  # acceptance rules
-    per_kind: int = 4  # prompts of each kind
+    per_kind: int = 2  # prompts of each kind
     new_tokens: int = 64  # tokens emitted a prompt
 
     def __post_init__(self) -> None:

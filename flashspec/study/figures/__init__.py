@@ -2,7 +2,7 @@
 
 from flashspec.study.figures.costs import dilution, draft_step, probes, projection
 from flashspec.study.figures.decoding import acceptance, blocks, prediction, throughput
-from flashspec.study.figures.depths import depth_forecast, nested_stages
+from flashspec.study.figures.depths import depth_forecast, hierarchy_memory, nested_stages
 from flashspec.study.figures.drafts import (
     draft_family,
     draft_latency,
@@ -29,6 +29,7 @@ from flashspec.study.figures.heads import (
 from flashspec.study.figures.hierarchies import (
     exit_agreement,
     hierarchy,
+    hierarchy_kinds,
     hispec_flash,
     hispec_heat,
     layer_passes,
@@ -61,6 +62,8 @@ __all__ = [
     "head_tar",
     "generalises",
     "hierarchy",
+    "hierarchy_kinds",
+    "hierarchy_memory",
     "hispec_flash",
     "hispec_heat",
     "layer_passes",

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from flashspec.study import depths, papers
+from flashspec.study import depths, heights, papers
 from flashspec.study.figures.panels import panels
 from flashspec.study.readings import where
-from flashspec.study.style import canvas, colour, drawn
+from flashspec.study.style import NAMES, canvas, colour, drawn
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -51,3 +51,26 @@ def depth_forecast(results: Any, quality: Any, temperature: float = 0.0, rule: s
     axis.minorticks_off()
     axis.legend(fontsize=8)
     return figure
+
+
+@drawn
+def hierarchy_memory(results: Any) -> Figure:
+    """Live bytes over plain decoding's, by use and shape; FlashHead's index on top, hollow; dashed: a tenth more."""
+    figure = panels(heights.memory(results.frame), "shape", stacks, ("{}", "bytes over plain decoding's"), height=3.8)
+    figure.axes[0].legend(fontsize=7, loc="lower left")
+    return figure
+
+
+def stacks(axis: Axes, table: DataFrame) -> None:
+    """One stack of uses a method."""
+    places, floor = range(len(table)), 0.0 * table["ratio"].to_numpy()
+    for shade, use in enumerate(heights.USES):
+        axis.bar(places, table[use], bottom=floor, width=0.7, color=f"C{shade}", label=use)
+        floor = floor + table[use].to_numpy()
+    axis.bar(places, table["index"], bottom=floor, width=0.7, color="white", edgecolor="#666666", label="FlashHead's index")
+    for place, ratio in zip(places, table["ratio"], strict=True):
+        axis.annotate(f"{ratio:.3f}", (place, ratio), ha="center", va="bottom", fontsize=8)
+    axis.axhline(1.1, color="#666666", linestyle="--", linewidth=1)
+    names = [NAMES.get(r.method, r.method) + ("" if r.reuse else ", own caches") for r in table.itertuples()]
+    axis.set_xticks(list(places), [name.replace(" ", "\n") for name in names], fontsize=7)
+    axis.grid(axis="x", visible=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from flashspec.study import heights
+from flashspec.study import heights, screening
 from flashspec.study.figures.panels import panels
 from flashspec.study.readings import where
 from flashspec.study.style import NAMES, canvas, colour, drawn
@@ -47,9 +47,10 @@ def verifier_accuracy(results: Any) -> Figure:
 
 
 @drawn
-def hispec_heat(results: Any, temperature: float = 0.0, rule: str = "speculative") -> Figure:
-    """Tokens per second of HiSpec over its exits and over N_d and N_i, each cell at the best of the other two."""
-    table = where(heights.rates(results.frame), method="hispec", temperature=temperature, rule=rule)
+def hispec_heat(results: Any, quality: Any, temperature: float = 0.0, rule: str = "speculative") -> Figure:
+    """Tokens per second of HiSpec by the screening of all schedules: over its exits, and over N_d and N_i, best of the others."""
+    frame = where(results.frame, temperature=temperature, rule=rule)
+    table = where(screening.foretold(frame, int(quality.frame["layers"].iloc[0])), method="hispec")
     figure, axes = canvas(2, 3.8)
     heat(axes[0], table, "draft_exit", "verify_exit")
     heat(axes[1], table, "n_d", "n_i")
@@ -80,6 +81,34 @@ def hierarchy(results: Any, rule: str = "speculative") -> Figure:
     return figure
 
 
+@drawn
+def hierarchy_kinds(results: Any, rule: str = "speculative") -> Figure:
+    """Every method at its best schedule over plain decoding, by kind of prompt, one panel a temperature."""
+    settings = [(t, r) for t, r in sorted(set(zip(results.frame["temperature"], results.frame["rule"], strict=True)))
+                if r == rule or t == 0]  # fmt: skip
+    figure, axes = canvas(len(settings), 3.6, sharey=True)
+    for axis, (temperature, used) in zip(axes, settings, strict=True):
+        kinds_at(axis, where(results.frame, temperature=temperature, rule=used), {"temperature": temperature, "rule": used})
+        axis.set_title(f"T = {temperature:g}, {used}")
+    axes[0].set_ylabel("rate over plain decoding's")
+    axes[0].legend(fontsize=7)
+    return figure
+
+
+def kinds_at(axis: Axes, frame: DataFrame, setting: dict[str, Any]) -> None:
+    """One group of marks a kind of prompt, one mark a method."""
+    plain = heights.by_kind(frame, "baseline", **setting)
+    methods = [name for name in dict.fromkeys(frame["method"]) if name != "baseline"]
+    for place, method in enumerate(methods):
+        found = heights.by_kind(frame, method, **setting)
+        spots = [spot + 0.12 * (place - (len(methods) - 1) / 2) for spot in range(len(plain))]
+        gains = [found[kind] / plain[kind] for kind in plain]
+        axis.bar(spots, gains, width=0.11, color=colour(method), label=NAMES.get(method, method))
+    axis.axhline(1.0, color="#666666", linestyle="--", linewidth=1)
+    axis.set_xticks(range(len(plain)), list(plain), fontsize=8)
+    axis.grid(axis="x", visible=False)
+
+
 def bars(axis: Axes, frame: DataFrame, setting: dict[str, Any]) -> None:
     """One bar a method, with the rate on every kind of prompt."""
     methods = list(dict.fromkeys(frame["method"]))
@@ -96,17 +125,14 @@ def bars(axis: Axes, frame: DataFrame, setting: dict[str, Any]) -> None:
 
 @drawn
 def hispec_flash(results: Any, method: str = "hispec") -> Figure:
-    """What FlashHead on the draft exit brings, by the dense head's share of a drafted token; one colour a number of probes."""
-    frame = results.frame[results.frame["method"] == method]
-    settings = sorted(set(zip(frame["temperature"], frame["rule"], strict=True)))
+    """What FlashHead on the draft exit brings, by the dense head's share of a drafted token: measured (o) and foretold (x)."""
+    table = heights.flash_gains(results.frame, method)
+    settings = sorted(set(zip(table["temperature"], table["rule"], strict=True)))
     figure, axes = canvas(len(settings), 3.6, sharey=True)
     for axis, (temperature, rule) in zip(axes, settings, strict=True):
-        table = heights.rates(where(frame, temperature=temperature, rule=rule))
-        dense = where(table, head="dense").set_index("draft_exit")["rate"]
-        for place, (probes, rows) in enumerate(where(table, head="flash").groupby("probes")):
-            shares = [heights.head_share(frame, depth) for depth in rows["draft_exit"]]
-            gains = rows["rate"].to_numpy() / dense[rows["draft_exit"]].to_numpy()
-            axis.plot(shares, gains, "o-", color=f"C{place}", label=f"P = {probes}")
+        for place, (probes, rows) in enumerate(where(table, temperature=temperature, rule=rule).groupby("probes")):
+            axis.plot(rows["share"], rows["measured"], "o-", color=f"C{place}", label=f"P = {probes}")
+            axis.plot(rows["share"], rows["foretold"], "x:", color=f"C{place}", label=f"P = {probes}, foretold")
         axis.axhline(1.0, color="#666666", linestyle="--", linewidth=1)
         axis.set(title=f"T = {temperature:g}, {rule}", xlabel="head's share of a drafted token")
     axes[0].set_ylabel("rate over that with the dense head")
