@@ -100,14 +100,26 @@ def _mix64(value: int) -> int:
     return value ^ (value >> 31)
 
 
+def _signed(value: int, bits: int) -> int:
+    value &= (1 << bits) - 1
+    return value - (1 << bits) if value >= 1 << (bits - 1) else value
+
+
+def _mix64_of(x: Tensor) -> Tensor:
+    """`_mix64` of int64, wrapping as unsigned numbers do."""
+    x = x + _signed(0x9E3779B97F4A7C15, 64)
+    x = (x ^ _shift(x, 30)) * _signed(0xBF58476D1CE4E5B9, 64)
+    x = (x ^ _shift(x, 27)) * _signed(0x94D049BB133111EB, 64)
+    return x ^ _shift(x, 31)
+
+
 def _signed32(value: int) -> int:
-    value &= 0xFFFFFFFF
-    return value - (1 << 32) if value >= 1 << 31 else value
+    return _signed(value, 32)
 
 
 def _shift(x: Tensor, bits: int) -> Tensor:
-    """Logical right shift of int32."""
-    return (x >> bits) & ((1 << (32 - bits)) - 1)
+    """Logical right shift of signed integers."""
+    return (x >> bits) & ((1 << (torch.iinfo(x.dtype).bits - bits)) - 1)
 
 
 def _mix32(x: Tensor) -> Tensor:
@@ -117,9 +129,9 @@ def _mix32(x: Tensor) -> Tensor:
     return x ^ _shift(x, 16)
 
 
-@functools.lru_cache(maxsize=16)
+@functools.cache
 def _hashed_ids(count: int, device: torch.device) -> Tensor:
-    """First-round hash of the ids 0..count-1, int32."""
+    """First-round hash of the ids 0..count-1, int32; kept for good, as a recorded graph reads it where it lies."""
     return _mix32(torch.arange(1, count + 1, dtype=torch.int32, device=device) * _signed32(0x9E3779B1))
 
 
@@ -147,10 +159,33 @@ class Dice(NamedTuple):
         return self._noise(_hashed_ids(scores.shape[1], scores.device)[None], positions, "clusters")
 
     def _noise(self, hashed: Tensor, positions: Tensor, use: str) -> Tensor:
-        keys = torch.tensor([_signed32(self._key(p, use)) for p in positions.tolist()], dtype=torch.int32)
+        keys = self._keys(positions, use)
         fused = kernels.gumbel(hashed, keys)
         return _gumbel(_mix32(hashed ^ keys.to(hashed.device)[:, None])) if fused is None else fused
 
-    def uniform(self, positions: list[int], stage: int, use: str) -> Tensor:
+    def _keys(self, positions: Tensor, use: str) -> Tensor:
+        """What the noise at each of the positions [n] hangs on, int32."""
+        return torch.tensor([_signed32(self._key(p, use)) for p in positions.tolist()], dtype=torch.int32)
+
+    def uniform(self, positions: list[int] | Tensor, stage: int, use: str) -> Tensor:
         """Numbers [n] in (0, 1), float64, for one stage's draw, accept or residual decision at each position."""
-        return torch.tensor([(self._key(p, use, stage) + 0.5) * 2.0**-64 for p in positions], dtype=torch.float64)
+        known = positions.tolist() if isinstance(positions, Tensor) else positions
+        return torch.tensor([(self._key(p, use, stage) + 0.5) * 2.0**-64 for p in known], dtype=torch.float64)
+
+
+class DeviceDice(Dice):
+    """The numbers of Dice, for positions that only the device knows: tensor operations that a graph can record."""
+
+    __slots__ = ()
+
+    def _keys_at(self, positions: Tensor, use: str, stage: int = 0) -> Tensor:
+        seed = _signed(_mix64(self.seed & _MASK), 64)
+        return _mix64_of(_mix64_of(positions ^ seed) ^ (USES[use] << 16 | stage))
+
+    def _keys(self, positions: Tensor, use: str) -> Tensor:
+        return self._keys_at(positions, use).to(torch.int32)
+
+    def uniform(self, positions: list[int] | Tensor, stage: int, use: str) -> Tensor:
+        keys = self._keys_at(torch.as_tensor(positions), use, stage)
+        high, low = _shift(keys, 32).double(), (keys & 0xFFFFFFFF).double()
+        return (high * 2.0**32 + low + 0.5) * 2.0**-64

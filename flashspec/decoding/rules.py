@@ -59,6 +59,11 @@ def leading(scores: Scores, count: int) -> Scores:
     return Scores(None if scores.ids is None else scores.ids[:count], scores.logits[:count])
 
 
+def _place(position: int | Tensor) -> Tensor:
+    """A position as a tensor [1], on the host unless it was given on a device."""
+    return position if isinstance(position, Tensor) else torch.tensor([position])
+
+
 def _refuse_nan(best: Tensor) -> None:
     if bool(torch.isnan(best).any()):
         raise FloatingPointError("the model gave NaN logits; check the checkpoint, or load it with dtype='float32'")
@@ -77,8 +82,8 @@ class GumbelCoupling:
 
     exact = True
 
-    def __init__(self, sampling: Sampling, vocab_size: int) -> None:
-        self.sampling, self.vocab_size, self.dice = sampling, vocab_size, Dice(sampling.seed)
+    def __init__(self, sampling: Sampling, vocab_size: int, dice: Dice | None = None) -> None:
+        self.sampling, self.vocab_size, self.dice = sampling, vocab_size, dice or Dice(sampling.seed)
 
     def _best(self, scores: Scores, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Best score [n] and its id [n]."""
@@ -88,9 +93,9 @@ class GumbelCoupling:
         best, columns = logits.max(-1)
         return best, scores.pick(columns)
 
-    def draw(self, scores: Scores, position: int, stage: int) -> Drawn:
+    def draw(self, scores: Scores, position: int | Tensor, stage: int) -> Drawn:
         warped = warp(scores, self.sampling)
-        best, token = self._best(warped, torch.tensor([position]))
+        best, token = self._best(warped, _place(position))
         return Drawn(token, warped, ~torch.isnan(best))
 
     def verify(self, scores: Scores, waiting: Waiting) -> Verdict:
@@ -103,7 +108,7 @@ class GumbelCoupling:
         return Verdict(kept, wanted[kept], warped)
 
 
-def _draw_from(weights: Tensor, uniform: Tensor) -> Tensor:
+def draw_from(weights: Tensor, uniform: Tensor) -> Tensor:
     """Column [1] drawn from weights [1, m] (not necessarily summing to one) by the inverse of their running sum."""
     running = weights.double().cumsum(-1)
     goal = uniform.to(running.device)[:, None] * running[:, -1:]
@@ -116,7 +121,7 @@ def _draw_one(logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
     if drawn is not None:
         return drawn.clamp(min=0), drawn >= 0
     probs = logits.softmax(-1)
-    return _draw_from(probs, uniform), ~torch.isnan(probs[:, 0])
+    return draw_from(probs, uniform), ~torch.isnan(probs[:, 0])
 
 
 def probability_of(scores: Scores, tokens: Tensor) -> Tensor:
@@ -135,15 +140,15 @@ class SpeculativeSampling:
 
     exact = True
 
-    def __init__(self, sampling: Sampling, vocab_size: int) -> None:
-        self.sampling, self.vocab_size, self.dice = sampling, vocab_size, Dice(sampling.seed)
+    def __init__(self, sampling: Sampling, vocab_size: int, dice: Dice | None = None) -> None:
+        self.sampling, self.vocab_size, self.dice = sampling, vocab_size, dice or Dice(sampling.seed)
         self.greedy = GumbelCoupling(sampling, vocab_size)
 
-    def draw(self, scores: Scores, position: int, stage: int) -> Drawn:
+    def draw(self, scores: Scores, position: int | Tensor, stage: int) -> Drawn:
         if self.sampling.temperature == 0:
             return self.greedy.draw(scores, position, stage)
         warped = warp(scores, self.sampling)
-        column, sound = _draw_one(warped.logits, self.dice.uniform([position], stage, "draw"))
+        column, sound = _draw_one(warped.logits, self.dice.uniform(_place(position), stage, "draw"))
         return Drawn(warped.pick(column), warped, sound)
 
     def verify(self, scores: Scores, waiting: Waiting) -> Verdict:
@@ -176,7 +181,7 @@ class SpeculativeSampling:
         mine = warped.row(kept).dense(self.vocab_size)
         rest = (mine - waiting.proposals[kept].dense(self.vocab_size)).clamp_(min=0)
         weights = rest if float(rest.sum()) > 0 else mine
-        return int(_draw_from(weights, self.dice.uniform([position], waiting.stage, "residual")))
+        return int(draw_from(weights, self.dice.uniform([position], waiting.stage, "residual")))
 
 
 class TypicalAcceptance(SpeculativeSampling):
@@ -195,13 +200,13 @@ class TypicalAcceptance(SpeculativeSampling):
         return int((probability_of(rows, tokens) >= least).long().cumprod(0).sum())
 
 
-KINDS: dict[str, Callable[[Sampling, int], AcceptanceRule]] = {
+KINDS: dict[str, Callable[..., AcceptanceRule]] = {
     "coupling": GumbelCoupling,
     "speculative": SpeculativeSampling,
     "typical": TypicalAcceptance,
 }
 
 
-def rule_for(sampling: Sampling, vocab_size: int) -> AcceptanceRule:
-    """The acceptance rule a Sampling names."""
-    return KINDS[sampling.rule](sampling, vocab_size)
+def rule_for(sampling: Sampling, vocab_size: int, dice: Dice | None = None) -> AcceptanceRule:
+    """The acceptance rule a Sampling names, with the dice of its seed if no others are given."""
+    return KINDS[sampling.rule](sampling, vocab_size, dice)
