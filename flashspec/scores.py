@@ -130,7 +130,7 @@ def _mix32(x: Tensor) -> Tensor:
 
 
 @functools.cache
-def _hashed_ids(count: int, device: torch.device) -> Tensor:
+def hashed_ids(count: int, device: torch.device) -> Tensor:
     """First-round hash of the ids 0..count-1, int32; kept for good, as a recorded graph reads it where it lies."""
     return _mix32(torch.arange(1, count + 1, dtype=torch.int32, device=device) * _signed32(0x9E3779B1))
 
@@ -151,26 +151,29 @@ class Dice(NamedTuple):
 
     def gumbel(self, scores: Scores, positions: Tensor, vocab_size: int) -> Tensor:
         """Noise [n, m] for the ids of scores [n, m], at positions [n] (a CPU tensor: positions are known to the host)."""
-        table = _hashed_ids(vocab_size, scores.logits.device)
+        table = hashed_ids(vocab_size, scores.logits.device)
         return self._noise(table[None] if scores.ids is None else table[scores.ids], positions, "gumbel")
 
     def cluster_gumbel(self, scores: Tensor, positions: Tensor) -> Tensor:
         """Noise like scores [n, clusters], for drawing clusters at positions [n]."""
-        return self._noise(_hashed_ids(scores.shape[1], scores.device)[None], positions, "clusters")
+        return self._noise(hashed_ids(scores.shape[1], scores.device)[None], positions, "clusters")
 
     def _noise(self, hashed: Tensor, positions: Tensor, use: str) -> Tensor:
-        keys = self._keys(positions, use)
+        keys = self.keys(positions, use)
         fused = kernels.gumbel(hashed, keys)
         return _gumbel(_mix32(hashed ^ keys.to(hashed.device)[:, None])) if fused is None else fused
 
-    def _keys(self, positions: Tensor, use: str) -> Tensor:
-        """What the noise at each of the positions [n] hangs on, int32."""
-        return torch.tensor([_signed32(self._key(p, use)) for p in positions.tolist()], dtype=torch.int32)
+    def keys(self, positions: list[int] | Tensor, use: str) -> Tensor:
+        """Keys [n] of positions, int32 on the CPU: noise is a hash of an id and its position's key."""
+        return torch.tensor([_signed32(self._key(p, use)) for p in _listed(positions)], dtype=torch.int32)
 
     def uniform(self, positions: list[int] | Tensor, stage: int, use: str) -> Tensor:
         """Numbers [n] in (0, 1), float64, for one stage's draw, accept or residual decision at each position."""
-        known = positions.tolist() if isinstance(positions, Tensor) else positions
-        return torch.tensor([(self._key(p, use, stage) + 0.5) * 2.0**-64 for p in known], dtype=torch.float64)
+        return torch.tensor([(self._key(p, use, stage) + 0.5) * 2.0**-64 for p in _listed(positions)], dtype=torch.float64)
+
+
+def _listed(positions: list[int] | Tensor) -> list[int]:
+    return positions.tolist() if isinstance(positions, Tensor) else positions
 
 
 class DeviceDice(Dice):
@@ -182,8 +185,9 @@ class DeviceDice(Dice):
         seed = _signed(_mix64(self.seed & _MASK), 64)
         return _mix64_of(_mix64_of(positions ^ seed) ^ (USES[use] << 16 | stage))
 
-    def _keys(self, positions: Tensor, use: str) -> Tensor:
-        return self._keys_at(positions, use).to(torch.int32)
+    def keys(self, positions: list[int] | Tensor, use: str) -> Tensor:
+        """Keys [n] of positions, int32 where those lie."""
+        return self._keys_at(torch.as_tensor(positions), use).to(torch.int32)
 
     def uniform(self, positions: list[int] | Tensor, stage: int, use: str) -> Tensor:
         keys = self._keys_at(torch.as_tensor(positions), use, stage)

@@ -11,6 +11,7 @@ from test_decoding_sync import Watch
 from toys import PROMPT, duo
 
 from flashspec.decoding import captured, cascade
+from flashspec.decoding.burst import StepByStep, burst_of
 from flashspec.decoding.captured import CapturedBurst, captured_burst, captured_check, records_burst, records_check
 from flashspec.decoding.cascade import Cascade, Limits, Stage
 from flashspec.decoding.method import build, method_named
@@ -37,6 +38,10 @@ class Shadowed(Cascade):
     """The loop, with every burst and verification also carried out over static buffers and compared."""
 
     bursts, checks = 0, 0
+
+    def __init__(self, *given: object) -> None:
+        super().__init__(*given)
+        self.writer = StepByStep(self.stages[0])
 
     def draft(self) -> tuple[int, int, int]:
         start, stage = self.length, self.stages[0]
@@ -160,7 +165,7 @@ def test_what_is_recorded_is_kept_for_the_next_decode_of_the_same_stages() -> No
     stages = stages_of("dense", Sampling())
     burst, check = captured_burst(stages[0]), captured_check(stages[1], 1)
     tokens_of(stages)
-    assert captured_burst(stages[0]) is burst and captured_check(stages[1], 1) is check
+    assert burst_of(stages[0]) is burst and captured_check(stages[1], 1) is check
     assert captured_burst(stages_of("dense", Sampling())[0]) is not burst
 
 
@@ -173,6 +178,7 @@ def test_stages_that_cannot_be_recorded_say_so(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv(graphs.FLAG, "0")
     plain = stages_of("dense", Sampling())
     assert not records_burst(plain[0]) and not records_check(plain[1])
+    assert not isinstance(burst_of(plain[0]), CapturedBurst)
 
 
 @sampled

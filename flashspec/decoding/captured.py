@@ -99,11 +99,6 @@ class Track:
             self._calls[shape] = replayed(call) if self.engine.record else call
         return self._calls[shape]()  # type: ignore[return-value]
 
-    def advance(self, n: int) -> None:
-        """Note on the host that n more tokens were read."""
-        self.reader.seen += n
-        self.reader.rows_read += n
-
 
 def replayed(call: Callable[[], Result]) -> Callable[[], Result]:
     """A call recorded as a CUDA graph; its result lies in the graph's own memory and is overwritten by the next replay."""
@@ -130,13 +125,14 @@ class CapturedBurst:
         if not want:
             return []
         track, drawn = self.track, list[Drawn]()
+        track.reader.check_room(start + want - 1)
         n = track.take(tokens, start, start)
         for position in range(start, start + want):
             track.engine.begin.fill_(position - n)
             made = track.run((n, 1, track.engine.keys(position)), self._step)
             tokens[position : position + 1] = made.token
             drawn.append(Drawn(tokens[position : position + 1], _kept(made.scores), made.sound.clone()))
-            track.advance(n)
+            track.reader.advance(position)
             n = 1
         return drawn
 
@@ -178,7 +174,7 @@ class CapturedCheck:
         n = track.take(tokens, first, stop)
         track.engine.begin.fill_(stop - n)
         scores = track.run((n, stop - first + 1, track.engine.keys(stop)), self._rows)
-        track.advance(n)
+        track.reader.advance(stop)
         places = torch.arange(first, stop + 1, device=tokens.device)
         ask = Ask(tokens[first:], proposals, places, self.number, self._script(first, stop))
         ruling = settled(self.rule.sampling, scores, ask)

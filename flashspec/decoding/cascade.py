@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from flashspec.decoding.adaptive import Doubt
+from flashspec.decoding.burst import Burst, burst_of
 from flashspec.decoding.rules import AcceptanceRule, Waiting, leading
 from flashspec.heads.base import Head
 from flashspec.model.reader import Reader
@@ -25,7 +26,7 @@ class Stage(NamedTuple):
     """A reader, a head on its rows and a rule; acts once `every` tokens wait below it, or the stage below asks.
 
     A stage asks where its `doubt` says so: stage 0 before it draws the next token, which ends its burst, a verifier after
-    it has judged, about the tokens it lets stand and its own.
+    it has judged, about the tokens it lets stand and its own. `burst` is how it writes as stage 0, None: the fastest way.
     """
 
     reader: Reader
@@ -33,6 +34,7 @@ class Stage(NamedTuple):
     rule: AcceptanceRule
     every: int = 1
     doubt: Doubt | None = None
+    burst: Burst | None = None
 
 
 class Event(NamedTuple):
@@ -102,6 +104,7 @@ class Cascade:
         self.proposals: dict[int, Scores] = {}
         self.sound: list[Tensor] = []
         self.asking = False
+        self.writer = stages[0].burst or burst_of(stages[0])
         for stage in stages:
             stage.reader.rewind(0)
         self._tell(0, None)
@@ -128,34 +131,18 @@ class Cascade:
         return self.stages[1].every if len(self.stages) > 1 else self.stages[0].every
 
     def draft(self) -> tuple[int, int, int]:
-        """Write up to `burst` tokens from stage 0, leaving room for the verifier's own; no host synchronisation.
-
-        A stage in doubt stops before the draw. Off the CPU its burst is computed whole and cut in one transfer.
-        """
-        stage, start, doubts, drafts = self.stages[0], self.length, list[Tensor](), len(self.sound)
-        want = min(self.burst, self.room - (len(self.stages) > 1))
-        for position in range(start, start + want):
-            rows = stage.reader.read(self.tokens[:position])[position - 1 :]
-            scores = stage.head(rows, torch.tensor([position]), _dice(stage))
-            if stage.doubt is not None and self._stops(stage.doubt(scores), doubts):
-                break
-            drawn = stage.rule.draw(scores, position, 0)
-            self.tokens[position] = drawn.token[0]
-            self.proposals[position] = drawn.scores
-            self.sound.append(drawn.sound)
-        written = _first(doubts) if doubts else want
-        del self.sound[drafts + written :]
-        self.asking = written < self.burst
-        self.length = self.marks[0] = start + written
-        if len(self.stages) == 1:
+        """Write up to `burst` tokens from stage 0, leaving room for the verifier's own."""
+        start, lone = self.length, len(self.stages) == 1
+        drawn = self.writer.write(self.tokens, start, min(self.burst, self.room - (not lone)))
+        for position, token in enumerate(drawn, start):
+            self.proposals[position] = token.scores
+            self.sound.append(token.sound)
+        self.asking = len(drawn) < self.burst
+        self.length = self.marks[0] = start + len(drawn)
+        if lone:
             self.proposals.clear()
             self._written(self.length, self.length)
-        return 0, 0, written
-
-    def _stops(self, doubt: Tensor, doubts: list[Tensor]) -> bool:
-        """Note a doubt [1]; whether to stop here, which only a CPU knows without waiting."""
-        doubts.append(doubt)
-        return doubt.device.type == "cpu" and bool(doubt)
+        return 0, 0, len(drawn)
 
     def _written(self, first: int, stop: int) -> list[int]:
         """Tokens first..stop-1 on the host, in the one transfer that also tells whether the drafts since were free of NaN."""
@@ -216,12 +203,6 @@ class Cascade:
         rows = [stage.reader.rows_read - b for stage, b in zip(self.stages, before, strict=True)]
         others = [Event(j, 0, 0, n, 0) for j, n in enumerate(rows) if n and j != i]
         return [*others, Event(i, waiting, kept, rows[i], adds)]
-
-
-def _first(doubts: list[Tensor]) -> int:
-    """Tokens before the first doubt, all where there is none."""
-    flags = torch.cat(doubts).tolist()
-    return next((i for i, doubt in enumerate(flags) if doubt), len(flags))
 
 
 def _dice(stage: Stage) -> Dice:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from flashspec import kernels
-from flashspec.scores import Dice, Sampling, Scores, warp
+from flashspec.scores import Dice, Sampling, Scores, hashed_ids, warp
 
 
 class Drawn(NamedTuple):
@@ -98,6 +98,13 @@ class GumbelCoupling:
         best, token = self._best(warped, _place(position))
         return Drawn(token, warped, ~torch.isnan(best))
 
+    def law(self, positions: list[int], stage: int) -> kernels.Law:
+        """What `draw` does at these positions, in the kernels' words; top-k and top-p apart."""
+        heat = self.sampling.temperature
+        if heat == 0:
+            return kernels.Law(heat)
+        return kernels.Law(heat, hashed_ids(self.vocab_size, torch.device("cpu")), self.dice.keys(positions, "gumbel"))
+
     def verify(self, scores: Scores, waiting: Waiting) -> Verdict:
         warped = warp(scores, self.sampling)
         count = len(waiting.tokens) + 1
@@ -150,6 +157,12 @@ class SpeculativeSampling:
         warped = warp(scores, self.sampling)
         column, sound = _draw_one(warped.logits, self.dice.uniform(_place(position), stage, "draw"))
         return Drawn(warped.pick(column), warped, sound)
+
+    def law(self, positions: list[int], stage: int) -> kernels.Law:
+        """What `draw` does at these positions, in the kernels' words; top-k and top-p apart."""
+        if self.sampling.temperature == 0:
+            return self.greedy.law(positions, stage)
+        return kernels.Law(self.sampling.temperature, uniform=self.dice.uniform(positions, stage, "draw"))
 
     def verify(self, scores: Scores, waiting: Waiting) -> Verdict:
         if self.sampling.temperature == 0:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -50,10 +52,29 @@ class WeightHead:
         """Inner products for each hidden row."""
         return self.vocab_size
 
+    @cached_property
+    def scoring(self) -> kernels.Scoring | None:
+        """This head in one call of the compiled kernels, None where they do not serve it."""
+        norm = kernel_norm(self.norm)
+        return None if norm is None else kernels.scoring(*norm, self.weight)
+
+    def scored(self, rows: Tensor) -> Scores | None:
+        """Scores of rows [n, hidden] by the compiled kernels, None where they do not serve; ValueError for another shape."""
+        check_rows(rows, self.hidden)
+        plain = rows.dtype is torch.float32 and rows.device.type == "cpu"
+        return Scores(*self.scoring(rows)) if plain and self.scoring is not None else None
+
     def states(self, rows: Tensor) -> Tensor:
         """Rows [n, hidden] behind the norm; ValueError in words where they have another shape."""
         check_rows(rows, self.hidden)
         return (self.norm or unchanged)(rows)
+
+
+def kernel_norm(norm: Norm | None) -> tuple[kernels.Norm | None] | None:
+    """A norm as the kernels take it, (None,) for none; None where it is one they do not know."""
+    if isinstance(norm, FusedNorm):
+        return (kernels.Norm(norm.weight, norm.eps),)
+    return (None,) if norm is None or norm is unchanged else None
 
 
 def unchanged(rows: Tensor) -> Tensor:
@@ -61,13 +82,23 @@ def unchanged(rows: Tensor) -> Tensor:
     return rows
 
 
+@dataclass(frozen=True)
+class FusedNorm:
+    """A root-mean-square norm of rows [n, hidden] as one kernel call."""
+
+    weight: Tensor
+    eps: float
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        return kernels.rms_norm(rows.to(self.weight.dtype), self.weight, self.eps)
+
+
 def fused(norm: Norm | None) -> Norm:
-    """The norm as one kernel call on rows [n, hidden], where it is a root-mean-square norm; None leaves rows alone."""
+    """The norm as one kernel call, where it is a root-mean-square norm; None leaves rows alone."""
     if not isinstance(norm, RMSNorm):
         return norm or unchanged
-    weight, eps = norm.weight.detach(), norm.eps
-    weight = weight.contiguous() if weight.dtype is torch.float64 else weight.float().contiguous()
-    return lambda rows: kernels.rms_norm(rows.to(weight.dtype), weight, eps)
+    weight = norm.weight.detach()
+    return FusedNorm(weight.contiguous() if weight.dtype is torch.float64 else weight.float().contiguous(), norm.eps)
 
 
 def weight_of(weight: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ class DenseHead(WeightHead):
 
     def __call__(self, rows: Tensor, positions: Tensor | None = None, dice: Dice | None = None) -> Scores:
         """Logits [n, vocab] of rows [n, hidden]; nothing is drawn."""
-        return Scores(None, project(self.states(rows), self.weight))
+        return self.scored(rows) or Scores(None, project(self.states(rows), self.weight))
 
     def bytes_read(self, rows: int) -> int:
         """The weight, once, however many rows share the reading."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from flashspec import kernels
-from flashspec.heads.base import Norm, WeightHead, fused, project, project_blocks, weight_of, widened
+from flashspec.heads.base import Norm, WeightHead, fused, kernel_norm, project, project_blocks, weight_of, widened
 from flashspec.heads.cluster import Clusters, Recipe, cluster
 from flashspec.heads.plan import FlashPlan, known
 from flashspec.heads.table import Table, build_table, stage_one
@@ -51,6 +52,16 @@ class FlashHead(WeightHead):
         plan = plan.resolve(clusters)
         return cls(fused(norm), weight, clusters, plan, build_table(weight, clusters, plan))
 
+    @cached_property
+    def scoring(self) -> kernels.Scoring | None:
+        """Norm, clusters, choice and blocks in one call of the compiled kernels; None where they do not serve this plan."""
+        norm = kernel_norm(self.norm)
+        if norm is None or self.plan.selection != "top" or self.plan.best or self.table.twins is not None:
+            return None
+        table = self.table
+        blocks = kernels.Blocks(table.blocks, table.ids, table.bias, self.probes, table.forced)
+        return kernels.scoring(*norm, table.directions, blocks)
+
     @property
     def probes(self) -> int:
         """Clusters scored for each row."""
@@ -68,6 +79,9 @@ class FlashHead(WeightHead):
 
     def __call__(self, rows: Tensor, positions: Tensor | None = None, dice: Dice | None = None) -> Scores:
         """Scores [n, (B + probes) * slots] of rows [n, hidden], B blocks of always-scored ids first; [n, 1] of the best id."""
+        fast = self.scored(rows)
+        if fast is not None:
+            return fast
         states, table = self.states(rows), self.table
         chosen = self.blocks_of(states, positions, dice)
         if self.plan.best:
@@ -96,7 +110,7 @@ class FlashHead(WeightHead):
                 raise ValueError("a head that samples its clusters needs the rows' positions and dice")
             scaled = likeness * self.table.lengths / self.plan.temperature
             likeness = scaled + dice.cluster_gumbel(scaled, positions)
-        return likeness.topk(self.probes, sorted=False).indices
+        return kernels.best_numbers(likeness, self.probes)
 
     def with_plan(self, **changes: Any) -> FlashHead:
         """This head with another probes, selection, temperature or stage1; no row is copied."""

@@ -14,21 +14,34 @@ from torch.nn import functional as F
 from flashspec.kernels import best
 from flashspec.kernels.build import compiled, library
 from flashspec.kernels.packed import Packed, pack, packed_linear
+from flashspec.kernels.scoring import WEIGHTS, WIDTH, Blocks, Norm, Scoring, best_numbers, matrix, scoring
+from flashspec.kernels.writing import Law, Place, Span, Writer
 
 __all__ = [
+    "WEIGHTS",
+    "WIDTH",
+    "Blocks",
+    "Law",
+    "Norm",
     "Packed",
+    "Place",
+    "Scoring",
+    "Span",
+    "Writer",
     "available",
+    "best_numbers",
     "best_of_blocks",
     "draw",
     "gather_linear",
     "gumbel",
     "linear",
+    "matrix",
     "pack",
     "packed_linear",
     "rms_norm",
+    "scoring",
     "serves",
 ]
-WEIGHTS = {torch.float32: 0, torch.bfloat16: 1}  # what the compiled kernels call them
 
 
 def available() -> bool:

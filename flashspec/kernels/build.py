@@ -67,5 +67,6 @@ def library() -> ctypes.CDLL | None:
         loaded = ctypes.CDLL(str(target))
     except (OSError, subprocess.CalledProcessError):
         return None
-    loaded.fs_scratch.restype = ctypes.c_int64
+    for sized in ("fs_scratch", "fs_scoring", "fs_bursting"):
+        getattr(loaded, sized).restype = ctypes.c_int64
     return loaded

@@ -1,5 +1,5 @@
 // Decode kernels for CPUs: products with stored weights, norms, noise, and whole spans of transformer layers.
-#include "products.h"
+#include "bursts.h"
 
 // out[r, j] = x[r] . w[j]; `kind` names how the weight is stored, integers have float32 scales for every `group` columns.
 void fs_linear(const float *x, int64_t rows, const void *w, int64_t kind, const float *scales, int64_t group, int64_t outputs, int64_t depth, float *out) {
@@ -24,278 +24,60 @@ void fs_gather_linear(const float *x, int64_t rows, const void *blocks, int64_t 
     }
 }
 
-static void rms_norm(const float *x, const float *weight, float eps, int64_t width, float *out) {
-    v8 sum = {0};
-    for (int64_t d = 0; d < width; d += 8) {
-        v8 v = load_f32(x + d);
-        sum += v * v;
-    }
-    float scale = 1.0f / sqrtf(total(sum) / (float)width + eps);
-    for (int64_t d = 0; d < width; d++) out[d] = weight[d] * (x[d] * scale);
-}
-
 void fs_rms_norm(const float *x, int64_t rows, const float *weight, double eps, int64_t width, float *out) {
     for (int64_t r = 0; r < rows; r++) rms_norm(x + r * width, weight, (float)eps, width, out + r * width);
 }
 
-ALWAYS v8 larger(v8 a, v8 b) {
-    i8 first = a > b;
-    return (v8)(((i8)a & first) | ((i8)b & ~first));
-}
 
-// exp(logits - the largest) of one row, `count` of them: their sum, NaN if one is NaN. `parts` gets the sums of every PART
-// of them, and behind these the largest.
-#define PART 256
-static float unnormalised(const float *logits, int64_t count, float *parts) {
-    v8 top = (v8){0} - INFINITY;
-    i8 wrong = {0};
-    int64_t even = count / 8 * 8;
-    for (int64_t c = 0; c < even; c += 8) {
-        v8 v = load_f32(logits + c);
-        wrong |= v != v;
-        top = larger(v, top);
-    }
-    float most = -INFINITY, whole = 0;
-    for (int i = 0; i < 8; i++) {
-        most = top[i] > most ? top[i] : most;
-        if (wrong[i]) whole = NAN;
-    }
-    for (int64_t c = even; c < count; c++) {
-        most = logits[c] > most ? logits[c] : most;
-        if (logits[c] != logits[c]) whole = NAN;
-    }
-    for (int64_t start = 0; start < count; start += PART) {
-        int64_t stop = start + PART < count ? start + PART : count, c = start;
-        v8 sums = {0};
-        for (; c + 8 <= stop; c += 8) sums += exp8(load_f32(logits + c) - most);
-        float part = total(sums);
-        for (; c < stop; c++) part += expf(logits[c] - most);
-        whole += parts[start / PART] = part;
-    }
-    parts[(count + PART - 1) / PART] = most;
-    return whole;
-}
-
-// A column of each row, drawn with probabilities softmax(logits) by the inverse of their running sum;
-// -1 where a row holds NaN or nothing that can be drawn.
+// Columns [rows] drawn with probabilities softmax(logits), see drawn_column.
 void fs_draw(const float *logits, int64_t rows, int64_t count, const double *uniform, int64_t *columns) {
-    float parts[count / PART + 2];
-    for (int64_t r = 0; r < rows; r++) {
-        const float *row = logits + r * count;
-        double whole = unnormalised(row, count, parts), most = parts[(count + PART - 1) / PART], goal = uniform[r] * whole, seen = 0;
-        int64_t block = 0, c, last = -1;
-        columns[r] = -1;
-        if (!(whole > 0)) continue;
-        while ((block + 1) * PART < count && seen + parts[block] <= goal) seen += parts[block++];
-        for (c = block * PART; c < count; c++) {
-            double own = exp(row[c] - most);
-            if (own > 0) last = c;
-            seen += own;
-            if (own > 0 && seen > goal) break;
-        }
-        columns[r] = last;
-    }
+    for (int64_t r = 0; r < rows; r++) columns[r] = drawn_column(logits + r * count, count, uniform[r]);
 }
 
-ALWAYS u8 mix(u8 x) {
-    x = (x ^ (x >> 16)) * 0x85ebca6bu;
-    x = (x ^ (x >> 13)) * 0xc2b2ae35u;
-    return x ^ (x >> 16);
-}
-
-// Gumbel noise of hashed ids under one key a row: -log(-log(1 - u)), u uniform with fine grains near zero.
+// Gumbel noise of hashed ids under one key a row.
 void fs_gumbel(const int32_t *hashed, int64_t same_ids, const int32_t *keys, int64_t rows, int64_t count, float *out) {
 #pragma omp parallel for schedule(static) if (rows * count > 32768)
     for (int64_t at = 0; at < rows * count; at += 8) {
-        int64_t r = at / count, c = at % count;
-        u8 ids, key = (u8){0} + (uint32_t)keys[r];
-        memcpy(&ids, hashed + (same_ids ? c : at), sizeof ids);
-        u8 mixed = mix(ids ^ key);
-        i8 whole;
-        memcpy(&whole, &mixed, sizeof whole);
-        v8 u = __builtin_convertvector(whole, v8) + 0.5f;
-        i8 sign;
-        memcpy(&sign, &u, sizeof sign);
-        sign &= 0x7fffffff;
-        memcpy(&u, &sign, sizeof u);
-        u = u * 4.656612873077393e-10f;
-        v8 below = (v8){0} + 0.99999994f;
-        i8 over = u > below, low = u < 1e-3f, pick_u, pick_b;
-        memcpy(&pick_u, &u, sizeof u);
-        memcpy(&pick_b, &below, sizeof u);
-        pick_u = (pick_u & ~over) | (pick_b & over);
-        memcpy(&u, &pick_u, sizeof u);
-        v8 series = u + u * u * (0.5f + u * 0.33333333f), direct = -log8(1.0f - u), wait;
-        i8 a, b;
-        memcpy(&a, &series, sizeof a);
-        memcpy(&b, &direct, sizeof b);
-        a = (a & low) | (b & ~low);
-        memcpy(&wait, &a, sizeof wait);
-        v8 noise = -log8(wait);
-        memcpy(out + at, &noise, sizeof noise);
+        u8 ids;
+        memcpy(&ids, hashed + (same_ids ? at % count : at), sizeof ids);
+        v8 found = noise(ids, (uint32_t)keys[at / count]);
+        memcpy(out + at, &found, sizeof found);
     }
 }
 
-typedef struct {
-    const void *qkv, *out, *gate_up, *down;
-    const float *qkv_scales, *out_scales, *gate_up_scales, *down_scales;
-    const float *attention_norm, *mlp_norm, *q_norm, *k_norm;
-    float *keys, *values;
-} Layer;
-
-typedef struct {
-    int64_t hidden, ffn, heads, kv_heads, head_dim, context, kind, group, qk_norm;
-    double eps;
-    const float *cos, *sin;
-} Shape;
-
-static Matrix matrix(const Shape *s, const void *w, const float *scales, int64_t depth) {
-    return (Matrix){w, scales, s->kind, depth, s->group ? s->group : depth};
-}
-
-static void rotate(const Shape *s, float *head, int64_t position) {
-    const float *cosine = s->cos + position * s->head_dim, *sine = s->sin + position * s->head_dim;
-    int64_t half = s->head_dim / 2;
-    for (int64_t d = 0; d < half; d++) {
-        float left = head[d], right = head[d + half];
-        head[d] = left * cosine[d] - right * sine[d];
-        head[d + half] = right * cosine[d + half] + left * sine[d + half];
-    }
-}
-
-// Normalise and rotate query and key heads of one row, and put its keys and values into the cache.
-static void place(const Shape *s, const Layer *l, float *row, int64_t position) {
-    int64_t hd = s->head_dim, rotated = s->heads + s->kv_heads;
-    for (int64_t h = 0; h < rotated; h++) {
-        float *head = row + h * hd;
-        if (s->qk_norm) rms_norm(head, h < s->heads ? l->q_norm : l->k_norm, (float)s->eps, hd, head);
-        rotate(s, head, position);
-    }
-    for (int64_t h = 0; h < s->kv_heads; h++) {
-        int64_t at = (h * s->context + position) * hd;
-        memcpy(l->keys + at, row + (s->heads + h) * hd, hd * sizeof(float));
-        memcpy(l->values + at, row + (rotated + h) * hd, hd * sizeof(float));
-    }
-}
-
-// exp(weight * scale - the largest) in place, -INFINITY behind the `seen` ones; their sum.
-static float exponentials(float *weights, int64_t seen, float scale) {
-    int64_t padded = (seen + 7) / 8 * 8;
-    for (int64_t t = seen; t < padded; t++) weights[t] = -INFINITY;
-    v8 top = (v8){0} - INFINITY, sums = {0};
-    for (int64_t t = 0; t < padded; t += 8) top = larger(load_f32(weights + t) * scale, top);
-    float most = top[0];
-    for (int i = 1; i < 8; i++)
-        if (top[i] > most) most = top[i];
-    for (int64_t t = 0; t < padded; t += 8) {
-        v8 e = exp8(load_f32(weights + t) * scale - most);
-        memcpy(weights + t, &e, sizeof e);
-        sums += e;
-    }
-    return total(sums);
-}
-
-// out = sum over t of weights[t] * values[t], over `sum`, for `vectors` times eight columns.
-ALWAYS void mixture(const float *weights, const float *values, int64_t seen, int64_t stride, float sum, float *out, int vectors) {
-    v8 mix[8] = {{0}};
-    for (int64_t t = 0; t < seen; t++)
-        for (int i = 0; i < vectors; i++) mix[i] = fused((v8){0} + weights[t], load_f32(values + t * stride + 8 * i), mix[i]);
-    for (int i = 0; i < vectors; i++) {
-        v8 mean = mix[i] / sum;
-        memcpy(out + 8 * i, &mean, sizeof mean);
-    }
-}
-
-// Softmax attention of `group` query heads that share keys and values, over `seen` cached positions.
-// `weights` is scratch of `seen`, rounded up to 8, for every head.
-static void attend(const Shape *s, const float *query, int64_t group, const float *keys, const float *values, int64_t seen, float *weights, float *out) {
-    int64_t hd = s->head_dim, padded = (seen + 7) / 8 * 8;
-    product(query, group, span((Matrix){keys, 0, F32, hd, hd}, 0, seen, values), weights, padded);
-    for (int64_t g = 0; g < group; g++) {
-        float *own = weights + g * padded, *mixed = out + g * hd, sum = exponentials(own, seen, 1.0f / sqrtf((float)hd));
-        int64_t d = 0;
-        for (; d + 64 <= hd; d += 64) mixture(own, values + d, seen, hd, sum, mixed + d, 8);
-        for (; d < hd; d += 8) mixture(own, values + d, seen, hd, sum, mixed + d, 1);
-    }
-}
-
-static void add_into(float *x, const float *part, int64_t rows, int64_t width, int64_t start, int64_t stop) {
-    for (int64_t r = 0; r < rows; r++)
-        for (int64_t d = start; d < stop; d++) x[r * width + d] += part[r * width + d];
-}
-
-static void gate(float *hidden, int64_t rows, int64_t ffn, int64_t start, int64_t stop) {
-    for (int64_t r = 0; r < rows; r++) {
-        float *g = hidden + r * 2 * ffn, *u = g + ffn;
-        for (int64_t d = start; d + 8 <= stop; d += 8) {
-            v8 v = load_f32(g + d);
-            v8 silu = v / (1.0f + exp8(-v)) * load_f32(u + d);
-            memcpy(g + d, &silu, sizeof silu);
-        }
-    }
-}
-
-// Where this thread's share of a matrix with `outputs` rows begins.
-static const void *share_of(const Shape *s, const void *w, int64_t outputs, int64_t depth) {
-    int64_t from, to;
-    share(outputs, &from, &to);
-    return row_at(matrix(s, w, 0, depth), from);
-}
-
-static void attention(const Shape *s, const Layer *l, float *x, int64_t rows, int64_t start, float *norm, float *qkv, float *mixed, float *part, float *weights) {
-    int64_t width = (s->heads + 2 * s->kv_heads) * s->head_dim, inner = s->heads * s->head_dim, from, to;
-    for (int64_t r = 0; r < rows; r++) rms_norm(x + r * s->hidden, l->attention_norm, (float)s->eps, s->hidden, norm + r * s->hidden);
-    share(width, &from, &to);
-    product(norm, rows, span(matrix(s, l->qkv, l->qkv_scales, s->hidden), from, to, share_of(s, l->out, s->hidden, inner)), qkv, width);
-#pragma omp barrier
-#pragma omp for schedule(static)
-    for (int64_t r = 0; r < rows; r++) place(s, l, qkv + r * width, start + r);
-#pragma omp for schedule(static)
-    for (int64_t i = 0; i < rows * s->kv_heads; i++) {
-        int64_t r = i / s->kv_heads, group = s->heads / s->kv_heads, h = i % s->kv_heads * group, kv = i % s->kv_heads * s->context * s->head_dim;
-        attend(s, qkv + r * width + h * s->head_dim, group, l->keys + kv, l->values + kv, start + r + 1, weights, mixed + r * inner + h * s->head_dim);
-    }
-    share(s->hidden, &from, &to);
-    product(mixed, rows, span(matrix(s, l->out, l->out_scales, inner), from, to, share_of(s, l->gate_up, s->ffn, s->hidden)), part, s->hidden);
-    add_into(x, part, rows, s->hidden, from, to);
-#pragma omp barrier
-}
-
-static void feed_forward(const Shape *s, const Layer *l, float *x, int64_t rows, const void *next, float *norm, float *inner, float *dense, float *part) {
-    int64_t from, to;
-    for (int64_t r = 0; r < rows; r++) rms_norm(x + r * s->hidden, l->mlp_norm, (float)s->eps, s->hidden, norm + r * s->hidden);
-    share(s->ffn, &from, &to);
-    Matrix gate_up = matrix(s, l->gate_up, l->gate_up_scales, s->hidden), down = matrix(s, l->down, l->down_scales, s->ffn);
-    product(norm, rows, span(gate_up, from, to, row_at(gate_up, s->ffn + from)), inner, 2 * s->ffn);
-    product(norm, rows, span(gate_up, s->ffn + from, s->ffn + to, share_of(s, l->down, s->hidden, s->ffn)), inner, 2 * s->ffn);
-    gate(inner, rows, s->ffn, from, to);
-    for (int64_t r = 0; r < rows; r++) memcpy(dense + r * s->ffn + from, inner + r * 2 * s->ffn + from, (to - from) * sizeof(float));
-#pragma omp barrier
-    share(s->hidden, &from, &to);
-    product(dense, rows, span(down, from, to, next), part, s->hidden);
-    add_into(x, part, rows, s->hidden, from, to);
-#pragma omp barrier
+// Numbers of the `wanted` largest of each row of values, rising.
+void fs_best_numbers(const float *values, int64_t rows, int64_t count, int64_t wanted, int32_t *keys, int64_t *numbers) {
+    for (int64_t r = 0; r < rows; r++) best_numbers(values + r * count, count, wanted, keys, numbers + r * wanted);
 }
 
 // Floats of scratch fs_span needs for `rows` rows on `threads` threads.
-int64_t fs_scratch(const Shape *s, int64_t rows, int64_t threads) {
-    int64_t width = (s->heads + 2 * s->kv_heads) * s->head_dim, inner = s->heads * s->head_dim;
-    return rows * (width + inner + 3 * s->ffn + s->hidden) + threads * (rows * s->hidden + s->heads / s->kv_heads * (s->context + 8));
-}
+int64_t fs_scratch(const Shape *s, int64_t rows, int64_t threads) { return carrying(s, rows, threads); }
 
 // Carry x [rows, hidden] in place through `count` layers; the first row stands at position `start`; scratch is for `threads`.
 void fs_span(const Shape *s, const Layer *layers, int64_t count, float *x, int64_t rows, int64_t start, int64_t threads, float *scratch) {
-    int64_t width = (s->heads + 2 * s->kv_heads) * s->head_dim, inner = s->heads * s->head_dim;
-    float *qkv = scratch, *mixed = qkv + rows * width, *wide = mixed + rows * inner, *dense = wide + rows * 2 * s->ffn;
-    float *part = dense + rows * s->ffn, *own = part + rows * s->hidden;
 #pragma omp parallel num_threads((int)threads)
-    {
-        float *norm = own + omp_get_thread_num() * (rows * s->hidden + s->heads / s->kv_heads * (s->context + 8));
-        float *weights = norm + rows * s->hidden;
-        for (int64_t l = 0; l < count; l++) {
-            attention(s, layers + l, x, rows, start, norm, qkv, mixed, part, weights);
-            const void *next = l + 1 < count ? share_of(s, layers[l + 1].qkv, width, s->hidden) : 0;
-            feed_forward(s, layers + l, x, rows, next, norm, wide, dense, part);
-        }
-    }
+    carry(s, layers, count, x, rows, start, scratch);
+}
+
+// Bytes of scratch fs_score needs for `rows` rows.
+int64_t fs_scoring(const Head *h, int64_t rows) { return scoring(h, rows); }
+
+// Scores of rows [n, depth] before the head's norm: logits, and ids where the head has clusters.
+void fs_score(const Head *h, const float *rows, int64_t n, char *scratch, int64_t *ids, float *logits) {
+#pragma omp parallel
+    score(h, rows, n, scratch, ids, logits);
+}
+
+static int64_t room_of(const Writer *w, const Burst *b, int64_t threads) { return lines(carrying(w->shape, b->start - b->seen + 1, threads)); }
+
+// Floats of scratch fs_burst needs.
+int64_t fs_bursting(const Writer *w, const Burst *b, int64_t threads) {
+    return room_of(w, b, threads) + lines(columns_of(w->head)) + scoring(w->head, 1) / 4 + 1;
+}
+
+// Write a burst of tokens, see write_burst.
+void fs_burst(const Writer *w, const Law *law, const Burst *b, int64_t threads, float *scratch) {
+    int64_t room = room_of(w, b, threads);
+#pragma omp parallel num_threads((int)threads)
+    write_burst(w, law, *b, scratch, room);
 }

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from flashspec.decoding.captured import captured_burst, records_burst
+from flashspec.decoding.burst import burst_of
 from flashspec.decoding.cascade import Stage
 from flashspec.decoding.rules import rule_for
 from flashspec.heads.base import Head
@@ -75,18 +75,15 @@ def judged(head: DenseHead, target: Any, rows: int) -> object:
     return head(target.read(rows)).logits.argmax(-1)
 
 
-class Burst:
-    """Tokens drafted one after another behind a past, greedily: recorded where the stage allows it, launched one by one else."""
+class Ahead:
+    """Tokens drafted one after another behind a past, greedily, and forgotten."""
 
     def __init__(self, draft: Ready, head: Head, count: int) -> None:
-        self.stage = Stage(draft.reader, head, rule_for(GREEDY, head.vocab_size))
+        stage = Stage(draft.reader, head, rule_for(GREEDY, head.vocab_size))
+        self.reader, self.writer = draft.reader, burst_of(stage)
         self.start, self.count = len(draft.tokens), count
         self.tokens = torch.cat((draft.tokens, draft.tokens.new_zeros(count)))
 
     def __call__(self) -> object:
-        self.stage.reader.rewind(self.start - 1)
-        if records_burst(self.stage):
-            return captured_burst(self.stage).write(self.tokens, self.start, self.count)
-        for stop in range(self.start, self.start + self.count):
-            self.tokens[stop] = one_token(self.stage.head, self.stage.reader.read(self.tokens[:stop])[-1:])[0]
-        return self.tokens
+        self.reader.rewind(self.start - 1)
+        return self.writer.write(self.tokens, self.start, self.count)

@@ -123,6 +123,12 @@ class KernelEngine:
         angles = [self._keep(t[: self.context].float().contiguous()) for t in (self.model.rope.cos, self.model.rope.sin)]
         return _Shape(c.hidden, c.ffn, c.heads, c.kv_heads, c.head_dim, self.context, kind, group, c.qk_norm, c.norm_eps, *angles)
 
+    def writer(self, scoring: kernels.Scoring) -> kernels.Writer:
+        """These layers and a head as one burst writer; for a span that begins with the embedding."""
+        table = self.model.embed.weight.detach().contiguous()
+        self._keep(table)
+        return kernels.Writer(kernels.Span(self._shape, self._layers, self.count, kernels.matrix(table)), scoring)
+
     def embed(self, tokens: Tensor) -> Tensor:
         return self.model.embed(tokens).float()
 
@@ -174,13 +180,7 @@ def _kernel_ready(model: Transformer) -> bool:
     formats = {_format(m) for m in matrices}
     step = 16 if formats == {_FOUR_BITS} else 8
     even = not any(size % step for size in (c.hidden, c.ffn, c.head_dim))
-    return (
-        len(formats) == 1
-        and even
-        and not c.layer_norm
-        and weight.device.type == "cpu"
-        and kernels.available()
-    )
+    return len(formats) == 1 and even and not c.layer_norm and weight.device.type == "cpu" and kernels.available()
 
 
 def engine_for(model: Transformer, start: int, stop: int, context: int) -> Engine:

@@ -46,13 +46,21 @@ class RowReader(ABC):
     def read(self, tokens: Tensor) -> Tensor:
         """Read what is missing of tokens [n] (int64, on the model's device); rows [n, width] of all of them."""
         n = len(tokens)
-        if n > self.context:
-            raise ValueError(f"{n} tokens do not fit the context of {self.context}; shorten the prompt or max_new_tokens")
+        self.check_room(n)
         if n > self.seen:
             self._rows[self.seen : n] = self._fresh(tokens)
-            self.rows_read += n - self.seen
-            self.seen = n
+            self.advance(n)
         return self._rows[:n]
+
+    def check_room(self, n: int) -> None:
+        """Refuse more tokens than the context holds."""
+        if n > self.context:
+            raise ValueError(f"{n} tokens do not fit the context of {self.context}; shorten the prompt or max_new_tokens")
+
+    def advance(self, n: int) -> None:
+        """Count the first n tokens as read: their rows and caches have been written."""
+        self.rows_read += max(0, n - self.seen)
+        self.seen = max(self.seen, n)
 
     @abstractmethod
     def _fresh(self, tokens: Tensor) -> Tensor:

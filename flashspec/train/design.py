@@ -73,9 +73,7 @@ class Design:
     @property
     def distillation(self) -> Distillation:
         """How a batch is drawn and what the loss weighs."""
-        return Distillation(
-            self.layers, self.schedule, self.sequences, self.length, self.variation, self.seed, dtype=self.dtype
-        )
+        return Distillation(self.layers, self.schedule, self.sequences, self.length, self.variation, self.seed, dtype=self.dtype)
 
 
 def windows(stream: np.ndarray, count: int, length: int) -> Tensor:

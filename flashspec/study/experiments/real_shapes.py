@@ -20,7 +20,7 @@ from flashspec.heads.dense import DenseHead
 from flashspec.measure import clock
 from flashspec.measure.roofline import stored_bytes
 from flashspec.measure.stand_ins import stand_in_flash
-from flashspec.measure.standing import Burst, Ready, flag, judged, one_token, ready, roof
+from flashspec.measure.standing import Ahead, Ready, flag, judged, one_token, ready, roof
 from flashspec.model import graphs
 from flashspec.model.awq import Int4Linear, dequantise
 from flashspec.model.config import ModelConfig, to_hf
@@ -109,7 +109,7 @@ def draft_step(params: Params) -> Iterator[Row]:
     for mode in params.graphs:
         draft = ready(model, params, mode)
         calls: dict[str, Callable[[], object]] = {"body": partial(draft.read, 1)}
-        calls |= {name: Burst(draft, head, params.k) for name, head in heads.items()}
+        calls |= {name: Ahead(draft, head, params.k) for name, head in heads.items()}
         for name, repeat, s in timed(calls, params):
             tokens = params.k if name in heads else 1
             size = tokens * (body + (heads[name].bytes_read(1) if name in heads else 0))

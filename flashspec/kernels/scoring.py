@@ -1,0 +1,119 @@
+"""A vocabulary head as the compiled kernels see it: norm, product and the choice of clusters in one call."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from flashspec.kernels.build import compiled, library
+from flashspec.kernels.packed import KINDS, Packed
+
+WEIGHTS = {torch.float32: 0, torch.bfloat16: 1}  # what the compiled kernels call them
+WIDTH = 8  # columns that the compiled kernels take at once
+
+
+class Matrix(ctypes.Structure):
+    """Rows of a weight, plain or in integers."""
+
+    _fields_: ClassVar = [
+        ("w", ctypes.c_void_p),
+        ("scales", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("kind", "depth", "group")),
+    ]
+
+
+class _Head(ctypes.Structure):
+    _fields_: ClassVar = [
+        ("norm", ctypes.c_void_p),
+        ("eps", ctypes.c_double),
+        ("first", Matrix),
+        ("blocks", Matrix),
+        *((name, ctypes.c_int64) for name in ("outputs", "probes", "forced", "slots")),
+        ("ids", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+    ]
+
+
+class Norm(NamedTuple):
+    """A root-mean-square norm: contiguous weight [D], epsilon."""
+
+    weight: Tensor
+    eps: float
+
+
+class Blocks(NamedTuple):
+    """Rows [C, slots, D] with their ids and biases [C, slots]; the last `forced` blocks are always scored, and the `probes`
+    best of those before them."""
+
+    rows: Tensor
+    ids: Tensor
+    bias: Tensor
+    probes: int
+    forced: int
+
+
+class Scoring(NamedTuple):
+    """A head that the kernels serve, and the tensors its addresses point into."""
+
+    head: ctypes.Structure
+    columns: int
+    clustered: bool
+    kept: tuple[object, ...]
+
+    def __call__(self, rows: Tensor) -> tuple[Tensor | None, Tensor]:
+        """Ids [n, m] (None: the whole vocabulary) and logits [n, m] of float32 rows [n, D] before the norm."""
+        rows, count = rows.contiguous(), len(rows)
+        logits = torch.empty(count, self.columns)
+        ids = torch.empty(count, self.columns, dtype=torch.int64) if self.clustered else None
+        head, number = ctypes.byref(self.head), ctypes.c_int64(count)
+        scratch = torch.empty(compiled().fs_scoring(head, number), dtype=torch.uint8)
+        pointers = [ctypes.c_void_p(t.data_ptr() if t is not None else None) for t in (rows, scratch, ids, logits)]
+        compiled().fs_score(head, pointers[0], number, *pointers[1:])
+        return ids, logits
+
+
+def scoring(norm: Norm | None, first: Tensor | Packed, blocks: Blocks | None = None) -> Scoring | None:
+    """The head over a vocabulary `first` [V, D], or over directions `first` [K, D] of `blocks`; None where the kernels do not
+    serve it: another device, another type, a width that is no multiple of 8."""
+    if library() is None or not all(_served(weight) for weight in (first, *((blocks.rows,) if blocks else ()))):
+        return None
+    if norm is not None and (norm.weight.dtype is not torch.float32 or norm.weight.device.type != "cpu"):
+        return None
+    weight, eps = (norm.weight.data_ptr(), norm.eps) if norm else (None, 0.0)
+    kept = (first, norm, blocks)
+    if blocks is None:
+        return Scoring(_Head(weight, eps, matrix(first), Matrix(), first.shape[0]), first.shape[0], False, kept)
+    slots = blocks.rows.shape[1]
+    counts = (first.shape[0], blocks.probes, blocks.forced, slots)
+    addresses = (blocks.ids.data_ptr(), blocks.bias.data_ptr())
+    head = _Head(weight, eps, matrix(first), matrix(blocks.rows.flatten(0, 1)), *counts, *addresses)
+    return Scoring(head, (blocks.probes + blocks.forced) * slots, True, kept)
+
+
+def matrix(weight: Tensor | Packed) -> Matrix:
+    """A weight [N, K] that the kernels serve, as they see it; the tensor has to outlive it."""
+    if isinstance(weight, Packed):
+        return Matrix(weight.values.data_ptr(), weight.scales.data_ptr(), KINDS[weight.bits], weight.depth, weight.group)
+    return Matrix(weight.data_ptr(), None, WEIGHTS[weight.dtype], weight.shape[1], weight.shape[1])
+
+
+def _served(weight: Tensor | Packed) -> bool:
+    if isinstance(weight, Packed):
+        return weight.padded == weight.depth and weight.values.device.type == "cpu"
+    plain = weight.device.type == "cpu" and weight.is_contiguous()
+    return plain and weight.dtype in WEIGHTS and weight.shape[-1] % WIDTH == 0
+
+
+def best_numbers(values: Tensor, count: int) -> Tensor:
+    """Numbers [n, count] of the largest of values [n, m], rising; the smallest numbers win a tie where the kernels serve."""
+    if values.device.type != "cpu" or values.dtype is not torch.float32 or library() is None:
+        return values.topk(count, sorted=False).indices.sort(dim=1).values
+    values = values.contiguous()
+    keys, numbers = torch.empty(values.shape[1], dtype=torch.int32), torch.empty(len(values), count, dtype=torch.int64)
+    pointers = [ctypes.c_void_p(t.data_ptr()) for t in (values, keys, numbers)]
+    sizes = [ctypes.c_int64(size) for size in (*values.shape, count)]
+    compiled().fs_best_numbers(pointers[0], *sizes, *pointers[1:])
+    return numbers

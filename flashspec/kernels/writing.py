@@ -1,0 +1,97 @@
+"""A burst of draft tokens in one call: embedding, layers, head and draw, token behind token."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from flashspec.kernels.build import compiled
+from flashspec.kernels.scoring import Matrix, Scoring
+
+
+class _Writer(ctypes.Structure):
+    _fields_: ClassVar = [
+        ("shape", ctypes.c_void_p),
+        ("layers", ctypes.c_void_p),
+        ("count", ctypes.c_int64),
+        ("embedding", Matrix),
+        ("head", ctypes.c_void_p),
+    ]
+
+
+class _Law(ctypes.Structure):
+    _fields_: ClassVar = [
+        ("temperature", ctypes.c_double),
+        *((name, ctypes.c_void_p) for name in ("hashed", "keys", "uniform")),
+    ]
+
+
+class _Burst(ctypes.Structure):
+    _fields_: ClassVar = [
+        *((name, ctypes.c_void_p) for name in ("tokens", "rows")),
+        *((name, ctypes.c_int64) for name in ("seen", "start", "want")),
+        *((name, ctypes.c_void_p) for name in ("ids", "logits", "sound", "times")),
+    ]
+
+
+class Law(NamedTuple):
+    """How tokens follow from logits: the best one at temperature 0; with `hashed` ids [V] and `keys` [n] (int32) the best
+    behind Gumbel noise; else a draw from the running sum at `uniform` [n] (float64)."""
+
+    temperature: float
+    hashed: Tensor | None = None
+    keys: Tensor | None = None
+    uniform: Tensor | None = None
+
+
+class Place(NamedTuple):
+    """Tokens [room] and rows [room, D] by position, how far they were read, and where how many tokens are wanted."""
+
+    tokens: Tensor
+    rows: Tensor
+    seen: int
+    start: int
+    want: int
+
+
+class Span(NamedTuple):
+    """Layers as the kernels see them (structures), how many there are, and the embedding in front of them."""
+
+    shape: ctypes.Structure
+    layers: ctypes.Array
+    depth: int
+    embedding: Matrix
+
+
+class Writer:
+    """Layers and a head that write together; `times` [3] sums nanoseconds in body, head and draws over all calls."""
+
+    def __init__(self, span: Span, scoring: Scoring) -> None:
+        self.span, self.scoring = span, scoring
+        self.times = torch.zeros(3, dtype=torch.int64)
+        self._scratch = torch.empty(0)
+        addresses = [ctypes.addressof(part) for part in (span.shape, span.layers, scoring.head)]
+        self._writer = _Writer(addresses[0], addresses[1], span.depth, span.embedding, addresses[2])
+
+    def __call__(self, place: Place, law: Law) -> tuple[Tensor | None, Tensor, Tensor]:
+        """Write `want` tokens in place; their ids [want, m] (None: the whole vocabulary), warped logits [want, m], and
+        whether each was sound."""
+        size = (place.want, self.scoring.columns)
+        ids = torch.empty(size, dtype=torch.int64) if self.scoring.clustered else None
+        logits, sound = torch.empty(size), torch.empty(place.want, dtype=torch.bool)
+        given = [_address(t) for t in (place.tokens, place.rows, ids, logits, sound, self.times)]
+        burst = _Burst(*given[:2], place.seen, place.start, place.want, *given[2:])
+        rules = _Law(law.temperature, *(_address(t) for t in law[1:]))
+        parts, threads = [ctypes.byref(p) for p in (self._writer, rules, burst)], ctypes.c_int64(torch.get_num_threads())
+        needed = compiled().fs_bursting(parts[0], parts[2], threads)
+        if needed > len(self._scratch):
+            self._scratch = torch.empty(needed)
+        compiled().fs_burst(*parts, threads, ctypes.c_void_p(self._scratch.data_ptr()))
+        return ids, logits, sound
+
+
+def _address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
