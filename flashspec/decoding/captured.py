@@ -7,13 +7,13 @@ where FLASHSPEC_GRAPHS is "eager", the twin that a recording must equal.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple, TypeVar, cast
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import torch
 from torch import Tensor
 
 from flashspec.decoding.rules import Drawn, SpeculativeSampling, Verdict, rule_for
-from flashspec.decoding.settle import Ask, coupled, settled
+from flashspec.decoding.settle import Ask, Judged, coupled, listed, settled
 from flashspec.heads.context import ContextHead
 from flashspec.heads.dense import DenseHead
 from flashspec.heads.flash import FlashHead
@@ -151,13 +151,6 @@ class CapturedBurst:
         return step
 
 
-class Judged(NamedTuple):
-    """Tokens that were asked about, on the host, and the verdict on them."""
-
-    asked: list[int]
-    verdict: Verdict
-
-
 class CapturedCheck:
     """Verifies what waits at fixed shapes: read and score in one replay, judge on the device, and wait for the host once."""
 
@@ -166,10 +159,7 @@ class CapturedCheck:
 
     @torch.inference_mode()
     def judge(self, tokens: Tensor, first: int, proposals: list[Scores], sound: list[Tensor]) -> Judged:
-        """The verdict on tokens from position `first` on, drawn from `proposals`; `sound` are the drafts' flags, all so far.
-
-        Raises FloatingPointError where a model gave NaN.
-        """
+        """As decoding.judge.Judge says; one host synchronisation."""
         track, stop = self.track, len(tokens)
         n = track.take(tokens, first, stop)
         track.engine.begin.fill_(stop - n)
@@ -178,11 +168,8 @@ class CapturedCheck:
         places = torch.arange(first, stop + 1, device=tokens.device)
         ask = Ask(tokens[first:], proposals, places, self.number, self._script(first, stop))
         ruling = settled(self.rule.sampling, scores, ask)
-        kept, token, *asked_and_flags = torch.cat([ruling.kept, ruling.token, tokens[first:], ruling.sound, *sound]).tolist()
-        asked, flags = asked_and_flags[: stop - first], asked_and_flags[stop - first :]
-        if not all(flags):
-            raise FloatingPointError("a model gave NaN logits; check the checkpoint, or load it with dtype='float32'")
-        return Judged(asked, Verdict(kept, token, _kept(ruling.scores)))
+        kept, token, *asked = listed(torch.cat([ruling.kept, ruling.token, tokens[first:]]), [ruling.sound, *sound])
+        return Judged(asked, Verdict(kept, token, _kept(ruling.scores)), scores)
 
     def _script(self, first: int, stop: int) -> Tensor | None:
         """How many tokens stand [1] where the rule's acceptance is scripted."""

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from flashspec.decoding.rules import GumbelCoupling, draw_from, probability_of
+from flashspec.decoding.rules import GumbelCoupling, Verdict, draw_from, probability_of
 from flashspec.scores import DeviceDice, Sampling, Scores, warp
 
 
@@ -31,6 +31,22 @@ class Ruling(NamedTuple):
     token: Tensor
     sound: Tensor
     scores: Scores
+
+
+class Judged(NamedTuple):
+    """Tokens that were asked about, on the host, the verdict on them, and the raw scores, good until the next call."""
+
+    asked: list[int]
+    verdict: Verdict
+    scores: Scores
+
+
+def listed(numbers: Tensor, sound: list[Tensor]) -> list[int]:
+    """Numbers [n] on the host, in the one transfer that also tells whether the flags hold; FloatingPointError where not."""
+    packed = torch.cat([numbers, *sound]).tolist()
+    if not all(packed[len(numbers) :]):
+        raise FloatingPointError("a model gave NaN logits; check the checkpoint, or load it with dtype='float32'")
+    return packed[: len(numbers)]
 
 
 def coupled(sampling: Sampling) -> bool:

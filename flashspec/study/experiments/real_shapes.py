@@ -187,7 +187,7 @@ def spans(params: Params) -> Iterator[Row]:
 def peers(params: Params) -> Iterator[Row]:
     """transformers' greedy generation in bfloat16, at each of the shapes that fits the device."""
     speed = roof(params.device)
-    for name in (params.draft, params.spans, params.target.removesuffix("-AWQ")):
+    for name in dict.fromkeys((params.draft, params.spans, params.target.removesuffix("-AWQ"))):
         config, room = shape(name), free_bytes(torch.device(params.device))
         if room is not None and 1.1 * weight_bytes(config, Form(torch.bfloat16)) > room:
             continue
@@ -195,6 +195,7 @@ def peers(params: Params) -> Iterator[Row]:
         for _, repeat, s in timed({"generate": generate}, replace(params, repeats=max(1, params.repeats // 3))):
             size = params.new_tokens * stored_bytes(model)
             yield Row("transformers", name, "generate", "", 1, params.new_tokens, size, s, repeat, speed)
+        del model, generate
 
 
 def _peer(config: ModelConfig, params: Params) -> tuple[Any, Callable[[], object]]:
