@@ -1,0 +1,42 @@
+"""How a stage judges what waits below it: reader, head and rule in turn, or over static buffers with one word to the host."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from flashspec.decoding.captured import captured_check, records_check
+from flashspec.decoding.rules import Waiting
+from flashspec.decoding.settle import Judged, listed
+from flashspec.scores import Dice, Scores
+
+
+class Judge(Protocol):
+    """Re-scores waiting tokens."""
+
+    def judge(self, tokens: Tensor, first: int, proposals: list[Scores], sound: list[Tensor]) -> Judged:
+        """The verdict on tokens [n] from position `first` on, drawn from `proposals`; `sound` are the drafts' flags, all so far.
+
+        Raises FloatingPointError where a model gave NaN.
+        """
+
+
+class InTurn(NamedTuple):
+    """Reader, head and rule of stage `number` in turn, for every stage there is."""
+
+    stage: Any
+    number: int
+
+    def judge(self, tokens: Tensor, first: int, proposals: list[Scores], sound: list[Tensor]) -> Judged:
+        stage = self.stage
+        rows = stage.reader.read(tokens)[first - 1 :]
+        scores = stage.head(rows, torch.arange(first, len(tokens) + 1), Dice(stage.rule.sampling.seed))
+        asked = listed(tokens[first:], sound)
+        return Judged(asked, stage.rule.verify(scores, Waiting(asked, proposals, first, self.number)), scores)
+
+
+def judge_of(stage: Any, number: int) -> Judge:
+    """The fastest way to judge that serves this stage."""
+    return captured_check(stage, number) if records_check(stage) else InTurn(stage, number)
