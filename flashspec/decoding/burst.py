@@ -80,13 +80,19 @@ def burst_of(stage: Any) -> Burst:
     """The fastest burst that serves this stage."""
     if records_burst(stage):
         return captured_burst(stage)
-    reader, rule, scoring = stage.reader, stage.rule, getattr(stage.head, "scoring", None)
+    writer = writer_of(stage)
+    if writer is None or stage.doubt is not None or not _drawn_by_kernels(stage.rule, writer.scoring):
+        return StepByStep(stage)
+    return Compiled(stage.reader, writer, stage.rule)
+
+
+def writer_of(stage: Any) -> kernels.Writer | None:
+    """A stage's layers and head as the CPU kernels see them, None where they do not serve it."""
+    reader, scoring = stage.reader, getattr(stage.head, "scoring", None)
     engine = getattr(reader, "engine", None)
-    if type(reader) is not SpanReader or reader.below is not None or not isinstance(engine, KernelEngine):
-        return StepByStep(stage)
-    if scoring is None or stage.doubt is not None or not _drawn_by_kernels(rule, scoring):
-        return StepByStep(stage)
-    return Compiled(reader, engine.writer(scoring), rule)
+    if type(reader) is not SpanReader or reader.below is not None or not isinstance(engine, KernelEngine) or scoring is None:
+        return None
+    return engine.writer(scoring)
 
 
 def _drawn_by_kernels(rule: Any, scoring: kernels.Scoring) -> bool:
