@@ -15,6 +15,7 @@ from flashspec import kernels
 RULES = ("coupling", "speculative", "typical")
 USES = {"draw": 1, "accept": 2, "residual": 3, "clusters": 4, "gumbel": 5}
 _MASK = (1 << 64) - 1
+Positions = list[int] | Tensor
 
 
 class Scores(NamedTuple):
@@ -100,14 +101,26 @@ def _mix64(value: int) -> int:
     return value ^ (value >> 31)
 
 
+def _signed(value: int, bits: int) -> int:
+    value &= (1 << bits) - 1
+    return value - (1 << bits) if value >= 1 << (bits - 1) else value
+
+
+def _mix64_of(x: Tensor) -> Tensor:
+    """`_mix64` of int64, wrapping as unsigned numbers do."""
+    x = x + _signed(0x9E3779B97F4A7C15, 64)
+    x = (x ^ _shift(x, 30)) * _signed(0xBF58476D1CE4E5B9, 64)
+    x = (x ^ _shift(x, 27)) * _signed(0x94D049BB133111EB, 64)
+    return x ^ _shift(x, 31)
+
+
 def _signed32(value: int) -> int:
-    value &= 0xFFFFFFFF
-    return value - (1 << 32) if value >= 1 << 31 else value
+    return _signed(value, 32)
 
 
 def _shift(x: Tensor, bits: int) -> Tensor:
-    """Logical right shift of int32."""
-    return (x >> bits) & ((1 << (32 - bits)) - 1)
+    """Logical right shift of signed integers."""
+    return (x >> bits) & ((1 << (torch.iinfo(x.dtype).bits - bits)) - 1)
 
 
 def _mix32(x: Tensor) -> Tensor:
@@ -117,9 +130,9 @@ def _mix32(x: Tensor) -> Tensor:
     return x ^ _shift(x, 16)
 
 
-@functools.lru_cache(maxsize=16)
+@functools.cache
 def hashed_ids(count: int, device: torch.device) -> Tensor:
-    """First-round hash of the ids 0..count-1, int32."""
+    """First-round hash of the ids 0..count-1, int32; kept for good, as a recorded graph reads it where it lies."""
     return _mix32(torch.arange(1, count + 1, dtype=torch.int32, device=device) * _signed32(0x9E3779B1))
 
 
@@ -137,7 +150,7 @@ class Dice(NamedTuple):
     def _key(self, position: int, use: str, stage: int = 0) -> int:
         return _mix64(_mix64(_mix64(self.seed & _MASK) ^ position) ^ (USES[use] << 16 | stage))
 
-    def hashed(self, scores: Scores | None, positions: list[int], vocab_size: int) -> tuple[Tensor, Tensor]:
+    def hashed(self, scores: Scores | None, positions: Positions, vocab_size: int) -> tuple[Tensor, Tensor]:
         """Hashed ids [1 or n, m] of scores [n, m] (None: of the whole vocabulary) and the positions' keys [n]: what `gumbel`
         makes noise of."""
         table = hashed_ids(vocab_size, scores.logits.device if scores else torch.device("cpu"))
@@ -146,22 +159,45 @@ class Dice(NamedTuple):
 
     def cluster_gumbel(self, scores: Tensor, positions: Tensor) -> Tensor:
         """Noise like scores [n, clusters], for drawing clusters at positions [n] (a CPU tensor: the host knows positions)."""
-        return self.noise(hashed_ids(scores.shape[1], scores.device)[None], self.keys(positions.tolist(), "clusters"))
+        return self.noise(hashed_ids(scores.shape[1], scores.device)[None], self.keys(positions, "clusters"))
 
     def gumbel(self, scores: Scores, positions: Tensor, vocab_size: int) -> Tensor:
         """Noise [n, m] for the ids of scores [n, m], at positions [n] (a CPU tensor: positions are known to the host)."""
-        return self.noise(*self.hashed(scores, positions.tolist(), vocab_size))
+        return self.noise(*self.hashed(scores, positions, vocab_size))
 
     @staticmethod
     def noise(hashed: Tensor, keys: Tensor) -> Tensor:
-        """Noise [n, m] of hashed ids [1 or n, m] under keys [n], both int32, the keys on the CPU."""
+        """Noise [n, m] of hashed ids [1 or n, m] under keys [n], both int32."""
         fused = kernels.gumbel(hashed, keys)
         return _gumbel(_mix32(hashed ^ keys.to(hashed.device)[:, None])) if fused is None else fused
 
-    def keys(self, positions: list[int], use: str) -> Tensor:
+    def keys(self, positions: Positions, use: str) -> Tensor:
         """Keys [n] of positions, int32 on the CPU: noise is a hash of an id and its position's key."""
-        return torch.tensor([_signed32(self._key(p, use)) for p in positions], dtype=torch.int32)
+        return torch.tensor([_signed32(self._key(p, use)) for p in _listed(positions)], dtype=torch.int32)
 
-    def uniform(self, positions: list[int], stage: int, use: str) -> Tensor:
+    def uniform(self, positions: Positions, stage: int, use: str) -> Tensor:
         """Numbers [n] in (0, 1), float64, for one stage's draw, accept or residual decision at each position."""
-        return torch.tensor([(self._key(p, use, stage) + 0.5) * 2.0**-64 for p in positions], dtype=torch.float64)
+        return torch.tensor([(self._key(p, use, stage) + 0.5) * 2.0**-64 for p in _listed(positions)], dtype=torch.float64)
+
+
+def _listed(positions: Positions) -> list[int]:
+    return positions.tolist() if isinstance(positions, Tensor) else positions
+
+
+class DeviceDice(Dice):
+    """The numbers of Dice, for positions that only the device knows: tensor operations that a graph can record."""
+
+    __slots__ = ()
+
+    def _keys_at(self, positions: Tensor, use: str, stage: int = 0) -> Tensor:
+        seed = _signed(_mix64(self.seed & _MASK), 64)
+        return _mix64_of(_mix64_of(positions ^ seed) ^ (USES[use] << 16 | stage))
+
+    def keys(self, positions: Positions, use: str) -> Tensor:
+        """Keys [n] of positions, int32 where those lie."""
+        return self._keys_at(torch.as_tensor(positions), use).to(torch.int32)
+
+    def uniform(self, positions: Positions, stage: int, use: str) -> Tensor:
+        keys = self._keys_at(torch.as_tensor(positions), use, stage)
+        high, low = _shift(keys, 32).double(), (keys & 0xFFFFFFFF).double()
+        return (high * 2.0**32 + low + 0.5) * 2.0**-64

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -143,6 +146,8 @@ FOREIGN = {
 
 @pytest.mark.parametrize("name", FOREIGN)
 def test_what_nobody_can_load_is_refused_in_one_sentence(name: str, tmp_path: Path) -> None:
+    if importlib.util.find_spec(name.replace("-", "_")):
+        pytest.skip(f"{name} is installed here")
     changes, message = FOREIGN[name]
     randomised(BASE).save(tmp_path, "float32")
     spoil(tmp_path, **changes)
@@ -239,3 +244,44 @@ def test_one_tokenizer_missing_is_said_when_text_is_given(tmp_path: Path) -> Non
     assert isinstance(models, Models)
     with pytest.raises(ValueError, match="without a tokenizer"):
         generate(models, "text", "baseline")
+
+
+def four_bits(folder: Path) -> None:
+    """The dense folder of a tiny model as compressed-tensors packs it, 4 bits in groups of 32, and a dense copy beside it."""
+    from compressed_tensors.compressors import pack_to_int32
+    from safetensors.torch import load_file, save_file
+
+    path = folder / "model.safetensors"
+    dense, packed = load_file(path), dict[str, torch.Tensor]()
+    for name, weight in list(dense.items()):
+        if name.endswith("_proj.weight"):
+            groups, stem = weight.view(len(weight), -1, 32), name.removesuffix(".weight")
+            scale = groups.abs().amax(-1) / 7.5
+            levels = (groups / scale[..., None]).round().clamp(-8, 7)
+            dense[name] = (levels * scale[..., None]).view_as(weight)
+            parts = {"packed": pack_to_int32(levels.to(torch.int8).view_as(weight), 4), "scale": scale.contiguous()}
+            packed |= {f"{stem}.weight_{part}": tensor for part, tensor in parts.items()}
+            packed[f"{stem}.weight_shape"] = torch.tensor(weight.shape)
+        else:
+            packed[name] = weight
+    shutil.copytree(folder, folder / "dense")
+    save_file(dense, folder / "dense" / "model.safetensors", {"format": "pt"})
+    save_file(packed, path, {"format": "pt"})
+    weights = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": 32}
+    table = {"format": "pack-quantized", "quantization_status": "compressed", "ignore": ["lm_head"]}
+    groups_ = {"config_groups": {"group_0": {"targets": ["Linear"], "weights": weights}}}
+    spoil(folder, quantization_config={"quant_method": "compressed-tensors", **table, **groups_})
+
+
+def test_compressed_tensors_are_read_through_transformers(tmp_path: Path) -> None:
+    pytest.importorskip("compressed_tensors", reason="compressed-tensors is not installed here")
+    folder = tmp_path / "model"
+    randomised(replace(BASE, hidden=64, ffn=128, heads=4, kv_heads=2, head_dim=16, tied=False)).save(folder, "float32")
+    four_bits(folder)
+    packed, dense = (load(place, None, dtype="float32", device="cpu") for place in (folder, folder / "dense"))
+    assert isinstance(packed.target, Adapter) and not isinstance(dense.target, Adapter)
+    texts = [generate(models, IDS, "baseline", max_new_tokens=12, stop=()).tokens for models in (packed, dense)]
+    assert texts[0] == texts[1] and len(texts[0]) == 12
+    plain, files = (sum(path.stat().st_size for path in place.glob("*.safetensors")) for place in (folder / "dense", folder))
+    assert files < 0.7 * plain and adapter.needed_bytes(folder, "float32") == pytest.approx(plain, rel=0.05)
+    assert adapter.needed_bytes(folder / "dense", "float32") == plain

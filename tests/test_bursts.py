@@ -10,6 +10,7 @@ import torch
 from flashspec import kernels
 from flashspec.decoding.burst import Compiled, StepByStep, burst_of
 from flashspec.decoding.cascade import Stage
+from flashspec.decoding.judge import InTurn, judge_of
 from flashspec.decoding.rules import GumbelCoupling, SpeculativeSampling, Waiting
 from flashspec.heads import DenseHead, FlashHead
 from flashspec.heads.quantized import QuantizedDenseHead
@@ -175,3 +176,21 @@ def test_plans_share_no_addresses(model):
     twin = replace(wide, norm=lambda x, inner=wide.norm: inner(x))
     assert torch.equal(twin(rows).ids, wide(rows).ids)
     assert torch.allclose(twin(rows).logits, wide(rows).logits, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("head", ["dense", "int8", "flash"])
+def test_a_check_in_one_call_reads_and_scores_what_its_parts_do(model, head):
+    fast, slow = stage(model, head, "coupling", 1.0), stage(model, head, "coupling", 1.0)
+    tokens = torch.arange(40, 70)
+    quick, plain = judge_of(fast, 1), InTurn(slow, 1)
+    assert quick.writer is not None
+    for first, stop, rewound in ((5, 9, 7), (8, 20, 20), (20, 21, 20)):
+        waiting = [Scores(None, torch.zeros(1, VOCAB))] * (stop - first)
+        one, two = (judge.judge(tokens[:stop], first, waiting, []) for judge in (quick, plain))
+        assert torch.equal(one.scores.logits, two.scores.logits) and one.verdict[:2] == two.verdict[:2]
+        assert one.scores.ids is two.scores.ids is None or torch.equal(one.scores.ids, two.scores.ids)
+        assert (fast.reader.seen, fast.reader.rows_read) == (slow.reader.seen, slow.reader.rows_read)
+        fast.reader.rewind(rewound), slow.reader.rewind(rewound)
+    assert torch.equal(fast.reader.rows[:20], slow.reader.rows[:20])
+    other = quick.judge(torch.arange(41, 71)[:21], 20, waiting, [])
+    assert not torch.equal(other.scores.logits, one.scores.logits)

@@ -31,6 +31,34 @@ def test_every_part_is_stored_with_its_origin(tables: Path) -> None:
     assert set(written.values()) == {SMOKE.new_tokens} and len(written) == 5
 
 
+def test_the_parts_hold_what_a_round_is_made_of(tables: Path) -> None:
+    """Both final tokens, with and without graphs, every length of a check, each span of the exits, and the roofline of each."""
+    rows = {part: EXPERIMENT.run(replace(SMOKE, part=part), root=tables).rows for part in PARTS}
+    said = {part: {(row.what, row.graphs) for row in found} for part, found in rows.items()}
+    ends = {f"{head} {end}" for head in ("dense", "flash 8") for end in ("deferred", "eager")} | {"baseline deferred"}
+    assert said["end_to_end"] == {(what, mode) for what in ends for mode in SMOKE.graphs}
+    assert said["draft_step"] == {(what, mode) for what in ("body", "dense", "flash 8") for mode in SMOKE.graphs}
+    assert said["verify"] == {(what, mode) for what in ("verify", "finalize") for mode in SMOKE.graphs}
+    assert {row.rows for row in rows["verify"]} == set(range(1, SMOKE.k + 2))
+    assert {what for what, _ in said["spans"]} == {"layers 0-2", "layers 2-4", "layers 4-16"}
+    assert {row.shape for row in rows["transformers"]} == {SMOKE.draft, SMOKE.spans}
+    texts = {f"{head} text" for head in ("baseline", "dense", "flash 8")}
+    assert {what for what, _ in said["correctness"]} == texts | {"int4 product", "best of the probed blocks"}
+    assert all(row.bytes > 0 for part in PARTS[1:] if part != "end_to_end" for row in rows[part])
+
+
+def test_each_part_is_stored_before_the_next_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def measure(params: real_shapes.Params) -> list[real_shapes.Row]:
+        done = PARTS[: PARTS.index(params.part)]
+        assert len(list((tmp_path / "real_shapes").glob("*.json"))) == len(done)
+        return [real_shapes.Row(params.part, "tiny", "text", "auto", 1, 40, 1, 1.0, 0, 1.0, -1)]
+
+    monkeypatch.setattr(real_shapes, "MEASURES", dict.fromkeys(PARTS, measure))
+    assert list(gpu.steps(SMOKE, tmp_path, 60.0))[-1] == "done" and PARTS[:4] == (
+        "correctness", "projection", "draft_step", "end_to_end",
+    )  # fmt: skip
+
+
 def test_a_second_run_measures_nothing(tables: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(real_shapes, "MEASURES", {})
     assert gpu.main(["--stand-ins", "--results", str(tables)]) == 0

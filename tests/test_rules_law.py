@@ -10,7 +10,7 @@ import torch
 from prefixes import Make, caught, dense, distance, law, p_of, sparse, stack, weight
 
 from flashspec.decoding.cascade import Cascade
-from flashspec.decoding.rules import Drawn, GumbelCoupling, SpeculativeSampling, TypicalAcceptance, _draw_from
+from flashspec.decoding.rules import Drawn, GumbelCoupling, SpeculativeSampling, TypicalAcceptance, draw_from
 from flashspec.scores import Dice, Sampling, Scores, warp
 
 TOP = dense(0)
@@ -75,7 +75,7 @@ class NoResidual(SpeculativeSampling):
 
     def _next(self, warped, waiting, kept):
         chance = self.dice.uniform([waiting.position + kept], waiting.stage, "residual")
-        return int(_draw_from(warped.row(kept).dense(self.vocab_size), chance))
+        return int(draw_from(warped.row(kept).dense(self.vocab_size), chance))
 
 
 class Credulous(SpeculativeSampling):

@@ -1,6 +1,7 @@
-"""How stage 0 writes a burst: token by token through reader, head and rule, or the whole burst in one kernel call.
+"""How stage 0 writes a burst: token by token through reader, head and rule, the whole burst in one kernel call on a CPU, or step
+by step over static buffers on CUDA.
 
-Both give the same tokens and the same scores, bit for bit; the loop does not know which one it has.
+All give the same tokens and the same scores, on a CPU bit for bit; the loop does not know which one it has.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from flashspec import kernels
+from flashspec.decoding.captured import captured_burst, records_burst
 from flashspec.decoding.rules import Drawn, GumbelCoupling, SpeculativeSampling
 from flashspec.model.engine import KernelEngine
 from flashspec.model.reader import SpanReader
@@ -76,13 +78,21 @@ class Compiled(NamedTuple):
 
 def burst_of(stage: Any) -> Burst:
     """The fastest burst that serves this stage."""
-    reader, rule, scoring = stage.reader, stage.rule, getattr(stage.head, "scoring", None)
+    if records_burst(stage):
+        return captured_burst(stage)
+    writer = writer_of(stage)
+    if writer is None or stage.doubt is not None or not _drawn_by_kernels(stage.rule, writer.scoring):
+        return StepByStep(stage)
+    return Compiled(stage.reader, writer, stage.rule)
+
+
+def writer_of(stage: Any) -> kernels.Writer | None:
+    """A stage's layers and head as the CPU kernels see them, None where they do not serve it."""
+    reader, scoring = stage.reader, getattr(stage.head, "scoring", None)
     engine = getattr(reader, "engine", None)
-    if type(reader) is not SpanReader or reader.below is not None or not isinstance(engine, KernelEngine):
-        return StepByStep(stage)
-    if scoring is None or stage.doubt is not None or not _drawn_by_kernels(rule, scoring):
-        return StepByStep(stage)
-    return Compiled(reader, engine.writer(scoring), rule)
+    if type(reader) is not SpanReader or reader.below is not None or not isinstance(engine, KernelEngine) or scoring is None:
+        return None
+    return engine.writer(scoring)
 
 
 def _drawn_by_kernels(rule: Any, scoring: kernels.Scoring) -> bool:

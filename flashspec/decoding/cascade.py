@@ -16,7 +16,9 @@ from torch import Tensor
 
 from flashspec.decoding.adaptive import Doubt
 from flashspec.decoding.burst import Burst, burst_of
-from flashspec.decoding.rules import AcceptanceRule, Waiting, leading
+from flashspec.decoding.judge import judge_of
+from flashspec.decoding.rules import AcceptanceRule, leading
+from flashspec.decoding.settle import listed
 from flashspec.heads.base import Head
 from flashspec.model.reader import Reader
 from flashspec.scores import Dice, Scores
@@ -105,6 +107,8 @@ class Cascade:
         self.sound: list[Tensor] = []
         self.asking = False
         self.writer = stages[0].burst or burst_of(stages[0])
+        self.judges = [judge_of(stage, number) for number, stage in enumerate(stages)]
+        self.final: list[int] = []
         for stage in stages:
             stage.reader.rewind(0)
         self._tell(0, None)
@@ -141,26 +145,18 @@ class Cascade:
         self.length = self.marks[0] = start + len(drawn)
         if lone:
             self.proposals.clear()
-            self._written(self.length, self.length)
+            self.final, self.sound = listed(self.tokens[start : self.length], self.sound), []
         return 0, 0, len(drawn)
-
-    def _written(self, first: int, stop: int) -> list[int]:
-        """Tokens first..stop-1 on the host, in the one transfer that also tells whether the drafts since were free of NaN."""
-        flags, self.sound = self.sound, []
-        packed = torch.cat([self.tokens[first:stop], *flags]).tolist()
-        if not all(packed[stop - first :]):
-            raise FloatingPointError("a model gave NaN logits; check the checkpoint, or load it with dtype='float32'")
-        return packed[: stop - first]
 
     def check(self, i: int) -> tuple[int, int, int]:
         """Stage i judges what waits below it, keeps a prefix and adds one token; scores of what it keeps become its own."""
         stage, first = self.stages[i], self.marks[i]
-        rows = stage.reader.read(self.tokens[: self.length])[first - 1 :]
-        scores = stage.head(rows, torch.arange(first, self.length + 1), _dice(stage))
-        asked = self._written(first, self.length)
-        verdict = stage.rule.verify(scores, Waiting(asked, [self.proposals[p] for p in range(first, self.length)], first, i))
+        proposals, flags = [self.proposals[p] for p in range(first, self.length)], self.sound
+        self.sound = []
+        asked, verdict, scores = self.judges[i].judge(self.tokens[: self.length], first, proposals, flags)
         newest = first + verdict.kept
         self.tokens[newest] = verdict.token
+        self.final = [*asked[: verdict.kept], verdict.token]
         if i + 1 < len(self.stages):
             self._promote(verdict.scores, first, newest)
         else:
@@ -229,7 +225,7 @@ def decode(stages: list[Stage], prompt: list[int], limits: Limits = Limits()) ->
             events += cascade.round()
         final = cascade.marks[-1]
         if final > emitted:
-            fresh, done = _cut(cascade.tokens[emitted:final].tolist(), limits.stop)
+            fresh, done = _cut(cascade.final, limits.stop)
             emitted = final
             if not done:
                 with torch.inference_mode():

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from flashspec import kernels
-from flashspec.scores import Dice, Sampling, Scores, warp
+from flashspec.scores import Dice, Positions, Sampling, Scores, warp
 
 NAN = "the model gave NaN logits; check the checkpoint, or load it with dtype='float32'"
 
@@ -61,6 +61,11 @@ def leading(scores: Scores, count: int) -> Scores:
     return Scores(None if scores.ids is None else scores.ids[:count], scores.logits[:count])
 
 
+def _places(position: int | Tensor) -> Positions:
+    """A position as one of many; one that was given on a device stays there."""
+    return position if isinstance(position, Tensor) else [position]
+
+
 def _refuse_nan(sound: Tensor) -> None:
     if not bool(sound.all()):
         raise FloatingPointError(NAN)
@@ -79,10 +84,10 @@ class GumbelCoupling:
 
     exact = True
 
-    def __init__(self, sampling: Sampling, vocab_size: int) -> None:
-        self.sampling, self.vocab_size, self.dice = sampling, vocab_size, Dice(sampling.seed)
+    def __init__(self, sampling: Sampling, vocab_size: int, dice: Dice | None = None) -> None:
+        self.sampling, self.vocab_size, self.dice = sampling, vocab_size, dice or Dice(sampling.seed)
 
-    def _best(self, scores: Scores, positions: list[int]) -> tuple[Tensor, Tensor]:
+    def _best(self, scores: Scores, positions: Positions) -> tuple[Tensor, Tensor]:
         """Ids [n] of the best scores, and whether there was one: no NaN."""
         noise = self.dice.hashed(scores, positions, self.vocab_size) if self.sampling.temperature else ()
         columns = kernels.best_columns(scores.logits, *noise)
@@ -92,9 +97,9 @@ class GumbelCoupling:
         best, columns = logits.max(-1)
         return scores.pick(columns), ~torch.isnan(best)
 
-    def draw(self, scores: Scores, position: int, stage: int) -> Drawn:
+    def draw(self, scores: Scores, position: int | Tensor, stage: int) -> Drawn:
         warped = warp(scores, self.sampling)
-        token, sound = self._best(warped, [position])
+        token, sound = self._best(warped, _places(position))
         return Drawn(token, warped, sound)
 
     def law(self, positions: list[int], stage: int) -> kernels.Law:
@@ -114,7 +119,7 @@ class GumbelCoupling:
         return Verdict(kept, wanted[kept], warped)
 
 
-def _draw_from(weights: Tensor, uniform: Tensor) -> Tensor:
+def draw_from(weights: Tensor, uniform: Tensor) -> Tensor:
     """Column [1] drawn from weights [1, m] (not necessarily summing to one) by the inverse of their running sum."""
     running = weights.double().cumsum(-1)
     goal = uniform.to(running.device)[:, None] * running[:, -1:]
@@ -127,7 +132,7 @@ def _draw_one(logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
     if drawn is not None:
         return drawn.clamp(min=0), drawn >= 0
     probs = logits.softmax(-1)
-    return _draw_from(probs, uniform), ~torch.isnan(probs[:, 0])
+    return draw_from(probs, uniform), ~torch.isnan(probs[:, 0])
 
 
 def probability_of(scores: Scores, tokens: Tensor) -> Tensor:
@@ -146,15 +151,15 @@ class SpeculativeSampling:
 
     exact = True
 
-    def __init__(self, sampling: Sampling, vocab_size: int) -> None:
-        self.sampling, self.vocab_size, self.dice = sampling, vocab_size, Dice(sampling.seed)
+    def __init__(self, sampling: Sampling, vocab_size: int, dice: Dice | None = None) -> None:
+        self.sampling, self.vocab_size, self.dice = sampling, vocab_size, dice or Dice(sampling.seed)
         self.greedy = GumbelCoupling(sampling, vocab_size)
 
-    def draw(self, scores: Scores, position: int, stage: int) -> Drawn:
+    def draw(self, scores: Scores, position: int | Tensor, stage: int) -> Drawn:
         if self.sampling.temperature == 0:
             return self.greedy.draw(scores, position, stage)
         warped = warp(scores, self.sampling)
-        column, sound = _draw_one(warped.logits, self.dice.uniform([position], stage, "draw"))
+        column, sound = _draw_one(warped.logits, self.dice.uniform(_places(position), stage, "draw"))
         return Drawn(warped.pick(column), warped, sound)
 
     def law(self, positions: list[int], stage: int) -> kernels.Law:
@@ -214,7 +219,7 @@ class SpeculativeSampling:
         mine = warped.row(kept).dense(self.vocab_size)
         rest = (mine - waiting.proposals[kept].dense(self.vocab_size)).clamp_(min=0)
         weights = rest if float(rest.sum()) > 0 else mine
-        return int(_draw_from(weights, self.dice.uniform([position], waiting.stage, "residual")))
+        return int(draw_from(weights, self.dice.uniform([position], waiting.stage, "residual")))
 
 
 class TypicalAcceptance(SpeculativeSampling):
@@ -233,13 +238,13 @@ class TypicalAcceptance(SpeculativeSampling):
         return int((probability_of(rows, tokens) >= least).long().cumprod(0).sum())
 
 
-KINDS: dict[str, Callable[[Sampling, int], AcceptanceRule]] = {
+KINDS: dict[str, Callable[..., AcceptanceRule]] = {
     "coupling": GumbelCoupling,
     "speculative": SpeculativeSampling,
     "typical": TypicalAcceptance,
 }
 
 
-def rule_for(sampling: Sampling, vocab_size: int) -> AcceptanceRule:
-    """The acceptance rule a Sampling names."""
-    return KINDS[sampling.rule](sampling, vocab_size)
+def rule_for(sampling: Sampling, vocab_size: int, dice: Dice | None = None) -> AcceptanceRule:
+    """The acceptance rule a Sampling names, with the dice of its seed if no others are given."""
+    return KINDS[sampling.rule](sampling, vocab_size, dice)

@@ -51,11 +51,11 @@ class ScriptedAcceptance:
 
     def verify(self, scores: Scores, waiting: Waiting) -> Verdict:
         verdict, count = self.inner.verify(scores, waiting), len(waiting.tokens)
-        kept = self._stand(count, waiting.position, waiting.stage)
+        kept = self.stand(count, waiting.position, waiting.stage)
         token = int(verdict.scores.pick(verdict.scores.logits.argmax(-1))[kept])
         return Verdict(kept, token, verdict.scores)
 
-    def _stand(self, count: int, position: int, stage: int) -> int:
+    def stand(self, count: int, position: int, stage: int) -> int:
         """Length of the prefix the coins let stand."""
         flips = self.dice.uniform(list(range(position, position + count)), stage, "accept")
         curve = torch.tensor([self.curve[min(j, len(self.curve) - 1)] for j in range(count)], dtype=torch.float64)

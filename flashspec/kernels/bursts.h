@@ -19,7 +19,8 @@ typedef struct {
     const Head *head;
 } Writer;
 
-// What a burst works on: tokens and rows by position, and the scores of every token it writes. Times are nanoseconds.
+// What a burst works on: tokens and rows by position, and the scores of every token it writes; a check reads tokens up to
+// `start` + `want` and scores the rows from `start` on. Times are nanoseconds.
 typedef struct {
     int64_t *tokens;
     float *rows;
@@ -83,6 +84,14 @@ static int64_t passed(int64_t *clock) {
 // Floats rounded up to whole cache lines.
 static int64_t lines(int64_t floats) { return (floats + 15) / 16 * 16; }
 
+// Embed and carry the tokens between `from` and `stop`.
+static void read_tokens(const Writer *w, Burst b, int64_t from, int64_t stop, float *scratch) {
+    int64_t hidden = w->embedding.depth;
+#pragma omp single
+    embed(w->embedding, b.tokens + from, stop - from, b.rows + from * hidden);
+    if (stop > from) carry(w->shape, w->layers, w->count, b.rows + from * hidden, stop - from, from, scratch);
+}
+
 // Write `want` tokens behind `start`; the team's threads share every step. `room` floats of scratch are the layers'.
 static void write_burst(const Writer *w, const Law *law, Burst b, float *scratch, int64_t room) {
     int64_t hidden = w->embedding.depth, columns = columns_of(w->head), clock = instant();
@@ -91,9 +100,7 @@ static void write_burst(const Writer *w, const Law *law, Burst b, float *scratch
     for (int64_t j = 0; j < b.want; j++) {
         int64_t stop = b.start + j, from = j ? stop - 1 : b.seen;
         int64_t *ids = w->head->probes ? b.ids + j * columns : 0;
-#pragma omp single
-        embed(w->embedding, b.tokens + from, stop - from, b.rows + from * hidden);
-        if (stop > from) carry(w->shape, w->layers, w->count, b.rows + from * hidden, stop - from, from, scratch);
+        read_tokens(w, b, from, stop, scratch);
 #pragma omp master
         b.times[0] += passed(&clock);
         score(w->head, b.rows + (stop - 1) * hidden, 1, rest, ids, b.logits + j * columns);

@@ -105,16 +105,27 @@ void fs_score(const Head *h, const float *rows, int64_t n, char *scratch, int64_
     score(h, rows, n, scratch, ids, logits);
 }
 
-static int64_t room_of(const Writer *w, const Burst *b, int64_t threads) { return lines(carrying(w->shape, b->start - b->seen + 1, threads)); }
+static int64_t room_of(const Writer *w, int64_t rows, int64_t threads) { return lines(carrying(w->shape, rows, threads)); }
 
-// Floats of scratch fs_burst needs.
+// Floats of scratch fs_burst and fs_check need.
 int64_t fs_bursting(const Writer *w, const Burst *b, int64_t threads) {
-    return room_of(w, b, threads) + lines(columns_of(w->head)) + scoring(w->head, 1) / 4 + 1;
+    int64_t rows = b->start + b->want - b->seen + 1;
+    return room_of(w, rows, threads) + lines(columns_of(w->head)) + scoring(w->head, b->want) / 4 + 1;
 }
 
 // Write a burst of tokens, see write_burst.
 void fs_burst(const Writer *w, const Law *law, const Burst *b, int64_t threads, float *scratch) {
-    int64_t room = room_of(w, b, threads);
+    int64_t room = room_of(w, b->start - b->seen + 1, threads);
 #pragma omp parallel num_threads((int)threads)
     write_burst(w, law, *b, scratch, room);
+}
+
+// Read what was not read of the tokens up to `start` + `want`, and score the last `want` rows.
+void fs_check(const Writer *w, const Burst *b, int64_t threads, float *scratch) {
+    int64_t stop = b->start + b->want, room = room_of(w, stop - b->seen, threads);
+#pragma omp parallel num_threads((int)threads)
+    {
+        read_tokens(w, *b, b->seen, stop, scratch);
+        score(w->head, b->rows + b->start * w->embedding.depth, b->want, (char *)(scratch + room), b->ids, b->logits);
+    }
 }

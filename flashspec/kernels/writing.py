@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -48,7 +48,7 @@ class Law(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Tokens [room] and rows [room, D] by position, how far they were read, and where how many tokens are wanted."""
+    """Tokens [room] and rows [room, D] by position, how far they were read, and from where how many are wanted."""
 
     tokens: Tensor
     rows: Tensor
@@ -79,18 +79,31 @@ class Writer:
     def __call__(self, place: Place, law: Law) -> tuple[Tensor | None, Tensor, Tensor]:
         """Write `want` tokens in place; their ids [want, m] (None: the whole vocabulary), warped logits [want, m], and
         whether each was sound."""
+        sound = torch.empty(place.want, dtype=torch.bool)
+        burst, ids, logits = self._burst(place, sound)
+        rules = _Law(law.temperature, *(_address(t) for t in law[1:]))
+        self._call(compiled().fs_burst, burst, ctypes.byref(rules))
+        return ids, logits, sound
+
+    def check(self, place: Place) -> tuple[Tensor | None, Tensor]:
+        """Read the tokens up to `start` + `want` and score the rows from `start` on: ids and raw logits [want, m]."""
+        burst, ids, logits = self._burst(place, None)
+        self._call(compiled().fs_check, burst)
+        return ids, logits
+
+    def _burst(self, place: Place, sound: Tensor | None) -> tuple[_Burst, Tensor | None, Tensor]:
         size = (place.want, self.scoring.columns)
         ids = torch.empty(size, dtype=torch.int64) if self.scoring.clustered else None
-        logits, sound = torch.empty(size), torch.empty(place.want, dtype=torch.bool)
+        logits = torch.empty(size)
         given = [_address(t) for t in (place.tokens, place.rows, ids, logits, sound, self.times)]
-        burst = _Burst(*given[:2], place.seen, place.start, place.want, *given[2:])
-        rules = _Law(law.temperature, *(_address(t) for t in law[1:]))
-        parts, threads = [ctypes.byref(p) for p in (self._writer, rules, burst)], ctypes.c_int64(torch.get_num_threads())
-        needed = compiled().fs_bursting(parts[0], parts[2], threads)
+        return _Burst(*given[:2], place.seen, place.start, place.want, *given[2:]), ids, logits
+
+    def _call(self, kernel: Any, burst: _Burst, *law: Any) -> None:
+        writer, place, threads = ctypes.byref(self._writer), ctypes.byref(burst), ctypes.c_int64(torch.get_num_threads())
+        needed = compiled().fs_bursting(writer, place, threads)
         if needed > len(self._scratch):
             self._scratch = torch.empty(needed)
-        compiled().fs_burst(*parts, threads, ctypes.c_void_p(self._scratch.data_ptr()))
-        return ids, logits, sound
+        kernel(writer, *law, place, threads, ctypes.c_void_p(self._scratch.data_ptr()))
 
 
 def _address(tensor: Tensor | None) -> int | None:

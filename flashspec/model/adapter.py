@@ -5,6 +5,8 @@ Only safetensors are read and only code that transformers itself contains is run
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -67,7 +69,7 @@ class Adapter:
         raw, parts = read_config(folder), processes() if shared else 1
         _refuse(folder, raw)
         _refuse_unknown_numbers(folder, raw)
-        refuse_bytes(str(folder), sum(path.stat().st_size for path in folder.glob("*.safetensors")) // parts, device)
+        refuse_bytes(str(folder), needed_bytes(folder, dtype) // parts, device)
         kind = "auto" if dtype == "auto" else getattr(torch, dtype)
         return cls(_from_pretrained(folder, raw, {"dtype": kind} | _place(device, shared)), shared)
 
@@ -115,9 +117,9 @@ class Adapter:
         """Whether logits are the vocabulary weight times the last hidden states, with nothing behind it."""
         if self.model.base_model is self.model:
             return False
+        logits = self.model(input_ids=ids[None], use_cache=False).logits  # first: compressed-tensors unpacks at a whole forward
         hidden = self.model.base_model(input_ids=ids[None], use_cache=False).last_hidden_state
-        mine = self.model.get_output_embeddings()(hidden)
-        return _same(mine, self.model(input_ids=ids[None], use_cache=False).logits, 1e-5)
+        return _same(self.model.get_output_embeddings()(hidden), logits, 1e-5)
 
     def _rewound(self, ids: Tensor) -> Tensor:
         """Rows of ids read in two parts, two wrong tokens read and forgotten between them."""
@@ -192,6 +194,20 @@ def _refuse_unknown_numbers(folder: Path, raw: dict[str, Any]) -> None:
     bits = any((table or {}).get(f"load_in_{count}bit") for count in (4, 8))
     if table and method not in KNOWN and not bits:
         raise ValueError(f"{folder} is quantised by {method!r}, which transformers does not load; it loads: {', '.join(LOADERS)}")
+
+
+def needed_bytes(folder: Path, dtype: str = "auto") -> int:
+    """Bytes that the weights take: those of their files, and of what compressed-tensors unpacks from its integers."""
+    from safetensors import safe_open
+
+    files = sorted(folder.glob("*.safetensors"))
+    total, width = sum(path.stat().st_size for path in files), 4 if dtype == "float32" else 2
+    for path in files:
+        with contextlib.suppress(SafetensorError), safe_open(path, "pt") as tensors:  # refused in words where it is read
+            for name in (name for name in sorted(tensors.keys()) if name.endswith(".weight_packed")):
+                shape = tensors.get_tensor(name.removesuffix("packed") + "shape")
+                total += width * int(shape.prod()) - 4 * math.prod(tensors.get_slice(name).get_shape())
+    return total
 
 
 def _place(device: str, shared: bool) -> dict[str, Any]:

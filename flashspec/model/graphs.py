@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -85,11 +85,15 @@ class FixedEngine(TorchEngine):
         if len(x) > LARGEST:
             return super().run(x, start)
         self.begin.fill_(start)
-        keys = min(self.context, -(-(start + len(x)) // KEYS) * KEYS)
+        keys = self.keys(start + len(x))
         if (len(x), keys) not in self._forwards:
             forward = self.forward(len(x), keys)
             self._forwards[len(x), keys] = Recording(forward, x) if self.record else forward
         return self._forwards[len(x), keys](x)
+
+    def keys(self, stop: int) -> int:
+        """The fixed length of cache that rows before `stop` are read at."""
+        return min(self.context, -(-stop // KEYS) * KEYS)
 
     def forward(self, n: int, keys: int) -> Forward:
         """A function of rows [n, hidden] and of `begin` alone."""
@@ -107,20 +111,29 @@ class FixedEngine(TorchEngine):
         return forward
 
 
+Result = TypeVar("Result")
+
+
+def recorded(call: Callable[[], Result]) -> tuple[torch.cuda.CUDAGraph, Result]:
+    """A graph of a call that may be repeated, after two calls aside to warm up, and the result that every replay fills anew."""
+    aside = torch.cuda.Stream()
+    aside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(aside):
+        for _ in range(2):
+            call()
+    torch.cuda.current_stream().wait_stream(aside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = call()
+    return graph, result
+
+
 class Recording:
     """A forward recorded once as a CUDA graph and replayed on new rows."""
 
     def __init__(self, forward: Forward, x: Tensor) -> None:
         self.rows = x.clone()
-        aside = torch.cuda.Stream()
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):
-            for _ in range(2):
-                forward(self.rows)
-        torch.cuda.current_stream().wait_stream(aside)
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
-            self.result = forward(self.rows)
+        self.graph, self.result = recorded(lambda: forward(self.rows))
 
     def __call__(self, x: Tensor) -> Tensor:
         self.rows.copy_(x)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -75,7 +75,7 @@ class SpanReader(RowReader):
     """Reads tokens through layers start..stop of a model, or the rows of the reader below it.
 
     The cache is allocated once; rewinding moves one integer, and stale entries are overwritten before they are read.
-    `rows_read` counts the rows computed since the reader was made.
+    `rows_read` counts the rows computed since the reader was made; `recordings` keeps what was recorded over its buffers.
     """
 
     def __init__(
@@ -88,6 +88,7 @@ class SpanReader(RowReader):
         if not self.start < self.stop <= model.config.layers:
             raise ValueError(f"a span must end between layer {self.start + 1} and {model.config.layers}, got {self.stop}")
         self.engine = engine_for(model, self.start, self.stop, room)
+        self.recordings: dict[tuple[Any, ...], Any] = {}
         rows = torch.zeros(room, model.config.hidden, dtype=self.engine.row_dtype, device=model.embed.weight.device)
         super().__init__(room, rows)
 

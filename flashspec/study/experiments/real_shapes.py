@@ -5,15 +5,12 @@ Costs are measured; texts mean nothing; rounds keep as many tokens as a given cu
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 from flashspec.decoding.cascade import Limits, Stage, decode
 from flashspec.decoding.rules import rule_for
@@ -23,13 +20,15 @@ from flashspec.heads.dense import DenseHead
 from flashspec.measure import clock
 from flashspec.measure.roofline import stored_bytes
 from flashspec.measure.stand_ins import stand_in_flash
+from flashspec.measure.standing import Ahead, Ready, flag, judged, one_token, ready, roof
 from flashspec.model import graphs
 from flashspec.model.awq import Int4Linear, dequantise
 from flashspec.model.config import ModelConfig, to_hf
+from flashspec.model.memory import Form, free_bytes, weight_bytes
 from flashspec.model.reader import SpanReader
 from flashspec.model.synthetic import RandomInt4, shape, synthetic
 from flashspec.model.transformer import Transformer
-from flashspec.scores import GREEDY, Dice
+from flashspec.scores import GREEDY
 from flashspec.study.experiment import Experiment
 from flashspec.study.pairs import among, at_least
 
@@ -80,29 +79,9 @@ class Row(NamedTuple):
     agrees: int = -1
 
 
-@contextmanager
-def flag(value: str) -> Iterator[None]:
-    """FLASHSPEC_GRAPHS set for a while."""
-    before = os.environ.get(graphs.FLAG)
-    os.environ[graphs.FLAG] = value
-    try:
-        yield
-    finally:
-        os.environ.pop(graphs.FLAG)
-        if before is not None:
-            os.environ[graphs.FLAG] = before
-
-
-def roof(device: str, megabytes: int = 1024) -> float:
-    """Bytes a second at which the device reads memory larger than its caches: the best of several sums."""
-    block = torch.ones((megabytes if device != "cpu" else 64) << 18, device=device)
-    seconds = [clock.seconds_of(block.sum, device) for _ in range(8)]
-    return block.nbytes / min(seconds)
-
-
 def heads_of(model: Transformer, params: Params) -> dict[str, Head]:
-    """The dense head and a stand-in FlashHead at each number of probes, in the weight's own type."""
-    flash = stand_in_flash(model.head_weight, model.norm, 1)
+    """The dense head and a stand-in FlashHead at each number of probes, in the weight's own type, that names its best id."""
+    flash = stand_in_flash(model.head_weight, model.norm, 1).with_plan(best=True)
     clusters = -(-model.config.vocab_size // 16)
     found = {f"flash {p}": flash.with_probes(p) for p in params.probes if p <= clusters}
     return {"dense": DenseHead(model.norm, model.head_weight), **found}
@@ -116,34 +95,6 @@ def timed(calls: dict[str, Callable[[], object]], params: Params) -> Iterator[tu
         yield from ((name, repeat, s) for repeat, s in enumerate(seconds))
 
 
-def one_token(head: Head, row: Tensor) -> Tensor:
-    """The best token of one row."""
-    scores = head(row, torch.zeros(1, dtype=torch.int64), Dice(0))
-    return scores.pick(scores.logits.argmax(-1))
-
-
-class Ready(NamedTuple):
-    """A reader behind a past, with one token pending."""
-
-    reader: SpanReader
-    tokens: Tensor
-
-    def read(self, rows: int) -> Tensor:
-        """Read `rows` tokens behind the past and forget them."""
-        count = len(self.tokens) - rows
-        self.reader.rewind(count)
-        return self.reader.read(self.tokens)[count:]
-
-
-def ready(model: Transformer, params: Params, mode: str, rows: int = 1) -> Ready:
-    """A reader of this model behind `past` tokens."""
-    tokens = torch.arange(params.past + rows, device=params.device) % model.config.vocab_size
-    with flag(mode):
-        made = Ready(SpanReader(model, context=params.past + rows + 1), tokens)
-    made.reader.read(tokens[: params.past])
-    return made
-
-
 def projection(params: Params) -> Iterator[Row]:
     model, speed = synthetic(params.draft, depth=1, device=params.device), roof(params.device)
     row = torch.randn(1, model.config.hidden, device=params.device)
@@ -152,26 +103,17 @@ def projection(params: Params) -> Iterator[Row]:
         yield Row("projection", params.draft, name, "", 1, 1, heads[name].bytes_read(1), s, repeat, speed)
 
 
-def drafted(head: Head, draft: Any) -> object:
-    """One token by a draft that stands ready."""
-    return one_token(head, draft.read(1))
-
-
-def judged(head: DenseHead, target: Any, rows: int) -> object:
-    """The target's best ids after reading `rows` tokens."""
-    return head(target.read(rows)).logits.argmax(-1)
-
-
 def draft_step(params: Params) -> Iterator[Row]:
     model, speed = synthetic(params.draft, device=params.device), roof(params.device)
     heads, body = heads_of(model, params), stored_bytes(model.layers)
     for mode in params.graphs:
         draft = ready(model, params, mode)
         calls: dict[str, Callable[[], object]] = {"body": partial(draft.read, 1)}
-        calls |= {name: partial(drafted, head, draft) for name, head in heads.items()}
+        calls |= {name: Ahead(draft, head, params.k) for name, head in heads.items()}
         for name, repeat, s in timed(calls, params):
-            size = body + (heads[name].bytes_read(1) if name in heads else 0)
-            yield Row("draft_step", params.draft, name, mode, 1, 1, size, s, repeat, speed)
+            tokens = params.k if name in heads else 1
+            size = tokens * (body + (heads[name].bytes_read(1) if name in heads else 0))
+            yield Row("draft_step", params.draft, name, mode, 1, tokens, size, s, repeat, speed)
 
 
 def verify(params: Params) -> Iterator[Row]:
@@ -181,8 +123,10 @@ def verify(params: Params) -> Iterator[Row]:
         for rows in range(1, params.k + 2):
             target = ready(model, params, mode, rows)
             calls: dict[str, Callable[[], object]] = {"verify": partial(judged, head, target, rows)}
+            calls |= {"finalize": partial(target.read, 1)} if rows == 1 else {}
             for name, repeat, s in timed(calls, params):
-                yield Row("verify", params.target, name, mode, rows, rows, size + head.bytes_read(rows), s, repeat, speed)
+                read = size + (head.bytes_read(rows) if name == "verify" else 0)
+                yield Row("verify", params.target, name, mode, rows, rows, read, s, repeat, speed)
 
 
 def stages_of(models: tuple[Transformer, Transformer], head: Head | None, params: Params, mode: str) -> list[Stage]:
@@ -241,34 +185,68 @@ def spans(params: Params) -> Iterator[Row]:
 
 
 def peers(params: Params) -> Iterator[Row]:
+    """transformers' greedy generation in bfloat16, at each of the shapes that fits the device."""
+    speed = roof(params.device)
+    for name in dict.fromkeys((params.draft, params.spans, params.target.removesuffix("-AWQ"))):
+        config, room = shape(name), free_bytes(torch.device(params.device))
+        if room is not None and 1.1 * weight_bytes(config, Form(torch.bfloat16)) > room:
+            continue
+        model, generate = _peer(config, params)
+        for _, repeat, s in timed({"generate": generate}, replace(params, repeats=max(1, params.repeats // 3))):
+            size = params.new_tokens * stored_bytes(model)
+            yield Row("transformers", name, "generate", "", 1, params.new_tokens, size, s, repeat, speed)
+        del model, generate
+
+
+def _peer(config: ModelConfig, params: Params) -> tuple[Any, Callable[[], object]]:
+    """transformers' own model of a shape with random weights, and a call that writes new tokens behind the past."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    table = to_hf(shape(params.draft))
-    config = AutoConfig.for_model(table.pop("model_type"), **table)
+    table = to_hf(config)
+    own = AutoConfig.for_model(table.pop("model_type"), **table)
     with torch.device(params.device):
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
+        model = AutoModelForCausalLM.from_config(own, dtype=torch.bfloat16).eval()
     ids = torch.arange(params.past, device=params.device)[None] % config.vocab_size
     length = {"max_new_tokens": params.new_tokens, "eos_token_id": None, "pad_token_id": 0}
     settings = {**length, "do_sample": False, "attention_mask": torch.ones_like(ids)}
-    speed = roof(params.device)
-    for name, repeat, s in timed({"generate": lambda: model.generate(ids, **settings)}, params):
-        yield Row("transformers", params.draft, name, "", 1, params.new_tokens, stored_bytes(model), s, repeat, speed)
+    return model, partial(model.generate, ids, **settings)
 
 
 def correctness(params: Params) -> Iterator[Row]:
-    """Texts on recorded and eager fixed shapes against the torch engine, and the int4 product against its reference."""
+    """Texts on recorded and eager fixed shapes against the torch engine, and two products against their references."""
     model = synthetic(TINY, torch.float32, device=params.device)
-    fixed = Params(**{**vars(params), "past": 8, "new_tokens": 40, "k": 3})
-    texts = {mode: _text(stages_of((model, model), None, fixed, mode)) for mode in ("0", *params.graphs)}
-    for mode in params.graphs:
-        yield Row("correctness", "tiny", "text", mode, 1, 40, 0, 0.0, 0, 0.0, int(texts[mode] == texts["0"]))
+    heads = {"baseline": None, **heads_of(model, replace(params, probes=(8,)))}
+    for name, head in heads.items():
+        texts = {mode: _text(_pair(model, head, params, mode)) for mode in ("0", *params.graphs)}
+        for mode in params.graphs:
+            yield _compared("tiny", f"{name} text", mode, 40, texts[mode] == texts["0"])
     dice = torch.Generator(params.device).manual_seed(0)
     for outputs, inputs in ((640, 384), (1024, 5120)):
         weight = RandomInt4((outputs, inputs), 128, dice).rows(0, outputs)
         x = torch.randn(5, inputs, generator=dice, device=params.device).bfloat16()
         reference = x.float() @ dequantise(weight).t()
         gap = float((Int4Linear(weight)(x).float() - reference).norm() / reference.norm())
-        yield Row("correctness", f"{outputs} x {inputs}", "int4 product", "", 5, 0, 0, 0.0, 0, 0.0, int(gap < 5e-3))
+        yield _compared(f"{outputs} x {inputs}", "int4 product", "", 5, gap < 5e-3)
+    yield _compared("512 x 128", "best of the probed blocks", "", 5, _best_agrees(model, params))
+
+
+def _compared(shape: str, what: str, mode: str, tokens: int, agrees: bool) -> Row:
+    return Row("correctness", shape, what, mode, 5, tokens, 0, 0.0, 0, 0.0, int(agrees))
+
+
+def _best_agrees(model: Transformer, params: Params) -> bool:
+    """Whether the fused kernel names the ids that scoring every probed row does."""
+    flash = stand_in_flash(model.head_weight, model.norm, 8)
+    rows = torch.randn(5, model.config.hidden, generator=torch.Generator().manual_seed(0)).to(params.device)
+    scores, best = flash(rows), flash.with_plan(best=True)(rows)
+    return bool((scores.pick(scores.logits.argmax(-1)) == best.pick(best.logits.argmax(-1))).all())
+
+
+def _pair(model: Transformer, head: Head | None, params: Params, mode: str) -> list[Stage]:
+    """Stages over one small model, drafting for itself with this head; nothing is scripted."""
+    small = replace(params, past=8, new_tokens=40, k=3)
+    stages = stages_of((model, model), head, small, mode)
+    return [stage._replace(rule=rule_for(GREEDY, model.config.vocab_size)) for stage in stages]
 
 
 def _text(stages: list[Stage]) -> list[int]:

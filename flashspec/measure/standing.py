@@ -1,0 +1,89 @@
+"""Parts of a round that stand ready to be timed: a reader behind a past, a burst from there on, a verification."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from flashspec.decoding.burst import burst_of
+from flashspec.decoding.cascade import Stage
+from flashspec.decoding.rules import rule_for
+from flashspec.heads.base import Head
+from flashspec.heads.dense import DenseHead
+from flashspec.measure import clock
+from flashspec.model import graphs
+from flashspec.model.reader import SpanReader
+from flashspec.model.transformer import Transformer
+from flashspec.scores import GREEDY, Dice
+
+
+@contextmanager
+def flag(value: str) -> Iterator[None]:
+    """FLASHSPEC_GRAPHS set for a while."""
+    before = os.environ.get(graphs.FLAG)
+    os.environ[graphs.FLAG] = value
+    try:
+        yield
+    finally:
+        os.environ.pop(graphs.FLAG)
+        if before is not None:
+            os.environ[graphs.FLAG] = before
+
+
+def roof(device: str, megabytes: int = 1024) -> float:
+    """Bytes a second at which the device reads memory larger than its caches: the best of several sums."""
+    block = torch.ones((megabytes if device != "cpu" else 64) << 18, device=device)
+    seconds = [clock.seconds_of(block.sum, device) for _ in range(8)]
+    return block.nbytes / min(seconds)
+
+
+def one_token(head: Head, row: Tensor) -> Tensor:
+    """The best token of one row."""
+    scores = head(row, torch.zeros(1, dtype=torch.int64), Dice(0))
+    return scores.pick(scores.logits.argmax(-1))
+
+
+class Ready(NamedTuple):
+    """A reader behind a past, with one token pending."""
+
+    reader: SpanReader
+    tokens: Tensor
+
+    def read(self, rows: int) -> Tensor:
+        """Read `rows` tokens behind the past and forget them."""
+        count = len(self.tokens) - rows
+        self.reader.rewind(count)
+        return self.reader.read(self.tokens)[count:]
+
+
+def ready(model: Transformer, params: Any, mode: str, rows: int = 1) -> Ready:
+    """A reader of this model behind `past` tokens."""
+    tokens = torch.arange(params.past + rows, device=params.device) % model.config.vocab_size
+    with flag(mode):
+        made = Ready(SpanReader(model, context=params.past + rows + params.k + 1), tokens)
+    made.reader.read(tokens[: params.past])
+    return made
+
+
+def judged(head: DenseHead, target: Any, rows: int) -> object:
+    """The target's best ids after reading `rows` tokens."""
+    return head(target.read(rows)).logits.argmax(-1)
+
+
+class Ahead:
+    """Tokens drafted one after another behind a past, greedily, and forgotten."""
+
+    def __init__(self, draft: Ready, head: Head, count: int) -> None:
+        stage = Stage(draft.reader, head, rule_for(GREEDY, head.vocab_size))
+        self.reader, self.writer = draft.reader, burst_of(stage)
+        self.start, self.count = len(draft.tokens), count
+        self.tokens = torch.cat((draft.tokens, draft.tokens.new_zeros(count)))
+
+    def __call__(self) -> object:
+        self.reader.rewind(self.start - 1)
+        return self.writer.write(self.tokens, self.start, self.count)
