@@ -59,10 +59,9 @@ class WeightHead:
         return None if norm is None else kernels.scoring(*norm, self.weight)
 
     def scored(self, rows: Tensor) -> Scores | None:
-        """Scores of rows [n, hidden] by the compiled kernels, None where they do not serve; ValueError for another shape."""
-        check_rows(rows, self.hidden)
-        plain = rows.dtype is torch.float32 and rows.device.type == "cpu"
-        return Scores(*self.scoring(rows)) if plain and self.scoring is not None else None
+        """Scores of rows [n, hidden] by the compiled kernels, None where they do not serve."""
+        scoring = self.scoring
+        return Scores(*scoring(rows)) if scoring is not None and scoring.serves(rows) else None
 
     def states(self, rows: Tensor) -> Tensor:
         """Rows [n, hidden] behind the norm; ValueError in words where they have another shape."""

@@ -69,4 +69,6 @@ def library() -> ctypes.CDLL | None:
         return None
     for sized in ("fs_scratch", "fs_scoring", "fs_bursting"):
         getattr(loaded, sized).restype = ctypes.c_int64
+    address, count = ctypes.c_void_p, ctypes.c_int64
+    loaded.fs_score.argtypes = [address, address, count, address, address, address]
     return loaded

@@ -55,23 +55,28 @@ class Blocks(NamedTuple):
     forced: int
 
 
-class Scoring(NamedTuple):
-    """A head that the kernels serve, and the tensors its addresses point into."""
+class Scoring:
+    """A head that the kernels serve: its structure, scores a row, and the tensors that its addresses point into."""
 
-    head: ctypes.Structure
-    columns: int
-    clustered: bool
-    kept: tuple[object, ...]
+    def __init__(self, head: ctypes.Structure, columns: int, kept: tuple[object, ...]) -> None:
+        self.head, self.columns, self.kept = head, columns, kept
+        self.width, self.clustered = head.first.depth, head.probes > 0
+        self._address, self._call = ctypes.addressof(head), compiled().fs_score
+        self._spare, more = (compiled().fs_scoring(ctypes.byref(head), ctypes.c_int64(n)) for n in (0, 1))
+        self._each = more - self._spare
+
+    def serves(self, rows: Tensor) -> bool:
+        """Whether these are float32 rows [n, D] on the CPU."""
+        return rows.dim() == 2 and rows.size(1) == self.width and rows.dtype is torch.float32 and rows.is_cpu
 
     def __call__(self, rows: Tensor) -> tuple[Tensor | None, Tensor]:
         """Ids [n, m] (None: the whole vocabulary) and logits [n, m] of float32 rows [n, D] before the norm."""
-        rows, count = rows.contiguous(), len(rows)
+        rows, count = rows.contiguous(), rows.size(0)
+        scratch = torch.empty(self._spare + count * self._each, dtype=torch.uint8)
         logits = torch.empty(count, self.columns)
         ids = torch.empty(count, self.columns, dtype=torch.int64) if self.clustered else None
-        head, number = ctypes.byref(self.head), ctypes.c_int64(count)
-        scratch = torch.empty(compiled().fs_scoring(head, number), dtype=torch.uint8)
-        pointers = [ctypes.c_void_p(t.data_ptr() if t is not None else None) for t in (rows, scratch, ids, logits)]
-        compiled().fs_score(head, pointers[0], number, *pointers[1:])
+        listed = None if ids is None else ids.data_ptr()
+        self._call(self._address, rows.data_ptr(), count, scratch.data_ptr(), listed, logits.data_ptr())
         return ids, logits
 
 
@@ -85,12 +90,12 @@ def scoring(norm: Norm | None, first: Tensor | Packed, blocks: Blocks | None = N
     weight, eps = (norm.weight.data_ptr(), norm.eps) if norm else (None, 0.0)
     kept = (first, norm, blocks)
     if blocks is None:
-        return Scoring(_Head(weight, eps, matrix(first), Matrix(), first.shape[0]), first.shape[0], False, kept)
+        return Scoring(_Head(weight, eps, matrix(first), Matrix(), first.shape[0]), first.shape[0], kept)
     slots = blocks.rows.shape[1]
     counts = (first.shape[0], blocks.probes, blocks.forced, slots)
     addresses = (blocks.ids.data_ptr(), blocks.bias.data_ptr())
     head = _Head(weight, eps, matrix(first), matrix(blocks.rows.flatten(0, 1)), *counts, *addresses)
-    return Scoring(head, (blocks.probes + blocks.forced) * slots, True, kept)
+    return Scoring(head, (blocks.probes + blocks.forced) * slots, kept)
 
 
 def matrix(weight: Tensor | Packed) -> Matrix:
