@@ -16,7 +16,7 @@ from torch import Tensor
 
 from flashspec.decoding.adaptive import Doubt
 from flashspec.decoding.burst import Burst, burst_of
-from flashspec.decoding.judge import judge_of
+from flashspec.decoding.judge import Judge, judge_of
 from flashspec.decoding.rules import AcceptanceRule, leading
 from flashspec.decoding.settle import listed
 from flashspec.heads.base import Head
@@ -28,7 +28,8 @@ class Stage(NamedTuple):
     """A reader, a head on its rows and a rule; acts once `every` tokens wait below it, or the stage below asks.
 
     A stage asks where its `doubt` says so: stage 0 before it draws the next token, which ends its burst, a verifier after
-    it has judged, about the tokens it lets stand and its own. `burst` is how it writes as stage 0, None: the fastest way.
+    it has judged, about the tokens it lets stand and its own. `burst` is how it writes as stage 0, `judge` how it judges
+    above; None: the fastest way.
     """
 
     reader: Reader
@@ -37,6 +38,7 @@ class Stage(NamedTuple):
     every: int = 1
     doubt: Doubt | None = None
     burst: Burst | None = None
+    judge: Judge | None = None
 
 
 class Event(NamedTuple):
@@ -107,7 +109,7 @@ class Cascade:
         self.sound: list[Tensor] = []
         self.asking = False
         self.writer = stages[0].burst or burst_of(stages[0])
-        self.judges = [judge_of(stage, number) for number, stage in enumerate(stages)]
+        self.judges = [stage.judge or judge_of(stage, number) for number, stage in enumerate(stages)]
         self.final: list[int] = []
         for stage in stages:
             stage.reader.rewind(0)

@@ -125,7 +125,12 @@ void fs_check(const Writer *w, const Burst *b, int64_t threads, float *scratch) 
     int64_t stop = b->start + b->want, room = room_of(w, stop - b->seen, threads);
 #pragma omp parallel num_threads((int)threads)
     {
+        int64_t clock = instant();
         read_tokens(w, *b, b->seen, stop, scratch);
+#pragma omp master
+        b->times[0] += passed(&clock);
         score(w->head, b->rows + b->start * w->embedding.depth, b->want, (char *)(scratch + room), b->ids, b->logits);
+#pragma omp master
+        b->times[1] += passed(&clock);
     }
 }

@@ -15,6 +15,7 @@ typedef struct {
 
 static int64_t columns_of(const Head *h) { return h->probes ? (h->probes + h->forced) * h->slots : h->outputs; }
 
+#define STRIDE 32
 // Numbers of the `wanted` largest of `count` values, rising; the smallest numbers win a tie. `keys` is scratch for `count`.
 static void best_numbers(const float *values, int64_t count, int64_t wanted, int32_t *keys, int64_t *numbers) {
     int64_t low = INT32_MIN, high = INT32_MAX, found = 0, over = 0;
@@ -28,12 +29,18 @@ static void best_numbers(const float *values, int64_t count, int64_t wanted, int
         for (int64_t c = 0; c < count; c++) at_least += keys[c] >= middle;
         if (at_least >= wanted) low = middle;
         else high = (int64_t)middle - 1;
+        if (at_least == wanted) break;
     }
     for (int64_t c = 0; c < count; c++) over += keys[c] > low;
     int64_t level = wanted - over;
-    for (int64_t c = 0; c < count && found < wanted; c++) {
-        if (keys[c] < low || (keys[c] == low && level-- <= 0)) continue;
-        numbers[found++] = c;
+    for (int64_t start = 0; start < count && found < wanted; start += STRIDE) {
+        int64_t stop = start + STRIDE < count ? start + STRIDE : count;
+        int32_t any = stop - start < STRIDE;
+        for (int64_t i = 0; i < STRIDE && !(stop - start < STRIDE); i++) any |= keys[start + i] >= low;
+        for (int64_t c = start; any && c < stop && found < wanted; c++) {
+            if (keys[c] < low || (keys[c] == low && level-- <= 0)) continue;
+            numbers[found++] = c;
+        }
     }
 }
 

@@ -9,12 +9,15 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from torch import Tensor
 
+from flashspec.decoding.burst import Compiled, burst_of, writer_of
 from flashspec.decoding.cascade import Limits, Stage, decode
+from flashspec.decoding.judge import InTurn
 from flashspec.decoding.rules import Drawn, Verdict, Waiting
+from flashspec.kernels import Place
 from flashspec.measure import clock
 from flashspec.scores import Dice, Sampling, Scores
 
@@ -65,6 +68,41 @@ class Ledger:
         if self._open:
             self.seconds[self._open[-1]] = self.seconds.get(self._open[-1], 0.0) + instant - self._since
         self._since = instant
+
+    def move(self, source: str, name: str, nanoseconds: int) -> None:
+        """Charge to `name` what a kernel says it took of `source`; finalisation keeps all of its own."""
+        if "finalize" not in self._open:
+            self.seconds[source] -= nanoseconds / 1e9
+            self.seconds[name] = self.seconds.get(name, 0.0) + nanoseconds / 1e9
+
+
+class TimedWriter:
+    """A kernel writer whose calls are charged part by part, as the kernel's own clock divides them.
+
+    The first call behind a new prompt reads that too: its layers are charged as prefill.
+    """
+
+    def __init__(self, writer: Any, ledger: Ledger, role: str) -> None:
+        self.writer, self.ledger, self.role = writer, ledger, role
+
+    def __getattr__(self, attribute: str) -> Any:
+        return getattr(self.writer, attribute)
+
+    def __call__(self, place: Place, law: Any) -> Any:
+        return self._charged(place, self.writer, place, law)
+
+    def check(self, place: Place) -> Any:
+        """Read and score, charged as body and head."""
+        return self._charged(place, self.writer.check, place)
+
+    def _charged(self, place: Place, call: Any, *given: Any) -> Any:
+        body, before = f"{self.role} body" if place.seen else "prefill", self.writer.times.tolist()
+        with self.ledger.part(body):
+            found = call(*given)
+        _, head, draws = (after - b for after, b in zip(self.writer.times.tolist(), before, strict=True))
+        self.ledger.move(body, f"{self.role} head", head)
+        self.ledger.move(body, "draw", draws)
+        return found
 
 
 class TimedReader:
@@ -139,15 +177,21 @@ def timed(stages: list[Stage], ledger: Ledger) -> list[Stage]:
         if below is not None:
             inner.below = below  # type: ignore[attr-defined]
         readers[id(stage.reader)] = TimedReader(inner, ledger, f"{role(index, len(stages))} body")
-    return [
-        Stage(
-            readers[id(stage.reader)],
-            TimedHead(stage.head, ledger, f"{role(index, len(stages))} head"),
-            TimedRule(stage.rule, ledger, index == len(stages) - 1),
-            stage.every,
-        )
-        for index, stage in enumerate(stages)
-    ]
+    return [_timed(stage, readers[id(stage.reader)], ledger, (index, len(stages))) for index, stage in enumerate(stages)]
+
+
+def _timed(stage: Stage, reader: TimedReader, ledger: Ledger, place: tuple[int, int]) -> Stage:
+    """One stage of several with its parts charged, in kernel calls where the loop would make them."""
+    name, number, rule = role(*place), place[0], TimedRule(stage.rule, ledger, place[0] == place[1] - 1)
+    plain = stage._replace(reader=reader.reader)
+    parts = Stage(reader, TimedHead(stage.head, ledger, f"{name} head"), rule, stage.every)
+    writer = writer_of(plain)
+    if writer is None:
+        return parts
+    timed_writer = cast(Any, TimedWriter(writer, ledger, name))
+    whole = isinstance(burst_of(plain), Compiled)
+    burst = Compiled(reader.reader, timed_writer, stage.rule) if whole else None  # type: ignore[arg-type]
+    return parts._replace(burst=burst, judge=InTurn(parts, number, timed_writer))
 
 
 def account(stages: list[Stage], prompt: list[int], limits: Limits) -> Account:

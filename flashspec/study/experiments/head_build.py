@@ -24,8 +24,8 @@ class Params:
     """Which heads to build."""
 
     vocabs: tuple[int, ...] = (16384, 65536, 151936)  # ids
-    widths: tuple[int, ...] = (384, 1024)  # of a hidden row
-    cluster_sizes: tuple[int, ...] = (16, 64)  # ids a cluster
+    widths: tuple[int, ...] = (1024,)  # of a hidden row
+    cluster_sizes: tuple[int, ...] = (16,)  # ids a cluster
     rank: int = 64  # of the weights, beside noise of half their size
     backend: str = "auto"  # faiss, torch, or auto for faiss where it is installed
     repeats: int = 1  # builds of every head

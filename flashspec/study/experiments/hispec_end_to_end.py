@@ -44,6 +44,7 @@ class Params(Schedules):
     best: int = 2  # schedules of each method that are taken from it
     probes: int = 64  # clusters that FlashHead scores
     doubt: float = 0.3  # confidence below which an adaptive stage asks the one above
+    repeats: int = 3  # kept turns
 
     def __post_init__(self) -> None:
         super().__post_init__()
