@@ -83,7 +83,7 @@ def test_a_build_is_timed_part_by_part():
     (row,) = head_build.measure(head_build.SMOKE)
     assert (row.vocab, row.hidden, row.cluster_size) == (1024, 64, 16)
     assert min(row.clustering_seconds, row.balancing_seconds, row.permutation_seconds) > 0
-    assert len(head_build.points(head_build.Params())) == 12
+    assert len(head_build.points(head_build.Params(cluster_sizes=(16, 64)))) == 6
 
 
 def test_its_weights_share_directions_and_noise_does_not():
@@ -121,7 +121,7 @@ def test_depths_are_timed_one_by_one():
     (lambda: head_recall.Params(metrics=("cosine",)), "metrics must be among"),
     (lambda: head_recall.Params(heads=("in_context",)), "heads must be among"),
     (lambda: head_cost.Params(heads=("ivf",)), "heads must be among"),
-    (lambda: head_build.Params(rank=512), "rank must be at most the smallest of widths"),
+    (lambda: head_build.Params(rank=2048), "rank must be at most the smallest of widths"),
     (lambda: head_build.Params(backend="gpu"), "auto, faiss or torch"),
     (lambda: head_tar.Params(tuning=1), "tuning must be at least 2"),
     (lambda: head_tar.Params(per_kind=4), "tuning must be at least 8"),
