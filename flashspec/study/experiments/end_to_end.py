@@ -36,7 +36,7 @@ class Params(Timed):
     probes: tuple[int, ...] = (64,)  # clusters that FlashHead scores
     per_kind: int = 2  # prompts of each kind
     new_tokens: int = 96  # tokens emitted a prompt, whatever the stop tokens
-    repeats: int = 4  # kept turns
+    repeats: int = 3  # kept turns
 
     def __post_init__(self) -> None:
         super().__post_init__()
