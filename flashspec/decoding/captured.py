@@ -47,14 +47,20 @@ def _fixed(stage: Stage) -> bool:
 
 def captured_burst(stage: Stage) -> CapturedBurst:
     """The burst of a stage, made once for its reader, head and sampling, so that the next decode replays what is recorded."""
-    made = cast(SpanReader, stage.reader).recordings
-    return made.setdefault(("burst", id(stage.head), stage.rule.sampling), CapturedBurst(stage))
+    return _made(stage, ("burst", id(stage.head), stage.rule.sampling), lambda: CapturedBurst(stage))
 
 
 def captured_check(stage: Stage, number: int) -> CapturedCheck:
     """The verification of stage `number`, made once for its reader, head and rule."""
-    made = cast(SpanReader, stage.reader).recordings
-    return made.setdefault(("check", id(stage.head), id(stage.rule), number), CapturedCheck(stage, number))
+    return _made(stage, ("check", id(stage.head), id(stage.rule), number), lambda: CapturedCheck(stage, number))
+
+
+def _made(stage: Stage, key: tuple[object, ...], make: Callable[[], Result]) -> Result:
+    """What the stage's reader keeps under this key, made where there is nothing yet."""
+    kept = cast(SpanReader, stage.reader).recordings
+    if key not in kept:
+        kept[key] = make()
+    return kept[key]
 
 
 class Track:

@@ -109,7 +109,7 @@ class Cascade:
         self.sound: list[Tensor] = []
         self.asking = False
         self.writer = stages[0].burst or burst_of(stages[0])
-        self.judges = [stage.judge or judge_of(stage, number) for number, stage in enumerate(stages)]
+        self.judges = {n: stage.judge or judge_of(stage, n) for n, stage in enumerate(stages) if n}
         self.final: list[int] = []
         for stage in stages:
             stage.reader.rewind(0)

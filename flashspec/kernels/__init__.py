@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from flashspec.kernels import best
-from flashspec.kernels.build import compiled, library
+from flashspec.kernels.build import compiled, library, pointers, whole
 from flashspec.kernels.packed import Packed, pack, packed_linear
 from flashspec.kernels.scoring import WEIGHTS, WIDTH, Blocks, Norm, Scoring, best_numbers, matrix, scoring
 from flashspec.kernels.verdicts import best_columns, draw, gumbel, judge
@@ -58,14 +58,6 @@ def serves(x: Tensor, weight: Tensor) -> bool:
     return right_types and x.device.type == "cpu" == weight.device.type and weight.shape[-1] % 8 == 0 and available()
 
 
-def _pointers(*tensors: Tensor) -> list[ctypes.c_void_p]:
-    return [ctypes.c_void_p(t.data_ptr()) for t in tensors]
-
-
-def _whole(count: int) -> ctypes.c_int64:
-    return ctypes.c_int64(count)
-
-
 def linear(x: Tensor, weight: Tensor) -> Tensor:
     """x [n, K] times weight [N, K] transposed: [n, N] in x's dtype."""
     if not serves(x, weight) or not weight.is_contiguous():
@@ -74,9 +66,9 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
     rows, depth = x.shape
     outputs = weight.shape[0]
     out = torch.empty(rows, outputs)
-    px, pw, po = _pointers(x, weight, out)
-    kind, wide = _whole(WEIGHTS[weight.dtype]), _whole(depth)
-    compiled().fs_linear(px, _whole(rows), pw, kind, None, wide, _whole(outputs), wide, po)
+    px, pw, po = pointers(x, weight, out)
+    kind, wide = whole(WEIGHTS[weight.dtype]), whole(depth)
+    compiled().fs_linear(px, whole(rows), pw, kind, None, wide, whole(outputs), wide, po)
     return out
 
 
@@ -87,9 +79,9 @@ def gather_linear(x: Tensor, blocks: Tensor, chosen: Tensor) -> Tensor:
     x, chosen = x.contiguous(), chosen.contiguous()
     (rows, depth), (probes, cap) = x.shape, (chosen.shape[1], blocks.shape[1])
     out = torch.empty(rows, probes, cap)
-    px, pw, pc, po = _pointers(x, blocks, chosen, out)
-    kind = _whole(WEIGHTS[blocks.dtype])
-    compiled().fs_gather_linear(px, _whole(rows), pw, kind, _whole(cap), _whole(depth), pc, _whole(probes), po)
+    px, pw, pc, po = pointers(x, blocks, chosen, out)
+    kind = whole(WEIGHTS[blocks.dtype])
+    compiled().fs_gather_linear(px, whole(rows), pw, kind, whole(cap), whole(depth), pc, whole(probes), po)
     return out
 
 
@@ -114,6 +106,6 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
         return weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
     x = x.contiguous()
     out = torch.empty_like(x)
-    px, pw, po = _pointers(x, weight, out)
-    compiled().fs_rms_norm(px, _whole(len(x)), pw, ctypes.c_double(eps), _whole(x.shape[1]), po)
+    px, pw, po = pointers(x, weight, out)
+    compiled().fs_rms_norm(px, whole(len(x)), pw, ctypes.c_double(eps), whole(x.shape[1]), po)
     return out

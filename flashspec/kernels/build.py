@@ -12,6 +12,8 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from torch import Tensor
+
 SOURCE = Path(__file__).with_name("cpu.c")
 SOURCES = (SOURCE, *sorted(SOURCE.parent.glob("*.h")))
 FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-fopenmp", "-shared", "-fPIC")
@@ -72,3 +74,13 @@ def library() -> ctypes.CDLL | None:
     address, count = ctypes.c_void_p, ctypes.c_int64
     loaded.fs_score.argtypes = [address, address, count, address, address, address]
     return loaded
+
+
+def pointers(*tensors: Tensor | None) -> list[ctypes.c_void_p]:
+    """Addresses of tensors that outlive the call, null for None."""
+    return [ctypes.c_void_p(None if t is None else t.data_ptr()) for t in tensors]
+
+
+def whole(count: int) -> ctypes.c_int64:
+    """A whole number as the kernels take it."""
+    return ctypes.c_int64(count)

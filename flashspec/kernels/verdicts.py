@@ -9,15 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from flashspec.kernels.build import compiled, library
-
-
-def _pointers(*tensors: Tensor | None) -> list[ctypes.c_void_p]:
-    return [ctypes.c_void_p(None if t is None else t.data_ptr()) for t in tensors]
-
-
-def _whole(count: int) -> ctypes.c_int64:
-    return ctypes.c_int64(count)
+from flashspec.kernels.build import compiled, library, pointers, whole
 
 
 def _served(logits: Tensor) -> bool:
@@ -30,9 +22,9 @@ def gumbel(hashed: Tensor, keys: Tensor) -> Tensor | None:
     if hashed.device.type != "cpu" or count % 8 or library() is None:
         return None
     hashed, out = hashed.contiguous(), torch.empty(rows, count)
-    same_ids = _whole(len(hashed) == 1)
-    ph, pk, po = _pointers(hashed, keys, out)
-    compiled().fs_gumbel(ph, same_ids, pk, _whole(rows), _whole(count), po)
+    same_ids = whole(len(hashed) == 1)
+    ph, pk, po = pointers(hashed, keys, out)
+    compiled().fs_gumbel(ph, same_ids, pk, whole(rows), whole(count), po)
     return out
 
 
@@ -42,8 +34,8 @@ def draw(logits: Tensor, uniform: Tensor) -> Tensor | None:
     if not _served(logits):
         return None
     columns = torch.empty(len(logits), dtype=torch.int64)
-    pl, pu, pc = _pointers(logits, uniform, columns)
-    compiled().fs_draw(pl, _whole(len(logits)), _whole(logits.shape[1]), pu, pc)
+    pl, pu, pc = pointers(logits, uniform, columns)
+    compiled().fs_draw(pl, whole(len(logits)), whole(logits.shape[1]), pu, pc)
     return columns
 
 
@@ -54,9 +46,9 @@ def best_columns(logits: Tensor, hashed: Tensor | None = None, keys: Tensor | No
         return None
     columns = torch.empty(len(logits), dtype=torch.int64)
     hashed = None if hashed is None else hashed.contiguous()
-    pl, ph, pk, pc = _pointers(logits, hashed, keys, columns)
-    same = _whole(hashed is not None and len(hashed) == 1)
-    compiled().fs_best_columns(pl, _whole(len(logits)), _whole(logits.shape[1]), ph, same, pk, pc)
+    pl, ph, pk, pc = pointers(logits, hashed, keys, columns)
+    same = whole(hashed is not None and len(hashed) == 1)
+    compiled().fs_best_columns(pl, whole(len(logits)), whole(logits.shape[1]), ph, same, pk, pc)
     return columns
 
 
@@ -88,7 +80,7 @@ def judge(
     theirs = (_Row * max(1, len(rows)))(*(_row(ids, row) for ids, row in zip(kept, rows, strict=True)))
     verdict, count = torch.empty(2, dtype=torch.int64), logits.shape[1]
     asked, scratch = torch.tensor(tokens, dtype=torch.int64), torch.empty(count)
-    pl, pt, pu, ps, pv = _pointers(logits, asked, uniforms, scratch, verdict)
-    compiled().fs_judge(pl, _whole(count), theirs, _whole(len(rows)), pt, pu, ps, pv)
+    pl, pt, pu, ps, pv = pointers(logits, asked, uniforms, scratch, verdict)
+    compiled().fs_judge(pl, whole(count), theirs, whole(len(rows)), pt, pu, ps, pv)
     stand, follows = verdict.tolist()
     return stand, follows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from flashspec.study import heights, screening
@@ -71,25 +72,26 @@ def heat(axis: Axes, table: DataFrame, row: str, column: str) -> None:
 @drawn
 def hierarchy(results: Any, rule: str = "speculative") -> Figure:
     """Tokens per second of every method at its best schedule, one panel a temperature; dots are kinds of prompt."""
-    settings = [(t, r) for t, r in sorted(set(zip(results.frame["temperature"], results.frame["rule"], strict=True)))
-                if r == rule or t == 0]  # fmt: skip
-    figure, axes = canvas(len(settings), 3.6, sharey=True)
-    for axis, (temperature, used) in zip(axes, settings, strict=True):
-        bars(axis, where(results.frame, temperature=temperature, rule=used), {"temperature": temperature, "rule": used})
-        axis.set_title(f"T = {temperature:g}, {used}")
+    figure, axes = by_setting(results.frame, rule, bars)
     axes[0].set_ylabel("tokens per second")
     return figure
+
+
+def by_setting(frame: DataFrame, rule: str, draw: Callable[[Axes, DataFrame, dict[str, Any]], None]) -> tuple[Figure, Any]:
+    """One panel a temperature, under this rule and greedy, each drawn from the rows of its setting."""
+    settings = [(t, r) for t, r in sorted(set(zip(frame["temperature"], frame["rule"], strict=True))) if r == rule or t == 0]
+    figure, axes = canvas(len(settings), 3.6, sharey=True)
+    for axis, (temperature, used) in zip(axes, settings, strict=True):
+        setting = {"temperature": temperature, "rule": used}
+        draw(axis, where(frame, **setting), setting)
+        axis.set_title(f"T = {temperature:g}, {used}")
+    return figure, axes
 
 
 @drawn
 def hierarchy_kinds(results: Any, rule: str = "speculative") -> Figure:
     """Every method at its best schedule over plain decoding, by kind of prompt, one panel a temperature."""
-    settings = [(t, r) for t, r in sorted(set(zip(results.frame["temperature"], results.frame["rule"], strict=True)))
-                if r == rule or t == 0]  # fmt: skip
-    figure, axes = canvas(len(settings), 3.6, sharey=True)
-    for axis, (temperature, used) in zip(axes, settings, strict=True):
-        kinds_at(axis, where(results.frame, temperature=temperature, rule=used), {"temperature": temperature, "rule": used})
-        axis.set_title(f"T = {temperature:g}, {used}")
+    figure, axes = by_setting(results.frame, rule, kinds_at)
     axes[0].set_ylabel("rate over plain decoding's")
     axes[0].legend(fontsize=7)
     return figure
