@@ -93,7 +93,7 @@ def hierarchy_kinds(results: Any, rule: str = "speculative") -> Figure:
     """Every method at its best schedule over plain decoding, by kind of prompt, one panel a temperature."""
     figure, axes = by_setting(results.frame, rule, kinds_at)
     axes[0].set_ylabel("rate over plain decoding's")
-    axes[0].legend(fontsize=7)
+    axes[-1].legend(fontsize=7)
     return figure
 
 
