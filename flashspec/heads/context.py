@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from flashspec.heads.base import Norm, WeightHead, project, weight_of
+from flashspec.kernels.pages import Shelf
 from flashspec.scores import Dice, Scores
 
 SIZE, TOP = 2048, 16
@@ -43,7 +44,7 @@ class ContextHead(WeightHead):
         self._unseen = -torch.arange(1, self.vocab_size + 1, device=device)
         self._seen, self._clock = self._unseen.clone(), 0
         self.ids = torch.zeros(self.size, dtype=torch.int64, device=device)
-        self.rows = self.weight.new_zeros(self.size, self.hidden)
+        self.rows = Shelf().zeros((self.size, self.hidden), self.weight.dtype, device)
         self._gather()
 
     @property

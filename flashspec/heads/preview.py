@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from flashspec.heads.base import Norm, WeightHead, fused, project, rescore, weight_of
+from flashspec.kernels.pages import Shelf
 from flashspec.scores import Dice, Scores
 
 
@@ -41,8 +42,8 @@ class PreviewHead(WeightHead):
             raise ValueError(f"rank must lie between 1 and the width {width}, got {rank}")
         basis = _directions(weight, rank)
         preview = torch.cat([part.double() @ basis.T for part in weight.split(1 << 14)])
-        kept = torch.float64 if weight.dtype is torch.float64 else weight.dtype
-        made = cls(fused(norm), weight, basis.to(kept), preview.to(kept), candidates)
+        shelf, kept = Shelf(), torch.float64 if weight.dtype is torch.float64 else weight.dtype
+        made = cls(fused(norm), weight, shelf.moved(basis.to(kept)), shelf.moved(preview.to(kept)), candidates)
         return made.with_shortlist(candidates)
 
     @property

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from flashspec.heads.base import Norm, WeightHead, fused, project, weight_of
 from flashspec.heads.storage import identity, read, refuse_another, write
+from flashspec.kernels.pages import Shelf
 from flashspec.scores import Dice, Scores
 
 KEY = "shortlist_head"
@@ -57,7 +58,7 @@ class ShortlistHead(WeightHead):
         size = -(-len(weight) // 4) if size is None else size
         _refuse(ranked, size, len(weight))
         ids = ranked[:size].sort().values.to(weight.device)
-        return cls(fused(norm), weight, ranked, size, ids, weight[ids])
+        return cls(fused(norm), weight, ranked, size, ids, Shelf().moved(weight[ids]))
 
     @property
     def rows_scored(self) -> int:

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from flashspec.heads.cluster import Clusters, members_of
 from flashspec.heads.plan import FlashPlan
 from flashspec.kernels import Packed, pack
+from flashspec.kernels.pages import Shelf
 
 
 class Table(NamedTuple):
@@ -55,10 +56,12 @@ def build_table(weight: Tensor, clusters: Clusters, plan: FlashPlan) -> Table:
     ids = members.where(members >= 0, members[:, :1])
     wide = torch.float64 if weight.dtype is torch.float64 else torch.float32
     bias = torch.zeros(ids.shape, dtype=wide, device=weight.device).masked_fill(off, -torch.inf)
+    shelf = Shelf()
+    blocks = shelf.zeros((ids.numel(), weight.shape[1]), weight.dtype, weight.device)
     return Table(
-        blocks=weight[ids.flatten()].view(*ids.shape, -1),
-        ids=ids,
-        bias=bias,
+        blocks=torch.index_select(weight, 0, ids.flatten(), out=blocks).view(*ids.shape, -1),
+        ids=shelf.moved(ids),
+        bias=shelf.moved(bias),
         directions=stage_one(clusters.centroids, weight.dtype, plan.stage1),
         lengths=clusters.centroids.to(wide).norm(dim=1),
         masked=bool(off.any()),
@@ -72,7 +75,7 @@ def stage_one(centroids: Tensor, dtype: torch.dtype, kind: str) -> Tensor | Pack
     unit = F.normalize(centroids.to(wide), dim=1)
     if kind in ("int8", "int4"):
         return pack(unit, int(kind[3:]))
-    return unit.to(torch.bfloat16 if kind == "bf16" else dtype)
+    return Shelf().moved(unit.to(torch.bfloat16 if kind == "bf16" else dtype))
 
 
 def _listed(clusters: Clusters) -> Tensor:

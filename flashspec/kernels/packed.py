@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from flashspec.kernels.build import compiled, library
+from flashspec.kernels.pages import Shelf
 
 GROUPS = {8: None, 4: 128}  # columns that share a scale, None for the whole row
 KINDS = {8: 2, 4: 3}  # what the compiled kernels call them
@@ -56,8 +57,8 @@ class Packed:
         return (wide * scales)[:, : self.depth]
 
 
-def pack(weight: Tensor, bits: int) -> Packed:
-    """Round weight [N, K] to integers of 8 bits with a scale a row, or of 4 bits with a scale for 128 columns."""
+def pack(weight: Tensor, bits: int, shelf: Shelf | None = None) -> Packed:
+    """Round weight [N, K] to integers of 8 bits with a scale a row, or of 4 bits with a scale for 128 columns; on the shelf."""
     if bits not in GROUPS:
         raise ValueError(f"a packed weight has 8 or 4 bits, got {bits}")
     depth = weight.shape[1]
@@ -68,7 +69,8 @@ def pack(weight: Tensor, bits: int) -> Packed:
     lowest = -(2 ** (bits - 1))
     levels = (whole / scales[:, :, None]).round_().clamp_(lowest, -lowest - 1).to(torch.int8)
     levels = levels.flatten(1)[:, : wide.shape[1]]
-    return Packed(_nibbles(levels) if bits == 4 else levels.contiguous(), scales, bits, group, depth)
+    values, shelf = _nibbles(levels) if bits == 4 else levels, shelf or Shelf()
+    return Packed(shelf.moved(values), shelf.moved(scales), bits, group, depth)
 
 
 def _scales(groups: Tensor, bits: int) -> Tensor:

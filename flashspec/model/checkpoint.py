@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flashspec.kernels.pages import Shelf
 from flashspec.model.awq import NOTHING, Int4Linear, Scheme, Stored, blocks, dequantise, scheme_of
 from flashspec.model.config import ModelConfig, from_hf
 from flashspec.model.export import save_transformer as save_transformer
@@ -92,6 +93,7 @@ class _Loader:
     dtype: torch.dtype
     device: torch.device
     used: set[str] = field(default_factory=set)
+    shelf: Shelf = field(default_factory=Shelf)
 
     def load(self, int4: bool) -> Transformer:
         with torch.device("meta"):
@@ -133,7 +135,7 @@ class _Loader:
 
     def _dense(self, module: str, leaf: str, empty: Tensor) -> Tensor:
         """One dense parameter, its sources stacked along the rows."""
-        made = torch.empty(empty.shape, dtype=self.dtype, device=self.device)
+        made = self.shelf.zeros(empty.shape, self.dtype, self.device)
         counts = row_counts(module, empty.shape[0], self.config)
         for source, part in zip(sources(module, self.config), made.split(counts), strict=True):
             part.copy_(self._read(f"{source}.{leaf}", tuple(part.shape)))
@@ -154,7 +156,7 @@ class _Loader:
         return Stored(parts, self.device)
 
     def _dequantised(self, weight: Stored) -> Tensor:
-        made = torch.empty(weight.shape, dtype=self.dtype, device=self.device)
+        made = self.shelf.zeros(weight.shape, self.dtype, self.device)
         for start, stop in blocks(*weight.shape):
             made[start:stop] = dequantise(weight.rows(start, stop), self.dtype)
         return made

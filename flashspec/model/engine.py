@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from flashspec import kernels
 from flashspec.kernels.build import compiled
 from flashspec.kernels.packed import GROUPS, KINDS
+from flashspec.kernels.pages import Shelf
 from flashspec.model.rounded import PackedLinear
 from flashspec.model.transformer import Layer, Transformer
 
@@ -46,7 +47,8 @@ class Slot:
 
 def _slots(model: Transformer, layers: int, context: int, dtype: torch.dtype) -> list[Slot]:
     shape = (2, model.config.kv_heads, context, model.config.head_dim)
-    return [Slot(*torch.zeros(shape, dtype=dtype, device=model.embed.weight.device)) for _ in range(layers)]
+    shelf, device = Shelf(), model.embed.weight.device
+    return [Slot(*shelf.zeros(shape, dtype, device)) for _ in range(layers)]
 
 
 class TorchEngine:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from flashspec import kernels
+from flashspec.kernels.pages import Shelf
 from flashspec.model.transformer import Transformer
 
 BITS = {"int8": 8, "int4": 4}
@@ -16,9 +17,9 @@ BITS = {"int8": 8, "int4": 4}
 class PackedLinear(nn.Module):
     """A linear layer without bias on a packed weight; activations stay as they are."""
 
-    def __init__(self, weight: Tensor, bits: int) -> None:
+    def __init__(self, weight: Tensor, bits: int, shelf: Shelf | None = None) -> None:
         super().__init__()
-        self.packed = kernels.pack(weight, bits)
+        self.packed = kernels.pack(weight, bits, shelf)
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., K] times the weight [N, K] transposed: [..., N] in x's dtype."""
@@ -38,18 +39,19 @@ def rounded(model: Transformer, weights: str) -> Transformer:
         raise ValueError(f"layers are rounded for the CPU kernels, and {where}")
     twin = copy.copy(model)
     twin._modules = {**model._modules, "layers": copy.deepcopy(model.layers)}
+    shelf = Shelf()
     with torch.no_grad():
         for layer in twin.blocks:
             for part in (layer.attention, layer.mlp):
-                _round(part, BITS[weights])
+                _round(part, BITS[weights], shelf)
     return twin
 
 
-def _round(part: nn.Module, bits: int) -> None:
+def _round(part: nn.Module, bits: int, shelf: Shelf) -> None:
     for name, child in part.named_children():
         if isinstance(child, PackedLinear) or hasattr(child, "in_features"):
             if not isinstance(child, nn.Linear) or child.bias is not None:
                 raise ValueError(
                     f"only plain matrices without biases can be rounded to {bits} bits; name the draft without its format"
                 )
-            setattr(part, name, PackedLinear(child.weight.detach(), bits))
+            setattr(part, name, PackedLinear(child.weight.detach(), bits, shelf))

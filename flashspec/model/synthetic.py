@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from flashspec.kernels.pages import Shelf
 from flashspec.model.awq import Int4Linear, Quantised
 from flashspec.model.config import ModelConfig, RopeScaling
 from flashspec.model.memory import Form, refuse_too_large
@@ -116,9 +117,11 @@ def _weights(model: nn.Module) -> Iterator[tuple[nn.Module, str, Tensor]]:
 
 def _materialise(model: nn.Module, device: torch.device) -> None:
     """Real memory for every parameter that is still a promise; packed layers are left alone."""
+    shelf = Shelf()
     for owner, leaf, weight in list(_weights(model)):
         if weight.is_meta:
-            setattr(owner, leaf, nn.Parameter(torch.empty_like(weight, device=device), requires_grad=False))
+            made = shelf.zeros(weight.shape, weight.dtype, device)
+            setattr(owner, leaf, nn.Parameter(made, requires_grad=False))
 
 
 class RandomInt4(NamedTuple):
@@ -156,7 +159,7 @@ def _pack_layers(model: Transformer, dtype: torch.dtype, seed: int, device: torc
 def random_rows(rows: int, width: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
     """A seeded random matrix [rows, width]; large ones repeat one block of noise, which costs the same to read."""
     noise = torch.randn(BLOCK, generator=torch.Generator().manual_seed(seed)).to(dtype)
-    return fill(torch.empty(rows, width, dtype=dtype), noise)
+    return fill(Shelf().zeros((rows, width), dtype), noise)
 
 
 @torch.no_grad()

@@ -35,7 +35,7 @@ class Params(Timed):
     ks: tuple[int, ...] = (2, 3)  # drafted tokens a check
     probes: tuple[int, ...] = (64,)  # clusters that FlashHead scores
     per_kind: int = 2  # prompts of each kind
-    new_tokens: int = 96  # tokens emitted a prompt, whatever the stop tokens
+    new_tokens: int = 192  # tokens emitted a prompt, whatever the stop tokens
     repeats: int = 3  # kept turns
 
     def __post_init__(self) -> None:

@@ -1,0 +1,52 @@
+"""Memory that weights are read from: tensors behind one another on huge pages, so that streaming them misses no address.
+
+On 4-kilobyte pages a model's weights need more address translations than a processor keeps; Linux gives 2-megabyte pages to
+memory that asks for them (madvise(2), MADV_HUGEPAGE). Where it does not, this is ordinary memory.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Sequence
+from math import prod
+
+import torch
+from torch import Tensor
+
+PAGE = 1 << 21  # bytes of a huge page
+BLOCK = 1 << 24  # bytes asked for at once; what is never written takes no memory
+ALIGNMENT = 64  # a cache line
+
+
+class Shelf:
+    """Room for tensors on the CPU, in the order in which they are asked for; a block lives as long as a tensor in it."""
+
+    def __init__(self) -> None:
+        self._block: mmap.mmap | None = None
+        self._next, self._end = 0, 0
+
+    def zeros(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
+        """A tensor of zeros on the shelf; an ordinary one on another device, or without huge pages."""
+        size = prod(shape) * dtype.itemsize
+        if torch.device(device).type != "cpu" or not size or not hasattr(mmap, "MADV_HUGEPAGE"):
+            return torch.zeros(tuple(shape), dtype=dtype, device=device)
+        start = -(-self._next // ALIGNMENT) * ALIGNMENT
+        if self._block is None or start + size > self._end:
+            start = self._more(size)
+        self._next = start + size
+        return torch.frombuffer(self._block, dtype=dtype, count=prod(shape), offset=start).view(*shape)
+
+    def moved(self, tensor: Tensor) -> Tensor:
+        """A copy of a tensor on the shelf; the tensor itself where that lies on another device."""
+        if tensor.device.type != "cpu":
+            return tensor
+        return self.zeros(tensor.shape, tensor.dtype).copy_(tensor)
+
+    def _more(self, size: int) -> int:
+        """Begin another block with room for this many bytes; where its first huge page starts."""
+        room = max(BLOCK, -(-size // PAGE) * PAGE)
+        block = mmap.mmap(-1, room + PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        block.madvise(mmap.MADV_HUGEPAGE)
+        start = -torch.frombuffer(block, dtype=torch.uint8, count=1).data_ptr() % PAGE
+        self._block, self._end = block, start + room
+        return start
