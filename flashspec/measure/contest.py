@@ -78,7 +78,7 @@ class Decoding:
 
 
 def contest(models: Models, entries: Sequence[Entry], prompts: Sequence[Prompt], turns: Turns) -> Iterator[Record]:
-    """Every entry on every prompt, A B A B within a prompt, turn after turn; warm-up turns are discarded."""
+    """Every entry on every prompt, A B A B within a prompt, turn after turn; before them, warm-up turns of the first prompt."""
     return (record for _, record in in_turns(models, entries, prompts, turns))
 
 
@@ -87,11 +87,10 @@ def in_turns(
 ) -> Iterator[tuple[Decoding, Record]]:
     """The decodes of `contest`, each with its record while its stages and events are still there."""
     runs = [Decoding(models, entry, prompt, turns.new_tokens) for prompt in prompts for entry in entries]
-    for turn in range(-turns.warmup, turns.repeats):
-        for run in runs:
-            record = run.record(turn)
-            if turn >= 0:
-                yield run, record
+    for run in runs[: len(entries)] * turns.warmup:
+        run.record(0)
+    for turn in range(turns.repeats):
+        yield from ((run, run.record(turn)) for run in runs)
 
 
 def texts(models: Models, entry: Entry, prompts: Iterable[Prompt], new_tokens: int) -> list[Text]:

@@ -32,8 +32,8 @@ class Params(Timed):
     drafts: tuple[str, ...] = ("main", "shallow")  # draft models: shipped names or folders
     methods: tuple[str, ...] = ("dense", "int8", "flash")  # heads of the draft; plain decoding always runs beside them
     finalizes: tuple[str, ...] = ("eager", "deferred")  # when the target reads its own final token
-    ks: tuple[int, ...] = (2, 3)  # drafted tokens a check
-    probes: tuple[int, ...] = (64,)  # clusters that FlashHead scores
+    ks: tuple[int, ...] = (1, 2, 3)  # drafted tokens a check
+    probes: tuple[int, ...] = (32, 64)  # clusters that FlashHead scores
     per_kind: int = 2  # prompts of each kind
     new_tokens: int = 192  # tokens emitted a prompt, whatever the stop tokens
     repeats: int = 3  # kept turns
