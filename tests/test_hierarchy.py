@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toys import PROMPT, TEMPERATURES, config, duo, random_model, run, text
 
+from flashspec import kernels
 from flashspec.decoding.generate import agreement, request, weak_exit
 from flashspec.decoding.hierarchy import cascade, hispec, self_speculation
 from flashspec.decoding.method import Method
@@ -61,33 +63,62 @@ def test_the_control_without_reuse_layers_are_computed_again():
     assert tokens == played(Method(exits=(2, 4), k=2))[1]
 
 
-@pytest.mark.parametrize("method", [hispec(2, 4), hispec(1, 3, 3, 5, head="flash"), self_speculation(2, 4)], ids=str)
-def test_every_layer_of_a_kept_token_is_computed_once(method, monkeypatch):
-    """Counts executions by layer and position, and forgets those of tokens that were dropped."""
-    counts: dict[tuple[int, int], int] = {}
+def executions(method: Method, dtype: torch.dtype, monkeypatch) -> tuple[Counter, list[int]]:
+    """How often every layer ran for a token behind its text, and the text that was printed.
 
-    def watch(reader):
-        run_engine, rewind = reader.engine.run, reader.rewind
-
-        def counted(x, start):
-            for layer in range(reader.start, reader.stop):
-                for position in range(start, start + len(x)):
-                    counts[layer, position] = counts.get((layer, position), 0) + 1
-            return run_engine(x, start)
-
-        def forget(n):
-            for key in [key for key in counts if reader.start <= key[0] < reader.stop and key[1] >= n]:
-                del counts[key]
-            rewind(n)
-
-        reader.engine.run, reader.rewind = counted, forget
-
-    ready = request(duo(), PROMPT, method, Sampling(0.7, seed=5), {"max_new_tokens": 21, "stop": ()})
+    Counted where layers are run: in the engine of each reader, and in the kernels that write a whole burst.
+    """
+    counts: Counter[tuple[int, tuple[int, ...]]] = Counter()
+    ready = request(duo(0, dtype), PROMPT, method, Sampling(0.7, seed=5), {"max_new_tokens": 21, "stop": ()})
     for stage in ready.stages:
-        watch(stage.reader)
-    tokens = [t for s in ready.steps() for t in s.tokens]
-    kept = len(PROMPT) + len(tokens) - 1
-    assert counts == {(layer, position): 1 for layer in range(6) for position in range(kept)}
+        watch(stage.reader, counts)
+    write = kernels.Writer.__call__
+
+    def written(self, place, law):
+        found = write(self, place, law)
+        note(counts, range(self.span.depth), place.tokens.tolist(), range(place.seen, place.start + place.want - 1))
+        return found
+
+    monkeypatch.setattr(kernels.Writer, "__call__", written)
+    return counts, [*PROMPT, *(token for step in ready.steps() for token in step.tokens)]
+
+
+def note(counts: Counter, layers: range, tokens: list[int], positions: range) -> None:
+    """One execution of each layer for the token at each position, known by all the text up to it."""
+    counts.update((layer, tuple(tokens[: position + 1])) for layer in layers for position in positions)
+
+
+def watch(reader, counts: Counter) -> None:
+    """Count what a reader's engine runs, for the tokens that the reader was last asked to read."""
+    run_engine, read, asked = reader.engine.run, reader.read, list[int]()
+
+    def reading(tokens):
+        asked[:] = tokens.tolist()
+        return read(tokens)
+
+    def counted(x, start):
+        note(counts, range(reader.start, reader.stop), asked, range(start, start + len(x)))
+        return run_engine(x, start)
+
+    reader.engine.run, reader.read = counted, reading
+
+
+REUSING = [hispec(2, 4), hispec(1, 3, 3, 5, head="flash"), hispec(3, 5, 1, 8), self_speculation(2, 4)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["engines", "kernels"])
+@pytest.mark.parametrize("method", REUSING, ids=str)
+def test_no_layer_runs_twice_for_a_token_and_every_layer_runs_for_a_kept_one(method, dtype, monkeypatch):
+    counts, text_ = executions(method, dtype, monkeypatch)
+    assert all(counts[layer, tuple(text_[:end])] == 1 for layer in range(6) for end in range(1, len(text_)))
+    assert max(counts.values()) == 1
+    stages, tokens, events = played(method)
+    assert sum(counts.values()) == sum(n * s.reader.layers for n, s in zip(expected(stages, tokens, events), stages, strict=True))
+
+
+def test_the_control_without_reuse_lower_layers_run_again_for_kept_tokens(monkeypatch):
+    counts, text_ = executions(hispec(2, 4, reuse=False), torch.float64, monkeypatch)
+    assert [counts[layer, tuple(text_[:20])] for layer in range(6)] == [3, 3, 2, 2, 1, 1]
 
 
 def trio() -> Models:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from flashspec.measure.bench import Interval, Refused
 from flashspec.study.readings import Missing, fair_ratio, where, words
+from flashspec.theory import amdahl
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -88,11 +89,12 @@ def exits(frame: DataFrame) -> DataFrame:
     """Shares by pair of depths, kinds summed: agreement, containment, overlap, and the errors of `against` as a verifier.
 
     `false_accept`: of what it keeps, the share that the whole model drops; `false_reject`: of what it drops, the share that
-    the whole model would have kept.
+    the whole model would have kept. `mean_loss` and `final_loss` are nats a token at `depth` and at `against`.
     """
     sums = frame.groupby(["depth", "against", "layers"]).sum(numeric_only=True).reset_index()
     n, dropped = sums["positions"], sums["positions"] - sums["same"]
     sums["agreement"], sums["overlap_share"] = sums["same"] / n, sums["overlap"] / n
+    sums["mean_loss"], sums["final_loss"] = sums["loss"] / n, sums["against_loss"] / n
     for k in (2, 5, 10):
         sums[f"top_{k}"] = sums[f"in_top_{k}"] / n
     sums["false_accept"] = (sums["same"] - sums["both"]) / sums["same"].where(sums["same"] > 0)
@@ -126,16 +128,31 @@ def memory(frame: DataFrame) -> DataFrame:
 
 
 def flash_gains(frame: DataFrame, method: str) -> DataFrame:
-    """FlashHead's rate over the dense head's by exit and probes, measured and foretold, beside the dense head's share."""
-    table = where(predictions(where(frame, method=method)), method=method)
-    keys = [*SETTING, "draft_exit"]
+    """FlashHead's rate over the dense head's by exit and probes, measured and foretold, beside the dense head's share.
+
+    `foretold` takes every stage's cost and FlashHead's own acceptance; `by_share` the head's share alone: Amdahl's law on the
+    time of a whole round, as if FlashHead's drafts were believed as often as the dense head's.
+    """
+    rows = where(frame, method=method)
+    table, keys = where(predictions(rows), method=method), [*SETTING, "draft_exit"]
     dense = where(table, head="dense").set_index(keys)
     flash = where(table, head="flash").set_index(keys)
     found = flash.assign(
         measured=flash["measured_rate"] / dense["measured_rate"].reindex(flash.index),
         foretold=flash["predicted_rate"] / dense["predicted_rate"].reindex(flash.index),
     ).reset_index()
-    return found.assign(share=[head_share(where(frame, method=method), depth) for depth in found["draft_exit"]])
+    shares = [head_share(rows, depth) for depth in found["draft_exit"]]
+    return found.assign(share=shares, by_share=[_by_share(rows, line) for line in found.to_dict("records")])
+
+
+def _by_share(frame: DataFrame, line: dict[str, Any]) -> float:
+    """Amdahl's gain of a round whose drafts are scored by FlashHead instead of the dense head."""
+    rows = where(frame, **{name: line[name] for name in (*SETTING, "draft_exit")})
+    dense, flash = where(rows, head="dense"), where(rows, head="flash", probes=line["probes"])
+    drafting = (dense["drafted"] * dense["draft_seconds"]).sum()
+    checking = sum((dense[f"actions_{i}"] * dense[f"check_{i}_seconds"]).sum() for i in (1, 2))
+    heads = (dense["drafted"] * dense["head_seconds"]).sum()
+    return amdahl(float(heads / (drafting + checking)), float(dense["head_seconds"].median() / flash["head_seconds"].median()))
 
 
 def gate_words(frame: DataFrame, method: str) -> str:

@@ -20,15 +20,35 @@ CURVES = {"agreement": "same best token", "top_2": "in its 2 best", "top_5": "in
 
 @drawn
 def exit_agreement(results: Any) -> Figure:
-    """How often a depth's best token is the whole model's, how often that is among its best few, and the laws' overlap."""
+    """Left: how often a depth's best token is the whole model's or near it, and the laws' overlap; right: loss on the text."""
     table = heights.exits(results.frame)
     rows = table[table["against"] == table["layers"]]
-    figure, (axis,) = canvas(height=3.6)
+    figure, axes = canvas(2, 3.6)
     for (column, name), shade in zip(CURVES.items(), ("#0072B2", "#56B4E9", "#a6cee3", "#D55E00"), strict=True):
-        axis.plot(rows["depth"], rows[column], "o-", color=shade, label=name, markersize=4)
-    axis.set(xlabel="depth of the exit, in layers", ylabel="share of positions", ylim=(0, 1))
-    axis.set_xticks(sorted(rows["depth"]))
-    axis.legend(fontsize=8)
+        axes[0].plot(rows["depth"], rows[column], "o-", color=shade, label=name, markersize=4)
+    axes[0].set(ylabel="share of positions", ylim=(0, 1))
+    axes[1].plot(rows["depth"], rows["mean_loss"], "o-", color="#0072B2", label="exit", markersize=4)
+    axes[1].axhline(rows["final_loss"].iloc[0], color="#666666", linestyle="--", linewidth=1, label="whole model")
+    axes[1].set_ylabel("loss at the next token, in nats")
+    for axis in axes:
+        axis.set(xlabel="depth of the exit, in layers", xticks=sorted(rows["depth"]))
+        axis.legend(fontsize=8)
+    return figure
+
+
+@drawn
+def exit_training(results: Any) -> Figure:
+    """Held-out loss of every exit and its overlap with the whole model, by step of training."""
+    figure, axes = canvas(2, 3.4)
+    for place, (depth, rows) in enumerate(results.frame.groupby("depth")):
+        name = "whole model" if depth == rows["layers"].iloc[0] else f"exit {depth}"
+        axes[0].plot(rows["step"], rows["loss"], color=f"C{place}", label=name)
+        if depth < rows["layers"].iloc[0]:
+            axes[1].plot(rows["step"], rows["overlap"], color=f"C{place}", label=name)
+    axes[0].set(xlabel="step of training", ylabel="loss on held-out text, in nats")
+    axes[1].set(xlabel="step of training", ylabel="overlap at T = 1", ylim=(0, 1))
+    for axis in axes:
+        axis.legend(fontsize=8)
     return figure
 
 
@@ -72,9 +92,7 @@ def heat(axis: Axes, table: DataFrame, row: str, column: str) -> None:
 @drawn
 def hierarchy(results: Any, rule: str = "speculative") -> Figure:
     """Tokens per second of every method at its best schedule, one panel a temperature; dots are kinds of prompt."""
-    figure, axes = by_setting(results.frame, rule, bars)
-    axes[0].set_ylabel("tokens per second")
-    return figure
+    return by_setting(results.frame, rule, bars)[0]
 
 
 def by_setting(frame: DataFrame, rule: str, draw: Callable[[Axes, DataFrame, dict[str, Any]], None]) -> tuple[Figure, Any]:
@@ -112,33 +130,37 @@ def kinds_at(axis: Axes, frame: DataFrame, setting: dict[str, Any]) -> None:
 
 
 def bars(axis: Axes, frame: DataFrame, setting: dict[str, Any]) -> None:
-    """One bar a method, with the rate on every kind of prompt."""
+    """One bar a method from the top down, with the rate on every kind of prompt."""
     methods = list(dict.fromkeys(frame["method"]))
     for place, method in enumerate(methods):
         rows, kinds = heights.tuned(frame, method, **setting), heights.by_kind(frame, method, **setting)
         sums = rows.groupby("repeat")[["emitted", "seconds"]].sum()
         rate = (sums["emitted"] / sums["seconds"]).median()
-        axis.bar(place, rate, color=colour(method), width=0.7)
-        axis.plot([place] * len(kinds), list(kinds.values()), "o", color="black", markersize=3, alpha=0.6)
-        axis.annotate(f"{rate:.0f}", (place, max(rate, *kinds.values())), ha="center", va="bottom", fontsize=8)
-    axis.set_xticks(range(len(methods)), [NAMES.get(m, m).replace(" ", "\n") for m in methods], fontsize=7)
-    axis.grid(axis="x", visible=False)
+        axis.barh(place, rate, color=colour(method), height=0.7)
+        axis.plot(list(kinds.values()), [place] * len(kinds), "o", color="black", markersize=3, alpha=0.6)
+        label = {"xytext": (5, 0), "textcoords": "offset points", "va": "center", "fontsize": 8}
+        axis.annotate(f"{rate:.0f}", (max(rate, *kinds.values()), place), **label)
+    axis.set_yticks(range(len(methods)), [NAMES.get(method, method) for method in methods], fontsize=8)
+    axis.set(xlabel="tokens per second", ylim=(len(methods) - 0.5, -0.5))
+    axis.margins(x=0.12)
+    axis.grid(axis="y", visible=False)
 
 
 @drawn
 def hispec_flash(results: Any, method: str = "hispec") -> Figure:
-    """What FlashHead on the draft exit brings, by the dense head's share of a drafted token: measured (o) and foretold (x)."""
+    """What FlashHead on the draft exit brings, by the dense head's share of a drafted token, measured and foretold two ways."""
     table = heights.flash_gains(results.frame, method)
     settings = sorted(set(zip(table["temperature"], table["rule"], strict=True)))
     figure, axes = canvas(len(settings), 3.6, sharey=True)
     for axis, (temperature, rule) in zip(axes, settings, strict=True):
         for place, (probes, rows) in enumerate(where(table, temperature=temperature, rule=rule).groupby("probes")):
-            axis.plot(rows["share"], rows["measured"], "o-", color=f"C{place}", label=f"P = {probes}")
-            axis.plot(rows["share"], rows["foretold"], "x:", color=f"C{place}", label=f"P = {probes}, foretold")
+            axis.plot(rows["share"], rows["measured"], "o-", color=f"C{place}", label=f"P = {probes}, measured")
+            axis.plot(rows["share"], rows["foretold"], "x:", color=f"C{place}", label="costs and acceptance")
+            axis.plot(rows["share"], rows["by_share"], "^:", color=f"C{place}", alpha=0.5, label="head's share alone")
         axis.axhline(1.0, color="#666666", linestyle="--", linewidth=1)
         axis.set(title=f"T = {temperature:g}, {rule}", xlabel="head's share of a drafted token")
     axes[0].set_ylabel("rate over that with the dense head")
-    axes[0].legend(fontsize=8)
+    axes[0].legend(fontsize=6)
     return figure
 
 
