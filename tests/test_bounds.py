@@ -7,6 +7,7 @@ import tables_hispec as made
 
 from flashspec.study import bounds
 from flashspec.study.readings import where
+from flashspec.theory import tokens_per_check
 from flashspec.theory.depth import Prices, Tiers, best_rate, needed_alpha, plain_rate, rate, topped
 from flashspec.theory.nested import Level, nested
 
@@ -62,3 +63,11 @@ def test_the_time_of_a_token_is_that_of_its_stages():
     assert table.loc["self_speculation", list(bounds.PARTS)].tolist() == pytest.approx([1.2, 0.0, 0.8])
     assert table.loc["hispec", list(bounds.PARTS)].tolist() == pytest.approx([1.2, 0.8, 1.6])
     assert bounds.check_share(frame, **setting) == pytest.approx(0.25)
+
+
+def test_however_many_wait_a_check_settles_no_more_than_its_limit():
+    frame = GRID.assign(kept_2=8, decided_2=10)
+    alpha = bounds.stands(frame, "hispec", 2, temperature=0.0, rule="speculative")
+    assert alpha == pytest.approx(0.8) and bounds.most_settled(alpha) == pytest.approx(5.0)
+    assert tokens_per_check(alpha, 200) == pytest.approx(5.0) > tokens_per_check(alpha, 8)
+    assert bounds.most_settled(1.0) == float("inf")

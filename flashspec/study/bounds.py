@@ -118,3 +118,14 @@ def check_share(frame: DataFrame, **setting: Any) -> float:
     """A middle check's time over a full check's, at HiSpec's tuned schedule."""
     rows = tuned(frame, "hispec", **setting)
     return float((rows["check_1_seconds"] / rows["check_2_seconds"]).median())
+
+
+def stands(frame: DataFrame, method: str, level: int, **setting: Any) -> float:
+    """Chance that a waiting token stood at a level of a method's tuned schedule, given that all before it stood."""
+    rows = tuned(frame, method, **setting)
+    return float(rows[f"kept_{level}"].sum() / max(rows[f"decided_{level}"].sum(), 1))
+
+
+def most_settled(alpha: float) -> float:
+    """Mean tokens that a check settles at most, however many wait: 1 / (1 - alpha) (Leviathan et al. 2023, equation 1)."""
+    return 1.0 / (1.0 - alpha) if alpha < 1.0 else float("inf")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from flashspec.measure.bench import Interval, Refused
 from flashspec.study.readings import Missing, fair_ratio, where, words
+from flashspec.study.style import NAMES
 from flashspec.theory import amdahl
 
 if TYPE_CHECKING:
@@ -55,17 +56,23 @@ def by_kind(frame: DataFrame, method: str, **setting: Any) -> dict[str, float]:
 
 
 def losses(frame: DataFrame, method: str = "hispec") -> list[str]:
-    """Where a tuned method is not the fastest, in words: the setting, the kind of prompt, and who beats it by how much."""
+    """Where a tuned method is not the fastest, a line a setting: kinds of prompt, who wins them, how many times as fast."""
     found = []
     for values, rows in frame.groupby(SETTING):
         setting = dict(zip(SETTING, values, strict=True))
         mine = by_kind(rows, method, **setting)
         others = {name: by_kind(rows, name, **setting) for name in sorted(set(rows["method"]) - {method})}
-        for kind, rate in mine.items():
-            best = max(others, key=lambda name: others[name][kind])
-            if others[best][kind] > rate:
-                found.append(f"T = {values[0]:g}, {kind}: {best} is {others[best][kind] / rate:.2f}× as fast")
+        best = {kind: max(others, key=lambda name, kind=kind: others[name][kind]) for kind in mine}
+        lost = [(kind, name, others[name][kind] / mine[kind]) for kind, name in best.items() if others[name][kind] > mine[kind]]
+        if lost:
+            told = ", ".join(f"{kind} to {NAMES.get(name, name)} ({ratio:.2f}×)" for kind, name, ratio in lost)
+            found.append(f"{_called(setting)}, {told}")
     return found
+
+
+def _called(setting: dict[str, Any]) -> str:
+    """A setting in a sentence; greedy decoding has no rule."""
+    return f"T = {setting['temperature']:g}" + (f" under {setting['rule']}" if setting["temperature"] else "")
 
 
 def schedule(frame: DataFrame, method: str, **setting: Any) -> str:
@@ -161,3 +168,15 @@ def gate_words(frame: DataFrame, method: str) -> str:
     right = ((table["measured"] > 1) == (table["foretold"] > 1)).sum()
     off = 100 * (table["foretold"] / table["measured"] - 1).abs().median()
     return f"{right} of {len(table)} settings, with a median error of {off:.1f} % in the gain"
+
+
+def must_words(frame: DataFrame, method: str) -> str:
+    """Where FlashHead must pay, and whether it does, in words: settings foretold to gain more than the median error."""
+    table = flash_gains(frame, method)
+    error = (table["foretold"] / table["measured"] - 1).abs().median()
+    owed = table[table["foretold"] > 1 + error]
+    if owed.empty:
+        return f"no setting is foretold to gain more than {100 * error:.1f} %"
+    paid = owed[owed["measured"] > 1]
+    gain, said = owed["measured"].median(), owed["foretold"].median()
+    return f"it pays in {len(paid)} of {len(owed)} such settings, {gain:.2f}× in the median where {said:.2f}× was foretold"

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 WAYS = {"measured": ("o", "#009E73"), "closed": ("_", "#000000"), "flipped": ("x", "#D55E00")}
+FORECAST = ("T = {:g}", "HiSpec over self-speculation")
 CALLED = {"measured": "measured", "closed": "closed form", "flipped": "coin flips"}
 
 
@@ -36,22 +37,25 @@ def ways(axis: Axes, table: DataFrame) -> None:
 
 
 @drawn
-def depth_forecast(results: Any, quality: Any, temperature: float = 0.0, rule: str = "speculative") -> Figure:
-    """HiSpec over self-speculation, both tuned, foretold for deeper models; dashed: the average that HiSpec's paper gives."""
-    layers = int(quality.frame["layers"].iloc[0])
-    frame = where(results.frame, temperature=temperature, rule=rule)
-    figure, (axis,) = canvas(height=3.6)
+def depth_forecast(results: Any, quality: Any, rule: str = "speculative") -> Figure:
+    """HiSpec over self-speculation, both tuned, foretold for deeper models, a panel a temperature; dotted: HiSpec's paper."""
+    layers, table = int(quality.frame["layers"].iloc[0]), where(results.frame, rule=rule)
+    figure = panels(table, "temperature", lambda axis, rows: deeper(axis, rows, layers), FORECAST, height=3.6)
+    figure.axes[0].legend(fontsize=8)
+    return figure
+
+
+def deeper(axis: Axes, frame: DataFrame, layers: int) -> None:
+    """The ratio by depth, with checks as they were measured, and as dear as one row."""
     for flat, name in ((False, "checks as measured"), (True, "a check costs one row")):
         curve = depths.advantages(frame, layers, flat)
         style = "o--" if flat else "o-"
         axis.plot([d for d, _ in curve], [r for _, r in curve], style, color=colour("hispec"), label=name, markersize=4)
     axis.axhline(papers.hispec("over_self"), color="#666666", linestyle=":", label="HiSpec's paper")
     axis.axhline(1.0, color="#666666", linewidth=1)
-    axis.set(xscale="log", xlabel="layers of the model", ylabel="HiSpec over self-speculation", title=f"T = {temperature:g}")
-    axis.set_xticks([d for d, _ in curve], [str(d) for d, _ in curve])
+    axis.set(xscale="log", xlabel="layers of the model")
+    axis.set_xticks([d for d, _ in curve], [str(d) for d, _ in curve], fontsize=7)
     axis.minorticks_off()
-    axis.legend(fontsize=8)
-    return figure
 
 
 @drawn
