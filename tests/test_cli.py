@@ -91,6 +91,15 @@ def test_a_lossy_method_says_so_and_an_exact_one_does_not(folders, capsys):
     assert "lossy" not in capsys.readouterr().err
 
 
+def test_an_exit_of_no_use_is_told_with_its_agreement(folders, capsys, monkeypatch):
+    monkeypatch.setattr("flashspec.decoding.generate.LEAST_AGREEMENT", 1.1)
+    line = ["generate", "def f(x):", *folders, "--max-new-tokens", "40", "--method"]
+    assert status([*line, "self_speculation"]) == 0
+    assert re.search(r"warning: exit 2 agreed with the layers above it on \d+ of \d+ tokens", capsys.readouterr().err)
+    assert status([*line, "dense"]) == 0
+    assert "warning" not in capsys.readouterr().err
+
+
 def test_show_colours_and_ids_are_a_prompt_too(folders, capsys):
     assert status(["generate", "--ids", "3,1,4", *folders, "--method", "dense", "--max-new-tokens", "12", "--show"]) == 0
     said = capsys.readouterr()

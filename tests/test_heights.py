@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import tables_hispec as made
 
 from flashspec.measure.bench import Refused
 from flashspec.study import heights, screening
+from flashspec.study.experiment import stored
 from flashspec.study.readings import Missing, where
 
+RESULTS = Path(__file__).resolve().parent.parent / "book" / "results"
 HOT = {"temperature": 1.0, "rule": "speculative"}
 COLD = {"temperature": 0.0, "rule": "coupling"}
 
@@ -71,6 +75,13 @@ def test_memory_is_told_over_plain_decoding_and_the_index_apart():
     table = heights.memory(made.memory().frame)
     assert where(table, method="hispec")["ratio"].tolist() == pytest.approx([1.05, 1.05])
     assert where(table, method="hispec")["index"].tolist() == pytest.approx([0.25, 0.25])
+
+
+def test_the_stored_hierarchies_keep_at_most_a_tenth_more_at_both_shapes():
+    table = heights.memory(stored("hierarchy_memory", root=RESULTS).frame)
+    assert set(table["shape"]) == {"reference-target", "Qwen3-0.6B"}
+    assert where(table, reuse=True)["ratio"].max() <= 1.1
+    assert where(table, method="hispec_flash")["index"].min() > 0
 
 
 def test_what_flash_brings_stands_beside_what_was_foretold():
