@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from flashspec.decoding.generate import agreement, request, weak_exit
 from flashspec.decoding.hierarchy import cascade, hispec, self_speculation
 from flashspec.decoding.method import Method
 from flashspec.decoding.models import Models
+from flashspec.heads import FlashHead
 from flashspec.measure.score import score
 from flashspec.model.reader import SpanReader
 from flashspec.model.transformer import Transformer
@@ -63,24 +65,35 @@ def test_the_control_without_reuse_layers_are_computed_again():
     assert tokens == played(Method(exits=(2, 4), k=2))[1]
 
 
-def executions(method: Method, dtype: torch.dtype, monkeypatch) -> tuple[Counter, list[int]]:
-    """How often every layer ran for a token behind its text, and the text that was printed.
+class Counted(NamedTuple):
+    """A decode with `runs` of layers, by layer and all the text up to a token, and lengths of the `bursts` that kernels wrote."""
 
-    Counted where layers are run: in the engine of each reader, and in the kernels that write a whole burst.
-    """
-    counts: Counter[tuple[int, tuple[int, ...]]] = Counter()
-    ready = request(duo(0, dtype), PROMPT, method, Sampling(0.7, seed=5), {"max_new_tokens": 21, "stop": ()})
+    runs: Counter
+    bursts: list[int]
+    stages: list
+    tokens: list[int]
+    events: list
+
+
+def counted(method: Method, dtype: torch.dtype, monkeypatch) -> Counted:
+    """Counted where layers are run: in the engine of each reader, and in the kernels that write a whole burst."""
+    model, runs, bursts = random_model(0, vocab_size=64).to(dtype), Counter(), list[int]()
+    models = Models(model)
+    models._flash["target"] = FlashHead.build(model.head_weight, model.norm, cluster_size=8, probes=3)
+    ready = request(models, PROMPT, method, Sampling(0.7, seed=5), {"max_new_tokens": 21, "stop": ()})
     for stage in ready.stages:
-        watch(stage.reader, counts)
+        watch(stage.reader, runs)
     write = kernels.Writer.__call__
 
     def written(self, place, law):
         found = write(self, place, law)
-        note(counts, range(self.span.depth), place.tokens.tolist(), range(place.seen, place.start + place.want - 1))
+        note(runs, range(self.span.depth), place.tokens.tolist(), range(place.seen, place.start + place.want - 1))
+        bursts.append(place.want)
         return found
 
     monkeypatch.setattr(kernels.Writer, "__call__", written)
-    return counts, [*PROMPT, *(token for step in ready.steps() for token in step.tokens)]
+    steps = list(ready.steps())
+    return Counted(runs, bursts, ready.stages, [t for s in steps for t in s.tokens], [e for s in steps for e in s.events])
 
 
 def note(counts: Counter, layers: range, tokens: list[int], positions: range) -> None:
@@ -96,29 +109,32 @@ def watch(reader, counts: Counter) -> None:
         asked[:] = tokens.tolist()
         return read(tokens)
 
-    def counted(x, start):
+    def running(x, start):
         note(counts, range(reader.start, reader.stop), asked, range(start, start + len(x)))
         return run_engine(x, start)
 
-    reader.engine.run, reader.read = counted, reading
+    reader.engine.run, reader.read = running, reading
 
 
 REUSING = [hispec(2, 4), hispec(1, 3, 3, 5, head="flash"), hispec(3, 5, 1, 8), self_speculation(2, 4)]
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["engines", "kernels"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["torch", "kernels"])
 @pytest.mark.parametrize("method", REUSING, ids=str)
-def test_no_layer_runs_twice_for_a_token_and_every_layer_runs_for_a_kept_one(method, dtype, monkeypatch):
-    counts, text_ = executions(method, dtype, monkeypatch)
-    assert all(counts[layer, tuple(text_[:end])] == 1 for layer in range(6) for end in range(1, len(text_)))
-    assert max(counts.values()) == 1
-    stages, tokens, events = played(method)
-    assert sum(counts.values()) == sum(n * s.reader.layers for n, s in zip(expected(stages, tokens, events), stages, strict=True))
+def test_every_layer_runs_once_for_a_kept_token_and_never_twice_for_any(method, dtype, monkeypatch):
+    found = counted(method, dtype, monkeypatch)
+    whole = [*PROMPT, *found.tokens]
+    assert all(found.runs[layer, tuple(whole[:end])] == 1 for layer in range(6) for end in range(1, len(whole)))
+    assert max(found.runs.values()) == 1
+    rows = expected(found.stages, found.tokens, found.events)
+    assert sum(found.runs.values()) == sum(n * s.reader.layers for n, s in zip(rows, found.stages, strict=True))
+    assert bool(found.bursts) == (dtype == torch.float32), "this test needs a C compiler"
 
 
 def test_the_control_without_reuse_lower_layers_run_again_for_kept_tokens(monkeypatch):
-    counts, text_ = executions(hispec(2, 4, reuse=False), torch.float64, monkeypatch)
-    assert [counts[layer, tuple(text_[:20])] for layer in range(6)] == [3, 3, 2, 2, 1, 1]
+    found = counted(hispec(2, 4, reuse=False), torch.float64, monkeypatch)
+    kept = tuple([*PROMPT, *found.tokens][:20])
+    assert [found.runs[layer, kept] for layer in range(6)] == [3, 3, 2, 2, 1, 1]
 
 
 def trio() -> Models:
