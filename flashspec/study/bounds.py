@@ -22,7 +22,7 @@ class Gift(NamedTuple):
 
 
 GIFTS = (
-    Gift("as measured"),
+    Gift("as it is"),
     Gift("drafting for nothing", free=(0,)),
     Gift("middle checks for nothing", free=(1,)),
     Gift("whole model keeps all", sure=True),

@@ -22,9 +22,10 @@ CALLED = {"measured": "measured", "closed": "closed form", "flipped": "coin flip
 
 @drawn
 def nested_stages(results: Any, temperature: float = 0.0, rule: str = "speculative") -> Figure:
-    """Tokens per second of HiSpec at its tuned exits by N_d and N_i: measured, by the closed form and by coin flips."""
+    """Tokens per second of HiSpec by N_d and N_i: measured, by the closed form and by coin flips."""
     table = depths.three_ways(results.frame, temperature=temperature, rule=rule)
-    figure = panels(table, "n_d", ways, ("$N_d$ = {}", "tokens per second"), height=3.4)
+    exits = " and ".join(str(table[name].iloc[0]) for name in depths.EXITS)
+    figure = panels(table, "n_d", ways, ("$N_d$ = {}", f"tokens per second, exits {exits}"), height=3.4)
     figure.axes[0].legend(fontsize=7)
     return figure
 

@@ -148,39 +148,52 @@ def bars(axis: Axes, frame: DataFrame, setting: dict[str, Any]) -> None:
 
 @drawn
 def hispec_flash(results: Any, method: str = "hispec") -> Figure:
-    """What FlashHead on the draft exit brings, by the dense head's share of a drafted token, measured and foretold two ways."""
+    """What FlashHead on the draft exit brings, by exit and the dense head's share there: measured, and foretold two ways."""
     table = heights.flash_gains(results.frame, method)
     settings = sorted(set(zip(table["temperature"], table["rule"], strict=True)))
     figure, axes = canvas(len(settings), 3.6, sharey=True)
     for axis, (temperature, rule) in zip(axes, settings, strict=True):
-        for place, (probes, rows) in enumerate(where(table, temperature=temperature, rule=rule).groupby("probes")):
-            axis.plot(rows["share"], rows["measured"], "o-", color=f"C{place}", label=f"P = {probes}, measured")
-            axis.plot(rows["share"], rows["foretold"], "x:", color=f"C{place}", label="costs and acceptance")
-            axis.plot(rows["share"], rows["by_share"], "^:", color=f"C{place}", alpha=0.5, label="head's share alone")
-        axis.axhline(1.0, color="#666666", linestyle="--", linewidth=1)
-        axis.set(title=f"T = {temperature:g}, {rule}", xlabel="head's share of a drafted token")
+        flash_at(axis, where(table, temperature=temperature, rule=rule))
+        axis.set(title=f"T = {temperature:g}, {rule}", xlabel="draft exit, and its head's share")
     axes[0].set_ylabel("rate over that with the dense head")
     axes[0].legend(fontsize=6)
     return figure
 
 
+def flash_at(axis: Axes, table: DataFrame) -> None:
+    """Three marks for every exit and number of probes."""
+    shares = table.groupby("draft_exit")["share"].first()
+    for place, (probes, rows) in enumerate(table.groupby("probes")):
+        spots = rows["draft_exit"] + 0.2 * place - 0.1
+        axis.plot(spots, rows["measured"], "o", color=f"C{place}", label=f"P = {probes}, measured")
+        axis.plot(spots, rows["foretold"], "x", color=f"C{place}", label="costs and acceptance")
+        axis.plot(spots, rows["by_share"], "^", color=f"C{place}", alpha=0.5, label="head's share alone")
+        axis.vlines(spots, rows["measured"], rows["by_share"], color=f"C{place}", linewidth=0.7)
+    axis.axhline(1.0, color="#666666", linestyle="--", linewidth=1)
+    axis.set_xticks(list(shares.index), [f"{depth}\n{share:.0%}" for depth, share in shares.items()])
+    axis.margins(x=0.15)
+
+
 @drawn
 def layer_passes(results: Any) -> Figure:
     """Layer-tokens for each final token, counted (bars) and by the closed form (marks), with and without shared caches."""
-    words = ("T = {:g}", "layer-tokens for each final token")
-    return panels(heights.passes(results.frame), "temperature", passes_at, words, height=3.8)
+    return panels(heights.passes(results.frame), "temperature", passes_at, ("T = {:g}", ""), height=3.4)
 
 
 def passes_at(axis: Axes, table: DataFrame) -> None:
-    """The schedule with the fewest layer-tokens of each method, with reuse and without."""
+    """The schedule with the fewest layer-tokens of each method, with reuse and without, from the top down."""
     lines = table.loc[table.groupby(["method", "reuse"])["found"].idxmin()].sort_values(["method", "reuse"])
     for place, row in enumerate(lines.itertuples()):
-        axis.bar(place, row.found, width=0.7, edgecolor=colour(row.method), color=colour(row.method) if row.reuse else "white")
-        axis.plot([place], [row.expected], "_", color="black", markersize=16)
-        axis.annotate(f"{row.found:.1f}", (place, row.found), ha="center", va="bottom", fontsize=8)
-    names = [f"{NAMES.get(r.method, r.method)}\n{'shared' if r.reuse else 'recomputed'}" for r in lines.itertuples()]
-    axis.set_xticks(range(len(names)), names, fontsize=7)
-    axis.grid(axis="x", visible=False)
+        fill = colour(row.method) if row.reuse else "white"
+        axis.barh(place, row.found, height=0.7, edgecolor=colour(row.method), color=fill)
+        axis.plot([row.expected], [place], "|", color="black", markersize=14)
+        label = {"xytext": (5, 0), "textcoords": "offset points", "va": "center", "fontsize": 8}
+        axis.annotate(f"{row.found:.1f}", (max(row.found, row.expected), place), **label)
+    names = [NAMES.get(r.method, r.method) + ("" if r.reuse else ", recomputed") for r in lines.itertuples()]
+    axis.set_yticks(range(len(names)), names, fontsize=8)
+    axis.set(xlabel="layer-tokens for each final token", ylim=(len(names) - 0.5, -0.5))
+    axis.margins(x=0.12)
+    axis.grid(axis="y", visible=False)
 
 
 @drawn
