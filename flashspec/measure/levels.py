@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from flashspec.decoding.burst import Compiled
 from flashspec.decoding.cascade import Cascade, Event, Limits, Stage
 from flashspec.decoding.generate import agreement
 from flashspec.decoding.models import Models
@@ -142,13 +143,17 @@ def ladder(stages: list[Stage], text: Sequence[int], waits: Sequence[int]) -> La
 def stage_costs(stages: list[Stage], text: Sequence[int], waits: Sequence[int], plan: clock.Plan) -> Costs:
     """Costs of these stages within `text`, with `waits[i]` tokens waiting for level i + 1, as the loop would find them.
 
-    A drafted token costs its share of a burst as the loop writes it.
+    A drafted token costs its share of a burst as the loop writes it, and the head in it what the kernels' own clock says; where
+    they do not write the burst, what a projection takes by itself.
     """
     with torch.inference_mode():
         held = ladder(stages, text, waits)
         written, proposal = held.burst()
-        draft, *checks, head = _medians(held._replace(proposal=proposal).acts(waits), plan)
-    return Costs(draft / written, head, tuple(checks))
+        burst, *checks, head = _medians(held._replace(proposal=proposal).acts(waits), plan)
+    draft, writer = burst / written, held.cascade.writer
+    if isinstance(writer, Compiled):
+        head = draft * float(writer.writer.times[1] / writer.writer.times.sum())
+    return Costs(draft, head, tuple(checks))
 
 
 def _medians(acts: list[Act], plan: clock.Plan) -> list[float]:

@@ -76,7 +76,9 @@ def asked(frame: DataFrame, layers: int, over: str, gain: float) -> str:
     needed, now = needed_alpha(field.hispec, layers, field.prices, goal), best_alpha(field)
     if needed is None:
         return f"{gain:.2f}× is out of reach even if the whole model kept all that the middle hands up"
-    return f"{gain:.2f}× takes a whole model that keeps {needed:.2f} of what it decides about; at the best schedule it keeps {now:.2f}"
+    return (
+        f"{gain:.2f}× takes a whole model that keeps {needed:.2f} of what is put to it; at its best schedule it keeps {now:.2f}"
+    )
 
 
 def best_alpha(field: Field) -> float:
