@@ -62,8 +62,8 @@ def losses(frame: DataFrame, method: str = "hispec") -> list[str]:
         setting = dict(zip(SETTING, values, strict=True))
         mine = by_kind(rows, method, **setting)
         others = {name: by_kind(rows, name, **setting) for name in sorted(set(rows["method"]) - {method})}
-        best = {kind: max(others, key=lambda name, kind=kind: others[name][kind]) for kind in mine}
-        lost = [(kind, name, others[name][kind] / mine[kind]) for kind, name in best.items() if others[name][kind] > mine[kind]]
+        best = {kind: max((each[kind], name) for name, each in others.items()) for kind in mine}
+        lost = [(kind, name, top / mine[kind]) for kind, (top, name) in best.items() if top > mine[kind]]
         if lost:
             told = ", ".join(f"{kind} to {NAMES.get(name, name)} ({ratio:.2f}×)" for kind, name, ratio in lost)
             found.append(f"{_called(setting)}, {told}")

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 CURVES = {"agreement": "same best token", "top_2": "in its 2 best", "top_5": "in its 5 best", "overlap_share": "overlap at T = 1"}
 
+BESIDE: dict[str, Any] = {"xytext": (5, 0), "textcoords": "offset points", "va": "center", "fontsize": 8}
+
 
 @drawn
 def exit_agreement(results: Any) -> Figure:
@@ -138,8 +140,7 @@ def bars(axis: Axes, frame: DataFrame, setting: dict[str, Any]) -> None:
         rate = (sums["emitted"] / sums["seconds"]).median()
         axis.barh(place, rate, color=colour(method), height=0.7)
         axis.plot(list(kinds.values()), [place] * len(kinds), "o", color="black", markersize=3, alpha=0.6)
-        label = {"xytext": (5, 0), "textcoords": "offset points", "va": "center", "fontsize": 8}
-        axis.annotate(f"{rate:.0f}", (max(rate, *kinds.values()), place), **label)
+        axis.annotate(f"{rate:.0f}", (max(rate, *kinds.values()), place), **BESIDE)
     axis.set_yticks(range(len(methods)), [NAMES.get(method, method) for method in methods], fontsize=8)
     axis.set(xlabel="tokens per second", ylim=(len(methods) - 0.5, -0.5))
     axis.margins(x=0.12)
@@ -187,8 +188,7 @@ def passes_at(axis: Axes, table: DataFrame) -> None:
         fill = colour(row.method) if row.reuse else "white"
         axis.barh(place, row.found, height=0.7, edgecolor=colour(row.method), color=fill)
         axis.plot([row.expected], [place], "|", color="black", markersize=14)
-        label = {"xytext": (5, 0), "textcoords": "offset points", "va": "center", "fontsize": 8}
-        axis.annotate(f"{row.found:.1f}", (max(row.found, row.expected), place), **label)
+        axis.annotate(f"{row.found:.1f}", (max(row.found, row.expected), place), **BESIDE)
     names = [NAMES.get(r.method, r.method) + ("" if r.reuse else ", recomputed") for r in lines.itertuples()]
     axis.set_yticks(range(len(names)), names, fontsize=8)
     axis.set(xlabel="layer-tokens for each final token", ylim=(len(names) - 0.5, -0.5))
