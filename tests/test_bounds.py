@@ -32,6 +32,8 @@ def test_every_present_helps_and_none_is_the_measured_one():
     plain, sure = found["as it is"], found["whole model keeps all"]
     assert all(case.over_self >= plain.over_self and case.over_plain >= plain.over_plain for case in found.values())
     assert plain.over_self / plain.over_plain == pytest.approx(sure.over_self / sure.over_plain)
+    assert bounds.enough([plain, sure], "over_self", plain.over_self) == "as it is or whole model keeps all"
+    assert bounds.enough([plain, sure], "over_self", 99.0) == "none of these"
     assert f"whole model keeps all {sure.over_self:.2f}×" in bounds.words(list(found.values()), "over_self")
 
 

@@ -91,6 +91,11 @@ def words(found: Sequence[Case], column: str) -> str:
     return ", ".join(f"{case.gift} {getattr(case, column):.2f}×" for case in found)
 
 
+def enough(found: Sequence[Case], column: str, goal: float) -> str:
+    """The gifts that reach a goal, in words."""
+    return " or ".join(case.gift for case in found if getattr(case, column) >= goal) or "none of these"
+
+
 PARTS = ("drafting", "middle checks", "full checks")
 
 
