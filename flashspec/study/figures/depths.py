@@ -26,6 +26,7 @@ def nested_stages(results: Any, temperature: float = 0.0, rule: str = "speculati
     table = depths.three_ways(results.frame, temperature=temperature, rule=rule)
     exits = " and ".join(str(table[name].iloc[0]) for name in depths.EXITS)
     figure = panels(table, "n_d", ways, ("$N_d$ = {}", f"tokens per second, exits {exits}"), height=3.4)
+    figure.axes[0].set_ylim(0, 1.08 * table[list(WAYS)].max().max())
     figure.axes[0].legend(fontsize=7)
     return figure
 
@@ -34,7 +35,7 @@ def ways(axis: Axes, table: DataFrame) -> None:
     """Three marks for every N_i."""
     for way, (mark, shade) in WAYS.items():
         axis.plot(table["n_i"], table[way], mark, color=shade, label=CALLED[way], markersize=7)
-    axis.set(xlabel="$N_i$", ylim=(0, None), xticks=sorted(table["n_i"]))
+    axis.set(xlabel="$N_i$", xticks=sorted(table["n_i"]))
 
 
 @drawn
