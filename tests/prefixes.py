@@ -11,7 +11,7 @@ import torch
 from scipy.stats import chi2
 from torch import Tensor
 
-from flashspec.decoding.cascade import Limits, Stage, decode
+from flashspec.decoding.cascade import Cascade, Limits, Stage, decode
 from flashspec.decoding.rules import SpeculativeSampling
 from flashspec.heads import DenseHead, FlashHead
 from flashspec.heads.cluster import from_assignments
@@ -153,3 +153,10 @@ def stack(heads: list[PrefixHead], rules=SpeculativeSampling, every: tuple[int, 
         Stage(*parts[:2], parts[2](sampling, VOCAB), parts[3])
         for parts in zip(readers, heads, kinds, every[: len(heads)], strict=True)
     ]
+
+
+def without_promotion(self, scores, first, newest, promote=Cascade._promote):
+    """A broken `Cascade._promote`: kept tokens go up with the scores of the stage that drew them."""
+    below = {p: s for p, s in self.proposals.items() if p < newest}
+    promote(self, scores, first, newest)
+    self.proposals |= below

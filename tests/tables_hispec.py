@@ -96,6 +96,14 @@ def quality() -> SimpleNamespace:
     ])  # fmt: skip
 
 
+def training() -> SimpleNamespace:
+    """Two depths that learn as well as each other."""
+    return tables.results("exit_training", [
+        {"step": step, "depth": depth, "layers": 16, "loss": 6.0 - step / 100, "overlap": 1.0 if depth == 16 else 0.7}
+        for step, depth in product((100, 200), (2, 16))
+    ])  # fmt: skip
+
+
 def memory() -> SimpleNamespace:
     """A hierarchy keeps a twentieth more than plain decoding, whose bytes are 1000."""
     return tables.results("hierarchy_memory", [
@@ -118,7 +126,8 @@ def passes() -> SimpleNamespace:
 
 
 DRAWN = tables.drawn(
-    exit_agreement=[quality], verifier_accuracy=[quality], hispec_heat=[grid, quality], hierarchy=[contest],
+    exit_agreement=[quality], exit_training=[training], verifier_accuracy=[quality], ceilings=[grid, quality],
+    token_budget=[contest], hispec_heat=[grid, quality], hierarchy=[contest],
     hierarchy_kinds=[contest], hierarchy_memory=[memory], hispec_flash=[flash], layer_passes=[passes],
     nested_prediction=[contest], nested_stages=[grid], depth_forecast=[grid, quality],
 )  # fmt: skip

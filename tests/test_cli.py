@@ -63,6 +63,43 @@ def test_every_method_streams_the_same_text_and_ends_with_its_counts(folders, ca
     assert len(texts) == 1
 
 
+HIERARCHIES = {
+    **{name: [] for name in ("self_speculation", "hispec", "hispec_flash", "hispec_adaptive", "hispec_typical", "lookup")},
+    "any exits and schedule": ["--method", "hispec", "--exits", "1,3", "--k", "3", "--interval", "5"],
+    "adaptive by entropy": ["--method", "hispec", "--doubt", "entropy", "--draft-doubt", "3", "--verify-doubt", "3"],
+    "adaptive self-speculation": ["--method", "self_speculation", "--k", "6", "--draft-doubt", "0.2"],
+}
+
+
+def test_every_hierarchy_is_reached_from_the_command_line(folders, capsys):
+    line = ["generate", "def f(x):", *folders, "--max-new-tokens", "20"]
+    assert status([*line, "--method", "baseline"]) == 0
+    plain = capsys.readouterr().out
+    for name, options in HIERARCHIES.items():
+        assert status([*line, *(options or ["--method", name])]) == 0
+        assert capsys.readouterr().out == plain, name
+    smaller = f"{folders[3]},{folders[3]}"
+    assert status([*line[:4], "--draft-model", smaller, "--max-new-tokens", "20", "--method", "cascade"]) == 0
+    assert capsys.readouterr().out == plain
+
+
+def test_a_lossy_method_says_so_and_an_exact_one_does_not(folders, capsys):
+    line = ["generate", "def f(x):", *folders, "--max-new-tokens", "8", "--temperature", "1", "--rule", "speculative"]
+    assert status([*line, "--method", "hispec_typical"]) == 0
+    assert "lossy: the text need not follow the target's own law" in capsys.readouterr().err
+    assert status([*line, "--method", "hispec"]) == 0
+    assert "lossy" not in capsys.readouterr().err
+
+
+def test_an_exit_of_no_use_is_told_with_its_agreement(folders, capsys, monkeypatch):
+    monkeypatch.setattr("flashspec.decoding.generate.LEAST_AGREEMENT", 1.1)
+    line = ["generate", "def f(x):", *folders, "--max-new-tokens", "40", "--method"]
+    assert status([*line, "self_speculation"]) == 0
+    assert re.search(r"warning: exit 2 agreed with the layers above it on \d+ of \d+ tokens", capsys.readouterr().err)
+    assert status([*line, "dense"]) == 0
+    assert "warning" not in capsys.readouterr().err
+
+
 def test_show_colours_and_ids_are_a_prompt_too(folders, capsys):
     assert status(["generate", "--ids", "3,1,4", *folders, "--method", "dense", "--max-new-tokens", "12", "--show"]) == 0
     said = capsys.readouterr()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toys import TEMPERATURES, VOCAB, duo, run, text
+from toys import TEMPERATURES, VOCAB, Credulous, duo, run, text
 
 from flashspec import kernels
 from flashspec.decoding import rules
@@ -32,15 +32,6 @@ EXACT = {
 @functools.cache
 def baseline(dtype: torch.dtype, temperature: float, seed: int = 7, model: int = 0) -> list[int]:
     return text(duo(model, dtype), "baseline", temperature, seed=seed)
-
-
-class Credulous(rules.GumbelCoupling):
-    """Keeps whatever is put to it."""
-
-    def verify(self, scores, waiting):
-        verdict = super().verify(scores, waiting)
-        last = self.draw(verdict.scores.row(len(waiting.tokens)), waiting.position + len(waiting.tokens), 0)
-        return rules.Verdict(len(waiting.tokens), int(last.token), verdict.scores)
 
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)

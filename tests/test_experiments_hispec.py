@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -17,7 +18,15 @@ from flashspec.model.checkpoint import save_transformer
 from flashspec.model.transformer import Transformer
 from flashspec.scores import GREEDY
 from flashspec.study import Refused, store
-from flashspec.study.experiments import exit_quality, hierarchy_memory, hispec_end_to_end, hispec_flash, hispec_grid, layer_passes
+from flashspec.study.experiments import (
+    exit_quality,
+    exit_training,
+    hierarchy_memory,
+    hispec_end_to_end,
+    hispec_flash,
+    hispec_grid,
+    layer_passes,
+)
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +160,17 @@ def test_exit_quality_counts_what_a_loop_counts(common):
         list(exit_quality.measure(replace(params, depths=(6,))))
 
 
+def test_training_curves_are_read_as_training_wrote_them(tmp_path):
+    rows = list(exit_training.measure(exit_training.SMOKE))
+    lines = (exit_training.folder_of("reference", "target") / exit_training.CURVE).read_text().splitlines()
+    last = json.loads(lines[-1])
+    assert len(rows) == 3 * len(lines) and {r.depth for r in rows} == {2, 4, 16} == {2, 4, rows[0].layers}
+    assert [(r.loss, r.overlap) for r in rows[-3:]] == [(last[f"loss_{d}"], last[f"accept_{d}"]) for d in (2, 4, 16)]
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match="holds no curve.jsonl"):
+        list(exit_training.measure(exit_training.Params(str(tmp_path))))
+
+
 def test_costs_leave_nothing_out_and_foretell_a_rate():
     models = tiny.pair()
     stages = build(hispec(2, 4), models, context=64)
@@ -179,6 +199,7 @@ def test_nonsense_is_refused(call, message):
 def test_every_hierarchy_experiment_is_registered_and_has_a_smoke_preset():
     from flashspec.study import EXPERIMENTS
 
-    names = ("hierarchy_memory", "exit_quality", "hispec_grid", "hispec_end_to_end", "hispec_flash", "layer_passes")
-    assert all(EXPERIMENTS[name].preset("smoke") for name in names)
-    assert [EXPERIMENTS[name].measured for name in names] == [False, False, True, True, True, False]
+    counted = ("exit_quality", "exit_training", "hierarchy_memory", "layer_passes")
+    timed = ("hispec_grid", "hispec_end_to_end", "hispec_flash")
+    assert all(EXPERIMENTS[name].preset("smoke") for name in (*counted, *timed))
+    assert {name for name in (*counted, *timed) if EXPERIMENTS[name].measured} == set(timed)

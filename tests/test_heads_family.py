@@ -106,17 +106,19 @@ def test_bytes_are_counted_from_what_is_read(name):
 
 @functools.cache
 def models(dtype: torch.dtype = torch.float64) -> Models:
-    """The toy pair; its draft also has rankings of its ids."""
+    """The toy pair; both models also have rankings of their ids."""
     pair = duo(0, dtype)
     ranked = torch.randperm(VOCAB, generator=torch.Generator().manual_seed(5))
     for name in RANKED:
-        pair.give("draft", name, ShortlistHead.build(pair.draft.head_weight, ranked, pair.draft.norm))
+        for which in ("draft", "target"):
+            model = pair.model(which)
+            pair.give(which, name, ShortlistHead.build(model.head_weight, ranked, model.norm))
     return pair
 
 
 def method(name: str, **changes) -> Method:
     shortlist = {"shortlist": 12} if name in SHORT else {}
-    return Method(draft="model", head=name, **{**shortlist, **changes})
+    return Method(**{"draft": "model", "head": name, **shortlist, **changes})
 
 
 @functools.cache
@@ -149,6 +151,13 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_heads_in_other_places_print_it_too(name, temperature):
     assert text(models(), CASES[name], temperature) == baseline(temperature)
+
+
+@pytest.mark.parametrize("exits", [(2,), (2, 4)], ids=["self-speculation", "hispec"])
+@pytest.mark.parametrize("name", HEADS)
+def test_every_head_drafts_at_an_exit_and_the_text_stays(name, exits):
+    drafting = method(name, draft="none", exits=exits, k=2)
+    assert [text(models(), drafting, t) for t in TEMPERATURES] == [baseline(t) for t in TEMPERATURES]
 
 
 @pytest.mark.parametrize("name", ["fr_spec", "vocab_trim", "in_context", "preview", "flash_int8"])

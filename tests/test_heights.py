@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import tables_hispec as made
 
 from flashspec.measure.bench import Refused
 from flashspec.study import heights, screening
+from flashspec.study.experiment import stored
 from flashspec.study.readings import Missing, where
 
+RESULTS = Path(__file__).resolve().parent.parent / "book" / "results"
 HOT = {"temperature": 1.0, "rule": "speculative"}
 COLD = {"temperature": 0.0, "rule": "coupling"}
 
@@ -38,7 +42,7 @@ def test_a_gain_between_different_texts_is_refused_where_texts_are_owed():
 
 def test_losses_are_told():
     told = heights.losses(made.contest().frame[lambda f: f["method"] != "hispec_flash"])
-    assert told == [f"T = {t}, prose: dense is 1.17× as fast" for t in (0, 1)]
+    assert told == [f"T = {t}, prose to dense draft head (1.17×)" for t in ("0", "1 under speculative")]
 
 
 def test_the_verifiers_errors_are_shares_of_what_it_judged():
@@ -73,6 +77,13 @@ def test_memory_is_told_over_plain_decoding_and_the_index_apart():
     assert where(table, method="hispec")["index"].tolist() == pytest.approx([0.25, 0.25])
 
 
+def test_the_stored_hierarchies_keep_at_most_a_tenth_more_at_both_shapes():
+    table = heights.memory(stored("hierarchy_memory", root=RESULTS).frame)
+    assert set(table["shape"]) == {"reference-target", "Qwen3-0.6B"}
+    assert where(table, reuse=True)["ratio"].max() <= 1.1
+    assert where(table, method="hispec_flash")["index"].min() > 0
+
+
 def test_what_flash_brings_stands_beside_what_was_foretold():
     table = heights.flash_gains(made.flash().frame, "hispec")
     assert set(table["draft_exit"]) == {2, 3} and table["foretold"].tolist() == pytest.approx(table["measured"].tolist())
@@ -80,6 +91,26 @@ def test_what_flash_brings_stands_beside_what_was_foretold():
     assert heights.gate_words(made.flash().frame, "hispec").startswith("4 of 4 settings")
     slow = made.flash().frame.assign(predicted=1.0)
     assert heights.gate_words(slow, "hispec").startswith("2 of 4 settings")
+
+
+def test_the_heads_share_alone_foretells_amdahls_gain():
+    frame = made.flash().frame
+    frame = frame.assign(head_seconds=[1e-4 if head == "flash" else 5e-4 for head in frame["head"]])
+    frame = frame.assign(actions_1=30, actions_2=10)
+    line = where(heights.flash_gains(frame, "hispec"), draft_exit=2).iloc[0]
+    spent = 120 * 1e-3 + 30 * 2e-3 + 10 * 8e-3
+    assert line["by_share"] == pytest.approx(1 / (1 - 120 * 4e-4 / spent))
+    assert where(heights.flash_gains(frame, "hispec"), draft_exit=3)["by_share"].iloc[0] < line["by_share"]
+
+
+def test_where_flash_must_pay_is_told_and_a_broken_promise_is_seen():
+    frame = made.flash().frame
+    assert heights.must_words(frame, "hispec").startswith("it pays in 2 of 2 such settings, 1.10×")
+    broken = (frame["head"] == "flash") & (frame["draft_exit"] == 2) & (frame["temperature"] == 0)
+    frame.loc[broken, "seconds"] *= 2
+    assert heights.must_words(frame, "hispec").startswith("it pays in 1 of 2 such settings")
+    frame.loc[frame["head"] == "flash", "predicted"] /= 2
+    assert heights.must_words(frame, "hispec").startswith("no setting is foretold to gain more")
 
 
 def test_the_screening_finds_the_prices_and_keeps_the_schedules_that_are_foretold_fastest():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -10,10 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toys import PROMPT, TEMPERATURES, config, duo, random_model, run, text
 
+from flashspec import kernels
+from flashspec.decoding.cascade import Cascade
 from flashspec.decoding.generate import agreement, request, weak_exit
 from flashspec.decoding.hierarchy import cascade, hispec, self_speculation
 from flashspec.decoding.method import Method
 from flashspec.decoding.models import Models
+from flashspec.heads import FlashHead
 from flashspec.measure.score import score
 from flashspec.model.reader import SpanReader
 from flashspec.model.transformer import Transformer
@@ -61,33 +66,90 @@ def test_the_control_without_reuse_layers_are_computed_again():
     assert tokens == played(Method(exits=(2, 4), k=2))[1]
 
 
-@pytest.mark.parametrize("method", [hispec(2, 4), hispec(1, 3, 3, 5, head="flash"), self_speculation(2, 4)], ids=str)
-def test_every_layer_of_a_kept_token_is_computed_once(method, monkeypatch):
-    """Counts executions by layer and position, and forgets those of tokens that were dropped."""
-    counts: dict[tuple[int, int], int] = {}
+class Counted(NamedTuple):
+    """A decode with the `runs` of layers, by layer and all the text up to a token, less those of every token that was dropped,
+    once for each layer at or below the stage that dropped it; and the lengths of the `bursts` that kernels wrote."""
 
-    def watch(reader):
-        run_engine, rewind = reader.engine.run, reader.rewind
+    runs: Counter
+    bursts: list[int]
+    tokens: list[int]
+    events: list
 
-        def counted(x, start):
-            for layer in range(reader.start, reader.stop):
-                for position in range(start, start + len(x)):
-                    counts[layer, position] = counts.get((layer, position), 0) + 1
-            return run_engine(x, start)
 
-        def forget(n):
-            for key in [key for key in counts if reader.start <= key[0] < reader.stop and key[1] >= n]:
-                del counts[key]
-            rewind(n)
-
-        reader.engine.run, reader.rewind = counted, forget
-
-    ready = request(duo(), PROMPT, method, Sampling(0.7, seed=5), {"max_new_tokens": 21, "stop": ()})
+def counted(method: Method, dtype: torch.dtype, monkeypatch) -> Counted:
+    """Counted where layers are run: in the engine of each reader, and in the kernels that write a whole burst."""
+    model, runs, bursts = random_model(0, vocab_size=64).to(dtype), Counter(), list[int]()
+    models = Models(model)
+    models._flash["target"] = FlashHead.build(model.head_weight, model.norm, cluster_size=8, probes=3)
+    ready = request(models, PROMPT, method, Sampling(0.7, seed=5), {"max_new_tokens": 21, "stop": ()})
     for stage in ready.stages:
-        watch(stage.reader)
-    tokens = [t for s in ready.steps() for t in s.tokens]
-    kept = len(PROMPT) + len(tokens) - 1
-    assert counts == {(layer, position): 1 for layer in range(6) for position in range(kept)}
+        watch(stage.reader, runs)
+    write = kernels.Writer.__call__
+
+    def written(self, place, law):
+        found = write(self, place, law)
+        note(runs, range(self.span.depth), place.tokens.tolist(), range(place.seen, place.start + place.want - 1))
+        bursts.append(place.want)
+        return found
+
+    check = Cascade.check
+
+    def checked(self, i):
+        first, waiting = self.marks[i], self.tokens[: self.length].tolist()
+        found = check(self, i)
+        dropped = range(first + found[1], len(waiting))
+        runs.subtract((layer, tuple(waiting[: p + 1])) for layer in range(self.stages[i].reader.stop) for p in dropped)
+        return found
+
+    monkeypatch.setattr(kernels.Writer, "__call__", written)
+    monkeypatch.setattr(Cascade, "check", checked)
+    steps = list(ready.steps())
+    return Counted(runs, bursts, [t for s in steps for t in s.tokens], [e for s in steps for e in s.events])
+
+
+def note(counts: Counter, layers: range, tokens: list[int], positions: range) -> None:
+    """One execution of each layer for the token at each position, known by all the text up to it."""
+    counts.update((layer, tuple(tokens[: position + 1])) for layer in layers for position in positions)
+
+
+def watch(reader, counts: Counter) -> None:
+    """Count what a reader's engine runs, for the tokens that the reader was last asked to read."""
+    run_engine, read, asked = reader.engine.run, reader.read, list[int]()
+
+    def reading(tokens):
+        asked[:] = tokens.tolist()
+        return read(tokens)
+
+    def running(x, start):
+        note(counts, range(reader.start, reader.stop), asked, range(start, start + len(x)))
+        return run_engine(x, start)
+
+    reader.engine.run, reader.read = running, reading
+
+
+REUSING = [hispec(2, 4), hispec(1, 3, 3, 5, head="flash"), hispec(3, 5, 1, 8), self_speculation(2, 4)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["torch", "kernels"])
+@pytest.mark.parametrize("method", REUSING, ids=str)
+def test_every_layer_runs_once_for_a_kept_token_and_once_each_time_one_is_dropped(method, dtype, monkeypatch):
+    found = counted(method, dtype, monkeypatch)
+    whole = [*PROMPT, *found.tokens]
+    once = {(layer, tuple(whole[:end])): 1 for layer in range(6) for end in range(1, len(whole))}
+    assert {key: count for key, count in found.runs.items() if count} == once
+    assert any(e.kept < e.waiting for e in found.events)
+    assert bool(found.bursts) == (dtype == torch.float32), "this test needs a C compiler"
+
+
+def test_the_control_without_reuse_lower_layers_run_again_for_kept_tokens(monkeypatch):
+    found = counted(hispec(2, 4, reuse=False), torch.float64, monkeypatch)
+    assert [found.runs[layer, tuple(PROMPT)] for layer in range(6)] == [3, 3, 2, 2, 1, 1]
+
+
+def test_the_control_a_reader_that_forgets_too_much_runs_layers_again(monkeypatch):
+    monkeypatch.setattr(SpanReader, "rewind", lambda self, n: setattr(self, "seen", min(self.seen, max(0, n - 1))))
+    found = counted(hispec(2, 4), torch.float64, monkeypatch)
+    assert max(found.runs.values()) > 1
 
 
 def trio() -> Models:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from prefixes import Make, caught, dense, distance, law, p_of, sparse, stack, weight
+from prefixes import Make, caught, dense, distance, law, p_of, sparse, stack, weight, without_promotion
 
 from flashspec.decoding.cascade import Cascade
 from flashspec.decoding.rules import Drawn, GumbelCoupling, SpeculativeSampling, TypicalAcceptance, draw_from
@@ -128,12 +128,7 @@ def test_the_control_a_broken_rule_is_caught(name):
 
 
 def test_the_control_a_cascade_without_promotion_is_caught(monkeypatch):
-    def demoted(self, scores, first, newest, promote=Cascade._promote):
-        below = {p: s for p, s in self.proposals.items() if p < newest}
-        promote(self, scores, first, newest)
-        self.proposals |= below
-
-    monkeypatch.setattr(Cascade, "_promote", demoted)
+    monkeypatch.setattr(Cascade, "_promote", without_promotion)
     assert caught(cascade(), law(0), new=4)
 
 

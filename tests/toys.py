@@ -8,6 +8,7 @@ import torch
 
 from flashspec.decoding.generate import Output, generate
 from flashspec.decoding.models import Models
+from flashspec.decoding.rules import GumbelCoupling, Verdict
 from flashspec.heads import FlashHead
 from flashspec.model.config import ModelConfig
 from flashspec.model.transformer import Transformer
@@ -70,3 +71,12 @@ def run(models: Models, method="dense", temperature: float = 0.0, rule: str = "c
 def text(models: Models, method="dense", temperature: float = 0.0, **options) -> list[int]:
     """The tokens of one decode."""
     return run(models, method, temperature, **options).tokens
+
+
+class Credulous(GumbelCoupling):
+    """Keeps whatever is put to it."""
+
+    def verify(self, scores, waiting):
+        verdict = super().verify(scores, waiting)
+        last = self.draw(verdict.scores.row(len(waiting.tokens)), waiting.position + len(waiting.tokens), 0)
+        return Verdict(len(waiting.tokens), int(last.token), verdict.scores)

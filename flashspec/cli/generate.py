@@ -145,6 +145,8 @@ def command(prompt: str | None, ids: str | None, **options: Any) -> None:
     if options["chat"]:
         asked = models.encode_rendered(chat_prompt(models.folders["target"], str(asked), options["system"]))
     ready = request(models, asked, method, sampling, limit)
+    if speaker() and not method.exact(sampling):
+        click.echo("lossy: the text need not follow the target's own law under this method and rule", err=True)
     done = stream(models, ready, options["show"])
     if speaker():
         click.echo(

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from flashspec.decoding.cascade import Event, Stage
+from flashspec.decoding.burst import Compiled
+from flashspec.decoding.cascade import Cascade, Event, Limits, Stage
 from flashspec.decoding.generate import agreement
 from flashspec.decoding.models import Models
-from flashspec.decoding.rules import Waiting
 from flashspec.measure import clock
 from flashspec.measure.contest import Entry, Record, Turns, in_turns, joined_by_kind
 from flashspec.measure.prompts import Prompt
-from flashspec.scores import Dice
+from flashspec.scores import Dice, Scores
 from flashspec.theory import Level, nested
 
 
@@ -85,18 +86,74 @@ class Act(NamedTuple):
     call: Callable[[], object]
 
 
+class Ladder(NamedTuple):
+    """A decode held behind `start` tokens of a text, before one and the same action of any level.
+
+    The loop's own actions are timed, in the order of a decode, so that each finds the caches as the one before it leaves them.
+    """
+
+    cascade: Cascade
+    text: Tensor
+    start: int
+    proposal: Scores
+
+    def hold(self, level: int, wait: int) -> None:
+        """Let `wait` tokens of the text wait for a level; what lies below has read all but the newest, as it has in the loop."""
+        cascade, length = self.cascade, self.start + wait
+        cascade.tokens[:length] = self.text[:length]
+        cascade.length, cascade.sound = length, []
+        cascade.marks = [length] * level + [self.start] * (len(cascade.stages) - level)
+        cascade.proposals = dict.fromkeys(range(self.start, length), self.proposal)
+        for number, stage in enumerate(cascade.stages):
+            stage.reader.rewind(self.start - 1)
+            if number < level:
+                stage.reader.read(cascade.tokens[: length - 1])
+
+    def burst(self) -> tuple[int, Scores]:
+        """Tokens that a burst writes here, at least 1, and the scores of the first; its proposal where nothing is written."""
+        self.hold(0, 0)
+        self.cascade.draft()
+        return max(1, self.cascade.length - self.start), self.cascade.proposals.get(self.start, self.proposal)
+
+    def acts(self, waits: Sequence[int]) -> list[Act]:
+        """A burst, an action of every level, and the projection of one row."""
+        checks = [Act(partial(self.hold, i, wait), partial(self.cascade.check, i)) for i, wait in enumerate(waits, start=1)]
+        return [Act(partial(self.hold, 0, 0), self.cascade.draft), *checks, Act(lambda: None, self.project)]
+
+    def project(self) -> None:
+        """Project one row with the writer's head."""
+        stage, at = self.cascade.stages[0], self.start - 1
+        stage.head(stage.reader.rows[at - 1 : at], torch.tensor([self.start]), Dice(0))
+
+
+def ladder(stages: list[Stage], text: Sequence[int], waits: Sequence[int]) -> Ladder:
+    """These stages before the last tokens of a text, of which the largest number in `waits` may wait.
+
+    The stages' context must hold the text, a burst and two tokens more.
+    """
+    start, most = len(text) - max([1, *waits]), max([stages[min(1, len(stages) - 1)].every, *waits])
+    cascade = Cascade(stages, list(text[:start]), Limits(most + 2))
+    ids = torch.tensor(list(text), device=cascade.tokens.device)
+    for stage in stages:
+        stage.reader.read(ids[: start - 1])
+    own = Scores(ids[start : start + 1, None], torch.zeros(1, 1, device=ids.device))
+    return Ladder(cascade, ids, start, own)
+
+
 def stage_costs(stages: list[Stage], text: Sequence[int], waits: Sequence[int], plan: clock.Plan) -> Costs:
-    """Costs of these stages within `text`, with `waits[i]` tokens waiting for level i + 1, as the loop would find them."""
-    tokens = torch.tensor(list(text), device=stages[0].reader.rows.device)
-    start = len(tokens) - max([1, *waits])
-    acts = [_step(stages[0], tokens[:start]), _head(stages[0], start)]
-    acts += [_check(stages, i, tokens[: start + wait], start) for i, wait in enumerate(waits, start=1)]
+    """Costs of these stages within `text`, with `waits[i]` tokens waiting for level i + 1, as the loop would find them.
+
+    A drafted token costs its share of a burst as the loop writes it, and the head in it what the kernels' own clock says; where
+    they do not write the burst, what a projection takes by itself.
+    """
     with torch.inference_mode():
-        for stage in stages:
-            stage.reader.rewind(0)
-            stage.reader.read(tokens[: start - 1])
-        found = _medians(acts, plan)
-    return Costs(found[0], found[1], tuple(found[2:]))
+        held = ladder(stages, text, waits)
+        written, proposal = held.burst()
+        burst, *checks, head = _medians(held._replace(proposal=proposal).acts(waits), plan)
+    draft, writer = burst / written, held.cascade.writer
+    if isinstance(writer, Compiled):
+        head = draft * float(writer.writer.times[1] / writer.writer.times.sum())
+    return Costs(draft, head, tuple(checks))
 
 
 def _medians(acts: list[Act], plan: clock.Plan) -> list[float]:
@@ -109,40 +166,6 @@ def _medians(acts: list[Act], plan: clock.Plan) -> list[float]:
             if turn >= 0:
                 seconds.append(spent)
     return [clock.median(seconds) for seconds in raw]
-
-
-def _step(stage: Stage, tokens: Tensor) -> Act:
-    """Read one token, project and draw."""
-    start = len(tokens)
-
-    def step() -> None:
-        rows = stage.reader.read(tokens)[start - 1 :]
-        stage.rule.draw(stage.head(rows, torch.tensor([start]), Dice(0)), start, 0)
-
-    return Act(lambda: stage.reader.rewind(start - 1), step)
-
-
-def _head(stage: Stage, start: int) -> Act:
-    """Project one row."""
-    return Act(lambda: None, lambda: stage.head(stage.reader.rows[start - 2 : start - 1], torch.tensor([start]), Dice(0)))
-
-
-def _check(stages: list[Stage], level: int, tokens: Tensor, start: int) -> Act:
-    """An action of one level; what lies below has read all but the newest token, as it has in the loop."""
-    stage, asked = stages[level], tokens[start:].tolist()
-
-    def ready() -> None:
-        stage.reader.rewind(start - 1)
-        for below in stages[:level]:
-            below.reader.rewind(start - 1)
-            below.reader.read(tokens[:-1])
-
-    def check() -> None:
-        rows = stage.reader.read(tokens)[start - 1 :]
-        scores = stage.head(rows, torch.arange(start, len(tokens) + 1), Dice(0))
-        stage.rule.verify(scores, Waiting(asked, [scores.row(i) for i in range(len(asked))], start, level))
-
-    return Act(ready, check)
 
 
 def foretold(costs: Costs, levels: Sequence[Judged], waits: Sequence[int]) -> float:

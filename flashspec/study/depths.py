@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from flashspec.study.heights import SCHEDULE, tuned
+from flashspec.study.heights import SCHEDULE, rates
 from flashspec.study.readings import Missing, where
 from flashspec.theory import Level, nested
 from flashspec.theory.depth import Prices, Tiers, advantage, first_depth
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 DEPTHS = (16, 24, 32, 48, 64, 96, 128, 256, 512)
 CHECKS = 2000
+EXITS = ["draft_exit", "verify_exit"]
 
 
 class Timed(NamedTuple):
@@ -90,16 +91,23 @@ def needed(ratios: Sequence[tuple[int, float]], goal: float) -> str:
 
 
 def three_ways(frame: DataFrame, method: str = "hispec", **setting: Any) -> DataFrame:
-    """Tokens per second of a method at its tuned exits by N_d and N_i: measured, by the closed form, and by coin flips.
+    """Tokens per second of a method by N_d and N_i: measured, by the closed form, and by coin flips.
 
-    The prompt's reading is taken out of the measured time; acceptance and costs are each schedule's own.
+    At the exits of which most bursts were timed, the fastest of those. The prompt's reading is taken out of the measured time;
+    acceptance and costs are each schedule's own.
     """
     import pandas
 
-    best = tuned(frame, method, **setting).iloc[0]
-    exits = {name: best[name] for name in ("draft_exit", "verify_exit")}
+    exits = {name: int(value) for name, value in zip(EXITS, widest(frame, method, **setting), strict=True)}
     rows = where(frame, method=method, stage="timed", **exits, **setting)
-    return pandas.DataFrame([_three(group) for _, group in rows.groupby(["n_d", "n_i"])])
+    table = pandas.DataFrame([_three(group) for _, group in rows.groupby(["n_d", "n_i"])])
+    return table.assign(**exits)
+
+
+def widest(frame: DataFrame, method: str, **setting: Any) -> tuple[int, int]:
+    """The draft and verify exit of which most bursts were timed; among several, those with the fastest."""
+    table = where(rates(where(frame, **setting)), method=method).groupby(EXITS)["rate"].agg(["size", "max"])
+    return table.sort_values(["size", "max"]).index[-1]
 
 
 def _three(rows: DataFrame) -> dict[str, float]:

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from flashspec.measure.bench import Interval, Refused
 from flashspec.study.readings import Missing, fair_ratio, where, words
+from flashspec.study.style import NAMES
+from flashspec.theory import amdahl
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -54,17 +56,23 @@ def by_kind(frame: DataFrame, method: str, **setting: Any) -> dict[str, float]:
 
 
 def losses(frame: DataFrame, method: str = "hispec") -> list[str]:
-    """Where a tuned method is not the fastest, in words: the setting, the kind of prompt, and who beats it by how much."""
+    """Where a tuned method is not the fastest, a line a setting: kinds of prompt, who wins them, how many times as fast."""
     found = []
     for values, rows in frame.groupby(SETTING):
         setting = dict(zip(SETTING, values, strict=True))
         mine = by_kind(rows, method, **setting)
         others = {name: by_kind(rows, name, **setting) for name in sorted(set(rows["method"]) - {method})}
-        for kind, rate in mine.items():
-            best = max(others, key=lambda name: others[name][kind])
-            if others[best][kind] > rate:
-                found.append(f"T = {values[0]:g}, {kind}: {best} is {others[best][kind] / rate:.2f}× as fast")
+        best = {kind: max((each[kind], name) for name, each in others.items()) for kind in mine}
+        lost = [(kind, name, top / mine[kind]) for kind, (top, name) in best.items() if top > mine[kind]]
+        if lost:
+            told = ", ".join(f"{kind} to {NAMES.get(name, name)} ({ratio:.2f}×)" for kind, name, ratio in lost)
+            found.append(f"{_called(setting)}, {told}")
     return found
+
+
+def _called(setting: dict[str, Any]) -> str:
+    """A setting in a sentence; greedy decoding has no rule."""
+    return f"T = {setting['temperature']:g}" + (f" under {setting['rule']}" if setting["temperature"] else "")
 
 
 def schedule(frame: DataFrame, method: str, **setting: Any) -> str:
@@ -88,11 +96,12 @@ def exits(frame: DataFrame) -> DataFrame:
     """Shares by pair of depths, kinds summed: agreement, containment, overlap, and the errors of `against` as a verifier.
 
     `false_accept`: of what it keeps, the share that the whole model drops; `false_reject`: of what it drops, the share that
-    the whole model would have kept.
+    the whole model would have kept. `mean_loss` and `final_loss` are nats a token at `depth` and at `against`.
     """
     sums = frame.groupby(["depth", "against", "layers"]).sum(numeric_only=True).reset_index()
     n, dropped = sums["positions"], sums["positions"] - sums["same"]
     sums["agreement"], sums["overlap_share"] = sums["same"] / n, sums["overlap"] / n
+    sums["mean_loss"], sums["final_loss"] = sums["loss"] / n, sums["against_loss"] / n
     for k in (2, 5, 10):
         sums[f"top_{k}"] = sums[f"in_top_{k}"] / n
     sums["false_accept"] = (sums["same"] - sums["both"]) / sums["same"].where(sums["same"] > 0)
@@ -126,16 +135,31 @@ def memory(frame: DataFrame) -> DataFrame:
 
 
 def flash_gains(frame: DataFrame, method: str) -> DataFrame:
-    """FlashHead's rate over the dense head's by exit and probes, measured and foretold, beside the dense head's share."""
-    table = where(predictions(where(frame, method=method)), method=method)
-    keys = [*SETTING, "draft_exit"]
+    """FlashHead's rate over the dense head's by exit and probes, measured and foretold, beside the dense head's share.
+
+    `foretold` takes every stage's cost and FlashHead's own acceptance; `by_share` the head's share alone: Amdahl's law on the
+    time of a whole round, as if FlashHead's drafts were believed as often as the dense head's.
+    """
+    rows = where(frame, method=method)
+    table, keys = where(predictions(rows), method=method), [*SETTING, "draft_exit"]
     dense = where(table, head="dense").set_index(keys)
     flash = where(table, head="flash").set_index(keys)
     found = flash.assign(
         measured=flash["measured_rate"] / dense["measured_rate"].reindex(flash.index),
         foretold=flash["predicted_rate"] / dense["predicted_rate"].reindex(flash.index),
     ).reset_index()
-    return found.assign(share=[head_share(where(frame, method=method), depth) for depth in found["draft_exit"]])
+    shares = [head_share(rows, depth) for depth in found["draft_exit"]]
+    return found.assign(share=shares, by_share=[_by_share(rows, line) for line in found.to_dict("records")])
+
+
+def _by_share(frame: DataFrame, line: dict[str, Any]) -> float:
+    """Amdahl's gain of a round whose drafts are scored by FlashHead instead of the dense head."""
+    rows = where(frame, **{name: line[name] for name in (*SETTING, "draft_exit")})
+    dense, flash = where(rows, head="dense"), where(rows, head="flash", probes=line["probes"])
+    drafting = (dense["drafted"] * dense["draft_seconds"]).sum()
+    checking = sum((dense[f"actions_{i}"] * dense[f"check_{i}_seconds"]).sum() for i in (1, 2))
+    heads = (dense["drafted"] * dense["head_seconds"]).sum()
+    return amdahl(float(heads / (drafting + checking)), float(dense["head_seconds"].median() / flash["head_seconds"].median()))
 
 
 def gate_words(frame: DataFrame, method: str) -> str:
@@ -144,3 +168,15 @@ def gate_words(frame: DataFrame, method: str) -> str:
     right = ((table["measured"] > 1) == (table["foretold"] > 1)).sum()
     off = 100 * (table["foretold"] / table["measured"] - 1).abs().median()
     return f"{right} of {len(table)} settings, with a median error of {off:.1f} % in the gain"
+
+
+def must_words(frame: DataFrame, method: str) -> str:
+    """Where FlashHead must pay, and whether it does, in words: settings foretold to gain more than the median error."""
+    table = flash_gains(frame, method)
+    error = (table["foretold"] / table["measured"] - 1).abs().median()
+    owed = table[table["foretold"] > 1 + error]
+    if owed.empty:
+        return f"no setting is foretold to gain more than {100 * error:.1f} %"
+    paid = owed[owed["measured"] > 1]
+    gain, said = owed["measured"].median(), owed["foretold"].median()
+    return f"it pays in {len(paid)} of {len(owed)} such settings, {gain:.2f}× in the median where {said:.2f}× was foretold"

@@ -227,7 +227,7 @@ def costs_of(models: Models, entry: Entry, climbs: Sequence[Climb], prompt: Prom
     ids = torch.tensor(prompt.ids[:-1] or prompt.ids)
 
     def start() -> list[Stage]:
-        stages = build(entry.method, models, entry.sampling, len(text) + 1)
+        stages = build(entry.method, models, entry.sampling, len(text) + entry.method.k + 2)
         for stage in stages:
             stage.reader.read(ids)
         return stages

@@ -29,13 +29,50 @@ class Tiers(NamedTuple):
     bursts: tuple[int, ...]
 
 
-def rate(tiers: Tiers, depth: float, prices: Prices) -> float:
-    """Final tokens in a unit of time on a model of `depth` layers (`theory.nested`)."""
+def rate(tiers: Tiers, depth: float, prices: Prices, free: Sequence[int] = ()) -> float:
+    """Final tokens in a unit of time on a model of `depth` layers (`theory.nested`).
+
+    Stages named in `free`, the writer being 0, take no time: what a hierarchy could gain at most from a cheaper stage.
+    """
     stops = [*(share * depth for share in tiers.exits), depth]
     spans = [above - below for below, above in zip(stops, stops[1:], strict=False)]
-    checks = [_checked(prices, span) for span in spans]
+    checks = [0.0 if stage in free else _checked(prices, span) for stage, span in enumerate(spans, start=1)]
     levels = [Level(a, n, check) for a, n, check in zip(tiers.alphas, tiers.bursts, checks, strict=True)]
-    return nested(prices.action(stops[0], 1), levels).throughput
+    return nested(0.0 if 0 in free else prices.action(stops[0], 1), levels).throughput
+
+
+def plain_rate(depth: float, prices: Prices) -> float:
+    """Tokens in a unit of time of plain decoding: every token passes all layers and the head alone."""
+    return 1.0 / prices.action(depth, 1)
+
+
+def best_rate(tiers: Iterable[Tiers], depth: float, prices: Prices, free: Sequence[int] = ()) -> float:
+    """The rate of the fastest schedule."""
+    return max(rate(each, depth, prices, free) for each in tiers)
+
+
+def topped(tiers: Iterable[Tiers], alpha: float) -> list[Tiers]:
+    """The same schedules under a last level that keeps each token with this chance."""
+    return [each._replace(alphas=(*each.alphas[:-1], alpha)) for each in tiers]
+
+
+def needed_alpha(tiers: Sequence[Tiers], depth: float, prices: Prices, goal: float) -> float | None:
+    """The least chance, to a thousandth, with which the last level must keep a token for the fastest schedule to reach a rate.
+
+    None where even a last level that keeps everything does not.
+    """
+    live, low, high = _reaching(topped(tiers, 1.0), depth, prices, goal), 0.0, 1.0
+    if not live:
+        return None
+    while high - low > 1e-3:
+        middle = (low + high) / 2
+        enough = _reaching(topped(live, middle), depth, prices, goal)
+        live, low, high = (enough, low, middle) if enough else (live, middle, high)
+    return high
+
+
+def _reaching(tiers: Iterable[Tiers], depth: float, prices: Prices, goal: float) -> list[Tiers]:
+    return [each for each in tiers if rate(each, depth, prices) >= goal]
 
 
 def _checked(prices: Prices, span: float) -> Callable[[int], float]:
@@ -45,7 +82,7 @@ def _checked(prices: Prices, span: float) -> Callable[[int], float]:
 
 def advantage(above: Sequence[Tiers], below: Sequence[Tiers], depth: float, prices: Prices) -> float:
     """How many times faster the best of one set runs than the best of the other."""
-    return max(rate(each, depth, prices) for each in above) / max(rate(each, depth, prices) for each in below)
+    return best_rate(above, depth, prices) / best_rate(below, depth, prices)
 
 
 def first_depth(ratios: Iterable[tuple[int, float]], goal: float) -> int | None:

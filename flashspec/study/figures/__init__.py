@@ -2,7 +2,7 @@
 
 from flashspec.study.figures.costs import dilution, draft_step, probes, projection
 from flashspec.study.figures.decoding import acceptance, blocks, prediction, throughput
-from flashspec.study.figures.depths import depth_forecast, hierarchy_memory, nested_stages
+from flashspec.study.figures.depths import ceilings, depth_forecast, hierarchy_memory, nested_stages, token_budget
 from flashspec.study.figures.drafts import (
     draft_family,
     draft_latency,
@@ -28,6 +28,7 @@ from flashspec.study.figures.heads import (
 )
 from flashspec.study.figures.hierarchies import (
     exit_agreement,
+    exit_training,
     hierarchy,
     hierarchy_kinds,
     hispec_flash,
@@ -42,6 +43,7 @@ from flashspec.study.figures.waterfall import waterfall
 __all__ = [
     "acceptance",
     "blocks",
+    "ceilings",
     "depth_forecast",
     "depth_times_head",
     "dilution",
@@ -52,6 +54,7 @@ __all__ = [
     "draft_space",
     "draft_step",
     "exit_agreement",
+    "exit_training",
     "formats",
     "head_bands",
     "head_build",
@@ -80,6 +83,7 @@ __all__ = [
     "projection",
     "sweep",
     "throughput",
+    "token_budget",
     "verifier_accuracy",
     "waterfall",
 ]

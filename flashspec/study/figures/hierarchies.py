@@ -17,18 +17,40 @@ if TYPE_CHECKING:
 
 CURVES = {"agreement": "same best token", "top_2": "in its 2 best", "top_5": "in its 5 best", "overlap_share": "overlap at T = 1"}
 
+BESIDE: dict[str, Any] = {"xytext": (5, 0), "textcoords": "offset points", "va": "center", "fontsize": 8}
+
 
 @drawn
 def exit_agreement(results: Any) -> Figure:
-    """How often a depth's best token is the whole model's, how often that is among its best few, and the laws' overlap."""
+    """Left: how often a depth's best token is the whole model's or near it, and the laws' overlap; right: loss on the text."""
     table = heights.exits(results.frame)
     rows = table[table["against"] == table["layers"]]
-    figure, (axis,) = canvas(height=3.6)
+    figure, axes = canvas(2, 3.6)
     for (column, name), shade in zip(CURVES.items(), ("#0072B2", "#56B4E9", "#a6cee3", "#D55E00"), strict=True):
-        axis.plot(rows["depth"], rows[column], "o-", color=shade, label=name, markersize=4)
-    axis.set(xlabel="depth of the exit, in layers", ylabel="share of positions", ylim=(0, 1))
-    axis.set_xticks(sorted(rows["depth"]))
-    axis.legend(fontsize=8)
+        axes[0].plot(rows["depth"], rows[column], "o-", color=shade, label=name, markersize=4)
+    axes[0].set(ylabel="share of positions", ylim=(0, 1))
+    axes[1].plot(rows["depth"], rows["mean_loss"], "o-", color="#0072B2", label="exit", markersize=4)
+    axes[1].axhline(rows["final_loss"].iloc[0], color="#666666", linestyle="--", linewidth=1, label="whole model")
+    axes[1].set_ylabel("loss at the next token, in nats")
+    for axis in axes:
+        axis.set(xlabel="depth of the exit, in layers", xticks=sorted(rows["depth"]))
+        axis.legend(fontsize=8)
+    return figure
+
+
+@drawn
+def exit_training(results: Any) -> Figure:
+    """Held-out loss of every exit and its overlap with the whole model, by step of training."""
+    figure, axes = canvas(2, 3.4)
+    for place, (depth, rows) in enumerate(results.frame.groupby("depth")):
+        name = "whole model" if depth == rows["layers"].iloc[0] else f"exit {depth}"
+        axes[0].plot(rows["step"], rows["loss"], color=f"C{place}", label=name)
+        if depth < rows["layers"].iloc[0]:
+            axes[1].plot(rows["step"], rows["overlap"], color=f"C{place}", label=name)
+    axes[0].set(xlabel="step of training", ylabel="loss on held-out text, in nats")
+    axes[1].set(xlabel="step of training", ylabel="overlap at T = 1", ylim=(0, 1))
+    for axis in axes:
+        axis.legend(fontsize=8)
     return figure
 
 
@@ -72,9 +94,7 @@ def heat(axis: Axes, table: DataFrame, row: str, column: str) -> None:
 @drawn
 def hierarchy(results: Any, rule: str = "speculative") -> Figure:
     """Tokens per second of every method at its best schedule, one panel a temperature; dots are kinds of prompt."""
-    figure, axes = by_setting(results.frame, rule, bars)
-    axes[0].set_ylabel("tokens per second")
-    return figure
+    return by_setting(results.frame, rule, bars)[0]
 
 
 def by_setting(frame: DataFrame, rule: str, draw: Callable[[Axes, DataFrame, dict[str, Any]], None]) -> tuple[Figure, Any]:
@@ -112,53 +132,68 @@ def kinds_at(axis: Axes, frame: DataFrame, setting: dict[str, Any]) -> None:
 
 
 def bars(axis: Axes, frame: DataFrame, setting: dict[str, Any]) -> None:
-    """One bar a method, with the rate on every kind of prompt."""
+    """One bar a method from the top down, with the rate on every kind of prompt."""
     methods = list(dict.fromkeys(frame["method"]))
     for place, method in enumerate(methods):
         rows, kinds = heights.tuned(frame, method, **setting), heights.by_kind(frame, method, **setting)
         sums = rows.groupby("repeat")[["emitted", "seconds"]].sum()
         rate = (sums["emitted"] / sums["seconds"]).median()
-        axis.bar(place, rate, color=colour(method), width=0.7)
-        axis.plot([place] * len(kinds), list(kinds.values()), "o", color="black", markersize=3, alpha=0.6)
-        axis.annotate(f"{rate:.0f}", (place, max(rate, *kinds.values())), ha="center", va="bottom", fontsize=8)
-    axis.set_xticks(range(len(methods)), [NAMES.get(m, m).replace(" ", "\n") for m in methods], fontsize=7)
-    axis.grid(axis="x", visible=False)
+        axis.barh(place, rate, color=colour(method), height=0.7)
+        axis.plot(list(kinds.values()), [place] * len(kinds), "o", color="black", markersize=3, alpha=0.6)
+        axis.annotate(f"{rate:.0f}", (max(rate, *kinds.values()), place), **BESIDE)
+    axis.set_yticks(range(len(methods)), [NAMES.get(method, method) for method in methods], fontsize=8)
+    axis.set(xlabel="tokens per second", ylim=(len(methods) - 0.5, -0.5))
+    axis.margins(x=0.12)
+    axis.grid(axis="y", visible=False)
 
 
 @drawn
 def hispec_flash(results: Any, method: str = "hispec") -> Figure:
-    """What FlashHead on the draft exit brings, by the dense head's share of a drafted token: measured (o) and foretold (x)."""
+    """What FlashHead on the draft exit brings, by exit and the dense head's share there: measured, and foretold two ways."""
     table = heights.flash_gains(results.frame, method)
     settings = sorted(set(zip(table["temperature"], table["rule"], strict=True)))
     figure, axes = canvas(len(settings), 3.6, sharey=True)
     for axis, (temperature, rule) in zip(axes, settings, strict=True):
-        for place, (probes, rows) in enumerate(where(table, temperature=temperature, rule=rule).groupby("probes")):
-            axis.plot(rows["share"], rows["measured"], "o-", color=f"C{place}", label=f"P = {probes}")
-            axis.plot(rows["share"], rows["foretold"], "x:", color=f"C{place}", label=f"P = {probes}, foretold")
-        axis.axhline(1.0, color="#666666", linestyle="--", linewidth=1)
-        axis.set(title=f"T = {temperature:g}, {rule}", xlabel="head's share of a drafted token")
+        flash_at(axis, where(table, temperature=temperature, rule=rule))
+        axis.set(title=f"T = {temperature:g}, {rule}", xlabel="draft exit, and its head's share")
     axes[0].set_ylabel("rate over that with the dense head")
-    axes[0].legend(fontsize=8)
+    axes[0].legend(fontsize=6)
     return figure
+
+
+def flash_at(axis: Axes, table: DataFrame) -> None:
+    """Three marks for every exit and number of probes."""
+    shares = table.groupby("draft_exit")["share"].first()
+    for place, (probes, rows) in enumerate(table.groupby("probes")):
+        spots = rows["draft_exit"] + 0.2 * place - 0.1
+        axis.plot(spots, rows["measured"], "o", color=f"C{place}", label=f"P = {probes}, measured")
+        axis.plot(spots, rows["foretold"], "x", color=f"C{place}", label="costs and acceptance")
+        axis.plot(spots, rows["by_share"], "^", color=f"C{place}", alpha=0.5, label="head's share alone")
+        axis.vlines(spots, rows["measured"], rows["by_share"], color=f"C{place}", linewidth=0.7)
+    axis.axhline(1.0, color="#666666", linestyle="--", linewidth=1)
+    axis.set_xticks(list(shares.index), [f"{depth}\n{share:.0%}" for depth, share in shares.items()])
+    axis.margins(x=0.15)
 
 
 @drawn
 def layer_passes(results: Any) -> Figure:
     """Layer-tokens for each final token, counted (bars) and by the closed form (marks), with and without shared caches."""
-    words = ("T = {:g}", "layer-tokens for each final token")
-    return panels(heights.passes(results.frame), "temperature", passes_at, words, height=3.8)
+    return panels(heights.passes(results.frame), "temperature", passes_at, ("T = {:g}", ""), height=3.4)
 
 
 def passes_at(axis: Axes, table: DataFrame) -> None:
-    """The schedule with the fewest layer-tokens of each method, with reuse and without."""
+    """The schedule with the fewest layer-tokens of each method, with reuse and without, from the top down."""
     lines = table.loc[table.groupby(["method", "reuse"])["found"].idxmin()].sort_values(["method", "reuse"])
     for place, row in enumerate(lines.itertuples()):
-        axis.bar(place, row.found, width=0.7, edgecolor=colour(row.method), color=colour(row.method) if row.reuse else "white")
-        axis.plot([place], [row.expected], "_", color="black", markersize=16)
-        axis.annotate(f"{row.found:.1f}", (place, row.found), ha="center", va="bottom", fontsize=8)
-    names = [f"{NAMES.get(r.method, r.method)}\n{'shared' if r.reuse else 'recomputed'}" for r in lines.itertuples()]
-    axis.set_xticks(range(len(names)), names, fontsize=7)
-    axis.grid(axis="x", visible=False)
+        fill = colour(row.method) if row.reuse else "white"
+        axis.barh(place, row.found, height=0.7, edgecolor=colour(row.method), color=fill)
+        axis.plot([row.expected], [place], "|", color="black", markersize=14)
+        axis.annotate(f"{row.found:.1f}", (max(row.found, row.expected), place), **BESIDE)
+    names = [NAMES.get(r.method, r.method) + ("" if r.reuse else ", recomputed") for r in lines.itertuples()]
+    axis.set_yticks(range(len(names)), names, fontsize=8)
+    axis.set(xlabel="layer-tokens for each final token", ylim=(len(names) - 0.5, -0.5))
+    axis.margins(x=0.12)
+    axis.grid(axis="y", visible=False)
 
 
 @drawn
