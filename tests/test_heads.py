@@ -308,6 +308,9 @@ def test_weights_that_are_not_weights_are_refused():
 def test_calibration_on_nothing_is_refused():
     with pytest.raises(ValueError, match="calibration set is empty"):
         calibrate_always(flash(), DenseHead(norm(), weight()), hidden()[:0])
+    for measure in (agreement, required_probes):
+        with pytest.raises(ValueError, match="at least one hidden row is needed to compare two heads, got none"):
+            measure(flash(), DenseHead(norm(), weight()), hidden()[:0])
     with pytest.raises(ValueError, match="at least 1"):
         calibrate_always(flash(), DenseHead(norm(), weight()), hidden(), least=0)
 

@@ -146,6 +146,15 @@ def test_the_command_line_takes_a_head_by_name(tmp_path, capsys):
     assert all(name in said for name in HEADS)
 
 
+def test_the_command_line_says_in_one_sentence_that_faiss_is_missing(tmp_path, capsys, monkeypatch):
+    folders = shelf.write_pair(tmp_path)
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    flags = ["generate", "--ids", "1,2,3", "--target", str(folders["target"]), "--draft-model", str(folders["draft"])]
+    assert status([*flags, "--method", "dense", "--head", "hnsw", "--max-new-tokens", "4"]) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and "head 'hnsw' needs faiss-cpu; install the extra `ann`, or use a FlashHead" in said.err
+
+
 def test_a_ranking_is_counted_in_a_text_and_kept_beside_the_draft(tmp_path):
     draft, text = shelf.write_pair(tmp_path)["draft"], tmp_path / "text.txt"
     text.write_text("assert " * 40 + "import os\n")
