@@ -185,10 +185,12 @@ def usable(names: Iterable[str]) -> list[str]:
     found = []
     for name in names:
         try:
-            _ = faiss_for(name) if name in KINDS else None
-            found.append(name)
+            if name in KINDS:
+                faiss_for(name)
         except ValueError as missing:
             warnings.warn(f"left out: {missing}", stacklevel=2)
+        else:
+            found.append(name)
     return found
 
 

@@ -52,7 +52,7 @@ def head_clusters(results: Any) -> Figure:
     axes = figure.subplots(len(plans), 2, sharey=True, sharex=True, squeeze=False)
     for line, (plan, name) in zip(axes, plans.items(), strict=True):
         for axis, calibrated in zip(line, (False, True), strict=True):
-            cluster_panel(axis, where(table, plan=plan, calibrated=calibrated))
+            cluster_panel(axis, table[(table["plan"] == plan) & (table["calibrated"] == calibrated)])
             axis.set_title(f"{name}, {'calibrated' if calibrated else 'plain'}", fontsize=9)
         line[0].set_ylabel("share of rows that agree")
     for axis in axes[-1]:
