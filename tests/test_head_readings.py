@@ -56,7 +56,7 @@ def test_a_call_is_told_apart_from_what_it_reads(fixed, pace):
     frame = tables_heads.calls(fixed, pace).frame
     found = head_readings.calls(frame).set_index("head").loc["flash"]
     assert (found["fixed"], found["pace"]) == (pytest.approx(fixed, abs=1e-9), pytest.approx(pace))
-    assert head_readings.speed_of(frame, "flash") == pytest.approx(100 / pace)
+    assert head_readings.speed_of(frame, "flash") == pytest.approx(80 / pace)
     place = {"vocab": 16384, "hidden": 1024, "size": 64}
     assert head_readings.fixed_of(frame, "flash", **place) == f"{1e3 * fixed:.2f} of {1e3 * (fixed + pace * 1e-3):.2f} ms"
 

@@ -104,9 +104,10 @@ def fixed_of(frame: DataFrame, head: str, **place: Any) -> str:
     return f"{1000 * fixed:.2f} of {1000 * seconds:.2f} ms"
 
 
-def speed_of(frame: DataFrame, head: str) -> float:
-    """Percent of the memory's speed at which a head reads, apart from the fixed time of a call."""
-    return 100 / float(where(calls(frame), head=head)["pace"].iloc[0])
+def speed_of(frame: DataFrame, head: str, below: str = "dense") -> float:
+    """The speed at which a head reads in percent of another's, the fixed time of a call apart."""
+    pace = calls(frame).set_index("head")["pace"]
+    return float(100 * pace[below] / pace[head])
 
 
 def left_out(frame: DataFrame) -> str:
