@@ -79,10 +79,10 @@ def reason_of(case: HeadCase) -> str:
     """The cheap-head gate in one clause (SlimSpec, arXiv 2605.10453)."""
     if name_of(case.method) == "dense":
         share = case.kappa / (1 + case.kappa)
-        return f"what the others are compared with; {milliseconds(case.seconds)} a token, {share:.1%} of a round over k tokens"
+        return f"what the others are compared with; {milliseconds(case.seconds)} a drafted token, drafting {share:.1%} of a round"
     return (
         f"{'pays' if case.pays else 'does not pay'}, predicted {case.gain:.3f}x the dense head's tokens/s; "
-        f"{milliseconds(case.seconds)} a token, {case.nu:.2f} of the dense head's time; "
+        f"{milliseconds(case.seconds)} a drafted token, {case.nu:.2f} of one with the dense head; "
         f"keeps {case.kept:.1%} of the dense head's tokens a check and must keep more than {case.gate:.1%} to pay"
     )
 
