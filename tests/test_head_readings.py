@@ -76,9 +76,13 @@ def test_what_a_head_leads_is_listed_in_order():
 
 def test_the_fastest_writer_is_named_even_where_it_is_a_plain_int8_head():
     frame = tables_heads.tar().frame
-    assert head_readings.winner(frame, 0.7).startswith("int8, 1.09× (1.09 to 1.09) over flash, P = 64")
+    assert head_readings.winner(frame, 0.7) == "int8; over flash, P = 64: 1.09× (1.09 to 1.09)"
     assert head_readings.wins_of(frame, "int8") == "T = 0, T = 0.7, T = 1"
-    assert head_readings.wins_of(tables_heads.tar(int8=105.0).frame, "int8") == head_readings.NOWHERE
+    slow = tables_heads.tar(int8=105.0).frame
+    assert head_readings.wins_of(slow, "int8") == head_readings.NOWHERE
+    assert head_readings.wins_of(slow, "int8", "flash") == "T = 0, T = 0.7, T = 1"
+    assert head_readings.lead_over(frame, "int8", 0.7) == "it is the fastest"
+    assert head_readings.lead_over(slow, "int8", 0.7) == "1.05× (1.05 to 1.05)"
     table = head_readings.writers(frame)
     assert set(table.query("head == 'dense'")["tar"]) == {2.5} and set(table.query("head == 'baseline'")["tar"]) == {1.0}
 
@@ -93,8 +97,8 @@ def test_probes_chosen_by_throughput_and_by_agreement_differ():
 
 def test_the_default_probes_stand_beside_the_fastest():
     frame = tables_heads.tar().frame
-    assert head_readings.beside_default(frame, 64) == "the default is the fastest, 1.10× (1.10 to 1.10) over P = 256"
-    assert head_readings.beside_default(frame, 256) == "P = 64 is the fastest, 1.10× (1.10 to 1.10) over the default"
+    assert head_readings.beside_default(frame, 64) == "the default is the fastest; over P = 256: 1.10× (1.10 to 1.10)"
+    assert head_readings.beside_default(frame, 256) == "P = 64 is the fastest; over the default: 1.10× (1.10 to 1.10)"
     assert head_readings.beside_default(frame, 32) == "the default, P = 32, is not in this table"
     assert head_readings.beside_default(frame[frame["probes"] != 256], 64) == "the default is the fastest"
 

@@ -192,12 +192,21 @@ def winner(frame: DataFrame, temperature: float) -> str:
     """The fastest writer at a temperature, with its lead over the second in words."""
     first, second = (line for _, line in best_writers(frame, temperature).head(2).iterrows())
     gain = ratio(seconds_of(frame, second, temperature), seconds_of(frame, first, temperature))
-    return f"{title(first)}, {words(gain)} over {title(second)}"
+    return f"{title(first)}; over {title(second)}: {words(gain)}"
 
 
-def wins_of(frame: DataFrame, head: str) -> str:
-    """The temperatures at which this head writes the most tokens per second of all, in words."""
-    found = [t for t in sorted(frame["temperature"].unique()) if best_writers(frame, t)["head"].iloc[0] == head]
+def lead_over(frame: DataFrame, head: str, temperature: float) -> str:
+    """The lead of the fastest writer at a temperature over this head at its best size, in words."""
+    table = best_writers(frame, temperature)
+    first, mine = table.iloc[0], where(table, head=head).iloc[0]
+    if first["head"] == head:
+        return "it is the fastest"
+    return words(ratio(seconds_of(frame, mine, temperature), seconds_of(frame, first, temperature)))
+
+
+def wins_of(frame: DataFrame, *heads: str) -> str:
+    """The temperatures at which one of these heads writes the most tokens per second of all, in words."""
+    found = [t for t in sorted(frame["temperature"].unique()) if best_writers(frame, t)["head"].iloc[0] in heads]
     return ", ".join(f"T = {t:g}" for t in found) or NOWHERE
 
 
@@ -221,8 +230,8 @@ def beside_default(frame: DataFrame, default: int, head: str = "flash") -> str:
         return f"the default, P = {default}, is not in this table"
     best, *others = paces.median().sort_values().index
     if best != default:
-        return f"P = {best} is the fastest, {words(ratio(paces[default], paces[best]))} over the default"
-    lead = f", {words(ratio(paces[others[0]], paces[best]))} over P = {others[0]}" if others else ""
+        return f"P = {best} is the fastest; over the default: {words(ratio(paces[default], paces[best]))}"
+    lead = f"; over P = {others[0]}: {words(ratio(paces[others[0]], paces[best]))}" if others else ""
     return f"the default is the fastest{lead}"
 
 
