@@ -1,8 +1,23 @@
-"""One thread, and property tests that draw the same examples every time."""
+"""One thread, property tests that draw the same examples every time, and no faiss heads where there is no faiss."""
 
+import importlib.util
+
+import pytest
 import torch
 from hypothesis import HealthCheck, settings
+
+from flashspec.heads.index import KINDS
 
 torch.set_num_threads(1)
 settings.register_profile("fixed", deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 settings.load_profile("fixed")
+
+
+def pytest_collection_modifyitems(items):
+    """Skip the cases of heads that search with faiss where it is not installed."""
+    if importlib.util.find_spec("faiss"):
+        return
+    for item in items:
+        given = item.callspec.params.values() if hasattr(item, "callspec") else ()
+        if any(isinstance(value, str) and value in KINDS for value in given):
+            item.add_marker(pytest.mark.skip(reason="faiss-cpu is not installed here"))

@@ -48,6 +48,17 @@ def cost() -> SimpleNamespace:
     return tables.results("head_cost", [*rows, lost])
 
 
+def calls(fixed: float, pace: float) -> SimpleNamespace:
+    """FlashHead takes `fixed` seconds a call and `pace` times what memory allows for its bytes, the dense head 0.1 ms and 0.8."""
+    heads = {"flash": (64, 1, fixed, pace), "dense": (0, 10, 1e-4, 0.8)}
+    return tables.results("head_cost", [
+        {"vocab": vocab, "hidden": 1024, "head": head, "size": size, "rows_scored": 100, "bytes": vocab * 2000000 // 16384 * more,
+         "seconds": least + times * (vocab * 2000000 // 16384 * more) / 2e9, "repeat": repeat, "bandwidth": 2e9, "note": ""}
+        for vocab, (head, (size, more, least, times)), repeat in product(
+            (16384, 65536, 262144), heads.items(), tables.REPEATS)
+    ])  # fmt: skip
+
+
 def build() -> SimpleNamespace:
     """A build takes as many seconds as it has clusters, half of them for clustering, four tenths for balancing."""
     return tables.results("head_build", [
@@ -83,6 +94,6 @@ def depth(slower: float = 1.0) -> SimpleNamespace:
 
 
 DRAWN = tables.drawn(
-    head_recall=[recall], head_clusters=[recall], head_bands=[recall], head_cost=[cost], head_build=[build], head_tar=[tar],
-    head_choice=[tar], depth_times_head=[depth],
+    head_recall=[recall], head_clusters=[recall], head_bands=[recall], head_required=[recall], head_cost=[cost],
+    head_build=[build], head_tar=[tar], head_choice=[tar], depth_times_head=[depth],
 )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 
 import pytest
@@ -60,6 +61,16 @@ def test_the_dense_head_agrees_with_itself_and_a_broken_one_does_not(recalled):
     assert bool(same.all()) and torch.allclose(mass, torch.ones(len(mass)))
     broken = DenseHead(held.draft.norm, held.draft.head_weight.flip(0))
     assert not bool(source.judged(broken, held)[0].all())
+
+
+def test_without_faiss_its_heads_are_left_out_with_a_warning_and_the_others_judged(common, monkeypatch):
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    params = replace(head_recall.SMOKE, **common, heads=("int8", "ivf"), metrics=())
+    with pytest.warns(UserWarning, match="left out: head 'ivf' needs faiss-cpu"):
+        assert {row.head for row in head_recall.measure(params)} == {"int8"}
+    params = replace(head_tar.SMOKE, **common, heads=("dense", "hnsw"), shortlists=(64,))
+    with pytest.warns(UserWarning, match="left out: head 'hnsw'"):
+        assert {row.head for row in head_tar.measure(params)} == {"baseline", "dense"}
 
 
 def test_required_probes_are_percentiles():

@@ -31,6 +31,7 @@ def test_clusterings_and_bands_are_told_apart():
     assert head_readings.metrics_apart(frame) == pytest.approx(0.01)
     table = head_readings.bands(frame, head="flash", plan="default", calibrated=False, **head_readings.SHIPPED)
     assert list(table["agreement"]) == pytest.approx([560 / 600, 1.0, 1.0])
+    assert table[["required_50", "required_90", "required_99"]].to_numpy().tolist() == [[50, 90, 99]] * 3
 
 
 def test_the_cheapest_head_depends_on_the_shape_and_on_the_probes_asked_for():
@@ -50,6 +51,16 @@ def test_a_gain_stands_beside_the_ratio_of_bytes():
     assert head_readings.beside_limit(frame, "flash", **{**place, "hidden": 384}) == "50 % of 2.5×"
 
 
+@pytest.mark.parametrize(("fixed", "pace"), [(0.2e-3, 1.25), (0.0, 1.0)])
+def test_a_call_is_told_apart_from_what_it_reads(fixed, pace):
+    frame = tables_heads.calls(fixed, pace).frame
+    found = head_readings.calls(frame).set_index("head").loc["flash"]
+    assert (found["fixed"], found["pace"]) == (pytest.approx(fixed, abs=1e-9), pytest.approx(pace))
+    assert head_readings.speed_of(frame, "flash") == pytest.approx(80 / pace)
+    place = {"vocab": 16384, "hidden": 1024, "size": 64}
+    assert head_readings.fixed_of(frame, "flash", **place) == f"{1e3 * fixed:.2f} of {1e3 * (fixed + pace * 1e-3):.2f} ms"
+
+
 def test_a_build_is_the_sum_of_its_parts():
     line = head_readings.build_of(tables_heads.build().frame, 16000, 1024, 16)
     assert line["seconds"] == pytest.approx(1000.0) and line["clustering_seconds"] == pytest.approx(500.0)
@@ -65,9 +76,13 @@ def test_what_a_head_leads_is_listed_in_order():
 
 def test_the_fastest_writer_is_named_even_where_it_is_a_plain_int8_head():
     frame = tables_heads.tar().frame
-    assert head_readings.winner(frame, 0.7).startswith("int8, 1.09× (1.09 to 1.09) over flash, P = 64")
+    assert head_readings.winner(frame, 0.7) == "int8; over flash, P = 64: 1.09× (1.09 to 1.09)"
     assert head_readings.wins_of(frame, "int8") == "T = 0, T = 0.7, T = 1"
-    assert head_readings.wins_of(tables_heads.tar(int8=105.0).frame, "int8") == head_readings.NOWHERE
+    slow = tables_heads.tar(int8=105.0).frame
+    assert head_readings.wins_of(slow, "int8") == head_readings.NOWHERE
+    assert head_readings.wins_of(slow, "int8", "flash") == "T = 0, T = 0.7, T = 1"
+    assert head_readings.lead_over(frame, "int8", 0.7) == "it is the fastest"
+    assert head_readings.lead_over(slow, "int8", 0.7) == "1.05× (1.05 to 1.05)"
     table = head_readings.writers(frame)
     assert set(table.query("head == 'dense'")["tar"]) == {2.5} and set(table.query("head == 'baseline'")["tar"]) == {1.0}
 
@@ -78,6 +93,22 @@ def test_probes_chosen_by_throughput_and_by_agreement_differ():
     assert (fast["probes"], agreeing["probes"]) == (64, 256)
     assert head_readings.choice_gain(frame, 0.0, 0.985).value == pytest.approx(1.1)
     assert head_readings.choice_gain(frame, 0.0, 0.9).value == pytest.approx(1.0)
+
+
+def test_the_default_probes_stand_beside_the_fastest():
+    frame = tables_heads.tar().frame
+    assert head_readings.beside_default(frame, 64) == "the default is the fastest; over P = 256: 1.10× (1.10 to 1.10)"
+    assert head_readings.beside_default(frame, 256) == "P = 64 is the fastest; over the default: 1.10× (1.10 to 1.10)"
+    assert head_readings.beside_default(frame, 32) == "the default, P = 32, is not in this table"
+    assert head_readings.beside_default(frame[frame["probes"] != 256], 64) == "the default is the fastest"
+
+
+def test_the_fastest_is_named_for_every_kind_of_text():
+    frame = tables_heads.tar().frame
+    assert head_readings.winners_by_kind(frame, 0.0) == "code: int8; prose: int8"
+    slow = (frame["head"] == "int8") & (frame["kind"] == "code")
+    frame.loc[slow, "seconds"] *= 2
+    assert head_readings.winners_by_kind(frame, 0.0) == "code: flash, P = 64; prose: int8"
 
 
 def test_depth_gains_stand_beside_amdahls():

@@ -121,7 +121,7 @@ def test_every_listed_logit_is_the_dense_one_and_each_id_counts_once(size, homes
 
 def test_an_id_without_its_bias_would_count_twice():
     head = flash(probes=33, always=(1, 2, 500))
-    broken = replace(head, table=head.table._replace(masked=False, bias=torch.zeros_like(head.table.bias)))
+    broken = replace(head, table=head.table._replace(bias=torch.zeros_like(head.table.bias)))
     ids = broken(hidden()).ids[broken(hidden()).logits > -torch.inf].view(ROWS, -1)
     assert any(len(row.unique()) < len(row) for row in ids)
 
@@ -308,6 +308,9 @@ def test_weights_that_are_not_weights_are_refused():
 def test_calibration_on_nothing_is_refused():
     with pytest.raises(ValueError, match="calibration set is empty"):
         calibrate_always(flash(), DenseHead(norm(), weight()), hidden()[:0])
+    for measure in (agreement, required_probes):
+        with pytest.raises(ValueError, match="at least one hidden row is needed to compare two heads, got none"):
+            measure(flash(), DenseHead(norm(), weight()), hidden()[:0])
     with pytest.raises(ValueError, match="at least 1"):
         calibrate_always(flash(), DenseHead(norm(), weight()), hidden(), least=0)
 

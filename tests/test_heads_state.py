@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 from flashspec.cli.main import status
 from flashspec.heads import HEADS, IndexHead, Origin, ShortlistHead, cluster, head_named, ranked_by_frequency
 from flashspec.heads.cluster import Recipe
+from flashspec.heads.index import usable
 from flashspec.heads.registry import RANKED, file_of
 from flashspec.model.checkpoint import load_transformer
 
@@ -77,6 +78,7 @@ def test_an_index_is_a_function_of_weight_and_seed(name):
 
 
 def test_more_candidates_and_more_probes_never_find_less():
+    pytest.importorskip("faiss")
     best = (rows() @ weight().T).argmax(1)
     found = []
     for probes in (1, 8, 56):
@@ -96,6 +98,7 @@ def test_more_candidates_and_more_probes_never_find_less():
     ],
 )
 def test_plans_that_do_not_fit_are_refused(changes, words):
+    pytest.importorskip("faiss")
     with pytest.raises(ValueError, match=words):
         IndexHead.build(weight(), **changes)
 
@@ -107,6 +110,17 @@ def test_a_missing_faiss_is_said_with_the_extra_to_install(name, monkeypatch):
         head_named(name, Origin(weight()))
     with pytest.raises(ValueError, match="install the extra `ann`"):
         cluster(weight(), Recipe(16, backend="faiss"))
+
+
+def test_without_faiss_the_other_heads_go_on(monkeypatch):
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.warns(UserWarning, match="left out: head 'ivf' needs faiss-cpu; install the extra `ann`"):
+        assert usable(["dense", "ivf", "preview"]) == ["dense", "preview"]
+
+
+def test_with_faiss_none_is_left_out():
+    pytest.importorskip("faiss")
+    assert usable(HEADS) == list(HEADS)
 
 
 def test_ids_are_ranked_by_how_often_they_come():
@@ -130,6 +144,15 @@ def test_the_command_line_takes_a_head_by_name(tmp_path, capsys):
     assert status([*flags, "--head", "best"]) == 2
     said = capsys.readouterr().err
     assert all(name in said for name in HEADS)
+
+
+def test_the_command_line_says_in_one_sentence_that_faiss_is_missing(tmp_path, capsys, monkeypatch):
+    folders = shelf.write_pair(tmp_path)
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    flags = ["generate", "--ids", "1,2,3", "--target", str(folders["target"]), "--draft-model", str(folders["draft"])]
+    assert status([*flags, "--method", "dense", "--head", "hnsw", "--max-new-tokens", "4"]) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and "head 'hnsw' needs faiss-cpu; install the extra `ann`, or use a FlashHead" in said.err
 
 
 def test_a_ranking_is_counted_in_a_text_and_kept_beside_the_draft(tmp_path):

@@ -120,8 +120,34 @@ def test_a_head_pays_exactly_if_its_round_gets_faster(observed):
         ours, dense = (forecast(costs, texts, replace(m, k=3)) for m in (case.method, Method("model")))
         assert case.gain == pytest.approx(ours.speedup.value / dense.speedup.value)
         assert case.pays == (case.gain > 1.0) or name_of(case.method) == "dense"
-    said = list(advice.head_lines(head_cases(costs, texts, question.writers, 3), {}))
-    assert said[0].startswith("take the ") and len(said) == 4
+    cases = head_cases(costs, texts, question.writers, 3)
+    said = list(advice.head_lines(cases, {}))
+    assert said[0].startswith(f"take the {name_of(cases[0].method)} head at k = 3: ") and len(said) == 4
+    for case, line in zip(cases, said, strict=False):
+        if name_of(case.method) == "dense":
+            assert "what the others are compared with; 600 ms a drafted token" in line
+        else:
+            assert (": pays, predicted" in line) == case.pays and f"{case.nu:.2f} of one with the dense head" in line
+
+
+def test_a_head_that_is_cheap_only_alone_does_not_pay():
+    texts = Texts({name: [[1.0] * 40] * 3 for name in ("dense", "flash P=2")})
+    turn = {"step": 1.0, "check 1": 1.0, "check 4": 1.2, "overhead": 0.0, "finalize": 1.0, "head dense": 0.2, "draft dense": 0.3,
+            "head flash P=2": 0.01}  # fmt: skip
+    writers = [Method("model"), Method("model", "flash", probes=2)]
+    for draft, pays in ((0.3, False), (0.11, True)):
+        costs = PairCosts(({**turn, "draft flash P=2": draft},) * 3, (1, 4))
+        assert {name_of(case.method): case.pays for case in head_cases(costs, texts, writers, 3)}["flash P=2"] is pays
+
+
+def test_where_no_cheap_head_pays_the_dense_one_is_taken_and_that_is_said():
+    sure, lost = [1.0] * 40, [0.0] * 40
+    texts = Texts({"dense": [sure] * 3, "flash P=2": [lost] * 3})
+    turn = {"step": 1.0, "check 1": 1.0, "check 4": 1.2, "overhead": 0.0, "finalize": 1.0, "head dense": 0.1, "draft dense": 0.3}
+    costs = PairCosts(({**turn, "head flash P=2": 0.05, "draft flash P=2": 0.25},) * 3, (1, 4))
+    said = list(advice.head_lines(head_cases(costs, texts, [Method("model"), Method("model", "flash", probes=2)], 3), {}))
+    assert said[0].startswith("take the dense head at k = 3: no cheap head keeps enough; what the others")
+    assert said[1].startswith("runner-up: flash P=2: does not pay, predicted")
 
 
 def test_a_model_that_does_not_fit_is_stretched_in_a_straight_line():

@@ -137,8 +137,9 @@ def _refuse_flags(ctx: click.Context) -> None:
 def heads(k: int, tar: str, **options: Any) -> None:
     """Say which vocabulary head pays on this draft, by the cheap-head gate: costs measured here, tokens a check from tables.
 
-    A cheap head pays if it keeps more of the dense head's tokens a check than (1 + nu kappa) / (1 + kappa); kappa is the
-    dense head's time over the rest of a round, nu the cheap head's over the dense one's.
+    A cheap head pays if it keeps more of the dense head's tokens a check than (1 + nu kappa) / (1 + kappa), its round over
+    the dense head's: kappa is the drafts' time over the rest of a round with the dense head, nu a drafted token's time over
+    one with the dense head.
     """
     if options["times"]:
         raise ValueError("--times tells nothing about heads: leave it out, and they are timed here")

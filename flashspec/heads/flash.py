@@ -47,8 +47,11 @@ class FlashHead(WeightHead):
         weight = weight_of(weight)
         plan = replace(plan or FlashPlan(), **known(changes))
         clusters = clusters or cluster(weight, Recipe(plan.cluster_size, plan.seed, metric=plan.metric, homes=plan.homes))
-        if (clusters.vocab_size, clusters.centroids.shape[1]) != weight.shape:
-            raise ValueError(f"these clusters are of {clusters.vocab_size} ids, not of a weight of shape {list(weight.shape)}")
+        if (clusters.vocab_size, *clusters.centroids.shape) != (len(weight), clusters.count, weight.shape[1]):
+            raise ValueError(
+                f"these clusters are of {clusters.vocab_size} ids with centroids {list(clusters.centroids.shape)}, not of "
+                f"{clusters.count} clusters of a weight of shape {list(weight.shape)}"
+            )
         plan = plan.resolve(clusters)
         return cls(fused(norm), weight, clusters, plan, build_table(weight, clusters, plan))
 
@@ -87,9 +90,7 @@ class FlashHead(WeightHead):
         if self.plan.best:
             ids, logits = best_of(states, table, chosen)
             return Scores(ids[:, None], logits[:, None])
-        logits = project_blocks(states, table.blocks, chosen)
-        if table.masked:
-            logits = logits + table.bias[chosen]
+        logits = project_blocks(states, table.blocks, chosen) + table.bias[chosen]
         if table.twins is not None:
             logits = logits.masked_fill(_again(table.twins, chosen), -torch.inf)
         return Scores(table.ids[chosen].flatten(1), logits.flatten(1))

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import importlib
 import math
+import warnings
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -176,6 +178,20 @@ def faiss_for(kind: str) -> Any:
         return importlib.import_module("faiss")
     except ImportError:
         raise ValueError(f"head {kind!r} needs faiss-cpu; install the extra `ann`, or use a FlashHead") from None
+
+
+def usable(names: Iterable[str]) -> list[str]:
+    """These heads without those that search with faiss where it is missing; a warning says which, and what to install."""
+    found = []
+    for name in names:
+        try:
+            if name in KINDS:
+                faiss_for(name)
+        except ValueError as missing:
+            warnings.warn(f"left out: {missing}", stacklevel=2)
+        else:
+            found.append(name)
+    return found
 
 
 def _empty(faiss: Any, plan: IndexPlan, weight: Tensor) -> Any:

@@ -26,7 +26,6 @@ class Table(NamedTuple):
     bias: Tensor  # [K + B, slots], 0 or -inf
     directions: Tensor | Packed  # [K, D] unit centroids, in the format of stage 1
     lengths: Tensor  # [K] lengths of the centroids
-    masked: bool  # whether any slot of a cluster has bias -inf
     twins: Tensor | None = None  # [K + B, slots] block that lists the id first, K + B where this one does
 
     @property
@@ -64,7 +63,6 @@ def build_table(weight: Tensor, clusters: Clusters, plan: FlashPlan) -> Table:
         bias=shelf.moved(bias),
         directions=stage_one(clusters.centroids, weight.dtype, plan.stage1),
         lengths=clusters.centroids.to(wide).norm(dim=1),
-        masked=bool(off.any()),
         twins=_twins(clusters, ids) if clusters.second is not None else None,
     )
 

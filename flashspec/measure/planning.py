@@ -217,9 +217,11 @@ def stated_costs(times: Mapping[str, float]) -> PairCosts:
 
 
 class HeadCase(NamedTuple):
-    """One cheap head on one draft at one k: what it keeps of the dense head's TAR, and what it must keep to pay.
+    """One head on one draft at one k: what it keeps of the dense head's TAR, and what it must keep to pay.
 
-    `kappa`: the dense head's share of a round over the rest; `nu`: this head's time over the dense head's (SlimSpec).
+    `seconds` are a drafted token's, body and head in one burst: a head alone, its caches cold, costs more than inside it.
+    `kappa`: the dense drafts' time over the rest of a round; `nu`: a drafted token's time over one with the dense head. The gate
+    of SlimSpec is the ratio of the two rounds, and so the same whether kappa and nu are of heads or of whole drafted tokens.
     """
 
     method: Method
@@ -240,14 +242,13 @@ def head_cases(pair: PairCosts, acceptance: Acceptance, writers: Sequence[Method
     """Every writer against the dense one at k, the largest predicted gain first (SlimSpec, arXiv 2605.10453)."""
     parts = pair.medians()
     dense = Method("model", k=k)
-    costs, _ = pair.costs(dense)
-    inside = k * parts["head dense"]
-    kappa = inside / check_positive("a round without its head", sum(round_parts(costs, k).values()) - inside)
+    ledger = round_parts(pair.costs(dense)[0], k)
+    kappa = ledger["draft"] / check_positive("a round without its drafts", sum(ledger.values()) - ledger["draft"])
     full = tar_of(acceptance.counts(dense))
     cases = []
     for writer in writers:
-        seconds = parts[f"head {name_of(writer)}"]
-        nu, kept = seconds / parts["head dense"], tar_of(acceptance.counts(replace(writer, k=k))) / full
+        seconds = parts[f"draft {name_of(writer)}"]
+        nu, kept = seconds / parts["draft dense"], tar_of(acceptance.counts(replace(writer, k=k))) / full
         gain = cheap_head_gain(kept, kappa, nu)
         cases.append(HeadCase(replace(writer, k=k), seconds, kappa, nu, kept, cheap_head_gate(kappa, nu), gain))
     return sorted(cases, key=lambda case: -case.gain)

@@ -67,19 +67,23 @@ def needs(found: Forecast) -> str:
 
 
 def head_lines(cases: Sequence[HeadCase], sources: Mapping[str, str]) -> Iterator[str]:
-    """The head to take, the reason and the runners-up."""
+    """The head to take, the reason and the runners-up, each beside the dense head."""
     best, *others = cases
-    reason = "no cheap head keeps enough" if name_of(best.method) == "dense" else reason_of(best)
-    yield f"take the {name_of(best.method)} head at k = {best.method.k}: {reason}"
-    yield from (f"{'also pays' if case.pays else 'does not pay'}: {name_of(case.method)}: {reason_of(case)}" for case in others)
+    why = "no cheap head keeps enough; " if name_of(best.method) == "dense" else ""
+    yield f"take the {name_of(best.method)} head at k = {best.method.k}: {why}{reason_of(best)}"
+    yield from (f"runner-up: {name_of(case.method)}: {reason_of(case)}" for case in others)
     yield "from: " + "; ".join(f"{name} {source}" for name, source in sources.items())
 
 
 def reason_of(case: HeadCase) -> str:
     """The cheap-head gate in one clause (SlimSpec, arXiv 2605.10453)."""
+    if name_of(case.method) == "dense":
+        share = case.kappa / (1 + case.kappa)
+        return f"what the others are compared with; {milliseconds(case.seconds)} a drafted token, drafting {share:.1%} of a round"
     return (
-        f"predicted {case.gain:.3f}x the dense head; costs {milliseconds(case.seconds)}, {case.nu:.2f} of it; "
-        f"keeps {case.kept:.3f} of its tokens a check and must keep more than {case.gate:.3f}"
+        f"{'pays' if case.pays else 'does not pay'}, predicted {case.gain:.3f}x the dense head's tokens/s; "
+        f"{milliseconds(case.seconds)} a drafted token, {case.nu:.2f} of one with the dense head; "
+        f"keeps {case.kept:.1%} of the dense head's tokens a check and must keep more than {case.gate:.1%} to pay"
     )
 
 

@@ -17,6 +17,7 @@ JUDGED = [*CLUSTERING, "calibrated", "plan", "probes"]
 SHIPPED = {"metric": "spherical", "homes": 1, "cluster_size": 16}
 WRITER = ["head", "probes", "shortlist"]
 NOWHERE = "nowhere in this table"
+PERCENTILES = (50, 90, 99)
 
 
 def recalls(frame: DataFrame) -> DataFrame:
@@ -35,9 +36,10 @@ def agreement_of(frame: DataFrame, head: str) -> float:
 
 
 def bands(frame: DataFrame, **setting: Any) -> DataFrame:
-    """One line a band of frequency, the most frequent first: positions, agreement, and probes needed for 99 %."""
+    """One line a band of frequency, the most frequent first: positions, agreement, and probes needed for 50, 90 and 99 %."""
     rows = where(frame.assign(calibrated=frame["always"] > 0), **setting)
-    table = rows.groupby("band", sort=False)[["positions", "agreed", "required_99"]].sum().reset_index()
+    counts = ["positions", "agreed", *(f"required_{percent}" for percent in PERCENTILES)]
+    table = rows.astype(dict.fromkeys(counts, float)).groupby("band", sort=False)[counts].sum(min_count=1).reset_index()
     return table.assign(agreement=table["agreed"] / table["positions"].where(table["positions"] > 0))
 
 
@@ -78,6 +80,34 @@ def costs(frame: DataFrame) -> DataFrame:
     table = rows.groupby(keys)["seconds"].median().reset_index()
     table["floor"] = table["bytes"] / table["bandwidth"]
     return table.assign(fraction=table["floor"] / table["seconds"])
+
+
+def calls(frame: DataFrame) -> DataFrame:
+    """One line a head: `fixed` seconds of any call, and `pace`, what its bytes take over what the bandwidth allows.
+
+    The line seconds = fixed + pace * bytes / bandwidth with the least squared relative errors over all shapes and sizes.
+    """
+    import numpy
+    import pandas
+
+    lines = []
+    for head, rows in costs(frame).groupby("head"):
+        sides = numpy.stack([1 / rows["seconds"], rows["fraction"]], axis=1)
+        lines.append((head, *numpy.linalg.lstsq(sides, numpy.ones(len(rows)))[0]))
+    return pandas.DataFrame(lines, columns=["head", "fixed", "pace"])
+
+
+def fixed_of(frame: DataFrame, head: str, **place: Any) -> str:
+    """How much of a head's time any call of it takes, whatever it reads, in words."""
+    fixed = float(where(calls(frame), head=head)["fixed"].iloc[0])
+    seconds = float(where(costs(frame), head=head, **place)["seconds"].iloc[0])
+    return f"{1000 * fixed:.2f} of {1000 * seconds:.2f} ms"
+
+
+def speed_of(frame: DataFrame, head: str, below: str = "dense") -> float:
+    """The speed at which a head reads in percent of another's, the fixed time of a call apart."""
+    pace = calls(frame).set_index("head")["pace"]
+    return float(100 * pace[below] / pace[head])
 
 
 def left_out(frame: DataFrame) -> str:
@@ -162,12 +192,21 @@ def winner(frame: DataFrame, temperature: float) -> str:
     """The fastest writer at a temperature, with its lead over the second in words."""
     first, second = (line for _, line in best_writers(frame, temperature).head(2).iterrows())
     gain = ratio(seconds_of(frame, second, temperature), seconds_of(frame, first, temperature))
-    return f"{title(first)}, {words(gain)} over {title(second)}"
+    return f"{title(first)}; over {title(second)}: {words(gain)}"
 
 
-def wins_of(frame: DataFrame, head: str) -> str:
-    """The temperatures at which this head writes the most tokens per second of all, in words."""
-    found = [t for t in sorted(frame["temperature"].unique()) if best_writers(frame, t)["head"].iloc[0] == head]
+def lead_over(frame: DataFrame, head: str, temperature: float) -> str:
+    """The lead of the fastest writer at a temperature over this head at its best size, in words."""
+    table = best_writers(frame, temperature)
+    first, mine = table.iloc[0], where(table, head=head).iloc[0]
+    if first["head"] == head:
+        return "it is the fastest"
+    return words(ratio(seconds_of(frame, mine, temperature), seconds_of(frame, first, temperature)))
+
+
+def wins_of(frame: DataFrame, *heads: str) -> str:
+    """The temperatures at which one of these heads writes the most tokens per second of all, in words."""
+    found = [t for t in sorted(frame["temperature"].unique()) if best_writers(frame, t)["head"].iloc[0] in heads]
     return ", ".join(f"T = {t:g}" for t in found) or NOWHERE
 
 
@@ -175,6 +214,25 @@ def slower_than(frame: DataFrame, head: str, temperature: float) -> str:
     """What writes fewer tokens per second than this head at a temperature, each at its best size, plain decoding included."""
     names = list(best_writers(frame, temperature)["head"])
     return ", ".join("plain decoding" if name == "baseline" else name for name in names[names.index(head) + 1 :]) or "none"
+
+
+def winners_by_kind(frame: DataFrame, temperature: float) -> str:
+    """The fastest writer on each kind of text at a temperature, in words."""
+    found = {kind: best_writers(rows, temperature).iloc[0] for kind, rows in frame.groupby("kind")}
+    return "; ".join(f"{kind}: {title(line)}" for kind, line in found.items())
+
+
+def beside_default(frame: DataFrame, default: int, head: str = "flash") -> str:
+    """The probes with the most tokens per second, all temperatures of the table together, beside the default ones, in words."""
+    sums = where(frame, head=head).groupby(["probes", "repeat"])[["seconds", "emitted"]].sum()
+    paces = (sums["seconds"] / sums["emitted"]).unstack("probes")
+    if default not in paces:
+        return f"the default, P = {default}, is not in this table"
+    best, *others = paces.median().sort_values().index
+    if best != default:
+        return f"P = {best} is the fastest; over the default: {words(ratio(paces[default], paces[best]))}"
+    lead = f"; over P = {others[0]}: {words(ratio(paces[others[0]], paces[best]))}" if others else ""
+    return f"the default is the fastest{lead}"
 
 
 def seconds_of(frame: DataFrame, line: Any, temperature: float) -> Series:

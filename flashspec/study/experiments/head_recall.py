@@ -11,6 +11,7 @@ from torch import Tensor
 
 from flashspec.heads.cluster import METRICS, Clusters, Recipe, cluster
 from flashspec.heads.flash import FlashHead
+from flashspec.heads.index import usable
 from flashspec.heads.plan import FlashPlan
 from flashspec.heads.recall import calibrate_always, required_probes
 from flashspec.heads.registry import HEADS
@@ -80,9 +81,9 @@ class Row(NamedTuple):
 
 
 def measure(params: Params) -> Iterator[Row]:
-    """Compare heads with the dense one on rows that the draft computes over held-out text."""
+    """Compare heads with the dense one on rows that the draft computes over held-out text, faiss's where it is installed."""
     held = held_out(params.source)
-    for name in params.heads:
+    for name in usable(params.heads):
         head = held.head(name)
         yield from banded(held, head, params, facts=(name, "", 0, 0, 0, 0, "default"))
     for metric, size in product(params.metrics, params.cluster_sizes):

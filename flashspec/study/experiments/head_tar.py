@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from flashspec.decoding.method import METHODS, Method
+from flashspec.heads.index import usable
 from flashspec.heads.registry import HEADS, RANKED
 from flashspec.measure.contest import Entry, Record, Turns, contest, joined_by_kind
 from flashspec.measure.costs import name_of
@@ -102,7 +103,8 @@ class Seen(NamedTuple):
 
 
 def measure(params: Params) -> Iterator[Row]:
-    """Decode real text with every draft head, in turns, and count what the target keeps."""
+    """Decode real text with every draft head, in turns, and count what the target keeps; faiss's heads where it is installed."""
+    params = replace(params, heads=tuple(usable(params.heads)))
     held = held_out(params.source)
     for name in set(params.heads) & set(RANKED):
         held.models.give("draft", name, held.head(name))

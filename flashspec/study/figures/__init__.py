@@ -24,6 +24,7 @@ from flashspec.study.figures.heads import (
     head_clusters,
     head_cost,
     head_recall,
+    head_required,
     head_tar,
 )
 from flashspec.study.figures.hierarchies import (
@@ -62,6 +63,7 @@ __all__ = [
     "head_clusters",
     "head_cost",
     "head_recall",
+    "head_required",
     "head_tar",
     "generalises",
     "hierarchy",

@@ -44,19 +44,32 @@ def mark(axis: Axes, x: float, y: float, head: str) -> None:
 
 @drawn
 def head_clusters(results: Any) -> Figure:
-    """Agreement at FlashHead's default probes against the cluster size, one panel for plain and one for calibrated heads."""
-    table = where(head_readings.recalls(results.frame), head="flash", plan="default")
-    figure, axes = canvas(2, 3.4, sharey=True)
-    for axis, calibrated in zip(axes, (False, True), strict=True):
-        for (metric, homes), rows in table[table["calibrated"] == calibrated].groupby(["metric", "homes"]):
-            style = "o-" if homes == 1 else "^:"
-            axis.plot(rows["cluster_size"], rows["agreement"], style, color=colour(metric), label=f"{metric}, homes = {homes}")
-        axis.set(xscale="log", xlabel="ids a cluster", title="calibrated" if calibrated else "plain")
-        axis.set_xticks(sorted(table["cluster_size"].unique()), [str(size) for size in sorted(table["cluster_size"].unique())])
-        axis.minorticks_off()
-    axes[0].set_ylabel("share of rows that agree")
-    axes[0].legend(fontsize=7)
+    """Agreement against the cluster size, plain and calibrated heads: at the default probes, and at the largest share of rows."""
+    table = where(head_readings.recalls(results.frame), head="flash")
+    shares = sorted(set(table["plan"]) - {"default"}, key=float)
+    plans = {"default": "one cluster in sixteen", **{share: f"at most {share} of the rows" for share in shares[-1:]}}
+    figure = page(3.0 * len(plans) + 0.5)
+    axes = figure.subplots(len(plans), 2, sharey=True, sharex=True, squeeze=False)
+    for line, (plan, name) in zip(axes, plans.items(), strict=True):
+        for axis, calibrated in zip(line, (False, True), strict=True):
+            cluster_panel(axis, table[(table["plan"] == plan) & (table["calibrated"] == calibrated)])
+            axis.set_title(f"{name}, {'calibrated' if calibrated else 'plain'}", fontsize=9)
+        line[0].set_ylabel("share of rows that agree")
+    for axis in axes[-1]:
+        axis.set_xlabel("ids a cluster")
+    axes[0, 0].legend(fontsize=7)
     return figure
+
+
+def cluster_panel(axis: Axes, table: DataFrame) -> None:
+    """Agreement by cluster size, a curve a metric and number of homes."""
+    for (metric, homes), rows in table.groupby(["metric", "homes"]):
+        style = "o-" if homes == 1 else "^:"
+        axis.plot(rows["cluster_size"], rows["agreement"], style, color=colour(metric), label=f"{metric}, homes = {homes}")
+    sizes = sorted(table["cluster_size"].unique())
+    axis.set(xscale="log")
+    axis.set_xticks(sizes, [str(size) for size in sizes])
+    axis.minorticks_off()
 
 
 @drawn
@@ -73,6 +86,29 @@ def head_bands(results: Any) -> Figure:
         axis.set_xticks(range(len(table)), table["band"])
     axis.set(xlabel="frequency rank of the wanted id in the calibration texts", ylabel="missed, % of the band's rows")
     axis.legend()
+    return figure
+
+
+@drawn
+def head_required(results: Any) -> Figure:
+    """Probes that 50, 90 and 99 % of the rows need, by the frequency of the wanted id, FlashHead's default clustering."""
+    figure, (axis,) = canvas(height=3.4)
+    setting = {"head": "flash", "plan": "default", **head_readings.SHIPPED}
+    for shift, calibrated in ((-0.1, False), (0.1, True)):
+        table = head_readings.bands(results.frame, calibrated=calibrated, **setting)
+        for percent, marker in zip(head_readings.PERCENTILES, ("v", "o", "^"), strict=True):
+            axis.plot(
+                [place + shift for place in range(len(table))], table[f"required_{percent}"].clip(lower=1), marker,
+                color=colour("flash"), markerfacecolor=colour("flash") if calibrated else "white",
+                label=f"{percent} % of the rows, {'calibrated' if calibrated else 'plain'}",
+            )  # fmt: skip
+        axis.set_xticks(range(len(table)), table["band"])
+    probes = where(results.frame, **setting)["probes"].max()
+    axis.axhline(probes, color="#666666", linestyle=":", label="the default probes")
+    axis.set(yscale="log", xlabel="frequency rank of the wanted id in the calibration texts", ylabel="probes needed")
+    axis.set_yticks([4**power for power in range(6)], [str(4**power) for power in range(6)])
+    axis.minorticks_off()
+    axis.legend(fontsize=7)
     return figure
 
 
