@@ -109,5 +109,5 @@ def test_a_chapters_parameters_are_those_of_its_experiment(chapter: str) -> None
     from flashspec.study.notebooks import disagreements
     from flashspec.study.registry import EXPERIMENTS
 
-    (notebook,) = (ROOT / "notebooks").rglob(f"{chapter}.ipynb")
+    notebook = ROOT / "notebooks" / f"{chapter}.ipynb"
     assert disagreements(notebook, EXPERIMENTS[chapter.partition("_")[2]]) == []
