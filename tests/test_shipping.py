@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import shelf
 import tiny
@@ -46,6 +47,7 @@ def test_a_shipped_point_is_whole_and_frozen(pair: dict[str, Path], tmp_path: Pa
     verify_digests(out)
     told = json.loads((out / "speculative.json").read_text())
     assert told == {"method": "draft_model", "model": "flashspec/models/designed", "num_speculative_tokens": 3}
+    assert (out / "README.md").read_text().startswith("# flashspec reference model: designed\n\nWeights: Apache-2.0.")
     models = load(pair["target"], out)
     assert (out / "flash_head.safetensors").exists() and generate(models, [1, 2, 3], "flash", GREEDY, max_new_tokens=4).tokens
     assert list(home.iterdir()) == [out]
@@ -62,6 +64,16 @@ def test_a_point_that_cannot_ship_leaves_nothing(pair: dict[str, Path], tmp_path
     monkeypatch.setattr(shipping, "LIMIT", 10)
     with pytest.raises(ValueError, match="10 are allowed"):
         shipping.ship(pair["draft"], home, None, 4)
+    assert list(home.iterdir()) == []
+
+
+def test_the_flash_head_counts_towards_the_limit(pair: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = tmp_path / "models"
+    home.mkdir()
+    stream = np.arange(4000, dtype=np.int32) % tiny.VOCAB
+    monkeypatch.setattr(shipping, "LIMIT", shipping.size_of(pair["draft"]) + 500)
+    with pytest.raises(ValueError, match="are allowed; ship a smaller point"):
+        shipping.ship(pair["draft"], home, stream, 4)
     assert list(home.iterdir()) == []
 
 

@@ -12,6 +12,9 @@ from typing import Any, NamedTuple
 from flashspec.decoding.models import REFERENCE, SHIPPED, Models, check_tokenizers, folder_of, load, opened_draft, rounding
 from flashspec.measure.trace import target_digest
 from flashspec.study.pairs import DRAFTS
+from flashspec.train.design import Design
+from flashspec.train.family import FAMILY as POINTS
+from flashspec.train.shipping import DESIGNED
 
 FAMILY = "runs/family/models"
 
@@ -55,13 +58,23 @@ def finished(folder: str) -> dict[str, Path]:
     return {path.name: path for path in found}
 
 
+def point_of_designed() -> str | None:
+    """The point of the family that ships as the designed draft, by its recipe; None while no such draft ships."""
+    folder = shipped().get(DESIGNED)
+    if folder is None or not (folder / "design.json").exists():
+        return None
+    recipe = Design(**json.loads((folder / "design.json").read_text(encoding="utf-8"))["design"])
+    return next((name for name, design in POINTS.items() if design == recipe), None)
+
+
 def drafts_of(names: Sequence[str], family: str = "") -> dict[str, Path]:
-    """Folders of the named drafts; without names the shipped ones and the finished ones of a family.
+    """Folders of the named drafts; without names the shipped ones and the finished ones of a family, each once.
 
     Raises FileNotFoundError for a name that is neither shipped nor a folder, ValueError where two folders have one name.
     """
     if not names:
-        return {**finished(family), **shipped()}
+        twin = point_of_designed()
+        return {**{name: folder for name, folder in finished(family).items() if name != twin}, **shipped()}
     known = {name: shipped().get(name) or folder_of(DRAFTS.get(name, name), "draft") for name in names}
     found = {name if name in shipped() else folder.name: folder for name, folder in known.items()}
     if len(found) < len(names):

@@ -14,7 +14,7 @@ from flashspec.measure.trace import Trace, proposals
 from flashspec.model.export import write_json
 from flashspec.train.design import speculative
 from flashspec.train.package import write_digests
-from flashspec.train.reference import add_flash_head
+from flashspec.train.reference import LICENCE, add_flash_head
 
 DESIGNED = "designed"
 LIMIT = 92_000_000
@@ -38,17 +38,32 @@ def ship(point: Path, shelf: Path, stream: np.ndarray, k: int) -> Path:
         raise FileNotFoundError(f"{point} is no finished point; build it with `flashspec draft family {point.name}`")
     if out.exists():
         raise FileExistsError(f"a designed draft ships already and is frozen; remove {out} if it has not been published")
-    total = size_of(shelf) + size_of(point)
-    if total > LIMIT:
-        raise ValueError(f"all shipped models would take {total:,} bytes and {LIMIT:,} are allowed; ship a smaller point")
     about = speculative(Path("flashspec") / "models" / DESIGNED, k)
     shutil.rmtree(staged, ignore_errors=True)
-    shutil.copytree(point, staged)
-    write_json(about, staged / "speculative.json")
-    add_flash_head(staged, stream)
-    write_digests(staged)
-    staged.rename(out)
+    _refuse_excess(size_of(shelf) + size_of(point))
+    try:
+        shutil.copytree(point, staged)
+        write_json(about, staged / "speculative.json")
+        _licensed(staged / "README.md")
+        add_flash_head(staged, stream)
+        write_digests(staged)
+        _refuse_excess(size_of(shelf))
+        staged.rename(out)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
     return out
+
+
+def _licensed(card: Path) -> None:
+    """Give the card of a shipped draft its name and its licence in the place of its title."""
+    facts = card.read_text(encoding="utf-8").partition("\n\n")[2] if card.exists() else ""
+    card.write_text(f"# flashspec reference model: {DESIGNED}\n\n{LICENCE}\n\n{facts}", encoding="utf-8")
+
+
+def _refuse_excess(total: int) -> None:
+    """Refuse shipped models of so many bytes together, the FlashHeads included."""
+    if total > LIMIT:
+        raise ValueError(f"all shipped models would take {total:,} bytes and {LIMIT:,} are allowed; ship a smaller point")
 
 
 def record_point(point: Path, target: str | Path, trace: Trace, out: Path) -> Path:
