@@ -235,23 +235,15 @@ def test_drafts_are_found_by_name_folder_and_family(home: Path, tmp_path: Path, 
         drafts.drafts_of(("nowhere",))
 
 
-def test_the_point_that_ships_is_not_raced_twice(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The designed draft is a point of the family; its recipe says which, another recipe none."""
+def test_the_point_that_ships_is_known_by_its_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(drafts, "SHIPPED", tmp_path)
     assert drafts.point_of_designed() is None
-    for place, recipe in (
-        ("designed", FAMILY["wide-2"]),
-        ("family/wide-2", FAMILY["wide-2"]),
-        ("family/wide-3", FAMILY["wide-3"]),
-    ):
-        (tmp_path / place).mkdir(parents=True)
-        (tmp_path / place / "design.json").write_text(json.dumps({"design": asdict(recipe)}))
-        (tmp_path / place / "config.json").write_text("{}")
-        write_digests(tmp_path / place)
-    assert drafts.point_of_designed() == "wide-2"
-    assert set(drafts.drafts_of((), str(tmp_path / "family"))) == {"designed", "wide-3"}
-    (tmp_path / "designed" / "design.json").write_text(json.dumps({"design": asdict(replace(FAMILY["wide-2"], seed=9))}))
-    assert set(drafts.drafts_of((), str(tmp_path / "family"))) == {"designed", "wide-2", "wide-3"}
+    (tmp_path / "designed").mkdir()
+    (tmp_path / "designed" / "config.json").write_text("{}")
+    assert drafts.point_of_designed() is None
+    for recipe, name in ((FAMILY["wide-2"], "wide-2"), (replace(FAMILY["wide-2"], seed=9), None)):
+        (tmp_path / "designed" / "design.json").write_text(json.dumps({"design": asdict(recipe), "target": {}}))
+        assert drafts.point_of_designed() == name
 
 
 @pytest.mark.parametrize(

@@ -183,6 +183,13 @@ def test_merits_go_with_tar_as_they_were_made() -> None:
     assert merits.with_rate(frame, made.runs().frame, "layers", 1.0).startswith("+")
 
 
+def test_no_draft_counts_twice_among_the_merits(monkeypatch: pytest.MonkeyPatch) -> None:
+    frame = made.quality().frame.replace({"draft": {"deep": "designed", "deeper": "deep-8"}})
+    assert "designed" in merits.merits(frame, 1.0).index
+    monkeypatch.setattr(merits, "point_of_designed", lambda: "deep-8")
+    assert set(merits.merits(frame, 1.0).index) == {"wide", "middle", "large", "deep-8"}
+
+
 def test_a_target_away_from_home_costs_what_was_put_in() -> None:
     frame = made.away().frame
     assert merits.targets(frame) == ["reference", "fine-tuned"]

@@ -68,13 +68,12 @@ def point_of_designed() -> str | None:
 
 
 def drafts_of(names: Sequence[str], family: str = "") -> dict[str, Path]:
-    """Folders of the named drafts; without names the shipped ones and the finished ones of a family, each once.
+    """Folders of the named drafts; without names the shipped ones and the finished ones of a family.
 
     Raises FileNotFoundError for a name that is neither shipped nor a folder, ValueError where two folders have one name.
     """
     if not names:
-        twin = point_of_designed()
-        return {**{name: folder for name, folder in finished(family).items() if name != twin}, **shipped()}
+        return {**finished(family), **shipped()}
     known = {name: shipped().get(name) or folder_of(DRAFTS.get(name, name), "draft") for name in names}
     found = {name if name in shipped() else folder.name: folder for name, folder in known.items()}
     if len(found) < len(names):

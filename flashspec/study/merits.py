@@ -6,8 +6,10 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from flashspec.study import winners
+from flashspec.study.drafts import point_of_designed
 from flashspec.study.ranks import correlation_words
 from flashspec.study.readings import where, words
+from flashspec.train.shipping import DESIGNED
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -16,9 +18,14 @@ BY_ITSELF = {"perplexity": "perplexity", "right": "share of best tokens right", 
 
 
 def merits(frame: DataFrame, temperature: float) -> DataFrame:
-    """One line a draft: perplexity, best tokens right and continuations found on held-out text, and TAR on the target's."""
+    """One line a draft: perplexity, best tokens right and continuations found on held-out text, and TAR on the target's.
+
+    The designed draft is left out where its own point of the family is there, so that no draft counts twice.
+    """
     keys = ["draft", "layers", "body", "head_bytes"]
-    sums = where(frame, temperature=temperature).groupby(keys).sum(numeric_only=True).reset_index().set_index("draft")
+    twice = point_of_designed() in set(frame["draft"])
+    once = frame[frame["draft"] != DESIGNED] if twice else frame
+    sums = where(once, temperature=temperature).groupby(keys).sum(numeric_only=True).reset_index().set_index("draft")
     return sums.assign(
         perplexity=(sums["loss"] / sums["positions"]).map(math.exp),
         right=sums["right"] / sums["positions"],
