@@ -9,19 +9,24 @@ import numpy as np
 import pytest
 import shelf
 import tiny
+import torch
 
 from flashspec.cli.main import status
 from flashspec.decoding.generate import generate
 from flashspec.decoding.method import Method
-from flashspec.decoding.models import SHIPPED, load
+from flashspec.decoding.models import REFERENCE, SHIPPED, load
 from flashspec.measure.prompts import load_prompts
 from flashspec.measure.trace import proposals, record
+from flashspec.model.checkpoint import load_transformer
 from flashspec.model.folder import verify_digests
 from flashspec.scores import GREEDY, Sampling
 from flashspec.study import recorded
+from flashspec.study.drafts import point_of_designed
 from flashspec.study.readings import Missing
 from flashspec.theory import replayed_all
 from flashspec.train import shipping
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture
@@ -35,6 +40,30 @@ def test_shipped_models_stay_below_the_limit() -> None:
     total = shipping.size_of(SHIPPED)
     assert total < shipping.LIMIT
     assert max(path.stat().st_size for path in SHIPPED.rglob("*.safetensors")) <= 16 << 20
+
+
+@pytest.mark.parametrize("name", sorted(REFERENCE["draft"].values()))
+def test_a_shipped_draft_has_the_same_logits_in_transformers(name: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    if not (SHIPPED / name).exists():
+        pytest.skip(f"no draft {name} ships")
+    ids = torch.tensor([load_prompts(None, 1)[0].ids[:48]])
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(SHIPPED / name, dtype=torch.float32)
+    with torch.no_grad():
+        found = theirs(ids).logits
+        assert torch.allclose(load_transformer(SHIPPED / name, dtype="float32")(ids), found, atol=1e-4)
+        assert not torch.allclose(load_transformer(SHIPPED / name, dtype="float32")(ids.flip(1)), found, atol=1e-4)  # the control
+
+
+@pytest.mark.skipif(not (SHIPPED / shipping.DESIGNED).exists(), reason="no designed draft ships")
+def test_the_designed_draft_is_a_point_of_the_family_ready_to_serve() -> None:
+    folder = SHIPPED / shipping.DESIGNED
+    verify_digests(folder)
+    told = json.loads((folder / "speculative.json").read_text())
+    assert told.pop("num_speculative_tokens") >= 1
+    assert told == {"method": "draft_model", "model": "flashspec/models/designed"}
+    assert all((folder / name).exists() for name in ("README.md", "curve.jsonl", "tokenizer.json", "flash_head.safetensors"))
+    assert point_of_designed() in {path.name for path in (ROOT / "book" / "results" / recorded.FOLDER).iterdir()}
 
 
 def test_a_shipped_point_is_whole_and_frozen(pair: dict[str, Path], tmp_path: Path, capsys) -> None:
