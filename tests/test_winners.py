@@ -62,6 +62,7 @@ def test_the_designed_drafts_own_point_is_no_rival(monkeypatch: pytest.MonkeyPat
     assert set(winners.of_family(both)["draft"]) - {"wide-1"} == {"designed", "wide-4"}  # plain decoding ran beside wide-1
     assert "wide-1" not in set(winners.alike(both)["draft"])
     assert winners.designed(named(middle="wide-1"), 1.0) == "wide-1"
+    assert winners.designed(named(middle="wide-4", deep="deep-8"), 1.0) == "wide-4"  # not the faster one outside the family
 
 
 def test_the_worst_setting_is_named() -> None:

@@ -55,9 +55,10 @@ def winner_by_model(table: DataFrame, temperature: float) -> str:
 
 
 def designed(frame: DataFrame, temperature: float) -> str:
-    """The draft called "designed", or the point that ships under this name, or the fastest one where the table has neither."""
+    """The draft called "designed", or the point that ships under this name; without them the fastest one of the family."""
     known = set(frame["draft"])
-    return next((name for name in (DESIGNED, point_of_designed()) if name in known), None) or winner(frame, temperature)
+    named = next((name for name in (DESIGNED, point_of_designed()) if name in known), None)
+    return named or winner(of_family(frame), temperature)
 
 
 def of_family(frame: DataFrame) -> DataFrame:
