@@ -198,6 +198,9 @@ def test_a_target_away_from_home_costs_what_was_put_in() -> None:
     assert kept["reference"]["speedup"] / kept["fine-tuned"]["speedup"] == pytest.approx(1.25)
     assert merits.same_winner(frame, 1.0) == "wide on reference, wide on fine-tuned"
     assert merits.away_words(frame, "wide", 1.0).count("TAR") == 2
+    assert merits.loss_words(frame, "wide", 1.0) == "a gain is shown on all 2 targets"
+    slow = frame.assign(seconds=frame["seconds"] * (1 + 3 * ((frame["target"] == "fine-tuned") & (frame["k"] > 0))))
+    assert merits.loss_words(slow, "wide", 1.0) == "no gain is shown on fine-tuned"
 
 
 def test_layers_and_bytes_are_told_apart() -> None:
