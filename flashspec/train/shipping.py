@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from flashspec.decoding.models import Models, load
-from flashspec.measure.trace import Trace, proposals
+from flashspec.measure.trace import Trace, check_target, proposals
 from flashspec.model.export import write_json
 from flashspec.train.design import speculative
 from flashspec.train.package import write_digests
@@ -69,14 +69,16 @@ def _refuse_excess(total: int) -> None:
 def record_point(point: Path, target: str | Path, trace: Trace, out: Path) -> Path:
     """Keep a point's recipe, digests, curve, and what it proposes for every token of a trace of its target; no weights.
 
-    The proposals are the dense head's on float32 layers. Finished records are written anew.
+    The proposals are the dense head's on float32 layers. Finished records are written anew. Raises ValueError for a trace of
+    another target; then nothing is written.
     """
+    models = load(target, point, "float32", "cpu", "dense")
+    check_target(trace, models.folders["target"])
     found = out / point.name
     found.mkdir(parents=True, exist_ok=True)
     for name in FACTS:
         if (point / name).exists():
             shutil.copyfile(point / name, found / name)
-    models = load(target, point, "float32", "cpu", "dense")
     write_json({"target": trace.target, "texts": proposed(models, trace)}, found / PROPOSALS)
     return found
 
