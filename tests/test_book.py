@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import importlib.util
 import json
 import re
@@ -123,6 +124,22 @@ def test_a_chapter_keeps_every_number_that_it_cites(notebook: Path) -> None:
     code, text = cells(notebook, "code"), "\n".join(cells(notebook, "markdown"))
     assert unquoted(code, text) == set()
     assert unquoted(code, text + "{glue:text}`nobody:.1f`") == {"nobody"}  # the control
+
+
+def handed_on(code: list[str]) -> list[str]:
+    """The names that a chapter hands to its Params, in their order."""
+    calls = (node for source in code for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call))
+    params = next(call for call in calls if getattr(call.func, "id", "") == "Params")
+    return [argument.id for argument in params.args]
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_a_chapter_hands_its_parameters_on_in_the_order_of_the_fields(chapter: str) -> None:
+    from flashspec.study.registry import EXPERIMENTS
+
+    names = [field.name for field in dataclasses.fields(EXPERIMENTS[chapter.partition("_")[2]].params)]
+    found = handed_on(cells(ROOT / "notebooks" / f"{chapter}.ipynb", "code"))
+    assert found == names[: len(found)]
 
 
 @pytest.mark.parametrize("chapter", CHAPTERS)
