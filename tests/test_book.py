@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
+import dataclasses
 import importlib.util
+import json
 import re
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -103,11 +106,47 @@ def test_every_citation_is_in_the_bibliography() -> None:
     assert cited <= known
 
 
+def cells(notebook: Path, kind: str) -> list[str]:
+    """The sources of a notebook's cells of one kind."""
+    return ["".join(cell["source"]) for cell in json.loads(notebook.read_text())["cells"] if cell["cell_type"] == kind]
+
+
+def unquoted(code: list[str], text: str) -> set[str]:
+    """Names that a chapter cites and no call of `quote` keeps; numbers of other chapters are theirs."""
+    calls = [node for source in code for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+    kept = {word.arg for call in calls if getattr(call.func, "id", "") == "quote" for word in call.keywords}
+    cited = {name.partition(":")[0] for name in re.findall(r"\{glue:text\}`([^`]+)`", text) if "::" not in name}
+    return {name for name in cited if name.removesuffix("_value") not in kept and name not in kept}
+
+
+@pytest.mark.parametrize("notebook", sorted((ROOT / "notebooks").glob("[!.]*.ipynb")), ids=lambda path: path.stem)
+def test_a_chapter_keeps_every_number_that_it_cites(notebook: Path) -> None:
+    code, text = cells(notebook, "code"), "\n".join(cells(notebook, "markdown"))
+    assert unquoted(code, text) == set()
+    assert unquoted(code, text + "{glue:text}`nobody:.1f`") == {"nobody"}  # the control
+
+
+def handed_on(code: list[str]) -> list[str]:
+    """The names that a chapter hands to its Params, in their order."""
+    calls = (node for source in code for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call))
+    params = next(call for call in calls if getattr(call.func, "id", "") == "Params")
+    return [argument.id for argument in params.args]
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_a_chapter_hands_its_parameters_on_in_the_order_of_the_fields(chapter: str) -> None:
+    from flashspec.study.registry import EXPERIMENTS
+
+    names = [field.name for field in dataclasses.fields(EXPERIMENTS[chapter.partition("_")[2]].params)]
+    found = handed_on(cells(ROOT / "notebooks" / f"{chapter}.ipynb", "code"))
+    assert found == names[: len(found)]
+
+
 @pytest.mark.parametrize("chapter", CHAPTERS)
 def test_a_chapters_parameters_are_those_of_its_experiment(chapter: str) -> None:
     pytest.importorskip("papermill")
     from flashspec.study.notebooks import disagreements
     from flashspec.study.registry import EXPERIMENTS
 
-    (notebook,) = (ROOT / "notebooks").rglob(f"{chapter}.ipynb")
+    notebook = ROOT / "notebooks" / f"{chapter}.ipynb"
     assert disagreements(notebook, EXPERIMENTS[chapter.partition("_")[2]]) == []

@@ -188,6 +188,22 @@ def test_transformers_gives_the_same_logits(target, tmp_path, dtype):
         assert torch.allclose(mine(held_out()), theirs(held_out()).logits, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("config", "form"),
+    [(LLAMA, HALF), (replace(SHAPE, family="qwen2", attention_bias=True), HALF), (replace(OPT, norm_eps=1e-5), Form(3, ffn=24))],
+    ids=["llama", "qwen2", "opt"],
+)
+def test_transformers_loads_what_was_cut_from_other_families(config, form, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    whole = synthetic(config, torch.float32)
+    draft = pruned(whole, form)
+    save_transformer(draft, tmp_path, "float32")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    with torch.no_grad():
+        assert torch.allclose(draft(held_out()), theirs(held_out()).logits, atol=1e-4)
+        assert not torch.allclose(whole(held_out()), theirs(held_out()).logits, atol=1e-4)  # the control: something was cut
+
+
 def test_the_family_is_matched_and_covers_one_to_eight_layers():
     for layers, points in family.BUDGETS.items():
         for name, design in points.items():
@@ -239,6 +255,12 @@ def test_the_command_writes_a_folder_that_is_ready_to_serve(tmp_path, capsys):
         "method": "draft_model", "model": str(out), "num_speculative_tokens": 5}  # fmt: skip
     models = load(folders["target"], out)
     assert models.draft.config.layers == 1 and models.draft.config.ffn == 32
+    transformers = pytest.importorskip("transformers")
+    ids = torch.arange(1, 40)[None]
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
+    with torch.no_grad():
+        assert torch.allclose(load_transformer(out, dtype="float32")(ids), theirs(ids).logits, atol=1e-4)
+    assert transformers.AutoTokenizer.from_pretrained(out)("def f(x):")["input_ids"] == models.encode("def f(x):")
     assert all((out / name).exists() for name in ("README.md", "curve.jsonl", "choice.json", "digests.json", "tokenizer.json"))
     assert status([*arguments, "--layers", "9"]) == 2
     assert "bigger than its target" in capsys.readouterr().err

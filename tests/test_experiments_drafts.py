@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -26,6 +26,7 @@ from flashspec.study.experiments import (
     sweep_350,
 )
 from flashspec.train import corpus
+from flashspec.train.family import FAMILY
 from flashspec.train.package import write_digests, write_tokenizer
 from flashspec.train.tune import Tuning, docstrings, tuned
 
@@ -232,6 +233,17 @@ def test_drafts_are_found_by_name_folder_and_family(home: Path, tmp_path: Path, 
         drafts.drafts_of((str(home / "flat"), str(home / "family" / "flat")))
     with pytest.raises(FileNotFoundError, match="nowhere"):
         drafts.drafts_of(("nowhere",))
+
+
+def test_the_point_that_ships_is_known_by_its_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drafts, "SHIPPED", tmp_path)
+    assert drafts.point_of_designed() is None
+    (tmp_path / "designed").mkdir()
+    (tmp_path / "designed" / "config.json").write_text("{}")
+    assert drafts.point_of_designed() is None
+    for recipe, name in ((FAMILY["wide-2"], "wide-2"), (replace(FAMILY["wide-2"], seed=9), None)):
+        (tmp_path / "designed" / "design.json").write_text(json.dumps({"design": asdict(recipe), "target": {}}))
+        assert drafts.point_of_designed() == name
 
 
 @pytest.mark.parametrize(

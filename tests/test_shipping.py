@@ -5,22 +5,28 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import shelf
 import tiny
+import torch
 
 from flashspec.cli.main import status
 from flashspec.decoding.generate import generate
 from flashspec.decoding.method import Method
-from flashspec.decoding.models import SHIPPED, load
+from flashspec.decoding.models import REFERENCE, SHIPPED, load
 from flashspec.measure.prompts import load_prompts
 from flashspec.measure.trace import proposals, record
+from flashspec.model.checkpoint import load_transformer
 from flashspec.model.folder import verify_digests
 from flashspec.scores import GREEDY, Sampling
 from flashspec.study import recorded
+from flashspec.study.drafts import point_of_designed
 from flashspec.study.readings import Missing
 from flashspec.theory import replayed_all
 from flashspec.train import shipping
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture
@@ -36,6 +42,30 @@ def test_shipped_models_stay_below_the_limit() -> None:
     assert max(path.stat().st_size for path in SHIPPED.rglob("*.safetensors")) <= 16 << 20
 
 
+@pytest.mark.parametrize("name", sorted(REFERENCE["draft"].values()))
+def test_a_shipped_draft_has_the_same_logits_in_transformers(name: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    if not (SHIPPED / name).exists():
+        pytest.skip(f"no draft {name} ships")
+    ids = torch.tensor([load_prompts(None, 1)[0].ids[:48]])
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(SHIPPED / name, dtype=torch.float32)
+    with torch.no_grad():
+        found = theirs(ids).logits
+        assert torch.allclose(load_transformer(SHIPPED / name, dtype="float32")(ids), found, atol=1e-4)
+        assert not torch.allclose(load_transformer(SHIPPED / name, dtype="float32")(ids.flip(1)), found, atol=1e-4)  # the control
+
+
+@pytest.mark.skipif(not (SHIPPED / shipping.DESIGNED).exists(), reason="no designed draft ships")
+def test_the_designed_draft_is_a_point_of_the_family_ready_to_serve() -> None:
+    folder = SHIPPED / shipping.DESIGNED
+    verify_digests(folder)
+    told = json.loads((folder / "speculative.json").read_text())
+    assert told.pop("num_speculative_tokens") >= 1
+    assert told == {"method": "draft_model", "model": "flashspec/models/designed"}
+    assert all((folder / name).exists() for name in ("README.md", "curve.jsonl", "tokenizer.json", "flash_head.safetensors"))
+    assert point_of_designed() in {path.name for path in (ROOT / "book" / "results" / recorded.FOLDER).iterdir()}
+
+
 def test_a_shipped_point_is_whole_and_frozen(pair: dict[str, Path], tmp_path: Path, capsys) -> None:
     home, text = tmp_path / "models", tmp_path / "text.txt"
     home.mkdir()
@@ -46,6 +76,7 @@ def test_a_shipped_point_is_whole_and_frozen(pair: dict[str, Path], tmp_path: Pa
     verify_digests(out)
     told = json.loads((out / "speculative.json").read_text())
     assert told == {"method": "draft_model", "model": "flashspec/models/designed", "num_speculative_tokens": 3}
+    assert (out / "README.md").read_text().startswith("# flashspec reference model: designed\n\nWeights: Apache-2.0.")
     models = load(pair["target"], out)
     assert (out / "flash_head.safetensors").exists() and generate(models, [1, 2, 3], "flash", GREEDY, max_new_tokens=4).tokens
     assert list(home.iterdir()) == [out]
@@ -62,6 +93,16 @@ def test_a_point_that_cannot_ship_leaves_nothing(pair: dict[str, Path], tmp_path
     monkeypatch.setattr(shipping, "LIMIT", 10)
     with pytest.raises(ValueError, match="10 are allowed"):
         shipping.ship(pair["draft"], home, None, 4)
+    assert list(home.iterdir()) == []
+
+
+def test_the_flash_head_counts_towards_the_limit(pair: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = tmp_path / "models"
+    home.mkdir()
+    stream = np.arange(4000, dtype=np.int32) % tiny.VOCAB
+    monkeypatch.setattr(shipping, "LIMIT", shipping.size_of(pair["draft"]) + 500)
+    with pytest.raises(ValueError, match="are allowed; ship a smaller point"):
+        shipping.ship(pair["draft"], home, stream, 4)
     assert list(home.iterdir()) == []
 
 
@@ -84,6 +125,13 @@ def test_a_record_counts_what_a_live_decode_counts(pair: dict[str, Path], tmp_pa
     assert line["layers"] == models.draft.config.layers and line["body"] == models.draft.config.body_parameters
     with pytest.raises(Missing, match="no point of the family is recorded"):
         recorded.recorded(k, tmp_path / "nowhere")
+
+
+def test_a_record_on_another_targets_trace_is_refused(pair: dict[str, Path], tmp_path: Path) -> None:
+    other = record(load(pair["draft"], None, "float32", "cpu", "dense"), load_prompts(tmp_path / "prompts.json", 1), GREEDY, 4)
+    with pytest.raises(ValueError, match="recorded from another target"):
+        shipping.record_point(pair["draft"], pair["target"], other, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_proposals_need_shared_noise(pair: dict[str, Path], tmp_path: Path) -> None:

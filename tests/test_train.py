@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -103,6 +104,28 @@ def test_kill_minus_nine_loses_nothing_that_was_saved(tmp_path):
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert same(trained(tmp_path / "killed"), trained(tmp_path / "whole"))
+
+
+def test_a_kill_between_curve_and_checkpoint_leaves_no_step_twice(tmp_path, monkeypatch):
+    save, steps = Run.save, []
+
+    def dying(self):
+        steps.append(self.step)
+        if self.step == 4:
+            raise KeyboardInterrupt
+        save(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "save", dying)
+        with pytest.raises(KeyboardInterrupt):
+            trained(tmp_path)
+    assert steps == [2, 4] and [line["step"] for line in curve_of(tmp_path)] == [2, 4]  # ahead of the checkpoint
+    trained(tmp_path)
+    assert [line["step"] for line in curve_of(tmp_path)] == [2, 4, 6, 8]
+
+
+def curve_of(folder):
+    return [json.loads(text) for text in (folder / "curve.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.parametrize("shape", [(24, 16), (16, 24), (16, 16)])

@@ -36,6 +36,41 @@ def test_the_designed_draft_is_the_one_of_that_name() -> None:
     assert winners.designed(frame.replace({"draft": {"deep": "designed"}}), 1.0) == "designed"
 
 
+def named(**names: str):
+    """The runs with drafts renamed."""
+    return made.runs().frame.replace({"draft": names})
+
+
+def test_the_designed_draft_is_held_against_its_family_alone() -> None:
+    """Drafts that are no points of the family do not count; where the designed one is slower, the sentence says who is faster."""
+    frame = named(wide="shallow", middle="designed", deep="wide-4", deeper="deep-8")
+    assert winners.designed(frame, 1.0) == "designed" and winners.winner(frame, 1.0) == "shallow"
+    assert set(winners.of_family(frame)["draft"]) - {"shallow"} == {"designed", "wide-4", "deep-8"}
+    assert winners.family_verdict(frame, 1.0).startswith("designed is the fastest of 3, as asked for; over wide-4, the next: 1.3")
+    assert "meets the 1.2× asked for" in winners.depth_verdict(frame, 1.0)
+    slow = named(deeper="designed", deep="wide-4", middle="deep-8")
+    assert winners.family_verdict(slow, 1.0).startswith(
+        "designed is not the fastest of 3, as was asked for; deep-8 over designed"
+    )
+    close = frame.assign(seconds=frame["seconds"] * (1 + 0.8 * (frame["draft"] == "designed")))
+    assert "misses the 1.2× asked for" in winners.depth_verdict(close, 1.0)
+
+
+def test_the_designed_drafts_own_point_is_no_rival(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(winners, "point_of_designed", lambda: "wide-1")
+    both = named(wide="wide-1", middle="designed", deep="wide-4")
+    assert set(winners.of_family(both)["draft"]) - {"wide-1"} == {"designed", "wide-4"}  # plain decoding ran beside wide-1
+    assert "wide-1" not in set(winners.alike(both)["draft"])
+    assert winners.designed(named(middle="wide-1"), 1.0) == "wide-1"
+    assert winners.designed(named(middle="wide-4", deep="deep-8"), 1.0) == "wide-4"  # not the faster one outside the family
+
+
+def test_the_worst_setting_is_named() -> None:
+    frame = made.swept().frame
+    slow = frame.assign(seconds=frame["seconds"] * (1 + 9 * ((frame["draft"] == "deep") & (frame["k"] == 2))))
+    assert winners.slowest_words(slow).startswith("deep with the dense head at k = 2, T = ")
+
+
 def test_texts_that_part_are_counted() -> None:
     frame = made.runs().frame
     assert winners.same_text(frame) == 100
@@ -89,10 +124,10 @@ def test_what_a_plan_recommends_is_the_fastest_of_runs_that_the_model_made(tmp_p
     assert {one.draft for one in plans} == set(made.LAYERS) and max(one.loss for one in plans) == 0
     assert all(one.recommended == one.fastest for one in plans)
     long = {one.draft for one in plans if one.fastest == 4}
-    assert long and "within 3 % for 5 of 5 drafts" in planned.planned_words(plans)
+    assert long and "within 3 % for 5 of 5 drafts; the largest loss is 0 %, meets" in planned.planned_words(plans)
     wrong = parts.assign(seconds=parts["seconds"] * (1 + 9 * (parts["part"] == "check 4")))
     worse = planned.planned(found.frame, wrong, counts, 1.0)
-    assert {one.draft for one in worse if one.loss > 0} == long
+    assert {one.draft for one in worse if one.loss > 0} == long and "misses the 3 %" in planned.planned_words(worse)
     with pytest.raises(Missing, match="replayed"):
         planned.planned(found.frame, parts, counts.assign(k=5), 1.0)
 
@@ -149,6 +184,13 @@ def test_merits_go_with_tar_as_they_were_made() -> None:
     assert merits.with_rate(frame, made.runs().frame, "layers", 1.0).startswith("+")
 
 
+def test_no_draft_counts_twice_among_the_merits(monkeypatch: pytest.MonkeyPatch) -> None:
+    frame = made.quality().frame.replace({"draft": {"deep": "designed", "deeper": "deep-8"}})
+    assert "designed" in merits.merits(frame, 1.0).index
+    monkeypatch.setattr(merits, "point_of_designed", lambda: "deep-8")
+    assert set(merits.merits(frame, 1.0).index) == {"wide", "middle", "large", "deep-8"}
+
+
 def test_a_target_away_from_home_costs_what_was_put_in() -> None:
     frame = made.away().frame
     assert merits.targets(frame) == ["reference", "fine-tuned"]
@@ -156,6 +198,9 @@ def test_a_target_away_from_home_costs_what_was_put_in() -> None:
     assert kept["reference"]["speedup"] / kept["fine-tuned"]["speedup"] == pytest.approx(1.25)
     assert merits.same_winner(frame, 1.0) == "wide on reference, wide on fine-tuned"
     assert merits.away_words(frame, "wide", 1.0).count("TAR") == 2
+    assert merits.loss_words(frame, "wide", 1.0) == "a gain is shown on all 2 targets"
+    slow = frame.assign(seconds=frame["seconds"] * (1 + 3 * ((frame["target"] == "fine-tuned") & (frame["k"] > 0))))
+    assert merits.loss_words(slow, "wide", 1.0) == "no gain is shown on fine-tuned"
 
 
 def test_layers_and_bytes_are_told_apart() -> None:
@@ -165,6 +210,21 @@ def test_layers_and_bytes_are_told_apart() -> None:
     assert latency.depth_gain(frame, "OPT").value > 1
     with pytest.raises(Missing, match="at least 3 shapes"):
         latency.fit(frame[frame["layers"] == 12].query("group == 'OPT'"))
+
+
+def test_what_sets_the_pace_is_the_ratio_that_is_one() -> None:
+    """With layers alone milliseconds a layer agree, with bytes alone gigabytes a second do."""
+    frame = made.latency().frame
+    bound = {name: frame.assign(seconds=value) for name, value in
+             {"layers": made.PER_LAYER * frame["timed"], "bytes": made.PER_BYTE * frame["bytes"]}.items()}  # fmt: skip
+    assert latency.wide_over_deep(bound["layers"], "here, ms a layer") == pytest.approx(1)
+    assert latency.wide_over_deep(bound["layers"], "here, GB/s") == pytest.approx(2)
+    assert latency.wide_over_deep(bound["bytes"], "here, GB/s") == pytest.approx(1)
+    assert latency.places(frame).loc[papers.YAN_DEEP.shape, "paper, ms a layer"] == pytest.approx(13.13 / 24)
+    assert latency.turning_bytes(latency.fit(frame)) == pytest.approx(made.PER_LAYER / made.PER_BYTE)
+    assert latency.layer_bytes(frame) == pytest.approx((20 / 24, 20 / 6))
+    with pytest.raises(Missing, match="no step of Sheared"):
+        latency.places(made.latency(paper=False).frame)
 
 
 def test_a_target_is_stretched_to_its_depth() -> None:

@@ -70,8 +70,9 @@ def _of_shapes(names: tuple[str, str], acceptance: Given, question: Question) ->
         odd = next(name for name in names if not is_shape(name))
         raise ValueError(f"{odd} is no published shape and the other model is one: give two shapes, or two checkpoints")
     cuts = cuts_of(*names)
-    costs = shape_costs(cuts, question.writers, question.timed, Plan(question.repeats))
     where = ", ".join(cut.label for cut in cuts)
+    click.echo(f"timing {where} on this machine; large shapes take minutes", err=True)
+    costs = shape_costs(cuts, question.writers, question.timed, Plan(question.repeats))
     return costs, acceptance, {"costs": f"{HERE}, {LABEL}: {where}", **GIVEN}
 
 

@@ -12,6 +12,9 @@ from typing import Any, NamedTuple
 from flashspec.decoding.models import REFERENCE, SHIPPED, Models, check_tokenizers, folder_of, load, opened_draft, rounding
 from flashspec.measure.trace import target_digest
 from flashspec.study.pairs import DRAFTS
+from flashspec.train.design import Design
+from flashspec.train.family import FAMILY as POINTS
+from flashspec.train.shipping import DESIGNED
 
 FAMILY = "runs/family/models"
 
@@ -53,6 +56,15 @@ def finished(folder: str) -> dict[str, Path]:
     home = next((place / folder for place in (here, *here.parents) if folder and (place / folder).is_dir()), None)
     found = sorted(path.parent for path in home.glob("*/digests.json")) if home else []
     return {path.name: path for path in found}
+
+
+def point_of_designed() -> str | None:
+    """The point of the family that ships as the designed draft, by its recipe; None while no such draft ships."""
+    folder = shipped().get(DESIGNED)
+    if folder is None or not (folder / "design.json").exists():
+        return None
+    recipe = Design(**json.loads((folder / "design.json").read_text(encoding="utf-8"))["design"])
+    return next((name for name, design in POINTS.items() if design == recipe), None)
 
 
 def drafts_of(names: Sequence[str], family: str = "") -> dict[str, Path]:

@@ -6,15 +6,21 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from flashspec.measure.costs import name_of
+from flashspec.study import readings
+from flashspec.study.bars import at_least, at_most
 from flashspec.study.pairs import drafting
 from flashspec.study.readings import Missing, where
 from flashspec.study.trials import POOLED
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from pandas import DataFrame
 
 WRITER = ["draft", "digest", "method", "probes", "k", "temperature", "rule"]
 COUNTS = ["rounds", "drafted", "emitted"]
+MEDIAN, MOST, UNSEEN = 5.0, 10.0, 30.0  # percent asked for: error of half the runs, of 95 % of them; share of unseen settings
+TOKENS, PROMPTS = 256, 4  # what a run must have at least
 
 
 def parts_of(results: Any, **setting: Any) -> DataFrame:
@@ -80,6 +86,20 @@ def seconds_of(row: Any, times: Times) -> float:
     return row.prompts * found[f"prefill {row.kind}"] + row.emitted * token
 
 
+def of_study(frame: DataFrame, counts: DataFrame) -> DataFrame:
+    """Runs of `end_to_end` with the seconds foretold for them, kinds summed: one line a setting and repeat.
+
+    Parts are those that this table timed in the same turns, counts a token come from other prompts; heads, rules and lengths
+    that were not replayed are left out.
+    """
+    keys = [*(name for name in WRITER if name != "digest"), "kind"]
+    table = frame[frame["k"] > 0].merge(shares(counts).drop(columns="digest"), on=keys)
+    if table.empty:
+        raise Missing("no run of end_to_end has a setting that was replayed; run predicted_vs_measured with the same drafts")
+    expected = {name: table["emitted"] * table[f"{name}_share"] for name in ("rounds", "drafted")}
+    return readings.predictions(table.assign(**expected))
+
+
 def over_kinds(table: DataFrame) -> DataFrame:
     """Predictions with the kinds of prompt summed: one longer run a draft, setting and repeat."""
     keys = [*WRITER, "repeat"]
@@ -113,3 +133,44 @@ def unseen_share(table: DataFrame) -> float:
 def smallest_run(table: DataFrame) -> tuple[int, int]:
     """Tokens and prompts of the smallest run."""
     return int(table["emitted"].min()), int(table["prompts"].min())
+
+
+def scores(tables: Mapping[str, DataFrame]) -> DataFrame:
+    """One line a set of predicted runs: how many they are, and their absolute errors in percent."""
+    import pandas
+
+    lines = {
+        name: {
+            "runs": len(table),
+            "median error, %": round(error_at(table, 0.5), 1),
+            "95 % of the runs within, %": round(error_at(table, 0.95), 1),
+            "runs within 10 %, %": round(within(table, MOST)),
+            "median signed error, %": round(float(100 * errors(table).median()), 1),
+        }
+        for name, table in tables.items()
+    }
+    return pandas.DataFrame.from_dict(lines, orient="index")
+
+
+def verdict(table: DataFrame) -> str:
+    """Whether the errors of predicted runs are as small as was asked for, in words."""
+    half, most = at_most(error_at(table, 0.5), MEDIAN), at_most(error_at(table, 0.95), MOST)
+    return f"median absolute error {half}; 95 % of the runs within {most}"
+
+
+def size_verdict(table: DataFrame) -> str:
+    """Whether the smallest run is large enough to count as one, in words."""
+    tokens, prompts = smallest_run(table)
+    return f"{at_least(tokens, TOKENS, ' tokens')}, behind {at_least(prompts, PROMPTS, ' prompts')}"
+
+
+def apart(counts: Any, *runs: Any) -> str:
+    """Which prompts the runs use and which the counts come from, in words; Missing where they share one."""
+    told, used = counts.origin["params"], [each.origin["params"] for each in runs]
+    most = max(params["per_kind"] for params in used)
+    if most > told["skip"] or {params["prompts"] for params in used} != {told["prompts"]}:
+        raise Missing(
+            f"the runs use the first {most} prompts of each kind and the counts come from those behind the first "
+            f"{told['skip']}; run predicted_vs_measured with a larger skip, on the same prompts file"
+        )
+    return f"runs use the first {most} prompts of each kind at most, acceptance comes from those behind the first {told['skip']}"

@@ -54,6 +54,47 @@ def fit(frame: DataFrame) -> Fit:
     return Fit(per_layer, 1 / per_byte if per_byte else float("inf"), float(share))
 
 
+def turning_bytes(found: Fit) -> float:
+    """Bytes of a layer whose reading takes as long as the layer costs whatever its width; infinite where bytes cost nothing."""
+    return found.per_layer * found.bandwidth
+
+
+def layer_bytes(frame: DataFrame) -> tuple[float, float]:
+    """Bytes of a layer in the shape with the smallest and in the one with the largest layers; weights of two bytes."""
+    sizes = 2 * steps(frame)["body"] / steps(frame)["layers"]
+    return float(sizes.min()), float(sizes.max())
+
+
+def places(frame: DataFrame) -> DataFrame:
+    """The paper's two drafts, a step of each where the paper ran and here: milliseconds a layer and gigabytes a second.
+
+    Where layers set the pace the milliseconds a layer are equal, where memory does the gigabytes a second are. Bytes are this
+    table's; the paper's weights have two bytes as well.
+    """
+    import pandas
+
+    table, lines = steps(frame).set_index("shape"), {}
+    for draft in (papers.YAN_DEEP, papers.YAN_WIDE):
+        if draft.shape not in table.index:
+            raise Missing(f"the table has no step of {draft.shape}; run the experiment with the paper's drafts")
+        here, size = float(table.loc[draft.shape, "ms"]), float(table.loc[draft.shape, "bytes"])
+        lines[draft.shape] = {
+            "layers": draft.layers,
+            "GB read": size / 1e9,
+            "paper, ms a layer": draft.step_ms / draft.layers,
+            "paper, GB/s": size / draft.step_ms / 1e6,
+            "here, ms a layer": here / draft.layers,
+            "here, GB/s": size / here / 1e6,
+        }
+    return pandas.DataFrame.from_dict(lines, orient="index")
+
+
+def wide_over_deep(frame: DataFrame, column: str) -> float:
+    """One column of `places`, the wide draft's value over the deep one's: 1 where this is what sets the pace."""
+    table = places(frame)[column]
+    return float(table[papers.YAN_WIDE.shape] / table[papers.YAN_DEEP.shape])
+
+
 def check_seconds(frame: DataFrame, rows: int) -> float:
     """Median seconds of the target reading this many tokens, stretched to its true depth where fewer layers were timed."""
     table = where(frame, group="target", rows=rows)

@@ -76,6 +76,7 @@ YAN_TABLE = "Yan et al. 2024, LLaMA-65B as target"
 YAN_DEEP = PublishedDraft("Sheared-LLaMA-1.3B", 24, 3.81, 13.13, 23.10, YAN_TABLE)
 YAN_WIDE = PublishedDraft("NoFT-Wide-1.3B", 12, 3.70, 6.69, 32.59, YAN_TABLE)
 YAN_TARGET = "LLaMA-65B"
+CLOSE = 0.5  # percent by which a computed number may differ from a printed one
 YAN = {
     "headline": Claim("designed draft over an existing one, LLaMA-65B and OPT-66B", 1.60, "x", "Yan et al. 2024, abstract"),
     "experiments": Claim("experiments run", 350, "", "Yan et al. 2024, abstract"),

@@ -8,6 +8,7 @@ from flashspec.decoding.method import Method
 from flashspec.measure.costs import PairCosts
 from flashspec.measure.planning import advise
 from flashspec.study.advice import Stored
+from flashspec.study.bars import at_most
 from flashspec.study.readings import Missing, where
 from flashspec.study.winners import rates
 from flashspec.theory import Counts
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 NAME = "predicted_vs_measured"
+LOSS = 3.0  # percent of the fastest k's tokens per second that a recommendation may lose
 
 
 class Planned(NamedTuple):
@@ -64,11 +66,11 @@ def planned(frame: DataFrame, parts: DataFrame, counts: DataFrame, temperature: 
     return found
 
 
-def planned_words(found: list[Planned], percent: float = 3.0) -> str:
+def planned_words(found: list[Planned], percent: float = LOSS) -> str:
     """How often the recommendation is within so many percent of the fastest k, and the largest loss, in words."""
     close = sum(one.loss <= percent for one in found)
     worst = max(found, key=lambda one: one.loss)
     return (
-        f"within {percent:g} % for {close} of {len(found)} drafts; the largest loss is {worst.loss:.1f} %, {worst.draft} with "
-        f"k = {worst.recommended} recommended and k = {worst.fastest} the fastest"
+        f"within {percent:g} % for {close} of {len(found)} drafts; the largest loss is {at_most(worst.loss, percent)}: "
+        f"{worst.draft} with k = {worst.recommended} recommended and k = {worst.fastest} the fastest"
     )

@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flashspec.measure.bench import Interval
+from flashspec.study.bars import at_least
+from flashspec.study.drafts import point_of_designed
 from flashspec.study.readings import Missing, by_repeat, ratio, where, words
 from flashspec.theory import Optimum, Relation, acceptance_for, best_design, fitted, interpolated
-from flashspec.train.family import TOLERANCE
+from flashspec.train.family import CAPABILITY, FAMILY, TOLERANCE
+from flashspec.train.shipping import DESIGNED
 
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
@@ -15,7 +18,7 @@ if TYPE_CHECKING:
 SETTING = ["temperature", "rule"]
 SHAPE = ["draft", "layers", "body", "head_bytes"]
 RUN = [*SHAPE, "method", "probes", "k", *SETTING]
-DESIGNED = "designed"
+OVER_DEEPEST = 1.2  # what the designed draft was to gain over the deepest of its size
 
 
 def rates(frame: DataFrame) -> DataFrame:
@@ -52,8 +55,32 @@ def winner_by_model(table: DataFrame, temperature: float) -> str:
 
 
 def designed(frame: DataFrame, temperature: float) -> str:
-    """The draft called "designed", or the fastest one where the table has none of that name."""
-    return DESIGNED if DESIGNED in set(frame["draft"]) else winner(frame, temperature)
+    """The draft called "designed", or the point that ships under this name; without them the fastest one of the family."""
+    known = set(frame["draft"])
+    named = next((name for name in (DESIGNED, point_of_designed()) if name in known), None)
+    return named or winner(of_family(frame), temperature)
+
+
+def of_family(frame: DataFrame) -> DataFrame:
+    """The runs of the family and of the designed draft, its own point once; all drafts' where the table has no family."""
+    names = set(frame[frame["k"] > 0]["draft"])
+    mine = names & {DESIGNED, *FAMILY}
+    found = mine - {point_of_designed()} if DESIGNED in mine else mine
+    return frame[(frame["k"] == 0) | frame["draft"].isin(found or names)]
+
+
+def family_verdict(frame: DataFrame, temperature: float) -> str:
+    """Whether the designed draft is the fastest of the family by measurement, in words."""
+    mine, name = of_family(frame), designed(frame, temperature)
+    order = [str(draft) for draft in best(mine, temperature).index]
+    others = [draft for draft in order if draft != name]
+    if not others:
+        return f"{name} has no rival in the table"
+    if order[0] == name:
+        ahead = words(gain(frame, name, others[0], temperature))
+        return f"{name} is the fastest of {len(order)}, as asked for; over {others[0]}, the next: {ahead}"
+    behind = words(gain(frame, order[0], name, temperature))
+    return f"{name} is not the fastest of {len(order)}, as was asked for; {order[0]} over {name}: {behind}"
 
 
 def matched_deepest(frame: DataFrame, name: str) -> str:
@@ -96,7 +123,8 @@ def depth_verdict(frame: DataFrame, temperature: float) -> str:
         other = matched_deepest(frame, name)
     except Missing as error:
         return str(error)
-    return f"{name} over {other}: {words(gain(frame, name, other, temperature))}"
+    found = gain(frame, name, other, temperature)
+    return f"{name} over {other}: {words(found)}; {at_least(found.value, OVER_DEEPEST, '×')}"
 
 
 def same_text(frame: DataFrame) -> float:
@@ -113,6 +141,17 @@ def paying_share(frame: DataFrame) -> float:
     plain = where(frame, method="baseline").set_index(keys)["seconds"]
     runs = frame[frame["k"] > 0].set_index(keys)["seconds"]
     return float(100 * (runs < plain.reindex(runs.index)).mean())
+
+
+def slowest_words(frame: DataFrame) -> str:
+    """The setting that is worst against plain decoding beside the same draft, kinds summed, in words."""
+    table, keys = rates(frame), ["draft", *SETTING]
+    plain = where(table, method="baseline").set_index(keys)["rate"].rename("plain")
+    runs = table[table["k"] > 0].join(plain, on=keys)
+    gains = runs["rate"] / runs["plain"]
+    worst = runs.loc[gains.idxmin()]
+    setting = f"{worst['draft']} with the {worst['method']} head at k = {worst['k']}, T = {worst['temperature']:g}"
+    return f"{setting}: {gains.min():.2f}× plain decoding"
 
 
 def by_kind_words(frame: DataFrame, name: str, temperature: float) -> str:
@@ -140,8 +179,13 @@ class Space(NamedTuple):
 
 
 def alike(frame: DataFrame) -> DataFrame:
-    """The drafts that were trained equally long, the largest such group; those that do not tell are a group too."""
-    drafts = frame[frame["k"] > 0].assign(steps=frame["steps"].fillna(-1))
+    """The drafts that were trained equally long, the largest such group; those that do not tell are a group too.
+
+    Points of the family that differ in their training, not in their shape, are left out.
+    """
+    mine = of_family(frame)
+    drafts = mine[(mine["k"] > 0) & ~mine["draft"].isin(set(CAPABILITY))]
+    drafts = drafts.assign(steps=drafts["steps"].fillna(-1))
     groups = drafts.drop_duplicates("draft").groupby("steps")["draft"].count()
     return drafts[drafts["steps"] == groups.idxmax()]
 

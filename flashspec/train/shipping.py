@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from flashspec.decoding.models import Models, load
-from flashspec.measure.trace import Trace, proposals
+from flashspec.measure.trace import Trace, check_target, proposals
 from flashspec.model.export import write_json
 from flashspec.train.design import speculative
 from flashspec.train.package import write_digests
-from flashspec.train.reference import add_flash_head
+from flashspec.train.reference import LICENCE, add_flash_head
 
 DESIGNED = "designed"
 LIMIT = 92_000_000
@@ -38,30 +38,47 @@ def ship(point: Path, shelf: Path, stream: np.ndarray, k: int) -> Path:
         raise FileNotFoundError(f"{point} is no finished point; build it with `flashspec draft family {point.name}`")
     if out.exists():
         raise FileExistsError(f"a designed draft ships already and is frozen; remove {out} if it has not been published")
-    total = size_of(shelf) + size_of(point)
-    if total > LIMIT:
-        raise ValueError(f"all shipped models would take {total:,} bytes and {LIMIT:,} are allowed; ship a smaller point")
     about = speculative(Path("flashspec") / "models" / DESIGNED, k)
     shutil.rmtree(staged, ignore_errors=True)
-    shutil.copytree(point, staged)
-    write_json(about, staged / "speculative.json")
-    add_flash_head(staged, stream)
-    write_digests(staged)
-    staged.rename(out)
+    _refuse_excess(size_of(shelf) + size_of(point))
+    try:
+        shutil.copytree(point, staged)
+        write_json(about, staged / "speculative.json")
+        _licensed(staged / "README.md")
+        add_flash_head(staged, stream)
+        write_digests(staged)
+        _refuse_excess(size_of(shelf))
+        staged.rename(out)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
     return out
+
+
+def _licensed(card: Path) -> None:
+    """Give the card of a shipped draft its name and its licence in the place of its title."""
+    facts = card.read_text(encoding="utf-8").partition("\n\n")[2] if card.exists() else ""
+    card.write_text(f"# flashspec reference model: {DESIGNED}\n\n{LICENCE}\n\n{facts}", encoding="utf-8")
+
+
+def _refuse_excess(total: int) -> None:
+    """Refuse shipped models of so many bytes together, the FlashHeads included."""
+    if total > LIMIT:
+        raise ValueError(f"all shipped models would take {total:,} bytes and {LIMIT:,} are allowed; ship a smaller point")
 
 
 def record_point(point: Path, target: str | Path, trace: Trace, out: Path) -> Path:
     """Keep a point's recipe, digests, curve, and what it proposes for every token of a trace of its target; no weights.
 
-    The proposals are the dense head's on float32 layers. Finished records are written anew.
+    The proposals are the dense head's on float32 layers. Finished records are written anew. Raises ValueError for a trace of
+    another target; then nothing is written.
     """
+    models = load(target, point, "float32", "cpu", "dense")
+    check_target(trace, models.folders["target"])
     found = out / point.name
     found.mkdir(parents=True, exist_ok=True)
     for name in FACTS:
         if (point / name).exists():
             shutil.copyfile(point / name, found / name)
-    models = load(target, point, "float32", "cpu", "dense")
     write_json({"target": trace.target, "texts": proposed(models, trace)}, found / PROPOSALS)
     return found
 

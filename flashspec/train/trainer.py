@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -142,6 +142,14 @@ class Run:
 
     def _record(self, scores: dict[str, float]) -> None:
         line = {"step": self.step, "time": round(time.time(), 1), **{k: round(v, 4) for k, v in scores.items()}}
-        with (self.folder / "curve.jsonl").open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        path, part = self.folder / "curve.jsonl", self.folder / ".curve.jsonl.part"
+        part.write_text("".join(f"{text}\n" for text in (*earlier(path, self.step), json.dumps(line))))
+        part.replace(path)
         self.save()
+
+
+def earlier(curve: Path, step: int) -> Iterator[str]:
+    """The lines of a curve before this step; a run killed between curve and checkpoint has written the later ones already."""
+    for text in curve.read_text().splitlines() if curve.exists() else ():
+        if json.loads(text)["step"] < step:
+            yield text

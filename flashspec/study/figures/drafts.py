@@ -103,7 +103,7 @@ def draft_lengths(results: Any, counts: Any, temperature: float = 1.0) -> Figure
     axis.barh(range(len(found)), [one.loss for one in found], color=SHADES[0], alpha=0.7, height=0.65)
     labels = [f"{one.draft}: k = {one.recommended}, fastest {one.fastest}" for one in found]
     axis.set_yticks(range(len(found)), labels)
-    axis.axvline(3.0, color="#5f6368", linestyle="--")
+    axis.axvline(planned.LOSS, color="#5f6368", linestyle="--")
     axis.set_xlabel(f"loss of the recommended k at T = {temperature:g}, %")
     return figure
 
@@ -164,7 +164,7 @@ def prediction_errors(results: Any, counts: Any) -> Figure:
     for shade, rows, name in zip(SHADES, (table, foretold.over_kinds(table)), RUNS, strict=False):
         found = sorted(100 * foretold.errors(rows).abs())
         axis.step(found, [100 * (i + 1) / len(found) for i in range(len(found))], where="post", color=shade, label=name)
-    for percent in (5, 10):
+    for percent in (foretold.MEDIAN, foretold.MOST):
         axis.axvline(percent, color="#666666", linestyle=":", linewidth=1)
     axis.set(xlabel="absolute error, %", ylabel="share of runs, %", ylim=(0, 100))
     axis.legend(fontsize=8)
