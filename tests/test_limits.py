@@ -1,9 +1,12 @@
 """What a gain would take, from made-up parts whose answer is known."""
 
 import pytest
+import tables
+import tables_hispec
 
-from flashspec.study.limits import limits, words
-from flashspec.theory import speedup, tokens_per_check
+from flashspec.study import aims
+from flashspec.study.limits import head_words, limits, of_head, off_gain, round_of, round_words, spread, words
+from flashspec.theory import Interval, speedup, tokens_per_check
 from flashspec.theory.rounds import Costs
 
 pandas = pytest.importorskip("pandas")
@@ -33,3 +36,50 @@ def test_the_needed_acceptance_gives_the_wanted_gain_and_a_little_less_does_not(
 def test_where_no_acceptance_helps_the_sentence_says_so():
     found = limits(frame(check=6.0), "dense", 1.5, **SETTING)
     assert found.needed is None and "no acceptance would do" in words(found, 1.5)
+
+
+def test_a_round_is_told_by_its_parts():
+    found = round_of(frame(), "dense", **SETTING)
+    assert (found.draft, found.check, found.seconds, found.tar) == pytest.approx((0.6, 3.0, 3.6, 2.1))
+    assert "drafting takes 17 %, the check 83 %, the loop 0 %" in round_words(frame(), "dense", **SETTING)
+
+
+def test_a_faster_head_is_bounded_by_the_share_of_drafting():
+    both = pandas.concat([frame(), pandas.DataFrame([line("flash", 2, 340.0, 80, draft=0.15, check=3.0)])])
+    found = of_head(both, "flash", "dense", **SETTING)
+    assert (found.time, found.tokens) == pytest.approx((3.3 / 3.6, 1.8 / 2.1))
+    assert found.free == pytest.approx(3.6 / 3.0)
+    assert f"{found.free:.2f}×" in head_words(found)
+
+
+@pytest.mark.parametrize("slower", [1.0, 1.2])
+def test_a_foretold_gain_is_off_by_what_the_clock_adds(slower):
+    foretold = {"baseline": 210 * 2.0, "dense": 100 * (2 * 0.3 + 3.0)}
+    rows = [
+        line("baseline", 0, foretold["baseline"], 110, draft=2.0),
+        line("dense", 2, slower * foretold["dense"], 110, draft=0.3, check=3.0),
+    ]
+    rows = [{**row, "drafted": 0 if row["k"] == 0 else 200, "prompts": 1, "repeat": turn} for row in rows for turn in range(3)]
+    assert off_gain(pandas.DataFrame(rows), "dense", "baseline", **SETTING) == pytest.approx(1 / slower - 1)
+    assert spread(pandas.DataFrame(rows), "dense", **SETTING) == 0.0
+
+
+def test_aims_are_judged_by_their_numbers():
+    assert aims.reached(Interval(1.6, 1.4, 1.8), 1.5) == "yes, within the interval"
+    assert (aims.reached(Interval(1.6, 1.55, 1.8), 1.5), aims.reached(Interval(1.4, 1.3, 1.45), 1.5)) == ("yes", "no")
+    table = aims.chain(*(made().frame for made in (tables.projection, tables.draft_step, tables.end_to_end)))
+    verdicts = dict(zip(table.index, table["reached"], strict=True))
+    assert verdicts["draft step at Qwen3-0.6B's shape, FlashHead over dense"] == "yes"
+    assert verdicts["projection at Qwen3-0.6B's shape, FlashHead over dense"] == "no"
+    assert verdicts["dense draft over plain decoding, Gumbel coupling"] == "yes"
+    assert table.loc["dense draft over plain decoding, speculative sampling", "found"].startswith("the table has no row")
+    assert set(aims.peers(tables.peers().frame)["reached"]) == {"yes", "no"}
+
+
+def test_an_exit_is_judged_by_the_held_out_modules():
+    table = aims.exits(tables_hispec.quality().frame)
+    for depth, wanted in aims.EXITS.items():
+        found = table.loc[f"acceptance of exit {depth}"]
+        assert found["reached"] == ("yes" if aims.card()[f"accept_{depth}"] >= wanted else "no")
+        assert "0.55 on the prompts" in found["found"] and "in training" in found["limit"]
+    assert aims.missed(table).startswith(f"{(table['reached'] == 'no').sum()} of 2 aims") or set(table["reached"]) == {"yes"}
