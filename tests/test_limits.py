@@ -5,7 +5,7 @@ import tables
 import tables_hispec
 
 from flashspec.study import aims
-from flashspec.study.limits import head_words, limits, of_head, off_gain, round_of, round_words, spread, words
+from flashspec.study.limits import head_words, limits, of_head, off_gain, prompt_share, round_of, round_words, spread, words
 from flashspec.theory import Interval, speedup, tokens_per_check
 from flashspec.theory.rounds import Costs
 
@@ -64,6 +64,11 @@ def test_a_foretold_gain_is_off_by_what_the_clock_adds(slower):
     assert spread(pandas.DataFrame(rows), "dense", **SETTING) == 0.0
 
 
+def test_the_prompts_share_is_its_time_over_the_whole():
+    rows = [{**line("dense", 2, 40.0, 110, prefill=3.0), "prompts": 2, "repeat": turn} for turn in range(3)]
+    assert prompt_share(pandas.DataFrame(rows), "dense", **SETTING) == pytest.approx(0.15)
+
+
 def test_aims_are_judged_by_their_numbers():
     assert aims.reached(Interval(1.6, 1.4, 1.8), 1.5) == "yes, within the interval"
     assert (aims.reached(Interval(1.6, 1.55, 1.8), 1.5), aims.reached(Interval(1.4, 1.3, 1.45), 1.5)) == ("yes", "no")
@@ -82,4 +87,6 @@ def test_an_exit_is_judged_by_the_held_out_modules():
         found = table.loc[f"acceptance of exit {depth}"]
         assert found["reached"] == ("yes" if aims.card()[f"accept_{depth}"] >= wanted else "no")
         assert "0.55 on the prompts" in found["found"] and "in training" in found["limit"]
+    assert "in training" in aims.shown(table).page and "..." not in aims.shown(table).page
+    assert list(aims.exits(tables_hispec.quality().frame, "my/model")["reached"]) == ["no", "no"]
     assert aims.missed(table).startswith(f"{(table['reached'] == 'no').sum()} of 2 aims") or set(table["reached"]) == {"yes"}

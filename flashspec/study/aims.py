@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from flashspec.decoding.models import SHIPPED
 from flashspec.measure.bench import Interval, Refused
 from flashspec.study import heights, limits, readings
+from flashspec.study.live import Shown
 from flashspec.study.readings import DENSE, Missing
 from flashspec.theory import amdahl
 
@@ -127,17 +128,24 @@ def peer(title: str, mode: str, wanted: float, frame: DataFrame) -> Aim:
     )
 
 
-def exits(frame: DataFrame) -> DataFrame:
-    """Acceptance of the shipped target's exits at temperature 1: on the prompts of the table, and on held-out modules."""
+def exits(frame: DataFrame, target: str = "reference") -> DataFrame:
+    """Acceptance of a target's exits at temperature 1: on the table's prompts, the shipped one on held-out modules too."""
     shares = readings.where(heights.exits(frame), against=frame["layers"].max()).set_index("depth")["overlap_share"]
-    return table(exit_aim(depth, wanted, float(shares[depth])) for depth, wanted in EXITS.items() if depth in shares.index)
+    judge = shipped_exit if target == "reference" else another_exit
+    return table(judge(depth, wanted, float(shares[depth])) for depth, wanted in EXITS.items() if depth in shares.index)
 
 
-def exit_aim(depth: int, wanted: float, prompts: float) -> Aim:
+def shipped_exit(depth: int, wanted: float, prompts: float) -> Aim:
     """One exit, judged by the held-out modules of the model card; the curve of its training says how it came about."""
     found = card()[f"accept_{depth}"]
     said = f"{found:.2f} on held-out modules, {prompts:.2f} on the prompts"
     return Aim(f"acceptance of exit {depth}", f"at least {wanted:g}", said, "yes" if found >= wanted else "no", course(depth))
+
+
+def another_exit(depth: int, wanted: float, prompts: float) -> Aim:
+    """One exit of a target whose card and training are not known here."""
+    said = f"{prompts:.2f} on the prompts"
+    return Aim(f"acceptance of exit {depth}", f"at least {wanted:g}", said, "yes" if prompts >= wanted else "no", "")
 
 
 def card() -> dict[str, float]:
@@ -170,3 +178,11 @@ def missed(aims: DataFrame) -> str:
     """How many aims were missed, in words."""
     count = int((~aims["reached"].str.startswith("yes")).sum())
     return f"{count} of {len(aims)} aims were not reached" if count else f"all {len(aims)} aims were reached"
+
+
+def shown(aims: DataFrame) -> Shown:
+    """A table of aims as a page shows it, with whole sentences."""
+    import pandas
+
+    with pandas.option_context("display.max_colwidth", None):
+        return Shown(aims.reset_index().to_html(index=False, classes="aims", justify="left", border=0))

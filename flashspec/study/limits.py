@@ -110,3 +110,10 @@ def spread(frame: DataFrame, method: Methods, **setting: Any) -> float:
     """Seconds of a method's slowest repeat over those of its fastest, less 1."""
     seconds = by_repeat(chosen_rows(frame, method, **setting), "seconds")
     return float(seconds.max() / seconds.min() - 1)
+
+
+def prompt_share(frame: DataFrame, method: Methods, **setting: Any) -> float:
+    """Share of a method's time that goes into making stages and reading prompts, median over repeats."""
+    rows = chosen_rows(frame, method, **setting)
+    spent = by_repeat(rows.assign(prompt=rows["prompts"] * rows["prefill_seconds"]), "prompt")
+    return float((spent / by_repeat(rows, "seconds")).median())
