@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 SPECULATION, SHALLOW_HEAD, PROJECTION, STEP, PLAIN, ASSISTED = 1.5, 1.05, 8.0, 1.25, 1.5, 3.0
 OFF_SPECULATION, OFF_HEAD = 0.05, 0.02
 EXITS = {2: 0.70, 4: 0.78}
+LOSS, QUANTISED, MAIN_DRAFT, AGREEMENT, ROWS, CLOSED = 3.2, 0.02, 0.55, 0.97, 0.20, 0.03
 QWEN = "qwen3-0.6b"
 DECODING = {"temperature": 1.0, "rule": "coupling", "finalize": "deferred"}
 
@@ -113,9 +114,22 @@ def shallow_head(aim: str, frame: DataFrame, setting: dict[str, Any]) -> Aim:
     )
 
 
-def peers(frame: DataFrame) -> DataFrame:
-    """flashspec over transformers in bfloat16: the aims of the chapter inside a round."""
-    return table([peer("plain decoding", "plain", PLAIN, frame), peer("with the same draft and k", "assisted", ASSISTED, frame)])
+def inside(ledger: DataFrame, frame: DataFrame) -> DataFrame:
+    """A ledger that closes, and flashspec over transformers in bfloat16: the aims of the chapter inside a round."""
+    modes = (("plain decoding", "plain", PLAIN), ("with the same draft and k", "assisted", ASSISTED))
+    return table([closed(ledger), *(peer(title, mode, wanted, frame) for title, mode, wanted in modes)])
+
+
+def closed(ledger: DataFrame) -> Aim:
+    """The parts of every instrumented run are to add up to its wall time."""
+    off = readings.closure(ledger)
+    return Aim(
+        "the parts of a run add up to its wall time",
+        f"within {100 * CLOSED:g} %",
+        f"{100 * off:.1f} % in the worst run",
+        "yes" if off <= CLOSED else "no",
+        "what no part claims is the host's",
+    )
 
 
 def peer(title: str, mode: str, wanted: float, frame: DataFrame) -> Aim:
@@ -131,13 +145,15 @@ def peer(title: str, mode: str, wanted: float, frame: DataFrame) -> Aim:
 def exits(frame: DataFrame, target: str = "reference") -> DataFrame:
     """Acceptance of a target's exits at temperature 1: on the table's prompts, the shipped one on held-out modules too."""
     shares = readings.where(heights.exits(frame), against=frame["layers"].max()).set_index("depth")["overlap_share"]
-    judge = shipped_exit if target == "reference" else another_exit
-    return table(judge(depth, wanted, float(shares[depth])) for depth, wanted in EXITS.items() if depth in shares.index)
+    shipped = target == "reference"
+    judge = shipped_exit if shipped else another_exit
+    found = [judge(depth, wanted, float(shares[depth])) for depth, wanted in EXITS.items() if depth in shares.index]
+    return table([*found, *(held_out() if shipped else ())])
 
 
 def shipped_exit(depth: int, wanted: float, prompts: float) -> Aim:
     """One exit, judged by the held-out modules of the model card; the curve of its training says how it came about."""
-    found = card()[f"accept_{depth}"]
+    found = card("target")[f"accept_{depth}"]
     said = f"{found:.2f} on held-out modules, {prompts:.2f} on the prompts"
     return Aim(f"acceptance of exit {depth}", f"at least {wanted:g}", said, "yes" if found >= wanted else "no", course(depth))
 
@@ -148,9 +164,30 @@ def another_exit(depth: int, wanted: float, prompts: float) -> Aim:
     return Aim(f"acceptance of exit {depth}", f"at least {wanted:g}", said, "yes" if prompts >= wanted else "no", "")
 
 
-def card() -> dict[str, float]:
-    """The held-out figures of the shipped target's model card."""
-    text = (SHIPPED / "target" / "README.md").read_text(encoding="utf-8")
+def held_out() -> Iterable[Aim]:
+    """What else the reference pair was to reach on modules that no training read, from the model cards."""
+    target, draft = card("target"), card("narrow")
+    loss, worse = target[f"loss_{deepest(target)}"], target["awq_perplexity_ratio"] - 1
+    heads = [head for head in draft["flash_head"] if head["scored_share"] <= ROWS]
+    best = max(head["agreement"] for head in heads)
+    lines = (
+        ("loss of the target", f"at most {LOSS:g} nats a token", f"{loss:.2f} nats", loss <= LOSS),
+        ("perplexity lost to 4 bits", f"at most {100 * QUANTISED:g} %", f"{100 * worse:.1f} %", worse <= QUANTISED),
+        ("acceptance of the main draft", f"at least {MAIN_DRAFT:g}", f"{draft['accept']:.2f}", draft["accept"] >= MAIN_DRAFT),
+        (
+            "agreement of the main draft's FlashHead",
+            f"at least {AGREEMENT:g} on at most {100 * ROWS:g} % of the rows",
+            f"{best:.4f}",
+            best >= AGREEMENT,
+        ),
+    )
+    for aim, asked, found, good in lines:
+        yield Aim(aim, asked, found, "yes" if good else "no", "")
+
+
+def card(model: str) -> dict[str, Any]:
+    """The held-out figures of a shipped model's card."""
+    text = (SHIPPED / model / "README.md").read_text(encoding="utf-8")
     return json.loads(text.split("```json")[1].split("```")[0])["held_out"]
 
 
@@ -158,13 +195,18 @@ def course(depth: int) -> str:
     """How an exit's acceptance and the losses moved from the first to the last point of the target's training, in words."""
     lines = (SHIPPED / "target" / "curve.jsonl").read_text(encoding="utf-8").splitlines()
     first, last = json.loads(lines[0]), json.loads(lines[-1])
-    whole = max(int(name[5:]) for name in last if name.startswith("loss_"))
+    whole = deepest(last)
     moved = {name: f"{first[name]:.2f} to {last[name]:.2f}" for name in last if name != "step"}
     apart = [f"{line[f'loss_{depth}'] - line[f'loss_{whole}']:.2f}" for line in (first, last)]
     return (
         f"in training acceptance went from {moved[f'accept_{depth}']} while the whole model's loss went from "
         f"{moved[f'loss_{whole}']} nats: the exit's loss lay {apart[0]} above it at first and {apart[1]} at last"
     )
+
+
+def deepest(figures: dict[str, Any]) -> int:
+    """The depth of the whole model among the losses by depth."""
+    return max(int(name.removeprefix("loss_")) for name in figures if name.startswith("loss_"))
 
 
 def table(aims: Iterable[Aim]) -> DataFrame:
