@@ -91,5 +91,3 @@ def test_an_exit_is_judged_by_the_held_out_modules():
     assert list(aims.exits(tables_hispec.quality().frame, "my/model")["reached"]) == ["no", "no"]
     count = int((table["reached"] == "no").sum())
     assert aims.missed(table).startswith(f"{count} of {len(table)} aims" if count else "all")
-        "yes"
-    }
