@@ -25,7 +25,7 @@ from flashspec.model.transformer import Layer
 from flashspec.scores import Sampling
 
 HOOKS = [
-    (Cascade, "draft"), (Cascade, "check"), (Cascade, "_promote"), (Cascade, "finalize"),
+    (Cascade, "draft"), (Cascade, "check"), (Cascade, "_promote"), (Cascade, "finalize"), (Cascade, "_tell"),
     (StepByStep, "write"), (Compiled, "write"), (InTurn, "judge"), (kernels.Writer, "__call__"), (kernels.Writer, "check"),
     (CapturedBurst, "write"), (CapturedCheck, "judge"), (Track, "take"), (Track, "run"), (FixedEngine, "run"),
     (SpanReader, "read"), (SpanReader, "advance"), (SpanReader, "rewind"),
@@ -85,9 +85,9 @@ def wide() -> Models:
     return models
 
 
-def prepare(models: Models, name: str, rule: str = "coupling", tokens: int = 9):
+def prepare(models: Models, name: str, rule: str = "coupling", tokens: int = 9, **fields):
     """A hot decode of nine tokens, eager so that finalising is a hook too."""
-    options = {"max_new_tokens": tokens, "stop": (), "finalize": "eager", "k": 2}
+    options = {"max_new_tokens": tokens, "stop": (), "finalize": "eager", "k": 2, **fields}
     return request(models, PROMPT, name, Sampling(1.5, seed=7, rule=rule), options)
 
 
@@ -136,6 +136,12 @@ def test_an_interrupt_around_any_kernel_call_leaves_no_trace(name, rule, fuse):
     points = passages(fuse, wide(), name, rule=rule, tokens=5)
     assert points > 20
     assert all(survives(fuse, wide(), name, point, rule=rule, tokens=5) for point in range(1, points + 1))
+
+
+def test_an_interrupt_leaves_nothing_learned(fuse):
+    """A head that learns from the text starts the next one as a fresh head does."""
+    points = passages(fuse, duo(), "dense", head="in_context", shortlist=16)
+    assert all(survives(fuse, duo(), "dense", point, head="in_context", shortlist=16) for point in range(1, points + 1, 5))
 
 
 @pytest.mark.parametrize("name", ["dense", "hispec_flash"])
