@@ -12,7 +12,7 @@ from toys import PROMPT, duo, imitation, random_model
 from flashspec import kernels
 from flashspec.decoding.burst import Compiled, StepByStep, burst_of
 from flashspec.decoding.captured import CapturedBurst, CapturedCheck, Track
-from flashspec.decoding.cascade import Cascade
+from flashspec.decoding.cascade import Cascade, Step
 from flashspec.decoding.generate import request
 from flashspec.decoding.judge import InTurn
 from flashspec.decoding.models import Models
@@ -91,8 +91,9 @@ def prepare(models: Models, name: str, rule: str = "coupling", tokens: int = 9, 
     return request(models, PROMPT, name, Sampling(1.5, seed=7, rule=rule), options)
 
 
-def play(ready) -> list[int]:
-    return [token for step in ready.steps() for token in step.tokens]
+def play(ready) -> list[Step]:
+    """Tokens and events of a whole decode."""
+    return list(ready.steps())
 
 
 def survives(fuse: Fuse, models: Models, name: str, point: int, **options) -> bool:
