@@ -81,6 +81,10 @@ def test_aims_are_judged_by_their_numbers():
     assert list(aims.inside(tables.ledger().frame, tables.peers().frame)["reached"]) == ["yes", "yes", "no"]
 
 
+def test_a_row_that_is_not_stored_says_how_to_get_it(tmp_path):
+    assert "flashspec run end_to_end --preset int4" in aims.four_bits(tmp_path)
+
+
 def test_an_exit_is_judged_by_the_held_out_modules():
     table = aims.exits(tables_hispec.quality().frame)
     for depth, wanted in aims.EXITS.items():

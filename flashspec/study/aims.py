@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flashspec.decoding.models import SHIPPED
 from flashspec.measure.bench import Interval, Refused
 from flashspec.study import heights, limits, readings
+from flashspec.study.experiment import stored
 from flashspec.study.live import Shown
 from flashspec.study.readings import DENSE, Missing
 from flashspec.theory import amdahl
@@ -140,6 +142,18 @@ def peer(title: str, mode: str, wanted: float, frame: DataFrame) -> Aim:
         lambda: readings.peer_gain(frame, mode, "bfloat16"),
         lambda: "the same models, prompts, k and threads on both sides",
     )
+
+
+def four_bits(root: Path | None = None) -> str:
+    """Dense speculation over plain decoding on the 4-bit target as it is stored, in words, or how to measure it."""
+    from flashspec.study.experiments.end_to_end import INT4
+
+    found = stored("end_to_end", root, INT4)
+    if found is None:
+        return "not measured here yet; flashspec run end_to_end --preset int4 measures and stores it"
+    setting = {"draft": "main", **DECODING}
+    plain = readings.rate(found.frame, "baseline", **setting)
+    return f"{readings.verdict(found.frame, DENSE, 'baseline', **setting)}, over {plain:.0f} tokens a second on {found.machine}"
 
 
 def exits(frame: DataFrame, target: str = "reference") -> DataFrame:
