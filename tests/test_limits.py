@@ -30,6 +30,7 @@ def test_the_needed_acceptance_gives_the_wanted_gain_and_a_little_less_does_not(
     assert speedup(tokens_per_check(found.needed - 0.05, 2), costs, 2, 2.0) < 1.5
     assert tokens_per_check(found.now, 2) == pytest.approx(2.1)
     assert found.free == pytest.approx(2.0 * 2.1 / 3.0)
+    assert found.parts == pytest.approx(2.0 * 2.1 / 3.6)
     assert f"{found.needed:.2f}" in words(found, 1.5)
 
 

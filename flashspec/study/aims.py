@@ -101,7 +101,10 @@ def speculation(aim: str, frame: DataFrame, setting: dict[str, Any]) -> Aim:
 
     def limit() -> str:
         found = limits.limits(frame, DENSE, SPECULATION, **setting)
-        return f"{limits.round_words(frame, DENSE, **setting)}; {limits.words(found, SPECULATION)}"
+        prompt = f"reading the prompt takes {100 * limits.prompt_share(frame, DENSE, **setting):.0f} % of the time"
+        return (
+            f"{prompt}; {limits.round_words(frame, DENSE, **setting)}; by these parts alone, {limits.words(found, SPECULATION)}"
+        )
 
     return at_least(aim, SPECULATION, lambda: readings.method_gain(frame, DENSE, "baseline", **setting), limit)
 
@@ -233,7 +236,8 @@ def table(aims: Iterable[Aim]) -> DataFrame:
 def missed(aims: DataFrame) -> str:
     """How many aims were missed, in words."""
     count = int((~aims["reached"].str.startswith("yes")).sum())
-    return f"{count} of {len(aims)} aims were not reached" if count else f"all {len(aims)} aims were reached"
+    were = "was" if count == 1 else "were"
+    return f"{count} of {len(aims)} aims {were} not reached" if count else f"all {len(aims)} aims were reached"
 
 
 def shown(aims: DataFrame) -> Shown:

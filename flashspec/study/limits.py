@@ -19,13 +19,15 @@ class Limits(NamedTuple):
     """At the method's best k, by medians of its measured parts, reading the prompt apart.
 
     `now` and `needed` are acceptances of one drafted token (independent ones), `needed` None where no acceptance gives the
-    wanted gain; `free` is the gain over plain decoding at today's tokens a check if drafting cost nothing.
+    wanted gain; `free` is the gain over plain decoding at today's tokens a check if drafting cost nothing, `parts` the gain
+    that the parts give as they are.
     """
 
     k: int
     now: float
     needed: float | None
     free: float
+    parts: float
 
 
 def limits(frame: DataFrame, method: Methods, gain: float, **setting: Any) -> Limits:
@@ -35,14 +37,14 @@ def limits(frame: DataFrame, method: Methods, gain: float, **setting: Any) -> Li
     step = float((plain["draft_seconds"] + plain["overhead_seconds"]).median())
     draft, check, overhead = (float(rows[f"{part}_seconds"].median()) for part in ("draft", "check", "overhead"))
     tar, costs = float(runs(rows)["tar"].median()), Costs(draft, check, overhead=overhead)
-    free = speedup(tar, replace(costs, draft=0.0), k, step)
-    return Limits(k, acceptance_for(tar, k), break_even_acceptance(costs, k, step / gain), free)
+    free, parts = (speedup(tar, each, k, step) for each in (replace(costs, draft=0.0), costs))
+    return Limits(k, acceptance_for(tar, k), break_even_acceptance(costs, k, step / gain), free, parts)
 
 
 def words(found: Limits, gain: float) -> str:
     """The limits in one sentence."""
     asked = "no acceptance would do" if found.needed is None else f"a drafted token has to stand with {found.needed:.2f}"
-    today = f"today it stands with {found.now:.2f}, and a draft without cost would give {found.free:.2f}×"
+    today = f"today it stands with {found.now:.2f}, which gives {found.parts:.2f}×, and a draft without cost would give {found.free:.2f}×"
     return f"at k = {found.k}, for {gain:.1f}× {asked}; {today}"
 
 
