@@ -44,7 +44,7 @@ def limits(frame: DataFrame, method: Methods, gain: float, **setting: Any) -> Li
 def words(found: Limits, gain: float) -> str:
     """The limits in one sentence."""
     asked = "no acceptance would do" if found.needed is None else f"a drafted token has to stand with {found.needed:.2f}"
-    today = f"today it stands with {found.now:.2f}, which gives {found.parts:.2f}×, and a draft without cost would give {found.free:.2f}×"
+    today = f"today {found.now:.2f} gives {found.parts:.2f}×, and a draft without cost would give {found.free:.2f}×"
     return f"at k = {found.k}, for {gain:.1f}× {asked}; {today}"
 
 
