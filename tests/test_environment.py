@@ -72,3 +72,34 @@ def test_the_licence_is_there_in_full() -> None:
     assert PROJECT["license"]["text"] == "Apache-2.0"
     assert "Apache License" in text
     assert "END OF TERMS AND CONDITIONS" in text
+
+
+def test_the_version_is_the_same_wherever_it_stands() -> None:
+    import flashspec
+
+    newest = re.search(r"^## (\S+)$", (ROOT / "CHANGELOG.md").read_text(), flags=re.M)[1]
+    assert PROJECT["version"] == flashspec.__version__ == newest
+
+
+def test_make_help_lists_every_target() -> None:
+    text = (ROOT / "Makefile").read_text()
+    told = set(re.findall(r"^([a-z]+):.*## ", text, flags=re.M))
+    assert told == {"help", "book", "test", "smoke", "lint", "models", "notebooks", "gpu", "clean"}
+    assert told == set(re.search(r"^\.PHONY: (.+)$", text, flags=re.M)[1].split())
+
+
+def test_a_commit_is_checked_by_the_versions_that_make_installs() -> None:
+    text = (ROOT / ".pre-commit-config.yaml").read_text()
+    hooks = set(re.findall(r"- id: (\S+)", text))
+    assert {"check-added-large-files", "ruff-check", "ruff-format", "mypy", "nbstripout"} <= hooks
+    assert "--maxkb=16384" in text
+    pinned = dict(line.split("==") for line in (ROOT / "constraints-cpu.txt").read_text().splitlines() if "==" in line)
+    assert re.search(r"ruff-pre-commit\n    rev: v(\S+)", text)[1] == pinned["ruff"]
+    assert re.search(r"nbstripout\n    rev: (\S+)", text)[1] == pinned["nbstripout"]
+
+
+def test_what_must_hold_before_a_merge_is_run_and_can_be() -> None:
+    script = ROOT / ".ci" / "run"
+    assert script.stat().st_mode & 0o111
+    steps = re.search(r"for step in (.+); do", script.read_text())[1].split()
+    assert steps[-1] == "test" and {"lint", "smoke", "book"} <= set(steps)

@@ -49,6 +49,18 @@ def test_a_speedup_between_different_texts_is_refused() -> None:
     assert readings.method_gain(frame, "dense", "baseline", finalize="eager", **SETTING).value > 1
 
 
+def test_one_wrong_twin_among_several_is_enough_to_refuse() -> None:
+    frame = tables.end_to_end().frame
+    flash = (frame["method"] == "flash") & (frame["kind"] == "code")
+    for first_or_last in (frame[flash].index[0], frame[flash & (frame["twin_digest"] != "")].index[-1]):
+        spoiled = frame.copy()
+        spoiled.loc[first_or_last, "twin_digest"] = "another text"
+        row = spoiled.loc[first_or_last]
+        setting = {"draft": row["draft"], "temperature": row["temperature"], "rule": row["rule"], "finalize": row["finalize"]}
+        with pytest.raises(Refused, match="float32 twin"):
+            readings.method_gain(spoiled, "flash", "dense", **setting)
+
+
 def test_an_explained_tie_is_not_refused_and_a_defect_is() -> None:
     frame = tables.end_to_end().frame
     parted = (frame["method"] == "flash") & (frame["kind"] == "code")

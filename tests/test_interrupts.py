@@ -7,22 +7,30 @@ import hashlib
 
 import pytest
 import torch
-from toys import PROMPT, duo
+from toys import PROMPT, duo, imitation, random_model
 
-from flashspec.decoding.cascade import Cascade
+from flashspec import kernels
+from flashspec.decoding.burst import Compiled, StepByStep, burst_of
+from flashspec.decoding.captured import CapturedBurst, CapturedCheck, Track
+from flashspec.decoding.cascade import Cascade, Step
 from flashspec.decoding.generate import request
+from flashspec.decoding.judge import InTurn
 from flashspec.decoding.models import Models
-from flashspec.decoding.rules import GumbelCoupling
+from flashspec.decoding.rules import GumbelCoupling, SpeculativeSampling
 from flashspec.heads import DenseHead, FlashHead
 from flashspec.model.engine import KernelEngine, Slot, TorchEngine
+from flashspec.model.graphs import FixedEngine
 from flashspec.model.reader import SpanReader
 from flashspec.model.transformer import Layer
 from flashspec.scores import Sampling
 
 HOOKS = [
-    (Cascade, "draft"), (Cascade, "check"), (Cascade, "_promote"), (Cascade, "finalize"),
-    (SpanReader, "read"), (SpanReader, "rewind"), (TorchEngine, "run"), (KernelEngine, "run"), (Layer, "forward"),
-    (Slot, "write"), (DenseHead, "__call__"), (FlashHead, "__call__"), (GumbelCoupling, "draw"), (GumbelCoupling, "verify"),
+    (Cascade, "draft"), (Cascade, "check"), (Cascade, "_promote"), (Cascade, "finalize"), (Cascade, "_tell"),
+    (StepByStep, "write"), (Compiled, "write"), (InTurn, "judge"), (kernels.Writer, "__call__"), (kernels.Writer, "check"),
+    (CapturedBurst, "write"), (CapturedCheck, "judge"), (Track, "take"), (Track, "run"), (FixedEngine, "run"),
+    (SpanReader, "read"), (SpanReader, "advance"), (SpanReader, "rewind"),
+    (TorchEngine, "run"), (KernelEngine, "run"), (Layer, "forward"), (Slot, "write"), (DenseHead, "__call__"),
+    (FlashHead, "__call__"), (GumbelCoupling, "draw"), (GumbelCoupling, "verify"), (SpeculativeSampling, "verify"),
 ]  # fmt: skip
 
 
@@ -68,26 +76,44 @@ def digest(models: Models) -> str:
     return found.hexdigest()
 
 
-def prepare(models: Models, name: str):
+@functools.cache
+def wide() -> Models:
+    """A float32 pair whose vocabulary the compiled kernels take whole: its bursts and checks are one call each."""
+    target = random_model(0, vocab_size=64)
+    models = Models(target, imitation(target, 2, 0, 0.1, vocab_size=64))
+    models._flash["draft"] = FlashHead.build(models.draft.head_weight, models.draft.norm, cluster_size=4, probes=4)
+    return models
+
+
+def prepare(models: Models, name: str, rule: str = "coupling", tokens: int = 9, **fields):
     """A hot decode of nine tokens, eager so that finalising is a hook too."""
-    options = {"max_new_tokens": 9, "stop": (), "finalize": "eager", "k": 2}
-    return request(models, PROMPT, name, Sampling(1.5, seed=7), options)
+    options = {"max_new_tokens": tokens, "stop": (), "finalize": "eager", "k": 2, **fields}
+    return request(models, PROMPT, name, Sampling(1.5, seed=7, rule=rule), options)
 
 
-def play(ready) -> list[int]:
-    return [token for step in ready.steps() for token in step.tokens]
+def play(ready) -> list[Step]:
+    """Tokens and events of a whole decode."""
+    return list(ready.steps())
 
 
-def survives(fuse: Fuse, models: Models, name: str, point: int) -> bool:
+def survives(fuse: Fuse, models: Models, name: str, point: int, **options) -> bool:
     """Interrupt at this hook point, then decode on the same stages and on the same models."""
     fuse.left = 0
-    fresh, before = play(prepare(models, name)), digest(models)
-    ready = prepare(models, name)
+    fresh, before = play(prepare(models, name, **options)), digest(models)
+    ready = prepare(models, name, **options)
     fuse.left = point
     with pytest.raises(KeyboardInterrupt):
         play(ready)
     fuse.left = 0
-    return play(ready) == fresh == play(prepare(models, name)) and digest(models) == before
+    return play(ready) == fresh == play(prepare(models, name, **options)) and digest(models) == before
+
+
+def passages(fuse: Fuse, models: Models, name: str, **options) -> int:
+    """Hook points that a whole decode goes through."""
+    ready = prepare(models, name, **options)
+    fuse.left = 0
+    play(ready)
+    return -fuse.left
 
 
 @pytest.mark.parametrize("point", range(1, 21))
@@ -101,6 +127,32 @@ def test_an_interrupt_in_a_later_round_leaves_no_trace_either(point, fuse):
     assert survives(fuse, duo(), "hispec_flash", point)
 
 
+@pytest.mark.parametrize("rule", ["coupling", "speculative"])
+@pytest.mark.parametrize("name", ["dense", "flash"])
+def test_an_interrupt_around_any_kernel_call_leaves_no_trace(name, rule, fuse):
+    if not kernels.available():
+        pytest.skip("no C compiler on this machine")
+    burst = prepare(wide(), name, rule).stages[0]
+    assert isinstance(burst_of(burst), Compiled)
+    points = passages(fuse, wide(), name, rule=rule, tokens=5)
+    assert points > 20
+    assert all(survives(fuse, wide(), name, point, rule=rule, tokens=5) for point in range(1, points + 1))
+
+
+def test_an_interrupt_leaves_nothing_learned(fuse):
+    """A head that learns from the text starts the next one as a fresh head does."""
+    points = passages(fuse, duo(), "dense", head="in_context", shortlist=16)
+    assert all(survives(fuse, duo(), "dense", point, head="in_context", shortlist=16) for point in range(1, points + 1, 5))
+
+
+@pytest.mark.parametrize("name", ["dense", "hispec_flash"])
+def test_an_interrupt_over_static_buffers_leaves_no_trace(name, fuse, monkeypatch):
+    monkeypatch.setenv("FLASHSPEC_GRAPHS", "eager")
+    points = passages(fuse, duo(), name, tokens=5)
+    assert isinstance(prepare(duo(), name).stages[0].reader.engine, FixedEngine)
+    assert all(survives(fuse, duo(), name, point, tokens=5) for point in range(1, points + 1, 3))
+
+
 def test_the_control_a_decode_that_trusts_its_caches_is_caught(fuse, monkeypatch):
     def trusting(self, stages, prompt, limits, start=Cascade.__init__):
         seen = [stage.reader.seen for stage in stages]
@@ -111,7 +163,8 @@ def test_the_control_a_decode_that_trusts_its_caches_is_caught(fuse, monkeypatch
     other = prepare(duo(), "dense")
     monkeypatch.setattr(Cascade, "__init__", trusting)
     next(request_of(other, [2, 7, 1, 8, 2, 8, 1, 8]))
-    assert play(other) != play(prepare(duo(), "dense"))
+    texts = [[step.tokens for step in play(ready)] for ready in (other, prepare(duo(), "dense"))]
+    assert texts[0] != texts[1]
 
 
 def request_of(ready, prompt):

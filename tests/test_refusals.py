@@ -77,6 +77,8 @@ CALLS = {
     "unknown option": ({"temprature": 1.0}, "options: draft"),
     "unknown finalisation": ({"finalize": "later"}, "eager, deferred"),
     "exit above the top": ({"method": "self_speculation", "exits": (9,)}, "below the target's"),
+    "exit zero": ({"method": "self_speculation", "exits": (0,)}, "layer numbers from 1"),
+    "a penalty, which there is none of": ({"repetition_penalty": 1.1}, "is no option of a method"),
     "exits out of order": ({"method": "hispec", "exits": (3, 2)}, "rising order"),
     "flash head on plain decoding": ({"method": "baseline", "head": "flash"}, "needs a verifier"),
 }

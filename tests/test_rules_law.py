@@ -9,6 +9,7 @@ import pytest
 import torch
 from prefixes import Make, caught, dense, distance, law, p_of, sparse, stack, weight, without_promotion
 
+from flashspec import kernels
 from flashspec.decoding.cascade import Cascade
 from flashspec.decoding.rules import Drawn, GumbelCoupling, SpeculativeSampling, TypicalAcceptance, draw_from
 from flashspec.scores import Dice, Sampling, Scores, warp
@@ -130,6 +131,19 @@ def test_the_control_a_broken_rule_is_caught(name):
 def test_the_control_a_cascade_without_promotion_is_caught(monkeypatch):
     monkeypatch.setattr(Cascade, "_promote", without_promotion)
     assert caught(cascade(), law(0), new=4)
+
+
+def test_the_control_a_shared_number_in_the_compiled_verdict_is_caught(monkeypatch):
+    """The rule itself, whose verdict is one kernel call; broken rules above are judged in torch."""
+    if not kernels.available():
+        pytest.skip("no C compiler on this machine")
+
+    def shared(self, waiting, uniforms=SpeculativeSampling._uniforms):
+        numbers, m = uniforms(self, waiting), len(waiting.tokens)
+        return torch.cat([numbers[:m], numbers[:m], numbers[2 * m :]])
+
+    monkeypatch.setattr(SpeculativeSampling, "_uniforms", shared)
+    assert caught(stack([dense(*NEAR), TOP]), law(0))
 
 
 def test_the_control_another_model_is_caught():

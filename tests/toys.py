@@ -39,9 +39,9 @@ def random_model(seed: int, layers: int = 6, sharpness: float = 4.0, **changes) 
     return model
 
 
-def imitation(target: Transformer, layers: int, seed: int, noise: float) -> Transformer:
+def imitation(target: Transformer, layers: int, seed: int, noise: float, **changes) -> Transformer:
     """A draft: the target's first layers, with noise on every matrix."""
-    draft = Transformer(config(layers)).eval().requires_grad_(False)
+    draft = Transformer(config(layers, **changes)).eval().requires_grad_(False)
     draft.load_state_dict({name: target.state_dict()[name] for name in draft.state_dict()})
     dice = torch.Generator().manual_seed(seed + 1000)
     for weight in draft.parameters():

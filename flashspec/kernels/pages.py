@@ -2,12 +2,15 @@
 
 On 4-kilobyte pages a model's weights need more address translations than a processor keeps; Linux gives 2-megabyte pages to
 memory that asks for them (madvise(2), MADV_HUGEPAGE). Where it does not, this is ordinary memory.
+
+A block is given back when its last tensor goes: share a shelf between tensors that live and die together, no others.
 """
 
 from __future__ import annotations
 
 import mmap
 from collections.abc import Sequence
+from contextlib import suppress
 from math import prod
 
 import torch
@@ -26,7 +29,7 @@ class Shelf:
         self._next, self._end = 0, 0
 
     def zeros(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
-        """A tensor of zeros on the shelf; an ordinary one on another device, or without huge pages."""
+        """Zeros [*shape] on the shelf, of their own and contiguous; an ordinary tensor off the CPU and without huge pages."""
         size = prod(shape) * dtype.itemsize
         if torch.device(device).type != "cpu" or not size or not hasattr(mmap, "MADV_HUGEPAGE"):
             return torch.zeros(tuple(shape), dtype=dtype, device=device)
@@ -34,19 +37,23 @@ class Shelf:
         if self._block is None or start + size > self._end:
             start = self._more(size)
         self._next = start + size
-        return torch.frombuffer(self._block, dtype=dtype, count=prod(shape), offset=start).view(*shape)
+        return torch.frombuffer(self._block, dtype=dtype, count=prod(shape), offset=start).view(tuple(shape))
 
     def moved(self, tensor: Tensor) -> Tensor:
-        """A copy of a tensor on the shelf; the tensor itself where that lies on another device."""
+        """A contiguous copy of a tensor on the shelf; the tensor itself where that lies on another device."""
         if tensor.device.type != "cpu":
             return tensor
         return self.zeros(tensor.shape, tensor.dtype).copy_(tensor)
 
     def _more(self, size: int) -> int:
-        """Begin another block with room for this many bytes; where its first huge page starts."""
+        """Begin another block with room for this many bytes; where its first huge page starts.
+
+        A kernel built without huge pages refuses the request (EINVAL); the block is then ordinary memory.
+        """
         room = max(BLOCK, -(-size // PAGE) * PAGE)
         block = mmap.mmap(-1, room + PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        block.madvise(mmap.MADV_HUGEPAGE)
+        with suppress(OSError):
+            block.madvise(mmap.MADV_HUGEPAGE)
         start = -torch.frombuffer(block, dtype=torch.uint8, count=1).data_ptr() % PAGE
         self._block, self._end = block, start + room
         return start

@@ -148,6 +148,8 @@ class Comparison:
     def _unequal_counts(self) -> str | None:
         if len(self.baseline) != len(self.method):
             return f"{len(self.baseline)} runs of the baseline stand against {len(self.method)} of the method"
+        if not any(run.emitted for run in self.method):
+            return "no run emitted a token, so there is no text to compare"
         for one, other in zip(self.baseline, self.method, strict=True):
             if one.emitted != other.emitted:
                 return f"token counts differ in repeat {one.repeat}: {one.emitted} and {other.emitted}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import TYPE_CHECKING, NamedTuple
 
 from flashspec.measure.bench import Comparison, Twin
@@ -34,18 +35,18 @@ def timed(rows: DataFrame) -> list[Timed]:
 
 
 def twins(below: DataFrame, above: DataFrame, frame: DataFrame) -> tuple[Twin, ...]:
-    """Digests of the float32 texts of both sides, one pair a kind; twins run at one k, so k is left open."""
+    """Digests of the float32 texts of both sides, every pair of a kind; twins run at one k, so k and probes are left open."""
     one, other = twin_texts(below, frame), twin_texts(above, frame)
-    return tuple((one[kind], other[kind]) for kind in sorted(one.keys() & other.keys()))
+    return tuple(pair for kind in sorted(one.keys() & other.keys()) for pair in product(one[kind], other[kind]))
 
 
-def twin_texts(rows: DataFrame, frame: DataFrame) -> dict[str, str]:
-    """Digest of the float32 text by kind of prompt, for the method and setting of these rows."""
+def twin_texts(rows: DataFrame, frame: DataFrame) -> dict[str, list[str]]:
+    """Digests of the float32 texts by kind of prompt, each once, for the method and setting of these rows."""
     first = rows.iloc[0]
     same = frame[frame["twin_digest"] != ""]
     for column in ("draft", "method", "finalize", "temperature", "rule"):
         same = same[same[column] == first[column]]
-    return dict(zip(same["kind"], same["twin_digest"], strict=True))
+    return {kind: sorted(set(digests)) for kind, digests in same.groupby("kind")["twin_digest"]}
 
 
 def certificates(rows: DataFrame) -> tuple[Certificate, ...]:

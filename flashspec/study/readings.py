@@ -246,15 +246,19 @@ def peer_rates(frame: DataFrame) -> DataFrame:
     return sums.assign(rate=sums["emitted"] / sums["seconds"])
 
 
-def peer_verdict(frame: DataFrame, mode: str, dtype: str) -> str:
-    """flashspec over transformers at the k that suits transformers best, in words, or why none may be given."""
+def peer_gain(frame: DataFrame, mode: str, dtype: str) -> Interval:
+    """flashspec over transformers at the k that suits transformers best; Refused where texts differ without an explanation."""
     rows = where(frame, mode=mode, dtype=dtype)
     theirs = where(peer_rates(rows), engine="transformers").groupby("k")["rate"].median().idxmax()
     same = {"draft": "", "probes": 0, "finalize": "", "temperature": 0.0, "rule": "coupling"}
     known = rows[rows["k"] == theirs].assign(method=rows["engine"], kind=rows["prompt"].astype(str), **same)
-    below, above = (where(known, engine=name) for name in ("transformers", "flashspec"))
+    return fair_ratio(where(known, engine="transformers"), where(known, engine="flashspec"), known)
+
+
+def peer_verdict(frame: DataFrame, mode: str, dtype: str) -> str:
+    """The same in words, or why none may be given."""
     try:
-        return words(fair_ratio(below, above, known))
+        return words(peer_gain(frame, mode, dtype))
     except Refused as error:
         return str(error)
 

@@ -227,4 +227,9 @@ def points(params: Params) -> list[Params]:
 
 
 SMOKE = Params(drafts=("main",), methods=("dense", "flash"), temperatures=(0.0,), ks=(2,), probes=(64,), new_tokens=8, repeats=1)
-EXPERIMENT = Experiment("end_to_end", Params, Row, measure, split=points, models=folders, presets={"smoke": SMOKE})
+INT4 = Params(
+    drafts=("main",), methods=("dense",), finalizes=("deferred",), temperatures=(1.0,), rules=("coupling",), ks=(1, 2),
+    probes=(64,), weights="int4",
+)  # fmt: skip
+PRESETS = {"smoke": SMOKE, "int4": INT4}
+EXPERIMENT = Experiment("end_to_end", Params, Row, measure, split=points, models=folders, presets=PRESETS)

@@ -1,0 +1,248 @@
+"""What the study aimed at, what came out and what limits it: the numbers choose the words, so a page stays true either way."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from flashspec.decoding.models import SHIPPED
+from flashspec.measure.bench import Interval, Refused
+from flashspec.study import heights, limits, readings
+from flashspec.study.experiment import stored
+from flashspec.study.live import Shown
+from flashspec.study.readings import DENSE, Missing
+from flashspec.theory import amdahl
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+SPECULATION, SHALLOW_HEAD, PROJECTION, STEP, PLAIN, ASSISTED = 1.5, 1.05, 8.0, 1.25, 1.5, 3.0
+OFF_SPECULATION, OFF_HEAD = 0.05, 0.02
+EXITS = {2: 0.70, 4: 0.78}
+LOSS, QUANTISED, MAIN_DRAFT, AGREEMENT, ROWS, CLOSED = 3.2, 0.02, 0.55, 0.97, 0.20, 0.03
+QWEN = "qwen3-0.6b"
+DECODING = {"temperature": 1.0, "rule": "coupling", "finalize": "deferred"}
+
+
+class Aim(NamedTuple):
+    """One line of a table of aims, in words; `limit` says what bounds the figure, reached or not."""
+
+    aim: str
+    asked: str
+    found: str
+    reached: str
+    limit: str
+
+
+def at_least(aim: str, wanted: float, measure: Callable[[], Interval], limit: Callable[[], str]) -> Aim:
+    """A ratio that was to be this large; where none may be given, the reason stands in its place."""
+    try:
+        found = measure()
+        return Aim(aim, f"at least {wanted:g}×", readings.words(found), reached(found, wanted), limit())
+    except (Refused, Missing) as error:
+        return Aim(aim, f"at least {wanted:g}×", str(error), "no", "")
+
+
+def reached(found: Interval, wanted: float) -> str:
+    """Whether a median is as large as wanted, and whether its interval leaves that open."""
+    word = "yes" if found.value >= wanted else "no"
+    return f"{word}, within the interval" if found.low <= wanted <= found.high else word
+
+
+def foretold(aim: str, frame: DataFrame, above: readings.Methods, below: readings.Methods, wanted: float) -> Aim:
+    """A gain of the main draft that was to be within a share of what parts and acceptance foretell."""
+    setting = {"draft": "main", **DECODING}
+    off = limits.off_gain(frame, above, below, **setting)
+    widest = 100 * max(limits.spread(frame, method, **setting) for method in (above, below))
+    limit = f"parts are timed beside a decode, not in it; the slowest of its turns took {widest:.0f} % more than the fastest"
+    return Aim(aim, f"within {100 * wanted:g} %", f"{100 * off:+.1f} %", "yes" if abs(off) <= wanted else "no", limit)
+
+
+def chain(projection: DataFrame, step: DataFrame, whole: DataFrame) -> DataFrame:
+    """From the projection to the text: every aim of the three chapters."""
+    return table([*parts(projection, step), *texts(whole)])
+
+
+def parts(projection: DataFrame, step: DataFrame) -> Iterable[Aim]:
+    """The projection and the draft step at Qwen3-0.6B's shape, against what bytes and Amdahl's law allow."""
+    probes = readings.nearest_probes(projection, QWEN, 256)
+    yield at_least(
+        "projection at Qwen3-0.6B's shape, FlashHead over dense",
+        PROJECTION,
+        lambda: readings.projection_gain(projection, QWEN, probes),
+        lambda: f"the bytes allow {readings.bytes_ratio(projection, QWEN, probes):.1f}×",
+    )
+    share = readings.head_share(step, QWEN)
+    yield at_least(
+        "draft step at Qwen3-0.6B's shape, FlashHead over dense",
+        STEP,
+        lambda: readings.step_gain(step, QWEN, readings.nearest_probes(step, QWEN, 256)),
+        lambda: f"the head is {100 * share:.0f} % of the step, so a head for nothing gives {amdahl(share, float('inf')):.2f}×",
+    )
+
+
+def texts(frame: DataFrame) -> Iterable[Aim]:
+    """Decoding at temperature 1 with a deferred final token, under both rules and with both drafts."""
+    for rule, title in (("coupling", "Gumbel coupling"), ("speculative", "speculative sampling")):
+        setting = {"draft": "main", **DECODING, "rule": rule}
+        yield speculation(f"dense draft over plain decoding, {title}", frame, setting)
+    for temperature, title in ((1.0, "temperature 1"), (0.0, "greedy")):
+        setting = {"draft": "shallow", **DECODING, "temperature": temperature}
+        yield shallow_head(f"FlashHead over dense head, one-layer draft, {title}", frame, setting)
+    gain = "measured over foretold gain of {}, two-layer draft"
+    yield foretold(gain.format("the dense draft over plain decoding"), frame, DENSE, "baseline", OFF_SPECULATION)
+    yield foretold(gain.format("FlashHead over the dense head"), frame, "flash", DENSE, OFF_HEAD)
+
+
+def speculation(aim: str, frame: DataFrame, setting: dict[str, Any]) -> Aim:
+    """Plain decoding is to be beaten; the parts say which acceptance that takes, and where the time of a round goes."""
+
+    def limit() -> str:
+        found = limits.limits(frame, DENSE, SPECULATION, **setting)
+        prompt = f"reading the prompt takes {100 * limits.prompt_share(frame, DENSE, **setting):.0f} % of the time"
+        return (
+            f"{prompt}; {limits.round_words(frame, DENSE, **setting)}; by these parts alone, {limits.words(found, SPECULATION)}"
+        )
+
+    return at_least(aim, SPECULATION, lambda: readings.method_gain(frame, DENSE, "baseline", **setting), limit)
+
+
+def shallow_head(aim: str, frame: DataFrame, setting: dict[str, Any]) -> Aim:
+    """A faster head is to pay where it weighs most."""
+    return at_least(
+        aim,
+        SHALLOW_HEAD,
+        lambda: readings.method_gain(frame, "flash", DENSE, **setting),
+        lambda: limits.head_words(limits.of_head(frame, "flash", DENSE, **setting)),
+    )
+
+
+def inside(ledger: DataFrame, frame: DataFrame) -> DataFrame:
+    """A ledger that closes, and flashspec over transformers in bfloat16: the aims of the chapter inside a round."""
+    modes = (("plain decoding", "plain", PLAIN), ("with the same draft and k", "assisted", ASSISTED))
+    return table([closed(ledger), *(peer(title, mode, wanted, frame) for title, mode, wanted in modes)])
+
+
+def closed(ledger: DataFrame) -> Aim:
+    """The parts of every instrumented run are to add up to its wall time."""
+    off = readings.closure(ledger)
+    return Aim(
+        "the parts of a run add up to its wall time",
+        f"within {100 * CLOSED:g} %",
+        f"{100 * off:.1f} % in the worst run",
+        "yes" if off <= CLOSED else "no",
+        "what no part claims is the host's",
+    )
+
+
+def peer(title: str, mode: str, wanted: float, frame: DataFrame) -> Aim:
+    """One mode of both engines."""
+    return at_least(
+        f"flashspec over transformers, {title}",
+        wanted,
+        lambda: readings.peer_gain(frame, mode, "bfloat16"),
+        lambda: "the same models, prompts, k and threads on both sides",
+    )
+
+
+def four_bits(root: Path | None = None) -> str:
+    """Dense speculation over plain decoding on the 4-bit target as it is stored, in words, or how to measure it."""
+    from flashspec.study.experiments.end_to_end import INT4
+
+    found = stored("end_to_end", root, INT4)
+    if found is None:
+        return "not measured here yet; flashspec run end_to_end --preset int4 measures and stores it"
+    setting = {"draft": "main", **DECODING}
+    plain = readings.rate(found.frame, "baseline", **setting)
+    return f"{readings.verdict(found.frame, DENSE, 'baseline', **setting)}, over {plain:.0f} tokens a second on {found.machine}"
+
+
+def exits(frame: DataFrame, target: str = "reference") -> DataFrame:
+    """Acceptance of a target's exits at temperature 1: on the table's prompts, the shipped one on held-out modules too."""
+    shares = readings.where(heights.exits(frame), against=frame["layers"].max()).set_index("depth")["overlap_share"]
+    shipped = target == "reference"
+    judge = shipped_exit if shipped else another_exit
+    found = [judge(depth, wanted, float(shares[depth])) for depth, wanted in EXITS.items() if depth in shares.index]
+    return table([*found, *(held_out() if shipped else ())])
+
+
+def shipped_exit(depth: int, wanted: float, prompts: float) -> Aim:
+    """One exit, judged by the held-out modules of the model card; the curve of its training says how it came about."""
+    found = card("target")[f"accept_{depth}"]
+    said = f"{found:.2f} on held-out modules, {prompts:.2f} on the prompts"
+    return Aim(f"acceptance of exit {depth}", f"at least {wanted:g}", said, "yes" if found >= wanted else "no", course(depth))
+
+
+def another_exit(depth: int, wanted: float, prompts: float) -> Aim:
+    """One exit of a target whose card and training are not known here."""
+    said = f"{prompts:.2f} on the prompts"
+    return Aim(f"acceptance of exit {depth}", f"at least {wanted:g}", said, "yes" if prompts >= wanted else "no", "")
+
+
+def held_out() -> Iterable[Aim]:
+    """What else the reference pair was to reach on modules that no training read, from the model cards."""
+    target, draft = card("target"), card("narrow")
+    loss, worse = target[f"loss_{deepest(target)}"], target["awq_perplexity_ratio"] - 1
+    heads = [head for head in draft["flash_head"] if head["scored_share"] <= ROWS]
+    best = max(head["agreement"] for head in heads)
+    lines = (
+        ("loss of the target", f"at most {LOSS:g} nats a token", f"{loss:.2f} nats", loss <= LOSS),
+        ("perplexity lost to 4 bits", f"at most {100 * QUANTISED:g} %", f"{100 * worse:.1f} %", worse <= QUANTISED),
+        ("acceptance of the main draft", f"at least {MAIN_DRAFT:g}", f"{draft['accept']:.2f}", draft["accept"] >= MAIN_DRAFT),
+        (
+            "agreement of the main draft's FlashHead",
+            f"at least {AGREEMENT:g} on at most {100 * ROWS:g} % of the rows",
+            f"{best:.4f}",
+            best >= AGREEMENT,
+        ),
+    )
+    for aim, asked, found, good in lines:
+        yield Aim(aim, asked, found, "yes" if good else "no", "")
+
+
+def card(model: str) -> dict[str, Any]:
+    """The held-out figures of a shipped model's card."""
+    text = (SHIPPED / model / "README.md").read_text(encoding="utf-8")
+    return json.loads(text.split("```json")[1].split("```")[0])["held_out"]
+
+
+def course(depth: int) -> str:
+    """How an exit's acceptance and the losses moved from the first to the last point of the target's training, in words."""
+    lines = (SHIPPED / "target" / "curve.jsonl").read_text(encoding="utf-8").splitlines()
+    first, last = json.loads(lines[0]), json.loads(lines[-1])
+    whole = deepest(last)
+    moved = {name: f"{first[name]:.2f} to {last[name]:.2f}" for name in last if name != "step"}
+    apart = [f"{line[f'loss_{depth}'] - line[f'loss_{whole}']:.2f}" for line in (first, last)]
+    return (
+        f"in training acceptance went from {moved[f'accept_{depth}']} while the whole model's loss went from "
+        f"{moved[f'loss_{whole}']} nats: the exit's loss lay {apart[0]} above it at first and {apart[1]} at last"
+    )
+
+
+def deepest(figures: dict[str, Any]) -> int:
+    """The depth of the whole model among the losses by depth."""
+    return max(int(name.removeprefix("loss_")) for name in figures if name.startswith("loss_"))
+
+
+def table(aims: Iterable[Aim]) -> DataFrame:
+    """Aims under one another."""
+    import pandas
+
+    return pandas.DataFrame(list(aims), columns=Aim._fields).set_index("aim")
+
+
+def missed(aims: DataFrame) -> str:
+    """How many aims were missed, in words."""
+    count = int((~aims["reached"].str.startswith("yes")).sum())
+    were = "was" if count == 1 else "were"
+    return f"{count} of {len(aims)} aims {were} not reached" if count else f"all {len(aims)} aims were reached"
+
+
+def shown(aims: DataFrame) -> Shown:
+    """A table of aims as a page shows it, with whole sentences."""
+    import pandas
+
+    with pandas.option_context("display.max_colwidth", None):
+        return Shown(aims.reset_index().to_html(index=False, classes="aims", justify="left", border=0))
