@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import flashspec as fs
-from flashspec.kernels.pages import ALIGNMENT, BLOCK, PAGE, Shelf
 from flashspec.kernels.packed import pack
+from flashspec.kernels.pages import ALIGNMENT, BLOCK, PAGE, Shelf
 
 HUGE = hasattr(mmap, "MADV_HUGEPAGE")
 SHAPES = [((3, 5), torch.float32), ((7,), torch.int8), ((2, 3, 4), torch.bfloat16), ((1,), torch.int64)]

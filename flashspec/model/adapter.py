@@ -19,6 +19,7 @@ from torch import Tensor
 
 from flashspec.model.folder import read_config
 from flashspec.model.memory import refuse_bytes
+from flashspec.model.named import device_named, dtype_named
 from flashspec.model.reader import RowReader
 
 PROBE = (5, 3, 7, 2, 4, 6)
@@ -66,11 +67,11 @@ class Adapter:
         Raises ModuleNotFoundError without transformers or the package that the checkpoint's quantisation needs, ValueError
         for checkpoints that need their own code, keep their weights pickled or cannot be rewound.
         """
-        raw, parts = read_config(folder), processes() if shared else 1
+        raw, parts, device = read_config(folder), processes() if shared else 1, str(device_named(device))
         _refuse(folder, raw)
         _refuse_unknown_numbers(folder, raw)
         refuse_bytes(str(folder), needed_bytes(folder, dtype) // parts, device)
-        kind = "auto" if dtype == "auto" else getattr(torch, dtype)
+        kind = "auto" if dtype == "auto" else dtype_named(dtype)
         return cls(_from_pretrained(folder, raw, {"dtype": kind} | _place(device, shared)), shared)
 
     @property
