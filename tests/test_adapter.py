@@ -216,6 +216,18 @@ def test_exits_and_flash_heads_that_an_adapter_cannot_give_are_refused(tmp_path:
         generate(models, IDS, "flash")
 
 
+def test_a_live_page_leaves_out_what_an_adapter_cannot_give(tmp_path: Path) -> None:
+    pytest.importorskip("pandas")
+    from flashspec.study import live
+
+    write(tmp_path, *OTHERS["gemma2 (soft-capped logits)"])
+    models = load(tmp_path, tmp_path, dtype="float32", device="cpu")
+    outputs = live.decode_all(models, IDS, GREEDY, 12)
+    assert {"baseline", "dense", "dense, eager", "lookup"} <= set(outputs) and not {"flash", "hispec"} & set(outputs)
+    assert live.agreeing(outputs) == len(outputs) - 1
+    assert live.preferred(outputs) is outputs["dense"] and live.forwards(outputs, "flash") == live.NOT_OFFERED
+
+
 SHARED = """
 import os, sys, torch
 torch.set_num_threads(1)
