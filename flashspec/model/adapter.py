@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from flashspec.model.folder import read_config
+from flashspec.model.folder import first_line, read_config
 from flashspec.model.memory import refuse_bytes
 from flashspec.model.named import device_named, dtype_named
 from flashspec.model.reader import RowReader
@@ -230,9 +230,9 @@ def _from_pretrained(folder: Path, raw: dict[str, Any], options: dict[str, Any])
     try:
         model, found = load(folder, **safe, **options)
     except ImportError as error:
-        raise ModuleNotFoundError(f"transformers cannot load {folder}{_needs(raw)}: {_line(error)}") from None
+        raise ModuleNotFoundError(f"transformers cannot load {folder}{_needs(raw)}: {first_line(error)}") from None
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        raise ValueError(f"transformers cannot load {folder}{_needs(raw)}: {_line(error)}") from None
+        raise ValueError(f"transformers cannot load {folder}{_needs(raw)}: {first_line(error)}") from None
     if missing := sorted(found["missing_keys"]):
         raise ValueError(
             f"{folder} lacks {missing[0]} ({len(missing)} such tensors), which transformers would draw at random; "
@@ -246,11 +246,6 @@ def _needs(raw: dict[str, Any]) -> str:
     method = (raw.get("quantization_config") or {}).get("quant_method")
     known = LOADERS.get(str(method), "the package of that method")
     return f", whose {method} weights need {known} installed" if method else ""
-
-
-def _line(error: Exception) -> str:
-    """The first line of a foreign message."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 class AdapterReader(RowReader):
