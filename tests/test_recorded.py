@@ -13,9 +13,12 @@ from toys import PROMPT, duo
 from flashspec.decoding.captured import records_burst, records_check
 from flashspec.decoding.cascade import Limits, Stage, decode
 from flashspec.decoding.method import build, method_named
-from flashspec.model import graphs
+from flashspec.decoding.models import Models
+from flashspec.model import graphs, synthetic
+from flashspec.model.awq import Int4Linear
 from flashspec.model.graphs import Replay
 from flashspec.scores import Sampling
+from flashspec.study.experiments.real_shapes import TINY
 
 NAMES = ("dense", "flash", "flash_best", "preview", "hispec", "cascade", "baseline")
 SAMPLINGS = {
@@ -45,7 +48,11 @@ def stages_of(name: str, sampling: Sampling, record: bool) -> list[Stage]:
     changes = {} if name == "baseline" else {"k": 3}
     if name in ("flash_best", "preview"):
         name, changes = "dense", changes | {"head": name}
-    stages = build(method_named(name, changes), duo(0), sampling, 64)
+    return switched(build(method_named(name, changes), duo(0), sampling, 64), record)
+
+
+def switched(stages: list[Stage], record: bool) -> list[Stage]:
+    """The stages, recording or not."""
     for stage in stages:
         stage.reader.engine.record = record
     return stages
@@ -65,6 +72,19 @@ def test_recorded_bursts_and_verifications_write_the_text_of_their_eager_twin(na
     made = len(recording)
     gc.collect()
     assert tokens_of(stages) == wanted and len(recording) == made
+
+
+def test_4_bit_layers_in_bfloat16_are_recorded_too(recording, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("kernels", "kernels.scoring", "kernels.verdicts"):  # compiled kernels are no operations of torch
+        monkeypatch.setattr(f"flashspec.{module}.library", lambda: None)
+    monkeypatch.setattr(synthetic, "_facts", lambda: {"tiny": TINY})
+    models = Models(synthetic.synthetic("tiny-AWQ"), synthetic.synthetic("tiny", depth=2))
+    assert isinstance(models.target.layers[0].mlp.down, Int4Linear)
+    for name in ("dense", "flash_best"):
+        method = method_named("dense", {"k": 3, "head": name})
+        wanted, found = (tokens_of(switched(build(method, models, Sampling(), 64), record)) for record in (False, True))
+        assert found == wanted and len(recording) > 2
+        recording.clear()
 
 
 def test_the_control_a_recording_that_forgets_what_it_reads_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:

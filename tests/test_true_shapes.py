@@ -48,6 +48,7 @@ def test_without_a_table_nothing_is_claimed(tmp_path: Path) -> None:
     found = true_shapes.found(Params(), tmp_path)
     assert found == {} and true_shapes.observed(found) == "not yet observed on a GPU"
     assert true_shapes.costs(found).index.tolist() == true_shapes.agreements(found).index.tolist() == [true_shapes.NOT_YET]
+    assert true_shapes.costs({}, true_shapes.NOTHING).index.tolist() == [true_shapes.NOTHING]
     assert true_shapes.loads(None).index.tolist() == [true_shapes.worst_load(None)] == [true_shapes.NOTHING]
 
 

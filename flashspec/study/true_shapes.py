@@ -43,14 +43,17 @@ def observed(tables: dict[str, Results]) -> str:
     return f"measured on {'; '.join(machines)}" if machines else NOT_YET
 
 
-def costs(tables: dict[str, Results]) -> DataFrame:
-    """One line for each timed call: its median and roofline in milliseconds, and the share of the roofline that it reaches."""
+def costs(tables: dict[str, Results], none: str = NOT_YET) -> DataFrame:
+    """One line for each timed call: its median and roofline in milliseconds, and the share of the roofline that it reaches.
+
+    `none` is said where there is no table.
+    """
     import pandas
 
     rows = [row for table in tables.values() for row in table.rows if row.agrees < 0]
     names = ["part", "shape", "what", "graphs", "rows", "tokens"]
     if not rows:
-        return pandas.DataFrame({"part": [NOT_YET]}).set_index("part")
+        return pandas.DataFrame({"part": [none]}).set_index("part")
     groups: dict[tuple[Any, ...], list[Any]] = {}
     for row in rows:
         groups.setdefault(tuple(getattr(row, name) for name in names), []).append(row)
