@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from flashspec.model.awq import Scheme, scheme_to_hf
 from flashspec.model.checkpoint import read_config
@@ -62,12 +63,12 @@ def quantize_gptq(
     """
     source, target, scheme = Path(source_folder), Path(target_folder), Scheme(group_size)
     _, samples = _calibration(source, texts, blocks)
-    oneshot, dataset = _llm_compressor()
-    part = target.with_name(f"{target.name}.part")
-    marks = [[1] * CALIBRATION_LENGTH] * len(samples)
+    oneshot = _llm_compressor()
+    part, ids = target.with_name(f"{target.name}.part"), torch.tensor(samples)
+    rows: Any = [{"input_ids": row, "attention_mask": torch.ones_like(row)} for row in ids]
     oneshot(
         model=str(source),
-        dataset=dataset.from_dict({"input_ids": samples, "attention_mask": marks}),
+        dataset=DataLoader(rows),
         recipe=RECIPE.format(group_size=scheme.group_size),
         output_dir=str(part),
         max_seq_length=CALIBRATION_LENGTH,
@@ -130,17 +131,16 @@ def _autoawq() -> Any:
     return AutoAWQForCausalLM
 
 
-def _llm_compressor() -> tuple[Callable[..., Any], Any]:
-    """llm-compressor's one call, and the type of its calibration data."""
+def _llm_compressor() -> Callable[..., Any]:
+    """llm-compressor's one call."""
     try:
-        from datasets import Dataset
         from llmcompressor import oneshot
     except ImportError as error:
         raise ModuleNotFoundError(
             f"this quantiser is llm-compressor, which does not import here ({str(error).splitlines()[0]}): pip install "
             "llmcompressor into an environment of its own, or quantise with AutoAWQ (--by autoawq)"
         ) from None
-    return oneshot, Dataset
+    return oneshot
 
 
 def _search(source: Path, samples: list[list[int]], group_size: int) -> Any:
