@@ -89,7 +89,7 @@ def _top_p(logits: Tensor, top_p: float) -> Tensor:
     """Keep the smallest set of tokens whose probability reaches top_p, and always the best one."""
     ordered, order = logits.sort(dim=-1)
     below = ordered.softmax(-1).cumsum(-1) <= 1 - top_p
-    below[..., -1] = False
+    below[..., -1].fill_(False)
     return logits.masked_fill(torch.zeros_like(below).scatter(-1, order, below), -math.inf)
 
 

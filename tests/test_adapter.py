@@ -197,6 +197,16 @@ def test_a_model_of_transformers_that_does_not_fit_is_refused_before_it_is_loade
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("choice", "message"), [({"dtype": "float8"}, "auto, float32, bfloat16"), ({"device": "gpu"}, "use auto, cpu or cuda")]
+)
+def test_a_way_of_loading_that_is_not_there_is_refused_here_too(choice: dict, message: str, tmp_path: Path) -> None:
+    write(tmp_path, *OTHERS["gpt2"])
+    with pytest.raises(ValueError, match=message) as refused:
+        load(tmp_path, None, **{"device": "cpu", **choice})
+    assert "\n" not in str(refused.value)
+
+
 def test_exits_and_flash_heads_that_an_adapter_cannot_give_are_refused(tmp_path: Path) -> None:
     write(tmp_path, *OTHERS["gemma2 (soft-capped logits)"])
     models = load(tmp_path, tmp_path, dtype="float32", device="cpu")
@@ -204,6 +214,18 @@ def test_exits_and_flash_heads_that_an_adapter_cannot_give_are_refused(tmp_path:
         generate(models, IDS, "self_speculation", exits=(1,))
     with pytest.raises(ValueError, match="no vocabulary weight"):
         generate(models, IDS, "flash")
+
+
+def test_a_live_page_leaves_out_what_an_adapter_cannot_give(tmp_path: Path) -> None:
+    pytest.importorskip("pandas")
+    from flashspec.study import live
+
+    write(tmp_path, *OTHERS["gemma2 (soft-capped logits)"])
+    models = load(tmp_path, tmp_path, dtype="float32", device="cpu")
+    outputs = live.decode_all(models, IDS, GREEDY, 12)
+    assert {"baseline", "dense", "dense, eager", "lookup"} <= set(outputs) and not {"flash", "hispec"} & set(outputs)
+    assert live.agreeing(outputs) == len(outputs) - 1
+    assert live.preferred(outputs) is outputs["dense"] and live.forwards(outputs, "flash") == live.NOT_OFFERED
 
 
 SHARED = """

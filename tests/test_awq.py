@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -29,7 +31,7 @@ from flashspec.model.checkpoint import load_transformer
 from flashspec.model.config import ModelConfig, to_hf
 from flashspec.model.export import hf_tensors, write_folder
 from flashspec.model.transformer import Transformer
-from flashspec.train.quantize import best_clip, quantize_awq
+from flashspec.train.quantize import best_clip, quantize_awq, quantize_gptq
 
 SMALL = replace(BASE, hidden=128, ffn=256, heads=4, kv_heads=2, head_dim=32)
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -96,9 +98,22 @@ def test_dequantising_equals_autoawqs_formula(group: int) -> None:
     assert torch.equal(dequantise(unpack_weight(**packed), torch.float16).t(), wanted)
 
 
+def autoawqs_packing() -> ModuleType:
+    """AutoAWQ's packing_utils.py by itself: the package imports only with the transformers of its time."""
+    found = find_spec("awq")
+    if found is None or found.origin is None:
+        pytest.skip("AutoAWQ is not installed here")
+    place = Path(found.origin).parent / "utils" / "packing_utils.py"
+    spec = spec_from_file_location("packing_utils", place)
+    assert spec is not None and spec.loader is not None
+    made = module_from_spec(spec)
+    spec.loader.exec_module(made)
+    return made
+
+
 @pytest.mark.parametrize("group", [32, 64, 128])
 def test_the_formula_is_autoawqs_own(group: int) -> None:
-    packing = pytest.importorskip("awq.utils.packing_utils")
+    packing = autoawqs_packing()
     packed = pack_weight(random_weight(256, 48, group))
     wanted = gemm_dequantised(packed, group)
     assert torch.equal(packing.dequantize_gemm(packed["qweight"], packed["qzeros"], packed["scales"], 4, group), wanted)
@@ -258,27 +273,37 @@ def test_the_clipping_search_equals_the_naive_twin() -> None:
             assert found[o, g, 0] == limits[int(torch.stack(errors).argmin())]
 
 
-def test_quantising_without_autoawq_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+QUANTISERS = {
+    "autoawq": (quantize_awq, "awq", r"flashspec\[quantize\].* or quantise with llm-compressor"),
+    "llm-compressor": (quantize_gptq, "llmcompressor", "pip install llmcompressor .* or quantise with AutoAWQ"),
+}
+
+
+@pytest.mark.parametrize("name", QUANTISERS)
+def test_quantising_without_the_quantiser_names_it_and_the_other(name: str, tmp_path: Path, monkeypatch) -> None:
+    quantise, module, message = QUANTISERS[name]
     folder = quantisable(tmp_path)
-    monkeypatch.setitem(sys.modules, "awq", None)
-    with pytest.raises(ModuleNotFoundError, match=r"flashspec\[quantize\]"):
-        quantize_awq(folder, tmp_path / "awq", ["a b " * 600])
-    assert not (tmp_path / "awq").exists()
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ModuleNotFoundError, match=message) as refused:
+        quantise(folder, tmp_path / "out", ["a b " * 600])
+    assert "\n" not in str(refused.value) and {path.name for path in tmp_path.iterdir()} == {"dense"}
 
 
-def test_too_little_calibration_text_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("quantise", [quantize_awq, quantize_gptq])
+def test_too_little_calibration_text_is_refused(quantise, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="at least 512 tokens of text, got 3"):
-        quantize_awq(quantisable(tmp_path), tmp_path / "awq", ["a b a"])
+        quantise(quantisable(tmp_path), tmp_path / "out", ["a b a"])
 
 
-def test_quantising_a_quantised_folder_or_one_without_tokenizer_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("quantise", [quantize_awq, quantize_gptq])
+def test_quantising_a_quantised_folder_or_one_without_tokenizer_is_refused(quantise, tmp_path: Path) -> None:
     folder = quantisable(tmp_path)
     write_awq(SMALL, tmp_path / "packed")
     with pytest.raises(ValueError, match="quantised already"):
-        quantize_awq(tmp_path / "packed", tmp_path / "awq", ["a b " * 600])
+        quantise(tmp_path / "packed", tmp_path / "out", ["a b " * 600])
     (folder / "tokenizer.json").unlink()
     with pytest.raises(FileNotFoundError, match="tokenizer.json is missing"):
-        quantize_awq(folder, tmp_path / "awq", ["a b " * 600])
+        quantise(folder, tmp_path / "out", ["a b " * 600])
 
 
 def test_the_command_hands_its_files_to_the_quantiser(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -291,6 +316,10 @@ def test_the_command_hands_its_files_to_the_quantiser(tmp_path: Path, monkeypatc
     text.write_text("a b")
     assert status(["quantize", "dense", str(tmp_path / "awq"), "--text", str(text), "--group-size", "64"]) == 0
     assert calls == [(Path("dense"), tmp_path / "awq", ["a b"], 64, 16)]
+    monkeypatch.setattr(quantize, "quantize_gptq", lambda *arguments: calls.append(arguments[::-1]))
+    assert status(["quantize", "dense", str(tmp_path / "awq"), "--text", str(text), "--by", "llm-compressor"]) == 0
+    assert calls[1] == (16, 128, ["a b"], tmp_path / "awq", Path("dense"))
+    assert status(["quantize", "dense", str(tmp_path / "awq"), "--text", str(text), "--by", "hope"]) == 2
     assert status(["quantize", "dense", str(tmp_path / "awq"), "--text", "nowhere"]) == 2
     assert status(["quantize", "dense", str(tmp_path), "--text", str(text)]) == 0
     (tmp_path / "config.json").write_text("{}")
@@ -320,3 +349,18 @@ def test_autoawq_writes_a_folder_that_loads_both_ways(tmp_path: Path) -> None:
         int4 = load_transformer(tmp_path / "awq", "float32", weights="int4")(ids)
     assert relative(dense, wanted) < 0.5
     assert relative(int4, dense) < 1e-4
+
+
+@pytest.mark.slow
+def test_llm_compressor_writes_a_folder_that_loads_through_transformers(tmp_path: Path) -> None:
+    pytest.importorskip("llmcompressor")
+    from flashspec.decoding.models import load
+
+    folder = quantisable(tmp_path)
+    quantize_gptq(folder, tmp_path / "out", ["a b b " * 200])
+    assert (tmp_path / "out" / "tokenizer.json").is_file() and not (tmp_path / "out.part").exists()
+    ids = prompt(SMALL, 20)[0]
+    packed, dense = (load(place, None, "float32", "cpu").target for place in (tmp_path / "out", folder))
+    with torch.inference_mode():
+        logits = packed.model(ids[None]).logits
+        assert 1e-4 < relative(logits, dense(ids[None])) < 0.5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,39 @@ def test_a_chat_template_frames_the_message(folders: dict[str, Path]) -> None:
     assert chat_prompt(folders["target"], "hello", "be brief") == "<system>be brief<user>hello<answer>"
     with pytest.raises(ValueError, match="has no chat template"):
         chat_prompt(folders["draft"], "hello")
+
+
+REFUSING = (
+    "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+    "{{ m.content }}{% endfor %}"
+)
+
+
+@pytest.fixture
+def strict(folders: dict[str, Path], tmp_path: Path) -> Path:
+    """A target whose template takes no system message, as Gemma's does."""
+    pytest.importorskip("transformers")
+    folder = Path(shutil.copytree(folders["target"], tmp_path / "strict"))
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": REFUSING}))
+    return folder
+
+
+def test_a_conversation_that_the_template_refuses_is_refused_in_one_sentence(strict: Path) -> None:
+    assert chat_prompt(strict, "hello") == "hello"
+    with pytest.raises(
+        ValueError, match=r"refuses this conversation \(no system role\).*leave the system message out"
+    ) as refused:
+        chat_prompt(strict, "hello", "be brief")
+    assert "\n" not in str(refused.value)
+
+
+def test_a_chat_without_a_tokenizer_is_refused_in_one_sentence(strict: Path) -> None:
+    for path in strict.glob("*token*"):
+        path.unlink()
+    with pytest.raises(ValueError, match="tokenizer of .*copy the whole folder|has no chat template") as refused:
+        chat_prompt(strict, "hello")
+    assert "\n" not in str(refused.value)
 
 
 def test_generation_defaults_are_the_checkpoints_own(folders: dict[str, Path], tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from flashspec.train.package import write_digests
 
 WEIGHTS = "model.safetensors"
 UNTIED = replace(BASE, tied=False)
+DOWN = "model.layers.1.mlp.down_proj.weight"
 
 
 @pytest.fixture
@@ -54,6 +55,27 @@ def drop_shard(folder: Path) -> None:
     sorted(folder.glob("*.safetensors"))[1].unlink()
 
 
+def corrupt_shard(folder: Path) -> None:
+    randomised(UNTIED).save(folder, dtype="float32", shard_bytes=20_000)
+    shard = sorted(folder.glob("*.safetensors"))[1]
+    data = shard.read_bytes()
+    shard.write_bytes(data[:9] + bytes(64) + data[73:])
+
+
+def shorten_shard(folder: Path) -> None:
+    randomised(UNTIED).save(folder, dtype="float32", shard_bytes=20_000)
+    shard = sorted(folder.glob("*.safetensors"))[1]
+    shard.write_bytes(shard.read_bytes()[:-4])
+
+
+def misplace(folder: Path) -> None:
+    randomised(UNTIED).save(folder, dtype="float32", shard_bytes=20_000)
+    path = folder / "model.safetensors.index.json"
+    table = json.loads(path.read_text())
+    table["weight_map"][DOWN] = sorted(set(table["weight_map"].values()) - {table["weight_map"][DOWN]})[0]
+    path.write_text(json.dumps(table))
+
+
 def pickle_only(folder: Path) -> None:
     torch.save({}, folder / "pytorch_model.bin")
     (folder / WEIGHTS).unlink()
@@ -72,7 +94,6 @@ def drop_a_listed_file(folder: Path) -> None:
     (folder / "tokenizer.json").unlink()
 
 
-DOWN = "model.layers.1.mlp.down_proj.weight"
 SPOILED = {
     "no folder": (lambda folder: folder.rename(folder.with_name("moved")), "there is no checkpoint folder"),
     "no config": (lambda folder: (folder / "config.json").unlink(), "config.json is missing"),
@@ -87,6 +108,9 @@ SPOILED = {
     "ratio": (edit_config(num_key_value_heads=4), "k_proj.weight .* has shape"),
     "truncated": (truncate, "truncated or not a safetensors file"),
     "missing shard": (drop_shard, "model-00002-of-.* named in the index but missing"),
+    "corrupt shard": (corrupt_shard, "model-00002-of-.* truncated or not a safetensors file .*fetch it again"),
+    "short shard": (shorten_shard, "model-00002-of-.* truncated or not a safetensors file .*fetch it again"),
+    "shard without its tensor": (misplace, f"tensor {DOWN} is not in .*, where the index puts it"),
     "pickle": (pickle_only, "pickled weights are never read"),
     "digest": (flip_a_byte, "has SHA-256 .* digests.json expects"),
     "listed file": (drop_a_listed_file, "tokenizer.json is listed in digests.json but missing"),

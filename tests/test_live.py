@@ -9,6 +9,7 @@ import tiny
 
 from flashspec.decoding.generate import Output, generate
 from flashspec.decoding.method import METHODS
+from flashspec.decoding.models import Models
 from flashspec.scores import Sampling
 from flashspec.study import live
 
@@ -27,6 +28,13 @@ def test_every_method_is_decoded_and_prints_one_text(outputs: dict[str, Output])
     assert set(METHODS) <= set(outputs)
     assert live.agreeing(outputs) == len(outputs) - 1
     assert live.table(outputs)["same text"].all()
+
+
+def test_methods_whose_exits_a_target_has_not_are_left_out(outputs: dict[str, Output]) -> None:
+    short = live.decode_all(Models(tiny.model(3), tiny.model(2)), PROMPT, Sampling(), 6)
+    assert "hispec" in outputs and "hispec" not in short and {"baseline", "dense", "flash", "self_speculation"} <= set(short)
+    assert live.forwards(short, "hispec") == live.NOT_OFFERED and live.forwards(short, "baseline") == 6
+    assert live.preferred(short) is short["flash"]
 
 
 def test_a_text_that_differs_is_shown_as_such(outputs: dict[str, Output]) -> None:

@@ -70,3 +70,11 @@ def test_the_written_checkpoint_has_the_size_that_was_asked_for_and_loads(group:
     files = list(tmp_path.glob("*.safetensors"))
     assert len(files) > 1 and sum(path.stat().st_size for path in files) == pytest.approx(20e6, rel=0.15)
     assert load_transformer(tmp_path, weights="int4" if group else "dense").config.layers >= 1
+
+
+def test_memory_that_torch_keeps_for_reuse_counts_as_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that was let go leaves its memory with torch's allocator, where the next one of its size finds it."""
+    told = {"mem_get_info": (30, 100), "memory_reserved": 60, "memory_allocated": 20}
+    for name, value in told.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
+    assert free_bytes(torch.device("cuda")) == 70

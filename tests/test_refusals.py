@@ -189,11 +189,50 @@ def test_vocabularies_of_one_size_and_different_words_are_refused(copy):
         ({"weights": "int3"}, "auto, int4, dense"),
         ({"weights": "int4"}, "no 4-bit weights"),
         ({"device": "cuda:99"}, "'cuda:99'"),
+        ({"device": "gpu"}, "use auto, cpu or cuda"),
     ],
 )
 def test_a_way_of_loading_that_is_not_there_is_refused(shipped, options, word):
     call = lambda: fs.load(str(shipped["target"]), None, **{"device": "cpu", **options})  # noqa: E731
     assert word in refusal(call)
+
+
+def overwrite(path):
+    path.write_text("{")
+
+
+def take_apart(path):
+    path.write_text('{"version": "1.0"}')
+
+
+def twist(path):
+    raw = json.loads(path.read_text())
+    path.write_text(json.dumps(raw | {"model": raw["model"] | {"type": "Hope"}}))
+
+
+@pytest.mark.parametrize("which", ["target", "draft"])
+@pytest.mark.parametrize(
+    ("damage", "word"), [(overwrite, "not valid JSON"), (take_apart, "does not hold a tokenizer"), (twist, "tokenizer.json")]
+)
+def test_a_damaged_tokenizer_is_refused_by_its_file(copy, which, damage, word):
+    damage(copy[which] / "tokenizer.json")
+    (copy[which] / "digests.json").unlink()
+    if (which, damage) == ("draft", twist):
+        load(copy)  # only the target's tokenizer is ever run
+        return
+    said = refusal(lambda: load(copy))
+    assert word in said and str(copy[which] / "tokenizer.json") in said and "copy the file again" in said
+
+
+@pytest.mark.parametrize("which", ["target", "draft"])
+def test_a_tokenizer_that_is_missing_is_said_when_it_is_needed(copy, which):
+    (copy[which] / "tokenizer.json").unlink()
+    (copy[which] / "digests.json").unlink()
+    alone = load(copy)
+    assert len(fs.generate(alone, [3, 1, 4], "dense", max_new_tokens=4, stop=()).tokens) == 4
+    if which == "target":
+        said = refusal(lambda: fs.generate(alone, PROMPT, "dense"))
+        assert "no tokenizer.json" in said and "as token ids" in said
 
 
 def test_a_method_without_its_draft_is_refused(shipped):

@@ -44,16 +44,16 @@ LENGTHS = (1, 2, 90)
 
 
 def drawn(family: str, seed: int) -> ModelConfig:
-    """A random shape of a family: one layer or three, one head or several, odd vocabularies and biases among them."""
+    """A random shape of a family, odd vocabularies and biases among them; seed 0 is the left edge: one layer, one head."""
     dice = random.Random(f"{family} {seed}")
-    opt, heads = family == "opt", dice.choice((1, 2, 6))
+    opt, heads = family == "opt", dice.choice((1, 2, 6)) if seed else 1
     head_dim, bias = dice.choice((2, 6, 16)), dice.random() < 0.5
     return ModelConfig(
         family=family,
-        vocab_size=dice.choice((17, 64, 131)),
+        vocab_size=dice.choice((17, 64, 131)) if seed else 17,
         hidden=heads * (head_dim if opt or family == "qwen2" else dice.choice((3, 8))),
         ffn=dice.choice((5, 24)),
-        layers=dice.choice((1, 3)),
+        layers=dice.choice((1, 3)) if seed else 1,
         heads=heads,
         kv_heads=heads if opt else dice.choice([n for n in (1, 2, 3, 6) if heads % n == 0]),
         head_dim=head_dim,
@@ -69,6 +69,9 @@ def drawn(family: str, seed: int) -> ModelConfig:
 
 
 CASES |= {f"{family}-drawn-{seed}": drawn(family, seed) for family in FAMILIES for seed in range(4)}
+
+
+GREEDY = [name for name in CASES if name.endswith(("drawn-0", "drawn-1")) or name in ("opt", "qwen2-biased", "llama-llama3")]
 
 
 def randomised(config: ModelConfig, seed: int = 0) -> Transformer:
@@ -155,7 +158,7 @@ def test_bfloat16_survives_a_round_trip_bit_for_bit(tmp_path: Path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True))
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if "drawn-0" in name or name in ("opt", "qwen2-biased", "llama-llama3")])
+@pytest.mark.parametrize("name", GREEDY)
 def test_greedy_text_is_the_text_of_transformers_generate(name: str, tmp_path: Path) -> None:
     model = randomised(replace(CASES[name], eos=()))
     model.save(tmp_path, dtype="float32")

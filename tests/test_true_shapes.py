@@ -48,6 +48,7 @@ def test_without_a_table_nothing_is_claimed(tmp_path: Path) -> None:
     found = true_shapes.found(Params(), tmp_path)
     assert found == {} and true_shapes.observed(found) == "not yet observed on a GPU"
     assert true_shapes.costs(found).index.tolist() == true_shapes.agreements(found).index.tolist() == [true_shapes.NOT_YET]
+    assert true_shapes.costs({}, true_shapes.NOTHING).index.tolist() == [true_shapes.NOTHING]
     assert true_shapes.loads(None).index.tolist() == [true_shapes.worst_load(None)] == [true_shapes.NOTHING]
 
 
@@ -76,6 +77,15 @@ def test_the_worst_load_is_told(tmp_path: Path) -> None:
     results = stored("loading", tmp_path)
     assert true_shapes.worst_load(results) == "1.15"
     assert true_shapes.loads(results)["peak over files"].tolist() == [1.15]
+
+
+def test_memory_is_counted_from_the_shape() -> None:
+    """Llama-3.1-8B by hand: 8.03 billion parameters of two bytes, a cache of 32 layers, two of 8 heads of 128, two bytes each."""
+    line = true_shapes.memory(("Llama-3.1-8B", "Qwen3-0.6B")).loc["Llama-3.1-8B"]
+    assert line["bfloat16, GB"] == pytest.approx(16.06, abs=0.02)
+    assert line["cache of 1000 tokens, GB"] == pytest.approx(1e-6 * 32 * 2 * 8 * 128 * 2, abs=0.005)
+    ends = 2 * 2 * shape("Llama-3.1-8B").head_parameters / 1e9
+    assert 0.25 < (line["4 bits, GB"] - ends) / (line["bfloat16, GB"] - ends) < 0.28
 
 
 def test_the_how_tos_parameters_are_those_of_loading() -> None:

@@ -100,6 +100,26 @@ def test_a_command_of_the_page_succeeds(line: str, place: Path, monkeypatch: pyt
     assert outcome(spelled(line, place), place) == 0
 
 
+SMALL_RUN = {"ks": "2", "new_tokens": "8", "per_kind": "1", "repeats": "2", "probes": "8", "methods": "dense,flash"}
+
+
+@pytest.mark.slow
+def test_the_notebook_of_the_whole_text_runs_on_a_pair_of_folders(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measured anew into another folder of tables; what is not the pair's own is shown from the stored ones."""
+    for needed in ("papermill", "myst_nb", "seaborn"):
+        pytest.importorskip(needed)
+    from flashspec.study.notebooks import execute
+
+    tables = place / "tables"
+    for name in ("projection", "draft_step", "acceptance"):
+        shutil.copytree(ROOT / "book" / "results" / name, tables / name)
+    monkeypatch.setenv("FLASHSPEC_RESULTS", str(tables))
+    pair = {"target": str(place / "TARGET"), "drafts": str(place / "DRAFT"), "dtype": "float32"}
+    written = execute(ROOT / "notebooks" / "03_end_to_end.ipynb", place / "whole.ipynb", {**pair, **SMALL_RUN})
+    assert "image/svg+xml" in written.read_text()
+    assert any(str(place / "DRAFT") in path.read_text() for path in (tables / "end_to_end").rglob("*.json"))
+
+
 def test_the_page_names_every_step() -> None:
     said = "\n".join(commands())
     words = ("doctor", "generate", "quantize", "plan", "plan heads", "trace record", "trace replay", "run end_to_end")

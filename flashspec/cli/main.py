@@ -14,7 +14,7 @@ COMMANDS = {
     "run": ("flashspec.cli.run", "Run an experiment, or show its stored table."),
     "list": ("flashspec.cli.listing", "List experiments, methods and models."),
     "train": ("flashspec.cli.train", "Train the reference models from scratch."),
-    "quantize": ("flashspec.cli.quantize", "Write a checkpoint's 4-bit AWQ twin."),
+    "quantize": ("flashspec.cli.quantize", "Write a checkpoint's 4-bit twin."),
     "plan": ("flashspec.cli.plan", "Say whether to speculate here, and how."),
     "trace": ("flashspec.cli.trace", "Record a target's text once; replay drafts against it."),
     "draft": ("flashspec.cli.draft", "Make a wide, shallow draft out of a target."),

@@ -19,7 +19,7 @@ from flashspec.heads.dense import DenseHead
 from flashspec.heads.flash import FlashHead
 from flashspec.heads.preview import PreviewHead
 from flashspec.heads.shortlist import ShortlistHead
-from flashspec.model.graphs import LARGEST, FixedEngine, recorded
+from flashspec.model.graphs import LARGEST, FixedEngine, Replay
 from flashspec.model.reader import SpanReader
 from flashspec.scores import DeviceDice, Scores
 
@@ -102,19 +102,8 @@ class Track:
         """The result of a call of this shape (rows to read, rows to score, keys), made and recorded where it is new."""
         if shape not in self._calls:
             call = make(shape)
-            self._calls[shape] = replayed(call) if self.engine.record else call
+            self._calls[shape] = Replay(call, self.tokens.device) if self.engine.record else call
         return self._calls[shape]()  # type: ignore[return-value]
-
-
-def replayed(call: Callable[[], Result]) -> Callable[[], Result]:
-    """A call recorded as a CUDA graph; its result lies in the graph's own memory and is overwritten by the next replay."""
-    graph, result = recorded(call)
-
-    def replay() -> Result:
-        graph.replay()
-        return result
-
-    return replay
 
 
 class CapturedBurst:

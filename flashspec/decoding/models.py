@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-from flashspec.decoding.vocabulary import check_tokenizers, cut_padding
+from flashspec.decoding.vocabulary import check_tokenizers, cut_padding, tokenizer_of
 from flashspec.heads.base import Head, Norm
 from flashspec.heads.dense import DenseHead
 from flashspec.heads.flash import FlashHead
@@ -127,7 +127,10 @@ class Models:
 
     def _tokens(self, text: str, special: bool) -> list[int]:
         if self.tokenizer is None:
-            raise ValueError("these models were loaded without a tokenizer (no tokenizer.json); give the prompt as token ids")
+            raise ValueError(
+                "these models were loaded without a tokenizer (no tokenizer.json beside the target's weights); give the prompt "
+                "as token ids, or copy the file from the checkpoint's source"
+            )
         return self.tokenizer.encode(text, add_special_tokens=special).ids
 
     def decode(self, ids: list[int]) -> str:
@@ -148,13 +151,6 @@ def folder_of(name: str | Path, role: str) -> Path:
         return located(SHIPPED / shipped if shipped else name)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{error}; shipped models: {', '.join(REFERENCE[role])}") from None
-
-
-def _tokenizer(folder: Path) -> Any:
-    from tokenizers import Tokenizer
-
-    path = folder / "tokenizer.json"
-    return Tokenizer.from_file(str(path)) if path.exists() else None
 
 
 def load(
@@ -186,7 +182,7 @@ def load(
     made |= {role: opened_draft(folders[role], dtype, device, form) for role, form in formats.items()}
     cut = cut_padding(made, folders)
     between = tuple(model for role, model in made.items() if role.startswith("between"))
-    tokenizer, exits = _tokenizer(folders["target"]), _exits(folders["target"], made["target"])
+    tokenizer, exits = tokenizer_of(folders["target"]), _exits(folders["target"], made["target"])
     return Models(made["target"], made.get("draft"), tokenizer, folders, between=between, exits=exits, cut=cut)
 
 

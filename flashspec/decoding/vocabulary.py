@@ -2,24 +2,41 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from flashspec.model.folder import read_json
 from flashspec.model.transformer import Transformer
 
 SAID = 8
 
 
 def words_of(folder: Path) -> dict[int, str]:
-    """The token of every id, empty where the folder has no tokenizer."""
+    """The token of every id, empty where the folder has no tokenizer; ValueError where its file is damaged."""
     path = folder / "tokenizer.json"
     if not path.exists():
         return {}
-    raw = json.loads(path.read_text(encoding="utf-8"))
+    raw = read_json(path, "")
+    if not isinstance(raw, dict) or "model" not in raw:
+        raise ValueError(f"{path} does not hold a tokenizer; copy the file again from its source")
     table = raw["model"].get("vocab") or {}
     named = table if isinstance(table, dict) else {token: i for i, (token, _) in enumerate(table)}
     return {i: token for token, i in named.items()} | {t["id"]: t["content"] for t in raw.get("added_tokens") or ()}
+
+
+def tokenizer_of(folder: Path) -> Any:
+    """The tokenizer of a checkpoint folder, None where it has none; ValueError where its file is damaged."""
+    from tokenizers import Tokenizer
+
+    path = folder / "tokenizer.json"
+    if not path.exists():
+        return None
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises nothing narrower
+        said = " ".join(str(error).split())
+        raise ValueError(f"{path} is not a tokenizer that can be read ({said}); copy the file again from its source") from None
 
 
 def check_tokenizers(target: Path, draft: Path) -> None:

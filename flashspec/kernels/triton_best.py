@@ -41,10 +41,11 @@ def best_of_blocks(states: Tensor, blocks: Tensor, ids: Tensor, bias: Tensor, ch
     """As flashspec.kernels.best_of_blocks, for tensors that are all contiguous and on one device."""
     (rows, probes), (_, cap, depth) = chosen.shape, blocks.shape
     packed = torch.full((rows,), LOWEST, dtype=torch.int64, device=states.device)
-    _best_of_blocks[(rows, probes)](
-        states.contiguous(), blocks, ids, bias, chosen.contiguous(), packed, probes, cap, depth,
-        CAP=triton.next_power_of_2(cap), STEP=STEP,
-    )  # fmt: skip
+    with torch.cuda.device_of(states):
+        _best_of_blocks[(rows, probes)](
+            states.contiguous(), blocks, ids, bias, chosen.contiguous(), packed, probes, cap, depth,
+            CAP=triton.next_power_of_2(cap), STEP=STEP,
+        )  # fmt: skip
     high = (packed >> 32).to(torch.int32)
     bits = torch.where(high < 0, high ^ 0x7FFFFFFF, high)
     return 0xFFFFFFFF - (packed & 0xFFFFFFFF), bits.view(torch.float32)

@@ -17,8 +17,9 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from flashspec.model.folder import read_config
+from flashspec.model.folder import first_line, read_config
 from flashspec.model.memory import refuse_bytes
+from flashspec.model.named import device_named, dtype_named
 from flashspec.model.reader import RowReader
 
 PROBE = (5, 3, 7, 2, 4, 6)
@@ -66,11 +67,11 @@ class Adapter:
         Raises ModuleNotFoundError without transformers or the package that the checkpoint's quantisation needs, ValueError
         for checkpoints that need their own code, keep their weights pickled or cannot be rewound.
         """
-        raw, parts = read_config(folder), processes() if shared else 1
+        raw, parts, device = read_config(folder), processes() if shared else 1, str(device_named(device))
         _refuse(folder, raw)
         _refuse_unknown_numbers(folder, raw)
         refuse_bytes(str(folder), needed_bytes(folder, dtype) // parts, device)
-        kind = "auto" if dtype == "auto" else getattr(torch, dtype)
+        kind = "auto" if dtype == "auto" else dtype_named(dtype)
         return cls(_from_pretrained(folder, raw, {"dtype": kind} | _place(device, shared)), shared)
 
     @property
@@ -229,9 +230,9 @@ def _from_pretrained(folder: Path, raw: dict[str, Any], options: dict[str, Any])
     try:
         model, found = load(folder, **safe, **options)
     except ImportError as error:
-        raise ModuleNotFoundError(f"transformers cannot load {folder}{_needs(raw)}: {_line(error)}") from None
+        raise ModuleNotFoundError(f"transformers cannot load {folder}{_needs(raw)}: {first_line(error)}") from None
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        raise ValueError(f"transformers cannot load {folder}{_needs(raw)}: {_line(error)}") from None
+        raise ValueError(f"transformers cannot load {folder}{_needs(raw)}: {first_line(error)}") from None
     if missing := sorted(found["missing_keys"]):
         raise ValueError(
             f"{folder} lacks {missing[0]} ({len(missing)} such tensors), which transformers would draw at random; "
@@ -245,11 +246,6 @@ def _needs(raw: dict[str, Any]) -> str:
     method = (raw.get("quantization_config") or {}).get("quant_method")
     known = LOADERS.get(str(method), "the package of that method")
     return f", whose {method} weights need {known} installed" if method else ""
-
-
-def _line(error: Exception) -> str:
-    """The first line of a foreign message."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 class AdapterReader(RowReader):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from flashspec.model.folder import read_json
+from flashspec.model.folder import first_line, read_json
 
 SAMPLED = ("temperature", "top_k", "top_p")
 CHANGES_TEXT = ("repetition_penalty", "no_repeat_ngram_size", "min_p", "typical_p")
@@ -35,18 +35,35 @@ def generation_defaults(folder: Path) -> Defaults:
 def chat_prompt(folder: Path, message: str, system: str | None = None) -> str:
     """The text that the checkpoint's chat template makes of one user message, ending where the answer begins.
 
-    Raises ModuleNotFoundError without transformers and jinja2, ValueError where the checkpoint has no template.
+    Raises ModuleNotFoundError without transformers and jinja2, ValueError where the checkpoint has no template, or one that
+    refuses such a conversation.
     """
     try:
-        import jinja2  # noqa: F401
-        from transformers import AutoTokenizer
+        import jinja2
+        import transformers  # noqa: F401
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             f"chat templates are written for transformers and jinja2 ({error.name} is missing): pip install transformers jinja2"
         ) from None
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    tokenizer = _tokenizer(folder)
     if not tokenizer.chat_template:
         raise ValueError(f"{folder} has no chat template; leave --chat out, or use a model trained for conversations")
     said = [{"role": "user", "content": message}]
     said = said if system is None else [{"role": "system", "content": system}, *said]
-    return str(tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True))
+    try:
+        return str(tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True))
+    except jinja2.TemplateError as error:
+        advice = "give the prompt without --chat" + ("" if system is None else ", or leave the system message out")
+        raise ValueError(f"the chat template of {folder} refuses this conversation ({first_line(error)}); {advice}") from None
+
+
+def _tokenizer(folder: Path) -> Any:
+    """transformers' tokenizer of a checkpoint, which holds the template; ValueError where it cannot be read."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+        raise ValueError(
+            f"transformers cannot read the tokenizer of {folder} ({first_line(error)}); copy the whole folder again"
+        ) from None

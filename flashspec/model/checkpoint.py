@@ -17,10 +17,10 @@ from flashspec.model.export import save_transformer as save_transformer
 from flashspec.model.folder import Tensors, read_config, read_json
 from flashspec.model.folder import verify_digests as verify_digests
 from flashspec.model.memory import Form, refuse_too_large
+from flashspec.model.named import device_named, dtype_named
 from flashspec.model.names import ignored, row_counts, sources
 from flashspec.model.transformer import Rope, Transformer
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 WEIGHTS = ("auto", "int4", "dense")
 PACKED = ("qweight", "qzeros", "scales")
 
@@ -37,7 +37,7 @@ def load_transformer(folder: str | Path, dtype: str = "auto", device: str = "cpu
     folder = Path(folder)
     raw = read_config(folder)
     config, scheme = _config(raw, folder), scheme_of(raw)
-    kind = _device(device)
+    kind = device_named(device)
     int4 = _int4(weights, scheme, kind, folder)
     form = Form(_dtype(dtype, raw), (scheme or NOTHING).group_size if int4 else 0)
     refuse_too_large(str(folder), config, form, kind)
@@ -45,21 +45,11 @@ def load_transformer(folder: str | Path, dtype: str = "auto", device: str = "cpu
     return _Loader(Tensors(folder), config, scheme or NOTHING, form.dtype, kind).load(int4)
 
 
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"device {name!r} was asked for but torch sees no CUDA device; use device='cpu'")
-    return torch.device(name)
-
-
 def _dtype(name: str, raw: dict[str, Any]) -> torch.dtype:
     if name == "auto":
         stored = raw.get("dtype") or raw.get("torch_dtype")
         return torch.float32 if stored == "float32" else torch.bfloat16
-    if name not in DTYPES:
-        raise ValueError(f"dtype {name!r} is not supported; use one of: auto, {', '.join(DTYPES)}")
-    return DTYPES[name]
+    return dtype_named(name)
 
 
 def _int4(weights: str, scheme: Scheme | None, device: torch.device, folder: Path) -> bool:

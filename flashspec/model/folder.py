@@ -30,6 +30,11 @@ def read_json(path: Path, advice: str) -> Any:
         raise ValueError(f"{path} is not valid JSON ({error}); copy the file again from its source") from None
 
 
+def first_line(error: Exception) -> str:
+    """The first line of another library's message."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def verify_digests(folder: str | Path) -> None:
     """Compare the folder's files with its digests.json ({file: sha256}); nothing to do where there is none.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -114,18 +114,34 @@ class FixedEngine(TorchEngine):
 Result = TypeVar("Result")
 
 
-def recorded(call: Callable[[], Result]) -> tuple[torch.cuda.CUDAGraph, Result]:
+def recorded(call: Callable[[], Result], device: torch.device) -> tuple[torch.cuda.CUDAGraph, Result]:
     """A graph of a call that may be repeated, after two calls aside to warm up, and the result that every replay fills anew."""
-    aside = torch.cuda.Stream()
-    aside.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(aside):
-        for _ in range(2):
-            call()
-    torch.cuda.current_stream().wait_stream(aside)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        result = call()
+    with torch.cuda.device(device):
+        aside = torch.cuda.Stream()
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):
+            for _ in range(2):
+                call()
+        torch.cuda.current_stream().wait_stream(aside)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            result = call()
     return graph, result
+
+
+class Replay(Generic[Result]):
+    """A call recorded as a CUDA graph; its result lies in the graph's own memory and is overwritten by the next replay.
+
+    The call is kept: a graph reads the tensors that it closes over where they lie, and keeps none of them alive.
+    """
+
+    def __init__(self, call: Callable[[], Result], device: torch.device) -> None:
+        self.call = call
+        self.graph, self.result = recorded(call, device)
+
+    def __call__(self) -> Result:
+        self.graph.replay()
+        return self.result
 
 
 class Recording:
@@ -133,9 +149,8 @@ class Recording:
 
     def __init__(self, forward: Forward, x: Tensor) -> None:
         self.rows = x.clone()
-        self.graph, self.result = recorded(lambda: forward(self.rows))
+        self.replay = Replay(lambda: forward(self.rows), x.device)
 
     def __call__(self, x: Tensor) -> Tensor:
         self.rows.copy_(x)
-        self.graph.replay()
-        return self.result.clone()
+        return self.replay().clone()

@@ -30,9 +30,10 @@ def weight_bytes(config: ModelConfig, form: Form) -> int:
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """Memory that is free on this device, None where the system does not tell."""
+    """Memory that is free on this device, what torch keeps there for reuse included; None where the system does not tell."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + idle
     table = Path("/proc/meminfo")
     if table.is_file():
         line = next((x for x in table.read_text().splitlines() if x.startswith("MemAvailable")), None)

@@ -6,6 +6,7 @@ Stopped at any moment, it continues where it was: parts whose table is stored ar
 from __future__ import annotations
 
 import argparse
+import gc
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -39,11 +40,19 @@ def steps(base: Params, root: Path | None, minutes: float, clock: Callable[[], f
             return
         begun = clock()
         results = run(EXPERIMENT, params, root=root)
+        _release()
         yield f"{params.part}: {len(results.rows)} rows in {results.path.name}, {clock() - begun:.0f} s; {results.machine}"
         if unequal := wrong(results):
             yield f"stopped: {'; '.join(unequal)} differ from the reference; nothing is timed, delete {results.path} to retry"
             return
     yield "done"
+
+
+def _release() -> None:
+    """Give back the device memory of models that are gone; readers and what they recorded hold one another until collected."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -8,13 +8,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flashspec.decoding.generate import Output, generate
-from flashspec.decoding.method import METHODS, Method
+from flashspec.decoding.method import METHODS, Method, build
 from flashspec.decoding.models import Models
 from flashspec.scores import Sampling
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+NOT_OFFERED = "(not offered by these models)"
 SHADES = {"accepted": "#cfe8d5", "own": "#ffd9b8"}
 
 
@@ -38,9 +39,28 @@ def both_ways(name: str, method: Method) -> dict[str, Method]:
 
 
 def decode_all(models: Models, prompt: str | list[int], sampling: Sampling, max_new_tokens: int) -> dict[str, Output]:
-    """One decode of every method, by name."""
-    chosen = variants()
+    """One decode of every method that these models offer, by name."""
+    chosen = {name: method for name, method in variants().items() if offered(models, method)}
     return {name: generate(models, prompt, method, sampling, max_new_tokens=max_new_tokens) for name, method in chosen.items()}
+
+
+def offered(models: Models, method: Method) -> bool:
+    """Whether these models can carry a method out: exits need layers of our own and enough of them, some heads a weight."""
+    try:
+        build(method, models, context=1)
+    except ValueError:
+        return False
+    return True
+
+
+def preferred(outputs: Mapping[str, Output]) -> Output:
+    """The decode to look at: a FlashHead draft's, or a dense draft's where the models give no FlashHead."""
+    return outputs["flash" if "flash" in outputs else "dense"]
+
+
+def forwards(outputs: Mapping[str, Output], name: str) -> int | str:
+    """Target forwards of one decode, in words where these models do not offer the method."""
+    return outputs[name].stats.forwards if name in outputs else NOT_OFFERED
 
 
 def table(outputs: Mapping[str, Output]) -> DataFrame:

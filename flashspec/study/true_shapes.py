@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from flashspec.measure import clock
-from flashspec.model.memory import Form
+from flashspec.model.memory import Form, weight_bytes
 from flashspec.model.synthetic import GROUP, is_awq, shape
 from flashspec.study.experiment import Results, stored
 from flashspec.study.experiments.real_shapes import PARTS, SMOKE, Params
@@ -43,14 +43,17 @@ def observed(tables: dict[str, Results]) -> str:
     return f"measured on {'; '.join(machines)}" if machines else NOT_YET
 
 
-def costs(tables: dict[str, Results]) -> DataFrame:
-    """One line for each timed call: its median and roofline in milliseconds, and the share of the roofline that it reaches."""
+def costs(tables: dict[str, Results], none: str = NOT_YET) -> DataFrame:
+    """One line for each timed call: its median and roofline in milliseconds, and the share of the roofline that it reaches.
+
+    `none` is said where there is no table.
+    """
     import pandas
 
     rows = [row for table in tables.values() for row in table.rows if row.agrees < 0]
     names = ["part", "shape", "what", "graphs", "rows", "tokens"]
     if not rows:
-        return pandas.DataFrame({"part": [NOT_YET]}).set_index("part")
+        return pandas.DataFrame({"part": [none]}).set_index("part")
     groups: dict[tuple[Any, ...], list[Any]] = {}
     for row in rows:
         groups.setdefault(tuple(getattr(row, name) for name in names), []).append(row)
@@ -119,6 +122,20 @@ def _shares(tables: dict[str, Results], part: str, call: tuple[str, str]) -> Ite
     rows = [row for row in tables[part].rows if (row.what, row.graphs) == call] if part in tables else []
     if rows:
         yield rows[0].bytes / rows[0].bandwidth / clock.median([row.seconds for row in rows])
+
+
+def memory(names: Sequence[str]) -> DataFrame:
+    """Computed from shapes: gigabytes of weights in bfloat16 and with layers in 4 bits, and of the cache of 1000 tokens."""
+    import pandas
+
+    lines = []
+    for name in names:
+        config = shape(name)
+        forms = {"bfloat16": Form(torch.bfloat16), "4 bits": Form(torch.bfloat16, GROUP)}
+        sizes = {kind: weight_bytes(config, form) for kind, form in forms.items()}
+        sizes["cache of 1000 tokens"] = 1000 * config.kv_bytes_per_token(torch.bfloat16.itemsize)
+        lines.append({"shape": name, **{f"{what}, GB": round(size / 1e9, 2) for what, size in sizes.items()}})
+    return pandas.DataFrame(lines).set_index("shape")
 
 
 def loads(results: Results | None) -> DataFrame:

@@ -1,4 +1,8 @@
-"""Quantising a dense checkpoint to 4-bit AWQ (Lin et al. 2023) with AutoAWQ, in Qwen3-32B-AWQ's layout."""
+"""Quantising a dense checkpoint to 4 bits: AWQ (Lin et al. 2023) with AutoAWQ, in Qwen3-32B-AWQ's layout, or GPTQ (Frantar et
+al. 2022) with llm-compressor, as compressed-tensors.
+
+AutoAWQ is archived and llm-compressor lives; nothing else in the library knows either of them.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from flashspec.model.awq import Scheme, scheme_to_hf
 from flashspec.model.checkpoint import read_config
@@ -17,6 +22,16 @@ from flashspec.model.export import write_folder
 
 CALIBRATION_LENGTH = 512
 CLIP_ROWS = 512
+RECIPE = """
+quantization_stage:
+  quantization_modifiers:
+    GPTQModifier:
+      ignore: ["lm_head"]
+      config_groups:
+        group_0:
+          targets: ["Linear"]
+          weights: {{num_bits: 4, type: int, symmetric: true, strategy: group, group_size: {group_size}}}
+"""
 CARRIED = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
 
 
@@ -31,18 +46,52 @@ def quantize_awq(
     Raises ModuleNotFoundError without the `quantize` extra, FileNotFoundError without a tokenizer, ValueError when there are
     fewer than 512 tokens of text or the folder is quantised already.
     """
-    source, target = Path(source_folder), Path(target_folder)
-    raw, scheme = read_config(source), Scheme(group_size)
-    if raw.get("quantization_config"):
-        raise ValueError(f"{source} is quantised already; give the dense checkpoint it was made from")
-    samples = _spread(_samples(source, texts), blocks)
+    source, target, scheme = Path(source_folder), Path(target_folder), Scheme(group_size)
+    raw, samples = _calibration(source, texts, blocks)
     model = _search(source, samples, group_size)
     changes = {"dtype": "float16", "torch_dtype": "float16", "quantization_config": scheme_to_hf(scheme)}
+    _carry(source, target)
+    write_folder(target, _tensors(model, raw.get("tie_word_embeddings", False)), {**raw, **changes})
+
+
+def quantize_gptq(
+    source_folder: str | Path, target_folder: str | Path, texts: list[str], group_size: int = 128, blocks: int = 16
+) -> None:
+    """As quantize_awq, by GPTQ with llm-compressor, and written as compressed-tensors, which load through transformers.
+
+    Integers are symmetric: no zero points. Raises ModuleNotFoundError without llm-compressor.
+    """
+    source, target, scheme = Path(source_folder), Path(target_folder), Scheme(group_size)
+    _, samples = _calibration(source, texts, blocks)
+    oneshot = _llm_compressor()
+    part, ids = target.with_name(f"{target.name}.part"), torch.tensor(samples)
+    rows: Any = [{"input_ids": row, "attention_mask": torch.ones_like(row)} for row in ids]
+    oneshot(
+        model=str(source),
+        dataset=DataLoader(rows),
+        recipe=RECIPE.format(group_size=scheme.group_size),
+        output_dir=str(part),
+        max_seq_length=CALIBRATION_LENGTH,
+        num_calibration_samples=len(samples),
+    )
+    _carry(source, part)
+    part.replace(target)
+
+
+def _calibration(source: Path, texts: list[str], blocks: int) -> tuple[dict[str, Any], list[list[int]]]:
+    """The dense checkpoint's config.json and the blocks of ids that calibrate it."""
+    raw = read_config(source)
+    if raw.get("quantization_config"):
+        raise ValueError(f"{source} is quantised already; give the dense checkpoint it was made from")
+    return raw, _spread(_samples(source, texts), blocks)
+
+
+def _carry(source: Path, target: Path) -> None:
+    """Copy what stays the same: tokenizer and generation defaults."""
     target.mkdir(parents=True, exist_ok=True)
     for name in CARRIED:
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
-    write_folder(target, _tensors(model, raw.get("tie_word_embeddings", False)), {**raw, **changes})
 
 
 def _samples(source: Path, texts: list[str]) -> list[list[int]]:
@@ -77,9 +126,21 @@ def _autoawq() -> Any:
     except ImportError as error:
         raise ModuleNotFoundError(
             f"quantising needs AutoAWQ, which does not import here ({str(error).splitlines()[0]}): pip install "
-            "'flashspec[quantize]' into an environment of its own, or quantise with llm-compressor, whose W4A16 folders load too"
+            "'flashspec[quantize]' into an environment of its own, or quantise with llm-compressor (--by llm-compressor)"
         ) from None
     return AutoAWQForCausalLM
+
+
+def _llm_compressor() -> Callable[..., Any]:
+    """llm-compressor's one call."""
+    try:
+        from llmcompressor import oneshot
+    except ImportError as error:
+        raise ModuleNotFoundError(
+            f"this quantiser is llm-compressor, which does not import here ({str(error).splitlines()[0]}): pip install "
+            "llmcompressor into an environment of its own, or quantise with AutoAWQ (--by autoawq)"
+        ) from None
+    return oneshot
 
 
 def _search(source: Path, samples: list[list[int]], group_size: int) -> Any:
