@@ -34,7 +34,7 @@ class Params(Raced):
 
     target: str = "reference"  # the home target, whose drafts these are: shipped name or folder
     targets: tuple[str, ...] = ()  # other targets of the same tokenizer: folders
-    ks: tuple[int, ...] = (1, 2, 3, 4, 6)  # drafted tokens a check
+    ks: tuple[int, ...] = (1, 2, 3, 4)  # drafted tokens a check
     per_kind: int = 2  # prompts of each kind
     steps: int = 100  # training steps of the fine-tuned variant
     independent: int = 100  # training steps of the independently seeded target; 0 makes none
