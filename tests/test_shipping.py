@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from flashspec.study.drafts import point_of_designed
 from flashspec.study.readings import Missing
 from flashspec.theory import replayed_all
 from flashspec.train import shipping
+from flashspec.train.package import write_digests
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -67,10 +69,13 @@ def test_the_designed_draft_is_a_point_of_the_family_ready_to_serve() -> None:
 
 
 def test_a_shipped_point_is_whole_and_frozen(pair: dict[str, Path], tmp_path: Path, capsys) -> None:
-    home, text = tmp_path / "models", tmp_path / "text.txt"
+    home, text, point = tmp_path / "models", tmp_path / "text.txt", tmp_path / "point"
     home.mkdir()
     text.write_text("def ship(point, home):\n    return home\n" * 600)
-    line = ["draft", "ship", str(pair["draft"]), "--shelf", str(home), "--target", str(pair["target"]), "--text", str(text)]
+    shutil.copytree(pair["draft"], point)
+    (point / "README.md").write_text("# point\n\nIts facts.\n")
+    write_digests(point)
+    line = ["draft", "ship", str(point), "--shelf", str(home), "--target", str(pair["target"]), "--text", str(text)]
     assert status([*line, "--k", "3"]) == 0
     out = home / "designed"
     verify_digests(out)

@@ -45,6 +45,7 @@ def ship(point: Path, shelf: Path, stream: np.ndarray, k: int) -> Path:
         shutil.copytree(point, staged)
         write_json(about, staged / "speculative.json")
         _licensed(staged / "README.md")
+        write_digests(staged)
         add_flash_head(staged, stream)
         write_digests(staged)
         _refuse_excess(size_of(shelf))
