@@ -36,6 +36,16 @@ def test_errors_are_held_against_what_was_asked(tmp_path: Path) -> None:
     assert list(lines["runs"]) == [len(table), len(table) // 2] and lines.loc["one", "runs within 10 %, %"] == 100
 
 
+def test_hindsight_takes_a_runs_own_counts_and_leaves_the_error_of_its_parts(tmp_path: Path) -> None:
+    found = made.runs(tmp_path)
+    parts = foretold.parts_of(found)
+    table = foretold.predictions(found.frame, parts, made.counts().frame)
+    lucky = table.assign(rounds=2 * table["rounds"], drafted=2 * table["drafted"])
+    known = foretold.in_hindsight(lucky, parts)
+    rounds, text = known["predicted"] / foretold.in_hindsight(table, parts)["predicted"], lucky["predicted"] / table["predicted"]
+    assert (rounds > 1.5).all() and (text == 1).all()
+
+
 def test_counts_come_from_prompts_that_no_run_used() -> None:
     def table(**params):
         return SimpleNamespace(origin={"params": {"prompts": "", **params}})

@@ -47,6 +47,16 @@ def predictions(frame: DataFrame, parts: DataFrame, counts: DataFrame) -> DataFr
     table = frame[frame["k"] > 0].merge(shares(counts), on=[*WRITER, "kind"], how="inner")
     if table.empty:
         raise Missing("no run has a draft and a setting that were replayed; run predicted_vs_measured with the same drafts")
+    return _timed(table, parts)
+
+
+def in_hindsight(table: DataFrame, parts: DataFrame) -> DataFrame:
+    """Predicted runs, predicted again with their own counts: the error that is left is that of the parts."""
+    own = {f"{name}_share": table[name] / table["emitted"] for name in ("rounds", "drafted")}
+    return _timed(table.assign(**own), parts)
+
+
+def _timed(table: DataFrame, parts: DataFrame) -> DataFrame:
     times = Times(parts)
     return table.assign(predicted=[seconds_of(row, times) for row in table.itertuples()])
 
