@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -51,18 +51,18 @@ def reached(found: Interval, wanted: float) -> str:
     return f"{word}, within the interval" if found.low <= wanted <= found.high else word
 
 
-def foretold(aim: str, frame: DataFrame, above: readings.Methods, below: readings.Methods, wanted: float) -> Aim:
-    """A gain of the main draft that was to be within a share of what parts and acceptance foretell."""
-    setting = {"draft": "main", **DECODING}
+def foretold(aim: str, frame: DataFrame, compared: tuple[readings.Methods, readings.Methods], wanted: float, draft: str) -> Aim:
+    """A draft's gain, the first of two methods over the second, that was to be within a share of what its parts foretell."""
+    (above, below), setting = compared, {"draft": draft, **DECODING}
     off = limits.off_gain(frame, above, below, **setting)
     widest = 100 * max(limits.spread(frame, method, **setting) for method in (above, below))
     limit = f"parts are timed beside a decode, not in it; the slowest of its turns took {widest:.0f} % more than the fastest"
     return Aim(aim, f"within {100 * wanted:g} %", f"{100 * off:+.1f} %", "yes" if abs(off) <= wanted else "no", limit)
 
 
-def chain(projection: DataFrame, step: DataFrame, whole: DataFrame) -> DataFrame:
-    """From the projection to the text: every aim of the three chapters."""
-    return table([*parts(projection, step), *texts(whole)])
+def chain(projection: DataFrame, step: DataFrame, whole: DataFrame, drafts: Sequence[str] = ("main", "shallow")) -> DataFrame:
+    """From the projection to the text: every aim of the three chapters; the aims of a text are of the first and the last draft."""
+    return table([*parts(projection, step), *texts(whole, drafts[0], drafts[-1])])
 
 
 def parts(projection: DataFrame, step: DataFrame) -> Iterable[Aim]:
@@ -83,17 +83,17 @@ def parts(projection: DataFrame, step: DataFrame) -> Iterable[Aim]:
     )
 
 
-def texts(frame: DataFrame) -> Iterable[Aim]:
+def texts(frame: DataFrame, main: str, shallow: str) -> Iterable[Aim]:
     """Decoding at temperature 1 with a deferred final token, under both rules and with both drafts."""
     for rule, title in (("coupling", "Gumbel coupling"), ("speculative", "speculative sampling")):
-        setting = {"draft": "main", **DECODING, "rule": rule}
+        setting = {"draft": main, **DECODING, "rule": rule}
         yield speculation(f"dense draft over plain decoding, {title}", frame, setting)
     for temperature, title in ((1.0, "temperature 1"), (0.0, "greedy")):
-        setting = {"draft": "shallow", **DECODING, "temperature": temperature}
+        setting = {"draft": shallow, **DECODING, "temperature": temperature}
         yield shallow_head(f"FlashHead over dense head, one-layer draft, {title}", frame, setting)
     gain = "measured over foretold gain of {}, two-layer draft"
-    yield foretold(gain.format("the dense draft over plain decoding"), frame, DENSE, "baseline", OFF_SPECULATION)
-    yield foretold(gain.format("FlashHead over the dense head"), frame, "flash", DENSE, OFF_HEAD)
+    yield foretold(gain.format("the dense draft over plain decoding"), frame, (DENSE, "baseline"), OFF_SPECULATION, main)
+    yield foretold(gain.format("FlashHead over the dense head"), frame, ("flash", DENSE), OFF_HEAD, main)
 
 
 def speculation(aim: str, frame: DataFrame, setting: dict[str, Any]) -> Aim:
