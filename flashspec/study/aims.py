@@ -61,7 +61,7 @@ def foretold(aim: str, frame: DataFrame, compared: tuple[readings.Methods, readi
 
 
 def chain(projection: DataFrame, step: DataFrame, whole: DataFrame, drafts: Sequence[str] = ("main", "shallow")) -> DataFrame:
-    """From the projection to the text: every aim of the three chapters; the aims of a text are of the first and the last draft."""
+    """From the projection to the text: every aim of the three chapters; those of texts are of the first and the last draft."""
     return table([*parts(projection, step), *texts(whole, drafts[0], drafts[-1])])
 
 
