@@ -11,10 +11,8 @@ from flashspec.heads import (
     FlashHead,
     agreement,
     calibrate_always,
-    calibrated,
     cluster,
     missed,
-    probes_for,
     required_probes,
 )
 from flashspec.heads.cluster import Recipe
@@ -190,29 +188,6 @@ def test_calibrated_ids_are_those_missed_and_end_those_misses():
     assert set(always) == set(missed.tolist())
     assert agreement(head, dense, rows) < agreement(head.with_always(always), dense, rows) == 1.0
     assert (required_probes(head.with_always(always), dense, rows) <= 4).all()
-
-
-@pytest.mark.parametrize("wanted", [0.3, 0.75, 1.0])
-def test_probes_for_an_agreement_are_the_fewest(wanted):
-    dense, head, rows = DenseHead(norm(), weight()), flash(), hidden()
-    least = probes_for(head, dense, rows, wanted)
-    assert agreement(head.with_probes(least), dense, rows) >= wanted
-    assert least == 1 or agreement(head.with_probes(least - 1), dense, rows) < wanted
-
-
-def test_a_calibrated_head_reaches_its_agreement_where_it_was_checked():
-    dense, rows = DenseHead(norm(), weight()), hidden()
-    ready = calibrated(flash(probes=1), dense, rows, wanted=0.9, count=4)
-    assert agreement(ready, dense, rows[1::2]) >= 0.9 > agreement(ready.with_probes(1), dense, rows[1::2])
-    assert 0 < len(ready.plan.always) <= 4
-
-
-@pytest.mark.parametrize(
-    ("wanted", "rows", "words"), [(0.0, 4, "must lie in"), (1.1, 4, "must lie in"), (0.9, 1, "at least two")]
-)
-def test_calibrations_that_cannot_be_are_refused(wanted, rows, words):
-    with pytest.raises(ValueError, match=words):
-        calibrated(flash(), DenseHead(norm(), weight()), hidden()[:rows], wanted)
 
 
 def drawn(seed: int, positions: torch.Tensor) -> torch.Tensor:

@@ -10,12 +10,12 @@ from flashspec.heads.plan import FlashPlan
 from flashspec.heads.preview import PreviewHead
 from flashspec.heads.public import is_public, load_public, save_public
 from flashspec.heads.quantized import QuantizedDenseHead
-from flashspec.heads.recall import agreement, calibrate_always, calibrated, missed, probes_for, required_probes
+from flashspec.heads.recall import agreement, calibrate_always, missed, required_probes
 from flashspec.heads.registry import HEADS, Origin, head_named
 from flashspec.heads.shortlist import ShortlistHead, ranked_by_frequency
 
 __all__ = [
     "Clusters", "ContextHead", "DenseHead", "FlashHead", "FlashPlan", "HEADS", "Head", "IndexHead", "IndexPlan", "Origin",
     "PreviewHead", "QuantizedDenseHead", "Recipe", "ShortlistHead", "agreement", "calibrate_always", "calibrated", "cluster",
-    "head_named", "is_public", "load_public", "missed", "probes_for", "ranked_by_frequency", "required_probes", "save_public",
+    "head_named", "is_public", "load_public", "missed", "ranked_by_frequency", "required_probes", "save_public",
 ]  # fmt: skip

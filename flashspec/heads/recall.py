@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 import torch
@@ -49,22 +48,6 @@ def missed(head: FlashHead, dense: DenseHead, rows: Tensor) -> Tensor:
     wanted = torch.cat([_best(dense, part) for part in _parts(rows)])
     lost = wanted[required_probes(head, dense, rows) > head.probes]
     return torch.bincount(lost, minlength=head.vocab_size)
-
-
-def probes_for(head: FlashHead, dense: DenseHead, rows: Tensor, wanted: float) -> int:
-    """The fewest probes whose top-1 agreement on rows [n, hidden] is at least `wanted`."""
-    if not 0 < wanted <= 1:
-        raise ValueError(f"the wanted agreement must lie in (0, 1], got {wanted}")
-    needed = required_probes(head, dense, rows).sort().values
-    return max(1, int(needed[math.ceil(wanted * len(needed) - 1e-9) - 1]))
-
-
-def calibrated(head: FlashHead, dense: DenseHead, rows: Tensor, wanted: float = 0.98, count: int = 64) -> FlashHead:
-    """This head with always-scored ids from the even rows and the fewest probes that reach `wanted` on the odd ones."""
-    if len(rows) < 2:
-        raise ValueError(f"at least two hidden rows are needed, one to choose and one to check, got {len(rows)}")
-    ready = head.with_always(calibrate_always(head, dense, rows[::2], count))
-    return ready.with_probes(probes_for(ready, dense, rows[1::2], wanted))
 
 
 def _rank(head: FlashHead, rows: Tensor, wanted: Tensor) -> Tensor:

@@ -79,18 +79,20 @@ class Decoding:
 
 def contest(models: Models, entries: Sequence[Entry], prompts: Sequence[Prompt], turns: Turns) -> Iterator[Record]:
     """Every entry on every prompt, A B A B within a prompt, turn after turn; before them, warm-up turns of the first prompt."""
-    return (record for _, record in in_turns(models, entries, prompts, turns))
+    return (record for _, record in in_turns([(models, entry) for entry in entries], prompts, turns))
 
 
 def in_turns(
-    models: Models, entries: Sequence[Entry], prompts: Sequence[Prompt], turns: Turns
+    field: Sequence[tuple[Models, Entry]], prompts: Sequence[Prompt], turns: Turns, first: int = 0
 ) -> Iterator[tuple[Decoding, Record]]:
-    """The decodes of `contest`, each with its record while its stages and events are still there."""
-    runs = [Decoding(models, entry, prompt, turns.new_tokens) for prompt in prompts for entry in entries]
-    for run in runs[: len(entries)] * turns.warmup:
-        run.record(0)
-    for turn in range(turns.repeats):
-        yield from ((run, run.record(turn)) for run in runs)
+    """The decodes of `contest`, each with its record while its stages and events are still there; turns count from `first`."""
+    for turn in range(-turns.warmup, turns.repeats):
+        for prompt in prompts if turn >= 0 else prompts[:1]:
+            for models, entry in field:
+                run = Decoding(models, entry, prompt, turns.new_tokens)
+                record = run.record(turn + first)
+                if turn >= 0:
+                    yield run, record
 
 
 def texts(models: Models, entry: Entry, prompts: Iterable[Prompt], new_tokens: int) -> list[Text]:

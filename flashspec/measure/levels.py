@@ -52,7 +52,7 @@ def judged(events: Sequence[Event], stage: int) -> Judged:
 
 def climb(models: Models, entries: Sequence[Entry], prompts: Sequence[Prompt], turns: Turns) -> Iterator[Climb]:
     """Every entry on every prompt in turns, as `contest`, with what each level judged."""
-    for run, record in in_turns(models, entries, prompts, turns):
+    for run, record in in_turns([(models, entry) for entry in entries], prompts, turns):
         yield Climb(record, tuple(judged(run.events, stage) for stage in range(1, len(run.stages))))
 
 

@@ -11,6 +11,8 @@ from flashspec.decoding.models import SHIPPED
 from flashspec.measure.bench import Interval, Refused
 from flashspec.study import heights, limits, readings
 from flashspec.study.experiment import stored
+from flashspec.study.experiments import exit_training
+from flashspec.study.experiments.exit_training import depths_of
 from flashspec.study.live import Shown
 from flashspec.study.readings import DENSE, Missing
 from flashspec.theory import amdahl
@@ -184,7 +186,7 @@ def another_exit(depth: int, wanted: float, prompts: float) -> Aim:
 def held_out() -> Iterable[Aim]:
     """What else the reference pair was to reach on modules that no training read, from the model cards."""
     target, draft = card("target"), card("narrow")
-    loss, worse = target[f"loss_{deepest(target)}"], target["awq_perplexity_ratio"] - 1
+    loss, worse = target[f"loss_{depths_of(target)[-1]}"], target["awq_perplexity_ratio"] - 1
     heads = [head for head in draft["flash_head"] if head["scored_share"] <= ROWS]
     best = max(head["agreement"] for head in heads)
     lines = (
@@ -210,20 +212,15 @@ def card(model: str) -> dict[str, Any]:
 
 def course(depth: int) -> str:
     """How an exit's acceptance and the losses moved from the first to the last point of the target's training, in words."""
-    lines = (SHIPPED / "target" / "curve.jsonl").read_text(encoding="utf-8").splitlines()
-    first, last = json.loads(lines[0]), json.loads(lines[-1])
-    whole = deepest(last)
-    moved = {name: f"{first[name]:.2f} to {last[name]:.2f}" for name in last if name != "step"}
-    apart = [f"{line[f'loss_{depth}'] - line[f'loss_{whole}']:.2f}" for line in (first, last)]
+    rows = list(exit_training.measure(exit_training.Params()))
+    loss, overlap = ({(row.step, row.depth): getattr(row, name) for row in rows} for name in ("loss", "overlap"))
+    first, last, whole = rows[0].step, rows[-1].step, rows[0].layers
+    apart = [f"{loss[step, depth] - loss[step, whole]:.2f}" for step in (first, last)]
     return (
-        f"in training acceptance went from {moved[f'accept_{depth}']} while the whole model's loss went from "
-        f"{moved[f'loss_{whole}']} nats: the exit's loss lay {apart[0]} above it at first and {apart[1]} at last"
+        f"in training acceptance went from {overlap[first, depth]:.2f} to {overlap[last, depth]:.2f} while the whole model's "
+        f"loss went from {loss[first, whole]:.2f} to {loss[last, whole]:.2f} nats: the exit's loss lay {apart[0]} above it at "
+        f"first and {apart[1]} at last"
     )
-
-
-def deepest(figures: dict[str, Any]) -> int:
-    """The depth of the whole model among the losses by depth."""
-    return max(int(name.removeprefix("loss_")) for name in figures if name.startswith("loss_"))
 
 
 def table(aims: Iterable[Aim]) -> DataFrame:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from flashspec.decoding.method import METHODS
 from flashspec.measure.bench import text_digest
-from flashspec.measure.contest import Decoding, Entry, Record, Turns, joined_by_kind
+from flashspec.measure.contest import Entry, Record, Turns, in_turns, joined_by_kind
 from flashspec.measure.prompts import Prompt
 from flashspec.scores import Sampling
 from flashspec.study.drafts import Pair
@@ -61,16 +61,9 @@ def speculating(pair: Pair, sampling: Sampling, writers: Iterable[tuple[str, int
 
 
 def race(contestants: Sequence[Contestant], prompts: Sequence[Prompt], turns: Turns, first: int = 0) -> Iterator[Record]:
-    """Every contestant on every prompt, A B A B within a prompt; kept turns are numbered from `first`.
-
-    The discarded turns decode the first prompt only.
-    """
-    for turn in range(-turns.warmup, turns.repeats):
-        for prompt in prompts if turn >= 0 else prompts[:1]:
-            for pair, entry in contestants:
-                record = Decoding(pair.models, entry, prompt, turns.new_tokens).record(turn + first)
-                if turn >= 0:
-                    yield record
+    """Every contestant on every prompt, A B A B within a prompt; kept turns are numbered from `first`."""
+    field = [(contestant.pair.models, contestant.entry) for contestant in contestants]
+    return (record for _, record in in_turns(field, prompts, turns, first))
 
 
 def laid_out(records: Iterable[Record], contestants: Iterable[Contestant], counts: Mapping[str, int], parts: str) -> list[Trial]:

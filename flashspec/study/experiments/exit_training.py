@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from flashspec.decoding.models import folder_of
 from flashspec.study.experiment import Experiment
@@ -42,9 +42,14 @@ def measure(params: Params) -> Iterator[Row]:
 
 def rows_of(point: dict[str, float]) -> Iterator[Row]:
     """One row a depth of one evaluation."""
-    depths = sorted(int(name.removeprefix("loss_")) for name in point if name.startswith("loss_"))
+    depths = depths_of(point)
     for depth in depths:
         yield Row(int(point["step"]), depth, depths[-1], point[f"loss_{depth}"], point[f"accept_{depth}"])
+
+
+def depths_of(figures: Mapping[str, Any]) -> list[int]:
+    """Depths whose losses are among these figures, the whole model's last."""
+    return sorted(int(name.removeprefix("loss_")) for name in figures if name.startswith("loss_"))
 
 
 SMOKE = Params()

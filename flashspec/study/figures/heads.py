@@ -9,6 +9,8 @@ from flashspec.study.readings import where
 from flashspec.study.style import canvas, colour, drawn, page, plain_ticks
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from pandas import DataFrame
@@ -72,19 +74,25 @@ def cluster_panel(axis: Axes, table: DataFrame) -> None:
     axis.minorticks_off()
 
 
+BANDED = {"head": "flash", "plan": "default", **head_readings.SHIPPED}
+
+
+def by_band(axis: Axes, frame: DataFrame, shift: float) -> Iterator[tuple[str, str, DataFrame, list[float]]]:
+    """The plain and the calibrated FlashHead by band of frequency: name, fill, its table, and where its marks stand."""
+    axis.set_xlabel("frequency rank of the wanted id in the calibration texts")
+    for calibrated, name, aside in ((False, "plain", -shift), (True, "calibrated", shift)):
+        table = head_readings.bands(frame, calibrated=calibrated, **BANDED)
+        axis.set_xticks(range(len(table)), table["band"])
+        yield name, colour("flash") if calibrated else "white", table, [place + aside for place in range(len(table))]
+
+
 @drawn
 def head_bands(results: Any) -> Figure:
     """Misses at the default probes by the frequency of the wanted id, plain and calibrated, FlashHead's default clustering."""
     figure, (axis,) = canvas(height=3.4)
-    setting = {"head": "flash", "plan": "default", **head_readings.SHIPPED}
-    for shift, calibrated in ((-0.2, False), (0.2, True)):
-        table = head_readings.bands(results.frame, calibrated=calibrated, **setting)
-        places = [place + shift for place in range(len(table))]
-        fill = colour("flash") if calibrated else "white"
-        axis.bar(places, 100 * (1 - table["agreement"]), 0.38, color=fill, edgecolor=colour("flash"),
-                 label="calibrated" if calibrated else "plain")  # fmt: skip
-        axis.set_xticks(range(len(table)), table["band"])
-    axis.set(xlabel="frequency rank of the wanted id in the calibration texts", ylabel="missed, % of the band's rows")
+    for name, fill, table, places in by_band(axis, results.frame, 0.2):
+        axis.bar(places, 100 * (1 - table["agreement"]), 0.38, color=fill, edgecolor=colour("flash"), label=name)
+    axis.set_ylabel("missed, % of the band's rows")
     axis.legend()
     return figure
 
@@ -93,19 +101,13 @@ def head_bands(results: Any) -> Figure:
 def head_required(results: Any) -> Figure:
     """Probes that 50, 90 and 99 % of the rows need, by the frequency of the wanted id, FlashHead's default clustering."""
     figure, (axis,) = canvas(height=3.4)
-    setting = {"head": "flash", "plan": "default", **head_readings.SHIPPED}
-    for shift, calibrated in ((-0.1, False), (0.1, True)):
-        table = head_readings.bands(results.frame, calibrated=calibrated, **setting)
+    for name, fill, table, places in by_band(axis, results.frame, 0.1):
         for percent, marker in zip(head_readings.PERCENTILES, ("v", "o", "^"), strict=True):
-            axis.plot(
-                [place + shift for place in range(len(table))], table[f"required_{percent}"].clip(lower=1), marker,
-                color=colour("flash"), markerfacecolor=colour("flash") if calibrated else "white",
-                label=f"{percent} % of the rows, {'calibrated' if calibrated else 'plain'}",
-            )  # fmt: skip
-        axis.set_xticks(range(len(table)), table["band"])
-    probes = where(results.frame, **setting)["probes"].max()
+            label, needed = f"{percent} % of the rows, {name}", table[f"required_{percent}"].clip(lower=1)
+            axis.plot(places, needed, marker, color=colour("flash"), markerfacecolor=fill, label=label)
+    probes = where(results.frame, **BANDED)["probes"].max()
     axis.axhline(probes, color="#666666", linestyle=":", label="the default probes")
-    axis.set(yscale="log", xlabel="frequency rank of the wanted id in the calibration texts", ylabel="probes needed")
+    axis.set(yscale="log", ylabel="probes needed")
     axis.set_yticks([4**power for power in range(6)], [str(4**power) for power in range(6)])
     axis.minorticks_off()
     axis.legend(fontsize=7)
