@@ -46,21 +46,20 @@ def trial(draft: str, kind: str, k: int, temperature: float, repeat: int, **chan
         "target": "reference", "target_digest": "t", **facts(draft), "method": "dense" if k else "baseline", "probes": 0, "k": k,
         "temperature": temperature, "rule": "coupling", "kind": kind, "prompts": 1, "rounds": 100 / tar, "drafted": k * 100 / tar,
         "accepted": 100 - 100 / tar, "emitted": 100, "seconds": 1e-3 * ms * (1 + 0.01 * repeat), "repeat": repeat,
-        "text_digest": f"{kind} {temperature}", "parts": "before+after",
+        "text_digest": f"{kind} {temperature}", "parts": "between",
     }  # fmt: skip
     return {**known, **changes}
 
 
 def runs(folder: Path | None = None, **changes) -> SimpleNamespace:
-    """Five drafts against plain decoding; with a folder, the tables of parts lie beside."""
+    """Five drafts against plain decoding; with a folder, the table of parts lies beside."""
     rows = [trial(d, kind, k, t, r, **changes) for d, kind, k, t, r in product(LAYERS, KINDS, KS, (0.0, 1.0), range(4))]
     plain = [trial("wide", kind, 0, t, r, **changes) for kind, t, r in product(KINDS, (0.0, 1.0), range(4))]
     found = tables.results("draft_throughput", rows + plain)
     if folder is not None:
         found.path = folder / "draft_throughput" / "0123abcd.csv"
         (folder / "draft_parts").mkdir(parents=True, exist_ok=True)
-        for name in ("before", "after"):
-            parts().to_csv(folder / "draft_parts" / f"{name}.csv", index=False)
+        parts().to_csv(folder / "draft_parts" / "between.csv", index=False)
     return found
 
 
@@ -74,13 +73,13 @@ def swept() -> SimpleNamespace:
 
 
 def parts() -> pandas.DataFrame:
-    """The parts of every draft, as the model has them."""
-    ms = {f"check {k}": CHECK_MS - 0.1 for k in KS} | {"overhead": 0.1, "step": STEP_MS}
-    ms |= {f"eager {k}": CHECK_MS + STEP_MS for k in KS} | {"finalize": STEP_MS, "head dense": DRAFT_MS / 2}
-    ms |= {f"{name} {kind}": READ_MS for name in ("prefill", "read") for kind in KINDS}
+    """The parts of every draft, as the model has them: three turns beside each kind of prompt."""
+    ms = {f"check {k}": CHECK_MS - 0.1 for k in KS} | {"overhead": 0.1, "step": STEP_MS, "prefill": READ_MS}
+    ms |= {"finalize": STEP_MS, "head dense": DRAFT_MS / 2}
     return pandas.DataFrame([
-        {"draft": draft, "digest": f"digest of {draft}", "part": part, "seconds": 1e-3 * value, "repeat": repeat}
-        for draft in LAYERS for part, value in {**ms, "draft dense": draft_ms(draft)}.items() for repeat in range(3)
+        {"draft": draft, "part": part, "kind": kind, "seconds": 1e-3 * value, "repeat": 3 * place + repeat}
+        for draft, (place, kind), repeat in product(LAYERS, enumerate(KINDS), range(3))
+        for part, value in {**ms, **{f"burst {k} dense": k * draft_ms(draft) for k in KS}}.items()
     ])  # fmt: skip
 
 

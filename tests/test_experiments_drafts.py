@@ -64,10 +64,13 @@ def test_the_sweep_has_every_setting_and_its_parts_beside_it(common: dict, tmp_p
         for temperature in (0.0, 1.0):
             same = [r for r in found.rows if (r.kind, r.temperature) == (kind, temperature)]
             assert len({r.text_digest for r in same}) == 1
-    names = {name for r in found.rows for name in r.parts.split("+")}
-    assert names == {path.stem for path in (tmp_path / "draft_parts").glob("*.csv")} and len(names) == 2 * 2 * 3
+    names = {r.parts for r in found.rows}
+    assert names == {path.stem for path in (tmp_path / "draft_parts").glob("*.csv")} and len(names) == 2 * 2
     parts = foretold.parts_of(found)
-    assert {"step", "overhead", "draft dense", "check 2", "prefill code", "read prose"} <= set(parts["part"])
+    assert {"step", "overhead", "burst 1 dense", "burst 2 dense", "check 2", "prefill"} <= set(parts["part"])
+    turns = 1 + 2 * 4
+    assert (parts.groupby(["table", "part"]).size() == turns).all() and (parts["seconds"] >= 0).all()
+    assert set(parts.groupby("repeat")["kind"].first()) == {"code", "prose"}
     assert store.ROOT.get() is None
 
 
@@ -96,11 +99,12 @@ def test_the_default_sweep_has_at_least_350_runs() -> None:
 
 
 def test_drafts_race_each_other_and_are_foretold(common: dict, tmp_path: Path) -> None:
-    params = replace(draft_throughput.SMOKE, **common, ks=(1, 2), repeats=3)
+    params = replace(draft_throughput.SMOKE, **common, ks=(1, 2), per_kind=3, repeats=3)
     found = run(draft_throughput.EXPERIMENT, params, root=tmp_path)
     assert {(r.draft, r.k) for r in found.rows if r.k} == {(d, k) for d in ("draft", "flat") for k in (1, 2)}
     assert {r.kind for r in found.rows} == {"all"} and len(found.rows) == 3 * (1 + 4)
-    assert len({r.text_digest for r in found.rows}) == 1
+    assert all(len({r.text_digest for r in found.rows if r.repeat == turn}) == 1 for turn in range(3))
+    assert len({r.text_digest for r in found.rows}) == 3 and {r.prompts for r in found.rows} == {2}
     wanted = replace(predicted_vs_measured.SMOKE, **common, ks=(1, 2), skip=1)
     counts = run(predicted_vs_measured.EXPERIMENT, wanted, root=tmp_path)
     table = foretold.predictions(found.frame, foretold.parts_of(found), counts.frame)
@@ -123,7 +127,7 @@ def test_replayed_counts_are_those_of_live_runs(common: dict) -> None:
     first = predicted_vs_measured.load_prompts(common["prompts"], 1)
     rows = replayed_rows(told, first)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(draft_throughput, "around", lambda *args, **more: "none")
+        patch.setattr(draft_throughput, "kept", lambda *args: "none")
         lived = [r for r in draft_throughput.measure(live) if r.k]
     for row in lived:
         mine = [r for r in rows if (r.draft, r.temperature) == (row.draft, row.temperature)]
@@ -251,6 +255,8 @@ def test_the_point_that_ships_is_known_by_its_recipe(tmp_path: Path, monkeypatch
     [
         (lambda: sweep_350.Params(heads=("magic",)), "heads must be among"),
         (lambda: draft_throughput.Params(ks=(0,)), "ks must be at least 1, got 0"),
+        (lambda: draft_throughput.Params(per_kind=4, repeats=3), "4 prompts of each kind cannot be dealt evenly to 3 turns"),
+        (lambda: list(draft_parts.measure(draft_parts.Params(between="sweep_350"))), "timed by that experiment"),
         (lambda: predicted_vs_measured.Params(skip=0), "skip must be at least 1, got 0"),
         (lambda: draft_latency.Params(shapes=("gpt9",)), "shape 'gpt9' is not known"),
         (lambda: draft_parts.Params(temperature=-1.0), "temperature must be 0"),

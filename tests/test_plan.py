@@ -25,6 +25,9 @@ PUBLISHED = {"step": 60.0, "draft": 6.69, "check": 60.0}
 QUESTION = Question(heads=("dense",), finalizes=("deferred", "eager"), max_k=12)
 
 
+NAMES = ("dense", "flash P=2", "flash P=3")
+
+
 def stated(**changes):
     return stated_costs({**PUBLISHED, **changes})
 
@@ -92,7 +95,7 @@ def test_a_plan_measures_every_part_and_counts_what_live_decodes_count(observed)
     models, question, prompts, costs, texts = observed
     assert {name for turn in costs.turns for name in turn} == {
         "step", "finalize", "overhead", *(f"{part} {k}" for part, k in product(("check", "eager"), (1, 2, 3))),
-        *(f"{part} {name}" for part, name in product(("draft", "head"), ("dense", "flash P=2", "flash P=3")))}  # fmt: skip
+        *(f"{part} {name}" for part, name in product(("burst 1", "burst 2", "burst 3", "head"), NAMES))}  # fmt: skip
     assert all(value > 0 for turn in costs.turns for name, value in turn.items() if name != "overhead")
     for writer in question.writers:
         live = [toys.run(models, replace(writer, k=3), prompt=list(p.ids), seed=0).stats for p in prompts]
@@ -114,7 +117,8 @@ def test_a_head_pays_exactly_if_its_round_gets_faster(observed):
     *_, question, _, _, texts = observed
     parts = {"step": 1.0, "finalize": 1.0, "overhead": 0.0, "check 1": 1.0, "check 4": 1.2}
     heads = {"dense": 0.4, "flash P=2": 0.1, "flash P=3": 0.15}
-    turn = parts | {f"head {n}": t for n, t in heads.items()} | {f"draft {n}": 0.2 + t for n, t in heads.items()}
+    bursts = {f"burst {k} {n}": k * (0.2 + t) for n, t in heads.items() for k in (1, 4)}
+    turn = parts | {f"head {n}": t for n, t in heads.items()} | bursts
     costs = PairCosts((turn,) * 3, (1, 4))
     for case in head_cases(costs, texts, question.writers, 3):
         ours, dense = (forecast(costs, texts, replace(m, k=3)) for m in (case.method, Method("model")))
@@ -132,19 +136,20 @@ def test_a_head_pays_exactly_if_its_round_gets_faster(observed):
 
 def test_a_head_that_is_cheap_only_alone_does_not_pay():
     texts = Texts({name: [[1.0] * 40] * 3 for name in ("dense", "flash P=2")})
-    turn = {"step": 1.0, "check 1": 1.0, "check 4": 1.2, "overhead": 0.0, "finalize": 1.0, "head dense": 0.2, "draft dense": 0.3,
-            "head flash P=2": 0.01}  # fmt: skip
+    turn = {"step": 1.0, "check 1": 1.0, "check 4": 1.2, "overhead": 0.0, "finalize": 1.0, "head dense": 0.2,
+            "burst 1 dense": 0.3, "burst 4 dense": 1.2, "head flash P=2": 0.01}  # fmt: skip
     writers = [Method("model"), Method("model", "flash", probes=2)]
     for draft, pays in ((0.3, False), (0.11, True)):
-        costs = PairCosts(({**turn, "draft flash P=2": draft},) * 3, (1, 4))
+        costs = PairCosts(({**turn, **{f"burst {k} flash P=2": k * draft for k in (1, 4)}},) * 3, (1, 4))
         assert {name_of(case.method): case.pays for case in head_cases(costs, texts, writers, 3)}["flash P=2"] is pays
 
 
 def test_where_no_cheap_head_pays_the_dense_one_is_taken_and_that_is_said():
     sure, lost = [1.0] * 40, [0.0] * 40
     texts = Texts({"dense": [sure] * 3, "flash P=2": [lost] * 3})
-    turn = {"step": 1.0, "check 1": 1.0, "check 4": 1.2, "overhead": 0.0, "finalize": 1.0, "head dense": 0.1, "draft dense": 0.3}
-    costs = PairCosts(({**turn, "head flash P=2": 0.05, "draft flash P=2": 0.25},) * 3, (1, 4))
+    turn = {"step": 1.0, "check 1": 1.0, "check 4": 1.2, "overhead": 0.0, "finalize": 1.0, "head dense": 0.1}
+    bursts = {f"burst {k} {name}": k * token for name, token in (("dense", 0.3), ("flash P=2", 0.25)) for k in (1, 4)}
+    costs = PairCosts(({**turn, **bursts, "head flash P=2": 0.05},) * 3, (1, 4))
     said = list(advice.head_lines(head_cases(costs, texts, [Method("model"), Method("model", "flash", probes=2)], 3), {}))
     assert said[0].startswith("take the dense head at k = 3: no cheap head keeps enough; what the others")
     assert said[1].startswith("runner-up: flash P=2: does not pay, predicted")
@@ -155,8 +160,8 @@ def test_a_model_that_does_not_fit_is_stretched_in_a_straight_line():
     assert cut.stretched(3.0 + 2 * 0.5, 3.0 + 4 * 0.5) == pytest.approx(3.0 + 64 * 0.5)
     assert depths.Cut("qwen3-0.6b", 28, (28, 28)).stretched(7.0, 7.0) == 7.0
     assert depths.cut_of("qwen3-32b", 1e9).depths == (2, 4) and depths.cut_of("qwen3-0.6b", 1e12).whole
-    low = {"step": 1.0, "check 1": 1.5, "draft dense": 0.2, "head dense": 0.1, "overhead": 0.01, "finalize": 1.0}
-    high = {"step": 2.0, "check 1": 2.5, "draft dense": 0.2, "head dense": 0.1, "overhead": 0.01, "finalize": 2.0}
+    low = {"step": 1.0, "check 1": 1.5, "burst 1 dense": 0.2, "head dense": 0.1, "overhead": 0.01, "finalize": 1.0}
+    high = {"step": 2.0, "check 1": 2.5, "burst 1 dense": 0.2, "head dense": 0.1, "overhead": 0.01, "finalize": 2.0}
     found = depths.stretched_turn((cut, depths.Cut("qwen3-0.6b", 28, (28, 28))), low, high)
     assert found == {**low, "step": 32.0, "check 1": 32.5, "finalize": 32.0}
 

@@ -22,36 +22,39 @@ def alpha(layers: float, body: float) -> float:
     return odds / (1 + odds)
 
 
+def bursts(step=seconds):
+    """Bursts of 1 to 8 tokens, each token a step."""
+    return {k: fitted([(*place, k * step(*place)) for place in PLACES]) for k in range(1, 9)}
+
+
 def relations():
-    step = fitted([(*place, seconds(*place)) for place in PLACES])
     kept = fitted([(*place, alpha(*place)) for place in PLACES], "share")
-    return step, dict.fromkeys(range(1, 9), kept)
+    return bursts(), dict.fromkeys(range(1, 9), kept)
 
 
 def test_relations_give_back_what_they_were_fitted_to():
-    step, acceptance = relations()
+    burst, acceptance = relations()
     for place in [*PLACES, (3.0, 1.5e6)]:
-        assert step(*place) == pytest.approx(seconds(*place), rel=1e-6)
+        assert burst[3](*place) == pytest.approx(3 * seconds(*place), rel=1e-6)
         assert acceptance[4](*place) == pytest.approx(alpha(*place), rel=1e-6)
 
 
 def test_the_optimum_is_the_best_of_a_naive_search():
-    step, acceptance = relations()
+    burst, acceptance = relations()
     layers, bodies = list(range(1, 9)), [1e6, 1.5e6, 2e6]
     naive = {
         (depth, body): best_k(alpha(depth, body), Costs(seconds(depth, body), 4e-3), 8) for depth in layers for body in bodies
     }
     place = max(naive, key=lambda where: naive[where].throughput)
-    found = best_design(step, acceptance, lambda block: 4e-3, layers, bodies)
+    found = best_design(burst, acceptance, lambda block: 4e-3, layers, bodies)
     assert (found.layers, found.body, found.block) == (*place, naive[place].block)
     assert found.throughput == pytest.approx(naive[place].throughput, rel=1e-6)
 
 
 def test_dear_layers_make_the_best_draft_shallower():
     _, acceptance = relations()
-    dear = fitted([(*place, seconds(*place) + 2e-3 * place[0]) for place in PLACES])
-    cheap = fitted([(*place, 1e-5) for place in PLACES])
-    depth = [best_design(step, acceptance, lambda block: 4e-3, range(1, 9), [1e6]).layers for step in (dear, cheap)]
+    dear, cheap = bursts(lambda layers, body: seconds(layers, body) + 2e-3 * layers), bursts(lambda layers, body: 1e-5)
+    depth = [best_design(burst, acceptance, lambda block: 4e-3, range(1, 9), [1e6]).layers for burst in (dear, cheap)]
     assert depth == [1, 8]
 
 
@@ -75,6 +78,6 @@ def test_what_spans_no_plane_is_refused(points, message):
 
 
 def test_an_empty_grid_is_refused():
-    step, acceptance = relations()
+    burst, acceptance = relations()
     with pytest.raises(ValueError, match="at least one depth"):
-        best_design(step, acceptance, lambda block: 4e-3, [], [1e6])
+        best_design(burst, acceptance, lambda block: 4e-3, [], [1e6])

@@ -108,7 +108,7 @@ def test_predictions_meet_runs_that_the_model_made(tmp_path) -> None:
 
 def test_a_slower_check_is_seen_as_an_error(tmp_path) -> None:
     """The control: predictions come from the parts, not from the runs."""
-    found, parts = made.runs(tmp_path), made.parts().assign(table="before")
+    found, parts = made.runs(tmp_path), made.parts().assign(table="between")
     wrong = parts.assign(seconds=parts["seconds"] * (1 + (parts["part"] == "check 4")))
     table = foretold.predictions(found.frame, wrong, made.counts().frame)
     assert foretold.errors(table[table["k"] == 4]).min() > 0.1 and foretold.errors(table[table["k"] == 2]).abs().max() < 0.04
@@ -140,11 +140,11 @@ def test_pooled_runs_are_predicted_from_all_kinds(tmp_path) -> None:
 
 def test_lost_parts_and_unknown_drafts_are_named(tmp_path) -> None:
     found = made.runs(tmp_path)
-    (tmp_path / "draft_parts" / "after.csv").unlink()
-    with pytest.raises(Missing, match="draft_parts/after"):
+    (tmp_path / "draft_parts" / "between.csv").unlink()
+    with pytest.raises(Missing, match="draft_parts/between"):
         foretold.parts_of(found)
     with pytest.raises(Missing, match="replayed"):
-        foretold.predictions(found.frame, made.parts().assign(table="before"), made.counts().frame.assign(digest="other"))
+        foretold.predictions(found.frame, made.parts().assign(table="between"), made.counts().frame.assign(digest="other"))
     with pytest.raises(Missing, match="nothing on wide"):
         foretold.predictions(found.frame, made.parts().assign(table="elsewhere"), made.counts().frame)
 

@@ -13,11 +13,11 @@ from flashspec.decoding.method import Method, build
 from flashspec.decoding.models import Models
 from flashspec.measure import clock
 from flashspec.measure.overhead import loop_overhead
-from flashspec.measure.parts import Bench, prepare
+from flashspec.measure.parts import Bench, prepare, prepare_each
 from flashspec.scores import GREEDY, Dice, Sampling, Scores
 from flashspec.theory import Costs, interpolated
 
-BURST, UNUSED = 4, "behind"
+UNUSED = "behind"
 Turn = Mapping[str, float]
 
 
@@ -37,11 +37,11 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class PairCosts:
-    """Seconds of each part in each turn, and the draft lengths whose check was timed.
+    """Seconds of each part in each turn, and the draft lengths that were timed.
 
     Parts: "step" (a token of plain decoding), "finalize" (a one-token read), "overhead" (what the loop adds to a round, see
-    `measure.overhead`), "check K", "eager K" (a one-token read and the check after it, which has one token less to read),
-    "draft NAME" (a drafted token) and "head NAME" (its head alone).
+    `measure.overhead`), "burst K NAME" (drafting K tokens), "check K", "eager K" (a one-token read and the check after it, which
+    has one token less to read) and "head NAME" (a writer's head alone, on one row).
     """
 
     turns: tuple[Turn, ...]
@@ -54,40 +54,82 @@ class PairCosts:
 
     def costs(self, method: Method, turns: Sequence[Turn] | None = None) -> tuple[Costs, float]:
         """What a round of this method spends, and the step of plain decoding it is compared with."""
-        found = self.medians(turns)
+        found, name = self.medians(turns), name_of(method)
         eager = method.finalize == "eager"
         finalize = found["finalize"] if eager else 0.0
         checks = {k: found[f"eager {k}"] - finalize if eager else found[f"check {k}"] for k in self.ks}
         verify = interpolated({k: max(0.0, seconds) for k, seconds in checks.items()})
-        return Costs(found[f"draft {name_of(method)}"], verify, finalize, found["overhead"]), found["step"]
+        draft = interpolated({k: found[f"burst {k} {name}"] for k in self.ks})
+        return Costs(draft, verify, finalize, found["overhead"]), found["step"]
+
+
+@dataclass(frozen=True)
+class Standing:
+    """The parts of a pair's rounds, ready to be timed, in groups: the calls of a group follow each other as in a decode."""
+
+    groups: tuple[Mapping[str, Callable[[], object]], ...]
+    ks: tuple[int, ...]
+    device: str = "cpu"
+
+    def turn(self, times: int = 1) -> Turn:
+        """Seconds of every part, the middle of so many rounds; what the loop adds is left out (`with_loop`).
+
+        Every group goes round by itself, one round more than counts, so that its calls find the caches as in a decode.
+        """
+        plan, raw = clock.Plan(times, 1, device=self.device), dict[str, list[float]]()
+        with torch.inference_mode():
+            for group in self.groups:
+                raw |= clock.interleaved_seconds(group, plan)
+        return {name: clock.median(seconds) for name, seconds in raw.items() if not name.startswith(UNUSED)}
+
+
+def stand(models: Models, writers: Sequence[Method], ks: Sequence[int], place: Place, eager: bool = True) -> Standing:
+    """Make every part ready; `eager` adds the parts of eager finalisation. Raises ValueError without writers or lengths."""
+    if not writers or not ks or min(ks) < 1:
+        raise ValueError("costs need at least one writer and draft lengths of at least 1")
+    blocks = tuple(sorted(set(ks)))
+    context = min(models.context, len(place.prompt) + len(place.text) + blocks[-1] + 1)
+
+    def benches(writer: Method) -> dict[int, Bench]:
+        longest = replace(writer, k=blocks[-1])
+        return prepare_each(lambda: build(longest, models, place.sampling, context), place.prompt, place.text, blocks)
+
+    plain = prepare(lambda: build(Method(), models, place.sampling, context), place.prompt, place.text)
+    drafts = {name_of(writer): benches(writer) for writer in writers}
+    first, *_ = (benches[blocks[0]] for benches in drafts.values())
+    groups: list[dict[str, Callable[[], object]]] = [{"step": plain.burst}, {"finalize": first.step}]
+    for number, (name, found) in enumerate(drafts.items()):
+        groups += _rounds(found, name, (number == 0, number == 0 and eager))
+        groups.append({f"head {name}": head_call(found[blocks[0]])})
+    return Standing(tuple(groups), blocks, str(models.target.device))
+
+
+def _rounds(benches: Mapping[int, Bench], name: str, which: tuple[bool, bool]) -> list[dict[str, Callable[[], object]]]:
+    """Burst and check of every length; `which`: whether the checks count, and whether eager ones are timed."""
+    checked, eager = which
+    groups: list[dict[str, Callable[[], object]]] = []
+    for k, one in benches.items():
+        groups.append({f"burst {k} {name}": one.burst, f"check {k}" if checked else f"{UNUSED} check {k}": one.check})
+        if eager:
+            groups.append({f"{UNUSED} burst {k}": one.burst, f"eager {k}": partial(finalized_check, one)})
+    return groups
+
+
+def with_loop(turn: Turn, loop: tuple[float, float]) -> Turn:
+    """A turn with what the loop adds to a plain token and to a round (`loop_seconds`)."""
+    return {**turn, "step": turn["step"] + loop[0], "overhead": loop[1]}
+
+
+def loop_seconds() -> tuple[float, float]:
+    """What the loop adds to a token of plain decoding and to a round of draft and target, now."""
+    return loop_overhead(1), loop_overhead(2)
 
 
 def measure_costs(models: Models, writers: Sequence[Method], ks: Sequence[int], place: Place, plan: clock.Plan) -> PairCosts:
     """Time every part of a round in turns A B A B, un-instrumented; no end-to-end number is used."""
-    if not writers or not ks or min(ks) < 1:
-        raise ValueError("costs need at least one writer and draft lengths of at least 1")
-    with torch.inference_mode():
-        raw = clock.interleaved_seconds(_calls(models, writers, sorted(set(ks)), place), plan)
-    turns = (dict(zip(raw, values, strict=True)) for values in zip(*raw.values(), strict=True))
-    return PairCosts(tuple(_per_token(turn) for turn in turns), tuple(sorted(set(ks))))
-
-
-def _calls(models: Models, writers: Sequence[Method], ks: Sequence[int], place: Place) -> dict[str, Callable[[], object]]:
-    """Every part behind what comes before it in a decode: a burst behind a check, a check behind its burst."""
-
-    def bench(method: Method) -> Bench:
-        context = min(models.context, len(place.prompt) + len(place.text) + method.k + 1)
-        return prepare(lambda: build(method, models, place.sampling, context), place.prompt, place.text)
-
-    drafts = {name_of(writer): bench(replace(writer, k=BURST)) for writer in writers}
-    checks = {k: bench(replace(writers[0], k=k)) for k in ks}
-    calls: dict[str, Callable[[], object]] = {"step": bench(Method()).burst, "finalize": next(iter(drafts.values())).step}
-    for k, one in checks.items():
-        calls |= {f"{UNUSED} check {k}": one.burst, f"check {k}": one.check}
-        calls |= {f"{UNUSED} eager {k}": one.burst, f"eager {k}": partial(finalized_check, one)}
-    for name, one in drafts.items():
-        calls |= {f"draft {name}": one.burst, f"{UNUSED} {name}": one.check}
-    return calls | {f"head {name}": head_call(one) for name, one in drafts.items()}
+    standing = stand(models, writers, ks, place)
+    turns = [with_loop(standing.turn(), loop_seconds()) for _ in range(plan.warmup + plan.repeats)]
+    return PairCosts(tuple(turns[plan.warmup :]), standing.ks)
 
 
 def head_call(bench: Bench) -> Callable[[], Scores]:
@@ -101,10 +143,3 @@ def finalized_check(bench: Bench) -> None:
     """Read the newest token, then judge the burst: what eager finalisation spends on a round."""
     bench.step()
     bench.check()
-
-
-def _per_token(turn: Turn) -> Turn:
-    """A turn's calls as parts: bursts by the token, and beside them what the loop adds to a round and to a plain token."""
-    used = {name: seconds for name, seconds in turn.items() if not name.startswith(UNUSED)}
-    found = {name: seconds / BURST if name.startswith("draft ") else seconds for name, seconds in used.items()}
-    return {**found, "step": found["step"] + loop_overhead(1), "overhead": loop_overhead(2)}

@@ -76,7 +76,7 @@ def stretched_turn(cuts: tuple[Cut, Cut], low: Turn, high: Turn) -> Turn:
     target, draft = cuts
     found = dict(low)
     for name, seconds in low.items():
-        if name.startswith("draft "):
+        if name.startswith("burst "):
             found[name] = draft.stretched(seconds, high[name])
         elif name in ("step", "finalize") or name.startswith(("check ", "eager ")):
             found[name] = target.stretched(seconds, high[name])

@@ -97,6 +97,25 @@ def prepare(make: Callable[[], list[Stage]], prompt: Sequence[int], text: Sequen
     return bench
 
 
+def prepare_each(
+    make: Callable[[], list[Stage]], prompt: Sequence[int], text: Sequence[int], ks: Sequence[int]
+) -> dict[int, Bench]:
+    """Benches of a draft and a target at several draft lengths. They share their readers, so the prompt is read once.
+
+    The stages' context must hold prompt, text, the longest burst and the verifier's own token.
+    """
+    stages, ids = make(), [*prompt, *text]
+    if len(stages) != 2:
+        raise ValueError(f"draft lengths are compared for a draft and a target, got {len(stages)} stages")
+    blocks = {k: [stages[0], stages[1]._replace(every=k)] for k in ks}
+    benches = {k: Bench(make, Cascade(pair, ids, Limits(k + 1)), len(prompt), len(ids)) for k, pair in blocks.items()}
+    with torch.inference_mode():
+        for bench in benches.values():
+            for action in bench.actions.values():
+                action()
+    return benches
+
+
 def measure_parts(bench: Bench, plan: clock.Plan, eager: bool = False) -> Parts:
     """Median seconds of each part but the overhead, in turns; a prompt is long enough to be timed PROMPTS times at most."""
     calls = bench.actions

@@ -32,7 +32,7 @@ from flashspec.theory import (
 from flashspec.theory.checks import at_least, check_positive, check_smaller
 from flashspec.theory.replay import Stands
 
-TIMED = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
+TIMED = (*range(1, 13), 16, 24, 32)
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Question:
 
     @property
     def timed(self) -> tuple[int, ...]:
-        """Draft lengths whose check is timed; the others are interpolated."""
+        """Draft lengths that are timed; the others are interpolated."""
         return tuple(sorted({*(k for k in TIMED if k < self.max_k), self.max_k}))
 
 
@@ -213,13 +213,13 @@ def stated_costs(times: Mapping[str, float]) -> PairCosts:
     turn = {"finalize": times["step"], "overhead": 0.0, **times}
     ks = (1, TIMED[-1])
     turn |= {f"check {k}": turn["check"] for k in ks} | {f"eager {k}": turn["check"] + turn["finalize"] for k in ks}
-    return PairCosts(({**turn, "draft dense": turn["draft"]},) * 3, ks)
+    return PairCosts(({**turn, **{f"burst {k} dense": k * turn["draft"] for k in ks}},) * 3, ks)
 
 
 class HeadCase(NamedTuple):
     """One head on one draft at one k: what it keeps of the dense head's TAR, and what it must keep to pay.
 
-    `seconds` are a drafted token's, body and head in one burst: a head alone, its caches cold, costs more than inside it.
+    `seconds` are a drafted token's, body and head in a burst of k: a head alone, its caches cold, costs more than inside it.
     `kappa`: the dense drafts' time over the rest of a round; `nu`: a drafted token's time over one with the dense head. The gate
     of SlimSpec is the ratio of the two rounds, and so the same whether kappa and nu are of heads or of whole drafted tokens.
     """
@@ -240,15 +240,14 @@ class HeadCase(NamedTuple):
 
 def head_cases(pair: PairCosts, acceptance: Acceptance, writers: Sequence[Method], k: int) -> list[HeadCase]:
     """Every writer against the dense one at k, the largest predicted gain first (SlimSpec, arXiv 2605.10453)."""
-    parts = pair.medians()
     dense = Method("model", k=k)
     ledger = round_parts(pair.costs(dense)[0], k)
     kappa = ledger["draft"] / check_positive("a round without its drafts", sum(ledger.values()) - ledger["draft"])
     full = tar_of(acceptance.counts(dense))
     cases = []
     for writer in writers:
-        seconds = parts[f"draft {name_of(writer)}"]
-        nu, kept = seconds / parts["draft dense"], tar_of(acceptance.counts(replace(writer, k=k))) / full
+        burst, kept = pair.costs(writer)[0].burst(k), tar_of(acceptance.counts(replace(writer, k=k))) / full
+        nu = burst / check_positive("the dense head's burst", ledger["draft"])
         gain = cheap_head_gain(kept, kappa, nu)
-        cases.append(HeadCase(replace(writer, k=k), seconds, kappa, nu, kept, cheap_head_gate(kappa, nu), gain))
+        cases.append(HeadCase(replace(writer, k=k), burst / k, kappa, nu, kept, cheap_head_gate(kappa, nu), gain))
     return sorted(cases, key=lambda case: -case.gain)

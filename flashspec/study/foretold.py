@@ -11,6 +11,7 @@ from flashspec.study.bars import at_least, at_most
 from flashspec.study.pairs import drafting
 from flashspec.study.readings import Missing, where
 from flashspec.study.trials import POOLED
+from flashspec.theory import interpolated
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,7 +31,7 @@ def parts_of(results: Any, **setting: Any) -> DataFrame:
     """
     import pandas
 
-    names = sorted({name for joined in set(where(results.frame, **setting)["parts"]) for name in joined.split("+")})
+    names = sorted(set(where(results.frame, **setting)["parts"]))
     files = {name: results.path.parent.parent / "draft_parts" / f"{name}.csv" for name in names}
     lost = [name for name, file in files.items() if not file.exists()]
     if lost:
@@ -41,8 +42,8 @@ def parts_of(results: Any, **setting: Any) -> DataFrame:
 def predictions(frame: DataFrame, parts: DataFrame, counts: DataFrame) -> DataFrame:
     """Every run of a draft with the seconds foretold for it; runs whose draft or setting was not replayed are left out.
 
-    set-up for every prompt + emitted x (drafted a token x draft step + rounds a token x (check + overhead)): the round time of
-    Yan et al. 2024 (section 3), with counts a token from other prompts of the same kind ("all": of every kind).
+    set-up for every prompt + rounds x (burst + check + overhead): the round time of Yan et al. 2024 (section 3), with rounds and
+    drafted tokens for each token emitted from other prompts of the same kind ("all": of every kind, weighted equally).
     """
     table = frame[frame["k"] > 0].merge(shares(counts), on=[*WRITER, "kind"], how="inner")
     if table.empty:
@@ -62,38 +63,47 @@ def _timed(table: DataFrame, parts: DataFrame) -> DataFrame:
 
 
 def shares(counts: DataFrame) -> DataFrame:
-    """Rounds and drafted tokens for each token emitted, by writer, setting and kind of prompt, and over all kinds."""
+    """Rounds and drafted tokens for each token emitted, by writer, setting and kind of prompt, and their means over all kinds."""
     import pandas
 
-    both = pandas.concat([counts, counts.assign(kind=POOLED)])
-    sums = both.groupby([*WRITER, "kind"])[COUNTS].sum().reset_index()
-    rounds, drafted = sums["rounds"] / sums["emitted"], sums["drafted"] / sums["emitted"]
-    return sums.assign(rounds_share=rounds, drafted_share=drafted).drop(columns=COUNTS)
+    sums = counts.groupby([*WRITER, "kind"])[COUNTS].sum()
+    shared = sums[["rounds", "drafted"]].div(sums["emitted"], axis=0).add_suffix("_share").reset_index()
+    means = shared.groupby(WRITER)[["rounds_share", "drafted_share"]].mean().reset_index()
+    return pandas.concat([shared, means.assign(kind=POOLED)], ignore_index=True)
 
 
 class Times:
-    """Median seconds of the parts of a draft, over all turns of the tables that a run names."""
+    """Seconds of the parts of a draft beside the prompts of one kind: means over the turns of the table that a run names."""
 
     def __init__(self, parts: DataFrame) -> None:
         self.parts = parts
         self.of = lru_cache(maxsize=None)(self._of)
 
-    def _of(self, tables: str, draft: str) -> dict[str, float]:
-        mine = self.parts[self.parts["table"].isin(tables.split("+")) & (self.parts["draft"] == draft)]
-        found = mine.groupby("part")["seconds"].median().to_dict()
-        if not found:
-            raise Missing(f"the tables {tables} of draft_parts have nothing on {draft}; run the experiment afresh")
-        reads = [seconds for part, seconds in found.items() if part.startswith("prefill ")]
-        return {**found, f"prefill {POOLED}": sum(reads) / max(1, len(reads))}
+    def _of(self, table: str, draft: str, kind: str) -> dict[str, float]:
+        mine = self.parts[(self.parts["table"] == table) & (self.parts["draft"] == draft)]
+        found = mine if kind == POOLED else mine[mine["kind"] == kind]
+        if found.empty:
+            raise Missing(f"table {table} of draft_parts has nothing on {draft}, kind {kind}; run the experiment afresh")
+        return found.groupby("part")["seconds"].mean().to_dict()
 
 
 def seconds_of(row: Any, times: Times) -> float:
-    """Seconds foretold for one run."""
-    found = times.of(row.parts, row.draft)
-    writer = name_of(drafting(row.method, row.probes or None))
-    a_round = found[f"check {row.k}"] + found["overhead"]
-    token = row.drafted_share * found[f"draft {writer}"] + row.rounds_share * a_round
-    return row.prompts * found[f"prefill {row.kind}"] + row.emitted * token
+    """Seconds foretold for one run; a round drafts what its rounds draft on average, fewer than k where a text ends."""
+    found, writer = times.of(row.parts, row.draft, row.kind), name_of(drafting(row.method, row.probes or None))
+    block = max(1.0, row.drafted_share / row.rounds_share)
+    a_round = between(found, "burst {} " + writer, block) + between(found, "check {}", block) + found["overhead"]
+    return row.prompts * found["prefill"] + row.emitted * row.rounds_share * a_round
+
+
+def between(found: Mapping[str, float], name: str, block: float) -> float:
+    """A part at a draft length that need not be whole, from those that were timed."""
+    head, tail = name.split("{}")
+    known = {int(part.removeprefix(head).removesuffix(tail)): s for part, s in found.items() if _is_part(part, head, tail)}
+    return interpolated(known)(block)
+
+
+def _is_part(part: str, head: str, tail: str) -> bool:
+    return part.startswith(head) and part.endswith(tail) and part.removeprefix(head).removesuffix(tail).isdigit()
 
 
 def of_study(frame: DataFrame, counts: DataFrame) -> DataFrame:

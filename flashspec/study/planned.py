@@ -30,7 +30,7 @@ class Planned(NamedTuple):
 
 
 def pair_costs(parts: DataFrame, draft: str) -> PairCosts:
-    """Stored parts of a draft as `plan` measures them; every table and repeat is a turn."""
+    """Stored parts of a draft as `plan` measures them; every turn of every table is one."""
     mine = parts[parts["draft"] == draft].pivot_table(index=["table", "repeat"], columns="part", values="seconds")
     if mine.empty:
         raise Missing(f"the tables of draft_parts have nothing on {draft}; run draft_throughput afresh")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from flashspec.decoding.method import METHODS
 from flashspec.measure.bench import text_digest
@@ -31,7 +31,7 @@ class Against:
 class Trial(Turn, Kept, Writing, DraftFacts, Against):
     """One run on the prompts of one kind ("all": of every kind) in one turn; a baseline has k = 0 and drafts nothing.
 
-    `parts` names the tables of `draft_parts` that were measured around the run, joined by "+".
+    `parts` names the table of `draft_parts` that was measured before and between the runs.
     """
 
     text_digest: str
@@ -58,6 +58,32 @@ def speculating(pair: Pair, sampling: Sampling, writers: Iterable[tuple[str, int
             method = drafting(head, probes, k=k)
             found.append(Contestant(pair, Entry(f"{head} {pair.name} {k} {method.probes or 0}", method, sampling)))
     return found
+
+
+class Clocked(Protocol):
+    """What times the parts of a race's drafts, one turn at a time."""
+
+    def turn(self, prompt: Prompt) -> list[Any]:
+        """Seconds of all parts now."""
+
+
+def alongside(
+    contestants: Sequence[Contestant], groups: Sequence[Sequence[Prompt]], clocked: Clocked, new_tokens: int
+) -> tuple[list[Record], list[Any]]:
+    """Records of a race, one turn a group of prompts, and the parts, timed before the race and after every prompt."""
+    records, parts = list[Record](), clocked.turn(groups[0][0])
+    for repeat, group in enumerate(groups):
+        for prompt in group:
+            records += race(contestants, [prompt], Turns(new_tokens, 1, int(not records)), repeat)
+            parts += clocked.turn(prompt)
+    return records, parts
+
+
+def dealt(prompts: Sequence[Prompt], turns: int) -> list[list[Prompt]]:
+    """Prompts of every kind in so many groups of equal size, the first group the first ones of each kind."""
+    kinds = {prompt.kind: [each for each in prompts if each.kind == prompt.kind] for prompt in prompts}
+    size = min(len(mine) for mine in kinds.values()) // turns
+    return [[p for mine in kinds.values() for p in mine[turn * size : (turn + 1) * size]] for turn in range(turns)]
 
 
 def race(contestants: Sequence[Contestant], prompts: Sequence[Prompt], turns: Turns, first: int = 0) -> Iterator[Record]:

@@ -101,7 +101,7 @@ def _predicted(params: Params, link: Link, count: int) -> dict[str, Any]:
     return {
         "devices": count,
         "predicted target pass, ms": round(1e3 * step, 3),
-        "predicted draft pass, ms": round(1e3 * costs.draft, 3),
+        "predicted draft pass, ms": round(1e3 * costs.burst(1), 3),
         "predicted plain tokens/s": round(1 / step, 1),
         "predicted speculative tokens/s": round(tar / round_time(costs, params.k), 1),
         "predicted speedup": round(speedup(tar, costs, params.k, step), 2),

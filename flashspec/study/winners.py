@@ -22,10 +22,9 @@ OVER_DEEPEST = 1.2  # what the designed draft was to gain over the deepest of it
 
 
 def rates(frame: DataFrame) -> DataFrame:
-    """Tokens per second and TAR of every draft, head, k and setting: kinds summed, medians over repeats."""
-    sums = frame.groupby([*RUN, "repeat"])[["emitted", "rounds", "seconds"]].sum().reset_index()
-    sums = sums.assign(rate=sums["emitted"] / sums["seconds"], tar=sums["emitted"] / sums["rounds"])
-    return sums.groupby(RUN)[["rate", "tar"]].median().reset_index()
+    """Tokens per second and TAR of every draft, head, k and setting, all kinds and turns together."""
+    sums = frame.groupby(RUN)[["emitted", "rounds", "seconds"]].sum().reset_index()
+    return sums.assign(rate=sums["emitted"] / sums["seconds"], tar=sums["emitted"] / sums["rounds"])
 
 
 def best(frame: DataFrame, temperature: float) -> DataFrame:
@@ -165,7 +164,7 @@ def by_kind_words(frame: DataFrame, name: str, temperature: float) -> str:
 class Space(NamedTuple):
     """The design space at one temperature: fitted relations, the target's checks, and the grid that the drafts span."""
 
-    draft: Relation
+    draft: dict[int, Relation]
     acceptance: dict[int, Relation]
     check: Any
     layers: list[int]
@@ -191,10 +190,9 @@ def alike(frame: DataFrame) -> DataFrame:
 
 
 def space(frame: DataFrame, parts: DataFrame, counts: DataFrame, temperature: float) -> Space:
-    """Fit seconds of a draft step to parts, acceptance to unseen prompts; ValueError where the drafts are too few."""
+    """Fit seconds of a burst to parts, acceptance to unseen prompts; ValueError where the drafts are too few."""
     drafts = alike(frame).drop_duplicates("draft").set_index("draft")[["layers", "body"]]
     seconds = parts.groupby(["draft", "part"])["seconds"].median()
-    steps = [(*drafts.loc[name], seconds[name, "draft dense"]) for name in drafts.index]
     sums = where(counts, temperature=temperature, method="dense").groupby(["draft", "k"])[["emitted", "rounds"]].sum()
     tars = (sums["emitted"] / sums["rounds"]).unstack("k")
     known = {int(part.split()[1]) for _, part in seconds.index if part.startswith("check ")}
@@ -203,13 +201,14 @@ def space(frame: DataFrame, parts: DataFrame, counts: DataFrame, temperature: fl
             [(*drafts.loc[n], acceptance_for(tars.loc[n, k], int(k))) for n in drafts.index if n in tars.index], "share"
         )
         for k in tars.columns
-        if min(known) <= k <= max(known)
+        if int(k) in known
     }
+    bursts = {k: fitted([(*drafts.loc[n], seconds[n, f"burst {k} dense"]) for n in drafts.index]) for k in relations}
     checks = {k: seconds[:, f"check {k}"].median() + seconds[:, "overhead"].median() for k in sorted(known)}
     depths, low, high = drafts["layers"], float(drafts["body"].min()), float(drafts["body"].max())
     bodies = [low + (high - low) * step / 8 for step in range(9)]
     return Space(
-        fitted(steps), relations, interpolated(checks), list(range(int(depths.min()), int(depths.max()) + 1)), bodies,
+        bursts, relations, interpolated(checks), list(range(int(depths.min()), int(depths.max()) + 1)), bodies,
         list(drafts.index),
     )  # fmt: skip
 

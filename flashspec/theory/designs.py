@@ -73,19 +73,20 @@ def _logit(share: float) -> float:
 
 
 def predicted(
-    draft: Relation, acceptance: Mapping[int, Relation], check: Callable[[int], float], place: tuple[int, float]
+    draft: Mapping[int, Relation], acceptance: Mapping[int, Relation], check: Callable[[int], float], place: tuple[int, float]
 ) -> Optimum:
-    """The best block of one draft at (layers, body): seconds of its step, its acceptance at each block, seconds of a check."""
+    """The best block of one draft at (layers, body), by the seconds of a burst, acceptance and a check at each block."""
     layers, body = place
-    step, found = draft(layers, body), []
+    found = []
     for block, alpha in acceptance.items():
-        rate = throughput(tokens_per_check(alpha(layers, body), block), Costs(step, check(block)), block)
+        costs = Costs(draft[block](layers, body) / block, check(block))
+        rate = throughput(tokens_per_check(alpha(layers, body), block), costs, block)
         found.append(Optimum(layers, body, block, rate))
     return max(found, key=lambda one: one.throughput)
 
 
 def best_design(
-    draft: Relation,
+    draft: Mapping[int, Relation],
     acceptance: Mapping[int, Relation],
     check: Callable[[int], float],
     layers: Sequence[int],

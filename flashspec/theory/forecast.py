@@ -55,7 +55,7 @@ def bootstrap(samples: Sequence[Sequence[Any]], statistic: Callable[..., float],
 
 def break_even_draft(tar: float, costs: Costs, block: int, step: float) -> float | None:
     """The draft step at which `tar` tokens a check only just pay: step TAR = k d + verify + ... solved for d; None below 0."""
-    rest = round_time(costs, block) - block * costs.draft
+    rest = round_time(costs, block) - costs.burst(block)
     longest = (check_positive("baseline step", step) * tar - rest) / block
     return longest if longest >= 0.0 else None
 

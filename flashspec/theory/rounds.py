@@ -20,20 +20,25 @@ from flashspec.theory.checks import check_block, check_latency, check_positive, 
 class Costs:
     """What one round spends: `draft` a drafted token, `verify` a check, `finalize` and `overhead` a round.
 
-    `verify` is a constant or a function of the block. `finalize` is the extra one-token target pass of eager
-    finalisation, 0 when the final token is deferred; `overhead` is what else a round costs (cache, host, sync).
+    `draft` is a constant for every token, or a function of the block that gives the whole burst: its first token finds the
+    caches as the check left them, the others as the burst does. `verify` is a constant or a function of the block.
+    `finalize` is the extra one-token target pass of eager finalisation, 0 when the final token is deferred; `overhead` is what
+    else a round costs (cache, host, sync).
     """
 
-    draft: float
+    draft: float | Callable[[int], float]
     verify: float | Callable[[int], float]
     finalize: float = 0.0
     overhead: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("draft", "finalize", "overhead"):
-            check_latency(name, getattr(self, name))
-        if not callable(self.verify):
-            check_latency("verify", self.verify)
+        for name in ("draft", "verify", "finalize", "overhead"):
+            if not callable(getattr(self, name)):
+                check_latency(name, getattr(self, name))
+
+    def burst(self, block: int) -> float:
+        """Time of drafting `block` tokens."""
+        return check_latency("draft", self.draft(block) if callable(self.draft) else block * self.draft)
 
     def check(self, block: int) -> float:
         """Time of one check of `block` drafted tokens."""
@@ -74,7 +79,7 @@ def round_parts(costs: Costs, block: int) -> dict[str, float]:
     """The time ledger of one round: draft, verify, finalize, overhead."""
     check_block(block)
     return {
-        "draft": block * costs.draft,
+        "draft": costs.burst(block),
         "verify": costs.check(block),
         "finalize": costs.finalize,
         "overhead": costs.overhead,
@@ -179,18 +184,18 @@ def memory_floor(bytes_read: float, bandwidth: float) -> float:
     return check_latency("bytes read", bytes_read) / check_positive("bandwidth", bandwidth)
 
 
-def interpolated(times: Mapping[int, float]) -> Callable[[int], float]:
-    """A verify(k) for `Costs` from times measured at some blocks: linear between them, refused outside them."""
+def interpolated(times: Mapping[int, float]) -> Callable[[float], float]:
+    """A verify(k) or draft(k) for `Costs` from times measured at some blocks: linear between them, refused outside them."""
     known = sorted(times)
 
-    def verify(block: int) -> float:
+    def at(block: float) -> float:
         if not known or not known[0] <= block <= known[-1]:
-            raise ValueError(f"verify was measured for blocks {known}, not {block}: measure that block or choose one between")
+            raise ValueError(f"times were measured for blocks {known}, not {block}: measure that block or choose one between")
         below, above = max(k for k in known if k <= block), min(k for k in known if k >= block)
         weight = (block - below) / (above - below) if above > below else 0.0
         return times[below] * (1.0 - weight) + times[above] * weight
 
-    return verify
+    return at
 
 
 def _tokens(acceptance: float | Sequence[float], block: int) -> float:

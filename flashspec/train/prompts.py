@@ -57,8 +57,8 @@ def _prompts(file: Path, root: Path, tokenizer: Any) -> Iterator[Prompt]:
             yield Prompt(kind, module, line, tokenizer.decode(ids), tuple(ids))
 
 
-def choose(files: list[Path], root: Path, tokenizer: Any, each: int = 16) -> list[dict]:
-    """`each` prompts of every kind, spread over modules: no module gives a second one before every module gave one."""
+def choose(files: list[Path], root: Path, tokenizer: Any, each: int = 128) -> list[dict]:
+    """Up to `each` prompts of every kind, spread over modules: no module gives a second one before every module gave one."""
     found = [p for file in files for p in _prompts(file, root, tokenizer)]
     chosen: list[Prompt] = []
     for kind in KINDS:

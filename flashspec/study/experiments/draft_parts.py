@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ from flashspec.decoding.method import Method, build
 from flashspec.heads.registry import HEADS
 from flashspec.measure import clock
 from flashspec.measure.contest import Entry, texts
-from flashspec.measure.costs import Place, measure_costs
+from flashspec.measure.costs import Place, Standing, loop_seconds, stand, with_loop
 from flashspec.measure.parts import Bench, prepare
 from flashspec.measure.prompts import Prompt, first_of_each_kind, load_prompts
 from flashspec.scores import Sampling
@@ -24,27 +24,28 @@ from flashspec.study.pairs import among, at_least, drafting
 
 @dataclass(frozen=True)
 class Params:
-    """Which drafts to time. `turn` tells apart tables that are measured before, between and after the same runs."""
+    """Which drafts to time. Tables `between` the runs of another experiment are written by that one."""
 
     target: str = "reference"  # target model: shipped name or folder
     drafts: tuple[str, ...] = ()  # draft models: names or folders; empty means every shipped one
     family: str = ""  # folder with more drafts, used when `drafts` is empty
     heads: tuple[str, ...] = ("dense",)  # heads of the draft
     probes: int = 64  # clusters that FlashHead scores
-    ks: tuple[int, ...] = (1, 2, 3, 4, 6, 8)  # draft lengths whose check is timed
+    ks: tuple[int, ...] = (1, 2, 3, 4, 6, 8)  # draft lengths that are timed
     temperature: float = 0.0  # 0 is greedy
     rule: str = "coupling"  # acceptance rule
     weights: str = "dense"  # target weights: dense (AWQ dequantised) or int4
     dtype: str = "bfloat16"  # of the timed parts
     prompts: str = ""  # prompts file; empty means the shipped one
     new_tokens: int = 64  # the parts are timed behind half as many tokens of the target's text
-    repeats: int = 5  # kept turns
+    calls: int = 3  # calls of a part in a turn, whose middle counts
+    repeats: int = 8  # turns, one prompt of each kind after the other
     seed: int = 0  # of sampling
-    turn: int = 0  # number of the table among those of the same runs
+    between: str = ""  # the experiment between whose runs the turns were taken; empty means none
 
     def __post_init__(self) -> None:
         among("heads", self.heads, HEADS)
-        at_least(self, ks=1, probes=1, new_tokens=2, repeats=1, turn=0)
+        at_least(self, ks=1, probes=1, new_tokens=2, calls=1, repeats=1)
         _ = self.sampling
 
     @property
@@ -54,58 +55,79 @@ class Params:
 
 
 class Row(NamedTuple):
-    """Seconds of one part of one draft in one turn.
+    """Seconds of one part of one draft in one turn, the middle of some calls, taken beside a prompt of this kind.
 
-    Parts are those of `measure.costs.PairCosts`, "prefill KIND" (what a text costs besides its
-    rounds: making the stages, both models read the prompt) and "read KIND" (the target does).
+    Parts are those of `measure.costs.PairCosts`, timed behind one and the same text, and "prefill": what a text costs besides its
+    rounds (making the stages, both models read the prompt), for the turn's own prompt.
     """
 
     draft: str
-    digest: str
     part: str
+    kind: str
     seconds: float
     repeat: int
 
 
 def measure(params: Params) -> Iterator[Row]:
     """Time every part of a round, and of beginning a text, for each draft and head."""
+    if params.between:
+        raise ValueError(f"parts between the runs of {params.between} are timed by that experiment; run it afresh")
     prompts = first_of_each_kind(load_prompts(params.prompts or None), 1)
-    for pair in pairs_of(params):
-        for part, seconds in {**round_seconds(pair, prompts[0], params), **prefill_seconds(pair, prompts, params)}.items():
-            yield from (Row(pair.name, pair.digest, part, s, repeat) for repeat, s in enumerate(seconds))
+    bench = Workbench(pairs_of(params), prompts[0], params)
+    for repeat in range(params.repeats):
+        yield from bench.turn(prompts[repeat % len(prompts)])
 
 
-def round_seconds(pair: Pair, prompt: Prompt, params: Params) -> dict[str, list[float]]:
-    """Seconds of each part by turn, behind a prompt and half of what the target writes there."""
-    models, sampling = pair.models, params.sampling
-    text = texts(models, Entry("", Method(), sampling), [prompt], params.new_tokens)[0][: params.new_tokens // 2]
-    place = Place(prompt.ids, text, sampling)
-    writers = [drafting(head, params.probes) for head in params.heads]
-    turns = measure_costs(models, writers, params.ks, place, clock.Plan(params.repeats, 1)).turns
-    return {part: [turn[part] for turn in turns] for part in turns[0]}
+class Workbench:
+    """The parts of several drafts behind a prompt and half of what the target writes there, ready to be timed turn by turn."""
+
+    def __init__(self, pairs: Sequence[Pair], prompt: Prompt, params: Params) -> None:
+        self.params, self.repeat = params, 0
+        self.stands = [(pair, standing(pair, prompt, params)) for pair in pairs]
+
+    def turn(self, prompt: Prompt) -> list[Row]:
+        """Seconds of all parts now, of the prefill on this prompt."""
+        loop, rows = loop_seconds(), list[Row]()
+        for pair, each in self.stands:
+            found = {**with_loop(each.turn(self.params.calls), loop), "prefill": prefill_seconds(pair, prompt, self.params)}
+            rows += [Row(pair.name, part, prompt.kind, round(s, 9), self.repeat) for part, s in found.items()]
+        self.repeat += 1
+        return rows
 
 
-def prefill_seconds(pair: Pair, prompts: Sequence[Prompt], params: Params) -> dict[str, list[float]]:
-    """Seconds that a text costs besides its rounds, on the first prompt of each kind, with the draft and without."""
-    found = {}
-    for name, method in (("prefill", drafting("dense")), ("read", Method())):
-        for prompt in prompts:
-            make = partial(build, method, pair.models, params.sampling, len(prompt.ids) + params.new_tokens + method.k)
-            found[f"{name} {prompt.kind}"] = first_round(prepare(make, prompt.ids, ()), clock.Plan(params.repeats, 1))
-    return found
+def standing(pair: Pair, prompt: Prompt, params: Params) -> Standing:
+    """The parts of one draft, behind a prompt and half of what the target writes there."""
+    text = texts(pair.models, Entry("", Method(), params.sampling), [prompt], params.new_tokens)[0]
+    place = Place(prompt.ids, text[: params.new_tokens // 2], params.sampling)
+    return stand(pair.models, [drafting(head, params.probes) for head in params.heads], params.ks, place, eager=False)
 
 
-def first_round(bench: Bench, plan: clock.Plan) -> list[float]:
-    """Seconds by turn of making the stages and decoding a prompt's first round, less those of a later round's actions."""
+def prefill_seconds(pair: Pair, prompt: Prompt, params: Params) -> float:
+    """Seconds that a text costs besides its rounds: those of its first round, stages made and prompt read, less a later one's."""
+    method = drafting("dense", k=params.ks[0])
+    make = partial(build, method, pair.models, params.sampling, len(prompt.ids) + params.new_tokens + method.k)
+    return first_round(prepare(make, prompt.ids, ()), params.calls)
+
+
+def first_round(bench: Bench, calls: int) -> float:
+    """Seconds of making the stages and decoding a prompt's first round, less those of a later round's actions; middles."""
     with torch.inference_mode():
-        raw = clock.interleaved_seconds({"first": bench.first, **bench.actions}, plan)
-    return [max(0.0, first - sum(later)) for first, *later in zip(*raw.values(), strict=True)]
+        raw = clock.interleaved_seconds({"first": bench.first, **bench.actions}, clock.Plan(calls, 0))
+    first, *later = (clock.median(seconds) for seconds in raw.values())
+    return max(0.0, first - sum(later))
 
 
-def around(turn: int, **changes: Any) -> str:
-    """Measure the parts now, store them under their own key, and give the name of that table."""
-    return run(EXPERIMENT, Params(turn=turn, **changes), fresh=True).path.stem
+def kept(rows: Iterable[Row], params: Params) -> str:
+    """Store parts that were timed between the runs of another experiment under their own key; the name of that table."""
+    found = list(rows)
+    return run(replace(EXPERIMENT, function=lambda params: found), params, fresh=True).path.stem
 
 
-SMOKE = Params(drafts=("shallow",), ks=(2,), new_tokens=8, repeats=2)
+def between(name: str, runs: Any, sampling: Sampling, turns: int) -> Params:
+    """Parameters of the parts that are timed in so many turns between the runs of an experiment with such parameters."""
+    shared = {each: getattr(runs, each) for each in Params.__dataclass_fields__ if hasattr(runs, each)}
+    return Params(**{**shared, "temperature": sampling.temperature, "repeats": turns, "between": name})
+
+
+SMOKE = Params(drafts=("shallow",), ks=(2,), new_tokens=8, calls=1, repeats=2)
 EXPERIMENT = Experiment("draft_parts", Params, Row, measure, models=digested, presets={"smoke": SMOKE})

@@ -34,9 +34,9 @@ class Params:
     weights: str = "dense"  # target weights: dense (AWQ dequantised) or int4
     dtype: str = "bfloat16"  # of target and drafts
     prompts: str = ""  # prompts file; empty means the shipped one
-    skip: int = 8  # prompts of each kind that the timed runs use and that are left out here
-    per_kind: int = 8  # prompts of each kind, the ones behind those
-    new_tokens: int = 48  # tokens that the target writes for each
+    skip: int = 24  # prompts of each kind that the timed runs use and that are left out here
+    per_kind: int = 104  # prompts of each kind, the ones behind those; fewer where there are no more
+    new_tokens: int = 64  # tokens that the target writes for each
     seed: int = 0  # of sampling
 
     def __post_init__(self) -> None:
