@@ -12,6 +12,7 @@ pytest.importorskip("pandas")
 from flashspec.study import foretold, latency, merits, papers, planned, winners
 from flashspec.study.ranks import correlation_words, rank_correlation, spearman
 from flashspec.study.readings import Missing
+from flashspec.theory import tokens_per_check
 
 
 def test_the_winner_is_the_shallowest_of_equal_acceptance() -> None:
@@ -247,6 +248,23 @@ def test_the_papers_gain_follows_from_its_parts_and_from_ours() -> None:
     assert "does not reach" in latency.headline_words(frame)
     assert "which reaches" in latency.headline_words(frame.assign(seconds=frame["seconds"].where(frame["what"] == "step", 1e-3)))
     assert "no row" in latency.headline_words(made.latency(paper=False).frame)
+
+
+def test_what_limits_the_gain_over_the_deepest_is_told_from_parts(tmp_path) -> None:
+    found = made.runs(tmp_path)
+    parts = foretold.parts_of(found)
+    name = winners.designed(found.frame, 1.0)
+    mine = winners.paced(found.frame, parts, name, 1.0)
+    k = int(winners.best(found.frame, 1.0).loc[name, "k"])
+    assert (mine.tar, mine.burst, mine.rest) == pytest.approx((tokens_per_check(0.8, k), k * made.draft_ms(name), made.CHECK_MS))
+    other = winners.paced(found.frame, parts, winners.matched_deepest(found.frame, name), 1.0)
+    gain = mine.tar / mine.rest * (other.burst + other.rest) / other.tar
+    said = winners.depth_limit_words(found.frame, parts, 1.0)
+    assert said.startswith(mine.words) and f"would be {gain:.2f}× as fast" in said
+    slower = parts.assign(seconds=parts["seconds"] * (1 + parts["part"].str.startswith("check ")))
+    assert winners.depth_limit_words(found.frame, slower, 1.0) != said
+    alone = found.frame.query("draft == 'large' or k == 0")
+    assert "no draft as large as large" in winners.depth_limit_words(alone, parts, 1.0)
 
 
 def test_the_optimum_is_compared_with_what_was_built(tmp_path) -> None:

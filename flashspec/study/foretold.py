@@ -126,6 +126,11 @@ def over_kinds(table: DataFrame) -> DataFrame:
     return table.groupby(keys)[["seconds", "predicted", "emitted", "prompts"]].sum().reset_index()
 
 
+def whole(table: DataFrame) -> DataFrame:
+    """Predictions with kinds of prompt and turns summed: one run a draft and setting, on all its prompts."""
+    return table.groupby(WRITER)[["seconds", "predicted", "emitted", "prompts"]].sum().reset_index()
+
+
 def errors(table: DataFrame) -> Any:
     """Predicted over measured seconds, less 1, a run."""
     return table["predicted"] / table["seconds"] - 1

@@ -126,6 +126,40 @@ def depth_verdict(frame: DataFrame, temperature: float) -> str:
     return f"{name} over {other}: {words(found)}; {at_least(found.value, OVER_DEEPEST, '×')}"
 
 
+class Paced(NamedTuple):
+    """A draft at its best k: tokens a check, and milliseconds of a burst and of all else in a round, from its parts."""
+
+    name: str
+    tar: float
+    burst: float
+    rest: float
+
+    @property
+    def words(self) -> str:
+        """The numbers, in words."""
+        whole = self.burst + self.rest
+        return f"{self.name} settles {self.tar:.2f} tokens a round of {whole:.2f} ms, {self.burst:.2f} ms of it drafting"
+
+
+def paced(frame: DataFrame, parts: DataFrame, name: str, temperature: float) -> Paced:
+    """A draft at its best k between the prompts; `parts` are those of this temperature."""
+    choice = best(frame, temperature).loc[name]
+    ms = 1e3 * where(parts, draft=name).groupby("part")["seconds"].mean()
+    burst = float(ms[f"burst {choice['k']} {choice['method']}"])
+    return Paced(name, float(choice["tar"]), burst, float(ms[f"check {choice['k']}"] + ms["overhead"]))
+
+
+def depth_limit_words(frame: DataFrame, parts: DataFrame, temperature: float) -> str:
+    """What the designed draft gains over the deepest one of its size is made of, and what it would be with bursts for nothing."""
+    name = designed(frame, temperature)
+    try:
+        mine, other = (paced(frame, parts, draft, temperature) for draft in (name, matched_deepest(frame, name)))
+    except Missing as error:
+        return str(error)
+    free = mine.tar / mine.rest / (other.tar / (other.burst + other.rest))
+    return f"{mine.words}; {other.words}; with bursts for nothing {name} would be {free:.2f}× as fast, reading prompts apart"
+
+
 def same_text(frame: DataFrame) -> float:
     """Percent of the runs whose text is plain decoding's, token by token."""
     keys = [*SETTING, "kind", "repeat"]

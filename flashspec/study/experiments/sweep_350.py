@@ -22,7 +22,6 @@ NAME = "sweep_350"
 class Params(Raced):
     """What to sweep. A run is one draft, head, k and temperature on all prompts of one kind."""
 
-    drafts: tuple[str, ...] = ("main", "designed")  # draft models: names or folders; empty means every shipped one
     heads: tuple[str, ...] = ("dense", "int8", "flash")  # heads of the draft; plain decoding always runs beside them
     probes: int = 64  # clusters that FlashHead scores
     ks: tuple[int, ...] = (1, 2, 3, 4, 6)  # drafted tokens a check

@@ -1,0 +1,97 @@
+"""Parts stand ready as a decode leaves them: lengths share one prompt, groups go round alone, bursts are no multiples."""
+
+from __future__ import annotations
+
+import pytest
+import tables_drafts as made
+import tiny
+
+from flashspec.decoding.method import METHODS, Method, build
+from flashspec.measure.costs import PairCosts, Place, Standing, stand
+from flashspec.measure.parts import prepare, prepare_each
+from flashspec.scores import GREEDY
+from flashspec.study import foretold
+from flashspec.study.readings import Missing
+from flashspec.theory import Costs, break_even, round_time, throughput
+
+PROMPT, TEXT = (1, 2, 3, 4, 5), (6, 7)
+
+
+def test_lengths_share_one_prompt_and_act_as_if_alone():
+    models = tiny.pair()
+    made_by = {k: lambda k=k: build(Method("model", k=k), models, GREEDY, 20) for k in (1, 3)}
+    shared = prepare_each(made_by[3], PROMPT, TEXT, (1, 3))
+    readers = [stage.reader for stage in shared[1].stages]
+    assert [stage.reader for stage in shared[3].stages] == readers
+    for k, bench in shared.items():
+        alone, before = prepare(made_by[k], PROMPT, TEXT), [reader.rows_read for reader in readers]
+        for one in (bench, alone):
+            one.burst()
+        assert bench.block == k and bench.cascade.tokens[: 7 + k].tolist() == alone.cascade.tokens[: 7 + k].tolist()
+        for one in (bench, alone):
+            one.check()
+        assert bench.cascade.length == alone.cascade.length and bench.cascade.final == alone.cascade.final
+        assert [reader.rows_read - b for reader, b in zip(readers, before, strict=True)] == [k, k + 1]
+    with pytest.raises(ValueError, match="a draft and a target, got 1 stages"):
+        prepare_each(lambda: build(METHODS["baseline"], models, GREEDY, 20), PROMPT, TEXT, (1,))
+
+
+def test_a_group_goes_round_by_itself_and_one_round_does_not_count():
+    seen: list[str] = []
+    groups = tuple({name: lambda name=name: seen.append(name) for name in names} for names in (("a", "behind b"), ("c",)))
+    found = Standing(groups, (1,)).turn(2)
+    assert seen == ["a", "behind b"] * 3 + ["c"] * 3 and set(found) == {"a", "c"}
+
+
+def test_every_length_of_every_writer_is_timed_behind_a_check():
+    writers = [Method("model"), Method("model", "flash", probes=2)]
+    found = stand(tiny.pair(), writers, (3, 1), Place(PROMPT, TEXT), eager=False)
+    names = [tuple(group) for group in found.groups]
+    assert found.ks == (1, 3) and ("burst 1 dense", "check 1") in names and ("burst 3 flash P=2", "behind check 3") in names
+    assert not any("eager" in name for group in names for name in group)
+    assert all(seconds > 0 for seconds in found.turn().values())
+
+
+def test_a_burst_is_no_multiple_of_a_token():
+    turn = {
+        "step": 1.0,
+        "finalize": 1.0,
+        "overhead": 0.1,
+        **{f"check {k}": 2.0 for k in (1, 4)},
+        **{f"eager {k}": 3.0 for k in (1, 4)},
+    }
+    bursts = {"burst 1 dense": 0.5, "burst 4 dense": 1.1}
+    costs, step = PairCosts(({**turn, **bursts},) * 3, (1, 4)).costs(Method("model"))
+    assert step == 1.0 and [costs.burst(k) for k in (1, 2, 4)] == pytest.approx([0.5, 0.7, 1.1])
+    assert round_time(costs, 4) == pytest.approx(1.1 + 2.0 + 0.1) and throughput(3.2, costs, 4) == pytest.approx(1.0)
+    assert Costs(0.5, 2.0, overhead=0.1).burst(4) == 2.0
+    longest = break_even(3.2, costs, 4, 1.0).draft
+    assert longest is not None and 4 * longest == pytest.approx(1.1)
+    with pytest.raises(ValueError, match="draft"):
+        Costs(lambda block: -1.0, 2.0).burst(1)
+
+
+def test_a_run_takes_the_parts_of_its_own_kind_and_the_block_that_its_rounds_draft():
+    parts = made.parts().assign(table="between")
+    slow = parts.assign(seconds=parts["seconds"] * (1 + (parts["kind"] == "prose")))
+    found, counts = made.runs(), made.counts().frame
+    table = foretold.predictions(found.frame, slow, counts)
+    plain = foretold.predictions(found.frame, parts, counts)
+    ratio = (table["predicted"] / plain["predicted"]).groupby(table["kind"]).agg(["min", "max"])
+    assert ratio.loc["code"].tolist() == pytest.approx([1, 1]) and ratio.loc["prose"].tolist() == pytest.approx([2, 2])
+    both = foretold.predictions(found.frame.assign(kind="all"), slow, counts)
+    assert (both["predicted"] / plain["predicted"]).tolist() == pytest.approx([1.5] * len(both))
+    cut = counts.assign(drafted=counts["drafted"].where(counts["k"] != 4, counts["drafted"] * 3.5 / 4))
+    shorter = foretold.predictions(found.frame, parts, cut)
+    saved = (plain["predicted"] - shorter["predicted"])[plain["k"] == 4]
+    rounds = plain.loc[plain["k"] == 4, "rounds_share"] * 100
+    assert saved.tolist() == pytest.approx(
+        [1e-3 * 0.5 * made.draft_ms(d) * r for d, r in zip(plain.loc[saved.index, "draft"], rounds, strict=True)]
+    )
+    with pytest.raises(Missing, match="nothing on wide, kind tests"):
+        foretold.Times(parts).of("between", "wide", "tests")
+
+
+def test_a_setting_is_one_run_over_all_its_prompts():
+    table = foretold.predictions(made.runs().frame, made.parts().assign(table="between"), made.counts().frame)
+    assert foretold.smallest_run(foretold.whole(table)) == (800, 8) and len(foretold.whole(table)) == len(table) // 8
