@@ -113,7 +113,7 @@ def draft_space(results: Any, counts: Any, temperature: float = 1.0) -> Figure:
     """Predicted throughput over depth and body parameters from fitted relations; dots: the drafts built; star: the optimum."""
     figure, (axis,) = canvas(height=3.8)
     try:
-        found = winners.space(results.frame, foretold.parts_of(results), counts.frame, temperature)
+        found = winners.space(results.frame, foretold.parts_of(results, temperature=temperature), counts.frame, temperature)
         space_at(axis, found)
     except (Missing, ValueError) as error:
         axis.set_title(str(error), fontsize=8)
