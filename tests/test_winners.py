@@ -250,6 +250,14 @@ def test_the_papers_gain_follows_from_its_parts_and_from_ours() -> None:
     assert "no row" in latency.headline_words(made.latency(paper=False).frame)
 
 
+def test_the_designed_draft_is_held_against_its_own_point(monkeypatch) -> None:
+    frame = made.runs().frame
+    assert winners.twin_words(frame, 1.0) == "the table has not both of them"
+    monkeypatch.setattr(winners, "point_of_designed", lambda: "wide")
+    both = frame.replace({"draft": {"middle": "designed"}})
+    assert winners.twin_words(both, 1.0) == winners.words(winners.gain(both, "designed", "wide", 1.0))
+
+
 def test_what_limits_the_gain_over_the_deepest_is_told_from_parts(tmp_path) -> None:
     found = made.runs(tmp_path)
     parts = foretold.parts_of(found)

@@ -82,6 +82,14 @@ def family_verdict(frame: DataFrame, temperature: float) -> str:
     return f"{name} is not the fastest of {len(order)}, as was asked for; {order[0]} over {name}: {behind}"
 
 
+def twin_words(frame: DataFrame, temperature: float) -> str:
+    """How far two runs of the same weights are apart, the designed draft and its point in the family, each at its best k."""
+    point = point_of_designed()
+    if not {DESIGNED, point} <= set(frame["draft"]):
+        return "the table has not both of them"
+    return words(gain(frame, DESIGNED, str(point), temperature))
+
+
 def matched_deepest(frame: DataFrame, name: str) -> str:
     """The deepest draft whose body has as many parameters as this one's, within 5 %; Missing where it is alone."""
     drafts = frame[frame["k"] > 0].drop_duplicates("draft")
