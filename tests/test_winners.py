@@ -9,7 +9,7 @@ import tables_drafts as made
 
 pytest.importorskip("pandas")
 
-from flashspec.study import foretold, latency, merits, papers, planned, winners
+from flashspec.study import figures, foretold, latency, merits, papers, planned, winners
 from flashspec.study.ranks import correlation_words, rank_correlation, spearman
 from flashspec.study.readings import Missing
 from flashspec.theory import tokens_per_check
@@ -40,6 +40,20 @@ def test_the_designed_draft_is_the_one_of_that_name() -> None:
 def named(**names: str):
     """The runs with drafts renamed."""
     return made.runs().frame.replace({"draft": names})
+
+
+def test_no_line_of_the_sweep_is_left_out() -> None:
+    """More drafts and heads than there are colours."""
+    import pandas
+
+    pytest.importorskip("matplotlib")
+    found = made.swept()
+    runs = found.frame[found.frame["k"] > 0]
+    found.frame = pandas.concat([found.frame, *(runs.assign(method=head) for head in ("int8", "flash"))], ignore_index=True)
+    for axis in figures.sweep(found).figure.axes:
+        labelled = [line for line in axis.lines if not line.get_label().startswith("_")]
+        looks = {(line.get_color(), line.get_linestyle()) for line in labelled}
+        assert len(labelled) == len(looks) == 3 * len(made.LAYERS)
 
 
 def test_the_designed_draft_is_held_against_its_family_alone() -> None:

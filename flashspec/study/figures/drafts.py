@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 from flashspec.study import foretold, latency, merits, planned, winners
@@ -173,7 +174,7 @@ def prediction_errors(results: Any, counts: Any) -> Figure:
 
 @drawn
 def sweep(results: Any) -> Figure:
-    """Speedup over plain decoding against k, one panel a temperature, one line a draft and head, kinds of prompt summed."""
+    """Speedup over plain decoding against k, kinds summed, one panel a temperature; a colour a draft, a line style a head."""
     words = ("T = {:g}", "times plain decoding")
     figure = panels(winners.rates(results.frame), "temperature", sweep_at, words, height=3.6)
     figure.axes[0].legend(fontsize=7)
@@ -181,10 +182,14 @@ def sweep(results: Any) -> Figure:
 
 
 def sweep_at(axis: Axes, table: DataFrame) -> None:
-    """One line a draft and head; dashed: plain decoding."""
+    """One colour a draft, one line style a head; dashed and thin: plain decoding."""
     plain = where(table, method="baseline").set_index("draft")["rate"]
-    for shade, ((draft, method), line) in zip(SHADES, table[table["k"] > 0].groupby(["draft", "method"]), strict=False):
-        axis.plot(line["k"], line["rate"] / plain[draft], "o-", color=shade, markersize=3, label=f"{draft}, {method}")
+    runs = table[table["k"] > 0]
+    shades = dict(zip(runs["draft"].unique(), cycle(SHADES), strict=False))
+    styles = dict(zip(runs["method"].unique(), cycle(("-", "--", ":", "-.")), strict=False))
+    for (draft, method), line in runs.groupby(["draft", "method"]):
+        look = {"color": shades[draft], "linestyle": styles[method], "label": f"{draft}, {method}"}
+        axis.plot(line["k"], line["rate"] / plain[draft], marker="o", markersize=3, **look)
     axis.axhline(1.0, color="#666666", linestyle="--", linewidth=1)
     axis.set_xlabel("drafted tokens a check, k")
 
