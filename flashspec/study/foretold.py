@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -91,19 +92,15 @@ def seconds_of(row: Any, times: Times) -> float:
     """Seconds foretold for one run; a round drafts what its rounds draft on average, fewer than k where a text ends."""
     found, writer = times.of(row.parts, row.draft, row.kind), name_of(drafting(row.method, row.probes or None))
     block = max(1.0, row.drafted_share / row.rounds_share)
-    a_round = between(found, "burst {} " + writer, block) + between(found, "check {}", block) + found["overhead"]
+    burst, check = at_block(found, rf"burst (\d+) {re.escape(writer)}", block), at_block(found, r"check (\d+)", block)
+    a_round = burst + check + found["overhead"]
     return row.prompts * found["prefill"] + row.emitted * row.rounds_share * a_round
 
 
-def between(found: Mapping[str, float], name: str, block: float) -> float:
-    """A part at a draft length that need not be whole, from those that were timed."""
-    head, tail = name.split("{}")
-    known = {int(part.removeprefix(head).removesuffix(tail)): s for part, s in found.items() if _is_part(part, head, tail)}
+def at_block(found: Mapping[str, float], pattern: str, block: float) -> float:
+    """A part at a draft length that need not be whole, from those that were timed; the pattern's group is the length."""
+    known = {int(match[1]): seconds for part, seconds in found.items() if (match := re.fullmatch(pattern, part))}
     return interpolated(known)(block)
-
-
-def _is_part(part: str, head: str, tail: str) -> bool:
-    return part.startswith(head) and part.endswith(tail) and part.removeprefix(head).removesuffix(tail).isdigit()
 
 
 def of_study(frame: DataFrame, counts: DataFrame) -> DataFrame:

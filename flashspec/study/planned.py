@@ -50,7 +50,7 @@ def stored_acceptance(counts: DataFrame, draft: str, temperature: float) -> Stor
 def planned(frame: DataFrame, parts: DataFrame, counts: DataFrame, temperature: float) -> list[Planned]:
     """Every draft of a race whose acceptance on other prompts is stored, at the k that were run and replayed.
 
-    `parts` are those measured around the runs at this temperature. Missing where no draft is left.
+    `parts` are those measured between the runs at this temperature. Missing where no draft is left.
     """
     runs = where(rates(frame), temperature=temperature, method="dense")
     found = []
