@@ -166,6 +166,21 @@ def test_a_model_that_does_not_fit_is_stretched_in_a_straight_line():
     assert found == {**low, "step": 32.0, "check 1": 32.5, "finalize": 32.0}
 
 
+def test_a_stretched_pair_is_timed_at_few_lengths_in_few_turns(monkeypatch):
+    asked = []
+
+    def timed(cuts, which, writers, ks, plan):
+        asked.append((which, tuple(ks), plan.repeats))
+        return PairCosts(({"step": 1.0 + which, **{f"check {k}": 2.0 + which for k in ks}},) * plan.repeats, tuple(ks))
+
+    monkeypatch.setattr(depths, "_costs_at", timed)
+    deep, whole = depths.Cut("opt-66b", 64, (2, 4)), depths.Cut("opt-125m", 12, (12, 12))
+    found = depths.shape_costs((deep, whole), [], range(1, 13), clock.Plan(9))
+    assert asked == [(0, (1, 2, 4, 8, 12), 3), (1, (1, 2, 4, 8, 12), 3)] and found.ks == (1, 2, 4, 8, 12)
+    assert found.turns[0]["check 8"] == pytest.approx(2.0 + 0.5 * 62) and len(found.turns) == 3
+    assert depths.shape_costs((whole, whole), [], range(1, 13), clock.Plan(9)).ks == tuple(range(1, 13)) and asked[2][2] == 9
+
+
 def test_costs_need_something_to_measure():
     with pytest.raises(ValueError, match="at least one writer"):
         measure_costs(tiny.pair(), [], (1,), Place((1,), (2,)), clock.Plan(1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -19,6 +20,7 @@ from flashspec.theory.checks import check_smaller
 SHORT = (2, 4)
 SHARE = 0.4
 PAST = 128
+FEW, TURNS = (1, 2, 4, 8), 3
 
 
 class Cut(NamedTuple):
@@ -64,11 +66,21 @@ def cuts_of(target: str, draft: str) -> tuple[Cut, Cut]:
 
 
 def shape_costs(cuts: tuple[Cut, Cut], writers: Sequence[Method], ks: Sequence[int], plan: Plan) -> PairCosts:
-    """Costs of a pair of shapes with random weights: a step's cost depends on shapes, not on what the weights say."""
-    low = _costs_at(cuts, 0, writers, ks, plan)
-    high = low if all(cut.whole for cut in cuts) else _costs_at(cuts, 1, writers, ks, plan)
+    """Costs of a pair of shapes with random weights: a step's cost depends on shapes, not on what the weights say.
+
+    A pair that is stretched is slow, and its times hardly differ from length to length: few of them are timed, in few turns.
+    """
+    if all(cut.whole for cut in cuts):
+        return _costs_at(cuts, 0, writers, ks, plan)
+    few, plan = spread(ks), replace(plan, repeats=min(TURNS, plan.repeats), warmup=1)
+    low, high = (_costs_at(cuts, which, writers, few, plan) for which in (0, 1))
     pairs = zip(low.turns, high.turns, strict=True)
     return PairCosts(tuple(stretched_turn(cuts, *pair) for pair in pairs), low.ks)
+
+
+def spread(ks: Sequence[int]) -> list[int]:
+    """The shortest and the longest of these draft lengths, and a few between them."""
+    return sorted({min(ks), max(ks), *(k for k in ks if k in FEW)})
 
 
 def stretched_turn(cuts: tuple[Cut, Cut], low: Turn, high: Turn) -> Turn:
