@@ -126,7 +126,7 @@ def loop_seconds() -> tuple[float, float]:
 
 
 def measure_costs(models: Models, writers: Sequence[Method], ks: Sequence[int], place: Place, plan: clock.Plan) -> PairCosts:
-    """Time every part of a round in turns A B A B, un-instrumented; no end-to-end number is used."""
+    """Time every part of a round, turn after turn, un-instrumented; no end-to-end number is used."""
     standing = stand(models, writers, ks, place)
     turns = [with_loop(standing.turn(), loop_seconds()) for _ in range(plan.warmup + plan.repeats)]
     return PairCosts(tuple(turns[plan.warmup :]), standing.ks)

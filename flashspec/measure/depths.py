@@ -68,7 +68,7 @@ def cuts_of(target: str, draft: str) -> tuple[Cut, Cut]:
 def shape_costs(cuts: tuple[Cut, Cut], writers: Sequence[Method], ks: Sequence[int], plan: Plan) -> PairCosts:
     """Costs of a pair of shapes with random weights: a step's cost depends on shapes, not on what the weights say.
 
-    A pair that is stretched is slow, and its times hardly differ from length to length: few of them are timed, in few turns.
+    A pair that is stretched is slow: few lengths are timed, in few turns, and those between are interpolated.
     """
     if all(cut.whole for cut in cuts):
         return _costs_at(cuts, 0, writers, ks, plan)
