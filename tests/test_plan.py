@@ -111,6 +111,9 @@ def test_a_plan_recommends_what_its_own_numbers_say(observed):
     assert len(found.others) == len(question.writers) * 2 - 1
     said = "\n".join(advice.lines(found, {"costs": "here"}))
     assert "break-even" in said and "runner-up" in said and "95 % interval" in said
+    for step, warned in ((2 * found.best.parts["verify"], True), (0.5 * found.best.parts["verify"], False)):
+        told = "\n".join(advice.lines(found._replace(best=found.best._replace(step=step)), {}))
+        assert ("beware: a check was timed shorter" in told) == warned
 
 
 def test_a_head_pays_exactly_if_its_round_gets_faster(observed):
