@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from toys import with_biases
 
 from flashspec import kernels
 from flashspec.decoding.burst import Compiled, StepByStep, burst_of
@@ -22,6 +23,7 @@ from flashspec.scores import Sampling, Scores
 
 VOCAB, CONTEXT = 512, 48
 SHAPE = ModelConfig("qwen3", VOCAB, 128, 128, 2, 4, 2, 32, context=64, eos=(0,))
+OPT = replace(SHAPE, family="opt", kv_heads=4, attention_bias=True, mlp_bias=True)
 HEADS = {
     "dense": lambda model: DenseHead(model.norm, model.head_weight),
     "int8": lambda model: QuantizedDenseHead.build(model.head_weight, model.norm, 8),
@@ -38,10 +40,12 @@ def compiled():
         pytest.skip("no C compiler on this machine")
 
 
-@pytest.fixture(scope="module", params=["float32", "bfloat16", "int8"])
+@pytest.fixture(scope="module", params=["float32", "bfloat16", "int8", "opt"])
 def model(request):
     if request.param == "int8":
         return rounded(synthetic(SHAPE, torch.float32), "int8")
+    if request.param == "opt":
+        return with_biases(synthetic(OPT, torch.bfloat16))
     return synthetic(SHAPE, getattr(torch, request.param))
 
 

@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 import torch
-from toys import duo, random_model
+from toys import duo, random_model, with_biases
 
 from flashspec import kernels
 from flashspec.model.engine import KernelEngine, TorchEngine, engine_for
@@ -19,11 +19,15 @@ SHAPES = [
     {"heads": 4, "kv_heads": 4},
     {"heads": 6, "kv_heads": 1, "head_dim": 16},
     {"hidden": 64, "ffn": 24, "head_dim": 24},
+    {"family": "qwen2"},
+    {"family": "llama", "attention_bias": True, "mlp_bias": True},
+    {"family": "opt", "kv_heads": 4},
+    {"family": "opt", "kv_heads": 4, "attention_bias": True, "mlp_bias": True},
 ]
 
 
 def model(changes: dict, dtype: torch.dtype = torch.float32):
-    return random_model(1, 3, **changes).to(dtype)
+    return with_biases(random_model(1, 3, **changes)).to(dtype)
 
 
 def rows(engine, model, cuts: list[int]) -> torch.Tensor:
@@ -58,7 +62,7 @@ def test_compiled_rows_do_not_depend_on_how_the_text_was_cut(changes, dtype):
 @pytest.mark.parametrize(("weights", "loss"), [("int8", 0.03), ("int4", 0.5)])
 @pytest.mark.parametrize("changes", [{"head_dim": 16}, {"hidden": 144, "ffn": 160, "head_dim": 16}], ids=str)
 def test_rounded_layers_run_as_their_naive_twin_and_near_the_plain_ones(changes, weights, loss):
-    made = model(changes)
+    made = random_model(1, 3, **changes)
     small = rounded(made, weights)
     assert type(engine_for(small, 0, 3, 64)) is KernelEngine
     engines = ((KernelEngine, small), (TorchEngine, small), (TorchEngine, made))
@@ -107,6 +111,14 @@ def test_the_control_a_stale_cache_is_caught():
     assert not torch.equal(engine.run(engine.embed(IDS[30:]), 30), whole[30:])
 
 
+@pytest.mark.parametrize("part", ["attention.qkv.bias", "attention.out.bias", "mlp.up.bias", "mlp.down.bias", "mlp_norm.bias"])
+def test_the_control_a_forgotten_bias_is_caught(part):
+    made, other = model(SHAPES[-1]), model(SHAPES[-1])
+    other.blocks[1].get_parameter(part).zero_()
+    fast, slow = rows(KernelEngine(other, 0, 3, 64), other, []), rows(TorchEngine(made, 0, 3, 64), made, [])
+    assert scale(fast - slow) > 1e-3 * scale(slow)
+
+
 def test_a_bfloat16_model_is_its_float32_copy():
     narrow, wide = model({}, torch.bfloat16), model({}, torch.bfloat16).float()
     texts = [rows(KernelEngine(made, 0, 3, 64), made, []) for made in (narrow, wide)]
@@ -114,8 +126,9 @@ def test_a_bfloat16_model_is_its_float32_copy():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_readers_in_a_chain_are_the_whole_model(dtype):
-    made = duo(0, dtype).target
+@pytest.mark.parametrize("changes", [{}, {"family": "opt", "kv_heads": 4}], ids=str)
+def test_readers_in_a_chain_are_the_whole_model(dtype, changes):
+    made = random_model(0, **changes).to(dtype)
     alone = SpanReader(made)
     low = SpanReader(made, 2)
     top = SpanReader(made, below=SpanReader(made, 4, low))

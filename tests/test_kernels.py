@@ -64,8 +64,19 @@ def test_gather_linear_is_its_naive_twin_and_row_invariant(depth, cap, dtype):
 def test_rms_norm_is_its_naive_twin_and_row_invariant(width):
     x, weight = noise(11, width) * 3, noise(width, seed=1)
     exact = weight.double() * x.double() * torch.rsqrt(x.double().square().mean(-1, keepdim=True) + 1e-6)
-    assert close(kernels.rms_norm(x, weight, 1e-6), exact)
-    assert row_invariant(lambda part: kernels.rms_norm(part, weight, 1e-6), x)
+    assert close(kernels.normalised(x, kernels.Norm(weight, 1e-6)), exact)
+    assert row_invariant(lambda part: kernels.normalised(part, kernels.Norm(weight, 1e-6)), x)
+
+
+@pytest.mark.parametrize("width", [8, 40, 256])
+def test_a_norm_with_a_mean_is_its_naive_twin_and_row_invariant(width):
+    x, weight, bias = noise(11, width) * 3 + 2, noise(width, seed=1), noise(width, seed=2)
+    norm, wide = kernels.Norm(weight, 1e-5, bias), x.double()
+    centred = wide - wide.mean(-1, keepdim=True)
+    exact = weight.double() * centred * torch.rsqrt(centred.square().mean(-1, keepdim=True) + 1e-5) + bias.double()
+    assert close(kernels.normalised(x, norm), exact)
+    assert not close(kernels.normalised(x, kernels.Norm(weight, 1e-5)), exact)
+    assert row_invariant(lambda part: kernels.normalised(part, norm), x)
 
 
 def test_gathered_rows_are_the_rows_of_the_whole_product():
@@ -115,13 +126,15 @@ def test_the_fallback_gives_the_same_values(dtype, monkeypatch):
     x, weight, blocks = noise(5, 40), noise(33, 40, dtype=dtype, seed=1), noise(9, 4, 40, dtype=dtype, seed=2)
     chosen, gain = torch.tensor([[1, 8]] * 5), noise(40, seed=3)
 
-    def all_three():
-        return kernels.linear(x, weight), kernels.gather_linear(x, blocks, chosen), kernels.rms_norm(x, gain, 1e-6)
+    def every_one():
+        norms = (kernels.Norm(gain, 1e-6), kernels.Norm(gain, 1e-6, noise(40, seed=4)))
+        products = kernels.linear(x, weight), kernels.gather_linear(x, blocks, chosen)
+        return *products, *(kernels.normalised(x, norm) for norm in norms)
 
-    fast = all_three()
+    fast = every_one()
     monkeypatch.setattr(kernels, "library", lambda: None)
     assert not kernels.available()
-    assert all(close(mine, slow) for mine, slow in zip(fast, all_three(), strict=True))
+    assert all(close(mine, slow) for mine, slow in zip(fast, every_one(), strict=True))
 
 
 def test_a_process_may_refuse_the_kernels():

@@ -20,9 +20,9 @@ TEMPERATURES = (0.0, 0.7, 1.5)
 
 
 def config(layers: int, **changes) -> ModelConfig:
-    """A Qwen3 shape whose widths are multiples of 8 and whose vocabulary is not."""
+    """A Qwen3 shape, if no other family is asked for, whose widths are multiples of 8 and whose vocabulary is not."""
     shape = {"hidden": 32, "ffn": 48, "heads": 4, "kv_heads": 2, "head_dim": 8, "tied": False}
-    return ModelConfig("qwen3", layers=layers, **{"vocab_size": VOCAB, "context": 128, **shape, **changes})
+    return ModelConfig(layers=layers, **{"family": "qwen3", "vocab_size": VOCAB, "context": 128, **shape, **changes})
 
 
 def random_model(seed: int, layers: int = 6, sharpness: float = 4.0, **changes) -> Transformer:
@@ -36,6 +36,16 @@ def random_model(seed: int, layers: int = 6, sharpness: float = 4.0, **changes) 
         for last in (layer.attention.out, layer.mlp.down):
             last.weight.mul_(1.5 * 0.6**depth)
     model.head_weight.mul_(sharpness)
+    return model
+
+
+def with_biases(model: Transformer, seed: int = 0) -> Transformer:
+    """The model with other norms, and with biases where it has any: made by random numbers, in place."""
+    dice = torch.Generator().manual_seed(seed)
+    for name, weight in model.named_parameters():
+        if weight.ndim == 1:
+            centre = 1.0 if name.endswith("norm.weight") else 0.0
+            weight.data.copy_(centre + 0.2 * torch.randn(weight.shape, generator=dice))
     return model
 
 

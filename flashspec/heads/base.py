@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from flashspec import kernels
 from flashspec.model.transformer import RMSNorm
@@ -72,7 +72,7 @@ class WeightHead:
 def kernel_norm(norm: Norm | None) -> tuple[kernels.Norm | None] | None:
     """A norm as the kernels take it, (None,) for none; None where it is one they do not know."""
     if isinstance(norm, FusedNorm):
-        return (kernels.Norm(norm.weight, norm.eps),)
+        return (norm.norm,)
     return (None,) if norm is None or norm is unchanged else None
 
 
@@ -83,21 +83,25 @@ def unchanged(rows: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class FusedNorm:
-    """A root-mean-square norm of rows [n, hidden] as one kernel call."""
+    """A norm of rows [n, hidden] as one kernel call."""
 
-    weight: Tensor
-    eps: float
+    norm: kernels.Norm
 
     def __call__(self, rows: Tensor) -> Tensor:
-        return kernels.rms_norm(rows.to(self.weight.dtype), self.weight, self.eps)
+        return kernels.normalised(rows.to(self.norm.weight.dtype), self.norm)
 
 
 def fused(norm: Norm | None) -> Norm:
-    """The norm as one kernel call, where it is a root-mean-square norm; None leaves rows alone."""
-    if not isinstance(norm, RMSNorm):
+    """The norm as one kernel call, where it is one of our models'; None leaves rows alone."""
+    if not isinstance(norm, RMSNorm | nn.LayerNorm):
         return norm or unchanged
-    weight = norm.weight.detach()
-    return FusedNorm(weight.contiguous() if weight.dtype is torch.float64 else weight.float().contiguous(), norm.eps)
+    bias = getattr(norm, "bias", None)
+    return FusedNorm(kernels.Norm(_widened(norm.weight), norm.eps, None if bias is None else _widened(bias)))
+
+
+def _widened(weight: Tensor) -> Tensor:
+    """A norm's weight in float32, or in float64 where it is."""
+    return (weight.detach() if weight.dtype is torch.float64 else weight.detach().float()).contiguous()
 
 
 def weight_of(weight: Tensor) -> Tensor:

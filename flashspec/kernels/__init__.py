@@ -14,15 +14,17 @@ from torch.nn import functional as F
 from flashspec.kernels import best
 from flashspec.kernels.build import compiled, library, pointers, whole
 from flashspec.kernels.packed import Packed, pack, packed_linear
-from flashspec.kernels.scoring import WEIGHTS, WIDTH, Blocks, Norm, Scoring, best_numbers, matrix, scoring
+from flashspec.kernels.scoring import NOTHING, WEIGHTS, WIDTH, Blocks, Matrix, Norm, Scoring, best_numbers, matrix, scoring
 from flashspec.kernels.verdicts import best_columns, draw, gumbel, judge
 from flashspec.kernels.writing import Law, Place, Span, Writer
 
 __all__ = [
+    "NOTHING",
     "WEIGHTS",
     "WIDTH",
     "Blocks",
     "Law",
+    "Matrix",
     "Norm",
     "Packed",
     "Place",
@@ -39,9 +41,9 @@ __all__ = [
     "judge",
     "linear",
     "matrix",
+    "normalised",
     "pack",
     "packed_linear",
-    "rms_norm",
     "scoring",
     "serves",
 ]
@@ -99,13 +101,19 @@ def best_of_blocks(states: Tensor, blocks: Tensor, ids: Tensor, bias: Tensor, ch
     return best.reference(logits.flatten(1), ids[chosen].flatten(1))
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Root-mean-square norm of x [n, K], with weight [K]."""
-    if not serves(x, weight) or weight.dtype is not torch.float32:
-        wide = x.float() if x.dtype is not torch.float64 else x
-        return weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
+def normalised(x: Tensor, norm: Norm) -> Tensor:
+    """Rows x [n, K] behind a norm over K columns."""
+    if not serves(x, norm.weight) or norm.weight.dtype is not torch.float32:
+        return _normalised_in_torch(x, norm)
     x = x.contiguous()
     out = torch.empty_like(x)
-    px, pw, po = pointers(x, weight, out)
-    compiled().fs_rms_norm(px, whole(len(x)), pw, ctypes.c_double(eps), whole(x.shape[1]), po)
+    px, pw, pb, po = pointers(x, norm.weight, norm.bias, out)
+    compiled().fs_norm(px, whole(len(x)), pw, pb, ctypes.c_double(norm.eps), whole(x.shape[1]), po)
     return out
+
+
+def _normalised_in_torch(x: Tensor, norm: Norm) -> Tensor:
+    wide = x.float() if x.dtype is not torch.float64 else x
+    if norm.bias is not None:
+        return F.layer_norm(wide, wide.shape[-1:], norm.weight.to(wide.dtype), norm.bias.to(wide.dtype), norm.eps).to(x.dtype)
+    return norm.weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + norm.eps)).to(x.dtype)

@@ -11,11 +11,12 @@ typedef struct {
     const double *uniform;
 } Law;
 
+// `positions` are added to embeddings, row by row from the first token on; a null weight adds nothing.
 typedef struct {
     const Shape *shape;
     const Layer *layers;
     int64_t count;
-    Matrix embedding;
+    Matrix embedding, positions;
     const Head *head;
 } Writer;
 
@@ -37,14 +38,20 @@ static int64_t instant(void) {
     return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
 }
 
-static void embed(Matrix table, const int64_t *tokens, int64_t count, float *rows) {
-    for (int64_t t = 0; t < count; t++) {
-        const char *row = row_at(table, tokens[t]);
-        for (int64_t d = 0; d < table.depth; d += 8) {
-            v8 v = table.kind == BF16 ? load_bf16((const uint16_t *)row + d) : load_f32((const float *)row + d);
-            memcpy(rows + t * table.depth + d, &v, sizeof v);
+ALWAYS v8 eight_of(Matrix table, int64_t row, int64_t d) {
+    const char *at = row_at(table, row);
+    return table.kind == BF16 ? load_bf16((const uint16_t *)at + d) : load_f32((const float *)at + d);
+}
+
+// Rows of the tokens from `start` to `stop`.
+static void embed(const Writer *w, const int64_t *tokens, int64_t start, int64_t stop, float *rows) {
+    int64_t hidden = w->embedding.depth;
+    for (int64_t t = start; t < stop; t++)
+        for (int64_t d = 0; d < hidden; d += 8) {
+            v8 v = eight_of(w->embedding, tokens[t], d);
+            if (w->positions.w) v += eight_of(w->positions, t, d);
+            memcpy(rows + t * hidden + d, &v, sizeof v);
         }
-    }
 }
 
 // Warp logits in place and draw the burst's token number j from them; `noisy` is scratch for `count`.
@@ -88,7 +95,7 @@ static int64_t lines(int64_t floats) { return (floats + 15) / 16 * 16; }
 static void read_tokens(const Writer *w, Burst b, int64_t from, int64_t stop, float *scratch) {
     int64_t hidden = w->embedding.depth;
 #pragma omp single
-    embed(w->embedding, b.tokens + from, stop - from, b.rows + from * hidden);
+    embed(w, b.tokens, from, stop, b.rows);
     if (stop > from) carry(w->shape, w->layers, w->count, b.rows + from * hidden, stop - from, from, scratch);
 }
 

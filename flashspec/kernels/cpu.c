@@ -25,10 +25,10 @@ void fs_gather_linear(const float *x, int64_t rows, const void *blocks, int64_t 
     }
 }
 
-void fs_rms_norm(const float *x, int64_t rows, const float *weight, double eps, int64_t width, float *out) {
-    for (int64_t r = 0; r < rows; r++) rms_norm(x + r * width, weight, (float)eps, width, out + r * width);
+// Rows behind a norm; without a bias it is one by the root mean square.
+void fs_norm(const float *x, int64_t rows, const float *weight, const float *bias, double eps, int64_t width, float *out) {
+    for (int64_t r = 0; r < rows; r++) normalise(x + r * width, (Norm){weight, bias}, (float)eps, width, out + r * width);
 }
-
 
 // Columns [rows] drawn with probabilities softmax(logits), see drawn_column.
 void fs_draw(const float *logits, int64_t rows, int64_t count, const double *uniform, int64_t *columns) {

@@ -5,7 +5,7 @@
 // `first` is the vocabulary, or the directions of the clusters, `outputs` rows of it. Where `probes` is not zero, the
 // `forced` blocks behind the clusters' and those of the best `probes` clusters are scored, `slots` rows each.
 typedef struct {
-    const float *norm;
+    Norm norm;
     double eps;
     Matrix first, blocks;
     int64_t outputs, probes, forced, slots;
@@ -73,7 +73,7 @@ static void score(const Head *h, const float *rows, int64_t n, char *scratch, in
     int32_t *keys = (int32_t *)(likeness + n * h->outputs);
 #pragma omp for schedule(static)
     for (int64_t r = 0; r < n; r++) {
-        if (h->norm) rms_norm(rows + r * depth, h->norm, (float)h->eps, depth, states + r * depth);
+        if (h->norm.weight) normalise(rows + r * depth, h->norm, (float)h->eps, depth, states + r * depth);
         else memcpy(states + r * depth, rows + r * depth, depth * sizeof(float));
     }
     share(h->outputs, &from, &to);

@@ -12,20 +12,46 @@ static void rms_norm(const float *x, const float *weight, float eps, int64_t wid
     for (int64_t d = 0; d < width; d++) out[d] = weight[d] * (x[d] * scale);
 }
 
+// The norm that subtracts the mean and adds a bias.
+static void layer_norm(const float *x, const float *weight, const float *bias, float eps, int64_t width, float *out) {
+    v8 sum = {0}, squares = {0};
+    for (int64_t d = 0; d < width; d += 8) sum += load_f32(x + d);
+    float mean = total(sum) / (float)width;
+    for (int64_t d = 0; d < width; d += 8) {
+        v8 v = load_f32(x + d) - mean;
+        squares += v * v;
+    }
+    float scale = 1.0f / sqrtf(total(squares) / (float)width + eps);
+    for (int64_t d = 0; d < width; d++) out[d] = weight[d] * ((x[d] - mean) * scale) + bias[d];
+}
+
+// A norm's weight, and its bias where it is one that has a mean.
+typedef struct {
+    const float *weight, *bias;
+} Norm;
+
+static void normalise(const float *x, Norm n, float eps, int64_t width, float *out) {
+    if (n.bias) layer_norm(x, n.weight, n.bias, eps, width, out);
+    else rms_norm(x, n.weight, eps, width, out);
+}
+
 ALWAYS v8 larger(v8 a, v8 b) {
     i8 first = a > b;
     return (v8)(((i8)a & first) | ((i8)b & ~first));
 }
 
+// Biases are null where there are none. Without a gate `gate_up` is the projection up alone.
 typedef struct {
     const void *qkv, *out, *gate_up, *down;
     const float *qkv_scales, *out_scales, *gate_up_scales, *down_scales;
-    const float *attention_norm, *mlp_norm, *q_norm, *k_norm;
+    const float *qkv_bias, *out_bias, *gate_up_bias, *down_bias;
+    Norm attention_norm, mlp_norm, q_norm, k_norm;
     float *keys, *values;
 } Layer;
 
+// `cos` and `sin` are null where nothing is rotated.
 typedef struct {
-    int64_t hidden, ffn, heads, kv_heads, head_dim, context, kind, group, qk_norm;
+    int64_t hidden, ffn, heads, kv_heads, head_dim, context, kind, group, qk_norm, gated;
     double eps;
     const float *cos, *sin;
 } Shape;
@@ -49,8 +75,8 @@ static void place(const Shape *s, const Layer *l, float *row, int64_t position) 
     int64_t hd = s->head_dim, rotated = s->heads + s->kv_heads;
     for (int64_t h = 0; h < rotated; h++) {
         float *head = row + h * hd;
-        if (s->qk_norm) rms_norm(head, h < s->heads ? l->q_norm : l->k_norm, (float)s->eps, hd, head);
-        rotate(s, head, position);
+        if (s->qk_norm) normalise(head, h < s->heads ? l->q_norm : l->k_norm, (float)s->eps, hd, head);
+        if (s->cos) rotate(s, head, position);
     }
     for (int64_t h = 0; h < s->kv_heads; h++) {
         int64_t at = (h * s->context + position) * hd;
@@ -105,15 +131,28 @@ static void add_into(float *x, const float *part, int64_t rows, int64_t width, i
         for (int64_t d = start; d < stop; d++) x[r * width + d] += part[r * width + d];
 }
 
-static void gate(float *hidden, int64_t rows, int64_t ffn, int64_t start, int64_t stop) {
+// Add a bias, where there is one, to columns [start, stop) of rows that stand `stride` apart.
+static void add_bias(float *x, const float *bias, int64_t rows, int64_t stride, int64_t start, int64_t stop) {
+    for (int64_t r = 0; bias && r < rows; r++)
+        for (int64_t d = start; d < stop; d++) x[r * stride + d] += bias[d];
+}
+
+// dense = silu(gate) * up, for columns [start, stop) of the two.
+static void gate(const float *inner, int64_t rows, int64_t ffn, int64_t start, int64_t stop, float *dense) {
     for (int64_t r = 0; r < rows; r++) {
-        float *g = hidden + r * 2 * ffn, *u = g + ffn;
+        const float *g = inner + r * 2 * ffn, *u = g + ffn;
         for (int64_t d = start; d + 8 <= stop; d += 8) {
             v8 v = load_f32(g + d);
             v8 silu = v / (1.0f + exp8(-v)) * load_f32(u + d);
-            memcpy(g + d, &silu, sizeof silu);
+            memcpy(dense + r * ffn + d, &silu, sizeof silu);
         }
     }
+}
+
+// dense = relu(up).
+static void rectify(const float *inner, int64_t rows, int64_t ffn, int64_t start, int64_t stop, float *dense) {
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t d = start; d < stop; d++) dense[r * ffn + d] = inner[r * 2 * ffn + d] > 0 ? inner[r * 2 * ffn + d] : 0;
 }
 
 // Where this thread's share of a matrix with `outputs` rows begins.
@@ -125,9 +164,10 @@ static const void *share_of(const Shape *s, const void *w, int64_t outputs, int6
 
 static void attention(const Shape *s, const Layer *l, float *x, int64_t rows, int64_t start, float *norm, float *qkv, float *mixed, float *part, float *weights) {
     int64_t width = (s->heads + 2 * s->kv_heads) * s->head_dim, inner = s->heads * s->head_dim, from, to;
-    for (int64_t r = 0; r < rows; r++) rms_norm(x + r * s->hidden, l->attention_norm, (float)s->eps, s->hidden, norm + r * s->hidden);
+    for (int64_t r = 0; r < rows; r++) normalise(x + r * s->hidden, l->attention_norm, (float)s->eps, s->hidden, norm + r * s->hidden);
     share(width, &from, &to);
     product(norm, rows, span(matrix(s, l->qkv, l->qkv_scales, s->hidden), from, to, share_of(s, l->out, s->hidden, inner)), qkv, width);
+    add_bias(qkv, l->qkv_bias, rows, width, from, to);
 #pragma omp barrier
 #pragma omp for schedule(static)
     for (int64_t r = 0; r < rows; r++) place(s, l, qkv + r * width, start + r);
@@ -138,22 +178,32 @@ static void attention(const Shape *s, const Layer *l, float *x, int64_t rows, in
     }
     share(s->hidden, &from, &to);
     product(mixed, rows, span(matrix(s, l->out, l->out_scales, inner), from, to, share_of(s, l->gate_up, s->ffn, s->hidden)), part, s->hidden);
+    add_bias(part, l->out_bias, rows, s->hidden, from, to);
     add_into(x, part, rows, s->hidden, from, to);
 #pragma omp barrier
 }
 
+// This thread's columns of what goes down again: gated, or rectified.
+static void go_up(const Shape *s, const Layer *l, const float *norm, int64_t rows, float *inner, float *dense) {
+    const void *next = share_of(s, l->down, s->hidden, s->ffn);
+    Matrix m = matrix(s, l->gate_up, l->gate_up_scales, s->hidden);
+    int64_t ffn = s->ffn, from, to;
+    share(ffn, &from, &to);
+    product(norm, rows, span(m, from, to, s->gated ? row_at(m, ffn + from) : next), inner, 2 * ffn);
+    if (s->gated) product(norm, rows, span(m, ffn + from, ffn + to, next), inner, 2 * ffn);
+    add_bias(inner, l->gate_up_bias, rows, 2 * ffn, from, to);
+    if (s->gated) add_bias(inner, l->gate_up_bias, rows, 2 * ffn, ffn + from, ffn + to);
+    (s->gated ? gate : rectify)(inner, rows, ffn, from, to, dense);
+}
+
 static void feed_forward(const Shape *s, const Layer *l, float *x, int64_t rows, const void *next, float *norm, float *inner, float *dense, float *part) {
     int64_t from, to;
-    for (int64_t r = 0; r < rows; r++) rms_norm(x + r * s->hidden, l->mlp_norm, (float)s->eps, s->hidden, norm + r * s->hidden);
-    share(s->ffn, &from, &to);
-    Matrix gate_up = matrix(s, l->gate_up, l->gate_up_scales, s->hidden), down = matrix(s, l->down, l->down_scales, s->ffn);
-    product(norm, rows, span(gate_up, from, to, row_at(gate_up, s->ffn + from)), inner, 2 * s->ffn);
-    product(norm, rows, span(gate_up, s->ffn + from, s->ffn + to, share_of(s, l->down, s->hidden, s->ffn)), inner, 2 * s->ffn);
-    gate(inner, rows, s->ffn, from, to);
-    for (int64_t r = 0; r < rows; r++) memcpy(dense + r * s->ffn + from, inner + r * 2 * s->ffn + from, (to - from) * sizeof(float));
+    for (int64_t r = 0; r < rows; r++) normalise(x + r * s->hidden, l->mlp_norm, (float)s->eps, s->hidden, norm + r * s->hidden);
+    go_up(s, l, norm, rows, inner, dense);
 #pragma omp barrier
     share(s->hidden, &from, &to);
-    product(dense, rows, span(down, from, to, next), part, s->hidden);
+    product(dense, rows, span(matrix(s, l->down, l->down_scales, s->ffn), from, to, next), part, s->hidden);
+    add_bias(part, l->down_bias, rows, s->hidden, from, to);
     add_into(x, part, rows, s->hidden, from, to);
 #pragma omp barrier
 }

@@ -8,7 +8,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from flashspec.kernels.build import compiled, library
+from flashspec.kernels.build import compiled, library, pointers
 from flashspec.kernels.packed import KINDS, Packed
 
 WEIGHTS = {torch.float32: 0, torch.bfloat16: 1}  # what the compiled kernels call them
@@ -25,9 +25,13 @@ class Matrix(ctypes.Structure):
     ]
 
 
+NOTHING = Matrix()  # no rows
+
+
 class _Head(ctypes.Structure):
     _fields_: ClassVar = [
         ("norm", ctypes.c_void_p),
+        ("norm_bias", ctypes.c_void_p),
         ("eps", ctypes.c_double),
         ("first", Matrix),
         ("blocks", Matrix),
@@ -38,10 +42,12 @@ class _Head(ctypes.Structure):
 
 
 class Norm(NamedTuple):
-    """A root-mean-square norm: contiguous weight [D], epsilon."""
+    """Contiguous weight [D], epsilon, and the bias [D] of a norm that subtracts the mean; without one it is by the root mean
+    square."""
 
     weight: Tensor
     eps: float
+    bias: Tensor | None = None
 
 
 class Blocks(NamedTuple):
@@ -87,14 +93,13 @@ def scoring(norm: Norm | None, first: Tensor | Packed, blocks: Blocks | None = N
         return None
     if norm is not None and (norm.weight.dtype is not torch.float32 or norm.weight.device.type != "cpu"):
         return None
-    weight, eps = (norm.weight.data_ptr(), norm.eps) if norm else (None, 0.0)
+    behind = (*pointers(norm.weight, norm.bias), norm.eps) if norm else (None, None, 0.0)
     kept = (first, norm, blocks)
     if blocks is None:
-        return Scoring(_Head(weight, eps, matrix(first), Matrix(), first.shape[0]), first.shape[0], kept)
+        return Scoring(_Head(*behind, matrix(first), NOTHING, first.shape[0]), first.shape[0], kept)
     slots = blocks.rows.shape[1]
     counts = (first.shape[0], blocks.probes, blocks.forced, slots)
-    addresses = (blocks.ids.data_ptr(), blocks.bias.data_ptr())
-    head = _Head(weight, eps, matrix(first), matrix(blocks.rows.flatten(0, 1)), *counts, *addresses)
+    head = _Head(*behind, matrix(first), matrix(blocks.rows.flatten(0, 1)), *counts, *pointers(blocks.ids, blocks.bias))
     return Scoring(head, (blocks.probes + blocks.forced) * slots, kept)
 
 

@@ -18,6 +18,7 @@ class _Writer(ctypes.Structure):
         ("layers", ctypes.c_void_p),
         ("count", ctypes.c_int64),
         ("embedding", Matrix),
+        ("positions", Matrix),
         ("head", ctypes.c_void_p),
     ]
 
@@ -58,12 +59,14 @@ class Place(NamedTuple):
 
 
 class Span(NamedTuple):
-    """Layers as the kernels see them (structures), how many there are, and the embedding in front of them."""
+    """Layers as the kernels see them (structures), how many there are, the embedding in front of them, and what is added to
+    it at every position (an empty matrix: nothing)."""
 
     shape: ctypes.Structure
     layers: ctypes.Array
     depth: int
     embedding: Matrix
+    positions: Matrix
 
 
 class Writer:
@@ -74,7 +77,7 @@ class Writer:
         self.times = torch.zeros(3, dtype=torch.int64)
         self._scratch = torch.empty(0)
         addresses = [ctypes.addressof(part) for part in (span.shape, span.layers, scoring.head)]
-        self._writer = _Writer(addresses[0], addresses[1], span.depth, span.embedding, addresses[2])
+        self._writer = _Writer(*addresses[:2], span.depth, span.embedding, span.positions, addresses[2])
 
     def __call__(self, place: Place, law: Law) -> tuple[Tensor | None, Tensor, Tensor]:
         """Write `want` tokens in place; their ids [want, m] (None: the whole vocabulary), warped logits [want, m], and

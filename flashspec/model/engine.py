@@ -70,7 +70,7 @@ class TorchEngine:
         return x[0]
 
 
-_COUNTS = ("hidden", "ffn", "heads", "kv_heads", "head_dim", "context", "kind", "group", "qk_norm")
+_COUNTS = ("hidden", "ffn", "heads", "kv_heads", "head_dim", "context", "kind", "group", "qk_norm", "gated")
 
 
 class _Shape(ctypes.Structure):
@@ -84,7 +84,8 @@ class _Shape(ctypes.Structure):
 
 _MATRICES = ("qkv", "out", "gate_up", "down")
 _NORMS = ("attention_norm", "mlp_norm", "q_norm", "k_norm")
-_POINTERS = (*_MATRICES, *(f"{name}_scales" for name in _MATRICES), *_NORMS, "keys", "values")
+_OF_NORMS = tuple(f"{name}_{part}" for name in _NORMS for part in ("weight", "bias"))
+_POINTERS = (*_MATRICES, *(f"{m}_scales" for m in _MATRICES), *(f"{m}_bias" for m in _MATRICES), *_OF_NORMS, "keys", "values")
 
 
 class _Layer(ctypes.Structure):
@@ -98,44 +99,56 @@ class KernelEngine:
 
     def __init__(self, model: Transformer, start: int, stop: int, context: int) -> None:
         self.model, self.count, self.context = model, stop - start, context
-        self._kept: list[Tensor] = []
-        self.slots = _slots(model, self.count, context, torch.float32)
+        self._kept: list[Tensor | None] = []
+        self.slots, self.lowest = _slots(model, self.count, context, torch.float32), start == 0
         layers = zip(model.blocks[start:stop], self.slots, strict=True)
         self._layers = (_Layer * self.count)(*(self._layer(layer, slot) for layer, slot in layers))
         self._shape = self._describe()
         self._scratch, self._room = torch.empty(0), (0, 0)
 
-    def _keep(self, tensor: Tensor) -> int:
-        """Address of a tensor that stays alive with the engine."""
+    def _keep(self, tensor: Tensor | None) -> int:
+        """Address of a tensor that stays alive with the engine, null for None."""
         self._kept.append(tensor)
-        return tensor.data_ptr()
+        return 0 if tensor is None else tensor.data_ptr()
+
+    def _wide(self, parameter: Tensor | None) -> int:
+        """Address of a float32 copy of a parameter, null for None."""
+        return self._keep(None if parameter is None else parameter.detach().float().contiguous())
 
     def _layer(self, layer: Layer, slot: Slot) -> _Layer:
         attention, mlp = layer.attention, layer.mlp
-        matrices = (attention.qkv, attention.out, mlp.gate_up, mlp.down)
+        matrices = (attention.qkv, attention.out, mlp.gate_up if self.model.config.gated else mlp.up, mlp.down)
         norms = (layer.attention_norm, layer.mlp_norm, attention.q_norm, attention.k_norm)
-        stored = [_stored(m) for m in matrices]
-        addresses = [self._keep(values) for values, _ in stored]
-        addresses += [0 if scales is None else self._keep(scales) for _, scales in stored]
-        addresses += [0 if isinstance(n, nn.Identity) else self._keep(n.weight.detach().float().contiguous()) for n in norms]
+        stored = zip(*(_stored(m) for m in matrices), strict=True)
+        addresses = [self._keep(tensor) for column in stored for tensor in column]
+        addresses += [self._wide(getattr(m, "bias", None)) for m in matrices]
+        addresses += [self._wide(getattr(norm, part, None)) for norm in norms for part in ("weight", "bias")]
         return _Layer(*addresses, self._keep(slot.keys), self._keep(slot.values))
 
     def _describe(self) -> _Shape:
-        c, (kind, group) = self.model.config, _format(self.model.blocks[0].mlp.down)
-        angles = [self._keep(t[: self.context].float().contiguous()) for t in (self.model.rope.cos, self.model.rope.sin)]
-        return _Shape(c.hidden, c.ffn, c.heads, c.kv_heads, c.head_dim, self.context, kind, group, c.qk_norm, c.norm_eps, *angles)
+        c, rope, (kind, group) = self.model.config, self.model.rope, _format(self.model.blocks[0].mlp.down)
+        turned = not c.learned_positions
+        angles = [self._wide(angle[: self.context] if turned else None) for angle in (rope.cos, rope.sin)]
+        sizes = (c.hidden, c.ffn, c.heads, c.kv_heads, c.head_dim, self.context)
+        return _Shape(*sizes, kind, group, c.qk_norm, c.gated, c.norm_eps, *angles)
 
     def writer(self, scoring: kernels.Scoring) -> kernels.Writer:
         """These layers and a head as one burst writer; for a span that begins with the embedding."""
-        table = self.model.embed.weight.detach().contiguous()
-        self._keep(table)
-        return kernels.Writer(kernels.Span(self._shape, self._layers, self.count, kernels.matrix(table)), scoring)
+        places = self.model.positions
+        added = kernels.NOTHING if places is None else self._matrix(places.weight[places.OFFSET :])
+        span = kernels.Span(self._shape, self._layers, self.count, self._matrix(self.model.embed.weight), added)
+        return kernels.Writer(span, scoring)
+
+    def _matrix(self, table: Tensor) -> kernels.Matrix:
+        kept = table.detach().contiguous()
+        self._keep(kept)
+        return kernels.matrix(kept)
 
     def embed(self, tokens: Tensor) -> Tensor:
         return self.model.embed(tokens).float()
 
     def run(self, x: Tensor, start: int) -> Tensor:
-        x, threads = x.contiguous(), torch.get_num_threads()
+        x, threads = (self.model.place(x, start) if self.lowest else x).contiguous(), torch.get_num_threads()
         shape, numbers = ctypes.byref(self._shape), [ctypes.c_int64(n) for n in (len(x), start, threads)]
         if len(x) > self._room[0] or threads > self._room[1]:
             self._room = max(len(x), self._room[0]), max(threads, self._room[1])
@@ -169,12 +182,12 @@ def _format(matrix: nn.Module) -> tuple[int, int]:
 def _served(matrix: nn.Module, dtype: torch.dtype) -> bool:
     if isinstance(matrix, PackedLinear):
         return True
-    return isinstance(matrix, nn.Linear) and matrix.bias is None and matrix.weight.dtype is dtype and dtype in kernels.WEIGHTS
+    return isinstance(matrix, nn.Linear) and matrix.weight.dtype is dtype and dtype in kernels.WEIGHTS
 
 
 def _kernel_ready(model: Transformer) -> bool:
     """Whether the kernels compute this model: plain or rounded matrices of one format on CPU, widths multiples of 8 (of 16
-    in 4 bits), no biases, root-mean-square norms and rotary positions."""
+    in 4 bits)."""
     c, weight = model.config, model.embed.weight
     matrices = [m for layer in model.blocks for m in (*layer.attention.children(), *layer.mlp.children()) if _is_matrix(m)]
     if not all(_served(m, weight.dtype) for m in matrices):
@@ -182,7 +195,7 @@ def _kernel_ready(model: Transformer) -> bool:
     formats = {_format(m) for m in matrices}
     step = 16 if formats == {_FOUR_BITS} else 8
     even = not any(size % step for size in (c.hidden, c.ffn, c.head_dim))
-    return len(formats) == 1 and even and not c.layer_norm and weight.device.type == "cpu" and kernels.available()
+    return len(formats) == 1 and even and weight.device.type == "cpu" and kernels.available()
 
 
 def engine_for(model: Transformer, start: int, stop: int, context: int) -> Engine:
