@@ -11,10 +11,12 @@ import toys
 from flashspec.cli.main import status
 from flashspec.cli.plan import held
 from flashspec.decoding.method import Method
+from flashspec.decoding.models import Models
 from flashspec.measure import clock, depths
-from flashspec.measure.costs import PairCosts, Place, measure_costs, name_of
+from flashspec.measure.costs import PairCosts, Place, measure_costs, name_of, stand
 from flashspec.measure.planning import Given, Question, Texts, advise, forecast, head_cases, observe, stated_costs
 from flashspec.measure.prompts import Prompt
+from flashspec.model.synthetic import synthetic
 from flashspec.scores import Sampling
 from flashspec.study import advice, store
 from flashspec.study.parameters import key
@@ -162,26 +164,30 @@ def test_a_model_that_does_not_fit_is_stretched_in_a_straight_line():
     cut = depths.Cut("qwen3-32b", 64, (2, 4))
     assert cut.stretched(3.0 + 2 * 0.5, 3.0 + 4 * 0.5) == pytest.approx(3.0 + 64 * 0.5)
     assert depths.Cut("qwen3-0.6b", 28, (28, 28)).stretched(7.0, 7.0) == 7.0
-    assert depths.cut_of("qwen3-32b", 1e9).depths == (2, 4) and depths.cut_of("qwen3-0.6b", 1e12).whole
-    low = {"step": 1.0, "check 1": 1.5, "burst 1 dense": 0.2, "head dense": 0.1, "overhead": 0.01, "finalize": 1.0}
-    high = {"step": 2.0, "check 1": 2.5, "burst 1 dense": 0.2, "head dense": 0.1, "overhead": 0.01, "finalize": 2.0}
-    found = depths.stretched_turn((cut, depths.Cut("qwen3-0.6b", 28, (28, 28))), low, high)
+    assert depths.cut_of("qwen3-32b", 1e9).depths == depths.SHORT and depths.cut_of("qwen3-0.6b", 1e12).whole
+    low = {"step": 1.0, "check 1": 1.5, "burst 1 dense": 0.2, "head dense": 0.1, "finalize": 1.0}
+    high = {"step": 2.0, "check 1": 2.5, "burst 1 dense": 0.2, "head dense": 0.1, "finalize": 2.0}
+    both = {f"{name}{depths.SHALLOW}": seconds for name, seconds in low.items()} | high
+    found = depths.stretched_turn((cut, depths.Cut("qwen3-0.6b", 28, (28, 28))), both)
     assert found == {**low, "step": 32.0, "check 1": 32.5, "finalize": 32.0}
 
 
-def test_a_stretched_pair_is_timed_at_few_lengths_in_few_turns(monkeypatch):
-    asked = []
+def stretched(monkeypatch, repeats: int) -> tuple[PairCosts, list[Models]]:
+    """Costs of a small target of six layers timed at one and four, and the pairs that were timed."""
+    stood = []
+    monkeypatch.setattr(depths, "stand", lambda models, *rest: stood.append(models) or stand(models, *rest))
+    monkeypatch.setattr(depths, "shape", lambda name: toys.config(6))
+    monkeypatch.setattr(depths, "synthetic", lambda name, depth: synthetic(toys.config(depth)))
+    cuts = depths.Cut("deep", 6, depths.SHORT), depths.Cut("whole", 1, (1, 1))
+    return depths.shape_costs(cuts, [Method("model", "dense")], range(1, 13), clock.Plan(repeats)), stood
 
-    def timed(cuts, which, writers, ks, plan):
-        asked.append((which, tuple(ks), plan.repeats))
-        return PairCosts(({"step": 1.0 + which, **{f"check {k}": 2.0 + which for k in ks}},) * plan.repeats, tuple(ks))
 
-    monkeypatch.setattr(depths, "_costs_at", timed)
-    deep, whole = depths.Cut("opt-66b", 64, (2, 4)), depths.Cut("opt-125m", 12, (12, 12))
-    found = depths.shape_costs((deep, whole), [], range(1, 13), clock.Plan(9))
-    assert asked == [(0, (1, 2, 4, 8, 12), 3), (1, (1, 2, 4, 8, 12), 3)] and found.ks == (1, 2, 4, 8, 12)
-    assert found.turns[0]["check 8"] == pytest.approx(2.0 + 0.5 * 62) and len(found.turns) == 3
-    assert depths.shape_costs((whole, whole), [], range(1, 13), clock.Plan(9)).ks == tuple(range(1, 13)) and asked[2][2] == 9
+def test_a_stretched_pair_is_timed_at_few_lengths_and_shares_its_weights(monkeypatch):
+    found, (low, high) = stretched(monkeypatch, 9)
+    assert found.ks == (1, 2, 4, 8, 12) and len(found.turns) == 9
+    assert (low.target.config.layers, high.target.config.layers) == depths.SHORT
+    assert low.target.blocks[0] is high.target.blocks[0] and low.target.embed is high.target.embed
+    assert found.medians()["step"] > 0 and found.medians()["burst 12 dense"] > found.medians()["burst 1 dense"]
 
 
 def test_costs_need_something_to_measure():

@@ -26,6 +26,17 @@ SHIPPED = Path(__file__).resolve().parent.parent / "models"
 REFERENCE = {"target": {"reference": "target"}, "draft": {"reference": "narrow", "shallow": "shallow", "designed": "designed"}}
 
 
+def check_pair(draft: ModelConfig, target: ModelConfig) -> None:
+    """Refuse a draft that is bigger than its target (where both shapes are known) or has another vocabulary."""
+    if isinstance(draft, ModelConfig) and isinstance(target, ModelConfig):
+        check_smaller(draft.body_parameters, target.body_parameters)
+    if draft.vocab_size != target.vocab_size:
+        raise ValueError(
+            f"draft and target have different vocabularies ({draft.vocab_size} and {target.vocab_size} ids); "
+            "use two models that share one tokenizer"
+        )
+
+
 @dataclass
 class Models:
     """Target, draft and tokenizer that belong together; readers and heads are made from them, they are never changed.
@@ -47,13 +58,7 @@ class Models:
 
     def __post_init__(self) -> None:
         for draft in self.drafts:
-            if isinstance(draft.config, ModelConfig) and isinstance(self.target.config, ModelConfig):
-                check_smaller(draft.config.body_parameters, self.target.config.body_parameters)
-            if draft.config.vocab_size != self.target.config.vocab_size:
-                raise ValueError(
-                    f"draft and target have different vocabularies ({draft.config.vocab_size} and "
-                    f"{self.target.config.vocab_size} ids); use two models that share one tokenizer"
-                )
+            check_pair(draft.config, self.target.config)
 
     @property
     def drafts(self) -> tuple[Transformer, ...]:

@@ -71,12 +71,13 @@ class Standing:
     ks: tuple[int, ...]
     device: str = "cpu"
 
-    def turn(self, times: int = 1) -> Turn:
+    def turn(self, times: int = 1, warmup: int = 1) -> Turn:
         """Seconds of every part, the middle of so many rounds; what the loop adds is left out (`with_loop`).
 
-        Every group goes round by itself, one round more than counts, so that its calls find the caches as in a decode.
+        Every group goes round by itself, `warmup` rounds more than count, so that its calls find the caches as in a decode;
+        models that no cache holds need none.
         """
-        plan, raw = clock.Plan(times, 1, device=self.device), dict[str, list[float]]()
+        plan, raw = clock.Plan(times, warmup, device=self.device), dict[str, list[float]]()
         with torch.inference_mode():
             for group in self.groups:
                 raw |= clock.interleaved_seconds(group, plan)

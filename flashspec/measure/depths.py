@@ -1,26 +1,32 @@
-"""Costs of models that are too large for this machine: measured at two depths, stretched in a straight line to the true one."""
+"""Costs of models that are too large for this machine: measured at two depths, stretched in a straight line to the true one.
+
+The shallow model is the lowest layers of the deep one, and every part of the two is timed one behind the other, so that a
+machine whose speed changes from second to second changes it for both.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 
 from flashspec.decoding.method import Method
-from flashspec.decoding.models import Models
+from flashspec.decoding.models import Models, check_pair
+from flashspec.heads.flash import FlashHead
 from flashspec.measure.clock import Plan
-from flashspec.measure.costs import PairCosts, Place, Turn, measure_costs
+from flashspec.measure.costs import PairCosts, Place, Standing, Turn, loop_seconds, measure_costs, stand, with_loop
 from flashspec.measure.stand_ins import stand_in_flash
 from flashspec.model.memory import Form, free_bytes, weight_bytes
 from flashspec.model.synthetic import is_awq, shape, synthetic
-from flashspec.theory.checks import check_smaller
+from flashspec.model.transformer import Transformer
 
-SHORT = (2, 4)
+SHORT = (1, 4)
 SHARE = 0.4
 PAST = 128
-FEW, TURNS = (1, 2, 4, 8), 3
+FEW = (1, 2, 4, 8)
+SHALLOW = " shallow"
 
 
 class Cut(NamedTuple):
@@ -60,7 +66,7 @@ def cut_of(name: str, memory: float) -> Cut:
 
 def cuts_of(target: str, draft: str) -> tuple[Cut, Cut]:
     """How a pair of shapes is measured here; each model may take a share of the free memory."""
-    check_smaller(shape(draft).body_parameters, shape(target).body_parameters)
+    check_pair(shape(draft), shape(target))
     memory = SHARE * (free_bytes(torch.device("cpu")) or 8e9)
     return cut_of(target, memory), cut_of(draft, memory)
 
@@ -68,14 +74,30 @@ def cuts_of(target: str, draft: str) -> tuple[Cut, Cut]:
 def shape_costs(cuts: tuple[Cut, Cut], writers: Sequence[Method], ks: Sequence[int], plan: Plan) -> PairCosts:
     """Costs of a pair of shapes with random weights: a step's cost depends on shapes, not on what the weights say.
 
-    A pair that is stretched is slow: few lengths are timed, in few turns, and those between are interpolated.
+    A pair that is stretched is slow: few lengths are timed, without a warm-up before each, and those between are interpolated.
     """
+    deep = _pair(cuts, writers)
     if all(cut.whole for cut in cuts):
-        return _costs_at(cuts, 0, writers, ks, plan)
-    few, plan = spread(ks), replace(plan, repeats=min(TURNS, plan.repeats), warmup=1)
-    low, high = (_costs_at(cuts, which, writers, few, plan) for which in (0, 1))
-    pairs = zip(low.turns, high.turns, strict=True)
-    return PairCosts(tuple(stretched_turn(cuts, *pair) for pair in pairs), low.ks)
+        return measure_costs(deep, writers, ks, _place(deep), plan)
+    both = side_by_side(*(stand(models, writers, spread(ks), _place(deep)) for models in (shallow(deep, cuts), deep)))
+    turns = [stretched_turn(cuts, both.turn(warmup=0)) for _ in range(1 + plan.repeats)]
+    return PairCosts(tuple(with_loop(turn, loop_seconds()) for turn in turns[1:]), both.ks)
+
+
+def shallow(deep: Models, cuts: tuple[Cut, Cut]) -> Models:
+    """The pair at the lower of its two depths, made of the lowest layers; weights, and the draft's head, are shared."""
+    assert deep.draft is not None
+    pairs = zip((deep.target, deep.draft), cuts, strict=True)
+    target, draft = (model.with_layers(model.layers[: cut.depths[0]]) for model, cut in pairs)
+    return _paired(target, draft, deep._flash)
+
+
+def _paired(target: Transformer, draft: Transformer, heads: Mapping[str, FlashHead]) -> Models:
+    """Models whose true shapes are a target and its draft: the few layers of one may well be fewer than those of the other."""
+    found = Models(target)
+    found.draft = draft
+    found._flash.update(heads)
+    return found
 
 
 def spread(ks: Sequence[int]) -> list[int]:
@@ -83,23 +105,32 @@ def spread(ks: Sequence[int]) -> list[int]:
     return sorted({min(ks), max(ks), *(k for k in ks if k in FEW)})
 
 
-def stretched_turn(cuts: tuple[Cut, Cut], low: Turn, high: Turn) -> Turn:
-    """A turn at the true depths: each part stretched by the model that does it."""
-    target, draft = cuts
-    found = dict(low)
-    for name, seconds in low.items():
-        if name.startswith("burst "):
-            found[name] = draft.stretched(seconds, high[name])
-        elif name in ("step", "finalize") or name.startswith(("check ", "eager ")):
-            found[name] = target.stretched(seconds, high[name])
+def side_by_side(low: Standing, high: Standing) -> Standing:
+    """Two depths of one pair, each group of the deep one behind the same group of the shallow one (SHALLOW behind its names)."""
+    pairs = zip(low.groups, high.groups, strict=True)
+    return replace(high, groups=tuple({**{f"{name}{SHALLOW}": call for name, call in one.items()}, **two} for one, two in pairs))
+
+
+def stretched_turn(cuts: tuple[Cut, Cut], both: Turn) -> Turn:
+    """A turn at the true depths: each part stretched by the model that does it; a head alone is as timed."""
+    found = {name: seconds for name, seconds in both.items() if not name.endswith(SHALLOW)}
+    for name in (name for name in found if not name.startswith("head ")):
+        cut = cuts[1] if name.startswith("burst ") else cuts[0]
+        found[name] = cut.stretched(both[f"{name}{SHALLOW}"], found[name])
     return found
 
 
-def _costs_at(cuts: tuple[Cut, Cut], which: int, writers: Sequence[Method], ks: Sequence[int], plan: Plan) -> PairCosts:
-    target, draft = (synthetic(cut.name, depth=cut.depths[which]) for cut in cuts)
-    models = Models(target, draft)
-    if any(writer.head.startswith("flash") for writer in writers):
-        models._flash["draft"] = stand_in_flash(draft.head_weight, draft.norm, draft.config.vocab_size // 16 // 16)
+def _pair(cuts: tuple[Cut, Cut], writers: Sequence[Method]) -> Models:
+    """Both models at the deeper of their two depths, with the heads that the writers need."""
+    target, draft = (synthetic(cut.name, depth=cut.depths[1]) for cut in cuts)
+    if not any(writer.head.startswith("flash") for writer in writers):
+        return _paired(target, draft, {})
+    head = stand_in_flash(draft.head_weight, draft.norm, draft.config.vocab_size // 16 // 16)
+    return _paired(target, draft, {"draft": head})
+
+
+def _place(models: Models) -> Place:
+    """Behind PAST tokens, or half the context where that is less."""
     past = min(PAST, models.context // 2)
-    ids = [number % target.config.vocab_size for number in range(past)]
-    return measure_costs(models, writers, ks, Place(ids[: past // 2], ids[past // 2 :]), plan)
+    ids = [number % models.target.config.vocab_size for number in range(past)]
+    return Place(ids[: past // 2], ids[past // 2 :])

@@ -37,9 +37,7 @@ def rounded(model: Transformer, weights: str) -> Transformer:
     if model.device.type != "cpu":
         where = f"this model is on {model.device}; name the draft without :{weights}"
         raise ValueError(f"layers are rounded for the CPU kernels, and {where}")
-    twin = copy.copy(model)
-    twin._modules = {**model._modules, "layers": copy.deepcopy(model.layers)}
-    shelf = Shelf()
+    twin, shelf = model.with_layers(copy.deepcopy(model.layers)), Shelf()
     with torch.no_grad():
         for layer in twin.blocks:
             for part in (layer.attention, layer.mlp):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -216,6 +217,13 @@ class Transformer(nn.Module):
     def head_weight(self) -> Tensor:
         """The vocabulary projection [vocab, hidden]; the embedding itself where the two are tied."""
         return self.embed.weight if self.head is None else self.head.weight
+
+    def with_layers(self, layers: nn.ModuleList) -> Transformer:
+        """A model of these layers that shares embedding, norms and head with this one."""
+        twin = copy.copy(self)
+        twin._modules = {**self._modules, "layers": layers}
+        twin.config = replace(self.config, layers=len(layers))
+        return twin
 
     def cut_vocabulary(self, size: int) -> None:
         """Forget all ids from `size` on, in place; no row is copied."""
