@@ -45,4 +45,5 @@ def measure(params: Params) -> Iterator[Trial]:
 
 
 SMOKE = Params(drafts=("main", "shallow"), family="", ks=(2,), temperatures=(0.0,), per_kind=1, new_tokens=8, repeats=1)
-EXPERIMENT = Experiment(NAME, Params, Trial, measure, split=by_temperature, models=digested, presets={"smoke": SMOKE})
+FEW = Params(drafts=("main", "shallow", "designed", f"{FAMILY}/deep2-8", f"{FAMILY}/wide-4"), family="", per_kind=24, repeats=6)
+EXPERIMENT = Experiment(NAME, Params, Trial, measure, split=by_temperature, models=digested, presets={"smoke": SMOKE, "few": FEW})
