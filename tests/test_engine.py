@@ -60,7 +60,9 @@ def test_compiled_rows_do_not_depend_on_how_the_text_was_cut(changes, dtype):
 
 
 @pytest.mark.parametrize(("weights", "loss"), [("int8", 0.03), ("int4", 0.5)])
-@pytest.mark.parametrize("changes", [{"head_dim": 16}, {"hidden": 144, "ffn": 160, "head_dim": 16}], ids=str)
+@pytest.mark.parametrize("changes", [
+    {"head_dim": 16}, {"hidden": 144, "ffn": 160, "head_dim": 16}, {**SHAPES[-1], "ffn": 64, "head_dim": 16},
+], ids=str)  # fmt: skip
 def test_rounded_layers_run_as_their_naive_twin_and_near_the_plain_ones(changes, weights, loss):
     made = random_model(1, 3, **changes)
     small = rounded(made, weights)
@@ -79,7 +81,7 @@ def test_rounding_leaves_the_model_itself_alone_and_refuses_in_words():
     assert not any(isinstance(m, PackedLinear) for m in made.modules())
     with pytest.raises(ValueError, match="int8 or int4, got 'fp8'"):
         rounded(made, "fp8")
-    with pytest.raises(ValueError, match="only plain matrices without biases"):
+    with pytest.raises(ValueError, match="layers that are quantised cannot be rounded"):
         rounded(small, "int8")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -188,9 +189,25 @@ def test_latency_times_spreads_and_a_cut_target() -> None:
     steps = {r.layers: r for r in rows if r.what == "step"}
     assert set(steps) == {16, 4} and steps[4].hidden > steps[16].hidden
     checks = {(r.timed, r.rows) for r in rows if r.group == "target"}
-    assert checks == {(2, 1), (2, 3), (4, 1), (4, 3)} and {r.layers for r in rows if r.group == "target"} == {16}
+    assert checks == {(1, 1), (1, 3), (4, 1), (4, 3)} and {r.layers for r in rows if r.group == "target"} == {16}
     assert all(r.seconds > 0 and r.bytes > 0 for r in rows)
+    sizes = {r.timed: r.bytes for r in rows if r.group == "target"}
+    head, layer = sizes[1] - (sizes[4] - sizes[1]) / 3, (sizes[4] - sizes[1]) / 3
+    assert 0 < head == pytest.approx(2 * shape("reference-target").head_parameters, rel=0.01) and layer > 0
     assert len(draft_latency.points(draft_latency.Params())) == 5
+
+
+def test_shapes_that_are_compared_are_timed_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[str]] = []
+
+    def timed(calls: dict, params: object) -> Iterator[tuple[str, int, float]]:
+        asked.append(list(calls))
+        return ((name, 0, 1.0) for name in calls)
+
+    monkeypatch.setattr(draft_latency, "timed", timed)
+    rows = list(draft_latency.measure(draft_latency.SMOKE))
+    assert asked == [["0 step 1", "0 body 1", "1 step 1", "1 body 1"], ["0 check 1", "0 check 3", "1 check 1", "1 check 3"]]
+    assert [(r.layers, r.what, r.rows) for r in rows[:4]] == [(16, "step", 1), (16, "body", 1), (4, "step", 1), (4, "body", 1)]
 
 
 def test_a_variant_is_tuned_once_and_the_drafts_run_on_it(

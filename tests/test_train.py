@@ -14,15 +14,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer
 from torch.nn import functional as F
 
+from flashspec.decoding.models import SHIPPED
 from flashspec.model.config import ModelConfig
 from flashspec.model.transformer import Transformer
 from flashspec.train import corpus
 from flashspec.train.distill import Distillation, DraftLoss, Teacher, acceptance, narrow, slice_of
 from flashspec.train.losses import Taught, disagreement, divergence
 from flashspec.train.muon import orthogonalise
-from flashspec.train.prompts import KINDS, _cuts
+from flashspec.train.prompts import KINDS, _cuts, choose
 from flashspec.train.target import Recipe, TargetLoss, exit_scores, initialise
 from flashspec.train.trainer import Batches, Run, Schedule
 
@@ -204,6 +206,17 @@ def test_prompts_of_every_kind_are_cut_from_one_module():
     kinds = {kind for kind, _, _ in _cuts(source, "library.py")} | {kind for kind, _, _ in _cuts(source, "test_library.py")}
     assert kinds == set(KINDS)
     assert not list(_cuts("def broken(:", "library.py"))
+
+
+def test_the_shipped_prompts_are_what_make_models_would_write():
+    root = corpus.library_root()
+    if corpus.card(root).sha256 not in (SHIPPED / "target" / "README.md").read_text(encoding="utf-8"):
+        pytest.skip("this interpreter has another standard library than the shipped models were trained on")
+    tokenizer = Tokenizer.from_file(str(SHIPPED / "target" / "tokenizer.json"))
+    made = choose(corpus.split(root)[1], root, tokenizer)
+    shipped = json.loads((SHIPPED / "prompts.json").read_text(encoding="utf-8"))["prompts"]
+    assert json.loads(json.dumps(made)) == shipped
+    assert choose(corpus.split(root)[1], root, tokenizer, each=16) != shipped
 
 
 def test_refusals_in_words():

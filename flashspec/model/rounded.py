@@ -15,22 +15,23 @@ BITS = {"int8": 8, "int4": 4}
 
 
 class PackedLinear(nn.Module):
-    """A linear layer without bias on a packed weight; activations stay as they are."""
+    """A linear layer on a packed weight; activations and bias stay as they are."""
 
-    def __init__(self, weight: Tensor, bits: int, shelf: Shelf | None = None) -> None:
+    def __init__(self, linear: nn.Linear, bits: int, shelf: Shelf | None = None) -> None:
         super().__init__()
-        self.packed = kernels.pack(weight, bits, shelf)
+        self.packed = kernels.pack(linear.weight.detach(), bits, shelf)
+        self.bias = None if linear.bias is None else linear.bias.detach()
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., K] times the weight [N, K] transposed: [..., N] in x's dtype."""
-        return kernels.packed_linear(x.reshape(-1, x.shape[-1]), self.packed).view(*x.shape[:-1], -1).to(x.dtype)
+        out = kernels.packed_linear(x.reshape(-1, x.shape[-1]), self.packed).view(*x.shape[:-1], -1)
+        return (out if self.bias is None else out + self.bias.float()).to(x.dtype)
 
 
 def rounded(model: Transformer, weights: str) -> Transformer:
     """A model with the matrices of all layers in "int8" or "int4"; embedding, norms and head are the given model's own.
 
-    Raises ValueError for another format, for a model that is not on the CPU, and for layers that are no plain matrices:
-    quantised already, or with biases.
+    Raises ValueError for another format, for a model that is not on the CPU, and for layers that are quantised already.
     """
     if weights not in BITS:
         raise ValueError(f"layers can be rounded to int8 or int4, got {weights!r}")
@@ -48,8 +49,6 @@ def rounded(model: Transformer, weights: str) -> Transformer:
 def _round(part: nn.Module, bits: int, shelf: Shelf) -> None:
     for name, child in part.named_children():
         if isinstance(child, PackedLinear) or hasattr(child, "in_features"):
-            if not isinstance(child, nn.Linear) or child.bias is not None:
-                raise ValueError(
-                    f"only plain matrices without biases can be rounded to {bits} bits; name the draft without its format"
-                )
-            setattr(part, name, PackedLinear(child.weight.detach(), bits, shelf))
+            if not isinstance(child, nn.Linear):
+                raise ValueError(f"layers that are quantised cannot be rounded to {bits} bits; name the draft without its format")
+            setattr(part, name, PackedLinear(child, bits, shelf))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from statistics import median
 from typing import TYPE_CHECKING, NamedTuple
 
 from flashspec.measure.bench import Interval
@@ -96,12 +97,15 @@ def wide_over_deep(frame: DataFrame, column: str) -> float:
 
 
 def check_seconds(frame: DataFrame, rows: int) -> float:
-    """Median seconds of the target reading this many tokens, stretched to its true depth where fewer layers were timed."""
+    """Median seconds of the target reading this many tokens, stretched to its true depth where fewer layers were timed.
+
+    The two depths of one repeat were timed one behind the other, so each repeat is stretched by itself.
+    """
     table = where(frame, group="target", rows=rows)
-    known = table.groupby("timed")["seconds"].median()
-    low, high = int(known.index.min()), int(known.index.max())
-    layers = int(table["layers"].iloc[0])
-    return Cut(str(table["shape"].iloc[0]), layers, (low, high)).stretched(float(known[low]), float(known[high]))
+    known = table.pivot_table(index="repeat", columns="timed", values="seconds")
+    low, high = int(known.columns.min()), int(known.columns.max())
+    cut = Cut(str(table["shape"].iloc[0]), int(table["layers"].iloc[0]), (low, high))
+    return float(median([cut.stretched(*pair) for pair in zip(known[low], known[high], strict=True)]))
 
 
 def rate_here(frame: DataFrame, draft: papers.PublishedDraft) -> float:

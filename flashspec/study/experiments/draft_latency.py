@@ -5,10 +5,11 @@ Weights are random: these are costs, and say nothing about texts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import NamedTuple
+from itertools import groupby
+from typing import Any, NamedTuple
 
 from flashspec.heads.dense import DenseHead
 from flashspec.measure.depths import SHORT
@@ -103,12 +104,31 @@ def subjects(params: Params) -> list[Subject]:
 
 
 def measure(params: Params) -> Iterator[Row]:
-    """Time a step of drafts with equal parameters at several depths, and a check of the paper's target."""
+    """Time a step of drafts with equal parameters at several depths, and a check of the paper's target, each group in turns."""
     speed = roof(params.device)
-    for subject in subjects(params):
-        model = synthetic(replace(subject.config, layers=subject.depth), device=params.device)
-        calls = (check_calls if subject.group == "target" else step_calls)(model, params)
-        yield from rows_of(subject, model, timed(calls, params.costs), speed)
+    for _, group in groupby(subjects(params), key=lambda subject: subject.group):
+        yield from in_turns(list(group), params, speed)
+
+
+def in_turns(group: Sequence[Subject], params: Params, speed: float) -> Iterator[Row]:
+    """Rows of shapes that are compared: all their calls in turns, so that they meet the machine in the same state."""
+    models = models_of(group, params.device)
+    calls = {
+        f"{number} {name}": call
+        for number, (subject, model) in enumerate(zip(group, models, strict=True))
+        for name, call in (check_calls if subject.group == "target" else step_calls)(model, params).items()
+    }
+    for name, repeat, seconds in timed(calls, params.costs):
+        number, what, rows = name.split()
+        yield Row(*facts(group[int(number)]), what, int(rows), bytes_of(models[int(number)], what), seconds, repeat, speed)
+
+
+def models_of(group: Sequence[Subject], device: str) -> list[Transformer]:
+    """A model for every subject; the depths of a target are the lowest layers of one."""
+    if group[0].group != "target":
+        return [synthetic(subject.config, device=device) for subject in group]
+    deep = synthetic(replace(group[-1].config, layers=group[-1].depth), device=device)
+    return [deep.with_layers(deep.layers[: subject.depth]) for subject in group]
 
 
 def step_calls(model: Transformer, params: Params) -> dict[str, Callable[[], object]]:
@@ -124,19 +144,16 @@ def check_calls(model: Transformer, params: Params) -> dict[str, Callable[[], ob
     return {f"check {n}": partial(judged, head, ready(model, params.costs, params.graphs, n), n) for n in rows}
 
 
-def rows_of(subject: Subject, model: Transformer, raw: Iterator[tuple[str, int, float]], speed: float) -> Iterator[Row]:
-    """Timed calls as rows."""
-    config, read = subject.config, stored_bytes(model.layers)
-    facts = (subject.group, subject.name, config.layers, subject.depth, config.hidden, config.heads, config.ffn)
-    for name, repeat, seconds in raw:
-        what, _, rows = name.partition(" ")
-        size = read + (0 if what == "body" else stored_bytes_of_head(model))
-        yield Row(*facts, config.body_parameters, config.head_parameters, what, int(rows), size, seconds, repeat, speed)
+def facts(subject: Subject) -> tuple[Any, ...]:
+    """The columns that say which shape a row is about."""
+    config = subject.config
+    sizes = (config.layers, subject.depth, config.hidden, config.heads, config.ffn, config.body_parameters)
+    return (subject.group, subject.name, *sizes, config.head_parameters)
 
 
-def stored_bytes_of_head(model: Transformer) -> int:
-    """Bytes of the vocabulary projection."""
-    return model.head_weight.nbytes
+def bytes_of(model: Transformer, what: str) -> int:
+    """Bytes of the layers, and of the vocabulary projection unless only the body is timed."""
+    return stored_bytes(model.layers) + (0 if what == "body" else model.head_weight.nbytes)
 
 
 def points(params: Params) -> list[Params]:
