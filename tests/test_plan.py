@@ -13,7 +13,7 @@ from flashspec.cli.plan import held
 from flashspec.decoding.method import Method
 from flashspec.decoding.models import Models
 from flashspec.measure import clock, depths
-from flashspec.measure.costs import PairCosts, Place, measure_costs, name_of, stand
+from flashspec.measure.costs import SETTLING, PairCosts, Place, Standing, measure_costs, name_of, stand
 from flashspec.measure.planning import Given, Question, Texts, advise, forecast, head_cases, observe, stated_costs
 from flashspec.measure.prompts import Prompt
 from flashspec.model.synthetic import synthetic
@@ -188,6 +188,16 @@ def test_a_stretched_pair_is_timed_at_few_lengths_and_shares_its_weights(monkeyp
     assert (low.target.config.layers, high.target.config.layers) == depths.SHORT
     assert low.target.blocks[0] is high.target.blocks[0] and low.target.embed is high.target.embed
     assert found.medians()["step"] > 0 and found.medians()["burst 12 dense"] > found.medians()["burst 1 dense"]
+
+
+def test_plain_decoding_settles_before_it_is_timed():
+    calls = []
+    groups = ({"step": lambda: calls.append("step")}, {"burst 1 d": lambda: calls.append("burst"), "check 1": lambda: None})
+    assert set(Standing(groups, (1,)).turn(3)) == {"step", "burst 1 d", "check 1"}
+    assert (calls.count("step"), calls.count("burst")) == (3 + SETTLING, 3 + 1)
+    calls.clear()
+    Standing(groups, (1,)).turn(3, warmup=0)
+    assert (calls.count("step"), calls.count("burst")) == (3, 3)
 
 
 def test_costs_need_something_to_measure():

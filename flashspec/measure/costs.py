@@ -18,6 +18,7 @@ from flashspec.scores import GREEDY, Dice, Sampling, Scores
 from flashspec.theory import Costs, interpolated
 
 UNUSED = "behind"
+SETTLING = 8  # tokens of plain decoding until the caches hold what the next one profits from; beside a draft one round does
 Turn = Mapping[str, float]
 
 
@@ -74,13 +75,14 @@ class Standing:
     def turn(self, times: int = 1, warmup: int = 1) -> Turn:
         """Seconds of every part, the middle of so many rounds; what the loop adds is left out (`with_loop`).
 
-        Every group goes round by itself, `warmup` rounds more than count, so that its calls find the caches as in a decode;
-        models that no cache holds need none.
+        Every group goes round by itself, `warmup` rounds more than count (plain decoding SETTLING times as many), so that its
+        calls find the caches as in a decode; models that no cache holds need none.
         """
-        plan, raw = clock.Plan(times, warmup, device=self.device), dict[str, list[float]]()
+        raw = dict[str, list[float]]()
         with torch.inference_mode():
             for group in self.groups:
-                raw |= clock.interleaved_seconds(group, plan)
+                before = warmup * (SETTLING if "step" in group else 1)
+                raw |= clock.interleaved_seconds(group, clock.Plan(times, before, device=self.device))
         return {name: clock.median(seconds) for name, seconds in raw.items() if not name.startswith(UNUSED)}
 
 
