@@ -45,5 +45,21 @@ def measure(params: Params) -> Iterator[Trial]:
 
 
 SMOKE = Params(drafts=("main", "shallow"), family="", ks=(2,), temperatures=(0.0,), per_kind=1, new_tokens=8, repeats=1)
-FEW = Params(drafts=("main", "shallow", "designed", f"{FAMILY}/deep2-8", f"{FAMILY}/wide-4"), family="", per_kind=24, repeats=6)
-EXPERIMENT = Experiment(NAME, Params, Trial, measure, split=by_temperature, models=digested, presets={"smoke": SMOKE, "few": FEW})
+PIECES = (
+    ("main", "shallow", "designed", "deep2-8", "wide-4"),
+    ("wide2-3", "deep-5", "wide-3", "wide2-4", "deep-6"),
+    ("wide-1", "wide-2", "wide2-2", "deep-7", "deep-8"),
+    ("half", "quarter", "double", "pruned", "taught-by-text"),
+)  # every draft, few in a race
+SHIPPED = ("main", "shallow", "designed")
+
+
+def on_many_prompts(names: tuple[str, ...]) -> Params:
+    """A race of a few drafts on all the prompts that runs may use."""
+    places = tuple(name if name in SHIPPED else f"{FAMILY}/{name}" for name in names)
+    return Params(drafts=places, family="", per_kind=24, repeats=6)
+
+
+MANY = tuple(on_many_prompts(names) for names in PIECES)
+PRESETS = {"smoke": SMOKE, **{f"many-{number}": params for number, params in enumerate(MANY, 1)}}
+EXPERIMENT = Experiment(NAME, Params, Trial, measure, split=by_temperature, models=digested, presets=PRESETS)

@@ -56,5 +56,4 @@ def points(params: Params) -> list[Params]:
 
 
 SMOKE = Params(drafts=("shallow",), heads=("dense",), ks=(2,), temperatures=(0.0,), per_kind=1, new_tokens=8)
-LONG = Params(drafts=("main",), ks=(5, 8, 12))
-EXPERIMENT = Experiment(NAME, Params, Trial, measure, split=points, models=digested, presets={"smoke": SMOKE, "long": LONG})
+EXPERIMENT = Experiment(NAME, Params, Trial, measure, split=points, models=digested, presets={"smoke": SMOKE})
