@@ -7,11 +7,11 @@ import random
 import pytest
 import tables_drafts as made
 
-pytest.importorskip("pandas")
+pandas = pytest.importorskip("pandas")
 
 from flashspec.study import figures, foretold, latency, merits, papers, planned, winners
 from flashspec.study.ranks import correlation_words, rank_correlation, spearman
-from flashspec.study.readings import Missing
+from flashspec.study.readings import Missing, where
 from flashspec.theory import tokens_per_check
 
 
@@ -145,6 +145,16 @@ def test_what_a_plan_recommends_is_the_fastest_of_runs_that_the_model_made(tmp_p
     assert {one.draft for one in worse if one.loss > 0} == long and "misses the 3 %" in planned.planned_words(worse)
     with pytest.raises(Missing, match="replayed"):
         planned.planned(found.frame, parts, counts.assign(k=5), 1.0)
+
+
+def test_races_at_different_times_are_held_each_against_its_own_runs(tmp_path) -> None:
+    first, second, counts = made.runs(tmp_path / "first"), made.runs(tmp_path / "second"), made.three_kinds().frame
+    second.frame = second.frame.assign(seconds=2 * second.frame["seconds"])
+    plans = planned.planned_in([first, second], counts, 1.0)
+    assert len(plans) == 2 * len(made.LAYERS) and max(one.loss for one in plans) == 0
+    mixed = pandas.concat([first.frame, where(second.frame, k=4)], ignore_index=True)
+    parts = foretold.parts_of(first, temperature=1.0)
+    assert max(one.loss for one in planned.planned(mixed, parts, counts, 1.0)) > 0  # the control: one pool of runs
 
 
 def test_pooled_runs_are_predicted_from_all_kinds(tmp_path) -> None:

@@ -9,12 +9,17 @@ from flashspec.measure.costs import PairCosts
 from flashspec.measure.planning import advise
 from flashspec.study.advice import Stored
 from flashspec.study.bars import at_most
+from flashspec.study.foretold import parts_of
 from flashspec.study.readings import Missing, where
 from flashspec.study.winners import rates
 from flashspec.theory import Counts
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from pandas import DataFrame
+
+    from flashspec.study.experiment import Results
 
 NAME = "predicted_vs_measured"
 LOSS = 3.0  # percent of the fastest k's tokens per second that a recommendation may lose
@@ -64,6 +69,11 @@ def planned(frame: DataFrame, parts: DataFrame, counts: DataFrame, temperature: 
     if not found:
         raise Missing("no draft of the race was replayed on other prompts; run predicted_vs_measured with the same drafts")
     return found
+
+
+def planned_in(races: Sequence[Results], counts: DataFrame, temperature: float) -> list[Planned]:
+    """`planned` for the drafts of several races; each draft is held against its own race only."""
+    return [one for race in races for one in planned(race.frame, parts_of(race, temperature=temperature), counts, temperature)]
 
 
 def planned_words(found: list[Planned], percent: float = LOSS) -> str:

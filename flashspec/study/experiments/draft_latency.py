@@ -120,8 +120,9 @@ def in_turns(group: Sequence[Subject], params: Params, speed: float) -> Iterator
     }
     for name, repeat, seconds in timed(calls, params.costs):
         number, what, rows = name.split()
-        cells: list[Any] = [*facts(group[int(number)]), what, int(rows), bytes_of(models[int(number)], what)]
-        yield Row(*cells, seconds, repeat, speed)
+        timing = (what, int(rows), bytes_of(models[int(number)], what), seconds, repeat, speed)
+        cells: list[Any] = [*facts(group[int(number)]), *timing]
+        yield Row(*cells)
 
 
 def models_of(group: Sequence[Subject], device: str) -> list[Transformer]:
