@@ -7,7 +7,7 @@ import random
 import pytest
 import tables_drafts as made
 
-pandas = pytest.importorskip("pandas")
+pytest.importorskip("pandas")
 
 from flashspec.study import figures, foretold, latency, merits, papers, planned, winners
 from flashspec.study.ranks import correlation_words, rank_correlation, spearman
@@ -152,7 +152,7 @@ def test_races_at_different_times_are_held_each_against_its_own_runs(tmp_path) -
     second.frame = second.frame.assign(seconds=2 * second.frame["seconds"])
     plans = planned.planned_in([first, second], counts, 1.0)
     assert len(plans) == 2 * len(made.LAYERS) and max(one.loss for one in plans) == 0
-    mixed = pandas.concat([first.frame, where(second.frame, k=4)], ignore_index=True)
+    mixed = made.pandas.concat([first.frame, where(second.frame, k=4)], ignore_index=True)
     parts = foretold.parts_of(first, temperature=1.0)
     assert max(one.loss for one in planned.planned(mixed, parts, counts, 1.0)) > 0  # the control: one pool of runs
 
