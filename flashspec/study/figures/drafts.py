@@ -176,8 +176,9 @@ def prediction_errors(results: Any, counts: Any) -> Figure:
 def sweep(results: Any) -> Figure:
     """Speedup over plain decoding against k, kinds summed, one panel a temperature; a colour a draft, a line style a head."""
     words = ("T = {:g}", "times plain decoding")
-    figure = panels(winners.rates(results.frame), "temperature", sweep_at, words, height=3.6)
-    figure.axes[0].legend(fontsize=7)
+    figure = panels(winners.rates(results.frame), "temperature", sweep_at, words, height=4.0)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=5, fontsize=7, handlelength=3)
     return figure
 
 
