@@ -13,6 +13,7 @@ from flashspec.study.experiments.draft_parts import Workbench, between, kept
 from flashspec.study.pairs import by_temperature, samplings
 from flashspec.study.rows import Raced
 from flashspec.study.trials import Trial
+from flashspec.train.family import FAMILY as POINTS
 
 NAME = "draft_throughput"
 
@@ -51,12 +52,11 @@ PIECES = (
     ("wide-1", "wide-2", "wide2-2", "deep-7", "deep-8"),
     ("half", "quarter", "double", "pruned", "taught-by-text"),
 )  # every draft, few in a race
-SHIPPED = ("main", "shallow", "designed")
 
 
 def on_many_prompts(names: tuple[str, ...]) -> Params:
     """A race of a few drafts on all the prompts that runs may use."""
-    places = tuple(name if name in SHIPPED else f"{FAMILY}/{name}" for name in names)
+    places = tuple(f"{FAMILY}/{name}" if name in POINTS else name for name in names)
     return Params(drafts=places, family="", per_kind=24, repeats=6)
 
 
