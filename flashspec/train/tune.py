@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flashspec.model.export import save_transformer, write_json
+from flashspec.model.export import save_transformer
 from flashspec.model.transformer import Transformer
+from flashspec.model.writing import write_json
 from flashspec.theory.checks import at_least
 from flashspec.train.design import TOKENIZER, windows
 from flashspec.train.distill import slice_of
