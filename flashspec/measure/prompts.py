@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Annotated, NamedTuple, TypeVar
 
 import msgspec
 
@@ -14,13 +14,14 @@ from flashspec.model.writing import expanded
 PROMPTS = SHIPPED / "prompts.json"
 SHAPE = "give a JSON file with a list of kind, text and ids under 'prompts'"
 Kind = TypeVar("Kind")
+Id = Annotated[int, msgspec.Meta(ge=0)]
 
 
 class Entry(msgspec.Struct):
     """One prompt as a file has it."""
 
     kind: str
-    ids: tuple[int, ...]
+    ids: tuple[Id, ...]
     text: str = ""
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import torch
@@ -21,7 +21,7 @@ from flashspec.decoding.generate import generate
 from flashspec.decoding.method import Method, build
 from flashspec.decoding.models import Models
 from flashspec.decoding.rules import probability_of
-from flashspec.measure.prompts import Prompt, typed
+from flashspec.measure.prompts import Id, Prompt, typed
 from flashspec.model.writing import write_json
 from flashspec.provenance import model_digests, short_hash
 from flashspec.scores import Dice, Sampling, warp
@@ -34,9 +34,9 @@ class Told(msgspec.Struct, frozen=True):
     """A prompt and what the target wrote behind it; `chances` are its tokens' probabilities, 1 where nothing was drawn."""
 
     kind: str
-    prompt: tuple[int, ...]
-    tokens: tuple[int, ...]
-    chances: tuple[float, ...]
+    prompt: tuple[Id, ...]
+    tokens: tuple[Id, ...]
+    chances: tuple[Annotated[float, msgspec.Meta(ge=0, le=1.0001)], ...]
 
 
 class Edition(msgspec.Struct):
@@ -122,9 +122,12 @@ def replay_texts(trace: Trace, models: Models, method: Method) -> Iterator[list[
     `models` needs the draft and, as its target, anything of the same vocabulary. A reader whose rows do not depend on how
     many are read together (the compiled kernels) gives the live decode's own rows, so counts are equal exactly.
     """
+    config = models.model("draft").config
     for told in trace.told:
-        context = len(told.prompt) + len(told.tokens)
-        held = models.model("draft").config.context
+        context, held = len(told.prompt) + len(told.tokens), config.context
+        highest = max(*told.prompt, *told.tokens)
+        if highest >= config.vocab_size:
+            raise ValueError(f"a recorded text has the id {highest} and the draft {config.vocab_size} ids; use one tokenizer")
         if context > held:
             raise ValueError(f"a recorded text has {context} tokens and the draft's context holds {held}; record shorter ones")
         stage = build(method, models, trace.sampling, context)[0]

@@ -66,7 +66,7 @@ def fresh_folder(out: Path, inputs: Iterable[Path] = (), ours: str = "") -> Iter
     check_free(out, inputs, ours)
     place = out.resolve()
     part = place.with_name(f".{place.name}.part")
-    with _below(place.parent):
+    with made(place.parent):
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir()
         try:
@@ -86,7 +86,7 @@ def new_file(path: Path, inputs: Iterable[Path] = ()) -> Iterator[Path]:
     refuse_input(path, inputs)
     if path.exists():
         raise FileExistsError(f"{path} is there already; give another name, or remove it")
-    with _below(path.parent), replaced(path) as part:
+    with made(path.parent), replaced(path) as part:
         part.touch()
         yield part
 
@@ -121,7 +121,7 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path, facts: dict[str, st
     from safetensors.torch import save_file
 
     with replaced(path) as part:
-        save_file(dict(tensors), str(part), facts)
+        save_file(dict(tensors), part, facts)
         part.chmod(0o644)
 
 
@@ -143,7 +143,7 @@ def _linked(source: Path, path: Path) -> bool:
 
 
 @contextmanager
-def _below(folder: Path) -> Iterator[None]:
+def made(folder: Path) -> Iterator[None]:
     """The folder made for the block; the parents that it lacked are gone again where the block raises."""
     missing = [place for place in (folder, *folder.parents) if not place.exists()]
     try:

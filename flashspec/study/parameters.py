@@ -77,7 +77,7 @@ def parse_value(name: str, kind: Any, value: Any) -> Any:
     try:
         return _parse(kind, value)
     except UNFIT as error:
-        raise Refused(f"parameter {name!r} expects {type_name(kind)}, got {value!r}: pass a value of that type") from error
+        raise Refused(f"parameter {name!r} expects {type_name(kind)}, got {value!r:.80}: pass a value of that type") from error
 
 
 def type_name(kind: Any) -> str:

@@ -130,10 +130,9 @@ def facts_of(target: ModelConfig, design: Design) -> dict[str, Any]:
     return {"design": asdict(design), "target": asdict(target)}
 
 
-def _told(out: Path) -> tuple[Any, Any]:
+def _told(out: Path) -> dict[str, Any]:
     """What a finished folder says about itself."""
-    design, about = (read_json(out / name, "give another folder") for name in ("design.json", "speculative.json"))
-    return design, about
+    return {name: read_json(out / name, "") for name in ("design.json", "speculative.json") if (out / name).is_file()}
 
 
 def _claim(folder: Path, facts: dict[str, Any]) -> None:
@@ -179,8 +178,9 @@ def make_draft(models: Models, stream: np.ndarray, place: Place, design: Design,
 
     Raises what `design_draft` and `fresh_folder` raise, before anything is made.
     """
+    check_fit(stream, models.target.config, design)
     source, told = models.folders["target"], json.loads(json.dumps(facts_of(models.target.config, design)))
-    if (place.out / "digests.json").is_file() and _told(place.out) == (told, about):
+    if _told(place.out) == {"design.json": told, "speculative.json": about}:
         return place.out
     refuse_input(place.work, [source])
     with fresh_folder(place.out, [source, place.work]) as part:

@@ -49,6 +49,8 @@ class Distillation:
         if self.layers < 1:
             raise ValueError(f"a draft needs at least 1 layer, got {self.layers}")
         at_least(self, sequences=1, length=1, variation=0, hidden=0, ffn=0, heads=0, own=0, seed=0)
+        if self.seed >= 2**32:
+            raise ValueError(f"seed must be below 2**32, got {self.seed}")
         if self.dtype not in ("float32", "bfloat16"):
             raise ValueError(f"dtype must be 'float32' or 'bfloat16', got {self.dtype!r}")
 
