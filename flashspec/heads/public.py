@@ -7,7 +7,6 @@ all three may stand in a nested `text_config`. The folder it names holds cluster
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from flashspec.heads.flash import FlashHead
 from flashspec.heads.plan import FlashPlan
 from flashspec.model.checkpoint import Tensors, read_config
 from flashspec.model.config import FLASH_HEAD
+from flashspec.model.writing import write_json, write_tensors
 
 SWITCH, SPECIAL, PROBES = "flash_head_cache_dir", "flash_head_special_token_ids", "n_probes"
 ASSETS, CACHE, FACTS = "flash_head_assets", "clustering_cache.safetensors", "clustering_config.json"
@@ -71,8 +71,6 @@ def save_public(head: FlashHead, folder: Path | str) -> None:
     Raises ValueError where the layout cannot hold this head (clusters padded, or ids with two homes), FileNotFoundError where
     the folder has no config.json.
     """
-    from safetensors.torch import save_file
-
     folder, clusters = Path(folder), head.clusters
     raw = read_config(folder)
     _refuse_unequal(torch.bincount(clusters.assignments, minlength=clusters.count), clusters.vocab_size)
@@ -83,12 +81,10 @@ def save_public(head: FlashHead, folder: Path | str) -> None:
         "centroids": clusters.centroids.T[None, None].contiguous().cpu(),
         "cluster_assignments": clusters.assignments.cpu(),
     }
-    part = folder / ASSETS / (CACHE + ".part")
-    save_file(tensors, part)
-    part.replace(folder / ASSETS / CACHE)
+    write_tensors(tensors, folder / ASSETS / CACHE)
     facts = {"format": "safetensors", "vocab_size": clusters.vocab_size, "hidden_size": head.hidden}
-    _write(folder / ASSETS / FACTS, facts)
-    _write(folder / "config.json", _switched_on(raw, head))
+    write_json(facts, folder / ASSETS / FACTS)
+    write_json(_switched_on(raw, head), folder / "config.json")
 
 
 def _switched_on(raw: dict[str, Any], head: FlashHead) -> dict[str, Any]:
@@ -97,12 +93,6 @@ def _switched_on(raw: dict[str, Any], head: FlashHead) -> dict[str, Any]:
     special = list(head.plan.always) or None
     return raw | {"architectures": names, SWITCH: ASSETS, SPECIAL: special, PROBES: head.probes,
                   "n_clusters": head.clusters.count, "enforce_equal_cluster_sizes": True}  # fmt: skip
-
-
-def _write(path: Path, facts: dict[str, Any]) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(facts, indent=2) + "\n")
-    part.replace(path)
 
 
 def _option(raw: dict[str, Any], name: str) -> Any:

@@ -73,7 +73,7 @@ def _ranked(name: str, counted: str) -> Callable[[Origin], Head]:
         if path is None:
             raise ValueError(
                 f"head {name!r} ranks ids by how often they stand in {counted}, and this model's folder has no {file_of(name)}; "
-                f"write it with `flashspec draft rank --head {name} --draft FOLDER --text FILE`"
+                f"write it with `flashspec draft rank --head {name} --draft FOLDER --text FILE --out NEW`"
             )
         return ShortlistHead.load(path, origin.weight, origin.norm)
 
