@@ -13,8 +13,7 @@ from flashspec.decoding.burst import Compiled, StepByStep, burst_of
 from flashspec.decoding.cascade import Stage
 from flashspec.decoding.judge import InTurn, judge_of
 from flashspec.decoding.rules import GumbelCoupling, SpeculativeSampling, Waiting
-from flashspec.heads import DenseHead, FlashHead
-from flashspec.heads.quantized import QuantizedDenseHead
+from flashspec.heads import DenseHead, FlashHead, QuantizedDenseHead
 from flashspec.model.config import ModelConfig
 from flashspec.model.reader import SpanReader
 from flashspec.model.rounded import rounded

@@ -9,14 +9,11 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from flashspec.heads.base import Head, Norm
-from flashspec.heads.context import ContextHead
-from flashspec.heads.dense import DenseHead
+from flashspec.heads.candidates import ContextHead, PreviewHead, ShortlistHead
+from flashspec.heads.dense import DenseHead, QuantizedDenseHead
 from flashspec.heads.flash import FlashHead
 from flashspec.heads.index import IndexHead
-from flashspec.heads.preview import PreviewHead
 from flashspec.heads.public import is_public, load_public
-from flashspec.heads.quantized import QuantizedDenseHead
-from flashspec.heads.shortlist import ShortlistHead
 from flashspec.heads.storage import FILE
 
 
@@ -72,7 +69,7 @@ def _ranked(name: str, counted: str) -> Callable[[Origin], Head]:
         path = origin.stored(name)
         if path is None:
             raise ValueError(
-                f"head {name!r} ranks ids by how often they stand in {counted}, and this model's folder has no {file_of(name)}; "
+                f"head {name!r} ranks ids by how often they occur in {counted}, and this model's folder has no {file_of(name)}; "
                 f"write it with `flashspec draft rank --head {name} --draft FOLDER --text FILE`"
             )
         return ShortlistHead.load(path, origin.weight, origin.norm)
