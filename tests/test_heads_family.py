@@ -271,7 +271,7 @@ REFUSED = [
     (lambda: ShortlistHead.build(matrix(), ranked=torch.tensor([0, IDS])), "lists ids from 0 to 499"),
     (lambda: ShortlistHead.build(matrix(), ranked=torch.tensor([4, 4])), "every id once"),
     (lambda: ContextHead(None, matrix(), size=0), "size must be at least 1"),
-    (lambda: PreviewHead.build(matrix(), rank=WIDTH + 1), "rank must lie between 1 and the width 32"),
+    (lambda: PreviewHead.build(matrix(), rank=WIDTH + 1), "rank must lie between 1 and the 32 columns"),
     (lambda: PreviewHead.build(matrix(), candidates=IDS + 1), "candidates must lie between 1 and the 500 ids"),
     (lambda: QuantizedDenseHead.build(matrix(), bits=3), "8 or 4 bits"),
 ]

@@ -30,7 +30,7 @@ from flashspec.theory import (
     tokens_per_check,
 )
 from flashspec.theory.checks import at_least, check_positive, check_smaller
-from flashspec.theory.replay import Stands
+from flashspec.theory.replay import Shares
 
 TIMED = (*range(1, 13), 16, 24, 32)
 
@@ -99,7 +99,7 @@ class Acceptance(Protocol):
 class Texts:
     """Known texts, and the chance that each writer gets each of their tokens."""
 
-    stands: Mapping[str, Sequence[Stands]]
+    stands: Mapping[str, Sequence[Shares]]
 
     def counts(self, method: Method) -> list[Counts]:
         """One count a text."""
