@@ -32,7 +32,7 @@ class Head(Protocol):
 
 
 class WeightHead:
-    """A head over one weight [vocab, hidden], every row of it unless it says otherwise; a dataclass with these two fields."""
+    """What a head over one weight [vocab, hidden] answers alike; a head is a dataclass with these two fields and its own."""
 
     norm: Norm | None
     weight: Tensor | kernels.Packed
