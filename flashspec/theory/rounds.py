@@ -118,14 +118,6 @@ def speedup(tar: float, costs: Costs, block: int, step: float) -> float:
     return check_positive("baseline step", step) * throughput(tar, costs, block)
 
 
-def ideal_speedup(alpha: float, block: int, ratio: float) -> float:
-    """(1 - alpha^(k+1)) / ((1 - alpha)(k c + 1)) with c = draft step / target step, a check that costs one target step.
-
-    Leviathan et al. 2023, theorem 3.8.
-    """
-    return speedup(tokens_per_check(alpha, block), Costs(ratio, 1.0), block, 1.0)
-
-
 def break_even_acceptance(costs: Costs, block: int, step: float) -> float | None:
     """The alpha above which speculation beats one token per `step`; 0 if it always does, None if no alpha can.
 
