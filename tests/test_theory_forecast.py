@@ -100,7 +100,7 @@ def test_one_level_is_the_closed_form():
 
 
 @pytest.mark.parametrize(("call", "message"), [
-    (lambda: theory.replayed([0.5, 1.5], 2), r"chance of token 1 must lie in \[0, 1\]"),
+    (lambda: theory.replayed([0.5, 1.5], 2), r"probability of token 1 must lie in \[0, 1\]"),
     (lambda: theory.replayed([0.5], 0), "block must be"),
     (lambda: theory.nested(-1.0, [Level(0.5, 2, 1.0)]), "draft must be finite"),
     (lambda: theory.nested(1.0, [Level(1.5, 2, 1.0)]), r"alpha must lie in \[0, 1\]"),

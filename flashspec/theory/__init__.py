@@ -5,7 +5,7 @@ known texts, `nested` verifiers above verifiers and the layers they compute, `pa
 """
 
 from flashspec.theory.designs import Optimum, Relation, best_design, fitted
-from flashspec.theory.forecast import BreakEven, Interval, bootstrap, break_even, break_even_draft
+from flashspec.theory.forecast import BreakEven, Interval, bootstrap, break_even
 from flashspec.theory.nested import Level, Tally, Yield, flip, layer_tokens_per_token, nested, rows_read
 from flashspec.theory.parallel import Devices, Weights, split_costs, split_pass
 from flashspec.theory.replay import Counts, curve_by_position, replayed, replayed_all
@@ -30,10 +30,9 @@ from flashspec.theory.rounds import (
 )
 
 __all__ = [
-    "BreakEven", "Choice", "Costs", "Counts", "Devices", "Interval", "Level", "Optimum", "Relation", "Tally", "Weights", "Yield",
-    "acceptance_for", "amdahl", "best_design", "best_k", "bootstrap", "break_even", "break_even_acceptance",
-    "break_even_draft", "cheap_head_gain", "cheap_head_gate", "curve_by_position", "fitted", "flip",
-    "implied_step", "interpolated", "layer_tokens_per_token", "memory_floor", "nested", "replayed",
-    "replayed_all", "round_parts", "round_time", "rows_read", "speedup", "split_costs", "split_pass", "throughput",
-    "tokens_from_curve", "tokens_per_check",
+    "BreakEven", "Choice", "Costs", "Counts", "Devices", "Interval", "Level", "Optimum", "Relation", "Tally", "Weights",
+    "Yield", "acceptance_for", "amdahl", "best_design", "best_k", "bootstrap", "break_even", "break_even_acceptance",
+    "cheap_head_gain", "cheap_head_gate", "curve_by_position", "fitted", "flip", "implied_step", "interpolated",
+    "layer_tokens_per_token", "memory_floor", "nested", "replayed", "replayed_all", "round_parts", "round_time", "rows_read",
+    "speedup", "split_costs", "split_pass", "throughput", "tokens_from_curve", "tokens_per_check",
 ]  # fmt: skip

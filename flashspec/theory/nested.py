@@ -44,15 +44,15 @@ class Yield(NamedTuple):
 class _Mass(NamedTuple):
     """Probability, and expected time on that event (time x probability)."""
 
-    chance: float = 0.0
+    probability: float = 0.0
     time: float = 0.0
 
     def plus(self, other: _Mass) -> _Mass:
-        return _Mass(self.chance + other.chance, self.time + other.time)
+        return _Mass(self.probability + other.probability, self.time + other.time)
 
     def then(self, other: _Mass) -> _Mass:
         """One event after another, independent of it."""
-        return _Mass(self.chance * other.chance, self.time * other.chance + self.chance * other.time)
+        return _Mass(self.probability * other.probability, self.time * other.probability + self.probability * other.time)
 
 
 Outcome = dict[int, _Mass]
@@ -70,7 +70,7 @@ def nested(draft: float, levels: Sequence[Level]) -> Yield:
     found: Outcome = {burst: _Mass(1.0, burst * check_latency("draft", draft))}
     for level in levels:
         found = _checked(_gathered(found, check_block(level.every)), level)
-    return Yield(sum(n * m.chance for n, m in found.items()), sum(m.time for m in found.values()))
+    return Yield(sum(n * m.probability for n, m in found.items()), sum(m.time for m in found.values()))
 
 
 def _gathered(delivery: Outcome, every: int) -> Outcome:
@@ -91,7 +91,7 @@ def _checked(waiting: Outcome, level: Level) -> Outcome:
     check_share("alpha", level.alpha)
     delivered: Outcome = {}
     for count, mass in waiting.items():
-        timed = _Mass(mass.chance, mass.time + mass.chance * level.time(count))
+        timed = _Mass(mass.probability, mass.time + mass.probability * level.time(count))
         for kept in range(count + 1):
             share = level.alpha**kept * (1.0 if kept == count else 1.0 - level.alpha)
             delivered[kept + 1] = delivered.get(kept + 1, _Mass()).plus(timed.then(_Mass(share)))

@@ -23,7 +23,7 @@ Shares = Sequence[float]  # of a text: the probability that each token is accept
 class Round(NamedTuple):
     """The probability that a round starts here, and those that its first 0, 1, ... drafted tokens are all accepted."""
 
-    chance: float
+    probability: float
     reach: tuple[float, ...]
 
 
@@ -54,7 +54,7 @@ def rounds_of(shares: Shares, block: int) -> Iterator[Round]:
     """
     check_block(block)
     for number, share in enumerate(shares):
-        check_share(f"the chance of token {number}", share)
+        check_share(f"the probability of token {number}", share)
     size = len(shares)
     starts = [1.0, *[0.0] * size]
     for n in range(size):
@@ -67,8 +67,8 @@ def rounds_of(shares: Shares, block: int) -> Iterator[Round]:
 def replayed(shares: Shares, block: int) -> Counts:
     """Counts of one text whose token n the draft gets with probability shares[n], at `block` drafted tokens a check."""
     total = Counts(emitted=len(shares))
-    for chance, reach in rounds_of(shares, block):
-        total = total.joined(Counts(chance, chance * (len(reach) - 1), chance * sum(reach[1:])))
+    for probability, reach in rounds_of(shares, block):
+        total = total.joined(Counts(probability, probability * (len(reach) - 1), probability * sum(reach[1:])))
     return total
 
 
@@ -84,8 +84,8 @@ def curve_by_position(texts: Iterable[Shares], block: int) -> tuple[float, ...]:
     """
     reached, accepted = [0.0] * block, [0.0] * block
     for shares in texts:
-        for chance, reach in rounds_of(shares, block):
+        for probability, reach in rounds_of(shares, block):
             for position, (before, after) in enumerate(pairwise(reach)):
-                reached[position] += chance * before
-                accepted[position] += chance * after
+                reached[position] += probability * before
+                accepted[position] += probability * after
     return tuple(after / before for after, before in zip(accepted, reached, strict=True) if before)
