@@ -102,7 +102,7 @@ SPOILED = {
     "architecture": (edit_config(architectures=["MambaForCausalLM"]), "MambaForCausalLM.* not supported"),
     "missing tensor": (edit_tensors(lambda t: t.pop(DOWN)), f"{DOWN} is missing"),
     "missing head": (edit_tensors(lambda t: t.pop("lm_head.weight")), "lm_head.weight is missing"),
-    "extra tensor": (edit_tensors(lambda t: t.update(extra=torch.ones(1))), "tensor extra .* not part of the model"),
+    "extra tensor": (edit_tensors(lambda t: t.update(extra=torch.ones(1))), "tensor .extra. .* not part of the model"),
     "one layer too many": (edit_config(num_hidden_layers=1), "model.layers.1.* not part of the model"),
     "shape": (edit_tensors(lambda t: t.update({DOWN: torch.ones(3, 4)})), rf"{DOWN} .* shape \[3, 4\]"),
     "ratio": (edit_config(num_key_value_heads=4), "k_proj.weight .* has shape"),

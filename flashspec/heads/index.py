@@ -18,7 +18,9 @@ import torch
 from torch import Tensor
 
 from flashspec.heads.base import Norm, WeightHead, fused, rescore, weight_of
-from flashspec.heads.storage import identity, read, refuse_another, write
+from flashspec.heads.storage import identity, read, refuse_another, stored, write
+from flashspec.model.files import typed
+from flashspec.model.folder import first_line
 from flashspec.scores import Dice, Scores
 
 KINDS = ("ivf", "ivfpq", "hnsw")
@@ -167,9 +169,14 @@ class IndexHead(WeightHead):
         """Read what `save` wrote for this weight; ValueError where it is another one."""
         tensors, facts = read(Path(path), KEY)
         refuse_another(Path(path), facts, weight)
-        plan = IndexPlan(**facts["plan"])
-        index = faiss_for(plan.kind).deserialize_index(tensors["index"].numpy())
-        return cls._ready(weight_of(weight), norm, plan, index)
+        plan = typed(facts.get("plan"), IndexPlan, Path(path), "build the head again")
+        try:
+            index = faiss_for(plan.kind).deserialize_index(stored(tensors, "index", 1, Path(path)).numpy())
+        except RuntimeError as error:
+            raise ValueError(f"{path} holds a damaged index ({first_line(error)}); build the head again") from None
+        if (index.ntotal, index.d) != tuple(weight.shape):
+            raise ValueError(f"{path} indexes {index.ntotal} rows of {index.d}, not those of this model; build the head again")
+        return cls._ready(weight_of(weight), norm, plan.resolve(len(weight)), index)
 
 
 def faiss_for(kind: str) -> Any:

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from flashspec.heads.base import Norm, WeightHead, fused, project, weight_of
-from flashspec.heads.storage import identity, read, refuse_another, write
+from flashspec.heads.storage import identity, read, refuse_another, stored, write
 from flashspec.kernels.pages import Shelf
+from flashspec.model.files import typed
 from flashspec.scores import Dice, Scores
 
 KEY = "shortlist_head"
@@ -87,7 +88,7 @@ class ShortlistHead(WeightHead):
         """Read what `save` wrote for this weight; ValueError where it is another one."""
         tensors, facts = read(Path(path), KEY)
         refuse_another(Path(path), facts, weight)
-        return cls.build(weight, tensors["ranked"], norm, facts["size"])
+        return cls.build(weight, stored(tensors, "ranked", 1, Path(path)), norm, typed(facts.get("size"), int, Path(path)))
 
 
 def _refuse(ranked: Tensor, size: int, vocab: int) -> None:

@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from msgspec import Struct
 from torch import Tensor
 
 from flashspec.heads.cluster import Clusters
 from flashspec.heads.plan import FlashPlan
 from flashspec.heads.table import assignments_of
+from flashspec.model.files import typed
+from flashspec.model.folder import parsed, read_tensors
 
 if TYPE_CHECKING:
     from flashspec.heads.flash import FlashHead
@@ -21,6 +24,15 @@ if TYPE_CHECKING:
 FILE = "flash_head.safetensors"
 KEY = "flash_head"
 TITLES = {KEY: "FlashHead"}
+WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
+
+class Identity(Struct):
+    """Which weight a head's file belongs to."""
+
+    vocab_size: int
+    hidden: int
+    weight_sha256: str
 
 
 def weight_digest(weight: Tensor) -> str:
@@ -42,20 +54,21 @@ def write(path: Path, key: str, tensors: dict[str, Tensor], facts: dict[str, Any
 
 def read(path: Path, key: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and facts of a file that `write` wrote under this key; ValueError or FileNotFoundError in words otherwise."""
-    from safetensors import SafetensorError, safe_open
-
     title = TITLES.get(key, key)
     if not path.exists():
         raise FileNotFoundError(f"there is no {title} file {path}; build one with {title}.build(weight, ...).save(path)")
-    try:
-        with safe_open(path, "pt") as file:
-            facts = (file.metadata() or {}).get(key)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{path.name} is damaged or incomplete ({error}); build the head again") from error
-    if facts is None:
+    tensors, header = read_tensors(path, "build the head again")
+    if key not in header:
         raise ValueError(f"{path.name} is a safetensors file, but not of a {title}; choose one that {title}.save wrote")
-    return tensors, json.loads(facts)
+    return tensors, typed(parsed(header[key], path), dict[str, Any], path, "build the head again")
+
+
+def stored(tensors: dict[str, Tensor], name: str, dimensions: int, path: Path) -> Tensor:
+    """The whole numbers of one tensor of a head's file; ValueError where it is missing or something else."""
+    found = tensors.get(name)
+    if found is None or found.ndim != dimensions or not found.numel() or found.dtype not in WHOLE:
+        raise ValueError(f"{path.name} has no {name} of whole numbers in {dimensions} dimensions; build the head again")
+    return found
 
 
 def identity(weight: Tensor) -> dict[str, Any]:
@@ -65,12 +78,11 @@ def identity(weight: Tensor) -> dict[str, Any]:
 
 def refuse_another(path: Path, facts: dict[str, Any], weight: Tensor) -> None:
     """Refuse facts that `identity` gave for another weight than this one."""
+    known = typed(facts, Identity, path, "build the head again")
     for name, here in {"vocab_size": weight.shape[0], "hidden": weight.shape[1]}.items():
-        if facts[name] != here:
-            raise ValueError(
-                f"{path.name} was built for {name} {facts[name]}, but this weight has {here}; build one for this model"
-            )
-    if facts["weight_sha256"] != weight_digest(weight):
+        if (there := getattr(known, name)) != here:
+            raise ValueError(f"{path.name} was built for {name} {there}, but this weight has {here}; build one for this model")
+    if known.weight_sha256 != weight_digest(weight):
         raise ValueError(f"{path.name} was built from another weight of this shape; build one for this model again")
 
 
@@ -89,10 +101,22 @@ def load(path: Path, weight: Tensor) -> tuple[Clusters, FlashPlan]:
     path = path / FILE if path.is_dir() else path
     tensors, facts = read(path, KEY)
     refuse_another(path, facts, weight)
-    members = tensors["members"].long()
-    second = tensors["second"].long().to(weight.device) if "second" in tensors else None
+    members = stored(tensors, "members", 2, path).long()
+    second = _second(stored(tensors, "second", 1, path).long(), members, path).to(weight.device) if "second" in tensors else None
     assignments, members, centroids = (
-        t.to(weight.device) for t in (assignments_of(members, weight.shape[0]), members, tensors["centroids"])
+        t.to(weight.device) for t in (assignments_of(members, weight.shape[0]), members, _centroids(tensors, members, path))
     )
-    plan = facts["plan"]
-    return Clusters(assignments, members, centroids, second), FlashPlan(**{**plan, "always": tuple(plan["always"])})
+    return Clusters(assignments, members, centroids, second), typed(facts.get("plan"), FlashPlan, path, "build the head again")
+
+
+def _second(homes: Tensor, members: Tensor, path: Path) -> Tensor:
+    if len(homes) != int((members >= 0).sum()) or int(homes.min()) < -1 or int(homes.max()) >= len(members):
+        raise ValueError(f"{path.name} has second homes outside its {len(members)} clusters; build the head again")
+    return homes
+
+
+def _centroids(tensors: dict[str, Tensor], members: Tensor, path: Path) -> Tensor:
+    found = tensors.get("centroids")
+    if found is None or found.dtype is not torch.float32 or found.ndim != 2 or len(found) != len(members):
+        raise ValueError(f"{path.name} has no float32 centroid for each of its {len(members)} clusters; build the head again")
+    return found
