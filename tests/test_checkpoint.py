@@ -110,7 +110,7 @@ SPOILED = {
     "missing shard": (drop_shard, "model-00002-of-.* named in the index but missing"),
     "corrupt shard": (corrupt_shard, "model-00002-of-.* truncated or not a safetensors file .*fetch it again"),
     "short shard": (shorten_shard, "model-00002-of-.* truncated or not a safetensors file .*fetch it again"),
-    "shard without its tensor": (misplace, f"tensor {DOWN} is not in .*, where the index puts it"),
+    "shard without its tensor": (misplace, f"tensor .{DOWN}. is not in .*, where the index puts it"),
     "pickle": (pickle_only, "pickled weights are never read"),
     "digest": (flip_a_byte, "has SHA-256 .* digests.json expects"),
     "listed file": (drop_a_listed_file, "tokenizer.json is listed in digests.json but missing"),

@@ -20,8 +20,8 @@ from flashspec.heads.cluster import Clusters, members_of
 from flashspec.heads.flash import FlashHead
 from flashspec.heads.plan import FlashPlan
 from flashspec.heads.storage import stored
-from flashspec.model.config import FLASH_HEAD, ids_of
-from flashspec.model.files import PublicHead, typed
+from flashspec.model.config import FLASH_HEAD
+from flashspec.model.files import PublicHead, ids_of, typed
 from flashspec.model.folder import Tensors, inside, read_config, read_tensors
 
 SWITCH, SPECIAL, PROBES = "flash_head_cache_dir", "flash_head_special_token_ids", "n_probes"

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from flashspec.kernels.pages import Shelf
 from flashspec.model.awq import NOTHING, Int4Linear, Scheme, Stored, blocks, dequantise, scheme_of
-from flashspec.model.config import ModelConfig, from_hf, ids_of
+from flashspec.model.config import ModelConfig, from_hf
 from flashspec.model.export import save_transformer as save_transformer
-from flashspec.model.files import Generation, Kind, typed
+from flashspec.model.files import Generation, Kind, ids_of, typed
 from flashspec.model.folder import FLOATS, INTEGERS, Tensors, read_config, read_json
 from flashspec.model.folder import verify_digests as verify_digests
 from flashspec.model.memory import Form, refuse_too_large

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from flashspec.model.files import SHAPES, Kind, Llama, Opt, Rotation, typed
+from flashspec.model.files import SHAPES, Kind, Llama, Opt, ids_of, typed
 
 FAMILIES = {
     "qwen3": "Qwen3ForCausalLM",
@@ -150,11 +150,13 @@ def family_of(raw: Any, path: Path = CONFIG) -> str:
 
 
 def _rope(facts: Llama) -> tuple[float, RopeScaling]:
-    """Rope theta and scaling; transformers 5 nests both in rope_parameters, older files keep them flat."""
-    table = next((t for t in (facts.rope_scaling, facts.rope_parameters) if t not in (None, Rotation())), None) or Rotation()
+    """Rope theta and scaling."""
+    table = facts.rotation
     kind, theta = table.rope_type or table.type or "default", table.rope_theta or facts.rope_theta or 10000.0
     if {table.partial_rotary_factor, facts.partial_rotary_factor} - {None, 1.0}:
         raise Unsupported("rotating only a part of each head is not supported; use a checkpoint without partial_rotary_factor")
+    if unknown := set(facts.layer_types or ()) - {"full_attention", "sliding_attention"}:
+        raise Unsupported(f"layers of type {min(unknown)!r} are not supported; supported: full_attention, sliding_attention")
     if table.full_attention or table.sliding_attention:
         raise Unsupported("rotating layers differently is not supported; use a checkpoint with one rope_type for all")
     lacking = [name for name in SCALED.get(kind, ()) if getattr(table, name) is None]
@@ -167,30 +169,10 @@ def _rope(facts: Llama) -> tuple[float, RopeScaling]:
     return theta, RopeScaling(kind, factor, low, high, known or facts.max_position_embeddings)
 
 
-def ids_of(value: int | list[int] | None) -> tuple[int, ...]:
-    """One id, several or none, as a file gives them."""
-    if value is None:
-        return ()
-    return tuple(value) if isinstance(value, list) else (value,)
-
-
-def _context(facts: Llama, family: str) -> int:
-    """Positions the model has; with a sliding window no more than the window, inside which it is full attention."""
-    kinds = facts.layer_types if family != "mistral" else None
-    if unknown := set(kinds or ()) - {"full_attention", "sliding_attention"}:
-        raise Unsupported(f"layers of the type {min(unknown)!r} are not supported; supported: full and sliding attention")
-    slides = "sliding_attention" in kinds if kinds else facts.max_window_layers < facts.num_hidden_layers
-    if not facts.use_sliding_window or not slides or facts.sliding_window is None:
-        return facts.max_position_embeddings
-    return min(facts.max_position_embeddings, facts.sliding_window)
-
-
 def from_hf(raw: dict[str, Any], path: Path = CONFIG) -> ModelConfig:
-    """Read a config.json dictionary, as it lies at `path`. Raises ValueError for a field that is missing or wrong, and
-    Unsupported, which is one, for an architecture or option that we do not compute.
+    """Read a config.json dictionary; what it leaves out is what transformers takes.
 
-    What it leaves out is what transformers takes. A sliding window becomes the context: up to it, sliding attention is full
-    attention.
+    Raises ValueError for a field that is missing or wrong, and Unsupported, which is one, for what we do not compute.
     """
     family = family_of(raw, path)
     facts = typed(raw, SHAPES[family], path)
@@ -223,7 +205,7 @@ def _rotary(facts: Llama, family: str) -> dict[str, Any]:
         "ffn": facts.intermediate_size,
         "kv_heads": facts.num_key_value_heads or facts.num_attention_heads,
         "head_dim": facts.head_dim or facts.hidden_size // facts.num_attention_heads,
-        "context": _context(facts, family),
+        "context": facts.context,
         "norm_eps": facts.rms_norm_eps,
         "rope_theta": theta,
         "rope": scaling,

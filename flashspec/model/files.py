@@ -29,11 +29,12 @@ def typed(raw: Any, kind: type[T], path: Path, advice: str = "copy the file agai
         return msgspec.convert(raw, kind)
     except msgspec.ValidationError as error:
         said, _, place = str(error).partition(" - at `$")
-    place, said = place.strip(".`"), said.split(", got")[0].replace("`", "")
-    said = said[:1].lower() + said[1:]
-    if said.startswith("object missing required field "):
+    place, said = place.strip(".`"), said.replace("`", "")
+    if said.startswith("Object missing required field "):
         raise ValueError(f"{path} has no {place + '.' if place else ''}{said.split()[-1]}; {advice}")
-    raise ValueError(f"{path}: {place or 'the whole file'} holds {_found(raw, place)}, {said}; {advice}")
+    if said.startswith("Expected"):
+        said = f"{place or 'the whole file'} holds {_found(raw, place)}, expected{said.split(', got')[0][8:]}"
+    raise ValueError(f"{path}: {said}; {advice}")
 
 
 def _found(raw: Any, place: str) -> str:
@@ -41,6 +42,13 @@ def _found(raw: Any, place: str) -> str:
     for step in re.findall(r"\w+", place):
         raw = raw[int(step)] if isinstance(raw, list) else raw[step]
     return reprlib.repr(raw)
+
+
+def ids_of(value: int | list[int] | None) -> tuple[int, ...]:
+    """One id, several or none, as a file gives them."""
+    if value is None:
+        return ()
+    return tuple(value) if isinstance(value, list) else (value,)
 
 
 class Method(Struct):
@@ -123,11 +131,29 @@ class Llama(Shape, kw_only=True):
     bos_token_id: Id | None = 1
     eos_token_id: Ids = 2
 
+    @property
+    def rotation(self) -> Rotation:
+        """How heads are rotated; transformers 5 nests it all in rope_parameters, older files keep theta outside."""
+        return next((table for table in (self.rope_scaling, self.rope_parameters) if table not in (None, Rotation())), Rotation())
+
+    @property
+    def slides(self) -> bool:
+        """Whether some layer looks back a window only."""
+        named = "sliding_attention" in self.layer_types if self.layer_types else self.max_window_layers < self.num_hidden_layers
+        return self.use_sliding_window and named
+
+    @property
+    def context(self) -> int:
+        """Positions the model has; with a sliding window no more than the window, inside which it is full attention."""
+        whole = self.max_position_embeddings
+        return whole if self.sliding_window is None or not self.slides else min(whole, self.sliding_window)
+
 
 class Mistral(Llama, kw_only=True):
     num_key_value_heads: Count | None = 8
     max_position_embeddings: Count = 131072
     sliding_window: Id | None = 4096
+    slides = True
 
 
 class Qwen2(Llama, kw_only=True):
