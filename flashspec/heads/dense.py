@@ -8,8 +8,10 @@ from torch import Tensor
 
 from flashspec.heads.base import Norm, WeightHead, fused, project, weight_of
 from flashspec.scores import Dice, Scores
+from flashspec.typed import typed
 
 
+@typed
 @dataclass(frozen=True)
 class DenseHead(WeightHead):
     """Scores the whole vocabulary: weight [vocab, hidden] times the normalised row."""

@@ -16,6 +16,7 @@ from flashspec.heads.cluster import Clusters, Recipe, cluster
 from flashspec.heads.plan import FlashPlan, known
 from flashspec.heads.table import Table, build_table, stage_one
 from flashspec.scores import Dice, Scores
+from flashspec.typed import typed
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class FlashHead(WeightHead):
     table: Table
 
     @classmethod
+    @typed
     def build(
         cls,
         weight: Tensor,

@@ -6,11 +6,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from flashspec.heads.cluster import Clusters
+from flashspec.typed import typed, whole_numbers
 
 SELECTIONS = ("top", "sample")
 FORMATS = ("weight", "bf16", "int8", "int4")
 
 
+@typed
 @dataclass(frozen=True)
 class FlashPlan:
     """What a FlashHead scores.
@@ -67,5 +69,5 @@ def known(changes: dict[str, Any]) -> dict[str, Any]:
     if unknown:
         raise ValueError(f"FlashHead has no option {unknown[0]!r}; options: {', '.join(FlashPlan.__dataclass_fields__)}")
     if "always" in changes:
-        changes = {**changes, "always": tuple(int(v) for v in changes["always"])}
+        changes = {**changes, "always": whole_numbers("always", changes["always"])}
     return changes
