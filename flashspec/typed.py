@@ -6,7 +6,7 @@ import functools
 import inspect
 import operator
 import reprlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from numbers import Real
 from types import NoneType, UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -38,7 +38,7 @@ def typed(entry: Entry) -> Entry:
 def refuse(name: str, value: Any, hint: Any) -> None:
     """ValueError where a value is not what its annotation says."""
     if not _fits(value, hint):
-        raise ValueError(f"{name} must be {_words(hint)}, got {reprlib.repr(value)}")
+        raise ValueError(f"{name} must be {_words(hint)}, got {' '.join(reprlib.repr(value).split())}")
 
 
 def whole_numbers(name: str, values: Iterable[int]) -> tuple[int, ...]:
@@ -51,7 +51,7 @@ def _fits(value: Any, hint: Any) -> bool:
     if get_origin(hint) in (Union, UnionType):
         return any(_fits(value, part) for part in get_args(hint))
     if _is_list(hint):
-        listed = isinstance(value, Iterable) and not isinstance(value, (str, bytes, bytearray, dict))
+        listed = isinstance(value, Collection) and not isinstance(value, (str, bytes, bytearray, Mapping))
         return listed and all(_fits(one, get_args(hint)[0]) for one in value)
     if hint is int:
         return _is_whole(value)
