@@ -21,6 +21,7 @@ from flashspec.model.rounded import BITS, rounded
 from flashspec.model.transformer import Transformer
 from flashspec.once import Once
 from flashspec.theory.checks import check_smaller
+from flashspec.typed import typed
 
 SHIPPED = Path(__file__).resolve().parent.parent / "models"
 REFERENCE = {"target": {"reference": "target"}, "draft": {"reference": "narrow", "shallow": "shallow", "designed": "designed"}}
@@ -153,6 +154,7 @@ def folder_of(name: str | Path, role: str) -> Path:
         raise FileNotFoundError(f"{error}; shipped models: {', '.join(REFERENCE[role])}") from None
 
 
+@typed
 def load(
     target: str | Path = "reference",
     draft: str | Path | Sequence[str | Path] | None = "reference",

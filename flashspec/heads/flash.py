@@ -13,10 +13,10 @@ from torch import Tensor
 from flashspec import kernels
 from flashspec.heads.base import Norm, WeightHead, fused, kernel_norm, project, project_blocks, weight_of, widened
 from flashspec.heads.cluster import Clusters, Recipe, cluster
-from flashspec.heads.storage import FILE, KEY, load_state, save_state, stored
+from flashspec.heads.storage import FILE, KEY, fact, load_state, save_state, stored
 from flashspec.heads.table import FlashPlan, Table, assignments_of, build_table, known, stage_one
-from flashspec.model.files import typed
 from flashspec.scores import Dice, Scores
+from flashspec.typed import typed
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class FlashHead(WeightHead):
     table: Table
 
     @classmethod
+    @typed
     def build(
         cls,
         weight: Tensor,
@@ -145,7 +146,7 @@ class FlashHead(WeightHead):
         """Read what `save` wrote and permute the weight it was built from; ValueError where the weight is another one."""
         weight, path = weight_of(weight), _file(path)
         tensors, facts = load_state(path, KEY, weight)
-        plan = typed(facts.get("plan"), FlashPlan, path, "build the head again")
+        plan = fact(facts, "plan", FlashPlan, path)
         return cls.build(weight, norm, _clusters(tensors, weight, path), plan)
 
 

@@ -20,8 +20,7 @@ from torch import Tensor
 
 from flashspec.heads.base import Norm, check_count, fused, rescore, weight_of
 from flashspec.heads.candidates import SearchHead
-from flashspec.heads.storage import load_state, save_state, stored
-from flashspec.model.files import typed
+from flashspec.heads.storage import fact, load_state, save_state, stored
 from flashspec.model.folder import first_line
 from flashspec.scores import Dice, Scores
 from flashspec.theory.checks import at_least
@@ -145,7 +144,7 @@ class IndexHead(SearchHead):
     def load(cls, path: Path | str, weight: Tensor, norm: Norm | None = None) -> IndexHead:
         """Read what `save` wrote for this weight; ValueError where it is another one."""
         tensors, facts = load_state(Path(path), KEY, weight)
-        plan = typed(facts.get("plan"), IndexPlan, Path(path), "build the head again").resolve(len(weight))
+        plan = fact(facts, "plan", IndexPlan, Path(path)).resolve(len(weight))
         try:
             index = faiss_for(plan.kind).deserialize_index(stored(tensors, "index", 1, Path(path)).numpy())
         except RuntimeError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from msgspec import Struct
@@ -17,6 +17,7 @@ from flashspec.model.folder import parsed, read_tensors
 FILE = "flash_head.safetensors"
 KEY = "flash_head"
 TITLES = {KEY: "FlashHead"}
+T = TypeVar("T")
 WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
@@ -80,3 +81,8 @@ def load_state(path: Path, key: str, weight: Tensor) -> tuple[dict[str, Tensor],
     if known.weight_sha256 != weight_digest(weight):
         raise ValueError(f"{path.name} was built from another weight of this shape; build one for this model again")
     return tensors, facts
+
+
+def fact(facts: dict[str, Any], name: str, kind: type[T], path: Path) -> T:
+    """One fact of a head's file as this type; ValueError where it is missing or something else."""
+    return typed(facts.get(name), kind, path, "build the head again")
