@@ -7,7 +7,6 @@ all three may lie in a nested `text_config`. The folder it names holds clusterin
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from flashspec.heads.table import FlashPlan
 from flashspec.model.config import FLASH_HEAD
 from flashspec.model.files import PublicHead, ids_of, typed
 from flashspec.model.folder import Tensors, inside, read_config, read_tensors
+from flashspec.model.writing import write_json, write_tensors
 
 SWITCH, SPECIAL, PROBES = "flash_head_cache_dir", "flash_head_special_token_ids", "n_probes"
 ASSETS, CACHE, FACTS = "flash_head_assets", "clustering_cache.safetensors", "clustering_config.json"
@@ -72,8 +72,6 @@ def save_public(head: FlashHead, folder: Path | str) -> None:
     Raises ValueError where the layout cannot hold this head (clusters padded, or ids with two homes), FileNotFoundError where
     the folder has no config.json.
     """
-    from safetensors.torch import save_file
-
     folder, clusters = Path(folder), head.clusters
     raw = read_config(folder)
     _refuse_unequal(torch.bincount(clusters.assignments, minlength=clusters.count), clusters.vocab_size)
@@ -84,12 +82,10 @@ def save_public(head: FlashHead, folder: Path | str) -> None:
         "centroids": clusters.centroids.T[None, None].contiguous().cpu(),
         "cluster_assignments": clusters.assignments.cpu(),
     }
-    part = folder / ASSETS / (CACHE + ".part")
-    save_file(tensors, part)
-    part.replace(folder / ASSETS / CACHE)
+    write_tensors(tensors, folder / ASSETS / CACHE)
     facts = {"format": "safetensors", "vocab_size": clusters.vocab_size, "hidden_size": head.hidden}
-    _write(folder / ASSETS / FACTS, facts)
-    _write(folder / "config.json", _switched_on(raw, head))
+    write_json(facts, folder / ASSETS / FACTS)
+    write_json(_switched_on(raw, head), folder / "config.json")
 
 
 def _switched_on(raw: dict[str, Any], head: FlashHead) -> dict[str, Any]:
@@ -98,12 +94,6 @@ def _switched_on(raw: dict[str, Any], head: FlashHead) -> dict[str, Any]:
     special = list(head.plan.always) or None
     return raw | {"architectures": names, SWITCH: ASSETS, SPECIAL: special, PROBES: head.probes,
                   "n_clusters": head.clusters.count, "enforce_equal_cluster_sizes": True}  # fmt: skip
-
-
-def _write(path: Path, facts: dict[str, Any]) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(facts, indent=2) + "\n")
-    part.replace(path)
 
 
 def _options(raw: dict[str, Any], folder: Path) -> PublicHead:

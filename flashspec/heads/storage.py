@@ -13,6 +13,7 @@ from torch import Tensor
 
 from flashspec.model.files import typed
 from flashspec.model.folder import parsed, read_tensors
+from flashspec.model.writing import write_tensors
 
 FILE = "flash_head.safetensors"
 KEY = "flash_head"
@@ -39,11 +40,7 @@ def weight_digest(weight: Tensor) -> str:
 
 def write(path: Path, key: str, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
     """Write one safetensors file with JSON facts in its header; an interrupted write leaves no file of that name."""
-    from safetensors.torch import save_file
-
-    part = path.with_name(path.name + ".part")
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, part, {key: json.dumps(facts)})
-    part.replace(path)
+    write_tensors({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path, {key: json.dumps(facts)})
 
 
 def read(path: Path, key: str) -> tuple[dict[str, Tensor], dict[str, Any]]:

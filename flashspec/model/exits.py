@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from flashspec.model.folder import read_tensors
 from flashspec.model.transformer import RMSNorm, Transformer
+from flashspec.model.writing import write_tensors
 
 EXITS_FILE = "exits.safetensors"
 
@@ -38,13 +39,9 @@ class ExitAdapter(nn.Module):
 
 
 def save_exits(adapters: dict[int, ExitAdapter], path: Path) -> None:
-    """Write adapters by layer to a safetensors file, under a temporary name first."""
-    from safetensors.torch import save_file
-
+    """Write adapters by layer to a safetensors file."""
     tensors = {f"{layer}.{name}": value for layer, a in adapters.items() for name, value in a.state_dict().items()}
-    part = path.with_name(f".{path.name}.part")
-    save_file(tensors, str(part))
-    part.replace(path)
+    write_tensors(tensors, path)
 
 
 def load_exits(path: Path, model: Transformer) -> dict[int, ExitAdapter]:
