@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from test_checkpoint import DOWN, UNTIED, WEIGHTS, edit_config, edit_tensors
-from test_transformer import BASE, CASES, as_transformers, distance, randomised
+from test_transformer import CASES, as_transformers, distance, randomised
 
 from flashspec.model.checkpoint import load_transformer
 from flashspec.model.config import FAMILIES, Unsupported

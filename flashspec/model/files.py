@@ -27,6 +27,8 @@ def typed(raw: Any, kind: type[T], path: Path, advice: str = "copy the file agai
     """`raw`, as it was read from `path`, as a value of this type; ValueError that names the field and what it holds."""
     try:
         return msgspec.convert(raw, kind)
+    except UnicodeEncodeError:
+        raise ValueError(f"{path} holds half of a character (a lone surrogate), which no text does; {advice}") from None
     except msgspec.ValidationError as error:
         said, _, place = str(error).partition(" - at `$")
     place, said = place.strip(".`"), said.replace("`", "")

@@ -39,8 +39,9 @@ def parsed(text: str | bytes, path: Path) -> Any:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of another library's message."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """The first line of another library's message, without characters that no terminal shows."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return "".join(letter if letter.isprintable() else "?" for letter in line)
 
 
 def verify_digests(folder: str | Path) -> None:
