@@ -131,10 +131,10 @@ CASES = {
 }
 
 ODD = st.one_of(
-    st.sampled_from([None, True, False, 0, -1, 1, 2, 3, 2**31, 2**63, 10**40, -(2**70), 10**400, 0.0, -0.5, 1e30, 1e308, math.nan]),
+    st.sampled_from([None, True, False, 0, -1, 1, 2, 3, 2**31, 2**63, 10**40, -(2**70), 10**400, 0.0, -0.5, 1e308, math.nan]),
     st.sampled_from([math.inf, -math.inf, "", "no", "1", "../x", "/", "\0", "\ud800", "\n", "x" * 300, [], {}, [[]], {"": {}}]),
     st.lists(st.sampled_from([None, 1, -1, "a", 2.5, []]), max_size=3),
-    st.dictionaries(st.sampled_from(["rope_type", "factor", "quant_method", "a"]), st.sampled_from([1, "llama3", "awq", None, []])),
+    st.dictionaries(st.sampled_from(["rope_type", "factor", "quant_method"]), st.sampled_from([1, "llama3", "awq", None, []])),
     st.integers(),
     st.floats(),
     st.text(max_size=4),

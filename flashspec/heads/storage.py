@@ -63,11 +63,12 @@ def read(path: Path, key: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, typed(parsed(header[key], path), dict[str, Any], path, "build the head again")
 
 
-def stored(tensors: dict[str, Tensor], name: str, dimensions: int, path: Path) -> Tensor:
-    """The whole numbers of one tensor of a head's file; ValueError where it is missing or something else."""
+def stored(tensors: dict[str, Tensor], name: str, dimensions: int, path: Path, kinds: tuple[torch.dtype, ...] = WHOLE) -> Tensor:
+    """One tensor of a head's file, of whole numbers if not of other `kinds`; ValueError where it is missing or something else."""
     found = tensors.get(name)
-    if found is None or found.ndim != dimensions or not found.numel() or found.dtype not in WHOLE:
-        raise ValueError(f"{path.name} has no {name} of whole numbers in {dimensions} dimensions; build the head again")
+    if found is None or found.ndim != dimensions or not found.numel() or found.dtype not in kinds:
+        numbers = "whole numbers" if kinds is WHOLE else "float32 numbers"
+        raise ValueError(f"{path.name} has no {name} of {numbers} in {dimensions} dimensions; build the head again")
     return found
 
 
@@ -102,21 +103,11 @@ def load(path: Path, weight: Tensor) -> tuple[Clusters, FlashPlan]:
     tensors, facts = read(path, KEY)
     refuse_another(path, facts, weight)
     members = stored(tensors, "members", 2, path).long()
-    second = _second(stored(tensors, "second", 1, path).long(), members, path).to(weight.device) if "second" in tensors else None
+    second = stored(tensors, "second", 1, path).long().to(weight.device) if "second" in tensors else None
+    if second is not None and not (len(second) == len(weight) and -1 <= int(second.min()) <= int(second.max()) < len(members)):
+        raise ValueError(f"{path.name} has second homes outside its {len(members)} clusters; build the head again")
     assignments, members, centroids = (
-        t.to(weight.device) for t in (assignments_of(members, weight.shape[0]), members, _centroids(tensors, members, path))
+        t.to(weight.device)
+        for t in (assignments_of(members, len(weight)), members, stored(tensors, "centroids", 2, path, (torch.float32,)))
     )
     return Clusters(assignments, members, centroids, second), typed(facts.get("plan"), FlashPlan, path, "build the head again")
-
-
-def _second(homes: Tensor, members: Tensor, path: Path) -> Tensor:
-    if len(homes) != int((members >= 0).sum()) or int(homes.min()) < -1 or int(homes.max()) >= len(members):
-        raise ValueError(f"{path.name} has second homes outside its {len(members)} clusters; build the head again")
-    return homes
-
-
-def _centroids(tensors: dict[str, Tensor], members: Tensor, path: Path) -> Tensor:
-    found = tensors.get("centroids")
-    if found is None or found.dtype is not torch.float32 or found.ndim != 2 or len(found) != len(members):
-        raise ValueError(f"{path.name} has no float32 centroid for each of its {len(members)} clusters; build the head again")
-    return found
