@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import struct
@@ -22,6 +23,7 @@ from test_transformer import BASE, randomised
 import flashspec as fs
 from flashspec.decoding.vocabulary import tokenizer_of, words_of
 from flashspec.heads import FlashHead, load_public
+from flashspec.heads.index import IndexHead
 from flashspec.heads.shortlist import ShortlistHead
 from flashspec.heads.storage import FILE
 from flashspec.model.adapter import Adapter
@@ -51,6 +53,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     weight = model.head_weight.detach()
     FlashHead.build(weight, cluster_size=4, homes=2, always=(3,)).save(place / "model")
     ShortlistHead.build(weight, torch.arange(20)).save(place / "model" / "fr_spec_head.safetensors")
+    if importlib.util.find_spec("faiss"):
+        IndexHead.build(weight).save(place / "model" / "ivf_head.safetensors")
     randomised(CONFIG).save(place / "whole", dtype="float32")
     write_awq(replace(SMALL, layers=1, vocab_size=32), place / "awq")
     test_heads_public.fabricate(place / "public")
@@ -123,10 +127,11 @@ CASES = {
     "generation, loaded": Case("model/generation_config.json", _loaded, 50),
     "tokenizer": Case("model/tokenizer.json", _named, 400),
     "template": Case("model/tokenizer_config.json", lambda folder: chat_prompt(folder, "w1"), 50),
-    "weights": Case("whole/model.safetensors", _loaded, 270),
+    "weights": Case("whole/model.safetensors", _loaded, 300),
     "exits": Case(f"model/{EXITS_FILE}", _exits, 250),
     "FlashHead": Case(f"model/{FILE}", _head(FlashHead, FILE), 200),
     "shortlist": Case("model/fr_spec_head.safetensors", _head(ShortlistHead, "fr_spec_head.safetensors"), 150),
+    "ivf": Case("model/ivf_head.safetensors", _head(IndexHead, "ivf_head.safetensors"), 100),
     "public FlashHead": Case("public/config.json", load_public, 100),
 }
 
