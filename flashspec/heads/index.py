@@ -172,7 +172,7 @@ class IndexHead(WeightHead):
         refuse_another(Path(path), facts, weight)
         plan = typed(facts.get("plan"), IndexPlan, Path(path), "build the head again")
         found = stored(tensors, "index", 1, Path(path)).numpy()
-        if facts.get("index_sha256") != hashlib.sha256(found).hexdigest():  # faiss itself crashes on damaged ones
+        if facts.get("index_sha256") != hashlib.sha256(found.data).hexdigest():  # faiss itself crashes on damaged ones
             raise ValueError(f"{path} holds an index without its digest, or a damaged one; build the head again")
         return cls._ready(weight_of(weight), norm, plan.resolve(len(weight)), faiss_for(plan.kind).deserialize_index(found))
 
