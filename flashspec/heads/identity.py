@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from flashspec.heads.base import check_rows
+from flashspec.heads.base import Fixed, check_rows
 from flashspec.scores import Dice, Scores
 
 
 @dataclass(frozen=True)
-class LogitRows:
+class LogitRows(Fixed):
     """Hands rows [n, vocab] on as scores; the model below has paid for them."""
 
     vocab_size: int
