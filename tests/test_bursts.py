@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from flashspec.decoding.burst import Compiled, StepByStep, burst_of
+from flashspec.decoding.judge import InTurn, judge_of
 from toys import with_biases
 
 from flashspec import kernels
-from flashspec.decoding.burst import Compiled, StepByStep, burst_of
-from flashspec.decoding.cascade import Stage
-from flashspec.decoding.judge import InTurn, judge_of
 from flashspec.decoding.rules import GumbelCoupling, SpeculativeSampling, Waiting
+from flashspec.decoding.stages import Stage
 from flashspec.heads import DenseHead, FlashHead
 from flashspec.heads.quantized import QuantizedDenseHead
 from flashspec.model.config import ModelConfig

@@ -7,18 +7,18 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from flashspec.decoding.burst import StepByStep, burst_of
+from flashspec.decoding.judge import InTurn, judge_of
+from flashspec.decoding.settle import Ask, settled
 from test_decoding_sync import Watch
 from toys import PROMPT, duo
 
 from flashspec.decoding import captured, cascade
-from flashspec.decoding.burst import StepByStep, burst_of
 from flashspec.decoding.captured import CapturedBurst, captured_burst, captured_check, records_burst, records_check
 from flashspec.decoding.cascade import Cascade, Limits, Stage
-from flashspec.decoding.judge import InTurn, judge_of
 from flashspec.decoding.method import build, method_named
 from flashspec.decoding.models import Models
 from flashspec.decoding.scripted import scripted
-from flashspec.decoding.settle import Ask, settled
 from flashspec.model import graphs
 from flashspec.model.reader import SpanReader
 from flashspec.scores import DeviceDice, Dice, Sampling, Scores

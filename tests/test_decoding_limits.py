@@ -8,10 +8,12 @@ import pytest
 import torch
 from toys import PROMPT, config, duo, random_model, run, text
 
-from flashspec.decoding.cascade import Limits, Stage, decode
+from flashspec.decoding.cascade import decode
 from flashspec.decoding.generate import generate, request
 from flashspec.decoding.method import METHODS, Method
 from flashspec.decoding.models import Models
+from flashspec.decoding.stages import Stage
+from flashspec.decoding.state import Limits
 from flashspec.scores import Sampling
 
 STACKS = ["baseline", "dense", "flash", "self_speculation", "hispec"]

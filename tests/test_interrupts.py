@@ -7,14 +7,14 @@ import hashlib
 
 import pytest
 import torch
+from flashspec.decoding.burst import Compiled, StepByStep, burst_of
+from flashspec.decoding.judge import InTurn
 from toys import PROMPT, duo, imitation, random_model
 
 from flashspec import kernels
-from flashspec.decoding.burst import Compiled, StepByStep, burst_of
 from flashspec.decoding.captured import CapturedBurst, CapturedCheck, Track
 from flashspec.decoding.cascade import Cascade, Step
 from flashspec.decoding.generate import request
-from flashspec.decoding.judge import InTurn
 from flashspec.decoding.models import Models
 from flashspec.decoding.rules import GumbelCoupling, SpeculativeSampling
 from flashspec.heads import DenseHead, FlashHead

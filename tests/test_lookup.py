@@ -10,10 +10,10 @@ from toys import duo, run, text
 
 from flashspec.decoding import lookup
 from flashspec.decoding.adaptive import nothing_to_say
-from flashspec.decoding.cascade import Stage
 from flashspec.decoding.lookup import NOTHING, LookupHead, LookupReader, continuation
 from flashspec.decoding.method import METHODS
 from flashspec.decoding.rules import SpeculativeSampling
+from flashspec.decoding.stages import Stage
 from flashspec.scores import Scores
 
 

@@ -9,9 +9,10 @@ import pytest
 import tiny
 import torch
 
-from flashspec.decoding.cascade import Event, Limits, decode
+from flashspec.decoding.cascade import decode
 from flashspec.decoding.generate import count
 from flashspec.decoding.method import METHODS, build, method_named
+from flashspec.decoding.state import Event, Limits
 from flashspec.measure import clock, overhead
 from flashspec.measure.contest import Decoding, Entry, Turns, contest, joined_by_kind, texts
 from flashspec.measure.ledger import Ledger, account

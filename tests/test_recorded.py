@@ -12,9 +12,11 @@ from tape import Tape, taped
 from toys import PROMPT, duo
 
 from flashspec.decoding.captured import records_burst, records_check
-from flashspec.decoding.cascade import Limits, Stage, decode
+from flashspec.decoding.cascade import decode
 from flashspec.decoding.method import build, method_named
 from flashspec.decoding.models import Models
+from flashspec.decoding.stages import Stage
+from flashspec.decoding.state import Limits
 from flashspec.model import graphs, synthetic
 from flashspec.model.awq import Int4Linear
 from flashspec.model.graphs import Replay

@@ -9,9 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flashspec.decoding.cascade import Limits, Stage, decode
+from flashspec.decoding.cascade import decode
 from flashspec.decoding.lookup import LookupHead, LookupReader
 from flashspec.decoding.rules import GumbelCoupling, Verdict
+from flashspec.decoding.stages import Stage
+from flashspec.decoding.state import Limits
 from flashspec.scores import GREEDY
 from flashspec.theory import Level, nested
 from flashspec.theory.passes import Hierarchy, flip, layer_tokens_per_token, layered, rows_read

@@ -1,4 +1,4 @@
-"""A stage of the cascade: a reader, a head on its rows and a rule, and the two verbs by which it acts, in turn or in a faster way."""
+"""A stage of the cascade: a reader, a head on its rows, a rule, and the two verbs by which it acts."""
 
 from __future__ import annotations
 

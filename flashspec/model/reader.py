@@ -34,7 +34,7 @@ class Reader(Protocol):
 
 
 class RowReader(ABC):
-    """What every reader of a model keeps: rows by position, how far it has read, and the reader below whose rows it goes on with."""
+    """What every reader of a model keeps: rows by position, how far it has read, and the reader whose rows it goes on with."""
 
     below: RowReader | None = None
 
