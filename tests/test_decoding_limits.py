@@ -159,5 +159,5 @@ def test_the_baseline_of_a_spoiled_draft_is_not_disturbed():
 
 def test_a_stage_is_a_plain_value():
     ready = prepare("dense")
-    again = [Stage(*stage) for stage in ready.stages]
+    again = [Stage(s.reader, s.head, s.rule, s.every) for s in ready.stages]
     assert [s.tokens for s in decode(again, PROMPT, ready.limits)] == [s.tokens for s in ready.steps()]

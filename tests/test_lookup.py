@@ -55,9 +55,9 @@ class PrefixLookup(LookupReader):
     """Proposes id 1 whatever was read, so that every position has a one-hot proposal."""
 
     def read(self, tokens):
-        super().read(tokens)
+        reads = super().read(tokens)
         self.rows[: len(tokens)] = 1
-        return self.rows[: len(tokens)]
+        return reads
 
 
 def lookup_stack(head=LookupHead, rule=SpeculativeSampling):

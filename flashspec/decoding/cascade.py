@@ -14,8 +14,10 @@ from flashspec.decoding.rules import Drawn
 from flashspec.decoding.stages import Judged, Stage, listed
 from flashspec.decoding.state import Event, Limits, State, Step
 
+USUAL = Limits()
 
-def decode(stages: list[Stage], prompt: list[int], limits: Limits = Limits()) -> Iterator[Step]:
+
+def decode(stages: list[Stage], prompt: list[int], limits: Limits = USUAL) -> Iterator[Step]:
     """Decode from prompt ids; yields a Step whenever tokens became final.
 
     Stops after max_new_tokens, at the first final stop token (which is emitted), or when a context is full. Closing the
