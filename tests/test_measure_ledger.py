@@ -162,7 +162,7 @@ def test_the_timed_round_is_the_decodes_own(models: Any, name: str) -> None:
             bench.step()
             if len(bench.stages) > 1:
                 bench.check()
-        return bench.cascade.tokens[bench.start : bench.cascade.length].tolist()
+        return bench.state.tokens[bench.start : bench.state.length].tolist()
 
     behind = next(decode(stages(models, name, **options), [*PROMPT, 4, 5, 6], Limits(12)))
     assert written([4, 5, 6]) == behind.tokens != written([6, 5, 4])

@@ -13,7 +13,7 @@ from flashspec.decoding.cascade import check, decode, draft
 from flashspec.decoding.generate import Stats
 from flashspec.decoding.rules import Drawn
 from flashspec.decoding.stages import Stage
-from flashspec.decoding.state import Limits, State
+from flashspec.decoding.state import Event, Limits, State
 from flashspec.measure import clock
 from flashspec.scores import Dice, Scores
 
@@ -35,7 +35,7 @@ class Parts(NamedTuple):
     overhead: float = 0.0
 
 
-@dataclass
+@dataclass(eq=False)
 class Bench:
     """A decode held behind the first `start` tokens of a text, before one and the same action of any stage.
 
@@ -59,7 +59,7 @@ class Bench:
         return self.state.stages
 
     @property
-    def actions(self) -> dict[str, Callable[[], None]]:
+    def actions(self) -> dict[str, Callable[[], object]]:
         """What a round of one or two stages does, in its order."""
         return {"burst": self.burst, "check": self.check} if len(self.stages) > 1 else {"burst": self.burst}
 
@@ -78,14 +78,14 @@ class Bench:
             if number < level:
                 stage.reader.read(tokens[: length - 1])
 
-    def burst(self) -> None:
+    def burst(self) -> list[Event]:
         """Go back to the start of the round and write a burst."""
         self.hold()
-        draft(self.state)
+        return draft(self.state)
 
-    def check(self, level: int = 1) -> None:
+    def check(self, level: int = 1) -> list[Event]:
         """Judge what waits for a level: the burst just written, or what is held before it."""
-        check(self.state, level)
+        return check(self.state, level)
 
     def step(self) -> None:
         """Read one token with the target, as eager finalisation does; a check after it has one token less to read."""
