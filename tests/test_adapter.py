@@ -15,10 +15,12 @@ import pytest
 import torch
 from test_transformer import BASE, randomised
 
-from flashspec.decoding.cascade import Limits, Stage, decode
+from flashspec.decoding.cascade import decode
 from flashspec.decoding.generate import generate
 from flashspec.decoding.models import Models, load
 from flashspec.decoding.rules import rule_for
+from flashspec.decoding.stages import Stage
+from flashspec.decoding.state import Limits
 from flashspec.heads.dense import DenseHead, LogitRows
 from flashspec.model import adapter, memory
 from flashspec.model.adapter import Adapter, AdapterReader

@@ -8,10 +8,12 @@ import pytest
 import torch
 from toys import PROMPT, config, duo, random_model, run, text
 
-from flashspec.decoding.cascade import Limits, Stage, decode
+from flashspec.decoding.cascade import decode
 from flashspec.decoding.generate import generate, request
 from flashspec.decoding.method import METHODS, Method
 from flashspec.decoding.models import Models
+from flashspec.decoding.stages import Stage
+from flashspec.decoding.state import Limits
 from flashspec.scores import Sampling
 
 STACKS = ["baseline", "dense", "flash", "self_speculation", "hispec"]
@@ -157,5 +159,5 @@ def test_the_baseline_of_a_spoiled_draft_is_not_disturbed():
 
 def test_a_stage_is_a_plain_value():
     ready = prepare("dense")
-    again = [Stage(*stage) for stage in ready.stages]
+    again = [Stage(s.reader, s.head, s.rule, s.every) for s in ready.stages]
     assert [s.tokens for s in decode(again, PROMPT, ready.limits)] == [s.tokens for s in ready.steps()]

@@ -14,7 +14,6 @@ FLOORS = {
 }  # fmt: skip
 HEAVY = {"transformers", "faiss", "pandas", "papermill", "seaborn", "matplotlib", "tokenizers", "triton", "dask", "click"}
 CIRCLES = [
-    "decoding.burst decoding.captured decoding.cascade decoding.judge",
     "model.checkpoint model.export model.transformer",
     "model.engine model.graphs",
     "study.experiment study.registry",

@@ -16,11 +16,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from flashspec.decoding.cascade import Stage
 from flashspec.decoding.generate import generate
 from flashspec.decoding.method import Method, build
 from flashspec.decoding.models import Models
 from flashspec.decoding.rules import probability_of
+from flashspec.decoding.stages import Stage
+from flashspec.heads.context import ContextHead
 from flashspec.measure.prompts import Prompt
 from flashspec.model.export import write_json
 from flashspec.provenance import model_digests, short_hash
@@ -126,7 +127,7 @@ def replay_texts(trace: Trace, models: Models, method: Method) -> Iterator[list[
         if context > held:
             raise ValueError(f"a recorded text has {context} tokens and the draft's context holds {held}; record shorter ones")
         stage = build(method, models, trace.sampling, context)[0]
-        if hasattr(stage.head, "learn"):
+        if isinstance(stage.head, ContextHead):
             raise ValueError(f"head {method.head!r} learns from verifications, which a replay has none of; decode live instead")
         yield stands(stage, told, trace.sampling)
 
@@ -165,7 +166,8 @@ def _rows(stage: Stage, prompt: Sequence[int], tokens: Sequence[int]) -> tuple[T
     reader, start = stage.reader, len(prompt)
     ids = torch.tensor([*prompt, *tokens], device=reader.rows.device)
     reader.rewind(0)
-    return reader.read(ids[:-1])[start - 1 :], torch.arange(start, len(ids))
+    reader.read(ids[:-1])
+    return reader.rows[start - 1 : len(ids) - 1], torch.arange(start, len(ids))
 
 
 @torch.inference_mode()
