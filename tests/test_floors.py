@@ -15,7 +15,6 @@ FLOORS = {
 HEAVY = {"transformers", "faiss", "pandas", "papermill", "seaborn", "matplotlib", "tokenizers", "triton", "dask", "click"}
 CIRCLES = [
     "model.checkpoint model.export model.transformer",
-    "model.engine model.graphs",
     "study.experiment study.registry",
 ]  # still to be cut; the list may only become shorter
 LINES, BODY, ARGUMENTS = 300, 40, 5
