@@ -13,8 +13,7 @@ from flashspec.decoding.compiled import CompiledBurst, CompiledScore
 from flashspec.decoding.rules import Drawn, GumbelCoupling, SpeculativeSampling, Waiting
 from flashspec.decoding.stages import Stage, StepByStep, in_turn
 from flashspec.decoding.ways import fastest
-from flashspec.heads import DenseHead, FlashHead
-from flashspec.heads.quantized import QuantizedDenseHead
+from flashspec.heads import DenseHead, FlashHead, QuantizedDenseHead
 from flashspec.model.config import ModelConfig
 from flashspec.model.reader import SpanReader
 from flashspec.model.rounded import rounded

@@ -91,9 +91,9 @@ def test_more_candidates_and_more_probes_never_find_less():
     ("changes", "words"),
     [
         ({"kind": "lsh"}, "kind must be one of ivf, ivfpq, hnsw"),
-        ({"candidates": 0}, "candidates must be at least 1"),
-        ({"candidates": IDS + 1}, "at most the 200 ids"),
-        ({"probes": 57}, "at most the 56 lists"),
+        ({"candidates": 0}, "candidates must lie between 1 and the 200 ids, got 0"),
+        ({"candidates": IDS + 1}, "candidates must lie between 1 and the 200 ids, got 201"),
+        ({"probes": 57}, "probes must lie between 1 and the 56 lists"),
         ({"lists": IDS + 1}, "lists must lie between 1 and the 200 ids"),
     ],
 )

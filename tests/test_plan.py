@@ -13,7 +13,7 @@ from flashspec.cli.plan import held
 from flashspec.decoding.method import Method
 from flashspec.decoding.models import Models
 from flashspec.measure import clock, depths
-from flashspec.measure.costs import SETTLING, PairCosts, Place, Standing, measure_costs, name_of, stand
+from flashspec.measure.costs import SETTLING, PairCosts, Setting, Standing, measure_costs, name_of, stand
 from flashspec.measure.planning import Given, Question, Texts, advise, forecast, head_cases, observe, stated_costs
 from flashspec.measure.prompts import Prompt
 from flashspec.model.synthetic import synthetic
@@ -202,7 +202,7 @@ def test_plain_decoding_settles_before_it_is_timed():
 
 def test_costs_need_something_to_measure():
     with pytest.raises(ValueError, match="at least one writer"):
-        measure_costs(tiny.pair(), [], (1,), Place((1,), (2,)), clock.Plan(1))
+        measure_costs(tiny.pair(), [], (1,), Setting((1,), (2,)), clock.Plan(1))
 
 
 @pytest.mark.parametrize(("call", "message"), [

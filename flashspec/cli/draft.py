@@ -11,8 +11,8 @@ import torch
 
 from flashspec.cli.flags import given, with_flags
 from flashspec.decoding.models import SHIPPED, Models, folder_of, load
+from flashspec.heads.candidates import ShortlistHead, ranked_by_frequency
 from flashspec.heads.registry import RANKED, file_of
-from flashspec.heads.shortlist import ShortlistHead, ranked_by_frequency
 from flashspec.measure.prompts import load_prompts
 from flashspec.measure.trace import record
 from flashspec.scores import GREEDY

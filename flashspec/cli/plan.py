@@ -12,7 +12,7 @@ from flashspec.cli.flags import given, with_flags
 from flashspec.decoding.method import Method
 from flashspec.decoding.models import REFERENCE, Models, load
 from flashspec.measure.clock import Plan
-from flashspec.measure.costs import PairCosts, Place, measure_costs, name_of
+from flashspec.measure.costs import PairCosts, Setting, measure_costs, name_of
 from flashspec.measure.depths import cuts_of, shape_costs
 from flashspec.measure.planning import Acceptance, Given, Question, advise, head_cases, observe, stated_costs
 from flashspec.measure.prompts import load_prompts
@@ -175,7 +175,7 @@ def _of_table(options: Mapping[str, Any], question: Question, table: Stored) -> 
     """Costs measured here, of the writers that the table has."""
     writers = held(table, question.writers, question.max_k)
     models = _models(options)
-    place = Place(load_prompts(options["prompts"], 1, models)[0].ids, (), question.sampling)
+    place = Setting(load_prompts(options["prompts"], 1, models)[0].ids, (), question.sampling)
     plan = Plan(question.repeats, device=str(models.target.device))
     costs = measure_costs(models, writers, question.timed, place, plan)
     return costs, table, {"costs": HERE, "acceptance": f"from the stored tables {table.name}"}

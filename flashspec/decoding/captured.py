@@ -15,11 +15,9 @@ from torch import Tensor
 from flashspec.decoding.rules import Drawn, rule_for
 from flashspec.decoding.stages import Burst, Stage
 from flashspec.heads.base import Head
-from flashspec.heads.context import ContextHead
+from flashspec.heads.candidates import ContextHead, PreviewHead, ShortlistHead
 from flashspec.heads.dense import DenseHead
 from flashspec.heads.flash import FlashHead
-from flashspec.heads.preview import PreviewHead
-from flashspec.heads.shortlist import ShortlistHead
 from flashspec.model.graphs import LARGEST, FixedEngine, Replay
 from flashspec.model.reader import Reads, SpanReader
 from flashspec.scores import DeviceDice, Sampling, Scores

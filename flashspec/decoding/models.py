@@ -9,9 +9,8 @@ from typing import Any, cast
 
 from flashspec.decoding.vocabulary import check_tokenizers, cut_padding, tokenizer_of
 from flashspec.heads.base import Head, Norm
-from flashspec.heads.dense import DenseHead
+from flashspec.heads.dense import DenseHead, LogitRows
 from flashspec.heads.flash import FlashHead
-from flashspec.heads.identity import LogitRows
 from flashspec.heads.registry import VARIANTS, Origin, head_named
 from flashspec.model.adapter import Adapter, AdapterReader, processes
 from flashspec.model.config import ModelConfig, Unsupported

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,8 @@ from torch import Tensor
 from flashspec import kernels
 from flashspec.heads.base import Norm, WeightHead, fused, kernel_norm, project, project_blocks, weight_of, widened
 from flashspec.heads.cluster import Clusters, Recipe, cluster
-from flashspec.heads.plan import FlashPlan, known
-from flashspec.heads.table import Table, build_table, stage_one
+from flashspec.heads.storage import FILE, KEY, load_state, save_state
+from flashspec.heads.table import FlashPlan, Table, assignments_of, build_table, known, stage_one
 from flashspec.scores import Dice, Scores
 
 
@@ -134,17 +134,26 @@ class FlashHead(WeightHead):
 
     def save(self, path: Path | str) -> None:
         """Write clusters and plan (not the weight) to a safetensors file, or into a folder under the usual name."""
-        from flashspec.heads.storage import save
-
-        save(self, Path(path))
+        found = self.clusters
+        tensors = {"members": found.members.int(), "centroids": found.centroids}
+        second = {} if found.second is None else {"second": found.second.int()}
+        save_state(_file(path), KEY, self.weight, tensors | second, {"plan": asdict(self.plan)})
 
     @classmethod
     def load(cls, path: Path | str, weight: Tensor, norm: Norm | None = None) -> FlashHead:
         """Read what `save` wrote and permute the weight it was built from; ValueError where the weight is another one."""
-        from flashspec.heads.storage import load
-
-        clusters, plan = load(Path(path), weight_of(weight))
+        weight = weight_of(weight)
+        tensors, facts = load_state(_file(path), KEY, weight)
+        tensors = {name: tensor.to(weight.device) for name, tensor in tensors.items()}
+        members, second = tensors["members"].long(), tensors["second"].long() if "second" in tensors else None
+        clusters = Clusters(assignments_of(members, len(weight)), members, tensors["centroids"], second)
+        plan = FlashPlan(**facts["plan"] | {"always": tuple(facts["plan"]["always"])})
         return cls.build(weight, norm, clusters, plan)
+
+
+def _file(path: Path | str) -> Path:
+    """A file, or the one of the usual name in a folder."""
+    return Path(path) / FILE if Path(path).is_dir() else Path(path)
 
 
 def best_of(states: Tensor, table: Table, chosen: Tensor) -> tuple[Tensor, Tensor]:
@@ -159,6 +168,6 @@ def _forced(table: Table, rows: int) -> Tensor:
 
 
 def _again(twins: Tensor, chosen: Tensor) -> Tensor:
-    """Slots [n, P, slots] whose id stands in another chosen block first."""
+    """Slots [n, P, slots] whose id is listed by another chosen block first."""
     probed = torch.zeros(len(chosen), len(twins) + 1, dtype=torch.bool, device=chosen.device).scatter_(1, chosen, True)
     return probed.gather(1, twins[chosen].flatten(1)).view(*chosen.shape, -1)

@@ -1,7 +1,7 @@
 """The public FlashHead checkpoint layout: a Hugging Face folder with clusters beside it, as Embedl's repository reads it.
 
 config.json switches the head on with `flash_head_cache_dir`; `n_probes` and `flash_head_special_token_ids` are optional, and
-all three may stand in a nested `text_config`. The folder it names holds clustering_cache.safetensors with `centroids`
+all three may lie in a nested `text_config`. The folder it names holds clustering_cache.safetensors with `centroids`
 [1, 1, D, K] (or [D, K]; columns are centroids of any length) and `cluster_assignments` [V], every cluster equally often.
 """
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from flashspec.heads.base import Norm
 from flashspec.heads.cluster import Clusters, members_of
 from flashspec.heads.flash import FlashHead
-from flashspec.heads.plan import FlashPlan
+from flashspec.heads.table import FlashPlan
 from flashspec.model.checkpoint import Tensors, read_config
 from flashspec.model.config import FLASH_HEAD
 

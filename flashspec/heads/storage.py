@@ -4,19 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
-
-from flashspec.heads.cluster import Clusters
-from flashspec.heads.plan import FlashPlan
-from flashspec.heads.table import assignments_of
-
-if TYPE_CHECKING:
-    from flashspec.heads.flash import FlashHead
 
 FILE = "flash_head.safetensors"
 KEY = "flash_head"
@@ -58,13 +50,15 @@ def read(path: Path, key: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, json.loads(facts)
 
 
-def identity(weight: Tensor) -> dict[str, Any]:
-    """Facts that tell whether a file belongs to this weight: its shape and its digest."""
-    return {"vocab_size": weight.shape[0], "hidden": weight.shape[1], "weight_sha256": weight_digest(weight)}
+def save_state(path: Path, key: str, weight: Tensor, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+    """Write what a head is made of beside its weight, with the shape and digest that tell whether a file belongs to a weight."""
+    belongs = {"vocab_size": weight.shape[0], "hidden": weight.shape[1], "weight_sha256": weight_digest(weight)}
+    write(path, key, tensors, {**belongs, **facts})
 
 
-def refuse_another(path: Path, facts: dict[str, Any], weight: Tensor) -> None:
-    """Refuse facts that `identity` gave for another weight than this one."""
+def load_state(path: Path, key: str, weight: Tensor) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and facts that `save_state` wrote for this weight; ValueError where it is another one."""
+    tensors, facts = read(path, key)
     for name, here in {"vocab_size": weight.shape[0], "hidden": weight.shape[1]}.items():
         if facts[name] != here:
             raise ValueError(
@@ -72,27 +66,4 @@ def refuse_another(path: Path, facts: dict[str, Any], weight: Tensor) -> None:
             )
     if facts["weight_sha256"] != weight_digest(weight):
         raise ValueError(f"{path.name} was built from another weight of this shape; build one for this model again")
-
-
-def save(head: FlashHead, path: Path) -> None:
-    """Write the clusters and the plan of a FlashHead, not the weight."""
-    clusters = head.clusters
-    tensors = {"members": clusters.members.int(), "centroids": clusters.centroids}
-    if clusters.second is not None:
-        tensors["second"] = clusters.second.int()
-    path = path / FILE if path.is_dir() else path
-    write(path, KEY, tensors, {**identity(head.weight), "plan": asdict(head.plan)})
-
-
-def load(path: Path, weight: Tensor) -> tuple[Clusters, FlashPlan]:
-    """Clusters and plan of a file that `save` wrote for this weight; ValueError or FileNotFoundError in words otherwise."""
-    path = path / FILE if path.is_dir() else path
-    tensors, facts = read(path, KEY)
-    refuse_another(path, facts, weight)
-    members = tensors["members"].long()
-    second = tensors["second"].long().to(weight.device) if "second" in tensors else None
-    assignments, members, centroids = (
-        t.to(weight.device) for t in (assignments_of(members, weight.shape[0]), members, tensors["centroids"])
-    )
-    plan = facts["plan"]
-    return Clusters(assignments, members, centroids, second), FlashPlan(**{**plan, "always": tuple(plan["always"])})
+    return tensors, facts
