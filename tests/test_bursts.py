@@ -9,9 +9,11 @@ import torch
 from toys import with_biases
 
 from flashspec import kernels
+from flashspec.decoding.captured import CapturedBurst
 from flashspec.decoding.compiled import CompiledBurst, CompiledScore
+from flashspec.decoding.lookup import LookupHead, LookupReader
 from flashspec.decoding.rules import Drawn, GumbelCoupling, SpeculativeSampling, Waiting
-from flashspec.decoding.stages import Stage, StepByStep, in_turn
+from flashspec.decoding.stages import Burst, Stage, StepByStep, in_turn
 from flashspec.decoding.ways import fastest
 from flashspec.heads import DenseHead, FlashHead, QuantizedDenseHead
 from flashspec.model.config import ModelConfig
@@ -91,6 +93,23 @@ def test_one_call_writes_what_the_parts_write_in_turn(model, head, rule, tempera
     found = played(fast)
     assert same(found, played(slow)) and found[2] == [0, 12, 5, 1]
     assert (fast.write.writer.times > 0).all()
+
+
+@pytest.mark.parametrize("kind", ["compiled", "step by step", "captured", "lookup"])
+def test_a_burst_of_nothing_reads_nothing_and_the_next_one_is_as_ever(model, kind, monkeypatch):
+    if kind == "captured":
+        monkeypatch.setenv("FLASHSPEC_GRAPHS", "eager")
+    tokens, told = torch.arange(20, 20 + CONTEXT), []
+    for nothing in (False, True):
+        used = (slow_stage if kind == "step by step" else stage)(model, "dense", "coupling", 1.0)
+        if kind == "lookup":
+            used = used._replace(reader=LookupReader(CONTEXT), head=LookupHead(VOCAB))
+        if nothing:
+            assert used.write(tokens.clone(), 9, 0) == Burst([], 0) and used.reader.seen == 0
+        text = tokens.clone()
+        told.append((text, *used.write(text, 9, 3)))
+    assert type(used.write) is {"compiled": CompiledBurst, "captured": CapturedBurst}.get(kind, StepByStep)
+    assert same(*told)
 
 
 def test_another_seed_or_a_forgotten_token_is_caught(model):

@@ -315,6 +315,10 @@ def test_the_command_records_and_replays(folders, prompts, tmp_path, capsys):
     assert [row[0] for row in table] == ["k", "1", "3"]
     assert status(["trace", "replay", trace, "--draft", draft, "--target", draft]) == 2
     assert "another target" in capsys.readouterr().err
-    assert status(["trace", "record", trace, "--target", draft, "--prompts", prompts, "--new-tokens", "4"]) == 0
+    line = ["--target", draft, "--prompts", prompts, "--new-tokens", "4"]
+    assert status(["trace", "record", trace, *line]) == 2
+    assert "is there already" in capsys.readouterr().err
+    trace = str(tmp_path / "other.json")
+    assert status(["trace", "record", trace, *line]) == 0
     assert status(["trace", "replay", trace, "--draft", target]) == 2
     assert "bigger than its target" in capsys.readouterr().err

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from flashspec.cli.flags import given, with_flags
+from flashspec.cli.flags import COUNT, At, given, with_flags
 from flashspec.decoding.method import Method
 from flashspec.decoding.models import REFERENCE, Models, load
 from flashspec.measure.clock import Plan
@@ -93,7 +93,7 @@ PAIR = (
     click.option("--head", "--heads", "heads", metavar="NAMES", help="Heads of the draft, by commas; default dense,flash."),
     click.option("--acceptance", metavar="RATES", help="Acceptance you know: one rate, or one a position, by commas."),
     click.option("--times", metavar="PARTS", help="Costs you know, in ms: step=60,draft=6.7,check=60."),
-    click.option("--prompts", type=click.Path(), help="A prompts file instead of the shipped one."),
+    click.option("--prompts", type=At(exists=True, dir_okay=False), help="A prompts file instead of the shipped one."),
     click.option("--dtype", default="auto", show_default=True, help="auto, float32 or bfloat16."),
     click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda."),
     click.option("--weights", default="auto", show_default=True, help="auto, int4 or dense, for 4-bit checkpoints."),
@@ -132,7 +132,7 @@ def _refuse_flags(ctx: click.Context) -> None:
 
 
 @command.command("heads")
-@click.option("--k", default=4, show_default=True, help="Drafted tokens a check.")
+@click.option("--k", type=COUNT, default=4, show_default=True, help="Drafted tokens a check.")
 @click.option("--tar", type=click.Choice(("auto", "stored", "replay")), default="auto", show_default=True, help="Whose counts.")
 @with_pair
 def heads(k: int, tar: str, **options: Any) -> None:

@@ -13,19 +13,23 @@ import torch
 from flashspec.decoding.rules import Drawn
 from flashspec.decoding.stages import Judged, Stage, listed
 from flashspec.decoding.state import Event, Limits, State, Step
+from flashspec.typed import typed
 
 USUAL = Limits()
 
 
+@typed
 def decode(stages: list[Stage], prompt: list[int], limits: Limits = USUAL) -> Iterator[Step]:
     """Decode from prompt ids; yields a Step whenever tokens became final.
 
     Stops after max_new_tokens, at the first final stop token (which is emitted), or when a context is full. Closing the
-    generator at any point leaves stages ready for the next decode. Raises ValueError for an empty or too long prompt,
-    ids outside the vocabulary or stages of different vocabularies, FloatingPointError where a model gives NaN.
+    generator at any point leaves stages ready for the next decode. Stages hold one text at a time: going on after another decode
+    has begun over them raises RuntimeError. Raises ValueError for an empty or too long prompt, ids outside the vocabulary or
+    stages of different vocabularies, FloatingPointError where a model gives NaN.
     """
     state, events, done = State.start(stages, prompt, limits), list[Event](), False
     while state.room and not done:
+        state.check_ours()
         with torch.inference_mode():
             events += advance(state)
         if state.final:

@@ -43,6 +43,7 @@ class LookupReader:
         self.context, self.longest, self.shortest = context, longest, min(2, longest)
         self.rows = torch.full((context,), NOTHING, dtype=torch.int64, device=device)
         self.seen = 0
+        self.text: Tensor | None = None
 
     def read(self, tokens: Tensor) -> Reads:
         """Read what is missing of tokens [n]; the last of the first n rows is then the proposal."""

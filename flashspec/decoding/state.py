@@ -12,6 +12,7 @@ from torch import Tensor
 from flashspec.decoding.rules import Drawn
 from flashspec.decoding.stages import Stage
 from flashspec.scores import Scores
+from flashspec.typed import typed
 
 
 class Event(NamedTuple):
@@ -35,6 +36,7 @@ class Step(NamedTuple):
     events: list[Event]
 
 
+@typed
 @dataclass(frozen=True)
 class Limits:
     """When decoding ends, and whether the target reads its own final token at once ("eager") or with the next block."""
@@ -81,6 +83,7 @@ class State:
         tokens[: len(prompt)] = torch.tensor(prompt)
         for stage in stages:
             stage.reader.rewind(0)
+            stage.reader.text = tokens
         state = cls.at(stages, tokens, len(prompt))
         state.learn(0, None)
         return state
@@ -89,6 +92,11 @@ class State:
     def room(self) -> int:
         """Tokens that may still be written."""
         return len(self.tokens) - self.length
+
+    def check_ours(self) -> None:
+        """RuntimeError where another decode has begun over these stages."""
+        if any(stage.reader.text is not self.tokens for stage in self.stages):
+            raise RuntimeError("another decode has begun over these stages, which hold one text at a time; build some for each")
 
     def wants(self, i: int) -> bool:
         """Whether stage i acts now; a middle one leaves the last place to the last one."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from flashspec.heads.base import Norm, WeightHead, check_count, fused, project, rescore, weight_of
-from flashspec.heads.storage import load_state, save_state
+from flashspec.heads.storage import fact, load_state, save_state, stored
 from flashspec.kernels.pages import Shelf
 from flashspec.scores import Dice, Scores
 
@@ -108,7 +108,7 @@ class ShortlistHead(ListedHead):
     def load(cls, path: Path | str, weight: Tensor, norm: Norm | None = None) -> ShortlistHead:
         """Read what `save` wrote for this weight; ValueError where it is another one."""
         tensors, facts = load_state(Path(path), KEY, weight)
-        return cls.build(weight, tensors["ranked"], norm, facts["size"])
+        return cls.build(weight, stored(tensors, "ranked", 1, Path(path)), norm, fact(facts, "size", int, Path(path)))
 
 
 @dataclass(eq=False)

@@ -9,8 +9,10 @@ from torch import Tensor
 from flashspec.heads.base import Fixed, Norm, WeightHead, check_rows, fused, weight_of
 from flashspec.kernels import Packed, pack
 from flashspec.scores import Dice, Scores
+from flashspec.typed import typed
 
 
+@typed
 @dataclass(frozen=True)
 class DenseHead(WeightHead):
     """Exact logits of the whole vocabulary: weight [vocab, hidden] times the normalised row."""

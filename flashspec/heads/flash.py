@@ -13,9 +13,10 @@ from torch import Tensor
 from flashspec import kernels
 from flashspec.heads.base import Norm, WeightHead, fused, kernel_norm, project, project_blocks, weight_of, widened
 from flashspec.heads.cluster import Clusters, Recipe, cluster
-from flashspec.heads.storage import FILE, KEY, load_state, save_state
+from flashspec.heads.storage import FILE, KEY, fact, load_state, save_state, stored
 from flashspec.heads.table import FlashPlan, Table, assignments_of, build_table, known, stage_one
 from flashspec.scores import Dice, Scores
+from flashspec.typed import typed
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class FlashHead(WeightHead):
     table: Table
 
     @classmethod
+    @typed
     def build(
         cls,
         weight: Tensor,
@@ -142,13 +144,23 @@ class FlashHead(WeightHead):
     @classmethod
     def load(cls, path: Path | str, weight: Tensor, norm: Norm | None = None) -> FlashHead:
         """Read what `save` wrote and permute the weight it was built from; ValueError where the weight is another one."""
-        weight = weight_of(weight)
-        tensors, facts = load_state(_file(path), KEY, weight)
-        tensors = {name: tensor.to(weight.device) for name, tensor in tensors.items()}
-        members, second = tensors["members"].long(), tensors["second"].long() if "second" in tensors else None
-        clusters = Clusters(assignments_of(members, len(weight)), members, tensors["centroids"], second)
-        plan = FlashPlan(**facts["plan"] | {"always": tuple(facts["plan"]["always"])})
-        return cls.build(weight, norm, clusters, plan)
+        weight, path = weight_of(weight), _file(path)
+        tensors, facts = load_state(path, KEY, weight)
+        plan = fact(facts, "plan", FlashPlan, path)
+        return cls.build(weight, norm, _clusters(tensors, weight, path), plan)
+
+
+def _clusters(tensors: dict[str, Tensor], weight: Tensor, path: Path) -> Clusters:
+    """The clusters that a file holds for this weight; ValueError where they cannot be."""
+    members, means = stored(tensors, "members", 2, path).long(), tensors.get("centroids")
+    second = stored(tensors, "second", 1, path).long() if "second" in tensors else None
+    assignments, count = assignments_of(members, len(weight)), len(members)
+    if means is None or means.dtype is not torch.float32 or means.ndim != 2 or len(means) != count:
+        raise ValueError(f"{path.name} has no float32 centroid for each of its {count} clusters; build the head again")
+    if second is not None and (len(second) != len(weight) or int(second.min()) < -1 or int(second.max()) >= count):
+        raise ValueError(f"{path.name} has second homes outside its {count} clusters; build the head again")
+    device = weight.device
+    return Clusters(*(t.to(device) for t in (assignments, members, means)), None if second is None else second.to(device))
 
 
 def _file(path: Path | str) -> Path:

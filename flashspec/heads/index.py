@@ -20,7 +20,8 @@ from torch import Tensor
 
 from flashspec.heads.base import Norm, check_count, fused, rescore, weight_of
 from flashspec.heads.candidates import SearchHead
-from flashspec.heads.storage import load_state, save_state
+from flashspec.heads.storage import fact, load_state, save_state, stored
+from flashspec.model.folder import first_line
 from flashspec.scores import Dice, Scores
 from flashspec.theory.checks import at_least
 
@@ -143,8 +144,13 @@ class IndexHead(SearchHead):
     def load(cls, path: Path | str, weight: Tensor, norm: Norm | None = None) -> IndexHead:
         """Read what `save` wrote for this weight; ValueError where it is another one."""
         tensors, facts = load_state(Path(path), KEY, weight)
-        plan = IndexPlan(**facts["plan"]).resolve(weight.shape[0])
-        index = faiss_for(plan.kind).deserialize_index(tensors["index"].numpy())
+        plan = fact(facts, "plan", IndexPlan, Path(path)).resolve(len(weight))
+        try:
+            index = faiss_for(plan.kind).deserialize_index(stored(tensors, "index", 1, Path(path)).numpy())
+        except RuntimeError as error:
+            raise ValueError(f"{path} holds a damaged index ({first_line(error)}); build the head again") from None
+        if (index.ntotal, index.d) != tuple(weight.shape):
+            raise ValueError(f"{path} indexes {index.ntotal} rows of {index.d}, not those of this model; build the head again")
         return cls(fused(norm), weight_of(weight), plan, index)
 
 

@@ -65,7 +65,7 @@ def _ranked(name: str, counted: str, origin: Origin) -> ShortlistHead:
     if path is None:
         raise ValueError(
             f"head {name!r} ranks ids by how often they occur in {counted}, and this model's folder has no {file_of(name)}; "
-            f"write it with `flashspec draft rank --head {name} --draft FOLDER --text FILE`"
+            f"write it with `flashspec draft rank --head {name} --draft FOLDER --text FILE --out NEW`"
         )
     return ShortlistHead.load(path, *origin[:2])
 

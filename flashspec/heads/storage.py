@@ -5,14 +5,29 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from msgspec import Struct
 from torch import Tensor
+
+from flashspec.model.files import typed
+from flashspec.model.folder import parsed, read_tensors
+from flashspec.model.writing import write_tensors
 
 FILE = "flash_head.safetensors"
 KEY = "flash_head"
 TITLES = {KEY: "FlashHead"}
+T = TypeVar("T")
+WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
+
+class Identity(Struct):
+    """Which weight a head's file belongs to."""
+
+    vocab_size: int
+    hidden: int
+    weight_sha256: str
 
 
 def weight_digest(weight: Tensor) -> str:
@@ -25,29 +40,26 @@ def weight_digest(weight: Tensor) -> str:
 
 def write(path: Path, key: str, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
     """Write one safetensors file with JSON facts in its header; an interrupted write leaves no file of that name."""
-    from safetensors.torch import save_file
-
-    part = path.with_name(path.name + ".part")
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, part, {key: json.dumps(facts)})
-    part.replace(path)
+    write_tensors({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path, {key: json.dumps(facts)})
 
 
 def read(path: Path, key: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and facts of a file that `write` wrote under this key; ValueError or FileNotFoundError in words otherwise."""
-    from safetensors import SafetensorError, safe_open
-
     title = TITLES.get(key, key)
     if not path.exists():
         raise FileNotFoundError(f"there is no {title} file {path}; build one with {title}.build(weight, ...).save(path)")
-    try:
-        with safe_open(path, "pt") as file:
-            facts = (file.metadata() or {}).get(key)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{path.name} is damaged or incomplete ({error}); build the head again") from error
-    if facts is None:
+    tensors, header = read_tensors(path, "build the head again")
+    if key not in header:
         raise ValueError(f"{path.name} is a safetensors file, but not of a {title}; choose one that {title}.save wrote")
-    return tensors, json.loads(facts)
+    return tensors, typed(parsed(header[key], path), dict[str, Any], path, "build the head again")
+
+
+def stored(tensors: dict[str, Tensor], name: str, dimensions: int, path: Path) -> Tensor:
+    """The whole numbers of one tensor of a head's file; ValueError where it is missing or something else."""
+    found = tensors.get(name)
+    if found is None or found.ndim != dimensions or not found.numel() or found.dtype not in WHOLE:
+        raise ValueError(f"{path.name} has no {name} of whole numbers in {dimensions} dimensions; build the head again")
+    return found
 
 
 def save_state(path: Path, key: str, weight: Tensor, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
@@ -59,11 +71,15 @@ def save_state(path: Path, key: str, weight: Tensor, tensors: dict[str, Tensor],
 def load_state(path: Path, key: str, weight: Tensor) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and facts that `save_state` wrote for this weight; ValueError where it is another one."""
     tensors, facts = read(path, key)
+    known = typed(facts, Identity, path, "build the head again")
     for name, here in {"vocab_size": weight.shape[0], "hidden": weight.shape[1]}.items():
-        if facts[name] != here:
-            raise ValueError(
-                f"{path.name} was built for {name} {facts[name]}, but this weight has {here}; build one for this model"
-            )
-    if facts["weight_sha256"] != weight_digest(weight):
+        if (there := getattr(known, name)) != here:
+            raise ValueError(f"{path.name} was built for {name} {there}, but this weight has {here}; build one for this model")
+    if known.weight_sha256 != weight_digest(weight):
         raise ValueError(f"{path.name} was built from another weight of this shape; build one for this model again")
     return tensors, facts
+
+
+def fact(facts: dict[str, Any], name: str, kind: type[T], path: Path) -> T:
+    """One fact of a head's file as this type; ValueError where it is missing or something else."""
+    return typed(facts.get(name), kind, path, "build the head again")

@@ -12,11 +12,13 @@ from torch.nn import functional as F
 from flashspec.heads.cluster import Clusters, members_of
 from flashspec.kernels import Packed, pack
 from flashspec.kernels.pages import Shelf
+from flashspec.typed import typed, whole_numbers
 
 SELECTIONS = ("top", "sample")
 FORMATS = ("weight", "bf16", "int8", "int4")
 
 
+@typed
 @dataclass(frozen=True)
 class FlashPlan:
     """What a FlashHead scores.
@@ -73,7 +75,7 @@ def known(changes: dict[str, Any]) -> dict[str, Any]:
     if unknown:
         raise ValueError(f"FlashHead has no option {unknown[0]!r}; options: {', '.join(FlashPlan.__dataclass_fields__)}")
     if "always" in changes:
-        changes = {**changes, "always": tuple(int(v) for v in changes["always"])}
+        changes = {**changes, "always": whole_numbers("always", changes["always"])}
     return changes
 
 

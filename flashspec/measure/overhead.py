@@ -46,6 +46,7 @@ class Instant:
     def __init__(self, context: int, walk: Walk | None) -> None:
         self.rows, self.walk = torch.zeros(context, Constant.vocab_size), walk
         self.context, self.seen = context, 0
+        self.text: Tensor | None = None
 
     def read(self, tokens: Tensor) -> Reads:
         """Count what is missing."""

@@ -17,10 +17,11 @@ Reads = tuple[int, ...]
 
 
 class Reader(Protocol):
-    """Anything that turns tokens into hidden rows; row j speaks for token j + 1."""
+    """Anything that turns tokens into hidden rows; row j speaks for token j + 1. `text` is that of the last decode over it."""
 
     seen: int
     context: int
+    text: Tensor | None
 
     @property
     def rows(self) -> Tensor:
@@ -40,6 +41,7 @@ class RowReader(ABC):
 
     def __init__(self, context: int, rows: Tensor) -> None:
         self.context, self._rows, self.seen = context, rows, 0
+        self.text: Tensor | None = None
 
     @property
     def rows(self) -> Tensor:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from flashspec import provenance
+from flashspec.model.writing import refuse_input
 from flashspec.study import store
 from flashspec.study.columns import Columns
 from flashspec.study.parameters import Refused, canonical, key, parse
@@ -113,6 +114,7 @@ def run(
     stored = None if fresh else store.read(place, chosen.columns)
     place = _place_of_fresh(chosen, place) if fresh else place
     if stored is None:
+        refuse_input(place.folder, chosen.models(params).values())
         with store.rooted(place.folder.parent):
             stored = _measure_once(chosen, params, place, (fresh, progress))
     return Results(stored.rows, stored.origin, place.csv, chosen.columns)

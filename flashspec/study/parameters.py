@@ -6,6 +6,7 @@ import ast
 import dataclasses
 import difflib
 import inspect
+import math
 import textwrap
 import types
 from collections.abc import Mapping
@@ -16,6 +17,8 @@ from flashspec import provenance
 
 TRUTHS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 NOTHING = ("none", "null", "")
+UNFIT = (TypeError, ValueError, SyntaxError, OverflowError, RecursionError, MemoryError)
+LARGEST = 2**63  # of a whole number, what torch and numpy count with
 
 
 class Refused(ValueError):
@@ -73,8 +76,8 @@ def parse_value(name: str, kind: Any, value: Any) -> Any:
     """A value of the annotated type, from such a value or from the string that a command line or papermill passes."""
     try:
         return _parse(kind, value)
-    except (TypeError, ValueError, SyntaxError) as error:
-        raise Refused(f"parameter {name!r} expects {type_name(kind)}, got {value!r}: pass a value of that type") from error
+    except UNFIT as error:
+        raise Refused(f"parameter {name!r} expects {type_name(kind)}, got {value!r:.80}: pass a value of that type") from error
 
 
 def type_name(kind: Any) -> str:
@@ -115,7 +118,7 @@ def _parse_union(kinds: tuple[Any, ...], value: Any) -> Any:
     for kind in [*exact, *others]:
         try:
             return _parse(kind, value)
-        except (TypeError, ValueError, SyntaxError):
+        except UNFIT:
             continue
     raise ValueError(value)
 
@@ -159,13 +162,16 @@ def _bool(value: Any) -> bool:
 def _int(value: Any) -> int:
     if isinstance(value, bool) or (isinstance(value, float) and value != int(value)):
         raise ValueError(value)
-    return int(value)
+    found = int(value)
+    if not -LARGEST <= found < LARGEST:
+        raise ValueError(value)
+    return found
 
 
 def _float(value: Any) -> float:
-    if isinstance(value, bool):
+    if isinstance(value, bool) or not math.isfinite(value := float(value)):
         raise ValueError(value)
-    return float(value)
+    return value
 
 
 def _str(value: Any) -> str:

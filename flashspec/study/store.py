@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from flashspec import provenance
+from flashspec.model.writing import made, write_text
 from flashspec.study.columns import Columns
 from flashspec.study.parameters import Refused
 
@@ -100,19 +101,9 @@ def write(place: Place, columns: Columns, rows: Sequence[Any], origin: dict[str,
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns.names)
     writer.writerows(columns.cells(row) for row in rows)
-    write_atomically(place.csv, text.getvalue())
+    write_text(text.getvalue(), place.csv)
     stamped = {**origin, "rows": len(rows), "columns": list(columns.names), "csv_sha256": provenance.digest(place.csv)}
-    write_atomically(place.json, json.dumps(stamped, indent=2, sort_keys=True) + "\n")
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a file by new text, or leave it as it was: temporary name, flush, rename."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with part.open("w", encoding="utf-8", newline="") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+    write_text(json.dumps(stamped, indent=2, sort_keys=True) + "\n", place.json)
 
 
 class Journal:
@@ -129,8 +120,8 @@ class Journal:
 
     def add(self, point: str, rows: list[Any]) -> None:
         """Record a finished point, flushed to disk before the next one starts."""
-        self.done[point] = rows
         self._append({"point": point, "rows": rows})
+        self.done[point] = rows
 
     def _append(self, line: dict[str, Any]) -> None:
         self.file.write(json.dumps(line) + "\n")
@@ -147,14 +138,14 @@ class Journal:
 @contextmanager
 def journal(place: Place, header: dict[str, Any]) -> Iterator[Journal]:
     """The place's journal, held by one process at a time; it is kept only by a failure after the first finished point."""
-    place.folder.mkdir(parents=True, exist_ok=True)
-    with place.journal.open("a+", encoding="utf-8") as file:
+    with made(place.folder), place.journal.open("a+", encoding="utf-8") as file:
         _lock(file)
-        held = Journal(file, header)
+        held = None
         try:
+            held = Journal(file, header)
             yield held
         except BaseException:
-            if not held.done:
+            if held is None or not held.done:
                 place.journal.unlink(missing_ok=True)
             raise
         place.journal.unlink(missing_ok=True)
