@@ -12,7 +12,7 @@ from flashspec.decoding.compiled import CompiledBurst
 from flashspec.decoding.method import METHODS, build
 from flashspec.decoding.models import Models
 from flashspec.heads import FlashHead
-from flashspec.kernels.build import library
+from flashspec.kernels.build import _BUILT, library
 from flashspec.scores import Dice, Sampling, Scores
 
 pytestmark = pytest.mark.filterwarnings("ignore:exit")  # random models have exits that are of no use
@@ -32,12 +32,12 @@ Case = tuple[str, float, int]
 def kernels(request, monkeypatch):
     """Whether the compiled kernels are used in this test."""
     monkeypatch.setenv("FLASHSPEC_KERNELS", "1" if request.param == "kernels" else "0")
-    library.cache_clear()
+    library.cache_clear(), _BUILT.clear()
     if request.param == "kernels" and library() is None:
         pytest.skip("no C compiler on this machine")
     yield request.param == "kernels"
     monkeypatch.undo()
-    library.cache_clear()
+    library.cache_clear(), _BUILT.clear()
 
 
 @functools.cache
