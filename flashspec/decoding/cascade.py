@@ -70,13 +70,13 @@ def check(state: State, i: int) -> list[Event]:
     found = state.stages[i].judge(state.tokens[: state.length], first, waiting, i)
     newest = first + found.kept
     state.tokens[newest] = found.token
-    state.waiting[first - state.marks[-1] :] = promoted(state, first, found)
+    state.waiting[first - state.marks[-1] :] = promoted(state, first, found) if i + 1 < len(state.stages) else []
     state.length, state.asked = newest + 1, found.asks
     state.marks[: i + 1] = [newest + 1] * (i + 1)
     for stage in state.stages:
         stage.reader.rewind(newest)
     if i + 1 == len(state.stages):
-        state.final, state.waiting = [*found.asked[: found.kept], found.token], []
+        state.final = [*found.asked[: found.kept], found.token]
         state.learn(first, found.scores)
     return [*_below(i, found.reads), Event(i, len(found.asked), found.kept, found.reads[-1])]
 
