@@ -23,8 +23,8 @@ from test_transformer import BASE, randomised
 import flashspec as fs
 from flashspec.decoding.vocabulary import tokenizer_of, words_of
 from flashspec.heads import FlashHead, load_public
+from flashspec.heads.candidates import ShortlistHead
 from flashspec.heads.index import IndexHead
-from flashspec.heads.shortlist import ShortlistHead
 from flashspec.heads.storage import FILE
 from flashspec.model.adapter import Adapter
 from flashspec.model.awq import scheme_of

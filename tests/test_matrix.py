@@ -8,11 +8,11 @@ import pytest
 import torch
 from toys import imitation, random_model, text
 
-from flashspec.decoding.burst import Compiled, burst_of
+from flashspec.decoding.compiled import CompiledBurst
 from flashspec.decoding.method import METHODS, build
 from flashspec.decoding.models import Models
 from flashspec.heads import FlashHead
-from flashspec.kernels.build import library
+from flashspec.kernels.build import _BUILT, library
 from flashspec.scores import Dice, Sampling, Scores
 
 pytestmark = pytest.mark.filterwarnings("ignore:exit")  # random models have exits that are of no use
@@ -33,12 +33,12 @@ Case = tuple[str, float, int]
 def kernels(request, monkeypatch):
     """Whether the compiled kernels are used in this test."""
     monkeypatch.setenv("FLASHSPEC_KERNELS", "1" if request.param == "kernels" else "0")
-    library.cache_clear()
+    library.cache_clear(), _BUILT.clear()
     if request.param == "kernels" and library() is None:
         pytest.skip("no C compiler on this machine")
     yield request.param == "kernels"
     monkeypatch.undo()
-    library.cache_clear()
+    library.cache_clear(), _BUILT.clear()
 
 
 @functools.cache
@@ -88,7 +88,7 @@ def test_every_method_at_every_length_prints_what_whole_forwards_say(name, width
 
 
 def compiled(name: str, width: str, kernels: bool) -> bool:
-    return isinstance(burst_of(build(METHODS[name], models(width, kernels))[0]), Compiled)
+    return isinstance(build(METHODS[name], models(width, kernels))[0].write, CompiledBurst)
 
 
 def test_the_matrix_holds_compiled_bursts_and_others(kernels):
@@ -99,12 +99,12 @@ def test_the_matrix_holds_compiled_bursts_and_others(kernels):
 
 
 def test_the_control_a_burst_of_nothing_that_moves_its_mark_is_caught_where_bursts_are_compiled(kernels, monkeypatch):
-    def moving(self, tokens, start, want, honest=Compiled.write):
+    def moving(self, tokens, start, want, honest=CompiledBurst.__call__):
         if not want:
             self.reader.advance(start - 1)
         return honest(self, tokens, start, want)
 
-    monkeypatch.setattr(Compiled, "write", moving)
+    monkeypatch.setattr(CompiledBurst, "__call__", moving)
     every = [(name, width) for name in EXACT for width in WIDTHS]
     caught = [case for case in every if wrong(*case, kernels)]
     assert caught == [case for case in every if METHODS[case[0]].exits and compiled(*case, kernels)]
