@@ -101,14 +101,13 @@ def stand(models: Models, writers: Sequence[Method], ks: Sequence[int], setting:
     first, *_ = (benches[blocks[0]] for benches in drafts.values())
     groups: list[dict[str, Callable[[], object]]] = [{"step": plain.burst}, {"finalize": first.step}]
     for number, (name, found) in enumerate(drafts.items()):
-        groups += _rounds(found, name, (number == 0, number == 0 and eager))
+        groups += _rounds(found, name, number == 0, number == 0 and eager)
         groups.append({f"head {name}": found[blocks[0]].project})
     return Standing(tuple(groups), blocks, str(models.target.device))
 
 
-def _rounds(benches: Mapping[int, Bench], name: str, which: tuple[bool, bool]) -> list[dict[str, Callable[[], object]]]:
-    """Burst and check of every length; `which`: whether the checks count, and whether eager ones are timed."""
-    checked, eager = which
+def _rounds(benches: Mapping[int, Bench], name: str, checked: bool, eager: bool) -> list[dict[str, Callable[[], object]]]:
+    """Burst and check of every length; whether the checks count, and whether eager ones are timed."""
     groups: list[dict[str, Callable[[], object]]] = []
     for k, one in benches.items():
         groups.append({f"burst {k} {name}": one.burst, f"check {k}" if checked else f"{UNUSED} check {k}": one.check})

@@ -179,13 +179,13 @@ def timed(stages: list[Stage], ledger: Ledger) -> list[Stage]:
         if below is not None:
             inner.below = below  # type: ignore[attr-defined]
         readers[id(stage.reader)] = TimedReader(inner, ledger, f"{role(index, len(stages))} body")
-    return [_timed(stage, readers[id(stage.reader)], ledger, (index, len(stages))) for index, stage in enumerate(stages)]
+    names = [role(index, len(stages)) for index in range(len(stages))]
+    return [_timed(stage, readers[id(stage.reader)], ledger, name) for stage, name in zip(stages, names, strict=True)]
 
 
-def _timed(stage: Stage, reader: TimedReader, ledger: Ledger, place: tuple[int, int]) -> Stage:
+def _timed(stage: Stage, reader: TimedReader, ledger: Ledger, name: str) -> Stage:
     """One stage of several with its parts charged, in kernel calls where the loop would make them."""
-    name, rule = role(*place), TimedRule(stage.rule, ledger, place[0] == place[1] - 1)
-    found = writer_of(stage)
+    found, rule = writer_of(stage), TimedRule(stage.rule, ledger, name == "verify")
 
     def charged(parts: Stage) -> Verbs:
         if found is None:
