@@ -28,16 +28,18 @@ class Experiments(click.Group):
         return list(EXPERIMENTS)
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command:
-        return command_of(EXPERIMENTS[name])
+        return command_of(EXPERIMENTS[name]) if name in EXPERIMENTS else command_of(EXPERIMENTS.preset(name), name)
 
 
-def command_of(experiment: Experiment) -> click.Command:
-    """`flashspec run NAME`: the experiment's fields as flags."""
+def command_of(experiment: Experiment, preset: str = "") -> click.Command:
+    """`flashspec run NAME`: the experiment's fields as flags, on top of a preset where the name is a preset's."""
 
     def call(**options: Any) -> int:
-        return run_one(experiment, options)
+        return run_one(experiment, {**options, "preset": options["preset"] or preset})
 
-    return click.Command(experiment.name, callback=call, params=[*flags(experiment.params), *OPTIONS], help=experiment.summary)
+    return click.Command(
+        preset or experiment.name, callback=call, params=[*flags(experiment.params), *OPTIONS], help=experiment.summary
+    )
 
 
 def run_one(experiment: Experiment, options: dict[str, Any]) -> int:
