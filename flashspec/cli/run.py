@@ -9,6 +9,7 @@ import click
 
 from flashspec.cli.flags import flags, given
 from flashspec.study.check import check
+from flashspec.study.compare import shown
 from flashspec.study.experiment import Experiment, Results, run
 from flashspec.study.registry import EXPERIMENTS
 
@@ -55,8 +56,9 @@ def run_one(experiment: Experiment, options: dict[str, Any]) -> int:
 
 
 def report(results: Results) -> None:
-    """The table, its middle left out where it is long, where it is stored and what it was measured on."""
-    click.echo(results.frame.to_string(index=False, max_rows=ROWS_SHOWN))
+    """The table (of a race: its speedups), the middle left out where it is long, its file and what it was measured on."""
+    raced = results.origin["experiment"] == "race"
+    click.echo((shown(results.frame) if raced else results.frame).to_string(index=False, max_rows=ROWS_SHOWN))
     click.echo(f"{len(results.rows)} rows in {results.path}; {results.machine}", err=True)
 
 

@@ -10,7 +10,7 @@ from flashspec.study import experiments
 from flashspec.study.experiment import Experiment
 from flashspec.study.parameters import Refused
 
-CORE = ("race",)
+CORE = ("parts", "race")
 
 
 class Registry(Mapping[str, Experiment]):
@@ -33,7 +33,7 @@ class Registry(Mapping[str, Experiment]):
 
     def preset(self, name: str) -> Experiment:
         """The core experiment that has a preset of this name; Refused where none has."""
-        for each in CORE:
+        for each in reversed(CORE):
             if name in self[each].presets:
                 return self[each]
         known = ", ".join(preset for each in CORE for preset in self[each].presets)

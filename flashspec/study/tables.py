@@ -52,9 +52,7 @@ def read(place: Place, columns: Columns) -> Table | None:
 def opened(path: Path) -> tuple[Any, dict[str, Any]]:
     """A file's Arrow table and origin; Refused in one sentence if a single bit of it is not as it was written."""
     data = path.read_bytes()
-    at = data.rfind(SEAL) + len(SEAL)
-    blank = data[:at] + BLANK + data[at + 64 :]
-    if data.count(SEAL) != 1 or hashlib.sha256(blank).hexdigest().encode() != data[at : at + 64]:
+    if not intact(data):
         raise Refused(
             f"table {path.name} in {path.parent.name} is damaged, its bytes do not match the digest in it: "
             "restore it or measure it afresh (--fresh)"
@@ -64,6 +62,13 @@ def opened(path: Path) -> tuple[Any, dict[str, Any]]:
 
     table = parquet.read_table(pyarrow.BufferReader(data))
     return table, json.loads(table.schema.metadata[ORIGIN])
+
+
+def intact(data: bytes) -> bool:
+    """Whether the bytes of a file are those that its digest was taken of."""
+    at = data.rfind(SEAL) + len(SEAL)
+    blank = data[:at] + BLANK + data[at + 64 :]
+    return data.count(SEAL) == 1 and hashlib.sha256(blank).hexdigest().encode() == data[at : at + 64]
 
 
 def _sealed(columns: Columns, rows: Sequence[Any], origin: dict[str, Any]) -> bytes:
