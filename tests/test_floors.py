@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FLOORS = {
-    "scores": 0, "theory": 0, "provenance": 0, "kernels": 0, "model": 1, "heads": 1,
+    "once": 0, "scores": 0, "theory": 0, "provenance": 0, "kernels": 0, "model": 1, "heads": 1,
     "decoding": 2, "measure": 3, "train": 4, "study": 5, "cli": 6,
 }  # fmt: skip
 HEAVY = {"transformers", "faiss", "pandas", "papermill", "seaborn", "matplotlib", "tokenizers", "triton", "dask", "click"}

@@ -9,9 +9,9 @@ from typing import NamedTuple
 import click
 import torch
 
-from flashspec import kernels, provenance
+from flashspec import provenance
 from flashspec.decoding.models import REFERENCE, SHIPPED
-from flashspec.kernels.build import compiler
+from flashspec.kernels.build import built, cache_folder, compiler, identity
 from flashspec.model.checkpoint import verify_digests
 
 PACKAGES = {
@@ -21,7 +21,6 @@ PACKAGES = {
     "awq": ("quantising to 4 bits", "pip install 'flashspec[quantize]'"),
     "papermill": ("running notebooks", "pip install 'flashspec[book]'"),
     "jupyter_book": ("building the book", "pip install 'flashspec[book]'"),
-    "distributed": ("sweeps over several machines", "pip install 'flashspec[sweep]'"),
 }
 
 
@@ -51,10 +50,19 @@ def machine() -> Iterator[Finding]:
     yield Finding("bfloat16", bool(fast), bf16, "a processor with AVX512-BF16 or AMX")
     threads = torch.get_num_threads()
     yield Finding("threads", threads <= box["cores"], f"{threads} of {box['cores']} cores", f"OMP_NUM_THREADS={box['cores']}")
-    cc = compiler()
-    yield Finding("C compiler", cc is not None, "found" if cc else "none: slower torch kernels serve", "install gcc or clang")
-    built = kernels.available()
-    yield Finding("kernels", built, "compiled" if built else "not compiled: slower torch kernels serve", "install gcc or clang")
+    yield from compilation()
+
+
+def compilation() -> Iterator[Finding]:
+    """The C compiler, what it made of the kernels, and whether the next process finds that again."""
+    cc, made = compiler(), built()
+    yield Finding("C compiler", cc is not None, cc or "none: slower torch kernels serve", "install gcc or clang")
+    if made.library is None:
+        fix = made.fix or "install gcc or clang, and leave FLASHSPEC_KERNELS unset"
+        yield Finding("kernels", False, made.trouble or "not compiled: slower torch kernels serve", fix)
+    else:
+        yield Finding("kernels", True, f"C {identity()['source']}, compiled by {made.compiler or cc}")
+        yield Finding("kernel cache", not made.trouble, made.trouble or str(cache_folder()), made.fix)
 
 
 def gpu() -> Iterator[Finding]:

@@ -20,6 +20,7 @@ from flashspec.model.hub import located
 from flashspec.model.reader import Reader, SpanReader
 from flashspec.model.rounded import BITS, rounded
 from flashspec.model.transformer import Transformer
+from flashspec.once import Once
 from flashspec.theory.checks import check_smaller
 
 SHIPPED = Path(__file__).resolve().parent.parent / "models"
@@ -50,10 +51,10 @@ class Models:
     draft: Transformer | None = None
     tokenizer: Any = None
     folders: dict[str, Path] = field(default_factory=dict)
-    _flash: dict[str, FlashHead] = field(default_factory=dict, repr=False)
+    _flash: Once[str, FlashHead] = field(default_factory=Once, repr=False)
     between: tuple[Transformer, ...] = ()
     exits: dict[int, ExitAdapter] = field(default_factory=dict, repr=False)
-    _heads: dict[tuple[str, str], Head] = field(default_factory=dict, repr=False)
+    _heads: Once[tuple[str, str], Head] = field(default_factory=Once, repr=False)
     cut: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -82,9 +83,7 @@ class Models:
 
     def flash_head(self, which: str) -> FlashHead:
         """The FlashHead of one model: read from its folder where it ships one, built once otherwise."""
-        if which not in self._flash:
-            self._flash[which] = self._make_flash(which)
-        return self._flash[which]
+        return self._flash.made(which, lambda: self._make_flash(which))
 
     def _make_flash(self, which: str) -> FlashHead:
         model, folder = self.model(which), self._shelf(which)
@@ -98,10 +97,7 @@ class Models:
         """A draft head by name over one model, made once; every FlashHead shares one clustering. ValueError as head_named."""
         if name == "flash":
             return self.flash_head(which)
-        key = (which, name)
-        if key not in self._heads:
-            self._heads[key] = self._make_head(which, name)
-        return self._heads[key]
+        return self._heads.made((which, name), lambda: self._make_head(which, name))
 
     def give(self, which: str, name: str, head: Head) -> None:
         """Let this head answer to a name over one model, in the place of the one that `head` would make."""

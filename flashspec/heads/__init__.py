@@ -16,6 +16,6 @@ from flashspec.heads.shortlist import ShortlistHead, ranked_by_frequency
 
 __all__ = [
     "Clusters", "ContextHead", "DenseHead", "FlashHead", "FlashPlan", "HEADS", "Head", "IndexHead", "IndexPlan", "Origin",
-    "PreviewHead", "QuantizedDenseHead", "Recipe", "ShortlistHead", "agreement", "calibrate_always", "calibrated", "cluster",
-    "head_named", "is_public", "load_public", "missed", "ranked_by_frequency", "required_probes", "save_public",
+    "PreviewHead", "QuantizedDenseHead", "Recipe", "ShortlistHead", "agreement", "calibrate_always", "cluster", "head_named",
+    "is_public", "load_public", "missed", "ranked_by_frequency", "required_probes", "save_public",
 ]  # fmt: skip

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from flashspec.kernels import best
-from flashspec.kernels.build import compiled, library, pointers, whole
+from flashspec.kernels.build import compiled, identity, library, pointers, whole
 from flashspec.kernels.packed import Packed, pack, packed_linear
 from flashspec.kernels.scoring import NOTHING, WEIGHTS, WIDTH, Blocks, Matrix, Norm, Scoring, best_numbers, matrix, scoring
 from flashspec.kernels.verdicts import best_columns, draw, gumbel, judge
@@ -38,6 +38,7 @@ __all__ = [
     "draw",
     "gather_linear",
     "gumbel",
+    "identity",
     "judge",
     "linear",
     "matrix",

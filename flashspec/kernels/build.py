@@ -1,4 +1,8 @@
-"""Compile the C kernels once for this machine, with whatever C compiler it has."""
+"""Compile the C kernels once for this machine, with whatever C compiler it has, and load no library but one's own.
+
+Compiled kernels are kept in a folder that its user alone may open, under a name that ends in the digest of their bytes. The
+digest tells a damaged file; that nobody planted the file, the folder's owner and mode tell, and nothing else does.
+"""
 
 from __future__ import annotations
 
@@ -8,45 +12,66 @@ import hashlib
 import os
 import platform
 import shutil
+import stat
 import subprocess
 import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NamedTuple
 
 from torch import Tensor
 
-SOURCE = Path(__file__).with_name("cpu.c")
+from flashspec.once import Once
+from flashspec.provenance import cpu_flags, cpu_name
+
+SOURCE = Path(__file__).absolute().with_name("cpu.c")
 SOURCES = (SOURCE, *sorted(SOURCE.parent.glob("*.h")))
 FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-fopenmp", "-shared", "-fPIC")
+LINES = 5  # of a compiler's complaint
+
+
+class Build(NamedTuple):
+    """The kernels of this process, or None; their compiler's version; what went wrong with either or with keeping them, and
+    what to do about it."""
+
+    library: ctypes.CDLL | None = None
+    compiler: str = ""
+    trouble: str = ""
+    fix: str = ""
+
+
+class CompileError(OSError):
+    """A compilation failed; the message is the compiler's own."""
 
 
 def compiler() -> str | None:
-    """The C compiler this machine offers: $CC, cc, gcc or clang."""
-    names = (os.environ.get("CC"), "cc", "gcc", "clang")
+    """The C compiler this machine offers: $CC, cc, gcc or clang; None where there is none, or no POSIX system to load into."""
+    names = (os.environ.get("CC"), "cc", "gcc", "clang") if os.name == "posix" else ()
     return next((found for name in names if name and (found := shutil.which(name))), None)
 
 
-def cache_folder() -> Path:
-    """Where compiled kernels are kept between processes."""
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "flashspec"
+def cache_folder() -> Path | None:
+    """Where compiled kernels are kept between processes: below $XDG_CACHE_HOME if that is an absolute path, else below
+    ~/.cache; None for a user without a home."""
+    named = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if not named.is_absolute():
+        with suppress(RuntimeError):
+            named = Path.home() / ".cache"
+    return named / "flashspec" if named.is_absolute() else None
 
 
-def _key(cc: str) -> str:
-    """Names one build: source, flags, compiler and processor."""
-    cpu = next((line for line in _cpu_lines() if line.startswith("flags")), platform.processor())
-    return hashlib.sha256("\0".join((*(path.read_text() for path in SOURCES), *FLAGS, cc, cpu)).encode()).hexdigest()[:16]
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """The compiled kernels, or None where there is no compiler or FLASHSPEC_KERNELS=0; torch computes everything then.
 
-
-def _cpu_lines() -> list[str]:
-    info = Path("/proc/cpuinfo")
-    return info.read_text().splitlines() if info.exists() else []
-
-
-def _compile(cc: str, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-        part = Path(folder) / target.name
-        subprocess.run([cc, *FLAGS, "-o", str(part), str(SOURCE), "-lm"], check=True, capture_output=True)
-        part.replace(target)
+    What went wrong on the way is a warning, once in a process.
+    """
+    found = built()
+    if found.trouble:
+        warnings.warn(f"{found.trouble}; {found.fix}", RuntimeWarning, stacklevel=2)
+    return found.library
 
 
 def compiled() -> ctypes.CDLL:
@@ -56,24 +81,160 @@ def compiled() -> ctypes.CDLL:
     return found
 
 
-@functools.cache
-def library() -> ctypes.CDLL | None:
-    """The compiled kernels, or None where there is no compiler or FLASHSPEC_KERNELS=0; torch computes everything then."""
+_BUILT: Once[str, Build] = Once()
+
+
+def built() -> Build:
+    """How this process came by its kernels, or why it has none."""
+    return _BUILT.made("cpu", _build)
+
+
+def identity() -> dict[str, str]:
+    """Which kernels compute here: the digest of their source, their compiler's version and flags, or torch's own."""
+    found = built()
+    if found.library is None:
+        return {"kernels": "torch"}
+    return {"kernels": "C", "source": _source(), "compiler": found.compiler, "flags": " ".join(FLAGS)}
+
+
+def _build() -> Build:
     cc = compiler()
     if cc is None or os.environ.get("FLASHSPEC_KERNELS") == "0":
-        return None
-    target = cache_folder() / f"cpu-{_key(cc)}.so"
+        return Build()
+    version = _version(cc)
     try:
-        if not target.exists():
-            _compile(cc, target)
-        loaded = ctypes.CDLL(str(target))
-    except (OSError, subprocess.CalledProcessError):
-        return None
+        return Build(_kept_library(cc, version), version)
+    except OSError as error:
+        unkept = f"compiled kernels cannot be kept for the next process, so that each compiles its own: {error}"
+    try:
+        fix = "give XDG_CACHE_HOME the absolute path of a folder of your own"
+        return Build(_private_library(cc, version), version, unkept, fix)
+    except OSError as error:
+        trouble = f"the kernels could not be compiled, and slower torch kernels serve: {error}"
+        return Build(None, version, trouble, "name another compiler in CC, or set FLASHSPEC_KERNELS=0 to do without one")
+
+
+def _typed(loaded: ctypes.CDLL) -> ctypes.CDLL:
     for sized in ("fs_scratch", "fs_scoring", "fs_bursting"):
         getattr(loaded, sized).restype = ctypes.c_int64
     address, count = ctypes.c_void_p, ctypes.c_int64
     loaded.fs_score.argtypes = [address, address, count, address, address, address]
     return loaded
+
+
+def _version(cc: str) -> str:
+    """The first line in which a compiler names itself, empty where it does not."""
+    with suppress(OSError):
+        said = subprocess.run([cc, "--version"], capture_output=True, text=True, errors="replace").stdout
+        return next(iter(said.splitlines()), "")
+    return ""
+
+
+def _source() -> str:
+    return hashlib.sha256(b"\0".join(path.read_bytes() for path in SOURCES)).hexdigest()[:16]
+
+
+def _key(cc: str, version: str) -> str:
+    """Names one build: source, flags, compiler and processor."""
+    facts = (_source(), *FLAGS, cc, version, platform.machine(), cpu_name(), *sorted(cpu_flags()))
+    return hashlib.sha256("\0".join(facts).encode()).hexdigest()[:16]
+
+
+def _kept_library(cc: str, version: str) -> ctypes.CDLL:
+    """The library in the user's cache, compiled into it where it is missing; OSError where that folder cannot be used."""
+    place = cache_folder()
+    if place is None:
+        raise FileNotFoundError("this user has no home folder")
+    place.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return _library_in(place, cc, version)
+
+
+def _private_library(cc: str, version: str) -> ctypes.CDLL:
+    """A library of this process alone, whose file is gone once it is loaded."""
+    with tempfile.TemporaryDirectory(prefix="flashspec-") as place:
+        return _library_in(Path(place), cc, version)
+
+
+def _library_in(place: Path, cc: str, version: str) -> ctypes.CDLL:
+    """The library in a folder, compiled where it is missing: by one process, for which the others wait."""
+    import fcntl
+
+    name = f"cpu-{_key(cc, version)}"
+    with _held(place) as folder:
+        found = _kept(folder, name)
+        if found is None:
+            with open(folder / "lock", "ab", opener=_opened) as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                found = _kept(folder, name) or _fresh(folder, name, cc)
+    return _typed(found)
+
+
+@contextmanager
+def _held(place: Path) -> Iterator[Path]:
+    """A folder made its owner's alone, under a name that leads to it whatever becomes of its path (the path itself where /proc
+    is not to be had); PermissionError where somebody else owns it or the link to it, or where its mode cannot be changed."""
+    if place.lstat().st_uid != os.geteuid():
+        raise PermissionError(f"{place} belongs to another user")
+    handle = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        if stat.S_IMODE(os.fstat(handle).st_mode) != 0o700:
+            os.fchmod(handle, 0o700)
+        if not _ours(os.fstat(handle)):
+            raise PermissionError(f"{place} can be written by other users")
+        fixed = Path(f"/proc/self/fd/{handle}")
+        yield fixed if os.access(fixed, os.W_OK) else place
+    finally:
+        os.close(handle)
+
+
+def _ours(facts: os.stat_result) -> bool:
+    """Whether a file is this user's, and nobody else may write it."""
+    return facts.st_uid == os.geteuid() and not facts.st_mode & 0o022
+
+
+def _opened(path: str, flags: int) -> int:
+    """Opens no link, and never waits for the other end of a pipe."""
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
+
+
+def _kept(folder: Path, name: str) -> ctypes.CDLL | None:
+    """The library of a name in a held folder, if a file there is ours and whole."""
+    for path in sorted(folder.glob(f"{name}-*.so")):
+        with suppress(OSError), open(path, "rb", opener=_opened) as file:
+            facts = os.fstat(file.fileno())
+            if stat.S_ISREG(facts.st_mode) and _ours(facts) and path.name == _named(name, file.read()):
+                return ctypes.CDLL(str(path))
+    return None
+
+
+def _named(name: str, code: bytes) -> str:
+    return f"{name}-{hashlib.sha256(code).hexdigest()[:32]}.so"
+
+
+def _fresh(folder: Path, name: str, cc: str) -> ctypes.CDLL:
+    """The library compiled now and kept once it has been loaded; what a killed compilation left behind is removed first."""
+    for left in folder.glob("building-*"):
+        shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix="building-", dir=folder) as place:
+        part = Path(place) / "cpu.so"
+        _compile(cc, Path(place), part.name)
+        part.chmod(0o600)
+        loaded = ctypes.CDLL(str(part))
+        part.replace(folder / _named(name, part.read_bytes()))
+    return loaded
+
+
+def _compile(cc: str, place: Path, name: str) -> None:
+    """Leave a library in a folder, in which the compiler also works; CompileError in the compiler's own words."""
+    command, there = [cc, *FLAGS, "-o", name, str(SOURCE), "-lm"], os.environ | {"TMPDIR": "."}
+    try:
+        done = subprocess.run(command, cwd=place, env=there, capture_output=True, text=True, errors="replace")
+    except OSError as error:
+        raise CompileError(f"{cc} does not start: {error.strerror}") from None
+    if done.returncode:
+        ended = f"exit status {done.returncode}" if done.returncode > 0 else f"killed by signal {-done.returncode}"
+        said = [line.rstrip() for line in (done.stderr or done.stdout).splitlines() if line.strip()]
+        raise CompileError("\n  ".join([f"{cc}, {ended}", *said[:LINES]]))
 
 
 def pointers(*tensors: Tensor | None) -> list[ctypes.c_void_p]:

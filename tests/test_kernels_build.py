@@ -1,0 +1,339 @@
+"""Nobody but the user can have a library loaded; a damaged one is made anew; what fails says so once, and decoding goes on."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from flashspec.kernels import build
+
+CC = build.compiler()
+ROOT = Path(__file__).parents[1]
+OTHER = 65534
+pytestmark = pytest.mark.skipif(CC is None, reason="needs a C compiler")
+needs_root = pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="only root makes files of other users")
+
+PLANT = """#include <stdio.h>
+__attribute__((constructor)) static void run(void) {{ FILE *f = fopen("{marker}", "a"); if (f) fclose(f); }}
+long fs_scratch(void) {{ return 0; }} long fs_scoring(void) {{ return 0; }} long fs_bursting(void) {{ return 0; }}
+void fs_score(void) {{}}
+"""
+COPIER = """#!/bin/sh
+if [ "$1" = --version ]; then echo "copier 1.0"; exit; fi
+echo compiled >> {place}/log
+while [ "$1" != -o ]; do shift; done
+sleep 0.1
+cp {place}/real.so "$2"
+"""
+SERVER = """
+import ctypes, fcntl, json, os, sys, threading, warnings
+import flashspec
+from flashspec.cli import doctor
+from flashspec.kernels import build
+
+def told(case):
+    os.environ.clear()
+    os.environ.update(case["env"])
+    os.chdir(case["cwd"])
+    if case["uid"]:
+        os.setgroups([])
+        os.setgid(case["uid"])
+        os.setuid(case["uid"])
+        if not case["hidden"]:
+            ctypes.CDLL(None).prctl(4, 1)  # PR_SET_DUMPABLE: /proc/self is readable again
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        together = [threading.Thread(target=build.library) for _ in range(case["threads"])]
+        [thread.start() for thread in together]
+        [thread.join() for thread in together]
+        built = build.library() is not None
+    lines = [doctor.line(finding) for finding in doctor.compilation()]
+    return {"built": built, "said": [str(w.message) for w in said], "doctor": lines, "identity": build.identity()}
+
+def forked(case):
+    ours, theirs = os.pipe()
+    child = os.fork()
+    if not child:
+        os.write(theirs, json.dumps(told(case)).encode())
+        os._exit(0)
+    os.close(theirs)
+    return child, ours
+
+for line in sys.stdin:
+    case = json.loads(line)
+    children = [forked(case) for _ in range(case["processes"])]
+    print(json.dumps([[os.waitpid(child, 0)[1], os.fdopen(ours).read()] for child, ours in children]), flush=True)
+"""
+
+
+class Told(NamedTuple):
+    """What one process found: whether it has kernels, its warnings, the doctor's lines, and which kernels they are."""
+
+    built: bool
+    said: list[str]
+    doctor: list[str]
+    identity: dict[str, str]
+
+
+class World(NamedTuple):
+    """A folder that every user may enter, and a server that forks processes of any user in it."""
+
+    place: Path
+    server: subprocess.Popen
+
+    def ask(self, processes: int = 1, threads: int = 1, uid: int = 0, hidden: bool = False, **env: Any) -> list[Told]:
+        """What processes with these environment variables (None: unset) tell; each has to end by itself."""
+        known = {"PATH": os.environ["PATH"], "HOME": self.place / "home", "TMPDIR": self.tmp, "CC": self.place / "copier"} | env
+        case = {"env": {name: str(value) for name, value in known.items() if value is not None}, "cwd": str(self.place)}
+        case |= {"uid": uid, "threads": threads, "processes": processes, "hidden": hidden}
+        print(json.dumps(case), file=self.server.stdin, flush=True)
+        ended = json.loads(self.server.stdout.readline())
+        assert [status for status, _ in ended] == [0] * processes, "a process was killed or ended with an error"
+        return [Told(**json.loads(text)) for _, text in ended]
+
+    def one(self, **case: Any) -> Told:
+        return self.ask(**case)[0]
+
+    @property
+    def cache(self) -> Path:
+        return self.place / "home" / ".cache" / "flashspec"
+
+    @property
+    def tmp(self) -> Path:
+        return self.place / "tmp"
+
+    @property
+    def marker(self) -> Path:
+        return self.place / "anyone" / "marker"
+
+    @property
+    def compilations(self) -> int:
+        return (self.place / "log").read_text().count("compiled")
+
+    def kept(self) -> Path:
+        """The one library in the cache."""
+        (path,) = self.cache.glob("*.so")
+        return path
+
+    def plant(self, folder: Path, uid: int = 0, mode: int = 0o600) -> Path:
+        """Somebody's library under the name, digest included, that the cache would give to it."""
+        name = self.legitimate().rpartition("-")[0]
+        code = (self.place / "plant.so").read_bytes()
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        path = folder / f"{name}-{hashlib.sha256(code).hexdigest()[:32]}.so"
+        path.write_bytes(code)
+        path.chmod(mode)
+        for owned in (path, folder):
+            os.chown(owned, uid, uid)
+        return path
+
+    def legitimate(self) -> str:
+        """The name under which a library is kept here."""
+        self.one()
+        name = self.kept().name
+        shutil.rmtree(self.cache)
+        return name
+
+
+@pytest.fixture(scope="module")
+def started() -> Iterator[World]:
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        place.chmod(0o755)
+        subprocess.run([CC, "-O0", *build.FLAGS[1:], "-o", str(place / "real.so"), str(build.SOURCE), "-lm"], check=True)
+        (place / "plant.c").write_text(PLANT.format(marker=place / "anyone" / "marker"))
+        subprocess.run([CC, "-shared", "-fPIC", "-o", str(place / "plant.so"), str(place / "plant.c")], check=True)
+        (place / "copier").write_text(COPIER.format(place=place))
+        (place / "copier").chmod(0o755)
+        server = subprocess.Popen([sys.executable, "-c", SERVER], cwd=ROOT, text=True, stdin=-1, stdout=-1)
+        with server:
+            yield World(place, server)
+            server.stdin.close()
+
+
+@pytest.fixture
+def world(started: World) -> World:
+    for path in started.place.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+    for name, mode in {"home": 0o700, "anyone": 0o777, "tmp": 0o1777}.items():
+        (started.place / name).mkdir()
+        (started.place / name).chmod(mode)
+    (started.place / "log").write_text("")
+    (started.place / "log").chmod(0o666)
+    return started
+
+
+def test_a_library_is_compiled_once_and_kept_for_its_user_alone(world):
+    first, second = world.one(), world.one()
+    assert first.built and second.built and not first.said + second.said and world.compilations == 1
+    assert world.cache.stat().st_mode & 0o777 == 0o700
+    assert not world.kept().stat().st_mode & 0o077
+    assert first.identity == second.identity and first.identity["compiler"] == "copier 1.0" and "-O3" in first.identity["flags"]
+    assert world.one(FLASHSPEC_KERNELS=0).identity == {"kernels": "torch"}
+    assert not list(world.tmp.iterdir()) and not list(world.cache.glob("building-*"))
+
+
+def test_the_control_a_plant_runs_where_its_user_put_it(world):
+    world.plant(world.cache)
+    assert world.one().built and world.marker.exists()
+
+
+@pytest.mark.parametrize("env", [{"XDG_CACHE_HOME": ""}, {"XDG_CACHE_HOME": "here"}, {"XDG_CACHE_HOME": "", "HOME": "here"}])
+def test_no_library_is_looked_for_below_the_working_directory(world, env):
+    for folder in ("", "here", "here/.cache"):
+        world.plant(world.place / folder / "flashspec")
+    assert world.one(**env).built and not world.marker.exists()
+
+
+@needs_root
+def test_a_folder_of_somebody_else_is_not_used(world):
+    shared = world.place / "shared"
+    before = world.plant(shared / "flashspec", OTHER, 0o644)
+    (shared / "flashspec").chmod(0o755)
+    told = world.one(XDG_CACHE_HOME=shared)
+    assert told.built and not world.marker.exists()
+    assert len(told.said) == 1 and "belongs to another user" in told.said[0] and "XDG_CACHE_HOME" in told.said[0]
+    assert any("kernel cache" in line and "belongs to another user" in line and "to get it" in line for line in told.doctor)
+    assert [before] == list((shared / "flashspec").iterdir()) and not list(world.tmp.iterdir())
+
+
+@needs_root
+@pytest.mark.parametrize("link_is_theirs", [True, False])
+def test_a_link_counts_as_its_owners(world, link_is_theirs):
+    world.plant(world.place / "elsewhere")
+    world.cache.symlink_to(world.place / "elsewhere")
+    os.chown(world.cache, OTHER * link_is_theirs, -1, follow_symlinks=False)
+    told = world.one()
+    assert told.built and len(told.said) == link_is_theirs
+    assert world.marker.exists() != link_is_theirs, "one's own link to one's own folder is trusted, plant and all"
+
+
+@needs_root
+def test_in_a_folder_that_was_open_to_all_only_ones_own_files_count(world):
+    theirs = world.plant(world.cache, OTHER)
+    os.chown(world.cache, 0, 0)
+    world.cache.chmod(0o777)
+    assert world.one().built and not world.marker.exists()
+    assert world.cache.stat().st_mode & 0o777 == 0o700
+    theirs.unlink()
+    assert world.one().built and len(list(world.cache.glob("*.so"))) == 1
+
+
+@pytest.mark.parametrize("disguise", ["open to all", "link", "pipe", "folder"])
+def test_what_others_could_have_changed_is_not_loaded(world, disguise):
+    path = world.plant(world.cache)
+    if disguise == "open to all":
+        path.chmod(0o666)
+    else:
+        path.unlink()
+        make = {"link": lambda: path.symlink_to(world.place / "plant.so"), "pipe": lambda: os.mkfifo(path), "folder": path.mkdir}
+        make[disguise]()
+    told = world.one()
+    assert told.built and not told.said and not world.marker.exists()
+
+
+@pytest.mark.parametrize("left", [0, 100, 5000, -1])
+def test_a_truncated_library_is_made_anew(world, left):
+    world.one()
+    whole = world.kept().read_bytes()
+    world.kept().write_bytes(whole[:left])
+    told = world.one()
+    assert told.built and not told.said
+    assert world.kept().read_bytes() == whole and world.compilations == 2
+
+
+def test_the_control_a_truncated_library_kills_the_process_that_loads_it(world):
+    (world.place / "anyone" / "cut.so").write_bytes((world.place / "real.so").read_bytes()[:5000])
+    load = "import ctypes, sys; ctypes.CDLL(sys.argv[1])"
+    assert subprocess.run([sys.executable, "-c", load, str(world.place / "anyone" / "cut.so")], stderr=-1).returncode != 0
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        ("echo 'cpu.c:1: error: no such luck' >&2; exit 1", "cpu.c:1: error: no such luck"),
+        ("for i in 1 2 3 4 5 6 7 8 9; do echo line $i >&2; done; exit 3", "exit status 3\n  line 1\n  line 2"),
+        ("kill -9 $$", "killed by signal 9"),
+        ("echo nothing > cpu.so; while [ $1 != -o ]; do shift; done; echo nothing > $2", "could not be compiled"),
+        ("", "could not be compiled"),
+    ],
+)
+def test_a_compiler_that_fails_is_quoted_once_and_leaves_torch_in_charge(world, script, words):
+    broken = world.place / "anyone" / "cc"
+    broken.write_text(f"#!/bin/sh\n[ $1 = --version ] && exit\n{script}\n")
+    broken.chmod(0o755)
+    told = world.one(CC=broken)
+    assert not told.built and told.identity == {"kernels": "torch"}
+    assert len(told.said) == 1 and words in told.said[0] and "line 6" not in told.said[0]
+    assert "FLASHSPEC_KERNELS=0" in told.said[0]
+    assert any("kernels" in line and words in line and "to get it: name another compiler" in line for line in told.doctor)
+    assert [path.name for path in world.cache.iterdir()] == ["lock"] and not list(world.tmp.iterdir())
+    assert world.one().built, "the next process finds nothing broken"
+
+
+def test_what_a_killed_compilation_left_is_removed_by_the_next(world):
+    slow = world.place / "anyone" / "cc"
+    slow.write_text("#!/bin/sh\n[ $1 = --version ] && exit\necho half > half.s\nexec sleep 60\n")
+    slow.chmod(0o755)
+    env = {"PATH": os.environ["PATH"], "HOME": str(world.place / "home"), "CC": str(slow)}
+    script = "from flashspec.kernels import build; build.library()"
+    with subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, env=env, start_new_session=True) as caught:
+        while not list(world.cache.glob("building-*/half.s")):
+            assert caught.poll() is None
+            time.sleep(0.05)
+        os.killpg(caught.pid, signal.SIGKILL)
+    assert list(world.cache.glob("building-*"))
+    assert world.one().built and not list(world.cache.glob("building-*"))
+
+
+def test_processes_that_start_together_compile_once(world):
+    assert [told.built for told in world.ask(processes=4)] == [True] * 4
+    assert world.compilations == 1 and world.kept()
+
+
+@pytest.mark.parametrize("env", [{}, {"HOME": "/dev/null"}])
+def test_threads_that_ask_together_compile_once_and_warn_together_once(world, env):
+    told = world.one(threads=4, **env)
+    assert told.built and world.compilations == 1 and len(set(told.said)) == len(env)
+
+
+@needs_root
+@pytest.mark.parametrize("hidden", [False, True])
+def test_a_user_without_a_name_or_a_home_has_kernels_all_the_same(world, hidden):
+    told = world.one(uid=54321, hidden=hidden, HOME=None)
+    assert told.built and len(told.said) == 1 and "no home folder" in told.said[0]
+    assert not list(world.tmp.iterdir())
+
+
+@needs_root
+def test_another_user_keeps_a_library_in_a_home_of_their_own(world):
+    os.chown(world.place / "home", OTHER, OTHER)
+    for hidden in (False, True):
+        told = world.one(uid=OTHER, hidden=hidden)
+        assert told.built and not told.said
+    assert world.compilations == 1 and world.cache.stat().st_uid == OTHER
+
+
+def test_these_kernels_were_compiled_from_this_source(monkeypatch, tmp_path):
+    if build.library() is None:
+        pytest.skip("torch computes here")
+    before = build.identity()
+    assert isinstance(build.compiled(), ctypes.CDLL) and before["source"] == build.identity()["source"]
+    changed = tmp_path / "cpu.c"
+    changed.write_text("int changed;\n")
+    monkeypatch.setattr(build, "SOURCES", (changed,))
+    assert build.identity()["source"] != before["source"]
