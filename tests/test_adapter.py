@@ -19,8 +19,7 @@ from flashspec.decoding.cascade import Limits, Stage, decode
 from flashspec.decoding.generate import generate
 from flashspec.decoding.models import Models, load
 from flashspec.decoding.rules import rule_for
-from flashspec.heads.dense import DenseHead
-from flashspec.heads.identity import LogitRows
+from flashspec.heads.dense import DenseHead, LogitRows
 from flashspec.model import adapter, memory
 from flashspec.model.adapter import Adapter, AdapterReader
 from flashspec.scores import GREEDY

@@ -10,11 +10,12 @@ from toys import with_biases
 
 from flashspec import kernels
 from flashspec.decoding.burst import Compiled, StepByStep, burst_of
+from flashspec.decoding.captured import CapturedBurst
 from flashspec.decoding.cascade import Stage
 from flashspec.decoding.judge import InTurn, judge_of
+from flashspec.decoding.lookup import LookupHead, LookupReader
 from flashspec.decoding.rules import GumbelCoupling, SpeculativeSampling, Waiting
-from flashspec.heads import DenseHead, FlashHead
-from flashspec.heads.quantized import QuantizedDenseHead
+from flashspec.heads import DenseHead, FlashHead, QuantizedDenseHead
 from flashspec.model.config import ModelConfig
 from flashspec.model.reader import SpanReader
 from flashspec.model.rounded import rounded
@@ -85,6 +86,24 @@ def test_one_call_writes_what_the_parts_write_in_turn(model, head, rule, tempera
     assert same(played(burst, fast.reader), played(StepByStep(slow), slow.reader))
     assert (fast.reader.seen, fast.reader.rows_read) == (slow.reader.seen, slow.reader.rows_read)
     assert (burst.writer.times > 0).all()
+
+
+@pytest.mark.parametrize("kind", ["compiled", "step by step", "captured", "lookup"])
+def test_a_burst_of_nothing_reads_nothing_and_the_next_one_is_as_ever(model, kind, monkeypatch):
+    if kind == "captured":
+        monkeypatch.setenv("FLASHSPEC_GRAPHS", "eager")
+    tokens, told = torch.arange(20, 20 + CONTEXT), []
+    for nothing in (False, True):
+        used = stage(model, "dense", "coupling", 1.0)
+        if kind == "lookup":
+            used = used._replace(reader=LookupReader(CONTEXT), head=LookupHead(VOCAB))
+        burst = StepByStep(used) if kind == "step by step" else burst_of(used)
+        if nothing:
+            assert burst.write(tokens.clone(), 9, 0) == [] and (used.reader.seen, used.reader.rows_read) == (0, 0)
+        text = tokens.clone()
+        told.append((text, burst.write(text, 9, 3)))
+    assert type(burst) is {"compiled": Compiled, "captured": CapturedBurst}.get(kind, StepByStep)
+    assert same(*told)
 
 
 def test_another_seed_or_a_forgotten_token_is_caught(model):

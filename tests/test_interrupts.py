@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -151,6 +155,26 @@ def test_an_interrupt_over_static_buffers_leaves_no_trace(name, fuse, monkeypatc
     points = passages(fuse, duo(), name, tokens=5)
     assert isinstance(prepare(duo(), name).stages[0].reader.engine, FixedEngine)
     assert all(survives(fuse, duo(), name, point, tokens=5) for point in range(1, points + 1, 3))
+
+
+def at_bytecodes(which: str) -> subprocess.CompletedProcess[str]:
+    """What bytecodes.py says of these interrupts."""
+    if not kernels.available():
+        pytest.skip("no C compiler on this machine")
+    script = Path(__file__).with_name("bytecodes.py")
+    return subprocess.run([sys.executable, "-W", "ignore", script, which], capture_output=True, text=True)
+
+
+def test_two_hundred_interrupts_at_random_bytecodes_leave_no_trace():
+    assert at_bytecodes("random").stdout == "200\n"
+
+
+def test_an_interrupt_at_any_bytecode_of_a_growing_buffer_leaves_no_trace():
+    assert int(at_bytecodes("growing").stdout) > 300
+
+
+def test_the_control_a_size_noted_before_its_buffer_is_there_ends_the_process():
+    assert at_bytecodes("early").returncode == -signal.SIGSEGV
 
 
 def test_the_control_a_decode_that_trusts_its_caches_is_caught(fuse, monkeypatch):

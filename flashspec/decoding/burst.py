@@ -24,7 +24,8 @@ class Burst(Protocol):
 
     def write(self, tokens: Tensor, start: int, want: int) -> list[Drawn]:
         """Put up to `want` tokens into tokens [room] from position `start` on, and tell how each was drawn; fewer where the
-        stage is in doubt. No host synchronisation on an accelerator, but one where there are doubts."""
+        stage is in doubt. A burst of nothing reads nothing. No host synchronisation on an accelerator, but one where there are
+        doubts."""
 
 
 class StepByStep:
@@ -66,6 +67,8 @@ class Compiled(NamedTuple):
     rule: GumbelCoupling | SpeculativeSampling
 
     def write(self, tokens: Tensor, start: int, want: int) -> list[Drawn]:
+        if not want:
+            return []
         reader, stop = self.reader, start + want - 1
         reader.check_room(stop)
         law = self.rule.law(list(range(start, start + want)), 0)

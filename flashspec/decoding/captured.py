@@ -14,11 +14,9 @@ from torch import Tensor
 
 from flashspec.decoding.rules import Drawn, SpeculativeSampling, Verdict, rule_for
 from flashspec.decoding.settle import Ask, Judged, coupled, listed, settled
-from flashspec.heads.context import ContextHead
+from flashspec.heads.candidates import ContextHead, PreviewHead, ShortlistHead
 from flashspec.heads.dense import DenseHead
 from flashspec.heads.flash import FlashHead
-from flashspec.heads.preview import PreviewHead
-from flashspec.heads.shortlist import ShortlistHead
 from flashspec.model.graphs import LARGEST, FixedEngine, Replay
 from flashspec.model.reader import SpanReader
 from flashspec.scores import DeviceDice, Scores

@@ -21,7 +21,8 @@ from flashspec.decoding.rules import AcceptanceRule, leading
 from flashspec.decoding.settle import listed
 from flashspec.heads.base import Head
 from flashspec.model.reader import Reader
-from flashspec.scores import Dice, Scores
+from flashspec.scores import Scores
+from flashspec.typed import typed
 
 
 class Stage(NamedTuple):
@@ -62,6 +63,7 @@ class Step(NamedTuple):
     events: list[Event]
 
 
+@typed
 @dataclass(frozen=True)
 class Limits:
     """When decoding ends, and whether the target reads its own final token at once ("eager") or with the next block."""
@@ -113,12 +115,18 @@ class Cascade:
         self.final: list[int] = []
         for stage in stages:
             stage.reader.rewind(0)
+            stage.reader.text = self.tokens
         self._tell(0, None)
 
     @property
     def room(self) -> int:
         """Tokens that may still be written."""
         return self.end - self.length
+
+    @property
+    def ours(self) -> bool:
+        """Whether no other decode has begun over these stages."""
+        return all(stage.reader.text is self.tokens for stage in self.stages)
 
     def round(self) -> list[Event]:
         """Let stages act from the bottom until one has too few tokens waiting."""
@@ -203,26 +211,26 @@ class Cascade:
         return [*others, Event(i, waiting, kept, rows[i], adds)]
 
 
-def _dice(stage: Stage) -> Dice:
-    return Dice(stage.rule.sampling.seed)
-
-
 def _cut(fresh: list[int], stop: tuple[int, ...]) -> tuple[list[int], bool]:
     """Final tokens up to and with the first stop token, and whether there was one."""
     at = next((i for i, token in enumerate(fresh) if token in stop), None)
     return (fresh, False) if at is None else (fresh[: at + 1], True)
 
 
+@typed
 def decode(stages: list[Stage], prompt: list[int], limits: Limits = Limits()) -> Iterator[Step]:
     """Decode from prompt ids; yields a Step whenever tokens became final.
 
     Stops after max_new_tokens, at the first final stop token (which is emitted), or when a context is full. Closing the
-    generator at any point leaves stages ready for the next decode. Raises ValueError for an empty or too long prompt,
-    ids outside the vocabulary or stages of different vocabularies, FloatingPointError where a model gives NaN.
+    generator at any point leaves stages ready for the next decode. Stages hold one text at a time: going on after another decode
+    has begun over them raises RuntimeError. Raises ValueError for an empty or too long prompt, ids outside the vocabulary or
+    stages of different vocabularies, FloatingPointError where a model gives NaN.
     """
     cascade, events, done = Cascade(stages, prompt, limits), [], False
     emitted = len(prompt)
     while cascade.room and not done:
+        if not cascade.ours:
+            raise RuntimeError("another decode has begun over these stages, which hold one text at a time; build some for each")
         with torch.inference_mode():
             events += cascade.round()
         final = cascade.marks[-1]

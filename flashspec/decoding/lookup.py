@@ -41,6 +41,7 @@ class LookupReader:
         self.context, self.longest, self.shortest = context, longest, min(2, longest)
         self.rows = torch.full((context,), NOTHING, dtype=torch.int64, device=device)
         self.seen = self.rows_read = 0
+        self.text: Tensor | None = None
 
     def read(self, tokens: Tensor) -> Tensor:
         """Read what is missing of tokens [n]; ids [n] of which the last is the proposal."""

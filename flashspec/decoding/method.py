@@ -14,8 +14,10 @@ from flashspec.heads.base import Head, fused
 from flashspec.heads.registry import HEADS
 from flashspec.model.reader import Reader
 from flashspec.scores import GREEDY, Sampling
+from flashspec.typed import typed
 
 
+@typed
 @dataclass(frozen=True)
 class Method:
     """One way of decoding.
@@ -127,9 +129,12 @@ def method_named(method: str | Method, changes: dict[str, Any]) -> Method:
     return replace(METHODS[method] if isinstance(method, str) else method, **changes)
 
 
+@typed
 def build(method: Method, models: Models, sampling: Sampling = GREEDY, context: int | None = None) -> list[Stage]:
     """The stages of a method over these models, with fresh caches of `context` tokens (None: the models' own)."""
     layers = models.target.config.layers
+    if context is not None and context < 1:
+        raise ValueError(f"context must be at least 1, got {context}")
     if method.exits and method.exits[-1] >= layers:
         raise ValueError(f"exits must lie below the target's {layers} layers, got {method.exits}")
     chain = readers(method, models, context or models.context)

@@ -63,6 +63,14 @@ class WeightHead:
         scoring = self.scoring
         return Scores(*scoring(rows)) if scoring is not None and scoring.serves(rows) else None
 
+    def __call__(self, rows: Tensor, positions: Tensor | None = None, dice: Dice | None = None) -> Scores:
+        """Logits [n, vocab] of rows [n, hidden]; nothing is drawn."""
+        return self.scored(rows) or Scores(None, project(self.states(rows), self.weight))
+
+    def bytes_read(self, rows: int) -> int:
+        """The weight, once, however many rows share the reading."""
+        return self.weight.nbytes
+
     def states(self, rows: Tensor) -> Tensor:
         """Rows [n, hidden] behind the norm; ValueError in words where they have another shape."""
         check_rows(rows, self.hidden)
@@ -117,6 +125,13 @@ def check_rows(rows: Tensor, width: int) -> None:
     """Refuse hidden rows that are not [n, width]."""
     if rows.ndim != 2 or rows.shape[1] != width:
         raise ValueError(f"this head reads rows of shape [n, {width}], got {list(rows.shape)}; use the head of the same model")
+
+
+def check_count(name: str, count: int, most: int, of: str) -> int:
+    """Refuse a count that does not lie between 1 and the `most` there are."""
+    if not 1 <= count <= most:
+        raise ValueError(f"{name} must lie between 1 and the {most} {of}, got {count}")
+    return count
 
 
 def project(states: Tensor, weight: Tensor | kernels.Packed) -> Tensor:

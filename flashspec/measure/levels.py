@@ -1,4 +1,4 @@
-"""Cascades of any height, measured: what every level judged in a timed decode, and what an action of each level costs."""
+"""Cascades of any height, measured: what every level verified in a timed decode, and what an action of each level costs."""
 
 from __future__ import annotations
 
@@ -20,40 +20,40 @@ from flashspec.scores import Dice, Scores
 from flashspec.theory import Level, nested
 
 
-class Judged(NamedTuple):
-    """Whole numbers of one level: actions, tokens that waited, tokens it kept, and tokens it decided about."""
+class Verified(NamedTuple):
+    """Whole numbers of one level: actions, tokens that waited, tokens it accepted, and tokens it decided about."""
 
     actions: int = 0
     waiting: int = 0
     kept: int = 0
     decided: int = 0
 
-    def plus(self, other: Judged) -> Judged:
-        return Judged(*(a + b for a, b in zip(self, other, strict=True)))
+    def plus(self, other: Verified) -> Verified:
+        return Verified(*(a + b for a, b in zip(self, other, strict=True)))
 
     @property
     def alpha(self) -> float:
-        """Chance that a token stands, given that all before it stood."""
+        """Probability that a token is accepted, given that all before it were."""
         return self.kept / self.decided if self.decided else 0.0
 
 
 class Climb(NamedTuple):
-    """A timed decode and what its levels judged, from the lowest."""
+    """A timed decode and what its levels verified, from the lowest."""
 
     record: Record
-    levels: tuple[Judged, ...]
+    levels: tuple[Verified, ...]
 
 
-def judged(events: Sequence[Event], stage: int) -> Judged:
-    """What one stage judged in a decode."""
+def verified(events: Sequence[Event], stage: int) -> Verified:
+    """What one stage verified in a decode."""
     mine = [e for e in events if e.stage == stage and e.adds]
-    return Judged(len(mine), sum(e.waiting for e in mine), *agreement(list(events), stage))
+    return Verified(len(mine), sum(e.waiting for e in mine), *agreement(list(events), stage))
 
 
 def climb(models: Models, entries: Sequence[Entry], prompts: Sequence[Prompt], turns: Turns) -> Iterator[Climb]:
-    """Every entry on every prompt in turns, as `contest`, with what each level judged."""
+    """Every entry on every prompt in turns, as `contest`, with what each level verified."""
     for run, record in in_turns([(models, entry) for entry in entries], prompts, turns):
-        yield Climb(record, tuple(judged(run.events, stage) for stage in range(1, len(run.stages))))
+        yield Climb(record, tuple(verified(run.events, stage) for stage in range(1, len(run.stages))))
 
 
 def climbs_by_kind(climbs: Sequence[Climb]) -> list[Climb]:
@@ -71,7 +71,7 @@ def _joined(group: list[Climb]) -> Climb:
     return Climb(joined_by_kind([each.record for each in group])[0], tuple(levels))
 
 
-class Costs(NamedTuple):
+class StageCosts(NamedTuple):
     """Median seconds: a token of stage 0, the head's share of it, and an action of each level at so many waiting tokens."""
 
     draft: float
@@ -140,7 +140,7 @@ def ladder(stages: list[Stage], text: Sequence[int], waits: Sequence[int]) -> La
     return Ladder(cascade, ids, start, own)
 
 
-def stage_costs(stages: list[Stage], text: Sequence[int], waits: Sequence[int], plan: clock.Plan) -> Costs:
+def stage_costs(stages: list[Stage], text: Sequence[int], waits: Sequence[int], plan: clock.Plan) -> StageCosts:
     """Costs of these stages within `text`, with `waits[i]` tokens waiting for level i + 1, as the loop would find them.
 
     A drafted token costs its share of a burst as the loop writes it, and the head in it what the kernels' own clock says; where
@@ -153,7 +153,7 @@ def stage_costs(stages: list[Stage], text: Sequence[int], waits: Sequence[int], 
     draft, writer = burst / written, held.cascade.writer
     if isinstance(writer, Compiled):
         head = draft * float(writer.writer.times[1] / writer.writer.times.sum())
-    return Costs(draft, head, tuple(checks))
+    return StageCosts(draft, head, tuple(checks))
 
 
 def _medians(acts: list[Act], plan: clock.Plan) -> list[float]:
@@ -168,8 +168,8 @@ def _medians(acts: list[Act], plan: clock.Plan) -> list[float]:
     return [clock.median(seconds) for seconds in raw]
 
 
-def foretold(costs: Costs, levels: Sequence[Judged], waits: Sequence[int]) -> float:
-    """Final tokens a second that costs and acceptance foretell (`theory.nested`), the prompt's reading apart."""
+def predicted(costs: StageCosts, levels: Sequence[Verified], waits: Sequence[int]) -> float:
+    """Final tokens a second that costs and acceptance predict (`theory.nested`), the prompt's reading apart."""
     if not levels:
         return 1.0 / costs.draft
     return nested(costs.draft, [Level(j.alpha, n, c) for j, n, c in zip(levels, waits, costs.checks, strict=True)]).throughput

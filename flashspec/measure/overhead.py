@@ -42,6 +42,7 @@ class Instant:
     def __init__(self, context: int, walk: Walk | None) -> None:
         self.rows, self.walk = torch.zeros(context, Constant.vocab_size), walk
         self.context, self.seen, self.rows_read = context, 0, 0
+        self.text: Tensor | None = None
 
     def read(self, tokens: Tensor) -> Tensor:
         """Count what is missing."""

@@ -104,7 +104,7 @@ class KernelEngine:
         layers = zip(model.blocks[start:stop], self.slots, strict=True)
         self._layers = (_Layer * self.count)(*(self._layer(layer, slot) for layer, slot in layers))
         self._shape = self._describe()
-        self._scratch, self._room = torch.empty(0), (0, 0)
+        self._scratch = torch.empty(0)
 
     def _keep(self, tensor: Tensor | None) -> int:
         """Address of a tensor that stays alive with the engine, null for None."""
@@ -150,9 +150,9 @@ class KernelEngine:
     def run(self, x: Tensor, start: int) -> Tensor:
         x, threads = (self.model.place(x, start) if self.lowest else x).contiguous(), torch.get_num_threads()
         shape, numbers = ctypes.byref(self._shape), [ctypes.c_int64(n) for n in (len(x), start, threads)]
-        if len(x) > self._room[0] or threads > self._room[1]:
-            self._room = max(len(x), self._room[0]), max(threads, self._room[1])
-            self._scratch = torch.empty(compiled().fs_scratch(shape, *(ctypes.c_int64(n) for n in self._room)))
+        needed = compiled().fs_scratch(shape, numbers[0], numbers[2])
+        if needed > len(self._scratch):
+            self._scratch = torch.empty(needed)
         address, scratch = ctypes.c_void_p(x.data_ptr()), ctypes.c_void_p(self._scratch.data_ptr())
         compiled().fs_span(shape, self._layers, ctypes.c_int64(self.count), address, *numbers, scratch)
         return x

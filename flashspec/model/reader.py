@@ -13,11 +13,12 @@ from flashspec.model.transformer import Transformer
 
 
 class Reader(Protocol):
-    """Anything that turns tokens into hidden rows; row j speaks for token j + 1."""
+    """Anything that turns tokens into hidden rows; row j speaks for token j + 1. `text` is that of the last decode over it."""
 
     seen: int
     context: int
     rows_read: int
+    text: Tensor | None
 
     @property
     def rows(self) -> Tensor:
@@ -36,6 +37,7 @@ class RowReader(ABC):
     def __init__(self, context: int, rows: Tensor) -> None:
         self.context, self._rows = context, rows
         self.seen = self.rows_read = 0
+        self.text: Tensor | None = None
 
     @property
     def rows(self) -> Tensor:
