@@ -8,10 +8,12 @@ import pytest
 import torch
 from toys import PROMPT, config, duo, random_model, run, text
 
-from flashspec.decoding.cascade import Cascade, Limits, Stage, decode
+from flashspec.decoding.cascade import decode
 from flashspec.decoding.generate import generate, request
 from flashspec.decoding.method import METHODS, Method
 from flashspec.decoding.models import Models
+from flashspec.decoding.stages import Stage
+from flashspec.decoding.state import Limits, State
 from flashspec.scores import Sampling
 
 STACKS = ["baseline", "dense", "flash", "self_speculation", "hispec"]
@@ -82,7 +84,7 @@ def test_going_on_after_another_decode_began_over_the_same_stages_is_refused(nam
 
 
 def test_the_control_two_decodes_in_turns_over_the_same_stages_spoil_each_other(monkeypatch):
-    monkeypatch.setattr(Cascade, "ours", True)
+    monkeypatch.setattr(State, "check_ours", lambda self: None)
     other, ready = prepare("dense", [2, 7, 1, 8, 2, 8]), prepare("dense")
     first, second = ready.steps(), decode(ready.stages, other.ids, other.limits)
     texts = [[step.tokens for step in steps] for steps in zip(*zip(first, second, strict=False), strict=True)]
@@ -176,5 +178,5 @@ def test_the_baseline_of_a_spoiled_draft_is_not_disturbed():
 
 def test_a_stage_is_a_plain_value():
     ready = prepare("dense")
-    again = [Stage(*stage) for stage in ready.stages]
+    again = [Stage(s.reader, s.head, s.rule, s.every) for s in ready.stages]
     assert [s.tokens for s in decode(again, PROMPT, ready.limits)] == [s.tokens for s in ready.steps()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import struct
@@ -14,7 +15,6 @@ from typing import Any, NamedTuple
 import pytest
 import test_heads_public
 import torch
-from flashspec.heads.shortlist import ShortlistHead
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from test_awq import SMALL, write_awq
@@ -23,6 +23,8 @@ from test_transformer import BASE, randomised
 import flashspec as fs
 from flashspec.decoding.vocabulary import tokenizer_of, words_of
 from flashspec.heads import FlashHead, load_public
+from flashspec.heads.candidates import ShortlistHead
+from flashspec.heads.index import IndexHead
 from flashspec.heads.storage import FILE
 from flashspec.model.adapter import Adapter
 from flashspec.model.awq import scheme_of
@@ -51,6 +53,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     weight = model.head_weight.detach()
     FlashHead.build(weight, cluster_size=4, homes=2, always=(3,)).save(place / "model")
     ShortlistHead.build(weight, torch.arange(20)).save(place / "model" / "fr_spec_head.safetensors")
+    if importlib.util.find_spec("faiss"):
+        IndexHead.build(weight).save(place / "model" / "ivf_head.safetensors")
     randomised(CONFIG).save(place / "whole", dtype="float32")
     write_awq(replace(SMALL, layers=1, vocab_size=32), place / "awq")
     test_heads_public.fabricate(place / "public")
@@ -123,18 +127,19 @@ CASES = {
     "generation, loaded": Case("model/generation_config.json", _loaded, 50),
     "tokenizer": Case("model/tokenizer.json", _named, 400),
     "template": Case("model/tokenizer_config.json", lambda folder: chat_prompt(folder, "w1"), 50),
-    "weights": Case("whole/model.safetensors", _loaded, 270),
+    "weights": Case("whole/model.safetensors", _loaded, 300),
     "exits": Case(f"model/{EXITS_FILE}", _exits, 250),
     "FlashHead": Case(f"model/{FILE}", _head(FlashHead, FILE), 200),
     "shortlist": Case("model/fr_spec_head.safetensors", _head(ShortlistHead, "fr_spec_head.safetensors"), 150),
+    "ivf": Case("model/ivf_head.safetensors", _head(IndexHead, "ivf_head.safetensors"), 100),
     "public FlashHead": Case("public/config.json", load_public, 100),
 }
 
 ODD = st.one_of(
-    st.sampled_from([None, True, False, 0, -1, 1, 2, 3, 2**31, 2**63, 10**40, -(2**70), 10**400, 0.0, -0.5, 1e30, 1e308, math.nan]),
+    st.sampled_from([None, True, False, 0, -1, 1, 2, 3, 2**31, 2**63, 10**40, -(2**70), 10**400, 0.0, -0.5, 1e308, math.nan]),
     st.sampled_from([math.inf, -math.inf, "", "no", "1", "../x", "/", "\0", "\ud800", "\n", "x" * 300, [], {}, [[]], {"": {}}]),
     st.lists(st.sampled_from([None, 1, -1, "a", 2.5, []]), max_size=3),
-    st.dictionaries(st.sampled_from(["rope_type", "factor", "quant_method", "a"]), st.sampled_from([1, "llama3", "awq", None, []])),
+    st.dictionaries(st.sampled_from(["rope_type", "factor", "quant_method"]), st.sampled_from([1, "llama3", "awq", None, []])),
     st.integers(),
     st.floats(),
     st.text(max_size=4),

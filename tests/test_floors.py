@@ -14,9 +14,7 @@ FLOORS = {
 }  # fmt: skip
 HEAVY = {"transformers", "faiss", "pandas", "papermill", "seaborn", "matplotlib", "tokenizers", "triton", "dask", "click"}
 CIRCLES = [
-    "decoding.burst decoding.captured decoding.cascade decoding.judge",
     "model.checkpoint model.export model.transformer",
-    "model.engine model.graphs",
     "study.experiment study.registry",
 ]  # still to be cut; the list may only become shorter
 LINES, BODY, ARGUMENTS = 300, 40, 5

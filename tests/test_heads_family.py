@@ -22,6 +22,7 @@ from flashspec.heads import (
     ShortlistHead,
     head_named,
 )
+from flashspec.heads.base import Fixed
 from flashspec.heads.cluster import from_assignments
 from flashspec.heads.index import IndexHead
 from flashspec.heads.registry import RANKED
@@ -194,7 +195,7 @@ def test_the_context_holds_what_was_seen_last():
     assert listed(head) == {0, 1, 2, 3, 4, 5}
 
 
-class LiveHead:
+class LiveHead(Fixed):
     """A real head on one-hot rows of the toy models' prefixes, asked anew at every step."""
 
     vocab_size = 4

@@ -9,9 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flashspec.decoding.cascade import Limits, Stage, decode
+from flashspec.decoding.cascade import decode
 from flashspec.decoding.lookup import LookupHead, LookupReader
 from flashspec.decoding.rules import GumbelCoupling, Verdict
+from flashspec.decoding.stages import Stage
+from flashspec.decoding.state import Limits
 from flashspec.scores import GREEDY
 from flashspec.theory import Level, flip, layer_tokens_per_token, nested, rows_read, tokens_per_check
 
@@ -74,16 +76,16 @@ class Coins(GumbelCoupling):
     def verify(self, scores, waiting):
         count = len(waiting.tokens)
         kept = next((i for i in range(count) if self.coins.random() >= self.alpha), count)
-        return Verdict(kept, 1, scores)
+        return Verdict(torch.tensor([kept]), torch.ones(1, dtype=torch.int64), torch.ones(1, dtype=torch.bool), scores)
 
 
 class Ones(LookupReader):
     """Every row proposes id 1."""
 
     def read(self, tokens):
-        self.rows_read += max(0, len(tokens) - self.seen)
-        self.seen = max(self.seen, len(tokens))
-        return torch.ones(len(tokens), dtype=torch.int64)
+        new, self.seen = max(0, len(tokens) - self.seen), max(self.seen, len(tokens))
+        self.rows.fill_(1)
+        return (new,)
 
 
 @pytest.mark.parametrize("name", ["HiSpec", "three levels"])

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import click
 
 from flashspec.cli.flags import COUNT, given, with_flags
-from flashspec.decoding.cascade import Event, Step
 from flashspec.decoding.generate import Request, Stats, count, request, weak_exit
 from flashspec.decoding.method import METHODS, Method, method_named
 from flashspec.decoding.models import Models, folder_of, load
+from flashspec.decoding.state import Event, Step
 from flashspec.model.adapter import speaker
 from flashspec.model.chat import chat_prompt, generation_defaults
 from flashspec.scores import Sampling

@@ -7,9 +7,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from flashspec.decoding.cascade import Event, Limits, Step, decode
+from flashspec.decoding.cascade import decode
 from flashspec.decoding.method import METHODS, Method, build, method_named
 from flashspec.decoding.models import Models
+from flashspec.decoding.stages import Stage
+from flashspec.decoding.state import Event, Limits, Step
 from flashspec.scores import GREEDY, Sampling
 from flashspec.typed import typed, whole_numbers
 
@@ -72,7 +74,7 @@ class Request:
     """A prompt made ready: ids, stages and limits."""
 
     ids: list[int]
-    stages: list
+    stages: list[Stage]
     limits: Limits
     method: Method = METHODS["baseline"]
 

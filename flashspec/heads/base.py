@@ -30,8 +30,18 @@ class Head(Protocol):
     def bytes_read(self, rows: int) -> int:
         """Bytes of weights that scoring this many rows at once has to read."""
 
+    def learn(self, tokens: Tensor, scores: Scores | None) -> None:
+        """Take in tokens that became final and the last stage's scores behind them, None as a text begins; most heads do not."""
 
-class WeightHead:
+
+class Fixed:
+    """A head whose scores follow from the row alone."""
+
+    def learn(self, tokens: Tensor, scores: Scores | None) -> None:
+        """Nothing."""
+
+
+class WeightHead(Fixed):
     """What a head over one weight [vocab, hidden] answers alike; a head is a dataclass with these two fields and its own."""
 
     norm: Norm | None

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from flashspec.heads.base import Norm, WeightHead, check_rows, fused, weight_of
+from flashspec.heads.base import Fixed, Norm, WeightHead, check_rows, fused, weight_of
 from flashspec.kernels import Packed, pack
 from flashspec.scores import Dice, Scores
 from flashspec.typed import typed
@@ -43,7 +43,7 @@ class QuantizedDenseHead(WeightHead):
 
 
 @dataclass(frozen=True)
-class LogitRows:
+class LogitRows(Fixed):
     """The head of a reader whose rows [n, vocab] are logits already; the model below has paid for them."""
 
     vocab_size: int

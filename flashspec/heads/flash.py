@@ -160,7 +160,8 @@ def _clusters(tensors: dict[str, Tensor], weight: Tensor, path: Path) -> Cluster
     if second is not None and (len(second) != len(weight) or int(second.min()) < -1 or int(second.max()) >= count):
         raise ValueError(f"{path.name} has second homes outside its {count} clusters; build the head again")
     device = weight.device
-    return Clusters(*(t.to(device) for t in (assignments, members, means)), None if second is None else second.to(device))
+    homes = None if second is None else second.to(device)
+    return Clusters(assignments.to(device), members.to(device), means.to(device), homes)
 
 
 def _file(path: Path | str) -> Path:

@@ -54,11 +54,12 @@ def read(path: Path, key: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, typed(parsed(header[key], path), dict[str, Any], path, "build the head again")
 
 
-def stored(tensors: dict[str, Tensor], name: str, dimensions: int, path: Path) -> Tensor:
-    """The whole numbers of one tensor of a head's file; ValueError where it is missing or something else."""
+def stored(tensors: dict[str, Tensor], name: str, dimensions: int, path: Path, kinds: tuple[torch.dtype, ...] = WHOLE) -> Tensor:
+    """One tensor of a head's file, of whole numbers if not of other `kinds`; ValueError where it is missing or something else."""
     found = tensors.get(name)
-    if found is None or found.ndim != dimensions or not found.numel() or found.dtype not in WHOLE:
-        raise ValueError(f"{path.name} has no {name} of whole numbers in {dimensions} dimensions; build the head again")
+    if found is None or found.ndim != dimensions or not found.numel() or found.dtype not in kinds:
+        numbers = "whole numbers" if kinds is WHOLE else "float32 numbers"
+        raise ValueError(f"{path.name} has no {name} of {numbers} in {dimensions} dimensions; build the head again")
     return found
 
 

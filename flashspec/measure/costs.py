@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -14,7 +13,7 @@ from flashspec.decoding.models import Models
 from flashspec.measure import clock
 from flashspec.measure.overhead import loop_overhead
 from flashspec.measure.parts import Bench, prepare, prepare_each
-from flashspec.scores import GREEDY, Dice, Sampling, Scores
+from flashspec.scores import GREEDY, Sampling
 from flashspec.theory import Costs, interpolated
 
 UNUSED = "behind"
@@ -103,7 +102,7 @@ def stand(models: Models, writers: Sequence[Method], ks: Sequence[int], setting:
     groups: list[dict[str, Callable[[], object]]] = [{"step": plain.burst}, {"finalize": first.step}]
     for number, (name, found) in enumerate(drafts.items()):
         groups += _rounds(found, name, (number == 0, number == 0 and eager))
-        groups.append({f"head {name}": head_call(found[blocks[0]])})
+        groups.append({f"head {name}": found[blocks[0]].project})
     return Standing(tuple(groups), blocks, str(models.target.device))
 
 
@@ -114,7 +113,7 @@ def _rounds(benches: Mapping[int, Bench], name: str, which: tuple[bool, bool]) -
     for k, one in benches.items():
         groups.append({f"burst {k} {name}": one.burst, f"check {k}" if checked else f"{UNUSED} check {k}": one.check})
         if eager:
-            groups.append({f"{UNUSED} burst {k}": one.burst, f"eager {k}": partial(finalized_check, one)})
+            groups.append({f"{UNUSED} burst {k}": one.burst, f"eager {k}": one.finalized})
     return groups
 
 
@@ -133,16 +132,3 @@ def measure_costs(models: Models, writers: Sequence[Method], ks: Sequence[int], 
     standing = stand(models, writers, ks, setting)
     turns = [with_loop(standing.turn(), loop_seconds()) for _ in range(plan.warmup + plan.repeats)]
     return PairCosts(tuple(turns[plan.warmup :]), standing.ks)
-
-
-def head_call(bench: Bench) -> Callable[[], Scores]:
-    """One projection by the writer's head, on its newest row."""
-    stage, at = bench.stages[0], bench.start - 1
-    row = stage.reader.rows[at - 1 : at].clone()
-    return lambda: stage.head(row, torch.tensor([at]), Dice(stage.rule.sampling.seed))
-
-
-def finalized_check(bench: Bench) -> None:
-    """Read the newest token, then judge the burst: what eager finalisation spends on a round."""
-    bench.step()
-    bench.check()

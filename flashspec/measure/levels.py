@@ -7,16 +7,16 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
-from flashspec.decoding.burst import Compiled
-from flashspec.decoding.cascade import Cascade, Event, Limits, Stage
+from flashspec.decoding.compiled import CompiledBurst
 from flashspec.decoding.generate import agreement
 from flashspec.decoding.models import Models
+from flashspec.decoding.stages import Stage
+from flashspec.decoding.state import Event
 from flashspec.measure import clock
 from flashspec.measure.contest import Entry, Record, Turns, in_turns, joined_by_kind
+from flashspec.measure.parts import Bench, held
 from flashspec.measure.prompts import Prompt
-from flashspec.scores import Dice, Scores
 from flashspec.theory import Level, nested
 
 
@@ -80,64 +80,11 @@ class StageCosts(NamedTuple):
 
 
 class Act(NamedTuple):
-    """What is timed, and what has to be so before it."""
+    """What is timed, and for which level how many tokens wait before it."""
 
-    ready: Callable[[], object]
     call: Callable[[], object]
-
-
-class Ladder(NamedTuple):
-    """A decode held behind `start` tokens of a text, before one and the same action of any level.
-
-    The loop's own actions are timed, in the order of a decode, so that each finds the caches as the one before it leaves them.
-    """
-
-    cascade: Cascade
-    text: Tensor
-    start: int
-    proposal: Scores
-
-    def hold(self, level: int, wait: int) -> None:
-        """Let `wait` tokens of the text wait for a level; what lies below has read all but the newest, as it has in the loop."""
-        cascade, length = self.cascade, self.start + wait
-        cascade.tokens[:length] = self.text[:length]
-        cascade.length, cascade.sound = length, []
-        cascade.marks = [length] * level + [self.start] * (len(cascade.stages) - level)
-        cascade.proposals = dict.fromkeys(range(self.start, length), self.proposal)
-        for number, stage in enumerate(cascade.stages):
-            stage.reader.rewind(self.start - 1)
-            if number < level:
-                stage.reader.read(cascade.tokens[: length - 1])
-
-    def burst(self) -> tuple[int, Scores]:
-        """Tokens that a burst writes here, at least 1, and the scores of the first; its proposal where nothing is written."""
-        self.hold(0, 0)
-        self.cascade.draft()
-        return max(1, self.cascade.length - self.start), self.cascade.proposals.get(self.start, self.proposal)
-
-    def acts(self, waits: Sequence[int]) -> list[Act]:
-        """A burst, an action of every level, and the projection of one row."""
-        checks = [Act(partial(self.hold, i, wait), partial(self.cascade.check, i)) for i, wait in enumerate(waits, start=1)]
-        return [Act(partial(self.hold, 0, 0), self.cascade.draft), *checks, Act(lambda: None, self.project)]
-
-    def project(self) -> None:
-        """Project one row with the writer's head."""
-        stage, at = self.cascade.stages[0], self.start - 1
-        stage.head(stage.reader.rows[at - 1 : at], torch.tensor([self.start]), Dice(0))
-
-
-def ladder(stages: list[Stage], text: Sequence[int], waits: Sequence[int]) -> Ladder:
-    """These stages before the last tokens of a text, of which the largest number in `waits` may wait.
-
-    The stages' context must hold the text, a burst and two tokens more.
-    """
-    start, most = len(text) - max([1, *waits]), max([stages[min(1, len(stages) - 1)].every, *waits])
-    cascade = Cascade(stages, list(text[:start]), Limits(most + 2))
-    ids = torch.tensor(list(text), device=cascade.tokens.device)
-    for stage in stages:
-        stage.reader.read(ids[: start - 1])
-    own = Scores(ids[start : start + 1, None], torch.zeros(1, 1, device=ids.device))
-    return Ladder(cascade, ids, start, own)
+    level: int = 0
+    wait: int = 0
 
 
 def stage_costs(stages: list[Stage], text: Sequence[int], waits: Sequence[int], plan: clock.Plan) -> StageCosts:
@@ -146,22 +93,24 @@ def stage_costs(stages: list[Stage], text: Sequence[int], waits: Sequence[int], 
     A drafted token costs its share of a burst as the loop writes it, and the head in it what the kernels' own clock says; where
     they do not write the burst, what a projection takes by itself.
     """
+    start, most = len(text) - max([1, *waits]), max([stages[min(1, len(stages) - 1)].every, *waits])
+    bench = held(lambda: stages, text[:start], start, text[start:], most + 2)
+    written = max(1, bench.state.length - start)
+    acts = [Act(partial(bench.check, level), level, wait) for level, wait in enumerate(waits, start=1)]
     with torch.inference_mode():
-        held = ladder(stages, text, waits)
-        written, proposal = held.burst()
-        burst, *checks, head = _medians(held._replace(proposal=proposal).acts(waits), plan)
-    draft, writer = burst / written, held.cascade.writer
-    if isinstance(writer, Compiled):
-        head = draft * float(writer.writer.times[1] / writer.writer.times.sum())
+        burst, *checks, head = _medians(bench, [Act(bench.burst), *acts, Act(bench.project)], plan)
+    draft, write = burst / written, stages[0].write
+    if isinstance(write, CompiledBurst):
+        head = draft * float(write.writer.times[1] / write.writer.times.sum())
     return StageCosts(draft, head, tuple(checks))
 
 
-def _medians(acts: list[Act], plan: clock.Plan) -> list[float]:
+def _medians(bench: Bench, acts: list[Act], plan: clock.Plan) -> list[float]:
     """Median seconds of each act, taken in turns."""
     raw: list[list[float]] = [[] for _ in acts]
     for turn in range(-plan.warmup, plan.repeats):
         for seconds, act in zip(raw, acts, strict=True):
-            act.ready()
+            bench.hold(act.level, act.wait)
             spent = clock.seconds_of(act.call)
             if turn >= 0:
                 seconds.append(spent)

@@ -16,11 +16,12 @@ import msgspec
 import torch
 from torch import Tensor
 
-from flashspec.decoding.cascade import Stage
 from flashspec.decoding.generate import generate
 from flashspec.decoding.method import Method, build
 from flashspec.decoding.models import Models
 from flashspec.decoding.rules import probability_of
+from flashspec.decoding.stages import Stage
+from flashspec.heads.candidates import ContextHead
 from flashspec.measure.prompts import Id, Prompt, typed
 from flashspec.model.writing import write_json
 from flashspec.provenance import model_digests, short_hash
@@ -131,7 +132,7 @@ def replay_texts(trace: Trace, models: Models, method: Method) -> Iterator[list[
         if context > held:
             raise ValueError(f"a recorded text has {context} tokens and the draft's context holds {held}; record shorter ones")
         stage = build(method, models, trace.sampling, context)[0]
-        if hasattr(stage.head, "learn"):
+        if isinstance(stage.head, ContextHead):
             raise ValueError(f"head {method.head!r} learns from verifications, which a replay has none of; decode live instead")
         yield stands(stage, told, trace.sampling)
 
@@ -170,7 +171,8 @@ def _rows(stage: Stage, prompt: Sequence[int], tokens: Sequence[int]) -> tuple[T
     reader, start = stage.reader, len(prompt)
     ids = torch.tensor([*prompt, *tokens], device=reader.rows.device)
     reader.rewind(0)
-    return reader.read(ids[:-1])[start - 1 :], torch.arange(start, len(ids))
+    reader.read(ids[:-1])
+    return reader.rows[start - 1 : len(ids) - 1], torch.arange(start, len(ids))
 
 
 @torch.inference_mode()

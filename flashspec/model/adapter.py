@@ -251,8 +251,6 @@ def _needs(about: Kind) -> str:
 class AdapterReader(RowReader):
     """Reads tokens through a whole transformers model; rewinding crops its cache."""
 
-    below = None
-
     def __init__(self, model: Adapter, context: int | None = None) -> None:
         room = min(model.config.context, context or model.config.context)
         super().__init__(room, torch.zeros(room, model.width, device=model.device))

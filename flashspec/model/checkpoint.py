@@ -44,8 +44,9 @@ def load_transformer(folder: str | Path, dtype: str = "auto", device: str = "cpu
     refuse_too_large(str(folder), config, form, kind)
     verify_digests(folder)
     tensors = Tensors(folder)
-    config = replace(config, tied=config.tied and not _other_head(tensors, config))
-    refuse_too_large(str(folder), config, form, kind)
+    if config.tied and _other_head(tensors, config, form.dtype):
+        config = replace(config, tied=False)
+        refuse_too_large(str(folder), config, form, kind)
     return _Loader(tensors, config, scheme or NOTHING, form.dtype, kind).load(int4)
 
 
@@ -55,12 +56,12 @@ def _dtype(name: str, about: Kind) -> torch.dtype:
     return dtype_named(name)
 
 
-def _other_head(tensors: Tensors, config: ModelConfig) -> bool:
-    """Whether the files hold a vocabulary weight of their own that differs from the embedding; it is then the one that counts."""
+def _other_head(tensors: Tensors, config: ModelConfig, dtype: torch.dtype) -> bool:
+    """Whether the files hold a vocabulary weight that differs from the embedding; transformers scores with it, so do we."""
     shape, (head,), (embed,) = (config.vocab_size, config.hidden), sources("head", config), sources("embed", config)
     if f"{head}.weight" not in tensors.where:
         return False
-    return not torch.equal(*(tensors.read(f"{name}.weight", shape) for name in (head, embed)))
+    return not torch.equal(*(tensors.read(f"{name}.weight", shape).to(dtype) for name in (head, embed)))
 
 
 def _int4(weights: str, scheme: Scheme | None, device: torch.device, folder: Path) -> bool:

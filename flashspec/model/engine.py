@@ -6,7 +6,6 @@ Both hold the span's key/value cache, allocated once. The torch engine is the na
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
 from typing import ClassVar, Protocol, cast
 
 import torch
@@ -185,7 +184,7 @@ def _served(matrix: nn.Module, dtype: torch.dtype) -> bool:
     return isinstance(matrix, nn.Linear) and matrix.weight.dtype is dtype and dtype in kernels.WEIGHTS
 
 
-def _kernel_ready(model: Transformer) -> bool:
+def kernel_ready(model: Transformer) -> bool:
     """Whether the kernels compute this model: plain or rounded matrices of one format on CPU, widths multiples of 8 (of 16
     in 4 bits)."""
     c, weight = model.config, model.embed.weight
@@ -196,13 +195,3 @@ def _kernel_ready(model: Transformer) -> bool:
     step = 16 if formats == {_FOUR_BITS} else 8
     even = not any(size % step for size in (c.hidden, c.ffn, c.head_dim))
     return len(formats) == 1 and even and weight.device.type == "cpu" and kernels.available()
-
-
-def engine_for(model: Transformer, start: int, stop: int, context: int) -> Engine:
-    """The fastest engine that computes layers start..stop of this model on its device; see `graphs.wanted` for the flag."""
-    from flashspec.model.graphs import FixedEngine, wanted
-
-    kind: Callable[..., Engine] = KernelEngine if _kernel_ready(model) else TorchEngine
-    if wanted(model.device):
-        kind = FixedEngine
-    return kind(model, start, stop, context)

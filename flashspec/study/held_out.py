@@ -126,7 +126,8 @@ def halves(prompts: Sequence[Prompt]) -> tuple[list[Prompt], list[Prompt]]:
 def rows_of(model: Transformer, ids: tuple[int, ...]) -> Tensor:
     """A model's rows [n, hidden] over a text, as a decode reads them, in float32."""
     reader = SpanReader(model, context=len(ids) + 1)
-    return reader.read(torch.tensor(ids))[: len(ids)].float().clone()
+    reader.read(torch.tensor(ids))
+    return reader.rows[: len(ids)].float().clone()
 
 
 @torch.inference_mode()

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from flashspec.decoding.cascade import Stage
 from flashspec.decoding.hierarchy import hispec, self_speculation
 from flashspec.decoding.method import METHODS, Method, build
 from flashspec.decoding.models import Models
+from flashspec.decoding.stages import Stage
 from flashspec.measure import clock
 from flashspec.measure.bench import text_digest
 from flashspec.measure.contest import Entry, Turns, texts
