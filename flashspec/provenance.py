@@ -17,11 +17,12 @@ from typing import Any
 import torch
 
 PACKAGES = ("numpy", "safetensors", "tokenizers", "transformers", "faiss-cpu", "triton", "papermill")
+RESULTS = "FLASHSPEC_RESULTS"  # a path, which no origin tells
 MODEL_FILES = ("*.safetensors", "config.json", "tokenizer.json")
 
 
 def origin() -> dict[str, Any]:
-    """Commit, dirty flag, date, machine, thread count and versions of this process; a missing fact is None."""
+    """Commit, dirty flag, date, machine, threads, versions and FLASHSPEC variables of this process; a missing fact is None."""
     return {
         **source(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -29,17 +30,19 @@ def origin() -> dict[str, Any]:
         "machine_key": short_hash(machine()),
         "threads": torch.get_num_threads(),
         "versions": versions(),
+        "variables": {name: os.environ[name] for name in sorted(os.environ) if name.startswith("FLASHSPEC_") and name != RESULTS},
     }
 
 
 def source() -> dict[str, Any]:
-    """The commit this package was imported from and whether tracked files differ from it; None outside a git checkout."""
+    """The commit this package was imported from, whether tracked files differ from it, and a digest of how they differ."""
     folder = Path(__file__).resolve().parent
     ours = _git(folder, "ls-files", "--error-unmatch", Path(__file__).name)
     if ours is None:
         return {"commit": None, "dirty": None}
     changed = _git(folder, "status", "--porcelain", "--untracked-files=no", "--", str(folder))
-    return {"commit": _git(folder, "rev-parse", "HEAD"), "dirty": None if changed is None else bool(changed)}
+    found = {"commit": _git(folder, "rev-parse", "HEAD"), "dirty": None if changed is None else bool(changed)}
+    return {**found, "diff": short_hash(_git(folder, "diff", "HEAD", "--", str(folder)))} if changed else found
 
 
 @lru_cache(maxsize=1)

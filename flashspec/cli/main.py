@@ -14,6 +14,7 @@ from flashspec.refusals import guarded, in_words, readable, refuse
 COMMANDS = {
     "generate": ("flashspec.cli.generate", "Write text with any method and say what it cost."),
     "run": ("flashspec.cli.run", "Run an experiment, or show its stored table."),
+    "results": ("flashspec.cli.results", "List stored tables, show one with its origin, or verify them all."),
     "list": ("flashspec.cli.listing", "List experiments, methods and models."),
     "train": ("flashspec.cli.train", "Train the reference models from scratch."),
     "quantize": ("flashspec.cli.quantize", "Write a checkpoint's 4-bit twin."),

@@ -8,6 +8,7 @@ import click
 
 from flashspec.cli.flags import At, flags, given
 from flashspec.study.check import check
+from flashspec.study.compare import shown
 from flashspec.study.experiment import Experiment, Results, run
 from flashspec.study.registry import EXPERIMENTS
 
@@ -27,16 +28,18 @@ class Experiments(click.Group):
         return list(EXPERIMENTS)
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command:
-        return command_of(EXPERIMENTS[name])
+        return command_of(EXPERIMENTS[name]) if name in EXPERIMENTS else command_of(EXPERIMENTS.preset(name), name)
 
 
-def command_of(experiment: Experiment) -> click.Command:
-    """`flashspec run NAME`: the experiment's fields as flags."""
+def command_of(experiment: Experiment, preset: str = "") -> click.Command:
+    """`flashspec run NAME`: the experiment's fields as flags, on top of a preset where the name is a preset's."""
 
     def call(**options: Any) -> int:
-        return run_one(experiment, options)
+        return run_one(experiment, {**options, "preset": options["preset"] or preset})
 
-    return click.Command(experiment.name, callback=call, params=[*flags(experiment.params), *OPTIONS], help=experiment.summary)
+    return click.Command(
+        preset or experiment.name, callback=call, params=[*flags(experiment.params), *OPTIONS], help=experiment.summary
+    )
 
 
 def run_one(experiment: Experiment, options: dict[str, Any]) -> int:
@@ -52,8 +55,9 @@ def run_one(experiment: Experiment, options: dict[str, Any]) -> int:
 
 
 def report(results: Results) -> None:
-    """The table, its middle left out where it is long, where it is stored and what it was measured on."""
-    click.echo(results.frame.to_string(index=False, max_rows=ROWS_SHOWN))
+    """The table (of a race: its speedups), the middle left out where it is long, its file and what it was measured on."""
+    raced = results.origin["experiment"] == "race"
+    click.echo((shown(results.frame) if raced else results.frame).to_string(index=False, max_rows=ROWS_SHOWN))
     click.echo(f"{len(results.rows)} rows in {results.path}; {results.machine}", err=True)
 
 

@@ -8,10 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from flashspec.study import store
 from flashspec.study.experiment import Experiment, run
-from flashspec.study.parameters import key
-from flashspec.study.store import Place
 
 
 def check(experiment: Experiment, params: Any, root: Path | None = None, tolerance: float = 1e-6) -> list[str]:
@@ -24,8 +21,7 @@ def check(experiment: Experiment, params: Any, root: Path | None = None, toleran
         found = run(experiment, params, root=Path(scratch))
     if not found.rows:
         return [f"{experiment.name}: the run gave no rows"]
-    place = Place(Path(root or store.default_root()) / experiment.name, key(params))
-    stored = store.read(place, experiment.columns)
+    stored = experiment.shelf.read(experiment.place(params, root), experiment.columns)
     if experiment.measured or stored is None:
         return []
     return [f"{experiment.name}: {text}" for text in differences(stored.rows, found.rows, experiment.columns.names, tolerance)]

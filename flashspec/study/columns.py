@@ -28,6 +28,11 @@ class Columns:
             raise TypeError(f"expected a row of type {self.row.__name__}, got {type(row).__name__}")
         return [_cell(name, getattr(row, name), *self.kinds[name]) for name in self.names]
 
+    def checked(self, name: str, value: Any) -> Any:
+        """A value of the column's own type, or None; TypeError for another type."""
+        _cell(name, value, *self.kinds[name])
+        return value if value is None else self.kinds[name][0](value)
+
     def parse(self, rows: Iterable[list[str]]) -> Iterator[Any]:
         """Rows of the row type from text cells."""
         for cells in rows:

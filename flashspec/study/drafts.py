@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from flashspec.decoding.models import REFERENCE, SHIPPED, Models, check_tokenizers, folder_of, load, opened_draft, rounding
 from flashspec.measure.trace import target_digest
-from flashspec.once import Once
 from flashspec.study.pairs import DRAFTS
 from flashspec.train.design import Design
 from flashspec.train.family import FAMILY as POINTS
@@ -100,7 +98,7 @@ def pair_of(name: str, folder: Path, alone: Models, target: str) -> Pair:
     dtype = str(alone.target.embed.weight.dtype).removeprefix("torch.")
     device = alone.target.device
     draft = opened_draft(folder, dtype, str(device), "int8" if device.type == "cpu" else "")
-    models = replace(alone, draft=draft, folders=places, _flash=Once(), _heads=Once())
+    models = Models(alone.target, draft, alone.tokenizer, places, exits=alone.exits, cut=alone.cut)
     return Pair(name, target_digest(folder), steps_of(folder), models, target, target_digest(alone.folders["target"]))
 
 

@@ -6,7 +6,6 @@ import ast
 import dataclasses
 import difflib
 import inspect
-import math
 import textwrap
 import types
 from collections.abc import Mapping
@@ -98,51 +97,25 @@ def key(params: Any) -> str:
 
 
 def _parse(kind: Any, value: Any) -> Any:
-    origin = get_origin(kind)
-    if kind is Any:
-        return value
-    if origin in (Union, types.UnionType):
-        return _parse_union(get_args(kind), value)
-    if origin is Literal:
-        return _parse_literal(get_args(kind), value)
-    if origin in (tuple, list) or kind in (tuple, list):
-        return _parse_sequence(kind, value)
-    return _SCALARS[kind](value)
+    import msgspec
 
-
-def _parse_union(kinds: tuple[Any, ...], value: Any) -> Any:
-    if type(None) in kinds and (value is None or (isinstance(value, str) and value.lower() in NOTHING)):
+    kinds = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
+    if type(None) in kinds and isinstance(value, str) and value.lower() in NOTHING:
         return None
-    others = [kind for kind in kinds if kind is not type(None)]
-    exact = [kind for kind in others if isinstance(kind, type) and type(value) is kind]
-    for kind in [*exact, *others]:
-        try:
-            return _parse(kind, value)
-        except UNFIT:
-            continue
-    raise ValueError(value)
-
-
-def _parse_literal(choices: tuple[Any, ...], value: Any) -> Any:
-    for choice in choices:
-        if value == choice or (isinstance(value, str) and value == str(choice)):
-            return choice
-    raise ValueError(value)
-
-
-def _parse_sequence(kind: Any, value: Any) -> Any:
-    if isinstance(value, str):
-        value = _split(value)
-    if not isinstance(value, (tuple, list)):
-        raise TypeError(value)
-    inner = get_args(kind)
-    if not inner:
-        parsed = list(value)
-    elif get_origin(kind) is list or inner[-1] is Ellipsis:
-        parsed = [_parse(inner[0], item) for item in value]
-    else:
-        parsed = [_parse(each, item) for each, item in zip(inner, value, strict=True)]
-    return parsed if list in (kind, get_origin(kind)) else tuple(parsed)
+    if any(each in (tuple, list) or get_origin(each) in (tuple, list) for each in kinds) and value is not None:
+        value = _split(value) if isinstance(value, str) else value if isinstance(value, (tuple, list)) else [value]
+    if bool in kinds and isinstance(value, str):
+        value = TRUTHS.get(value.lower(), value)
+    if str in kinds and isinstance(value, Path):
+        value = str(value)
+    try:
+        found = msgspec.convert(value, kind, strict=bool in kinds, dec_hook=lambda wanted, given: wanted(given))
+    except msgspec.ValidationError as error:
+        raise ValueError(str(error)) from error
+    for each in found if isinstance(found, (tuple, list)) else (found,):
+        if isinstance(each, (int, float)) and not -LARGEST <= each < LARGEST:
+            raise ValueError(each)
+    return found
 
 
 def _split(text: str) -> list[Any]:
@@ -151,39 +124,7 @@ def _split(text: str) -> list[Any]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
-def _bool(value: Any) -> bool:
-    if isinstance(value, str) and value.lower() in TRUTHS:
-        return TRUTHS[value.lower()]
-    if isinstance(value, bool):
-        return value
-    raise ValueError(value)
-
-
-def _int(value: Any) -> int:
-    if isinstance(value, bool) or (isinstance(value, float) and value != int(value)):
-        raise ValueError(value)
-    found = int(value)
-    if not -LARGEST <= found < LARGEST:
-        raise ValueError(value)
-    return found
-
-
-def _float(value: Any) -> float:
-    if isinstance(value, bool) or not math.isfinite(value := float(value)):
-        raise ValueError(value)
-    return value
-
-
-def _str(value: Any) -> str:
-    if not isinstance(value, (str, Path)):
-        raise TypeError(value)
-    return str(value)
-
-
 def _plain(value: Any) -> Any:
     if isinstance(value, (tuple, list)):
         return [_plain(item) for item in value]
     return str(value) if isinstance(value, Path) else value
-
-
-_SCALARS: dict[Any, Any] = {bool: _bool, int: _int, float: _float, str: _str, Path: Path}

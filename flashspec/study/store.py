@@ -7,14 +7,14 @@ import io
 import json
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from flashspec import provenance
-from flashspec.model.writing import made, write_text
+from flashspec.model.writing import write_text
 from flashspec.study.columns import Columns
 from flashspec.study.parameters import Refused
 
@@ -106,51 +106,6 @@ def write(place: Place, columns: Columns, rows: Sequence[Any], origin: dict[str,
     write_text(json.dumps(stamped, indent=2, sort_keys=True) + "\n", place.json)
 
 
-class Journal:
-    """Finished points of an unfinished table, one JSON line each; lines of other code or another machine are dropped."""
-
-    def __init__(self, file: io.TextIOWrapper, header: dict[str, Any]) -> None:
-        self.file = file
-        self.done: dict[str, list[Any]] = {}
-        file.seek(0)
-        kept = list(_whole_lines(file))
-        if kept[:1] == [header]:
-            self.done = {line["point"]: line["rows"] for line in kept[1:]}
-        self._rewrite([header, *({"point": p, "rows": r} for p, r in self.done.items())])
-
-    def add(self, point: str, rows: list[Any]) -> None:
-        """Record a finished point, flushed to disk before the next one starts."""
-        self._append({"point": point, "rows": rows})
-        self.done[point] = rows
-
-    def _append(self, line: dict[str, Any]) -> None:
-        self.file.write(json.dumps(line) + "\n")
-        self.file.flush()
-        os.fsync(self.file.fileno())
-
-    def _rewrite(self, lines: Iterable[dict[str, Any]]) -> None:
-        self.file.seek(0)
-        self.file.truncate()
-        for line in lines:
-            self._append(line)
-
-
-@contextmanager
-def journal(place: Place, header: dict[str, Any]) -> Iterator[Journal]:
-    """The place's journal, held by one process at a time; it is kept only by a failure after the first finished point."""
-    with made(place.folder), place.journal.open("a+", encoding="utf-8") as file:
-        _lock(file)
-        held = None
-        try:
-            held = Journal(file, header)
-            yield held
-        except BaseException:
-            if held is None or not held.done:
-                place.journal.unlink(missing_ok=True)
-            raise
-        place.journal.unlink(missing_ok=True)
-
-
 def _rows(place: Place, columns: Columns) -> list[list[str]]:
     facts(place)
     with place.csv.open(encoding="utf-8", newline="") as file:
@@ -165,26 +120,3 @@ def _rows(place: Place, columns: Columns) -> list[list[str]]:
 
 def _damaged(place: Place, why: str) -> Refused:
     return Refused(f"table {place.name} in {place.folder.name} is damaged, {why}: restore it or measure it afresh (--fresh)")
-
-
-def _whole_lines(file: Iterable[str]) -> Iterator[dict[str, Any]]:
-    for text in file:
-        try:
-            line = json.loads(text)
-        except ValueError:
-            return
-        if not text.endswith("\n") or not isinstance(line, dict):
-            return
-        yield line
-
-
-def _lock(file: io.TextIOWrapper) -> None:
-    try:
-        import fcntl
-    except ImportError:
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        warnings.warn("another process is measuring this table: waiting for it", stacklevel=4)
-        fcntl.flock(file, fcntl.LOCK_EX)

@@ -1,0 +1,250 @@
+"""What a piece of a round costs at published or made-up shapes: projections, steps, bursts, checks. Weights are random."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import product
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from flashspec.heads.candidates import ShortlistHead
+from flashspec.heads.dense import DenseHead
+from flashspec.heads.registry import HEADS, RANKED, VARIANTS, Origin, head_named
+from flashspec.measure import clock
+from flashspec.measure.roofline import stored_bytes
+from flashspec.measure.stand_ins import stand_in_flash, stand_in_preview
+from flashspec.measure.standing import Ahead, judged, one_token, ready, roof
+from flashspec.model.config import ModelConfig
+from flashspec.model.memory import Form, free_bytes, weight_bytes
+from flashspec.model.reshape import reshaped
+from flashspec.model.synthetic import random_rows, shape, synthetic
+from flashspec.study import presets
+from flashspec.study.experiment import Experiment
+from flashspec.study.pairs import among, at_least
+from flashspec.study.racers import format_of, options_of
+
+PIECES = ("projection", "step", "body", "head", "burst", "check")
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "int4": torch.bfloat16}
+ROWS = 64  # hidden rows that projections take in turn
+
+
+@dataclass(frozen=True)
+class Params:
+    """Which pieces to time, at which shapes. Every list takes one value too."""
+
+    piece: tuple[str, ...] = ("projection", "step", "body", "head")  # projection, step, body, head, burst, check
+    shape: tuple[str, ...] = ("reference-draft",)  # shapes by name; a projection's also as IDSxWIDTH, such as 65536x1024
+    layers: tuple[int, ...] = (0,)  # layers of it; 0 means the shape's own
+    spread: tuple[int, ...] = (1,)  # the layers' parameters are spread over so many times fewer, wider layers
+    format: tuple[str, ...] = ("bfloat16",)  # of the weights: bfloat16, float32, int4 (layers only)
+    head: tuple[str, ...] = ("dense", "flash")  # heads
+    probes: tuple[int, ...] = (64,)  # clusters that a FlashHead scores
+    shortlist: tuple[int, ...] = (2048,)  # ids that a head with a shortlist scores exactly
+    rows: tuple[int, ...] = (1, 5)  # tokens that a check reads and scores at once
+    k: tuple[int, ...] = (4,)  # tokens of a burst
+    past: int = 256  # tokens already in the cache
+    cold_megabytes: int = 64  # read before each projection, as a body would be
+    device: str = "cpu"  # where to measure
+    repeats: int = 15  # turns
+    seed: int = 0  # of weights and rows
+
+    def __post_init__(self) -> None:
+        among("piece", self.piece, PIECES)
+        among("head", self.head, [name for name in HEADS if name != RANKED[1]])
+        among("format", self.format, DTYPES)
+        at_least(self, layers=0, spread=1, probes=1, shortlist=1, rows=1, k=1, past=1, cold_megabytes=0, repeats=1)
+        for name in self.shape:
+            config_of(name, 0, 1)
+            if bare(name) and set(self.piece) != {"projection"}:
+                raise ValueError(f"shape {name!r} is a projection alone; with it, piece must be projection")
+
+
+@dataclass(frozen=True)
+class Row:
+    """Seconds of one piece in one turn. `format` is that of the rows a head scores, or of the layers of a check.
+
+    `layers` were built and `depth` the shape has; `bandwidth` is what the memory gave in the same run, in bytes a second.
+    """
+
+    piece: str
+    shape: str
+    head: str
+    format: str
+    seconds: float
+    turn: int
+    group: str = ""
+    layers: int | None = None
+    depth: int | None = None
+    hidden: int | None = None
+    heads: int | None = None
+    ffn: int | None = None
+    vocab: int | None = None
+    body: int | None = None
+    head_parameters: int | None = None
+    probes: int = 0
+    shortlist: int = 0
+    rows: int = 1
+    k: int = 0
+    rows_scored: int | None = None
+    past: int | None = None
+    cold_megabytes: int = 0
+    bytes: int | None = None
+    bandwidth: float | None = None
+    device: str = "cpu"
+
+
+class Piece(NamedTuple):
+    """A call to time, and the columns that say what it is."""
+
+    facts: dict[str, Any]
+    call: Callable[[], object]
+
+
+class Place(NamedTuple):
+    """What `ready` asks for: tokens of the past and of the longest burst, and the device."""
+
+    past: int
+    k: int
+    device: str
+
+
+def measure(params: Params) -> Iterator[Row]:
+    """Time pieces of a round, all of one shape and of its spreads in turns."""
+    speed = roof(params.device)
+    for point in points(params):
+        configs = [config_of(point.shape[0], point.layers[0], spread) for spread in point.spread]
+        if not _fits(configs, point):
+            warnings.warn(f"{point.shape[0]} does not fit the free memory and is left out", stacklevel=2)
+            continue
+        found = [piece for config in configs for piece in pieces_of(config, point)]
+        pieces = {str(number): piece for number, piece in enumerate(found)}
+        for cold in (True, False):
+            calls = {n: each.call for n, each in pieces.items() if (each.facts["piece"] == "projection") == cold}
+            plan = clock.Plan(point.repeats, 2, point.cold_megabytes if cold else 0, point.device)
+            with torch.inference_mode():
+                raw = clock.interleaved_seconds(calls, plan)
+            for name, seconds in raw.items():
+                facts = {"cold_megabytes": plan.evict_megabytes, "bandwidth": speed, "device": point.device, **pieces[name].facts}
+                yield from (Row(seconds=s, turn=turn, **facts) for turn, s in enumerate(seconds))
+
+
+def points(params: Params) -> list[Params]:
+    """One point a shape, so that a killed run continues with the next."""
+    return [replace(params, shape=(name,), layers=(layers,)) for name, layers in product(params.shape, params.layers)]
+
+
+def config_of(name: str, layers: int, spread: int) -> ModelConfig:
+    """The configuration of a shape at so many layers (0: its own), its parameters spread over fewer; IDSxWIDTH has one."""
+    if bare(name):
+        ids, width = map(int, name.split("x"))
+        return replace(shape("reference-draft"), vocab_size=ids, hidden=width, layers=1)
+    whole = shape(name, layers or None)
+    return reshaped(whole, max(1, whole.layers // spread)) if spread > 1 else whole
+
+
+def bare(name: str) -> bool:
+    """Whether a shape is a vocabulary projection alone, IDSxWIDTH."""
+    ids, _, width = name.partition("x")
+    return ids.isdecimal() and width.isdecimal()
+
+
+def pieces_of(config: ModelConfig, params: Params) -> Iterator[Piece]:
+    """Every piece of one shape, weights shared where formats are."""
+    for form in params.format:
+        facts = {"shape": params.shape[0], "hidden": config.hidden, "vocab": config.vocab_size}
+        if set(params.piece) == {"projection"}:
+            weight = random_rows(config.vocab_size, config.hidden, DTYPES[form], params.seed).to(params.device)
+            yield from _projections(Origin(weight), facts, params)
+            continue
+        name = f"{params.shape[0]}-AWQ" if form == "int4" else config
+        model = synthetic(name, DTYPES[form], params.seed, device=params.device)
+        deep = {"layers": config.layers, "depth": shape(params.shape[0]).layers, "heads": config.heads, "ffn": config.ffn}
+        facts |= {**deep, "body": config.body_parameters, "head_parameters": config.head_parameters}
+        if "projection" in params.piece:
+            yield from _projections(Origin(model.head_weight, model.norm), facts, params)
+        yield from _reads(model, {**facts, "past": params.past}, (params, form))
+
+
+def _projections(origin: Origin, facts: dict[str, Any], params: Params) -> Iterator[Piece]:
+    rows = random_rows(ROWS, origin.weight.shape[1], seed=params.seed + 1).to(origin.weight.device)
+    for named, head in heads_over(origin, params):
+        yield Piece({**facts, **named, "piece": "projection", "bytes": head.bytes_read(1)}, token_call(head, rows))
+
+
+def _reads(model: Any, facts: dict[str, Any], how: tuple[Params, str]) -> Iterator[Piece]:
+    """Steps, bodies, heads and bursts of a draft, and checks of a target, of this model."""
+    params, form = how
+    layers, place = stored_bytes(model.layers), Place(params.past, max(params.k), params.device)
+    draft = ready(model, place, "auto")
+    dense = {"head": "dense", "format": form, "rows_scored": model.config.vocab_size}
+    if "body" in params.piece:
+        yield Piece({**facts, **dense, "piece": "body", "bytes": layers}, partial(draft.read, 1))
+    for named, head in heads_over(Origin(model.head_weight, model.norm), params):
+        once, row = layers + head.bytes_read(1), draft.read(1)[-1:].clone()
+        calls: dict[str, Callable[[], object]] = {
+            "step": lambda head=head: one_token(head, draft.read(1)),  # type: ignore[misc]
+            "head": partial(one_token, head, row),
+        }
+        bytes_of = {"step": once, "head": head.bytes_read(1)}
+        yield from (Piece({**facts, **named, "piece": n, "bytes": bytes_of[n]}, c) for n, c in calls.items() if n in params.piece)
+        for k in params.k if "burst" in params.piece else ():
+            yield Piece({**facts, **named, "piece": "burst", "k": k, "bytes": k * once}, Ahead(draft, head, k))
+    head = DenseHead(model.norm, model.head_weight)
+    for rows in params.rows if "check" in params.piece else ():
+        size = layers + head.bytes_read(rows)
+        target = ready(model, place, "auto", rows)
+        yield Piece({**facts, **dense, "piece": "check", "rows": rows, "bytes": size}, partial(judged, head, target, rows))
+
+
+def heads_over(origin: Origin, params: Params) -> Iterator[tuple[dict[str, Any], Any]]:
+    """Every head at every setting that fits the vocabulary, untrained, and the columns that say which."""
+    ids, dtype = len(origin.weight), str(origin.weight.dtype).removeprefix("torch.")
+    flash = None
+    for name in params.head:
+        if name.startswith("flash"):
+            flash = flash or stand_in_flash(origin.weight, origin.norm, 1, seed=params.seed)
+            made: Any = flash.with_plan(**VARIANTS[name]) if name in VARIANTS else flash
+        else:
+            made = stand_in(name, origin)
+        for options in options_of(params, name):
+            if options.get("probes", 0) <= (flash.table.clusters if flash else 0) and options.get("shortlist", 0) <= ids:
+                head = made.with_probes(options["probes"]) if "probes" in options else made
+                head = made.with_shortlist(options["shortlist"]) if "shortlist" in options else head
+                yield {"head": name, "format": format_of(name, dtype), "rows_scored": head.rows_scored, **options}, head
+
+
+def stand_in(name: str, origin: Origin) -> Any:
+    """A head that has learned nothing and costs what it would cost."""
+    if name == "preview":
+        return stand_in_preview(origin.weight, origin.norm)
+    if name in RANKED:
+        return ShortlistHead.build(origin.weight, torch.arange(len(origin.weight)), origin.norm)
+    return head_named(name, origin)
+
+
+def token_call(head: Any, rows: Tensor) -> Callable[[], Tensor]:
+    """A call that projects the next of `rows` and picks its best token; rows change so that probes change."""
+    turns = iter(range(1 << 62))
+
+    def call() -> Tensor:
+        at = next(turns) % len(rows)
+        return one_token(head, rows[at : at + 1])
+
+    return call
+
+
+def _fits(configs: list[ModelConfig], params: Params) -> bool:
+    """Whether weights and the heads made from them fit the free memory."""
+    free = free_bytes(torch.device(params.device))
+    heads = sum(2 * each.vocab_size * each.hidden * (1 + len(params.head)) for each in configs)
+    bodies = sum(weight_bytes(each, Form(torch.bfloat16)) for each in configs)
+    return free is None or (bodies + heads) * len(params.format) < free
+
+
+PRESETS = {name: Params(**values) for name, values in presets.PARTS.items()}
+EXPERIMENT = Experiment("parts", Params, Row, measure, split=points, presets=PRESETS, version=1)

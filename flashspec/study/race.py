@@ -1,0 +1,259 @@
+"""The race: models, methods, samplings and prompts in turns, plain decoding beside everything, parts timed between the runs."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from flashspec.decoding.models import folder_of
+from flashspec.heads.registry import HEADS
+from flashspec.measure.bench import Text, text_digest
+from flashspec.measure.certificate import certify, first_difference, target_scorer
+from flashspec.measure.overhead import loop_overhead
+from flashspec.measure.prompts import Prompt, load_prompts
+from flashspec.study import presets
+from flashspec.study.drafts import drafts_of, short_name
+from flashspec.study.experiment import Experiment
+from flashspec.study.pairs import among, at_least, samplings
+from flashspec.study.racers import BASELINE, BASES, DRAFT_MODEL, SHORT, Racer, Run, racers, repeats_of, transformers_racers
+
+
+@dataclass(frozen=True)
+class Params:
+    """Who runs, on which prompts, how often. Every list takes one value too; plain decoding always runs beside the rest."""
+
+    target: tuple[str, ...] = ("reference",)  # target models: shipped names or folders
+    draft: tuple[str, ...] = ("main",)  # draft models: shipped names or folders; empty means every shipped one
+    method: tuple[str, ...] = (DRAFT_MODEL,)  # draft_model, lookup, self_speculation, hispec, hispec_adaptive, hispec_typical
+    head: tuple[str, ...] = ("dense",)  # heads of whatever drafts
+    k: tuple[int, ...] = (4,)  # drafted tokens a check
+    probes: tuple[int, ...] = (64,)  # clusters that a FlashHead scores
+    shortlist: tuple[int, ...] = (2048,)  # ids that a head with a shortlist scores exactly
+    exit: tuple[int, ...] = (2,)  # layers of the exit that drafts
+    verify_exit: tuple[int, ...] = (4,)  # layers of a hierarchy's intermediate verifier
+    interval: tuple[int, ...] = (8,)  # tokens that wait before the whole model of a hierarchy acts
+    finalize: tuple[str, ...] = ("deferred",)  # when the target reads its own final token: deferred or eager
+    temperature: tuple[float, ...] = (0.0, 1.0)  # 0 is greedy
+    rule: tuple[str, ...] = ("coupling",)  # acceptance rules: coupling, speculative, typical; at T = 0 only the first
+    engine: tuple[str, ...] = ("flashspec",)  # flashspec, and transformers at T = 0 beside it
+    weights: str = "dense"  # target weights: dense (AWQ dequantised) or int4
+    dtype: tuple[str, ...] = ("bfloat16",)  # of the timed runs
+    prompts: str = ""  # prompts file; empty means the shipped one
+    kind: tuple[str, ...] = ()  # kinds of prompts; empty means all
+    per_kind: int = 1  # prompts of each kind, the first ones
+    new_tokens: int = 64  # tokens emitted a prompt, whatever the stop tokens
+    repeats: int = 3  # turns
+    screen: int = 0  # schedules of each method and head that run, the fastest on one prompt; 0 means all
+    parts: int = 4  # prompts between two timings of the parts of a round; 0 times none
+    twins: int = 0  # prompts of each kind whose texts are written in float32 too
+    seed: int = 0  # of sampling
+
+    def __post_init__(self) -> None:
+        for name in self.method:
+            among("method", (name,), (*BASES, *SHORT))
+        among("head", self.head, HEADS)
+        among("engine", self.engine, ("flashspec", "transformers"))
+        among("dtype", self.dtype, ("bfloat16", "float32"))
+        among("finalize", self.finalize, ("deferred", "eager"))
+        at_least(self, k=1, probes=1, shortlist=1, exit=1, verify_exit=1, interval=1, per_kind=1, new_tokens=2, repeats=1)
+        at_least(self, screen=0, parts=0, twins=0)
+        samplings(self.temperature, self.rule, self.seed)
+        if "transformers" in self.engine and set(self.temperature) != {0.0}:
+            raise ValueError("transformers is compared greedily: with engine transformers, temperature must be 0 alone")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run on one prompt in one turn (rows of older tables sum `prompts` of them), with the parts timed last before it.
+
+    `format` is that of the rows the writer's head scores. `judged` tokens were put to the last stage, `kept_1` of `decided_1`
+    stood at the lowest verifier. `twin_digest` is the same text in float32 ("" where none was written). `divergence_at` is the
+    first token that is not plain decoding's; `gap` and `noise` explain it where a certificate was made. A burst is k tokens,
+    a step one token of plain decoding, `finalize_seconds` the reading of one token.
+    """
+
+    target: str
+    method: str
+    head: str
+    format: str
+    k: int
+    finalize: str
+    temperature: float
+    rule: str
+    kind: str
+    emitted: int
+    seconds: float
+    turn: int
+    prompt: int
+    prompts: int = 1
+    target_digest: str = ""
+    draft: str = ""
+    draft_digest: str = ""
+    layers: int | None = None
+    body: int | None = None
+    head_bytes: int | None = None
+    steps: int | None = None
+    probes: int = 0
+    shortlist: int = 0
+    exits: str = ""
+    interval: int = 0
+    weights: str = "dense"
+    dtype: str = "bfloat16"
+    engine: str = "flashspec"
+    screened: bool = False
+    rounds: int | None = None
+    drafted: int | None = None
+    judged: int | None = None
+    accepted: int | None = None
+    forwards: int | None = None
+    layer_tokens: int | None = None
+    bytes: int | None = None
+    flops: int | None = None
+    actions_1: int | None = None
+    waiting_1: int | None = None
+    kept_1: int | None = None
+    decided_1: int | None = None
+    actions_2: int | None = None
+    waiting_2: int | None = None
+    kept_2: int | None = None
+    decided_2: int | None = None
+    repeated_4: float | None = None
+    text_digest: str = ""
+    twin_digest: str = ""
+    divergence_at: int | None = None
+    gap: float | None = None
+    noise: float | None = None
+    step_seconds: float | None = None
+    burst_seconds: float | None = None
+    check_1_seconds: float | None = None
+    check_2_seconds: float | None = None
+    finalize_seconds: float | None = None
+    head_seconds: float | None = None
+    prefill_seconds: float | None = None
+    overhead_seconds: float | None = None
+
+
+def measure(params: Params) -> Iterator[Row]:
+    """Decode the same prompts with every method in turns, beside plain decoding."""
+    for point in points(params):
+        (sampling,) = samplings(point.temperature, point.rule, point.seed)
+        with tempfile.TemporaryDirectory() as folder:
+            field = racers(point, sampling)
+            field += transformers_racers(point, Path(folder)) if "transformers" in point.engine else []
+            yield from run_race(field, prompts_of(point, field[0]), point)
+
+
+def points(params: Params) -> list[Params]:
+    """One point a target, dtype and sampling, so that a killed race continues."""
+    return [
+        replace(params, target=(target,), dtype=(dtype,), temperature=(s.temperature,), rule=(s.rule,))
+        for target, dtype in product(params.target, params.dtype)
+        for s in samplings(params.temperature, params.rule, params.seed)
+    ]
+
+
+def prompts_of(params: Params, plain: Racer) -> list[Prompt]:
+    """The prompts of the kinds asked for; ValueError for a kind that the file has not."""
+    found = load_prompts(params.prompts or None, params.per_kind, plain.models)
+    among("kind", params.kind, dict.fromkeys(p.kind for p in found))
+    return [p for p in found if p.kind in (params.kind or (p.kind,))]
+
+
+def run_race(field: Sequence[Racer], prompts: Sequence[Prompt], params: Params) -> Iterator[Row]:
+    """Every racer on every prompt, turn after turn, a warm-up before them; who starts changes from prompt to prompt."""
+    warm = {racer.name: racer.run(prompts[0], params.new_tokens) for racer in field}
+    if params.screen:
+        screening = {racer.name: racer.run(prompts[0], params.new_tokens) for racer in field}
+        yield from (_row(r, prompts[0], screening[r.name], {"turn": -1, "prompt": 0, "screened": True}) for r in field)
+        field = _fastest(field, screening, params.screen)
+    twins, explained = twin_digests(field, prompts, params), dict[str, dict[str, Any]]()
+    parts: dict[str, dict[str, float]] = {racer.name: {} for racer in field}
+    for turn, (number, prompt) in _bar(list(product(range(params.repeats), enumerate(prompts))), field[0]):
+        if params.parts and number % params.parts == 0:
+            parts = _parts(field, prompts[0], warm)
+        start = (turn + number) % len(field)
+        runs = {racer.name: racer.run(prompt, params.new_tokens) for racer in (*field[start:], *field[:start])}
+        plain = runs[field[0].name].tokens
+        for racer in field:
+            run = runs[racer.name]
+            found = {**parts[racer.name], "twin_digest": twins.get((racer.name, number), ""), "turn": turn, "prompt": number}
+            yield _row(racer, prompt, run, {**found, **_divergence(racer, prompt, (plain, run.tokens), explained)})
+
+
+def twin_digests(field: Sequence[Racer], prompts: Sequence[Prompt], params: Params) -> dict[tuple[str, int], str]:
+    """Digests of the float32 texts of the first prompts of each kind, where the rule promises equal texts."""
+    sampling, found, seen = field[0].entry.sampling, {}, dict[str, int]()
+    if not params.twins or (sampling.rule != "coupling" and sampling.temperature):
+        return {}
+    names = {racer.name for racer in field}
+    with tempfile.TemporaryDirectory() as folder:
+        exact = replace(params, dtype=("float32",), weights="dense")
+        twins = racers(exact, sampling)
+        twins += transformers_racers(exact, Path(folder)) if "transformers" in params.engine else []
+    for number, prompt in enumerate(prompts):
+        seen[prompt.kind] = seen.get(prompt.kind, 0) + 1
+        for racer in twins if seen[prompt.kind] <= params.twins else []:
+            name = racer.name.replace("float32", params.dtype[0])
+            if name in names:
+                found[name, number] = text_digest(racer.run(prompt, params.new_tokens).tokens)
+    return found
+
+
+def _divergence(racer: Racer, prompt: Prompt, texts: tuple[Text, Text], explained: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Where a text that owes plain decoding's parts from it; a certificate for the first text of each racer and kind."""
+    plain, text = texts
+    sampling = racer.entry.sampling
+    owed = racer.entry.method.exact(sampling) and (sampling.rule == "coupling" or not sampling.temperature)
+    at = first_difference(plain, text) if owed else None
+    if at is None:
+        return {}
+    name = f"{racer.name} {prompt.kind}"
+    if name in explained or at >= min(len(plain), len(text)):
+        return {"divergence_at": at}
+    scorer = racer.theirs.scorer() if racer.theirs else target_scorer(racer.models.target, sampling)
+    certificate = certify(plain, text, prompt.ids, scorer)
+    explained[name] = {"gap": certificate.gap, "noise": certificate.noise} if certificate else {}
+    return {"divergence_at": at, **explained[name]}
+
+
+def _parts(field: Sequence[Racer], prompt: Prompt, warm: Mapping[str, Run]) -> dict[str, dict[str, float]]:
+    """Parts of every racer, timed now, beside a step of plain decoding and what the loop adds."""
+    found = {racer.name: racer.parts(prompt, warm[racer.name]) for racer in field}
+    step = found[field[0].name]["step_seconds"]
+    loop = {True: loop_overhead(1), False: loop_overhead(2)}
+    own = {r.name: {"step_seconds": step, "overhead_seconds": loop[r.who["method"] == BASELINE]} for r in field if not r.theirs}
+    return {name: {**own.get(name, {}), **parts} for name, parts in found.items()}
+
+
+def _fastest(field: Sequence[Racer], runs: Mapping[str, Run], keep: int) -> list[Racer]:
+    """The fastest of each method, draft and head, in their order; plain decoding always stays."""
+    groups: dict[tuple[Any, ...], list[Racer]] = {}
+    for racer in field:
+        groups.setdefault(tuple(racer.who.get(name) for name in ("method", "draft", "head", "engine")), []).append(racer)
+    best = {r.name for group in groups.values() for r in sorted(group, key=lambda r: runs[r.name].seconds)[:keep]}
+    return [racer for racer in field if racer.name in best]
+
+
+def _row(racer: Racer, prompt: Prompt, run: Run, more: dict[str, Any]) -> Row:
+    text = {"text_digest": text_digest(run.tokens), "repeated_4": repeats_of(run.tokens)}
+    return Row(**{**racer.who, **run.counts, **text, **more, "kind": prompt.kind, "seconds": run.seconds})
+
+
+def _bar(work: Sequence[Any], plain: Racer) -> Any:
+    from tqdm import tqdm
+
+    title = f"race, {plain.who['target']}, T={plain.who['temperature']}"
+    return tqdm(work, desc=title, unit="prompt", delay=2, leave=False)
+
+
+def folders(params: Params) -> dict[str, Path]:
+    """Checkpoint folders whose digests enter the origin."""
+    return {**{short_name(name): folder_of(name, "target") for name in params.target}, **drafts_of(params.draft)}
+
+
+PRESETS = {name: Params(**values) for name, values in presets.RACE.items()}
+EXPERIMENT = Experiment("race", Params, Row, measure, split=points, models=folders, presets=PRESETS, version=1)
