@@ -158,13 +158,13 @@ def test_an_interrupted_save_leaves_the_old_model(folder: Path, monkeypatch: pyt
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     calls: list[Path] = []
 
-    def interrupt(tensors: dict, path: Path) -> None:
+    def interrupt(tensors: dict, path: Path, facts: dict) -> None:
         calls.append(path)
         if len(calls) == 2:
             raise KeyboardInterrupt
         path.write_bytes(b"half")
 
-    monkeypatch.setattr(export, "_write_shard", interrupt)
+    monkeypatch.setattr(export, "write_tensors", interrupt)
     with pytest.raises(KeyboardInterrupt):
         randomised(UNTIED, seed=1).save(folder, dtype="float32", shard_bytes=20_000)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before

@@ -79,8 +79,6 @@ class ModelConfig:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.heads % self.kv_heads:
             raise ValueError(f"{self.heads} query heads cannot share {self.kv_heads} key/value heads evenly")
-        if self.family == "opt" and self.heads * self.head_dim != self.hidden:
-            raise ValueError(f"{self.heads} heads cannot share a width of {self.hidden} evenly")
         if self.family != "opt" and self.head_dim % 2:
             raise ValueError(f"rotary heads need an even width, got {self.head_dim}")
 
@@ -228,6 +226,8 @@ def _opt(facts: Opt) -> dict[str, Any]:
         found = getattr(facts, key)
         if found is not None and found != value:
             raise Unsupported(f"OPT with {key} = {found!r} is not supported; supported: {key} = {value!r}")
+    if facts.hidden_size % facts.num_attention_heads:
+        raise ValueError(f"{facts.num_attention_heads} heads cannot share a width of {facts.hidden_size} evenly")
     return {
         "ffn": facts.ffn_dim,
         "kv_heads": facts.num_attention_heads,
