@@ -102,7 +102,7 @@ SPOILED = {
     "architecture": (edit_config(architectures=["MambaForCausalLM"]), "MambaForCausalLM.* not supported"),
     "missing tensor": (edit_tensors(lambda t: t.pop(DOWN)), f"{DOWN} is missing"),
     "missing head": (edit_tensors(lambda t: t.pop("lm_head.weight")), "lm_head.weight is missing"),
-    "extra tensor": (edit_tensors(lambda t: t.update(extra=torch.ones(1))), "tensor extra .* not part of the model"),
+    "extra tensor": (edit_tensors(lambda t: t.update(extra=torch.ones(1))), "tensor .extra. .* not part of the model"),
     "one layer too many": (edit_config(num_hidden_layers=1), "model.layers.1.* not part of the model"),
     "shape": (edit_tensors(lambda t: t.update({DOWN: torch.ones(3, 4)})), rf"{DOWN} .* shape \[3, 4\]"),
     "ratio": (edit_config(num_key_value_heads=4), "k_proj.weight .* has shape"),
@@ -110,7 +110,7 @@ SPOILED = {
     "missing shard": (drop_shard, "model-00002-of-.* named in the index but missing"),
     "corrupt shard": (corrupt_shard, "model-00002-of-.* truncated or not a safetensors file .*fetch it again"),
     "short shard": (shorten_shard, "model-00002-of-.* truncated or not a safetensors file .*fetch it again"),
-    "shard without its tensor": (misplace, f"tensor {DOWN} is not in .*, where the index puts it"),
+    "shard without its tensor": (misplace, f"tensor .{DOWN}. is not in .*, where the index puts it"),
     "pickle": (pickle_only, "pickled weights are never read"),
     "digest": (flip_a_byte, "has SHA-256 .* digests.json expects"),
     "listed file": (drop_a_listed_file, "tokenizer.json is listed in digests.json but missing"),
@@ -158,13 +158,13 @@ def test_an_interrupted_save_leaves_the_old_model(folder: Path, monkeypatch: pyt
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     calls: list[Path] = []
 
-    def interrupt(tensors: dict, path: Path) -> None:
+    def interrupt(tensors: dict, path: Path, facts: dict) -> None:
         calls.append(path)
         if len(calls) == 2:
             raise KeyboardInterrupt
         path.write_bytes(b"half")
 
-    monkeypatch.setattr(export, "_write_shard", interrupt)
+    monkeypatch.setattr(export, "write_tensors", interrupt)
     with pytest.raises(KeyboardInterrupt):
         randomised(UNTIED, seed=1).save(folder, dtype="float32", shard_bytes=20_000)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before

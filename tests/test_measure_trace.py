@@ -12,6 +12,7 @@ from flashspec.decoding.method import Method
 from flashspec.decoding.models import Models, load
 from flashspec.measure import trace as tracing
 from flashspec.measure.prompts import Prompt
+from flashspec.once import Once
 from flashspec.scores import Sampling
 
 PROMPTS = [Prompt("code", tuple(toys.PROMPT)), Prompt("prose", (9, 9, 8, 2))]
@@ -31,7 +32,7 @@ def live(models, method, sampling, k, new=24):
 def replayed(models, method, sampling, k, new=24):
     """The same counts from a trace; the target is not there to be asked."""
     trace = tracing.record(Models(models.target), PROMPTS, sampling, new)
-    alone = Models(models.draft, models.draft, _flash={"draft": models.flash_head("draft")})
+    alone = Models(models.draft, models.draft, _flash=Once({"draft": models.flash_head("draft")}))
     return theory.replayed_all(tracing.replay_texts(trace, alone, method), k)
 
 
