@@ -44,15 +44,15 @@ def of_pieces(frame: DataFrame) -> DataFrame:
 
     lines: list[dict[str, Any]] = []
     for values, rows in frame[frame["piece"].isin([*PIECES, "head"])].groupby(SAME, dropna=False):
-        dense = rows[rows["head"].isin(compare.DENSE)].set_index("turn")
+        dense = rows[rows["head"].isin(compare.DENSE)]
         flash = rows[rows["head"].str.startswith("flash")]
         for (head, probes), mine in flash.groupby(["head", "probes"]) if len(dense) else ():
-            both = mine.set_index("turn").join(dense, rsuffix="_dense", how="inner")
+            both = mine.merge(dense, on="turn", suffixes=("", "_dense"))
             found = medians(both["seconds_dense"], both["seconds"])
             facts = {"head": head, "probes": probes, "share": both["rows_scored"].iloc[0] / both["rows_scored_dense"].iloc[0]}
             facts["bytes"] = both["bytes_dense"].iloc[0] / both["bytes"].iloc[0]
-            words = f"{found.value:.2f}× ({found.low:.2f} to {found.high:.2f})" if len(both) >= compare.FEWEST else "too few turns"
-            lines.append({**dict(zip(SAME, values, strict=True)), **facts, **estimate(found), "verdict": words})
+            enough, words = len(both) >= compare.FEWEST, f"{found.value:.2f}× ({found.low:.2f} to {found.high:.2f})"
+            lines.append({**dict(zip(SAME, values, strict=True)), **facts, **estimate(found), "verdict": words if enough else "too few turns"})
     return pandas.DataFrame(lines, columns=[*SAME, "head", "probes", "share", "bytes", "ratio", "low", "high", "verdict"])
 
 
@@ -100,16 +100,17 @@ def links(chained: DataFrame) -> DataFrame:
 
 def rates(frame: DataFrame) -> DataFrame:
     """Tokens a second, acceptance, tokens a check and speedup over plain decoding of every method at its best setting."""
-    timed = compare.rated(compare.best(frame[frame["seconds"].notna()], [*CONTEXT, *WHO, "finalize"]))
-    sums = timed.groupby([*CONTEXT, *WHO, "finalize"], dropna=False)[["emitted", "seconds", "accepted", "drafted", "rounds"]].sum()
+    by, counts = [*CONTEXT, *WHO, "finalize"], ["emitted", "seconds", "accepted", "drafted", "rounds"]
+    timed = frame[frame["seconds"].notna()]
+    sums = compare.best(timed, by).groupby(by, dropna=False)[counts].sum()
     table = sums.assign(
         rate=sums["emitted"] / sums["seconds"],
         acceptance=sums["accepted"] / sums["drafted"].where(sums["drafted"] > 0),
         tokens_a_check=sums["emitted"] / sums["rounds"].where(sums["rounds"] > 0),
     )
-    gains = compare.gain(frame[frame["seconds"].notna()], {"method": "baseline"}, CONTEXT, [*WHO, "finalize"])
-    wanted = [*CONTEXT, *WHO, "finalize", "k", "probes", "ratio", "low", "high", "verdict"]
-    return sampled(table.reset_index().merge(gains[wanted], on=[*CONTEXT, *WHO, "finalize"], how="left"))
+    gains = compare.gain(timed, {"method": "baseline"}, CONTEXT, [*WHO, "finalize"])
+    wanted = [*by, "k", "probes", "ratio", "low", "high", "verdict"]
+    return sampled(table.reset_index().merge(gains[wanted], on=by, how="left"))
 
 
 def deferral(frame: DataFrame) -> DataFrame:
@@ -164,4 +165,5 @@ def shown(table: DataFrame, *columns: str) -> Any:
     """A table for a page: the columns asked for and those of who and how in which its lines differ, two digits, no index."""
     varied = [name for name in (*WHO, "sampling", "finalize", "k", "probes", "dtype", "mode", "name", "shape", "rows")
               if name in table.columns and table[name].nunique(dropna=False) > 1]  # fmt: skip
-    return table[[*varied, *(name for name in columns if name not in varied)]].style.hide(axis="index").format(precision=2, na_rep="")
+    chosen = table[[*varied, *(name for name in columns if name not in varied)]]
+    return chosen.style.hide(axis="index").format(precision=2, na_rep="")

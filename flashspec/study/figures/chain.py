@@ -31,7 +31,8 @@ def waterfall(results: Any, pieces: Any) -> Figure:
             rows = mine[mine["sampling"].isin(["", sampling])].drop_duplicates("stage")
             if number == 0 or (mine["sampling"] == sampling).any():
                 label = f"{NAMES.get(name, name)}, {sampling}" if (mine["sampling"] != "").any() else NAMES.get(name, name)
-                cascade(axis, rows, shift + 0.02 * number, {"color": colour(name), "linestyle": LINES[number % 4], "label": label})
+                style = {"color": colour(name), "linestyle": LINES[number % 4], "label": label}
+                cascade(axis, rows, shift + 0.02 * number, style)
     axis.axhline(1, color="#666666", linewidth=1)
     axis.set_xticks(range(len(chain.STAGES)), [stage.replace(", ", ",\n") for stage in chain.STAGES])
     axis.set(yscale="log", ylabel="FlashHead over dense, times faster", xlim=(-0.4, len(chain.STAGES) - 0.6))
