@@ -17,7 +17,7 @@ REPEATS = range(5)
 MACHINE = "a made-up machine, 2026-01-01"
 
 
-def results(name: str, rows: list[dict]) -> SimpleNamespace:
+def results(name: str, rows: list[dict] | pandas.DataFrame) -> SimpleNamespace:
     """What `Results` offers to a figure."""
     return SimpleNamespace(frame=pandas.DataFrame(rows), machine=MACHINE, path=Path(f"results/{name}/0123abcd.csv"), origin={})
 
@@ -79,35 +79,6 @@ def point(draft: str, method: str, finalize: str, temperature: float, kind: str,
             "accepted": 60, "emitted": 100, "forwards": 40, "text_digest": text, "twin_digest": text if k < 4 else "",
             "divergence_at": None, "gap": None, "noise": None, "draft_seconds": 1e-3, "check_seconds": 4e-3,
             "step_seconds": 3e-3, "prefill_seconds": 2e-3, "overhead_seconds": 0.0}  # fmt: skip
-
-
-def acceptance() -> SimpleNamespace:
-    """Coupling keeps half of what is drafted, speculative sampling three quarters; greedy text repeats itself."""
-    return results("acceptance", [
-        {"draft": draft, "method": method, "temperature": temperature, "rule": rule, "k": 4, "kind": kind, "prompts": 4,
-         "rounds": 10, "drafted": 40, "accepted": kept, "emitted": 30, "repeated_4": 0.5 if temperature == 0 else 0.1}
-        for draft, method, temperature, (rule, kept), kind in product(
-            ("main", "shallow"), ("dense", "flash"), (0.0, 1.0), (("coupling", 20), ("speculative", 30)), ("code", "prose"))
-    ])  # fmt: skip
-
-
-def ledger() -> SimpleNamespace:
-    """Seconds by part, which add up to the wall time."""
-    parts = {"draft body": 0.1, "draft head": 0.2, "verify body": 0.5, "accept": 0.02, "rollback": 0.01, "host": 0.05}
-    return results("ledger", [
-        {"draft": "main", "method": method, "finalize": "deferred", "part": part, "seconds": seconds, "emitted": 100,
-         "wall": sum(parts.values()), "repeat": repeat}
-        for method, (part, seconds), repeat in product(("baseline", "dense", "flash"), parts.items(), REPEATS)
-    ])  # fmt: skip
-
-
-def formats() -> SimpleNamespace:
-    """A read costs 1 + its slope a row."""
-    slopes = {"bf16": 0.1, "fp32": 0.05, "int4": 0.5}
-    return results("formats", [
-        {"format": name, "rows": rows, "bytes": 1000, "seconds": 1 + slope * (rows - 1), "repeat": repeat, "bandwidth": 2e9}
-        for (name, slope), rows, repeat in product(slopes.items(), (1, 2, 5, 9), REPEATS)
-    ])  # fmt: skip
 
 
 def peers() -> SimpleNamespace:

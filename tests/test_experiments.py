@@ -10,7 +10,7 @@ import tiny
 import torch
 
 from flashspec.model.checkpoint import save_transformer
-from flashspec.study.experiments import acceptance, draft_step, end_to_end, formats, ledger, peers, projection
+from flashspec.study.experiments import draft_step, end_to_end, peers, projection
 
 
 @pytest.fixture(scope="module")
@@ -133,40 +133,6 @@ def test_a_body_leaves_the_reader_where_it_was() -> None:
     assert torch.equal(first, second) and draft.reader.seen == draft_step.SMOKE.past
 
 
-def test_the_ledger_experiment_accounts_for_the_wall(params: end_to_end.Params) -> None:
-    wanted = ledger.Params(params.target, params.drafts, prompts=params.prompts, probes=8, new_tokens=8, repeats=2)
-    rows = list(ledger.measure(wanted))
-    runs = {(r.method, r.finalize, r.repeat) for r in rows}
-    assert len(runs) == (1 + 2 * 2) * 2
-    for run in runs:
-        mine = [r for r in rows if (r.method, r.finalize, r.repeat) == run]
-        assert 0.95 <= sum(r.seconds for r in mine) / mine[0].wall <= 1.001
-        assert ("finalize" in {r.part for r in mine}) == (run[1] == "eager")
-
-
-def test_acceptance_counts_every_rule_and_kind(params: end_to_end.Params) -> None:
-    wanted = acceptance.Params(
-        params.target, params.drafts, temperatures=(0.0, 1.0), k=2, probes=8, prompts=params.prompts, per_kind=1, new_tokens=8
-    )
-    rows = list(acceptance.measure(wanted))
-    assert {(r.temperature, r.rule) for r in rows} == {(0.0, "coupling"), (1.0, "coupling"), (1.0, "speculative")}
-    assert len(rows) == 3 * 3 * 2 and all(r.emitted == 8 == r.accepted + r.rounds for r in rows)
-    assert all(0 <= r.repeated_4 <= r.repeated_1 < 1 for r in rows)
-    assert list(acceptance.measure(wanted)) == rows
-    with pytest.raises(ValueError, match="k and interval must be at least 1"):
-        acceptance.Params(k=0)
-
-
-def test_formats_time_every_width(params: end_to_end.Params) -> None:
-    wanted = formats.Params(params.target, ("bf16", "fp32"), (1, 5), past=8, repeats=2)
-    rows = list(formats.measure(wanted))
-    assert {(r.format, r.rows) for r in rows} == {("bf16", 1), ("bf16", 5), ("fp32", 1), ("fp32", 5)}
-    weight = {r.format: r.bytes for r in rows if r.rows == 1}
-    assert weight["fp32"] > 1.8 * weight["bf16"] > 0
-    with pytest.raises(ValueError, match="formats must be among"):
-        formats.Params(formats=("int2",))
-
-
 def test_peers_write_our_text_in_float32(params: end_to_end.Params) -> None:
     pytest.importorskip("transformers")
     wanted = replace(peers.SMOKE, target=params.target, draft=params.drafts[0], prompts=params.prompts, repeats=2)
@@ -183,6 +149,6 @@ def test_peers_write_our_text_in_float32(params: end_to_end.Params) -> None:
 def test_experiments_are_registered() -> None:
     from flashspec.study import EXPERIMENTS
 
-    for name in ("projection", "draft_step", "end_to_end", "ledger", "formats", "peers"):
+    for name in ("projection", "draft_step", "end_to_end", "peers"):
         assert EXPERIMENTS[name].name == name and EXPERIMENTS[name].measured
         assert EXPERIMENTS[name].preset("smoke")

@@ -7,12 +7,13 @@ import tables
 import tables_drafts
 import tables_heads
 import tables_hispec
+from test_chapters_h import pieces
+from test_compare import race
 
 pytest.importorskip("seaborn")
 
 from flashspec.measure.bench import Refused
-from flashspec.study import figures, papers, readings
-from flashspec.theory import amdahl
+from flashspec.study import figures, readings
 
 SETTING = {"draft": "main", "temperature": 1.0, "rule": "coupling"}
 
@@ -25,12 +26,6 @@ def test_projection_gain_is_against_the_fastest_dense_head() -> None:
 
 def test_a_head_of_equal_speed_shows_no_difference() -> None:
     assert not readings.projection_gain(tables.projection(gain=1.0).frame, "reference", 256).shows_difference
-
-
-def test_step_gain_follows_from_the_head_share() -> None:
-    frame = tables.draft_step(share=0.5, gain=4.0).frame
-    assert readings.head_share(frame, "reference") == pytest.approx(0.5)
-    assert readings.step_gain(frame, "reference", 256).value == pytest.approx(amdahl(0.5, 4.0))
 
 
 def test_methods_compete_at_their_best_block() -> None:
@@ -80,25 +75,6 @@ def test_predictions_use_parts_and_counts_only() -> None:
     )
 
 
-def test_a_ledger_closes_and_one_that_does_not_is_seen() -> None:
-    frame = tables.ledger().frame
-    assert readings.closure(frame) == pytest.approx(0.0)
-    assert readings.closure(frame[frame["part"] != "host"]) > 0.03
-    assert readings.ledger(frame).loc[("main", "dense", "deferred"), "verify body"] == pytest.approx(5.0)
-
-
-def test_acceptance_is_told_with_its_rule() -> None:
-    frame = tables.acceptance().frame
-    assert readings.kept_share(frame, rule="coupling") == pytest.approx(0.5)
-    assert readings.kept_share(frame, rule="speculative") == pytest.approx(0.75)
-    assert readings.repeated_share(frame, temperature=0.0) == pytest.approx(0.5)
-
-
-def test_a_row_costs_what_was_put_in() -> None:
-    assert readings.rows_ratio(tables.formats().frame, "int4", 5) == pytest.approx(3.0)
-    assert readings.format_ratio(tables.formats().frame, "int4", "bf16") == pytest.approx(1.0)
-
-
 def test_peers_are_compared_on_equal_texts_only() -> None:
     frame = tables.peers().frame
     assert readings.peer_verdict(frame, "assisted", "bfloat16").startswith("2.00×")
@@ -117,25 +93,17 @@ def test_too_few_repeats_give_no_interval() -> None:
     assert "too few repeats" in readings.words(gain)
 
 
-def test_the_thesis_agrees_with_itself() -> None:
-    ratio = papers.thesis("projection_dense_ms") / papers.thesis("projection_flash_ms")
-    assert papers.thesis("projection") == pytest.approx(ratio, rel=1e-3)
-    assert amdahl(papers.head_share(), papers.thesis("projection")) == pytest.approx(papers.thesis("draft_step"), rel=1e-3)
-
-
+TIMED = {"step_seconds": 0.01, "prefill_seconds": 0.0, "burst_seconds": 0.004, "check_1_seconds": 0.01, "finalize_seconds": 0.01}
+RACE = tables.results("race", race(prompts=4, turns=1).assign(**TIMED))
+PIECES = tables.results("parts", pieces())
 DRAWN = {
-    "projection": lambda: figures.projection(tables.projection()),
-    "probes": lambda: figures.probes(tables.projection()),
-    "draft_step": lambda: figures.draft_step(tables.draft_step()),
-    "dilution": lambda: figures.dilution(tables.projection(), tables.draft_step()),
-    "throughput": lambda: figures.throughput(tables.end_to_end()),
-    "blocks": lambda: figures.blocks(tables.end_to_end()),
-    "acceptance": lambda: figures.acceptance(tables.acceptance()),
-    "prediction": lambda: figures.prediction(tables.end_to_end()),
-    "formats": lambda: figures.formats(tables.formats()),
-    "peers": lambda: figures.peers(tables.peers()),
-    "ledger": lambda: figures.ledger(tables.ledger()),
-    "waterfall": lambda: figures.waterfall(tables.projection(), tables.draft_step(), tables.end_to_end()),
+    "waterfall": lambda: figures.waterfall(RACE, PIECES),
+    "draft_step": lambda: figures.draft_step(PIECES),
+    "throughput": lambda: figures.throughput(RACE),
+    "final_token": lambda: figures.final_token(RACE),
+    "ledger": lambda: figures.ledger(RACE),
+    "formats": lambda: figures.formats(PIECES),
+    "peers": lambda: figures.peers(RACE),
     **tables_heads.DRAWN,
     **tables_hispec.DRAWN,
     **tables_drafts.DRAWN,
@@ -158,7 +126,8 @@ def test_the_same_table_gives_the_same_picture(name: str) -> None:
 
 
 def test_another_table_gives_another_picture() -> None:
-    assert figures.projection(tables.projection(4.0)).svg != figures.projection(tables.projection(5.0)).svg
+    faster = tables.results("parts", pieces(gain=5.0))
+    assert figures.draft_step(PIECES).svg != figures.draft_step(faster).svg
 
 
 def test_every_figure_is_drawn_here() -> None:

@@ -99,7 +99,7 @@ def test_a_text_that_parts_from_plain_decoding_is_seen(home, monkeypatch):
 
 
 def test_a_notebook_says_its_parameters_once():
-    scope = {"k": 3, "temperature": [0, 1], "draft": "shallow", "unrelated": object(), "results": None}
+    scope = {"k": 3, "temperature": [0, 1], "draft": "shallow", "unrelated": object(), "results": None, "exit": lambda: None}
     assert params(scope) == Params(k=(3,), temperature=(0.0, 1.0), draft=("shallow",))
     with pytest.raises(Refused, match="'k' expects .*, got 'many'"):
         params({"k": "many"})

@@ -100,7 +100,7 @@ def test_a_command_of_the_page_succeeds(line: str, place: Path, monkeypatch: pyt
     assert outcome(spelled(line, place), place) == 0
 
 
-SMALL_RUN = {"ks": "2", "new_tokens": "8", "per_kind": "1", "repeats": "2", "probes": "8", "methods": "dense,flash"}
+SMALL_RUN = {"k": "2", "new_tokens": "8", "per_kind": "1", "repeats": "2", "probes": "8", "head": "dense,flash"}
 
 
 @pytest.mark.slow
@@ -111,13 +111,12 @@ def test_the_notebook_of_the_whole_text_runs_on_a_pair_of_folders(place: Path, m
     from flashspec.study.notebooks import execute
 
     tables = place / "tables"
-    for name in ("projection", "draft_step", "acceptance"):
-        shutil.copytree(ROOT / "book" / "results" / name, tables / name)
+    shutil.copytree(ROOT / "book" / "results" / "parts", tables / "parts")
     monkeypatch.setenv("FLASHSPEC_RESULTS", str(tables))
-    pair = {"target": str(place / "TARGET"), "drafts": str(place / "DRAFT"), "dtype": "float32"}
-    written = execute(ROOT / "notebooks" / "03_end_to_end.ipynb", place / "whole.ipynb", {**pair, **SMALL_RUN})
+    pair = {"target": str(place / "TARGET"), "draft": str(place / "DRAFT"), "dtype": "float32"}
+    written = execute(ROOT / "notebooks" / "02_chain.ipynb", place / "whole.ipynb", {**pair, **SMALL_RUN})
     assert "image/svg+xml" in written.read_text()
-    assert any(str(place / "DRAFT") in path.read_text() for path in (tables / "end_to_end").rglob("*.json"))
+    assert any(str(place / "DRAFT").encode() in path.read_bytes() for path in (tables / "race").glob("*.parquet"))
 
 
 def test_the_page_names_every_step() -> None:

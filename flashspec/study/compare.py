@@ -45,14 +45,28 @@ def rated(frame: DataFrame) -> DataFrame:
 
 
 def predicted_seconds(rows: DataFrame) -> Any:
-    """Seconds that parts and counts foretell, row by row; NaN where parts were not timed. No whole run's clock is used."""
+    """Seconds that parts and counts predict, row by row; NaN where parts were not timed. No whole run's clock is used."""
+    return seconds_by_part(rows).sum(axis=1, skipna=False)
+
+
+def seconds_by_part(rows: DataFrame) -> DataFrame:
+    """Predicted seconds of each row by part: the prompt, plain steps, drafting, checks, eager final tokens, the loop."""
+    import pandas
+
+    plain = rows["method"] == "baseline"
     bursts = rows["drafted"] / rows["k"].where(rows["k"] > 0) * rows["burst_seconds"]
     checks = rows["actions_1"].fillna(rows["rounds"]) * rows["check_1_seconds"]
     checks += (rows["actions_2"] * rows["check_2_seconds"]).fillna(0.0)
-    a_round = rows["overhead_seconds"].fillna(0.0) + rows["finalize_seconds"].where(rows["finalize"] == "eager", 0.0)
-    whole = rows["prompts"] * rows["prefill_seconds"].fillna(0.0)
-    plain = rows["emitted"] * (rows["step_seconds"] + rows["overhead_seconds"].fillna(0.0))
-    return whole + (bursts + checks + rows["rounds"] * a_round).where(rows["method"] != "baseline", plain)
+    eager = rows["finalize_seconds"].where((rows["finalize"] == "eager") & ~plain, 0.0)
+    parts = {
+        "prompt": rows["prompts"] * rows["prefill_seconds"].fillna(0.0),
+        "plain steps": (rows["emitted"] * rows["step_seconds"]).where(plain, 0.0),
+        "drafting": bursts.where(~plain, 0.0),
+        "check": checks.where(~plain, 0.0),
+        "final token": (rows["rounds"] * eager).where(~plain, 0.0),
+        "loop": rows["rounds"].where(~plain, rows["emitted"]) * rows["overhead_seconds"].fillna(0.0),
+    }
+    return pandas.DataFrame(parts)
 
 
 def best(frame: DataFrame, by: Sequence[str] = (*CONTEXT, *WHO)) -> DataFrame:

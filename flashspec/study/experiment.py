@@ -81,11 +81,11 @@ class Experiment(Generic[Params, Row]):
         """Parameters from values or strings by name; unknown names and wrong types are refused."""
         return parse(self.params, values)
 
-    def preset(self, name: str) -> Params:
-        """The parameters of a preset; an experiment without it refuses with the list."""
+    def preset(self, name: str, **changes: Any) -> Params:
+        """The parameters of a preset, some of them changed; an experiment without it refuses with the list."""
         if name not in self.presets:
             raise Refused(f"experiment {self.name} has no preset {name!r}; it has: {', '.join(self.presets) or 'none'}")
-        return self.presets[name]
+        return self.parse({**vars(self.presets[name]), **changes}) if changes else self.presets[name]
 
     def run(self, params: Params | None = None, **options: Any) -> Results:
         """`run(self, params, ...)`."""
@@ -148,9 +148,13 @@ def stored(name: str, root: Path | None = None, params: Any = None) -> Results |
 
 
 def params(scope: Mapping[str, Any], experiment: Experiment | str = "race") -> Any:
-    """An experiment's parameters as the names of a scope give them, such as `globals()` behind a notebook's parameters cell."""
+    """An experiment's parameters as the names of a scope give them, such as `globals()` behind a notebook's parameters cell.
+
+    Functions are passed over: a notebook's kernel has one named `exit`.
+    """
     chosen = _chosen(experiment)
-    return chosen.parse({name: scope[name] for name in chosen.params.__dataclass_fields__ if name in scope})
+    known = chosen.params.__dataclass_fields__
+    return chosen.parse({name: scope[name] for name in known if name in scope and not callable(scope[name])})
 
 
 def _parsed(experiment: Experiment, params: Any) -> Any:

@@ -80,8 +80,8 @@ def with_results(text: str, results: str) -> str:
 
 
 def draw(picture: Path, root: Path | None = None) -> None:
-    """Save the waterfall of the stored tables, if all three are there."""
-    tables = [stored(name, root) for name in ("projection", "draft_step", "end_to_end")]
+    """Save the waterfall of the stored tables, if both are there."""
+    tables = stored("race", root, "end_to_end"), stored("parts", root, "draft_step")
     if all(tables):
         figures.waterfall(*tables).save(picture)
 

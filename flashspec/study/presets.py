@@ -74,16 +74,11 @@ RACE: dict[str, dict[str, Any]] = {
 UNTRAINED = ("dense", "int8", "int4", "flash", "flash_int8", "flash_int4", "fr_spec", "in_context", "preview")
 GRID = tuple(f"{ids}x{width}" for ids in (16384, 65536, 151936, 262144) for width in (384, 1024, 2560, 5120))
 STEP = ("step", "body", "head")
+SHAPES = {"shape": ("reference-draft", "reference-shallow", "qwen3-0.6b"), "head": HEADS, "probes": (64, 128, 256, 512)}
 PARTS: dict[str, dict[str, Any]] = {
     "smoke": said(piece=("projection", *STEP, "burst", "check"), shape=("reference-shallow",), past=8, repeats=3),
-    "projection": said(
-        piece=("projection",), shape=("reference-draft", "qwen3-0.6b"), format=("bfloat16", "float32"),
-        probes=(64, 128, 256, 512),
-    ),
-    "draft_step": said(
-        piece=STEP, shape=("reference-draft", "reference-shallow", "qwen3-0.6b"), format=("bfloat16", "float32"),
-        probes=(64, 128, 256, 512),
-    ),
+    "projection": said(piece=("projection",), **SHAPES),
+    "draft_step": said(piece=("projection", *STEP), **SHAPES),
     "depth_times_head": said(piece=STEP, shape=("qwen3-0.6b",), layers=(1, 2, 4, 8, 16, 28), probes=(256,)),
     "head_cost": said(piece=("projection",), shape=GRID, head=UNTRAINED, probes=(64, 256), repeats=7),
     "formats": said(

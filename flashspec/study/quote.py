@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from flashspec.measure.bench import Interval
-from flashspec.study.readings import words
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+NOT_HERE = "not in this table"
 
 
 def quote(**numbers: Any) -> None:
-    """Glue each number under its name; a ratio is glued as words, with its interval, and as a number under `name_value`."""
+    """Glue each number under its name; an estimate is glued in words, with its interval, and as a number under `name_value`."""
     for name, number in numbers.items():
-        if isinstance(number, Interval):
-            keep(name, words(number))
+        if hasattr(number, "low"):
+            keep(name, f"{number.value:.2f}× ({number.low:.2f} to {number.high:.2f})")
             keep(f"{name}_value", number.value)
         else:
             keep(name, number)
@@ -23,3 +25,27 @@ def keep(name: str, value: Any) -> None:
     from myst_nb import glue
 
     glue(name, value.item() if hasattr(value, "item") else value, display=False)
+
+
+def verdict(table: DataFrame, **which: Any) -> str:
+    """The verdict in the first line of a table that has these values; says so where there is none."""
+    lines = having(table, **which)
+    return str(lines["verdict"].iloc[0]) if len(lines) else NOT_HERE
+
+
+def value(table: DataFrame, column: str = "ratio", **which: Any) -> float:
+    """The number in the first line of a table that has these values; NaN where there is none."""
+    lines = having(table, **which)
+    return float(lines[column].iloc[0]) if len(lines) else float("nan")
+
+
+def having(table: DataFrame, **which: Any) -> DataFrame:
+    """The lines of a table that have these values."""
+    for column, wanted in which.items():
+        table = table[table[column] == wanted]
+    return table
+
+
+def first(table: DataFrame, column: str) -> str:
+    """The first text in a column that is not empty; empty where there is none."""
+    return next((text for text in table[column] if text), "")

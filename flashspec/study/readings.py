@@ -65,11 +65,6 @@ def nearest_probes(frame: DataFrame, shape: str, probes: int) -> int:
     return int(min(counts, key=lambda count: abs(count - probes)))
 
 
-def slowest_probe(frame: DataFrame, shape: str) -> Interval:
-    """The projection's gain at the largest measured number of probes."""
-    return projection_gain(frame, shape, int(where(frame, shape=shape)["probes"].max()))
-
-
 def bytes_ratio(frame: DataFrame, shape: str, probes: int) -> float:
     """Bytes that the fastest dense head reads over those that FlashHead reads."""
     rows = where(frame, shape=shape)
@@ -84,18 +79,6 @@ def step_gain(frame: DataFrame, shape: str, probes: int) -> Interval:
         by_repeat(where(rows, head="dense"), "step_seconds"),
         by_repeat(where(rows, head="flash", probes=probes), "step_seconds"),
     )
-
-
-def head_share(frame: DataFrame, shape: str) -> float:
-    """Share of the dense draft step's parts that its head takes: median head over median body plus head."""
-    rows = where(frame, shape=shape, head="dense")
-    head, body = rows["head_seconds"].median(), rows["body_seconds"].median()
-    return float(head / (head + body))
-
-
-def roofline_seconds(frame: DataFrame) -> Series:
-    """The least time in which each row's bytes can be read at the bandwidth measured in the same run."""
-    return frame["bytes"] / frame["bandwidth"]
 
 
 def runs(frame: DataFrame) -> DataFrame:
@@ -186,11 +169,6 @@ def kept_share(frame: DataFrame, **setting: Any) -> float:
     return float(rows["accepted"].sum() / rows["drafted"].sum())
 
 
-def repeated_share(frame: DataFrame, **setting: Any) -> float:
-    """Share of a text's 4-grams that stood in it before, mean over the rows in a setting."""
-    return float(where(frame, **setting)["repeated_4"].mean())
-
-
 def rate(frame: DataFrame, method: Methods, **setting: Any) -> float:
     """Median tokens per second of a method at its best k in a setting."""
     rows = chosen_rows(frame, method, **setting)
@@ -208,36 +186,6 @@ def foretold(row: Any) -> float:
     parts = Parts(row.draft_seconds, row.check_seconds, row.step_seconds, row.prefill_seconds, row.overhead_seconds)
     stats = Stats(row.rounds, row.drafted, row.drafted, row.accepted, row.emitted, row.forwards)
     return predicted_seconds(parts, stats, row.prompts, row.finalize == "eager" and row.method != "baseline")
-
-
-def off_prediction(frame: DataFrame, method: Methods, **setting: Any) -> float:
-    """Measured over predicted seconds of a method at its best k, less 1, median over repeats."""
-    sums = predictions(chosen_rows(frame, method, **setting))
-    return float((sums["seconds"] / sums["predicted"]).median() - 1)
-
-
-def ledger(frame: DataFrame) -> DataFrame:
-    """Milliseconds a final token by part, one line a draft, method and finalisation: medians over repeats."""
-    table = frame.assign(ms=1e3 * frame["seconds"] / frame["emitted"])
-    return table.pivot_table(index=["draft", "method", "finalize"], columns="part", values="ms", aggfunc="median", fill_value=0.0)
-
-
-def closure(frame: DataFrame) -> float:
-    """The largest share of a run's wall time that its ledger leaves unexplained or explains twice."""
-    runs = frame.groupby(["draft", "method", "finalize", "repeat"]).agg(parts=("seconds", "sum"), wall=("wall", "first"))
-    return float((runs["parts"] / runs["wall"] - 1).abs().max())
-
-
-def rows_ratio(frame: DataFrame, name: str, rows: int) -> float:
-    """A read of this many rows over a read of one, by median seconds, in one weight format."""
-    seconds = where(frame, format=name).groupby("rows")["seconds"].median()
-    return float(seconds[rows] / seconds[1])
-
-
-def format_ratio(frame: DataFrame, name: str, other: str) -> float:
-    """A read of one row in one weight format over the same in another, by median seconds."""
-    one = where(frame, rows=1).groupby("format")["seconds"].median()
-    return float(one[name] / one[other])
 
 
 def peer_rates(frame: DataFrame) -> DataFrame:

@@ -1,7 +1,6 @@
 """One function a figure: tables in, picture out. Numbers come from `readings`, looks from `style`."""
 
-from flashspec.study.figures.costs import dilution, draft_step, probes, projection
-from flashspec.study.figures.decoding import acceptance, blocks, prediction, throughput
+from flashspec.study.figures.chain import draft_step, final_token, throughput, waterfall
 from flashspec.study.figures.depths import ceilings, depth_forecast, hierarchy_memory, nested_stages, token_budget
 from flashspec.study.figures.drafts import (
     draft_family,
@@ -38,16 +37,12 @@ from flashspec.study.figures.hierarchies import (
     nested_prediction,
     verifier_accuracy,
 )
-from flashspec.study.figures.inside import formats, ledger, peers
-from flashspec.study.figures.waterfall import waterfall
+from flashspec.study.figures.rounds import formats, ledger, peers
 
 __all__ = [
-    "acceptance",
-    "blocks",
     "ceilings",
     "depth_forecast",
     "depth_times_head",
-    "dilution",
     "draft_family",
     "draft_latency",
     "draft_lengths",
@@ -56,6 +51,7 @@ __all__ = [
     "draft_step",
     "exit_agreement",
     "exit_training",
+    "final_token",
     "formats",
     "head_bands",
     "head_build",
@@ -79,10 +75,7 @@ __all__ = [
     "papers_table",
     "peers",
     "predicted_measured",
-    "prediction",
     "prediction_errors",
-    "probes",
-    "projection",
     "sweep",
     "throughput",
     "token_budget",
