@@ -80,11 +80,11 @@ class Experiment(Generic[Params, Row]):
         """Parameters from values or strings by name; unknown names and wrong types are refused."""
         return parse(self.params, values)
 
-    def preset(self, name: str) -> Params:
-        """The parameters of a preset; an experiment without it refuses with the list."""
+    def preset(self, name: str, **changes: Any) -> Params:
+        """The parameters of a preset, some of them changed; an experiment without it refuses with the list."""
         if name not in self.presets:
             raise Refused(f"experiment {self.name} has no preset {name!r}; it has: {', '.join(self.presets) or 'none'}")
-        return self.presets[name]
+        return self.parse({**vars(self.presets[name]), **changes}) if changes else self.presets[name]
 
     def run(self, params: Params | None = None, **options: Any) -> Results:
         """`run(self, params, ...)`."""

@@ -1,4 +1,4 @@
-"""What approximate heads miss on rows of a draft, by kind of text and token frequency, and how long a FlashHead takes to build."""
+"""What approximate heads miss on rows of a draft, by kind of text and token frequency, and how long they take to build."""
 
 from __future__ import annotations
 
@@ -58,10 +58,15 @@ class Params:
         among("metric", self.metric, METRICS)
         among("head", self.head, [name for name in HEADS if name not in LIVE])
         at_least(self, per_kind=2, new_tokens=1, share=0, always=1, edge=1, homes=1, cluster_size=1, rank=1, repeats=1)
-        Recipe(backend=self.backend, homes=max(self.homes, default=1))
+        self.recipe("spherical", 1)
         for ids, width in map(ids_and_width, self.shape):
-            if self.rank > width or max(self.cluster_size) > ids:
+            if self.rank > width or max(self.cluster_size, default=1) > ids:
                 raise ValueError(f"rank must be at most the width, and cluster_size at most the ids, of shape {ids}x{width}")
+
+    def recipe(self, metric: str, cluster_size: int) -> Recipe:
+        """How rows are clustered."""
+        homes = max(self.homes, default=1)
+        return Recipe(cluster_size, self.seed, metric=metric, homes=homes, backend=self.backend)
 
     def source(self, draft: str) -> Source:
         """Where a draft's rows come from."""
@@ -110,10 +115,9 @@ def measure(params: Params) -> Iterator[Row]:
     """Compare heads with the dense one on rows that a draft computes over held-out text, or time builds of made-up heads."""
     for name, metric, size in product(params.shape, params.metric, params.cluster_size):
         weight = low_rank_rows(*ids_and_width(name), params.rank, seed=params.seed)
-        recipe = Recipe(size, params.seed, metric=metric, homes=max(params.homes), backend=params.backend)
         for turn in range(params.repeats):
-            head, facts = built(weight.bfloat16(), None, recipe)
-            yield Row(target="", draft="", turn=turn, **facts, **costs(head, head.weight))
+            head, facts = built(weight.bfloat16(), None, params.recipe(metric, size))
+            yield Row(target="", draft="", turn=turn, **facts, **costs(head, weight))
     for name in () if params.shape else params.draft or drafts_of(()):
         yield from of_draft(params, name)
 
@@ -126,8 +130,7 @@ def of_draft(params: Params, draft: str) -> Iterator[Row]:
         form = format_of(name, str(weight.dtype).removeprefix("torch."))
         yield from banded(held, held.head(name), params, {**who, "head": name, "format": form})
     for metric, size in product(params.metric, params.cluster_size):
-        recipe = Recipe(size, params.seed, metric=metric, homes=max(params.homes), backend=params.backend)
-        whole, facts = built(weight, norm, recipe)
+        whole, facts = built(weight, norm, params.recipe(metric, size))
         for homes in params.homes:
             second = whole.clusters.second if homes == 2 else None
             yield from of_clusters(held, replace(whole.clusters, second=second), params, {**who, **facts})

@@ -16,17 +16,7 @@ from flashspec.study.figures.drafts import (
     prediction_errors,
     sweep,
 )
-from flashspec.study.figures.heads import (
-    depth_times_head,
-    head_bands,
-    head_build,
-    head_choice,
-    head_clusters,
-    head_cost,
-    head_recall,
-    head_required,
-    head_tar,
-)
+from flashspec.study.figures.heads import head_cost, head_depth, head_recall, head_speedups
 from flashspec.study.figures.hierarchies import (
     exit_agreement,
     exit_training,
@@ -46,7 +36,6 @@ __all__ = [
     "blocks",
     "ceilings",
     "depth_forecast",
-    "depth_times_head",
     "dilution",
     "draft_family",
     "draft_latency",
@@ -57,14 +46,10 @@ __all__ = [
     "exit_agreement",
     "exit_training",
     "formats",
-    "head_bands",
-    "head_build",
-    "head_choice",
-    "head_clusters",
     "head_cost",
+    "head_depth",
     "head_recall",
-    "head_required",
-    "head_tar",
+    "head_speedups",
     "generalises",
     "hierarchy",
     "hierarchy_kinds",
