@@ -226,7 +226,7 @@ def _origin(experiment: Experiment, params: Any, run_facts: dict[str, Any]) -> d
     return {
         **provenance.origin(),
         **run_facts,
-        "kernels": build.identity() if hasattr(build, "identity") else None,
+        "kernels": build.identity(),
         "experiment": experiment.name,
         "version": experiment.version,
         "key": experiment.place(params).name,

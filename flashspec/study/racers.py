@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import torch
 
-from flashspec.decoding.cascade import Stage
 from flashspec.decoding.method import METHODS, Method, build
 from flashspec.decoding.models import Models
 from flashspec.heads.registry import HEADS
@@ -73,7 +72,7 @@ class Racer:
         waits = [max(1, round(before.counts[f"waiting_{i}"] / max(1, before.counts[f"actions_{i}"]))) for i in levels]
         method, half = self.entry.method, len(prompt.ids) + len(before.tokens) // 2
         text = [*prompt.ids, *before.tokens][: half + max([1, *waits])]
-        ids, stages = torch.tensor(text[:half], device=self.models.target.device), list[Stage]()
+        ids, stages = torch.tensor(text[:half], device=self.models.target.device), list[Any]()
 
         def start() -> None:
             stages[:] = build(method, self.models, self.entry.sampling, len(text) + method.k + 2)
