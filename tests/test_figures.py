@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import tables
 import tables_drafts
-import tables_heads
 import tables_hispec
 
 pytest.importorskip("seaborn")
@@ -136,7 +135,6 @@ DRAWN = {
     "peers": lambda: figures.peers(tables.peers()),
     "ledger": lambda: figures.ledger(tables.ledger()),
     "waterfall": lambda: figures.waterfall(tables.projection(), tables.draft_step(), tables.end_to_end()),
-    **tables_heads.DRAWN,
     **tables_hispec.DRAWN,
     **tables_drafts.DRAWN,
 }

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from flashspec.study.compare import CONTEXT, DENSE, FEWEST, MANY, bootstrapped, contexts, gain, like_for_like, speedups, verdict
+from flashspec.study.quote import ABSENT
 from flashspec.study.recall import PARTS
 from flashspec.theory import amdahl
 
@@ -51,10 +52,29 @@ def by_kind(frame: DataFrame) -> DataFrame:
 
 
 def clusterings(frame: DataFrame) -> DataFrame:
-    """One line a clustering: agreement at its default probes and at each share of rows, plain and calibrated."""
+    """Agreement of every clustering at the largest share of rows, calibrated where that helps: sizes down, the rest across."""
     table = recalls(frame)
-    table = table[table["head"] == "flash"]
-    return table.pivot_table(index=["draft", *CLUSTERING, "name"], columns="plan", values="agreement", sort=False).reset_index()
+    shares = sorted(set(table["plan"]) - {"default"}, key=float)
+    rows = table[(table["head"] == "flash") & (table["plan"] == ["default", *shares][-1])]
+    words = rows["metric"] + rows["homes"].map({1: ", one home", 2: ", two homes"})
+    rows = rows.assign(kind=words).sort_values("calibrated", kind="stable")
+    keys = ["draft", "cluster_size"]
+    return rows.pivot_table(index=keys, columns="kind", values="agreement", aggfunc="last", sort=False).reset_index()
+
+
+def bands(frame: DataFrame) -> DataFrame:
+    """The usual FlashHead by kind of text and band of frequency: rows missed, plain and calibrated, and probes needed."""
+    table = usual(recalls(frame, "kind", "band"))
+    table = table[(table["head"] == "flash") & (table["plan"] == "default")]
+    keys = ["draft", "kind", "band"]
+    ready = table[table["calibrated"]].set_index(keys)["missed"].rename("missed_calibrated")
+    return table[~table["calibrated"]].join(ready, on=keys)
+
+
+def told(table: DataFrame, column: str, **which: Any) -> str:
+    """One column of the lines with these values, percentages to one digit; or that none is there."""
+    lines = table[np.logical_and.reduce([table[name] == value for name, value in which.items()])]
+    return ", ".join(value if isinstance(value, str) else f"{value:.1f} %" for value in lines[column].dropna()) or ABSENT
 
 
 def faster(frame: DataFrame) -> DataFrame:

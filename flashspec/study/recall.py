@@ -60,13 +60,12 @@ class Params:
         at_least(self, per_kind=2, new_tokens=1, share=0, always=1, edge=1, homes=1, cluster_size=1, rank=1, repeats=1)
         self.recipe("spherical", 1)
         for ids, width in map(ids_and_width, self.shape):
-            if self.rank > width or max(self.cluster_size, default=1) > ids:
+            if self.rank > width or max(self.cluster_size) > ids:
                 raise ValueError(f"rank must be at most the width, and cluster_size at most the ids, of shape {ids}x{width}")
 
     def recipe(self, metric: str, cluster_size: int) -> Recipe:
         """How rows are clustered."""
-        homes = max(self.homes, default=1)
-        return Recipe(cluster_size, self.seed, metric=metric, homes=homes, backend=self.backend)
+        return Recipe(cluster_size, self.seed, metric=metric, homes=max(self.homes), backend=self.backend)
 
     def source(self, draft: str) -> Source:
         """Where a draft's rows come from."""

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def head_speedups(results: Any) -> Figure:
     """Speedup of every head at its best setting over plain decoding, with 95 % intervals, one panel a sampling."""
     table = heads.against(results.frame).sort_values("ratio")
-    table["line"] = table["head"] if table["draft"].nunique() < 2 else table["draft"] + ", " + table["head"]
+    table["line"] = table["head"] if table["draft"].nunique() < 2 else (table["draft"] + ", " + table["head"]).str.strip(", ")
     names, parts = list(dict.fromkeys(table["line"])), list(contexts(table)) or [(ABSENT, table)]
     figure, axes = canvas(len(parts), 0.26 * len(names) + 1.5, sharey=True, sharex=True)
     for axis, (name, lines) in zip(axes, parts, strict=True):
@@ -58,7 +58,8 @@ def head_recall(results: Any) -> Figure:
         right.bar([at + place * width for at in range(len(missed))], missed[name], width, linewidth=0.5, **fill)
     right.set_xticks([at + 0.4 - width / 2 for at in range(len(missed))], missed.index)
     right.set(yscale="symlog", xlabel="kind of text", ylabel="missed, % of rows (hatched: calibrated)", ylim=(0, 100))
-    figure.legend(loc="outside upper left", ncols=5, fontsize=8)
+    if len(table):
+        figure.legend(loc="outside upper left", ncols=5, fontsize=8)
     return figure
 
 
@@ -102,5 +103,6 @@ def head_depth(results: Any) -> Figure:
     ticks = sorted(set(table["layers"].dropna()))
     axis.set_xticks(ticks, [f"{layers:g}" for layers in ticks])
     axis.minorticks_off()
-    figure.legend(loc="outside upper left", ncols=2, fontsize=8)
+    if len(table):
+        figure.legend(loc="outside upper left", ncols=2, fontsize=8)
     return figure
