@@ -18,8 +18,8 @@ from flashspec.measure.planning import Given, Question, Texts, advise, forecast,
 from flashspec.measure.prompts import Prompt
 from flashspec.model.synthetic import synthetic
 from flashspec.scores import Sampling
-from flashspec.study import advice, store
-from flashspec.study.parameters import key
+from flashspec.study import advice
+from flashspec.study.race import Row as RaceRow
 from flashspec.study.registry import EXPERIMENTS
 from flashspec.theory import Costs, best_k, replayed_all, speedup
 
@@ -259,32 +259,38 @@ def test_flags_that_would_be_lost_and_tables_that_lack_the_pair_are_refused(fold
     assert "nothing about heads" in capsys.readouterr().err
 
 
-def test_counts_are_read_from_the_stored_table_of_one_draft_and_sampling(monkeypatch, tmp_path):
-    experiment = EXPERIMENTS["end_to_end"]
-    blank = {name: kind() for name, (kind, _) in experiment.columns.kinds.items()}
+def ran(kind, prompt, rounds, **changes):
+    """One run of a race of which only the counts matter."""
+    facts = {"method": "draft_model", "head": "dense", "draft": "main", "k": 4, "temperature": 0.0, "turn": 0, "rule": "coupling"}
+    return RaceRow("t", format="bfloat16", finalize="deferred", kind=kind, prompt=prompt, rounds=rounds, drafted=4 * rounds,
+                   accepted=10, emitted=rounds + 10, seconds=1.0, **{**facts, **changes})  # fmt: skip
+
+
+def put(root, preset, rows):
+    experiment = EXPERIMENTS["race"]
+    experiment.shelf.write(experiment.place(experiment.preset(preset), root), experiment.columns, rows, {})
+
+
+def test_counts_are_read_from_the_stored_race_of_one_draft_and_sampling(tmp_path):
     rows = [
-        experiment.row(**{**blank, "draft": draft, "method": method, "finalize": "deferred", "rule": rule, "k": 4,
-                          "probes": 64 if method == "flash" else 0, "kind": kind, "rounds": rounds, "accepted": 10})
-        for (draft, rounds), method, rule, kind in product(
-            (("main", 5), ("shallow", 7)), ("baseline", "dense", "flash"), ("coupling", "typical"), ("code", "prose"))
+        ran(kind, prompt, rounds, draft=draft, rule=rule, **who)
+        for (draft, rounds), who, rule, kind, prompt in product(
+            (("main", 5), ("shallow", 7)), ({"method": "baseline", "k": 0}, {}, {"head": "flash", "probes": 64}),
+            ("coupling", "typical"), ("code", "prose"), (0, 1))
     ]  # fmt: skip
-    place = store.Place(tmp_path / "end_to_end", key(experiment.params()))
-    store.write(place, experiment.columns, rows, {})
+    put(tmp_path, "end_to_end", [*rows, ran("code", 0, 999, turn=1), ran("code", 0, 999, engine="transformers")])
     found = advice.stored_counts("main", Sampling(), tmp_path)
     assert set(found.found) == {("dense", 4), ("flash P=64", 4)}
-    assert [c.tar for c in found.counts(Method("model", "flash", k=4, probes=64))] == [3.0, 3.0]
+    assert [(c.rounds, c.tar) for c in found.counts(Method("model", "flash", k=4, probes=64))] == [(10, 3.0), (10, 3.0)]
     assert advice.stored_counts("shallow", Sampling(), tmp_path).counts(Method("model"))[0].tar == pytest.approx(17 / 7)
 
 
-def test_counts_of_every_head_are_read_from_the_table_made_for_them(tmp_path):
-    experiment = EXPERIMENTS["head_tar"]
-    blank = {name: kind() for name, (kind, _) in experiment.columns.kinds.items()}
+def test_counts_of_every_head_are_read_from_the_race_made_for_them(tmp_path):
     rows = [
-        experiment.row(**{**blank, "draft": "main", "head": head, "shortlist": listed, "temperature": heat, "rule": "speculative",
-                          "k": 4, "kind": "code", "rounds": rounds, "accepted": 10})
-        for (head, listed, rounds), heat in product((("baseline", 0, 9), ("dense", 0, 5), ("preview", 512, 10)), (0.7, 1.0))
-    ]  # fmt: skip
-    store.write(store.Place(tmp_path / "head_tar", key(experiment.params())), experiment.columns, rows, {})
+        ran("code", 0, rounds, head=head, shortlist=listed, temperature=heat, rule="speculative")
+        for (head, listed, rounds), heat in product((("dense", 0, 5), ("preview", 512, 10)), (0.7, 1.0))
+    ]
+    put(tmp_path, "head_tar", rows)
     found = advice.stored_counts("main", Sampling(0.7, rule="speculative"), tmp_path)
     assert set(found.found) == {("dense", 4), ("preview N=512", 4)} and found.name == "head_tar"
     assert found.counts(Method("model", "preview", k=4, shortlist=512))[0].tar == 2.0

@@ -15,7 +15,7 @@ from flashspec.study.experiment import stored
 from flashspec.study.parameters import Refused
 from flashspec.theory import Counts, Interval
 
-TOLD = ("end_to_end", "head_tar")  # tables of decodes, the one that is believed last
+TOLD = ("end_to_end", "head_tar")  # races, the one that is believed last
 
 
 def times(found: Interval) -> str:
@@ -108,9 +108,9 @@ class Stored:
 def stored_counts(draft: str, sampling: Sampling, root: Path | None = None) -> Stored:
     """What the stored tables of decodes say about one draft under one sampling; Refused where none of them is stored.
 
-    A writer that stands in both has the counts of `head_tar`, the table made for comparing heads.
+    A writer that is in both has the counts of `head_tar`, the table made for comparing heads.
     """
-    tables = {name: table for name in TOLD if (table := stored(name, root)) is not None}
+    tables = {name: table for name in TOLD if (table := stored("race", root, name)) is not None}
     if not tables:
         raise Refused("no end-to-end table is stored; run `flashspec run head_tar` or `end_to_end`, or replay with --tar replay")
     found: dict[tuple[str, int], tuple[Counts, ...]] = {}
@@ -120,13 +120,17 @@ def stored_counts(draft: str, sampling: Sampling, root: Path | None = None) -> S
 
 
 def counts_by_writer(rows: Iterable[Any], draft: str, sampling: Sampling) -> dict[tuple[str, int], tuple[Counts, ...]]:
-    """Counts of every writer and k in the first turn, one item a kind; rows name their head `method` or `head`."""
-    found: dict[tuple[str, int], dict[str, Counts]] = {}
+    """Counts of every writer and k in the first turn of a race, one item a kind, its prompts summed."""
+    found: dict[tuple[str, int], dict[str, dict[int, tuple[int, int, int]]]] = {}
     for row in rows:
-        here = (row.draft, row.temperature, row.rule, row.repeat) == (draft, sampling.temperature, sampling.rule, 0)
-        head = getattr(row, "method", None) or row.head
-        if here and head != "baseline":
-            method = Method("model", head, probes=row.probes or None, shortlist=getattr(row, "shortlist", 0) or None)
-            counts = Counts(row.rounds, row.drafted, row.accepted, row.rounds + row.accepted)
-            found.setdefault((name_of(method), row.k), {})[row.kind] = counts
-    return {writer: tuple(kinds.values()) for writer, kinds in found.items()}
+        here = (row.draft, row.temperature, row.rule, row.turn) == (draft, sampling.temperature, sampling.rule, 0)
+        if here and row.method == "draft_model" and row.engine == "flashspec":
+            method = Method("model", row.head, probes=row.probes or None, shortlist=row.shortlist or None)
+            kinds = found.setdefault((name_of(method), row.k), {})
+            kinds.setdefault(row.kind, {})[row.prompt] = (row.rounds, row.drafted, row.accepted)
+    return {writer: tuple(map(_summed, kinds.values())) for writer, kinds in found.items()}
+
+
+def _summed(prompts: Mapping[int, tuple[int, int, int]]) -> Counts:
+    rounds, drafted, accepted = map(sum, zip(*prompts.values(), strict=True))
+    return Counts(rounds, drafted, accepted, rounds + accepted)

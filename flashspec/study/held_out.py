@@ -45,12 +45,14 @@ class Source:
 class HeldOut:
     """Rows [n, hidden] of one draft before its final norm: every second text of a kind to tune on, the others to judge by.
 
-    `counted` holds the ids of the tuning texts, `written` those among them that the target wrote.
+    `kinds` names the kind of text of every judging row; `counted` holds the ids of the tuning texts, `written` those among
+    them that the target wrote.
     """
 
     models: Models
     tuning: Tensor
     judging: Tensor
+    kinds: tuple[str, ...]
     counted: Tensor
     written: Tensor
 
@@ -99,15 +101,16 @@ def held_out(source: Source) -> HeldOut:
     """Let the target write behind every prompt and the draft read it; ValueError where no kind has two prompts."""
     models = models_of(source.target, source.draft, "bfloat16", "dense")
     plain = Entry("baseline", METHODS["baseline"], Sampling(source.temperature, seed=source.seed))
-    written, whole, rows = [], [], []
+    written, whole, rows, kinds = [], [], [], tuple[str, ...]()
     for half in halves(load_prompts(source.prompts or None, source.per_kind)):
         told = texts(models, plain, half, source.new_tokens)
         read = [(*prompt.ids, *text) for prompt, text in zip(half, told, strict=True)]
         written.append(torch.tensor([token for text in told for token in text]))
         whole.append(torch.tensor([token for ids in read for token in ids]))
         rows.append(torch.cat([rows_of(models.model("draft"), ids) for ids in read]))
+        kinds = tuple(prompt.kind for prompt, ids in zip(half, read, strict=True) for _ in ids)
     tuning, judging = rows
-    return HeldOut(models, tuning, judging, whole[0], written[0])
+    return HeldOut(models, tuning, judging, kinds, whole[0], written[0])
 
 
 def halves(prompts: Sequence[Prompt]) -> tuple[list[Prompt], list[Prompt]]:

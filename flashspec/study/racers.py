@@ -13,6 +13,7 @@ import torch
 
 from flashspec.decoding.method import METHODS, Method, build
 from flashspec.decoding.models import Models
+from flashspec.heads.index import usable
 from flashspec.heads.registry import HEADS
 from flashspec.measure import clock
 from flashspec.measure.bench import Text, time_run
@@ -123,7 +124,7 @@ def methods(params: Any, layers: int) -> Iterator[tuple[str, Method]]:
     found: dict[tuple[str, Method], None] = {}
     for short in params.method:
         name, *own = SHORT.get(short, (short,))
-        heads = ("dense",) if name == "lookup" else own or params.head
+        heads = ("dense",) if name == "lookup" else own or usable(params.head)
         for (exits, interval), head, k, finalize in product(schedules(params, name, layers), heads, params.k, params.finalize):
             method = replace(BASES[name], k=k, finalize=finalize, exits=exits, interval=interval)
             found |= {(name, replace(method, head=head, **options)): None for options in options_of(params, head)}

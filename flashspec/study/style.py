@@ -18,6 +18,7 @@ from flashspec.model.writing import write_text
 COLOURS = {
     "baseline": "#5f6368",
     "dense": "#0072B2",
+    "draft_model": "#0072B2",
     "flash": "#D55E00",
     "self_speculation": "#56B4E9",
     "hispec": "#009E73",
@@ -51,6 +52,9 @@ COLOURS = {
 }
 NAMES = {
     "baseline": "baseline",
+    "draft_model": "second model",
+    "bf16": "bfloat16",
+    "fp32": "float32",
     "int4": "int4 (AWQ)",
     "dense": "dense draft head",
     "self_speculation": "self-speculation",

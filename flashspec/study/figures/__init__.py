@@ -15,17 +15,7 @@ from flashspec.study.figures.drafts import (
     prediction_errors,
     sweep,
 )
-from flashspec.study.figures.heads import (
-    depth_times_head,
-    head_bands,
-    head_build,
-    head_choice,
-    head_clusters,
-    head_cost,
-    head_recall,
-    head_required,
-    head_tar,
-)
+from flashspec.study.figures.heads import head_cost, head_depth, head_recall, head_speedups
 from flashspec.study.figures.hierarchies import (
     exit_agreement,
     exit_training,
@@ -42,7 +32,6 @@ from flashspec.study.figures.rounds import formats, ledger, peers
 __all__ = [
     "ceilings",
     "depth_forecast",
-    "depth_times_head",
     "draft_family",
     "draft_latency",
     "draft_lengths",
@@ -53,14 +42,10 @@ __all__ = [
     "exit_training",
     "final_token",
     "formats",
-    "head_bands",
-    "head_build",
-    "head_choice",
-    "head_clusters",
     "head_cost",
+    "head_depth",
     "head_recall",
-    "head_required",
-    "head_tar",
+    "head_speedups",
     "generalises",
     "hierarchy",
     "hierarchy_kinds",

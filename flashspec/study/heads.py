@@ -1,0 +1,197 @@
+"""Draft heads: what each misses, what it costs, who is fastest under verification, and what depth and building do."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from flashspec.study.compare import CONTEXT, DENSE, FEWEST, MANY, bootstrapped, contexts, gain, like_for_like, speedups, verdict
+from flashspec.study.quote import NOT_HERE
+from flashspec.study.recall import PARTS
+from flashspec.theory import amdahl
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+SIZE = ["head", "format", "probes", "shortlist"]
+PLACE = ["shape", "layers", "piece"]
+CLUSTERING = ["metric", "homes", "cluster_size"]
+USUAL = 16  # ids a cluster
+PAIR = [*CONTEXT, "draft", "method", "finalize"]
+
+
+def recalls(frame: DataFrame, *by: str) -> DataFrame:
+    """One line a draft, head and plan for each value of `by`: what it reads, how often it agrees, what it covers and misses."""
+    table = frame[frame["kind"] != ""].assign(calibrated=frame["always"] > 0, share=100 * frame["rows_scored"] / frame["vocab"])
+    table["megabytes"] = table["bytes"] / 1e6
+    keys = ["target", "draft", "head", *CLUSTERING, "calibrated", "plan", "probes", "share", "megabytes"]
+    needs = {name: (name, "max") for name in ("required_50", "required_99")}
+    sums = {name: (name, "sum") for name in ("positions", "agreed", "covered")}
+    found = table.groupby([*keys, *by], sort=False).agg(**sums, **(needs if "band" in by else {})).reset_index()
+    found["agreement"], found["coverage"] = (100 * found[name] / found["positions"] for name in ("agreed", "covered"))
+    extra = found["calibrated"].map({True: ", calibrated", False: ""})
+    return found.assign(missed=100 - found["agreement"], name=found["head"] + extra)
+
+
+def usual(table: DataFrame) -> DataFrame:
+    """The lines of heads as they come and of FlashHeads of one clustering: the table's first, at about 16 ids a cluster."""
+    flash = table[table["head"] == "flash"]
+    if flash.empty:
+        return table
+    near = flash.assign(far=np.log2(flash["cluster_size"] / USUAL).abs()).sort_values("far", kind="stable").iloc[0]
+    return table[(table["head"] != "flash") | np.logical_and.reduce([table[name] == near[name] for name in CLUSTERING])]
+
+
+def by_kind(frame: DataFrame) -> DataFrame:
+    """The usual heads at their own probes: rows and megabytes they read, agreement on each kind of text, and coverage."""
+    whole, kinds = (usual(recalls(frame, *by)) for by in ((), ("kind",)))
+    table = whole[whole["plan"] == "default"][["draft", "name", "share", "megabytes", "agreement", "coverage"]]
+    apart = kinds[kinds["plan"] == "default"].pivot_table(index=["draft", "name"], columns="kind", values="agreement", sort=False)
+    return table.join(apart, on=["draft", "name"]) if len(apart.columns) > 1 else table
+
+
+def clusterings(frame: DataFrame) -> DataFrame:
+    """Agreement of every clustering at the largest share of rows, calibrated where that helps: sizes down, the rest across."""
+    table = recalls(frame)
+    shares = sorted(set(table["plan"]) - {"default"}, key=float)
+    rows = table[(table["head"] == "flash") & (table["plan"] == ["default", *shares][-1])]
+    words = rows["metric"] + rows["homes"].map({1: ", one home", 2: ", two homes"})
+    rows = rows.assign(kind=words).sort_values("calibrated", kind="stable")
+    keys = ["draft", "cluster_size"]
+    return rows.pivot_table(index=keys, columns="kind", values="agreement", aggfunc="last", sort=False).reset_index()
+
+
+def bands(frame: DataFrame) -> DataFrame:
+    """The usual FlashHead by kind of text and band of frequency: rows missed, plain and calibrated, and probes needed."""
+    table = usual(recalls(frame, "kind", "band"))
+    table = table[(table["head"] == "flash") & (table["plan"] == "default")]
+    keys = ["draft", "kind", "band"]
+    ready = table[table["calibrated"]].set_index(keys)["missed"].rename("missed_calibrated")
+    return table[~table["calibrated"]].join(ready, on=keys)
+
+
+def told(table: DataFrame, column: str, **which: Any) -> str:
+    """One column of the lines with these values, percentages to one digit; or that none is there."""
+    lines = table[np.logical_and.reduce([table[name] == value for name, value in which.items()])]
+    return ", ".join(value if isinstance(value, str) else f"{value:.1f} %" for value in lines[column].dropna()) or NOT_HERE
+
+
+def faster(frame: DataFrame) -> DataFrame:
+    """How many times faster each head is than the dense one, piece by piece, paired by turn, beside the ratio of bytes.
+
+    The dense head has the same number format where the table holds it, else the one that `over` names: a head in int8 or
+    int4 is a line of its own.
+    """
+    import pandas
+
+    lines = []
+    for values, rows in frame[frame["piece"] != "body"].groupby(PLACE, dropna=False):
+        dense = dict(iter(rows[rows["head"] == "dense"].groupby("format")))
+        for who, mine in rows[rows["head"] != "dense"].groupby(SIZE, sort=False) if dense else ():
+            facts = dict(zip([*PLACE, *SIZE], (*values, *who), strict=True))
+            over = facts["format"] if facts["format"] in dense else next(iter(dense))
+            both = mine.merge(dense[over][["turn", "seconds", "bytes"]], on="turn", suffixes=("", "_below"))
+            if len(both):
+                found = bootstrapped(_medians, (both["seconds_below"], both["seconds"]))
+                words = verdict(found, len(both), MANY) if len(both) >= FEWEST else "too few turns"
+                limit = both["bytes_below"].iloc[0] / both["bytes"].iloc[0]
+                lines.append({**facts, "over": over, **found._asdict(), "limit": limit, "verdict": words})
+    return pandas.DataFrame(lines, columns=[*PLACE, *SIZE, "over", "value", "low", "high", "limit", "verdict"])
+
+
+def costs(frame: DataFrame) -> DataFrame:
+    """One line a piece and head: median milliseconds, megabytes, percentage of the memory's speed, and its gain over dense."""
+    keys = [*PLACE, *SIZE]
+    table = frame.groupby([*keys, "bytes", "bandwidth"], dropna=False, sort=False)["seconds"].median().reset_index()
+    table["ms"], table["megabytes"] = table["seconds"] * 1e3, table["bytes"] / 1e6
+    table["speed"] = 100 * table["bytes"] / table["bandwidth"] / table["seconds"]
+    return table.merge(faster(frame), on=keys, how="left")
+
+
+def cheapest(frame: DataFrame) -> DataFrame:
+    """The fastest at each shape of heads that score every id and FlashHeads with the most probes: ids down, widths across."""
+    table = costs(frame)
+    flash = table["head"].str.startswith("flash")
+    rows = table[table["head"].isin(DENSE) | (flash & (table["probes"] == table["probes"].max()))]
+    best = rows.sort_values("ms", kind="stable").drop_duplicates("shape")
+    names = best["head"] + best["value"].map(lambda times: "" if times != times else f" {times:.1f}×")
+    sides = best["shape"].str.partition("x")
+    found = best.assign(ids=sides[0], width=sides[2], name=names).pivot_table(
+        index="ids", columns="width", values="name", aggfunc="first", sort=False
+    )
+    order = [sorted(each, key=lambda text: (len(text), text)) for each in (found.index, found.columns)]
+    return found.reindex(index=order[0], columns=order[1]).fillna("not measured").reset_index()
+
+
+def calls(frame: DataFrame) -> DataFrame:
+    """One line a head: milliseconds of any call of it, and what its bytes take over what the bandwidth allows.
+
+    The line seconds = fixed + pace * bytes / bandwidth with the least squared relative errors over all shapes and sizes;
+    a head timed at fewer than three has none.
+    """
+    import pandas
+
+    lines = []
+    for head, rows in costs(frame).groupby("head", sort=False):
+        if len(rows) >= FEWEST:
+            sides = np.stack([1 / rows["seconds"], rows["speed"] / 100], axis=1)
+            fixed, pace = np.linalg.lstsq(sides, np.ones(len(rows)))[0]
+            lines.append((head, 1e3 * fixed, pace))
+    return pandas.DataFrame(lines, columns=["head", "fixed", "pace"])
+
+
+def depths(frame: DataFrame) -> DataFrame:
+    """One line a depth and head: the head's share of a dense step, the step's measured gain, and Amdahl's prediction."""
+    medians = frame.groupby(["shape", "layers", "piece", *SIZE], dropna=False)["seconds"].median()
+    lines = faster(frame)
+    table = lines[lines["piece"] == "step"].copy()
+
+    def parts(line: Any) -> tuple[float, float]:
+        at = (line["shape"], line["layers"])
+        dense = [medians.get((*at, piece, "dense", line["over"], 0, 0), np.nan) for piece in ("head", "body")]
+        mine = medians.get((*at, "head", *(line[name] for name in SIZE)), np.nan)
+        return dense[0] / sum(dense), dense[0] / mine
+
+    found = [parts(line) for _, line in table.iterrows()]
+    table["share"] = [100 * share for share, _ in found]
+    table["predicted"] = [amdahl(share, more) if share == share and more == more else np.nan for share, more in found]
+    return table
+
+
+def builds(frame: DataFrame) -> DataFrame:
+    """One line a clustering that was timed: median minutes of its build, and the percentage that each part takes."""
+    columns = [f"{part}_seconds" for part in PARTS]
+    rows = frame.dropna(subset=columns).drop_duplicates(["draft", "vocab", "hidden", *CLUSTERING[::2], *columns])
+    table = rows.groupby(["draft", "vocab", "hidden", *CLUSTERING[::2]], sort=False)[columns].median().reset_index()
+    whole = table[columns].sum(axis=1)
+    return table.assign(minutes=whole / 60, **{part: 100 * table[f"{part}_seconds"] / whole for part in PARTS})
+
+
+def against(frame: DataFrame) -> DataFrame:
+    """One line a head and sampling at its best setting: over plain decoding, the dense head of its format, and the int8 head."""
+    plain = speedups(frame, ["draft", "method", "head", "format", "finalize"])
+    rows = frame[frame["method"] != "baseline"]
+    same = like_for_like(frame)[[*PAIR, "head", "verdict"]].rename(columns={"verdict": "same_format"})
+    int8 = gain(rows, {"head": "int8"}, PAIR, ["head"])[[*PAIR, "head", "verdict"]].rename(columns={"verdict": "over_int8"})
+    found = plain.merge(same, on=[*PAIR, "head"], how="left").merge(int8, on=[*PAIR, "head"], how="left")
+    names = [f"{line['head']}{_size(line)}" for _, line in found.iterrows()]
+    return found.assign(name=names, who=[f"{name}, {said}" for name, said in zip(names, found["verdict"], strict=True)])
+
+
+def sizes(frame: DataFrame) -> DataFrame:
+    """Every FlashHead at every number of probes over plain decoding, one column a sampling."""
+    flash = frame[(frame["method"] == "baseline") | frame["head"].str.startswith("flash")]
+    found = speedups(flash, ["draft", "head", "probes"])
+    named = {at: name for name, lines in contexts(found) for at in lines.index}
+    table = found.assign(sampling=found.index.map(named))
+    keys = ["draft", "head", "probes"]
+    return table.pivot_table(index=keys, columns="sampling", values="verdict", aggfunc="first").reset_index()
+
+
+def _size(line: Any) -> str:
+    return "".join(f", {letter} = {line[name]:g}" for letter, name in (("P", "probes"), ("N", "shortlist")) if line[name])
+
+
+def _medians(above: Any, below: Any, axis: int) -> Any:
+    return np.median(above, axis) / np.median(below, axis)

@@ -1,0 +1,214 @@
+"""What approximate heads miss on rows of a draft, by kind of text and token frequency, and how long they take to build."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flashspec.decoding.models import folder_of
+from flashspec.heads.cluster import METRICS, Clusters, Recipe, balanced, unconstrained
+from flashspec.heads.flash import FlashHead
+from flashspec.heads.index import usable
+from flashspec.heads.plan import FlashPlan
+from flashspec.heads.recall import calibrate_always, required_probes
+from flashspec.heads.registry import HEADS
+from flashspec.measure.stand_ins import low_rank_rows
+from flashspec.study import presets
+from flashspec.study.drafts import drafts_of, short_name
+from flashspec.study.experiment import Experiment
+from flashspec.study.held_out import LIVE, HeldOut, Source, held_out, judged, probes_within
+from flashspec.study.pairs import among, at_least
+from flashspec.study.racers import format_of
+
+PERCENTILES = (50, 90, 99)
+PARTS = ("clustering", "balancing", "permutation")
+
+
+@dataclass(frozen=True)
+class Params:
+    """Which heads to judge on whose rows, or which to build. Every list takes one value too."""
+
+    target: str = "reference"  # target model, which writes the texts: shipped name or folder
+    draft: tuple[str, ...] = ("main",)  # drafts whose rows are judged: shipped names or folders; empty means every shipped one
+    shape: tuple[str, ...] = ()  # made-up heads to build instead, IDSxWIDTH such as 65536x1024; empty means the draft's own
+    prompts: str = ""  # prompts file; empty means the shipped one
+    per_kind: int = 12  # prompts of each kind; every second text is for calibration
+    new_tokens: int = 96  # tokens that the target writes behind each prompt
+    temperature: float = 1.0  # of these texts
+    head: tuple[str, ...] = ("int8", "fr_spec")  # heads to judge beside FlashHead
+    metric: tuple[str, ...] = ("spherical",)  # how a FlashHead's rows are clustered; empty means no FlashHead
+    homes: tuple[int, ...] = (1,)  # clusters that list an id
+    cluster_size: tuple[int, ...] = (16,)  # ids a cluster
+    share: tuple[float, ...] = (0.1, 0.2)  # rows scored at most, centroids included; the default probes come beside them
+    always: int = 64  # calibrated ids that are always scored
+    edge: tuple[int, ...] = (64, 512)  # frequency ranks at which bands end
+    rank: int = 64  # of made-up weights, beside noise of half their size
+    backend: str = "auto"  # of the clustering: faiss, torch, or auto for faiss where it is installed
+    repeats: int = 1  # builds of every made-up head
+    seed: int = 0  # of texts, weights and clusters
+
+    def __post_init__(self) -> None:
+        among("metric", self.metric, METRICS)
+        among("head", self.head, [name for name in HEADS if name not in LIVE])
+        at_least(self, per_kind=2, new_tokens=1, share=0, always=1, edge=1, homes=1, cluster_size=1, rank=1, repeats=1)
+        self.recipe("spherical", 1)
+        for ids, width in map(ids_and_width, self.shape):
+            if self.rank > width or max(self.cluster_size) > ids:
+                raise ValueError(f"rank must be at most the width, and cluster_size at most the ids, of shape {ids}x{width}")
+
+    def recipe(self, metric: str, cluster_size: int) -> Recipe:
+        """How rows are clustered."""
+        return Recipe(cluster_size, self.seed, metric=metric, homes=max(self.homes), backend=self.backend)
+
+    def source(self, draft: str) -> Source:
+        """Where a draft's rows come from."""
+        return Source(self.target, draft, self.prompts, self.per_kind, self.new_tokens, self.temperature, self.seed)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One head on one kind of text in one band of frequency, or one build of a made-up head, which has no `kind`.
+
+    Of `positions` rows, `agreed` have the dense head's best id, and `covered` sums the dense probability that was scored.
+    A FlashHead tells `metric` to `probes`, the percentiles of the probes that positions need, and seconds of its build;
+    `plan` is "default" at its own probes, else the share of rows asked for. `kind` is "all" where texts were not told apart.
+    """
+
+    target: str
+    draft: str
+    head: str
+    format: str
+    vocab: int
+    hidden: int
+    rows_scored: int
+    bytes: int
+    metric: str = ""
+    homes: int = 0
+    cluster_size: int = 0
+    always: int = 0
+    probes: int = 0
+    plan: str = "default"
+    kind: str = ""
+    band: str = ""
+    positions: int = 0
+    agreed: int = 0
+    covered: float = 0.0
+    required_50: int | None = None
+    required_90: int | None = None
+    required_99: int | None = None
+    clustering_seconds: float | None = None
+    balancing_seconds: float | None = None
+    permutation_seconds: float | None = None
+    threads: int | None = None
+    turn: int = 0
+
+
+def measure(params: Params) -> Iterator[Row]:
+    """Compare heads with the dense one on rows that a draft computes over held-out text, or time builds of made-up heads."""
+    for name, metric, size in product(params.shape, params.metric, params.cluster_size):
+        weight = low_rank_rows(*ids_and_width(name), params.rank, seed=params.seed)
+        for turn in range(params.repeats):
+            head, facts = built(weight.bfloat16(), None, params.recipe(metric, size))
+            yield Row(target="", draft="", turn=turn, **facts, **costs(head, weight))
+    for name in () if params.shape else params.draft or drafts_of(()):
+        yield from of_draft(params, name)
+
+
+def of_draft(params: Params, draft: str) -> Iterator[Row]:
+    """Every head over one draft's rows; those of faiss where it is installed."""
+    held, who = held_out(params.source(draft)), {"target": short_name(params.target), "draft": short_name(draft)}
+    weight, norm = held.draft.head_weight, held.draft.norm
+    for name in usable(params.head):
+        form = format_of(name, str(weight.dtype).removeprefix("torch."))
+        yield from banded(held, held.head(name), params, {**who, "head": name, "format": form})
+    for metric, size in product(params.metric, params.cluster_size):
+        whole, facts = built(weight, norm, params.recipe(metric, size))
+        for homes in params.homes:
+            second = whole.clusters.second if homes == 2 else None
+            yield from of_clusters(held, replace(whole.clusters, second=second), params, {**who, **facts})
+
+
+def built(weight: Tensor, norm: Any, recipe: Recipe) -> tuple[FlashHead, dict[str, Any]]:
+    """A FlashHead over weight [V, D], its clustering, and the seconds of every part of its build."""
+    times = [perf_counter()]
+    centroids = unconstrained(weight, recipe)
+    times.append(perf_counter())
+    clusters = balanced(weight, centroids, recipe)
+    times.append(perf_counter())
+    plan = FlashPlan(recipe.cluster_size, metric=recipe.metric, homes=clusters.homes, seed=recipe.seed)
+    head = FlashHead.build(weight, norm, clusters, plan)
+    times.append(perf_counter())
+    parts = {f"{part}_seconds": after - before for part, before, after in zip(PARTS, times, times[1:], strict=False)}
+    facts: dict[str, Any] = {"metric": recipe.metric, "homes": clusters.homes, "cluster_size": recipe.cluster_size}
+    facts |= {"head": "flash", "format": str(weight.dtype).removeprefix("torch.")}
+    return head, {**facts, **parts, "threads": torch.get_num_threads()}
+
+
+def of_clusters(held: HeldOut, clusters: Clusters, params: Params, facts: dict[str, Any]) -> Iterator[Row]:
+    """A FlashHead over these clusters, plain and, if it misses any, calibrated, at its default probes and each share of rows."""
+    plan = FlashPlan(clusters.size, metric=facts["metric"], homes=clusters.homes, seed=params.seed)
+    plain = FlashHead.build(held.draft.head_weight, held.draft.norm, clusters, plan)
+    chronic = calibrate_always(plain, held.dense, held.tuning, params.always)
+    for head in (plain, plain.with_always(chronic)) if chronic else (plain,):
+        needed = required_probes(head, held.dense, held.judging)
+        probes = {"default": plain.probes} | {f"{share:g}": probes_within(head, share) for share in params.share}
+        for label, count in probes.items():
+            setting = {"homes": clusters.homes, "always": len(head.plan.always), "probes": count, "plan": label}
+            yield from banded(held, head.with_probes(count), params, {**facts, **setting}, needed)
+
+
+def banded(held: HeldOut, head: Any, params: Params, facts: dict[str, Any], needed: Tensor | None = None) -> Iterator[Row]:
+    """One row a kind of text and band of frequency that has positions."""
+    same, mass = judged(head, held)
+    for kind, (band, ranked) in product(dict.fromkeys(held.kinds), held.bands(params.edge).items()):
+        inside = ranked & torch.tensor([each == kind for each in held.kinds])
+        if bool(inside.any()):
+            counts = {"positions": int(inside.sum()), "agreed": int(same[inside].sum())}
+            counts |= {} if needed is None else percentiles(needed[inside])
+            covered = round(float(mass[inside].double().sum()), 3)
+            yield Row(kind=kind, band=band, covered=covered, **facts, **counts, **costs(head, held.draft.head_weight))
+
+
+def costs(head: Any, weight: Tensor) -> dict[str, Any]:
+    """The columns that say what a head over this weight reads for one row."""
+    vocab, hidden = weight.shape
+    return {"vocab": vocab, "hidden": hidden, "rows_scored": head.rows_scored, "bytes": head.bytes_read(1)}
+
+
+def percentiles(needed: Tensor) -> dict[str, int]:
+    """The probes within which 50, 90 and 99 % of these positions find their id."""
+    ordered = needed.sort().values
+    return {f"required_{percent}": int(ordered[-(-len(ordered) * percent // 100) - 1]) for percent in PERCENTILES}
+
+
+def ids_and_width(shape: str) -> tuple[int, int]:
+    """The two numbers of IDSxWIDTH; ValueError for anything else."""
+    ids, _, width = shape.partition("x")
+    if not (ids.isdecimal() and width.isdecimal() and int(ids) > 1 and int(width) > 7):
+        raise ValueError(f"shape must be IDSxWIDTH, at least 2x8, such as 65536x1024, got {shape!r}")
+    return int(ids), int(width)
+
+
+def points(params: Params) -> list[Params]:
+    """One point a clustering, and one for the other heads, of every draft or shape."""
+    pairs = [{"metric": (m,), "cluster_size": (size,), "head": ()} for m, size in product(params.metric, params.cluster_size)]
+    if params.shape:
+        return [replace(params, shape=(name,), **pair) for name, pair in product(params.shape, pairs)]  # type: ignore[arg-type]
+    others: list[dict[str, Any]] = [{"metric": ()}] if params.head else []
+    return [replace(params, draft=(name,), **each) for name in params.draft or drafts_of(()) for each in others + pairs]
+
+
+def folders(params: Params) -> dict[str, Path]:
+    """Checkpoint folders whose digests enter the origin."""
+    return {} if params.shape else {short_name(params.target): folder_of(params.target, "target"), **drafts_of(params.draft)}
+
+
+PRESETS = {name: Params(**values) for name, values in presets.RECALL.items()}
+EXPERIMENT = Experiment("recall", Params, Row, measure, split=points, models=folders, presets=PRESETS, version=1)
