@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from flashspec.measure.bench import Interval
 from flashspec.study.compare import contexts
-from flashspec.study.readings import words
 from flashspec.study.style import NAMES
 
 if TYPE_CHECKING:
