@@ -49,10 +49,12 @@ def of_pieces(frame: DataFrame) -> DataFrame:
         for (head, probes), mine in flash.groupby(["head", "probes"]) if len(dense) else ():
             both = mine.merge(dense, on="turn", suffixes=("", "_dense"))
             found = medians(both["seconds_dense"], both["seconds"])
-            facts = {"head": head, "probes": probes, "share": both["rows_scored"].iloc[0] / both["rows_scored_dense"].iloc[0]}
+            share = both["rows_scored"].iloc[0] / both["rows_scored_dense"].iloc[0]
+            facts: dict[str, Any] = {"head": head, "probes": probes, "share": share}
             facts["bytes"] = both["bytes_dense"].iloc[0] / both["bytes"].iloc[0]
             enough, words = len(both) >= compare.FEWEST, f"{found.value:.2f}× ({found.low:.2f} to {found.high:.2f})"
-            lines.append({**dict(zip(SAME, values, strict=True)), **facts, **estimate(found), "verdict": words if enough else "too few turns"})
+            facts |= {**estimate(found), "verdict": words if enough else "too few turns"}
+            lines.append({**dict(zip(SAME, values, strict=True)), **facts})
     return pandas.DataFrame(lines, columns=[*SAME, "head", "probes", "share", "bytes", "ratio", "low", "high", "verdict"])
 
 
