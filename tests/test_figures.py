@@ -126,7 +126,3 @@ def test_the_same_table_gives_the_same_picture(name: str) -> None:
 def test_another_table_gives_another_picture() -> None:
     faster = tables.results("parts", pieces(gain=5.0))
     assert figures.draft_step(PIECES).svg != figures.draft_step(faster).svg
-
-
-def test_every_figure_is_drawn_here() -> None:
-    assert set(DRAWN) == set(figures.__all__)

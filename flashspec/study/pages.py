@@ -6,59 +6,66 @@ import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from flashspec.model.writing import write_text
 from flashspec.refusals import guarded
-from flashspec.study import figures, readings
+from flashspec.study import chain, compare, figures
 from flashspec.study.experiment import stored
+from flashspec.study.quote import having, value, verdict
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 START, STOP = "<!-- results: written by `make book`, do not edit -->", "<!-- end of results -->"
 PICTURE = Path("book") / "_static" / "waterfall.svg"
-SETTING = {"temperature": 1.0, "rule": "coupling", "finalize": "deferred"}
+DRAFTS = {"main": "two-layer", "shallow": "one-layer"}
+SAMPLINGS = ("T = 1, coupling", "T = 1, speculative", "greedy")
 
 
 def lines(root: Path | None = None) -> Iterator[tuple[str, str, str]]:
     """What was measured, the result in words, the machine: one line a result, from the tables that are there."""
-    projection, step, whole, peers = (stored(name, root) for name in ("projection", "draft_step", "end_to_end", "peers"))
-    if whole:
-        yield from ((what, said, whole.machine) for what, said in decoding(whole.frame))
+    race, peers = (stored("race", root, name) for name in ("end_to_end", "peers"))
+    pieces = stored("parts", root, "draft_step")
+    if race:
+        yield from ((what, said, race.machine) for what, said in decoding(race.frame))
     if peers:
-        yield (
-            "baseline over transformers' generate, greedy",
-            readings.peer_verdict(peers.frame, "plain", "bfloat16"),
-            peers.machine,
-        )
-        said = readings.peer_verdict(peers.frame, "assisted", "bfloat16")
-        yield "dense draft over transformers' assisted generation, greedy, same models and k", said, peers.machine
-    if projection:
-        said = readings.words(readings.projection_gain(projection.frame, "qwen3-0.6b", 256))
-        yield "vocabulary projection at Qwen3-0.6B's shape, FlashHead (256 probes) over dense", said, projection.machine
-    if step:
-        said = readings.words(readings.step_gain(step.frame, "qwen3-0.6b", 256))
-        yield "draft step at Qwen3-0.6B's shape, FlashHead (256 probes) over dense", said, step.machine
+        found = chain.peers(peers.frame)
+        for mode in dict.fromkeys(found["mode"]):
+            said = verdict(found, mode=mode, dtype="bfloat16", side="flashspec")
+            yield f"flashspec over transformers, {mode}, greedy", said, peers.machine
+    if pieces:
+        for _, line in links(pieces.frame).iterrows():
+            yield f"{line['stage']} at {line['shape']}'s shape, FlashHead over dense", line["verdict"], pieces.machine
 
 
-def decoding(frame: Any) -> Iterator[tuple[str, str]]:
-    """The headline results of decoding: temperature 1, Gumbel coupling, deferred final token, each method at its best.
+def decoding(frame: DataFrame) -> Iterator[tuple[str, str]]:
+    """The headline results of decoding: dense draft heads over plain decoding, FlashHead over dense, deferred over eager.
 
-    A dense draft has the faster of the dense heads measured, bfloat16 or int8.
+    Both sides of a ratio have one number format, and each is at its best k and probes.
     """
-    main, shallow = {"draft": "main", **SETTING}, {"draft": "shallow", **SETTING}
-    greedy = {**main, "temperature": 0.0}
-    eager_or_deferred = {name: value for name, value in main.items() if name != "finalize"}
-    yield "baseline", f"{readings.rate(frame, 'baseline', **main):.0f} tokens/s"
-    yield "dense draft, two layers", f"{readings.rate(frame, readings.DENSE, **main):.0f} tokens/s"
-    yield "dense draft over baseline", readings.verdict(frame, readings.DENSE, "baseline", **main)
-    sampled = {**main, "rule": "speculative"}
-    yield "dense draft over baseline, speculative sampling", readings.verdict(frame, readings.DENSE, "baseline", **sampled)
-    yield "dense draft over baseline, greedy", readings.verdict(frame, readings.DENSE, "baseline", **greedy)
-    yield "FlashHead over dense draft head, two-layer draft", readings.verdict(frame, "flash", readings.DENSE, **main)
-    yield "FlashHead over dense draft head, one-layer draft", readings.verdict(frame, "flash", readings.DENSE, **shallow)
-    for name, draft in (("two-layer", "main"), ("one-layer", "shallow")):
-        said = readings.verdict(frame, "flash", readings.DENSE, **{**greedy, "draft": draft})
-        yield f"FlashHead over dense draft head, {name} draft, greedy", said
-    yield "deferred over eager final token, dense draft", readings.deferral_verdict(frame, readings.DENSE, **eager_or_deferred)
+    rates, heads, deferral = chain.rates(frame), chain.sampled(compare.like_for_like(frame)), chain.deferral(frame)
+    here = [name for name in SAMPLINGS if name in set(rates["sampling"])]
+    for name in here:
+        yield f"plain decoding, {name}", f"{value(rates, 'rate', method='baseline', sampling=name):.0f} tokens/s"
+    deferred = {"draft": "main", "finalize": "deferred"}
+    for name in here:
+        yield f"dense draft over plain decoding, {name}", verdict(rates, head="dense", sampling=name, **deferred)
+    for draft, title in DRAFTS.items():
+        for name in here:
+            said = verdict(heads, head="flash", sampling=name, **{**deferred, "draft": draft})
+            yield f"FlashHead over dense draft head, {title} draft, {name}", said
+    for name in [name for name in here if len(having(deferral, sampling=name))]:
+        yield f"deferred over eager final token, dense draft, {name}", verdict(deferral, draft="main", head="dense", sampling=name)
+
+
+def links(pieces: DataFrame) -> DataFrame:
+    """FlashHead over dense for the projection and the step of the largest vocabulary timed, by turns."""
+    found = chain.of_pieces(pieces)
+    near = found.assign(far=(found["share"] - chain.SHARE).abs()).sort_values("far", kind="stable").drop_duplicates(chain.SAME)
+    largest = pieces.loc[pieces["vocab"].idxmax(), "shape"]
+    wanted = near[near["piece"].isin(chain.PIECES) & (near["shape"] == largest)]
+    return wanted.assign(stage=wanted["piece"].map(chain.PIECES)).sort_values("piece")
 
 
 def table(root: Path | None = None) -> str:
