@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import tables_drafts
+from flashspec.study.experiments.acceptance import Drafting, Row
 
 from flashspec.study import EXPERIMENTS
 from flashspec.study.columns import Columns
-from flashspec.study.experiments.acceptance import Drafting, Row
 from flashspec.study.rows import Kept
 
 RESULTS = Path(__file__).parents[1] / "book" / "results"

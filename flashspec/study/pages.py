@@ -55,8 +55,9 @@ def decoding(frame: DataFrame) -> Iterator[tuple[str, str]]:
         for name in here:
             said = verdict(heads, head="flash", sampling=name, **{**deferred, "draft": draft})
             yield f"FlashHead over dense draft head, {title} draft, {name}", said
+    both = {"draft": "main", "head": "dense"}
     for name in [name for name in here if len(having(deferral, sampling=name))]:
-        yield f"deferred over eager final token, dense draft, {name}", verdict(deferral, draft="main", head="dense", sampling=name)
+        yield f"deferred over eager final token, dense draft, {name}", verdict(deferral, sampling=name, **both)
 
 
 def links(pieces: DataFrame) -> DataFrame:

@@ -16,9 +16,9 @@ from flashspec.decoding.models import folder_of
 from flashspec.heads.cluster import METRICS, Clusters, Recipe, balanced, unconstrained
 from flashspec.heads.flash import FlashHead
 from flashspec.heads.index import usable
-from flashspec.heads.table import FlashPlan
 from flashspec.heads.recall import calibrate_always, required_probes
 from flashspec.heads.registry import HEADS
+from flashspec.heads.table import FlashPlan
 from flashspec.measure.stand_ins import low_rank_rows
 from flashspec.study import presets
 from flashspec.study.drafts import drafts_of, short_name
