@@ -2,7 +2,6 @@
 
 import pytest
 import tables
-import tables_hispec
 
 from flashspec.study import aims
 from flashspec.study.limits import head_words, limits, of_head, off_gain, prompt_share, round_of, round_words, spread, words
@@ -84,15 +83,3 @@ def test_aims_are_judged_by_their_numbers():
 
 def test_a_row_that_is_not_stored_says_how_to_get_it(tmp_path):
     assert "flashspec run end_to_end --preset int4" in aims.four_bits(tmp_path)
-
-
-def test_an_exit_is_judged_by_the_held_out_modules():
-    table = aims.exits(tables_hispec.quality().frame)
-    for depth, wanted in aims.EXITS.items():
-        found = table.loc[f"acceptance of exit {depth}"]
-        assert found["reached"] == ("yes" if aims.card("target")[f"accept_{depth}"] >= wanted else "no")
-        assert "0.55 on the prompts" in found["found"] and "in training" in found["limit"]
-    assert "in training" in aims.shown(table).page and "..." not in aims.shown(table).page
-    assert list(aims.exits(tables_hispec.quality().frame, "my/model")["reached"]) == ["no", "no"]
-    count = int((table["reached"] == "no").sum())
-    assert aims.missed(table).startswith(f"{count} of {len(table)} aims" if count else "all")

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from flashspec.decoding.models import SHIPPED
 from flashspec.measure.bench import Interval, Refused
-from flashspec.study import heights, limits, readings
+from flashspec.study import limits, readings
 from flashspec.study.experiment import stored
-from flashspec.study.experiments import exit_training
-from flashspec.study.experiments.exit_training import depths_of
 from flashspec.study.live import Shown
 from flashspec.study.readings import DENSE, Missing
 from flashspec.theory import amdahl
@@ -22,8 +18,7 @@ if TYPE_CHECKING:
 
 SPECULATION, SHALLOW_HEAD, PROJECTION, STEP, PLAIN, ASSISTED = 1.5, 1.05, 8.0, 1.25, 1.5, 3.0
 OFF_SPECULATION, OFF_HEAD = 0.05, 0.02
-EXITS = {2: 0.70, 4: 0.78}
-LOSS, QUANTISED, MAIN_DRAFT, AGREEMENT, ROWS, CLOSED = 3.2, 0.02, 0.55, 0.97, 0.20, 0.03
+CLOSED = 0.03
 QWEN = "qwen3-0.6b"
 DECODING = {"temperature": 1.0, "rule": "coupling", "finalize": "deferred"}
 
@@ -159,68 +154,6 @@ def four_bits(root: Path | None = None) -> str:
     setting = {"draft": "main", **DECODING}
     plain = readings.rate(found.frame, "baseline", **setting)
     return f"{readings.verdict(found.frame, DENSE, 'baseline', **setting)}, over {plain:.0f} tokens a second on {found.machine}"
-
-
-def exits(frame: DataFrame, target: str = "reference") -> DataFrame:
-    """Acceptance of a target's exits at temperature 1: on the table's prompts, the shipped one on held-out modules too."""
-    shares = readings.where(heights.exits(frame), against=frame["layers"].max()).set_index("depth")["overlap_share"]
-    shipped = target == "reference"
-    judge = shipped_exit if shipped else another_exit
-    found = [judge(depth, wanted, float(shares[depth])) for depth, wanted in EXITS.items() if depth in shares.index]
-    return table([*found, *(held_out() if shipped else ())])
-
-
-def shipped_exit(depth: int, wanted: float, prompts: float) -> Aim:
-    """One exit, judged by the held-out modules of the model card; the curve of its training says how it came about."""
-    found = card("target")[f"accept_{depth}"]
-    said = f"{found:.2f} on held-out modules, {prompts:.2f} on the prompts"
-    return Aim(f"acceptance of exit {depth}", f"at least {wanted:g}", said, "yes" if found >= wanted else "no", course(depth))
-
-
-def another_exit(depth: int, wanted: float, prompts: float) -> Aim:
-    """One exit of a target whose card and training are not known here."""
-    said = f"{prompts:.2f} on the prompts"
-    return Aim(f"acceptance of exit {depth}", f"at least {wanted:g}", said, "yes" if prompts >= wanted else "no", "")
-
-
-def held_out() -> Iterable[Aim]:
-    """What else the reference pair was to reach on modules that no training read, from the model cards."""
-    target, draft = card("target"), card("narrow")
-    loss, worse = target[f"loss_{depths_of(target)[-1]}"], target["awq_perplexity_ratio"] - 1
-    heads = [head for head in draft["flash_head"] if head["scored_share"] <= ROWS]
-    best = max(head["agreement"] for head in heads)
-    lines = (
-        ("loss of the target", f"at most {LOSS:g} nats a token", f"{loss:.2f} nats", loss <= LOSS),
-        ("perplexity lost to 4 bits", f"at most {100 * QUANTISED:g} %", f"{100 * worse:.1f} %", worse <= QUANTISED),
-        ("acceptance of the main draft", f"at least {MAIN_DRAFT:g}", f"{draft['accept']:.2f}", draft["accept"] >= MAIN_DRAFT),
-        (
-            "agreement of the main draft's FlashHead",
-            f"at least {AGREEMENT:g} on at most {100 * ROWS:g} % of the rows",
-            f"{best:.4f}",
-            best >= AGREEMENT,
-        ),
-    )
-    for aim, asked, found, good in lines:
-        yield Aim(aim, asked, found, "yes" if good else "no", "")
-
-
-def card(model: str) -> dict[str, Any]:
-    """The held-out figures of a shipped model's card."""
-    text = (SHIPPED / model / "README.md").read_text(encoding="utf-8")
-    return json.loads(text.split("```json")[1].split("```")[0])["held_out"]
-
-
-def course(depth: int) -> str:
-    """How an exit's acceptance and the losses moved from the first to the last point of the target's training, in words."""
-    rows = list(exit_training.measure(exit_training.Params()))
-    loss, overlap = ({(row.step, row.depth): getattr(row, name) for row in rows} for name in ("loss", "overlap"))
-    first, last, whole = rows[0].step, rows[-1].step, rows[0].layers
-    apart = [f"{loss[step, depth] - loss[step, whole]:.2f}" for step in (first, last)]
-    return (
-        f"in training acceptance went from {overlap[first, depth]:.2f} to {overlap[last, depth]:.2f} while the whole model's "
-        f"loss went from {loss[first, whole]:.2f} to {loss[last, whole]:.2f} nats: the exit's loss lay {apart[0]} above it at "
-        f"first and {apart[1]} at last"
-    )
 
 
 def table(aims: Iterable[Aim]) -> DataFrame:

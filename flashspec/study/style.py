@@ -17,6 +17,7 @@ from flashspec.measure.bench import Interval
 COLOURS = {
     "baseline": "#5f6368",
     "dense": "#0072B2",
+    "draft_model": "#0072B2",
     "flash": "#D55E00",
     "self_speculation": "#56B4E9",
     "hispec": "#009E73",
@@ -50,6 +51,7 @@ COLOURS = {
 }
 NAMES = {
     "baseline": "baseline",
+    "draft_model": "second model",
     "bf16": "bfloat16",
     "fp32": "float32",
     "int4": "int4 (AWQ)",

@@ -2,7 +2,6 @@
 
 from flashspec.study.figures.costs import dilution, draft_step, probes, projection
 from flashspec.study.figures.decoding import acceptance, blocks, prediction, throughput
-from flashspec.study.figures.depths import ceilings, depth_forecast, hierarchy_memory, nested_stages, token_budget
 from flashspec.study.figures.drafts import (
     draft_family,
     draft_latency,
@@ -27,25 +26,14 @@ from flashspec.study.figures.heads import (
     head_required,
     head_tar,
 )
-from flashspec.study.figures.hierarchies import (
-    exit_agreement,
-    exit_training,
-    hierarchy,
-    hierarchy_kinds,
-    hispec_flash,
-    hispec_heat,
-    layer_passes,
-    nested_prediction,
-    verifier_accuracy,
-)
+from flashspec.study.figures.hierarchies import combined, exit_quality, head_gains, hierarchy, schedules, token_budget
 from flashspec.study.figures.inside import formats, ledger, peers
 from flashspec.study.figures.waterfall import waterfall
 
 __all__ = [
     "acceptance",
     "blocks",
-    "ceilings",
-    "depth_forecast",
+    "combined",
     "depth_times_head",
     "dilution",
     "draft_family",
@@ -54,27 +42,20 @@ __all__ = [
     "draft_quality",
     "draft_space",
     "draft_step",
-    "exit_agreement",
-    "exit_training",
+    "exit_quality",
     "formats",
     "head_bands",
     "head_build",
     "head_choice",
     "head_clusters",
     "head_cost",
+    "head_gains",
     "head_recall",
     "head_required",
     "head_tar",
     "generalises",
     "hierarchy",
-    "hierarchy_kinds",
-    "hierarchy_memory",
-    "hispec_flash",
-    "hispec_heat",
-    "layer_passes",
     "ledger",
-    "nested_prediction",
-    "nested_stages",
     "paper_gain",
     "papers_table",
     "peers",
@@ -83,9 +64,9 @@ __all__ = [
     "prediction_errors",
     "probes",
     "projection",
+    "schedules",
     "sweep",
     "throughput",
     "token_budget",
-    "verifier_accuracy",
     "waterfall",
 ]

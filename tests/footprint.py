@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from types import FunctionType, MethodType
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from flashspec.decoding.cascade import Cascade, Limits, Stage
+from flashspec.decoding.cascade import Stage
 from flashspec.heads.flash import FlashHead
 
 
@@ -40,26 +39,6 @@ def footprint(stages: Iterable[Stage]) -> Footprint:
     cache = [getattr(getattr(reader, "engine", None), "slots", None) for reader in readers]
     uses = (weights, cache, [reader.rows for reader in readers], [(h.table, h.clusters) for h in flash], stages)
     return Footprint(*(bytes_of(held(use), counted) for use in uses))
-
-
-class Weighed(Cascade):
-    """A decode that weighs the proposals before every check: what waits, with the storages behind it."""
-
-    most = 0
-
-    def check(self, i: int) -> tuple[int, int, int]:
-        """Stage i acts, once what waits is weighed."""
-        self.most = max(self.most, bytes_of(held(self.proposals)))
-        return super().check(i)
-
-
-def proposal_bytes(stages: list[Stage], prompt: list[int], limits: Limits) -> int:
-    """Most bytes of proposals that wait at once in a decode of this prompt, every storage once."""
-    cascade = Weighed(stages, prompt, limits)
-    with torch.inference_mode():
-        while cascade.room:
-            cascade.round()
-    return cascade.most
 
 
 def bytes_of(tensors: Iterable[Tensor], counted: set[int] | None = None) -> int:
