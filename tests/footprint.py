@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from flashspec.decoding.cascade import Stage
+from flashspec.decoding.stages import Stage
 from flashspec.heads.flash import FlashHead
 
 

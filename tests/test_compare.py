@@ -67,6 +67,17 @@ def test_like_is_compared_with_like():
     assert line(over_any, head="flash", temperature=0.0).ratio < 1
 
 
+def test_engines_and_formats_are_sides_too():
+    ours = race(temperatures=(0.0,))
+    frame = pandas.concat([ours, ours.assign(engine="other", seconds=ours["seconds"] * 2)], ignore_index=True)
+    found = compare.gain(frame, {"engine": "other"}, ["temperature", "method", "head"], ["engine"])
+    assert np.allclose(found["ratio"], 2) and set(found["method"]) == {"baseline", "draft_model", "lookup"}
+    int4 = pandas.concat([ours, ours.assign(weights="int4", seconds=ours["seconds"] / 3)], ignore_index=True)
+    assert np.allclose(compare.gain(int4, {"weights": "dense"}, ["method", "head"], ["weights"])["ratio"], 3)
+    beside = compare.speedups(frame)
+    assert list(beside[beside["engine"] == "other"]["ratio"]) == pytest.approx(list(compare.speedups(ours)["ratio"]))
+
+
 def test_an_unpaired_row_changes_nothing():
     frame = race(prompts=4)
     planted = frame[frame["head"] == "flash"].iloc[:1].assign(prompt=99, seconds=1e6)

@@ -6,7 +6,7 @@ import click
 
 from flashspec.decoding.method import METHODS, Method
 from flashspec.decoding.models import REFERENCE
-from flashspec.study.registry import EXPERIMENTS
+from flashspec.study.registry import CORE, EXPERIMENTS
 
 FLAGS = {"target": "--target", "draft": "--draft-model"}
 
@@ -16,6 +16,7 @@ def command() -> None:
     """List experiments, methods and shipped models."""
     rows = {
         "experiments": {name: found.summary for name, found in EXPERIMENTS.items()},
+        "presets": {name: f"of {each}" for each in CORE for name in EXPERIMENTS[each].presets if name not in EXPERIMENTS},
         "methods": {name: _words(method) for name, method in METHODS.items()},
         "models": {
             f"{FLAGS[role]} {name}": f"flashspec/models/{folder}"

@@ -70,37 +70,40 @@ def best(frame: DataFrame, by: Sequence[str] = (*CONTEXT, *WHO)) -> DataFrame:
 def gain(frame: DataFrame, over: Mapping[str, Any], by: Sequence[str] = CONTEXT, each: Sequence[str] = WHO) -> DataFrame:
     """How many times faster every other side runs than the side that `over` names, each at its best setting.
 
-    One line for each group of `by` (which both sides share) and each value of `each` on the faster side; runs are paired by
-    prompt and turn, and intervals are bootstrapped over prompts. A group without both sides gives no line.
+    One line for each group of `by` (which both sides share) and each value of `each` on the other side; runs are paired by
+    prompt and turn, and intervals are bootstrapped over prompts. A group without both sides gives no line. Plain decoding is
+    a side of its own where `over` names an engine, a dtype or the like, and otherwise only where `over` names it.
     """
     import pandas
 
     rows = frame[~frame["screened"]]
     named = np.logical_and.reduce([rows[column] == value for column, value in over.items()])
     below, above = rows[named], rows[~named]
-    above = above[above["method"] != "baseline"]
+    if not set(over) <= set(CONTEXT):
+        above = above[above["method"] != "baseline"]
+    by, unit = ([name for name in names if name not in over] for names in (by, UNIT))
     plain = below["method"].eq("baseline").all()
-    shared = [name for name in by if name in CONTEXT] if plain else list(by)
+    shared = [name for name in by if name in CONTEXT] if plain else by
     keys = list(dict.fromkeys([*by, *each]))
     lines = []
     for values, mine in above.groupby(keys, dropna=False):
         facts = dict(zip(keys, values, strict=True))
         theirs = below[np.logical_and.reduce([below[name] == facts[name] for name in shared] or [np.ones(len(below), bool)])]
-        pairs = paired(best(mine, keys), best(theirs, shared))
+        pairs = paired(best(mine, keys), best(theirs, shared), unit)
         if len(pairs):
             setting = best(mine, keys)[[name for name in SETTING if name not in keys]].iloc[0]
             lines.append({**facts, **setting, **over_pairs(pairs)})
     return pandas.DataFrame(lines, columns=[*keys, *(name for name in SETTING if name not in keys), *NUMBERS])
 
 
-def paired(above: DataFrame, below: DataFrame) -> DataFrame:
+def paired(above: DataFrame, below: DataFrame, unit: Sequence[str] = UNIT) -> DataFrame:
     """Seconds of both sides on each prompt in the turns that both have, the lower side's at the other's number of tokens."""
-    columns = [*UNIT, "turn", "seconds", "emitted", "prompts", "text_digest"]
-    both = above[columns].merge(below[columns], on=[*UNIT, "turn"], suffixes=("", "_below"))
+    columns = [*unit, "turn", "seconds", "emitted", "prompts", "text_digest"]
+    both = above[columns].merge(below[columns], on=[*unit, "turn"], suffixes=("", "_below"))
     both["below"] = both["seconds_below"] * both["emitted"] / both["emitted_below"]
     both["same"] = (both["text_digest"] == both["text_digest_below"]) & (both["text_digest"] != "")
     sides = {"above": ("seconds", "sum"), "below": ("below", "sum"), "prompts": ("prompts", "max"), "same": ("same", "mean")}
-    return both.groupby(UNIT, dropna=False).agg(**sides).reset_index()
+    return both.groupby(list(unit), dropna=False).agg(**sides).reset_index()
 
 
 def over_pairs(pairs: DataFrame) -> dict[str, Any]:

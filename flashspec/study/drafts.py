@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -99,7 +98,7 @@ def pair_of(name: str, folder: Path, alone: Models, target: str) -> Pair:
     dtype = str(alone.target.embed.weight.dtype).removeprefix("torch.")
     device = alone.target.device
     draft = opened_draft(folder, dtype, str(device), "int8" if device.type == "cpu" else "")
-    models = replace(alone, draft=draft, folders=places, _flash={}, _heads={})
+    models = Models(alone.target, draft, alone.tokenizer, places, exits=alone.exits, cut=alone.cut)
     return Pair(name, target_digest(folder), steps_of(folder), models, target, target_digest(alone.folders["target"]))
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from flashspec import provenance
+from flashspec.model.writing import made
 
 
 class Journal:
@@ -29,8 +30,8 @@ class Journal:
 
     def add(self, point: str, rows: list[Any]) -> None:
         """Record a finished point, flushed to disk before the next one starts."""
-        self.done[point] = rows
         self._append({"point": point, "rows": rows})
+        self.done[point] = rows
 
     def _append(self, line: dict[str, Any]) -> None:
         self.file.write(json.dumps(line) + "\n")
@@ -47,13 +48,13 @@ class Journal:
 @contextmanager
 def journal(path: Path, header: dict[str, Any]) -> Iterator[Journal]:
     """The journal in a file, held by one process at a time; it is kept only by a failure after the first finished point."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with _held(path), path.open("a+", encoding="utf-8") as file:
-        found = Journal(file, header)
+    with made(path.parent), _held(path), path.open("a+", encoding="utf-8") as file:
+        found = None
         try:
+            found = Journal(file, header)
             yield found
         except BaseException:
-            if not found.done:
+            if found is None or not found.done:
                 path.unlink(missing_ok=True)
             raise
         path.unlink(missing_ok=True)

@@ -16,6 +16,8 @@ from flashspec import provenance
 
 TRUTHS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 NOTHING = ("none", "null", "")
+UNFIT = (TypeError, ValueError, SyntaxError, OverflowError, RecursionError, MemoryError)
+LARGEST = 2**63  # of a whole number, what torch and numpy count with
 
 
 class Refused(ValueError):
@@ -73,8 +75,8 @@ def parse_value(name: str, kind: Any, value: Any) -> Any:
     """A value of the annotated type, from such a value or from the string that a command line or papermill passes."""
     try:
         return _parse(kind, value)
-    except (TypeError, ValueError, SyntaxError) as error:
-        raise Refused(f"parameter {name!r} expects {type_name(kind)}, got {value!r}: pass a value of that type") from error
+    except UNFIT as error:
+        raise Refused(f"parameter {name!r} expects {type_name(kind)}, got {value!r:.80}: pass a value of that type") from error
 
 
 def type_name(kind: Any) -> str:
@@ -107,9 +109,13 @@ def _parse(kind: Any, value: Any) -> Any:
     if str in kinds and isinstance(value, Path):
         value = str(value)
     try:
-        return msgspec.convert(value, kind, strict=bool in kinds, dec_hook=lambda wanted, given: wanted(given))
+        found = msgspec.convert(value, kind, strict=bool in kinds, dec_hook=lambda wanted, given: wanted(given))
     except msgspec.ValidationError as error:
         raise ValueError(str(error)) from error
+    for each in found if isinstance(found, (tuple, list)) else (found,):
+        if isinstance(each, (int, float)) and not -LARGEST <= each < LARGEST:
+            raise ValueError(each)
+    return found
 
 
 def _split(text: str) -> list[Any]:

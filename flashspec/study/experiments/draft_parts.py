@@ -13,7 +13,7 @@ from flashspec.decoding.method import Method, build
 from flashspec.heads.registry import HEADS
 from flashspec.measure import clock
 from flashspec.measure.contest import Entry, texts
-from flashspec.measure.costs import Place, Standing, loop_seconds, stand, with_loop
+from flashspec.measure.costs import Setting, Standing, loop_seconds, stand, with_loop
 from flashspec.measure.parts import Bench, prepare
 from flashspec.measure.prompts import Prompt, first_of_each_kind, load_prompts
 from flashspec.scores import Sampling
@@ -98,7 +98,7 @@ class Workbench:
 def standing(pair: Pair, prompt: Prompt, params: Params) -> Standing:
     """The parts of one draft, behind a prompt and half of what the target writes there."""
     text = texts(pair.models, Entry("", Method(), params.sampling), [prompt], params.new_tokens)[0]
-    place = Place(prompt.ids, text[: params.new_tokens // 2], params.sampling)
+    place = Setting(prompt.ids, text[: params.new_tokens // 2], params.sampling)
     return stand(pair.models, [drafting(head, params.probes) for head in params.heads], params.ks, place, eager=False)
 
 
