@@ -104,8 +104,12 @@ def factors(frame: DataFrame) -> DataFrame:
         "both": gain(corners, {"corner": True}, [*PLACE, "format"], ["head", "finalize"]),
     }
     table = pandas.concat([lines.assign(change=name) for name, lines in found.items()], ignore_index=True)
+    return _with_products(_beside_plain(table, frame))
+
+
+def _beside_plain(lines: DataFrame, frame: DataFrame) -> DataFrame:
     over = speedups(frame, [*PLACE[len(CONTEXT) :], *CELL])[[*PLACE, *CELL, "ratio"]].rename(columns={"ratio": "over_plain"})
-    return _with_products(table.merge(over, on=[*PLACE, *CELL], how="left"))
+    return lines.merge(over, on=[*PLACE, *CELL], how="left")
 
 
 def _with_products(table: DataFrame) -> DataFrame:
@@ -118,16 +122,16 @@ def _with_products(table: DataFrame) -> DataFrame:
 
 
 def head_gains(frame: DataFrame) -> DataFrame:
-    """The head's lines of `factors` with two predictions, and the share of a round that the dense head takes for drafts.
+    """The head's lines of `factors` with two predictions, and the share of the time that the dense head takes for drafts.
 
     `predicted` is from parts and counts; `by_share` is Amdahl's law: as if the approximate head's drafts were accepted as often.
     """
     keys = [*PLACE, "finalize", "format", "head", "probes", "shortlist"]
     rows = rated(frame)
-    heads = rows.assign(scoring=rows["drafted"] * rows["head_seconds"])
-    sums = heads.groupby(keys, dropna=False)[["emitted", "drafted", "scoring", "predicted_seconds"]].sum(min_count=1).reset_index()
-    lines = factors(frame)
-    lines = lines[lines["change"] == "head"].merge(sums, on=keys)
+    rows["scoring"] = rows["drafted"] * rows["head_seconds"]
+    sums = rows.groupby(keys, dropna=False)[["emitted", "drafted", "scoring", "predicted_seconds"]].sum(min_count=1).reset_index()
+    lines = like_for_like(frame[frame["method"] != "baseline"], [*PLACE, "format", "finalize"])
+    lines = _beside_plain(lines, frame).merge(sums, on=keys)
     dense = sums[sums["head"].isin(DENSE)].drop(columns=["head", "probes", "shortlist"])
     both = lines.merge(dense, on=keys[:-3], suffixes=("", "_dense"))
     a_token = both["predicted_seconds_dense"] / both["emitted_dense"] * both["emitted"]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from flashspec.study import stages
-from flashspec.study.compare import contexts, speedups
+from flashspec.study.compare import DENSE, contexts, speedups
 from flashspec.study.exits import shares
 from flashspec.study.style import NAMES, colour, drawn, page
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 CURVES = {"agreement": "same best token", "top_5": "in the exit's 5 best", "overlap": "overlap at T = 1"}
-ERRORS = {"wrongly_accepted": "of what it accepts, rejected by the model", "wrongly_rejected": "of what it rejects, fine for the model"}
+ERRORS = {"wrongly_accepted": "accepted, but the model rejects it", "wrongly_rejected": "rejected, but the model accepts it"}
 SHADES = ("#E69F00", "#009E73", "#0072B2", "#CC79A7", "#d9d9d9")
 
 
@@ -44,49 +44,64 @@ def keyed(figure: Figure) -> Figure:
     return figure
 
 
-def forest(axis: Axes, table: DataFrame, key: Callable[[Any], tuple[str, dict[str, Any]]]) -> None:
-    """A mark with its interval a line, on a row for each `name`; `key` gives a line's row and its looks; dashed: 1."""
+Key = Callable[[Any], tuple[str, dict[str, Any]]]
+
+
+def forest(table: DataFrame, key: Key, words: str, each: float = 0.33) -> Figure:
+    """A mark with its interval for each line, a panel a context; `key` gives a line's row and looks; dashed: 1."""
     names = list(dict.fromkeys(key(line)[0] for line in table.itertuples()))[::-1]
-    for line in table.itertuples():
-        name, looks = key(line)
-        error = [[line.ratio - line.low], [line.high - line.ratio]]
-        axis.errorbar([line.ratio], [names.index(name) + looks.pop("up", 0.0)], xerr=error, capsize=2, linestyle="", **looks)
-    axis.axvline(1.0, color="#666666", linestyle="--", linewidth=1)
+
+    def draw(axis: Axes, lines: DataFrame) -> None:
+        for line in lines.itertuples():
+            name, looks = key(line)
+            error = [[line.ratio - line.low], [line.high - line.ratio]]
+            spot = names.index(name) + looks.pop("up", 0.0)
+            axis.errorbar([line.ratio], [spot], xerr=error, fmt="o", markersize=5, capsize=2, linestyle="", **looks)
+            if "predicted" in table:
+                axis.plot([line.predicted], [spot], "x", color="black", label="predicted from parts and counts")
+                axis.plot([line.by_share], [spot], "|", color="black", markersize=10, label="predicted from the head's share")
+        axis.axvline(1.0, color="#666666", linestyle="--", linewidth=1)
+        _rows(axis, names, words)
+
+    return by_context(table, draw, 1.0 + each * max(3, len(names)))
+
+
+def _rows(axis: Axes, names: list[str], words: str) -> None:
     axis.set_yticks(range(len(names)), names, fontsize=8)
-    axis.set(ylim=(-0.6, len(names) - 0.4), xlabel="speedup over plain decoding")
+    axis.set(ylim=(-0.6, len(names) - 0.4), xlabel=words)
     axis.grid(axis="y", visible=False)
 
 
-def who(line: Any) -> str:
-    """A line's method, with its draft or exits where the table tells several apart."""
-    place = getattr(line, "draft", "") or getattr(line, "exits", "").replace(" ", "+")
+def place(line: Any) -> str:
+    """A line's method, and its draft or exits."""
+    where = line.draft or getattr(line, "exits", "").replace(" ", "+")
+    return f"{NAMES.get(line.method, line.method)}{f' {where}' if where else ''}"
+
+
+def side(line: Any) -> str:
+    """A line's method, draft and head; exits were chosen."""
     head = "" if line.head == "dense" else f", {NAMES.get(line.head, line.head)}"
-    return f"{NAMES.get(line.method, line.method)}{f' {place}' if place else ''}{head}"
+    return f"{NAMES.get(line.method, line.method)}{f' {line.draft}' if line.draft else ''}{head}"
 
 
 @drawn
 def hierarchy(results: Any) -> Figure:
     """Speedup of every method at its best setting over plain decoding, with 95 % intervals over prompts, a panel a sampling."""
     table = speedups(results.frame)
-    return by_context(table, lambda axis, lines: forest(axis, lines, _method), 0.9 + 0.33 * max(3, table["method"].nunique()))
-
-
-def _method(line: Any) -> tuple[str, dict[str, Any]]:
-    return who(line), {"fmt": "o", "color": colour(line.method), "markersize": 5}
+    return forest(table, lambda line: (side(line), {"color": colour(line.method)}), "speedup over plain decoding")
 
 
 @drawn
 def combined(results: Any) -> Figure:
-    """Speedup over plain decoding of every place that drafts, by head and final token, with 95 % intervals, a panel a sampling."""
+    """Speedup over plain decoding of every place that drafts, by head and final token, with 95 % intervals."""
     table = speedups(results.frame, ["method", "draft", "exits", "head", "format", "finalize"])
-    places = table.groupby(["method", "draft", "exits"]).ngroups
-    return by_context(table, lambda axis, lines: forest(axis, lines, _corner), 1.2 + 0.42 * max(2, places))
 
+    def corner(line: Any) -> tuple[str, dict[str, Any]]:
+        late = line.finalize == "deferred"
+        face = {"markerfacecolor": colour(line.head) if late else "white", "label": f"{line.head} head, {line.finalize}"}
+        return place(line), {"color": colour(line.head), "up": 0.3 - 0.2 * late - 0.4 * (line.head not in DENSE), **face}
 
-def _corner(line: Any) -> tuple[str, dict[str, Any]]:
-    late = line.finalize == "deferred"
-    looks = {"color": colour(line.head), "markerfacecolor": colour(line.head) if late else "white", "up": 0.12 if late else -0.12}
-    return who(line._replace(head="dense")), {"fmt": "o", "markersize": 5, "label": f"{line.head} head, {line.finalize}", **looks}
+    return forest(table, corner, "speedup over plain decoding", 0.45)
 
 
 @drawn
@@ -126,21 +141,27 @@ def _each(axis: Axes, lines: DataFrame, sides: tuple[str, str]) -> None:
 
 @drawn
 def schedules(results: Any, method: str = "hispec") -> Figure:
-    """Tokens a second of a hierarchy over its exits, and over its bursts, each at the best of the others, one prompt a schedule."""
+    """Tokens a second of a hierarchy over its exits, and over its bursts, each at the best of the others, on one prompt."""
+    table = stages.schedules(results.frame, method)
+    if table.empty:
+        return by_context(table, lambda axis, lines: None, 1.0)
+    parts = list(contexts(table.fillna({"verify_exit": 0.0}).astype({"draft_exit": int, "verify_exit": int})))
+    figure = page(2.5 * len(parts) + 0.4)
+    for pair, (name, lines) in zip(figure.subplots(len(parts), 2, squeeze=False), parts, strict=True):
+        _heat(pair[0], lines, "draft_exit", "verify_exit")
+        _heat(pair[1], lines, "k", "interval")
+        pair[0].set_title(f"tokens/s, {name}")
+    return figure
+
+
+def _heat(axis: Axes, lines: DataFrame, row: str, column: str) -> None:
     import seaborn
 
-    table = stages.schedules(results.frame, method)
-    parts = list(contexts(table))
-    figure = page(3.4 * max(1, len(parts)))
-    axes = figure.subplots(max(1, len(parts)), 2, squeeze=False)
-    for pair, (name, lines) in zip(axes, parts, strict=False):
-        for axis, (row, column) in zip(pair, (("draft_exit", "verify_exit"), ("k", "interval")), strict=True):
-            cells = lines.fillna(0.0).groupby([row, column])["rate"].max().unstack()
-            words = {"annot": True, "fmt": ".0f", "annot_kws": {"fontsize": 7}, "cbar": False}
-            seaborn.heatmap(cells, ax=axis, cmap="cividis", **words)
-            axis.invert_yaxis()
-            axis.set(title=f"tokens/s, {name}", xlabel=LABELS[column], ylabel=LABELS[row])
-    return figure
+    cells = lines.groupby([row, column])["rate"].max().unstack()
+    seaborn.heatmap(cells, ax=axis, cmap="cividis", annot=True, fmt=".0f", annot_kws={"fontsize": 7}, cbar=False)
+    axis.invert_yaxis()
+    axis.set(xlabel=LABELS[column], ylabel=LABELS[row])
+    axis.grid(visible=False)
 
 
 LABELS = {
@@ -153,18 +174,17 @@ LABELS = {
 def token_budget(results: Any) -> Figure:
     """Where the time of a token goes: pieces by their own cost times how many there were (bars), and as it was timed (dots)."""
     table = stages.stages(results.frame).dropna(subset=list(stages.PARTS))
-    return by_context(table, _budget, 0.9 + 0.33 * max(3, table["method"].nunique()))
+    names = list(dict.fromkeys(map(side, table.itertuples())))[::-1]
 
+    def draw(axis: Axes, lines: DataFrame) -> None:
+        spots, left = [names.index(side(line)) for line in lines.itertuples()], 0.0 * lines["ms"]
+        for part, shade in zip(stages.PARTS, SHADES, strict=True):
+            axis.barh(spots, lines[part], left=left, height=0.6, color=shade, label=part)
+            left = left + lines[part]
+        axis.plot(lines["ms"], spots, "o", color="black", markersize=4, label="measured whole")
+        _rows(axis, names, "ms a token")
 
-def _budget(axis: Axes, lines: DataFrame) -> None:
-    places, left = range(len(lines)), 0.0 * lines["ms"].to_numpy()
-    for part, shade in zip(stages.PARTS, SHADES, strict=True):
-        axis.barh(places, lines[part], left=left, height=0.6, color=shade, label=part)
-        left = left + lines[part].to_numpy()
-    axis.plot(lines["ms"], places, "o", color="black", markersize=4, label="measured whole")
-    axis.set_yticks(places, [who(line) for line in lines.drop(columns="exits").itertuples()], fontsize=8)
-    axis.set(xlabel="ms a token", ylim=(len(lines) - 0.5, -0.5))
-    axis.grid(axis="y", visible=False)
+    return by_context(table, draw, 1.0 + 0.33 * max(3, len(names)))
 
 
 @drawn
@@ -172,14 +192,10 @@ def head_gains(results: Any) -> Figure:
     """An approximate head over the dense one by place that drafts: measured with intervals, and predicted in two ways."""
     table = stages.head_gains(results.frame)
     table = table[table["finalize"] == "deferred"] if (table["finalize"] == "deferred").any() else table
-    places = table.groupby(["method", "draft", "exits"]).ngroups
-    return by_context(table, _head_gains, 1.2 + 0.36 * max(2, places))
+    heads = list(dict.fromkeys(table["head"]))
 
+    def key(line: Any) -> tuple[str, dict[str, Any]]:
+        looks = {"color": colour(line.head), "label": f"{line.head}, measured"}
+        return place(line), {**looks, "up": 0.25 * heads.index(line.head)}
 
-def _head_gains(axis: Axes, lines: DataFrame) -> None:
-    forest(axis, lines, lambda line: (who(line), {"fmt": "o", "color": colour(line.head), "label": f"{line.head}, measured"}))
-    names = list(dict.fromkeys(who(line) for line in lines.itertuples()))[::-1]
-    spots = [names.index(who(line)) for line in lines.itertuples()]
-    axis.plot(lines["predicted"], spots, "x", color="black", label="predicted from parts and counts")
-    axis.plot(lines["by_share"], spots, "|", color="black", markersize=10, label="predicted from the head's share")
-    axis.set_xlabel("speedup over the dense head")
+    return forest(table, key, "speedup over the dense head", 0.36)
