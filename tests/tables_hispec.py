@@ -1,133 +1,85 @@
-"""Small tables of the experiments on hierarchies with known answers."""
+"""A made-up race over hierarchies whose costs, gains and counts are known, and a table of exits."""
 
 from __future__ import annotations
 
 from dataclasses import fields
 from itertools import product
+from pathlib import Path
 from types import SimpleNamespace
 
+import pandas
 import tables
 
-from flashspec.study.hierarchies import Row
+from flashspec.study import exits, race
 
-SETTINGS = ((0.0, "coupling"), (1.0, "speculative"))
-RATES = {"baseline": 100.0, "dense": 140.0, "lookup": 90.0, "self_speculation": 130.0, "hispec": 170.0, "hispec_flash": 187.0}
+HEAD, TOKEN = {"dense": 1.0, "int8": 1.5, "flash": 1.1}, {"eager": 1.0, "deferred": 1.2}
+PARTS = {"burst_seconds": 2e-3, "check_1_seconds": 2e-3, "check_2_seconds": 8e-3, "finalize_seconds": 1e-3, "step_seconds": 1e-2,
+         "head_seconds": 5e-4, "prefill_seconds": 4e-3, "overhead_seconds": 0.0}  # fmt: skip
 
 
-def row(method: str, kind: str, repeat: int, setting: tuple[float, str], **changes) -> dict:
-    """One row of 100 tokens at the method's rate; predictions are 10 % too high, and the head takes half a drafted token."""
-    rate = changes.pop("rate", RATES[method]) * (1 + 0.01 * repeat)
-    exits = {"self_speculation": (2, 0), "hispec": (2, 4), "hispec_flash": (2, 4)}.get(method, (0, 0))
+def frame(kind: type, rows: list[dict]) -> SimpleNamespace:
+    """What `Results` offers to a figure."""
+    known = {f.name: f.default for f in fields(kind)}
+    made = pandas.DataFrame([{name: row.get(name, known[name]) for name in known} for row in rows], columns=list(known))
+    numbers = {f.name: float for f in fields(kind) if "None" in str(f.type)}
+    return SimpleNamespace(frame=made.astype(numbers), machine=tables.MACHINE, path=Path("results/race/0123.parquet"), origin={})
+
+
+def row(method: str, prompt: int, turn: int, temperature: float, **changes) -> dict:
+    """A run of 100 tokens: 40 middle checks and 20 full ones of drafts by twos; plain decoding takes a second."""
+    deep, plain = method == "hispec", method == "baseline"
+    counts = {"rounds": 20, "drafted": 80, "accepted": 70, "actions_1": 40, "waiting_1": 80, "kept_1": 60, "decided_1": 75}
+    upper = {"actions_2": 20, "waiting_2": 60, "kept_2": 40, "decided_2": 50}
     known = {
-        "draft": "none", "method": method, "finalize": "deferred", "head": "dense", "probes": 0, "draft_exit": exits[0],
-        "verify_exit": exits[1], "n_d": 2, "n_i": 4, "temperature": setting[0], "rule": setting[1], "kind": kind, "prompts": 1,
-        "rounds": 30, "drafted": 120, "accepted": 70, "emitted": 100, "forwards": 30, "layer_tokens": 1800, "seconds": 100 / rate,
-        "repeat": repeat, "draft_seconds": 1e-3, "head_seconds": 5e-4, "check_1_seconds": 2e-3, "check_2_seconds": 8e-3,
-        "prefill_seconds": 0.0, "predicted": 1.1 * rate, "text_digest": f"{kind} {setting}",
-        "stage": "timed",
-        "twin_digest": f"{kind} {setting}" if setting[1] == "coupling" else "", "divergence_at": None, "gap": None, "noise": None,
+        "target": "t", "method": method, "head": "dense", "format": "bfloat16", "k": 0 if plain else 2, "finalize": "deferred",
+        "temperature": temperature, "rule": "coupling", "kind": "code", "emitted": 100, "turn": turn, "prompt": prompt,
+        "exits": {"hispec": "2 4", "self_speculation": "2"}.get(method, ""), "interval": 4 if deep else 0, "text_digest": "x",
+        "draft": "main" if method == "draft_model" else "", "layer_tokens": 1600 if plain else 2000, "seconds": 1.0,
+        **PARTS, **({} if plain else counts), **(upper if deep else {"check_2_seconds": None}), **changes,
     }  # fmt: skip
-    return {**dict.fromkeys([f.name for f in fields(Row)], 0), **known, **changes}
+    known["format"] = "int8" if known["head"] == "int8" else "bfloat16"
+    slower = 1 + 0.05 * (prompt % 5) + 0.01 * turn
+    return {**known, "seconds": known["seconds"] * slower}
 
 
-PRICES = (1e-4, 1e-5, 2e-4, 5e-5)
-
-
-def judged(row: dict) -> dict:
-    """Seven of ten tokens stand at level 1, eight of ten at level 2; costs are PRICES, of 16 layers."""
-    layer, more, head, each = PRICES
-    deep, waits = row["method"] == "hispec", (row["n_d"], row["n_i"])
-    spans = (row["draft_exit"], (row["verify_exit"] or 16) - row["draft_exit"], 16 - row["verify_exit"])
-    cost = [span * (layer + more * n) + head + each * n for span, n in zip(spans, (1, waits[0] + 1, waits[1] + 1), strict=True)]
-    counts = {"actions_1": 10, "waiting_1": 10 * waits[0], "kept_1": 7, "decided_1": 10}
-    upper = {"actions_2": 10, "waiting_2": 10 * waits[1], "kept_2": 8, "decided_2": 10, "check_2_seconds": cost[2]}
-    return {"draft_seconds": cost[0], "check_1_seconds": cost[1], **counts, **(upper if deep else {})}
-
-
-def grid() -> SimpleNamespace:
-    """HiSpec at exits 2 and 4 with N_d = 2 and N_i = 4 is the fastest schedule; every other is slower by its distance."""
-    schedules = [
-        row("hispec", kind, 0, (0.0, "speculative"), draft_exit=d, verify_exit=v, n_d=n_d, n_i=n_i,
-            rate=170.0 - abs(d - 2) - abs(v - 4) - abs(n_d - 2) - abs(n_i - 4))
-        for kind, d, v, n_d, n_i in product(("code", "prose"), (1, 2), (3, 4), (1, 2), (4, 6))
+def factorial() -> SimpleNamespace:
+    """Every head and final token in every place that drafts; gains multiply, and an eager dense head is as fast as plain."""
+    turns = list(product(range(16), range(2), (0.0, 1.0)))
+    rows = [row("baseline", *turn) for turn in turns]
+    rows += [
+        row(method, *turn, head=head, finalize=token, probes=64 * (head == "flash"), seconds=1 / HEAD[head] / TOKEN[token],
+            head_seconds=PARTS["head_seconds"] / HEAD[head])
+        for method, head, token, turn in product(("draft_model", "self_speculation", "hispec"), HEAD, TOKEN, turns)
     ]  # fmt: skip
-    alone = [row("self_speculation", "code", 0, (0.0, "speculative"), draft_exit=d, n_d=k, n_i=0) for d in (1, 2) for k in (2, 4)]
-    rows = [{**each, **judged(each)} for each in schedules + alone]
-    return tables.results("hispec_grid", [*rows, *(screened(each) for each in rows if each["kind"] == "code")])
+    return frame(race.Row, rows)
 
 
-def screened(row: dict) -> dict:
-    """The same schedule in the screening: a decode takes what its actions take at PRICES, and a tenth of a second more."""
-    layer, more, head, each = PRICES
-    spans = (row["draft_exit"], (row["verify_exit"] or 16) - row["draft_exit"], 16 - row["verify_exit"])
-    calls = (row["drafted"], row["actions_1"], row["actions_2"])
-    rows = (row["drafted"], row["waiting_1"] + row["actions_1"], row["waiting_2"] + row["actions_2"])
-    seconds = sum(c * (s * layer + head) + n * (s * more + each) for s, c, n in zip(spans, calls, rows, strict=True))
-    free = dict.fromkeys(("draft_seconds", "head_seconds", "check_1_seconds", "check_2_seconds", "predicted"), 0.0)
-    return {**row, **free, "stage": "screened", "seconds": 0.1 + seconds}
-
-
-def contest(**changes) -> SimpleNamespace:
-    """Every method at its rate; on prose HiSpec with a dense head is beaten by two models."""
-    slow = {("hispec", "prose"): 120.0, ("hispec_flash", "prose"): 120.0}
-    return tables.results("hispec_end_to_end", [
-        row(method, kind, repeat, setting, rate=slow.get((method, kind), rate), **changes)
-        for (method, rate), kind, repeat, setting in product(RATES.items(), ("code", "prose"), tables.REPEATS, SETTINGS)
-    ])  # fmt: skip
-
-
-def flash() -> SimpleNamespace:
-    """FlashHead brings a tenth at exit 2, nothing at exit 3, where the head's share is smaller."""
-    gains = {2: 1.1, 3: 1.0}
-    return tables.results("hispec_flash", [
-        row("hispec", "code", repeat, setting, draft_exit=depth, head=head, probes=64 if head == "flash" else 0,
-            rate=170.0 * (gains[depth] if head == "flash" else 1.0), draft_seconds=0.5e-3 * depth)
-        for depth, head, repeat, setting in product((2, 3), ("dense", "flash"), tables.REPEATS, SETTINGS)
-    ])  # fmt: skip
+def screened() -> SimpleNamespace:
+    """A screening in which exits 2 and 4 are the fastest, and timed runs of another schedule."""
+    rows = [
+        row("hispec", 0, -1, 0.0, exits=f"{d} {v}", k=k, interval=n, screened=True, seconds=1 + abs(d - 2) + abs(v - 4) + k + n)
+        for d, v, k, n in product((1, 2), (3, 4), (1, 2), (4, 6))
+    ]
+    return frame(race.Row, [*rows, row("baseline", 0, 0, 0.0), row("hispec", 0, 0, 0.0, exits="5 6", seconds=0.1)])
 
 
 def quality() -> SimpleNamespace:
-    """Of 100 positions a verifier keeps 60, wrongly 12, and wrongly drops 8."""
-    return tables.results("exit_quality", [
-        {"depth": depth, "against": against, "layers": 16, "adapted": False, "kind": kind, "positions": 100, "same": 60,
-         "right": 56, "both": 48, "in_top_2": 70, "in_top_5": 80, "in_top_10": 90, "overlap": 55.0, "loss": 400.0,
-         "against_loss": 350.0}
-        for depth, against, kind in product((1, 2, 4, 16), (2, 4, 16), ("code", "prose")) if depth < against
-    ])  # fmt: skip
-
-
-def training() -> SimpleNamespace:
-    """Two depths that learn as well as each other."""
-    return tables.results("exit_training", [
-        {"step": step, "depth": depth, "layers": 16, "loss": 6.0 - step / 100, "overlap": 1.0 if depth == 16 else 0.7}
-        for step, depth in product((100, 200), (2, 16))
-    ])  # fmt: skip
-
-
-def memory() -> SimpleNamespace:
-    """A hierarchy keeps a twentieth more than plain decoding, whose bytes are 1000."""
-    return tables.results("hierarchy_memory", [
-        {"shape": shape, "method": method, "reuse": True, "draft_exit": 2, "verify_exit": 4, "weights": 800, "cache": 150,
-         "rows": 50 + extra, "proposals": extra, "index": 10 * extra, "other": 0}
-        for shape in ("one", "other") for method, extra in (("baseline", 0), ("hispec", 25))
-    ])  # fmt: skip
-
-
-def passes() -> SimpleNamespace:
-    """20 layer-tokens for each final token with reuse, 26 without, as the closed form says."""
-    costs = {("hispec", True): 20, ("hispec", False): 26, ("baseline", True): 16}
-    return tables.results("layer_passes", [
-        {"method": method, "reuse": reuse, "draft_exit": 2, "verify_exit": 4, "n_d": 2, "n_i": 4, "temperature": t,
-         "rule": "speculative", "kind": kind, "prompts": 2, "emitted": 100, "rounds": 30, "drafted": 90,
-         "layer_tokens": 100 * cost + 300,
-         "prompt_layer_tokens": 300, "kept_1": 50, "decided_1": 70, "kept_2": 60, "decided_2": 75, "expected": float(cost)}
-        for (method, reuse), cost in costs.items() for t in (0.0, 1.0) for kind in ("code", "prose")
-    ])  # fmt: skip
+    """Of 100 positions a verifier accepts 60, wrongly 12, and wrongly rejects 8; two depths were trained for two steps."""
+    counted = {"positions": 100, "same": 60, "right": 56, "both": 48, "in_top_5": 80}
+    rows = [
+        {"target": "t", "source": "prompts", "depth": d, "against": a, "layers": 16, "kind": kind,
+         "overlap": {"code": 0.5, "prose": 0.6}[kind], "loss": 4.0, "against_loss": 3.5, **counted}
+        for d, a, kind in product((1, 2, 4), (2, 4, 16), ("code", "prose")) if d < a
+    ]  # fmt: skip
+    rows += [
+        {"target": "t", "source": "training", "depth": depth, "against": 16, "layers": 16, "step": step, "overlap": 0.7,
+         "loss": 6.0 - step / 100, "against_loss": 3.0}
+        for step, depth in product((100, 200), (2, 4))
+    ]  # fmt: skip
+    return frame(exits.Row, rows)
 
 
 DRAWN = tables.drawn(
-    exit_agreement=[quality], exit_training=[training], verifier_accuracy=[quality], ceilings=[grid, quality],
-    token_budget=[contest], hispec_heat=[grid, quality], hierarchy=[contest],
-    hierarchy_kinds=[contest], hierarchy_memory=[memory], hispec_flash=[flash], layer_passes=[passes],
-    nested_prediction=[contest], nested_stages=[grid], depth_forecast=[grid, quality],
+    hierarchy=[factorial], combined=[factorial], head_gains=[factorial], token_budget=[factorial], schedules=[screened],
+    exit_quality=[quality],
 )  # fmt: skip

@@ -103,11 +103,13 @@ def gain(frame: DataFrame, over: Mapping[str, Any], by: Sequence[str] = CONTEXT,
     for values, mine in above.groupby(keys, dropna=False):
         facts = dict(zip(keys, values, strict=True))
         theirs = below[np.logical_and.reduce([below[name] == facts[name] for name in shared] or [np.ones(len(below), bool)])]
-        pairs = paired(best(mine, keys), best(theirs, shared), unit)
+        mine = best(mine, ())
+        pairs = paired(mine, best(theirs, ()), unit)
         if len(pairs):
-            setting = best(mine, keys)[[name for name in SETTING if name not in keys]].iloc[0]
+            setting = mine[[name for name in SETTING if name not in keys]].iloc[0]
             lines.append({**facts, **setting, **over_pairs(pairs)})
-    return pandas.DataFrame(lines, columns=[*keys, *(name for name in SETTING if name not in keys), *NUMBERS])
+    table = pandas.DataFrame(lines, columns=[*keys, *(name for name in SETTING if name not in keys), *NUMBERS])
+    return table.astype({name: rows[name].dtype if name in rows else float for name in table if name != "verdict"})
 
 
 def paired(above: DataFrame, below: DataFrame, unit: Sequence[str] = UNIT) -> DataFrame:

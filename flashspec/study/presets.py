@@ -16,7 +16,7 @@ EVERY_HEAD = (*HEADS, "int4", "flash_int8", "flash_int4", "ivf", "ivfpq", "hnsw"
 BOTH = ("coupling", "speculative")
 LENGTHS = tuple(range(1, 13))
 EXITS = {"exit": tuple(range(1, 8)), "verify_exit": tuple(range(2, 9))}
-SCHEDULES = {**EXITS, "interval": tuple(range(2, 9)), "k": tuple(range(1, 9))}
+SCHEDULES = {**EXITS, "interval": tuple(range(2, 9)), "k": (1, 2, 3, 4)}
 HIERARCHIES = ("self_speculation", "hispec")
 
 
@@ -54,16 +54,15 @@ RACE: dict[str, dict[str, Any]] = {
         per_kind=4, parts=0,
     ),
     "hispec_grid": said(
-        method=("draft_model", "lookup", *HIERARCHIES), **SCHEDULES, rule=("speculative",), per_kind=4, new_tokens=48, repeats=2,
-        screen=10, parts=8,
+        method=HIERARCHIES, **SCHEDULES, rule=("speculative",), new_tokens=24, repeats=1, screen=4, parts=1,
     ),
     "hispec_end_to_end": said(
-        method=("draft_model", "lookup", *HIERARCHIES, "hispec_flash", "hispec_adaptive"), **SCHEDULES, rule=BOTH, per_kind=4,
-        new_tokens=96, screen=2, twins=1,
+        method=("draft_model", "lookup", *HIERARCHIES, "hispec_adaptive"), exit=(1, 2, 3, 4, 5, 6), verify_exit=(2, 4, 6, 8),
+        k=(1, 2, 3, 4), interval=(2, 4, 6), rule=BOTH, per_kind=4, repeats=2, screen=3, parts=8, twins=1,
     ),
     "hispec_flash": said(
-        method=HIERARCHIES, head=("dense", "flash"), exit=(1, 2, 3), k=(3,), interval=(6,), probes=(64, 256), rule=BOTH,
-        per_kind=4, new_tokens=96, twins=1,
+        draft=("main", "shallow"), method=("draft_model", *HIERARCHIES), head=("dense", "flash"), finalize=("eager", "deferred"),
+        exit=(1, 2, 4), verify_exit=(6,), k=(2,), interval=(4,), rule=("speculative",), per_kind=4, repeats=2, parts=8, twins=1,
     ),
     "peers": said(
         engine=("flashspec", "transformers"), k=(2, 4), temperature=(0.0,), dtype=("bfloat16", "float32"), per_kind=4,

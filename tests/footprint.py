@@ -8,12 +8,9 @@ from dataclasses import dataclass
 from types import FunctionType, MethodType
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from flashspec.decoding.cascade import advance
 from flashspec.decoding.stages import Stage
-from flashspec.decoding.state import Limits, State
 from flashspec.heads.flash import FlashHead
 
 
@@ -42,16 +39,6 @@ def footprint(stages: Iterable[Stage]) -> Footprint:
     cache = [getattr(getattr(reader, "engine", None), "slots", None) for reader in readers]
     uses = (weights, cache, [reader.rows for reader in readers], [(h.table, h.clusters) for h in flash], stages)
     return Footprint(*(bytes_of(held(use), counted) for use in uses))
-
-
-def proposal_bytes(stages: list[Stage], prompt: list[int], limits: Limits) -> int:
-    """Most bytes of proposals that wait at once in a decode of this prompt, every storage once."""
-    state, most = State.start(stages, prompt, limits), 0
-    with torch.inference_mode():
-        while state.room:
-            for _ in advance(state):
-                most = max(most, bytes_of(held([each.scores for each in state.waiting])))
-    return most
 
 
 def bytes_of(tensors: Iterable[Tensor], counted: set[int] | None = None) -> int:

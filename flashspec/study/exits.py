@@ -1,0 +1,164 @@
+"""How good an exit is: counted against deeper layers on given text, and as its training wrote it down. No clock."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from flashspec.decoding.models import Models, folder_of
+from flashspec.heads.dense import DenseHead
+from flashspec.measure.prompts import Prompt, load_prompts
+from flashspec.study.drafts import short_name, target_of
+from flashspec.study.experiment import Experiment
+from flashspec.study.pairs import among, at_least
+from flashspec.train.exits import rows_at
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+CURVE = "curve.jsonl"
+COUNTS = ("positions", "same", "right", "both", "in_top_5")
+MEANS = ("overlap", "loss", "against_loss")
+
+
+@dataclass(frozen=True)
+class Params:
+    """Which exits to look at, and where: on the text of prompts, and in the curve that training left beside the weights."""
+
+    target: tuple[str, ...] = ("reference",)  # target models: shipped names or folders
+    depth: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7, 8)  # exits, in layers; those below the target's top, and the whole model
+    source: tuple[str, ...] = ("prompts", "training")  # prompts: text is read; training: the curve beside the weights, if any
+    prompts: str = ""  # prompts file; empty means the shipped one
+    per_kind: int = 4  # prompts of each kind, the first ones
+
+    def __post_init__(self) -> None:
+        among("source", self.source, ("prompts", "training"))
+        at_least(self, depth=1, per_kind=1)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One depth against a deeper one on all positions of one kind of prompt, or at one step of training.
+
+    `same`: the two best tokens agree. `right`: the shallower one's is the whole model's. `both`: all three agree.
+    `in_top_5`: the deeper one's best token is among the shallower one's five best. `overlap` (sum of min(p, q), the acceptance
+    of speculative sampling at T = 1) and the losses at the text's next token, in nats, are means a position.
+    """
+
+    target: str
+    source: str
+    depth: int
+    against: int
+    layers: int
+    overlap: float
+    loss: float
+    against_loss: float
+    kind: str = ""
+    adapted: bool = False
+    step: int | None = None
+    positions: int | None = None
+    same: int | None = None
+    right: int | None = None
+    both: int | None = None
+    in_top_5: int | None = None
+
+
+def measure(params: Params) -> Iterator[Row]:
+    """Compare every exit with every deeper one, position by position, and read the curves of their training."""
+    for point in points(params):
+        if "prompts" in point.source:
+            yield from counted(point)
+        if "training" in point.source:
+            yield from trained(point.target[0])
+
+
+def points(params: Params) -> list[Params]:
+    """One point a target."""
+    return [replace(params, target=(target,)) for target in params.target]
+
+
+def counted(params: Params) -> Iterator[Row]:
+    """All pairs of depths, a row a kind of prompt. Raises ValueError where no exit lies below the target's top."""
+    (target,) = params.target
+    models = target_of(target, "float32", "dense")
+    layers = models.target.config.layers
+    depths = [*sorted({depth for depth in params.depth if depth < layers}), layers]
+    if len(depths) == 1:
+        raise ValueError(f"depth must name a layer below the target's {layers}, got {params.depth}")
+    prompts = load_prompts(params.prompts or None, params.per_kind, models)
+    for kind in dict.fromkeys(prompt.kind for prompt in prompts):
+        found = [compared(models, p, depths) for p in prompts if p.kind == kind]
+        for low, high in found[0]:
+            total = torch.stack([each[low, high] for each in found]).sum(0).tolist()
+            counts = dict(zip(COUNTS, map(round, total), strict=False))
+            means = {name: value / total[0] for name, value in zip(MEANS, total[len(COUNTS) :], strict=True)}
+            who = {"target": short_name(target), "source": "prompts", "kind": kind, "adapted": low in models.exits}
+            yield Row(depth=low, against=high, layers=layers, **who, **counts, **means)
+
+
+@torch.inference_mode()
+def compared(models: Models, prompt: Prompt, depths: list[int]) -> dict[tuple[int, int], Tensor]:
+    """COUNTS and sums of MEANS for every pair of depths on one prompt."""
+    ids = torch.tensor(prompt.ids)
+    rows = rows_at(models.target, ids[None, :-1], tuple(depths))
+    heads = {depth: DenseHead(models.exit_norm(depth), models.target.head_weight) for depth in depths}
+    logs = {depth: heads[depth](row).logits.log_softmax(-1).double() for depth, row in rows.items()}
+    best = logs[depths[-1]].argmax(-1)
+    return {(low, high): _pair(logs[low], logs[high], best, ids[1:]) for low in depths for high in depths if low < high}
+
+
+def _pair(low: Tensor, high: Tensor, final: Tensor, text: Tensor) -> Tensor:
+    mine, theirs = low.argmax(-1), high.argmax(-1)
+    same, right = mine == theirs, mine == final
+    contained = (low.topk(min(5, low.shape[1])).indices == theirs[:, None]).any(1)
+    losses = [-log.gather(1, text[:, None]).sum() for log in (low, high)]
+    counts = [torch.tensor(len(text)), same.sum(), right.sum(), (same & right).sum(), contained.sum()]
+    return torch.stack([value.double() for value in (*counts, torch.minimum(low, high).exp().sum(), *losses)])
+
+
+def trained(target: str) -> Iterator[Row]:
+    """The curve that `flashspec train` left beside a model's weights; none where there is no such file."""
+    path = folder_of(target, "target") / CURVE
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        point = json.loads(line)
+        depths = sorted(int(name.removeprefix("loss_")) for name in point if name.startswith("loss_"))
+        whole = {"target": short_name(target), "source": "training", "against": depths[-1], "layers": depths[-1]}
+        for depth in depths[:-1]:
+            means = (point[f"accept_{depth}"], point[f"loss_{depth}"], point[f"loss_{depths[-1]}"])
+            yield Row(depth=depth, step=int(point["step"]), **whole, **dict(zip(MEANS, means, strict=True)))
+
+
+def shares(frame: DataFrame) -> DataFrame:
+    """Shares of positions by target and pair of depths, kinds together, and what `against` gets wrong as a verifier.
+
+    `wrongly_accepted`: of what the verifier at `against` accepts, the share that the whole model rejects. `wrongly_rejected`: of
+    what it rejects, the share that the whole model would have accepted.
+    """
+    rows = frame[frame["source"] == "prompts"]
+    sums = rows.assign(**{name: rows[name] * rows["positions"] for name in MEANS})
+    sums = sums.groupby(["target", "depth", "against", "layers"])[[*COUNTS, *MEANS]].sum().reset_index()
+    n, rejected = sums["positions"], sums["positions"] - sums["same"]
+    found = sums.assign(**{name: sums[name] / n for name in MEANS}, agreement=sums["same"] / n)
+    found["top_5"] = sums["in_top_5"] / n
+    found["wrongly_accepted"] = (sums["same"] - sums["both"]) / sums["same"].where(sums["same"] > 0)
+    found["wrongly_rejected"] = (sums["right"] - sums["both"]) / rejected.where(rejected > 0)
+    return found
+
+
+def folders(params: Params) -> dict[str, Path]:
+    """Checkpoint folders whose digests enter the origin."""
+    return {short_name(name): folder_of(name, "target") for name in params.target}
+
+
+PRESETS = {
+    "smoke": Params(depth=(2, 4), per_kind=1),
+    "exit_quality": Params(source=("prompts",)),
+    "exit_training": Params(source=("training",)),
+}
+EXPERIMENT = Experiment("exits", Params, Row, measure, measured=False, split=points, models=folders, presets=PRESETS, version=1)

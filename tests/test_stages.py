@@ -1,0 +1,89 @@
+"""Readings of hierarchies give the costs, gains and shares that were put into a table, and a frame for any slice of it."""
+
+from __future__ import annotations
+
+import pytest
+import tables_hispec as made
+
+pytest.importorskip("pandas")
+
+from flashspec.study import stages
+from flashspec.study.quote import NOT_HERE, said, shown
+from flashspec.theory import amdahl
+
+TABLE = made.factorial()
+
+
+def one(table, **values):
+    for name, value in values.items():
+        table = table[table[name] == value]
+    assert len(table) == 1
+    return table.iloc[0]
+
+
+def test_the_time_of_a_token_is_that_of_its_pieces() -> None:
+    found = stages.stages(TABLE.frame[TABLE.frame["head"] == "dense"])
+    deep = one(found, method="hispec", temperature=0.0)
+    assert [deep[part] for part in stages.PARTS] == pytest.approx([0.8, 0.8, 1.6, 0.0, 0.04])
+    assert one(found, method="baseline", temperature=1.0)["full checks"] == pytest.approx(10.0)
+    alone = one(found, method="self_speculation", temperature=0.0)
+    assert (alone["middle checks"], alone["full checks"]) == pytest.approx((0.0, 0.8))
+    assert (deep["accepts_1"], deep["accepts_2"], deep["check_ratio"], deep["layers"]) == pytest.approx((0.8, 0.8, 0.25, 1.25))
+    assert deep["speedup"] == pytest.approx(1.2) and alone["accepts_2"] != alone["accepts_2"]
+    eager = stages.stages(TABLE.frame[(TABLE.frame["finalize"] == "eager") | (TABLE.frame["method"] == "baseline")])
+    assert one(eager, method="hispec", head="dense", temperature=0.0)["reading the final token"] == pytest.approx(0.2)
+
+
+def test_a_free_stage_is_the_measured_time_without_it_and_an_unpriced_table_says_nothing() -> None:
+    deep = one(stages.if_free(TABLE.frame), method="hispec", head="dense", temperature=0.0)
+    assert deep["drafting free"] == pytest.approx(1.2 * deep["ms"] / (deep["ms"] - 0.8)) and deep["drafting free"] > 1.2
+    blank = TABLE.frame.assign(**dict.fromkeys(made.PARTS))
+    assert stages.if_free(blank)["drafting free"].isna().all() and stages.if_free(blank)["speedup"].notna().all()
+
+
+def test_every_change_gives_what_was_planted_and_gains_multiply() -> None:
+    found = stages.factors(TABLE.frame)
+    place = {"method": "hispec", "temperature": 1.0}
+    for token, total in made.TOKEN.items():
+        line = one(found, change="head", finalize=token, **place)
+        assert (line["ratio"], line["over_plain"]) == pytest.approx((1.1, 1.1 * total)) and line["head"] == "flash"
+    late = found[(found["change"] == "final token") & (found["method"] == "hispec")]
+    assert set(late["head"]) == set(made.HEAD) and late["ratio"].tolist() == pytest.approx([1.2] * len(late))
+    both = one(found, change="both", **place)
+    assert both["ratio"] == pytest.approx(1.32) == both["product"]
+
+
+def test_a_head_is_held_against_the_dense_one_of_its_own_format_alone() -> None:
+    lonely = TABLE.frame[TABLE.frame["head"] != "dense"]
+    assert "head" not in set(stages.factors(lonely)["change"]) and not stages.factors(TABLE.frame).empty
+
+
+def test_the_share_gives_amdahls_gain() -> None:
+    line = one(stages.head_gains(TABLE.frame), method="self_speculation", finalize="deferred", temperature=0.0)
+    whole = 0.08 + 0.08 + 0.004
+    assert line["share"] == pytest.approx(80 * 5e-4 / whole)
+    assert line["by_share"] == pytest.approx(amdahl(80 * 5e-4 / whole, 1.1))
+    assert line["predicted"] == pytest.approx(1.0)  # pieces are alike: no prediction takes the measured gain
+
+
+def test_schedules_are_the_screenings_and_without_one_the_timed_ones() -> None:
+    frame = made.screened().frame
+    best = stages.schedules(frame).sort_values("rate").iloc[-1]
+    assert (best["draft_exit"], best["verify_exit"], best["k"], best["interval"]) == (2, 4, 1, 4)
+    assert list(stages.schedules(frame[~frame["screened"]])["exits"]) == ["5 6"]
+
+
+@pytest.mark.parametrize("column", ["method", "head", "finalize", "temperature"])
+def test_any_slice_of_a_table_is_read(column: str) -> None:
+    for value in set(TABLE.frame[column]):
+        frame = TABLE.frame[TABLE.frame[column] == value]
+        for reading in (stages.stages, stages.if_free, stages.factors, stages.head_gains, stages.schedules):
+            assert set(reading(frame).columns) == set(reading(TABLE.frame).columns)
+
+
+def test_what_is_not_in_a_table_is_said_and_what_is_comes_with_its_sampling() -> None:
+    table = stages.factors(TABLE.frame)
+    assert said(table, method="magic") == NOT_HERE and NOT_HERE in shown(table[table["method"] == "magic"], {"method": "who"}).data
+    assert said(table, "ratio", change="both", method="hispec") == "greedy: 1.32; T = 1, coupling: 1.32"
+    page = shown(table, {"method": "who", "product": "product"}).data
+    assert "<th>who</th>" in page and "HiSpec" in page and "1.32" in page
