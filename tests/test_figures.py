@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import tables
 import tables_drafts
+import tables_heads
 import tables_hispec
 
 pytest.importorskip("seaborn")
@@ -135,6 +136,7 @@ DRAWN = {
     "peers": lambda: figures.peers(tables.peers()),
     "ledger": lambda: figures.ledger(tables.ledger()),
     "waterfall": lambda: figures.waterfall(tables.projection(), tables.draft_step(), tables.end_to_end()),
+    **tables_heads.DRAWN,
     **tables_hispec.DRAWN,
     **tables_drafts.DRAWN,
 }

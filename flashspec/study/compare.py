@@ -89,9 +89,10 @@ def gain(frame: DataFrame, over: Mapping[str, Any], by: Sequence[str] = CONTEXT,
     for values, mine in above.groupby(keys, dropna=False):
         facts = dict(zip(keys, values, strict=True))
         theirs = below[np.logical_and.reduce([below[name] == facts[name] for name in shared] or [np.ones(len(below), bool)])]
-        pairs = paired(best(mine, keys), best(theirs, shared), unit)
+        top = best(mine, keys)
+        pairs = paired(top, best(theirs, shared), unit)
         if len(pairs):
-            setting = best(mine, keys)[[name for name in SETTING if name not in keys]].iloc[0]
+            setting = top[[name for name in SETTING if name not in keys]].iloc[0]
             lines.append({**facts, **setting, **over_pairs(pairs)})
     return pandas.DataFrame(lines, columns=[*keys, *(name for name in SETTING if name not in keys), *NUMBERS])
 

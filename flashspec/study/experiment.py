@@ -146,9 +146,13 @@ def stored(name: str, root: Path | None = None, params: Any = None) -> Results |
 
 
 def params(scope: Mapping[str, Any], experiment: Experiment | str = "race") -> Any:
-    """An experiment's parameters as the names of a scope give them, such as `globals()` behind a notebook's parameters cell."""
+    """An experiment's parameters as the names of a scope give them, such as `globals()` behind a notebook's parameters cell.
+
+    Functions are passed over: a notebook's kernel has one named `exit`.
+    """
     chosen = _chosen(experiment)
-    return chosen.parse({name: scope[name] for name in chosen.params.__dataclass_fields__ if name in scope})
+    known = chosen.params.__dataclass_fields__
+    return chosen.parse({name: scope[name] for name in known if name in scope and not callable(scope[name])})
 
 
 def _parsed(experiment: Experiment, params: Any) -> Any:
