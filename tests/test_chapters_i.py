@@ -3,17 +3,15 @@
 import json
 import random
 from dataclasses import asdict
-from itertools import product
-from pathlib import Path
-from types import SimpleNamespace
 
 import pages
 import pytest
 import shelf
 import tiny
+from tables_heads import pieces, recall_rows, results
 from test_compare import race
 
-from flashspec.study import EXPERIMENTS, figures, heads, notebooks, parts, recall
+from flashspec.study import EXPERIMENTS, compare, figures, heads, notebooks, parts, recall
 from flashspec.study.parameters import hints, parse_value, type_name
 from flashspec.theory import amdahl
 
@@ -59,7 +57,8 @@ def page(values):
     for cell in json.loads((pages.NOTEBOOKS / f"{CHAPTER}.ipynb").read_text(encoding="utf-8"))["cells"]:
         source = "".join(cell["source"])
         if source.startswith("shown("):
-            assert "<table" in eval(source, scope).data or "not in this table" in eval(source, scope).data
+            told = eval(source, scope).data
+            assert "<table" in told or "not in this table" in told
     return scope
 
 
@@ -73,12 +72,13 @@ def home(tmp_path_factory):
 
 @pytest.fixture
 def small(home, tmp_path_factory, monkeypatch):
-    """Smoke sizes: the toy pair, pieces timed three times; tables of equal parameters are shared."""
+    """Smoke sizes: the toy pair, pieces timed three times, few resamples; tables of equal parameters are shared."""
     monkeypatch.setenv("MPLBACKEND", "agg")
     monkeypatch.setenv("FLASHSPEC_RESULTS", str(tmp_path_factory.getbasetemp() / "heads-results"))
     quick = {"repeats": 3, "past": 8, "cold_megabytes": 1, "shortlist": (64,)}
     for name in ("head_cost", "depth_times_head"):
         monkeypatch.setitem(parts.PRESETS, name, parts.EXPERIMENT.parse({**vars(parts.PRESETS[name]), **quick}))
+    monkeypatch.setattr(compare, "DRAWS", 50)
     monkeypatch.setitem(recall.PRESETS, "head_build", recall.EXPERIMENT.parse({"rank": 16}))
     return home
 
@@ -129,19 +129,6 @@ def test_other_presets_disagree():
     assert disagreements("race", "smoke", {}) != []  # the control
 
 
-def pieces(gain=4.0, layers=(1, 4), turns=5):
-    """A layer takes 1 ms, the dense head 4 ms, FlashHead 4 / gain; steps are sums; int8 takes 2 ms. All read 1 GB a second."""
-    rows = []
-    for turn, deep in product(range(turns), layers):
-        those = (("dense", "bfloat16", 0, 4.0), ("int8", "int8", 0, 2.0), ("flash", "bfloat16", 64, 4.0 / gain))
-        for head, form, probes, ms in those:
-            for piece, seconds in (("body", deep), ("head", ms), ("step", deep + ms)):
-                noise = 1e-3 * (1 + 0.01 * turn)
-                rows.append(parts.Row(piece, "made-up", head, form, noise * seconds, turn, layers=deep, probes=probes,
-                                      bytes=int(1e6 * ms), bandwidth=1e9))  # fmt: skip
-    return pandas.DataFrame([asdict(row) for row in rows])
-
-
 def line(table, **values):
     for name, value in values.items():
         table = table[table[name] == value]
@@ -177,24 +164,14 @@ def test_the_fit_finds_what_a_call_takes_and_the_pace_of_its_bytes():
     assert heads.calls(pieces(layers=(1,))[lambda rows: rows["piece"] == "head"]).empty
 
 
-def rows_of_recall():
-    """A FlashHead misses 40 of 1000 rows of code and 10 of 1000 of prose; calibrated, half of them."""
-    rows = []
-    sides = ((("code", 40), ("prose", 10)), ((0, 1.0), (64, 0.5)), ((16, 1), (64, 2)))
-    for (kind, lost), (always, left), (size, worse) in product(*sides):
-        rows.append(recall.Row("t", "d", "flash", "bfloat16", 1000, 64, 100, 12800, "spherical", 1, size, always, 4, kind=kind,
-                               band="1-64", positions=1000, agreed=1000 - int(worse * left * lost), covered=900.0))  # fmt: skip
-    return pandas.DataFrame([asdict(row) for row in rows])
-
-
 def test_misses_are_told_by_kind_and_calibration_halves_them():
-    table = heads.by_kind(rows_of_recall())
+    table = heads.by_kind(recall_rows())
     plain, ready = line(table, name="flash"), line(table, name="flash, calibrated")
     assert (plain["code"], plain["prose"], plain["agreement"]) == (96.0, 99.0, 97.5) and ready["agreement"] == 98.75
     assert plain["share"] == 10.0 and plain["coverage"] == 90.0
-    found = line(heads.bands(rows_of_recall()), kind="code")
+    found = line(heads.bands(recall_rows()), kind="code")
     assert found["missed"] == pytest.approx(4.0) and found["missed_calibrated"] == pytest.approx(2.0)
-    assert line(heads.clusterings(rows_of_recall()), cluster_size=64)["spherical, one home"] == 97.5
+    assert line(heads.clusterings(recall_rows()), cluster_size=64)["spherical, one home"] == 97.5
     assert heads.told(table, "agreement", name="flash") == "97.5 %"
     assert heads.told(table, "agreement", name="x") == "not in this table"
 
@@ -203,7 +180,7 @@ def test_builds_are_minutes_and_parts():
     timed = recall.Row("", "", "flash", "bfloat16", 1000, 64, 100, 12800, "spherical", 1, 16, clustering_seconds=30.0,
                        balancing_seconds=20.0, permutation_seconds=10.0)  # fmt: skip
     found = heads.builds(pandas.DataFrame([asdict(timed)]))
-    assert found[["minutes", "clustering"]].iloc[0].tolist() == [1.0, 50.0] and heads.builds(rows_of_recall()).empty
+    assert found[["minutes", "clustering"]].iloc[0].tolist() == [1.0, 50.0] and heads.builds(recall_rows()).empty
 
 
 def test_heads_are_held_against_plain_their_own_format_and_int8():
@@ -213,11 +190,6 @@ def test_heads_are_held_against_plain_their_own_format_and_int8():
     assert one["same_format"].startswith("1.10×") and one["over_int8"].startswith("0.92×")
     assert table["who"].str.contains("×").all()
     assert heads.against(race(temperatures=(0.0,), speed={("baseline", "dense"): 1.0})).empty
-
-
-def results(frame):
-    """What `Results` offers to a figure."""
-    return SimpleNamespace(frame=frame, machine="a made-up machine", path=Path("results/race/0123abcd.parquet"), origin={})
 
 
 def test_a_figure_has_a_mark_for_every_head_and_says_where_there_is_none():

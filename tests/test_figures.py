@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import tables
 import tables_drafts
+import tables_heads
 import tables_hispec
 from test_chapters_h import pieces
 from test_compare import race
@@ -103,6 +104,7 @@ DRAWN = {
     "ledger": lambda: figures.ledger(RACE),
     "formats": lambda: figures.formats(PIECES),
     "peers": lambda: figures.peers(RACE),
+    **tables_heads.DRAWN,
     **tables_hispec.DRAWN,
     **tables_drafts.DRAWN,
 }

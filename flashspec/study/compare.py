@@ -103,10 +103,10 @@ def gain(frame: DataFrame, over: Mapping[str, Any], by: Sequence[str] = CONTEXT,
     for values, mine in above.groupby(keys, dropna=False):
         facts = dict(zip(keys, values, strict=True))
         theirs = below[np.logical_and.reduce([below[name] == facts[name] for name in shared] or [np.ones(len(below), bool)])]
-        mine = best(mine, ())
-        pairs = paired(mine, best(theirs, ()), unit)
+        top = best(mine, keys)
+        pairs = paired(top, best(theirs, shared), unit)
         if len(pairs):
-            setting = mine[[name for name in SETTING if name not in keys]].iloc[0]
+            setting = top[[name for name in SETTING if name not in keys]].iloc[0]
             lines.append({**facts, **setting, **over_pairs(pairs)})
     table = pandas.DataFrame(lines, columns=[*keys, *(name for name in SETTING if name not in keys), *NUMBERS])
     return table.astype({name: rows[name].dtype if name in rows else float for name in table if name != "verdict"})

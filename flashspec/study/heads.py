@@ -18,6 +18,7 @@ SIZE = ["head", "format", "probes", "shortlist"]
 PLACE = ["shape", "layers", "piece"]
 CLUSTERING = ["metric", "homes", "cluster_size"]
 USUAL = 16  # ids a cluster
+SIDES = ["draft", "method", "head", "format", "finalize"]
 PAIR = [*CONTEXT, "draft", "method", "finalize"]
 
 
@@ -59,7 +60,7 @@ def clusterings(frame: DataFrame) -> DataFrame:
     words = rows["metric"] + rows["homes"].map({1: ", one home", 2: ", two homes"})
     rows = rows.assign(kind=words).sort_values("calibrated", kind="stable")
     keys = ["draft", "cluster_size"]
-    return rows.pivot_table(index=keys, columns="kind", values="agreement", aggfunc="last", sort=False).reset_index()
+    return rows.pivot_table(index=keys, columns="kind", values="agreement", aggfunc="last", sort=False).reset_index().rename_axis(columns=None)
 
 
 def bands(frame: DataFrame) -> DataFrame:
@@ -121,7 +122,7 @@ def cheapest(frame: DataFrame) -> DataFrame:
         index="ids", columns="width", values="name", aggfunc="first", sort=False
     )
     order = [sorted(each, key=lambda text: (len(text), text)) for each in (found.index, found.columns)]
-    return found.reindex(index=order[0], columns=order[1]).fillna("not measured").reset_index()
+    return found.reindex(index=order[0], columns=order[1]).fillna("not measured").reset_index().rename_axis(columns=None)
 
 
 def calls(frame: DataFrame) -> DataFrame:
@@ -170,7 +171,7 @@ def builds(frame: DataFrame) -> DataFrame:
 
 def against(frame: DataFrame) -> DataFrame:
     """One line a head and sampling at its best setting: over plain decoding, the dense head of its format, and the int8 head."""
-    plain = speedups(frame, ["draft", "method", "head", "format", "finalize"])
+    plain = speedups(frame, SIDES)
     rows = frame[frame["method"] != "baseline"]
     same = like_for_like(frame)[[*PAIR, "head", "verdict"]].rename(columns={"verdict": "same_format"})
     int8 = gain(rows, {"head": "int8"}, PAIR, ["head"])[[*PAIR, "head", "verdict"]].rename(columns={"verdict": "over_int8"})
@@ -186,7 +187,7 @@ def sizes(frame: DataFrame) -> DataFrame:
     named = {at: name for name, lines in contexts(found) for at in lines.index}
     table = found.assign(sampling=found.index.map(named))
     keys = ["draft", "head", "probes"]
-    return table.pivot_table(index=keys, columns="sampling", values="verdict", aggfunc="first").reset_index()
+    return table.pivot_table(index=keys, columns="sampling", values="verdict", aggfunc="first").reset_index().rename_axis(columns=None)
 
 
 def _size(line: Any) -> str:

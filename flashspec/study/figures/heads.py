@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from flashspec.study import heads
-from flashspec.study.compare import DENSE, contexts
+from flashspec.study.compare import DENSE, contexts, speedups
 from flashspec.study.quote import NOT_HERE
 from flashspec.study.style import canvas, colour, drawn, page, plain_ticks
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @drawn
 def head_speedups(results: Any) -> Figure:
     """Speedup of every head at its best setting over plain decoding, with 95 % intervals, one panel a sampling."""
-    table = heads.against(results.frame).sort_values("ratio")
+    table = speedups(results.frame, heads.SIDES).sort_values("ratio")
     table["line"] = table["head"] if table["draft"].nunique() < 2 else (table["draft"] + ", " + table["head"]).str.strip(", ")
     names, parts = list(dict.fromkeys(table["line"])), list(contexts(table)) or [(NOT_HERE, table)]
     figure, axes = canvas(len(parts), 0.26 * len(names) + 1.5, sharey=True, sharex=True)
