@@ -132,6 +132,8 @@ draft record --folder {{home}}/points --out {{home}}/new --new-tokens 0
 {EXITS} --out {{home}}/new --exits 2,1
 {EXITS} --out {{home}}/new --rank 0
 {EXITS} --out {{home}}/new --exit-steps 0
+{EXITS} --out {{home}}/new --exit-steps 99999999999999999999
+{EXITS} --out {{home}}/new --rank 99999999999999999999
 train exits --model {{target}} --out {{home}}/new --text {{home}}/bytes.txt
 train exits --model {{target}} --out {{home}}/new --text {{home}}
 train target --folder {{target}}
@@ -190,6 +192,8 @@ run acceptance --per-kind -1 --fresh --results {{home}}/new
 run acceptance --temperatures hot --results {{home}}/new
 run acceptance --temperatures nan --results {{home}}/new
 run nothing
+run race --preset smoke --target , --results {{home}}/new
+run acceptance --preset smoke --methods , --fresh --results {{home}}/new
 run projection --repeats 0 --fresh --results {{home}}/new
 run projection --preset smoke --fresh --results {{home}}/text.txt
 run projection --preset smoke --fresh --results {{target}}
