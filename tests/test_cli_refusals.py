@@ -193,7 +193,6 @@ run acceptance --temperatures hot --results {{home}}/new
 run acceptance --temperatures nan --results {{home}}/new
 run nothing
 run race --preset smoke --target , --results {{home}}/new
-run acceptance --preset smoke --methods , --fresh --results {{home}}/new
 run projection --repeats 0 --fresh --results {{home}}/new
 run projection --preset smoke --fresh --results {{home}}/text.txt
 run projection --preset smoke --fresh --results {{target}}
@@ -245,6 +244,13 @@ def refused(home, capsys, call):
 @pytest.mark.parametrize("line", LINES, ids=lambda line: line[:90])
 def test_a_bad_line_is_one_sentence_and_changes_nothing(home, capsys, line):
     refused(home, capsys, lambda: status(words(home, line)))
+
+
+def test_a_measurement_without_a_row_leaves_nothing(home, capsys):
+    before = shelf.listing(home)
+    assert status(words(home, "run acceptance --preset smoke --methods , --fresh --results {home}/new")) == 2
+    assert "\nerror: these parameters of acceptance leave nothing to measure" in "\n" + capsys.readouterr().err
+    assert shelf.listing(home) == before
 
 
 @pytest.mark.parametrize("name", [*PROMPTS, "bytes"])
