@@ -13,6 +13,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 Entry = TypeVar("Entry", bound=Callable[..., Any])
 WORDS = {int: "a whole number", float: "a number", str: "a string", bool: "True or False", NoneType: "None"}
+LARGEST = 2**62  # of whole numbers that torch takes for a number
 MANY = {"a whole number": "whole numbers", "a string or Path": "strings"}
 
 
@@ -52,11 +53,13 @@ def _fits(value: Any, hint: Any) -> bool:
         return any(_fits(value, part) for part in get_args(hint))
     if _is_list(hint):
         listed = isinstance(value, Collection) and not isinstance(value, (str, bytes, bytearray, Mapping))
-        return listed and all(_fits(one, get_args(hint)[0]) for one in value)
+        return listed and getattr(value, "ndim", 1) > 0 and all(_fits(one, get_args(hint)[0]) for one in value)
     if hint is int:
         return _is_whole(value)
     if hint is float:
-        return isinstance(value, Real) and not isinstance(value, bool)
+        return isinstance(value, Real) and not isinstance(value, bool) and not (isinstance(value, int) and abs(value) > LARGEST)
+    if get_origin(hint) is Callable:
+        return callable(value)
     return hint is Any or not isinstance(hint, type) or getattr(hint, "_is_protocol", False) or isinstance(value, hint)
 
 

@@ -17,7 +17,7 @@ import tiny
 from flashspec.cli import listing as cli_listing
 from flashspec.cli.main import status
 from flashspec.decoding.models import SHIPPED
-from flashspec.model.writing import copy_checkpoint, fresh_folder, new_file, replaced
+from flashspec.model.writing import UNFINISHED, copy_checkpoint, fresh_folder, new_file, replaced
 from flashspec.refusals import in_words
 from flashspec.study import gpu, notebooks, pages
 
@@ -132,6 +132,8 @@ draft record --folder {{home}}/points --out {{home}}/new --new-tokens 0
 {EXITS} --out {{home}}/new --exits 2,1
 {EXITS} --out {{home}}/new --rank 0
 {EXITS} --out {{home}}/new --exit-steps 0
+{EXITS} --out {{home}}/new --exit-steps 99999999999999999999
+{EXITS} --out {{home}}/new --rank 99999999999999999999
 train exits --model {{target}} --out {{home}}/new --text {{home}}/bytes.txt
 train exits --model {{target}} --out {{home}}/new --text {{home}}
 train target --folder {{target}}
@@ -190,6 +192,7 @@ run acceptance --per-kind -1 --fresh --results {{home}}/new
 run acceptance --temperatures hot --results {{home}}/new
 run acceptance --temperatures nan --results {{home}}/new
 run nothing
+run race --preset smoke --target , --results {{home}}/new
 run projection --repeats 0 --fresh --results {{home}}/new
 run projection --preset smoke --fresh --results {{home}}/text.txt
 run projection --preset smoke --fresh --results {{target}}
@@ -241,6 +244,13 @@ def refused(home, capsys, call):
 @pytest.mark.parametrize("line", LINES, ids=lambda line: line[:90])
 def test_a_bad_line_is_one_sentence_and_changes_nothing(home, capsys, line):
     refused(home, capsys, lambda: status(words(home, line)))
+
+
+def test_a_measurement_without_a_row_leaves_nothing(home, capsys):
+    before = shelf.listing(home)
+    assert status(words(home, "run acceptance --preset smoke --methods , --fresh --results {home}/new")) == 2
+    assert "\nerror: these parameters of acceptance leave nothing to measure" in "\n" + capsys.readouterr().err
+    assert shelf.listing(home) == before
 
 
 @pytest.mark.parametrize("name", [*PROMPTS, "bytes"])
@@ -404,8 +414,9 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path):
         raise KeyboardInterrupt
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "a").mkdir()
-    (tmp_path / "a" / ".b.part").mkdir()  # what kill -9 leaves
-    (tmp_path / "a" / ".b.part" / "half").write_text("x")
+    left = tmp_path / "a" / f".b{UNFINISHED}"  # what kill -9 leaves
+    left.mkdir()
+    (left / "half").write_text("x")
     with fresh_folder(tmp_path / "a" / "b") as part:
         (part / "whole").write_text("x")
     assert shelf.listing(tmp_path) == {"a/b/whole": shelf.digest(tmp_path / "a" / "b" / "whole")}
@@ -421,6 +432,34 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path, write):
     with write(path) as part:
         part.write_text("whole")
     assert path.read_text() == "whole" and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("hidden", [".git/HEAD", ".notes", ".new.part/mine"])
+def test_what_is_hidden_is_no_less_its_owners(tmp_path, hidden):
+    taken, beside = tmp_path / "taken" / hidden, tmp_path / hidden
+    for path in (taken, beside):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("keep me")
+    with pytest.raises(FileExistsError, match="holds files already"), fresh_folder(tmp_path / "taken"):
+        pass
+    with fresh_folder(tmp_path / "new") as part:
+        (part / "whole").write_text("x")
+    assert taken.read_text() == beside.read_text() == "keep me" and (tmp_path / "new" / "whole").exists()
+
+
+def test_what_somebody_puts_there_meanwhile_is_kept(tmp_path):
+    with pytest.raises(FileExistsError, match="holds files already"), fresh_folder(tmp_path / "new"):
+        (tmp_path / "new").mkdir()
+        (tmp_path / "new" / "mine").write_text("keep me")
+    assert shelf.listing(tmp_path) == {"new/mine": shelf.digest(tmp_path / "new" / "mine")}
+
+
+def test_a_link_under_a_temporary_name_is_not_followed(tmp_path):
+    (tmp_path / "mine").write_text("keep me")
+    (tmp_path / f".file{UNFINISHED}").symlink_to("mine")
+    with replaced(tmp_path / "file") as part:
+        part.write_text("x")
+    assert (tmp_path / "mine").read_text() == "keep me"
 
 
 def test_only_a_record_of_ours_is_replaced(tmp_path):

@@ -26,6 +26,7 @@ def head(**options):
     return fs.FlashHead.build(torch.randn(64, 16), cluster_size=options.pop("cluster_size", 4), **options)
 
 
+RULES = (fs.GumbelCoupling, fs.SpeculativeSampling, fs.TypicalAcceptance)
 WRONG = [
     (fs.Sampling, "temperature", "hot", NUMBER), (fs.Sampling, "temperature", None, NUMBER),
     (fs.Sampling, "temperature", True, NUMBER), (fs.Sampling, "temperature", 1j, NUMBER),
@@ -67,6 +68,15 @@ WRONG = [
     (head, "probes", "8", WHOLE), (head, "always", (1.5,), LIST), (head, "always", "12", LIST), (head, "seed", None, WHOLE),
     (head, "clusters", 4, "Clusters"), (head, "best", "yes", FLAG),
     (lambda weight: fs.DenseHead(None, weight), "weight", 1, "Tensor"),
+    (lambda norm: fs.DenseHead(norm, torch.ones(8, 8)), "norm", torch.ones(8), "Callable"),
+    (write, "prompt", torch.tensor(3), LIST), (write, "stop", np.array(3), LIST), (fs.Method, "exits", torch.tensor(3), LIST),
+    (fs.Sampling, "temperature", 2**70, NUMBER), (fs.Sampling, "temperature", 10**400, NUMBER),
+    (fs.Method, "draft_doubt", 10**400, NUMBER),
+    (lambda path: fs.FlashHead.load(path, torch.ones(8, 8)), "path", 3, "Path or a string"),
+    (lambda weight: fs.FlashHead.load("x", weight), "weight", None, "Tensor"),
+    (lambda probes: head().with_probes(probes), "probes", None, WHOLE),
+    *[(lambda sampling, kind=kind: kind(sampling, 61), "sampling", 0.7, "Sampling") for kind in RULES],
+    *[(lambda vocab_size, kind=kind: kind(fs.Sampling(), vocab_size), "vocab_size", "61", WHOLE) for kind in RULES],
 ]  # fmt: skip
 
 
@@ -91,6 +101,8 @@ def test_whole_numbers_and_lists_of_other_libraries_are_as_good():
         assert write(**same, prompt=prompt).tokens == expected
     assert fs.Sampling(np.float32(0.5)) == fs.Sampling(0.5)
     assert fs.build(fs.Method(exits=[2]), duo(), context=np.int64(32))[0].reader.context == 32
+    assert fs.Method(exits=[2, 4]) == fs.Method(exits=torch.tensor([2, 4])) == fs.Method(exits=(2, 4))
+    assert len({fs.Limits(stop=[5]), fs.Limits(stop=np.array([5])), fs.Limits(stop=(5,))}) == 1
 
 
 def test_the_control_what_is_not_annotated_is_not_refused():

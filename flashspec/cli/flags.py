@@ -23,7 +23,7 @@ class At(click.Path):
         return super().convert(expanded(value), param, ctx)
 
 
-COUNT = click.IntRange(min=1)
+COUNT = click.IntRange(min=1, max=2**31 - 1)
 
 
 def flags(kind: type, skip: tuple[str, ...] = ()) -> list[click.Option]:

@@ -15,7 +15,7 @@ from flashspec.heads.base import Head, fused
 from flashspec.heads.registry import HEADS
 from flashspec.model.reader import Reader
 from flashspec.scores import GREEDY, Sampling
-from flashspec.typed import typed
+from flashspec.typed import typed, whole_numbers
 
 
 @typed
@@ -53,6 +53,7 @@ class Method:
     shortlist: int | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "exits", whole_numbers("exits", self.exits))
         _one_of("draft", self.draft, ("none", "model", "cascade", "lookup"))
         _one_of("doubt", self.doubt, tuple(DOUBTS))
         _one_of("middle", self.middle, ("exact", "typical"))

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from flashspec import kernels
 from flashspec.scores import Dice, Positions, Sampling, Scores, warp
+from flashspec.typed import typed
 
 
 class Drawn(NamedTuple):
@@ -70,6 +71,7 @@ def prefix(flags: Tensor) -> Tensor:
     return flags.long().cumprod(0).sum()[None]
 
 
+@typed
 class GumbelCoupling:
     """Every stage adds the same noise at the same position and takes the best: all exact methods print one text per seed.
 
@@ -134,6 +136,7 @@ def probability_of(scores: Scores, tokens: Tensor) -> Tensor:
     return (probs * (scores.ids == tokens[:, None])).sum(-1)
 
 
+@typed
 class SpeculativeSampling:
     """Accept x with probability min(1, p(x)/q(x)), else draw from max(p - q, 0) (Leviathan et al. 2023, section 2.3).
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from flashspec.decoding.rules import Drawn
 from flashspec.decoding.stages import Stage
 from flashspec.scores import Scores
-from flashspec.typed import typed
+from flashspec.typed import typed, whole_numbers
 
 
 class Event(NamedTuple):
@@ -46,6 +46,7 @@ class Limits:
     finalize: str = "deferred"
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "stop", whole_numbers("stop", self.stop))
         if self.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
         if self.finalize not in ("eager", "deferred"):

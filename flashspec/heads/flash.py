@@ -126,10 +126,12 @@ class FlashHead(WeightHead):
             table = table._replace(directions=stage_one(self.clusters.centroids, self.weight.dtype, plan.stage1))
         return replace(self, plan=plan.resolve(self.clusters), table=table)
 
+    @typed
     def with_probes(self, probes: int) -> FlashHead:
         """This head with another number of probes; nothing is copied."""
         return self.with_plan(probes=probes)
 
+    @typed
     def with_always(self, always: tuple[int, ...]) -> FlashHead:
         """This head with other always-scored ids; the rows are permuted anew, the clusters stay."""
         return FlashHead.build(self.weight, self.norm, self.clusters, self.plan, always=tuple(always))
@@ -142,6 +144,7 @@ class FlashHead(WeightHead):
         save_state(_file(path), KEY, self.weight, tensors | second, {"plan": asdict(self.plan)})
 
     @classmethod
+    @typed
     def load(cls, path: Path | str, weight: Tensor, norm: Norm | None = None) -> FlashHead:
         """Read what `save` wrote and permute the weight it was built from; ValueError where the weight is another one."""
         weight, path = weight_of(weight), _file(path)

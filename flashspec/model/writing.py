@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 WEIGHTS = ("*.safetensors", "*.gguf")
+UNFINISHED = ".flashspec-part"
 
 
 def expanded(path: str | Path) -> Path:
@@ -41,13 +42,13 @@ def refuse_input(out: Path, inputs: Iterable[Path] = ()) -> None:
 
 
 def refuse_taken(folder: Path, ours: str = "") -> None:
-    """Refuse a folder with files in it; one with the file `ours` and no weights may be used or replaced."""
+    """Refuse a folder that holds anything; one with the file `ours` and no weights may be used or replaced."""
     if not folder.exists():
         return
     if not folder.is_dir():
         raise FileExistsError(f"{folder} is a file and a folder is to be written; give another name")
     mine = ours and (folder / ours).is_file() and not any(True for kind in WEIGHTS for _ in folder.glob(kind))
-    if not mine and any(not path.name.startswith(".") for path in folder.iterdir()):
+    if not mine and any(not path.name.endswith(UNFINISHED) for path in folder.iterdir()):
         raise FileExistsError(f"{folder} holds files already; give a new folder, or remove that one")
 
 
@@ -65,7 +66,8 @@ def fresh_folder(out: Path, inputs: Iterable[Path] = (), ours: str = "") -> Iter
     """
     check_free(out, inputs, ours)
     place = out.resolve()
-    part = place.with_name(f".{place.name}.part")
+    part = _unfinished(place)
+    refuse_input(part, inputs)
     with made(place.parent):
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir()
@@ -73,6 +75,7 @@ def fresh_folder(out: Path, inputs: Iterable[Path] = (), ours: str = "") -> Iter
             yield part
             for path in part.rglob("*"):
                 _flush(path)
+            refuse_taken(place, ours)
             shutil.rmtree(place, ignore_errors=True)
             part.rename(place)
         except BaseException:
@@ -94,7 +97,8 @@ def new_file(path: Path, inputs: Iterable[Path] = ()) -> Iterator[Path]:
 @contextmanager
 def replaced(path: Path) -> Iterator[Path]:
     """A temporary name beside `path` that takes its place, flushed, when the block ends; nothing changes where it raises."""
-    part = path.with_name(f".{path.name}.part")
+    part = _unfinished(path)
+    part.unlink(missing_ok=True)
     try:
         yield part
         _flush(part)
@@ -154,6 +158,11 @@ def made(folder: Path) -> Iterator[None]:
             for place in missing:
                 place.rmdir()
         raise
+
+
+def _unfinished(path: Path) -> Path:
+    """The name of a file or folder while it is being made; what a killed process left there goes."""
+    return path.with_name(f".{path.name}{UNFINISHED}")
 
 
 def _flush(path: Path) -> None:

@@ -216,6 +216,8 @@ def _measure(experiment: Experiment, params: Any, place: Place, how: tuple[Journ
     resumed = len(journal.done)
     points = list(experiment.split(params))
     rows = [row for point in _bar(points, experiment.name, progress) for row in _point(experiment, point, journal)]
+    if not rows:
+        raise Refused(f"these parameters of {experiment.name} leave nothing to measure; a list among them is empty")
     origin = _origin(experiment, params, {"duration_s": round(time.monotonic() - started, 2), "resumed_points": resumed})
     experiment.shelf.write(place, experiment.columns, rows, origin)
     return experiment.shelf.read(place, experiment.columns)

@@ -47,14 +47,14 @@ class Journal:
 
 @contextmanager
 def journal(path: Path, header: dict[str, Any]) -> Iterator[Journal]:
-    """The journal in a file, held by one process at a time; it is kept only by a failure after the first finished point."""
+    """The journal in a file, held by one process at a time; it is kept only by a failure after the first row."""
     with made(path.parent), _held(path), path.open("a+", encoding="utf-8") as file:
         found = None
         try:
             found = Journal(file, header)
             yield found
         except BaseException:
-            if found is None or not found.done:
+            if found is None or not any(found.done.values()):
                 path.unlink(missing_ok=True)
             raise
         path.unlink(missing_ok=True)

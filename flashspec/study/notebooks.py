@@ -67,10 +67,11 @@ def execute(notebook: Path, out: Path, values: Mapping[str, Any] | None = None, 
     their outputs: run times, identifiers and papermill's notes are taken out. NotebookFailed names what went wrong.
     """
     chosen = validated(notebook, values or {})
-    refuse_input(out, [notebook])
+    part = out.with_suffix(".part.ipynb")
+    for place in (out, part):
+        refuse_input(place, [notebook])
     out.parent.mkdir(parents=True, exist_ok=True)
     out.unlink(missing_ok=True)
-    part = out.with_suffix(".part.ipynb")
     try:
         _papermill(notebook, part, chosen, timeout)
     except Exception as error:
