@@ -17,8 +17,7 @@ BUILT = ROOT / "book" / "_build" / "html"
 CHAPTERS = (
     "01_projection", "02_draft_step", "03_end_to_end", "05_head_recall", "06_head_cost", "07_head_tar", "08_depth_times_head",
     "09_exit_quality", "10_layer_passes", "11_hispec_grid",
-    "12_hispec_end_to_end", "13_hispec_flash", "14_draft_latency", "15_draft_quality", "16_draft_throughput",
-    "17_predicted_vs_measured", "18_sweep_350", "19_draft_generalises", "20_papers_table", "23_head_build",
+    "12_hispec_end_to_end", "13_hispec_flash", "23_head_build",
 )  # fmt: skip
 
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import tables_drafts
 
 from flashspec.study import EXPERIMENTS
 from flashspec.study.columns import Columns
@@ -37,12 +36,3 @@ def test_rows_with_the_same_bases_in_another_order_do_not_fit() -> None:
     table = next(each for each in STORED if each.parent.name == "head_tar")
     assert Columns(Row).names == header(table)
     assert Columns(Turned).names[:13] != header(table)[:13] and set(Columns(Turned).names) <= set(header(table))
-
-
-@pytest.mark.parametrize("name", ["sweep_350", "draft_throughput", "draft_generalises"])
-def test_runs_of_drafts_have_the_columns_of_the_table_with_known_answers(name: str) -> None:
-    assert EXPERIMENTS[name].columns.names == tuple(tables_drafts.trial("wide", "code", 2, 0.0, 0))
-
-
-def test_replayed_counts_have_the_columns_of_the_table_with_known_answers() -> None:
-    assert EXPERIMENTS["predicted_vs_measured"].columns.names == tuple(tables_drafts.counts().frame.columns)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -168,3 +168,12 @@ def bootstrapped(statistic: Callable[..., Any], samples: Sequence[Any]) -> Estim
     drawn = bootstrap(arrays, statistic, method="percentile", **how).bootstrap_distribution
     low, high = np.nanquantile(drawn, (0.025, 0.975))
     return Estimate(value, float(low), float(high))
+
+
+def contexts(table: DataFrame) -> Iterator[tuple[str, DataFrame]]:
+    """The lines that share a context, under a name that tells what varies in the table: greedy, or T = 1, speculative."""
+    varied = [name for name in CONTEXT if name not in ("temperature", "rule") and table[name].nunique() > 1]
+    for values, lines in table.groupby(CONTEXT, dropna=False):
+        facts = dict(zip(CONTEXT, values, strict=True))
+        sampling = f"T = {facts['temperature']:g}, {facts['rule']}" if facts["temperature"] else "greedy"
+        yield ", ".join([sampling, *(str(facts[name]) for name in varied)]), lines

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from flashspec.measure.bench import Interval
+from flashspec.study.compare import contexts
 from flashspec.study.readings import words
+from flashspec.study.style import NAMES
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+ABSENT = "not in this table"
 
 
 def quote(**numbers: Any) -> None:
@@ -23,3 +31,31 @@ def keep(name: str, value: Any) -> None:
     from myst_nb import glue
 
     glue(name, value.item() if hasattr(value, "item") else value, display=False)
+
+
+def digits(value: float, form: str = ".1f") -> str:
+    """A number in so many digits, or that the table has none."""
+    return ABSENT if value != value else format(value, form)
+
+
+def said(table: DataFrame, column: str = "verdict", **values: Any) -> str:
+    """One column of the lines with these values, a context after the other, the best line of each; or that none is there."""
+    lines = table
+    for name, value in values.items():
+        lines = lines[lines[name] == value]
+    lines = lines.sort_values("ratio", ascending=False) if "ratio" in lines else lines
+    found = [(name, each[column].iloc[0]) for name, each in contexts(lines)]
+    return "; ".join(f"{name}: {value if isinstance(value, str) else f'{value:.2f}'}" for name, value in found) or ABSENT
+
+
+def shown(table: DataFrame, columns: Mapping[str, str]) -> Any:
+    """These columns of a table under these names, a line a row behind its sampling, two digits; columns of nothing left out."""
+    import pandas
+    from IPython.display import HTML
+
+    if table.empty:
+        return HTML(f"<p>{ABSENT}</p>")
+    lines = pandas.concat([each.assign(sampling=name) for name, each in contexts(table)]) if "rule" in table else table
+    cells = lines[["sampling", *columns] if "rule" in table else list(columns)].replace({"method": NAMES})
+    cells = cells.replace("", None).dropna(axis=1, how="all").rename(columns=dict(columns))
+    return HTML(cells.to_html(index=False, float_format="{:.2f}".format, na_rep="", border=0, justify="left"))
