@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from flashspec import kernels
+from flashspec.typed import typed
 
 RULES = ("coupling", "speculative", "typical")
 USES = {"draw": 1, "accept": 2, "residual": 3, "clusters": 4, "gumbel": 5}
+COLDEST = 1e-3  # logits divided by less leave float32
 _MASK = (1 << 64) - 1
 Positions = list[int] | Tensor
 
@@ -44,9 +46,10 @@ class Scores(NamedTuple):
         return probs.new_zeros(len(probs), vocab_size).scatter_add_(1, self.ids, probs)
 
 
+@typed
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are chosen; temperature 0 is greedy, top_k 0 and top_p 1 leave the distribution whole.
+    """How tokens are chosen; temperature 0 is greedy, else at least COLDEST; top_k 0 and top_p 1 leave the distribution whole.
 
     `rule` is "coupling" (Gumbel noise shared by all stages: same seed, same text, any exact method), "speculative"
     (Leviathan et al. 2023: more acceptance, same distribution) or "typical" (lossy, Cai et al. 2024).
@@ -59,8 +62,8 @@ class Sampling:
     rule: str = "coupling"
 
     def __post_init__(self) -> None:
-        if not (self.temperature >= 0 and math.isfinite(self.temperature)):
-            raise ValueError(f"temperature must be 0 (greedy) or above, got {self.temperature}")
+        if not (self.temperature == 0 or COLDEST <= self.temperature < math.inf):
+            raise ValueError(f"temperature must be 0 (greedy) or at least {COLDEST}, and finite, got {self.temperature}")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must lie in (0, 1], got {self.top_p}; 1 keeps every token")
         if self.top_k < 0:

@@ -11,10 +11,15 @@ import torch
 from scipy.stats import chi2
 from torch import Tensor
 
-from flashspec.decoding.cascade import Cascade, Limits, Stage, decode
+from flashspec.decoding import cascade
+from flashspec.decoding.cascade import decode
 from flashspec.decoding.rules import SpeculativeSampling
+from flashspec.decoding.stages import Stage
+from flashspec.decoding.state import Limits
 from flashspec.heads import DenseHead, FlashHead
+from flashspec.heads.base import Fixed
 from flashspec.heads.cluster import from_assignments
+from flashspec.model.reader import Reads
 from flashspec.scores import Sampling, Scores, warp
 
 VOCAB, DEPTH = 4, 3
@@ -34,24 +39,23 @@ class PrefixReader:
 
     def __init__(self) -> None:
         self.rows = torch.zeros(self.context, dtype=torch.int64)
-        self.seen = self.rows_read = 0
+        self.seen = 0
 
-    def read(self, tokens: Tensor) -> Tensor:
+    def read(self, tokens: Tensor) -> Reads:
         """Read what is missing."""
         new = tokens.tolist()[1:]
-        if len(new) >= self.seen:
-            numbers = [number(new[:j]) for j in range(self.seen, len(new) + 1)]
+        numbers = [number(new[:j]) for j in range(self.seen, len(new) + 1)]
+        if numbers:
             self.rows[self.seen : len(new) + 1] = torch.tensor(numbers)
-            self.rows_read += len(numbers)
             self.seen = len(new) + 1
-        return self.rows[: len(new) + 1]
+        return (len(numbers),)
 
     def rewind(self, n: int) -> None:
         """Forget all but the first n tokens."""
         self.seen = min(self.seen, n)
 
 
-class PrefixHead:
+class PrefixHead(Fixed):
     """Scores of every prefix, worked out once by a real head on one-hot rows."""
 
     vocab_size = VOCAB
@@ -155,8 +159,7 @@ def stack(heads: list[PrefixHead], rules=SpeculativeSampling, every: tuple[int, 
     ]
 
 
-def without_promotion(self, scores, first, newest, promote=Cascade._promote):
-    """A broken `Cascade._promote`: kept tokens go up with the scores of the stage that drew them."""
-    below = {p: s for p, s in self.proposals.items() if p < newest}
-    promote(self, scores, first, newest)
-    self.proposals |= below
+def without_promotion(state, first, found, promoted=cascade.promoted):
+    """A broken `promoted`: kept tokens go up with the scores of the stage that drew them."""
+    waiting = state.waiting[first - state.marks[-1] :]
+    return [*waiting[: found.kept], promoted(state, first, found)[-1]]

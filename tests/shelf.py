@@ -7,6 +7,7 @@ from pathlib import Path
 import tiny
 
 from flashspec.model.checkpoint import save_transformer
+from flashspec.provenance import digest
 from flashspec.train.package import END, write_digests, write_tokenizer
 
 
@@ -20,6 +21,18 @@ def train_tokenizer(path: Path, text: str, size: int = tiny.VOCAB) -> None:
     trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=[END], initial_alphabet=alphabet, show_progress=False)
     tokenizer.train_from_iterator([text], trainer)
     tokenizer.save(str(path))
+
+
+def listing(*places: Path) -> dict[str, str]:
+    """Digest of every file below these places and the names of empty folders, hidden ones too."""
+    found = {}
+    for place in places:
+        for path in [place] if place.is_file() else place.rglob("*"):
+            if path.is_file():
+                found[str(path.relative_to(place) if path != place else path.name)] = digest(path)
+            elif not any(path.iterdir()):
+                found[f"{path.relative_to(place)}/"] = ""
+    return found
 
 
 def write_pair(home: Path) -> dict[str, Path]:

@@ -9,7 +9,7 @@ import torch
 from prefixes import PrefixHead, caught, dense, law, p_of, stack, weight
 from toys import TEMPERATURES, duo, run, text
 
-from flashspec.decoding import burst
+from flashspec.decoding import stages as staging
 from flashspec.decoding.adaptive import Confidence, Entropy
 from flashspec.decoding.method import METHODS, Method
 from flashspec.decoding.rules import TypicalAcceptance, probability_of
@@ -56,7 +56,7 @@ def test_a_doubting_verifier_asks_before_its_interval():
 def test_a_burst_cut_after_the_fact_is_the_burst_that_stopped(name, monkeypatch):
     """Off the CPU a burst is computed whole and cut in one transfer."""
     stopped = run(duo(), ADAPTIVE[name], 0.7)
-    monkeypatch.setattr(burst, "_stops", lambda doubt, doubts: doubts.append(doubt))
+    monkeypatch.setattr(staging, "stops", lambda doubt, doubts: doubts.append(doubt))
     cut = run(duo(), ADAPTIVE[name], 0.7)
     assert cut.tokens == stopped.tokens
     assert [e[:3] + (e.adds,) for e in cut.events if e.adds] == [e[:3] + (e.adds,) for e in stopped.events if e.adds]

@@ -321,9 +321,6 @@ def test_the_command_hands_its_files_to_the_quantiser(tmp_path: Path, monkeypatc
     assert calls[1] == (16, 128, ["a b"], tmp_path / "awq", Path("dense"))
     assert status(["quantize", "dense", str(tmp_path / "awq"), "--text", str(text), "--by", "hope"]) == 2
     assert status(["quantize", "dense", str(tmp_path / "awq"), "--text", "nowhere"]) == 2
-    assert status(["quantize", "dense", str(tmp_path), "--text", str(text)]) == 0
-    (tmp_path / "config.json").write_text("{}")
-    assert status(["quantize", "dense", str(tmp_path), "--text", str(text)]) == 2
 
 
 def quantisable(folder: Path) -> Path:

@@ -9,12 +9,13 @@ import torch
 from toys import with_biases
 
 from flashspec import kernels
-from flashspec.decoding.burst import Compiled, StepByStep, burst_of
-from flashspec.decoding.cascade import Stage
-from flashspec.decoding.judge import InTurn, judge_of
-from flashspec.decoding.rules import GumbelCoupling, SpeculativeSampling, Waiting
-from flashspec.heads import DenseHead, FlashHead
-from flashspec.heads.quantized import QuantizedDenseHead
+from flashspec.decoding.captured import CapturedBurst
+from flashspec.decoding.compiled import CompiledBurst, CompiledScore
+from flashspec.decoding.lookup import LookupHead, LookupReader
+from flashspec.decoding.rules import Drawn, GumbelCoupling, SpeculativeSampling, Waiting
+from flashspec.decoding.stages import Burst, Stage, StepByStep, in_turn
+from flashspec.decoding.ways import fastest
+from flashspec.heads import DenseHead, FlashHead, QuantizedDenseHead
 from flashspec.model.config import ModelConfig
 from flashspec.model.reader import SpanReader
 from flashspec.model.rounded import rounded
@@ -51,23 +52,31 @@ def model(request):
 
 def stage(model, head: str, rule: str, temperature: float, **sampling) -> Stage:
     law = RULES[rule](Sampling(temperature, seed=3, rule=rule, **sampling), VOCAB)
-    return Stage(SpanReader(model, context=CONTEXT), HEADS[head](model), law)
+    return Stage(SpanReader(model, context=CONTEXT), HEADS[head](model), law, way=fastest)
 
 
-def played(burst, reader) -> tuple[torch.Tensor, list]:
-    """Tokens and draws of three bursts: behind a prompt, behind a correction, behind one token more."""
-    tokens, drawn = torch.zeros(CONTEXT, dtype=torch.int64), []
+def slow_stage(*given, **sampling) -> Stage:
+    """The same with its verbs in turn."""
+    return stage(*given, **sampling)._replace(way=in_turn)
+
+
+def played(stage: Stage) -> tuple[torch.Tensor, list, list[int]]:
+    """Tokens, draws and rows of three bursts and one of nothing: behind a prompt, a correction, and one token more."""
+    tokens, drawn, rows = torch.zeros(CONTEXT, dtype=torch.int64), [], []
     tokens[:9] = torch.arange(20, 29)
-    for start, want, rewound in ((9, 4, 10), (11, 5, 15), (16, 1, 16)):
+    for start, want, rewound in ((9, 0, 9), (9, 4, 10), (11, 5, 15), (16, 1, 16)):
         tokens[start - 1] = 7 * start
-        drawn += burst.write(tokens, start, want)
-        reader.rewind(rewound)
-    return tokens, drawn
+        burst = stage.write(tokens, start, want)
+        drawn += burst.drawn
+        rows.append(burst.rows)
+        assert stage.reader.seen == (start + want - 1 if want else 0)
+        stage.reader.rewind(rewound)
+    return tokens, drawn, rows
 
 
 def same(one, two) -> bool:
-    """Whether tokens, scores and soundness are the same bit for bit."""
-    if not torch.equal(one[0], two[0]):
+    """Whether tokens, rows, scores and soundness are the same bit for bit."""
+    if not torch.equal(one[0], two[0]) or one[2] != two[2]:
         return False
     pairs = list(zip(one[1], two[1], strict=True))
     ids = all(a.scores.ids is b.scores.ids is None or torch.equal(a.scores.ids, b.scores.ids) for a, b in pairs)
@@ -79,21 +88,40 @@ def same(one, two) -> bool:
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("head", HEADS)
 def test_one_call_writes_what_the_parts_write_in_turn(model, head, rule, temperature):
-    fast, slow = stage(model, head, rule, temperature), stage(model, head, rule, temperature)
-    burst = burst_of(fast)
-    assert type(burst) is Compiled
-    assert same(played(burst, fast.reader), played(StepByStep(slow), slow.reader))
-    assert (fast.reader.seen, fast.reader.rows_read) == (slow.reader.seen, slow.reader.rows_read)
-    assert (burst.writer.times > 0).all()
+    fast, slow = stage(model, head, rule, temperature), slow_stage(model, head, rule, temperature)
+    assert type(fast.write) is CompiledBurst and type(slow.write) is StepByStep
+    found = played(fast)
+    assert same(found, played(slow)) and found[2] == [0, 12, 5, 1]
+    assert (fast.write.writer.times > 0).all()
+
+
+@pytest.mark.parametrize("kind", ["compiled", "step by step", "captured", "lookup"])
+def test_a_burst_of_nothing_reads_nothing_and_the_next_one_is_as_ever(model, kind, monkeypatch):
+    if kind == "captured":
+        monkeypatch.setenv("FLASHSPEC_GRAPHS", "eager")
+    tokens, told = torch.arange(20, 20 + CONTEXT), []
+    for nothing in (False, True):
+        used = (slow_stage if kind == "step by step" else stage)(model, "dense", "coupling", 1.0)
+        if kind == "lookup":
+            used = used._replace(reader=LookupReader(CONTEXT), head=LookupHead(VOCAB))
+        if nothing:
+            assert used.write(tokens.clone(), 9, 0) == Burst([], 0) and used.reader.seen == 0
+        text = tokens.clone()
+        told.append((text, *used.write(text, 9, 3)))
+    assert type(used.write) is {"compiled": CompiledBurst, "captured": CapturedBurst}.get(kind, StepByStep)
+    assert same(*told)
 
 
 def test_another_seed_or_a_forgotten_token_is_caught(model):
     one, two = (stage(model, "dense", "coupling", 1.0) for _ in range(2))
     two.rule.dice = two.rule.dice._replace(seed=4)
-    assert not same(played(burst_of(one), one.reader), played(burst_of(two), two.reader))
+    assert not same(played(one), played(two))
     three, four = (stage(model, "dense", "coupling", 0.0) for _ in range(2))
-    four.reader.rewind = lambda n: None
-    assert not same(played(burst_of(three), three.reader), played(burst_of(four), four.reader))
+    four.reader._rows = four.reader._rows.flip(0).clone()
+    four.reader.advance(3)
+    with pytest.raises(AssertionError):
+        played(four)
+    assert same(played(three), played(stage(model, "dense", "coupling", 0.0)))
 
 
 def test_what_the_kernels_do_not_know_goes_step_by_step(model):
@@ -102,7 +130,7 @@ def test_what_the_kernels_do_not_know_goes_step_by_step(model):
     sampled = plain._replace(head=HEADS["flash"](model).with_plan(selection="sample", temperature=1.0))
     doubtful = plain._replace(doubt=lambda scores: scores.logits[:, 0] > 0)
     above = plain._replace(reader=SpanReader(model, below=SpanReader(model, 1, context=CONTEXT), context=CONTEXT))
-    assert [type(burst_of(s)) for s in (cut, sampled, doubtful, above)] == [StepByStep] * 4
+    assert [type(s.write) for s in (cut, sampled, doubtful, above)] == [StepByStep] * 4
 
 
 def test_a_burst_marks_what_is_not_a_number_and_refuses_what_does_not_fit(model):
@@ -111,9 +139,9 @@ def test_a_burst_marks_what_is_not_a_number_and_refuses_what_does_not_fit(model)
     weight[5] = torch.nan
     broken = broken._replace(head=DenseHead(model.norm, weight))
     tokens = torch.zeros(CONTEXT, dtype=torch.int64)
-    assert not any(bool(d.sound) for d in burst_of(broken).write(tokens, 3, 2))
+    assert not any(bool(d.sound) for d in broken.write(tokens, 3, 2).drawn)
     with pytest.raises(ValueError, match="do not fit the context"):
-        burst_of(broken).write(torch.zeros(CONTEXT + 9, dtype=torch.int64), CONTEXT, 4)
+        broken.write(torch.zeros(CONTEXT + 9, dtype=torch.int64), CONTEXT, 4)
 
 
 def test_the_best_numbers_are_a_stable_sorts(model):
@@ -146,26 +174,26 @@ def test_a_verdict_in_one_call_is_its_torch_twins(sparse):
             row = torch.arange(VOCAB)[None] if q.ids is None else q.ids
             logits[i, row[0]] += 2.0 * q.logits[0].clamp(min=-5)
         tokens = [int(q.pick(q.logits.softmax(-1).multinomial(1, generator=dice)[:, 0])) for q in theirs]
-        scores, waiting = Scores(None, logits), Waiting(tokens, theirs, 7 + seed, 1)
-        fast = rule.verify(scores, waiting)
-        slow = rule._accepted(scores, waiting)
-        assert (fast.kept, fast.token) == (slow, rule._next(scores, waiting, slow))
-        kept.add((count, fast.kept))
+        scores, waiting = Scores(None, logits), Waiting(torch.tensor(tokens, dtype=torch.int64), theirs, 7 + seed, 1)
+        fast, slow = rule.verify(scores, waiting), rule.judged(scores, waiting, rule.numbers(waiting))
+        assert all(torch.equal(a, b) for a, b in zip(fast[:3], slow[:3], strict=True))
+        kept.add((count, int(fast.kept)))
     assert len(kept) > 8, "verdicts of all lengths"
 
 
-def test_a_verdict_on_what_is_not_a_number_is_refused():
+def test_a_verdict_on_what_is_not_a_number_is_marked():
     rule = SpeculativeSampling(Sampling(1.0, rule="speculative"), VOCAB)
     logits = torch.zeros(2, VOCAB)
     logits[1, 9] = torch.nan
-    with pytest.raises(FloatingPointError, match="NaN"):
-        rule.verify(Scores(None, logits), Waiting([3], [Scores(None, torch.zeros(1, VOCAB))], 5, 1))
+    waiting = Waiting(torch.tensor([3]), [Scores(None, torch.zeros(1, VOCAB))], 5, 1)
+    assert not bool(rule.verify(Scores(None, logits), waiting).sound)
+    assert bool(rule.verify(Scores(None, torch.zeros(2, VOCAB)), waiting).sound)
 
 
 def test_noisy_columns_are_the_noise_and_the_best_of_it():
     rule = GumbelCoupling(Sampling(1.0, seed=2), VOCAB)
     scores, positions = Scores(None, torch.randn(5, VOCAB)), list(range(11, 16))
-    ids, sound = rule._best(scores, positions)
+    ids, sound = rule.best(scores, positions)
     noise = rule.dice.gumbel(scores, torch.tensor(positions), VOCAB)
     assert torch.equal(ids, (scores.logits + noise).argmax(-1)) and bool(sound.all())
     assert not torch.equal(ids, (scores.logits + noise.flip(0)).argmax(-1))
@@ -184,17 +212,16 @@ def test_plans_share_no_addresses(model):
 
 @pytest.mark.parametrize("head", ["dense", "int8", "flash"])
 def test_a_check_in_one_call_reads_and_scores_what_its_parts_do(model, head):
-    fast, slow = stage(model, head, "coupling", 1.0), stage(model, head, "coupling", 1.0)
+    fast, slow = stage(model, head, "coupling", 1.0), slow_stage(model, head, "coupling", 1.0)
     tokens = torch.arange(40, 70)
-    quick, plain = judge_of(fast, 1), InTurn(slow, 1)
-    assert quick.writer is not None
+    assert type(fast.judge.score) is CompiledScore
     for first, stop, rewound in ((5, 9, 7), (8, 20, 20), (20, 21, 20)):
-        waiting = [Scores(None, torch.zeros(1, VOCAB))] * (stop - first)
-        one, two = (judge.judge(tokens[:stop], first, waiting, []) for judge in (quick, plain))
-        assert torch.equal(one.scores.logits, two.scores.logits) and one.verdict[:2] == two.verdict[:2]
+        waiting = [Drawn(tokens[:1], Scores(None, torch.zeros(1, VOCAB)), torch.tensor([True]))] * (stop - first)
+        one, two = (each.judge(tokens[:stop], first, waiting, 1) for each in (fast, slow))
+        assert torch.equal(one.scores.logits, two.scores.logits) and one._replace(scores=two.scores) == two
         assert one.scores.ids is two.scores.ids is None or torch.equal(one.scores.ids, two.scores.ids)
-        assert (fast.reader.seen, fast.reader.rows_read) == (slow.reader.seen, slow.reader.rows_read)
+        assert fast.reader.seen == slow.reader.seen == stop
         fast.reader.rewind(rewound), slow.reader.rewind(rewound)
     assert torch.equal(fast.reader.rows[:20], slow.reader.rows[:20])
-    other = quick.judge(torch.arange(41, 71)[:21], 20, waiting, [])
+    other = fast.judge(torch.arange(41, 71)[:21], 20, waiting, 1)
     assert not torch.equal(other.scores.logits, one.scores.logits)

@@ -8,17 +8,19 @@ from collections.abc import Iterator
 import pytest
 import torch
 from test_decoding_sync import Watch
+from torch import Tensor
 from toys import PROMPT, duo
 
-from flashspec.decoding import captured, cascade
-from flashspec.decoding.burst import StepByStep, burst_of
-from flashspec.decoding.captured import CapturedBurst, captured_burst, captured_check, records_burst, records_check
-from flashspec.decoding.cascade import Cascade, Limits, Stage
-from flashspec.decoding.judge import InTurn, judge_of
+from flashspec.decoding import captured
+from flashspec.decoding.captured import CapturedBurst, CapturedScore
+from flashspec.decoding.cascade import decode
 from flashspec.decoding.method import build, method_named
 from flashspec.decoding.models import Models
+from flashspec.decoding.rules import Drawn
 from flashspec.decoding.scripted import scripted
-from flashspec.decoding.settle import Ask, settled
+from flashspec.decoding.stages import Burst, InTurn, Judged, Stage, StepByStep, Verbs, in_turn
+from flashspec.decoding.state import Limits
+from flashspec.decoding.ways import fastest
 from flashspec.model import graphs
 from flashspec.model.reader import SpanReader
 from flashspec.scores import DeviceDice, Dice, Sampling, Scores
@@ -35,57 +37,53 @@ named = pytest.mark.parametrize("name", NAMES)
 sampled = pytest.mark.parametrize("sampling", SAMPLINGS.values(), ids=SAMPLINGS)
 
 
-class Shadowed(Cascade):
-    """The loop, with every burst and verification also carried out over static buffers and compared."""
+class Shadow:
+    """Verbs of a stage in turn, with every burst and verification also carried out over static buffers and compared."""
 
     bursts, checks = 0, 0
 
-    def __init__(self, *given: object) -> None:
-        super().__init__(*given)
-        self.writer = StepByStep(self.stages[0])
+    def __init__(self, stage: Stage) -> None:
+        self.reader, self.slow, self.fast = stage.reader, in_turn(stage), fastest(stage)
 
-    def draft(self) -> tuple[int, int, int]:
-        start, stage = self.length, self.stages[0]
-        want = min(self.burst, self.room - (len(self.stages) > 1))
-        tokens = self.tokens.clone()
-        with forgotten(self.stages):
-            drawn = captured_burst(stage).write(tokens, start, want)
-            assert stage.reader.seen == start + want - 1 if want else not drawn
-        result, drafts = super().draft(), self.sound[len(self.sound) - want :]
-        assert torch.equal(self.tokens, tokens)
-        for position, (mine, flag) in enumerate(zip(drawn, drafts, strict=True), start):
-            assert same(mine.scores, self.proposals[position]) and torch.equal(mine.sound, flag)
+    def write(self, tokens: Tensor, start: int, want: int) -> Burst:
+        """A burst, twice."""
+        copied, seen = tokens.clone(), self.reader.seen
+        fast = self.fast.write(copied, start, want)
+        assert self.reader.seen == (start + want - 1 if want else seen)
+        self.reader.seen = seen
+        slow = self.slow.write(tokens, start, want)
+        assert torch.equal(tokens, copied) and fast.rows == slow.rows
+        for position, (mine, theirs) in enumerate(zip(fast.drawn, slow.drawn, strict=True), start):
+            assert same(mine.scores, theirs.scores) and torch.equal(mine.sound, theirs.sound)
             assert torch.equal(mine.token, tokens[position : position + 1])
-        Shadowed.bursts += want
-        return result
+        Shadow.bursts += want
+        return slow
 
-    def check(self, i: int) -> tuple[int, int, int]:
-        first, stop, flags = self.marks[i], self.length, list(self.sound)
-        proposals = [self.proposals[p] for p in range(first, stop)]
-        with forgotten(self.stages):
-            judged = captured_check(self.stages[i], i).judge(self.tokens[:stop], first, proposals, flags)
-        with forgotten(self.stages):
-            again = InTurn(self.stages[i], i).judge(self.tokens[:stop], first, proposals, flags)
-        assert judged.asked == again.asked and judged.verdict[:2] == again.verdict[:2]
-        assert same(judged.verdict.scores, again.verdict.scores) and same(judged.scores, again.scores)
-        result = super().check(i)
-        assert (judged.verdict.kept, judged.verdict.token) == (result[1], int(self.tokens[first + result[1]]))
-        Shadowed.checks += 1
-        return result
+    def judge(self, tokens: Tensor, first: int, drawn: list[Drawn], number: int) -> Judged:
+        """A verification, twice."""
+        below, chain = self.reader, []
+        while below is not None:
+            chain.append((below, below.seen))
+            below = below.below
+        fast = self.fast.judge(tokens, first, drawn, number)
+        for reader, seen in chain:
+            reader.seen = seen
+        slow = self.slow.judge(tokens, first, drawn, number)
+        assert same(fast.scores, slow.scores) and fast._replace(scores=slow.scores) == slow
+        Shadow.checks += 1
+        return slow
 
 
-class forgotten:
-    """A while after which every reader stands where it stood."""
+def shadowed(stage: Stage) -> Verbs:
+    """A way of acting: both, compared."""
+    shadow = Shadow(stage)
+    return Verbs(shadow.write, shadow.judge)
 
-    def __init__(self, stages: list[Stage]) -> None:
-        self.readers = [stage.reader for stage in stages]
 
-    def __enter__(self) -> None:
-        self.before = [(reader.seen, reader.rows_read) for reader in self.readers]
-
-    def __exit__(self, *_: object) -> None:
-        for reader, (seen, rows) in zip(self.readers, self.before, strict=True):
-            reader.seen, reader.rows_read = seen, rows
+def recorded(stage: Stage) -> tuple[bool, bool]:
+    """Whether a stage's bursts and checks run over static buffers."""
+    write, judge = fastest(stage)
+    return isinstance(write, CapturedBurst), isinstance(judge.score, CapturedScore)
 
 
 def same(mine: Scores, theirs: Scores) -> bool:
@@ -109,13 +107,13 @@ def fixed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Fixed shapes everywhere: recorded on CUDA, called as they are on the CPU."""
     monkeypatch.setenv(graphs.FLAG, "auto" if torch.cuda.is_available() else "eager")
     monkeypatch.setattr(graphs, "KEYS", 24)
-    monkeypatch.setattr(cascade, "Cascade", Shadowed)
-    Shadowed.bursts = Shadowed.checks = 0
+    Shadow.bursts = Shadow.checks = 0
     yield
 
 
 def tokens_of(stages: list[Stage], finalize: str = "deferred") -> list[int]:
-    return [token for step in cascade.decode(stages, PROMPT, Limits(24, (), finalize)) for token in step.tokens]
+    both = [stage._replace(way=shadowed) for stage in stages]
+    return [token for step in decode(both, PROMPT, Limits(24, (), finalize)) for token in step.tokens]
 
 
 @devices
@@ -123,25 +121,25 @@ def tokens_of(stages: list[Stage], finalize: str = "deferred") -> list[int]:
 @sampled
 def test_static_buffers_draft_and_judge_as_the_loop_does(name: str, sampling: Sampling, where: str) -> None:
     stages = stages_of(name, sampling, where)
-    assert records_burst(stages[0]) and all(map(records_check, stages[1:]))
+    assert recorded(stages[0])[0] and all(recorded(stage)[1] for stage in stages[1:])
     for finalize in ("deferred", "eager"):
         assert len(tokens_of(stages, finalize)) == 24
-    assert Shadowed.bursts > 24 and Shadowed.checks > 8
+    assert Shadow.bursts > 24 and Shadow.checks > 8
 
 
 def test_a_scripted_rule_is_judged_by_its_script() -> None:
     stages = scripted(stages_of("dense", Sampling()), (0.9, 0.5, 0.5))
-    assert records_check(stages[1]) and len(tokens_of(stages)) == 24 and Shadowed.checks > 5
+    assert recorded(stages[1])[1] and len(tokens_of(stages)) == 24 and Shadow.checks > 5
 
 
 def test_clusters_that_are_sampled_are_the_same_ones() -> None:
     stages = build(method_named("flash", {"selection": "sample", "k": 3}), duo(0), SAMPLINGS["coupling"], 64)
-    assert len(tokens_of(stages)) == 24 and Shadowed.bursts > 24
+    assert len(tokens_of(stages)) == 24 and Shadow.bursts > 24
 
 
 def test_the_control_a_step_at_the_wrong_place_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = CapturedBurst._step
-    monkeypatch.setattr(CapturedBurst, "_step", lambda self, shape: honest(self, (shape[0], 1, 8)))
+    honest = CapturedBurst.step
+    monkeypatch.setattr(CapturedBurst, "step", lambda self, shape: honest(self, (shape[0], 1, 8)))
     with pytest.raises(AssertionError):
         tokens_of(stages_of("dense", SAMPLINGS["coupling"]))
 
@@ -158,39 +156,40 @@ def test_a_burst_never_waits_and_a_verification_waits_once(sampling: Sampling) -
     tokens = torch.tensor(PROMPT + [0] * 20)
     with watch:
         watch.part = "draft"
-        drawn = captured_burst(stages[0]).write(tokens, len(PROMPT), 3)
+        drawn, _ = stages[0].write(tokens, len(PROMPT), 3)
         watch.part = "check"
-        captured_check(stages[1], 1).judge(tokens[: len(PROMPT) + 3], len(PROMPT), [d.scores for d in drawn], [])
+        stages[1].judge(tokens[: len(PROMPT) + 3], len(PROMPT), drawn, 1)
     assert watch.waits["draft"] == 0 and watch.waits["check"] == 1
 
 
 def test_what_is_recorded_is_kept_for_the_next_decode_of_the_same_stages() -> None:
     stages = stages_of("dense", Sampling())
-    burst, check = captured_burst(stages[0]), captured_check(stages[1], 1)
-    tokens_of(stages)
-    assert burst_of(stages[0]) is burst and judge_of(stages[1], 1) is check
-    assert captured_burst(stages_of("dense", Sampling())[0]) is not burst
+    tracks = (stages[0].write.track, stages[1].judge.score.track)
+    texts = [[t for step in decode(stages, PROMPT, Limits(24)) for t in step.tokens] for _ in range(2)]
+    assert texts[0] == texts[1] and all(len(track._calls) > 1 for track in tracks)
+    made = [dict(track._calls) for track in tracks]
+    list(decode(stages, PROMPT, Limits(24)))
+    assert [dict(track._calls) for track in tracks] == made
 
 
-def test_stages_that_cannot_be_recorded_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stages_that_cannot_be_recorded_go_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     doubtful = build(method_named("hispec_adaptive", {}), duo(0), Sampling(), 64)
-    assert not records_burst(doubtful[0]) and records_check(doubtful[1])
-    assert not records_burst(build(method_named("lookup", {}), duo(0), Sampling(), 64)[0])
+    assert recorded(doubtful[0]) == (False, True) and recorded(doubtful[1])[1]
+    assert not recorded(build(method_named("lookup", {}), duo(0), Sampling(), 64)[0])[0]
     typical = stages_of("dense", Sampling(1.0, rule="typical"))
-    assert records_burst(typical[0]) and not records_check(typical[1])
+    assert recorded(typical[0])[0] and recorded(typical[1])[1] and len(tokens_of(typical)) == 24
     monkeypatch.setenv(graphs.FLAG, "0")
     plain = stages_of("dense", Sampling())
-    assert not records_burst(plain[0]) and not records_check(plain[1])
-    assert not isinstance(burst_of(plain[0]), CapturedBurst) and isinstance(judge_of(plain[1], 1), InTurn)
+    assert isinstance(plain[0].write, StepByStep) and isinstance(plain[1].judge.score, InTurn)
 
 
 @sampled
 def test_nan_is_refused(sampling: Sampling, monkeypatch: pytest.MonkeyPatch) -> None:
     stages, tokens = stages_of("dense", sampling), torch.tensor([*PROMPT, 1, 2])
     monkeypatch.setattr(SpanReader, "rows", property(lambda self: torch.full_like(self._rows, torch.nan)))
-    q = [Scores(None, torch.zeros(1, 61, dtype=torch.float64))] * 2
+    q = [Drawn(tokens[:1], Scores(None, torch.zeros(1, 61, dtype=torch.float64)), torch.tensor([True]))] * 2
     with pytest.raises(FloatingPointError, match="a model gave NaN logits"):
-        captured_check(stages[1], 1).judge(tokens, len(PROMPT), q, [])
+        stages[1].judge(tokens, len(PROMPT), q, 1)
 
 
 @pytest.mark.parametrize("seed", [0, 7, 2**63 + 5, -1])
@@ -200,9 +199,3 @@ def test_the_devices_dice_are_the_hosts(seed: int) -> None:
         assert torch.equal(Dice(seed).uniform(places, 3, use), DeviceDice(seed).uniform(places, 3, use))
     assert torch.equal(Dice(seed).gumbel(scores, places, 61), DeviceDice(seed).gumbel(scores, places, 61))
     assert not torch.equal(Dice(seed).uniform(places, 3, "draw"), DeviceDice(seed + 1).uniform(places, 3, "draw"))
-
-
-def test_a_rule_that_judges_on_the_host_alone_is_refused() -> None:
-    ask = Ask(torch.tensor([1]), [], torch.tensor([4, 5]), 1)
-    with pytest.raises(ValueError, match="rule 'typical' judges on the host"):
-        settled(Sampling(1.0, rule="typical"), Scores(None, torch.zeros(2, 61)), ask)

@@ -9,7 +9,7 @@ import shelf
 
 from flashspec.cli import generate as cli_generate
 from flashspec.cli.main import status
-from flashspec.decoding.cascade import Event, Step
+from flashspec.decoding.state import Event, Step
 from flashspec.study import Experiment, registry
 
 

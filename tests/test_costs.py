@@ -6,7 +6,7 @@ import pytest
 import tiny
 
 from flashspec.decoding.method import METHODS, Method, build
-from flashspec.measure.costs import PairCosts, Place, Standing, stand
+from flashspec.measure.costs import PairCosts, Setting, Standing, stand
 from flashspec.measure.parts import prepare, prepare_each
 from flashspec.scores import GREEDY
 from flashspec.theory import Costs, break_even, round_time, throughput
@@ -21,14 +21,10 @@ def test_lengths_share_one_prompt_and_act_as_if_alone():
     readers = [stage.reader for stage in shared[1].stages]
     assert [stage.reader for stage in shared[3].stages] == readers
     for k, bench in shared.items():
-        alone, before = prepare(made_by[k], PROMPT, TEXT), [reader.rows_read for reader in readers]
-        for one in (bench, alone):
-            one.burst()
-        assert bench.block == k and bench.cascade.tokens[: 7 + k].tolist() == alone.cascade.tokens[: 7 + k].tolist()
-        for one in (bench, alone):
-            one.check()
-        assert bench.cascade.length == alone.cascade.length and bench.cascade.final == alone.cascade.final
-        assert [reader.rows_read - b for reader, b in zip(readers, before, strict=True)] == [k, k + 1]
+        alone = prepare(made_by[k], PROMPT, TEXT)
+        rows = {one: [*one.burst(), *one.check()] for one in (bench, alone)}
+        assert bench.block == k and bench.state.final == alone.state.final and bench.state.length == alone.state.length
+        assert [(event.stage, event.rows) for event in rows[bench]] == [(0, k), (1, k + 1)] and rows[bench] == rows[alone]
     with pytest.raises(ValueError, match="a draft and a target, got 1 stages"):
         prepare_each(lambda: build(METHODS["baseline"], models, GREEDY, 20), PROMPT, TEXT, (1,))
 
@@ -42,7 +38,7 @@ def test_a_group_goes_round_by_itself_and_one_round_does_not_count():
 
 def test_every_length_of_every_writer_is_timed_behind_a_check():
     writers = [Method("model"), Method("model", "flash", probes=2)]
-    found = stand(tiny.pair(), writers, (3, 1), Place(PROMPT, TEXT), eager=False)
+    found = stand(tiny.pair(), writers, (3, 1), Setting(PROMPT, TEXT), eager=False)
     names = [tuple(group) for group in found.groups]
     assert found.ks == (1, 3) and ("burst 1 dense", "check 1") in names and ("burst 3 flash P=2", "behind check 3") in names
     assert not any("eager" in name for group in names for name in group)

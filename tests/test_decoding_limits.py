@@ -8,10 +8,12 @@ import pytest
 import torch
 from toys import PROMPT, config, duo, random_model, run, text
 
-from flashspec.decoding.cascade import Limits, Stage, decode
+from flashspec.decoding.cascade import decode
 from flashspec.decoding.generate import generate, request
 from flashspec.decoding.method import METHODS, Method
 from flashspec.decoding.models import Models
+from flashspec.decoding.stages import Stage
+from flashspec.decoding.state import Limits, State
 from flashspec.scores import Sampling
 
 STACKS = ["baseline", "dense", "flash", "self_speculation", "hispec"]
@@ -68,6 +70,25 @@ def test_a_generator_closed_early_leaves_its_stages_ready(name, steps):
         next(stream)
     stream.close()
     assert [t for step in ready.steps() for t in step.tokens] == [t for step in prepare(name).steps() for t in step.tokens]
+
+
+@each
+def test_going_on_after_another_decode_began_over_the_same_stages_is_refused(name):
+    ready, expected = prepare(name), [step.tokens for step in prepare(name).steps()]
+    first, second = ready.steps(), ready.steps()
+    assert [next(first).tokens, next(second).tokens] == [expected[0]] * 2
+    with pytest.raises(RuntimeError, match="another decode has begun over these stages"):
+        next(first)
+    assert [step.tokens for step in second] == expected[1:]
+    assert [step.tokens for step in ready.steps()] == expected
+
+
+def test_the_control_two_decodes_in_turns_over_the_same_stages_spoil_each_other(monkeypatch):
+    monkeypatch.setattr(State, "check_ours", lambda self: None)
+    other, ready = prepare("dense", [2, 7, 1, 8, 2, 8]), prepare("dense")
+    first, second = ready.steps(), decode(ready.stages, other.ids, other.limits)
+    texts = [[step.tokens for step in steps] for steps in zip(*zip(first, second, strict=False), strict=True)]
+    assert texts[0] != [step.tokens for step in prepare("dense").steps()][: len(texts[0])]
 
 
 @each
@@ -157,5 +178,5 @@ def test_the_baseline_of_a_spoiled_draft_is_not_disturbed():
 
 def test_a_stage_is_a_plain_value():
     ready = prepare("dense")
-    again = [Stage(*stage) for stage in ready.stages]
+    again = [Stage(s.reader, s.head, s.rule, s.every) for s in ready.stages]
     assert [s.tokens for s in decode(again, PROMPT, ready.limits)] == [s.tokens for s in ready.steps()]

@@ -9,7 +9,6 @@ from flashspec.study import depths
 from flashspec.study.readings import Missing, where
 from flashspec.theory import Level, nested
 from flashspec.theory.depth import Prices, Tiers, advantage, first_depth, rate
-from flashspec.theory.passes import layered
 
 GRID = made.grid().frame
 
@@ -20,9 +19,9 @@ def test_prices_that_were_put_in_are_found():
 
 
 def test_at_one_price_a_row_the_rate_is_that_of_the_papers_costs():
-    known = layered([(4, 0.6, 2), (8, 0.8, 4)], 32, 1.0, 2.0)
+    known = nested(6.0, [Level(0.6, 2, 6.0), Level(0.8, 4, 26.0)])
     found = rate(Tiers((1 / 8, 1 / 4), (0.6, 0.8), (2, 4)), 32, Prices(1.0, 0.0, 2.0, 0.0))
-    assert found == pytest.approx(nested(known.draft, known.levels).throughput)
+    assert found == pytest.approx(known.throughput)
     assert found != pytest.approx(rate(Tiers((1 / 8, 1 / 4), (0.6, 0.8), (2, 4)), 64, Prices(1.0, 0.0, 2.0, 0.0)))
 
 

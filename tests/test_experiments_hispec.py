@@ -13,7 +13,7 @@ import torch
 from flashspec.decoding.hierarchy import hispec
 from flashspec.decoding.method import build
 from flashspec.measure import clock
-from flashspec.measure.levels import Costs, Judged, foretold, stage_costs
+from flashspec.measure.levels import StageCosts, Verified, predicted, stage_costs
 from flashspec.model.checkpoint import save_transformer
 from flashspec.model.transformer import Transformer
 from flashspec.scores import GREEDY
@@ -176,9 +176,9 @@ def test_costs_leave_nothing_out_and_foretell_a_rate():
     stages = build(hispec(2, 4), models, context=64)
     costs = stage_costs(stages, list(range(1, 40)), [2, 5], clock.Plan(3, 1))
     assert len(costs.checks) == 2 and min(costs.draft, costs.head, *costs.checks) > 0 and costs.draft > costs.head
-    levels = (Judged(10, 20, 20, 20), Judged(5, 20, 20, 20))
-    assert foretold(Costs(1.0, 0.5, (2.0, 4.0)), levels, [2, 5]) == pytest.approx(7 / (2 * (2 + 2) + 4))
-    assert foretold(Costs(0.25, 0.1, ()), (), []) == 4.0
+    levels = (Verified(10, 20, 20, 20), Verified(5, 20, 20, 20))
+    assert predicted(StageCosts(1.0, 0.5, (2.0, 4.0)), levels, [2, 5]) == pytest.approx(7 / (2 * (2 + 2) + 4))
+    assert predicted(StageCosts(0.25, 0.1, ()), (), []) == 4.0
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,9 @@ from test_transformer import BASE, randomised
 from toys import PROMPT, duo, random_model, text
 
 from flashspec.model import graphs
-from flashspec.model.engine import TorchEngine, engine_for
+from flashspec.model.engine import TorchEngine
 from flashspec.model.graphs import FixedEngine, wanted
+from flashspec.model.reader import engine_for
 from flashspec.model.transformer import Transformer
 
 IDS = torch.randint(0, 61, (60,), generator=torch.Generator().manual_seed(0))

@@ -22,6 +22,7 @@ from flashspec.heads import (
     ShortlistHead,
     head_named,
 )
+from flashspec.heads.base import Fixed
 from flashspec.heads.cluster import from_assignments
 from flashspec.heads.index import IndexHead
 from flashspec.heads.registry import RANKED
@@ -194,7 +195,7 @@ def test_the_context_holds_what_was_seen_last():
     assert listed(head) == {0, 1, 2, 3, 4, 5}
 
 
-class LiveHead:
+class LiveHead(Fixed):
     """A real head on one-hot rows of the toy models' prefixes, asked anew at every step."""
 
     vocab_size = 4
@@ -266,12 +267,12 @@ REFUSED = [
     (lambda: Method(head="int8"), "needs a verifier above it"),
     (lambda: Method(draft="model", head="int8", probes=3), "has no option 'probes'; its options: none"),
     (lambda: Method(draft="model", head="flash", shortlist=3), "has no option 'shortlist'; its options: probes, selection"),
-    (lambda: ShortlistHead.build(matrix(), torch.arange(IDS), size=0), "a shortlist holds 1 to 500"),
-    (lambda: ShortlistHead.build(matrix(), torch.arange(IDS), size=IDS + 1), "a shortlist holds 1 to 500"),
+    (lambda: ShortlistHead.build(matrix(), torch.arange(IDS), size=0), "shortlist must lie between 1 and the 500 ranked"),
+    (lambda: ShortlistHead.build(matrix(), torch.arange(IDS), size=IDS + 1), "shortlist must lie between 1 and the 500 ranked"),
     (lambda: ShortlistHead.build(matrix(), ranked=torch.tensor([0, IDS])), "lists ids from 0 to 499"),
     (lambda: ShortlistHead.build(matrix(), ranked=torch.tensor([4, 4])), "every id once"),
     (lambda: ContextHead(None, matrix(), size=0), "size must be at least 1"),
-    (lambda: PreviewHead.build(matrix(), rank=WIDTH + 1), "rank must lie between 1 and the width 32"),
+    (lambda: PreviewHead.build(matrix(), rank=WIDTH + 1), "rank must lie between 1 and the 32 columns"),
     (lambda: PreviewHead.build(matrix(), candidates=IDS + 1), "candidates must lie between 1 and the 500 ids"),
     (lambda: QuantizedDenseHead.build(matrix(), bits=3), "8 or 4 bits"),
 ]

@@ -91,9 +91,9 @@ def test_more_candidates_and_more_probes_never_find_less():
     ("changes", "words"),
     [
         ({"kind": "lsh"}, "kind must be one of ivf, ivfpq, hnsw"),
-        ({"candidates": 0}, "candidates must be at least 1"),
-        ({"candidates": IDS + 1}, "at most the 200 ids"),
-        ({"probes": 57}, "at most the 56 lists"),
+        ({"candidates": 0}, "candidates must lie between 1 and the 200 ids, got 0"),
+        ({"candidates": IDS + 1}, "candidates must lie between 1 and the 200 ids, got 201"),
+        ({"probes": 57}, "probes must lie between 1 and the 56 lists"),
         ({"lists": IDS + 1}, "lists must lie between 1 and the 200 ids"),
     ],
 )
@@ -158,7 +158,10 @@ def test_the_command_line_says_in_one_sentence_that_faiss_is_missing(tmp_path, c
 def test_a_ranking_is_counted_in_a_text_and_kept_beside_the_draft(tmp_path):
     draft, text = shelf.write_pair(tmp_path)["draft"], tmp_path / "text.txt"
     text.write_text("assert " * 40 + "import os\n")
-    assert status(["draft", "rank", "--draft", str(draft), "--text", str(text)]) == 0
+    before, out = shelf.listing(draft), tmp_path / "ranked"
+    assert status(["draft", "rank", "--draft", str(draft), "--text", str(text), "--out", str(out)]) == 0
+    assert shelf.listing(draft) == before
+    draft = out
     model = load_transformer(draft)
     head = head_named("fr_spec", Origin(model.head_weight, model.norm, draft))
     tokens = torch.tensor(Tokenizer.from_file(str(draft / "tokenizer.json")).encode(text.read_text()).ids)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from toys import PROMPT, TEMPERATURES, config, duo, random_model, run, text
 
 from flashspec import kernels
-from flashspec.decoding.cascade import Cascade
+from flashspec.decoding import cascade as loop
 from flashspec.decoding.generate import agreement, request, weak_exit
 from flashspec.decoding.hierarchy import cascade, hispec, self_speculation
 from flashspec.decoding.method import Method
@@ -44,6 +44,11 @@ def played(method: Method, temperature: float = 0.7, new: int = 21):
     return ready.stages, [t for s in steps for t in s.tokens], [e for s in steps for e in s.events]
 
 
+def rows_of(stages, events) -> list[int]:
+    """Rows that each stage's reader has read."""
+    return [sum(e.rows for e in events if e.stage == i) for i in range(len(stages))]
+
+
 def expected(stages, tokens, events) -> list[int]:
     """The closed form: what is kept, and what was dropped at or above each span."""
     dropped = [sum(e.waiting - e.kept for e in events if e.stage == i) for i in range(1, len(stages))]
@@ -55,14 +60,15 @@ def expected(stages, tokens, events) -> list[int]:
 def test_rows_computed_are_the_closed_form_to_the_row(method, temperature, new):
     stages, tokens, events = played(method, temperature, new)
     wanted = expected(stages, tokens, events)
-    assert [stage.reader.rows_read for stage in stages] == wanted
+    assert rows_of(stages, events) == wanted
     layers = sum(n * stage.reader.layers for n, stage in zip(wanted, stages, strict=True))
     assert score(events, stages, len(tokens)).layer_tokens == layers
 
 
 def test_the_control_without_reuse_layers_are_computed_again():
     stages, tokens, events = played(Method(exits=(2, 4), k=2, reuse=False))
-    assert sum(s.reader.rows_read * s.reader.layers for s in stages) > 1.3 * 6 * (len(PROMPT) + len(tokens) - 1)
+    work = sum(rows * s.reader.layers for rows, s in zip(rows_of(stages, events), stages, strict=True))
+    assert work > 1.3 * 6 * (len(PROMPT) + len(tokens) - 1)
     assert tokens == played(Method(exits=(2, 4), k=2))[1]
 
 
@@ -92,17 +98,17 @@ def counted(method: Method, dtype: torch.dtype, monkeypatch) -> Counted:
         bursts.append(place.want)
         return found
 
-    check = Cascade.check
+    check = loop.check
 
-    def checked(self, i):
-        first, waiting = self.marks[i], self.tokens[: self.length].tolist()
-        found = check(self, i)
-        dropped = range(first + found[1], len(waiting))
-        runs.subtract((layer, tuple(waiting[: p + 1])) for layer in range(self.stages[i].reader.stop) for p in dropped)
+    def checked(state, i):
+        first, waiting = state.marks[i], state.tokens[: state.length].tolist()
+        found = check(state, i)
+        dropped = range(first + found[-1].kept, len(waiting))
+        runs.subtract((layer, tuple(waiting[: p + 1])) for layer in range(state.stages[i].reader.stop) for p in dropped)
         return found
 
     monkeypatch.setattr(kernels.Writer, "__call__", written)
-    monkeypatch.setattr(Cascade, "check", checked)
+    monkeypatch.setattr(loop, "check", checked)
     steps = list(ready.steps())
     return Counted(runs, bursts, [t for s in steps for t in s.tokens], [e for s in steps for e in s.events])
 

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from toys import PROMPT, duo, imitation, random_model
 
 from flashspec import kernels
-from flashspec.decoding.burst import Compiled, StepByStep, burst_of
-from flashspec.decoding.captured import CapturedBurst, CapturedCheck, Track
-from flashspec.decoding.cascade import Cascade, Step
+from flashspec.decoding import cascade
+from flashspec.decoding.captured import CapturedBurst, CapturedScore, Track
+from flashspec.decoding.compiled import CompiledBurst, CompiledScore
 from flashspec.decoding.generate import request
-from flashspec.decoding.judge import InTurn
 from flashspec.decoding.models import Models
 from flashspec.decoding.rules import GumbelCoupling, SpeculativeSampling
+from flashspec.decoding.stages import InTurn, Judging, StepByStep
+from flashspec.decoding.state import State, Step
 from flashspec.heads import DenseHead, FlashHead
 from flashspec.model.engine import KernelEngine, Slot, TorchEngine
 from flashspec.model.graphs import FixedEngine
@@ -25,9 +30,10 @@ from flashspec.model.transformer import Layer
 from flashspec.scores import Sampling
 
 HOOKS = [
-    (Cascade, "draft"), (Cascade, "check"), (Cascade, "_promote"), (Cascade, "finalize"), (Cascade, "_tell"),
-    (StepByStep, "write"), (Compiled, "write"), (InTurn, "judge"), (kernels.Writer, "__call__"), (kernels.Writer, "check"),
-    (CapturedBurst, "write"), (CapturedCheck, "judge"), (Track, "take"), (Track, "run"), (FixedEngine, "run"),
+    (cascade, "draft"), (cascade, "check"), (cascade, "promoted"), (cascade, "finalize"), (State, "learn"),
+    (StepByStep, "__call__"), (CompiledBurst, "__call__"), (InTurn, "__call__"), (CompiledScore, "__call__"),
+    (Judging, "__call__"), (kernels.Writer, "__call__"), (kernels.Writer, "check"),
+    (CapturedBurst, "__call__"), (CapturedScore, "__call__"), (Track, "take"), (Track, "run"), (FixedEngine, "run"),
     (SpanReader, "read"), (SpanReader, "advance"), (SpanReader, "rewind"),
     (TorchEngine, "run"), (KernelEngine, "run"), (Layer, "forward"), (Slot, "write"), (DenseHead, "__call__"),
     (FlashHead, "__call__"), (GumbelCoupling, "draw"), (GumbelCoupling, "verify"), (SpeculativeSampling, "verify"),
@@ -132,8 +138,7 @@ def test_an_interrupt_in_a_later_round_leaves_no_trace_either(point, fuse):
 def test_an_interrupt_around_any_kernel_call_leaves_no_trace(name, rule, fuse):
     if not kernels.available():
         pytest.skip("no C compiler on this machine")
-    burst = prepare(wide(), name, rule).stages[0]
-    assert isinstance(burst_of(burst), Compiled)
+    assert isinstance(prepare(wide(), name, rule).stages[0].write, CompiledBurst)
     points = passages(fuse, wide(), name, rule=rule, tokens=5)
     assert points > 20
     assert all(survives(fuse, wide(), name, point, rule=rule, tokens=5) for point in range(1, points + 1))
@@ -153,15 +158,36 @@ def test_an_interrupt_over_static_buffers_leaves_no_trace(name, fuse, monkeypatc
     assert all(survives(fuse, duo(), name, point, tokens=5) for point in range(1, points + 1, 3))
 
 
+def at_bytecodes(which: str) -> subprocess.CompletedProcess[str]:
+    """What bytecodes.py says of these interrupts."""
+    if not kernels.available():
+        pytest.skip("no C compiler on this machine")
+    script = Path(__file__).with_name("bytecodes.py")
+    return subprocess.run([sys.executable, "-W", "ignore", script, which], capture_output=True, text=True)
+
+
+def test_two_hundred_interrupts_at_random_bytecodes_leave_no_trace():
+    assert at_bytecodes("random").stdout == "200\n"
+
+
+def test_an_interrupt_at_any_bytecode_of_a_growing_buffer_leaves_no_trace():
+    assert int(at_bytecodes("growing").stdout) > 300
+
+
+def test_the_control_a_size_noted_before_its_buffer_is_there_ends_the_process():
+    assert at_bytecodes("early").returncode == -signal.SIGSEGV
+
+
 def test_the_control_a_decode_that_trusts_its_caches_is_caught(fuse, monkeypatch):
-    def trusting(self, stages, prompt, limits, start=Cascade.__init__):
+    def trusting(stages, prompt, limits, start=State.start):
         seen = [stage.reader.seen for stage in stages]
-        start(self, stages, prompt, limits)
+        state = start(stages, prompt, limits)
         for stage, n in zip(stages, seen, strict=True):
             stage.reader.seen = min(n, len(prompt) - 1)
+        return state
 
     other = prepare(duo(), "dense")
-    monkeypatch.setattr(Cascade, "__init__", trusting)
+    monkeypatch.setattr(State, "start", trusting)
     next(request_of(other, [2, 7, 1, 8, 2, 8, 1, 8]))
     texts = [[step.tokens for step in play(ready)] for ready in (other, prepare(duo(), "dense"))]
     assert texts[0] != texts[1]
@@ -177,14 +203,14 @@ def request_of(ready, prompt):
 def test_the_control_a_model_left_truncated_is_caught(fuse, monkeypatch):
     """transformers' assistant_early_exit shortens the caller's model while it drafts, without a `finally`."""
 
-    def shortening(self, draft=Cascade.draft):
-        model = self.stages[-1].reader.model
+    def shortening(state, draft=cascade.draft):
+        model = state.stages[-1].reader.model
         model.layers, whole = model.layers[:2], model.layers
-        result = draft(self)
+        result = draft(state)
         model.layers = whole
         return result
 
-    monkeypatch.setattr(Cascade, "draft", shortening)
+    monkeypatch.setattr(cascade, "draft", shortening)
     models = Models(duo(1).target, duo(1).draft)
     whole = models.target.layers
     try:

@@ -14,7 +14,7 @@ from test_transformer import BASE, randomised
 from flashspec.measure.resident import anonymous_bytes, load_in_fresh_process
 from flashspec.model import memory
 from flashspec.model.checkpoint import load_transformer
-from flashspec.model.memory import Form, free_bytes, weight_bytes
+from flashspec.model.memory import Form, free_bytes, needed_bytes, weight_bytes
 from flashspec.study.experiments import loading
 
 linux = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
@@ -30,7 +30,7 @@ def test_the_estimate_is_the_size_of_the_matrices(config) -> None:
 
 def test_a_model_that_does_not_fit_is_refused_with_the_estimate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_awq(SMALL, tmp_path)
-    dense, int4 = (weight_bytes(SMALL, Form(torch.bfloat16, group)) for group in (0, 128))
+    dense, int4 = (needed_bytes(SMALL, Form(torch.bfloat16, group)) for group in (0, 128))
     monkeypatch.setattr(memory, "free_bytes", lambda device: (dense + int4) // 2)
     with pytest.raises(ValueError, match="needs about 0.0 GB of cpu memory in bfloat16 and 0.0 GB are free") as refused:
         load_transformer(tmp_path, weights="dense")

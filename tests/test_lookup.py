@@ -10,10 +10,10 @@ from toys import duo, run, text
 
 from flashspec.decoding import lookup
 from flashspec.decoding.adaptive import nothing_to_say
-from flashspec.decoding.cascade import Stage
 from flashspec.decoding.lookup import NOTHING, LookupHead, LookupReader, continuation
 from flashspec.decoding.method import METHODS
 from flashspec.decoding.rules import SpeculativeSampling
+from flashspec.decoding.stages import Stage
 from flashspec.scores import Scores
 
 
@@ -55,9 +55,9 @@ class PrefixLookup(LookupReader):
     """Proposes id 1 whatever was read, so that every position has a one-hot proposal."""
 
     def read(self, tokens):
-        super().read(tokens)
+        reads = super().read(tokens)
         self.rows[: len(tokens)] = 1
-        return self.rows[: len(tokens)]
+        return reads
 
 
 def lookup_stack(head=LookupHead, rule=SpeculativeSampling):

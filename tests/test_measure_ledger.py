@@ -9,9 +9,10 @@ import pytest
 import tiny
 import torch
 
-from flashspec.decoding.cascade import Event, Limits, decode
+from flashspec.decoding.cascade import decode
 from flashspec.decoding.generate import count
 from flashspec.decoding.method import METHODS, build, method_named
+from flashspec.decoding.state import Event, Limits
 from flashspec.measure import clock, overhead
 from flashspec.measure.contest import Decoding, Entry, Turns, contest, joined_by_kind, texts
 from flashspec.measure.ledger import Ledger, account
@@ -161,7 +162,7 @@ def test_the_timed_round_is_the_decodes_own(models: Any, name: str) -> None:
             bench.step()
             if len(bench.stages) > 1:
                 bench.check()
-        return bench.cascade.tokens[bench.start : bench.cascade.length].tolist()
+        return bench.state.tokens[bench.start : bench.state.length].tolist()
 
     behind = next(decode(stages(models, name, **options), [*PROMPT, 4, 5, 6], Limits(12)))
     assert written([4, 5, 6]) == behind.tokens != written([6, 5, 4])

@@ -6,9 +6,10 @@ import pytest
 import torch
 from toys import PROMPT, duo
 
-from flashspec.decoding.cascade import Limits, decode
+from flashspec.decoding.cascade import decode
 from flashspec.decoding.method import METHODS, Method, build
 from flashspec.decoding.models import Models
+from flashspec.decoding.state import Limits
 from flashspec.measure.memory import footprint, held, live_bytes
 from flashspec.model.synthetic import shape
 from flashspec.model.transformer import Transformer

@@ -25,19 +25,19 @@ def folder(root: Path, layers: int) -> Path:
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> peers.Pair:
+def pair(tmp_path_factory: pytest.TempPathFactory) -> peers.Peers:
     root = tmp_path_factory.mktemp("peers")
-    return peers.Pair.load(folder(root / "target", 2), folder(root / "draft", 1), torch.float32)
+    return peers.Peers.load(folder(root / "target", 2), folder(root / "draft", 1), torch.float32)
 
 
 @pytest.mark.parametrize("k", [None, 1, 4])
-def test_the_token_count_is_fixed_whatever_the_stop_tokens(pair: peers.Pair, k: int | None) -> None:
+def test_the_token_count_is_fixed_whatever_the_stop_tokens(pair: peers.Peers, k: int | None) -> None:
     tokens = pair.greedy(PROMPT, 20, k)
     assert len(tokens) == 20 and tokens == pair.greedy(PROMPT, 20)
     assert min(tokens) < 48 and len(set(tokens)) > 3
 
 
-def test_assisting_drafts_k_tokens_a_round_and_restores_the_settings(pair: peers.Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_assisting_drafts_k_tokens_a_round_and_restores_the_settings(pair: peers.Peers, monkeypatch: pytest.MonkeyPatch) -> None:
     before = pair.draft.generation_config.to_dict()
     widths: list[int] = []
     forward = pair.target.forward
@@ -52,9 +52,9 @@ def test_assisting_drafts_k_tokens_a_round_and_restores_the_settings(pair: peers
     assert pair.draft.generation_config.to_dict() == before
 
 
-def test_a_pair_without_a_draft_cannot_assist(pair: peers.Pair) -> None:
+def test_a_pair_without_a_draft_cannot_assist(pair: peers.Peers) -> None:
     with pytest.raises(ValueError, match="needs a draft"):
-        peers.Pair(pair.target).greedy(PROMPT, 2, k=2)
+        peers.Peers(pair.target).greedy(PROMPT, 2, k=2)
 
 
 def test_without_transformers_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,4 +64,4 @@ def test_without_transformers_the_error_names_the_extra(monkeypatch: pytest.Monk
     monkeypatch.setattr(peers.importlib, "import_module", absent)
     assert not peers.installed()
     with pytest.raises(ImportError, match=r"flashspec\[peers\]"):
-        peers.Pair.load("nowhere")
+        peers.Peers.load("nowhere")

@@ -16,14 +16,15 @@ import pytest
 import torch
 from toys import PROMPT, duo, run, text
 
-from flashspec.decoding import cascade, rules
-from flashspec.decoding.cascade import Cascade, Limits, decode
+from flashspec.decoding import cascade, rules, stages
+from flashspec.decoding.cascade import decode
 from flashspec.decoding.generate import Stats, request
 from flashspec.decoding.method import Method, build
 from flashspec.decoding.models import Models
 from flashspec.decoding.rules import SpeculativeSampling, Waiting
+from flashspec.decoding.state import Limits, State
 from flashspec.heads import FlashHead, table
-from flashspec.model import engine
+from flashspec.model import reader
 from flashspec.model.engine import Slot
 from flashspec.model.reader import SpanReader
 from flashspec.scores import Dice, Sampling, Scores
@@ -58,8 +59,8 @@ def stops_in_a_block() -> bool:
 
 def keeps_the_length() -> bool:
     """Never a token more than asked for."""
-    stages = build(Method(draft="model", k=5), duo(), Sampling(1.5), 64)
-    return all(sum(len(s.tokens) for s in decode(stages, PROMPT, Limits(n))) == n for n in range(1, 9))
+    made = build(Method(draft="model", k=5), duo(), Sampling(1.5), 64)
+    return all(sum(len(s.tokens) for s in decode(made, PROMPT, Limits(n))) == n for n in range(1, 9))
 
 
 def sparse_is_dense() -> bool:
@@ -97,8 +98,8 @@ def ids_stay_inside() -> bool:
     rule = SpeculativeSampling(Sampling(0.8, top_k=3), 5, Extreme(0))
     p, q = torch.tensor([[0.0, 1, 2, 3, 4]] * 2).double(), torch.tensor([[4.0, 3, 2, 1, 0]]).double()
     drawn = int(rule.draw(Scores(None, q), 1, 0).token)
-    corrected = rule.verify(Scores(None, p), Waiting([0], [Scores(None, q)], 1, 1)).token
-    return max(drawn, corrected) < 5
+    corrected = rule.verify(Scores(None, p), Waiting(torch.tensor([0]), [Scores(None, q)], 1, 1)).token
+    return max(drawn, int(corrected)) < 5
 
 
 def rates_of_nothing() -> bool:
@@ -165,26 +166,26 @@ def rewinds_the_first_layer_only(patch: pytest.MonkeyPatch) -> None:
             old = (t[None, :, start : start + keys.shape[2]].clone() for t in (self.keys, self.values))
             return super().write(start, *(o.where(written, new) for o, new in zip(old, (keys, values), strict=True)))
 
-    def slots(*shape, made=engine._slots):
-        first, *others = made(*shape)
-        return [first, *(Stale(slot.keys, slot.values) for slot in others)]
+    def engines(*given, made=reader.engine_for):
+        found = made(*given)
+        found.slots[1:] = [Stale(slot.keys, slot.values) for slot in found.slots[1:]]
+        return found
 
-    patch.setattr(engine, "_slots", slots)
+    patch.setattr(reader, "engine_for", engines)
 
 
 def shifts_rows(patch: pytest.MonkeyPatch) -> None:
     """The verifier scores token j with row j (positions off by one)."""
 
-    def check(self, i: int, check=Cascade.check):
-        reader = self.stages[i].reader
-        read = reader.read
-        reader.read = lambda tokens: torch.cat([read(tokens)[:1], read(tokens)[:-1]])
-        try:
-            return check(self, i)
-        finally:
-            reader.read = read
+    def score(self, tokens, first, score=stages.InTurn.__call__):
+        rows = self.reader.rows
+        found, reads = score(self, tokens, first)
+        if len(tokens) == first:
+            return found, reads
+        shifted = torch.cat([rows[:1], rows[:-1]])[first - 1 : len(tokens)]
+        return self.head(shifted, torch.arange(first, len(tokens) + 1), self.dice), reads
 
-    patch.setattr(Cascade, "check", check)
+    patch.setattr(stages.InTurn, "__call__", score)
 
 
 def counts_noise_from_the_block(patch: pytest.MonkeyPatch) -> None:
@@ -206,12 +207,15 @@ def looks_at_the_last_token_only(patch: pytest.MonkeyPatch) -> None:
 def overshoots(patch: pytest.MonkeyPatch) -> None:
     """The length is checked between blocks, not inside them."""
 
-    def start(self, stages, prompt, limits, start=Cascade.__init__):
-        start(self, stages, prompt, Limits(limits.max_new_tokens + 3, limits.stop, limits.finalize))
-        self.budget = self.end - 3
+    def start(stages, prompt, limits, start=State.start):
+        return start(stages, prompt, Limits(limits.max_new_tokens + 3, limits.stop, limits.finalize))
 
-    patch.setattr(Cascade, "__init__", start)
-    patch.setattr(Cascade, "room", property(lambda self: self.end - self.length if self.length < self.budget else 0))
+    def room(self):
+        left = len(self.tokens) - self.length
+        return left if left > 3 else 0
+
+    patch.setattr(State, "start", start)
+    patch.setattr(State, "room", property(room))
 
 
 def maps_ids_twice(patch: pytest.MonkeyPatch) -> None:
@@ -263,26 +267,27 @@ def takes_any_method(patch: pytest.MonkeyPatch) -> None:
 def keeps_old_caches(patch: pytest.MonkeyPatch) -> None:
     """A decode trusts what its readers have read for somebody else."""
 
-    def start(self, stages, prompt, limits, start=Cascade.__init__):
+    def start(stages, prompt, limits, start=State.start):
         seen = [stage.reader.seen for stage in stages]
-        start(self, stages, prompt, limits)
+        state = start(stages, prompt, limits)
         for stage, n in zip(stages, seen, strict=True):
             stage.reader.seen = min(n, len(prompt) - 1)
+        return state
 
-    patch.setattr(Cascade, "__init__", start)
+    patch.setattr(State, "start", start)
 
 
 def finalizes_the_wrong_token(patch: pytest.MonkeyPatch) -> None:
     """The eager read happens before the correction is in place."""
 
-    def read(self):
-        token = self.tokens[self.length - 1].clone()
-        self.tokens[self.length - 1] = 0
-        self.stages[-1].reader.read(self.tokens[: self.length])
-        self.tokens[self.length - 1] = token
-        return 0, 0, 0
+    def finalize(state, finalize=cascade.finalize):
+        token = state.tokens[state.length - 1].clone()
+        state.tokens[state.length - 1] = 0
+        events = finalize(state)
+        state.tokens[state.length - 1] = token
+        return events
 
-    patch.setattr(Cascade, "_read_newest", read)
+    patch.setattr(cascade, "finalize", finalize)
 
 
 MUTATIONS = [

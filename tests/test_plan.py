@@ -13,7 +13,7 @@ from flashspec.cli.plan import held
 from flashspec.decoding.method import Method
 from flashspec.decoding.models import Models
 from flashspec.measure import clock, depths
-from flashspec.measure.costs import SETTLING, PairCosts, Place, Standing, measure_costs, name_of, stand
+from flashspec.measure.costs import SETTLING, PairCosts, Setting, Standing, measure_costs, name_of, stand
 from flashspec.measure.planning import Given, Question, Texts, advise, forecast, head_cases, observe, stated_costs
 from flashspec.measure.prompts import Prompt
 from flashspec.model.synthetic import synthetic
@@ -202,7 +202,7 @@ def test_plain_decoding_settles_before_it_is_timed():
 
 def test_costs_need_something_to_measure():
     with pytest.raises(ValueError, match="at least one writer"):
-        measure_costs(tiny.pair(), [], (1,), Place((1,), (2,)), clock.Plan(1))
+        measure_costs(tiny.pair(), [], (1,), Setting((1,), (2,)), clock.Plan(1))
 
 
 @pytest.mark.parametrize(("call", "message"), [
@@ -315,6 +315,10 @@ def test_the_command_records_and_replays(folders, prompts, tmp_path, capsys):
     assert [row[0] for row in table] == ["k", "1", "3"]
     assert status(["trace", "replay", trace, "--draft", draft, "--target", draft]) == 2
     assert "another target" in capsys.readouterr().err
-    assert status(["trace", "record", trace, "--target", draft, "--prompts", prompts, "--new-tokens", "4"]) == 0
+    line = ["--target", draft, "--prompts", prompts, "--new-tokens", "4"]
+    assert status(["trace", "record", trace, *line]) == 2
+    assert "is there already" in capsys.readouterr().err
+    trace = str(tmp_path / "other.json")
+    assert status(["trace", "record", trace, *line]) == 0
     assert status(["trace", "replay", trace, "--draft", target]) == 2
     assert "bigger than its target" in capsys.readouterr().err

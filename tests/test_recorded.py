@@ -11,10 +11,12 @@ import torch
 from tape import Tape, taped
 from toys import PROMPT, duo
 
-from flashspec.decoding.captured import records_burst, records_check
-from flashspec.decoding.cascade import Limits, Stage, decode
+from flashspec.decoding.captured import CapturedBurst, CapturedScore
+from flashspec.decoding.cascade import decode
 from flashspec.decoding.method import build, method_named
 from flashspec.decoding.models import Models
+from flashspec.decoding.stages import Stage
+from flashspec.decoding.state import Limits
 from flashspec.model import graphs, synthetic
 from flashspec.model.awq import Int4Linear
 from flashspec.model.graphs import Replay
@@ -67,7 +69,8 @@ def tokens_of(stages: list[Stage]) -> list[int]:
 @pytest.mark.parametrize("sampling", SAMPLINGS.values(), ids=SAMPLINGS)
 def test_recorded_bursts_and_verifications_write_the_text_of_their_eager_twin(name, sampling, recording) -> None:
     stages = stages_of(name, sampling, record=True)
-    assert records_burst(stages[0]) and all(map(records_check, stages[1:]))
+    assert isinstance(stages[0].write, CapturedBurst)
+    assert all(isinstance(stage.judge.score, CapturedScore) for stage in stages[1:])
     wanted = tokens_of(stages_of(name, sampling, record=False))
     assert not recording and tokens_of(stages) == wanted and len(recording) > 2
     made = len(recording)

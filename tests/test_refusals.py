@@ -212,7 +212,7 @@ def twist(path):
 
 @pytest.mark.parametrize("which", ["target", "draft"])
 @pytest.mark.parametrize(
-    ("damage", "word"), [(overwrite, "not valid JSON"), (take_apart, "does not hold a tokenizer"), (twist, "tokenizer.json")]
+    ("damage", "word"), [(overwrite, "not valid JSON"), (take_apart, "has no model"), (twist, "tokenizer.json")]
 )
 def test_a_damaged_tokenizer_is_refused_by_its_file(copy, which, damage, word):
     damage(copy[which] / "tokenizer.json")

@@ -10,8 +10,8 @@ import torch
 from prefixes import Make, caught, dense, distance, law, p_of, sparse, stack, weight, without_promotion
 
 from flashspec import kernels
-from flashspec.decoding.cascade import Cascade
-from flashspec.decoding.rules import Drawn, GumbelCoupling, SpeculativeSampling, TypicalAcceptance, draw_from
+from flashspec.decoding import cascade
+from flashspec.decoding.rules import Drawn, GumbelCoupling, SpeculativeSampling, TypicalAcceptance
 from flashspec.scores import Dice, Sampling, Scores, warp
 
 TOP = dense(0)
@@ -32,13 +32,13 @@ def test_two_stages_print_the_law_of_the_target(draft):
     assert p_of(stack([draft(*NEAR), TOP]), SEEDS, law(0)) > 1e-4
 
 
-def cascade() -> Make:
+def three() -> Make:
     """Three stages; neighbours are as far apart as above."""
     return stack([dense(2, *NEAR), dense(*NEAR), TOP])
 
 
 def test_three_stages_print_the_law_of_the_target():
-    assert p_of(cascade(), 2000, law(0), new=4) > 1e-4
+    assert p_of(three(), 2000, law(0), new=4) > 1e-4
 
 
 WARPS = [
@@ -74,16 +74,15 @@ class SharedNumber(SpeculativeSampling):
 class NoResidual(SpeculativeSampling):
     """Draws the correction from p (openvino.genai 4490)."""
 
-    def _next(self, warped, waiting, kept):
-        chance = self.dice.uniform([waiting.position + kept], waiting.stage, "residual")
-        return int(draw_from(warped.row(kept).dense(self.vocab_size), chance))
+    def residual(self, p, q):
+        return p
 
 
 class Credulous(SpeculativeSampling):
     """Accepts whatever is put to it."""
 
-    def _accepted(self, warped, waiting):
-        return len(waiting.tokens)
+    def accepts(self, p, q, tokens, numbers):
+        return torch.ones_like(tokens, dtype=torch.bool)
 
 
 class DenseClaim(SpeculativeSampling):
@@ -106,10 +105,10 @@ class RawClaim(SpeculativeSampling):
 class InPlace(SpeculativeSampling):
     """Overwrites the target's probabilities before they are used and promoted (vllm-ascend 2881)."""
 
-    def _accepted(self, warped, waiting):
-        kept = super()._accepted(warped, waiting)
-        warped.logits[: len(waiting.tokens)].clamp_(max=0.0)
-        return kept
+    def accepts(self, p, q, tokens, numbers):
+        found = super().accepts(p, q, tokens, numbers)
+        p.clamp_(max=0.25)
+        return found
 
 
 BROKEN = {
@@ -129,8 +128,8 @@ def test_the_control_a_broken_rule_is_caught(name):
 
 
 def test_the_control_a_cascade_without_promotion_is_caught(monkeypatch):
-    monkeypatch.setattr(Cascade, "_promote", without_promotion)
-    assert caught(cascade(), law(0), new=4)
+    monkeypatch.setattr(cascade, "promoted", without_promotion)
+    assert caught(three(), law(0), new=4)
 
 
 def test_the_control_a_shared_number_in_the_compiled_verdict_is_caught(monkeypatch):
@@ -138,11 +137,11 @@ def test_the_control_a_shared_number_in_the_compiled_verdict_is_caught(monkeypat
     if not kernels.available():
         pytest.skip("no C compiler on this machine")
 
-    def shared(self, waiting, uniforms=SpeculativeSampling._uniforms):
-        numbers, m = uniforms(self, waiting), len(waiting.tokens)
-        return torch.cat([numbers[:m], numbers[:m], numbers[2 * m :]])
+    def shared(self, waiting, numbers=SpeculativeSampling.numbers):
+        found, m = numbers(self, waiting), len(waiting.tokens)
+        return torch.cat([found[:m], found[:m], found[2 * m :]])
 
-    monkeypatch.setattr(SpeculativeSampling, "_uniforms", shared)
+    monkeypatch.setattr(SpeculativeSampling, "numbers", shared)
     assert caught(stack([dense(*NEAR), TOP]), law(0))
 
 

@@ -9,11 +9,12 @@ import torch
 from test_transformer import BASE
 from toys import duo
 
-from flashspec.decoding.cascade import Event, Limits, decode
+from flashspec.decoding.cascade import decode
 from flashspec.decoding.generate import count
 from flashspec.decoding.method import METHODS, build
 from flashspec.decoding.models import Models
 from flashspec.decoding.scripted import ScriptedAcceptance, curve_of, scripted
+from flashspec.decoding.state import Event, Limits
 from flashspec.model import memory
 from flashspec.model import synthetic as shapes
 from flashspec.model.awq import Int4Linear

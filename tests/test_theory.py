@@ -121,7 +121,8 @@ def test_break_even_says_when_nothing_or_everything_pays():
 
 
 def test_the_ideal_speedup_is_the_theorem():
-    assert theory.ideal_speedup(0.8, 5, 0.1) == pytest.approx((1 - 0.8**6) / ((1 - 0.8) * (5 * 0.1 + 1)))
+    found = theory.speedup(theory.tokens_per_check(0.8, 5), Costs(0.1, 1.0), 5, 1.0)
+    assert found == pytest.approx((1 - 0.8**6) / ((1 - 0.8) * (5 * 0.1 + 1)))
 
 
 @pytest.mark.parametrize(("kappa", "nu"), [(0.2, 0.25), (1.5, 0.1), (3.0, 0.9)])

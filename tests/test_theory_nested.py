@@ -9,12 +9,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flashspec.decoding.cascade import Limits, Stage, decode
+from flashspec.decoding.cascade import decode
 from flashspec.decoding.lookup import LookupHead, LookupReader
 from flashspec.decoding.rules import GumbelCoupling, Verdict
+from flashspec.decoding.stages import Stage
+from flashspec.decoding.state import Limits
 from flashspec.scores import GREEDY
-from flashspec.theory import Level, nested
-from flashspec.theory.passes import Hierarchy, flip, layer_tokens_per_token, layered, rows_read
+from flashspec.theory import Level, flip, layer_tokens_per_token, nested, rows_read, tokens_per_check
 
 CASES = {
     "one level": [Level(0.7, 4, 3.0)],
@@ -29,7 +30,7 @@ CHECKS = 20_000
 
 @pytest.mark.parametrize("name", CASES)
 def test_the_closed_form_equals_coin_flips(name):
-    tally, found = flip(Hierarchy(0.3, tuple(CASES[name])), CHECKS), nested(0.3, CASES[name])
+    tally, found = flip(0.3, CASES[name], CHECKS), nested(0.3, CASES[name])
     assert found.tokens == pytest.approx(tally.tokens / CHECKS, rel=0.02)
     assert found.throughput == pytest.approx(tally.tokens / tally.clock, rel=0.02)
 
@@ -37,14 +38,20 @@ def test_the_closed_form_equals_coin_flips(name):
 @pytest.mark.parametrize("name", CASES)
 def test_layer_tokens_equal_those_of_coin_flips(name):
     levels = CASES[name]
-    tally, stops = flip(Hierarchy(0.3, tuple(levels)), CHECKS), list(range(2, 2 * len(levels) + 3, 2))
-    rows = rows_read(tally.tokens, tally.dropped)
+    tally, stops = flip(0.3, levels, CHECKS), list(range(2, 2 * len(levels) + 3, 2))
+    rows = rows_read(tally.tokens, tally.rejected)
     assert layer_tokens_per_token(levels, stops) == pytest.approx(2 * sum(rows) / tally.tokens, rel=0.02)
 
 
 def test_the_control_a_level_that_adds_no_token_is_seen():
     levels = CASES["HiSpec"]
-    assert nested(0.3, levels).tokens - 1 != pytest.approx(flip(Hierarchy(0.3, tuple(levels)), CHECKS).tokens / CHECKS, rel=0.02)
+    assert nested(0.3, levels).tokens - 1 != pytest.approx(flip(0.3, levels, CHECKS).tokens / CHECKS, rel=0.02)
+
+
+def test_the_control_a_level_that_never_waits_for_more_than_it_needs_is_seen():
+    levels = CASES["HiSpec"]
+    tally = flip(0.3, levels, CHECKS)
+    assert tokens_per_check(levels[-1].alpha, levels[-1].every) != pytest.approx(tally.tokens / CHECKS, rel=0.02)
 
 
 some_levels = st.lists(st.tuples(st.floats(0, 1), st.integers(1, 6)), min_size=1, max_size=3)
@@ -69,16 +76,16 @@ class Coins(GumbelCoupling):
     def verify(self, scores, waiting):
         count = len(waiting.tokens)
         kept = next((i for i in range(count) if self.coins.random() >= self.alpha), count)
-        return Verdict(kept, 1, scores)
+        return Verdict(torch.tensor([kept]), torch.ones(1, dtype=torch.int64), torch.ones(1, dtype=torch.bool), scores)
 
 
 class Ones(LookupReader):
     """Every row proposes id 1."""
 
     def read(self, tokens):
-        self.rows_read += max(0, len(tokens) - self.seen)
-        self.seen = max(self.seen, len(tokens))
-        return torch.ones(len(tokens), dtype=torch.int64)
+        new, self.seen = max(0, len(tokens) - self.seen), max(self.seen, len(tokens))
+        self.rows.fill_(1)
+        return (new,)
 
 
 @pytest.mark.parametrize("name", ["HiSpec", "three levels"])
@@ -100,16 +107,10 @@ def test_rows_are_the_final_ones_and_what_was_dropped_above():
     assert rows_read(100, [7, 5]) == [112, 112, 105]
 
 
-def test_layered_costs_are_the_papers():
-    found = layered([(4, 0.6, 2), (8, 0.8, 4)], 32, 1.0, 2.0)
-    assert found.draft == 6.0 and [level.time(3) for level in found.levels] == [6.0, 26.0]
-    assert [level[:2] for level in found.levels] == [(0.6, 2), (0.8, 4)]
-
-
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: layered([(8, 0.5, 2), (4, 0.5, 2)], 32, 1.0, 1.0), "rising order"),
+        (lambda: layer_tokens_per_token([Level(0.5, 2, 1.0)], (8, 4)), "rising order"),
         (lambda: layer_tokens_per_token([Level(0.5, 2, 1.0)], (4,)), "at least two layer numbers"),
         (lambda: layer_tokens_per_token([Level(0.5, 2, 1.0)], (2, 4, 8)), "1 levels need 2 stops"),
     ],

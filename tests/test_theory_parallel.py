@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from flashspec.theory import Devices, Weights, break_even_all_reduce, speedup, split_costs, split_pass, tokens_per_check
+from flashspec.theory import Devices, Weights, speedup, split_costs, split_pass, tokens_per_check
 
 TARGET, DRAFT = Weights(16e9, 64), Weights(1e9, 28)
 FREE = Devices(4, 4e12, 0.0)
@@ -25,11 +25,10 @@ def test_one_device_waits_for_nobody() -> None:
 @pytest.mark.parametrize("count", [2, 4, 8])
 def test_at_the_break_even_all_reduce_many_are_as_fast_as_one(count: int) -> None:
     devices = replace(FREE, count=count)
-    edge = break_even_all_reduce(TARGET, devices)
+    edge = TARGET.bytes / devices.bandwidth * (1 - 1 / count) / (2 * TARGET.layers)
     one = split_pass(TARGET, replace(FREE, count=1))
     below, at, above = (split_pass(TARGET, replace(devices, all_reduce=share * edge)) for share in (0.9, 1.0, 1.1))
     assert at == pytest.approx(one) and below < one < above
-    assert break_even_all_reduce(TARGET, replace(FREE, count=1)) == float("inf")
 
 
 def test_a_draft_that_is_not_split_brings_less_the_more_devices_share_the_target() -> None:

@@ -219,6 +219,17 @@ def test_the_shipped_prompts_are_what_make_models_would_write():
     assert choose(corpus.split(root)[1], root, tokenizer, each=16) != shipped
 
 
+@pytest.mark.parametrize("garbage", [b"", b"x", b"PK\x03\x04", b"\x80\x04N."])
+def test_a_checkpoint_that_is_none_is_refused_and_kept(tmp_path, garbage):
+    trained(tmp_path)
+    path = tmp_path / "checkpoint.pt"
+    path.write_bytes(garbage or path.read_bytes()[:-100])
+    kept = path.read_bytes()
+    with pytest.raises(ValueError, match="is no checkpoint of this run"):
+        trained(tmp_path)
+    assert path.read_bytes() == kept
+
+
 def test_refusals_in_words():
     with pytest.raises(ValueError, match="decay must lie between"):
         Schedule(10, 11)

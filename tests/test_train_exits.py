@@ -14,6 +14,7 @@ from flashspec.cli.main import status
 from flashspec.decoding.generate import agreement
 from flashspec.decoding.models import Models
 from flashspec.model.exits import EXITS_FILE, ExitAdapter, load_exits, save_exits
+from flashspec.model.folder import verify_digests
 from flashspec.train.exits import ExitRecipe, default_layers, exit_agreement, rows_at, train_adapters
 
 
@@ -68,11 +69,14 @@ def test_adapters_are_stored_and_refused_for_another_model(trained, tmp_path):
 def test_the_command_trains_and_load_finds_them(tmp_path, capsys):
     folder = shelf.write_pair(tmp_path)["target"]
     source = Path(__file__)
+    before, out = shelf.listing(folder), tmp_path / "out" / "mine"
     line = ["train", "exits", "--model", str(folder), "--exits", "1,3", "--rank", "8", "--exit-steps", "3", "--text", str(source)]
-    assert status(line) == 0
+    assert status([*line, "--out", str(out)]) == 0
     said = capsys.readouterr().out
-    assert "exit 1: agrees with the whole model on" in said and EXITS_FILE in said
-    models = fs.load(str(folder), None, dtype="float32")
+    assert "exit 1: agrees with the whole model on" in said and str(out) in said
+    assert shelf.listing(folder) == before and {path.name for path in out.iterdir()} == {*before, EXITS_FILE}
+    verify_digests(out)
+    models = fs.load(str(out), None, dtype="float32")
     assert set(models.exits) == {1, 3}
     assert text(models, fs.hispec(1, 3), 0.7) == text(models, "baseline", 0.7)
 
@@ -82,7 +86,7 @@ def test_the_command_trains_and_load_finds_them(tmp_path, capsys):
     [
         (["train", "exits"], "give the model to train exits for"),
         (["train", "target", "--rank", "4"], "go with `flashspec train exits`"),
-        (["train", "exits", "--model", "/nowhere/at/all"], "no checkpoint folder"),
+        (["train", "exits", "--model", "/nowhere/at/all", "--out", "out"], "no checkpoint folder"),
     ],
 )
 def test_bad_lines_are_refused(line, word, capsys):

@@ -195,7 +195,8 @@ def test_a_sliding_window_is_the_context_inside_which_attention_is_full(tmp_path
     table = to_hf(CASES["mistral"], "float32") | {"sliding_window": 32}
     (tmp_path / "config.json").write_text(json.dumps(table))
     assert from_hf(table).context == 32
-    assert from_hf(table | {"architectures": ["Qwen2ForCausalLM"], "use_sliding_window": False}).context == 256
+    qwen = table | {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"}
+    assert from_hf(qwen | {"use_sliding_window": False}).context == 256
     theirs, ids = as_transformers(tmp_path), prompt(model.config, 33)
     with torch.inference_mode():
         gaps = [(model(part) - theirs(part).logits).abs().amax((0, 2)) for part in (ids[:, :32], ids)]

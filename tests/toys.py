@@ -8,7 +8,7 @@ import torch
 
 from flashspec.decoding.generate import Output, generate
 from flashspec.decoding.models import Models
-from flashspec.decoding.rules import GumbelCoupling, Verdict
+from flashspec.decoding.rules import GumbelCoupling
 from flashspec.heads import FlashHead
 from flashspec.model.config import ModelConfig
 from flashspec.model.transformer import Transformer
@@ -89,4 +89,4 @@ class Credulous(GumbelCoupling):
     def verify(self, scores, waiting):
         verdict = super().verify(scores, waiting)
         last = self.draw(verdict.scores.row(len(waiting.tokens)), waiting.position + len(waiting.tokens), 0)
-        return Verdict(len(waiting.tokens), int(last.token), verdict.scores)
+        return verdict._replace(kept=torch.tensor([len(waiting.tokens)]), token=last.token)

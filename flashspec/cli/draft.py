@@ -9,23 +9,25 @@ import click
 import numpy as np
 import torch
 
-from flashspec.cli.flags import given, with_flags
+from flashspec.cli.flags import COUNT, At, given, with_flags
 from flashspec.decoding.models import SHIPPED, Models, folder_of, load
+from flashspec.heads.candidates import ShortlistHead, ranked_by_frequency
 from flashspec.heads.registry import RANKED, file_of
-from flashspec.heads.shortlist import ShortlistHead, ranked_by_frequency
 from flashspec.measure.prompts import load_prompts
 from flashspec.measure.trace import record
+from flashspec.model.writing import check_free, copy_checkpoint, fresh_folder
 from flashspec.scores import GREEDY
 from flashspec.study.drafts import FAMILY as FINISHED
 from flashspec.study.drafts import finished
 from flashspec.train import corpus
-from flashspec.train.design import Design, design_draft, encoded, package
+from flashspec.train.design import Design, Place, encoded, make_draft, speculative
 from flashspec.train.family import FAMILY, build
-from flashspec.train.shipping import record_point, ship
+from flashspec.train.package import sign
+from flashspec.train.shipping import PROPOSALS, record_point, ship
 
 TARGET = click.option("--target", default="reference", show_default=True, help="A shipped model or a checkpoint folder.")
 TEXT = click.option(
-    "--text", "texts", type=click.Path(exists=True, dir_okay=False, path_type=Path), multiple=True,
+    "--text", "texts", type=At(exists=True, dir_okay=False), multiple=True,
     help="UTF-8 text to calibrate on, prompt with and hold out; may be repeated. Default: Python's standard library.",
 )  # fmt: skip
 
@@ -36,41 +38,41 @@ def command() -> None:
 
 
 @command.command("design")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the finished draft.")
-@click.option("--work", type=click.Path(path_type=Path), help="Folder of the run, default OUT with .work behind it.")
-@click.option("--k", default=4, show_default=True, help="Drafted tokens a check, for speculative.json.")
+@click.option("--out", type=At(), required=True, help="Folder of the finished draft.")
+@click.option("--work", type=At(), help="Folder of the run, default OUT with .work behind it.")
+@click.option("--k", type=COUNT, default=4, show_default=True, help="Drafted tokens a check, for speculative.json.")
 @TARGET
 @TEXT
 @with_flags(Design)
 def design(out: Path, work: Path | None, k: int, **options: Any) -> None:
     """Prune, distil and write a Hugging Face folder with speculative.json; stopped at any moment, it continues."""
-    recipe = Design(**given(Design, options))
-    work = work or out.with_name(out.name + ".work")
+    recipe, place = Design(**given(Design, options)), Place(work or out.with_name(out.name + ".work"), out)
     models = load(options["target"], None, "float32", "cpu", "dense")
-    draft = design_draft(models.target, stream_of(models, options["texts"]), work, recipe)
-    package(draft, models.folders["target"], work, out, k)
+    make_draft(models, stream_of(models, options["texts"]), place, recipe, speculative(out, k))
     click.echo(f'done: {out}; serve it with vllm serve TARGET --speculative-config "$(cat {out / "speculative.json"})"')
 
 
 @command.command("rank")
 @click.option("--draft", default="reference", show_default=True, help="A shipped draft or a checkpoint folder.")
 @click.option("--head", type=click.Choice(RANKED), default=RANKED[0], show_default=True, help="Head that takes the ranking.")
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder to write to, default the draft's own.")
+@click.option("--out", type=At(), required=True, help="A new folder: the draft with its ranking; weights are hard links.")
 @TEXT
-def rank(draft: str, head: str, out: Path | None, texts: tuple[Path, ...]) -> None:
-    """Count the ids of a text and keep their ranking beside the draft; for vocab_trim, give what the target wrote."""
+def rank(draft: str, head: str, out: Path, texts: tuple[Path, ...]) -> None:
+    """Count the ids of a text and write a copy of the draft with their ranking; for vocab_trim, give what the target wrote."""
     folder = folder_of(draft, "draft")
-    models = load(folder, None, "float32", "cpu", "dense")
-    weight = models.target.head_weight
-    ranked = ranked_by_frequency(torch.from_numpy(stream_of(models, texts).astype(np.int64)), len(weight))
-    path = (out or folder) / file_of(head)
-    ShortlistHead.build(weight, ranked).save(path)
-    click.echo(f"done: {path}")
+    with fresh_folder(out, [folder]) as part:
+        models = load(folder, None, "float32", "cpu", "dense")
+        weight = models.target.head_weight
+        ranked = ranked_by_frequency(torch.from_numpy(stream_of(models, texts).astype(np.int64)), len(weight))
+        copy_checkpoint(folder, part)
+        ShortlistHead.build(weight, ranked).save(part / file_of(head))
+        sign(part, file_of(head))
+    click.echo(f"done: {out}; decode with --draft-model {out} --head {head}")
 
 
 @command.command("family")
 @click.argument("names", nargs=-1)
-@click.option("--folder", type=click.Path(path_type=Path), default=Path("runs/family"), show_default=True, help="Where to work.")
+@click.option("--folder", type=At(), default=Path("runs/family"), show_default=True, help="Where to work.")
 @TARGET
 @TEXT
 def family(names: tuple[str, ...], folder: Path, target: str, texts: tuple[Path, ...]) -> None:
@@ -81,13 +83,13 @@ def family(names: tuple[str, ...], folder: Path, target: str, texts: tuple[Path,
     models = load(target, None, "float32", "cpu", "dense")
     stream = stream_of(models, texts)
     for name in names or FAMILY:
-        click.echo(f"done: {build(name, target, stream, (folder / 'work', folder / 'models'))}")
+        click.echo(f"done: {build(name, models, stream, folder)}")
 
 
 @command.command("ship")
-@click.argument("point", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--k", default=4, show_default=True, help="Drafted tokens a check, for speculative.json.")
-@click.option("--shelf", type=click.Path(file_okay=False, path_type=Path), default=SHIPPED, help="Where shipped models are.")
+@click.argument("point", type=At(exists=True, file_okay=False))
+@click.option("--k", type=COUNT, default=4, show_default=True, help="Drafted tokens a check, for speculative.json.")
+@click.option("--shelf", type=At(file_okay=False), default=SHIPPED, help="Where shipped models are.")
 @TARGET
 @TEXT
 def ship_point(point: Path, k: int, shelf: Path, target: str, texts: tuple[Path, ...]) -> None:
@@ -98,15 +100,17 @@ def ship_point(point: Path, k: int, shelf: Path, target: str, texts: tuple[Path,
 
 @command.command("record")
 @click.option("--folder", default=FINISHED, show_default=True, help="Finished points of the family.")
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=Path("book/results/family"), show_default=True)
-@click.option("--prompts", type=click.Path(), help="A prompts file instead of the shipped one.")
-@click.option("--new-tokens", default=64, show_default=True, help="Tokens that the target writes for each prompt.")
+@click.option("--out", type=At(file_okay=False), default=Path("book/results/family"), show_default=True)
+@click.option("--prompts", type=At(exists=True, dir_okay=False), help="A prompts file instead of the shipped one.")
+@click.option("--new-tokens", type=COUNT, default=64, show_default=True, help="Tokens that the target writes for each prompt.")
 @TARGET
 def record_points(folder: str, out: Path, prompts: str | None, new_tokens: int, target: str) -> None:
     """Keep recipe, digests, curve and greedy proposals of every finished point below FOLDER, without its weights."""
     points = finished(folder)
     if not points:
         raise FileNotFoundError(f"no finished point below {folder}; build the family with `flashspec draft family`")
+    for point in points.values():
+        check_free(out / point.name, [point], PROPOSALS)
     alone = load(target, None, "float32", "cpu", "dense")
     trace = record(alone, load_prompts(prompts, 2, alone), GREEDY, new_tokens)
     for point in points.values():
@@ -115,5 +119,5 @@ def record_points(folder: str, out: Path, prompts: str | None, new_tokens: int, 
 
 def stream_of(models: Models, texts: tuple[Path, ...]) -> np.ndarray:
     """The given texts, or the training files of the standard library, as one stream of the target's ids."""
-    files = list(texts) or corpus.split(corpus.library_root())[0]
-    return encoded(models.tokenizer, corpus.texts(files))
+    given = [corpus.read(path) for path in texts] or corpus.texts(corpus.split(corpus.library_root())[0])
+    return encoded(models.tokenizer, given)

@@ -4,11 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import click
 
+from flashspec.model.writing import expanded
 from flashspec.study.parameters import field_comments, hints, parse_value, type_name
+
+
+class At(click.Path):
+    """A path whose leading ~ is a home folder."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(path_type=Path, **options)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return super().convert(expanded(value), param, ctx)
+
+
+COUNT = click.IntRange(min=1)
 
 
 def flags(kind: type, skip: tuple[str, ...] = ()) -> list[click.Option]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -9,11 +10,11 @@ from typing import Any, NamedTuple
 
 import click
 
-from flashspec.cli.flags import given, with_flags
-from flashspec.decoding.cascade import Event, Step
+from flashspec.cli.flags import COUNT, given, with_flags
 from flashspec.decoding.generate import Request, Stats, count, request, weak_exit
 from flashspec.decoding.method import METHODS, Method, method_named
 from flashspec.decoding.models import Models, folder_of, load
+from flashspec.decoding.state import Event, Step
 from flashspec.model.adapter import speaker
 from flashspec.model.chat import chat_prompt, generation_defaults
 from flashspec.scores import Sampling
@@ -104,7 +105,15 @@ def prompt_of(text: str | None, ids: str | None) -> str | list[int]:
         raise click.UsageError("give a prompt, - for standard input, or --ids")
     if ids is not None:
         return list(parse_value("ids", tuple[int, ...], ids))
-    return sys.stdin.read() if text == "-" else text or ""
+    return utf8("the prompt", sys.stdin.buffer.read() if text == "-" else os.fsencode(text or ""))
+
+
+def utf8(name: str, text: bytes) -> str:
+    """A text from its bytes; ValueError in words where they are not UTF-8."""
+    try:
+        return text.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{name} is not UTF-8 text (byte {error.start}); convert it") from None
 
 
 @click.command("generate", epilog="Colours of --show: accepted green, corrected red, bonus cyan.")
@@ -123,7 +132,7 @@ def prompt_of(text: str | None, ids: str | None) -> str | list[int]:
 @click.option("--chat", is_flag=True, help="Put the prompt through the target's chat template.")
 @click.option("--system", help="With --chat: the system message.")
 @click.option("--defaults", is_flag=True, help="Sample as the target's generation_config.json asks; flags you give win.")
-@click.option("--max-new-tokens", default=128, show_default=True, help="Tokens to write at most.")
+@click.option("--max-new-tokens", type=COUNT, default=128, show_default=True, help="Tokens to write at most.")
 @click.option("--show", is_flag=True, help="Colour accepted, corrected and bonus tokens.")
 @click.option("--dtype", default="auto", show_default=True, help="auto, float32 or bfloat16.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
@@ -135,6 +144,8 @@ def command(prompt: str | None, ids: str | None, **options: Any) -> None:
     asked = prompt_of(prompt, ids)
     if (options["chat"] and ids is not None) or (options["system"] and not options["chat"]):
         raise click.UsageError("--chat goes with a prompt in words, and --system with --chat")
+    if options["system"]:
+        options["system"] = utf8("the system message", os.fsencode(options["system"]))
     sampling = Sampling(**(own_defaults(options) | given(Sampling, options)))
     changes = given(Method, options)
     method = method_named(options["method"], changes)

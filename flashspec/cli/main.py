@@ -9,6 +9,8 @@ from collections.abc import Sequence
 
 import click
 
+from flashspec.refusals import guarded, in_words, readable, refuse
+
 COMMANDS = {
     "generate": ("flashspec.cli.generate", "Write text with any method and say what it cost."),
     "run": ("flashspec.cli.run", "Run an experiment, or show its stored table."),
@@ -21,7 +23,6 @@ COMMANDS = {
     "draft": ("flashspec.cli.draft", "Make a wide, shallow draft out of a target."),
     "doctor": ("flashspec.cli.doctor", "Say what this machine can do, what is missing and how to get it."),
 }
-USER_ERRORS = (ValueError, FileNotFoundError, FileExistsError, ModuleNotFoundError, FloatingPointError, PermissionError)
 
 
 class Lazy(click.Group):
@@ -46,35 +47,33 @@ def group() -> None:
 
 def status(arguments: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit status: 0, 1 for a check that failed, 2 for a refusal, 130 if interrupted."""
+    return guarded(lambda: _status(arguments))
+
+
+def _status(arguments: Sequence[str] | None) -> int:
     try:
         return group.main(args=None if arguments is None else list(arguments), prog_name="flashspec", standalone_mode=False) or 0
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message())
         return 0
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("stopped", err=True)
-        return 130
+    except click.Abort as error:
+        raise error.__cause__ or KeyboardInterrupt from None
     except click.UsageError as error:
-        return _refuse(f"{error.format_message().rstrip('.')}; see {error.ctx.command_path if error.ctx else 'flashspec'} --help")
+        return refuse(f"{error.format_message().rstrip('.')}; see {error.ctx.command_path if error.ctx else 'flashspec'} --help")
     except click.ClickException as error:
-        return _refuse(error.format_message())
-    except BrokenPipeError:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 (the reader has gone; nothing is left to say)
-        return 0
-    except USER_ERRORS as error:
-        if os.environ.get("FLASHSPEC_TRACEBACK"):
-            raise
-        return _refuse(str(error) or type(error).__name__)
-
-
-def _refuse(message: str) -> int:
-    click.echo("error: " + " ".join(message.split()), err=True)
-    return 2
+        return refuse(error.format_message())
 
 
 def main() -> None:
     """The console script."""
-    sys.exit(status())
+    readable()
+    done = status()
+    try:
+        sys.stdout.flush()
+    except OSError as error:  # the reader has gone, or the disk is full
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        done = done if isinstance(error, BrokenPipeError) else refuse(in_words(error))
+    sys.exit(done)
 
 
 if __name__ == "__main__":

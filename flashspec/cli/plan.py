@@ -8,11 +8,11 @@ from typing import Any
 
 import click
 
-from flashspec.cli.flags import given, with_flags
+from flashspec.cli.flags import COUNT, At, given, with_flags
 from flashspec.decoding.method import Method
 from flashspec.decoding.models import REFERENCE, Models, load
 from flashspec.measure.clock import Plan
-from flashspec.measure.costs import PairCosts, Place, measure_costs, name_of
+from flashspec.measure.costs import PairCosts, Setting, measure_costs, name_of
 from flashspec.measure.depths import cuts_of, shape_costs
 from flashspec.measure.planning import Acceptance, Given, Question, advise, head_cases, observe, stated_costs
 from flashspec.measure.prompts import load_prompts
@@ -93,7 +93,7 @@ PAIR = (
     click.option("--head", "--heads", "heads", metavar="NAMES", help="Heads of the draft, by commas; default dense,flash."),
     click.option("--acceptance", metavar="RATES", help="Acceptance you know: one rate, or one a position, by commas."),
     click.option("--times", metavar="PARTS", help="Costs you know, in ms: step=60,draft=6.7,check=60."),
-    click.option("--prompts", type=click.Path(), help="A prompts file instead of the shipped one."),
+    click.option("--prompts", type=At(exists=True, dir_okay=False), help="A prompts file instead of the shipped one."),
     click.option("--dtype", default="auto", show_default=True, help="auto, float32 or bfloat16."),
     click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda."),
     click.option("--weights", default="auto", show_default=True, help="auto, int4 or dense, for 4-bit checkpoints."),
@@ -132,7 +132,7 @@ def _refuse_flags(ctx: click.Context) -> None:
 
 
 @command.command("heads")
-@click.option("--k", default=4, show_default=True, help="Drafted tokens a check.")
+@click.option("--k", type=COUNT, default=4, show_default=True, help="Drafted tokens a check.")
 @click.option("--tar", type=click.Choice(("auto", "stored", "replay")), default="auto", show_default=True, help="Whose counts.")
 @with_pair
 def heads(k: int, tar: str, **options: Any) -> None:
@@ -175,7 +175,7 @@ def _of_table(options: Mapping[str, Any], question: Question, table: Stored) -> 
     """Costs measured here, of the writers that the table has."""
     writers = held(table, question.writers, question.max_k)
     models = _models(options)
-    place = Place(load_prompts(options["prompts"], 1, models)[0].ids, (), question.sampling)
+    place = Setting(load_prompts(options["prompts"], 1, models)[0].ids, (), question.sampling)
     plan = Plan(question.repeats, device=str(models.target.device))
     costs = measure_costs(models, writers, question.timed, place, plan)
     return costs, table, {"costs": HERE, "acceptance": f"from the stored tables {table.name}"}

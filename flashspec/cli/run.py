@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
 
-from flashspec.cli.flags import flags, given
+from flashspec.cli.flags import At, flags, given
 from flashspec.study.check import check
 from flashspec.study.compare import shown
 from flashspec.study.experiment import Experiment, Results, run
@@ -18,7 +17,7 @@ OPTIONS = (
     click.Option(["--fresh"], is_flag=True, help="Measure on this machine instead of showing the stored table."),
     click.Option(["--preset"], metavar="NAME", help="Start from named parameters, such as smoke."),
     click.Option(["--check"], is_flag=True, help="Compare with the stored table and write nothing; status 1 if it differs."),
-    click.Option(["--results"], type=click.Path(path_type=Path), help="Folder of the tables, default book/results."),
+    click.Option(["--results"], type=At(), help="Folder of the tables, default book/results."),
 )
 
 

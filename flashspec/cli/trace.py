@@ -8,17 +8,18 @@ from typing import Any
 import click
 from tqdm import tqdm
 
-from flashspec.cli.flags import given, with_flags
+from flashspec.cli.flags import COUNT, At, given, with_flags
 from flashspec.decoding.method import Method, method_named
 from flashspec.decoding.models import Models, folder_of, load
 from flashspec.measure.prompts import load_prompts
 from flashspec.measure.trace import Trace, check_target, check_words, record, replay_texts
+from flashspec.model.writing import new_file
 from flashspec.scores import Sampling
 from flashspec.study.parameters import parse_value
 from flashspec.theory import curve_by_position, replayed_all
 from flashspec.theory.checks import check_smaller
 
-FILE = click.argument("file", type=click.Path(path_type=Path))
+FILE = click.argument("file", type=At())
 DTYPE = click.option("--dtype", default="float32", show_default=True, help="auto, float32 or bfloat16.")
 
 
@@ -30,18 +31,19 @@ def command() -> None:
 @command.command("record")
 @FILE
 @click.option("--target", default="reference", show_default=True, help="A shipped model or a checkpoint folder.")
-@click.option("--prompts", type=click.Path(), help="A prompts file instead of the shipped one.")
-@click.option("--per-kind", type=int, default=4, show_default=True, help="Prompts of each kind.")
-@click.option("--new-tokens", type=int, default=128, show_default=True, help="Tokens a prompt, whatever the stop tokens.")
+@click.option("--prompts", type=At(exists=True, dir_okay=False), help="A prompts file instead of the shipped one.")
+@click.option("--per-kind", type=COUNT, default=4, show_default=True, help="Prompts of each kind.")
+@click.option("--new-tokens", type=COUNT, default=128, show_default=True, help="Tokens a prompt, whatever the stop tokens.")
 @DTYPE
 @with_flags(Sampling)
 def record_one(file: Path, target: str, **options: Any) -> None:
     """Let the target write behind every prompt and store what it wrote in FILE."""
-    models = load(target, None, options["dtype"], weights="dense")
-    prompts = load_prompts(options["prompts"], options["per_kind"], models)
     sampling = Sampling(**given(Sampling, options))
-    trace = record(models, tqdm(prompts, desc="trace", unit="prompt", delay=1), sampling, options["new_tokens"])
-    trace.save(file)
+    with new_file(file, [folder_of(target, "target")]) as part:
+        models = load(target, None, options["dtype"], weights="dense")
+        prompts = load_prompts(options["prompts"], options["per_kind"], models)
+        trace = record(models, tqdm(prompts, desc="trace", unit="prompt", delay=1), sampling, options["new_tokens"])
+        trace.save(part)
     click.echo(f"{sum(len(text.tokens) for text in trace.told)} tokens behind {len(trace.told)} prompts in {file}")
 
 
@@ -58,6 +60,8 @@ def replay_one(file: Path, draft: str, target: str | None, **options: Any) -> No
     if target:
         check_target(trace, folder_of(target, "target"))
     ks = parse_value("ks", tuple[int, ...], options.pop("ks"))
+    if min(ks, default=0) < 1:
+        raise ValueError(f"ks must be whole numbers of at least 1, got {ks}")
     method = method_named(Method("model"), given(Method, options))
     texts = list(replay_texts(trace, draft_alone(trace, draft, options["dtype"]), method))
     click.echo("k\trounds\tdrafted\taccepted\tTAR")

@@ -1,4 +1,4 @@
-"""Bursts and verifications over static buffers: recorded once as CUDA graphs, replayed without a word from the host.
+"""Bursts and scores over static buffers: recorded once as CUDA graphs, replayed without a word from the host.
 
 A step reads tokens where they lie on the device, and knows its place through a tensor alone. Recorded on CUDA; called as it is
 where FLASHSPEC_GRAPHS is "eager", the twin that a recording must equal.
@@ -7,60 +7,30 @@ where FLASHSPEC_GRAPHS is "eager", the twin that a recording must equal.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from flashspec.decoding.rules import Drawn, SpeculativeSampling, Verdict, rule_for
-from flashspec.decoding.settle import Ask, Judged, coupled, listed, settled
-from flashspec.heads.context import ContextHead
+from flashspec.decoding.rules import Drawn, rule_for
+from flashspec.decoding.stages import Burst, Stage
+from flashspec.heads.base import Head
+from flashspec.heads.candidates import ContextHead, PreviewHead, ShortlistHead
 from flashspec.heads.dense import DenseHead
 from flashspec.heads.flash import FlashHead
-from flashspec.heads.preview import PreviewHead
-from flashspec.heads.shortlist import ShortlistHead
 from flashspec.model.graphs import LARGEST, FixedEngine, Replay
-from flashspec.model.reader import SpanReader
-from flashspec.scores import DeviceDice, Scores
-
-if TYPE_CHECKING:
-    from flashspec.decoding.cascade import Stage
+from flashspec.model.reader import Reads, SpanReader
+from flashspec.scores import DeviceDice, Sampling, Scores
 
 HEADS = (DenseHead, FlashHead, ShortlistHead, ContextHead, PreviewHead)
 Result = TypeVar("Result")
 
 
-def records_burst(stage: Stage) -> bool:
-    """Whether a stage's drafting can be recorded: its own tokens through fixed shapes, and no doubt that could end a burst."""
-    return _fixed(stage) and cast(SpanReader, stage.reader).below is None and stage.doubt is None
-
-
-def records_check(stage: Stage) -> bool:
-    """Whether a stage's verification can be recorded: fixed shapes, a dense head and a rule that judges on the device."""
-    sampling = stage.rule.sampling
-    return _fixed(stage) and isinstance(stage.head, DenseHead) and (coupled(sampling) or sampling.rule == "speculative")
-
-
-def _fixed(stage: Stage) -> bool:
-    return isinstance(stage.reader, SpanReader) and isinstance(stage.reader.engine, FixedEngine) and isinstance(stage.head, HEADS)
-
-
-def captured_burst(stage: Stage) -> CapturedBurst:
-    """The burst of a stage, made once for its reader, head and sampling, so that the next decode replays what is recorded."""
-    return _made(stage, ("burst", id(stage.head), stage.rule.sampling), lambda: CapturedBurst(stage))
-
-
-def captured_check(stage: Stage, number: int) -> CapturedCheck:
-    """The verification of stage `number`, made once for its reader, head and rule."""
-    return _made(stage, ("check", id(stage.head), id(stage.rule), number), lambda: CapturedCheck(stage, number))
-
-
-def _made(stage: Stage, key: tuple[object, ...], make: Callable[[], Result]) -> Result:
-    """What the stage's reader keeps under this key, made where there is nothing yet."""
-    kept = cast(SpanReader, stage.reader).recordings
-    if key not in kept:
-        kept[key] = make()
-    return kept[key]
+def fixed_reader(stage: Stage) -> SpanReader | None:
+    """A stage's reader where it runs at fixed shapes below a head that a graph can hold, None elsewhere."""
+    reader = stage.reader
+    fixed = isinstance(reader, SpanReader) and isinstance(reader.engine, FixedEngine) and isinstance(stage.head, HEADS)
+    return reader if fixed else None  # type: ignore[return-value]
 
 
 class Track:
@@ -72,19 +42,16 @@ class Track:
         self.tokens = torch.zeros(reader.context + 1, dtype=torch.int64, device=reader.rows.device)
         self._calls: dict[tuple[int, ...], Callable[[], object]] = {}
 
-    def take(self, tokens: Tensor, first: int, stop: int) -> int:
-        """Copy tokens up to `stop`, from `first` or where reading continues; how many of them a step has to read.
-
-        More than a fixed shape holds are read at once here, and so is what the reader below has to give.
+    def take(self, tokens: Tensor, first: int, stop: int) -> tuple[int, Reads]:
+        """Copy tokens up to `stop`, from `first` or where reading continues; how many of them a step has to read, and the rows
+        read here: what the reader below has to give, and all where they are more than a fixed shape holds.
         """
         reader = self.reader
         first = min(first, reader.seen)
         self.tokens[first:stop] = tokens[first:stop]
         if stop - reader.seen > LARGEST:
-            reader.read(tokens[:stop])
-        if reader.below is not None:
-            reader.below.read(tokens[:stop])
-        return stop - reader.seen
+            return 0, reader.read(tokens[:stop])
+        return stop - reader.seen, (*(() if reader.below is None else reader.below.read(tokens[:stop])), stop - reader.seen)
 
     def read(self, n: int, keys: int) -> Callable[[], None]:
         """A function of `begin` alone that reads the n tokens from there on."""
@@ -109,29 +76,28 @@ class Track:
 class CapturedBurst:
     """Drafts a burst step by step at fixed shapes: read, score, draw and write, one replay for each token."""
 
-    def __init__(self, stage: Stage) -> None:
-        sampling = stage.rule.sampling
-        self.head, self.dice, self.track = stage.head, DeviceDice(sampling.seed), Track(cast(SpanReader, stage.reader))
-        self.rule = cast(SpeculativeSampling, rule_for(sampling, stage.head.vocab_size, self.dice))
+    def __init__(self, reader: SpanReader, head: Head, sampling: Sampling) -> None:
+        self.head, self.dice, self.track = head, DeviceDice(sampling.seed), Track(reader)
+        self.rule = rule_for(sampling, head.vocab_size, self.dice)
 
     @torch.inference_mode()
-    def write(self, tokens: Tensor, start: int, want: int) -> list[Drawn]:
-        """Write `want` tokens from position `start` on into tokens; what was drawn, in order. No host synchronisation."""
+    def __call__(self, tokens: Tensor, start: int, want: int) -> Burst:
         if not want:
-            return []
+            return Burst([], 0)
         track, drawn = self.track, list[Drawn]()
         track.reader.check_room(start + want - 1)
-        n = track.take(tokens, start, start)
+        n, reads = track.take(tokens, start, start)
         for position in range(start, start + want):
             track.engine.begin.fill_(position - n)
-            made = track.run((n, 1, track.engine.keys(position)), self._step)
+            made = track.run((n, 1, track.engine.keys(position)), self.step)
             tokens[position : position + 1] = made.token
-            drawn.append(Drawn(tokens[position : position + 1], _kept(made.scores), made.sound.clone()))
+            drawn.append(Drawn(tokens[position : position + 1], kept(made.scores), made.sound.clone()))
             track.reader.advance(position)
             n = 1
-        return drawn
+        return Burst(drawn, reads[-1] + want - 1)
 
-    def _step(self, shape: tuple[int, int, int]) -> Callable[[], Drawn]:
+    def step(self, shape: tuple[int, int, int]) -> Callable[[], Drawn]:
+        """A function of `begin` alone that reads, scores the newest row, draws and writes."""
         n, _, keys = shape
         track, read = self.track, self.track.read(n, keys)
 
@@ -146,34 +112,24 @@ class CapturedBurst:
         return step
 
 
-class CapturedCheck:
-    """Verifies what waits at fixed shapes: read and score in one replay, judge on the device, and wait for the host once."""
+class CapturedScore:
+    """Reads and scores at fixed shapes in one replay."""
 
-    def __init__(self, stage: Stage, number: int) -> None:
-        self.head, self.rule, self.number, self.track = stage.head, stage.rule, number, Track(cast(SpanReader, stage.reader))
+    def __init__(self, reader: SpanReader, head: DenseHead) -> None:
+        self.head, self.track = head, Track(reader)
 
     @torch.inference_mode()
-    def judge(self, tokens: Tensor, first: int, proposals: list[Scores], sound: list[Tensor]) -> Judged:
-        """As decoding.judge.Judge says; one host synchronisation."""
+    def __call__(self, tokens: Tensor, first: int) -> tuple[Scores, Reads]:
         track, stop = self.track, len(tokens)
-        n = track.take(tokens, first, stop)
+        track.reader.check_room(stop)
+        n, reads = track.take(tokens, first, stop)
         track.engine.begin.fill_(stop - n)
-        scores = track.run((n, stop - first + 1, track.engine.keys(stop)), self._rows)
+        scores = kept(track.run((n, stop - first + 1, track.engine.keys(stop)), self.rows))
         track.reader.advance(stop)
-        places = torch.arange(first, stop + 1, device=tokens.device)
-        ask = Ask(tokens[first:], proposals, places, self.number, self._script(first, stop))
-        ruling = settled(self.rule.sampling, scores, ask)
-        kept, token, *asked = listed(torch.cat([ruling.kept, ruling.token, tokens[first:]]), [ruling.sound, *sound])
-        return Judged(asked, Verdict(kept, token, _kept(ruling.scores)), scores)
+        return scores, reads
 
-    def _script(self, first: int, stop: int) -> Tensor | None:
-        """How many tokens stand [1] where the rule's acceptance is scripted."""
-        stand = getattr(self.rule, "stand", None)
-        if stand is None:
-            return None
-        return torch.full((1,), stand(stop - first, first, self.number), device=self.track.tokens.device)
-
-    def _rows(self, shape: tuple[int, int, int]) -> Callable[[], Scores]:
+    def rows(self, shape: tuple[int, int, int]) -> Callable[[], Scores]:
+        """A function of `begin` alone that reads, and scores the newest rows."""
         n, rows, keys = shape
         track, read = self.track, self.track.read(n, keys)
         steps, none = torch.arange(1 - rows, 1, device=track.tokens.device), DeviceDice(0)
@@ -186,6 +142,6 @@ class CapturedCheck:
         return score
 
 
-def _kept(scores: Scores) -> Scores:
+def kept(scores: Scores) -> Scores:
     """A copy that the next replay leaves alone."""
     return Scores(None if scores.ids is None else scores.ids.clone(), scores.logits.clone())

@@ -7,10 +7,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from flashspec.decoding.cascade import Event, Limits, Step, decode
+from flashspec.decoding.cascade import decode
 from flashspec.decoding.method import METHODS, Method, build, method_named
 from flashspec.decoding.models import Models
+from flashspec.decoding.stages import Stage
+from flashspec.decoding.state import Event, Limits, Step
 from flashspec.scores import GREEDY, Sampling
+from flashspec.typed import typed, whole_numbers
 
 Prompt = str | list[int]
 LEAST_AGREEMENT, LEAST_DECIDED = 0.3, 16
@@ -71,7 +74,7 @@ class Request:
     """A prompt made ready: ids, stages and limits."""
 
     ids: list[int]
-    stages: list
+    stages: list[Stage]
     limits: Limits
     method: Method = METHODS["baseline"]
 
@@ -80,13 +83,14 @@ class Request:
         return decode(self.stages, self.ids, self.limits)
 
 
+@typed
 def request(models: Models, prompt: Prompt, method: str | Method, sampling: Sampling, options: dict[str, Any]) -> Request:
     """Check everything about a call before the first forward; `options` are max_new_tokens, stop and Method fields."""
     options = dict(options)
     new, stop = options.pop("max_new_tokens", 128), options.pop("stop", None)
     chosen = method_named(method, options)
-    limits = Limits(new, models.stop if stop is None else tuple(stop), chosen.finalize)
-    ids = models.encode(prompt) if isinstance(prompt, str) else list(prompt)
+    limits = Limits(new, models.stop if stop is None else whole_numbers("stop (token ids)", stop), chosen.finalize)
+    ids = models.encode(prompt) if isinstance(prompt, str) else list(whole_numbers("prompt", prompt))
     if not ids:
         raise ValueError("the prompt is empty; give at least one token")
     if len(ids) >= models.context:

@@ -5,13 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from flashspec.decoding.method import Method
+from flashspec.typed import typed
 
 
+@typed
 def self_speculation(draft_exit: int = 2, k: int = 4, **changes: Any) -> Method:
     """One exit drafts k tokens, the whole model verifies them (LayerSkip, Elhoushi et al. 2024, section 4.3)."""
     return Method(exits=(draft_exit,), k=k, **changes)
 
 
+@typed
 def hispec(draft_exit: int = 2, verify_exit: int = 4, n_d: int = 2, n_i: int = 4, **changes: Any) -> Method:
     """HiSpec (Kumar et al. 2025, section 3): the layers below `draft_exit` draft n_d tokens, those below `verify_exit` verify
     them, and the whole model acts once n_i tokens wait for it.
@@ -26,6 +29,7 @@ def hispec(draft_exit: int = 2, verify_exit: int = 4, n_d: int = 2, n_i: int = 4
     return Method(exits=(draft_exit, verify_exit), k=n_d, interval=n_i, **changes)
 
 
+@typed
 def cascade(n_d: int = 4, n_i: int = 8, **changes: Any) -> Method:
     """Separate models in a row, as `load(draft=("small", "middle"))` brings them: the smallest drafts n_d tokens, every model
     above the second acts once n_i tokens wait for it. Raises ValueError for numbers below 1.

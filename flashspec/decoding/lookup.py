@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from flashspec.heads.base import Fixed
+from flashspec.model.reader import Reads
 from flashspec.scores import Dice, Scores
 
 NOTHING = -1
@@ -40,23 +42,23 @@ class LookupReader:
             raise ValueError(f"lookup compares at least 1 token, got {longest}")
         self.context, self.longest, self.shortest = context, longest, min(2, longest)
         self.rows = torch.full((context,), NOTHING, dtype=torch.int64, device=device)
-        self.seen = self.rows_read = 0
+        self.seen = 0
+        self.text: Tensor | None = None
 
-    def read(self, tokens: Tensor) -> Tensor:
-        """Read what is missing of tokens [n]; ids [n] of which the last is the proposal."""
-        n = len(tokens)
-        if n > self.seen:
-            self.rows[n - 1 : n] = continuation(tokens, self.longest, self.shortest)
-            self.rows_read += n - self.seen
-            self.seen = n
-        return self.rows[:n]
+    def read(self, tokens: Tensor) -> Reads:
+        """Read what is missing of tokens [n]; the last of the first n rows is then the proposal."""
+        new = max(0, len(tokens) - self.seen)
+        if new:
+            self.rows[len(tokens) - 1 : len(tokens)] = continuation(tokens, self.longest, self.shortest)
+            self.seen += new
+        return (new,)
 
     def rewind(self, n: int) -> None:
         """Forget all but the first n tokens."""
         self.seen = min(self.seen, n)
 
 
-class LookupHead:
+class LookupHead(Fixed):
     """Rows that are ids, as one-candidate scores: probability 1 on the id, none at all where the row is NOTHING."""
 
     def __init__(self, vocab_size: int) -> None:

@@ -6,16 +6,19 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, cast
 
 from flashspec.decoding.adaptive import DOUBTS, Doubt, doubt_named, nothing_to_say
-from flashspec.decoding.cascade import Stage
 from flashspec.decoding.lookup import LookupHead, LookupReader
 from flashspec.decoding.models import Models, dense_head, spans, whole
 from flashspec.decoding.rules import TypicalAcceptance, rule_for
+from flashspec.decoding.stages import Stage
+from flashspec.decoding.ways import fastest
 from flashspec.heads.base import Head, fused
 from flashspec.heads.registry import HEADS
 from flashspec.model.reader import Reader
 from flashspec.scores import GREEDY, Sampling
+from flashspec.typed import typed
 
 
+@typed
 @dataclass(frozen=True)
 class Method:
     """One way of decoding.
@@ -127,9 +130,12 @@ def method_named(method: str | Method, changes: dict[str, Any]) -> Method:
     return replace(METHODS[method] if isinstance(method, str) else method, **changes)
 
 
+@typed
 def build(method: Method, models: Models, sampling: Sampling = GREEDY, context: int | None = None) -> list[Stage]:
     """The stages of a method over these models, with fresh caches of `context` tokens (None: the models' own)."""
     layers = models.target.config.layers
+    if context is not None and context < 1:
+        raise ValueError(f"context must be at least 1, got {context}")
     if method.exits and method.exits[-1] >= layers:
         raise ValueError(f"exits must lie below the target's {layers} layers, got {method.exits}")
     chain = readers(method, models, context or models.context)
@@ -138,7 +144,7 @@ def build(method: Method, models: Models, sampling: Sampling = GREEDY, context: 
     heads = [_writer_head(method, models, sampling), *(_verifier_head(models, reader) for reader in chain[1:])]
     rules = [rule, *[middle] * (len(chain) - 2), rule]
     waits = [1, method.k, *[method.interval] * len(chain)]
-    return [Stage(*parts) for parts in zip(chain, heads, rules, waits, _doubts(method, len(chain)), strict=False)]
+    return [Stage(*parts, fastest) for parts in zip(chain, heads, rules, waits, _doubts(method, len(chain)), strict=False)]
 
 
 def readers(method: Method, models: Models, context: int) -> list[Reader]:

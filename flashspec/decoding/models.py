@@ -9,9 +9,8 @@ from typing import Any, cast
 
 from flashspec.decoding.vocabulary import check_tokenizers, cut_padding, tokenizer_of
 from flashspec.heads.base import Head, Norm
-from flashspec.heads.dense import DenseHead
+from flashspec.heads.dense import DenseHead, LogitRows
 from flashspec.heads.flash import FlashHead
-from flashspec.heads.identity import LogitRows
 from flashspec.heads.registry import VARIANTS, Origin, head_named
 from flashspec.model.adapter import Adapter, AdapterReader, processes
 from flashspec.model.config import ModelConfig, Unsupported
@@ -22,6 +21,7 @@ from flashspec.model.rounded import BITS, rounded
 from flashspec.model.transformer import Transformer
 from flashspec.once import Once
 from flashspec.theory.checks import check_smaller
+from flashspec.typed import typed
 
 SHIPPED = Path(__file__).resolve().parent.parent / "models"
 REFERENCE = {"target": {"reference": "target"}, "draft": {"reference": "narrow", "shallow": "shallow", "designed": "designed"}}
@@ -154,6 +154,7 @@ def folder_of(name: str | Path, role: str) -> Path:
         raise FileNotFoundError(f"{error}; shipped models: {', '.join(REFERENCE[role])}") from None
 
 
+@typed
 def load(
     target: str | Path = "reference",
     draft: str | Path | Sequence[str | Path] | None = "reference",

@@ -1,7 +1,7 @@
-"""Acceptance rules: how many waiting tokens stand, and which token comes next.
+"""Acceptance rules: how many waiting tokens are kept, and which token comes next. One law in tensor operations for every device.
 
 A rule warps scores once, with the same temperature, top-k and top-p for proposer and verifier. All of its random numbers
-are functions of (seed, position, stage, use), so eager and deferred runs draw the same ones.
+are functions of (seed, position, stage, use), so eager and deferred runs draw the same ones. Nothing here waits for a device.
 """
 
 from __future__ import annotations
@@ -15,8 +15,6 @@ from torch import Tensor
 from flashspec import kernels
 from flashspec.scores import Dice, Positions, Sampling, Scores, warp
 
-NAN = "the model gave NaN logits; check the checkpoint, or load it with dtype='float32'"
-
 
 class Drawn(NamedTuple):
     """A proposal: token [1] on the device, the warped scores it was drawn from, and whether they were sound (no NaN)."""
@@ -27,20 +25,26 @@ class Drawn(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """How many waiting tokens stand, the token that follows them, and the verifier's warped scores for all rows."""
+    """How many waiting tokens are kept [1], the token behind them [1], whether all scores were sound [1], and those, warped."""
 
-    kept: int
-    token: int
+    kept: Tensor
+    token: Tensor
+    sound: Tensor
     scores: Scores
 
 
 class Waiting(NamedTuple):
-    """Tokens a stage is asked about: ids, each one's proposal scores, the position of the first, and the asking stage."""
+    """Tokens [m] that a stage is asked about, each one's proposal scores, the position of the first, and the asking stage."""
 
-    tokens: list[int]
+    tokens: Tensor
     proposals: list[Scores]
     position: int
     stage: int
+
+    @property
+    def positions(self) -> list[int]:
+        """The m + 1 positions that the verifier's rows speak for."""
+        return list(range(self.position, self.position + len(self.tokens) + 1))
 
 
 class AcceptanceRule(Protocol):
@@ -49,16 +53,11 @@ class AcceptanceRule(Protocol):
     exact: bool
     sampling: Sampling
 
-    def draw(self, scores: Scores, position: int, stage: int) -> Drawn:
+    def draw(self, scores: Scores, position: int | Tensor, stage: int) -> Drawn:
         """Propose one token from one row of raw scores, without host synchronisation."""
 
     def verify(self, scores: Scores, waiting: Waiting) -> Verdict:
-        """Judge m waiting tokens by m + 1 rows of raw scores; one host synchronisation."""
-
-
-def leading(scores: Scores, count: int) -> Scores:
-    """The first rows of scores."""
-    return Scores(None if scores.ids is None else scores.ids[:count], scores.logits[:count])
+        """Judge m waiting tokens by m + 1 rows of raw scores, without host synchronisation."""
 
 
 def _places(position: int | Tensor) -> Positions:
@@ -66,14 +65,9 @@ def _places(position: int | Tensor) -> Positions:
     return position if isinstance(position, Tensor) else [position]
 
 
-def _refuse_nan(sound: Tensor) -> None:
-    if not bool(sound.all()):
-        raise FloatingPointError(NAN)
-
-
-def _agreeing(wanted: list[int], waiting: list[int]) -> int:
-    """Length of the common prefix."""
-    return next((i for i, (a, b) in enumerate(zip(wanted, waiting, strict=False)) if a != b), len(waiting))
+def prefix(flags: Tensor) -> Tensor:
+    """How many [1] of the flags [m] hold before the first that does not."""
+    return flags.long().cumprod(0).sum()[None]
 
 
 class GumbelCoupling:
@@ -87,8 +81,8 @@ class GumbelCoupling:
     def __init__(self, sampling: Sampling, vocab_size: int, dice: Dice | None = None) -> None:
         self.sampling, self.vocab_size, self.dice = sampling, vocab_size, dice or Dice(sampling.seed)
 
-    def _best(self, scores: Scores, positions: Positions) -> tuple[Tensor, Tensor]:
-        """Ids [n] of the best scores, and whether there was one: no NaN."""
+    def best(self, scores: Scores, positions: Positions) -> tuple[Tensor, Tensor]:
+        """Ids [n] of the best of warped scores [n, m] under each position's noise, and whether there was one: no NaN."""
         noise = self.dice.hashed(scores, positions, self.vocab_size) if self.sampling.temperature else ()
         columns = kernels.best_columns(scores.logits, *noise)
         if columns is not None:
@@ -99,7 +93,7 @@ class GumbelCoupling:
 
     def draw(self, scores: Scores, position: int | Tensor, stage: int) -> Drawn:
         warped = warp(scores, self.sampling)
-        token, sound = self._best(warped, _places(position))
+        token, sound = self.best(warped, _places(position))
         return Drawn(token, warped, sound)
 
     def law(self, positions: list[int], stage: int) -> kernels.Law:
@@ -111,12 +105,9 @@ class GumbelCoupling:
 
     def verify(self, scores: Scores, waiting: Waiting) -> Verdict:
         warped = warp(scores, self.sampling)
-        count = len(waiting.tokens) + 1
-        chosen, sound = self._best(warped, list(range(waiting.position, waiting.position + count)))
-        _refuse_nan(sound)
-        wanted = chosen.tolist()
-        kept = _agreeing(wanted, waiting.tokens)
-        return Verdict(kept, wanted[kept], warped)
+        wanted, sound = self.best(warped, waiting.positions)
+        kept = prefix(wanted[:-1] == waiting.tokens)
+        return Verdict(kept, wanted[kept], sound.all()[None], warped)
 
 
 def draw_from(weights: Tensor, uniform: Tensor) -> Tensor:
@@ -171,55 +162,39 @@ class SpeculativeSampling:
     def verify(self, scores: Scores, waiting: Waiting) -> Verdict:
         if self.sampling.temperature == 0:
             return self.greedy.verify(scores, waiting)
-        warped = warp(scores, self.sampling)
-        fast = self._judged(warped, waiting)
-        if fast is not None:
-            return fast
-        _refuse_nan(~torch.isnan(warped.logits.amax(-1)))
-        kept = self._accepted(warped, waiting)
-        return Verdict(kept, self._next(warped, waiting, kept), warped)
+        warped, numbers = warp(scores, self.sampling), self.numbers(waiting)
+        return self._in_one_call(warped, waiting, numbers) or self.judged(warped, waiting, numbers)
 
-    def _judged(self, warped: Scores, waiting: Waiting) -> Verdict | None:
-        """The verdict in one kernel call, None where the kernels do not serve it."""
+    def _in_one_call(self, warped: Scores, waiting: Waiting, numbers: Tensor) -> Verdict | None:
+        """What `judged` says, by the compiled kernel; None where it does not serve."""
         if warped.ids is not None or type(self) is not SpeculativeSampling:
             return None
-        found = kernels.judge(warped.logits, waiting.proposals, waiting.tokens, self._uniforms(waiting))
-        if found is None:
-            return None
-        if found[1] < 0:
-            raise FloatingPointError(NAN)
-        return Verdict(*found, warped)
+        found = kernels.judge(warped.logits, waiting.proposals, waiting.tokens, numbers)
+        return None if found is None else Verdict(found[:1], found[1:].clamp(min=0), found[1:] >= 0, warped)
 
-    def _uniforms(self, waiting: Waiting) -> Tensor:
+    def numbers(self, waiting: Waiting) -> Tensor:
         """Numbers [2 m + 1] for m acceptances, m corrections and one more draw."""
-        first, stop = waiting.position, waiting.position + len(waiting.tokens)
-        among = list(range(first, stop))
-        uses = ((among, "accept"), (among, "residual"), ([stop], "draw"))
+        *among, behind = waiting.positions
+        uses = ((among, "accept"), (among, "residual"), ([behind], "draw"))
         return torch.cat([self.dice.uniform(positions, waiting.stage, use) for positions, use in uses])
 
-    def _accepted(self, warped: Scores, waiting: Waiting) -> int:
-        """Length of the accepted prefix."""
-        if not waiting.tokens:
-            return 0
-        tokens = torch.tensor(waiting.tokens, device=warped.logits.device)
-        mine = probability_of(leading(warped, len(tokens)), tokens)
-        theirs = torch.cat([probability_of(q, tokens[i : i + 1]) for i, q in enumerate(waiting.proposals)])
-        positions = list(range(waiting.position, waiting.position + len(tokens)))
-        dice = self.dice.uniform(positions, waiting.stage, "accept").to(mine.device)
-        stands = dice * theirs < mine
-        return int(stands.long().cumprod(0).sum())
+    def judged(self, warped: Scores, waiting: Waiting, numbers: Tensor) -> Verdict:
+        """The verdict by warped scores and the law's own numbers; behind the last proposal nothing is taken from p."""
+        m, sound = len(waiting.tokens), ~torch.isnan(warped.logits).any()[None]
+        p, numbers = warped.dense(self.vocab_size), numbers.to(warped.logits.device)
+        q = torch.cat([*(proposal.dense(self.vocab_size) for proposal in waiting.proposals), torch.zeros_like(p[:1])])
+        kept = prefix(self.accepts(p[:-1], q[:-1], waiting.tokens, numbers[:m]))
+        return Verdict(kept, draw_from(self.residual(p[kept], q[kept]), numbers[m + kept]), sound, warped)
 
-    def _next(self, warped: Scores, waiting: Waiting, kept: int) -> int:
-        """The correction at the first rejection, or one more token after all were kept."""
-        position = waiting.position + kept
-        if kept == len(waiting.tokens):
-            own = warped.row(kept)
-            column, _ = _draw_one(own.logits, self.dice.uniform([position], waiting.stage, "draw"))
-            return int(own.pick(column))
-        mine = warped.row(kept).dense(self.vocab_size)
-        rest = (mine - waiting.proposals[kept].dense(self.vocab_size)).clamp_(min=0)
-        weights = rest if float(rest.sum()) > 0 else mine
-        return int(draw_from(weights, self.dice.uniform([position], waiting.stage, "residual")))
+    def accepts(self, p: Tensor, q: Tensor, tokens: Tensor, numbers: Tensor) -> Tensor:
+        """Whether each of the tokens [m], drawn from rows of q [m, V], is accepted by p [m, V] at these numbers [m]."""
+        mine, theirs = (law.gather(1, tokens[:, None])[:, 0] for law in (p, q))
+        return numbers * theirs < mine
+
+    def residual(self, p: Tensor, q: Tensor) -> Tensor:
+        """Weights [1, V] that a token is drawn from where one of q was not accepted: all of p where nothing is left of it."""
+        rest = (p - q).clamp_(min=0)
+        return torch.where(rest.sum() > 0, rest, p)
 
 
 class TypicalAcceptance(SpeculativeSampling):
@@ -228,14 +203,9 @@ class TypicalAcceptance(SpeculativeSampling):
     exact = False
     epsilon, delta = 0.09, 0.3
 
-    def _accepted(self, warped: Scores, waiting: Waiting) -> int:
-        if not waiting.tokens:
-            return 0
-        tokens = torch.tensor(waiting.tokens, device=warped.logits.device)
-        rows = leading(warped, len(tokens))
-        entropy = torch.special.entr(rows.logits.softmax(-1)).sum(-1)
-        least = torch.clamp(self.delta * torch.exp(-entropy), max=self.epsilon)
-        return int((probability_of(rows, tokens) >= least).long().cumprod(0).sum())
+    def accepts(self, p: Tensor, q: Tensor, tokens: Tensor, numbers: Tensor) -> Tensor:
+        least = torch.clamp(self.delta * torch.exp(-torch.special.entr(p).sum(-1)), max=self.epsilon)
+        return p.gather(1, tokens[:, None])[:, 0] >= least
 
 
 KINDS: dict[str, Callable[..., AcceptanceRule]] = {

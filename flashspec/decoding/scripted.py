@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
-from flashspec.decoding.cascade import Stage
-from flashspec.decoding.rules import AcceptanceRule, Drawn, Verdict, Waiting
+from flashspec.decoding.rules import AcceptanceRule, Drawn, Verdict, Waiting, prefix
+from flashspec.decoding.stages import Stage
 from flashspec.scores import Dice, Scores
 
 LABEL = "simulated acceptance"
@@ -32,7 +33,7 @@ def curve_of(events: Sequence[tuple[int, int]]) -> tuple[float, ...]:
 
 
 class ScriptedAcceptance:
-    """Judges as `inner` does, at the same cost, then lets the j-th waiting token stand with probability curve[j].
+    """Judges as `inner` does, at the same cost, then accepts the j-th waiting token with probability curve[j].
 
     Beyond the curve its last entry holds. Coin flips are functions of the seed and the position, so eager and deferred
     runs of one seed keep the same numbers of tokens.
@@ -46,20 +47,15 @@ class ScriptedAcceptance:
         self.inner, self.curve, self.sampling = inner, tuple(curve), inner.sampling
         self.dice = Dice(inner.sampling.seed)
 
-    def draw(self, scores: Scores, position: int, stage: int) -> Drawn:
+    def draw(self, scores: Scores, position: int | Tensor, stage: int) -> Drawn:
         return self.inner.draw(scores, position, stage)
 
     def verify(self, scores: Scores, waiting: Waiting) -> Verdict:
-        verdict, count = self.inner.verify(scores, waiting), len(waiting.tokens)
-        kept = self.stand(count, waiting.position, waiting.stage)
-        token = int(verdict.scores.pick(verdict.scores.logits.argmax(-1))[kept])
-        return Verdict(kept, token, verdict.scores)
-
-    def stand(self, count: int, position: int, stage: int) -> int:
-        """Length of the prefix the coins let stand."""
-        flips = self.dice.uniform(list(range(position, position + count)), stage, "accept")
-        curve = torch.tensor([self.curve[min(j, len(self.curve) - 1)] for j in range(count)], dtype=torch.float64)
-        return int((flips < curve).long().cumprod(0).sum())
+        verdict, places = self.inner.verify(scores, waiting), waiting.positions[:-1]
+        flips = self.dice.uniform(places, waiting.stage, "accept")
+        curve = torch.tensor([self.curve[min(j, len(self.curve) - 1)] for j in range(len(places))], dtype=torch.float64)
+        kept, best = prefix(flips < curve).to(scores.logits.device), verdict.scores.logits.argmax(-1)
+        return verdict._replace(kept=kept, token=verdict.scores.pick(best)[kept])
 
 
 def scripted(stages: list[Stage], curve: Sequence[float]) -> list[Stage]:

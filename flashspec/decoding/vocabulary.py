@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from flashspec.model.files import Tokenizer, typed
 from flashspec.model.folder import read_json
 from flashspec.model.transformer import Transformer
 
@@ -17,12 +18,10 @@ def words_of(folder: Path) -> dict[int, str]:
     path = folder / "tokenizer.json"
     if not path.exists():
         return {}
-    raw = read_json(path, "")
-    if not isinstance(raw, dict) or "model" not in raw:
-        raise ValueError(f"{path} does not hold a tokenizer; copy the file again from its source")
-    table = raw["model"].get("vocab") or {}
+    found = typed(read_json(path, ""), Tokenizer, path)
+    table = found.model.vocab or {}
     named = table if isinstance(table, dict) else {token: i for i, (token, _) in enumerate(table)}
-    return {i: token for token, i in named.items()} | {t["id"]: t["content"] for t in raw.get("added_tokens") or ()}
+    return {i: token for token, i in named.items()} | {t.id: t.content for t in found.added_tokens or ()}
 
 
 def tokenizer_of(folder: Path) -> Any:

@@ -30,8 +30,18 @@ class Head(Protocol):
     def bytes_read(self, rows: int) -> int:
         """Bytes of weights that scoring this many rows at once has to read."""
 
+    def learn(self, tokens: Tensor, scores: Scores | None) -> None:
+        """Take in tokens that became final and the last stage's scores behind them, None as a text begins; most heads do not."""
 
-class WeightHead:
+
+class Fixed:
+    """A head whose scores follow from the row alone."""
+
+    def learn(self, tokens: Tensor, scores: Scores | None) -> None:
+        """Nothing."""
+
+
+class WeightHead(Fixed):
     """What a head over one weight [vocab, hidden] answers alike; a head is a dataclass with these two fields and its own."""
 
     norm: Norm | None
@@ -62,6 +72,14 @@ class WeightHead:
         """Scores of rows [n, hidden] by the compiled kernels, None where they do not serve."""
         scoring = self.scoring
         return Scores(*scoring(rows)) if scoring is not None and scoring.serves(rows) else None
+
+    def __call__(self, rows: Tensor, positions: Tensor | None = None, dice: Dice | None = None) -> Scores:
+        """Logits [n, vocab] of rows [n, hidden]; nothing is drawn."""
+        return self.scored(rows) or Scores(None, project(self.states(rows), self.weight))
+
+    def bytes_read(self, rows: int) -> int:
+        """The weight, once, however many rows share the reading."""
+        return self.weight.nbytes
 
     def states(self, rows: Tensor) -> Tensor:
         """Rows [n, hidden] behind the norm; ValueError in words where they have another shape."""
@@ -117,6 +135,13 @@ def check_rows(rows: Tensor, width: int) -> None:
     """Refuse hidden rows that are not [n, width]."""
     if rows.ndim != 2 or rows.shape[1] != width:
         raise ValueError(f"this head reads rows of shape [n, {width}], got {list(rows.shape)}; use the head of the same model")
+
+
+def check_count(name: str, count: int, most: int, of: str) -> int:
+    """Refuse a count that does not lie between 1 and the `most` there are."""
+    if not 1 <= count <= most:
+        raise ValueError(f"{name} must lie between 1 and the {most} {of}, got {count}")
+    return count
 
 
 def project(states: Tensor, weight: Tensor | kernels.Packed) -> Tensor:

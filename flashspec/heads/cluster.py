@@ -25,7 +25,7 @@ METRICS = ("spherical", "euclidean")
 class Recipe:
     """How rows are clustered: `lloyd` iterations without and `balanced` with the size constraint.
 
-    `metric` is "spherical" (by direction) or "euclidean"; with `homes` 2 every id also stands in the next best cluster with
+    `metric` is "spherical" (by direction) or "euclidean"; with `homes` 2 every id is also listed in the next best cluster with
     room, so that a cluster has twice as many slots. `backend` runs the unconstrained iterations: "faiss", "torch", or
     "auto" for faiss where it is installed and the rows are on the CPU. Results are a function of the rows, the seed and the
     backend.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,10 @@ from torch import Tensor
 from flashspec import kernels
 from flashspec.heads.base import Norm, WeightHead, fused, kernel_norm, project, project_blocks, weight_of, widened
 from flashspec.heads.cluster import Clusters, Recipe, cluster
-from flashspec.heads.plan import FlashPlan, known
-from flashspec.heads.table import Table, build_table, stage_one
+from flashspec.heads.storage import FILE, KEY, fact, load_state, save_state, stored
+from flashspec.heads.table import FlashPlan, Table, assignments_of, build_table, known, stage_one
 from flashspec.scores import Dice, Scores
+from flashspec.typed import typed
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class FlashHead(WeightHead):
     table: Table
 
     @classmethod
+    @typed
     def build(
         cls,
         weight: Tensor,
@@ -134,17 +136,37 @@ class FlashHead(WeightHead):
 
     def save(self, path: Path | str) -> None:
         """Write clusters and plan (not the weight) to a safetensors file, or into a folder under the usual name."""
-        from flashspec.heads.storage import save
-
-        save(self, Path(path))
+        found = self.clusters
+        tensors = {"members": found.members.int(), "centroids": found.centroids}
+        second = {} if found.second is None else {"second": found.second.int()}
+        save_state(_file(path), KEY, self.weight, tensors | second, {"plan": asdict(self.plan)})
 
     @classmethod
     def load(cls, path: Path | str, weight: Tensor, norm: Norm | None = None) -> FlashHead:
         """Read what `save` wrote and permute the weight it was built from; ValueError where the weight is another one."""
-        from flashspec.heads.storage import load
+        weight, path = weight_of(weight), _file(path)
+        tensors, facts = load_state(path, KEY, weight)
+        plan = fact(facts, "plan", FlashPlan, path)
+        return cls.build(weight, norm, _clusters(tensors, weight, path), plan)
 
-        clusters, plan = load(Path(path), weight_of(weight))
-        return cls.build(weight, norm, clusters, plan)
+
+def _clusters(tensors: dict[str, Tensor], weight: Tensor, path: Path) -> Clusters:
+    """The clusters that a file holds for this weight; ValueError where they cannot be."""
+    members, means = stored(tensors, "members", 2, path).long(), tensors.get("centroids")
+    second = stored(tensors, "second", 1, path).long() if "second" in tensors else None
+    assignments, count = assignments_of(members, len(weight)), len(members)
+    if means is None or means.dtype is not torch.float32 or means.ndim != 2 or len(means) != count:
+        raise ValueError(f"{path.name} has no float32 centroid for each of its {count} clusters; build the head again")
+    if second is not None and (len(second) != len(weight) or int(second.min()) < -1 or int(second.max()) >= count):
+        raise ValueError(f"{path.name} has second homes outside its {count} clusters; build the head again")
+    device = weight.device
+    homes = None if second is None else second.to(device)
+    return Clusters(assignments.to(device), members.to(device), means.to(device), homes)
+
+
+def _file(path: Path | str) -> Path:
+    """A file, or the one of the usual name in a folder."""
+    return Path(path) / FILE if Path(path).is_dir() else Path(path)
 
 
 def best_of(states: Tensor, table: Table, chosen: Tensor) -> tuple[Tensor, Tensor]:
@@ -159,6 +181,6 @@ def _forced(table: Table, rows: int) -> Tensor:
 
 
 def _again(twins: Tensor, chosen: Tensor) -> Tensor:
-    """Slots [n, P, slots] whose id stands in another chosen block first."""
+    """Slots [n, P, slots] whose id is listed by another chosen block first."""
     probed = torch.zeros(len(chosen), len(twins) + 1, dtype=torch.bool, device=chosen.device).scatter_(1, chosen, True)
     return probed.gather(1, twins[chosen].flatten(1)).view(*chosen.shape, -1)

@@ -6,20 +6,24 @@ on the CPU, one row at a time, so that a row's candidates never depend on its ne
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import math
 import warnings
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from flashspec.heads.base import Norm, WeightHead, fused, rescore, weight_of
-from flashspec.heads.storage import identity, read, refuse_another, write
+from flashspec.heads.base import Norm, check_count, fused, rescore, weight_of
+from flashspec.heads.candidates import SearchHead
+from flashspec.heads.storage import fact, load_state, save_state, stored
 from flashspec.scores import Dice, Scores
+from flashspec.theory.checks import at_least
 
 KINDS = ("ivf", "ivfpq", "hnsw")
 KEY = "index_head"
@@ -42,26 +46,15 @@ class IndexPlan:
     depth: int = 64
     seed: int = 0
 
-    def __post_init__(self) -> None:
+    def resolve(self, vocab: int) -> IndexPlan:
+        """This plan for so many ids, counts filled in; ValueError where it asks for what there is not."""
         if self.kind not in KINDS:
             raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {self.kind!r}")
-        for name in ("candidates", "probes", "links", "depth"):
-            given = getattr(self, name)
-            if given is not None and given < 1:
-                raise ValueError(f"{name} must be at least 1, got {given}")
-
-    def resolve(self, vocab: int) -> IndexPlan:
-        """This plan for so many ids, counts filled in; ValueError where it asks for more than there is."""
-        lists = min(vocab, math.isqrt(16 * vocab)) if self.lists is None else self.lists
-        probes = min(16, lists) if self.probes is None else self.probes
+        at_least(self, links=1, depth=1)
+        lists = check_count("lists", min(vocab, math.isqrt(16 * vocab)) if self.lists is None else self.lists, vocab, "ids")
+        probes = check_count("probes", min(16, lists) if self.probes is None else self.probes, lists, "lists of this index")
         candidates = min(64, vocab) if self.candidates is None else self.candidates
-        if not 1 <= lists <= vocab:
-            raise ValueError(f"lists must lie between 1 and the {vocab} ids, got {lists}")
-        if probes > lists:
-            raise ValueError(f"probes must be at most the {lists} lists of this index, got {probes}")
-        if candidates > vocab:
-            raise ValueError(f"candidates must be at most the {vocab} ids, got {candidates}")
-        return replace(self, lists=lists, probes=probes, candidates=candidates)
+        return replace(self, lists=lists, probes=probes, candidates=check_count("candidates", candidates, vocab, "ids"))
 
     @property
     def counts(self) -> tuple[int, int, int]:
@@ -71,18 +64,13 @@ class IndexPlan:
 
 
 @dataclass(frozen=True, eq=False)
-class IndexHead(WeightHead):
-    """Exact logits of the ids that a search finds; the others have probability zero and are left to the verifier.
-
-    Where a search finds fewer than `candidates`, the rest is padding of logit -inf; where it finds nothing, id 0 stands in.
-    `visited` counts the vectors that one search compares, for `bytes_read`.
-    """
+class IndexHead(SearchHead):
+    """Lists the ids that a search finds, padded with logits of -inf where it finds fewer than `candidates`; at least id 0."""
 
     norm: Norm
     weight: Tensor
     plan: IndexPlan
     index: Any
-    visited: int
 
     @classmethod
     def build(cls, weight: Tensor, norm: Norm | None = None, plan: IndexPlan = IndexPlan(), **changes: Any) -> IndexHead:
@@ -91,12 +79,7 @@ class IndexHead(WeightHead):
         plan = replace(plan, **changes).resolve(weight.shape[0])
         index = _empty(faiss, plan, weight)
         _fill(faiss, index, weight)
-        return cls._ready(weight, norm, plan, index)
-
-    @classmethod
-    def _ready(cls, weight: Tensor, norm: Norm | None, plan: IndexPlan, index: Any) -> IndexHead:
-        head = cls(fused(norm), weight, plan, index, 0)
-        return replace(head, visited=head._compared())
+        return cls(fused(norm), weight, plan, index)
 
     @property
     def rows_scored(self) -> int:
@@ -107,34 +90,33 @@ class IndexHead(WeightHead):
     def __call__(self, rows: Tensor, positions: Tensor | None = None, dice: Dice | None = None) -> Scores:
         """Scores [n, candidates] of rows [n, hidden]."""
         states = self.states(rows)
-        found = self._search(states.float().cpu()).to(states.device)
+        found = self.find(states)
         logits = rescore(states, self.weight, found.clamp(min=0))
         off = found < 0
         off[:, -1] &= ~off.all(1)
         return Scores(found.clamp(min=0), logits.masked_fill(off, -torch.inf))
 
-    def _search(self, states: Tensor) -> Tensor:
-        """Ids [n, candidates] in rising order, -1 before them where there are fewer."""
-        limits, numbers, wanted = self._limits(), states.contiguous().numpy(), self.plan.counts[2]
-        found = [self.index.search(numbers[i : i + 1], wanted, params=limits)[1] for i in range(len(numbers))]
-        return torch.cat([torch.from_numpy(ids) for ids in found]).sort(1).values
-
-    def _limits(self) -> Any:
-        faiss, (_, probes, candidates) = faiss_for(self.plan.kind), self.plan.counts
+    def find(self, states: Tensor) -> Tensor:
+        """Ids [n, candidates] in rising order for normalised rows [n, hidden], -1 before them where there are fewer."""
+        faiss, (_, probes, wanted) = faiss_for(self.plan.kind), self.plan.counts
         if self.plan.kind == "hnsw":
-            return faiss.SearchParametersHNSW(efSearch=max(self.plan.depth, candidates))
-        return faiss.SearchParametersIVF(nprobe=probes)
+            limits = faiss.SearchParametersHNSW(efSearch=max(self.plan.depth, wanted))
+        else:
+            limits = faiss.SearchParametersIVF(nprobe=probes)
+        rows = states.float().cpu().contiguous().numpy()
+        found = [self.index.search(rows[i : i + 1], wanted, params=limits)[1] for i in range(len(rows))]
+        return torch.cat([torch.from_numpy(ids) for ids in found]).sort(1).values.to(states.device)
 
-    def _compared(self) -> int:
+    @cached_property
+    def visited(self) -> int:
         """Vectors one search compares: an even share of the lists and their centres, or as many as graph searches did here."""
         if self.plan.kind != "hnsw":
             lists, probes, _ = self.plan.counts
             return lists + -(-self.vocab_size * probes // lists)
         statistics = faiss_for("hnsw").cvar.hnsw_stats
         statistics.reset()
-        step = max(1, self.vocab_size // SAMPLE)
-        sample = self.weight[::step][:SAMPLE]
-        self._search(sample.float().cpu())
+        sample = self.weight[:: max(1, self.vocab_size // SAMPLE)][:SAMPLE]
+        self.find(sample)
         return -(-int(statistics.ndis) // len(sample))
 
     def bytes_read(self, rows: int) -> int:
@@ -147,29 +129,27 @@ class IndexHead(WeightHead):
 
     def with_shortlist(self, candidates: int) -> IndexHead:
         """This head with another number of candidates; the index stays."""
-        return self._with(candidates=candidates)
+        return replace(self, plan=replace(self.plan, candidates=candidates).resolve(self.vocab_size))
 
     def with_probes(self, probes: int) -> IndexHead:
         """This head searching another number of lists; the index stays."""
-        return self._with(probes=probes)
-
-    def _with(self, **changes: Any) -> IndexHead:
-        head = replace(self, plan=replace(self.plan, **changes).resolve(self.vocab_size))
-        return replace(head, visited=head._compared())
+        return replace(self, plan=replace(self.plan, probes=probes).resolve(self.vocab_size))
 
     def save(self, path: Path | str) -> None:
         """Write the index and the plan (not the weight) to a safetensors file."""
-        stored = torch.from_numpy(faiss_for(self.plan.kind).serialize_index(self.index))
-        write(Path(path), KEY, {"index": stored}, {**identity(self.weight), "plan": asdict(self.plan)})
+        found = faiss_for(self.plan.kind).serialize_index(self.index)
+        facts = {"plan": asdict(self.plan), "index_sha256": hashlib.sha256(found.data).hexdigest()}
+        save_state(Path(path), KEY, self.weight, {"index": torch.from_numpy(found)}, facts)
 
     @classmethod
     def load(cls, path: Path | str, weight: Tensor, norm: Norm | None = None) -> IndexHead:
         """Read what `save` wrote for this weight; ValueError where it is another one."""
-        tensors, facts = read(Path(path), KEY)
-        refuse_another(Path(path), facts, weight)
-        plan = IndexPlan(**facts["plan"])
-        index = faiss_for(plan.kind).deserialize_index(tensors["index"].numpy())
-        return cls._ready(weight_of(weight), norm, plan, index)
+        tensors, facts = load_state(Path(path), KEY, weight)
+        plan = fact(facts, "plan", IndexPlan, Path(path)).resolve(len(weight))
+        found = stored(tensors, "index", 1, Path(path)).numpy()
+        if facts.get("index_sha256") != hashlib.sha256(found.data).hexdigest():  # faiss itself crashes on damaged ones
+            raise ValueError(f"{path} holds an index without its digest, or a damaged one; build the head again")
+        return cls(fused(norm), weight_of(weight), plan, faiss_for(plan.kind).deserialize_index(found))
 
 
 def faiss_for(kind: str) -> Any:
@@ -187,10 +167,9 @@ def usable(names: Iterable[str]) -> list[str]:
         try:
             if name in KINDS:
                 faiss_for(name)
+            found.append(name)
         except ValueError as missing:
             warnings.warn(f"left out: {missing}", stacklevel=2)
-        else:
-            found.append(name)
     return found
 
 

@@ -1,25 +1,28 @@
 """The public FlashHead checkpoint layout: a Hugging Face folder with clusters beside it, as Embedl's repository reads it.
 
 config.json switches the head on with `flash_head_cache_dir`; `n_probes` and `flash_head_special_token_ids` are optional, and
-all three may stand in a nested `text_config`. The folder it names holds clustering_cache.safetensors with `centroids`
+all three may lie in a nested `text_config`. The folder it names holds clustering_cache.safetensors with `centroids`
 [1, 1, D, K] (or [D, K]; columns are centroids of any length) and `cluster_assignments` [V], every cluster equally often.
 """
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
+from msgspec.structs import astuple
 from torch import Tensor
 
 from flashspec.heads.base import Norm
 from flashspec.heads.cluster import Clusters, members_of
 from flashspec.heads.flash import FlashHead
-from flashspec.heads.plan import FlashPlan
-from flashspec.model.checkpoint import Tensors, read_config
+from flashspec.heads.storage import stored
+from flashspec.heads.table import FlashPlan
 from flashspec.model.config import FLASH_HEAD
+from flashspec.model.files import PublicHead, ids_of, typed
+from flashspec.model.folder import Tensors, inside, read_config, read_tensors
+from flashspec.model.writing import write_json, write_tensors
 
 SWITCH, SPECIAL, PROBES = "flash_head_cache_dir", "flash_head_special_token_ids", "n_probes"
 ASSETS, CACHE, FACTS = "flash_head_assets", "clustering_cache.safetensors", "clustering_config.json"
@@ -29,7 +32,7 @@ WEIGHTS = ("lm_head.weight", "model.lm_head.weight", "transformer.lm_head.weight
 def is_public(folder: Path | str) -> bool:
     """Whether a checkpoint folder switches a FlashHead on in the public layout."""
     folder = Path(folder)
-    return (folder / "config.json").is_file() and bool(_option(read_config(folder), SWITCH))
+    return (folder / "config.json").is_file() and bool(_options(read_config(folder), folder).flash_head_cache_dir)
 
 
 def load_public(folder: Path | str, weight: Tensor | None = None, norm: Norm | None = None) -> FlashHead:
@@ -39,29 +42,27 @@ def load_public(folder: Path | str, weight: Tensor | None = None, norm: Norm | N
     width, or the folder's probes or special ids do not exist.
     """
     folder = Path(folder)
-    raw = read_config(folder)
-    assets = _option(raw, SWITCH)
-    if not assets:
+    options = _options(read_config(folder), folder)
+    if not options.flash_head_cache_dir:
         raise ValueError(f"{folder / 'config.json'} has no {SWITCH}; this is not a checkpoint with a FlashHead")
     weight = public_weight(folder) if weight is None else weight
-    clusters = _clusters(folder / assets / CACHE, weight)
-    probes = _option(raw, PROBES)
-    plan = FlashPlan(clusters.size, max(1, clusters.count // 16) if probes is None else int(probes), _special(raw))
+    clusters = _clusters(inside(folder, f"{options.flash_head_cache_dir}/{CACHE}", folder / "config.json"), weight)
+    special = tuple(dict.fromkeys(ids_of(options.flash_head_special_token_ids)))
+    plan = FlashPlan(clusters.size, options.n_probes or max(1, clusters.count // 16), special)
     return FlashHead.build(weight, norm, clusters, plan)
 
 
 def public_weight(folder: Path | str) -> Tensor:
     """The vocabulary weight [V, D] of a checkpoint folder: its lm_head, or its embedding where the two are tied."""
-    from safetensors import safe_open
-
     tensors = Tensors(Path(folder))
     names = [name for name in WEIGHTS if name in tensors.where]
     names += [name for ending in WEIGHTS for name in sorted(tensors.where) if name.endswith("." + ending)]
     if not names:
         raise ValueError(f"{folder} holds neither lm_head.weight nor an embedding; copy the whole checkpoint")
-    with safe_open(tensors.where[names[0]], "pt") as file:
-        found = file.get_tensor(names[0])
-    vocab = _option(read_config(Path(folder)), "vocab_size")
+    found = tensors.any(names[0])
+    if found.ndim != 2 or not found.is_floating_point():
+        raise ValueError(f"{names[0]} of {folder} is no matrix of floating-point numbers; copy the whole checkpoint")
+    vocab = _options(read_config(Path(folder)), Path(folder)).vocab_size
     return found.T.contiguous() if vocab is not None and found.shape[0] != vocab == found.shape[1] else found
 
 
@@ -71,8 +72,6 @@ def save_public(head: FlashHead, folder: Path | str) -> None:
     Raises ValueError where the layout cannot hold this head (clusters padded, or ids with two homes), FileNotFoundError where
     the folder has no config.json.
     """
-    from safetensors.torch import save_file
-
     folder, clusters = Path(folder), head.clusters
     raw = read_config(folder)
     _refuse_unequal(torch.bincount(clusters.assignments, minlength=clusters.count), clusters.vocab_size)
@@ -83,12 +82,10 @@ def save_public(head: FlashHead, folder: Path | str) -> None:
         "centroids": clusters.centroids.T[None, None].contiguous().cpu(),
         "cluster_assignments": clusters.assignments.cpu(),
     }
-    part = folder / ASSETS / (CACHE + ".part")
-    save_file(tensors, part)
-    part.replace(folder / ASSETS / CACHE)
+    write_tensors(tensors, folder / ASSETS / CACHE)
     facts = {"format": "safetensors", "vocab_size": clusters.vocab_size, "hidden_size": head.hidden}
-    _write(folder / ASSETS / FACTS, facts)
-    _write(folder / "config.json", _switched_on(raw, head))
+    write_json(facts, folder / ASSETS / FACTS)
+    write_json(_switched_on(raw, head), folder / "config.json")
 
 
 def _switched_on(raw: dict[str, Any], head: FlashHead) -> dict[str, Any]:
@@ -99,38 +96,22 @@ def _switched_on(raw: dict[str, Any], head: FlashHead) -> dict[str, Any]:
                   "n_clusters": head.clusters.count, "enforce_equal_cluster_sizes": True}  # fmt: skip
 
 
-def _write(path: Path, facts: dict[str, Any]) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(facts, indent=2) + "\n")
-    part.replace(path)
-
-
-def _option(raw: dict[str, Any], name: str) -> Any:
-    """An option at the top of config.json, or in its text_config."""
-    nested = raw.get("text_config") or {}
-    return raw[name] if raw.get(name) is not None else nested.get(name)
-
-
-def _special(raw: dict[str, Any]) -> tuple[int, ...]:
-    found = _option(raw, SPECIAL)
-    ids = [] if found is None else found if isinstance(found, list) else [found]
-    return tuple(dict.fromkeys(int(v) for v in ids))
+def _options(raw: dict[str, Any], folder: Path) -> PublicHead:
+    """The options at the top of config.json, those of its text_config where the top has none."""
+    found = typed(raw, PublicHead, folder / "config.json")
+    nested = found.text_config or PublicHead()
+    whole = (value if value is not None else other for value, other in zip(astuple(found), astuple(nested), strict=True))
+    return PublicHead(*whole)
 
 
 def _clusters(path: Path, weight: Tensor) -> Clusters:
     """The clusters of a cache file, for this weight [V, D]."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; copy the whole FlashHead checkpoint, assets included")
-    try:
-        tensors = load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path.name} is damaged or incomplete ({error}); fetch it again") from None
+    tensors, _ = read_tensors(path, "fetch it again")
     if not {"centroids", "cluster_assignments"} <= tensors.keys():
         raise ValueError(f"{path.name} holds no centroids and cluster_assignments; it is not a FlashHead cache")
-    return _checked(tensors["centroids"], tensors["cluster_assignments"].long(), weight)
+    return _checked(tensors["centroids"], stored(tensors, "cluster_assignments", 1, path).long(), weight)
 
 
 def _checked(centroids: Tensor, assignments: Tensor, weight: Tensor) -> Clusters:

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from flashspec.heads.base import Head, Norm
-from flashspec.heads.context import ContextHead
-from flashspec.heads.dense import DenseHead
+from flashspec.heads.candidates import ContextHead, PreviewHead, ShortlistHead
+from flashspec.heads.dense import DenseHead, QuantizedDenseHead
 from flashspec.heads.flash import FlashHead
 from flashspec.heads.index import IndexHead
-from flashspec.heads.preview import PreviewHead
 from flashspec.heads.public import is_public, load_public
-from flashspec.heads.quantized import QuantizedDenseHead
-from flashspec.heads.shortlist import ShortlistHead
 from flashspec.heads.storage import FILE
 
 
@@ -57,27 +55,19 @@ def _flash(origin: Origin, **changes: Any) -> FlashHead:
     return head.with_plan(**changes) if changes else head
 
 
-def _index(kind: str) -> Callable[[Origin], Head]:
-    def make(origin: Origin) -> Head:
-        path = origin.stored(kind)
-        if path:
-            return IndexHead.load(path, origin.weight, origin.norm)
-        return IndexHead.build(origin.weight, origin.norm, kind=kind)
-
-    return make
+def _index(kind: str, origin: Origin) -> IndexHead:
+    path = origin.stored(kind)
+    return IndexHead.load(path, *origin[:2]) if path else IndexHead.build(*origin[:2], kind=kind)
 
 
-def _ranked(name: str, counted: str) -> Callable[[Origin], Head]:
-    def make(origin: Origin) -> Head:
-        path = origin.stored(name)
-        if path is None:
-            raise ValueError(
-                f"head {name!r} ranks ids by how often they stand in {counted}, and this model's folder has no {file_of(name)}; "
-                f"write it with `flashspec draft rank --head {name} --draft FOLDER --text FILE`"
-            )
-        return ShortlistHead.load(path, origin.weight, origin.norm)
-
-    return make
+def _ranked(name: str, counted: str, origin: Origin) -> ShortlistHead:
+    path = origin.stored(name)
+    if path is None:
+        raise ValueError(
+            f"head {name!r} ranks ids by how often they occur in {counted}, and this model's folder has no {file_of(name)}; "
+            f"write it with `flashspec draft rank --head {name} --draft FOLDER --text FILE --out NEW`"
+        )
+    return ShortlistHead.load(path, *origin[:2])
 
 
 FLASH = ("probes", "selection")
@@ -97,11 +87,11 @@ HEADS: dict[str, Kind] = {
     "flash_int8": Kind("FlashHead with 8-bit centroids", lambda o: _flash(o, **VARIANTS["flash_int8"]), FLASH),
     "flash_int4": Kind("FlashHead with 4-bit centroids", lambda o: _flash(o, **VARIANTS["flash_int4"]), FLASH),
     "flash_best": Kind("FlashHead that names its best id alone", lambda o: _flash(o, **VARIANTS["flash_best"]), FLASH),
-    "ivf": Kind("faiss inverted lists, then exact rows", _index("ivf"), ("probes", "shortlist")),
-    "ivfpq": Kind("faiss inverted lists of product codes, then exact rows", _index("ivfpq"), ("probes", "shortlist")),
-    "hnsw": Kind("faiss navigable graph, then exact rows", _index("hnsw"), LISTED),
-    "fr_spec": Kind("the ids most frequent in a text", _ranked("fr_spec", "a text"), LISTED),
-    "vocab_trim": Kind("the ids most frequent in what the target wrote", _ranked("vocab_trim", WROTE), LISTED),
+    "ivf": Kind("faiss inverted lists, then exact rows", partial(_index, "ivf"), ("probes", "shortlist")),
+    "ivfpq": Kind("faiss inverted lists of product codes, then exact rows", partial(_index, "ivfpq"), ("probes", "shortlist")),
+    "hnsw": Kind("faiss navigable graph, then exact rows", partial(_index, "hnsw"), LISTED),
+    "fr_spec": Kind("the ids most frequent in a text", partial(_ranked, "fr_spec", "a text"), LISTED),
+    "vocab_trim": Kind("the ids most frequent in what the target wrote", partial(_ranked, "vocab_trim", WROTE), LISTED),
     "in_context": Kind("ids of the context and of recent verifications", lambda o: ContextHead(o.norm, o.weight), LISTED),
     "preview": Kind("low-rank preview of all ids, then exact rows", lambda o: PreviewHead.build(o.weight, o.norm), LISTED),
 }

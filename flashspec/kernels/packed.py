@@ -1,4 +1,4 @@
-"""Vocabulary weights as 8- or 4-bit integers: packed once, multiplied where they lie; activations stay float32.
+"""Vocabulary weights as 8- or 4-bit integers: packed once, multiplied as they are; activations stay float32.
 
 Rounding is to nearest and symmetric: the entry of largest magnitude in a group becomes the lowest integer, so that all
 levels are used. A product's row never depends on how many rows are computed with it.
@@ -25,7 +25,7 @@ STEP = {8: 8, 4: 16}  # columns the compiled kernel takes at once
 class Packed:
     """A weight [N, K] in integers: `values` [N, K * bits / 8] int8, `scales` [N, groups] float32.
 
-    Four-bit columns stand in pairs, c and c + 8 of every sixteen in the low and high half of one byte. `depth` is K as it
+    Four-bit columns come in pairs, c and c + 8 of every sixteen in the low and high half of one byte. `depth` is K as it
     was given; the columns behind it, up to the next multiple of 8 or 16, are zeros.
     """
 
@@ -51,7 +51,7 @@ class Packed:
         return self.values.nbytes + self.scales.nbytes
 
     def dequantised(self) -> Tensor:
-        """The weight [N, K] in float32 that the integers stand for."""
+        """The weight [N, K] in float32 that the integers mean."""
         wide = _unpacked(self.values) if self.bits == 4 else self.values.float()
         scales = self.scales.repeat_interleave(self.group, 1)[:, : self.padded]
         return (wide * scales)[:, : self.depth]
@@ -74,7 +74,7 @@ def pack(weight: Tensor, bits: int, shelf: Shelf | None = None) -> Packed:
 
 
 def _scales(groups: Tensor, bits: int) -> Tensor:
-    """What the lowest integer stands for, over that integer: float32 [N, groups], 1 where a group is all zeros."""
+    """What the lowest integer means, over that integer: float32 [N, groups], 1 where a group is all zeros."""
     extreme = groups.gather(2, groups.abs().argmax(2, keepdim=True))[:, :, 0]
     return torch.where(extreme == 0, 1.0, extreme / -(2 ** (bits - 1)))
 

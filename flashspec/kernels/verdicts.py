@@ -65,9 +65,9 @@ def _row(ids: Tensor | None, logits: Tensor) -> _Row:
 
 
 def judge(
-    logits: Tensor, proposals: Sequence[tuple[Tensor | None, Tensor]], tokens: list[int], uniforms: Tensor
-) -> tuple[int, int] | None:
-    """Speculative sampling's verdict: how many of n tokens stand, and the token that follows, -1 where there is NaN.
+    logits: Tensor, proposals: Sequence[tuple[Tensor | None, Tensor]], tokens: Tensor, uniforms: Tensor
+) -> Tensor | None:
+    """Speculative sampling's verdict [2]: how many of the tokens [n] are kept, and the token that follows, -1 where there is NaN.
 
     `logits` [n + 1, V] are the verifier's warped ones, `proposals` ids [1, m] (None: all) and warped logits [1, m] behind each
     token, `uniforms` [2 n + 1] (float64) decide acceptances, corrections and the last draw. None where the kernels do not
@@ -79,8 +79,7 @@ def judge(
     kept = [None if ids is None else ids.contiguous() for ids, _ in proposals]
     theirs = (_Row * max(1, len(rows)))(*(_row(ids, row) for ids, row in zip(kept, rows, strict=True)))
     verdict, count = torch.empty(2, dtype=torch.int64), logits.shape[1]
-    asked, scratch = torch.tensor(tokens, dtype=torch.int64), torch.empty(count)
+    asked, scratch = tokens.contiguous(), torch.empty(count)
     pl, pt, pu, ps, pv = pointers(logits, asked, uniforms, scratch, verdict)
     compiled().fs_judge(pl, whole(count), theirs, whole(len(rows)), pt, pu, ps, pv)
-    stand, follows = verdict.tolist()
-    return stand, follows
+    return verdict

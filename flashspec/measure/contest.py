@@ -6,10 +6,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from flashspec.decoding.cascade import Event, Stage
 from flashspec.decoding.generate import Stats, count, request
 from flashspec.decoding.method import Method
 from flashspec.decoding.models import Models
+from flashspec.decoding.stages import Stage
+from flashspec.decoding.state import Event
 from flashspec.measure.bench import Text, time_run
 from flashspec.measure.prompts import Prompt
 from flashspec.measure.score import Score, joined, score

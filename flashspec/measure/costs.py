@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -14,7 +13,7 @@ from flashspec.decoding.models import Models
 from flashspec.measure import clock
 from flashspec.measure.overhead import loop_overhead
 from flashspec.measure.parts import Bench, prepare, prepare_each
-from flashspec.scores import GREEDY, Dice, Sampling, Scores
+from flashspec.scores import GREEDY, Sampling
 from flashspec.theory import Costs, interpolated
 
 UNUSED = "behind"
@@ -28,7 +27,7 @@ def name_of(method: Method) -> str:
     return " ".join([method.head, *(f"{name}={value}" for name, value in options.items() if value is not None)])
 
 
-class Place(NamedTuple):
+class Setting(NamedTuple):
     """Where costs are measured: behind this prompt and text, under this sampling."""
 
     prompt: Sequence[int]
@@ -86,24 +85,24 @@ class Standing:
         return {name: clock.median(seconds) for name, seconds in raw.items() if not name.startswith(UNUSED)}
 
 
-def stand(models: Models, writers: Sequence[Method], ks: Sequence[int], place: Place, eager: bool = True) -> Standing:
+def stand(models: Models, writers: Sequence[Method], ks: Sequence[int], setting: Setting, eager: bool = True) -> Standing:
     """Make every part ready; `eager` adds the parts of eager finalisation. Raises ValueError without writers or lengths."""
     if not writers or not ks or min(ks) < 1:
         raise ValueError("costs need at least one writer and draft lengths of at least 1")
     blocks = tuple(sorted(set(ks)))
-    context = min(models.context, len(place.prompt) + len(place.text) + blocks[-1] + 1)
+    context = min(models.context, len(setting.prompt) + len(setting.text) + blocks[-1] + 1)
 
     def benches(writer: Method) -> dict[int, Bench]:
         longest = replace(writer, k=blocks[-1])
-        return prepare_each(lambda: build(longest, models, place.sampling, context), place.prompt, place.text, blocks)
+        return prepare_each(lambda: build(longest, models, setting.sampling, context), setting.prompt, setting.text, blocks)
 
-    plain = prepare(lambda: build(Method(), models, place.sampling, context), place.prompt, place.text)
+    plain = prepare(lambda: build(Method(), models, setting.sampling, context), setting.prompt, setting.text)
     drafts = {name_of(writer): benches(writer) for writer in writers}
     first, *_ = (benches[blocks[0]] for benches in drafts.values())
     groups: list[dict[str, Callable[[], object]]] = [{"step": plain.burst}, {"finalize": first.step}]
     for number, (name, found) in enumerate(drafts.items()):
         groups += _rounds(found, name, (number == 0, number == 0 and eager))
-        groups.append({f"head {name}": head_call(found[blocks[0]])})
+        groups.append({f"head {name}": found[blocks[0]].project})
     return Standing(tuple(groups), blocks, str(models.target.device))
 
 
@@ -114,7 +113,7 @@ def _rounds(benches: Mapping[int, Bench], name: str, which: tuple[bool, bool]) -
     for k, one in benches.items():
         groups.append({f"burst {k} {name}": one.burst, f"check {k}" if checked else f"{UNUSED} check {k}": one.check})
         if eager:
-            groups.append({f"{UNUSED} burst {k}": one.burst, f"eager {k}": partial(finalized_check, one)})
+            groups.append({f"{UNUSED} burst {k}": one.burst, f"eager {k}": one.finalized})
     return groups
 
 
@@ -128,21 +127,8 @@ def loop_seconds() -> tuple[float, float]:
     return loop_overhead(1), loop_overhead(2)
 
 
-def measure_costs(models: Models, writers: Sequence[Method], ks: Sequence[int], place: Place, plan: clock.Plan) -> PairCosts:
+def measure_costs(models: Models, writers: Sequence[Method], ks: Sequence[int], setting: Setting, plan: clock.Plan) -> PairCosts:
     """Time every part of a round, turn after turn, un-instrumented; no end-to-end number is used."""
-    standing = stand(models, writers, ks, place)
+    standing = stand(models, writers, ks, setting)
     turns = [with_loop(standing.turn(), loop_seconds()) for _ in range(plan.warmup + plan.repeats)]
     return PairCosts(tuple(turns[plan.warmup :]), standing.ks)
-
-
-def head_call(bench: Bench) -> Callable[[], Scores]:
-    """One projection by the writer's head, on its newest row."""
-    stage, at = bench.stages[0], bench.start - 1
-    row = stage.reader.rows[at - 1 : at].clone()
-    return lambda: stage.head(row, torch.tensor([at]), Dice(stage.rule.sampling.seed))
-
-
-def finalized_check(bench: Bench) -> None:
-    """Read the newest token, then judge the burst: what eager finalisation spends on a round."""
-    bench.step()
-    bench.check()

@@ -16,7 +16,7 @@ from flashspec.decoding.method import Method
 from flashspec.decoding.models import Models, check_pair
 from flashspec.heads.flash import FlashHead
 from flashspec.measure.clock import Plan
-from flashspec.measure.costs import PairCosts, Place, Standing, Turn, loop_seconds, measure_costs, stand, with_loop
+from flashspec.measure.costs import PairCosts, Setting, Standing, Turn, loop_seconds, measure_costs, stand, with_loop
 from flashspec.measure.stand_ins import stand_in_flash
 from flashspec.model.memory import Form, free_bytes, weight_bytes
 from flashspec.model.synthetic import is_awq, shape, synthetic
@@ -78,8 +78,8 @@ def shape_costs(cuts: tuple[Cut, Cut], writers: Sequence[Method], ks: Sequence[i
     """
     deep = _pair(cuts, writers)
     if all(cut.whole for cut in cuts):
-        return measure_costs(deep, writers, ks, _place(deep), plan)
-    both = side_by_side(*(stand(models, writers, spread(ks), _place(deep)) for models in (shallow(deep, cuts), deep)))
+        return measure_costs(deep, writers, ks, _setting(deep), plan)
+    both = side_by_side(*(stand(models, writers, spread(ks), _setting(deep)) for models in (shallow(deep, cuts), deep)))
     turns = [stretched_turn(cuts, both.turn(warmup=0)) for _ in range(1 + plan.repeats)]
     return PairCosts(tuple(with_loop(turn, loop_seconds()) for turn in turns[1:]), both.ks)
 
@@ -129,8 +129,8 @@ def _pair(cuts: tuple[Cut, Cut], writers: Sequence[Method]) -> Models:
     return _paired(target, draft, {"draft": head})
 
 
-def _place(models: Models) -> Place:
+def _setting(models: Models) -> Setting:
     """Behind PAST tokens, or half the context where that is less."""
     past = min(PAST, models.context // 2)
     ids = [number % models.target.config.vocab_size for number in range(past)]
-    return Place(ids[: past // 2], ids[past // 2 :])
+    return Setting(ids[: past // 2], ids[past // 2 :])

@@ -13,12 +13,14 @@ from typing import Any, NamedTuple, cast
 
 from torch import Tensor
 
-from flashspec.decoding.burst import Compiled, burst_of, writer_of
-from flashspec.decoding.cascade import Limits, Stage, decode
-from flashspec.decoding.judge import InTurn
+from flashspec.decoding.cascade import decode
+from flashspec.decoding.compiled import CompiledBurst, CompiledScore, drawn_by_kernels, writer_of
 from flashspec.decoding.rules import Drawn, Verdict, Waiting
+from flashspec.decoding.stages import Judging, Stage, StepByStep, Verbs, in_turn
+from flashspec.decoding.state import Limits
 from flashspec.kernels import Place
 from flashspec.measure import clock
+from flashspec.model.reader import Reads
 from flashspec.scores import Dice, Sampling, Scores
 
 PARTS = (
@@ -114,7 +116,7 @@ class TimedReader:
     def __getattr__(self, attribute: str) -> Any:
         return getattr(self.reader, attribute)
 
-    def read(self, tokens: Tensor) -> Tensor:
+    def read(self, tokens: Tensor) -> Reads:
         """Read what is missing, charged as prefill, finalisation or the stage's body."""
         late = self.name == "verify body" and self.ledger.finalizing
         name = "prefill" if self.reader.seen == 0 else "finalize" if late else self.name
@@ -150,7 +152,7 @@ class TimedRule:
         self.exact: bool = rule.exact
         self.sampling: Sampling = rule.sampling
 
-    def draw(self, scores: Scores, position: int, stage: int) -> Drawn:
+    def draw(self, scores: Scores, position: int | Tensor, stage: int) -> Drawn:
         with self.ledger.part("draw"):
             return self.rule.draw(scores, position, stage)
 
@@ -182,16 +184,18 @@ def timed(stages: list[Stage], ledger: Ledger) -> list[Stage]:
 
 def _timed(stage: Stage, reader: TimedReader, ledger: Ledger, place: tuple[int, int]) -> Stage:
     """One stage of several with its parts charged, in kernel calls where the loop would make them."""
-    name, number, rule = role(*place), place[0], TimedRule(stage.rule, ledger, place[0] == place[1] - 1)
-    plain = stage._replace(reader=reader.reader)
-    parts = Stage(reader, TimedHead(stage.head, ledger, f"{name} head"), rule, stage.every)
-    writer = writer_of(plain)
-    if writer is None:
-        return parts
-    timed_writer = cast(Any, TimedWriter(writer, ledger, name))
-    whole = isinstance(burst_of(plain), Compiled)
-    burst = Compiled(reader.reader, timed_writer, stage.rule) if whole else None  # type: ignore[arg-type]
-    return parts._replace(burst=burst, judge=InTurn(parts, number, timed_writer))
+    name, rule = role(*place), TimedRule(stage.rule, ledger, place[0] == place[1] - 1)
+    found = writer_of(stage)
+
+    def charged(parts: Stage) -> Verbs:
+        if found is None:
+            return in_turn(parts)
+        writer = cast(Any, TimedWriter(found[1], ledger, name))
+        score, draws = CompiledScore(reader.reader, writer), drawn_by_kernels(stage.rule, found[1].scoring)
+        whole = CompiledBurst(reader.reader, writer, draws) if draws and stage.doubt is None else None
+        return Verbs(whole or StepByStep(score, rule, stage.doubt), Judging(score, rule, stage.doubt))
+
+    return stage._replace(reader=reader, head=TimedHead(stage.head, ledger, f"{name} head"), rule=rule, way=charged)
 
 
 def account(stages: list[Stage], prompt: list[int], limits: Limits) -> Account:

@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flashspec.decoding.cascade import Cascade, Limits, Stage
+from flashspec.decoding.cascade import advance
+from flashspec.decoding.stages import Stage
+from flashspec.decoding.state import Limits, State
 from flashspec.heads.flash import FlashHead
 
 
@@ -42,24 +44,14 @@ def footprint(stages: Iterable[Stage]) -> Footprint:
     return Footprint(*(bytes_of(held(use), counted) for use in uses))
 
 
-class Weighed(Cascade):
-    """A decode that weighs the proposals before every check: what waits, with the storages behind it."""
-
-    most = 0
-
-    def check(self, i: int) -> tuple[int, int, int]:
-        """Stage i acts, once what waits is weighed."""
-        self.most = max(self.most, bytes_of(held(self.proposals)))
-        return super().check(i)
-
-
 def proposal_bytes(stages: list[Stage], prompt: list[int], limits: Limits) -> int:
     """Most bytes of proposals that wait at once in a decode of this prompt, every storage once."""
-    cascade = Weighed(stages, prompt, limits)
+    state, most = State.start(stages, prompt, limits), 0
     with torch.inference_mode():
-        while cascade.room:
-            cascade.round()
-    return cascade.most
+        while state.room:
+            for _ in advance(state):
+                most = max(most, bytes_of(held([each.scores for each in state.waiting])))
+    return most
 
 
 def bytes_of(tensors: Iterable[Tensor], counted: set[int] | None = None) -> int:

@@ -8,10 +8,14 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from flashspec.decoding.cascade import Limits, Stage, decode
+from flashspec.decoding.cascade import decode
 from flashspec.decoding.rules import rule_for
+from flashspec.decoding.stages import Stage
+from flashspec.decoding.state import Limits
+from flashspec.heads.base import Fixed
 from flashspec.measure import clock
 from flashspec.measure.parts import prepare
+from flashspec.model.reader import Reads
 from flashspec.scores import GREEDY, Dice, Scores
 
 BURST, ROUNDS = 4, 16
@@ -41,23 +45,23 @@ class Instant:
 
     def __init__(self, context: int, walk: Walk | None) -> None:
         self.rows, self.walk = torch.zeros(context, Constant.vocab_size), walk
-        self.context, self.seen, self.rows_read = context, 0, 0
+        self.context, self.seen = context, 0
+        self.text: Tensor | None = None
 
-    def read(self, tokens: Tensor) -> Tensor:
+    def read(self, tokens: Tensor) -> Reads:
         """Count what is missing."""
         missing = max(0, len(tokens) - self.seen)
         if missing and self.walk is not None:
             self.walk()
-        self.rows_read += missing
         self.seen += missing
-        return self.rows[: len(tokens)]
+        return (missing,)
 
     def rewind(self, n: int) -> None:
         """Forget all but the first n tokens."""
         self.seen = min(self.seen, n)
 
 
-class Constant:
+class Constant(Fixed):
     """A head that costs nothing and always says the same."""
 
     vocab_size = 8

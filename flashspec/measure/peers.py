@@ -33,14 +33,14 @@ def installed() -> bool:
 
 
 @dataclass(frozen=True)
-class Pair:
+class Peers:
     """A target and a draft in transformers' hands, loaded from the same folders and in the same dtype as ours."""
 
     target: Any
     draft: Any = None
 
     @classmethod
-    def load(cls, target: Path | str, draft: Path | str | None = None, dtype: torch.dtype = torch.bfloat16) -> Pair:
+    def load(cls, target: Path | str, draft: Path | str | None = None, dtype: torch.dtype = torch.bfloat16) -> Peers:
         """Load dense checkpoint folders. Raises ImportError naming the extra where transformers is missing."""
         auto = _transformers().AutoModelForCausalLM
         with _quiet():

@@ -11,7 +11,7 @@ from flashspec.decoding.method import Method
 from flashspec.decoding.models import Models
 from flashspec.heads.registry import HEADS
 from flashspec.measure.clock import Plan
-from flashspec.measure.costs import PairCosts, Place, measure_costs, name_of
+from flashspec.measure.costs import PairCosts, Setting, measure_costs, name_of
 from flashspec.measure.prompts import Prompt
 from flashspec.measure.trace import record, replay_texts
 from flashspec.scores import Sampling
@@ -30,7 +30,7 @@ from flashspec.theory import (
     tokens_per_check,
 )
 from flashspec.theory.checks import at_least, check_positive, check_smaller
-from flashspec.theory.replay import Stands
+from flashspec.theory.replay import Shares
 
 TIMED = (*range(1, 13), 16, 24, 32)
 
@@ -99,7 +99,7 @@ class Acceptance(Protocol):
 class Texts:
     """Known texts, and the chance that each writer gets each of their tokens."""
 
-    stands: Mapping[str, Sequence[Stands]]
+    stands: Mapping[str, Sequence[Shares]]
 
     def counts(self, method: Method) -> list[Counts]:
         """One count a text."""
@@ -195,7 +195,7 @@ def observe(models: Models, question: Question, prompts: Sequence[Prompt]) -> tu
     check_smaller(models.model("draft").config.body_parameters, models.target.config.body_parameters)
     trace = record(models, prompts, question.sampling, question.new_tokens)
     stands = {name_of(writer): tuple(replay_texts(trace, models, writer)) for writer in question.writers}
-    middle = Place(prompts[0].ids, trace.told[0].tokens[: question.new_tokens // 2], question.sampling)
+    middle = Setting(prompts[0].ids, trace.told[0].tokens[: question.new_tokens // 2], question.sampling)
     plan = Plan(question.repeats, device=str(models.target.device))
     costs = measure_costs(models, question.writers, question.timed, middle, plan)
     return costs, Texts(stands)

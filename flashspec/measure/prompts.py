@@ -2,14 +2,33 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, NamedTuple, TypeVar
+
+import msgspec
 
 from flashspec.decoding.models import SHIPPED, Models
+from flashspec.model.writing import expanded
 
 PROMPTS = SHIPPED / "prompts.json"
+SHAPE = "give a JSON file with a list of kind, text and ids under 'prompts'"
+Kind = TypeVar("Kind")
+Id = Annotated[int, msgspec.Meta(ge=0)]
+
+
+class Entry(msgspec.Struct):
+    """One prompt as a file has it."""
+
+    kind: str
+    ids: tuple[Id, ...]
+    text: str = ""
+
+
+class File(msgspec.Struct):
+    """A prompts file."""
+
+    prompts: tuple[Entry, ...]
 
 
 class Prompt(NamedTuple):
@@ -23,16 +42,27 @@ class Prompt(NamedTuple):
 def load_prompts(path: Path | str | None = None, per_kind: int | None = None, models: Models | None = None) -> list[Prompt]:
     """Prompts of a file (the shipped ones by default), the first `per_kind` of each kind, in the ids of these models.
 
-    Raises FileNotFoundError for a missing file, ValueError for one without prompts.
+    Raises FileNotFoundError for a missing file, ValueError for one without prompts or of another shape, and for a number
+    below 1.
     """
-    file = Path(path or PROMPTS)
-    if not file.exists():
-        raise FileNotFoundError(f"no prompts at {file.name}; give a JSON file with a list of kind, text and ids under 'prompts'")
-    found = [_prompt(entry) for entry in json.loads(file.read_text(encoding="utf-8"))["prompts"]]
+    if per_kind is not None and per_kind < 1:
+        raise ValueError(f"per_kind must be at least 1, got {per_kind}")
+    file = expanded(path or PROMPTS)
+    if not file.is_file():
+        raise FileNotFoundError(f"no prompts at {file.name}; {SHAPE}")
+    found = [Prompt(entry.kind, entry.ids, entry.text) for entry in typed(file, File, SHAPE).prompts]
     if not found:
         raise ValueError(f"{file.name} holds no prompts; write them anew")
-    chosen = first_of_each_kind(found, per_kind) if per_kind else found
+    chosen = found if per_kind is None else first_of_each_kind(found, per_kind)
     return chosen if models is None else [in_ids_of(models, prompt) for prompt in chosen]
+
+
+def typed(file: Path, kind: type[Kind], advice: str) -> Kind:
+    """A JSON file's value of this type; ValueError with the place of what is wrong in it."""
+    try:
+        return msgspec.json.decode(file.read_bytes(), type=kind)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file.name} has another shape ({error}); {advice}") from None
 
 
 def in_ids_of(models: Models, prompt: Prompt) -> Prompt:
@@ -51,7 +81,3 @@ def first_of_each_kind(prompts: Iterable[Prompt], count: int) -> list[Prompt]:
         if taken[prompt.kind] <= count:
             kept.append(prompt)
     return kept
-
-
-def _prompt(entry: dict[str, Any]) -> Prompt:
-    return Prompt(entry["kind"], tuple(int(i) for i in entry["ids"]), entry.get("text", ""))

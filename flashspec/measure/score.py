@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from flashspec.decoding.cascade import Event, Stage
+from flashspec.decoding.stages import Stage
+from flashspec.decoding.state import Event
 from flashspec.measure.roofline import Work, body_work, stored_bytes, total
 from flashspec.model.reader import SpanReader
 

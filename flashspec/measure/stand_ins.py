@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from flashspec.heads.base import Norm, fused
+from flashspec.heads.candidates import PreviewHead, sizes
 from flashspec.heads.cluster import Clusters, members_of
 from flashspec.heads.flash import FlashHead, FlashPlan
-from flashspec.heads.preview import PreviewHead, sizes
 from flashspec.model.synthetic import random_rows
 
 

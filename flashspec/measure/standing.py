@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from flashspec.decoding.burst import burst_of
-from flashspec.decoding.cascade import Stage
 from flashspec.decoding.rules import rule_for
+from flashspec.decoding.stages import Stage
+from flashspec.decoding.ways import fastest
 from flashspec.heads.base import Head
 from flashspec.heads.dense import DenseHead
 from flashspec.measure import clock
@@ -55,10 +55,11 @@ class Ready(NamedTuple):
     tokens: Tensor
 
     def read(self, rows: int) -> Tensor:
-        """Read `rows` tokens behind the past and forget them."""
+        """Rows of the last `rows` tokens, read anew behind the past."""
         count = len(self.tokens) - rows
         self.reader.rewind(count)
-        return self.reader.read(self.tokens)[count:]
+        self.reader.read(self.tokens)
+        return self.reader.rows[count : len(self.tokens)]
 
 
 def ready(model: Transformer, params: Any, mode: str, rows: int = 1) -> Ready:
@@ -79,11 +80,11 @@ class Ahead:
     """Tokens drafted one after another behind a past, greedily, and forgotten."""
 
     def __init__(self, draft: Ready, head: Head, count: int) -> None:
-        stage = Stage(draft.reader, head, rule_for(GREEDY, head.vocab_size))
-        self.reader, self.writer = draft.reader, burst_of(stage)
+        stage = Stage(draft.reader, head, rule_for(GREEDY, head.vocab_size), way=fastest)
+        self.reader, self.write = draft.reader, stage.write
         self.start, self.count = len(draft.tokens), count
         self.tokens = torch.cat((draft.tokens, draft.tokens.new_zeros(count)))
 
     def __call__(self) -> object:
         self.reader.rewind(self.start - 1)
-        return self.writer.write(self.tokens, self.start, self.count)
+        return self.write(self.tokens, self.start, self.count)

@@ -7,35 +7,43 @@ stages share their noise (rule "coupling") and in expectation under speculative 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any
 
+import msgspec
 import torch
 from torch import Tensor
 
-from flashspec.decoding.cascade import Stage
 from flashspec.decoding.generate import generate
 from flashspec.decoding.method import Method, build
 from flashspec.decoding.models import Models
 from flashspec.decoding.rules import probability_of
-from flashspec.measure.prompts import Prompt
-from flashspec.model.export import write_json
+from flashspec.decoding.stages import Stage
+from flashspec.heads.candidates import ContextHead
+from flashspec.measure.prompts import Id, Prompt, typed
+from flashspec.model.writing import write_json
 from flashspec.provenance import model_digests, short_hash
 from flashspec.scores import Dice, Sampling, warp
 
 FORMAT = 1
+NO_TRACE = "it is no trace: record one with `flashspec trace record`"
 
 
-class Told(NamedTuple):
+class Told(msgspec.Struct, frozen=True):
     """A prompt and what the target wrote behind it; `chances` are its tokens' probabilities, 1 where nothing was drawn."""
 
     kind: str
-    prompt: tuple[int, ...]
-    tokens: tuple[int, ...]
-    chances: tuple[float, ...]
+    prompt: tuple[Id, ...]
+    tokens: tuple[Id, ...]
+    chances: tuple[Annotated[float, msgspec.Meta(ge=0, le=1.0001)], ...]
+
+
+class Edition(msgspec.Struct):
+    """What every trace begins with."""
+
+    format: int
 
 
 @dataclass(frozen=True)
@@ -50,25 +58,20 @@ class Trace:
 
     def save(self, path: Path) -> None:
         """Write one JSON file; an interrupted write leaves no file of that name."""
-        write_json({"format": FORMAT, **asdict(self), "told": [text._asdict() for text in self.told]}, path)
+        write_json({"format": FORMAT, **msgspec.to_builtins(self, str_keys=True)}, path)
 
     @classmethod
     def load(cls, path: Path) -> Trace:
         """Read what `save` wrote; FileNotFoundError or ValueError in words for anything else."""
         if not path.is_file():
             raise FileNotFoundError(f"no trace at {path}; record one with `flashspec trace record`")
-        try:
-            return _parsed(json.loads(path.read_text(encoding="utf-8")))
-        except (KeyError, TypeError, json.JSONDecodeError) as error:
-            raise ValueError(f"{path.name} is no trace ({error}); record one with `flashspec trace record`") from error
-
-
-def _parsed(raw: dict[str, Any]) -> Trace:
-    if raw["format"] != FORMAT:
-        raise ValueError(f"the trace has format {raw['format']}, this version reads {FORMAT}; record it anew")
-    told = tuple(Told(t["kind"], *(tuple(t[name]) for name in ("prompt", "tokens", "chances"))) for t in raw["told"])
-    words = {int(number): word for number, word in raw["words"].items()}
-    return Trace(raw["target"], raw["parameters"], Sampling(**raw["sampling"]), told, words)
+        found = typed(path, Edition, NO_TRACE).format
+        if found != FORMAT:
+            raise ValueError(f"the trace has format {found}, this version reads {FORMAT}; record it anew")
+        trace = typed(path, Trace, NO_TRACE)
+        if any(not text.prompt or not len(text.tokens) == len(text.chances) > 0 for text in trace.told) or not trace.told:
+            raise ValueError(f"{path.name} has a text without prompt, tokens or a chance for each; {NO_TRACE}")
+        return trace
 
 
 def target_digest(folder: Path) -> str:
@@ -120,13 +123,16 @@ def replay_texts(trace: Trace, models: Models, method: Method) -> Iterator[list[
     `models` needs the draft and, as its target, anything of the same vocabulary. A reader whose rows do not depend on how
     many are read together (the compiled kernels) gives the live decode's own rows, so counts are equal exactly.
     """
+    config = models.model("draft").config
     for told in trace.told:
-        context = len(told.prompt) + len(told.tokens)
-        held = models.model("draft").config.context
+        context, held = len(told.prompt) + len(told.tokens), config.context
+        highest = max(*told.prompt, *told.tokens)
+        if highest >= config.vocab_size:
+            raise ValueError(f"a recorded text has the id {highest} and the draft {config.vocab_size} ids; use one tokenizer")
         if context > held:
             raise ValueError(f"a recorded text has {context} tokens and the draft's context holds {held}; record shorter ones")
         stage = build(method, models, trace.sampling, context)[0]
-        if hasattr(stage.head, "learn"):
+        if isinstance(stage.head, ContextHead):
             raise ValueError(f"head {method.head!r} learns from verifications, which a replay has none of; decode live instead")
         yield stands(stage, told, trace.sampling)
 
@@ -165,7 +171,8 @@ def _rows(stage: Stage, prompt: Sequence[int], tokens: Sequence[int]) -> tuple[T
     reader, start = stage.reader, len(prompt)
     ids = torch.tensor([*prompt, *tokens], device=reader.rows.device)
     reader.rewind(0)
-    return reader.read(ids[:-1])[start - 1 :], torch.arange(start, len(ids))
+    reader.read(ids[:-1])
+    return reader.rows[start - 1 : len(ids) - 1], torch.arange(start, len(ids))
 
 
 @torch.inference_mode()

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from flashspec.model.config import Unsupported
+from flashspec.model.config import CONFIG, Unsupported
+from flashspec.model.files import Awq, Kind, typed
 
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 GROUPS = (32, 64, 128, 256)
+WANTED = {"quant_method": "awq", "bits": 4, "version": "gemm", "zero_point": True}
 BLOCK = 1 << 22
 
 
@@ -34,19 +37,22 @@ class Scheme:
 NOTHING = Scheme(skipped=("",))
 
 
-def scheme_of(raw: dict[str, Any]) -> Scheme | None:
+def scheme_of(raw: dict[str, Any], path: Path = CONFIG) -> Scheme | None:
     """The AWQ scheme of a config.json dictionary, None for a dense one; Unsupported, a ValueError, for any other."""
-    table = raw.get("quantization_config")
-    if table is None:
+    method = typed(raw, Kind, path).quantization_config
+    if method is None:
         return None
-    wanted = {"quant_method": "awq", "bits": 4, "version": "gemm", "zero_point": True}
-    for key, value in wanted.items():
-        if table.get(key, value if key != "quant_method" else None) != value:
+    found: dict[str, Any] = {"quant_method": method.quant_method}
+    if method.quant_method == "awq":
+        table = typed(raw["quantization_config"], Awq, path)
+        found |= {"bits": table.bits, "version": table.version, "zero_point": table.zero_point}
+    for key, value in found.items():
+        if value != WANTED[key]:
             raise Unsupported(
-                f"quantization_config has {key} = {table.get(key)!r}; only {key} = {value!r} is supported: "
+                f"quantization_config has {key} = {value!r}; only {key} = {WANTED[key]!r} is supported: "
                 "use an AWQ checkpoint of version gemm, or a dense one"
             )
-    return Scheme(table.get("group_size", 128), tuple(table.get("modules_to_not_convert") or ()))
+    return Scheme(table.group_size, tuple(table.modules_to_not_convert or ()))
 
 
 def scheme_to_hf(scheme: Scheme) -> dict[str, Any]:

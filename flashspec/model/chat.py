@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from flashspec.model.files import Generation, TokenizerConfig, typed
 from flashspec.model.folder import first_line, read_json
 
 SAMPLED = ("temperature", "top_k", "top_p")
@@ -24,12 +25,13 @@ def generation_defaults(folder: Path) -> Defaults:
 
     Raises FileNotFoundError where the checkpoint has no such file.
     """
-    raw = read_json(folder / "generation_config.json", "this checkpoint has no defaults of its own: give --temperature and so on")
-    ignored = {name: raw[name] for name in CHANGES_TEXT if raw.get(name) not in NEUTRAL}
-    if not raw.get("do_sample"):
+    path = folder / "generation_config.json"
+    found = typed(read_json(path, "this checkpoint has no defaults of its own: give --temperature and so on"), Generation, path)
+    ignored = {name: value for name in CHANGES_TEXT if (value := getattr(found, name)) not in NEUTRAL}
+    if not found.do_sample:
         return Defaults({}, ignored)
-    wanted = {"temperature": 1.0} | {name: raw[name] for name in SAMPLED if raw.get(name) is not None}
-    return Defaults(wanted, ignored)
+    wanted = {name: value for name in SAMPLED if (value := getattr(found, name)) is not None}
+    return Defaults({"temperature": 1.0} | wanted, ignored)
 
 
 def chat_prompt(folder: Path, message: str, system: str | None = None) -> str:
@@ -39,7 +41,7 @@ def chat_prompt(folder: Path, message: str, system: str | None = None) -> str:
     refuses such a conversation.
     """
     try:
-        import jinja2
+        import jinja2  # noqa: F401
         import transformers  # noqa: F401
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
@@ -52,7 +54,7 @@ def chat_prompt(folder: Path, message: str, system: str | None = None) -> str:
     said = said if system is None else [{"role": "system", "content": system}, *said]
     try:
         return str(tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True))
-    except jinja2.TemplateError as error:
+    except Exception as error:  # a template may raise anything
         advice = "give the prompt without --chat" + ("" if system is None else ", or leave the system message out")
         raise ValueError(f"the chat template of {folder} refuses this conversation ({first_line(error)}); {advice}") from None
 
@@ -61,9 +63,11 @@ def _tokenizer(folder: Path) -> Any:
     """transformers' tokenizer of a checkpoint, which holds the template; ValueError where it cannot be read."""
     from transformers import AutoTokenizer
 
+    if (path := folder / "tokenizer_config.json").is_file():
+        typed(read_json(path, ""), TokenizerConfig, path)
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+    except Exception as error:  # transformers checks few of the types in these files
         raise ValueError(
             f"transformers cannot read the tokenizer of {folder} ({first_line(error)}); copy the whole folder again"
         ) from None

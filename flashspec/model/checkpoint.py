@@ -14,7 +14,8 @@ from flashspec.kernels.pages import Shelf
 from flashspec.model.awq import NOTHING, Int4Linear, Scheme, Stored, blocks, dequantise, scheme_of
 from flashspec.model.config import ModelConfig, from_hf
 from flashspec.model.export import save_transformer as save_transformer
-from flashspec.model.folder import Tensors, read_config, read_json
+from flashspec.model.files import Generation, Kind, ids_of, typed
+from flashspec.model.folder import FLOATS, INTEGERS, Tensors, read_config, read_json
 from flashspec.model.folder import verify_digests as verify_digests
 from flashspec.model.memory import Form, refuse_too_large
 from flashspec.model.named import device_named, dtype_named
@@ -22,7 +23,7 @@ from flashspec.model.names import ignored, row_counts, sources
 from flashspec.model.transformer import Rope, Transformer
 
 WEIGHTS = ("auto", "int4", "dense")
-PACKED = ("qweight", "qzeros", "scales")
+PACKED, NUMBERS = ("qweight", "qzeros", "scales"), (INTEGERS, INTEGERS, FLOATS)
 
 
 def load_transformer(folder: str | Path, dtype: str = "auto", device: str = "cpu", weights: str = "auto") -> Transformer:
@@ -35,21 +36,32 @@ def load_transformer(folder: str | Path, dtype: str = "auto", device: str = "cpu
     ValueError with an estimate when it does not fit the memory that is free.
     """
     folder = Path(folder)
-    raw = read_config(folder)
-    config, scheme = _config(raw, folder), scheme_of(raw)
+    raw, path = read_config(folder), folder / "config.json"
+    config, scheme = _config(raw, path), scheme_of(raw, path)
     kind = device_named(device)
     int4 = _int4(weights, scheme, kind, folder)
-    form = Form(_dtype(dtype, raw), (scheme or NOTHING).group_size if int4 else 0)
+    form = Form(_dtype(dtype, typed(raw, Kind, path)), (scheme or NOTHING).group_size if int4 else 0)
     refuse_too_large(str(folder), config, form, kind)
     verify_digests(folder)
-    return _Loader(Tensors(folder), config, scheme or NOTHING, form.dtype, kind).load(int4)
+    tensors = Tensors(folder)
+    if config.tied and _other_head(tensors, config, form.dtype):
+        config = replace(config, tied=False)
+        refuse_too_large(str(folder), config, form, kind)
+    return _Loader(tensors, config, scheme or NOTHING, form.dtype, kind).load(int4)
 
 
-def _dtype(name: str, raw: dict[str, Any]) -> torch.dtype:
+def _dtype(name: str, about: Kind) -> torch.dtype:
     if name == "auto":
-        stored = raw.get("dtype") or raw.get("torch_dtype")
-        return torch.float32 if stored == "float32" else torch.bfloat16
+        return torch.float32 if (about.dtype or about.torch_dtype) == "float32" else torch.bfloat16
     return dtype_named(name)
+
+
+def _other_head(tensors: Tensors, config: ModelConfig, dtype: torch.dtype) -> bool:
+    """Whether the files hold a vocabulary weight that differs from the embedding; transformers scores with it, so do we."""
+    shape, (head,), (embed,) = (config.vocab_size, config.hidden), sources("head", config), sources("embed", config)
+    if f"{head}.weight" not in tensors.where:
+        return False
+    return not torch.equal(*(tensors.read(f"{name}.weight", shape).to(dtype) for name in (head, embed)))
 
 
 def _int4(weights: str, scheme: Scheme | None, device: torch.device, folder: Path) -> bool:
@@ -60,17 +72,11 @@ def _int4(weights: str, scheme: Scheme | None, device: torch.device, folder: Pat
     return scheme is not None and (weights == "int4" or weights == "auto" and device.type == "cuda")
 
 
-def _config(raw: dict[str, Any], folder: Path) -> ModelConfig:
+def _config(raw: dict[str, Any], path: Path) -> ModelConfig:
     """The model's shape, with the stop tokens of generation_config.json, which transformers prefers, where there is one."""
-    try:
-        config = from_hf(raw)
-    except KeyError as error:
-        raise ValueError(f"{folder / 'config.json'} has no {error}; copy the file again from its source") from None
-    path = folder / "generation_config.json"
-    stops = read_json(path, "").get("eos_token_id") if path.is_file() else None
-    if stops is None:
-        return config
-    return replace(config, eos=tuple(stops) if isinstance(stops, list) else (stops,))
+    config, path = from_hf(raw, path), path.with_name("generation_config.json")
+    stops = typed(read_json(path, ""), Generation, path).eos_token_id if path.is_file() else None
+    return config if stops is None else replace(config, eos=ids_of(stops))
 
 
 @dataclass
@@ -86,6 +92,7 @@ class _Loader:
     shelf: Shelf = field(default_factory=Shelf)
 
     def load(self, int4: bool) -> Transformer:
+        self.tensors.need(f"{sources(f'layers.{self.config.layers - 1}.attention_norm', self.config)[0]}.weight")
         with torch.device("meta"):
             model = Transformer(self.config)
         model.rope = Rope(self.config).to(self.device)
@@ -119,9 +126,9 @@ class _Loader:
             )
         return kinds.pop()
 
-    def _read(self, name: str, shape: tuple[int, ...]) -> Tensor:
+    def _read(self, name: str, shape: tuple[int, ...], kinds: tuple[str, ...] = FLOATS) -> Tensor:
         self.used.add(name)
-        return self.tensors.read(name, shape)
+        return self.tensors.read(name, shape, kinds)
 
     def _dense(self, module: str, leaf: str, empty: Tensor) -> Tensor:
         """One dense parameter, its sources stacked along the rows."""
@@ -142,7 +149,8 @@ class _Loader:
         parts = []
         for source, count in zip(found, row_counts(name, rows, self.config), strict=True):
             shapes = ((columns, count // 8), (groups, count // 8), (groups, count))
-            parts.append([self._read(f"{source}.{leaf}", shape) for leaf, shape in zip(PACKED, shapes, strict=True)])
+            facts = zip(PACKED, shapes, NUMBERS, strict=True)
+            parts.append([self._read(f"{source}.{name}", shape, kinds) for name, shape, kinds in facts])
         return Stored(parts, self.device)
 
     def _dequantised(self, weight: Stored) -> Tensor:
@@ -155,7 +163,7 @@ class _Loader:
         extra = [name for name in self.tensors.where if name not in self.used and not ignored(name, self.config.tied)]
         if extra:
             raise ValueError(
-                f"tensor {extra[0]} in {self.tensors.where[extra[0]]} is not part of the model config.json describes "
+                f"tensor {extra[0]!r} in {self.tensors.where[extra[0]]} is not part of the model config.json describes "
                 f"({len(extra)} such); the weights and config.json belong to different models"
             )
 

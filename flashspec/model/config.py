@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
+
+from flashspec.model.files import SHAPES, Kind, Llama, Opt, ids_of, typed
 
 FAMILIES = {
     "qwen3": "Qwen3ForCausalLM",
@@ -13,6 +16,8 @@ FAMILIES = {
     "opt": "OPTForCausalLM",
 }
 FLASH_HEAD = {"architectures": "FlashHead", "model_type": "flash_head_"}  # what public FlashHead checkpoints put before them
+CONFIG = Path("config.json")
+SCALED = {"linear": ("factor",), "llama3": ("factor", "low_freq_factor", "high_freq_factor")}
 
 
 class Unsupported(ValueError):
@@ -34,6 +39,9 @@ class RopeScaling:
             raise Unsupported(f"rope scaling {self.kind!r} is not supported; supported: default, linear, llama3")
         if self.factor <= 0:
             raise ValueError(f"rope scaling factor must be above 0, got {self.factor}")
+        if not 0 < self.low_freq_factor < self.high_freq_factor:
+            low, high = self.low_freq_factor, self.high_freq_factor
+            raise ValueError(f"rope scaling needs 0 < low_freq_factor < high_freq_factor, got {low} and {high}")
 
 
 @dataclass(frozen=True)
@@ -66,8 +74,15 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if self.family not in FAMILIES:
             raise Unsupported(f"architecture {self.family!r} is not supported; supported: {', '.join(FAMILIES)}")
+        for name in ("vocab_size", "hidden", "ffn", "layers", "heads", "kv_heads", "head_dim", "context"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.heads % self.kv_heads:
             raise ValueError(f"{self.heads} query heads cannot share {self.kv_heads} key/value heads evenly")
+        if self.family == "opt" and self.heads * self.head_dim != self.hidden:
+            raise ValueError(f"{self.heads} heads cannot share a width of {self.hidden} evenly")
+        if self.family != "opt" and self.head_dim % 2:
+            raise ValueError(f"rotary heads need an even width, got {self.head_dim}")
 
     @property
     def qk_norm(self) -> bool:
@@ -121,81 +136,82 @@ class ModelConfig:
         return 2 * self.layers * self.kv_heads * self.head_dim * itemsize
 
 
-def family_of(raw: dict[str, Any]) -> str:
+def family_of(raw: Any, path: Path = CONFIG) -> str:
     """The architecture family of a config.json, with or without a FlashHead, or a refusal that names it."""
-    name = (raw.get("architectures") or [""])[0].removeprefix(FLASH_HEAD["architectures"])
-    kind = str(raw.get("model_type")).removeprefix(FLASH_HEAD["model_type"])
+    about = typed(raw, Kind, path)
+    name = (about.architectures or [""])[0].removeprefix(FLASH_HEAD["architectures"])
+    kind = (about.model_type or "").removeprefix(FLASH_HEAD["model_type"])
     for family, architecture in FAMILIES.items():
-        if name == architecture or (not name and kind == family):
+        if (name or architecture) == architecture and (kind or family) == family and (name or kind):
             return family
-    known = ", ".join(FAMILIES.values())
-    raise Unsupported(f"architecture {name or kind!r} is not supported; supported: {known}")
+    if name in FAMILIES.values():
+        raise Unsupported(f"architecture {name!r} with the model_type {kind!r} is not supported; both must name one family")
+    raise Unsupported(f"architecture {name or kind!r} is not supported; supported: {', '.join(FAMILIES.values())}")
 
 
-def _rope(raw: dict[str, Any]) -> tuple[float, RopeScaling]:
-    """Rope theta and scaling; transformers 5 nests both in rope_parameters, older files keep them flat."""
-    table = {**(raw.get("rope_scaling") or {}), **(raw.get("rope_parameters") or {})}
-    theta = float(table.get("rope_theta", raw.get("rope_theta", 10000.0)))
-    kind = table.get("rope_type", table.get("type", "default"))
-    if table.get("partial_rotary_factor", raw.get("partial_rotary_factor", 1.0)) != 1.0:
+def _rope(facts: Llama) -> tuple[float, RopeScaling]:
+    """Rope theta and scaling."""
+    table = facts.rotation
+    kind, theta = table.rope_type or table.type or "default", table.rope_theta or facts.rope_theta or 10000.0
+    if {table.partial_rotary_factor, facts.partial_rotary_factor} - {None, 1.0}:
         raise Unsupported("rotating only a part of each head is not supported; use a checkpoint without partial_rotary_factor")
-    scaling = RopeScaling(
-        kind=kind,
-        factor=float(table.get("factor", 1.0)),
-        low_freq_factor=float(table.get("low_freq_factor", 1.0)),
-        high_freq_factor=float(table.get("high_freq_factor", 4.0)),
-        original_context=int(table.get("original_max_position_embeddings", 8192)),
-    )
-    return theta, scaling
+    if unknown := set(facts.layer_types or ()) - {"full_attention", "sliding_attention"}:
+        raise Unsupported(f"layers of type {min(unknown)!r} are not supported; supported: full_attention, sliding_attention")
+    if table.full_attention or table.sliding_attention:
+        raise Unsupported("rotating layers differently is not supported; use a checkpoint with one rope_type for all")
+    lacking = [name for name in SCALED.get(kind, ()) if getattr(table, name) is None]
+    if lacking:
+        raise ValueError(f"rope scaling {kind!r} has no {lacking[0]}")
+    if kind != "llama3":
+        return theta, RopeScaling(kind, table.factor or 1.0) if kind != "default" else RopeScaling()
+    factor, low, high = (getattr(table, name) for name in SCALED[kind])
+    known = facts.original_max_position_embeddings or table.original_max_position_embeddings
+    return theta, RopeScaling(kind, factor, low, high, known or facts.max_position_embeddings)
 
 
-def _ids(value: int | list[int] | None) -> tuple[int, ...]:
-    if value is None:
-        return ()
-    return tuple(value) if isinstance(value, list) else (value,)
+def from_hf(raw: dict[str, Any], path: Path = CONFIG) -> ModelConfig:
+    """Read a config.json dictionary; what it leaves out is what transformers takes.
 
-
-def _context(raw: dict[str, Any], family: str) -> int:
-    """Positions the model has; with a sliding window no more than the window, inside which it is full attention."""
-    context = raw.get("max_position_embeddings", 2048)
-    slides = raw.get("use_sliding_window", family in ("mistral", "llama")) and raw.get("sliding_window")
-    if "layer_types" in raw and "sliding_attention" not in (raw["layer_types"] or ["sliding_attention"]):
-        return context
-    return min(context, raw["sliding_window"]) if slides else context
-
-
-def from_hf(raw: dict[str, Any]) -> ModelConfig:
-    """Read a config.json dictionary. Raises Unsupported, a ValueError, for an architecture or option that we do not compute.
-
-    A sliding window becomes the context: up to it, sliding attention is full attention.
+    Raises ValueError for a field that is missing or wrong, and Unsupported, which is one, for what we do not compute.
     """
-    family = family_of(raw)
-    if family == "opt":
-        return _opt_from_hf(raw)
-    act = raw.get("hidden_act", "silu")
-    if act != "silu":
-        raise Unsupported(f"activation {act!r} is not supported for {family}; supported: silu")
-    theta, scaling = _rope(raw)
-    heads, optional = raw["num_attention_heads"], family in ("qwen3", "llama")
-    return ModelConfig(
-        family=family,
-        vocab_size=raw["vocab_size"],
-        hidden=raw["hidden_size"],
-        ffn=raw["intermediate_size"],
-        layers=raw["num_hidden_layers"],
-        heads=heads,
-        kv_heads=raw.get("num_key_value_heads") or heads,
-        head_dim=raw.get("head_dim") or raw["hidden_size"] // heads,
-        context=_context(raw, family),
-        norm_eps=raw.get("rms_norm_eps", 1e-6),
-        rope_theta=theta,
-        rope=scaling,
-        tied=raw.get("tie_word_embeddings", False),
-        attention_bias=optional and raw.get("attention_bias", False),
-        mlp_bias=family == "llama" and raw.get("mlp_bias", False),
-        bos=raw.get("bos_token_id"),
-        eos=_ids(raw.get("eos_token_id")),
-    )
+    family = family_of(raw, path)
+    facts = typed(raw, SHAPES[family], path)
+    if facts.is_causal is False:
+        raise Unsupported(f"{path}: attention that looks ahead (is_causal = False) is not supported")
+    try:
+        return ModelConfig(
+            family=family,
+            vocab_size=facts.vocab_size,
+            hidden=facts.hidden_size,
+            layers=facts.num_hidden_layers,
+            heads=facts.num_attention_heads,
+            tied=facts.tie_word_embeddings,
+            bos=facts.bos_token_id,
+            eos=ids_of(facts.eos_token_id),
+            **(_opt(facts) if isinstance(facts, Opt) else _rotary(cast(Llama, facts), family)),
+        )
+    except Unsupported:
+        raise
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}; copy the file again from its source") from None
+
+
+def _rotary(facts: Llama, family: str) -> dict[str, Any]:
+    """What Llama and the families that grew out of it say beside the shape."""
+    if facts.hidden_act != "silu":
+        raise Unsupported(f"activation {facts.hidden_act!r} is not supported for {family}; supported: silu")
+    theta, scaling = _rope(facts)
+    return {
+        "ffn": facts.intermediate_size,
+        "kv_heads": facts.num_key_value_heads or facts.num_attention_heads,
+        "head_dim": facts.head_dim or facts.hidden_size // facts.num_attention_heads,
+        "context": facts.context,
+        "norm_eps": facts.rms_norm_eps,
+        "rope_theta": theta,
+        "rope": scaling,
+        "attention_bias": family in ("qwen3", "llama") and facts.attention_bias,
+        "mlp_bias": family == "llama" and facts.mlp_bias,
+    }
 
 
 OPT_ONLY = {
@@ -206,31 +222,21 @@ OPT_ONLY = {
 }
 
 
-def _opt_from_hf(raw: dict[str, Any]) -> ModelConfig:
-    """OPT's config.json (Zhang et al. 2022); its norm adds 1e-5 to the variance."""
-    hidden, heads, bias = raw["hidden_size"], raw["num_attention_heads"], raw.get("enable_bias", True)
-    wanted = {**OPT_ONLY, "word_embed_proj_dim": hidden}
-    for key, value in wanted.items():
-        found = raw.get(key, value)
+def _opt(facts: Opt) -> dict[str, Any]:
+    """What OPT says beside the shape (Zhang et al. 2022); its norm adds 1e-5 to the variance."""
+    for key, value in {**OPT_ONLY, "word_embed_proj_dim": facts.hidden_size}.items():
+        found = getattr(facts, key)
         if found is not None and found != value:
             raise Unsupported(f"OPT with {key} = {found!r} is not supported; supported: {key} = {value!r}")
-    return ModelConfig(
-        family="opt",
-        vocab_size=raw["vocab_size"],
-        hidden=hidden,
-        ffn=raw["ffn_dim"],
-        layers=raw["num_hidden_layers"],
-        heads=heads,
-        kv_heads=heads,
-        head_dim=hidden // heads,
-        context=raw.get("max_position_embeddings", 2048),
-        norm_eps=1e-5,
-        tied=raw.get("tie_word_embeddings", True),
-        attention_bias=bias,
-        mlp_bias=bias,
-        bos=raw.get("bos_token_id"),
-        eos=_ids(raw.get("eos_token_id")),
-    )
+    return {
+        "ffn": facts.ffn_dim,
+        "kv_heads": facts.num_attention_heads,
+        "head_dim": facts.hidden_size // facts.num_attention_heads,
+        "context": facts.max_position_embeddings,
+        "norm_eps": 1e-5,
+        "attention_bias": facts.enable_bias,
+        "mlp_bias": facts.enable_bias,
+    }
 
 
 def _rope_to_hf(config: ModelConfig) -> dict[str, Any]:

@@ -6,7 +6,6 @@ Both hold the span's key/value cache, allocated once. The torch engine is the na
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
 from typing import ClassVar, Protocol, cast
 
 import torch
@@ -104,7 +103,7 @@ class KernelEngine:
         layers = zip(model.blocks[start:stop], self.slots, strict=True)
         self._layers = (_Layer * self.count)(*(self._layer(layer, slot) for layer, slot in layers))
         self._shape = self._describe()
-        self._scratch, self._room = torch.empty(0), (0, 0)
+        self._scratch = torch.empty(0)
 
     def _keep(self, tensor: Tensor | None) -> int:
         """Address of a tensor that stays alive with the engine, null for None."""
@@ -150,9 +149,9 @@ class KernelEngine:
     def run(self, x: Tensor, start: int) -> Tensor:
         x, threads = (self.model.place(x, start) if self.lowest else x).contiguous(), torch.get_num_threads()
         shape, numbers = ctypes.byref(self._shape), [ctypes.c_int64(n) for n in (len(x), start, threads)]
-        if len(x) > self._room[0] or threads > self._room[1]:
-            self._room = max(len(x), self._room[0]), max(threads, self._room[1])
-            self._scratch = torch.empty(compiled().fs_scratch(shape, *(ctypes.c_int64(n) for n in self._room)))
+        needed = compiled().fs_scratch(shape, numbers[0], numbers[2])
+        if needed > len(self._scratch):
+            self._scratch = torch.empty(needed)
         address, scratch = ctypes.c_void_p(x.data_ptr()), ctypes.c_void_p(self._scratch.data_ptr())
         compiled().fs_span(shape, self._layers, ctypes.c_int64(self.count), address, *numbers, scratch)
         return x
@@ -185,7 +184,7 @@ def _served(matrix: nn.Module, dtype: torch.dtype) -> bool:
     return isinstance(matrix, nn.Linear) and matrix.weight.dtype is dtype and dtype in kernels.WEIGHTS
 
 
-def _kernel_ready(model: Transformer) -> bool:
+def kernel_ready(model: Transformer) -> bool:
     """Whether the kernels compute this model: plain or rounded matrices of one format on CPU, widths multiples of 8 (of 16
     in 4 bits)."""
     c, weight = model.config, model.embed.weight
@@ -196,13 +195,3 @@ def _kernel_ready(model: Transformer) -> bool:
     step = 16 if formats == {_FOUR_BITS} else 8
     even = not any(size % step for size in (c.hidden, c.ffn, c.head_dim))
     return len(formats) == 1 and even and weight.device.type == "cpu" and kernels.available()
-
-
-def engine_for(model: Transformer, start: int, stop: int, context: int) -> Engine:
-    """The fastest engine that computes layers start..stop of this model on its device; see `graphs.wanted` for the flag."""
-    from flashspec.model.graphs import FixedEngine, wanted
-
-    kind: Callable[..., Engine] = KernelEngine if _kernel_ready(model) else TorchEngine
-    if wanted(model.device):
-        kind = FixedEngine
-    return kind(model, start, stop, context)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from flashspec.model.folder import read_tensors
 from flashspec.model.transformer import RMSNorm, Transformer
+from flashspec.model.writing import write_tensors
 
 EXITS_FILE = "exits.safetensors"
 
@@ -36,31 +39,30 @@ class ExitAdapter(nn.Module):
 
 
 def save_exits(adapters: dict[int, ExitAdapter], path: Path) -> None:
-    """Write adapters by layer to a safetensors file, under a temporary name first."""
-    from safetensors.torch import save_file
-
+    """Write adapters by layer to a safetensors file."""
     tensors = {f"{layer}.{name}": value for layer, a in adapters.items() for name, value in a.state_dict().items()}
-    part = path.with_name(f".{path.name}.part")
-    save_file(tensors, str(part))
-    part.replace(path)
+    write_tensors(tensors, path)
 
 
 def load_exits(path: Path, model: Transformer) -> dict[int, ExitAdapter]:
     """Adapters by layer; ValueError in words for a file that another model's exits were written to."""
-    from safetensors.torch import load_file
-
-    tensors = load_file(str(path), device=str(model.embed.weight.device))
-    found = {int(name.split(".")[0]) for name in tensors}
-    return {layer: _load_one(layer, tensors, model, path) for layer in sorted(found)}
+    tensors, _ = read_tensors(path, "fetch it again, or train exits anew with flashspec train exits")
+    layers = sorted(int(found) for found in {name.partition(".")[0] for name in tensors} if found.isdecimal())
+    adapters = {layer: _load_one(layer, tensors, model, path) for layer in layers}
+    if len(tensors) != sum(len(adapter.state_dict()) for adapter in adapters.values()):
+        raise ValueError(f"{path} holds tensors that belong to no exit; train exits anew with flashspec train exits")
+    return adapters
 
 
 def _load_one(layer: int, tensors: dict[str, Tensor], model: Transformer, path: Path) -> ExitAdapter:
     own = {name.partition(".")[2]: value for name, value in tensors.items() if name.startswith(f"{layer}.")}
-    down = own.get("down.weight")
-    if down is None or down.shape[1] != model.config.hidden or not 0 < layer < model.config.layers:
+    rank, hidden = own.get("up.weight", torch.empty(0)).shape[-1], model.config.hidden
+    wanted = {"own.weight": (hidden,), "down.weight": (rank, hidden), "up.weight": (hidden, rank)}
+    same = {name: tuple(value.shape) for name, value in own.items()} == wanted
+    if not same or rank < 1 or not 0 < layer < model.config.layers or not all(v.is_floating_point() for v in own.values()):
         raise ValueError(
             f"{path.name} holds an exit of another model (layer {layer}); train exits anew with flashspec train exits"
         )
-    adapter = ExitAdapter(model, down.shape[0]).to(down.device)
+    adapter = ExitAdapter(model, rank).to(model.device)
     adapter.load_state_dict(own)
     return adapter.eval().requires_grad_(False)

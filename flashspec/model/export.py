@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from flashspec.model.awq import Int4Linear
 from flashspec.model.config import to_hf
 from flashspec.model.names import row_counts, sources
 from flashspec.model.transformer import Transformer
+from flashspec.model.writing import replaced, write_json, write_tensors
 
 SHARD_BYTES = 16_000_000
 INDEX = "model.safetensors.index.json"
@@ -50,45 +50,13 @@ def write_folder(folder: str | Path, tensors: dict[str, Tensor], config: dict[st
     folder.mkdir(parents=True, exist_ok=True)
     shards = _shards(tensors, shard_bytes)
     texts = ({INDEX: _index(shards, tensors)} if len(shards) > 1 else {}) | {"config.json": config}
-    names = [*shards, *texts]
-    try:
+    with ExitStack() as whole:
+        parts = {name: whole.enter_context(replaced(folder / name)) for name in (*texts, *shards)}
         for name, keys in shards.items():
-            _write_shard({key: tensors[key] for key in keys}, _temporary(folder / name))
+            write_tensors({key: tensors[key] for key in keys}, parts[name], {"format": "pt"})
         for name, value in texts.items():
-            _write_text(json.dumps(value, indent=2) + "\n", _temporary(folder / name))
-    except BaseException:
-        for name in names:
-            _temporary(folder / name).unlink(missing_ok=True)
-        raise
-    for name in names:
-        _temporary(folder / name).replace(folder / name)
-    _remove_stale(folder, names)
-
-
-def write_json(value: Any, path: Path) -> None:
-    """Write indented JSON under a temporary name, then rename."""
-    _write_text(json.dumps(value, indent=2) + "\n", _temporary(path))
-    _temporary(path).replace(path)
-
-
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.part")
-
-
-def _write_text(text: str, path: Path) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _write_shard(tensors: dict[str, Tensor], path: Path) -> None:
-    from safetensors.torch import save_file
-
-    save_file(tensors, str(path), metadata={"format": "pt"})
-    path.chmod(0o644)
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())
+            write_json(value, parts[name])
+    _remove_stale(folder, [*shards, *texts])
 
 
 def _remove_stale(folder: Path, names: list[str]) -> None:

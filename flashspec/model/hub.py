@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from flashspec.model.writing import expanded
+
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
@@ -20,7 +22,7 @@ def cached(name: str) -> Path | None:
 
 def located(name: str | Path) -> Path:
     """The checkpoint folder of a path or a cached hub name; FileNotFoundError in words where there is neither."""
-    folder = Path(name).expanduser()
+    folder = expanded(name)
     if (folder / "config.json").is_file():
         return folder
     found = cached(str(name))

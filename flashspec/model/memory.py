@@ -10,6 +10,8 @@ import torch
 
 from flashspec.model.config import ModelConfig
 
+LAYER_BYTES = 40_000  # modules and parameters, whatever they hold
+
 
 class Form(NamedTuple):
     """How weights lie in memory: their floating type, and the group of 4-bit layers (0: none)."""
@@ -29,6 +31,12 @@ def weight_bytes(config: ModelConfig, form: Form) -> int:
     return int(config.body_parameters * form.body_bytes) + ends * form.dtype.itemsize
 
 
+def needed_bytes(config: ModelConfig, form: Form) -> int:
+    """Bytes that loading takes: the matrices, a vector for every position that is made or read, and torch's own of a layer."""
+    learned = config.hidden * form.dtype.itemsize if config.learned_positions else 0
+    return weight_bytes(config, form) + config.context * (12 * config.head_dim + learned) + config.layers * LAYER_BYTES
+
+
 def free_bytes(device: torch.device) -> int | None:
     """Memory that is free on this device, what torch keeps there for reuse included; None where the system does not tell."""
     if device.type == "cuda":
@@ -45,9 +53,9 @@ def free_bytes(device: torch.device) -> int | None:
 
 
 def refuse_too_large(name: str, config: ModelConfig, form: Form, device: torch.device) -> None:
-    """ValueError with an estimate when the weights alone are larger than the free memory of the device."""
+    """ValueError with an estimate when weights and positions are larger than the free memory of the device."""
     kind = "4 bits" if form.group else str(form.dtype).removeprefix("torch.")
-    refuse_bytes(name, weight_bytes(config, form), device, f" in {kind}")
+    refuse_bytes(name, needed_bytes(config, form), device, f" in {kind}")
 
 
 def refuse_bytes(name: str, needed: int, device: str | torch.device, form: str = "") -> None:

@@ -3,39 +3,45 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from flashspec.model.engine import engine_for
+from flashspec.model.engine import Engine, KernelEngine, TorchEngine, kernel_ready
+from flashspec.model.graphs import FixedEngine, wanted
 from flashspec.model.transformer import Transformer
+
+Reads = tuple[int, ...]
 
 
 class Reader(Protocol):
-    """Anything that turns tokens into hidden rows; row j speaks for token j + 1."""
+    """Anything that turns tokens into hidden rows; row j speaks for token j + 1. `text` is that of the last decode over it."""
 
     seen: int
     context: int
-    rows_read: int
+    text: Tensor | None
 
     @property
     def rows(self) -> Tensor:
         """Hidden rows by position [context, hidden], before the final norm; valid below `seen`."""
 
-    def read(self, tokens: Tensor) -> Tensor:
-        """Read what is missing of tokens [n]; return the rows of all n."""
+    def read(self, tokens: Tensor) -> Reads:
+        """Read what is missing of tokens [n]; how many rows that were, those of the readers below it first, its own last."""
 
     def rewind(self, n: int) -> None:
         """Forget all but the first n tokens."""
 
 
 class RowReader(ABC):
-    """What every reader of a model keeps: rows by position, how far it has read, and how many rows it has computed."""
+    """What every reader of a model keeps: rows by position, how far it has read, and the reader whose rows it goes on with."""
+
+    below: RowReader | None = None
 
     def __init__(self, context: int, rows: Tensor) -> None:
-        self.context, self._rows = context, rows
-        self.seen = self.rows_read = 0
+        self.context, self._rows, self.seen = context, rows, 0
+        self.text: Tensor | None = None
 
     @property
     def rows(self) -> Tensor:
@@ -43,24 +49,25 @@ class RowReader(ABC):
         return self._rows
 
     @torch.inference_mode()
-    def read(self, tokens: Tensor) -> Tensor:
-        """Read what is missing of tokens [n] (int64, on the model's device); rows [n, width] of all of them."""
+    def read(self, tokens: Tensor) -> Reads:
+        """Read what is missing of tokens [n] (int64, on the model's device)."""
         n = len(tokens)
         self.check_room(n)
+        lower = () if self.below is None else self.below.read(tokens)
         if n > self.seen:
             self._rows[self.seen : n] = self._fresh(tokens)
-            self.advance(n)
-        return self._rows[:n]
+        return (*lower, self.advance(n))
 
     def check_room(self, n: int) -> None:
         """Refuse more tokens than the context holds."""
         if n > self.context:
             raise ValueError(f"{n} tokens do not fit the context of {self.context}; shorten the prompt or max_new_tokens")
 
-    def advance(self, n: int) -> None:
-        """Count the first n tokens as read: their rows and caches have been written."""
-        self.rows_read += max(0, n - self.seen)
-        self.seen = max(self.seen, n)
+    def advance(self, n: int) -> int:
+        """Count the first n tokens as read, as their rows and caches have been written; how many of them are new."""
+        new = max(0, n - self.seen)
+        self.seen += new
+        return new
 
     @abstractmethod
     def _fresh(self, tokens: Tensor) -> Tensor:
@@ -75,7 +82,6 @@ class SpanReader(RowReader):
     """Reads tokens through layers start..stop of a model, or the rows of the reader below it.
 
     The cache is allocated once; rewinding moves one integer, and stale entries are overwritten before they are read.
-    `rows_read` counts the rows computed since the reader was made; `recordings` keeps what was recorded over its buffers.
     """
 
     def __init__(
@@ -88,7 +94,6 @@ class SpanReader(RowReader):
         if not self.start < self.stop <= model.config.layers:
             raise ValueError(f"a span must end between layer {self.start + 1} and {model.config.layers}, got {self.stop}")
         self.engine = engine_for(model, self.start, self.stop, room)
-        self.recordings: dict[tuple[Any, ...], Any] = {}
         rows = torch.zeros(room, model.config.hidden, dtype=self.engine.row_dtype, device=model.embed.weight.device)
         super().__init__(room, rows)
 
@@ -104,4 +109,10 @@ class SpanReader(RowReader):
         """What the first layer of the span takes: embeddings, or the rows below."""
         if self.below is None:
             return self.engine.embed(tokens[self.seen :])
-        return self.below.read(tokens)[self.seen :].clone()
+        return self.below.rows[self.seen : len(tokens)].clone()
+
+
+def engine_for(model: Transformer, start: int, stop: int, context: int) -> Engine:
+    """The fastest engine that computes layers start..stop of this model on its device; see `graphs.wanted` for the flag."""
+    kind: Callable[..., Engine] = KernelEngine if kernel_ready(model) else TorchEngine
+    return (FixedEngine if wanted(model.device) else kind)(model, start, stop, context)

@@ -20,9 +20,9 @@ def reshaped(config: ModelConfig, layers: int) -> ModelConfig:
     group, scale = config.heads // config.kv_heads, (config.layers / layers) ** 0.5
     kv_heads = max(1, round(config.kv_heads * scale))
     hidden = config.hidden * kv_heads * group // config.heads
-    wide = replace(config, layers=layers, hidden=hidden, heads=kv_heads * group, kv_heads=kv_heads, ffn=0)
+    wide = replace(config, layers=layers, hidden=hidden, heads=kv_heads * group, kv_heads=kv_heads, ffn=STEP)
     channels = (config.body_parameters - wide.body_parameters) / (layers * hidden * (3 if config.gated else 2))
-    ffn = STEP * round(channels / STEP)
+    ffn = STEP + STEP * round(channels / STEP)
     if ffn < STEP:
         raise ValueError(f"at {layers} layers attention alone has more parameters than the body had; take fewer layers")
     return replace(wide, ffn=ffn)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flashspec.model.config import ModelConfig
+from flashspec.typed import typed
 
 
 class LayerCache(Protocol):
@@ -180,6 +181,7 @@ class Transformer(nn.Module):
     `forward(ids)` gives logits [batch, n, vocab]; readers and training walk the layers themselves.
     """
 
+    @typed
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
@@ -191,6 +193,7 @@ class Transformer(nn.Module):
         self.head = None if config.tied else nn.Linear(config.hidden, config.vocab_size, bias=False)
 
     @classmethod
+    @typed
     def load(cls, folder: str | Path, dtype: str = "auto", device: str = "cpu", weights: str = "auto") -> Transformer:
         """The model of a Hugging Face folder, dense or AWQ; see `checkpoint.load_transformer` for the choices and errors."""
         from flashspec.model.checkpoint import load_transformer

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flashspec.study.heights import SCHEDULE, rates
 from flashspec.study.readings import Missing, where
-from flashspec.theory import Level, nested
+from flashspec.theory import Level, flip, nested
 from flashspec.theory.depth import Prices, Tiers, advantage, first_depth
-from flashspec.theory.passes import Hierarchy, flip
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -115,7 +114,7 @@ def _three(rows: DataFrame) -> dict[str, float]:
     bursts = (int(first["n_d"]), int(first["n_i"]))
     shares = [rows[f"kept_{i}"].sum() / max(rows[f"decided_{i}"].sum(), 1) for i in (1, 2)]
     levels = [Level(a, n, first[f"check_{i}_seconds"]) for i, (a, n) in enumerate(zip(shares, bursts, strict=True), start=1)]
-    tally = flip(Hierarchy(first["draft_seconds"], tuple(levels)), CHECKS)
+    tally = flip(first["draft_seconds"], levels, CHECKS)
     return {
         "n_d": bursts[0],
         "n_i": bursts[1],

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from flashspec import provenance
 from flashspec.kernels import build
+from flashspec.model.writing import refuse_input
 from flashspec.study import store, tables
 from flashspec.study.columns import Columns
 from flashspec.study.journal import Journal, journal
@@ -131,6 +132,7 @@ def run(
     stored = None if fresh else chosen.shelf.read(place, chosen.columns)
     place = _place_of_fresh(chosen, place) if fresh else place
     if stored is None:
+        refuse_input(place.folder, chosen.models(params).values())
         with store.rooted(place.folder.parent):
             stored = _measure_once(chosen, params, place, (fresh, progress))
     _warn_of_other_models(chosen, params, stored.origin)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from flashspec.refusals import guarded, refuse
 from flashspec.study.experiment import Results, run
 from flashspec.study.experiments.real_shapes import EXPERIMENT, PARTS, SMOKE, Params
 
@@ -62,9 +63,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--results", type=Path, help="folder of the tables, default book/results")
     parser.add_argument("--stand-ins", action="store_true", help="small shapes on the CPU, to see that everything runs")
     given = parser.parse_args(arguments)
+    return guarded(lambda: _measured(given))
+
+
+def _measured(given: argparse.Namespace) -> int:
+    if not given.minutes > 0:
+        raise ValueError(f"minutes must be above 0, got {given.minutes}")
     if not given.stand_ins and not torch.cuda.is_available():
-        print("error: torch sees no CUDA device; run this on a machine with one, or add --stand-ins", file=sys.stderr)
-        return 2
+        return refuse("torch sees no CUDA device; run this on a machine with one, or add --stand-ins")
     said = ""
     for said in steps(SMOKE if given.stand_ins else Params(), given.results, given.minutes):
         print(said, flush=True)

@@ -13,10 +13,10 @@ from torch import Tensor
 from flashspec.decoding.method import METHODS
 from flashspec.decoding.models import Models
 from flashspec.heads.base import Head
+from flashspec.heads.candidates import ShortlistHead, ranked_by_frequency
 from flashspec.heads.dense import DenseHead
 from flashspec.heads.flash import FlashHead
 from flashspec.heads.registry import RANKED, Origin, head_named
-from flashspec.heads.shortlist import ShortlistHead, ranked_by_frequency
 from flashspec.measure.contest import Entry, texts
 from flashspec.measure.prompts import Prompt, load_prompts
 from flashspec.model.reader import SpanReader
@@ -126,7 +126,8 @@ def halves(prompts: Sequence[Prompt]) -> tuple[list[Prompt], list[Prompt]]:
 def rows_of(model: Transformer, ids: tuple[int, ...]) -> Tensor:
     """A model's rows [n, hidden] over a text, as a decode reads them, in float32."""
     reader = SpanReader(model, context=len(ids) + 1)
-    return reader.read(torch.tensor(ids))[: len(ids)].float().clone()
+    reader.read(torch.tensor(ids))
+    return reader.rows[: len(ids)].float().clone()
 
 
 @torch.inference_mode()

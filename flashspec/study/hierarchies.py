@@ -9,14 +9,14 @@ from typing import Any, NamedTuple
 
 import torch
 
-from flashspec.decoding.cascade import Stage
 from flashspec.decoding.hierarchy import hispec, self_speculation
 from flashspec.decoding.method import METHODS, Method, build
 from flashspec.decoding.models import Models
+from flashspec.decoding.stages import Stage
 from flashspec.measure import clock
 from flashspec.measure.bench import text_digest
 from flashspec.measure.contest import Entry, Turns, texts
-from flashspec.measure.levels import Climb, Costs, Judged, climb, climbs_by_kind, foretold, stage_costs
+from flashspec.measure.levels import Climb, StageCosts, Verified, climb, climbs_by_kind, predicted, stage_costs
 from flashspec.measure.prompts import Prompt, first_of_each_kind, load_prompts
 from flashspec.scores import Sampling
 from flashspec.study.experiments.end_to_end import BASELINE, Setting, divergences, evidence
@@ -212,11 +212,11 @@ def waits_of(climbs: Sequence[Climb], name: str) -> list[int]:
 class Priced(NamedTuple):
     """Costs of an entry's stages, and seconds of making them and reading the prompt."""
 
-    costs: Costs
+    costs: StageCosts
     prefill: float
 
 
-UNPRICED = Priced(Costs(0.0, 0.0, ()), 0.0)
+UNPRICED = Priced(StageCosts(0.0, 0.0, ()), 0.0)
 
 
 def costs_of(models: Models, entry: Entry, climbs: Sequence[Climb], prompt: Prompt) -> Priced:
@@ -238,7 +238,7 @@ def costs_of(models: Models, entry: Entry, climbs: Sequence[Climb], prompt: Prom
 
 def _row(each: Climb, entry: Entry, priced: Priced, more: dict[str, Any]) -> Row:
     record, method, costs = each.record, entry.method, priced.costs
-    levels = [*each.levels, Judged(), Judged()][:2]
+    levels = [*each.levels, Verified(), Verified()][:2]
     exits, checks = [*method.exits, 0, 0], [*costs.checks, 0.0, 0.0]
     deep = len(each.levels) > 1
     return Row(
@@ -249,7 +249,7 @@ def _row(each: Climb, entry: Entry, priced: Priced, more: dict[str, Any]) -> Row
         seconds=record.seconds, repeat=record.repeat, draft_seconds=costs.draft, head_seconds=costs.head,
         check_1_seconds=checks[0], check_2_seconds=checks[1], prefill_seconds=priced.prefill,
         text_digest=text_digest(record.tokens),
-        predicted=foretold(costs, each.levels, [method.k, *[method.interval] * 9][: len(each.levels)]) if costs.draft else 0.0,
+        predicted=predicted(costs, each.levels, [method.k, *[method.interval] * 9][: len(each.levels)]) if costs.draft else 0.0,
         **{name: (vars(record.stats) | vars(record.score))[name] for name in COUNTS},
         **{f"{name}_{i}": value for i, j in enumerate(levels, start=1) for name, value in j._asdict().items()},
         **more,

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from flashspec import provenance
+from flashspec.model.writing import made
 
 
 class Journal:
@@ -47,8 +48,7 @@ class Journal:
 @contextmanager
 def journal(path: Path, header: dict[str, Any]) -> Iterator[Journal]:
     """The journal in a file, held by one process at a time; it is kept only by a failure after the first finished point."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with _held(path), path.open("a+", encoding="utf-8") as file:
+    with made(path.parent), _held(path), path.open("a+", encoding="utf-8") as file:
         found = None
         try:
             found = Journal(file, header)

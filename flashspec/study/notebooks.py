@@ -12,9 +12,10 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from flashspec.model.writing import expanded, refuse_input, write_text
+from flashspec.refusals import guarded, refuse
 from flashspec.study.experiment import Experiment
 from flashspec.study.parameters import Refused, comments, hints, parse_value, refuse_unknown, type_name
-from flashspec.study.store import write_atomically
 
 START_TIMEOUT = 600
 
@@ -37,10 +38,14 @@ def parameters(notebook: Path) -> dict[str, Parameter]:
     """The parameters a notebook declares in its cell tagged `parameters`, by name; none without such a cell."""
     if not notebook.is_file():
         raise Refused(f"no notebook {notebook}: check the path")
-    cells = json.loads(notebook.read_text())["cells"]
-    source = "".join(next((c["source"] for c in cells if "parameters" in c["metadata"].get("tags", ())), ""))
+    try:
+        cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+        source = "".join(next((c["source"] for c in cells if "parameters" in c["metadata"].get("tags", ())), ""))
+        body = ast.parse(source).body
+    except (AttributeError, KeyError, RecursionError, SyntaxError, TypeError, ValueError) as error:
+        raise Refused(f"{notebook} is no notebook ({type(error).__name__}: {error}): copy it again") from None
     helps = comments(source)
-    found = (_parameter(node) for node in ast.parse(source).body)
+    found = (_parameter(node) for node in body)
     return {name: Parameter(kind, default, helps[name]) for name, kind, default in found}
 
 
@@ -62,6 +67,7 @@ def execute(notebook: Path, out: Path, values: Mapping[str, Any] | None = None, 
     their outputs: run times, identifiers and papermill's notes are taken out. NotebookFailed names what went wrong.
     """
     chosen = validated(notebook, values or {})
+    refuse_input(out, [notebook])
     out.parent.mkdir(parents=True, exist_ok=True)
     out.unlink(missing_ok=True)
     part = out.with_suffix(".part.ipynb")
@@ -69,7 +75,7 @@ def execute(notebook: Path, out: Path, values: Mapping[str, Any] | None = None, 
         _papermill(notebook, part, chosen, timeout)
     except Exception as error:
         raise NotebookFailed(f"{notebook.name} failed, {_reason(error)}: its output so far is in {part.name}") from error
-    write_atomically(part, json.dumps(reproducible(json.loads(part.read_text())), indent=1, ensure_ascii=False) + "\n")
+    write_text(json.dumps(reproducible(json.loads(part.read_text())), indent=1, ensure_ascii=False) + "\n", part)
     part.replace(out)
     return out
 
@@ -84,6 +90,8 @@ def execute_all(
     from tqdm import tqdm
 
     chosen = _shared_out(notebooks, {**(values or {}), **({"fresh": True} if fresh else {})})
+    for notebook in notebooks:
+        refuse_input(out_dir / notebook.name, [notebook])
     written, failures = [], []
     for notebook in tqdm(notebooks, desc="notebooks", unit="notebook", delay=0.5):
         try:
@@ -132,11 +140,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     reader.add_argument("--fresh", action="store_true", help="measure on this machine instead of showing stored tables")
     reader.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="set a parameter")
     given = reader.parse_args(arguments)
+    return guarded(lambda: _executed(given))
+
+
+def _executed(given: argparse.Namespace) -> int:
     try:
-        execute_all(found_in(given.source), given.out, given.fresh, dict(given.p))
-    except (Refused, NotebookFailed) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, Refused) else 1
+        execute_all(found_in(expanded(given.source)), expanded(given.out), given.fresh, dict(given.p))
+    except NotebookFailed as error:
+        refuse(str(error))
+        return 1
     return 0
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from flashspec.model.writing import write_text
+from flashspec.refusals import guarded
 from flashspec.study import figures, readings
 from flashspec.study.experiment import stored
 
@@ -83,16 +86,22 @@ def draw(picture: Path, root: Path | None = None) -> None:
         figures.waterfall(*tables).save(picture)
 
 
-def main(readme: str) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Bring a README and its picture up to date with the stored tables."""
-    page = Path(readme)
+    parser = argparse.ArgumentParser(prog="flashspec.study.pages", description=(__doc__ or "").partition(":")[0])
+    parser.add_argument("readme", type=Path, help="the page with the places for results")
+    given = parser.parse_args(arguments)
+    return guarded(lambda: _updated(given.readme))
+
+
+def _updated(page: Path) -> int:
     text = page.read_text(encoding="utf-8")
     fresh = with_results(text, table())
     if fresh != text:
-        page.write_text(fresh, encoding="utf-8")
+        write_text(fresh, page)
     draw(page.parent / PICTURE)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    sys.exit(main())

@@ -15,9 +15,9 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from flashspec import provenance
 
 TRUTHS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+NOTHING = ("none", "null", "")
 UNFIT = (TypeError, ValueError, SyntaxError, OverflowError, RecursionError, MemoryError)
 LARGEST = 2**63  # of a whole number, what torch and numpy count with
-NOTHING = ("none", "null", "")
 
 
 class Refused(ValueError):

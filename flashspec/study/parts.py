@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from flashspec.heads.candidates import ShortlistHead
 from flashspec.heads.dense import DenseHead
 from flashspec.heads.registry import HEADS, RANKED, VARIANTS, Origin, head_named
-from flashspec.heads.shortlist import ShortlistHead
 from flashspec.measure import clock
 from flashspec.measure.roofline import stored_bytes
 from flashspec.measure.stand_ins import stand_in_flash, stand_in_preview
@@ -59,7 +59,8 @@ class Params:
         among("format", self.format, DTYPES)
         at_least(self, layers=0, spread=1, probes=1, shortlist=1, rows=1, k=1, past=1, cold_megabytes=0, repeats=1)
         for name in self.shape:
-            if config_of(name, 0, 1).layers == 0 and set(self.piece) != {"projection"}:
+            config_of(name, 0, 1)
+            if bare(name) and set(self.piece) != {"projection"}:
                 raise ValueError(f"shape {name!r} is a projection alone; with it, piece must be projection")
 
 
@@ -138,12 +139,18 @@ def points(params: Params) -> list[Params]:
 
 
 def config_of(name: str, layers: int, spread: int) -> ModelConfig:
-    """The configuration of a shape at so many layers (0: its own), its parameters spread over fewer; IDSxWIDTH has no layers."""
-    ids, _, width = name.partition("x")
-    if ids.isdecimal() and width.isdecimal():
-        return replace(shape("reference-draft"), vocab_size=int(ids), hidden=int(width), layers=0)
+    """The configuration of a shape at so many layers (0: its own), its parameters spread over fewer; IDSxWIDTH has one."""
+    if bare(name):
+        ids, width = map(int, name.split("x"))
+        return replace(shape("reference-draft"), vocab_size=ids, hidden=width, layers=1)
     whole = shape(name, layers or None)
     return reshaped(whole, max(1, whole.layers // spread)) if spread > 1 else whole
+
+
+def bare(name: str) -> bool:
+    """Whether a shape is a vocabulary projection alone, IDSxWIDTH."""
+    ids, _, width = name.partition("x")
+    return ids.isdecimal() and width.isdecimal()
 
 
 def pieces_of(config: ModelConfig, params: Params) -> Iterator[Piece]:
@@ -235,7 +242,7 @@ def _fits(configs: list[ModelConfig], params: Params) -> bool:
     """Whether weights and the heads made from them fit the free memory."""
     free = free_bytes(torch.device(params.device))
     heads = sum(2 * each.vocab_size * each.hidden * (1 + len(params.head)) for each in configs)
-    bodies = sum(weight_bytes(each, Form(torch.bfloat16)) for each in configs if each.layers)
+    bodies = sum(weight_bytes(each, Form(torch.bfloat16)) for each in configs)
     return free is None or (bodies + heads) * len(params.format) < free
 
 

@@ -17,7 +17,7 @@ from flashspec.heads.registry import HEADS
 from flashspec.measure import clock
 from flashspec.measure.bench import Text, time_run
 from flashspec.measure.contest import Decoding, Entry
-from flashspec.measure.levels import judged, stage_costs
+from flashspec.measure.levels import stage_costs, verified
 from flashspec.measure.prompts import Prompt
 from flashspec.measure.repetition import repeated_share
 from flashspec.measure.trace import target_digest
@@ -60,7 +60,7 @@ class Racer:
             return Run(seconds, tokens, {"emitted": len(tokens)})
         decoding = Decoding(self.models, self.entry, prompt, new_tokens)
         record = decoding.record(0)
-        levels = [judged(decoding.events, stage) for stage in range(1, len(decoding.stages))]
+        levels = [verified(decoding.events, stage) for stage in range(1, len(decoding.stages))]
         counts = {f"{name}_{i}": value for i, level in enumerate(levels[:2], 1) for name, value in level._asdict().items()}
         return Run(record.seconds, record.tokens, {**vars(record.stats), **vars(record.score), **counts})
 
@@ -156,7 +156,7 @@ def options_of(params: Any, head: str) -> list[dict[str, Any]]:
 
 def transformers_racers(params: Any, folder: Path) -> list[Racer]:
     """Plain and assisted generation by transformers, of the models of the first draft, written into a folder for it."""
-    from flashspec.measure.peers import Pair as Theirs
+    from flashspec.measure.peers import Peers
     from flashspec.model.export import save_transformer
 
     target, dtype = params.target[0], params.dtype[0]
@@ -164,7 +164,7 @@ def transformers_racers(params: Any, folder: Path) -> list[Racer]:
     pair = _pair(target, name, str(source), (dtype, "dense"))
     for which in ("target", "draft"):
         save_transformer(pair.models.model(which), folder / which, dtype)
-    theirs = Theirs.load(folder / "target", folder / "draft", getattr(torch, dtype))
+    theirs = Peers.load(folder / "target", folder / "draft", getattr(torch, dtype))
     base = {**_base(params, pair.models, Sampling(rule=params.rule[0])), "engine": "transformers"}
     found = []
     for k in (0, *params.k):

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from flashspec import provenance
+from flashspec.model.writing import write_text
 from flashspec.study.columns import Columns
 from flashspec.study.parameters import Refused
 
@@ -100,19 +101,9 @@ def write(place: Place, columns: Columns, rows: Sequence[Any], origin: dict[str,
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns.names)
     writer.writerows(columns.cells(row) for row in rows)
-    write_atomically(place.csv, text.getvalue())
+    write_text(text.getvalue(), place.csv)
     stamped = {**origin, "rows": len(rows), "columns": list(columns.names), "csv_sha256": provenance.digest(place.csv)}
-    write_atomically(place.json, json.dumps(stamped, indent=2, sort_keys=True) + "\n")
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a file by new text, or leave it as it was: temporary name, flush, rename."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with part.open("w", encoding="utf-8", newline="") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+    write_text(json.dumps(stamped, indent=2, sort_keys=True) + "\n", place.json)
 
 
 def _rows(place: Place, columns: Columns) -> list[list[str]]:

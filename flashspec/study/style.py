@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 from flashspec.measure.bench import Interval
+from flashspec.model.writing import write_text
 
 COLOURS = {
     "baseline": "#5f6368",
@@ -104,7 +105,7 @@ class Picture(NamedTuple):
         path = Path(path)
         if not path.exists() or path.read_text(encoding="utf-8") != self.svg:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(self.svg, encoding="utf-8")
+            write_text(self.svg, path)
 
 
 def drawn(draw: Callable[..., Figure]) -> Callable[..., Picture]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from flashspec.model.writing import made, replaced
 from flashspec.study.columns import Columns
 from flashspec.study.parameters import Refused
 from flashspec.study.store import Place, Table
@@ -25,13 +25,8 @@ def path_of(place: Place) -> Path:
 def write(place: Place, columns: Columns, rows: Sequence[Any], origin: dict[str, Any]) -> None:
     """Store a table in one step: temporary name, flush, rename."""
     path = path_of(place)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with part.open("wb") as file:
-        file.write(_sealed(columns, rows, {**origin, "rows": len(rows), "columns": list(columns.names)}))
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+    with made(path.parent), replaced(path) as part:
+        part.write_bytes(_sealed(columns, rows, {**origin, "rows": len(rows), "columns": list(columns.names)}))
 
 
 def read(place: Place, columns: Columns) -> Table | None:

@@ -1,4 +1,4 @@
-"""What depth does to a hierarchy: exits stay at their shares of a model that grows, layers and heads keep their prices."""
+"""What depth does to a hierarchy: exits stay at their shares of a model that grows, layers and heads cost what they did."""
 
 from __future__ import annotations
 
@@ -52,14 +52,14 @@ def best_rate(tiers: Iterable[Tiers], depth: float, prices: Prices, free: Sequen
 
 
 def topped(tiers: Iterable[Tiers], alpha: float) -> list[Tiers]:
-    """The same schedules under a last level that keeps each token with this chance."""
+    """The same schedules under a last level that accepts each token with this probability."""
     return [each._replace(alphas=(*each.alphas[:-1], alpha)) for each in tiers]
 
 
 def needed_alpha(tiers: Sequence[Tiers], depth: float, prices: Prices, goal: float) -> float | None:
-    """The least chance, to a thousandth, with which the last level must keep a token for the fastest schedule to reach a rate.
+    """The least acceptance of the last level, to a thousandth, with which the fastest schedule reaches a rate.
 
-    None where even a last level that keeps everything does not.
+    None where even a last level that accepts everything does not.
     """
     live, low, high = _reaching(topped(tiers, 1.0), depth, prices, goal), 0.0, 1.0
     if not live:

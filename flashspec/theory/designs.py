@@ -1,6 +1,6 @@
 """The draft design space as an optimiser: of all depths and sizes, the draft whose predicted throughput is the highest.
 
-Yan et al. 2024 (Decoding Speculative Decoding, section 5) choose a draft by hand on the same grounds: its step must be cheap, and
+Yan et al. 2024 (Decoding Speculative Decoding, section 5) choose a draft on the same grounds: its step must be cheap, and
 tokens a check fall off slowly as it gets shallower. Here both are relations fitted to drafts that were built.
 """
 

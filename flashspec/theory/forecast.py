@@ -53,14 +53,12 @@ def bootstrap(samples: Sequence[Sequence[Any]], statistic: Callable[..., float],
     return Interval(statistic(*samples), found[edge], found[draws - 1 - edge])
 
 
-def break_even_draft(tar: float, costs: Costs, block: int, step: float) -> float | None:
-    """The draft step at which `tar` tokens a check only just pay: step TAR = k d + verify + ... solved for d; None below 0."""
-    rest = round_time(costs, block) - costs.burst(block)
-    longest = (check_positive("baseline step", step) * tar - rest) / block
-    return longest if longest >= 0.0 else None
-
-
 def break_even(tar: float, costs: Costs, block: int, step: float) -> BreakEven:
-    """All that would have to be true, one change at a time, for speculation at this block to cost what plain decoding does."""
-    needed = round_time(costs, block) / check_positive("baseline step", step)
-    return BreakEven(break_even_acceptance(costs, block, step), needed, break_even_draft(tar, costs, block, step))
+    """All that would have to be true, one change at a time, for speculation at this block to cost what plain decoding does.
+
+    The draft step solves step TAR = k d + verify + ... for d.
+    """
+    whole = round_time(costs, block)
+    needed = whole / check_positive("baseline step", step)
+    draft = (step * tar - (whole - costs.burst(block))) / block
+    return BreakEven(break_even_acceptance(costs, block, step), needed, draft if draft >= 0.0 else None)

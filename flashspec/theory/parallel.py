@@ -49,11 +49,3 @@ def split_costs(target: Weights, draft: Weights, devices: Devices) -> tuple[Cost
     """
     step = split_pass(target, devices)
     return Costs(memory_floor(draft.bytes, devices.bandwidth), step), step
-
-
-def break_even_all_reduce(model: Weights, devices: Devices) -> float:
-    """The all-reduce, in seconds, at which these devices are no faster than one of them; infinite for one alone."""
-    if devices.count == 1:
-        return float("inf")
-    saved = memory_floor(model.bytes, devices.bandwidth) * (1.0 - 1.0 / devices.count)
-    return saved / (REDUCES * model.layers)

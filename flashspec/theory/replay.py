@@ -4,30 +4,31 @@ A lossless method prints the target's own text, so the text of one recording is 
 its tokens came from the draft independently of each other: token x with probability min(1, q(x) / p(x)) under speculative
 sampling (Leviathan et al. 2023, section 2.3: the draft's share min(p, q) of what is emitted, p), and 1 or 0 where draft and
 target share their noise or are greedy. The draft reads the true text before every token it gets right, so one forward over
-the text tells all of these numbers (Yan et al. 2024 replay recorded targets in their released code).
+the text gives all of these numbers (Yan et al. 2024 replay recorded targets in their released code).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import reduce
 from itertools import accumulate, pairwise
 from operator import mul
 from typing import NamedTuple
 
 from flashspec.theory.checks import check_block, check_share
 
-Stands = Sequence[float]
+Shares = Sequence[float]  # of a text: the probability that each token is accepted
 
 
 class Round(NamedTuple):
-    """The chance that a round starts here, and the chances that its first 0, 1, ... drafted tokens all stand."""
+    """The probability that a round starts here, and those that its first 0, 1, ... drafted tokens are all accepted."""
 
-    chance: float
+    probability: float
     reach: tuple[float, ...]
 
 
 class Counts(NamedTuple):
-    """Expected whole numbers of decoding known texts; exact ones where every token stands with probability 1 or 0."""
+    """Expected whole numbers of decoding known texts; exact ones where every token is accepted with probability 1 or 0."""
 
     rounds: float = 0.0
     drafted: float = 0.0
@@ -46,48 +47,45 @@ class Counts(NamedTuple):
         return Counts(*(a + b for a, b in zip(self, other, strict=True)))  # type: ignore[arg-type]
 
 
-def rounds_of(stands: Stands, block: int) -> Iterator[Round]:
+def rounds_of(shares: Shares, block: int) -> Iterator[Round]:
     """Every place where a round may start, with how likely one does.
 
-    A round at token n drafts min(k, tokens left - 1), keeps the leading ones that stand and adds one, as the loop does.
+    A round at token n drafts min(k, tokens left - 1), accepts some from the front and adds one, as the loop does.
     """
     check_block(block)
-    for number, share in enumerate(stands):
-        check_share(f"the chance of token {number}", share)
-    size = len(stands)
+    for number, share in enumerate(shares):
+        check_share(f"the probability of token {number}", share)
+    size = len(shares)
     starts = [1.0, *[0.0] * size]
     for n in range(size):
-        reach = tuple(accumulate(stands[n : n + min(block, size - n - 1)], mul, initial=1.0))
+        reach = tuple(accumulate(shares[n : n + min(block, size - n - 1)], mul, initial=1.0))
         for kept, (here, beyond) in enumerate(zip(reach, [*reach[1:], 0.0], strict=True)):
             starts[n + kept + 1] += starts[n] * (here - beyond)
         yield Round(starts[n], reach)
 
 
-def replayed(stands: Stands, block: int) -> Counts:
-    """Counts of one text whose token n the draft gets with probability stands[n], at `block` drafted tokens a check."""
-    total = Counts(emitted=len(stands))
-    for chance, reach in rounds_of(stands, block):
-        total = total.joined(Counts(chance, chance * (len(reach) - 1), chance * sum(reach[1:])))
+def replayed(shares: Shares, block: int) -> Counts:
+    """Counts of one text whose token n the draft gets with probability shares[n], at `block` drafted tokens a check."""
+    total = Counts(emitted=len(shares))
+    for probability, reach in rounds_of(shares, block):
+        total = total.joined(Counts(probability, probability * (len(reach) - 1), probability * sum(reach[1:])))
     return total
 
 
-def replayed_all(texts: Iterable[Stands], block: int) -> Counts:
+def replayed_all(texts: Iterable[Shares], block: int) -> Counts:
     """Counts of several texts."""
-    total = Counts()
-    for stands in texts:
-        total = total.joined(replayed(stands, block))
-    return total
+    return reduce(Counts.joined, (replayed(shares, block) for shares in texts), Counts())
 
 
-def curve_by_position(texts: Iterable[Stands], block: int) -> tuple[float, ...]:
-    """Acceptance at each position of a block, given that all before it stood: what `tokens_from_curve` takes.
+def curve_by_position(texts: Iterable[Shares], block: int) -> tuple[float, ...]:
+    """Acceptance at each position of a block, given that all before it were accepted: what `tokens_from_curve` takes.
 
     Over the rounds that the texts' own replay runs through; the curve ends at the first position that no round reaches.
     """
-    reached, stood = [0.0] * block, [0.0] * block
-    for stands in texts:
-        for chance, reach in rounds_of(stands, block):
+    reached, accepted = [0.0] * block, [0.0] * block
+    for shares in texts:
+        for probability, reach in rounds_of(shares, block):
             for position, (before, after) in enumerate(pairwise(reach)):
-                reached[position] += chance * before
-                stood[position] += chance * after
-    return tuple(after / before for after, before in zip(stood, reached, strict=True) if before)
+                reached[position] += probability * before
+                accepted[position] += probability * after
+    return tuple(after / before for after, before in zip(accepted, reached, strict=True) if before)

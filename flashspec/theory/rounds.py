@@ -60,7 +60,7 @@ def tokens_per_check(alpha: float, block: int) -> float:
 
 
 def tokens_from_curve(curve: Sequence[float]) -> float:
-    """Expected tokens one check settles when position i stands with probability curve[i], given that all before it stand.
+    """Expected tokens one check settles when position i is accepted with probability curve[i], given that all before it are.
 
     1 + sum_i prod_{j <= i} curve[j]; a constant curve gives `tokens_per_check` (Leviathan et al. 2023, section 3.1,
     without the assumption that acceptance is independent of the position).
@@ -68,11 +68,6 @@ def tokens_from_curve(curve: Sequence[float]) -> float:
     for position, alpha in enumerate(curve):
         check_share(f"acceptance at position {position}", alpha)
     return 1.0 + sum(accumulate(curve, mul))
-
-
-def sum_parts(parts: Mapping[str, float]) -> float:
-    """Time of a round from its named parts, each a latency that is at least 0."""
-    return sum(check_latency(name, time) for name, time in parts.items())
 
 
 def round_parts(costs: Costs, block: int) -> dict[str, float]:
@@ -91,7 +86,7 @@ def round_time(costs: Costs, block: int) -> float:
 
     The denominator of the throughput model of Yan et al. 2024 (Decoding Speculative Decoding, section 3).
     """
-    return sum_parts(round_parts(costs, block))
+    return sum(round_parts(costs, block).values())
 
 
 def throughput(tar: float, costs: Costs, block: int) -> float:
@@ -121,14 +116,6 @@ def speedup(tar: float, costs: Costs, block: int, step: float) -> float:
     Leviathan et al. 2023, theorem 3.8, with measured costs.
     """
     return check_positive("baseline step", step) * throughput(tar, costs, block)
-
-
-def ideal_speedup(alpha: float, block: int, ratio: float) -> float:
-    """(1 - alpha^(k+1)) / ((1 - alpha)(k c + 1)) with c = draft step / target step, a check as dear as one target step.
-
-    Leviathan et al. 2023, theorem 3.8.
-    """
-    return speedup(tokens_per_check(alpha, block), Costs(ratio, 1.0), block, 1.0)
 
 
 def break_even_acceptance(costs: Costs, block: int, step: float) -> float | None:

@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from flashspec.model.writing import fresh_folder, write_json
+
 END = "<|endoftext|>"
 SKIPPED_FOLDERS = ("site-packages", "__pycache__", "encodings", "lib2to3/tests/data", "test/cjkencodings")
 LARGEST_FILE = 300_000
@@ -52,6 +54,14 @@ def _text(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
         return ""
+
+
+def read(path: Path) -> str:
+    """A text that the user gave; ValueError in words where it is not UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text (byte {error.start}); convert it, or give another text") from None
 
 
 def is_held_out(name: str) -> bool:
@@ -120,12 +130,12 @@ def prepare(folder: Path, vocab_size: int = 16384) -> CorpusCard:
     target = folder / "corpus.json"
     if target.exists():
         return CorpusCard(**json.loads(target.read_text()))
-    folder.mkdir(parents=True, exist_ok=True)
     train, held = split(root)
-    tokenizer = train_tokenizer(train, vocab_size)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    np.save(folder / "train.npy", encode(tokenizer, train))
-    np.save(folder / "held_out.npy", encode(tokenizer, held))
     found = card(root)
-    target.write_text(json.dumps(asdict(found), indent=2))
+    with fresh_folder(folder) as part:
+        tokenizer = train_tokenizer(train, vocab_size)
+        tokenizer.save(str(part / "tokenizer.json"))
+        np.save(part / "train.npy", encode(tokenizer, train))
+        np.save(part / "held_out.npy", encode(tokenizer, held))
+        write_json(asdict(found), part / target.name)
     return found

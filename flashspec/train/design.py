@@ -7,15 +7,18 @@ import shutil
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from flashspec.decoding.models import Models
 from flashspec.model.config import ModelConfig
-from flashspec.model.export import save_transformer, write_json
+from flashspec.model.export import save_transformer
+from flashspec.model.folder import read_json
 from flashspec.model.transformer import Transformer
+from flashspec.model.writing import fresh_folder, refuse_input, refuse_taken, write_json
 from flashspec.provenance import model_digests
 from flashspec.theory.checks import at_least
 from flashspec.train.distill import Distillation, DraftLoss, Teacher, acceptance
@@ -53,7 +56,7 @@ class Design:
     seed: int = 1  # of windows, texts and batches
 
     def __post_init__(self) -> None:
-        at_least(self, layers=1, steps=0, sequences=1, length=2, written=1, prompt=1)
+        at_least(self, layers=1, heads=0, kv_heads=0, ffn=0, steps=0, sequences=1, length=2, written=1, prompt=1)
         if self.prompt > self.length:
             raise ValueError(f"a text of {self.length} tokens has no room for a prompt of {self.prompt}; shorten the prompt")
         _ = self.distillation
@@ -73,6 +76,14 @@ class Design:
     def distillation(self) -> Distillation:
         """How a batch is drawn and what the loss weighs."""
         return Distillation(self.layers, self.schedule, self.sequences, self.length, self.variation, self.seed, dtype=self.dtype)
+
+
+class Place(NamedTuple):
+    """Where a draft is made, where it is finished, and where designs of one target share its texts."""
+
+    work: Path
+    out: Path
+    shared: Path | None = None
 
 
 def windows(stream: np.ndarray, count: int, length: int) -> Tensor:
@@ -100,7 +111,7 @@ def design_draft(
     and rows in one `shared` folder. Raises ValueError for a folder of another design.
     """
     check_fit(stream, target.config, design)
-    _claim(folder, {"design": asdict(design), "target": asdict(target.config)})
+    _claim(folder, facts_of(target.config, design))
     cut = int(len(stream) * (1 - HELD_OUT))
     train, held = stream[:cut], stream[cut:]
     draft = prune(target, design.form, _choice(target, train, folder, design))
@@ -114,11 +125,22 @@ def design_draft(
     return draft.eval().requires_grad_(False)
 
 
+def facts_of(target: ModelConfig, design: Design) -> dict[str, Any]:
+    """What tells one draft from another: its design and the shape of its target."""
+    return {"design": asdict(design), "target": asdict(target)}
+
+
+def _told(out: Path) -> dict[str, Any]:
+    """What a finished folder says about itself."""
+    return {name: read_json(out / name, "") for name in ("design.json", "speculative.json") if (out / name).is_file()}
+
+
 def _claim(folder: Path, facts: dict[str, Any]) -> None:
     """Make the folder this design's; refuse one that holds another."""
     path, told = folder / "design.json", json.loads(json.dumps(facts))
-    if path.exists() and json.loads(path.read_text(encoding="utf-8")) != told:
+    if path.exists() and read_json(path, "") != told:
         raise ValueError(f"{folder.name} holds another design; give --work another folder, or remove that one")
+    refuse_taken(folder, "design.json")
     folder.mkdir(parents=True, exist_ok=True)
     write_json(told, path)
 
@@ -129,7 +151,7 @@ def _choice(target: Transformer, stream: np.ndarray, folder: Path, design: Desig
     if not path.exists():
         found = importance(target, windows(stream, CALIBRATION, design.length))
         write_json(choose(found, target.config, design.form)._asdict(), path)
-    return Choice(**json.loads(path.read_text(encoding="utf-8")))
+    return Choice(**read_json(path, ""))
 
 
 class TextLoss:
@@ -151,13 +173,29 @@ def _loss(target: Transformer, draft: Transformer, texts: OwnText, place: tuple[
     return DraftLoss(draft, Teacher(target, texts, folder / "teacher"), design.distillation)
 
 
-def package(draft: Transformer, source: Path, work: Path, out: Path, k: int) -> None:
+def make_draft(models: Models, stream: np.ndarray, place: Place, design: Design, about: dict[str, Any]) -> Path:
+    """The draft of a loaded target as a finished folder with `about` as its speculative.json; the same one is left alone.
+
+    Raises what `design_draft` and `fresh_folder` raise, before anything is made.
+    """
+    check_fit(stream, models.target.config, design)
+    source, told = models.folders["target"], json.loads(json.dumps(facts_of(models.target.config, design)))
+    if _told(place.out) == {"design.json": told, "speculative.json": about}:
+        return place.out
+    refuse_input(place.work, [source])
+    with fresh_folder(place.out, [source, place.work]) as part:
+        draft = design_draft(models.target, stream, place.work, design, place.shared)
+        package(draft, source, place.work, part, about)
+    return place.out
+
+
+def package(draft: Transformer, source: Path, work: Path, out: Path, about: dict[str, Any]) -> None:
     """The finished draft as a Hugging Face folder with its target's tokenizer, a vLLM configuration, curve and digests."""
     save_transformer(draft, out)
     for name in TOKENIZER:
         if (source / name).exists():
             shutil.copyfile(source / name, out / name)
-    write_json(speculative(out, k), out / "speculative.json")
+    write_json(about, out / "speculative.json")
     for name in ("curve.jsonl", "choice.json", "design.json"):
         if (work / name).exists():
             shutil.copyfile(work / name, out / name)

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from flashspec.model.transformer import Transformer
+from flashspec.theory.checks import at_least
 from flashspec.train.losses import CHUNK, Taught
 from flashspec.train.outputs import InTurn, OwnText, save, write
 from flashspec.train.target import WINDOW, initialise
@@ -47,6 +48,9 @@ class Distillation:
     def __post_init__(self) -> None:
         if self.layers < 1:
             raise ValueError(f"a draft needs at least 1 layer, got {self.layers}")
+        at_least(self, sequences=1, length=1, variation=0, hidden=0, ffn=0, heads=0, own=0, seed=0)
+        if self.seed >= 2**32:
+            raise ValueError(f"seed must be below 2**32, got {self.seed}")
         if self.dtype not in ("float32", "bfloat16"):
             raise ValueError(f"dtype must be 'float32' or 'bfloat16', got {self.dtype!r}")
 

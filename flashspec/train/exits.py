@@ -1,6 +1,6 @@
 """Exit adapters on a frozen model: minutes of training that make its lower layers say what its top would.
 
-For checkpoints without early exits. Nothing of the model changes; the adapters lie beside it in one file that `load` finds.
+For checkpoints without early exits. The model stays as it is; `load` finds the adapters in one file of a copy of its folder.
 """
 
 from __future__ import annotations
@@ -17,10 +17,13 @@ from torch.nn import functional as F
 from flashspec.decoding.models import load
 from flashspec.model.exits import EXITS_FILE, ExitAdapter, save_exits
 from flashspec.model.folder import read_config
+from flashspec.model.hub import located
 from flashspec.model.transformer import Transformer
+from flashspec.model.writing import copy_checkpoint, fresh_folder
 from flashspec.theory.checks import at_least
 from flashspec.train import corpus
 from flashspec.train.losses import divergence
+from flashspec.train.package import sign
 from flashspec.train.trainer import Batches
 
 ROWS = 256
@@ -46,7 +49,10 @@ class ExitRecipe:
 
 def depth_of(folder: Path) -> int:
     """Layers of the checkpoint in a folder, read from its config.json."""
-    return int(read_config(Path(folder))["num_hidden_layers"])
+    depth = read_config(Path(folder)).get("num_hidden_layers")
+    if not isinstance(depth, int):
+        raise ValueError(f"{folder}/config.json has no whole number num_hidden_layers; name the exits with --exits")
+    return depth
 
 
 def default_layers(depth: int) -> tuple[int, ...]:
@@ -68,11 +74,16 @@ def rows_at(model: Transformer, ids: Tensor, depths: tuple[int, ...]) -> dict[in
     return found
 
 
+def check_below(recipe: ExitRecipe, depth: int) -> None:
+    """Refuse exits that a model of so many layers does not have."""
+    if recipe.layers[-1] >= depth:
+        raise ValueError(f"exits must lie below the model's {depth} layers, got {recipe.layers}")
+
+
 def train_adapters(model: Transformer, stream: np.ndarray, recipe: ExitRecipe) -> dict[int, ExitAdapter]:
     """Adapters by layer, trained on the frozen model's own distribution. Raises ValueError for exits outside the model."""
     depth = model.config.layers
-    if recipe.layers[-1] >= depth:
-        raise ValueError(f"exits must lie below the model's {depth} layers, got {recipe.layers}")
+    check_below(recipe, depth)
     torch.manual_seed(recipe.seed)
     adapters = {layer: ExitAdapter(model, recipe.rank) for layer in recipe.layers}
     weights = [weight for adapter in adapters.values() for weight in adapter.parameters()]
@@ -116,32 +127,41 @@ def exit_agreement(model: Transformer, adapters: dict[int, ExitAdapter], ids: Te
 
 @dataclass(frozen=True)
 class ExitReport:
-    """Where the adapters went, and held-out agreement by layer without and with them."""
+    """Held-out agreement by layer, without adapters and with them."""
 
-    path: Path
     before: dict[int, float]
     after: dict[int, float]
 
 
-def train_exits(folder: Path, recipe: ExitRecipe, text: Path | None = None) -> ExitReport:
-    """Train exits on a checkpoint folder and write them into it; on `text`, or on the Python standard library.
+def train_exits(folder: Path, out: Path, recipe: ExitRecipe, text: Path | None = None) -> ExitReport:
+    """Train exits on a checkpoint folder and write `out`, its copy that has them; on `text`, or on the Python standard library.
 
     A twentieth of the tokens, the last, is held out and gives the agreement. Raises FileNotFoundError for a missing folder or
-    tokenizer, ValueError for exits outside the model or a text too short.
+    tokenizer, ValueError for exits outside the model or a text too short, FileExistsError where `out` has files in it.
     """
+    source = located(folder)
+    with fresh_folder(out, [source]) as part:
+        adapters, report = _trained(source, recipe, text)
+        copy_checkpoint(source, part)
+        save_exits(adapters, part / EXITS_FILE)
+        sign(part, EXITS_FILE)
+    return report
+
+
+def _trained(folder: Path, recipe: ExitRecipe, text: Path | None) -> tuple[dict[int, ExitAdapter], ExitReport]:
+    """The adapters, and what they brought."""
     models = load(folder, None, dtype="float32", weights="dense")
     model = models.target
     if not isinstance(model, Transformer):
         raise ValueError("exits can be trained on architectures that flashspec computes itself; this one runs on transformers")
+    check_below(recipe, model.config.layers)
     stream = tokens_of(models.tokenizer, text, recipe)
     split = len(stream) - max(recipe.length + 2, len(stream) // 20)
     held = torch.from_numpy(stream[split:][: recipe.length])[None]
     adapters = train_adapters(model, stream[:split], recipe)
     untrained = {layer: ExitAdapter(model, recipe.rank) for layer in recipe.layers}
     before = exit_agreement(model, untrained, held)
-    path = Path(models.folders["target"]) / EXITS_FILE
-    save_exits(adapters, path)
-    return ExitReport(path, before, exit_agreement(model, adapters, held))
+    return adapters, ExitReport(before, exit_agreement(model, adapters, held))
 
 
 def tokens_of(tokenizer: object, text: Path | None, recipe: ExitRecipe) -> np.ndarray:
@@ -149,7 +169,7 @@ def tokens_of(tokenizer: object, text: Path | None, recipe: ExitRecipe) -> np.nd
     if tokenizer is None:
         raise FileNotFoundError("this checkpoint has no tokenizer.json; exits are trained on text, so put one beside the weights")
     wanted, ids = 2 * recipe.steps * recipe.sequences * recipe.length, list[int]()
-    texts = [text.read_text(encoding="utf-8")] if text else corpus.texts(_shuffled(recipe.seed))
+    texts = [corpus.read(text)] if text else corpus.texts(_shuffled(recipe.seed))
     for piece in texts:
         ids += tokenizer.encode(piece, add_special_tokens=False).ids  # type: ignore[attr-defined]
         if len(ids) >= wanted and text is None:

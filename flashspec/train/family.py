@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from flashspec.decoding.models import load
+from flashspec.decoding.models import Models
 from flashspec.model.config import ModelConfig
-from flashspec.train.design import Design, design_draft, package
+from flashspec.train.design import Design, Place, make_draft, speculative
 
 TOLERANCE = 0.05
 STEPS = 400
@@ -52,13 +52,11 @@ def budget(target: ModelConfig, layers: int) -> int:
     return layers * target.layer_parameters
 
 
-def build(name: str, target: str, stream: np.ndarray, folders: tuple[Path, Path]) -> Path:
-    """One point, trained (or continued) in the first folder and finished in the second; a finished one is left alone."""
+def build(name: str, models: Models, stream: np.ndarray, folder: Path) -> Path:
+    """One point, trained (or continued) in folder/work and finished in folder/models; a finished one is left alone."""
     if name not in FAMILY:
         raise ValueError(f"the family has no {name!r}; it has: {', '.join(FAMILY)}")
-    work, out = folders[0] / name, folders[1] / name
-    if not (out / "digests.json").exists():
-        models = load(target, None, "float32", "cpu", "dense")
-        draft = design_draft(models.target, stream, work, FAMILY[name], folders[0] / "shared")
-        package(draft, models.folders["target"], work, out, 4)
-    return out
+    work, out = folder / "work", folder / "models" / name
+    if (out / "digests.json").exists():
+        return out
+    return make_draft(models, stream, Place(work / name, out, work / "shared"), FAMILY[name], speculative(out, 4))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +12,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from flashspec.model.transformer import Transformer
+from flashspec.model.writing import replaced
 from flashspec.train.trainer import Batches
 
 TOGETHER = 96
@@ -94,10 +94,6 @@ def write(target: Transformer, stream: np.ndarray, folder: Path, size: tuple[int
 
 
 def save(path: Path, array: np.ndarray) -> None:
-    """Write under a temporary name, flush, then rename: a kill leaves nothing half-written."""
-    part = path.with_name(f".{path.name}.part")
-    with part.open("wb") as file:
+    """Write an array; a kill leaves nothing half-written."""
+    with replaced(path) as part, part.open("wb") as file:
         np.save(file, array)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)

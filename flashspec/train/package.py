@@ -5,7 +5,8 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from flashspec.model.export import write_json
+from flashspec.model.folder import read_json
+from flashspec.model.writing import write_json
 from flashspec.provenance import digest
 
 END = "<|endoftext|>"
@@ -42,6 +43,13 @@ def _tokenizer_config(end: int) -> dict[str, object]:
         "clean_up_tokenization_spaces": False,
         "model_max_length": 1 << 20,
     }
+
+
+def sign(folder: Path, name: str) -> None:
+    """Bring one file's entry in a folder's digests.json up to date; nothing to do where the folder has none."""
+    path = folder / "digests.json"
+    if path.is_file():
+        write_json({**read_json(path, ""), name: digest(folder / name)}, path)
 
 
 def write_digests(folder: str | Path) -> None:

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 from flashspec.model.awq import Scheme, scheme_to_hf
 from flashspec.model.checkpoint import read_config
 from flashspec.model.export import write_folder
+from flashspec.model.writing import fresh_folder
 
 CALIBRATION_LENGTH = 512
 CLIP_ROWS = 512
@@ -44,14 +45,15 @@ def quantize_awq(
     `blocks`, evenly spread, are used; time grows with their number. The scales are folded into norms and neighbouring
     weights, so the folder needs no extra tensors.
     Raises ModuleNotFoundError without the `quantize` extra, FileNotFoundError without a tokenizer, ValueError when there are
-    fewer than 512 tokens of text or the folder is quantised already.
+    fewer than 512 tokens of text or the folder is quantised already, FileExistsError for a target with files in it.
     """
     source, target, scheme = Path(source_folder), Path(target_folder), Scheme(group_size)
     raw, samples = _calibration(source, texts, blocks)
-    model = _search(source, samples, group_size)
     changes = {"dtype": "float16", "torch_dtype": "float16", "quantization_config": scheme_to_hf(scheme)}
-    _carry(source, target)
-    write_folder(target, _tensors(model, raw.get("tie_word_embeddings", False)), {**raw, **changes})
+    with fresh_folder(target, [source]) as part:
+        model = _search(source, samples, group_size)
+        _carry(source, part)
+        write_folder(part, _tensors(model, raw.get("tie_word_embeddings", False)), {**raw, **changes})
 
 
 def quantize_gptq(
@@ -64,18 +66,17 @@ def quantize_gptq(
     source, target, scheme = Path(source_folder), Path(target_folder), Scheme(group_size)
     _, samples = _calibration(source, texts, blocks)
     oneshot = _llm_compressor()
-    part, ids = target.with_name(f"{target.name}.part"), torch.tensor(samples)
-    rows: Any = [{"input_ids": row, "attention_mask": torch.ones_like(row)} for row in ids]
-    oneshot(
-        model=str(source),
-        dataset=DataLoader(rows),
-        recipe=RECIPE.format(group_size=scheme.group_size),
-        output_dir=str(part),
-        max_seq_length=CALIBRATION_LENGTH,
-        num_calibration_samples=len(samples),
-    )
-    _carry(source, part)
-    part.replace(target)
+    rows: Any = [{"input_ids": row, "attention_mask": torch.ones_like(row)} for row in torch.tensor(samples)]
+    with fresh_folder(target, [source]) as part:
+        oneshot(
+            model=str(source),
+            dataset=DataLoader(rows),
+            recipe=RECIPE.format(group_size=scheme.group_size),
+            output_dir=str(part),
+            max_seq_length=CALIBRATION_LENGTH,
+            num_calibration_samples=len(samples),
+        )
+        _carry(source, part)
 
 
 def _calibration(source: Path, texts: list[str], blocks: int) -> tuple[dict[str, Any], list[list[int]]]:
@@ -88,7 +89,6 @@ def _calibration(source: Path, texts: list[str], blocks: int) -> tuple[dict[str,
 
 def _carry(source: Path, target: Path) -> None:
     """Copy what stays the same: tokenizer and generation defaults."""
-    target.mkdir(parents=True, exist_ok=True)
     for name in CARRIED:
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)

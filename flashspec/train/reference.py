@@ -6,7 +6,6 @@ Every step is resumable and skipped where its result exists; weights that ship a
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import asdict, dataclass, replace
 from datetime import date
 from pathlib import Path
@@ -20,8 +19,9 @@ from flashspec.heads.dense import DenseHead
 from flashspec.heads.flash import FlashHead
 from flashspec.heads.recall import agreement, calibrate_always
 from flashspec.model.checkpoint import load_transformer
-from flashspec.model.export import save_transformer, write_json
+from flashspec.model.export import save_transformer
 from flashspec.model.transformer import Transformer
+from flashspec.model.writing import fresh_folder, write_json, write_text
 from flashspec.train import corpus
 from flashspec.train.distill import Distillation, acceptance, distill
 from flashspec.train.package import write_digests, write_tokenizer
@@ -94,8 +94,9 @@ def build_target(shop: Workshop) -> Path:
         run = shop.work / f"target-{number}"
         model = train_target(shop.data, run, recipe, branch)
         branch = run / "checkpoint.pt"
-    save_transformer(model, folder, dtype="float32")
-    write_tokenizer(folder, shop.data / "tokenizer.json")
+    with fresh_folder(folder) as part:
+        save_transformer(model, part, dtype="float32")
+        write_tokenizer(part, shop.data / "tokenizer.json")
     return folder
 
 
@@ -118,8 +119,9 @@ def build_draft(shop: Workshop, name: str) -> Path:
         for number, recipe in enumerate(DRAFTS[name]):
             draft = distill(target, shop.data, shop.work / f"{name}-{number}", recipe, draft)
         assert draft is not None
-        save_transformer(draft, folder, dtype="bfloat16")
-        write_tokenizer(folder, shop.data / "tokenizer.json")
+        with fresh_folder(folder) as part:
+            save_transformer(draft, part, dtype="bfloat16")
+            write_tokenizer(part, shop.data / "tokenizer.json")
     return folder
 
 
@@ -200,9 +202,9 @@ def finish(shop: Workshop, card: corpus.CorpusCard, found: dict[str, Any]) -> No
         folder = shop.models / name
         own = found[name] | ({"awq_perplexity_ratio": found.get("awq_perplexity_ratio")} if name == "target" else {})
         about = {"made": date.today().isoformat(), "held_out": own, "corpus": asdict(card), "recipe": _recipe(name)}
-        (folder / "README.md").write_text(_model_card(name, about), encoding="utf-8")
+        write_text(_model_card(name, about), folder / "README.md")
         curves = sorted(shop.work.glob(f"{name}*/curve.jsonl"))
-        (folder / "curve.jsonl").write_text("".join(c.read_text() for c in curves), encoding="utf-8")
+        write_text("".join(c.read_text() for c in curves), folder / "curve.jsonl")
         write_digests(folder)
     _write_prompts(shop)
 
@@ -226,15 +228,3 @@ def make(work: Path) -> Path:
         add_flash_head(shop.models / name, np.load(shop.data / "train.npy"))
     finish(shop, card, scores(shop, dense))
     return shop.models
-
-
-def ship(models: Path, package: Path, replace_edition: bool = False) -> None:
-    """Copy finished folders into the package; a model that ships is frozen unless a whole new edition replaces it."""
-    folders = [f for f in sorted(models.iterdir()) if f.is_dir()]
-    taken = [f.name for f in folders if (package / f.name).exists()]
-    if taken and not replace_edition:
-        raise FileExistsError(f"{taken[0]} ships already and is frozen; give the new model another name")
-    for folder in folders:
-        shutil.rmtree(package / folder.name, ignore_errors=True)
-        shutil.copytree(folder, package / folder.name)
-    shutil.copyfile(models / "prompts.json", package / "prompts.json")

@@ -11,7 +11,7 @@ import numpy as np
 
 from flashspec.decoding.models import Models, load
 from flashspec.measure.trace import Trace, check_target, proposals
-from flashspec.model.export import write_json
+from flashspec.model.writing import fresh_folder, write_json
 from flashspec.train.design import speculative
 from flashspec.train.package import write_digests
 from flashspec.train.reference import LICENCE, add_flash_head
@@ -33,25 +33,21 @@ def ship(point: Path, shelf: Path, stream: np.ndarray, k: int) -> Path:
     Raises FileNotFoundError for an unfinished point, FileExistsError where a designed draft ships already, ValueError where
     all shipped models together would exceed LIMIT bytes; then nothing is written.
     """
-    out, staged = shelf / DESIGNED, shelf / f".{DESIGNED}"
+    out = shelf / DESIGNED
     if not (point / "digests.json").exists():
         raise FileNotFoundError(f"{point} is no finished point; build it with `flashspec draft family {point.name}`")
     if out.exists():
         raise FileExistsError(f"a designed draft ships already and is frozen; remove {out} if it has not been published")
     about = speculative(Path("flashspec") / "models" / DESIGNED, k)
-    shutil.rmtree(staged, ignore_errors=True)
     _refuse_excess(size_of(shelf) + size_of(point))
-    try:
-        shutil.copytree(point, staged)
-        write_json(about, staged / "speculative.json")
-        _licensed(staged / "README.md")
-        write_digests(staged)
-        add_flash_head(staged, stream)
-        write_digests(staged)
+    with fresh_folder(out, [point]) as part:
+        shutil.copytree(point, part, dirs_exist_ok=True)
+        write_json(about, part / "speculative.json")
+        _licensed(part / "README.md")
+        write_digests(part)
+        add_flash_head(part, stream)
+        write_digests(part)
         _refuse_excess(size_of(shelf))
-        staged.rename(out)
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)
     return out
 
 
@@ -70,18 +66,17 @@ def _refuse_excess(total: int) -> None:
 def record_point(point: Path, target: str | Path, trace: Trace, out: Path) -> Path:
     """Keep a point's recipe, digests, curve, and what it proposes for every token of a trace of its target; no weights.
 
-    The proposals are the dense head's on float32 layers. Finished records are written anew. Raises ValueError for a trace of
+    The proposals are the dense head's on float32 layers. An earlier record is replaced. Raises ValueError for a trace of
     another target; then nothing is written.
     """
     models = load(target, point, "float32", "cpu", "dense")
     check_target(trace, models.folders["target"])
-    found = out / point.name
-    found.mkdir(parents=True, exist_ok=True)
-    for name in FACTS:
-        if (point / name).exists():
-            shutil.copyfile(point / name, found / name)
-    write_json({"target": trace.target, "texts": proposed(models, trace)}, found / PROPOSALS)
-    return found
+    with fresh_folder(out / point.name, [point], PROPOSALS) as found:
+        for name in FACTS:
+            if (point / name).exists():
+                shutil.copyfile(point / name, found / name)
+        write_json({"target": trace.target, "texts": proposed(models, trace)}, found / PROPOSALS)
+    return out / point.name
 
 
 def proposed(models: Models, trace: Trace) -> list[dict[str, Sequence[int] | str]]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +15,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from flashspec.model.folder import first_line
 from flashspec.model.transformer import MLP, Transformer
+from flashspec.model.writing import replaced, write_text
+from flashspec.theory.checks import at_least
 from flashspec.train.muon import Muon
 
 
@@ -41,6 +44,7 @@ class Schedule:
             raise ValueError(f"handover must lie between 1 and steps = {self.steps}, got {self.handover}")
         if not 0 <= self.decay <= self.steps:
             raise ValueError(f"decay must lie between 0 and steps = {self.steps}, got {self.decay}")
+        at_least(self, steps=0, warmup=0, save_every=1, muon_lr=0, adam_lr=0)
 
     @property
     def last(self) -> int:
@@ -96,29 +100,28 @@ class Run:
         return self.folder / "checkpoint.pt"
 
     def save(self) -> None:
-        """Write the state to a temporary name, flush it, then rename: a kill leaves the old or the new one whole."""
+        """Write the state; a kill leaves the old or the new one whole."""
         state = {
             "model": self.model.state_dict(),
             "optimizers": [o.state_dict() for o in self.optimizers],
             "step": self.step,
         }
-        part = self.checkpoint.with_suffix(".part")
-        with part.open("wb") as file:
+        with replaced(self.checkpoint) as part, part.open("wb") as file:
             torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(self.checkpoint)
 
     def resume(self, path: Path | None = None) -> None:
         """Continue from this run's checkpoint, or branch off from another run's."""
         source = path or self.checkpoint
         if not source.exists():
             return
-        state = torch.load(source, weights_only=True, map_location=self.model.embed.weight.device)
-        self.model.load_state_dict(state["model"])
-        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-        self.step = state["step"]
+        try:
+            state = torch.load(source, weights_only=True, map_location=self.model.embed.weight.device)
+            self.model.load_state_dict(state["model"])
+            for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(saved)
+            self.step = int(state["step"])
+        except (EOFError, KeyError, RuntimeError, TypeError, UnpicklingError, ValueError) as error:
+            raise ValueError(f"{source} is no checkpoint of this run ({first_line(error)}); remove it to start over") from error
 
     def train(self, loss_of: Callable[[int], Tensor], evaluate: Callable[[], dict[str, float]]) -> None:
         """Run to the schedule's end, saving and evaluating every `save_every` steps; `loss_of(step)` draws its own batch."""
@@ -142,9 +145,8 @@ class Run:
 
     def _record(self, scores: dict[str, float]) -> None:
         line = {"step": self.step, "time": round(time.time(), 1), **{k: round(v, 4) for k, v in scores.items()}}
-        path, part = self.folder / "curve.jsonl", self.folder / ".curve.jsonl.part"
-        part.write_text("".join(f"{text}\n" for text in (*earlier(path, self.step), json.dumps(line))))
-        part.replace(path)
+        path = self.folder / "curve.jsonl"
+        write_text("".join(f"{text}\n" for text in (*earlier(path, self.step), json.dumps(line))), path)
         self.save()
 
 

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flashspec.model.export import save_transformer, write_json
+from flashspec.model.export import save_transformer
 from flashspec.model.transformer import Transformer
+from flashspec.model.writing import fresh_folder, write_json
 from flashspec.theory.checks import at_least
 from flashspec.train.design import TOKENIZER, windows
 from flashspec.train.distill import slice_of
@@ -102,11 +103,12 @@ def scored(model: Transformer, held: Tensor) -> float:
 
 def written(model: Transformer, source: Path, folder: Path, tuning: Tuning) -> Path:
     """The folder of a variant: weights, tokenizer, how it was tuned, curve and digests."""
-    save_transformer(model, folder)
-    for name in TOKENIZER:
-        if (source / name).exists():
-            shutil.copyfile(source / name, folder / name)
-    write_json(asdict(tuning), folder / "tuning.json")
-    shutil.copyfile(folder.with_name(folder.name + ".work") / "curve.jsonl", folder / "curve.jsonl")
-    write_digests(folder)
+    with fresh_folder(folder, [source]) as part:
+        save_transformer(model, part)
+        for name in TOKENIZER:
+            if (source / name).exists():
+                shutil.copyfile(source / name, part / name)
+        write_json(asdict(tuning), part / "tuning.json")
+        shutil.copyfile(folder.with_name(folder.name + ".work") / "curve.jsonl", part / "curve.jsonl")
+        write_digests(part)
     return folder

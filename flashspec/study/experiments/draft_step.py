@@ -65,9 +65,9 @@ class Draft(NamedTuple):
 
     def body(self) -> Tensor:
         """Read the pending token and forget it again; its hidden row [1, hidden]."""
-        rows = self.reader.read(self.tokens)[-1:]
+        self.reader.read(self.tokens)
         self.reader.rewind(len(self.tokens) - 1)
-        return rows
+        return self.reader.rows[len(self.tokens) - 1 : len(self.tokens)]
 
 
 def prepare(name: str, depth: int, params: Params) -> Draft:

@@ -66,7 +66,8 @@ def calls_of(model: Transformer, params: Params) -> dict[int, Callable[[], objec
 
     @torch.inference_mode()
     def check(rows: int) -> None:
-        head(reader.read(tokens[: params.past + rows])[params.past :])
+        reader.read(tokens[: params.past + rows])
+        head(reader.rows[params.past : params.past + rows])
         reader.rewind(params.past)
 
     return {rows: lambda rows=rows: check(rows) for rows in params.rows}  # type: ignore[misc]

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from flashspec.heads.cluster import Recipe, balanced, unconstrained
-from flashspec.heads.flash import FlashHead
-from flashspec.heads.plan import FlashPlan
+from flashspec.heads.flash import FlashHead, FlashPlan
 from flashspec.measure.stand_ins import low_rank_rows
 from flashspec.study.experiment import Experiment
 from flashspec.study.pairs import at_least

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from flashspec.heads.candidates import ShortlistHead
 from flashspec.heads.registry import HEADS, VARIANTS, Origin, head_named
-from flashspec.heads.shortlist import ShortlistHead
 from flashspec.measure import clock
 from flashspec.measure.roofline import bandwidth
 from flashspec.measure.stand_ins import stand_in_flash, stand_in_preview

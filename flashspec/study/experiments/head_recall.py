@@ -10,9 +10,8 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from flashspec.heads.cluster import METRICS, Clusters, Recipe, cluster
-from flashspec.heads.flash import FlashHead
+from flashspec.heads.flash import FlashHead, FlashPlan
 from flashspec.heads.index import usable
-from flashspec.heads.plan import FlashPlan
 from flashspec.heads.recall import calibrate_always, required_probes
 from flashspec.heads.registry import HEADS
 from flashspec.study.experiment import Experiment

@@ -8,10 +8,11 @@ from typing import Any, cast
 
 import torch
 
-from flashspec.decoding.cascade import Limits, Stage
 from flashspec.decoding.hierarchy import hispec, self_speculation
 from flashspec.decoding.method import METHODS, Method, build
 from flashspec.decoding.models import Models
+from flashspec.decoding.stages import Stage
+from flashspec.decoding.state import Limits
 from flashspec.measure.memory import Footprint, footprint, proposal_bytes
 from flashspec.measure.stand_ins import stand_in_flash
 from flashspec.model.config import ModelConfig

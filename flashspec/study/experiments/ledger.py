@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from flashspec.decoding.cascade import Limits
 from flashspec.decoding.method import METHODS, Method, build
+from flashspec.decoding.state import Limits
 from flashspec.measure.ledger import account
 from flashspec.measure.prompts import load_prompts
 from flashspec.scores import Sampling

@@ -15,7 +15,7 @@ from flashspec.decoding.models import Models
 from flashspec.measure.bench import Contestant, Text, interleave, text_digest
 from flashspec.measure.certificate import Certificate, certify
 from flashspec.measure.contest import Decoding, Entry
-from flashspec.measure.peers import Pair
+from flashspec.measure.peers import Peers
 from flashspec.measure.prompts import Prompt, load_prompts
 from flashspec.model.export import save_transformer
 from flashspec.scores import Sampling
@@ -71,7 +71,7 @@ class Sides(NamedTuple):
     """Both engines holding one pair in one dtype."""
 
     ours: Models
-    theirs: Pair
+    theirs: Peers
 
 
 Label = tuple[str, int]
@@ -97,7 +97,7 @@ def sides_of(params: Params, dtype: str, folder: Path) -> Sides:
     for model, place in zip((models.target, models.draft), saved, strict=True):
         assert model is not None
         save_transformer(model, place, dtype)
-    return Sides(models, Pair.load(saved[0], saved[1], getattr(torch, dtype)))
+    return Sides(models, Peers.load(saved[0], saved[1], getattr(torch, dtype)))
 
 
 def calls_of(sides: Sides, prompt: Prompt, params: Params) -> dict[Label, Contestant]:

@@ -12,9 +12,12 @@ from typing import Any, NamedTuple
 
 import torch
 
-from flashspec.decoding.cascade import Limits, Stage, decode
+from flashspec.decoding.cascade import decode
 from flashspec.decoding.rules import rule_for
 from flashspec.decoding.scripted import scripted
+from flashspec.decoding.stages import Stage
+from flashspec.decoding.state import Limits
+from flashspec.decoding.ways import fastest
 from flashspec.heads.base import Head
 from flashspec.heads.dense import DenseHead
 from flashspec.measure import clock
@@ -134,10 +137,11 @@ def stages_of(models: tuple[Transformer, Transformer], head: Head | None, params
     (draft, target), rule = models, rule_for(GREEDY, models[1].config.vocab_size)
     context = params.past + params.new_tokens + params.k + 1
     with flag(mode):
-        top = Stage(SpanReader(target, context=context), DenseHead(target.norm, target.head_weight), rule, params.k)
+        dense = DenseHead(target.norm, target.head_weight)
+        top = Stage(SpanReader(target, context=context), dense, rule, params.k, way=fastest)
         if head is None:
             return [top._replace(every=1)]
-        return scripted([Stage(SpanReader(draft, context=context), head, rule), top], params.curve)
+        return scripted([Stage(SpanReader(draft, context=context), head, rule, way=fastest), top], params.curve)
 
 
 def end_to_end(params: Params) -> Iterator[Row]:

@@ -1,0 +1,174 @@
+"""A stage of the cascade: a reader, a head on its rows, a rule, and the two verbs by which it acts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from flashspec.decoding.adaptive import Doubt
+from flashspec.decoding.rules import AcceptanceRule, Drawn, Waiting
+from flashspec.heads.base import Head
+from flashspec.model.reader import Reader, Reads
+from flashspec.scores import Dice, Scores
+
+
+class Burst(NamedTuple):
+    """What a stage has written, token by token, and how many rows its reader has read for it."""
+
+    drawn: list[Drawn]
+    rows: int
+
+
+class Judged(NamedTuple):
+    """The verdict on the tokens that were asked about, on the host: how many are kept, the token behind them, warped scores of
+    all rows and whether they were sound; `asks` whether the stage above should act early; `reads` the rows read for it."""
+
+    asked: list[int]
+    kept: int
+    token: int
+    scores: Scores
+    sound: Tensor
+    asks: bool
+    reads: Reads
+
+
+class Score(Protocol):
+    """Reads and scores."""
+
+    def __call__(self, tokens: Tensor, first: int) -> tuple[Scores, Reads]:
+        """Read what is missing of tokens [n]; scores of the rows that speak for positions `first` to n, and the rows read."""
+
+
+class Write(Protocol):
+    """Writes tokens behind those that are there."""
+
+    def __call__(self, tokens: Tensor, start: int, want: int) -> Burst:
+        """Put up to `want` tokens into tokens [room] from position `start` on, fewer where the stage is in doubt.
+
+        A burst of nothing reads nothing. No host synchronisation on an accelerator, but one where there are doubts.
+        """
+
+
+class Judge(Protocol):
+    """Re-scores waiting tokens."""
+
+    def __call__(self, tokens: Tensor, first: int, drawn: Sequence[Drawn], number: int) -> Judged:
+        """Judge tokens [n] from position `first` on, drawn as told, for stage `number`; one host synchronisation.
+
+        Raises FloatingPointError where a model gave NaN.
+        """
+
+
+class Verbs(NamedTuple):
+    """How a stage writes at the bottom, and how it judges above."""
+
+    write: Write
+    judge: Judge
+
+
+def listed(numbers: Sequence[Tensor], sound: Sequence[Tensor]) -> list[int]:
+    """Numbers on the host, in the one transfer that also tells whether the flags hold; FloatingPointError where not."""
+    count = sum(map(len, numbers))
+    packed = torch.cat([*numbers, *sound]).tolist()
+    if not all(packed[count:]):
+        raise FloatingPointError("a model gave NaN logits; check the checkpoint, or load it with dtype='float32'")
+    return packed[:count]
+
+
+@dataclass(frozen=True)
+class InTurn:
+    """Scores by reader and head in turn, for every stage there is."""
+
+    reader: Reader
+    head: Head
+    dice: Dice
+
+    def __call__(self, tokens: Tensor, first: int) -> tuple[Scores, Reads]:
+        reads = self.reader.read(tokens)
+        rows = self.reader.rows[first - 1 : len(tokens)]
+        return self.head(rows, torch.arange(first, len(tokens) + 1), self.dice), reads
+
+
+@dataclass(frozen=True)
+class StepByStep:
+    """Writes token by token. A stage in doubt stops before the draw; off the CPU its burst is computed whole and cut."""
+
+    score: Score
+    rule: AcceptanceRule
+    doubt: Doubt | None
+
+    def __call__(self, tokens: Tensor, start: int, want: int) -> Burst:
+        doubts, drawn, rows = list[Tensor](), list[Drawn](), 0
+        for position in range(start, start + want):
+            scores, reads = self.score(tokens[:position], position)
+            rows += reads[-1]
+            if self.doubt is not None and stops(self.doubt(scores), doubts):
+                break
+            drawn.append(self.rule.draw(scores, position, 0))
+            tokens[position] = drawn[-1].token[0]
+        return Burst(drawn[: _first(doubts)] if doubts else drawn, rows)
+
+
+def stops(doubt: Tensor, doubts: list[Tensor]) -> bool:
+    """Note a doubt [1]; whether to stop here, which only a CPU knows without waiting."""
+    doubts.append(doubt)
+    return doubt.device.type == "cpu" and bool(doubt)
+
+
+def _first(doubts: list[Tensor]) -> int:
+    """Tokens before the first doubt, all where there is none."""
+    flags = torch.cat(doubts).tolist()
+    return next((i for i, doubt in enumerate(flags) if doubt), len(flags))
+
+
+@dataclass(frozen=True)
+class Judging:
+    """Judges by scores and rule, in doubt about the tokens it keeps and its own; one word to the host."""
+
+    score: Score
+    rule: AcceptanceRule
+    doubt: Doubt | None
+
+    def __call__(self, tokens: Tensor, first: int, drawn: Sequence[Drawn], number: int) -> Judged:
+        scores, reads = self.score(tokens, first)
+        waiting = Waiting(tokens[first:], [each.scores for each in drawn], first, number)
+        verdict = self.rule.verify(scores, waiting)
+        doubts = [] if self.doubt is None else [self.doubt(scores)]
+        told = [verdict.kept, verdict.token, waiting.tokens, *doubts]
+        kept, token, *rest = listed(told, [verdict.sound, *(each.sound for each in drawn)])
+        asked, asks = rest[: len(drawn)], any(rest[len(drawn) :][: kept + 1])
+        return Judged(asked, kept, token, verdict.scores, verdict.sound, asks, reads)
+
+
+def in_turn(stage: Stage) -> Verbs:
+    """The naive verbs, which every faster way must equal."""
+    score = InTurn(stage.reader, stage.head, Dice(stage.rule.sampling.seed))
+    return Verbs(StepByStep(score, stage.rule, stage.doubt), Judging(score, stage.rule, stage.doubt))
+
+
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """A reader, a head on its rows and a rule; acts once `every` tokens wait below it, or the stage below asks.
+
+    A stage asks where its `doubt` says so: stage 0 before it draws the next token, which ends its burst, a verifier after it
+    has judged, about the tokens it keeps and its own. `way` chooses the verbs, once, as the stage is made.
+    """
+
+    reader: Reader
+    head: Head
+    rule: AcceptanceRule
+    every: int = 1
+    doubt: Doubt | None = None
+    way: Callable[[Stage], Verbs] = in_turn
+    write: Write = field(init=False, repr=False)
+    judge: Judge = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        for name, verb in self.way(self)._asdict().items():
+            object.__setattr__(self, name, verb)
+
+    _replace = replace

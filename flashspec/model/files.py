@@ -1,0 +1,249 @@
+"""The JSON files that come from outside, as types: a wrong value is refused by the name of its field.
+
+What a file leaves out is what transformers takes for its family; fields that change no number here are not read.
+"""
+
+from __future__ import annotations
+
+import re
+import reprlib
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+from msgspec import Meta, Struct
+
+Count = Annotated[int, Meta(ge=1, lt=2**31)]
+Id = Annotated[int, Meta(ge=0, lt=2**31)]
+Number = Annotated[float, Meta(ge=-1e30, le=1e30)]
+Positive = Annotated[float, Meta(gt=0, le=1e30)]
+Ids = Id | list[Id] | None
+Digests = dict[str, Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]]
+
+T = TypeVar("T")
+
+
+def typed(raw: Any, kind: type[T], path: Path, advice: str = "copy the file again from its source") -> T:
+    """`raw`, as it was read from `path`, as a value of this type; ValueError that names the field and what it holds."""
+    try:
+        return msgspec.convert(raw, kind)
+    except UnicodeEncodeError:
+        raise ValueError(f"{path} holds half of a character (a lone surrogate), which no text does; {advice}") from None
+    except msgspec.ValidationError as error:
+        said, _, place = str(error).partition(" - at `$")
+    place, said = place.strip(".`"), said.replace("`", "")
+    if said.startswith("Object missing required field "):
+        raise ValueError(f"{path} has no {place + '.' if place else ''}{said.split()[-1]}; {advice}")
+    if said.startswith("Expected"):
+        said = f"{place or 'the whole file'} holds {_found(raw, place)}, expected{said.split(', got')[0][8:]}"
+    raise ValueError(f"{path}: {said}; {advice}")
+
+
+def _found(raw: Any, place: str) -> str:
+    """What stands at a place such as `a.b[3]`, shortened; a key that is not named gives all keys around it."""
+    for step in re.findall(r"\w+", place):
+        raw = raw[int(step)] if isinstance(raw, list) else raw[step]
+    return reprlib.repr(raw)
+
+
+def ids_of(value: int | list[int] | None) -> tuple[int, ...]:
+    """One id, several or none, as a file gives them."""
+    if value is None:
+        return ()
+    return tuple(value) if isinstance(value, list) else (value,)
+
+
+class Method(Struct):
+    """Which quantisation a config.json names."""
+
+    quant_method: str | None = None
+    load_in_8bit: bool | None = None
+    load_in_4bit: bool | None = None
+
+
+class Kind(Struct):
+    """What a config.json says whatever its architecture is."""
+
+    architectures: list[str] | None = None
+    model_type: str | None = None
+    dtype: str | None = None
+    torch_dtype: str | None = None
+    auto_map: Any = None
+    quantization_config: Method | None = None
+
+
+class Awq(Struct):
+    """A quantization_config of the method "awq"."""
+
+    bits: int = 4
+    version: str = "gemm"
+    zero_point: bool = True
+    group_size: int = 128
+    modules_to_not_convert: list[str] | None = None
+
+
+class Rotation(Struct):
+    """rope_scaling of older config.json files, and rope_parameters of newer ones."""
+
+    rope_type: str | None = None
+    type: str | None = None
+    rope_theta: Positive | None = None
+    factor: Positive | None = None
+    low_freq_factor: Positive | None = None
+    high_freq_factor: Positive | None = None
+    original_max_position_embeddings: Count | None = None
+    partial_rotary_factor: Number | None = None
+    full_attention: Any = None
+    sliding_attention: Any = None
+
+
+class Shape(Struct, kw_only=True):
+    """The fields that every supported family has."""
+
+    vocab_size: Count
+    hidden_size: Count
+    num_hidden_layers: Count
+    num_attention_heads: Count
+    max_position_embeddings: Count = 2048
+    tie_word_embeddings: bool = False
+    is_causal: bool | None = None
+    bos_token_id: Id | None = None
+    eos_token_id: Ids = None
+
+
+class Llama(Shape, kw_only=True):
+    """config.json of Llama, with the fields of the families that grew out of it."""
+
+    intermediate_size: Count
+    num_key_value_heads: Count | None = None
+    head_dim: Count | None = None
+    hidden_act: str = "silu"
+    rms_norm_eps: Annotated[float, Meta(ge=0, le=1e30)] = 1e-6
+    rope_theta: Positive | None = None
+    rope_scaling: Rotation | None = None
+    rope_parameters: Rotation | None = None
+    original_max_position_embeddings: Count | None = None
+    partial_rotary_factor: Number | None = None
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    use_sliding_window: bool = True
+    sliding_window: Id | None = None
+    max_window_layers: Id = 0
+    layer_types: list[str] | None = None
+    bos_token_id: Id | None = 1
+    eos_token_id: Ids = 2
+
+    @property
+    def rotation(self) -> Rotation:
+        """How heads are rotated; transformers 5 nests it all in rope_parameters, older files keep theta outside."""
+        return next((table for table in (self.rope_scaling, self.rope_parameters) if table not in (None, Rotation())), Rotation())
+
+    @property
+    def slides(self) -> bool:
+        """Whether some layer looks back a window only."""
+        named = "sliding_attention" in self.layer_types if self.layer_types else self.max_window_layers < self.num_hidden_layers
+        return self.use_sliding_window and named
+
+    @property
+    def context(self) -> int:
+        """Positions the model has; with a sliding window no more than the window, inside which it is full attention."""
+        whole = self.max_position_embeddings
+        return whole if self.sliding_window is None or not self.slides else min(whole, self.sliding_window)
+
+
+class Mistral(Llama, kw_only=True):
+    num_key_value_heads: Count | None = 8
+    max_position_embeddings: Count = 131072
+    sliding_window: Id | None = 4096
+    slides = True
+
+
+class Qwen2(Llama, kw_only=True):
+    num_key_value_heads: Count | None = 32
+    max_position_embeddings: Count = 32768
+    use_sliding_window: bool = False
+    sliding_window: Id | None = 4096
+    max_window_layers: Id = 28
+    bos_token_id: Id | None = None
+    eos_token_id: Ids = None
+
+
+class Qwen3(Qwen2, kw_only=True):
+    head_dim: Count = 128
+
+
+class Opt(Shape, kw_only=True):
+    """config.json of OPT; the last five fields must hold these values."""
+
+    ffn_dim: Count = 3072
+    enable_bias: bool = True
+    tie_word_embeddings: bool = True
+    bos_token_id: Id | None = 2
+    eos_token_id: Ids = 2
+    word_embed_proj_dim: Count | None = None
+    activation_function: str = "relu"
+    do_layer_norm_before: bool = True
+    _remove_final_layer_norm: bool = False
+    layer_norm_elementwise_affine: bool = True
+
+
+SHAPES: dict[str, type[Shape]] = {"qwen3": Qwen3, "qwen2": Qwen2, "llama": Llama, "mistral": Mistral, "opt": Opt}
+
+
+class Generation(Struct):
+    """generation_config.json: stop tokens, and how its author sampled."""
+
+    eos_token_id: Ids = None
+    do_sample: bool | None = None
+    temperature: Annotated[float, Meta(ge=0, le=1e30)] | None = None
+    top_k: Id | None = None
+    top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
+    repetition_penalty: Number | None = None
+    no_repeat_ngram_size: int | None = None
+    min_p: Number | None = None
+    typical_p: Number | None = None
+
+
+class Index(Struct):
+    """model.safetensors.index.json: the file of every tensor."""
+
+    weight_map: Annotated[dict[str, str], Meta(min_length=1)]
+
+
+class Template(Struct):
+    name: str
+    template: str
+
+
+class TokenizerConfig(Struct):
+    """tokenizer_config.json, as far as a chat needs it."""
+
+    chat_template: str | list[Template] | None = None
+
+
+class Words(Struct):
+    """The vocabulary of a tokenizer.json: ids by token, or tokens with their scores in the order of their ids."""
+
+    vocab: dict[str, Id] | list[tuple[str, Number]] | None = None
+
+
+class Added(Struct):
+    id: Id
+    content: str
+
+
+class Tokenizer(Struct):
+    """tokenizer.json, as far as it names the token of an id."""
+
+    model: Words
+    added_tokens: list[Added] | None = None
+
+
+class PublicHead(Struct):
+    """The options of a FlashHead in the public layout, at the top of config.json or in its text_config."""
+
+    flash_head_cache_dir: str | None = None
+    flash_head_special_token_ids: Ids = None
+    n_probes: Count | None = None
+    vocab_size: Count | None = None
+    text_config: PublicHead | None = None

@@ -1,0 +1,165 @@
+"""Outputs that are whole or absent: checked against what is read before any work, made under another name, then renamed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+WEIGHTS = ("*.safetensors", "*.gguf")
+
+
+def expanded(path: str | Path) -> Path:
+    """A path with its leading ~ replaced by a home folder; ValueError where nobody knows that home."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise ValueError(f"{path} begins with a home folder that nobody knows here; give the whole path") from None
+
+
+def holds_checkpoint(folder: Path) -> bool:
+    """Whether a folder holds a config.json beside weights."""
+    return (folder / "config.json").is_file() and any(True for kind in WEIGHTS for _ in folder.glob(kind))
+
+
+def refuse_input(out: Path, inputs: Iterable[Path] = ()) -> None:
+    """Refuse a place that is, holds or lies in one of the inputs, or lies in any checkpoint folder."""
+    place = out.resolve()
+    for source in inputs:
+        read = source.resolve()
+        if place.is_relative_to(read) or read.is_relative_to(place):
+            raise ValueError(f"{out} is, holds or lies in {source}, which this command reads; give a place of its own")
+    for folder in place.parents:
+        if holds_checkpoint(folder):
+            raise ValueError(f"{out} lies in {folder}, which holds a checkpoint; give a place of its own")
+
+
+def refuse_taken(folder: Path, ours: str = "") -> None:
+    """Refuse a folder with files in it; one with the file `ours` and no weights may be used or replaced."""
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise FileExistsError(f"{folder} is a file and a folder is to be written; give another name")
+    mine = ours and (folder / ours).is_file() and not any(True for kind in WEIGHTS for _ in folder.glob(kind))
+    if not mine and any(not path.name.startswith(".") for path in folder.iterdir()):
+        raise FileExistsError(f"{folder} holds files already; give a new folder, or remove that one")
+
+
+def check_free(out: Path, inputs: Iterable[Path] = (), ours: str = "") -> None:
+    """Refuse a folder as `refuse_input` and `refuse_taken` do."""
+    refuse_input(out, inputs)
+    refuse_taken(out, ours)
+
+
+@contextmanager
+def fresh_folder(out: Path, inputs: Iterable[Path] = (), ours: str = "") -> Iterator[Path]:
+    """A folder under a temporary name that becomes `out` when the block ends; nothing is left where the block raises.
+
+    `check_free` speaks before anything is made.
+    """
+    check_free(out, inputs, ours)
+    place = out.resolve()
+    part = place.with_name(f".{place.name}.part")
+    with made(place.parent):
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir()
+        try:
+            yield part
+            for path in part.rglob("*"):
+                _flush(path)
+            shutil.rmtree(place, ignore_errors=True)
+            part.rename(place)
+        except BaseException:
+            shutil.rmtree(part, ignore_errors=True)
+            raise
+
+
+@contextmanager
+def new_file(path: Path, inputs: Iterable[Path] = ()) -> Iterator[Path]:
+    """As `replaced`, for a file that is not there yet and lies in no input."""
+    refuse_input(path, inputs)
+    if path.exists():
+        raise FileExistsError(f"{path} is there already; give another name, or remove it")
+    with made(path.parent), replaced(path) as part:
+        part.touch()
+        yield part
+
+
+@contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path` that takes its place, flushed, when the block ends; nothing changes where it raises."""
+    part = path.with_name(f".{path.name}.part")
+    try:
+        yield part
+        _flush(part)
+        part.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            part.unlink()
+        raise
+
+
+def write_text(text: str, path: Path) -> None:
+    """Replace a file by a text, line ends as they are."""
+    with replaced(path) as part:
+        part.write_text(text, encoding="utf-8", newline="")
+
+
+def write_json(value: Any, path: Path) -> None:
+    """Replace a file by indented JSON."""
+    write_text(json.dumps(value, indent=2) + "\n", path)
+
+
+def write_tensors(tensors: Mapping[str, Tensor], path: Path, facts: dict[str, str] | None = None) -> None:
+    """Replace a safetensors file, with `facts` in its header."""
+    from safetensors.torch import save_file
+
+    with replaced(path) as part:
+        save_file(dict(tensors), part, facts)
+        part.chmod(0o644)
+
+
+def copy_checkpoint(source: Path, folder: Path) -> None:
+    """The files of a checkpoint folder in another: weights as hard links where the disk allows, everything else as copies."""
+    for path in source.iterdir():
+        if path.is_file() and not path.name.startswith("."):
+            linked = any(path.match(kind) for kind in WEIGHTS) and _linked(path.resolve(), folder / path.name)
+            if not linked:
+                shutil.copyfile(path, folder / path.name)
+
+
+def _linked(source: Path, path: Path) -> bool:
+    try:
+        path.hardlink_to(source)
+    except OSError:
+        return False
+    return True
+
+
+@contextmanager
+def made(folder: Path) -> Iterator[None]:
+    """The folder made for the block; the parents that it lacked are gone again where the block raises."""
+    missing = [place for place in (folder, *folder.parents) if not place.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        with suppress(OSError):
+            for place in missing:
+                place.rmdir()
+        raise
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file or folder is on the disk."""
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)

@@ -1,0 +1,56 @@
+"""Whatever stops a command, in one sentence and an exit status; a traceback only for those who ask for it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+
+ASKED = "FLASHSPEC_TRACEBACK"
+EXPECTED = (ValueError, OSError, ModuleNotFoundError, FloatingPointError)
+FULL = ("not enough memory", "can't allocate memory", "out of memory")
+DISK = ("(os error ", "inline_container.cc", " requested and ")  # what Rust, torch and numpy say of a full disk
+
+
+def in_words(error: BaseException) -> str:
+    """One sentence about an exception: what was wrong, or that flashspec has a defect and how to see where."""
+    said = " ".join(str(error).split())
+    if isinstance(error, OSError) and error.strerror:
+        return f"cannot use {error.filename or 'a file'}: {error.strerror}; check the path, and the room on its disk"
+    if isinstance(error, UnicodeError):
+        return f"a text is not UTF-8 ({said}); convert it"
+    if isinstance(error, MemoryError) or any(word in said for word in FULL):
+        return f"not enough memory ({said or 'allocation failed'}); take a smaller model, or fewer and shorter texts"
+    if isinstance(error, RecursionError):
+        return "the input is nested too deeply to be read; write it flat"
+    if any(word in said for word in DISK):
+        return f"a file could not be read or written ({said}); check the paths, and the room on their disk"
+    if isinstance(error, EXPECTED):
+        return said or type(error).__name__
+    return f"flashspec has a defect here: {type(error).__name__}: {said or 'no message'}; {ASKED}=1 shows where"
+
+
+def refuse(message: str) -> int:
+    """Say one sentence on standard error; the exit status of a refusal."""
+    print("error: " + " ".join(message.split()).encode(errors="backslashreplace").decode(), file=sys.stderr)
+    return 2
+
+
+def guarded(call: Callable[[], int]) -> int:
+    """The status that `call` returns; 2 and a sentence where it raises, 130 where it is interrupted."""
+    try:
+        return call()
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if os.environ.get(ASKED):
+            raise
+        return refuse(in_words(error))
+
+
+def readable() -> None:
+    """Let standard output replace characters that its encoding lacks."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")

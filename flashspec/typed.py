@@ -1,0 +1,83 @@
+"""Arguments held against their annotations, in one place for every public entry."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import operator
+import reprlib
+from collections.abc import Callable, Collection, Iterable, Mapping
+from numbers import Real
+from types import NoneType, UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+Entry = TypeVar("Entry", bound=Callable[..., Any])
+WORDS = {int: "a whole number", float: "a number", str: "a string", bool: "True or False", NoneType: "None"}
+MANY = {"a whole number": "whole numbers", "a string or Path": "strings"}
+
+
+def typed(entry: Entry) -> Entry:
+    """A function, or a dataclass, that refuses an argument of another type than its annotation with a ValueError in words."""
+    call = entry.__init__ if isinstance(entry, type) else entry  # type: ignore[misc]
+    signature = inspect.signature(call)
+    hints = functools.cache(lambda: get_type_hints(call))
+
+    @functools.wraps(call)
+    def checked(*given: Any, **named: Any) -> Any:
+        for name, value in signature.bind(*given, **named).arguments.items():
+            if signature.parameters[name].kind is not inspect.Parameter.VAR_KEYWORD:
+                refuse(name, value, hints().get(name, Any))
+        return call(*given, **named)
+
+    if not isinstance(entry, type):
+        return checked  # type: ignore[return-value]
+    entry.__init__ = checked  # type: ignore[misc]
+    return entry
+
+
+def refuse(name: str, value: Any, hint: Any) -> None:
+    """ValueError where a value is not what its annotation says."""
+    if not _fits(value, hint):
+        raise ValueError(f"{name} must be {_words(hint)}, got {' '.join(reprlib.repr(value).split())}")
+
+
+def whole_numbers(name: str, values: Iterable[int]) -> tuple[int, ...]:
+    """Values, such as ids, as plain whole numbers; ValueError where one is something else."""
+    refuse(name, values, tuple[int, ...])
+    return tuple(map(operator.index, values))
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    if get_origin(hint) in (Union, UnionType):
+        return any(_fits(value, part) for part in get_args(hint))
+    if _is_list(hint):
+        listed = isinstance(value, Collection) and not isinstance(value, (str, bytes, bytearray, Mapping))
+        return listed and all(_fits(one, get_args(hint)[0]) for one in value)
+    if hint is int:
+        return _is_whole(value)
+    if hint is float:
+        return isinstance(value, Real) and not isinstance(value, bool)
+    return hint is Any or not isinstance(hint, type) or getattr(hint, "_is_protocol", False) or isinstance(value, hint)
+
+
+def _is_list(hint: Any) -> bool:
+    origin = get_origin(hint)
+    return isinstance(origin, type) and issubclass(origin, Iterable) and not issubclass(origin, Mapping)
+
+
+def _is_whole(value: Any) -> bool:
+    """Whether this is an integer of any library, and not a truth value."""
+    try:
+        operator.index(value)
+    except TypeError:
+        return False
+    return not isinstance(value, bool)
+
+
+def _words(hint: Any) -> str:
+    if get_origin(hint) in (Union, UnionType):
+        return " or ".join(map(_words, get_args(hint)))
+    if _is_list(hint):
+        one = _words(get_args(hint)[0])
+        return f"a list of {MANY.get(one, one)}"
+    return WORDS.get(hint, getattr(hint, "__name__", str(hint)))

@@ -1,0 +1,257 @@
+"""Five thousand spoiled files: each is read as a usable value, or refused in one sentence that names it."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import struct
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import test_heads_public
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from test_awq import SMALL, write_awq
+from test_transformer import BASE, randomised
+
+import flashspec as fs
+from flashspec.decoding.vocabulary import tokenizer_of, words_of
+from flashspec.heads import FlashHead, load_public
+from flashspec.heads.candidates import ShortlistHead
+from flashspec.heads.index import IndexHead
+from flashspec.heads.storage import FILE
+from flashspec.model.adapter import Adapter
+from flashspec.model.awq import scheme_of
+from flashspec.model.chat import chat_prompt, generation_defaults
+from flashspec.model.config import Unsupported, from_hf
+from flashspec.model.exits import EXITS_FILE, ExitAdapter, load_exits, save_exits
+from flashspec.model.folder import Tensors, read_config, verify_digests
+from flashspec.train.package import write_digests
+
+CONFIG = replace(BASE, vocab_size=32, hidden=16, ffn=24, layers=2, heads=2, kv_heads=1, head_dim=8, context=64)
+TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+GENERATION = {"do_sample": True, "temperature": 0.6, "top_k": 20, "top_p": 0.95, "eos_token_id": [3, 4], "min_p": 0.0}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of every kind, each whole."""
+    place = tmp_path_factory.mktemp("home")
+    model = randomised(CONFIG)
+    for name in ("model", "listed"):
+        model.save(place / name, dtype="float32", shard_bytes=4_000)
+        (place / name / "generation_config.json").write_text(json.dumps(GENERATION))
+        _tokenizer(place / name)
+    write_digests(place / "listed")
+    save_exits({1: ExitAdapter(model, 3)}, place / "model" / EXITS_FILE)
+    weight = model.head_weight.detach()
+    FlashHead.build(weight, cluster_size=4, homes=2, always=(3,)).save(place / "model")
+    ShortlistHead.build(weight, torch.arange(20)).save(place / "model" / "fr_spec_head.safetensors")
+    if importlib.util.find_spec("faiss"):
+        IndexHead.build(weight).save(place / "model" / "ivf_head.safetensors")
+    randomised(CONFIG).save(place / "whole", dtype="float32")
+    write_awq(replace(SMALL, layers=1, vocab_size=32), place / "awq")
+    test_heads_public.fabricate(place / "public")
+    return place
+
+
+def _tokenizer(folder: Path) -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in range(30)} | {"?": 30}, unk_token="?"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.add_special_tokens(["<end>"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    about = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<end>", "chat_template": TEMPLATE}
+    (folder / "tokenizer_config.json").write_text(json.dumps(about))
+
+
+def _loaded(folder: Path) -> None:
+    """Load a folder as a user does, and ask the model for one token."""
+    models = fs.load(folder, None, dtype="float32", device="cpu")
+    ids = models.encode("w1 w2") if models.tokenizer else [1]
+    assert fs.generate(models, [i % models.target.config.vocab_size for i in ids[:1]], "baseline", max_new_tokens=1).tokens
+
+
+def _facts(folder: Path) -> None:
+    raw, path = read_config(folder), folder / "config.json"
+    config, _ = from_hf(raw, path), scheme_of(raw, path)
+    assert min(config.layers, config.context, config.kv_heads) >= 1 and math.isfinite(config.rope_theta * config.norm_eps)
+
+
+def _sampled(folder: Path) -> None:
+    fs.Sampling(**generation_defaults(folder).sampling)
+
+
+def _named(folder: Path) -> None:
+    assert all(isinstance(i, int) and isinstance(word, str) for i, word in words_of(folder).items())
+    tokenizer_of(folder).encode("w1 w2")
+
+
+KINDS = (ValueError, Unsupported, FileNotFoundError, ModuleNotFoundError)
+ROWS = torch.ones(2, CONFIG.hidden)
+
+
+def _exits(folder: Path) -> None:
+    for adapter in load_exits(folder / EXITS_FILE, randomised(CONFIG)).values():
+        adapter(ROWS)
+
+
+def _head(kind: Any, file: str) -> Callable[[Path], None]:
+    return lambda folder: kind.load(folder / file, randomised(CONFIG).head_weight.detach())(ROWS)
+
+
+class Case(NamedTuple):
+    """A file to spoil, the way it is read, and how often."""
+
+    file: str
+    read: Callable[[Path], Any]
+    cases: int
+
+
+CASES = {
+    "config": Case("model/config.json", _facts, 1500),
+    "awq config": Case("awq/config.json", _facts, 500),
+    "config, loaded": Case("whole/config.json", _loaded, 200),
+    "awq config, loaded": Case("awq/config.json", _loaded, 100),
+    "config, through transformers": Case("whole/config.json", Adapter.load, 30),
+    "index": Case("model/model.safetensors.index.json", Tensors, 400),
+    "digests": Case("listed/digests.json", verify_digests, 300),
+    "generation": Case("model/generation_config.json", _sampled, 500),
+    "generation, loaded": Case("model/generation_config.json", _loaded, 50),
+    "tokenizer": Case("model/tokenizer.json", _named, 400),
+    "template": Case("model/tokenizer_config.json", lambda folder: chat_prompt(folder, "w1"), 50),
+    "weights": Case("whole/model.safetensors", _loaded, 300),
+    "exits": Case(f"model/{EXITS_FILE}", _exits, 250),
+    "FlashHead": Case(f"model/{FILE}", _head(FlashHead, FILE), 200),
+    "shortlist": Case("model/fr_spec_head.safetensors", _head(ShortlistHead, "fr_spec_head.safetensors"), 150),
+    "ivf": Case("model/ivf_head.safetensors", _head(IndexHead, "ivf_head.safetensors"), 100),
+    "public FlashHead": Case("public/config.json", load_public, 100),
+}
+
+ODD = st.one_of(
+    st.sampled_from([None, True, False, 0, -1, 1, 2, 3, 2**31, 2**63, 10**40, -(2**70), 10**400, 0.0, -0.5, 1e308, math.nan]),
+    st.sampled_from([math.inf, -math.inf, "", "no", "1", "../x", "/", "\0", "\ud800", "\n", "x" * 300, [], {}, [[]], {"": {}}]),
+    st.lists(st.sampled_from([None, 1, -1, "a", 2.5, []]), max_size=3),
+    st.dictionaries(st.sampled_from(["rope_type", "factor", "quant_method"]), st.sampled_from([1, "llama3", "awq", None, []])),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=4),
+)  # fmt: skip
+
+
+def _places(tree: Any) -> Iterator[tuple[Any, Any]]:
+    """Every container of a JSON tree, with each of its keys."""
+    for key in list(tree) if isinstance(tree, dict) else range(len(tree)) if isinstance(tree, list) else ():
+        yield tree, key
+        yield from _places(tree[key])
+
+
+def _spoiled_tree(draw: Any, text: bytes) -> bytes:
+    """JSON with another value, a value less, one twice, or a very deep one."""
+    tree = json.loads(text)
+    places = list(_places(tree))
+    for _ in range(draw(st.sampled_from([1, 1, 1, 2, 3]))):
+        holder, key = draw(st.sampled_from(places))
+        how = draw(st.sampled_from(["replace", "replace", "replace", "delete", "twice", "deep", "nested json"]))
+        if how == "delete" and (key in holder if isinstance(holder, dict) else key < len(holder)):
+            del holder[key]
+        elif how == "nested json" and isinstance(holder, dict) and isinstance(holder.get(key), str) and holder[key][:2] == '{"':
+            holder[key] = _spoiled_tree(draw, holder[key].encode()).decode(errors="replace")
+        elif isinstance(holder, dict) or key < len(holder):
+            holder[key] = "DEEP" if how == "deep" else draw(ODD)
+        if how == "twice" and isinstance(tree, dict):
+            return json.dumps(tree).encode()[:-1] + b"," + json.dumps({str(key): draw(ODD)}).encode()[1:]
+    return json.dumps(tree).encode().replace(b'"DEEP"', draw(st.sampled_from([b"[" * 90_000, b"[" * 400 + b"]" * 400])))
+
+
+def _spoiled_bytes(draw: Any, text: bytes) -> bytes:
+    """Bytes cut off, or up to three of them changed, most of them near the beginning."""
+    if draw(st.booleans()):
+        return text[: draw(st.integers(0, len(text) - 1))]
+    found = bytearray(text)
+    for _ in range(draw(st.integers(1, 3))):
+        found[draw(st.one_of(st.integers(0, min(len(text), 200) - 1), st.integers(0, len(text) - 1)))] = draw(st.integers(0, 255))
+    return bytes(found)
+
+
+@st.composite
+def spoiled(draw: Any, text: bytes, tensors: bool) -> bytes:
+    """A file that somebody or something has changed; of a safetensors file, mostly its header."""
+    if draw(st.integers(0, 3)) == 0:
+        return _spoiled_bytes(draw, text)
+    if not tensors:
+        return _spoiled_tree(draw, text)
+    (size,) = struct.unpack("<Q", text[:8])
+    header = _spoiled_tree(draw, text[8 : 8 + size])
+    return struct.pack("<Q", len(header)) + header + text[8 + size :]
+
+
+def outcome(read: Callable[[Path], Any], path: Path) -> str:
+    """"read", or the one sentence of a refusal; any other exception passes."""
+    began = time.perf_counter()
+    try:
+        read(path.parent)
+        return "read"
+    except KINDS as error:
+        said = str(error)
+        assert type(error) in KINDS, f"{type(error).__name__}: {said}"
+        assert said and said.isprintable() and len(said) < 2000, said
+        return said
+    finally:
+        assert time.perf_counter() - began < 20
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", CASES)
+def test_a_spoiled_file_is_usable_or_refused_in_one_sentence(name: str, home: Path) -> None:
+    file, read, cases = CASES[name]
+    path, outcomes = home / file, set()
+    text = path.read_bytes()
+    assert outcome(read, path) == "read" or read is Adapter.load
+
+    @settings(max_examples=cases)
+    @given(spoiled(text, path.suffix == ".safetensors"))
+    def check(changed: bytes) -> None:
+        path.write_bytes(changed)
+        outcomes.add(outcome(read, path))
+
+    try:
+        check()
+    finally:
+        path.write_bytes(text)
+    assert len(outcomes) > min(cases, 60) // 6
+
+
+def test_there_are_five_thousand_cases() -> None:
+    assert sum(case.cases for case in CASES.values()) >= 5000
+
+
+def test_the_control_a_lenient_reader_is_caught(home: Path) -> None:
+    """Fields taken as they come, as they were once: a word for a number passes, or raises something else much later."""
+
+    def lenient(folder: Path) -> int:
+        raw = json.loads((folder / "config.json").read_text())
+        return raw["hidden_size"] // raw["num_attention_heads"]
+
+    path = home / "model" / "config.json"
+    text = path.read_bytes()
+
+    @settings(max_examples=300)
+    @given(spoiled(text, False))
+    @example(b'{"hidden_size": "16", "num_attention_heads": 2}')
+    def check(changed: bytes) -> None:
+        path.write_bytes(changed)
+        outcome(lenient, path)
+
+    try:
+        with pytest.raises((BaseExceptionGroup, TypeError, KeyError, AssertionError)):
+            check()
+    finally:
+        path.write_bytes(text)

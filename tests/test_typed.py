@@ -1,0 +1,109 @@
+"""An argument of the wrong type is refused in one sentence that names it, what was expected and what was given."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from toys import PROMPT, config, duo
+
+import flashspec as fs
+from flashspec.typed import typed
+
+WHOLE, NUMBER, LIST, FLAG = "a whole number", "a number", "a list of whole numbers", "True or False"
+STRING, PATH = "a string", "a string or Path"
+
+
+def write(**options):
+    return fs.generate(duo(), options.pop("prompt", PROMPT), options.pop("method", "dense"), **{"max_new_tokens": 3, **options})
+
+
+def stages():
+    return fs.build(fs.METHODS["dense"], duo(), context=32)
+
+
+def head(**options):
+    return fs.FlashHead.build(torch.randn(64, 16), cluster_size=options.pop("cluster_size", 4), **options)
+
+
+WRONG = [
+    (fs.Sampling, "temperature", "hot", NUMBER), (fs.Sampling, "temperature", None, NUMBER),
+    (fs.Sampling, "temperature", True, NUMBER), (fs.Sampling, "temperature", 1j, NUMBER),
+    (fs.Sampling, "temperature", [1.0], NUMBER), (fs.Sampling, "temperature", torch.ones(1), NUMBER),
+    (fs.Sampling, "top_k", 1.5, WHOLE), (fs.Sampling, "top_k", "5", WHOLE), (fs.Sampling, "top_k", True, WHOLE),
+    (fs.Sampling, "top_p", "0.9", NUMBER), (fs.Sampling, "top_p", False, NUMBER), (fs.Sampling, "seed", 1.0, WHOLE),
+    (fs.Sampling, "seed", "0", WHOLE), (fs.Sampling, "seed", None, WHOLE), (fs.Sampling, "rule", 1, STRING),
+    (fs.Limits, "max_new_tokens", 2.5, WHOLE), (fs.Limits, "max_new_tokens", True, WHOLE), (fs.Limits, "stop", "\n", LIST),
+    (fs.Limits, "stop", (1, "2"), LIST), (fs.Limits, "finalize", None, STRING),
+    (fs.Method, "draft", None, STRING), (fs.Method, "head", 3, STRING), (fs.Method, "k", 2.5, WHOLE),
+    (fs.Method, "k", "4", WHOLE),
+    (fs.Method, "k", np.float64(4), WHOLE), (fs.Method, "interval", None, WHOLE), (fs.Method, "exits", 2, LIST),
+    (fs.Method, "exits", (2.0,), LIST), (fs.Method, "exits", "2", LIST), (fs.Method, "probes", 1.0, WHOLE),
+    (fs.Method, "ngram", [3], WHOLE), (fs.Method, "draft_doubt", "0.3", NUMBER), (fs.Method, "verify_doubt", True, NUMBER),
+    (fs.Method, "reuse", "no", FLAG), (fs.Method, "reuse", 0, FLAG), (fs.Method, "shortlist", "all", WHOLE),
+    (fs.Method, "selection", b"top", STRING), (fs.hispec, "n_d", "2", WHOLE), (fs.self_speculation, "draft_exit", 1.5, WHOLE),
+    (fs.cascade, "n_i", None, WHOLE), (write, "prompt", b"def", LIST), (write, "prompt", [1.0, 2.0], LIST),
+    (write, "prompt", 5, LIST), (write, "prompt", None, STRING), (write, "prompt", ["def"], LIST),
+    (write, "prompt", [True, False], LIST), (write, "prompt", [[1, 2], [3, 4]], LIST), (write, "prompt", {1: 2}, LIST),
+    (write, "prompt", torch.ones(3), LIST), (write, "prompt", iter(PROMPT), LIST),
+    (write, "stop", "\n", LIST), (write, "stop", 5, LIST), (write, "stop", [1.5], LIST),
+    (write, "stop", b"\n", LIST), (write, "k", 2.5, WHOLE), (write, "max_new_tokens", "9", WHOLE), (write, "method", 3, STRING),
+    (write, "method", None, "Method"), (write, "sampling", 0.7, "Sampling"), (write, "sampling", None, "Sampling"),
+    (lambda models: fs.generate(models, PROMPT), "models", "reference", "Models"),
+    (lambda stages: fs.decode(stages, PROMPT), "stages", None, "a list of Stage"),
+    (lambda stages: fs.decode(stages, PROMPT), "stages", ["target"], "a list of Stage"),
+    (lambda prompt: fs.decode(stages(), prompt), "prompt", "def", LIST),
+    (lambda prompt: fs.decode(stages(), prompt), "prompt", [0.5], LIST),
+    (lambda limits: fs.decode(stages(), PROMPT, limits), "limits", 20, "Limits"),
+    (lambda method: fs.build(method, duo()), "method", "dense", "Method"),
+    (lambda models: fs.build(fs.Method(), models), "models", duo().target, "Models"),
+    (lambda context: fs.build(fs.Method(), duo(), context=context), "context", "64", WHOLE),
+    (lambda context: fs.build(fs.Method(), duo(), context=context), "context", 64.0, WHOLE),
+    (fs.load, "target", 3, PATH), (fs.load, "target", None, PATH), (fs.load, "draft", 3, PATH),
+    (fs.load, "draft", [1], "strings"),
+    (fs.load, "dtype", torch.float32, STRING), (fs.load, "device", 0, STRING), (fs.load, "weights", None, STRING),
+    (fs.Transformer, "config", {"layers": 2}, "ModelConfig"), (fs.Transformer.load, "folder", 1, PATH),
+    (lambda weight: fs.FlashHead.build(weight), "weight", [[1.0]], "Tensor"), (head, "cluster_size", 2.5, WHOLE),
+    (head, "probes", "8", WHOLE), (head, "always", (1.5,), LIST), (head, "always", "12", LIST), (head, "seed", None, WHOLE),
+    (head, "clusters", 4, "Clusters"), (head, "best", "yes", FLAG),
+    (lambda weight: fs.DenseHead(None, weight), "weight", 1, "Tensor"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("call", "name", "value", "words"), WRONG, ids=lambda v: v if isinstance(v, str) else None)
+def test_a_wrong_type_is_refused_by_the_arguments_name(call, name, value, words):
+    with pytest.raises(ValueError) as caught:
+        call(**{name: value})
+    said = str(caught.value)
+    assert said.startswith(name) and words in said and "got " in said and "\n" not in said and len(said) < 300
+
+
+@pytest.mark.parametrize("temperature", [1e-40, 5e-324, 9e-4, float("nan"), -0.5, float("inf")])
+def test_a_temperature_whose_logits_leave_float32_is_refused(temperature):
+    with pytest.raises(ValueError, match=r"temperature must be 0 \(greedy\) or at least 0.001, and finite, got"):
+        fs.Sampling(temperature)
+
+
+def test_whole_numbers_and_lists_of_other_libraries_are_as_good():
+    expected = write(k=2, stop=(5,), prompt=PROMPT).tokens
+    same = {"k": np.int64(2), "stop": {5}, "max_new_tokens": np.int32(3), "sampling": fs.Sampling(0, seed=np.int64(0))}
+    for prompt in (tuple(PROMPT), np.array(PROMPT), torch.tensor(PROMPT)):
+        assert write(**same, prompt=prompt).tokens == expected
+    assert fs.Sampling(np.float32(0.5)) == fs.Sampling(0.5)
+    assert fs.build(fs.Method(exits=[2]), duo(), context=np.int64(32))[0].reader.context == 32
+
+
+def test_the_control_what_is_not_annotated_is_not_refused():
+    @typed
+    def call(one: int, two, *, three: list[str] | None = None):
+        return one, two, three
+
+    assert call(1, object, three=None)[0] == 1 and call(1, "2", three=["a"])[2] == ["a"]
+    with pytest.raises(ValueError, match="three must be a list of a string or None, got 'a'"):
+        call(1, "2", three="a")
+
+
+def test_a_context_below_one_is_refused():
+    with pytest.raises(ValueError, match="context must be at least 1, got 0"):
+        fs.build(fs.Method(), duo(), context=0)
+    assert fs.Transformer(config(2)).config.layers == 2
