@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import tables
+import tables_drafts
 import tables_heads
 import tables_hispec
 
@@ -137,6 +138,7 @@ DRAWN = {
     "waterfall": lambda: figures.waterfall(tables.projection(), tables.draft_step(), tables.end_to_end()),
     **tables_heads.DRAWN,
     **tables_hispec.DRAWN,
+    **tables_drafts.DRAWN,
 }
 
 

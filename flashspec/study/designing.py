@@ -45,11 +45,11 @@ def depth_gains(frame: DataFrame) -> DataFrame:
     for values, mine in rows[rows["piece"] == "step"].groupby(SAME, dropna=False, sort=False):
         low, high = _ends(mine)
         if low is not None:
-            pair = low.set_index("turn")[["seconds"]].join(high.set_index("turn")["seconds"], rsuffix="_deep").dropna()
+            pair = low.merge(high, on="turn", suffixes=("", "_deep"))
             found = bootstrapped(lambda a, b, axis: b.sum(axis) / a.sum(axis), (pair["seconds"], pair["seconds_deep"]))
-            depths = {"deep": int(high["layers"].iloc[0]), "shallow": int(low["layers"].iloc[0])}
-            words = verdict(found, len(pair), MANY)
-            lines.append({**dict(zip(SAME, values, strict=True)), **depths, **found._asdict(), "turns": len(pair), "verdict": words})
+            depths = {"deep": int(high["layers"].iloc[0]), "shallow": int(low["layers"].iloc[0]), "turns": len(pair)}
+            facts = {**dict(zip(SAME, values, strict=True)), **depths}
+            lines.append({**facts, **found._asdict(), "verdict": verdict(found, len(pair), MANY)})
     return pandas.DataFrame(lines, columns=[*SAME, "deep", "shallow", "value", "low", "high", "turns", "verdict"])
 
 
@@ -123,7 +123,7 @@ def check_seconds(checks: DataFrame) -> float:
 
 
 def gain_at(share: float) -> float:
-    """The paper's wide over its deep draft where drafting takes this share of the deep one's round, steps in the printed ratio."""
+    """The paper's wide over its deep draft where drafting takes this share of the deep one's round; steps as printed."""
     deep, wide = papers.YAN_DEEP, papers.YAN_WIDE
     return wide.tar / deep.tar * amdahl(share, deep.step_ms / wide.step_ms)
 
@@ -164,9 +164,10 @@ def space(rows: DataFrame) -> Space:
     sums = rows.groupby(["draft", "k"]).agg(kept=("accepted", "sum"), rounds=("rounds", "sum"), burst=("burst_seconds", "median"))
     bursts, relations = {}, {}
     for k, lines in sums.dropna().reset_index().groupby("k"):
-        points = [(*shape.loc[line.draft], line.burst, acceptance_for(1 + line.kept / line.rounds, k)) for line in lines.itertuples()]
-        bursts[int(k)] = fitted([point[:3] for point in points])
-        relations[int(k)] = fitted([(*point[:2], point[3]) for point in points], "share")
+        shapes = [tuple(shape.loc[draft]) for draft in lines["draft"]]
+        alphas = [acceptance_for(1 + kept, k) for kept in lines["kept"] / lines["rounds"]]
+        bursts[int(k)] = fitted([(*place, burst) for place, burst in zip(shapes, lines["burst"], strict=True)])
+        relations[int(k)] = fitted([(*place, alpha) for place, alpha in zip(shapes, alphas, strict=True)], "share")
     if not bursts:
         raise ValueError("the runs have no timed parts; run the race with parts above 0")
     checks = (rows["check_1_seconds"] + rows["overhead_seconds"]).groupby(rows["k"]).median()

@@ -61,7 +61,8 @@ def correlations(table: DataFrame) -> DataFrame:
             for outcome in ("tar", "rate"):
                 pairs = rows[[merit, outcome]].dropna() if merit != outcome else rows[:0]
                 if len(pairs):
-                    found = spearman(sign * pairs[merit], pairs[outcome]) if len(pairs) >= FEWEST else Estimate(*[np.nan] * 3)
+                    enough = len(pairs) >= FEWEST and pairs.nunique().min() > 1
+                    found = spearman(sign * pairs[merit], pairs[outcome]) if enough else Estimate(*[np.nan] * 3)
                     facts = {**dict(zip(CONTEXT, values, strict=True)), "merit": merit, "outcome": outcome}
                     lines.append({**facts, "drafts": len(pairs), **found._asdict(), "verdict": _correlated(found)})
     names = ["merit", "outcome", "drafts", *Estimate._fields, "verdict"]
@@ -70,7 +71,7 @@ def correlations(table: DataFrame) -> DataFrame:
 
 def _correlated(found: Estimate) -> str:
     if np.isnan(found.low):
-        return "too few drafts"
+        return "too few drafts that differ"
     words = f"{found.value:+.2f} ({found.low:+.2f} to {found.high:+.2f})"
     return words if found.low > 0 or found.high < 0 else f"none shown, {words}"
 
@@ -84,9 +85,9 @@ def beside_plain(frame: DataFrame) -> DataFrame:
 
 def designed(frame: DataFrame) -> str:
     """The draft called "designed", or the point of the family that ships under this name; without them the fastest one."""
-    names = set(frame["draft"]) - {""}
-    rates = pace(frame).sort_values("rate")["draft"]
-    return next((n for n in (DESIGNED, point_of_designed()) if n in names), rates.iloc[-1] if len(rates) else "")
+    ranked = list(pace(frame).sort_values("rate")["draft"])
+    known = [name for name in (point_of_designed(), DESIGNED) if name in set(frame["draft"])]
+    return str(["", *ranked, *known][-1])
 
 
 def against(frame: DataFrame, name: str) -> DataFrame:
@@ -94,8 +95,8 @@ def against(frame: DataFrame, name: str) -> DataFrame:
     import pandas
 
     others = sorted(set(frame["draft"]) - {"", name})
-    pairs = [frame[frame["draft"].isin([name, other])] for other in others]
-    found = [gain(pair, {"draft": other}, CONTEXT, ["draft"]).assign(over=other) for pair, other in zip(pairs, others, strict=True)]
+    pairs = {other: frame[frame["draft"].isin([name, other])] for other in others}
+    found = [gain(pair, {"draft": other}, CONTEXT, ["draft"]).assign(over=other) for other, pair in pairs.items()]
     return pandas.concat(found) if found else gain(frame[:0], {"draft": ""}, CONTEXT, ["draft"]).assign(over="")
 
 

@@ -116,7 +116,7 @@ def digested(params: Params) -> Mapping[str, Path]:
 
 
 def records(k: int = 4, root: Path | None = None) -> DataFrame:
-    """One line a recorded point, the highest greedy TAR at k first, counted from what it proposed; none where none is recorded."""
+    """One line a recorded point, the highest greedy TAR at k first, counted from what it proposed; none without a record."""
     import pandas
 
     places = sorted(path.parent for path in ((root or store.default_root()) / "family").glob("*/proposals.json"))
@@ -131,10 +131,11 @@ def _record(place: Path, k: int) -> dict[str, Any]:
     path = place / "design.json"
     design = json.loads(path.read_text(encoding="utf-8"))["design"] if path.exists() else {}
     weights = json.loads((place / "digests.json").read_text(encoding="utf-8"))
-    shape = {"draft": place.name, "layers": config.layers, "heads": config.heads, "ffn": config.ffn, "body": config.body_parameters}
-    training = {"head bytes": 2 * config.head_parameters, "steps": design.get("steps"), "distilled": design.get("distilled")}
+    shape = {"draft": place.name, "layers": config.layers, "heads": config.heads, "ffn": config.ffn}
+    sizes = {"body": config.body_parameters, "head bytes": 2 * config.head_parameters}
+    training = {"steps": design.get("steps"), "distilled": design.get("distilled")}
     digest = weights[min(name for name in weights if name.endswith(".safetensors"))][:12]
-    return {**shape, **training, "TAR": replayed_all(stands_of(place), k).tar, "digest": digest}
+    return {**shape, **sizes, **training, "TAR": replayed_all(stands_of(place), k).tar, "digest": digest}
 
 
 PRESETS = {"smoke": Params(draft=("main", "shallow"), texts=2)}

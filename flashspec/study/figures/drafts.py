@@ -13,8 +13,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SHADES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#5f6368")
-BESIDE = {"loc": "outside right upper", "fontsize": 8}
 NOTHING = "not in this table"
+
+
+def _legend(figure: Figure, **options: Any) -> None:
+    """A legend beside the panels, where anything bears a label."""
+    if any(axis.get_legend_handles_labels()[1] for axis in figure.axes):
+        figure.legend(**{"loc": "outside right upper", "fontsize": 8, **options})
 
 
 @drawn
@@ -32,7 +37,7 @@ def draft_race(results: Any) -> Figure:
     axis.axvline(1.0, color="#666666", linestyle="--", linewidth=1)
     axis.set_yticks(range(len(order)), order, fontsize=8)
     axis.set_xlabel("times plain decoding (dashed: 1), 95 % interval" if order else NOTHING)
-    figure.legend(**BESIDE)
+    _legend(figure)
     return figure
 
 
@@ -46,7 +51,7 @@ def draft_quality(results: Any, family: Any) -> Figure:
             axis.plot(lines[x], lines[y], "o", color=shade, markersize=4, alpha=0.8, label=label if axis is axes[0] else None)
     axes[0].set(xlabel="perplexity of the draft (lower is better)", ylabel="tokens a check")
     axes[1].set(xlabel="tokens a check", ylabel="tokens a second at its best k")
-    figure.legend(**BESIDE)
+    _legend(figure)
     return figure
 
 
@@ -61,7 +66,7 @@ def draft_steps(results: Any) -> Figure:
         axis.plot(rows["layers"], rows["ms"], "o-", color=SHADES[place % len(SHADES)], label=", ".join(map(str, names)))
     axis.set(xlabel="layers" if len(table) else NOTHING, ylabel="milliseconds a step", xscale="log", yscale="log")
     plain_ticks(axis)
-    figure.legend(**BESIDE)
+    _legend(figure)
     return figure
 
 
@@ -79,7 +84,7 @@ def paper_gain(results: Any) -> Figure:
         gain = table["rate"].iloc[1] / table["rate"].iloc[0]
         axis.plot(100 * table["share"].iloc[0], gain, "s", color=SHADES[1], label="steps and checks timed here")
     axis.set(xlabel="share of the deep draft's round that drafting takes, %", ylabel="wide over deep, predicted")
-    figure.legend(**BESIDE)
+    _legend(figure)
     return figure
 
 
@@ -88,7 +93,7 @@ def draft_space(results: Any) -> Figure:
     """Predicted tokens a second over depth and size, a panel a sampling; dots: the drafts built; star: the optimum."""
     found = [(rows, space) for _, rows, space in designing.spaces(results.frame) if not isinstance(space, str)]
     figure, axes = canvas(max(1, len(found)), 3.4, sharey=True)
-    axes[0].set(xlabel="layers" if found else "too few drafts in this table to fit depth and size", ylabel="millions in the layers")
+    axes[0].set(xlabel="layers" if found else f"depth and size: {NOTHING}", ylabel="parameters in the layers, millions")
     for axis, (rows, space) in zip(axes, found, strict=False):
         _map(axis, space)
         drafts = rows.drop_duplicates("draft")
@@ -121,7 +126,7 @@ def predicted_measured(results: Any) -> Figure:
         right.plot(off, shares, style, color="black", label=f"counts from {name}")
     left.set(xlabel="predicted tokens a second" if len(rates) else NOTHING, ylabel="measured tokens a second")
     right.set(xlabel="absolute error, %", ylabel="share of runs, %", ylim=(0, 101))
-    figure.legend(loc="outside upper center", ncols=5, fontsize=8)
+    _legend(figure, loc="outside upper center", ncols=5)
     return figure
 
 
@@ -134,15 +139,15 @@ def sweep(results: Any) -> Figure:
     table = table.assign(writer=table["draft"].where(table["draft"] != "", table["method"]))
     groups = list(contexts(table)) or [(NOTHING, table)]
     figure, axes = canvas(len(groups), 3.8, sharey=True)
-    looks = {"hue_order": sorted(set(table["writer"])), "style_order": sorted(set(table["head"])), "errorbar": None, "markers": True}
+    orders = {"hue_order": sorted(set(table["writer"])), "style_order": sorted(set(table["head"]))}
     for axis, (label, rows) in zip(axes, groups, strict=True):
         if len(rows):
             seaborn.lineplot(rows, x="k", y="speedup", hue="writer", style="head", ax=axis, legend=axis is axes[0],
-                             palette="colorblind", **looks)  # fmt: skip
+                             palette="colorblind", errorbar=None, markers=True, **orders)  # fmt: skip
         axis.axhline(1.0, color="#666666", linestyle="--", linewidth=1)
         axis.set(title=label, xlabel="drafted tokens a check, k", ylabel="times plain decoding")
     handles, labels = axes[0].get_legend_handles_labels()
-    if axes[0].get_legend():
-        axes[0].get_legend().remove()
+    if (own := axes[0].get_legend()) is not None:
+        own.remove()
     figure.legend(handles, labels, loc="outside upper center", ncols=6, fontsize=8)
     return figure
