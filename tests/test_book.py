@@ -14,11 +14,6 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILT = ROOT / "book" / "_build" / "html"
-CHAPTERS = (
-    "14_draft_latency", "15_draft_quality", "16_draft_throughput",
-    "17_predicted_vs_measured", "18_sweep_350", "19_draft_generalises", "20_papers_table",
-)  # fmt: skip
-
 
 def extension(name: str) -> ModuleType:
     """A module of book/_ext."""
@@ -122,29 +117,3 @@ def test_a_chapter_keeps_every_number_that_it_cites(notebook: Path) -> None:
     code, text = cells(notebook, "code"), "\n".join(cells(notebook, "markdown"))
     assert unquoted(code, text) == set()
     assert unquoted(code, text + "{glue:text}`nobody:.1f`") == {"nobody"}  # the control
-
-
-def handed_on(code: list[str]) -> list[str]:
-    """The names that a chapter hands to its Params, in their order."""
-    calls = (node for source in code for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call))
-    params = next(call for call in calls if getattr(call.func, "id", "") == "Params")
-    return [argument.id for argument in params.args]
-
-
-@pytest.mark.parametrize("chapter", CHAPTERS)
-def test_a_chapter_hands_its_parameters_on_in_the_order_of_the_fields(chapter: str) -> None:
-    from flashspec.study.registry import EXPERIMENTS
-
-    names = [field.name for field in dataclasses.fields(EXPERIMENTS[chapter.partition("_")[2]].params)]
-    found = handed_on(cells(ROOT / "notebooks" / f"{chapter}.ipynb", "code"))
-    assert found == names[: len(found)]
-
-
-@pytest.mark.parametrize("chapter", CHAPTERS)
-def test_a_chapters_parameters_are_those_of_its_experiment(chapter: str) -> None:
-    pytest.importorskip("papermill")
-    from flashspec.study.notebooks import disagreements
-    from flashspec.study.registry import EXPERIMENTS
-
-    notebook = ROOT / "notebooks" / f"{chapter}.ipynb"
-    assert disagreements(notebook, EXPERIMENTS[chapter.partition("_")[2]]) == []

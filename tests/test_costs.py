@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import pytest
-import tables_drafts as made
 import tiny
 
 from flashspec.decoding.method import METHODS, Method, build
 from flashspec.measure.costs import PairCosts, Setting, Standing, stand
 from flashspec.measure.parts import prepare, prepare_each
 from flashspec.scores import GREEDY
-from flashspec.study import foretold
-from flashspec.study.readings import Missing
 from flashspec.theory import Costs, break_even, round_time, throughput
 
 PROMPT, TEXT = (1, 2, 3, 4, 5), (6, 7)
@@ -65,29 +62,3 @@ def test_a_burst_is_no_multiple_of_a_token():
     assert longest is not None and 4 * longest == pytest.approx(1.1)
     with pytest.raises(ValueError, match="draft"):
         Costs(lambda block: -1.0, 2.0).burst(1)
-
-
-def test_a_run_takes_the_parts_of_its_own_kind_and_the_block_that_its_rounds_draft():
-    parts = made.parts().assign(table="between")
-    slow = parts.assign(seconds=parts["seconds"] * (1 + (parts["kind"] == "prose")))
-    found, counts = made.runs(), made.counts().frame
-    table = foretold.predictions(found.frame, slow, counts)
-    plain = foretold.predictions(found.frame, parts, counts)
-    ratio = (table["predicted"] / plain["predicted"]).groupby(table["kind"]).agg(["min", "max"])
-    assert ratio.loc["code"].tolist() == pytest.approx([1, 1]) and ratio.loc["prose"].tolist() == pytest.approx([2, 2])
-    both = foretold.predictions(found.frame.assign(kind="all"), slow, counts)
-    assert (both["predicted"] / plain["predicted"]).tolist() == pytest.approx([1.5] * len(both))
-    cut = counts.assign(drafted=counts["drafted"].where(counts["k"] != 4, counts["drafted"] * 3.5 / 4))
-    shorter = foretold.predictions(found.frame, parts, cut)
-    saved = (plain["predicted"] - shorter["predicted"])[plain["k"] == 4]
-    rounds = plain.loc[plain["k"] == 4, "rounds_share"] * 100
-    assert saved.tolist() == pytest.approx(
-        [1e-3 * 0.5 * made.draft_ms(d) * r for d, r in zip(plain.loc[saved.index, "draft"], rounds, strict=True)]
-    )
-    with pytest.raises(Missing, match="nothing on wide, kind tests"):
-        foretold.Times(parts).of("between", "wide", "tests")
-
-
-def test_a_setting_is_one_run_over_all_its_prompts():
-    table = foretold.predictions(made.runs().frame, made.parts().assign(table="between"), made.counts().frame)
-    assert foretold.smallest_run(foretold.whole(table)) == (800, 8) and len(foretold.whole(table)) == len(table) // 8

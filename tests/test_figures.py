@@ -1,4 +1,4 @@
-"""Readings give the numbers that were put into a table; figures are functions of the table alone."""
+"""Figures are functions of the table alone, and name it."""
 
 from __future__ import annotations
 
@@ -12,86 +12,7 @@ from test_compare import race
 
 pytest.importorskip("seaborn")
 
-from flashspec.measure.bench import Refused
-from flashspec.study import figures, readings
-
-SETTING = {"draft": "main", "temperature": 1.0, "rule": "coupling"}
-
-
-def test_projection_gain_is_against_the_fastest_dense_head() -> None:
-    gain = readings.projection_gain(tables.projection(gain=4.0).frame, "reference", 256)
-    assert gain.value == pytest.approx(4.0)
-    assert gain.shows_difference
-
-
-def test_a_head_of_equal_speed_shows_no_difference() -> None:
-    assert not readings.projection_gain(tables.projection(gain=1.0).frame, "reference", 256).shows_difference
-
-
-def test_methods_compete_at_their_best_block() -> None:
-    frame = tables.end_to_end().frame
-    assert set(readings.best(frame, finalize="eager", **SETTING)["k"]) == {4}
-    assert readings.method_gain(frame, "flash", "dense", finalize="eager", **SETTING).value == pytest.approx(1.1)
-    assert readings.deferral_gain(frame, "dense", **SETTING).value == pytest.approx(1.2)
-
-
-def test_a_speedup_between_different_texts_is_refused() -> None:
-    frame = tables.end_to_end().frame
-    frame.loc[frame["method"] == "flash", ["text_digest", "twin_digest"]] = "another text"
-    with pytest.raises(Refused, match="float32 twin"):
-        readings.method_gain(frame, "flash", "dense", finalize="eager", **SETTING)
-    assert readings.verdict(frame, "flash", "dense", finalize="eager", **SETTING).startswith("refused")
-    assert readings.method_gain(frame, "dense", "baseline", finalize="eager", **SETTING).value > 1
-
-
-def test_one_wrong_twin_among_several_is_enough_to_refuse() -> None:
-    frame = tables.end_to_end().frame
-    flash = (frame["method"] == "flash") & (frame["kind"] == "code")
-    for first_or_last in (frame[flash].index[0], frame[flash & (frame["twin_digest"] != "")].index[-1]):
-        spoiled = frame.copy()
-        spoiled.loc[first_or_last, "twin_digest"] = "another text"
-        row = spoiled.loc[first_or_last]
-        setting = {"draft": row["draft"], "temperature": row["temperature"], "rule": row["rule"], "finalize": row["finalize"]}
-        with pytest.raises(Refused, match="float32 twin"):
-            readings.method_gain(spoiled, "flash", "dense", **setting)
-
-
-def test_an_explained_tie_is_not_refused_and_a_defect_is() -> None:
-    frame = tables.end_to_end().frame
-    parted = (frame["method"] == "flash") & (frame["kind"] == "code")
-    frame.loc[parted, ["text_digest", "divergence_at", "gap", "noise"]] = ["another text", 5, 0.01, 0.01]
-    assert readings.method_gain(frame, "flash", "dense", finalize="eager", **SETTING).value == pytest.approx(1.1)
-    frame.loc[parted, "gap"] = 1.0
-    with pytest.raises(Refused, match="defect"):
-        readings.method_gain(frame, "flash", "dense", finalize="eager", **SETTING)
-
-
-def test_predictions_use_parts_and_counts_only() -> None:
-    frame = tables.end_to_end().frame
-    slower = frame.assign(seconds=2 * frame["seconds"])
-    assert list(readings.predictions(frame)["predicted"]) == list(readings.predictions(slower)["predicted"])
-    assert readings.predictions(frame).query("k == 4 and finalize == 'eager'")["predicted"].iloc[0] == pytest.approx(
-        2 * (2e-3 + 160 * 1e-3 + 40 * 7e-3)
-    )
-
-
-def test_peers_are_compared_on_equal_texts_only() -> None:
-    frame = tables.peers().frame
-    assert readings.peer_verdict(frame, "assisted", "bfloat16").startswith("2.00×")
-    frame.loc[frame["engine"] == "transformers", ["text_digest", "twin_digest"]] = "b"
-    assert readings.peer_verdict(frame, "assisted", "bfloat16").startswith("refused")
-
-
-def test_a_missing_row_is_named() -> None:
-    with pytest.raises(readings.Missing, match="shape = opt"):
-        readings.projection_gain(tables.projection().frame, "opt", 256)
-
-
-def test_too_few_repeats_give_no_interval() -> None:
-    frame = tables.projection().frame
-    gain = readings.projection_gain(frame[frame["repeat"] < 2], "reference", 256)
-    assert "too few repeats" in readings.words(gain)
-
+from flashspec.study import figures
 
 TIMED = {"step_seconds": 0.01, "prefill_seconds": 0.0, "burst_seconds": 0.004, "check_1_seconds": 0.01, "finalize_seconds": 0.01}
 RACE = tables.results("race", race(prompts=4, turns=1).assign(**TIMED))

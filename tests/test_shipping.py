@@ -21,9 +21,8 @@ from flashspec.measure.trace import proposals, record
 from flashspec.model.checkpoint import load_transformer
 from flashspec.model.folder import verify_digests
 from flashspec.scores import GREEDY, Sampling
-from flashspec.study import recorded
 from flashspec.study.drafts import point_of_designed
-from flashspec.study.readings import Missing
+from flashspec.study.family import records
 from flashspec.theory import replayed_all
 from flashspec.train import shipping
 from flashspec.train.package import write_digests
@@ -65,7 +64,7 @@ def test_the_designed_draft_is_a_point_of_the_family_ready_to_serve() -> None:
     assert told.pop("num_speculative_tokens") >= 1
     assert told == {"method": "draft_model", "model": "flashspec/models/designed"}
     assert all((folder / name).exists() for name in ("README.md", "curve.jsonl", "tokenizer.json", "flash_head.safetensors"))
-    assert point_of_designed() in {path.name for path in (ROOT / "book" / "results" / recorded.FOLDER).iterdir()}
+    assert point_of_designed() in {path.name for path in (ROOT / "book" / "results" / "family").iterdir()}
 
 
 def test_a_shipped_point_is_whole_and_frozen(pair: dict[str, Path], tmp_path: Path, capsys) -> None:
@@ -116,20 +115,19 @@ def test_a_record_counts_what_a_live_decode_counts(pair: dict[str, Path], tmp_pa
     family = tmp_path / "points"
     family.mkdir()
     (family / "point").symlink_to(pair["draft"])
-    line = ["draft", "record", "--folder", str(family), "--out", str(tmp_path / recorded.FOLDER), "--target", str(pair["target"])]
+    line = ["draft", "record", "--folder", str(family), "--out", str(tmp_path / "family"), "--target", str(pair["target"])]
     assert status([*line, "--prompts", str(tmp_path / "prompts.json"), "--new-tokens", "16"]) == 0
-    found = tmp_path / recorded.FOLDER / "point"
+    found = tmp_path / "family" / "point"
     assert {path.name for path in found.iterdir()} == {"config.json", "digests.json", "proposals.json"}
     models = load(pair["target"], pair["draft"], "float32", "cpu", "dense")
     prompts = load_prompts(tmp_path / "prompts.json", 2)
     live = [generate(models, list(p.ids), Method("model", k=k), GREEDY, max_new_tokens=16, stop=()).stats for p in prompts]
     counts = replayed_all(shipping.stands_of(found), k)
     assert (counts.rounds, counts.accepted) == (sum(s.rounds for s in live), sum(s.accepted for s in live))
-    line = recorded.recorded(k, tmp_path).loc["point"]
+    line = records(k, tmp_path).loc["point"]
     assert line["TAR"] == pytest.approx(sum(s.emitted for s in live) / counts.rounds)
     assert line["layers"] == models.draft.config.layers and line["body"] == models.draft.config.body_parameters
-    with pytest.raises(Missing, match="no point of the family is recorded"):
-        recorded.recorded(k, tmp_path / "nowhere")
+    assert records(k, tmp_path / "nowhere").empty
 
 
 def test_a_record_on_another_targets_trace_is_refused(pair: dict[str, Path], tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from flashspec.train.design import Design, Place, encoded, make_draft, speculati
 from flashspec.train.family import FAMILY, build
 from flashspec.train.package import sign
 from flashspec.train.shipping import PROPOSALS, record_point, ship
+from flashspec.train.tune import VARIANTS, variant
 
 TARGET = click.option("--target", default="reference", show_default=True, help="A shipped model or a checkpoint folder.")
 TEXT = click.option(
@@ -117,7 +118,23 @@ def record_points(folder: str, out: Path, prompts: str | None, new_tokens: int, 
         click.echo(f"done: {record_point(point, folder_of(target, 'target'), trace, out)}")
 
 
+@command.command("variants")
+@click.option("--folder", type=At(file_okay=False), default=Path("runs/variants"), show_default=True, help="Where they go.")
+@click.option("--steps", type=COUNT, default=100, show_default=True, help="Training steps of each.")
+@TARGET
+@TEXT
+def variants(folder: Path, steps: int, target: str, texts: tuple[Path, ...]) -> None:
+    """Make the other targets of the study: TARGET tuned on docstrings, and its shape trained from another seed."""
+    models = load(target, None, "float32", "cpu", "dense")
+    for name in VARIANTS:
+        click.echo(f"done: {variant(name, models, texts_of(texts), folder, steps)}")
+
+
 def stream_of(models: Models, texts: tuple[Path, ...]) -> np.ndarray:
     """The given texts, or the training files of the standard library, as one stream of the target's ids."""
-    given = [corpus.read(path) for path in texts] or corpus.texts(corpus.split(corpus.library_root())[0])
-    return encoded(models.tokenizer, given)
+    return encoded(models.tokenizer, texts_of(texts))
+
+
+def texts_of(paths: tuple[Path, ...]) -> list[str]:
+    """The given texts, or the training files of the standard library."""
+    return [corpus.read(path) for path in paths] or list(corpus.texts(corpus.split(corpus.library_root())[0]))

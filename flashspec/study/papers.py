@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 
 class Claim(NamedTuple):
@@ -135,3 +138,27 @@ def thesis_fixed_costs() -> FixedCosts:
     apart = (ms["eager_dense"] - ms["eager_flash"] - ms["deferred_dense"] + ms["deferred_flash"]) / 4
     signs = {"eager_dense": -1, "eager_flash": 1, "deferred_dense": 1, "deferred_flash": -1}
     return FixedCosts(ratio, k, {name: ms[name] + signs[name] * apart for name in RATES})
+
+
+def computed() -> DataFrame:
+    """What the papers printed beside what the throughput model gives from the parts they printed; `off` in percent."""
+    import pandas
+
+    table = pandas.DataFrame([*_of_decoding(), *_of_thesis()], columns=["work", "what", "unit", "printed", "computed"])
+    return table.assign(off=100 * (table["computed"] / table["printed"] - 1))
+
+
+def _of_decoding() -> list[tuple[Any, ...]]:
+    from flashspec.theory import Costs, throughput
+
+    k, check = implied_round()
+    deep, wide = (1e3 * throughput(draft.tar, Costs(draft.step_ms, check), k) for draft in (YAN_DEEP, YAN_WIDE))
+    rates = ((YAN_DEEP, deep), (YAN_WIDE, wide))
+    lines: list[tuple[Any, ...]] = [("decoding", draft.shape, "tokens/s", draft.rate, rate) for draft, rate in rates]
+    lines.append(("decoding", "wide over deep draft", "x", YAN_WIDE.rate / YAN_DEEP.rate, wide / deep))
+    return lines + [("decoding", f"gain at T = 1, {c.data}", "x", 1 + c.gain / 100, c.wide / c.deep) for c in YAN_SAMPLED]
+
+
+def _of_thesis() -> list[tuple[Any, ...]]:
+    closest = thesis_fixed_costs().closest
+    return [("thesis", THESIS[name].what, THESIS[name].unit, THESIS[name].value, 1e3 / closest[name]) for name in RATES]

@@ -30,6 +30,7 @@ def drafts(names: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(f"{MODELS}/{name}" if name in POINTS else name for name in names)
 
 
+FAMILY = drafts(("main", "shallow", "designed", *POINTS))
 RACE: dict[str, dict[str, Any]] = {
     "smoke": said(head=("dense", "flash"), k=(2,), temperature=(0.0,), new_tokens=8, repeats=1, twins=1),
     "end_to_end": said(
@@ -37,9 +38,7 @@ RACE: dict[str, dict[str, Any]] = {
         per_kind=4, new_tokens=96, twins=1, parts=16,
     ),
     "sweep_350": said(draft=(), head=HEADS, k=(1, 2, 3, 4, 6), temperature=(0.0, 0.7, 1.0), per_kind=24, repeats=1, parts=24),
-    "draft_throughput": said(
-        draft=drafts(("main", "shallow", "designed", *POINTS)), k=LENGTHS, per_kind=5, repeats=1, parts=10,
-    ),
+    "draft_throughput": said(draft=FAMILY, k=LENGTHS, per_kind=5, repeats=1, parts=10),
     **{
         f"many-{number}": said(draft=drafts(names), k=LENGTHS, per_kind=24, repeats=1, parts=24)
         for number, names in enumerate(MANY, 1)

@@ -55,6 +55,11 @@ def first(table: DataFrame, column: str) -> str:
     return next((text for text in table[column] if text), "")
 
 
+def digits(value: float, form: str = ".1f") -> str:
+    """A number in so many digits, or that the table has none."""
+    return NOT_HERE if value != value else format(value, form)
+
+
 def said(table: DataFrame, column: str = "verdict", **values: Any) -> str:
     """One column of the lines with these values, a context after the other, the best line of each; or that none is there."""
     lines = table

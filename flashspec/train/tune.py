@@ -1,25 +1,27 @@
-"""A fine-tuned variant of a target: the same model, trained a little further on text of one kind."""
+"""Other targets of one shape: a model trained a little further on text of one kind, and one that starts from another seed."""
 
 from __future__ import annotations
 
 import ast
 import shutil
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from flashspec.decoding.models import Models
 from flashspec.model.export import save_transformer
 from flashspec.model.transformer import Transformer
 from flashspec.model.writing import fresh_folder, write_json
 from flashspec.theory.checks import at_least
-from flashspec.train.design import TOKENIZER, windows
+from flashspec.train.design import TOKENIZER, encoded, windows
 from flashspec.train.distill import slice_of
 from flashspec.train.losses import cross_entropy
 from flashspec.train.package import write_digests
+from flashspec.train.target import initialise
 from flashspec.train.trainer import Batches, Run, Schedule
 
 HELD_OUT, SCORED = 0.1, 4
@@ -45,6 +47,20 @@ class Tuning:
         """Steps and learning rates."""
         decay = min(self.decay, self.steps)
         return Schedule(self.steps, decay, min(10, self.steps), self.muon_lr, self.adam_lr, save_every=self.steps)
+
+
+FINE_TUNED, INDEPENDENT = "fine-tuned", "independent"
+VARIANTS = {FINE_TUNED: Tuning(), INDEPENDENT: Tuning(muon_lr=0.02, adam_lr=3e-3)}
+
+
+def variant(name: str, models: Models, texts: Iterable[str], folder: Path, steps: int = 100) -> Path:
+    """A variant of a target, made once: its weights tuned on docstrings of texts, or fresh ones of its shape trained on them."""
+    tuning = replace(VARIANTS[name], steps=steps, decay=steps // 2)
+    if name == FINE_TUNED:
+        return tuned(models.target, models.folders["target"], encoded(models.tokenizer, docstrings(texts)), folder / name, tuning)
+    fresh = Transformer(models.target.config)
+    initialise(fresh, tuning.seed)
+    return tuned(fresh, models.folders["target"], encoded(models.tokenizer, texts), folder / name, tuning)
 
 
 def docstrings(sources: Iterable[str], words: int = 12) -> Iterator[str]:

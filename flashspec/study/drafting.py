@@ -1,0 +1,110 @@
+"""Readings about drafts: how fast each is, whether the better language model is the better draft, and what its shape is worth."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from flashspec.study.compare import CONTEXT, Estimate, best, gain, spearman, speedups
+from flashspec.study.drafts import point_of_designed
+from flashspec.train.family import TOLERANCE
+from flashspec.train.shipping import DESIGNED
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+NEAR = 4  # TAR is compared at the k nearest to this one
+FEWEST = 5  # drafts that a rank correlation needs
+MERITS = {"perplexity": -1, "right": 1, "chosen": 1, "tar": 1, "layers": -1, "body": -1}  # the sign of better
+ITSELF = ["positions", "loss", "right", "asked", "chosen"]
+KEYS = [*CONTEXT, "draft"]
+
+
+def drafted(frame: DataFrame) -> DataFrame:
+    """The timed runs with a draft model; a draft that ran under two names counts once."""
+    names = set(frame["draft"])
+    twice = DESIGNED if {DESIGNED, point_of_designed()} <= names else ""
+    return frame[~frame["draft"].isin(["", twice]) & ~frame["screened"]]
+
+
+def pace(frame: DataFrame) -> DataFrame:
+    """One line a draft and context: tokens a second at its best setting, and tokens a check at the k nearest to NEAR."""
+    rows = drafted(frame)
+    sums = best(rows, KEYS).groupby(KEYS)[["emitted", "seconds"]].sum()
+    apart = (rows["k"] - NEAR).abs()
+    near = rows[apart == apart.groupby([rows[name] for name in KEYS]).transform("min")]
+    kept = near.groupby(KEYS)[["accepted", "rounds"]].sum()
+    shape = rows.groupby(KEYS)[["layers", "body", "head_bytes", "steps"]].first()
+    tar = (kept["accepted"] + kept["rounds"]) / kept["rounds"].where(kept["rounds"] > 0)
+    return shape.assign(rate=sums["emitted"] / sums["seconds"], tar=tar).reset_index()
+
+
+def merits(frame: DataFrame, family: DataFrame) -> DataFrame:
+    """`pace` beside what each draft is by itself on held-out text: perplexity, best tokens right, continuations found."""
+    sums = family.groupby("draft")[ITSELF].sum()
+    itself = {
+        "perplexity": np.exp(sums["loss"] / sums["positions"]),
+        "right": sums["right"] / sums["positions"],
+        "chosen": sums["chosen"] / sums["asked"].where(sums["asked"] > 0),
+    }
+    return pace(frame).join(sums.assign(**itself)[list(itself)], on="draft")
+
+
+def correlations(table: DataFrame) -> DataFrame:
+    """Spearman's rank correlation of every merit with TAR and with throughput over the drafts of a context; + is better."""
+    import pandas
+
+    lines = []
+    for values, rows in table.groupby(CONTEXT):
+        for merit, sign in MERITS.items():
+            for outcome in ("tar", "rate"):
+                pairs = rows[[merit, outcome]].dropna() if merit != outcome else rows[:0]
+                if len(pairs):
+                    enough = len(pairs) >= FEWEST and pairs.nunique().min() > 1
+                    found = spearman(sign * pairs[merit], pairs[outcome]) if enough else Estimate(*[np.nan] * 3)
+                    facts = {**dict(zip(CONTEXT, values, strict=True)), "merit": merit, "outcome": outcome}
+                    lines.append({**facts, "drafts": len(pairs), **found._asdict(), "verdict": _correlated(found)})
+    names = ["merit", "outcome", "drafts", *Estimate._fields, "verdict"]
+    return pandas.DataFrame(lines, columns=[*CONTEXT, *names])
+
+
+def _correlated(found: Estimate) -> str:
+    if np.isnan(found.low):
+        return "too few drafts that differ"
+    words = f"{found.value:+.2f} ({found.low:+.2f} to {found.high:+.2f})"
+    return words if found.low > 0 or found.high < 0 else f"none shown, {words}"
+
+
+def beside_plain(frame: DataFrame) -> DataFrame:
+    """Every draft's best setting over plain decoding, with its tokens a check, the fastest first within a context."""
+    found = speedups(frame, ["draft"])
+    found = found[found["draft"] != ""].merge(pace(frame)[[*KEYS, "tar", "layers", "body", "rate"]], on=KEYS)
+    return found.sort_values([*CONTEXT, "ratio"], ascending=[True] * len(CONTEXT) + [False])
+
+
+def designed(frame: DataFrame) -> str:
+    """The draft called "designed", or the point of the family that ships under this name; without them the fastest one."""
+    ranked = list(pace(frame).sort_values("rate")["draft"])
+    known = [name for name in (point_of_designed(), DESIGNED) if name in set(frame["draft"])]
+    return str(["", *ranked, *known][-1])
+
+
+def against(frame: DataFrame, name: str) -> DataFrame:
+    """A draft over each of the others, both at their best settings, in the same turns on the same prompts."""
+    import pandas
+
+    others = sorted(set(frame["draft"]) - {"", name})
+    pairs = {other: frame[frame["draft"].isin([name, other])] for other in others}
+    found = [gain(pair, {"draft": other}, CONTEXT, ["draft"]).assign(over=other) for other, pair in pairs.items()]
+    return pandas.concat(found) if found else gain(frame[:0], {"draft": ""}, CONTEXT, ["draft"]).assign(over="")
+
+
+def deepest(frame: DataFrame, name: str) -> str:
+    """The deepest draft whose layers hold as many parameters as this one's, within a twentieth; "" where there is none deeper."""
+    facts: Any = frame[frame["draft"] != ""].drop_duplicates("draft").set_index("draft")
+    if name not in facts.index:
+        return ""
+    mine = facts.loc[name]
+    alike = facts[((facts["body"] / mine["body"] - 1).abs() <= TOLERANCE) & (facts["layers"] > mine["layers"])]
+    return str(alike["layers"].idxmax()) if len(alike) else ""

@@ -1,0 +1,142 @@
+"""The family of drafts by itself: how good each is as a language model, and the records of how each was made."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from flashspec.decoding.models import folder_of
+from flashspec.measure.prompts import Prompt, load_prompts
+from flashspec.model.config import from_hf
+from flashspec.model.transformer import Transformer
+from flashspec.study import presets, store
+from flashspec.study.drafts import drafts_of, pair_of, short_name, target_of
+from flashspec.study.experiment import Experiment
+from flashspec.study.pairs import among, at_least
+from flashspec.theory import replayed_all
+from flashspec.train.shipping import stands_of
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+CHOICES = 4
+
+
+@dataclass(frozen=True)
+class Params:
+    """Which drafts to judge, on which texts. Every list takes one value too."""
+
+    target: tuple[str, ...] = ("reference",)  # the first is the one whose tokenizer the drafts share
+    draft: tuple[str, ...] = presets.FAMILY  # draft models: shipped names or folders; empty means every shipped one
+    prompts: str = ""  # prompts file; empty means the shipped one
+    kind: tuple[str, ...] = ()  # kinds of prompts; empty means all
+    texts: int = 8  # prompts of each kind whose own text is read
+
+    def __post_init__(self) -> None:
+        at_least(self, texts=1)
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a draft knows about texts of one kind, which no model was trained on.
+
+    `loss` is its surprise in nats summed over `positions`, `right` how often its best token is the text's, `chosen` of `asked`
+    how often it finds the true second half of a prompt the likeliest among those of CHOICES prompts.
+    """
+
+    draft: str
+    draft_digest: str
+    layers: int
+    body: int
+    head_bytes: int
+    steps: int | None
+    kind: str
+    positions: int
+    loss: float
+    right: int
+    asked: int
+    chosen: int
+
+
+def measure(params: Params) -> Iterator[Row]:
+    """Read held-out text with every draft: loss, best tokens, and choices of continuations."""
+    prompts = load_prompts(params.prompts or None, params.texts)
+    among("kind", params.kind, dict.fromkeys(prompt.kind for prompt in prompts))
+    alone = target_of(params.target[0], "float32", "dense")
+    for name, folder in drafts_of(params.draft).items():
+        pair = pair_of(name, folder, alone, short_name(params.target[0]))
+        facts = {"draft_digest" if key == "digest" else key: value for key, value in pair.facts.items()}
+        for kind in params.kind or dict.fromkeys(prompt.kind for prompt in prompts):
+            texts = [prompt for prompt in prompts if prompt.kind == kind]
+            yield Row(**facts, kind=kind, **merit_of(pair.models.model("draft"), texts))
+
+
+@torch.inference_mode()
+def merit_of(model: Transformer, prompts: Sequence[Prompt]) -> dict[str, Any]:
+    """Loss, best tokens and choices of continuations on the texts of prompts of one kind, by column."""
+    positions, loss, right = 0, 0.0, 0
+    for prompt in prompts:
+        chances, wanted = log_chances(model, prompt.ids), torch.tensor(prompt.ids[1:])
+        positions += len(wanted)
+        loss -= float(chances.gather(1, wanted[:, None]).sum())
+        right += int((chances.argmax(-1) == wanted).sum())
+    asked = len(prompts) if len(prompts) > 1 else 0
+    chosen = sum(chooses(model, prompts, number) for number in range(asked))
+    return {"positions": positions, "loss": loss, "right": right, "asked": asked, "chosen": chosen}
+
+
+def chooses(model: Transformer, prompts: Sequence[Prompt], number: int) -> bool:
+    """Whether the true second half of a prompt is likelier a token than the second halves of the prompts behind it."""
+    start = prompts[number].ids[: len(prompts[number].ids) // 2]
+    others = [prompts[(number + step) % len(prompts)] for step in range(min(CHOICES, len(prompts)))]
+    means = [mean_chance(model, start, other.ids[len(other.ids) // 2 :]) for other in others]
+    return max(means) == means[0]
+
+
+def mean_chance(model: Transformer, start: Sequence[int], rest: Sequence[int]) -> float:
+    """Mean log probability of the tokens of `rest` behind `start`."""
+    chances = log_chances(model, [*start, *rest])[len(start) - 1 :]
+    return float(chances.gather(1, torch.tensor(rest)[:, None]).mean())
+
+
+def log_chances(model: Transformer, ids: Sequence[int]) -> Tensor:
+    """Log probabilities [n - 1, vocab] of each next token of a text."""
+    return model(torch.tensor(ids)[None, :-1])[0].float().log_softmax(-1)
+
+
+def digested(params: Params) -> Mapping[str, Path]:
+    """Checkpoint folders whose digests enter the origin."""
+    return {short_name(params.target[0]): folder_of(params.target[0], "target"), **drafts_of(params.draft)}
+
+
+def records(k: int = 4, root: Path | None = None) -> DataFrame:
+    """One line a recorded point, the highest greedy TAR at k first, counted from what it proposed; none without a record."""
+    import pandas
+
+    places = sorted(path.parent for path in ((root or store.default_root()) / "family").glob("*/proposals.json"))
+    names = ["draft", "layers", "heads", "ffn", "body", "head bytes", "steps", "distilled", "TAR", "digest"]
+    table = pandas.DataFrame([_record(place, k) for place in places], columns=names)
+    return table.sort_values("TAR", ascending=False).set_index("draft")
+
+
+def _record(place: Path, k: int) -> dict[str, Any]:
+    """Shape, training and acceptance of one point, from its folder."""
+    config = from_hf(json.loads((place / "config.json").read_text(encoding="utf-8")))
+    path = place / "design.json"
+    design = json.loads(path.read_text(encoding="utf-8"))["design"] if path.exists() else {}
+    weights = json.loads((place / "digests.json").read_text(encoding="utf-8"))
+    shape = {"draft": place.name, "layers": config.layers, "heads": config.heads, "ffn": config.ffn}
+    sizes = {"body": config.body_parameters, "head bytes": 2 * config.head_parameters}
+    training = {"steps": design.get("steps"), "distilled": design.get("distilled")}
+    digest = weights[min(name for name in weights if name.endswith(".safetensors"))][:12]
+    return {**shape, **sizes, **training, "TAR": replayed_all(stands_of(place), k).tar, "digest": digest}
+
+
+PRESETS = {"smoke": Params(draft=("main", "shallow"), texts=2)}
+EXPERIMENT = Experiment("family", Params, Row, measure, measured=False, models=digested, presets=PRESETS, version=1)

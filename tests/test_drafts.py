@@ -1,0 +1,87 @@
+"""Drafts are found by name, folder, family and recipe; shapes are spread at equal parameters; variants need enough text."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import shelf
+import tiny
+
+from flashspec.model.checkpoint import save_transformer
+from flashspec.model.reshape import reshaped
+from flashspec.model.synthetic import shape
+from flashspec.study import drafts
+from flashspec.train.family import FAMILY
+from flashspec.train.package import write_digests, write_tokenizer
+from flashspec.train.tune import Tuning, docstrings, tuned
+
+pytest.importorskip("pandas")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A target, its draft, a one-layer draft with a design, and prompts."""
+    root = tmp_path_factory.mktemp("home")
+    shelf.write_pair(root)
+    save_transformer(tiny.model(1), root / "flat", "float32")
+    (root / "flat" / "design.json").write_text(json.dumps({"design": {"steps": 7}, "target": {}}))
+    write_tokenizer(root / "flat", root / "tokenizer.json")
+    write_digests(root / "flat")
+    tiny.prompts_file(root, each=3)
+    return root
+
+
+@pytest.mark.parametrize("name", ["OPT-125M", "OPT-1.3B", "Qwen3-0.6B"])
+@pytest.mark.parametrize("divisor", [2, 4])
+def test_a_reshaped_body_has_the_same_parameters(name: str, divisor: int) -> None:
+    whole = shape(name)
+    wide = reshaped(whole, whole.layers // divisor)
+    assert wide.body_parameters == pytest.approx(whole.body_parameters, rel=0.01)
+    assert wide.hidden > whole.hidden and wide.head_dim == whole.head_dim and wide.heads % wide.kv_heads == 0
+    assert replace(whole, layers=wide.layers).body_parameters < 0.6 * whole.body_parameters
+
+
+def test_a_body_that_cannot_be_reshaped_is_refused() -> None:
+    with pytest.raises(ValueError, match="layers must be at least 1"):
+        reshaped(shape("OPT-125M"), 0)
+    with pytest.raises(ValueError, match="attention alone"):
+        reshaped(replace(shape("OPT-125M"), ffn=8), 1)
+
+
+def test_tuning_needs_enough_text(tmp_path: Path) -> None:
+    import numpy
+
+    with pytest.raises(ValueError, match="needs 181; give more"):
+        tuned(tiny.model(1), tmp_path, numpy.zeros(50, dtype="int32"), tmp_path / "out", Tuning(1, 1, 1, 16))
+    with pytest.raises(ValueError, match="steps must be at least 1"):
+        Tuning(steps=0)
+    found = list(docstrings(['def f():\n    """too short"""', "not python (", f'"""{" ".join(["word"] * 12)}"""']))
+    assert found == [" ".join(["word"] * 12) + "\n\n"]
+
+
+def test_drafts_are_found_by_name_folder_and_family(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert {"main", "shallow"} <= set(drafts.drafts_of(()))
+    monkeypatch.chdir(home)
+    (home / "family").mkdir(exist_ok=True)
+    if not (home / "family" / "flat").exists():
+        (home / "family" / "flat").symlink_to(home / "flat")
+    assert set(drafts.drafts_of((), "family")) == {"flat", *drafts.drafts_of(())}
+    assert set(drafts.drafts_of(("main", str(home / "flat")), "family")) == {"main", "flat"}
+    with pytest.raises(ValueError, match="different names"):
+        drafts.drafts_of((str(home / "flat"), str(home / "family" / "flat")))
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        drafts.drafts_of(("nowhere",))
+
+
+def test_the_point_that_ships_is_known_by_its_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drafts, "SHIPPED", tmp_path)
+    assert drafts.point_of_designed() is None
+    (tmp_path / "designed").mkdir()
+    (tmp_path / "designed" / "config.json").write_text("{}")
+    assert drafts.point_of_designed() is None
+    for recipe, name in ((FAMILY["wide-2"], "wide-2"), (replace(FAMILY["wide-2"], seed=9), None)):
+        (tmp_path / "designed" / "design.json").write_text(json.dumps({"design": asdict(recipe), "target": {}}))
+        assert drafts.point_of_designed() == name
