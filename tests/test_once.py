@@ -136,7 +136,7 @@ def test_the_control_a_promise_that_is_not_kept_is_caught(monkeypatch: pytest.Mo
         test_a_star_import_gives_every_promised_name("broken")
 
 
-def test_threads_share_one_table_of_hashed_ids():
+def test_threads_share_one_table_of_hashed_ids() -> None:
     tables = [asked.result() for asked in together(lambda: hashed_ids(1_000_003, torch.device("cpu")))]
     assert len({table.data_ptr() for table in tables}) == 1
     assert hashed_ids(1_000_003, torch.device("cpu")) is tables[0]
