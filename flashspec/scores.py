@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -11,12 +10,14 @@ import torch
 from torch import Tensor
 
 from flashspec import kernels
+from flashspec.once import Once
 from flashspec.typed import typed
 
 RULES = ("coupling", "speculative", "typical")
 USES = {"draw": 1, "accept": 2, "residual": 3, "clusters": 4, "gumbel": 5}
 COLDEST = 1e-3  # logits divided by less leave float32
 _MASK = (1 << 64) - 1
+_HASHED: Once[tuple[int, torch.device], Tensor] = Once()
 Positions = list[int] | Tensor
 
 
@@ -133,10 +134,13 @@ def _mix32(x: Tensor) -> Tensor:
     return x ^ _shift(x, 16)
 
 
-@functools.cache
 def hashed_ids(count: int, device: torch.device) -> Tensor:
     """First-round hash of the ids 0..count-1, int32; kept for good, as a recorded graph reads it where it lies."""
-    return _mix32(torch.arange(1, count + 1, dtype=torch.int32, device=device) * _signed32(0x9E3779B1))
+    return _HASHED.made((count, device), lambda: _hashed(torch.arange(1, count + 1, dtype=torch.int32, device=device)))
+
+
+def _hashed(ids: Tensor) -> Tensor:
+    return _mix32(ids * _signed32(0x9E3779B1))
 
 
 def _gumbel(hashed: Tensor) -> Tensor:

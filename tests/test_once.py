@@ -15,11 +15,13 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 import pytest
+import torch
 from toys import random_model
 
 from flashspec.decoding.models import Models
 from flashspec.heads import FlashHead
 from flashspec.once import Once
+from flashspec.scores import hashed_ids
 
 THREADS = 4
 ROOT = Path(__file__).parents[1]
@@ -132,3 +134,9 @@ def test_the_control_a_promise_that_is_not_kept_is_caught(monkeypatch: pytest.Mo
     monkeypatch.setitem(sys.modules, "broken", broken)
     with pytest.raises(AttributeError, match="calibrated"):
         test_a_star_import_gives_every_promised_name("broken")
+
+
+def test_threads_share_one_table_of_hashed_ids() -> None:
+    tables = [asked.result() for asked in together(lambda: hashed_ids(1_000_003, torch.device("cpu")))]
+    assert len({table.data_ptr() for table in tables}) == 1
+    assert hashed_ids(1_000_003, torch.device("cpu")) is tables[0]

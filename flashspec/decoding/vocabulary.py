@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flashspec.model.files import Tokenizer, typed
-from flashspec.model.folder import read_json
+from flashspec.model.files import Tokenizer
+from flashspec.model.folder import read_as
 from flashspec.model.transformer import Transformer
 
 SAID = 8
@@ -18,7 +18,7 @@ def words_of(folder: Path) -> dict[int, str]:
     path = folder / "tokenizer.json"
     if not path.exists():
         return {}
-    found = typed(read_json(path, ""), Tokenizer, path)
+    found = read_as(path, Tokenizer)
     table = found.model.vocab or {}
     named = table if isinstance(table, dict) else {token: i for i, (token, _) in enumerate(table)}
     return {i: token for token, i in named.items()} | {t.id: t.content for t in found.added_tokens or ()}

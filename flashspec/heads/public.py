@@ -20,7 +20,7 @@ from flashspec.heads.flash import FlashHead
 from flashspec.heads.storage import stored
 from flashspec.heads.table import FlashPlan
 from flashspec.model.config import FLASH_HEAD
-from flashspec.model.files import PublicHead, ids_of, typed
+from flashspec.model.files import PublicHead, ids_of, shaped
 from flashspec.model.folder import Tensors, inside, read_config, read_tensors
 from flashspec.model.writing import write_json, write_tensors
 
@@ -98,7 +98,7 @@ def _switched_on(raw: dict[str, Any], head: FlashHead) -> dict[str, Any]:
 
 def _options(raw: dict[str, Any], folder: Path) -> PublicHead:
     """The options at the top of config.json, those of its text_config where the top has none."""
-    found = typed(raw, PublicHead, folder / "config.json")
+    found = shaped(raw, PublicHead, folder / "config.json")
     nested = found.text_config or PublicHead()
     whole = (value if value is not None else other for value, other in zip(astuple(found), astuple(nested), strict=True))
     return PublicHead(*whole)

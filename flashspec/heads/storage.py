@@ -11,7 +11,7 @@ import torch
 from msgspec import Struct
 from torch import Tensor
 
-from flashspec.model.files import typed
+from flashspec.model.files import shaped
 from flashspec.model.folder import parsed, read_tensors
 from flashspec.model.writing import write_tensors
 
@@ -51,7 +51,7 @@ def read(path: Path, key: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     tensors, header = read_tensors(path, "build the head again")
     if key not in header:
         raise ValueError(f"{path.name} is a safetensors file, but not of a {title}; choose one that {title}.save wrote")
-    return tensors, typed(parsed(header[key], path), dict[str, Any], path, "build the head again")
+    return tensors, shaped(parsed(header[key], path, "build the head again"), dict[str, Any], path, "build the head again")
 
 
 def stored(tensors: dict[str, Tensor], name: str, dimensions: int, path: Path, kinds: tuple[torch.dtype, ...] = WHOLE) -> Tensor:
@@ -72,7 +72,7 @@ def save_state(path: Path, key: str, weight: Tensor, tensors: dict[str, Tensor],
 def load_state(path: Path, key: str, weight: Tensor) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and facts that `save_state` wrote for this weight; ValueError where it is another one."""
     tensors, facts = read(path, key)
-    known = typed(facts, Identity, path, "build the head again")
+    known = shaped(facts, Identity, path, "build the head again")
     for name, here in {"vocab_size": weight.shape[0], "hidden": weight.shape[1]}.items():
         if (there := getattr(known, name)) != here:
             raise ValueError(f"{path.name} was built for {name} {there}, but this weight has {here}; build one for this model")
@@ -83,4 +83,4 @@ def load_state(path: Path, key: str, weight: Tensor) -> tuple[dict[str, Tensor],
 
 def fact(facts: dict[str, Any], name: str, kind: type[T], path: Path) -> T:
     """One fact of a head's file as this type; ValueError where it is missing or something else."""
-    return typed(facts.get(name), kind, path, "build the head again")
+    return shaped(facts.get(name), kind, path, "build the head again")

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, NamedTuple, TypeVar
+from typing import NamedTuple
 
 import msgspec
 
 from flashspec.decoding.models import SHIPPED, Models
+from flashspec.model.files import Id
+from flashspec.model.folder import read_as
 from flashspec.model.writing import expanded
 
 PROMPTS = SHIPPED / "prompts.json"
 SHAPE = "give a JSON file with a list of kind, text and ids under 'prompts'"
-Kind = TypeVar("Kind")
-Id = Annotated[int, msgspec.Meta(ge=0)]
 
 
 class Entry(msgspec.Struct):
@@ -50,19 +50,11 @@ def load_prompts(path: Path | str | None = None, per_kind: int | None = None, mo
     file = expanded(path or PROMPTS)
     if not file.is_file():
         raise FileNotFoundError(f"no prompts at {file.name}; {SHAPE}")
-    found = [Prompt(entry.kind, entry.ids, entry.text) for entry in typed(file, File, SHAPE).prompts]
+    found = [Prompt(entry.kind, entry.ids, entry.text) for entry in read_as(file, File, SHAPE).prompts]
     if not found:
         raise ValueError(f"{file.name} holds no prompts; write them anew")
     chosen = found if per_kind is None else first_of_each_kind(found, per_kind)
     return chosen if models is None else [in_ids_of(models, prompt) for prompt in chosen]
-
-
-def typed(file: Path, kind: type[Kind], advice: str) -> Kind:
-    """A JSON file's value of this type; ValueError with the place of what is wrong in it."""
-    try:
-        return msgspec.json.decode(file.read_bytes(), type=kind)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file.name} has another shape ({error}); {advice}") from None
 
 
 def in_ids_of(models: Models, prompt: Prompt) -> Prompt:

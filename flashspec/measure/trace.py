@@ -22,7 +22,9 @@ from flashspec.decoding.models import Models
 from flashspec.decoding.rules import probability_of
 from flashspec.decoding.stages import Stage
 from flashspec.heads.candidates import ContextHead
-from flashspec.measure.prompts import Id, Prompt, typed
+from flashspec.measure.prompts import Prompt
+from flashspec.model.files import Id
+from flashspec.model.folder import read_as
 from flashspec.model.writing import write_json
 from flashspec.provenance import model_digests, short_hash
 from flashspec.scores import Dice, Sampling, warp
@@ -65,10 +67,10 @@ class Trace:
         """Read what `save` wrote; FileNotFoundError or ValueError in words for anything else."""
         if not path.is_file():
             raise FileNotFoundError(f"no trace at {path}; record one with `flashspec trace record`")
-        found = typed(path, Edition, NO_TRACE).format
+        found = read_as(path, Edition, NO_TRACE).format
         if found != FORMAT:
             raise ValueError(f"the trace has format {found}, this version reads {FORMAT}; record it anew")
-        trace = typed(path, Trace, NO_TRACE)
+        trace = read_as(path, Trace, NO_TRACE)
         if any(not text.prompt or not len(text.tokens) == len(text.chances) > 0 for text in trace.told) or not trace.told:
             raise ValueError(f"{path.name} has a text without prompt, tokens or a chance for each; {NO_TRACE}")
         return trace

@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from flashspec.model.files import Kind, Method, typed
+from flashspec.model.files import Kind, Method, shaped
 from flashspec.model.folder import first_line, read_config
 from flashspec.model.memory import refuse_bytes
 from flashspec.model.named import device_named, dtype_named
@@ -69,7 +69,7 @@ class Adapter:
         for checkpoints that need their own code, keep their weights pickled or cannot be rewound.
         """
         raw, parts, device = read_config(folder), processes() if shared else 1, str(device_named(device))
-        about = typed(raw, Kind, folder / "config.json")
+        about = shaped(raw, Kind, folder / "config.json")
         _refuse(folder, about)
         _refuse_unknown_numbers(folder, about.quantization_config)
         refuse_bytes(str(folder), needed_bytes(folder, dtype) // parts, device)

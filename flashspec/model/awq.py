@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from flashspec.model.config import CONFIG, Unsupported
-from flashspec.model.files import Awq, Kind, typed
+from flashspec.model.files import Awq, Kind, shaped
 
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 GROUPS = (32, 64, 128, 256)
@@ -39,12 +39,12 @@ NOTHING = Scheme(skipped=("",))
 
 def scheme_of(raw: dict[str, Any], path: Path = CONFIG) -> Scheme | None:
     """The AWQ scheme of a config.json dictionary, None for a dense one; Unsupported, a ValueError, for any other."""
-    method = typed(raw, Kind, path).quantization_config
+    method = shaped(raw, Kind, path).quantization_config
     if method is None:
         return None
     found: dict[str, Any] = {"quant_method": method.quant_method}
     if method.quant_method == "awq":
-        table = typed(raw["quantization_config"], Awq, path)
+        table = shaped(raw["quantization_config"], Awq, path)
         found |= {"bits": table.bits, "version": table.version, "zero_point": table.zero_point}
     for key, value in found.items():
         if value != WANTED[key]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from flashspec.model.files import Generation, TokenizerConfig, typed
-from flashspec.model.folder import first_line, read_json
+from flashspec.model.files import Generation, TokenizerConfig, shaped
+from flashspec.model.folder import first_line, read_as, read_json
 
 SAMPLED = ("temperature", "top_k", "top_p")
 CHANGES_TEXT = ("repetition_penalty", "no_repeat_ngram_size", "min_p", "typical_p")
@@ -26,7 +26,7 @@ def generation_defaults(folder: Path) -> Defaults:
     Raises FileNotFoundError where the checkpoint has no such file.
     """
     path = folder / "generation_config.json"
-    found = typed(read_json(path, "this checkpoint has no defaults of its own: give --temperature and so on"), Generation, path)
+    found = shaped(read_json(path, "this checkpoint has no defaults of its own: give --temperature and so on"), Generation, path)
     ignored = {name: value for name in CHANGES_TEXT if (value := getattr(found, name)) not in NEUTRAL}
     if not found.do_sample:
         return Defaults({}, ignored)
@@ -64,7 +64,7 @@ def _tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     if (path := folder / "tokenizer_config.json").is_file():
-        typed(read_json(path, ""), TokenizerConfig, path)
+        read_as(path, TokenizerConfig)
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # transformers checks few of the types in these files

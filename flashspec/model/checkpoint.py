@@ -14,8 +14,8 @@ from flashspec.kernels.pages import Shelf
 from flashspec.model.awq import NOTHING, Int4Linear, Scheme, Stored, blocks, dequantise, scheme_of
 from flashspec.model.config import ModelConfig, from_hf
 from flashspec.model.export import save_transformer as save_transformer
-from flashspec.model.files import Generation, Kind, ids_of, typed
-from flashspec.model.folder import FLOATS, INTEGERS, Tensors, read_config, read_json
+from flashspec.model.files import Generation, Kind, ids_of, shaped
+from flashspec.model.folder import FLOATS, INTEGERS, Tensors, read_as, read_config
 from flashspec.model.folder import verify_digests as verify_digests
 from flashspec.model.memory import Form, refuse_too_large
 from flashspec.model.named import device_named, dtype_named
@@ -40,7 +40,7 @@ def load_transformer(folder: str | Path, dtype: str = "auto", device: str = "cpu
     config, scheme = _config(raw, path), scheme_of(raw, path)
     kind = device_named(device)
     int4 = _int4(weights, scheme, kind, folder)
-    form = Form(_dtype(dtype, typed(raw, Kind, path)), (scheme or NOTHING).group_size if int4 else 0)
+    form = Form(_dtype(dtype, shaped(raw, Kind, path)), (scheme or NOTHING).group_size if int4 else 0)
     refuse_too_large(str(folder), config, form, kind)
     verify_digests(folder)
     tensors = Tensors(folder)
@@ -75,7 +75,7 @@ def _int4(weights: str, scheme: Scheme | None, device: torch.device, folder: Pat
 def _config(raw: dict[str, Any], path: Path) -> ModelConfig:
     """The model's shape, with the stop tokens of generation_config.json, which transformers prefers, where there is one."""
     config, path = from_hf(raw, path), path.with_name("generation_config.json")
-    stops = typed(read_json(path, ""), Generation, path).eos_token_id if path.is_file() else None
+    stops = read_as(path, Generation).eos_token_id if path.is_file() else None
     return config if stops is None else replace(config, eos=ids_of(stops))
 
 

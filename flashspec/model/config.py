@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from flashspec.model.files import SHAPES, Kind, Llama, Opt, ids_of, typed
+from flashspec.model.files import SHAPES, Kind, Llama, Opt, ids_of, shaped
 
 FAMILIES = {
     "qwen3": "Qwen3ForCausalLM",
@@ -136,7 +136,7 @@ class ModelConfig:
 
 def family_of(raw: Any, path: Path = CONFIG) -> str:
     """The architecture family of a config.json, with or without a FlashHead, or a refusal that names it."""
-    about = typed(raw, Kind, path)
+    about = shaped(raw, Kind, path)
     name = (about.architectures or [""])[0].removeprefix(FLASH_HEAD["architectures"])
     kind = (about.model_type or "").removeprefix(FLASH_HEAD["model_type"])
     for family, architecture in FAMILIES.items():
@@ -173,7 +173,7 @@ def from_hf(raw: dict[str, Any], path: Path = CONFIG) -> ModelConfig:
     Raises ValueError for a field that is missing or wrong, and Unsupported, which is one, for what we do not compute.
     """
     family = family_of(raw, path)
-    facts = typed(raw, SHAPES[family], path)
+    facts = shaped(raw, SHAPES[family], path)
     if facts.is_causal is False:
         raise Unsupported(f"{path}: attention that looks ahead (is_causal = False) is not supported")
     try:

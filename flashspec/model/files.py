@@ -21,12 +21,13 @@ Ids = Id | list[Id] | None
 Digests = dict[str, Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]]
 
 T = TypeVar("T")
+AGAIN = "copy the file again from its source"
 
 
-def typed(raw: Any, kind: type[T], path: Path, advice: str = "copy the file again from its source") -> T:
+def shaped(raw: Any, kind: type[T], path: Path, advice: str = AGAIN) -> T:
     """`raw`, as it was read from `path`, as a value of this type; ValueError that names the field and what it holds."""
     try:
-        return msgspec.convert(raw, kind)
+        return msgspec.convert(raw, kind, str_keys=True)
     except UnicodeEncodeError:
         raise ValueError(f"{path} holds half of a character (a lone surrogate), which no text does; {advice}") from None
     except msgspec.ValidationError as error:
@@ -69,6 +70,7 @@ class Kind(Struct):
     dtype: str | None = None
     torch_dtype: str | None = None
     auto_map: Any = None
+    tie_word_embeddings: bool | None = None
     quantization_config: Method | None = None
 
 

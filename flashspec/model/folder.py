@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from flashspec.model.files import Digests, Index, typed
+from flashspec.model.files import AGAIN, Digests, Index, T, shaped
 from flashspec.provenance import digest
 
 FLOATS = ("BF16", "F16", "F32", "F64", "F8_E4M3", "F8_E5M2")
@@ -21,7 +21,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no checkpoint folder at {folder}; give a folder with config.json and safetensors")
     raw = read_json(folder / "config.json", "every Hugging Face checkpoint has one: copy the whole folder")
-    return typed(raw, dict[str, Any], folder / "config.json")
+    return shaped(raw, dict[str, Any], folder / "config.json")
 
 
 def read_json(path: Path, advice: str) -> Any:
@@ -30,12 +30,17 @@ def read_json(path: Path, advice: str) -> Any:
     return parsed(path.read_bytes(), path)
 
 
-def parsed(text: str | bytes, path: Path) -> Any:
+def read_as(path: Path, kind: type[T], advice: str = AGAIN) -> T:
+    """A JSON file's value of this type; ValueError with the place of what is wrong in it."""
+    return shaped(parsed(path.read_bytes(), path, advice), kind, path, advice)
+
+
+def parsed(text: str | bytes, path: Path, advice: str = AGAIN) -> Any:
     """What JSON from this file says; ValueError where it is none."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); copy the file again from its source") from None
+        raise ValueError(f"{path} is not valid JSON ({error}); {advice}") from None
 
 
 def first_line(error: Exception) -> str:
@@ -52,7 +57,7 @@ def verify_digests(folder: str | Path) -> None:
     path = Path(folder) / "digests.json"
     if not path.is_file():
         return
-    for name, expected in typed(read_json(path, ""), Digests, path).items():
+    for name, expected in read_as(path, Digests).items():
         file = inside(Path(folder), name, path)
         if not file.is_file():
             raise FileNotFoundError(f"{file} is listed in digests.json but missing; copy the whole folder again")
@@ -116,7 +121,7 @@ class Tensors:
         path = self.folder / "model.safetensors.index.json"
         if (self.folder / "model.safetensors").is_file() or not path.is_file():
             return {}
-        table = typed(read_json(path, ""), Index, path).weight_map
+        table = read_as(path, Index).weight_map
         files = {file: inside(self.folder, file, path) for file in set(table.values())}
         return {name: files[file] for name, file in table.items()}
 

@@ -11,11 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from msgspec import Struct
 from torch import Tensor
 from torch.nn import functional as F
 
 from flashspec.decoding.models import load
 from flashspec.model.exits import EXITS_FILE, ExitAdapter, save_exits
+from flashspec.model.files import Count, shaped
 from flashspec.model.folder import read_config
 from flashspec.model.hub import located
 from flashspec.model.transformer import Transformer
@@ -47,12 +49,15 @@ class ExitRecipe:
         at_least(self, rank=1, steps=1, sequences=1, length=1)
 
 
+class Depth(Struct):
+    """What a config.json says of any model's depth."""
+
+    num_hidden_layers: Count
+
+
 def depth_of(folder: Path) -> int:
     """Layers of the checkpoint in a folder, read from its config.json."""
-    depth = read_config(Path(folder)).get("num_hidden_layers")
-    if not isinstance(depth, int):
-        raise ValueError(f"{folder}/config.json has no whole number num_hidden_layers; name the exits with --exits")
-    return depth
+    return shaped(read_config(folder), Depth, folder / "config.json", "name the exits with --exits").num_hidden_layers
 
 
 def default_layers(depth: int) -> tuple[int, ...]:

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 from flashspec.model.awq import Scheme, scheme_to_hf
 from flashspec.model.checkpoint import read_config
 from flashspec.model.export import write_folder
+from flashspec.model.files import Kind, shaped
 from flashspec.model.writing import fresh_folder
 
 CALIBRATION_LENGTH = 512
@@ -53,7 +54,8 @@ def quantize_awq(
     with fresh_folder(target, [source]) as part:
         model = _search(source, samples, group_size)
         _carry(source, part)
-        write_folder(part, _tensors(model, raw.get("tie_word_embeddings", False)), {**raw, **changes})
+        tied = shaped(raw, Kind, source / "config.json").tie_word_embeddings
+        write_folder(part, _tensors(model, bool(tied)), {**raw, **changes})
 
 
 def quantize_gptq(
@@ -82,7 +84,7 @@ def quantize_gptq(
 def _calibration(source: Path, texts: list[str], blocks: int) -> tuple[dict[str, Any], list[list[int]]]:
     """The dense checkpoint's config.json and the blocks of ids that calibrate it."""
     raw = read_config(source)
-    if raw.get("quantization_config"):
+    if shaped(raw, Kind, source / "config.json").quantization_config is not None:
         raise ValueError(f"{source} is quantised already; give the dense checkpoint it was made from")
     return raw, _spread(_samples(source, texts), blocks)
 
