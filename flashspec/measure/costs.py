@@ -6,8 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-import torch
-
 from flashspec.decoding.method import Method, build
 from flashspec.decoding.models import Models
 from flashspec.measure import clock
@@ -16,7 +14,6 @@ from flashspec.measure.parts import Bench, prepare, prepare_each
 from flashspec.scores import GREEDY, Sampling
 from flashspec.theory import Costs, interpolated
 
-UNUSED = "behind"
 SETTLING = 8  # tokens of plain decoding until the caches hold what the next one profits from; beside a draft one round does
 Turn = Mapping[str, float]
 
@@ -77,12 +74,11 @@ class Standing:
         Every group goes round by itself, `warmup` rounds more than count (plain decoding SETTLING times as many), so that its
         calls find the caches as in a decode; models that no cache holds need none.
         """
-        raw = dict[str, list[float]]()
-        with torch.inference_mode():
-            for group in self.groups:
-                before = warmup * (SETTLING if "step" in group else 1)
-                raw |= clock.interleaved_seconds(group, clock.Plan(times, before, device=self.device))
-        return {name: clock.median(seconds) for name, seconds in raw.items() if not name.startswith(UNUSED)}
+        found = dict[str, float]()
+        for group in self.groups:
+            before = warmup * (SETTLING if "step" in group else 1)
+            found |= clock.medians(group, clock.Plan(times, before, device=self.device))
+        return found
 
 
 def stand(models: Models, writers: Sequence[Method], ks: Sequence[int], setting: Setting, eager: bool = True) -> Standing:
@@ -110,9 +106,9 @@ def _rounds(benches: Mapping[int, Bench], name: str, checked: bool, eager: bool)
     """Burst and check of every length; whether the checks count, and whether eager ones are timed."""
     groups: list[dict[str, Callable[[], object]]] = []
     for k, one in benches.items():
-        groups.append({f"burst {k} {name}": one.burst, f"check {k}" if checked else f"{UNUSED} check {k}": one.check})
+        groups.append({f"burst {k} {name}": one.burst, f"check {k}" if checked else f"{clock.UNUSED} check {k}": one.check})
         if eager:
-            groups.append({f"{UNUSED} burst {k}": one.burst, f"eager {k}": one.finalized})
+            groups.append({f"{clock.UNUSED} burst {k}": one.burst, f"eager {k}": one.finalized})
     return groups
 
 
