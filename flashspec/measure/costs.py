@@ -61,7 +61,7 @@ class PairCosts:
 
 
 @dataclass(frozen=True)
-class Standing:
+class PairParts:
     """The parts of a pair's rounds, ready to be timed, in groups: the calls of a group follow each other as in a decode."""
 
     groups: tuple[Mapping[str, Callable[[], object]], ...]
@@ -81,7 +81,7 @@ class Standing:
         return found
 
 
-def stand(models: Models, writers: Sequence[Method], ks: Sequence[int], setting: Setting, eager: bool = True) -> Standing:
+def parts_of(models: Models, writers: Sequence[Method], ks: Sequence[int], setting: Setting, eager: bool = True) -> PairParts:
     """Make every part ready; `eager` adds the parts of eager finalisation. Raises ValueError without writers or lengths."""
     if not writers or not ks or min(ks) < 1:
         raise ValueError("costs need at least one writer and draft lengths of at least 1")
@@ -99,7 +99,7 @@ def stand(models: Models, writers: Sequence[Method], ks: Sequence[int], setting:
     for number, (name, found) in enumerate(drafts.items()):
         groups += _rounds(found, name, number == 0, number == 0 and eager)
         groups.append({f"head {name}": found[blocks[0]].project})
-    return Standing(tuple(groups), blocks, str(models.target.device))
+    return PairParts(tuple(groups), blocks, str(models.target.device))
 
 
 def _rounds(benches: Mapping[int, Bench], name: str, checked: bool, eager: bool) -> list[dict[str, Callable[[], object]]]:
@@ -124,6 +124,6 @@ def loop_seconds() -> tuple[float, float]:
 
 def measure_costs(models: Models, writers: Sequence[Method], ks: Sequence[int], setting: Setting, plan: clock.Plan) -> PairCosts:
     """Time every part of a round, turn after turn, un-instrumented; no end-to-end number is used."""
-    standing = stand(models, writers, ks, setting)
-    turns = [with_loop(standing.turn(), loop_seconds()) for _ in range(plan.warmup + plan.repeats)]
-    return PairCosts(tuple(turns[plan.warmup :]), standing.ks)
+    parts = parts_of(models, writers, ks, setting)
+    turns = [with_loop(parts.turn(), loop_seconds()) for _ in range(plan.warmup + plan.repeats)]
+    return PairCosts(tuple(turns[plan.warmup :]), parts.ks)

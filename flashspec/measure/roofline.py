@@ -52,6 +52,13 @@ def bandwidth(megabytes: int = 256, repeats: int = 7) -> Bandwidth:
     return Bandwidth(block.nbytes, tuple(min(raw.values(), key=min)))
 
 
+def roof(device: str, megabytes: int = 1024) -> float:
+    """Bytes a second at which the device reads memory larger than its caches: the best of several sums."""
+    block = torch.ones((megabytes if device != "cpu" else 64) << 18, device=device)
+    seconds = [clock.seconds_of(block.sum, device) for _ in range(8)]
+    return block.nbytes / min(seconds)
+
+
 def stored_bytes(*modules: nn.Module) -> int:
     """Bytes that one pass over these modules reads: parameters and persistent buffers, each storage once."""
     tensors: dict[int, int] = {}

@@ -21,7 +21,7 @@ from flashspec.model.transformer import Transformer
 from flashspec.study import papers
 from flashspec.study.experiment import Experiment
 from flashspec.study.experiments import real_shapes
-from flashspec.study.experiments.real_shapes import judged, one_token, ready, roof, timed
+from flashspec.study.experiments.real_shapes import checked, one_token, ready, roof, timed
 from flashspec.study.pairs import at_least
 
 PUBLISHED = (papers.YAN_DEEP.shape, papers.YAN_WIDE.shape, "NoFT-Wide-796M", "NoFT-Wide-543M", "NoFT-Wide-290M")
@@ -135,15 +135,15 @@ def models_of(group: Sequence[Subject], device: str) -> list[Transformer]:
 
 def step_calls(model: Transformer, params: Params) -> dict[str, Callable[[], object]]:
     """A whole step and its body alone."""
-    draft, head = ready(model, params.costs, params.graphs), DenseHead(model.norm, model.head_weight)
+    draft, head = ready(model, params.costs.past, params.costs.k, params.graphs), DenseHead(model.norm, model.head_weight)
     return {"step 1": lambda: one_token(head, draft.read(1)), "body 1": partial(draft.read, 1)}
 
 
 def check_calls(model: Transformer, params: Params) -> dict[str, Callable[[], object]]:
     """A check of k drafted tokens, and a plain token."""
     head = DenseHead(model.norm, model.head_weight)
-    rows = (1, params.k + 1)
-    return {f"check {n}": partial(judged, head, ready(model, params.costs, params.graphs, n), n) for n in rows}
+    costs, rows = params.costs, (1, params.k + 1)
+    return {f"check {n}": partial(checked, head, ready(model, costs.past, costs.k, params.graphs, n), n) for n in rows}
 
 
 def facts(subject: Subject) -> tuple[Any, ...]:

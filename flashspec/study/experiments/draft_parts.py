@@ -13,7 +13,7 @@ from flashspec.decoding.method import Method, build
 from flashspec.heads.registry import HEADS
 from flashspec.measure import clock
 from flashspec.measure.contest import Entry, texts
-from flashspec.measure.costs import Setting, Standing, loop_seconds, stand, with_loop
+from flashspec.measure.costs import PairParts, Setting, loop_seconds, parts_of, with_loop
 from flashspec.measure.parts import Bench, prepare
 from flashspec.measure.prompts import Prompt, first_of_each_kind, load_prompts
 from flashspec.scores import Sampling
@@ -83,23 +83,23 @@ class Workbench:
 
     def __init__(self, pairs: Sequence[Pair], prompt: Prompt, params: Params) -> None:
         self.params, self.repeat = params, 0
-        self.stands = [(pair, standing(pair, prompt, params)) for pair in pairs]
+        self.drafts = [(pair, parts_beside(pair, prompt, params)) for pair in pairs]
 
     def turn(self, prompt: Prompt) -> list[Row]:
         """Seconds of all parts now, of the prefill on this prompt."""
         loop, rows = loop_seconds(), list[Row]()
-        for pair, each in self.stands:
+        for pair, each in self.drafts:
             found = {**with_loop(each.turn(self.params.calls), loop), "prefill": prefill_seconds(pair, prompt, self.params)}
             rows += [Row(pair.name, part, prompt.kind, round(s, 9), self.repeat) for part, s in found.items()]
         self.repeat += 1
         return rows
 
 
-def standing(pair: Pair, prompt: Prompt, params: Params) -> Standing:
+def parts_beside(pair: Pair, prompt: Prompt, params: Params) -> PairParts:
     """The parts of one draft, behind a prompt and half of what the target writes there."""
     text = texts(pair.models, Entry("", Method(), params.sampling), [prompt], params.new_tokens)[0]
     place = Setting(prompt.ids, text[: params.new_tokens // 2], params.sampling)
-    return stand(pair.models, [drafting(head, params.probes) for head in params.heads], params.ks, place, eager=False)
+    return parts_of(pair.models, [drafting(head, params.probes) for head in params.heads], params.ks, place, eager=False)
 
 
 def prefill_seconds(pair: Pair, prompt: Prompt, params: Params) -> float:
