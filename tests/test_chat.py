@@ -160,4 +160,4 @@ def test_special_tokens_are_added_to_text_and_not_to_a_rendered_template(folders
     models = load(folders["target"], None, device="cpu")
     end = models.tokenizer.token_to_id(END)
     models.tokenizer.post_processor = TemplateProcessing(single=f"{END} $A", special_tokens=[(END, end)])
-    assert models.encode("a b") == [end, *models.encode_rendered("a b")]
+    assert models.encode("a b") == [end, *models.encode("a b", rendered=True)]

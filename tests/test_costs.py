@@ -6,7 +6,7 @@ import pytest
 import tiny
 
 from flashspec.decoding.method import METHODS, Method, build
-from flashspec.measure.costs import PairCosts, Setting, Standing, stand
+from flashspec.measure.costs import PairCosts, PairParts, Setting, parts_of
 from flashspec.measure.parts import prepare, prepare_each
 from flashspec.scores import GREEDY
 from flashspec.theory import Costs, break_even, round_time, throughput
@@ -32,13 +32,13 @@ def test_lengths_share_one_prompt_and_act_as_if_alone():
 def test_a_group_goes_round_by_itself_and_one_round_does_not_count():
     seen: list[str] = []
     groups = tuple({name: lambda name=name: seen.append(name) for name in names} for names in (("a", "behind b"), ("c",)))
-    found = Standing(groups, (1,)).turn(2)
+    found = PairParts(groups, (1,)).turn(2)
     assert seen == ["a", "behind b"] * 3 + ["c"] * 3 and set(found) == {"a", "c"}
 
 
 def test_every_length_of_every_writer_is_timed_behind_a_check():
     writers = [Method("model"), Method("model", "flash", probes=2)]
-    found = stand(tiny.pair(), writers, (3, 1), Setting(PROMPT, TEXT), eager=False)
+    found = parts_of(tiny.pair(), writers, (3, 1), Setting(PROMPT, TEXT), eager=False)
     names = [tuple(group) for group in found.groups]
     assert found.ks == (1, 3) and ("burst 1 dense", "check 1") in names and ("burst 3 flash P=2", "behind check 3") in names
     assert not any("eager" in name for group in names for name in group)

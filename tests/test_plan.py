@@ -13,7 +13,7 @@ from flashspec.cli.plan import held
 from flashspec.decoding.method import Method
 from flashspec.decoding.models import Models
 from flashspec.measure import clock, depths
-from flashspec.measure.costs import SETTLING, PairCosts, Setting, Standing, measure_costs, name_of, stand
+from flashspec.measure.costs import SETTLING, PairCosts, PairParts, Setting, measure_costs, name_of, parts_of
 from flashspec.measure.planning import Given, Question, Texts, advise, forecast, head_cases, observe, stated_costs
 from flashspec.measure.prompts import Prompt
 from flashspec.model.synthetic import synthetic
@@ -101,7 +101,7 @@ def test_a_plan_measures_every_part_and_counts_what_live_decodes_count(observed)
     assert all(value > 0 for turn in costs.turns for name, value in turn.items() if name != "overhead")
     for writer in question.writers:
         live = [toys.run(models, replace(writer, k=3), prompt=list(p.ids), seed=0).stats for p in prompts]
-        found = replayed_all(texts.stands[name_of(writer)], 3)
+        found = replayed_all(texts.chances[name_of(writer)], 3)
         assert (found.rounds, found.accepted) == (sum(s.rounds for s in live), sum(s.accepted for s in live))
 
 
@@ -175,7 +175,7 @@ def test_a_model_that_does_not_fit_is_stretched_in_a_straight_line():
 def stretched(monkeypatch, repeats: int) -> tuple[PairCosts, list[Models]]:
     """Costs of a small target of six layers timed at one and four, and the pairs that were timed."""
     stood = []
-    monkeypatch.setattr(depths, "stand", lambda models, *rest: stood.append(models) or stand(models, *rest))
+    monkeypatch.setattr(depths, "parts_of", lambda models, *rest: stood.append(models) or parts_of(models, *rest))
     monkeypatch.setattr(depths, "shape", lambda name: toys.config(6))
     monkeypatch.setattr(depths, "synthetic", lambda name, depth: synthetic(toys.config(depth)))
     cuts = depths.Cut("deep", 6, depths.SHORT), depths.Cut("whole", 1, (1, 1))
@@ -193,10 +193,10 @@ def test_a_stretched_pair_is_timed_at_few_lengths_and_shares_its_weights(monkeyp
 def test_plain_decoding_settles_before_it_is_timed():
     calls = []
     groups = ({"step": lambda: calls.append("step")}, {"burst 1 d": lambda: calls.append("burst"), "check 1": lambda: None})
-    assert set(Standing(groups, (1,)).turn(3)) == {"step", "burst 1 d", "check 1"}
+    assert set(PairParts(groups, (1,)).turn(3)) == {"step", "burst 1 d", "check 1"}
     assert (calls.count("step"), calls.count("burst")) == (3 + SETTLING, 3 + 1)
     calls.clear()
-    Standing(groups, (1,)).turn(3, warmup=0)
+    PairParts(groups, (1,)).turn(3, warmup=0)
     assert (calls.count("step"), calls.count("burst")) == (3, 3)
 
 

@@ -154,7 +154,7 @@ def command(prompt: str | None, ids: str | None, **options: Any) -> None:
     models = _models(options, method.draft in ("model", "cascade"))
     limit = {"max_new_tokens": options["max_new_tokens"]}
     if options["chat"]:
-        asked = models.encode_rendered(chat_prompt(models.folders["target"], str(asked), options["system"]))
+        asked = models.encode(chat_prompt(models.folders["target"], str(asked), options["system"]), rendered=True)
     ready = request(models, asked, method, sampling, limit)
     if speaker() and not method.exact(sampling):
         click.echo("lossy: the text need not follow the target's own law under this method and rule", err=True)

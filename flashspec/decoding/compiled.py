@@ -24,7 +24,7 @@ class CompiledScore:
     def __call__(self, tokens: Tensor, first: int) -> tuple[Scores, Reads]:
         reader, stop = self.reader, len(tokens)
         reader.check_room(stop)
-        scores = self.writer.check(kernels.Place(tokens, reader.rows, reader.seen, first - 1, stop - first + 1))
+        scores = self.writer.check(kernels.Stretch(tokens, reader.rows, reader.seen, first - 1, stop - first + 1))
         return Scores(*scores), (reader.advance(stop),)
 
 
@@ -42,7 +42,7 @@ class CompiledBurst:
         reader, stop = self.reader, start + want - 1
         reader.check_room(stop)
         law = self.rule.law(list(range(start, start + want)), 0)
-        ids, logits, sound = self.writer(kernels.Place(tokens, reader.rows, reader.seen, start, want), law)
+        ids, logits, sound = self.writer(kernels.Stretch(tokens, reader.rows, reader.seen, start, want), law)
         rows, token = reader.advance(stop), tokens[start : start + want].clone()
         scores = [Scores(None if ids is None else ids[j : j + 1], logits[j : j + 1]) for j in range(want)]
         return Burst([Drawn(token[j : j + 1], scores[j], sound[j : j + 1]) for j in range(want)], rows)

@@ -83,56 +83,38 @@ class Models:
 
     def flash_head(self, which: str) -> FlashHead:
         """The FlashHead of one model: read from its folder where it ships one, built once otherwise."""
-        return self._flash.made(which, lambda: self._make_flash(which))
-
-    def _make_flash(self, which: str) -> FlashHead:
-        model, folder = self.model(which), self._shelf(which)
-        if model.head_weight is None:
-            raise ValueError(
-                f"{model.config.family} gives logits and no vocabulary weight; a FlashHead needs one: use a dense head"
-            )
-        return cast(FlashHead, head_named("flash", Origin(model.head_weight.detach(), model.norm, folder)))
+        return self._flash.made(which, lambda: cast(FlashHead, head_named("flash", self._origin(which, "flash"))))
 
     def head(self, which: str, name: str) -> Head:
         """A draft head by name over one model, made once; every FlashHead shares one clustering. ValueError as head_named."""
         if name == "flash":
             return self.flash_head(which)
-        return self._heads.made((which, name), lambda: self._make_head(which, name))
+        if name in VARIANTS:
+            return self._heads.made((which, name), lambda: self.flash_head(which).with_plan(**VARIANTS[name]))
+        return self._heads.made((which, name), lambda: head_named(name, self._origin(which, name)))
 
     def give(self, which: str, name: str, head: Head) -> None:
         """Let this head answer to a name over one model, in the place of the one that `head` would make."""
         self._heads[which, name] = head
 
-    def _make_head(self, which: str, name: str) -> Head:
-        if name in VARIANTS:
-            return self.flash_head(which).with_plan(**VARIANTS[name])
+    def _origin(self, which: str, name: str) -> Origin:
+        """What a head is made from; stored heads do not fit a model whose rows were cut."""
         model = self.model(which)
         if model.head_weight is None:
             raise ValueError(f"{model.config.family} gives logits and no vocabulary weight; head {name!r} needs one: use 'dense'")
-        return head_named(name, Origin(model.head_weight.detach(), model.norm, self._shelf(which)))
+        return Origin(model.head_weight.detach(), model.norm, None if which in self.cut else self.folders.get(which))
 
-    def _shelf(self, which: str) -> Path | None:
-        """The folder whose stored heads fit this model; none where rows they were built from were cut."""
-        return None if which in self.cut else self.folders.get(which)
-
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, rendered: bool = False) -> list[int]:
         """Token ids of a text, a beginning-of-text id included where the checkpoint's tokenizer adds one.
 
-        ValueError where no tokenizer was loaded.
+        A `rendered` chat template holds its special tokens already. ValueError where no tokenizer was loaded.
         """
-        return self._tokens(text, special=True)
-
-    def encode_rendered(self, text: str) -> list[int]:
-        """Token ids of a text that holds its special tokens already, such as a rendered chat template."""
-        return self._tokens(text, special=False)
-
-    def _tokens(self, text: str, special: bool) -> list[int]:
         if self.tokenizer is None:
             raise ValueError(
                 "these models were loaded without a tokenizer (no tokenizer.json beside the target's weights); give the prompt "
                 "as token ids, or copy the file from the checkpoint's source"
             )
-        return self.tokenizer.encode(text, add_special_tokens=special).ids
+        return self.tokenizer.encode(text, add_special_tokens=not rendered).ids
 
     def decode(self, ids: list[int]) -> str:
         """Text of token ids, empty where no tokenizer was loaded."""
@@ -176,16 +158,17 @@ def load(
     import torch
 
     device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    folders = {"target": folder_of(target, "target")} | _draft_folders(draft)
-    for role in list(folders)[1:]:
+    names = [] if draft is None else [draft] if isinstance(draft, (str, Path)) else draft
+    drafts = {f"between-{i}" if i else "draft": name for i, name in enumerate(names)}
+    folders = {"target": folder_of(target, "target")} | {role: folder_of(name, "draft") for role, name in drafts.items()}
+    for role in drafts:
         check_tokenizers(folders["target"], folders[role])
     made = {"target": opened(folders["target"], dtype, device, weights, shared=processes() > 1)}
-    formats = dict(zip(list(folders)[1:], (rounding(name)[1] for name in _names(draft)), strict=True))
-    made |= {role: opened_draft(folders[role], dtype, device, form) for role, form in formats.items()}
-    cut = cut_padding(made, folders)
+    made |= {role: opened_draft(folders[role], dtype, device, rounding(name)[1]) for role, name in drafts.items()}
+    cut, file = cut_padding(made, folders), folders["target"] / EXITS_FILE
+    exits = load_exits(file, made["target"]) if file.exists() else {}
     between = tuple(model for role, model in made.items() if role.startswith("between"))
-    tokenizer, exits = tokenizer_of(folders["target"]), _exits(folders["target"], made["target"])
-    return Models(made["target"], made.get("draft"), tokenizer, folders, between=between, exits=exits, cut=cut)
+    return Models(made["target"], made.get("draft"), tokenizer_of(file.parent), folders, between=between, exits=exits, cut=cut)
 
 
 def opened(folder: Path, dtype: str = "auto", device: str = "cpu", weights: str = "auto", shared: bool = False) -> Transformer:
@@ -221,22 +204,6 @@ def opened_draft(folder: Path, dtype: str, device: str, form: str) -> Transforme
 def dense_head(norm: Norm | None, model: Transformer) -> Head:
     """The head that scores the whole vocabulary on a model's rows."""
     return LogitRows(model.config.vocab_size) if model.head_weight is None else DenseHead(norm, model.head_weight)
-
-
-def _draft_folders(draft: str | Path | Sequence[str | Path] | None) -> dict[str, Path]:
-    """The folder of each role below the target: draft, between-1, between-2, ..."""
-    return {f"between-{i}" if i else "draft": folder_of(name, "draft") for i, name in enumerate(_names(draft))}
-
-
-def _names(draft: str | Path | Sequence[str | Path] | None) -> Sequence[str | Path]:
-    if draft is None:
-        return ()
-    return (draft,) if isinstance(draft, (str, Path)) else draft
-
-
-def _exits(folder: Path, target: Transformer) -> dict[int, ExitAdapter]:
-    """The exit adapters that a checkpoint folder brings along."""
-    return load_exits(folder / EXITS_FILE, target) if (folder / EXITS_FILE).exists() else {}
 
 
 def spans(model: Transformer, stops: Sequence[int], context: int | None = None, reuse: bool = True) -> list[Reader]:

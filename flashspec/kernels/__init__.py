@@ -16,7 +16,7 @@ from flashspec.kernels.build import compiled, identity, library, pointers, whole
 from flashspec.kernels.packed import Packed, pack, packed_linear
 from flashspec.kernels.scoring import NOTHING, WEIGHTS, WIDTH, Blocks, Matrix, Norm, Scoring, best_numbers, matrix, scoring
 from flashspec.kernels.verdicts import best_columns, draw, gumbel, judge
-from flashspec.kernels.writing import Law, Place, Span, Writer
+from flashspec.kernels.writing import Law, Span, Stretch, Writer
 
 __all__ = [
     "NOTHING",
@@ -27,7 +27,7 @@ __all__ = [
     "Matrix",
     "Norm",
     "Packed",
-    "Place",
+    "Stretch",
     "Scoring",
     "Span",
     "Writer",

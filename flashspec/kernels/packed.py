@@ -6,14 +6,13 @@ levels are used. A product's row never depends on how many rows are computed wit
 
 from __future__ import annotations
 
-import ctypes
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from flashspec.kernels.build import compiled, library
+from flashspec.kernels.build import compiled, library, pointers, whole
 from flashspec.kernels.pages import Shelf
 
 GROUPS = {8: None, 4: 128}  # columns that share a scale, None for the whole row
@@ -64,10 +63,10 @@ def pack(weight: Tensor, bits: int, shelf: Shelf | None = None) -> Packed:
     depth = weight.shape[1]
     wide = F.pad(weight.detach().float(), (0, -depth % STEP[bits]))
     group = GROUPS[bits] or wide.shape[1]
-    whole = F.pad(wide, (0, -wide.shape[1] % group)).view(len(wide), -1, group)
-    scales = _scales(whole, bits)
+    groups = F.pad(wide, (0, -wide.shape[1] % group)).view(len(wide), -1, group)
+    scales = _scales(groups, bits)
     lowest = -(2 ** (bits - 1))
-    levels = (whole / scales[:, :, None]).round_().clamp_(lowest, -lowest - 1).to(torch.int8)
+    levels = (groups / scales[:, :, None]).round_().clamp_(lowest, -lowest - 1).to(torch.int8)
     levels = levels.flatten(1)[:, : wide.shape[1]]
     values, shelf = _nibbles(levels) if bits == 4 else levels, shelf or Shelf()
     return Packed(shelf.moved(values), shelf.moved(scales), bits, group, depth)
@@ -98,7 +97,7 @@ def packed_linear(x: Tensor, weight: Packed) -> Tensor:
     x = F.pad(x.float(), (0, weight.padded - weight.depth)).contiguous()
     (rows, depth), outputs = x.shape, len(weight.values)
     out = torch.empty(rows, outputs)
-    px, pw, ps, po = (ctypes.c_void_p(t.data_ptr()) for t in (x, weight.values, weight.scales, out))
-    sizes = [ctypes.c_int64(size) for size in (rows, KINDS[weight.bits], weight.group, outputs, depth)]
+    px, pw, ps, po = pointers(x, weight.values, weight.scales, out)
+    sizes = [whole(size) for size in (rows, KINDS[weight.bits], weight.group, outputs, depth)]
     compiled().fs_linear(px, sizes[0], pw, sizes[1], ps, *sizes[2:], po)
     return out

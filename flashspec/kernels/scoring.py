@@ -8,7 +8,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from flashspec.kernels.build import compiled, library, pointers
+from flashspec.kernels.build import compiled, library, pointers, whole
 from flashspec.kernels.packed import KINDS, Packed
 
 WEIGHTS = {torch.float32: 0, torch.bfloat16: 1}  # what the compiled kernels call them
@@ -68,7 +68,7 @@ class Scoring:
         self.head, self.columns, self.kept = head, columns, kept
         self.width, self.clustered = head.first.depth, head.probes > 0
         self._address, self._call = ctypes.addressof(head), compiled().fs_score
-        self._spare, more = (compiled().fs_scoring(ctypes.byref(head), ctypes.c_int64(n)) for n in (0, 1))
+        self._spare, more = (compiled().fs_scoring(ctypes.byref(head), whole(n)) for n in (0, 1))
         self._each = more - self._spare
 
     def serves(self, rows: Tensor) -> bool:
@@ -123,7 +123,6 @@ def best_numbers(values: Tensor, count: int) -> Tensor:
         return values.topk(count, sorted=False).indices.sort(dim=1).values
     values = values.contiguous()
     keys, numbers = torch.empty(values.shape[1], dtype=torch.int32), torch.empty(len(values), count, dtype=torch.int64)
-    pointers = [ctypes.c_void_p(t.data_ptr()) for t in (values, keys, numbers)]
-    sizes = [ctypes.c_int64(size) for size in (*values.shape, count)]
-    compiled().fs_best_numbers(pointers[0], *sizes, *pointers[1:])
+    pv, *rest = pointers(values, keys, numbers)
+    compiled().fs_best_numbers(pv, *map(whole, (*values.shape, count)), *rest)
     return numbers

@@ -48,7 +48,7 @@ class Law(NamedTuple):
     uniform: Tensor | None = None
 
 
-class Place(NamedTuple):
+class Stretch(NamedTuple):
     """Tokens [room] and rows [room, D] by position, how far they were read, and from where how many are wanted."""
 
     tokens: Tensor
@@ -79,7 +79,7 @@ class Writer:
         addresses = [ctypes.addressof(part) for part in (span.shape, span.layers, scoring.head)]
         self._writer = _Writer(*addresses[:2], span.depth, span.embedding, span.positions, addresses[2])
 
-    def __call__(self, place: Place, law: Law) -> tuple[Tensor | None, Tensor, Tensor]:
+    def __call__(self, place: Stretch, law: Law) -> tuple[Tensor | None, Tensor, Tensor]:
         """Write `want` tokens in place; their ids [want, m] (None: the whole vocabulary), warped logits [want, m], and
         whether each was sound."""
         sound = torch.empty(place.want, dtype=torch.bool)
@@ -88,13 +88,13 @@ class Writer:
         self._call(compiled().fs_burst, burst, ctypes.byref(rules))
         return ids, logits, sound
 
-    def check(self, place: Place) -> tuple[Tensor | None, Tensor]:
+    def check(self, place: Stretch) -> tuple[Tensor | None, Tensor]:
         """Read the tokens up to `start` + `want` and score the rows from `start` on: ids and raw logits [want, m]."""
         burst, ids, logits = self._burst(place, None)
         self._call(compiled().fs_check, burst)
         return ids, logits
 
-    def _burst(self, place: Place, sound: Tensor | None) -> tuple[_Burst, Tensor | None, Tensor]:
+    def _burst(self, place: Stretch, sound: Tensor | None) -> tuple[_Burst, Tensor | None, Tensor]:
         size = (place.want, self.scoring.columns)
         ids = torch.empty(size, dtype=torch.int64) if self.scoring.clustered else None
         logits = torch.empty(size)

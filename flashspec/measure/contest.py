@@ -13,7 +13,7 @@ from flashspec.decoding.stages import Stage
 from flashspec.decoding.state import Event
 from flashspec.measure.bench import Text, time_run
 from flashspec.measure.prompts import Prompt
-from flashspec.measure.score import Score, joined, score
+from flashspec.measure.score import Score, score
 from flashspec.scores import Sampling
 
 
@@ -113,4 +113,4 @@ def _join(group: list[Record]) -> Record:
     tokens = tuple(token for record in group for token in record.tokens)
     seconds = sum(record.seconds for record in group)
     stats = Stats(*(sum(values) for values in zip(*(vars(record.stats).values() for record in group), strict=True)))
-    return Record(*group[0][:3], seconds, tokens, stats, joined(record.score for record in group))
+    return Record(*group[0][:3], seconds, tokens, stats, sum((record.score for record in group), Score()))

@@ -6,8 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-import torch
-
 from flashspec.decoding.method import Method, build
 from flashspec.decoding.models import Models
 from flashspec.measure import clock
@@ -16,7 +14,6 @@ from flashspec.measure.parts import Bench, prepare, prepare_each
 from flashspec.scores import GREEDY, Sampling
 from flashspec.theory import Costs, interpolated
 
-UNUSED = "behind"
 SETTLING = 8  # tokens of plain decoding until the caches hold what the next one profits from; beside a draft one round does
 Turn = Mapping[str, float]
 
@@ -64,7 +61,7 @@ class PairCosts:
 
 
 @dataclass(frozen=True)
-class Standing:
+class PairParts:
     """The parts of a pair's rounds, ready to be timed, in groups: the calls of a group follow each other as in a decode."""
 
     groups: tuple[Mapping[str, Callable[[], object]], ...]
@@ -77,15 +74,14 @@ class Standing:
         Every group goes round by itself, `warmup` rounds more than count (plain decoding SETTLING times as many), so that its
         calls find the caches as in a decode; models that no cache holds need none.
         """
-        raw = dict[str, list[float]]()
-        with torch.inference_mode():
-            for group in self.groups:
-                before = warmup * (SETTLING if "step" in group else 1)
-                raw |= clock.interleaved_seconds(group, clock.Plan(times, before, device=self.device))
-        return {name: clock.median(seconds) for name, seconds in raw.items() if not name.startswith(UNUSED)}
+        found = dict[str, float]()
+        for group in self.groups:
+            before = warmup * (SETTLING if "step" in group else 1)
+            found |= clock.medians(group, clock.Plan(times, before, device=self.device))
+        return found
 
 
-def stand(models: Models, writers: Sequence[Method], ks: Sequence[int], setting: Setting, eager: bool = True) -> Standing:
+def parts_of(models: Models, writers: Sequence[Method], ks: Sequence[int], setting: Setting, eager: bool = True) -> PairParts:
     """Make every part ready; `eager` adds the parts of eager finalisation. Raises ValueError without writers or lengths."""
     if not writers or not ks or min(ks) < 1:
         raise ValueError("costs need at least one writer and draft lengths of at least 1")
@@ -103,16 +99,16 @@ def stand(models: Models, writers: Sequence[Method], ks: Sequence[int], setting:
     for number, (name, found) in enumerate(drafts.items()):
         groups += _rounds(found, name, number == 0, number == 0 and eager)
         groups.append({f"head {name}": found[blocks[0]].project})
-    return Standing(tuple(groups), blocks, str(models.target.device))
+    return PairParts(tuple(groups), blocks, str(models.target.device))
 
 
 def _rounds(benches: Mapping[int, Bench], name: str, checked: bool, eager: bool) -> list[dict[str, Callable[[], object]]]:
     """Burst and check of every length; whether the checks count, and whether eager ones are timed."""
     groups: list[dict[str, Callable[[], object]]] = []
     for k, one in benches.items():
-        groups.append({f"burst {k} {name}": one.burst, f"check {k}" if checked else f"{UNUSED} check {k}": one.check})
+        groups.append({f"burst {k} {name}": one.burst, f"check {k}" if checked else f"{clock.UNUSED} check {k}": one.check})
         if eager:
-            groups.append({f"{UNUSED} burst {k}": one.burst, f"eager {k}": one.finalized})
+            groups.append({f"{clock.UNUSED} burst {k}": one.burst, f"eager {k}": one.finalized})
     return groups
 
 
@@ -128,6 +124,6 @@ def loop_seconds() -> tuple[float, float]:
 
 def measure_costs(models: Models, writers: Sequence[Method], ks: Sequence[int], setting: Setting, plan: clock.Plan) -> PairCosts:
     """Time every part of a round, turn after turn, un-instrumented; no end-to-end number is used."""
-    standing = stand(models, writers, ks, setting)
-    turns = [with_loop(standing.turn(), loop_seconds()) for _ in range(plan.warmup + plan.repeats)]
-    return PairCosts(tuple(turns[plan.warmup :]), standing.ks)
+    parts = parts_of(models, writers, ks, setting)
+    turns = [with_loop(parts.turn(), loop_seconds()) for _ in range(plan.warmup + plan.repeats)]
+    return PairCosts(tuple(turns[plan.warmup :]), parts.ks)

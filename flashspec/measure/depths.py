@@ -16,7 +16,7 @@ from flashspec.decoding.method import Method
 from flashspec.decoding.models import Models, check_pair
 from flashspec.heads.flash import FlashHead
 from flashspec.measure.clock import Plan
-from flashspec.measure.costs import PairCosts, Setting, Standing, Turn, loop_seconds, measure_costs, stand, with_loop
+from flashspec.measure.costs import PairCosts, PairParts, Setting, Turn, loop_seconds, measure_costs, parts_of, with_loop
 from flashspec.measure.stand_ins import stand_in_flash
 from flashspec.model.memory import Form, free_bytes, weight_bytes
 from flashspec.model.synthetic import is_awq, shape, synthetic
@@ -79,7 +79,7 @@ def shape_costs(cuts: tuple[Cut, Cut], writers: Sequence[Method], ks: Sequence[i
     deep = _pair(cuts, writers)
     if all(cut.whole for cut in cuts):
         return measure_costs(deep, writers, ks, _setting(deep), plan)
-    both = side_by_side(*(stand(models, writers, spread(ks), _setting(deep)) for models in (shallow(deep, cuts), deep)))
+    both = side_by_side(*(parts_of(models, writers, spread(ks), _setting(deep)) for models in (shallow(deep, cuts), deep)))
     turns = [stretched_turn(cuts, both.turn(warmup=0)) for _ in range(1 + plan.repeats)]
     return PairCosts(tuple(with_loop(turn, loop_seconds()) for turn in turns[1:]), both.ks)
 
@@ -105,7 +105,7 @@ def spread(ks: Sequence[int]) -> list[int]:
     return sorted({min(ks), max(ks), *(k for k in ks if k in FEW)})
 
 
-def side_by_side(low: Standing, high: Standing) -> Standing:
+def side_by_side(low: PairParts, high: PairParts) -> PairParts:
     """Two depths of one pair, each group of the deep one behind the same group of the shallow one (SHALLOW behind its names)."""
     pairs = zip(low.groups, high.groups, strict=True)
     return replace(high, groups=tuple({**{f"{name}{SHALLOW}": call for name, call in one.items()}, **two} for one, two in pairs))

@@ -18,7 +18,7 @@ from flashspec.decoding.compiled import CompiledBurst, CompiledScore, drawn_by_k
 from flashspec.decoding.rules import Drawn, Verdict, Waiting
 from flashspec.decoding.stages import Judging, Stage, StepByStep, Verbs, in_turn
 from flashspec.decoding.state import Limits
-from flashspec.kernels import Place
+from flashspec.kernels import Stretch
 from flashspec.measure import clock
 from flashspec.model.reader import Reads
 from flashspec.scores import Dice, Sampling, Scores
@@ -90,14 +90,14 @@ class TimedWriter:
     def __getattr__(self, attribute: str) -> Any:
         return getattr(self.writer, attribute)
 
-    def __call__(self, place: Place, law: Any) -> Any:
+    def __call__(self, place: Stretch, law: Any) -> Any:
         return self._charged(place, self.writer, place, law)
 
-    def check(self, place: Place) -> Any:
+    def check(self, place: Stretch) -> Any:
         """Read and score, charged as body and head."""
         return self._charged(place, self.writer.check, place)
 
-    def _charged(self, place: Place, call: Any, *given: Any) -> Any:
+    def _charged(self, place: Stretch, call: Any, *given: Any) -> Any:
         body, before = f"{self.role} body" if place.seen else "prefill", self.writer.times.tolist()
         with self.ledger.part(body):
             found = call(*given)

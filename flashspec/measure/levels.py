@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
-import torch
-
 from flashspec.decoding.compiled import CompiledBurst
 from flashspec.decoding.generate import agreement
 from flashspec.decoding.models import Models
@@ -15,7 +13,7 @@ from flashspec.decoding.stages import Stage
 from flashspec.decoding.state import Event
 from flashspec.measure import clock
 from flashspec.measure.contest import Entry, Record, Turns, in_turns, joined_by_kind
-from flashspec.measure.parts import Bench, held
+from flashspec.measure.parts import held
 from flashspec.measure.prompts import Prompt
 from flashspec.theory import Level, nested
 
@@ -79,14 +77,6 @@ class StageCosts(NamedTuple):
     checks: tuple[float, ...]
 
 
-class Act(NamedTuple):
-    """What is timed, and for which level how many tokens wait before it."""
-
-    call: Callable[[], object]
-    level: int = 0
-    wait: int = 0
-
-
 def stage_costs(stages: list[Stage], text: Sequence[int], waits: Sequence[int], plan: clock.Plan) -> StageCosts:
     """Costs of these stages within `text`, with `waits[i]` tokens waiting for level i + 1, as the loop would find them.
 
@@ -96,25 +86,14 @@ def stage_costs(stages: list[Stage], text: Sequence[int], waits: Sequence[int], 
     start, most = len(text) - max([1, *waits]), max([stages[min(1, len(stages) - 1)].every, *waits])
     bench = held(lambda: stages, text[:start], start, text[start:], most + 2)
     written = max(1, bench.state.length - start)
-    acts = [Act(partial(bench.check, level), level, wait) for level, wait in enumerate(waits, start=1)]
-    with torch.inference_mode():
-        burst, *checks, head = _medians(bench, [Act(bench.burst), *acts, Act(bench.project)], plan)
+    calls: dict[str, Callable[[], object]] = {"burst": bench.burst}
+    for level, wait in enumerate(waits, start=1):
+        calls[f"{clock.UNUSED} {level}"], calls[f"check {level}"] = partial(bench.hold, level, wait), partial(bench.check, level)
+    burst, *checks, head = clock.medians({**calls, clock.UNUSED: bench.hold, "head": bench.project}, plan).values()
     draft, write = burst / written, stages[0].write
     if isinstance(write, CompiledBurst):
         head = draft * float(write.writer.times[1] / write.writer.times.sum())
     return StageCosts(draft, head, tuple(checks))
-
-
-def _medians(bench: Bench, acts: list[Act], plan: clock.Plan) -> list[float]:
-    """Median seconds of each act, taken in turns."""
-    raw: list[list[float]] = [[] for _ in acts]
-    for turn in range(-plan.warmup, plan.repeats):
-        for seconds, act in zip(raw, acts, strict=True):
-            bench.hold(act.level, act.wait)
-            spent = clock.seconds_of(act.call)
-            if turn >= 0:
-                seconds.append(spent)
-    return [clock.median(seconds) for seconds in raw]
 
 
 def predicted(costs: StageCosts, levels: Sequence[Verified], waits: Sequence[int]) -> float:

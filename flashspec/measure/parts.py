@@ -156,11 +156,8 @@ def measure_parts(bench: Bench, plan: clock.Plan, eager: bool = False) -> Parts:
     calls = bench.actions
     if len(bench.stages) > 1:
         calls = {"burst": bench.burst, "step": bench.step, "check": bench.check} if eager else {**calls, "step": bench.step}
-    with torch.inference_mode():
-        raw = clock.interleaved_seconds(calls, plan)
-        few = replace(plan, repeats=min(PROMPTS, plan.repeats), warmup=1)
-        first = clock.interleaved_seconds({"first": bench.first}, few)
-    found = {name: clock.median(seconds) for name, seconds in (raw | first).items()}
+    few = replace(plan, repeats=min(PROMPTS, plan.repeats), warmup=1)
+    found = clock.medians(calls, plan) | clock.medians({"first": bench.first}, few)
     check = found.get("check", 0.0)
     prefill = max(0.0, found["first"] - found["burst"] - check)
     return Parts(found["burst"] / bench.block, check, found.get("step", 0.0), prefill)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby, product
+from functools import partial
+from itertools import product
 from typing import NamedTuple, Protocol
 
 from flashspec.decoding.method import Method
 from flashspec.decoding.models import Models
 from flashspec.heads.registry import HEADS
 from flashspec.measure.clock import Plan
-from flashspec.measure.costs import PairCosts, Setting, measure_costs, name_of
+from flashspec.measure.costs import PairCosts, Setting, Turn, measure_costs, name_of
 from flashspec.measure.prompts import Prompt
 from flashspec.measure.trace import record, replay_texts
 from flashspec.scores import Sampling
@@ -99,11 +100,11 @@ class Acceptance(Protocol):
 class Texts:
     """Known texts, and the chance that each writer gets each of their tokens."""
 
-    stands: Mapping[str, Sequence[Shares]]
+    chances: Mapping[str, Sequence[Shares]]
 
     def counts(self, method: Method) -> list[Counts]:
         """One count a text."""
-        return [replayed(text, method.k) for text in self.stands[name_of(method)]]
+        return [replayed(text, method.k) for text in self.chances[name_of(method)]]
 
 
 @dataclass(frozen=True)
@@ -160,32 +161,27 @@ def tar_of(counts: Sequence[Counts]) -> float:
     return sum(c.emitted for c in counts) / sum(c.rounds for c in counts)
 
 
+def predicted(pair: PairCosts, method: Method, counts: Sequence[Counts], turns: Sequence[Turn] | None = None) -> float:
+    """A method's speedup by these counts and the parts of these turns, or of all."""
+    costs, step = pair.costs(method, turns)
+    return speedup(tar_of(counts), costs, method.k, step)
+
+
 def forecast(pair: PairCosts, acceptance: Acceptance, method: Method) -> Forecast:
     """A method's speedup with an interval over texts and turns, resampled independently (turns hold all parts together)."""
-
-    def ratio(counts: Sequence[Counts], turns: Sequence) -> float:
-        costs, step = pair.costs(method, turns)
-        return speedup(tar_of(counts), costs, method.k, step)
-
-    counts = acceptance.counts(method)
-    costs, step = pair.costs(method)
-    tar = tar_of(counts)
-    needs = break_even(tar, costs, method.k, step)
-    return Forecast(method, tar, bootstrap([counts, pair.turns], ratio, 400), round_parts(costs, method.k), step, needs)
+    counts, (costs, step) = acceptance.counts(method), pair.costs(method)
+    tar, interval = tar_of(counts), bootstrap([counts, pair.turns], partial(predicted, pair, method), 400)
+    return Forecast(method, tar, interval, round_parts(costs, method.k), step, break_even(tar, costs, method.k, step))
 
 
 def advise(pair: PairCosts, acceptance: Acceptance, methods: Sequence[Method]) -> Advice:
     """The fastest predicted method, and the fastest of every other head and finalisation, from the best."""
-
-    def predicted(method: Method) -> float:
-        costs, step = pair.costs(method)
-        return speedup(tar_of(acceptance.counts(method)), costs, method.k, step)
-
-    def family(method: Method) -> tuple[str, str]:
-        return name_of(method), method.finalize
-
-    groups = groupby(sorted(methods, key=family), key=family)
-    winners = [forecast(pair, acceptance, max(group, key=predicted)) for _, group in groups]
+    fastest = dict[tuple[str, str], tuple[float, Method]]()
+    for method in methods:
+        found, family = predicted(pair, method, acceptance.counts(method)), (name_of(method), method.finalize)
+        if family not in fastest or found > fastest[family][0]:
+            fastest[family] = found, method
+    winners = [forecast(pair, acceptance, method) for _, (_, method) in sorted(fastest.items())]
     best, *others = sorted(winners, key=lambda found: -found.speedup.value)
     return Advice(best, tuple(others))
 
@@ -194,11 +190,11 @@ def observe(models: Models, question: Question, prompts: Sequence[Prompt]) -> tu
     """Costs of a pair on this machine, and its writers' chances on texts that the target writes for these prompts."""
     check_smaller(models.model("draft").config.body_parameters, models.target.config.body_parameters)
     trace = record(models, prompts, question.sampling, question.new_tokens)
-    stands = {name_of(writer): tuple(replay_texts(trace, models, writer)) for writer in question.writers}
+    chances = {name_of(writer): tuple(replay_texts(trace, models, writer)) for writer in question.writers}
     middle = Setting(prompts[0].ids, trace.told[0].tokens[: question.new_tokens // 2], question.sampling)
     plan = Plan(question.repeats, device=str(models.target.device))
     costs = measure_costs(models, question.writers, question.timed, middle, plan)
-    return costs, Texts(stands)
+    return costs, Texts(chances)
 
 
 def stated_costs(times: Mapping[str, float]) -> PairCosts:

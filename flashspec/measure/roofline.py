@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -21,9 +20,6 @@ class Work:
 
     def __add__(self, other: Work) -> Work:
         return Work(self.bytes + other.bytes, self.flops + other.flops)
-
-    def __mul__(self, times: int) -> Work:
-        return Work(self.bytes * times, self.flops * times)
 
 
 @dataclass(frozen=True)
@@ -52,6 +48,13 @@ def bandwidth(megabytes: int = 256, repeats: int = 7) -> Bandwidth:
     return Bandwidth(block.nbytes, tuple(min(raw.values(), key=min)))
 
 
+def roof(device: str, megabytes: int = 1024) -> float:
+    """Bytes a second at which the device reads memory larger than its caches: the best of several sums."""
+    block = torch.ones((megabytes if device != "cpu" else 64) << 18, device=device)
+    seconds = [clock.seconds_of(block.sum, device) for _ in range(8)]
+    return block.nbytes / min(seconds)
+
+
 def stored_bytes(*modules: nn.Module) -> int:
     """Bytes that one pass over these modules reads: parameters and persistent buffers, each storage once."""
     tensors: dict[int, int] = {}
@@ -73,23 +76,3 @@ def body_work(config: ModelConfig, rows: int, seen: int, itemsize: float = 2, ca
     attended = rows * seen + rows * (rows + 1) // 2
     attention = 4 * config.layers * config.heads * config.head_dim * attended
     return Work(traffic, 2 * rows * config.body_parameters + attention)
-
-
-def dense_head_work(vocab: int, hidden: int, rows: int, itemsize: float = 2) -> Work:
-    """One dense projection of `rows` hidden rows: the weight is read once, logits are written in float32."""
-    return Work(int(vocab * hidden * itemsize) + 4 * rows * (vocab + hidden), 2 * rows * vocab * hidden)
-
-
-def flash_head_work(scored: int, hidden: int, rows: int, itemsize: float = 2) -> Work:
-    """One FlashHead projection: every row reads its own `scored` rows, centroids included."""
-    return Work(int(rows * scored * hidden * itemsize) + 4 * rows * (scored + hidden), 2 * rows * scored * hidden)
-
-
-def fraction_of_limit(work: Work, seconds: float, roof: float) -> float:
-    """Share of the measured bandwidth `roof` (bytes per second) that a part reaches: 1 is as fast as memory allows."""
-    return work.bytes / seconds / roof
-
-
-def total(parts: Iterable[Work]) -> Work:
-    """Sum of works."""
-    return sum(parts, Work())

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from flashspec.decoding.stages import Stage
 from flashspec.decoding.state import Event
-from flashspec.measure.roofline import Work, body_work, stored_bytes, total
+from flashspec.measure.roofline import Work, body_work, stored_bytes
 from flashspec.model.reader import SpanReader
 
 
@@ -28,17 +28,11 @@ class Score:
         pairs = zip(vars(self).values(), vars(other).values(), strict=True)
         return Score(*(a + b for a, b in pairs))
 
-    def per_token(self) -> dict[str, float]:
-        """Every count divided by the final tokens; ValueError where there are none."""
-        if not self.emitted:
-            raise ValueError("a decode without final tokens has no score per token")
-        return {name: value / self.emitted for name, value in vars(self).items() if name != "emitted"}
-
 
 def score(events: Sequence[Event], stages: list[Stage], emitted: int, past: int = 0) -> Score:
     """Score of one decode; `past` is the mean number of tokens in the caches, which sets the key/value traffic."""
     last = len(stages) - 1
-    work = total(event_work(event, stages[event.stage], past) for event in events)
+    work = sum((event_work(event, stages[event.stage], past) for event in events), Work())
     forwards = sum(forwards_of(event) for event in events if event.stage == last)
     layer_tokens = sum(event.rows * _layers(stages[event.stage]) for event in events)
     return Score(forwards, layer_tokens, work.bytes, work.flops, emitted)
@@ -82,8 +76,3 @@ def _products(head: object) -> int:
 
 def _layers(stage: Stage) -> int:
     return getattr(stage.reader, "layers", 0)
-
-
-def joined(scores: Iterable[Score]) -> Score:
-    """Sum of scores."""
-    return sum(scores, Score())

@@ -108,7 +108,7 @@ def _chances(models: Models, prompt: Sequence[int], tokens: Sequence[int], sampl
 
 
 def _drawn_apart(sampling: Sampling) -> bool:
-    """Whether draft and target draw with different numbers, so that only probabilities say what stands."""
+    """Whether draft and target draw with different numbers, so that only probabilities say what is accepted."""
     return sampling.rule != "coupling" and sampling.temperature > 0
 
 
@@ -136,12 +136,12 @@ def replay_texts(trace: Trace, models: Models, method: Method) -> Iterator[list[
         stage = build(method, models, trace.sampling, context)[0]
         if isinstance(stage.head, ContextHead):
             raise ValueError(f"head {method.head!r} learns from verifications, which a replay has none of; decode live instead")
-        yield stands(stage, told, trace.sampling)
+        yield acceptance(stage, told, trace.sampling)
 
 
 @torch.inference_mode()
-def stands(stage: Stage, told: Told, sampling: Sampling) -> list[float]:
-    """The chance that this writer's proposal for each token of a text is kept: 1 or 0, or min(1, q / p)."""
+def acceptance(stage: Stage, told: Told, sampling: Sampling) -> list[float]:
+    """The probability that this writer's proposal for each token of a text is accepted: 1 or 0, or min(1, q / p)."""
     if _drawn_apart(sampling):
         proposed = _probabilities(stage, told.prompt, told.tokens)
         return (proposed / proposed.new_tensor(told.chances)).clamp(max=1.0).tolist()

@@ -16,9 +16,9 @@ from flashspec.heads.candidates import ShortlistHead
 from flashspec.heads.dense import DenseHead
 from flashspec.heads.registry import HEADS, RANKED, VARIANTS, Origin, head_named
 from flashspec.measure import clock
-from flashspec.measure.roofline import stored_bytes
+from flashspec.measure.pieces import Ahead, checked, one_token, ready
+from flashspec.measure.roofline import roof, stored_bytes
 from flashspec.measure.stand_ins import stand_in_flash, stand_in_preview
-from flashspec.measure.standing import Ahead, judged, one_token, ready, roof
 from flashspec.model.config import ModelConfig
 from flashspec.model.memory import Form, free_bytes, weight_bytes
 from flashspec.model.reshape import reshaped
@@ -105,14 +105,6 @@ class Piece(NamedTuple):
     call: Callable[[], object]
 
 
-class Place(NamedTuple):
-    """What `ready` asks for: tokens of the past and of the longest burst, and the device."""
-
-    past: int
-    k: int
-    device: str
-
-
 def measure(params: Params) -> Iterator[Row]:
     """Time pieces of a round, all of one shape and of its spreads in turns."""
     speed = roof(params.device)
@@ -179,8 +171,8 @@ def _projections(origin: Origin, facts: dict[str, Any], params: Params) -> Itera
 def _reads(model: Any, facts: dict[str, Any], how: tuple[Params, str]) -> Iterator[Piece]:
     """Steps, bodies, heads and bursts of a draft, and checks of a target, of this model."""
     params, form = how
-    layers, place = stored_bytes(model.layers), Place(params.past, max(params.k), params.device)
-    draft = ready(model, place, "auto")
+    layers, place = stored_bytes(model.layers), (params.past, max(params.k))
+    draft = ready(model, *place)
     dense = {"head": "dense", "format": form, "rows_scored": model.config.vocab_size}
     if "body" in params.piece:
         yield Piece({**facts, **dense, "piece": "body", "bytes": layers}, partial(draft.read, 1))
@@ -197,8 +189,8 @@ def _reads(model: Any, facts: dict[str, Any], how: tuple[Params, str]) -> Iterat
     head = DenseHead(model.norm, model.head_weight)
     for rows in params.rows if "check" in params.piece else ():
         size = layers + head.bytes_read(rows)
-        target = ready(model, place, "auto", rows)
-        yield Piece({**facts, **dense, "piece": "check", "rows": rows, "bytes": size}, partial(judged, head, target, rows))
+        target = ready(model, *place, rows=rows)
+        yield Piece({**facts, **dense, "piece": "check", "rows": rows, "bytes": size}, partial(checked, head, target, rows))
 
 
 def heads_over(origin: Origin, params: Params) -> Iterator[tuple[dict[str, Any], Any]]:

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-from flashspec.measure.bench import Interval
 from flashspec.model.writing import write_text
+from flashspec.theory import Interval
 
 COLOURS = {
     "baseline": "#5f6368",

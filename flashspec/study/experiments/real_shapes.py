@@ -21,9 +21,9 @@ from flashspec.decoding.ways import fastest
 from flashspec.heads.base import Head
 from flashspec.heads.dense import DenseHead
 from flashspec.measure import clock
-from flashspec.measure.roofline import stored_bytes
+from flashspec.measure.pieces import Ahead, Ready, checked, flag, one_token, ready
+from flashspec.measure.roofline import roof, stored_bytes
 from flashspec.measure.stand_ins import stand_in_flash
-from flashspec.measure.standing import Ahead, Ready, flag, judged, one_token, ready, roof
 from flashspec.model import graphs
 from flashspec.model.awq import Int4Linear, dequantise
 from flashspec.model.config import ModelConfig, to_hf
@@ -110,7 +110,7 @@ def draft_step(params: Params) -> Iterator[Row]:
     model, speed = synthetic(params.draft, device=params.device), roof(params.device)
     heads, body = heads_of(model, params), stored_bytes(model.layers)
     for mode in params.graphs:
-        draft = ready(model, params, mode)
+        draft = ready(model, params.past, params.k, mode)
         calls: dict[str, Callable[[], object]] = {"body": partial(draft.read, 1)}
         calls |= {name: Ahead(draft, head, params.k) for name, head in heads.items()}
         for name, repeat, s in timed(calls, params):
@@ -124,8 +124,8 @@ def verify(params: Params) -> Iterator[Row]:
     head, size = DenseHead(model.norm, model.head_weight), stored_bytes(model.layers)
     for mode in params.graphs:
         for rows in range(1, params.k + 2):
-            target = ready(model, params, mode, rows)
-            calls: dict[str, Callable[[], object]] = {"verify": partial(judged, head, target, rows)}
+            target = ready(model, params.past, params.k, mode, rows)
+            calls: dict[str, Callable[[], object]] = {"verify": partial(checked, head, target, rows)}
             calls |= {"finalize": partial(target.read, 1)} if rows == 1 else {}
             for name, repeat, s in timed(calls, params):
                 read = size + (head.bytes_read(rows) if name == "verify" else 0)

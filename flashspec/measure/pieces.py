@@ -1,11 +1,11 @@
-"""Parts of a round that stand ready to be timed: a reader behind a past, a burst from there on, a verification."""
+"""Pieces of a round ready to be timed, on models of any shape: a reader behind a past, a burst from there on, a check."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,7 +15,6 @@ from flashspec.decoding.stages import Stage
 from flashspec.decoding.ways import fastest
 from flashspec.heads.base import Head
 from flashspec.heads.dense import DenseHead
-from flashspec.measure import clock
 from flashspec.model import graphs
 from flashspec.model.reader import SpanReader
 from flashspec.model.transformer import Transformer
@@ -33,13 +32,6 @@ def flag(value: str) -> Iterator[None]:
         os.environ.pop(graphs.FLAG)
         if before is not None:
             os.environ[graphs.FLAG] = before
-
-
-def roof(device: str, megabytes: int = 1024) -> float:
-    """Bytes a second at which the device reads memory larger than its caches: the best of several sums."""
-    block = torch.ones((megabytes if device != "cpu" else 64) << 18, device=device)
-    seconds = [clock.seconds_of(block.sum, device) for _ in range(8)]
-    return block.nbytes / min(seconds)
 
 
 def one_token(head: Head, row: Tensor) -> Tensor:
@@ -62,16 +54,16 @@ class Ready(NamedTuple):
         return self.reader.rows[count : len(self.tokens)]
 
 
-def ready(model: Transformer, params: Any, mode: str, rows: int = 1) -> Ready:
-    """A reader of this model behind `past` tokens."""
-    tokens = torch.arange(params.past + rows, device=params.device) % model.config.vocab_size
+def ready(model: Transformer, past: int, k: int, mode: str = "auto", rows: int = 1) -> Ready:
+    """A reader of this model behind `past` tokens, with room for a burst of k."""
+    tokens = torch.arange(past + rows, device=model.device) % model.config.vocab_size
     with flag(mode):
-        made = Ready(SpanReader(model, context=params.past + rows + params.k + 1), tokens)
-    made.reader.read(tokens[: params.past])
+        made = Ready(SpanReader(model, context=past + rows + k + 1), tokens)
+    made.reader.read(tokens[:past])
     return made
 
 
-def judged(head: DenseHead, target: Any, rows: int) -> object:
+def checked(head: DenseHead, target: Ready, rows: int) -> object:
     """The target's best ids after reading `rows` tokens."""
     return head(target.read(rows)).logits.argmax(-1)
 
