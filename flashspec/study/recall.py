@@ -170,7 +170,7 @@ def banded(held: HeldOut, head: Any, params: Params, facts: dict[str, Any], need
     for kind, (band, ranked) in product(dict.fromkeys(held.kinds), held.bands(params.edge).items()):
         inside = ranked & torch.tensor([each == kind for each in held.kinds])
         if bool(inside.any()):
-            counts = {"positions": int(inside.sum()), "agreed": int(same[inside].sum())}
+            counts: dict[str, Any] = {"positions": int(inside.sum()), "agreed": int(same[inside].sum())}
             counts |= {} if needed is None else percentiles(needed[inside])
             covered = round(float(mass[inside].double().sum()), 3)
             yield Row(kind=kind, band=band, covered=covered, **facts, **counts, **costs(head, held.draft.head_weight))

@@ -46,7 +46,7 @@ def head_recall(results: Any) -> Figure:
     table, kinds = (heads.usual(heads.recalls(results.frame, *by)) for by in ((), ("kind",)))
     figure, (left, right) = canvas(2, 4.4)
     for (name, draft), lines in table.sort_values("megabytes").groupby(["name", "draft"], sort=False):
-        style = {"color": colour(lines["head"].iloc[0]), "fillstyle": "full" if "calibrated" in name else "none"}
+        style: dict[str, Any] = {"color": colour(lines["head"].iloc[0]), "fillstyle": "full" if "calibrated" in name else "none"}
         label = name if table["draft"].nunique() == 1 else f"{draft}, {name}"
         left.plot(lines["megabytes"], lines["agreement"], mark(name) + ":", markersize=6, label=label, **style)
     left.set(xscale="log", xlabel="megabytes read for one row", ylabel="agrees with the dense head, % of rows")
@@ -54,7 +54,7 @@ def head_recall(results: Any) -> Figure:
     missed = kinds[kinds["plan"] == "default"].pivot_table(index="kind", columns="name", values="missed", sort=False)
     width = 0.8 / max(1, len(missed.columns))
     for place, name in enumerate(missed.columns):
-        fill = {"color": colour(name.partition(",")[0]), "hatch": "//" if "calibrated" in name else "", "edgecolor": "#444444"}
+        fill: dict[str, Any] = {"color": colour(name.partition(",")[0]), "hatch": "//" if "calibrated" in name else "", "edgecolor": "#444444"}
         right.bar([at + place * width for at in range(len(missed))], missed[name], width, linewidth=0.5, **fill)
     right.set_xticks([at + 0.4 - width / 2 for at in range(len(missed))], missed.index)
     right.set(yscale="symlog", xlabel="kind of text", ylabel="missed, % of rows (hatched: calibrated)", ylim=(0, 100))
