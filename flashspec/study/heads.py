@@ -60,7 +60,8 @@ def clusterings(frame: DataFrame) -> DataFrame:
     words = rows["metric"] + rows["homes"].map({1: ", one home", 2: ", two homes"})
     rows = rows.assign(kind=words).sort_values("calibrated", kind="stable")
     keys = ["draft", "cluster_size"]
-    return rows.pivot_table(index=keys, columns="kind", values="agreement", aggfunc="last", sort=False).reset_index().rename_axis(columns=None)
+    table = rows.pivot_table(index=keys, columns="kind", values="agreement", aggfunc="last", sort=False)
+    return table.reset_index().rename_axis(columns=None)
 
 
 def bands(frame: DataFrame) -> DataFrame:
@@ -187,7 +188,8 @@ def sizes(frame: DataFrame) -> DataFrame:
     named = {at: name for name, lines in contexts(found) for at in lines.index}
     table = found.assign(sampling=found.index.map(named))
     keys = ["draft", "head", "probes"]
-    return table.pivot_table(index=keys, columns="sampling", values="verdict", aggfunc="first").reset_index().rename_axis(columns=None)
+    table = table.pivot_table(index=keys, columns="sampling", values="verdict", aggfunc="first")
+    return table.reset_index().rename_axis(columns=None)
 
 
 def _size(line: Any) -> str:

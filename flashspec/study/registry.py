@@ -10,7 +10,7 @@ from flashspec.study import experiments
 from flashspec.study.experiment import Experiment
 from flashspec.study.parameters import Refused
 
-CORE = ("exits", "family", "parts", "race", "recall")
+CORE = ("exits", "family", "parts", "recall", "race")
 
 
 class Registry(Mapping[str, Experiment]):

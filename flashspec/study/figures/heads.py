@@ -54,7 +54,8 @@ def head_recall(results: Any) -> Figure:
     missed = kinds[kinds["plan"] == "default"].pivot_table(index="kind", columns="name", values="missed", sort=False)
     width = 0.8 / max(1, len(missed.columns))
     for place, name in enumerate(missed.columns):
-        fill: dict[str, Any] = {"color": colour(name.partition(",")[0]), "hatch": "//" if "calibrated" in name else "", "edgecolor": "#444444"}
+        hatch = "//" if "calibrated" in name else ""
+        fill: dict[str, Any] = {"color": colour(name.partition(",")[0]), "hatch": hatch, "edgecolor": "#444444"}
         right.bar([at + place * width for at in range(len(missed))], missed[name], width, linewidth=0.5, **fill)
     right.set_xticks([at + 0.4 - width / 2 for at in range(len(missed))], missed.index)
     right.set(yscale="symlog", xlabel="kind of text", ylabel="missed, % of rows (hatched: calibrated)", ylim=(0, 100))
