@@ -1,8 +1,7 @@
-"""The time ledger is closed, counts nested time once and changes no text; scores and parts follow the events."""
+"""Scores and parts follow the events; measuring leaves the stages ready."""
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 import pytest
@@ -15,7 +14,6 @@ from flashspec.decoding.method import METHODS, build, method_named
 from flashspec.decoding.state import Event, Limits
 from flashspec.measure import clock, overhead
 from flashspec.measure.contest import Decoding, Entry, Turns, contest, joined_by_kind, texts
-from flashspec.measure.ledger import Ledger, account
 from flashspec.measure.parts import Parts, measure_parts, predicted_seconds, prepare
 from flashspec.measure.prompts import Prompt, load_prompts
 from flashspec.measure.score import Score, score
@@ -33,48 +31,6 @@ def models() -> Any:
 
 def stages(models: Any, name: str, sampling: Sampling = WARM, **changes: Any) -> list:
     return build(method_named(name, changes), models, sampling, 128)
-
-
-@pytest.mark.parametrize("name", ["baseline", "dense", "flash", "self_speculation", "hispec"])
-@pytest.mark.parametrize("finalize", ["eager", "deferred"])
-def test_the_ledger_is_closed_and_leaves_the_text_alone(models: Any, name: str, finalize: str) -> None:
-    changes = {"finalize": finalize} | (PROBED if name == "flash" else {})
-    limits = Limits(40, finalize=finalize)
-    plain = [t for step in decode(stages(models, name, **changes), PROMPT, limits) for t in step.tokens]
-    found = account(stages(models, name, **changes), PROMPT, limits)
-    assert found.tokens == plain
-    assert 0.97 <= found.closure <= 1.001
-    assert ("finalize" in found.parts) == (finalize == "eager" and name != "baseline")
-    assert {"prefill", "verify body", "verify head", "host"} <= set(found.parts)
-
-
-def test_every_round_of_an_eager_run_is_finalised_but_the_last(models: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    entered: list[str] = []
-    part = Ledger.part
-
-    def spy(self: Ledger, name: str) -> Any:
-        entered.append(name)
-        return part(self, name)
-
-    monkeypatch.setattr(Ledger, "part", spy)
-    account(stages(models, "dense", finalize="eager"), PROMPT, Limits(40, finalize="eager"))
-    assert entered.count("accept") - 1 == entered.count("finalize") > 3
-
-
-def test_nested_time_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    ticks = itertools.count()
-    monkeypatch.setattr(clock, "now", lambda: float(next(ticks)))
-    ledger = Ledger()
-    with ledger.part("host"), ledger.part("verify body"), ledger.part("draft body"):
-        pass
-    assert ledger.seconds == {"host": 2.0, "verify body": 2.0, "draft body": 1.0}
-
-
-def test_time_inside_a_finalising_read_is_finalisation() -> None:
-    ledger = Ledger()
-    with ledger.part("finalize"), ledger.part("draft body"):
-        pass
-    assert set(ledger.seconds) == {"finalize"}
 
 
 def events_of(models: Any, name: str, **changes: Any) -> tuple[list[Event], list, int]:
