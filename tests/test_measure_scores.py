@@ -14,6 +14,7 @@ from flashspec.decoding.method import METHODS, build, method_named
 from flashspec.decoding.state import Event, Limits
 from flashspec.measure import clock, overhead
 from flashspec.measure.contest import Decoding, Entry, Turns, contest, joined_by_kind, texts
+from flashspec.measure.levels import stage_costs
 from flashspec.measure.parts import Parts, measure_parts, predicted_seconds, prepare
 from flashspec.measure.prompts import Prompt, load_prompts
 from flashspec.measure.score import Score, score
@@ -101,6 +102,14 @@ def test_the_prediction_is_the_sum_of_its_parts(models: Any) -> None:
     slower = parts._replace(overhead=0.5)
     assert predicted_seconds(slower, stats, 1, eager=False) == deferred + 0.5 * stats.rounds
     assert predicted_seconds(slower, plain, 1, eager=False) == 100 + 40 + 20
+
+
+def test_costs_of_a_hierarchy_leave_nothing_out(models: Any) -> None:
+    used = stages(models, "hispec")
+    costs = stage_costs(used, list(range(1, 40)), [2, 5], clock.Plan(3, 1))
+    assert len(costs.checks) == 2 and min(costs.draft, costs.head, *costs.checks) > 0 and costs.draft > costs.head
+    fresh = [t for step in decode(stages(models, "hispec"), PROMPT, Limits(12)) for t in step.tokens]
+    assert [t for step in decode(used, PROMPT, Limits(12)) for t in step.tokens] == fresh
 
 
 @pytest.mark.parametrize("name", ["baseline", "dense", "flash"])
