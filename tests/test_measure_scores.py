@@ -9,13 +9,12 @@ import tiny
 import torch
 
 from flashspec.decoding.cascade import decode
-from flashspec.decoding.generate import count
 from flashspec.decoding.method import METHODS, build, method_named
 from flashspec.decoding.state import Event, Limits
 from flashspec.measure import clock, overhead
-from flashspec.measure.contest import Decoding, Entry, Turns, contest, joined_by_kind, texts
+from flashspec.measure.contest import Decoding, Entry, texts
 from flashspec.measure.levels import stage_costs
-from flashspec.measure.parts import Parts, measure_parts, predicted_seconds, prepare
+from flashspec.measure.parts import prepare
 from flashspec.measure.prompts import Prompt, load_prompts
 from flashspec.measure.score import Score, score
 from flashspec.scores import Sampling
@@ -75,33 +74,9 @@ def test_scores_add() -> None:
     assert Score(1, 2, 3, 4, 2) + Score(1, 2, 3, 4, 2) == Score(2, 4, 6, 8, 4)
 
 
-@pytest.mark.parametrize("name", ["baseline", "dense", "flash"])
-def test_measuring_parts_leaves_the_stages_ready(models: Any, name: str) -> None:
-    used = stages(models, name, **(PROBED if name == "flash" else {}))
-    bench = prepare(lambda: used, PROMPT, [4, 5, 6])
-    parts = measure_parts(bench, clock.Plan(2, 1))
-    assert parts.draft > 0 and parts.prefill >= 0 and (parts.check > 0) == (name != "baseline")
-    fresh = [t for step in decode(stages(models, "baseline"), PROMPT, Limits(12)) for t in step.tokens]
-    assert [t for step in decode(used, PROMPT, Limits(12)) for t in step.tokens] == fresh
-
-
 def test_parts_are_measured_for_two_stages_at_most(models: Any) -> None:
     with pytest.raises(ValueError, match="got 3 stages"):
         prepare(lambda: stages(models, "hispec"), PROMPT, [])
-
-
-def test_the_prediction_is_the_sum_of_its_parts(models: Any) -> None:
-    parts = Parts(draft=1.0, check=10.0, step=5.0, prefill=100.0)
-    events, used, emitted = events_of(models, "dense")
-    stats = count(events, emitted, len(used))
-    deferred = predicted_seconds(parts, stats, decodes=1, eager=False)
-    assert deferred == 100 + stats.drafted + 10 * stats.rounds
-    assert predicted_seconds(parts, stats, 1, eager=True) == deferred + 5 * stats.rounds
-    plain = count(*[(e, n, len(s)) for e, s, n in [events_of(models, "baseline")]][0])
-    assert predicted_seconds(parts, plain, 1, eager=False) == 100 + 40
-    slower = parts._replace(overhead=0.5)
-    assert predicted_seconds(slower, stats, 1, eager=False) == deferred + 0.5 * stats.rounds
-    assert predicted_seconds(slower, plain, 1, eager=False) == 100 + 40 + 20
 
 
 def test_costs_of_a_hierarchy_leave_nothing_out(models: Any) -> None:
@@ -139,20 +114,13 @@ def test_walks_through_memory_are_taken_away(monkeypatch: pytest.MonkeyPatch) ->
     assert overhead.loop_overhead(2) >= 0 and overhead.loop_overhead(1) >= 0
 
 
-def test_a_contest_runs_in_turns_and_all_exact_methods_write_one_text(models: Any) -> None:
-    names = ("baseline", "dense", "self_speculation")
-    entries = [Entry(name, METHODS[name], WARM) for name in names]
-    prompts = [Prompt("code", (1, 2, 3)), Prompt("prose", (9, 8)), Prompt("code", (4,))]
-    records = list(contest(models, entries, prompts, Turns(10, 2, 1)))
-    assert [r.entry for r in records[:3]] == list(names) and len(records) == 3 * 3 * 2
-    assert {len(r.tokens) for r in records} == {10}
-    for number in range(3):
-        assert len({r.tokens for r in records[3 * number : 3 * number + 3]}) == 1
-    joined = joined_by_kind(records)
-    assert len(joined) == 3 * 2 * 2
-    code = next(r for r in joined if r.kind == "code" and r.entry == "dense")
-    assert len(code.tokens) == code.stats.emitted == code.score.emitted == 20
-    assert texts(models, entries[0], prompts[:1], 10) == [records[0].tokens]
+def test_a_timed_decode_is_recorded_as_the_untimed_one_writes(models: Any) -> None:
+    entries = [Entry(name, METHODS[name], WARM) for name in ("baseline", "dense", "self_speculation")]
+    records = [Decoding(models, entry, Prompt("code", (1, 2, 3)), 10).record() for entry in entries]
+    assert len({r.tokens for r in records}) == 1 and all(r.seconds > 0 for r in records)
+    assert all(len(r.tokens) == r.stats.emitted == r.score.emitted == 10 for r in records)
+    assert texts(models, entries[0], [Prompt("code", (1, 2, 3))], 10) == [records[0].tokens]
+    assert texts(models, entries[0], [Prompt("code", (4,))], 10) != [records[0].tokens]
 
 
 def test_a_timed_decode_ignores_stop_tokens(models: Any) -> None:

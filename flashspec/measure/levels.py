@@ -44,7 +44,7 @@ def stage_costs(stages: list[Stage], text: Sequence[int], waits: Sequence[int], 
     they do not write the burst, what a projection takes by itself.
     """
     start, most = len(text) - max([1, *waits]), max([stages[min(1, len(stages) - 1)].every, *waits])
-    bench = held(lambda: stages, text[:start], start, text[start:], most + 2)
+    bench = held(lambda: stages, text[:start], text[start:], most + 2)
     written = max(1, bench.state.length - start)
     calls: dict[str, Callable[[], object]] = {"burst": bench.burst}
     for level, wait in enumerate(waits, start=1):
