@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from flashspec.measure.clock import Plan, interleaved_seconds
-from flashspec.measure.repetition import repeated_share, repetition
-from flashspec.measure.roofline import Work, bandwidth, body_work, roof, stored_bytes
+from flashspec.measure.repetition import repeated_share
+from flashspec.measure.roofline import Work, body_work, roof, stored_bytes
 from flashspec.model.config import from_hf
 from flashspec.model.synthetic import SHAPES, random_rows, shape, synthetic
 
@@ -36,10 +36,8 @@ def test_works_add() -> None:
     assert sum([Work(1, 2), Work(6, 8)], Work()) == Work(7, 10)
 
 
-def test_bandwidth_reads_more_than_a_gigabyte_a_second() -> None:
-    measured = bandwidth(megabytes=8, repeats=3)
-    assert measured.bytes == 8 << 20 and len(measured.seconds) == 3
-    assert measured.best >= measured.median > 1e8 and roof("cpu") > 1e8
+def test_memory_reads_more_than_a_hundred_megabytes_a_second() -> None:
+    assert roof("cpu") > 1e8
 
 
 def test_a_shape_faithful_model_has_the_published_counts_and_finite_logits() -> None:
@@ -67,7 +65,7 @@ def test_random_rows_do_not_repeat_a_row() -> None:
 def test_repetition_is_counted_as_by_hand() -> None:
     assert repeated_share([1, 2, 1, 2, 1], 2) == 0.5
     assert repeated_share([1, 2, 3], 1) == 0.0 and repeated_share([], 3) == 0.0
-    assert repetition([5] * 10)[1] == 0.9
+    assert repeated_share([5] * 10, 1) == 0.9
     with pytest.raises(ValueError, match="n must be at least 1"):
         repeated_share([1], 0)
 

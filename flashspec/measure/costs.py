@@ -69,7 +69,7 @@ class PairParts:
     device: str = "cpu"
 
     def turn(self, times: int = 1, warmup: int = 1) -> Turn:
-        """Seconds of every part, the middle of so many rounds; what the loop adds is left out (`with_loop`).
+        """Seconds of every part, the middle of so many rounds; what the loop adds is left out (`turns_of`).
 
         Every group goes round by itself, `warmup` rounds more than count (plain decoding SETTLING times as many), so that its
         calls find the caches as in a decode; models that no cache holds need none.
@@ -112,18 +112,16 @@ def _rounds(benches: Mapping[int, Bench], name: str, checked: bool, eager: bool)
     return groups
 
 
-def with_loop(turn: Turn, loop: tuple[float, float]) -> Turn:
-    """A turn with what the loop adds to a plain token and to a round (`loop_seconds`)."""
-    return {**turn, "step": turn["step"] + loop[0], "overhead": loop[1]}
-
-
-def loop_seconds() -> tuple[float, float]:
-    """What the loop adds to a token of plain decoding and to a round of draft and target, now."""
-    return loop_overhead(1), loop_overhead(2)
+def turns_of(turn: Callable[[], Turn], plan: clock.Plan) -> tuple[Turn, ...]:
+    """Turns with what the loop adds to a plain token and to a round; the plan's warm-up turns are discarded."""
+    found = list[Turn]()
+    for _ in range(plan.warmup + plan.repeats):
+        each, plain = turn(), loop_overhead(1)
+        found.append({**each, "step": each["step"] + plain, "overhead": loop_overhead(2)})
+    return tuple(found[plan.warmup :])
 
 
 def measure_costs(models: Models, writers: Sequence[Method], ks: Sequence[int], setting: Setting, plan: clock.Plan) -> PairCosts:
     """Time every part of a round, turn after turn, un-instrumented; no end-to-end number is used."""
     parts = parts_of(models, writers, ks, setting)
-    turns = [with_loop(parts.turn(), loop_seconds()) for _ in range(plan.warmup + plan.repeats)]
-    return PairCosts(tuple(turns[plan.warmup :]), parts.ks)
+    return PairCosts(turns_of(parts.turn, plan), parts.ks)

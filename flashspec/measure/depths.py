@@ -16,7 +16,7 @@ from flashspec.decoding.method import Method
 from flashspec.decoding.models import Models, check_pair
 from flashspec.heads.flash import FlashHead
 from flashspec.measure.clock import Plan
-from flashspec.measure.costs import PairCosts, PairParts, Setting, Turn, loop_seconds, measure_costs, parts_of, with_loop
+from flashspec.measure.costs import PairCosts, PairParts, Setting, Turn, measure_costs, parts_of, turns_of
 from flashspec.measure.stand_ins import stand_in_flash
 from flashspec.model.memory import Form, free_bytes, weight_bytes
 from flashspec.model.synthetic import is_awq, shape, synthetic
@@ -80,8 +80,7 @@ def shape_costs(cuts: tuple[Cut, Cut], writers: Sequence[Method], ks: Sequence[i
     if all(cut.whole for cut in cuts):
         return measure_costs(deep, writers, ks, _setting(deep), plan)
     both = side_by_side(*(parts_of(models, writers, spread(ks), _setting(deep)) for models in (shallow(deep, cuts), deep)))
-    turns = [stretched_turn(cuts, both.turn(warmup=0)) for _ in range(1 + plan.repeats)]
-    return PairCosts(tuple(with_loop(turn, loop_seconds()) for turn in turns[1:]), both.ks)
+    return PairCosts(turns_of(lambda: stretched_turn(cuts, both.turn(warmup=0)), replace(plan, warmup=1)), both.ks)
 
 
 def shallow(deep: Models, cuts: tuple[Cut, Cut]) -> Models:

@@ -4,35 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from flashspec.decoding.cascade import check, decode, draft
-from flashspec.decoding.generate import Stats
+from flashspec.decoding.cascade import check, draft
 from flashspec.decoding.rules import Drawn
 from flashspec.decoding.stages import Stage
 from flashspec.decoding.state import Event, Limits, State
-from flashspec.measure import clock
 from flashspec.scores import Dice, Scores
-
-PROMPTS = 3
-
-
-class Parts(NamedTuple):
-    """Median seconds of the parts of a decode.
-
-    `draft`: one token by stage 0; `check`: a check of k tokens; `step`: a one-token target read; `prefill`: what a text costs
-    besides its rounds (making the stages, reading the prompt); `overhead`: what the loop adds to a round (`loop_overhead`).
-    Plain decoding has no check, so its `check` and `step` are 0.
-    """
-
-    draft: float
-    check: float
-    step: float
-    prefill: float
-    overhead: float = 0.0
 
 
 @dataclass(eq=False)
@@ -41,12 +21,10 @@ class Bench:
 
     The loop's own actions are timed, in the order of a decode, so that each finds the caches as the one before it leaves them:
     burst, check, and step last; with an eager final token burst, step, check. `behind` are tokens of the text that can wait for
-    a check, drawn as `proposal` tells; `prompt` tokens of the text were given.
+    a check, drawn as `proposal` tells.
     """
 
-    make: Callable[[], list[Stage]]
     state: State
-    prompt: int
     behind: Tensor
     proposal: Drawn
 
@@ -103,20 +81,15 @@ class Bench:
         stage, at = self.stages[0], self.start - 1
         return stage.head(stage.reader.rows[at - 1 : at], torch.tensor([at]), Dice(stage.rule.sampling.seed))
 
-    def first(self) -> None:
-        """Make fresh stages and decode the prompt's first round."""
-        limits = Limits(self.block + len(self.stages) - 1)
-        next(decode(self.make(), self.state.tokens[: self.prompt].tolist(), limits))
 
-
-def held(make: Callable[[], list[Stage]], text: Sequence[int], prompt: int, behind: Sequence[int] = (), room: int = 0) -> Bench:
-    """Stages behind a text of which `prompt` tokens were given, ready for every action; the context must hold `room` tokens
+def held(make: Callable[[], list[Stage]], text: Sequence[int], behind: Sequence[int] = (), room: int = 0) -> Bench:
+    """Stages behind a text, ready for every action; the context must hold `room` tokens
     more, without `room` a burst and the verifier's own."""
     stages = make()
     state = State.start(stages, list(text), Limits(room or stages[-1].every + 1))
     ids = torch.tensor(list(behind) or [0], device=state.tokens.device)
     own = Scores(ids[:1, None], torch.zeros(1, 1, device=ids.device))
-    bench = Bench(make, state, prompt, ids, Drawn(ids[:1], own, torch.ones(1, dtype=torch.bool, device=ids.device)))
+    bench = Bench(state, ids, Drawn(ids[:1], own, torch.ones(1, dtype=torch.bool, device=ids.device)))
     with torch.inference_mode():
         for stage in stages:
             stage.reader.read(state.tokens[: bench.start - 1])
@@ -130,7 +103,7 @@ def prepare(make: Callable[[], list[Stage]], prompt: Sequence[int], text: Sequen
 
     The stages' context must hold prompt, text, a burst and the verifier's own token.
     """
-    bench = held(make, [*prompt, *text], len(prompt))
+    bench = held(make, [*prompt, *text])
     if len(bench.stages) > 2:
         raise ValueError(f"parts are measured for a draft and a target, got {len(bench.stages)} stages")
     return bench
@@ -149,27 +122,3 @@ def prepare_each(
     draft, target = whole.stages
     states = {k: State.at([draft, target._replace(every=k)], whole.state.tokens.clone(), whole.start) for k in ks}
     return {k: replace(whole, state=state) for k, state in states.items()}
-
-
-def measure_parts(bench: Bench, plan: clock.Plan, eager: bool = False) -> Parts:
-    """Median seconds of each part but the overhead, in turns; a prompt is long enough to be timed PROMPTS times at most."""
-    calls = bench.actions
-    if len(bench.stages) > 1:
-        calls = {"burst": bench.burst, "step": bench.step, "check": bench.check} if eager else {**calls, "step": bench.step}
-    few = replace(plan, repeats=min(PROMPTS, plan.repeats), warmup=1)
-    found = clock.medians(calls, plan) | clock.medians({"first": bench.first}, few)
-    check = found.get("check", 0.0)
-    prefill = max(0.0, found["first"] - found["burst"] - check)
-    return Parts(found["burst"] / bench.block, check, found.get("step", 0.0), prefill)
-
-
-def predicted_seconds(parts: Parts, stats: Stats, decodes: int, eager: bool) -> float:
-    """Seconds that parts and counts predict for `decodes` runs: no part of the whole run's clock is used.
-
-    prefill + tokens of stage 0 x draft + rounds x (check, overhead, and a one-token read if eager), as in `theory.round_time`.
-    A round of plain decoding is one token and has no check.
-    """
-    if not stats.drafted:
-        return decodes * parts.prefill + stats.emitted * (parts.draft + parts.overhead)
-    per_round = parts.check + parts.overhead + (parts.step if eager else 0.0)
-    return decodes * parts.prefill + stats.drafted * parts.draft + stats.rounds * per_round

@@ -11,8 +11,3 @@ def repeated_share(tokens: Sequence[int], n: int) -> float:
         raise ValueError(f"n must be at least 1, got {n}")
     grams = [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
     return 1.0 - len(set(grams)) / len(grams) if grams else 0.0
-
-
-def repetition(tokens: Sequence[int], longest: int = 4) -> dict[int, float]:
-    """Repeated share for n = 1 .. longest."""
-    return {n: repeated_share(tokens, n) for n in range(1, longest + 1)}

@@ -22,32 +22,6 @@ class Work:
         return Work(self.bytes + other.bytes, self.flops + other.flops)
 
 
-@dataclass(frozen=True)
-class Bandwidth:
-    """Raw seconds of reading `bytes` from memory once, as measured on this machine in this run."""
-
-    bytes: int
-    seconds: tuple[float, ...]
-
-    @property
-    def best(self) -> float:
-        """Bytes per second of the fastest read: the roof."""
-        return self.bytes / min(self.seconds)
-
-    @property
-    def median(self) -> float:
-        """Bytes per second of the median read."""
-        return self.bytes / clock.median(self.seconds)
-
-
-def bandwidth(megabytes: int = 256, repeats: int = 7) -> Bandwidth:
-    """Read a float32 tensor larger than any cache and time it, the fastest of a sum and a matrix-vector product."""
-    block = torch.ones(megabytes << 18).view(-1, 1024)
-    vector = torch.ones(1024)
-    raw = clock.interleaved_seconds({"sum": block.sum, "product": lambda: torch.mv(block, vector)}, clock.Plan(repeats))
-    return Bandwidth(block.nbytes, tuple(min(raw.values(), key=min)))
-
-
 def roof(device: str, megabytes: int = 1024) -> float:
     """Bytes a second at which the device reads memory larger than its caches: the best of several sums."""
     block = torch.ones((megabytes if device != "cpu" else 64) << 18, device=device)

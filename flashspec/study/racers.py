@@ -60,7 +60,7 @@ class Racer:
             seconds, tokens = time_run(self.theirs.contestant(prompt.ids, new_tokens, self.who["k"] or None))
             return Run(seconds, tokens, {"emitted": len(tokens)})
         decoding = Decoding(self.models, self.entry, prompt, new_tokens)
-        record = decoding.record(0)
+        record = decoding.record()
         levels = [verified(decoding.events, stage) for stage in range(1, len(decoding.stages))]
         counts = {f"{name}_{i}": value for i, level in enumerate(levels[:2], 1) for name, value in level._asdict().items()}
         return Run(record.seconds, record.tokens, {**vars(record.stats), **vars(record.score), **counts})

@@ -1,8 +1,7 @@
-"""The time ledger is closed, counts nested time once and changes no text; scores and parts follow the events."""
+"""Scores and parts follow the events; measuring leaves the stages ready."""
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 import pytest
@@ -10,13 +9,12 @@ import tiny
 import torch
 
 from flashspec.decoding.cascade import decode
-from flashspec.decoding.generate import count
 from flashspec.decoding.method import METHODS, build, method_named
 from flashspec.decoding.state import Event, Limits
 from flashspec.measure import clock, overhead
-from flashspec.measure.contest import Decoding, Entry, Turns, contest, joined_by_kind, texts
-from flashspec.measure.ledger import Ledger, account
-from flashspec.measure.parts import Parts, measure_parts, predicted_seconds, prepare
+from flashspec.measure.contest import Decoding, Entry, texts
+from flashspec.measure.levels import stage_costs
+from flashspec.measure.parts import prepare
 from flashspec.measure.prompts import Prompt, load_prompts
 from flashspec.measure.score import Score, score
 from flashspec.scores import Sampling
@@ -33,48 +31,6 @@ def models() -> Any:
 
 def stages(models: Any, name: str, sampling: Sampling = WARM, **changes: Any) -> list:
     return build(method_named(name, changes), models, sampling, 128)
-
-
-@pytest.mark.parametrize("name", ["baseline", "dense", "flash", "self_speculation", "hispec"])
-@pytest.mark.parametrize("finalize", ["eager", "deferred"])
-def test_the_ledger_is_closed_and_leaves_the_text_alone(models: Any, name: str, finalize: str) -> None:
-    changes = {"finalize": finalize} | (PROBED if name == "flash" else {})
-    limits = Limits(40, finalize=finalize)
-    plain = [t for step in decode(stages(models, name, **changes), PROMPT, limits) for t in step.tokens]
-    found = account(stages(models, name, **changes), PROMPT, limits)
-    assert found.tokens == plain
-    assert 0.97 <= found.closure <= 1.001
-    assert ("finalize" in found.parts) == (finalize == "eager" and name != "baseline")
-    assert {"prefill", "verify body", "verify head", "host"} <= set(found.parts)
-
-
-def test_every_round_of_an_eager_run_is_finalised_but_the_last(models: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    entered: list[str] = []
-    part = Ledger.part
-
-    def spy(self: Ledger, name: str) -> Any:
-        entered.append(name)
-        return part(self, name)
-
-    monkeypatch.setattr(Ledger, "part", spy)
-    account(stages(models, "dense", finalize="eager"), PROMPT, Limits(40, finalize="eager"))
-    assert entered.count("accept") - 1 == entered.count("finalize") > 3
-
-
-def test_nested_time_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    ticks = itertools.count()
-    monkeypatch.setattr(clock, "now", lambda: float(next(ticks)))
-    ledger = Ledger()
-    with ledger.part("host"), ledger.part("verify body"), ledger.part("draft body"):
-        pass
-    assert ledger.seconds == {"host": 2.0, "verify body": 2.0, "draft body": 1.0}
-
-
-def test_time_inside_a_finalising_read_is_finalisation() -> None:
-    ledger = Ledger()
-    with ledger.part("finalize"), ledger.part("draft body"):
-        pass
-    assert set(ledger.seconds) == {"finalize"}
 
 
 def events_of(models: Any, name: str, **changes: Any) -> tuple[list[Event], list, int]:
@@ -118,33 +74,17 @@ def test_scores_add() -> None:
     assert Score(1, 2, 3, 4, 2) + Score(1, 2, 3, 4, 2) == Score(2, 4, 6, 8, 4)
 
 
-@pytest.mark.parametrize("name", ["baseline", "dense", "flash"])
-def test_measuring_parts_leaves_the_stages_ready(models: Any, name: str) -> None:
-    used = stages(models, name, **(PROBED if name == "flash" else {}))
-    bench = prepare(lambda: used, PROMPT, [4, 5, 6])
-    parts = measure_parts(bench, clock.Plan(2, 1))
-    assert parts.draft > 0 and parts.prefill >= 0 and (parts.check > 0) == (name != "baseline")
-    fresh = [t for step in decode(stages(models, "baseline"), PROMPT, Limits(12)) for t in step.tokens]
-    assert [t for step in decode(used, PROMPT, Limits(12)) for t in step.tokens] == fresh
-
-
 def test_parts_are_measured_for_two_stages_at_most(models: Any) -> None:
     with pytest.raises(ValueError, match="got 3 stages"):
         prepare(lambda: stages(models, "hispec"), PROMPT, [])
 
 
-def test_the_prediction_is_the_sum_of_its_parts(models: Any) -> None:
-    parts = Parts(draft=1.0, check=10.0, step=5.0, prefill=100.0)
-    events, used, emitted = events_of(models, "dense")
-    stats = count(events, emitted, len(used))
-    deferred = predicted_seconds(parts, stats, decodes=1, eager=False)
-    assert deferred == 100 + stats.drafted + 10 * stats.rounds
-    assert predicted_seconds(parts, stats, 1, eager=True) == deferred + 5 * stats.rounds
-    plain = count(*[(e, n, len(s)) for e, s, n in [events_of(models, "baseline")]][0])
-    assert predicted_seconds(parts, plain, 1, eager=False) == 100 + 40
-    slower = parts._replace(overhead=0.5)
-    assert predicted_seconds(slower, stats, 1, eager=False) == deferred + 0.5 * stats.rounds
-    assert predicted_seconds(slower, plain, 1, eager=False) == 100 + 40 + 20
+def test_costs_of_a_hierarchy_leave_nothing_out(models: Any) -> None:
+    used = stages(models, "hispec")
+    costs = stage_costs(used, list(range(1, 40)), [2, 5], clock.Plan(3, 1))
+    assert len(costs.checks) == 2 and min(costs.draft, costs.head, *costs.checks) > 0 and costs.draft > costs.head
+    fresh = [t for step in decode(stages(models, "hispec"), PROMPT, Limits(12)) for t in step.tokens]
+    assert [t for step in decode(used, PROMPT, Limits(12)) for t in step.tokens] == fresh
 
 
 @pytest.mark.parametrize("name", ["baseline", "dense", "flash"])
@@ -174,20 +114,13 @@ def test_walks_through_memory_are_taken_away(monkeypatch: pytest.MonkeyPatch) ->
     assert overhead.loop_overhead(2) >= 0 and overhead.loop_overhead(1) >= 0
 
 
-def test_a_contest_runs_in_turns_and_all_exact_methods_write_one_text(models: Any) -> None:
-    names = ("baseline", "dense", "self_speculation")
-    entries = [Entry(name, METHODS[name], WARM) for name in names]
-    prompts = [Prompt("code", (1, 2, 3)), Prompt("prose", (9, 8)), Prompt("code", (4,))]
-    records = list(contest(models, entries, prompts, Turns(10, 2, 1)))
-    assert [r.entry for r in records[:3]] == list(names) and len(records) == 3 * 3 * 2
-    assert {len(r.tokens) for r in records} == {10}
-    for number in range(3):
-        assert len({r.tokens for r in records[3 * number : 3 * number + 3]}) == 1
-    joined = joined_by_kind(records)
-    assert len(joined) == 3 * 2 * 2
-    code = next(r for r in joined if r.kind == "code" and r.entry == "dense")
-    assert len(code.tokens) == code.stats.emitted == code.score.emitted == 20
-    assert texts(models, entries[0], prompts[:1], 10) == [records[0].tokens]
+def test_a_timed_decode_is_recorded_as_the_untimed_one_writes(models: Any) -> None:
+    entries = [Entry(name, METHODS[name], WARM) for name in ("baseline", "dense", "self_speculation")]
+    records = [Decoding(models, entry, Prompt("code", (1, 2, 3)), 10).record() for entry in entries]
+    assert len({r.tokens for r in records}) == 1 and all(r.seconds > 0 for r in records)
+    assert all(len(r.tokens) == r.stats.emitted == r.score.emitted == 10 for r in records)
+    assert texts(models, entries[0], [Prompt("code", (1, 2, 3))], 10) == [records[0].tokens]
+    assert texts(models, entries[0], [Prompt("code", (4,))], 10) != [records[0].tokens]
 
 
 def test_a_timed_decode_ignores_stop_tokens(models: Any) -> None:
