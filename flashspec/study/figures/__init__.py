@@ -1,5 +1,6 @@
 """One function a figure: tables in, picture out. Numbers come from `readings`, looks from `style`."""
 
+from flashspec.study.figures.answers import answers
 from flashspec.study.figures.costs import dilution, draft_step, probes, projection
 from flashspec.study.figures.decoding import acceptance, blocks, prediction, throughput
 from flashspec.study.figures.depths import ceilings, depth_forecast, hierarchy_memory, nested_stages, token_budget
@@ -43,6 +44,7 @@ from flashspec.study.figures.waterfall import waterfall
 
 __all__ = [
     "acceptance",
+    "answers",
     "blocks",
     "ceilings",
     "depth_forecast",
