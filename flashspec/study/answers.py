@@ -98,7 +98,8 @@ def ratio(frame: DataFrame, question: Question) -> DataFrame:
 def shown(lines: DataFrame) -> DataFrame:
     """The columns of answers that a page shows."""
     names = {"temperature": "T", "verdict": "measured"}
-    return lines.rename(columns=names)[["question", "T", "rule", "measured", "prompts", "chapter"]].fillna("").set_index("question")
+    kept = lines.rename(columns=names)[["question", "T", "rule", "measured", "prompts", "chapter"]]
+    return kept.astype(object).where(kept.notna(), "").set_index("question")
 
 
 def said(lines: DataFrame, question: str, **which: Any) -> str:
