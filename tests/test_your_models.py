@@ -124,7 +124,8 @@ def test_the_page_names_every_step() -> None:
     said = "\n".join(commands())
     words = ("doctor", "generate", "quantize", "plan", "plan heads", "trace record", "trace replay", "run race")
     assert all(f"flashspec {word}" in said for word in words)
-    assert all(word in said for word in ("torchrun", "flashspec notebooks", "make gpu", "-p target TARGET -p draft DRAFT", "--chat"))
+    used = ("torchrun", "flashspec notebooks", "make gpu", "-p target TARGET -p draft DRAFT", "--chat")
+    assert all(word in said for word in used)
 
 
 @pytest.mark.parametrize(
