@@ -6,7 +6,7 @@ BIN := .venv/bin
 OUT := book/_build/html
 
 .DEFAULT_GOAL := help
-.PHONY: help book test smoke lint models notebooks gpu clean
+.PHONY: help lab book test smoke lint models notebooks gpu clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -19,13 +19,16 @@ $(BIN)/python:
 	@touch $@
 
 notebooks: .venv/.extra-book $(if $(filter 1,$(FRESH)),.venv/.extra-peers) ## run the notebooks; FRESH=1 measures everything on this machine
-	$(BIN)/python -m flashspec.study.notebooks notebooks book/notebooks $(if $(filter 1,$(FRESH)),--fresh)
+	$(BIN)/flashspec notebooks notebooks book/notebooks $(if $(filter 1,$(FRESH)),--fresh)
 
 book: notebooks ## install, run the notebooks, build and check the book
-	$(BIN)/python -m flashspec.study.pages README.md
+	$(BIN)/flashspec pages README.md
 	$(BIN)/jupyter-book build book -W -n --keep-going -q
 	$(BIN)/python book/_ext/links.py $(OUT)
 	@echo "the book is at $(OUT)/index.html"
+
+lab: .venv/.extra-book .venv/.extra-lab ## open the notebooks in JupyterLab
+	$(BIN)/jupyter lab notebooks
 
 test: .venv/.extra-book .venv/.extra-test ## install and run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile $(PYTEST_FLAGS)

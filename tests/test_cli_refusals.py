@@ -19,7 +19,7 @@ from flashspec.cli.main import status
 from flashspec.decoding.models import SHIPPED
 from flashspec.model.writing import UNFINISHED, copy_checkpoint, fresh_folder, new_file, replaced
 from flashspec.refusals import in_words
-from flashspec.study import gpu, notebooks, pages
+from flashspec.study import gpu
 
 DEEP = "[" * 100_000 + "]" * 100_000
 TOLD = {"kind": "code", "prompt": [1, 2], "tokens": [3], "chances": [1.0]}
@@ -320,15 +320,15 @@ def test_a_stopped_design_continues_and_its_output_is_whole_or_absent(home, tmp_
 
 
 OTHERS = {
-    "notebooks over themselves": (notebooks.main, "{home}/book {home}/book"),
-    "one notebook over itself": (notebooks.main, "{home}/book/a.ipynb {home}/book"),
-    "no notebook": (notebooks.main, "{home}/text.txt {home}/new"),
-    "notebook of a wrong shape": (notebooks.main, "{home}/traces/list.json {home}/new"),
-    "notebook parameter of a wrong type": (notebooks.main, "{home}/book {home}/new -p k hot"),
-    "notebook's unknown home": (notebooks.main, "{home}/book ~nobody_such/out"),
-    "a page without places": (pages.main, "{home}/text.txt"),
-    "a page that is a folder": (pages.main, "{home}"),
-    "a page that is not UTF-8": (pages.main, "{home}/bytes.txt"),
+    "notebooks over themselves": (status, "notebooks {home}/book {home}/book"),
+    "one notebook over itself": (status, "notebooks {home}/book/a.ipynb {home}/book"),
+    "no notebook": (status, "notebooks {home}/text.txt {home}/new"),
+    "notebook of a wrong shape": (status, "notebooks {home}/traces/list.json {home}/new"),
+    "notebook parameter of a wrong type": (status, "notebooks {home}/book {home}/new -p k hot"),
+    "notebook's unknown home": (status, "notebooks {home}/book ~nobody_such/out"),
+    "a page without places": (status, "pages {home}/text.txt"),
+    "a page that is a folder": (status, "pages {home}"),
+    "a page that is not UTF-8": (status, "pages {home}/bytes.txt"),
     "no minutes": (gpu.main, "--stand-ins --minutes 0"),
     "minutes that are no number": (gpu.main, "--stand-ins --minutes nan"),
 }

@@ -85,7 +85,7 @@ def test_the_version_is_the_same_wherever_it_stands() -> None:
 def test_make_help_lists_every_target() -> None:
     text = (ROOT / "Makefile").read_text()
     told = set(re.findall(r"^([a-z]+):.*## ", text, flags=re.M))
-    assert told == {"help", "book", "test", "smoke", "lint", "models", "notebooks", "gpu", "clean"}
+    assert told == {"help", "lab", "book", "test", "smoke", "lint", "models", "notebooks", "gpu", "clean"}
     assert told == set(re.search(r"^\.PHONY: (.+)$", text, flags=re.M)[1].split())
 
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import pytest
 
+from flashspec.cli.main import status
 from flashspec.study import Experiment, Refused
 from flashspec.study import notebooks as books
 
@@ -90,7 +91,7 @@ def test_a_failed_cell_leaves_no_output_and_the_exit_status_says_so(tmp_path, ca
     out = tmp_path / "out"
     out.mkdir()
     (out / "b_bad.ipynb").write_text("{}")
-    assert books.main([str(tmp_path / "in"), str(out)]) == 1
+    assert status(["notebooks", str(tmp_path / "in"), str(out)]) == 1
     said = capsys.readouterr().err.splitlines()[-1]
     assert "b_bad.ipynb failed" in said and "the cache is cold" in said and "Traceback" not in said
     assert (out / "a_good.ipynb").exists() and not (out / "b_bad.ipynb").exists()
@@ -104,6 +105,12 @@ def test_a_dead_or_hanging_kernel_is_no_success(tmp_path, deadly):
     assert not (tmp_path / "toy.ipynb").exists()
 
 
+def test_one_value_is_a_list_of_one(tmp_path):
+    source = notebook(tmp_path / "in", cell("print(tuple(blocks))"))
+    assert status(["notebooks", str(source), str(tmp_path / "out"), "-p", "blocks", "3"]) == 0
+    assert printed(tmp_path / "out" / "toy.ipynb") == "(3,)\n"
+
+
 def test_fresh_reaches_the_notebooks_that_know_it(tmp_path):
     source = notebook(tmp_path / "in", cell("print(fresh)"))
     (written,) = books.execute_all([source], tmp_path / "out", fresh=True)
@@ -112,8 +119,8 @@ def test_fresh_reaches_the_notebooks_that_know_it(tmp_path):
 
 def test_the_command_refuses_with_status_two(tmp_path, capsys):
     notebook(tmp_path / "in")
-    assert books.main([str(tmp_path / "in"), str(tmp_path / "out"), "-p", "kk", "3"]) == 2
-    assert books.main([str(tmp_path / "empty.ipynb"), str(tmp_path / "out")]) == 2
+    assert status(["notebooks", str(tmp_path / "in"), str(tmp_path / "out"), "-p", "kk", "3"]) == 2
+    assert status(["notebooks", str(tmp_path / "empty.ipynb"), str(tmp_path / "out")]) == 2
     assert all(line.startswith("error: ") for line in capsys.readouterr().err.strip().splitlines())
 
 

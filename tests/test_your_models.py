@@ -27,7 +27,7 @@ from flashspec.model.synthetic import synthetic
 from flashspec.train.package import write_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGE = ROOT / "notebooks" / "22_your_models.ipynb"
+PAGE = ROOT / "notebooks" / "11_your_models.ipynb"
 ROWS, CONTEXT = 4608, 4096
 SHAPES = {"Qwen3-32B-AWQ": "reference-target-AWQ", "Qwen3-0.6B": "reference-shallow"}  # as small as shapes get
 PROCESSES = {"papermill": ["-m", "papermill"], "python": [], "torchrun": ["-m", "torch.distributed.run"]}
@@ -121,9 +121,10 @@ def test_the_notebook_of_the_whole_text_runs_on_a_pair_of_folders(place: Path, m
 
 def test_the_page_names_every_step() -> None:
     said = "\n".join(commands())
-    words = ("doctor", "generate", "quantize", "plan", "plan heads", "trace record", "trace replay", "run end_to_end")
+    words = ("doctor", "generate", "quantize", "plan", "plan heads", "trace record", "trace replay", "run race")
     assert all(f"flashspec {word}" in said for word in words)
-    assert all(word in said for word in ("torchrun", "papermill", "make gpu", "-p target TARGET -p draft DRAFT", "--chat"))
+    used = ("torchrun", "flashspec notebooks", "make gpu", "-p target TARGET -p draft DRAFT", "--chat")
+    assert all(word in said for word in used)
 
 
 @pytest.mark.parametrize(
@@ -132,7 +133,7 @@ def test_the_page_names_every_step() -> None:
         "flashspec generate --taget TARGET x",
         "flashspec generate --target NOWHERE x",
         'pip install -e ".[everything]"',
-        "python -m flashspec.study.notebooks notebooks/99_nothing.ipynb out",
+        "flashspec notebooks notebooks/99_nothing.ipynb out",
     ],
 )
 def test_the_control_a_command_that_is_wrong_fails(line: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,8 @@ COMMANDS = {
     "generate": ("flashspec.cli.generate", "Write text with any method and say what it cost."),
     "run": ("flashspec.cli.run", "Run an experiment, or show its stored table."),
     "results": ("flashspec.cli.results", "List stored tables, show one with its origin, or verify them all."),
+    "notebooks": ("flashspec.cli.notebooks", "Run notebooks with parameters of your own."),
+    "pages": ("flashspec.cli.pages", "Write the README's table and picture from stored tables."),
     "list": ("flashspec.cli.listing", "List experiments, methods and models."),
     "train": ("flashspec.cli.train", "Train the reference models from scratch."),
     "quantize": ("flashspec.cli.quantize", "Write a checkpoint's 4-bit twin."),

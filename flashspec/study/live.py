@@ -28,20 +28,16 @@ class Shown(NamedTuple):
         return self.page
 
 
-def variants() -> dict[str, Method]:
-    """Every named method, and with an eager final token where there is a verifier to finalise."""
-    return {name: method for key, value in METHODS.items() for name, method in both_ways(key, value).items()}
-
-
 def both_ways(name: str, method: Method) -> dict[str, Method]:
     """A method as it is, and once more with an eager final token if it verifies."""
     return {name: method} if method.writer_is_target else {name: method, f"{name}, eager": replace(method, finalize="eager")}
 
 
-def decode_all(models: Models, prompt: str | list[int], sampling: Sampling, max_new_tokens: int) -> dict[str, Output]:
-    """One decode of every method that these models offer, by name."""
-    chosen = {name: method for name, method in variants().items() if offered(models, method)}
-    return {name: generate(models, prompt, method, sampling, max_new_tokens=max_new_tokens) for name, method in chosen.items()}
+def decode_all(models: Models, prompt: str | list[int], sampling: Sampling, tokens: int, k: int = 4) -> dict[str, Output]:
+    """One decode of every method that these models offer, by name, each with k drafted tokens a check."""
+    every = {name: each for key, value in METHODS.items() for name, each in both_ways(key, replace(value, k=k)).items()}
+    chosen = {name: method for name, method in every.items() if offered(models, method)}
+    return {name: generate(models, prompt, method, sampling, max_new_tokens=tokens) for name, method in chosen.items()}
 
 
 def offered(models: Models, method: Method) -> bool:

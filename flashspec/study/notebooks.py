@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 import ast
 import json
 import os
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from flashspec.model.writing import expanded, refuse_input, write_text
-from flashspec.refusals import guarded, refuse
+from flashspec.model.writing import refuse_input, write_text
 from flashspec.study.experiment import Experiment
 from flashspec.study.parameters import Refused, comments, hints, parse_value, refuse_unknown, type_name
 
@@ -133,26 +130,6 @@ def disagreements(notebook: Path, experiment: Experiment, extra: Iterable[str] =
     return sorted(lost)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """`python -m flashspec.study.notebooks IN OUT [--fresh] [-p NAME VALUE]`: 0, or 1 for a failed notebook, 2 for a refusal."""
-    reader = argparse.ArgumentParser(prog="flashspec.study.notebooks", description="Run notebooks with papermill.")
-    reader.add_argument("source", type=Path, help="a notebook or a folder of notebooks")
-    reader.add_argument("out", type=Path, help="the folder to write executed notebooks to")
-    reader.add_argument("--fresh", action="store_true", help="measure on this machine instead of showing stored tables")
-    reader.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="set a parameter")
-    given = reader.parse_args(arguments)
-    return guarded(lambda: _executed(given))
-
-
-def _executed(given: argparse.Namespace) -> int:
-    try:
-        execute_all(found_in(expanded(given.source)), expanded(given.out), given.fresh, dict(given.p))
-    except NotebookFailed as error:
-        refuse(str(error))
-        return 1
-    return 0
-
-
 def found_in(source: Path) -> list[Path]:
     """The notebook itself, or those in a folder in name order; an empty folder is refused."""
     found = sorted(source.glob("[!.]*.ipynb")) if source.is_dir() else [source]
@@ -208,7 +185,3 @@ def _cell(number: int, cell: dict[str, Any]) -> dict[str, Any]:
 def _fields(experiment: Experiment) -> dict[str, Parameter]:
     defaults = {f.name: f.default_factory() if f.default_factory is not MISSING else f.default for f in fields(experiment.params)}
     return {name: Parameter(kind, defaults[name], "") for name, kind in hints(experiment.params).items()}
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,0 +1,118 @@
+"""The study's questions, each answered by pairing two sides of one stored race, or two formats of one stored check."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from flashspec.study import compare
+from flashspec.study.experiment import Results, stored
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+NOT_HERE = "not in this table"
+BY = (*compare.CONTEXT, "draft", "method", "head", "format", "finalize")
+FACTS = ("temperature", "rule", "draft", "k", *compare.NUMBERS)
+MAIN = {"draft": "main", "head": "dense", "finalize": "deferred"}
+
+
+class Question(NamedTuple):
+    """How much faster the runs that `mine` names are than those that `over` names, in the race of one preset."""
+
+    what: str
+    race: str
+    mine: Mapping[str, Any]
+    over: Mapping[str, Any]
+    chapter: int
+
+
+def heads(what: str, head: str, race: str = "head_tar", draft: str = "main") -> Question:
+    """A draft head over the dense head whose rows have the same number format."""
+    same = {"draft": draft, "finalize": "deferred"}
+    return Question(what, race, {"head": head, **same}, {"head": "dense", **same}, 5)
+
+
+INT8 = {"head": "int8", "format": "int8", "draft": "main"}
+DECISIONS = (
+    Question("a two-layer draft over plain decoding", "many-1", MAIN, {"method": "baseline"}, 6),
+    heads("FlashHead over the dense head, two-layer draft", "flash", "sweep_350"),
+    heads("FlashHead over the dense head, one-layer draft", "flash", "sweep_350", "shallow"),
+    Question("int8 head over bfloat16 head, both dense", "sweep_350", INT8, {**INT8, "head": "dense", "format": "bfloat16"}, 5),
+    Question("deferred over eager final token", "end_to_end", MAIN, {**MAIN, "finalize": "eager"}, 3),
+    Question("designed draft over trained draft", "many-1", {"draft": "designed"}, {"draft": "main"}, 7),
+    Question("one exit over plain decoding", "hispec_end_to_end", {"method": "self_speculation"}, {"method": "baseline"}, 9),
+    Question("HiSpec over one exit", "hispec_end_to_end", {"method": "hispec"}, {"method": "self_speculation"}, 9),
+)
+LOST = (
+    heads("FlashHead, two-layer draft", "flash", "end_to_end"),
+    Question("HiSpec over one exit", "hispec_end_to_end", {"method": "hispec"}, {"method": "self_speculation"}, 9),
+    Question("adaptive schedule over fixed", "hispec_end_to_end", {"method": "hispec_adaptive"}, {"method": "hispec"}, 9),
+    Question("designed draft over trained draft", "many-1", {"draft": "designed"}, {"draft": "main"}, 7),
+    Question("prompt lookup over plain decoding", "hispec_end_to_end", {"method": "lookup"}, {"method": "baseline"}, 9),
+    Question(
+        "int4 head over bfloat16 head, both dense", "head_tar", {"head": "int4", "format": "int4", "draft": "main"},
+        {"head": "dense", "format": "bfloat16", "draft": "main"}, 5,
+    ),
+    heads("frequent ids only (FR-Spec)", "fr_spec"),
+    heads("ids of the context only", "in_context"),
+    heads("graph index (HNSW)", "hnsw"),
+)  # fmt: skip
+
+
+def found(questions: Sequence[Question], root: Path | None = None) -> dict[str, Results]:
+    """The stored races that questions ask, by preset; nothing is measured."""
+    tables = {name: stored("race", root, name) for name in dict.fromkeys(each.race for each in questions)}
+    return {name: table for name, table in tables.items() if table}
+
+
+def answers(questions: Sequence[Question], tables: Mapping[str, Results]) -> DataFrame:
+    """One line a question, temperature and rule: the ratio with its interval; a question without its table says so."""
+    import pandas
+
+    lines = [line for each in questions for line in _answer(each, tables.get(each.race))]
+    return pandas.DataFrame(lines, columns=["question", *FACTS, "chapter"])
+
+
+def _answer(question: Question, table: Results | None) -> Iterator[dict[str, Any]]:
+    same = {"question": question.what, "chapter": question.chapter}
+    if table is None:
+        yield {**same, "verdict": NOT_HERE}
+        return
+    lines = ratio(table.frame, question)
+    yield from ({**same, **line} for line in lines.reindex(columns=FACTS).to_dict("records"))
+    if lines.empty:
+        yield {**same, "verdict": NOT_HERE}
+
+
+def ratio(frame: DataFrame, question: Question) -> DataFrame:
+    """The lines of a frame in which both sides of a question ran, paired by prompt and turn."""
+    mine, below = (np.logical_and.reduce([frame[name] == value for name, value in side.items()]) for side in question[2:4])
+    over = {name: value for name, value in question.over.items() if question.mine.get(name) != value}
+    return compare.gain(frame[mine & (frame["method"] != "baseline") | below], over, BY, [])
+
+
+def shown(lines: DataFrame) -> DataFrame:
+    """The columns of answers that a page shows."""
+    names = {"temperature": "T", "verdict": "measured"}
+    kept = lines.rename(columns=names)[["question", "T", "rule", "measured", "prompts", "chapter"]]
+    return kept.astype(object).where(kept.notna(), "").set_index("question")
+
+
+def said(lines: DataFrame, question: str, **which: Any) -> str:
+    """The verdict of the first line that answers a question at these settings; says so where there is none."""
+    rows = lines[np.logical_and.reduce([lines[name] == value for name, value in {"question": question, **which}.items()])]
+    return str(rows["verdict"].iloc[0]) if len(rows) else NOT_HERE
+
+
+def checks(table: Results | None) -> DataFrame:
+    """Milliseconds of a check by its rows, one column a format, medians over turns; empty without a table."""
+    import pandas
+
+    if table is None:
+        return pandas.DataFrame()
+    rows = table.frame[table.frame["piece"] == "check"]
+    return (1e3 * rows.pivot_table(index="rows", columns="format", values="seconds", aggfunc="median")).round(2)
