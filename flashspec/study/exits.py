@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -98,8 +98,8 @@ def counted(params: Params) -> Iterator[Row]:
             total = torch.stack([each[low, high] for each in found]).sum(0).tolist()
             counts = dict(zip(COUNTS, map(round, total), strict=False))
             means = {name: value / total[0] for name, value in zip(MEANS, total[len(COUNTS) :], strict=True)}
-            who = {"target": short_name(target), "source": "prompts", "kind": kind, "adapted": low in models.exits}
-            yield Row(depth=low, against=high, layers=layers, **who, **counts, **means)
+            who: dict[str, Any] = {"target": short_name(target), "source": "prompts", "kind": kind}
+            yield Row(depth=low, against=high, layers=layers, adapted=low in models.exits, **who, **counts, **means)
 
 
 @torch.inference_mode()
@@ -128,7 +128,7 @@ def trained(target: str) -> Iterator[Row]:
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
         point = json.loads(line)
         depths = sorted(int(name.removeprefix("loss_")) for name in point if name.startswith("loss_"))
-        whole = {"target": short_name(target), "source": "training", "against": depths[-1], "layers": depths[-1]}
+        whole: dict[str, Any] = {"target": short_name(target), "source": "training", "against": depths[-1], "layers": depths[-1]}
         for depth in depths[:-1]:
             means = (point[f"accept_{depth}"], point[f"loss_{depth}"], point[f"loss_{depths[-1]}"])
             yield Row(depth=depth, step=int(point["step"]), **whole, **dict(zip(MEANS, means, strict=True)))
