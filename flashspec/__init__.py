@@ -8,7 +8,7 @@ from typing import Any
 __version__ = "0.7.0"
 
 _HOMES = {
-    "flashspec.scores": ("Scores", "Sampling", "Dice"),
+    "flashspec.sampling": ("Scores", "Sampling", "Dice"),
     "flashspec.model.transformer": ("Transformer",),
     "flashspec.heads.dense": ("DenseHead",),
     "flashspec.heads.flash": ("FlashHead",),

@@ -20,7 +20,7 @@ from flashspec.heads import DenseHead, FlashHead
 from flashspec.heads.base import Fixed
 from flashspec.heads.cluster import from_assignments
 from flashspec.model.reader import Reads
-from flashspec.scores import Sampling, Scores, warp
+from flashspec.sampling import Sampling, Scores, warp
 
 VOCAB, DEPTH = 4, 3
 PREFIXES = sum(VOCAB**d for d in range(DEPTH + 1)) + 3  # a multiple of 8

@@ -24,7 +24,7 @@ from flashspec.decoding.state import Limits
 from flashspec.heads.dense import DenseHead, LogitRows
 from flashspec.model import adapter, memory
 from flashspec.model.adapter import Adapter, AdapterReader
-from flashspec.scores import GREEDY
+from flashspec.sampling import GREEDY
 
 transformers = pytest.importorskip("transformers")
 IDS = [5, 9, 2, 14, 7, 3]

@@ -14,7 +14,7 @@ from flashspec.decoding.adaptive import Confidence, Entropy
 from flashspec.decoding.method import METHODS, Method
 from flashspec.decoding.rules import TypicalAcceptance, probability_of
 from flashspec.heads import DenseHead
-from flashspec.scores import Scores
+from flashspec.sampling import Scores
 
 NEAR, FAR = (1, 0), (2, 1, 0)
 ADAPTIVE = {

@@ -20,7 +20,7 @@ from flashspec.model.config import ModelConfig
 from flashspec.model.reader import SpanReader
 from flashspec.model.rounded import rounded
 from flashspec.model.synthetic import synthetic
-from flashspec.scores import Sampling, Scores
+from flashspec.sampling import Sampling, Scores
 
 VOCAB, CONTEXT = 512, 48
 SHAPE = ModelConfig("qwen3", VOCAB, 128, 128, 2, 4, 2, 32, context=64, eos=(0,))

@@ -23,7 +23,7 @@ from flashspec.decoding.state import Limits
 from flashspec.decoding.ways import fastest
 from flashspec.model import graphs
 from flashspec.model.reader import SpanReader
-from flashspec.scores import DeviceDice, Dice, Sampling, Scores
+from flashspec.sampling import DeviceDice, Dice, Sampling, Scores
 
 SAMPLINGS = {
     "greedy": Sampling(),

@@ -8,7 +8,7 @@ import tiny
 from flashspec.decoding.method import METHODS, Method, build
 from flashspec.measure.costs import PairCosts, PairParts, Setting, parts_of
 from flashspec.measure.parts import prepare, prepare_each
-from flashspec.scores import GREEDY
+from flashspec.sampling import GREEDY
 from flashspec.theory import Costs, break_even, round_time, throughput
 
 PROMPT, TEXT = (1, 2, 3, 4, 5), (6, 7)

@@ -10,7 +10,7 @@ from flashspec.decoding import cascade
 from flashspec.decoding.generate import Request, count, request
 from flashspec.decoding.method import METHODS, Method
 from flashspec.decoding.models import Models
-from flashspec.scores import Sampling
+from flashspec.sampling import Sampling
 
 STACKS = {
     "dense": Method(draft="model"),

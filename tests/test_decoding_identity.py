@@ -14,7 +14,7 @@ from flashspec import kernels
 from flashspec.decoding import rules
 from flashspec.decoding.generate import generate
 from flashspec.decoding.method import METHODS, Method
-from flashspec.scores import Sampling
+from flashspec.sampling import Sampling
 
 EXACT = {
     **{name: method for name, method in METHODS.items() if name != "baseline"},

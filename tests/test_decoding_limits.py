@@ -14,7 +14,7 @@ from flashspec.decoding.method import METHODS, Method
 from flashspec.decoding.models import Models
 from flashspec.decoding.stages import Stage
 from flashspec.decoding.state import Limits, State
-from flashspec.scores import Sampling
+from flashspec.sampling import Sampling
 
 STACKS = ["baseline", "dense", "flash", "self_speculation", "hispec"]
 each = pytest.mark.parametrize("name", STACKS)

@@ -11,7 +11,7 @@ from toys import PROMPT, duo
 
 from flashspec.decoding import cascade, rules
 from flashspec.decoding.generate import request
-from flashspec.scores import Sampling
+from flashspec.sampling import Sampling
 
 WAITS = {"item", "tolist", "numpy", "cpu", "nonzero", "__bool__", "__int__", "__float__", "__index__", "__contains__"}
 MADE_ON_THE_HOST = {"tensor", "arange"}

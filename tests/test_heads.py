@@ -17,7 +17,7 @@ from flashspec.heads import (
 )
 from flashspec.heads.cluster import Recipe
 from flashspec.model.transformer import RMSNorm
-from flashspec.scores import Dice
+from flashspec.sampling import Dice
 
 VOCAB, WIDTH, ROWS = 515, 48, 24
 POSITIONS = torch.arange(ROWS)

@@ -26,7 +26,7 @@ from flashspec.heads.base import Fixed
 from flashspec.heads.cluster import from_assignments
 from flashspec.heads.index import IndexHead
 from flashspec.heads.registry import RANKED
-from flashspec.scores import Dice, Scores
+from flashspec.sampling import Dice, Scores
 
 ROWS, WIDTH, IDS = 9, 32, 500
 POSITIONS = torch.arange(ROWS)

@@ -22,7 +22,7 @@ from flashspec.heads import FlashHead
 from flashspec.measure.score import score
 from flashspec.model.reader import SpanReader
 from flashspec.model.transformer import Transformer
-from flashspec.scores import Sampling
+from flashspec.sampling import Sampling
 from flashspec.theory import rows_read
 
 

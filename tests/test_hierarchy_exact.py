@@ -19,7 +19,7 @@ from flashspec.decoding.models import Models
 from flashspec.decoding.rules import SpeculativeSampling
 from flashspec.heads import FlashHead
 from flashspec.model.transformer import Transformer
-from flashspec.scores import Sampling
+from flashspec.sampling import Sampling
 
 pytestmark = pytest.mark.filterwarnings("ignore:exit")  # random models have exits that are of no use
 LAYERS = 6

@@ -27,7 +27,7 @@ from flashspec.model.engine import KernelEngine, Slot, TorchEngine
 from flashspec.model.graphs import FixedEngine
 from flashspec.model.reader import SpanReader
 from flashspec.model.transformer import Layer
-from flashspec.scores import Sampling
+from flashspec.sampling import Sampling
 
 HOOKS = [
     (cascade, "draft"), (cascade, "check"), (cascade, "promoted"), (cascade, "finalize"), (State, "learn"),

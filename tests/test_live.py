@@ -10,7 +10,7 @@ import tiny
 from flashspec.decoding.generate import Output, generate
 from flashspec.decoding.method import METHODS
 from flashspec.decoding.models import Models
-from flashspec.scores import Sampling
+from flashspec.sampling import Sampling
 from flashspec.study import live
 
 PROMPT = [3, 1, 4, 1, 5]

@@ -14,7 +14,7 @@ from flashspec.decoding.lookup import NOTHING, LookupHead, LookupReader, continu
 from flashspec.decoding.method import METHODS
 from flashspec.decoding.rules import SpeculativeSampling
 from flashspec.decoding.stages import Stage
-from flashspec.scores import Scores
+from flashspec.sampling import Scores
 
 
 def searched(tokens: list[int], longest: int, shortest: int) -> int:

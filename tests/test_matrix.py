@@ -13,7 +13,7 @@ from flashspec.decoding.method import METHODS, build
 from flashspec.decoding.models import Models
 from flashspec.heads import FlashHead
 from flashspec.kernels.build import _BUILT, library
-from flashspec.scores import Dice, Sampling, Scores
+from flashspec.sampling import Dice, Sampling, Scores
 
 pytestmark = pytest.mark.filterwarnings("ignore:exit")  # random models have exits that are of no use
 CONTEXT, SEED = 24, 7

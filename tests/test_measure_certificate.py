@@ -13,7 +13,7 @@ from toys import duo, text
 from flashspec import kernels
 from flashspec.measure.certificate import Certificate, certify, first_difference, shape_noise, target_scorer
 from flashspec.model.reader import SpanReader
-from flashspec.scores import Sampling
+from flashspec.sampling import Sampling
 
 PROMPT = (7, 8)
 

@@ -17,7 +17,7 @@ from flashspec.measure.levels import stage_costs
 from flashspec.measure.parts import prepare
 from flashspec.measure.prompts import Prompt, load_prompts
 from flashspec.measure.score import Score, score
-from flashspec.scores import Sampling
+from flashspec.sampling import Sampling
 
 PROMPT = [5, 77, 130, 9, 200, 31]
 WARM = Sampling(1.0, seed=3)

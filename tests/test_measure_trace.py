@@ -13,7 +13,7 @@ from flashspec.decoding.models import Models, load
 from flashspec.measure import trace as tracing
 from flashspec.measure.prompts import Prompt
 from flashspec.once import Once
-from flashspec.scores import Sampling
+from flashspec.sampling import Sampling
 
 PROMPTS = [Prompt("code", tuple(toys.PROMPT)), Prompt("prose", (9, 9, 8, 2))]
 DENSE, FLASH = Method("model"), Method("model", "flash")

@@ -27,7 +27,7 @@ from flashspec.heads import FlashHead, table
 from flashspec.model import reader
 from flashspec.model.engine import Slot
 from flashspec.model.reader import SpanReader
-from flashspec.scores import Dice, Sampling, Scores
+from flashspec.sampling import Dice, Sampling, Scores
 
 ALL_CLUSTERS = Method(draft="model", head="flash", probes=16)
 Patch = Callable[[pytest.MonkeyPatch], None]

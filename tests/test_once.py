@@ -21,7 +21,7 @@ from toys import random_model
 from flashspec.decoding.models import Models
 from flashspec.heads import FlashHead
 from flashspec.once import Once
-from flashspec.scores import hashed_ids
+from flashspec.sampling import hashed_ids
 
 THREADS = 4
 ROOT = Path(__file__).parents[1]

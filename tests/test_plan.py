@@ -17,7 +17,7 @@ from flashspec.measure.costs import SETTLING, PairCosts, PairParts, Setting, mea
 from flashspec.measure.planning import Given, Question, Texts, advise, forecast, head_cases, observe, stated_costs
 from flashspec.measure.prompts import Prompt
 from flashspec.model.synthetic import synthetic
-from flashspec.scores import Sampling
+from flashspec.sampling import Sampling
 from flashspec.study import advice
 from flashspec.study.race import Row as RaceRow
 from flashspec.study.registry import EXPERIMENTS

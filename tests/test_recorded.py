@@ -20,7 +20,7 @@ from flashspec.decoding.state import Limits
 from flashspec.model import graphs, synthetic
 from flashspec.model.awq import Int4Linear
 from flashspec.model.graphs import Replay
-from flashspec.scores import Sampling
+from flashspec.sampling import Sampling
 from flashspec.study.experiments.real_shapes import TINY
 
 NAMES = ("dense", "flash", "flash_best", "preview", "hispec", "cascade", "baseline")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from flashspec.decoding.rules import GumbelCoupling, SpeculativeSampling, TypicalAcceptance, Waiting, probability_of
-from flashspec.scores import Sampling, Scores, warp
+from flashspec.sampling import Sampling, Scores, warp
 
 VOCAB = 50
 WARPS = [(0.7, 0, 1.0), (1.5, 5, 1.0), (1.0, 0, 0.8), (0.3, 0, 0.05), (1.2, 7, 0.6), (1.0, 1, 1.0), (1.0, 50, 0.999)]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy.stats import gumbel_r, kstest
 
-from flashspec.scores import Dice, Scores
+from flashspec.sampling import Dice, Scores
 
 VOCAB = 5000
 POSITIONS = torch.arange(3, 11)

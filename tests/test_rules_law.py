@@ -12,7 +12,7 @@ from prefixes import Make, caught, dense, distance, law, p_of, sparse, stack, we
 from flashspec import kernels
 from flashspec.decoding import cascade
 from flashspec.decoding.rules import Drawn, GumbelCoupling, SpeculativeSampling, TypicalAcceptance
-from flashspec.scores import Dice, Sampling, Scores, warp
+from flashspec.sampling import Dice, Sampling, Scores, warp
 
 TOP = dense(0)
 NEAR = (1, 0)  # the toy model that drafts for model 0

@@ -20,7 +20,7 @@ from flashspec.measure.prompts import load_prompts
 from flashspec.measure.trace import proposals, record
 from flashspec.model.checkpoint import load_transformer
 from flashspec.model.folder import verify_digests
-from flashspec.scores import GREEDY, Sampling
+from flashspec.sampling import GREEDY, Sampling
 from flashspec.study.drafts import point_of_designed
 from flashspec.study.family import records
 from flashspec.theory import replayed_all

@@ -10,7 +10,7 @@ from flashspec.decoding.cascade import advance, check, draft
 from flashspec.decoding.method import build, method_named
 from flashspec.decoding.state import Limits, State
 from flashspec.heads import DenseHead
-from flashspec.scores import Sampling
+from flashspec.sampling import Sampling
 
 WARM = Sampling(0.7, seed=5)
 

@@ -14,7 +14,7 @@ from flashspec.decoding.lookup import LookupHead, LookupReader
 from flashspec.decoding.rules import GumbelCoupling, Verdict
 from flashspec.decoding.stages import Stage
 from flashspec.decoding.state import Limits
-from flashspec.scores import GREEDY
+from flashspec.sampling import GREEDY
 from flashspec.theory import Level, flip, layer_tokens_per_token, nested, rows_read, tokens_per_check
 
 CASES = {

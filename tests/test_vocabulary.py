@@ -15,7 +15,7 @@ from flashspec.decoding.generate import generate
 from flashspec.decoding.models import Models, load
 from flashspec.model.checkpoint import save_transformer
 from flashspec.model.transformer import Transformer
-from flashspec.scores import Sampling
+from flashspec.sampling import Sampling
 
 PROMPT = [3, 1, 4, 1, 5]
 EXTRA = {"target": {"target": 24}, "draft": {"draft": 24}, "both": {"target": 40, "draft": 8}}

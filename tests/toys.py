@@ -12,7 +12,7 @@ from flashspec.decoding.rules import GumbelCoupling
 from flashspec.heads import FlashHead
 from flashspec.model.config import ModelConfig
 from flashspec.model.transformer import Transformer
-from flashspec.scores import Sampling
+from flashspec.sampling import Sampling
 
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
 VOCAB = 61

@@ -17,7 +17,7 @@ from flashspec.decoding.models import Models, folder_of, load
 from flashspec.decoding.state import Event, Step
 from flashspec.model.adapter import speaker
 from flashspec.model.chat import chat_prompt, generation_defaults
-from flashspec.scores import Sampling
+from flashspec.sampling import Sampling
 from flashspec.study.parameters import parse_value
 
 COLOURS = {"accepted": "green", "corrected": "red", "bonus": "cyan", "written": None}

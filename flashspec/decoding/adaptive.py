@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from flashspec.scores import Scores
+from flashspec.sampling import Scores
 
 
 class Doubt(Protocol):

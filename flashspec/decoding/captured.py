@@ -20,7 +20,7 @@ from flashspec.heads.dense import DenseHead
 from flashspec.heads.flash import FlashHead
 from flashspec.model.graphs import LARGEST, FixedEngine, Replay
 from flashspec.model.reader import Reads, SpanReader
-from flashspec.scores import DeviceDice, Sampling, Scores
+from flashspec.sampling import DeviceDice, Sampling, Scores
 
 HEADS = (DenseHead, FlashHead, ShortlistHead, ContextHead, PreviewHead)
 Result = TypeVar("Result")

@@ -11,7 +11,7 @@ from flashspec.decoding.rules import AcceptanceRule, Drawn, GumbelCoupling, Spec
 from flashspec.decoding.stages import Burst, Stage
 from flashspec.model.engine import KernelEngine
 from flashspec.model.reader import Reads, SpanReader
-from flashspec.scores import Scores
+from flashspec.sampling import Scores
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from flashspec.decoding.method import METHODS, Method, build, method_named
 from flashspec.decoding.models import Models
 from flashspec.decoding.stages import Stage
 from flashspec.decoding.state import Event, Limits, Step
-from flashspec.scores import GREEDY, Sampling
+from flashspec.sampling import GREEDY, Sampling
 from flashspec.typed import typed, whole_numbers
 
 Prompt = str | list[int]

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from flashspec.heads.base import Fixed
 from flashspec.model.reader import Reads
-from flashspec.scores import Dice, Scores
+from flashspec.sampling import Dice, Scores
 
 NOTHING = -1
 

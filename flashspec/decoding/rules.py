@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from flashspec import kernels
-from flashspec.scores import Dice, Positions, Sampling, Scores, warp
+from flashspec.sampling import Dice, Positions, Sampling, Scores, warp
 from flashspec.typed import typed
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from flashspec.decoding.rules import AcceptanceRule, Drawn, Verdict, Waiting, prefix
 from flashspec.decoding.stages import Stage
-from flashspec.scores import Dice, Scores
+from flashspec.sampling import Dice, Scores
 
 LABEL = "simulated acceptance"
 

@@ -13,7 +13,7 @@ from flashspec.decoding.adaptive import Doubt
 from flashspec.decoding.rules import AcceptanceRule, Drawn, Waiting
 from flashspec.heads.base import Head
 from flashspec.model.reader import Reader, Reads
-from flashspec.scores import Dice, Scores
+from flashspec.sampling import Dice, Scores
 
 
 class Burst(NamedTuple):

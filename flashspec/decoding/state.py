@@ -11,7 +11,7 @@ from torch import Tensor
 
 from flashspec.decoding.rules import Drawn
 from flashspec.decoding.stages import Stage
-from flashspec.scores import Scores
+from flashspec.sampling import Scores
 from flashspec.typed import typed, whole_numbers
 
 

@@ -6,7 +6,7 @@ from flashspec.decoding.captured import CapturedBurst, CapturedScore, fixed_read
 from flashspec.decoding.compiled import CompiledBurst, CompiledScore, drawn_by_kernels, writer_of
 from flashspec.decoding.stages import InTurn, Judging, Score, Stage, StepByStep, Verbs, Write
 from flashspec.heads.dense import DenseHead
-from flashspec.scores import Dice
+from flashspec.sampling import Dice
 
 
 def fastest(stage: Stage) -> Verbs:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from flashspec import kernels
 from flashspec.model.transformer import RMSNorm
-from flashspec.scores import Dice, Scores
+from flashspec.sampling import Dice, Scores
 
 Norm = Callable[[Tensor], Tensor]
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from flashspec.heads.base import Norm, WeightHead, check_count, fused, project, rescore, weight_of
 from flashspec.heads.storage import fact, load_state, save_state, stored
 from flashspec.kernels.pages import Shelf
-from flashspec.scores import Dice, Scores
+from flashspec.sampling import Dice, Scores
 
 KEY = "shortlist_head"
 SIZE, TOP = 2048, 16  # ids of a context, and of a verification that enter it
@@ -150,7 +150,7 @@ class ContextHead(ListedHead):
     def learn(self, tokens: Tensor, scores: Scores | None) -> None:
         """Take in tokens [n] that became final and the verifier's scores behind them; no host synchronisation.
 
-        `scores` None says that a new text begins with these tokens: what was seen before is forgotten.
+        `sampling` None says that a new text begins with these tokens: what was seen before is forgotten.
         """
         if scores is None:
             self._seen.copy_(self._unseen)

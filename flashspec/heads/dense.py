@@ -8,7 +8,7 @@ from torch import Tensor
 
 from flashspec.heads.base import Fixed, Norm, WeightHead, check_rows, fused, weight_of
 from flashspec.kernels import Packed, pack
-from flashspec.scores import Dice, Scores
+from flashspec.sampling import Dice, Scores
 from flashspec.typed import typed
 
 

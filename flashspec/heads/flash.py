@@ -15,7 +15,7 @@ from flashspec.heads.base import Norm, WeightHead, fused, kernel_norm, project, 
 from flashspec.heads.cluster import Clusters, Recipe, cluster
 from flashspec.heads.storage import FILE, KEY, fact, load_state, save_state, stored
 from flashspec.heads.table import FlashPlan, Table, assignments_of, build_table, known, stage_one
-from flashspec.scores import Dice, Scores
+from flashspec.sampling import Dice, Scores
 from flashspec.typed import typed
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from flashspec.heads.base import Norm, check_count, fused, rescore, weight_of
 from flashspec.heads.candidates import SearchHead
 from flashspec.heads.storage import fact, load_state, save_state, stored
-from flashspec.scores import Dice, Scores
+from flashspec.sampling import Dice, Scores
 from flashspec.theory.checks import at_least
 
 KINDS = ("ivf", "ivfpq", "hnsw")

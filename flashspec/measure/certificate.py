@@ -11,7 +11,7 @@ from torch import Tensor
 from flashspec.heads.dense import DenseHead
 from flashspec.model.reader import SpanReader
 from flashspec.model.transformer import Transformer
-from flashspec.scores import Dice, Sampling, warp
+from flashspec.sampling import Dice, Sampling, warp
 
 Scorer = Callable[[Sequence[int], int], Tensor]
 TIE_FACTOR = 4.0

@@ -14,7 +14,7 @@ from flashspec.decoding.state import Event
 from flashspec.measure.bench import Text, time_run
 from flashspec.measure.prompts import Prompt
 from flashspec.measure.score import Score, score
-from flashspec.scores import Sampling
+from flashspec.sampling import Sampling
 
 
 class Entry(NamedTuple):

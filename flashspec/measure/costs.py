@@ -11,7 +11,7 @@ from flashspec.decoding.models import Models
 from flashspec.measure import clock
 from flashspec.measure.overhead import loop_overhead
 from flashspec.measure.parts import Bench, prepare, prepare_each
-from flashspec.scores import GREEDY, Sampling
+from flashspec.sampling import GREEDY, Sampling
 from flashspec.theory import Costs, interpolated
 
 SETTLING = 8  # tokens of plain decoding until the caches hold what the next one profits from; beside a draft one round does

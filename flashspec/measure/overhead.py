@@ -16,7 +16,7 @@ from flashspec.heads.base import Fixed
 from flashspec.measure import clock
 from flashspec.measure.parts import prepare
 from flashspec.model.reader import Reads
-from flashspec.scores import GREEDY, Dice, Scores
+from flashspec.sampling import GREEDY, Dice, Scores
 
 BURST, ROUNDS = 4, 16
 WALK = 32 << 20

@@ -12,7 +12,7 @@ from flashspec.decoding.cascade import check, draft
 from flashspec.decoding.rules import Drawn
 from flashspec.decoding.stages import Stage
 from flashspec.decoding.state import Event, Limits, State
-from flashspec.scores import Dice, Scores
+from flashspec.sampling import Dice, Scores
 
 
 @dataclass(eq=False)

@@ -18,7 +18,7 @@ from flashspec.heads.dense import DenseHead
 from flashspec.model import graphs
 from flashspec.model.reader import SpanReader
 from flashspec.model.transformer import Transformer
-from flashspec.scores import GREEDY, Dice
+from flashspec.sampling import GREEDY, Dice
 
 
 @contextmanager

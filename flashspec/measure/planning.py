@@ -15,7 +15,7 @@ from flashspec.measure.clock import Plan
 from flashspec.measure.costs import PairCosts, Setting, Turn, measure_costs, name_of
 from flashspec.measure.prompts import Prompt
 from flashspec.measure.trace import record, replay_texts
-from flashspec.scores import Sampling
+from flashspec.sampling import Sampling
 from flashspec.theory import (
     BreakEven,
     Counts,

@@ -27,7 +27,7 @@ from flashspec.model.files import Id
 from flashspec.model.folder import read_as
 from flashspec.model.writing import write_json
 from flashspec.provenance import model_digests, short_hash
-from flashspec.scores import Dice, Sampling, warp
+from flashspec.sampling import Dice, Sampling, warp
 
 FORMAT = 1
 NO_TRACE = "it is no trace: record one with `flashspec trace record`"

@@ -10,7 +10,7 @@ from typing import Any
 from flashspec.decoding.method import Method
 from flashspec.measure.costs import name_of
 from flashspec.measure.planning import Advice, Forecast, HeadCase
-from flashspec.scores import Sampling
+from flashspec.sampling import Sampling
 from flashspec.study.experiment import stored
 from flashspec.study.parameters import Refused
 from flashspec.theory import Counts, Interval

@@ -21,7 +21,7 @@ from flashspec.measure.contest import Entry, texts
 from flashspec.measure.prompts import Prompt, load_prompts
 from flashspec.model.reader import SpanReader
 from flashspec.model.transformer import Transformer
-from flashspec.scores import Dice, Sampling
+from flashspec.sampling import Dice, Sampling
 from flashspec.study.pairs import models_of
 
 AT_ONCE = 256

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from flashspec.decoding.generate import Output, generate
 from flashspec.decoding.method import METHODS, Method, build
 from flashspec.decoding.models import Models
-from flashspec.scores import Sampling
+from flashspec.sampling import Sampling
 
 if TYPE_CHECKING:
     from pandas import DataFrame

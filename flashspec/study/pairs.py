@@ -14,7 +14,7 @@ import torch
 from flashspec.decoding.method import Method
 from flashspec.decoding.models import Models, folder_of, load, rounding
 from flashspec.heads.registry import HEADS
-from flashspec.scores import Sampling
+from flashspec.sampling import Sampling
 from flashspec.theory.checks import at_least as at_least
 
 # their layers are rounded for the CPU kernels

@@ -22,7 +22,7 @@ from flashspec.measure.levels import stage_costs, verified
 from flashspec.measure.prompts import Prompt
 from flashspec.measure.repetition import repeated_share
 from flashspec.measure.trace import target_digest
-from flashspec.scores import Sampling
+from flashspec.sampling import Sampling
 from flashspec.study.drafts import Pair, drafts_of, pair_of, short_name, target_of
 
 BASELINE, DRAFT_MODEL = "baseline", "draft_model"

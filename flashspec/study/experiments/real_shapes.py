@@ -31,7 +31,7 @@ from flashspec.model.memory import Form, free_bytes, weight_bytes
 from flashspec.model.reader import SpanReader
 from flashspec.model.synthetic import RandomInt4, shape, synthetic
 from flashspec.model.transformer import Transformer
-from flashspec.scores import GREEDY
+from flashspec.sampling import GREEDY
 from flashspec.study.experiment import Experiment
 from flashspec.study.pairs import among, at_least
 
