@@ -56,12 +56,12 @@ RACE: dict[str, dict[str, Any]] = {
         method=HIERARCHIES, **SCHEDULES, rule=("speculative",), new_tokens=24, repeats=1, screen=4, parts=1,
     ),
     "hispec_end_to_end": said(
-        method=("draft_model", "lookup", *HIERARCHIES, "hispec_adaptive"), exit=(1, 2, 3, 4, 5, 6), verify_exit=(2, 4, 6, 8),
-        k=(1, 2, 3, 4), interval=(2, 4, 6), rule=BOTH, per_kind=4, repeats=2, screen=3, parts=8, twins=1,
+        method=("draft_model", "lookup", *HIERARCHIES, "hispec_adaptive"), exit=(1, 2, 3, 5), verify_exit=(4, 6, 8),
+        k=(2, 3, 4), interval=(4, 6), rule=BOTH, per_kind=4, repeats=1, screen=3, parts=8, twins=1,
     ),
     "hispec_flash": said(
         draft=("main", "shallow"), method=("draft_model", *HIERARCHIES), head=("dense", "flash"), finalize=("eager", "deferred"),
-        exit=(1, 2, 4), verify_exit=(6,), k=(2,), interval=(4,), rule=("speculative",), per_kind=4, repeats=2, parts=8, twins=1,
+        exit=(1, 2, 4), verify_exit=(6,), k=(2,), interval=(4,), rule=("speculative",), per_kind=4, repeats=1, parts=8, twins=1,
     ),
     "peers": said(
         engine=("flashspec", "transformers"), k=(2, 4), temperature=(0.0,), dtype=("bfloat16", "float32"), per_kind=4,
