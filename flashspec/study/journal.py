@@ -64,7 +64,7 @@ def journal(path: Path, header: dict[str, Any]) -> Iterator[Journal]:
 def _held(path: Path) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
-    name = provenance.short_hash([str(path.resolve()), str(Path.home())])
+    name = provenance.short_hash([str(path.resolve()), getattr(os, "getuid", int)()])
     lock = FileLock(Path(tempfile.gettempdir()) / f"flashspec-{name}.lock")
     try:
         lock.acquire(blocking=False)
