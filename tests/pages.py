@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+PAGES = int(os.environ.get("FLASHSPEC_PAGES", "12"))  # parameter sets drawn for a notebook; 40 take some minutes a chapter
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 
 

@@ -95,7 +95,7 @@ def engines(chapter):
 @pytest.mark.parametrize("chapter", CHAPTERS)
 def test_any_legal_parameters_give_a_page(chapter, small):
     dice = random.Random(chapter)
-    for _ in range(40):
+    for _ in range(pages.PAGES):
         values = {name: dice.choice(choices) for name, choices in {**LEGAL, **OWN[chapter]}.items()}
         scope = page(chapter, {**small, **values, **engines(chapter)})
         assert len(scope["results"].rows)

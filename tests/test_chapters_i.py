@@ -86,7 +86,7 @@ def small(home, tmp_path_factory, monkeypatch):
 def test_any_legal_parameters_give_a_page(small, monkeypatch):
     """Every figure is drawn; every eighth page's are rendered too, which takes most of the time."""
     dice, svg = random.Random(CHAPTER), style.svg
-    for number in range(40):
+    for number in range(pages.PAGES):
         monkeypatch.setattr(style, "svg", (lambda figure: "") if number % 8 else svg)
         scope = page({**small, **{name: dice.choice(choices) for name, choices in LEGAL.items()}})
         assert len(scope["results"].rows) and len(scope["timing"].rows)
