@@ -248,8 +248,8 @@ def test_a_bad_line_is_one_sentence_and_changes_nothing(home, capsys, line):
 
 def test_a_measurement_without_a_row_leaves_nothing(home, capsys):
     before = shelf.listing(home)
-    assert status(words(home, "run acceptance --preset smoke --methods , --fresh --results {home}/new")) == 2
-    assert "\nerror: these parameters of acceptance leave nothing to measure" in "\n" + capsys.readouterr().err
+    assert status(words(home, "run recall --preset smoke --head , --metric , --fresh --results {home}/new")) == 2
+    assert "\nerror: these parameters of recall leave nothing to measure" in "\n" + capsys.readouterr().err
     assert shelf.listing(home) == before
 
 
