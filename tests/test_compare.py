@@ -146,3 +146,14 @@ def test_any_slice_gives_frames(kept):
     speculated = frame[frame["method"] != "baseline"]
     beside = [(r.temperature, r.prompt, r.turn) in pairs for r in speculated.itertuples()]
     assert compare.speedups(frame).empty <= (not any(beside))
+
+
+def test_no_ratio_is_given_where_float32_twins_differ():
+    frame = race(prompts=4, turns=1).assign(twin_digest="one")
+    spoilt = frame["head"].eq("flash") & frame["prompt"].eq(2) & frame["temperature"].eq(0.0)
+    told = compare.speedups(frame.assign(twin_digest=frame["twin_digest"].mask(spoilt, "another")))
+    wrong = told["verdict"].str.startswith("refused")
+    assert list(wrong) == list((told["head"] == "flash") & (told["temperature"] == 0.0)) and wrong.any()
+    assert told["ratio"].isna().equals(wrong)
+    free = frame.assign(rule="speculative", temperature=1.0, turn=frame["turn"] + 10 * (frame["temperature"] == 0))
+    assert not compare.speedups(free.assign(twin_digest=frame["twin_digest"].mask(spoilt, "another")))["ratio"].isna().any()
