@@ -10,11 +10,11 @@ import numpy as np
 
 from flashspec.study import compare
 from flashspec.study.experiment import Results, stored
+from flashspec.study.quote import NOT_HERE
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-NOT_HERE = "not in this table"
 BY = (*compare.CONTEXT, "draft", "method", "head", "format", "finalize")
 FACTS = ("temperature", "rule", "draft", "k", *compare.NUMBERS)
 MAIN = {"draft": "main", "head": "dense", "finalize": "deferred"}

@@ -134,7 +134,7 @@ def run(
     if stored is None:
         refuse_input(place.folder, chosen.models(params).values())
         with store.rooted(place.folder.parent):
-            stored = _measure_once(chosen, params, place, (fresh, progress))
+            stored = _measure_once(chosen, params, place, fresh, progress)
     _warn_of_other_models(chosen, params, stored.origin)
     return Results(stored.rows, stored.origin, _path(chosen, place), chosen.columns)
 
@@ -200,19 +200,17 @@ def _place_of_fresh(experiment: Experiment, place: Place) -> Place:
     return place.beside(here) if experiment.measured and elsewhere else place
 
 
-def _measure_once(experiment: Experiment, params: Any, place: Place, how: tuple[bool, bool]) -> Table:
+def _measure_once(experiment: Experiment, params: Any, place: Place, fresh: bool, progress: bool) -> Table:
     """Measure and store, unless another process did so while this one waited."""
-    fresh, progress = how
     code = provenance.source()
     header = {"params": canonical(params), "code": code, "machine": provenance.short_hash(provenance.machine())}
     with journal(place.journal, header) as held:
         found = None if fresh else experiment.shelf.read(place, experiment.columns)
-        return found or _measure(experiment, params, place, (held, progress))
+        return found or _measure(experiment, params, place, held, progress)
 
 
-def _measure(experiment: Experiment, params: Any, place: Place, how: tuple[Journal, bool]) -> Table:
+def _measure(experiment: Experiment, params: Any, place: Place, journal: Journal, progress: bool) -> Table:
     started = time.monotonic()
-    journal, progress = how
     resumed = len(journal.done)
     points = list(experiment.split(params))
     rows = [row for point in _bar(points, experiment.name, progress) for row in _point(experiment, point, journal)]

@@ -159,7 +159,7 @@ def pieces_of(config: ModelConfig, params: Params) -> Iterator[Piece]:
         facts |= {**deep, "body": config.body_parameters, "head_parameters": config.head_parameters}
         if "projection" in params.piece:
             yield from _projections(Origin(model.head_weight, model.norm), facts, params)
-        yield from _reads(model, {**facts, "past": params.past}, (params, form))
+        yield from _reads(model, {**facts, "past": params.past}, params, form)
 
 
 def _projections(origin: Origin, facts: dict[str, Any], params: Params) -> Iterator[Piece]:
@@ -168,9 +168,8 @@ def _projections(origin: Origin, facts: dict[str, Any], params: Params) -> Itera
         yield Piece({**facts, **named, "piece": "projection", "bytes": head.bytes_read(1)}, token_call(head, rows))
 
 
-def _reads(model: Any, facts: dict[str, Any], how: tuple[Params, str]) -> Iterator[Piece]:
+def _reads(model: Any, facts: dict[str, Any], params: Params, form: str) -> Iterator[Piece]:
     """Steps, bodies, heads and bursts of a draft, and checks of a target, of this model."""
-    params, form = how
     layers, place = stored_bytes(model.layers), (params.past, max(params.k))
     draft = ready(model, *place)
     dense = {"head": "dense", "format": form, "rows_scored": model.config.vocab_size}

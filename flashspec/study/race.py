@@ -181,7 +181,7 @@ def run_race(field: Sequence[Racer], prompts: Sequence[Prompt], params: Params) 
         for racer in field:
             run = runs[racer.name]
             found = {**parts[racer.name], "twin_digest": twins.get((racer.name, number), ""), "turn": turn, "prompt": number}
-            yield _row(racer, prompt, run, {**found, **_divergence(racer, prompt, (plain, run.tokens), explained)})
+            yield _row(racer, prompt, run, {**found, **_divergence(racer, prompt, plain, run.tokens, explained)})
 
 
 def twin_digests(field: Sequence[Racer], prompts: Sequence[Prompt], params: Params) -> dict[tuple[str, int], str]:
@@ -203,9 +203,10 @@ def twin_digests(field: Sequence[Racer], prompts: Sequence[Prompt], params: Para
     return found
 
 
-def _divergence(racer: Racer, prompt: Prompt, texts: tuple[Text, Text], explained: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def _divergence(
+    racer: Racer, prompt: Prompt, plain: Text, text: Text, explained: dict[str, dict[str, Any]]
+) -> dict[str, Any]:
     """Where a text that owes plain decoding's parts from it; a certificate for the first text of each racer and kind."""
-    plain, text = texts
     sampling = racer.entry.sampling
     owed = racer.entry.method.exact(sampling) and (sampling.rule == "coupling" or not sampling.temperature)
     at = first_difference(plain, text) if owed else None

@@ -103,13 +103,13 @@ def racers(params: Any, sampling: Sampling) -> list[Racer]:
     alone = target_of(target, dtype, params.weights)
     wanted = list(methods(params, alone.target.config.layers))
     drafts = drafts_of(params.draft) if any(method.draft == "model" for _, method in wanted) else {}
-    pairs = [_pair(target, name, str(folder), (dtype, params.weights)) for name, folder in drafts.items()]
+    pairs = [_pair(target, name, str(folder), dtype, params.weights) for name, folder in drafts.items()]
     base = {**_base(params, alone, sampling), "weights": params.weights}
-    found = [_racer({**base, "method": BASELINE}, (alone, METHODS[BASELINE]), sampling)]
+    found = [_racer({**base, "method": BASELINE}, alone, METHODS[BASELINE], sampling)]
     for name, method in wanted:
         for pair in pairs if method.draft == "model" else [None]:
             who = {**base, "method": name, **(facts(pair) if pair else {})}
-            found.append(_racer(who, (pair.models if pair else alone, method), sampling))
+            found.append(_racer(who, pair.models if pair else alone, method, sampling))
     return found
 
 
@@ -162,7 +162,7 @@ def transformers_racers(params: Any, folder: Path) -> list[Racer]:
 
     target, dtype = params.target[0], params.dtype[0]
     (name, source), *_ = drafts_of(params.draft).items()
-    pair = _pair(target, name, str(source), (dtype, "dense"))
+    pair = _pair(target, name, str(source), dtype, "dense")
     for which in ("target", "draft"):
         save_transformer(pair.models.model(which), folder / which, dtype)
     theirs = Peers.load(folder / "target", folder / "draft", getattr(torch, dtype))
@@ -171,7 +171,7 @@ def transformers_racers(params: Any, folder: Path) -> list[Racer]:
     for k in (0, *params.k):
         who = {**base, "weights": "dense", "method": DRAFT_MODEL if k else BASELINE, **(facts(pair) if k else {})}
         method = replace(BASES[DRAFT_MODEL], k=k) if k else METHODS[BASELINE]
-        found.append(replace(_racer(who, (pair.models, method), Sampling()), theirs=theirs))
+        found.append(replace(_racer(who, pair.models, method, Sampling()), theirs=theirs))
     return found
 
 
@@ -191,12 +191,11 @@ def _base(params: Any, models: Models, sampling: Sampling) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=8)
-def _pair(target: str, name: str, folder: str, how: tuple[str, str]) -> Pair:
-    return pair_of(name, Path(folder), target_of(target, *how), short_name(target))
+def _pair(target: str, name: str, folder: str, dtype: str, weights: str) -> Pair:
+    return pair_of(name, Path(folder), target_of(target, dtype, weights), short_name(target))
 
 
-def _racer(who: dict[str, Any], on: tuple[Models, Method], sampling: Sampling) -> Racer:
-    models, method = on
+def _racer(who: dict[str, Any], models: Models, method: Method, sampling: Sampling) -> Racer:
     plain = method.writer_is_target
     columns = {
         "head": method.head,

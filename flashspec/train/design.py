@@ -120,7 +120,7 @@ def design_draft(
     if run.step < design.steps:
         place = shared or folder
         texts = write(target, train, place / "texts", (design.written, design.length + 1, design.prompt), design.seed)
-        loss = _loss(target, draft, texts, (place, design))
+        loss = _loss(target, draft, texts, place, design)
         run.train(loss, lambda: acceptance(target, draft, held, 4, design.length))
     return draft.eval().requires_grad_(False)
 
@@ -166,8 +166,7 @@ class TextLoss:
             return cross_entropy(self.draft, self.draft.rows(ids[:, :-1]).flatten(0, 1), ids[:, 1:].reshape(-1))
 
 
-def _loss(target: Transformer, draft: Transformer, texts: OwnText, place: tuple[Path, Design]) -> DraftLoss | TextLoss:
-    folder, design = place
+def _loss(target: Transformer, draft: Transformer, texts: OwnText, folder: Path, design: Design) -> DraftLoss | TextLoss:
     if not design.distilled:
         return TextLoss(draft, texts, design)
     return DraftLoss(draft, Teacher(target, texts, folder / "teacher"), design.distillation)

@@ -24,10 +24,10 @@ def answers(*results: Any, lines: DataFrame) -> Figure:
     for place, (temperature, rule) in enumerate(settings):
         rows = known[(known["temperature"] == temperature) & (known["rule"] == rule)]
         shift = 0.6 * (place + 0.5) / len(settings) - 0.3
-        heights = [questions.index(name) + shift for name in rows["question"]]
+        places = [questions.index(name) + shift for name in rows["question"]]
         bars = [(rows["ratio"] - rows["low"]).fillna(0.0), (rows["high"] - rows["ratio"]).fillna(0.0)]
         label = f"T = {temperature:g}" + (f", {rule}" if temperature else "")
-        axis.errorbar(rows["ratio"], heights, xerr=bars, fmt="o", markersize=4, capsize=2, color=colours[place], label=label)
+        axis.errorbar(rows["ratio"], places, xerr=bars, fmt="o", markersize=4, capsize=2, color=colours[place], label=label)
     axis.axvline(1.0, color="#666666", linewidth=1)
     axis.set(xscale="log", xlabel="times faster (95 % interval over rows of prompts)", ylim=(len(questions) - 0.4, -0.6))
     axis.set_yticks(range(len(questions)), questions)
