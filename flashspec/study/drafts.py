@@ -102,13 +102,6 @@ def pair_of(name: str, folder: Path, alone: Models, target: str) -> Pair:
     return Pair(name, target_digest(folder), steps_of(folder), models, target, target_digest(alone.folders["target"]))
 
 
-def pairs_of(params: Any) -> list[Pair]:
-    """Every draft that the parameters mean, beside their target."""
-    alone = target_of(params.target, params.dtype, params.weights)
-    found = drafts_of(params.drafts, getattr(params, "family", ""))
-    return [pair_of(name, folder, alone, short_name(params.target)) for name, folder in found.items()]
-
-
 def short_name(target: str) -> str:
     """What a table calls a target: a shipped name, or its folder's."""
     return target if target in REFERENCE["target"] else Path(target).name

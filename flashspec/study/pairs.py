@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from functools import lru_cache
 from itertools import product
 from pathlib import Path
@@ -48,11 +47,6 @@ def samplings(temperatures: Sequence[float], rules: Sequence[str], seed: int) ->
     """Samplings to run; greedy decoding is the same under every exact rule and comes once. Raises ValueError for bad ones."""
     pairs = [(t, r) for t, r in product(temperatures, rules) if t != 0 or r == rules[0]]
     return [Sampling(t, seed=seed, rule=r) for t, r in pairs]
-
-
-def by_temperature(params: Any) -> list[Any]:
-    """One point a temperature, so that a killed run continues with the next."""
-    return [replace(params, temperatures=(t,)) for t in params.temperatures]
 
 
 def among(name: str, values: Iterable[str], known: Iterable[str]) -> None:
