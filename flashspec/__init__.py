@@ -9,7 +9,7 @@ __version__ = "0.8.0"
 
 _HOMES = {
     "flashspec.sampling": ("Scores", "Sampling", "Dice"),
-    "flashspec.model.transformer": ("Transformer",),
+    "flashspec.models.transformer": ("Transformer",),
     "flashspec.heads.dense": ("DenseHead",),
     "flashspec.heads.flash": ("FlashHead",),
     "flashspec.decoding.rules": ("SpeculativeSampling", "GumbelCoupling", "TypicalAcceptance"),

@@ -20,7 +20,7 @@ from test_interrupts import digest, play, prepare, wide
 import flashspec
 from flashspec.kernels import Writer
 from flashspec.kernels.build import compiled
-from flashspec.model.engine import KernelEngine
+from flashspec.models.engine import KernelEngine
 
 PACKAGE = str(Path(flashspec.__file__).parent)
 NAMES = ("dense", "flash", "self_speculation", "hispec", "hispec_flash", "hispec_adaptive", "lookup", "cascade")

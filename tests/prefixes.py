@@ -19,7 +19,7 @@ from flashspec.decoding.state import Limits
 from flashspec.heads import DenseHead, FlashHead
 from flashspec.heads.base import Fixed
 from flashspec.heads.cluster import from_assignments
-from flashspec.model.reader import Reads
+from flashspec.models.reader import Reads
 from flashspec.sampling import Sampling, Scores, warp
 
 VOCAB, DEPTH = 4, 3

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import tiny
 
-from flashspec.model.checkpoint import save_transformer
+from flashspec.models.checkpoint import save_transformer
 from flashspec.provenance import digest
 from flashspec.train.package import END, write_digests, write_tokenizer
 

@@ -22,8 +22,8 @@ from flashspec.decoding.rules import rule_for
 from flashspec.decoding.stages import Stage
 from flashspec.decoding.state import Limits
 from flashspec.heads.dense import DenseHead, LogitRows
-from flashspec.model import adapter, memory
-from flashspec.model.adapter import Adapter, AdapterReader
+from flashspec.models import adapter, memory
+from flashspec.models.adapter import Adapter, AdapterReader
 from flashspec.sampling import GREEDY
 
 transformers = pytest.importorskip("transformers")

@@ -13,8 +13,8 @@ import torch
 from test_transformer import BASE, prompt, randomised
 from torch import Tensor
 
-from flashspec.model import awq
-from flashspec.model.awq import (
+from flashspec.models import awq
+from flashspec.models.awq import (
     Int4Linear,
     Quantised,
     Scheme,
@@ -27,10 +27,10 @@ from flashspec.model.awq import (
     unpack,
     unpack_weight,
 )
-from flashspec.model.checkpoint import load_transformer
-from flashspec.model.config import ModelConfig, to_hf
-from flashspec.model.export import hf_tensors, write_folder
-from flashspec.model.transformer import Transformer
+from flashspec.models.checkpoint import load_transformer
+from flashspec.models.config import ModelConfig, to_hf
+from flashspec.models.export import hf_tensors, write_folder
+from flashspec.models.transformer import Transformer
 from flashspec.train.quantize import best_clip, quantize_awq, quantize_gptq
 
 SMALL = replace(BASE, hidden=128, ffn=256, heads=4, kv_heads=2, head_dim=32)

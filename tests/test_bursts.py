@@ -16,10 +16,10 @@ from flashspec.decoding.rules import Drawn, GumbelCoupling, SpeculativeSampling,
 from flashspec.decoding.stages import Burst, Stage, StepByStep, in_turn
 from flashspec.decoding.ways import fastest
 from flashspec.heads import DenseHead, FlashHead, QuantizedDenseHead
-from flashspec.model.config import ModelConfig
-from flashspec.model.reader import SpanReader
-from flashspec.model.rounded import rounded
-from flashspec.model.synthetic import synthetic
+from flashspec.models.config import ModelConfig
+from flashspec.models.reader import SpanReader
+from flashspec.models.rounded import rounded
+from flashspec.models.synthetic import synthetic
 from flashspec.sampling import Sampling, Scores
 
 VOCAB, CONTEXT = 512, 48

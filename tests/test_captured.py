@@ -21,8 +21,8 @@ from flashspec.decoding.scripted import scripted
 from flashspec.decoding.stages import Burst, InTurn, Judged, Stage, StepByStep, Verbs, in_turn
 from flashspec.decoding.state import Limits
 from flashspec.decoding.ways import fastest
-from flashspec.model import graphs
-from flashspec.model.reader import SpanReader
+from flashspec.models import graphs
+from flashspec.models.reader import SpanReader
 from flashspec.sampling import DeviceDice, Dice, Sampling, Scores
 
 SAMPLINGS = {

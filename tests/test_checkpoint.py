@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from test_transformer import BASE, randomised
 
-from flashspec.model import export
-from flashspec.model.checkpoint import load_transformer, verify_digests
-from flashspec.model.transformer import Transformer
+from flashspec.models import export
+from flashspec.models.checkpoint import load_transformer, verify_digests
+from flashspec.models.transformer import Transformer
 from flashspec.train.package import write_digests
 
 WEIGHTS = "model.safetensors"

@@ -17,7 +17,7 @@ import tiny
 from flashspec.cli import listing as cli_listing
 from flashspec.cli.main import status
 from flashspec.decoding.models import SHIPPED
-from flashspec.model.writing import UNFINISHED, copy_checkpoint, fresh_folder, new_file, replaced
+from flashspec.models.writing import UNFINISHED, copy_checkpoint, fresh_folder, new_file, replaced
 from flashspec.refusals import in_words
 from flashspec.study import gpu
 
@@ -295,7 +295,7 @@ WRITING = {
 
 @pytest.mark.parametrize("name", WRITING)
 def test_a_full_disk_is_one_sentence_and_leaves_nothing_half_written(home, capsys, monkeypatch, name):
-    monkeypatch.setattr("flashspec.model.writing.WEIGHTS", ())  # copies, not links
+    monkeypatch.setattr("flashspec.models.writing.WEIGHTS", ())  # copies, not links
     line = words(home, WRITING[name])
     with full_disk(200 if name == "run" else 2000):
         said = refused(home, capsys, lambda: status(line))

@@ -9,11 +9,11 @@ import torch
 
 from flashspec.cli.main import status
 from flashspec.decoding.models import load
-from flashspec.model.checkpoint import load_transformer
-from flashspec.model.config import ModelConfig
-from flashspec.model.export import save_transformer
-from flashspec.model.synthetic import synthetic
-from flashspec.model.transformer import Transformer
+from flashspec.models.checkpoint import load_transformer
+from flashspec.models.config import ModelConfig
+from flashspec.models.export import save_transformer
+from flashspec.models.synthetic import synthetic
+from flashspec.models.transformer import Transformer
 from flashspec.train import family
 from flashspec.train.design import Design, design_draft, encoded, speculative, windows
 from flashspec.train.losses import cross_entropy

@@ -10,9 +10,9 @@ import pytest
 import shelf
 import tiny
 
-from flashspec.model.checkpoint import save_transformer
-from flashspec.model.reshape import reshaped
-from flashspec.model.synthetic import shape
+from flashspec.models.checkpoint import save_transformer
+from flashspec.models.reshape import reshaped
+from flashspec.models.synthetic import shape
 from flashspec.study import drafts
 from flashspec.train.family import FAMILY
 from flashspec.train.package import write_digests, write_tokenizer

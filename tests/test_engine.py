@@ -9,9 +9,9 @@ import torch
 from toys import duo, random_model, with_biases
 
 from flashspec import kernels
-from flashspec.model.engine import KernelEngine, TorchEngine
-from flashspec.model.reader import SpanReader, engine_for
-from flashspec.model.rounded import PackedLinear, rounded
+from flashspec.models.engine import KernelEngine, TorchEngine
+from flashspec.models.reader import SpanReader, engine_for
+from flashspec.models.rounded import PackedLinear, rounded
 
 IDS = torch.randint(0, 61, (40,), generator=torch.Generator().manual_seed(0))
 SHAPES = [

@@ -10,8 +10,8 @@ import tables_hispec as made
 import tiny
 import torch
 
-from flashspec.model.checkpoint import save_transformer
-from flashspec.model.transformer import Transformer
+from flashspec.models.checkpoint import save_transformer
+from flashspec.models.transformer import Transformer
 from flashspec.study import run
 from flashspec.study.exits import CURVE, EXPERIMENT, PRESETS, Params, folder_of, load_prompts, shares
 

@@ -9,7 +9,7 @@ import torch
 
 from flashspec.cli.main import status
 from flashspec.decoding.models import load
-from flashspec.model.rounded import rounded
+from flashspec.models.rounded import rounded
 from flashspec.study import family
 from flashspec.train import tune
 

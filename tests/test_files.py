@@ -16,9 +16,9 @@ from safetensors.torch import load_file, save_file
 from test_checkpoint import DOWN, UNTIED, WEIGHTS, edit_config, edit_tensors
 from test_transformer import CASES, as_transformers, distance, randomised
 
-from flashspec.model.checkpoint import load_transformer
-from flashspec.model.config import FAMILIES, Unsupported
-from flashspec.model.transformer import Transformer
+from flashspec.models.checkpoint import load_transformer
+from flashspec.models.config import FAMILIES, Unsupported
+from flashspec.models.transformer import Transformer
 
 INDEX = "model.safetensors.index.json"
 

@@ -26,12 +26,12 @@ from flashspec.heads import FlashHead, load_public
 from flashspec.heads.candidates import ShortlistHead
 from flashspec.heads.index import IndexHead
 from flashspec.heads.storage import FILE
-from flashspec.model.adapter import Adapter
-from flashspec.model.awq import scheme_of
-from flashspec.model.chat import chat_prompt, generation_defaults
-from flashspec.model.config import Unsupported, from_hf
-from flashspec.model.exits import EXITS_FILE, ExitAdapter, load_exits, save_exits
-from flashspec.model.folder import Tensors, read_config, verify_digests
+from flashspec.models.adapter import Adapter
+from flashspec.models.awq import scheme_of
+from flashspec.models.chat import chat_prompt, generation_defaults
+from flashspec.models.config import Unsupported, from_hf
+from flashspec.models.exits import EXITS_FILE, ExitAdapter, load_exits, save_exits
+from flashspec.models.folder import Tensors, read_config, verify_digests
 from flashspec.train.package import write_digests
 
 CONFIG = replace(BASE, vocab_size=32, hidden=16, ffn=24, layers=2, heads=2, kv_heads=1, head_dim=8, context=64)

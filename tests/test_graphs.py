@@ -10,11 +10,11 @@ import torch
 from test_transformer import BASE, randomised
 from toys import PROMPT, duo, random_model, text
 
-from flashspec.model import graphs
-from flashspec.model.engine import TorchEngine
-from flashspec.model.graphs import FixedEngine, wanted
-from flashspec.model.reader import engine_for
-from flashspec.model.transformer import Transformer
+from flashspec.models import graphs
+from flashspec.models.engine import TorchEngine
+from flashspec.models.graphs import FixedEngine, wanted
+from flashspec.models.reader import engine_for
+from flashspec.models.transformer import Transformer
 
 IDS = torch.randint(0, 61, (60,), generator=torch.Generator().manual_seed(0))
 CUTS = [20, 21, 22, 27, 31, 32, 48, 59]

@@ -16,7 +16,7 @@ from flashspec.heads import (
     required_probes,
 )
 from flashspec.heads.cluster import Recipe
-from flashspec.model.transformer import RMSNorm
+from flashspec.models.transformer import RMSNorm
 from flashspec.sampling import Dice
 
 VOCAB, WIDTH, ROWS = 515, 48, 24

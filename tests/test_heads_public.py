@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from flashspec.heads import FlashHead, Origin, head_named, is_public, load_public, save_public
 from flashspec.heads.public import public_weight
-from flashspec.model.checkpoint import load_transformer, save_transformer
+from flashspec.models.checkpoint import load_transformer, save_transformer
 
 VOCAB, WIDTH, CLUSTERS = 96, 32, 12
 

@@ -15,7 +15,7 @@ from flashspec.heads import HEADS, IndexHead, Origin, ShortlistHead, cluster, he
 from flashspec.heads.cluster import Recipe
 from flashspec.heads.index import usable
 from flashspec.heads.registry import RANKED, file_of
-from flashspec.model.checkpoint import load_transformer
+from flashspec.models.checkpoint import load_transformer
 
 IDS, WIDTH = 200, 32
 KINDS = ("ivf", "ivfpq", "hnsw")

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from flashspec.decoding.models import SHIPPED
 from flashspec.heads import FlashHead
 from flashspec.heads.storage import FILE, KEY, read, weight_digest, write
-from flashspec.model.export import save_transformer
+from flashspec.models.export import save_transformer
 from flashspec.train import reference
 
 

@@ -20,8 +20,8 @@ from flashspec.decoding.method import Method
 from flashspec.decoding.models import Models
 from flashspec.heads import FlashHead
 from flashspec.measure.score import score
-from flashspec.model.reader import SpanReader
-from flashspec.model.transformer import Transformer
+from flashspec.models.reader import SpanReader
+from flashspec.models.transformer import Transformer
 from flashspec.sampling import Sampling
 from flashspec.theory import rows_read
 

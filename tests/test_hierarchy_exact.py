@@ -18,7 +18,7 @@ from flashspec.decoding.method import build
 from flashspec.decoding.models import Models
 from flashspec.decoding.rules import SpeculativeSampling
 from flashspec.heads import FlashHead
-from flashspec.model.transformer import Transformer
+from flashspec.models.transformer import Transformer
 from flashspec.sampling import Sampling
 
 pytestmark = pytest.mark.filterwarnings("ignore:exit")  # random models have exits that are of no use

@@ -23,10 +23,10 @@ from flashspec.decoding.rules import GumbelCoupling, SpeculativeSampling
 from flashspec.decoding.stages import InTurn, Judging, StepByStep
 from flashspec.decoding.state import State, Step
 from flashspec.heads import DenseHead, FlashHead
-from flashspec.model.engine import KernelEngine, Slot, TorchEngine
-from flashspec.model.graphs import FixedEngine
-from flashspec.model.reader import SpanReader
-from flashspec.model.transformer import Layer
+from flashspec.models.engine import KernelEngine, Slot, TorchEngine
+from flashspec.models.graphs import FixedEngine
+from flashspec.models.reader import SpanReader
+from flashspec.models.transformer import Layer
 from flashspec.sampling import Sampling
 
 HOOKS = [

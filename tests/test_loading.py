@@ -12,9 +12,9 @@ from test_awq import SMALL, write_awq
 from test_transformer import BASE, randomised
 
 from flashspec.measure.resident import anonymous_bytes, load_in_fresh_process
-from flashspec.model import memory
-from flashspec.model.checkpoint import load_transformer
-from flashspec.model.memory import Form, free_bytes, needed_bytes, weight_bytes
+from flashspec.models import memory
+from flashspec.models.checkpoint import load_transformer
+from flashspec.models.memory import Form, free_bytes, needed_bytes, weight_bytes
 from flashspec.study.experiments import loading
 
 linux = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")

@@ -12,7 +12,7 @@ from toys import duo, text
 
 from flashspec import kernels
 from flashspec.measure.certificate import Certificate, certify, first_difference, shape_noise, target_scorer
-from flashspec.model.reader import SpanReader
+from flashspec.models.reader import SpanReader
 from flashspec.sampling import Sampling
 
 PROMPT = (7, 8)

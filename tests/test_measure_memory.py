@@ -11,8 +11,8 @@ from flashspec.decoding.cascade import decode
 from flashspec.decoding.method import METHODS, Method, build
 from flashspec.decoding.models import Models
 from flashspec.decoding.state import Limits
-from flashspec.model.synthetic import shape
-from flashspec.model.transformer import Transformer
+from flashspec.models.synthetic import shape
+from flashspec.models.transformer import Transformer
 
 ALLOWED = 1.1
 EXITS = {"reference-target": (2, 4), "qwen3-0.6b": (3, 7)}

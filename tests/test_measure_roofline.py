@@ -8,8 +8,8 @@ import torch
 from flashspec.measure.clock import Plan, interleaved_seconds
 from flashspec.measure.repetition import repeated_share
 from flashspec.measure.roofline import Work, body_work, roof, stored_bytes
-from flashspec.model.config import from_hf
-from flashspec.model.synthetic import SHAPES, random_rows, shape, synthetic
+from flashspec.models.config import from_hf
+from flashspec.models.synthetic import SHAPES, random_rows, shape, synthetic
 
 
 def test_body_weights_are_the_bytes_that_the_layers_hold() -> None:
@@ -85,7 +85,7 @@ def test_reference_shapes_are_those_of_the_shipped_models(folder: str, name: str
     from dataclasses import replace
 
     from flashspec.decoding.models import SHIPPED
-    from flashspec.model.checkpoint import read_config
+    from flashspec.models.checkpoint import read_config
 
     if not (SHIPPED / folder).exists():
         pytest.skip("the reference models are not built")

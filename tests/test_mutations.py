@@ -24,9 +24,9 @@ from flashspec.decoding.models import Models
 from flashspec.decoding.rules import SpeculativeSampling, Waiting
 from flashspec.decoding.state import Limits, State
 from flashspec.heads import FlashHead, table
-from flashspec.model import reader
-from flashspec.model.engine import Slot
-from flashspec.model.reader import SpanReader
+from flashspec.models import reader
+from flashspec.models.engine import Slot
+from flashspec.models.reader import SpanReader
 from flashspec.sampling import Dice, Sampling, Scores
 
 ALL_CLUSTERS = Method(draft="model", head="flash", probes=16)

@@ -16,7 +16,7 @@ from flashspec.measure import clock, depths
 from flashspec.measure.costs import SETTLING, PairCosts, PairParts, Setting, measure_costs, name_of, parts_of
 from flashspec.measure.planning import Given, Question, Texts, advise, forecast, head_cases, observe, stated_costs
 from flashspec.measure.prompts import Prompt
-from flashspec.model.synthetic import synthetic
+from flashspec.models.synthetic import synthetic
 from flashspec.sampling import Sampling
 from flashspec.study import advice
 from flashspec.study.race import Row as RaceRow

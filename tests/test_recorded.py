@@ -17,9 +17,9 @@ from flashspec.decoding.method import build, method_named
 from flashspec.decoding.models import Models
 from flashspec.decoding.stages import Stage
 from flashspec.decoding.state import Limits
-from flashspec.model import graphs, synthetic
-from flashspec.model.awq import Int4Linear
-from flashspec.model.graphs import Replay
+from flashspec.models import graphs, synthetic
+from flashspec.models.awq import Int4Linear
+from flashspec.models.graphs import Replay
 from flashspec.sampling import Sampling
 from flashspec.study.experiments.real_shapes import TINY
 

@@ -10,7 +10,7 @@ import torch
 
 import flashspec as fs
 from flashspec.decoding.models import Models
-from flashspec.model.synthetic import synthetic
+from flashspec.models.synthetic import synthetic
 
 PROMPT = "def f(x):"
 

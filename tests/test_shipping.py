@@ -18,8 +18,8 @@ from flashspec.decoding.method import Method
 from flashspec.decoding.models import REFERENCE, SHIPPED, load
 from flashspec.measure.prompts import load_prompts
 from flashspec.measure.trace import proposals, record
-from flashspec.model.checkpoint import load_transformer
-from flashspec.model.folder import verify_digests
+from flashspec.models.checkpoint import load_transformer
+from flashspec.models.folder import verify_digests
 from flashspec.sampling import GREEDY, Sampling
 from flashspec.study.drafts import point_of_designed
 from flashspec.study.family import records
@@ -62,7 +62,7 @@ def test_the_designed_draft_is_a_point_of_the_family_ready_to_serve() -> None:
     verify_digests(folder)
     told = json.loads((folder / "speculative.json").read_text())
     assert told.pop("num_speculative_tokens") >= 1
-    assert told == {"method": "draft_model", "model": "flashspec/models/designed"}
+    assert told == {"method": "draft_model", "model": "flashspec/data/designed"}
     assert all((folder / name).exists() for name in ("README.md", "curve.jsonl", "tokenizer.json", "flash_head.safetensors"))
     assert point_of_designed() in {path.name for path in (ROOT / "book" / "results" / "family").iterdir()}
 
@@ -79,7 +79,7 @@ def test_a_shipped_point_is_whole_and_frozen(pair: dict[str, Path], tmp_path: Pa
     out = home / "designed"
     verify_digests(out)
     told = json.loads((out / "speculative.json").read_text())
-    assert told == {"method": "draft_model", "model": "flashspec/models/designed", "num_speculative_tokens": 3}
+    assert told == {"method": "draft_model", "model": "flashspec/data/designed", "num_speculative_tokens": 3}
     assert (out / "README.md").read_text().startswith("# flashspec reference model: designed\n\nWeights: Apache-2.0.")
     models = load(pair["target"], out)
     assert (out / "flash_head.safetensors").exists() and generate(models, [1, 2, 3], "flash", GREEDY, max_new_tokens=4).tokens

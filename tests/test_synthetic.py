@@ -15,11 +15,11 @@ from flashspec.decoding.method import METHODS, build
 from flashspec.decoding.models import Models
 from flashspec.decoding.scripted import ScriptedAcceptance, curve_of, scripted
 from flashspec.decoding.state import Event, Limits
-from flashspec.model import memory
-from flashspec.model import synthetic as shapes
-from flashspec.model.awq import Int4Linear
-from flashspec.model.memory import Form, weight_bytes
-from flashspec.model.synthetic import SHAPES, shape, synthetic
+from flashspec.models import memory
+from flashspec.models import synthetic as shapes
+from flashspec.models.awq import Int4Linear
+from flashspec.models.memory import Form, weight_bytes
+from flashspec.models.synthetic import SHAPES, shape, synthetic
 
 BILLIONS = {
     "Qwen3-0.6B": 0.596, "Qwen3-1.7B": 1.72, "Qwen3-4B": 4.02, "Qwen3-8B": 8.19, "Qwen3-14B": 14.77, "Qwen3-32B": 32.76,

@@ -18,8 +18,8 @@ from tokenizers import Tokenizer
 from torch.nn import functional as F
 
 from flashspec.decoding.models import SHIPPED
-from flashspec.model.config import ModelConfig
-from flashspec.model.transformer import Transformer
+from flashspec.models.config import ModelConfig
+from flashspec.models.transformer import Transformer
 from flashspec.train import corpus
 from flashspec.train.distill import Distillation, DraftLoss, Teacher, acceptance, narrow, slice_of
 from flashspec.train.losses import Taught, disagreement, divergence

@@ -13,8 +13,8 @@ import flashspec as fs
 from flashspec.cli.main import status
 from flashspec.decoding.generate import agreement
 from flashspec.decoding.models import Models
-from flashspec.model.exits import EXITS_FILE, ExitAdapter, load_exits, save_exits
-from flashspec.model.folder import verify_digests
+from flashspec.models.exits import EXITS_FILE, ExitAdapter, load_exits, save_exits
+from flashspec.models.folder import verify_digests
 from flashspec.train.exits import ExitRecipe, default_layers, exit_agreement, rows_at, train_adapters
 
 

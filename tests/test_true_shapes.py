@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("pandas")
 
-from flashspec.model.synthetic import shape
+from flashspec.models.synthetic import shape
 from flashspec.study import store, true_shapes
 from flashspec.study.experiment import stored
 from flashspec.study.experiments import loading

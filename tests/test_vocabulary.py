@@ -13,8 +13,8 @@ from torch import nn
 
 from flashspec.decoding.generate import generate
 from flashspec.decoding.models import Models, load
-from flashspec.model.checkpoint import save_transformer
-from flashspec.model.transformer import Transformer
+from flashspec.models.checkpoint import save_transformer
+from flashspec.models.transformer import Transformer
 from flashspec.sampling import Sampling
 
 PROMPT = [3, 1, 4, 1, 5]
@@ -77,7 +77,7 @@ def test_a_stored_head_of_the_whole_weight_is_left_aside(tmp_path: Path) -> None
 
 def test_a_model_that_transformers_reads_is_cut_too(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
-    from flashspec.model.adapter import Adapter
+    from flashspec.models.adapter import Adapter
 
     folders, plain = written(tmp_path / "padded", EXTRA["target"]), pair(written(tmp_path / "plain", {}))
     for hidden in (True, False):

@@ -22,8 +22,8 @@ from test_chat import GENERATION, TEMPLATE
 
 from flashspec.cli import quantize
 from flashspec.cli.main import status
-from flashspec.model.checkpoint import save_transformer
-from flashspec.model.synthetic import synthetic
+from flashspec.models.checkpoint import save_transformer
+from flashspec.models.synthetic import synthetic
 from flashspec.train.package import write_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 
 from flashspec.decoding.models import Models
-from flashspec.model.config import ModelConfig
-from flashspec.model.synthetic import synthetic
-from flashspec.model.transformer import Transformer
+from flashspec.models.config import ModelConfig
+from flashspec.models.synthetic import synthetic
+from flashspec.models.transformer import Transformer
 
 VOCAB = 512
 

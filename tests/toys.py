@@ -10,8 +10,8 @@ from flashspec.decoding.generate import Output, generate
 from flashspec.decoding.models import Models
 from flashspec.decoding.rules import GumbelCoupling
 from flashspec.heads import FlashHead
-from flashspec.model.config import ModelConfig
-from flashspec.model.transformer import Transformer
+from flashspec.models.config import ModelConfig
+from flashspec.models.transformer import Transformer
 from flashspec.sampling import Sampling
 
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]

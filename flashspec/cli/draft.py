@@ -15,7 +15,7 @@ from flashspec.heads.candidates import ShortlistHead, ranked_by_frequency
 from flashspec.heads.registry import RANKED, file_of
 from flashspec.measure.prompts import load_prompts
 from flashspec.measure.trace import record
-from flashspec.model.writing import check_free, copy_checkpoint, fresh_folder
+from flashspec.models.writing import check_free, copy_checkpoint, fresh_folder
 from flashspec.sampling import GREEDY
 from flashspec.study.drafts import FAMILY as FINISHED
 from flashspec.study.drafts import finished

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from flashspec.model.writing import expanded
+from flashspec.models.writing import expanded
 from flashspec.study.parameters import field_comments, hints, parse_value, type_name
 
 

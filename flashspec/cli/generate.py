@@ -15,8 +15,8 @@ from flashspec.decoding.generate import Request, Stats, count, request, weak_exi
 from flashspec.decoding.method import METHODS, Method, method_named
 from flashspec.decoding.models import Models, folder_of, load
 from flashspec.decoding.state import Event, Step
-from flashspec.model.adapter import speaker
-from flashspec.model.chat import chat_prompt, generation_defaults
+from flashspec.models.adapter import speaker
+from flashspec.models.chat import chat_prompt, generation_defaults
 from flashspec.sampling import Sampling
 from flashspec.study.parameters import parse_value
 

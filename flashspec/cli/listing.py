@@ -19,7 +19,7 @@ def command() -> None:
         "presets": {name: f"of {each}" for each in CORE for name in EXPERIMENTS[each].presets if name not in EXPERIMENTS},
         "methods": {name: _words(method) for name, method in METHODS.items()},
         "models": {
-            f"{FLAGS[role]} {name}": f"flashspec/models/{folder}"
+            f"{FLAGS[role]} {name}": f"flashspec/data/{folder}"
             for role, names in REFERENCE.items()
             for name, folder in names.items()
         },

@@ -16,7 +16,7 @@ from flashspec.measure.costs import PairCosts, Setting, measure_costs, name_of
 from flashspec.measure.depths import cuts_of, shape_costs
 from flashspec.measure.planning import Acceptance, Given, Question, advise, head_cases, observe, stated_costs
 from flashspec.measure.prompts import load_prompts
-from flashspec.model.synthetic import LABEL, SHAPES
+from flashspec.models.synthetic import LABEL, SHAPES
 from flashspec.study.advice import Stored, head_lines, lines, stored_counts
 from flashspec.study.parameters import parse_value
 

@@ -13,7 +13,7 @@ from flashspec.decoding.method import Method, method_named
 from flashspec.decoding.models import Models, folder_of, load
 from flashspec.measure.prompts import load_prompts
 from flashspec.measure.trace import Trace, check_target, check_words, record, replay_texts
-from flashspec.model.writing import new_file
+from flashspec.models.writing import new_file
 from flashspec.sampling import Sampling
 from flashspec.study.parameters import parse_value
 from flashspec.theory import curve_by_position, replayed_all

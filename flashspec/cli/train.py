@@ -10,7 +10,7 @@ import click
 
 from flashspec.cli.flags import COUNT, At
 from flashspec.decoding.models import SHIPPED
-from flashspec.model.writing import refuse_input, refuse_taken
+from flashspec.models.writing import refuse_input, refuse_taken
 from flashspec.study.parameters import parse_value
 from flashspec.train.reference import (
     DRAFTS,

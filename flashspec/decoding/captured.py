@@ -18,8 +18,8 @@ from flashspec.heads.base import Head
 from flashspec.heads.candidates import ContextHead, PreviewHead, ShortlistHead
 from flashspec.heads.dense import DenseHead
 from flashspec.heads.flash import FlashHead
-from flashspec.model.graphs import LARGEST, FixedEngine, Replay
-from flashspec.model.reader import Reads, SpanReader
+from flashspec.models.graphs import LARGEST, FixedEngine, Replay
+from flashspec.models.reader import Reads, SpanReader
 from flashspec.sampling import DeviceDice, Sampling, Scores
 
 HEADS = (DenseHead, FlashHead, ShortlistHead, ContextHead, PreviewHead)

@@ -9,8 +9,8 @@ from torch import Tensor
 from flashspec import kernels
 from flashspec.decoding.rules import AcceptanceRule, Drawn, GumbelCoupling, SpeculativeSampling
 from flashspec.decoding.stages import Burst, Stage
-from flashspec.model.engine import KernelEngine
-from flashspec.model.reader import Reads, SpanReader
+from flashspec.models.engine import KernelEngine
+from flashspec.models.reader import Reads, SpanReader
 from flashspec.sampling import Scores
 
 

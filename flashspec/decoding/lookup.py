@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from flashspec.heads.base import Fixed
-from flashspec.model.reader import Reads
+from flashspec.models.reader import Reads
 from flashspec.sampling import Dice, Scores
 
 NOTHING = -1

@@ -13,7 +13,7 @@ from flashspec.decoding.stages import Stage
 from flashspec.decoding.ways import fastest
 from flashspec.heads.base import Head, fused
 from flashspec.heads.registry import HEADS
-from flashspec.model.reader import Reader
+from flashspec.models.reader import Reader
 from flashspec.sampling import GREEDY, Sampling
 from flashspec.typed import typed, whole_numbers
 

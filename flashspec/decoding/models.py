@@ -12,18 +12,18 @@ from flashspec.heads.base import Head, Norm
 from flashspec.heads.dense import DenseHead, LogitRows
 from flashspec.heads.flash import FlashHead
 from flashspec.heads.registry import VARIANTS, Origin, head_named
-from flashspec.model.adapter import Adapter, AdapterReader, processes
-from flashspec.model.config import ModelConfig, Unsupported
-from flashspec.model.exits import EXITS_FILE, ExitAdapter, load_exits
-from flashspec.model.hub import located
-from flashspec.model.reader import Reader, SpanReader
-from flashspec.model.rounded import BITS, rounded
-from flashspec.model.transformer import Transformer
+from flashspec.models.adapter import Adapter, AdapterReader, processes
+from flashspec.models.config import ModelConfig, Unsupported
+from flashspec.models.exits import EXITS_FILE, ExitAdapter, load_exits
+from flashspec.models.hub import located
+from flashspec.models.reader import Reader, SpanReader
+from flashspec.models.rounded import BITS, rounded
+from flashspec.models.transformer import Transformer
 from flashspec.once import Once
 from flashspec.theory.checks import check_smaller
 from flashspec.typed import typed
 
-SHIPPED = Path(__file__).resolve().parent.parent / "models"
+SHIPPED = Path(__file__).resolve().parent.parent / "data"
 REFERENCE = {"target": {"reference": "target"}, "draft": {"reference": "narrow", "shallow": "shallow", "designed": "designed"}}
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from flashspec.decoding.adaptive import Doubt
 from flashspec.decoding.rules import AcceptanceRule, Drawn, Waiting
 from flashspec.heads.base import Head
-from flashspec.model.reader import Reader, Reads
+from flashspec.models.reader import Reader, Reads
 from flashspec.sampling import Dice, Scores
 
 

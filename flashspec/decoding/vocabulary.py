@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flashspec.model.files import Tokenizer
-from flashspec.model.folder import read_as
-from flashspec.model.transformer import Transformer
+from flashspec.models.files import Tokenizer
+from flashspec.models.folder import read_as
+from flashspec.models.transformer import Transformer
 
 SAID = 8
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from flashspec import kernels
-from flashspec.model.transformer import RMSNorm
+from flashspec.models.transformer import RMSNorm
 from flashspec.sampling import Dice, Scores
 
 Norm = Callable[[Tensor], Tensor]

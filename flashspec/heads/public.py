@@ -19,10 +19,10 @@ from flashspec.heads.cluster import Clusters, members_of
 from flashspec.heads.flash import FlashHead
 from flashspec.heads.storage import stored
 from flashspec.heads.table import FlashPlan
-from flashspec.model.config import FLASH_HEAD
-from flashspec.model.files import PublicHead, ids_of, shaped
-from flashspec.model.folder import Tensors, inside, read_config, read_tensors
-from flashspec.model.writing import write_json, write_tensors
+from flashspec.models.config import FLASH_HEAD
+from flashspec.models.files import PublicHead, ids_of, shaped
+from flashspec.models.folder import Tensors, inside, read_config, read_tensors
+from flashspec.models.writing import write_json, write_tensors
 
 SWITCH, SPECIAL, PROBES = "flash_head_cache_dir", "flash_head_special_token_ids", "n_probes"
 ASSETS, CACHE, FACTS = "flash_head_assets", "clustering_cache.safetensors", "clustering_config.json"

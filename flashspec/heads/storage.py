@@ -11,9 +11,9 @@ import torch
 from msgspec import Struct
 from torch import Tensor
 
-from flashspec.model.files import shaped
-from flashspec.model.folder import parsed, read_tensors
-from flashspec.model.writing import write_tensors
+from flashspec.models.files import shaped
+from flashspec.models.folder import parsed, read_tensors
+from flashspec.models.writing import write_tensors
 
 FILE = "flash_head.safetensors"
 KEY = "flash_head"

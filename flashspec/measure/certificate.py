@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from flashspec.heads.dense import DenseHead
-from flashspec.model.reader import SpanReader
-from flashspec.model.transformer import Transformer
+from flashspec.models.reader import SpanReader
+from flashspec.models.transformer import Transformer
 from flashspec.sampling import Dice, Sampling, warp
 
 Scorer = Callable[[Sequence[int], int], Tensor]

@@ -18,9 +18,9 @@ from flashspec.heads.flash import FlashHead
 from flashspec.measure.clock import Plan
 from flashspec.measure.costs import PairCosts, PairParts, Setting, Turn, measure_costs, parts_of, turns_of
 from flashspec.measure.stand_ins import stand_in_flash
-from flashspec.model.memory import Form, free_bytes, weight_bytes
-from flashspec.model.synthetic import is_awq, shape, synthetic
-from flashspec.model.transformer import Transformer
+from flashspec.models.memory import Form, free_bytes, weight_bytes
+from flashspec.models.synthetic import is_awq, shape, synthetic
+from flashspec.models.transformer import Transformer
 
 SHORT = (1, 4)
 SHARE = 0.4

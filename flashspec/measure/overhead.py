@@ -15,7 +15,7 @@ from flashspec.decoding.state import Limits
 from flashspec.heads.base import Fixed
 from flashspec.measure import clock
 from flashspec.measure.parts import prepare
-from flashspec.model.reader import Reads
+from flashspec.models.reader import Reads
 from flashspec.sampling import GREEDY, Dice, Scores
 
 BURST, ROUNDS = 4, 16

@@ -15,9 +15,9 @@ from flashspec.decoding.stages import Stage
 from flashspec.decoding.ways import fastest
 from flashspec.heads.base import Head
 from flashspec.heads.dense import DenseHead
-from flashspec.model import graphs
-from flashspec.model.reader import SpanReader
-from flashspec.model.transformer import Transformer
+from flashspec.models import graphs
+from flashspec.models.reader import SpanReader
+from flashspec.models.transformer import Transformer
 from flashspec.sampling import GREEDY, Dice
 
 

@@ -9,9 +9,9 @@ from typing import NamedTuple
 import msgspec
 
 from flashspec.decoding.models import SHIPPED, Models
-from flashspec.model.files import Id
-from flashspec.model.folder import read_as
-from flashspec.model.writing import expanded
+from flashspec.models.files import Id
+from flashspec.models.folder import read_as
+from flashspec.models.writing import expanded
 
 PROMPTS = SHIPPED / "prompts.json"
 SHAPE = "give a JSON file with a list of kind, text and ids under 'prompts'"

@@ -11,7 +11,7 @@ from typing import IO, NamedTuple
 
 CHILD = """
 import sys, torch
-from flashspec.model.checkpoint import load_transformer
+from flashspec.models.checkpoint import load_transformer
 print("ready", flush=True)
 sys.stdin.readline()
 model = load_transformer(sys.argv[1], weights=sys.argv[2])

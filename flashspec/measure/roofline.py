@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from flashspec.measure import clock
-from flashspec.model.config import ModelConfig
+from flashspec.models.config import ModelConfig
 
 
 @dataclass(frozen=True)

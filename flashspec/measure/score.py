@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from flashspec.decoding.stages import Stage
 from flashspec.decoding.state import Event
 from flashspec.measure.roofline import Work, body_work, stored_bytes
-from flashspec.model.reader import SpanReader
+from flashspec.models.reader import SpanReader
 
 
 @dataclass(frozen=True)

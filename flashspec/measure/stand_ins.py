@@ -9,7 +9,7 @@ from flashspec.heads.base import Norm, fused
 from flashspec.heads.candidates import PreviewHead, sizes
 from flashspec.heads.cluster import Clusters, members_of
 from flashspec.heads.flash import FlashHead, FlashPlan
-from flashspec.model.synthetic import random_rows
+from flashspec.models.synthetic import random_rows
 
 
 def stand_in_flash(weight: Tensor, norm: Norm | None, probes: int, cluster_size: int = 16, seed: int = 0) -> FlashHead:

@@ -23,9 +23,9 @@ from flashspec.decoding.rules import probability_of
 from flashspec.decoding.stages import Stage
 from flashspec.heads.candidates import ContextHead
 from flashspec.measure.prompts import Prompt
-from flashspec.model.files import Id
-from flashspec.model.folder import read_as
-from flashspec.model.writing import write_json
+from flashspec.models.files import Id
+from flashspec.models.folder import read_as
+from flashspec.models.writing import write_json
 from flashspec.provenance import model_digests, short_hash
 from flashspec.sampling import Dice, Sampling, warp
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from flashspec import provenance
 from flashspec.kernels import build
-from flashspec.model.writing import refuse_input
+from flashspec.models.writing import refuse_input
 from flashspec.study import store, tables
 from flashspec.study.columns import Columns
 from flashspec.study.journal import Journal, journal

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from flashspec.decoding.models import folder_of
 from flashspec.measure.prompts import Prompt, load_prompts
-from flashspec.model.config import from_hf
-from flashspec.model.transformer import Transformer
+from flashspec.models.config import from_hf
+from flashspec.models.transformer import Transformer
 from flashspec.study import presets, store
 from flashspec.study.drafts import drafts_of, pair_of, short_name, target_of
 from flashspec.study.experiment import Experiment

@@ -19,8 +19,8 @@ from flashspec.heads.flash import FlashHead
 from flashspec.heads.registry import RANKED, Origin, head_named
 from flashspec.measure.contest import Entry, texts
 from flashspec.measure.prompts import Prompt, load_prompts
-from flashspec.model.reader import SpanReader
-from flashspec.model.transformer import Transformer
+from flashspec.models.reader import SpanReader
+from flashspec.models.transformer import Transformer
 from flashspec.sampling import Dice, Sampling
 from flashspec.study.pairs import models_of
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from flashspec import provenance
-from flashspec.model.writing import made
+from flashspec.models.writing import made
 
 
 class Journal:

@@ -10,7 +10,7 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from flashspec.model.writing import refuse_input, write_text
+from flashspec.models.writing import refuse_input, write_text
 from flashspec.study.experiment import Experiment
 from flashspec.study.parameters import Refused, comments, hints, parse_value, refuse_unknown, type_name
 

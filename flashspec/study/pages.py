@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from flashspec.model.writing import write_text
+from flashspec.models.writing import write_text
 from flashspec.study import answers, figures
 
 START, STOP = "<!-- results: written by `make book`, do not edit -->", "<!-- end of results -->"

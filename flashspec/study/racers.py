@@ -158,7 +158,7 @@ def options_of(params: Any, head: str) -> list[dict[str, Any]]:
 def transformers_racers(params: Any, folder: Path) -> list[Racer]:
     """Plain and assisted generation by transformers, of the models of the first draft, written into a folder for it."""
     from flashspec.measure.peers import Peers
-    from flashspec.model.export import save_transformer
+    from flashspec.models.export import save_transformer
 
     target, dtype = params.target[0], params.dtype[0]
     (name, source), *_ = drafts_of(params.draft).items()

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from flashspec import provenance
-from flashspec.model.writing import write_text
+from flashspec.models.writing import write_text
 from flashspec.study.columns import Columns
 from flashspec.study.parameters import Refused
 

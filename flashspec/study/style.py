@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-from flashspec.model.writing import write_text
+from flashspec.models.writing import write_text
 from flashspec.theory import Interval
 
 COLOURS = {

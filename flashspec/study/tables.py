@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from flashspec.model.writing import made, replaced
+from flashspec.models.writing import made, replaced
 from flashspec.study.columns import Columns
 from flashspec.study.parameters import Refused
 from flashspec.study.store import Place, Table

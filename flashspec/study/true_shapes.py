@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from flashspec.measure import clock
-from flashspec.model.memory import Form, weight_bytes
-from flashspec.model.synthetic import GROUP, is_awq, shape
+from flashspec.models.memory import Form, weight_bytes
+from flashspec.models.synthetic import GROUP, is_awq, shape
 from flashspec.study.experiment import Results, stored
 from flashspec.study.experiments.real_shapes import PARTS, SMOKE, Params
 from flashspec.theory import Devices, Weights, round_time, speedup, split_costs, tokens_from_curve

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from flashspec.model.writing import fresh_folder, write_json
+from flashspec.models.writing import fresh_folder, write_json
 
 END = "<|endoftext|>"
 SKIPPED_FOLDERS = ("site-packages", "__pycache__", "encodings", "lib2to3/tests/data", "test/cjkencodings")

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from flashspec.decoding.models import Models
-from flashspec.model.config import ModelConfig
-from flashspec.model.export import save_transformer
-from flashspec.model.folder import read_json
-from flashspec.model.transformer import Transformer
-from flashspec.model.writing import fresh_folder, refuse_input, refuse_taken, write_json
+from flashspec.models.config import ModelConfig
+from flashspec.models.export import save_transformer
+from flashspec.models.folder import read_json
+from flashspec.models.transformer import Transformer
+from flashspec.models.writing import fresh_folder, refuse_input, refuse_taken, write_json
 from flashspec.provenance import model_digests
 from flashspec.theory.checks import at_least
 from flashspec.train.distill import Distillation, DraftLoss, Teacher, acceptance

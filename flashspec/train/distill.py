@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from flashspec.model.transformer import Transformer
+from flashspec.models.transformer import Transformer
 from flashspec.theory.checks import at_least
 from flashspec.train.losses import CHUNK, Taught
 from flashspec.train.outputs import InTurn, OwnText, save, write

@@ -16,12 +16,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from flashspec.decoding.models import load
-from flashspec.model.exits import EXITS_FILE, ExitAdapter, save_exits
-from flashspec.model.files import Count, shaped
-from flashspec.model.folder import read_config
-from flashspec.model.hub import located
-from flashspec.model.transformer import Transformer
-from flashspec.model.writing import copy_checkpoint, fresh_folder
+from flashspec.models.exits import EXITS_FILE, ExitAdapter, save_exits
+from flashspec.models.files import Count, shaped
+from flashspec.models.folder import read_config
+from flashspec.models.hub import located
+from flashspec.models.transformer import Transformer
+from flashspec.models.writing import copy_checkpoint, fresh_folder
 from flashspec.theory.checks import at_least
 from flashspec.train import corpus
 from flashspec.train.losses import divergence

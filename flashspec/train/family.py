@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from flashspec.decoding.models import Models
-from flashspec.model.config import ModelConfig
+from flashspec.models.config import ModelConfig
 from flashspec.train.design import Design, Place, make_draft, speculative
 
 TOLERANCE = 0.05

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from flashspec.model.transformer import Transformer
+from flashspec.models.transformer import Transformer
 
 CHUNK = 512
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from flashspec.model.transformer import Transformer
-from flashspec.model.writing import replaced
+from flashspec.models.transformer import Transformer
+from flashspec.models.writing import replaced
 from flashspec.train.trainer import Batches
 
 TOGETHER = 96

@@ -5,8 +5,8 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from flashspec.model.folder import read_json
-from flashspec.model.writing import write_json
+from flashspec.models.folder import read_json
+from flashspec.models.writing import write_json
 from flashspec.provenance import digest
 
 END = "<|endoftext|>"

@@ -16,8 +16,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from flashspec.model.config import ModelConfig
-from flashspec.model.transformer import Layer, Transformer
+from flashspec.models.config import ModelConfig
+from flashspec.models.transformer import Layer, Transformer
 
 Rank = Callable[[Tensor], Tensor]
 

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from flashspec.model.awq import Scheme, scheme_to_hf
-from flashspec.model.checkpoint import read_config
-from flashspec.model.export import write_folder
-from flashspec.model.files import Kind, shaped
-from flashspec.model.writing import fresh_folder
+from flashspec.models.awq import Scheme, scheme_to_hf
+from flashspec.models.checkpoint import read_config
+from flashspec.models.export import write_folder
+from flashspec.models.files import Kind, shaped
+from flashspec.models.writing import fresh_folder
 
 CALIBRATION_LENGTH = 512
 CLIP_ROWS = 512

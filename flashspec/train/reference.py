@@ -18,10 +18,10 @@ from torch import Tensor
 from flashspec.heads.dense import DenseHead
 from flashspec.heads.flash import FlashHead
 from flashspec.heads.recall import agreement, calibrate_always
-from flashspec.model.checkpoint import load_transformer
-from flashspec.model.export import save_transformer
-from flashspec.model.transformer import Transformer
-from flashspec.model.writing import fresh_folder, write_json, write_text
+from flashspec.models.checkpoint import load_transformer
+from flashspec.models.export import save_transformer
+from flashspec.models.transformer import Transformer
+from flashspec.models.writing import fresh_folder, write_json, write_text
 from flashspec.train import corpus
 from flashspec.train.distill import Distillation, acceptance, distill
 from flashspec.train.package import write_digests, write_tokenizer

@@ -11,7 +11,7 @@ import numpy as np
 
 from flashspec.decoding.models import Models, load
 from flashspec.measure.trace import Trace, check_target, proposals
-from flashspec.model.writing import fresh_folder, write_json
+from flashspec.models.writing import fresh_folder, write_json
 from flashspec.train.design import speculative
 from flashspec.train.package import write_digests
 from flashspec.train.reference import LICENCE, add_flash_head
@@ -38,7 +38,7 @@ def ship(point: Path, shelf: Path, stream: np.ndarray, k: int) -> Path:
         raise FileNotFoundError(f"{point} is no finished point; build it with `flashspec draft family {point.name}`")
     if out.exists():
         raise FileExistsError(f"a designed draft ships already and is frozen; remove {out} if it has not been published")
-    about = speculative(Path("flashspec") / "models" / DESIGNED, k)
+    about = speculative(Path("flashspec") / "data" / DESIGNED, k)
     _refuse_excess(size_of(shelf) + size_of(point))
     with fresh_folder(out, [point]) as part:
         shutil.copytree(point, part, dirs_exist_ok=True)

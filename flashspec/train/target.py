@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from flashspec.model.config import ModelConfig
-from flashspec.model.transformer import Transformer
+from flashspec.models.config import ModelConfig
+from flashspec.models.transformer import Transformer
 from flashspec.train.losses import cross_entropy, disagreement
 from flashspec.train.trainer import Batches, Run, Schedule
 

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from flashspec.model.folder import first_line
-from flashspec.model.transformer import MLP, Transformer
-from flashspec.model.writing import replaced, write_text
+from flashspec.models.folder import first_line
+from flashspec.models.transformer import MLP, Transformer
+from flashspec.models.writing import replaced, write_text
 from flashspec.theory.checks import at_least
 from flashspec.train.muon import Muon
 

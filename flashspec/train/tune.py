@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from flashspec.decoding.models import Models
-from flashspec.model.export import save_transformer
-from flashspec.model.transformer import Transformer
-from flashspec.model.writing import fresh_folder, write_json
+from flashspec.models.export import save_transformer
+from flashspec.models.transformer import Transformer
+from flashspec.models.writing import fresh_folder, write_json
 from flashspec.theory.checks import at_least
 from flashspec.train.design import TOKENIZER, encoded, windows
 from flashspec.train.distill import slice_of

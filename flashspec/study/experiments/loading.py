@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from flashspec.measure.resident import load_in_fresh_process
-from flashspec.model.awq import Scheme, scheme_to_hf
-from flashspec.model.config import ModelConfig, to_hf
-from flashspec.model.export import write_folder
-from flashspec.model.memory import Form, weight_bytes
-from flashspec.model.names import row_counts, sources
-from flashspec.model.synthetic import GROUP, shape
-from flashspec.model.transformer import Transformer
+from flashspec.models.awq import Scheme, scheme_to_hf
+from flashspec.models.config import ModelConfig, to_hf
+from flashspec.models.export import write_folder
+from flashspec.models.memory import Form, weight_bytes
+from flashspec.models.names import row_counts, sources
+from flashspec.models.synthetic import GROUP, shape
+from flashspec.models.transformer import Transformer
 from flashspec.study.experiment import Experiment
 from flashspec.study.pairs import among, at_least
 

@@ -24,13 +24,13 @@ from flashspec.measure import clock
 from flashspec.measure.pieces import Ahead, Ready, checked, flag, one_token, ready
 from flashspec.measure.roofline import roof, stored_bytes
 from flashspec.measure.stand_ins import stand_in_flash
-from flashspec.model import graphs
-from flashspec.model.awq import Int4Linear, dequantise
-from flashspec.model.config import ModelConfig, to_hf
-from flashspec.model.memory import Form, free_bytes, weight_bytes
-from flashspec.model.reader import SpanReader
-from flashspec.model.synthetic import RandomInt4, shape, synthetic
-from flashspec.model.transformer import Transformer
+from flashspec.models import graphs
+from flashspec.models.awq import Int4Linear, dequantise
+from flashspec.models.config import ModelConfig, to_hf
+from flashspec.models.memory import Form, free_bytes, weight_bytes
+from flashspec.models.reader import SpanReader
+from flashspec.models.synthetic import RandomInt4, shape, synthetic
+from flashspec.models.transformer import Transformer
 from flashspec.sampling import GREEDY
 from flashspec.study.experiment import Experiment
 from flashspec.study.pairs import among, at_least

@@ -17,11 +17,11 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from flashspec.model.files import Kind, Method, shaped
-from flashspec.model.folder import first_line, read_config
-from flashspec.model.memory import refuse_bytes
-from flashspec.model.named import device_named, dtype_named
-from flashspec.model.reader import RowReader
+from flashspec.models.files import Kind, Method, shaped
+from flashspec.models.folder import first_line, read_config
+from flashspec.models.memory import refuse_bytes
+from flashspec.models.named import device_named, dtype_named
+from flashspec.models.reader import RowReader
 
 PROBE = (5, 3, 7, 2, 4, 6)
 LOADERS = {

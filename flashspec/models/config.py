@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from flashspec.model.files import SHAPES, Kind, Llama, Opt, ids_of, shaped
+from flashspec.models.files import SHAPES, Kind, Llama, Opt, ids_of, shaped
 
 FAMILIES = {
     "qwen3": "Qwen3ForCausalLM",

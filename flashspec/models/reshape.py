@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from flashspec.model.config import ModelConfig
+from flashspec.models.config import ModelConfig
 
 STEP = 8
 

@@ -13,8 +13,8 @@ from typing import Generic, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from flashspec.model.engine import Slot, TorchEngine
-from flashspec.model.transformer import Positions, Rope, Transformer
+from flashspec.models.engine import Slot, TorchEngine
+from flashspec.models.transformer import Positions, Rope, Transformer
 
 FLAG = "FLASHSPEC_GRAPHS"
 CHOICES = ("auto", "0", "eager")

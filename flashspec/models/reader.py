@@ -9,9 +9,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from flashspec.model.engine import Engine, KernelEngine, TorchEngine, kernel_ready
-from flashspec.model.graphs import FixedEngine, wanted
-from flashspec.model.transformer import Transformer
+from flashspec.models.engine import Engine, KernelEngine, TorchEngine, kernel_ready
+from flashspec.models.graphs import FixedEngine, wanted
+from flashspec.models.transformer import Transformer
 
 Reads = tuple[int, ...]
 

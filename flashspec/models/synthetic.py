@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from flashspec.kernels.pages import Shelf
-from flashspec.model.awq import Int4Linear, Quantised
-from flashspec.model.config import ModelConfig, RopeScaling
-from flashspec.model.memory import Form, refuse_too_large
-from flashspec.model.transformer import RMSNorm, Rope, Transformer
+from flashspec.models.awq import Int4Linear, Quantised
+from flashspec.models.config import ModelConfig, RopeScaling
+from flashspec.models.memory import Form, refuse_too_large
+from flashspec.models.transformer import RMSNorm, Rope, Transformer
 
 LABEL = "shape-faithful random weights: costs only"
-FACTS = Path(__file__).with_name("shapes.json")
+FACTS = Path(__file__).parents[1] / "data" / "shapes.json"
 BLOCK = 1 << 20
 CONTEXT = 2048
 GROUP = 128

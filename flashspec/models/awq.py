@@ -9,8 +9,8 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from flashspec.model.config import CONFIG, Unsupported
-from flashspec.model.files import Awq, Kind, shaped
+from flashspec.models.config import CONFIG, Unsupported
+from flashspec.models.files import Awq, Kind, shaped
 
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 GROUPS = (32, 64, 128, 256)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from flashspec.model.files import Generation, TokenizerConfig, shaped
-from flashspec.model.folder import first_line, read_as, read_json
+from flashspec.models.files import Generation, TokenizerConfig, shaped
+from flashspec.models.folder import first_line, read_as, read_json
 
 SAMPLED = ("temperature", "top_k", "top_p")
 CHANGES_TEXT = ("repetition_penalty", "no_repeat_ngram_size", "min_p", "typical_p")

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flashspec.model.awq import Int4Linear
-from flashspec.model.config import to_hf
-from flashspec.model.names import row_counts, sources
-from flashspec.model.transformer import Transformer
-from flashspec.model.writing import replaced, write_json, write_tensors
+from flashspec.models.awq import Int4Linear
+from flashspec.models.config import to_hf
+from flashspec.models.names import row_counts, sources
+from flashspec.models.transformer import Transformer
+from flashspec.models.writing import replaced, write_json, write_tensors
 
 SHARD_BYTES = 16_000_000
 INDEX = "model.safetensors.index.json"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flashspec.model.config import ModelConfig
+from flashspec.models.config import ModelConfig
 
 QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 GATE_UP = ("mlp.gate_proj", "mlp.up_proj")

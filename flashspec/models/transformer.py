@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flashspec.model.config import ModelConfig
+from flashspec.models.config import ModelConfig
 from flashspec.typed import typed
 
 
@@ -196,13 +196,13 @@ class Transformer(nn.Module):
     @typed
     def load(cls, folder: str | Path, dtype: str = "auto", device: str = "cpu", weights: str = "auto") -> Transformer:
         """The model of a Hugging Face folder, dense or AWQ; see `checkpoint.load_transformer` for the choices and errors."""
-        from flashspec.model.checkpoint import load_transformer
+        from flashspec.models.checkpoint import load_transformer
 
         return load_transformer(folder, dtype, device, weights)
 
     def save(self, folder: str | Path, dtype: str = "bfloat16", shard_bytes: int = 16_000_000) -> None:
         """Write a Hugging Face folder (config.json, safetensors) that transformers loads; nothing half-written."""
-        from flashspec.model.export import save_transformer
+        from flashspec.models.export import save_transformer
 
         save_transformer(self, folder, dtype, shard_bytes)
 

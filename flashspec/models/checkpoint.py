@@ -11,16 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from flashspec.kernels.pages import Shelf
-from flashspec.model.awq import NOTHING, Int4Linear, Scheme, Stored, blocks, dequantise, scheme_of
-from flashspec.model.config import ModelConfig, from_hf
-from flashspec.model.export import save_transformer as save_transformer
-from flashspec.model.files import Generation, Kind, ids_of, shaped
-from flashspec.model.folder import FLOATS, INTEGERS, Tensors, read_as, read_config
-from flashspec.model.folder import verify_digests as verify_digests
-from flashspec.model.memory import Form, refuse_too_large
-from flashspec.model.named import device_named, dtype_named
-from flashspec.model.names import ignored, row_counts, sources
-from flashspec.model.transformer import Rope, Transformer
+from flashspec.models.awq import NOTHING, Int4Linear, Scheme, Stored, blocks, dequantise, scheme_of
+from flashspec.models.config import ModelConfig, from_hf
+from flashspec.models.export import save_transformer as save_transformer
+from flashspec.models.files import Generation, Kind, ids_of, shaped
+from flashspec.models.folder import FLOATS, INTEGERS, Tensors, read_as, read_config
+from flashspec.models.folder import verify_digests as verify_digests
+from flashspec.models.memory import Form, refuse_too_large
+from flashspec.models.named import device_named, dtype_named
+from flashspec.models.names import ignored, row_counts, sources
+from flashspec.models.transformer import Rope, Transformer
 
 WEIGHTS = ("auto", "int4", "dense")
 PACKED, NUMBERS = ("qweight", "qzeros", "scales"), (INTEGERS, INTEGERS, FLOATS)

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from flashspec.model.files import AGAIN, Digests, Index, T, shaped
+from flashspec.models.files import AGAIN, Digests, Index, T, shaped
 from flashspec.provenance import digest
 
 FLOATS = ("BF16", "F16", "F32", "F64", "F8_E4M3", "F8_E5M2")

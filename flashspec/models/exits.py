@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flashspec.model.folder import read_tensors
-from flashspec.model.transformer import RMSNorm, Transformer
-from flashspec.model.writing import write_tensors
+from flashspec.models.folder import read_tensors
+from flashspec.models.transformer import RMSNorm, Transformer
+from flashspec.models.writing import write_tensors
 
 EXITS_FILE = "exits.safetensors"
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from flashspec.model.config import ModelConfig
+from flashspec.models.config import ModelConfig
 
 LAYER_BYTES = 40_000  # modules and parameters, whatever they hold
 

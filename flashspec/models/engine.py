@@ -15,8 +15,8 @@ from flashspec import kernels
 from flashspec.kernels.build import compiled
 from flashspec.kernels.packed import GROUPS, KINDS
 from flashspec.kernels.pages import Shelf
-from flashspec.model.rounded import PackedLinear
-from flashspec.model.transformer import Layer, Transformer
+from flashspec.models.rounded import PackedLinear
+from flashspec.models.transformer import Layer, Transformer
 
 
 class Engine(Protocol):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from flashspec import kernels
 from flashspec.kernels.pages import Shelf
-from flashspec.model.transformer import Transformer
+from flashspec.models.transformer import Transformer
 
 BITS = {"int8": 8, "int4": 4}
 
