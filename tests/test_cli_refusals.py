@@ -14,7 +14,7 @@ import pytest
 import shelf
 import tiny
 
-from flashspec.cli import listing as cli_listing
+from flashspec.cli import study as cli_study
 from flashspec.cli.main import status
 from flashspec.decoding.models import SHIPPED
 from flashspec.models.writing import UNFINISHED, copy_checkpoint, fresh_folder, new_file, replaced
@@ -42,164 +42,105 @@ TRACES = {
     "no_prompt": {**TRACE, "told": [{**TOLD, "prompt": []}]}, "above": {**TRACE, "told": [{**TOLD, "tokens": [10**6]}]},
     "below": {**TRACE, "told": [{**TOLD, "tokens": [-1]}]}, "huge": {**TRACE, "told": [{**TOLD, "tokens": [2**70]}]},
 }  # fmt: skip
-GENERATE = "generate x --target {target} --draft-model {draft}"
+NEW = " --out {home}/new"
 DESIGN = "draft design --target {target} --text {home}/text.txt --length 16 --prompt 4 --written 2 --steps 1"
-RECORD = "trace record {home}/new.json --target {target} --prompts {home}/prompts.json"
-PLAN = "plan --target {target} --draft {draft} --prompts {home}/prompts.json"
-TIMES = "plan --acceptance 0.5 --times"
 EXITS = "train exits --model {target} --text {home}/text.txt --exit-steps 1"
 RANK = "draft rank --draft {draft} --text {home}/text.txt"
-
-LINES = f"""
-frob
-generate
-{GENERATE} --max-new-tokens 0
-{GENERATE} --max-new-tokens -1
-{GENERATE} --max-new-tokens 1.5
-{GENERATE} --k 0
-{GENERATE} --k nan
-{GENERATE} --k 99999999999999999999
-{GENERATE} --temperature hot
-{GENERATE} --temperature nan
-{GENERATE} --temperature inf
-{GENERATE} --temperature 1e999
-{GENERATE} --top-p nan
-{GENERATE} --seed 1e400
-{GENERATE} --probes 0
-{GENERATE} --exits 99 --method self_speculation
-{GENERATE} --device moon
-{GENERATE} --system hello
-generate --ids [[[ --target {{target}}
-generate --ids {"(" * 300} --target {{target}}
-generate --ids 1,2 --target ~nobody_such/model
-generate --ids 1,2 --target {{home}}/text.txt
-generate --ids 1,2 --target {{target}} --draft-model {{home}}/text.txt/below
-{DESIGN} --out {{target}}
-{DESIGN} --out {{target}}/below
-{DESIGN} --out {{home}}
-{DESIGN} --out {{draft}}
-{DESIGN} --out {{home}}/link
-{DESIGN} --out {{home}}/text.txt
-{DESIGN} --out {{home}}/text.txt/below
-{DESIGN} --out ~nobody_such/draft
-{DESIGN} --out {{home}}/new --k 0
-{DESIGN} --out {{home}}/new --k -1
-{DESIGN} --out {{home}}/new --layers 0
-{DESIGN} --out {{home}}/new --layers 99
-{DESIGN} --out {{home}}/new --heads -1
-{DESIGN} --out {{home}}/new --heads 3
-{DESIGN} --out {{home}}/new --length 99999
-{DESIGN} --out {{home}}/new --steps -1
-{DESIGN} --out {{home}}/new --save-every 0
-{DESIGN} --out {{home}}/new --warmup -1
-{DESIGN} --out {{home}}/new --muon-lr nan
-{DESIGN} --out {{home}}/new --muon-lr -1
-{DESIGN} --out {{home}}/new --variation inf
-{DESIGN} --out {{home}}/new --seed -1
-{DESIGN} --out {{home}}/new --seed 9223372036854775807
-{DESIGN} --out {{home}}/new --dtype int7
-{DESIGN} --out {{home}}/new --work {{target}}
-{DESIGN} --out {{home}}/new --work {{target}}/work
-{DESIGN} --out {{home}}/new --work {{home}}/new
-{DESIGN} --out {{home}}/new --work {{home}}/notes
-{DESIGN} --out {{home}}/new --work {{home}}/text.txt
-draft design --target {{target}} --out {{home}}/new --text {{home}}/bytes.txt
-draft design --target {{target}} --out {{home}}/new --text {{home}}
-draft design --target {{target}} --out {{home}}/new --text {{home}}/short.txt --length 16 --prompt 4
-{RANK}
-{RANK} --out {{draft}}
-{RANK} --out {{draft}}/below
-{RANK} --out {{home}}/notes
-{RANK} --out {{home}}/text.txt/below
-{RANK} --out {{home}}/new --head flash
-draft rank --draft {{draft}} --out {{home}}/new --text {{home}}/bytes.txt
-draft ship {{home}}/notes --shelf {{home}}
-draft ship {{draft}} --target {{target}} --shelf {{draft}} --text {{home}}/text.txt
-draft ship {{draft}} --target {{target}} --shelf {{home}}/new --k 0
-draft family wide-1 --folder {SHIPPED}/target --text {{home}}/text.txt
-draft family wide-1 --folder {{home}}/text.txt --text {{home}}/text.txt
-draft family wide-1 --folder {{home}}/new --target {{target}} --text {{home}}/text.txt
-draft family wide-9
-draft record --folder {{home}}/points --out {{home}}/points --target {{target}} --prompts {{home}}/prompts.json
-draft record --folder {{home}}/points --out {{home}}/taken --target {{target}} --prompts {{home}}/prompts.json
-draft record --folder {{home}}/points --out {{home}}/new --new-tokens 0
-{EXITS}
-{EXITS} --out {{target}}
-{EXITS} --out {{target}}/below
-{EXITS} --out {{home}}/text.txt/below
-{EXITS} --out {{home}}/new --exits 0
-{EXITS} --out {{home}}/new --exits 1,99
-{EXITS} --out {{home}}/new --exits 2,1
-{EXITS} --out {{home}}/new --rank 0
-{EXITS} --out {{home}}/new --exit-steps 0
-{EXITS} --out {{home}}/new --exit-steps 99999999999999999999
-{EXITS} --out {{home}}/new --rank 99999999999999999999
-train exits --model {{target}} --out {{home}}/new --text {{home}}/bytes.txt
-train exits --model {{target}} --out {{home}}/new --text {{home}}
-train target --folder {{target}}
-train target --folder {{home}}
-train target --folder {SHIPPED.parent}
-train all --folder {SHIPPED}/mine
-train target --folder {{home}}/text.txt
-train target --folder {{home}}/new --branch {{home}}/nowhere.pt
-train target --folder {{home}}/new --steps 0 --branch {{home}}/text.txt
-quantize {{target}} {{target}} --text {{home}}/text.txt
-quantize {{target}} {{target}}/below --text {{home}}/text.txt
-quantize {{target}} {{home}}/notes --text {{home}}/text.txt
-quantize {{target}} {{home}}/text.txt/below --text {{home}}/text.txt
-quantize {{target}} {{home}}/new --text {{home}}/nowhere.txt
-quantize {{target}} {{home}}/new --text {{home}}/bytes.txt
-quantize {{target}} {{home}}/new --text {{home}}/text.txt --blocks 0
-quantize {{target}} {{home}}/new --text {{home}}/text.txt --group-size 7
-quantize {{target}} {{home}}/new --text {{home}}
-quantize {{home}}/nowhere {{home}}/new --text {{home}}/text.txt
-{RECORD} --per-kind 0
-{RECORD} --per-kind -1
-{RECORD} --new-tokens 0
-{RECORD} --temperature nan
-{RECORD} --rule typical --temperature 1
-trace record {{home}}/notes --target {{target}}
-trace record {{target}}/trace.json --target {{target}}
-trace record {{draft}}/trace.json --target {{target}}
-trace record {{target}}/config.json --target {{target}}
-trace record {{home}}/text.txt --target {{target}}
-trace record {{home}}/text.txt/below --target {{target}}
-trace record {{home}}/new.json --target {{target}} --prompts {{home}}
-trace record {{home}}/new.json --target {{target}} --prompts {{home}}/nowhere.json
-trace replay {{home}}/nowhere.json
-trace replay {{home}}
-trace replay {{home}}/traces/list.json --ks 0
-trace replay {{home}}/traces/list.json --ks ,
-{PLAN} --per-kind 0
-{PLAN} --per-kind -1
-{PLAN} --repeats 0
-{PLAN} --new-tokens nan
-{PLAN} --max-k 0
-{PLAN} --temperature inf
-{PLAN} --acceptance nan
-{PLAN} --acceptance ,
-{PLAN} --acceptance {"[" * 5000}
-plan heads --k 0
-plan --prompts {{home}}/nowhere.json
-{TIMES} step=nan,draft=1,check=1
-{TIMES} step=inf,draft=1,check=1
-{TIMES} step=-1,draft=1,check=1
-{TIMES} step
-{TIMES} =
-{TIMES} step=1,draft=1,check=1,sleep=1
-run acceptance --per-kind 0 --fresh --results {{home}}/new
-run acceptance --per-kind -1 --fresh --results {{home}}/new
-run acceptance --temperatures hot --results {{home}}/new
-run acceptance --temperatures nan --results {{home}}/new
-run nothing
-run race --preset smoke --target , --results {{home}}/new
-run projection --repeats 0 --fresh --results {{home}}/new
-run projection --preset smoke --fresh --results {{home}}/text.txt
-run projection --preset smoke --fresh --results {{target}}
-run projection --preset smoke --fresh --results ~nobody_such/results
-doctor now
-list all
-""".strip().splitlines()
+PLACES = {"parens": "(" * 300, "brackets": "[" * 5000, "shipped": SHIPPED, "package": SHIPPED.parent}
+CASES = {  # a command's beginning, and ends that make it wrong
+    "": "frob | generate",
+    "generate x --target {target} --draft-model {draft}": """
+        --max-new-tokens 0 | --max-new-tokens -1 | --max-new-tokens 1.5 | --k 0 | --k nan |
+        --k 99999999999999999999 | --temperature hot | --temperature nan | --temperature inf |
+        --temperature 1e999 | --top-p nan | --seed 1e400 | --probes 0 | --exits 99 --method self_speculation |
+        --device moon | --system hello
+    """,
+    DESIGN: """
+        --out {target} | --out {target}/below | --out {home} | --out {draft} | --out {home}/link |
+        --out {home}/text.txt | --out {home}/text.txt/below | --out ~nobody_such/draft
+    """,
+    DESIGN + NEW: """
+        --k 0 | --k -1 | --layers 0 | --layers 99 | --heads -1 | --heads 3 | --length 99999 | --steps -1 |
+        --save-every 0 | --warmup -1 | --muon-lr nan | --muon-lr -1 | --variation inf | --seed -1 |
+        --seed 9223372036854775807 | --dtype int7 | --work {target} | --work {target}/work | --work {home}/new |
+        --work {home}/notes | --work {home}/text.txt
+    """,
+    RANK: """
+        | --out {draft} | --out {draft}/below | --out {home}/notes | --out {home}/text.txt/below |
+        --out {home}/new --head flash
+    """,
+    EXITS: "| --out {target} | --out {target}/below | --out {home}/text.txt/below",
+    EXITS + NEW: """
+        --exits 0 | --exits 1,99 | --exits 2,1 | --rank 0 | --exit-steps 0 | --exit-steps 99999999999999999999 |
+        --rank 99999999999999999999
+    """,
+    "trace record {home}/new.json --target {target} --prompts {home}/prompts.json": """
+        --per-kind 0 | --per-kind -1 | --new-tokens 0 | --temperature nan | --rule typical --temperature 1
+    """,
+    "plan --target {target} --draft {draft} --prompts {home}/prompts.json": """
+        --per-kind 0 | --per-kind -1 | --repeats 0 | --new-tokens nan | --max-k 0 | --temperature inf |
+        --acceptance nan | --acceptance , | --acceptance {brackets}
+    """,
+    "plan --acceptance 0.5 --times": """
+        step=nan,draft=1,check=1 | step=inf,draft=1,check=1 | step=-1,draft=1,check=1 | step | = |
+        step=1,draft=1,check=1,sleep=1
+    """,
+    "generate": """
+        --ids [[[ --target {target} | --ids {parens} --target {target} | --ids 1,2 --target ~nobody_such/model |
+        --ids 1,2 --target {home}/text.txt | --ids 1,2 --target {target} --draft-model {home}/text.txt/below
+    """,
+    "draft design --target {target} --out {home}/new --text": """
+        {home}/bytes.txt | {home} | {home}/short.txt --length 16 --prompt 4
+    """,
+    "draft rank --draft {draft}": "--out {home}/new --text {home}/bytes.txt",
+    "draft ship": """
+        {home}/notes --shelf {home} | {draft} --target {target} --shelf {draft} --text {home}/text.txt |
+        {draft} --target {target} --shelf {home}/new --k 0
+    """,
+    "draft family": """
+        wide-1 --folder {shipped}/target --text {home}/text.txt |
+        wide-1 --folder {home}/text.txt --text {home}/text.txt |
+        wide-1 --folder {home}/new --target {target} --text {home}/text.txt | wide-9
+    """,
+    "draft record --folder {home}/points": """
+        --out {home}/points --target {target} --prompts {home}/prompts.json |
+        --out {home}/taken --target {target} --prompts {home}/prompts.json | --out {home}/new --new-tokens 0
+    """,
+    "train exits --model {target} --out {home}/new --text": "{home}/bytes.txt | {home}",
+    "train": """
+        target --folder {target} | target --folder {home} | target --folder {package} |
+        all --folder {shipped}/mine | target --folder {home}/text.txt
+    """,
+    "quantize": """
+        {target} {target} --text {home}/text.txt | {target} {target}/below --text {home}/text.txt |
+        {target} {home}/notes --text {home}/text.txt | {target} {home}/text.txt/below --text {home}/text.txt |
+        {home}/nowhere {home}/new --text {home}/text.txt
+    """,
+    "quantize {target} {home}/new --text": """
+        {home}/nowhere.txt | {home}/bytes.txt | {home}/text.txt --blocks 0 | {home}/text.txt --group-size 7 |
+        {home}
+    """,
+    "trace record": """
+        {home}/notes --target {target} | {target}/trace.json --target {target} |
+        {draft}/trace.json --target {target} | {target}/config.json --target {target} |
+        {home}/text.txt --target {target} | {home}/text.txt/below --target {target}
+    """,
+    "trace record {home}/new.json --target {target} --prompts": "{home} | {home}/nowhere.json",
+    "trace replay": "{home}/nowhere.json | {home} | {home}/traces/list.json --ks 0 | {home}/traces/list.json --ks ,",
+    "plan": "heads --k 0 | --prompts {home}/nowhere.json",
+    "run acceptance": """
+        --per-kind 0 --fresh --results {home}/new | --per-kind -1 --fresh --results {home}/new |
+        --temperatures hot --results {home}/new | --temperatures nan --results {home}/new
+    """,
+    "run": "nothing | race --preset smoke --target , --results {home}/new",
+    "run projection": """
+        --repeats 0 --fresh --results {home}/new | --preset smoke --fresh --results {home}/text.txt |
+        --preset smoke --fresh --results {target} | --preset smoke --fresh --results ~nobody_such/results
+    """,
+    "doctor": "now",
+    "list": "all",
+}
+LINES = [f"{start} {end}".strip() for start, ends in CASES.items() for end in map(str.strip, ends.split("|"))]
 
 
 @pytest.fixture(scope="module")
@@ -225,7 +166,7 @@ def home(tmp_path_factory):
 
 
 def words(home, line):
-    return [word.format(home=home, target=home / "target", draft=home / "draft") for word in line.split()]
+    return [word.format(home=home, target=home / "target", draft=home / "draft", **PLACES) for word in line.split()]
 
 
 def refused(home, capsys, call):
@@ -253,15 +194,12 @@ def test_a_measurement_without_a_row_leaves_nothing(home, capsys):
     assert shelf.listing(home) == before
 
 
-@pytest.mark.parametrize("name", [*PROMPTS, "bytes"])
-def test_prompts_of_another_shape_are_one_sentence(home, capsys, name):
-    line = f"trace record {{home}}/new.json --target {{target}} --new-tokens 2 --prompts {{home}}/prompts/{name}.json"
-    refused(home, capsys, lambda: status(words(home, line)))
-
-
-@pytest.mark.parametrize("name", TRACES)
-def test_a_trace_of_another_shape_is_one_sentence(home, capsys, name):
-    refused(home, capsys, lambda: status(words(home, f"trace replay {{home}}/traces/{name}.json --draft {{draft}}")))
+@pytest.mark.parametrize(("line", "name"), [
+    *(("trace record {home}/new.json --target {target} --new-tokens 2 --prompts {home}/prompts", n) for n in [*PROMPTS, "bytes"]),
+    *(("trace replay --draft {draft} {home}/traces", n) for n in TRACES),
+])  # fmt: skip
+def test_prompts_or_a_trace_of_another_shape_are_one_sentence(home, capsys, line, name):
+    refused(home, capsys, lambda: status(words(home, f"{line}/{name}.json")))
 
 
 @pytest.mark.parametrize("text", ["caf\udce9", "\ud800"])
@@ -284,8 +222,8 @@ def full_disk(limit=2000):
 
 
 WRITING = {
-    "rank": f"{RANK} --out {{home}}/new/deep",
-    "exits": f"{EXITS} --exits 1 --out {{home}}/new/deep",
+    "rank": f"{RANK}{NEW}/deep",
+    "exits": f"{EXITS} --exits 1{NEW}/deep",
     "trace": "trace record {home}/new/deep.json --target {target} --prompts {home}/prompts.json --new-tokens 250",
     "ship": "draft ship {draft} --target {target} --shelf {home}/new --text {home}/text.txt",
     "record": "draft record --folder {home}/points --out {home}/new --target {target} --prompts {home}/prompts.json",
@@ -349,7 +287,7 @@ def test_the_control_an_unexpected_exception_is_a_sentence_too(capsys, monkeypat
     def broken(*_):
         raise error
 
-    monkeypatch.setattr(cli_listing, "_words", broken)
+    monkeypatch.setattr(cli_study, "differing", broken)
     assert status(["list"]) == 2
     said = capsys.readouterr().err
     assert said.startswith(f"error: flashspec has a defect here: {type(error).__name__}: ") and said.count("\n") == 1
@@ -376,7 +314,7 @@ def test_the_control_a_half_written_file_is_caught(home, capsys, monkeypatch):
         (home / "notes" / "half").write_text("x")
         raise ValueError("a sentence that is long enough to be one")
 
-    monkeypatch.setattr(cli_listing, "_words", careless)
+    monkeypatch.setattr(cli_study, "differing", careless)
     try:
         with pytest.raises(AssertionError):
             refused(home, capsys, lambda: status(["list"]))
@@ -388,7 +326,7 @@ def test_an_interrupt_is_status_130_without_a_traceback(capsys, monkeypatch):
     def stopped(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli_listing, "_words", stopped)
+    monkeypatch.setattr(cli_study, "differing", stopped)
     assert status(["list"]) == 130
     assert capsys.readouterr().err.strip() == "stopped"
 
@@ -408,30 +346,26 @@ def test_the_console_script_meets_pipes_disks_and_encodings(home, shell, code, s
     assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr
 
 
-def test_a_folder_appears_whole_or_not_at_all(tmp_path):
-    with pytest.raises(KeyboardInterrupt), fresh_folder(tmp_path / "a" / "b") as part:
-        (part / "half").write_text("x")
-        raise KeyboardInterrupt
-    assert list(tmp_path.iterdir()) == []
-    (tmp_path / "a").mkdir()
-    left = tmp_path / "a" / f".b{UNFINISHED}"  # what kill -9 leaves
-    left.mkdir()
-    (left / "half").write_text("x")
-    with fresh_folder(tmp_path / "a" / "b") as part:
-        (part / "whole").write_text("x")
-    assert shelf.listing(tmp_path) == {"a/b/whole": shelf.digest(tmp_path / "a" / "b" / "whole")}
-
-
-@pytest.mark.parametrize("write", [replaced, new_file])
-def test_a_file_appears_whole_or_not_at_all(tmp_path, write):
-    path = tmp_path / "file"
+@pytest.mark.parametrize("write", [fresh_folder, replaced, new_file])
+@pytest.mark.parametrize("left", [False, True])
+def test_what_is_written_appears_whole_or_not_at_all(tmp_path, write, left):
+    path, unfinished = tmp_path / "made", tmp_path / f".made{UNFINISHED}"
+    inner = "x" if write is fresh_folder else ""
+    if left:  # what kill -9 leaves
+        (unfinished / inner).mkdir(parents=True) if inner else unfinished.write_text("half")
     with pytest.raises(KeyboardInterrupt), write(path) as part:
-        part.write_text("half")
+        (part / inner).write_text("half")
         raise KeyboardInterrupt
     assert list(tmp_path.iterdir()) == []
     with write(path) as part:
-        part.write_text("whole")
-    assert path.read_text() == "whole" and list(tmp_path.iterdir()) == [path]
+        (part / inner).write_text("whole")
+    assert (path / inner).read_text() == "whole" and list(tmp_path.iterdir()) == [path]
+
+
+def test_the_parents_of_a_folder_that_failed_are_gone(tmp_path):
+    with pytest.raises(KeyboardInterrupt), fresh_folder(tmp_path / "a" / "b"):
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("hidden", [".git/HEAD", ".notes", ".new.part/mine"])

@@ -5,27 +5,28 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import shelf
 import torch
 
 from flashspec.cli.main import status
 from flashspec.decoding.models import load
+from flashspec.models import family
 from flashspec.models.checkpoint import load_transformer
 from flashspec.models.config import ModelConfig
 from flashspec.models.export import save_transformer
+from flashspec.models.family import Design
 from flashspec.models.synthetic import synthetic
 from flashspec.models.transformer import Transformer
-from flashspec.train import family
-from flashspec.train.design import Design, design_draft, encoded, speculative, windows
-from flashspec.train.losses import cross_entropy
-from flashspec.train.outputs import continued
-from flashspec.train.prune import Form, choose, importance, important, prune
+from flashspec.train.design import design_draft, learn_text
+from flashspec.train.prune import Importance, choose, importance, prune
 from flashspec.train.target import REFERENCE, initialise
+from flashspec.train.texts import Texts, continued, windows
 from flashspec.train.trainer import Run, Schedule
 
 SHAPE = ModelConfig("qwen3", 64, 32, 64, 6, 4, 2, 8, context=64, eos=(0,))
 LLAMA = replace(SHAPE, family="llama", attention_bias=True, mlp_bias=True, tied=False)
-OPT = replace(SHAPE, family="opt", kv_heads=4, attention_bias=True, mlp_bias=True)
-HALF = Form(3, 2, 1, 24)
+OPT = replace(SHAPE, family="opt", kv_heads=4, attention_bias=True, mlp_bias=True, norm_eps=1e-5)
+FAMILIES = pytest.mark.parametrize("config", [SHAPE, LLAMA, OPT], ids=["qwen3", "llama", "opt"])
 TINY = Design(layers=2, heads=2, kv_heads=1, ffn=24, steps=4, decay=2, sequences=2, length=16, written=6, prompt=4, save_every=2)
 
 
@@ -40,16 +41,10 @@ def stream(size: int = 6000) -> np.ndarray:
 @pytest.fixture(scope="module")
 def target(tmp_path_factory) -> Transformer:
     """A tiny model trained on that text."""
-    model, text = Transformer(SHAPE), stream()
+    model, texts, design = Transformer(SHAPE), Texts(0, stream()[:5000]), Design(sequences=8, length=32)
     initialise(model, 0)
     run = Run(model, Schedule(120, 60, 10, save_every=120), tmp_path_factory.mktemp("target"))
-
-    def loss(step):
-        starts = np.random.default_rng(step).integers(0, 5000, 8)
-        ids = torch.from_numpy(np.stack([text[s : s + 33] for s in starts]).astype(np.int64))
-        return cross_entropy(model, model.rows(ids[:, :-1]).flatten(0, 1), ids[:, 1:].reshape(-1))
-
-    run.train(loss, dict)
+    run.train(lambda step: learn_text(model, texts, design, step), dict)
     return model.eval().requires_grad_(False)
 
 
@@ -64,50 +59,48 @@ def divergence(target: Transformer, draft: Transformer) -> float:
     return float((p.exp() * (p - q)).sum(-1).mean())
 
 
-def pruned(target: Transformer, form: Form, rank=important) -> Transformer:
-    found = importance(target, windows(stream()[:5000], 8, 32))
-    return prune(target, form, choose(found, target.config, form, rank))
+def pruned(model: Transformer, rank=lambda scores: scores, **form: int) -> Transformer:
+    found = Importance(*map(rank, importance(model, windows(stream()[:5000], 8, 32))))
+    return prune(model, choose(found, model.config, replace(model.config, **form)))
 
 
-@pytest.mark.parametrize("form", [Form(layers=4), Form(ffn=24), Form(heads=2, kv_heads=1), Form(5, 2, 1, 40)],
-                         ids=["layers", "channels", "heads", "all"])  # fmt: skip
+@pytest.mark.parametrize("form", [{"layers": 4}, {"ffn": 24}, {"heads": 2, "kv_heads": 1},
+                                  {"layers": 5, "heads": 2, "kv_heads": 1, "ffn": 40}], ids=str)  # fmt: skip
 def test_importance_beats_chance_and_its_own_reverse(target, form):
-    ours, worst = divergence(target, pruned(target, form)), divergence(target, pruned(target, form, lambda s: -s))
+    ours, worst = divergence(target, pruned(target, **form)), divergence(target, pruned(target, lambda s: -s, **form))
     chance = []
     for seed in range(4):
         dice = torch.Generator().manual_seed(seed)
-        chance.append(divergence(target, pruned(target, form, lambda s, dice=dice: torch.rand(s.shape, generator=dice))))
+        chance.append(divergence(target, pruned(target, lambda s, dice=dice: torch.rand(s.shape, generator=dice), **form)))
     assert ours < sum(chance) / len(chance) and ours < worst
 
 
 def test_a_silent_layer_goes_first_and_dropping_the_last_layers_is_not_the_same(target):
-    model = prune(target, Form(), choose(importance(target, held_out()), SHAPE, Form()))
+    model = pruned(target)
     with torch.no_grad():
         for weight in (model.blocks[2].attention.out.weight, model.blocks[2].mlp.down.weight):
             weight.zero_()
-    choice = choose(importance(model, held_out()), SHAPE, Form(layers=5))
+    choice = choose(importance(model, held_out()), SHAPE, replace(SHAPE, layers=5))
     assert choice.layers == [0, 1, 3, 4, 5]
-    assert divergence(model, prune(model, Form(layers=5), choice)) == pytest.approx(0.0, abs=1e-6)
-    assert divergence(model, prune(model, Form(layers=5), choice._replace(layers=[0, 1, 2, 3, 4]))) > 1e-3
+    assert divergence(model, prune(model, choice)) == pytest.approx(0.0, abs=1e-6)
+    assert divergence(model, prune(model, choice._replace(layers=[0, 1, 2, 3, 4]))) > 1e-3
 
 
-@pytest.mark.parametrize("config", [SHAPE, LLAMA, OPT], ids=["qwen3", "llama", "opt"])
+@FAMILIES
 def test_keeping_everything_keeps_the_model_and_leaves_the_old_one_alone(config):
     model = synthetic(config, torch.float32)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    found = importance(model, held_out())
-    twin = prune(model, Form(), choose(found, config, Form()))
-    assert torch.equal(twin(held_out()), model(held_out()))
+    assert torch.equal(pruned(model)(held_out()), model(held_out()))
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in before.items())
     assert not any(module._forward_pre_hooks for module in model.modules())
 
 
-@pytest.mark.parametrize("config", [SHAPE, LLAMA, OPT], ids=["qwen3", "llama", "opt"])
+@FAMILIES
 def test_pruning_a_part_is_silencing_it(config):
     """Cutting heads and channels is what zeroing their output columns would do; the naive twin keeps the shapes."""
-    model, form = synthetic(config, torch.float32), Form(ffn=24) if config is OPT else Form(heads=2, kv_heads=1, ffn=24)
-    choice = choose(importance(model, held_out()), config, form)
-    twin = prune(model, Form(), choose(importance(model, held_out()), config, Form()))
+    model = synthetic(config, torch.float32)
+    small = replace(config, ffn=24) if config is OPT else replace(config, heads=2, kv_heads=1, ffn=24)
+    choice, twin = choose(importance(model, held_out()), config, small), pruned(model)
     with torch.no_grad():
         for layer, heads, channels in zip(twin.blocks, choice.heads, choice.channels, strict=True):
             columns = [h * config.head_dim + i for h in heads for i in range(config.head_dim)]
@@ -115,7 +108,7 @@ def test_pruning_a_part_is_silencing_it(config):
                 silent = torch.ones(weight.shape[1], dtype=torch.bool)
                 silent[kept] = False
                 weight[:, silent] = 0.0
-    assert torch.allclose(prune(model, form, choice)(held_out()), twin(held_out()), atol=1e-4)
+    assert torch.allclose(prune(model, choice)(held_out()), twin(held_out()), atol=1e-4)
 
 
 def test_importance_of_one_head_and_channel_is_what_it_adds():
@@ -167,101 +160,71 @@ def test_a_design_in_two_pieces_is_the_same_draft(target, tmp_path, monkeypatch)
         design_draft(target, stream(), tmp_path / "whole", replace(TINY, ffn=32))
 
 
-def test_distilling_brings_a_pruned_draft_closer(target, tmp_path):
+def test_distilling_brings_a_pruned_draft_closer_than_texts_alone(target, tmp_path):
     longer = replace(TINY, layers=3, steps=30, decay=20, sequences=8, length=32, written=32, save_every=30)
-    bare = design_draft(target, stream(), tmp_path / "bare", replace(longer, steps=0))
-    assert divergence(target, design_draft(target, stream(), tmp_path / "taught", longer)) < divergence(target, bare)
-
-
-def test_a_draft_may_learn_the_texts_alone(target, tmp_path):
-    plain = design_draft(target, stream(), tmp_path / "plain", replace(TINY, distilled=False))
-    assert not same(plain, design_draft(target, stream(), tmp_path / "taught", TINY))
+    designs = {"bare": replace(longer, steps=0), "texts": replace(longer, distilled=False), "taught": longer}
+    far = {name: divergence(target, design_draft(target, stream(), tmp_path / name, d)) for name, d in designs.items()}
+    assert far["taught"] < far["bare"] and far["taught"] != far["texts"]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_transformers_gives_the_same_logits(target, tmp_path, dtype):
-    transformers = pytest.importorskip("transformers")
-    save_transformer(pruned(target, HALF), tmp_path, dtype)
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
-    mine = load_transformer(tmp_path, dtype="float32")
-    with torch.no_grad():
-        assert torch.allclose(mine(held_out()), theirs(held_out()).logits, atol=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("config", "form"),
-    [(LLAMA, HALF), (replace(SHAPE, family="qwen2", attention_bias=True), HALF), (replace(OPT, norm_eps=1e-5), Form(3, ffn=24))],
-    ids=["llama", "qwen2", "opt"],
-)
-def test_transformers_loads_what_was_cut_from_other_families(config, form, tmp_path):
+@pytest.mark.parametrize("config", [SHAPE, LLAMA, replace(SHAPE, family="qwen2"), OPT],
+                         ids=["qwen3", "llama", "qwen2", "opt"])  # fmt: skip
+def test_transformers_loads_what_was_cut_from_every_family(config, dtype, tmp_path):
     transformers = pytest.importorskip("transformers")
     whole = synthetic(config, torch.float32)
-    draft = pruned(whole, form)
-    save_transformer(draft, tmp_path, "float32")
+    form = {"layers": 3, "ffn": 24} if config is OPT else {"layers": 3, "heads": 2, "kv_heads": 1, "ffn": 24}
+    save_transformer(pruned(whole, **form), tmp_path, dtype)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
     with torch.no_grad():
-        assert torch.allclose(draft(held_out()), theirs(held_out()).logits, atol=1e-4)
-        assert not torch.allclose(whole(held_out()), theirs(held_out()).logits, atol=1e-4)  # the control: something was cut
+        wanted = theirs(held_out()).logits
+        assert torch.allclose(load_transformer(tmp_path, dtype="float32")(held_out()), wanted, atol=1e-4)
+        assert not torch.allclose(whole(held_out()), wanted, atol=1e-4)  # the control: something was cut
 
 
 def test_the_family_is_matched_and_covers_one_to_eight_layers():
+    def off(design, layers):
+        return abs(design.of(REFERENCE).body_parameters / (layers * REFERENCE.layer_parameters) - 1)
+
     for layers, points in family.BUDGETS.items():
-        for name, design in points.items():
-            found = design.form.of(REFERENCE).body_parameters
-            assert abs(found / family.budget(REFERENCE, layers) - 1) <= family.TOLERANCE, name
+        assert all(off(design, layers) <= family.TOLERANCE for design in points.values())
     assert {design.layers for design in family.BUDGETS[1].values()} == set(range(1, 9))
-    loose = replace(family.BUDGETS[1]["deep-8"], ffn=128)  # the control
-    assert abs(loose.form.of(REFERENCE).body_parameters / family.budget(REFERENCE, 1) - 1) > family.TOLERANCE
+    assert off(replace(family.BUDGETS[1]["deep-8"], ffn=128), 1) > family.TOLERANCE  # the control
 
 
 @pytest.mark.parametrize(("form", "message"), [
-    (Form(layers=7), "bigger than its target: layers must lie between 1 and 6, got 7"),
-    (Form(ffn=65), "bigger than its target: ffn"),
-    (Form(heads=8), "bigger than its target: heads"),
-    (Form(heads=3), "cannot share"),
-    (Form(heads=4, kv_heads=1), "at most 2 share one"),
+    ({"layers": 7}, "bigger than its target: layers must lie between 1 and 6, got 7"),
+    ({"ffn": 65}, "bigger than its target: ffn"),
+    ({"heads": 8}, "bigger than its target: heads"),
+    ({"heads": 3, "kv_heads": 0}, "cannot share"),
+    ({"heads": 4, "kv_heads": 1}, "at most 2 share one"),
+    ({"length": 64}, "context of 64"),
+    ({"length": 60}, "needs 621; give more"),
 ])  # fmt: skip
-def test_forms_that_do_not_fit_are_refused(form, message):
+def test_designs_that_do_not_fit_are_refused(target, tmp_path, form, message):
     with pytest.raises(ValueError, match=message):
-        form.of(SHAPE)
+        design_draft(target, stream(600), tmp_path, replace(TINY, **form))
+    assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(("call", "message"), [
-    (lambda: Design(layers=0), "layers must be at least 1"),
-    (lambda: Design(length=8, prompt=9), "no room for a prompt"),
-    (lambda: speculative(__import__("pathlib").Path("x"), 0), "k must be at least 1"),
-    (lambda: Form(heads=2, kv_heads=2).of(OPT), "OPT checkpoint cannot say"),
-    (lambda: encoded(None, ["x"]), "no tokenizer.json"),
-    (lambda: family.build("wide-9", "reference", stream(), ()), "the family has no 'wide-9'"),
-    (lambda: design_draft(Transformer(SHAPE), stream(40), None, TINY), "needs 181; give more"),
-    (lambda: design_draft(Transformer(SHAPE), stream(), None, replace(TINY, length=64)), "context of 64"),
-])  # fmt: skip
-def test_designs_that_cannot_be_are_refused(call, message):
-    with pytest.raises(ValueError, match=message):
-        call()
+def test_an_opt_checkpoint_keeps_its_heads():
+    with pytest.raises(ValueError, match="OPT checkpoint cannot say"):
+        Design(heads=2, kv_heads=2).of(OPT)
 
 
-def test_the_command_writes_a_folder_that_is_ready_to_serve(tmp_path, capsys):
-    import shelf
-
-    folders = shelf.write_pair(tmp_path)
-    text, out = tmp_path / "text.txt", tmp_path / "mine"
-    text.write_text("def design(out, work):\n    return out\n" * 200)
-    few = {"layers": 1, "ffn": 32, "steps": 2, "decay": 1, "length": 16, "written": 3, "prompt": 4, "sequences": 2, "k": 5}
-    flags = [word for name, value in few.items() for word in (f"--{name}", str(value))]
-    arguments = ["draft", "design", "--target", str(folders["target"]), "--out", str(out), "--text", str(text), *flags]
-    assert status(arguments) == 0 and status(arguments) == 0
-    assert json.loads((out / "speculative.json").read_text()) == {
-        "method": "draft_model", "model": str(out), "num_speculative_tokens": 5}  # fmt: skip
-    models = load(folders["target"], out)
-    assert models.draft.config.layers == 1 and models.draft.config.ffn == 32
+def test_the_command_writes_a_folder_that_is_ready_to_serve(tmp_path):
     transformers = pytest.importorskip("transformers")
-    ids = torch.arange(1, 40)[None]
+    folders, text, out = shelf.write_pair(tmp_path), tmp_path / "text.txt", tmp_path / "mine"
+    text.write_text("def design(out, work):\n    return out\n" * 200)
+    few = "--layers 1 --ffn 32 --steps 2 --decay 1 --length 16 --written 3 --prompt 4 --sequences 2 --k 5"
+    line = ["draft", "design", "--target", str(folders["target"]), "--out", str(out), "--text", str(text), *few.split()]
+    assert status(line) == 0 and status(line) == 0
+    wanted = {"method": "draft_model", "model": str(out), "num_speculative_tokens": 5}
+    assert json.loads((out / "speculative.json").read_text()) == wanted
+    models, ids = load(folders["target"], out), torch.arange(1, 40)[None]
+    assert models.draft.config.layers == 1 and models.draft.config.ffn == 32
     theirs = transformers.AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
     with torch.no_grad():
         assert torch.allclose(load_transformer(out, dtype="float32")(ids), theirs(ids).logits, atol=1e-4)
     assert transformers.AutoTokenizer.from_pretrained(out)("def f(x):")["input_ids"] == models.encode("def f(x):")
     assert all((out / name).exists() for name in ("README.md", "curve.jsonl", "choice.json", "digests.json", "tokenizer.json"))
-    assert status([*arguments, "--layers", "9"]) == 2
-    assert "bigger than its target" in capsys.readouterr().err
-    assert status(["draft", "family", "wide-9"]) == 2

@@ -11,7 +11,7 @@ from flashspec.cli.main import status
 from flashspec.decoding.models import load
 from flashspec.models.rounded import rounded
 from flashspec.study import family
-from flashspec.train import tune
+from flashspec.train import design
 
 
 @pytest.fixture(scope="module")
@@ -57,12 +57,12 @@ def test_a_model_that_knows_a_text_finds_it(monkeypatch):
 def test_variants_are_made_once_and_differ(home, tmp_path, monkeypatch, capsys):
     text = tmp_path / "text.py"
     text.write_text("\n".join(f'def f{n}():\n    """{"one two three four five six seven " * 6}{n}"""' for n in range(60)))
-    short = {name: replace(tuning, sequences=1, length=16) for name, tuning in tune.VARIANTS.items()}
-    monkeypatch.setattr(tune, "VARIANTS", short)
+    short = {name: replace(tuning, sequences=1, length=16) for name, tuning in design.VARIANTS.items()}
+    monkeypatch.setattr(design, "VARIANTS", short)
     line = ["draft", "variants", "--folder", str(tmp_path / "made"), "--target", str(home["target"]), "--text", str(text)]
     for _ in range(2):
         assert status([*line, "--steps", "2"]) == 0
-        digests = {name: (tmp_path / "made" / name / "digests.json").read_bytes() for name in tune.VARIANTS}
+        digests = {name: (tmp_path / "made" / name / "digests.json").read_bytes() for name in design.VARIANTS}
     assert len({*digests.values(), (home["target"] / "digests.json").read_bytes()}) == 3
     assert {path.name for path in (tmp_path / "made").iterdir()} >= {"fine-tuned", "independent"}
     assert load(tmp_path / "made" / "independent", home["draft"], "float32").target.config.layers == 6

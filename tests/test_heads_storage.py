@@ -60,7 +60,7 @@ def test_a_drafts_flash_head_is_calibrated_with_its_default_probes_and_scored_as
     plain = FlashHead.build(model.head_weight, model.norm)
     assert head.probes == plain.probes and torch.equal(head.clusters.members, plain.clusters.members)
     assert 0 < len(head.plan.always) <= 64 and plain.plan.always == ()
-    shipped, half, _ = reference.head_scores(tmp_path, stream, windows=4)
+    shipped, half = reference.head_scores(tmp_path, stream, windows=4)
     assert (shipped["plan"], shipped["probes"], half["probes"]) == ("as shipped", head.probes, head.probes // 2)
     assert 0 < half["agreement"] <= shipped["agreement"] <= 1 and half["scored_share"] < shipped["scored_share"]
 

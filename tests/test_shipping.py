@@ -22,7 +22,7 @@ from flashspec.models.checkpoint import load_transformer
 from flashspec.models.folder import verify_digests
 from flashspec.sampling import GREEDY, Sampling
 from flashspec.study.drafts import point_of_designed
-from flashspec.study.family import records
+from flashspec.study.family import accepted, records
 from flashspec.theory import replayed_all
 from flashspec.train import shipping
 from flashspec.train.package import write_digests
@@ -88,23 +88,11 @@ def test_a_shipped_point_is_whole_and_frozen(pair: dict[str, Path], tmp_path: Pa
 
 
 def test_a_point_that_cannot_ship_leaves_nothing(pair: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    home = tmp_path / "models"
+    home, stream = tmp_path / "models", np.arange(4000, dtype=np.int32) % tiny.VOCAB
     home.mkdir()
     with pytest.raises(FileNotFoundError, match="no finished point"):
-        shipping.ship(tmp_path, home, None, 4)
-    with pytest.raises(ValueError, match="k must be at least 1, got 0"):
-        shipping.ship(pair["draft"], home, None, 0)
-    monkeypatch.setattr(shipping, "LIMIT", 10)
-    with pytest.raises(ValueError, match="10 are allowed"):
-        shipping.ship(pair["draft"], home, None, 4)
-    assert list(home.iterdir()) == []
-
-
-def test_the_flash_head_counts_towards_the_limit(pair: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    home = tmp_path / "models"
-    home.mkdir()
-    stream = np.arange(4000, dtype=np.int32) % tiny.VOCAB
-    monkeypatch.setattr(shipping, "LIMIT", shipping.size_of(pair["draft"]) + 500)
+        shipping.ship(tmp_path, home, stream, 4)
+    monkeypatch.setattr(shipping, "LIMIT", shipping.size_of(pair["draft"]) + 500)  # the FlashHead counts
     with pytest.raises(ValueError, match="are allowed; ship a smaller point"):
         shipping.ship(pair["draft"], home, stream, 4)
     assert list(home.iterdir()) == []
@@ -122,7 +110,7 @@ def test_a_record_counts_what_a_live_decode_counts(pair: dict[str, Path], tmp_pa
     models = load(pair["target"], pair["draft"], "float32", "cpu", "dense")
     prompts = load_prompts(tmp_path / "prompts.json", 2)
     live = [generate(models, list(p.ids), Method("model", k=k), GREEDY, max_new_tokens=16, stop=()).stats for p in prompts]
-    counts = replayed_all(shipping.stands_of(found), k)
+    counts = replayed_all(accepted(found), k)
     assert (counts.rounds, counts.accepted) == (sum(s.rounds for s in live), sum(s.accepted for s in live))
     line = records(k, tmp_path).loc["point"]
     assert line["TAR"] == pytest.approx(sum(s.emitted for s in live) / counts.rounds)
@@ -142,8 +130,3 @@ def test_proposals_need_shared_noise(pair: dict[str, Path], tmp_path: Path) -> N
     trace = record(models, load_prompts(tmp_path / "prompts.json", 1), Sampling(1.0, rule="speculative"), 4)
     with pytest.raises(ValueError, match="not under speculative"):
         proposals(trace, models)
-
-
-def test_without_a_family_there_is_nothing_to_record(tmp_path: Path, capsys) -> None:
-    assert status(["draft", "record", "--folder", str(tmp_path)]) == 2
-    assert "no finished point" in capsys.readouterr().err

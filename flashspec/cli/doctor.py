@@ -15,6 +15,7 @@ from flashspec.kernels.build import built, cache_folder, compiler, identity
 from flashspec.models.checkpoint import verify_digests
 
 PACKAGES = {
+    "triton": ("fused GPU kernels", "comes with CUDA builds of torch"),
     "tokenizers": ("text prompts", "pip install tokenizers"),
     "faiss": ("faster clustering of FlashHeads", "pip install 'flashspec[ann]', or [gpu] on CUDA"),
     "transformers": ("comparison with other engines", "pip install 'flashspec[peers]'"),
@@ -25,32 +26,27 @@ PACKAGES = {
 
 
 class Finding(NamedTuple):
-    """One line of the report; `fix` says how to get what is missing, `needed` that nothing works without it."""
+    """One line of the report; `fix` says how to get what is missing."""
 
     subject: str
     present: bool
     found: str
     fix: str = ""
-    needed: bool = False
-
-
-def findings() -> Iterator[Finding]:
-    """Everything the doctor looks at, from the machine to the models."""
-    yield from machine()
-    yield from gpu()
-    yield from packages()
-    yield from models()
 
 
 def machine() -> Iterator[Finding]:
-    """Processor, bfloat16 instructions, threads and compiler."""
+    """Processor, bfloat16 instructions, threads, GPU and optional libraries."""
     box, fast = provenance.machine(), provenance.cpu_flags() & {"avx512_bf16", "amx_bf16", "bf16"}
     yield Finding("processor", True, f"{box['cpu']}, {box['cores']} cores, {box['isa']}, {box['memory_gib']} GiB")
     bf16 = f"in hardware ({', '.join(sorted(fast))})" if fast else "converted in software; saves memory traffic, not arithmetic"
     yield Finding("bfloat16", bool(fast), bf16, "a processor with AVX512-BF16 or AMX")
     threads = torch.get_num_threads()
     yield Finding("threads", threads <= box["cores"], f"{threads} of {box['cores']} cores", f"OMP_NUM_THREADS={box['cores']}")
-    yield from compilation()
+    seen = torch.cuda.is_available()
+    name = torch.cuda.get_device_name(0) if seen else "none: everything runs on the CPU"
+    yield Finding("GPU", seen, name, "a CUDA device and a CUDA build of torch")
+    for package, (purpose, fix) in PACKAGES.items():
+        yield Finding(package, importlib.util.find_spec(package) is not None, f"for {purpose}", fix)
 
 
 def compilation() -> Iterator[Finding]:
@@ -65,28 +61,13 @@ def compilation() -> Iterator[Finding]:
         yield Finding("kernel cache", not made.trouble, made.trouble or str(cache_folder()), made.fix)
 
 
-def gpu() -> Iterator[Finding]:
-    """CUDA device and Triton."""
-    seen = torch.cuda.is_available()
-    name = torch.cuda.get_device_name(0) if seen else "none: everything runs on the CPU"
-    yield Finding("GPU", seen, name, "a CUDA device and a CUDA build of torch")
-    yield _package("triton", "fused GPU kernels", "comes with CUDA builds of torch")
-
-
-def packages() -> Iterator[Finding]:
-    """Optional libraries and what each is for."""
-    for name, (purpose, fix) in PACKAGES.items():
-        yield _package(name, purpose, fix)
-
-
 def models() -> Iterator[Finding]:
     """Shipped models, whole and undamaged."""
     for folder in sorted({folder for names in REFERENCE.values() for folder in names.values()}):
-        path = SHIPPED / folder
+        present = (SHIPPED / folder / "config.json").is_file()
+        found = "whole, digests match" if present else "missing"
         try:
-            present = (path / "config.json").is_file()
-            verify_digests(path)
-            found = "whole, digests match" if present else "missing"
+            verify_digests(SHIPPED / folder)
         except (FileNotFoundError, ValueError) as error:
             present, found = False, str(error).partition(";")[0]
         yield Finding(f"model {folder}", present, found, "make models, or clone the repository again")
@@ -99,15 +80,10 @@ def line(finding: Finding) -> str:
     return f"{mark}  {finding.subject:<16}{finding.found}{fix}"
 
 
-def _package(name: str, purpose: str, fix: str) -> Finding:
-    present = importlib.util.find_spec(name) is not None
-    return Finding(name, present, f"for {purpose}", fix)
-
-
 @click.command("doctor")
 def command() -> None:
     """Say what this machine can do, what is missing and how to get it."""
-    versions = provenance.versions()
-    click.echo(", ".join(f"{name} {version}" for name, version in versions.items()))
-    for finding in findings():
-        click.echo(line(finding))
+    click.echo(", ".join(f"{name} {version}" for name, version in provenance.versions().items()))
+    for findings in (machine, compilation, models):
+        for finding in findings():
+            click.echo(line(finding))

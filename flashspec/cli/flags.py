@@ -1,9 +1,10 @@
-"""Command-line flags from the fields of a dataclass: one definition of names, types, defaults and help."""
+"""Command-line flags: those that commands share, and one a field of a dataclass, with its name, type, default and help."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +24,52 @@ class At(click.Path):
         return super().convert(expanded(value), param, ctx)
 
 
+class Value(click.ParamType):
+    """A value of an annotated type, parsed as parameters of experiments are."""
+
+    name = "value"
+
+    def __init__(self, kind: Any) -> None:
+        self.kind = kind
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return parse_value(str(param and param.name), self.kind, value)
+
+
+option = partial(click.option, show_default=True)
+FILE = At(exists=True, dir_okay=False)
+FOLDER = At(file_okay=False)
 COUNT = click.IntRange(min=1, max=2**31 - 1)
+
+TARGET = option("--target", default="reference", help="A shipped model, a checkpoint folder or a cached hub name.")
+DRAFT = option("--draft", default="reference", help="A shipped draft or a checkpoint folder.")
+K = option("--k", type=COUNT, default=4, help="Drafted tokens a check.")
+PROMPTS = option("--prompts", type=FILE, help="A prompts file instead of the shipped one.")
+TEXTS = option("--text", "texts", type=FILE, multiple=True, help="A text; may be repeated. Default: Python's standard library.")
+DTYPE = option("--dtype", default="float32", help="auto, float32 or bfloat16.")
+PRECISION = (
+    option("--dtype", default="auto", help="auto, float32 or bfloat16."),
+    option("--device", default="auto", help="auto, cpu or cuda."),
+    option("--weights", default="auto", help="auto, int4 or dense, for 4-bit checkpoints."),
+)
+
+
+def with_options(*options: Callable[[Callable], Callable]) -> Callable[[Callable], Callable]:
+    """Decorate a command's function with these options, shown in this order."""
+
+    def decorate(function: Callable) -> Callable:
+        for each in reversed(options):
+            function = each(function)
+        return function
+
+    return decorate
 
 
 def flags(kind: type, skip: tuple[str, ...] = ()) -> list[click.Option]:
-    """One option a field: `--top-k INT`, its value a string that `given` parses; unset options stay None."""
+    """One option a field, `--top-k` for top_k; unset options are None."""
     types, helps = hints(kind), field_comments(kind)
-    wanted = [field for field in dataclasses.fields(kind) if field.name not in skip]
-    return [_flag(field, types[field.name], helps.get(field.name, "")) for field in wanted]
+    fields = [field for field in dataclasses.fields(kind) if field.name not in skip]
+    return [_flag(field, types[field.name], helps.get(field.name, "")) for field in fields]
 
 
 def with_flags(kind: type, skip: tuple[str, ...] = ()) -> Callable[[Callable], Callable]:
@@ -44,22 +83,14 @@ def with_flags(kind: type, skip: tuple[str, ...] = ()) -> Callable[[Callable], C
 
 
 def given(kind: type, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of `kind` that were set on the command line, parsed to their types."""
-    types = hints(kind)
-    return {name: parse_value(name, types[name], options[name]) for name in types if options.get(name) is not None}
+    """The fields of `kind` that were set on the command line."""
+    return {name: options[name] for name in hints(kind) if options.get(name) is not None}
 
 
 def _flag(field: dataclasses.Field, kind: Any, text: str) -> click.Option:
-    default = field.default if field.default is not dataclasses.MISSING else None
-    if field.default_factory is not dataclasses.MISSING:
-        default = field.default_factory()
-    shown = f"{text + '; ' if text else ''}{_words(kind)}, default {_value(default)}"
-    return click.Option([f"--{field.name.replace('_', '-')}", field.name], metavar="VALUE", help=shown)
-
-
-def _words(kind: Any) -> str:
-    return type_name(kind).replace("tuple[int, ...]", "whole numbers, by commas").replace("tuple[str, ...]", "names, by commas")
-
-
-def _value(default: Any) -> str:
-    return ",".join(map(str, default)) or "empty" if isinstance(default, (tuple, list)) else str(default)
+    default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+    if isinstance(default, (tuple, list)):
+        default = ",".join(map(str, default)) or "empty"
+    words = type_name(kind).replace("tuple[int, ...]", "whole numbers, by commas").replace("tuple[str, ...]", "names, by commas")
+    shown = f"{text + '; ' if text else ''}{words}, default {default}"
+    return click.Option([f"--{field.name.replace('_', '-')}", field.name], type=Value(kind), metavar="VALUE", help=shown)

@@ -12,18 +12,18 @@ import click
 from flashspec.refusals import guarded, in_words, readable, refuse
 
 COMMANDS = {
-    "generate": ("flashspec.cli.generate", "Write text with any method and say what it cost."),
-    "run": ("flashspec.cli.run", "Run an experiment, or show its stored table."),
-    "results": ("flashspec.cli.results", "List stored tables, show one with its origin, or verify them all."),
-    "notebooks": ("flashspec.cli.notebooks", "Run notebooks with parameters of your own."),
-    "pages": ("flashspec.cli.pages", "Write the README's table and picture from stored tables."),
-    "list": ("flashspec.cli.listing", "List experiments, methods and models."),
-    "train": ("flashspec.cli.train", "Train the reference models from scratch."),
-    "quantize": ("flashspec.cli.quantize", "Write a checkpoint's 4-bit twin."),
-    "plan": ("flashspec.cli.plan", "Say whether to speculate here, and how."),
-    "trace": ("flashspec.cli.trace", "Record a target's text once; replay drafts against it."),
-    "draft": ("flashspec.cli.draft", "Make a wide, shallow draft out of a target."),
-    "doctor": ("flashspec.cli.doctor", "Say what this machine can do, what is missing and how to get it."),
+    "generate": ("generate:command", "Write text with any method and say what it cost."),
+    "run": ("study:run_command", "Run an experiment, or show its stored table."),
+    "results": ("study:results_command", "List stored tables, show one with its origin, or verify them all."),
+    "notebooks": ("study:notebooks_command", "Run notebooks with parameters of your own."),
+    "pages": ("study:pages_command", "Write the README's table and picture from stored tables."),
+    "list": ("study:list_command", "List experiments, methods and models."),
+    "train": ("train:command", "Train the reference models from scratch."),
+    "quantize": ("quantize:command", "Write a checkpoint's 4-bit twin."),
+    "plan": ("plan:command", "Say whether to speculate here, and how."),
+    "trace": ("trace:command", "Record a target's text once; replay drafts against it."),
+    "draft": ("draft:command", "Make a wide, shallow draft out of a target."),
+    "doctor": ("doctor:command", "Say what this machine can do, what is missing and how to get it."),
 }
 
 
@@ -34,7 +34,10 @@ class Lazy(click.Group):
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        return importlib.import_module(COMMANDS[name][0]).command if name in COMMANDS else None
+        if name not in COMMANDS:
+            return None
+        module, _, command = COMMANDS[name][0].partition(":")
+        return getattr(importlib.import_module(f"flashspec.cli.{module}"), command)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

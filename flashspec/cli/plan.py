@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from flashspec.cli.flags import COUNT, At, given, with_flags
+from flashspec.cli.flags import DRAFT, PRECISION, PROMPTS, K, Value, given, option, with_flags, with_options
 from flashspec.decoding.method import Method
 from flashspec.decoding.models import REFERENCE, Models, load
 from flashspec.measure.clock import Plan
@@ -20,8 +20,9 @@ from flashspec.models.synthetic import LABEL, SHAPES
 from flashspec.study.advice import Stored, head_lines, lines, stored_counts
 from flashspec.study.parameters import parse_value
 
-HEADS = ("dense", "int8", "flash")
+HEADS = {"heads": ("dense", "int8", "flash"), "probes": (32, 64, 128, 256), "shortlists": (512, 2048)}
 HERE = "measured on this machine"
+GIVEN = {"acceptance": "given, the same for every head"}
 STORED = {"reference": "main", "shallow": "shallow", "designed": "designed"}
 Found = tuple[PairCosts, Acceptance, dict[str, str]]
 
@@ -31,44 +32,33 @@ def is_shape(name: str) -> bool:
     return name not in REFERENCE["target"] | REFERENCE["draft"] and name.lower().removesuffix("-awq") in map(str.lower, SHAPES)
 
 
-def rates(text: str | None) -> Given | None:
-    """`--acceptance`: one rate, or one a position, by commas."""
-    return None if text is None else Given(parse_value("acceptance", tuple[float, ...], text))
-
-
-def stated(text: str) -> PairCosts:
-    """`--times`: step=60,draft=6.7,check=60 in milliseconds."""
-    pairs = (piece.partition("=") for piece in text.split(","))
-    found = {name.strip(): parse_value("times", float, value) / 1000 for name, _, value in pairs}
-    return stated_costs(found)
-
-
 def evidence(options: Mapping[str, Any], question: Question) -> Found:
     """Costs and acceptance of what was asked about, and where each comes from."""
-    acceptance, names = rates(options["acceptance"]), (options["target"], options["draft"])
-    if options["times"]:
-        return stated(options["times"]), _needed(acceptance, "times say nothing about the text"), {"costs": "stated", **GIVEN}
-    if any(map(is_shape, names)):
-        return _of_shapes(names, _needed(acceptance, LABEL), question)
+    names = (options["target"], options["draft"])
+    acceptance = Given(options["acceptance"]) if options["acceptance"] is not None else None
+    bare = "times say nothing about the text" if options["times"] else LABEL if any(map(is_shape, names)) else ""
+    if bare and acceptance is None:
+        raise ValueError(f"{bare}: give --acceptance as well, one rate or one for each position")
+    if acceptance and options["times"]:
+        return stated(options["times"]), acceptance, {"costs": "stated", **GIVEN}
+    if acceptance and bare:
+        return _of_shapes(names, acceptance, question)
     models = _models(options)
     costs, texts = observe(models, question, load_prompts(options["prompts"], question.per_kind, models))
     told = f"replayed on the target's own texts, {question.new_tokens} tokens for each of {question.per_kind} prompts a kind"
     return costs, acceptance or texts, {"costs": HERE, **(GIVEN if acceptance else {"acceptance": told})}
 
 
-GIVEN = {"acceptance": "given, the same for every head"}
-
-
-def _needed(acceptance: Given | None, why: str) -> Given:
-    if acceptance is None:
-        raise ValueError(f"{why}: give --acceptance as well, one rate or one for each position")
-    return acceptance
+def stated(text: str) -> PairCosts:
+    """`--times`: step=60,draft=6.7,check=60 in milliseconds."""
+    pairs = (piece.partition("=") for piece in text.split(","))
+    return stated_costs({name.strip(): parse_value("times", float, value) / 1000 for name, _, value in pairs})
 
 
 def _of_shapes(names: tuple[str, str], acceptance: Given, question: Question) -> Found:
-    if not all(map(is_shape, names)):
-        odd = next(name for name in names if not is_shape(name))
-        raise ValueError(f"{odd} is no published shape and the other model is one: give two shapes, or two checkpoints")
+    for odd in names:
+        if not is_shape(odd):
+            raise ValueError(f"{odd} is no published shape and the other model is one: give two shapes, or two checkpoints")
     cuts = cuts_of(*names)
     where = ", ".join(cut.label for cut in cuts)
     click.echo(f"timing {where} on this machine; large shapes take minutes", err=True)
@@ -77,38 +67,30 @@ def _of_shapes(names: tuple[str, str], acceptance: Given, question: Question) ->
 
 
 def _models(options: Mapping[str, Any]) -> Models:
-    return load(options["target"], options["draft"], options["dtype"], options["device"], options["weights"])
+    return load(*(options[name] for name in ("target", "draft", "dtype", "device", "weights")))
 
 
 def asked(options: Mapping[str, Any], defaults: Mapping[str, Any]) -> Question:
     """The question of a command line; shapes and stated times are asked about the dense head unless heads are named."""
-    found = {**defaults, **given(Question, options)}
     bare = options["times"] or any(map(is_shape, (options["target"], options["draft"])))
-    return Question(**({"heads": ("dense",)} | found if bare else found))
+    return Question(**{**defaults, **({"heads": ("dense",)} if bare and not defaults else {}), **given(Question, options)})
 
 
-PAIR = (
-    click.option("--target", default="reference", show_default=True, help="A shipped model, a checkpoint folder or a shape."),
-    click.option("--draft", default="reference", show_default=True, help="A shipped model, a checkpoint folder or a shape."),
-    click.option("--head", "--heads", "heads", metavar="NAMES", help="Heads of the draft, by commas; default dense,flash."),
-    click.option("--acceptance", metavar="RATES", help="Acceptance you know: one rate, or one a position, by commas."),
-    click.option("--times", metavar="PARTS", help="Costs you know, in ms: step=60,draft=6.7,check=60."),
-    click.option("--prompts", type=At(exists=True, dir_okay=False), help="A prompts file instead of the shipped one."),
-    click.option("--dtype", default="auto", show_default=True, help="auto, float32 or bfloat16."),
-    click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda."),
-    click.option("--weights", default="auto", show_default=True, help="auto, int4 or dense, for 4-bit checkpoints."),
+RATES = Value(tuple[float, ...])
+PAIR = with_options(
+    option("--target", default="reference", help="A shipped model, a checkpoint folder or a published shape."),
+    DRAFT,
+    option("--head", "--heads", "heads", type=Value(tuple[str, ...]), help="Heads of the draft, by commas; default dense,flash."),
+    option("--acceptance", type=RATES, metavar="RATES", help="Acceptance you know: one rate, or one a position, by commas."),
+    option("--times", metavar="PARTS", help="Costs you know, in ms: step=60,draft=6.7,check=60."),
+    PROMPTS,
+    *PRECISION,
+    with_flags(Question, skip=("heads",)),
 )
 
 
-def with_pair(function: Any) -> Any:
-    """The flags of a pair and of a Question."""
-    for option in reversed(PAIR):
-        function = option(function)
-    return with_flags(Question, skip=("heads",))(function)
-
-
 @click.group("plan", invoke_without_command=True)
-@with_pair
+@PAIR
 @click.pass_context
 def command(ctx: click.Context, **options: Any) -> None:
     """Say whether to speculate here, with which k, head and finalisation, and what it is predicted to bring.
@@ -117,24 +99,19 @@ def command(ctx: click.Context, **options: Any) -> None:
     Published shapes (Qwen3-32B, LLaMA-65B, OPT-66B, ...) need no weights.
     """
     if ctx.invoked_subcommand is not None:
-        return _refuse_flags(ctx)
+        lost = [name for name in ctx.params if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE]
+        if lost:
+            raise click.UsageError(f"write --{lost[0].replace('_', '-')} behind `{ctx.invoked_subcommand}`")
+        return
     question = asked(options, {})
     costs, acceptance, sources = evidence(options, question)
     click.echo("\n".join(lines(advise(costs, acceptance, question.methods), sources)))
-    return None
-
-
-def _refuse_flags(ctx: click.Context) -> None:
-    """Flags before a subcommand would be lost."""
-    lost = [name for name in ctx.params if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE]
-    if lost:
-        raise click.UsageError(f"write --{lost[0].replace('_', '-')} behind `{ctx.invoked_subcommand}`")
 
 
 @command.command("heads")
-@click.option("--k", type=COUNT, default=4, show_default=True, help="Drafted tokens a check.")
-@click.option("--tar", type=click.Choice(("auto", "stored", "replay")), default="auto", show_default=True, help="Whose counts.")
-@with_pair
+@K
+@option("--tar", type=click.Choice(("auto", "stored", "replay")), default="auto", help="Whose counts.")
+@PAIR
 def heads(k: int, tar: str, **options: Any) -> None:
     """Say which vocabulary head pays on this draft, by the cheap-head gate: costs measured here, tokens a check from tables.
 
@@ -144,12 +121,12 @@ def heads(k: int, tar: str, **options: Any) -> None:
     """
     if options["times"]:
         raise ValueError("--times tells nothing about heads: leave it out, and they are timed here")
-    question = replace(asked(options, {"heads": HEADS, "probes": (32, 64, 128, 256), "shortlists": (512, 2048)}), max_k=k)
+    question = replace(asked(options, HEADS), max_k=k)
     if "dense" not in question.heads or len(question.writers) < 2:
         raise ValueError("heads are compared with the dense one: name dense and at least one other in --heads")
     table = stored(options, question, tar)
-    costs, acceptance, sources = _of_table(options, question, table) if table else evidence(options, question)
     writers = held(table, question.writers, k) if table else question.writers
+    costs, acceptance, sources = _of_table(options, question, table, writers) if table else evidence(options, question)
     click.echo("\n".join(head_lines(head_cases(costs, acceptance, writers, k), sources)))
     lost = ", ".join(name_of(writer) for writer in question.writers if writer not in writers)
     if lost:
@@ -171,9 +148,8 @@ def stored(options: Mapping[str, Any], question: Question, tar: str) -> Stored |
     return table
 
 
-def _of_table(options: Mapping[str, Any], question: Question, table: Stored) -> Found:
+def _of_table(options: Mapping[str, Any], question: Question, table: Stored, writers: list[Method]) -> Found:
     """Costs measured here, of the writers that the table has."""
-    writers = held(table, question.writers, question.max_k)
     models = _models(options)
     place = Setting(load_prompts(options["prompts"], 1, models)[0].ids, (), question.sampling)
     plan = Plan(question.repeats, device=str(models.target.device))
@@ -183,9 +159,8 @@ def _of_table(options: Mapping[str, Any], question: Question, table: Stored) -> 
 
 def held(table: Stored, writers: list[Method], k: int) -> list[Method]:
     """The writers that a stored table has at k; ValueError where it has none beside the dense one."""
-    found = table.found
-    kept = [writer for writer in writers if (name_of(writer), k) in found]
+    kept = [writer for writer in writers if (name_of(writer), k) in table.found]
     if len(kept) < 2 or all(name_of(writer) != "dense" for writer in kept):
-        known = ", ".join(f"{name} at k = {size}" for name, size in sorted(found)) or "nothing"
+        known = ", ".join(f"{name} at k = {size}" for name, size in sorted(table.found)) or "nothing"
         raise ValueError(f"the stored tables have {known}: choose among them, or use --tar replay")
     return kept

@@ -2,43 +2,32 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from pathlib import Path
 
 import click
 
-from flashspec.cli.flags import COUNT, At
+from flashspec.cli.flags import COUNT, At, option
 from flashspec.train import corpus
 from flashspec.train.quantize import quantize_awq, quantize_gptq
 
-FILES = 64
+FILES = 64  # of the standard library that calibrate where no text is given
+BY = "autoawq (archived) writes AWQ; llm-compressor writes compressed-tensors, which load through transformers."
 
 
 @click.command("quantize")
 @click.argument("source", type=At())
 @click.argument("target", type=At())
-@click.option("--text", "texts", multiple=True, type=At(), help="Calibration text; may be repeated.")
-@click.option("--group-size", default=128, show_default=True, help="Weights that share a scale: 32, 64 or 128.")
-@click.option("--blocks", type=COUNT, default=16, show_default=True, help="Calibration blocks of 512 tokens.")
-@click.option(
-    "--by",
-    type=click.Choice(("autoawq", "llm-compressor")),
-    default="autoawq",
-    show_default=True,
-    help="autoawq (archived) writes AWQ; llm-compressor writes compressed-tensors, which load through transformers.",
-)
+@option("--text", "texts", multiple=True, type=At(), help="Calibration text; may be repeated.")
+@option("--group-size", default=128, help="Weights that share a scale: 32, 64 or 128.")
+@option("--blocks", type=COUNT, default=16, help="Calibration blocks of 512 tokens.")
+@option("--by", type=click.Choice(("autoawq", "llm-compressor")), default="autoawq", help=BY)
 def command(source: Path, target: Path, texts: tuple[Path, ...], by: str, **plan: int) -> None:
     """Quantise the dense checkpoint in SOURCE to 4 bits and write it to TARGET.
 
     Without --text, files of the Python standard library calibrate the search; text like what you will decode serves better.
     """
-    quantise = {"autoawq": quantize_awq, "llm-compressor": quantize_gptq}[by]
-    quantise(source, target, calibration(texts), plan["group_size"], plan["blocks"])
+    calibration = corpus.sources(texts) if texts else list(islice(corpus.library(0), FILES))
+    quantise = quantize_awq if by == "autoawq" else quantize_gptq
+    quantise(source, target, calibration, plan["group_size"], plan["blocks"])
     click.echo(f"done: {target}")
-
-
-def calibration(given: tuple[Path, ...]) -> list[str]:
-    """The given texts, or some of the standard library's."""
-    if given:
-        return [corpus.read(path) for path in given]
-    files = corpus.split(corpus.library_root())[0]
-    return list(corpus.texts(files[:: max(1, len(files) // FILES)]))

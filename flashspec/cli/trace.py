@@ -8,19 +8,17 @@ from typing import Any
 import click
 from tqdm import tqdm
 
-from flashspec.cli.flags import COUNT, At, given, with_flags
+from flashspec.cli.flags import COUNT, DRAFT, DTYPE, PROMPTS, TARGET, At, Value, given, option, with_flags
 from flashspec.decoding.method import Method, method_named
 from flashspec.decoding.models import Models, folder_of, load
 from flashspec.measure.prompts import load_prompts
 from flashspec.measure.trace import Trace, check_target, check_words, record, replay_texts
 from flashspec.models.writing import new_file
 from flashspec.sampling import Sampling
-from flashspec.study.parameters import parse_value
 from flashspec.theory import curve_by_position, replayed_all
 from flashspec.theory.checks import check_smaller
 
-FILE = click.argument("file", type=At())
-DTYPE = click.option("--dtype", default="float32", show_default=True, help="auto, float32 or bfloat16.")
+PLACE = click.argument("file", type=At())
 
 
 @click.group("trace")
@@ -29,11 +27,11 @@ def command() -> None:
 
 
 @command.command("record")
-@FILE
-@click.option("--target", default="reference", show_default=True, help="A shipped model or a checkpoint folder.")
-@click.option("--prompts", type=At(exists=True, dir_okay=False), help="A prompts file instead of the shipped one.")
-@click.option("--per-kind", type=COUNT, default=4, show_default=True, help="Prompts of each kind.")
-@click.option("--new-tokens", type=COUNT, default=128, show_default=True, help="Tokens a prompt, whatever the stop tokens.")
+@PLACE
+@TARGET
+@PROMPTS
+@option("--per-kind", type=COUNT, default=4, help="Prompts of each kind.")
+@option("--new-tokens", type=COUNT, default=128, help="Tokens a prompt, whatever the stop tokens.")
 @DTYPE
 @with_flags(Sampling)
 def record_one(file: Path, target: str, **options: Any) -> None:
@@ -48,18 +46,17 @@ def record_one(file: Path, target: str, **options: Any) -> None:
 
 
 @command.command("replay")
-@FILE
-@click.option("--draft", default="reference", show_default=True, help="A shipped model or a checkpoint folder.")
-@click.option("--target", help="The target's folder, to make sure that the trace is its own.")
-@click.option("--ks", default="1,2,3,4,5,6,8,10,12", show_default=True, help="Drafted tokens a check, by commas.")
+@PLACE
+@DRAFT
+@option("--target", help="The target's folder, to make sure that the trace is its own.")
+@option("--ks", type=Value(tuple[int, ...]), default="1,2,3,4,5,6,8,10,12", help="Drafted tokens a check, by commas.")
 @DTYPE
 @with_flags(Method, skip=("draft", "k", "exits", "finalize", "interval"))
-def replay_one(file: Path, draft: str, target: str | None, **options: Any) -> None:
+def replay_one(file: Path, draft: str, target: str | None, ks: tuple[int, ...], **options: Any) -> None:
     """Print rounds, drafted and accepted tokens and tokens a check of a draft on the recorded text, for each k."""
     trace = Trace.load(file)
     if target:
         check_target(trace, folder_of(target, "target"))
-    ks = parse_value("ks", tuple[int, ...], options.pop("ks"))
     if min(ks, default=0) < 1:
         raise ValueError(f"ks must be whole numbers of at least 1, got {ks}")
     method = method_named(Method("model"), given(Method, options))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -36,6 +37,17 @@ class ExitAdapter(nn.Module):
         """Normalised rows [n, hidden] for the shared head, in the adapter's own precision (float32)."""
         wide = rows.to(self.down.weight.dtype)
         return self.final(wide + self.up(F.silu(self.down(self.own(wide)))))
+
+
+@torch.no_grad()
+def rows_at(model: Transformer, ids: Tensor, depths: Collection[int]) -> dict[int, Tensor]:
+    """Rows [n, hidden] of a model at each depth, in float32, for ids [batch, length]."""
+    x, found = model.place(model.embed(ids), 0), {}
+    for number, layer in enumerate(model.blocks, start=1):
+        x = layer(x, model.rope)
+        if number in depths:
+            found[number] = x.flatten(0, 1).float()
+    return found
 
 
 def save_exits(adapters: dict[int, ExitAdapter], path: Path) -> None:

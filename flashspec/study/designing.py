@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from flashspec.measure.depths import Cut
+from flashspec.models.family import CAPABILITY, TOLERANCE
 from flashspec.study import papers
 from flashspec.study.compare import CONTEXT, MANY, bootstrapped, verdict
 from flashspec.study.drafting import against, drafted, pace
 from flashspec.theory import Costs, Optimum, Relation, acceptance_for, amdahl, best_design, fitted, interpolated, throughput
 from flashspec.theory.designs import predicted
-from flashspec.train.family import CAPABILITY, TOLERANCE
 
 if TYPE_CHECKING:
     from pandas import DataFrame

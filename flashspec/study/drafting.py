@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from flashspec.models.family import DESIGNED, TOLERANCE
 from flashspec.study.compare import CONTEXT, Estimate, best, gain, spearman, speedups
 from flashspec.study.drafts import point_of_designed
-from flashspec.train.family import TOLERANCE
-from flashspec.train.shipping import DESIGNED
 
 if TYPE_CHECKING:
     from pandas import DataFrame

@@ -10,10 +10,9 @@ from typing import Any, NamedTuple
 
 from flashspec.decoding.models import REFERENCE, SHIPPED, Models, check_tokenizers, folder_of, load, opened_draft, rounding
 from flashspec.measure.trace import target_digest
+from flashspec.models.family import DESIGNED, Design
+from flashspec.models.family import FAMILY as POINTS
 from flashspec.study.pairs import DRAFTS
-from flashspec.train.design import Design
-from flashspec.train.family import FAMILY as POINTS
-from flashspec.train.shipping import DESIGNED
 
 FAMILY = "runs/family/models"
 

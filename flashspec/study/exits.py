@@ -14,10 +14,10 @@ from torch import Tensor
 from flashspec.decoding.models import Models, folder_of
 from flashspec.heads.dense import DenseHead
 from flashspec.measure.prompts import Prompt, load_prompts
+from flashspec.models.exits import rows_at
 from flashspec.study.drafts import short_name, target_of
 from flashspec.study.experiment import Experiment
 from flashspec.study.pairs import among, at_least
-from flashspec.train.exits import rows_at
 
 if TYPE_CHECKING:
     from pandas import DataFrame

@@ -20,7 +20,6 @@ from flashspec.study.drafts import drafts_of, pair_of, short_name, target_of
 from flashspec.study.experiment import Experiment
 from flashspec.study.pairs import among, at_least
 from flashspec.theory import replayed_all
-from flashspec.train.shipping import stands_of
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -135,7 +134,13 @@ def _record(place: Path, k: int) -> dict[str, Any]:
     sizes = {"body": config.body_parameters, "head bytes": 2 * config.head_parameters}
     training = {"steps": design.get("steps"), "distilled": design.get("distilled")}
     digest = weights[min(name for name in weights if name.endswith(".safetensors"))][:12]
-    return {**shape, **sizes, **training, "TAR": replayed_all(stands_of(place), k).tar, "digest": digest}
+    return {**shape, **sizes, **training, "TAR": replayed_all(accepted(place), k).tar, "digest": digest}
+
+
+def accepted(record: Path) -> list[list[float]]:
+    """Of a record's texts, which tokens its draft proposes: 1 or 0, as `theory.replayed` counts them."""
+    texts = json.loads((record / "proposals.json").read_text(encoding="utf-8"))["texts"]
+    return [[float(a == b) for a, b in zip(text["tokens"], text["proposed"], strict=True)] for text in texts]
 
 
 PRESETS = {"smoke": Params(draft=("main", "shallow"), texts=2)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from flashspec.train.family import FAMILY as POINTS
+from flashspec.models.family import FAMILY as POINTS
 
 MODELS = "runs/family/models"
 MANY = (

@@ -3,33 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import sys
 import sysconfig
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from flashspec.models.folder import read_json
 from flashspec.models.writing import fresh_folder, write_json
+from flashspec.train.package import END
 
-END = "<|endoftext|>"
 SKIPPED_FOLDERS = ("site-packages", "__pycache__", "encodings", "lib2to3/tests/data", "test/cjkencodings")
 LARGEST_FILE = 300_000
 HELD_OUT_SHARE = 0.04
-
-
-@dataclass(frozen=True)
-class CorpusCard:
-    """What a model was trained on: enough to say whether another machine's corpus is the same."""
-
-    python: str
-    files: int
-    held_out: int
-    bytes: int
-    sha256: str
 
 
 def library_root() -> Path:
@@ -37,23 +25,12 @@ def library_root() -> Path:
     return Path(sysconfig.get_paths()["stdlib"])
 
 
-def modules(root: Path) -> list[Path]:
-    """Every readable .py file below root that is neither skipped nor larger than LARGEST_FILE bytes, sorted by path."""
-    found = []
-    for path in sorted(root.rglob("*.py")):
-        name = path.relative_to(root).as_posix()
-        if any(folder in name for folder in SKIPPED_FOLDERS) or path.stat().st_size > LARGEST_FILE:
-            continue
-        if _text(path):
-            found.append(path)
-    return found
-
-
-def _text(path: Path) -> str:
+def _readable(path: Path) -> bool:
+    """Whether a file holds UTF-8 text."""
     try:
-        return path.read_text(encoding="utf-8")
+        return bool(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError:
-        return ""
+        return False
 
 
 def read(path: Path) -> str:
@@ -71,28 +48,38 @@ def is_held_out(name: str) -> bool:
 
 
 def split(root: Path) -> tuple[list[Path], list[Path]]:
-    """Training and held-out modules below root."""
-    files = modules(root)
-    held = [f for f in files if is_held_out(f.relative_to(root).as_posix())]
-    kept = set(held)
-    return [f for f in files if f not in kept], held
+    """Training and held-out modules: readable .py files below root, none skipped and none above LARGEST_FILE bytes."""
+    kept: tuple[list[Path], list[Path]] = [], []
+    for path in sorted(root.rglob("*.py")):
+        name = path.relative_to(root).as_posix()
+        skipped = any(folder in name for folder in SKIPPED_FOLDERS) or path.stat().st_size > LARGEST_FILE
+        if not skipped and _readable(path):
+            kept[is_held_out(name)].append(path)
+    return kept
 
 
-def card(root: Path) -> CorpusCard:
-    """Counts and one digest over all names and texts of the corpus."""
+def library(seed: int | None = None) -> Iterator[str]:
+    """The texts of the training modules, one after the other: in order, or shuffled by a seed."""
+    files = split(library_root())[0]
+    order = range(len(files)) if seed is None else np.random.default_rng(seed).permutation(len(files))
+    return (files[i].read_text(encoding="utf-8") for i in order)
+
+
+def sources(paths: Iterable[Path] = ()) -> list[str]:
+    """The given texts, or those of all training modules where none is given."""
+    return [read(path) for path in paths] or list(library())
+
+
+def card(root: Path) -> dict[str, Any]:
+    """What a model was trained on: counts, and one digest over all names and texts of the corpus."""
     digest, size = hashlib.sha256(), 0
     train, held = split(root)
     for path in sorted(train + held):
         raw = path.read_bytes()
         digest.update(path.relative_to(root).as_posix().encode() + b"\0" + raw)
         size += len(raw)
-    version = ".".join(map(str, sys.version_info[:3]))
-    return CorpusCard(version, len(train) + len(held), len(held), size, digest.hexdigest())
-
-
-def texts(files: list[Path]) -> Iterator[str]:
-    """The text of each file."""
-    return (_text(path) for path in files)
+    counts = {"files": len(train) + len(held), "held_out": len(held), "bytes": size}
+    return {"python": ".".join(map(str, sys.version_info[:3])), **counts, "sha256": digest.hexdigest()}
 
 
 def train_tokenizer(files: list[Path], vocab_size: int) -> Any:
@@ -108,34 +95,28 @@ def train_tokenizer(files: list[Path], vocab_size: int) -> Any:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(texts(files), trainer)
+    tokenizer.train_from_iterator((path.read_text(encoding="utf-8") for path in files), trainer)
     return tokenizer
 
 
 def encode(tokenizer: Any, files: list[Path]) -> np.ndarray:
     """All files as one stream of ids (uint16), each file preceded by END."""
-    if tokenizer.get_vocab_size() > 65536:
-        raise ValueError(f"the corpus stores ids in two bytes; the vocabulary has {tokenizer.get_vocab_size()} entries")
-    end = tokenizer.token_to_id(END)
-    stream: list[int] = []
-    for encoding in tokenizer.encode_batch(list(texts(files))):
-        stream.append(end)
-        stream.extend(encoding.ids)
+    end, stream = tokenizer.token_to_id(END), list[int]()
+    for encoding in tokenizer.encode_batch([path.read_text(encoding="utf-8") for path in files]):
+        stream += [end, *encoding.ids]
     return np.asarray(stream, dtype=np.uint16)
 
 
-def prepare(folder: Path, vocab_size: int = 16384) -> CorpusCard:
-    """Write tokenizer.json, train.npy, held_out.npy and corpus.json into folder, once."""
-    root = library_root()
-    target = folder / "corpus.json"
-    if target.exists():
-        return CorpusCard(**json.loads(target.read_text()))
-    train, held = split(root)
-    found = card(root)
+def prepare(folder: Path, vocab_size: int) -> dict[str, Any]:
+    """Write tokenizer.json, train.npy, held_out.npy and corpus.json into folder, once; the corpus's card."""
+    path, root = folder / "corpus.json", library_root()
+    if path.exists():
+        return read_json(path, "")
+    found, (train, held) = card(root), split(root)
     with fresh_folder(folder) as part:
         tokenizer = train_tokenizer(train, vocab_size)
         tokenizer.save(str(part / "tokenizer.json"))
         np.save(part / "train.npy", encode(tokenizer, train))
         np.save(part / "held_out.npy", encode(tokenizer, held))
-        write_json(asdict(found), part / target.name)
+        write_json(found, part / path.name)
     return found

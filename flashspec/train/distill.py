@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from flashspec.models.family import Design
 from flashspec.models.transformer import Transformer
-from flashspec.theory.checks import at_least
-from flashspec.train.losses import CHUNK, Taught
-from flashspec.train.outputs import InTurn, OwnText, save, write
+from flashspec.train.losses import CHUNK, computing, fused, slope
 from flashspec.train.target import WINDOW, initialise
-from flashspec.train.trainer import Batches, Run, Schedule
+from flashspec.train.texts import Texts, overlap, save, write
+from flashspec.train.trainer import Run, Schedule
 
 OWN_LENGTH, PROMPT = 256, 48  # tokens of a text that the target writes, and of the given text in front of it
 
@@ -45,38 +45,18 @@ class Distillation:
     dtype: str = "float32"
     own: int = 0
 
-    def __post_init__(self) -> None:
-        if self.layers < 1:
-            raise ValueError(f"a draft needs at least 1 layer, got {self.layers}")
-        at_least(self, sequences=1, length=1, variation=0, hidden=0, ffn=0, heads=0, own=0, seed=0)
-        if self.seed >= 2**32:
-            raise ValueError(f"seed must be below 2**32, got {self.seed}")
-        if self.dtype not in ("float32", "bfloat16"):
-            raise ValueError(f"dtype must be 'float32' or 'bfloat16', got {self.dtype!r}")
-
-    def computing(self) -> torch.autocast:
-        """The context in which matrix products are computed in `dtype`."""
-        return torch.autocast("cpu", torch.bfloat16, enabled=self.dtype == "bfloat16")
-
 
 def slice_of(target: Transformer, layers: int) -> Transformer:
     """A new float32 model with the target's embedding, final norm and first `layers` layers."""
-    if layers > target.config.layers:
-        raise ValueError(f"the draft cannot be deeper than its target ({layers} > {target.config.layers} layers)")
     draft = Transformer(replace(target.config, layers=layers))
-    mine = {k: v.float() for k, v in target.state_dict().items()}
-    draft.load_state_dict({name: mine[name].clone() for name in draft.state_dict()})
+    mine = target.state_dict()
+    draft.load_state_dict({name: mine[name].float().clone() for name in draft.state_dict()})
     return draft
 
 
 def narrow(target: Transformer, recipe: Distillation) -> Transformer:
-    """A new float32 model of `recipe.hidden` columns: the target's embedding on its principal directions, layers seeded.
-
-    Raises ValueError for a width above the target's.
-    """
+    """A new float32 model of `recipe.hidden` columns: the target's embedding on its principal directions, layers seeded."""
     c = target.config
-    if not 0 < recipe.hidden <= c.hidden:
-        raise ValueError(f"a narrower draft has between 1 and {c.hidden} columns, got {recipe.hidden}")
     heads = recipe.heads or c.heads
     shape = replace(c, layers=recipe.layers, hidden=recipe.hidden, ffn=recipe.ffn or c.ffn, heads=heads, tied=True)
     draft = Transformer(replace(shape, kv_heads=min(heads, c.kv_heads)))
@@ -92,14 +72,14 @@ def narrow(target: Transformer, recipe: Distillation) -> Transformer:
 class Teacher:
     """The target's final rows (before the norm) for each step's batch, computed once and kept in a folder."""
 
-    def __init__(self, target: Transformer, batches: Batches | OwnText | InTurn, folder: Path) -> None:
-        self.target, self.batches, self.folder = target, batches, folder
+    def __init__(self, target: Transformer, texts: Texts, folder: Path) -> None:
+        self.target, self.texts, self.folder = target, texts, folder
         folder.mkdir(parents=True, exist_ok=True)
 
     @torch.no_grad()
-    def rows(self, step: int, recipe: Distillation) -> tuple[Tensor, Tensor]:
+    def rows(self, step: int, recipe: Distillation | Design) -> tuple[Tensor, Tensor]:
         """Ids [sequences, length] of a step and the target's rows [sequences * length, hidden]."""
-        ids = self.batches.draw(step, recipe.sequences, recipe.length)[:, :-1]
+        ids = self.texts.draw(step, recipe.sequences, recipe.length)[:, :-1]
         path = self.folder / f"{recipe.seed}-{step}.npy"
         if path.exists():
             return ids, torch.from_numpy(np.load(path)).float()
@@ -114,61 +94,54 @@ class Teacher:
 
 
 class DraftLoss:
-    """Loss of one step, computed and differentiated in chunks so that only one chunk's distributions are alive."""
+    """Gradients of one step, in chunks so that only one chunk's distributions are alive."""
 
-    def __init__(self, draft: Transformer, teacher: Teacher, recipe: Distillation) -> None:
+    def __init__(self, draft: Transformer, teacher: Teacher, recipe: Distillation | Design) -> None:
         self.draft, self.teacher, self.recipe = draft, teacher, recipe
+        self.slope = fused() if recipe.dtype == "bfloat16" else slope
 
-    def __call__(self, step: int) -> Tensor:
-        with self.recipe.computing():
-            return self._value(step)
+    def __call__(self, step: int) -> float:
+        with computing(self.recipe.dtype):
+            ids, theirs = self.teacher.rows(step, self.recipe)
+            mine = self.draft.rows(ids).flatten(0, 1)
+            leaf = mine.detach().requires_grad_()
+            chunks = zip(leaf.split(CHUNK), theirs.split(CHUNK), strict=True)
+            loss = sum(self._chunk(own, wanted, 1 / len(leaf)) for own, wanted in chunks)
+            mine.backward(leaf.grad)
+        return loss
 
-    def _value(self, step: int) -> Tensor:
-        ids, theirs = self.teacher.rows(step, self.recipe)
-        fused = self.recipe.dtype == "bfloat16"
-        mine = self.draft.rows(ids).flatten(0, 1)
-        leaf = mine.detach().requires_grad_()
-        leaf.grad = torch.zeros_like(leaf)
-        total = 0.0
-        for own, wanted in zip(leaf.split(CHUNK), theirs.split(CHUNK), strict=True):
-            logits = F.linear(self.draft.norm(own), self.draft.head_weight)
-            part = Taught.apply(self.teacher.logits(wanted), logits, self.recipe.variation, fused) / len(leaf)
-            part.backward()
-            total += part.item()
-        return (mine * leaf.grad).sum() + total - float((mine.detach() * leaf.grad).sum())
+    def _chunk(self, own: Tensor, wanted: Tensor, share: float) -> float:
+        logits = F.linear(self.draft.norm(own), self.draft.head_weight)
+        value, gradient = self.slope(self.teacher.logits(wanted), logits.detach(), self.recipe.variation)
+        logits.backward(gradient * share)
+        return value.item() * share
 
 
-@torch.no_grad()
 def acceptance(
     target: Transformer, draft: Transformer, held_out: np.ndarray, windows: int = 8, length: int = WINDOW
 ) -> dict[str, float]:
-    """Held-out loss of the draft and its acceptance at T = 1, mean over positions of sum_v min(p, q) (Leviathan et al. 2023)."""
-    starts = np.linspace(0, len(held_out) - length - 2, windows).astype(int)
-    accept = loss = 0.0
-    for start in starts:
-        ids = torch.from_numpy(held_out[start : start + length + 1].astype(np.int64))
-        p, log_q = target(ids[None, :-1])[0].softmax(-1), draft(ids[None, :-1])[0].log_softmax(-1)
-        accept += torch.minimum(p, log_q.exp()).sum(-1).mean().item() / windows
-        loss += F.nll_loss(log_q, ids[1:]).item() / windows
-    return {"loss": loss, "accept": accept}
+    """Held-out loss of the draft and its acceptance at T = 1, as `overlap` finds them."""
+
+    def log_chances(ids: Tensor) -> dict[str, Tensor]:
+        return {name: model(ids)[0].log_softmax(-1) for name, model in (("", draft), (" of the target", target))}
+
+    found = overlap(held_out, (windows, length), log_chances)
+    return {name: found[name] for name in ("loss", "accept")}
 
 
 def distill(target: Transformer, data: Path, folder: Path, recipe: Distillation, start: Transformer | None = None) -> Transformer:
     """Train, or continue, one draft of a dense float32 target in `folder` on the corpus in `data`; `start` is where it begins."""
-    stream = np.load(data / "train.npy")
     draft = start or (narrow(target, recipe) if recipe.hidden else slice_of(target, recipe.layers))
     run = Run(draft, recipe.schedule, folder)
     run.resume()
-    held = np.load(data / "held_out.npy")
-    teacher = Teacher(target, _batches(target, stream, folder, recipe), folder.parent / f"teacher-{recipe.own}")
+    stream, held = (np.load(data / name) for name in ("train.npy", "held_out.npy"))
+    own = _own_texts(target, stream, folder.parent / "own", recipe) if recipe.own else None
+    teacher = Teacher(target, Texts(recipe.seed, stream, own), folder.parent / f"teacher-{recipe.own}")
     run.train(DraftLoss(draft, teacher, recipe), lambda: acceptance(target, draft, held))
     return draft
 
 
-def _batches(target: Transformer, stream: np.ndarray, folder: Path, recipe: Distillation) -> Batches | InTurn:
-    """What a step draws from: the corpus, or the corpus and the target's own texts in turn."""
-    batches = Batches(stream, recipe.seed)
-    if not recipe.own:
-        return batches
+def _own_texts(target: Transformer, stream: np.ndarray, folder: Path, recipe: Distillation) -> np.ndarray:
+    """Texts by the target, in the precision that the draft is trained in."""
     writer = copy.deepcopy(target).bfloat16() if recipe.dtype == "bfloat16" else target
-    return InTurn(batches, write(writer, stream, folder.parent / "own", (recipe.own, OWN_LENGTH + 1, PROMPT), recipe.seed))
+    return write(writer, stream, folder, (recipe.own, OWN_LENGTH + 1, PROMPT), recipe.seed)

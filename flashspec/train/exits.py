@@ -5,18 +5,19 @@ For checkpoints without early exits. The model stays as it is; `load` finds the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from msgspec import Struct
 from torch import Tensor
 from torch.nn import functional as F
+from tqdm import tqdm
 
 from flashspec.decoding.models import load
-from flashspec.models.exits import EXITS_FILE, ExitAdapter, save_exits
+from flashspec.models.exits import EXITS_FILE, ExitAdapter, rows_at, save_exits
 from flashspec.models.files import Count, shaped
 from flashspec.models.folder import read_config
 from flashspec.models.hub import located
@@ -26,7 +27,7 @@ from flashspec.theory.checks import at_least
 from flashspec.train import corpus
 from flashspec.train.losses import divergence
 from flashspec.train.package import sign
-from flashspec.train.trainer import Batches
+from flashspec.train.texts import Texts
 
 ROWS = 256
 
@@ -49,64 +50,44 @@ class ExitRecipe:
         at_least(self, rank=1, steps=1, sequences=1, length=1)
 
 
+class ExitReport(NamedTuple):
+    """Held-out agreement by layer, without adapters and with them."""
+
+    before: dict[int, float]
+    after: dict[int, float]
+
+
 class Depth(Struct):
     """What a config.json says of any model's depth."""
 
     num_hidden_layers: Count
 
 
-def depth_of(folder: Path) -> int:
-    """Layers of the checkpoint in a folder, read from its config.json."""
-    return shaped(read_config(folder), Depth, folder / "config.json", "name the exits with --exits").num_hidden_layers
-
-
-def default_layers(depth: int) -> tuple[int, ...]:
-    """HiSpec's exits: an eighth and a quarter of the depth (Kumar et al. 2025, section 3)."""
+def default_layers(folder: Path) -> tuple[int, ...]:
+    """HiSpec's exits for the checkpoint in a folder: an eighth and a quarter of the depth (Kumar et al. 2025, section 3)."""
+    depth = shaped(read_config(folder), Depth, folder / "config.json", "name the exits with --exits").num_hidden_layers
     if depth < 3:
         raise ValueError(f"a model of {depth} layers has no room for two exits; name one with --exits")
     first = max(1, depth // 8)
     return first, max(first + 1, depth // 4)
 
 
-@torch.no_grad()
-def rows_at(model: Transformer, ids: Tensor, depths: tuple[int, ...]) -> dict[int, Tensor]:
-    """Rows [n, hidden] of the frozen model at each depth, for ids [batch, length]."""
-    x, found = model.place(model.embed(ids), 0), {}
-    for number, layer in enumerate(model.blocks, start=1):
-        x = layer(x, model.rope)
-        if number in depths:
-            found[number] = x.flatten(0, 1).float()
-    return found
-
-
-def check_below(recipe: ExitRecipe, depth: int) -> None:
-    """Refuse exits that a model of so many layers does not have."""
-    if recipe.layers[-1] >= depth:
-        raise ValueError(f"exits must lie below the model's {depth} layers, got {recipe.layers}")
-
-
 def train_adapters(model: Transformer, stream: np.ndarray, recipe: ExitRecipe) -> dict[int, ExitAdapter]:
     """Adapters by layer, trained on the frozen model's own distribution. Raises ValueError for exits outside the model."""
     depth = model.config.layers
-    check_below(recipe, depth)
+    if recipe.layers[-1] >= depth:
+        raise ValueError(f"exits must lie below the model's {depth} layers, got {recipe.layers}")
     torch.manual_seed(recipe.seed)
     adapters = {layer: ExitAdapter(model, recipe.rank) for layer in recipe.layers}
     weights = [weight for adapter in adapters.values() for weight in adapter.parameters()]
-    optimizer = torch.optim.AdamW(weights, lr=recipe.rate, weight_decay=0.0)
-    for step, ids in enumerate(_windows(stream, recipe)):
+    optimizer, texts = torch.optim.AdamW(weights, lr=recipe.rate, weight_decay=0.0), Texts(recipe.seed, stream)
+    for step in tqdm(range(recipe.steps), desc="exits", delay=2, leave=False):
         optimizer.param_groups[0]["lr"] = recipe.rate * (1.0 - step / recipe.steps)
+        ids = texts.draw(step, recipe.sequences, recipe.length)[:, :-1]
         _descend(model, adapters, rows_at(model, ids, (*recipe.layers, depth)))
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     return {layer: adapter.eval().requires_grad_(False) for layer, adapter in adapters.items()}
-
-
-def _windows(stream: np.ndarray, recipe: ExitRecipe) -> Iterator[Tensor]:
-    from tqdm import tqdm
-
-    batches = Batches(stream, recipe.seed)
-    for step in tqdm(range(recipe.steps), desc="exits", delay=2, leave=False):
-        yield batches.draw(step, recipe.sequences, recipe.length)[:, :-1]
 
 
 def _descend(model: Transformer, adapters: dict[int, ExitAdapter], rows: dict[int, Tensor]) -> None:
@@ -130,14 +111,6 @@ def exit_agreement(model: Transformer, adapters: dict[int, ExitAdapter], ids: Te
     return {n: (F.linear(a(rows[n]).float(), weight).argmax(-1) == final).float().mean().item() for n, a in adapters.items()}
 
 
-@dataclass(frozen=True)
-class ExitReport:
-    """Held-out agreement by layer, without adapters and with them."""
-
-    before: dict[int, float]
-    after: dict[int, float]
-
-
 def train_exits(folder: Path, out: Path, recipe: ExitRecipe, text: Path | None = None) -> ExitReport:
     """Train exits on a checkpoint folder and write `out`, its copy that has them; on `text`, or on the Python standard library.
 
@@ -146,44 +119,30 @@ def train_exits(folder: Path, out: Path, recipe: ExitRecipe, text: Path | None =
     """
     source = located(folder)
     with fresh_folder(out, [source]) as part:
-        adapters, report = _trained(source, recipe, text)
+        models = load(source, None, dtype="float32", weights="dense")
+        model = models.target
+        if not isinstance(model, Transformer):
+            raise ValueError("exits are trained on architectures that flashspec computes itself; this one runs on transformers")
+        stream = tokens_of(models.tokenizer, text, recipe)
+        train, held = np.split(stream, [-max(recipe.length + 2, len(stream) // 20)])
+        ids = torch.from_numpy(held[: recipe.length])[None]
+        adapters = train_adapters(model, train, recipe)
+        untrained = {layer: ExitAdapter(model, recipe.rank) for layer in recipe.layers}
         copy_checkpoint(source, part)
         save_exits(adapters, part / EXITS_FILE)
         sign(part, EXITS_FILE)
-    return report
+    return ExitReport(exit_agreement(model, untrained, ids), exit_agreement(model, adapters, ids))
 
 
-def _trained(folder: Path, recipe: ExitRecipe, text: Path | None) -> tuple[dict[int, ExitAdapter], ExitReport]:
-    """The adapters, and what they brought."""
-    models = load(folder, None, dtype="float32", weights="dense")
-    model = models.target
-    if not isinstance(model, Transformer):
-        raise ValueError("exits can be trained on architectures that flashspec computes itself; this one runs on transformers")
-    check_below(recipe, model.config.layers)
-    stream = tokens_of(models.tokenizer, text, recipe)
-    split = len(stream) - max(recipe.length + 2, len(stream) // 20)
-    held = torch.from_numpy(stream[split:][: recipe.length])[None]
-    adapters = train_adapters(model, stream[:split], recipe)
-    untrained = {layer: ExitAdapter(model, recipe.rank) for layer in recipe.layers}
-    before = exit_agreement(model, untrained, held)
-    return adapters, ExitReport(before, exit_agreement(model, adapters, held))
-
-
-def tokens_of(tokenizer: object, text: Path | None, recipe: ExitRecipe) -> np.ndarray:
+def tokens_of(tokenizer: Any, text: Path | None, recipe: ExitRecipe) -> np.ndarray:
     """Token ids of a text file, or of the standard library until there are enough for every step."""
     if tokenizer is None:
         raise FileNotFoundError("this checkpoint has no tokenizer.json; exits are trained on text, so put one beside the weights")
     wanted, ids = 2 * recipe.steps * recipe.sequences * recipe.length, list[int]()
-    texts = [corpus.read(text)] if text else corpus.texts(_shuffled(recipe.seed))
-    for piece in texts:
-        ids += tokenizer.encode(piece, add_special_tokens=False).ids  # type: ignore[attr-defined]
+    for piece in [corpus.read(text)] if text else corpus.library(recipe.seed):
+        ids += tokenizer.encode(piece, add_special_tokens=False).ids
         if len(ids) >= wanted and text is None:
             break
     if len(ids) < 4 * recipe.length:
         raise ValueError(f"the text has {len(ids)} tokens; give at least {4 * recipe.length}, four windows")
     return np.asarray(ids, dtype=np.int64)
-
-
-def _shuffled(seed: int) -> list[Path]:
-    files = corpus.split(corpus.library_root())[0]
-    return [files[i] for i in np.random.default_rng(seed).permutation(len(files))]

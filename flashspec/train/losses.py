@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +14,11 @@ from flashspec.models.transformer import Transformer
 CHUNK = 512
 
 
+def computing(dtype: str) -> torch.autocast:
+    """The context in which matrix products are computed in `dtype`, float32 or bfloat16."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16")
+
+
 def cross_entropy(model: Transformer, rows: Tensor, labels: Tensor) -> Tensor:
     """Mean loss of rows [n, hidden] before the final norm."""
     parts = [
@@ -22,6 +26,11 @@ def cross_entropy(model: Transformer, rows: Tensor, labels: Tensor) -> Tensor:
         for r, wanted in zip(rows.split(CHUNK), labels.split(CHUNK), strict=True)
     ]
     return torch.stack(parts).sum() / len(labels)
+
+
+def text_loss(model: Transformer, ids: Tensor) -> Tensor:
+    """Mean surprise, in nats, at the next tokens of texts [n, length + 1]."""
+    return cross_entropy(model, model.rows(ids[:, :-1]).flatten(0, 1), ids[:, 1:].reshape(-1))
 
 
 def divergence(p: Tensor, logits: Tensor, variation: float) -> Tensor:
@@ -38,8 +47,8 @@ def disagreement(model: Transformer, early: Tensor, final: Tensor) -> Tensor:
     return divergence(p, F.linear(model.norm(early), model.head_weight), 1.0) / len(early)
 
 
-def _slope(wanted: Tensor, logits: Tensor, variation: float) -> tuple[Tensor, Tensor]:
-    """`divergence` of softmax(wanted) and logits [n, V], and its gradient by the logits [n, V]."""
+def slope(wanted: Tensor, logits: Tensor, variation: float) -> tuple[Tensor, Tensor]:
+    """`divergence` of softmax(wanted) and logits [n, V], and its gradient by the logits: two passes, not autograd's ten."""
     p, log_q = wanted.softmax(-1, dtype=torch.float32), logits.log_softmax(-1, dtype=torch.float32)
     q = log_q.exp()
     ahead, side = q - p, torch.sign(q - p)
@@ -48,20 +57,6 @@ def _slope(wanted: Tensor, logits: Tensor, variation: float) -> tuple[Tensor, Te
 
 
 @functools.cache
-def _compiled() -> Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]]:
-    return torch.compile(_slope)
-
-
-class Taught(torch.autograd.Function):
-    """`divergence` from a teacher's logits [n, V], its gradient found on the way: two passes over the vocabulary, not ten."""
-
-    @staticmethod
-    def forward(ctx: Any, wanted: Tensor, logits: Tensor, variation: float, fused: bool) -> Tensor:
-        value, slope = (_compiled() if fused else _slope)(wanted, logits, variation)
-        ctx.save_for_backward(slope)
-        return value
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, None, None]:
-        (slope,) = ctx.saved_tensors
-        return None, slope * grad, None, None
+def fused() -> Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]]:
+    """`slope`, compiled."""
+    return torch.compile(slope)

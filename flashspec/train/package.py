@@ -10,6 +10,7 @@ from flashspec.models.writing import write_json
 from flashspec.provenance import digest
 
 END = "<|endoftext|>"
+ROLES = {"bos_token": END, "eos_token": END, "pad_token": END}
 
 
 def write_tokenizer(folder: str | Path, tokenizer_json: str | Path) -> None:
@@ -20,29 +21,23 @@ def write_tokenizer(folder: str | Path, tokenizer_json: str | Path) -> None:
     from tokenizers import Tokenizer
 
     source, folder = Path(tokenizer_json), Path(folder)
-    tokenizer = Tokenizer.from_file(str(source))
-    end = tokenizer.token_to_id(END)
+    end = Tokenizer.from_file(str(source)).token_to_id(END)
     if end is None:
         raise ValueError(f"{source} has no token {END}; train the tokenizer with it as a special token")
     folder.mkdir(parents=True, exist_ok=True)
     if source.resolve() != (folder / "tokenizer.json").resolve():
         shutil.copyfile(source, folder / "tokenizer.json")
-    write_json(_tokenizer_config(end), folder / "tokenizer_config.json")
-    write_json({"bos_token": END, "eos_token": END, "pad_token": END}, folder / "special_tokens_map.json")
-
-
-def _tokenizer_config(end: int) -> dict[str, object]:
     flags = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}
-    return {
+    about = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "added_tokens_decoder": {str(end): {"content": END, **flags}},
-        "bos_token": END,
-        "eos_token": END,
-        "pad_token": END,
+        **ROLES,
         "add_bos_token": False,
         "clean_up_tokenization_spaces": False,
         "model_max_length": 1 << 20,
     }
+    write_json(about, folder / "tokenizer_config.json")
+    write_json(ROLES, folder / "special_tokens_map.json")
 
 
 def sign(folder: Path, name: str) -> None:

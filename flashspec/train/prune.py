@@ -8,9 +8,9 @@ Wanda, Sun et al. 2023). The width stays, so that embedding, final norm and voca
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -18,32 +18,6 @@ from torch import Tensor, nn
 
 from flashspec.models.config import ModelConfig
 from flashspec.models.transformer import Layer, Transformer
-
-Rank = Callable[[Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class Form:
-    """How much of each layer stays: layers, query heads, key/value heads and channels; 0 means all of them."""
-
-    layers: int = 0
-    heads: int = 0
-    kv_heads: int = 0
-    ffn: int = 0
-
-    def of(self, target: ModelConfig) -> ModelConfig:
-        """The pruned model's configuration; ValueError where this form does not fit into the target."""
-        found = replace(target, **{name: value or getattr(target, name) for name, value in vars(self).items()})
-        for name in vars(self):
-            mine, theirs = getattr(found, name), getattr(target, name)
-            if not 1 <= mine <= theirs:
-                raise ValueError(f"the draft is bigger than its target: {name} must lie between 1 and {theirs}, got {mine}")
-        if found.heads // found.kv_heads > target.heads // target.kv_heads:
-            most = target.heads // target.kv_heads
-            raise ValueError(f"{found.heads} query heads on {found.kv_heads} key/value heads: at most {most} share one here")
-        if target.family == "opt" and found.heads != target.heads:
-            raise ValueError("an OPT checkpoint cannot say that it has fewer heads: keep all, and choose layers and ffn")
-        return found
 
 
 class Importance(NamedTuple):
@@ -75,7 +49,8 @@ def importance(model: Transformer, ids: Tensor) -> Importance:
     for layer in model.blocks:
         with _inputs(layer.attention.out) as mixed, _inputs(layer.mlp.down) as active:
             y = layer(x, model.rope)
-        found.append((_angle(x, y), _head_norms(layer, mixed[0], model.config.heads), _channel_norms(layer, active[0])))
+        channels = active[0].square().mean(0).sqrt() * layer.mlp.down.weight.norm(dim=0)
+        found.append((_angle(x, y), _head_norms(layer, mixed[0], model.config.heads), channels))
         x = y
     return Importance(*(torch.stack(column) for column in zip(*found, strict=True)))
 
@@ -103,33 +78,21 @@ def _head_norms(layer: Layer, mixed: Tensor, heads: int) -> Tensor:
     return torch.stack([(rows @ weight.T).norm(dim=-1).mean() for rows, weight in parts])
 
 
-def _channel_norms(layer: Layer, active: Tensor) -> Tensor:
-    """Activation norm times down-projection norm [F]."""
-    return active.square().mean(0).sqrt() * layer.mlp.down.weight.norm(dim=0)
-
-
 def _refuse_packed(model: Transformer) -> None:
     if any(not isinstance(m, nn.Linear) for layer in model.blocks for m in (layer.attention.out, layer.mlp.down)):
         raise ValueError("this model's matrices are packed in 4 bits; load it with weights='dense' to prune it")
 
 
-def important(scores: Tensor) -> Tensor:
-    """The scores themselves: keep what matters most."""
-    return scores
-
-
-def choose(found: Importance, target: ModelConfig, form: Form, rank: Rank = important) -> Choice:
-    """What stays under a form, the highest `rank(scores)` first and everything in its old order."""
-    wanted = form.of(target)
-    layers = _top(rank(found.layers), wanted.layers)
-    groups, heads = [], []
+def choose(found: Importance, target: ModelConfig, wanted: ModelConfig) -> Choice:
+    """What stays of a target's shape in the wanted one: what matters most, everything in its old order."""
+    layers = _top(found.layers, wanted.layers)
+    share, groups, heads = wanted.heads // wanted.kv_heads, [], []
     for layer in layers:
-        scores = rank(found.heads[layer]).view(target.kv_heads, -1)
-        share = wanted.heads // wanted.kv_heads
+        scores = found.heads[layer].view(target.kv_heads, -1)
         kept = _top(scores.topk(share).values.sum(-1), wanted.kv_heads)
         groups.append(kept)
         heads.append([group * scores.shape[1] + head for group in kept for head in _top(scores[group], share)])
-    return Choice(layers, groups, heads, [_top(rank(found.channels[layer]), wanted.ffn) for layer in layers])
+    return Choice(layers, groups, heads, [_top(found.channels[layer], wanted.ffn) for layer in layers])
 
 
 def _top(scores: Tensor, count: int) -> list[int]:
@@ -138,30 +101,30 @@ def _top(scores: Tensor, count: int) -> list[int]:
 
 
 @torch.no_grad()
-def prune(model: Transformer, form: Form, choice: Choice) -> Transformer:
+def prune(model: Transformer, choice: Choice) -> Transformer:
     """A new float32 model with only what was chosen; the old one is left as it was."""
     _refuse_packed(model)
-    draft = Transformer(form.of(model.config))
+    heads, kv_heads, ffn = (len(kept[0]) for kept in (choice.heads, choice.groups, choice.channels))
+    draft = Transformer(replace(model.config, layers=len(choice.layers), heads=heads, kv_heads=kv_heads, ffn=ffn))
     old = {name: value.float() for name, value in model.state_dict().items()}
     kept = {name: value for name, value in old.items() if not name.startswith("layers.")}
     for number, layer in enumerate(choice.layers):
         cuts = _cuts(model.config, choice, number)
-        prefix = f"layers.{layer}."
         for name, value in old.items():
-            if name.startswith(prefix):
+            if name.startswith(prefix := f"layers.{layer}."):
                 inner = name.removeprefix(prefix)
                 kept[f"layers.{number}.{inner}"] = _cut(inner, value, cuts)
     draft.load_state_dict({name: value.clone() for name, value in kept.items()})
     return draft
 
 
-Cuts = dict[str, tuple[int, Tensor]]
-
-
-def _cuts(config: ModelConfig, choice: Choice, number: int) -> Cuts:
+def _cuts(config: ModelConfig, choice: Choice, number: int) -> dict[str, tuple[int, Tensor]]:
     """For each fused matrix of one layer, the dimension that is cut and the rows or columns that stay."""
     query, key, _ = config.qkv_rows
-    heads, groups = (_spread(ids[number], config.head_dim) for ids in (choice.heads, choice.groups))
+    width = torch.arange(config.head_dim)
+    heads, groups = (
+        (torch.tensor(ids[number])[:, None] * config.head_dim + width).flatten() for ids in (choice.heads, choice.groups)
+    )
     channels = torch.tensor(choice.channels[number])
     return {
         "attention.qkv": (0, torch.cat([heads, query + groups, query + key + groups])),
@@ -172,12 +135,7 @@ def _cuts(config: ModelConfig, choice: Choice, number: int) -> Cuts:
     }
 
 
-def _spread(heads: list[int], width: int) -> Tensor:
-    """The rows of these heads."""
-    return (torch.tensor(heads)[:, None] * width + torch.arange(width)).flatten()
-
-
-def _cut(name: str, value: Tensor, cuts: Cuts) -> Tensor:
+def _cut(name: str, value: Tensor, cuts: dict[str, tuple[int, Tensor]]) -> Tensor:
     """What stays of one tensor: a bias follows its matrix's rows, and is whole where columns are cut."""
     module = name.rpartition(".")[0]
     if module not in cuts or (cuts[module][0] == 1 and value.ndim == 1):

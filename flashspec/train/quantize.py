@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from flashspec.decoding.vocabulary import tokenizer_of
 from flashspec.models.awq import Scheme, scheme_to_hf
 from flashspec.models.checkpoint import read_config
 from flashspec.models.export import write_folder
@@ -48,10 +50,10 @@ def quantize_awq(
     Raises ModuleNotFoundError without the `quantize` extra, FileNotFoundError without a tokenizer, ValueError when there are
     fewer than 512 tokens of text or the folder is quantised already, FileExistsError for a target with files in it.
     """
-    source, target, scheme = Path(source_folder), Path(target_folder), Scheme(group_size)
+    source, scheme = Path(source_folder), Scheme(group_size)
     raw, samples = _calibration(source, texts, blocks)
     changes = {"dtype": "float16", "torch_dtype": "float16", "quantization_config": scheme_to_hf(scheme)}
-    with fresh_folder(target, [source]) as part:
+    with fresh_folder(Path(target_folder), [source]) as part:
         model = _search(source, samples, group_size)
         _carry(source, part)
         tied = shaped(raw, Kind, source / "config.json").tie_word_embeddings
@@ -65,11 +67,12 @@ def quantize_gptq(
 
     Integers are symmetric: no zero points. Raises ModuleNotFoundError without llm-compressor.
     """
-    source, target, scheme = Path(source_folder), Path(target_folder), Scheme(group_size)
+    source, scheme = Path(source_folder), Scheme(group_size)
     _, samples = _calibration(source, texts, blocks)
-    oneshot = _llm_compressor()
+    with _needing("llmcompressor", "this quantiser is llm-compressor", "AutoAWQ (--by autoawq)"):
+        from llmcompressor import oneshot
     rows: Any = [{"input_ids": row, "attention_mask": torch.ones_like(row)} for row in torch.tensor(samples)]
-    with fresh_folder(target, [source]) as part:
+    with fresh_folder(Path(target_folder), [source]) as part:
         oneshot(
             model=str(source),
             dataset=DataLoader(rows),
@@ -81,12 +84,22 @@ def quantize_gptq(
         _carry(source, part)
 
 
-def _calibration(source: Path, texts: list[str], blocks: int) -> tuple[dict[str, Any], list[list[int]]]:
-    """The dense checkpoint's config.json and the blocks of ids that calibrate it."""
-    raw = read_config(source)
+def _calibration(source: Path, texts: list[str], count: int) -> tuple[dict[str, Any], list[list[int]]]:
+    """The dense checkpoint's config.json, and at most `count` blocks of the texts' ids, evenly spread."""
+    raw, path = read_config(source), source / "tokenizer.json"
     if shaped(raw, Kind, source / "config.json").quantization_config is not None:
         raise ValueError(f"{source} is quantised already; give the dense checkpoint it was made from")
-    return raw, _spread(_samples(source, texts), blocks)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing; calibration needs the checkpoint's tokenizer: copy the whole folder")
+    if count < 1:
+        raise ValueError(f"blocks must be at least 1, got {count}")
+    ids = [number for encoding in tokenizer_of(source).encode_batch(texts) for number in encoding.ids]
+    whole = len(ids) // CALIBRATION_LENGTH
+    if not whole:
+        raise ValueError(f"calibration needs at least {CALIBRATION_LENGTH} tokens of text, got {len(ids)}; give more texts")
+    count = min(count, whole)
+    starts = [i * whole // count * CALIBRATION_LENGTH for i in range(count)]
+    return raw, [ids[start : start + CALIBRATION_LENGTH] for start in starts]
 
 
 def _carry(source: Path, target: Path) -> None:
@@ -96,53 +109,18 @@ def _carry(source: Path, target: Path) -> None:
             shutil.copyfile(source / name, target / name)
 
 
-def _samples(source: Path, texts: list[str]) -> list[list[int]]:
-    """All texts as one stream of ids, cut into whole calibration blocks."""
-    from tokenizers import Tokenizer
-
-    path = source / "tokenizer.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing; calibration needs the checkpoint's tokenizer: copy the whole folder")
-    tokenizer = Tokenizer.from_file(str(path))
-    ids = [id for encoding in tokenizer.encode_batch(texts) for id in encoding.ids]
-    blocks = [ids[i : i + CALIBRATION_LENGTH] for i in range(0, len(ids), CALIBRATION_LENGTH)]
-    whole = [block for block in blocks if len(block) == CALIBRATION_LENGTH]
-    if not whole:
-        raise ValueError(f"calibration needs at least {CALIBRATION_LENGTH} tokens of text, got {len(ids)}; give more texts")
-    return whole
-
-
-def _spread(samples: list[list[int]], count: int) -> list[list[int]]:
-    """At most `count` of the samples, evenly spread."""
-    if count < 1:
-        raise ValueError(f"blocks must be at least 1, got {count}")
-    count = min(count, len(samples))
-    return [samples[i * len(samples) // count] for i in range(count)]
-
-
-def _autoawq() -> Any:
+@contextmanager
+def _needing(package: str, why: str, other: str) -> Iterator[None]:
+    """Say in words how to get a quantiser that does not import, and which other there is."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            from awq import AutoAWQForCausalLM
+            yield
     except ImportError as error:
         raise ModuleNotFoundError(
-            f"quantising needs AutoAWQ, which does not import here ({str(error).splitlines()[0]}): pip install "
-            "'flashspec[quantize]' into an environment of its own, or quantise with llm-compressor (--by llm-compressor)"
+            f"{why}, which does not import here ({str(error).splitlines()[0]}): pip install {package} into an environment of "
+            f"its own, or quantise with {other}"
         ) from None
-    return AutoAWQForCausalLM
-
-
-def _llm_compressor() -> Callable[..., Any]:
-    """llm-compressor's one call."""
-    try:
-        from llmcompressor import oneshot
-    except ImportError as error:
-        raise ModuleNotFoundError(
-            f"this quantiser is llm-compressor, which does not import here ({str(error).splitlines()[0]}): pip install "
-            "llmcompressor into an environment of its own, or quantise with AutoAWQ (--by autoawq)"
-        ) from None
-    return oneshot
 
 
 def _search(source: Path, samples: list[list[int]], group_size: int) -> Any:
@@ -151,7 +129,9 @@ def _search(source: Path, samples: list[list[int]], group_size: int) -> Any:
     Channel scales follow the activations alone, so that leaving a layer unscaled is among the candidates: with the
     weights' magnitudes in the scale as well, the reference target lost 16 % perplexity instead of 1 %.
     """
-    wrapped = _autoawq().from_pretrained(str(source), torch_dtype=torch.float32, trust_remote_code=False)
+    with _needing("'flashspec[quantize]'", "quantising needs AutoAWQ", "llm-compressor (--by llm-compressor)"):
+        from awq import AutoAWQForCausalLM
+    wrapped = AutoAWQForCausalLM.from_pretrained(str(source), torch_dtype=torch.float32, trust_remote_code=False)
     settings = {"zero_point": True, "q_group_size": group_size, "w_bit": 4, "version": "gemm"}
     wrapped.quantize(
         None,

@@ -6,8 +6,11 @@ Every step is resumable and skipped where its result exists; weights that ship a
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from datetime import date
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -28,26 +31,26 @@ from flashspec.train.package import write_digests, write_tokenizer
 from flashspec.train.prompts import choose
 from flashspec.train.quantize import quantize_awq
 from flashspec.train.target import REFERENCE, WINDOW, Recipe, exit_scores, train_target
+from flashspec.train.texts import windows as windows_of
 from flashspec.train.trainer import Schedule
 
 GROWTH = ((0, 6), (850, 16))
+LONG = Recipe(Schedule(1300, 450), growth=GROWTH, sequences=4, length=512)
+LATE = Schedule(2400, 1100, muon_lr=0.015, adam_lr=2e-3, handover=1700)
 TARGET_PHASES = (
     Recipe(Schedule(800, 0), growth=GROWTH),
-    Recipe(Schedule(1300, 450), growth=GROWTH, sequences=4, length=512),
-    Recipe(
-        Schedule(2400, 1100, muon_lr=0.015, adam_lr=2e-3, handover=1700), growth=GROWTH, sequences=4, length=512,
-        exits=(2, 2, 4), exit_weight=0.15, imitation_weight=0.3,
-    ),
-    Recipe(
-        Schedule(2300, 943, muon_lr=0.015, adam_lr=2e-3, handover=1900), growth=GROWTH, sequences=4, length=512,
+    LONG,
+    replace(LONG, schedule=LATE, exits=(2, 2, 4), exit_weight=0.15, imitation_weight=0.3),
+    replace(
+        LONG, schedule=replace(LATE, steps=2300, decay=943, handover=1900),
         exits=(2, 2, 2, 4), exit_weight=0.1, imitation_weight=1.0, exit_rows=1024,
     ),
-    Recipe(
-        Schedule(2250, 825, muon_lr=0.015, adam_lr=2e-3, handover=2000), growth=GROWTH, sequences=4, length=512,
+    replace(
+        LONG, schedule=replace(LATE, steps=2250, decay=825, handover=2000),
         exits=(2, 2, 2, 2, 2, 4), exit_weight=0.1, imitation_weight=2.0, exit_rows=1024,
     ),
-    Recipe(
-        Schedule(2260, 858, muon_lr=0.015, adam_lr=2e-3), growth=GROWTH, sequences=4, length=512,
+    replace(
+        LONG, schedule=replace(LATE, steps=2260, decay=858, handover=None),
         exits=(2, 2, 4), exit_weight=0.1, imitation_weight=0.5,
     ),
 )  # fmt: skip
@@ -62,76 +65,64 @@ DRAFTS = {
     "shallow": (SHALLOW,),
 }
 CALIBRATION_FILES, CALIBRATION_BLOCKS = 48, 8
-CLUSTER_SIZE, SCORED = 16, 0.2
+CLUSTER_SIZE = 16
 LICENCE = "Weights: Apache-2.0. Prompts and training text: the Python standard library, PSF License Agreement."
 
 
-@dataclass(frozen=True)
-class Workshop:
-    """Folders of one run: work in progress, and the finished models."""
-
-    work: Path
-
-    @property
-    def data(self) -> Path:
-        return self.work / "data"
-
-    @property
-    def models(self) -> Path:
-        return self.work / "models"
-
-    def prepare(self) -> corpus.CorpusCard:
-        """Tokenizer and id streams of this interpreter's standard library."""
-        return corpus.prepare(self.data, REFERENCE.vocab_size)
+def prepare(work: Path) -> dict[str, Any]:
+    """Tokenizer and id streams of this interpreter's standard library in work/data, and what it consists of."""
+    return corpus.prepare(work / "data", REFERENCE.vocab_size)
 
 
-def build_target(shop: Workshop) -> Path:
-    """Train the target through its phases and write it as a dense float32 folder."""
-    folder, branch = shop.work / "dense", None
-    if (folder / "config.json").exists():
-        return folder
-    for number, recipe in enumerate(TARGET_PHASES):
-        run = shop.work / f"target-{number}"
-        model = train_target(shop.data, run, recipe, branch)
-        branch = run / "checkpoint.pt"
+@contextmanager
+def _finished(folder: Path, work: Path) -> Iterator[Path]:
+    """A model's folder while it is made, completed with the corpus's tokenizer."""
     with fresh_folder(folder) as part:
-        save_transformer(model, part, dtype="float32")
-        write_tokenizer(part, shop.data / "tokenizer.json")
+        yield part
+        write_tokenizer(part, work / "data" / "tokenizer.json")
+
+
+def build_target(work: Path) -> Path:
+    """Train the target through its phases and write it as a dense float32 folder."""
+    folder, branch = work / "dense", None
+    if not (folder / "config.json").exists():
+        for number, recipe in enumerate(TARGET_PHASES):
+            run = work / f"target-{number}"
+            model = train_target(work / "data", run, recipe, branch)
+            branch = run / "checkpoint.pt"
+        with _finished(folder, work) as part:
+            save_transformer(model, part, dtype="float32")
     return folder
 
 
-def quantise_target(shop: Workshop, dense: Path) -> Path:
+def quantise_target(work: Path) -> Path:
     """The target as a 4-bit AWQ folder, calibrated on training files."""
-    folder = shop.models / "target"
+    folder = work / "models" / "target"
     if not (folder / "config.json").exists():
-        files = corpus.split(corpus.library_root())[0]
-        chosen = [files[i] for i in np.random.default_rng(0).permutation(len(files))[:CALIBRATION_FILES]]
-        quantize_awq(dense, folder, list(corpus.texts(chosen)), blocks=CALIBRATION_BLOCKS)
+        chosen = list(islice(corpus.library(0), CALIBRATION_FILES))
+        quantize_awq(work / "dense", folder, chosen, blocks=CALIBRATION_BLOCKS)
     return folder
 
 
-def build_draft(shop: Workshop, name: str) -> Path:
+def build_draft(work: Path, name: str) -> Path:
     """Distil one draft on the quantised target and write it as a bfloat16 folder."""
-    folder = shop.models / name
+    folder = work / "models" / name
     if not (folder / "config.json").exists():
-        target = load_transformer(shop.models / "target", dtype="float32", weights="dense")
-        draft: Transformer | None = None
+        target = load_transformer(work / "models" / "target", dtype="float32", weights="dense")
+        draft: Any = None
         for number, recipe in enumerate(DRAFTS[name]):
-            draft = distill(target, shop.data, shop.work / f"{name}-{number}", recipe, draft)
-        assert draft is not None
-        with fresh_folder(folder) as part:
+            draft = distill(target, work / "data", work / f"{name}-{number}", recipe, draft)
+        with _finished(folder, work) as part:
             save_transformer(draft, part, dtype="bfloat16")
-            write_tokenizer(part, shop.data / "tokenizer.json")
     return folder
 
 
 @torch.no_grad()
-def hidden_rows(model: Transformer, stream: np.ndarray, windows: int) -> Tensor:
-    """A model's rows [n, hidden] before its final norm, over evenly spaced windows of a stream that fit its context."""
-    length = min(WINDOW, model.config.context)
-    starts = np.linspace(0, len(stream) - length - 1, windows).astype(int)
-    ids = torch.from_numpy(np.stack([stream[s : s + length] for s in starts]).astype(np.int64))
-    return model.float().rows(ids).flatten(0, 1)
+def _with_rows(folder: Path, stream: np.ndarray, windows: int) -> tuple[Transformer, Tensor]:
+    """A draft as it ships, and the rows [n, hidden] of its float32 twin over evenly spaced windows that fit its context."""
+    twin = load_transformer(folder, dtype="float32")
+    ids = windows_of(stream[:-1], windows, min(WINDOW, twin.config.context))
+    return load_transformer(folder), twin.rows(ids).flatten(0, 1)
 
 
 def add_flash_head(folder: Path, stream: np.ndarray, windows: int = 16) -> None:
@@ -146,85 +137,55 @@ def add_flash_head(folder: Path, stream: np.ndarray, windows: int = 16) -> None:
 
 
 def head_scores(folder: Path, held: np.ndarray, windows: int = 24) -> list[dict[str, Any]]:
-    """Top-1 agreement with the dense head on held-out text: as shipped, with half the probes, and with SCORED of the rows."""
+    """Top-1 agreement with the dense head on held-out text: as shipped, and with half the probes."""
     model, rows = _with_rows(folder, held, windows)
-    dense = DenseHead(model.norm, model.head_weight)
-    shipped = FlashHead.load(folder, model.head_weight, model.norm)
-    spare = int(SCORED * shipped.vocab_size) - (shipped.rows_scored - shipped.probes * CLUSTER_SIZE)
-    probes = {
-        "as shipped": shipped.probes,
-        "half the probes": shipped.probes // 2,
-        f"{SCORED:g} of the rows": spare // CLUSTER_SIZE,
-    }
-    heads = {plan: shipped.with_probes(max(1, count)) for plan, count in probes.items()}
-    return [_about(plan, head, agreement(head, dense, rows)) for plan, head in heads.items()]
-
-
-def _about(plan: str, head: FlashHead, same: float) -> dict[str, Any]:
-    share = round(head.rows_scored / head.vocab_size, 4)
-    return {"plan": plan, "probes": head.probes, "scored_share": share, "agreement": round(same, 4)}
-
-
-def _with_rows(folder: Path, stream: np.ndarray, windows: int) -> tuple[Transformer, Tensor]:
-    """A draft as it ships, and the rows that its float32 twin computes."""
-    rows = hidden_rows(load_transformer(folder, dtype="float32"), stream, windows)
-    return load_transformer(folder), rows
-
-
-@torch.no_grad()
-def scores(shop: Workshop, dense: Path | None, windows: int = 48) -> dict[str, Any]:
-    """Held-out quality of target, exits, drafts and their FlashHeads, as shipped; with the dense folder, what AWQ cost."""
-    held = np.load(shop.data / "held_out.npy")
-    target = load_transformer(shop.models / "target", dtype="float32", weights="dense")
-    top = target.config.layers
-    found: dict[str, Any] = {"target": exit_scores(target, held, (2, 4, top), windows)}
-    if dense is not None:
-        before = exit_scores(load_transformer(dense), held, (top,), windows)[f"loss_{top}"]
-        found["awq_perplexity_ratio"] = float(np.exp(found["target"][f"loss_{top}"] - before))
-    for name in DRAFTS:
-        draft = load_transformer(shop.models / name, dtype="float32")
-        found[name] = {**acceptance(target, draft, held, windows), "flash_head": head_scores(shop.models / name, held)}
+    dense, shipped, found = DenseHead(model.norm, model.head_weight), FlashHead.load(folder, model.head_weight, model.norm), []
+    for plan, probes in (("as shipped", shipped.probes), ("half the probes", shipped.probes // 2)):
+        head = shipped.with_probes(max(1, probes))
+        share, same = head.rows_scored / head.vocab_size, agreement(head, dense, rows)
+        found.append({"plan": plan, "probes": head.probes, "scored_share": round(share, 4), "agreement": round(same, 4)})
     return found
 
 
-def _model_card(name: str, about: dict[str, Any]) -> str:
-    lines = [f"# flashspec reference model: {name}", "", LICENCE, "", "```json", json.dumps(about, indent=2), "```", ""]
-    return "\n".join(lines)
+@torch.no_grad()
+def scores(work: Path, windows: int = 48) -> dict[str, dict[str, Any]]:
+    """Held-out quality of target, exits, drafts and their FlashHeads, as shipped, and what AWQ cost."""
+    held, models = np.load(work / "data" / "held_out.npy"), work / "models"
+    target, top = load_transformer(models / "target", dtype="float32", weights="dense"), REFERENCE.layers
+    before = exit_scores(load_transformer(work / "dense"), held, (top,), windows)[f"loss_{top}"]
+    whole = exit_scores(target, held, (2, 4, top), windows)
+    found: dict[str, Any] = {"target": whole | {"awq_perplexity_ratio": float(np.exp(whole[f"loss_{top}"] - before))}}
+    for name in DRAFTS:
+        draft = load_transformer(models / name, dtype="float32")
+        found[name] = {**acceptance(target, draft, held, windows), "flash_head": head_scores(models / name, held)}
+    return found
 
 
-def _recipe(name: str) -> Any:
-    return [asdict(phase) for phase in (TARGET_PHASES if name == "target" else DRAFTS[name])]
-
-
-def finish(shop: Workshop, card: corpus.CorpusCard, found: dict[str, Any]) -> None:
+def finish(work: Path, card: dict[str, Any], found: dict[str, Any]) -> None:
     """Model cards, curves, prompts and digests; after this a folder is complete."""
-    for name in ("target", *DRAFTS):
-        folder = shop.models / name
-        own = found[name] | ({"awq_perplexity_ratio": found.get("awq_perplexity_ratio")} if name == "target" else {})
-        about = {"made": date.today().isoformat(), "held_out": own, "corpus": asdict(card), "recipe": _recipe(name)}
-        write_text(_model_card(name, about), folder / "README.md")
-        curves = sorted(shop.work.glob(f"{name}*/curve.jsonl"))
-        write_text("".join(c.read_text() for c in curves), folder / "curve.jsonl")
-        write_digests(folder)
-    _write_prompts(shop)
-
-
-def _write_prompts(shop: Workshop) -> None:
     from tokenizers import Tokenizer
 
+    recipes: dict[str, Any] = {"target": TARGET_PHASES, **DRAFTS}
+    for name, phases in recipes.items():
+        folder, recipe = work / "models" / name, [asdict(phase) for phase in phases]
+        about = {"made": date.today().isoformat(), "held_out": found[name], "corpus": card, "recipe": recipe}
+        lines = [f"# flashspec reference model: {name}", "", LICENCE, "", "```json", json.dumps(about, indent=2), "```", ""]
+        write_text("\n".join(lines), folder / "README.md")
+        curves = sorted(work.glob(f"{name}*/curve.jsonl"))
+        write_text("".join(curve.read_text() for curve in curves), folder / "curve.jsonl")
+        write_digests(folder)
     root = corpus.library_root()
-    prompts = choose(corpus.split(root)[1], root, Tokenizer.from_file(str(shop.data / "tokenizer.json")))
-    write_json({"licence": LICENCE, "prompts": prompts}, shop.models / "prompts.json")
+    prompts = choose(corpus.split(root)[1], root, Tokenizer.from_file(str(work / "data" / "tokenizer.json")))
+    write_json({"licence": LICENCE, "prompts": prompts}, work / "models" / "prompts.json")
 
 
 def make(work: Path) -> Path:
     """Everything, from the corpus to finished folders in work/models; hours on two cores, resumable at any point."""
-    shop = Workshop(work)
-    card = shop.prepare()
-    dense = build_target(shop)
-    quantise_target(shop, dense)
+    card = prepare(work)
+    build_target(work)
+    quantise_target(work)
     for name in DRAFTS:
-        build_draft(shop, name)
-        add_flash_head(shop.models / name, np.load(shop.data / "train.npy"))
-    finish(shop, card, scores(shop, dense))
-    return shop.models
+        build_draft(work, name)
+        add_flash_head(work / "models" / name, np.load(work / "data" / "train.npy"))
+    finish(work, card, scores(work))
+    return work / "models"

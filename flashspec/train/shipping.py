@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from flashspec.decoding.models import Models, load
+from flashspec.decoding.models import load
 from flashspec.measure.trace import Trace, check_target, proposals
+from flashspec.models.family import DESIGNED
 from flashspec.models.writing import fresh_folder, write_json
 from flashspec.train.design import speculative
 from flashspec.train.package import write_digests
 from flashspec.train.reference import LICENCE, add_flash_head
 
-DESIGNED = "designed"
+PROPOSALS = "proposals.json"
 LIMIT = 92_000_000
 FACTS = ("README.md", "config.json", "design.json", "choice.json", "curve.jsonl", "digests.json", "speculative.json")
-PROPOSALS = "proposals.json"
 
 
 def size_of(folder: Path) -> int:
@@ -33,34 +31,23 @@ def ship(point: Path, shelf: Path, stream: np.ndarray, k: int) -> Path:
     Raises FileNotFoundError for an unfinished point, FileExistsError where a designed draft ships already, ValueError where
     all shipped models together would exceed LIMIT bytes; then nothing is written.
     """
-    out = shelf / DESIGNED
+    out, about = shelf / DESIGNED, speculative(Path("flashspec") / "data" / DESIGNED, k)
     if not (point / "digests.json").exists():
         raise FileNotFoundError(f"{point} is no finished point; build it with `flashspec draft family {point.name}`")
     if out.exists():
         raise FileExistsError(f"a designed draft ships already and is frozen; remove {out} if it has not been published")
-    about = speculative(Path("flashspec") / "data" / DESIGNED, k)
-    _refuse_excess(size_of(shelf) + size_of(point))
     with fresh_folder(out, [point]) as part:
         shutil.copytree(point, part, dirs_exist_ok=True)
         write_json(about, part / "speculative.json")
-        _licensed(part / "README.md")
+        card = part / "README.md"
+        facts = card.read_text(encoding="utf-8").partition("\n\n")[2] if card.exists() else ""
+        card.write_text(f"# flashspec reference model: {DESIGNED}\n\n{LICENCE}\n\n{facts}", encoding="utf-8")
         write_digests(part)
         add_flash_head(part, stream)
         write_digests(part)
-        _refuse_excess(size_of(shelf))
+        if (total := size_of(shelf)) > LIMIT:
+            raise ValueError(f"all shipped models would take {total:,} bytes and {LIMIT:,} are allowed; ship a smaller point")
     return out
-
-
-def _licensed(card: Path) -> None:
-    """Give the card of a shipped draft its name and its licence in the place of its title."""
-    facts = card.read_text(encoding="utf-8").partition("\n\n")[2] if card.exists() else ""
-    card.write_text(f"# flashspec reference model: {DESIGNED}\n\n{LICENCE}\n\n{facts}", encoding="utf-8")
-
-
-def _refuse_excess(total: int) -> None:
-    """Refuse shipped models of so many bytes together, the FlashHeads included."""
-    if total > LIMIT:
-        raise ValueError(f"all shipped models would take {total:,} bytes and {LIMIT:,} are allowed; ship a smaller point")
 
 
 def record_point(point: Path, target: str | Path, trace: Trace, out: Path) -> Path:
@@ -75,17 +62,7 @@ def record_point(point: Path, target: str | Path, trace: Trace, out: Path) -> Pa
         for name in FACTS:
             if (point / name).exists():
                 shutil.copyfile(point / name, found / name)
-        write_json({"target": trace.target, "texts": proposed(models, trace)}, found / PROPOSALS)
+        pairs = zip(trace.told, proposals(trace, models), strict=True)
+        texts = [{"kind": told.kind, "tokens": told.tokens, "proposed": ids} for told, ids in pairs]
+        write_json({"target": trace.target, "texts": texts}, found / PROPOSALS)
     return out / point.name
-
-
-def proposed(models: Models, trace: Trace) -> list[dict[str, Sequence[int] | str]]:
-    """What the target wrote for each prompt, and what the draft would have written at the same places."""
-    drawn = proposals(trace, models)
-    return [{"kind": told.kind, "tokens": told.tokens, "proposed": ids} for told, ids in zip(trace.told, drawn, strict=True)]
-
-
-def stands_of(record: Path) -> list[list[float]]:
-    """Of a record's texts, which tokens its draft proposes: 1 or 0, as `theory.replayed` counts them."""
-    texts = json.loads((record / PROPOSALS).read_text(encoding="utf-8"))["texts"]
-    return [[float(a == b) for a, b in zip(text["tokens"], text["proposed"], strict=True)] for text in texts]

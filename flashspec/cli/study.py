@@ -1,0 +1,170 @@
+"""`flashspec run`, `results`, `list`, `notebooks` and `pages`: experiments, their stored tables and what is written from them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from flashspec import provenance
+from flashspec.cli.flags import FILE, At, flags, given
+from flashspec.decoding.method import METHODS, Method
+from flashspec.decoding.models import REFERENCE
+from flashspec.refusals import refuse
+from flashspec.study import tables
+from flashspec.study.check import check
+from flashspec.study.compare import shown
+from flashspec.study.experiment import Experiment, run
+from flashspec.study.parameters import Refused
+from flashspec.study.registry import CORE, EXPERIMENTS
+from flashspec.study.store import default_root
+
+ROWS_SHOWN = 40
+ROLES = {"target": "--target", "draft": "--draft-model"}
+RESULTS: dict[str, Any] = {"type": At(), "help": "Folder of the tables, default book/results."}
+OPTIONS = (
+    click.Option(["--fresh"], is_flag=True, help="Measure on this machine instead of showing the stored table."),
+    click.Option(["--preset"], metavar="NAME", help="Start from named parameters, such as smoke."),
+    click.Option(["--check"], is_flag=True, help="Compare with the stored table and write nothing; status 1 if it differs."),
+    click.Option(["--results"], **RESULTS),
+)
+
+
+class Experiments(click.Group):
+    """One command an experiment, made from its parameters when it is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(EXPERIMENTS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command:
+        """The experiment's fields as flags, on top of a preset where the name is a preset's."""
+        found = EXPERIMENTS[name] if name in EXPERIMENTS else EXPERIMENTS.preset(name)
+
+        def call(**options: Any) -> int:
+            return run_one(found, {**options, "preset": options["preset"] or (name if name not in EXPERIMENTS else None)})
+
+        return click.Command(name, callback=call, params=[*flags(found.params), *OPTIONS], help=found.summary)
+
+
+def run_one(experiment: Experiment, options: dict[str, Any]) -> int:
+    """Run or check one experiment and show its table; the status is 1 if a check found differences."""
+    base = experiment.preset(options["preset"]) if options["preset"] else experiment.params()
+    params = experiment.parse({**vars(base), **given(experiment.params, options)})
+    if options["check"]:
+        found = check(experiment, params, options["results"])
+        click.echo("\n".join(found) or f"{experiment.name}: as stored" + (" (wall clock, not compared)" * experiment.measured))
+        return 1 if found else 0
+    results = run(experiment, params, fresh=options["fresh"], root=options["results"], progress=True)
+    table = shown(results.frame) if results.origin["experiment"] == "race" else results.frame
+    click.echo(table.to_string(index=False, max_rows=ROWS_SHOWN))
+    click.echo(f"{len(results.rows)} rows in {results.path}; {results.machine}", err=True)
+    return 0
+
+
+@click.command("run", cls=Experiments, params=list(OPTIONS), invoke_without_command=True)
+@click.pass_context
+def run_command(ctx: click.Context, **options: Any) -> int | None:
+    """Run an experiment; without a name and with --preset, run that preset of every experiment."""
+    if ctx.invoked_subcommand is None and options["preset"]:
+        return max((run_one(experiment, options) for experiment in EXPERIMENTS.values()), default=0)
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
+    return None
+
+
+@click.group("results")
+def results_command() -> None:
+    """List stored tables, show one with its origin, or verify them all."""
+
+
+@results_command.command("ls")
+@click.option("--results", "root", **RESULTS)
+def ls(root: Path | None) -> None:
+    """One line a table: file, rows, day and machine."""
+    for path in paths(root):
+        facts = tables.opened(path)[1]
+        click.echo(f"{path.parent.name}/{path.name}  {facts['rows']} rows  {provenance.describe(facts)}")
+
+
+@results_command.command("show")
+@click.argument("path", type=FILE)
+def show(path: Path) -> None:
+    """The origin of a table, and its rows."""
+    table, facts = tables.opened(path)
+    click.echo(json.dumps(facts, indent=2, sort_keys=True))
+    click.echo(table.to_pandas().to_string(index=False, max_rows=ROWS_SHOWN))
+
+
+@results_command.command("verify")
+@click.option("--results", "root", **RESULTS)
+def verify(root: Path | None) -> int:
+    """Check every table below a folder; status 2 and one sentence for each that is not as it was written."""
+    found, damaged = paths(root), 0
+    for path in found:
+        try:
+            tables.opened(path)
+        except Refused as error:
+            damaged += 1
+            refuse(str(error))
+    click.echo(f"{len(found) - damaged} of {len(found)} tables are as they were written")
+    return 2 if damaged else 0
+
+
+def paths(root: Path | None) -> list[Path]:
+    """Every Parquet file below a folder; Refused where there is no such folder."""
+    folder = root or default_root()
+    if not folder.is_dir():
+        raise Refused(f"there is no folder {folder.name}; name one with --results")
+    return sorted(folder.rglob("*.parquet"))
+
+
+@click.command("list")
+def list_command() -> None:
+    """List experiments, methods and shipped models."""
+    models = [(f"{flag} {name}", folder) for role, flag in ROLES.items() for name, folder in REFERENCE[role].items()]
+    rows = {
+        "experiments": [(name, found.summary) for name, found in EXPERIMENTS.items()],
+        "presets": [(name, f"of {each}") for each in CORE for name in EXPERIMENTS[each].presets if name not in EXPERIMENTS],
+        "methods": [(name, differing(method)) for name, method in METHODS.items()],
+        "models": [(name, f"flashspec/data/{folder}") for name, folder in models],
+    }
+    formatter = click.HelpFormatter(width=110)
+    for title, entries in rows.items():
+        with formatter.section(title):
+            formatter.write_dl(entries or [("none", "")])
+    click.echo(formatter.getvalue().rstrip())
+
+
+def differing(method: Method) -> str:
+    """Where a method differs from plain decoding."""
+    plain = vars(Method())
+    changed = [f"{name}={value}" for name, value in vars(method).items() if value != plain[name]]
+    return ", ".join(changed) or "the target alone"
+
+
+@click.command("notebooks")
+@click.argument("source", type=At())
+@click.argument("out", type=At())
+@click.option("--fresh", is_flag=True, help="Measure on this machine instead of showing stored tables.")
+@click.option("-p", "values", nargs=2, multiple=True, metavar="NAME VALUE", help="Set a parameter; can be given again.")
+def notebooks_command(source: Path, out: Path, fresh: bool, values: tuple[tuple[str, str], ...]) -> int:
+    """Run a notebook, or all of a folder, and write them to a folder; status 1 if a cell failed."""
+    from flashspec.study.notebooks import NotebookFailed, execute_all, found_in
+
+    try:
+        execute_all(found_in(source), out, fresh, dict(values))
+    except NotebookFailed as error:
+        refuse(str(error))
+        return 1
+    return 0
+
+
+@click.command("pages")
+@click.argument("readme", type=At())
+def pages_command(readme: Path) -> None:
+    """Bring a page with places for results, and its picture, up to date with the stored tables."""
+    from flashspec.study.pages import update
+
+    update(readme)

@@ -1,0 +1,98 @@
+"""Drafts by design: what is cut out of a target and how it is trained, and a family of them for the reference target.
+
+Every point keeps the target's hidden width, so all of them read the same vocabulary head and differ in the body alone. A
+budget is a number of body parameters, named in whole layers of the target; points of one budget agree within TOLERANCE.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from flashspec.models.config import ModelConfig
+from flashspec.theory.checks import at_least
+
+DESIGNED = "designed"  # the point that ships
+TOLERANCE = 0.05
+STEPS = 400
+CUTS = ("layers", "heads", "kv_heads", "ffn")
+
+
+@dataclass(frozen=True)
+class Design:
+    """What is cut out of a target and how it is trained; the same design gives the same draft."""
+
+    layers: int = 2  # layers kept
+    heads: int = 0  # query heads kept in each layer; 0 means all
+    kv_heads: int = 0  # key/value heads kept in each layer; 0 means all
+    ffn: int = 0  # feed-forward channels kept in each layer; 0 means all
+    steps: int = 200  # training steps; 0 only prunes
+    decay: int = 150  # steps of falling learning rate at the end
+    warmup: int = 10  # steps of rising learning rate at the start
+    muon_lr: float = 0.01  # learning rate of the matrices
+    adam_lr: float = 1e-3  # learning rate of embedding, head and norms
+    sequences: int = 4  # texts a step
+    length: int = 256  # tokens a text
+    written: int = 512  # texts that the target writes, once; 0 learns on the given text
+    prompt: int = 32  # tokens of the given text in front of each
+    distilled: bool = True  # learn the target's distributions, or only its texts
+    variation: float = 1.0  # weight of total variation beside the KL divergence
+    save_every: int = 50  # steps between checkpoints
+    dtype: str = "float32"  # of the matrix products in training; bfloat16 is faster where the processor multiplies it
+    seed: int = 1  # of windows, texts and batches
+
+    def __post_init__(self) -> None:
+        at_least(self, layers=1, heads=0, kv_heads=0, ffn=0, steps=0, decay=0, warmup=0, muon_lr=0, adam_lr=0)
+        at_least(self, sequences=1, length=2, written=0, prompt=1, variation=0, save_every=1, seed=0)
+        if self.seed >= 2**32:
+            raise ValueError(f"seed must be below 2**32, got {self.seed}")
+        if self.dtype not in ("float32", "bfloat16"):
+            raise ValueError(f"dtype must be 'float32' or 'bfloat16', got {self.dtype!r}")
+        if self.prompt > self.length:
+            raise ValueError(f"a text of {self.length} tokens has no room for a prompt of {self.prompt}; shorten the prompt")
+
+    def of(self, target: ModelConfig) -> ModelConfig:
+        """The draft's configuration; ValueError where this design does not fit into the target."""
+        found = replace(target, **{name: getattr(self, name) or getattr(target, name) for name in CUTS})
+        for name in CUTS:
+            mine, theirs = getattr(found, name), getattr(target, name)
+            if not 1 <= mine <= theirs:
+                raise ValueError(f"the draft is bigger than its target: {name} must lie between 1 and {theirs}, got {mine}")
+        most = target.heads // target.kv_heads
+        if found.heads // found.kv_heads > most:
+            raise ValueError(f"{found.heads} query heads on {found.kv_heads} key/value heads: at most {most} share one here")
+        if target.family == "opt" and found.heads != target.heads:
+            raise ValueError("an OPT checkpoint cannot say that it has fewer heads: keep all, and choose layers and ffn")
+        return found
+
+
+def _point(layers: int, heads: int, kv_heads: int, ffn: int) -> Design:
+    """A point of the family: these shapes, all of them trained alike."""
+    return Design(layers, heads, kv_heads, ffn, STEPS, STEPS * 3 // 4, written=768, save_every=100, dtype="bfloat16")
+
+
+BUDGETS: dict[int, dict[str, Design]] = {
+    1: {
+        "wide-1": _point(1, 6, 2, 1024),
+        "wide-2": _point(2, 3, 1, 512),
+        "wide-3": _point(3, 3, 1, 288),
+        "wide-4": _point(4, 2, 1, 216),
+        "deep-5": _point(5, 2, 1, 144),
+        "deep-6": _point(6, 2, 1, 104),
+        "deep-7": _point(7, 1, 1, 112),
+        "deep-8": _point(8, 1, 1, 88),
+    },
+    2: {
+        "wide2-2": _point(2, 6, 2, 1024),
+        "wide2-3": _point(3, 4, 2, 648),
+        "wide2-4": _point(4, 3, 1, 512),
+        "deep2-8": _point(8, 2, 1, 216),
+    },
+}
+CAPABILITY = {
+    "pruned": replace(BUDGETS[2]["wide2-2"], steps=0),
+    "quarter": replace(BUDGETS[2]["wide2-2"], steps=STEPS // 4, decay=STEPS // 4 - 10),
+    "half": replace(BUDGETS[2]["wide2-2"], steps=STEPS // 2, decay=STEPS * 3 // 8),
+    "double": replace(BUDGETS[2]["wide2-2"], steps=STEPS * 2, decay=STEPS * 3 // 2),
+    "taught-by-text": replace(BUDGETS[2]["wide2-2"], distilled=False),
+}
+FAMILY = {**BUDGETS[1], **BUDGETS[2], **CAPABILITY}

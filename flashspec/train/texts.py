@@ -1,0 +1,125 @@
+"""What a step learns on: windows of a stream of ids, and texts that a target wrote itself, in batches and kept on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from flashspec.models.transformer import Transformer
+from flashspec.models.writing import replaced
+
+TOGETHER = 96
+TEMPERATURES = (0.0, 1.0, 1.0, 0.7)  # of the texts, in turn
+
+
+def cut(stream: np.ndarray, starts: np.ndarray, length: int) -> Tensor:
+    """Ids [count, length] of a stream, from each of the starts."""
+    return torch.from_numpy(np.stack([stream[s : s + length] for s in starts]).astype(np.int64))
+
+
+def windows(stream: np.ndarray, count: int, length: int) -> Tensor:
+    """Ids [count, length], evenly spaced over a stream."""
+    return cut(stream, np.linspace(0, len(stream) - length, count).astype(int), length)
+
+
+class Texts(NamedTuple):
+    """Ids to learn on, a batch being a fixed function of (seed, step), so that a resumed run sees the same text.
+
+    Batches are random windows of the `stream`, or texts [n, length + 1] of the target's `own`; with both, these at odd steps.
+    """
+
+    seed: int
+    stream: np.ndarray | None = None
+    own: np.ndarray | None = None
+
+    def draw(self, step: int, count: int, length: int) -> Tensor:
+        """Ids [count, length + 1]; of more and shorter texts where the target's own are shorter."""
+        dice = np.random.default_rng((self.seed, step))
+        if self.stream is not None and (self.own is None or step % 2 == 0):
+            return cut(self.stream, dice.integers(0, len(self.stream) - length - 1, size=count), length + 1)
+        assert self.own is not None
+        longest = self.own.shape[1] - 1
+        count, length = max(count, count * length // longest), min(length, longest)
+        chosen = dice.integers(0, len(self.own), size=count)
+        return torch.from_numpy(self.own[chosen, : length + 1].astype(np.int64))
+
+
+@torch.no_grad()
+def overlap(
+    held: np.ndarray, size: tuple[int, int], log_chances: Callable[[Tensor], Mapping[str, Tensor]]
+) -> dict[str, float]:
+    """Held-out loss of named distributions, and the acceptance of each by the last one under speculative sampling at T = 1.
+
+    `size` is the number of windows and their tokens, `log_chances` gives log probabilities [n, vocab] for ids [1, n].
+    Acceptance is the mean over positions of sum_v min(p, q) (Leviathan et al. 2023, section 3.2).
+    """
+    sums: dict[str, float] = {}
+    for ids in windows(held[:-1], size[0], size[1] + 1):
+        found = log_chances(ids[None, :-1])
+        *_, last = found.values()
+        for name, logs in found.items():
+            accepted = torch.minimum(logs, last).exp().sum(-1).mean()
+            for what, value in (("loss", F.nll_loss(logs, ids[1:])), ("accept", accepted)):
+                sums[what + name] = sums.get(what + name, 0.0) + value.item() / size[0]
+    return sums
+
+
+class Grown:
+    """Keys and values of a batch [batch, kv_heads, length, head_dim], written as they come."""
+
+    def __init__(self, model: Transformer, batch: int, length: int) -> None:
+        shape = (2, batch, model.config.kv_heads, length, model.config.head_dim)
+        self.keys, self.values = torch.zeros(shape, dtype=model.embed.weight.dtype)
+
+    def write(self, start: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, None]:
+        """Everything up to and with these rows [batch, kv_heads, n, head_dim]."""
+        stop = start + keys.shape[2]
+        self.keys[:, :, start:stop], self.values[:, :, start:stop] = keys, values
+        return self.keys[:, :, :stop], self.values[:, :, :stop], None
+
+
+@torch.inference_mode()
+def continued(model: Transformer, prompts: Tensor, length: int, dice: torch.Generator) -> Tensor:
+    """Ids [batch, length]: prompts [batch, p] continued by the model, greedy and sampled in turn (TEMPERATURES)."""
+    caches = [Grown(model, len(prompts), length) for _ in model.blocks]
+    ids, fresh = prompts, prompts
+    warmth = torch.tensor(TEMPERATURES).repeat(-(-len(prompts) // len(TEMPERATURES)))[: len(prompts), None]
+    while ids.shape[1] < length:
+        start = ids.shape[1] - fresh.shape[1]
+        x = model.place(model.embed(fresh), start)
+        for layer, cache in zip(model.blocks, caches, strict=True):
+            x = layer(x, model.rope, start, cache)
+        logits = F.linear(model.norm(x[:, -1]), model.head_weight).float()
+        noise = torch.empty_like(logits).exponential_(generator=dice).log_()
+        fresh = (logits - warmth * noise).argmax(-1, keepdim=True)
+        ids = torch.cat((ids, fresh), dim=1)
+    return ids
+
+
+def write(target: Transformer, stream: np.ndarray, folder: Path, size: tuple[int, int, int], seed: int) -> np.ndarray:
+    """`size` = (texts, tokens a text, prompt tokens) written behind random windows of the stream; pieces on disk are kept."""
+    count, length, prompt = size
+    folder.mkdir(parents=True, exist_ok=True)
+    pieces = []
+    for first in tqdm(range(0, count, TOGETHER), desc="texts by the target", delay=1):
+        path = folder / f"{first}.npy"
+        if not path.exists():
+            batch = min(TOGETHER, count - first)
+            starts = np.random.default_rng((seed, first)).integers(0, len(stream) - prompt + 1, size=batch)
+            dice = torch.Generator().manual_seed(seed * 1_000_003 + first)
+            save(path, continued(target, cut(stream, starts, prompt), length, dice).numpy().astype(np.int32))
+        pieces.append(np.load(path))
+    return np.concatenate(pieces)
+
+
+def save(path: Path, array: np.ndarray) -> None:
+    """Write an array; a kill leaves nothing half-written."""
+    with replaced(path) as part, part.open("wb") as file:
+        np.save(file, array)
