@@ -41,9 +41,9 @@ def write(tmp_path_factory):
     made = shelf.write_pair(tmp_path_factory.mktemp("models"))
     pair = ["--target", str(made["target"]), "--draft-model", str(made["draft"])]
 
-    def write(capsys, options="", *more, prompt="def f(x):"):
-        given = [prompt] * bool(prompt)
-        assert status(["generate", *given, *pair, "--max-new-tokens", "20", *options.format(draft=made["draft"]).split(), *more]) == 0
+    def write(capsys, options, prompt="def f(x):"):
+        line = ["generate", *[prompt] * bool(prompt), *pair, "--max-new-tokens", "20"]
+        assert status([*line, *options.format(draft=made["draft"]).split()]) == 0
         return capsys.readouterr()
 
     write.pair = pair

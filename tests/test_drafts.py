@@ -11,12 +11,12 @@ import shelf
 import tiny
 
 from flashspec.models.checkpoint import save_transformer
+from flashspec.models.family import FAMILY
 from flashspec.models.reshape import reshaped
 from flashspec.models.synthetic import shape
 from flashspec.study import drafts
-from flashspec.models.family import FAMILY
-from flashspec.train.package import write_digests, write_tokenizer
 from flashspec.train.design import docstrings
+from flashspec.train.package import write_digests, write_tokenizer
 
 pytest.importorskip("pandas")
 

@@ -19,12 +19,13 @@ from flashspec.decoding.models import REFERENCE, SHIPPED, load
 from flashspec.measure.prompts import load_prompts
 from flashspec.measure.trace import proposals, record
 from flashspec.models.checkpoint import load_transformer
+from flashspec.models.family import DESIGNED
 from flashspec.models.folder import verify_digests
 from flashspec.sampling import GREEDY, Sampling
 from flashspec.study.drafts import point_of_designed
 from flashspec.study.family import accepted, records
 from flashspec.theory import replayed_all
-from flashspec.train import shipping
+from flashspec.train import reference as shipping
 from flashspec.train.package import write_digests
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -56,9 +57,9 @@ def test_a_shipped_draft_has_the_same_logits_in_transformers(name: str) -> None:
         assert not torch.allclose(load_transformer(SHIPPED / name, dtype="float32")(ids.flip(1)), found, atol=1e-4)  # the control
 
 
-@pytest.mark.skipif(not (SHIPPED / shipping.DESIGNED).exists(), reason="no designed draft ships")
+@pytest.mark.skipif(not (SHIPPED / DESIGNED).exists(), reason="no designed draft ships")
 def test_the_designed_draft_is_a_point_of_the_family_ready_to_serve() -> None:
-    folder = SHIPPED / shipping.DESIGNED
+    folder = SHIPPED / DESIGNED
     verify_digests(folder)
     told = json.loads((folder / "speculative.json").read_text())
     assert told.pop("num_speculative_tokens") >= 1

@@ -23,7 +23,6 @@ from flashspec.models.transformer import Transformer
 from flashspec.train import corpus
 from flashspec.train.distill import Distillation, DraftLoss, Teacher, acceptance, narrow, slice_of
 from flashspec.train.losses import disagreement, divergence, fused, slope
-from flashspec.train.prompts import KINDS, choose, cuts
 from flashspec.train.target import Recipe, TargetLoss, exit_scores, initialise
 from flashspec.train.texts import Texts
 from flashspec.train.trainer import Run, Schedule, orthogonalise
@@ -198,8 +197,8 @@ def test_the_split_is_a_function_of_the_name():
 
 def test_prompts_of_every_kind_are_cut_from_one_module():
     source = '"""' + "word " * 80 + '"""\n\n\ndef f(x):\n    """Say what f does."""\n    return x\n'
-    assert {kind for name in ("library.py", "test_library.py") for kind, _, _ in cuts(source, name)} == set(KINDS)
-    assert not list(cuts("def broken(:", "library.py"))
+    assert {kind for name in ("library.py", "test_library.py") for kind, _, _ in corpus.cuts(source, name)} == set(corpus.KINDS)
+    assert not list(corpus.cuts("def broken(:", "library.py"))
 
 
 def test_the_shipped_prompts_are_what_make_models_would_write():
@@ -208,8 +207,8 @@ def test_the_shipped_prompts_are_what_make_models_would_write():
         pytest.skip("this interpreter has another standard library than the shipped models were trained on")
     tokenizer, held = Tokenizer.from_file(str(SHIPPED / "target" / "tokenizer.json")), corpus.split(root)[1]
     shipped = json.loads((SHIPPED / "prompts.json").read_text(encoding="utf-8"))["prompts"]
-    assert choose(held, root, tokenizer) == shipped
-    assert choose(held[:40], root, tokenizer) != shipped
+    assert corpus.choose(held, root, tokenizer) == shipped
+    assert corpus.choose(held[:40], root, tokenizer) != shipped
 
 
 def test_a_narrower_draft_starts_on_the_principal_directions_of_the_targets_head():

@@ -23,7 +23,7 @@ from flashspec.study.drafts import finished
 from flashspec.train import corpus
 from flashspec.train.design import VARIANTS, Place, encoded, make_draft, speculative, variant
 from flashspec.train.package import sign
-from flashspec.train.shipping import PROPOSALS, record_point, ship
+from flashspec.train.reference import PROPOSALS, record_point, ship
 
 
 def dense(target: str | Path, draft: Path | None = None) -> Models:

@@ -124,8 +124,7 @@ def heads(k: int, tar: str, **options: Any) -> None:
     question = replace(asked(options, HEADS), max_k=k)
     if "dense" not in question.heads or len(question.writers) < 2:
         raise ValueError("heads are compared with the dense one: name dense and at least one other in --heads")
-    table = stored(options, question, tar)
-    writers = held(table, question.writers, k) if table else question.writers
+    table, writers = stored(options, question, tar)
     costs, acceptance, sources = _of_table(options, question, table, writers) if table else evidence(options, question)
     click.echo("\n".join(head_lines(head_cases(costs, acceptance, writers, k), sources)))
     lost = ", ".join(name_of(writer) for writer in question.writers if writer not in writers)
@@ -133,19 +132,20 @@ def heads(k: int, tar: str, **options: Any) -> None:
         click.echo(f"left out: {lost}: not in the stored tables at k = {k}; --tar replay judges them here")
 
 
-def stored(options: Mapping[str, Any], question: Question, tar: str) -> Stored | None:
-    """The stored table to take tokens a check from; None to replay. `tar` "auto" takes it if it has the shipped pair at k."""
+def stored(options: Mapping[str, Any], question: Question, tar: str) -> tuple[Stored | None, list[Method]]:
+    """The stored table to take tokens a check from, None to replay, and its writers.
+
+    `tar` "auto" takes the table if it has the shipped pair at k.
+    """
     known = options["acceptance"] is None and options["target"] == "reference" and options["draft"] in STORED
-    if tar == "replay" or (tar == "auto" and not known):
-        return None
-    try:
-        table = stored_counts(STORED.get(options["draft"], options["draft"]), question.sampling)
-        held(table, question.writers, question.max_k)
-    except ValueError:
-        if tar == "stored":
-            raise
-        return None
-    return table
+    if tar == "stored" or (tar == "auto" and known):
+        try:
+            table = stored_counts(STORED.get(options["draft"], options["draft"]), question.sampling)
+            return table, held(table, question.writers, question.max_k)
+        except ValueError:
+            if tar == "stored":
+                raise
+    return None, question.writers
 
 
 def _of_table(options: Mapping[str, Any], question: Question, table: Stored, writers: list[Method]) -> Found:

@@ -1,4 +1,4 @@
-"""The reference models from scratch: corpus, target, 4-bit target, drafts distilled on it, and the folders that ship.
+"""The reference models from scratch: corpus, target, 4-bit target, drafts distilled on it, and what ships of the family.
 
 Every step is resumable and skipped where its result exists; weights that ship are written once and then frozen.
 """
@@ -6,6 +6,7 @@ Every step is resumable and skipped where its result exists; weights that ship a
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -18,17 +19,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flashspec.decoding.models import load
 from flashspec.heads.dense import DenseHead
 from flashspec.heads.flash import FlashHead
 from flashspec.heads.recall import agreement, calibrate_always
+from flashspec.measure.trace import Trace, check_target, proposals
 from flashspec.models.checkpoint import load_transformer
 from flashspec.models.export import save_transformer
+from flashspec.models.family import DESIGNED
 from flashspec.models.transformer import Transformer
 from flashspec.models.writing import fresh_folder, write_json, write_text
 from flashspec.train import corpus
+from flashspec.train.design import speculative
 from flashspec.train.distill import Distillation, acceptance, distill
 from flashspec.train.package import write_digests, write_tokenizer
-from flashspec.train.prompts import choose
 from flashspec.train.quantize import quantize_awq
 from flashspec.train.target import REFERENCE, WINDOW, Recipe, exit_scores, train_target
 from flashspec.train.texts import windows as windows_of
@@ -66,6 +70,9 @@ DRAFTS = {
 }
 CALIBRATION_FILES, CALIBRATION_BLOCKS = 48, 8
 CLUSTER_SIZE = 16
+PROPOSALS = "proposals.json"
+LIMIT = 92_000_000  # bytes of all shipped models
+FACTS = ("README.md", "config.json", "design.json", "choice.json", "curve.jsonl", "digests.json", "speculative.json")
 LICENCE = "Weights: Apache-2.0. Prompts and training text: the Python standard library, PSF License Agreement."
 
 
@@ -175,7 +182,7 @@ def finish(work: Path, card: dict[str, Any], found: dict[str, Any]) -> None:
         write_text("".join(curve.read_text() for curve in curves), folder / "curve.jsonl")
         write_digests(folder)
     root = corpus.library_root()
-    prompts = choose(corpus.split(root)[1], root, Tokenizer.from_file(str(work / "data" / "tokenizer.json")))
+    prompts = corpus.choose(corpus.split(root)[1], root, Tokenizer.from_file(str(work / "data" / "tokenizer.json")))
     write_json({"licence": LICENCE, "prompts": prompts}, work / "models" / "prompts.json")
 
 
@@ -189,3 +196,51 @@ def make(work: Path) -> Path:
         add_flash_head(work / "models" / name, np.load(work / "data" / "train.npy"))
     finish(work, card, scores(work))
     return work / "models"
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of all files below a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def ship(point: Path, shelf: Path, stream: np.ndarray, k: int) -> Path:
+    """Copy a finished point into `shelf` as the designed draft, with a FlashHead calibrated on the stream and its own digests.
+
+    Raises FileNotFoundError for an unfinished point, FileExistsError where a designed draft ships already, ValueError where
+    all shipped models together would exceed LIMIT bytes; then nothing is written.
+    """
+    out, about = shelf / DESIGNED, speculative(Path("flashspec") / "data" / DESIGNED, k)
+    if not (point / "digests.json").exists():
+        raise FileNotFoundError(f"{point} is no finished point; build it with `flashspec draft family {point.name}`")
+    if out.exists():
+        raise FileExistsError(f"a designed draft ships already and is frozen; remove {out} if it has not been published")
+    with fresh_folder(out, [point]) as part:
+        shutil.copytree(point, part, dirs_exist_ok=True)
+        write_json(about, part / "speculative.json")
+        card = part / "README.md"
+        facts = card.read_text(encoding="utf-8").partition("\n\n")[2] if card.exists() else ""
+        card.write_text(f"# flashspec reference model: {DESIGNED}\n\n{LICENCE}\n\n{facts}", encoding="utf-8")
+        write_digests(part)
+        add_flash_head(part, stream)
+        write_digests(part)
+        if (total := size_of(shelf)) > LIMIT:
+            raise ValueError(f"all shipped models would take {total:,} bytes and {LIMIT:,} are allowed; ship a smaller point")
+    return out
+
+
+def record_point(point: Path, target: str | Path, trace: Trace, out: Path) -> Path:
+    """Keep a point's recipe, digests, curve, and what it proposes for every token of a trace of its target; no weights.
+
+    The proposals are the dense head's on float32 layers. An earlier record is replaced. Raises ValueError for a trace of
+    another target; then nothing is written.
+    """
+    models = load(target, point, "float32", "cpu", "dense")
+    check_target(trace, models.folders["target"])
+    with fresh_folder(out / point.name, [point], PROPOSALS) as found:
+        for name in FACTS:
+            if (point / name).exists():
+                shutil.copyfile(point / name, found / name)
+        pairs = zip(trace.told, proposals(trace, models), strict=True)
+        texts = [{"kind": told.kind, "tokens": told.tokens, "proposed": ids} for told, ids in pairs]
+        write_json({"target": trace.target, "texts": texts}, found / PROPOSALS)
+    return out / point.name
