@@ -63,8 +63,6 @@ for name, (_, said) in PARTS.items():
 def exits(model: Path, out: Path, exits: tuple[int, ...] | None, text: Path | None, **numbers: int) -> None:
     """Train exits for the frozen model in --model, minutes, and write a copy of it that drafts with them."""
     recipe = ExitRecipe(exits or default_layers(model), numbers["rank"], numbers["exit_steps"])
-    report = train_exits(model, out, recipe, text)
-    for layer, share in report.after.items():
-        before = f"{report.before[layer]:.0%} before"
-        click.echo(f"exit {layer}: agrees with the whole model on {share:.0%} of held-out tokens, {before}")
+    for layer, (before, after) in train_exits(model, out, recipe, text).items():
+        click.echo(f"exit {layer}: agrees with the whole model on {after:.0%} of held-out tokens, {before:.0%} before")
     click.echo(f"done: {out}; decode with --target {out}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import json
-import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, replace
 from functools import partial
@@ -21,9 +20,9 @@ from flashspec.models.folder import read_json
 from flashspec.models.transformer import Transformer
 from flashspec.models.writing import fresh_folder, refuse_input, refuse_taken, write_json
 from flashspec.provenance import model_digests
-from flashspec.train.distill import DraftLoss, Teacher, acceptance
+from flashspec.train.distill import DraftLoss, acceptance
 from flashspec.train.losses import computing, text_loss
-from flashspec.train.package import write_digests
+from flashspec.train.package import carry, write_digests
 from flashspec.train.prune import Choice, choose, importance, prune
 from flashspec.train.target import initialise
 from flashspec.train.texts import Texts, windows, write
@@ -80,7 +79,7 @@ def design_draft(
         texts = Texts(design.seed, None if design.written else train, own)
         learn: Callable[[int], float] = partial(learn_text, draft, texts, design)
         if design.distilled:
-            learn = DraftLoss(draft, Teacher(target, texts, place / "teacher"), design)
+            learn = DraftLoss(draft, target, texts, place / "teacher", design)
         run.train(learn, lambda: acceptance(target, draft, held, 4, design.length))
     return draft.eval().requires_grad_(False)
 
@@ -140,10 +139,8 @@ def make_draft(models: Models, stream: np.ndarray, place: Place, design: Design,
 def package(draft: Transformer, source: Path, work: Path, out: Path) -> None:
     """A draft as a Hugging Face folder with its target's tokenizer, its design, curve and model card."""
     save_transformer(draft, out)
-    for folder, names in ((source, TOKENIZER), (work, ("curve.jsonl", "choice.json", "design.json"))):
-        for name in names:
-            if (folder / name).exists():
-                shutil.copyfile(folder / name, out / name)
+    carry(source, out, TOKENIZER)
+    carry(work, out, ("curve.jsonl", "choice.json", "design.json"))
     config, about = draft.config, read_json(out / "design.json", "") | {"target_files": model_digests(source)}
     facts = f"{config.layers} layers, {config.body_parameters:,} parameters in layers, width {config.hidden}"
     lines = ["# A draft made by flashspec", "", f"Pruned from {source.name} and trained as this says: {facts}.", ""]

@@ -46,6 +46,9 @@ class Distillation:
     own: int = 0
 
 
+Taught = Distillation | Design
+
+
 def slice_of(target: Transformer, layers: int) -> Transformer:
     """A new float32 model with the target's embedding, final norm and first `layers` layers."""
     draft = Transformer(replace(target.config, layers=layers))
@@ -69,40 +72,31 @@ def narrow(target: Transformer, recipe: Distillation) -> Transformer:
     return draft
 
 
-class Teacher:
-    """The target's final rows (before the norm) for each step's batch, computed once and kept in a folder."""
+class DraftLoss:
+    """Gradients of one step towards the target's distributions, in chunks so that only one chunk's of them are alive.
 
-    def __init__(self, target: Transformer, texts: Texts, folder: Path) -> None:
-        self.target, self.texts, self.folder = target, texts, folder
+    The target's final rows (before the norm) for each step's batch are computed once and kept in a folder.
+    """
+
+    def __init__(self, draft: Transformer, target: Transformer, texts: Texts, folder: Path, recipe: Taught) -> None:
+        self.draft, self.target, self.texts, self.folder, self.recipe = draft, target, texts, folder, recipe
+        self.slope = fused() if recipe.dtype == "bfloat16" else slope
         folder.mkdir(parents=True, exist_ok=True)
 
     @torch.no_grad()
-    def rows(self, step: int, recipe: Distillation | Design) -> tuple[Tensor, Tensor]:
+    def rows(self, step: int) -> tuple[Tensor, Tensor]:
         """Ids [sequences, length] of a step and the target's rows [sequences * length, hidden]."""
-        ids = self.texts.draw(step, recipe.sequences, recipe.length)[:, :-1]
-        path = self.folder / f"{recipe.seed}-{step}.npy"
+        ids = self.texts.draw(step, self.recipe.sequences, self.recipe.length)[:, :-1]
+        path = self.folder / f"{self.recipe.seed}-{step}.npy"
         if path.exists():
             return ids, torch.from_numpy(np.load(path)).float()
         rows = self.target.rows(ids).flatten(0, 1).half()
         save(path, rows.numpy())
         return ids, rows.float()
 
-    @torch.no_grad()
-    def logits(self, rows: Tensor) -> Tensor:
-        """The target's logits [n, vocab] for rows [n, hidden]."""
-        return F.linear(self.target.norm(rows), self.target.head_weight)
-
-
-class DraftLoss:
-    """Gradients of one step, in chunks so that only one chunk's distributions are alive."""
-
-    def __init__(self, draft: Transformer, teacher: Teacher, recipe: Distillation | Design) -> None:
-        self.draft, self.teacher, self.recipe = draft, teacher, recipe
-        self.slope = fused() if recipe.dtype == "bfloat16" else slope
-
     def __call__(self, step: int) -> float:
         with computing(self.recipe.dtype):
-            ids, theirs = self.teacher.rows(step, self.recipe)
+            ids, theirs = self.rows(step)
             mine = self.draft.rows(ids).flatten(0, 1)
             leaf = mine.detach().requires_grad_()
             chunks = zip(leaf.split(CHUNK), theirs.split(CHUNK), strict=True)
@@ -112,7 +106,9 @@ class DraftLoss:
 
     def _chunk(self, own: Tensor, wanted: Tensor, share: float) -> float:
         logits = F.linear(self.draft.norm(own), self.draft.head_weight)
-        value, gradient = self.slope(self.teacher.logits(wanted), logits.detach(), self.recipe.variation)
+        with torch.no_grad():
+            theirs = F.linear(self.target.norm(wanted), self.target.head_weight)
+            value, gradient = self.slope(theirs, logits.detach(), self.recipe.variation)
         logits.backward(gradient * share)
         return value.item() * share
 
@@ -136,8 +132,8 @@ def distill(target: Transformer, data: Path, folder: Path, recipe: Distillation,
     run.resume()
     stream, held = (np.load(data / name) for name in ("train.npy", "held_out.npy"))
     own = _own_texts(target, stream, folder.parent / "own", recipe) if recipe.own else None
-    teacher = Teacher(target, Texts(recipe.seed, stream, own), folder.parent / f"teacher-{recipe.own}")
-    run.train(DraftLoss(draft, teacher, recipe), lambda: acceptance(target, draft, held))
+    learn = DraftLoss(draft, target, Texts(recipe.seed, stream, own), folder.parent / f"teacher-{recipe.own}", recipe)
+    run.train(learn, lambda: acceptance(target, draft, held))
     return draft
 
 

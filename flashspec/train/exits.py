@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -48,13 +48,6 @@ class ExitRecipe:
         if not self.layers or list(self.layers) != sorted(set(self.layers)) or self.layers[0] < 1:
             raise ValueError(f"exits must be layer numbers from 1, in rising order, got {self.layers}")
         at_least(self, rank=1, steps=1, sequences=1, length=1)
-
-
-class ExitReport(NamedTuple):
-    """Held-out agreement by layer, without adapters and with them."""
-
-    before: dict[int, float]
-    after: dict[int, float]
 
 
 class Depth(Struct):
@@ -111,11 +104,12 @@ def exit_agreement(model: Transformer, adapters: dict[int, ExitAdapter], ids: Te
     return {n: (F.linear(a(rows[n]).float(), weight).argmax(-1) == final).float().mean().item() for n, a in adapters.items()}
 
 
-def train_exits(folder: Path, out: Path, recipe: ExitRecipe, text: Path | None = None) -> ExitReport:
+def train_exits(folder: Path, out: Path, recipe: ExitRecipe, text: Path | None = None) -> dict[int, tuple[float, float]]:
     """Train exits on a checkpoint folder and write `out`, its copy that has them; on `text`, or on the Python standard library.
 
-    A twentieth of the tokens, the last, is held out and gives the agreement. Raises FileNotFoundError for a missing folder or
-    tokenizer, ValueError for exits outside the model or a text too short, FileExistsError where `out` has files in it.
+    A twentieth of the tokens, the last, is held out and gives each layer's agreement before and after. Raises
+    FileNotFoundError for a missing folder or tokenizer, ValueError for exits outside the model or a text too short,
+    FileExistsError where `out` has files in it.
     """
     source = located(folder)
     with fresh_folder(out, [source]) as part:
@@ -131,7 +125,8 @@ def train_exits(folder: Path, out: Path, recipe: ExitRecipe, text: Path | None =
         copy_checkpoint(source, part)
         save_exits(adapters, part / EXITS_FILE)
         sign(part, EXITS_FILE)
-    return ExitReport(exit_agreement(model, untrained, ids), exit_agreement(model, adapters, ids))
+    before, after = (exit_agreement(model, each, ids) for each in (untrained, adapters))
+    return {layer: (before[layer], after[layer]) for layer in recipe.layers}
 
 
 def tokens_of(tokenizer: Any, text: Path | None, recipe: ExitRecipe) -> np.ndarray:

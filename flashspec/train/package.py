@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 from flashspec.models.folder import read_json
@@ -38,6 +39,13 @@ def write_tokenizer(folder: str | Path, tokenizer_json: str | Path) -> None:
     }
     write_json(about, folder / "tokenizer_config.json")
     write_json(ROLES, folder / "special_tokens_map.json")
+
+
+def carry(source: Path, folder: Path, names: Iterable[str]) -> None:
+    """Copy those of the named files that the source has."""
+    for name in names:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
 
 
 def sign(folder: Path, name: str) -> None:

@@ -43,7 +43,8 @@ def importance(model: Transformer, ids: Tensor) -> Importance:
 
     Raises ValueError for a model whose matrices are packed.
     """
-    _refuse_packed(model)
+    if any(not isinstance(m, nn.Linear) for layer in model.blocks for m in (layer.attention.out, layer.mlp.down)):
+        raise ValueError("this model's matrices are packed in 4 bits; load it with weights='dense' to prune it")
     found = []
     x = model.place(model.embed(ids), 0)
     for layer in model.blocks:
@@ -78,11 +79,6 @@ def _head_norms(layer: Layer, mixed: Tensor, heads: int) -> Tensor:
     return torch.stack([(rows @ weight.T).norm(dim=-1).mean() for rows, weight in parts])
 
 
-def _refuse_packed(model: Transformer) -> None:
-    if any(not isinstance(m, nn.Linear) for layer in model.blocks for m in (layer.attention.out, layer.mlp.down)):
-        raise ValueError("this model's matrices are packed in 4 bits; load it with weights='dense' to prune it")
-
-
 def choose(found: Importance, target: ModelConfig, wanted: ModelConfig) -> Choice:
     """What stays of a target's shape in the wanted one: what matters most, everything in its old order."""
     layers = _top(found.layers, wanted.layers)
@@ -103,7 +99,6 @@ def _top(scores: Tensor, count: int) -> list[int]:
 @torch.no_grad()
 def prune(model: Transformer, choice: Choice) -> Transformer:
     """A new float32 model with only what was chosen; the old one is left as it was."""
-    _refuse_packed(model)
     heads, kv_heads, ffn = (len(kept[0]) for kept in (choice.heads, choice.groups, choice.channels))
     draft = Transformer(replace(model.config, layers=len(choice.layers), heads=heads, kv_heads=kv_heads, ffn=ffn))
     old = {name: value.float() for name, value in model.state_dict().items()}

@@ -1,12 +1,9 @@
 """Quantising a dense checkpoint to 4 bits: AWQ (Lin et al. 2023) with AutoAWQ, in Qwen3-32B-AWQ's layout, or GPTQ (Frantar et
-al. 2022) with llm-compressor, as compressed-tensors.
-
-AutoAWQ is archived and llm-compressor lives; nothing else in the library knows either of them.
+al. 2022) with llm-compressor, as compressed-tensors. AutoAWQ is archived and llm-compressor lives.
 """
 
 from __future__ import annotations
 
-import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,6 +20,7 @@ from flashspec.models.checkpoint import read_config
 from flashspec.models.export import write_folder
 from flashspec.models.files import Kind, shaped
 from flashspec.models.writing import fresh_folder
+from flashspec.train.package import carry
 
 CALIBRATION_LENGTH = 512
 CLIP_ROWS = 512
@@ -55,9 +53,11 @@ def quantize_awq(
     changes = {"dtype": "float16", "torch_dtype": "float16", "quantization_config": scheme_to_hf(scheme)}
     with fresh_folder(Path(target_folder), [source]) as part:
         model = _search(source, samples, group_size)
-        _carry(source, part)
+        carry(source, part, CARRIED)
         tied = shaped(raw, Kind, source / "config.json").tie_word_embeddings
-        write_folder(part, _tensors(model, bool(tied)), {**raw, **changes})
+        tensors = {name: value for name, value in model.state_dict().items() if not (tied and name == "lm_head.weight")}
+        halved = {name: value if value.dtype == torch.int32 else value.half() for name, value in tensors.items()}
+        write_folder(part, {n: value.detach().cpu().clone().contiguous() for n, value in halved.items()}, {**raw, **changes})
 
 
 def quantize_gptq(
@@ -81,7 +81,7 @@ def quantize_gptq(
             max_seq_length=CALIBRATION_LENGTH,
             num_calibration_samples=len(samples),
         )
-        _carry(source, part)
+        carry(source, part, CARRIED)
 
 
 def _calibration(source: Path, texts: list[str], count: int) -> tuple[dict[str, Any], list[list[int]]]:
@@ -100,13 +100,6 @@ def _calibration(source: Path, texts: list[str], count: int) -> tuple[dict[str, 
     count = min(count, whole)
     starts = [i * whole // count * CALIBRATION_LENGTH for i in range(count)]
     return raw, [ids[start : start + CALIBRATION_LENGTH] for start in starts]
-
-
-def _carry(source: Path, target: Path) -> None:
-    """Copy what stays the same: tokenizer and generation defaults."""
-    for name in CARRIED:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, target / name)
 
 
 @contextmanager
@@ -131,29 +124,25 @@ def _search(source: Path, samples: list[list[int]], group_size: int) -> Any:
     """
     with _needing("'flashspec[quantize]'", "quantising needs AutoAWQ", "llm-compressor (--by llm-compressor)"):
         from awq import AutoAWQForCausalLM
+        from awq.quantize.quantizer import AwqQuantizer
+
+    class Quantizer(AwqQuantizer):
+        """The clipping search as matrix products: the same errors, an order of magnitude sooner."""
+
+        def _compute_best_clip(self, w: Tensor, input_feat: Tensor) -> Tensor:
+            return best_clip(w, input_feat, self.group_size, lambda clipped: self.pseudo_quantize_tensor(clipped)[0])
+
     wrapped = AutoAWQForCausalLM.from_pretrained(str(source), torch_dtype=torch.float32, trust_remote_code=False)
-    settings = {"zero_point": True, "q_group_size": group_size, "w_bit": 4, "version": "gemm"}
     wrapped.quantize(
         None,
-        quant_config=settings,
+        quant_config={"zero_point": True, "q_group_size": group_size, "w_bit": 4, "version": "gemm"},
         calib_data=samples,
         max_calib_samples=len(samples),
         max_calib_seq_len=CALIBRATION_LENGTH,
         duo_scaling=False,
-        quantizer_cls=_quantizer(),
+        quantizer_cls=Quantizer,
     )
     return wrapped.model
-
-
-def _quantizer() -> type:
-    """AutoAWQ's quantiser with its clipping search as matrix products: the same errors, an order of magnitude sooner."""
-    from awq.quantize.quantizer import AwqQuantizer
-
-    class Quantizer(AwqQuantizer):
-        def _compute_best_clip(self, w: Tensor, input_feat: Tensor) -> Tensor:
-            return best_clip(w, input_feat, self.group_size, lambda clipped: self.pseudo_quantize_tensor(clipped)[0])
-
-    return Quantizer
 
 
 @torch.no_grad()
@@ -177,12 +166,3 @@ def best_clip(weight: Tensor, inputs: Tensor, group_size: int, rounded: Callable
         better = error < least
         best, least = torch.where(better, limit, best), torch.where(better, error, least)
     return best
-
-
-def _tensors(model: Any, tied: bool) -> dict[str, Tensor]:
-    """The checkpoint's tensors: packed layers as they are, everything else in float16, a tied head left out."""
-    tensors = {name: value for name, value in model.state_dict().items() if not (tied and name == "lm_head.weight")}
-    return {
-        name: (value if value.dtype == torch.int32 else value.half()).detach().cpu().clone().contiguous()
-        for name, value in tensors.items()
-    }

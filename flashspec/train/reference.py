@@ -32,7 +32,7 @@ from flashspec.models.writing import fresh_folder, write_json, write_text
 from flashspec.train import corpus
 from flashspec.train.design import speculative
 from flashspec.train.distill import Distillation, acceptance, distill
-from flashspec.train.package import write_digests, write_tokenizer
+from flashspec.train.package import carry, write_digests, write_tokenizer
 from flashspec.train.quantize import quantize_awq
 from flashspec.train.target import REFERENCE, WINDOW, Recipe, exit_scores, train_target
 from flashspec.train.texts import windows as windows_of
@@ -237,9 +237,7 @@ def record_point(point: Path, target: str | Path, trace: Trace, out: Path) -> Pa
     models = load(target, point, "float32", "cpu", "dense")
     check_target(trace, models.folders["target"])
     with fresh_folder(out / point.name, [point], PROPOSALS) as found:
-        for name in FACTS:
-            if (point / name).exists():
-                shutil.copyfile(point / name, found / name)
+        carry(point, found, FACTS)
         pairs = zip(trace.told, proposals(trace, models), strict=True)
         texts = [{"kind": told.kind, "tokens": told.tokens, "proposed": ids} for told, ids in pairs]
         write_json({"target": trace.target, "texts": texts}, found / PROPOSALS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -172,12 +172,7 @@ class Run:
     def _record(self, scores: dict[str, float]) -> None:
         line = {"step": self.step, "time": round(time.time(), 1), **{k: round(v, 4) for k, v in scores.items()}}
         path = self.folder / "curve.jsonl"
-        write_text("".join(f"{text}\n" for text in (*earlier(path, self.step), json.dumps(line))), path)
+        lines = path.read_text().splitlines() if path.exists() else []
+        earlier = [text for text in lines if json.loads(text)["step"] < self.step]  # a killed run may have written more
+        write_text("".join(f"{text}\n" for text in (*earlier, json.dumps(line))), path)
         self.save()
-
-
-def earlier(curve: Path, step: int) -> Iterator[str]:
-    """The lines of a curve before this step; a run killed between curve and checkpoint has written the later ones already."""
-    for text in curve.read_text().splitlines() if curve.exists() else ():
-        if json.loads(text)["step"] < step:
-            yield text
