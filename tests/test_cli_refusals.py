@@ -137,6 +137,11 @@ CASES = {  # a command's beginning, and ends that make it wrong
         --repeats 0 --fresh --results {home}/new | --preset smoke --fresh --results {home}/text.txt |
         --preset smoke --fresh --results {target} | --preset smoke --fresh --results ~nobody_such/results
     """,
+    "notebooks": """
+        {home}/book {home}/book | {home}/book/a.ipynb {home}/book | {home}/text.txt {home}/new |
+        {home}/traces/list.json {home}/new | {home}/book {home}/new -p k hot | {home}/book ~nobody_such/out
+    """,
+    "pages": "{home}/text.txt | {home} | {home}/bytes.txt",
     "doctor": "now",
     "list": "all",
 }
@@ -153,6 +158,10 @@ def home(tmp_path_factory):
     (home / "short.txt").write_text("x")
     (home / "bytes.txt").write_bytes(b"caf\xe9 " * 3000)
     (home / "link").symlink_to(pair["target"])
+    cell = {"cell_type": "code", "metadata": {"tags": ["parameters"]}, "source": ["k: int = 4"], "outputs": []}
+    notebook = {"cells": [cell], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
+    (home / "book").mkdir()
+    (home / "book" / "a.ipynb").write_text(json.dumps(notebook))
     for folder in ("notes", "taken/draft"):
         (home / folder).mkdir(parents=True)
         (home / folder / "mine.txt").write_text("keep me")
@@ -221,22 +230,21 @@ def full_disk(limit=2000):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-WRITING = {
-    "rank": f"{RANK}{NEW}/deep",
-    "exits": f"{EXITS} --exits 1{NEW}/deep",
-    "trace": "trace record {home}/new/deep.json --target {target} --prompts {home}/prompts.json --new-tokens 250",
-    "ship": "draft ship {draft} --target {target} --shelf {home}/new --text {home}/text.txt",
-    "record": "draft record --folder {home}/points --out {home}/new --target {target} --prompts {home}/prompts.json",
-    "run": "run projection --preset smoke --fresh --results {home}/new",
-}
+WRITING = [
+    f"{RANK}{NEW}/deep",
+    f"{EXITS} --exits 1{NEW}/deep",
+    "trace record {home}/new/deep.json --target {target} --prompts {home}/prompts.json --new-tokens 250",
+    "draft ship {draft} --target {target} --shelf {home}/new --text {home}/text.txt",
+    "draft record --folder {home}/points --out {home}/new --target {target} --prompts {home}/prompts.json",
+    "run projection --preset smoke --fresh --results {home}/new",
+]
 
 
-@pytest.mark.parametrize("name", WRITING)
-def test_a_full_disk_is_one_sentence_and_leaves_nothing_half_written(home, capsys, monkeypatch, name):
+@pytest.mark.parametrize("line", WRITING)
+def test_a_full_disk_is_one_sentence_and_leaves_nothing_half_written(home, capsys, monkeypatch, line):
     monkeypatch.setattr("flashspec.models.writing.WEIGHTS", ())  # copies, not links
-    line = words(home, WRITING[name])
-    with full_disk(200 if name == "run" else 2000):
-        said = refused(home, capsys, lambda: status(line))
+    with full_disk(200 if line.startswith("run") else 2000):
+        said = refused(home, capsys, lambda: status(words(home, line)))
     assert "File too large" in said
 
 
@@ -257,44 +265,49 @@ def test_a_stopped_design_continues_and_its_output_is_whole_or_absent(home, tmp_
     assert status([*line, "--k", "7"]) == 2 and shelf.listing(tmp_path / "out") == made
 
 
-OTHERS = {
-    "notebooks over themselves": (status, "notebooks {home}/book {home}/book"),
-    "one notebook over itself": (status, "notebooks {home}/book/a.ipynb {home}/book"),
-    "no notebook": (status, "notebooks {home}/text.txt {home}/new"),
-    "notebook of a wrong shape": (status, "notebooks {home}/traces/list.json {home}/new"),
-    "notebook parameter of a wrong type": (status, "notebooks {home}/book {home}/new -p k hot"),
-    "notebook's unknown home": (status, "notebooks {home}/book ~nobody_such/out"),
-    "a page without places": (status, "pages {home}/text.txt"),
-    "a page that is a folder": (status, "pages {home}"),
-    "a page that is not UTF-8": (status, "pages {home}/bytes.txt"),
-    "no minutes": (gpu.main, "--stand-ins --minutes 0"),
-    "minutes that are no number": (gpu.main, "--stand-ins --minutes nan"),
-}
+@pytest.mark.parametrize("minutes", ["0", "nan"])
+def test_the_gpu_script_refuses_alike(home, capsys, minutes):
+    refused(home, capsys, lambda: gpu.main(["--stand-ins", "--minutes", minutes]))
 
 
-@pytest.mark.parametrize("name", OTHERS)
-def test_other_entry_points_refuse_alike(home, capsys, name):
-    book = home / "book"
-    book.mkdir(exist_ok=True)
-    cell = {"cell_type": "code", "metadata": {"tags": ["parameters"]}, "source": ["k: int = 4"], "outputs": []}
-    (book / "a.ipynb").write_text(json.dumps({"cells": [cell], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}))
-    main, line = OTHERS[name]
-    refused(home, capsys, lambda: main(words(home, line)))
+@pytest.fixture
+def failing(monkeypatch):
+    """Let `flashspec list` raise an error, after some other act."""
+
+    def failing(error, act=list):
+        def broken(*_):
+            act()
+            raise error
+
+        monkeypatch.setattr(cli_study, "differing", broken)
+        return status(["list"])
+
+    return failing
 
 
 @pytest.mark.parametrize("error", [KeyError("x"), RuntimeError("two\nlines"), AttributeError("'int' has no"), AssertionError()])
-def test_the_control_an_unexpected_exception_is_a_sentence_too(capsys, monkeypatch, error):
-    def broken(*_):
-        raise error
-
-    monkeypatch.setattr(cli_study, "differing", broken)
-    assert status(["list"]) == 2
+def test_the_control_an_unexpected_exception_is_a_sentence_too(failing, capsys, monkeypatch, error):
+    assert failing(error) == 2
     said = capsys.readouterr().err
     assert said.startswith(f"error: flashspec has a defect here: {type(error).__name__}: ") and said.count("\n") == 1
     assert "FLASHSPEC_TRACEBACK=1" in said
     monkeypatch.setenv("FLASHSPEC_TRACEBACK", "1")
     with pytest.raises(type(error)):
-        status(["list"])
+        failing(error)
+
+
+def test_the_control_a_half_written_file_is_caught(home, failing, capsys):
+    half, error = home / "notes" / "half", ValueError("a sentence that is long enough to be one")
+    try:
+        with pytest.raises(AssertionError):
+            refused(home, capsys, lambda: failing(error, lambda: half.write_text("x")))
+    finally:
+        half.unlink()
+
+
+def test_an_interrupt_is_status_130_without_a_traceback(failing, capsys):
+    assert failing(KeyboardInterrupt()) == 130
+    assert capsys.readouterr().err.strip() == "stopped"
 
 
 @pytest.mark.parametrize(("error", "word"), [
@@ -307,28 +320,6 @@ def test_the_control_an_unexpected_exception_is_a_sentence_too(capsys, monkeypat
 ])  # fmt: skip
 def test_what_the_system_refuses_is_no_defect(error, word):
     assert word in in_words(error) and "defect" not in in_words(error)
-
-
-def test_the_control_a_half_written_file_is_caught(home, capsys, monkeypatch):
-    def careless(*_):
-        (home / "notes" / "half").write_text("x")
-        raise ValueError("a sentence that is long enough to be one")
-
-    monkeypatch.setattr(cli_study, "differing", careless)
-    try:
-        with pytest.raises(AssertionError):
-            refused(home, capsys, lambda: status(["list"]))
-    finally:
-        (home / "notes" / "half").unlink()
-
-
-def test_an_interrupt_is_status_130_without_a_traceback(capsys, monkeypatch):
-    def stopped(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(cli_study, "differing", stopped)
-    assert status(["list"]) == 130
-    assert capsys.readouterr().err.strip() == "stopped"
 
 
 @pytest.mark.parametrize(("shell", "code", "said"), [
