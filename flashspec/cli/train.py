@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -20,10 +21,11 @@ PARTS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "quantize": (quantise_target, "Quantise the trained target to 4 bits."),
     **{name: (partial(build_draft, name=name), f"Distil the draft {name!r} on the 4-bit target.") for name in DRAFTS},
 }
-FOLDER = click.Option(["--folder"], type=At(), default=Path("runs/train"), show_default=True, help="Where to work.")
+FOLDER: dict[str, Any] = {"type": At(), "show_default": "runs/train", "help": "Where to work."}
 
 
-@click.group("train", params=[FOLDER], invoke_without_command=True)
+@click.group("train", invoke_without_command=True)
+@click.option("--folder", default=Path("runs/train"), **FOLDER)
 @click.pass_context
 def command(ctx: click.Context, folder: Path) -> None:
     """Train the reference models, all of them or one part: hours on two cores, resumable at any point.
@@ -49,8 +51,15 @@ def train_part(part: str, folder: Path) -> None:
     click.echo(f"done: {PARTS[part][0](folder)}")
 
 
+def before_the_part() -> Path:
+    """The folder that was named before the part, or the default one."""
+    above = click.get_current_context().parent
+    return above.params["folder"] if above else Path("runs/train")
+
+
 for name, (_, said) in PARTS.items():
-    command.add_command(click.Command(name, params=[FOLDER], callback=partial(train_part, name), help=said))
+    folder = click.Option(["--folder"], default=before_the_part, **FOLDER)
+    command.add_command(click.Command(name, params=[folder], callback=partial(train_part, name), help=said))
 
 
 @command.command("exits")
