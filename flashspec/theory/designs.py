@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import product
 from typing import NamedTuple
 
@@ -30,53 +29,46 @@ class Optimum(NamedTuple):
     throughput: float
 
 
-@dataclass(frozen=True)
-class Relation:
-    """A quantity as a plane over two features of depth and body: `scale` "plain" or "log" of both, `link` of the quantity."""
+class Relation(NamedTuple):
+    """A plane over depth and body: of the quantity itself ("plain"), or of the logit of a share over their logarithms."""
 
-    coefficients: tuple[float, float, float]
-    scale: str
+    coefficients: tuple[float, ...]
     link: str
 
     def __call__(self, layers: float, body: float) -> float:
         """The quantity of a draft of this many layers and body parameters."""
-        value = float(np.dot(self.coefficients, _features(layers, body, self.scale)))
+        value = float(np.dot(self.coefficients, _features(layers, body, self.link)))
         return 1.0 / (1.0 + math.exp(-value)) if self.link == "share" else max(0.0, value)
 
 
-def _features(layers: float, body: float, scale: str) -> list[float]:
-    check_positive("layers", layers), check_positive("body", body)
-    return [1.0, math.log(layers), math.log(body)] if scale == "log" else [1.0, layers, body]
+def _features(layers: float, body: float, link: str) -> list[float]:
+    place = check_positive("layers", layers), check_positive("body", body)
+    return [1.0, *map(math.log, place)] if link == "share" else [1.0, *place]
 
 
 def fitted(points: Sequence[tuple[float, float, float]], link: str = "plain") -> Relation:
-    """The least-squares plane through (layers, body, value): seconds over layers and body, or ("share") the logit of an
-    acceptance rate over their logarithms.
+    """The least-squares plane through (layers, body, value), such as seconds, or ("share") acceptance rates.
 
     Raises ValueError for fewer than FEWEST points, or for points that do not span a plane.
     """
     if len(points) < FEWEST:
         raise ValueError(f"a relation over depth and size needs at least {FEWEST} drafts, got {len(points)}; measure more")
-    scale = "log" if link == "share" else "plain"
-    rows = np.array([_features(layers, body, scale) for layers, body, _ in points])
-    rows_scaled = rows / np.abs(rows).max(axis=0).clip(min=1.0)
-    if np.linalg.matrix_rank(rows_scaled, tol=1e-6) < rows.shape[1]:
+    rows = np.array([_features(layers, body, link) for layers, body, _ in points])
+    scale = np.abs(rows).max(axis=0).clip(min=1.0)
+    if np.linalg.matrix_rank(rows / scale, tol=1e-6) < rows.shape[1]:
         raise ValueError("the drafts do not span depth and size: add one that is deeper at the same size, or larger")
-    values = [_logit(value) if link == "share" else value for _, _, value in points]
-    found = np.linalg.lstsq(rows_scaled, np.array(values), rcond=None)[0] / np.abs(rows).max(axis=0).clip(min=1.0)
-    return Relation((float(found[0]), float(found[1]), float(found[2])), scale, link)
-
-
-def _logit(share: float) -> float:
-    inside = min(1.0 - EDGE, max(EDGE, share))
-    return math.log(inside / (1.0 - inside))
+    values = np.array([value for _, _, value in points])
+    if link == "share":
+        inside = values.clip(EDGE, 1.0 - EDGE)
+        values = np.log(inside / (1.0 - inside))
+    found = np.linalg.lstsq(rows / scale, values, rcond=None)[0] / scale
+    return Relation(tuple(found.tolist()), link)
 
 
 def predicted(
-    draft: Mapping[int, Relation], acceptance: Mapping[int, Relation], check: Callable[[int], float], place: tuple[int, float]
+    draft: Mapping[int, Relation], acceptance: Mapping[int, Relation], check: Callable[[int], float], layers: int, body: float
 ) -> Optimum:
-    """The best block of one draft at (layers, body), by the seconds of a burst, acceptance and a check at each block."""
-    layers, body = place
+    """One draft at its best block, by the seconds of a burst, acceptance and a check at each block."""
     found = []
     for block, alpha in acceptance.items():
         costs = Costs(draft[block](layers, body) / block, check(block))
@@ -98,4 +90,5 @@ def best_design(
     """
     if not layers or not bodies or not acceptance:
         raise ValueError("the optimiser needs at least one depth, one size and one block")
-    return max((predicted(draft, acceptance, check, place) for place in product(layers, bodies)), key=lambda one: one.throughput)
+    found = (predicted(draft, acceptance, check, *place) for place in product(layers, bodies))
+    return max(found, key=lambda one: one.throughput)

@@ -9,8 +9,6 @@ from typing import Any, NamedTuple
 from flashspec.theory.checks import check_block, check_positive
 from flashspec.theory.rounds import Costs, break_even_acceptance, round_time
 
-LEVEL = 0.95
-
 
 class Interval(NamedTuple):
     """An estimate with its 95 % bootstrap interval."""
@@ -18,11 +16,6 @@ class Interval(NamedTuple):
     value: float
     low: float
     high: float
-
-    @property
-    def shows_difference(self) -> bool:
-        """Whether 1 lies outside the interval."""
-        return not self.low <= 1.0 <= self.high
 
 
 class BreakEven(NamedTuple):
@@ -49,7 +42,7 @@ def bootstrap(samples: Sequence[Sequence[Any]], statistic: Callable[..., float],
     check_block(draws)
     dice = random.Random(seed)
     found = sorted(statistic(*(dice.choices(sample, k=len(sample)) for sample in samples)) for _ in range(draws))
-    edge = int(draws * (1 - LEVEL) / 2)
+    edge = int(draws * (1 - 0.95) / 2)
     return Interval(statistic(*samples), found[edge], found[draws - 1 - edge])
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from flashspec.theory.checks import check_block, check_latency, check_positive
-from flashspec.theory.rounds import Costs, memory_floor
+from flashspec.theory.rounds import Costs
 
 REDUCES = 2
 
@@ -39,7 +39,7 @@ class Weights(NamedTuple):
 def split_pass(model: Weights, devices: Devices) -> float:
     """Seconds of one pass of a split model: its share of the bytes, and two all-reduces a layer where there are several."""
     waits = REDUCES * model.layers * devices.all_reduce if devices.count > 1 else 0.0
-    return memory_floor(model.bytes / devices.count, devices.bandwidth) + waits
+    return model.bytes / devices.count / devices.bandwidth + waits
 
 
 def split_costs(target: Weights, draft: Weights, devices: Devices) -> tuple[Costs, float]:
@@ -48,4 +48,4 @@ def split_costs(target: Weights, draft: Weights, devices: Devices) -> tuple[Cost
     A check of several rows costs what a step costs, which holds while memory bounds both.
     """
     step = split_pass(target, devices)
-    return Costs(memory_floor(draft.bytes, devices.bandwidth), step), step
+    return Costs(draft.bytes / devices.bandwidth, step), step

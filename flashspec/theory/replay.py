@@ -20,13 +20,6 @@ from flashspec.theory.checks import check_block, check_share
 Shares = Sequence[float]  # of a text: the probability that each token is accepted
 
 
-class Round(NamedTuple):
-    """The probability that a round starts here, and those that its first 0, 1, ... drafted tokens are all accepted."""
-
-    probability: float
-    reach: tuple[float, ...]
-
-
 class Counts(NamedTuple):
     """Expected whole numbers of decoding known texts; exact ones where every token is accepted with probability 1 or 0."""
 
@@ -47,8 +40,8 @@ class Counts(NamedTuple):
         return Counts(*(a + b for a, b in zip(self, other, strict=True)))  # type: ignore[arg-type]
 
 
-def rounds_of(shares: Shares, block: int) -> Iterator[Round]:
-    """Every place where a round may start, with how likely one does.
+def rounds_of(shares: Shares, block: int) -> Iterator[tuple[float, tuple[float, ...]]]:
+    """For every token, the probability that a round starts there, and those that its first 0, 1, ... drafts are all accepted.
 
     A round at token n drafts min(k, tokens left - 1), accepts some from the front and adds one, as the loop does.
     """
@@ -61,7 +54,7 @@ def rounds_of(shares: Shares, block: int) -> Iterator[Round]:
         reach = tuple(accumulate(shares[n : n + min(block, size - n - 1)], mul, initial=1.0))
         for kept, (here, beyond) in enumerate(zip(reach, [*reach[1:], 0.0], strict=True)):
             starts[n + kept + 1] += starts[n] * (here - beyond)
-        yield Round(starts[n], reach)
+        yield starts[n], reach
 
 
 def replayed(shares: Shares, block: int) -> Counts:

@@ -54,8 +54,7 @@ class Choice(NamedTuple):
 
 def tokens_per_check(alpha: float, block: int) -> float:
     """Expected tokens one check settles, (1 - alpha^(k+1)) / (1 - alpha) (Leviathan et al. 2023, equation 1)."""
-    check_share("alpha", alpha)
-    check_block(block)
+    check_share("alpha", alpha), check_block(block)
     return block + 1.0 if alpha == 1.0 else (1.0 - alpha ** (block + 1)) / (1.0 - alpha)
 
 
@@ -73,12 +72,8 @@ def tokens_from_curve(curve: Sequence[float]) -> float:
 def round_parts(costs: Costs, block: int) -> dict[str, float]:
     """The time ledger of one round: draft, verify, finalize, overhead."""
     check_block(block)
-    return {
-        "draft": costs.burst(block),
-        "verify": costs.check(block),
-        "finalize": costs.finalize,
-        "overhead": costs.overhead,
-    }
+    fixed = {"finalize": costs.finalize, "overhead": costs.overhead}
+    return {"draft": costs.burst(block), "verify": costs.check(block), **fixed}
 
 
 def round_time(costs: Costs, block: int) -> float:
@@ -103,18 +98,15 @@ def best_k(acceptance: float | Sequence[float], costs: Costs, limit: int = 16) -
     (Leviathan et al. 2023, section 3.5: the optimum is found by enumeration).
     """
     check_block(limit)
-    longest = limit if isinstance(acceptance, (int, float)) else min(limit, len(acceptance))
-    if longest < 1:
+    curve = [acceptance] * limit if isinstance(acceptance, (int, float)) else acceptance[:limit]
+    if not curve:
         raise ValueError("an acceptance curve needs at least one position")
-    choices = [Choice(k, throughput(_tokens(acceptance, k), costs, k)) for k in range(1, longest + 1)]
+    choices = [Choice(k, throughput(tokens_from_curve(curve[:k]), costs, k)) for k in range(1, len(curve) + 1)]
     return max(choices, key=lambda choice: choice.throughput)
 
 
 def speedup(tar: float, costs: Costs, block: int, step: float) -> float:
-    """Speculation over decoding one token per `step`: step TAR / round time.
-
-    Leviathan et al. 2023, theorem 3.8, with measured costs.
-    """
+    """Speculation over decoding one token per `step`: step TAR / round time (Leviathan et al. 2023, theorem 3.8)."""
     return check_positive("baseline step", step) * throughput(tar, costs, block)
 
 
@@ -166,11 +158,6 @@ def cheap_head_gate(kappa: float, nu: float) -> float:
     return (1.0 + check_latency("nu", nu) * check_latency("kappa", kappa)) / (1.0 + kappa)
 
 
-def memory_floor(bytes_read: float, bandwidth: float) -> float:
-    """The least time in which `bytes_read` bytes can be read at `bandwidth` bytes per unit of time (Williams et al. 2009)."""
-    return check_latency("bytes read", bytes_read) / check_positive("bandwidth", bandwidth)
-
-
 def interpolated(times: Mapping[int, float]) -> Callable[[float], float]:
     """A verify(k) or draft(k) for `Costs` from times measured at some blocks: linear between them, refused outside them."""
     known = sorted(times)
@@ -183,9 +170,3 @@ def interpolated(times: Mapping[int, float]) -> Callable[[float], float]:
         return times[below] * (1.0 - weight) + times[above] * weight
 
     return at
-
-
-def _tokens(acceptance: float | Sequence[float], block: int) -> float:
-    if isinstance(acceptance, (int, float)):
-        return tokens_per_check(acceptance, block)
-    return tokens_from_curve(acceptance[:block])
