@@ -11,9 +11,8 @@ import toys
 from flashspec.cli.main import status
 from flashspec.cli.plan import held
 from flashspec.decoding.method import Method
-from flashspec.decoding.models import Models
-from flashspec.measure import clock, depths
-from flashspec.measure.costs import SETTLING, PairCosts, PairParts, Setting, measure_costs, name_of, parts_of
+from flashspec.measure import costs as pricing
+from flashspec.measure.costs import SETTLING, Cut, PairCosts, Setting, name_of, parts_of, settled_turn, stretched_turn
 from flashspec.measure.planning import Given, Question, Texts, advise, forecast, head_cases, observe, stated_costs
 from flashspec.measure.prompts import Prompt
 from flashspec.models.synthetic import synthetic
@@ -21,11 +20,10 @@ from flashspec.sampling import Sampling
 from flashspec.study import advice
 from flashspec.study.race import Row as RaceRow
 from flashspec.study.registry import EXPERIMENTS
-from flashspec.theory import Costs, best_k, replayed_all, speedup
+from flashspec.theory import Costs, best_k, break_even, replayed_all, round_time, speedup, throughput
 
 PUBLISHED = {"step": 60.0, "draft": 6.69, "check": 60.0}
 QUESTION = Question(heads=("dense",), finalizes=("deferred", "eager"), max_k=12)
-
 
 NAMES = ("dense", "flash P=2", "flash P=3")
 
@@ -70,11 +68,27 @@ def noisy(spread):
     return PairCosts(tuple({**turn, "step": 60.0} for turn in turns), stated().ks)
 
 
+def made(ks=(1, 4), **parts):
+    """Costs in which every turn found the same: parts by name, bursts from the seconds of one token of each writer."""
+    turn = {"step": 1.0, "check 1": 1.0, "check 4": 1.2, "overhead": 0.0, "finalize": 1.0}
+    bursts = {f"burst {k} {name}": k * token for name, token in parts.pop("tokens", {}).items() for k in ks}
+    return PairCosts(({**turn, **bursts, **parts},) * 3, ks)
+
+
 def test_an_eager_round_costs_its_read_and_the_shorter_check():
-    turn = {**stated().turns[0], "eager 1": 100.0, "eager 32": 100.0, "finalize": 58.0}
-    costs, _ = PairCosts((turn,) * 3, stated().ks).costs(Method("model", finalize="eager"))
+    pair = made(tokens={"dense": 1.0}, **{"check 4": 60.0, "eager 1": 100.0, "eager 4": 100.0, "finalize": 58.0})
+    costs, _ = pair.costs(Method("model", finalize="eager"))
     assert (costs.check(4), costs.finalize) == (42.0, 58.0)
-    assert PairCosts((turn,) * 3, stated().ks).costs(Method("model"))[0].check(4) == 60.0
+    assert pair.costs(Method("model"))[0].check(4) == 60.0
+
+
+def test_a_burst_is_no_multiple_of_a_token():
+    pair = made(overhead=0.1, **{"check 1": 2.0, "check 4": 2.0, "burst 1 dense": 0.5, "burst 4 dense": 1.1})
+    costs, step = pair.costs(Method("model"))
+    assert step == 1.0 and [costs.burst(k) for k in (1, 2, 4)] == pytest.approx([0.5, 0.7, 1.1])
+    assert round_time(costs, 4) == pytest.approx(1.1 + 2.0 + 0.1) and throughput(3.2, costs, 4) == pytest.approx(1.0)
+    assert Costs(0.5, 2.0, overhead=0.1).burst(4) == 2.0
+    assert 4 * break_even(3.2, costs, 4, 1.0).draft == pytest.approx(1.1)
 
 
 def test_the_interval_grows_with_the_noise_and_an_interval_that_holds_one_is_unclear():
@@ -120,11 +134,7 @@ def test_a_plan_recommends_what_its_own_numbers_say(observed):
 
 def test_a_head_pays_exactly_if_its_round_gets_faster(observed):
     *_, question, _, _, texts = observed
-    parts = {"step": 1.0, "finalize": 1.0, "overhead": 0.0, "check 1": 1.0, "check 4": 1.2}
-    heads = {"dense": 0.4, "flash P=2": 0.1, "flash P=3": 0.15}
-    bursts = {f"burst {k} {n}": k * (0.2 + t) for n, t in heads.items() for k in (1, 4)}
-    turn = parts | {f"head {n}": t for n, t in heads.items()} | bursts
-    costs = PairCosts((turn,) * 3, (1, 4))
+    costs = made(tokens={"dense": 0.6, "flash P=2": 0.3, "flash P=3": 0.35})
     for case in head_cases(costs, texts, question.writers, 3):
         ours, dense = (forecast(costs, texts, replace(m, k=3)) for m in (case.method, Method("model")))
         assert case.gain == pytest.approx(ours.speedup.value / dense.speedup.value)
@@ -139,70 +149,58 @@ def test_a_head_pays_exactly_if_its_round_gets_faster(observed):
             assert (": pays, predicted" in line) == case.pays and f"{case.nu:.2f} of one with the dense head" in line
 
 
-def test_a_head_that_is_cheap_only_alone_does_not_pay():
-    texts = Texts({name: [[1.0] * 40] * 3 for name in ("dense", "flash P=2")})
-    turn = {"step": 1.0, "check 1": 1.0, "check 4": 1.2, "overhead": 0.0, "finalize": 1.0, "head dense": 0.2,
-            "burst 1 dense": 0.3, "burst 4 dense": 1.2, "head flash P=2": 0.01}  # fmt: skip
-    writers = [Method("model"), Method("model", "flash", probes=2)]
-    for draft, pays in ((0.3, False), (0.11, True)):
-        costs = PairCosts(({**turn, **{f"burst {k} flash P=2": k * draft for k in (1, 4)}},) * 3, (1, 4))
-        assert {name_of(case.method): case.pays for case in head_cases(costs, texts, writers, 3)}["flash P=2"] is pays
+WRITERS = [Method("model"), Method("model", "flash", probes=2)]
+
+
+@pytest.mark.parametrize(("seconds", "pays"), [(0.3, False), (0.11, True)])
+def test_a_head_that_is_cheap_only_alone_does_not_pay(seconds, pays):
+    texts = Texts({name: [[1.0] * 40] * 3 for name in NAMES})
+    costs = made(tokens={"dense": 0.3, "flash P=2": seconds}, **{"head dense": 0.2, "head flash P=2": 0.01})
+    assert {name_of(case.method): case.pays for case in head_cases(costs, texts, WRITERS, 3)}["flash P=2"] is pays
 
 
 def test_where_no_cheap_head_pays_the_dense_one_is_taken_and_that_is_said():
-    sure, lost = [1.0] * 40, [0.0] * 40
-    texts = Texts({"dense": [sure] * 3, "flash P=2": [lost] * 3})
-    turn = {"step": 1.0, "check 1": 1.0, "check 4": 1.2, "overhead": 0.0, "finalize": 1.0, "head dense": 0.1}
-    bursts = {f"burst {k} {name}": k * token for name, token in (("dense", 0.3), ("flash P=2", 0.25)) for k in (1, 4)}
-    costs = PairCosts(({**turn, **bursts, "head flash P=2": 0.05},) * 3, (1, 4))
-    said = list(advice.head_lines(head_cases(costs, texts, [Method("model"), Method("model", "flash", probes=2)], 3), {}))
+    texts = Texts({"dense": [[1.0] * 40] * 3, "flash P=2": [[0.0] * 40] * 3})
+    said = list(advice.head_lines(head_cases(made(tokens={"dense": 0.3, "flash P=2": 0.25}), texts, WRITERS, 3), {}))
     assert said[0].startswith("take the dense head at k = 3: no cheap head keeps enough; what the others")
     assert said[1].startswith("runner-up: flash P=2: does not pay, predicted")
 
 
-def test_a_model_that_does_not_fit_is_stretched_in_a_straight_line():
-    cut = depths.Cut("qwen3-32b", 64, (2, 4))
+def test_a_model_that_does_not_fit_is_stretched_in_a_straight_line(monkeypatch):
+    cut, whole = Cut("qwen3-32b", 64, (2, 4)), Cut("qwen3-0.6b", 28, (28, 28))
     assert cut.stretched(3.0 + 2 * 0.5, 3.0 + 4 * 0.5) == pytest.approx(3.0 + 64 * 0.5)
-    assert depths.Cut("qwen3-0.6b", 28, (28, 28)).stretched(7.0, 7.0) == 7.0
-    assert depths.cut_of("qwen3-32b", 1e9).depths == depths.SHORT and depths.cut_of("qwen3-0.6b", 1e12).whole
+    assert whole.stretched(7.0, 7.0) == 7.0
+    assert pricing.cut_of("qwen3-32b", 1e9).depths == pricing.SHORT and pricing.cut_of("qwen3-0.6b", 1e12).whole
     low = {"step": 1.0, "check 1": 1.5, "burst 1 dense": 0.2, "head dense": 0.1, "finalize": 1.0}
-    high = {"step": 2.0, "check 1": 2.5, "burst 1 dense": 0.2, "head dense": 0.1, "finalize": 2.0}
-    both = {f"{name}{depths.SHALLOW}": seconds for name, seconds in low.items()} | high
-    found = depths.stretched_turn((cut, depths.Cut("qwen3-0.6b", 28, (28, 28))), both)
-    assert found == {**low, "step": 32.0, "check 1": 32.5, "finalize": 32.0}
-
-
-def stretched(monkeypatch, repeats: int) -> tuple[PairCosts, list[Models]]:
-    """Costs of a small target of six layers timed at one and four, and the pairs that were timed."""
-    stood = []
-    monkeypatch.setattr(depths, "parts_of", lambda models, *rest: stood.append(models) or parts_of(models, *rest))
-    monkeypatch.setattr(depths, "shape", lambda name: toys.config(6))
-    monkeypatch.setattr(depths, "synthetic", lambda name, depth: synthetic(toys.config(depth)))
-    cuts = depths.Cut("deep", 6, depths.SHORT), depths.Cut("whole", 1, (1, 1))
-    return depths.shape_costs(cuts, [Method("model", "dense")], range(1, 13), clock.Plan(repeats)), stood
+    high = {"step": 2.0, "check 1": 2.5, "burst 1 dense": 0.3, "head dense": 0.2, "finalize": 2.0}
+    monkeypatch.setattr(pricing.clock, "medians", lambda group, plan: group)  # seconds stand in for calls
+    found = stretched_turn((cut, whole), [low], [high])
+    assert found == {**low, "step": 32.0, "check 1": 32.5, "finalize": 32.0, "head dense": 0.2}
 
 
 def test_a_stretched_pair_is_timed_at_few_lengths_and_shares_its_weights(monkeypatch):
-    found, (low, high) = stretched(monkeypatch, 9)
+    """A small target of six layers is timed at one and four."""
+    stood = []
+    monkeypatch.setattr(pricing, "parts_of", lambda models, *rest: stood.append(models) or parts_of(models, *rest))
+    monkeypatch.setattr(pricing, "shape", lambda name: toys.config(6))
+    monkeypatch.setattr(pricing, "synthetic", lambda name, depth: synthetic(toys.config(depth)))
+    cuts = Cut("deep", 6, pricing.SHORT), Cut("whole", 1, (1, 1))
+    found, (low, high) = pricing.shape_costs(cuts, WRITERS[:1], range(1, 13), 9), stood
     assert found.ks == (1, 2, 4, 8, 12) and len(found.turns) == 9
-    assert (low.target.config.layers, high.target.config.layers) == depths.SHORT
+    assert (low.target.config.layers, high.target.config.layers) == pricing.SHORT
     assert low.target.blocks[0] is high.target.blocks[0] and low.target.embed is high.target.embed
-    assert found.medians()["step"] > 0 and found.medians()["burst 12 dense"] > found.medians()["burst 1 dense"]
+    assert all(seconds > 0 for name, seconds in found.medians().items() if name != "overhead")
 
 
-def test_plain_decoding_settles_before_it_is_timed():
-    calls = []
-    groups = ({"step": lambda: calls.append("step")}, {"burst 1 d": lambda: calls.append("burst"), "check 1": lambda: None})
-    assert set(PairParts(groups, (1,)).turn(3)) == {"step", "burst 1 d", "check 1"}
-    assert (calls.count("step"), calls.count("burst")) == (3 + SETTLING, 3 + 1)
-    calls.clear()
-    PairParts(groups, (1,)).turn(3, warmup=0)
-    assert (calls.count("step"), calls.count("burst")) == (3, 3)
-
-
-def test_costs_need_something_to_measure():
-    with pytest.raises(ValueError, match="at least one writer"):
-        measure_costs(tiny.pair(), [], (1,), Setting((1,), (2,)), clock.Plan(1))
+def test_every_part_of_every_writer_is_timed_in_its_place_and_plain_decoding_settles_before():
+    groups, calls = parts_of(tiny.pair(), WRITERS, (1, 3), Setting((1, 2, 3))), []
+    assert [" ".join(group) for group in groups] == [
+        "step", "finalize", "burst 1 dense check 1", "behind burst 1 eager 1", "burst 3 dense check 3", "behind burst 3 eager 3",
+        "head dense", "burst 1 flash P=2 behind check 1", "burst 3 flash P=2 behind check 3", "head flash P=2"]  # fmt: skip
+    noted = [{name: lambda name=name: calls.append(name) for name in group} for group in groups]
+    found = settled_turn(noted)
+    assert {name: calls.count(name) for name in found} == {name: 1 + SETTLING if name == "step" else 2 for name in found}
+    assert calls[-6:-2] == ["burst 3 flash P=2", "behind check 3"] * 2 and not any("behind" in name for name in found)
 
 
 @pytest.mark.parametrize(("call", "message"), [
@@ -217,7 +215,7 @@ def test_costs_need_something_to_measure():
     (lambda: Question(repeats=2), "repeats must be at least 3"),
     (lambda: Question(heads=("sparse",)), "head must be"),
     (lambda: Question(heads=()), "at least one head"),
-    (lambda: depths.cuts_of("qwen3-0.6b", "qwen3-32b"), "bigger than its target"),
+    (lambda: pricing.cuts_of("qwen3-0.6b", "qwen3-32b"), "bigger than its target"),
 ])  # fmt: skip
 def test_what_cannot_be_true_is_refused(call, message):
     with pytest.raises(ValueError, match=message):

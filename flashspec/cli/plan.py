@@ -11,9 +11,7 @@ import click
 from flashspec.cli.flags import COUNT, At, given, with_flags
 from flashspec.decoding.method import Method
 from flashspec.decoding.models import REFERENCE, Models, load
-from flashspec.measure.clock import Plan
-from flashspec.measure.costs import PairCosts, Setting, measure_costs, name_of
-from flashspec.measure.depths import cuts_of, shape_costs
+from flashspec.measure.costs import PairCosts, Setting, cuts_of, measure_costs, name_of, shape_costs
 from flashspec.measure.planning import Acceptance, Given, Question, advise, head_cases, observe, stated_costs
 from flashspec.measure.prompts import load_prompts
 from flashspec.models.synthetic import LABEL, SHAPES
@@ -72,7 +70,7 @@ def _of_shapes(names: tuple[str, str], acceptance: Given, question: Question) ->
     cuts = cuts_of(*names)
     where = ", ".join(cut.label for cut in cuts)
     click.echo(f"timing {where} on this machine; large shapes take minutes", err=True)
-    costs = shape_costs(cuts, question.writers, question.timed, Plan(question.repeats))
+    costs = shape_costs(cuts, question.writers, question.timed, question.repeats)
     return costs, acceptance, {"costs": f"{HERE}, {LABEL}: {where}", **GIVEN}
 
 
@@ -175,9 +173,8 @@ def _of_table(options: Mapping[str, Any], question: Question, table: Stored) -> 
     """Costs measured here, of the writers that the table has."""
     writers = held(table, question.writers, question.max_k)
     models = _models(options)
-    place = Setting(load_prompts(options["prompts"], 1, models)[0].ids, (), question.sampling)
-    plan = Plan(question.repeats, device=str(models.target.device))
-    costs = measure_costs(models, writers, question.timed, place, plan)
+    place = Setting(load_prompts(options["prompts"], 1, models)[0].ids, question.sampling)
+    costs = measure_costs(models, writers, question.timed, place, question.repeats)
     return costs, table, {"costs": HERE, "acceptance": f"from the stored tables {table.name}"}
 
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from statistics import median
 
-import numpy as np
 import torch
 
 from flashspec.theory.checks import at_least
 
 UNUSED = "behind"  # begins the name of a call that only leads up to the next one
 now = time.perf_counter
+Calls = Mapping[str, Callable[[], object]]
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def seconds_of(call: Callable[[], object], device: torch.device | str = "cpu") -
     return now() - start
 
 
-def interleaved_seconds(calls: Mapping[str, Callable[[], object]], plan: Plan) -> dict[str, list[float]]:
+def interleaved_seconds(calls: Calls, plan: Plan) -> dict[str, list[float]]:
     """Raw seconds of each call, taken in turns A B A B; the plan's warm-up turns are discarded."""
     raw: dict[str, list[float]] = {name: [] for name in calls}
     cold = torch.ones(plan.evict_megabytes << 18)
@@ -59,12 +60,7 @@ def interleaved_seconds(calls: Mapping[str, Callable[[], object]], plan: Plan) -
     return raw
 
 
-def median(values: list[float] | tuple[float, ...]) -> float:
-    """The middle value."""
-    return float(np.median(values))
-
-
-def medians(calls: Mapping[str, Callable[[], object]], plan: Plan) -> dict[str, float]:
+def medians(calls: Calls, plan: Plan) -> dict[str, float]:
     """Median seconds of each call, taken in turns without gradients; those named UNUSED are made and left out."""
     with torch.inference_mode():
         raw = interleaved_seconds(calls, plan)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from statistics import median
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from flashspec.decoding.stages import Stage
 from flashspec.decoding.state import Limits
 from flashspec.heads.base import Fixed
 from flashspec.measure import clock
-from flashspec.measure.parts import prepare
+from flashspec.measure.parts import held
 from flashspec.models.reader import Reads
 from flashspec.sampling import GREEDY, Dice, Scores
 
@@ -74,11 +75,11 @@ class Constant(Fixed):
         return 0
 
 
-def instant_stages(count: int, walk: Walk | None = None) -> list[Stage]:
+def instant_stages(count: int, walk: Walk) -> list[Stage]:
     """Stages whose readers and heads cost nothing; the last reader takes the walk."""
     rule, context = rule_for(GREEDY, Constant.vocab_size), 2 + ROUNDS * (BURST + 1)
-    walks = [None] * (count - 1) + [walk]
-    return [Stage(Instant(context, walks[i]), Constant(), rule, BURST if i else 1) for i in range(count)]
+    readers = [Instant(context, walk if i == count - 1 else None) for i in range(count)]
+    return [Stage(reader, Constant(), rule, BURST if i else 1) for i, reader in enumerate(readers)]
 
 
 def loop_overhead(count: int) -> float:
@@ -88,14 +89,10 @@ def loop_overhead(count: int) -> float:
     that empties the caches, and the walks' own seconds count on neither side.
     """
     walk = Walk()
-    make = partial(instant_stages, count, walk)
-    bench = prepare(make, [0], [1])
-    looped = decode(make(), [0], Limits(ROUNDS * (BURST + 1 if count > 1 else 1)))
-    calls: dict[str, Callable[[], object]] = {"round": partial(next, looped), **bench.actions}
-    raw: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(ROUNDS):
-        for name, call in calls.items():
-            with torch.inference_mode():
-                raw[name].append(walk.apart(call))
-    whole, *alone = (clock.median(seconds) for seconds in raw.values())
+    bench = held(instant_stages(count, walk), [0, 1])
+    looped = decode(instant_stages(count, walk), [0], Limits(ROUNDS * (BURST + 1 if count > 1 else 1)))
+    calls: list[Callable[[], object]] = [partial(next, looped), bench.burst, bench.check]
+    with torch.inference_mode():
+        turns = [[walk.apart(call) for call in calls[: 1 + count]] for _ in range(ROUNDS)]
+    whole, *alone = map(median, zip(*turns, strict=True))
     return max(0.0, whole - sum(alone))

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from flashspec.decoding.cascade import check, draft
+from flashspec.decoding.compiled import CompiledBurst
 from flashspec.decoding.rules import Drawn
 from flashspec.decoding.stages import Stage
 from flashspec.decoding.state import Event, Limits, State
+from flashspec.measure import clock
 from flashspec.sampling import Dice, Scores
 
 
@@ -36,15 +40,11 @@ class Bench:
         """The stages of the decode."""
         return self.state.stages
 
-    @property
-    def actions(self) -> dict[str, Callable[[], object]]:
-        """What a round of one or two stages does, in its order."""
-        return {"burst": self.burst, "check": self.check} if len(self.stages) > 1 else {"burst": self.burst}
-
-    @property
-    def block(self) -> int:
-        """Tokens of a burst."""
-        return self.stages[min(1, len(self.stages) - 1)].every
+    def with_bursts(self, k: int) -> Bench:
+        """The same decode of a draft and a target at bursts of k tokens, over the same readers."""
+        writer, target = self.stages
+        state = State.at([writer, target._replace(every=k)], self.state.tokens.clone(), self.start)
+        return replace(self, state=state)
 
     def hold(self, level: int = 0, wait: int = 0) -> None:
         """Let `wait` tokens of the text wait for a level; what lies below has read all but the newest, as it has in the loop."""
@@ -82,10 +82,9 @@ class Bench:
         return stage.head(stage.reader.rows[at - 1 : at], torch.tensor([at]), Dice(stage.rule.sampling.seed))
 
 
-def held(make: Callable[[], list[Stage]], text: Sequence[int], behind: Sequence[int] = (), room: int = 0) -> Bench:
-    """Stages behind a text, ready for every action; the context must hold `room` tokens
-    more, without `room` a burst and the verifier's own."""
-    stages = make()
+def held(stages: list[Stage], text: Sequence[int], behind: Sequence[int] = (), room: int = 0) -> Bench:
+    """Stages behind a text, ready for every action; their context must hold the text and `room` tokens more, without `room` a
+    burst and the verifier's own."""
     state = State.start(stages, list(text), Limits(room or stages[-1].every + 1))
     ids = torch.tensor(list(behind) or [0], device=state.tokens.device)
     own = Scores(ids[:1, None], torch.zeros(1, 1, device=ids.device))
@@ -98,27 +97,28 @@ def held(make: Callable[[], list[Stage]], text: Sequence[int], behind: Sequence[
     return bench
 
 
-def prepare(make: Callable[[], list[Stage]], prompt: Sequence[int], text: Sequence[int]) -> Bench:
-    """A bench behind prompt and text, for the one or two stages that `make` makes. Raises ValueError for more.
+class StageCosts(NamedTuple):
+    """Median seconds: a token of stage 0, the head's share of it, and an action of each level at so many waiting tokens."""
 
-    The stages' context must hold prompt, text, a burst and the verifier's own token.
+    draft: float
+    head: float
+    checks: tuple[float, ...]
+
+
+def stage_costs(stages: list[Stage], text: Sequence[int], waits: Sequence[int], plan: clock.Plan) -> StageCosts:
+    """Costs of these stages within `text`, with `waits[i]` tokens waiting for level i + 1, as the loop would find them.
+
+    A drafted token costs its share of a burst as the loop writes it, and the head in it what the kernels' own clock says; where
+    they do not write the burst, what a projection takes by itself.
     """
-    bench = held(make, [*prompt, *text])
-    if len(bench.stages) > 2:
-        raise ValueError(f"parts are measured for a draft and a target, got {len(bench.stages)} stages")
-    return bench
-
-
-def prepare_each(
-    make: Callable[[], list[Stage]], prompt: Sequence[int], text: Sequence[int], ks: Sequence[int]
-) -> dict[int, Bench]:
-    """Benches of a draft and a target at several draft lengths. They share their readers, so the prompt is read once.
-
-    The stages' context must hold prompt, text, the longest burst and the verifier's own token.
-    """
-    whole = prepare(make, prompt, text)
-    if len(whole.stages) != 2:
-        raise ValueError(f"draft lengths are compared for a draft and a target, got {len(whole.stages)} stages")
-    draft, target = whole.stages
-    states = {k: State.at([draft, target._replace(every=k)], whole.state.tokens.clone(), whole.start) for k in ks}
-    return {k: replace(whole, state=state) for k, state in states.items()}
+    start, most = len(text) - max([1, *waits]), max([stages[min(1, len(stages) - 1)].every, *waits])
+    bench = held(stages, text[:start], text[start:], most + 2)
+    written = max(1, bench.state.length - start)
+    calls: dict[str, Callable[[], object]] = {"burst": bench.burst}
+    for level, wait in enumerate(waits, start=1):
+        calls[f"{clock.UNUSED} {level}"], calls[f"check {level}"] = partial(bench.hold, level, wait), partial(bench.check, level)
+    burst, *checks, head = clock.medians({**calls, clock.UNUSED: bench.hold, "head": bench.project}, plan).values()
+    token, write = burst / written, stages[0].write
+    if isinstance(write, CompiledBurst):
+        head = token * float(write.writer.times[1] / write.writer.times.sum())
+    return StageCosts(token, head, tuple(checks))

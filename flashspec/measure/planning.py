@@ -11,7 +11,6 @@ from typing import NamedTuple, Protocol
 from flashspec.decoding.method import Method
 from flashspec.decoding.models import Models
 from flashspec.heads.registry import HEADS
-from flashspec.measure.clock import Plan
 from flashspec.measure.costs import PairCosts, Setting, Turn, measure_costs, name_of
 from flashspec.measure.prompts import Prompt
 from flashspec.measure.trace import record, replay_texts
@@ -28,7 +27,6 @@ from flashspec.theory import (
     round_parts,
     speedup,
     tokens_from_curve,
-    tokens_per_check,
 )
 from flashspec.theory.checks import at_least, check_positive, check_smaller
 from flashspec.theory.replay import Shares
@@ -66,16 +64,13 @@ class Question:
     @property
     def writers(self) -> list[Method]:
         """One method a head, number of probes and length of shortlist, of those that the head takes."""
-        return [
-            Method("model", head, probes=probes, shortlist=listed)
-            for head in self.heads
-            for probes, listed in product(self._taken(head, "probes"), self._taken(head, "shortlist"))
-        ]
-
-    def _taken(self, head: str, option: str) -> tuple[int | None, ...]:
-        """The values of an option to try with a head; its own default where it takes none or none are given."""
-        given = {"probes": self.probes, "shortlist": self.shortlists}[option]
-        return given if given and head in HEADS and option in HEADS[head].options else (None,)
+        found = []
+        for head in self.heads:
+            takes = HEADS[head].options if head in HEADS else ()
+            probes, shortlists = self.probes if "probes" in takes else (), self.shortlists if "shortlist" in takes else ()
+            pairs = product(probes or (None,), shortlists or (None,))
+            found += [Method("model", head, probes=scored, shortlist=listed) for scored, listed in pairs]
+        return found
 
     @property
     def methods(self) -> list[Method]:
@@ -120,9 +115,7 @@ class Given:
 
     def counts(self, method: Method) -> list[Counts]:
         """The same expected count, as often as an interval needs; a curve's last rate goes on."""
-        constant = len(self.rates) == 1
-        curve = (*self.rates, *self.rates[-1:] * method.k)[: method.k]
-        tar = tokens_per_check(self.rates[0], method.k) if constant else tokens_from_curve(curve)
+        tar = tokens_from_curve((*self.rates, *self.rates[-1:] * method.k)[: method.k])
         return [Counts(1.0 / tar, method.k / tar, 1.0 - 1.0 / tar, 1)] * 3
 
 
@@ -191,19 +184,17 @@ def observe(models: Models, question: Question, prompts: Sequence[Prompt]) -> tu
     check_smaller(models.model("draft").config.body_parameters, models.target.config.body_parameters)
     trace = record(models, prompts, question.sampling, question.new_tokens)
     chances = {name_of(writer): tuple(replay_texts(trace, models, writer)) for writer in question.writers}
-    middle = Setting(prompts[0].ids, trace.told[0].tokens[: question.new_tokens // 2], question.sampling)
-    plan = Plan(question.repeats, device=str(models.target.device))
-    costs = measure_costs(models, question.writers, question.timed, middle, plan)
-    return costs, Texts(chances)
+    middle = Setting([*prompts[0].ids, *trace.told[0].tokens[: question.new_tokens // 2]], question.sampling)
+    return measure_costs(models, question.writers, question.timed, middle, question.repeats), Texts(chances)
 
 
 def stated_costs(times: Mapping[str, float]) -> PairCosts:
     """Costs that the user states: step, draft and check, and perhaps finalize and overhead; ValueError for one not above 0."""
-    missing = [name for name in ("step", "draft", "check") if name not in times]
-    unknown = [name for name in times if name not in ("step", "draft", "check", "finalize", "overhead")]
-    if missing or unknown:
-        wrong = f"lack {missing[0]}" if missing else f"have no part {unknown[0]!r}"
-        raise ValueError(f"the times {wrong}; give step, draft and check, and perhaps finalize and overhead")
+    known = ("step", "draft", "check", "finalize", "overhead")
+    wrong = [f"lack {name}" for name in known[:3] if name not in times]
+    wrong += [f"have no part {name!r}" for name in times if name not in known]
+    if wrong:
+        raise ValueError(f"the times {wrong[0]}; give step, draft and check, and perhaps finalize and overhead")
     for name, value in times.items():
         check_positive(f"the time of {name}", value)
     turn = {"finalize": times["step"], "overhead": 0.0, **times}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from flashspec.measure.depths import Cut
+from flashspec.measure.costs import Cut
 from flashspec.study import papers
 from flashspec.study.compare import CONTEXT, MANY, bootstrapped, verdict
 from flashspec.study.drafting import against, drafted, pace

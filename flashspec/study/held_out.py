@@ -10,14 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flashspec.decoding.method import METHODS
+from flashspec.decoding.generate import generate
 from flashspec.decoding.models import Models
 from flashspec.heads.base import Head
 from flashspec.heads.candidates import ShortlistHead, ranked_by_frequency
 from flashspec.heads.dense import DenseHead
 from flashspec.heads.flash import FlashHead
 from flashspec.heads.registry import RANKED, Origin, head_named
-from flashspec.measure.contest import Entry, texts
 from flashspec.measure.prompts import Prompt, load_prompts
 from flashspec.models.reader import SpanReader
 from flashspec.models.transformer import Transformer
@@ -100,12 +99,12 @@ class HeldOut:
 def held_out(source: Source) -> HeldOut:
     """Let the target write behind every prompt and the draft read it; ValueError where no kind has two prompts."""
     models = models_of(source.target, source.draft, "bfloat16", "dense")
-    plain = Entry("baseline", METHODS["baseline"], Sampling(source.temperature, seed=source.seed))
+    sampling, told = Sampling(source.temperature, seed=source.seed), {"max_new_tokens": source.new_tokens, "stop": ()}
     written, whole, rows, kinds = [], [], [], tuple[str, ...]()
     for half in halves(load_prompts(source.prompts or None, source.per_kind)):
-        told = texts(models, plain, half, source.new_tokens)
-        read = [(*prompt.ids, *text) for prompt, text in zip(half, told, strict=True)]
-        written.append(torch.tensor([token for text in told for token in text]))
+        texts = [generate(models, list(prompt.ids), "baseline", sampling, **told).tokens for prompt in half]
+        read = [(*prompt.ids, *text) for prompt, text in zip(half, texts, strict=True)]
+        written.append(torch.tensor([token for text in texts for token in text]))
         whole.append(torch.tensor([token for ids in read for token in ids]))
         rows.append(torch.cat([rows_of(models.model("draft"), ids) for ids in read]))
         kinds = tuple(prompt.kind for prompt, ids in zip(half, read, strict=True) for _ in ids)
