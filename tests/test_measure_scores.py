@@ -14,8 +14,8 @@ from flashspec.decoding.generate import generate
 from flashspec.decoding.method import METHODS, Method, build, method_named
 from flashspec.decoding.models import SHIPPED
 from flashspec.decoding.state import Event, Limits
-from flashspec.measure import clock, overhead
-from flashspec.measure.parts import held, stage_costs
+from flashspec.measure import clock
+from flashspec.measure.parts import Walk, held, loop_overhead, stage_costs
 from flashspec.measure.prompts import load_prompts
 from flashspec.measure.roofline import roof, score, stored_bytes
 from flashspec.measure.runs import Entry, repeated_share, timed
@@ -113,10 +113,10 @@ def test_lengths_share_one_prompt_and_act_as_if_alone(models: Any) -> None:
 def test_walks_through_memory_are_taken_away(monkeypatch: pytest.MonkeyPatch) -> None:
     ticks = iter(range(1000))
     monkeypatch.setattr(clock, "now", lambda: next(ticks))
-    walk = overhead.Walk()
+    walk = Walk()
     assert walk.apart(lambda: None) == 1
     assert walk.apart(walk) == walk.apart(lambda: (walk(), walk())) - 1 == 2  # a walk's own second is gone, asking for it is not
-    assert overhead.loop_overhead(2) >= 0 and overhead.loop_overhead(1) >= 0
+    assert loop_overhead(2) >= 0 and loop_overhead(1) >= 0
 
 
 def test_interleaved_seconds_keep_raw_repeats() -> None:

@@ -18,8 +18,7 @@ from flashspec.decoding.method import Method, build
 from flashspec.decoding.models import Models, check_pair
 from flashspec.heads.flash import FlashHead
 from flashspec.measure import clock
-from flashspec.measure.overhead import loop_overhead
-from flashspec.measure.parts import Bench, held
+from flashspec.measure.parts import Bench, held, loop_overhead
 from flashspec.measure.stand_ins import stand_in_flash
 from flashspec.models.memory import Form, free_bytes, weight_bytes
 from flashspec.models.synthetic import is_awq, shape, synthetic
@@ -54,7 +53,7 @@ class PairCosts:
     """Seconds of each part in each turn, and the draft lengths that were timed.
 
     Parts: "step" (a token of plain decoding), "finalize" (a one-token read), "overhead" (what the loop adds to a round, see
-    `measure.overhead`), "burst K NAME" (drafting K tokens), "check K", "eager K" (a one-token read and the check after it, which
+    `loop_overhead`), "burst K NAME" (drafting K tokens), "check K", "eager K" (a one-token read and the check after it, which
     has one token less to read) and "head NAME" (a writer's head alone, on one row).
     """
 

@@ -5,18 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from statistics import median
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from flashspec.decoding.cascade import check, draft
+from flashspec.decoding.cascade import check, decode, draft
 from flashspec.decoding.compiled import CompiledBurst
-from flashspec.decoding.rules import Drawn
+from flashspec.decoding.rules import Drawn, rule_for
 from flashspec.decoding.stages import Stage
 from flashspec.decoding.state import Event, Limits, State
+from flashspec.heads.dense import LogitRows
 from flashspec.measure import clock
-from flashspec.sampling import Dice, Scores
+from flashspec.models.reader import RowReader
+from flashspec.sampling import GREEDY, Dice, Scores
+
+BURST, ROUNDS, IDS = 4, 16, 8  # of the decodes over stand-ins that tell what the loop costs
+WALK = 32 << 20
 
 
 @dataclass(eq=False)
@@ -122,3 +128,57 @@ def stage_costs(stages: list[Stage], text: Sequence[int], waits: Sequence[int], 
     if isinstance(write, CompiledBurst):
         head = token * float(write.writer.times[1] / write.writer.times.sum())
     return StageCosts(token, head, tuple(checks))
+
+
+class Walk:
+    """Reads WALK bytes, as a forward reads weights, and counts its own seconds so that they can be taken away."""
+
+    def __init__(self) -> None:
+        self.weights, self.seconds = torch.ones(WALK // 4), 0.0
+
+    def __call__(self) -> None:
+        start = clock.now()
+        self.weights.sum()
+        self.seconds += clock.now() - start
+
+    def apart(self, call: Callable[[], object]) -> float:
+        """Seconds of a call without those of the walks in it."""
+        before = self.seconds
+        whole = clock.seconds_of(call)
+        return whole - (self.seconds - before)
+
+
+class Instant(RowReader):
+    """A reader that costs nothing but a walk, where it has one: its rows never change."""
+
+    def __init__(self, context: int, walk: Walk | None) -> None:
+        super().__init__(context, torch.zeros(context, IDS))
+        self.walk = walk
+
+    def _fresh(self, tokens: Tensor) -> Tensor:
+        if self.walk is not None:
+            self.walk()
+        return self.rows[self.seen : len(tokens)]
+
+
+def instant_stages(count: int, walk: Walk) -> list[Stage]:
+    """Stages whose readers and heads cost nothing; the last reader takes the walk."""
+    rule, context = rule_for(GREEDY, IDS), 2 + ROUNDS * (BURST + 1)
+    readers = [Instant(context, walk if i == count - 1 else None) for i in range(count)]
+    return [Stage(reader, LogitRows(IDS), rule, BURST if i else 1) for i, reader in enumerate(readers)]
+
+
+def loop_overhead(count: int) -> float:
+    """Seconds that the loop adds to a round of `count` stages (1: to a token of plain decoding) beside their own actions.
+
+    The median round of a decode over stand-ins, less the medians of the same burst and check called by themselves; every
+    forward is a walk that empties the caches, and the walks' own seconds count on neither side.
+    """
+    walk = Walk()
+    bench = held(instant_stages(count, walk), [0, 1])
+    looped = decode(instant_stages(count, walk), [0], Limits(ROUNDS * (BURST + 1 if count > 1 else 1)))
+    calls: list[Callable[[], object]] = [partial(next, looped), bench.burst, bench.check]
+    with torch.inference_mode():
+        turns = [[walk.apart(call) for call in calls[: 1 + count]] for _ in range(ROUNDS)]
+    whole, *alone = map(median, zip(*turns, strict=True))
+    return max(0.0, whole - sum(alone))

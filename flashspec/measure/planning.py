@@ -54,7 +54,7 @@ class Question:
         at_least(self, max_k=1, new_tokens=2, per_kind=1, repeats=3)
         if not self.heads or not self.finalizes:
             raise ValueError("a plan needs at least one head and one way to finalise")
-        _ = self.sampling, self.methods
+        _ = self.sampling, self.methods  # which refuse what they cannot be
 
     @property
     def sampling(self) -> Sampling:
@@ -135,20 +135,6 @@ class Forecast(NamedTuple):
         return self.speedup.value / self.step
 
 
-class Advice(NamedTuple):
-    """The best forecast and the best of every other head and finalisation."""
-
-    best: Forecast
-    others: tuple[Forecast, ...]
-
-    @property
-    def verdict(self) -> str:
-        """speculate; unclear where the interval holds 1; do not speculate where the forecast is below 1."""
-        if self.best.speedup.value < 1.0:
-            return "do not speculate"
-        return "speculate" if self.best.speedup.low > 1.0 else "unclear"
-
-
 def tar_of(counts: Sequence[Counts]) -> float:
     """Tokens a check over all items."""
     return sum(c.emitted for c in counts) / sum(c.rounds for c in counts)
@@ -167,16 +153,14 @@ def forecast(pair: PairCosts, acceptance: Acceptance, method: Method) -> Forecas
     return Forecast(method, tar, interval, round_parts(costs, method.k), step, break_even(tar, costs, method.k, step))
 
 
-def advise(pair: PairCosts, acceptance: Acceptance, methods: Sequence[Method]) -> Advice:
+def advise(pair: PairCosts, acceptance: Acceptance, methods: Sequence[Method]) -> list[Forecast]:
     """The fastest predicted method, and the fastest of every other head and finalisation, from the best."""
-    fastest = dict[tuple[str, str], tuple[float, Method]]()
-    for method in methods:
-        found, family = predicted(pair, method, acceptance.counts(method)), (name_of(method), method.finalize)
-        if family not in fastest or found > fastest[family][0]:
-            fastest[family] = found, method
-    winners = [forecast(pair, acceptance, method) for _, (_, method) in sorted(fastest.items())]
-    best, *others = sorted(winners, key=lambda found: -found.speedup.value)
-    return Advice(best, tuple(others))
+    speeds = {method: predicted(pair, method, acceptance.counts(method)) for method in methods}
+    fastest = dict[tuple[str, str], Method]()
+    for method in sorted(methods, key=lambda method: -speeds[method]):
+        fastest.setdefault((name_of(method), method.finalize), method)
+    winners = [forecast(pair, acceptance, method) for _, method in sorted(fastest.items())]
+    return sorted(winners, key=lambda found: -found.speedup.value)
 
 
 def observe(models: Models, question: Question, prompts: Sequence[Prompt]) -> tuple[PairCosts, Texts]:
@@ -207,8 +191,7 @@ class HeadCase(NamedTuple):
     """One head on one draft at one k: what it keeps of the dense head's TAR, and what it must keep to pay.
 
     `seconds` are a drafted token's, body and head in a burst of k: a head alone, its caches cold, costs more than inside it.
-    `kappa`: the dense drafts' time over the rest of a round; `nu`: a drafted token's time over one with the dense head. The gate
-    of SlimSpec is the ratio of the two rounds, and so the same whether kappa and nu are of heads or of whole drafted tokens.
+    `kappa`: the dense drafts' time over the rest of a round; `nu`: a drafted token's time over one with the dense head.
     """
 
     method: Method
@@ -228,13 +211,12 @@ class HeadCase(NamedTuple):
 def head_cases(pair: PairCosts, acceptance: Acceptance, writers: Sequence[Method], k: int) -> list[HeadCase]:
     """Every writer against the dense one at k, the largest predicted gain first (SlimSpec, arXiv 2605.10453)."""
     dense = Method("model", k=k)
-    ledger = round_parts(pair.costs(dense)[0], k)
-    kappa = ledger["draft"] / check_positive("a round without its drafts", sum(ledger.values()) - ledger["draft"])
-    full = tar_of(acceptance.counts(dense))
+    ledger, full = round_parts(pair.costs(dense)[0], k), tar_of(acceptance.counts(dense))
+    drafts = check_positive("the dense head's burst", ledger["draft"])
+    kappa = drafts / check_positive("a round without its drafts", sum(ledger.values()) - drafts)
     cases = []
-    for writer in writers:
-        burst, kept = pair.costs(writer)[0].burst(k), tar_of(acceptance.counts(replace(writer, k=k))) / full
-        nu = burst / check_positive("the dense head's burst", ledger["draft"])
-        gain = cheap_head_gain(kept, kappa, nu)
-        cases.append(HeadCase(replace(writer, k=k), burst / k, kappa, nu, kept, cheap_head_gate(kappa, nu), gain))
+    for method in (replace(writer, k=k) for writer in writers):
+        burst, kept = pair.costs(method)[0].burst(k), tar_of(acceptance.counts(method)) / full
+        gate, gain = cheap_head_gate(kappa, burst / drafts), cheap_head_gain(kept, kappa, burst / drafts)
+        cases.append(HeadCase(method, burst / k, kappa, burst / drafts, kept, gate, gain))
     return sorted(cases, key=lambda case: -case.gain)

@@ -12,7 +12,7 @@ from typing import Any
 from flashspec.decoding.models import folder_of
 from flashspec.heads.registry import HEADS
 from flashspec.measure.certificate import certify, first_difference, target_scorer
-from flashspec.measure.overhead import loop_overhead
+from flashspec.measure.parts import loop_overhead
 from flashspec.measure.prompts import Prompt, load_prompts
 from flashspec.measure.runs import Run, Text, repeated_share, text_digest
 from flashspec.study import presets
