@@ -17,8 +17,7 @@ from flashspec.decoding.state import Event, Limits
 from flashspec.measure import clock
 from flashspec.measure.parts import Walk, held, loop_overhead, stage_costs
 from flashspec.measure.prompts import load_prompts
-from flashspec.measure.roofline import roof, score, stored_bytes
-from flashspec.measure.runs import Entry, repeated_share, timed
+from flashspec.measure.runs import Entry, repeated_share, score, stored_bytes, timed
 from flashspec.models.checkpoint import read_config
 from flashspec.models.config import from_hf
 from flashspec.models.synthetic import SHAPES, random_rows, shape, synthetic
@@ -155,7 +154,7 @@ def test_repetition_is_counted_as_by_hand() -> None:
 
 
 def test_memory_reads_more_than_nothing_and_random_rows_do_not_repeat() -> None:
-    assert roof("cpu") > 0
+    assert clock.roof("cpu") > 0
     assert len(torch.unique(random_rows(3000, 1024)[:, :2], dim=0)) == 3000
 
 

@@ -47,6 +47,13 @@ def seconds_of(call: Callable[[], object], device: torch.device | str = "cpu") -
     return now() - start
 
 
+def roof(device: str, megabytes: int = 1024) -> float:
+    """Bytes a second at which the device reads memory larger than its caches: the best of several sums."""
+    block = torch.ones((megabytes if device != "cpu" else 64) << 18, device=device)
+    seconds = [seconds_of(block.sum, device) for _ in range(8)]
+    return block.nbytes / min(seconds)
+
+
 def interleaved_seconds(calls: Calls, plan: Plan) -> dict[str, list[float]]:
     """Raw seconds of each call, taken in turns A B A B; the plan's warm-up turns are discarded."""
     raw: dict[str, list[float]] = {name: [] for name in calls}

@@ -19,7 +19,7 @@ from flashspec.decoding.models import Models, check_pair
 from flashspec.heads.flash import FlashHead
 from flashspec.measure import clock
 from flashspec.measure.parts import Bench, held, loop_overhead
-from flashspec.measure.stand_ins import stand_in_flash
+from flashspec.measure.pieces import stand_in_flash
 from flashspec.models.memory import Form, free_bytes, weight_bytes
 from flashspec.models.synthetic import is_awq, shape, synthetic
 from flashspec.models.transformer import Transformer

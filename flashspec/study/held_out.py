@@ -100,7 +100,8 @@ def held_out(source: Source) -> HeldOut:
         whole.append(torch.tensor(sum(read, [])))
         rows.append(torch.cat([rows_of(draft, ids) for ids in read]))
         kinds = tuple(prompt.kind for prompt, ids in zip(half, read, strict=True) for _ in ids)
-    return HeldOut(draft, *rows, kinds, whole[0], written[0])
+    tuning, judging = rows
+    return HeldOut(draft, tuning, judging, kinds, whole[0], written[0])
 
 
 def halves(prompts: Sequence[Prompt]) -> tuple[list[Prompt], list[Prompt]]:

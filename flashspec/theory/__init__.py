@@ -1,20 +1,23 @@
 """Closed forms, replays and forecasts of speculative decoding.
 
-`rounds` holds one draft against one target, `designs` the best of many drafts, `forecast` intervals and break-even, `replay`
-known texts, `nested` verifiers above verifiers, `parallel` a target over several devices.
+`rounds` holds one draft against one target, with intervals and break-even, `designs` the best of many drafts, `replay` known
+texts, `nested` verifiers above verifiers, `parallel` a target over several devices.
 """
 
 from flashspec.theory.designs import Optimum, Relation, best_design, fitted
-from flashspec.theory.forecast import BreakEven, Interval, bootstrap, break_even
 from flashspec.theory.nested import Level, Yield, nested, rows_read
 from flashspec.theory.parallel import Devices, Weights, split_costs, split_pass
 from flashspec.theory.replay import Counts, curve_by_position, replayed, replayed_all
 from flashspec.theory.rounds import (
+    BreakEven,
     Choice,
     Costs,
+    Interval,
     acceptance_for,
     amdahl,
     best_k,
+    bootstrap,
+    break_even,
     break_even_acceptance,
     cheap_head_gain,
     cheap_head_gate,
