@@ -31,7 +31,7 @@ def stated(**changes):
     return stated_costs({**PUBLISHED, **changes})
 
 
-@pytest.mark.parametrize("alpha", [0.5, 0.8, 0.95])
+@pytest.mark.parametrize("alpha", [0.5, 0.95])
 def test_the_recommended_k_is_the_closed_forms_best(alpha):
     best = advise(stated(), Given((alpha,)), QUESTION.methods)[0]
     expected = best_k(alpha, Costs(6.69, 60.0), 12)
@@ -53,11 +53,9 @@ def test_what_breaks_even_breaks_even():
     assert forecast(stated(), Given((best.needs.acceptance,)), best.method).speedup.value == pytest.approx(1.0)
 
 
-def test_a_longer_curve_is_followed_and_a_short_one_goes_on():
-    method = Method("model", k=4)
-    assert forecast(stated(), Given((0.9, 0.5)), method).tar == pytest.approx(1 + 0.9 + 0.45 + 0.225 + 0.1125)
-    flat, constant = (forecast(stated(), Given(rates), method).tar for rates in ((0.9,) * 4, (0.9,)))
-    assert flat == pytest.approx(constant)
+def test_a_curve_is_followed_and_goes_on_with_its_last_rate():
+    found = [forecast(stated(), Given(rates), Method("model", k=4)).tar for rates in ((0.9, 0.5), (0.9, 0.5, 0.5, 0.5))]
+    assert found == [pytest.approx(1 + 0.9 + 0.45 + 0.225 + 0.1125)] * 2
 
 
 def noisy(spread):
@@ -129,38 +127,35 @@ def test_a_plan_recommends_what_its_own_numbers_say(observed):
         assert any("beware: a check was timed shorter" in line for line in told) == warned
 
 
-def test_a_head_pays_exactly_if_its_round_gets_faster(observed):
+WRITERS = [Method("model"), Method("model", "flash", probes=2)]
+
+
+def test_a_head_pays_exactly_if_its_round_gets_faster_and_the_first_line_says_so(observed):
     *_, question, _, _, texts = observed
     costs = made(tokens={"dense": 0.6, "flash P=2": 0.3, "flash P=3": 0.35})
-    for case in head_cases(costs, texts, question.writers, 3):
-        ours, dense = (forecast(costs, texts, replace(m, k=3)) for m in (case.method, Method("model")))
-        assert case.gain == pytest.approx(ours.speedup.value / dense.speedup.value)
-        assert case.pays == (case.gain > 1.0) or name_of(case.method) == "dense"
     cases = head_cases(costs, texts, question.writers, 3)
     said = list(advice.head_lines(cases, {}))
     assert said[0].startswith(f"take the {name_of(cases[0].method)} head at k = 3: ") and len(said) == 4
     for case, line in zip(cases, said, strict=False):
+        ours, dense = (forecast(costs, texts, replace(m, k=3)) for m in (case.method, Method("model")))
+        assert case.gain == pytest.approx(ours.speedup.value / dense.speedup.value)
         if name_of(case.method) == "dense":
             assert "what the others are compared with; 600 ms a drafted token" in line
         else:
-            assert (": pays, predicted" in line) == case.pays and f"{case.nu:.2f} of one with the dense head" in line
+            assert (case.gain > 1.0) == case.pays == (": pays, predicted" in line)
+            assert f"{case.nu:.2f} of one with the dense head" in line
 
 
-WRITERS = [Method("model"), Method("model", "flash", probes=2)]
-
-
-@pytest.mark.parametrize(("seconds", "pays"), [(0.3, False), (0.11, True)])
-def test_a_head_that_is_cheap_only_alone_does_not_pay(seconds, pays):
-    texts = Texts({name: [[1.0] * 40] * 3 for name in NAMES})
+@pytest.mark.parametrize(("seconds", "kept", "pays"), [(0.3, 1.0, False), (0.11, 1.0, True), (0.25, 0.0, False)])
+def test_a_head_that_is_cheap_only_alone_or_keeps_too_little_does_not_pay_and_the_dense_one_is_taken(seconds, kept, pays):
+    texts = Texts({"dense": [[1.0] * 40] * 3, "flash P=2": [[kept] * 40] * 3})
     costs = made(tokens={"dense": 0.3, "flash P=2": seconds}, **{"head dense": 0.2, "head flash P=2": 0.01})
-    assert {name_of(case.method): case.pays for case in head_cases(costs, texts, WRITERS, 3)}["flash P=2"] is pays
-
-
-def test_where_no_cheap_head_pays_the_dense_one_is_taken_and_that_is_said():
-    texts = Texts({"dense": [[1.0] * 40] * 3, "flash P=2": [[0.0] * 40] * 3})
-    said = list(advice.head_lines(head_cases(made(tokens={"dense": 0.3, "flash P=2": 0.25}), texts, WRITERS, 3), {}))
-    assert said[0].startswith("take the dense head at k = 3: no cheap head keeps enough; what the others")
-    assert said[1].startswith("runner-up: flash P=2: does not pay, predicted")
+    first, second, _ = advice.head_lines(head_cases(costs, texts, WRITERS, 3), {})
+    if pays:
+        assert first.startswith("take the flash P=2 head at k = 3: pays, predicted")
+    else:
+        assert first.startswith("take the dense head at k = 3: no cheap head keeps enough; what the others")
+        assert second.startswith("runner-up: flash P=2: does not pay, predicted")
 
 
 def test_a_model_that_does_not_fit_is_stretched_in_a_straight_line(monkeypatch):
@@ -263,7 +258,7 @@ def put(root, preset, rows):
     experiment.shelf.write(experiment.place(experiment.preset(preset), root), experiment.columns, rows, {})
 
 
-def test_counts_are_read_from_the_stored_race_of_one_draft_and_sampling(tmp_path):
+def test_counts_are_read_from_the_stored_races_of_one_draft_and_sampling_the_one_made_for_heads_first(tmp_path):
     rows = [
         ran(kind, prompt, rounds, draft=draft, rule=rule, **who)
         for (draft, rounds), who, rule, kind, prompt in product(
@@ -271,22 +266,13 @@ def test_counts_are_read_from_the_stored_race_of_one_draft_and_sampling(tmp_path
             ("coupling", "typical"), ("code", "prose"), (0, 1))
     ]  # fmt: skip
     put(tmp_path, "end_to_end", [*rows, ran("code", 0, 999, turn=1), ran("code", 0, 999, engine="transformers")])
-    found = advice.stored_counts("main", Sampling(), tmp_path)
-    assert set(found.found) == {("dense", 4), ("flash P=64", 4)}
-    assert [(c.rounds, c.tar) for c in found.counts(Method("model", "flash", k=4, probes=64))] == [(10, 3.0), (10, 3.0)]
     assert advice.stored_counts("shallow", Sampling(), tmp_path).counts(Method("model"))[0].tar == pytest.approx(17 / 7)
-
-
-def test_counts_of_every_head_are_read_from_the_race_made_for_them(tmp_path):
-    rows = [
-        ran("code", 0, rounds, head=head, shortlist=listed, temperature=heat, rule="speculative")
-        for (head, listed, rounds), heat in product((("dense", 0, 5), ("preview", 512, 10)), (0.7, 1.0))
-    ]
-    put(tmp_path, "head_tar", rows)
-    found = advice.stored_counts("main", Sampling(0.7, rule="speculative"), tmp_path)
-    assert set(found.found) == {("dense", 4), ("preview N=512", 4)} and found.name == "head_tar"
-    assert found.counts(Method("model", "preview", k=4, shortlist=512))[0].tar == 2.0
-    assert advice.stored_counts("main", Sampling(0.3, rule="speculative"), tmp_path).found == {}
+    put(tmp_path, "head_tar", [ran("code", 0, 2), ran("code", 0, 10, head="preview", shortlist=512)])
+    found = advice.stored_counts("main", Sampling(), tmp_path)
+    assert found.name == "end_to_end, head_tar" and set(found.found) == {(h, 4) for h in ("dense", "flash P=64", "preview N=512")}
+    assert [(c.rounds, c.tar) for c in found.counts(Method("model", "flash", k=4, probes=64))] == [(10, 3.0), (10, 3.0)]
+    assert [c.tar for c in found.counts(Method("model"))] == [6.0]
+    assert advice.stored_counts("main", Sampling(0.3), tmp_path).found == {}
 
 
 def test_the_command_plans_from_stated_numbers(capsys):
@@ -295,9 +281,6 @@ def test_the_command_plans_from_stated_numbers(capsys):
     assert said.startswith("speculate: k = ") and "costs stated; acceptance given" in said
     for bad, word in (
         (["--times", "step=60,draft=6.69,check=60"], "--acceptance"),
-        (["--times", "step=60,draft=0,check=60", "--acceptance", "0.8"], "above 0"),
-        (["--times", "step=60,draft=x,check=60", "--acceptance", "0.8"], "float"),
-        (["--times", "step=60,draft=1,check=60", "--acceptance", "1.8"], "[0, 1]"),
         (["--target", "qwen3-32b", "--draft", "qwen3-0.6b"], "--acceptance"),
         (["--target", "qwen3-32b", "--draft", "reference", "--acceptance", "0.8"], "two shapes"),
     ):
@@ -307,16 +290,15 @@ def test_the_command_plans_from_stated_numbers(capsys):
 
 def test_the_command_records_and_replays(folders, prompts, tmp_path, capsys):
     trace, target, draft = str(tmp_path / "trace.json"), str(folders["target"]), str(folders["draft"])
-    assert status(["trace", "record", trace, "--target", target, "--prompts", prompts, "--new-tokens", "12"]) == 0
+    other = str(tmp_path / "other.json")
+    line = ["--prompts", prompts, "--new-tokens", "4"]
+    assert status(["trace", "record", trace, "--target", target, *line]) == 0
+    assert status(["trace", "record", other, "--target", draft, *line]) == 0
     assert status(["trace", "replay", trace, "--draft", draft, "--target", target, "--ks", "1,3"]) == 0
-    table = [line.split("\t") for line in capsys.readouterr().out.splitlines() if "\t" in line]
-    assert [row[0] for row in table] == ["k", "1", "3"]
-    assert status(["trace", "replay", trace, "--draft", draft, "--target", draft]) == 2
-    assert "another target" in capsys.readouterr().err
-    line = ["--target", draft, "--prompts", prompts, "--new-tokens", "4"]
-    assert status(["trace", "record", trace, *line]) == 2
-    assert "is there already" in capsys.readouterr().err
-    trace = str(tmp_path / "other.json")
-    assert status(["trace", "record", trace, *line]) == 0
-    assert status(["trace", "replay", trace, "--draft", target]) == 2
-    assert "bigger than its target" in capsys.readouterr().err
+    assert [row.split("\t")[0] for row in capsys.readouterr().out.splitlines()[-3:]] == ["k", "1", "3"]
+    for bad, word in (
+        (["replay", trace, "--draft", draft, "--target", draft], "another target"),
+        (["record", trace, "--target", draft, *line], "is there already"),
+        (["replay", other, "--draft", target], "bigger than its target"),
+    ):
+        assert status(["trace", *bad]) == 2 and word in capsys.readouterr().err
