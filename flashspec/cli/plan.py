@@ -31,18 +31,13 @@ def is_shape(name: str) -> bool:
     return name not in REFERENCE["target"] | REFERENCE["draft"] and name.lower().removesuffix("-awq") in map(str.lower, SHAPES)
 
 
-def stated(text: str) -> PairCosts:
-    """`--times`: step=60,draft=6.7,check=60 in milliseconds."""
-    pairs = (piece.partition("=") for piece in text.split(","))
-    return stated_costs({name.strip(): parse_value("times", float, value) / 1000 for name, _, value in pairs})
-
-
 def evidence(options: Mapping[str, Any], question: Question) -> Found:
     """Costs and acceptance of what was asked about, and where each comes from."""
     rates, names = options["acceptance"], (options["target"], options["draft"])
     acceptance = None if rates is None else Given(parse_value("acceptance", tuple[float, ...], rates))
     if options["times"]:
-        costs = stated(options["times"])
+        pairs = (piece.partition("=") for piece in options["times"].split(","))
+        costs = stated_costs({name.strip(): parse_value("times", float, value) / 1000 for name, _, value in pairs})
         return costs, _needed(acceptance, "times say nothing about the text"), {"costs": "stated", **GIVEN}
     if any(map(is_shape, names)):
         return _of_shapes(names, _needed(acceptance, LABEL), question)

@@ -161,22 +161,20 @@ class Instant(RowReader):
         return self.rows[self.seen : len(tokens)]
 
 
-def instant_stages(count: int, walk: Walk) -> list[Stage]:
-    """Stages whose readers and heads cost nothing; the last reader takes the walk."""
-    rule, context = rule_for(GREEDY, IDS), 2 + ROUNDS * (BURST + 1)
-    readers = [Instant(context, walk if i == count - 1 else None) for i in range(count)]
-    return [Stage(reader, LogitRows(IDS), rule, BURST if i else 1) for i, reader in enumerate(readers)]
-
-
 def loop_overhead(count: int) -> float:
     """Seconds that the loop adds to a round of `count` stages (1: to a token of plain decoding) beside their own actions.
 
     The median round of a decode over stand-ins, less the medians of the same burst and check called by themselves; every
     forward is a walk that empties the caches, and the walks' own seconds count on neither side.
     """
-    walk = Walk()
-    bench = held(instant_stages(count, walk), [0, 1])
-    looped = decode(instant_stages(count, walk), [0], Limits(ROUNDS * (BURST + 1 if count > 1 else 1)))
+    walk, rule, context = Walk(), rule_for(GREEDY, IDS), 2 + ROUNDS * (BURST + 1)
+
+    def stages() -> list[Stage]:
+        readers = [*(Instant(context, None) for _ in range(count - 1)), Instant(context, walk)]
+        return [Stage(reader, LogitRows(IDS), rule, BURST if i else 1) for i, reader in enumerate(readers)]
+
+    bench = held(stages(), [0, 1])
+    looped = decode(stages(), [0], Limits(ROUNDS * (BURST + 1 if count > 1 else 1)))
     calls: list[Callable[[], object]] = [partial(next, looped), bench.burst, bench.check]
     with torch.inference_mode():
         turns = [[walk.apart(call) for call in calls[: 1 + count]] for _ in range(ROUNDS)]

@@ -8,6 +8,7 @@ from functools import partial
 from itertools import product
 from typing import NamedTuple, Protocol
 
+from flashspec import theory
 from flashspec.decoding.method import Method
 from flashspec.decoding.models import Models
 from flashspec.heads.registry import HEADS
@@ -15,19 +16,7 @@ from flashspec.measure.costs import PairCosts, Setting, Turn, measure_costs, nam
 from flashspec.measure.prompts import Prompt
 from flashspec.measure.trace import record, replay_texts
 from flashspec.sampling import Sampling
-from flashspec.theory import (
-    BreakEven,
-    Counts,
-    Interval,
-    bootstrap,
-    break_even,
-    cheap_head_gain,
-    cheap_head_gate,
-    replayed,
-    round_parts,
-    speedup,
-    tokens_from_curve,
-)
+from flashspec.theory import Counts
 from flashspec.theory.checks import at_least, check_positive, check_smaller
 from flashspec.theory.replay import Shares
 
@@ -99,7 +88,7 @@ class Texts:
 
     def counts(self, method: Method) -> list[Counts]:
         """One count a text."""
-        return [replayed(text, method.k) for text in self.chances[name_of(method)]]
+        return [theory.replayed(text, method.k) for text in self.chances[name_of(method)]]
 
 
 @dataclass(frozen=True)
@@ -111,11 +100,11 @@ class Given:
     def __post_init__(self) -> None:
         if not self.rates:
             raise ValueError("acceptance needs one rate, or one for each position of the draft")
-        tokens_from_curve(self.rates)
+        theory.tokens_from_curve(self.rates)
 
     def counts(self, method: Method) -> list[Counts]:
         """The same expected count, as often as an interval needs; a curve's last rate goes on."""
-        tar = tokens_from_curve((*self.rates, *self.rates[-1:] * method.k)[: method.k])
+        tar = theory.tokens_from_curve((*self.rates, *self.rates[-1:] * method.k)[: method.k])
         return [Counts(1.0 / tar, method.k / tar, 1.0 - 1.0 / tar, 1)] * 3
 
 
@@ -124,10 +113,10 @@ class Forecast(NamedTuple):
 
     method: Method
     tar: float
-    speedup: Interval
+    speedup: theory.Interval
     parts: Mapping[str, float]
     step: float
-    needs: BreakEven
+    needs: theory.BreakEven
 
     @property
     def rate(self) -> float:
@@ -143,14 +132,15 @@ def tar_of(counts: Sequence[Counts]) -> float:
 def predicted(pair: PairCosts, method: Method, counts: Sequence[Counts], turns: Sequence[Turn] | None = None) -> float:
     """A method's speedup by these counts and the parts of these turns, or of all."""
     costs, step = pair.costs(method, turns)
-    return speedup(tar_of(counts), costs, method.k, step)
+    return theory.speedup(tar_of(counts), costs, method.k, step)
 
 
 def forecast(pair: PairCosts, acceptance: Acceptance, method: Method) -> Forecast:
     """A method's speedup with an interval over texts and turns, resampled independently (turns hold all parts together)."""
     counts, (costs, step) = acceptance.counts(method), pair.costs(method)
-    tar, interval = tar_of(counts), bootstrap([counts, pair.turns], partial(predicted, pair, method), 400)
-    return Forecast(method, tar, interval, round_parts(costs, method.k), step, break_even(tar, costs, method.k, step))
+    interval = theory.bootstrap([counts, pair.turns], partial(predicted, pair, method), 400)
+    tar, parts = tar_of(counts), theory.round_parts(costs, method.k)
+    return Forecast(method, tar, interval, parts, step, theory.break_even(tar, costs, method.k, step))
 
 
 def advise(pair: PairCosts, acceptance: Acceptance, methods: Sequence[Method]) -> list[Forecast]:
@@ -211,12 +201,12 @@ class HeadCase(NamedTuple):
 def head_cases(pair: PairCosts, acceptance: Acceptance, writers: Sequence[Method], k: int) -> list[HeadCase]:
     """Every writer against the dense one at k, the largest predicted gain first (SlimSpec, arXiv 2605.10453)."""
     dense = Method("model", k=k)
-    ledger, full = round_parts(pair.costs(dense)[0], k), tar_of(acceptance.counts(dense))
+    ledger, full = theory.round_parts(pair.costs(dense)[0], k), tar_of(acceptance.counts(dense))
     drafts = check_positive("the dense head's burst", ledger["draft"])
     kappa = drafts / check_positive("a round without its drafts", sum(ledger.values()) - drafts)
     cases = []
     for method in (replace(writer, k=k) for writer in writers):
         burst, kept = pair.costs(method)[0].burst(k), tar_of(acceptance.counts(method)) / full
-        gate, gain = cheap_head_gate(kappa, burst / drafts), cheap_head_gain(kept, kappa, burst / drafts)
+        gate, gain = theory.cheap_head_gate(kappa, burst / drafts), theory.cheap_head_gain(kept, kappa, burst / drafts)
         cases.append(HeadCase(method, burst / k, kappa, burst / drafts, kept, gate, gain))
     return sorted(cases, key=lambda case: -case.gain)

@@ -29,20 +29,14 @@ class Entry(NamedTuple):
 
 
 class Run(NamedTuple):
-    """One timed decode: wall seconds, tokens, and counts by column (Stats, Score, and the two lowest levels' `Verified`)."""
+    """One timed decode: wall seconds, tokens, and counts by name: Stats, Score, and what the two lowest verifiers did.
+
+    These have actions, tokens that were `waiting` for them, those they `kept`, and those they `decided` about.
+    """
 
     seconds: float
     tokens: Text
     counts: dict[str, int]
-
-
-class Verified(NamedTuple):
-    """Whole numbers of one level: actions, tokens that waited, tokens it accepted, and tokens it decided about."""
-
-    actions: int
-    waiting: int
-    kept: int
-    decided: int
 
 
 def timed(models: Models, entry: Entry, prompt: Sequence[int], new_tokens: int) -> Run:
@@ -57,14 +51,11 @@ def timed(models: Models, entry: Entry, prompt: Sequence[int], new_tokens: int) 
     found = score(events, ready.stages, len(tokens), len(prompt) + len(tokens) // 2)
     counts = {**vars(count(events, len(tokens), stages)), **found._asdict()}
     for level in range(1, min(stages, 3)):
-        counts |= {f"{name}_{level}": value for name, value in verified(events, level)._asdict().items()}
+        actions = [event for event in events if event.stage == level and event.adds]
+        waiting, (kept, decided) = sum(event.waiting for event in actions), agreement(actions, level)
+        numbers = {"actions": len(actions), "waiting": waiting, "kept": kept, "decided": decided}
+        counts |= {f"{name}_{level}": number for name, number in numbers.items()}
     return Run(seconds, tuple(tokens), counts)
-
-
-def verified(events: Sequence[Event], stage: int) -> Verified:
-    """What one stage verified in a decode."""
-    mine = [e for e in events if e.stage == stage and e.adds]
-    return Verified(len(mine), sum(e.waiting for e in mine), *agreement(mine, stage))
 
 
 def text_digest(tokens: Iterable[int]) -> str:

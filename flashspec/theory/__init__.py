@@ -5,7 +5,7 @@ texts, `nested` verifiers above verifiers, `parallel` a target over several devi
 """
 
 from flashspec.theory.designs import Optimum, Relation, best_design, fitted
-from flashspec.theory.nested import Level, Yield, nested, rows_read
+from flashspec.theory.nested import Level, nested, rows_read
 from flashspec.theory.parallel import Devices, Weights, split_costs, split_pass
 from flashspec.theory.replay import Counts, curve_by_position, replayed, replayed_all
 from flashspec.theory.rounds import (
@@ -32,7 +32,7 @@ from flashspec.theory.rounds import (
 )
 
 __all__ = [
-    "BreakEven", "Choice", "Costs", "Counts", "Devices", "Interval", "Level", "Optimum", "Relation", "Weights", "Yield",
+    "BreakEven", "Choice", "Costs", "Counts", "Devices", "Interval", "Level", "Optimum", "Relation", "Weights",
     "acceptance_for", "amdahl", "best_design", "best_k", "bootstrap", "break_even", "break_even_acceptance",
     "cheap_head_gain", "cheap_head_gate", "curve_by_position", "fitted", "implied_step", "interpolated", "nested",
     "replayed", "replayed_all", "round_parts", "round_time", "rows_read", "speedup", "split_costs", "split_pass",

@@ -26,20 +26,9 @@ class Level(NamedTuple):
         return check_latency("check", self.check(waiting) if callable(self.check) else self.check)
 
 
-class Yield(NamedTuple):
-    """Expected final tokens of one action of the last stage, and the time of everything that led to it."""
-
-    tokens: float
-    time: float
-
-    @property
-    def throughput(self) -> float:
-        """Final tokens per unit of time, the long-run rate (renewal-reward theorem)."""
-        return self.tokens / self.time
-
-
-def nested(draft: float, levels: Sequence[Level]) -> Yield:
-    """Tokens and time of one action of the last level, above a writer that takes `draft` a token.
+def nested(draft: float, levels: Sequence[Level]) -> tuple[float, float]:
+    """Final tokens and time of one action of the last level, above a writer that takes `draft` a token; their ratio is the
+    long-run throughput (renewal-reward theorem).
 
     Exact for independent flips: the tokens that wait are a sum of what the level below delivers, stopped once there are
     enough (HiSpec, section 3), and so many deliveries take their mean number times their mean time (Wald's identity).
@@ -54,7 +43,7 @@ def nested(draft: float, levels: Sequence[Level]) -> Yield:
         time *= _mean(waiting) / _mean(delivery)
         time += sum(chance * level.time(count) for count, chance in waiting.items())
         delivery = _checked(waiting, check_share("alpha", level.alpha))
-    return Yield(_mean(delivery), time)
+    return _mean(delivery), time
 
 
 def _mean(chances: Mapping[int, float]) -> float:
