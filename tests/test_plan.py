@@ -107,7 +107,7 @@ def test_a_plan_measures_every_part_and_counts_what_live_decodes_count(observed)
     models, question, prompts, costs, texts = observed
     assert {name for turn in costs.turns for name in turn} == {
         "step", "finalize", "overhead", *(f"{part} {k}" for part, k in product(("check", "eager"), (1, 2, 3))),
-        *(f"{part} {name}" for part, name in product(("burst 1", "burst 2", "burst 3", "head"), NAMES))}  # fmt: skip
+        *(f"burst {k} {name}" for k, name in product((1, 2, 3), NAMES))}  # fmt: skip
     assert all(value > 0 for turn in costs.turns for name, value in turn.items() if name != "overhead")
     for writer in question.writers:
         live = [toys.run(models, replace(writer, k=3), prompt=list(p.ids), seed=0).stats for p in prompts]
@@ -147,9 +147,9 @@ def test_a_head_pays_exactly_if_its_round_gets_faster_and_the_first_line_says_so
 
 
 @pytest.mark.parametrize(("seconds", "kept", "pays"), [(0.3, 1.0, False), (0.11, 1.0, True), (0.25, 0.0, False)])
-def test_a_head_that_is_cheap_only_alone_or_keeps_too_little_does_not_pay_and_the_dense_one_is_taken(seconds, kept, pays):
+def test_a_head_that_is_not_cheaper_in_a_burst_or_keeps_too_little_does_not_pay_and_the_dense_one_is_taken(seconds, kept, pays):
     texts = Texts({"dense": [[1.0] * 40] * 3, "flash P=2": [[kept] * 40] * 3})
-    costs = made(tokens={"dense": 0.3, "flash P=2": seconds}, **{"head dense": 0.2, "head flash P=2": 0.01})
+    costs = made(tokens={"dense": 0.3, "flash P=2": seconds})
     first, second, _ = advice.head_lines(head_cases(costs, texts, WRITERS, 3), {})
     if pays:
         assert first.startswith("take the flash P=2 head at k = 3: pays, predicted")
@@ -163,11 +163,11 @@ def test_a_model_that_does_not_fit_is_stretched_in_a_straight_line(monkeypatch):
     assert cut.stretched(3.0 + 2 * 0.5, 3.0 + 4 * 0.5) == pytest.approx(3.0 + 64 * 0.5)
     assert whole.stretched(7.0, 7.0) == 7.0
     assert pricing.cut_of("qwen3-32b", 1e9).depths == pricing.SHORT and pricing.cut_of("qwen3-0.6b", 1e12).whole
-    low = {"step": 1.0, "check 1": 1.5, "burst 1 dense": 0.2, "head dense": 0.1, "finalize": 1.0}
-    high = {"step": 2.0, "check 1": 2.5, "burst 1 dense": 0.3, "head dense": 0.2, "finalize": 2.0}
+    low = {"step": 1.0, "check 1": 1.5, "burst 1 dense": 0.2, "finalize": 1.0}
+    high = {"step": 2.0, "check 1": 2.5, "burst 1 dense": 0.3, "finalize": 2.0}
     monkeypatch.setattr(pricing.clock, "medians", lambda group, plan: group)  # seconds stand in for calls
     found = stretched_turn((cut, whole), [low], [high])
-    assert found == {**low, "step": 32.0, "check 1": 32.5, "finalize": 32.0, "head dense": 0.2}
+    assert found == {**low, "step": 32.0, "check 1": 32.5, "finalize": 32.0}
 
 
 def test_a_stretched_pair_is_timed_at_few_lengths_and_shares_its_weights(monkeypatch):
@@ -188,11 +188,11 @@ def test_every_part_of_every_writer_is_timed_in_its_place_and_plain_decoding_set
     groups, calls = parts_of(tiny.pair(), WRITERS, (1, 3), Setting((1, 2, 3))), []
     assert [" ".join(group) for group in groups] == [
         "step", "finalize", "burst 1 dense check 1", "behind burst 1 eager 1", "burst 3 dense check 3", "behind burst 3 eager 3",
-        "head dense", "burst 1 flash P=2 behind check 1", "burst 3 flash P=2 behind check 3", "head flash P=2"]  # fmt: skip
+        "burst 1 flash P=2 behind check 1", "burst 3 flash P=2 behind check 3"]  # fmt: skip
     noted = [{name: lambda name=name: calls.append(name) for name in group} for group in groups]
     found = settled_turn(noted)
     assert {name: calls.count(name) for name in found} == {name: 1 + SETTLING if name == "step" else 2 for name in found}
-    assert calls[-6:-2] == ["burst 3 flash P=2", "behind check 3"] * 2 and not any("behind" in name for name in found)
+    assert calls[-4:] == ["burst 3 flash P=2", "behind check 3"] * 2 and not any("behind" in name for name in found)
 
 
 @pytest.mark.parametrize(("call", "message"), [

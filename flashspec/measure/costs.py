@@ -53,8 +53,8 @@ class PairCosts:
     """Seconds of each part in each turn, and the draft lengths that were timed.
 
     Parts: "step" (a token of plain decoding), "finalize" (a one-token read), "overhead" (what the loop adds to a round, see
-    `loop_overhead`), "burst K NAME" (drafting K tokens), "check K", "eager K" (a one-token read and the check after it, which
-    has one token less to read) and "head NAME" (a writer's head alone, on one row).
+    `loop_overhead`), "burst K NAME" (drafting K tokens), "check K" and "eager K" (a one-token read and the check after it,
+    which has one token less to read).
     """
 
     turns: tuple[Turn, ...]
@@ -118,7 +118,6 @@ def parts_of(models: Models, writers: Sequence[Method], ks: Sequence[int], setti
             groups.append({f"burst {k} {name}": one.burst, check: one.check})
             if not number:
                 groups.append({f"{clock.UNUSED} burst {k}": one.burst, f"eager {k}": one.finalized})
-        groups.append({f"head {name}": found[ks[0]].project})
     return groups
 
 
@@ -179,13 +178,13 @@ def shape_costs(cuts: tuple[Cut, Cut], writers: Sequence[Method], ks: Sequence[i
 
 
 def stretched_turn(cuts: tuple[Cut, Cut], low: Sequence[clock.Calls], high: Sequence[clock.Calls]) -> Turn:
-    """Seconds of every part at the true depths: each stretched by the model that does it; a head alone is as timed."""
+    """Seconds of every part at the true depths, each stretched by the model that does it."""
     found = dict[str, float]()
-    for few, many in zip(low, high, strict=True):
-        pair = clock.medians(few, ONCE), clock.medians(many, ONCE)
-        for name, seconds in pair[1].items():
+    for one, two in zip(low, high, strict=True):
+        few, many = clock.medians(one, ONCE), clock.medians(two, ONCE)
+        for name, seconds in many.items():
             cut = cuts[1] if name.startswith("burst ") else cuts[0]
-            found[name] = seconds if name.startswith("head ") else cut.stretched(pair[0][name], seconds)
+            found[name] = cut.stretched(few[name], seconds)
     return found
 
 

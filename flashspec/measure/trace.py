@@ -126,13 +126,13 @@ def replay_texts(trace: Trace, models: Models, method: Method) -> Iterator[list[
         stage = build(method, models, trace.sampling, context)[0]
         if isinstance(stage.head, ContextHead):
             raise ValueError(f"head {method.head!r} learns from verifications, which a replay has none of; decode live instead")
-        yield acceptance(stage, told, trace.sampling)
+        yield acceptance(stage, told)
 
 
 @torch.inference_mode()
-def acceptance(stage: Stage, told: Told, sampling: Sampling) -> list[float]:
+def acceptance(stage: Stage, told: Told) -> list[float]:
     """The probability that this writer's proposal for each token of a text is accepted: 1 or 0, or min(1, q / p)."""
-    if _drawn_apart(sampling):
+    if _drawn_apart(stage.rule.sampling):
         proposed = _probabilities(stage, told)
         return (proposed / proposed.new_tensor(told.chances)).clamp(max=1.0).tolist()
     return [float(a == b) for a, b in zip(_drawn(stage, told), told.tokens, strict=True)]
