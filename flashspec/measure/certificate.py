@@ -22,8 +22,8 @@ CONTENDERS = 16
 class Certificate(NamedTuple):
     """Why two texts part at `position`.
 
-    `tokens` are the two that were written there; `gap` is how far the worse of them lies under the target's best
-    logit (the top-two gap when they are the top two); `noise` is the spread of that row's leading logits over blockings.
+    `tokens` were written there; `gap` is how far the worse of them lies under the target's best logit; `noise` is the
+    spread of that row's leading logits over blockings.
     """
 
     position: int
@@ -38,14 +38,14 @@ class Certificate(NamedTuple):
 
 
 def first_difference(one: Sequence[int], other: Sequence[int]) -> int | None:
-    """Index of the first differing token, the shorter length where one text continues the other, None if equal."""
+    """Index of the first differing token, the shorter length where one continues the other, or None."""
     pairs = enumerate(zip(one, other, strict=False))
     shorter = None if len(one) == len(other) else min(len(one), len(other))
     return next((index for index, (a, b) in pairs if a != b), shorter)
 
 
 def shape_noise(rows: Tensor, contenders: int = CONTENDERS) -> float:
-    """Largest spread of one leading logit over the blockings; rows [blockings, vocab] score the same position."""
+    """Largest spread of one leading logit over rows [blockings, vocab] of one position."""
     leading = rows.double().mean(0).topk(min(contenders, rows.shape[1])).indices
     chosen = rows.double()[:, leading]
     return float((chosen.amax(0) - chosen.amin(0)).max())
@@ -55,7 +55,7 @@ def certify(one: Sequence[int], other: Sequence[int], prompt: Sequence[int], sco
     """Certificate of the first difference between two continuations of `prompt`, or None where they are equal.
 
     `scorer(prefix, block)` gives the target's logits [vocab] after `prefix`, read `block` tokens at a time.
-    Raises ValueError where one text is a prefix of the other: lengths are a matter of counting, not of rounding.
+    Raises ValueError where one text is a prefix of the other, which rounding cannot explain.
     """
     at = first_difference(one, other)
     if at is None:
@@ -69,7 +69,7 @@ def certify(one: Sequence[int], other: Sequence[int], prompt: Sequence[int], sco
 
 
 def target_scorer(target: Transformer, sampling: Sampling) -> Scorer:
-    """Scores of a target read in blocks, warped and with the coupling's noise as decoding adds it, in units of raw logits."""
+    """Scores of a target read in blocks, warped and with the coupling's noise, in units of raw logits."""
     head = DenseHead(target.norm, target.head_weight)
 
     @torch.inference_mode()

@@ -18,10 +18,7 @@ Calls = Mapping[str, Callable[[], object]]
 
 @dataclass(frozen=True)
 class Plan:
-    """How often to time: kept turns, discarded turns, megabytes read before every call so that caches hold nothing of it.
-
-    Work on `device` is waited for before and after each call.
-    """
+    """How often to time: kept turns, discarded turns, megabytes read before every call to empty the caches; the device."""
 
     repeats: int = 7
     warmup: int = 2
@@ -68,7 +65,7 @@ def interleaved_seconds(calls: Calls, plan: Plan) -> dict[str, list[float]]:
 
 
 def medians(calls: Calls, plan: Plan) -> dict[str, float]:
-    """Median seconds of each call, taken in turns without gradients; those named UNUSED are made and left out."""
+    """Median seconds of each call, in turns without gradients; those named UNUSED are left out."""
     with torch.inference_mode():
         raw = interleaved_seconds(calls, plan)
     return {name: median(seconds) for name, seconds in raw.items() if not name.startswith(UNUSED)}

@@ -1,8 +1,7 @@
 """What a pair spends on this machine: every part of a round timed alone, in turns, for every draft length of interest.
 
-Models that are too large for this machine are measured at two depths and stretched in a straight line to the true one: the
-shallow model is the lowest layers of the deep one, and every part of the two is timed one behind the other, so that a machine
-whose speed changes from second to second changes it for both.
+Models too large for this machine are measured at two depths and stretched in a straight line to the true one, every part of
+the shallow one right before that of the deep one, so that a machine that changes its speed changes it for both.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from flashspec.models.transformer import Transformer
 from flashspec.sampling import GREEDY, Sampling
 from flashspec.theory import Costs, interpolated
 
-SETTLING = 8  # tokens of plain decoding until the caches hold what the next one profits from; beside a draft one round does
+SETTLING = 8  # tokens of plain decoding until the caches have settled; a round with a draft needs one
 ONCE = clock.Plan(1, 0)
 SHORT = (1, 4)  # depths at which a stretched model is timed
 SHARE = 0.4  # of the free memory, for each model
@@ -52,9 +51,8 @@ class Setting(NamedTuple):
 class PairCosts:
     """Seconds of each part in each turn, and the draft lengths that were timed.
 
-    Parts: "step" (a token of plain decoding), "finalize" (a one-token read), "overhead" (what the loop adds to a round, see
-    `loop_overhead`), "burst K NAME" (drafting K tokens), "check K" and "eager K" (a one-token read and the check after it,
-    which has one token less to read).
+    Parts: "step" (a token of plain decoding), "finalize" (a one-token read), "overhead" (`loop_overhead`), "burst K NAME"
+    (drafting K tokens), "check K" and "eager K" (a one-token read and the check behind it).
     """
 
     turns: tuple[Turn, ...]
@@ -92,8 +90,7 @@ def turns_of(turn: Callable[[], Turn], repeats: int, warmup: int = 2) -> tuple[T
 
 
 def settled_turn(groups: Sequence[clock.Calls], device: str = "cpu") -> Turn:
-    """Seconds of every part. Every group goes round by itself, once more than counts (plain decoding SETTLING times more), so
-    that its calls find the caches as in a decode."""
+    """Seconds of every part; a group goes round once (plain decoding SETTLING times) before, as its caches are in a decode."""
     found = dict[str, float]()
     for group in groups:
         found |= clock.medians(group, clock.Plan(1, SETTLING if "step" in group else 1, device=device))
@@ -101,7 +98,7 @@ def settled_turn(groups: Sequence[clock.Calls], device: str = "cpu") -> Turn:
 
 
 def parts_of(models: Models, writers: Sequence[Method], ks: Sequence[int], setting: Setting) -> list[clock.Calls]:
-    """The parts of a pair's rounds, ready to be timed, in groups: the calls of a group follow each other as in a decode."""
+    """The parts of a pair's rounds, ready to be timed, in groups of calls that follow each other as in a decode."""
     context = min(models.context, len(setting.text) + max(ks) + 1)
 
     def bench(method: Method) -> Bench:
@@ -122,7 +119,7 @@ def parts_of(models: Models, writers: Sequence[Method], ks: Sequence[int], setti
 
 
 class Cut(NamedTuple):
-    """A shape by name, its true depth, and the two depths at which it is measured; both the true one where it fits."""
+    """A shape by name, its true depth, and the two at which it is measured: both the true one where it fits."""
 
     name: str
     layers: int
@@ -163,10 +160,7 @@ def cuts_of(target: str, draft: str) -> tuple[Cut, Cut]:
 
 
 def shape_costs(cuts: tuple[Cut, Cut], writers: Sequence[Method], ks: Sequence[int], repeats: int) -> PairCosts:
-    """Costs of a pair of shapes with random weights: a step's cost depends on shapes, not on what the weights say.
-
-    A pair that is stretched is slow: few lengths are timed, without a warm-up before each, and those between are interpolated.
-    """
+    """Costs of a pair of shapes with random weights; a pair that is stretched is slow, so few lengths of it are timed."""
     deep = _pair(cuts, writers)
     past = range(min(PAST, deep.context // 2))
     setting = Setting([number % deep.target.config.vocab_size for number in past])
@@ -189,7 +183,7 @@ def stretched_turn(cuts: tuple[Cut, Cut], low: Sequence[clock.Calls], high: Sequ
 
 
 def shallow(deep: Models, cuts: tuple[Cut, Cut]) -> Models:
-    """The pair at the lower of its two depths, made of the lowest layers; weights, and the draft's head, are shared."""
+    """The pair at the lower of its two depths; weights, and the draft's head, are shared."""
     pairs = zip((deep.target, deep.model("draft")), cuts, strict=True)
     target, draft = (model.with_layers(model.layers[: cut.depths[0]]) for model, cut in pairs)
     return _paired(target, draft, deep._flash)
@@ -205,7 +199,7 @@ def _pair(cuts: tuple[Cut, Cut], writers: Sequence[Method]) -> Models:
 
 
 def _paired(target: Transformer, draft: Transformer, heads: Mapping[str, FlashHead]) -> Models:
-    """Models whose true shapes are a target and its draft: the few layers of one may well be fewer than those of the other."""
+    """A target and its draft by their true shapes, whichever has more layers here."""
     found = Models(target)
     found.draft = draft
     found._flash.update(heads)

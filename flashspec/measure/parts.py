@@ -29,9 +29,8 @@ WALK = 32 << 20
 class Bench:
     """A decode held behind the first `start` tokens of a text, before one and the same action of any stage.
 
-    The loop's own actions are timed, in the order of a decode, so that each finds the caches as the one before it leaves them:
-    burst, check, and step last; with an eager final token burst, step, check. `behind` are tokens of the text that can wait for
-    a check, drawn as `proposal` tells.
+    The loop's own actions are timed, in the order of a decode: burst, check, and step last; with an eager final token burst,
+    step, check. `behind` are tokens of the text that can wait for a check, drawn as `proposal` tells.
     """
 
     state: State
@@ -53,7 +52,7 @@ class Bench:
         return replace(self, state=state)
 
     def hold(self, level: int = 0, wait: int = 0) -> None:
-        """Let `wait` tokens of the text wait for a level; what lies below has read all but the newest, as it has in the loop."""
+        """Let `wait` tokens of the text wait for a level; those below have read all but the newest."""
         tokens, length = self.state.tokens, self.start + wait
         tokens[self.start : length] = self.behind[:wait]
         self.state = State.at(self.stages, tokens, length, level, [self.proposal] * wait)
@@ -72,7 +71,7 @@ class Bench:
         return check(self.state, level)
 
     def step(self) -> None:
-        """Read one token with the target, as eager finalisation does; a check after it has one token less to read."""
+        """Read one token with the target, as eager finalisation does."""
         reader = self.stages[-1].reader
         reader.rewind(self.start - 1)
         reader.read(self.state.tokens[: self.start])
@@ -89,8 +88,7 @@ class Bench:
 
 
 def held(stages: list[Stage], text: Sequence[int], behind: Sequence[int] = (), room: int = 0) -> Bench:
-    """Stages behind a text, ready for every action; their context must hold the text and `room` tokens more, without `room` a
-    burst and the verifier's own."""
+    """Stages behind a text, ready for every action, with `room` tokens more (0: a burst and the verifier's own)."""
     state = State.start(stages, list(text), Limits(room or stages[-1].every + 1))
     ids = torch.tensor(list(behind) or [0], device=state.tokens.device)
     own = Scores(ids[:1, None], torch.zeros(1, 1, device=ids.device))
@@ -104,7 +102,7 @@ def held(stages: list[Stage], text: Sequence[int], behind: Sequence[int] = (), r
 
 
 class StageCosts(NamedTuple):
-    """Median seconds: a token of stage 0, the head's share of it, and an action of each level at so many waiting tokens."""
+    """Median seconds: a token of stage 0, the head's share of it, and an action of each level."""
 
     draft: float
     head: float
@@ -112,18 +110,19 @@ class StageCosts(NamedTuple):
 
 
 def stage_costs(stages: list[Stage], text: Sequence[int], waits: Sequence[int], plan: clock.Plan) -> StageCosts:
-    """Costs of these stages within `text`, with `waits[i]` tokens waiting for level i + 1, as the loop would find them.
+    """Costs of these stages within `text`, with `waits[i]` tokens waiting for level i + 1.
 
-    A drafted token costs its share of a burst as the loop writes it, and the head in it what the kernels' own clock says; where
-    they do not write the burst, what a projection takes by itself.
+    A drafted token costs its share of a burst, and the head in it what the kernels' own clock says, or a projection alone.
     """
     start, most = len(text) - max([1, *waits]), max([stages[min(1, len(stages) - 1)].every, *waits])
     bench = held(stages, text[:start], text[start:], most + 2)
     written = max(1, bench.state.length - start)
     calls: dict[str, Callable[[], object]] = {"burst": bench.burst}
     for level, wait in enumerate(waits, start=1):
-        calls[f"{clock.UNUSED} {level}"], calls[f"check {level}"] = partial(bench.hold, level, wait), partial(bench.check, level)
-    burst, *checks, head = clock.medians({**calls, clock.UNUSED: bench.hold, "head": bench.project}, plan).values()
+        calls[f"{clock.UNUSED} {level}"] = partial(bench.hold, level, wait)
+        calls[f"check {level}"] = partial(bench.check, level)
+    calls |= {clock.UNUSED: bench.hold, "head": bench.project}
+    burst, *checks, head = clock.medians(calls, plan).values()
     token, write = burst / written, stages[0].write
     if isinstance(write, CompiledBurst):
         head = token * float(write.writer.times[1] / write.writer.times.sum())
@@ -131,7 +130,7 @@ def stage_costs(stages: list[Stage], text: Sequence[int], waits: Sequence[int], 
 
 
 class Walk:
-    """Reads WALK bytes, as a forward reads weights, and counts its own seconds so that they can be taken away."""
+    """Reads WALK bytes, as a forward reads weights, and counts its own seconds, to be taken away."""
 
     def __init__(self) -> None:
         self.weights, self.seconds = torch.ones(WALK // 4), 0.0
@@ -164,8 +163,8 @@ class Instant(RowReader):
 def loop_overhead(count: int) -> float:
     """Seconds that the loop adds to a round of `count` stages (1: to a token of plain decoding) beside their own actions.
 
-    The median round of a decode over stand-ins, less the medians of the same burst and check called by themselves; every
-    forward is a walk that empties the caches, and the walks' own seconds count on neither side.
+    The median round of a decode over stand-ins, less the medians of the same burst and check by themselves; every forward
+    is a walk that empties the caches, whose seconds count on neither side.
     """
     walk, rule, context = Walk(), rule_for(GREEDY, IDS), 2 + ROUNDS * (BURST + 1)
 

@@ -22,14 +22,14 @@ def _transformers() -> Any:
 
 @dataclass(frozen=True)
 class Peers:
-    """A target and a draft in transformers' hands, loaded from the same folders and in the same dtype as ours."""
+    """A target and a draft in transformers' hands."""
 
     target: Any
     draft: Any
 
     @classmethod
     def load(cls, target: Path, draft: Path, dtype: torch.dtype) -> Peers:
-        """Load dense checkpoint folders. Raises ImportError naming the extra where transformers is missing."""
+        """Load dense checkpoint folders; ImportError naming the extra where transformers is missing."""
         auto = _transformers().AutoModelForCausalLM
         with _quiet():
             models = [auto.from_pretrained(str(folder), dtype=dtype).eval() for folder in (target, draft)]
@@ -38,7 +38,7 @@ class Peers:
         return cls(*models)
 
     def greedy(self, prompt: Iterable[int], new_tokens: int, k: int | None = None) -> tuple[int, ...]:
-        """Exactly `new_tokens` greedy tokens; `k` assists with the draft at a constant schedule and threshold 0."""
+        """Exactly `new_tokens` greedy tokens; `k` assists with the draft on a constant schedule."""
         ids = torch.tensor([list(prompt)])
         settings: dict[str, Any] = {"max_new_tokens": new_tokens, "do_sample": False}
         with torch.inference_mode(), _quiet(), self._assistant(k) as assistant:
@@ -47,7 +47,7 @@ class Peers:
 
     @torch.inference_mode()
     def score(self, prefix: Sequence[int], block: int) -> torch.Tensor:
-        """transformers' own logits after a prefix read in blocks: the scorer for a divergence certificate of its texts."""
+        """transformers' own logits after a prefix read in blocks, for certificates of its texts."""
         cache: Any = None
         for part in torch.tensor([list(prefix)]).split(block, dim=1):
             out = self.target(part, past_key_values=cache, use_cache=True)

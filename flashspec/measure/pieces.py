@@ -1,5 +1,4 @@
-"""Pieces of a round ready to be timed, on models of any shape: a reader behind a past, a burst from there on, a check; and heads
-with random weights, which cost what true ones cost and say nothing about quality."""
+"""Pieces of a round ready to be timed, on models of any shape, and heads with random weights: true costs, nothing of quality."""
 
 from __future__ import annotations
 
@@ -88,7 +87,7 @@ class Ahead:
 
 
 def stand_in_flash(weight: Tensor, norm: Norm | None, probes: int, cluster_size: int = 16, seed: int = 0) -> FlashHead:
-    """A FlashHead over seeded arbitrary clusters of exact size: costs what a trained one costs, agrees with nothing."""
+    """A FlashHead over seeded arbitrary clusters: costs what a trained one costs, agrees with nothing."""
     vocab, width = weight.shape
     count = -(-vocab // cluster_size)
     order = torch.randperm(vocab, generator=torch.Generator().manual_seed(seed))
@@ -101,7 +100,7 @@ def stand_in_flash(weight: Tensor, norm: Norm | None, probes: int, cluster_size:
 def low_rank_rows(vocab: int, width: int, rank: int, noise: float = 0.5, seed: int = 0) -> Tensor:
     """Seeded weight [vocab, width], float32: products of rank `rank` plus noise of `noise` times their size.
 
-    Trained weights have directions that many rows share; so do these, where `random_rows` has none to cluster by.
+    As in trained weights, many rows share directions to cluster by.
     """
     if rank > width:
         raise ValueError(f"rank must be at most the width {width}, got {rank}")

@@ -1,4 +1,4 @@
-"""Whether to speculate, and how: costs of a pair and its tokens a check, joined into forecasts with intervals."""
+"""Whether to speculate, and how: costs and tokens a check, joined into forecasts with intervals."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def predicted(pair: PairCosts, method: Method, counts: Sequence[Counts], turns: 
 
 
 def forecast(pair: PairCosts, acceptance: Acceptance, method: Method) -> Forecast:
-    """A method's speedup with an interval over texts and turns, resampled independently (turns hold all parts together)."""
+    """A method's speedup with an interval over texts and turns, resampled independently."""
     counts, (costs, step) = acceptance.counts(method), pair.costs(method)
     interval = theory.bootstrap([counts, pair.turns], partial(predicted, pair, method), 400)
     tar, parts = tar_of(counts), theory.round_parts(costs, method.k)
@@ -154,7 +154,7 @@ def advise(pair: PairCosts, acceptance: Acceptance, methods: Sequence[Method]) -
 
 
 def observe(models: Models, question: Question, prompts: Sequence[Prompt]) -> tuple[PairCosts, Texts]:
-    """Costs of a pair on this machine, and its writers' chances on texts that the target writes for these prompts."""
+    """Costs of a pair on this machine, and its writers' chances on what the target writes for these prompts."""
     check_smaller(models.model("draft").config.body_parameters, models.target.config.body_parameters)
     trace = record(models, prompts, question.sampling, question.new_tokens)
     chances = {name_of(writer): tuple(replay_texts(trace, models, writer)) for writer in question.writers}
@@ -163,7 +163,7 @@ def observe(models: Models, question: Question, prompts: Sequence[Prompt]) -> tu
 
 
 def stated_costs(times: Mapping[str, float]) -> PairCosts:
-    """Costs that the user states: step, draft and check, and perhaps finalize and overhead; ValueError for one not above 0."""
+    """Costs that the user states: step, draft and check, and perhaps finalize and overhead; none may be 0."""
     known = ("step", "draft", "check", "finalize", "overhead")
     wrong = [f"lack {name}" for name in known[:3] if name not in times]
     wrong += [f"have no part {name!r}" for name in times if name not in known]
@@ -180,8 +180,8 @@ def stated_costs(times: Mapping[str, float]) -> PairCosts:
 class HeadCase(NamedTuple):
     """One head on one draft at one k: what it keeps of the dense head's TAR, and what it must keep to pay.
 
-    `seconds` are a drafted token's, body and head in a burst of k: a head alone, its caches cold, costs more than inside it.
-    `kappa`: the dense drafts' time over the rest of a round; `nu`: a drafted token's time over one with the dense head.
+    `seconds` are a drafted token's, body and head, in a burst of k; `nu` those over a dense one's; `kappa` the dense drafts'
+    time over the rest of a round.
     """
 
     method: Method
@@ -199,7 +199,7 @@ class HeadCase(NamedTuple):
 
 
 def head_cases(pair: PairCosts, acceptance: Acceptance, writers: Sequence[Method], k: int) -> list[HeadCase]:
-    """Every writer against the dense one at k, the largest predicted gain first (SlimSpec, arXiv 2605.10453)."""
+    """Every writer against the dense one at k, the largest predicted gain first (SlimSpec)."""
     dense = Method("model", k=k)
     ledger, full = theory.round_parts(pair.costs(dense)[0], k), tar_of(acceptance.counts(dense))
     drafts = check_positive("the dense head's burst", ledger["draft"])
@@ -207,6 +207,7 @@ def head_cases(pair: PairCosts, acceptance: Acceptance, writers: Sequence[Method
     cases = []
     for method in (replace(writer, k=k) for writer in writers):
         burst, kept = pair.costs(method)[0].burst(k), tar_of(acceptance.counts(method)) / full
-        gate, gain = theory.cheap_head_gate(kappa, burst / drafts), theory.cheap_head_gain(kept, kappa, burst / drafts)
-        cases.append(HeadCase(method, burst / k, kappa, burst / drafts, kept, gate, gain))
+        nu = burst / drafts
+        gate, gain = theory.cheap_head_gate(kappa, nu), theory.cheap_head_gain(kept, kappa, nu)
+        cases.append(HeadCase(method, burst / k, kappa, nu, kept, gate, gain))
     return sorted(cases, key=lambda case: -case.gain)

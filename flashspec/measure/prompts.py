@@ -1,4 +1,4 @@
-"""The shipped prompts: texts of several kinds from modules that no model was trained on, with their token ids."""
+"""Prompts of several kinds, with their token ids; no model was trained on the shipped ones."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def load_prompts(path: Path | str | None = None, per_kind: int | None = None, mo
 
 
 def in_ids_of(models: Models, prompt: Prompt) -> Prompt:
-    """The prompt's text in the ids of another tokenizer; as it is where its ids spell the text already, or nothing can tell."""
+    """The prompt in the models' ids; as it is where its ids spell its text, or nothing can tell."""
     if models.tokenizer is None or not prompt.text or models.decode(list(prompt.ids)) == prompt.text:
         return prompt
     return msgspec.structs.replace(prompt, ids=tuple(models.encode(prompt.text)))

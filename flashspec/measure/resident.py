@@ -31,7 +31,7 @@ class Load(NamedTuple):
 
 
 def anonymous_bytes(pid: int) -> int:
-    """Anonymous resident memory of a process (RssAnon), file-backed pages left out; ValueError where there is no /proc."""
+    """Anonymous resident memory of a process (RssAnon); ValueError where there is no /proc."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except FileNotFoundError:
@@ -40,9 +40,9 @@ def anonymous_bytes(pid: int) -> int:
 
 
 def load_in_fresh_process(folder: Path, weights: str) -> Load:
-    """Load a checkpoint in a process of its own, watched from here; ValueError with its last words where it fails."""
-    command = [sys.executable, "-c", CHILD, str(folder), weights]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+    """Load a checkpoint in a process of its own; ValueError with its last words where it fails."""
+    command, pipe = [sys.executable, "-c", CHILD, str(folder), weights], subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as child:
         _watched(child, "ready")
         before, start = anonymous_bytes(child.pid), time.perf_counter()
         assert child.stdin

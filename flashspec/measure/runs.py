@@ -29,10 +29,8 @@ class Entry(NamedTuple):
 
 
 class Run(NamedTuple):
-    """One timed decode: wall seconds, tokens, and counts by name: Stats, Score, and what the two lowest verifiers did.
-
-    These have actions, tokens that were `waiting` for them, those they `kept`, and those they `decided` about.
-    """
+    """One timed decode: wall seconds, tokens, and counts: Stats, Score, and of the two lowest verifiers their actions and the
+    tokens that were waiting, kept and decided about."""
 
     seconds: float
     tokens: Text
@@ -78,8 +76,7 @@ def stored_bytes(*modules: nn.Module) -> int:
 class Score(NamedTuple):
     """Whole numbers of a decode; rates per final token are computed where they are read.
 
-    `forwards` are passes of the last stage, `layer_tokens` tokens times layers passed, over all stages; a multiply-add is two
-    `flops`.
+    `forwards` are passes of the last stage, `layer_tokens` tokens times layers over all stages; a multiply-add is 2 flops.
     """
 
     forwards: int
@@ -90,7 +87,7 @@ class Score(NamedTuple):
 
 
 def score(events: Sequence[Event], stages: Sequence[Stage], emitted: int, past: int = 0) -> Score:
-    """Score of one decode; `past` is the mean number of tokens in the caches, which sets the key/value traffic."""
+    """Score of one decode; `past` is the mean number of tokens in the caches."""
     forwards = layer_tokens = traffic = flops = 0
     for event in events:
         stage = stages[event.stage]
@@ -107,7 +104,7 @@ def passes(event: Event) -> int:
 
 
 def _body(stage: Stage, event: Event, past: int) -> tuple[int, int]:
-    """Bytes and FLOPs of the layers: weights and the past's keys and values once a pass, those of new rows written and read."""
+    """Bytes and FLOPs of the layers: weights and past once a pass, keys and values of new rows written and read."""
     reader, rows = stage.reader, event.rows
     if not isinstance(reader, SpanReader) or not rows:
         return 0, 0
@@ -121,7 +118,7 @@ def _body(stage: Stage, event: Event, past: int) -> tuple[int, int]:
 
 
 def _head(stage: Stage, event: Event) -> tuple[int, int]:
-    """A writer projects one row a token, a verifier all waiting rows and one more at once, a mere read nothing."""
+    """Of the head: a writer projects a row a token, a verifier all waiting rows and one more, a mere read none."""
     calls, rows = (event.adds, 1) if event.stage == 0 else (min(event.adds, 1), event.waiting + 1)
     products = getattr(stage.head, "rows_scored", 0) * getattr(stage.head, "hidden", 0)
     return calls * stage.head.bytes_read(rows), 2 * calls * rows * products

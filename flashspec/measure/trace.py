@@ -1,8 +1,7 @@
 """Tokens a check settles, without the target: its texts are recorded once, drafts are replayed against them.
 
-Every lossless method prints the target's own text, so one recording serves every draft, head and k. The released code of
-Decoding Speculative Decoding (Yan et al. 2024) does this for greedy text; here sampled text is replayed too, exactly where
-stages share their noise (rule "coupling") and in expectation under speculative sampling.
+Every lossless method prints the target's own text, so one recording serves every draft, head and k (Yan et al. 2024).
+Sampled text is replayed exactly where stages share their noise (rule "coupling"), else in expectation.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ NO_TRACE = "it is no trace: record one with `flashspec trace record`"
 
 
 class Told(msgspec.Struct, frozen=True):
-    """A prompt and what the target wrote behind it; `chances` are its tokens' probabilities, 1 where nothing was drawn."""
+    """A prompt and what the target wrote; `chances` are its tokens' probabilities, 1 where nothing was drawn."""
 
     kind: str
     prompt: tuple[Id, ...]
@@ -50,7 +49,7 @@ class Edition(msgspec.Struct):
 
 @dataclass(frozen=True)
 class Trace:
-    """Recorded texts of one target: its digest and body parameters, the sampling, and the words of the ids that occur."""
+    """Recorded texts of one target: its digest and body parameters, the sampling, the words of the ids."""
 
     target: str
     parameters: int
@@ -112,8 +111,8 @@ def _drawn_apart(sampling: Sampling) -> bool:
 def replay_texts(trace: Trace, models: Models, method: Method) -> Iterator[list[float]]:
     """For each text, the chance that the draft gets each token behind the true text before it.
 
-    `models` needs the draft and, as its target, anything of the same vocabulary. A reader whose rows do not depend on how
-    many are read together (the compiled kernels) gives the live decode's own rows, so counts are equal exactly.
+    `models` needs the draft and, as its target, anything of the same vocabulary. Where rows do not depend on how many are
+    read together (the compiled kernels), counts are exactly the live decode's.
     """
     config = models.model("draft").config
     for told in trace.told:
@@ -131,7 +130,7 @@ def replay_texts(trace: Trace, models: Models, method: Method) -> Iterator[list[
 
 @torch.inference_mode()
 def acceptance(stage: Stage, told: Told) -> list[float]:
-    """The probability that this writer's proposal for each token of a text is accepted: 1 or 0, or min(1, q / p)."""
+    """The chance that this writer's proposal for each token of a text is accepted: 1 or 0, or min(1, q / p)."""
     if _drawn_apart(stage.rule.sampling):
         proposed = _probabilities(stage, told)
         return (proposed / proposed.new_tensor(told.chances)).clamp(max=1.0).tolist()
@@ -140,10 +139,7 @@ def acceptance(stage: Stage, told: Told) -> list[float]:
 
 @torch.inference_mode()
 def proposals(trace: Trace, models: Models) -> list[list[int]]:
-    """What the draft's dense head writes behind the true text before every token of a greedy or coupled trace.
-
-    Raises ValueError where draft and target draw with different numbers: then a draw says nothing about the next one.
-    """
+    """What the draft's dense head writes before every token of a greedy or coupled trace; ValueError for another trace."""
     if _drawn_apart(trace.sampling):
         raise ValueError(f"proposals are recorded greedily or under rule coupling, not under {trace.sampling.rule}")
     contexts = [len(told.prompt) + len(told.tokens) for told in trace.told]

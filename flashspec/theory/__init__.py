@@ -1,8 +1,4 @@
-"""Closed forms, replays and forecasts of speculative decoding.
-
-`rounds` holds one draft against one target, with intervals and break-even, `designs` the best of many drafts, `replay` known
-texts, `nested` verifiers above verifiers, `parallel` a target over several devices.
-"""
+"""Closed forms, replays and forecasts of speculative decoding."""
 
 from flashspec.theory.designs import Optimum, Relation, best_design, fitted
 from flashspec.theory.nested import Level, nested, rows_read

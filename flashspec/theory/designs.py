@@ -1,7 +1,6 @@
-"""The draft design space as an optimiser: of all depths and sizes, the draft whose predicted throughput is the highest.
+"""Of all depths and sizes, the draft whose predicted throughput is the highest, by relations fitted to drafts that were built.
 
-Yan et al. 2024 (Decoding Speculative Decoding, section 5) choose a draft on the same grounds: its step must be cheap, and
-tokens a check fall off slowly as it gets shallower. Here both are relations fitted to drafts that were built.
+Yan et al. 2024 (Decoding Speculative Decoding, section 5) choose a draft on the same grounds.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ class Optimum(NamedTuple):
 
 
 class Relation(NamedTuple):
-    """A plane over depth and body: of the quantity itself ("plain"), or of the logit of a share over their logarithms."""
+    """A plane over depth and body ("plain"), or of a share's logit over their logarithms ("share")."""
 
     coefficients: tuple[float, ...]
     link: str
@@ -84,7 +83,7 @@ def best_design(
     layers: Sequence[int],
     bodies: Sequence[float],
 ) -> Optimum:
-    """The draft of the grid `layers` x `bodies` with the highest predicted throughput; ValueError for an empty grid.
+    """The fastest predicted draft of the grid `layers` x `bodies`; ValueError for an empty grid.
 
     Keep the grid inside what was measured: a plane says nothing about drafts beyond it.
     """

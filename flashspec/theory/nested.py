@@ -1,5 +1,4 @@
-"""Verifiers above verifiers whose every stage accepts tokens by independent flips: tokens and time in expectation, and the rows
-that the stages of one model compute (HiSpec, Kumar et al. 2025, arXiv 2510.01336)."""
+"""Verifiers above verifiers that accept tokens by independent flips (HiSpec, Kumar et al. 2025, arXiv 2510.01336)."""
 
 from __future__ import annotations
 
@@ -27,12 +26,10 @@ class Level(NamedTuple):
 
 
 def nested(draft: float, levels: Sequence[Level]) -> tuple[float, float]:
-    """Final tokens and time of one action of the last level, above a writer that takes `draft` a token; their ratio is the
-    long-run throughput (renewal-reward theorem).
+    """Expected final tokens and time of one action of the last level, above a writer that takes `draft` a token.
 
-    Exact for independent flips: the tokens that wait are a sum of what the level below delivers, stopped once there are
-    enough (HiSpec, section 3), and so many deliveries take their mean number times their mean time (Wald's identity).
-    One level is `tokens_per_check` over `round_time`.
+    The tokens that wait are a sum of what the level below delivers, stopped once there are enough (HiSpec, section 3); so
+    many deliveries take their mean number times their mean time (Wald's identity). One over the other is the throughput.
     """
     if not levels:
         raise ValueError("a cascade needs at least one verifier above the writer")
@@ -73,10 +70,10 @@ def _checked(waiting: Chances, alpha: float) -> Chances:
 
 
 def rows_read(final: int, rejected: Sequence[int]) -> list[int]:
-    """Tokens that each span of one model computes, exactly: the `final` ones, and all rejected at or above it.
+    """Tokens that each span of one model computes, exactly: the `final` ones, and all rejected[i] at levels i from it on.
 
-    `final` counts prompt and text without the newest token, which stays pending; rejected[i] are the tokens that level i
-    rejected. The writer and the first level compute the same rows, for that level checks all of the writer's drafts.
+    `final` counts prompt and text without the pending token. The first level checks all drafts, so it computes the writer's
+    rows.
     """
     sums = [final + sum(rejected[level:]) for level in range(len(rejected))]
     return [sums[0], *sums]

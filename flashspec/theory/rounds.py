@@ -1,7 +1,7 @@
-"""Closed forms of speculative decoding: tokens per check, time per round, and when a cheaper draft or head pays.
+"""Closed forms of speculative decoding: tokens a check, time a round, and when a cheaper draft or head pays.
 
-Letters: alpha is the acceptance rate of one drafted token, k the block (drafted tokens per check), TAR the tokens one
-check settles, the correction or bonus token included. Times are in any one unit; rates are per that unit.
+Letters: alpha is the acceptance rate of one drafted token, k the block (drafted tokens a check), TAR the tokens one
+check settles, its own included. Times are in any one unit; rates are per that unit.
 """
 
 from __future__ import annotations
@@ -21,10 +21,8 @@ from flashspec.theory.checks import check_block, check_latency, check_positive, 
 class Costs:
     """What one round spends: `draft` a drafted token, `verify` a check, `finalize` and `overhead` a round.
 
-    `draft` is a constant for every token, or a function of the block that gives the whole burst: its first token finds the
-    caches as the check left them, the others as the burst does. `verify` is a constant or a function of the block.
-    `finalize` is the extra one-token target pass of eager finalisation, 0 when the final token is deferred; `overhead` is what
-    else a round costs (cache, host, sync).
+    `draft` is a constant a token, or a function of the block that gives the whole burst; `verify` is a constant or a
+    function of the block. `finalize` is the extra target pass of eager finalisation, `overhead` what else a round costs.
     """
 
     draft: float | Callable[[int], float]
@@ -64,8 +62,8 @@ class Interval(NamedTuple):
 class BreakEven(NamedTuple):
     """What one change alone would have to be for speculation to be as fast as plain decoding.
 
-    `acceptance` is the alpha needed (None: no alpha is enough), `tar` the tokens a check needed, `draft` the longest draft
-    step that still pays (None: not even a free draft does), in the unit of the costs.
+    `acceptance` is the alpha needed (None: no alpha is enough), `tar` the tokens a check, `draft` the longest draft step
+    that still pays (None: not even a free draft does).
     """
 
     acceptance: float | None
@@ -74,16 +72,15 @@ class BreakEven(NamedTuple):
 
 
 def tokens_per_check(alpha: float, block: int) -> float:
-    """Expected tokens one check settles, (1 - alpha^(k+1)) / (1 - alpha) (Leviathan et al. 2023, equation 1)."""
+    """Expected TAR, (1 - alpha^(k+1)) / (1 - alpha) (Leviathan et al. 2023, equation 1)."""
     check_share("alpha", alpha), check_block(block)
     return block + 1.0 if alpha == 1.0 else (1.0 - alpha ** (block + 1)) / (1.0 - alpha)
 
 
 def tokens_from_curve(curve: Sequence[float]) -> float:
-    """Expected tokens one check settles when position i is accepted with probability curve[i], given that all before it are.
+    """Expected TAR where position i is accepted with probability curve[i] given all before: 1 + sum_i prod_{j <= i} curve[j].
 
-    1 + sum_i prod_{j <= i} curve[j]; a constant curve gives `tokens_per_check` (Leviathan et al. 2023, section 3.1,
-    without the assumption that acceptance is independent of the position).
+    A constant curve gives `tokens_per_check`.
     """
     for position, alpha in enumerate(curve):
         check_share(f"acceptance at position {position}", alpha)
@@ -127,23 +124,23 @@ def best_k(acceptance: float | Sequence[float], costs: Costs, limit: int = 16) -
 
 
 def speedup(tar: float, costs: Costs, block: int, step: float) -> float:
-    """Speculation over decoding one token per `step`: step TAR / round time (Leviathan et al. 2023, theorem 3.8)."""
+    """Speculation over plain decoding: step TAR / round time (Leviathan et al. 2023, theorem 3.8)."""
     return check_positive("baseline step", step) * throughput(tar, costs, block)
 
 
 def break_even_acceptance(costs: Costs, block: int, step: float) -> float | None:
     """The alpha above which speculation beats one token per `step`; 0 if it always does, None if no alpha can.
 
-    Solves tokens_per_check(alpha, k) = round time / step (Leviathan et al. 2023, corollary 3.9, with measured costs).
+    Solves tokens_per_check(alpha, k) = round time / step (Leviathan et al. 2023, corollary 3.9).
     """
     needed = round_time(costs, block) / check_positive("baseline step", step)
     return None if needed > block + 1 else acceptance_for(needed, block)
 
 
 def break_even(tar: float, costs: Costs, block: int, step: float) -> BreakEven:
-    """All that would have to be true, one change at a time, for speculation at this block to cost what plain decoding does.
+    """What would have to be true, one change at a time, for speculation to cost what plain decoding does.
 
-    The draft step solves step TAR = k d + verify + ... for d.
+    The draft step d solves step TAR = k d + verify + ...
     """
     whole = round_time(costs, block)
     needed = whole / check_positive("baseline step", step)
@@ -152,7 +149,7 @@ def break_even(tar: float, costs: Costs, block: int, step: float) -> BreakEven:
 
 
 def acceptance_for(tar: float, block: int) -> float:
-    """The alpha at which a check of `block` drafted tokens settles `tar` tokens; 0 for no more than one, 1 for all."""
+    """The alpha at which a check of `block` drafted tokens settles `tar`; 0 for no more than one, 1 for all."""
     low, high = 0.0, 1.0
     for _ in range(60):
         middle = (low + high) / 2
@@ -161,7 +158,7 @@ def acceptance_for(tar: float, block: int) -> float:
 
 
 def amdahl(share: float, gain: float) -> float:
-    """Speedup of the whole when a part with this share of the time runs `gain` times faster (Amdahl 1967); gain may be inf."""
+    """Speedup of the whole when a part with this share of the time runs `gain` (or inf) times faster (Amdahl 1967)."""
     left = 1.0 - check_share("share", share) + share / check_positive("gain", gain)
     return 1.0 / left if left > 0.0 else math.inf
 
@@ -177,21 +174,21 @@ def implied_step(saved: float, gain: float) -> float:
 
 
 def cheap_head_gain(kept: float, kappa: float, nu: float) -> float:
-    """Throughput ratio of a cheap head, rho (1 + kappa) / (1 + nu kappa) (SlimSpec, arXiv 2605.10453, cost model).
+    """Throughput ratio of a cheap head, rho (1 + kappa) / (1 + nu kappa) (SlimSpec, arXiv 2605.10453).
 
-    `kept` = rho: TAR with the cheap head over TAR with the full one; `kappa`: time in the full head over the rest of the
+    rho = `kept`: TAR with the cheap head over TAR with the full one; `kappa`: time in the full head over the rest of the
     round; `nu`: cheap head's time over the full head's.
     """
     return check_latency("kept", kept) / cheap_head_gate(kappa, nu)
 
 
 def cheap_head_gate(kappa: float, nu: float) -> float:
-    """The share of TAR a cheap head must keep to pay: (1 + nu kappa) / (1 + kappa) (SlimSpec, arXiv 2605.10453)."""
+    """The share of TAR a cheap head must keep to pay: (1 + nu kappa) / (1 + kappa) (SlimSpec)."""
     return (1.0 + check_latency("nu", nu) * check_latency("kappa", kappa)) / (1.0 + kappa)
 
 
 def interpolated(times: Mapping[int, float]) -> Callable[[float], float]:
-    """A verify(k) or draft(k) for `Costs` from times measured at some blocks: linear between them, refused outside them."""
+    """A verify(k) or draft(k) for `Costs` from times at some blocks: linear between them, refused outside."""
     known = sorted(times)
 
     def at(block: float) -> float:
@@ -205,10 +202,9 @@ def interpolated(times: Mapping[int, float]) -> Callable[[float], float]:
 
 
 def bootstrap(samples: Sequence[Sequence[Any]], statistic: Callable[..., float], draws: int = 1000, seed: int = 0) -> Interval:
-    """A statistic of samples and its 95 % percentile interval; each sample is drawn anew with replacement (Efron 1979); seeded.
+    """A statistic of samples and its 95 % percentile interval, each sample drawn anew with replacement (Efron 1979).
 
-    Items must be independent of each other: whole texts, not tokens; whole turns, not calls. Raises ValueError for a sample
-    of fewer than 3 items, where a bootstrap says nothing.
+    Items must be independent: whole texts, not tokens; whole turns, not calls. ValueError for a sample of fewer than 3.
     """
     fewest = min((len(sample) for sample in samples), default=0)
     if fewest < 3:
