@@ -28,7 +28,8 @@ Found = tuple[PairCosts, Acceptance, dict[str, str]]
 
 def is_shape(name: str) -> bool:
     """Whether a name stands for a published shape without weights."""
-    return name not in REFERENCE["target"] | REFERENCE["draft"] and name.lower().removesuffix("-awq") in map(str.lower, SHAPES)
+    shipped = name in REFERENCE["target"] | REFERENCE["draft"]
+    return not shipped and name.lower().removesuffix("-awq") in map(str.lower, SHAPES)
 
 
 def evidence(options: Mapping[str, Any], question: Question) -> Found:
@@ -69,7 +70,7 @@ def _models(options: Mapping[str, Any]) -> Models:
 
 
 def asked(options: Mapping[str, Any], defaults: Mapping[str, Any]) -> Question:
-    """The question of a command line; shapes and stated times are asked about the dense head unless heads are named."""
+    """The question of a command line, about the dense head where shapes or times are given and no heads."""
     found = {**defaults, **given(Question, options)}
     bare = options["times"] or any(map(is_shape, (options["target"], options["draft"])))
     return Question(**({"heads": ("dense",)} | found if bare else found))
@@ -136,7 +137,8 @@ def heads(k: int, tar: str, **options: Any) -> None:
         costs, acceptance, sources = evidence(options, question)
     else:
         acceptance, writers = table, table.held(writers, k)
-        costs, sources = _costs(options, question, writers), {"costs": HERE, "acceptance": f"from the stored tables {table.name}"}
+        sources = {"costs": HERE, "acceptance": f"from the stored tables {table.name}"}
+        costs = _costs(options, question, writers)
     click.echo("\n".join(head_lines(head_cases(costs, acceptance, writers, k), sources)))
     lost = ", ".join(name_of(writer) for writer in question.writers if writer not in writers)
     if lost:
@@ -144,7 +146,7 @@ def heads(k: int, tar: str, **options: Any) -> None:
 
 
 def stored(options: Mapping[str, Any], question: Question, tar: str) -> Stored | None:
-    """The stored table to take tokens a check from; None to replay. `tar` "auto" takes it if it has the shipped pair at k."""
+    """The stored table to take tokens a check from; None to replay. "auto" takes it if it has the shipped pair at k."""
     known = options["acceptance"] is None and options["target"] == "reference" and options["draft"] in STORED
     if tar == "replay" or (tar == "auto" and not known):
         return None

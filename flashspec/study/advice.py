@@ -1,4 +1,4 @@
-"""Plans in words: what to run, what it is predicted to bring, what would have to change, and what came second."""
+"""Plans in words: what to run, what it is predicted to bring, and what would have to change."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from flashspec.study.experiment import stored
 from flashspec.study.parameters import Refused
 from flashspec.theory import Counts, Interval
 
+BEWARE = "a check was timed shorter than one plain token, so part of this gain is how single rows were timed"
 TOLD = ("end_to_end", "head_tar")  # races, the one that is believed last
 
 
@@ -28,19 +29,19 @@ def setting(method: Method) -> str:
     return f"k = {method.k}, {name_of(method)} head, final token {method.finalize}"
 
 
-def milliseconds(seconds: float) -> str:
+def ms(seconds: float) -> str:
     """A time for people."""
     return f"{1000 * seconds:.3g} ms"
 
 
 def lines(found: Sequence[Forecast], sources: Mapping[str, str]) -> Iterator[str]:
-    """The recommendation first, the fastest of these forecasts; `sources` say where costs and acceptance come from."""
+    """The recommendation, which is the first forecast, and the runners-up; `sources` say where numbers come from."""
     best, *others = found
     yield f"{verdict(best)} {setting(best.method)}: predicted {times(best.speedup)}, {best.rate:.3g} tokens/s"
-    yield f"a round: {ledger(best)}; {best.tar:.2f} tokens a check; plain decoding {milliseconds(best.step)} a token"
+    yield f"a round: {ledger(best)}; {best.tar:.2f} tokens a check; plain decoding {ms(best.step)} a token"
     yield f"break-even at k = {best.method.k}, each alone: {needs(best)}"
     if best.parts["verify"] < best.step:
-        yield "beware: a check was timed shorter than one plain token, so part of this gain is how single rows were timed"
+        yield f"beware: {BEWARE}"
     yield from (f"runner-up: {setting(other.method)}: {times(other.speedup)}" for other in others)
     yield "from: " + "; ".join(f"{name} {source}" for name, source in sources.items())
 
@@ -54,17 +55,16 @@ def verdict(best: Forecast) -> str:
 
 def ledger(found: Forecast) -> str:
     """Where a round's time goes."""
-    draft, others = found.parts["draft"], {name: t for name, t in found.parts.items() if name != "draft" and t}
-    shares = [f"{found.method.k} drafts {milliseconds(draft)}", *(f"{name} {milliseconds(t)}" for name, t in others.items())]
-    return " + ".join(shares)
+    others = [f"{name} {ms(time)}" for name, time in found.parts.items() if name != "draft" and time]
+    return " + ".join([f"{found.method.k} drafts {ms(found.parts['draft'])}", *others])
 
 
 def needs(found: Forecast) -> str:
     """What one change alone would have to reach for speculation to cost what plain decoding does."""
     acceptance, tar, draft = found.needs
-    words = ["no acceptance is enough" if acceptance is None else f"acceptance {acceptance:.2f}", f"{tar:.2f} tokens a check"]
-    words.append("not even a free draft pays" if draft is None else f"a draft step of {milliseconds(draft)}")
-    return ", ".join(words)
+    first = "no acceptance is enough" if acceptance is None else f"acceptance {acceptance:.2f}"
+    last = "not even a free draft pays" if draft is None else f"a draft step of {ms(draft)}"
+    return f"{first}, {tar:.2f} tokens a check, {last}"
 
 
 def head_lines(cases: Sequence[HeadCase], sources: Mapping[str, str]) -> Iterator[str]:
@@ -80,10 +80,10 @@ def reason_of(case: HeadCase) -> str:
     """The cheap-head gate in one clause (SlimSpec, arXiv 2605.10453)."""
     if name_of(case.method) == "dense":
         share = case.kappa / (1 + case.kappa)
-        return f"what the others are compared with; {milliseconds(case.seconds)} a drafted token, drafting {share:.1%} of a round"
+        return f"what the others are compared with; {ms(case.seconds)} a drafted token, drafting {share:.1%} of a round"
     return (
         f"{'pays' if case.pays else 'does not pay'}, predicted {case.gain:.3f}x the dense head's tokens/s; "
-        f"{milliseconds(case.seconds)} a drafted token, {case.nu:.2f} of one with the dense head; "
+        f"{ms(case.seconds)} a drafted token, {case.nu:.2f} of one with the dense head; "
         f"keeps {case.kept:.1%} of the dense head's tokens a check and must keep more than {case.gate:.1%} to pay"
     )
 
@@ -108,10 +108,9 @@ class Stored(NamedTuple):
 
 
 def stored_counts(draft: str, sampling: Sampling, root: Path | None = None) -> Stored:
-    """What the stored tables of decodes say about one draft under one sampling; Refused where none of them is stored.
+    """What the stored tables say about one draft under one sampling, those made for comparing heads before others.
 
-    Counts are those of the first turn, the prompts of a kind summed. A writer that is in both tables has the counts of
-    `head_tar`, the table made for comparing heads.
+    Raises Refused where none of them is stored.
     """
     tables = {name: table for name in TOLD if (table := stored("race", root, name)) is not None}
     if not tables:
@@ -132,4 +131,4 @@ def counts_by_writer(rows: Iterable[Any], draft: str, sampling: Sampling) -> dic
             kinds = found.setdefault((name_of(method), row.k), {})
             mine = Counts(row.rounds, row.drafted, row.accepted, row.rounds + row.accepted)
             kinds.setdefault(row.kind, {})[row.prompt] = mine
-    return {writer: [reduce(Counts.joined, of.values()) for of in kinds.values()] for writer, kinds in found.items()}
+    return {writer: [reduce(Counts.joined, kind.values()) for kind in kinds.values()] for writer, kinds in found.items()}

@@ -1,4 +1,4 @@
-"""Hidden rows of a draft on text that it never saw: what heads are calibrated on, and what they are judged by."""
+"""Hidden rows of a draft on text that it never saw, to calibrate heads on and to judge them by."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ class Source:
 
 @dataclass(frozen=True, eq=False)
 class HeldOut:
-    """Rows [n, hidden] of one draft before its final norm: every second text of a kind to tune on, the others to judge by.
+    """Rows [n, hidden] of a draft before its final norm: half of the texts to tune on, half to judge by.
 
-    `kinds` names the kind of text of every judging row; `counted` holds the ids of the tuning texts, `written` those among
-    them that the target wrote.
+    `kinds` names the kind of text of every judging row; `counted` are the ids of the tuning texts, `written` those of them
+    that the target wrote.
     """
 
     draft: Transformer
@@ -71,14 +71,14 @@ class HeldOut:
         return torch.cat([self.dense(part).logits.argmax(1) for part in self.judging.split(AT_ONCE)])
 
     def bands(self, edges: tuple[int, ...]) -> dict[str, Tensor]:
-        """Judging rows [n] by how frequent their wanted id is in the tuning texts: ranks up to each edge, then the rest."""
+        """Judging rows [n] by the rank of their wanted id in the tuning texts: up to each edge, then the rest."""
         vocab = self.dense.vocab_size
         ranks = 1 + ranked_by_frequency(self.counted, vocab).argsort()[self.wanted]
         pairs = zip((0, *edges), (*edges, vocab), strict=True)
         return {f"{low + 1}-{high}": (ranks > low) & (ranks <= high) for low, high in pairs}
 
     def head(self, name: str) -> Any:
-        """A head of the draft by name; those that rank ids count them in the tuning texts, "vocab_trim" in what was written."""
+        """A head of the draft by name; those that rank ids count them in the tuning texts."""
         weight, norm = self.draft.head_weight, self.draft.norm
         if name not in RANKED:
             return head_named(name, Origin(weight, norm))
@@ -125,7 +125,7 @@ def rows_of(model: Transformer, ids: Sequence[int]) -> Tensor:
 
 @torch.inference_mode()
 def judged(head: Head, held: HeldOut) -> tuple[Tensor, Tensor]:
-    """For every judging row: whether the head's best id is the dense head's [n], and the dense mass it scores [n]."""
+    """For judging rows [n], whether the head's best id is the dense head's, and the dense mass that it scores."""
     best, mass = [], []
     for rows, chances in zip(held.judging.split(AT_ONCE), held.chances.split(AT_ONCE), strict=True):
         scores = head(rows, torch.arange(len(rows)), Dice(0))
@@ -136,6 +136,6 @@ def judged(head: Head, held: HeldOut) -> tuple[Tensor, Tensor]:
 
 
 def probes_within(head: FlashHead, share: float) -> int:
-    """The most probes with which a FlashHead scores at most this share of the vocabulary, centroids included; at least 1."""
+    """The most probes, at least 1, that score at most this share of the vocabulary, centroids included."""
     spare = int(share * head.vocab_size) - (head.rows_scored - head.probes * head.table.slots)
     return min(head.table.clusters, max(1, spare // head.table.slots))
