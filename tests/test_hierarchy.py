@@ -19,7 +19,7 @@ from flashspec.decoding.hierarchy import cascade, hispec, self_speculation
 from flashspec.decoding.method import Method
 from flashspec.decoding.models import Models
 from flashspec.heads import FlashHead
-from flashspec.measure.score import score
+from flashspec.measure.runs import score
 from flashspec.models.reader import SpanReader
 from flashspec.models.transformer import Transformer
 from flashspec.sampling import Sampling

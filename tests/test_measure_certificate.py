@@ -34,18 +34,17 @@ def test_a_gap_inside_the_noise_is_a_tie_and_beyond_it_a_defect() -> None:
     defect = certify((3, 1, 4), (3, 2, 4), PROMPT, scorer(gap=0.05, noise=0.01))
     assert tie is not None and tie.verdict == "numeric tie" and tie.position == 1 and tie.tokens == (1, 2)
     assert tie.gap == pytest.approx(0.03, abs=1e-5) and tie.noise == pytest.approx(0.01, abs=1e-5)
-    assert defect is not None and defect.verdict == "defect" and "defect" in str(defect)
+    assert defect is not None and defect.verdict == "defect"
 
 
-def test_a_token_that_is_not_a_contender_is_a_defect_even_at_a_tie() -> None:
-    certificate = certify((3, 1), (3, 30), PROMPT, scorer(gap=0.0, noise=0.01))
-    assert certificate is not None and certificate.verdict == "defect" and certificate.gap > 10
-
-
-def test_a_dtype_without_noise_forgives_nothing() -> None:
-    certificate = certify((1,), (2,), PROMPT, scorer(gap=1e-6, noise=0.0))
+@pytest.mark.parametrize(
+    ("token", "gap", "noise"),
+    [pytest.param(30, 0.0, 0.01, id="no contender, though the leading two tie"), pytest.param(2, 1e-6, 0.0, id="no noise")],
+)
+def test_what_rounding_cannot_explain_is_a_defect(token: int, gap: float, noise: float) -> None:
+    certificate = certify((3, 1), (3, token), PROMPT, scorer(gap, noise))
     assert certificate is not None and certificate.verdict == "defect"
-    assert Certificate(0, (1, 2), gap=float("nan"), noise=1.0).verdict == "defect"
+    assert certificate._replace(gap=float("nan"), noise=1.0).verdict == "defect"
 
 
 def test_equal_texts_need_no_certificate_and_lengths_are_not_rounding() -> None:
@@ -73,6 +72,22 @@ def test_first_difference(one: tuple[int, ...], other: tuple[int, ...], at: int 
 def test_noise_is_the_widest_spread_of_a_leading_logit() -> None:
     rows = torch.tensor([[5.0, 4.0, -50.0], [5.25, 4.0, -40.0]])
     assert shape_noise(rows, contenders=2) == pytest.approx(0.25)
+
+
+def test_the_target_scorer_agrees_with_the_model_in_every_blocking() -> None:
+    target = duo(0, torch.float32).target
+    scorer, whole = target_scorer(target, Sampling()), target(torch.tensor([START]))[0, -1]
+    rows = torch.stack([scorer(START, block) for block in (1, 2, 4, 8)])
+    assert torch.allclose(rows, whole.expand_as(rows), atol=1e-4) and shape_noise(rows) < 1e-4
+    best = int(whole.argmax())
+    planted = certify([best], [(best + 1) % len(whole)], START, scorer)
+    assert planted is not None and planted.verdict == "defect"
+
+
+def test_a_certificate_of_sampled_text_scores_with_the_noise_of_the_coupling() -> None:
+    written = text(duo(), "baseline", 0.7)
+    scorer = target_scorer(duo().target, Sampling(0.7, seed=7))
+    assert [int(scorer([*START, *written[:at]], 4).argmax()) for at in range(8)] == written[:8]
 
 
 def in_bfloat16(method: str, model: int, temperature: float) -> list[int]:

@@ -1,7 +1,8 @@
-"""Scores and parts follow the events; measuring leaves the stages ready."""
+"""Scores, parts and timed decodes follow the events; bytes are those that tensors hold; measuring leaves the stages ready."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,19 +10,21 @@ import tiny
 import torch
 
 from flashspec.decoding.cascade import decode
-from flashspec.decoding.method import METHODS, build, method_named
+from flashspec.decoding.generate import generate
+from flashspec.decoding.method import METHODS, Method, build, method_named
+from flashspec.decoding.models import SHIPPED
 from flashspec.decoding.state import Event, Limits
-from flashspec.measure import clock, overhead
-from flashspec.measure.contest import Decoding, Entry, texts
-from flashspec.measure.levels import stage_costs
-from flashspec.measure.parts import prepare
-from flashspec.measure.prompts import Prompt, load_prompts
-from flashspec.measure.score import Score, score
+from flashspec.measure import clock
+from flashspec.measure.parts import Walk, held, loop_overhead, stage_costs
+from flashspec.measure.prompts import load_prompts
+from flashspec.measure.runs import Entry, repeated_share, score, stored_bytes, timed
+from flashspec.models.checkpoint import read_config
+from flashspec.models.config import from_hf
+from flashspec.models.synthetic import SHAPES, random_rows, shape, synthetic
 from flashspec.sampling import Sampling
 
 PROMPT = [5, 77, 130, 9, 200, 31]
 WARM = Sampling(1.0, seed=3)
-PROBED: dict[str, Any] = {"probes": 8}
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +32,8 @@ def models() -> Any:
     return tiny.pair()
 
 
-def stages(models: Any, name: str, sampling: Sampling = WARM, **changes: Any) -> list:
-    return build(method_named(name, changes), models, sampling, 128)
+def stages(models: Any, name: str, **changes: Any) -> list:
+    return build(method_named(name, changes), models, WARM, 128)
 
 
 def events_of(models: Any, name: str, **changes: Any) -> tuple[list[Event], list, int]:
@@ -40,60 +43,51 @@ def events_of(models: Any, name: str, **changes: Any) -> tuple[list[Event], list
 
 
 def test_eager_costs_one_forward_a_round_more_and_the_score_says_so(models: Any) -> None:
-    eager = score(*events_of(models, "dense", finalize="eager"))
-    deferred = score(*events_of(models, "dense", finalize="deferred"))
-    rounds = deferred.forwards
-    assert eager.forwards == 2 * rounds - 1 and eager.emitted == deferred.emitted == 40
+    eager, deferred = (score(*events_of(models, "dense", finalize=finalize)) for finalize in ("eager", "deferred"))
+    assert eager.forwards == 2 * deferred.forwards - 1 and eager.emitted == deferred.emitted == 40
     assert eager.bytes > deferred.bytes
 
 
-def test_plain_decoding_reads_the_body_and_the_head_once_a_token(models: Any) -> None:
+def test_plain_decoding_reads_the_body_and_the_head_once_a_token_and_a_long_past_too(models: Any) -> None:
     events, used, emitted = events_of(models, "baseline")
-    found = score(events, used, emitted)
-    layers = models.target.config.layers
-    assert found.forwards == 40 and found.layer_tokens == layers * (len(PROMPT) + 39)
+    found, config = score(events, used, emitted), models.target.config
+    assert found.forwards == 40 and found.layer_tokens == config.layers * (len(PROMPT) + 39)
     body = sum(p.nbytes for p in models.target.layers.parameters())
+    assert stored_bytes(models.target.layers, models.target.layers) == body
     assert found.bytes == pytest.approx(40 * (body + models.target.head_weight.nbytes), rel=0.02)
+    past = score(events, used, emitted, past=1000)
+    assert past.bytes - found.bytes == 40 * 1000 * config.kv_bytes_per_token(4)
 
 
-def test_a_flash_draft_reads_fewer_bytes_than_a_dense_one(models: Any) -> None:
-    burst = Event(0, 0, 0, 4, 4)
-    dense, flash = stages(models, "dense"), stages(models, "flash", probes=4)
-    assert score([burst], flash, 4).bytes < score([burst], dense, 4).bytes
-    assert score([burst], flash, 4).flops < score([burst], dense, 4).flops
+def test_a_check_of_five_rows_reads_the_weights_once_and_computes_five_times(models: Any) -> None:
+    used = stages(models, "dense")
+    one, five = (score([Event(1, rows - 1, 0, rows)], used, rows) for rows in (1, 5))
+    assert five.bytes < 1.1 * one.bytes and five.flops == pytest.approx(5 * one.flops, rel=0.02)
+    burst = [Event(0, 0, 0, 4, 4)]
+    flash, dense = (score(burst, stages(models, name, **more), 4) for name, more in (("flash", {"probes": 4}), ("dense", {})))
+    assert flash.bytes < dense.bytes and flash.flops < dense.flops
 
 
 def test_a_shared_trunk_is_not_counted_twice(models: Any) -> None:
     events, used, emitted = events_of(models, "self_speculation", exits=(2,))
-    found = score(events, used, emitted)
     below, above = (sum(e.rows for e in events if e.stage == i) for i in (0, 1))
-    assert found.layer_tokens == 2 * below + (models.target.config.layers - 2) * above
+    assert score(events, used, emitted).layer_tokens == 2 * below + (models.target.config.layers - 2) * above
 
 
-def test_scores_add() -> None:
-    assert Score(1, 2, 3, 4, 2) + Score(1, 2, 3, 4, 2) == Score(2, 4, 6, 8, 4)
-
-
-def test_parts_are_measured_for_two_stages_at_most(models: Any) -> None:
-    with pytest.raises(ValueError, match="got 3 stages"):
-        prepare(lambda: stages(models, "hispec"), PROMPT, [])
-
-
-def test_costs_of_a_hierarchy_leave_nothing_out(models: Any) -> None:
-    used = stages(models, "hispec")
+def test_costs_of_a_hierarchy_leave_nothing_out_and_its_stages_ready(models: Any) -> None:
+    used, fresh = stages(models, "hispec"), stages(models, "hispec")
     costs = stage_costs(used, list(range(1, 40)), [2, 5], clock.Plan(3, 1))
     assert len(costs.checks) == 2 and min(costs.draft, costs.head, *costs.checks) > 0 and costs.draft > costs.head
-    fresh = [t for step in decode(stages(models, "hispec"), PROMPT, Limits(12)) for t in step.tokens]
-    assert [t for step in decode(used, PROMPT, Limits(12)) for t in step.tokens] == fresh
+    again, expected = ([t for step in decode(each, PROMPT, Limits(12)) for t in step.tokens] for each in (used, fresh))
+    assert again == expected
 
 
-@pytest.mark.parametrize("name", ["baseline", "dense", "flash"])
-def test_the_timed_round_is_the_decodes_own(models: Any, name: str) -> None:
+@pytest.mark.parametrize(("name", "options"), [("baseline", {}), ("dense", {}), ("flash", {"probes": 8})])
+def test_the_timed_round_is_the_decodes_own(models: Any, name: str, options: dict[str, Any]) -> None:
     """The bench writes behind a text what a decode writes there, again and again, and something else behind another."""
-    options = PROBED if name == "flash" else {}
 
     def written(text: list[int]) -> list[int]:
-        bench = prepare(lambda: stages(models, name, **options), PROMPT, text)
+        bench = held(stages(models, name, **options), [*PROMPT, *text])
         for _ in range(2):
             bench.burst()
             bench.step()
@@ -105,28 +99,43 @@ def test_the_timed_round_is_the_decodes_own(models: Any, name: str) -> None:
     assert written([4, 5, 6]) == behind.tokens != written([6, 5, 4])
 
 
+def test_lengths_share_one_prompt_and_act_as_if_alone(models: Any) -> None:
+    whole = held(build(Method("model", k=3), models, WARM, 20), PROMPT)
+    for k in (1, 3):
+        shared, alone = whole.with_bursts(k), held(build(Method("model", k=k), models, WARM, 20), PROMPT)
+        rows = [[*one.burst(), *one.check()] for one in (shared, alone)]
+        assert [stage.reader for stage in shared.stages] == [stage.reader for stage in whole.stages]
+        assert [(event.stage, event.rows) for event in rows[0]] == [(0, k), (1, k + 1)] and rows[0] == rows[1]
+        assert (shared.state.final, shared.state.length) == (alone.state.final, alone.state.length)
+
+
 def test_walks_through_memory_are_taken_away(monkeypatch: pytest.MonkeyPatch) -> None:
     ticks = iter(range(1000))
     monkeypatch.setattr(clock, "now", lambda: next(ticks))
-    walk = overhead.Walk()
+    walk = Walk()
     assert walk.apart(lambda: None) == 1
     assert walk.apart(walk) == walk.apart(lambda: (walk(), walk())) - 1 == 2  # a walk's own second is gone, asking for it is not
-    assert overhead.loop_overhead(2) >= 0 and overhead.loop_overhead(1) >= 0
+    assert loop_overhead(2) >= 0 and loop_overhead(1) >= 0
 
 
-def test_a_timed_decode_is_recorded_as_the_untimed_one_writes(models: Any) -> None:
-    entries = [Entry(name, METHODS[name], WARM) for name in ("baseline", "dense", "self_speculation")]
-    records = [Decoding(models, entry, Prompt("code", (1, 2, 3)), 10).record() for entry in entries]
-    assert len({r.tokens for r in records}) == 1 and all(r.seconds > 0 for r in records)
-    assert all(len(r.tokens) == r.stats.emitted == r.score.emitted == 10 for r in records)
-    assert texts(models, entries[0], [Prompt("code", (1, 2, 3))], 10) == [records[0].tokens]
-    assert texts(models, entries[0], [Prompt("code", (4,))], 10) != [records[0].tokens]
+def test_interleaved_seconds_keep_raw_repeats() -> None:
+    calls: list[str] = []
+    plan = clock.Plan(3, 1, evict_megabytes=1)
+    raw = clock.interleaved_seconds({name: lambda name=name: calls.append(name) for name in "ab"}, plan)
+    assert calls == ["a", "b"] * 4 and len(raw["a"]) == len(raw["b"]) == 3
+    with pytest.raises(ValueError, match="repeats must be at least 1"):
+        clock.Plan(repeats=0)
 
 
-def test_a_timed_decode_ignores_stop_tokens(models: Any) -> None:
-    entry = Entry("baseline", METHODS["baseline"], Sampling())
-    config = models.target.config
-    assert config.eos == () and len(list(Decoding(models, entry, Prompt("code", (1,)), 15)())) == 15
+@pytest.mark.parametrize("name", ["baseline", "dense", "self_speculation", "hispec"])
+def test_a_timed_decode_is_recorded_as_the_untimed_one_writes_whatever_the_stop_tokens(models: Any, name: str) -> None:
+    plain = generate(models, [1, 2, 3], "baseline", WARM, max_new_tokens=10, stop=())
+    stopping = tiny.pair()
+    stopping.target.config = replace(models.target.config, eos=tuple(plain.tokens))
+    found = timed(stopping, Entry(name, METHODS[name], WARM), (1, 2, 3), 10)
+    assert list(found.tokens) == plain.tokens and found.seconds > 0 and found.counts["emitted"] == 10
+    levels = {"baseline": 0, "hispec": 2}.get(name, 1)
+    assert [f"actions_{level}" in found.counts for level in (1, 2, 3)] == [level <= levels for level in (1, 2, 3)]
 
 
 def test_prompts_are_read_by_kind_and_missing_files_are_named(tmp_path: Any) -> None:
@@ -139,25 +148,29 @@ def test_prompts_are_read_by_kind_and_missing_files_are_named(tmp_path: Any) -> 
         load_prompts(path)
 
 
-def test_the_target_scorer_agrees_with_the_model_in_every_blocking(models: Any) -> None:
-    from flashspec.measure.certificate import certify, shape_noise, target_scorer
-
-    scorer = target_scorer(models.target, Sampling())
-    with torch.inference_mode():
-        whole = models.target(torch.tensor([PROMPT]))[0, -1]
-    rows = torch.stack([scorer(PROMPT, block) for block in (1, 2, 4, 6)])
-    assert torch.allclose(rows, whole.expand_as(rows), atol=1e-4)
-    assert shape_noise(rows) < 1e-4
-    best = int(whole.argmax())
-    planted = certify([best], [(best + 1) % tiny.VOCAB], PROMPT, scorer)
-    assert planted is not None and planted.verdict == "defect"
+def test_repetition_is_counted_as_by_hand() -> None:
+    assert repeated_share([1, 2, 1, 2, 1], 2) == 0.5 and repeated_share([5] * 10, 1) == 0.9
+    assert repeated_share([1, 2, 3], 1) == 0.0 and repeated_share([], 3) == 0.0
 
 
-def test_a_certificate_of_sampled_text_scores_with_the_noise_of_the_coupling(models: Any) -> None:
-    from flashspec.measure.certificate import target_scorer
+def test_memory_reads_more_than_nothing_and_random_rows_do_not_repeat() -> None:
+    assert clock.roof("cpu") > 0
+    assert len(torch.unique(random_rows(3000, 1024)[:, :2], dim=0)) == 3000
 
-    entry = Entry("baseline", METHODS["baseline"], WARM)
-    text = texts(models, entry, [Prompt("code", tuple(PROMPT))], 8)[0]
-    scorer = target_scorer(models.target, WARM)
-    for at in range(8):
-        assert int(scorer([*PROMPT, *text[:at]], 4).argmax()) == text[at]
+
+def test_a_shape_faithful_model_has_the_published_counts_and_the_same_finite_logits() -> None:
+    config = SHAPES["qwen3-0.6b"]
+    assert config.body_parameters + config.head_parameters == pytest.approx(596e6, rel=0.01)
+    one, two = (synthetic(shape("reference-target", depth=2), torch.float32, seed=1)(torch.tensor([[1, 2, 3]])) for _ in "12")
+    assert one.shape == (1, 3, 16384) and bool(one.isfinite().all()) and torch.equal(one, two)
+    with pytest.raises(ValueError, match="known: reference-target"):
+        synthetic("qwen9")
+    with pytest.raises(ValueError, match="depth must be at least 1"):
+        shape("qwen3-0.6b", depth=0)
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"), [("target", "reference-target"), ("narrow", "reference-draft"), ("shallow", "reference-shallow")]
+)
+def test_reference_shapes_are_those_of_the_shipped_models(folder: str, name: str) -> None:
+    assert replace(from_hf(read_config(SHIPPED / folder)), bos=None, eos=()) == SHAPES[name]

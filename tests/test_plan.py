@@ -9,11 +9,9 @@ import tiny
 import toys
 
 from flashspec.cli.main import status
-from flashspec.cli.plan import held
 from flashspec.decoding.method import Method
-from flashspec.decoding.models import Models
-from flashspec.measure import clock, depths
-from flashspec.measure.costs import SETTLING, PairCosts, PairParts, Setting, measure_costs, name_of, parts_of
+from flashspec.measure import costs as pricing
+from flashspec.measure.costs import SETTLING, Cut, PairCosts, Setting, name_of, parts_of, settled_turn, stretched_turn
 from flashspec.measure.planning import Given, Question, Texts, advise, forecast, head_cases, observe, stated_costs
 from flashspec.measure.prompts import Prompt
 from flashspec.models.synthetic import synthetic
@@ -21,11 +19,10 @@ from flashspec.sampling import Sampling
 from flashspec.study import advice
 from flashspec.study.race import Row as RaceRow
 from flashspec.study.registry import EXPERIMENTS
-from flashspec.theory import Costs, best_k, replayed_all, speedup
+from flashspec.theory import Costs, best_k, break_even, replayed_all, round_time, speedup, throughput
 
 PUBLISHED = {"step": 60.0, "draft": 6.69, "check": 60.0}
 QUESTION = Question(heads=("dense",), finalizes=("deferred", "eager"), max_k=12)
-
 
 NAMES = ("dense", "flash P=2", "flash P=3")
 
@@ -34,9 +31,9 @@ def stated(**changes):
     return stated_costs({**PUBLISHED, **changes})
 
 
-@pytest.mark.parametrize("alpha", [0.5, 0.8, 0.95])
+@pytest.mark.parametrize("alpha", [0.5, 0.95])
 def test_the_recommended_k_is_the_closed_forms_best(alpha):
-    best = advise(stated(), Given((alpha,)), QUESTION.methods).best
+    best = advise(stated(), Given((alpha,)), QUESTION.methods)[0]
     expected = best_k(alpha, Costs(6.69, 60.0), 12)
     assert (best.method.k, best.rate) == (expected.block, pytest.approx(expected.throughput))
     assert best.method.finalize == "deferred"  # an eager final token costs a step and brings nothing
@@ -45,23 +42,20 @@ def test_the_recommended_k_is_the_closed_forms_best(alpha):
 
 def test_a_draft_as_slow_as_its_target_is_not_speculated_with():
     found = advise(stated(draft=60.0), Given((0.8,)), QUESTION.methods)
-    assert found.verdict == "do not speculate" and found.best.speedup.value < 1.0
-    assert "do not speculate" in next(advice.lines(found, {}))
-    assert advise(stated(draft=6.0), Given((0.8,)), QUESTION.methods).verdict == "speculate"
+    assert next(advice.lines(found, {})).startswith("do not speculate") and found[0].speedup.value < 1.0
+    assert advice.verdict(advise(stated(draft=6.0), Given((0.8,)), QUESTION.methods)[0]) == "speculate:"
 
 
 def test_what_breaks_even_breaks_even():
-    best = advise(stated(), Given((0.8,)), QUESTION.methods).best
+    best = advise(stated(), Given((0.8,)), QUESTION.methods)[0]
     at = stated(draft=best.needs.draft)
     assert forecast(at, Given((0.8,)), best.method).speedup.value == pytest.approx(1.0)
     assert forecast(stated(), Given((best.needs.acceptance,)), best.method).speedup.value == pytest.approx(1.0)
 
 
-def test_a_longer_curve_is_followed_and_a_short_one_goes_on():
-    method = Method("model", k=4)
-    assert forecast(stated(), Given((0.9, 0.5)), method).tar == pytest.approx(1 + 0.9 + 0.45 + 0.225 + 0.1125)
-    flat, constant = (forecast(stated(), Given(rates), method).tar for rates in ((0.9,) * 4, (0.9,)))
-    assert flat == pytest.approx(constant)
+def test_a_curve_is_followed_and_goes_on_with_its_last_rate():
+    found = [forecast(stated(), Given(rates), Method("model", k=4)).tar for rates in ((0.9, 0.5), (0.9, 0.5, 0.5, 0.5))]
+    assert found == [pytest.approx(1 + 0.9 + 0.45 + 0.225 + 0.1125)] * 2
 
 
 def noisy(spread):
@@ -70,11 +64,27 @@ def noisy(spread):
     return PairCosts(tuple({**turn, "step": 60.0} for turn in turns), stated().ks)
 
 
+def made(ks=(1, 4), **parts):
+    """Costs in which every turn found the same: parts by name, bursts from the seconds of one token of each writer."""
+    turn = {"step": 1.0, "check 1": 1.0, "check 4": 1.2, "overhead": 0.0, "finalize": 1.0}
+    bursts = {f"burst {k} {name}": k * token for name, token in parts.pop("tokens", {}).items() for k in ks}
+    return PairCosts(({**turn, **bursts, **parts},) * 3, ks)
+
+
 def test_an_eager_round_costs_its_read_and_the_shorter_check():
-    turn = {**stated().turns[0], "eager 1": 100.0, "eager 32": 100.0, "finalize": 58.0}
-    costs, _ = PairCosts((turn,) * 3, stated().ks).costs(Method("model", finalize="eager"))
+    pair = made(tokens={"dense": 1.0}, **{"check 4": 60.0, "eager 1": 100.0, "eager 4": 100.0, "finalize": 58.0})
+    costs, _ = pair.costs(Method("model", finalize="eager"))
     assert (costs.check(4), costs.finalize) == (42.0, 58.0)
-    assert PairCosts((turn,) * 3, stated().ks).costs(Method("model"))[0].check(4) == 60.0
+    assert pair.costs(Method("model"))[0].check(4) == 60.0
+
+
+def test_a_burst_is_no_multiple_of_a_token():
+    pair = made(overhead=0.1, **{"check 1": 2.0, "check 4": 2.0, "burst 1 dense": 0.5, "burst 4 dense": 1.1})
+    costs, step = pair.costs(Method("model"))
+    assert step == 1.0 and [costs.burst(k) for k in (1, 2, 4)] == pytest.approx([0.5, 0.7, 1.1])
+    assert round_time(costs, 4) == pytest.approx(1.1 + 2.0 + 0.1) and throughput(3.2, costs, 4) == pytest.approx(1.0)
+    assert Costs(0.5, 2.0, overhead=0.1).burst(4) == 2.0
+    assert 4 * break_even(3.2, costs, 4, 1.0).draft == pytest.approx(1.1)
 
 
 def test_the_interval_grows_with_the_noise_and_an_interval_that_holds_one_is_unclear():
@@ -82,7 +92,7 @@ def test_the_interval_grows_with_the_noise_and_an_interval_that_holds_one_is_unc
     widths = [(f := forecast(noisy(s), texts, Method("model"))).speedup.high - f.speedup.low for s in (0.0, 0.1)]
     assert widths[0] < widths[1]
     mixed = Texts({"dense": [[0.0] * 40, [1.0] * 40, [0.0] * 40]})
-    assert advise(stated(), mixed, QUESTION.methods).verdict == "unclear"
+    assert advice.verdict(advise(stated(), mixed, QUESTION.methods)[0]).startswith("no gain shown (the interval holds 1)")
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +107,7 @@ def test_a_plan_measures_every_part_and_counts_what_live_decodes_count(observed)
     models, question, prompts, costs, texts = observed
     assert {name for turn in costs.turns for name in turn} == {
         "step", "finalize", "overhead", *(f"{part} {k}" for part, k in product(("check", "eager"), (1, 2, 3))),
-        *(f"{part} {name}" for part, name in product(("burst 1", "burst 2", "burst 3", "head"), NAMES))}  # fmt: skip
+        *(f"burst {k} {name}" for k, name in product((1, 2, 3), NAMES))}  # fmt: skip
     assert all(value > 0 for turn in costs.turns for name, value in turn.items() if name != "overhead")
     for writer in question.writers:
         live = [toys.run(models, replace(writer, k=3), prompt=list(p.ids), seed=0).stats for p in prompts]
@@ -109,100 +119,80 @@ def test_a_plan_recommends_what_its_own_numbers_say(observed):
     *_, question, _, costs, texts = observed
     found = advise(costs, texts, question.methods)
     rates = {m: speedup(forecast(costs, texts, m).tar, costs.costs(m)[0], m.k, costs.costs(m)[1]) for m in question.methods}
-    assert rates[found.best.method] == max(rates.values())
-    assert len(found.others) == len(question.writers) * 2 - 1
+    assert rates[found[0].method] == max(rates.values()) and len(found) == len(question.writers) * 2
     said = "\n".join(advice.lines(found, {"costs": "here"}))
     assert "break-even" in said and "runner-up" in said and "95 % interval" in said
-    for step, warned in ((2 * found.best.parts["verify"], True), (0.5 * found.best.parts["verify"], False)):
-        told = "\n".join(advice.lines(found._replace(best=found.best._replace(step=step)), {}))
-        assert ("beware: a check was timed shorter" in told) == warned
+    for share, warned in ((2, True), (0.5, False)):
+        told = advice.lines([found[0]._replace(step=share * found[0].parts["verify"])], {})
+        assert any("beware: a check was timed shorter" in line for line in told) == warned
 
 
-def test_a_head_pays_exactly_if_its_round_gets_faster(observed):
+WRITERS = [Method("model"), Method("model", "flash", probes=2)]
+
+
+def test_a_head_pays_exactly_if_its_round_gets_faster_and_the_first_line_says_so(observed):
     *_, question, _, _, texts = observed
-    parts = {"step": 1.0, "finalize": 1.0, "overhead": 0.0, "check 1": 1.0, "check 4": 1.2}
-    heads = {"dense": 0.4, "flash P=2": 0.1, "flash P=3": 0.15}
-    bursts = {f"burst {k} {n}": k * (0.2 + t) for n, t in heads.items() for k in (1, 4)}
-    turn = parts | {f"head {n}": t for n, t in heads.items()} | bursts
-    costs = PairCosts((turn,) * 3, (1, 4))
-    for case in head_cases(costs, texts, question.writers, 3):
-        ours, dense = (forecast(costs, texts, replace(m, k=3)) for m in (case.method, Method("model")))
-        assert case.gain == pytest.approx(ours.speedup.value / dense.speedup.value)
-        assert case.pays == (case.gain > 1.0) or name_of(case.method) == "dense"
+    costs = made(tokens={"dense": 0.6, "flash P=2": 0.3, "flash P=3": 0.35})
     cases = head_cases(costs, texts, question.writers, 3)
     said = list(advice.head_lines(cases, {}))
     assert said[0].startswith(f"take the {name_of(cases[0].method)} head at k = 3: ") and len(said) == 4
     for case, line in zip(cases, said, strict=False):
+        ours, dense = (forecast(costs, texts, replace(m, k=3)) for m in (case.method, Method("model")))
+        assert case.gain == pytest.approx(ours.speedup.value / dense.speedup.value)
         if name_of(case.method) == "dense":
             assert "what the others are compared with; 600 ms a drafted token" in line
         else:
-            assert (": pays, predicted" in line) == case.pays and f"{case.nu:.2f} of one with the dense head" in line
+            assert (case.gain > 1.0) == case.pays == (": pays, predicted" in line)
+            assert f"{case.nu:.2f} of one with the dense head" in line
 
 
-def test_a_head_that_is_cheap_only_alone_does_not_pay():
-    texts = Texts({name: [[1.0] * 40] * 3 for name in ("dense", "flash P=2")})
-    turn = {"step": 1.0, "check 1": 1.0, "check 4": 1.2, "overhead": 0.0, "finalize": 1.0, "head dense": 0.2,
-            "burst 1 dense": 0.3, "burst 4 dense": 1.2, "head flash P=2": 0.01}  # fmt: skip
-    writers = [Method("model"), Method("model", "flash", probes=2)]
-    for draft, pays in ((0.3, False), (0.11, True)):
-        costs = PairCosts(({**turn, **{f"burst {k} flash P=2": k * draft for k in (1, 4)}},) * 3, (1, 4))
-        assert {name_of(case.method): case.pays for case in head_cases(costs, texts, writers, 3)}["flash P=2"] is pays
+@pytest.mark.parametrize(("seconds", "kept", "pays"), [(0.3, 1.0, False), (0.11, 1.0, True), (0.25, 0.0, False)])
+def test_a_head_that_is_not_cheaper_in_a_burst_or_keeps_too_little_does_not_pay_and_the_dense_one_is_taken(seconds, kept, pays):
+    texts = Texts({"dense": [[1.0] * 40] * 3, "flash P=2": [[kept] * 40] * 3})
+    costs = made(tokens={"dense": 0.3, "flash P=2": seconds})
+    first, second, _ = advice.head_lines(head_cases(costs, texts, WRITERS, 3), {})
+    if pays:
+        assert first.startswith("take the flash P=2 head at k = 3: pays, predicted")
+    else:
+        assert first.startswith("take the dense head at k = 3: no cheap head keeps enough; what the others")
+        assert second.startswith("runner-up: flash P=2: does not pay, predicted")
 
 
-def test_where_no_cheap_head_pays_the_dense_one_is_taken_and_that_is_said():
-    sure, lost = [1.0] * 40, [0.0] * 40
-    texts = Texts({"dense": [sure] * 3, "flash P=2": [lost] * 3})
-    turn = {"step": 1.0, "check 1": 1.0, "check 4": 1.2, "overhead": 0.0, "finalize": 1.0, "head dense": 0.1}
-    bursts = {f"burst {k} {name}": k * token for name, token in (("dense", 0.3), ("flash P=2", 0.25)) for k in (1, 4)}
-    costs = PairCosts(({**turn, **bursts, "head flash P=2": 0.05},) * 3, (1, 4))
-    said = list(advice.head_lines(head_cases(costs, texts, [Method("model"), Method("model", "flash", probes=2)], 3), {}))
-    assert said[0].startswith("take the dense head at k = 3: no cheap head keeps enough; what the others")
-    assert said[1].startswith("runner-up: flash P=2: does not pay, predicted")
-
-
-def test_a_model_that_does_not_fit_is_stretched_in_a_straight_line():
-    cut = depths.Cut("qwen3-32b", 64, (2, 4))
+def test_a_model_that_does_not_fit_is_stretched_in_a_straight_line(monkeypatch):
+    cut, whole = Cut("qwen3-32b", 64, (2, 4)), Cut("qwen3-0.6b", 28, (28, 28))
     assert cut.stretched(3.0 + 2 * 0.5, 3.0 + 4 * 0.5) == pytest.approx(3.0 + 64 * 0.5)
-    assert depths.Cut("qwen3-0.6b", 28, (28, 28)).stretched(7.0, 7.0) == 7.0
-    assert depths.cut_of("qwen3-32b", 1e9).depths == depths.SHORT and depths.cut_of("qwen3-0.6b", 1e12).whole
-    low = {"step": 1.0, "check 1": 1.5, "burst 1 dense": 0.2, "head dense": 0.1, "finalize": 1.0}
-    high = {"step": 2.0, "check 1": 2.5, "burst 1 dense": 0.2, "head dense": 0.1, "finalize": 2.0}
-    both = {f"{name}{depths.SHALLOW}": seconds for name, seconds in low.items()} | high
-    found = depths.stretched_turn((cut, depths.Cut("qwen3-0.6b", 28, (28, 28))), both)
+    assert whole.stretched(7.0, 7.0) == 7.0
+    assert pricing.cut_of("qwen3-32b", 1e9).depths == pricing.SHORT and pricing.cut_of("qwen3-0.6b", 1e12).whole
+    low = {"step": 1.0, "check 1": 1.5, "burst 1 dense": 0.2, "finalize": 1.0}
+    high = {"step": 2.0, "check 1": 2.5, "burst 1 dense": 0.3, "finalize": 2.0}
+    monkeypatch.setattr(pricing.clock, "medians", lambda group, plan: group)  # seconds stand in for calls
+    found = stretched_turn((cut, whole), [low], [high])
     assert found == {**low, "step": 32.0, "check 1": 32.5, "finalize": 32.0}
 
 
-def stretched(monkeypatch, repeats: int) -> tuple[PairCosts, list[Models]]:
-    """Costs of a small target of six layers timed at one and four, and the pairs that were timed."""
-    stood = []
-    monkeypatch.setattr(depths, "parts_of", lambda models, *rest: stood.append(models) or parts_of(models, *rest))
-    monkeypatch.setattr(depths, "shape", lambda name: toys.config(6))
-    monkeypatch.setattr(depths, "synthetic", lambda name, depth: synthetic(toys.config(depth)))
-    cuts = depths.Cut("deep", 6, depths.SHORT), depths.Cut("whole", 1, (1, 1))
-    return depths.shape_costs(cuts, [Method("model", "dense")], range(1, 13), clock.Plan(repeats)), stood
-
-
 def test_a_stretched_pair_is_timed_at_few_lengths_and_shares_its_weights(monkeypatch):
-    found, (low, high) = stretched(monkeypatch, 9)
+    """A small target of six layers is timed at one and four."""
+    stood = []
+    monkeypatch.setattr(pricing, "parts_of", lambda models, *rest: stood.append(models) or parts_of(models, *rest))
+    monkeypatch.setattr(pricing, "shape", lambda name: toys.config(6))
+    monkeypatch.setattr(pricing, "synthetic", lambda name, depth: synthetic(toys.config(depth)))
+    cuts = Cut("deep", 6, pricing.SHORT), Cut("whole", 1, (1, 1))
+    found, (low, high) = pricing.shape_costs(cuts, WRITERS[:1], range(1, 13), 9), stood
     assert found.ks == (1, 2, 4, 8, 12) and len(found.turns) == 9
-    assert (low.target.config.layers, high.target.config.layers) == depths.SHORT
+    assert (low.target.config.layers, high.target.config.layers) == pricing.SHORT
     assert low.target.blocks[0] is high.target.blocks[0] and low.target.embed is high.target.embed
-    assert found.medians()["step"] > 0 and found.medians()["burst 12 dense"] > found.medians()["burst 1 dense"]
+    assert all(seconds > 0 for name, seconds in found.medians().items() if name != "overhead")
 
 
-def test_plain_decoding_settles_before_it_is_timed():
-    calls = []
-    groups = ({"step": lambda: calls.append("step")}, {"burst 1 d": lambda: calls.append("burst"), "check 1": lambda: None})
-    assert set(PairParts(groups, (1,)).turn(3)) == {"step", "burst 1 d", "check 1"}
-    assert (calls.count("step"), calls.count("burst")) == (3 + SETTLING, 3 + 1)
-    calls.clear()
-    PairParts(groups, (1,)).turn(3, warmup=0)
-    assert (calls.count("step"), calls.count("burst")) == (3, 3)
-
-
-def test_costs_need_something_to_measure():
-    with pytest.raises(ValueError, match="at least one writer"):
-        measure_costs(tiny.pair(), [], (1,), Setting((1,), (2,)), clock.Plan(1))
+def test_every_part_of_every_writer_is_timed_in_its_place_and_plain_decoding_settles_before():
+    groups, calls = parts_of(tiny.pair(), WRITERS, (1, 3), Setting((1, 2, 3))), []
+    assert [" ".join(group) for group in groups] == [
+        "step", "finalize", "burst 1 dense check 1", "behind burst 1 eager 1", "burst 3 dense check 3", "behind burst 3 eager 3",
+        "burst 1 flash P=2 behind check 1", "burst 3 flash P=2 behind check 3"]  # fmt: skip
+    noted = [{name: lambda name=name: calls.append(name) for name in group} for group in groups]
+    found = settled_turn(noted)
+    assert {name: calls.count(name) for name in found} == {name: 1 + SETTLING if name == "step" else 2 for name in found}
+    assert calls[-4:] == ["burst 3 flash P=2", "behind check 3"] * 2 and not any("behind" in name for name in found)
 
 
 @pytest.mark.parametrize(("call", "message"), [
@@ -217,7 +207,7 @@ def test_costs_need_something_to_measure():
     (lambda: Question(repeats=2), "repeats must be at least 3"),
     (lambda: Question(heads=("sparse",)), "head must be"),
     (lambda: Question(heads=()), "at least one head"),
-    (lambda: depths.cuts_of("qwen3-0.6b", "qwen3-32b"), "bigger than its target"),
+    (lambda: pricing.cuts_of("qwen3-0.6b", "qwen3-32b"), "bigger than its target"),
 ])  # fmt: skip
 def test_what_cannot_be_true_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
@@ -250,11 +240,8 @@ def test_flags_that_would_be_lost_and_tables_that_lack_the_pair_are_refused(fold
     monkeypatch.setenv("FLASHSPEC_RESULTS", str(tmp_path))
     assert status(["plan", "heads", "--tar", "stored"]) == 2
     assert "no end-to-end table is stored" in capsys.readouterr().err
-    found = advice.Stored({("dense", 4): ()}, "end_to_end")
-    with pytest.raises(ValueError, match="no flash head at k = 2, only dense at k = 4"):
-        found.counts(Method("model", "flash", k=2))
-    with pytest.raises(ValueError, match="choose among them"):
-        held(found, [Method("model"), Method("model", "flash")], 4)
+    with pytest.raises(ValueError, match="have dense at k = 4: choose among them"):
+        advice.Stored({("dense", 4): ()}, "end_to_end").held(WRITERS, 4)
     assert status(["plan", "heads", "--times", "step=1,draft=1,check=1", "--acceptance", "0.5"]) == 2
     assert "nothing about heads" in capsys.readouterr().err
 
@@ -271,7 +258,7 @@ def put(root, preset, rows):
     experiment.shelf.write(experiment.place(experiment.preset(preset), root), experiment.columns, rows, {})
 
 
-def test_counts_are_read_from_the_stored_race_of_one_draft_and_sampling(tmp_path):
+def test_counts_are_read_from_the_stored_races_of_one_draft_and_sampling_the_one_made_for_heads_first(tmp_path):
     rows = [
         ran(kind, prompt, rounds, draft=draft, rule=rule, **who)
         for (draft, rounds), who, rule, kind, prompt in product(
@@ -279,22 +266,13 @@ def test_counts_are_read_from_the_stored_race_of_one_draft_and_sampling(tmp_path
             ("coupling", "typical"), ("code", "prose"), (0, 1))
     ]  # fmt: skip
     put(tmp_path, "end_to_end", [*rows, ran("code", 0, 999, turn=1), ran("code", 0, 999, engine="transformers")])
-    found = advice.stored_counts("main", Sampling(), tmp_path)
-    assert set(found.found) == {("dense", 4), ("flash P=64", 4)}
-    assert [(c.rounds, c.tar) for c in found.counts(Method("model", "flash", k=4, probes=64))] == [(10, 3.0), (10, 3.0)]
     assert advice.stored_counts("shallow", Sampling(), tmp_path).counts(Method("model"))[0].tar == pytest.approx(17 / 7)
-
-
-def test_counts_of_every_head_are_read_from_the_race_made_for_them(tmp_path):
-    rows = [
-        ran("code", 0, rounds, head=head, shortlist=listed, temperature=heat, rule="speculative")
-        for (head, listed, rounds), heat in product((("dense", 0, 5), ("preview", 512, 10)), (0.7, 1.0))
-    ]
-    put(tmp_path, "head_tar", rows)
-    found = advice.stored_counts("main", Sampling(0.7, rule="speculative"), tmp_path)
-    assert set(found.found) == {("dense", 4), ("preview N=512", 4)} and found.name == "head_tar"
-    assert found.counts(Method("model", "preview", k=4, shortlist=512))[0].tar == 2.0
-    assert advice.stored_counts("main", Sampling(0.3, rule="speculative"), tmp_path).found == {}
+    put(tmp_path, "head_tar", [ran("code", 0, 2), ran("code", 0, 10, head="preview", shortlist=512)])
+    found = advice.stored_counts("main", Sampling(), tmp_path)
+    assert found.name == "end_to_end, head_tar" and set(found.found) == {(h, 4) for h in ("dense", "flash P=64", "preview N=512")}
+    assert [(c.rounds, c.tar) for c in found.counts(Method("model", "flash", k=4, probes=64))] == [(10, 3.0), (10, 3.0)]
+    assert [c.tar for c in found.counts(Method("model"))] == [6.0]
+    assert advice.stored_counts("main", Sampling(0.3), tmp_path).found == {}
 
 
 def test_the_command_plans_from_stated_numbers(capsys):
@@ -303,9 +281,6 @@ def test_the_command_plans_from_stated_numbers(capsys):
     assert said.startswith("speculate: k = ") and "costs stated; acceptance given" in said
     for bad, word in (
         (["--times", "step=60,draft=6.69,check=60"], "--acceptance"),
-        (["--times", "step=60,draft=0,check=60", "--acceptance", "0.8"], "above 0"),
-        (["--times", "step=60,draft=x,check=60", "--acceptance", "0.8"], "float"),
-        (["--times", "step=60,draft=1,check=60", "--acceptance", "1.8"], "[0, 1]"),
         (["--target", "qwen3-32b", "--draft", "qwen3-0.6b"], "--acceptance"),
         (["--target", "qwen3-32b", "--draft", "reference", "--acceptance", "0.8"], "two shapes"),
     ):
@@ -315,16 +290,15 @@ def test_the_command_plans_from_stated_numbers(capsys):
 
 def test_the_command_records_and_replays(folders, prompts, tmp_path, capsys):
     trace, target, draft = str(tmp_path / "trace.json"), str(folders["target"]), str(folders["draft"])
-    assert status(["trace", "record", trace, "--target", target, "--prompts", prompts, "--new-tokens", "12"]) == 0
+    other = str(tmp_path / "other.json")
+    line = ["--prompts", prompts, "--new-tokens", "4"]
+    assert status(["trace", "record", trace, "--target", target, *line]) == 0
+    assert status(["trace", "record", other, "--target", draft, *line]) == 0
     assert status(["trace", "replay", trace, "--draft", draft, "--target", target, "--ks", "1,3"]) == 0
-    table = [line.split("\t") for line in capsys.readouterr().out.splitlines() if "\t" in line]
-    assert [row[0] for row in table] == ["k", "1", "3"]
-    assert status(["trace", "replay", trace, "--draft", draft, "--target", draft]) == 2
-    assert "another target" in capsys.readouterr().err
-    line = ["--target", draft, "--prompts", prompts, "--new-tokens", "4"]
-    assert status(["trace", "record", trace, *line]) == 2
-    assert "is there already" in capsys.readouterr().err
-    trace = str(tmp_path / "other.json")
-    assert status(["trace", "record", trace, *line]) == 0
-    assert status(["trace", "replay", trace, "--draft", target]) == 2
-    assert "bigger than its target" in capsys.readouterr().err
+    assert [row.split("\t")[0] for row in capsys.readouterr().out.splitlines()[-3:]] == ["k", "1", "3"]
+    for bad, word in (
+        (["replay", trace, "--draft", draft, "--target", draft], "another target"),
+        (["record", trace, "--target", draft, *line], "is there already"),
+        (["replay", other, "--draft", target], "bigger than its target"),
+    ):
+        assert status(["trace", *bad]) == 2 and word in capsys.readouterr().err

@@ -9,7 +9,7 @@ import tiny
 import torch
 
 from flashspec.heads.dense import DenseHead
-from flashspec.measure.stand_ins import low_rank_rows
+from flashspec.measure.pieces import low_rank_rows
 from flashspec.study import EXPERIMENTS, held_out, recall, run
 from flashspec.study.recall import PRESETS, Params, measure, percentiles, points
 

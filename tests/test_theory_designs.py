@@ -42,9 +42,7 @@ def test_relations_give_back_what_they_were_fitted_to():
 def test_the_optimum_is_the_best_of_a_naive_search():
     burst, acceptance = relations()
     layers, bodies = list(range(1, 9)), [1e6, 1.5e6, 2e6]
-    naive = {
-        (depth, body): best_k(alpha(depth, body), Costs(seconds(depth, body), 4e-3), 8) for depth in layers for body in bodies
-    }
+    naive = {place: best_k(alpha(*place), Costs(seconds(*place), 4e-3), 8) for place in product(layers, bodies)}
     place = max(naive, key=lambda where: naive[where].throughput)
     found = best_design(burst, acceptance, lambda block: 4e-3, layers, bodies)
     assert (found.layers, found.body, found.block) == (*place, naive[place].block)
@@ -61,23 +59,3 @@ def test_dear_layers_make_the_best_draft_shallower():
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 0.9, 1.0])
 def test_acceptance_for_inverts_tokens_per_check(alpha):
     assert acceptance_for(tokens_per_check(alpha, 4), 4) == pytest.approx(alpha, abs=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("points", "message"),
-    [
-        ([(1.0, 1e6, 1.0)] * 3, "at least 4 drafts, got 3"),
-        ([(2.0, 1e6, 1.0)] * 5, "do not span depth and size"),
-        ([(2.0, 1e6 * n, 1.0) for n in range(1, 6)], "do not span depth and size"),
-        ([(0.0, 1e6, 1.0)] * 4, "layers must be above 0"),
-    ],
-)
-def test_what_spans_no_plane_is_refused(points, message):
-    with pytest.raises(ValueError, match=message):
-        fitted(points)
-
-
-def test_an_empty_grid_is_refused():
-    burst, acceptance = relations()
-    with pytest.raises(ValueError, match="at least one depth"):
-        best_design(burst, acceptance, lambda block: 4e-3, [], [1e6])

@@ -11,9 +11,7 @@ import click
 from flashspec.cli.flags import DRAFT, PRECISION, PROMPTS, K, Value, given, option, with_flags, with_options
 from flashspec.decoding.method import Method
 from flashspec.decoding.models import REFERENCE, Models, load
-from flashspec.measure.clock import Plan
-from flashspec.measure.costs import PairCosts, Setting, measure_costs, name_of
-from flashspec.measure.depths import cuts_of, shape_costs
+from flashspec.measure.costs import PairCosts, Setting, cuts_of, measure_costs, name_of, shape_costs
 from flashspec.measure.planning import Acceptance, Given, Question, advise, head_cases, observe, stated_costs
 from flashspec.measure.prompts import load_prompts
 from flashspec.models.synthetic import LABEL, SHAPES
@@ -29,40 +27,40 @@ Found = tuple[PairCosts, Acceptance, dict[str, str]]
 
 def is_shape(name: str) -> bool:
     """Whether a name stands for a published shape without weights."""
-    return name not in REFERENCE["target"] | REFERENCE["draft"] and name.lower().removesuffix("-awq") in map(str.lower, SHAPES)
+    shipped = name in REFERENCE["target"] | REFERENCE["draft"]
+    return not shipped and name.lower().removesuffix("-awq") in map(str.lower, SHAPES)
 
 
 def evidence(options: Mapping[str, Any], question: Question) -> Found:
     """Costs and acceptance of what was asked about, and where each comes from."""
-    names = (options["target"], options["draft"])
-    acceptance = Given(options["acceptance"]) if options["acceptance"] is not None else None
-    bare = "times say nothing about the text" if options["times"] else LABEL if any(map(is_shape, names)) else ""
-    if bare and acceptance is None:
-        raise ValueError(f"{bare}: give --acceptance as well, one rate or one for each position")
-    if acceptance and options["times"]:
-        return stated(options["times"]), acceptance, {"costs": "stated", **GIVEN}
-    if acceptance and bare:
-        return _of_shapes(names, acceptance, question)
+    rates, names = options["acceptance"], (options["target"], options["draft"])
+    acceptance = None if rates is None else Given(rates)
+    if options["times"]:
+        pairs = (piece.partition("=") for piece in options["times"].split(","))
+        costs = stated_costs({name.strip(): parse_value("times", float, value) / 1000 for name, _, value in pairs})
+        return costs, _needed(acceptance, "times say nothing about the text"), {"costs": "stated", **GIVEN}
+    if any(map(is_shape, names)):
+        return _of_shapes(names, _needed(acceptance, LABEL), question)
     models = _models(options)
     costs, texts = observe(models, question, load_prompts(options["prompts"], question.per_kind, models))
     told = f"replayed on the target's own texts, {question.new_tokens} tokens for each of {question.per_kind} prompts a kind"
     return costs, acceptance or texts, {"costs": HERE, **(GIVEN if acceptance else {"acceptance": told})}
 
 
-def stated(text: str) -> PairCosts:
-    """`--times`: step=60,draft=6.7,check=60 in milliseconds."""
-    pairs = (piece.partition("=") for piece in text.split(","))
-    return stated_costs({name.strip(): parse_value("times", float, value) / 1000 for name, _, value in pairs})
+def _needed(acceptance: Given | None, why: str) -> Given:
+    if acceptance is None:
+        raise ValueError(f"{why}: give --acceptance as well, one rate or one for each position")
+    return acceptance
 
 
 def _of_shapes(names: tuple[str, str], acceptance: Given, question: Question) -> Found:
-    for odd in names:
-        if not is_shape(odd):
-            raise ValueError(f"{odd} is no published shape and the other model is one: give two shapes, or two checkpoints")
+    odd = [name for name in names if not is_shape(name)]
+    if odd:
+        raise ValueError(f"{odd[0]} is no published shape and the other model is one: give two shapes, or two checkpoints")
     cuts = cuts_of(*names)
     where = ", ".join(cut.label for cut in cuts)
     click.echo(f"timing {where} on this machine; large shapes take minutes", err=True)
-    costs = shape_costs(cuts, question.writers, question.timed, Plan(question.repeats))
+    costs = shape_costs(cuts, question.writers, question.timed, question.repeats)
     return costs, acceptance, {"costs": f"{HERE}, {LABEL}: {where}", **GIVEN}
 
 
@@ -71,9 +69,10 @@ def _models(options: Mapping[str, Any]) -> Models:
 
 
 def asked(options: Mapping[str, Any], defaults: Mapping[str, Any]) -> Question:
-    """The question of a command line; shapes and stated times are asked about the dense head unless heads are named."""
+    """The question of a command line, about the dense head where shapes or times are given and no heads."""
+    found = {**defaults, **given(Question, options)}
     bare = options["times"] or any(map(is_shape, (options["target"], options["draft"])))
-    return Question(**{**defaults, **({"heads": ("dense",)} if bare and not defaults else {}), **given(Question, options)})
+    return Question(**({"heads": ("dense",)} | found if bare else found))
 
 
 RATES = Value(tuple[float, ...])
@@ -98,14 +97,14 @@ def command(ctx: click.Context, **options: Any) -> None:
     Costs are measured on this machine, part by part; tokens a check come from the target's own texts, or from --acceptance.
     Published shapes (Qwen3-32B, LLaMA-65B, OPT-66B, ...) need no weights.
     """
-    if ctx.invoked_subcommand is not None:
-        lost = [name for name in ctx.params if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE]
-        if lost:
-            raise click.UsageError(f"write --{lost[0].replace('_', '-')} behind `{ctx.invoked_subcommand}`")
+    if ctx.invoked_subcommand is None:
+        question = asked(options, {})
+        costs, acceptance, sources = evidence(options, question)
+        click.echo("\n".join(lines(advise(costs, acceptance, question.methods), sources)))
         return
-    question = asked(options, {})
-    costs, acceptance, sources = evidence(options, question)
-    click.echo("\n".join(lines(advise(costs, acceptance, question.methods), sources)))
+    lost = [name for name in ctx.params if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE]
+    if lost:
+        raise click.UsageError(f"write --{lost[0].replace('_', '-')} behind `{ctx.invoked_subcommand}`")
 
 
 @command.command("heads")
@@ -124,43 +123,36 @@ def heads(k: int, tar: str, **options: Any) -> None:
     question = replace(asked(options, HEADS), max_k=k)
     if "dense" not in question.heads or len(question.writers) < 2:
         raise ValueError("heads are compared with the dense one: name dense and at least one other in --heads")
-    table, writers = stored(options, question, tar)
-    costs, acceptance, sources = _of_table(options, question, table, writers) if table else evidence(options, question)
+    table, writers = stored(options, question, tar), question.writers
+    if table is None:
+        costs, acceptance, sources = evidence(options, question)
+    else:
+        acceptance, writers = table, table.held(writers, k)
+        sources = {"costs": HERE, "acceptance": f"from the stored tables {table.name}"}
+        costs = _costs(options, question, writers)
     click.echo("\n".join(head_lines(head_cases(costs, acceptance, writers, k), sources)))
     lost = ", ".join(name_of(writer) for writer in question.writers if writer not in writers)
     if lost:
         click.echo(f"left out: {lost}: not in the stored tables at k = {k}; --tar replay judges them here")
 
 
-def stored(options: Mapping[str, Any], question: Question, tar: str) -> tuple[Stored | None, list[Method]]:
-    """The stored table to take tokens a check from, None to replay, and its writers.
-
-    `tar` "auto" takes the table if it has the shipped pair at k.
-    """
+def stored(options: Mapping[str, Any], question: Question, tar: str) -> Stored | None:
+    """The stored table to take tokens a check from; None to replay. "auto" takes it if it has the shipped pair at k."""
     known = options["acceptance"] is None and options["target"] == "reference" and options["draft"] in STORED
-    if tar == "stored" or (tar == "auto" and known):
-        try:
-            table = stored_counts(STORED.get(options["draft"], options["draft"]), question.sampling)
-            return table, held(table, question.writers, question.max_k)
-        except ValueError:
-            if tar == "stored":
-                raise
-    return None, question.writers
+    if tar == "replay" or (tar == "auto" and not known):
+        return None
+    try:
+        table = stored_counts(STORED.get(options["draft"], options["draft"]), question.sampling)
+        table.held(question.writers, question.max_k)
+    except ValueError:
+        if tar == "stored":
+            raise
+        return None
+    return table
 
 
-def _of_table(options: Mapping[str, Any], question: Question, table: Stored, writers: list[Method]) -> Found:
-    """Costs measured here, of the writers that the table has."""
+def _costs(options: Mapping[str, Any], question: Question, writers: list[Method]) -> PairCosts:
+    """Costs of these writers, measured here behind the first prompt."""
     models = _models(options)
-    place = Setting(load_prompts(options["prompts"], 1, models)[0].ids, (), question.sampling)
-    plan = Plan(question.repeats, device=str(models.target.device))
-    costs = measure_costs(models, writers, question.timed, place, plan)
-    return costs, table, {"costs": HERE, "acceptance": f"from the stored tables {table.name}"}
-
-
-def held(table: Stored, writers: list[Method], k: int) -> list[Method]:
-    """The writers that a stored table has at k; ValueError where it has none beside the dense one."""
-    kept = [writer for writer in writers if (name_of(writer), k) in table.found]
-    if len(kept) < 2 or all(name_of(writer) != "dense" for writer in kept):
-        known = ", ".join(f"{name} at k = {size}" for name, size in sorted(table.found)) or "nothing"
-        raise ValueError(f"the stored tables have {known}: choose among them, or use --tar replay")
-    return kept
+    setting = Setting(load_prompts(options["prompts"], 1, models)[0].ids, question.sampling)
+    return measure_costs(models, writers, question.timed, setting, question.repeats)

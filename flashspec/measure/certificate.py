@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,42 +19,33 @@ BLOCKINGS = (1, 2, 3, 5, 8, 64)
 CONTENDERS = 16
 
 
-@dataclass(frozen=True)
-class Certificate:
+class Certificate(NamedTuple):
     """Why two texts part at `position`.
 
-    `tokens` are the two that were written there; `gap` is how far the worse of them lies under the target's best
-    logit (the top-two gap when they are the top two); `noise` is the spread of that row's leading logits over blockings.
+    `tokens` were written there; `gap` is how far the worse of them lies under the target's best logit; `noise` is the
+    spread of that row's leading logits over blockings.
     """
 
     position: int
     tokens: tuple[int, int]
     gap: float
     noise: float
-    dtype: str = "unknown"
 
     @property
     def verdict(self) -> str:
         """ "numeric tie" where gap <= 4 x noise, otherwise "defect"; NaN is a defect."""
         return "numeric tie" if self.gap <= TIE_FACTOR * self.noise else "defect"
 
-    def __str__(self) -> str:
-        return (
-            f"position {self.position}, tokens {self.tokens[0]} and {self.tokens[1]}, "
-            f"gap {self.gap:.3g}, {self.dtype} shape noise {self.noise:.3g}: {self.verdict}"
-        )
-
 
 def first_difference(one: Sequence[int], other: Sequence[int]) -> int | None:
-    """Index of the first differing token, the shorter length where one text continues the other, None if equal."""
-    for index, (a, b) in enumerate(zip(one, other, strict=False)):
-        if a != b:
-            return index
-    return None if len(one) == len(other) else min(len(one), len(other))
+    """Index of the first differing token, the shorter length where one continues the other, or None."""
+    pairs = enumerate(zip(one, other, strict=False))
+    shorter = None if len(one) == len(other) else min(len(one), len(other))
+    return next((index for index, (a, b) in pairs if a != b), shorter)
 
 
 def shape_noise(rows: Tensor, contenders: int = CONTENDERS) -> float:
-    """Largest spread of one leading logit over the blockings; rows [blockings, vocab] score the same position."""
+    """Largest spread of one leading logit over rows [blockings, vocab] of one position."""
     leading = rows.double().mean(0).topk(min(contenders, rows.shape[1])).indices
     chosen = rows.double()[:, leading]
     return float((chosen.amax(0) - chosen.amin(0)).max())
@@ -64,7 +55,7 @@ def certify(one: Sequence[int], other: Sequence[int], prompt: Sequence[int], sco
     """Certificate of the first difference between two continuations of `prompt`, or None where they are equal.
 
     `scorer(prefix, block)` gives the target's logits [vocab] after `prefix`, read `block` tokens at a time.
-    Raises ValueError where one text is a prefix of the other: lengths are a matter of counting, not of rounding.
+    Raises ValueError where one text is a prefix of the other, which rounding cannot explain.
     """
     at = first_difference(one, other)
     if at is None:
@@ -73,14 +64,12 @@ def certify(one: Sequence[int], other: Sequence[int], prompt: Sequence[int], sco
         raise ValueError(f"texts of {len(one)} and {len(other)} tokens agree as far as both go; compare equal lengths")
     prefix = [*prompt, *one[:at]]
     rows = torch.stack([scorer(prefix, block).reshape(-1) for block in (*BLOCKINGS, len(prefix))])
-    best = rows[0].double()
-    tokens = (int(one[at]), int(other[at]))
-    gap = float(best.max() - best[list(tokens)].min())
-    return Certificate(at, tokens, gap, shape_noise(rows))
+    tokens, best = (int(one[at]), int(other[at])), rows[0].double()
+    return Certificate(at, tokens, float(best.max() - best[list(tokens)].min()), shape_noise(rows))
 
 
 def target_scorer(target: Transformer, sampling: Sampling) -> Scorer:
-    """Scores of a target read in blocks, warped and with the coupling's noise as decoding adds it, in units of raw logits."""
+    """Scores of a target read in blocks, warped and with the coupling's noise, in units of raw logits."""
     head = DenseHead(target.norm, target.head_weight)
 
     @torch.inference_mode()

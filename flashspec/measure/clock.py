@@ -5,22 +5,20 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from statistics import median
 
-import numpy as np
 import torch
 
 from flashspec.theory.checks import at_least
 
 UNUSED = "behind"  # begins the name of a call that only leads up to the next one
 now = time.perf_counter
+Calls = Mapping[str, Callable[[], object]]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How often to time: kept turns, discarded turns, megabytes read before every call so that caches hold nothing of it.
-
-    Work on `device` is waited for before and after each call.
-    """
+    """How often to time: kept turns, discarded turns, megabytes read before every call to empty the caches; the device."""
 
     repeats: int = 7
     warmup: int = 2
@@ -46,7 +44,14 @@ def seconds_of(call: Callable[[], object], device: torch.device | str = "cpu") -
     return now() - start
 
 
-def interleaved_seconds(calls: Mapping[str, Callable[[], object]], plan: Plan) -> dict[str, list[float]]:
+def roof(device: str, megabytes: int = 1024) -> float:
+    """Bytes a second at which the device reads memory larger than its caches: the best of several sums."""
+    block = torch.ones((megabytes if device != "cpu" else 64) << 18, device=device)
+    seconds = [seconds_of(block.sum, device) for _ in range(8)]
+    return block.nbytes / min(seconds)
+
+
+def interleaved_seconds(calls: Calls, plan: Plan) -> dict[str, list[float]]:
     """Raw seconds of each call, taken in turns A B A B; the plan's warm-up turns are discarded."""
     raw: dict[str, list[float]] = {name: [] for name in calls}
     cold = torch.ones(plan.evict_megabytes << 18)
@@ -59,13 +64,8 @@ def interleaved_seconds(calls: Mapping[str, Callable[[], object]], plan: Plan) -
     return raw
 
 
-def median(values: list[float] | tuple[float, ...]) -> float:
-    """The middle value."""
-    return float(np.median(values))
-
-
-def medians(calls: Mapping[str, Callable[[], object]], plan: Plan) -> dict[str, float]:
-    """Median seconds of each call, taken in turns without gradients; those named UNUSED are made and left out."""
+def medians(calls: Calls, plan: Plan) -> dict[str, float]:
+    """Median seconds of each call, in turns without gradients; those named UNUSED are left out."""
     with torch.inference_mode():
         raw = interleaved_seconds(calls, plan)
     return {name: median(seconds) for name, seconds in raw.items() if not name.startswith(UNUSED)}

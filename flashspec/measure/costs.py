@@ -1,20 +1,36 @@
-"""What one pair spends on this machine: every part of a round timed alone, in turns, for every draft length of interest."""
+"""What a pair spends on this machine: every part of a round timed alone, in turns, for every draft length of interest.
+
+Models too large for this machine are measured at two depths and stretched in a straight line to the true one, every part of
+the shallow one right before that of the deep one, so that a machine that changes its speed changes it for both.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from statistics import median
 from typing import NamedTuple
 
+import torch
+
 from flashspec.decoding.method import Method, build
-from flashspec.decoding.models import Models
+from flashspec.decoding.models import Models, check_pair
+from flashspec.heads.flash import FlashHead
 from flashspec.measure import clock
-from flashspec.measure.overhead import loop_overhead
-from flashspec.measure.parts import Bench, prepare, prepare_each
+from flashspec.measure.parts import Bench, held, loop_overhead
+from flashspec.measure.pieces import stand_in_flash
+from flashspec.models.memory import Form, free_bytes, weight_bytes
+from flashspec.models.synthetic import is_awq, shape, synthetic
+from flashspec.models.transformer import Transformer
 from flashspec.sampling import GREEDY, Sampling
 from flashspec.theory import Costs, interpolated
 
-SETTLING = 8  # tokens of plain decoding until the caches hold what the next one profits from; beside a draft one round does
+SETTLING = 8  # tokens of plain decoding until the caches have settled; a round with a draft needs one
+ONCE = clock.Plan(1, 0)
+SHORT = (1, 4)  # depths at which a stretched model is timed
+SHARE = 0.4  # of the free memory, for each model
+PAST = 128
+FEW = (1, 2, 4, 8)
 Turn = Mapping[str, float]
 
 
@@ -25,9 +41,8 @@ def name_of(method: Method) -> str:
 
 
 class Setting(NamedTuple):
-    """Where costs are measured: behind this prompt and text, under this sampling."""
+    """Where costs are measured: behind this text, under this sampling."""
 
-    prompt: Sequence[int]
     text: Sequence[int]
     sampling: Sampling = GREEDY
 
@@ -36,9 +51,8 @@ class Setting(NamedTuple):
 class PairCosts:
     """Seconds of each part in each turn, and the draft lengths that were timed.
 
-    Parts: "step" (a token of plain decoding), "finalize" (a one-token read), "overhead" (what the loop adds to a round, see
-    `measure.overhead`), "burst K NAME" (drafting K tokens), "check K", "eager K" (a one-token read and the check after it, which
-    has one token less to read) and "head NAME" (a writer's head alone, on one row).
+    Parts: "step" (a token of plain decoding), "finalize" (a one-token read), "overhead" (`loop_overhead`), "burst K NAME"
+    (drafting K tokens), "check K" and "eager K" (a one-token read and the check behind it).
     """
 
     turns: tuple[Turn, ...]
@@ -47,7 +61,7 @@ class PairCosts:
     def medians(self, turns: Sequence[Turn] | None = None) -> dict[str, float]:
         """The middle value of every part over these turns, or over all."""
         chosen = self.turns if turns is None else turns
-        return {name: clock.median([turn[name] for turn in chosen]) for name in chosen[0]}
+        return {name: median([turn[name] for turn in chosen]) for name in chosen[0]}
 
     def costs(self, method: Method, turns: Sequence[Turn] | None = None) -> tuple[Costs, float]:
         """What a round of this method spends, and the step of plain decoding it is compared with."""
@@ -60,68 +74,133 @@ class PairCosts:
         return Costs(draft, verify, finalize, found["overhead"]), found["step"]
 
 
-@dataclass(frozen=True)
-class PairParts:
-    """The parts of a pair's rounds, ready to be timed, in groups: the calls of a group follow each other as in a decode."""
-
-    groups: tuple[Mapping[str, Callable[[], object]], ...]
-    ks: tuple[int, ...]
-    device: str = "cpu"
-
-    def turn(self, times: int = 1, warmup: int = 1) -> Turn:
-        """Seconds of every part, the middle of so many rounds; what the loop adds is left out (`turns_of`).
-
-        Every group goes round by itself, `warmup` rounds more than count (plain decoding SETTLING times as many), so that its
-        calls find the caches as in a decode; models that no cache holds need none.
-        """
-        found = dict[str, float]()
-        for group in self.groups:
-            before = warmup * (SETTLING if "step" in group else 1)
-            found |= clock.medians(group, clock.Plan(times, before, device=self.device))
-        return found
+def measure_costs(models: Models, writers: Sequence[Method], ks: Sequence[int], setting: Setting, repeats: int) -> PairCosts:
+    """Time every part of a round, turn after turn, un-instrumented; no end-to-end number is used."""
+    groups, device = parts_of(models, writers, ks, setting), str(models.target.device)
+    return PairCosts(turns_of(lambda: settled_turn(groups, device), repeats), tuple(ks))
 
 
-def parts_of(models: Models, writers: Sequence[Method], ks: Sequence[int], setting: Setting, eager: bool = True) -> PairParts:
-    """Make every part ready; `eager` adds the parts of eager finalisation. Raises ValueError without writers or lengths."""
-    if not writers or not ks or min(ks) < 1:
-        raise ValueError("costs need at least one writer and draft lengths of at least 1")
-    blocks = tuple(sorted(set(ks)))
-    context = min(models.context, len(setting.prompt) + len(setting.text) + blocks[-1] + 1)
-
-    def benches(writer: Method) -> dict[int, Bench]:
-        longest = replace(writer, k=blocks[-1])
-        return prepare_each(lambda: build(longest, models, setting.sampling, context), setting.prompt, setting.text, blocks)
-
-    plain = prepare(lambda: build(Method(), models, setting.sampling, context), setting.prompt, setting.text)
-    drafts = {name_of(writer): benches(writer) for writer in writers}
-    first, *_ = (benches[blocks[0]] for benches in drafts.values())
-    groups: list[dict[str, Callable[[], object]]] = [{"step": plain.burst}, {"finalize": first.step}]
-    for number, (name, found) in enumerate(drafts.items()):
-        groups += _rounds(found, name, number == 0, number == 0 and eager)
-        groups.append({f"head {name}": found[blocks[0]].project})
-    return PairParts(tuple(groups), blocks, str(models.target.device))
+def turns_of(turn: Callable[[], Turn], repeats: int, warmup: int = 2) -> tuple[Turn, ...]:
+    """Turns with what the loop adds to a plain token and to a round; those of the warm-up are discarded."""
+    found = list[Turn]()
+    for _ in range(warmup + repeats):
+        each, plain = turn(), loop_overhead(1)
+        found.append({**each, "step": each["step"] + plain, "overhead": loop_overhead(2)})
+    return tuple(found[warmup:])
 
 
-def _rounds(benches: Mapping[int, Bench], name: str, checked: bool, eager: bool) -> list[dict[str, Callable[[], object]]]:
-    """Burst and check of every length; whether the checks count, and whether eager ones are timed."""
-    groups: list[dict[str, Callable[[], object]]] = []
-    for k, one in benches.items():
-        groups.append({f"burst {k} {name}": one.burst, f"check {k}" if checked else f"{clock.UNUSED} check {k}": one.check})
-        if eager:
-            groups.append({f"{clock.UNUSED} burst {k}": one.burst, f"eager {k}": one.finalized})
+def settled_turn(groups: Sequence[clock.Calls], device: str = "cpu") -> Turn:
+    """Seconds of every part; a group goes round once (plain decoding SETTLING times) before, as its caches are in a decode."""
+    found = dict[str, float]()
+    for group in groups:
+        found |= clock.medians(group, clock.Plan(1, SETTLING if "step" in group else 1, device=device))
+    return found
+
+
+def parts_of(models: Models, writers: Sequence[Method], ks: Sequence[int], setting: Setting) -> list[clock.Calls]:
+    """The parts of a pair's rounds, ready to be timed, in groups of calls that follow each other as in a decode."""
+    context = min(models.context, len(setting.text) + max(ks) + 1)
+
+    def bench(method: Method) -> Bench:
+        return held(build(method, models, setting.sampling, context), setting.text)
+
+    groups: list[clock.Calls] = [{"step": bench(Method()).burst}]
+    for number, writer in enumerate(writers):
+        longest = bench(replace(writer, k=max(ks)))
+        found, name = {k: longest.with_bursts(k) for k in ks}, name_of(writer)
+        if not number:
+            groups.append({"finalize": found[ks[0]].step})
+        for k, one in found.items():
+            check = f"{clock.UNUSED} check {k}" if number else f"check {k}"
+            groups.append({f"burst {k} {name}": one.burst, check: one.check})
+            if not number:
+                groups.append({f"{clock.UNUSED} burst {k}": one.burst, f"eager {k}": one.finalized})
     return groups
 
 
-def turns_of(turn: Callable[[], Turn], plan: clock.Plan) -> tuple[Turn, ...]:
-    """Turns with what the loop adds to a plain token and to a round; the plan's warm-up turns are discarded."""
-    found = list[Turn]()
-    for _ in range(plan.warmup + plan.repeats):
-        each, plain = turn(), loop_overhead(1)
-        found.append({**each, "step": each["step"] + plain, "overhead": loop_overhead(2)})
-    return tuple(found[plan.warmup :])
+class Cut(NamedTuple):
+    """A shape by name, its true depth, and the two at which it is measured: both the true one where it fits."""
+
+    name: str
+    layers: int
+    depths: tuple[int, int]
+
+    @property
+    def whole(self) -> bool:
+        """Whether the model is measured as it is."""
+        return self.depths == (self.layers, self.layers)
+
+    def stretched(self, low: float, high: float) -> float:
+        """A time at the true depth from times at the two depths; never less than at the lower one."""
+        if self.whole:
+            return low
+        slope = (high - low) / (self.depths[1] - self.depths[0])
+        return low + max(0.0, slope) * (self.layers - self.depths[0])
+
+    @property
+    def label(self) -> str:
+        """How its times came about."""
+        low, high = self.depths
+        return self.name if self.whole else f"{self.name} (timed at {low} and {high} of {self.layers} layers)"
 
 
-def measure_costs(models: Models, writers: Sequence[Method], ks: Sequence[int], setting: Setting, plan: clock.Plan) -> PairCosts:
-    """Time every part of a round, turn after turn, un-instrumented; no end-to-end number is used."""
-    parts = parts_of(models, writers, ks, setting)
-    return PairCosts(turns_of(parts.turn, plan), parts.ks)
+def cut_of(name: str, memory: float) -> Cut:
+    """A shape whole where its weights fit `memory` bytes, else at two small depths."""
+    config = shape(name)
+    form = Form(torch.bfloat16, 128 if is_awq(name) else 0)
+    fits = weight_bytes(config, form) <= memory or config.layers <= SHORT[1]
+    return Cut(name, config.layers, (config.layers, config.layers) if fits else SHORT)
+
+
+def cuts_of(target: str, draft: str) -> tuple[Cut, Cut]:
+    """How a pair of shapes is measured here; each model may take a share of the free memory."""
+    check_pair(shape(draft), shape(target))
+    memory = SHARE * (free_bytes(torch.device("cpu")) or 8e9)
+    return cut_of(target, memory), cut_of(draft, memory)
+
+
+def shape_costs(cuts: tuple[Cut, Cut], writers: Sequence[Method], ks: Sequence[int], repeats: int) -> PairCosts:
+    """Costs of a pair of shapes with random weights; a pair that is stretched is slow, so few lengths of it are timed."""
+    deep = _pair(cuts, writers)
+    past = range(min(PAST, deep.context // 2))
+    setting = Setting([number % deep.target.config.vocab_size for number in past])
+    if all(cut.whole for cut in cuts):
+        return measure_costs(deep, writers, ks, setting, repeats)
+    ks = sorted({min(ks), max(ks), *(k for k in ks if k in FEW)})
+    depths = [parts_of(models, writers, ks, setting) for models in (shallow(deep, cuts), deep)]
+    return PairCosts(turns_of(lambda: stretched_turn(cuts, *depths), repeats, warmup=1), tuple(ks))
+
+
+def stretched_turn(cuts: tuple[Cut, Cut], low: Sequence[clock.Calls], high: Sequence[clock.Calls]) -> Turn:
+    """Seconds of every part at the true depths, each stretched by the model that does it."""
+    found = dict[str, float]()
+    for one, two in zip(low, high, strict=True):
+        few, many = clock.medians(one, ONCE), clock.medians(two, ONCE)
+        for name, seconds in many.items():
+            cut = cuts[1] if name.startswith("burst ") else cuts[0]
+            found[name] = cut.stretched(few[name], seconds)
+    return found
+
+
+def shallow(deep: Models, cuts: tuple[Cut, Cut]) -> Models:
+    """The pair at the lower of its two depths; weights, and the draft's head, are shared."""
+    pairs = zip((deep.target, deep.model("draft")), cuts, strict=True)
+    target, draft = (model.with_layers(model.layers[: cut.depths[0]]) for model, cut in pairs)
+    return _paired(target, draft, deep._flash)
+
+
+def _pair(cuts: tuple[Cut, Cut], writers: Sequence[Method]) -> Models:
+    """Both models at the deeper of their two depths, with the heads that the writers need."""
+    target, draft = (synthetic(cut.name, depth=cut.depths[1]) for cut in cuts)
+    if not any(writer.head.startswith("flash") for writer in writers):
+        return _paired(target, draft, {})
+    head = stand_in_flash(draft.head_weight, draft.norm, draft.config.vocab_size // 16 // 16)
+    return _paired(target, draft, {"draft": head})
+
+
+def _paired(target: Transformer, draft: Transformer, heads: Mapping[str, FlashHead]) -> Models:
+    """A target and its draft by their true shapes, whichever has more layers here."""
+    found = Models(target)
+    found.draft = draft
+    found._flash.update(heads)
+    return found

@@ -4,24 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from statistics import median
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from flashspec.decoding.cascade import check, draft
-from flashspec.decoding.rules import Drawn
+from flashspec.decoding.cascade import check, decode, draft
+from flashspec.decoding.compiled import CompiledBurst
+from flashspec.decoding.rules import Drawn, rule_for
 from flashspec.decoding.stages import Stage
 from flashspec.decoding.state import Event, Limits, State
-from flashspec.sampling import Dice, Scores
+from flashspec.heads.dense import LogitRows
+from flashspec.measure import clock
+from flashspec.models.reader import RowReader
+from flashspec.sampling import GREEDY, Dice, Scores
+
+BURST, ROUNDS, IDS = 4, 16, 8  # of the decodes over stand-ins that tell what the loop costs
+WALK = 32 << 20
 
 
 @dataclass(eq=False)
 class Bench:
     """A decode held behind the first `start` tokens of a text, before one and the same action of any stage.
 
-    The loop's own actions are timed, in the order of a decode, so that each finds the caches as the one before it leaves them:
-    burst, check, and step last; with an eager final token burst, step, check. `behind` are tokens of the text that can wait for
-    a check, drawn as `proposal` tells.
+    The loop's own actions are timed, in the order of a decode: burst, check, and step last; with an eager final token burst,
+    step, check. `behind` are tokens of the text that can wait for a check, drawn as `proposal` tells.
     """
 
     state: State
@@ -36,18 +45,14 @@ class Bench:
         """The stages of the decode."""
         return self.state.stages
 
-    @property
-    def actions(self) -> dict[str, Callable[[], object]]:
-        """What a round of one or two stages does, in its order."""
-        return {"burst": self.burst, "check": self.check} if len(self.stages) > 1 else {"burst": self.burst}
-
-    @property
-    def block(self) -> int:
-        """Tokens of a burst."""
-        return self.stages[min(1, len(self.stages) - 1)].every
+    def with_bursts(self, k: int) -> Bench:
+        """The same decode of a draft and a target at bursts of k tokens, over the same readers."""
+        writer, target = self.stages
+        state = State.at([writer, target._replace(every=k)], self.state.tokens.clone(), self.start)
+        return replace(self, state=state)
 
     def hold(self, level: int = 0, wait: int = 0) -> None:
-        """Let `wait` tokens of the text wait for a level; what lies below has read all but the newest, as it has in the loop."""
+        """Let `wait` tokens of the text wait for a level; those below have read all but the newest."""
         tokens, length = self.state.tokens, self.start + wait
         tokens[self.start : length] = self.behind[:wait]
         self.state = State.at(self.stages, tokens, length, level, [self.proposal] * wait)
@@ -66,7 +71,7 @@ class Bench:
         return check(self.state, level)
 
     def step(self) -> None:
-        """Read one token with the target, as eager finalisation does; a check after it has one token less to read."""
+        """Read one token with the target, as eager finalisation does."""
         reader = self.stages[-1].reader
         reader.rewind(self.start - 1)
         reader.read(self.state.tokens[: self.start])
@@ -82,10 +87,8 @@ class Bench:
         return stage.head(stage.reader.rows[at - 1 : at], torch.tensor([at]), Dice(stage.rule.sampling.seed))
 
 
-def held(make: Callable[[], list[Stage]], text: Sequence[int], behind: Sequence[int] = (), room: int = 0) -> Bench:
-    """Stages behind a text, ready for every action; the context must hold `room` tokens
-    more, without `room` a burst and the verifier's own."""
-    stages = make()
+def held(stages: list[Stage], text: Sequence[int], behind: Sequence[int] = (), room: int = 0) -> Bench:
+    """Stages behind a text, ready for every action, with `room` tokens more (0: a burst and the verifier's own)."""
     state = State.start(stages, list(text), Limits(room or stages[-1].every + 1))
     ids = torch.tensor(list(behind) or [0], device=state.tokens.device)
     own = Scores(ids[:1, None], torch.zeros(1, 1, device=ids.device))
@@ -98,27 +101,81 @@ def held(make: Callable[[], list[Stage]], text: Sequence[int], behind: Sequence[
     return bench
 
 
-def prepare(make: Callable[[], list[Stage]], prompt: Sequence[int], text: Sequence[int]) -> Bench:
-    """A bench behind prompt and text, for the one or two stages that `make` makes. Raises ValueError for more.
+class StageCosts(NamedTuple):
+    """Median seconds: a token of stage 0, the head's share of it, and an action of each level."""
 
-    The stages' context must hold prompt, text, a burst and the verifier's own token.
+    draft: float
+    head: float
+    checks: tuple[float, ...]
+
+
+def stage_costs(stages: list[Stage], text: Sequence[int], waits: Sequence[int], plan: clock.Plan) -> StageCosts:
+    """Costs of these stages within `text`, with `waits[i]` tokens waiting for level i + 1.
+
+    A drafted token costs its share of a burst, and the head in it what the kernels' own clock says, or a projection alone.
     """
-    bench = held(make, [*prompt, *text])
-    if len(bench.stages) > 2:
-        raise ValueError(f"parts are measured for a draft and a target, got {len(bench.stages)} stages")
-    return bench
+    start, most = len(text) - max([1, *waits]), max([stages[min(1, len(stages) - 1)].every, *waits])
+    bench = held(stages, text[:start], text[start:], most + 2)
+    written = max(1, bench.state.length - start)
+    calls: dict[str, Callable[[], object]] = {"burst": bench.burst}
+    for level, wait in enumerate(waits, start=1):
+        calls[f"{clock.UNUSED} {level}"] = partial(bench.hold, level, wait)
+        calls[f"check {level}"] = partial(bench.check, level)
+    calls |= {clock.UNUSED: bench.hold, "head": bench.project}
+    burst, *checks, head = clock.medians(calls, plan).values()
+    token, write = burst / written, stages[0].write
+    if isinstance(write, CompiledBurst):
+        head = token * float(write.writer.times[1] / write.writer.times.sum())
+    return StageCosts(token, head, tuple(checks))
 
 
-def prepare_each(
-    make: Callable[[], list[Stage]], prompt: Sequence[int], text: Sequence[int], ks: Sequence[int]
-) -> dict[int, Bench]:
-    """Benches of a draft and a target at several draft lengths. They share their readers, so the prompt is read once.
+class Walk:
+    """Reads WALK bytes, as a forward reads weights, and counts its own seconds, to be taken away."""
 
-    The stages' context must hold prompt, text, the longest burst and the verifier's own token.
+    def __init__(self) -> None:
+        self.weights, self.seconds = torch.ones(WALK // 4), 0.0
+
+    def __call__(self) -> None:
+        start = clock.now()
+        self.weights.sum()
+        self.seconds += clock.now() - start
+
+    def apart(self, call: Callable[[], object]) -> float:
+        """Seconds of a call without those of the walks in it."""
+        before = self.seconds
+        whole = clock.seconds_of(call)
+        return whole - (self.seconds - before)
+
+
+class Instant(RowReader):
+    """A reader that costs nothing but a walk, where it has one: its rows never change."""
+
+    def __init__(self, context: int, walk: Walk | None) -> None:
+        super().__init__(context, torch.zeros(context, IDS))
+        self.walk = walk
+
+    def _fresh(self, tokens: Tensor) -> Tensor:
+        if self.walk is not None:
+            self.walk()
+        return self.rows[self.seen : len(tokens)]
+
+
+def loop_overhead(count: int) -> float:
+    """Seconds that the loop adds to a round of `count` stages (1: to a token of plain decoding) beside their own actions.
+
+    The median round of a decode over stand-ins, less the medians of the same burst and check by themselves; every forward
+    is a walk that empties the caches, whose seconds count on neither side.
     """
-    whole = prepare(make, prompt, text)
-    if len(whole.stages) != 2:
-        raise ValueError(f"draft lengths are compared for a draft and a target, got {len(whole.stages)} stages")
-    draft, target = whole.stages
-    states = {k: State.at([draft, target._replace(every=k)], whole.state.tokens.clone(), whole.start) for k in ks}
-    return {k: replace(whole, state=state) for k, state in states.items()}
+    walk, rule, context = Walk(), rule_for(GREEDY, IDS), 2 + ROUNDS * (BURST + 1)
+
+    def stages() -> list[Stage]:
+        readers = [*(Instant(context, None) for _ in range(count - 1)), Instant(context, walk)]
+        return [Stage(reader, LogitRows(IDS), rule, BURST if i else 1) for i, reader in enumerate(readers)]
+
+    bench = held(stages(), [0, 1])
+    looped = decode(stages(), [0], Limits(ROUNDS * (BURST + 1 if count > 1 else 1)))
+    calls: list[Callable[[], object]] = [partial(next, looped), bench.burst, bench.check]
+    with torch.inference_mode():
+        turns = [[walk.apart(call) for call in calls[: 1 + count]] for _ in range(ROUNDS)]
+    whole, *alone = map(median, zip(*turns, strict=True))
+    return max(0.0, whole - sum(alone))

@@ -1,4 +1,4 @@
-"""Pieces of a round ready to be timed, on models of any shape: a reader behind a past, a burst from there on, a check."""
+"""Pieces of a round ready to be timed, on models of any shape, and heads with random weights: true costs, nothing of quality."""
 
 from __future__ import annotations
 
@@ -13,10 +13,14 @@ from torch import Tensor
 from flashspec.decoding.rules import rule_for
 from flashspec.decoding.stages import Stage
 from flashspec.decoding.ways import fastest
-from flashspec.heads.base import Head
+from flashspec.heads.base import Head, Norm, fused
+from flashspec.heads.candidates import PreviewHead, sizes
+from flashspec.heads.cluster import Clusters, members_of
 from flashspec.heads.dense import DenseHead
+from flashspec.heads.flash import FlashHead, FlashPlan
 from flashspec.models import graphs
 from flashspec.models.reader import SpanReader
+from flashspec.models.synthetic import random_rows
 from flashspec.models.transformer import Transformer
 from flashspec.sampling import GREEDY, Dice
 
@@ -80,3 +84,34 @@ class Ahead:
     def __call__(self) -> object:
         self.reader.rewind(self.start - 1)
         return self.write(self.tokens, self.start, self.count)
+
+
+def stand_in_flash(weight: Tensor, norm: Norm | None, probes: int, cluster_size: int = 16, seed: int = 0) -> FlashHead:
+    """A FlashHead over seeded arbitrary clusters: costs what a trained one costs, agrees with nothing."""
+    vocab, width = weight.shape
+    count = -(-vocab // cluster_size)
+    order = torch.randperm(vocab, generator=torch.Generator().manual_seed(seed))
+    assignments = torch.empty(vocab, dtype=torch.int64).scatter_(0, order, torch.arange(vocab) // cluster_size)
+    parts = assignments, members_of(assignments, count, cluster_size), random_rows(count, width, seed=seed)
+    clusters = Clusters(*(part.to(weight.device) for part in parts))
+    return FlashHead.build(weight, norm, clusters, FlashPlan(cluster_size, probes, seed=seed))
+
+
+def low_rank_rows(vocab: int, width: int, rank: int, noise: float = 0.5, seed: int = 0) -> Tensor:
+    """Seeded weight [vocab, width], float32: products of rank `rank` plus noise of `noise` times their size.
+
+    As in trained weights, many rows share directions to cluster by.
+    """
+    if rank > width:
+        raise ValueError(f"rank must be at most the width {width}, got {rank}")
+    dice = torch.Generator().manual_seed(seed)
+    rows, directions = torch.randn(vocab, rank, generator=dice), torch.randn(rank, width, generator=dice)
+    return torch.randn(vocab, width, generator=dice).mul_(noise).addmm_(rows, directions, alpha=rank**-0.5)
+
+
+def stand_in_preview(weight: Tensor, norm: Norm | None = None) -> PreviewHead:
+    """A preview head of the default size with arbitrary directions: nothing is decomposed."""
+    vocab, width = weight.shape
+    rank, candidates = sizes(vocab, width)
+    basis, preview = (random_rows(count, size, weight.dtype) for count, size in ((rank, width), (vocab, rank)))
+    return PreviewHead(fused(norm), weight, basis.to(weight.device), preview.to(weight.device), candidates)

@@ -1,4 +1,4 @@
-"""Whether to speculate, and how: costs of a pair and its tokens a check, joined into forecasts with intervals."""
+"""Whether to speculate, and how: costs and tokens a check, joined into forecasts with intervals."""
 
 from __future__ import annotations
 
@@ -8,28 +8,15 @@ from functools import partial
 from itertools import product
 from typing import NamedTuple, Protocol
 
+from flashspec import theory
 from flashspec.decoding.method import Method
 from flashspec.decoding.models import Models
 from flashspec.heads.registry import HEADS
-from flashspec.measure.clock import Plan
 from flashspec.measure.costs import PairCosts, Setting, Turn, measure_costs, name_of
 from flashspec.measure.prompts import Prompt
 from flashspec.measure.trace import record, replay_texts
 from flashspec.sampling import Sampling
-from flashspec.theory import (
-    BreakEven,
-    Counts,
-    Interval,
-    bootstrap,
-    break_even,
-    cheap_head_gain,
-    cheap_head_gate,
-    replayed,
-    round_parts,
-    speedup,
-    tokens_from_curve,
-    tokens_per_check,
-)
+from flashspec.theory import Counts
 from flashspec.theory.checks import at_least, check_positive, check_smaller
 from flashspec.theory.replay import Shares
 
@@ -56,7 +43,7 @@ class Question:
         at_least(self, max_k=1, new_tokens=2, per_kind=1, repeats=3)
         if not self.heads or not self.finalizes:
             raise ValueError("a plan needs at least one head and one way to finalise")
-        _ = self.sampling, self.methods
+        _ = self.sampling, self.methods  # which refuse what they cannot be
 
     @property
     def sampling(self) -> Sampling:
@@ -66,16 +53,13 @@ class Question:
     @property
     def writers(self) -> list[Method]:
         """One method a head, number of probes and length of shortlist, of those that the head takes."""
-        return [
-            Method("model", head, probes=probes, shortlist=listed)
-            for head in self.heads
-            for probes, listed in product(self._taken(head, "probes"), self._taken(head, "shortlist"))
-        ]
-
-    def _taken(self, head: str, option: str) -> tuple[int | None, ...]:
-        """The values of an option to try with a head; its own default where it takes none or none are given."""
-        given = {"probes": self.probes, "shortlist": self.shortlists}[option]
-        return given if given and head in HEADS and option in HEADS[head].options else (None,)
+        found = []
+        for head in self.heads:
+            takes = HEADS[head].options if head in HEADS else ()
+            probes, shortlists = self.probes if "probes" in takes else (), self.shortlists if "shortlist" in takes else ()
+            pairs = product(probes or (None,), shortlists or (None,))
+            found += [Method("model", head, probes=scored, shortlist=listed) for scored, listed in pairs]
+        return found
 
     @property
     def methods(self) -> list[Method]:
@@ -104,7 +88,7 @@ class Texts:
 
     def counts(self, method: Method) -> list[Counts]:
         """One count a text."""
-        return [replayed(text, method.k) for text in self.chances[name_of(method)]]
+        return [theory.replayed(text, method.k) for text in self.chances[name_of(method)]]
 
 
 @dataclass(frozen=True)
@@ -116,13 +100,11 @@ class Given:
     def __post_init__(self) -> None:
         if not self.rates:
             raise ValueError("acceptance needs one rate, or one for each position of the draft")
-        tokens_from_curve(self.rates)
+        theory.tokens_from_curve(self.rates)
 
     def counts(self, method: Method) -> list[Counts]:
         """The same expected count, as often as an interval needs; a curve's last rate goes on."""
-        constant = len(self.rates) == 1
-        curve = (*self.rates, *self.rates[-1:] * method.k)[: method.k]
-        tar = tokens_per_check(self.rates[0], method.k) if constant else tokens_from_curve(curve)
+        tar = theory.tokens_from_curve((*self.rates, *self.rates[-1:] * method.k)[: method.k])
         return [Counts(1.0 / tar, method.k / tar, 1.0 - 1.0 / tar, 1)] * 3
 
 
@@ -131,29 +113,15 @@ class Forecast(NamedTuple):
 
     method: Method
     tar: float
-    speedup: Interval
+    speedup: theory.Interval
     parts: Mapping[str, float]
     step: float
-    needs: BreakEven
+    needs: theory.BreakEven
 
     @property
     def rate(self) -> float:
         """Predicted tokens a second."""
         return self.speedup.value / self.step
-
-
-class Advice(NamedTuple):
-    """The best forecast and the best of every other head and finalisation."""
-
-    best: Forecast
-    others: tuple[Forecast, ...]
-
-    @property
-    def verdict(self) -> str:
-        """speculate; unclear where the interval holds 1; do not speculate where the forecast is below 1."""
-        if self.best.speedup.value < 1.0:
-            return "do not speculate"
-        return "speculate" if self.best.speedup.low > 1.0 else "unclear"
 
 
 def tar_of(counts: Sequence[Counts]) -> float:
@@ -164,46 +132,43 @@ def tar_of(counts: Sequence[Counts]) -> float:
 def predicted(pair: PairCosts, method: Method, counts: Sequence[Counts], turns: Sequence[Turn] | None = None) -> float:
     """A method's speedup by these counts and the parts of these turns, or of all."""
     costs, step = pair.costs(method, turns)
-    return speedup(tar_of(counts), costs, method.k, step)
+    return theory.speedup(tar_of(counts), costs, method.k, step)
 
 
 def forecast(pair: PairCosts, acceptance: Acceptance, method: Method) -> Forecast:
-    """A method's speedup with an interval over texts and turns, resampled independently (turns hold all parts together)."""
+    """A method's speedup with an interval over texts and turns, resampled independently."""
     counts, (costs, step) = acceptance.counts(method), pair.costs(method)
-    tar, interval = tar_of(counts), bootstrap([counts, pair.turns], partial(predicted, pair, method), 400)
-    return Forecast(method, tar, interval, round_parts(costs, method.k), step, break_even(tar, costs, method.k, step))
+    interval = theory.bootstrap([counts, pair.turns], partial(predicted, pair, method), 400)
+    tar, parts = tar_of(counts), theory.round_parts(costs, method.k)
+    return Forecast(method, tar, interval, parts, step, theory.break_even(tar, costs, method.k, step))
 
 
-def advise(pair: PairCosts, acceptance: Acceptance, methods: Sequence[Method]) -> Advice:
+def advise(pair: PairCosts, acceptance: Acceptance, methods: Sequence[Method]) -> list[Forecast]:
     """The fastest predicted method, and the fastest of every other head and finalisation, from the best."""
-    fastest = dict[tuple[str, str], tuple[float, Method]]()
-    for method in methods:
-        found, family = predicted(pair, method, acceptance.counts(method)), (name_of(method), method.finalize)
-        if family not in fastest or found > fastest[family][0]:
-            fastest[family] = found, method
-    winners = [forecast(pair, acceptance, method) for _, (_, method) in sorted(fastest.items())]
-    best, *others = sorted(winners, key=lambda found: -found.speedup.value)
-    return Advice(best, tuple(others))
+    speeds = {method: predicted(pair, method, acceptance.counts(method)) for method in methods}
+    fastest = dict[tuple[str, str], Method]()
+    for method in sorted(methods, key=lambda method: -speeds[method]):
+        fastest.setdefault((name_of(method), method.finalize), method)
+    winners = [forecast(pair, acceptance, method) for _, method in sorted(fastest.items())]
+    return sorted(winners, key=lambda found: -found.speedup.value)
 
 
 def observe(models: Models, question: Question, prompts: Sequence[Prompt]) -> tuple[PairCosts, Texts]:
-    """Costs of a pair on this machine, and its writers' chances on texts that the target writes for these prompts."""
+    """Costs of a pair on this machine, and its writers' chances on what the target writes for these prompts."""
     check_smaller(models.model("draft").config.body_parameters, models.target.config.body_parameters)
     trace = record(models, prompts, question.sampling, question.new_tokens)
     chances = {name_of(writer): tuple(replay_texts(trace, models, writer)) for writer in question.writers}
-    middle = Setting(prompts[0].ids, trace.told[0].tokens[: question.new_tokens // 2], question.sampling)
-    plan = Plan(question.repeats, device=str(models.target.device))
-    costs = measure_costs(models, question.writers, question.timed, middle, plan)
-    return costs, Texts(chances)
+    middle = Setting([*prompts[0].ids, *trace.told[0].tokens[: question.new_tokens // 2]], question.sampling)
+    return measure_costs(models, question.writers, question.timed, middle, question.repeats), Texts(chances)
 
 
 def stated_costs(times: Mapping[str, float]) -> PairCosts:
-    """Costs that the user states: step, draft and check, and perhaps finalize and overhead; ValueError for one not above 0."""
-    missing = [name for name in ("step", "draft", "check") if name not in times]
-    unknown = [name for name in times if name not in ("step", "draft", "check", "finalize", "overhead")]
-    if missing or unknown:
-        wrong = f"lack {missing[0]}" if missing else f"have no part {unknown[0]!r}"
-        raise ValueError(f"the times {wrong}; give step, draft and check, and perhaps finalize and overhead")
+    """Costs that the user states: step, draft and check, and perhaps finalize and overhead; none may be 0."""
+    known = ("step", "draft", "check", "finalize", "overhead")
+    wrong = [f"lack {name}" for name in known[:3] if name not in times]
+    wrong += [f"have no part {name!r}" for name in times if name not in known]
+    if wrong:
+        raise ValueError(f"the times {wrong[0]}; give step, draft and check, and perhaps finalize and overhead")
     for name, value in times.items():
         check_positive(f"the time of {name}", value)
     turn = {"finalize": times["step"], "overhead": 0.0, **times}
@@ -215,9 +180,8 @@ def stated_costs(times: Mapping[str, float]) -> PairCosts:
 class HeadCase(NamedTuple):
     """One head on one draft at one k: what it keeps of the dense head's TAR, and what it must keep to pay.
 
-    `seconds` are a drafted token's, body and head in a burst of k: a head alone, its caches cold, costs more than inside it.
-    `kappa`: the dense drafts' time over the rest of a round; `nu`: a drafted token's time over one with the dense head. The gate
-    of SlimSpec is the ratio of the two rounds, and so the same whether kappa and nu are of heads or of whole drafted tokens.
+    `seconds` are a drafted token's, body and head, in a burst of k; `nu` those over a dense one's; `kappa` the dense drafts'
+    time over the rest of a round.
     """
 
     method: Method
@@ -235,15 +199,15 @@ class HeadCase(NamedTuple):
 
 
 def head_cases(pair: PairCosts, acceptance: Acceptance, writers: Sequence[Method], k: int) -> list[HeadCase]:
-    """Every writer against the dense one at k, the largest predicted gain first (SlimSpec, arXiv 2605.10453)."""
+    """Every writer against the dense one at k, the largest predicted gain first (SlimSpec)."""
     dense = Method("model", k=k)
-    ledger = round_parts(pair.costs(dense)[0], k)
-    kappa = ledger["draft"] / check_positive("a round without its drafts", sum(ledger.values()) - ledger["draft"])
-    full = tar_of(acceptance.counts(dense))
+    ledger, full = theory.round_parts(pair.costs(dense)[0], k), tar_of(acceptance.counts(dense))
+    drafts = check_positive("the dense head's burst", ledger["draft"])
+    kappa = drafts / check_positive("a round without its drafts", sum(ledger.values()) - drafts)
     cases = []
-    for writer in writers:
-        burst, kept = pair.costs(writer)[0].burst(k), tar_of(acceptance.counts(replace(writer, k=k))) / full
-        nu = burst / check_positive("the dense head's burst", ledger["draft"])
-        gain = cheap_head_gain(kept, kappa, nu)
-        cases.append(HeadCase(replace(writer, k=k), burst / k, kappa, nu, kept, cheap_head_gate(kappa, nu), gain))
+    for method in (replace(writer, k=k) for writer in writers):
+        burst, kept = pair.costs(method)[0].burst(k), tar_of(acceptance.counts(method)) / full
+        nu = burst / drafts
+        gate, gain = theory.cheap_head_gate(kappa, nu), theory.cheap_head_gain(kept, kappa, nu)
+        cases.append(HeadCase(method, burst / k, kappa, nu, kept, gate, gain))
     return sorted(cases, key=lambda case: -case.gain)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import select
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 CHILD = """
 import sys, torch
@@ -31,7 +31,7 @@ class Load(NamedTuple):
 
 
 def anonymous_bytes(pid: int) -> int:
-    """Anonymous resident memory of a process (RssAnon), file-backed pages left out; ValueError where there is no /proc."""
+    """Anonymous resident memory of a process (RssAnon); ValueError where there is no /proc."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except FileNotFoundError:
@@ -40,43 +40,27 @@ def anonymous_bytes(pid: int) -> int:
 
 
 def load_in_fresh_process(folder: Path, weights: str) -> Load:
-    """Load a checkpoint in a process of its own, watched from here; ValueError with its last words where it fails."""
-    command = [sys.executable, "-c", CHILD, str(folder), weights]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
-        assert child.stdin and child.stdout and child.stderr
-        _await(child.stdout, "ready", child.stderr)
+    """Load a checkpoint in a process of its own; ValueError with its last words where it fails."""
+    command, pipe = [sys.executable, "-c", CHILD, str(folder), weights], subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as child:
+        _watched(child, "ready")
         before, start = anonymous_bytes(child.pid), time.perf_counter()
-        with Watch(child.pid) as watch:
-            child.stdin.write("\n")
-            child.stdin.flush()
-            _await(child.stdout, "loaded", child.stderr)
-            seconds = time.perf_counter() - start
-        after = anonymous_bytes(child.pid)
+        assert child.stdin
+        child.stdin.write("\n")
+        child.stdin.flush()
+        peak = _watched(child, "loaded")
+        seconds, after = time.perf_counter() - start, anonymous_bytes(child.pid)
         child.communicate("\n")
-    return Load(before, max(watch.peak, after), after, seconds)
+    return Load(before, max(peak, after), after, seconds)
 
 
-def _await(stream: IO[str], word: str, errors: IO[str]) -> None:
-    if stream.readline().strip() != word:
-        last = (errors.read().strip().splitlines() or ["it said nothing"])[-1]
+def _watched(child: subprocess.Popen, word: str) -> int:
+    """The most anonymous bytes that the child holds until it says this word."""
+    assert child.stdout and child.stderr
+    peak = 0
+    while not select.select([child.stdout], [], [], EVERY)[0]:
+        peak = max(peak, anonymous_bytes(child.pid))
+    if child.stdout.readline().strip() != word:
+        last = (child.stderr.read().strip().splitlines() or ["it said nothing"])[-1]
         raise ValueError(f"the loading process failed: {last}")
-
-
-class Watch:
-    """Samples a process's anonymous memory while it is open."""
-
-    def __init__(self, pid: int) -> None:
-        self.pid, self.peak, self._done = pid, 0, threading.Event()
-        self._thread = threading.Thread(target=self._sample, daemon=True)
-
-    def _sample(self) -> None:
-        while not self._done.wait(EVERY):
-            self.peak = max(self.peak, anonymous_bytes(self.pid))
-
-    def __enter__(self) -> Watch:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._done.set()
-        self._thread.join()
+    return peak

@@ -1,13 +1,12 @@
 """Tokens a check settles, without the target: its texts are recorded once, drafts are replayed against them.
 
-Every lossless method prints the target's own text, so one recording serves every draft, head and k. The released code of
-Decoding Speculative Decoding (Yan et al. 2024) does this for greedy text; here sampled text is replayed too, exactly where
-stages share their noise (rule "coupling") and in expectation under speculative sampling.
+Every lossless method prints the target's own text, so one recording serves every draft, head and k (Yan et al. 2024).
+Sampled text is replayed exactly where stages share their noise (rule "coupling"), else in expectation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,14 +26,14 @@ from flashspec.models.files import Id
 from flashspec.models.folder import read_as
 from flashspec.models.writing import write_json
 from flashspec.provenance import model_digests, short_hash
-from flashspec.sampling import Dice, Sampling, warp
+from flashspec.sampling import Dice, Sampling, Scores, warp
 
 FORMAT = 1
 NO_TRACE = "it is no trace: record one with `flashspec trace record`"
 
 
 class Told(msgspec.Struct, frozen=True):
-    """A prompt and what the target wrote behind it; `chances` are its tokens' probabilities, 1 where nothing was drawn."""
+    """A prompt and what the target wrote; `chances` are its tokens' probabilities, 1 where nothing was drawn."""
 
     kind: str
     prompt: tuple[Id, ...]
@@ -50,7 +49,7 @@ class Edition(msgspec.Struct):
 
 @dataclass(frozen=True)
 class Trace:
-    """Recorded texts of one target: its digest and body parameters, the sampling, and the words of the ids that occur."""
+    """Recorded texts of one target: its digest and body parameters, the sampling, the words of the ids."""
 
     target: str
     parameters: int
@@ -89,22 +88,19 @@ def record(models: Models, prompts: Iterable[Prompt], sampling: Sampling, new_to
     if sampling.rule == "typical" and sampling.temperature:
         raise ValueError("under typical acceptance the text depends on the draft; record with rule coupling or speculative")
     told = tuple(_told(models, prompt, sampling, new_tokens) for prompt in prompts)
-    folder = models.folders.get("target")
-    digest = target_digest(folder) if folder else ""
-    return Trace(digest, models.target.config.body_parameters, sampling, told, _words(models.tokenizer, told))
+    folder, tokenizer = models.folders.get("target"), models.tokenizer
+    ids = sorted({number for text in told for number in (*text.prompt, *text.tokens)}) if tokenizer else []
+    words = {number: tokenizer.id_to_token(number) or "" for number in ids}
+    return Trace(target_digest(folder) if folder else "", models.target.config.body_parameters, sampling, told, words)
 
 
 def _told(models: Models, prompt: Prompt, sampling: Sampling, new_tokens: int) -> Told:
-    written = generate(models, list(prompt.ids), Method(), sampling, max_new_tokens=new_tokens, stop=())
-    tokens = tuple(written.tokens)
-    return Told(prompt.kind, tuple(prompt.ids), tokens, _chances(models, prompt.ids, tokens, sampling))
-
-
-def _chances(models: Models, prompt: Sequence[int], tokens: Sequence[int], sampling: Sampling) -> tuple[float, ...]:
+    tokens = tuple(generate(models, list(prompt.ids), Method(), sampling, max_new_tokens=new_tokens, stop=()).tokens)
+    told = Told(prompt.kind, prompt.ids, tokens, (1.0,) * len(tokens))
     if not _drawn_apart(sampling):
-        return (1.0,) * len(tokens)
-    stage = build(Method(), models, sampling, len(prompt) + len(tokens))[0]
-    return tuple(_probabilities(stage, prompt, tokens).tolist())
+        return told
+    stage = build(Method(), models, sampling, len(prompt.ids) + len(tokens))[0]
+    return msgspec.structs.replace(told, chances=tuple(_probabilities(stage, told).tolist()))
 
 
 def _drawn_apart(sampling: Sampling) -> bool:
@@ -112,48 +108,38 @@ def _drawn_apart(sampling: Sampling) -> bool:
     return sampling.rule != "coupling" and sampling.temperature > 0
 
 
-def _words(tokenizer: Any, told: Iterable[Told]) -> dict[int, str]:
-    if tokenizer is None:
-        return {}
-    ids = sorted({number for text in told for number in (*text.prompt, *text.tokens)})
-    return {number: tokenizer.id_to_token(number) or "" for number in ids}
-
-
 def replay_texts(trace: Trace, models: Models, method: Method) -> Iterator[list[float]]:
     """For each text, the chance that the draft gets each token behind the true text before it.
 
-    `models` needs the draft and, as its target, anything of the same vocabulary. A reader whose rows do not depend on how
-    many are read together (the compiled kernels) gives the live decode's own rows, so counts are equal exactly.
+    `models` needs the draft and, as its target, anything of the same vocabulary. Where rows do not depend on how many are
+    read together (the compiled kernels), counts are exactly the live decode's.
     """
     config = models.model("draft").config
     for told in trace.told:
-        context, held = len(told.prompt) + len(told.tokens), config.context
-        highest = max(*told.prompt, *told.tokens)
+        context, highest = len(told.prompt) + len(told.tokens), max(*told.prompt, *told.tokens)
         if highest >= config.vocab_size:
             raise ValueError(f"a recorded text has the id {highest} and the draft {config.vocab_size} ids; use one tokenizer")
-        if context > held:
-            raise ValueError(f"a recorded text has {context} tokens and the draft's context holds {held}; record shorter ones")
+        if context > config.context:
+            held = f"the draft's context holds {config.context}"
+            raise ValueError(f"a recorded text has {context} tokens and {held}; record shorter ones")
         stage = build(method, models, trace.sampling, context)[0]
         if isinstance(stage.head, ContextHead):
             raise ValueError(f"head {method.head!r} learns from verifications, which a replay has none of; decode live instead")
-        yield acceptance(stage, told, trace.sampling)
+        yield acceptance(stage, told)
 
 
 @torch.inference_mode()
-def acceptance(stage: Stage, told: Told, sampling: Sampling) -> list[float]:
-    """The probability that this writer's proposal for each token of a text is accepted: 1 or 0, or min(1, q / p)."""
-    if _drawn_apart(sampling):
-        proposed = _probabilities(stage, told.prompt, told.tokens)
+def acceptance(stage: Stage, told: Told) -> list[float]:
+    """The chance that this writer's proposal for each token of a text is accepted: 1 or 0, or min(1, q / p)."""
+    if _drawn_apart(stage.rule.sampling):
+        proposed = _probabilities(stage, told)
         return (proposed / proposed.new_tensor(told.chances)).clamp(max=1.0).tolist()
     return [float(a == b) for a, b in zip(_drawn(stage, told), told.tokens, strict=True)]
 
 
 @torch.inference_mode()
 def proposals(trace: Trace, models: Models) -> list[list[int]]:
-    """What the draft's dense head writes behind the true text before every token of a greedy or coupled trace.
-
-    Raises ValueError where draft and target draw with different numbers: then a draw says nothing about the next one.
-    """
+    """What the draft's dense head writes before every token of a greedy or coupled trace; ValueError for another trace."""
     if _drawn_apart(trace.sampling):
         raise ValueError(f"proposals are recorded greedily or under rule coupling, not under {trace.sampling.rule}")
     contexts = [len(told.prompt) + len(told.tokens) for told in trace.told]
@@ -163,26 +149,24 @@ def proposals(trace: Trace, models: Models) -> list[list[int]]:
 
 def _drawn(stage: Stage, told: Told) -> list[int]:
     """The writer's own token at the place of each of a text's."""
-    rows, positions = _rows(stage, told.prompt, told.tokens)
-    scores = stage.head(rows, positions, Dice(stage.rule.sampling.seed))
-    return torch.cat([stage.rule.draw(scores.row(i), int(p), 0).token for i, p in enumerate(positions)]).tolist()
-
-
-def _rows(stage: Stage, prompt: Sequence[int], tokens: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """The rows that speak for each of `tokens`, and their positions."""
-    reader, start = stage.reader, len(prompt)
-    ids = torch.tensor([*prompt, *tokens], device=reader.rows.device)
-    reader.rewind(0)
-    reader.read(ids[:-1])
-    return reader.rows[start - 1 : len(ids) - 1], torch.arange(start, len(ids))
+    scores, start = _scores(stage, told), len(told.prompt)
+    return torch.cat([stage.rule.draw(scores.row(i), start + i, 0).token for i in range(len(told.tokens))]).tolist()
 
 
 @torch.inference_mode()
-def _probabilities(stage: Stage, prompt: Sequence[int], tokens: Sequence[int]) -> Tensor:
-    """Warped probability of each token under the stage's scores."""
-    rows, positions = _rows(stage, prompt, tokens)
-    scores = stage.head(rows, positions, Dice(stage.rule.sampling.seed))
-    return probability_of(warp(scores, stage.rule.sampling), torch.tensor(tokens, device=rows.device))
+def _probabilities(stage: Stage, told: Told) -> Tensor:
+    """Warped probability of each token of a text under the stage's scores."""
+    scores = warp(_scores(stage, told), stage.rule.sampling)
+    return probability_of(scores, torch.tensor(told.tokens, device=scores.logits.device))
+
+
+def _scores(stage: Stage, told: Told) -> Scores:
+    """Scores of the rows that speak for each token of a text."""
+    reader, start = stage.reader, len(told.prompt)
+    ids = torch.tensor([*told.prompt, *told.tokens], device=reader.rows.device)
+    reader.rewind(0)
+    reader.read(ids[:-1])
+    return stage.head(reader.rows[start - 1 : len(ids) - 1], torch.arange(start, len(ids)), Dice(stage.rule.sampling.seed))
 
 
 def check_target(trace: Trace, folder: Path) -> None:

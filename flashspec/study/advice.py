@@ -1,20 +1,21 @@
-"""Plans in words: what to run, what it is predicted to bring, what would have to change, and what came second."""
+"""Plans in words: what to run, what it is predicted to bring, and what would have to change."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from flashspec.decoding.method import Method
 from flashspec.measure.costs import name_of
-from flashspec.measure.planning import Advice, Forecast, HeadCase
+from flashspec.measure.planning import Forecast, HeadCase
 from flashspec.sampling import Sampling
 from flashspec.study.experiment import stored
 from flashspec.study.parameters import Refused
 from flashspec.theory import Counts, Interval
 
+BEWARE = "a check was timed shorter than one plain token, so part of this gain is how single rows were timed"
 TOLD = ("end_to_end", "head_tar")  # races, the one that is believed last
 
 
@@ -28,44 +29,42 @@ def setting(method: Method) -> str:
     return f"k = {method.k}, {name_of(method)} head, final token {method.finalize}"
 
 
-def milliseconds(seconds: float) -> str:
+def ms(seconds: float) -> str:
     """A time for people."""
     return f"{1000 * seconds:.3g} ms"
 
 
-def lines(advice: Advice, sources: Mapping[str, str]) -> Iterator[str]:
-    """The recommendation first; `sources` say where costs and acceptance come from."""
-    best = advice.best
-    yield f"{_verdict(advice)} {setting(best.method)}: predicted {times(best.speedup)}, {best.rate:.3g} tokens/s"
-    yield f"a round: {ledger(best)}; {best.tar:.2f} tokens a check; plain decoding {milliseconds(best.step)} a token"
+def lines(found: Sequence[Forecast], sources: Mapping[str, str]) -> Iterator[str]:
+    """The recommendation, which is the first forecast, and the runners-up; `sources` say where numbers come from."""
+    best, *others = found
+    yield f"{verdict(best)} {setting(best.method)}: predicted {times(best.speedup)}, {best.rate:.3g} tokens/s"
+    yield f"a round: {ledger(best)}; {best.tar:.2f} tokens a check; plain decoding {ms(best.step)} a token"
     yield f"break-even at k = {best.method.k}, each alone: {needs(best)}"
     if best.parts["verify"] < best.step:
-        yield "beware: a check was timed shorter than one plain token, so part of this gain is how single rows were timed"
-    yield from (f"runner-up: {setting(other.method)}: {times(other.speedup)}" for other in advice.others)
+        yield f"beware: {BEWARE}"
+    yield from (f"runner-up: {setting(other.method)}: {times(other.speedup)}" for other in others)
     yield "from: " + "; ".join(f"{name} {source}" for name, source in sources.items())
 
 
-def _verdict(advice: Advice) -> str:
-    return {
-        "speculate": "speculate:",
-        "unclear": "no gain shown (the interval holds 1); the best would be",
-        "do not speculate": "do not speculate; even the best setting loses,",
-    }[advice.verdict]
+def verdict(best: Forecast) -> str:
+    """Whether to speculate."""
+    if best.speedup.value < 1.0:
+        return "do not speculate; even the best setting loses,"
+    return "speculate:" if best.speedup.low > 1.0 else "no gain shown (the interval holds 1); the best would be"
 
 
 def ledger(found: Forecast) -> str:
     """Where a round's time goes."""
-    draft, others = found.parts["draft"], {name: t for name, t in found.parts.items() if name != "draft" and t}
-    shares = [f"{found.method.k} drafts {milliseconds(draft)}", *(f"{name} {milliseconds(t)}" for name, t in others.items())]
-    return " + ".join(shares)
+    others = [f"{name} {ms(time)}" for name, time in found.parts.items() if name != "draft" and time]
+    return " + ".join([f"{found.method.k} drafts {ms(found.parts['draft'])}", *others])
 
 
 def needs(found: Forecast) -> str:
     """What one change alone would have to reach for speculation to cost what plain decoding does."""
     acceptance, tar, draft = found.needs
-    words = ["no acceptance is enough" if acceptance is None else f"acceptance {acceptance:.2f}", f"{tar:.2f} tokens a check"]
-    words.append("not even a free draft pays" if draft is None else f"a draft step of {milliseconds(draft)}")
-    return ", ".join(words)
+    first = "no acceptance is enough" if acceptance is None else f"acceptance {acceptance:.2f}"
+    last = "not even a free draft pays" if draft is None else f"a draft step of {ms(draft)}"
+    return f"{first}, {tar:.2f} tokens a check, {last}"
 
 
 def head_lines(cases: Sequence[HeadCase], sources: Mapping[str, str]) -> Iterator[str]:
@@ -81,56 +80,55 @@ def reason_of(case: HeadCase) -> str:
     """The cheap-head gate in one clause (SlimSpec, arXiv 2605.10453)."""
     if name_of(case.method) == "dense":
         share = case.kappa / (1 + case.kappa)
-        return f"what the others are compared with; {milliseconds(case.seconds)} a drafted token, drafting {share:.1%} of a round"
+        return f"what the others are compared with; {ms(case.seconds)} a drafted token, drafting {share:.1%} of a round"
     return (
         f"{'pays' if case.pays else 'does not pay'}, predicted {case.gain:.3f}x the dense head's tokens/s; "
-        f"{milliseconds(case.seconds)} a drafted token, {case.nu:.2f} of one with the dense head; "
+        f"{ms(case.seconds)} a drafted token, {case.nu:.2f} of one with the dense head; "
         f"keeps {case.kept:.1%} of the dense head's tokens a check and must keep more than {case.gate:.1%} to pay"
     )
 
 
-@dataclass(frozen=True)
-class Stored:
+class Stored(NamedTuple):
     """Counts of one draft's writers in stored tables, one item a kind of text; `name` names the tables."""
 
-    found: Mapping[tuple[str, int], tuple[Counts, ...]]
+    found: Mapping[tuple[str, int], Sequence[Counts]]
     name: str
 
-    def counts(self, method: Method) -> tuple[Counts, ...]:
-        """Counts of each kind; Refused with what the table holds where it lacks this writer or k."""
-        held = self.found.get((name_of(method), method.k))
-        if held is None:
-            known = ", ".join(f"{name} at k = {k}" for name, k in sorted(self.found))
-            raise Refused(f"{self.name} has no {name_of(method)} head at k = {method.k}, only {known or 'nothing'}")
-        return held
+    def counts(self, method: Method) -> Sequence[Counts]:
+        """Counts of each kind."""
+        return self.found[name_of(method), method.k]
+
+    def held(self, writers: Sequence[Method], k: int) -> list[Method]:
+        """The writers that the tables have at k; ValueError where they have none beside the dense one."""
+        kept = [writer for writer in writers if (name_of(writer), k) in self.found]
+        if len(kept) < 2 or all(name_of(writer) != "dense" for writer in kept):
+            known = ", ".join(f"{name} at k = {size}" for name, size in sorted(self.found)) or "nothing"
+            raise ValueError(f"the stored tables have {known}: choose among them, or use --tar replay")
+        return kept
 
 
 def stored_counts(draft: str, sampling: Sampling, root: Path | None = None) -> Stored:
-    """What the stored tables of decodes say about one draft under one sampling; Refused where none of them is stored.
+    """What the stored tables say about one draft under one sampling, those made for comparing heads before others.
 
-    A writer that is in both has the counts of `head_tar`, the table made for comparing heads.
+    Raises Refused where none of them is stored.
     """
     tables = {name: table for name in TOLD if (table := stored("race", root, name)) is not None}
     if not tables:
         raise Refused("no end-to-end table is stored; run `flashspec run head_tar` or `end_to_end`, or replay with --tar replay")
-    found: dict[tuple[str, int], tuple[Counts, ...]] = {}
+    found: dict[tuple[str, int], Sequence[Counts]] = {}
     for table in tables.values():
         found |= counts_by_writer(table.rows, draft, sampling)
     return Stored(found, ", ".join(tables))
 
 
-def counts_by_writer(rows: Iterable[Any], draft: str, sampling: Sampling) -> dict[tuple[str, int], tuple[Counts, ...]]:
+def counts_by_writer(rows: Iterable[Any], draft: str, sampling: Sampling) -> dict[tuple[str, int], list[Counts]]:
     """Counts of every writer and k in the first turn of a race, one item a kind, its prompts summed."""
-    found: dict[tuple[str, int], dict[str, dict[int, tuple[int, int, int]]]] = {}
+    wanted = ("draft_model", "flashspec", draft, sampling.temperature, sampling.rule, 0)
+    found: dict[tuple[str, int], dict[str, dict[int, Counts]]] = {}
     for row in rows:
-        here = (row.draft, row.temperature, row.rule, row.turn) == (draft, sampling.temperature, sampling.rule, 0)
-        if here and row.method == "draft_model" and row.engine == "flashspec":
+        if (row.method, row.engine, row.draft, row.temperature, row.rule, row.turn) == wanted:
             method = Method("model", row.head, probes=row.probes or None, shortlist=row.shortlist or None)
             kinds = found.setdefault((name_of(method), row.k), {})
-            kinds.setdefault(row.kind, {})[row.prompt] = (row.rounds, row.drafted, row.accepted)
-    return {writer: tuple(map(_summed, kinds.values())) for writer, kinds in found.items()}
-
-
-def _summed(prompts: Mapping[int, tuple[int, int, int]]) -> Counts:
-    rounds, drafted, accepted = map(sum, zip(*prompts.values(), strict=True))
-    return Counts(rounds, drafted, accepted, rounds + accepted)
+            mine = Counts(row.rounds, row.drafted, row.accepted, row.rounds + row.accepted)
+            kinds.setdefault(row.kind, {})[row.prompt] = mine
+    return {writer: [reduce(Counts.joined, kind.values()) for kind in kinds.values()] for writer, kinds in found.items()}

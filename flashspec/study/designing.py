@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from flashspec.measure.depths import Cut
+from flashspec.measure.costs import Cut
 from flashspec.models.family import CAPABILITY, TOLERANCE
 from flashspec.study import papers
 from flashspec.study.compare import CONTEXT, MANY, bootstrapped, verdict
@@ -138,9 +138,9 @@ class Space(NamedTuple):
     bodies: list[float]
     prefill: float
 
-    def at(self, layers: float, body: float) -> float:
+    def at(self, layers: int, body: float) -> float:
         """Predicted tokens a second of a draft of this shape at its best k, prompts read."""
-        found = predicted(self.burst, self.acceptance, self.check, (layers, body))  # type: ignore[arg-type]
+        found = predicted(self.burst, self.acceptance, self.check, layers, body)
         return 1 / (1 / found.throughput + self.prefill)
 
     @property

@@ -1,7 +1,8 @@
-"""Hidden rows of a draft on text that it never saw: what heads are calibrated on, and what they are judged by."""
+"""Hidden rows of a draft on text that it never saw, to calibrate heads on and to judge them by."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -10,14 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flashspec.decoding.method import METHODS
-from flashspec.decoding.models import Models
+from flashspec.decoding.generate import generate
 from flashspec.heads.base import Head
 from flashspec.heads.candidates import ShortlistHead, ranked_by_frequency
 from flashspec.heads.dense import DenseHead
 from flashspec.heads.flash import FlashHead
 from flashspec.heads.registry import RANKED, Origin, head_named
-from flashspec.measure.contest import Entry, texts
 from flashspec.measure.prompts import Prompt, load_prompts
 from flashspec.models.reader import SpanReader
 from flashspec.models.transformer import Transformer
@@ -43,23 +42,18 @@ class Source:
 
 @dataclass(frozen=True, eq=False)
 class HeldOut:
-    """Rows [n, hidden] of one draft before its final norm: every second text of a kind to tune on, the others to judge by.
+    """Rows [n, hidden] of a draft before its final norm: half of the texts to tune on, half to judge by.
 
-    `kinds` names the kind of text of every judging row; `counted` holds the ids of the tuning texts, `written` those among
-    them that the target wrote.
+    `kinds` names the kind of text of every judging row; `counted` are the ids of the tuning texts, `written` those of them
+    that the target wrote.
     """
 
-    models: Models
+    draft: Transformer
     tuning: Tensor
     judging: Tensor
     kinds: tuple[str, ...]
     counted: Tensor
     written: Tensor
-
-    @property
-    def draft(self) -> Transformer:
-        """The model whose rows these are."""
-        return self.models.model("draft")
 
     @cached_property
     def dense(self) -> DenseHead:
@@ -76,57 +70,53 @@ class HeldOut:
         """The dense head's best id [n] for every judging row."""
         return torch.cat([self.dense(part).logits.argmax(1) for part in self.judging.split(AT_ONCE)])
 
-    def ranked(self, name: str) -> Tensor:
-        """Ids by frequency in the tuning texts, or in what the target wrote of them for "vocab_trim"."""
-        return ranked_by_frequency(self.written if name == "vocab_trim" else self.counted, self.dense.vocab_size)
-
     def bands(self, edges: tuple[int, ...]) -> dict[str, Tensor]:
-        """Judging rows [n] by how frequent their wanted id is in the tuning texts: ranks up to each edge, then the rest."""
-        place = torch.empty(self.dense.vocab_size, dtype=torch.int64)
-        place[self.ranked("fr_spec")] = torch.arange(1, self.dense.vocab_size + 1)
-        ranks, limits = place[self.wanted], (0, *edges, self.dense.vocab_size)
-        pairs = zip(limits, limits[1:], strict=False)
+        """Judging rows [n] by the rank of their wanted id in the tuning texts: up to each edge, then the rest."""
+        vocab = self.dense.vocab_size
+        ranks = 1 + ranked_by_frequency(self.counted, vocab).argsort()[self.wanted]
+        pairs = zip((0, *edges), (*edges, vocab), strict=True)
         return {f"{low + 1}-{high}": (ranks > low) & (ranks <= high) for low, high in pairs}
 
     def head(self, name: str) -> Any:
         """A head of the draft by name; those that rank ids count them in the tuning texts."""
-        draft = self.draft
-        if name in RANKED:
-            return ShortlistHead.build(draft.head_weight, self.ranked(name), draft.norm)
-        return head_named(name, Origin(draft.head_weight, draft.norm))
+        weight, norm = self.draft.head_weight, self.draft.norm
+        if name not in RANKED:
+            return head_named(name, Origin(weight, norm))
+        ids = self.written if name == "vocab_trim" else self.counted
+        return ShortlistHead.build(weight, ranked_by_frequency(ids, self.dense.vocab_size), norm)
 
 
 @lru_cache(maxsize=1)
 def held_out(source: Source) -> HeldOut:
     """Let the target write behind every prompt and the draft read it; ValueError where no kind has two prompts."""
     models = models_of(source.target, source.draft, "bfloat16", "dense")
-    plain = Entry("baseline", METHODS["baseline"], Sampling(source.temperature, seed=source.seed))
+    draft, sampling = models.model("draft"), Sampling(source.temperature, seed=source.seed)
+    asked = {"max_new_tokens": source.new_tokens, "stop": ()}
     written, whole, rows, kinds = [], [], [], tuple[str, ...]()
     for half in halves(load_prompts(source.prompts or None, source.per_kind)):
-        told = texts(models, plain, half, source.new_tokens)
-        read = [(*prompt.ids, *text) for prompt, text in zip(half, told, strict=True)]
-        written.append(torch.tensor([token for text in told for token in text]))
-        whole.append(torch.tensor([token for ids in read for token in ids]))
-        rows.append(torch.cat([rows_of(models.model("draft"), ids) for ids in read]))
+        texts = [generate(models, list(prompt.ids), "baseline", sampling, **asked).tokens for prompt in half]
+        read = [[*prompt.ids, *text] for prompt, text in zip(half, texts, strict=True)]
+        written.append(torch.tensor(sum(texts, [])))
+        whole.append(torch.tensor(sum(read, [])))
+        rows.append(torch.cat([rows_of(draft, ids) for ids in read]))
         kinds = tuple(prompt.kind for prompt, ids in zip(half, read, strict=True) for _ in ids)
     tuning, judging = rows
-    return HeldOut(models, tuning, judging, kinds, whole[0], written[0])
+    return HeldOut(draft, tuning, judging, kinds, whole[0], written[0])
 
 
 def halves(prompts: Sequence[Prompt]) -> tuple[list[Prompt], list[Prompt]]:
     """Prompts to tune on and prompts to judge by, in turns within each kind; ValueError where no kind has two."""
-    found: tuple[list[Prompt], list[Prompt]] = ([], [])
-    seen: dict[str, int] = {}
+    found, seen = (list[Prompt](), list[Prompt]()), Counter[str]()
     for prompt in prompts:
-        seen[prompt.kind] = seen.get(prompt.kind, 0) + 1
-        found[1 - seen[prompt.kind] % 2].append(prompt)
+        found[seen[prompt.kind] % 2].append(prompt)
+        seen[prompt.kind] += 1
     if not found[1]:
         raise ValueError("two prompts of a kind are needed, one to tune on and one to judge by; give more, or a larger per_kind")
     return found
 
 
 @torch.inference_mode()
-def rows_of(model: Transformer, ids: tuple[int, ...]) -> Tensor:
+def rows_of(model: Transformer, ids: Sequence[int]) -> Tensor:
     """A model's rows [n, hidden] over a text, as a decode reads them, in float32."""
     reader = SpanReader(model, context=len(ids) + 1)
     reader.read(torch.tensor(ids))
@@ -135,10 +125,9 @@ def rows_of(model: Transformer, ids: tuple[int, ...]) -> Tensor:
 
 @torch.inference_mode()
 def judged(head: Head, held: HeldOut) -> tuple[Tensor, Tensor]:
-    """For every judging row: whether the head's best id is the dense head's [n], and the dense mass it scores [n]."""
+    """For judging rows [n], whether the head's best id is the dense head's, and the dense mass that it scores."""
     best, mass = [], []
-    parts = zip(held.judging.split(AT_ONCE), held.chances.split(AT_ONCE), strict=True)
-    for rows, chances in parts:
+    for rows, chances in zip(held.judging.split(AT_ONCE), held.chances.split(AT_ONCE), strict=True):
         scores = head(rows, torch.arange(len(rows)), Dice(0))
         best.append(scores.pick(scores.logits.argmax(1)))
         found = chances if scores.ids is None else chances.gather(1, scores.ids)
@@ -147,6 +136,6 @@ def judged(head: Head, held: HeldOut) -> tuple[Tensor, Tensor]:
 
 
 def probes_within(head: FlashHead, share: float) -> int:
-    """The most probes with which a FlashHead scores at most this share of the vocabulary, centroids included; at least 1."""
+    """The most probes, at least 1, that score at most this share of the vocabulary, centroids included."""
     spare = int(share * head.vocab_size) - (head.rows_scored - head.probes * head.table.slots)
     return min(head.table.clusters, max(1, spare // head.table.slots))

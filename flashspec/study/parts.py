@@ -16,9 +16,8 @@ from flashspec.heads.candidates import ShortlistHead
 from flashspec.heads.dense import DenseHead
 from flashspec.heads.registry import HEADS, RANKED, VARIANTS, Origin, head_named
 from flashspec.measure import clock
-from flashspec.measure.pieces import Ahead, checked, one_token, ready
-from flashspec.measure.roofline import roof, stored_bytes
-from flashspec.measure.stand_ins import stand_in_flash, stand_in_preview
+from flashspec.measure.pieces import Ahead, checked, one_token, ready, stand_in_flash, stand_in_preview
+from flashspec.measure.runs import stored_bytes
 from flashspec.models.config import ModelConfig
 from flashspec.models.memory import Form, free_bytes, weight_bytes
 from flashspec.models.reshape import reshaped
@@ -107,7 +106,7 @@ class Piece(NamedTuple):
 
 def measure(params: Params) -> Iterator[Row]:
     """Time pieces of a round, all of one shape and of its spreads in turns."""
-    speed = roof(params.device)
+    speed = clock.roof(params.device)
     for point in points(params):
         configs = [config_of(point.shape[0], point.layers[0], spread) for spread in point.spread]
         if not _fits(configs, point):

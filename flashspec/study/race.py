@@ -11,15 +11,15 @@ from typing import Any
 
 from flashspec.decoding.models import folder_of
 from flashspec.heads.registry import HEADS
-from flashspec.measure.bench import Text, text_digest
 from flashspec.measure.certificate import certify, first_difference, target_scorer
-from flashspec.measure.overhead import loop_overhead
+from flashspec.measure.parts import loop_overhead
 from flashspec.measure.prompts import Prompt, load_prompts
+from flashspec.measure.runs import Run, Text, repeated_share, text_digest
 from flashspec.study import presets
 from flashspec.study.drafts import drafts_of, short_name
 from flashspec.study.experiment import Experiment
 from flashspec.study.pairs import among, at_least, samplings
-from flashspec.study.racers import BASELINE, BASES, DRAFT_MODEL, SHORT, Racer, Run, racers, repeats_of, transformers_racers
+from flashspec.study.racers import BASELINE, BASES, DRAFT_MODEL, SHORT, Racer, racers, transformers_racers
 
 
 @dataclass(frozen=True)
@@ -215,7 +215,7 @@ def _divergence(
     name = f"{racer.name} {prompt.kind}"
     if name in explained or at >= min(len(plain), len(text)):
         return {"divergence_at": at}
-    scorer = racer.theirs.scorer() if racer.theirs else target_scorer(racer.models.target, sampling)
+    scorer = racer.theirs.score if racer.theirs else target_scorer(racer.models.target, sampling)
     certificate = certify(plain, text, prompt.ids, scorer)
     explained[name] = {"gap": certificate.gap, "noise": certificate.noise} if certificate else {}
     return {"divergence_at": at, **explained[name]}
@@ -240,7 +240,7 @@ def _fastest(field: Sequence[Racer], runs: Mapping[str, Run], keep: int) -> list
 
 
 def _row(racer: Racer, prompt: Prompt, run: Run, more: dict[str, Any]) -> Row:
-    text = {"text_digest": text_digest(run.tokens), "repeated_4": repeats_of(run.tokens)}
+    text = {"text_digest": text_digest(run.tokens), "repeated_4": repeated_share(run.tokens, 4)}
     return Row(**{**racer.who, **run.counts, **text, **more, "kind": prompt.kind, "seconds": run.seconds})
 
 

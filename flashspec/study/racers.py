@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -16,11 +16,9 @@ from flashspec.decoding.models import Models
 from flashspec.heads.index import usable
 from flashspec.heads.registry import HEADS
 from flashspec.measure import clock
-from flashspec.measure.bench import Text, time_run
-from flashspec.measure.contest import Decoding, Entry
-from flashspec.measure.levels import stage_costs, verified
+from flashspec.measure.parts import stage_costs
 from flashspec.measure.prompts import Prompt
-from flashspec.measure.repetition import repeated_share
+from flashspec.measure.runs import Entry, Run, timed
 from flashspec.measure.trace import target_digest
 from flashspec.sampling import Sampling
 from flashspec.study.drafts import Pair, drafts_of, pair_of, short_name, target_of
@@ -30,14 +28,6 @@ HIERARCHIES = ("hispec", "hispec_adaptive", "hispec_typical")
 SHORT = {"dense": (DRAFT_MODEL, "dense"), "flash": (DRAFT_MODEL, "flash"), "hispec_flash": ("hispec", "flash")}
 BASES = {DRAFT_MODEL: METHODS["dense"], **{n: METHODS[n] for n in ("lookup", "self_speculation", *HIERARCHIES)}}
 FORMATS = {"int8": "int8", "int4": "int4"}  # of the rows that a head scores; other heads keep the weight's own
-
-
-class Run(NamedTuple):
-    """One timed decode: wall seconds, tokens, and counts by column."""
-
-    seconds: float
-    tokens: Text
-    counts: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -56,14 +46,11 @@ class Racer:
 
     def run(self, prompt: Prompt, new_tokens: int) -> Run:
         """Decode once against the clock; counting happens afterwards."""
-        if self.theirs is not None:
-            seconds, tokens = time_run(self.theirs.contestant(prompt.ids, new_tokens, self.who["k"] or None))
-            return Run(seconds, tokens, {"emitted": len(tokens)})
-        decoding = Decoding(self.models, self.entry, prompt, new_tokens)
-        record = decoding.record()
-        levels = [verified(decoding.events, stage) for stage in range(1, len(decoding.stages))]
-        counts = {f"{name}_{i}": value for i, level in enumerate(levels[:2], 1) for name, value in level._asdict().items()}
-        return Run(record.seconds, record.tokens, {**vars(record.stats), **vars(record.score), **counts})
+        if self.theirs is None:
+            return timed(self.models, self.entry, prompt.ids, new_tokens)
+        start = clock.now()
+        tokens = self.theirs.greedy(prompt.ids, new_tokens, self.who["k"] or None)
+        return Run(clock.now() - start, tokens, {"emitted": len(tokens)})
 
     def parts(self, prompt: Prompt, before: Run) -> dict[str, float]:
         """Seconds of the parts of a round now, in the middle of the text of a run before this one."""
@@ -173,11 +160,6 @@ def transformers_racers(params: Any, folder: Path) -> list[Racer]:
         method = replace(BASES[DRAFT_MODEL], k=k) if k else METHODS[BASELINE]
         found.append(replace(_racer(who, pair.models, method, Sampling()), theirs=theirs))
     return found
-
-
-def repeats_of(tokens: Sequence[int]) -> float:
-    """Share of a text's 4-grams that stood in it before."""
-    return repeated_share(tokens, 4)
 
 
 def _base(params: Any, models: Models, sampling: Sampling) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from flashspec.heads.index import usable
 from flashspec.heads.recall import calibrate_always, required_probes
 from flashspec.heads.registry import HEADS
 from flashspec.heads.table import FlashPlan
-from flashspec.measure.stand_ins import low_rank_rows
+from flashspec.measure.pieces import low_rank_rows
 from flashspec.study import presets
 from flashspec.study.drafts import drafts_of, short_name
 from flashspec.study.experiment import Experiment

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from flashspec.measure import clock
 from flashspec.models.memory import Form, weight_bytes
 from flashspec.models.synthetic import GROUP, is_awq, shape
 from flashspec.study.experiment import Results, stored
@@ -63,7 +63,7 @@ def costs(tables: dict[str, Results], none: str = NOT_YET) -> DataFrame:
 
 def timing(rows: Sequence[Any]) -> dict[str, Any]:
     """Median, roofline and share of repeats of one call; the last two are empty where no bytes are counted."""
-    middle = clock.median([row.seconds for row in rows])
+    middle = median([row.seconds for row in rows])
     floor = rows[0].bytes / rows[0].bandwidth
     return {
         "ms": round(1e3 * middle, 4),
@@ -121,7 +121,7 @@ def peak_share(tables: dict[str, Results], part: str, what: str, mode: str) -> s
 def _shares(tables: dict[str, Results], part: str, call: tuple[str, str]) -> Iterator[float]:
     rows = [row for row in tables[part].rows if (row.what, row.graphs) == call] if part in tables else []
     if rows:
-        yield rows[0].bytes / rows[0].bandwidth / clock.median([row.seconds for row in rows])
+        yield rows[0].bytes / rows[0].bandwidth / median([row.seconds for row in rows])
 
 
 def memory(names: Sequence[str]) -> DataFrame:

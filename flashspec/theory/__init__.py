@@ -1,26 +1,24 @@
-"""Closed forms, simulations and forecasts of speculative decoding.
-
-`rounds` holds one draft against one target, `designs` the best of many drafts, `forecast` intervals and break-even, `replay`
-known texts, `nested` verifiers above verifiers and the layers they compute, `parallel` a target over several devices.
-"""
+"""Closed forms, replays and forecasts of speculative decoding."""
 
 from flashspec.theory.designs import Optimum, Relation, best_design, fitted
-from flashspec.theory.forecast import BreakEven, Interval, bootstrap, break_even
-from flashspec.theory.nested import Level, Tally, Yield, flip, layer_tokens_per_token, nested, rows_read
+from flashspec.theory.nested import Level, nested, rows_read
 from flashspec.theory.parallel import Devices, Weights, split_costs, split_pass
 from flashspec.theory.replay import Counts, curve_by_position, replayed, replayed_all
 from flashspec.theory.rounds import (
+    BreakEven,
     Choice,
     Costs,
+    Interval,
     acceptance_for,
     amdahl,
     best_k,
+    bootstrap,
+    break_even,
     break_even_acceptance,
     cheap_head_gain,
     cheap_head_gate,
     implied_step,
     interpolated,
-    memory_floor,
     round_parts,
     round_time,
     speedup,
@@ -30,9 +28,9 @@ from flashspec.theory.rounds import (
 )
 
 __all__ = [
-    "BreakEven", "Choice", "Costs", "Counts", "Devices", "Interval", "Level", "Optimum", "Relation", "Tally", "Weights",
-    "Yield", "acceptance_for", "amdahl", "best_design", "best_k", "bootstrap", "break_even", "break_even_acceptance",
-    "cheap_head_gain", "cheap_head_gate", "curve_by_position", "fitted", "flip", "implied_step", "interpolated",
-    "layer_tokens_per_token", "memory_floor", "nested", "replayed", "replayed_all", "round_parts", "round_time", "rows_read",
-    "speedup", "split_costs", "split_pass", "throughput", "tokens_from_curve", "tokens_per_check",
+    "BreakEven", "Choice", "Costs", "Counts", "Devices", "Interval", "Level", "Optimum", "Relation", "Weights",
+    "acceptance_for", "amdahl", "best_design", "best_k", "bootstrap", "break_even", "break_even_acceptance",
+    "cheap_head_gain", "cheap_head_gate", "curve_by_position", "fitted", "implied_step", "interpolated", "nested",
+    "replayed", "replayed_all", "round_parts", "round_time", "rows_read", "speedup", "split_costs", "split_pass",
+    "throughput", "tokens_from_curve", "tokens_per_check",
 ]  # fmt: skip

@@ -31,7 +31,7 @@ def check_positive(name: str, value: float) -> float:
 
 
 def at_least(params: Any, **least: int) -> None:
-    """Refuse a field, or a member of a tuple or list field, that lies below its least value, and an empty tuple."""
+    """Refuse a field, or a member of a list field, below its least value, and an empty list."""
     for name, low in least.items():
         value = getattr(params, name)
         values = value if isinstance(value, (tuple, list)) else (value,)

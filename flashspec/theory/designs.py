@@ -1,14 +1,12 @@
-"""The draft design space as an optimiser: of all depths and sizes, the draft whose predicted throughput is the highest.
+"""Of all depths and sizes, the draft whose predicted throughput is the highest, by relations fitted to drafts that were built.
 
-Yan et al. 2024 (Decoding Speculative Decoding, section 5) choose a draft on the same grounds: its step must be cheap, and
-tokens a check fall off slowly as it gets shallower. Here both are relations fitted to drafts that were built.
+Yan et al. 2024 (Decoding Speculative Decoding, section 5) choose a draft on the same grounds.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import product
 from typing import NamedTuple
 
@@ -30,53 +28,46 @@ class Optimum(NamedTuple):
     throughput: float
 
 
-@dataclass(frozen=True)
-class Relation:
-    """A quantity as a plane over two features of depth and body: `scale` "plain" or "log" of both, `link` of the quantity."""
+class Relation(NamedTuple):
+    """A plane over depth and body ("plain"), or of a share's logit over their logarithms ("share")."""
 
-    coefficients: tuple[float, float, float]
-    scale: str
+    coefficients: tuple[float, ...]
     link: str
 
     def __call__(self, layers: float, body: float) -> float:
         """The quantity of a draft of this many layers and body parameters."""
-        value = float(np.dot(self.coefficients, _features(layers, body, self.scale)))
+        value = float(np.dot(self.coefficients, _features(layers, body, self.link)))
         return 1.0 / (1.0 + math.exp(-value)) if self.link == "share" else max(0.0, value)
 
 
-def _features(layers: float, body: float, scale: str) -> list[float]:
-    check_positive("layers", layers), check_positive("body", body)
-    return [1.0, math.log(layers), math.log(body)] if scale == "log" else [1.0, layers, body]
+def _features(layers: float, body: float, link: str) -> list[float]:
+    place = check_positive("layers", layers), check_positive("body", body)
+    return [1.0, *map(math.log, place)] if link == "share" else [1.0, *place]
 
 
 def fitted(points: Sequence[tuple[float, float, float]], link: str = "plain") -> Relation:
-    """The least-squares plane through (layers, body, value): seconds over layers and body, or ("share") the logit of an
-    acceptance rate over their logarithms.
+    """The least-squares plane through (layers, body, value), such as seconds, or ("share") acceptance rates.
 
     Raises ValueError for fewer than FEWEST points, or for points that do not span a plane.
     """
     if len(points) < FEWEST:
         raise ValueError(f"a relation over depth and size needs at least {FEWEST} drafts, got {len(points)}; measure more")
-    scale = "log" if link == "share" else "plain"
-    rows = np.array([_features(layers, body, scale) for layers, body, _ in points])
-    rows_scaled = rows / np.abs(rows).max(axis=0).clip(min=1.0)
-    if np.linalg.matrix_rank(rows_scaled, tol=1e-6) < rows.shape[1]:
+    rows = np.array([_features(layers, body, link) for layers, body, _ in points])
+    scale = np.abs(rows).max(axis=0).clip(min=1.0)
+    if np.linalg.matrix_rank(rows / scale, tol=1e-6) < rows.shape[1]:
         raise ValueError("the drafts do not span depth and size: add one that is deeper at the same size, or larger")
-    values = [_logit(value) if link == "share" else value for _, _, value in points]
-    found = np.linalg.lstsq(rows_scaled, np.array(values), rcond=None)[0] / np.abs(rows).max(axis=0).clip(min=1.0)
-    return Relation((float(found[0]), float(found[1]), float(found[2])), scale, link)
-
-
-def _logit(share: float) -> float:
-    inside = min(1.0 - EDGE, max(EDGE, share))
-    return math.log(inside / (1.0 - inside))
+    values = np.array([value for _, _, value in points])
+    if link == "share":
+        inside = values.clip(EDGE, 1.0 - EDGE)
+        values = np.log(inside / (1.0 - inside))
+    found = np.linalg.lstsq(rows / scale, values, rcond=None)[0] / scale
+    return Relation(tuple(found.tolist()), link)
 
 
 def predicted(
-    draft: Mapping[int, Relation], acceptance: Mapping[int, Relation], check: Callable[[int], float], place: tuple[int, float]
+    draft: Mapping[int, Relation], acceptance: Mapping[int, Relation], check: Callable[[int], float], layers: int, body: float
 ) -> Optimum:
-    """The best block of one draft at (layers, body), by the seconds of a burst, acceptance and a check at each block."""
-    layers, body = place
+    """One draft at its best block, by the seconds of a burst, acceptance and a check at each block."""
     found = []
     for block, alpha in acceptance.items():
         costs = Costs(draft[block](layers, body) / block, check(block))
@@ -92,10 +83,11 @@ def best_design(
     layers: Sequence[int],
     bodies: Sequence[float],
 ) -> Optimum:
-    """The draft of the grid `layers` x `bodies` with the highest predicted throughput; ValueError for an empty grid.
+    """The fastest predicted draft of the grid `layers` x `bodies`; ValueError for an empty grid.
 
     Keep the grid inside what was measured: a plane says nothing about drafts beyond it.
     """
     if not layers or not bodies or not acceptance:
         raise ValueError("the optimiser needs at least one depth, one size and one block")
-    return max((predicted(draft, acceptance, check, place) for place in product(layers, bodies)), key=lambda one: one.throughput)
+    found = (predicted(draft, acceptance, check, *place) for place in product(layers, bodies))
+    return max(found, key=lambda one: one.throughput)

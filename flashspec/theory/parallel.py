@@ -1,7 +1,7 @@
-"""One model over several devices: each reads its share of the matrices, and every layer adds up what the devices found.
+"""One model over several devices, which read a share of the matrices each.
 
-Tensor parallelism splits attention and MLP by rows and columns, so that a layer ends each of the two with an all-reduce
-(Shoeybi et al. 2019, Megatron-LM, section 3). At batch 1 the sums are small and an all-reduce costs its latency.
+Attention and MLP of a layer end with an all-reduce each (Shoeybi et al. 2019, Megatron-LM, section 3), which costs its
+latency at batch 1.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from flashspec.theory.checks import check_block, check_latency, check_positive
-from flashspec.theory.rounds import Costs, memory_floor
+from flashspec.theory.rounds import Costs
 
 REDUCES = 2
 
@@ -37,15 +37,12 @@ class Weights(NamedTuple):
 
 
 def split_pass(model: Weights, devices: Devices) -> float:
-    """Seconds of one pass of a split model: its share of the bytes, and two all-reduces a layer where there are several."""
+    """Seconds of one pass: a share of the bytes, and two all-reduces a layer where there are several devices."""
     waits = REDUCES * model.layers * devices.all_reduce if devices.count > 1 else 0.0
-    return memory_floor(model.bytes / devices.count, devices.bandwidth) + waits
+    return model.bytes / devices.count / devices.bandwidth + waits
 
 
 def split_costs(target: Weights, draft: Weights, devices: Devices) -> tuple[Costs, float]:
-    """What a round spends where the target is split and every device reads the whole draft, and the plain step beside it.
-
-    A check of several rows costs what a step costs, which holds while memory bounds both.
-    """
+    """What a round spends where the target is split and the draft is not, and the plain step, which a check costs too."""
     step = split_pass(target, devices)
-    return Costs(memory_floor(draft.bytes, devices.bandwidth), step), step
+    return Costs(draft.bytes / devices.bandwidth, step), step

@@ -1,10 +1,8 @@
 """A text that is known in advance, and how a draft would have fared on it: exact counts, without the target.
 
-A lossless method prints the target's own text, so the text of one recording is the text of every draft. Given that text,
-its tokens came from the draft independently of each other: token x with probability min(1, q(x) / p(x)) under speculative
-sampling (Leviathan et al. 2023, section 2.3: the draft's share min(p, q) of what is emitted, p), and 1 or 0 where draft and
-target share their noise or are greedy. The draft reads the true text before every token it gets right, so one forward over
-the text gives all of these numbers (Yan et al. 2024 replay recorded targets in their released code).
+A lossless method prints the target's own text. Given that text, its tokens came from the draft independently of each other:
+token x with probability min(1, q(x) / p(x)) under speculative sampling (Leviathan et al. 2023, section 2.3), and 1 or 0
+where draft and target share their noise or are greedy; one forward over the text gives all of these numbers.
 """
 
 from __future__ import annotations
@@ -20,15 +18,8 @@ from flashspec.theory.checks import check_block, check_share
 Shares = Sequence[float]  # of a text: the probability that each token is accepted
 
 
-class Round(NamedTuple):
-    """The probability that a round starts here, and those that its first 0, 1, ... drafted tokens are all accepted."""
-
-    probability: float
-    reach: tuple[float, ...]
-
-
 class Counts(NamedTuple):
-    """Expected whole numbers of decoding known texts; exact ones where every token is accepted with probability 1 or 0."""
+    """Expected counts of decoding known texts; exact ones where every probability is 1 or 0."""
 
     rounds: float = 0.0
     drafted: float = 0.0
@@ -47,10 +38,10 @@ class Counts(NamedTuple):
         return Counts(*(a + b for a, b in zip(self, other, strict=True)))  # type: ignore[arg-type]
 
 
-def rounds_of(shares: Shares, block: int) -> Iterator[Round]:
-    """Every place where a round may start, with how likely one does.
+def rounds_of(shares: Shares, block: int) -> Iterator[tuple[float, tuple[float, ...]]]:
+    """For every token, the chance that a round starts there, and those that its first 0, 1, ... drafts are all accepted.
 
-    A round at token n drafts min(k, tokens left - 1), accepts some from the front and adds one, as the loop does.
+    A round drafts min(k, tokens left - 1), accepts some from the front and adds one, as the loop does.
     """
     check_block(block)
     for number, share in enumerate(shares):
@@ -61,14 +52,15 @@ def rounds_of(shares: Shares, block: int) -> Iterator[Round]:
         reach = tuple(accumulate(shares[n : n + min(block, size - n - 1)], mul, initial=1.0))
         for kept, (here, beyond) in enumerate(zip(reach, [*reach[1:], 0.0], strict=True)):
             starts[n + kept + 1] += starts[n] * (here - beyond)
-        yield Round(starts[n], reach)
+        yield starts[n], reach
 
 
 def replayed(shares: Shares, block: int) -> Counts:
-    """Counts of one text whose token n the draft gets with probability shares[n], at `block` drafted tokens a check."""
+    """Counts of one text whose token n the draft gets with probability shares[n]."""
     total = Counts(emitted=len(shares))
     for probability, reach in rounds_of(shares, block):
-        total = total.joined(Counts(probability, probability * (len(reach) - 1), probability * sum(reach[1:])))
+        drafted, accepted = probability * (len(reach) - 1), probability * sum(reach[1:])
+        total = total.joined(Counts(probability, drafted, accepted))
     return total
 
 
@@ -78,10 +70,7 @@ def replayed_all(texts: Iterable[Shares], block: int) -> Counts:
 
 
 def curve_by_position(texts: Iterable[Shares], block: int) -> tuple[float, ...]:
-    """Acceptance at each position of a block, given that all before it were accepted: what `tokens_from_curve` takes.
-
-    Over the rounds that the texts' own replay runs through; the curve ends at the first position that no round reaches.
-    """
+    """Acceptance at each position of a block given that all before it were accepted, up to the last that a replay reaches."""
     reached, accepted = [0.0] * block, [0.0] * block
     for shares in texts:
         for probability, reach in rounds_of(shares, block):

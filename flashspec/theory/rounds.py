@@ -1,17 +1,18 @@
-"""Closed forms of speculative decoding: tokens per check, time per round, and when a cheaper draft or head pays.
+"""Closed forms of speculative decoding: tokens a check, time a round, and when a cheaper draft or head pays.
 
-Letters: alpha is the acceptance rate of one drafted token, k the block (drafted tokens per check), TAR the tokens one
-check settles, the correction or bonus token included. Times are in any one unit; rates are per that unit.
+Letters: alpha is the acceptance rate of one drafted token, k the block (drafted tokens a check), TAR the tokens one
+check settles, its own included. Times are in any one unit; rates are per that unit.
 """
 
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from operator import mul
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from flashspec.theory.checks import check_block, check_latency, check_positive, check_share
 
@@ -20,10 +21,8 @@ from flashspec.theory.checks import check_block, check_latency, check_positive, 
 class Costs:
     """What one round spends: `draft` a drafted token, `verify` a check, `finalize` and `overhead` a round.
 
-    `draft` is a constant for every token, or a function of the block that gives the whole burst: its first token finds the
-    caches as the check left them, the others as the burst does. `verify` is a constant or a function of the block.
-    `finalize` is the extra one-token target pass of eager finalisation, 0 when the final token is deferred; `overhead` is what
-    else a round costs (cache, host, sync).
+    `draft` is a constant a token, or a function of the block that gives the whole burst; `verify` is a constant or a
+    function of the block. `finalize` is the extra target pass of eager finalisation, `overhead` what else a round costs.
     """
 
     draft: float | Callable[[int], float]
@@ -52,18 +51,36 @@ class Choice(NamedTuple):
     throughput: float
 
 
+class Interval(NamedTuple):
+    """An estimate with its 95 % bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class BreakEven(NamedTuple):
+    """What one change alone would have to be for speculation to be as fast as plain decoding.
+
+    `acceptance` is the alpha needed (None: no alpha is enough), `tar` the tokens a check, `draft` the longest draft step
+    that still pays (None: not even a free draft does).
+    """
+
+    acceptance: float | None
+    tar: float
+    draft: float | None
+
+
 def tokens_per_check(alpha: float, block: int) -> float:
-    """Expected tokens one check settles, (1 - alpha^(k+1)) / (1 - alpha) (Leviathan et al. 2023, equation 1)."""
-    check_share("alpha", alpha)
-    check_block(block)
+    """Expected TAR, (1 - alpha^(k+1)) / (1 - alpha) (Leviathan et al. 2023, equation 1)."""
+    check_share("alpha", alpha), check_block(block)
     return block + 1.0 if alpha == 1.0 else (1.0 - alpha ** (block + 1)) / (1.0 - alpha)
 
 
 def tokens_from_curve(curve: Sequence[float]) -> float:
-    """Expected tokens one check settles when position i is accepted with probability curve[i], given that all before it are.
+    """Expected TAR where position i is accepted with probability curve[i] given all before: 1 + sum_i prod_{j <= i} curve[j].
 
-    1 + sum_i prod_{j <= i} curve[j]; a constant curve gives `tokens_per_check` (Leviathan et al. 2023, section 3.1,
-    without the assumption that acceptance is independent of the position).
+    A constant curve gives `tokens_per_check`.
     """
     for position, alpha in enumerate(curve):
         check_share(f"acceptance at position {position}", alpha)
@@ -73,12 +90,8 @@ def tokens_from_curve(curve: Sequence[float]) -> float:
 def round_parts(costs: Costs, block: int) -> dict[str, float]:
     """The time ledger of one round: draft, verify, finalize, overhead."""
     check_block(block)
-    return {
-        "draft": costs.burst(block),
-        "verify": costs.check(block),
-        "finalize": costs.finalize,
-        "overhead": costs.overhead,
-    }
+    fixed = {"finalize": costs.finalize, "overhead": costs.overhead}
+    return {"draft": costs.burst(block), "verify": costs.check(block), **fixed}
 
 
 def round_time(costs: Costs, block: int) -> float:
@@ -103,32 +116,40 @@ def best_k(acceptance: float | Sequence[float], costs: Costs, limit: int = 16) -
     (Leviathan et al. 2023, section 3.5: the optimum is found by enumeration).
     """
     check_block(limit)
-    longest = limit if isinstance(acceptance, (int, float)) else min(limit, len(acceptance))
-    if longest < 1:
+    curve = [acceptance] * limit if isinstance(acceptance, (int, float)) else acceptance[:limit]
+    if not curve:
         raise ValueError("an acceptance curve needs at least one position")
-    choices = [Choice(k, throughput(_tokens(acceptance, k), costs, k)) for k in range(1, longest + 1)]
+    choices = [Choice(k, throughput(tokens_from_curve(curve[:k]), costs, k)) for k in range(1, len(curve) + 1)]
     return max(choices, key=lambda choice: choice.throughput)
 
 
 def speedup(tar: float, costs: Costs, block: int, step: float) -> float:
-    """Speculation over decoding one token per `step`: step TAR / round time.
-
-    Leviathan et al. 2023, theorem 3.8, with measured costs.
-    """
+    """Speculation over plain decoding: step TAR / round time (Leviathan et al. 2023, theorem 3.8)."""
     return check_positive("baseline step", step) * throughput(tar, costs, block)
 
 
 def break_even_acceptance(costs: Costs, block: int, step: float) -> float | None:
     """The alpha above which speculation beats one token per `step`; 0 if it always does, None if no alpha can.
 
-    Solves tokens_per_check(alpha, k) = round time / step (Leviathan et al. 2023, corollary 3.9, with measured costs).
+    Solves tokens_per_check(alpha, k) = round time / step (Leviathan et al. 2023, corollary 3.9).
     """
     needed = round_time(costs, block) / check_positive("baseline step", step)
     return None if needed > block + 1 else acceptance_for(needed, block)
 
 
+def break_even(tar: float, costs: Costs, block: int, step: float) -> BreakEven:
+    """What would have to be true, one change at a time, for speculation to cost what plain decoding does.
+
+    The draft step d solves step TAR = k d + verify + ...
+    """
+    whole = round_time(costs, block)
+    needed = whole / check_positive("baseline step", step)
+    draft = (step * tar - (whole - costs.burst(block))) / block
+    return BreakEven(break_even_acceptance(costs, block, step), needed, draft if draft >= 0.0 else None)
+
+
 def acceptance_for(tar: float, block: int) -> float:
-    """The alpha at which a check of `block` drafted tokens settles `tar` tokens; 0 for no more than one, 1 for all."""
+    """The alpha at which a check of `block` drafted tokens settles `tar`; 0 for no more than one, 1 for all."""
     low, high = 0.0, 1.0
     for _ in range(60):
         middle = (low + high) / 2
@@ -137,7 +158,7 @@ def acceptance_for(tar: float, block: int) -> float:
 
 
 def amdahl(share: float, gain: float) -> float:
-    """Speedup of the whole when a part with this share of the time runs `gain` times faster (Amdahl 1967); gain may be inf."""
+    """Speedup of the whole when a part with this share of the time runs `gain` (or inf) times faster (Amdahl 1967)."""
     left = 1.0 - check_share("share", share) + share / check_positive("gain", gain)
     return 1.0 / left if left > 0.0 else math.inf
 
@@ -153,26 +174,21 @@ def implied_step(saved: float, gain: float) -> float:
 
 
 def cheap_head_gain(kept: float, kappa: float, nu: float) -> float:
-    """Throughput ratio of a cheap head, rho (1 + kappa) / (1 + nu kappa) (SlimSpec, arXiv 2605.10453, cost model).
+    """Throughput ratio of a cheap head, rho (1 + kappa) / (1 + nu kappa) (SlimSpec, arXiv 2605.10453).
 
-    `kept` = rho: TAR with the cheap head over TAR with the full one; `kappa`: time in the full head over the rest of the
+    rho = `kept`: TAR with the cheap head over TAR with the full one; `kappa`: time in the full head over the rest of the
     round; `nu`: cheap head's time over the full head's.
     """
     return check_latency("kept", kept) / cheap_head_gate(kappa, nu)
 
 
 def cheap_head_gate(kappa: float, nu: float) -> float:
-    """The share of TAR a cheap head must keep to pay: (1 + nu kappa) / (1 + kappa) (SlimSpec, arXiv 2605.10453)."""
+    """The share of TAR a cheap head must keep to pay: (1 + nu kappa) / (1 + kappa) (SlimSpec)."""
     return (1.0 + check_latency("nu", nu) * check_latency("kappa", kappa)) / (1.0 + kappa)
 
 
-def memory_floor(bytes_read: float, bandwidth: float) -> float:
-    """The least time in which `bytes_read` bytes can be read at `bandwidth` bytes per unit of time (Williams et al. 2009)."""
-    return check_latency("bytes read", bytes_read) / check_positive("bandwidth", bandwidth)
-
-
 def interpolated(times: Mapping[int, float]) -> Callable[[float], float]:
-    """A verify(k) or draft(k) for `Costs` from times measured at some blocks: linear between them, refused outside them."""
+    """A verify(k) or draft(k) for `Costs` from times at some blocks: linear between them, refused outside."""
     known = sorted(times)
 
     def at(block: float) -> float:
@@ -185,7 +201,16 @@ def interpolated(times: Mapping[int, float]) -> Callable[[float], float]:
     return at
 
 
-def _tokens(acceptance: float | Sequence[float], block: int) -> float:
-    if isinstance(acceptance, (int, float)):
-        return tokens_per_check(acceptance, block)
-    return tokens_from_curve(acceptance[:block])
+def bootstrap(samples: Sequence[Sequence[Any]], statistic: Callable[..., float], draws: int = 1000, seed: int = 0) -> Interval:
+    """A statistic of samples and its 95 % percentile interval, each sample drawn anew with replacement (Efron 1979).
+
+    Items must be independent: whole texts, not tokens; whole turns, not calls. ValueError for a sample of fewer than 3.
+    """
+    fewest = min((len(sample) for sample in samples), default=0)
+    if fewest < 3:
+        raise ValueError(f"an interval needs at least 3 items in every sample, got {fewest}; give more texts or repeats")
+    check_block(draws)
+    dice = random.Random(seed)
+    found = sorted(statistic(*(dice.choices(sample, k=len(sample)) for sample in samples)) for _ in range(draws))
+    edge = int(draws * (1 - 0.95) / 2)
+    return Interval(statistic(*samples), found[edge], found[draws - 1 - edge])

@@ -21,9 +21,8 @@ from flashspec.decoding.ways import fastest
 from flashspec.heads.base import Head
 from flashspec.heads.dense import DenseHead
 from flashspec.measure import clock
-from flashspec.measure.pieces import Ahead, Ready, checked, flag, one_token, ready
-from flashspec.measure.roofline import roof, stored_bytes
-from flashspec.measure.stand_ins import stand_in_flash
+from flashspec.measure.pieces import Ahead, Ready, checked, flag, one_token, ready, stand_in_flash
+from flashspec.measure.runs import stored_bytes
 from flashspec.models import graphs
 from flashspec.models.awq import Int4Linear, dequantise
 from flashspec.models.config import ModelConfig, to_hf
@@ -99,7 +98,7 @@ def timed(calls: dict[str, Callable[[], object]], params: Params) -> Iterator[tu
 
 
 def projection(params: Params) -> Iterator[Row]:
-    model, speed = synthetic(params.draft, depth=1, device=params.device), roof(params.device)
+    model, speed = synthetic(params.draft, depth=1, device=params.device), clock.roof(params.device)
     row = torch.randn(1, model.config.hidden, device=params.device)
     heads = heads_of(model, params)
     for name, repeat, s in timed({n: partial(one_token, h, row) for n, h in heads.items()}, params):
@@ -107,7 +106,7 @@ def projection(params: Params) -> Iterator[Row]:
 
 
 def draft_step(params: Params) -> Iterator[Row]:
-    model, speed = synthetic(params.draft, device=params.device), roof(params.device)
+    model, speed = synthetic(params.draft, device=params.device), clock.roof(params.device)
     heads, body = heads_of(model, params), stored_bytes(model.layers)
     for mode in params.graphs:
         draft = ready(model, params.past, params.k, mode)
@@ -120,7 +119,7 @@ def draft_step(params: Params) -> Iterator[Row]:
 
 
 def verify(params: Params) -> Iterator[Row]:
-    model, speed = synthetic(params.target, device=params.device), roof(params.device)
+    model, speed = synthetic(params.target, device=params.device), clock.roof(params.device)
     head, size = DenseHead(model.norm, model.head_weight), stored_bytes(model.layers)
     for mode in params.graphs:
         for rows in range(1, params.k + 2):
@@ -146,7 +145,7 @@ def stages_of(models: tuple[Transformer, Transformer], head: Head | None, params
 
 def end_to_end(params: Params) -> Iterator[Row]:
     draft, target = (synthetic(name, device=params.device) for name in (params.draft, params.target))
-    prompt, speed = [i % draft.config.vocab_size for i in range(params.past)], roof(params.device)
+    prompt, speed = [i % draft.config.vocab_size for i in range(params.past)], clock.roof(params.device)
     for mode in params.graphs:
         heads: dict[str, Head | None] = {"baseline": None, **heads_of(draft, params)}
         for name, head in heads.items():
@@ -168,7 +167,7 @@ def _written(stages: list[Stage], prompt: list[int], limits: Limits) -> int:
 
 
 def spans(params: Params) -> Iterator[Row]:
-    model, speed = synthetic(params.spans, device=params.device), roof(params.device)
+    model, speed = synthetic(params.spans, device=params.device), clock.roof(params.device)
     layers = model.config.layers
     stops = sorted({max(1, layers // 8), max(1, layers // 4), layers})
     for mode in params.graphs:
@@ -190,7 +189,7 @@ def spans(params: Params) -> Iterator[Row]:
 
 def peers(params: Params) -> Iterator[Row]:
     """transformers' greedy generation in bfloat16, at each of the shapes that fits the device."""
-    speed = roof(params.device)
+    speed = clock.roof(params.device)
     for name in dict.fromkeys((params.draft, params.spans, params.target.removesuffix("-AWQ"))):
         config, room = shape(name), free_bytes(torch.device(params.device))
         if room is not None and 1.1 * weight_bytes(config, Form(torch.bfloat16)) > room:
