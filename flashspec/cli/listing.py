@@ -6,7 +6,7 @@ import click
 
 from flashspec.decoding.method import METHODS, Method
 from flashspec.decoding.models import REFERENCE
-from flashspec.study.registry import CORE, EXPERIMENTS
+from flashspec.study.registry import EXPERIMENTS
 
 FLAGS = {"target": "--target", "draft": "--draft-model"}
 
@@ -16,7 +16,7 @@ def command() -> None:
     """List experiments, methods and shipped models."""
     rows = {
         "experiments": {name: found.summary for name, found in EXPERIMENTS.items()},
-        "presets": {name: f"of {each}" for each in CORE for name in EXPERIMENTS[each].presets if name not in EXPERIMENTS},
+        "presets": {name: f"of {found.name}" for name, found in EXPERIMENTS.presets().items()},
         "methods": {name: _words(method) for name, method in METHODS.items()},
         "models": {
             f"{FLAGS[role]} {name}": f"flashspec/data/{folder}"

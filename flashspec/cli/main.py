@@ -23,6 +23,7 @@ COMMANDS = {
     "plan": ("flashspec.cli.plan", "Say whether to speculate here, and how."),
     "trace": ("flashspec.cli.trace", "Record a target's text once; replay drafts against it."),
     "draft": ("flashspec.cli.draft", "Make a wide, shallow draft out of a target."),
+    "gpu": ("flashspec.cli.gpu", "Measure true shapes on a CUDA device, part by part."),
     "doctor": ("flashspec.cli.doctor", "Say what this machine can do, what is missing and how to get it."),
 }
 

@@ -10,7 +10,6 @@ import click
 from flashspec import provenance
 from flashspec.study import tables
 from flashspec.study.parameters import Refused
-from flashspec.study.store import default_root
 
 ROOT = click.option("--results", "root", type=click.Path(path_type=Path), help="Folder of the tables, default book/results.")
 
@@ -55,7 +54,7 @@ def verify(root: Path | None) -> int:
 
 def paths(root: Path | None) -> list[Path]:
     """Every Parquet file below a folder; Refused where there is no such folder."""
-    folder = root or default_root()
+    folder = root or tables.default_root()
     if not folder.is_dir():
         raise Refused(f"there is no folder {folder.name}; name one with --results")
     return sorted(folder.rglob("*.parquet"))

@@ -9,8 +9,9 @@ import click
 from flashspec.cli.flags import At, flags, given
 from flashspec.study.check import check
 from flashspec.study.compare import shown
-from flashspec.study.experiment import Experiment, Results, run
+from flashspec.study.experiment import Experiment
 from flashspec.study.registry import EXPERIMENTS
+from flashspec.study.tables import Results
 
 ROWS_SHOWN = 40
 OPTIONS = (
@@ -50,7 +51,7 @@ def run_one(experiment: Experiment, options: dict[str, Any]) -> int:
         found = check(experiment, params, options["results"])
         click.echo("\n".join(found) or f"{experiment.name}: as stored" + (" (wall clock, not compared)" * experiment.measured))
         return 1 if found else 0
-    report(run(experiment, params, fresh=options["fresh"], root=options["results"], progress=True))
+    report(experiment.run(params, fresh=options["fresh"], root=options["results"], progress=True))
     return 0
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
@@ -22,7 +22,7 @@ from flashspec.measure.stand_ins import stand_in_flash, stand_in_preview
 from flashspec.models.config import ModelConfig
 from flashspec.models.memory import Form, free_bytes, weight_bytes
 from flashspec.models.reshape import reshaped
-from flashspec.models.synthetic import random_rows, shape, synthetic
+from flashspec.models.synthetic import GROUP, random_rows, shape, synthetic
 from flashspec.study import presets
 from flashspec.study.experiment import Experiment
 from flashspec.study.pairs import among, at_least
@@ -113,16 +113,19 @@ def measure(params: Params) -> Iterator[Row]:
         if not _fits(configs, point):
             warnings.warn(f"{point.shape[0]} does not fit the free memory and is left out", stacklevel=2)
             continue
-        found = [piece for config in configs for piece in pieces_of(config, point)]
-        pieces = {str(number): piece for number, piece in enumerate(found)}
-        for cold in (True, False):
-            calls = {n: each.call for n, each in pieces.items() if (each.facts["piece"] == "projection") == cold}
-            plan = clock.Plan(point.repeats, 2, point.cold_megabytes if cold else 0, point.device)
-            with torch.inference_mode():
-                raw = clock.interleaved_seconds(calls, plan)
-            for name, seconds in raw.items():
-                facts = {"cold_megabytes": plan.evict_megabytes, "bandwidth": speed, "device": point.device, **pieces[name].facts}
-                yield from (Row(seconds=s, turn=turn, **facts) for turn, s in enumerate(seconds))
+        pieces = [piece for config in configs for piece in pieces_of(config, point)]
+        for megabytes in dict.fromkeys((point.cold_megabytes, 0)):
+            chosen = [piece for piece in pieces if piece.facts.get("cold_megabytes", 0) == megabytes]
+            yield from (Row(**facts, bandwidth=speed) for facts in timed(chosen, clock.Plan(point.repeats, 2, megabytes, point.device)))
+
+
+def timed(pieces: Sequence[Piece], plan: clock.Plan) -> Iterator[dict[str, Any]]:
+    """The columns of every turn of every piece, all of them in turns."""
+    calls = {str(number): piece.call for number, piece in enumerate(pieces)}
+    with torch.inference_mode():
+        raw = clock.interleaved_seconds(calls, plan)
+    for piece, seconds in zip(pieces, raw.values(), strict=True):
+        yield from ({**piece.facts, "device": plan.device, "seconds": s, "turn": turn} for turn, s in enumerate(seconds))
 
 
 def points(params: Params) -> list[Params]:
@@ -165,13 +168,14 @@ def pieces_of(config: ModelConfig, params: Params) -> Iterator[Piece]:
 def _projections(origin: Origin, facts: dict[str, Any], params: Params) -> Iterator[Piece]:
     rows = random_rows(ROWS, origin.weight.shape[1], seed=params.seed + 1).to(origin.weight.device)
     for named, head in heads_over(origin, params):
-        yield Piece({**facts, **named, "piece": "projection", "bytes": head.bytes_read(1)}, token_call(head, rows))
+        cold = {"piece": "projection", "bytes": head.bytes_read(1), "cold_megabytes": params.cold_megabytes}
+        yield Piece({**facts, **named, **cold}, token_call(head, rows))
 
 
 def _reads(model: Any, facts: dict[str, Any], params: Params, form: str) -> Iterator[Piece]:
     """Steps, bodies, heads and bursts of a draft, and checks of a target, of this model."""
-    layers, place = stored_bytes(model.layers), (params.past, max(params.k))
-    draft = ready(model, *place)
+    layers = stored_bytes(model.layers)
+    draft = ready(model, params.past, max(params.k))
     dense = {"head": "dense", "format": form, "rows_scored": model.config.vocab_size}
     if "body" in params.piece:
         yield Piece({**facts, **dense, "piece": "body", "bytes": layers}, partial(draft.read, 1))
@@ -188,7 +192,7 @@ def _reads(model: Any, facts: dict[str, Any], params: Params, form: str) -> Iter
     head = DenseHead(model.norm, model.head_weight)
     for rows in params.rows if "check" in params.piece else ():
         size = layers + head.bytes_read(rows)
-        target = ready(model, *place, rows=rows)
+        target = ready(model, params.past, max(params.k), rows)
         yield Piece({**facts, **dense, "piece": "check", "rows": rows, "bytes": size}, partial(checked, head, target, rows))
 
 
@@ -232,10 +236,10 @@ def token_call(head: Any, rows: Tensor) -> Callable[[], Tensor]:
 def _fits(configs: list[ModelConfig], params: Params) -> bool:
     """Whether weights and the heads made from them fit the free memory."""
     free = free_bytes(torch.device(params.device))
-    heads = sum(2 * each.vocab_size * each.hidden * (1 + len(params.head)) for each in configs)
-    bodies = sum(weight_bytes(each, Form(torch.bfloat16)) for each in configs)
-    return free is None or (bodies + heads) * len(params.format) < free
+    forms = [Form(torch.bfloat16, GROUP if form == "int4" else 0) for form in params.format]
+    heads = sum(2 * each.vocab_size * each.hidden * (1 + len(params.head)) for each in configs) * len(forms)
+    return free is None or heads + sum(weight_bytes(each, form) for each in configs for form in forms) < free
 
 
 PRESETS = {name: Params(**values) for name, values in presets.PARTS.items()}
-EXPERIMENT = Experiment("parts", Params, Row, measure, split=points, presets=PRESETS, version=1)
+EXPERIMENT = Experiment("parts", Params, Row, measure, split=points, presets=PRESETS)

@@ -257,4 +257,4 @@ def folders(params: Params) -> dict[str, Path]:
 
 
 PRESETS = {name: Params(**values) for name, values in presets.RACE.items()}
-EXPERIMENT = Experiment("race", Params, Row, measure, split=points, models=folders, presets=PRESETS, version=1)
+EXPERIMENT = Experiment("race", Params, Row, measure, split=points, models=folders, presets=PRESETS)

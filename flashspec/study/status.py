@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flashspec import provenance
-from flashspec.study.store import default_root
-from flashspec.study.tables import opened
+from flashspec.study.tables import default_root, opened
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
 
 def origins(root: Path | None = None) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Every complete table of a results folder and its origin, in the order of their names."""
-    for path in sorted(Path(root or default_root()).glob("*/*.[jp]*")):
-        if path.suffix == ".parquet":
-            yield path, opened(path)[1]
-        elif path.suffix == ".json":
-            yield path, json.loads(path.read_text(encoding="utf-8"))
+    """Every table of a results folder and its origin, in the order of their names."""
+    for path in sorted((root or default_root()).glob("*/*.parquet")):
+        yield path, opened(path)[1]
 
 
 def tables(root: Path | None = None) -> DataFrame:
