@@ -19,7 +19,6 @@ from flashspec.cli.main import status
 from flashspec.decoding.models import SHIPPED
 from flashspec.models.writing import UNFINISHED, copy_checkpoint, fresh_folder, new_file, replaced
 from flashspec.refusals import in_words
-from flashspec.study import gpu
 
 DEEP = "[" * 100_000 + "]" * 100_000
 TOLD = {"kind": "code", "prompt": [1, 2], "tokens": [3], "chances": [1.0]}
@@ -329,8 +328,8 @@ OTHERS = {
     "a page without places": (status, "pages {home}/text.txt"),
     "a page that is a folder": (status, "pages {home}"),
     "a page that is not UTF-8": (status, "pages {home}/bytes.txt"),
-    "no minutes": (gpu.main, "--stand-ins --minutes 0"),
-    "minutes that are no number": (gpu.main, "--stand-ins --minutes nan"),
+    "no minutes": (status, "gpu --stand-ins --minutes 0"),
+    "minutes that are no number": (status, "gpu --stand-ins --minutes nan"),
 }
 
 

@@ -18,7 +18,7 @@ from flashspec.measure.planning import Given, Question, Texts, advise, forecast,
 from flashspec.measure.prompts import Prompt
 from flashspec.models.synthetic import synthetic
 from flashspec.sampling import Sampling
-from flashspec.study import advice
+from flashspec.study import advice, tables
 from flashspec.study.race import Row as RaceRow
 from flashspec.study.registry import EXPERIMENTS
 from flashspec.theory import Costs, best_k, replayed_all, speedup
@@ -268,7 +268,7 @@ def ran(kind, prompt, rounds, **changes):
 
 def put(root, preset, rows):
     experiment = EXPERIMENTS["race"]
-    experiment.shelf.write(experiment.place(experiment.preset(preset), root), experiment.columns, rows, {})
+    tables.write(experiment.place(experiment.preset(preset), root), experiment.row, rows, {})
 
 
 def test_counts_are_read_from_the_stored_race_of_one_draft_and_sampling(tmp_path):
