@@ -44,7 +44,7 @@ def test_parameters_bear_type_default_and_help(tmp_path):
     assert found["blocks"].default == (1, 2) and found["exact"].kind is bool
 
 
-@pytest.mark.parametrize(("line", "word"), [("k: int = n()", "literal default"), ("print(3)", "only lines like"), ("k: int", "only")])
+@pytest.mark.parametrize(("line", "word"), [("k: int = n()", "literal default"), ("print(3)", "only lines"), ("k: int", "only")])
 def test_a_parameters_cell_holds_parameters(tmp_path, line, word):
     with pytest.raises(Refused, match=word):
         books.parameters(notebook(tmp_path, parameters=[line]))

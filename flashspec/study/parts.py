@@ -116,7 +116,8 @@ def measure(params: Params) -> Iterator[Row]:
         pieces = [piece for config in configs for piece in pieces_of(config, point)]
         for megabytes in dict.fromkeys((point.cold_megabytes, 0)):
             chosen = [piece for piece in pieces if piece.facts.get("cold_megabytes", 0) == megabytes]
-            yield from (Row(**facts, bandwidth=speed) for facts in timed(chosen, clock.Plan(point.repeats, 2, megabytes, point.device)))
+            plan = clock.Plan(point.repeats, 2, megabytes, point.device)
+            yield from (Row(**facts, bandwidth=speed) for facts in timed(chosen, plan))
 
 
 def timed(pieces: Sequence[Piece], plan: clock.Plan) -> Iterator[dict[str, Any]]:

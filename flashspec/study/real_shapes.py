@@ -161,8 +161,8 @@ def spans(params: Params) -> Iterator[dict[str, Any]]:
     tokens = torch.arange(params.past + 1, device=params.device) % model.config.vocab_size
     for stop in sorted({max(1, layers // 8), max(1, layers // 4), layers}):
         below = SpanReader(model, stop, below, params.past + 2)
-        facts = {"piece": "span", "shape": params.spans, "group": f"layers {below.start}-{stop}"}
-        facts["bytes"] = stored_bytes(*model.blocks[below.start : stop])
+        where = {"shape": params.spans, "group": f"layers {below.start}-{stop}"}
+        facts = {"piece": "span", "bytes": stored_bytes(*model.blocks[below.start : stop]), **where}
         found.append(parts.Piece(facts, partial(Ready(below, tokens).read, 1)))
     found[-1].call()
     yield from timed(found, params, params.repeats)
@@ -174,8 +174,8 @@ def peers(params: Params) -> Iterator[dict[str, Any]]:
         config, room = shape(name), free_bytes(torch.device(params.device))
         if room is None or 1.1 * weight_bytes(config, Form(torch.bfloat16)) < room:
             model, generate = _peer(config, params)
-            facts = {"piece": "transformers", "shape": name, "tokens": params.new_tokens}
-            facts["bytes"] = params.new_tokens * stored_bytes(model)
+            size = params.new_tokens * stored_bytes(model)
+            facts = {"piece": "transformers", "shape": name, "tokens": params.new_tokens, "bytes": size}
             yield from timed([parts.Piece(facts, generate)], params, max(1, params.repeats // 3))
             del model, generate
 
