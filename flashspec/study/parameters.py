@@ -106,10 +106,7 @@ def _parse(kind: Any, value: Any) -> Any:
         value = TRUTHS.get(value.lower(), value)
     if str in kinds and isinstance(value, Path):
         value = str(value)
-    try:
-        found = msgspec.convert(value, kind, strict=bool in kinds, dec_hook=lambda wanted, given: wanted(given))
-    except msgspec.ValidationError as error:
-        raise ValueError(str(error)) from error
+    found = msgspec.convert(value, kind, strict=bool in kinds, dec_hook=lambda wanted, given: wanted(given))
     for each in found if isinstance(found, (tuple, list)) else (found,):
         if isinstance(each, (int, float)) and not -LARGEST <= each < LARGEST:
             raise ValueError(each)
