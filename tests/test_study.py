@@ -135,6 +135,7 @@ def test_strings_and_values_parse_to_the_same_parameters():
     assert parse(Params, {"blocks": "(1, 5)"}) == parse(Params, {"blocks": [1, 5]}) == Params((1, 5))
     assert parse(Params, canonical(Params(draft="x"))) == Params(draft="x")
     assert params({"blocks": 3, "other": object(), "exact": print}, Counted().experiment) == Params((3,))
+    assert params({"k": 3, "temperature": [0, 1]}) == EXPERIMENTS["race"].parse({"k": "3", "temperature": "0,1"})
 
 
 @pytest.mark.parametrize(

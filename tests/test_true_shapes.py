@@ -15,7 +15,6 @@ from flashspec.study import loading, notebooks, tables, true_shapes
 from flashspec.study.real_shapes import EXPERIMENT, Params, Row
 
 MACHINE = {"machine": {"cpu": "a made-up processor", "cores": 2, "isa": "", "device": "a made-up GPU"}, "date": "2026-01-01"}
-LINK = true_shapes.Link(4e12, 10e-6)
 
 
 def stored(root: Path) -> dict:
@@ -55,13 +54,13 @@ def test_a_4_bit_pass_reads_about_a_quarter_of_the_layers() -> None:
 
 
 def test_predictions_are_labelled_and_fall_with_the_devices() -> None:
-    table = true_shapes.predicted(Params(), LINK, (1, 2, 8))
+    table = true_shapes.predicted(Params(), 4e12, 10e-6, (1, 2, 8))
     assert all(column.startswith("predicted") for column in table.columns) and table.index.tolist() == [1, 2, 8]
     assert table["predicted target pass, ms"].is_monotonic_decreasing
     assert table["predicted speedup"].is_monotonic_decreasing
     one = true_shapes.weights("Qwen3-32B-AWQ").bytes / 4e12 * 1e3
     assert table["predicted target pass, ms"].iloc[0] == pytest.approx(one, abs=1e-3)
-    slow = true_shapes.predicted(Params(), true_shapes.Link(4e12, 1.0), (1, 2))
+    slow = true_shapes.predicted(Params(), 4e12, 1.0, (1, 2))
     assert not slow["predicted target pass, ms"].is_monotonic_decreasing
 
 

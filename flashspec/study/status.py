@@ -23,20 +23,13 @@ def tables(root: Path | None = None) -> DataFrame:
     """One line a table: what it is, where and when it was made, from which code, in how many seconds."""
     import pandas
 
-    columns = ["table", "rows", "kind", "origin", "commit", "seconds"]
-    return pandas.DataFrame([line(path, facts) for path, facts in origins(root)], columns=columns).set_index("table")
-
-
-def line(path: Path, facts: dict[str, Any]) -> dict[str, Any]:
-    """The facts about one table that fit on one line."""
-    return {
-        "table": f"{path.parent.name}/{path.stem}",
-        "rows": facts["rows"],
-        "kind": "measured" if facts["measured"] else "function of the source",
-        "origin": provenance.describe(facts),
-        "commit": (facts.get("commit") or "unknown")[:8] + (" and changes" if facts.get("dirty") else ""),
-        "seconds": round(facts["duration_s"]),
-    }
+    columns, lines = ["table", "rows", "kind", "origin", "commit", "seconds"], []
+    for path, facts in origins(root):
+        kind = "measured" if facts["measured"] else "function of the source"
+        commit = (facts.get("commit") or "unknown")[:8] + (" and changes" if facts.get("dirty") else "")
+        made = (provenance.describe(facts), commit, round(facts["duration_s"]))
+        lines.append((f"{path.parent.name}/{path.stem}", facts["rows"], kind, *made))
+    return pandas.DataFrame(lines, columns=columns).set_index("table")
 
 
 def minutes(root: Path | None = None) -> float:

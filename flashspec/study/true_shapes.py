@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -21,13 +21,6 @@ if TYPE_CHECKING:
 NOT_YET = "not yet observed on a GPU"
 NOTHING = "no table is stored"
 CALL = ["part", "shape", "what", "graphs", "rows", "k"]
-
-
-class Link(NamedTuple):
-    """What is assumed of the devices: bytes a second each of them reads, and seconds of one all-reduce among them."""
-
-    bandwidth: float
-    all_reduce: float
 
 
 def found(base: Params, root: Path | None = None) -> dict[str, Results]:
@@ -68,25 +61,24 @@ def weights(name: str) -> Weights:
     return Weights(config.body_parameters * form.body_bytes + config.head_parameters * form.dtype.itemsize, config.layers)
 
 
-def predicted(params: Params, link: Link, counts: Sequence[int]) -> DataFrame:
-    """Predicted, for each number of devices: passes in milliseconds, and plain and speculative tokens a second."""
+def predicted(params: Params, bandwidth: float, all_reduce: float, counts: Sequence[int]) -> DataFrame:
+    """Predicted, for each number of devices: passes in milliseconds, and plain and speculative tokens a second.
+
+    Each device reads `bandwidth` bytes a second, and one all-reduce among them takes `all_reduce` seconds.
+    """
     import pandas
 
-    return pandas.DataFrame([_predicted(params, link, count) for count in counts]).set_index("devices")
-
-
-def _predicted(params: Params, link: Link, count: int) -> dict[str, Any]:
-    costs, step = split_costs(weights(params.target), weights(params.draft), Devices(count, link.bandwidth, link.all_reduce))
-    curve = (*params.curve, *params.curve[-1:] * params.k)[: params.k]
-    tar = tokens_from_curve(curve)
-    return {
-        "devices": count,
-        "predicted target pass, ms": round(1e3 * step, 3),
-        "predicted draft pass, ms": round(1e3 * costs.burst(1), 3),
-        "predicted plain tokens/s": round(1 / step, 1),
-        "predicted speculative tokens/s": round(tar / round_time(costs, params.k), 1),
-        "predicted speedup": round(speedup(tar, costs, params.k, step), 2),
-    }
+    tar, lines = tokens_from_curve((*params.curve, *params.curve[-1:] * params.k)[: params.k]), []
+    for count in counts:
+        costs, step = split_costs(weights(params.target), weights(params.draft), Devices(count, bandwidth, all_reduce))
+        lines.append({
+            "predicted target pass, ms": round(1e3 * step, 3),
+            "predicted draft pass, ms": round(1e3 * costs.burst(1), 3),
+            "predicted plain tokens/s": round(1 / step, 1),
+            "predicted speculative tokens/s": round(tar / round_time(costs, params.k), 1),
+            "predicted speedup": round(speedup(tar, costs, params.k, step), 2),
+        })  # fmt: skip
+    return pandas.DataFrame(lines, pandas.Index(counts, name="devices"))
 
 
 def memory(names: Sequence[str]) -> DataFrame:
