@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import product
+from itertools import cycle, product
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +17,7 @@ from flashspec.heads.candidates import ShortlistHead
 from flashspec.heads.dense import DenseHead
 from flashspec.heads.registry import HEADS, RANKED, VARIANTS, Origin, head_named
 from flashspec.measure import clock
-from flashspec.measure.pieces import Ahead, checked, one_token, ready
+from flashspec.measure.pieces import Ahead, Ready, checked, one_token, ready
 from flashspec.measure.roofline import roof, stored_bytes
 from flashspec.measure.stand_ins import stand_in_flash, stand_in_preview
 from flashspec.models.config import ModelConfig
@@ -170,7 +171,7 @@ def _projections(origin: Origin, facts: dict[str, Any], params: Params) -> Itera
     rows = random_rows(ROWS, origin.weight.shape[1], seed=params.seed + 1).to(origin.weight.device)
     for named, head in heads_over(origin, params):
         cold = {"piece": "projection", "bytes": head.bytes_read(1), "cold_megabytes": params.cold_megabytes}
-        yield Piece({**facts, **named, **cold}, token_call(head, rows))
+        yield Piece({**facts, **named, **cold}, partial(_next_token, head, cycle(rows.split(1))))
 
 
 def _reads(model: Any, facts: dict[str, Any], params: Params, form: str) -> Iterator[Piece]:
@@ -181,13 +182,12 @@ def _reads(model: Any, facts: dict[str, Any], params: Params, form: str) -> Iter
     if "body" in params.piece:
         yield Piece({**facts, **dense, "piece": "body", "bytes": layers}, partial(draft.read, 1))
     for named, head in heads_over(Origin(model.head_weight, model.norm), params):
-        once, row = layers + head.bytes_read(1), draft.read(1)[-1:].clone()
-        calls: dict[str, Callable[[], object]] = {
-            "step": lambda head=head: one_token(head, draft.read(1)),  # type: ignore[misc]
-            "head": partial(one_token, head, row),
-        }
-        bytes_of = {"step": once, "head": head.bytes_read(1)}
-        yield from (Piece({**facts, **named, "piece": n, "bytes": bytes_of[n]}, c) for n, c in calls.items() if n in params.piece)
+        once = layers + head.bytes_read(1)
+        if "step" in params.piece:
+            yield Piece({**facts, **named, "piece": "step", "bytes": once}, partial(_step, head, draft))
+        if "head" in params.piece:
+            call = partial(one_token, head, draft.read(1)[-1:].clone())
+            yield Piece({**facts, **named, "piece": "head", "bytes": head.bytes_read(1)}, call)
         for k in params.k if "burst" in params.piece else ():
             yield Piece({**facts, **named, "piece": "burst", "k": k, "bytes": k * once}, Ahead(draft, head, k))
     head = DenseHead(model.norm, model.head_weight)
@@ -200,15 +200,13 @@ def _reads(model: Any, facts: dict[str, Any], params: Params, form: str) -> Iter
 def heads_over(origin: Origin, params: Params) -> Iterator[tuple[dict[str, Any], Any]]:
     """Every head at every setting that fits the vocabulary, untrained, and the columns that say which."""
     ids, dtype = len(origin.weight), str(origin.weight.dtype).removeprefix("torch.")
-    flash = None
+    flash = functools.cache(partial(stand_in_flash, origin.weight, origin.norm, 1, seed=params.seed))
     for name in params.head:
-        if name.startswith("flash"):
-            flash = flash or stand_in_flash(origin.weight, origin.norm, 1, seed=params.seed)
-            made: Any = flash.with_plan(**VARIANTS[name]) if name in VARIANTS else flash
-        else:
-            made = stand_in(name, origin)
+        made: Any = flash().with_plan(**VARIANTS.get(name, {})) if name.startswith("flash") else stand_in(name, origin)
         for options in options_of(params, name):
-            if options.get("probes", 0) <= (flash.table.clusters if flash else 0) and options.get("shortlist", 0) <= ids:
+            if "probes" in options and options["probes"] > flash().table.clusters:
+                continue
+            if options.get("shortlist", 0) <= ids:
                 head = made.with_probes(options["probes"]) if "probes" in options else made
                 head = made.with_shortlist(options["shortlist"]) if "shortlist" in options else head
                 yield {"head": name, "format": format_of(name, dtype), "rows_scored": head.rows_scored, **options}, head
@@ -223,15 +221,12 @@ def stand_in(name: str, origin: Origin) -> Any:
     return head_named(name, origin)
 
 
-def token_call(head: Any, rows: Tensor) -> Callable[[], Tensor]:
-    """A call that projects the next of `rows` and picks its best token; rows change so that probes change."""
-    turns = iter(range(1 << 62))
+def _step(head: Any, draft: Ready) -> Tensor:
+    return one_token(head, draft.read(1))
 
-    def call() -> Tensor:
-        at = next(turns) % len(rows)
-        return one_token(head, rows[at : at + 1])
 
-    return call
+def _next_token(head: Any, turns: Iterator[Tensor]) -> Tensor:
+    return one_token(head, next(turns))
 
 
 def _fits(configs: list[ModelConfig], params: Params) -> bool:
