@@ -55,14 +55,14 @@ class Row:
 
 def measure(params: Params) -> Iterator[Row]:
     """Write each checkpoint to a temporary folder and load it in fresh processes, watched from outside."""
-    for name in params.formats:
-        weights, group = FORMATS[name]
-        with tempfile.TemporaryDirectory() as place:
-            folder = Path(place)
-            write_checkpoint(folder, sized(params, group), group, params.shard_megabytes * 10**6)
-            size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-            for repeat in range(params.repeats):
-                yield Row(name, size, *load_in_fresh_process(folder, weights), repeat)
+    (name,) = params.formats
+    weights, group = FORMATS[name]
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        write_checkpoint(folder, sized(params, group), group, params.shard_megabytes * 10**6)
+        size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+        for repeat in range(params.repeats):
+            yield Row(name, size, *load_in_fresh_process(folder, weights), repeat)
 
 
 def sized(params: Params, group: int) -> ModelConfig:

@@ -108,17 +108,15 @@ class Piece(NamedTuple):
 
 def measure(params: Params) -> Iterator[Row]:
     """Time pieces of a round, all of one shape and of its spreads in turns."""
-    speed = roof(params.device)
-    for point in points(params):
-        configs = [config_of(point.shape[0], point.layers[0], spread) for spread in point.spread]
-        if not _fits(configs, point):
-            warnings.warn(f"{point.shape[0]} does not fit the free memory and is left out", stacklevel=2)
-            continue
-        pieces = [piece for config in configs for piece in pieces_of(config, point)]
-        for megabytes in dict.fromkeys((point.cold_megabytes, 0)):
-            chosen = [piece for piece in pieces if piece.facts.get("cold_megabytes", 0) == megabytes]
-            plan = clock.Plan(point.repeats, 2, megabytes, point.device)
-            yield from (Row(**facts, bandwidth=speed) for facts in timed(chosen, plan))
+    configs = [config_of(params.shape[0], params.layers[0], spread) for spread in params.spread]
+    if not _fits(configs, params):
+        warnings.warn(f"{params.shape[0]} does not fit the free memory and is left out", stacklevel=2)
+        return
+    speed, pieces = roof(params.device), [piece for config in configs for piece in pieces_of(config, params)]
+    for megabytes in dict.fromkeys((params.cold_megabytes, 0)):
+        chosen = [piece for piece in pieces if piece.facts.get("cold_megabytes", 0) == megabytes]
+        plan = clock.Plan(params.repeats, 2, megabytes, params.device)
+        yield from (Row(**facts, bandwidth=speed) for facts in timed(chosen, plan))
 
 
 def timed(pieces: Sequence[Piece], plan: clock.Plan) -> Iterator[dict[str, Any]]:

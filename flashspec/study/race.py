@@ -140,10 +140,9 @@ class Row:
 
 def measure(params: Params) -> Iterator[Row]:
     """Decode the same prompts with every method in turns, beside plain decoding."""
-    for point in points(params):
-        (sampling,) = samplings(point.temperature, point.rule, point.seed)
-        field = racers(point, sampling)
-        yield from run_race(field, prompts_of(point, field[0]), point)
+    (sampling,) = samplings(params.temperature, params.rule, params.seed)
+    field = racers(params, sampling)
+    yield from run_race(field, prompts_of(params, field[0]), params)
 
 
 def points(params: Params) -> list[Params]:

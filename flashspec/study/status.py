@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from flashspec import provenance
 from flashspec.study.tables import default_root, opened
@@ -13,18 +12,13 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 
-def origins(root: Path | None = None) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Every table of a results folder and its origin, in the order of their names."""
-    for path in sorted((root or default_root()).glob("*/*.parquet")):
-        yield path, opened(path)[1]
-
-
 def tables(root: Path | None = None) -> DataFrame:
     """One line a table: what it is, where and when it was made, from which code, in how many seconds."""
     import pandas
 
     columns, lines = ["table", "rows", "kind", "origin", "commit", "seconds"], []
-    for path, facts in origins(root):
+    for path in sorted((root or default_root()).glob("*/*.parquet")):
+        facts = opened(path)[1]
         kind = "measured" if facts["measured"] else "function of the source"
         commit = (facts.get("commit") or "unknown")[:8] + (" and changes" if facts.get("dirty") else "")
         made = (provenance.describe(facts), commit, round(facts["duration_s"]))
@@ -34,4 +28,4 @@ def tables(root: Path | None = None) -> DataFrame:
 
 def minutes(root: Path | None = None) -> float:
     """How long all stored tables took together."""
-    return sum(facts["duration_s"] for _, facts in origins(root)) / 60
+    return float(tables(root)["seconds"].sum()) / 60

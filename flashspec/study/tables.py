@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import NoneType
@@ -25,19 +25,18 @@ ARROW = {bool: "bool_", int: "int64", float: "float64", str: "string"}
 
 @dataclass(frozen=True)
 class Results:
-    """Rows of one experiment, where they come from, and the file that holds them."""
+    """Rows of one experiment, at least one, where they come from, and the file that holds them."""
 
     rows: tuple[Any, ...]
     origin: dict[str, Any]
     path: Path
-    row: type = field(repr=False)
 
     @cached_property
     def frame(self) -> DataFrame:
         """The rows as a pandas frame, one typed column a field."""
         import pandas
 
-        kinds = columns(self.row)
+        kinds = columns(type(self.rows[0]))
         frame = pandas.DataFrame([[getattr(row, name) for name in kinds] for row in self.rows], columns=list(kinds))
         return frame.astype({name: float for name, (kind, optional) in kinds.items() if optional and kind in (int, float)})
 
@@ -82,7 +81,7 @@ def write(path: Path, kind: type, rows: Sequence[Any], origin: dict[str, Any]) -
     data = _sealed(kind, rows, origin)
     with made(path.parent), replaced(path) as part:
         part.write_bytes(data)
-    return Results(tuple(rows), origin, path, kind)
+    return Results(tuple(rows), origin, path)
 
 
 def read(path: Path, kind: type) -> Results | None:
@@ -95,7 +94,7 @@ def read(path: Path, kind: type) -> Results | None:
             f"table {path.name} in {path.parent.name} has other columns than the experiment now makes "
             f"({', '.join(sorted(other))}): delete it or measure it afresh (--fresh)"
         )
-    return Results(tuple(kind(**line) for line in table.to_pylist()), origin, path, kind)
+    return Results(tuple(kind(**line) for line in table.to_pylist()), origin, path)
 
 
 def opened(path: Path) -> tuple[Any, dict[str, Any]]:
