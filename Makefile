@@ -43,8 +43,8 @@ lint: .venv/.extra-book .venv/.extra-test ## style and types
 models: .venv/.extra-book ## train the reference models from scratch (hours; can be stopped and resumed); FAMILY=1 the drafts' family
 	$(BIN)/flashspec $(if $(filter 1,$(FAMILY)),draft family,train)
 
-gpu: ## true shapes on a CUDA device, resumable, with the Python at hand (torch, triton, transformers, numpy, safetensors, pandas)
-	$(PYTHON) -m flashspec.study.gpu $(GPU_FLAGS)
+gpu: ## true shapes on a CUDA device, resumable, with the Python at hand (flashspec's own needs, triton, transformers, pandas, pyarrow)
+	$(PYTHON) -m flashspec.cli.main gpu $(GPU_FLAGS)
 
 clean: ## remove what was built; stored results, models and .venv stay
 	rm -rf book/_build book/notebooks build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,8 +1,9 @@
 """The command line says what it does, counts what it did, and refuses in one sentence with status 2."""
 
 import re
+import sys
 from dataclasses import dataclass
-from typing import NamedTuple
+from types import SimpleNamespace
 
 import pytest
 import shelf
@@ -19,7 +20,8 @@ class Params:
     names: tuple[str, ...] = ("a", "b")
 
 
-class Row(NamedTuple):
+@dataclass(frozen=True)
+class Row:
     k: int
     time: float
 
@@ -52,9 +54,8 @@ def write(tmp_path_factory):
 
 @pytest.fixture
 def toy(monkeypatch, tmp_path):
-    (tmp_path / "toy.py").write_text("from test_cli import EXPERIMENT\n")
-    monkeypatch.setattr(registry.experiments, "__path__", [str(tmp_path)])
-    monkeypatch.setattr(registry, "CORE", ())
+    monkeypatch.setattr(registry, "NAMES", ["toy"])
+    monkeypatch.setitem(sys.modules, "flashspec.study.toy", SimpleNamespace(EXPERIMENT=EXPERIMENT))
     return ["--results", str(tmp_path / "results")]
 
 
@@ -148,8 +149,8 @@ def test_an_experiment_runs_with_its_fields_as_flags(toy, capsys):
 def test_a_preset_of_all_experiments_is_checked_against_what_is_stored(toy, capsys, monkeypatch):
     assert status(["run", "--preset", "smoke", *toy]) == 0
     assert status(["run", "--preset", "smoke", "--check", *toy]) == 0
-    monkeypatch.setattr("test_cli.EXPERIMENT", toy_experiment(0.6))
-    monkeypatch.delitem(__import__("sys").modules, "flashspec.study.experiments.toy")
+    changed = Experiment("toy", Params, Row, lambda params: [Row(params.k, 0.6)], measured=False, presets={"smoke": Params(k=1)})
+    monkeypatch.setitem(sys.modules, "flashspec.study.toy", SimpleNamespace(EXPERIMENT=changed))
     capsys.readouterr()
     assert status(["run", "--preset", "smoke", "--check", *toy]) == 1
     assert "row 0, time: 0.5 is stored, 0.6 came out" in capsys.readouterr().out

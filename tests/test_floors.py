@@ -16,7 +16,6 @@ APART = {("train", "study"), ("study", "train")}  # one floor, and neither impor
 HEAVY = {"transformers", "faiss", "pandas", "papermill", "seaborn", "matplotlib", "tokenizers", "triton", "dask", "click"}
 CIRCLES = [
     "models.checkpoint models.export models.transformer",
-    "study.experiment study.registry",
 ]  # still to be cut; the list may only become shorter
 LINES, BODY, ARGUMENTS = 300, 40, 5
 PROMISED = {"generate", "_best_of_blocks"}  # a public signature fixed by the design; a kernel's pointers

@@ -50,7 +50,7 @@ def test_an_eager_final_token_costs_forwards(outputs: dict[str, Output]) -> None
 def test_colours_count_what_was_kept(outputs: dict[str, Output]) -> None:
     models = tiny.pair()
     page = live.coloured(models, "a < b", outputs["dense"]).page
-    kinds = list(live.kinds(outputs["dense"], 1))
+    kinds = list(live.kinds(outputs["dense"]))
     assert "a &lt; b" in page
     assert len(re.findall("<span", page)) == len(outputs["dense"].tokens)
     assert kinds.count("accepted") == outputs["dense"].stats.accepted
@@ -58,4 +58,4 @@ def test_colours_count_what_was_kept(outputs: dict[str, Output]) -> None:
 
 def test_plain_decoding_writes_everything_itself() -> None:
     plain = generate(tiny.pair(), PROMPT, "baseline", Sampling(), max_new_tokens=8)
-    assert set(live.kinds(plain, 0)) == {"own"}
+    assert set(live.kinds(plain)) == {"own"}

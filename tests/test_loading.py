@@ -15,7 +15,7 @@ from flashspec.measure.resident import anonymous_bytes, load_in_fresh_process
 from flashspec.models import memory
 from flashspec.models.checkpoint import load_transformer
 from flashspec.models.memory import Form, free_bytes, needed_bytes, weight_bytes
-from flashspec.study.experiments import loading
+from flashspec.study import loading
 
 linux = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
 
@@ -51,7 +51,7 @@ def test_free_memory_and_anonymous_memory_are_plausible() -> None:
 @linux
 @pytest.mark.slow
 def test_a_fresh_process_takes_little_more_than_the_files() -> None:
-    row = next(iter(loading.measure(replace(loading.SMOKE, formats=("awq",)))))
+    row = next(iter(loading.measure(replace(loading.PRESETS["smoke"], formats=("awq",)))))
     assert 0.7 * row.checkpoint_bytes < row.peak - row.before and row.after <= row.peak
     assert 2e7 < row.checkpoint_bytes < 6e7 and row.seconds > 0
 
@@ -65,7 +65,7 @@ def test_a_load_that_fails_is_reported(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("group", [0, 128])
 def test_the_written_checkpoint_has_the_size_that_was_asked_for_and_loads(group: int, tmp_path: Path) -> None:
-    params = replace(loading.SMOKE, megabytes=20)
+    params = replace(loading.PRESETS["smoke"], megabytes=20)
     loading.write_checkpoint(tmp_path, loading.sized(params, group), group, 8_000_000)
     files = list(tmp_path.glob("*.safetensors"))
     assert len(files) > 1 and sum(path.stat().st_size for path in files) == pytest.approx(20e6, rel=0.15)

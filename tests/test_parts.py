@@ -2,7 +2,7 @@
 
 import pytest
 
-from flashspec.study import EXPERIMENTS, run
+from flashspec.study import run
 from flashspec.study.parts import EXPERIMENT, PIECES
 
 pytest.importorskip("pandas")
@@ -61,4 +61,3 @@ def test_a_bad_choice_is_refused_in_words(changes, word):
 
 def test_presets_keep_their_names():
     assert {"projection", "draft_step", "depth_times_head", "head_cost", "formats", "draft_latency"} <= set(EXPERIMENT.presets)
-    assert EXPERIMENTS["parts"] is EXPERIMENT

@@ -16,7 +16,7 @@ from flashspec.measure.planning import Given, Question, Texts, advise, forecast,
 from flashspec.measure.prompts import Prompt
 from flashspec.models.synthetic import synthetic
 from flashspec.sampling import Sampling
-from flashspec.study import advice
+from flashspec.study import advice, tables
 from flashspec.study.race import Row as RaceRow
 from flashspec.study.registry import EXPERIMENTS
 from flashspec.theory import Costs, best_k, break_even, replayed_all, round_time, speedup, throughput
@@ -255,7 +255,7 @@ def ran(kind, prompt, rounds, **changes):
 
 def put(root, preset, rows):
     experiment = EXPERIMENTS["race"]
-    experiment.shelf.write(experiment.place(experiment.preset(preset), root), experiment.columns, rows, {})
+    tables.write(experiment.place(experiment.preset(preset), root), experiment.row, rows, {})
 
 
 def test_counts_are_read_from_the_stored_races_of_one_draft_and_sampling_the_one_made_for_heads_first(tmp_path):

@@ -21,7 +21,7 @@ from flashspec.models import graphs, synthetic
 from flashspec.models.awq import Int4Linear
 from flashspec.models.graphs import Replay
 from flashspec.sampling import Sampling
-from flashspec.study.experiments.real_shapes import TINY
+from flashspec.study.real_shapes import TINY
 
 NAMES = ("dense", "flash", "flash_best", "preview", "hispec", "cascade", "baseline")
 SAMPLINGS = {

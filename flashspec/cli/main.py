@@ -23,6 +23,7 @@ COMMANDS = {
     "plan": ("plan:command", "Say whether to speculate here, and how."),
     "trace": ("trace:command", "Record a target's text once; replay drafts against it."),
     "draft": ("draft:command", "Make a wide, shallow draft out of a target."),
+    "gpu": ("gpu:command", "Measure true shapes on a CUDA device, part by part."),
     "doctor": ("doctor:command", "Say what this machine can do, what is missing and how to get it."),
 }
 

@@ -16,10 +16,9 @@ from flashspec.refusals import refuse
 from flashspec.study import tables
 from flashspec.study.check import check
 from flashspec.study.compare import shown
-from flashspec.study.experiment import Experiment, run
+from flashspec.study.experiment import Experiment
 from flashspec.study.parameters import Refused
-from flashspec.study.registry import CORE, EXPERIMENTS
-from flashspec.study.store import default_root
+from flashspec.study.registry import EXPERIMENTS
 
 ROWS_SHOWN = 40
 ROLES = {"target": "--target", "draft": "--draft-model"}
@@ -56,7 +55,7 @@ def run_one(experiment: Experiment, options: dict[str, Any]) -> int:
         found = check(experiment, params, options["results"])
         click.echo("\n".join(found) or f"{experiment.name}: as stored" + (" (wall clock, not compared)" * experiment.measured))
         return 1 if found else 0
-    results = run(experiment, params, fresh=options["fresh"], root=options["results"], progress=True)
+    results = experiment.run(params, fresh=options["fresh"], root=options["results"], progress=True)
     table = shown(results.frame) if results.origin["experiment"] == "race" else results.frame
     click.echo(table.to_string(index=False, max_rows=ROWS_SHOWN))
     click.echo(f"{len(results.rows)} rows in {results.path}; {results.machine}", err=True)
@@ -114,7 +113,7 @@ def verify(root: Path | None) -> int:
 
 def paths(root: Path | None) -> list[Path]:
     """Every Parquet file below a folder; Refused where there is no such folder."""
-    folder = root or default_root()
+    folder = root or tables.default_root()
     if not folder.is_dir():
         raise Refused(f"there is no folder {folder.name}; name one with --results")
     return sorted(folder.rglob("*.parquet"))
@@ -126,7 +125,7 @@ def list_command() -> None:
     models = [(f"{flag} {name}", folder) for role, flag in ROLES.items() for name, folder in REFERENCE[role].items()]
     rows = {
         "experiments": [(name, found.summary) for name, found in EXPERIMENTS.items()],
-        "presets": [(name, f"of {each}") for each in CORE for name in EXPERIMENTS[each].presets if name not in EXPERIMENTS],
+        "presets": [(name, f"of {found.name}") for name, found in EXPERIMENTS.presets().items()],
         "methods": [(name, differing(method)) for name, method in METHODS.items()],
         "models": [(name, f"flashspec/data/{folder}") for name, folder in models],
     }

@@ -58,11 +58,10 @@ class Ready(NamedTuple):
         return self.reader.rows[count : len(self.tokens)]
 
 
-def ready(model: Transformer, past: int, k: int, mode: str = "auto", rows: int = 1) -> Ready:
+def ready(model: Transformer, past: int, k: int, rows: int = 1) -> Ready:
     """A reader of this model behind `past` tokens, with room for a burst of k."""
     tokens = torch.arange(past + rows, device=model.device) % model.config.vocab_size
-    with flag(mode):
-        made = Ready(SpanReader(model, context=past + rows + k + 1), tokens)
+    made = Ready(SpanReader(model, context=past + rows + k + 1), tokens)
     made.reader.read(tokens[:past])
     return made
 

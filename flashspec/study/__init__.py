@@ -1,7 +1,8 @@
 """The study: experiments, their stored tables with origin, and the notebooks that show them."""
 
-from flashspec.study.experiment import Experiment, Results, params, run, stored
+from flashspec.study.experiment import Experiment
 from flashspec.study.parameters import Refused
-from flashspec.study.registry import EXPERIMENTS
+from flashspec.study.registry import EXPERIMENTS, params, run, stored
+from flashspec.study.tables import Results
 
 __all__ = ["EXPERIMENTS", "Experiment", "Refused", "Results", "params", "run", "stored"]

@@ -11,8 +11,8 @@ from flashspec.decoding.method import Method
 from flashspec.measure.costs import name_of
 from flashspec.measure.planning import Forecast, HeadCase
 from flashspec.sampling import Sampling
-from flashspec.study.experiment import stored
 from flashspec.study.parameters import Refused
+from flashspec.study.registry import stored
 from flashspec.theory import Counts, Interval
 
 BEWARE = "a check was timed shorter than one plain token, so part of this gain is how single rows were timed"

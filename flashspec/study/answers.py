@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from flashspec.study import compare
-from flashspec.study.experiment import Results, stored
 from flashspec.study.quote import NOT_HERE
+from flashspec.study.registry import stored
+from flashspec.study.tables import Results
 
 if TYPE_CHECKING:
     from pandas import DataFrame

@@ -4,39 +4,34 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from flashspec.study.experiment import Experiment, run
+from flashspec.study.experiment import Experiment
 
 
 def check(experiment: Experiment, params: Any, root: Path | None = None, tolerance: float = 1e-6) -> list[str]:
-    """Measure afresh in a temporary folder and say, one sentence each, how the table differs from the stored one.
+    """Measure afresh in a temporary folder and say, one sentence each, how the table differs from the stored one, five at most.
 
     A wall-clock table only has to come out whole; so does one of which nothing is stored. Numbers may differ by
     `tolerance`, relative.
     """
     with tempfile.TemporaryDirectory() as scratch:
-        found = run(experiment, params, root=Path(scratch))
-    if not found.rows:
-        return [f"{experiment.name}: the run gave no rows"]
-    stored = experiment.shelf.read(experiment.place(params, root), experiment.columns)
-    if experiment.measured or stored is None:
+        found = experiment.run(params, root=Path(scratch)).rows
+    table = None if experiment.measured else experiment.stored(params, root)
+    if table is None:
         return []
-    return [f"{experiment.name}: {text}" for text in differences(stored.rows, found.rows, experiment.columns.names, tolerance)]
-
-
-def differences(stored: Sequence[Any], found: Sequence[Any], names: Sequence[str], tolerance: float) -> list[str]:
-    """Sentences on rows or cells that differ, at most five."""
-    if len(stored) != len(found):
-        return [f"{len(stored)} rows are stored, {len(found)} came out"]
-    cells = (
-        (i, name, getattr(a, name), getattr(b, name))
-        for i, (a, b) in enumerate(zip(stored, found, strict=True))
-        for name in names
+    if len(table.rows) != len(found):
+        return [f"{experiment.name}: {len(table.rows)} rows are stored, {len(found)} came out"]
+    pairs = ((number, vars(a), vars(b)) for number, (a, b) in enumerate(zip(table.rows, found, strict=True)))
+    differences = (
+        f"{experiment.name}: row {number}, {name}: {a[name]!r} is stored, {b[name]!r} came out"
+        for number, a, b in pairs
+        for name in a
+        if not _same(a[name], b[name], tolerance)
     )
-    return [f"row {i}, {name}: {a!r} is stored, {b!r} came out" for i, name, a, b in cells if not _same(a, b, tolerance)][:5]
+    return list(islice(differences, 5))
 
 
 def _same(a: Any, b: Any, tolerance: float) -> bool:

@@ -161,4 +161,4 @@ PRESETS = {
     "exit_quality": Params(source=("prompts",)),
     "exit_training": Params(source=("training",)),
 }
-EXPERIMENT = Experiment("exits", Params, Row, measure, measured=False, split=points, models=folders, presets=PRESETS, version=1)
+EXPERIMENT = Experiment("exits", Params, Row, measure, measured=False, split=points, models=folders, presets=PRESETS)

@@ -15,10 +15,11 @@ from flashspec.decoding.models import folder_of
 from flashspec.measure.prompts import Prompt, load_prompts
 from flashspec.models.config import from_hf
 from flashspec.models.transformer import Transformer
-from flashspec.study import presets, store
+from flashspec.study import presets
 from flashspec.study.drafts import drafts_of, pair_of, short_name, target_of
 from flashspec.study.experiment import Experiment
 from flashspec.study.pairs import among, at_least
+from flashspec.study.tables import default_root
 from flashspec.theory import replayed_all
 
 if TYPE_CHECKING:
@@ -118,7 +119,7 @@ def records(k: int = 4, root: Path | None = None) -> DataFrame:
     """One line a recorded point, the highest greedy TAR at k first, counted from what it proposed; none without a record."""
     import pandas
 
-    places = sorted(path.parent for path in ((root or store.default_root()) / "family").glob("*/proposals.json"))
+    places = sorted(path.parent for path in ((root or default_root()) / "family").glob("*/proposals.json"))
     names = ["draft", "layers", "heads", "ffn", "body", "head bytes", "steps", "distilled", "TAR", "digest"]
     table = pandas.DataFrame([_record(place, k) for place in places], columns=names)
     return table.sort_values("TAR", ascending=False).set_index("draft")
@@ -144,4 +145,4 @@ def accepted(record: Path) -> list[list[float]]:
 
 
 PRESETS = {"smoke": Params(draft=("main", "shallow"), texts=2)}
-EXPERIMENT = Experiment("family", Params, Row, measure, measured=False, models=digested, presets=PRESETS, version=1)
+EXPERIMENT = Experiment("family", Params, Row, measure, measured=False, models=digested, presets=PRESETS)

@@ -2,59 +2,49 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import tempfile
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from flashspec import provenance
-from flashspec.models.writing import made
+from flashspec.models.writing import made, write_text
 
 
 class Journal:
-    """Finished points of an unfinished table, one JSON line each; lines of other code or another machine are dropped."""
+    """Rows of finished points by the points' keys, as a file holds them; lines under another header are dropped."""
 
-    def __init__(self, file: io.TextIOWrapper, header: dict[str, Any]) -> None:
-        self.file = file
+    def __init__(self, path: Path, header: dict[str, Any]) -> None:
+        self.path = path
+        kept = list(_whole_lines(path))
         self.done: dict[str, list[Any]] = {}
-        file.seek(0)
-        kept = list(_whole_lines(file))
         if kept[:1] == [header]:
             self.done = {line["point"]: line["rows"] for line in kept[1:]}
-        self._rewrite([header, *({"point": p, "rows": r} for p, r in self.done.items())])
+        lines = [header, *({"point": point, "rows": rows} for point, rows in self.done.items())]
+        write_text("".join(json.dumps(line) + "\n" for line in lines), path)
 
     def add(self, point: str, rows: list[Any]) -> None:
         """Record a finished point, flushed to disk before the next one starts."""
-        self._append({"point": point, "rows": rows})
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"point": point, "rows": rows}) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
         self.done[point] = rows
-
-    def _append(self, line: dict[str, Any]) -> None:
-        self.file.write(json.dumps(line) + "\n")
-        self.file.flush()
-        os.fsync(self.file.fileno())
-
-    def _rewrite(self, lines: Iterable[dict[str, Any]]) -> None:
-        self.file.seek(0)
-        self.file.truncate()
-        for line in lines:
-            self._append(line)
 
 
 @contextmanager
 def journal(path: Path, header: dict[str, Any]) -> Iterator[Journal]:
     """The journal in a file, held by one process at a time; it is kept only by a failure after the first row."""
-    with made(path.parent), _held(path), path.open("a+", encoding="utf-8") as file:
-        found = None
+    with made(path.parent), _held(path):
+        found = Journal(path, header)
         try:
-            found = Journal(file, header)
             yield found
         except BaseException:
-            if found is None or not any(found.done.values()):
+            if not any(found.done.values()):
                 path.unlink(missing_ok=True)
             raise
         path.unlink(missing_ok=True)
@@ -77,8 +67,10 @@ def _held(path: Path) -> Iterator[None]:
         lock.release()
 
 
-def _whole_lines(file: Iterable[str]) -> Iterator[dict[str, Any]]:
-    for text in file:
+def _whole_lines(path: Path) -> Iterator[dict[str, Any]]:
+    if not path.exists():
+        return
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
         try:
             line = json.loads(text)
         except ValueError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from flashspec.decoding.generate import Output, generate
 from flashspec.decoding.method import METHODS, Method, build
@@ -28,14 +28,16 @@ class Shown(NamedTuple):
         return self.page
 
 
-def both_ways(name: str, method: Method) -> dict[str, Method]:
-    """A method as it is, and once more with an eager final token if it verifies."""
-    return {name: method} if method.writer_is_target else {name: method, f"{name}, eager": replace(method, finalize="eager")}
-
-
 def decode_all(models: Models, prompt: str | list[int], sampling: Sampling, tokens: int, k: int = 4) -> dict[str, Output]:
-    """One decode of every method that these models offer, by name, each with k drafted tokens a check."""
-    every = {name: each for key, value in METHODS.items() for name, each in both_ways(key, replace(value, k=k)).items()}
+    """One decode of every method that these models offer, by name, each with k drafted tokens a check.
+
+    Methods that verify are decoded once more with an eager final token, under the name "METHOD, eager".
+    """
+    every = {}
+    for name, method in METHODS.items():
+        every[name] = replace(method, k=k)
+        if not method.writer_is_target:
+            every[f"{name}, eager"] = replace(method, k=k, finalize="eager")
     chosen = {name: method for name, method in every.items() if offered(models, method)}
     return {name: generate(models, prompt, method, sampling, max_new_tokens=tokens) for name, method in chosen.items()}
 
@@ -60,19 +62,16 @@ def forwards(outputs: Mapping[str, Output], name: str) -> int | str:
 
 
 def table(outputs: Mapping[str, Output]) -> DataFrame:
-    """One line a method: its counts, and whether its text is the baseline's."""
+    """One line a method: its counts, the two rates read from them, and whether its text is the baseline's."""
     import pandas
 
-    expected = outputs["baseline"].tokens
-    lines = [{"method": name, **counts(output), "same text": output.tokens == expected} for name, output in outputs.items()]
-    return pandas.DataFrame(lines).set_index("method")
-
-
-def counts(output: Output) -> dict[str, Any]:
-    """The counts of one decode and the two rates read from them."""
     names = ("emitted", "forwards", "rounds", "drafted", "accepted")
-    rates = {"acceptance": round(output.stats.acceptance, 2), "TAR": round(output.stats.tar, 2)}
-    return {**{name: getattr(output.stats, name) for name in names}, **rates}
+    lines = []
+    for output in outputs.values():
+        counts = {name: getattr(output.stats, name) for name in names}
+        rates = {"acceptance": round(output.stats.acceptance, 2), "TAR": round(output.stats.tar, 2)}
+        lines.append({**counts, **rates, "same text": output.tokens == outputs["baseline"].tokens})
+    return pandas.DataFrame(lines, pandas.Index(outputs, name="method"))
 
 
 def agreeing(outputs: Mapping[str, Output]) -> int:
@@ -83,19 +82,16 @@ def agreeing(outputs: Mapping[str, Output]) -> int:
 def coloured(models: Models, prompt: str | list[int], output: Output) -> Shown:
     """The text behind its prompt: green where the target kept a drafted token, orange where it wrote its own."""
     before = prompt if isinstance(prompt, str) else models.decode(list(prompt))
-    last = max(event.stage for event in output.events)
-    words = (mark(models.decode([token]), kind) for token, kind in zip(output.tokens, kinds(output, last), strict=False))
+    words = []
+    for token, kind in zip(output.tokens, kinds(output), strict=False):
+        words.append(f'<span style="background:{SHADES[kind]};color:#000">{html.escape(models.decode([token]))}</span>')
     return Shown(f'<pre class="decoded">{html.escape(before)}{"".join(words)}</pre>')
 
 
-def kinds(output: Output, last: int) -> Iterator[str]:
+def kinds(output: Output) -> Iterator[str]:
     """For each token in order, whether the last stage kept it or wrote it."""
+    last = max(event.stage for event in output.events)
     for event in output.events:
         if event.stage == last:
             yield from ["accepted"] * event.kept
             yield from ["own"] * event.adds
-
-
-def mark(word: str, kind: str) -> str:
-    """One token on its colour."""
-    return f'<span style="background:{SHADES[kind]};color:#000">{html.escape(word)}</span>'

@@ -5,17 +5,14 @@ from __future__ import annotations
 import ast
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import MISSING, fields
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from flashspec.models.writing import refuse_input, write_text
-from flashspec.study.experiment import Experiment
-from flashspec.study.parameters import Refused, comments, hints, parse_value, refuse_unknown, type_name
+from flashspec.study.parameters import Refused, comments, parse_value, refuse_unknown
 
 START_TIMEOUT = 600
-
 TYPES: dict[str, Any] = {kind.__name__: kind for kind in (int, float, str, bool, tuple, list)} | {"Literal": Literal, "Any": Any}
 
 
@@ -42,8 +39,7 @@ def parameters(notebook: Path) -> dict[str, Parameter]:
     except (AttributeError, KeyError, RecursionError, SyntaxError, TypeError, ValueError) as error:
         raise Refused(f"{notebook} is no notebook ({type(error).__name__}: {error}): copy it again") from None
     helps = comments(source)
-    found = (_parameter(node) for node in body)
-    return {name: Parameter(kind, default, helps[name]) for name, kind, default in found}
+    return {name: Parameter(kind, default, helps[name]) for name, kind, default in map(_parameter, body)}
 
 
 def validated(notebook: Path, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -73,7 +69,7 @@ def execute(notebook: Path, out: Path, values: Mapping[str, Any] | None = None, 
         _papermill(notebook, part, chosen, timeout)
     except Exception as error:
         raise NotebookFailed(f"{notebook.name} failed, {_reason(error)}: its output so far is in {part.name}") from error
-    write_text(json.dumps(reproducible(json.loads(part.read_text())), indent=1, ensure_ascii=False) + "\n", part)
+    write_text(json.dumps(_reproducible(json.loads(part.read_text())), indent=1, ensure_ascii=False) + "\n", part)
     part.replace(out)
     return out
 
@@ -87,8 +83,12 @@ def execute_all(
     """
     from tqdm import tqdm
 
-    chosen = _shared_out(notebooks, {**(values or {}), **({"fresh": True} if fresh else {})})
-    for notebook in notebooks:
+    wanted = {**(values or {}), **({"fresh": True} if fresh else {})}
+    declared = {notebook: parameters(notebook) for notebook in notebooks}
+    refuse_unknown(wanted, {name: None for known in (*declared.values(), ["fresh"]) for name in known})
+    chosen = {}
+    for notebook, known in declared.items():
+        chosen[notebook] = validated(notebook, {name: wanted[name] for name in wanted if name in known})
         refuse_input(out_dir / notebook.name, [notebook])
     written, failures = [], []
     for notebook in tqdm(notebooks, desc="notebooks", unit="notebook", delay=0.5):
@@ -101,35 +101,6 @@ def execute_all(
     return written
 
 
-def _shared_out(notebooks: Sequence[Path], values: Mapping[str, Any]) -> dict[Path, dict[str, Any]]:
-    """The values each notebook declares, parsed; a name that none declares is refused, `fresh` apart."""
-    declared = {notebook: parameters(notebook) for notebook in notebooks}
-    refuse_unknown(values, {**{name: None for known in declared.values() for name in known}, "fresh": None})
-    mine = {notebook: {name: values[name] for name in values if name in known} for notebook, known in declared.items()}
-    return {notebook: validated(notebook, given) for notebook, given in mine.items()}
-
-
-def reproducible(notebook: dict[str, Any]) -> dict[str, Any]:
-    """The same notebook without run times, papermill's notes and random cell identifiers."""
-    metadata = {name: value for name, value in notebook["metadata"].items() if name != "papermill"}
-    return {**notebook, "metadata": metadata, "cells": [_cell(number, cell) for number, cell in enumerate(notebook["cells"])]}
-
-
-def disagreements(notebook: Path, experiment: Experiment, extra: Iterable[str] = ("fresh",)) -> list[str]:
-    """Where a notebook's parameters cell and an experiment's parameters differ in name, type or default; empty if nowhere."""
-    said = {name: found for name, found in parameters(notebook).items() if name not in set(extra)}
-    meant = _fields(experiment)
-    lost = [f"{name} is missing from the notebook" for name in meant if name not in said]
-    lost += [f"{name} is no parameter of {experiment.name}" for name in said if name not in meant]
-    for name in meant.keys() & said.keys():
-        here, there = said[name], meant[name]
-        if type_name(here.kind) != type_name(there.kind):
-            lost.append(f"{name} is {type_name(here.kind)} in the notebook, {type_name(there.kind)} in {experiment.name}")
-        if here.default != there.default:
-            lost.append(f"{name} defaults to {here.default!r} in the notebook, {there.default!r} in {experiment.name}")
-    return sorted(lost)
-
-
 def found_in(source: Path) -> list[Path]:
     """The notebook itself, or those in a folder in name order; an empty folder is refused."""
     found = sorted(source.glob("[!.]*.ipynb")) if source.is_dir() else [source]
@@ -138,24 +109,26 @@ def found_in(source: Path) -> list[Path]:
     return found
 
 
-def _parameter(node: ast.stmt) -> tuple[str, Any, Any]:
-    """Name, type and default of one assignment."""
-    target = node.target if isinstance(node, ast.AnnAssign) else node.targets[0] if isinstance(node, ast.Assign) else None
-    if not isinstance(target, ast.Name) or not isinstance(node, ast.AnnAssign | ast.Assign):
-        raise Refused(f"a parameters cell holds only lines like `k: int = 4  # help`, got `{ast.unparse(node)}`")
+def _parameter(line: ast.stmt) -> tuple[str, Any, Any]:
+    """Name, type and default of one line of a parameters cell; papermill's own reader knows no `tuple[int, ...]`."""
+    match line:
+        case ast.AnnAssign(target=ast.Name(id=name), annotation=hint, value=ast.expr() as value):
+            kind = eval(ast.unparse(hint), {"__builtins__": {}}, TYPES)
+        case ast.Assign(targets=[ast.Name(id=name)], value=value):
+            kind = None
+        case _:
+            raise Refused(f"a parameters cell holds only lines like `k: int = 4  # help`, got `{ast.unparse(line)}`")
     try:
-        default = ast.literal_eval(node.value)  # type: ignore[arg-type]
+        default = ast.literal_eval(value)
     except (ValueError, TypeError) as error:
-        raise Refused(f"parameter {target.id!r} needs a literal default: a number, string, bool, None or tuple") from error
-    annotation = ast.unparse(node.annotation) if isinstance(node, ast.AnnAssign) else None
-    return target.id, eval(annotation, {"__builtins__": {}}, TYPES) if annotation else type(default), default
+        raise Refused(f"parameter {name!r} needs a literal default: a number, string, bool, None or tuple") from error
+    return name, kind or type(default), default
 
 
 def _papermill(notebook: Path, part: Path, values: dict[str, Any], timeout: int) -> None:
     import papermill
     from traitlets.config import Config
 
-    transport = {"KernelManager": {"transport": "ipc" if os.name == "posix" else "tcp"}}
     papermill.execute_notebook(
         str(notebook),
         str(part),
@@ -165,7 +138,7 @@ def _papermill(notebook: Path, part: Path, values: dict[str, Any], timeout: int)
         progress_bar=False,
         execution_timeout=timeout,
         start_timeout=START_TIMEOUT,
-        config=Config(transport),
+        config=Config({"KernelManager": {"transport": "ipc" if os.name == "posix" else "tcp"}}),
     )
 
 
@@ -176,12 +149,11 @@ def _reason(error: Exception) -> str:
     return f"{name}: {value}" if name else f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
 
 
-def _cell(number: int, cell: dict[str, Any]) -> dict[str, Any]:
-    dropped = ("papermill", "execution")
-    metadata = {name: value for name, value in cell["metadata"].items() if name not in dropped}
-    return {**cell, "id": f"cell-{number}", "metadata": metadata}
-
-
-def _fields(experiment: Experiment) -> dict[str, Parameter]:
-    defaults = {f.name: f.default_factory() if f.default_factory is not MISSING else f.default for f in fields(experiment.params)}
-    return {name: Parameter(kind, defaults[name], "") for name, kind in hints(experiment.params).items()}
+def _reproducible(notebook: dict[str, Any]) -> dict[str, Any]:
+    """The same notebook without run times, papermill's notes and random cell identifiers."""
+    for number, cell in enumerate(notebook["cells"]):
+        cell["id"] = f"cell-{number}"
+        cell["metadata"].pop("execution", None)
+    for part in (notebook, *notebook["cells"]):
+        part["metadata"].pop("papermill", None)
+    return notebook

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import product
+from itertools import cycle, product
 from typing import Any, NamedTuple
 
 import torch
@@ -16,12 +17,12 @@ from flashspec.heads.candidates import ShortlistHead
 from flashspec.heads.dense import DenseHead
 from flashspec.heads.registry import HEADS, RANKED, VARIANTS, Origin, head_named
 from flashspec.measure import clock
-from flashspec.measure.pieces import Ahead, checked, one_token, ready, stand_in_flash, stand_in_preview
+from flashspec.measure.pieces import Ahead, Ready, checked, one_token, ready, stand_in_flash, stand_in_preview
 from flashspec.measure.runs import stored_bytes
 from flashspec.models.config import ModelConfig
 from flashspec.models.memory import Form, free_bytes, weight_bytes
 from flashspec.models.reshape import reshaped
-from flashspec.models.synthetic import random_rows, shape, synthetic
+from flashspec.models.synthetic import GROUP, random_rows, shape, synthetic
 from flashspec.study import presets
 from flashspec.study.experiment import Experiment
 from flashspec.study.pairs import among, at_least
@@ -106,22 +107,24 @@ class Piece(NamedTuple):
 
 def measure(params: Params) -> Iterator[Row]:
     """Time pieces of a round, all of one shape and of its spreads in turns."""
-    speed = clock.roof(params.device)
-    for point in points(params):
-        configs = [config_of(point.shape[0], point.layers[0], spread) for spread in point.spread]
-        if not _fits(configs, point):
-            warnings.warn(f"{point.shape[0]} does not fit the free memory and is left out", stacklevel=2)
-            continue
-        found = [piece for config in configs for piece in pieces_of(config, point)]
-        pieces = {str(number): piece for number, piece in enumerate(found)}
-        for cold in (True, False):
-            calls = {n: each.call for n, each in pieces.items() if (each.facts["piece"] == "projection") == cold}
-            plan = clock.Plan(point.repeats, 2, point.cold_megabytes if cold else 0, point.device)
-            with torch.inference_mode():
-                raw = clock.interleaved_seconds(calls, plan)
-            for name, seconds in raw.items():
-                facts = {"cold_megabytes": plan.evict_megabytes, "bandwidth": speed, "device": point.device, **pieces[name].facts}
-                yield from (Row(seconds=s, turn=turn, **facts) for turn, s in enumerate(seconds))
+    configs = [config_of(params.shape[0], params.layers[0], spread) for spread in params.spread]
+    if not _fits(configs, params):
+        warnings.warn(f"{params.shape[0]} does not fit the free memory and is left out", stacklevel=2)
+        return
+    speed, pieces = clock.roof(params.device), [piece for config in configs for piece in pieces_of(config, params)]
+    for megabytes in dict.fromkeys((params.cold_megabytes, 0)):
+        chosen = [piece for piece in pieces if piece.facts.get("cold_megabytes", 0) == megabytes]
+        plan = clock.Plan(params.repeats, 2, megabytes, params.device)
+        yield from (Row(**facts, bandwidth=speed) for facts in timed(chosen, plan))
+
+
+def timed(pieces: Sequence[Piece], plan: clock.Plan) -> Iterator[dict[str, Any]]:
+    """The columns of every turn of every piece, all of them in turns."""
+    calls = {str(number): piece.call for number, piece in enumerate(pieces)}
+    with torch.inference_mode():
+        raw = clock.interleaved_seconds(calls, plan)
+    for piece, seconds in zip(pieces, raw.values(), strict=True):
+        yield from ({**piece.facts, "device": plan.device, "seconds": s, "turn": turn} for turn, s in enumerate(seconds))
 
 
 def points(params: Params) -> list[Params]:
@@ -164,45 +167,43 @@ def pieces_of(config: ModelConfig, params: Params) -> Iterator[Piece]:
 def _projections(origin: Origin, facts: dict[str, Any], params: Params) -> Iterator[Piece]:
     rows = random_rows(ROWS, origin.weight.shape[1], seed=params.seed + 1).to(origin.weight.device)
     for named, head in heads_over(origin, params):
-        yield Piece({**facts, **named, "piece": "projection", "bytes": head.bytes_read(1)}, token_call(head, rows))
+        cold = {"piece": "projection", "bytes": head.bytes_read(1), "cold_megabytes": params.cold_megabytes}
+        yield Piece({**facts, **named, **cold}, partial(_next_token, head, cycle(rows.split(1))))
 
 
 def _reads(model: Any, facts: dict[str, Any], params: Params, form: str) -> Iterator[Piece]:
     """Steps, bodies, heads and bursts of a draft, and checks of a target, of this model."""
-    layers, place = stored_bytes(model.layers), (params.past, max(params.k))
-    draft = ready(model, *place)
+    layers = stored_bytes(model.layers)
+    draft = ready(model, params.past, max(params.k))
     dense = {"head": "dense", "format": form, "rows_scored": model.config.vocab_size}
     if "body" in params.piece:
         yield Piece({**facts, **dense, "piece": "body", "bytes": layers}, partial(draft.read, 1))
     for named, head in heads_over(Origin(model.head_weight, model.norm), params):
-        once, row = layers + head.bytes_read(1), draft.read(1)[-1:].clone()
-        calls: dict[str, Callable[[], object]] = {
-            "step": lambda head=head: one_token(head, draft.read(1)),  # type: ignore[misc]
-            "head": partial(one_token, head, row),
-        }
-        bytes_of = {"step": once, "head": head.bytes_read(1)}
-        yield from (Piece({**facts, **named, "piece": n, "bytes": bytes_of[n]}, c) for n, c in calls.items() if n in params.piece)
+        once = layers + head.bytes_read(1)
+        if "step" in params.piece:
+            yield Piece({**facts, **named, "piece": "step", "bytes": once}, partial(_step, head, draft))
+        if "head" in params.piece:
+            call = partial(one_token, head, draft.read(1)[-1:].clone())
+            yield Piece({**facts, **named, "piece": "head", "bytes": head.bytes_read(1)}, call)
         for k in params.k if "burst" in params.piece else ():
             yield Piece({**facts, **named, "piece": "burst", "k": k, "bytes": k * once}, Ahead(draft, head, k))
     head = DenseHead(model.norm, model.head_weight)
     for rows in params.rows if "check" in params.piece else ():
         size = layers + head.bytes_read(rows)
-        target = ready(model, *place, rows=rows)
+        target = ready(model, params.past, max(params.k), rows)
         yield Piece({**facts, **dense, "piece": "check", "rows": rows, "bytes": size}, partial(checked, head, target, rows))
 
 
 def heads_over(origin: Origin, params: Params) -> Iterator[tuple[dict[str, Any], Any]]:
     """Every head at every setting that fits the vocabulary, untrained, and the columns that say which."""
     ids, dtype = len(origin.weight), str(origin.weight.dtype).removeprefix("torch.")
-    flash = None
+    flash = functools.cache(partial(stand_in_flash, origin.weight, origin.norm, 1, seed=params.seed))
     for name in params.head:
-        if name.startswith("flash"):
-            flash = flash or stand_in_flash(origin.weight, origin.norm, 1, seed=params.seed)
-            made: Any = flash.with_plan(**VARIANTS[name]) if name in VARIANTS else flash
-        else:
-            made = stand_in(name, origin)
+        made: Any = flash().with_plan(**VARIANTS.get(name, {})) if name.startswith("flash") else stand_in(name, origin)
         for options in options_of(params, name):
-            if options.get("probes", 0) <= (flash.table.clusters if flash else 0) and options.get("shortlist", 0) <= ids:
+            if "probes" in options and options["probes"] > flash().table.clusters:
+                continue
+            if options.get("shortlist", 0) <= ids:
                 head = made.with_probes(options["probes"]) if "probes" in options else made
                 head = made.with_shortlist(options["shortlist"]) if "shortlist" in options else head
                 yield {"head": name, "format": format_of(name, dtype), "rows_scored": head.rows_scored, **options}, head
@@ -217,24 +218,21 @@ def stand_in(name: str, origin: Origin) -> Any:
     return head_named(name, origin)
 
 
-def token_call(head: Any, rows: Tensor) -> Callable[[], Tensor]:
-    """A call that projects the next of `rows` and picks its best token; rows change so that probes change."""
-    turns = iter(range(1 << 62))
+def _step(head: Any, draft: Ready) -> Tensor:
+    return one_token(head, draft.read(1))
 
-    def call() -> Tensor:
-        at = next(turns) % len(rows)
-        return one_token(head, rows[at : at + 1])
 
-    return call
+def _next_token(head: Any, turns: Iterator[Tensor]) -> Tensor:
+    return one_token(head, next(turns))
 
 
 def _fits(configs: list[ModelConfig], params: Params) -> bool:
     """Whether weights and the heads made from them fit the free memory."""
     free = free_bytes(torch.device(params.device))
-    heads = sum(2 * each.vocab_size * each.hidden * (1 + len(params.head)) for each in configs)
-    bodies = sum(weight_bytes(each, Form(torch.bfloat16)) for each in configs)
-    return free is None or (bodies + heads) * len(params.format) < free
+    forms = [Form(torch.bfloat16, GROUP if form == "int4" else 0) for form in params.format]
+    heads = sum(2 * each.vocab_size * each.hidden * (1 + len(params.head)) for each in configs) * len(forms)
+    return free is None or heads + sum(weight_bytes(each, form) for each in configs for form in forms) < free
 
 
 PRESETS = {name: Params(**values) for name, values in presets.PARTS.items()}
-EXPERIMENT = Experiment("parts", Params, Row, measure, split=points, presets=PRESETS, version=1)
+EXPERIMENT = Experiment("parts", Params, Row, measure, split=points, presets=PRESETS)

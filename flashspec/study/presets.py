@@ -86,10 +86,6 @@ PARTS: dict[str, dict[str, Any]] = {
         piece=("step", "body"), shape=("OPT-125M", "OPT-1.3B", "Qwen3-0.6B"), spread=(1, 2, 4), head=("dense",), past=128,
         repeats=7,
     ),
-    "real_shapes": said(
-        piece=("projection", *STEP, "burst", "check"), shape=("Qwen3-0.6B",), probes=(256, 512), rows=(1, 2, 3, 4, 5, 6), k=(5,),
-        device="cuda",
-    ),
 }  # fmt: skip
 
 RECALL: dict[str, dict[str, Any]] = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -19,7 +19,7 @@ from flashspec.study import presets
 from flashspec.study.drafts import drafts_of, short_name
 from flashspec.study.experiment import Experiment
 from flashspec.study.pairs import among, at_least, samplings
-from flashspec.study.racers import BASELINE, BASES, DRAFT_MODEL, SHORT, Racer, racers, transformers_racers
+from flashspec.study.racers import BASELINE, BASES, DRAFT_MODEL, SHORT, Racer, racers
 
 
 @dataclass(frozen=True)
@@ -139,12 +139,9 @@ class Row:
 
 def measure(params: Params) -> Iterator[Row]:
     """Decode the same prompts with every method in turns, beside plain decoding."""
-    for point in points(params):
-        (sampling,) = samplings(point.temperature, point.rule, point.seed)
-        with tempfile.TemporaryDirectory() as folder:
-            field = racers(point, sampling)
-            field += transformers_racers(point, Path(folder)) if "transformers" in point.engine else []
-            yield from run_race(field, prompts_of(point, field[0]), point)
+    (sampling,) = samplings(params.temperature, params.rule, params.seed)
+    field = racers(params, sampling)
+    yield from run_race(field, prompts_of(params, field[0]), params)
 
 
 def points(params: Params) -> list[Params]:
@@ -163,39 +160,38 @@ def prompts_of(params: Params, plain: Racer) -> list[Prompt]:
     return [p for p in found if p.kind in (params.kind or (p.kind,))]
 
 
-def run_race(field: Sequence[Racer], prompts: Sequence[Prompt], params: Params) -> Iterator[Row]:
+def run_race(field: list[Racer], prompts: Sequence[Prompt], params: Params) -> Iterator[Row]:
     """Every racer on every prompt, turn after turn, a warm-up before them; who starts changes from prompt to prompt."""
+    from tqdm import tqdm
+
+    plain, parts, explained = field[0], dict[str, dict[str, float]](), set[str]()
     warm = {racer.name: racer.run(prompts[0], params.new_tokens) for racer in field}
     if params.screen:
         screening = {racer.name: racer.run(prompts[0], params.new_tokens) for racer in field}
-        yield from (_row(r, prompts[0], screening[r.name], {"turn": -1, "prompt": 0, "screened": True}) for r in field)
+        yield from (_row(racer, prompts[0].kind, screening[racer.name], turn=-1, prompt=0, screened=True) for racer in field)
         field = _fastest(field, screening, params.screen)
-    twins, explained = twin_digests(field, prompts, params), dict[str, dict[str, Any]]()
-    parts: dict[str, dict[str, float]] = {racer.name: {} for racer in field}
-    for turn, (number, prompt) in _bar(list(product(range(params.repeats), enumerate(prompts))), field[0]):
+    twins = twin_digests(field, prompts, params)
+    title = f"race, {plain.who['target']}, T={plain.who['temperature']}"
+    work = list(product(range(params.repeats), enumerate(prompts)))
+    for turn, (number, prompt) in tqdm(work, desc=title, unit="prompt", delay=2, leave=False):
         if params.parts and number % params.parts == 0:
             parts = _parts(field, prompts[0], warm)
         start = (turn + number) % len(field)
         runs = {racer.name: racer.run(prompt, params.new_tokens) for racer in (*field[start:], *field[:start])}
-        plain = runs[field[0].name].tokens
         for racer in field:
-            run = runs[racer.name]
-            found = {**parts[racer.name], "twin_digest": twins.get((racer.name, number), ""), "turn": turn, "prompt": number}
-            yield _row(racer, prompt, run, {**found, **_divergence(racer, prompt, plain, run.tokens, explained)})
+            twin = {"turn": turn, "prompt": number, "twin_digest": twins.get((racer.name, number), "")}
+            parted = _divergence(racer, prompt, runs[plain.name].tokens, runs[racer.name].tokens, explained)
+            yield _row(racer, prompt.kind, runs[racer.name], **parts.get(racer.name, {}), **twin, **parted)
 
 
 def twin_digests(field: Sequence[Racer], prompts: Sequence[Prompt], params: Params) -> dict[tuple[str, int], str]:
     """Digests of the float32 texts of the first prompts of each kind, where the rule promises equal texts."""
-    sampling, found, seen = field[0].entry.sampling, {}, dict[str, int]()
-    if not params.twins or (sampling.rule != "coupling" and sampling.temperature):
+    if not params.twins or not field[0].owes_the_text:
         return {}
-    names = {racer.name for racer in field}
-    with tempfile.TemporaryDirectory() as folder:
-        exact = replace(params, dtype=("float32",), weights="dense")
-        twins = racers(exact, sampling)
-        twins += transformers_racers(exact, Path(folder)) if "transformers" in params.engine else []
+    names, found, seen = {racer.name for racer in field}, {}, Counter[str]()
+    twins = racers(replace(params, dtype=("float32",), weights="dense"), field[0].entry.sampling)
     for number, prompt in enumerate(prompts):
-        seen[prompt.kind] = seen.get(prompt.kind, 0) + 1
+        seen[prompt.kind] += 1
         for racer in twins if seen[prompt.kind] <= params.twins else []:
             name = racer.name.replace("float32", params.dtype[0])
             if name in names:
@@ -203,52 +199,45 @@ def twin_digests(field: Sequence[Racer], prompts: Sequence[Prompt], params: Para
     return found
 
 
-def _divergence(
-    racer: Racer, prompt: Prompt, plain: Text, text: Text, explained: dict[str, dict[str, Any]]
-) -> dict[str, Any]:
+def _divergence(racer: Racer, prompt: Prompt, plain: Text, text: Text, explained: set[str]) -> dict[str, Any]:
     """Where a text that owes plain decoding's parts from it; a certificate for the first text of each racer and kind."""
-    sampling = racer.entry.sampling
-    owed = racer.entry.method.exact(sampling) and (sampling.rule == "coupling" or not sampling.temperature)
-    at = first_difference(plain, text) if owed else None
+    at = first_difference(plain, text) if racer.owes_the_text else None
     if at is None:
         return {}
     name = f"{racer.name} {prompt.kind}"
     if name in explained or at >= min(len(plain), len(text)):
         return {"divergence_at": at}
-    scorer = racer.theirs.score if racer.theirs else target_scorer(racer.models.target, sampling)
+    explained.add(name)
+    scorer = racer.theirs.score if racer.theirs else target_scorer(racer.models.target, racer.entry.sampling)
     certificate = certify(plain, text, prompt.ids, scorer)
-    explained[name] = {"gap": certificate.gap, "noise": certificate.noise} if certificate else {}
-    return {"divergence_at": at, **explained[name]}
+    return {"divergence_at": at, "gap": certificate and certificate.gap, "noise": certificate and certificate.noise}
 
 
 def _parts(field: Sequence[Racer], prompt: Prompt, warm: Mapping[str, Run]) -> dict[str, dict[str, float]]:
     """Parts of every racer, timed now, beside a step of plain decoding and what the loop adds."""
-    found = {racer.name: racer.parts(prompt, warm[racer.name]) for racer in field}
-    step = found[field[0].name]["step_seconds"]
-    loop = {True: loop_overhead(1), False: loop_overhead(2)}
-    own = {r.name: {"step_seconds": step, "overhead_seconds": loop[r.who["method"] == BASELINE]} for r in field if not r.theirs}
-    return {name: {**own.get(name, {}), **parts} for name, parts in found.items()}
+    found = {racer.name: racer.parts(prompt, warm[racer.name]) for racer in field if not racer.theirs}
+    step, loop = found[field[0].name]["step_seconds"], {True: loop_overhead(1), False: loop_overhead(2)}
+    for racer in field:
+        if racer.name in found:
+            found[racer.name] |= {"step_seconds": step, "overhead_seconds": loop[racer.who["method"] == BASELINE]}
+    return found
 
 
 def _fastest(field: Sequence[Racer], runs: Mapping[str, Run], keep: int) -> list[Racer]:
     """The fastest of each method, draft and head, in their order; plain decoding always stays."""
-    groups: dict[tuple[Any, ...], list[Racer]] = {}
-    for racer in field:
-        groups.setdefault(tuple(racer.who.get(name) for name in ("method", "draft", "head", "engine")), []).append(racer)
-    best = {r.name for group in groups.values() for r in sorted(group, key=lambda r: runs[r.name].seconds)[:keep]}
+    left = Counter[tuple[Any, ...]]()
+    best = set()
+    for racer in sorted(field, key=lambda racer: runs[racer.name].seconds):
+        group = tuple(racer.who.get(name) for name in ("method", "draft", "head", "engine"))
+        left[group] += 1
+        if left[group] <= keep:
+            best.add(racer.name)
     return [racer for racer in field if racer.name in best]
 
 
-def _row(racer: Racer, prompt: Prompt, run: Run, more: dict[str, Any]) -> Row:
+def _row(racer: Racer, kind: str, run: Run, **more: Any) -> Row:
     text = {"text_digest": text_digest(run.tokens), "repeated_4": repeated_share(run.tokens, 4)}
-    return Row(**{**racer.who, **run.counts, **text, **more, "kind": prompt.kind, "seconds": run.seconds})
-
-
-def _bar(work: Sequence[Any], plain: Racer) -> Any:
-    from tqdm import tqdm
-
-    title = f"race, {plain.who['target']}, T={plain.who['temperature']}"
-    return tqdm(work, desc=title, unit="prompt", delay=2, leave=False)
+    return Row(**{**racer.who, **run.counts, **text, **more, "kind": kind, "seconds": run.seconds})
 
 
 def folders(params: Params) -> dict[str, Path]:
@@ -257,4 +246,4 @@ def folders(params: Params) -> dict[str, Path]:
 
 
 PRESETS = {name: Params(**values) for name, values in presets.RACE.items()}
-EXPERIMENT = Experiment("race", Params, Row, measure, split=points, models=folders, presets=PRESETS, version=1)
+EXPERIMENT = Experiment("race", Params, Row, measure, split=points, models=folders, presets=PRESETS)

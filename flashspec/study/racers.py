@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -27,7 +28,6 @@ BASELINE, DRAFT_MODEL = "baseline", "draft_model"
 HIERARCHIES = ("hispec", "hispec_adaptive", "hispec_typical")
 SHORT = {"dense": (DRAFT_MODEL, "dense"), "flash": (DRAFT_MODEL, "flash"), "hispec_flash": ("hispec", "flash")}
 BASES = {DRAFT_MODEL: METHODS["dense"], **{n: METHODS[n] for n in ("lookup", "self_speculation", *HIERARCHIES)}}
-FORMATS = {"int8": "int8", "int4": "int4"}  # of the rows that a head scores; other heads keep the weight's own
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,12 @@ class Racer:
         """Unique within a race."""
         return self.entry.name
 
+    @property
+    def owes_the_text(self) -> bool:
+        """Whether its text is to be plain decoding's, token for token."""
+        sampling = self.entry.sampling
+        return self.entry.method.exact(sampling) and (sampling.rule == "coupling" or not sampling.temperature)
+
     def run(self, prompt: Prompt, new_tokens: int) -> Run:
         """Decode once against the clock; counting happens afterwards."""
         if self.theirs is None:
@@ -54,8 +60,6 @@ class Racer:
 
     def parts(self, prompt: Prompt, before: Run) -> dict[str, float]:
         """Seconds of the parts of a round now, in the middle of the text of a run before this one."""
-        if self.theirs is not None:
-            return {}
         levels = range(1, 1 + sum(f"actions_{i}" in before.counts for i in (1, 2)))
         waits = [max(1, round(before.counts[f"waiting_{i}"] / max(1, before.counts[f"actions_{i}"]))) for i in levels]
         method, half = self.entry.method, len(prompt.ids) + len(before.tokens) // 2
@@ -81,29 +85,23 @@ class Racer:
 
 def format_of(head: str, dtype: str) -> str:
     """The number format of the rows that a head scores, where the model's weights have this dtype."""
-    return FORMATS.get(head, dtype)
+    return head if head in ("int8", "int4") else dtype
 
 
 def racers(params: Any, sampling: Sampling) -> list[Racer]:
-    """Plain decoding first, then every method of parameters that name one target and one dtype."""
+    """Plain decoding first, then every method of parameters that name one target and one dtype, then transformers' engine."""
     target, dtype = params.target[0], params.dtype[0]
     alone = target_of(target, dtype, params.weights)
     wanted = list(methods(params, alone.target.config.layers))
     drafts = drafts_of(params.draft) if any(method.draft == "model" for _, method in wanted) else {}
     pairs = [_pair(target, name, str(folder), dtype, params.weights) for name, folder in drafts.items()]
-    base = {**_base(params, alone, sampling), "weights": params.weights}
-    found = [_racer({**base, "method": BASELINE}, alone, METHODS[BASELINE], sampling)]
+    facts = {"target": short_name(target), "target_digest": target_digest(alone.folders["target"]), "dtype": dtype}
+    found = [_racer({**facts, "method": BASELINE, "weights": params.weights}, alone, METHODS[BASELINE], sampling)]
     for name, method in wanted:
         for pair in pairs if method.draft == "model" else [None]:
-            who = {**base, "method": name, **(facts(pair) if pair else {})}
+            who = {**facts, "method": name, "weights": params.weights, **(_draft(pair) if pair else {})}
             found.append(_racer(who, pair.models if pair else alone, method, sampling))
-    return found
-
-
-def facts(pair: Pair) -> dict[str, Any]:
-    """The columns that say which draft a row is about."""
-    found = dict(pair.facts)
-    return {"draft_digest": found.pop("digest"), **found}
+    return found + (_transformers_racers(params, facts, sampling) if "transformers" in params.engine else [])
 
 
 def methods(params: Any, layers: int) -> Iterator[tuple[str, Method]]:
@@ -120,61 +118,54 @@ def methods(params: Any, layers: int) -> Iterator[tuple[str, Method]]:
 
 def schedules(params: Any, name: str, layers: int) -> list[tuple[tuple[int, ...], int]]:
     """Exits and intervals of a method, in rising order and below the target's top."""
-    plain = BASES[name].interval
-    if name not in ("self_speculation", *HIERARCHIES):
-        return [((), plain)]
-    exits: list[tuple[int, ...]] = [(e,) for e in params.exit if e < layers]
+    levels, intervals = [params.exit], [BASES[name].interval]
     if name in HIERARCHIES:
-        exits = [(e, v) for (e,) in exits for v in params.verify_exit if e < v < layers]
-    if not exits:
+        levels, intervals = [params.exit, params.verify_exit], params.interval
+    elif name != "self_speculation":
+        return [((), BASES[name].interval)]
+    found = [exits for exits in product(*levels) if [*exits, layers] == sorted({*exits, layers})]
+    if not found:
         raise ValueError(
             f"{name} has no exits in exit = {params.exit} and verify_exit = {params.verify_exit} that rise below the target's "
             f"{layers} layers; name others"
         )
-    return list(product(exits, params.interval if name in HIERARCHIES else [plain]))
+    return list(product(found, intervals))
 
 
 def options_of(params: Any, head: str) -> list[dict[str, Any]]:
     """What a head's own options are set to, one after the other."""
-    takes = HEADS[head].options
-    if "probes" in takes:
-        return [{"probes": probes} for probes in params.probes]
-    return [{"shortlist": shortlist} for shortlist in params.shortlist] if "shortlist" in takes else [{}]
+    name = next((name for name in ("probes", "shortlist") if name in HEADS[head].options), None)
+    return [{name: value} for value in getattr(params, name)] if name else [{}]
 
 
-def transformers_racers(params: Any, folder: Path) -> list[Racer]:
+def _transformers_racers(params: Any, facts: dict[str, str], sampling: Sampling) -> list[Racer]:
     """Plain and assisted generation by transformers, of the models of the first draft, written into a folder for it."""
     from flashspec.measure.peers import Peers
     from flashspec.models.export import save_transformer
 
-    target, dtype = params.target[0], params.dtype[0]
+    dtype = params.dtype[0]
     (name, source), *_ = drafts_of(params.draft).items()
-    pair = _pair(target, name, str(source), dtype, "dense")
-    for which in ("target", "draft"):
-        save_transformer(pair.models.model(which), folder / which, dtype)
-    theirs = Peers.load(folder / "target", folder / "draft", getattr(torch, dtype))
-    base = {**_base(params, pair.models, Sampling(rule=params.rule[0])), "engine": "transformers"}
-    found = []
-    for k in (0, *params.k):
-        who = {**base, "weights": "dense", "method": DRAFT_MODEL if k else BASELINE, **(facts(pair) if k else {})}
-        method = replace(BASES[DRAFT_MODEL], k=k) if k else METHODS[BASELINE]
-        found.append(replace(_racer(who, pair.models, method, Sampling()), theirs=theirs))
-    return found
-
-
-def _base(params: Any, models: Models, sampling: Sampling) -> dict[str, Any]:
-    return {
-        "target": short_name(params.target[0]),
-        "target_digest": target_digest(models.folders["target"]),
-        "temperature": sampling.temperature,
-        "rule": sampling.rule,
-        "dtype": params.dtype[0],
-    }
+    pair = _pair(params.target[0], name, str(source), dtype, "dense")
+    with tempfile.TemporaryDirectory() as place:
+        target, draft = Path(place) / "target", Path(place) / "draft"
+        for folder in (target, draft):
+            save_transformer(pair.models.model(folder.name), folder, dtype)
+        theirs = Peers.load(target, draft, getattr(torch, dtype))
+    facts = {**facts, "engine": "transformers"}
+    plain = _racer({**facts, "method": BASELINE}, pair.models, METHODS[BASELINE], sampling)
+    who = {**facts, "method": DRAFT_MODEL, **_draft(pair)}
+    assisted = [_racer(who, pair.models, replace(BASES[DRAFT_MODEL], k=k), sampling) for k in params.k]
+    return [replace(racer, theirs=theirs) for racer in (plain, *assisted)]
 
 
 @lru_cache(maxsize=8)
 def _pair(target: str, name: str, folder: str, dtype: str, weights: str) -> Pair:
     return pair_of(name, Path(folder), target_of(target, dtype, weights), short_name(target))
+
+
+def _draft(pair: Pair) -> dict[str, Any]:
+    """The columns that say which draft a row is about."""
+    return {"draft_digest" if name == "digest" else name: value for name, value in pair.facts.items()}
 
 
 def _racer(who: dict[str, Any], models: Models, method: Method, sampling: Sampling) -> Racer:
@@ -189,5 +180,6 @@ def _racer(who: dict[str, Any], models: Models, method: Method, sampling: Sampli
         "interval": method.interval if len(method.exits) > 1 else 0,
         "finalize": method.finalize,
     }
-    name = " ".join(str(who.get(c, "")) for c in ("engine", "method", "draft")) + " " + " ".join(map(str, columns.values()))
-    return Racer({**who, **columns}, models, Entry(name, method, sampling))
+    name = " ".join(map(str, (who.get("engine", ""), who["method"], who.get("draft", ""), *columns.values())))
+    sampled = {"temperature": sampling.temperature, "rule": sampling.rule}
+    return Racer({**who, **columns, **sampled}, models, Entry(name, method, sampling))

@@ -211,4 +211,4 @@ def folders(params: Params) -> dict[str, Path]:
 
 
 PRESETS = {name: Params(**values) for name, values in presets.RECALL.items()}
-EXPERIMENT = Experiment("recall", Params, Row, measure, split=points, models=folders, presets=PRESETS, version=1)
+EXPERIMENT = Experiment("recall", Params, Row, measure, split=points, models=folders, presets=PRESETS)

@@ -3,41 +3,67 @@
 from __future__ import annotations
 
 import importlib
-import pkgutil
 from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
-from flashspec.study import experiments
 from flashspec.study.experiment import Experiment
 from flashspec.study.parameters import Refused
+from flashspec.study.tables import Results
 
-CORE = ("exits", "family", "parts", "recall", "race")
+NAMES = ["exits", "family", "loading", "parts", "real_shapes", "recall", "race"]  # a later one's presets hide an earlier one's
 
 
 class Registry(Mapping[str, Experiment]):
-    """The core experiments and the modules of `flashspec.study.experiments`; listing names imports none of them."""
+    """The experiments of the study, each the `EXPERIMENT` of the module of its name; listing names imports none of them."""
 
     def __iter__(self) -> Iterator[str]:
-        return iter(sorted([*CORE, *(found.name for found in pkgutil.iter_modules(experiments.__path__))]))
+        return iter(sorted(NAMES))
 
     def __len__(self) -> int:
-        return len(list(iter(self)))
+        return len(NAMES)
 
     def __contains__(self, name: object) -> bool:
-        return name in list(self)
+        return name in NAMES
 
     def __getitem__(self, name: str) -> Experiment:
         if name not in self:
-            raise Refused(f"unknown experiment {name!r}; known experiments: {', '.join(self) or 'none'}")
-        room = "flashspec.study" if name in CORE else experiments.__name__
-        return importlib.import_module(f"{room}.{name}").EXPERIMENT
+            raise Refused(f"unknown experiment {name!r}; known experiments: {', '.join(self)}")
+        return importlib.import_module(f"flashspec.study.{name}").EXPERIMENT
 
     def preset(self, name: str) -> Experiment:
-        """The core experiment that has a preset of this name; Refused where none has."""
-        for each in reversed(CORE):
-            if name in self[each].presets:
-                return self[each]
-        known = ", ".join(preset for each in CORE for preset in self[each].presets)
-        raise Refused(f"unknown experiment {name!r}; known experiments: {', '.join(self)}; presets: {known}")
+        """The experiment that has a preset of this name; Refused where none has."""
+        if name not in (known := self.presets()):
+            raise Refused(f"unknown experiment {name!r}; known experiments: {', '.join(self)}; presets: {', '.join(known)}")
+        return known[name]
+
+    def presets(self) -> dict[str, Experiment]:
+        """Every preset by name, and the experiment that it is of."""
+        return {preset: self[name] for name in NAMES for preset in self[name].presets}
 
 
 EXPERIMENTS = Registry()
+
+
+def run(experiment: Experiment | str, params: Any = None, **options: Any) -> Results:
+    """`Experiment.run` of an experiment or of the one with this name."""
+    return _named(experiment).run(params, **options)
+
+
+def stored(experiment: Experiment | str, root: Path | None = None, params: Any = None) -> Results | None:
+    """The stored table of parameters as `run` takes them; None if there is no such table."""
+    return _named(experiment).stored(params, root)
+
+
+def params(scope: Mapping[str, Any], experiment: Experiment | str = "race") -> Any:
+    """An experiment's parameters as the names of a scope give them, such as `globals()` behind a notebook's parameters cell.
+
+    Functions are passed over: a notebook's kernel has one named `exit`.
+    """
+    chosen = _named(experiment)
+    known = chosen.params.__dataclass_fields__
+    return chosen.parse({name: scope[name] for name in known if name in scope and not callable(scope[name])})
+
+
+def _named(experiment: Experiment | str) -> Experiment:
+    return experiment if isinstance(experiment, Experiment) else EXPERIMENTS[experiment]

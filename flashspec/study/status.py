@@ -2,48 +2,30 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from flashspec import provenance
-from flashspec.study.store import default_root
-from flashspec.study.tables import opened
+from flashspec.study.tables import default_root, opened
 
 if TYPE_CHECKING:
     from pandas import DataFrame
-
-
-def origins(root: Path | None = None) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Every complete table of a results folder and its origin, in the order of their names."""
-    for path in sorted(Path(root or default_root()).glob("*/*.[jp]*")):
-        if path.suffix == ".parquet":
-            yield path, opened(path)[1]
-        elif path.suffix == ".json":
-            yield path, json.loads(path.read_text(encoding="utf-8"))
 
 
 def tables(root: Path | None = None) -> DataFrame:
     """One line a table: what it is, where and when it was made, from which code, in how many seconds."""
     import pandas
 
-    columns = ["table", "rows", "kind", "origin", "commit", "seconds"]
-    return pandas.DataFrame([line(path, facts) for path, facts in origins(root)], columns=columns).set_index("table")
-
-
-def line(path: Path, facts: dict[str, Any]) -> dict[str, Any]:
-    """The facts about one table that fit on one line."""
-    return {
-        "table": f"{path.parent.name}/{path.stem}",
-        "rows": facts["rows"],
-        "kind": "measured" if facts["measured"] else "function of the source",
-        "origin": provenance.describe(facts),
-        "commit": (facts.get("commit") or "unknown")[:8] + (" and changes" if facts.get("dirty") else ""),
-        "seconds": round(facts["duration_s"]),
-    }
+    columns, lines = ["table", "rows", "kind", "origin", "commit", "seconds"], []
+    for path in sorted((root or default_root()).glob("*/*.parquet")):
+        facts = opened(path)[1]
+        kind = "measured" if facts["measured"] else "function of the source"
+        commit = (facts.get("commit") or "unknown")[:8] + (" and changes" if facts.get("dirty") else "")
+        made = (provenance.describe(facts), commit, round(facts["duration_s"]))
+        lines.append((f"{path.parent.name}/{path.stem}", facts["rows"], kind, *made))
+    return pandas.DataFrame(lines, columns=columns).set_index("table")
 
 
 def minutes(root: Path | None = None) -> float:
     """How long all stored tables took together."""
-    return sum(facts["duration_s"] for _, facts in origins(root)) / 60
+    return float(tables(root)["seconds"].sum()) / 60

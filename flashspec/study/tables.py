@@ -4,44 +4,97 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import TYPE_CHECKING, Any, get_args
 
+from flashspec import provenance
 from flashspec.models.writing import made, replaced
-from flashspec.study.columns import Columns
-from flashspec.study.parameters import Refused
-from flashspec.study.store import Place, Table
+from flashspec.study.parameters import Refused, hints
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 ORIGIN, SEAL, BLANK = b"flashspec", b"flashspec-sha256:", b"0" * 64
 ARROW = {bool: "bool_", int: "int64", float: "float64", str: "string"}
 
 
-def path_of(place: Place) -> Path:
-    """The file of a table."""
-    return place.folder / f"{place.name}.parquet"
+@dataclass(frozen=True)
+class Results:
+    """Rows of one experiment, at least one, where they come from, and the file that holds them."""
+
+    rows: tuple[Any, ...]
+    origin: dict[str, Any]
+    path: Path
+
+    @cached_property
+    def frame(self) -> DataFrame:
+        """The rows as a pandas frame, one typed column a field."""
+        import pandas
+
+        kinds = columns(type(self.rows[0]))
+        frame = pandas.DataFrame([[getattr(row, name) for name in kinds] for row in self.rows], columns=list(kinds))
+        return frame.astype({name: float for name, (kind, optional) in kinds.items() if optional and kind in (int, float)})
+
+    @property
+    def machine(self) -> str:
+        """Processor, cores, instruction set, device and day, for a caption."""
+        return provenance.describe(self.origin)
 
 
-def write(place: Place, columns: Columns, rows: Sequence[Any], origin: dict[str, Any]) -> None:
+def default_root() -> Path:
+    """FLASHSPEC_RESULTS, else book/results of the nearest folder upwards that has a book."""
+    if named := os.environ.get("FLASHSPEC_RESULTS"):
+        return Path(named)
+    here = Path.cwd()
+    home = next((folder for folder in (here, *here.parents) if (folder / "book").is_dir()), here)
+    return home / "book" / "results"
+
+
+def columns(row: type) -> dict[str, tuple[type, bool]]:
+    """The columns of a row type: bool, int, float or str, and whether there may be nothing."""
+    found = {}
+    for name, hint in hints(row).items():
+        options = get_args(hint) or (hint,)
+        found[name] = (next(kind for kind in options if kind is not NoneType), NoneType in options)
+    return found
+
+
+def cells(row: Any, kind: type) -> dict[str, Any]:
+    """A row's values in the types of their columns; TypeError where one has another type."""
+    import msgspec
+
+    try:
+        plain = msgspec.to_builtins(row, enc_hook=_number)
+        return msgspec.to_builtins(msgspec.convert(plain, kind))
+    except msgspec.ValidationError as error:
+        raise TypeError(f"this is no row of type {kind.__name__}: {error}") from error
+
+
+def write(path: Path, kind: type, rows: Sequence[Any], origin: dict[str, Any]) -> Results:
     """Store a table in one step: temporary name, flush, rename."""
-    path = path_of(place)
+    origin = {**origin, "rows": len(rows), "columns": list(columns(kind))}
+    data = _sealed(kind, rows, origin)
     with made(path.parent), replaced(path) as part:
-        part.write_bytes(_sealed(columns, rows, {**origin, "rows": len(rows), "columns": list(columns.names)}))
+        part.write_bytes(data)
+    return Results(tuple(rows), origin, path)
 
 
-def read(place: Place, columns: Columns) -> Table | None:
+def read(path: Path, kind: type) -> Results | None:
     """The stored table; None if there is none; Refused if it is damaged or has other columns."""
-    path = path_of(place)
     if not path.exists():
         return None
     table, origin = opened(path)
-    if tuple(table.column_names) != columns.names:
-        other = sorted(set(table.column_names) ^ set(columns.names))
+    if other := set(table.column_names) ^ set(columns(kind)):
         raise Refused(
-            f"table {path.name} in {path.parent.name} has other columns than the experiment now makes ({', '.join(other)}): "
-            "delete it or measure it afresh (--fresh)"
+            f"table {path.name} in {path.parent.name} has other columns than the experiment now makes "
+            f"({', '.join(sorted(other))}): delete it or measure it afresh (--fresh)"
         )
-    return Table(tuple(columns.row(**cells) for cells in table.to_pylist()), origin)
+    return Results(tuple(kind(**line) for line in table.to_pylist()), origin, path)
 
 
 def opened(path: Path) -> tuple[Any, dict[str, Any]]:
@@ -66,13 +119,13 @@ def intact(data: bytes) -> bool:
     return data.count(SEAL) == 1 and hashlib.sha256(blank).hexdigest().encode() == data[at : at + 64]
 
 
-def _sealed(columns: Columns, rows: Sequence[Any], origin: dict[str, Any]) -> bytes:
+def _sealed(kind: type, rows: Sequence[Any], origin: dict[str, Any]) -> bytes:
     import pyarrow
     from pyarrow import parquet
 
-    fields = [pyarrow.field(name, getattr(pyarrow, ARROW[kind])(), open) for name, (kind, open) in columns.kinds.items()]
-    cells = {name: [columns.checked(name, getattr(row, name)) for row in rows] for name in columns.names}
-    table, sink = pyarrow.table(cells, pyarrow.schema(fields)), pyarrow.BufferOutputStream()
+    fields = [pyarrow.field(name, getattr(pyarrow, ARROW[of])(), optional) for name, (of, optional) in columns(kind).items()]
+    table = pyarrow.Table.from_pylist([cells(row, kind) for row in rows], pyarrow.schema(fields))
+    sink = pyarrow.BufferOutputStream()
     with parquet.ParquetWriter(sink, table.schema, compression="zstd", store_schema=False) as writer:
         writer.write_table(table)
         writer.add_key_value_metadata({ORIGIN: json.dumps(origin, sort_keys=True), "seal": SEAL + BLANK})
@@ -81,3 +134,8 @@ def _sealed(columns: Columns, rows: Sequence[Any], origin: dict[str, Any]) -> by
         raise ValueError(f"a table may not hold the text {SEAL.decode()!r}, which marks the digest of its file")
     at = data.index(SEAL) + len(SEAL)
     return data[:at] + hashlib.sha256(data).hexdigest().encode() + data[at + 64 :]
+
+
+def _number(value: Any) -> Any:
+    """What numpy's and torch's numbers are in Python's own types."""
+    return value.item()

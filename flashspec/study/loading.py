@@ -6,7 +6,6 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -41,7 +40,8 @@ class Params:
         shape(self.shape)
 
 
-class Row(NamedTuple):
+@dataclass(frozen=True)
+class Row:
     """One load in a fresh process: bytes of the files, anonymous bytes before, at the peak and after, and seconds."""
 
     format: str
@@ -53,13 +53,24 @@ class Row(NamedTuple):
     repeat: int
 
 
+def measure(params: Params) -> Iterator[Row]:
+    """Write each checkpoint to a temporary folder and load it in fresh processes, watched from outside."""
+    (name,) = params.formats
+    weights, group = FORMATS[name]
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        write_checkpoint(folder, sized(params, group), group, params.shard_megabytes * 10**6)
+        size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+        for repeat in range(params.repeats):
+            yield Row(name, size, *load_in_fresh_process(folder, weights), repeat)
+
+
 def sized(params: Params, group: int) -> ModelConfig:
     """The shape at the depth that comes nearest to the size."""
-    one = shape(params.shape, 1)
-    form = Form(torch.bfloat16, group)
-    ends = weight_bytes(replace(one, layers=1), form) - int(one.layer_parameters * form.body_bytes)
-    depth = round((params.megabytes * 1e6 - ends) / (one.layer_parameters * form.body_bytes))
-    return replace(one, layers=max(1, depth))
+    one, form = shape(params.shape, 1), Form(torch.bfloat16, group)
+    layer = one.layer_parameters * form.body_bytes
+    depth = round((params.megabytes * 1e6 - weight_bytes(one, form)) / layer)
+    return replace(one, layers=max(1, 1 + depth))
 
 
 def write_checkpoint(folder: Path, config: ModelConfig, group: int, shard_bytes: int) -> None:
@@ -70,14 +81,12 @@ def write_checkpoint(folder: Path, config: ModelConfig, group: int, shard_bytes:
     for name, weight in model.named_parameters():
         module, leaf = name.rsplit(".", 1)
         for source, rows in zip(sources(module, config), row_counts(module, weight.shape[0], config), strict=True):
-            packed = group and weight.ndim == 2 and name.startswith("layers.")
-            tensors |= _packed(source, rows, weight.shape[1], group) if packed else _plain(f"{source}.{leaf}", rows, weight)
+            if group and weight.ndim == 2 and name.startswith("layers."):
+                tensors |= _packed(source, rows, weight.shape[1], group)
+            else:
+                tensors[f"{source}.{leaf}"] = torch.zeros(rows, *weight.shape[1:], dtype=torch.bfloat16)
     extra = {"quantization_config": scheme_to_hf(Scheme(group))} if group else {}
     write_folder(folder, tensors, to_hf(config, "bfloat16") | extra, shard_bytes)
-
-
-def _plain(name: str, rows: int, weight: Tensor) -> dict[str, Tensor]:
-    return {name: torch.zeros(rows, *weight.shape[1:], dtype=torch.bfloat16)}
 
 
 def _packed(source: str, rows: int, columns: int, group: int) -> dict[str, Tensor]:
@@ -88,23 +97,10 @@ def _packed(source: str, rows: int, columns: int, group: int) -> dict[str, Tenso
     }
 
 
-def measure(params: Params) -> Iterator[Row]:
-    """Write each checkpoint to a temporary folder and load it in fresh processes, watched from outside."""
-    for name in params.formats:
-        weights, group = FORMATS[name]
-        with tempfile.TemporaryDirectory() as place:
-            folder = Path(place)
-            write_checkpoint(folder, sized(params, group), group, params.shard_megabytes * 10**6)
-            size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-            for repeat in range(params.repeats):
-                load = load_in_fresh_process(folder, weights)
-                yield Row(name, size, load.before, load.peak, load.after, load.seconds, repeat)
-
-
 def points(params: Params) -> list[Params]:
     """One point a format."""
     return [replace(params, formats=(name,)) for name in params.formats]
 
 
-SMOKE = Params(shape="reference-target", megabytes=40, shard_megabytes=8, repeats=1)
-EXPERIMENT = Experiment("loading", Params, Row, measure, split=points, presets={"smoke": SMOKE})
+PRESETS = {"smoke": Params(shape="reference-target", megabytes=40, shard_megabytes=8, repeats=1)}
+EXPERIMENT = Experiment("loading", Params, Row, measure, split=points, presets=PRESETS)

@@ -1,0 +1,240 @@
+"""True shapes on the device they are meant for: what each part costs, with weights that are random and acceptance scripted.
+
+Costs are measured; texts mean nothing; rounds keep as many tokens as a given curve says (simulated acceptance).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+
+from flashspec.decoding.cascade import decode
+from flashspec.decoding.rules import rule_for
+from flashspec.decoding.scripted import scripted
+from flashspec.decoding.stages import Stage
+from flashspec.decoding.state import Limits
+from flashspec.decoding.ways import fastest
+from flashspec.heads.base import Head
+from flashspec.heads.dense import DenseHead
+from flashspec.heads.registry import Origin
+from flashspec.measure import clock
+from flashspec.measure.pieces import Ready, flag
+from flashspec.measure.clock import roof
+from flashspec.measure.runs import stored_bytes
+from flashspec.models import graphs
+from flashspec.models.awq import Int4Linear, dequantise
+from flashspec.models.config import ModelConfig, to_hf
+from flashspec.models.memory import Form, free_bytes, weight_bytes
+from flashspec.models.reader import SpanReader
+from flashspec.models.synthetic import RandomInt4, is_awq, shape, synthetic
+from flashspec.models.transformer import Transformer
+from flashspec.sampling import GREEDY
+from flashspec.study import parts
+from flashspec.study.experiment import Experiment
+from flashspec.study.pairs import among, at_least
+
+PARTS = ("correctness", "projection", "draft_step", "end_to_end", "verify", "spans", "transformers")
+HEADS = ("dense", "flash_best")
+TINY = ModelConfig(
+    family="qwen3", vocab_size=512, hidden=128, ffn=256, layers=4, heads=4, kv_heads=2, head_dim=32, context=256, tied=False
+)
+
+
+@dataclass(frozen=True)
+class Params:
+    """Which part to measure, at which shapes, on which device."""
+
+    part: str = "correctness"  # one of the parts, in their order
+    target: str = "Qwen3-32B-AWQ"  # shape of the target
+    draft: str = "Qwen3-0.6B"  # shape of the draft
+    spans: str = "Llama-3.1-8B"  # shape whose early exits are read
+    device: str = "cuda"  # where to measure
+    graphs: tuple[str, ...] = ("auto", "0")  # values of FLASHSPEC_GRAPHS
+    probes: tuple[int, ...] = (256, 512)  # clusters a FlashHead scores
+    k: int = 5  # tokens a verification
+    curve: tuple[float, ...] = (0.8, 0.75, 0.7, 0.65, 0.6)  # acceptance by place in the burst
+    past: int = 256  # tokens already in the cache
+    new_tokens: int = 128  # tokens to write
+    repeats: int = 10  # kept repeats
+
+    def __post_init__(self) -> None:
+        among("part", (self.part,), PARTS)
+        among("graphs", self.graphs, graphs.CHOICES)
+        at_least(self, probes=1, k=1, past=1, new_tokens=1, repeats=1)
+        for name in (self.target, self.draft, self.spans):
+            shape(name)
+
+
+@dataclass(frozen=True)
+class Row(parts.Row):
+    """One timed call, or one comparison, which `agrees` or not and takes no time; `tokens` are those that a call wrote."""
+
+    graphs: str = ""
+    finalize: str = ""
+    tokens: int | None = None
+    agrees: bool | None = None
+
+
+def measure(params: Params) -> Iterator[Row]:
+    """Time one part of a round at true shapes, weights random and acceptance simulated."""
+    if params.device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError("torch sees no CUDA device; run this on a machine with one, or take the preset smoke")
+    if params.part == "correctness":
+        yield from correctness(params)
+        return
+    for mode in params.graphs if params.part in ("draft_step", "end_to_end", "verify", "spans") else ("auto",):
+        with flag(mode):
+            rows = [Row(**facts, graphs=mode) for facts in MEASURES[params.part](params)]
+        yield from rows
+
+
+def pieces(params: Params, name: str, **asked: Any) -> Iterator[dict[str, Any]]:
+    """What `parts` times at one shape."""
+    layers = {"shape": (name[:-4],), "format": ("int4",)} if is_awq(name) else {"shape": (name,)}
+    place = {"past": params.past, "device": params.device, "repeats": params.repeats, "cold_megabytes": 0}
+    yield from map(vars, parts.measure(parts.Params(**{**layers, **place, "probes": params.probes, "head": HEADS, **asked})))
+
+
+def projection(params: Params) -> Iterator[dict[str, Any]]:
+    return pieces(params, params.draft, piece=("projection",))
+
+
+def draft_step(params: Params) -> Iterator[dict[str, Any]]:
+    return pieces(params, params.draft, piece=("body", "burst"), k=(params.k,))
+
+
+def verify(params: Params) -> Iterator[dict[str, Any]]:
+    """Checks of every length, and a body, which is what an eager final token costs."""
+    rows = tuple(range(1, params.k + 2))
+    return pieces(params, params.target, piece=("body", "check"), head=("dense",), rows=rows, k=(params.k,))
+
+
+def timed(found: list[parts.Piece], params: Params, repeats: int) -> Iterator[dict[str, Any]]:
+    """`parts.timed` with the columns that every piece of this study has."""
+    speed = roof(params.device)
+    for facts in parts.timed(found, clock.Plan(repeats, 1, device=params.device)):
+        yield {"head": "", "format": "bfloat16", "past": params.past, "bandwidth": speed, **facts}
+
+
+def end_to_end(params: Params) -> Iterator[dict[str, Any]]:
+    """Whole texts: plain decoding, and drafts with every head and both final tokens."""
+    draft, target = (synthetic(name, device=params.device) for name in (params.draft, params.target))
+    prompt, found = [i % draft.config.vocab_size for i in range(params.past)], []
+    for named, head in [({}, None), *heads_of(draft, params)]:
+        stages = stages_of((draft, target), head, params)
+        for finalize in ("deferred", "eager") if head else ("deferred",):
+            call = partial(text_of, stages, prompt, Limits(params.new_tokens, (), finalize))
+            facts = {"piece": "text", "shape": params.target, "k": params.k if head else 0, "finalize": finalize}
+            found.append(parts.Piece({**facts, **named, "tokens": len(call())}, call))
+    yield from timed(found, params, max(1, params.repeats // 3))
+
+
+def heads_of(model: Transformer, params: Params) -> list[tuple[dict[str, Any], Head]]:
+    """The dense head and a stand-in FlashHead at each number of probes that names its best id, with their columns."""
+    asked = parts.Params(head=HEADS, probes=params.probes, device=params.device)
+    return list(parts.heads_over(Origin(model.head_weight, model.norm), asked))
+
+
+def stages_of(models: tuple[Transformer, Transformer], head: Head | None, params: Params) -> list[Stage]:
+    """Plain decoding without a head; else a draft with this head below the target, acceptance scripted."""
+    (draft, target), rule = models, rule_for(GREEDY, models[1].config.vocab_size)
+    context = params.past + params.new_tokens + params.k + 1
+    top = Stage(SpanReader(target, context=context), DenseHead(target.norm, target.head_weight), rule, params.k, way=fastest)
+    if head is None:
+        return [top._replace(every=1)]
+    return scripted([Stage(SpanReader(draft, context=context), head, rule, way=fastest), top], params.curve)
+
+
+def text_of(stages: list[Stage], prompt: list[int], limits: Limits) -> list[int]:
+    """The tokens of one decode, prompt reading included; its last transfer waits for the device."""
+    return [token for step in decode(stages, prompt, limits) for token in step.tokens]
+
+
+def spans(params: Params) -> Iterator[dict[str, Any]]:
+    """The layers up to an eighth, from there to a quarter, and from there to the top, each behind the one below."""
+    model = synthetic(params.spans, device=params.device)
+    layers, found, below = model.config.layers, [], None
+    tokens = torch.arange(params.past + 1, device=params.device) % model.config.vocab_size
+    for stop in sorted({max(1, layers // 8), max(1, layers // 4), layers}):
+        below = SpanReader(model, stop, below, params.past + 2)
+        where = {"shape": params.spans, "group": f"layers {below.start}-{stop}"}
+        facts = {"piece": "span", "bytes": stored_bytes(*model.blocks[below.start : stop]), **where}
+        found.append(parts.Piece(facts, partial(Ready(below, tokens).read, 1)))
+    found[-1].call()
+    yield from timed(found, params, params.repeats)
+
+
+def peers(params: Params) -> Iterator[dict[str, Any]]:
+    """transformers' greedy generation in bfloat16, at each of the shapes that fits the device."""
+    for name in dict.fromkeys((params.draft, params.spans, params.target.removesuffix("-AWQ"))):
+        config, room = shape(name), free_bytes(torch.device(params.device))
+        if room is None or 1.1 * weight_bytes(config, Form(torch.bfloat16)) < room:
+            model, generate = _peer(config, params)
+            size = params.new_tokens * stored_bytes(model)
+            facts = {"piece": "transformers", "shape": name, "tokens": params.new_tokens, "bytes": size}
+            yield from timed([parts.Piece(facts, generate)], params, max(1, params.repeats // 3))
+            del model, generate
+
+
+def _peer(config: ModelConfig, params: Params) -> tuple[Any, Callable[[], object]]:
+    """transformers' own model of a shape with random weights, and a call that writes new tokens behind the past."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    table = to_hf(config)
+    own = AutoConfig.for_model(table.pop("model_type"), **table)
+    with torch.device(params.device):
+        model = AutoModelForCausalLM.from_config(own, dtype=torch.bfloat16).eval()
+    ids = torch.arange(params.past, device=params.device)[None] % config.vocab_size
+    length = {"max_new_tokens": params.new_tokens, "eos_token_id": None, "pad_token_id": 0}
+    return model, partial(model.generate, ids, **length, do_sample=False, attention_mask=torch.ones_like(ids))
+
+
+def correctness(params: Params) -> Iterator[Row]:
+    """Texts on recorded and eager fixed shapes against the torch engine, and two products against their references."""
+    model = synthetic(TINY, torch.float32, device=params.device)
+    small = replace(params, probes=(8,), past=8, new_tokens=40, k=3)
+    for name, head in [("baseline", None), *((named["head"], head) for named, head in heads_of(model, small))]:
+        texts = {mode: _text(model, head, small, mode) for mode in dict.fromkeys(("0", *params.graphs))}
+        yield from (_compared("tiny", f"{name} text", texts[mode] == texts["0"], mode) for mode in params.graphs)
+    dice = torch.Generator(params.device).manual_seed(0)
+    for outputs, inputs in ((640, 384), (1024, 5120)):
+        weight = RandomInt4((outputs, inputs), 128, dice).rows(0, outputs)
+        x = torch.randn(5, inputs, generator=dice, device=params.device).bfloat16()
+        reference = x.float() @ dequantise(weight).t()
+        gap = float((Int4Linear(weight)(x).float() - reference).norm() / reference.norm())
+        yield _compared(f"{outputs} x {inputs}", "int4 product", gap < 5e-3)
+    flash = stand_in_flash(model.head_weight, model.norm, 8)
+    rows = torch.randn(5, model.config.hidden, generator=torch.Generator().manual_seed(0)).to(params.device)
+    named, whole = (scores.pick(scores.logits.argmax(-1)) for scores in (flash.with_plan(best=True)(rows), flash(rows)))
+    yield _compared("512 x 128", "best of the probed blocks", bool((named == whole).all()))
+
+
+def _text(model: Transformer, head: Head | None, params: Params, mode: str) -> list[int]:
+    """A text of one small model, drafting for itself with this head; nothing is scripted."""
+    with flag(mode):
+        stages = stages_of((model, model), head, params)
+        stages = [stage._replace(rule=rule_for(GREEDY, model.config.vocab_size)) for stage in stages]
+        return text_of(stages, [3, 1, 4, 1, 5, 9, 2, 6], Limits(params.new_tokens))
+
+
+def _compared(shape: str, what: str, agrees: bool, mode: str = "") -> Row:
+    return Row("correctness", shape, "", "", 0.0, 0, group=what, graphs=mode, agrees=agrees)
+
+
+MEASURES: dict[str, Callable[[Params], Iterator[dict[str, Any]]]] = {
+    "projection": projection,
+    "draft_step": draft_step,
+    "end_to_end": end_to_end,
+    "verify": verify,
+    "spans": spans,
+    "transformers": peers,
+}
+SMOKE = Params(
+    target="reference-target-AWQ", draft="reference-shallow", spans="reference-target", device="cpu", graphs=("eager", "0"),
+    probes=(8,), k=2, curve=(0.5,), past=8, new_tokens=6, repeats=1,
+)  # fmt: skip
+EXPERIMENT = Experiment("real_shapes", Params, Row, measure, presets={"smoke": SMOKE})
