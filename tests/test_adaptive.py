@@ -10,9 +10,9 @@ from prefixes import PrefixHead, caught, dense, law, p_of, stack, weight
 from toys import TEMPERATURES, duo, run, text
 
 from flashspec.decoding import stages as staging
-from flashspec.decoding.adaptive import Confidence, Entropy
 from flashspec.decoding.method import METHODS, Method
 from flashspec.decoding.rules import TypicalAcceptance, probability_of
+from flashspec.decoding.stages import doubt_named
 from flashspec.heads import DenseHead
 from flashspec.sampling import Scores
 
@@ -27,8 +27,8 @@ ADAPTIVE = {
 
 def test_doubts_are_what_they_say():
     scores = Scores(None, torch.tensor([[0.0, 0.0, 0.0, 0.0], [9.0, 0.0, 0.0, 0.0]]))
-    assert Confidence(0.5)(scores).tolist() == Entropy(1.0)(scores).tolist() == [True, False]
-    assert Confidence(0.2)(scores).tolist() == Entropy(1.4)(scores).tolist() == [False, False]
+    assert doubt_named("confidence", 0.5)(scores).tolist() == doubt_named("entropy", 1.0)(scores).tolist() == [True, False]
+    assert doubt_named("confidence", 0.2)(scores).tolist() == doubt_named("entropy", 1.4)(scores).tolist() == [False, False]
     with pytest.raises(ValueError, match="probability in"):
         Method(exits=(2,), draft_doubt=1.5)
     with pytest.raises(ValueError, match="at least 0 nats"):
@@ -93,7 +93,7 @@ def two(doubt, every=2):
     return stages
 
 
-@pytest.mark.parametrize("doubt", [Confidence(0.5), Entropy(1.1)], ids=str)
+@pytest.mark.parametrize("doubt", [doubt_named("confidence", 0.5), doubt_named("entropy", 1.1)], ids=str)
 def test_stopping_before_the_draw_keeps_the_law(doubt):
     assert p_of(two(lambda rule, head: doubt), 800, law(0)) > 1e-4
 
@@ -114,7 +114,7 @@ def three(doubt=None, middle=None):
 
 
 def test_a_doubting_middle_keeps_the_law():
-    assert p_of(three(Confidence(0.5)), 800, law(0), new=4) > 1e-4
+    assert p_of(three(doubt_named("confidence", 0.5)), 800, law(0), new=4) > 1e-4
 
 
 def test_a_lossy_middle_is_caught_and_says_so():

@@ -10,11 +10,10 @@ from toys import with_biases
 
 from flashspec import kernels
 from flashspec.decoding.captured import CapturedBurst
-from flashspec.decoding.compiled import CompiledBurst, CompiledScore
 from flashspec.decoding.lookup import LookupHead, LookupReader
 from flashspec.decoding.rules import Drawn, GumbelCoupling, SpeculativeSampling, Waiting
 from flashspec.decoding.stages import Burst, Stage, StepByStep, in_turn
-from flashspec.decoding.ways import fastest
+from flashspec.decoding.ways import CompiledBurst, CompiledScore, fastest
 from flashspec.heads import DenseHead, FlashHead, QuantizedDenseHead
 from flashspec.models.config import ModelConfig
 from flashspec.models.reader import SpanReader

@@ -164,7 +164,7 @@ def test_a_burst_never_waits_and_a_verification_waits_once(sampling: Sampling) -
 
 def test_what_is_recorded_is_kept_for_the_next_decode_of_the_same_stages() -> None:
     stages = stages_of("dense", Sampling())
-    tracks = (stages[0].write.track, stages[1].judge.score.track)
+    tracks = (stages[0].write, stages[1].judge.score)
     texts = [[t for step in decode(stages, PROMPT, Limits(24)) for t in step.tokens] for _ in range(2)]
     assert texts[0] == texts[1] and all(len(track._calls) > 1 for track in tracks)
     made = [dict(track._calls) for track in tracks]

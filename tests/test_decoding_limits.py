@@ -158,7 +158,7 @@ def spoiled(which: str) -> Models:
     copy.load_state_dict(getattr(sound, which).state_dict())
     copy.layers[1].mlp.down.weight.requires_grad_(False)[0, 0] = torch.nan
     setattr(models, which, copy)
-    models._flash.update(sound._flash)
+    models.heads.update(sound.heads)
     return models
 
 

@@ -15,8 +15,7 @@ from toys import PROMPT, TEMPERATURES, config, duo, random_model, run, text
 from flashspec import kernels
 from flashspec.decoding import cascade as loop
 from flashspec.decoding.generate import agreement, request, weak_exit
-from flashspec.decoding.hierarchy import cascade, hispec, self_speculation
-from flashspec.decoding.method import Method
+from flashspec.decoding.method import Method, cascade, hispec, self_speculation
 from flashspec.decoding.models import Models
 from flashspec.heads import FlashHead
 from flashspec.measure.score import score
@@ -86,7 +85,7 @@ def counted(method: Method, dtype: torch.dtype, monkeypatch) -> Counted:
     """Counted where layers are run: in the engine of each reader, and in the kernels that write a whole burst."""
     model, runs, bursts = random_model(0, vocab_size=64).to(dtype), Counter(), list[int]()
     models = Models(model)
-    models._flash["target"] = FlashHead.build(model.head_weight, model.norm, cluster_size=8, probes=3)
+    models.heads["target", "flash"] = FlashHead.build(model.head_weight, model.norm, cluster_size=8, probes=3)
     ready = request(models, PROMPT, method, Sampling(0.7, seed=5), {"max_new_tokens": 21, "stop": ()})
     for stage in ready.stages:
         watch(stage.reader, runs)
@@ -178,11 +177,11 @@ def test_names_give_methods_and_refuse_nonsense():
     assert hispec(1, 2, 3, 4) == Method(exits=(1, 2), k=3, interval=4)
     assert self_speculation(3, 5, head="flash") == Method(exits=(3,), k=5, head="flash")
     for call, message in [
-        (lambda: hispec(4, 2), "draft_exit must be at least 1 and lie below verify_exit, got 4 and 2"),
-        (lambda: hispec(0, 2), "draft_exit must be at least 1"),
-        (lambda: hispec(n_d=0), "n_d and n_i must be at least 1, got n_d=0"),
-        (lambda: hispec(n_i=0), "n_d and n_i must be at least 1"),
-        (lambda: cascade(n_i=0), "n_d and n_i must be at least 1"),
+        (lambda: hispec(4, 2), r"exits must be layer numbers from 1, in rising order, got \(4, 2\)"),
+        (lambda: hispec(0, 2), "exits must be layer numbers from 1"),
+        (lambda: hispec(n_d=0), "k and interval must be at least 1, got k=0"),
+        (lambda: hispec(n_i=0), "k and interval must be at least 1"),
+        (lambda: cascade(n_i=0), "k and interval must be at least 1"),
         (lambda: run(duo(), hispec(2, 9)), "exits must lie below the target's 6 layers"),
         (lambda: run(Models(duo().target), cascade()), "none is loaded"),
         (lambda: Method(draft="lookup", head="flash"), "prompt lookup has no vocabulary head"),

@@ -13,8 +13,7 @@ from prefixes import caught, p_of, without_promotion
 from toys import TEMPERATURES, Credulous, duo, random_model, text
 
 from flashspec.decoding import cascade, rules
-from flashspec.decoding.hierarchy import hispec
-from flashspec.decoding.method import build
+from flashspec.decoding.method import build, hispec
 from flashspec.decoding.models import Models
 from flashspec.decoding.rules import SpeculativeSampling
 from flashspec.heads import FlashHead
@@ -54,7 +53,7 @@ def any_model(draw) -> Models:
     """A random model of 3 to 8 layers and any seed, in float32, with a FlashHead of small clusters."""
     model = random_model(draw(st.integers(0, 9999)), layers=draw(st.integers(3, 8)), hidden=draw(st.sampled_from([32, 64])))
     models = Models(model)
-    models._flash["target"] = FlashHead.build(model.head_weight, model.norm, cluster_size=4, probes=3)
+    models.heads["target", "flash"] = FlashHead.build(model.head_weight, model.norm, cluster_size=4, probes=3)
     return models
 
 

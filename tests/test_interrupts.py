@@ -16,12 +16,12 @@ from toys import PROMPT, duo, imitation, random_model
 from flashspec import kernels
 from flashspec.decoding import cascade
 from flashspec.decoding.captured import CapturedBurst, CapturedScore, Track
-from flashspec.decoding.compiled import CompiledBurst, CompiledScore
 from flashspec.decoding.generate import request
 from flashspec.decoding.models import Models
 from flashspec.decoding.rules import GumbelCoupling, SpeculativeSampling
 from flashspec.decoding.stages import InTurn, Judging, StepByStep
 from flashspec.decoding.state import State, Step
+from flashspec.decoding.ways import CompiledBurst, CompiledScore
 from flashspec.heads import DenseHead, FlashHead
 from flashspec.models.engine import KernelEngine, Slot, TorchEngine
 from flashspec.models.graphs import FixedEngine
@@ -87,7 +87,7 @@ def wide() -> Models:
     """A float32 pair whose vocabulary the compiled kernels take whole: its bursts and checks are one call each."""
     target = random_model(0, vocab_size=64)
     models = Models(target, imitation(target, 2, 0, 0.1, vocab_size=64))
-    models._flash["draft"] = FlashHead.build(models.draft.head_weight, models.draft.norm, cluster_size=4, probes=4)
+    models.heads["draft", "flash"] = FlashHead.build(models.draft.head_weight, models.draft.norm, cluster_size=4, probes=4)
     return models
 
 

@@ -9,8 +9,7 @@ from prefixes import caught, dense, law, p_of, stack
 from toys import duo, run, text
 
 from flashspec.decoding import lookup
-from flashspec.decoding.adaptive import nothing_to_say
-from flashspec.decoding.lookup import NOTHING, LookupHead, LookupReader, continuation
+from flashspec.decoding.lookup import NOTHING, LookupHead, LookupReader, continuation, nothing_to_say
 from flashspec.decoding.method import METHODS
 from flashspec.decoding.rules import SpeculativeSampling
 from flashspec.decoding.stages import Stage

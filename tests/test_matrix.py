@@ -8,9 +8,9 @@ import pytest
 import torch
 from toys import imitation, random_model, text
 
-from flashspec.decoding.compiled import CompiledBurst
 from flashspec.decoding.method import METHODS, build
 from flashspec.decoding.models import Models
+from flashspec.decoding.ways import CompiledBurst
 from flashspec.heads import FlashHead
 from flashspec.kernels.build import _BUILT, library
 from flashspec.sampling import Dice, Sampling, Scores
@@ -49,7 +49,7 @@ def models(width: str, kernels: bool) -> Models:
     made = Models(target, imitation(target, 2, 0, 0.1, **shape), between=(imitation(target, 3, 1, 0.05, **shape),))
     for which in ("target", "draft"):
         model = made.model(which)
-        made._flash[which] = FlashHead.build(model.head_weight, model.norm, cluster_size=4, probes=4)
+        made.heads[which, "flash"] = FlashHead.build(model.head_weight, model.norm, cluster_size=4, probes=4)
     return made
 
 

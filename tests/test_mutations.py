@@ -71,7 +71,7 @@ def sparse_is_dense() -> bool:
 def fresh_sparse_is_dense() -> bool:
     """The same of a head that is built now."""
     models = Models(duo().target, duo().draft)
-    models._flash["draft"] = FlashHead.build(models.draft.head_weight, models.draft.norm, cluster_size=4, probes=3)
+    models.heads["draft", "flash"] = FlashHead.build(models.draft.head_weight, models.draft.norm, cluster_size=4, probes=3)
     return run(models, ALL_CLUSTERS, 0.7).events == run(duo(), "dense", 0.7).events
 
 

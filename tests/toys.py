@@ -67,7 +67,7 @@ def duo(seed: int = 0, dtype: torch.dtype = torch.float64, noise: float = 0.1) -
     models = Models(target.to(dtype), imitation(target, 2, seed, noise).to(dtype))
     for which in ("target", "draft"):
         model = models.model(which)
-        models._flash[which] = FlashHead.build(model.head_weight, model.norm, cluster_size=4, probes=3)
+        models.heads[which, "flash"] = FlashHead.build(model.head_weight, model.norm, cluster_size=4, probes=3)
     return models
 
 

@@ -14,7 +14,7 @@ import torch
 
 from flashspec.decoding.method import Method
 from flashspec.decoding.models import Models, check_pair
-from flashspec.heads.flash import FlashHead
+from flashspec.heads.base import Head
 from flashspec.measure.clock import Plan
 from flashspec.measure.costs import PairCosts, PairParts, Setting, Turn, measure_costs, parts_of, turns_of
 from flashspec.measure.stand_ins import stand_in_flash
@@ -88,14 +88,14 @@ def shallow(deep: Models, cuts: tuple[Cut, Cut]) -> Models:
     assert deep.draft is not None
     pairs = zip((deep.target, deep.draft), cuts, strict=True)
     target, draft = (model.with_layers(model.layers[: cut.depths[0]]) for model, cut in pairs)
-    return _paired(target, draft, deep._flash)
+    return _paired(target, draft, deep.heads)
 
 
-def _paired(target: Transformer, draft: Transformer, heads: Mapping[str, FlashHead]) -> Models:
+def _paired(target: Transformer, draft: Transformer, heads: Mapping[tuple[str, str], Head]) -> Models:
     """Models whose true shapes are a target and its draft: the few layers of one may well be fewer than those of the other."""
     found = Models(target)
     found.draft = draft
-    found._flash.update(heads)
+    found.heads.update(heads)
     return found
 
 
@@ -125,7 +125,7 @@ def _pair(cuts: tuple[Cut, Cut], writers: Sequence[Method]) -> Models:
     if not any(writer.head.startswith("flash") for writer in writers):
         return _paired(target, draft, {})
     head = stand_in_flash(draft.head_weight, draft.norm, draft.config.vocab_size // 16 // 16)
-    return _paired(target, draft, {"draft": head})
+    return _paired(target, draft, {("draft", "flash"): head})
 
 
 def _setting(models: Models) -> Setting:

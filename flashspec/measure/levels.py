@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
-from flashspec.decoding.compiled import CompiledBurst
 from flashspec.decoding.generate import agreement
 from flashspec.decoding.stages import Stage
 from flashspec.decoding.state import Event
+from flashspec.decoding.ways import CompiledBurst
 from flashspec.measure import clock
 from flashspec.measure.parts import held
 
