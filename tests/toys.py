@@ -61,9 +61,9 @@ def imitation(target: Transformer, layers: int, seed: int, noise: float, **chang
 
 
 @functools.cache
-def duo(seed: int = 0, dtype: torch.dtype = torch.float64, noise: float = 0.1) -> Models:
+def duo(seed: int = 0, dtype: torch.dtype = torch.float64, noise: float = 0.1, layers: int = 6) -> Models:
     """A target of six layers, a draft of two, and FlashHeads of four ids a cluster."""
-    target = random_model(seed)
+    target = random_model(seed, layers)
     models = Models(target.to(dtype), imitation(target, 2, seed, noise).to(dtype))
     for which in ("target", "draft"):
         model = models.model(which)
