@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from test_decoding_sync import Watch
+from test_counts import Watch
 from torch import Tensor
 from toys import PROMPT, duo
 
