@@ -168,8 +168,8 @@ def test_greedy_is_temperature_zero_of_every_rule_and_a_seed_is_a_text():
     texts = [text(duo(), "flash", 0.0, rule=rule) for rule in ("coupling", "speculative", "typical")]
     assert texts == [text(duo(), "baseline", 0.0)] * 3
     assert len({tuple(text(duo(), "baseline", 1.5, seed=seed)) for seed in range(4)}) == 4
-    warped = [generate(duo(), [5, 6], "flash", Sampling(1.5, k, p), max_new_tokens=20).tokens for k, p in ((0, 1), (3, 1), (0, 0.6))]
-    assert len({tuple(tokens) for tokens in warped}) == 3
+    warped = [Sampling(1.5), Sampling(1.5, top_k=3), Sampling(1.5, top_p=0.6)]
+    assert len({tuple(generate(duo(), [5, 6], "flash", sampling, max_new_tokens=20).tokens) for sampling in warped}) == 3
 
 
 def test_only_the_lossy_rule_says_so():

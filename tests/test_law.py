@@ -147,7 +147,7 @@ KEPT = {
     "draft that doubts by entropy": lambda: p_of(doubting(lambda rule, head: doubt_named("entropy", 1.1)), 800, law(0)),
     "middle that doubts": lambda: p_of(three(DOUBT), 800, law(0), new=4),
     "lookup": lambda: p_of(looking_up(), 800, law(0)),
-    **{f"spans {n_d} {n_i}": lambda n=(n_d, n_i): p_of(spans(*n), 1000, own_law(), new=4) for n_d, n_i in ((1, 2), (2, 2), (1, 3))},
+    **{f"spans {n}": lambda n=n: p_of(spans(*n), 1000, own_law(), new=4) for n in ((1, 2), (2, 2), (1, 3))},
 }
 
 
