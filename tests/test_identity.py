@@ -156,7 +156,7 @@ def test_the_control_an_inexact_method_is_caught(method, monkeypatch):
     assert text(duo(), method, 0.7) != before
 
 
-@pytest.mark.parametrize("method", ["dense", "flash", "self_speculation", "hispec", Method("model", exits=(3,), interval=5)], ids=str)
+@pytest.mark.parametrize("method", ["dense", "flash", "self_speculation", "hispec", Method("model", exits=(3,))], ids=str)
 def test_the_examples_reject_early_and_late_and_accept_everything(method):
     events = [e for t in TEMPERATURES for e in run(duo(), method, t, k=2).events if e.stage and e.waiting]
     judged = {(e.waiting, e.kept) for e in events}
