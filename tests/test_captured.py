@@ -132,7 +132,7 @@ def test_scripted_rules_typical_ones_and_sampled_clusters_are_captured_too() -> 
 def test_the_control_a_step_at_the_wrong_place_and_another_seed_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     honest = CapturedBurst.step
     with monkeypatch.context() as patch:
-        patch.setattr(CapturedBurst, "step", lambda self, shape: honest(self, (shape[0], 1, 8)))
+        patch.setattr(CapturedBurst, "step", lambda self, n, rows, keys: honest(self, n, rows, 8))
         with pytest.raises(AssertionError):
             tokens_of(stages_of("dense", SAMPLINGS["coupling"]))
     monkeypatch.setattr(captured, "DeviceDice", lambda seed: DeviceDice(seed + 1))

@@ -6,8 +6,9 @@ where FLASHSPEC_GRAPHS is "eager", the twin that a recording must equal.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import TypeVar, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -23,7 +24,6 @@ from flashspec.models.reader import Reads, SpanReader
 from flashspec.sampling import DeviceDice, Sampling, Scores
 
 HEADS = (DenseHead, FlashHead, ShortlistHead, ContextHead, PreviewHead)
-Result = TypeVar("Result")
 
 
 def replayed(stage: Stage) -> tuple[Score | None, Write | None] | None:
@@ -36,13 +36,13 @@ def replayed(stage: Stage) -> tuple[Score | None, Write | None] | None:
     return score, CapturedBurst(reader, head, stage.rule.sampling) if alone else None
 
 
-class Track:
-    """The static side of a reader: its tokens by position, and calls over them, recorded once for each of their shapes."""
+class Track(ABC):
+    """The static side of a reader: its tokens by position, and steps over them, recorded once for each of their shapes."""
 
     def __init__(self, reader: SpanReader, head: Head) -> None:
         self.reader, self.engine, self.head = reader, cast(FixedEngine, reader.engine), head
         self.tokens = torch.zeros(reader.context + 1, dtype=torch.int64, device=reader.rows.device)
-        self._calls: dict[tuple[int, ...], Callable[[], object]] = {}
+        self._steps: dict[tuple[int, ...], Callable[[], Any]] = {}
 
     def take(self, tokens: Tensor, first: int, stop: int) -> tuple[int, Reads]:
         """Copy tokens up to `stop`, from `first` or where reading continues; how many of them a step has to read, and the rows
@@ -67,12 +67,16 @@ class Track:
 
         return read
 
-    def run(self, shape: tuple[int, int, int], make: Callable[[tuple[int, int, int]], Callable[[], Result]]) -> Result:
-        """The result of a call of this shape (rows to read, rows to score, keys), made and recorded where it is new."""
-        if shape not in self._calls:
-            call = make(shape)
-            self._calls[shape] = Replay(call, self.tokens.device) if self.engine.record else call
-        return cast(Result, self._calls[shape]())
+    @abstractmethod
+    def step(self, n: int, rows: int, keys: int) -> Callable[[], Any]:
+        """A function of `begin` alone that reads n tokens and scores so many of the newest rows."""
+
+    def run(self, *shape: int) -> Any:
+        """What a step of this shape gives, made and recorded where it is new."""
+        if shape not in self._steps:
+            step = self.step(*shape)
+            self._steps[shape] = Replay(step, self.tokens.device) if self.engine.record else step
+        return self._steps[shape]()
 
 
 class CapturedBurst(Track):
@@ -90,16 +94,15 @@ class CapturedBurst(Track):
         drawn, (n, reads) = list[Drawn](), self.take(tokens, start, start)
         for position in range(start, start + want):
             self.engine.begin.fill_(position - n)
-            made = self.run((n, 1, self.engine.keys(position)), self.step)
+            made = self.run(n, 1, self.engine.keys(position))
             tokens[position : position + 1] = made.token
             drawn.append(Drawn(tokens[position : position + 1], kept(made.scores), made.sound.clone()))
             self.reader.advance(position)
             n = 1
         return Burst(drawn, reads[-1] + want - 1)
 
-    def step(self, shape: tuple[int, int, int]) -> Callable[[], Drawn]:
-        """A function of `begin` alone that reads, scores the newest row, draws and writes."""
-        n, _, keys = shape
+    def step(self, n: int, rows: int, keys: int) -> Callable[[], Drawn]:
+        """Reads, scores the newest row, draws and writes."""
         read, dice = self.read(n, keys), DeviceDice(self.rule.sampling.seed)
 
         def step() -> Drawn:
@@ -121,13 +124,11 @@ class CapturedScore(Track):
         self.reader.check_room(stop)
         n, reads = self.take(tokens, first, stop)
         self.engine.begin.fill_(stop - n)
-        scores = kept(self.run((n, stop - first + 1, self.engine.keys(stop)), self.rows))
+        scores = kept(self.run(n, stop - first + 1, self.engine.keys(stop)))
         self.reader.advance(stop)
         return scores, reads
 
-    def rows(self, shape: tuple[int, int, int]) -> Callable[[], Scores]:
-        """A function of `begin` alone that reads, and scores the newest rows."""
-        n, rows, keys = shape
+    def step(self, n: int, rows: int, keys: int) -> Callable[[], Scores]:
         read, steps = self.read(n, keys), torch.arange(1 - rows, 1, device=self.tokens.device)
 
         def score() -> Scores:
