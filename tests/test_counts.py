@@ -10,14 +10,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.overrides import TorchFunctionMode
-from toys import PROMPT, TEMPERATURES, duo, random_model, run
+from toys import PROMPT, TEMPERATURES, duo, headed, random_model, run
 
 from flashspec import kernels
 from flashspec.decoding import cascade, rules
 from flashspec.decoding.generate import Request, count, request
 from flashspec.decoding.method import METHODS, Method, hispec, self_speculation
 from flashspec.decoding.models import Models
-from flashspec.heads import FlashHead
 from flashspec.measure.score import score
 from flashspec.models.reader import SpanReader
 from flashspec.sampling import Sampling
@@ -149,9 +148,7 @@ class Counted(NamedTuple):
 def counted(method: Method, dtype: torch.dtype, monkeypatch) -> Counted:
     """Counted where layers are run: in the engine of each reader, and in the kernels that write a whole burst."""
     model, runs, bursts = random_model(0, vocab_size=64).to(dtype), Counter(), list[int]()
-    models = Models(model)
-    models.heads["target", "flash"] = FlashHead.build(model.head_weight, model.norm, cluster_size=8, probes=3)
-    ready = prepare(method, models)
+    ready = prepare(method, headed(Models(model)))
     for stage in ready.stages:
         watch_layers(stage.reader, runs)
     write, check = kernels.Writer.__call__, cascade.check

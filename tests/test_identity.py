@@ -8,14 +8,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toys import PROMPT, TEMPERATURES, VOCAB, Credulous, duo, imitation, random_model, run, text
+from toys import PROMPT, TEMPERATURES, VOCAB, Credulous, duo, headed, imitation, random_model, run, text
 
 from flashspec.decoding import rules
 from flashspec.decoding.generate import generate
 from flashspec.decoding.method import METHODS, Method, build
 from flashspec.decoding.models import Models
 from flashspec.decoding.ways import CompiledBurst
-from flashspec.heads import FlashHead
 from flashspec.kernels.build import _BUILT, library
 from flashspec.sampling import Dice, Sampling, Scores
 
@@ -46,14 +45,11 @@ def kernels(request, monkeypatch):
 
 @functools.cache
 def models(width: str, kernels: bool) -> Models:
-    """Models of two, three and six layers and FlashHeads of four ids a cluster; each setting has its own."""
+    """Models of two, three and six layers with FlashHeads; each setting has its own."""
     shape = {"context": CONTEXT, **WIDTHS[width]}
     target = random_model(1, **shape)
-    made = Models(target, imitation(target, 2, 0, 0.1, **shape), between=(imitation(target, 3, 1, 0.05, **shape),))
-    for which in ("target", "draft"):
-        model = made.model(which)
-        made.heads[which, "flash"] = FlashHead.build(model.head_weight, model.norm, cluster_size=4, probes=4)
-    return made
+    between = (imitation(target, 3, 1, 0.05, **shape),)
+    return headed(Models(target, imitation(target, 2, 0, 0.1, **shape), between=between))
 
 
 @functools.cache

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from toys import PROMPT, duo, imitation, random_model
+from toys import PROMPT, duo, headed
 
 from flashspec import kernels
 from flashspec.decoding import cascade
@@ -85,10 +85,8 @@ def digest(models: Models) -> str:
 @functools.cache
 def wide() -> Models:
     """A float32 pair whose vocabulary the compiled kernels take whole: its bursts and checks are one call each."""
-    target = random_model(0, vocab_size=64)
-    models = Models(target, imitation(target, 2, 0, 0.1, vocab_size=64))
-    models.heads["draft", "flash"] = FlashHead.build(models.draft.head_weight, models.draft.norm, cluster_size=4, probes=4)
-    return models
+    pair = duo(0, torch.float32, vocab_size=64)
+    return headed(Models(pair.target, pair.draft))
 
 
 def prepare(models: Models, name: str, rule: str = "coupling", tokens: int = 9, **fields):
@@ -134,7 +132,7 @@ CASES = {
     "spans": (duo, "hispec_flash", {}, lambda points: [*range(1, 21), 33, 60, 101, 150]),
     "odd vocabulary": (lambda: duo(0, torch.float32), "dense", {}, lambda points: range(1, 21)),
     **{
-        f"kernels, {name}, {rule}": (lambda: wide(), name, {"rule": rule, "tokens": 5}, lambda points: range(1, points + 1))
+        f"kernels, {name}, {rule}": (wide, name, {"rule": rule, "tokens": 5}, lambda points: range(1, points + 1))
         for name in ("dense", "flash")
         for rule in ("coupling", "speculative")
     },

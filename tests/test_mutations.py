@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from toys import PROMPT, duo, run, text
+from toys import PROMPT, duo, headed, run, text
 
 from flashspec.decoding import cascade, rules, stages
 from flashspec.decoding.cascade import decode
@@ -20,7 +20,7 @@ from flashspec.decoding.method import METHODS, Method, build
 from flashspec.decoding.models import Models
 from flashspec.decoding.rules import SpeculativeSampling, Waiting
 from flashspec.decoding.state import Limits, State
-from flashspec.heads import FlashHead, table
+from flashspec.heads import table
 from flashspec.models import reader
 from flashspec.models.engine import Slot
 from flashspec.models.reader import SpanReader
@@ -57,8 +57,7 @@ def keeps_the_length() -> bool:
 
 def sparse_is_dense() -> bool:
     """A FlashHead, built now, that looks everywhere drafts what the dense head drafts."""
-    models = Models(duo().target, duo().draft)
-    models.heads["draft", "flash"] = FlashHead.build(models.draft.head_weight, models.draft.norm, cluster_size=4, probes=3)
+    models = headed(Models(duo().target, duo().draft))
     return run(models, Method(draft="model", head="flash", probes=16), 0.7).events == run(duo(), "dense", 0.7).events
 
 
