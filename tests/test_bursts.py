@@ -10,11 +10,10 @@ from toys import with_biases
 
 from flashspec import kernels
 from flashspec.decoding.captured import CapturedBurst
-from flashspec.decoding.compiled import CompiledBurst, CompiledScore
 from flashspec.decoding.lookup import LookupHead, LookupReader
 from flashspec.decoding.rules import Drawn, GumbelCoupling, SpeculativeSampling, Waiting
 from flashspec.decoding.stages import Burst, Stage, StepByStep, in_turn
-from flashspec.decoding.ways import fastest
+from flashspec.decoding.ways import CompiledBurst, CompiledScore, fastest
 from flashspec.heads import DenseHead, FlashHead, QuantizedDenseHead
 from flashspec.models.config import ModelConfig
 from flashspec.models.reader import SpanReader
@@ -84,8 +83,7 @@ def same(one, two) -> bool:
     return ids and logits and all(torch.equal(a.sound, b.sound) and torch.equal(a.token, b.token) for a, b in pairs)
 
 
-@pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0])
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize(("rule", "temperature"), [("coupling", 0.0), ("coupling", 0.7), ("speculative", 0.7)])
 @pytest.mark.parametrize("head", HEADS)
 def test_one_call_writes_what_the_parts_write_in_turn(model, head, rule, temperature):
     fast, slow = stage(model, head, rule, temperature), slow_stage(model, head, rule, temperature)
@@ -112,16 +110,13 @@ def test_a_burst_of_nothing_reads_nothing_and_the_next_one_is_as_ever(model, kin
     assert same(*told)
 
 
-def test_another_seed_or_a_forgotten_token_is_caught(model):
-    one, two = (stage(model, "dense", "coupling", 1.0) for _ in range(2))
+def test_another_seed_and_forgotten_tokens_are_caught(model):
+    one, two, three = (stage(model, "dense", "coupling", 1.0) for _ in range(3))
     two.rule.dice = two.rule.dice._replace(seed=4)
     assert not same(played(one), played(two))
-    three, four = (stage(model, "dense", "coupling", 0.0) for _ in range(2))
-    four.reader._rows = four.reader._rows.flip(0).clone()
-    four.reader.advance(3)
+    three.reader.advance(3)
     with pytest.raises(AssertionError):
-        played(four)
-    assert same(played(three), played(stage(model, "dense", "coupling", 0.0)))
+        played(three)
 
 
 def test_what_the_kernels_do_not_know_goes_step_by_step(model):
@@ -144,15 +139,19 @@ def test_a_burst_marks_what_is_not_a_number_and_refuses_what_does_not_fit(model)
         broken.write(torch.zeros(CONTEXT + 9, dtype=torch.int64), CONTEXT, 4)
 
 
-def test_the_best_numbers_are_a_stable_sorts(model):
-    dice = torch.Generator().manual_seed(0)
-    values = torch.randn(7, 1000, generator=dice)
-    values[3] = values[3].round()
-    values[4] = 0.0
-    values[5, ::3] = -torch.inf
+def test_the_best_numbers_are_a_stable_sorts():
+    values = torch.randn(7, 1000, generator=torch.Generator().manual_seed(0))
+    values[3], values[4], values[5, ::3] = values[3].round(), 0.0, -torch.inf
     wanted = values.sort(dim=1, descending=True, stable=True).indices[:, :64].sort(1).values
-    assert torch.equal(kernels.best_numbers(values, 64), wanted)
-    assert not torch.equal(kernels.best_numbers(-values, 64), wanted)
+    assert torch.equal(kernels.best_numbers(values, 64), wanted) and not torch.equal(kernels.best_numbers(-values, 64), wanted)
+
+
+def test_heads_of_other_probes_share_no_addresses(model):
+    rows, head = torch.randn(2, 128), HEADS["flash"](model)
+    wide, before = head.with_probes(40), head(rows)
+    twin = replace(wide, norm=lambda x: wide.norm(x))
+    assert torch.equal(twin(rows).ids, wide(rows).ids) and torch.allclose(twin(rows).logits, wide(rows).logits, 1e-5, 1e-5)
+    assert before.logits.shape != wide(rows).logits.shape and torch.equal(before.logits, head(rows).logits)
 
 
 def proposals(sparse: bool, count: int, dice: torch.Generator) -> list[Scores]:
@@ -179,35 +178,6 @@ def test_a_verdict_in_one_call_is_its_torch_twins(sparse):
         assert all(torch.equal(a, b) for a, b in zip(fast[:3], slow[:3], strict=True))
         kept.add((count, int(fast.kept)))
     assert len(kept) > 8, "verdicts of all lengths"
-
-
-def test_a_verdict_on_what_is_not_a_number_is_marked():
-    rule = SpeculativeSampling(Sampling(1.0, rule="speculative"), VOCAB)
-    logits = torch.zeros(2, VOCAB)
-    logits[1, 9] = torch.nan
-    waiting = Waiting(torch.tensor([3]), [Scores(None, torch.zeros(1, VOCAB))], 5, 1)
-    assert not bool(rule.verify(Scores(None, logits), waiting).sound)
-    assert bool(rule.verify(Scores(None, torch.zeros(2, VOCAB)), waiting).sound)
-
-
-def test_noisy_columns_are_the_noise_and_the_best_of_it():
-    rule = GumbelCoupling(Sampling(1.0, seed=2), VOCAB)
-    scores, positions = Scores(None, torch.randn(5, VOCAB)), list(range(11, 16))
-    ids, sound = rule.best(scores, positions)
-    noise = rule.dice.gumbel(scores, torch.tensor(positions), VOCAB)
-    assert torch.equal(ids, (scores.logits + noise).argmax(-1)) and bool(sound.all())
-    assert not torch.equal(ids, (scores.logits + noise.flip(0)).argmax(-1))
-
-
-def test_plans_share_no_addresses(model):
-    """A head with other probes has kernels' addresses of its own."""
-    head = HEADS["flash"](model)
-    rows = torch.randn(2, 128)
-    wide = head.with_probes(40)
-    assert head(rows).logits.shape != wide(rows).logits.shape
-    twin = replace(wide, norm=lambda x, inner=wide.norm: inner(x))
-    assert torch.equal(twin(rows).ids, wide(rows).ids)
-    assert torch.allclose(twin(rows).logits, wide(rows).logits, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("head", ["dense", "int8", "flash"])

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from test_decoding_sync import Watch
+from test_counts import Watch
 from torch import Tensor
 from toys import PROMPT, duo
 
@@ -33,7 +33,6 @@ SAMPLINGS = {
 NAMES = ("dense", "flash", "hispec", "hispec_flash", "cascade")
 gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 devices = pytest.mark.parametrize("where", ["cpu", pytest.param("cuda", marks=gpu)])
-named = pytest.mark.parametrize("name", NAMES)
 sampled = pytest.mark.parametrize("sampling", SAMPLINGS.values(), ids=SAMPLINGS)
 
 
@@ -92,13 +91,9 @@ def same(mine: Scores, theirs: Scores) -> bool:
     return ids and torch.allclose(mine.logits, theirs.logits, rtol=1e-9, atol=1e-9)
 
 
-def moved(models: Models, where: str) -> Models:
-    """A copy on a device."""
-    return Models(*(copy.deepcopy(model).to(where) for model in (models.target, models.draft)))
-
-
 def stages_of(name: str, sampling: Sampling, where: str = "cpu") -> list[Stage]:
-    models = duo(0) if where == "cpu" else moved(duo(0), where)
+    pair = duo(0)
+    models = pair if where == "cpu" else Models(*(copy.deepcopy(model).to(where) for model in (pair.target, pair.draft)))
     return build(method_named(name, {"k": 3}), models, sampling, 64)
 
 
@@ -117,7 +112,7 @@ def tokens_of(stages: list[Stage], finalize: str = "deferred") -> list[int]:
 
 
 @devices
-@named
+@pytest.mark.parametrize("name", NAMES)
 @sampled
 def test_static_buffers_draft_and_judge_as_the_loop_does(name: str, sampling: Sampling, where: str) -> None:
     stages = stages_of(name, sampling, where)
@@ -127,69 +122,44 @@ def test_static_buffers_draft_and_judge_as_the_loop_does(name: str, sampling: Sa
     assert Shadow.bursts > 24 and Shadow.checks > 8
 
 
-def test_a_scripted_rule_is_judged_by_its_script() -> None:
-    stages = scripted(stages_of("dense", Sampling()), (0.9, 0.5, 0.5))
-    assert recorded(stages[1])[1] and len(tokens_of(stages)) == 24 and Shadow.checks > 5
+def test_scripted_rules_typical_ones_and_sampled_clusters_are_captured_too() -> None:
+    drawn = build(method_named("flash", {"selection": "sample", "k": 3}), duo(0), SAMPLINGS["coupling"], 64)
+    typical = stages_of("dense", Sampling(1.0, rule="typical"))
+    for stages in (scripted(stages_of("dense", Sampling()), (0.9, 0.5, 0.5)), typical, drawn):
+        assert recorded(stages[0])[0] and recorded(stages[1])[1] and len(tokens_of(stages)) == 24
 
 
-def test_clusters_that_are_sampled_are_the_same_ones() -> None:
-    stages = build(method_named("flash", {"selection": "sample", "k": 3}), duo(0), SAMPLINGS["coupling"], 64)
-    assert len(tokens_of(stages)) == 24 and Shadow.bursts > 24
-
-
-def test_the_control_a_step_at_the_wrong_place_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_control_a_step_at_the_wrong_place_and_another_seed_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     honest = CapturedBurst.step
-    monkeypatch.setattr(CapturedBurst, "step", lambda self, shape: honest(self, (shape[0], 1, 8)))
-    with pytest.raises(AssertionError):
-        tokens_of(stages_of("dense", SAMPLINGS["coupling"]))
-
-
-def test_the_control_another_seed_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(CapturedBurst, "step", lambda self, n, rows, keys: honest(self, n, rows, 8))
+        with pytest.raises(AssertionError):
+            tokens_of(stages_of("dense", SAMPLINGS["coupling"]))
     monkeypatch.setattr(captured, "DeviceDice", lambda seed: DeviceDice(seed + 1))
     with pytest.raises(AssertionError):
         tokens_of(stages_of("dense", SAMPLINGS["coupling"]))
 
 
 @sampled
-def test_a_burst_never_waits_and_a_verification_waits_once(sampling: Sampling) -> None:
+def test_a_burst_never_waits_and_a_verification_waits_once_and_refuses_nan(sampling: Sampling, monkeypatch) -> None:
     stages, watch = stages_of("dense", sampling), Watch()
     tokens = torch.tensor(PROMPT + [0] * 20)
     with watch:
-        watch.part = "draft"
-        drawn, _ = stages[0].write(tokens, len(PROMPT), 3)
-        watch.part = "check"
-        stages[1].judge(tokens[: len(PROMPT) + 3], len(PROMPT), drawn, 1)
+        drawn, _ = watch.inside("draft", stages[0].write)(tokens, len(PROMPT), 3)
+        watch.inside("check", stages[1].judge)(tokens[: len(PROMPT) + 3], len(PROMPT), drawn, 1)
     assert watch.waits["draft"] == 0 and watch.waits["check"] == 1
-
-
-def test_what_is_recorded_is_kept_for_the_next_decode_of_the_same_stages() -> None:
-    stages = stages_of("dense", Sampling())
-    tracks = (stages[0].write.track, stages[1].judge.score.track)
-    texts = [[t for step in decode(stages, PROMPT, Limits(24)) for t in step.tokens] for _ in range(2)]
-    assert texts[0] == texts[1] and all(len(track._calls) > 1 for track in tracks)
-    made = [dict(track._calls) for track in tracks]
-    list(decode(stages, PROMPT, Limits(24)))
-    assert [dict(track._calls) for track in tracks] == made
+    monkeypatch.setattr(SpanReader, "rows", property(lambda self: torch.full_like(self._rows, torch.nan)))
+    with pytest.raises(FloatingPointError, match="a model gave NaN logits"):
+        stages[1].judge(tokens[: len(PROMPT) + 3], len(PROMPT), drawn, 1)
 
 
 def test_stages_that_cannot_be_recorded_go_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     doubtful = build(method_named("hispec_adaptive", {}), duo(0), Sampling(), 64)
     assert recorded(doubtful[0]) == (False, True) and recorded(doubtful[1])[1]
     assert not recorded(build(method_named("lookup", {}), duo(0), Sampling(), 64)[0])[0]
-    typical = stages_of("dense", Sampling(1.0, rule="typical"))
-    assert recorded(typical[0])[0] and recorded(typical[1])[1] and len(tokens_of(typical)) == 24
     monkeypatch.setenv(graphs.FLAG, "0")
     plain = stages_of("dense", Sampling())
     assert isinstance(plain[0].write, StepByStep) and isinstance(plain[1].judge.score, InTurn)
-
-
-@sampled
-def test_nan_is_refused(sampling: Sampling, monkeypatch: pytest.MonkeyPatch) -> None:
-    stages, tokens = stages_of("dense", sampling), torch.tensor([*PROMPT, 1, 2])
-    monkeypatch.setattr(SpanReader, "rows", property(lambda self: torch.full_like(self._rows, torch.nan)))
-    q = [Drawn(tokens[:1], Scores(None, torch.zeros(1, 61, dtype=torch.float64)), torch.tensor([True]))] * 2
-    with pytest.raises(FloatingPointError, match="a model gave NaN logits"):
-        stages[1].judge(tokens, len(PROMPT), q, 1)
 
 
 @pytest.mark.parametrize("seed", [0, 7, 2**63 + 5, -1])

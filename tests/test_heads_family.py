@@ -113,7 +113,7 @@ def models(dtype: torch.dtype = torch.float64) -> Models:
     for name in RANKED:
         for which in ("draft", "target"):
             model = pair.model(which)
-            pair.give(which, name, ShortlistHead.build(model.head_weight, ranked, model.norm))
+            pair.heads[which, name] = ShortlistHead.build(model.head_weight, ranked, model.norm)
     return pair
 
 

@@ -11,17 +11,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from toys import PROMPT, duo, imitation, random_model
+from toys import PROMPT, duo, headed
 
 from flashspec import kernels
 from flashspec.decoding import cascade
 from flashspec.decoding.captured import CapturedBurst, CapturedScore, Track
-from flashspec.decoding.compiled import CompiledBurst, CompiledScore
 from flashspec.decoding.generate import request
 from flashspec.decoding.models import Models
 from flashspec.decoding.rules import GumbelCoupling, SpeculativeSampling
 from flashspec.decoding.stages import InTurn, Judging, StepByStep
 from flashspec.decoding.state import State, Step
+from flashspec.decoding.ways import CompiledBurst, CompiledScore
 from flashspec.heads import DenseHead, FlashHead
 from flashspec.models.engine import KernelEngine, Slot, TorchEngine
 from flashspec.models.graphs import FixedEngine
@@ -85,10 +85,8 @@ def digest(models: Models) -> str:
 @functools.cache
 def wide() -> Models:
     """A float32 pair whose vocabulary the compiled kernels take whole: its bursts and checks are one call each."""
-    target = random_model(0, vocab_size=64)
-    models = Models(target, imitation(target, 2, 0, 0.1, vocab_size=64))
-    models._flash["draft"] = FlashHead.build(models.draft.head_weight, models.draft.norm, cluster_size=4, probes=4)
-    return models
+    pair = duo(0, torch.float32, vocab_size=64)
+    return headed(Models(pair.target, pair.draft))
 
 
 def prepare(models: Models, name: str, rule: str = "coupling", tokens: int = 9, **fields):
@@ -122,40 +120,38 @@ def passages(fuse: Fuse, models: Models, name: str, **options) -> int:
     return -fuse.left
 
 
-@pytest.mark.parametrize("point", range(1, 21))
-@pytest.mark.parametrize(("name", "dtype"), [("hispec_flash", torch.float64), ("dense", torch.float32)])
-def test_an_interrupt_leaves_no_trace(name, dtype, point, fuse):
-    assert survives(fuse, duo(0, dtype), name, point)
+def compiled(ready) -> bool:
+    return isinstance(ready.stages[0].write, CompiledBurst)
 
 
-@pytest.mark.parametrize("point", [33, 60, 101, 150])
-def test_an_interrupt_in_a_later_round_leaves_no_trace_either(point, fuse):
-    assert survives(fuse, duo(), "hispec_flash", point)
+def fixed(ready) -> bool:
+    return isinstance(ready.stages[0].reader.engine, FixedEngine)
 
 
-@pytest.mark.parametrize("rule", ["coupling", "speculative"])
-@pytest.mark.parametrize("name", ["dense", "flash"])
-def test_an_interrupt_around_any_kernel_call_leaves_no_trace(name, rule, fuse):
-    if not kernels.available():
+CASES = {
+    "spans": (duo, "hispec_flash", {}, lambda points: [*range(1, 21), 33, 60, 101, 150]),
+    "odd vocabulary": (lambda: duo(0, torch.float32), "dense", {}, lambda points: range(1, 21)),
+    **{
+        f"kernels, {name}, {rule}": (wide, name, {"rule": rule, "tokens": 5}, lambda points: range(1, points + 1))
+        for name in ("dense", "flash")
+        for rule in ("coupling", "speculative")
+    },
+    "learning": (duo, "dense", {"head": "in_context", "shortlist": 16}, lambda points: range(1, points + 1, 5)),
+    "static, dense": (duo, "dense", {"tokens": 5}, lambda points: range(1, points + 1, 3)),
+    "static, spans": (duo, "hispec_flash", {"tokens": 5}, lambda points: range(1, points + 1, 3)),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_an_interrupt_at_a_hook_leaves_no_trace(case, fuse, monkeypatch):
+    made, name, options, chosen = CASES[case]
+    if case.startswith("kernels") and not kernels.available():
         pytest.skip("no C compiler on this machine")
-    assert isinstance(prepare(wide(), name, rule).stages[0].write, CompiledBurst)
-    points = passages(fuse, wide(), name, rule=rule, tokens=5)
-    assert points > 20
-    assert all(survives(fuse, wide(), name, point, rule=rule, tokens=5) for point in range(1, points + 1))
-
-
-def test_an_interrupt_leaves_nothing_learned(fuse):
-    """A head that learns from the text starts the next one as a fresh head does."""
-    points = passages(fuse, duo(), "dense", head="in_context", shortlist=16)
-    assert all(survives(fuse, duo(), "dense", point, head="in_context", shortlist=16) for point in range(1, points + 1, 5))
-
-
-@pytest.mark.parametrize("name", ["dense", "hispec_flash"])
-def test_an_interrupt_over_static_buffers_leaves_no_trace(name, fuse, monkeypatch):
-    monkeypatch.setenv("FLASHSPEC_GRAPHS", "eager")
-    points = passages(fuse, duo(), name, tokens=5)
-    assert isinstance(prepare(duo(), name).stages[0].reader.engine, FixedEngine)
-    assert all(survives(fuse, duo(), name, point, tokens=5) for point in range(1, points + 1, 3))
+    monkeypatch.setenv("FLASHSPEC_GRAPHS", "eager" if case.startswith("static") else "0")
+    ready = prepare(made(), name, **options)
+    assert (compiled(ready), fixed(ready)) == (case.startswith("kernels"), case.startswith("static"))
+    points = passages(fuse, made(), name, **options)
+    assert points > 20 and all(survives(fuse, made(), name, point, **options) for point in chosen(points))
 
 
 def at_bytecodes(which: str) -> subprocess.CompletedProcess[str]:
@@ -170,34 +166,9 @@ def test_two_hundred_interrupts_at_random_bytecodes_leave_no_trace():
     assert at_bytecodes("random").stdout == "200\n"
 
 
-def test_an_interrupt_at_any_bytecode_of_a_growing_buffer_leaves_no_trace():
+def test_an_interrupt_at_any_bytecode_of_a_growing_buffer_leaves_no_trace_and_one_that_is_noted_too_early_ends_the_process():
     assert int(at_bytecodes("growing").stdout) > 300
-
-
-def test_the_control_a_size_noted_before_its_buffer_is_there_ends_the_process():
     assert at_bytecodes("early").returncode == -signal.SIGSEGV
-
-
-def test_the_control_a_decode_that_trusts_its_caches_is_caught(fuse, monkeypatch):
-    def trusting(stages, prompt, limits, start=State.start):
-        seen = [stage.reader.seen for stage in stages]
-        state = start(stages, prompt, limits)
-        for stage, n in zip(stages, seen, strict=True):
-            stage.reader.seen = min(n, len(prompt) - 1)
-        return state
-
-    other = prepare(duo(), "dense")
-    monkeypatch.setattr(State, "start", trusting)
-    next(request_of(other, [2, 7, 1, 8, 2, 8, 1, 8]))
-    texts = [[step.tokens for step in play(ready)] for ready in (other, prepare(duo(), "dense"))]
-    assert texts[0] != texts[1]
-
-
-def request_of(ready, prompt):
-    """The same stages on another prompt."""
-    from flashspec.decoding.cascade import decode
-
-    return decode(ready.stages, prompt, ready.limits)
 
 
 def test_the_control_a_model_left_truncated_is_caught(fuse, monkeypatch):

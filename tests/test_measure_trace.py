@@ -32,7 +32,7 @@ def live(models, method, sampling, k, new=24):
 def replayed(models, method, sampling, k, new=24):
     """The same counts from a trace; the target is not there to be asked."""
     trace = tracing.record(Models(models.target), PROMPTS, sampling, new)
-    alone = Models(models.draft, models.draft, _flash=Once({"draft": models.flash_head("draft")}))
+    alone = Models(models.draft, models.draft, heads=Once({("draft", "flash"): models.head("draft", "flash")}))
     return theory.replayed_all(tracing.replay_texts(trace, alone, method), k)
 
 

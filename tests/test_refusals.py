@@ -108,7 +108,7 @@ def test_nan_logits_are_refused_and_never_become_a_token(shipped, which, method,
         pytest.skip("plain decoding has no draft")
     models = load(shipped)
     if method == "flash":
-        models.flash_head("draft")
+        models.head("draft", "flash")
     with torch.no_grad():
         models.model(which).layers[0].mlp.down.weight[0, 0] = float("nan")
     sampling = fs.Sampling(temperature, rule="speculative")

@@ -1,4 +1,4 @@
-"""Rules and warps, one decision at a time."""
+"""Rules, warps and dice, one decision at a time."""
 
 from __future__ import annotations
 
@@ -6,17 +6,20 @@ import math
 
 import pytest
 import torch
+from scipy.stats import gumbel_r, kstest
 
 from flashspec.decoding.rules import GumbelCoupling, SpeculativeSampling, TypicalAcceptance, Waiting, probability_of
-from flashspec.sampling import Sampling, Scores, warp
+from flashspec.sampling import Dice, Sampling, Scores, warp
 
-VOCAB = 50
+VOCAB, IDS = 50, 5000
 WARPS = [(0.7, 0, 1.0), (1.5, 5, 1.0), (1.0, 0, 0.8), (0.3, 0, 0.05), (1.2, 7, 0.6), (1.0, 1, 1.0), (1.0, 50, 0.999)]
 RULES = [GumbelCoupling, SpeculativeSampling, TypicalAcceptance]
+POSITIONS = torch.arange(3, 11)
+USES = ("draw", "accept", "residual", "clusters")
 
 
-def logits(rows: int, seed: int = 0, width: int = VOCAB) -> torch.Tensor:
-    return torch.randn(rows, width, generator=torch.Generator().manual_seed(seed)) * 2
+def logits(rows: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(rows, VOCAB, generator=torch.Generator().manual_seed(seed)) * 2
 
 
 def by_transformers(raw: torch.Tensor, temperature: float, top_k: int, top_p: float, order=(0, 1, 2)) -> torch.Tensor:
@@ -33,14 +36,10 @@ def by_transformers(raw: torch.Tensor, temperature: float, top_k: int, top_p: fl
     return raw
 
 
-@pytest.mark.parametrize("parts", WARPS)
-def test_warp_is_transformers_own(parts):
+def test_warp_is_transformers_own_and_another_order_is_not():
     raw = logits(20)
-    assert torch.equal(warp(Scores(None, raw), Sampling(*parts)).logits, by_transformers(raw, *parts))
-
-
-def test_the_control_another_order_is_caught():
-    raw = logits(20)
+    for parts in WARPS:
+        assert torch.equal(warp(Scores(None, raw), Sampling(*parts)).logits, by_transformers(raw, *parts))
     wrong = by_transformers(raw, 1.5, 5, 0.7, order=(2, 0, 1))
     assert not torch.equal(warp(Scores(None, raw), Sampling(1.5, 5, 0.7)).logits, wrong)
 
@@ -57,47 +56,40 @@ def waiting(tokens: list[int], rows: torch.Tensor) -> Waiting:
 
 @pytest.mark.parametrize("kind", RULES)
 @pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0])
-def test_a_rule_leaves_its_inputs_alone(kind, temperature):
+def test_a_rule_leaves_its_inputs_alone_and_decides_the_same_again(kind, temperature):
     rule = kind(Sampling(temperature, top_k=20, top_p=0.9), VOCAB)
     mine, theirs = logits(4, 1), logits(3, 2)
-    before = mine.clone(), theirs.clone()
     asked = waiting([3, 4, 5], theirs)
-    first = rule.verify(Scores(None, mine), asked)
-    drawn = rule.draw(Scores(None, mine[:1]), 10, 0)
-    assert torch.equal(mine, before[0])
-    assert torch.equal(theirs, before[1])
-    again = rule.verify(Scores(None, mine), asked)
+    first, again = (rule.verify(Scores(None, mine), asked) for _ in range(2))
+    drawn, redrawn = (rule.draw(Scores(None, mine[:1]), 10, 0) for _ in range(2))
+    assert torch.equal(mine, logits(4, 1)) and torch.equal(theirs, logits(3, 2))
     assert (int(first.kept), int(first.token)) == (int(again.kept), int(again.token))
     assert torch.equal(first.scores.logits, warp(Scores(None, mine), rule.sampling).logits)
-    assert torch.equal(drawn.token, rule.draw(Scores(None, mine[:1]), 10, 0).token)
+    assert torch.equal(drawn.token, redrawn.token)
 
 
 @pytest.mark.parametrize("kind", RULES[:2])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_equal_proposals_always_stand(kind, temperature):
+def test_equal_proposals_are_accepted_and_impossible_ones_never(kind, temperature):
     rule, rows = kind(Sampling(temperature), VOCAB), logits(5)
     drawn = [rule.draw(Scores(None, rows[i : i + 1]), 10 + i, 0) for i in range(4)]
     asked = Waiting(torch.cat([d.token for d in drawn]), [d.scores for d in drawn], 10, 1)
     assert rule.verify(Scores(None, rows), asked).kept == 4
-
-
-@pytest.mark.parametrize("kind", RULES[:2])
-def test_impossible_proposals_never_stand(kind):
-    rows = logits(2).index_fill(1, torch.tensor([7]), -math.inf)
-    asked = waiting([7], logits(1, 4))
-    kept = [int(kind(Sampling(1.0, seed=s), VOCAB).verify(Scores(None, rows), asked).kept) for s in range(50)]
-    assert kept == [0] * 50
+    without = Scores(None, logits(2).index_fill(1, torch.tensor([7]), -math.inf))
+    rules = [kind(Sampling(temperature, seed=s), VOCAB) for s in range(50)]
+    assert [int(rule.verify(without, waiting([7], logits(1, 4))).kept) for rule in rules] == [0] * 50
 
 
 def test_the_residual_never_gives_the_token_that_was_refused_for_too_much_q():
     """Where p(x) <= q(x) the residual has no mass at x."""
     p, q = logits(2, 1), logits(1, 2)
     token = int((q.softmax(-1) - p[:1].softmax(-1)).argmax())
-    verdicts = [
-        SpeculativeSampling(Sampling(1.0, seed=s), VOCAB).verify(Scores(None, p), waiting([token], q)) for s in range(200)
-    ]
+    rules = [SpeculativeSampling(Sampling(1.0, seed=s), VOCAB) for s in range(200)]
+    verdicts = [rule.verify(Scores(None, p), waiting([token], q)) for rule in rules]
     assert 0 in {int(v.kept) for v in verdicts}
     assert all(int(v.token) != token for v in verdicts if not int(v.kept))
+    alone = Scores(None, torch.full((1, VOCAB), -math.inf).index_fill_(1, torch.tensor([31]), 0.0))
+    assert {int(rule.draw(alone, 3, 0).token) for rule in rules} == {31}
 
 
 def test_probabilities_of_sparse_scores_count_each_id_once():
@@ -120,14 +112,61 @@ def test_nan_scores_are_marked(kind, temperature):
     assert bool(rule.draw(Scores(None, rows[:1]), 10, 0).sound)
 
 
-def test_a_single_surviving_token_is_drawn_whatever_the_dice():
-    alone = torch.full((1, VOCAB), -math.inf).index_fill_(1, torch.tensor([31]), 0.0)
-    tokens = {int(SpeculativeSampling(Sampling(1.0, seed=s), VOCAB).draw(Scores(None, alone), 3, 0).token) for s in range(50)}
-    assert tokens == {31}
-
-
 @pytest.mark.parametrize("bad", [{"temperature": -0.1}, {"temperature": math.inf}, {"temperature": math.nan}, {"top_p": 0.0},
                                  {"top_p": 1.1}, {"top_k": -1}, {"rule": "hope"}])  # fmt: skip
 def test_nonsense_sampling_is_refused_in_words(bad):
     with pytest.raises(ValueError, match=f"{next(iter(bad))}.*{next(iter(bad.values()))}"):
         Sampling(**bad)
+
+
+def noise(seed: int, positions: torch.Tensor = POSITIONS, ids: torch.Tensor | None = None) -> torch.Tensor:
+    width = IDS if ids is None else ids.shape[1]
+    return Dice(seed).gumbel(Scores(ids, torch.zeros(len(positions), width)), positions, IDS)
+
+
+def p_value(found: torch.Tensor, law=gumbel_r.cdf) -> float:
+    return kstest(found.flatten().numpy(), law).pvalue
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2**63 + 5, -1])
+def test_the_noise_is_standard_gumbel_and_a_wider_one_is_not(seed):
+    assert p_value(noise(seed)) > 1e-4 > p_value(1.05 * noise(seed))
+    assert p_value(noise(seed, torch.arange(IDS), torch.full((IDS, 1), 17))) > 1e-4
+
+
+def test_every_id_wins_equally_often():
+    wins = torch.cat([noise(s, torch.arange(500), torch.arange(8).expand(500, 8)).argmax(1) for s in range(20)])
+    spread = ((torch.bincount(wins, minlength=8) - 1250.0) ** 2 / 1250).sum()
+    assert spread < 29.9  # chi-square, 7 degrees of freedom, p = 1e-4
+
+
+def test_noise_belongs_to_positions_and_ids_and_not_to_batch_order_or_column():
+    whole, back = noise(5), noise(5, POSITIONS.flip(0)).flip(0)
+    alone = torch.cat([noise(5, POSITIONS[i : i + 1]) for i in range(len(POSITIONS))])
+    assert torch.equal(whole, back) and torch.equal(whole, alone) and torch.isfinite(whole).all()
+    ids = torch.randint(0, IDS, (len(POSITIONS), 40), generator=torch.Generator().manual_seed(0))
+    assert torch.equal(noise(5, ids=ids), whole.gather(1, ids)) and not torch.equal(noise(5, ids=ids), whole[:, :40])
+
+
+def test_seeds_positions_and_purposes_have_noise_of_their_own():
+    base, clusters = noise(5), Dice(5).cluster_gumbel(torch.zeros(len(POSITIONS), IDS), POSITIONS)
+    for other in (base[1], noise(6)[0], clusters[0]):
+        assert abs(float(torch.corrcoef(torch.stack([base[0], other]))[0, 1])) < 0.06
+
+
+@pytest.mark.parametrize("use", USES)
+def test_uniforms_are_uniform(use):
+    for stage in (0, 2):
+        found = Dice(0).uniform(list(range(5000)), stage, use)
+        assert found.dtype is torch.float64 and 0 < float(found.min()) < float(found.max()) < 1
+        assert p_value(found, "uniform") > 1e-4
+
+
+def test_no_number_serves_two_purposes_whoever_asks_and_in_whatever_order():
+    drawn = [Dice(seed).uniform(list(range(300)), stage, use) for seed in (0, 1) for stage in (0, 1, 2) for use in USES]
+    table = torch.stack(drawn)
+    assert len(table.unique()) == table.numel()
+    assert float((torch.corrcoef(table) - torch.eye(len(table))).abs().max()) < 0.25
+    assert torch.equal(Dice(3).uniform([9, 2], 1, "draw"), torch.cat([Dice(3).uniform([p], 1, "draw") for p in (9, 2)]))
+    with pytest.raises(KeyError):
+        Dice(3).uniform([1], 0, "luck")

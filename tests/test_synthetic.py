@@ -13,7 +13,7 @@ from flashspec.decoding.cascade import decode
 from flashspec.decoding.generate import count
 from flashspec.decoding.method import METHODS, build
 from flashspec.decoding.models import Models
-from flashspec.decoding.scripted import ScriptedAcceptance, curve_of, scripted
+from flashspec.decoding.scripted import ScriptedAcceptance, scripted
 from flashspec.decoding.state import Event, Limits
 from flashspec.models import memory
 from flashspec.models import synthetic as shapes
@@ -100,12 +100,6 @@ def test_scripted_rounds_do_not_depend_on_finalisation_or_on_the_models() -> Non
     assert (deferred.rounds, deferred.accepted) == (eager.rounds, eager.accepted) and eager.forwards > deferred.forwards
     assert stats(duo(3, torch.float32), [0.6])[0].accepted == deferred.accepted
     assert stats(duo(0, torch.float32), [0.1])[0].accepted < deferred.accepted
-
-
-def test_a_recorded_curve_is_the_share_that_stood_among_those_that_were_reached() -> None:
-    assert curve_of([(3, 3), (3, 1), (3, 0), (1, 1)]) == (0.75, 0.5, 1.0)
-    with pytest.raises(ValueError, match="no verification judged a token"):
-        curve_of([(0, 0)])
 
 
 def test_impossible_scripts_are_refused() -> None:

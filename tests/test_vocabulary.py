@@ -70,9 +70,9 @@ def test_the_control_padding_that_is_not_cut_is_written(tmp_path: Path) -> None:
 
 def test_a_stored_head_of_the_whole_weight_is_left_aside(tmp_path: Path) -> None:
     folders = written(tmp_path, EXTRA["draft"])
-    load(folders["draft"], folders["draft"], dtype="float32", device="cpu").flash_head("draft").save(folders["draft"])
+    load(folders["draft"], folders["draft"], dtype="float32", device="cpu").head("draft", "flash").save(folders["draft"])
     cut = pair(folders)
-    assert cut.cut == ("draft",) and cut.flash_head("draft").vocab_size == tiny.VOCAB
+    assert cut.cut == ("draft",) and cut.head("draft", "flash").vocab_size == tiny.VOCAB
 
 
 def test_a_model_that_transformers_reads_is_cut_too(tmp_path: Path) -> None:

@@ -60,15 +60,19 @@ def imitation(target: Transformer, layers: int, seed: int, noise: float, **chang
     return draft
 
 
-@functools.cache
-def duo(seed: int = 0, dtype: torch.dtype = torch.float64, noise: float = 0.1) -> Models:
-    """A target of six layers, a draft of two, and FlashHeads of four ids a cluster."""
-    target = random_model(seed)
-    models = Models(target.to(dtype), imitation(target, 2, seed, noise).to(dtype))
-    for which in ("target", "draft"):
-        model = models.model(which)
-        models._flash[which] = FlashHead.build(model.head_weight, model.norm, cluster_size=4, probes=3)
+def headed(models: Models, probes: int = 4) -> Models:
+    """The models with FlashHeads of four ids a cluster, made now; four probes are what the compiled kernels take."""
+    for which, model in {"target": models.target, "draft": models.draft}.items():
+        if model is not None:
+            models.heads[which, "flash"] = FlashHead.build(model.head_weight, model.norm, cluster_size=4, probes=probes)
     return models
+
+
+@functools.cache
+def duo(seed: int = 0, dtype: torch.dtype = torch.float64, noise: float = 0.1, layers: int = 6, **changes) -> Models:
+    """A target of six layers and a draft of two, with FlashHeads."""
+    target = random_model(seed, layers, **changes)
+    return headed(Models(target.to(dtype), imitation(target, 2, seed, noise, **changes).to(dtype)), 3)
 
 
 def run(models: Models, method="dense", temperature: float = 0.0, rule: str = "coupling", **options) -> Output:

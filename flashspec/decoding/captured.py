@@ -6,14 +6,15 @@ where FLASHSPEC_GRAPHS is "eager", the twin that a recording must equal.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from flashspec.decoding.rules import Drawn, rule_for
-from flashspec.decoding.stages import Burst, Stage
+from flashspec.decoding.stages import Burst, Score, Stage, Write
 from flashspec.heads.base import Head
 from flashspec.heads.candidates import ContextHead, PreviewHead, ShortlistHead
 from flashspec.heads.dense import DenseHead
@@ -23,24 +24,25 @@ from flashspec.models.reader import Reads, SpanReader
 from flashspec.sampling import DeviceDice, Sampling, Scores
 
 HEADS = (DenseHead, FlashHead, ShortlistHead, ContextHead, PreviewHead)
-Result = TypeVar("Result")
 
 
-def fixed_reader(stage: Stage) -> SpanReader | None:
-    """A stage's reader where it runs at fixed shapes below a head that a graph can hold, None elsewhere."""
-    reader = stage.reader
-    fixed = isinstance(reader, SpanReader) and isinstance(reader.engine, FixedEngine) and isinstance(stage.head, HEADS)
-    return reader if fixed else None  # type: ignore[return-value]
+def replayed(stage: Stage) -> tuple[Score | None, Write | None] | None:
+    """Scores of dense heads, and bursts that nothing of the stage's own could end; None off fixed shapes and other heads."""
+    reader, head = stage.reader, stage.head
+    if not (isinstance(reader, SpanReader) and isinstance(reader.engine, FixedEngine) and isinstance(head, HEADS)):
+        return None
+    score = CapturedScore(reader, head) if isinstance(head, DenseHead) else None
+    alone = reader.below is None and stage.doubt is None
+    return score, CapturedBurst(reader, head, stage.rule.sampling) if alone else None
 
 
-class Track:
-    """The static side of a reader: its tokens by position, and calls over them, recorded once for each of their shapes."""
+class Track(ABC):
+    """The static side of a reader: its tokens by position, and steps over them, recorded once for each of their shapes."""
 
-    def __init__(self, reader: SpanReader) -> None:
-        assert isinstance(reader.engine, FixedEngine)
-        self.reader, self.engine = reader, reader.engine
+    def __init__(self, reader: SpanReader, head: Head) -> None:
+        self.reader, self.engine, self.head = reader, cast(FixedEngine, reader.engine), head
         self.tokens = torch.zeros(reader.context + 1, dtype=torch.int64, device=reader.rows.device)
-        self._calls: dict[tuple[int, ...], Callable[[], object]] = {}
+        self._steps: dict[tuple[int, ...], Callable[[], Any]] = {}
 
     def take(self, tokens: Tensor, first: int, stop: int) -> tuple[int, Reads]:
         """Copy tokens up to `stop`, from `first` or where reading continues; how many of them a step has to read, and the rows
@@ -65,79 +67,74 @@ class Track:
 
         return read
 
-    def run(self, shape: tuple[int, int, int], make: Callable[[tuple[int, int, int]], Callable[[], Result]]) -> Result:
-        """The result of a call of this shape (rows to read, rows to score, keys), made and recorded where it is new."""
-        if shape not in self._calls:
-            call = make(shape)
-            self._calls[shape] = Replay(call, self.tokens.device) if self.engine.record else call
-        return self._calls[shape]()  # type: ignore[return-value]
+    @abstractmethod
+    def step(self, n: int, rows: int, keys: int) -> Callable[[], Any]:
+        """A function of `begin` alone that reads n tokens and scores so many of the newest rows."""
+
+    def run(self, *shape: int) -> Any:
+        """What a step of this shape gives, made and recorded where it is new."""
+        if shape not in self._steps:
+            step = self.step(*shape)
+            self._steps[shape] = Replay(step, self.tokens.device) if self.engine.record else step
+        return self._steps[shape]()
 
 
-class CapturedBurst:
+class CapturedBurst(Track):
     """Drafts a burst step by step at fixed shapes: read, score, draw and write, one replay for each token."""
 
     def __init__(self, reader: SpanReader, head: Head, sampling: Sampling) -> None:
-        self.head, self.dice, self.track = head, DeviceDice(sampling.seed), Track(reader)
-        self.rule = rule_for(sampling, head.vocab_size, self.dice)
+        super().__init__(reader, head)
+        self.rule = rule_for(sampling, head.vocab_size, DeviceDice(sampling.seed))
 
     @torch.inference_mode()
     def __call__(self, tokens: Tensor, start: int, want: int) -> Burst:
         if not want:
             return Burst([], 0)
-        track, drawn = self.track, list[Drawn]()
-        track.reader.check_room(start + want - 1)
-        n, reads = track.take(tokens, start, start)
+        self.reader.check_room(start + want - 1)
+        drawn, (n, reads) = list[Drawn](), self.take(tokens, start, start)
         for position in range(start, start + want):
-            track.engine.begin.fill_(position - n)
-            made = track.run((n, 1, track.engine.keys(position)), self.step)
+            self.engine.begin.fill_(position - n)
+            made = self.run(n, 1, self.engine.keys(position))
             tokens[position : position + 1] = made.token
             drawn.append(Drawn(tokens[position : position + 1], kept(made.scores), made.sound.clone()))
-            track.reader.advance(position)
+            self.reader.advance(position)
             n = 1
         return Burst(drawn, reads[-1] + want - 1)
 
-    def step(self, shape: tuple[int, int, int]) -> Callable[[], Drawn]:
-        """A function of `begin` alone that reads, scores the newest row, draws and writes."""
-        n, _, keys = shape
-        track, read = self.track, self.track.read(n, keys)
+    def step(self, n: int, rows: int, keys: int) -> Callable[[], Drawn]:
+        """Reads, scores the newest row, draws and writes."""
+        read, dice = self.read(n, keys), DeviceDice(self.rule.sampling.seed)
 
         def step() -> Drawn:
             read()
-            place = track.engine.begin[None] + n
-            scores = self.head(track.reader.rows[place - 1], place, self.dice)
-            drawn = self.rule.draw(scores, place, 0)
-            track.tokens.index_copy_(0, place, drawn.token)
+            place = self.engine.begin[None] + n
+            drawn = self.rule.draw(self.head(self.reader.rows[place - 1], place, dice), place, 0)
+            self.tokens.index_copy_(0, place, drawn.token)
             return drawn
 
         return step
 
 
-class CapturedScore:
+class CapturedScore(Track):
     """Reads and scores at fixed shapes in one replay."""
-
-    def __init__(self, reader: SpanReader, head: DenseHead) -> None:
-        self.head, self.track = head, Track(reader)
 
     @torch.inference_mode()
     def __call__(self, tokens: Tensor, first: int) -> tuple[Scores, Reads]:
-        track, stop = self.track, len(tokens)
-        track.reader.check_room(stop)
-        n, reads = track.take(tokens, first, stop)
-        track.engine.begin.fill_(stop - n)
-        scores = kept(track.run((n, stop - first + 1, track.engine.keys(stop)), self.rows))
-        track.reader.advance(stop)
+        stop = len(tokens)
+        self.reader.check_room(stop)
+        n, reads = self.take(tokens, first, stop)
+        self.engine.begin.fill_(stop - n)
+        scores = kept(self.run(n, stop - first + 1, self.engine.keys(stop)))
+        self.reader.advance(stop)
         return scores, reads
 
-    def rows(self, shape: tuple[int, int, int]) -> Callable[[], Scores]:
-        """A function of `begin` alone that reads, and scores the newest rows."""
-        n, rows, keys = shape
-        track, read = self.track, self.track.read(n, keys)
-        steps, none = torch.arange(1 - rows, 1, device=track.tokens.device), DeviceDice(0)
+    def step(self, n: int, rows: int, keys: int) -> Callable[[], Scores]:
+        read, steps = self.read(n, keys), torch.arange(1 - rows, 1, device=self.tokens.device)
 
         def score() -> Scores:
             read()
-            places = track.engine.begin + n + steps
-            return self.head(track.reader.rows[places - 1], places, none)
+            places = self.engine.begin + n + steps
+            return self.head(self.reader.rows[places - 1], places, DeviceDice(0))
 
         return score
 

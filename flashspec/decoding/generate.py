@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from flashspec.decoding.cascade import decode
-from flashspec.decoding.method import METHODS, Method, build, method_named
+from flashspec.decoding.method import Method, build, method_named
 from flashspec.decoding.models import Models
 from flashspec.decoding.stages import Stage
-from flashspec.decoding.state import Event, Limits, Step
+from flashspec.decoding.state import Event, Limits, Step, check_prompt
 from flashspec.sampling import GREEDY, Sampling
 from flashspec.typed import typed, whole_numbers
 
@@ -50,13 +50,12 @@ class Stats:
 def count(events: list[Event], emitted: int, stages: int) -> Stats:
     """Stats of a decode's events, for a method of this many stages."""
     last = [e for e in events if e.stage == stages - 1]
+    rounds = sum(e.adds for e in last)
     if stages == 1:
-        written = sum(e.adds for e in last)
-        return Stats(written, 0, 0, 0, emitted, written)
-    drafted = sum(e.adds for e in events if e.stage == 0)
+        return Stats(rounds, 0, 0, 0, emitted, rounds)
     judged, accepted = sum(e.waiting for e in last), sum(e.kept for e in last)
-    forwards = sum(e.rows > 0 for e in last)
-    return Stats(sum(e.adds for e in last), drafted, judged, accepted, emitted, forwards)
+    drafted = sum(e.adds for e in events if e.stage == 0)
+    return Stats(rounds, drafted, judged, accepted, emitted, forwards=sum(e.rows > 0 for e in last))
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ class Request:
     ids: list[int]
     stages: list[Stage]
     limits: Limits
-    method: Method = METHODS["baseline"]
+    method: Method
 
     def steps(self) -> Iterator[Step]:
         """Decode; yields tokens as they become final."""
@@ -91,12 +90,7 @@ def request(models: Models, prompt: Prompt, method: str | Method, sampling: Samp
     chosen = method_named(method, options)
     limits = Limits(new, models.stop if stop is None else whole_numbers("stop (token ids)", stop), chosen.finalize)
     ids = models.encode(prompt) if isinstance(prompt, str) else list(whole_numbers("prompt", prompt))
-    if not ids:
-        raise ValueError("the prompt is empty; give at least one token")
-    if len(ids) >= models.context:
-        raise ValueError(
-            f"the prompt has {len(ids)} tokens and the context holds {models.context}; shorten it to {models.context - 1}"
-        )
+    check_prompt(ids, models.context)
     return Request(ids, build(chosen, models, sampling, min(models.context, len(ids) + new)), limits, chosen)
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from flashspec.heads.base import Fixed
-from flashspec.models.reader import Reads
+from flashspec.models.reader import RowReader
 from flashspec.sampling import Dice, Scores
 
 NOTHING = -1
@@ -29,33 +29,17 @@ def continuation(tokens: Tensor, longest: int, shortest: int) -> Tensor:
     return torch.where(lengths[best] >= shortest, tokens[best + 1], NOTHING)
 
 
-class LookupReader:
-    """A reader whose newest row is the id that lookup proposes next; it reads the text itself and costs no layer.
-
-    Older rows are not filled in: nobody asks a stage 0 for them.
-    """
+class LookupReader(RowReader):
+    """A reader whose newest row is the id that lookup proposes next; nobody asks a stage 0 for older ones."""
 
     layers = 0
 
     def __init__(self, context: int, longest: int = 3, device: torch.device | str = "cpu") -> None:
-        if longest < 1:
-            raise ValueError(f"lookup compares at least 1 token, got {longest}")
-        self.context, self.longest, self.shortest = context, longest, min(2, longest)
-        self.rows = torch.full((context,), NOTHING, dtype=torch.int64, device=device)
-        self.seen = 0
-        self.text: Tensor | None = None
+        super().__init__(context, torch.full((context,), NOTHING, dtype=torch.int64, device=device))
+        self.longest = longest
 
-    def read(self, tokens: Tensor) -> Reads:
-        """Read what is missing of tokens [n]; the last of the first n rows is then the proposal."""
-        new = max(0, len(tokens) - self.seen)
-        if new:
-            self.rows[len(tokens) - 1 : len(tokens)] = continuation(tokens, self.longest, self.shortest)
-            self.seen += new
-        return (new,)
-
-    def rewind(self, n: int) -> None:
-        """Forget all but the first n tokens."""
-        self.seen = min(self.seen, n)
+    def _fresh(self, tokens: Tensor) -> Tensor:
+        return continuation(tokens, self.longest, min(2, self.longest))
 
 
 class LookupHead(Fixed):
@@ -72,3 +56,8 @@ class LookupHead(Fixed):
     def bytes_read(self, rows: int) -> int:
         """No weights."""
         return 0
+
+
+def nothing_to_say(scores: Scores) -> Tensor:
+    """In doubt where no candidate has a probability: without a match."""
+    return torch.isinf(scores.logits).all(-1)

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import Any, cast
+from typing import Any
 
-from flashspec.decoding.adaptive import DOUBTS, Doubt, doubt_named, nothing_to_say
-from flashspec.decoding.lookup import LookupHead, LookupReader
-from flashspec.decoding.models import Models, dense_head, spans, whole
+from flashspec.decoding.lookup import LookupHead, LookupReader, nothing_to_say
+from flashspec.decoding.models import Models, dense_head, spans
 from flashspec.decoding.rules import TypicalAcceptance, rule_for
-from flashspec.decoding.stages import Stage
+from flashspec.decoding.stages import DOUBTS, Stage, doubt_named
 from flashspec.decoding.ways import fastest
-from flashspec.heads.base import Head, fused
+from flashspec.heads.base import Head
 from flashspec.heads.registry import HEADS
 from flashspec.models.reader import Reader
 from flashspec.sampling import GREEDY, Sampling
 from flashspec.typed import typed, whole_numbers
+
+CHOICES = {
+    "draft": ("none", "model", "cascade", "lookup"),
+    "doubt": tuple(DOUBTS),
+    "middle": ("exact", "typical"),
+    "head": tuple(HEADS),
+    "finalize": ("eager", "deferred"),
+    "selection": ("top", "sample"),
+}
 
 
 @typed
@@ -54,12 +62,9 @@ class Method:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "exits", whole_numbers("exits", self.exits))
-        _one_of("draft", self.draft, ("none", "model", "cascade", "lookup"))
-        _one_of("doubt", self.doubt, tuple(DOUBTS))
-        _one_of("middle", self.middle, ("exact", "typical"))
-        _one_of("head", self.head, tuple(HEADS))
-        _one_of("finalize", self.finalize, ("eager", "deferred"))
-        _one_of("selection", self.selection, ("top", "sample"))
+        for name, known in CHOICES.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
         if self.k < 1 or self.interval < 1:
             raise ValueError(f"k and interval must be at least 1, got k={self.k}, interval={self.interval}")
         if list(self.exits) != sorted(set(self.exits)) or min(self.exits, default=1) < 1:
@@ -88,22 +93,12 @@ class Method:
         return self.writer_is_target or (sampling.rule != "typical" and not (self.middle == "typical" and claims))
 
 
-def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
-
-
 def _check_options(method: Method) -> None:
     """Refuse options that the method's head does not take; plain decoding and dense heads ignore those of others."""
     takes = HEADS[method.head].options
-    asked = {
-        "probes": method.probes is not None,
-        "selection": method.selection != "top",
-        "shortlist": method.shortlist is not None,
-    }
-    wrong = [name for name, given in asked.items() if given and name not in takes and method.head != "dense"]
-    if wrong:
-        raise ValueError(f"head {method.head!r} has no option {wrong[0]!r}; its options: {', '.join(takes) or 'none'}")
+    for name, default in (("probes", None), ("selection", "top"), ("shortlist", None)):
+        if getattr(method, name) != default and name not in takes and method.head != "dense":
+            raise ValueError(f"head {method.head!r} has no option {name!r}; its options: {', '.join(takes) or 'none'}")
 
 
 METHODS = {
@@ -120,6 +115,26 @@ METHODS = {
 }
 
 
+@typed
+def self_speculation(draft_exit: int = 2, k: int = 4, **changes: Any) -> Method:
+    """One exit drafts k tokens, the whole model verifies them (LayerSkip, Elhoushi et al. 2024, section 4.3)."""
+    return Method(exits=(draft_exit,), k=k, **changes)
+
+
+@typed
+def hispec(draft_exit: int = 2, verify_exit: int = 4, n_d: int = 2, n_i: int = 4, **changes: Any) -> Method:
+    """HiSpec (Kumar et al. 2025, section 3): the layers below `draft_exit` draft n_d tokens, those below `verify_exit` verify
+    them, and the whole model acts once n_i tokens wait for it. `changes` are fields of Method."""
+    return Method(exits=(draft_exit, verify_exit), k=n_d, interval=n_i, **changes)
+
+
+@typed
+def cascade(n_d: int = 4, n_i: int = 8, **changes: Any) -> Method:
+    """Separate models in a row, as `load(draft=("small", "middle"))` brings them: the smallest drafts n_d tokens, every model
+    above the second acts once n_i tokens wait for it."""
+    return Method(draft="cascade", k=n_d, interval=n_i, **changes)
+
+
 def method_named(method: str | Method, changes: dict[str, Any]) -> Method:
     """A method by name or value, with fields changed; ValueError names what is unknown."""
     if isinstance(method, str) and method not in METHODS:
@@ -134,58 +149,44 @@ def method_named(method: str | Method, changes: dict[str, Any]) -> Method:
 @typed
 def build(method: Method, models: Models, sampling: Sampling = GREEDY, context: int | None = None) -> list[Stage]:
     """The stages of a method over these models, with fresh caches of `context` tokens (None: the models' own)."""
-    layers = models.target.config.layers
+    layers, vocab_size = models.target.config.layers, models.target.config.vocab_size
     if context is not None and context < 1:
         raise ValueError(f"context must be at least 1, got {context}")
     if method.exits and method.exits[-1] >= layers:
         raise ValueError(f"exits must lie below the target's {layers} layers, got {method.exits}")
-    chain = readers(method, models, context or models.context)
-    rule = rule_for(sampling, models.target.config.vocab_size)
-    middle = rule if method.middle == "exact" else TypicalAcceptance(sampling, models.target.config.vocab_size)
-    heads = [_writer_head(method, models, sampling), *(_verifier_head(models, reader) for reader in chain[1:])]
-    rules = [rule, *[middle] * (len(chain) - 2), rule]
-    waits = [1, method.k, *[method.interval] * len(chain)]
-    return [Stage(*parts, fastest) for parts in zip(chain, heads, rules, waits, _doubts(method, len(chain)), strict=False)]
+    readers, heads = zip(*_chain(method, models, context or models.context), strict=True)
+    above, rule = len(readers) - 1, rule_for(sampling, vocab_size)
+    middle = rule if method.middle == "exact" else TypicalAcceptance(sampling, vocab_size)
+    rules = [rule, *[middle] * (above - 1), rule]
+    waits = [1, method.k, *[method.interval] * above]
+    first = nothing_to_say if method.draft == "lookup" else doubt_named(method.doubt, method.draft_doubt)
+    doubts = [first, *[doubt_named(method.doubt, method.verify_doubt)] * (above - 1), None] if above else [None]
+    heads = (_writer_head(method, models, sampling, heads[0]), *heads[1:])
+    return [Stage(*parts, fastest) for parts in zip(readers, heads, rules, waits, doubts, strict=False)]
 
 
-def readers(method: Method, models: Models, context: int) -> list[Reader]:
-    """The chain of readers from the writer up: lookup or smaller models, then the target's spans up to each exit and the top."""
-    below: list[Reader] = []
+def _chain(method: Method, models: Models, context: int) -> list[tuple[Reader, Head]]:
+    """Readers from the writer up, each with the exact head of its rows: of lookup or of smaller models, then of the target at
+    each exit, through its adapter where it has one, and at the top."""
+    target, below = models.target, list[tuple[Reader, Head]]()
     if method.draft == "lookup":
-        below = [LookupReader(context, method.ngram, models.target.device)]
+        reader = LookupReader(context, method.ngram, target.device)
+        below = [(reader, LookupHead(target.config.vocab_size))]
     elif method.draft != "none":
         small = models.drafts if method.draft == "cascade" and models.drafts else (models.model("draft"),)
-        below = [whole(model, context) for model in small]
-    return [*below, *spans(models.target, (*method.exits, models.target.config.layers), context, method.reuse)]
+        below = [(spans(model, (model.config.layers,), context)[0], dense_head(model.norm, model)) for model in small]
+    stops = (*method.exits, target.config.layers)
+    heads = [dense_head(models.exit_norm(stop), target) for stop in stops]
+    return [*below, *zip(spans(target, stops, context, method.reuse), heads, strict=True)]
 
 
-def _doubts(method: Method, count: int) -> list[Doubt | None]:
-    """What makes each of `count` stages ask the one above; the last has none above it."""
-    writer = nothing_to_say if method.draft == "lookup" else doubt_named(method.doubt, method.draft_doubt)
-    return [writer, *[doubt_named(method.doubt, method.verify_doubt)] * (count - 2), None] if count > 1 else [None]
-
-
-def _verifier_head(models: Models, reader: Reader) -> Head:
-    """The dense head of a stage above the writer: of its own model, through the exit's adapter where it has one."""
-    model = getattr(reader, "model", models.target)
-    norm = models.exit_norm(getattr(reader, "stop", model.config.layers)) if model is models.target else model.norm
-    return dense_head(norm, model)
-
-
-def _writer_head(method: Method, models: Models, sampling: Sampling) -> Head:
-    """The head of stage 0."""
-    if method.draft == "lookup":
-        return LookupHead(models.target.config.vocab_size)
-    which = "target" if method.draft == "none" else "draft"
-    model = models.model(which)
-    norm = models.exit_norm(method.exits[0]) if which == "target" and method.exits else model.norm
+def _writer_head(method: Method, models: Models, sampling: Sampling, dense: Any) -> Head:
+    """The head of stage 0: the exact one, or in its place the method's, with its own probes, shortlist and selection, made
+    afresh where it keeps state."""
     if method.head == "dense":
-        return dense_head(norm, model)
-    return _tuned(replace(cast(Any, models.head(which, method.head)), norm=fused(norm)), method, sampling)
-
-
-def _tuned(head: Any, method: Method, sampling: Sampling) -> Head:
-    """A head, made afresh where it keeps state, with the method's own probes, shortlist and selection."""
+        return dense
+    head: Any = models.head("target" if method.draft == "none" else "draft", method.head)
+    head = replace(head, norm=dense.norm)
     if method.probes is not None:
         head = head.with_probes(method.probes)
     if method.shortlist is not None:

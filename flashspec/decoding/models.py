@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
+import torch
+
 from flashspec.decoding.vocabulary import check_tokenizers, cut_padding, tokenizer_of
 from flashspec.heads.base import Head, Norm
 from flashspec.heads.dense import DenseHead, LogitRows
-from flashspec.heads.flash import FlashHead
 from flashspec.heads.registry import VARIANTS, Origin, head_named
 from flashspec.models.adapter import Adapter, AdapterReader, processes
 from flashspec.models.config import ModelConfig, Unsupported
@@ -44,18 +45,18 @@ class Models:
 
     `between` holds models that verify below the target in a cascade, from the smallest; `exits` the adapters of the
     target's exits by layer, where its checkpoint brings some. A model that only transformers computes is an `Adapter`: it is
-    read whole, and gives a FlashHead only where its rows are hidden ones. `cut` names models whose padding rows were cut.
+    read whole, and gives a FlashHead only where its rows are hidden ones. `cut` names models whose padding rows were cut,
+    `heads` holds the draft heads that were made, by model ("target" or "draft") and name.
     """
 
     target: Transformer
     draft: Transformer | None = None
     tokenizer: Any = None
     folders: dict[str, Path] = field(default_factory=dict)
-    _flash: Once[str, FlashHead] = field(default_factory=Once, repr=False)
     between: tuple[Transformer, ...] = ()
     exits: dict[int, ExitAdapter] = field(default_factory=dict, repr=False)
-    _heads: Once[tuple[str, str], Head] = field(default_factory=Once, repr=False)
     cut: tuple[str, ...] = ()
+    heads: Once[tuple[str, str], Head] = field(default_factory=Once, repr=False)
 
     def __post_init__(self) -> None:
         for draft in self.drafts:
@@ -77,25 +78,16 @@ class Models:
 
     def model(self, which: str) -> Transformer:
         """The model named "target" or "draft"."""
-        if which == "draft" and self.draft is None:
+        found = self.draft if which == "draft" else self.target
+        if found is None:
             raise ValueError("this method drafts with a second model and none is loaded; give draft=... to fs.load")
-        return self.draft if which == "draft" and self.draft is not None else self.target
-
-    def flash_head(self, which: str) -> FlashHead:
-        """The FlashHead of one model: read from its folder where it ships one, built once otherwise."""
-        return self._flash.made(which, lambda: cast(FlashHead, head_named("flash", self._origin(which, "flash"))))
+        return found
 
     def head(self, which: str, name: str) -> Head:
         """A draft head by name over one model, made once; every FlashHead shares one clustering. ValueError as head_named."""
-        if name == "flash":
-            return self.flash_head(which)
         if name in VARIANTS:
-            return self._heads.made((which, name), lambda: self.flash_head(which).with_plan(**VARIANTS[name]))
-        return self._heads.made((which, name), lambda: head_named(name, self._origin(which, name)))
-
-    def give(self, which: str, name: str, head: Head) -> None:
-        """Let this head answer to a name over one model, in the place of the one that `head` would make."""
-        self._heads[which, name] = head
+            return self.heads.made((which, name), lambda: cast(Any, self.head(which, "flash")).with_plan(**VARIANTS[name]))
+        return self.heads.made((which, name), lambda: head_named(name, self._origin(which, name)))
 
     def _origin(self, which: str, name: str) -> Origin:
         """What a head is made from; stored heads do not fit a model whose rows were cut."""
@@ -155,8 +147,6 @@ def load(
     whose layers hold more parameters than the target's.
     Models of one tokenizer whose embeddings are padded to different sizes are cut to the smallest.
     """
-    import torch
-
     device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     names = [] if draft is None else [draft] if isinstance(draft, (str, Path)) else draft
     drafts = {f"between-{i}" if i else "draft": name for i, name in enumerate(names)}
@@ -214,12 +204,7 @@ def spans(model: Transformer, stops: Sequence[int], context: int | None = None, 
                 f"{model.config.family} is read whole, through transformers; exits need one of our own architectures"
             )
         return [AdapterReader(model, context)]
-    chain: list[SpanReader] = []
+    chain: list[Any] = []
     for stop in stops:
         chain.append(SpanReader(model, stop, chain[-1] if chain and reuse else None, context))
-    return list[Reader](chain)
-
-
-def whole(model: Transformer, context: int | None = None) -> Reader:
-    """The reader of all of a model's layers."""
-    return spans(model, (model.config.layers,), context)[0]
+    return chain

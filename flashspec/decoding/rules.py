@@ -61,55 +61,14 @@ class AcceptanceRule(Protocol):
         """Judge m waiting tokens by m + 1 rows of raw scores, without host synchronisation."""
 
 
-def _places(position: int | Tensor) -> Positions:
-    """A position as one of many; one that was given on a device stays there."""
-    return position if isinstance(position, Tensor) else [position]
-
-
 def prefix(flags: Tensor) -> Tensor:
     """How many [1] of the flags [m] hold before the first that does not."""
     return flags.long().cumprod(0).sum()[None]
 
 
-@typed
-class GumbelCoupling:
-    """Every stage adds the same noise at the same position and takes the best: all exact methods print one text per seed.
-
-    The Gumbel-max coupling of drafter-invariant speculative decoding (Daliri et al. 2025); greedy at temperature 0.
-    """
-
-    exact = True
-
-    def __init__(self, sampling: Sampling, vocab_size: int, dice: Dice | None = None) -> None:
-        self.sampling, self.vocab_size, self.dice = sampling, vocab_size, dice or Dice(sampling.seed)
-
-    def best(self, scores: Scores, positions: Positions) -> tuple[Tensor, Tensor]:
-        """Ids [n] of the best of warped scores [n, m] under each position's noise, and whether there was one: no NaN."""
-        noise = self.dice.hashed(scores, positions, self.vocab_size) if self.sampling.temperature else ()
-        columns = kernels.best_columns(scores.logits, *noise)
-        if columns is not None:
-            return scores.pick(columns.clamp(min=0)), columns >= 0
-        logits = scores.logits + self.dice.noise(*noise) if noise else scores.logits
-        best, columns = logits.max(-1)
-        return scores.pick(columns), ~torch.isnan(best)
-
-    def draw(self, scores: Scores, position: int | Tensor, stage: int) -> Drawn:
-        warped = warp(scores, self.sampling)
-        token, sound = self.best(warped, _places(position))
-        return Drawn(token, warped, sound)
-
-    def law(self, positions: list[int], stage: int) -> kernels.Law:
-        """What `draw` does at these positions, in the kernels' words; top-k and top-p apart."""
-        heat = self.sampling.temperature
-        if heat == 0:
-            return kernels.Law(heat)
-        return kernels.Law(heat, *self.dice.hashed(None, positions, self.vocab_size))
-
-    def verify(self, scores: Scores, waiting: Waiting) -> Verdict:
-        warped = warp(scores, self.sampling)
-        wanted, sound = self.best(warped, waiting.positions)
-        kept = prefix(wanted[:-1] == waiting.tokens)
-        return Verdict(kept, wanted[kept], sound.all()[None], warped)
+def places(position: int | Tensor) -> Positions:
+    """A position as one of many; one that was given on a device stays there."""
+    return position if isinstance(position, Tensor) else [position]
 
 
 def draw_from(weights: Tensor, uniform: Tensor) -> Tensor:
@@ -137,43 +96,75 @@ def probability_of(scores: Scores, tokens: Tensor) -> Tensor:
 
 
 @typed
-class SpeculativeSampling:
-    """Accept x with probability min(1, p(x)/q(x)), else draw from max(p - q, 0) (Leviathan et al. 2023, section 2.3).
+class GumbelCoupling:
+    """Every stage adds the same noise at the same position and takes the best: all exact methods print one text per seed.
 
-    q is the very distribution the proposal was drawn from, sparse where the head scored a part of the vocabulary.
+    The Gumbel-max coupling of drafter-invariant speculative decoding (Daliri et al. 2025); greedy at temperature 0.
     """
 
     exact = True
 
     def __init__(self, sampling: Sampling, vocab_size: int, dice: Dice | None = None) -> None:
         self.sampling, self.vocab_size, self.dice = sampling, vocab_size, dice or Dice(sampling.seed)
-        self.greedy = GumbelCoupling(sampling, vocab_size)
+
+    def hashed(self, scores: Scores | None, positions: Positions) -> tuple[Tensor, ...]:
+        """What `Dice.noise` makes noise of for these scores, as Dice.hashed; nothing at temperature 0."""
+        return self.dice.hashed(scores, positions, self.vocab_size) if self.sampling.temperature else ()
+
+    def best(self, scores: Scores, positions: Positions) -> tuple[Tensor, Tensor]:
+        """Ids [n] of the best of warped scores [n, m] under each position's noise, and whether there was one: no NaN."""
+        noise = self.hashed(scores, positions)
+        columns = kernels.best_columns(scores.logits, *noise)
+        if columns is not None:
+            return scores.pick(columns.clamp(min=0)), columns >= 0
+        logits = scores.logits + self.dice.noise(*noise) if noise else scores.logits
+        best, columns = logits.max(-1)
+        return scores.pick(columns), ~torch.isnan(best)
 
     def draw(self, scores: Scores, position: int | Tensor, stage: int) -> Drawn:
-        if self.sampling.temperature == 0:
-            return self.greedy.draw(scores, position, stage)
         warped = warp(scores, self.sampling)
-        column, sound = _draw_one(warped.logits, self.dice.uniform(_places(position), stage, "draw"))
-        return Drawn(warped.pick(column), warped, sound)
+        token, sound = self.best(warped, places(position))
+        return Drawn(token, warped, sound)
 
     def law(self, positions: list[int], stage: int) -> kernels.Law:
         """What `draw` does at these positions, in the kernels' words; top-k and top-p apart."""
+        return kernels.Law(self.sampling.temperature, *self.hashed(None, positions))
+
+    def verify(self, scores: Scores, waiting: Waiting) -> Verdict:
+        warped = warp(scores, self.sampling)
+        wanted, sound = self.best(warped, waiting.positions)
+        kept = prefix(wanted[:-1] == waiting.tokens)
+        return Verdict(kept, wanted[kept], sound.all()[None], warped)
+
+
+class SpeculativeSampling(GumbelCoupling):
+    """Accept x with probability min(1, p(x)/q(x)), else draw from max(p - q, 0) (Leviathan et al. 2023, section 2.3).
+
+    q is the very distribution the proposal was drawn from, sparse where the head scored a part of the vocabulary. At
+    temperature 0 greedy, as the coupling is.
+    """
+
+    def draw(self, scores: Scores, position: int | Tensor, stage: int) -> Drawn:
         if self.sampling.temperature == 0:
-            return self.greedy.law(positions, stage)
+            return super().draw(scores, position, stage)
+        warped = warp(scores, self.sampling)
+        column, sound = _draw_one(warped.logits, self.dice.uniform(places(position), stage, "draw"))
+        return Drawn(warped.pick(column), warped, sound)
+
+    def law(self, positions: list[int], stage: int) -> kernels.Law:
+        if self.sampling.temperature == 0:
+            return super().law(positions, stage)
         return kernels.Law(self.sampling.temperature, uniform=self.dice.uniform(positions, stage, "draw"))
 
     def verify(self, scores: Scores, waiting: Waiting) -> Verdict:
         if self.sampling.temperature == 0:
-            return self.greedy.verify(scores, waiting)
+            return super().verify(scores, waiting)
         warped, numbers = warp(scores, self.sampling), self.numbers(waiting)
-        return self._in_one_call(warped, waiting, numbers) or self.judged(warped, waiting, numbers)
-
-    def _in_one_call(self, warped: Scores, waiting: Waiting, numbers: Tensor) -> Verdict | None:
-        """What `judged` says, by the compiled kernel; None where it does not serve."""
-        if warped.ids is not None or type(self) is not SpeculativeSampling:
-            return None
-        found = kernels.judge(warped.logits, waiting.proposals, waiting.tokens, numbers)
-        return None if found is None else Verdict(found[:1], found[1:].clamp(min=0), found[1:] >= 0, warped)
+        served = warped.ids is None and type(self) is SpeculativeSampling
+        found = kernels.judge(warped.logits, waiting.proposals, waiting.tokens, numbers) if served else None
+        if found is None:
+            return self.judged(warped, waiting, numbers)
+        return Verdict(found[:1], found[1:].clamp(min=0), found[1:] >= 0, warped)
 
     def numbers(self, waiting: Waiting) -> Tensor:
         """Numbers [2 m + 1] for m acceptances, m corrections and one more draw."""

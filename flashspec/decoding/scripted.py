@@ -14,23 +14,6 @@ from flashspec.decoding.rules import AcceptanceRule, Drawn, Verdict, Waiting, pr
 from flashspec.decoding.stages import Stage
 from flashspec.sampling import Dice, Scores
 
-LABEL = "simulated acceptance"
-
-
-def curve_of(events: Sequence[tuple[int, int]]) -> tuple[float, ...]:
-    """The recorded acceptance curve of verifications (waiting, kept): entry j is how often token j stood once all before it did.
-
-    Raises ValueError without a single judged token.
-    """
-    longest = max((waiting for waiting, _ in events), default=0)
-    if not longest:
-        raise ValueError("no verification judged a token; give events of a speculative decode")
-    curve = []
-    for j in range(longest):
-        reached = [kept for waiting, kept in events if waiting > j and kept >= j]
-        curve.append(sum(kept > j for kept in reached) / len(reached) if reached else 0.0)
-    return tuple(curve)
-
 
 class ScriptedAcceptance:
     """Judges as `inner` does, at the same cost, then accepts the j-th waiting token with probability curve[j].
@@ -45,14 +28,13 @@ class ScriptedAcceptance:
         if not curve or not all(0 <= share <= 1 for share in curve):
             raise ValueError(f"an acceptance curve is one probability or more, each in [0, 1], got {tuple(curve)}")
         self.inner, self.curve, self.sampling = inner, tuple(curve), inner.sampling
-        self.dice = Dice(inner.sampling.seed)
 
     def draw(self, scores: Scores, position: int | Tensor, stage: int) -> Drawn:
         return self.inner.draw(scores, position, stage)
 
     def verify(self, scores: Scores, waiting: Waiting) -> Verdict:
         verdict, places = self.inner.verify(scores, waiting), waiting.positions[:-1]
-        flips = self.dice.uniform(places, waiting.stage, "accept")
+        flips = Dice(self.sampling.seed).uniform(places, waiting.stage, "accept")
         curve = torch.tensor([self.curve[min(j, len(self.curve) - 1)] for j in range(len(places))], dtype=torch.float64)
         kept, best = prefix(flips < curve).to(scores.logits.device), verdict.scores.logits.argmax(-1)
         return verdict._replace(kept=kept, token=verdict.scores.pick(best)[kept])
@@ -60,7 +42,7 @@ class ScriptedAcceptance:
 
 def scripted(stages: list[Stage], curve: Sequence[float]) -> list[Stage]:
     """The same stages, each verifier's verdicts scripted by the curve; the given ones are left as they are."""
-    lower, upper = stages[:1], stages[1:]
+    lower, *upper = stages
     if not upper:
         raise ValueError("plain decoding verifies nothing; script a method with a draft")
-    return [*lower, *(stage._replace(rule=ScriptedAcceptance(stage.rule, curve)) for stage in upper)]
+    return [lower, *(stage._replace(rule=ScriptedAcceptance(stage.rule, curve)) for stage in upper)]

@@ -1,15 +1,15 @@
-"""A stage of the cascade: a reader, a head on its rows, a rule, and the two verbs by which it acts."""
+"""A stage of the cascade: a reader, a head on its rows, a rule, a doubt, and the two verbs by which it acts."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple, Protocol
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from flashspec.decoding.adaptive import Doubt
 from flashspec.decoding.rules import AcceptanceRule, Drawn, Waiting
 from flashspec.heads.base import Head
 from flashspec.models.reader import Reader, Reads
@@ -36,38 +36,51 @@ class Judged(NamedTuple):
     reads: Reads
 
 
-class Score(Protocol):
-    """Reads and scores."""
-
-    def __call__(self, tokens: Tensor, first: int) -> tuple[Scores, Reads]:
-        """Read what is missing of tokens [n]; scores of the rows that speak for positions `first` to n, and the rows read."""
-
-
-class Write(Protocol):
-    """Writes tokens behind those that are there."""
-
-    def __call__(self, tokens: Tensor, start: int, want: int) -> Burst:
-        """Put up to `want` tokens into tokens [room] from position `start` on, fewer where the stage is in doubt.
-
-        A burst of nothing reads nothing. No host synchronisation on an accelerator, but one where there are doubts.
-        """
-
-
-class Judge(Protocol):
-    """Re-scores waiting tokens."""
-
-    def __call__(self, tokens: Tensor, first: int, drawn: Sequence[Drawn], number: int) -> Judged:
-        """Judge tokens [n] from position `first` on, drawn as told, for stage `number`; one host synchronisation.
-
-        Raises FloatingPointError where a model gave NaN.
-        """
+Score = Callable[[Tensor, int], tuple[Scores, Reads]]
+Write = Callable[[Tensor, int, int], Burst]
+Judge = Callable[[Tensor, int, Sequence[Drawn], int], Judged]
+Doubt = Callable[[Scores], Tensor]
 
 
 class Verbs(NamedTuple):
-    """How a stage writes at the bottom, and how it judges above."""
+    """How a stage writes at the bottom, and how it judges above.
+
+    write(tokens, start, want) puts up to `want` tokens into tokens [room] from position `start` on, fewer where the stage is in
+    doubt; a burst of nothing reads nothing. No host synchronisation on an accelerator, but one where there are doubts.
+    judge(tokens, first, drawn, number) judges tokens [n] from position `first` on, drawn as told, for stage `number`, with one
+    host synchronisation. Raises FloatingPointError where a model gave NaN.
+    """
 
     write: Write
     judge: Judge
+
+
+def confidence(scores: Scores, threshold: float) -> Tensor:
+    """In doubt [n] where the largest probability lies below the threshold, a share in [0, 1]."""
+    return scores.logits.softmax(-1).amax(-1) < threshold
+
+
+def entropy(scores: Scores, threshold: float) -> Tensor:
+    """In doubt [n] where the entropy lies above the threshold, in nats."""
+    return torch.special.entr(scores.logits.softmax(-1)).sum(-1) > threshold
+
+
+DOUBTS = {"confidence": confidence, "entropy": entropy}
+
+
+def doubt_named(name: str, threshold: float | None) -> Doubt | None:
+    """A doubt by name, None without a threshold: tells of raw scores [n, m] where the stage above should answer instead.
+
+    A drafter may not withdraw what it has drawn: that would favour the tokens it is sure of. Stopping before the draw depends
+    on the prefix alone, so what follows keeps its law (Leviathan et al. 2023, section 2.3, holds for any stopping time of the
+    prefix). ValueError for a threshold that means nothing.
+    """
+    if threshold is None:
+        return None
+    if name == "confidence" and not threshold <= 1.0 or not threshold >= 0.0:
+        unit = "a probability in [0, 1]" if name == "confidence" else "at least 0 nats"
+        raise ValueError(f"the threshold of {name} is {unit}, got {threshold}")
+    return partial(DOUBTS[name], threshold=threshold)
 
 
 def listed(numbers: Sequence[Tensor], sound: Sequence[Tensor]) -> list[int]:
@@ -81,7 +94,7 @@ def listed(numbers: Sequence[Tensor], sound: Sequence[Tensor]) -> list[int]:
 
 @dataclass(frozen=True)
 class InTurn:
-    """Scores by reader and head in turn, for every stage there is."""
+    """Reads what is missing of tokens [n], then scores the rows that speak for positions `first` to n: serves every stage."""
 
     reader: Reader
     head: Head
@@ -110,19 +123,14 @@ class StepByStep:
                 break
             drawn.append(self.rule.draw(scores, position, 0))
             tokens[position] = drawn[-1].token[0]
-        return Burst(drawn[: _first(doubts)] if doubts else drawn, rows)
+        flags = torch.cat(doubts).tolist() if doubts else []
+        return Burst(drawn[: flags.index(True)] if any(flags) else drawn, rows)
 
 
 def stops(doubt: Tensor, doubts: list[Tensor]) -> bool:
     """Note a doubt [1]; whether to stop here, which only a CPU knows without waiting."""
     doubts.append(doubt)
     return doubt.device.type == "cpu" and bool(doubt)
-
-
-def _first(doubts: list[Tensor]) -> int:
-    """Tokens before the first doubt, all where there is none."""
-    flags = torch.cat(doubts).tolist()
-    return next((i for i, doubt in enumerate(flags) if doubt), len(flags))
 
 
 @dataclass(frozen=True)
@@ -144,10 +152,10 @@ class Judging:
         return Judged(asked, kept, token, verdict.scores, verdict.sound, asks, reads)
 
 
-def in_turn(stage: Stage) -> Verbs:
-    """The naive verbs, which every faster way must equal."""
-    score = InTurn(stage.reader, stage.head, Dice(stage.rule.sampling.seed))
-    return Verbs(StepByStep(score, stage.rule, stage.doubt), Judging(score, stage.rule, stage.doubt))
+def in_turn(stage: Stage, score: Score | None = None, write: Write | None = None) -> Verbs:
+    """The naive verbs, which every faster way must equal, with a faster `score` or `write` where there is one."""
+    score = score or InTurn(stage.reader, stage.head, Dice(stage.rule.sampling.seed))
+    return Verbs(write or StepByStep(score, stage.rule, stage.doubt), Judging(score, stage.rule, stage.doubt))
 
 
 @dataclass(frozen=True, eq=False)

@@ -111,18 +111,22 @@ class State:
             stage.head.learn(self.tokens[first : self.length], scores)
 
 
+def check_prompt(prompt: Sequence[int], context: int) -> None:
+    """Refuse a prompt without a token, and one that leaves no room in the context."""
+    if not len(prompt):
+        raise ValueError("the prompt is empty; give at least one token")
+    if len(prompt) >= context:
+        raise ValueError(f"the prompt has {len(prompt)} tokens and the context holds {context}; shorten it to {context - 1}")
+
+
 def _validate(stages: list[Stage], prompt: Sequence[int]) -> None:
     if not stages:
         raise ValueError("decode needs at least one stage")
-    if not len(prompt):
-        raise ValueError("the prompt is empty; give at least one token")
+    check_prompt(prompt, min(stage.reader.context for stage in stages))
     sizes = {stage.head.vocab_size for stage in stages}
     if len(sizes) > 1:
         raise ValueError(f"the stages' vocabularies differ ({sorted(sizes)}); draft and target must share one tokenizer")
     if min(prompt) < 0 or max(prompt) >= min(sizes):
         raise ValueError(f"prompt ids must lie between 0 and {min(sizes) - 1}, got {min(prompt)}..{max(prompt)}")
-    context = min(stage.reader.context for stage in stages)
-    if len(prompt) >= context:
-        raise ValueError(f"the prompt has {len(prompt)} tokens and the context holds {context}; shorten it to {context - 1}")
     if any(stage.every < 1 for stage in stages):
         raise ValueError(f"every stage must act on at least 1 waiting token, got {[s.every for s in stages]}")

@@ -1,34 +1,73 @@
-"""Which way a stage acts: its verbs are chosen here, once, when a method is built."""
+"""Which way a stage acts, chosen once when it is made: replayed on CUDA, in one call of the compiled kernels on the CPU, or in
+turn."""
 
 from __future__ import annotations
 
-from flashspec.decoding.captured import CapturedBurst, CapturedScore, fixed_reader
-from flashspec.decoding.compiled import CompiledBurst, CompiledScore, drawn_by_kernels, writer_of
-from flashspec.decoding.stages import InTurn, Judging, Score, Stage, StepByStep, Verbs, Write
-from flashspec.heads.dense import DenseHead
-from flashspec.sampling import Dice
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from flashspec import kernels
+from flashspec.decoding.captured import replayed
+from flashspec.decoding.rules import Drawn, GumbelCoupling, SpeculativeSampling
+from flashspec.decoding.stages import Burst, Score, Stage, Verbs, Write, in_turn
+from flashspec.models.engine import KernelEngine
+from flashspec.models.reader import Reads, SpanReader
+from flashspec.sampling import Scores
 
 
 def fastest(stage: Stage) -> Verbs:
-    """The fastest verbs that serve this stage: replayed on CUDA, compiled on the CPU, else in turn."""
-    served, write = _replayed(stage) or _compiled(stage)
-    score = served or InTurn(stage.reader, stage.head, Dice(stage.rule.sampling.seed))
-    return Verbs(write or StepByStep(score, stage.rule, stage.doubt), Judging(score, stage.rule, stage.doubt))
+    """The fastest verbs that serve this stage."""
+    return in_turn(stage, *(replayed(stage) or compiled(stage)))
 
 
-def _replayed(stage: Stage) -> tuple[Score | None, Write | None] | None:
-    """Scores of dense heads, and bursts that nothing of the stage's own could end; None off fixed shapes."""
-    reader = fixed_reader(stage)
-    if reader is None:
-        return None
-    score = CapturedScore(reader, stage.head) if isinstance(stage.head, DenseHead) else None
-    alone = reader.below is None and stage.doubt is None
-    return score, CapturedBurst(reader, stage.head, stage.rule.sampling) if alone else None
-
-
-def _compiled(stage: Stage) -> tuple[Score | None, Write | None]:
-    found = writer_of(stage)
-    if found is None:
+def compiled(stage: Stage) -> tuple[Score | None, Write | None]:
+    """Scores and bursts in one call each, None where the kernels do not serve a stage's layers, head or draws."""
+    reader, scoring = stage.reader, getattr(stage.head, "scoring", None)
+    if type(reader) is not SpanReader or reader.below is not None or not isinstance(reader.engine, KernelEngine) or not scoring:
         return None, None
-    (reader, writer), rule = found, drawn_by_kernels(stage.rule, found[1].scoring)
-    return CompiledScore(reader, writer), CompiledBurst(reader, writer, rule) if rule and stage.doubt is None else None
+    writer, rule = reader.engine.writer(scoring), stage.rule
+    score = CompiledScore(reader, writer)
+    if not isinstance(rule, GumbelCoupling) or stage.doubt is not None or not drawn_by_kernels(rule, scoring):
+        return score, None
+    return score, CompiledBurst(reader, writer, rule)
+
+
+def drawn_by_kernels(rule: GumbelCoupling, scoring: kernels.Scoring) -> bool:
+    """Whether the kernels draw as this rule does: its draw is one of ours, nothing is cut off, and the widths fit."""
+    ours = type(rule).draw in (GumbelCoupling.draw, SpeculativeSampling.draw)
+    fits = scoring.columns % kernels.WIDTH == 0 and (scoring.clustered or scoring.columns == rule.vocab_size)
+    return ours and fits and rule.sampling.top_k == 0 and rule.sampling.top_p == 1
+
+
+@dataclass(frozen=True)
+class CompiledScore:
+    """Reads and scores in one call."""
+
+    reader: SpanReader
+    writer: kernels.Writer
+
+    def __call__(self, tokens: Tensor, first: int) -> tuple[Scores, Reads]:
+        reader, stop = self.reader, len(tokens)
+        reader.check_room(stop)
+        scores = self.writer.check(kernels.Stretch(tokens, reader.rows, reader.seen, first - 1, stop - first + 1))
+        return Scores(*scores), (reader.advance(stop),)
+
+
+@dataclass(frozen=True)
+class CompiledBurst:
+    """Writes a burst in one call."""
+
+    reader: SpanReader
+    writer: kernels.Writer
+    rule: GumbelCoupling
+
+    def __call__(self, tokens: Tensor, start: int, want: int) -> Burst:
+        if not want:
+            return Burst([], 0)
+        reader, stop = self.reader, start + want - 1
+        reader.check_room(stop)
+        law = self.rule.law(list(range(start, start + want)), 0)
+        ids, logits, sound = self.writer(kernels.Stretch(tokens, reader.rows, reader.seen, start, want), law)
+        rows, token, scores = reader.advance(stop), tokens[start : start + want].clone(), Scores(ids, logits)
+        return Burst([Drawn(token[j : j + 1], scores.row(j), sound[j : j + 1]) for j in range(want)], rows)

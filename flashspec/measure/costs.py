@@ -15,7 +15,7 @@ import torch
 
 from flashspec.decoding.method import Method, build
 from flashspec.decoding.models import Models, check_pair
-from flashspec.heads.flash import FlashHead
+from flashspec.heads.base import Head
 from flashspec.measure import clock
 from flashspec.measure.parts import Bench, held, loop_overhead
 from flashspec.measure.pieces import stand_in_flash
@@ -186,7 +186,7 @@ def shallow(deep: Models, cuts: tuple[Cut, Cut]) -> Models:
     """The pair at the lower of its two depths; weights, and the draft's head, are shared."""
     pairs = zip((deep.target, deep.model("draft")), cuts, strict=True)
     target, draft = (model.with_layers(model.layers[: cut.depths[0]]) for model, cut in pairs)
-    return _paired(target, draft, deep._flash)
+    return _paired(target, draft, deep.heads)
 
 
 def _pair(cuts: tuple[Cut, Cut], writers: Sequence[Method]) -> Models:
@@ -198,9 +198,9 @@ def _pair(cuts: tuple[Cut, Cut], writers: Sequence[Method]) -> Models:
     return _paired(target, draft, {"draft": head})
 
 
-def _paired(target: Transformer, draft: Transformer, heads: Mapping[str, FlashHead]) -> Models:
+def _paired(target: Transformer, draft: Transformer, heads: Mapping[tuple[str, str], Head]) -> Models:
     """A target and its draft by their true shapes, whichever has more layers here."""
     found = Models(target)
     found.draft = draft
-    found._flash.update(heads)
+    found.heads.update(heads)
     return found

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from flashspec.decoding.cascade import check, decode, draft
-from flashspec.decoding.compiled import CompiledBurst
+from flashspec.decoding.ways import CompiledBurst
 from flashspec.decoding.rules import Drawn, rule_for
 from flashspec.decoding.stages import Stage
 from flashspec.decoding.state import Event, Limits, State

@@ -1,0 +1,267 @@
+"""Where decoding ends, what a stream and a state are, when a stage asks the next one early, and what is refused."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from toys import PROMPT, config, duo, random_model, run, text
+
+from flashspec.decoding import stages as staging
+from flashspec.decoding.cascade import advance, check, decode, draft
+from flashspec.decoding.generate import agreement, generate, request, weak_exit
+from flashspec.decoding.lookup import NOTHING, LookupHead, continuation, nothing_to_say
+from flashspec.decoding.method import METHODS, Method, build, cascade, hispec, method_named, self_speculation
+from flashspec.decoding.models import Models
+from flashspec.decoding.stages import doubt_named
+from flashspec.decoding.state import Limits, State
+from flashspec.heads import DenseHead
+from flashspec.models.reader import SpanReader
+from flashspec.sampling import Sampling, Scores
+
+HOT = Sampling(1.5, seed=7)
+each = pytest.mark.parametrize("name", ["baseline", "dense", "flash", "self_speculation", "hispec"])
+
+
+def prepare(name: str, prompt=tuple(PROMPT), **options):
+    return request(duo(), list(prompt), name, HOT, {"max_new_tokens": 20, "stop": ()} | options)
+
+
+def streamed(ready) -> list[list[int]]:
+    return [step.tokens for step in ready.steps()]
+
+
+@each
+def test_a_stream_is_the_output_in_pieces_and_may_be_closed_at_any_of_them(name):
+    ready = prepare(name)
+    steps = list(ready.steps())
+    assert all(step.tokens and step.events for step in steps) and (name == "baseline" or len(steps) < 20)
+    assert [t for step in steps for t in step.tokens] == generate(duo(), PROMPT, name, HOT, max_new_tokens=20, stop=()).tokens
+    for count in (0, 1, 3):
+        stream = ready.steps()
+        for _ in range(count):
+            next(stream)
+        stream.close()
+        assert list(ready.steps()) == steps
+
+
+@each
+def test_going_on_after_another_decode_began_over_the_same_stages_is_refused(name):
+    ready, expected = prepare(name), streamed(prepare(name))
+    first, second = ready.steps(), ready.steps()
+    assert [next(first).tokens, next(second).tokens] == [expected[0]] * 2
+    with pytest.raises(RuntimeError, match="another decode has begun over these stages"):
+        next(first)
+    assert [step.tokens for step in second] == expected[1:]
+    assert streamed(ready) == expected
+
+
+def in_turns(ready, other) -> list[list[int]]:
+    """The first decode's tokens, where the other one goes on between its steps."""
+    return [mine.tokens for mine, _ in zip(ready.steps(), other, strict=False)]
+
+
+def test_decodes_over_stages_of_their_own_may_run_in_turns_and_over_the_same_ones_spoil_each_other(monkeypatch):
+    alone, other = streamed(prepare("dense")), prepare("dense", [2, 7, 1, 8, 2, 8])
+    assert in_turns(prepare("dense"), other.steps()) == alone[: len(streamed(other))]
+    monkeypatch.setattr(State, "check_ours", lambda self: None)
+    ready = prepare("dense")
+    spoiled = in_turns(ready, decode(ready.stages, other.ids, other.limits))
+    assert spoiled != alone[: len(spoiled)]
+
+
+@torch.inference_mode()
+def reached(name: str) -> State:
+    """A decode after some rounds, before a check of what was drafted last."""
+    state = State.start(stages(name), PROMPT, Limits(40))
+    for _ in range(3):
+        list(advance(state))
+    while state.marks[1] == state.length:
+        draft(state)
+    return state
+
+
+def stages(name: str = "dense"):
+    return build(method_named(name, {"k": 3}), duo(0, torch.float32), Sampling(0.7, seed=5), 64)
+
+
+@pytest.mark.parametrize("name", ["dense", "flash", "self_speculation"])
+@torch.inference_mode()
+def test_a_state_that_is_built_acts_as_the_one_that_was_reached_and_one_in_which_nothing_waits_does_not(name):
+    here = reached(name)
+    there = State.at(stages(name), here.tokens.clone(), here.length, 1, here.waiting)
+    bare = State.at(stages(name), here.tokens.clone(), here.length)
+    assert (there.marks, there.room) == (here.marks, here.room)
+    for state in (here, there, bare):
+        check(state, 1)
+    assert there.final == here.final != bare.final and torch.equal(there.tokens, here.tokens) and there.marks == here.marks
+
+
+@torch.inference_mode()
+def test_a_stage_with_another_head_writes_with_it():
+    other = random_model(3)
+    head, texts = DenseHead(other.norm, other.head_weight), []
+    made = stages()[0]
+    for stage in (stages()[0], stages()[0]._replace(head=head), type(made)(made.reader, head, made.rule, way=made.way)):
+        tokens = torch.tensor(PROMPT + [0] * 9)
+        stage.write(tokens, len(PROMPT), 6)
+        texts.append(tokens.tolist())
+    assert texts[1] == texts[2] != texts[0]
+
+
+ADAPTIVE = {
+    "confidence": Method(exits=(2, 4), k=5, interval=6, draft_doubt=0.5, verify_doubt=0.5),
+    "entropy": Method(exits=(2, 4), k=5, interval=6, doubt="entropy", draft_doubt=1.0, verify_doubt=1.0),
+    "draft model": Method(draft="model", k=6, draft_doubt=0.6),
+    "flash": Method(draft="model", head="flash", k=6, draft_doubt=0.7),
+}
+
+
+def test_doubts_are_what_they_say():
+    scores = Scores(None, torch.tensor([[0.0, 0.0, 0.0, 0.0], [9.0, 0.0, 0.0, 0.0]]))
+    found = [doubt_named(*which)(scores).tolist() for which in (("confidence", 0.5), ("entropy", 1.0))]
+    assert found == [[True, False]] * 2
+    assert not any(doubt_named(*which)(scores).any() for which in (("confidence", 0.2), ("entropy", 1.4)))
+
+
+@pytest.mark.parametrize("name", ADAPTIVE)
+def test_doubts_shorten_bursts_and_one_cut_after_the_fact_is_the_one_that_stopped(name, monkeypatch):
+    """Off the CPU a burst is computed whole and cut in one transfer."""
+    stopped, calm = (run(duo(), m, 0.7) for m in (ADAPTIVE[name], replace(ADAPTIVE[name], draft_doubt=None, verify_doubt=None)))
+    bursts, longer = ([e.adds for e in out.events if e.stage == 0] for out in (stopped, calm))
+    assert sum(bursts) / len(bursts) < sum(longer) / len(longer)
+    monkeypatch.setattr(staging, "stops", lambda doubt, doubts: doubts.append(doubt))
+    cut = run(duo(), ADAPTIVE[name], 0.7)
+    assert cut.tokens == stopped.tokens
+    assert [e[:3] + (e.adds,) for e in cut.events if e.adds] == [e[:3] + (e.adds,) for e in stopped.events if e.adds]
+
+
+def test_a_doubting_verifier_asks_before_its_interval():
+    waiting = [e.waiting for e in run(duo(), ADAPTIVE["confidence"], 0.7).events if e.stage == 2 and e.adds]
+    calm = [e.waiting for e in run(duo(), replace(ADAPTIVE["confidence"], verify_doubt=None), 0.7).events if e.stage == 2]
+    assert min(waiting) < 6 <= max(calm)
+
+
+def searched(tokens: list[int], longest: int, shortest: int) -> int:
+    """The naive twin: try suffixes from the longest, and earlier places from the latest."""
+    for length in range(min(longest, len(tokens) - 1), shortest - 1, -1):
+        for end in range(len(tokens) - 1, length - 1, -1):
+            if tokens[end - length : end] == tokens[-length:]:
+                return tokens[end]
+    return NOTHING
+
+
+@settings(max_examples=300)
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=24), st.integers(1, 4), st.data())
+def test_lookup_equals_a_search(tokens, longest, data):
+    shortest = data.draw(st.integers(1, longest))
+    assert int(continuation(torch.tensor(tokens), longest, shortest)) == searched(tokens, longest, shortest)
+
+
+def test_a_looping_text_is_drafted_by_lookup_which_says_nothing_without_a_match():
+    scores = LookupHead(61)(torch.tensor([NOTHING, 7]))
+    assert nothing_to_say(scores).tolist() == [True, False] and scores.row(1).dense(61)[0, 7] == 1
+    out = run(duo(), "lookup", prompt=[3, 1, 4, 1, 5] * 6, max_new_tokens=40)
+    assert out.tokens == text(duo(), "baseline", prompt=[3, 1, 4, 1, 5] * 6, max_new_tokens=40)
+    assert out.stats.accepted > 0 and out.stats.drafted == out.stats.judged
+    assert any(e.stage == 0 and e.adds == 0 for e in out.events), "a round without a match drafts nothing"
+
+
+def called(**options):
+    """A call of generate."""
+    return lambda: generate(duo(), options.pop("prompt", PROMPT), options.pop("method", "dense"), **options)
+
+
+def mixed(*stages):
+    """A decode over these stages."""
+    return lambda: next(decode(list(stages), PROMPT))
+
+
+PLAIN, OTHER = prepare("baseline").stages[0], random_model(3, vocab_size=64)
+REFUSED = [
+    (called(prompt=[]), "prompt is empty"),
+    (called(prompt=[1] * 128), "shorten it to 127"),
+    (called(prompt=[1, 61]), "between 0 and 60"),
+    (called(prompt=[-1]), "between 0 and 60"),
+    (called(prompt="text"), "without a tokenizer"),
+    (called(method="fast"), "method 'fast' is unknown; known: baseline"),
+    (called(kk=3), "'kk' is no option of a method"),
+    (called(max_new_tokens=0), "max_new_tokens must be at least 1"),
+    (called(exits=(2, 6)), "exits must lie below the target's 6 layers"),
+    (called(method="flash", probes=17), "probes must be at most the 16 clusters"),
+    (lambda: generate(Models(duo().target), PROMPT, "dense"), "none is loaded"),
+    (lambda: generate(Models(duo().target), PROMPT, cascade()), "none is loaded"),
+    (lambda: hispec(4, 2), r"exits must be layer numbers from 1, in rising order, got \(4, 2\)"),
+    (lambda: hispec(0, 2), "exits must be layer numbers from 1"),
+    (lambda: hispec(n_d=0), "k and interval must be at least 1, got k=0"),
+    (lambda: cascade(n_i=0), "k and interval must be at least 1"),
+    (lambda: Method(head="flash"), "needs a verifier above it"),
+    (lambda: Method(draft="lookup", head="flash"), "prompt lookup has no vocabulary head"),
+    (lambda: Method(ngram=0), "ngram must be at least 1"),
+    (lambda: Method(middle="sloppy"), "middle must be one of exact, typical"),
+    (lambda: Method(finalize="later"), "finalize must be one of eager, deferred"),
+    (lambda: Method(doubt="mood"), "doubt must be one of confidence, entropy"),
+    (lambda: Method(exits=(2,), draft_doubt=1.5), "a probability in"),
+    (lambda: Method(exits=(2,), doubt="entropy", draft_doubt=-1.0), "at least 0 nats"),
+    (lambda: Limits(finalize="never"), "'eager' or 'deferred'"),
+    (lambda: Models(duo().target, OTHER), r"different vocabularies \(64 and 61 ids\)"),
+    (lambda: SpanReader(duo(0, torch.float32).target, 9), "a span must end between layer 1 and 6, got 9"),
+    (mixed(), "at least one stage"),
+    (mixed(PLAIN._replace(every=0)), "at least 1 waiting token"),
+    (mixed(request(Models(OTHER), PROMPT, "baseline", HOT, {}).stages[0], PLAIN), "share one tokenizer"),
+]
+
+
+@pytest.mark.parametrize(("call", "message"), REFUSED, ids=[message for _, message in REFUSED])
+def test_nonsense_is_refused_in_words(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_the_names_of_hierarchies_give_methods():
+    assert hispec(1, 2, 3, 4) == Method(exits=(1, 2), k=3, interval=4) and cascade() == METHODS["cascade"]
+    assert self_speculation(3, 5, head="flash") == Method(exits=(3,), k=5, head="flash")
+
+
+def spoiled(which: str) -> Models:
+    """The toy pair with one weight of one model turned into NaN."""
+    sound = duo()
+    models = Models(sound.target, sound.draft)
+    copy = random_model(0).double() if which == "target" else type(sound.draft)(config(2)).double()
+    copy.load_state_dict(getattr(sound, which).state_dict())
+    copy.layers[1].mlp.down.weight.requires_grad_(False)[0, 0] = torch.nan
+    setattr(models, which, copy)
+    models.heads.update(sound.heads)
+    return models
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("rule", ["coupling", "speculative"])
+def test_nan_logits_are_refused_in_words(rule, temperature):
+    for which, name in (("target", "baseline"), ("target", "dense"), ("draft", "dense"), ("target", "hispec")):
+        with pytest.raises(FloatingPointError, match="NaN logits; check the checkpoint"):
+            run(spoiled(which), name, temperature, rule)
+    assert text(spoiled("draft"), "baseline", 1.0) == text(duo(), "baseline", 1.0)
+
+
+def stranger() -> Models:
+    """A model whose upper layers undo what the lower ones say."""
+    model = random_model(3)
+    for layer in model.layers[3:]:
+        layer.mlp.down.weight.mul_(60.0)
+    return Models(model)
+
+
+def test_a_model_without_usable_exits_is_decoded_with_a_warning_and_another_without():
+    with pytest.warns(UserWarning, match=r"exit 2 agreed with the layers above it on \d+ of \d+ tokens .*flashspec train exits"):
+        out = run(stranger(), "self_speculation")
+    assert out.tokens == text(stranger(), "baseline")
+    kept, decided = agreement(out.events, 1)
+    assert f"{kept} of {decided} tokens" in weak_exit(Method(exits=(2,)), out.events)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run(duo(), "self_speculation")
