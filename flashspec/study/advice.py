@@ -2,30 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from flashspec.decoding.method import Method
 from flashspec.measure.costs import name_of
 from flashspec.measure.planning import Advice, Forecast, HeadCase
 from flashspec.sampling import Sampling
+from flashspec.study.compare import having
 from flashspec.study.experiment import stored
 from flashspec.study.parameters import Refused
-from flashspec.theory import Counts, Interval
+from flashspec.theory import Counts
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 TOLD = ("end_to_end", "head_tar")  # races, the one that is believed last
+VERDICTS = {
+    "speculate": "speculate:",
+    "unclear": "no gain shown (the interval holds 1); the best would be",
+    "do not speculate": "do not speculate; even the best setting loses,",
+}
 
 
-def times(found: Interval) -> str:
-    """A speedup with its interval."""
-    return f"{found.value:.2f}x plain decoding (95 % interval {found.low:.2f} to {found.high:.2f})"
+def lines(advice: Advice, sources: Mapping[str, str]) -> Iterator[str]:
+    """The recommendation first; `sources` say where costs and acceptance come from."""
+    best = advice.best
+    parts = {f"{best.method.k} drafts": best.parts["draft"], **{n: t for n, t in best.parts.items() if n != "draft" and t}}
+    ledger = " + ".join(f"{name} {milliseconds(seconds)}" for name, seconds in parts.items())
+    yield f"{VERDICTS[advice.verdict]} {gain(best, 'predicted ')}, {best.rate:.3g} tokens/s"
+    yield f"a round: {ledger}; {best.tar:.2f} tokens a check; plain decoding {milliseconds(best.step)} a token"
+    yield f"break-even at k = {best.method.k}, each alone: {needs(best)}"
+    if best.parts["verify"] < best.step:
+        yield "beware: a check was timed shorter than one plain token, so part of this gain is how single rows were timed"
+    yield from (f"runner-up: {gain(other)}" for other in advice.others)
+    yield sourced(sources)
 
 
-def setting(method: Method) -> str:
-    """What to run."""
-    return f"k = {method.k}, {name_of(method)} head, final token {method.finalize}"
+def gain(found: Forecast, how: str = "") -> str:
+    """What to run, and its speedup with its interval."""
+    method, speedup = found.method, found.speedup
+    setting = f"k = {method.k}, {name_of(method)} head, final token {method.finalize}"
+    interval = f"95 % interval {speedup.low:.2f} to {speedup.high:.2f}"
+    return f"{setting}: {how}{speedup.value:.2f}x plain decoding ({interval})"
 
 
 def milliseconds(seconds: float) -> str:
@@ -33,31 +54,9 @@ def milliseconds(seconds: float) -> str:
     return f"{1000 * seconds:.3g} ms"
 
 
-def lines(advice: Advice, sources: Mapping[str, str]) -> Iterator[str]:
-    """The recommendation first; `sources` say where costs and acceptance come from."""
-    best = advice.best
-    yield f"{_verdict(advice)} {setting(best.method)}: predicted {times(best.speedup)}, {best.rate:.3g} tokens/s"
-    yield f"a round: {ledger(best)}; {best.tar:.2f} tokens a check; plain decoding {milliseconds(best.step)} a token"
-    yield f"break-even at k = {best.method.k}, each alone: {needs(best)}"
-    if best.parts["verify"] < best.step:
-        yield "beware: a check was timed shorter than one plain token, so part of this gain is how single rows were timed"
-    yield from (f"runner-up: {setting(other.method)}: {times(other.speedup)}" for other in advice.others)
-    yield "from: " + "; ".join(f"{name} {source}" for name, source in sources.items())
-
-
-def _verdict(advice: Advice) -> str:
-    return {
-        "speculate": "speculate:",
-        "unclear": "no gain shown (the interval holds 1); the best would be",
-        "do not speculate": "do not speculate; even the best setting loses,",
-    }[advice.verdict]
-
-
-def ledger(found: Forecast) -> str:
-    """Where a round's time goes."""
-    draft, others = found.parts["draft"], {name: t for name, t in found.parts.items() if name != "draft" and t}
-    shares = [f"{found.method.k} drafts {milliseconds(draft)}", *(f"{name} {milliseconds(t)}" for name, t in others.items())]
-    return " + ".join(shares)
+def sourced(sources: Mapping[str, str]) -> str:
+    """Where numbers come from."""
+    return "from: " + "; ".join(f"{name} {source}" for name, source in sources.items())
 
 
 def needs(found: Forecast) -> str:
@@ -74,7 +73,7 @@ def head_lines(cases: Sequence[HeadCase], sources: Mapping[str, str]) -> Iterato
     why = "no cheap head keeps enough; " if name_of(best.method) == "dense" else ""
     yield f"take the {name_of(best.method)} head at k = {best.method.k}: {why}{reason_of(best)}"
     yield from (f"runner-up: {name_of(case.method)}: {reason_of(case)}" for case in others)
-    yield "from: " + "; ".join(f"{name} {source}" for name, source in sources.items())
+    yield sourced(sources)
 
 
 def reason_of(case: HeadCase) -> str:
@@ -115,22 +114,18 @@ def stored_counts(draft: str, sampling: Sampling, root: Path | None = None) -> S
         raise Refused("no end-to-end table is stored; run `flashspec run head_tar` or `end_to_end`, or replay with --tar replay")
     found: dict[tuple[str, int], tuple[Counts, ...]] = {}
     for table in tables.values():
-        found |= counts_by_writer(table.rows, draft, sampling)
+        found |= counts_by_writer(table.frame, draft, sampling)
     return Stored(found, ", ".join(tables))
 
 
-def counts_by_writer(rows: Iterable[Any], draft: str, sampling: Sampling) -> dict[tuple[str, int], tuple[Counts, ...]]:
+def counts_by_writer(frame: DataFrame, draft: str, sampling: Sampling) -> dict[tuple[str, int], tuple[Counts, ...]]:
     """Counts of every writer and k in the first turn of a race, one item a kind, its prompts summed."""
-    found: dict[tuple[str, int], dict[str, dict[int, tuple[int, int, int]]]] = {}
-    for row in rows:
-        here = (row.draft, row.temperature, row.rule, row.turn) == (draft, sampling.temperature, sampling.rule, 0)
-        if here and row.method == "draft_model" and row.engine == "flashspec":
-            method = Method("model", row.head, probes=row.probes or None, shortlist=row.shortlist or None)
-            kinds = found.setdefault((name_of(method), row.k), {})
-            kinds.setdefault(row.kind, {})[row.prompt] = (row.rounds, row.drafted, row.accepted)
-    return {writer: tuple(map(_summed, kinds.values())) for writer, kinds in found.items()}
-
-
-def _summed(prompts: Mapping[int, tuple[int, int, int]]) -> Counts:
-    rounds, drafted, accepted = map(sum, zip(*prompts.values(), strict=True))
-    return Counts(rounds, drafted, accepted, rounds + accepted)
+    which = {"draft": draft, "temperature": sampling.temperature, "rule": sampling.rule, "turn": 0}
+    rows = frame[having(frame, {**which, "method": "draft_model", "engine": "flashspec"})]
+    found = {}
+    for (head, probes, shortlist, k), mine in rows.groupby(["head", "probes", "shortlist", "k"]):
+        once = mine.drop_duplicates(["kind", "prompt"], keep="last")
+        sums = once.groupby("kind", sort=False)[["rounds", "drafted", "accepted"]].sum().astype(int).itertuples(index=False)
+        writer = name_of(Method("model", head, probes=probes or None, shortlist=shortlist or None))
+        found[writer, k] = tuple(Counts(rounds, drafted, kept, rounds + kept) for rounds, drafted, kept in sums)
+    return found

@@ -123,8 +123,8 @@ def of_modes(frame: DataFrame) -> DataFrame:
 
 def peers(frame: DataFrame) -> DataFrame:
     """flashspec over transformers on the same prompts, plain and with the draft, each engine at its best k."""
-    rows = of_modes(frame)
-    return compare.gain(rows.assign(side=rows["engine"], engine="", method=""), {"side": "transformers"}, [*CONTEXT, "mode"], ["side"])
+    rows = of_modes(frame).assign(side=lambda rows: rows["engine"], engine="", method="")
+    return compare.gain(rows, {"side": "transformers"}, [*CONTEXT, "mode"], ["side"])
 
 
 def engine_rates(frame: DataFrame) -> DataFrame:

@@ -224,7 +224,7 @@ def bootstrapped(statistic: Callable[..., Any], samples: Sequence[Any]) -> Estim
 def sampled(table: DataFrame) -> DataFrame:
     """A table by context, with a column that tells it: greedy, or T = 1, speculative, and what else varies in the table."""
     varied = [name for name in CONTEXT if name not in ("temperature", "rule") and table[name].nunique() > 1]
-    warm = "T = " + table["temperature"].map("{:g}".format).astype(str) + ", " + table["rule"]
+    warm = "T = " + table["temperature"].map("{:g}".format).astype(str) + ", " + table["rule"].astype(str)
     words = warm.mask(table["temperature"] == 0, "greedy")
     for name in varied:
         words = words + ", " + table[name].astype(str)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -78,11 +78,6 @@ def drafts_of(names: Sequence[str], family: str = "") -> dict[str, Path]:
     if len(found) < len(names):
         raise ValueError(f"drafts need different names, got {', '.join(names)}; rename a folder or leave one out")
     return found
-
-
-def digested(params: Any) -> Mapping[str, Path]:
-    """Checkpoint folders whose digests enter the origin: the field `target`, and all drafts that `drafts` and `family` mean."""
-    return {"target": folder_of(params.target, "target"), **drafts_of(params.drafts, getattr(params, "family", ""))}
 
 
 @lru_cache(maxsize=2)

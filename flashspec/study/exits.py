@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -105,21 +106,19 @@ def counted(params: Params) -> Iterator[Row]:
 @torch.inference_mode()
 def compared(models: Models, prompt: Prompt, depths: list[int]) -> dict[tuple[int, int], Tensor]:
     """COUNTS and sums of MEANS for every pair of depths on one prompt."""
-    ids = torch.tensor(prompt.ids)
+    ids, found = torch.tensor(prompt.ids), {}
     rows = rows_at(models.target, ids[None, :-1], tuple(depths))
     heads = {depth: DenseHead(models.exit_norm(depth), models.target.head_weight) for depth in depths}
     logs = {depth: heads[depth](row).logits.log_softmax(-1).double() for depth, row in rows.items()}
-    best = logs[depths[-1]].argmax(-1)
-    return {(low, high): _pair(logs[low], logs[high], best, ids[1:]) for low in depths for high in depths if low < high}
-
-
-def _pair(low: Tensor, high: Tensor, final: Tensor, text: Tensor) -> Tensor:
-    mine, theirs = low.argmax(-1), high.argmax(-1)
-    same, right = mine == theirs, mine == final
-    contained = (low.topk(min(5, low.shape[1])).indices == theirs[:, None]).any(1)
-    losses = [-log.gather(1, text[:, None]).sum() for log in (low, high)]
-    counts = [torch.tensor(len(text)), same.sum(), right.sum(), (same & right).sum(), contained.sum()]
-    return torch.stack([value.double() for value in (*counts, torch.minimum(low, high).exp().sum(), *losses)])
+    best = {depth: log.argmax(-1) for depth, log in logs.items()}
+    five = {depth: log.topk(min(5, log.shape[1])).indices for depth, log in logs.items()}
+    losses = {depth: -log.gather(1, ids[1:, None]).sum() for depth, log in logs.items()}
+    for low, high in combinations(depths, 2):
+        same, right = best[low] == best[high], best[low] == best[depths[-1]]
+        counts = [same.sum(), right.sum(), (same & right).sum(), (five[low] == best[high][:, None]).any(1).sum()]
+        means = [torch.minimum(logs[low], logs[high]).exp().sum(), losses[low], losses[high]]
+        found[low, high] = torch.tensor([len(ids) - 1, *counts, *means], dtype=torch.float64)
+    return found
 
 
 def trained(target: str) -> Iterator[Row]:

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flashspec.decoding.method import METHODS
 from flashspec.decoding.models import Models
 from flashspec.heads.base import Head
 from flashspec.heads.candidates import ShortlistHead, ranked_by_frequency
@@ -18,27 +17,13 @@ from flashspec.heads.dense import DenseHead
 from flashspec.heads.flash import FlashHead
 from flashspec.heads.registry import RANKED, Origin, head_named
 from flashspec.measure.contest import Entry, texts
-from flashspec.measure.prompts import Prompt, load_prompts
+from flashspec.measure.prompts import Prompt
 from flashspec.models.reader import SpanReader
 from flashspec.models.transformer import Transformer
-from flashspec.sampling import Dice, Sampling
+from flashspec.sampling import Dice
 from flashspec.study.pairs import models_of
 
 AT_ONCE = 256
-LIVE = ("in_context",)  # heads that learn from verifications, which stored rows have none of
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where rows come from: prompts, and what the target writes behind them at this temperature."""
-
-    target: str
-    draft: str
-    prompts: str
-    per_kind: int
-    new_tokens: int
-    temperature: float = 1.0
-    seed: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +59,7 @@ class HeldOut:
     @cached_property
     def wanted(self) -> Tensor:
         """The dense head's best id [n] for every judging row."""
-        return torch.cat([self.dense(part).logits.argmax(1) for part in self.judging.split(AT_ONCE)])
+        return self.chances.argmax(1)
 
     def ranked(self, name: str) -> Tensor:
         """Ids by frequency in the tuning texts, or in what the target wrote of them for "vocab_trim"."""
@@ -90,20 +75,16 @@ class HeldOut:
 
     def head(self, name: str) -> Any:
         """A head of the draft by name; those that rank ids count them in the tuning texts."""
-        draft = self.draft
-        if name in RANKED:
-            return ShortlistHead.build(draft.head_weight, self.ranked(name), draft.norm)
-        return head_named(name, Origin(draft.head_weight, draft.norm))
+        weight, norm = self.draft.head_weight, self.draft.norm
+        return ShortlistHead.build(weight, self.ranked(name), norm) if name in RANKED else head_named(name, Origin(weight, norm))
 
 
 @lru_cache(maxsize=1)
-def held_out(source: Source) -> HeldOut:
+def held_out(target: str, draft: str, prompts: tuple[Prompt, ...], plain: Entry, new_tokens: int) -> HeldOut:
     """Let the target write behind every prompt and the draft read it; ValueError where no kind has two prompts."""
-    models = models_of(source.target, source.draft, "bfloat16", "dense")
-    plain = Entry("baseline", METHODS["baseline"], Sampling(source.temperature, seed=source.seed))
-    written, whole, rows, kinds = [], [], [], tuple[str, ...]()
-    for half in halves(load_prompts(source.prompts or None, source.per_kind)):
-        told = texts(models, plain, half, source.new_tokens)
+    models, written, whole, rows, kinds = models_of(target, draft, "bfloat16", "dense"), [], [], [], tuple[str, ...]()
+    for half in halves(prompts):
+        told = texts(models, plain, half, new_tokens)
         read = [(*prompt.ids, *text) for prompt, text in zip(half, told, strict=True)]
         written.append(torch.tensor([token for text in told for token in text]))
         whole.append(torch.tensor([token for ids in read for token in ids]))
@@ -137,8 +118,7 @@ def rows_of(model: Transformer, ids: tuple[int, ...]) -> Tensor:
 def judged(head: Head, held: HeldOut) -> tuple[Tensor, Tensor]:
     """For every judging row: whether the head's best id is the dense head's [n], and the dense mass it scores [n]."""
     best, mass = [], []
-    parts = zip(held.judging.split(AT_ONCE), held.chances.split(AT_ONCE), strict=True)
-    for rows, chances in parts:
+    for rows, chances in zip(held.judging.split(AT_ONCE), held.chances.split(AT_ONCE), strict=True):
         scores = head(rows, torch.arange(len(rows)), Dice(0))
         best.append(scores.pick(scores.logits.argmax(1)))
         found = chances if scores.ids is None else chances.gather(1, scores.ids)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flashspec.decoding.method import METHODS
 from flashspec.decoding.models import folder_of
 from flashspec.heads.cluster import METRICS, Clusters, Recipe, balanced, unconstrained
 from flashspec.heads.flash import FlashHead
@@ -19,16 +20,20 @@ from flashspec.heads.index import usable
 from flashspec.heads.recall import calibrate_always, required_probes
 from flashspec.heads.registry import HEADS
 from flashspec.heads.table import FlashPlan
+from flashspec.measure.contest import Entry
+from flashspec.measure.prompts import load_prompts
 from flashspec.measure.stand_ins import low_rank_rows
+from flashspec.sampling import Sampling
 from flashspec.study import presets
 from flashspec.study.drafts import drafts_of, short_name
 from flashspec.study.experiment import Experiment
-from flashspec.study.held_out import LIVE, HeldOut, Source, held_out, judged, probes_within
+from flashspec.study.held_out import HeldOut, held_out, judged, probes_within
 from flashspec.study.pairs import among, at_least
 from flashspec.study.racers import format_of
 
 PERCENTILES = (50, 90, 99)
 PARTS = ("clustering", "balancing", "permutation")
+LIVE = ("in_context",)  # heads that learn from verifications, which stored rows have none of
 
 
 @dataclass(frozen=True)
@@ -66,10 +71,6 @@ class Params:
     def recipe(self, metric: str, cluster_size: int) -> Recipe:
         """How rows are clustered."""
         return Recipe(cluster_size, self.seed, metric=metric, homes=max(self.homes), backend=self.backend)
-
-    def source(self, draft: str) -> Source:
-        """Where a draft's rows come from."""
-        return Source(self.target, draft, self.prompts, self.per_kind, self.new_tokens, self.temperature, self.seed)
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,10 @@ def measure(params: Params) -> Iterator[Row]:
 
 def of_draft(params: Params, draft: str) -> Iterator[Row]:
     """Every head over one draft's rows; those of faiss where it is installed."""
-    held, who = held_out(params.source(draft)), {"target": short_name(params.target), "draft": short_name(draft)}
+    prompts = tuple(load_prompts(params.prompts or None, params.per_kind))
+    plain = Entry("baseline", METHODS["baseline"], Sampling(params.temperature, seed=params.seed))
+    held = held_out(params.target, draft, prompts, plain, params.new_tokens)
+    who = {"target": short_name(params.target), "draft": short_name(draft)}
     weight, norm = held.draft.head_weight, held.draft.norm
     for name in usable(params.head):
         form = format_of(name, str(weight.dtype).removeprefix("torch."))
@@ -142,18 +146,22 @@ def built(weight: Tensor, norm: Any, recipe: Recipe) -> tuple[FlashHead, dict[st
     times.append(perf_counter())
     clusters = balanced(weight, centroids, recipe)
     times.append(perf_counter())
-    plan = FlashPlan(recipe.cluster_size, metric=recipe.metric, homes=clusters.homes, seed=recipe.seed)
-    head = FlashHead.build(weight, norm, clusters, plan)
+    head = FlashHead.build(weight, norm, clusters, plan_of(clusters, recipe.metric, recipe.seed))
     times.append(perf_counter())
-    parts = {f"{part}_seconds": after - before for part, before, after in zip(PARTS, times, times[1:], strict=False)}
-    facts: dict[str, Any] = {"metric": recipe.metric, "homes": clusters.homes, "cluster_size": recipe.cluster_size}
-    facts |= {"head": "flash", "format": str(weight.dtype).removeprefix("torch.")}
-    return head, {**facts, **parts, "threads": torch.get_num_threads()}
+    spans = zip(PARTS, times, times[1:], strict=False)
+    facts: dict[str, Any] = {f"{part}_seconds": after - before for part, before, after in spans}
+    facts |= {"metric": recipe.metric, "homes": clusters.homes, "cluster_size": recipe.cluster_size, "head": "flash"}
+    return head, {**facts, "format": str(weight.dtype).removeprefix("torch."), "threads": torch.get_num_threads()}
+
+
+def plan_of(clusters: Clusters, metric: str, seed: int) -> FlashPlan:
+    """The plan of a FlashHead over these clusters, at its default probes."""
+    return FlashPlan(clusters.size, metric=metric, homes=clusters.homes, seed=seed)
 
 
 def of_clusters(held: HeldOut, clusters: Clusters, params: Params, facts: dict[str, Any]) -> Iterator[Row]:
     """A FlashHead over these clusters, plain and, if it misses any, calibrated, at its default probes and each share of rows."""
-    plan = FlashPlan(clusters.size, metric=facts["metric"], homes=clusters.homes, seed=params.seed)
+    plan = plan_of(clusters, facts["metric"], params.seed)
     plain = FlashHead.build(held.draft.head_weight, held.draft.norm, clusters, plan)
     chronic = calibrate_always(plain, held.dense, held.tuning, params.always)
     for head in (plain, plain.with_always(chronic)) if chronic else (plain,):

@@ -2,7 +2,13 @@
 
 from flashspec.study.figures.chain import answers, draft_step, final_token, formats, ledger, peers, throughput, waterfall
 from flashspec.study.figures.drafts import (
-    draft_quality, draft_race, draft_space, draft_steps, paper_gain, predicted_measured, sweep,
+    draft_quality,
+    draft_race,
+    draft_space,
+    draft_steps,
+    paper_gain,
+    predicted_measured,
+    sweep,
 )  # fmt: skip
 from flashspec.study.figures.heads import head_cost, head_depth, head_recall, head_speedups
 from flashspec.study.figures.hierarchies import combined, exit_quality, head_gains, hierarchy, schedules, token_budget

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from flashspec.study import chain, papers, stages
 from flashspec.study.compare import PARTS
-from flashspec.study.figures.marks import by_sampling, canvas, curves, forest, keyed, overlaid, panelled, stacked
+from flashspec.study.figures.marks import by_sampling, canvas, curves, forest, keyed, overlaid, panelled, probes_of, stacked
 from flashspec.study.style import colour, drawn, named, plain_ticks
 
 if TYPE_CHECKING:
@@ -45,7 +45,8 @@ def waterfall(results: Any, pieces: Any) -> Figure:
             rows = table[(table["name"] == name) & table["sampling"].isin(["", sampling])].drop_duplicates("stage")
             if number == 0 or (rows["sampling"] == sampling).any():
                 label = ", ".join(filter(None, (named(name), sampling if rows["sampling"].any() else "")))
-                moved = rows.sort_values("at").assign(line=label, shade=colour(name), at=rows["at"] + 0.06 * place + 0.02 * number)
+                moved = rows.sort_values("at").assign(line=label, shade=colour(name))
+                moved["at"] += 0.06 * place + 0.02 * number
                 curves(axis, moved, ("at", "ratio"), "o", linestyle=STYLES[number % 4], alpha=0.85)
     axis.axhline(1, color="#666666", linewidth=1)
     axis.set_xticks(range(len(chain.STAGES)), [stage.replace(", ", ",\n") for stage in chain.STAGES])
@@ -62,8 +63,7 @@ def draft_step(pieces: Any) -> Figure:
     table = table.reindex(columns=["body", "head", "step"]).mul(1e3).set_axis([*STEP, "step"], axis=1).reset_index()
     (body, _), shape = STEP, table["shape"]
     bodies = table[body].fillna(table.groupby("shape")[body].transform("max"))
-    probes = table["probes"].map(lambda each: f", P = {each}" if each else "")
-    line = table["head"] + ", " + table["format"] + probes
+    line = table["head"] + ", " + table["format"] + probes_of(table)
     return stacked(table.assign(line=line, panel=shape.map(named), **{body: bodies}), STEP, "step")
 
 
@@ -118,6 +118,5 @@ def peers(results: Any) -> Figure:
         shared: dict[str, Any] = {"data": rows, "x": "mode", "y": "rate", "hue": "engine", "ax": axis}
         seaborn.barplot(**shared, palette=palette, errorbar=None)
         seaborn.stripplot(**shared, palette=dict.fromkeys(palette, "black"), dodge=True, size=3, jitter=False, legend=False)
-        axis.legend_.remove()
         axis.set(xlabel="", ylabel="tokens a second")
     return keyed(figure)

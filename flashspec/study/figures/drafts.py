@@ -92,7 +92,8 @@ def predicted_measured(results: Any) -> Figure:
         ends = [0.9 * rates["seconds"].min(), 1.1 * rates["seconds"].max()]
         left.fill_between(ends, [0.95 * end for end in ends], [1.05 * end for end in ends], color="#666666", alpha=0.2)
     for style, (column, name) in zip("-:", predictions.KNOWN.items(), strict=True):
-        right.ecdf(predictions.off_by(table, column).abs(), linestyle=style, color="black", label=f"counts from {name}")
+        off = predictions.off_by(table, column).abs().astype(float)
+        right.ecdf(off, linestyle=style, color="black", label=f"counts from {name}")
     left.set(xlabel="predicted tokens a second", ylabel="measured tokens a second")
     right.set(xlabel="absolute error, %", ylabel="share of runs")
     return keyed(figure)
@@ -111,7 +112,6 @@ def sweep(results: Any) -> Figure:
         if len(rows):
             seaborn.lineplot(rows, x="k", y="speedup", hue="writer", style="head", ax=axis, palette="colorblind", errorbar=None,
                              markers=True, **orders)  # fmt: skip
-            axis.legend_.remove()
         axis.axhline(1.0, color="#666666", linestyle="--", linewidth=1)
         axis.set(xlabel="drafted tokens a check, k", ylabel="times plain decoding")
     return keyed(figure)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from flashspec.study import heads
 from flashspec.study.compare import speedups
-from flashspec.study.figures.marks import by_sampling, canvas, curves, forest, keyed, panelled
+from flashspec.study.figures.marks import by_sampling, canvas, curves, forest, keyed, panelled, probes_of
 from flashspec.study.style import colour, drawn, plain_ticks
 
 if TYPE_CHECKING:
@@ -48,13 +48,15 @@ def head_cost(results: Any) -> Figure:
     """Milliseconds of one projection against the megabytes it reads, a panel a width; the line is the best bandwidth measured."""
     table = heads.costs(results.frame)
     table = table[table["piece"].isin(["projection", "head"])]
-    table = table.assign(panel="width " + table["shape"].str.partition("x")[2], line=table["head"], shade=table["head"].map(colour))
+    width = "width " + table["shape"].str.split("x").str[-1]
+    table = table.assign(panel=width, line=table["head"], shade=table["head"].map(colour))
     figure, panels = panelled(table, 3.0, across=2, sharex=True, sharey=True)
     for axis, rows in panels:
         curves(axis, rows, ("megabytes", "ms"), "o")
-        read = rows["megabytes"].agg(["min", "max"])
-        axis.plot(read, 1e9 * read / rows["bandwidth"].max(), "-", color="#666666", linewidth=1, label="memory at its best")
-        axis.set(xscale="log", yscale="log", xlabel="megabytes read", ylabel="milliseconds")
+        if len(rows):
+            read = rows["megabytes"].agg(["min", "max"])
+            axis.plot(read, 1e9 * read / rows["bandwidth"].max(), "-", color="#666666", linewidth=1, label="memory at its best")
+            axis.set(xscale="log", yscale="log", xlabel="megabytes read", ylabel="milliseconds")
     return keyed(figure)
 
 
@@ -62,7 +64,7 @@ def head_cost(results: Any) -> Figure:
 def head_depth(results: Any) -> Figure:
     """Gain of a draft step against its layers: measured with 95 % intervals, and Amdahl's prediction from the parts."""
     table = heads.depths(results.frame)
-    names = table["shape"] + ", " + table["head"] + table["probes"].map(lambda each: f", P = {each}" if each else "")
+    names = table["shape"] + ", " + table["head"] + probes_of(table)
     figure, (axis,) = canvas(height=3.8)
     curves(axis, table.assign(line=names + ", measured"), ("layers", "ratio"), "o")
     curves(axis, table.assign(line=names + ", predicted (Amdahl)"), ("layers", "predicted"), "--")

@@ -48,14 +48,21 @@ def by_sampling(table: DataFrame) -> DataFrame:
 def overlaid(table: DataFrame) -> DataFrame:
     """A table in one panel, with a colour for each sampling, one above the other in a row."""
     found = sampled(table).assign(panel="")
-    place = found["sampling"].map({name: place for place, name in enumerate(dict.fromkeys(found["sampling"]))})
-    several = max(1, place.nunique())
-    shades = place.map(lambda each: SHADES[each % len(SHADES)])
-    return found.assign(shade=shades, label=found["sampling"], up=0.3 - 0.6 * (place.astype(float) + 0.5) / several)
+    place = found["sampling"].map(list(dict.fromkeys(found["sampling"])).index).astype(int)
+    shades, up = place.map(lambda each: SHADES[each % len(SHADES)]), 0.3 - 0.6 * (place + 0.5) / max(1, place.nunique())
+    return found.assign(shade=shades, label=found["sampling"], up=up)
+
+
+def probes_of(table: DataFrame) -> Any:
+    """The probes of each line, in words, where its head has some."""
+    return table["probes"].map(lambda probes: f", P = {probes}" if probes else "").astype(str)
 
 
 def keyed(figure: Figure, columns: int = 4) -> Figure:
-    """A legend of everything labelled, above the panels."""
+    """A legend of everything labelled, above the panels, in place of their own."""
+    for own in [axis.get_legend() for axis in figure.axes]:
+        if own is not None:
+            own.remove()
     found = {name: mark for axis in figure.axes for mark, name in zip(*axis.get_legend_handles_labels(), strict=True)}
     if found:
         figure.legend(found.values(), found.keys(), loc="outside upper left", ncols=columns, fontsize=8)
@@ -78,7 +85,7 @@ def forest(table: DataFrame, words: str, each: float = 0.3) -> Figure:
     names = list(dict.fromkeys(table.sort_values("rank", kind="stable")["line"]))[::-1]
     figure, parts = panelled(table, 1.2 + each * max(3, len(names)), sharey=True)
     for axis, lines in parts:
-        lines = lines.assign(spot=lines["line"].map(names.index) + lines["up"])
+        lines = lines.assign(spot=lines["line"].map(names.index).astype(float) + lines["up"])
         for (shade, label, hollow), mine in lines.groupby(["shade", "label", "hollow"], sort=False):
             looks = {"color": shade, "markerfacecolor": "white" if hollow else shade, "label": label or None}
             axis.errorbar(mine["ratio"], mine["spot"], xerr=reach(mine), fmt="o", markersize=5, capsize=2, **looks)
@@ -112,7 +119,7 @@ def stacked(table: DataFrame, parts: Mapping[str, str], whole: str, **options: A
     names = list(dict.fromkeys(table["line"]))[::-1]
     figure, panels = panelled(table, 1.2 + 0.28 * max(3, len(names)), sharey=True, **options)
     for axis, lines in panels:
-        spots, left = lines["line"].map(names.index), 0.0 * lines[whole]
+        spots, left = lines["line"].map(names.index).astype(float), 0.0 * lines[whole]
         for part, shade in parts.items():
             axis.barh(spots, lines[part], left=left, height=0.65, color=shade, label=part)
             left = left + lines[part].fillna(0.0)
