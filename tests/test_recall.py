@@ -8,12 +8,8 @@ import shelf
 import tiny
 import torch
 
-from flashspec.decoding.method import METHODS
 from flashspec.heads.dense import DenseHead
-from flashspec.measure.contest import Entry
-from flashspec.measure.prompts import load_prompts
 from flashspec.measure.stand_ins import low_rank_rows
-from flashspec.sampling import Sampling
 from flashspec.study import EXPERIMENTS, held_out, recall, run
 from flashspec.study.recall import PRESETS, Params, measure, percentiles, points
 
@@ -33,16 +29,9 @@ def judged(pair):
     return params, list(measure(params))
 
 
-def of_texts(params):
-    """The rows that `measure` judged by."""
-    prompts = tuple(load_prompts(params.prompts, params.per_kind))
-    plain = Entry("baseline", METHODS["baseline"], Sampling(params.temperature, seed=params.seed))
-    return held_out.held_out(params.target, params.draft[0], prompts, plain, params.new_tokens)
-
-
 def test_every_position_is_counted_once_a_head(judged):
     params, rows = judged
-    held = of_texts(params)
+    held = recall.held_of(params, params.draft[0])
     assert len(held.kinds) == len(held.judging) and {r.kind for r in rows} == set(held.kinds) == {"code", "prose"}
     for key in {(r.head, r.homes, r.always, r.plan) for r in rows}:
         mine = [r for r in rows if (r.head, r.homes, r.always, r.plan) == key]
@@ -64,7 +53,7 @@ def test_a_head_that_scores_every_cluster_misses_nothing_and_a_short_one_does(ju
 
 def test_the_dense_head_agrees_with_itself_and_a_broken_one_does_not(judged):
     params, _ = judged
-    held = of_texts(params)
+    held = recall.held_of(params, params.draft[0])
     same, mass = held_out.judged(held.dense, held)
     assert bool(same.all()) and torch.allclose(mass, torch.ones(len(mass)))
     broken = DenseHead(held.draft.norm, held.draft.head_weight.flip(0))

@@ -229,9 +229,3 @@ def sampled(table: DataFrame) -> DataFrame:
     for name in varied:
         words = words + ", " + table[name].astype(str)
     return table.assign(sampling=words).sort_values(CONTEXT, kind="stable")
-
-
-def contexts(table: DataFrame) -> Iterator[tuple[str, DataFrame]]:
-    """The lines that share a context, under its name."""
-    for name, lines in sampled(table).groupby("sampling", sort=False):
-        yield str(name), lines

@@ -23,41 +23,33 @@ SHAPE = [*SAME, "shape", "layers", "hidden", "body"]
 STEPS = 9  # sizes of the grid in which the optimum is sought
 
 
+def timed_steps(frame: DataFrame) -> DataFrame:
+    """The timed steps, with the name of what their shapes are compared within: a group, or the shape that was spread."""
+    return frame[frame["piece"] == "step"].assign(base=frame["group"].where(frame["group"] != "", frame["shape"]))
+
+
 def steps(frame: DataFrame) -> DataFrame:
     """One line a shape and head: the median seconds and milliseconds of a step, and the bytes that it reads."""
-    rows = named(frame)
-    rows = rows[rows["piece"] == "step"]
-    table = rows.groupby(SHAPE, dropna=False, sort=False)[["seconds", "bytes"]].median().reset_index()
+    table = timed_steps(frame).groupby(SHAPE, dropna=False, sort=False)[["seconds", "bytes"]].median().reset_index()
     return table.assign(ms=1e3 * table["seconds"])
-
-
-def named(frame: DataFrame) -> DataFrame:
-    """The rows with the name of what their shapes are compared within: a group, or the shape that was spread."""
-    return frame.assign(base=frame["group"].where(frame["group"] != "", frame["shape"]))
 
 
 def depth_gains(frame: DataFrame) -> DataFrame:
     """Seconds of the deepest shape over those of the shallowest with as many parameters in its layers, paired by turn."""
     import pandas
 
-    rows = named(frame)
     lines = []
-    for facts, mine in groups(rows[rows["piece"] == "step"], SAME, sort=False):
-        low, high = _ends(mine)
-        if low is not None:
-            pair = low.merge(high, on="turn", suffixes=("", "_deep"))
+    for facts, mine in groups(timed_steps(frame), SAME, sort=False):
+        deep = mine[mine["layers"] == mine["layers"].max()]
+        alike = mine[(mine["body"] / deep["body"].iloc[0] - 1).abs() <= TOLERANCE]
+        shallow = alike[alike["layers"] == alike["layers"].min()]
+        depths = {"deep": int(deep["layers"].iloc[0]), "shallow": int(shallow["layers"].iloc[0])}
+        if depths["shallow"] < depths["deep"]:
+            pair = shallow.merge(deep, on="turn", suffixes=("", "_deep"))
             found = over_sums(pair["seconds_deep"], pair["seconds"])
-            depths = {"deep": int(high["layers"].iloc[0]), "shallow": int(low["layers"].iloc[0]), "turns": len(pair)}
-            lines.append({**facts, **depths, **found.columns, "verdict": verdict(found, len(pair), MANY)})
+            told = {"turns": len(pair), "verdict": verdict(found, len(pair), MANY)}
+            lines.append({**facts, **depths, **found.columns, **told})
     return pandas.DataFrame(lines, columns=[*SAME, "deep", "shallow", "ratio", "low", "high", "turns", "verdict"])
-
-
-def _ends(rows: DataFrame) -> tuple[Any, Any]:
-    """The rows of the shallowest and of the deepest shape of one size; None where all are equally deep."""
-    deep = rows[rows["layers"] == rows["layers"].max()]
-    alike = rows[(rows["body"] / deep["body"].iloc[0] - 1).abs() <= TOLERANCE]
-    low = alike[alike["layers"] == alike["layers"].min()]
-    return (low, deep) if low["layers"].iloc[0] < deep["layers"].iloc[0] else (None, None)
 
 
 class Fit(NamedTuple):

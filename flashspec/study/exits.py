@@ -72,11 +72,11 @@ class Row:
 
 def measure(params: Params) -> Iterator[Row]:
     """Compare every exit with every deeper one, position by position, and read the curves of their training."""
-    for point in points(params):
-        if "prompts" in point.source:
-            yield from counted(point)
-        if "training" in point.source:
-            yield from trained(point.target[0])
+    for target in params.target:
+        if "prompts" in params.source:
+            yield from counted(params, target)
+        if "training" in params.source:
+            yield from trained(target)
 
 
 def points(params: Params) -> list[Params]:
@@ -84,9 +84,8 @@ def points(params: Params) -> list[Params]:
     return [replace(params, target=(target,)) for target in params.target]
 
 
-def counted(params: Params) -> Iterator[Row]:
+def counted(params: Params, target: str) -> Iterator[Row]:
     """All pairs of depths, a row a kind of prompt. Raises ValueError where no exit lies below the target's top."""
-    (target,) = params.target
     models = target_of(target, "float32", "dense")
     layers = models.target.config.layers
     depths = [*sorted({depth for depth in params.depth if depth < layers}), layers]

@@ -151,8 +151,10 @@ def against(frame: DataFrame) -> DataFrame:
     same = like_for_like(frame)[[*PAIR, "head", "verdict"]].rename(columns={"verdict": "same_format"})
     int8 = gain(rows, {"head": "int8"}, PAIR, ["head"])[[*PAIR, "head", "verdict"]].rename(columns={"verdict": "over_int8"})
     found = plain.merge(same, on=[*PAIR, "head"], how="left").merge(int8, on=[*PAIR, "head"], how="left")
-    names = [f"{line['head']}{_size(line)}" for _, line in found.iterrows()]
-    return found.assign(name=names, who=[f"{name}, {said}" for name, said in zip(names, found["verdict"], strict=True)])
+    names = found["head"].astype(str)
+    for letter, column in (("P", "probes"), ("N", "shortlist")):
+        names = names + found[column].map(lambda size, letter=letter: f", {letter} = {size:g}" if size else "").astype(str)
+    return found.assign(name=names, who=names + ", " + found["verdict"])
 
 
 def sizes(frame: DataFrame) -> DataFrame:
@@ -161,7 +163,3 @@ def sizes(frame: DataFrame) -> DataFrame:
     keys = ["draft", "head", "probes"]
     table = sampled(speedups(flash, keys)).pivot_table(index=keys, columns="sampling", values="verdict", aggfunc="first")
     return table.reset_index().rename_axis(columns=None)
-
-
-def _size(line: Any) -> str:
-    return "".join(f", {letter} = {line[name]:g}" for letter, name in (("P", "probes"), ("N", "shortlist")) if line[name])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from flashspec.study.compare import contexts, having, sampled
+from flashspec.study.compare import having, sampled
 from flashspec.study.style import NAMES
 
 if TYPE_CHECKING:
@@ -51,8 +51,8 @@ def digits(value: float, form: str = ".1f") -> str:
 def said(table: DataFrame, column: str = "verdict", **which: Any) -> str:
     """One column of the lines with these values, a context after the other, the best line of each; or that none is there."""
     lines = table[having(table, which)]
-    lines = lines.sort_values("ratio", ascending=False) if "ratio" in lines else lines
-    found = [(name, each[column].iloc[0]) for name, each in contexts(lines)]
+    lines = sampled(lines.sort_values("ratio", ascending=False) if "ratio" in lines else lines)
+    found = lines.drop_duplicates("sampling")[["sampling", column]].itertuples(index=False)
     return "; ".join(f"{name}: {value if isinstance(value, str) else f'{value:.2f}'}" for name, value in found) or NOT_HERE
 
 

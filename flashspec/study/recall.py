@@ -124,9 +124,7 @@ def measure(params: Params) -> Iterator[Row]:
 
 def of_draft(params: Params, draft: str) -> Iterator[Row]:
     """Every head over one draft's rows; those of faiss where it is installed."""
-    prompts = tuple(load_prompts(params.prompts or None, params.per_kind))
-    plain = Entry("baseline", METHODS["baseline"], Sampling(params.temperature, seed=params.seed))
-    held = held_out(params.target, draft, prompts, plain, params.new_tokens)
+    held = held_of(params, draft)
     who = {"target": short_name(params.target), "draft": short_name(draft)}
     weight, norm = held.draft.head_weight, held.draft.norm
     for name in usable(params.head):
@@ -137,6 +135,13 @@ def of_draft(params: Params, draft: str) -> Iterator[Row]:
         for homes in params.homes:
             second = whole.clusters.second if homes == 2 else None
             yield from of_clusters(held, replace(whole.clusters, second=second), params, {**who, **facts})
+
+
+def held_of(params: Params, draft: str) -> HeldOut:
+    """Rows of a draft behind these prompts and what the target writes at this temperature."""
+    prompts = tuple(load_prompts(params.prompts or None, params.per_kind))
+    plain = Entry("baseline", METHODS["baseline"], Sampling(params.temperature, seed=params.seed))
+    return held_out(params.target, draft, prompts, plain, params.new_tokens)
 
 
 def built(weight: Tensor, norm: Any, recipe: Recipe) -> tuple[FlashHead, dict[str, Any]]:

@@ -39,10 +39,7 @@ def stages(frame: DataFrame, by: Sequence[str] = (*CONTEXT, *WHO)) -> DataFrame:
     table["check_ratio"] = groups["check_ratio"].median()
     table["layers"] = counts["layer_tokens"] / counts["emitted"]
     table["predicted"] = priced["predicted_seconds"] / priced["seconds"]
-    return _over_plain(table.reset_index())
-
-
-def _over_plain(table: DataFrame) -> DataFrame:
+    table = table.reset_index()
     plain = table[table["method"] == "baseline"].drop_duplicates(CONTEXT).set_index(CONTEXT)[["ms", "layers"]]
     over = table[CONTEXT].join(plain, on=CONTEXT)
     return sampled(table.assign(layers=table["layers"] / over["layers"], speedup=over["ms"] / table["ms"]))
@@ -52,8 +49,8 @@ def if_free(frame: DataFrame) -> DataFrame:
     """Speedups of every speculative method at its best setting, as it is and were one part of it free: measured time less it."""
     table = stages(frame)
     table = table[table["method"] != "baseline"]
-    free = {part: table["speedup"] * table["ms"] / (table["ms"] - table[part]) for part in ("drafting", "middle checks")}
-    return table.assign(**{f"{part} free": speedup for part, speedup in free.items()})
+    plain = table["speedup"] * table["ms"]
+    return table.assign(**{f"{part} free": plain / (table["ms"] - table[part]) for part in ("drafting", "middle checks")})
 
 
 def schedules(frame: DataFrame, method: str = "hispec") -> DataFrame:

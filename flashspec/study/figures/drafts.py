@@ -91,9 +91,9 @@ def predicted_measured(results: Any) -> Figure:
     if len(rates):
         ends = [0.9 * rates["seconds"].min(), 1.1 * rates["seconds"].max()]
         left.fill_between(ends, [0.95 * end for end in ends], [1.05 * end for end in ends], color="#666666", alpha=0.2)
-    for style, (column, name) in zip("-:", predictions.KNOWN.items(), strict=True):
-        off = predictions.off_by(table, column).abs().astype(float)
-        right.ecdf(off, linestyle=style, color="black", label=f"counts from {name}")
+        for style, (column, name) in zip("-:", predictions.KNOWN.items(), strict=True):
+            off = predictions.off_by(table, column).abs().astype(float)
+            right.ecdf(off, linestyle=style, color="black", label=f"counts from {name}")
     left.set(xlabel="predicted tokens a second", ylabel="measured tokens a second")
     right.set(xlabel="absolute error, %", ylabel="share of runs")
     return keyed(figure)
