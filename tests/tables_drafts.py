@@ -4,7 +4,6 @@ from dataclasses import fields
 
 import numpy as np
 import pandas
-import tables
 
 from flashspec.study import papers, parts, race
 from flashspec.theory import tokens_per_check
@@ -69,19 +68,3 @@ def pieces(paper=True):
         ]
     names = [field.name for field in fields(parts.Row)]
     return pandas.DataFrame([[getattr(each, name) for name in names] for each in rows], columns=names)
-
-
-def shown(name, frame):
-    """What `Results` offers to a figure, of a frame."""
-    found = tables.results(name, [])
-    found.frame = frame
-    return found
-
-
-DRAWN = tables.drawn(
-    draft_race=[lambda: shown("race", runs())],
-    draft_quality=[lambda: shown("race", runs()), lambda: shown("family", family())],
-    draft_steps=[lambda: shown("parts", pieces())], paper_gain=[lambda: shown("parts", pieces())],
-    draft_space=[lambda: shown("race", runs())], predicted_measured=[lambda: shown("race", runs())],
-    sweep=[lambda: shown("race", runs())],
-)  # fmt: skip

@@ -77,9 +77,3 @@ def quality() -> SimpleNamespace:
         for step, depth in product((100, 200), (2, 4))
     ]  # fmt: skip
     return frame(exits.Row, rows)
-
-
-DRAWN = tables.drawn(
-    hierarchy=[factorial], combined=[factorial], head_gains=[factorial], token_budget=[factorial], schedules=[screened],
-    exit_quality=[quality],
-)  # fmt: skip

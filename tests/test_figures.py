@@ -3,49 +3,51 @@
 from __future__ import annotations
 
 import pytest
-import tables
 import tables_drafts
-import tables_heads
 import tables_hispec
-from test_chapters_h import pieces
-from test_compare import race
+from tables import MACHINE, pieces, race, recall_rows, results
 
 pytest.importorskip("seaborn")
 
 from flashspec.study import figures
 
 TIMED = {"step_seconds": 0.01, "prefill_seconds": 0.0, "burst_seconds": 0.004, "check_1_seconds": 0.01, "finalize_seconds": 0.01}
-RACE = tables.results("race", race(prompts=4, turns=1).assign(**TIMED))
-PIECES = tables.results("parts", pieces())
-DRAWN = {
-    "waterfall": lambda: figures.waterfall(RACE, PIECES),
-    "draft_step": lambda: figures.draft_step(PIECES),
-    "throughput": lambda: figures.throughput(RACE),
-    "final_token": lambda: figures.final_token(RACE),
-    "ledger": lambda: figures.ledger(RACE),
-    "formats": lambda: figures.formats(PIECES),
-    "peers": lambda: figures.peers(RACE),
-    **tables_heads.DRAWN,
-    **tables_hispec.DRAWN,
-    **tables_drafts.DRAWN,
-}
+RACE, PIECES = results(race(prompts=4, turns=1).assign(**TIMED)), results(pieces())
+RUNS, STEPS = results(tables_drafts.runs()), results(tables_drafts.pieces())
+FACTORIAL = tables_hispec.factorial()
+OF = {
+    "waterfall": (RACE, PIECES), "draft_step": (PIECES,), "throughput": (RACE,), "final_token": (RACE,), "ledger": (RACE,),
+    "formats": (PIECES,), "peers": (RACE,), "head_speedups": (RACE,), "head_recall": (results(recall_rows()),),
+    "head_cost": (PIECES,), "head_depth": (PIECES,), "draft_race": (RUNS,),
+    "draft_quality": (RUNS, results(tables_drafts.family())), "draft_steps": (STEPS,), "paper_gain": (STEPS,),
+    "draft_space": (RUNS,), "predicted_measured": (RUNS,), "sweep": (RUNS,), "hierarchy": (FACTORIAL,), "combined": (FACTORIAL,),
+    "head_gains": (FACTORIAL,), "token_budget": (FACTORIAL,), "schedules": (tables_hispec.screened(),),
+    "exit_quality": (tables_hispec.quality(),),
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("name", DRAWN)
-def test_every_figure_names_its_source(name: str) -> None:
-    picture = DRAWN[name]()
-    small_print = picture.figure.get_supxlabel()
-    assert f"figures.{name}" in small_print
-    assert tables.MACHINE in small_print
+def test_every_figure_is_drawn_here() -> None:
+    assert {*OF, "answers"} == set(figures.__all__)
+
+
+@pytest.mark.parametrize("name", OF)
+def test_a_figure_names_its_source_and_has_a_page_without_lines(name: str) -> None:
+    draw = getattr(figures, name)
+    small_print = draw(*OF[name]).figure.get_supxlabel()
+    assert f"figures.{name}" in small_print and MACHINE in small_print
+    assert "<svg" in draw(*(results(each.frame[:0]) for each in OF[name])).svg
 
 
 @pytest.mark.parametrize("name", ["throughput", "waterfall"])
-def test_the_same_table_gives_the_same_picture(name: str) -> None:
-    once, again = DRAWN[name]().svg, DRAWN[name]().svg
-    assert once == again
+def test_the_same_table_gives_the_same_picture_and_another_another(name: str) -> None:
+    slower = results(RACE.frame.assign(seconds=RACE.frame["seconds"] * (1 + (RACE.frame["head"] == "flash"))))
+    once, again, other = (getattr(figures, name)(table, *OF[name][1:]).svg for table in (RACE, RACE, slower))
+    assert once == again != other
     assert "<dc:date>" not in once
 
 
-def test_another_table_gives_another_picture() -> None:
-    faster = tables.results("parts", pieces(gain=5.0))
-    assert figures.draft_step(PIECES).svg != figures.draft_step(faster).svg
+def test_a_figure_has_a_mark_for_every_head_and_says_where_there_is_none() -> None:
+    axis, *_ = figures.head_speedups(results(race())).figure.axes
+    assert {text.get_text() for text in axis.get_yticklabels()} == {"main, dense", "main, int8", "main, flash", "dense"}
+    lone, *_ = figures.head_speedups(results(race(speed={("baseline", "dense"): 1.0}))).figure.axes
+    assert lone.get_title(loc="left") == "not in this table" and len(lone.lines) < len(axis.lines)

@@ -195,7 +195,7 @@ def _pair(cuts: tuple[Cut, Cut], writers: Sequence[Method]) -> Models:
     if not any(writer.head.startswith("flash") for writer in writers):
         return _paired(target, draft, {})
     head = stand_in_flash(draft.head_weight, draft.norm, draft.config.vocab_size // 16 // 16)
-    return _paired(target, draft, {"draft": head})
+    return _paired(target, draft, {("draft", "flash"): head})
 
 
 def _paired(target: Transformer, draft: Transformer, heads: Mapping[tuple[str, str], Head]) -> Models:

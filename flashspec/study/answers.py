@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-
 from flashspec.study import compare
-from flashspec.study.quote import NOT_HERE
+from flashspec.study.quote import NOT_HERE, verdict
 from flashspec.study.registry import stored
 from flashspec.study.tables import Results
 
@@ -74,46 +72,28 @@ def answers(questions: Sequence[Question], tables: Mapping[str, Results]) -> Dat
     """One line a question, temperature and rule: the ratio with its interval; a question without its table says so."""
     import pandas
 
-    lines = [line for each in questions for line in _answer(each, tables.get(each.race))]
-    return pandas.DataFrame(lines, columns=["question", *FACTS, "chapter"])
-
-
-def _answer(question: Question, table: Results | None) -> Iterator[dict[str, Any]]:
-    same = {"question": question.what, "chapter": question.chapter}
-    if table is None:
-        yield {**same, "verdict": NOT_HERE}
-        return
-    lines = ratio(table.frame, question)
-    yield from ({**same, **line} for line in lines.reindex(columns=FACTS).to_dict("records"))
-    if lines.empty:
-        yield {**same, "verdict": NOT_HERE}
+    lines = []
+    for each in questions:
+        same = {"question": each.what, "chapter": each.chapter}
+        found = ratio(tables[each.race].frame, each).to_dict("records") if each.race in tables else []
+        lines += [{**line, **same} for line in found or [{"verdict": NOT_HERE}]]
+    return pandas.DataFrame(lines).reindex(columns=["question", *FACTS, "chapter"])
 
 
 def ratio(frame: DataFrame, question: Question) -> DataFrame:
     """The lines of a frame in which both sides of a question ran, paired by prompt and turn."""
-    mine, below = (np.logical_and.reduce([frame[name] == value for name, value in side.items()]) for side in question[2:4])
+    mine, below = (compare.having(frame, side) for side in (question.mine, question.over))
     over = {name: value for name, value in question.over.items() if question.mine.get(name) != value}
     return compare.gain(frame[mine & (frame["method"] != "baseline") | below], over, BY, [])
 
 
 def shown(lines: DataFrame) -> DataFrame:
     """The columns of answers that a page shows."""
-    names = {"temperature": "T", "verdict": "measured"}
-    kept = lines.rename(columns=names)[["question", "T", "rule", "measured", "prompts", "chapter"]]
+    kept = lines.rename(columns={"temperature": "T", "verdict": "measured"})
+    kept = kept[["question", "T", "rule", "measured", "prompts", "chapter"]]
     return kept.astype(object).where(kept.notna(), "").set_index("question")
 
 
-def said(lines: DataFrame, question: str, **which: Any) -> str:
-    """The verdict of the first line that answers a question at these settings; says so where there is none."""
-    rows = lines[np.logical_and.reduce([lines[name] == value for name, value in {"question": question, **which}.items()])]
-    return str(rows["verdict"].iloc[0]) if len(rows) else NOT_HERE
-
-
-def checks(table: Results | None) -> DataFrame:
-    """Milliseconds of a check by its rows, one column a format, medians over turns; empty without a table."""
-    import pandas
-
-    if table is None:
-        return pandas.DataFrame()
-    rows = table.frame[table.frame["piece"] == "check"]
-    return (1e3 * rows.pivot_table(index="rows", columns="format", values="seconds", aggfunc="median")).round(2)
+def said(lines: DataFrame, question: Question, temperature: float = 1.0) -> str:
+    """The verdict of the first line that answers a question at this temperature; says so where there is none."""
+    return verdict(lines, question=question.what, temperature=temperature)

@@ -16,6 +16,7 @@ WHO = ["draft", "method", "head", "format"]
 SETTING = ["k", "probes", "shortlist", "exits", "interval", "finalize"]  # what `best` chooses
 DENSE = ("dense", "int8", "int4")  # heads that score every id
 NUMBERS = ["ratio", "low", "high", "prompts", "same_text", "verdict"]
+PARTS = ("prompt", "plain steps", "drafting", "middle checks", "full checks", "final token", "loop")
 FEWEST, MANY, DRAWS = 3, 16, 2000
 
 
@@ -26,22 +27,25 @@ class Estimate(NamedTuple):
     low: float
     high: float
 
+    @property
+    def columns(self) -> dict[str, float]:
+        """The three numbers as tables name them."""
+        return {"ratio": self.value, "low": self.low, "high": self.high}
+
+
+NONE = Estimate(np.nan, np.nan, np.nan)
+
 
 def rated(frame: DataFrame) -> DataFrame:
-    """The timed rows with tokens a second, acceptance, tokens a check, speedup over plain decoding, and predicted seconds.
+    """The timed rows with their speedup over plain decoding, and predicted seconds.
 
     The speedup is over plain decoding of the same prompt in the same turn by the same engine, NaN where that is not in the table.
     """
-    rows = frame[~frame["screened"]].copy()
-    rows["throughput"] = rows["emitted"] / rows["seconds"]
-    judged = rows["judged"].fillna(rows["drafted"])
-    rows["acceptance"] = rows["accepted"] / judged.where(judged > 0)
-    rows["tar"] = (rows["accepted"] + rows["rounds"]) / rows["rounds"].where(rows["rounds"] > 0)
-    plain = rows[rows["method"] == "baseline"].drop_duplicates([*UNIT, "turn"]).set_index([*UNIT, "turn"])["throughput"]
-    beside = rows[[*UNIT, "turn"]].join(plain.rename("plain"), on=[*UNIT, "turn"])["plain"]
-    rows["speedup"] = rows["throughput"] / beside
-    rows["predicted_seconds"] = predicted_seconds(rows)
-    return rows
+    rows = frame[~frame["screened"]]
+    turn = [*UNIT, "turn"]
+    rows = rows.assign(rate=rows["emitted"] / rows["seconds"], predicted_seconds=predicted_seconds(rows))
+    plain = rows[rows["method"] == "baseline"].drop_duplicates(turn).set_index(turn)["rate"].rename("plain")
+    return rows.assign(speedup=rows["rate"] / rows.join(plain, on=turn)["plain"])
 
 
 def predicted_seconds(rows: DataFrame) -> Any:
@@ -50,20 +54,20 @@ def predicted_seconds(rows: DataFrame) -> Any:
 
 
 def seconds_by_part(rows: DataFrame) -> DataFrame:
-    """Predicted seconds of each row by part: the prompt, plain steps, drafting, checks, eager final tokens, the loop."""
+    """Predicted seconds of each row by part: what each of PARTS costs alone times how many there were."""
     import pandas
 
-    plain = rows["method"] == "baseline"
-    bursts = rows["drafted"] / rows["k"].where(rows["k"] > 0) * rows["burst_seconds"]
-    checks = rows["actions_1"].fillna(rows["rounds"]) * rows["check_1_seconds"]
-    checks += (rows["actions_2"] * rows["check_2_seconds"]).fillna(0.0)
-    eager = rows["finalize_seconds"].where((rows["finalize"] == "eager") & ~plain, 0.0)
+    plain, deep = rows["method"] == "baseline", rows["actions_2"].notna()
+    low, high = (rows[f"actions_{i}"] * rows[f"check_{i}_seconds"] for i in (1, 2))
+    low = low.fillna(rows["rounds"] * rows["check_1_seconds"])
+    eager = rows["finalize_seconds"].where(rows["finalize"] == "eager", 0.0)
     parts = {
         "prompt": rows["prompts"] * rows["prefill_seconds"].fillna(0.0),
         "plain steps": (rows["emitted"] * rows["step_seconds"]).where(plain, 0.0),
-        "drafting": bursts.where(~plain, 0.0),
-        "check": checks.where(~plain, 0.0),
-        "final token": (rows["rounds"] * eager).where(~plain, 0.0),
+        "drafting": (rows["drafted"] / rows["k"].where(rows["k"] > 0) * rows["burst_seconds"]).mask(plain, 0.0),
+        "middle checks": low.where(deep & ~plain, 0.0),
+        "full checks": high.where(deep, low).mask(plain, 0.0),
+        "final token": (rows["rounds"] * eager).mask(plain, 0.0),
         "loop": rows["rounds"].where(~plain, rows["emitted"]) * rows["overhead_seconds"].fillna(0.0),
     }
     return pandas.DataFrame(parts)
@@ -91,25 +95,34 @@ def gain(frame: DataFrame, over: Mapping[str, Any], by: Sequence[str] = CONTEXT,
     import pandas
 
     rows = frame[~frame["screened"]]
-    named = np.logical_and.reduce([rows[column] == value for column, value in over.items()])
+    named = having(rows, over)
     below, above = rows[named], rows[~named]
     if not set(over) <= set(CONTEXT):
         above = above[above["method"] != "baseline"]
     by, unit = ([name for name in names if name not in over] for names in (by, UNIT))
-    plain = below["method"].eq("baseline").all()
-    shared = [name for name in by if name in CONTEXT] if plain else by
+    shared = [name for name in by if name in CONTEXT] if below["method"].eq("baseline").all() else by
     keys = list(dict.fromkeys([*by, *each]))
+    chosen = [name for name in SETTING if name not in keys]
     lines = []
-    for values, mine in above.groupby(keys, dropna=False):
-        facts = dict(zip(keys, values, strict=True))
-        theirs = below[np.logical_and.reduce([below[name] == facts[name] for name in shared] or [np.ones(len(below), bool)])]
+    for facts, mine in groups(above, keys):
+        theirs = below[having(below, {name: facts[name] for name in shared})]
         top = best(mine, keys)
         pairs = paired(top, best(theirs, shared), unit)
         if len(pairs):
-            setting = top[[name for name in SETTING if name not in keys]].iloc[0]
-            lines.append({**facts, **setting, **over_pairs(pairs)})
-    table = pandas.DataFrame(lines, columns=[*keys, *(name for name in SETTING if name not in keys), *NUMBERS])
+            lines.append({**facts, **top[chosen].iloc[0], **over_pairs(pairs)})
+    table = pandas.DataFrame(lines, columns=[*keys, *chosen, *NUMBERS])
     return table.astype({name: rows[name].dtype if name in rows else float for name in table if name != "verdict"})
+
+
+def groups(table: DataFrame, by: Sequence[str], sort: bool = True) -> Iterator[tuple[dict[str, Any], DataFrame]]:
+    """What the lines of each group share, by column, and the lines."""
+    for values, lines in table.groupby(list(by), dropna=False, sort=sort):
+        yield dict(zip(by, values, strict=True)), lines
+
+
+def having(table: DataFrame, values: Mapping[str, Any]) -> Any:
+    """Which lines of a table have these values."""
+    return np.logical_and.reduce([table[name] == value for name, value in values.items()] or [np.ones(len(table), bool)])
 
 
 def paired(above: DataFrame, below: DataFrame, unit: Sequence[str] = UNIT) -> DataFrame:
@@ -134,12 +147,21 @@ def over_pairs(pairs: DataFrame) -> dict[str, Any]:
 
     No ratio is given where the float32 twins of two runs that owe one text give different ones.
     """
-    found = bootstrapped(lambda below, above, axis: below.sum(axis) / above.sum(axis), (pairs["below"], pairs["above"]))
-    prompts = int(pairs["prompts"].sum())
+    found, prompts = over_sums(pairs["below"], pairs["above"]), int(pairs["prompts"].sum())
     said = verdict(found, len(pairs), prompts)
     if pairs["wrong"].any():
-        found, said = Estimate(np.nan, np.nan, np.nan), "refused: the float32 twins give different texts"
-    return dict(zip(NUMBERS, (*found, prompts, pairs["same"].mean(), said), strict=True))
+        found, said = NONE, "refused: the float32 twins give different texts"
+    return {**found.columns, "prompts": prompts, "same_text": pairs["same"].mean(), "verdict": said}
+
+
+def over_sums(below: Any, above: Any) -> Estimate:
+    """Ratio of the sums of paired samples, with its interval over the pairs."""
+    return bootstrapped(lambda a, b, axis: a.sum(axis) / b.sum(axis), (below, above))
+
+
+def over_medians(below: Any, above: Any) -> Estimate:
+    """Ratio of the medians of paired samples, with its interval over the pairs."""
+    return bootstrapped(lambda a, b, axis: np.median(a, axis) / np.median(b, axis), (below, above))
 
 
 def like_for_like(frame: DataFrame, by: Sequence[str] = (*CONTEXT, "draft", "method", "finalize", "format")) -> DataFrame:
@@ -181,7 +203,7 @@ def spearman(x: Sequence[float], y: Sequence[float]) -> Estimate:
             return (a * b).sum(axis) / np.sqrt((a * a).sum(axis) * (b * b).sum(axis))
 
     if len(x) < FEWEST:
-        return Estimate(np.nan, np.nan, np.nan)
+        return NONE
     return bootstrapped(statistic, (x, y))._replace(value=float(spearmanr(x, y).statistic))
 
 
@@ -199,10 +221,11 @@ def bootstrapped(statistic: Callable[..., Any], samples: Sequence[Any]) -> Estim
     return Estimate(value, float(low), float(high))
 
 
-def contexts(table: DataFrame) -> Iterator[tuple[str, DataFrame]]:
-    """The lines that share a context, under a name that tells what varies in the table: greedy, or T = 1, speculative."""
+def sampled(table: DataFrame) -> DataFrame:
+    """A table by context, with a column that tells it: greedy, or T = 1, speculative, and what else varies in the table."""
     varied = [name for name in CONTEXT if name not in ("temperature", "rule") and table[name].nunique() > 1]
-    for values, lines in table.groupby(CONTEXT, dropna=False):
-        facts = dict(zip(CONTEXT, values, strict=True))
-        sampling = f"T = {facts['temperature']:g}, {facts['rule']}" if facts["temperature"] else "greedy"
-        yield ", ".join([sampling, *(str(facts[name]) for name in varied)]), lines
+    warm = "T = " + table["temperature"].map("{:g}".format).astype(str) + ", " + table["rule"].astype(str)
+    words = warm.mask(table["temperature"] == 0, "greedy")
+    for name in varied:
+        words = words + ", " + table[name].astype(str)
+    return table.assign(sampling=words).sort_values(CONTEXT, kind="stable")

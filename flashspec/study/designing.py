@@ -10,7 +10,7 @@ import numpy as np
 from flashspec.measure.costs import Cut
 from flashspec.models.family import CAPABILITY, TOLERANCE
 from flashspec.study import papers
-from flashspec.study.compare import CONTEXT, MANY, bootstrapped, verdict
+from flashspec.study.compare import CONTEXT, MANY, groups, over_sums, verdict
 from flashspec.study.drafting import against, drafted, pace
 from flashspec.theory import Costs, Optimum, Relation, acceptance_for, amdahl, best_design, fitted, interpolated, throughput
 from flashspec.theory.designs import predicted
@@ -23,42 +23,33 @@ SHAPE = [*SAME, "shape", "layers", "hidden", "body"]
 STEPS = 9  # sizes of the grid in which the optimum is sought
 
 
+def timed_steps(frame: DataFrame) -> DataFrame:
+    """The timed steps, with the name of what their shapes are compared within: a group, or the shape that was spread."""
+    return frame[frame["piece"] == "step"].assign(base=frame["group"].where(frame["group"] != "", frame["shape"]))
+
+
 def steps(frame: DataFrame) -> DataFrame:
-    """One line a shape and head: median milliseconds of a step, and gigabytes that it reads a second."""
-    rows = named(frame)
-    rows = rows[rows["piece"] == "step"]
-    table = rows.groupby(SHAPE, dropna=False, sort=False)[["seconds", "bytes"]].median().reset_index()
-    return table.assign(ms=1e3 * table["seconds"], pace=table["bytes"] / table["seconds"] / 1e9)
-
-
-def named(frame: DataFrame) -> DataFrame:
-    """The rows with the name of what their shapes are compared within: a group, or the shape that was spread."""
-    return frame.assign(base=frame["group"].where(frame["group"] != "", frame["shape"]))
+    """One line a shape and head: the median seconds and milliseconds of a step, and the bytes that it reads."""
+    table = timed_steps(frame).groupby(SHAPE, dropna=False, sort=False)[["seconds", "bytes"]].median().reset_index()
+    return table.assign(ms=1e3 * table["seconds"])
 
 
 def depth_gains(frame: DataFrame) -> DataFrame:
     """Seconds of the deepest shape over those of the shallowest with as many parameters in its layers, paired by turn."""
     import pandas
 
-    rows = named(frame)
     lines = []
-    for values, mine in rows[rows["piece"] == "step"].groupby(SAME, dropna=False, sort=False):
-        low, high = _ends(mine)
-        if low is not None:
-            pair = low.merge(high, on="turn", suffixes=("", "_deep"))
-            found = bootstrapped(lambda a, b, axis: b.sum(axis) / a.sum(axis), (pair["seconds"], pair["seconds_deep"]))
-            depths = {"deep": int(high["layers"].iloc[0]), "shallow": int(low["layers"].iloc[0]), "turns": len(pair)}
-            facts = {**dict(zip(SAME, values, strict=True)), **depths}
-            lines.append({**facts, **found._asdict(), "verdict": verdict(found, len(pair), MANY)})
-    return pandas.DataFrame(lines, columns=[*SAME, "deep", "shallow", "value", "low", "high", "turns", "verdict"])
-
-
-def _ends(rows: DataFrame) -> tuple[Any, Any]:
-    """The rows of the shallowest and of the deepest shape of one size; None where all are equally deep."""
-    deep = rows[rows["layers"] == rows["layers"].max()]
-    alike = rows[(rows["body"] / deep["body"].iloc[0] - 1).abs() <= TOLERANCE]
-    low = alike[alike["layers"] == alike["layers"].min()]
-    return (low, deep) if low["layers"].iloc[0] < deep["layers"].iloc[0] else (None, None)
+    for facts, mine in groups(timed_steps(frame), SAME, sort=False):
+        deep = mine[mine["layers"] == mine["layers"].max()]
+        alike = mine[(mine["body"] / deep["body"].iloc[0] - 1).abs() <= TOLERANCE]
+        shallow = alike[alike["layers"] == alike["layers"].min()]
+        depths = {"deep": int(deep["layers"].iloc[0]), "shallow": int(shallow["layers"].iloc[0])}
+        if depths["shallow"] < depths["deep"]:
+            pair = shallow.merge(deep, on="turn", suffixes=("", "_deep"))
+            found = over_sums(pair["seconds_deep"], pair["seconds"])
+            told = {"turns": len(pair), "verdict": verdict(found, len(pair), MANY)}
+            lines.append({**facts, **depths, **found.columns, **told})
+    return pandas.DataFrame(lines, columns=[*SAME, "deep", "shallow", "ratio", "low", "high", "turns", "verdict"])
 
 
 class Fit(NamedTuple):
@@ -100,18 +91,16 @@ def at_papers_shapes(frame: DataFrame) -> DataFrame:
     if len(drafts) < 2 or checks.empty or not (checks["rows"] == 1).any():
         return pandas.DataFrame()
     block = int(checks["rows"].max()) - 1
-    check, step = (check_seconds(checks[checks["rows"] == rows]) for rows in (block + 1, 1))
-    return pandas.DataFrame([_draft_line(draft, table.loc[draft.shape], (block, check, step)) for draft in drafts])
-
-
-def _draft_line(draft: papers.PublishedDraft, timed: Any, round_: tuple[int, float, float]) -> dict[str, Any]:
-    block, check, step = round_
-    rate = throughput(draft.tar, Costs(timed["seconds"], check), block)
-    here = {"here_layer": timed["ms"] / draft.layers, "here_pace": timed["pace"]}
-    printed = {"printed_layer": draft.step_ms / draft.layers, "printed_pace": timed["bytes"] / draft.step_ms / 1e6}
-    share = block * timed["seconds"] / (block * timed["seconds"] + check)
-    return {"draft": draft.shape, "layers": draft.layers, "tar": draft.tar, **printed, **here, "share": share, "rate": rate,
-            "speedup": rate * step}  # fmt: skip
+    check, plain = (check_seconds(checks[checks["rows"] == rows]) for rows in (block + 1, 1))
+    lines = []
+    for draft in drafts:
+        step, size = table.loc[draft.shape, ["seconds", "bytes"]]
+        rate = throughput(draft.tar, Costs(step, check), block)
+        printed = {"printed_layer": draft.step_ms / draft.layers, "printed_pace": size / draft.step_ms / 1e6}
+        here = {"here_layer": 1e3 * step / draft.layers, "here_pace": size / step / 1e9}
+        found = {"share": block * step / (block * step + check), "rate": rate, "speedup": rate * plain}
+        lines.append({"draft": draft.shape, "layers": draft.layers, "tar": draft.tar, **printed, **here, **found})
+    return pandas.DataFrame(lines)
 
 
 def check_seconds(checks: DataFrame) -> float:
@@ -179,12 +168,11 @@ def space(rows: DataFrame) -> Space:
 
 def spaces(frame: DataFrame) -> Iterator[tuple[dict[str, Any], DataFrame, Space | str]]:
     """Every context of a race: its facts, the runs of its drafts, and the space that they span, or why there is none."""
-    for values, rows in alike(frame).groupby(CONTEXT):
+    for facts, rows in groups(alike(frame), CONTEXT):
         try:
-            found: Space | str = space(rows)
+            yield facts, rows, space(rows)
         except ValueError as error:
-            found = str(error)
-        yield dict(zip(CONTEXT, values, strict=True)), rows, found
+            yield facts, rows, str(error)
 
 
 def optima(frame: DataFrame) -> DataFrame:
@@ -201,9 +189,9 @@ def optima(frame: DataFrame) -> DataFrame:
         nearest, fastest = str(apart.idxmin()), str(table["rate"].idxmax())
         built = table.loc[nearest]
         pair = against(rows[rows["draft"].isin([nearest, fastest])], fastest)
-        words = pair["verdict"].iloc[0] if len(pair) else "it is the fastest"
         shape = {"layers": best.layers, "body": best.body / 1e6, "k": best.block, "predicted": best.throughput}
         near = {"nearest": nearest, "fitted": found.at(built["layers"], built["body"]), "measured": built["rate"]}
+        words = pair["verdict"].iloc[0] if len(pair) else "it is the fastest"
         lines.append({**facts, **shape, **near, "fastest": fastest, "verdict": words})
     names = ["layers", "body", "k", "predicted", "nearest", "fitted", "measured", "fastest", "verdict"]
     return pandas.DataFrame(lines, columns=[*CONTEXT, *names])

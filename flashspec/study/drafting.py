@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from flashspec.models.family import DESIGNED, TOLERANCE
-from flashspec.study.compare import CONTEXT, Estimate, best, gain, spearman, speedups
+from flashspec.study.compare import CONTEXT, NONE, Estimate, best, gain, groups, spearman, speedups
 from flashspec.study.drafts import point_of_designed
 
 if TYPE_CHECKING:
@@ -55,17 +55,16 @@ def correlations(table: DataFrame) -> DataFrame:
     import pandas
 
     lines = []
-    for values, rows in table.groupby(CONTEXT):
-        for merit, sign in MERITS.items():
-            for outcome in ("tar", "rate"):
-                pairs = rows[[merit, outcome]].dropna() if merit != outcome else rows[:0]
-                if len(pairs):
-                    enough = len(pairs) >= FEWEST and pairs.nunique().min() > 1
-                    found = spearman(sign * pairs[merit], pairs[outcome]) if enough else Estimate(*[np.nan] * 3)
-                    facts = {**dict(zip(CONTEXT, values, strict=True)), "merit": merit, "outcome": outcome}
-                    lines.append({**facts, "drafts": len(pairs), **found._asdict(), "verdict": _correlated(found)})
-    names = ["merit", "outcome", "drafts", *Estimate._fields, "verdict"]
-    return pandas.DataFrame(lines, columns=[*CONTEXT, *names])
+    pairs = [(merit, sign, outcome) for merit, sign in MERITS.items() for outcome in ("tar", "rate") if merit != outcome]
+    for facts, rows in groups(table, CONTEXT):
+        for merit, sign, outcome in pairs:
+            both = rows[[merit, outcome]].dropna()
+            if len(both):
+                enough = len(both) >= FEWEST and both.nunique().min() > 1
+                found = spearman(sign * both[merit], both[outcome]) if enough else NONE
+                facts = {**facts, "merit": merit, "outcome": outcome, "drafts": len(both)}
+                lines.append({**facts, **found._asdict(), "verdict": _correlated(found)})
+    return pandas.DataFrame(lines, columns=[*CONTEXT, "merit", "outcome", "drafts", *Estimate._fields, "verdict"])
 
 
 def _correlated(found: Estimate) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -58,30 +58,28 @@ def finished(folder: str) -> dict[str, Path]:
 
 def point_of_designed() -> str | None:
     """The point of the family that ships as the designed draft, by its recipe; None while no such draft ships."""
-    folder = shipped().get(DESIGNED)
-    if folder is None or not (folder / "design.json").exists():
-        return None
-    recipe = Design(**json.loads((folder / "design.json").read_text(encoding="utf-8"))["design"])
-    return next((name for name, design in POINTS.items() if design == recipe), None)
+    design = design_of(shipped()[DESIGNED]) if DESIGNED in shipped() else None
+    return next((name for name, point in POINTS.items() if design is not None and point == Design(**design)), None)
 
 
-def drafts_of(names: Sequence[str], family: str = "") -> dict[str, Path]:
-    """Folders of the named drafts; without names the shipped ones and the finished ones of a family.
+def design_of(folder: Path) -> dict[str, Any] | None:
+    """The recipe in a draft's folder; None for a draft that does not tell."""
+    path = folder / "design.json"
+    return dict(json.loads(path.read_text(encoding="utf-8"))["design"]) if path.exists() else None
+
+
+def drafts_of(names: Sequence[str]) -> dict[str, Path]:
+    """Folders of the named drafts; without names the shipped ones.
 
     Raises FileNotFoundError for a name that is neither shipped nor a folder, ValueError where two folders have one name.
     """
     if not names:
-        return {**finished(family), **shipped()}
+        return shipped()
     known = {name: shipped().get(name) or folder_of(DRAFTS.get(name, name), "draft") for name in names}
     found = {name if name in shipped() else folder.name: folder for name, folder in known.items()}
     if len(found) < len(names):
         raise ValueError(f"drafts need different names, got {', '.join(names)}; rename a folder or leave one out")
     return found
-
-
-def digested(params: Any) -> Mapping[str, Path]:
-    """Checkpoint folders whose digests enter the origin: the field `target`, and all drafts that `drafts` and `family` mean."""
-    return {"target": folder_of(params.target, "target"), **drafts_of(params.drafts, getattr(params, "family", ""))}
 
 
 @lru_cache(maxsize=2)
@@ -98,15 +96,11 @@ def pair_of(name: str, folder: Path, alone: Models, target: str) -> Pair:
     device = alone.target.device
     draft = opened_draft(folder, dtype, str(device), "int8" if device.type == "cpu" else "")
     models = Models(alone.target, draft, alone.tokenizer, places, exits=alone.exits, cut=alone.cut)
-    return Pair(name, target_digest(folder), steps_of(folder), models, target, target_digest(alone.folders["target"]))
+    design = design_of(folder)
+    steps = None if design is None else int(design["steps"])
+    return Pair(name, target_digest(folder), steps, models, target, target_digest(alone.folders["target"]))
 
 
 def short_name(target: str) -> str:
     """What a table calls a target: a shipped name, or its folder's."""
     return target if target in REFERENCE["target"] else Path(target).name
-
-
-def steps_of(folder: Path) -> int | None:
-    """Training steps of a designed draft; None for one that does not tell."""
-    path = folder / "design.json"
-    return int(json.loads(path.read_text(encoding="utf-8"))["design"]["steps"]) if path.exists() else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,11 +72,11 @@ class Row:
 
 def measure(params: Params) -> Iterator[Row]:
     """Compare every exit with every deeper one, position by position, and read the curves of their training."""
-    for point in points(params):
-        if "prompts" in point.source:
-            yield from counted(point)
-        if "training" in point.source:
-            yield from trained(point.target[0])
+    for target in params.target:
+        if "prompts" in params.source:
+            yield from counted(params, target)
+        if "training" in params.source:
+            yield from trained(target)
 
 
 def points(params: Params) -> list[Params]:
@@ -83,9 +84,8 @@ def points(params: Params) -> list[Params]:
     return [replace(params, target=(target,)) for target in params.target]
 
 
-def counted(params: Params) -> Iterator[Row]:
+def counted(params: Params, target: str) -> Iterator[Row]:
     """All pairs of depths, a row a kind of prompt. Raises ValueError where no exit lies below the target's top."""
-    (target,) = params.target
     models = target_of(target, "float32", "dense")
     layers = models.target.config.layers
     depths = [*sorted({depth for depth in params.depth if depth < layers}), layers]
@@ -105,21 +105,19 @@ def counted(params: Params) -> Iterator[Row]:
 @torch.inference_mode()
 def compared(models: Models, prompt: Prompt, depths: list[int]) -> dict[tuple[int, int], Tensor]:
     """COUNTS and sums of MEANS for every pair of depths on one prompt."""
-    ids = torch.tensor(prompt.ids)
+    ids, found = torch.tensor(prompt.ids), {}
     rows = rows_at(models.target, ids[None, :-1], tuple(depths))
     heads = {depth: DenseHead(models.exit_norm(depth), models.target.head_weight) for depth in depths}
     logs = {depth: heads[depth](row).logits.log_softmax(-1).double() for depth, row in rows.items()}
-    best = logs[depths[-1]].argmax(-1)
-    return {(low, high): _pair(logs[low], logs[high], best, ids[1:]) for low in depths for high in depths if low < high}
-
-
-def _pair(low: Tensor, high: Tensor, final: Tensor, text: Tensor) -> Tensor:
-    mine, theirs = low.argmax(-1), high.argmax(-1)
-    same, right = mine == theirs, mine == final
-    contained = (low.topk(min(5, low.shape[1])).indices == theirs[:, None]).any(1)
-    losses = [-log.gather(1, text[:, None]).sum() for log in (low, high)]
-    counts = [torch.tensor(len(text)), same.sum(), right.sum(), (same & right).sum(), contained.sum()]
-    return torch.stack([value.double() for value in (*counts, torch.minimum(low, high).exp().sum(), *losses)])
+    best = {depth: log.argmax(-1) for depth, log in logs.items()}
+    five = {depth: log.topk(min(5, log.shape[1])).indices for depth, log in logs.items()}
+    losses = {depth: -log.gather(1, ids[1:, None]).sum() for depth, log in logs.items()}
+    for low, high in combinations(depths, 2):
+        same, right = best[low] == best[high], best[low] == best[depths[-1]]
+        counts = [same.sum(), right.sum(), (same & right).sum(), (five[low] == best[high][:, None]).any(1).sum()]
+        means = [torch.minimum(logs[low], logs[high]).exp().sum(), losses[low], losses[high]]
+        found[low, high] = torch.tensor([len(ids) - 1, *counts, *means], dtype=torch.float64)
+    return found
 
 
 def trained(target: str) -> Iterator[Row]:

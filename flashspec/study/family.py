@@ -71,7 +71,7 @@ def measure(params: Params) -> Iterator[Row]:
     alone = target_of(params.target[0], "float32", "dense")
     for name, folder in drafts_of(params.draft).items():
         pair = pair_of(name, folder, alone, short_name(params.target[0]))
-        facts = {"draft_digest" if key == "digest" else key: value for key, value in pair.facts.items()}
+        facts = {"draft_digest": pair.digest, **{key: value for key, value in pair.facts.items() if key != "digest"}}
         for kind in params.kind or dict.fromkeys(prompt.kind for prompt in prompts):
             texts = [prompt for prompt in prompts if prompt.kind == kind]
             yield Row(**facts, kind=kind, **merit_of(pair.models.model("draft"), texts))
@@ -119,29 +119,26 @@ def records(k: int = 4, root: Path | None = None) -> DataFrame:
     """One line a recorded point, the highest greedy TAR at k first, counted from what it proposed; none without a record."""
     import pandas
 
-    places = sorted(path.parent for path in ((root or default_root()) / "family").glob("*/proposals.json"))
     names = ["draft", "layers", "heads", "ffn", "body", "head bytes", "steps", "distilled", "TAR", "digest"]
-    table = pandas.DataFrame([_record(place, k) for place in places], columns=names)
-    return table.sort_values("TAR", ascending=False).set_index("draft")
-
-
-def _record(place: Path, k: int) -> dict[str, Any]:
-    """Shape, training and acceptance of one point, from its folder."""
-    config = from_hf(json.loads((place / "config.json").read_text(encoding="utf-8")))
-    path = place / "design.json"
-    design = json.loads(path.read_text(encoding="utf-8"))["design"] if path.exists() else {}
-    weights = json.loads((place / "digests.json").read_text(encoding="utf-8"))
-    shape = {"draft": place.name, "layers": config.layers, "heads": config.heads, "ffn": config.ffn}
-    sizes = {"body": config.body_parameters, "head bytes": 2 * config.head_parameters}
-    training = {"steps": design.get("steps"), "distilled": design.get("distilled")}
-    digest = weights[min(name for name in weights if name.endswith(".safetensors"))][:12]
-    return {**shape, **sizes, **training, "TAR": replayed_all(accepted(place), k).tar, "digest": digest}
+    lines = []
+    for path in sorted(((root or default_root()) / "family").glob("*/proposals.json")):
+        config = from_hf(_read(path.with_name("config.json")))
+        design, weights = _read(path.with_name("design.json")).get("design", {}), _read(path.with_name("digests.json"))
+        sizes = (config.layers, config.heads, config.ffn, config.body_parameters, 2 * config.head_parameters)
+        tar = replayed_all(accepted(path), k).tar
+        digest = weights[min(name for name in weights if name.endswith(".safetensors"))][:12]
+        lines.append((path.parent.name, *sizes, design.get("steps"), design.get("distilled"), tar, digest))
+    return pandas.DataFrame(lines, columns=names).sort_values("TAR", ascending=False).set_index("draft")
 
 
 def accepted(record: Path) -> list[list[float]]:
     """Of a record's texts, which tokens its draft proposes: 1 or 0, as `theory.replayed` counts them."""
-    texts = json.loads((record / "proposals.json").read_text(encoding="utf-8"))["texts"]
-    return [[float(a == b) for a, b in zip(text["tokens"], text["proposed"], strict=True)] for text in texts]
+    pairs = (zip(text["tokens"], text["proposed"], strict=True) for text in _read(record)["texts"])
+    return [[float(token == proposed) for token, proposed in pair] for pair in pairs]
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 PRESETS = {"smoke": Params(draft=("main", "shallow"), texts=2)}

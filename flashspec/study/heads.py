@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from flashspec.study.compare import CONTEXT, DENSE, FEWEST, MANY, bootstrapped, contexts, gain, like_for_like, speedups, verdict
+from flashspec.study.chain import PLACE, SIZE, faster
+from flashspec.study.compare import CONTEXT, DENSE, FEWEST, gain, having, like_for_like, sampled, speedups
 from flashspec.study.quote import NOT_HERE
 from flashspec.study.recall import PARTS
 from flashspec.theory import amdahl
@@ -14,8 +15,6 @@ from flashspec.theory import amdahl
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-SIZE = ["head", "format", "probes", "shortlist"]
-PLACE = ["shape", "layers", "piece"]
 CLUSTERING = ["metric", "homes", "cluster_size"]
 USUAL = 16  # ids a cluster
 SIDES = ["draft", "method", "head", "format", "finalize"]
@@ -41,7 +40,7 @@ def usual(table: DataFrame) -> DataFrame:
     if flash.empty:
         return table
     near = flash.assign(far=np.log2(flash["cluster_size"] / USUAL).abs()).sort_values("far", kind="stable").iloc[0]
-    return table[(table["head"] != "flash") | np.logical_and.reduce([table[name] == near[name] for name in CLUSTERING])]
+    return table[(table["head"] != "flash") | having(table, near[CLUSTERING])]
 
 
 def by_kind(frame: DataFrame) -> DataFrame:
@@ -75,31 +74,8 @@ def bands(frame: DataFrame) -> DataFrame:
 
 def told(table: DataFrame, column: str, **which: Any) -> str:
     """One column of the lines with these values, percentages to one digit; or that none is there."""
-    lines = table[np.logical_and.reduce([table[name] == value for name, value in which.items()])]
-    return ", ".join(value if isinstance(value, str) else f"{value:.1f} %" for value in lines[column].dropna()) or NOT_HERE
-
-
-def faster(frame: DataFrame) -> DataFrame:
-    """How many times faster each head is than the dense one, piece by piece, paired by turn, beside the ratio of bytes.
-
-    The dense head has the same number format where the table holds it, else the one that `over` names: a head in int8 or
-    int4 is a line of its own.
-    """
-    import pandas
-
-    lines = []
-    for values, rows in frame[frame["piece"] != "body"].groupby(PLACE, dropna=False):
-        dense = dict(iter(rows[rows["head"] == "dense"].groupby("format")))
-        for who, mine in rows[rows["head"] != "dense"].groupby(SIZE, sort=False) if dense else ():
-            facts = dict(zip([*PLACE, *SIZE], (*values, *who), strict=True))
-            over = facts["format"] if facts["format"] in dense else next(iter(dense))
-            both = mine.merge(dense[over][["turn", "seconds", "bytes"]], on="turn", suffixes=("", "_below"))
-            if len(both):
-                found = bootstrapped(_medians, (both["seconds_below"], both["seconds"]))
-                words = verdict(found, len(both), MANY) if len(both) >= FEWEST else "too few turns"
-                limit = both["bytes_below"].iloc[0] / both["bytes"].iloc[0]
-                lines.append({**facts, "over": over, **found._asdict(), "limit": limit, "verdict": words})
-    return pandas.DataFrame(lines, columns=[*PLACE, *SIZE, "over", "value", "low", "high", "limit", "verdict"])
+    found = table.loc[having(table, which), column].dropna()
+    return ", ".join(value if isinstance(value, str) else f"{value:.1f} %" for value in found) or NOT_HERE
 
 
 def costs(frame: DataFrame) -> DataFrame:
@@ -117,7 +93,7 @@ def cheapest(frame: DataFrame) -> DataFrame:
     flash = table["head"].str.startswith("flash")
     rows = table[table["head"].isin(DENSE) | (flash & (table["probes"] == table["probes"].max()))]
     best = rows.sort_values("ms", kind="stable").drop_duplicates("shape")
-    names = best["head"] + best["value"].map(lambda times: "" if times != times else f" {times:.1f}×")
+    names = best["head"] + best["ratio"].map(lambda times: "" if times != times else f" {times:.1f}×")
     sides = best["shape"].str.partition("x")
     found = best.assign(ids=sides[0], width=sides[2], name=names).pivot_table(
         index="ids", columns="width", values="name", aggfunc="first", sort=False
@@ -145,20 +121,18 @@ def calls(frame: DataFrame) -> DataFrame:
 
 def depths(frame: DataFrame) -> DataFrame:
     """One line a depth and head: the head's share of a dense step, the step's measured gain, and Amdahl's prediction."""
-    medians = frame.groupby(["shape", "layers", "piece", *SIZE], dropna=False)["seconds"].median()
+    medians = frame.groupby([*PLACE, *SIZE], dropna=False)["seconds"].median()
     lines = faster(frame)
-    table = lines[lines["piece"] == "step"].copy()
+    table = lines[lines["piece"] == "step"]
+    found = [_share_and_gain(medians, line) for _, line in table.iterrows()]
+    predicted = [amdahl(share, more) if share == share and more == more else np.nan for share, more in found]
+    return table.assign(share=[100 * share for share, _ in found], predicted=predicted)
 
-    def parts(line: Any) -> tuple[float, float]:
-        at = (line["shape"], line["layers"])
-        dense = [medians.get((*at, piece, "dense", line["over"], 0, 0), np.nan) for piece in ("head", "body")]
-        mine = medians.get((*at, "head", *(line[name] for name in SIZE)), np.nan)
-        return dense[0] / sum(dense), dense[0] / mine
 
-    found = [parts(line) for _, line in table.iterrows()]
-    table["share"] = [100 * share for share, _ in found]
-    table["predicted"] = [amdahl(share, more) if share == share and more == more else np.nan for share, more in found]
-    return table
+def _share_and_gain(medians: Any, line: Any) -> tuple[float, float]:
+    at = (line["shape"], line["layers"])
+    head, body = (medians.get((*at, piece, "dense", line["over"], 0, 0), np.nan) for piece in ("head", "body"))
+    return head / (head + body), head / medians.get((*at, "head", *line[SIZE]), np.nan)
 
 
 def builds(frame: DataFrame) -> DataFrame:
@@ -177,24 +151,15 @@ def against(frame: DataFrame) -> DataFrame:
     same = like_for_like(frame)[[*PAIR, "head", "verdict"]].rename(columns={"verdict": "same_format"})
     int8 = gain(rows, {"head": "int8"}, PAIR, ["head"])[[*PAIR, "head", "verdict"]].rename(columns={"verdict": "over_int8"})
     found = plain.merge(same, on=[*PAIR, "head"], how="left").merge(int8, on=[*PAIR, "head"], how="left")
-    names = [f"{line['head']}{_size(line)}" for _, line in found.iterrows()]
-    return found.assign(name=names, who=[f"{name}, {said}" for name, said in zip(names, found["verdict"], strict=True)])
+    names = found["head"].astype(str)
+    for letter, column in (("P", "probes"), ("N", "shortlist")):
+        names = names + found[column].map(lambda size, letter=letter: f", {letter} = {size:g}" if size else "").astype(str)
+    return found.assign(name=names, who=names + ", " + found["verdict"])
 
 
 def sizes(frame: DataFrame) -> DataFrame:
     """Every FlashHead at every number of probes over plain decoding, one column a sampling."""
     flash = frame[(frame["method"] == "baseline") | frame["head"].str.startswith("flash")]
-    found = speedups(flash, ["draft", "head", "probes"])
-    named = {at: name for name, lines in contexts(found) for at in lines.index}
-    table = found.assign(sampling=found.index.map(named))
     keys = ["draft", "head", "probes"]
-    table = table.pivot_table(index=keys, columns="sampling", values="verdict", aggfunc="first")
+    table = sampled(speedups(flash, keys)).pivot_table(index=keys, columns="sampling", values="verdict", aggfunc="first")
     return table.reset_index().rename_axis(columns=None)
-
-
-def _size(line: Any) -> str:
-    return "".join(f", {letter} = {line[name]:g}" for letter, name in (("P", "probes"), ("N", "shortlist")) if line[name])
-
-
-def _medians(above: Any, below: Any, axis: int) -> Any:
-    return np.median(above, axis) / np.median(below, axis)

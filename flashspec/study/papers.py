@@ -4,64 +4,42 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from flashspec.theory import Costs, implied_step, throughput
+
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-
-class Claim(NamedTuple):
-    """A printed number: what it is, its value, its unit, and the place that prints it."""
-
-    what: str
-    value: float
-    unit: str
-    source: str
-
-
-ABSTRACT = "Ma and Wang 2026, abstract"
-
+# Ma and Wang 2026, abstract: milliseconds, times, tokens a second
 THESIS = {
-    "projection_dense_ms": Claim("isolated draft projection, dense", 2.493, "ms", ABSTRACT),
-    "projection_flash_ms": Claim("isolated draft projection, FlashHead", 0.577, "ms", ABSTRACT),
-    "projection": Claim("isolated draft projection, FlashHead over dense", 4.321, "x", ABSTRACT),
-    "draft_step": Claim("complete draft-model step, FlashHead over dense", 1.108, "x", ABSTRACT),
-    "eager_dense": Claim("end to end, ordinary, dense draft", 9.769, "tokens/s", ABSTRACT),
-    "eager_flash": Claim("end to end, ordinary, FlashHead draft", 9.823, "tokens/s", ABSTRACT),
-    "eager": Claim("end to end, ordinary, FlashHead over dense", 1.006, "x", ABSTRACT),
-    "deferred_dense": Claim("end to end, deferred final token, dense draft", 10.731, "tokens/s", ABSTRACT),
-    "deferred_flash": Claim("end to end, deferred final token, FlashHead draft", 11.374, "tokens/s", ABSTRACT),
-    "deferred": Claim("end to end, deferred final token, FlashHead over dense", 1.060, "x", ABSTRACT),
+    "projection_dense_ms": 2.493,
+    "projection_flash_ms": 0.577,
+    "projection": 4.321,
+    "draft_step": 1.108,
+    "eager_dense": 9.769,
+    "eager_flash": 9.823,
+    "eager": 1.006,
+    "deferred_dense": 10.731,
+    "deferred_flash": 11.374,
+    "deferred": 1.060,
 }
-
-
-HISPEC_ABSTRACT = "Kumar et al. 2025, abstract"
-
-HISPEC = {
-    "over_self": Claim("HiSpec over single-layer speculation, average", 1.28, "x", HISPEC_ABSTRACT),
-    "over_baseline": Claim("HiSpec over plain decoding, what this study asks for", 1.6, "x", "this study"),
+RATES = {
+    "eager_dense": "end to end, ordinary, dense draft",
+    "eager_flash": "end to end, ordinary, FlashHead draft",
+    "deferred_dense": "end to end, deferred final token, dense draft",
+    "deferred_flash": "end to end, deferred final token, FlashHead draft",
 }
-
-
-def hispec(name: str) -> float:
-    """A number that HiSpec is held against."""
-    return HISPEC[name].value
-
-
-def thesis(name: str) -> float:
-    """One number of the thesis's abstract."""
-    return THESIS[name].value
+HISPEC_OVER_SELF = 1.28  # HiSpec over single-layer speculation, average; Kumar et al. 2025, abstract
 
 
 def deferral(method: str) -> float:
     """What deferring the final token gave the thesis: deferred over ordinary tokens per second of one method."""
-    return thesis(f"deferred_{method}") / thesis(f"eager_{method}")
+    return THESIS[f"deferred_{method}"] / THESIS[f"eager_{method}"]
 
 
 def head_share() -> float:
     """Share of the thesis's dense draft step that its head takes, from the time saved and the step's speedup."""
-    from flashspec.theory import implied_step
-
-    saved = thesis("projection_dense_ms") - thesis("projection_flash_ms")
-    return thesis("projection_dense_ms") / implied_step(saved, thesis("draft_step"))
+    saved = THESIS["projection_dense_ms"] - THESIS["projection_flash_ms"]
+    return THESIS["projection_dense_ms"] / implied_step(saved, THESIS["draft_step"])
 
 
 class PublishedDraft(NamedTuple):
@@ -72,35 +50,17 @@ class PublishedDraft(NamedTuple):
     tar: float
     step_ms: float
     rate: float
-    source: str
 
 
-YAN_TABLE = "Yan et al. 2024, LLaMA-65B as target"
-YAN_DEEP = PublishedDraft("Sheared-LLaMA-1.3B", 24, 3.81, 13.13, 23.10, YAN_TABLE)
-YAN_WIDE = PublishedDraft("NoFT-Wide-1.3B", 12, 3.70, 6.69, 32.59, YAN_TABLE)
+# Yan et al. 2024, LLaMA-65B as target
+YAN_DEEP = PublishedDraft("Sheared-LLaMA-1.3B", 24, 3.81, 13.13, 23.10)
+YAN_WIDE = PublishedDraft("NoFT-Wide-1.3B", 12, 3.70, 6.69, 32.59)
 YAN_TARGET = "LLaMA-65B"
-CLOSE = 0.5  # percent by which a computed number may differ from a printed one
-YAN = {
-    "headline": Claim("designed draft over an existing one, LLaMA-65B and OPT-66B", 1.60, "x", "Yan et al. 2024, abstract"),
-    "experiments": Claim("experiments run", 350, "", "Yan et al. 2024, abstract"),
-    "tuned": Claim("designed draft against a fine-tuned target, Vicuna-33B", 1.45, "x", "Yan et al. 2024, up to 45 %"),
-}
-
-
-class Contest(NamedTuple):
-    """Tokens a second of the deep and the wide draft on one data set at T = 1, and the gain in percent printed beside them."""
-
-    data: str
-    deep: float
-    wide: float
-    gain: float
-
-
-YAN_SAMPLED = (
-    Contest("MMLU", 12.06, 24.32, 101.6),
-    Contest("HellaSwag", 12.30, 24.32, 97.7),
-    Contest("Chatbot Arena", 11.45, 24.18, 111.8),
-)
+YAN_HEADLINE = 1.60  # designed draft over an existing one, LLaMA-65B and OPT-66B; abstract
+YAN_EXPERIMENTS = 350  # runs; abstract
+YAN_TUNED = 1.45  # designed draft against a fine-tuned target, Vicuna-33B; "up to 45 %"
+# tokens a second of the deep and the wide draft at T = 1, and the gain in percent printed beside them
+YAN_SAMPLED = (("MMLU", 12.06, 24.32, 101.6), ("HellaSwag", 12.30, 24.32, 97.7), ("Chatbot Arena", 11.45, 24.18, 111.8))
 
 
 def implied_round() -> tuple[int, float]:
@@ -122,17 +82,14 @@ class FixedCosts(NamedTuple):
     closest: dict[str, float]
 
 
-RATES = ("eager_dense", "eager_flash", "deferred_dense", "deferred_flash")
-
-
 def thesis_fixed_costs() -> FixedCosts:
     """Solve round = k d + check (+ a pass of the target when eager) for the four rates, the pass equal for both heads.
 
     Two heads and two ways to finalise leave one number over when TAR is equal: the closest model misses every rate by a
     quarter of their interaction.
     """
-    ms = {name: 1e3 / thesis(name) for name in RATES}
-    saved = thesis("projection_dense_ms") - thesis("projection_flash_ms")
+    ms = {name: 1e3 / THESIS[name] for name in RATES}
+    saved = THESIS["projection_dense_ms"] - THESIS["projection_flash_ms"]
     ratio = (ms["eager_flash"] - ms["deferred_flash"]) / (ms["eager_dense"] - ms["deferred_dense"])
     k = (ratio * ms["deferred_dense"] - ms["deferred_flash"]) / saved
     apart = (ms["eager_dense"] - ms["eager_flash"] - ms["deferred_dense"] + ms["deferred_flash"]) / 4
@@ -144,21 +101,15 @@ def computed() -> DataFrame:
     """What the papers printed beside what the throughput model gives from the parts they printed; `off` in percent."""
     import pandas
 
-    table = pandas.DataFrame([*_of_decoding(), *_of_thesis()], columns=["work", "what", "unit", "printed", "computed"])
-    return table.assign(off=100 * (table["computed"] / table["printed"] - 1))
-
-
-def _of_decoding() -> list[tuple[Any, ...]]:
-    from flashspec.theory import Costs, throughput
-
     k, check = implied_round()
     deep, wide = (1e3 * throughput(draft.tar, Costs(draft.step_ms, check), k) for draft in (YAN_DEEP, YAN_WIDE))
-    rates = ((YAN_DEEP, deep), (YAN_WIDE, wide))
-    lines: list[tuple[Any, ...]] = [("decoding", draft.shape, "tokens/s", draft.rate, rate) for draft, rate in rates]
-    lines.append(("decoding", "wide over deep draft", "x", YAN_WIDE.rate / YAN_DEEP.rate, wide / deep))
-    return lines + [("decoding", f"gain at T = 1, {c.data}", "x", 1 + c.gain / 100, c.wide / c.deep) for c in YAN_SAMPLED]
-
-
-def _of_thesis() -> list[tuple[Any, ...]]:
     closest = thesis_fixed_costs().closest
-    return [("thesis", THESIS[name].what, THESIS[name].unit, THESIS[name].value, 1e3 / closest[name]) for name in RATES]
+    lines: list[tuple[Any, ...]] = [
+        ("decoding", YAN_DEEP.shape, "tokens/s", YAN_DEEP.rate, deep),
+        ("decoding", YAN_WIDE.shape, "tokens/s", YAN_WIDE.rate, wide),
+        ("decoding", "wide over deep draft", "x", YAN_WIDE.rate / YAN_DEEP.rate, wide / deep),
+        *(("decoding", f"gain at T = 1, {data}", "x", 1 + gain / 100, high / low) for data, low, high, gain in YAN_SAMPLED),
+        *(("thesis", what, "tokens/s", THESIS[name], 1e3 / closest[name]) for name, what in RATES.items()),
+    ]
+    table = pandas.DataFrame(lines, columns=["work", "what", "unit", "printed", "computed"])
+    return table.assign(off=100 * (table["computed"] / table["printed"] - 1))

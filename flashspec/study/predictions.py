@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from flashspec.study.compare import CONTEXT, SETTING, WHO, predicted_seconds, rated
+from flashspec.study.compare import CONTEXT, SETTING, WHO, groups, predicted_seconds, rated
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -45,15 +46,13 @@ def errors(table: DataFrame, by: Sequence[str] = ("temperature",)) -> DataFrame:
     """How far predictions are off, in percent of the measured seconds, over all runs and for each value of `by`."""
     import pandas
 
-    groups = [("all runs", table)] + [(f"{n} = {value}", rows) for n in by for value, rows in table.groupby(n)]
-    lines = [_error(name, rows, column) for name, rows in groups for column in KNOWN]
+    sides = [("all runs", table)] + [(f"{n} = {value}", rows) for n in by for value, rows in table.groupby(n)]
+    lines = []
+    for (name, rows), (column, source) in product(sides, KNOWN.items()):
+        off = off_by(rows, column)
+        most = {"median": off.abs().median(), "most": off.abs().quantile(0.95), "within": 100 * (off.abs() <= 10).mean()}
+        lines.append({"runs of": name, "runs": len(rows), "counts from": source, **most, "bias": off.median()})
     return pandas.DataFrame(lines, columns=["runs of", "runs", "counts from", "median", "most", "within", "bias"])
-
-
-def _error(name: str, rows: DataFrame, column: str) -> dict[str, Any]:
-    off = off_by(rows, column)
-    most = {"median": off.abs().median(), "most": off.abs().quantile(0.95), "within": 100 * (off.abs() <= 10).mean()}
-    return {"runs of": name, "runs": len(rows), "counts from": KNOWN[column], **most, "bias": off.median()}
 
 
 def off_by(table: DataFrame, column: str = "predicted") -> Any:
@@ -70,11 +69,10 @@ def planned(table: DataFrame) -> DataFrame:
 
     keys = [name for name in RUN if name != "k"]
     lines = []
-    for values, rows in table.groupby(keys, dropna=False):
-        found = [_pick(half) for _, half in rows.groupby("half")]
-        picks, fastest, losses = zip(*found, strict=True)
-        facts = dict(zip(keys, values, strict=True)) | {"lengths": rows["k"].nunique()}
-        lines.append({**facts, "picked": _both(picks), "fastest": _both(fastest), "loss": float(np.mean(losses))})
+    for facts, rows in groups(table, keys):
+        picks, fastest, losses = zip(*(_pick(half) for _, half in rows.groupby("half")), strict=True)
+        names = {side: " or ".join(map(str, sorted(set(ks)))) for side, ks in (("picked", picks), ("fastest", fastest))}
+        lines.append({**facts, "lengths": rows["k"].nunique(), **names, "loss": float(np.mean(losses))})
     return pandas.DataFrame(lines, columns=[*keys, "lengths", "picked", "fastest", "loss"])
 
 
@@ -84,20 +82,19 @@ def _pick(half: DataFrame) -> tuple[int, int, float]:
     return pick, fastest, float(100 * (1 - cost["seconds"][fastest] / cost["seconds"][pick]))
 
 
-def _both(values: Sequence[int]) -> str:
-    return " or ".join(map(str, sorted(set(values))))
+def beside_plain(frame: DataFrame) -> DataFrame:
+    """The rated speculative runs that have plain decoding of the same prompts in the same turn beside them."""
+    rows = rated(frame)
+    return rows[(rows["method"] != "baseline") & rows["speedup"].notna()]
 
 
 def curves(frame: DataFrame) -> DataFrame:
     """Speedup over plain decoding of the same prompts in the same turns at every setting, prompts summed."""
-    rows = rated(frame)
-    rows = rows[(rows["method"] != "baseline") & rows["speedup"].notna()]
+    rows = beside_plain(frame)
     sums = rows.assign(plain=rows["seconds"] * rows["speedup"]).groupby(RUN, dropna=False)[["plain", "seconds"]].sum()
     return sums.assign(speedup=sums["plain"] / sums["seconds"]).reset_index()
 
 
 def paying(frame: DataFrame) -> float:
     """Percent of the speculative runs that are faster than plain decoding of the same prompts in the same turn."""
-    rows = rated(frame)
-    rows = rows[(rows["method"] != "baseline") & rows["speedup"].notna()]
-    return float(100 * (rows["speedup"] > 1).mean())
+    return float(100 * (beside_plain(frame)["speedup"] > 1).mean())

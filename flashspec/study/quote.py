@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from flashspec.study.compare import contexts
+from flashspec.study.compare import having, sampled
 from flashspec.study.style import NAMES
 
 if TYPE_CHECKING:
@@ -15,39 +15,27 @@ NOT_HERE = "not in this table"
 
 
 def quote(**numbers: Any) -> None:
-    """Glue each number under its name; an estimate is glued in words, with its interval, and as a number under `name_value`."""
-    for name, number in numbers.items():
-        if hasattr(number, "low"):
-            keep(name, f"{number.value:.2f}× ({number.low:.2f} to {number.high:.2f})")
-            keep(f"{name}_value", number.value)
-        else:
-            keep(name, number)
-
-
-def keep(name: str, value: Any) -> None:
-    """Hand one value to the book, as a plain Python value."""
+    """Glue each number under its name, as a plain Python value."""
     from myst_nb import glue
 
-    glue(name, value.item() if hasattr(value, "item") else value, display=False)
+    for name, number in numbers.items():
+        glue(name, number.item() if hasattr(number, "item") else number, display=False)
+
+
+def cell(table: DataFrame, column: str, **which: Any) -> Any:
+    """What stands in a column of the first line with these values; None where there is no such line."""
+    return next(iter(table.loc[having(table, which), column]), None)
 
 
 def verdict(table: DataFrame, **which: Any) -> str:
-    """The verdict in the first line of a table that has these values; says so where there is none."""
-    lines = having(table, **which)
-    return str(lines["verdict"].iloc[0]) if len(lines) else NOT_HERE
+    """The verdict of the first line with these values; says so where there is none."""
+    return cell(table, "verdict", **which) or NOT_HERE
 
 
 def value(table: DataFrame, column: str = "ratio", **which: Any) -> float:
-    """The number in the first line of a table that has these values; NaN where there is none."""
-    lines = having(table, **which)
-    return float(lines[column].iloc[0]) if len(lines) else float("nan")
-
-
-def having(table: DataFrame, **which: Any) -> DataFrame:
-    """The lines of a table that have these values."""
-    for column, wanted in which.items():
-        table = table[table[column] == wanted]
-    return table
+    """The number in the first line with these values; NaN where there is none."""
+    found = cell(table, column, **which)
+    return float("nan") if found is None else float(found)
 
 
 def first(table: DataFrame, column: str) -> str:
@@ -60,24 +48,22 @@ def digits(value: float, form: str = ".1f") -> str:
     return NOT_HERE if value != value else format(value, form)
 
 
-def said(table: DataFrame, column: str = "verdict", **values: Any) -> str:
+def said(table: DataFrame, column: str = "verdict", **which: Any) -> str:
     """One column of the lines with these values, a context after the other, the best line of each; or that none is there."""
-    lines = table
-    for name, value in values.items():
-        lines = lines[lines[name] == value]
-    lines = lines.sort_values("ratio", ascending=False) if "ratio" in lines else lines
-    found = [(name, each[column].iloc[0]) for name, each in contexts(lines)]
+    lines = table[having(table, which)]
+    lines = sampled(lines.sort_values("ratio", ascending=False) if "ratio" in lines else lines)
+    found = lines.drop_duplicates("sampling")[["sampling", column]].itertuples(index=False)
     return "; ".join(f"{name}: {value if isinstance(value, str) else f'{value:.2f}'}" for name, value in found) or NOT_HERE
 
 
-def shown(table: DataFrame, columns: Mapping[str, str]) -> Any:
-    """These columns of a table under these names, a line a row behind its sampling, two digits; columns of nothing left out."""
-    import pandas
+def shown(table: DataFrame, columns: Mapping[str, str] | None = None) -> Any:
+    """Columns of a table, all or these under these names, behind its sampling, two digits; columns of nothing left out."""
     from IPython.display import HTML
 
     if table.empty:
         return HTML(f"<p>{NOT_HERE}</p>")
-    lines = pandas.concat([each.assign(sampling=name) for name, each in contexts(table)]) if "rule" in table else table
-    cells = lines[["sampling", *columns] if "rule" in table else list(columns)].replace({"method": NAMES})
+    columns, context = columns or {}, ["sampling"] if "rule" in table else []
+    lines = sampled(table) if context else table
+    cells = lines[[*context, *columns] if columns else list(table)].replace({"method": NAMES})
     cells = cells.replace("", None).dropna(axis=1, how="all").rename(columns=dict(columns))
     return HTML(cells.to_html(index=False, float_format="{:.2f}".format, na_rep="", border=0, justify="left"))

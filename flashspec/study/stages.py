@@ -2,80 +2,55 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from flashspec.study.compare import CONTEXT, DENSE, SETTING, WHO, best, gain, like_for_like, rated, speedups
+from flashspec.study import compare
+from flashspec.study.compare import CONTEXT, DENSE, PARTS, SETTING, WHO, gain, like_for_like, sampled, speedups
 from flashspec.theory import amdahl
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-PARTS = ("drafting", "middle checks", "full checks", "reading the final token", "prompt and loop")
 PLACE = [*CONTEXT, "method", "draft", "exits", "k", "interval"]
 CELL = ["head", "format", "finalize"]
+COUNTS = [f"{name}_{i}" for name in ("kept", "decided") for i in (1, 2)]
 
 
-def spent(rows: DataFrame) -> DataFrame:
-    """The rated rows with seconds by part: what a piece costs by itself times how many there were; NaN where not timed."""
-    plain, deep = rows["method"] == "baseline", rows["actions_2"].notna()
-    low, high = (rows[f"actions_{i}"] * rows[f"check_{i}_seconds"] for i in (1, 2))
-    found = rows.assign(
-        **{
-            "drafting": (rows["drafted"] / rows["k"].where(rows["k"] > 0) * rows["burst_seconds"]).mask(plain, 0.0),
-            "middle checks": low.where(deep, 0.0),
-            "full checks": high.where(deep, low).mask(plain, rows["emitted"] * rows["step_seconds"]),
-            "reading the final token": (rows["rounds"] * rows["finalize_seconds"]).where(rows["finalize"] == "eager", 0.0),
-        }
-    )
-    found["prompt and loop"] = found["predicted_seconds"] - found[list(PARTS[:-1])].sum(axis=1, skipna=False)
-    return found
-
-
-def stages(frame: DataFrame) -> DataFrame:
+def stages(frame: DataFrame, by: Sequence[str] = (*CONTEXT, *WHO)) -> DataFrame:
     """A line a method, head and draft at its best setting: ms of an emitted token by part and as timed, and what was accepted.
 
     `accepts_1` and `accepts_2` are accepted over judged tokens at the lowest verifier and the next; `check_ratio` is a middle
     check's time over a full one's; `layers` are layers computed a token over plain decoding's; `predicted` is over measured time.
     """
-    import pandas
-
-    keys = [*CONTEXT, *WHO]
-    rows = spent(best(rated(frame), keys))
-    lines = [{**dict(zip(keys, values, strict=True)), **_line(mine)} for values, mine in rows.groupby(keys, dropna=False)]
-    table = pandas.DataFrame(lines, columns=[*keys, *SETTING, *PARTS, "ms", *FACTS])
+    rows, keys = compare.best(compare.rated(frame), by), list(by)
+    rows = rows.assign(**compare.seconds_by_part(rows), check_ratio=rows["check_1_seconds"] / rows["check_2_seconds"])
+    groups = rows.groupby(keys, dropna=False)
+    priced = groups[[*PARTS, "seconds", "predicted_seconds"]].sum(skipna=False)
+    counts = groups[["emitted", "layer_tokens", *COUNTS]].sum(min_count=1)
+    chosen = [name for name in SETTING if name not in keys]
+    table = groups[chosen].first().assign(**priced[list(PARTS)].mul(1e3).div(counts["emitted"], axis=0))
+    table["ms"] = 1e3 * priced["seconds"] / counts["emitted"]
+    table["tokens_per_second"] = counts["emitted"] / priced["seconds"]
+    for i in (1, 2):
+        table[f"accepts_{i}"] = counts[f"kept_{i}"] / counts[f"decided_{i}"].clip(lower=1)
+    table["check_ratio"] = groups["check_ratio"].median()
+    table["layers"] = counts["layer_tokens"] / counts["emitted"]
+    table["predicted"] = priced["predicted_seconds"] / priced["seconds"]
+    table = table.reset_index()
     plain = table[table["method"] == "baseline"].drop_duplicates(CONTEXT).set_index(CONTEXT)[["ms", "layers"]]
-    over = table[CONTEXT].join(plain.add_prefix("plain_"), on=CONTEXT)
-    return table.assign(layers=table["layers"] / over["plain_layers"], speedup=over["plain_ms"] / table["ms"])
-
-
-FACTS = ("tokens_per_second", "accepts_1", "accepts_2", "check_ratio", "layers", "predicted")
-
-
-def _line(rows: DataFrame) -> dict[str, Any]:
-    emitted, seconds = rows["emitted"].sum(), rows["seconds"].sum()
-    parts = {part: 1e3 * rows[part].sum(min_count=len(rows)) / emitted for part in PARTS}
-    accepts = {f"accepts_{i}": rows[f"kept_{i}"].sum() / max(rows[f"decided_{i}"].sum(), 1) for i in (1, 2)}
-    deep = rows["actions_2"].notna().all()
-    return {
-        **rows[SETTING].iloc[0],
-        **parts,
-        "ms": 1e3 * seconds / emitted,
-        "tokens_per_second": emitted / seconds,
-        "accepts_1": accepts["accepts_1"] if rows["actions_1"].notna().all() else np.nan,
-        "accepts_2": accepts["accepts_2"] if deep else np.nan,
-        "check_ratio": (rows["check_1_seconds"] / rows["check_2_seconds"]).median(),
-        "layers": rows["layer_tokens"].sum(min_count=1) / emitted,
-        "predicted": rows["predicted_seconds"].sum(min_count=len(rows)) / seconds,
-    }
+    over = table[CONTEXT].join(plain, on=CONTEXT)
+    return sampled(table.assign(layers=table["layers"] / over["layers"], speedup=over["ms"] / table["ms"]))
 
 
 def if_free(frame: DataFrame) -> DataFrame:
     """Speedups of every speculative method at its best setting, as it is and were one part of it free: measured time less it."""
     table = stages(frame)
     table = table[table["method"] != "baseline"]
-    return table.assign(**{f"{part} free": table["speedup"] * table["ms"] / (table["ms"] - table[part]) for part in PARTS[:3]})
+    plain = table["speedup"] * table["ms"]
+    return table.assign(**{f"{part} free": plain / (table["ms"] - table[part]) for part in ("drafting", "middle checks")})
 
 
 def schedules(frame: DataFrame, method: str = "hispec") -> DataFrame:
@@ -127,8 +102,8 @@ def head_gains(frame: DataFrame) -> DataFrame:
     `predicted` is from parts and counts; `by_share` is Amdahl's law: as if the approximate head's drafts were accepted as often.
     """
     keys = [*PLACE, "finalize", "format", "head", "probes", "shortlist"]
-    rows = rated(frame)
-    rows["scoring"] = rows["drafted"] * rows["head_seconds"]
+    rows = compare.rated(frame)
+    rows = rows.assign(scoring=rows["drafted"] * rows["head_seconds"])
     sums = rows.groupby(keys, dropna=False)[["emitted", "drafted", "scoring", "predicted_seconds"]].sum(min_count=1).reset_index()
     lines = like_for_like(frame[frame["method"] != "baseline"], [*PLACE, "format", "finalize"])
     lines = _beside_plain(lines, frame).merge(sums, on=keys)

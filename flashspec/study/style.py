@@ -13,78 +13,39 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 from flashspec.models.writing import write_text
-from flashspec.theory import Interval
 
-COLOURS = {
-    "baseline": "#5f6368",
-    "dense": "#0072B2",
-    "draft_model": "#0072B2",
-    "flash": "#D55E00",
-    "self_speculation": "#56B4E9",
-    "hispec": "#009E73",
-    "hispec_flash": "#E69F00",
-    "hispec_adaptive": "#117733",
-    "hispec_typical": "#882255",
-    "lookup": "#CC79A7",
-    "thesis": "#000000",
-    "main": "#0072B2",
-    "shallow": "#009E73",
-    "qwen3-0.6b": "#CC79A7",
-    "reference-draft": "#0072B2",
-    "reference-shallow": "#009E73",
-    "bfloat16": "#0072B2",
-    "float32": "#56B4E9",
-    "int4": "#D55E00",
-    "int8": "#009E73",
-    "flash_int8": "#E69F00",
-    "flash_int4": "#B8860B",
-    "ivf": "#56B4E9",
-    "ivfpq": "#88CCEE",
-    "hnsw": "#332288",
-    "fr_spec": "#CC79A7",
-    "vocab_trim": "#882255",
-    "in_context": "#117733",
-    "preview": "#F0E442",
-    "spherical": "#0072B2",
-    "euclidean": "#D55E00",
-    "flashspec": "#0072B2",
-    "transformers": "#5f6368",
+SHADES = {
+    "#000000": "thesis",
+    "#5f6368": "baseline transformers",
+    "#0072B2": "dense draft_model main bfloat16 flashspec",
+    "#D55E00": "flash",
+    "#56B4E9": "self_speculation float32 ivf",
+    "#88CCEE": "ivfpq",
+    "#009E73": "hispec shallow int8",
+    "#117733": "hispec_adaptive in_context",
+    "#882255": "hispec_typical vocab_trim",
+    "#CC79A7": "lookup fr_spec qwen3-0.6b",
+    "#E69F00": "flash_int8",
+    "#B8860B": "flash_int4",
+    "#A0522D": "int4",
+    "#332288": "hnsw",
+    "#F0E442": "preview",
 }
+COLOURS = {name: shade for shade, names in SHADES.items() for name in names.split()}
 NAMES = {
-    "baseline": "baseline",
     "draft_model": "second model",
-    "bf16": "bfloat16",
-    "fp32": "float32",
-    "int4": "int4 (AWQ)",
-    "dense": "dense draft head",
     "self_speculation": "self-speculation",
     "hispec": "HiSpec",
-    "hispec_flash": "HiSpec, FlashHead",
     "hispec_adaptive": "HiSpec, adaptive",
     "hispec_typical": "HiSpec, lossy middle",
     "lookup": "prompt lookup",
-    "flash": "FlashHead draft head",
+    "flash": "FlashHead",
     "main": "2-layer draft",
     "shallow": "1-layer draft",
-    "thesis": "the thesis",
     "reference-target": "reference target",
     "reference-draft": "reference draft, 2 layers",
     "reference-shallow": "reference draft, 1 layer",
     "qwen3-0.6b": "Qwen3-0.6B shape",
-}
-PARTS = {
-    "prefill": "#d9d9d9",
-    "draft body": "#0072B2",
-    "draft head": "#56B4E9",
-    "draw": "#a6cee3",
-    "check body": "#117733",
-    "check head": "#88c999",
-    "verify body": "#D55E00",
-    "verify head": "#E69F00",
-    "accept": "#F0E442",
-    "finalize": "#CC79A7",
-    "rollback": "#882255",
-    "host": "#7f7f7f",
 }
 WIDTH = 8.4
 
@@ -107,6 +68,11 @@ class Picture(NamedTuple):
         if not path.exists() or path.read_text(encoding="utf-8") != self.svg:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_text(self.svg, path)
+
+
+def named(name: str) -> str:
+    """What a figure or a page calls a method, head, draft or shape."""
+    return NAMES.get(name, name)
 
 
 def drawn(draw: Callable[..., Figure]) -> Callable[..., Picture]:
@@ -146,19 +112,6 @@ def look() -> dict[str, Any]:
     }
 
 
-def canvas(panels: int = 1, height: float = 3.7, **options: Any) -> tuple[Figure, list[Axes]]:
-    """A figure at page width with panels side by side."""
-    figure = page(height)
-    return figure, list(figure.subplots(1, panels, squeeze=False, **options)[0])
-
-
-def stack(heights: list[int], inch: float = 0.27) -> tuple[Figure, list[Axes]]:
-    """A figure at page width with panels one above the other, each as high as its number of lines asks."""
-    figure = page(inch * sum(heights) + 0.85 * len(heights) + 0.3)
-    axes = figure.subplots(len(heights), 1, squeeze=False, height_ratios=[height + 1 for height in heights])
-    return figure, list(axes[:, 0])
-
-
 def page(height: float) -> Figure:
     """An empty figure at page width, in inches."""
     from matplotlib.figure import Figure
@@ -182,14 +135,7 @@ def svg(figure: Figure) -> str:
 
 def colour(name: str) -> str:
     """The colour of a method, draft or shape, the same in every figure."""
-    return COLOURS.get(name, COLOURS.get(name.partition("-")[0], "#5f6368"))
-
-
-def error(interval: Interval) -> list[list[float]] | None:
-    """Error bar lengths of an interval, None where it has none."""
-    if interval.low != interval.low:
-        return None
-    return [[interval.value - interval.low], [interval.high - interval.value]]
+    return COLOURS.get(name, "#5f6368")
 
 
 def plain_ticks(axis: Axes) -> None:

@@ -1,7 +1,6 @@
-"""One function a figure: tables in, picture out. Numbers come from readings, looks from `style`."""
+"""One function a figure: tables in, picture out. Numbers come from readings, marks from `marks`, looks from `style`."""
 
-from flashspec.study.figures.answers import answers
-from flashspec.study.figures.chain import draft_step, final_token, throughput, waterfall
+from flashspec.study.figures.chain import answers, draft_step, final_token, formats, ledger, peers, throughput, waterfall
 from flashspec.study.figures.drafts import (
     draft_quality,
     draft_race,
@@ -10,35 +9,12 @@ from flashspec.study.figures.drafts import (
     paper_gain,
     predicted_measured,
     sweep,
-)
+)  # fmt: skip
 from flashspec.study.figures.heads import head_cost, head_depth, head_recall, head_speedups
 from flashspec.study.figures.hierarchies import combined, exit_quality, head_gains, hierarchy, schedules, token_budget
-from flashspec.study.figures.rounds import formats, ledger, peers
 
 __all__ = [
-    "answers",
-    "combined",
-    "draft_quality",
-    "draft_race",
-    "draft_space",
-    "draft_step",
-    "draft_steps",
-    "exit_quality",
-    "final_token",
-    "formats",
-    "head_cost",
-    "head_depth",
-    "head_gains",
-    "head_recall",
-    "head_speedups",
-    "hierarchy",
-    "ledger",
-    "paper_gain",
-    "peers",
-    "predicted_measured",
-    "schedules",
-    "sweep",
-    "throughput",
-    "token_budget",
-    "waterfall",
-]
+    "answers", "combined", "draft_quality", "draft_race", "draft_space", "draft_step", "draft_steps", "exit_quality",
+    "final_token", "formats", "head_cost", "head_depth", "head_gains", "head_recall", "head_speedups", "hierarchy", "ledger",
+    "paper_gain", "peers", "predicted_measured", "schedules", "sweep", "throughput", "token_budget", "waterfall",
+]  # fmt: skip

@@ -1,0 +1,128 @@
+"""What figures are made of: panels, points with intervals, curves and stacked bars, all of tables that name their lines."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from flashspec.study.compare import sampled
+from flashspec.study.quote import NOT_HERE
+from flashspec.study.style import page
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
+
+SHADES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#5f6368")
+PLAIN = {"label": "", "up": 0.0, "hollow": False, "rank": 0.0}
+PREDICTED = {"predicted": ("x", "predicted from parts and counts"), "by_share": ("|", "predicted from the head's share")}
+
+
+def canvas(panels: int = 1, height: float = 3.6, **options: Any) -> tuple[Figure, list[Axes]]:
+    """A figure at page width with panels side by side, each `height` inches high."""
+    figure = page(height)
+    return figure, list(figure.subplots(1, panels, squeeze=False, **options)[0])
+
+
+def panelled(table: DataFrame, height: float, across: int = 3, **options: Any) -> tuple[Figure, list[tuple[Axes, DataFrame]]]:
+    """A titled panel for each `panel` of a table, with its lines; one that says so where there is none."""
+    groups = list(table.groupby("panel", sort=False)) or [(NOT_HERE, table)]
+    across = min(across, len(groups))
+    rows = -(-len(groups) // across)
+    figure = page(height * rows)
+    axes = list(figure.subplots(rows, across, squeeze=False, **options).flat)
+    for axis in axes[len(groups) :]:
+        axis.axis("off")
+    for axis, (name, _) in zip(axes, groups, strict=False):
+        axis.set_title(str(name), fontsize=9)
+    return figure, [(axis, lines) for axis, (_, lines) in zip(axes, groups, strict=False)]
+
+
+def by_sampling(table: DataFrame) -> DataFrame:
+    """A table with a panel for each sampling."""
+    found = sampled(table)
+    return found.assign(panel=found["sampling"])
+
+
+def overlaid(table: DataFrame) -> DataFrame:
+    """A table in one panel, with a colour for each sampling, one above the other in a row."""
+    found = sampled(table).assign(panel="")
+    place = found["sampling"].map(list(dict.fromkeys(found["sampling"])).index).astype(int)
+    shades, up = place.map(lambda each: SHADES[each % len(SHADES)]), 0.3 - 0.6 * (place + 0.5) / max(1, place.nunique())
+    return found.assign(shade=shades, label=found["sampling"], up=up)
+
+
+def probes_of(table: DataFrame) -> Any:
+    """The probes of each line, in words, where its head has some."""
+    return table["probes"].map(lambda probes: f", P = {probes}" if probes else "").astype(str)
+
+
+def keyed(figure: Figure, columns: int = 4) -> Figure:
+    """A legend of everything labelled, above the panels, in place of their own."""
+    for own in [axis.get_legend() for axis in figure.axes]:
+        if own is not None:
+            own.remove()
+    found = {name: mark for axis in figure.axes for mark, name in zip(*axis.get_legend_handles_labels(), strict=True)}
+    if found:
+        figure.legend(found.values(), found.keys(), loc="outside upper left", ncols=columns, fontsize=8)
+    return figure
+
+
+def rows_of(axis: Axes, names: list[str], words: str) -> None:
+    """Name the rows of a panel, from below, and what lies along it."""
+    axis.set_yticks(range(len(names)), names, fontsize=8)
+    axis.set(ylim=(-0.6, max(1, len(names)) - 0.4), xlabel=words)
+    axis.grid(axis="y", visible=False)
+
+
+def forest(table: DataFrame, words: str, each: float = 0.3) -> Figure:
+    """A row for each `line`, by `rank`: its ratio with its interval, hollow where `hollow`, and predictions; dashed: 1.
+
+    A mark has its `shade`, its `label` in the legend, and lies `up` from the middle of its row.
+    """
+    table = table.assign(**{name: value for name, value in PLAIN.items() if name not in table})
+    names = list(dict.fromkeys(table.sort_values("rank", kind="stable")["line"]))[::-1]
+    figure, parts = panelled(table, 1.2 + each * max(3, len(names)), sharey=True)
+    for axis, lines in parts:
+        lines = lines.assign(spot=lines["line"].map(names.index).astype(float) + lines["up"])
+        for (shade, label, hollow), mine in lines.groupby(["shade", "label", "hollow"], sort=False):
+            looks = {"color": shade, "markerfacecolor": "white" if hollow else shade, "label": label or None}
+            axis.errorbar(mine["ratio"], mine["spot"], xerr=reach(mine), fmt="o", markersize=5, capsize=2, **looks)
+        for column, (mark, label) in PREDICTED.items():
+            if column in lines and len(lines):
+                axis.plot(lines[column], lines["spot"], mark, color="black", markersize=7, label=label)
+        axis.axvline(1.0, color="#666666", linestyle="--", linewidth=1)
+        rows_of(axis, names, words)
+    return keyed(figure)
+
+
+def reach(table: DataFrame) -> list[Any]:
+    """Lengths of error bars on both sides of the ratios; none where there is no interval."""
+    return [(table["ratio"] - table["low"]).fillna(0), (table["high"] - table["ratio"]).fillna(0)]
+
+
+def curves(axis: Axes, table: DataFrame, across: tuple[str, str], mark: str = "o-", **style: Any) -> None:
+    """A curve for each `line` in its `shade`, with intervals where a table of ratios has them."""
+    x, y = across
+    for place, (name, lines) in enumerate(table.groupby("line", sort=False)):
+        looks = {"color": SHADES[place % len(SHADES)], "label": name, "markersize": 4, **style}
+        looks |= {"color": lines["shade"].iloc[0]} if "shade" in lines else {}
+        if y == "ratio" and "low" in lines:
+            axis.errorbar(lines[x], lines[y], yerr=reach(lines), fmt=mark, capsize=2, **looks)
+        else:
+            axis.plot(lines[x], lines[y], mark, **looks)
+
+
+def stacked(table: DataFrame, parts: Mapping[str, str], whole: str, **options: Any) -> Figure:
+    """A bar for each `line`, its parts one behind the other in their colours, in ms; the tick is the measured whole."""
+    names = list(dict.fromkeys(table["line"]))[::-1]
+    figure, panels = panelled(table, 1.2 + 0.28 * max(3, len(names)), sharey=True, **options)
+    for axis, lines in panels:
+        spots, left = lines["line"].map(names.index).astype(float), 0.0 * lines[whole]
+        for part, shade in parts.items():
+            axis.barh(spots, lines[part], left=left, height=0.65, color=shade, label=part)
+            left = left + lines[part].fillna(0.0)
+        axis.plot(lines[whole], spots, "|", color="black", markersize=11, label="measured whole")
+        rows_of(axis, names, "milliseconds")
+    return keyed(figure)

@@ -1,0 +1,132 @@
+"""Readings of chapters 1 to 5 say what was put into their tables, and say so where a table has no answer."""
+
+from dataclasses import asdict
+
+import numpy as np
+import pandas
+import pytest
+from tables import line, pieces, race, recall_rows, results
+
+from flashspec.study import answers, chain, figures, heads, papers, recall, stages
+from flashspec.study.compare import predicted_seconds
+from flashspec.study.quote import NOT_HERE, value, verdict
+from flashspec.theory import amdahl
+
+ONE = pieces(layers=(2,))
+
+
+def test_the_chain_holds_what_was_put_in():
+    found = chain.chain(race(noise=0.0), ONE)
+    assert value(found, name="main", stage="projection") == pytest.approx(4.0)
+    assert value(found, name="main", stage="draft step") == pytest.approx(amdahl(4 / 6, 4.0))
+    assert set(found.loc[found["stage"] == "projection", "probes"]) == {64}  # a tenth of the rows
+    texts = found[found["stage"] == "text, deferred"]
+    assert len(texts) == 2 and texts["ratio"].to_numpy() == pytest.approx(1.65 / 1.5)  # over bfloat16, not over the faster int8
+    assert chain.head_share(ONE, "reference-draft") == pytest.approx(4 / 6)
+    assert np.isnan(chain.head_share(ONE, "opt")) and verdict(found, name="opt") == NOT_HERE
+
+
+def test_a_question_is_answered_by_the_same_format_or_not_at_all():
+    flash, frame = answers.Question("FlashHead", "many-1", {"head": "flash"}, {"head": "dense"}, 5), race(noise=0.0)
+    assert answers.ratio(frame, flash)["ratio"].to_numpy() == pytest.approx(1.65 / 1.5)
+    assert answers.ratio(frame[frame["head"] != "flash"], flash).empty
+    lines = answers.answers(answers.DECISIONS, {})
+    assert set(lines["verdict"]) == {NOT_HERE} and len(answers.shown(lines)) == len(lines) == len(answers.DECISIONS)
+    assert answers.said(lines, flash) == answers.said(lines, answers.DECISIONS[0]) == NOT_HERE
+    told = answers.answers([flash], {"many-1": results(frame)})
+    assert answers.said(told, flash).startswith("1.10×") and "<svg" in figures.answers(lines=told).svg
+
+
+def test_deferral_compares_one_format_with_itself():
+    deferred = race(prompts=4, noise=0.0)
+    eager = deferred[deferred["method"] != "baseline"].assign(finalize="eager", seconds=lambda rows: 1.4 * rows["seconds"])
+    eager.loc[eager["head"] == "int8", "seconds"] *= 0.5
+    found = chain.deferral(pandas.concat([deferred, eager], ignore_index=True))
+    assert value(found, head="dense") == pytest.approx(1.4) and value(found, head="int8") == pytest.approx(0.7)
+    assert chain.deferral(deferred).empty
+
+
+def test_the_ledger_closes_where_parts_tell_the_seconds_and_not_otherwise():
+    timed = race(prompts=4, noise=0.0).assign(step_seconds=0.01, prefill_seconds=0.0, overhead_seconds=0.0, burst_seconds=0.004,
+                                              check_1_seconds=0.01, drafted=64, rounds=32)  # fmt: skip
+    exact = timed.assign(seconds=predicted_seconds(timed))
+    for slower in (1, 2):
+        found = stages.stages(exact.assign(seconds=slower * exact["seconds"]), chain.SIDE)
+        assert found["predicted"].to_numpy() == pytest.approx(1 / slower)
+    assert stages.stages(race(prompts=4), chain.SIDE)["predicted"].isna().all()
+
+
+def test_a_check_is_held_against_its_own_one_row():
+    found = chain.checks(ONE)
+    assert value(found, rows=5) == pytest.approx(7 / 3) and value(found, rows=1) == 1.0
+    assert chain.checks(ONE[ONE["rows"] != 1])["ratio"].isna().all()
+
+
+def test_engines_are_compared_prompt_by_prompt():
+    ours = race(temperatures=(0.0,), noise=0.0, speed={("baseline", "dense"): 1.0, ("draft_model", "dense"): 1.5})
+    theirs = ours.assign(engine="transformers", seconds=lambda rows: 3 * rows["seconds"])
+    found = chain.peers(pandas.concat([ours, theirs], ignore_index=True))
+    assert list(found["mode"]) == ["plain", "with the draft"] and found["ratio"].to_numpy() == pytest.approx(3.0)
+    assert chain.peers(ours).empty
+
+
+def test_the_thesis_agrees_with_itself():
+    thesis = papers.THESIS
+    assert thesis["projection"] == pytest.approx(thesis["projection_dense_ms"] / thesis["projection_flash_ms"], rel=1e-3)
+    assert amdahl(papers.head_share(), thesis["projection"]) == pytest.approx(thesis["draft_step"], rel=1e-3)
+
+
+def test_gains_are_those_planted_over_the_dense_head_of_the_format():
+    frame = pieces()
+    float32 = frame[frame["head"] == "dense"].assign(format="float32", seconds=lambda rows: 3 * rows["seconds"])
+    found = chain.faster(pandas.concat([float32, frame], ignore_index=True))
+    one = line(found, piece="head", layers=1, head="flash", probes=64)
+    assert one["ratio"] == pytest.approx(4.0) and one["over"] == "bfloat16" and one["limit"] == pytest.approx(4.0)
+    assert chain.faster(float32).empty and chain.faster(frame[frame["head"] != "dense"]).empty
+    assert set(chain.faster(frame[frame["turn"] == 0])["verdict"]) == {"too few turns"}
+
+
+def test_steps_of_parts_that_add_up_are_those_that_amdahl_predicts_and_others_are_not():
+    at = {"layers": 4, "head": "flash", "probes": 64}
+    one = line(heads.depths(pieces()), **at)
+    assert one["share"] == pytest.approx(50.0)
+    assert one["ratio"] == pytest.approx(one["predicted"]) == pytest.approx(amdahl(0.5, 4.0))
+    slow = pieces().assign(seconds=lambda rows: rows["seconds"] * (1 + ((rows["piece"] == "step") & (rows["head"] == "flash"))))
+    other = line(heads.depths(slow), **at)
+    assert other["ratio"] == pytest.approx(other["predicted"] / 2)
+
+
+def test_the_fit_finds_what_a_call_takes_and_the_pace_of_its_bytes():
+    one = ONE[(ONE["piece"] == "head") & (ONE["probes"] == 0)]
+    frame = pandas.concat([one.assign(shape=f"{n}x64", seconds=0.002 + 1.5e-3 * n, bytes=int(1e6 * n)) for n in (1, 4, 16)])
+    found = heads.calls(frame)
+    assert found["fixed"].to_numpy() == pytest.approx(2.0) and found["pace"].to_numpy() == pytest.approx(1.5)
+    assert heads.calls(one).empty
+
+
+def test_misses_are_told_by_kind_and_calibration_halves_them():
+    table = heads.by_kind(recall_rows())
+    plain, ready = line(table, name="flash"), line(table, name="flash, calibrated")
+    assert (plain["code"], plain["prose"], plain["agreement"]) == (96.0, 99.0, 97.5) and ready["agreement"] == 98.75
+    assert plain["share"] == 10.0 and plain["coverage"] == 90.0
+    found = line(heads.bands(recall_rows()), kind="code")
+    assert found["missed"] == pytest.approx(4.0) and found["missed_calibrated"] == pytest.approx(2.0)
+    assert line(heads.clusterings(recall_rows()), cluster_size=64)["spherical, one home"] == 97.5
+    assert heads.told(table, "agreement", name="flash") == "97.5 %"
+    assert heads.told(table, "agreement", name="x") == NOT_HERE
+
+
+def test_builds_are_minutes_and_parts():
+    timed = recall.Row("", "", "flash", "bfloat16", 1000, 64, 100, 12800, "spherical", 1, 16, clustering_seconds=30.0,
+                       balancing_seconds=20.0, permutation_seconds=10.0)  # fmt: skip
+    found = heads.builds(pandas.DataFrame([asdict(timed)]))
+    assert found[["minutes", "clustering"]].iloc[0].tolist() == [1.0, 50.0] and heads.builds(recall_rows()).empty
+
+
+def test_heads_are_held_against_plain_their_own_format_and_int8():
+    table = heads.against(race(noise=0.0, temperatures=(0.0,)))
+    one = line(table, head="flash")
+    assert one["ratio"] == pytest.approx(1.65 * 1.1)
+    assert one["same_format"].startswith("1.10×") and one["over_int8"].startswith("0.92×")
+    assert table["who"].str.contains("×").all()
+    assert heads.against(race(temperatures=(0.0,), speed={("baseline", "dense"): 1.0})).empty
