@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from flashspec.decoding.cascade import check, decode, draft
-from flashspec.decoding.ways import CompiledBurst
 from flashspec.decoding.rules import Drawn, rule_for
 from flashspec.decoding.stages import Stage
 from flashspec.decoding.state import Event, Limits, State
+from flashspec.decoding.ways import CompiledBurst
 from flashspec.heads.dense import LogitRows
 from flashspec.measure import clock
 from flashspec.models.reader import RowReader

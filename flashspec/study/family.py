@@ -125,7 +125,7 @@ def records(k: int = 4, root: Path | None = None) -> DataFrame:
         config = from_hf(_read(path.with_name("config.json")))
         design, weights = _read(path.with_name("design.json")).get("design", {}), _read(path.with_name("digests.json"))
         sizes = (config.layers, config.heads, config.ffn, config.body_parameters, 2 * config.head_parameters)
-        tar = replayed_all(accepted(path), k).tar
+        tar = replayed_all(accepted(path.parent), k).tar
         digest = weights[min(name for name in weights if name.endswith(".safetensors"))][:12]
         lines.append((path.parent.name, *sizes, design.get("steps"), design.get("distilled"), tar, digest))
     return pandas.DataFrame(lines, columns=names).sort_values("TAR", ascending=False).set_index("draft")
@@ -133,7 +133,7 @@ def records(k: int = 4, root: Path | None = None) -> DataFrame:
 
 def accepted(record: Path) -> list[list[float]]:
     """Of a record's texts, which tokens its draft proposes: 1 or 0, as `theory.replayed` counts them."""
-    pairs = (zip(text["tokens"], text["proposed"], strict=True) for text in _read(record)["texts"])
+    pairs = (zip(text["tokens"], text["proposed"], strict=True) for text in _read(record / "proposals.json")["texts"])
     return [[float(token == proposed) for token, proposed in pair] for pair in pairs]
 
 

@@ -22,8 +22,8 @@ from flashspec.heads.base import Head
 from flashspec.heads.dense import DenseHead
 from flashspec.heads.registry import Origin
 from flashspec.measure import clock
-from flashspec.measure.pieces import Ready, flag, stand_in_flash
 from flashspec.measure.clock import roof
+from flashspec.measure.pieces import Ready, flag, stand_in_flash
 from flashspec.measure.runs import stored_bytes
 from flashspec.models import graphs
 from flashspec.models.awq import Int4Linear, dequantise
