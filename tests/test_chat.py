@@ -12,7 +12,7 @@ import shelf
 from flashspec.cli.main import status
 from flashspec.decoding.models import check_tokenizers, folder_of, load
 from flashspec.models.chat import chat_prompt, generation_defaults
-from flashspec.models.hub import located
+from flashspec.models.folder import located
 from flashspec.train.package import END
 
 TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<answer>{% endif %}"

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from test_transformer import BASE, randomised
 
-from flashspec.models import export
-from flashspec.models.checkpoint import load_transformer, verify_digests
+from flashspec.models import checkpoint
+from flashspec.models.folder import verify_digests
 from flashspec.models.transformer import Transformer
 from flashspec.train.package import write_digests
 
@@ -124,14 +124,14 @@ def test_a_spoiled_folder_is_refused_in_one_sentence(name: str, folder: Path) ->
     spoil, message = SPOILED[name]
     spoil(folder)
     with pytest.raises((ValueError, FileNotFoundError), match=message) as refused:
-        load_transformer(folder)
+        Transformer.load(folder)
     assert "\n" not in str(refused.value)
 
 
 def test_an_unspoiled_folder_is_not_refused(folder: Path) -> None:
     write_digests(folder)
     verify_digests(folder)
-    assert load_transformer(folder).config == UNTIED
+    assert Transformer.load(folder).config == UNTIED
 
 
 @pytest.mark.parametrize(
@@ -140,18 +140,18 @@ def test_an_unspoiled_folder_is_not_refused(folder: Path) -> None:
 )
 def test_an_impossible_choice_is_refused(choice: dict, message: str, folder: Path) -> None:
     with pytest.raises(ValueError, match=message):
-        load_transformer(folder, **choice)
+        Transformer.load(folder, **choice)
 
 
 def test_a_tied_checkpoint_may_repeat_its_head(tmp_path: Path) -> None:
     randomised(BASE).save(tmp_path, dtype="float32")
     edit_tensors(lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"].clone()}))(tmp_path)
-    assert load_transformer(tmp_path).head is None
+    assert Transformer.load(tmp_path).head is None
 
 
 def test_stop_tokens_of_the_generation_config_win(folder: Path) -> None:
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [7, 9]}))
-    assert load_transformer(folder).config.eos == (7, 9)
+    assert Transformer.load(folder).config.eos == (7, 9)
 
 
 def test_an_interrupted_save_leaves_the_old_model(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,7 +164,7 @@ def test_an_interrupted_save_leaves_the_old_model(folder: Path, monkeypatch: pyt
             raise KeyboardInterrupt
         path.write_bytes(b"half")
 
-    monkeypatch.setattr(export, "write_tensors", interrupt)
+    monkeypatch.setattr(checkpoint, "write_tensors", interrupt)
     with pytest.raises(KeyboardInterrupt):
         randomised(UNTIED, seed=1).save(folder, dtype="float32", shard_bytes=20_000)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before

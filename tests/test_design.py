@@ -9,9 +9,7 @@ import torch
 
 from flashspec.cli.main import status
 from flashspec.decoding.models import load
-from flashspec.models.checkpoint import load_transformer
 from flashspec.models.config import ModelConfig
-from flashspec.models.export import save_transformer
 from flashspec.models.synthetic import synthetic
 from flashspec.models.transformer import Transformer
 from flashspec.train import family
@@ -181,9 +179,9 @@ def test_a_draft_may_learn_the_texts_alone(target, tmp_path):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_transformers_gives_the_same_logits(target, tmp_path, dtype):
     transformers = pytest.importorskip("transformers")
-    save_transformer(pruned(target, HALF), tmp_path, dtype)
+    pruned(target, HALF).save(tmp_path, dtype)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
-    mine = load_transformer(tmp_path, dtype="float32")
+    mine = Transformer.load(tmp_path, dtype="float32")
     with torch.no_grad():
         assert torch.allclose(mine(held_out()), theirs(held_out()).logits, atol=1e-4)
 
@@ -197,7 +195,7 @@ def test_transformers_loads_what_was_cut_from_other_families(config, form, tmp_p
     transformers = pytest.importorskip("transformers")
     whole = synthetic(config, torch.float32)
     draft = pruned(whole, form)
-    save_transformer(draft, tmp_path, "float32")
+    draft.save(tmp_path, "float32")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
     with torch.no_grad():
         assert torch.allclose(draft(held_out()), theirs(held_out()).logits, atol=1e-4)
@@ -259,7 +257,7 @@ def test_the_command_writes_a_folder_that_is_ready_to_serve(tmp_path, capsys):
     ids = torch.arange(1, 40)[None]
     theirs = transformers.AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
     with torch.no_grad():
-        assert torch.allclose(load_transformer(out, dtype="float32")(ids), theirs(ids).logits, atol=1e-4)
+        assert torch.allclose(Transformer.load(out, dtype="float32")(ids), theirs(ids).logits, atol=1e-4)
     assert transformers.AutoTokenizer.from_pretrained(out)("def f(x):")["input_ids"] == models.encode("def f(x):")
     assert all((out / name).exists() for name in ("README.md", "curve.jsonl", "choice.json", "digests.json", "tokenizer.json"))
     assert status([*arguments, "--layers", "9"]) == 2

@@ -16,7 +16,6 @@ from safetensors.torch import load_file, save_file
 from test_checkpoint import DOWN, UNTIED, WEIGHTS, edit_config, edit_tensors
 from test_transformer import CASES, as_transformers, distance, randomised
 
-from flashspec.models.checkpoint import load_transformer
 from flashspec.models.config import FAMILIES, Unsupported
 from flashspec.models.transformer import Transformer
 
@@ -33,7 +32,7 @@ def refusal(folder: Path) -> str:
     """The one sentence with which a folder is refused, before any weight is made."""
     began = time.perf_counter()
     with pytest.raises((ValueError, FileNotFoundError)) as refused:
-        load_transformer(folder)
+        Transformer.load(folder)
     assert time.perf_counter() - began < 5 and "\n" not in str(refused.value)
     return str(refused.value)
 
@@ -55,7 +54,7 @@ FIELDS = {
     "a number for a name": ({"architectures": [7]}, "architectures[0] holds 7, expected str"),
     "heads that cannot be halved": ({"head_dim": 11}, "rotary heads need an even width, got 11"),
     "more keys than queries": ({"num_key_value_heads": 3}, "4 query heads cannot share 3 key/value heads evenly"),
-    "fifty thousand layers": ({"num_hidden_layers": 50_000}, "model.layers.49999"),
+    "fifty thousand layers": ({"num_hidden_layers": 50_000}, "model.layers.2.input_layernorm.weight is missing"),
     "a million layers": ({"num_hidden_layers": 10**6}, "GB of cpu memory"),
     "a billion positions": ({"max_position_embeddings": 10**9}, "GB of cpu memory"),
     "a billion words": ({"vocab_size": 10**9}, "GB of cpu memory"),
@@ -127,7 +126,7 @@ def test_links_of_a_hubs_cache_are_followed(folder: Path) -> None:
     snapshot.mkdir(parents=True)
     for path in blobs.iterdir():
         (snapshot / path.name).symlink_to(path)
-    assert load_transformer(snapshot).config == UNTIED
+    assert Transformer.load(snapshot).config == UNTIED
     assert Path(blobs.rename(folder)).is_dir()
 
 
@@ -140,7 +139,7 @@ def test_weights_that_are_no_floating_point_numbers_are_refused(kind: torch.dtyp
 @pytest.mark.parametrize("kind", [torch.float16, torch.float64, torch.bfloat16])
 def test_any_floating_point_numbers_are_read(kind: torch.dtype, folder: Path) -> None:
     edit_tensors(lambda t: t.update({DOWN: t[DOWN].to(kind)}))(folder)
-    assert load_transformer(folder).config == UNTIED
+    assert Transformer.load(folder).config == UNTIED
 
 
 @pytest.mark.parametrize("name", ["qwen3-gqa", "llama-mha-tied", "qwen2-biased", "opt"])
@@ -149,7 +148,7 @@ def test_a_tied_checkpoint_with_a_head_of_its_own_is_read_as_transformers_reads_
     model.save(tmp_path, dtype="float32")
     edit_tensors(lambda t: t.update({"lm_head.weight": model.embed.weight.detach().flip(0) + 0.1}))(tmp_path)
     save_file(load_file(tmp_path / WEIGHTS), tmp_path / WEIGHTS, {"format": "pt"})
-    ours, theirs = load_transformer(tmp_path, dtype="float32"), as_transformers(tmp_path)
+    ours, theirs = Transformer.load(tmp_path, dtype="float32"), as_transformers(tmp_path)
     assert not ours.config.tied and distance(ours, theirs) < 1e-4
     assert distance(model, theirs) > 1e-2
 
@@ -224,10 +223,10 @@ def test_what_a_config_leaves_out_is_what_transformers_takes(family: str, tmp_pa
             theirs = theirs_of(place, table)
         except KeyError:
             with pytest.raises(ValueError, match="has no"):
-                load_transformer(place)
+                Transformer.load(place)
             continue
         try:
-            ours = load_transformer(place, dtype="float32")
+            ours = Transformer.load(place, dtype="float32")
         except Unsupported as error:
             assert "yarn" in str(error)
             continue
@@ -246,7 +245,7 @@ def test_another_default_would_be_caught(tmp_path: Path) -> None:
     rope = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
     table, others = written("llama", random.Random(0)) | {"rope_scaling": rope}, ("original_max", "sliding", "rope_parameters")
     theirs = theirs_of(tmp_path / "m", {key: value for key, value in table.items() if not key.startswith(others)})
-    ours = load_transformer(tmp_path / "m", dtype="float32")
+    ours = Transformer.load(tmp_path / "m", dtype="float32")
     other = Transformer(replace(ours.config, rope=replace(ours.config.rope, original_context=8192))).eval()
     other.load_state_dict(ours.state_dict())
     assert gap(ours, theirs) < 1e-4 < 1e-3 < gap(other, theirs)

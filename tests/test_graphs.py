@@ -48,8 +48,8 @@ def test_fixed_shapes_give_the_rows_of_the_torch_engine(name: str, monkeypatch: 
 def test_the_control_a_mask_that_sees_one_key_more_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     made = models()["qwen3"]
     whole = rows(TorchEngine(made, 0, 2, 64))
-    honest = graphs.Place
-    monkeypatch.setattr(graphs, "Place", lambda positions, mask: honest(positions, mask.roll(1, 1)))
+    honest = graphs.FixedSlot
+    monkeypatch.setattr(graphs, "FixedSlot", lambda slot, mask: honest(slot, mask.roll(1, 1)))
     assert not torch.allclose(rows(FixedEngine(made, 0, 2, 64)), whole, rtol=1e-6, atol=1e-6)
 
 

@@ -85,7 +85,7 @@ def test_reference_shapes_are_those_of_the_shipped_models(folder: str, name: str
     from dataclasses import replace
 
     from flashspec.decoding.models import SHIPPED
-    from flashspec.models.checkpoint import read_config
+    from flashspec.models.folder import read_config
 
     if not (SHIPPED / folder).exists():
         pytest.skip("the reference models are not built")

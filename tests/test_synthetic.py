@@ -16,7 +16,6 @@ from flashspec.decoding.models import Models
 from flashspec.decoding.scripted import ScriptedAcceptance, curve_of, scripted
 from flashspec.decoding.state import Event, Limits
 from flashspec.models import memory
-from flashspec.models import synthetic as shapes
 from flashspec.models.awq import Int4Linear
 from flashspec.models.memory import Form, weight_bytes
 from flashspec.models.synthetic import SHAPES, shape, synthetic
@@ -57,7 +56,7 @@ def test_dense_random_weights_give_finite_logits(family: str) -> None:
 
 
 def test_an_awq_shape_has_int4_layers_of_the_right_variance(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shapes, "_facts", lambda: {"tiny": TINY})
+    monkeypatch.setitem(SHAPES, "tiny", TINY)
     model = synthetic("tiny-AWQ", torch.float32)
     packed = [module for module in model.modules() if isinstance(module, Int4Linear)]
     assert len(packed) == 4 * TINY.layers

@@ -206,7 +206,7 @@ def test_a_sliding_window_is_the_context_inside_which_attention_is_full(tmp_path
 OPT = to_hf(CASES["opt"])
 REFUSED = {
     "another architecture": ({"architectures": ["MambaForCausalLM"]}, "'MambaForCausalLM' is not supported"),
-    "another activation": (to_hf(BASE) | {"hidden_act": "gelu"}, "activation 'gelu'"),
+    "another activation": (to_hf(BASE) | {"hidden_act": "gelu"}, "hidden_act = 'gelu'"),
     "yarn": (to_hf(BASE) | {"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "rope scaling 'yarn'"),
     "partial rotation": (to_hf(BASE) | {"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
     "opt projecting its embeddings": (OPT | {"word_embed_proj_dim": 8}, "word_embed_proj_dim = 8"),

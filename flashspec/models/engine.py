@@ -6,6 +6,7 @@ Both hold the span's key/value cache, allocated once. The torch engine is the na
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from typing import ClassVar, Protocol, cast
 
 import torch
@@ -15,8 +16,9 @@ from flashspec import kernels
 from flashspec.kernels.build import compiled
 from flashspec.kernels.packed import GROUPS, KINDS
 from flashspec.kernels.pages import Shelf
+from flashspec.models.config import OFFSET
 from flashspec.models.rounded import PackedLinear
-from flashspec.models.transformer import Layer, Transformer
+from flashspec.models.transformer import At, Layer, LayerCache, Transformer
 
 
 class Engine(Protocol):
@@ -37,9 +39,9 @@ class Slot:
     def __init__(self, keys: Tensor, values: Tensor) -> None:
         self.keys, self.values = keys, values
 
-    def write(self, start: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, None]:
-        """Store [1, kv_heads, n, head_dim] at `start`; return views of everything up to start + n."""
-        stop = start + keys.shape[2]
+    def write(self, at: At, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, None]:
+        """Store [1, kv_heads, n, head_dim] from position `at` on; views of everything up to at + n."""
+        start, stop = int(at), int(at) + keys.shape[2]
         self.keys[:, start:stop], self.values[:, start:stop] = keys[0], values[0]
         return self.keys[None, :, :stop], self.values[None, :, :stop], None
 
@@ -63,9 +65,13 @@ class TorchEngine:
         return self.model.embed(tokens)
 
     def run(self, x: Tensor, start: int) -> Tensor:
-        x = self.model.place(x[None], start) if self.lowest else x[None]
-        for layer, slot in zip(self.layers, self.slots, strict=True):
-            x = layer(x, self.model.rope, start, slot)
+        return self.through(x, start, self.slots)
+
+    def through(self, x: Tensor, at: At, slots: Sequence[LayerCache]) -> Tensor:
+        """Rows [n, hidden] after the span, over these caches."""
+        x = self.model.place(x[None], at) if self.lowest else x[None]
+        for layer, slot in zip(self.layers, slots, strict=True):
+            x = layer(x, self.model.rope, at, slot)
         return x[0]
 
 
@@ -134,7 +140,7 @@ class KernelEngine:
     def writer(self, scoring: kernels.Scoring) -> kernels.Writer:
         """These layers and a head as one burst writer; for a span that begins with the embedding."""
         places = self.model.positions
-        added = kernels.NOTHING if places is None else self._matrix(places.weight[places.OFFSET :])
+        added = kernels.NOTHING if places is None else self._matrix(places.weight[OFFSET:])
         span = kernels.Span(self._shape, self._layers, self.count, self._matrix(self.model.embed.weight), added)
         return kernels.Writer(span, scoring)
 

@@ -21,8 +21,7 @@ from flashspec.measure.roofline import roof, stored_bytes
 from flashspec.measure.stand_ins import stand_in_flash, stand_in_preview
 from flashspec.models.config import ModelConfig
 from flashspec.models.memory import Form, free_bytes, weight_bytes
-from flashspec.models.reshape import reshaped
-from flashspec.models.synthetic import random_rows, shape, synthetic
+from flashspec.models.synthetic import random_rows, reshaped, shape, synthetic
 from flashspec.study import presets
 from flashspec.study.experiment import Experiment
 from flashspec.study.pairs import among, at_least

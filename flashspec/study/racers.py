@@ -158,13 +158,12 @@ def options_of(params: Any, head: str) -> list[dict[str, Any]]:
 def transformers_racers(params: Any, folder: Path) -> list[Racer]:
     """Plain and assisted generation by transformers, of the models of the first draft, written into a folder for it."""
     from flashspec.measure.peers import Peers
-    from flashspec.models.export import save_transformer
 
     target, dtype = params.target[0], params.dtype[0]
     (name, source), *_ = drafts_of(params.draft).items()
     pair = _pair(target, name, str(source), dtype, "dense")
     for which in ("target", "draft"):
-        save_transformer(pair.models.model(which), folder / which, dtype)
+        pair.models.model(which).save(folder / which, dtype)
     theirs = Peers.load(folder / "target", folder / "draft", getattr(torch, dtype))
     base = {**_base(params, pair.models, Sampling(rule=params.rule[0])), "engine": "transformers"}
     found = []

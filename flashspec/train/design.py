@@ -15,7 +15,6 @@ from torch import Tensor
 
 from flashspec.decoding.models import Models
 from flashspec.models.config import ModelConfig
-from flashspec.models.export import save_transformer
 from flashspec.models.folder import read_json
 from flashspec.models.transformer import Transformer
 from flashspec.models.writing import fresh_folder, refuse_input, refuse_taken, write_json
@@ -190,7 +189,7 @@ def make_draft(models: Models, stream: np.ndarray, place: Place, design: Design,
 
 def package(draft: Transformer, source: Path, work: Path, out: Path, about: dict[str, Any]) -> None:
     """The finished draft as a Hugging Face folder with its target's tokenizer, a vLLM configuration, curve and digests."""
-    save_transformer(draft, out)
+    draft.save(out)
     for name in TOKENIZER:
         if (source / name).exists():
             shutil.copyfile(source / name, out / name)

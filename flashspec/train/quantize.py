@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from flashspec.models.awq import Scheme, scheme_to_hf
-from flashspec.models.checkpoint import read_config
-from flashspec.models.export import write_folder
+from flashspec.models.checkpoint import write_folder
 from flashspec.models.files import Kind, shaped
+from flashspec.models.folder import read_config
 from flashspec.models.writing import fresh_folder
 
 CALIBRATION_LENGTH = 512

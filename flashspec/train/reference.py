@@ -18,8 +18,6 @@ from torch import Tensor
 from flashspec.heads.dense import DenseHead
 from flashspec.heads.flash import FlashHead
 from flashspec.heads.recall import agreement, calibrate_always
-from flashspec.models.checkpoint import load_transformer
-from flashspec.models.export import save_transformer
 from flashspec.models.transformer import Transformer
 from flashspec.models.writing import fresh_folder, write_json, write_text
 from flashspec.train import corpus
@@ -95,7 +93,7 @@ def build_target(shop: Workshop) -> Path:
         model = train_target(shop.data, run, recipe, branch)
         branch = run / "checkpoint.pt"
     with fresh_folder(folder) as part:
-        save_transformer(model, part, dtype="float32")
+        model.save(part, dtype="float32")
         write_tokenizer(part, shop.data / "tokenizer.json")
     return folder
 
@@ -114,13 +112,13 @@ def build_draft(shop: Workshop, name: str) -> Path:
     """Distil one draft on the quantised target and write it as a bfloat16 folder."""
     folder = shop.models / name
     if not (folder / "config.json").exists():
-        target = load_transformer(shop.models / "target", dtype="float32", weights="dense")
+        target = Transformer.load(shop.models / "target", dtype="float32", weights="dense")
         draft: Transformer | None = None
         for number, recipe in enumerate(DRAFTS[name]):
             draft = distill(target, shop.data, shop.work / f"{name}-{number}", recipe, draft)
         assert draft is not None
         with fresh_folder(folder) as part:
-            save_transformer(draft, part, dtype="bfloat16")
+            draft.save(part, dtype="bfloat16")
             write_tokenizer(part, shop.data / "tokenizer.json")
     return folder
 
@@ -167,22 +165,22 @@ def _about(plan: str, head: FlashHead, same: float) -> dict[str, Any]:
 
 def _with_rows(folder: Path, stream: np.ndarray, windows: int) -> tuple[Transformer, Tensor]:
     """A draft as it ships, and the rows that its float32 twin computes."""
-    rows = hidden_rows(load_transformer(folder, dtype="float32"), stream, windows)
-    return load_transformer(folder), rows
+    rows = hidden_rows(Transformer.load(folder, dtype="float32"), stream, windows)
+    return Transformer.load(folder), rows
 
 
 @torch.no_grad()
 def scores(shop: Workshop, dense: Path | None, windows: int = 48) -> dict[str, Any]:
     """Held-out quality of target, exits, drafts and their FlashHeads, as shipped; with the dense folder, what AWQ cost."""
     held = np.load(shop.data / "held_out.npy")
-    target = load_transformer(shop.models / "target", dtype="float32", weights="dense")
+    target = Transformer.load(shop.models / "target", dtype="float32", weights="dense")
     top = target.config.layers
     found: dict[str, Any] = {"target": exit_scores(target, held, (2, 4, top), windows)}
     if dense is not None:
-        before = exit_scores(load_transformer(dense), held, (top,), windows)[f"loss_{top}"]
+        before = exit_scores(Transformer.load(dense), held, (top,), windows)[f"loss_{top}"]
         found["awq_perplexity_ratio"] = float(np.exp(found["target"][f"loss_{top}"] - before))
     for name in DRAFTS:
-        draft = load_transformer(shop.models / name, dtype="float32")
+        draft = Transformer.load(shop.models / name, dtype="float32")
         found[name] = {**acceptance(target, draft, held, windows), "flash_head": head_scores(shop.models / name, held)}
     return found
 

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from flashspec.decoding.models import Models
-from flashspec.models.export import save_transformer
 from flashspec.models.transformer import Transformer
 from flashspec.models.writing import fresh_folder, write_json
 from flashspec.theory.checks import at_least
@@ -120,7 +119,7 @@ def scored(model: Transformer, held: Tensor) -> float:
 def written(model: Transformer, source: Path, folder: Path, tuning: Tuning) -> Path:
     """The folder of a variant: weights, tokenizer, how it was tuned, curve and digests."""
     with fresh_folder(folder, [source]) as part:
-        save_transformer(model, part)
+        model.save(part)
         for name in TOKENIZER:
             if (source / name).exists():
                 shutil.copyfile(source / name, part / name)
