@@ -94,8 +94,7 @@ class Adapter:
         """Rows [n, width] in float32 for tokens [n] behind the cache, which grows by them."""
         part = self.model if self.head_weight is None else self.model.base_model
         out = part(input_ids=tokens[None].to(self.device), past_key_values=cache, use_cache=True)
-        rows = out.logits[..., : self.config.vocab_size] if self.head_weight is None else out.last_hidden_state
-        return rows[0].float()
+        return (out.logits[..., : self.config.vocab_size] if self.head_weight is None else out.last_hidden_state)[0].float()
 
     @torch.inference_mode()
     def _certify(self) -> None:
@@ -218,10 +217,9 @@ def _from_pretrained(folder: Path, about: Kind, options: dict[str, Any]) -> Any:
     safe = {"local_files_only": True, "trust_remote_code": False, "use_safetensors": True, "output_loading_info": True}
     try:
         model, found = load(folder, **safe, **options)
-    except ImportError as error:
-        raise ModuleNotFoundError(f"transformers cannot load {folder}{_needs(about)}: {first_line(error)}") from None
     except Exception as error:  # transformers checks few of the types in these files
-        raise ValueError(f"transformers cannot load {folder}{_needs(about)}: {first_line(error)}") from None
+        kind = ModuleNotFoundError if isinstance(error, ImportError) else ValueError
+        raise kind(f"transformers cannot load {folder}{_needs(about)}: {first_line(error)}") from None
     if missing := sorted(found["missing_keys"]):
         raise ValueError(
             f"{folder} lacks {missing[0]} ({len(missing)} such tensors), which transformers would draw at random; "

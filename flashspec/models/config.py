@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from msgspec import Struct, structs
 
-from flashspec.models.files import SHAPES, Kind, Rotary, Rotation, ids_of, shaped
+from flashspec.models.files import SHAPES, Kind, Opt, Rotary, Rotation, ids_of, shaped
 
 FAMILIES = {
     "qwen3": "Qwen3ForCausalLM",
@@ -209,11 +209,13 @@ def from_hf(raw: dict[str, Any], path: Path = CONFIG) -> ModelConfig:
     """
     family = family_of(raw, path)
     facts = shaped(raw, SHAPES[family], path)
-    _refuse_others(facts, facts.fixed, path)
     given = {field.name: getattr(facts, field.name) for field in fields(ModelConfig) if hasattr(facts, field.name)}
     try:
+        given |= {**facts.settled(), "eos": ids_of(facts.eos)}
+        width = {"word_embed_proj_dim": facts.hidden} if family == "opt" else {}
+        _refuse_others(facts, {"is_causal": True, **facts.FIXED, **width}, path)
         rope = _rope(facts, path) if isinstance(facts, Rotary) else RopeScaling()
-        return ModelConfig(family=family, **given | {"eos": ids_of(facts.eos), "rope": rope})
+        return ModelConfig(family=family, rope=rope, **given)
     except Unsupported:
         raise
     except ValueError as error:
@@ -270,4 +272,4 @@ def _rotary_to_hf(config: ModelConfig) -> dict[str, Any]:
 
 
 def _opt_to_hf(config: ModelConfig) -> dict[str, Any]:
-    return {**SHAPES["opt"].FIXED, "word_embed_proj_dim": config.hidden, "pad_token_id": None}
+    return {**Opt.FIXED, "word_embed_proj_dim": config.hidden, "pad_token_id": None}

@@ -121,9 +121,8 @@ class KernelEngine:
         return self._keep(None if parameter is None else parameter.detach().float().contiguous())
 
     def _layer(self, layer: Layer, slot: Slot) -> _Layer:
-        attention, mlp = layer.attention, layer.mlp
-        matrices = (attention.qkv, attention.out, mlp.gate_up if self.model.config.gated else mlp.up, mlp.down)
-        norms = (layer.attention_norm, layer.mlp_norm, attention.q_norm, attention.k_norm)
+        matrices = _matrices(layer)
+        norms = (layer.attention_norm, layer.mlp_norm, layer.attention.q_norm, layer.attention.k_norm)
         stored = zip(*(_stored(m) for m in matrices), strict=True)
         addresses = [self._keep(tensor) for column in stored for tensor in column]
         addresses += [self._wide(getattr(m, "bias", None)) for m in matrices]
@@ -131,11 +130,10 @@ class KernelEngine:
         return _Layer(*addresses, self._keep(slot.keys), self._keep(slot.values))
 
     def _describe(self) -> _Shape:
-        c, rope, (kind, group) = self.model.config, self.model.rope, _format(self.model.blocks[0].mlp.down)
-        turned = not c.learned_positions
-        angles = [self._wide(angle[: self.context] if turned else None) for angle in (rope.cos, rope.sin)]
-        sizes = (c.hidden, c.ffn, c.heads, c.kv_heads, c.head_dim, self.context)
-        return _Shape(*sizes, kind, group, c.qk_norm, c.gated, c.norm_eps, *angles)
+        c, rope, form = self.model.config, self.model.rope, _format(self.model.blocks[0].mlp.down)
+        angles = [self._wide(None if c.learned_positions else angle[: self.context]) for angle in (rope.cos, rope.sin)]
+        sizes = (c.hidden, c.ffn, c.heads, c.kv_heads, c.head_dim, self.context, *(form or ()))
+        return _Shape(*sizes, c.qk_norm, c.gated, c.norm_eps, *angles)
 
     def writer(self, scoring: kernels.Scoring) -> kernels.Writer:
         """These layers and a head as one burst writer; for a span that begins with the embedding."""
@@ -163,11 +161,10 @@ class KernelEngine:
         return x
 
 
-_FOUR_BITS = (KINDS[4], GROUPS[4])
-
-
-def _is_matrix(module: nn.Module) -> bool:
-    return isinstance(module, PackedLinear) or hasattr(module, "in_features")
+def _matrices(layer: Layer) -> list[nn.Module]:
+    """The four matrices of a layer, as the kernels take them."""
+    mlp = layer.mlp
+    return [layer.attention.qkv, layer.attention.out, mlp.gate_up if hasattr(mlp, "gate_up") else mlp.up, mlp.down]
 
 
 def _stored(matrix: nn.Module) -> tuple[Tensor, Tensor | None]:
@@ -177,27 +174,21 @@ def _stored(matrix: nn.Module) -> tuple[Tensor, Tensor | None]:
     return cast(Tensor, matrix.weight).detach().contiguous(), None
 
 
-def _format(matrix: nn.Module) -> tuple[int, int]:
-    """The kernels' number of a matrix's format, and the columns that share a scale, 0 for the whole row."""
+def _format(matrix: nn.Module) -> tuple[int, int] | None:
+    """The kernels' number of a matrix's format, and the columns that share a scale, 0 for the whole row; None for others."""
     if isinstance(matrix, PackedLinear):
         return KINDS[matrix.packed.bits], GROUPS[matrix.packed.bits] or 0
-    return kernels.WEIGHTS[cast(Tensor, matrix.weight).dtype], 0
-
-
-def _served(matrix: nn.Module, dtype: torch.dtype) -> bool:
-    if isinstance(matrix, PackedLinear):
-        return True
-    return isinstance(matrix, nn.Linear) and matrix.weight.dtype is dtype and dtype in kernels.WEIGHTS
+    if isinstance(matrix, nn.Linear) and matrix.weight.dtype in kernels.WEIGHTS:
+        return kernels.WEIGHTS[matrix.weight.dtype], 0
+    return None
 
 
 def kernel_ready(model: Transformer) -> bool:
     """Whether the kernels compute this model: plain or rounded matrices of one format on CPU, widths multiples of 8 (of 16
     in 4 bits)."""
-    c, weight = model.config, model.embed.weight
-    matrices = [m for layer in model.blocks for m in (*layer.attention.children(), *layer.mlp.children()) if _is_matrix(m)]
-    if not all(_served(m, weight.dtype) for m in matrices):
-        return False
-    formats = {_format(m) for m in matrices}
-    step = 16 if formats == {_FOUR_BITS} else 8
+    c = model.config
+    formats = {_format(matrix) for layer in model.blocks for matrix in _matrices(layer)}
+    step = 16 if formats == {(KINDS[4], GROUPS[4])} else 8
     even = not any(size % step for size in (c.hidden, c.ffn, c.head_dim))
-    return len(formats) == 1 and even and weight.device.type == "cpu" and kernels.available()
+    served = len(formats) == 1 and None not in formats and model.embed.weight.dtype in kernels.WEIGHTS
+    return served and even and model.device.type == "cpu" and kernels.available()

@@ -102,9 +102,12 @@ class Rotation(Struct):
 
 
 class Shape(Struct, kw_only=True):
-    """What every supported family says, under our names; `FIXED` fields must hold these values for us to compute the model."""
+    """What every supported family says, under our names; `FIXED` fields must hold these values for us to compute the model.
 
-    FIXED: ClassVar[dict[str, Any]] = {"is_causal": True}
+    `settled()` is what other fields of a `ModelConfig` follow from these.
+    """
+
+    FIXED: ClassVar[dict[str, Any]] = {}
 
     vocab_size: Count
     hidden: Count = field(name="hidden_size")
@@ -116,15 +119,14 @@ class Shape(Struct, kw_only=True):
     bos: Id | None = field(name="bos_token_id", default=None)
     eos: Ids = field(name="eos_token_id", default=None)
 
-    @property
-    def fixed(self) -> dict[str, Any]:
-        return self.FIXED
+    def settled(self) -> dict[str, Any]:
+        return {"context": self.positions}
 
 
 class Rotary(Shape, kw_only=True):
-    """config.json of the families that grew out of Llama; `rope_theta`, heads and widths are settled once it is read."""
+    """config.json of the families that grew out of Llama."""
 
-    FIXED: ClassVar = {**Shape.FIXED, "hidden_act": "silu", "partial_rotary_factor": 1.0}
+    FIXED: ClassVar = {"hidden_act": "silu", "partial_rotary_factor": 1.0}
 
     ffn: Count = field(name="intermediate_size")
     kv_heads: Count | None = field(name="num_key_value_heads", default=None)
@@ -140,12 +142,6 @@ class Rotary(Shape, kw_only=True):
     sliding_window: Id | None = None
     max_window_layers: Id = 0
     layer_types: list[str] | None = None
-    attention_bias = mlp_bias = False
-
-    def __post_init__(self) -> None:
-        self.kv_heads = self.kv_heads or self.heads
-        self.head_dim = self.head_dim or self.hidden // self.heads
-        self.rope_theta = self.rotation.rope_theta or self.rope_theta or 10000.0
 
     @property
     def rotation(self) -> Rotation:
@@ -158,10 +154,15 @@ class Rotary(Shape, kw_only=True):
         named = "sliding_attention" in self.layer_types if self.layer_types else self.max_window_layers < self.layers
         return self.use_sliding_window and named
 
-    @property
-    def context(self) -> int:
-        """Positions the model has; with a sliding window no more than the window, inside which it is full attention."""
-        return self.positions if self.sliding_window is None or not self.slides else min(self.positions, self.sliding_window)
+    def settled(self) -> dict[str, Any]:
+        """With a sliding window the context is no longer than the window, inside which attention is full."""
+        window = self.sliding_window if self.slides else None
+        return {
+            "context": self.positions if window is None else min(self.positions, window),
+            "kv_heads": self.kv_heads or self.heads,
+            "head_dim": self.head_dim or self.hidden // self.heads,
+            "rope_theta": self.rotation.rope_theta or self.rope_theta or 10000.0,
+        }
 
 
 class Llama(Rotary, kw_only=True):
@@ -213,31 +214,13 @@ class Opt(Shape, kw_only=True):
     do_layer_norm_before: bool = True
     _remove_final_layer_norm: bool = False
     layer_norm_elementwise_affine: bool = True
-    norm_eps = 1e-5
 
-    def __post_init__(self) -> None:
+    def settled(self) -> dict[str, Any]:
+        """Queries, keys and values are as wide as the hidden rows."""
         if self.hidden % self.heads:
             raise ValueError(f"{self.heads} heads cannot share a width of {self.hidden} evenly")
-
-    @property
-    def fixed(self) -> dict[str, Any]:
-        return {**Shape.FIXED, **self.FIXED, "word_embed_proj_dim": self.hidden}
-
-    @property
-    def context(self) -> int:
-        return self.positions
-
-    @property
-    def kv_heads(self) -> int:
-        return self.heads
-
-    @property
-    def head_dim(self) -> int:
-        return self.hidden // self.heads
-
-    @property
-    def mlp_bias(self) -> bool:
-        return self.attention_bias
+        width = {"kv_heads": self.heads, "head_dim": self.hidden // self.heads}
+        return {"context": self.positions, "norm_eps": 1e-5, "mlp_bias": self.attention_bias, **width}
 
 
 SHAPES: dict[str, type[Shape]] = {"qwen3": Qwen3, "qwen2": Qwen2, "llama": Llama, "mistral": Mistral, "opt": Opt}
