@@ -12,6 +12,7 @@ from flashspec.typed import typed
 
 WHOLE, NUMBER, LIST, FLAG = "a whole number", "a number", "a list of whole numbers", "True or False"
 STRING, PATH = "a string", "a string or Path"
+NAN, INF = float("nan"), float("inf")
 
 
 def write(**options):
@@ -88,10 +89,18 @@ def test_a_wrong_type_is_refused_by_the_arguments_name(call, name, value, words)
     assert said.startswith(name) and words in said and "got " in said and "\n" not in said and len(said) < 300
 
 
-@pytest.mark.parametrize("temperature", [1e-40, 5e-324, 9e-4, float("nan"), -0.5, float("inf")])
-def test_a_temperature_whose_logits_leave_float32_is_refused(temperature):
-    with pytest.raises(ValueError, match=r"temperature must be 0 \(greedy\) or at least 0.001, and finite, got"):
-        fs.Sampling(temperature)
+NONSENSE = [
+    *[("temperature", value, r"must be 0 \(greedy\) or at least 0.001, and finite") for value in (1e-40, 9e-4, NAN, -0.5, INF)],
+    *[("top_p", value, r"must lie in \(0, 1\]") for value in (0.0, 1.01, NAN)],
+    ("top_k", -1, "must be 0"),
+    ("rule", "hope", "'hope' is unknown; known: coupling"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "words"), NONSENSE)
+def test_a_sampling_that_means_nothing_is_refused(name, value, words):
+    with pytest.raises(ValueError, match=f"{name} {words}"):
+        fs.Sampling(**{name: value})
 
 
 def test_whole_numbers_and_lists_of_other_libraries_are_as_good():

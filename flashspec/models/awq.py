@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from msgspec import Struct, field, to_builtins
 from torch import Tensor, nn
 
 from flashspec.models.config import CONFIG, Unsupported
-from flashspec.models.files import Awq, Kind, shaped
+from flashspec.models.files import Kind, shaped
 
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 GROUPS = (32, 64, 128, 256)
-WANTED = {"quant_method": "awq", "bits": 4, "version": "gemm", "zero_point": True}
 BLOCK = 1 << 22
 
 
-@dataclass(frozen=True)
-class Scheme:
+class Scheme(Struct, frozen=True):
     """What a quantization_config promises: weights a group shares a scale with, and modules left dense."""
 
     group_size: int = 128
-    skipped: tuple[str, ...] = ()
+    skipped: Sequence[str] | None = field(name="modules_to_not_convert", default=None)
+    quant_method: str = "awq"
+    bits: int = 4
+    version: str = "gemm"
+    zero_point: bool = True
 
     def __post_init__(self) -> None:
         if self.group_size not in GROUPS:
@@ -32,7 +34,7 @@ class Scheme:
 
     def covers(self, module: str) -> bool:
         """True when the Hugging Face module of this name is stored in 4 bits."""
-        return ".layers." in module and not any(key in module for key in self.skipped)
+        return ".layers." in module and not any(key in module for key in self.skipped or ())
 
 
 NOTHING = Scheme(skipped=("",))
@@ -43,20 +45,20 @@ def scheme_of(raw: dict[str, Any], path: Path = CONFIG) -> Scheme | None:
     method = shaped(raw, Kind, path).quantization_config
     if method is None:
         return None
-    table = shaped(raw["quantization_config"], Awq, path) if method.quant_method == "awq" else Awq()
-    found = {"quant_method": method.quant_method, "bits": table.bits, "version": table.version, "zero_point": table.zero_point}
-    for key, value in found.items():
-        if value != WANTED[key]:
+    found: Any = shaped(raw["quantization_config"], Scheme, path) if method.quant_method == "awq" else method
+    for key in ("quant_method", "bits", "version", "zero_point"):
+        value, wanted = getattr(found, key), getattr(NOTHING, key)
+        if value != wanted:
             raise Unsupported(
-                f"quantization_config has {key} = {value!r}; only {key} = {WANTED[key]!r} is supported: "
+                f"quantization_config has {key} = {value!r}; only {key} = {wanted!r} is supported: "
                 "use an AWQ checkpoint of version gemm, or a dense one"
             )
-    return Scheme(table.group_size, tuple(table.modules_to_not_convert or ()))
+    return found
 
 
 def scheme_to_hf(scheme: Scheme) -> dict[str, Any]:
     """The quantization_config of this scheme, key for key as in Qwen3-32B-AWQ."""
-    return {"group_size": scheme.group_size, "modules_to_not_convert": list(scheme.skipped) or None, **WANTED}
+    return to_builtins(scheme) | {"modules_to_not_convert": list(scheme.skipped or ()) or None}
 
 
 def unpack(packed: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from typing import ClassVar, Protocol, cast
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,18 +19,6 @@ from flashspec.kernels.pages import Shelf
 from flashspec.models.config import OFFSET
 from flashspec.models.rounded import PackedLinear
 from flashspec.models.transformer import At, Layer, LayerCache, Transformer
-
-
-class Engine(Protocol):
-    """Carries rows through a span of layers."""
-
-    row_dtype: torch.dtype
-
-    def embed(self, tokens: Tensor) -> Tensor:
-        """Embeddings [n, hidden] of tokens [n], without positions."""
-
-    def run(self, x: Tensor, start: int) -> Tensor:
-        """Rows [n, hidden] after the span, for x at positions start..start+n-1; x may be overwritten."""
 
 
 class Slot:
@@ -62,9 +50,11 @@ class TorchEngine:
         self.lowest = start == 0
 
     def embed(self, tokens: Tensor) -> Tensor:
+        """Embeddings [n, hidden] of tokens [n], without positions."""
         return self.model.embed(tokens)
 
     def run(self, x: Tensor, start: int) -> Tensor:
+        """Rows [n, hidden] after the span, for x at positions start..start+n-1; x may be overwritten."""
         return self.through(x, start, self.slots)
 
     def through(self, x: Tensor, at: At, slots: Sequence[LayerCache]) -> Tensor:
@@ -159,6 +149,9 @@ class KernelEngine:
         address, scratch = ctypes.c_void_p(x.data_ptr()), ctypes.c_void_p(self._scratch.data_ptr())
         compiled().fs_span(shape, self._layers, ctypes.c_int64(self.count), address, *numbers, scratch)
         return x
+
+
+Engine = TorchEngine | KernelEngine
 
 
 def _matrices(layer: Layer) -> list[nn.Module]:

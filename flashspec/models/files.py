@@ -74,16 +74,6 @@ class Kind(Struct):
     quantization_config: Method | None = None
 
 
-class Awq(Struct):
-    """A quantization_config of the method "awq"."""
-
-    bits: int = 4
-    version: str = "gemm"
-    zero_point: bool = True
-    group_size: int = 128
-    modules_to_not_convert: list[str] | None = None
-
-
 class Rotation(Struct):
     """rope_scaling of older config.json files, and rope_parameters of newer ones."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import Generic, NamedTuple, TypeVar, cast
 
 import torch
@@ -71,7 +72,7 @@ class FixedEngine(TorchEngine):
         keys = self.keys(start + len(x))
         if (len(x), keys) not in self._forwards:
             forward = self.forward(len(x), keys)
-            self._forwards[len(x), keys] = Recording(forward, x) if self.record else forward
+            self._forwards[len(x), keys] = repeated(forward, x) if self.record else forward
         return self._forwards[len(x), keys](x)
 
     def keys(self, stop: int) -> int:
@@ -123,13 +124,13 @@ class Replay(Generic[Result]):
         return self.result
 
 
-class Recording:
-    """A forward recorded once as a CUDA graph and replayed on new rows."""
+def repeated(forward: Forward, x: Tensor) -> Forward:
+    """A forward recorded once as a CUDA graph and replayed on new rows like x."""
+    rows = x.clone()
+    replay = Replay(partial(forward, rows), x.device)
 
-    def __init__(self, forward: Forward, x: Tensor) -> None:
-        self.rows = x.clone()
-        self.replay = Replay(lambda: forward(self.rows), x.device)
+    def again(x: Tensor) -> Tensor:
+        rows.copy_(x)
+        return replay().clone()
 
-    def __call__(self, x: Tensor) -> Tensor:
-        self.rows.copy_(x)
-        return self.replay().clone()
+    return again
