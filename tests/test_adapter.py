@@ -28,24 +28,16 @@ from flashspec.sampling import GREEDY
 
 transformers = pytest.importorskip("transformers")
 IDS = [5, 9, 2, 14, 7, 3]
-SMALL = {
-    "vocab_size": 67,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-}
+SMALL = {"vocab_size": 67, "num_hidden_layers": 2, "num_attention_heads": 4,
+         "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}  # fmt: skip
 LLAMA_LIKE = SMALL | {"intermediate_size": 48, "num_key_value_heads": 2, "max_position_embeddings": 64}
 OTHERS = {
     "gpt2": ("gpt2", {"vocab_size": 67, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "eos_token_id": 2}),
     "gpt_neox": ("gpt_neox", {k: v for k, v in LLAMA_LIKE.items() if k != "num_key_value_heads"}),
     "gemma2 (soft-capped logits)": ("gemma2", LLAMA_LIKE | {"head_dim": 8, "final_logit_softcapping": 3.0, "sliding_window": 4}),
-    "opt of 350M's kind": (
-        "opt",
-        SMALL | {"hidden_size": 32, "ffn_dim": 48, "word_embed_proj_dim": 16, "do_layer_norm_before": False},
-    ),
-}
+    "opt of 350M's kind": ("opt", SMALL | {"hidden_size": 32, "ffn_dim": 48, "word_embed_proj_dim": 16,
+                                           "do_layer_norm_before": False}),
+}  # fmt: skip
 
 
 def write(folder: Path, kind: str, settings: dict) -> torch.nn.Module:
@@ -193,21 +185,16 @@ def test_a_model_of_transformers_that_does_not_fit_is_refused_before_it_is_loade
     refused(tmp_path, r"needs about 0.0 GB of cpu memory and 0.0 GB are free; take a smaller")
 
 
-def test_exits_and_flash_heads_that_an_adapter_cannot_give_are_refused(tmp_path: Path) -> None:
+def test_what_an_adapter_cannot_give_is_refused_and_left_out_of_a_live_page(tmp_path: Path) -> None:
+    pytest.importorskip("pandas")
+    from flashspec.study import live
+
     write(tmp_path, *OTHERS["gemma2 (soft-capped logits)"])
     models = load(tmp_path, tmp_path, dtype="float32", device="cpu")
     with pytest.raises(ValueError, match="read whole"):
         generate(models, IDS, "self_speculation", exits=(1,))
     with pytest.raises(ValueError, match="no vocabulary weight"):
         generate(models, IDS, "flash")
-
-
-def test_a_live_page_leaves_out_what_an_adapter_cannot_give(tmp_path: Path) -> None:
-    pytest.importorskip("pandas")
-    from flashspec.study import live
-
-    write(tmp_path, *OTHERS["gemma2 (soft-capped logits)"])
-    models = load(tmp_path, tmp_path, dtype="float32", device="cpu")
     outputs = live.decode_all(models, IDS, GREEDY, 12)
     assert {"baseline", "dense", "dense, eager", "lookup"} <= set(outputs) and not {"flash", "hispec"} & set(outputs)
     assert live.agreeing(outputs) == len(outputs) - 1

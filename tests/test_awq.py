@@ -238,16 +238,14 @@ def test_the_command_hands_its_files_to_the_quantiser(tmp_path: Path, monkeypatc
     from flashspec.cli.main import status
 
     calls: list[tuple] = []
-    monkeypatch.setattr(quantize, "quantize_awq", lambda *arguments: calls.append(arguments))
-    text = tmp_path / "text"
-    text.write_text("a b")
-    assert status(["quantize", "dense", str(tmp_path / "awq"), "--text", str(text), "--group-size", "64"]) == 0
-    assert calls == [(Path("dense"), tmp_path / "awq", ["a b"], 64, 16)]
-    monkeypatch.setattr(quantize, "quantize_gptq", lambda *arguments: calls.append(arguments[::-1]))
-    assert status(["quantize", "dense", str(tmp_path / "awq"), "--text", str(text), "--by", "llm-compressor"]) == 0
-    assert calls[1] == (16, 128, ["a b"], tmp_path / "awq", Path("dense"))
-    assert status(["quantize", "dense", str(tmp_path / "awq"), "--text", str(text), "--by", "hope"]) == 2
-    assert status(["quantize", "dense", str(tmp_path / "awq"), "--text", "nowhere"]) == 2
+    for name in ("quantize_awq", "quantize_gptq"):
+        monkeypatch.setattr(quantize, name, lambda *given, name=name: calls.append((name, *given)))
+    (text := tmp_path / "text").write_text("a b")
+    command = ["quantize", "dense", str(tmp_path / "out"), "--text"]
+    assert status([*command, str(text), "--group-size", "64"]) == status([*command, str(text), "--by", "llm-compressor"]) == 0
+    for name, group in (("quantize_awq", 64), ("quantize_gptq", 128)):
+        assert calls.pop(0) == (name, Path("dense"), tmp_path / "out", ["a b"], group, 16)
+    assert status([*command, str(text), "--by", "hope"]) == status([*command, "nowhere"]) == 2
 
 
 def quantisable(folder: Path) -> Path:

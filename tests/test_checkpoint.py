@@ -37,7 +37,7 @@ def refusal(folder: Path) -> str:
     began = time.perf_counter()
     with pytest.raises((ValueError, FileNotFoundError)) as refused:
         Transformer.load(folder)
-    assert time.perf_counter() - began < 5 and "\n" not in str(refused.value)
+    assert time.perf_counter() - began < 20 and "\n" not in str(refused.value)
     return str(refused.value)
 
 

@@ -85,13 +85,10 @@ def stats(models: Models, curve: list[float], **changes: object):
     return count(events, 100, len(stages)), events
 
 
-def test_scripted_rounds_keep_what_the_curve_says() -> None:
-    models = duo(0, torch.float32)
-    for share, kept in ((1.0, 4), (0.0, 0)):
-        _, events = stats(models, [share])
-        assert {e.kept for e in events if e.stage == 1 and e.waiting == 4} == {kept}
-    _, events = stats(models, [1.0, 1.0, 0.0])
-    assert {e.kept for e in events if e.stage == 1 and e.waiting == 4} == {2}
+@pytest.mark.parametrize(("curve", "kept"), [([1.0], 4), ([0.0], 0), ([1.0, 1.0, 0.0], 2)])
+def test_scripted_rounds_keep_what_the_curve_says(curve: list[float], kept: int) -> None:
+    _, events = stats(duo(0, torch.float32), curve)
+    assert {e.kept for e in events if e.stage == 1 and e.waiting == 4} == {kept}
 
 
 def test_scripted_rounds_do_not_depend_on_finalisation_or_on_the_models() -> None:

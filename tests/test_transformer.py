@@ -21,23 +21,14 @@ BASE = ModelConfig(
 LLAMA3 = RopeScaling("llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_context=64)
 CASES = {
     "qwen3-gqa": BASE,
-    "qwen3-mha": replace(BASE, kv_heads=4, vocab_size=101),
-    "qwen3-mqa": replace(BASE, kv_heads=1, tied=False),
-    "qwen3-wide-heads": replace(BASE, head_dim=32, hidden=40),
-    "qwen3-theta-bias": replace(BASE, rope_theta=1e6, attention_bias=True),
+    "qwen3-wide-heads": replace(BASE, head_dim=32, hidden=40, tied=False, attention_bias=True),
     "qwen3-linear": replace(BASE, rope=RopeScaling("linear", factor=4.0), tied=False),
     "qwen3-llama3": replace(BASE, rope=LLAMA3, rope_theta=5e5),
-    "qwen3-one-layer-eps": replace(BASE, layers=1, norm_eps=1e-3, vocab_size=33),
     "llama-gqa": replace(BASE, family="llama", tied=False, vocab_size=131),
-    "llama-mha-tied": replace(BASE, family="llama", kv_heads=4),
-    "llama-mqa-narrow-heads": replace(BASE, family="llama", kv_heads=1, head_dim=8, layers=3),
-    "llama-biases": replace(BASE, family="llama", attention_bias=True, mlp_bias=True),
-    "llama-linear": replace(BASE, family="llama", rope=RopeScaling("linear", factor=2.5)),
+    "llama-linear": replace(BASE, family="llama", rope=RopeScaling("linear", factor=2.5), kv_heads=1, head_dim=8, layers=3),
     "qwen2-biased": replace(BASE, family="qwen2"),
-    "qwen2-untied-theta": replace(BASE, family="qwen2", tied=False, rope_theta=1e6, kv_heads=1, vocab_size=99),
     "mistral": replace(BASE, family="mistral", tied=False, head_dim=16),
     "opt": replace(BASE, family="opt", kv_heads=4, norm_eps=1e-5, attention_bias=True, mlp_bias=True),
-    "opt-no-biases": replace(BASE, family="opt", kv_heads=4, norm_eps=1e-5, tied=False, vocab_size=101),
     "llama-llama3": replace(BASE, family="llama", rope=LLAMA3, heads=6, kv_heads=3, tied=False, eos=(3, 5)),
 }
 LENGTHS = (1, 2, 90)
@@ -67,10 +58,7 @@ def drawn(family: str, seed: int) -> ModelConfig:
         eos=(3,),
     )
 
-
 CASES |= {f"{family}-drawn-{seed}": drawn(family, seed) for family in FAMILIES for seed in range(4)}
-
-
 GREEDY = [name for name in CASES if name.endswith(("drawn-0", "drawn-1")) or name in ("opt", "qwen2-biased", "llama-llama3")]
 
 

@@ -9,9 +9,8 @@ import contextlib
 import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -32,8 +31,7 @@ LOADERS = {
 }
 
 
-@dataclass(frozen=True)
-class AdapterConfig:
+class AdapterConfig(NamedTuple):
     """The facts of a transformers model that decoding needs; `context` is in tokens."""
 
     family: str
@@ -80,7 +78,7 @@ class Adapter:
 
     def cut_vocabulary(self, size: int) -> None:
         """Score no id from `size` on; the model itself stays whole."""
-        self.config = replace(self.config, vocab_size=size)
+        self.config = self.config._replace(vocab_size=size)
         self.head_weight = None if self.head_weight is None else self.head_weight[:size]
 
     def cache(self) -> Any:
@@ -219,20 +217,16 @@ def _from_pretrained(folder: Path, about: Kind, options: dict[str, Any]) -> Any:
         model, found = load(folder, **safe, **options)
     except Exception as error:  # transformers checks few of the types in these files
         kind = ModuleNotFoundError if isinstance(error, ImportError) else ValueError
-        raise kind(f"transformers cannot load {folder}{_needs(about)}: {first_line(error)}") from None
+        method, needs = about.quantization_config and about.quantization_config.quant_method, ""
+        if method:
+            needs = f", whose {method} weights need {LOADERS.get(method, 'the package of that method')} installed"
+        raise kind(f"transformers cannot load {folder}{needs}: {first_line(error)}") from None
     if missing := sorted(found["missing_keys"]):
         raise ValueError(
             f"{folder} lacks {missing[0]} ({len(missing)} such tensors), which transformers would draw at random; "
             "copy the whole folder again"
         )
     return model
-
-
-def _needs(about: Kind) -> str:
-    """What a quantised checkpoint asks for beside transformers."""
-    method = about.quantization_config and about.quantization_config.quant_method
-    known = LOADERS.get(str(method), "the package of that method")
-    return f", whose {method} weights need {known} installed" if method else ""
 
 
 class AdapterReader(RowReader):

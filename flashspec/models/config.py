@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from msgspec import Struct, structs
 
-from flashspec.models.files import SHAPES, Kind, Opt, Rotary, Rotation, ids_of, shaped
+from flashspec.models.files import Kind, Opt, Rotary, Rotation, ids_of, shape_of, shaped
 
 FAMILIES = {
     "qwen3": "Qwen3ForCausalLM",
@@ -208,7 +208,7 @@ def from_hf(raw: dict[str, Any], path: Path = CONFIG) -> ModelConfig:
     Raises ValueError for a field that is missing or wrong, and Unsupported, which is one, for what we do not compute.
     """
     family = family_of(raw, path)
-    facts = shaped(raw, SHAPES[family], path)
+    facts = shape_of(raw, family, path)
     given = {field.name: getattr(facts, field.name) for field in fields(ModelConfig) if hasattr(facts, field.name)}
     try:
         given |= {**facts.settled(), "eos": ids_of(facts.eos)}
@@ -247,8 +247,8 @@ def _rope(facts: Rotary, path: Path) -> RopeScaling:
 
 def to_hf(config: ModelConfig, dtype: str = "bfloat16") -> dict[str, Any]:
     """The config.json dictionary that transformers reads back as the same model."""
-    shape = SHAPES[config.family]
-    named = {field.encode_name: getattr(config, field.name) for field in structs.fields(shape) if hasattr(config, field.name)}
+    known = structs.fields(Opt if config.family == "opt" else Rotary)
+    named = {field.encode_name: getattr(config, field.name) for field in known if hasattr(config, field.name)}
     return {
         "architectures": [FAMILIES[config.family]],
         "model_type": config.family,

@@ -132,56 +132,24 @@ class Rotary(Shape, kw_only=True):
     sliding_window: Id | None = None
     max_window_layers: Id = 0
     layer_types: list[str] | None = None
+    attention_bias: bool = False
+    mlp_bias: bool = False
 
     @property
     def rotation(self) -> Rotation:
         """How heads are rotated; transformers 5 nests it all in rope_parameters, older files keep theta outside."""
         return next((table for table in (self.rope_scaling, self.rope_parameters) if table not in (None, Rotation())), Rotation())
 
-    @property
-    def slides(self) -> bool:
-        """Whether some layer looks back a window only."""
-        named = "sliding_attention" in self.layer_types if self.layer_types else self.max_window_layers < self.layers
-        return self.use_sliding_window and named
-
     def settled(self) -> dict[str, Any]:
-        """With a sliding window the context is no longer than the window, inside which attention is full."""
-        window = self.sliding_window if self.slides else None
+        """With a sliding window in some layer the context is no longer than the window, inside which attention is full."""
+        named = "sliding_attention" in self.layer_types if self.layer_types else self.max_window_layers < self.layers
+        window = self.sliding_window if self.use_sliding_window and named else None
         return {
             "context": self.positions if window is None else min(self.positions, window),
             "kv_heads": self.kv_heads or self.heads,
             "head_dim": self.head_dim or self.hidden // self.heads,
             "rope_theta": self.rotation.rope_theta or self.rope_theta or 10000.0,
         }
-
-
-class Llama(Rotary, kw_only=True):
-    attention_bias: bool = False
-    mlp_bias: bool = False
-    bos: Id | None = field(name="bos_token_id", default=1)
-    eos: Ids = field(name="eos_token_id", default=2)
-
-
-class Mistral(Rotary, kw_only=True):
-    kv_heads: Count | None = field(name="num_key_value_heads", default=8)
-    positions: Count = field(name="max_position_embeddings", default=131072)
-    sliding_window: Id | None = 4096
-    slides = True
-    bos: Id | None = field(name="bos_token_id", default=1)
-    eos: Ids = field(name="eos_token_id", default=2)
-
-
-class Qwen2(Rotary, kw_only=True):
-    kv_heads: Count | None = field(name="num_key_value_heads", default=32)
-    positions: Count = field(name="max_position_embeddings", default=32768)
-    use_sliding_window: bool = False
-    sliding_window: Id | None = 4096
-    max_window_layers: Id = 28
-
-
-class Qwen3(Qwen2, kw_only=True):
-    head_dim: Count = 128
-    attention_bias: bool = False
 
 
 class Opt(Shape, kw_only=True):
@@ -213,7 +181,27 @@ class Opt(Shape, kw_only=True):
         return {"context": self.positions, "norm_eps": 1e-5, "mlp_bias": self.attention_bias, **width}
 
 
-SHAPES: dict[str, type[Shape]] = {"qwen3": Qwen3, "qwen2": Qwen2, "llama": Llama, "mistral": Mistral, "opt": Opt}
+QWEN = {"num_key_value_heads": 32, "max_position_embeddings": 32768, "use_sliding_window": False, "sliding_window": 4096,
+        "max_window_layers": 28}  # fmt: skip
+LEFT_OUT: dict[str, dict[str, Any]] = {
+    "llama": {"bos_token_id": 1, "eos_token_id": 2},
+    "mistral": {"num_key_value_heads": 8, "max_position_embeddings": 131072, "sliding_window": 4096, "bos_token_id": 1,
+                "eos_token_id": 2},
+    "qwen2": QWEN,
+    "qwen3": QWEN | {"head_dim": 128},
+}  # fmt: skip
+UNBIASED = {"attention_bias": False, "mlp_bias": False}
+NOT_READ: dict[str, dict[str, Any]] = {
+    "mistral": UNBIASED | {"layer_types": None, "use_sliding_window": True, "max_window_layers": 0},
+    "qwen2": UNBIASED,
+    "qwen3": {"mlp_bias": False},
+}
+
+
+def shape_of(raw: dict[str, Any], family: str, path: Path) -> Opt | Rotary:
+    """A config.json as transformers reads it for this family: with its defaults, and without what it passes over."""
+    whole = {**LEFT_OUT.get(family, {}), **raw, **NOT_READ.get(family, {})}
+    return shaped(whole, Opt, path) if family == "opt" else shaped(whole, Rotary, path)
 
 
 class Generation(Struct):
