@@ -46,7 +46,8 @@ class Checkpoint:
                 folder = self.tensors.folder
                 raise ValueError(f"tensor {name} is missing from {folder}; the checkpoint does not match its config.json")
             names.add(name)
-        extra = [name for name in self.tensors.where if name not in names and not self._ignored(name)]
+        passed = ("rotary_emb.inv_freq", *(["lm_head.weight"] if self.config.tied else []))  # carries nothing new
+        extra = [name for name in self.tensors.where if name not in names and not name.endswith(passed)]
         if extra:
             raise ValueError(
                 f"tensor {extra[0]!r} in {self.tensors.where[extra[0]]} is not part of the model config.json describes "
@@ -57,10 +58,6 @@ class Checkpoint:
         for _, part in parts(self.config):
             leaves = (*PACKED, *part.leaves[1:]) if self._packed(part) else part.leaves
             yield from (f"{source}.{leaf}" for source in part.rows for leaf in leaves)
-
-    def _ignored(self, name: str) -> bool:
-        """Saved rotary frequencies, and the copy of a tied head."""
-        return name.endswith("rotary_emb.inv_freq") or (self.config.tied and name == "lm_head.weight")
 
     def _packed(self, part: Part) -> bool:
         """True where this module is stored in 4 bits; ValueError where only some of its sources are."""
@@ -181,7 +178,9 @@ def write_folder(folder: str | Path, tensors: dict[str, Tensor], config: dict[st
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     shards = _shards(tensors, shard_bytes)
-    texts = ({INDEX: _index(shards, tensors)} if len(shards) > 1 else {}) | {"config.json": config}
+    where = {key: name for name, keys in shards.items() for key in keys}
+    index = {"metadata": {"total_size": sum(value.nbytes for value in tensors.values())}, "weight_map": where}
+    texts = ({INDEX: index} if len(shards) > 1 else {}) | {"config.json": config}
     with ExitStack() as whole:
         places = {name: whole.enter_context(replaced(folder / name)) for name in (*texts, *shards)}
         for name, keys in shards.items():
@@ -210,8 +209,3 @@ def _shards(tensors: dict[str, Tensor], limit: int) -> dict[str, list[str]]:
     if len(shards) == 1:
         return {"model.safetensors": shards[0]}
     return {f"model-{number:05d}-of-{len(shards):05d}.safetensors": keys for number, keys in enumerate(shards, 1)}
-
-
-def _index(shards: dict[str, list[str]], tensors: dict[str, Tensor]) -> dict[str, Any]:
-    total = sum(value.nbytes for value in tensors.values())
-    return {"metadata": {"total_size": total}, "weight_map": {key: name for name, keys in shards.items() for key in keys}}

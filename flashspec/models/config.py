@@ -249,13 +249,14 @@ def to_hf(config: ModelConfig, dtype: str = "bfloat16") -> dict[str, Any]:
     """The config.json dictionary that transformers reads back as the same model."""
     known = structs.fields(Opt if config.family == "opt" else Rotary)
     named = {field.encode_name: getattr(config, field.name) for field in known if hasattr(config, field.name)}
+    unpadded = {"word_embed_proj_dim": config.hidden, "pad_token_id": None}
     return {
         "architectures": [FAMILIES[config.family]],
         "model_type": config.family,
         **named,
         "max_position_embeddings": config.context,
         "eos_token_id": list(config.eos) if len(config.eos) != 1 else config.eos[0],
-        **(_opt_to_hf(config) if config.family == "opt" else _rotary_to_hf(config)),
+        **(Opt.FIXED | unpadded if config.family == "opt" else _rotary_to_hf(config)),
         "dtype": dtype,
         "torch_dtype": dtype,
         "use_cache": True,
@@ -269,7 +270,3 @@ def _rotary_to_hf(config: ModelConfig) -> dict[str, Any]:
         table["original_max_position_embeddings"] = rope.original_context
     scaling = None if rope.kind == "default" else table
     return {"hidden_act": "silu", "rope_scaling": scaling, "rope_parameters": table, "sliding_window": None}
-
-
-def _opt_to_hf(config: ModelConfig) -> dict[str, Any]:
-    return {**Opt.FIXED, "word_embed_proj_dim": config.hidden, "pad_token_id": None}
