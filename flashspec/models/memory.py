@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -65,12 +64,8 @@ def free_bytes(device: torch.device) -> int | None:
         idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + idle
     table = Path("/proc/meminfo")
-    if table.is_file():
-        line = next((x for x in table.read_text().splitlines() if x.startswith("MemAvailable")), None)
-        return int(line.split()[1]) * 1024 if line else None
-    if "SC_AVPHYS_PAGES" not in os.sysconf_names:
-        return None
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    lines = table.read_text().splitlines() if table.is_file() else []
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), None)
 
 
 def refuse_too_large(name: str, config: ModelConfig, form: Form, device: torch.device) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -18,7 +17,6 @@ from flashspec.models.config import OFFSET, ModelConfig, to_hf
 from flashspec.typed import typed
 
 At = int | Tensor  # where rows stand: the position of the first, or those of all [n], which only the device knows
-Turn = Callable[[Tensor, At], Tensor]
 
 
 def _span(at: At, rows: int, offset: int = 0) -> slice | Tensor:
@@ -112,7 +110,7 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
 
-    def forward(self, x: Tensor, rope: Turn, at: At, cache: LayerCache | None) -> Tensor:
+    def forward(self, x: Tensor, rope: Rope, at: At, cache: LayerCache | None) -> Tensor:
         """x [batch, n, hidden]; without a cache the rows attend to themselves only."""
         batch, n, _ = x.shape
         heads = self.qkv(x).view(batch, n, -1, self.config.head_dim).transpose(1, 2)
@@ -173,7 +171,7 @@ class Layer(nn.Module):
         self.mlp_norm = norm_of(config.hidden, config)
         self.mlp: Any = MLP(config) if config.gated else PlainMLP(config)
 
-    def forward(self, x: Tensor, rope: Turn, at: At = 0, cache: LayerCache | None = None) -> Tensor:
+    def forward(self, x: Tensor, rope: Rope, at: At = 0, cache: LayerCache | None = None) -> Tensor:
         x = x + self.attention(self.attention_norm(x), rope, at, cache)
         return x + self.mlp(self.mlp_norm(x))
 
