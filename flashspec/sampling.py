@@ -132,11 +132,11 @@ def _mix32(x: Tensor) -> Tensor:
 
 def hashed_ids(count: int, device: torch.device) -> Tensor:
     """First-round hash of the ids 0..count-1, int32; kept for good, as a recorded graph reads it where it lies."""
-    return _HASHED.made((count, device), lambda: _hashed(torch.arange(1, count + 1, dtype=torch.int32, device=device)))
 
+    def made() -> Tensor:
+        return _mix32(torch.arange(1, count + 1, dtype=torch.int32, device=device) * _signed(0x9E3779B1))
 
-def _hashed(ids: Tensor) -> Tensor:
-    return _mix32(ids * _signed(0x9E3779B1))
+    return _HASHED.made((count, device), made)
 
 
 def _gumbel(hashed: Tensor) -> Tensor:

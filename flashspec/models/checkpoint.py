@@ -113,7 +113,9 @@ def opened(folder: str | Path, dtype: str = "auto", device: str = "cpu", weights
     """The checkpoint of a Hugging Face folder; see `Transformer.load` for the choices and errors."""
     folder = Path(folder)
     raw, path, place = read_config(folder), folder / "config.json", device_named(device)
-    config, scheme = _config(raw, path), scheme_of(raw, path)
+    config, scheme, generation = from_hf(raw, path), scheme_of(raw, path), folder / "generation_config.json"
+    stops = read_as(generation, Generation).eos_token_id if generation.is_file() else None  # transformers prefers these
+    config = config if stops is None else replace(config, eos=ids_of(stops))
     int4 = _int4(weights, scheme, place, folder)
     form = Form(_dtype(dtype, shaped(raw, Kind, path)), (scheme or NOTHING).group_size if int4 else 0)
     refuse_too_large(str(folder), config, form, place)
@@ -146,13 +148,6 @@ def _int4(weights: str, scheme: Scheme | None, device: torch.device, folder: Pat
     if weights == "int4" and scheme is None:
         raise ValueError(f"{folder} holds no 4-bit weights; use weights='auto', or quantise it first (extra `quantize`)")
     return scheme is not None and (weights == "int4" or weights == "auto" and device.type == "cuda")
-
-
-def _config(raw: dict[str, Any], path: Path) -> ModelConfig:
-    """The model's shape, with the stop tokens of generation_config.json, which transformers prefers, where there is one."""
-    config, path = from_hf(raw, path), path.with_name("generation_config.json")
-    stops = read_as(path, Generation).eos_token_id if path.is_file() else None
-    return config if stops is None else replace(config, eos=ids_of(stops))
 
 
 def hf_tensors(model: nn.Module, config: ModelConfig, dtype: str = "bfloat16") -> dict[str, Tensor]:

@@ -23,13 +23,10 @@ GROUP = 128
 STEP = 8
 
 
-def _published() -> dict[str, ModelConfig]:
-    """The published shapes by name, their contexts cut to CONTEXT tokens, so that no step pays for room it does not use."""
-    table = msgspec.json.decode(FACTS.read_bytes(), type=dict[str, ModelConfig])
-    return {name: replace(config, context=min(config.context, CONTEXT)) for name, config in table.items()}
-
-
-SHAPES = _published()
+SHAPES = {  # published ones by name, their contexts cut, so that no step pays for room it does not use
+    name: replace(config, context=min(config.context, CONTEXT))
+    for name, config in msgspec.json.decode(FACTS.read_bytes(), type=dict[str, ModelConfig]).items()
+}
 
 
 def shape(name: str | ModelConfig, depth: int | None = None) -> ModelConfig:
