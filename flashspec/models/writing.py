@@ -25,7 +25,7 @@ def expanded(path: str | Path) -> Path:
 
 
 def _weights(folder: Path) -> list[Path]:
-    return [path for kind in WEIGHTS for path in folder.glob(kind) if not path.name.startswith(".")]
+    return [path for kind in WEIGHTS for path in folder.glob(kind)]
 
 
 def refuse_input(out: Path, inputs: Iterable[Path] = ()) -> None:
@@ -130,11 +130,12 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path, facts: dict[str, st
 
 def copy_checkpoint(source: Path, folder: Path) -> None:
     """The files of a checkpoint folder in another: weights as hard links where the disk allows, everything else as copies."""
-    for path in _weights(source):
+    weights = _weights(source)
+    for path in [path for path in source.iterdir() if path.is_file() and not path.name.startswith(".")]:
         with suppress(OSError):
-            (folder / path.name).hardlink_to(path.resolve())
-    for path in source.iterdir():
-        if path.is_file() and not path.name.startswith(".") and not (folder / path.name).exists():
+            if path in weights:
+                (folder / path.name).hardlink_to(path.resolve())
+        if not (folder / path.name).exists():
             shutil.copyfile(path, folder / path.name)
 
 
