@@ -27,7 +27,7 @@ def test_five_rows_read_the_weights_once_and_compute_five_times() -> None:
 
 
 def test_a_long_past_is_read_too() -> None:
-    config = SHAPES["qwen3-0.6b"]
+    config = SHAPES["Qwen3-0.6B"]
     grown = body_work(config, 1, 1000).bytes - body_work(config, 1, 0).bytes
     assert grown == 1000 * config.kv_bytes_per_token(4)
 
@@ -41,7 +41,7 @@ def test_memory_reads_more_than_a_hundred_megabytes_a_second() -> None:
 
 
 def test_a_shape_faithful_model_has_the_published_counts_and_finite_logits() -> None:
-    config = SHAPES["qwen3-0.6b"]
+    config = SHAPES["Qwen3-0.6B"]
     assert config.body_parameters + config.head_parameters == pytest.approx(596e6, rel=0.01)
     model = synthetic(shape("reference-target", depth=2), torch.float32, seed=1)
     logits = model(torch.tensor([[1, 2, 3]]))

@@ -111,8 +111,9 @@ class KernelEngine:
         return self._keep(None if parameter is None else parameter.detach().float().contiguous())
 
     def _layer(self, layer: Layer, slot: Slot) -> _Layer:
-        matrices = _matrices(layer)
-        norms = (layer.attention_norm, layer.mlp_norm, layer.attention.q_norm, layer.attention.k_norm)
+        attention, mlp = layer.attention, layer.mlp
+        matrices = (attention.qkv, attention.out, mlp.gate_up if self.model.config.gated else mlp.up, mlp.down)
+        norms = (layer.attention_norm, layer.mlp_norm, attention.q_norm, attention.k_norm)
         stored = zip(*(_stored(m) for m in matrices), strict=True)
         addresses = [self._keep(tensor) for column in stored for tensor in column]
         addresses += [self._wide(getattr(m, "bias", None)) for m in matrices]
@@ -120,10 +121,11 @@ class KernelEngine:
         return _Layer(*addresses, self._keep(slot.keys), self._keep(slot.values))
 
     def _describe(self) -> _Shape:
-        c, rope, form = self.model.config, self.model.rope, _format(self.model.blocks[0].mlp.down)
-        angles = [self._wide(None if c.learned_positions else angle[: self.context]) for angle in (rope.cos, rope.sin)]
-        sizes = (c.hidden, c.ffn, c.heads, c.kv_heads, c.head_dim, self.context, *(form or ()))
-        return _Shape(*sizes, c.qk_norm, c.gated, c.norm_eps, *angles)
+        c, rope, (kind, group) = self.model.config, self.model.rope, _format(self.model.blocks[0].mlp.down)
+        turned = not c.learned_positions
+        angles = [self._wide(angle[: self.context] if turned else None) for angle in (rope.cos, rope.sin)]
+        sizes = (c.hidden, c.ffn, c.heads, c.kv_heads, c.head_dim, self.context)
+        return _Shape(*sizes, kind, group, c.qk_norm, c.gated, c.norm_eps, *angles)
 
     def writer(self, scoring: kernels.Scoring) -> kernels.Writer:
         """These layers and a head as one burst writer; for a span that begins with the embedding."""
@@ -154,12 +156,6 @@ class KernelEngine:
 Engine = TorchEngine | KernelEngine
 
 
-def _matrices(layer: Layer) -> list[nn.Module]:
-    """The four matrices of a layer, as the kernels take them."""
-    mlp = layer.mlp
-    return [layer.attention.qkv, layer.attention.out, mlp.gate_up if hasattr(mlp, "gate_up") else mlp.up, mlp.down]
-
-
 def _stored(matrix: nn.Module) -> tuple[Tensor, Tensor | None]:
     """A matrix as the kernels read it: values, and scales where the values are integers."""
     if isinstance(matrix, PackedLinear):
@@ -167,21 +163,22 @@ def _stored(matrix: nn.Module) -> tuple[Tensor, Tensor | None]:
     return cast(Tensor, matrix.weight).detach().contiguous(), None
 
 
-def _format(matrix: nn.Module) -> tuple[int, int] | None:
-    """The kernels' number of a matrix's format, and the columns that share a scale, 0 for the whole row; None for others."""
+def _format(matrix: nn.Module) -> tuple[int, int]:
+    """The kernels' number of a matrix's format (-1: not served), and the columns that share a scale, 0 for the whole row."""
     if isinstance(matrix, PackedLinear):
         return KINDS[matrix.packed.bits], GROUPS[matrix.packed.bits] or 0
     if isinstance(matrix, nn.Linear) and matrix.weight.dtype in kernels.WEIGHTS:
         return kernels.WEIGHTS[matrix.weight.dtype], 0
-    return None
+    return -1, 0
 
 
 def kernel_ready(model: Transformer) -> bool:
     """Whether the kernels compute this model: plain or rounded matrices of one format on CPU, widths multiples of 8 (of 16
     in 4 bits)."""
     c = model.config
-    formats = {_format(matrix) for layer in model.blocks for matrix in _matrices(layer)}
+    parts = [part for layer in model.blocks for part in (*layer.attention.children(), *layer.mlp.children())]
+    formats = {_format(part) for part in parts if isinstance(part, PackedLinear) or hasattr(part, "in_features")}
     step = 16 if formats == {(KINDS[4], GROUPS[4])} else 8
     even = not any(size % step for size in (c.hidden, c.ffn, c.head_dim))
-    served = len(formats) == 1 and None not in formats and model.embed.weight.dtype in kernels.WEIGHTS
+    served = len(formats) == 1 and (-1, 0) not in formats and model.embed.weight.dtype in kernels.WEIGHTS
     return served and even and model.device.type == "cpu" and kernels.available()
