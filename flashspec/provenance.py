@@ -7,7 +7,8 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import lru_cache
 from importlib import metadata
@@ -94,13 +95,12 @@ def short_hash(value: Any, length: int = 12) -> str:
 
 def cpu_name() -> str:
     """The processor's name as its maker writes it."""
-    names = _lines("/proc/cpuinfo", "model name")
-    return next(iter(names), "") or platform.processor() or platform.machine() or "unknown"
+    return _cpuinfo("model name") or platform.processor() or platform.machine() or "unknown"
 
 
 def cpu_flags() -> frozenset[str]:
     """Instruction-set names the kernel lists for the first core, empty where it lists none."""
-    return frozenset(next(iter([*_lines("/proc/cpuinfo", "flags"), *_lines("/proc/cpuinfo", "Features")]), "").split())
+    return frozenset(_cpuinfo("flags", "Features").split())
 
 
 def usable_cores() -> int:
@@ -110,8 +110,7 @@ def usable_cores() -> int:
 
 def memory_gib() -> int | None:
     """Installed memory in whole GiB, None where the system does not tell."""
-    names = getattr(os, "sysconf_names", {})
-    if "SC_PHYS_PAGES" not in names:
+    if "SC_PHYS_PAGES" not in getattr(os, "sysconf_names", {}):
         return None
     return round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30)
 
@@ -123,12 +122,14 @@ def describe(facts: Mapping[str, Any]) -> str:
     return f"{box['cpu']}, {box['cores']} cores, {box['isa']}{accelerator}, {facts['date'][:10]}"
 
 
-def _lines(path: str, label: str) -> Iterable[str]:
-    try:
-        text = Path(path).read_text()
-    except OSError:
-        return []
-    return [line.partition(":")[2].strip() for line in text.splitlines() if line.startswith(label)]
+def _cpuinfo(*labels: str) -> str:
+    """The first value that Linux lists for a processor under one of these labels, "" where it lists none."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            label, _, value = line.partition(":")
+            if label.strip() in labels:
+                return value.strip()
+    return ""
 
 
 def _git(folder: Path, *words: str) -> str | None:

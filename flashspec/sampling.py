@@ -105,7 +105,7 @@ def _mix64(value: int) -> int:
     return value ^ (value >> 31)
 
 
-def _signed(value: int, bits: int) -> int:
+def _signed(value: int, bits: int = 32) -> int:
     value &= (1 << bits) - 1
     return value - (1 << bits) if value >= 1 << (bits - 1) else value
 
@@ -118,10 +118,6 @@ def _mix64_of(x: Tensor) -> Tensor:
     return x ^ _shift(x, 31)
 
 
-def _signed32(value: int) -> int:
-    return _signed(value, 32)
-
-
 def _shift(x: Tensor, bits: int) -> Tensor:
     """Logical right shift of signed integers."""
     return (x >> bits) & ((1 << (torch.iinfo(x.dtype).bits - bits)) - 1)
@@ -129,18 +125,18 @@ def _shift(x: Tensor, bits: int) -> Tensor:
 
 def _mix32(x: Tensor) -> Tensor:
     """Murmur3's finaliser on int32, wrapping as unsigned numbers do."""
-    x = (x ^ _shift(x, 16)) * _signed32(0x85EBCA6B)
-    x = (x ^ _shift(x, 13)) * _signed32(0xC2B2AE35)
+    x = (x ^ _shift(x, 16)) * _signed(0x85EBCA6B)
+    x = (x ^ _shift(x, 13)) * _signed(0xC2B2AE35)
     return x ^ _shift(x, 16)
 
 
 def hashed_ids(count: int, device: torch.device) -> Tensor:
     """First-round hash of the ids 0..count-1, int32; kept for good, as a recorded graph reads it where it lies."""
-    return _HASHED.made((count, device), lambda: _hashed(torch.arange(1, count + 1, dtype=torch.int32, device=device)))
 
+    def made() -> Tensor:
+        return _mix32(torch.arange(1, count + 1, dtype=torch.int32, device=device) * _signed(0x9E3779B1))
 
-def _hashed(ids: Tensor) -> Tensor:
-    return _mix32(ids * _signed32(0x9E3779B1))
+    return _HASHED.made((count, device), made)
 
 
 def _gumbel(hashed: Tensor) -> Tensor:
@@ -180,7 +176,7 @@ class Dice(NamedTuple):
 
     def keys(self, positions: Positions, use: str) -> Tensor:
         """Keys [n] of positions, int32 on the CPU: noise is a hash of an id and its position's key."""
-        return torch.tensor([_signed32(self._key(p, use)) for p in _listed(positions)], dtype=torch.int32)
+        return torch.tensor([_signed(self._key(p, use)) for p in _listed(positions)], dtype=torch.int32)
 
     def uniform(self, positions: Positions, stage: int, use: str) -> Tensor:
         """Numbers [n] in (0, 1), float64, for one stage's draw, accept or residual decision at each position."""

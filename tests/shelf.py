@@ -6,7 +6,6 @@ from pathlib import Path
 
 import tiny
 
-from flashspec.models.checkpoint import save_transformer
 from flashspec.provenance import digest
 from flashspec.train.package import END, write_digests, write_tokenizer
 
@@ -40,7 +39,7 @@ def write_pair(home: Path) -> dict[str, Path]:
     train_tokenizer(home / "tokenizer.json", Path(__file__).with_name("test_cli.py").read_text())
     pair = tiny.pair()
     for name, model in {"target": pair.target, "draft": pair.draft}.items():
-        save_transformer(model, home / name, "float32")
+        model.save(home / name, "float32")
         write_tokenizer(home / name, home / "tokenizer.json")
         write_digests(home / name)
     return {"target": home / "target", "draft": home / "draft"}

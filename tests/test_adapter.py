@@ -17,7 +17,7 @@ from test_transformer import BASE, randomised
 
 from flashspec.decoding.cascade import decode
 from flashspec.decoding.generate import generate
-from flashspec.decoding.models import Models, load
+from flashspec.decoding.models import load
 from flashspec.decoding.rules import rule_for
 from flashspec.decoding.stages import Stage
 from flashspec.decoding.state import Limits
@@ -28,25 +28,16 @@ from flashspec.sampling import GREEDY
 
 transformers = pytest.importorskip("transformers")
 IDS = [5, 9, 2, 14, 7, 3]
-SMALL = {
-    "vocab_size": 67,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-}
+SMALL = {"vocab_size": 67, "num_hidden_layers": 2, "num_attention_heads": 4,
+         "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}  # fmt: skip
 LLAMA_LIKE = SMALL | {"intermediate_size": 48, "num_key_value_heads": 2, "max_position_embeddings": 64}
-OPT_350M = {"ffn_dim": 48, "word_embed_proj_dim": 16, "do_layer_norm_before": False}
 OTHERS = {
     "gpt2": ("gpt2", {"vocab_size": 67, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "eos_token_id": 2}),
     "gpt_neox": ("gpt_neox", {k: v for k, v in LLAMA_LIKE.items() if k != "num_key_value_heads"}),
     "gemma2 (soft-capped logits)": ("gemma2", LLAMA_LIKE | {"head_dim": 8, "final_logit_softcapping": 3.0, "sliding_window": 4}),
-    "opt of 350M's kind": (
-        "opt",
-        SMALL | {"hidden_size": 32, "ffn_dim": 48, "word_embed_proj_dim": 16, "do_layer_norm_before": False},
-    ),
-}
+    "opt of 350M's kind": ("opt", SMALL | {"hidden_size": 32, "ffn_dim": 48, "word_embed_proj_dim": 16,
+                                           "do_layer_norm_before": False}),
+}  # fmt: skip
 
 
 def write(folder: Path, kind: str, settings: dict) -> torch.nn.Module:
@@ -89,20 +80,14 @@ def test_another_architecture_prints_the_text_of_transformers(name: str, tmp_pat
         assert generate(models, IDS, method, max_new_tokens=20, stop=()).tokens == wanted
 
 
-def test_a_wrong_draft_is_corrected_through_the_cropped_cache(tmp_path: Path) -> None:
-    theirs = write(tmp_path / "target", *OTHERS["gpt2"])
-    write(tmp_path / "draft", "gpt2", OTHERS["gpt2"][1] | {"n_layer": 1})
-    draft, target = (Adapter.load(tmp_path / name) for name in ("draft", "target"))
-    assert text([stage(draft), stage(target, 3)]) == greedy(theirs)
-
-
-def test_a_cache_that_is_not_cropped_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_draft_is_corrected_through_the_cropped_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     roomy = OTHERS["gpt2"][1] | {"n_positions": 512}
     theirs = write(tmp_path / "target", "gpt2", roomy)
     write(tmp_path / "draft", "gpt2", roomy | {"n_layer": 1})
     draft, target = (Adapter.load(tmp_path / name) for name in ("draft", "target"))
+    assert text([stage(draft), stage(target, 3)]) == greedy(theirs)
     monkeypatch.setattr(AdapterReader, "rewind", lambda self, n: setattr(self, "seen", min(self.seen, n)))
-    assert text([stage(draft), stage(target, 3)]) != greedy(theirs)
+    assert text([stage(draft), stage(target, 3)]) != greedy(theirs)  # the control: a cache that is not cropped
 
 
 def test_our_own_families_do_not_take_the_detour(tmp_path: Path) -> None:
@@ -120,8 +105,7 @@ def test_our_own_families_do_not_take_the_detour(tmp_path: Path) -> None:
 def test_a_state_that_cannot_be_rewound_is_refused(tmp_path: Path) -> None:
     settings = {"vocab_size": 67, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4}
     write(tmp_path, "mamba", settings)
-    with pytest.raises(ValueError, match="MambaForCausalLM keeps a state that cannot be rewound"):
-        load(tmp_path, None, device="cpu")
+    refused(tmp_path, "MambaForCausalLM keeps a state that cannot be rewound")
 
 
 def spoil(folder: Path, **changes: object) -> None:
@@ -129,21 +113,25 @@ def spoil(folder: Path, **changes: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
+def quantised_by(name: str, **more: object) -> dict:
+    return {"quantization_config": {"quant_method": name, **more}}
+
+
 FOREIGN = {
     "foreign code": ({"model_type": "mine", "architectures": ["Mine"], "auto_map": {"AutoConfig": "mine.py"}}, "code of its own"),
     "unknown": ({"model_type": "mine", "architectures": ["Mine"]}, "not known to the installed transformers"),
-    "gptq": ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "gptq.*gptqmodel and optimum"),
-    "compressed-tensors": ({"quantization_config": {"quant_method": "compressed-tensors"}}, "need compressed-tensors installed"),
-    "bitsandbytes": (
-        {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}},
-        "need bitsandbytes installed",
-    ),
-    "unknown quantisation": (
-        {"quantization_config": {"quant_method": "quip"}},
-        "quantised by 'quip'.* it loads: gptq, compressed",
-    ),
-    "int8 awq": ({"quantization_config": {"quant_method": "awq", "bits": 8}}, "bits = 8"),
+    "gptq": (quantised_by("gptq", bits=4), "gptq.*gptqmodel and optimum"),
+    "compressed-tensors": (quantised_by("compressed-tensors"), "need compressed-tensors installed"),
+    "bitsandbytes": (quantised_by("bitsandbytes", load_in_4bit=True), "need bitsandbytes installed"),
+    "unknown quantisation": (quantised_by("quip"), "quantised by 'quip'.* it loads: gptq, compressed"),
+    "int8 awq": (quantised_by("awq", bits=8), "bits = 8"),
 }
+
+
+def refused(folder: Path, message: str, **choice: str) -> None:
+    with pytest.raises((ValueError, ModuleNotFoundError), match=message) as caught:
+        load(folder, None, **{"device": "cpu", **choice})
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", FOREIGN)
@@ -153,77 +141,60 @@ def test_what_nobody_can_load_is_refused_in_one_sentence(name: str, tmp_path: Pa
     changes, message = FOREIGN[name]
     randomised(BASE).save(tmp_path, "float32")
     spoil(tmp_path, **changes)
-    with pytest.raises((ValueError, ModuleNotFoundError), match=message) as refused:
-        load(tmp_path, None, device="cpu")
-    assert "\n" not in str(refused.value)
+    refused(tmp_path, message)
 
 
-def test_pickled_weights_of_another_architecture_are_not_read(tmp_path: Path) -> None:
-    model = write(tmp_path, *OTHERS["gpt2"])
-    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
-    (tmp_path / "model.safetensors").unlink()
-    with pytest.raises(ValueError, match="pickled weights are never read"):
-        load(tmp_path, None, device="cpu")
+def pickle(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
 
 
-def test_tensors_that_another_architecture_lacks_are_named(tmp_path: Path) -> None:
+def lose(folder: Path) -> None:
     from safetensors.torch import load_file, save_file
 
-    write(tmp_path, *OTHERS["gpt2"])
-    tensors = load_file(tmp_path / "model.safetensors")
-    lost = next(name for name in tensors if name.endswith("h.1.mlp.c_fc.weight"))
-    tensors.pop(lost)
-    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
-    with pytest.raises(ValueError, match=r"lacks .*h.1.mlp.c_fc.weight \(1 such tensors\).* at random") as refused:
-        load(tmp_path, None, device="cpu")
-    assert "\n" not in str(refused.value)
+    tensors = load_file(folder / "model.safetensors")
+    tensors.pop(next(name for name in tensors if name.endswith("h.1.mlp.c_fc.weight")))
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
 
 
-def test_a_truncated_file_of_another_architecture_is_refused_in_one_sentence(tmp_path: Path) -> None:
-    write(tmp_path, *OTHERS["gpt2"])
-    path = tmp_path / "model.safetensors"
+def truncate(folder: Path) -> None:
+    path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(ValueError, match="transformers cannot load") as refused:
-        load(tmp_path, None, device="cpu")
-    assert "\n" not in str(refused.value)
 
 
-def test_a_model_of_transformers_that_does_not_fit_is_refused_before_it_is_loaded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+DAMAGE = {
+    "pickled": (pickle, {}, "pickled weights are never read"),
+    "a tensor less": (lose, {}, r"lacks .*h.1.mlp.c_fc.weight \(1 such tensors\).* at random"),
+    "truncated": (truncate, {}, "transformers cannot load"),
+    "no such dtype": (str, {"dtype": "float8"}, "auto, float32, bfloat16"),
+    "no such device": (str, {"device": "gpu"}, "use auto, cpu or cuda"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_damaged_model_of_another_architecture_is_refused_in_one_sentence(name: str, tmp_path: Path) -> None:
+    damage, choice, message = DAMAGE[name]
+    write(tmp_path, *OTHERS["gpt2"])
+    damage(tmp_path)
+    refused(tmp_path, message, **choice)
+
+
+def test_a_model_of_transformers_that_does_not_fit_is_refused_before_it_is_loaded(tmp_path: Path, monkeypatch) -> None:
     write(tmp_path, *OTHERS["gpt2"])
     monkeypatch.setattr(memory, "free_bytes", lambda device: 1000)
     monkeypatch.setattr(adapter, "_from_pretrained", lambda *_: pytest.fail("it was loaded"))
-    with pytest.raises(ValueError, match=r"needs about 0.0 GB of cpu memory and 0.0 GB are free; take a smaller") as refused:
-        load(tmp_path, None, device="cpu")
-    assert "\n" not in str(refused.value)
+    refused(tmp_path, r"needs about 0.0 GB of cpu memory and 0.0 GB are free; take a smaller")
 
 
-@pytest.mark.parametrize(
-    ("choice", "message"), [({"dtype": "float8"}, "auto, float32, bfloat16"), ({"device": "gpu"}, "use auto, cpu or cuda")]
-)
-def test_a_way_of_loading_that_is_not_there_is_refused_here_too(choice: dict, message: str, tmp_path: Path) -> None:
-    write(tmp_path, *OTHERS["gpt2"])
-    with pytest.raises(ValueError, match=message) as refused:
-        load(tmp_path, None, **{"device": "cpu", **choice})
-    assert "\n" not in str(refused.value)
+def test_what_an_adapter_cannot_give_is_refused_and_left_out_of_a_live_page(tmp_path: Path) -> None:
+    pytest.importorskip("pandas")
+    from flashspec.study import live
 
-
-def test_exits_and_flash_heads_that_an_adapter_cannot_give_are_refused(tmp_path: Path) -> None:
     write(tmp_path, *OTHERS["gemma2 (soft-capped logits)"])
     models = load(tmp_path, tmp_path, dtype="float32", device="cpu")
     with pytest.raises(ValueError, match="read whole"):
         generate(models, IDS, "self_speculation", exits=(1,))
     with pytest.raises(ValueError, match="no vocabulary weight"):
         generate(models, IDS, "flash")
-
-
-def test_a_live_page_leaves_out_what_an_adapter_cannot_give(tmp_path: Path) -> None:
-    pytest.importorskip("pandas")
-    from flashspec.study import live
-
-    write(tmp_path, *OTHERS["gemma2 (soft-capped logits)"])
-    models = load(tmp_path, tmp_path, dtype="float32", device="cpu")
     outputs = live.decode_all(models, IDS, GREEDY, 12)
     assert {"baseline", "dense", "dense, eager", "lookup"} <= set(outputs) and not {"flash", "hispec"} & set(outputs)
     assert live.agreeing(outputs) == len(outputs) - 1
@@ -260,14 +231,6 @@ def test_two_processes_that_share_a_target_print_the_text_of_one(tmp_path: Path)
     for _, _, width, *tokens in lines:
         assert int(width) == LLAMA_LIKE["intermediate_size"] // 2
         assert [int(token) for token in tokens] == greedy(theirs, 16)
-
-
-def test_one_tokenizer_missing_is_said_when_text_is_given(tmp_path: Path) -> None:
-    randomised(BASE).save(tmp_path, "float32")
-    models = load(tmp_path, None, device="cpu")
-    assert isinstance(models, Models)
-    with pytest.raises(ValueError, match="without a tokenizer"):
-        generate(models, "text", "baseline")
 
 
 def four_bits(folder: Path) -> None:

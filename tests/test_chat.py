@@ -12,11 +12,16 @@ import shelf
 from flashspec.cli.main import status
 from flashspec.decoding.models import check_tokenizers, folder_of, load
 from flashspec.models.chat import chat_prompt, generation_defaults
-from flashspec.models.hub import located
+from flashspec.models.folder import located
 from flashspec.train.package import END
 
 TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<answer>{% endif %}"
 GENERATION = {"do_sample": True, "temperature": 0.6, "top_k": 20, "top_p": 0.95, "repetition_penalty": 1.1, "eos_token_id": 0}
+
+REFUSING = (
+    "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+    "{{ m.content }}{% endfor %}"
+)
 
 
 @pytest.fixture(scope="module")
@@ -30,45 +35,23 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return made
 
 
-def test_a_chat_template_frames_the_message(folders: dict[str, Path]) -> None:
+def test_a_chat_template_frames_the_message_or_refuses_it_in_one_sentence(folders: dict[str, Path], tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     assert chat_prompt(folders["target"], "hello") == "<user>hello<answer>"
     assert chat_prompt(folders["target"], "hello", "be brief") == "<system>be brief<user>hello<answer>"
     with pytest.raises(ValueError, match="has no chat template"):
         chat_prompt(folders["draft"], "hello")
-
-
-REFUSING = (
-    "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
-    "{{ m.content }}{% endfor %}"
-)
-
-
-@pytest.fixture
-def strict(folders: dict[str, Path], tmp_path: Path) -> Path:
-    """A target whose template takes no system message, as Gemma's does."""
-    pytest.importorskip("transformers")
-    folder = Path(shutil.copytree(folders["target"], tmp_path / "strict"))
-    path = folder / "tokenizer_config.json"
+    strict = Path(shutil.copytree(folders["target"], tmp_path / "strict"))  # as Gemma's, which takes no system message
+    path = strict / "tokenizer_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": REFUSING}))
-    return folder
-
-
-def test_a_conversation_that_the_template_refuses_is_refused_in_one_sentence(strict: Path) -> None:
     assert chat_prompt(strict, "hello") == "hello"
-    with pytest.raises(
-        ValueError, match=r"refuses this conversation \(no system role\).*leave the system message out"
-    ) as refused:
+    with pytest.raises(ValueError, match=r"refuses this conversation \(no system role\).*leave the system message out") as system:
         chat_prompt(strict, "hello", "be brief")
-    assert "\n" not in str(refused.value)
-
-
-def test_a_chat_without_a_tokenizer_is_refused_in_one_sentence(strict: Path) -> None:
     for path in strict.glob("*token*"):
         path.unlink()
-    with pytest.raises(ValueError, match="tokenizer of .*copy the whole folder|has no chat template") as refused:
+    with pytest.raises(ValueError, match="tokenizer of .*copy the whole folder|has no chat template") as lacking:
         chat_prompt(strict, "hello")
-    assert "\n" not in str(refused.value)
+    assert "\n" not in f"{system.value}{lacking.value}"
 
 
 def test_generation_defaults_are_the_checkpoints_own(folders: dict[str, Path], tmp_path: Path) -> None:
@@ -81,7 +64,7 @@ def test_generation_defaults_are_the_checkpoints_own(folders: dict[str, Path], t
         generation_defaults(folders["draft"])
 
 
-def test_the_command_line_uses_both_and_flags_win(folders: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_line_uses_both_and_flags_win(folders: dict[str, Path], capsys, monkeypatch) -> None:
     pytest.importorskip("transformers")
     pair = ["--target", str(folders["target"]), "--draft-model", str(folders["draft"]), "--max-new-tokens", "12"]
 
@@ -96,21 +79,11 @@ def test_the_command_line_uses_both_and_flags_win(folders: dict[str, Path], caps
     assert said("hello", "--defaults", "--temperature", "0") == plain
     assert status(["generate", "hello", "--defaults", *pair, "--method", "baseline"]) == 0
     assert "not applied: repetition_penalty 1.1" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("wrong", [["--ids", "1,2", "--chat"], ["x", "--system", "be brief"]])
-def test_chat_without_words_is_refused(wrong: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert status(["generate", *wrong]) == 2
-    assert "--system with --chat" in capsys.readouterr().err
-
-
-def test_only_the_first_of_several_processes_prints(
-    folders: dict[str, Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("RANK", "1")
-    arguments = ["generate", "hello", "--target", str(folders["target"]), "--method", "baseline", "--max-new-tokens", "3"]
-    assert status(arguments) == 0
-    assert capsys.readouterr() == ("", "")
+    for wrong in (["--ids", "1,2", "--chat"], ["x", "--system", "be brief"]):
+        assert status(["generate", *wrong]) == 2
+        assert "--system with --chat" in capsys.readouterr().err
+    monkeypatch.setenv("RANK", "1")  # only the first of several processes prints
+    assert (said("hello"), capsys.readouterr().err) == ("", "")
 
 
 def snapshot(home: Path, name: str) -> Path:

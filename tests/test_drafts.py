@@ -10,10 +10,8 @@ import pytest
 import shelf
 import tiny
 
-from flashspec.models.checkpoint import save_transformer
 from flashspec.models.family import FAMILY
-from flashspec.models.reshape import reshaped
-from flashspec.models.synthetic import shape
+from flashspec.models.synthetic import reshaped, shape
 from flashspec.study import drafts
 from flashspec.train.design import docstrings
 from flashspec.train.package import write_digests, write_tokenizer
@@ -26,7 +24,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A target, its draft, a one-layer draft with a design, and prompts."""
     root = tmp_path_factory.mktemp("home")
     shelf.write_pair(root)
-    save_transformer(tiny.model(1), root / "flat", "float32")
+    tiny.model(1).save(root / "flat", "float32")
     (root / "flat" / "design.json").write_text(json.dumps({"design": {"steps": 7}, "target": {}}))
     write_tokenizer(root / "flat", root / "tokenizer.json")
     write_digests(root / "flat")

@@ -10,7 +10,6 @@ import tables_hispec as made
 import tiny
 import torch
 
-from flashspec.models.checkpoint import save_transformer
 from flashspec.models.transformer import Transformer
 from flashspec.study import run
 from flashspec.study.exits import CURVE, EXPERIMENT, PRESETS, Params, folder_of, load_prompts, shares
@@ -19,7 +18,7 @@ from flashspec.study.exits import CURVE, EXPERIMENT, PRESETS, Params, folder_of,
 @pytest.fixture(scope="module")
 def wanted(tmp_path_factory: pytest.TempPathFactory) -> Params:
     root = tmp_path_factory.mktemp("pair")
-    save_transformer(tiny.pair().target, root / "target", "float32")
+    tiny.pair().target.save(root / "target", "float32")
     return Params(target=(str(root / "target"),), depth=(1, 3, 6, 40), prompts=str(tiny.prompts_file(root)), per_kind=1)
 
 

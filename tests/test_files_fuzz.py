@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import pytest
 import test_heads_public
 import torch
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_awq import SMALL, write_awq
 from test_transformer import BASE, randomised
@@ -234,7 +234,7 @@ def test_there_are_five_thousand_cases() -> None:
 
 
 def test_the_control_a_lenient_reader_is_caught(home: Path) -> None:
-    """Fields taken as they come, as they were once: a word for a number passes, or raises something else much later."""
+    """A field taken as it comes: a word for a number raises something else than a refusal."""
 
     def lenient(folder: Path) -> int:
         raw = json.loads((folder / "config.json").read_text())
@@ -242,16 +242,7 @@ def test_the_control_a_lenient_reader_is_caught(home: Path) -> None:
 
     path = home / "model" / "config.json"
     text = path.read_bytes()
-
-    @settings(max_examples=300)
-    @given(spoiled(text, False))
-    @example(b'{"hidden_size": "16", "num_attention_heads": 2}')
-    def check(changed: bytes) -> None:
-        path.write_bytes(changed)
+    path.write_bytes(b'{"hidden_size": "16", "num_attention_heads": 2}')
+    with pytest.raises((TypeError, AssertionError)):
         outcome(lenient, path)
-
-    try:
-        with pytest.raises((BaseExceptionGroup, TypeError, KeyError, AssertionError)):
-            check()
-    finally:
-        path.write_bytes(text)
+    path.write_bytes(text)

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from flashspec.heads import FlashHead, Origin, head_named, is_public, load_public, save_public
 from flashspec.heads.public import public_weight
-from flashspec.models.checkpoint import load_transformer, save_transformer
+from flashspec.models.transformer import Transformer
 
 VOCAB, WIDTH, CLUSTERS = 96, 32, 12
 
@@ -140,15 +140,15 @@ def test_heads_that_the_layout_cannot_hold_are_refused(tmp_path, changes, words)
 
 def test_the_model_of_a_public_checkpoint_is_read_with_its_head(tmp_path):
     model = tiny.model(2)
-    save_transformer(model, tmp_path, "float32")
+    model.save(tmp_path, "float32")
     save_public(FlashHead.build(model.head_weight, model.norm, probes=3), tmp_path)
     raw = json.loads((tmp_path / "config.json").read_text())
     assert raw["architectures"] == ["FlashHeadQwen3ForCausalLM"]
     for names in ({}, {"architectures": None, "model_type": "flash_head_qwen3"}):
         (tmp_path / "config.json").write_text(json.dumps(raw | names))
-        again = load_transformer(tmp_path)
+        again = Transformer.load(tmp_path)
         assert torch.equal(again.head_weight, model.head_weight) and again.config.family == "qwen3"
         assert head_named("flash", Origin(again.head_weight, again.norm, tmp_path)).probes == 3
     (tmp_path / "config.json").write_text(json.dumps(raw | {"architectures": ["FlashHeadGPT9ForCausalLM"]}))
     with pytest.raises(ValueError, match="architecture 'GPT9ForCausalLM' is not supported"):
-        load_transformer(tmp_path)
+        Transformer.load(tmp_path)

@@ -15,7 +15,7 @@ from flashspec.heads import HEADS, IndexHead, Origin, ShortlistHead, cluster, he
 from flashspec.heads.cluster import Recipe
 from flashspec.heads.index import usable
 from flashspec.heads.registry import RANKED, file_of
-from flashspec.models.checkpoint import load_transformer
+from flashspec.models.transformer import Transformer
 
 IDS, WIDTH = 200, 32
 KINDS = ("ivf", "ivfpq", "hnsw")
@@ -162,7 +162,7 @@ def test_a_ranking_is_counted_in_a_text_and_kept_beside_the_draft(tmp_path):
     assert status(["draft", "rank", "--draft", str(draft), "--text", str(text), "--out", str(out)]) == 0
     assert shelf.listing(draft) == before
     draft = out
-    model = load_transformer(draft)
+    model = Transformer.load(draft)
     head = head_named("fr_spec", Origin(model.head_weight, model.norm, draft))
     tokens = torch.tensor(Tokenizer.from_file(str(draft / "tokenizer.json")).encode(text.read_text()).ids)
     assert int(head.ranked[0]) == int(ranked_by_frequency(tokens, tiny.VOCAB)[0]) != 0

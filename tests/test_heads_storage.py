@@ -11,7 +11,6 @@ from safetensors.torch import save_file
 from flashspec.decoding.models import SHIPPED
 from flashspec.heads import FlashHead
 from flashspec.heads.storage import FILE, KEY, read, weight_digest, write
-from flashspec.models.export import save_transformer
 from flashspec.train import reference
 
 
@@ -54,7 +53,7 @@ def test_a_head_built_in_bfloat16_loads_beside_the_same_weight_in_float32(tmp_pa
 
 def test_a_drafts_flash_head_is_calibrated_with_its_default_probes_and_scored_as_it_ships(tmp_path):
     model, stream = tiny.model(2), np.random.default_rng(0).integers(0, tiny.VOCAB, 4000)
-    save_transformer(model, tmp_path, "float32")
+    model.save(tmp_path, "float32")
     reference.add_flash_head(tmp_path, stream, windows=4)
     head = FlashHead.load(tmp_path, model.head_weight, model.norm)
     plain = FlashHead.build(model.head_weight, model.norm)

@@ -13,8 +13,8 @@ from test_transformer import BASE, randomised
 
 from flashspec.measure.resident import anonymous_bytes, load_in_fresh_process
 from flashspec.models import memory
-from flashspec.models.checkpoint import load_transformer
 from flashspec.models.memory import Form, free_bytes, needed_bytes, weight_bytes
+from flashspec.models.transformer import Transformer
 from flashspec.study import loading
 
 linux = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
@@ -33,11 +33,11 @@ def test_a_model_that_does_not_fit_is_refused_with_the_estimate(tmp_path: Path, 
     dense, int4 = (needed_bytes(SMALL, Form(torch.bfloat16, group)) for group in (0, 128))
     monkeypatch.setattr(memory, "free_bytes", lambda device: (dense + int4) // 2)
     with pytest.raises(ValueError, match="needs about 0.0 GB of cpu memory in bfloat16 and 0.0 GB are free") as refused:
-        load_transformer(tmp_path, weights="dense")
+        Transformer.load(tmp_path, weights="dense")
     assert "\n" not in str(refused.value)
-    load_transformer(tmp_path, weights="int4")
+    Transformer.load(tmp_path, weights="int4")
     monkeypatch.setattr(memory, "free_bytes", lambda device: None)
-    load_transformer(tmp_path, weights="dense")
+    Transformer.load(tmp_path, weights="dense")
 
 
 @linux
@@ -69,7 +69,7 @@ def test_the_written_checkpoint_has_the_size_that_was_asked_for_and_loads(group:
     loading.write_checkpoint(tmp_path, loading.sized(params, group), group, 8_000_000)
     files = list(tmp_path.glob("*.safetensors"))
     assert len(files) > 1 and sum(path.stat().st_size for path in files) == pytest.approx(20e6, rel=0.15)
-    assert load_transformer(tmp_path, weights="int4" if group else "dense").config.layers >= 1
+    assert Transformer.load(tmp_path, weights="int4" if group else "dense").config.layers >= 1
 
 
 def test_memory_that_torch_keeps_for_reuse_counts_as_free(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,20 +2,59 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Iterable, Iterator, Mapping
+from types import FunctionType, MethodType
+from typing import Any
+
 import pytest
 import torch
-from footprint import footprint, held, live_bytes
+from torch import Tensor
 from toys import PROMPT, duo
 
 from flashspec.decoding.cascade import decode
 from flashspec.decoding.method import METHODS, Method, build
 from flashspec.decoding.models import Models
 from flashspec.decoding.state import Limits
+from flashspec.heads.flash import FlashHead
 from flashspec.models.synthetic import shape
 from flashspec.models.transformer import Transformer
 
 ALLOWED = 1.1
 EXITS = {"reference-target": (2, 4), "qwen3-0.6b": (3, 7)}
+
+
+def storages(tensors: Iterable[Tensor]) -> dict[int, int]:
+    """Bytes by storage, shared ones once; works on the meta device too."""
+    return {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}
+
+
+def held(value: Any, seen: dict[int, Any] | None = None) -> Iterator[Tensor]:
+    """Tensors that a value reaches through attributes, containers, closures and bound methods."""
+    seen = {} if seen is None else seen
+    if id(value) in seen or isinstance(value, (type, str, bytes, int, float)):
+        return
+    seen[id(value)] = value
+    if isinstance(value, Tensor):
+        yield value
+    for part in parts(value):
+        yield from held(part, seen)
+
+
+def parts(value: Any) -> Iterable[Any]:
+    if isinstance(value, Mapping):
+        return list(value.values())
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return list(value)
+    if isinstance(value, FunctionType):
+        return [cell.cell_contents for cell in value.__closure__ or ()]
+    return [value.__self__] if isinstance(value, MethodType) else list(getattr(value, "__dict__", {}).values())
+
+
+def live() -> dict[int, int]:
+    """Storages of all tensors alive in this process."""
+    gc.collect()
+    return storages(found for found in gc.get_objects() if issubclass(type(found), Tensor))
 
 
 def ghost(name: str, depth: int | None = None) -> Transformer:
@@ -25,8 +64,13 @@ def ghost(name: str, depth: int | None = None) -> Transformer:
 
 
 def ratio(models: Models, method: Method) -> float:
-    """Bytes of a method over those of plain decoding."""
-    return footprint(build(method, models)).total / footprint(build(METHODS["baseline"], models)).total
+    """Bytes of a method over those of plain decoding, a FlashHead's index apart."""
+    totals = []
+    for wanted in (method, METHODS["baseline"]):
+        stages = build(wanted, models)
+        index = [(s.head.table, s.head.clusters) for s in stages if isinstance(s.head, FlashHead)]
+        totals.append(sum(storages(held(stages)).values()) - sum(storages(held(index)).values()))
+    return totals[0] / totals[1]
 
 
 @pytest.mark.parametrize("name", EXITS)
@@ -45,26 +89,16 @@ def test_the_control_a_second_model_and_caches_without_reuse_are_seen():
 
 @pytest.mark.parametrize("name", ["baseline", "hispec", "hispec_flash", "self_speculation", "flash", "lookup"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_footprint_is_what_the_process_gained(name, dtype):
+def test_what_stages_hold_is_what_the_process_gained(name, dtype):
     """Models and their FlashHeads are alive before; a decode leaves nothing behind but the stages."""
     models = duo(0, dtype)
-    warm = build(METHODS[name], models, context=64)
-    list(decode(warm, PROMPT, Limits(12)))
-    known = {t.untyped_storage()._cdata for t in held(models)}
-    del warm
-    before = live_bytes()
+    list(decode(build(METHODS[name], models, context=64), PROMPT, Limits(12)))
+    known, before = storages(held(models)), live()
     stages = build(METHODS[name], models, context=64)
     list(decode(stages, PROMPT, Limits(12)))
-    gained = live_bytes() - before
-    fresh = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in held(stages)}
+    gained, fresh = sum(live().values()) - sum(before.values()), storages(held(stages))
     assert gained == sum(size for storage, size in fresh.items() if storage not in known)
-    found = footprint(stages)
-    assert found.total + found.index == sum(fresh.values())
-
-
-def test_the_parts_are_the_shapes():
-    found = footprint(build(METHODS["hispec"], duo(0, torch.float32), context=64))
-    config = duo(0, torch.float32).target.config
-    assert found.cache == config.kv_bytes_per_token(4) * 64
-    assert found.rows == 3 * 64 * config.hidden * 4
-    assert found.index == 0 < footprint(build(METHODS["hispec_flash"], duo(0, torch.float32), context=64)).index
+    config, readers = models.target.config, {"hispec": 3, "self_speculation": 2, "baseline": 1}
+    if name in readers and dtype is torch.float32:
+        rows, cache = readers[name] * 64 * config.hidden * 4, config.kv_bytes_per_token(4) * 64
+        assert rows + cache <= gained

@@ -11,11 +11,6 @@ import pytest
 from flashspec import provenance
 
 
-@pytest.fixture
-def without_git(monkeypatch):
-    monkeypatch.setenv("PATH", "")
-
-
 def test_origin_names_code_machine_and_versions():
     found = provenance.origin()
     assert {"commit", "dirty", "date", "machine", "machine_key", "threads", "versions"} <= found.keys()
@@ -33,12 +28,12 @@ def test_origin_betrays_no_host_and_no_path():
         assert f'"{private}"' not in text
 
 
-def test_a_missing_git_leaves_the_commit_open(without_git):
-    assert provenance.source() == {"commit": None, "dirty": None}
-
-
-def test_a_package_outside_a_checkout_has_no_commit(monkeypatch, tmp_path):
-    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "provenance.py"))
+@pytest.mark.parametrize("lacking", ["git", "checkout"])
+def test_without_git_or_a_checkout_the_commit_is_open(lacking, monkeypatch, tmp_path):
+    if lacking == "git":
+        monkeypatch.setenv("PATH", "")
+    else:
+        monkeypatch.setattr(provenance, "__file__", str(tmp_path / "provenance.py"))
     assert provenance.source() == {"commit": None, "dirty": None}
 
 
@@ -50,24 +45,18 @@ def test_digest_is_sha256_of_the_bytes(tmp_path):
     assert provenance.digest(path) != hashlib.sha256(b"x" * 3_000_000).hexdigest()
 
 
-def test_a_missing_file_is_named(tmp_path):
+def test_models_are_told_by_their_weights_and_configuration(tmp_path):
     with pytest.raises(FileNotFoundError, match="gone.bin"):
         provenance.digest(tmp_path / "gone.bin")
     with pytest.raises(FileNotFoundError, match="config.json"):
         provenance.model_digests(tmp_path)
-
-
-def test_model_digests_cover_weights_and_configuration(tmp_path):
     for name in ("model-00001.safetensors", "config.json", "tokenizer.json", "notes.txt"):
         (tmp_path / name).write_text(name)
     assert set(provenance.model_digests(tmp_path)) == {"model-00001.safetensors", "config.json", "tokenizer.json"}
 
 
-def test_the_hash_sees_values_and_not_their_order():
-    assert provenance.short_hash({"a": 1, "b": 2}) == provenance.short_hash({"b": 2, "a": 1})
-    assert provenance.short_hash({"a": 1}) != provenance.short_hash({"a": 2})
-
-
-def test_a_machine_is_described_in_one_line():
+def test_a_hash_sees_values_and_not_their_order_and_a_machine_is_one_line():
+    same = provenance.short_hash({"a": 1, "b": 2}), provenance.short_hash({"b": 2, "a": 1})
+    assert same[0] == same[1] != provenance.short_hash({"a": 1, "b": 3})
     text = provenance.describe(provenance.origin())
     assert "cores" in text and "\n" not in text

@@ -81,7 +81,7 @@ def test_recorded_bursts_and_verifications_write_the_text_of_their_eager_twin(na
 def test_4_bit_layers_in_bfloat16_are_recorded_too(recording, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("kernels", "kernels.scoring", "kernels.verdicts"):  # compiled kernels are no operations of torch
         monkeypatch.setattr(import_module(f"flashspec.{module}"), "library", lambda: None)
-    monkeypatch.setattr(synthetic, "_facts", lambda: {"tiny": TINY})
+    monkeypatch.setitem(synthetic.SHAPES, "tiny", TINY)
     models = Models(synthetic.synthetic("tiny-AWQ"), synthetic.synthetic("tiny", depth=2))
     assert isinstance(models.target.layers[0].mlp.down, Int4Linear)
     for name in ("dense", "flash_best"):

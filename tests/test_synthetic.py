@@ -16,7 +16,6 @@ from flashspec.decoding.models import Models
 from flashspec.decoding.scripted import ScriptedAcceptance, scripted
 from flashspec.decoding.state import Event, Limits
 from flashspec.models import memory
-from flashspec.models import synthetic as shapes
 from flashspec.models.awq import Int4Linear
 from flashspec.models.memory import Form, weight_bytes
 from flashspec.models.synthetic import SHAPES, shape, synthetic
@@ -57,7 +56,7 @@ def test_dense_random_weights_give_finite_logits(family: str) -> None:
 
 
 def test_an_awq_shape_has_int4_layers_of_the_right_variance(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shapes, "_facts", lambda: {"tiny": TINY})
+    monkeypatch.setitem(SHAPES, "tiny", TINY)
     model = synthetic("tiny-AWQ", torch.float32)
     packed = [module for module in model.modules() if isinstance(module, Int4Linear)]
     assert len(packed) == 4 * TINY.layers
@@ -86,13 +85,10 @@ def stats(models: Models, curve: list[float], **changes: object):
     return count(events, 100, len(stages)), events
 
 
-def test_scripted_rounds_keep_what_the_curve_says() -> None:
-    models = duo(0, torch.float32)
-    for share, kept in ((1.0, 4), (0.0, 0)):
-        _, events = stats(models, [share])
-        assert {e.kept for e in events if e.stage == 1 and e.waiting == 4} == {kept}
-    _, events = stats(models, [1.0, 1.0, 0.0])
-    assert {e.kept for e in events if e.stage == 1 and e.waiting == 4} == {2}
+@pytest.mark.parametrize(("curve", "kept"), [([1.0], 4), ([0.0], 0), ([1.0, 1.0, 0.0], 2)])
+def test_scripted_rounds_keep_what_the_curve_says(curve: list[float], kept: int) -> None:
+    _, events = stats(duo(0, torch.float32), curve)
+    assert {e.kept for e in events if e.stage == 1 and e.waiting == 4} == {kept}
 
 
 def test_scripted_rounds_do_not_depend_on_finalisation_or_on_the_models() -> None:

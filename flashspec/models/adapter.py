@@ -9,18 +9,16 @@ import contextlib
 import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from flashspec.models.files import Kind, Method, shaped
+from flashspec.models.files import Kind, ids_of, shaped
 from flashspec.models.folder import first_line, read_config
-from flashspec.models.memory import refuse_bytes
-from flashspec.models.named import device_named, dtype_named
+from flashspec.models.memory import device_named, dtype_named, refuse_bytes
 from flashspec.models.reader import RowReader
 
 PROBE = (5, 3, 7, 2, 4, 6)
@@ -33,8 +31,7 @@ LOADERS = {
 }
 
 
-@dataclass(frozen=True)
-class AdapterConfig:
+class AdapterConfig(NamedTuple):
     """The facts of a transformers model that decoding needs; `context` is in tokens."""
 
     family: str
@@ -68,13 +65,11 @@ class Adapter:
         Raises ModuleNotFoundError without transformers or the package that the checkpoint's quantisation needs, ValueError
         for checkpoints that need their own code, keep their weights pickled or cannot be rewound.
         """
-        raw, parts, device = read_config(folder), processes() if shared else 1, str(device_named(device))
-        about = shaped(raw, Kind, folder / "config.json")
+        about, place = shaped(read_config(folder), Kind, folder / "config.json"), device_named(device)
         _refuse(folder, about)
-        _refuse_unknown_numbers(folder, about.quantization_config)
-        refuse_bytes(str(folder), needed_bytes(folder, dtype) // parts, device)
+        refuse_bytes(str(folder), needed_bytes(folder, dtype) // (processes() if shared else 1), place)
         kind = "auto" if dtype == "auto" else dtype_named(dtype)
-        return cls(_from_pretrained(folder, about, {"dtype": kind} | _place(device, shared)), shared)
+        return cls(_from_pretrained(folder, about, {"dtype": kind} | _place(str(place), shared)), shared)
 
     @property
     def width(self) -> int:
@@ -83,7 +78,7 @@ class Adapter:
 
     def cut_vocabulary(self, size: int) -> None:
         """Score no id from `size` on; the model itself stays whole."""
-        self.config = replace(self.config, vocab_size=size)
+        self.config = self.config._replace(vocab_size=size)
         self.head_weight = None if self.head_weight is None else self.head_weight[:size]
 
     def cache(self) -> Any:
@@ -97,8 +92,7 @@ class Adapter:
         """Rows [n, width] in float32 for tokens [n] behind the cache, which grows by them."""
         part = self.model if self.head_weight is None else self.model.base_model
         out = part(input_ids=tokens[None].to(self.device), past_key_values=cache, use_cache=True)
-        rows = out.logits[..., : self.config.vocab_size] if self.head_weight is None else out.last_hidden_state
-        return rows[0].float()
+        return (out.logits[..., : self.config.vocab_size] if self.head_weight is None else out.last_hidden_state)[0].float()
 
     @torch.inference_mode()
     def _certify(self) -> None:
@@ -106,15 +100,11 @@ class Adapter:
         ids = torch.tensor(PROBE, device=self.device) % self.config.vocab_size
         if self.head_weight is not None and not self._plain_head(ids):
             self.head_weight = None
-        if not _same(self._rewound(ids), self.run(ids, self.cache()), 1e-3 if self.exact else 0.05):
+        tolerance = 1e-3 if self.model.dtype.itemsize >= 4 else 0.05  # read in parts, only the rounding differs
+        if not _same(self._rewound(ids), self.run(ids, self.cache()), tolerance):
             raise ValueError(
                 f"{self.config.family} keeps a state that cannot be rewound; use a model whose cache holds every token"
             )
-
-    @property
-    def exact(self) -> bool:
-        """Whether the model computes in float32 or wider, so that reading in parts changes rounding alone."""
-        return self.model.dtype.itemsize >= 4
 
     def _plain_head(self, ids: Tensor) -> bool:
         """Whether logits are the vocabulary weight times the last hidden states, with nothing behind it."""
@@ -150,7 +140,7 @@ def _facts(model: Any) -> AdapterConfig:
         hidden=config.hidden_size,
         layers=config.num_hidden_layers,
         context=getattr(config, "max_position_embeddings", None) or 2048,
-        eos=() if stops is None else tuple(stops) if isinstance(stops, list) else (stops,),
+        eos=ids_of(stops),
     )
 
 
@@ -160,8 +150,8 @@ def _vocabulary_weight(model: Any) -> Tensor | None:
     weight = getattr(head, "weight", None)
     if not isinstance(weight, Tensor) or getattr(head, "bias", None) is not None or not weight.is_floating_point():
         return None
-    whole = weight.shape == (model.config.get_text_config().vocab_size, model.config.get_text_config().hidden_size)
-    return weight.detach() if whole else None
+    text = model.config.get_text_config()
+    return weight.detach() if weight.shape == (text.vocab_size, text.hidden_size) else None
 
 
 def processes() -> int:
@@ -175,23 +165,19 @@ def speaker() -> bool:
 
 
 def _refuse(folder: Path, about: Kind) -> None:
-    """Refuse what transformers could load only by running foreign code or reading pickles."""
+    """Refuse what transformers loads only by running foreign code, reading pickles, or drawing weights at random."""
     if not any(folder.glob("*.safetensors")):
         raise ValueError(f"{folder} holds no safetensors, and pickled weights are never read: convert them to safetensors")
     try:
         from transformers import CONFIG_MAPPING
+        from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING as KNOWN
     except ModuleNotFoundError:
         raise ModuleNotFoundError(f"only transformers could load {folder}: pip install 'flashspec[peers]'") from None
 
     if about.model_type not in CONFIG_MAPPING:
         why = "needs code of its own, which is never run" if about.auto_map else "is not known to the installed transformers"
         raise ValueError(f"{folder} ({about.model_type!r}) {why}; use a checkpoint of an architecture transformers contains")
-
-
-def _refuse_unknown_numbers(folder: Path, found: Method | None) -> None:
-    """Refuse a quantisation that transformers does not know: it would skip it, and draw the weights at random."""
-    from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING as KNOWN
-
+    found = about.quantization_config
     if found and found.quant_method not in KNOWN and not (found.load_in_8bit or found.load_in_4bit):
         known = ", ".join(LOADERS)
         raise ValueError(f"{folder} is quantised by {found.quant_method!r}, which transformers does not load; it loads: {known}")
@@ -229,23 +215,18 @@ def _from_pretrained(folder: Path, about: Kind, options: dict[str, Any]) -> Any:
     safe = {"local_files_only": True, "trust_remote_code": False, "use_safetensors": True, "output_loading_info": True}
     try:
         model, found = load(folder, **safe, **options)
-    except ImportError as error:
-        raise ModuleNotFoundError(f"transformers cannot load {folder}{_needs(about)}: {first_line(error)}") from None
     except Exception as error:  # transformers checks few of the types in these files
-        raise ValueError(f"transformers cannot load {folder}{_needs(about)}: {first_line(error)}") from None
+        kind = ModuleNotFoundError if isinstance(error, ImportError) else ValueError
+        method, needs = about.quantization_config and about.quantization_config.quant_method, ""
+        if method:
+            needs = f", whose {method} weights need {LOADERS.get(method, 'the package of that method')} installed"
+        raise kind(f"transformers cannot load {folder}{needs}: {first_line(error)}") from None
     if missing := sorted(found["missing_keys"]):
         raise ValueError(
             f"{folder} lacks {missing[0]} ({len(missing)} such tensors), which transformers would draw at random; "
             "copy the whole folder again"
         )
     return model
-
-
-def _needs(about: Kind) -> str:
-    """What a quantised checkpoint asks for beside transformers."""
-    method = about.quantization_config and about.quantization_config.quant_method
-    known = LOADERS.get(str(method), "the package of that method")
-    return f", whose {method} weights need {known} installed" if method else ""
 
 
 class AdapterReader(RowReader):

@@ -42,12 +42,19 @@ def chat_prompt(folder: Path, message: str, system: str | None = None) -> str:
     """
     try:
         import jinja2  # noqa: F401
-        import transformers  # noqa: F401
+        import transformers
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             f"chat templates are written for transformers and jinja2 ({error.name} is missing): pip install transformers jinja2"
         ) from None
-    tokenizer = _tokenizer(folder)
+    if (path := folder / "tokenizer_config.json").is_file():
+        read_as(path, TokenizerConfig)
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # transformers checks few of the types in these files
+        raise ValueError(
+            f"transformers cannot read the tokenizer of {folder} ({first_line(error)}); copy the whole folder again"
+        ) from None
     if not tokenizer.chat_template:
         raise ValueError(f"{folder} has no chat template; leave --chat out, or use a model trained for conversations")
     said = [{"role": "user", "content": message}]
@@ -57,17 +64,3 @@ def chat_prompt(folder: Path, message: str, system: str | None = None) -> str:
     except Exception as error:  # a template may raise anything
         advice = "give the prompt without --chat" + ("" if system is None else ", or leave the system message out")
         raise ValueError(f"the chat template of {folder} refuses this conversation ({first_line(error)}); {advice}") from None
-
-
-def _tokenizer(folder: Path) -> Any:
-    """transformers' tokenizer of a checkpoint, which holds the template; ValueError where it cannot be read."""
-    from transformers import AutoTokenizer
-
-    if (path := folder / "tokenizer_config.json").is_file():
-        read_as(path, TokenizerConfig)
-    try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # transformers checks few of the types in these files
-        raise ValueError(
-            f"transformers cannot read the tokenizer of {folder} ({first_line(error)}); copy the whole folder again"
-        ) from None

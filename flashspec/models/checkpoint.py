@@ -1,9 +1,13 @@
-"""Hugging Face checkpoint folders: config.json and safetensors, dense or AWQ. Pickle is never read."""
+"""Hugging Face checkpoint folders: what a transformer is filled from, and what it is written to; dense or AWQ.
+
+A `Checkpoint` is a config and named tensors: whatever reads both from its files can fill a transformer.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,43 +15,116 @@ import torch
 from torch import Tensor, nn
 
 from flashspec.kernels.pages import Shelf
-from flashspec.models.awq import NOTHING, Int4Linear, Scheme, Stored, blocks, dequantise, scheme_of
-from flashspec.models.config import ModelConfig, from_hf
-from flashspec.models.export import save_transformer as save_transformer
+from flashspec.models.awq import NOTHING, Int4Linear, Packed, Scheme, dequantise, scheme_of
+from flashspec.models.config import ModelConfig, Part, from_hf, parts
 from flashspec.models.files import Generation, Kind, ids_of, shaped
-from flashspec.models.folder import FLOATS, INTEGERS, Tensors, read_as, read_config
-from flashspec.models.folder import verify_digests as verify_digests
-from flashspec.models.memory import Form, refuse_too_large
-from flashspec.models.named import device_named, dtype_named
-from flashspec.models.names import ignored, row_counts, sources
-from flashspec.models.transformer import Rope, Transformer
+from flashspec.models.folder import FLOATS, INTEGERS, Tensors, read_as, read_config, verify_digests
+from flashspec.models.memory import DTYPES, Form, device_named, dtype_named, refuse_too_large
+from flashspec.models.writing import replaced, write_json, write_tensors
 
 WEIGHTS = ("auto", "int4", "dense")
 PACKED, NUMBERS = ("qweight", "qzeros", "scales"), (INTEGERS, INTEGERS, FLOATS)
+SHARD_BYTES = 16_000_000
+INDEX = "model.safetensors.index.json"
 
 
-def load_transformer(folder: str | Path, dtype: str = "auto", device: str = "cpu", weights: str = "auto") -> Transformer:
-    """The model of a Hugging Face folder, ready to read tokens.
+@dataclass
+class Checkpoint:
+    """The config and named tensors of a model, and the form and place that its weights take."""
 
-    `dtype` "auto" keeps float32 and takes everything else as bfloat16; `weights` says what an AWQ checkpoint becomes:
-    "int4" (torch's int4 matmul), "dense" (dequantised), "auto" (int4 on CUDA, dense on CPU).
-    Weights go straight from the files to their place, 4-bit ones repacked a few rows at a time.
-    Raises FileNotFoundError or ValueError, naming the file or tensor, when the folder does not hold exactly this model, and
-    ValueError with an estimate when it does not fit the memory that is free.
-    """
+    config: ModelConfig
+    tensors: Tensors
+    scheme: Scheme
+    form: Form
+    device: torch.device
+
+    def __post_init__(self) -> None:
+        """ValueError, naming a tensor, when these are not exactly the tensors of the config."""
+        names = set[str]()
+        for name in self._names():
+            if name not in self.tensors.where:
+                folder = self.tensors.folder
+                raise ValueError(f"tensor {name} is missing from {folder}; the checkpoint does not match its config.json")
+            names.add(name)
+        passed = ("rotary_emb.inv_freq", *(["lm_head.weight"] if self.config.tied else []))  # carries nothing new
+        extra = [name for name in self.tensors.where if name not in names and not name.endswith(passed)]
+        if extra:
+            raise ValueError(
+                f"tensor {extra[0]!r} in {self.tensors.where[extra[0]]} is not part of the model config.json describes "
+                f"({len(extra)} such); the weights and config.json belong to different models"
+            )
+
+    def _names(self) -> Iterator[str]:
+        for _, part in parts(self.config):
+            leaves = (*PACKED, *part.leaves[1:]) if self._packed(part) else part.leaves
+            yield from (f"{source}.{leaf}" for source in part.rows for leaf in leaves)
+
+    def _packed(self, part: Part) -> bool:
+        """True where this module is stored in 4 bits; ValueError where only some of its sources are."""
+        kinds = {bool(part.columns) and self.scheme.covers(source) for source in part.rows}
+        if len(kinds) > 1:
+            raise ValueError(
+                f"{', '.join(part.rows)} run as one product but modules_to_not_convert keeps only some of them dense; "
+                "quantise them alike"
+            )
+        return kinds.pop()
+
+    def fill(self, model: nn.Module) -> None:
+        """Give an empty model of this config its weights, from the files to their place, 4-bit ones a few rows at a time."""
+        shelf = Shelf()
+        for name, part in parts(self.config):
+            module, packed = model.get_submodule(name), self._packed(part)
+            dense = {leaf: self._stacked(part, leaf, shelf) for leaf in part.leaves[packed:]}
+            if packed and self.form.group:
+                parent, _, leaf = name.rpartition(".")
+                int4 = Int4Linear(self._quantised(part), dense.get("bias"), self.form.dtype)
+                setattr(model.get_submodule(parent), leaf, int4)
+                continue
+            if packed:
+                dense["weight"] = dequantise(self._quantised(part), self._room(part, "weight", shelf))
+            for leaf, tensor in dense.items():
+                setattr(module, leaf, nn.Parameter(tensor))
+
+    def _room(self, part: Part, leaf: str, shelf: Shelf) -> Tensor:
+        return shelf.zeros(part.shape(leaf), self.form.dtype, self.device)
+
+    def _stacked(self, part: Part, leaf: str, shelf: Shelf) -> Tensor:
+        """One dense tensor, its sources stacked along the rows."""
+        made = self._room(part, leaf, shelf)
+        for source, rows in zip(part.rows, made.split(list(part.rows.values())), strict=True):
+            rows.copy_(self.tensors.read(f"{source}.{leaf}", tuple(rows.shape)))
+        return made
+
+    def _quantised(self, part: Part) -> Packed:
+        """One 4-bit weight, its sources in order."""
+        group, columns = self.scheme.group_size, part.columns
+        if columns % group:
+            name = next(iter(part.rows))
+            raise ValueError(f"{name} has {columns} columns, not a multiple of the AWQ group, {group}: load another checkpoint")
+        found = []
+        for source, rows in part.rows.items():
+            shapes = ((columns, rows // 8), (columns // group, rows // 8), (columns // group, rows))
+            facts = zip(PACKED, shapes, NUMBERS, strict=True)
+            found.append([self.tensors.read(f"{source}.{leaf}", shape, kinds).to(self.device) for leaf, shape, kinds in facts])
+        return Packed(*(torch.cat(pieces, dim=1) if len(pieces) > 1 else pieces[0] for pieces in zip(*found, strict=True)))
+
+
+def opened(folder: str | Path, dtype: str = "auto", device: str = "cpu", weights: str = "auto") -> Checkpoint:
+    """The checkpoint of a Hugging Face folder; see `Transformer.load` for the choices and errors."""
     folder = Path(folder)
-    raw, path = read_config(folder), folder / "config.json"
-    config, scheme = _config(raw, path), scheme_of(raw, path)
-    kind = device_named(device)
-    int4 = _int4(weights, scheme, kind, folder)
+    raw, path, place = read_config(folder), folder / "config.json", device_named(device)
+    config, scheme, generation = from_hf(raw, path), scheme_of(raw, path), folder / "generation_config.json"
+    stops = read_as(generation, Generation).eos_token_id if generation.is_file() else None  # transformers prefers these
+    config = config if stops is None else replace(config, eos=ids_of(stops))
+    int4 = _int4(weights, scheme, place, folder)
     form = Form(_dtype(dtype, shaped(raw, Kind, path)), (scheme or NOTHING).group_size if int4 else 0)
-    refuse_too_large(str(folder), config, form, kind)
+    refuse_too_large(str(folder), config, form, place)
     verify_digests(folder)
     tensors = Tensors(folder)
     if config.tied and _other_head(tensors, config, form.dtype):
         config = replace(config, tied=False)
-        refuse_too_large(str(folder), config, form, kind)
-    return _Loader(tensors, config, scheme or NOTHING, form.dtype, kind).load(int4)
+        refuse_too_large(str(folder), config, form, place)
+    return Checkpoint(config, tensors, scheme or NOTHING, form, place)
 
 
 def _dtype(name: str, about: Kind) -> torch.dtype:
@@ -58,10 +135,11 @@ def _dtype(name: str, about: Kind) -> torch.dtype:
 
 def _other_head(tensors: Tensors, config: ModelConfig, dtype: torch.dtype) -> bool:
     """Whether the files hold a vocabulary weight that differs from the embedding; transformers scores with it, so do we."""
-    shape, (head,), (embed,) = (config.vocab_size, config.hidden), sources("head", config), sources("embed", config)
-    if f"{head}.weight" not in tensors.where:
+    _, part = next(parts(config))
+    names = ("lm_head.weight", *(f"{source}.weight" for source in part.rows))
+    if not tensors.where.keys() >= set(names):
         return False
-    return not torch.equal(*(tensors.read(f"{name}.weight", shape).to(dtype) for name in (head, embed)))
+    return not torch.equal(*(tensors.read(name, part.shape("weight")).to(dtype) for name in names))
 
 
 def _int4(weights: str, scheme: Scheme | None, device: torch.device, folder: Path) -> bool:
@@ -72,102 +150,57 @@ def _int4(weights: str, scheme: Scheme | None, device: torch.device, folder: Pat
     return scheme is not None and (weights == "int4" or weights == "auto" and device.type == "cuda")
 
 
-def _config(raw: dict[str, Any], path: Path) -> ModelConfig:
-    """The model's shape, with the stop tokens of generation_config.json, which transformers prefers, where there is one."""
-    config, path = from_hf(raw, path), path.with_name("generation_config.json")
-    stops = read_as(path, Generation).eos_token_id if path.is_file() else None
-    return config if stops is None else replace(config, eos=ids_of(stops))
+def hf_tensors(model: nn.Module, config: ModelConfig, dtype: str = "bfloat16") -> dict[str, Tensor]:
+    """A model's weights under Hugging Face names, on the CPU; a tied head is not repeated."""
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype {dtype!r} cannot be saved; use one of: {', '.join(DTYPES)}")
+    if any(isinstance(module, Int4Linear) for module in model.modules()):
+        raise ValueError("this model runs on repacked int4 weights; load it with weights='dense' to save it")
+    tensors = {}
+    for name, part in parts(config):
+        for leaf in part.leaves:
+            rows = model.get_parameter(f"{name}.{leaf}").split(list(part.rows.values()))
+            for source, piece in zip(part.rows, rows, strict=True):
+                tensors[f"{source}.{leaf}"] = piece.detach().to("cpu", DTYPES[dtype], copy=True).contiguous()
+    return tensors
 
 
-@dataclass
-class _Loader:
-    """Fills one empty transformer from named tensors."""
+def write_folder(folder: str | Path, tensors: dict[str, Tensor], config: dict[str, Any], shard_bytes: int = SHARD_BYTES) -> None:
+    """Write named tensors and a config.json dictionary: everything under temporary names first, then renamed.
 
-    tensors: Tensors
-    config: ModelConfig
-    scheme: Scheme
-    dtype: torch.dtype
-    device: torch.device
-    used: set[str] = field(default_factory=set)
-    shelf: Shelf = field(default_factory=Shelf)
-
-    def load(self, int4: bool) -> Transformer:
-        self.tensors.need(f"{sources(f'layers.{self.config.layers - 1}.attention_norm', self.config)[0]}.weight")
-        with torch.device("meta"):
-            model = Transformer(self.config)
-        model.rope = Rope(self.config).to(self.device)
-        for name, module in _leaves(model):
-            self._fill(model, name, module, int4)
-        self._refuse_extra()
-        return model.eval()
-
-    def _fill(self, model: Transformer, name: str, module: nn.Module, int4: bool) -> None:
-        if not isinstance(module, nn.Linear) or not self._packed(name):
-            for leaf, empty in list(module.named_parameters(recurse=False)):
-                setattr(module, leaf, nn.Parameter(self._dense(name, leaf, empty)))
-            return
-        bias = None if module.bias is None else self._dense(name, "bias", module.bias)
-        weight = self._stored(name, module.out_features, module.in_features)
-        if int4:
-            parent, leaf = name.rsplit(".", 1)
-            setattr(model.get_submodule(parent), leaf, Int4Linear(weight, bias, self.dtype))
-            return
-        module.weight = nn.Parameter(self._dequantised(weight))
-        module.bias = None if bias is None else nn.Parameter(bias)
-
-    def _packed(self, module: str) -> bool:
-        """True where this module is stored in 4 bits; ValueError where only some of its sources are."""
-        found = sources(module, self.config)
-        kinds = {self.scheme.covers(source) for source in found}
-        if len(kinds) > 1:
-            raise ValueError(
-                f"{', '.join(found)} run as one product but modules_to_not_convert keeps only some of them dense; "
-                "quantise them alike"
-            )
-        return kinds.pop()
-
-    def _read(self, name: str, shape: tuple[int, ...], kinds: tuple[str, ...] = FLOATS) -> Tensor:
-        self.used.add(name)
-        return self.tensors.read(name, shape, kinds)
-
-    def _dense(self, module: str, leaf: str, empty: Tensor) -> Tensor:
-        """One dense parameter, its sources stacked along the rows."""
-        made = self.shelf.zeros(empty.shape, self.dtype, self.device)
-        counts = row_counts(module, empty.shape[0], self.config)
-        for source, part in zip(sources(module, self.config), made.split(counts), strict=True):
-            part.copy_(self._read(f"{source}.{leaf}", tuple(part.shape)))
-        return made
-
-    def _stored(self, name: str, rows: int, columns: int) -> Stored:
-        """One 4-bit weight as the files hold it, its sources in order."""
-        groups, found = columns // self.scheme.group_size, sources(name, self.config)
-        if columns % self.scheme.group_size:
-            raise ValueError(
-                f"{found[0]} has {columns} columns, not a multiple of the AWQ group, {self.scheme.group_size}: "
-                "load another checkpoint"
-            )
-        parts = []
-        for source, count in zip(found, row_counts(name, rows, self.config), strict=True):
-            shapes = ((columns, count // 8), (groups, count // 8), (groups, count))
-            facts = zip(PACKED, shapes, NUMBERS, strict=True)
-            parts.append([self._read(f"{source}.{name}", shape, kinds) for name, shape, kinds in facts])
-        return Stored(parts, self.device)
-
-    def _dequantised(self, weight: Stored) -> Tensor:
-        made = self.shelf.zeros(weight.shape, self.dtype, self.device)
-        for start, stop in blocks(*weight.shape):
-            made[start:stop] = dequantise(weight.rows(start, stop), self.dtype)
-        return made
-
-    def _refuse_extra(self) -> None:
-        extra = [name for name in self.tensors.where if name not in self.used and not ignored(name, self.config.tied)]
-        if extra:
-            raise ValueError(
-                f"tensor {extra[0]!r} in {self.tensors.where[extra[0]]} is not part of the model config.json describes "
-                f"({len(extra)} such); the weights and config.json belong to different models"
-            )
+    What an earlier save left beside them, its weights, index and digests, goes.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    shards = _shards(tensors, shard_bytes)
+    where = {key: name for name, keys in shards.items() for key in keys}
+    index = {"metadata": {"total_size": sum(value.nbytes for value in tensors.values())}, "weight_map": where}
+    texts = ({INDEX: index} if len(shards) > 1 else {}) | {"config.json": config}
+    with ExitStack() as whole:
+        places = {name: whole.enter_context(replaced(folder / name)) for name in (*texts, *shards)}
+        for name, keys in shards.items():
+            write_tensors({key: tensors[key] for key in keys}, places[name], {"format": "pt"})
+        for name, value in texts.items():
+            write_json(value, places[name])
+    for path in [*folder.glob("model*.safetensors"), folder / INDEX, folder / "digests.json"]:
+        if path.name not in places:
+            path.unlink(missing_ok=True)
 
 
-def _leaves(model: Transformer) -> Iterator[tuple[str, nn.Module]]:
-    """Our modules that own a weight, by name."""
-    return ((name, module) for name, module in list(model.named_modules()) if isinstance(getattr(module, "weight", None), Tensor))
+def _shards(tensors: dict[str, Tensor], limit: int) -> dict[str, list[str]]:
+    """File names, each with its tensors' names, cut before the tensor that would exceed the limit.
+
+    A tensor counts 256 bytes more than its data, for its entry in the file's header.
+    """
+    shards: list[list[str]] = [[]]
+    size = 0
+    for name, value in tensors.items():
+        weight = value.nbytes + 256
+        if shards[-1] and size + weight > limit:
+            shards.append([])
+            size = 0
+        shards[-1].append(name)
+        size += weight
+    if len(shards) == 1:
+        return {"model.safetensors": shards[0]}
+    return {f"model-{number:05d}-of-{len(shards):05d}.safetensors": keys for number, keys in enumerate(shards, 1)}

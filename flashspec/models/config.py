@@ -1,12 +1,16 @@
-"""What a transformer looks like: the facts of a Hugging Face config.json that change the arithmetic."""
+"""What a transformer looks like: its shape, its tensors under their Hugging Face names, and its config.json."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import reprlib
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple
 
-from flashspec.models.files import SHAPES, Kind, Llama, Opt, ids_of, shaped
+from msgspec import Struct, structs
+
+from flashspec.models.files import Kind, Opt, Rotary, Rotation, ids_of, shape_of, shaped
 
 FAMILIES = {
     "qwen3": "Qwen3ForCausalLM",
@@ -17,7 +21,8 @@ FAMILIES = {
 }
 FLASH_HEAD = {"architectures": "FlashHead", "model_type": "flash_head_"}  # what public FlashHead checkpoints put before them
 CONFIG = Path("config.json")
-SCALED = {"linear": ("factor",), "llama3": ("factor", "low_freq_factor", "high_freq_factor")}
+SCALED = {"default": (), "linear": ("factor",), "llama3": ("factor", "low_freq_factor", "high_freq_factor")}
+OFFSET = 2  # rows of OPT's table of positions that stand before the first (Zhang et al. 2022)
 
 
 class Unsupported(ValueError):
@@ -35,13 +40,29 @@ class RopeScaling:
     original_context: int = 8192
 
     def __post_init__(self) -> None:
-        if self.kind not in ("default", "linear", "llama3"):
-            raise Unsupported(f"rope scaling {self.kind!r} is not supported; supported: default, linear, llama3")
-        if self.factor <= 0:
-            raise ValueError(f"rope scaling factor must be above 0, got {self.factor}")
-        if not 0 < self.low_freq_factor < self.high_freq_factor:
-            low, high = self.low_freq_factor, self.high_freq_factor
+        if self.kind not in SCALED:
+            raise Unsupported(f"rope scaling {self.kind!r} is not supported; supported: {', '.join(SCALED)}")
+        low, high = self.low_freq_factor, self.high_freq_factor
+        if not 0 < low < high:
             raise ValueError(f"rope scaling needs 0 < low_freq_factor < high_freq_factor, got {low} and {high}")
+
+
+class Part(NamedTuple):
+    """One of our modules: the Hugging Face modules whose rows, stacked, are its weight, its columns (0: a vector), its bias."""
+
+    rows: dict[str, int]
+    columns: int = 0
+    bias: bool = False
+
+    @property
+    def leaves(self) -> tuple[str, ...]:
+        """The names of its tensors."""
+        return ("weight", "bias") if self.bias else ("weight",)
+
+    def shape(self, leaf: str) -> tuple[int, ...]:
+        """The shape of one of our tensors."""
+        rows = sum(self.rows.values())
+        return (rows, self.columns) if self.columns and leaf == "weight" else (rows,)
 
 
 @dataclass(frozen=True)
@@ -98,11 +119,6 @@ class ModelConfig:
         return self.family == "opt"
 
     @property
-    def layer_norm(self) -> bool:
-        """OPT's norms subtract the mean and add a bias."""
-        return self.family == "opt"
-
-    @property
     def gated(self) -> bool:
         """Whether the MLP multiplies by a SiLU gate; OPT's does not."""
         return self.family != "opt"
@@ -116,8 +132,7 @@ class ModelConfig:
     @property
     def layer_parameters(self) -> int:
         """Matrix weights of one layer."""
-        query, key, value = self.qkv_rows
-        return self.hidden * (2 * query + key + value + (3 if self.gated else 2) * self.ffn)
+        return sum(sum(part.rows.values()) * part.columns for part in _layer(self, "").values())
 
     @property
     def body_parameters(self) -> int:
@@ -134,6 +149,46 @@ class ModelConfig:
         return 2 * self.layers * self.kv_heads * self.head_dim * itemsize
 
 
+def parts(config: ModelConfig) -> Iterator[tuple[str, Part]]:
+    """Every module of ours that owns weights, by name: what loading, saving and estimates know of a model's tensors."""
+    opt, width = config.family == "opt", config.hidden
+    stem = "model.decoder" if opt else "model"
+    yield "embed", Part({f"{stem}.embed_tokens": config.vocab_size}, width)
+    if opt:
+        yield "positions", Part({f"{stem}.embed_positions": config.context + OFFSET}, width)
+    for i in range(config.layers):
+        for name, part in _layer(config, f"{stem}.layers.{i}.").items():
+            yield f"layers.{i}.{name}", part
+    yield "norm", Part({f"{stem}.final_layer_norm" if opt else f"{stem}.norm": width}, bias=opt)
+    if not config.tied:
+        yield "head", Part({"lm_head": config.vocab_size}, width)
+
+
+def _layer(c: ModelConfig, stem: str) -> dict[str, Part]:
+    """The modules of one layer; `stem` stands before their Hugging Face names."""
+    attention = [f"{stem}self_attn.{name}_proj" for name in ("q", "k", "v")]
+    qkv = Part(dict(zip(attention, c.qkv_rows, strict=True)), c.hidden, c.qkv_bias)
+    if c.family == "opt":
+        return {
+            "attention_norm": Part({f"{stem}self_attn_layer_norm": c.hidden}, bias=True),
+            "attention.qkv": qkv,
+            "attention.out": Part({f"{stem}self_attn.out_proj": c.hidden}, c.qkv_rows[0], c.attention_bias),
+            "mlp_norm": Part({f"{stem}final_layer_norm": c.hidden}, bias=True),
+            "mlp.up": Part({f"{stem}fc1": c.ffn}, c.hidden, c.mlp_bias),
+            "mlp.down": Part({f"{stem}fc2": c.hidden}, c.ffn, c.mlp_bias),
+        }
+    norms = {f"attention.{name}": Part({f"{stem}self_attn.{name}": c.head_dim}) for name in ("q_norm", "k_norm") if c.qk_norm}
+    return {
+        "attention_norm": Part({f"{stem}input_layernorm": c.hidden}),
+        "attention.qkv": qkv,
+        "attention.out": Part({f"{stem}self_attn.o_proj": c.hidden}, c.qkv_rows[0], c.attention_bias),
+        **norms,
+        "mlp_norm": Part({f"{stem}post_attention_layernorm": c.hidden}),
+        "mlp.gate_up": Part({f"{stem}mlp.gate_proj": c.ffn, f"{stem}mlp.up_proj": c.ffn}, c.hidden, c.mlp_bias),
+        "mlp.down": Part({f"{stem}mlp.down_proj": c.hidden}, c.ffn, c.mlp_bias),
+    }
+
+
 def family_of(raw: Any, path: Path = CONFIG) -> str:
     """The architecture family of a config.json, with or without a FlashHead, or a refusal that names it."""
     about = shaped(raw, Kind, path)
@@ -147,123 +202,61 @@ def family_of(raw: Any, path: Path = CONFIG) -> str:
     raise Unsupported(f"architecture {name or kind!r} is not supported; supported: {', '.join(FAMILIES.values())}")
 
 
-def _rope(facts: Llama) -> tuple[float, RopeScaling]:
-    """Rope theta and scaling."""
-    table = facts.rotation
-    kind, theta = table.rope_type or table.type or "default", table.rope_theta or facts.rope_theta or 10000.0
-    if {table.partial_rotary_factor, facts.partial_rotary_factor} - {None, 1.0}:
-        raise Unsupported("rotating only a part of each head is not supported; use a checkpoint without partial_rotary_factor")
-    if unknown := set(facts.layer_types or ()) - {"full_attention", "sliding_attention"}:
-        raise Unsupported(f"layers of type {min(unknown)!r} are not supported; supported: full_attention, sliding_attention")
-    if table.full_attention or table.sliding_attention:
-        raise Unsupported("rotating layers differently is not supported; use a checkpoint with one rope_type for all")
-    lacking = [name for name in SCALED.get(kind, ()) if getattr(table, name) is None]
-    if lacking:
-        raise ValueError(f"rope scaling {kind!r} has no {lacking[0]}")
-    if kind != "llama3":
-        return theta, RopeScaling(kind, table.factor or 1.0) if kind != "default" else RopeScaling()
-    factor, low, high = (getattr(table, name) for name in SCALED[kind])
-    known = facts.original_max_position_embeddings or table.original_max_position_embeddings
-    return theta, RopeScaling(kind, factor, low, high, known or facts.max_position_embeddings)
-
-
 def from_hf(raw: dict[str, Any], path: Path = CONFIG) -> ModelConfig:
     """Read a config.json dictionary; what it leaves out is what transformers takes.
 
     Raises ValueError for a field that is missing or wrong, and Unsupported, which is one, for what we do not compute.
     """
     family = family_of(raw, path)
-    facts = shaped(raw, SHAPES[family], path)
-    if facts.is_causal is False:
-        raise Unsupported(f"{path}: attention that looks ahead (is_causal = False) is not supported")
+    facts = shape_of(raw, family, path)
+    given = {field.name: getattr(facts, field.name) for field in fields(ModelConfig) if hasattr(facts, field.name)}
     try:
-        return ModelConfig(
-            family=family,
-            vocab_size=facts.vocab_size,
-            hidden=facts.hidden_size,
-            layers=facts.num_hidden_layers,
-            heads=facts.num_attention_heads,
-            tied=facts.tie_word_embeddings,
-            bos=facts.bos_token_id,
-            eos=ids_of(facts.eos_token_id),
-            **(_opt(facts) if isinstance(facts, Opt) else _rotary(cast(Llama, facts), family)),
-        )
+        given |= {**facts.settled(), "eos": ids_of(facts.eos)}
+        width = {"word_embed_proj_dim": facts.hidden} if family == "opt" else {}
+        _refuse_others(facts, {"is_causal": True, **facts.FIXED, **width}, path)
+        rope = _rope(facts, path) if isinstance(facts, Rotary) else RopeScaling()
+        return ModelConfig(family=family, rope=rope, **given)
     except Unsupported:
         raise
     except ValueError as error:
         raise ValueError(f"{path}: {error}; copy the file again from its source") from None
 
 
-def _rotary(facts: Llama, family: str) -> dict[str, Any]:
-    """What Llama and the families that grew out of it say beside the shape."""
-    if facts.hidden_act != "silu":
-        raise Unsupported(f"activation {facts.hidden_act!r} is not supported for {family}; supported: silu")
-    theta, scaling = _rope(facts)
-    return {
-        "ffn": facts.intermediate_size,
-        "kv_heads": facts.num_key_value_heads or facts.num_attention_heads,
-        "head_dim": facts.head_dim or facts.hidden_size // facts.num_attention_heads,
-        "context": facts.context,
-        "norm_eps": facts.rms_norm_eps,
-        "rope_theta": theta,
-        "rope": scaling,
-        "attention_bias": family in ("qwen3", "llama") and facts.attention_bias,
-        "mlp_bias": family == "llama" and facts.mlp_bias,
-    }
+def _refuse_others(facts: Struct, fixed: dict[str, Any], path: Path) -> None:
+    """Unsupported where a field holds something other than the one value that we compute."""
+    for name, value in fixed.items():
+        found = getattr(facts, name)
+        if found not in (None, value):
+            raise Unsupported(f"{path}: {name} = {reprlib.repr(found)} is not supported; supported: {name} = {value!r}")
 
 
-OPT_ONLY = {
-    "activation_function": "relu",
-    "do_layer_norm_before": True,
-    "_remove_final_layer_norm": False,
-    "layer_norm_elementwise_affine": True,
-}
-
-
-def _opt(facts: Opt) -> dict[str, Any]:
-    """What OPT says beside the shape (Zhang et al. 2022); its norm adds 1e-5 to the variance."""
-    for key, value in {**OPT_ONLY, "word_embed_proj_dim": facts.hidden_size}.items():
-        found = getattr(facts, key)
-        if found is not None and found != value:
-            raise Unsupported(f"OPT with {key} = {found!r} is not supported; supported: {key} = {value!r}")
-    if facts.hidden_size % facts.num_attention_heads:
-        raise ValueError(f"{facts.num_attention_heads} heads cannot share a width of {facts.hidden_size} evenly")
-    return {
-        "ffn": facts.ffn_dim,
-        "kv_heads": facts.num_attention_heads,
-        "head_dim": facts.hidden_size // facts.num_attention_heads,
-        "context": facts.max_position_embeddings,
-        "norm_eps": 1e-5,
-        "attention_bias": facts.enable_bias,
-        "mlp_bias": facts.enable_bias,
-    }
-
-
-def _rope_to_hf(config: ModelConfig) -> dict[str, Any]:
-    table: dict[str, Any] = {"rope_type": config.rope.kind, "rope_theta": config.rope_theta}
-    if config.rope.kind != "default":
-        table["factor"] = config.rope.factor
-    if config.rope.kind == "llama3":
-        table["low_freq_factor"] = config.rope.low_freq_factor
-        table["high_freq_factor"] = config.rope.high_freq_factor
-        table["original_max_position_embeddings"] = config.rope.original_context
-    return table
+def _rope(facts: Rotary, path: Path) -> RopeScaling:
+    table = facts.rotation
+    _refuse_others(table, Rotation.FIXED, path)
+    if unknown := set(facts.layer_types or ()) - {"full_attention", "sliding_attention"}:
+        raise Unsupported(f"layers of type {min(unknown)!r} are not supported; supported: full_attention, sliding_attention")
+    kind = table.rope_type or table.type or "default"
+    given: dict[str, Any] = {name: getattr(table, name) for name in SCALED.get(kind, ())}
+    if lacking := [name for name, value in given.items() if value is None]:
+        raise ValueError(f"rope scaling {kind!r} has no {lacking[0]}")
+    if kind == "llama3":
+        known = facts.original_max_position_embeddings or table.original_max_position_embeddings
+        given["original_context"] = known or facts.positions
+    return RopeScaling(kind, **given)
 
 
 def to_hf(config: ModelConfig, dtype: str = "bfloat16") -> dict[str, Any]:
     """The config.json dictionary that transformers reads back as the same model."""
+    known = structs.fields(Opt if config.family == "opt" else Rotary)
+    named = {field.encode_name: getattr(config, field.name) for field in known if hasattr(config, field.name)}
+    unpadded = {"word_embed_proj_dim": config.hidden, "pad_token_id": None}
     return {
         "architectures": [FAMILIES[config.family]],
         "model_type": config.family,
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.hidden,
-        "num_hidden_layers": config.layers,
-        "num_attention_heads": config.heads,
+        **named,
         "max_position_embeddings": config.context,
-        "tie_word_embeddings": config.tied,
-        **(_opt_to_hf(config) if config.family == "opt" else _rotary_to_hf(config)),
-        "bos_token_id": config.bos,
         "eos_token_id": list(config.eos) if len(config.eos) != 1 else config.eos[0],
+        **(Opt.FIXED | unpadded if config.family == "opt" else _rotary_to_hf(config)),
         "dtype": dtype,
         "torch_dtype": dtype,
         "use_cache": True,
@@ -271,29 +264,9 @@ def to_hf(config: ModelConfig, dtype: str = "bfloat16") -> dict[str, Any]:
 
 
 def _rotary_to_hf(config: ModelConfig) -> dict[str, Any]:
-    """The keys of Llama and the families that grew out of it."""
-    rope = _rope_to_hf(config)
-    return {
-        "intermediate_size": config.ffn,
-        "num_key_value_heads": config.kv_heads,
-        "head_dim": config.head_dim,
-        "hidden_act": "silu",
-        "rms_norm_eps": config.norm_eps,
-        "rope_theta": config.rope_theta,
-        "rope_scaling": None if rope["rope_type"] == "default" else rope,
-        "rope_parameters": rope,
-        "attention_bias": config.attention_bias,
-        "mlp_bias": config.mlp_bias,
-        "sliding_window": None,
-    }
-
-
-def _opt_to_hf(config: ModelConfig) -> dict[str, Any]:
-    """The keys of OPT, whose query, key and value widths are the hidden one."""
-    return {
-        **OPT_ONLY,
-        "ffn_dim": config.ffn,
-        "word_embed_proj_dim": config.hidden,
-        "enable_bias": config.attention_bias,
-        "pad_token_id": None,
-    }
+    rope = config.rope
+    table = {"rope_type": rope.kind, "rope_theta": config.rope_theta, **{name: getattr(rope, name) for name in SCALED[rope.kind]}}
+    if rope.kind == "llama3":
+        table["original_max_position_embeddings"] = rope.original_context
+    scaling = None if rope.kind == "default" else table
+    return {"hidden_act": "silu", "rope_scaling": scaling, "rope_parameters": table, "sliding_window": None}

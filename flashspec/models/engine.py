@@ -6,7 +6,8 @@ Both hold the span's key/value cache, allocated once. The torch engine is the na
 from __future__ import annotations
 
 import ctypes
-from typing import ClassVar, Protocol, cast
+from collections.abc import Sequence
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,20 +16,9 @@ from flashspec import kernels
 from flashspec.kernels.build import compiled
 from flashspec.kernels.packed import GROUPS, KINDS
 from flashspec.kernels.pages import Shelf
+from flashspec.models.config import OFFSET
 from flashspec.models.rounded import PackedLinear
-from flashspec.models.transformer import Layer, Transformer
-
-
-class Engine(Protocol):
-    """Carries rows through a span of layers."""
-
-    row_dtype: torch.dtype
-
-    def embed(self, tokens: Tensor) -> Tensor:
-        """Embeddings [n, hidden] of tokens [n], without positions."""
-
-    def run(self, x: Tensor, start: int) -> Tensor:
-        """Rows [n, hidden] after the span, for x at positions start..start+n-1; x may be overwritten."""
+from flashspec.models.transformer import At, Layer, LayerCache, Transformer
 
 
 class Slot:
@@ -37,9 +27,9 @@ class Slot:
     def __init__(self, keys: Tensor, values: Tensor) -> None:
         self.keys, self.values = keys, values
 
-    def write(self, start: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, None]:
-        """Store [1, kv_heads, n, head_dim] at `start`; return views of everything up to start + n."""
-        stop = start + keys.shape[2]
+    def write(self, at: At, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, None]:
+        """Store [1, kv_heads, n, head_dim] from position `at` on; views of everything up to at + n."""
+        start, stop = int(at), int(at) + keys.shape[2]
         self.keys[:, start:stop], self.values[:, start:stop] = keys[0], values[0]
         return self.keys[None, :, :stop], self.values[None, :, :stop], None
 
@@ -60,12 +50,18 @@ class TorchEngine:
         self.lowest = start == 0
 
     def embed(self, tokens: Tensor) -> Tensor:
+        """Embeddings [n, hidden] of tokens [n], without positions."""
         return self.model.embed(tokens)
 
     def run(self, x: Tensor, start: int) -> Tensor:
-        x = self.model.place(x[None], start) if self.lowest else x[None]
-        for layer, slot in zip(self.layers, self.slots, strict=True):
-            x = layer(x, self.model.rope, start, slot)
+        """Rows [n, hidden] after the span, for x at positions start..start+n-1; x may be overwritten."""
+        return self.through(x, start, self.slots)
+
+    def through(self, x: Tensor, at: At, slots: Sequence[LayerCache]) -> Tensor:
+        """Rows [n, hidden] after the span, over these caches."""
+        x = self.model.place(x[None], at) if self.lowest else x[None]
+        for layer, slot in zip(self.layers, slots, strict=True):
+            x = layer(x, self.model.rope, at, slot)
         return x[0]
 
 
@@ -134,7 +130,7 @@ class KernelEngine:
     def writer(self, scoring: kernels.Scoring) -> kernels.Writer:
         """These layers and a head as one burst writer; for a span that begins with the embedding."""
         places = self.model.positions
-        added = kernels.NOTHING if places is None else self._matrix(places.weight[places.OFFSET :])
+        added = kernels.NOTHING if places is None else self._matrix(places.weight[OFFSET:])
         span = kernels.Span(self._shape, self._layers, self.count, self._matrix(self.model.embed.weight), added)
         return kernels.Writer(span, scoring)
 
@@ -157,11 +153,7 @@ class KernelEngine:
         return x
 
 
-_FOUR_BITS = (KINDS[4], GROUPS[4])
-
-
-def _is_matrix(module: nn.Module) -> bool:
-    return isinstance(module, PackedLinear) or hasattr(module, "in_features")
+Engine = TorchEngine | KernelEngine
 
 
 def _stored(matrix: nn.Module) -> tuple[Tensor, Tensor | None]:
@@ -172,26 +164,21 @@ def _stored(matrix: nn.Module) -> tuple[Tensor, Tensor | None]:
 
 
 def _format(matrix: nn.Module) -> tuple[int, int]:
-    """The kernels' number of a matrix's format, and the columns that share a scale, 0 for the whole row."""
+    """The kernels' number of a matrix's format (-1: not served), and the columns that share a scale, 0 for the whole row."""
     if isinstance(matrix, PackedLinear):
         return KINDS[matrix.packed.bits], GROUPS[matrix.packed.bits] or 0
-    return kernels.WEIGHTS[cast(Tensor, matrix.weight).dtype], 0
-
-
-def _served(matrix: nn.Module, dtype: torch.dtype) -> bool:
-    if isinstance(matrix, PackedLinear):
-        return True
-    return isinstance(matrix, nn.Linear) and matrix.weight.dtype is dtype and dtype in kernels.WEIGHTS
+    if isinstance(matrix, nn.Linear) and matrix.weight.dtype in kernels.WEIGHTS:
+        return kernels.WEIGHTS[matrix.weight.dtype], 0
+    return -1, 0
 
 
 def kernel_ready(model: Transformer) -> bool:
     """Whether the kernels compute this model: plain or rounded matrices of one format on CPU, widths multiples of 8 (of 16
     in 4 bits)."""
-    c, weight = model.config, model.embed.weight
-    matrices = [m for layer in model.blocks for m in (*layer.attention.children(), *layer.mlp.children()) if _is_matrix(m)]
-    if not all(_served(m, weight.dtype) for m in matrices):
-        return False
-    formats = {_format(m) for m in matrices}
-    step = 16 if formats == {_FOUR_BITS} else 8
+    c = model.config
+    parts = [part for layer in model.blocks for part in (*layer.attention.children(), *layer.mlp.children())]
+    formats = {_format(part) for part in parts if isinstance(part, PackedLinear) or hasattr(part, "in_features")}
+    step = 16 if formats == {(KINDS[4], GROUPS[4])} else 8
     even = not any(size % step for size in (c.hidden, c.ffn, c.head_dim))
-    return len(formats) == 1 and even and weight.device.type == "cpu" and kernels.available()
+    served = len(formats) == 1 and (-1, 0) not in formats and model.embed.weight.dtype in kernels.WEIGHTS
+    return served and even and model.device.type == "cpu" and kernels.available()

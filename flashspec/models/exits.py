@@ -59,22 +59,20 @@ def save_exits(adapters: dict[int, ExitAdapter], path: Path) -> None:
 def load_exits(path: Path, model: Transformer) -> dict[int, ExitAdapter]:
     """Adapters by layer; ValueError in words for a file that another model's exits were written to."""
     tensors, _ = read_tensors(path, "fetch it again, or train exits anew with flashspec train exits")
-    layers = sorted(int(found) for found in {name.partition(".")[0] for name in tensors} if found.isdecimal())
-    adapters = {layer: _load_one(layer, tensors, model, path) for layer in layers}
-    if len(tensors) != sum(len(adapter.state_dict()) for adapter in adapters.values()):
-        raise ValueError(f"{path} holds tensors that belong to no exit; train exits anew with flashspec train exits")
-    return adapters
-
-
-def _load_one(layer: int, tensors: dict[str, Tensor], model: Transformer, path: Path) -> ExitAdapter:
-    own = {name.partition(".")[2]: value for name, value in tensors.items() if name.startswith(f"{layer}.")}
-    rank, hidden = own.get("up.weight", torch.empty(0)).shape[-1], model.config.hidden
-    wanted = {"own.weight": (hidden,), "down.weight": (rank, hidden), "up.weight": (hidden, rank)}
-    same = {name: tuple(value.shape) for name, value in own.items()} == wanted
-    if not same or rank < 1 or not 0 < layer < model.config.layers or not all(v.is_floating_point() for v in own.values()):
-        raise ValueError(
-            f"{path.name} holds an exit of another model (layer {layer}); train exits anew with flashspec train exits"
-        )
-    adapter = ExitAdapter(model, rank).to(model.device)
-    adapter.load_state_dict(own)
-    return adapter.eval().requires_grad_(False)
+    by_layer: dict[str, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        layer, _, leaf = name.partition(".")
+        by_layer.setdefault(layer, {})[leaf] = value
+    adapters = {}
+    for layer, own in by_layer.items():
+        rank, hidden = (0, *own.get("up.weight", torch.empty(0)).shape)[-1], model.config.hidden
+        wanted = {"own.weight": (hidden,), "down.weight": (rank, hidden), "up.weight": (hidden, rank)}
+        same = {name: tuple(value.shape) for name, value in own.items() if value.is_floating_point()} == wanted
+        if not same or rank < 1 or layer not in map(str, range(1, model.config.layers)):
+            raise ValueError(
+                f"{path.name} holds an exit of another model (layer {layer!r}); train exits anew with flashspec train exits"
+            )
+        adapter = ExitAdapter(model, rank).to(model.device)
+        adapter.load_state_dict(own)
+        adapters[int(layer)] = adapter.eval().requires_grad_(False)
+    return dict(sorted(adapters.items()))

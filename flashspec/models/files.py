@@ -8,10 +8,10 @@ from __future__ import annotations
 import re
 import reprlib
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, field
 
 Count = Annotated[int, Meta(ge=1, lt=2**31)]
 Id = Annotated[int, Meta(ge=0, lt=2**31)]
@@ -74,18 +74,10 @@ class Kind(Struct):
     quantization_config: Method | None = None
 
 
-class Awq(Struct):
-    """A quantization_config of the method "awq"."""
-
-    bits: int = 4
-    version: str = "gemm"
-    zero_point: bool = True
-    group_size: int = 128
-    modules_to_not_convert: list[str] | None = None
-
-
 class Rotation(Struct):
     """rope_scaling of older config.json files, and rope_parameters of newer ones."""
+
+    FIXED: ClassVar = {"partial_rotary_factor": 1.0, "full_attention": None, "sliding_attention": None}
 
     rope_type: str | None = None
     type: str | None = None
@@ -100,96 +92,116 @@ class Rotation(Struct):
 
 
 class Shape(Struct, kw_only=True):
-    """The fields that every supported family has."""
+    """What every supported family says, under our names; `FIXED` fields must hold these values for us to compute the model.
+
+    `settled()` is what other fields of a `ModelConfig` follow from these.
+    """
+
+    FIXED: ClassVar[dict[str, Any]] = {}
 
     vocab_size: Count
-    hidden_size: Count
-    num_hidden_layers: Count
-    num_attention_heads: Count
-    max_position_embeddings: Count = 2048
-    tie_word_embeddings: bool = False
+    hidden: Count = field(name="hidden_size")
+    layers: Count = field(name="num_hidden_layers")
+    heads: Count = field(name="num_attention_heads")
+    positions: Count = field(name="max_position_embeddings", default=2048)
+    tied: bool = field(name="tie_word_embeddings", default=False)
     is_causal: bool | None = None
-    bos_token_id: Id | None = None
-    eos_token_id: Ids = None
+    bos: Id | None = field(name="bos_token_id", default=None)
+    eos: Ids = field(name="eos_token_id", default=None)
+
+    def settled(self) -> dict[str, Any]:
+        return {"context": self.positions}
 
 
-class Llama(Shape, kw_only=True):
-    """config.json of Llama, with the fields of the families that grew out of it."""
+class Rotary(Shape, kw_only=True):
+    """config.json of the families that grew out of Llama."""
 
-    intermediate_size: Count
-    num_key_value_heads: Count | None = None
+    FIXED: ClassVar = {"hidden_act": "silu", "partial_rotary_factor": 1.0}
+
+    ffn: Count = field(name="intermediate_size")
+    kv_heads: Count | None = field(name="num_key_value_heads", default=None)
     head_dim: Count | None = None
     hidden_act: str = "silu"
-    rms_norm_eps: Annotated[float, Meta(ge=0, le=1e30)] = 1e-6
+    norm_eps: Annotated[float, Meta(ge=0, le=1e30)] = field(name="rms_norm_eps", default=1e-6)
     rope_theta: Positive | None = None
     rope_scaling: Rotation | None = None
     rope_parameters: Rotation | None = None
     original_max_position_embeddings: Count | None = None
     partial_rotary_factor: Number | None = None
-    attention_bias: bool = False
-    mlp_bias: bool = False
     use_sliding_window: bool = True
     sliding_window: Id | None = None
     max_window_layers: Id = 0
     layer_types: list[str] | None = None
-    bos_token_id: Id | None = 1
-    eos_token_id: Ids = 2
+    attention_bias: bool = False
+    mlp_bias: bool = False
 
     @property
     def rotation(self) -> Rotation:
         """How heads are rotated; transformers 5 nests it all in rope_parameters, older files keep theta outside."""
         return next((table for table in (self.rope_scaling, self.rope_parameters) if table not in (None, Rotation())), Rotation())
 
-    @property
-    def slides(self) -> bool:
-        """Whether some layer looks back a window only."""
-        named = "sliding_attention" in self.layer_types if self.layer_types else self.max_window_layers < self.num_hidden_layers
-        return self.use_sliding_window and named
-
-    @property
-    def context(self) -> int:
-        """Positions the model has; with a sliding window no more than the window, inside which it is full attention."""
-        whole = self.max_position_embeddings
-        return whole if self.sliding_window is None or not self.slides else min(whole, self.sliding_window)
-
-
-class Mistral(Llama, kw_only=True):
-    num_key_value_heads: Count | None = 8
-    max_position_embeddings: Count = 131072
-    sliding_window: Id | None = 4096
-    slides = True
-
-
-class Qwen2(Llama, kw_only=True):
-    num_key_value_heads: Count | None = 32
-    max_position_embeddings: Count = 32768
-    use_sliding_window: bool = False
-    sliding_window: Id | None = 4096
-    max_window_layers: Id = 28
-    bos_token_id: Id | None = None
-    eos_token_id: Ids = None
-
-
-class Qwen3(Qwen2, kw_only=True):
-    head_dim: Count = 128
+    def settled(self) -> dict[str, Any]:
+        """With a sliding window in some layer the context is no longer than the window, inside which attention is full."""
+        named = "sliding_attention" in self.layer_types if self.layer_types else self.max_window_layers < self.layers
+        window = self.sliding_window if self.use_sliding_window and named else None
+        return {
+            "context": self.positions if window is None else min(self.positions, window),
+            "kv_heads": self.kv_heads or self.heads,
+            "head_dim": self.head_dim or self.hidden // self.heads,
+            "rope_theta": self.rotation.rope_theta or self.rope_theta or 10000.0,
+        }
 
 
 class Opt(Shape, kw_only=True):
-    """config.json of OPT; the last five fields must hold these values."""
+    """config.json of OPT (Zhang et al. 2022); its norm adds 1e-5 to the variance."""
 
-    ffn_dim: Count = 3072
-    enable_bias: bool = True
-    tie_word_embeddings: bool = True
-    bos_token_id: Id | None = 2
-    eos_token_id: Ids = 2
+    FIXED: ClassVar = {
+        "activation_function": "relu",
+        "do_layer_norm_before": True,
+        "_remove_final_layer_norm": False,
+        "layer_norm_elementwise_affine": True,
+    }
+
+    ffn: Count = field(name="ffn_dim", default=3072)
+    attention_bias: bool = field(name="enable_bias", default=True)
+    tied: bool = field(name="tie_word_embeddings", default=True)
+    bos: Id | None = field(name="bos_token_id", default=2)
+    eos: Ids = field(name="eos_token_id", default=2)
     word_embed_proj_dim: Count | None = None
     activation_function: str = "relu"
     do_layer_norm_before: bool = True
     _remove_final_layer_norm: bool = False
     layer_norm_elementwise_affine: bool = True
 
+    def settled(self) -> dict[str, Any]:
+        """Queries, keys and values are as wide as the hidden rows."""
+        if self.hidden % self.heads:
+            raise ValueError(f"{self.heads} heads cannot share a width of {self.hidden} evenly")
+        width = {"kv_heads": self.heads, "head_dim": self.hidden // self.heads}
+        return {"context": self.positions, "norm_eps": 1e-5, "mlp_bias": self.attention_bias, **width}
 
-SHAPES: dict[str, type[Shape]] = {"qwen3": Qwen3, "qwen2": Qwen2, "llama": Llama, "mistral": Mistral, "opt": Opt}
+
+QWEN = {"num_key_value_heads": 32, "max_position_embeddings": 32768, "use_sliding_window": False, "sliding_window": 4096,
+        "max_window_layers": 28}  # fmt: skip
+LEFT_OUT: dict[str, dict[str, Any]] = {
+    "llama": {"bos_token_id": 1, "eos_token_id": 2},
+    "mistral": {"num_key_value_heads": 8, "max_position_embeddings": 131072, "sliding_window": 4096, "bos_token_id": 1,
+                "eos_token_id": 2},
+    "qwen2": QWEN,
+    "qwen3": QWEN | {"head_dim": 128},
+}  # fmt: skip
+UNBIASED = {"attention_bias": False, "mlp_bias": False}
+NOT_READ: dict[str, dict[str, Any]] = {
+    "mistral": UNBIASED | {"layer_types": None, "use_sliding_window": True, "max_window_layers": 0},
+    "qwen2": UNBIASED,
+    "qwen3": {"mlp_bias": False},
+}
+
+
+def shape_of(raw: dict[str, Any], family: str, path: Path) -> Opt | Rotary:
+    """A config.json as transformers reads it for this family: with its defaults, and without what it passes over."""
+    whole = {**LEFT_OUT.get(family, {}), **raw, **NOT_READ.get(family, {})}
+    return shaped(whole, Opt, path) if family == "opt" else shaped(whole, Rotary, path)
 
 
 class Generation(Struct):

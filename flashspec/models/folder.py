@@ -1,19 +1,43 @@
-"""What lies in a checkpoint folder: JSON files, digests, and safetensors read one tensor at a time. Pickle is never read."""
+"""A checkpoint folder: found by path or hub name, its JSON files, digests, and safetensors read one tensor at a time.
+
+Pickle is never read and nothing is ever fetched.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from torch import Tensor
 
 from flashspec.models.files import AGAIN, Digests, Index, T, shaped
+from flashspec.models.writing import expanded
 from flashspec.provenance import digest
 
 FLOATS = ("BF16", "F16", "F32", "F64", "F8_E4M3", "F8_E5M2")
 INTEGERS = ("I32",)
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+
+def located(name: str | Path) -> Path:
+    """The checkpoint folder of a path or of a hub name in the local cache; FileNotFoundError in words where there is neither."""
+    folder, hub = expanded(name), HUB_NAME.fullmatch(str(name))
+    if (folder / "config.json").is_file():
+        return folder
+    if hub:
+        from huggingface_hub import try_to_load_from_cache
+
+        if isinstance(found := try_to_load_from_cache(str(name), "config.json"), str):
+            return Path(found).parent
+    if hub and not folder.is_dir():
+        raise FileNotFoundError(
+            f"no model at {str(name)!r}: there is no such folder and the local model cache does not hold this name; where there "
+            f"is a network, `hf download {name}` fetches it (after `hf auth login` where its owner asks for consent)"
+        )
+    raise FileNotFoundError(f"no model at {str(name)!r} (no config.json); give a checkpoint folder or a cached hub name")
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -25,6 +49,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def read_json(path: Path, advice: str) -> Any:
+    """What a JSON file says; FileNotFoundError with the advice where there is none."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; {advice}")
     return parsed(path.read_bytes(), path)
@@ -106,13 +131,13 @@ def _whole(file: Any, name: str, path: Path) -> Tensor:
 
 
 class Tensors:
-    """The named tensors of a folder's safetensors files, read one at a time."""
+    """The named tensors of a folder's safetensors files, read one at a time; `where` is the file of each name."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._open: dict[Path, Any] = {}
         index = self._index()
-        self.where = {name: path for path in self._files(index) for name in list(self._handle(path).keys())}
+        self._open = {path: self._opened(path) for path in sorted(set(index.values())) or [self._whole()]}
+        self.where = {name: path for path, file in self._open.items() for name in list(file.keys())}
         for name, path in index.items():
             if self.where.get(name) != path:
                 raise ValueError(f"tensor {name!r} is not in {path}, where the index puts it; copy the folder again")
@@ -125,43 +150,35 @@ class Tensors:
         files = {file: inside(self.folder, file, path) for file in set(table.values())}
         return {name: files[file] for name, file in table.items()}
 
-    def _files(self, index: dict[str, Path]) -> list[Path]:
-        whole = self.folder / "model.safetensors"
-        files = sorted(set(index.values())) or ([whole] if whole.is_file() else [])
-        if not files:
+    def _whole(self) -> Path:
+        path = self.folder / "model.safetensors"
+        if not path.is_file():
             pickled = any(self.folder.glob("*.bin")) or any(self.folder.glob("*.pt"))
             advice = "pickled weights are never read: convert them to safetensors" if pickled else "copy the whole folder"
             raise FileNotFoundError(f"{self.folder} holds neither model.safetensors nor its index; {advice}")
-        return files
+        return path
 
-    def _handle(self, path: Path) -> Any:
-        if path not in self._open:
-            if not path.is_file():
-                raise FileNotFoundError(f"{path} is named in the index but missing; copy the whole folder again")
-            self._open[path] = _opened(path, "fetch it again")
-        return self._open[path]
-
-    def need(self, name: str) -> Any:
-        """The open file that holds the tensor of this name; ValueError where none does."""
-        if name not in self.where:
-            raise ValueError(f"tensor {name} is missing from {self.folder}; the checkpoint does not match its config.json")
-        return self._handle(self.where[name])
+    def _opened(self, path: Path) -> Any:
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is named in the index but missing; copy the whole folder again")
+        return _opened(path, "fetch it again")
 
     def read(self, name: str, shape: tuple[int, ...], kinds: tuple[str, ...] = FLOATS) -> Tensor:
-        """The tensor of this name; ValueError when it is missing, has another shape or holds other numbers."""
-        stored = self.need(name).get_slice(name)
+        """The tensor of this name; ValueError when it has another shape than config.json implies, or holds other numbers."""
+        path = self.where[name]
+        stored = self._open[path].get_slice(name)
         if (found := tuple(stored.get_shape())) != shape:
             raise ValueError(
-                f"tensor {name} in {self.where[name]} has shape {list(found)}, config.json implies {list(shape)}; "
+                f"tensor {name} in {path} has shape {list(found)}, config.json implies {list(shape)}; "
                 "the file and config.json belong to different models"
             )
         if stored.get_dtype() not in kinds:
             raise ValueError(
-                f"tensor {name} in {self.where[name]} holds {stored.get_dtype()} numbers, expected {' or '.join(kinds)}; "
+                f"tensor {name} in {path} holds {stored.get_dtype()} numbers, expected {' or '.join(kinds)}; "
                 "use a checkpoint in one of these"
             )
         return self.any(name)
 
     def any(self, name: str) -> Tensor:
         """The tensor of this name, whatever it holds."""
-        return _whole(self.need(name), name, self.where[name])
+        return _whole(self._open[self.where[name]], name, self.where[name])

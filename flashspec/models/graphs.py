@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Generic, NamedTuple, TypeVar
+from functools import partial
+from typing import Generic, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor
 
 from flashspec.models.engine import Slot, TorchEngine
-from flashspec.models.transformer import Positions, Rope, Transformer
+from flashspec.models.transformer import At, Transformer
 
 FLAG = "FLASHSPEC_GRAPHS"
 CHOICES = ("auto", "0", "eager")
@@ -37,35 +38,18 @@ def wanted(device: torch.device) -> bool:
     return choice() == "eager" or (choice() == "auto" and device.type == "cuda")
 
 
-class Place(NamedTuple):
-    """Where n rows stand: positions [n] on the device, and the keys [n, keys] each of them may see."""
-
-    positions: Tensor
-    mask: Tensor
-
-    def turn(self, rope: Rope, x: Tensor) -> Tensor:
-        """Rotate x [batch, heads, n, head_dim] by its positions."""
-        cos, sin = rope.cos[self.positions].to(x.dtype), rope.sin[self.positions].to(x.dtype)
-        left, right = x.chunk(2, dim=-1)
-        return x * cos + torch.cat((-right, left), dim=-1) * sin
-
-    def add(self, learned: Positions, x: Tensor) -> Tensor:
-        """Embeddings x [1, n, hidden] with their learned positions added."""
-        return x + learned.weight[self.positions + Positions.OFFSET]
-
-
 class FixedSlot(NamedTuple):
-    """A layer's cache written by index and read up to a fixed length."""
+    """A layer's cache, written by index and read up to a fixed length, and the keys [n, keys] that each of n rows may see."""
 
     slot: Slot
-    place: Place
+    mask: Tensor
 
-    def write(self, start: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Store [1, kv_heads, n, head_dim] at the place; return the first keys of the cache and the mask over them."""
-        self.slot.keys.index_copy_(1, self.place.positions, keys[0])
-        self.slot.values.index_copy_(1, self.place.positions, values[0])
-        stop = self.place.mask.shape[1]
-        return self.slot.keys[None, :, :stop], self.slot.values[None, :, :stop], self.place.mask
+    def write(self, at: At, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Store [1, kv_heads, n, head_dim] at positions [n]; the first keys of the cache, and the mask over them."""
+        for table, rows in ((self.slot.keys, keys), (self.slot.values, values)):
+            table.index_copy_(1, cast(Tensor, at), rows[0])
+        stop = self.mask.shape[1]
+        return self.slot.keys[None, :, :stop], self.slot.values[None, :, :stop], self.mask
 
 
 class FixedEngine(TorchEngine):
@@ -88,7 +72,7 @@ class FixedEngine(TorchEngine):
         keys = self.keys(start + len(x))
         if (len(x), keys) not in self._forwards:
             forward = self.forward(len(x), keys)
-            self._forwards[len(x), keys] = Recording(forward, x) if self.record else forward
+            self._forwards[len(x), keys] = repeated(forward, x) if self.record else forward
         return self._forwards[len(x), keys](x)
 
     def keys(self, stop: int) -> int:
@@ -101,12 +85,8 @@ class FixedEngine(TorchEngine):
 
         def forward(x: Tensor) -> Tensor:
             positions = self.begin + steps
-            place = Place(positions, columns <= positions[:, None])
-            learned = self.model.positions
-            x = place.add(learned, x[None]) if self.lowest and learned is not None else x[None]
-            for layer, slot in zip(self.layers, self.slots, strict=True):
-                x = layer(x, lambda part, start: place.turn(self.model.rope, part), 0, FixedSlot(slot, place))
-            return x[0]
+            mask = columns <= positions[:, None]
+            return self.through(x, positions, [FixedSlot(slot, mask) for slot in self.slots])
 
         return forward
 
@@ -144,13 +124,13 @@ class Replay(Generic[Result]):
         return self.result
 
 
-class Recording:
-    """A forward recorded once as a CUDA graph and replayed on new rows."""
+def repeated(forward: Forward, x: Tensor) -> Forward:
+    """A forward recorded once as a CUDA graph and replayed on new rows like x."""
+    rows = x.clone()
+    replay = Replay(partial(forward, rows), x.device)
 
-    def __init__(self, forward: Forward, x: Tensor) -> None:
-        self.rows = x.clone()
-        self.replay = Replay(lambda: forward(self.rows), x.device)
+    def again(x: Tensor) -> Tensor:
+        rows.copy_(x)
+        return replay().clone()
 
-    def __call__(self, x: Tensor) -> Tensor:
-        self.rows.copy_(x)
-        return self.replay().clone()
+    return again

@@ -1,8 +1,7 @@
-"""What a model takes in memory, said before it is loaded."""
+"""Where a model lies and what it takes there, said before it is loaded: number types, devices, bytes."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,7 +9,29 @@ import torch
 
 from flashspec.models.config import ModelConfig
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 LAYER_BYTES = 40_000  # modules and parameters, whatever they hold
+
+
+def dtype_named(name: str) -> torch.dtype:
+    """float32 or bfloat16; ValueError for any other name."""
+    if name not in DTYPES:
+        raise ValueError(f"dtype {name!r} is not supported; use one of: auto, {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def device_named(name: str) -> torch.device:
+    """The device of a name, "auto" for CUDA where there is one; ValueError for one that this machine does not have."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        place = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"device {name!r} is not one that torch knows; use auto, cpu or cuda") from None
+    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
+        seen = torch.cuda.device_count() or "no"
+        raise ValueError(f"device {name!r} was asked for and torch sees {seen} CUDA devices; use device='cpu'")
+    return place
 
 
 class Form(NamedTuple):
@@ -43,13 +64,8 @@ def free_bytes(device: torch.device) -> int | None:
         idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + idle
     table = Path("/proc/meminfo")
-    if table.is_file():
-        line = next((x for x in table.read_text().splitlines() if x.startswith("MemAvailable")), None)
-        return int(line.split()[1]) * 1024 if line else None
-    names = os.sysconf_names
-    if "SC_AVPHYS_PAGES" not in names:
-        return None
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    lines = table.read_text().splitlines() if table.is_file() else []
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), None)
 
 
 def refuse_too_large(name: str, config: ModelConfig, form: Form, device: torch.device) -> None:
@@ -58,9 +74,8 @@ def refuse_too_large(name: str, config: ModelConfig, form: Form, device: torch.d
     refuse_bytes(name, needed_bytes(config, form), device, f" in {kind}")
 
 
-def refuse_bytes(name: str, needed: int, device: str | torch.device, form: str = "") -> None:
+def refuse_bytes(name: str, needed: int, place: torch.device, form: str = "") -> None:
     """ValueError with an estimate when this many bytes do not fit the free memory of the device."""
-    place = torch.device(device)
     free = free_bytes(place)
     if free is None or needed <= free:
         return

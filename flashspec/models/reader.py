@@ -103,13 +103,9 @@ class SpanReader(RowReader):
         return self.stop - self.start
 
     def _fresh(self, tokens: Tensor) -> Tensor:
-        return self.engine.run(self._input(tokens), self.seen)
-
-    def _input(self, tokens: Tensor) -> Tensor:
-        """What the first layer of the span takes: embeddings, or the rows below."""
-        if self.below is None:
-            return self.engine.embed(tokens[self.seen :])
-        return self.below.rows[self.seen : len(tokens)].clone()
+        new = slice(self.seen, len(tokens))
+        x = self.engine.embed(tokens[new]) if self.below is None else self.below.rows[new].clone()
+        return self.engine.run(x, self.seen)
 
 
 def engine_for(model: Transformer, start: int, stop: int, context: int) -> Engine:

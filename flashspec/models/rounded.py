@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 
-import torch
 from torch import Tensor, nn
 
 from flashspec import kernels
@@ -39,16 +38,10 @@ def rounded(model: Transformer, weights: str) -> Transformer:
         where = f"this model is on {model.device}; name the draft without :{weights}"
         raise ValueError(f"layers are rounded for the CPU kernels, and {where}")
     twin, shelf = model.with_layers(copy.deepcopy(model.layers)), Shelf()
-    with torch.no_grad():
-        for layer in twin.blocks:
-            for part in (layer.attention, layer.mlp):
-                _round(part, BITS[weights], shelf)
+    for part in [part for layer in twin.blocks for part in (layer.attention, layer.mlp)]:
+        for name, child in part.named_children():
+            if isinstance(child, nn.Linear):
+                setattr(part, name, PackedLinear(child, BITS[weights], shelf))
+            elif isinstance(child, PackedLinear) or hasattr(child, "in_features"):
+                raise ValueError(f"layers that are quantised cannot be rounded to {weights}; name the draft without its format")
     return twin
-
-
-def _round(part: nn.Module, bits: int, shelf: Shelf) -> None:
-    for name, child in part.named_children():
-        if isinstance(child, PackedLinear) or hasattr(child, "in_features"):
-            if not isinstance(child, nn.Linear):
-                raise ValueError(f"layers that are quantised cannot be rounded to {bits} bits; name the draft without its format")
-            setattr(part, name, PackedLinear(child, bits, shelf))

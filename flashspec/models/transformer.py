@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -13,21 +12,26 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flashspec.models.config import ModelConfig
+from flashspec.models import checkpoint
+from flashspec.models.config import OFFSET, ModelConfig, to_hf
 from flashspec.typed import typed
+
+At = int | Tensor  # where rows stand: the position of the first, or those of all [n], which only the device knows
+
+
+def _span(at: At, rows: int, offset: int = 0) -> slice | Tensor:
+    """The index of that many rows in a table of positions that begins `offset` rows down."""
+    return at + offset if isinstance(at, Tensor) else slice(at + offset, at + offset + rows)
 
 
 class LayerCache(Protocol):
     """Where one layer keeps keys and values."""
 
-    def write(self, start: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Store [batch, kv_heads, n, head_dim] at `start`; return what to attend to, and a mask [n, seen] where one is needed.
+    def write(self, at: At, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Store [batch, kv_heads, n, head_dim] there; return what to attend to, and a mask [n, seen] where one is needed.
 
         Without a mask the last query row belongs to the last key.
         """
-
-
-Turn = Callable[[Tensor, int], Tensor]
 
 
 class RMSNorm(nn.Module):
@@ -56,32 +60,29 @@ class Rope(nn.Module):
         self.register_buffer("cos", angles.cos().repeat(1, 2), persistent=False)
         self.register_buffer("sin", angles.sin().repeat(1, 2), persistent=False)
 
-    def forward(self, x: Tensor, start: int) -> Tensor:
-        """Rotate x [batch, heads, n, head_dim], whose first row stands at position `start`."""
-        stop = start + x.shape[-2]
-        cos, sin = self.cos[start:stop].to(x.dtype), self.sin[start:stop].to(x.dtype)
+    def forward(self, x: Tensor, at: At) -> Tensor:
+        """Rotate x [batch, heads, n, head_dim] by its positions."""
+        where = _span(at, x.shape[-2])
+        cos, sin = self.cos[where].to(x.dtype), self.sin[where].to(x.dtype)
         left, right = x.chunk(2, dim=-1)
         return x * cos + torch.cat((-right, left), dim=-1) * sin
 
 
 class Positions(nn.Module):
-    """A learned vector for every position, stored two rows down (OPT, Zhang et al. 2022)."""
-
-    OFFSET = 2
+    """A learned vector for every position (OPT, Zhang et al. 2022)."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(config.context + self.OFFSET, config.hidden).normal_())
+        self.weight = nn.Parameter(torch.empty(config.context + OFFSET, config.hidden).normal_())
 
-    def forward(self, x: Tensor, start: int) -> Tensor:
-        """Embeddings x [..., n, hidden] at positions start..start+n-1, with their positions added."""
-        begin = start + self.OFFSET
-        return x + self.weight[begin : begin + x.shape[-2]]
+    def forward(self, x: Tensor, at: At) -> Tensor:
+        """Embeddings x [..., n, hidden] with their positions added."""
+        return x + self.weight[_span(at, x.shape[-2], OFFSET)]
 
 
 def norm_of(width: int, config: ModelConfig) -> RMSNorm | nn.LayerNorm:
     """The family's norm: root mean square, or mean and variance with a bias (Ba et al. 2016)."""
-    return nn.LayerNorm(width, config.norm_eps) if config.layer_norm else RMSNorm(width, config.norm_eps)
+    return nn.LayerNorm(width, config.norm_eps) if config.family == "opt" else RMSNorm(width, config.norm_eps)
 
 
 def _inverse_frequencies(config: ModelConfig) -> Tensor:
@@ -109,17 +110,17 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
 
-    def forward(self, x: Tensor, rope: Turn, start: int, cache: LayerCache | None) -> Tensor:
-        """x [batch, n, hidden] at positions start..start+n-1; without a cache the rows attend to themselves only."""
+    def forward(self, x: Tensor, rope: Rope, at: At, cache: LayerCache | None) -> Tensor:
+        """x [batch, n, hidden]; without a cache the rows attend to themselves only."""
         batch, n, _ = x.shape
         heads = self.qkv(x).view(batch, n, -1, self.config.head_dim).transpose(1, 2)
         q, k, v = heads.split((self.config.heads, self.config.kv_heads, self.config.kv_heads), dim=1)
         q, k = self.q_norm(q), self.k_norm(k)
         if not self.config.learned_positions:
-            q, k = rope(q, start), rope(k, start)
+            q, k = rope(q, at), rope(k, at)
         mask = None
         if cache is not None:
-            k, v, mask = cache.write(start, k, v)
+            k, v, mask = cache.write(at, k, v)
         mixed = _attend(q, k, v, mask)
         return self.out(mixed.transpose(1, 2).reshape(batch, n, -1))
 
@@ -170,8 +171,8 @@ class Layer(nn.Module):
         self.mlp_norm = norm_of(config.hidden, config)
         self.mlp: Any = MLP(config) if config.gated else PlainMLP(config)
 
-    def forward(self, x: Tensor, rope: Turn, start: int = 0, cache: LayerCache | None = None) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), rope, start, cache)
+    def forward(self, x: Tensor, rope: Rope, at: At = 0, cache: LayerCache | None = None) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), rope, at, cache)
         return x + self.mlp(self.mlp_norm(x))
 
 
@@ -195,16 +196,28 @@ class Transformer(nn.Module):
     @classmethod
     @typed
     def load(cls, folder: str | Path, dtype: str = "auto", device: str = "cpu", weights: str = "auto") -> Transformer:
-        """The model of a Hugging Face folder, dense or AWQ; see `checkpoint.load_transformer` for the choices and errors."""
-        from flashspec.models.checkpoint import load_transformer
+        """The model of a Hugging Face folder, ready to read tokens.
 
-        return load_transformer(folder, dtype, device, weights)
+        `dtype` "auto" keeps float32 and takes everything else as bfloat16; `weights` says what an AWQ checkpoint becomes:
+        "int4" (torch's int4 matmul), "dense" (dequantised), "auto" (int4 on CUDA, dense on CPU).
+        Raises FileNotFoundError or ValueError, naming the file or tensor, when the folder does not hold exactly this model,
+        and ValueError with an estimate when it does not fit the memory that is free.
+        """
+        found = checkpoint.opened(folder, dtype, device, weights)
+        with torch.device("meta"):
+            model = cls(found.config)
+        model.rope = Rope(found.config).to(found.device)
+        found.fill(model)
+        return model.eval()
 
-    def save(self, folder: str | Path, dtype: str = "bfloat16", shard_bytes: int = 16_000_000) -> None:
-        """Write a Hugging Face folder (config.json, safetensors) that transformers loads; nothing half-written."""
-        from flashspec.models.export import save_transformer
+    def save(self, folder: str | Path, dtype: str = "bfloat16", shard_bytes: int = checkpoint.SHARD_BYTES) -> None:
+        """Write config.json and safetensors (several, with an index, above `shard_bytes`; one tensor is never split).
 
-        save_transformer(self, folder, dtype, shard_bytes)
+        An interrupted save leaves the folder as it was; a completed one removes an earlier save's weights and digests.json.
+        Raises ValueError for a model on int4 weights: load it with weights="dense" to save it.
+        """
+        tensors = checkpoint.hf_tensors(self, self.config, dtype)
+        checkpoint.write_folder(folder, tensors, to_hf(self.config, dtype), shard_bytes)
 
     @property
     def blocks(self) -> list[Layer]:
@@ -236,9 +249,9 @@ class Transformer(nn.Module):
         self.embed.num_embeddings = size
         self.config = replace(self.config, vocab_size=size)
 
-    def place(self, x: Tensor, start: int) -> Tensor:
-        """Embeddings x [..., n, hidden] as the first layer takes them, at positions start..start+n-1."""
-        return x if self.positions is None else self.positions(x, start)
+    def place(self, x: Tensor, at: At) -> Tensor:
+        """Embeddings x [..., n, hidden] as the first layer takes them."""
+        return x if self.positions is None else self.positions(x, at)
 
     def rows(self, ids: Tensor) -> Tensor:
         """Hidden rows [batch, n, hidden] before the final norm, for ids [batch, n] read from position 0."""

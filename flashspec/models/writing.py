@@ -24,9 +24,8 @@ def expanded(path: str | Path) -> Path:
         raise ValueError(f"{path} begins with a home folder that nobody knows here; give the whole path") from None
 
 
-def holds_checkpoint(folder: Path) -> bool:
-    """Whether a folder holds a config.json beside weights."""
-    return (folder / "config.json").is_file() and any(True for kind in WEIGHTS for _ in folder.glob(kind))
+def _weights(folder: Path) -> list[Path]:
+    return [path for kind in WEIGHTS for path in folder.glob(kind)]
 
 
 def refuse_input(out: Path, inputs: Iterable[Path] = ()) -> None:
@@ -37,7 +36,7 @@ def refuse_input(out: Path, inputs: Iterable[Path] = ()) -> None:
         if place.is_relative_to(read) or read.is_relative_to(place):
             raise ValueError(f"{out} is, holds or lies in {source}, which this command reads; give a place of its own")
     for folder in place.parents:
-        if holds_checkpoint(folder):
+        if (folder / "config.json").is_file() and _weights(folder):
             raise ValueError(f"{out} lies in {folder}, which holds a checkpoint; give a place of its own")
 
 
@@ -47,7 +46,7 @@ def refuse_taken(folder: Path, ours: str = "") -> None:
         return
     if not folder.is_dir():
         raise FileExistsError(f"{folder} is a file and a folder is to be written; give another name")
-    mine = ours and (folder / ours).is_file() and not any(True for kind in WEIGHTS for _ in folder.glob(kind))
+    mine = ours and (folder / ours).is_file() and not _weights(folder)
     if not mine and any(not path.name.endswith(UNFINISHED) for path in folder.iterdir()):
         raise FileExistsError(f"{folder} holds files already; give a new folder, or remove that one")
 
@@ -131,19 +130,13 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path, facts: dict[str, st
 
 def copy_checkpoint(source: Path, folder: Path) -> None:
     """The files of a checkpoint folder in another: weights as hard links where the disk allows, everything else as copies."""
-    for path in source.iterdir():
-        if path.is_file() and not path.name.startswith("."):
-            linked = any(path.match(kind) for kind in WEIGHTS) and _linked(path.resolve(), folder / path.name)
-            if not linked:
-                shutil.copyfile(path, folder / path.name)
-
-
-def _linked(source: Path, path: Path) -> bool:
-    try:
-        path.hardlink_to(source)
-    except OSError:
-        return False
-    return True
+    weights = _weights(source)
+    for path in [path for path in source.iterdir() if path.is_file() and not path.name.startswith(".")]:
+        with suppress(OSError):
+            if path in weights:
+                (folder / path.name).hardlink_to(path.resolve())
+        if not (folder / path.name).exists():
+            shutil.copyfile(path, folder / path.name)
 
 
 @contextmanager

@@ -12,12 +12,10 @@ from torch import Tensor
 
 from flashspec.measure.resident import load_in_fresh_process
 from flashspec.models.awq import Scheme, scheme_to_hf
-from flashspec.models.config import ModelConfig, to_hf
-from flashspec.models.export import write_folder
+from flashspec.models.checkpoint import write_folder
+from flashspec.models.config import ModelConfig, parts, to_hf
 from flashspec.models.memory import Form, weight_bytes
-from flashspec.models.names import row_counts, sources
 from flashspec.models.synthetic import GROUP, shape
-from flashspec.models.transformer import Transformer
 from flashspec.study.experiment import Experiment
 from flashspec.study.pairs import among, at_least
 
@@ -75,16 +73,13 @@ def sized(params: Params, group: int) -> ModelConfig:
 
 def write_checkpoint(folder: Path, config: ModelConfig, group: int, shard_bytes: int) -> None:
     """A folder of zeros in this shape, dense or AWQ: loading costs the same whatever the numbers are."""
-    with torch.device("meta"):
-        model = Transformer(config)
     tensors: dict[str, Tensor] = {}
-    for name, weight in model.named_parameters():
-        module, leaf = name.rsplit(".", 1)
-        for source, rows in zip(sources(module, config), row_counts(module, weight.shape[0], config), strict=True):
-            if group and weight.ndim == 2 and name.startswith("layers."):
-                tensors |= _packed(source, rows, weight.shape[1], group)
-            else:
-                tensors[f"{source}.{leaf}"] = torch.zeros(rows, *weight.shape[1:], dtype=torch.bfloat16)
+    for name, part in parts(config):
+        packed = bool(group and part.columns) and name.startswith("layers.")
+        for source, rows in part.rows.items():
+            tensors |= _packed(source, rows, part.columns, group) if packed else {}
+            for leaf in part.leaves[packed:]:
+                tensors[f"{source}.{leaf}"] = torch.zeros(rows, *part.shape(leaf)[1:], dtype=torch.bfloat16)
     extra = {"quantization_config": scheme_to_hf(Scheme(group))} if group else {}
     write_folder(folder, tensors, to_hf(config, "bfloat16") | extra, shard_bytes)
 

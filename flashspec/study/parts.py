@@ -21,8 +21,7 @@ from flashspec.measure.pieces import Ahead, Ready, checked, one_token, ready, st
 from flashspec.measure.runs import stored_bytes
 from flashspec.models.config import ModelConfig
 from flashspec.models.memory import Form, free_bytes, weight_bytes
-from flashspec.models.reshape import reshaped
-from flashspec.models.synthetic import GROUP, random_rows, shape, synthetic
+from flashspec.models.synthetic import GROUP, random_rows, reshaped, shape, synthetic
 from flashspec.study import presets
 from flashspec.study.experiment import Experiment
 from flashspec.study.pairs import among, at_least

@@ -141,7 +141,6 @@ def options_of(params: Any, head: str) -> list[dict[str, Any]]:
 def _transformers_racers(params: Any, facts: dict[str, str], sampling: Sampling) -> list[Racer]:
     """Plain and assisted generation by transformers, of the models of the first draft, written into a folder for it."""
     from flashspec.measure.peers import Peers
-    from flashspec.models.export import save_transformer
 
     dtype = params.dtype[0]
     (name, source), *_ = drafts_of(params.draft).items()
@@ -149,7 +148,7 @@ def _transformers_racers(params: Any, facts: dict[str, str], sampling: Sampling)
     with tempfile.TemporaryDirectory() as place:
         target, draft = Path(place) / "target", Path(place) / "draft"
         for folder in (target, draft):
-            save_transformer(pair.models.model(folder.name), folder, dtype)
+            pair.models.model(folder.name).save(folder, dtype)
         theirs = Peers.load(target, draft, getattr(torch, dtype))
     facts = {**facts, "engine": "transformers"}
     plain = _racer({**facts, "method": BASELINE}, pair.models, METHODS[BASELINE], sampling)

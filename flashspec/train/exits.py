@@ -19,8 +19,7 @@ from tqdm import tqdm
 from flashspec.decoding.models import load
 from flashspec.models.exits import EXITS_FILE, ExitAdapter, rows_at, save_exits
 from flashspec.models.files import Count, shaped
-from flashspec.models.folder import read_config
-from flashspec.models.hub import located
+from flashspec.models.folder import located, read_config
 from flashspec.models.transformer import Transformer
 from flashspec.models.writing import copy_checkpoint, fresh_folder
 from flashspec.theory.checks import at_least
