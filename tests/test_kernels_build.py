@@ -27,9 +27,8 @@ pytestmark = pytest.mark.skipif(CC is None, reason="needs a C compiler")
 needs_root = pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="only root makes files of other users")
 
 PLANT = """#include <stdio.h>
+#include "{source}"
 __attribute__((constructor)) static void run(void) {{ FILE *f = fopen("{marker}", "a"); if (f) fclose(f); }}
-long fs_scratch(void) {{ return 0; }} long fs_scoring(void) {{ return 0; }} long fs_bursting(void) {{ return 0; }}
-void fs_score(void) {{}}
 """
 COPIER = """#!/bin/sh
 if [ "$1" = --version ]; then echo "copier 1.0"; exit; fi
@@ -154,8 +153,8 @@ def started() -> Iterator[World]:
         place = Path(folder)
         place.chmod(0o755)
         subprocess.run([CC, "-O0", *build.FLAGS[1:], "-o", str(place / "real.so"), str(build.SOURCE), "-lm"], check=True)
-        (place / "plant.c").write_text(PLANT.format(marker=place / "anyone" / "marker"))
-        subprocess.run([CC, "-shared", "-fPIC", "-o", str(place / "plant.so"), str(place / "plant.c")], check=True)
+        (place / "plant.c").write_text(PLANT.format(source=build.SOURCE, marker=place / "anyone" / "marker"))
+        subprocess.run([CC, "-w", "-shared", "-fPIC", "-o", str(place / "plant.so"), str(place / "plant.c"), "-lm"], check=True)
         (place / "copier").write_text(COPIER.format(place=place))
         (place / "copier").chmod(0o755)
         server = subprocess.Popen([sys.executable, "-c", SERVER], cwd=ROOT, text=True, stdin=-1, stdout=-1)
