@@ -11,7 +11,7 @@ from flashspec.decoding.models import Models, dense_head, spans, whole
 from flashspec.decoding.rules import TypicalAcceptance, rule_for
 from flashspec.decoding.stages import Stage
 from flashspec.decoding.ways import fastest
-from flashspec.heads.base import Head, fused
+from flashspec.heads.base import Head
 from flashspec.heads.registry import HEADS
 from flashspec.models.reader import Reader
 from flashspec.sampling import GREEDY, Sampling
@@ -181,7 +181,7 @@ def _writer_head(method: Method, models: Models, sampling: Sampling) -> Head:
     norm = models.exit_norm(method.exits[0]) if which == "target" and method.exits else model.norm
     if method.head == "dense":
         return dense_head(norm, model)
-    return _tuned(replace(cast(Any, models.head(which, method.head)), norm=fused(norm)), method, sampling)
+    return _tuned(replace(cast(Any, models.head(which, method.head)), norm=norm), method, sampling)
 
 
 def _tuned(head: Any, method: Method, sampling: Sampling) -> Head:
