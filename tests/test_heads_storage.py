@@ -33,8 +33,7 @@ MADE = {
     "flash with second homes": lambda: FlashHead.build(weight(), **SECOND),
     "fr_spec": lambda: ShortlistHead.build(weight(), ranked=torch.arange(IDS).flip(0), size=50),
     "vocab_trim": lambda: ShortlistHead.build(weight(), ranked=torch.arange(IDS), size=50),
-    **{kind: lambda kind=kind: IndexHead.build(weight(), kind=kind, candidates=20, probes=9) for kind in KINDS[:2]},
-    "hnsw": lambda: IndexHead.build(weight(), kind="hnsw", candidates=20),
+    **{kind: lambda kind=kind: IndexHead.build(weight(), None, kind).with_shortlist(20) for kind in KINDS},
 }
 
 
@@ -184,24 +183,24 @@ def test_more_probes_never_find_less():
     pytest.importorskip("faiss")
     best, found = (rows() @ weight().float().T).argmax(1), []
     for probes in (1, 8, 69):
-        scores = IndexHead.build(weight(), kind="ivf", candidates=10, probes=probes)(rows())
+        scores = IndexHead.build(weight()).with_shortlist(10).with_probes(probes)(rows())
         found.append(int((scores.pick(scores.logits.argmax(1)) == best).sum()))
     assert found == sorted(found) and found[-1] == 6 > found[0]
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("call", "words"),
     [
-        ({"kind": "lsh"}, "kind must be one of ivf, ivfpq, hnsw"),
-        ({"candidates": 0}, "candidates must lie between 1 and the 300 ids, got 0"),
-        ({"candidates": IDS + 1}, "candidates must lie between 1 and the 300 ids, got 301"),
-        ({"probes": 70}, "probes must lie between 1 and the 69 lists"),
+        (lambda: IndexHead.build(weight(), None, "lsh"), "kind must be one of ivf, ivfpq, hnsw"),
+        (lambda: MADE["ivf"]().with_shortlist(0), "candidates must lie between 1 and the 300 ids, got 0"),
+        (lambda: MADE["ivf"]().with_shortlist(301), "candidates must lie between 1 and the 300 ids, got 301"),
+        (lambda: MADE["ivf"]().with_probes(70), "probes must lie between 1 and the 69 lists"),
     ],
 )
-def test_searches_that_do_not_fit_are_refused(changes, words):
+def test_searches_that_do_not_fit_are_refused(call, words):
     pytest.importorskip("faiss")
     with pytest.raises(ValueError, match=words):
-        IndexHead.build(weight(), **changes)
+        call()
 
 
 def test_a_missing_faiss_is_said_with_the_extra_to_install_and_other_heads_go_on(monkeypatch, tmp_path, capsys):

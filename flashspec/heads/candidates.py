@@ -177,23 +177,17 @@ class PreviewHead(WeightHead):
         check_count("candidates", self.candidates, self.vocab_size, "ids")
 
     @classmethod
-    def build(
-        cls, weight: Tensor, norm: Norm | None = None, rank: int | None = None, candidates: int | None = None
-    ) -> PreviewHead:
-        """Rotate weight [vocab, hidden]; `rank` is an eighth of the width, `candidates` 1/64 of the ids, if not given.
-
-        Raises ValueError where either is out of range.
-        """
+    def build(cls, weight: Tensor, norm: Norm | None = None) -> PreviewHead:
+        """Rotate weight [vocab, hidden]; the rank is an eighth of the width, candidates are 1/64 of the ids."""
         weight, parts = weight_of(weight), weight.detach().split(1 << 14)
-        usual = sizes(*weight.shape)
-        rank = check_count("rank", usual[0] if rank is None else rank, weight.shape[1], "columns")
+        rank, candidates = sizes(*weight.shape)
         square = torch.zeros(weight.shape[1], weight.shape[1], dtype=torch.float64, device=weight.device)
         for part in parts:
             square += part.double().T @ part.double()
         basis = torch.linalg.eigh(square).eigenvectors[:, -rank:].T.flip(0).contiguous()
         preview, shelf = torch.cat([part.double() @ basis.T for part in parts]), Shelf()
         basis, preview = (shelf.moved(part.to(weight.dtype)) for part in (basis, preview))
-        return cls(norm, weight, basis, preview, usual[1] if candidates is None else candidates)
+        return cls(norm, weight, basis, preview, candidates)
 
     @property
     def rank(self) -> int:
@@ -223,5 +217,5 @@ class PreviewHead(WeightHead):
 
 
 def sizes(vocab: int, width: int) -> tuple[int, int]:
-    """Rank and candidates of a preview where none are given."""
+    """Rank and candidates of a preview."""
     return min(width, -(-width // 64) * 8), -(-vocab // 64)

@@ -25,6 +25,7 @@ from flashspec.sampling import Dice, Scores
 
 KINDS = ("ivf", "ivfpq", "hnsw")
 SAMPLE = 64  # rows searched for to count what a graph search reads
+CANDIDATES, PROBES = 64, 16  # if nothing else is asked for
 LINKS, DEPTH = 32, 64  # of a graph's nodes, and nodes that a search keeps in view
 
 
@@ -57,17 +58,10 @@ class IndexHead(StoredHead):
         check_count("probes", self.probes, self.lists, "lists of this index")
 
     @classmethod
-    def build(
-        cls, weight: Tensor, norm: Norm | None = None, kind: str = "ivf", candidates: int | None = None, probes: int | None = None
-    ) -> IndexHead:
-        """Index weight [vocab, hidden] by "ivf", "ivfpq" or "hnsw"; 64 candidates and 16 probes, if not given.
-
-        ValueError where faiss is missing or a count does not fit.
-        """
+    def build(cls, weight: Tensor, norm: Norm | None = None, kind: str = "ivf") -> IndexHead:
+        """Index weight [vocab, hidden] by "ivf", "ivfpq" or "hnsw"; ValueError where faiss is missing."""
         weight, index = weight_of(weight), _indexed(kind, weight)
-        made = cls(norm, weight, kind, index, min(64, len(weight)), 1)
-        made = replace(made, probes=min(16, made.lists) if probes is None else probes)
-        return made if candidates is None else made.with_shortlist(candidates)
+        return cls(norm, weight, kind, index, min(CANDIDATES, len(weight)), min(PROBES, getattr(index, "nlist", 1)))
 
     @property
     def lists(self) -> int:
