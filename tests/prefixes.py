@@ -94,7 +94,7 @@ def sparse(*which: int) -> PrefixHead:
     """A FlashHead that scores the better pair of ids; the other two have probability zero."""
     logits = weight(*which)
     pairs = from_assignments(logits, torch.tensor([0, 1, 0, 1]), 2)
-    return PrefixHead(FlashHead.build(logits, None, pairs, cluster_size=2, probes=1))
+    return PrefixHead(FlashHead.build(logits, None, pairs, probes=1))
 
 
 @functools.cache

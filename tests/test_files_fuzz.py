@@ -22,7 +22,7 @@ from test_transformer import BASE, randomised
 
 import flashspec as fs
 from flashspec.decoding.vocabulary import tokenizer_of, words_of
-from flashspec.heads import FlashHead, load_public
+from flashspec.heads import FlashHead
 from flashspec.heads.candidates import ShortlistHead
 from flashspec.heads.index import IndexHead
 from flashspec.heads.storage import FILE
@@ -132,7 +132,7 @@ CASES = {
     "FlashHead": Case(f"model/{FILE}", _head(FlashHead, FILE), 200),
     "shortlist": Case("model/fr_spec_head.safetensors", _head(ShortlistHead, "fr_spec_head.safetensors"), 150),
     "ivf": Case("model/ivf_head.safetensors", _head(IndexHead, "ivf_head.safetensors"), 100),
-    "public FlashHead": Case("public/config.json", load_public, 100),
+    "public FlashHead": Case("public/config.json", test_heads_public.read, 100),
 }
 
 ODD = st.one_of(

@@ -1,76 +1,79 @@
-"""FlashHead on disk: it comes back as it was, and only beside the weight it was built from."""
+"""Heads on disk: each comes back as it was, only beside the weight it was built from; rankings, and a missing faiss."""
+
+from __future__ import annotations
 
 import json
+import sys
 
 import numpy as np
 import pytest
+import shelf
 import tiny
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
 
+from flashspec.cli.main import status
 from flashspec.decoding.models import SHIPPED
-from flashspec.heads import FlashHead
-from flashspec.heads.storage import FILE, KEY, read, weight_digest, write
+from flashspec.heads import HEADS, FlashHead, IndexHead, Origin, ShortlistHead, cluster, head_named, ranked_by_frequency
+from flashspec.heads.cluster import Recipe
+from flashspec.heads.index import KINDS, usable
+from flashspec.heads.registry import RANKED, file_of
+from flashspec.heads.storage import weight_digest
+from flashspec.models.folder import read_tensors
+from flashspec.models.transformer import Transformer
 from flashspec.train import reference
 
+IDS, WIDTH = 300, 32
+PLAN = {"cluster_size": 7, "probes": 5, "always": (3, 299), "seed": 2, "selection": "sample", "temperature": 0.5}
+SECOND = {"cluster_size": 7, "probes": 5, "homes": 2, "metric": "euclidean", "stage1": "bf16"}
+MADE = {
+    "flash": lambda: FlashHead.build(weight(), **PLAN),
+    "flash with second homes": lambda: FlashHead.build(weight(), **SECOND),
+    "fr_spec": lambda: ShortlistHead.build(weight(), ranked=torch.arange(IDS).flip(0), size=50),
+    "vocab_trim": lambda: ShortlistHead.build(weight(), ranked=torch.arange(IDS), size=50),
+    **{kind: lambda kind=kind: IndexHead.build(weight(), None, kind).with_shortlist(20) for kind in KINDS},
+}
 
-def weight(vocab: int = 300, width: int = 32, seed: int = 0) -> torch.Tensor:
+
+def weight(vocab: int = IDS, width: int = WIDTH, seed: int = 0) -> torch.Tensor:
     return torch.randn(vocab, width, generator=torch.Generator().manual_seed(seed)).bfloat16()
 
 
-def built() -> FlashHead:
-    return FlashHead.build(weight(), cluster_size=7, probes=5, always=(3, 299), seed=2, selection="sample", temperature=0.5)
+def rows() -> torch.Tensor:
+    return torch.randn(6, WIDTH, generator=torch.Generator().manual_seed(2))
 
 
-def same(one: FlashHead, other: FlashHead) -> bool:
-    if one.plan != other.plan:
-        return False
-    plain = [torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b for a, b in zip(one.table, other.table, strict=True)]
-    return all(plain)
+def same(one, other) -> bool:
+    """Whether two heads are alike: tables and plans, or what they find."""
+    if isinstance(one, FlashHead):
+        parts = zip(one.table, other.table, strict=True)
+        return one.plan == other.plan and all(a.equal(b) if isinstance(a, torch.Tensor) else a == b for a, b in parts)
+    mine, theirs = one(rows()), other(rows())
+    return mine.ids.equal(theirs.ids) and mine.logits.equal(theirs.logits) and one.bytes_read(2) == other.bytes_read(2)
 
 
-def test_a_head_with_second_homes_comes_back_as_it_was(tmp_path):
-    both = FlashHead.build(weight(), cluster_size=7, probes=5, homes=2, metric="euclidean", stage1="bf16")
-    both.save(tmp_path)
-    assert same(FlashHead.load(tmp_path, weight()), both)
-    assert not same(both, FlashHead.build(weight(), cluster_size=7, probes=5, homes=1, metric="euclidean", stage1="bf16"))
+@pytest.mark.parametrize("name", MADE)
+def test_a_saved_head_is_found_by_its_name_in_the_models_folder_as_it_was(tmp_path, name):
+    head, known = MADE[name](), name.split()[0]
+    head.save(tmp_path if known == "flash" else tmp_path / file_of(known))
+    assert [path.name for path in tmp_path.iterdir()] == [file_of(known)]
+    assert same(head, head_named(known, Origin(weight(), None, tmp_path))) and same(head, MADE[name]())
+    assert not same(head, head.with_probes(4) if known not in ("hnsw", *RANKED) else head.with_shortlist(9))
 
 
-@pytest.mark.parametrize("into", ["", "head.safetensors"])
-def test_a_saved_head_comes_back_as_it_was(tmp_path, into):
-    built().save(tmp_path / into)
-    assert [p.name for p in tmp_path.iterdir()] == [into or FILE]
-    assert same(FlashHead.load(tmp_path / into, weight()), built())
-    assert not same(FlashHead.load(tmp_path / into, weight()).with_probes(6), built())
+@pytest.mark.parametrize("name", ["flash", "flash_int8", "flash_best"])
+def test_every_flash_head_reads_the_folders_clusters(tmp_path, name):
+    FlashHead.build(weight(), probes=5).save(tmp_path)
+    assert head_named(name, Origin(weight(), None, tmp_path)).probes == 5
+    assert head_named(name, Origin(weight())).probes == 2
 
 
 def test_a_head_built_in_bfloat16_loads_beside_the_same_weight_in_float32(tmp_path):
-    built().save(tmp_path)
-    wide = FlashHead.load(tmp_path, weight().float())
-    assert torch.equal(wide.clusters.members, built().clusters.members)
-    assert wide.table.blocks.dtype == torch.float32
-
-
-def test_a_drafts_flash_head_is_calibrated_with_its_default_probes_and_scored_as_it_ships(tmp_path):
-    model, stream = tiny.model(2), np.random.default_rng(0).integers(0, tiny.VOCAB, 4000)
-    model.save(tmp_path, "float32")
-    reference.add_flash_head(tmp_path, stream, windows=4)
-    head = FlashHead.load(tmp_path, model.head_weight, model.norm)
-    plain = FlashHead.build(model.head_weight, model.norm)
-    assert head.probes == plain.probes and torch.equal(head.clusters.members, plain.clusters.members)
-    assert 0 < len(head.plan.always) <= 64 and plain.plan.always == ()
-    shipped, half = reference.head_scores(tmp_path, stream, windows=4)
-    assert (shipped["plan"], shipped["probes"], half["probes"]) == ("as shipped", head.probes, head.probes // 2)
-    assert 0 < half["agreement"] <= shipped["agreement"] <= 1 and half["scored_share"] < shipped["scored_share"]
-
-
-@pytest.mark.parametrize("name", ["narrow", "shallow"])
-def test_the_shipped_flash_heads_probe_one_cluster_in_sixteen_and_their_cards_say_so(name):
-    tensors, facts = read(SHIPPED / name / FILE, KEY)
-    card = (SHIPPED / name / "README.md").read_text()
-    about = json.loads(card[card.index("{") : card.rindex("}") + 1])["held_out"]["flash_head"]
-    assert facts["plan"]["probes"] == about[0]["probes"] == len(tensors["members"]) / 16
-    assert about[0]["plan"] == "as shipped" and about[1]["agreement"] < about[0]["agreement"]
+    MADE["flash"]().save(tmp_path / "head.safetensors")
+    wide = FlashHead.load(tmp_path / "head.safetensors", weight().float())
+    assert torch.equal(wide.clusters.members, MADE["flash"]().clusters.members) and wide.table.blocks.dtype is torch.float32
+    assert weight_digest(weight()) == weight_digest(weight().float()) != weight_digest(weight().flip(0))
 
 
 def nudged() -> torch.Tensor:
@@ -79,6 +82,7 @@ def nudged() -> torch.Tensor:
     return other
 
 
+@pytest.mark.parametrize("name", ["flash", "hnsw", "fr_spec"])
 @pytest.mark.parametrize(
     ("other", "words"),
     [
@@ -88,28 +92,31 @@ def nudged() -> torch.Tensor:
         (nudged(), "another weight of this shape"),
     ],
 )
-def test_a_head_beside_another_weight_is_refused(tmp_path, other, words):
-    built().save(tmp_path)
+def test_a_head_beside_another_weight_is_refused(tmp_path, name, other, words):
+    MADE[name]().save(tmp_path / file_of(name))
     with pytest.raises(ValueError, match=words):
-        FlashHead.load(tmp_path, other)
+        head_named(name, Origin(other, None, tmp_path))
 
 
-def spoilt(tmp_path, members=None, centroids=None, **plan):
-    """A file that another program wrote: of the right weight, with something in it that cannot be."""
-    built().save(tmp_path)
-    tensors, facts = read(tmp_path / FILE, KEY)
+def spoilt(tmp_path, members=None, centroids=None, **plan) -> FlashHead:
+    """The head of a file that another program wrote: of the right weight, with something in it that cannot be."""
+    path = tmp_path / file_of("flash")
+    MADE["flash"]().save(path)
+    tensors, (_, header) = load_file(path), read_tensors(path, "")
+    facts = json.loads(header["flash_head"])
     tensors |= {name: made(tensors[name]) for name, made in (("members", members), ("centroids", centroids)) if made}
-    write(tmp_path / FILE, KEY, tensors, {**facts, "plan": facts["plan"] | plan})
-    return FlashHead.load(tmp_path, weight())
+    save_file(tensors, path, {"flash_head": json.dumps({**facts, "plan": facts["plan"] | plan})})
+    return FlashHead.load(path, weight())
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
         ({"members": lambda found: found.clone().fill_(3)}, "lists each of the 300 ids once, but this one does not"),
-        ({"members": lambda found: found[:-1]}, "lists each of the 300 ids once, but this one does not"),
+        ({"members": lambda found: found[:-1].contiguous()}, "lists each of the 300 ids once, but this one does not"),
         ({"members": lambda found: found + 1}, "lists each of the 300 ids once, but this one does not"),
-        ({"centroids": lambda found: found[:-1]}, "no float32 centroid for each of its 43 clusters"),
+        ({"members": lambda found: found.float()}, "no members of whole numbers in 2 dimensions"),
+        ({"centroids": lambda found: found[:-1].contiguous()}, "no float32 centroid for each of its 43 clusters"),
         ({"centroids": lambda found: found[:, :-1].contiguous()}, r"300 ids with centroids \[43, 31\], not of 43 clusters"),
         ({"probes": 44}, "at most the 43 clusters of this head, got 44"),
         ({"probes": 0}, "probes must be at least 1, got 0"),
@@ -117,7 +124,7 @@ def spoilt(tmp_path, members=None, centroids=None, **plan):
     ],
 )
 def test_clusters_and_plans_that_cannot_be_are_refused_in_one_sentence(tmp_path, changes, words):
-    assert same(spoilt(tmp_path), built())
+    assert same(spoilt(tmp_path, None, None, cluster_size=7, seed=2), MADE["flash"]()), "0.7 wrote more of a plan"
     with pytest.raises(ValueError, match=words) as refused:
         spoilt(tmp_path, **changes)
     assert "\n" not in str(refused.value)
@@ -126,19 +133,19 @@ def test_clusters_and_plans_that_cannot_be_are_refused_in_one_sentence(tmp_path,
 def test_missing_truncated_and_foreign_files_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="FlashHead.build"):
         FlashHead.load(tmp_path, weight())
-    built().save(tmp_path)
-    whole = (tmp_path / FILE).read_bytes()
-    (tmp_path / FILE).write_bytes(whole[: len(whole) // 2])
+    path = tmp_path / file_of("flash")
+    MADE["flash"]().save(path)
+    path.write_bytes(path.read_bytes()[:999])
     with pytest.raises(ValueError, match="truncated or not a safetensors"):
         FlashHead.load(tmp_path, weight())
-    save_file({"members": torch.zeros(2, 2)}, tmp_path / FILE)
+    MADE["fr_spec"]().save(path)
     with pytest.raises(ValueError, match="not of a FlashHead"):
         FlashHead.load(tmp_path, weight())
 
 
 def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
-    built().save(tmp_path)
-    before = (tmp_path / FILE).read_bytes()
+    MADE["flash"]().save(tmp_path)
+    before = (tmp_path / file_of("flash")).read_bytes()
 
     def torn(tensors: dict, path: object, metadata: dict) -> None:
         path.write_bytes(b"half")
@@ -146,10 +153,107 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
 
     monkeypatch.setattr("safetensors.torch.save_file", torn)
     with pytest.raises(KeyboardInterrupt):
-        built().with_probes(6).save(tmp_path)
-    assert (tmp_path / FILE).read_bytes() == before
+        MADE["flash"]().with_probes(6).save(tmp_path)
+    assert (tmp_path / file_of("flash")).read_bytes() == before
 
 
-def test_the_digest_tells_rows_apart_and_not_number_formats():
-    assert weight_digest(weight()) == weight_digest(weight().float())
-    assert weight_digest(weight()) != weight_digest(weight().flip(0))
+def test_a_drafts_flash_head_is_calibrated_with_its_default_probes_and_scored_as_it_ships(tmp_path):
+    model, stream = tiny.model(2), np.random.default_rng(0).integers(0, tiny.VOCAB, 4000)
+    model.save(tmp_path, "float32")
+    reference.add_flash_head(tmp_path, stream, windows=4)
+    head, plain = FlashHead.load(tmp_path, model.head_weight, model.norm), FlashHead.build(model.head_weight, model.norm)
+    assert head.probes == plain.probes and torch.equal(head.clusters.members, plain.clusters.members)
+    assert 0 < len(head.plan.always) <= 64 and plain.plan.always == ()
+    shipped, half = reference.head_scores(tmp_path, stream, windows=4)
+    assert (shipped["plan"], shipped["probes"], half["probes"]) == ("as shipped", head.probes, head.probes // 2)
+    assert 0 < half["agreement"] <= shipped["agreement"] <= 1 and half["scored_share"] < shipped["scored_share"]
+
+
+@pytest.mark.parametrize("name", ["narrow", "shallow"])
+def test_the_shipped_flash_heads_probe_one_cluster_in_sixteen_and_their_cards_say_so(name):
+    tensors, header = read_tensors(SHIPPED / name / file_of("flash"), "")
+    card = (SHIPPED / name / "README.md").read_text()
+    about = json.loads(card[card.index("{") : card.rindex("}") + 1])["held_out"]["flash_head"]
+    assert json.loads(header["flash_head"])["plan"]["probes"] == about[0]["probes"] == len(tensors["members"]) / 16
+    assert about[0]["plan"] == "as shipped" and about[1]["agreement"] < about[0]["agreement"]
+
+
+def test_more_probes_never_find_less():
+    pytest.importorskip("faiss")
+    best, found = (rows() @ weight().float().T).argmax(1), []
+    for probes in (1, 8, 69):
+        scores = IndexHead.build(weight()).with_shortlist(10).with_probes(probes)(rows())
+        found.append(int((scores.pick(scores.logits.argmax(1)) == best).sum()))
+    assert found == sorted(found) and found[-1] == 6 > found[0]
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: IndexHead.build(weight(), None, "lsh"), "kind must be one of ivf, ivfpq, hnsw"),
+        (lambda: MADE["ivf"]().with_shortlist(0), "candidates must lie between 1 and the 300 ids, got 0"),
+        (lambda: MADE["ivf"]().with_shortlist(301), "candidates must lie between 1 and the 300 ids, got 301"),
+        (lambda: MADE["ivf"]().with_probes(70), "probes must lie between 1 and the 69 lists"),
+    ],
+)
+def test_searches_that_do_not_fit_are_refused(call, words):
+    pytest.importorskip("faiss")
+    with pytest.raises(ValueError, match=words):
+        call()
+
+
+def test_a_missing_faiss_is_said_with_the_extra_to_install_and_other_heads_go_on(monkeypatch, tmp_path, capsys):
+    folders = shelf.write_pair(tmp_path)
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    for name in KINDS:
+        with pytest.raises(ValueError, match=f"head '{name}' needs faiss-cpu; install the extra `ann`"):
+            head_named(name, Origin(weight()))
+    with pytest.raises(ValueError, match="install the extra `ann`"):
+        cluster(weight(), Recipe(16, backend="faiss"))
+    with pytest.warns(UserWarning, match="left out: head 'ivf' needs faiss-cpu; install the extra `ann`"):
+        assert usable(["dense", "ivf", "preview"]) == ["dense", "preview"]
+    flags = ["generate", "--ids", "1,2,3", "--target", str(folders["target"]), "--draft-model", str(folders["draft"])]
+    assert status([*flags, "--method", "dense", "--head", "hnsw", "--max-new-tokens", "4"]) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and "head 'hnsw' needs faiss-cpu; install the extra `ann`, or use a FlashHead" in said.err
+
+
+def test_with_faiss_none_is_left_out():
+    pytest.importorskip("faiss")
+    assert usable(HEADS) == list(HEADS)
+
+
+def test_ids_are_ranked_by_how_often_they_come():
+    ranked = ranked_by_frequency(torch.tensor([5, 3, 3, 7, 3, 5]), 10)
+    assert ranked.tolist() == [3, 5, 7, 0, 1, 2, 4, 6, 8, 9]
+    for tokens, words in (([], "no tokens to rank"), ([3, 10], "run from 0 to 9, got 3..10")):
+        with pytest.raises(ValueError, match=words):
+            ranked_by_frequency(torch.tensor(tokens, dtype=torch.int64), 10)
+
+
+def test_a_ranking_is_counted_in_a_text_and_kept_beside_the_draft(tmp_path):
+    draft, text = shelf.write_pair(tmp_path)["draft"], tmp_path / "text.txt"
+    text.write_text("assert " * 40 + "import os\n")
+    before, out = shelf.listing(draft), tmp_path / "ranked"
+    assert status(["draft", "rank", "--draft", str(draft), "--text", str(text), "--out", str(out)]) == 0
+    assert shelf.listing(draft) == before
+    model = Transformer.load(out)
+    head = head_named("fr_spec", Origin(model.head_weight, model.norm, out))
+    tokens = torch.tensor(Tokenizer.from_file(str(out / "tokenizer.json")).encode(text.read_text()).ids)
+    assert int(head.ranked[0]) == int(ranked_by_frequency(tokens, tiny.VOCAB)[0]) != 0
+    with pytest.raises(ValueError, match="flashspec draft rank --head vocab_trim"):
+        head_named("vocab_trim", Origin(model.head_weight, model.norm, out))
+
+
+def test_the_command_line_takes_a_head_by_name(tmp_path, capsys):
+    folders = shelf.write_pair(tmp_path)
+    flags = ["generate", "--ids", "1,2,3", "--target", str(folders["target"]), "--draft-model", str(folders["draft"]),
+             "--max-new-tokens", "6", "--dtype", "float32", "--method", "dense"]  # fmt: skip
+    texts = set()
+    for chosen in (["dense"], ["int8"], ["in_context", "--shortlist", "9"]):
+        assert status([*flags, "--head", *chosen]) == 0
+        texts.add(capsys.readouterr().out)
+    assert len(texts) == 1
+    assert status([*flags, "--head", "best"]) == 2
+    said = capsys.readouterr().err
+    assert all(name in said for name in HEADS)

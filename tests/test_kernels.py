@@ -16,7 +16,7 @@ from flashspec import kernels
 ROOT = Path(__file__).parents[1]
 SHAPES = [(8, 1), (16, 7), (40, 33), (104, 8), (256, 130)]
 dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-shapes = pytest.mark.parametrize(("depth", "outputs"), SHAPES)
+bits = pytest.mark.parametrize("bits", [8, 4])
 
 
 def noise(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> torch.Tensor:
@@ -40,7 +40,7 @@ def compiled():
 
 
 @dtypes
-@shapes
+@pytest.mark.parametrize(("depth", "outputs"), SHAPES)
 def test_linear_is_its_naive_twin_and_row_invariant(depth, outputs, dtype):
     x, weight = noise(11, depth), noise(outputs, depth, dtype=dtype, seed=1)
     assert kernels.serves(x, weight)
@@ -53,61 +53,40 @@ def test_linear_is_its_naive_twin_and_row_invariant(depth, outputs, dtype):
 def test_gather_linear_is_its_naive_twin_and_row_invariant(depth, cap, dtype):
     x, blocks = noise(11, depth), noise(9, cap, depth, dtype=dtype, seed=1)
     chosen = torch.randint(0, 9, (11, 5), generator=torch.Generator().manual_seed(2))
-    exact = torch.einsum("npck,nk->npc", blocks[chosen].double(), x.double())
-    assert close(kernels.gather_linear(x, blocks, chosen), exact)
-    alone = torch.cat([kernels.gather_linear(x[i : i + 1], blocks, chosen[i : i + 1]) for i in range(11)])
-    assert torch.equal(kernels.gather_linear(x, blocks, chosen), alone)
+    gathered = kernels.gather_linear(x, blocks, chosen)
+    assert close(gathered, torch.einsum("npck,nk->npc", blocks[chosen].double(), x.double()))
+    assert torch.equal(gathered, torch.cat([kernels.gather_linear(x[i, None], blocks, chosen[i, None]) for i in range(11)]))
+    whole = kernels.linear(x, blocks.flatten(0, 1)).view(11, 9, cap)
+    assert torch.equal(gathered, whole[torch.arange(11)[:, None], chosen]), "the same bits as in the whole product"
 
 
 @pytest.mark.parametrize("width", [8, 40, 256])
-def test_rms_norm_is_its_naive_twin_and_row_invariant(width):
-    x, weight = noise(11, width) * 3, noise(width, seed=1)
-    exact = weight.double() * x.double() * torch.rsqrt(x.double().square().mean(-1, keepdim=True) + 1e-6)
-    assert close(kernels.normalised(x, kernels.Norm(weight, 1e-6)), exact)
-    assert row_invariant(lambda part: kernels.normalised(part, kernels.Norm(weight, 1e-6)), x)
-
-
-@pytest.mark.parametrize("width", [8, 40, 256])
-def test_a_norm_with_a_mean_is_its_naive_twin_and_row_invariant(width):
+def test_a_norm_is_its_naive_twin_and_row_invariant(width):
     x, weight, bias = noise(11, width) * 3 + 2, noise(width, seed=1), noise(width, seed=2)
-    norm, wide = kernels.Norm(weight, 1e-5, bias), x.double()
-    centred = wide - wide.mean(-1, keepdim=True)
-    exact = weight.double() * centred * torch.rsqrt(centred.square().mean(-1, keepdim=True) + 1e-5) + bias.double()
-    assert close(kernels.normalised(x, norm), exact)
-    assert not close(kernels.normalised(x, kernels.Norm(weight, 1e-5)), exact)
-    assert row_invariant(lambda part: kernels.normalised(part, norm), x)
+    wide, centred = x.double(), x.double() - x.double().mean(-1, keepdim=True)
+    exact = [weight.double() * v * torch.rsqrt(v.square().mean(-1, keepdim=True) + 1e-5) for v in (wide, centred)]
+    for norm, mine in ((kernels.Norm(weight, 1e-5), exact[0]), (kernels.Norm(weight, 1e-5, bias), exact[1] + bias.double())):
+        assert close(kernels.normalised(x, norm), mine)
+        assert row_invariant(lambda part, norm=norm: kernels.normalised(part, norm), x)
+    assert not close(exact[0], exact[1] + bias.double())
 
 
-def test_gathered_rows_are_the_rows_of_the_whole_product():
-    x, weight = noise(4, 32), noise(24, 32, seed=1)
-    chosen = torch.tensor([[0, 2], [1, 1], [2, 0], [1, 2]])
-    whole = kernels.linear(x, weight).view(4, 3, 8)
-    gathered = kernels.gather_linear(x, weight.view(3, 8, 32), chosen)
-    assert torch.equal(gathered, whole[torch.arange(4)[:, None], chosen])
-
-
-def test_the_control_one_wrong_weight_is_caught():
+def test_the_controls_a_wrong_weight_and_a_product_that_rounds_by_batch_are_caught():
     x, weight = noise(11, 64), noise(33, 64, seed=1)
-    spoiled = weight.clone()
+    exact, spoiled = x.double() @ weight.double().T, weight.clone()
     spoiled[32, 63] += 1e-2
-    assert not close(kernels.linear(x, spoiled), x.double() @ weight.double().T)
-
-
-def test_the_control_a_product_that_rounds_by_batch_is_caught():
-    x, weight = noise(11, 64), noise(33, 64, seed=1)
+    assert not close(kernels.linear(x, spoiled), exact)
 
     def by_batch(part: torch.Tensor) -> torch.Tensor:
         n = len(part)
         return part[:, :n] @ weight[:, :n].T + part[:, n:] @ weight[:, n:].T
 
-    assert close(by_batch(x), x.double() @ weight.double().T)
-    assert not row_invariant(by_batch, x)
+    assert close(by_batch(x), exact) and not row_invariant(by_batch, x)
 
 
 def test_inputs_the_kernels_do_not_serve_are_computed_in_torch():
     odd, wide, single = noise(3, 12), noise(3, 16).double(), noise(3, 16)
-    assert not kernels.serves(odd, odd)
-    assert torch.equal(kernels.linear(odd, odd), F.linear(odd, odd))
+    assert not kernels.serves(odd, odd) and torch.equal(kernels.linear(odd, odd), F.linear(odd, odd))
     assert kernels.linear(wide, wide).dtype is torch.float64
     turned = noise(16, 5, seed=3).T
     assert close(kernels.linear(single, turned), single.double() @ turned.double().T)
@@ -121,19 +100,19 @@ def test_nan_comes_out_where_it_went_in():
 
 
 @dtypes
-def test_the_fallback_gives_the_same_values(dtype, monkeypatch):
-    x, weight, blocks = noise(5, 40), noise(33, 40, dtype=dtype, seed=1), noise(9, 4, 40, dtype=dtype, seed=2)
-    chosen, gain = torch.tensor([[1, 8]] * 5), noise(40, seed=3)
+def test_without_the_compiled_kernels_the_values_are_the_same(dtype, monkeypatch):
+    x, weight, blocks = noise(5, 48), noise(33, 48, dtype=dtype, seed=1), noise(9, 4, 48, dtype=dtype, seed=2)
+    chosen, gain = torch.tensor([[1, 8]] * 5), noise(48, seed=3)
 
     def every_one():
-        norms = (kernels.Norm(gain, 1e-6), kernels.Norm(gain, 1e-6, noise(40, seed=4)))
-        products = kernels.linear(x, weight), kernels.gather_linear(x, blocks, chosen)
-        return *products, *(kernels.normalised(x, norm) for norm in norms)
+        yield from (kernels.linear(x, weight), kernels.gather_linear(x, blocks, chosen))
+        yield from (kernels.normalised(x, kernels.Norm(gain, 1e-6, bias)) for bias in (None, noise(48, seed=4)))
+        yield from (kernels.packed_linear(x, kernels.pack(weight, bits)) for bits in (8, 4))
 
-    fast = every_one()
-    monkeypatch.setattr(kernels, "library", lambda: None)
-    assert not kernels.available()
-    assert all(close(mine, slow) for mine, slow in zip(fast, every_one(), strict=True))
+    fast = list(every_one())
+    for module in ("flashspec.kernels", "flashspec.kernels.packed"):
+        monkeypatch.setattr(f"{module}.library", lambda: None)
+    assert not kernels.available() and all(close(mine, slow) for mine, slow in zip(fast, every_one(), strict=True))
 
 
 def test_a_process_may_refuse_the_kernels():
@@ -141,9 +120,6 @@ def test_a_process_may_refuse_the_kernels():
     environment = os.environ | {"FLASHSPEC_KERNELS": "0"}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == "False"
-
-
-bits = pytest.mark.parametrize("bits", [8, 4])
 
 
 @bits
@@ -155,19 +131,6 @@ def test_a_packed_product_is_the_product_of_what_the_integers_stand_for(depth, o
     assert row_invariant(lambda part: kernels.packed_linear(part, packed), x)
 
 
-@bits
-def test_integers_are_the_nearest_levels(bits):
-    weight = noise(9, 384, seed=1)
-    weight[3] = 0.0
-    packed = kernels.pack(weight, bits)
-    step = packed.scales.abs().repeat_interleave(packed.group, 1)[:, :384]
-    wrong = (packed.dequantised() - weight).abs() / step
-    assert (packed.dequantised()[3] == 0).all()
-    assert float(wrong.max()) <= 1.0  # the level opposite to the extreme one is cut off
-    assert float((wrong > 0.5 + 1e-4).float().mean()) < 0.02
-    assert packed.nbytes == 9 * 384 * bits // 8 + packed.scales.nbytes
-
-
 def test_the_control_two_columns_in_one_byte_the_wrong_way_round_are_caught():
     x, packed = noise(11, 64), kernels.pack(noise(33, 64, seed=1), 4)
     turned = kernels.Packed(((packed.values & 15) << 4) | ((packed.values >> 4) & 15), packed.scales, 4, packed.group, 64)
@@ -175,16 +138,17 @@ def test_the_control_two_columns_in_one_byte_the_wrong_way_round_are_caught():
 
 
 @bits
-def test_packed_products_without_the_compiled_kernels_are_the_same(bits, monkeypatch):
-    x, packed = noise(5, 48), kernels.pack(noise(33, 48, seed=1), bits)
-    fast = kernels.packed_linear(x, packed)
-    monkeypatch.setattr("flashspec.kernels.packed.library", lambda: None)
-    assert close(kernels.packed_linear(x, packed), fast)
-
-
-def test_other_numbers_of_bits_are_refused():
+def test_integers_are_the_nearest_levels(bits):
+    weight = noise(9, 384, seed=1)
+    weight[3] = 0.0
+    packed = kernels.pack(weight, bits)
+    wrong = (packed.dequantised() - weight).abs() / packed.scales.abs().repeat_interleave(packed.group, 1)[:, :384]
+    assert (packed.dequantised()[3] == 0).all()
+    assert float(wrong.max()) <= 1.0  # the level opposite to the extreme one is cut off
+    assert float((wrong > 0.5 + 1e-4).float().mean()) < 0.02
+    assert packed.nbytes == 9 * 384 * bits // 8 + packed.scales.nbytes
     with pytest.raises(ValueError, match="8 or 4 bits, got 3"):
-        kernels.pack(noise(3, 16), 3)
+        kernels.pack(weight, 3)
 
 
 def slow_draw(logits: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
@@ -199,8 +163,7 @@ def test_draws_invert_the_running_sum(count):
     uniform = torch.rand(400, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     columns = kernels.draw(logits, uniform)
     assert torch.equal(columns, slow_draw(logits, uniform))
-    if count > 1:
-        assert not torch.equal(columns, slow_draw(logits, 1 - uniform))  # the control: other numbers, other columns
+    assert count == 1 or not torch.equal(columns, slow_draw(logits, 1 - uniform))  # the control: other numbers, other columns
 
 
 def test_a_draw_from_nothing_or_nan_is_refused_by_its_column():

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 import flashspec as fs
-from flashspec.kernels.packed import pack
 from flashspec.kernels.pages import ALIGNMENT, BLOCK, PAGE, Shelf
 
 HUGE = hasattr(mmap, "MADV_HUGEPAGE")
 GIVEN = HUGE and Path("/proc/self/smaps").exists() and Path("/sys/kernel/mm/transparent_hugepage").exists()
 SHAPES = [((3, 5), torch.float32), ((7,), torch.int8), ((2, 3, 4), torch.bfloat16), ((), torch.int64)]
+needs_huge = pytest.mark.skipif(not HUGE, reason="this system has no madvise(MADV_HUGEPAGE)")
 
 
 def test_tensors_are_zeros_of_their_own_behind_one_another():
@@ -30,7 +30,7 @@ def test_tensors_are_zeros_of_their_own_behind_one_another():
         assert starts[-1] - starts[0] < 4 * ALIGNMENT + sum(tensor.nbytes for tensor in made)
 
 
-@pytest.mark.skipif(not HUGE, reason="this system has no madvise(MADV_HUGEPAGE)")
+@needs_huge
 def test_a_tensor_that_does_not_fit_begins_a_block_of_its_own():
     shelf = Shelf()
     shelf.zeros((1,), torch.float32)
@@ -40,26 +40,26 @@ def test_a_tensor_that_does_not_fit_begins_a_block_of_its_own():
     assert shelf.zeros((PAGE - 1 - ALIGNMENT,), torch.int8).data_ptr() > large.data_ptr() + BLOCK
 
 
-def test_a_tensor_outlives_its_shelf():
-    def made():
-        return Shelf().moved(torch.arange(1 << 20))
-
-    kept = [made() for _ in range(3)]
-    gc.collect()
-    assert all(torch.equal(tensor, torch.arange(1 << 20)) for tensor in kept)
-
-
-def test_a_copy_is_contiguous_and_follows_its_source_no_longer():
-    source = torch.arange(12).view(3, 4)
-    copy = Shelf().moved(source.T)
-    assert copy.is_contiguous() and torch.equal(copy, source.T)
+def test_a_copy_is_contiguous_follows_its_source_no_longer_and_outlives_its_shelf():
+    source = torch.arange(1 << 20).view(1 << 10, -1)
+    kept = [Shelf().moved(source.T) for _ in range(3)]
+    before = source.T.clone()
     source += 1
-    assert not torch.equal(copy, source.T)
+    gc.collect()
+    assert all(copy.is_contiguous() and torch.equal(copy, before) for copy in kept)
 
 
-def test_without_huge_pages_tensors_are_ordinary_ones(monkeypatch):
-    monkeypatch.delattr(mmap, "MADV_HUGEPAGE", raising=False)
-    monkeypatch.setattr(Shelf, "_more", None)
+class Refusing(mmap.mmap):
+    def madvise(self, *_):
+        raise OSError(22, "Invalid argument")
+
+
+@pytest.mark.parametrize("without", ["the request", pytest.param("the kernel's consent", marks=needs_huge)])
+def test_without_huge_pages_tensors_lie_in_ordinary_memory(monkeypatch, without):
+    if without == "the request":
+        monkeypatch.delattr(mmap, "MADV_HUGEPAGE", raising=False)
+    else:
+        monkeypatch.setattr(mmap, "mmap", Refusing)
     assert torch.equal(Shelf().moved(torch.arange(5)), torch.arange(5))
 
 
@@ -67,23 +67,6 @@ def test_what_holds_nothing_or_lies_elsewhere_is_no_matter_for_the_shelf():
     shelf, elsewhere = Shelf(), torch.empty(3, device="meta")
     assert shelf.zeros((0, 3), torch.float32).shape == (0, 3)
     assert shelf.moved(elsewhere) is elsewhere and shelf.zeros((2,), torch.int8, "meta").device.type == "meta"
-
-
-@pytest.mark.skipif(not HUGE, reason="this system has no madvise(MADV_HUGEPAGE)")
-def test_a_kernel_that_refuses_huge_pages_gives_ordinary_memory(monkeypatch):
-    class Refusing(mmap.mmap):
-        def madvise(self, *_):
-            raise OSError(22, "Invalid argument")
-
-    monkeypatch.setattr(mmap, "mmap", Refusing)
-    assert torch.equal(Shelf().moved(torch.arange(5)), torch.arange(5))
-
-
-def test_packing_on_a_shelf_gives_the_same_integers():
-    weight = torch.randn(40, 64)
-    shelf = Shelf()
-    one, other = pack(weight, 8), pack(weight, 8, shelf)
-    assert torch.equal(one.values, other.values) and torch.equal(one.scales, other.scales)
 
 
 @pytest.mark.skipif(not GIVEN, reason="needs Linux's account of pages, and a kernel that has huge ones")

@@ -5,14 +5,14 @@ from flashspec.heads.candidates import ContextHead, PreviewHead, ShortlistHead, 
 from flashspec.heads.cluster import Clusters, Recipe, cluster
 from flashspec.heads.dense import DenseHead, LogitRows, QuantizedDenseHead
 from flashspec.heads.flash import FlashHead
-from flashspec.heads.index import IndexHead, IndexPlan
+from flashspec.heads.index import IndexHead
 from flashspec.heads.public import is_public, load_public, save_public
-from flashspec.heads.recall import agreement, calibrate_always, missed, required_probes
+from flashspec.heads.recall import agreement, calibrate_always, required_probes
 from flashspec.heads.registry import HEADS, Origin, head_named
 from flashspec.heads.table import FlashPlan
 
 __all__ = [
-    "Clusters", "ContextHead", "DenseHead", "FlashHead", "FlashPlan", "HEADS", "Head", "IndexHead", "IndexPlan", "LogitRows",
-    "Origin", "PreviewHead", "QuantizedDenseHead", "Recipe", "ShortlistHead", "agreement", "calibrate_always", "cluster",
-    "head_named", "is_public", "load_public", "missed", "ranked_by_frequency", "required_probes", "save_public",
+    "Clusters", "ContextHead", "DenseHead", "FlashHead", "FlashPlan", "HEADS", "Head", "IndexHead", "LogitRows", "Origin",
+    "PreviewHead", "QuantizedDenseHead", "Recipe", "ShortlistHead", "agreement", "calibrate_always", "cluster",
+    "head_named", "is_public", "load_public", "ranked_by_frequency", "required_probes", "save_public",
 ]  # fmt: skip

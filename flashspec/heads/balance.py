@@ -28,8 +28,8 @@ def assign_balanced(points: Tensor, centroids: Tensor, size: int, banned: Tensor
     waiting, length = torch.arange(len(points), device=points.device), SHORTLIST
     while len(waiting):
         most = min(length, max(SHORTLIST, CHUNK_SCORES // len(waiting)))
-        bans = placed[waiting] if banned is None else banned[waiting]
-        won = _auction(*_shortlists((points[waiting], bans), centroids, free, most), free)
+        bans = None if banned is None else banned[waiting]
+        won = _auction(*_shortlists(points[waiting], bans, centroids, free, most), free)
         placed[waiting] = won
         if banned is not None and bool((won < 0).all()):
             break
@@ -37,15 +37,16 @@ def assign_balanced(points: Tensor, centroids: Tensor, size: int, banned: Tensor
     return placed
 
 
-def _shortlists(bidders: tuple[Tensor, Tensor], centroids: Tensor, free: Tensor, length: int) -> tuple[Tensor, Tensor]:
-    """Bidders' (points and bans) best `length` (or fewer) open clusters: their scores and numbers, best first."""
+def _shortlists(
+    points: Tensor, bans: Tensor | None, centroids: Tensor, free: Tensor, length: int
+) -> tuple[Tensor, Tensor]:
+    """Best `length` (or fewer) open clusters of points, without those that `bans` name: scores and numbers, best first."""
     still_open = free.nonzero()[:, 0]
     width, begin, found = len(still_open), 0, []
-    for part in chunks(bidders[0], width):
-        bans = bidders[1][begin : begin + len(part)]
+    for part in chunks(points, width):
         scores = part @ centroids[still_open].T
-        if bool((bans >= 0).any()):
-            scores.masked_fill_(still_open == bans[:, None], -torch.inf)
+        if bans is not None:
+            scores.masked_fill_(still_open == bans[begin : begin + len(part), None], -torch.inf)
         found.append(scores.topk(min(length, width)))
         begin += len(part)
     return torch.cat([f.values for f in found]), still_open[torch.cat([f.indices for f in found])]

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -42,10 +41,19 @@ class Fixed:
 
 
 class WeightHead(Fixed):
-    """What a head over one weight [vocab, hidden] answers alike; a head is a dataclass with these two fields and its own."""
+    """What a head over one weight [vocab, hidden] answers alike; a head is a dataclass with these two fields and its own.
+
+    `scoring` is the head in one call of the compiled kernels, None where they do not serve it.
+    """
 
     norm: Norm | None
     weight: Tensor | kernels.Packed
+    scoring: kernels.Scoring | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.weight, Tensor):
+            object.__setattr__(self, "weight", weight_of(self.weight))
+        object.__setattr__(self, "norm", fused(self.norm))
 
     @property
     def vocab_size(self) -> int:
@@ -57,41 +65,21 @@ class WeightHead(Fixed):
         """Width of the rows it reads."""
         return self.weight.shape[1]
 
-    @property
-    def rows_scored(self) -> int:
-        """Inner products for each hidden row."""
-        return self.vocab_size
-
-    @cached_property
-    def scoring(self) -> kernels.Scoring | None:
-        """This head in one call of the compiled kernels, None where they do not serve it."""
-        norm = kernel_norm(self.norm)
-        return None if norm is None else kernels.scoring(*norm, self.weight)
+    def states(self, rows: Tensor) -> Tensor:
+        """Rows [n, hidden] behind the norm; ValueError in words where they have another shape."""
+        check_rows(rows, self.hidden)
+        return (self.norm or unchanged)(rows)
 
     def scored(self, rows: Tensor) -> Scores | None:
         """Scores of rows [n, hidden] by the compiled kernels, None where they do not serve."""
         scoring = self.scoring
         return Scores(*scoring(rows)) if scoring is not None and scoring.serves(rows) else None
 
-    def __call__(self, rows: Tensor, positions: Tensor | None = None, dice: Dice | None = None) -> Scores:
-        """Logits [n, vocab] of rows [n, hidden]; nothing is drawn."""
-        return self.scored(rows) or Scores(None, project(self.states(rows), self.weight))
-
-    def bytes_read(self, rows: int) -> int:
-        """The weight, once, however many rows share the reading."""
-        return self.weight.nbytes
-
-    def states(self, rows: Tensor) -> Tensor:
-        """Rows [n, hidden] behind the norm; ValueError in words where they have another shape."""
-        check_rows(rows, self.hidden)
-        return (self.norm or unchanged)(rows)
-
-
-def kernel_norm(norm: Norm | None) -> tuple[kernels.Norm | None] | None:
-    """A norm as the kernels take it, (None,) for none; None where it is one they do not know."""
-    if isinstance(norm, FusedNorm):
-        return (norm.norm,)
-    return (None,) if norm is None or norm is unchanged else None
+    def compiled(self, first: Tensor | kernels.Packed, blocks: kernels.Blocks | None = None) -> kernels.Scoring | None:
+        """Norm, product with `first` and choice of `blocks` in one kernel call; None for a norm of somebody else's."""
+        if self.norm is unchanged:
+            return kernels.scoring(None, first, blocks)
+        return kernels.scoring(self.norm.norm, first, blocks) if isinstance(self.norm, FusedNorm) else None
 
 
 def unchanged(rows: Tensor) -> Tensor:
@@ -113,13 +101,9 @@ def fused(norm: Norm | None) -> Norm:
     """The norm as one kernel call, where it is one of our models'; None leaves rows alone."""
     if not isinstance(norm, RMSNorm | nn.LayerNorm):
         return norm or unchanged
-    bias = getattr(norm, "bias", None)
-    return FusedNorm(kernels.Norm(_widened(norm.weight), norm.eps, None if bias is None else _widened(bias)))
-
-
-def _widened(weight: Tensor) -> Tensor:
-    """A norm's weight in float32, or in float64 where it is."""
-    return (weight.detach() if weight.dtype is torch.float64 else weight.detach().float()).contiguous()
+    wide = torch.promote_types(norm.weight.dtype, torch.float32)
+    weight, bias = (None if t is None else t.detach().to(wide).contiguous() for t in (norm.weight, getattr(norm, "bias", None)))
+    return FusedNorm(kernels.Norm(cast(Tensor, weight), norm.eps, bias))
 
 
 def weight_of(weight: Tensor) -> Tensor:
@@ -144,23 +128,23 @@ def check_count(name: str, count: int, most: int, of: str) -> int:
     return count
 
 
+def wide(weight: Tensor | kernels.Packed) -> torch.dtype:
+    """The type that products with a weight are computed in: float64 where the weight is, else float32."""
+    return torch.float64 if isinstance(weight, Tensor) and weight.dtype is torch.float64 else torch.float32
+
+
 def project(states: Tensor, weight: Tensor | kernels.Packed) -> Tensor:
-    """Logits [n, N] of states [n, D] against weight [N, D]: float32, or float64 where the weight is."""
+    """Logits [n, N] of states [n, D] against weight [N, D]."""
     if isinstance(weight, kernels.Packed):
         return kernels.packed_linear(states, weight)
-    return kernels.linear(widened(states, weight), weight)
+    return kernels.linear(states.to(wide(weight)), weight)
 
 
 def project_blocks(states: Tensor, blocks: Tensor, chosen: Tensor) -> Tensor:
     """Logits [n, P, size] of states [n, D] against the chosen [n, P] of blocks [C, size, D]."""
-    return kernels.gather_linear(widened(states, blocks), blocks, chosen)
+    return kernels.gather_linear(states.to(wide(blocks)), blocks, chosen)
 
 
 def rescore(states: Tensor, weight: Tensor, ids: Tensor) -> Tensor:
     """Exact logits [n, m] of states [n, D] against the rows of weight [V, D] that ids [n, m] name, read where they lie."""
     return project_blocks(states, weight[:, None], ids)[:, :, 0]
-
-
-def widened(states: Tensor, weight: Tensor) -> Tensor:
-    """States in the type that products with this weight are computed in: float32, or float64 where the weight is."""
-    return states.double() if weight.dtype is torch.float64 else states.float()

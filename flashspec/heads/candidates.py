@@ -7,19 +7,17 @@ logits (SVD-softmax, Shim et al., NeurIPS 2017, section 3), or of a search index
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from flashspec.heads.base import Norm, WeightHead, check_count, fused, project, rescore, weight_of
-from flashspec.heads.storage import fact, load_state, save_state, stored
+from flashspec.heads.base import Norm, WeightHead, check_count, project, rescore, weight_of
+from flashspec.heads.storage import HeadFile, StoredHead
 from flashspec.kernels.pages import Shelf
 from flashspec.sampling import Dice, Scores
 
-KEY = "shortlist_head"
 SIZE, TOP = 2048, 16  # ids of a context, and of a verification that enter it
 
 
@@ -44,20 +42,6 @@ class ListedHead(WeightHead):
         return self.rows.nbytes
 
 
-class SearchHead(WeightHead):
-    """A head with a list for every row: `find` names ids [n, m], rising, for normalised rows; theirs are read where they are."""
-
-    weight: Tensor
-    find: Callable[[Tensor], Tensor]
-
-    @torch.no_grad()
-    def __call__(self, rows: Tensor, positions: Tensor | None = None, dice: Dice | None = None) -> Scores:
-        """Scores [n, m] of rows [n, hidden]."""
-        states = self.states(rows)
-        ids = self.find(states)
-        return Scores(ids, rescore(states, self.weight, ids))
-
-
 def ranked_by_frequency(tokens: Tensor, vocab_size: int) -> Tensor:
     """Ids [V], the most frequent in `tokens` first; ties and ids that never occur go by their number.
 
@@ -71,14 +55,15 @@ def ranked_by_frequency(tokens: Tensor, vocab_size: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class ShortlistHead(ListedHead):
+class ShortlistHead(ListedHead, StoredHead):
     """Lists the first of the ids `ranked` [m]."""
 
-    norm: Norm
+    norm: Norm | None
     weight: Tensor
     ranked: Tensor
     ids: Tensor
     rows: Tensor
+    key = "shortlist_head"
 
     @classmethod
     def build(cls, weight: Tensor, ranked: Tensor, norm: Norm | None = None, size: int | None = None) -> ShortlistHead:
@@ -94,26 +79,25 @@ class ShortlistHead(ListedHead):
             raise ValueError("a ranking lists every id once, and this one repeats some; rank ids, not tokens")
         size = check_count("shortlist", -(-vocab // 4) if size is None else size, len(ranked), "ranked ids")
         ids = ranked[:size].sort().values.to(weight.device)
-        return cls(fused(norm), weight, ranked, ids, Shelf().moved(weight[ids]))
+        return cls(norm, weight, ranked, ids, Shelf().moved(weight[ids]))
 
     def with_shortlist(self, size: int) -> ShortlistHead:
         """This head with another number of ids."""
         return ShortlistHead.build(self.weight, self.ranked, self.norm, size)
 
-    def save(self, path: Path | str) -> None:
-        """Write the ranking (not the weight) to a safetensors file."""
-        save_state(Path(path), KEY, self.weight, {"ranked": self.ranked.int()}, {"size": len(self.ids)})
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The ranking, and how many of its ids are listed."""
+        return {"ranked": self.ranked.int()}, {"size": len(self.ids)}
 
     @classmethod
-    def load(cls, path: Path | str, weight: Tensor, norm: Norm | None = None) -> ShortlistHead:
-        """Read what `save` wrote for this weight; ValueError where it is another one."""
-        tensors, facts = load_state(Path(path), KEY, weight)
-        return cls.build(weight, stored(tensors, "ranked", 1, Path(path)), norm, fact(facts, "size", int, Path(path)))
+    def restored(cls, file: HeadFile, weight: Tensor, norm: Norm | None) -> ShortlistHead:
+        """The list of a file."""
+        return cls.build(weight, file.numbers("ranked", 1), norm, file.fact("size", int))
 
 
 @dataclass(eq=False)
 class ContextHead(ListedHead):
-    """Lists the `size` ids seen last in the prompt, the text so far and the verifier's best guesses.
+    """Lists the `size` ids seen last in the prompt, the text so far and the verifier's `top` best guesses.
 
     `learn` changes the list between rounds and nothing else does, so within a round the head is row-wise like any other. The
     drafts are then a function of the rounds before, not of the row alone. What is verified is not touched by that: the list
@@ -130,9 +114,9 @@ class ContextHead(ListedHead):
     rows: Tensor = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self.weight = weight_of(self.weight)
-        if self.size < 1 or self.top < 0:
-            raise ValueError(f"size must be at least 1 and top at least 0, got {self.size} and {self.top}")
+        super().__post_init__()
+        if self.size < 1 or self.top < 1:
+            raise ValueError(f"size and top must be at least 1, got {self.size} and {self.top}")
         self.size = min(self.size, self.vocab_size)
         device = self.weight.device
         self._unseen = -torch.arange(1, self.vocab_size + 1, device=device)
@@ -143,22 +127,25 @@ class ContextHead(ListedHead):
 
     def __call__(self, rows: Tensor, positions: Tensor | None = None, dice: Dice | None = None) -> Scores:
         """Scores [n, size] of rows [n, hidden], which later lists leave alone."""
-        scores = super().__call__(rows)
-        return scores._replace(ids=scores.ids.clone())  # type: ignore[union-attr]
+        ids, logits = super().__call__(rows)
+        return Scores(ids.clone(), logits)  # type: ignore[union-attr]
 
     @torch.inference_mode()
     def learn(self, tokens: Tensor, scores: Scores | None) -> None:
         """Take in tokens [n] that became final and the verifier's scores behind them; no host synchronisation.
 
-        `sampling` None says that a new text begins with these tokens: what was seen before is forgotten.
+        Without scores a new text begins with these tokens: what was seen before is forgotten.
         """
         if scores is None:
             self._seen.copy_(self._unseen)
             self._clock = 0
-        fresh = tokens if scores is None or not self.top else torch.cat((_best(scores, self.top), tokens))
-        stamps = torch.arange(1, len(fresh) + 1, device=fresh.device) + self._clock
-        self._seen.scatter_reduce_(0, fresh, stamps, "amax")
-        self._clock += len(fresh)
+        else:
+            columns = scores.logits.topk(min(self.top, scores.logits.shape[1])).indices
+            ids = columns if scores.ids is None else scores.ids.gather(1, columns)
+            tokens = torch.cat((ids.T.flip(0).flatten(), tokens))  # the best of all rows last
+        stamps = torch.arange(1, len(tokens) + 1, device=tokens.device) + self._clock
+        self._seen.scatter_reduce_(0, tokens, stamps, "amax")
+        self._clock += len(tokens)
         self._gather()
 
     def _gather(self) -> None:
@@ -171,45 +158,36 @@ class ContextHead(ListedHead):
         return replace(self, size=size)
 
 
-def _best(scores: Scores, top: int) -> Tensor:
-    """The best ids of every row, the best of all rows last."""
-    columns = scores.logits.topk(min(top, scores.logits.shape[1])).indices
-    ids = columns if scores.ids is None else scores.ids.gather(1, columns)
-    return ids.T.flip(0).flatten()
-
-
 @dataclass(frozen=True)
-class PreviewHead(SearchHead):
-    """Lists the `candidates` ids that look best in the weight's `rank` strongest directions.
+class PreviewHead(WeightHead):
+    """Lists for every row the `candidates` ids that look best in the weight's strongest directions.
 
     `basis` [rank, hidden] are right singular vectors of the weight, `preview` [vocab, rank] the weight in them. Both are
     functions of the weight, so there is nothing to save.
     """
 
-    norm: Norm
+    norm: Norm | None
     weight: Tensor
     basis: Tensor
     preview: Tensor
     candidates: int
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_count("candidates", self.candidates, self.vocab_size, "ids")
 
     @classmethod
-    def build(
-        cls, weight: Tensor, norm: Norm | None = None, rank: int | None = None, candidates: int | None = None
-    ) -> PreviewHead:
-        """Rotate weight [vocab, hidden]; `rank` is an eighth of the width, `candidates` 1/64 of the ids, if not given.
-
-        Raises ValueError where either is out of range.
-        """
-        weight = weight_of(weight)
-        usual = sizes(*weight.shape)
-        basis = _directions(weight, check_count("rank", usual[0] if rank is None else rank, weight.shape[1], "columns"))
-        preview = torch.cat([part.double() @ basis.T for part in weight.split(1 << 14)])
-        shelf = Shelf()
+    def build(cls, weight: Tensor, norm: Norm | None = None) -> PreviewHead:
+        """Rotate weight [vocab, hidden]; the rank is an eighth of the width, candidates are 1/64 of the ids."""
+        weight, parts = weight_of(weight), weight.detach().split(1 << 14)
+        rank, candidates = sizes(*weight.shape)
+        square = torch.zeros(weight.shape[1], weight.shape[1], dtype=torch.float64, device=weight.device)
+        for part in parts:
+            square += part.double().T @ part.double()
+        basis = torch.linalg.eigh(square).eigenvectors[:, -rank:].T.flip(0).contiguous()
+        preview, shelf = torch.cat([part.double() @ basis.T for part in parts]), Shelf()
         basis, preview = (shelf.moved(part.to(weight.dtype)) for part in (basis, preview))
-        return cls(fused(norm), weight, basis, preview, usual[1] if candidates is None else candidates)
+        return cls(norm, weight, basis, preview, candidates)
 
     @property
     def rank(self) -> int:
@@ -221,10 +199,13 @@ class PreviewHead(SearchHead):
         """Inner products of the full width that cost as much as those of one hidden row, rounded up."""
         return self.rank + self.candidates - (-self.vocab_size * self.rank // self.hidden)
 
-    def find(self, states: Tensor) -> Tensor:
-        """Ids [n, candidates] in rising order for normalised rows [n, hidden]."""
+    @torch.no_grad()
+    def __call__(self, rows: Tensor, positions: Tensor | None = None, dice: Dice | None = None) -> Scores:
+        """Scores [n, candidates] of rows [n, hidden], ids rising."""
+        states = self.states(rows)
         looks = project(project(states, self.basis), self.preview)
-        return looks.topk(self.candidates, sorted=False).indices.sort(1).values
+        ids = looks.topk(self.candidates, sorted=False).indices.sort(1).values
+        return Scores(ids, rescore(states, self.weight, ids))
 
     def bytes_read(self, rows: int) -> int:
         """Basis and preview once, the candidates' rows once for each hidden row."""
@@ -236,13 +217,5 @@ class PreviewHead(SearchHead):
 
 
 def sizes(vocab: int, width: int) -> tuple[int, int]:
-    """Rank and candidates where none are given."""
+    """Rank and candidates of a preview."""
     return min(width, -(-width // 64) * 8), -(-vocab // 64)
-
-
-def _directions(weight: Tensor, rank: int) -> Tensor:
-    """The `rank` strongest right singular vectors [rank, hidden] of the weight, strongest first, float64."""
-    square = torch.zeros(weight.shape[1], weight.shape[1], dtype=torch.float64, device=weight.device)
-    for part in weight.split(1 << 14):
-        square += part.double().T @ part.double()
-    return torch.linalg.eigh(square).eigenvectors[:, -rank:].T.flip(0).contiguous()

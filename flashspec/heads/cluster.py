@@ -7,6 +7,7 @@ distances are inner products too: of the point with a 1 behind it and the mean w
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,11 +17,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from flashspec.heads.balance import assign_balanced, chunks
+from flashspec.typed import typed
 
 Tick = Callable[[], Any]
 METRICS = ("spherical", "euclidean")
 
 
+@typed
 @dataclass(frozen=True)
 class Recipe:
     """How rows are clustered: `lloyd` iterations without and `balanced` with the size constraint.
@@ -89,16 +92,29 @@ class Clusters:
 
 def cluster(weight: Tensor, recipe: Recipe = Recipe()) -> Clusters:
     """Cluster the rows of weight [V, D]. Raises ValueError where V < cluster_size or a weight is not finite."""
-    _refuse(weight, recipe)
-    with _progress(recipe) as bar:
+    from tqdm import tqdm
+
+    if weight.shape[0] < recipe.cluster_size:
+        raise ValueError(f"cluster_size {recipe.cluster_size} exceeds the vocabulary of {weight.shape[0]}; choose a smaller one")
+    if not bool(torch.isfinite(weight.sum(dtype=torch.float64))):
+        raise ValueError("the head weight holds NaN or infinite values; load the checkpoint again")
+    with tqdm(total=recipe.lloyd + recipe.balanced, desc="clustering", unit="pass", delay=2, leave=False) as bar:
         return balanced(weight, unconstrained(weight, recipe, bar.update), recipe, bar.update)
 
 
 @torch.no_grad()
 def unconstrained(weight: Tensor, recipe: Recipe, tick: Tick = int) -> Tensor:
     """The first half of `cluster`: centroids after the Lloyd iterations, in the space of the points; `tick` after each."""
-    points = _points(weight.detach().float(), recipe.metric)
-    return _lloyd(points, _start(points, -(-len(points) // recipe.cluster_size), recipe), recipe, tick)
+    points, dice = _points(weight.detach().float(), recipe.metric), torch.Generator().manual_seed(recipe.seed)
+    first = torch.randperm(len(points), generator=dice)[: -(-len(points) // recipe.cluster_size)]
+    centroids, faiss = _duals(points[first.to(points.device)], recipe.metric), _faiss(points, recipe.backend)
+    for number in range(recipe.lloyd):
+        if faiss is None:
+            centroids = centres(points, nearest(points, centroids), centroids, recipe.metric)
+        else:
+            centroids = _faiss_step(faiss, points, centroids, replace(recipe, seed=recipe.seed + number))
+        tick()
+    return centroids
 
 
 @torch.no_grad()
@@ -171,58 +187,24 @@ def nearest(points: Tensor, centroids: Tensor) -> Tensor:
     return torch.cat(found)
 
 
-def _lloyd(points: Tensor, centroids: Tensor, recipe: Recipe, tick: Tick) -> Tensor:
-    step = _faiss_step if _use_faiss(points, recipe.backend) else _torch_step
-    for number in range(recipe.lloyd):
-        centroids = step(points, centroids, recipe, number)
-        tick()
-    return centroids
-
-
-def _torch_step(points: Tensor, centroids: Tensor, recipe: Recipe, number: int) -> Tensor:
-    return centres(points, nearest(points, centroids), centroids, recipe.metric)
-
-
-def _faiss_step(points: Tensor, centroids: Tensor, recipe: Recipe, number: int) -> Tensor:
-    """One Lloyd iteration by faiss, which also splits a large cluster wherever one is empty."""
-    import faiss
-    import numpy as np
-
-    spherical = recipe.metric == "spherical"
-    width = points.shape[1] - (0 if spherical else 1)
-    means = faiss.Kmeans(width, len(centroids), niter=1, spherical=spherical, seed=recipe.seed + number,
-                         min_points_per_centroid=1, max_points_per_centroid=len(points))  # fmt: skip
-    means.train(points[:, :width].contiguous().numpy(), init_centroids=centroids[:, :width].contiguous().numpy())
-    found = torch.from_numpy(np.array(means.centroids))
-    return _duals(found if spherical else F.pad(found, (0, 1)), recipe.metric)
-
-
-def _use_faiss(points: Tensor, backend: str) -> bool:
+def _faiss(points: Tensor, backend: str) -> Any:
+    """The module that runs a backend's iterations, None for torch; ValueError where it is asked for and missing."""
     if backend == "torch" or (backend == "auto" and points.device.type != "cpu"):
-        return False
+        return None
     try:
-        import faiss  # noqa: F401
+        return importlib.import_module("faiss")
     except ImportError:
         if backend == "faiss":
             raise ValueError("backend 'faiss' needs faiss-cpu; install the extra `ann` or use backend='torch'") from None
-        return False
-    return True
+        return None
 
 
-def _start(points: Tensor, count: int, recipe: Recipe) -> Tensor:
-    """Distinct rows, drawn with the seed."""
-    dice = torch.Generator().manual_seed(recipe.seed)
-    return _duals(points[torch.randperm(len(points), generator=dice)[:count].to(points.device)], recipe.metric)
-
-
-def _progress(recipe: Recipe) -> Any:
-    from tqdm import tqdm
-
-    return tqdm(total=recipe.lloyd + recipe.balanced, desc="clustering", unit="pass", delay=2, leave=False)
-
-
-def _refuse(weight: Tensor, recipe: Recipe) -> None:
-    if weight.shape[0] < recipe.cluster_size:
-        raise ValueError(f"cluster_size {recipe.cluster_size} exceeds the vocabulary of {weight.shape[0]}; choose a smaller one")
-    if not bool(torch.isfinite(weight.sum(dtype=torch.float64))):
-        raise ValueError("the head weight holds NaN or infinite values; load the checkpoint again")
+def _faiss_step(faiss: Any, points: Tensor, centroids: Tensor, recipe: Recipe) -> Tensor:
+    """One Lloyd iteration by faiss, which also splits a large cluster wherever one is empty."""
+    spherical = recipe.metric == "spherical"
+    width = points.shape[1] - (0 if spherical else 1)
+    means = faiss.Kmeans(width, len(centroids), niter=1, spherical=spherical, seed=recipe.seed, min_points_per_centroid=1,
+                         max_points_per_centroid=len(points))  # fmt: skip
+    means.train(points[:, :width].contiguous().numpy(), init_centroids=centroids[:, :width].contiguous().numpy())
+    found = torch.tensor(means.centroids)
+    return _duals(found if spherical else F.pad(found, (0, 1)), recipe.metric)

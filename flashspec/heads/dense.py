@@ -3,43 +3,61 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from torch import Tensor
 
-from flashspec.heads.base import Fixed, Norm, WeightHead, check_rows, fused, weight_of
-from flashspec.kernels import Packed, pack
+from flashspec.heads.base import Fixed, Norm, WeightHead, check_rows, project, weight_of
+from flashspec.kernels import Packed, Scoring, pack
 from flashspec.sampling import Dice, Scores
 from flashspec.typed import typed
 
 
+class WholeHead(WeightHead):
+    """Logits of the whole vocabulary."""
+
+    @property
+    def rows_scored(self) -> int:
+        """Inner products for each hidden row."""
+        return self.vocab_size
+
+    @cached_property
+    def scoring(self) -> Scoring | None:  # type: ignore[override]
+        """Norm and product in one call of the compiled kernels."""
+        return self.compiled(self.weight)
+
+    def __call__(self, rows: Tensor, positions: Tensor | None = None, dice: Dice | None = None) -> Scores:
+        """Logits [n, vocab] of rows [n, hidden]; nothing is drawn."""
+        return self.scored(rows) or Scores(None, project(self.states(rows), self.weight))
+
+    def bytes_read(self, rows: int) -> int:
+        """The weight, once, however many rows share the reading."""
+        return self.weight.nbytes
+
+
 @typed
 @dataclass(frozen=True)
-class DenseHead(WeightHead):
+class DenseHead(WholeHead):
     """Exact logits of the whole vocabulary: weight [vocab, hidden] times the normalised row."""
 
     norm: Norm | None
     weight: Tensor
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "weight", weight_of(self.weight))
-        object.__setattr__(self, "norm", fused(self.norm))
-
 
 @dataclass(frozen=True)
-class QuantizedDenseHead(WeightHead):
+class QuantizedDenseHead(WholeHead):
     """Approximate logits of the whole vocabulary from integer rows: the plain cheap head that others have to beat.
 
-    int8 has a scale a row, int4 one for every 128 columns; activations stay float32. The integers are a function of the
-    weight, so there is nothing to save.
+    int8 has a scale a row, int4 one for every 128 columns; activations stay float32.
     """
 
-    norm: Norm
+    norm: Norm | None
     weight: Packed
 
     @classmethod
     def build(cls, weight: Tensor, norm: Norm | None = None, bits: int = 8) -> QuantizedDenseHead:
         """Round weight [vocab, hidden] to `bits` (8 or 4)."""
-        return cls(fused(norm), pack(weight_of(weight), bits))
+        return cls(norm, pack(weight_of(weight), bits))
 
 
 @dataclass(frozen=True)

@@ -4,33 +4,35 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from flashspec import kernels
-from flashspec.heads.base import Norm, WeightHead, fused, kernel_norm, project, project_blocks, weight_of, widened
+from flashspec.heads.base import Norm, project, project_blocks, weight_of, wide
 from flashspec.heads.cluster import Clusters, Recipe, cluster
-from flashspec.heads.storage import FILE, KEY, fact, load_state, save_state, stored
-from flashspec.heads.table import FlashPlan, Table, assignments_of, build_table, known, stage_one
+from flashspec.heads.storage import AGAIN, FILE, HeadFile, StoredHead
+from flashspec.heads.table import FlashPlan, Table, assignments_of, build_table, stage_one
 from flashspec.sampling import Dice, Scores
 from flashspec.typed import typed
 
+CHOICES = ("cluster_size", "seed", "metric", "homes")  # of a clustering
+
 
 @dataclass(frozen=True)
-class FlashHead(WeightHead):
+class FlashHead(StoredHead):
     """Approximate scores at the cost of few rows; logits it gives are exact, ids it does not list count as -inf.
 
     `weight` keeps the order of the vocabulary (no copy of the model's own); `table` is the permuted copy that is read.
     """
 
-    norm: Norm
+    norm: Norm | None
     weight: Tensor
     clusters: Clusters
     plan: FlashPlan
     table: Table
+    key, file = "flash_head", FILE
 
     @classmethod
     @typed
@@ -44,28 +46,30 @@ class FlashHead(WeightHead):
     ) -> FlashHead:
         """Cluster weight [vocab, hidden] (unless `clusters` are given) and permute it.
 
-        `changes` are fields of FlashPlan. Raises ValueError for a plan that does not fit the weight.
+        `changes` are fields of FlashPlan, and cluster_size, seed, metric and homes of a Recipe where there are no clusters yet.
+        Raises ValueError for a plan that does not fit the weight.
         """
         weight = weight_of(weight)
-        plan = replace(plan or FlashPlan(), **known(changes))
-        clusters = clusters or cluster(weight, Recipe(plan.cluster_size, plan.seed, metric=plan.metric, homes=plan.homes))
+        chosen = {name: changes.pop(name) for name in CHOICES if name in changes}
+        if clusters is not None and chosen:
+            raise ValueError(f"{next(iter(chosen))} is a choice of clustering, and clusters are given; give one or the other")
+        plan = (plan or FlashPlan()).changed(changes)
+        clusters = clusters or cluster(weight, Recipe(**chosen))
         if (clusters.vocab_size, *clusters.centroids.shape) != (len(weight), clusters.count, weight.shape[1]):
             raise ValueError(
                 f"these clusters are of {clusters.vocab_size} ids with centroids {list(clusters.centroids.shape)}, not of "
                 f"{clusters.count} clusters of a weight of shape {list(weight.shape)}"
             )
         plan = plan.resolve(clusters)
-        return cls(fused(norm), weight, clusters, plan, build_table(weight, clusters, plan))
+        return cls(norm, weight, clusters, plan, build_table(weight, clusters, plan))
 
     @cached_property
-    def scoring(self) -> kernels.Scoring | None:
-        """Norm, clusters, choice and blocks in one call of the compiled kernels; None where they do not serve this plan."""
-        norm = kernel_norm(self.norm)
-        if norm is None or self.plan.selection != "top" or self.plan.best or self.table.twins is not None:
-            return None
+    def scoring(self) -> kernels.Scoring | None:  # type: ignore[override]
+        """Norm, clusters, choice and blocks in one call of the compiled kernels."""
         table = self.table
-        blocks = kernels.Blocks(table.blocks, table.ids, table.bias, self.probes, table.forced)
-        return kernels.scoring(*norm, table.directions, blocks)
+        if self.plan.selection != "top" or self.plan.best or table.twins is not None:
+            return None
+        return self.compiled(table.directions, kernels.Blocks(table.blocks, table.ids, table.bias, self.probes, table.forced))
 
     @property
     def probes(self) -> int:
@@ -89,42 +93,38 @@ class FlashHead(WeightHead):
             return fast
         states, table = self.states(rows), self.table
         chosen = self.blocks_of(states, positions, dice)
-        if self.plan.best:
-            ids, logits = best_of(states, table, chosen)
-            return Scores(ids[:, None], logits[:, None])
+        if self.plan.best:  # an id with two homes has one logit, so both may count
+            best = kernels.best_of_blocks(states.to(wide(table.blocks)), table.blocks, table.ids, table.bias, chosen)
+            return Scores(best[0][:, None], best[1][:, None])
         logits = project_blocks(states, table.blocks, chosen) + table.bias[chosen]
-        if table.twins is not None:
-            logits = logits.masked_fill(_again(table.twins, chosen), -torch.inf)
-        return Scores(table.ids[chosen].flatten(1), logits.flatten(1))
+        return Scores(table.ids[chosen].flatten(1), table.once(logits, chosen).flatten(1))
 
     def blocks_of(self, states: Tensor, positions: Tensor | None = None, dice: Dice | None = None) -> Tensor:
-        """Numbers [n, B + probes] of the blocks that normalised rows [n, hidden] are scored against."""
-        chosen = self.choose(project(states, self.table.directions), positions, dice)
-        return torch.cat((_forced(self.table, len(states)), chosen), 1) if self.table.forced else chosen
-
-    def choose(self, likeness: Tensor, positions: Tensor | None, dice: Dice | None) -> Tensor:
-        """Clusters [n, probes] to probe, from likeness [n, K] of row and centroid directions.
+        """Numbers [n, B + probes] of the blocks that normalised rows [n, hidden] are scored against.
 
         Sampling adds Gumbel noise to centroids . row / temperature and takes the top (Kool et al. 2019): a draw without
         replacement, in which the noise is a function of (seed, position, cluster).
         """
+        table, likeness = self.table, project(states, self.table.directions)
         if self.plan.selection == "sample":
             if positions is None or dice is None:
                 raise ValueError("a head that samples its clusters needs the rows' positions and dice")
-            scaled = likeness * self.table.lengths / self.plan.temperature
+            scaled = likeness * table.lengths / self.plan.temperature
             likeness = scaled + dice.cluster_gumbel(scaled, positions)
-        return kernels.best_numbers(likeness, self.probes)
+        chosen = kernels.best_numbers(likeness, self.probes)
+        if not table.forced:
+            return chosen
+        forced = torch.arange(table.clusters, len(table.blocks), device=chosen.device)
+        return torch.cat((forced.expand(len(chosen), -1), chosen), 1)
 
     def with_plan(self, **changes: Any) -> FlashHead:
         """This head with another probes, selection, temperature or stage1; no row is copied."""
-        plan = replace(self.plan, **known(changes))
-        fixed = ("cluster_size", "seed", "always", "metric", "homes")
-        if any(getattr(plan, name) != getattr(self.plan, name) for name in fixed):
-            raise ValueError(f"{', '.join(fixed)} are fixed in a built head; use with_always, or build another")
-        table = self.table
+        plan, table = self.plan.changed(changes).resolve(self.clusters), self.table
+        if plan.always != self.plan.always:
+            raise ValueError("always is fixed in a built head; use with_always, or build another")
         if plan.stage1 != self.plan.stage1:
             table = table._replace(directions=stage_one(self.clusters.centroids, self.weight.dtype, plan.stage1))
-        return replace(self, plan=plan.resolve(self.clusters), table=table)
+        return replace(self, plan=plan, table=table)
 
     @typed
     def with_probes(self, probes: int) -> FlashHead:
@@ -136,54 +136,26 @@ class FlashHead(WeightHead):
         """This head with other always-scored ids; the rows are permuted anew, the clusters stay."""
         return FlashHead.build(self.weight, self.norm, self.clusters, self.plan, always=tuple(always))
 
-    def save(self, path: Path | str) -> None:
-        """Write clusters and plan (not the weight) to a safetensors file, or into a folder under the usual name."""
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Clusters and plan."""
         found = self.clusters
         tensors = {"members": found.members.int(), "centroids": found.centroids}
         second = {} if found.second is None else {"second": found.second.int()}
-        save_state(_file(path), KEY, self.weight, tensors | second, {"plan": asdict(self.plan)})
+        return tensors | second, {"plan": asdict(self.plan)}
 
     @classmethod
-    @typed
-    def load(cls, path: Path | str, weight: Tensor, norm: Norm | None = None) -> FlashHead:
-        """Read what `save` wrote and permute the weight it was built from; ValueError where the weight is another one."""
-        weight, path = weight_of(weight), _file(path)
-        tensors, facts = load_state(path, KEY, weight)
-        plan = fact(facts, "plan", FlashPlan, path)
-        return cls.build(weight, norm, _clusters(tensors, weight, path), plan)
+    def restored(cls, file: HeadFile, weight: Tensor, norm: Norm | None) -> FlashHead:
+        """The clusters of a file, over the weight permuted anew."""
+        return cls.build(weight, norm, _clusters(file, weight), file.fact("plan", FlashPlan))
 
 
-def _clusters(tensors: dict[str, Tensor], weight: Tensor, path: Path) -> Clusters:
+def _clusters(file: HeadFile, weight: Tensor) -> Clusters:
     """The clusters that a file holds for this weight; ValueError where they cannot be."""
-    members, means = stored(tensors, "members", 2, path).long(), tensors.get("centroids")
-    second = stored(tensors, "second", 1, path).long() if "second" in tensors else None
+    members, means = file.numbers("members", 2).long(), file.tensors.get("centroids")
+    second = file.numbers("second", 1).long() if "second" in file.tensors else None
     assignments, count = assignments_of(members, len(weight)), len(members)
     if means is None or means.dtype is not torch.float32 or means.ndim != 2 or len(means) != count:
-        raise ValueError(f"{path.name} has no float32 centroid for each of its {count} clusters; build the head again")
+        raise ValueError(f"{file.path.name} has no float32 centroid for each of its {count} clusters; {AGAIN}")
     if second is not None and (len(second) != len(weight) or int(second.min()) < -1 or int(second.max()) >= count):
-        raise ValueError(f"{path.name} has second homes outside its {count} clusters; build the head again")
-    device = weight.device
-    homes = None if second is None else second.to(device)
-    return Clusters(assignments.to(device), members.to(device), means.to(device), homes)
-
-
-def _file(path: Path | str) -> Path:
-    """A file, or the one of the usual name in a folder."""
-    return Path(path) / FILE if Path(path).is_dir() else Path(path)
-
-
-def best_of(states: Tensor, table: Table, chosen: Tensor) -> tuple[Tensor, Tensor]:
-    """Best id [n] and its logit [n] among the chosen blocks [n, P]; an id with two homes has one logit, so both may count."""
-    return kernels.best_of_blocks(widened(states, table.blocks), table.blocks, table.ids, table.bias, chosen)
-
-
-def _forced(table: Table, rows: int) -> Tensor:
-    """Numbers of the always-scored blocks, for every row [rows, B]."""
-    numbers = torch.arange(table.clusters, len(table.blocks), device=table.ids.device)
-    return numbers.expand(rows, -1)
-
-
-def _again(twins: Tensor, chosen: Tensor) -> Tensor:
-    """Slots [n, P, slots] whose id is listed by another chosen block first."""
-    probed = torch.zeros(len(chosen), len(twins) + 1, dtype=torch.bool, device=chosen.device).scatter_(1, chosen, True)
-    return probed.gather(1, twins[chosen].flatten(1)).view(*chosen.shape, -1)
+        raise ValueError(f"{file.path.name} has second homes outside its {count} clusters; {AGAIN}")
+    return Clusters(*(None if t is None else t.to(weight.device) for t in (assignments, members, means, second)))  # type: ignore[arg-type]

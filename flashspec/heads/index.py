@@ -11,80 +11,67 @@ import importlib
 import math
 import warnings
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
+from msgspec import Struct
 from torch import Tensor
 
-from flashspec.heads.base import Norm, check_count, fused, rescore, weight_of
-from flashspec.heads.candidates import SearchHead
-from flashspec.heads.storage import fact, load_state, save_state, stored
+from flashspec.heads.base import Norm, check_count, rescore, weight_of
+from flashspec.heads.storage import AGAIN, HeadFile, StoredHead
 from flashspec.sampling import Dice, Scores
-from flashspec.theory.checks import at_least
 
 KINDS = ("ivf", "ivfpq", "hnsw")
-KEY = "index_head"
 SAMPLE = 64  # rows searched for to count what a graph search reads
+CANDIDATES, PROBES = 64, 16  # if nothing else is asked for
+LINKS, DEPTH = 32, 64  # of a graph's nodes, and nodes that a search keeps in view
 
 
-@dataclass(frozen=True)
-class IndexPlan:
-    """How ids are indexed and searched: `kind` "ivf", "ivfpq" or "hnsw", and `candidates` (None: 64) then scored exactly.
+class Search(Struct):
+    """How a stored index is searched."""
 
-    Inverted lists: `lists` of them (None: about four times the square root of the vocabulary), of which `probes` (None: 16)
-    are searched. A graph: `links` a node, and a search that keeps `depth` nodes in view.
-    """
-
-    kind: str = "ivf"
-    candidates: int | None = None
-    lists: int | None = None
-    probes: int | None = None
-    links: int = 32
-    depth: int = 64
-    seed: int = 0
-
-    def resolve(self, vocab: int) -> IndexPlan:
-        """This plan for so many ids, counts filled in; ValueError where it asks for what there is not."""
-        if self.kind not in KINDS:
-            raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {self.kind!r}")
-        at_least(self, links=1, depth=1)
-        lists = check_count("lists", min(vocab, math.isqrt(16 * vocab)) if self.lists is None else self.lists, vocab, "ids")
-        probes = check_count("probes", min(16, lists) if self.probes is None else self.probes, lists, "lists of this index")
-        candidates = min(64, vocab) if self.candidates is None else self.candidates
-        return replace(self, lists=lists, probes=probes, candidates=check_count("candidates", candidates, vocab, "ids"))
-
-    @property
-    def counts(self) -> tuple[int, int, int]:
-        """Lists, probes and candidates of a resolved plan."""
-        assert self.lists is not None and self.probes is not None and self.candidates is not None
-        return self.lists, self.probes, self.candidates
+    kind: str
+    candidates: int
+    probes: int
 
 
 @dataclass(frozen=True, eq=False)
-class IndexHead(SearchHead):
-    """Lists the ids that a search finds, padded with logits of -inf where it finds fewer than `candidates`; at least id 0."""
+class IndexHead(StoredHead):
+    """Lists the `candidates` ids that a search finds, padded with logits of -inf where it finds fewer; at least id 0.
 
-    norm: Norm
+    Inverted lists are about four times the square root of the vocabulary, of which `probes` are searched.
+    """
+
+    norm: Norm | None
     weight: Tensor
-    plan: IndexPlan
+    kind: str
     index: Any
+    candidates: int
+    probes: int
+    key = "index_head"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_count("candidates", self.candidates, self.vocab_size, "ids")
+        check_count("probes", self.probes, self.lists, "lists of this index")
 
     @classmethod
-    def build(cls, weight: Tensor, norm: Norm | None = None, plan: IndexPlan = IndexPlan(), **changes: Any) -> IndexHead:
-        """Index weight [vocab, hidden]; `changes` are fields of IndexPlan. ValueError where faiss is missing."""
-        faiss, weight = faiss_for(changes.get("kind", plan.kind)), weight_of(weight)
-        plan = replace(plan, **changes).resolve(weight.shape[0])
-        index = _empty(faiss, plan, weight)
-        _fill(faiss, index, weight)
-        return cls(fused(norm), weight, plan, index)
+    def build(cls, weight: Tensor, norm: Norm | None = None, kind: str = "ivf") -> IndexHead:
+        """Index weight [vocab, hidden] by "ivf", "ivfpq" or "hnsw"; ValueError where faiss is missing."""
+        weight, index = weight_of(weight), _indexed(kind, weight)
+        return cls(norm, weight, kind, index, min(CANDIDATES, len(weight)), min(PROBES, getattr(index, "nlist", 1)))
+
+    @property
+    def lists(self) -> int:
+        """Inverted lists; a graph is one."""
+        return getattr(self.index, "nlist", 1)
 
     @property
     def rows_scored(self) -> int:
         """Vectors compared for each hidden row, short codes included, and rows scored exactly."""
-        return self.visited + self.plan.counts[2]
+        return self.visited + self.candidates
 
     @torch.no_grad()
     def __call__(self, rows: Tensor, positions: Tensor | None = None, dice: Dice | None = None) -> Scores:
@@ -98,21 +85,20 @@ class IndexHead(SearchHead):
 
     def find(self, states: Tensor) -> Tensor:
         """Ids [n, candidates] in rising order for normalised rows [n, hidden], -1 before them where there are fewer."""
-        faiss, (_, probes, wanted) = faiss_for(self.plan.kind), self.plan.counts
-        if self.plan.kind == "hnsw":
-            limits = faiss.SearchParametersHNSW(efSearch=max(self.plan.depth, wanted))
+        faiss = faiss_for(self.kind)
+        if self.kind == "hnsw":
+            limits = faiss.SearchParametersHNSW(efSearch=max(DEPTH, self.candidates))
         else:
-            limits = faiss.SearchParametersIVF(nprobe=probes)
+            limits = faiss.SearchParametersIVF(nprobe=self.probes)
         rows = states.float().cpu().contiguous().numpy()
-        found = [self.index.search(rows[i : i + 1], wanted, params=limits)[1] for i in range(len(rows))]
+        found = [self.index.search(rows[i : i + 1], self.candidates, params=limits)[1] for i in range(len(rows))]
         return torch.cat([torch.from_numpy(ids) for ids in found]).sort(1).values.to(states.device)
 
     @cached_property
     def visited(self) -> int:
         """Vectors one search compares: an even share of the lists and their centres, or as many as graph searches did here."""
-        if self.plan.kind != "hnsw":
-            lists, probes, _ = self.plan.counts
-            return lists + -(-self.vocab_size * probes // lists)
+        if self.kind != "hnsw":
+            return self.lists + -(-self.vocab_size * self.probes // self.lists)
         statistics = faiss_for("hnsw").cvar.hnsw_stats
         statistics.reset()
         sample = self.weight[:: max(1, self.vocab_size // SAMPLE)][:SAMPLE]
@@ -121,39 +107,39 @@ class IndexHead(SearchHead):
 
     def bytes_read(self, rows: int) -> int:
         """For each hidden row: the vectors or codes that its search compares, and the candidates' own rows."""
-        lists, _, candidates = self.plan.counts
-        exact = candidates * self.hidden * self.weight.element_size()
-        if self.plan.kind != "ivfpq":
+        exact = self.candidates * self.hidden * self.weight.element_size()
+        if self.kind != "ivfpq":
             return rows * (4 * self.visited * self.hidden + exact)
-        return rows * (4 * lists * self.hidden + (self.visited - lists) * self.index.code_size + exact)
+        return rows * (4 * self.lists * self.hidden + (self.visited - self.lists) * self.index.code_size + exact)
 
     def with_shortlist(self, candidates: int) -> IndexHead:
         """This head with another number of candidates; the index stays."""
-        return replace(self, plan=replace(self.plan, candidates=candidates).resolve(self.vocab_size))
+        return replace(self, candidates=candidates)
 
     def with_probes(self, probes: int) -> IndexHead:
         """This head searching another number of lists; the index stays."""
-        return replace(self, plan=replace(self.plan, probes=probes).resolve(self.vocab_size))
+        return replace(self, probes=probes)
 
-    def save(self, path: Path | str) -> None:
-        """Write the index and the plan (not the weight) to a safetensors file."""
-        found = faiss_for(self.plan.kind).serialize_index(self.index)
-        facts = {"plan": asdict(self.plan), "index_sha256": hashlib.sha256(found.data).hexdigest()}
-        save_state(Path(path), KEY, self.weight, {"index": torch.from_numpy(found)}, facts)
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The index, its digest, and how it is searched."""
+        found = faiss_for(self.kind).serialize_index(self.index)
+        plan = {"kind": self.kind, "candidates": self.candidates, "probes": self.probes}
+        return {"index": torch.from_numpy(found)}, {"plan": plan, "index_sha256": hashlib.sha256(found.data).hexdigest()}
 
     @classmethod
-    def load(cls, path: Path | str, weight: Tensor, norm: Norm | None = None) -> IndexHead:
-        """Read what `save` wrote for this weight; ValueError where it is another one."""
-        tensors, facts = load_state(Path(path), KEY, weight)
-        plan = fact(facts, "plan", IndexPlan, Path(path)).resolve(len(weight))
-        found = stored(tensors, "index", 1, Path(path)).numpy()
-        if facts.get("index_sha256") != hashlib.sha256(found.data).hexdigest():  # faiss itself crashes on damaged ones
-            raise ValueError(f"{path} holds an index without its digest, or a damaged one; build the head again")
-        return cls(fused(norm), weight_of(weight), plan, faiss_for(plan.kind).deserialize_index(found))
+    def restored(cls, file: HeadFile, weight: Tensor, norm: Norm | None) -> IndexHead:
+        """The index of a file."""
+        plan, found = file.fact("plan", Search), file.numbers("index", 1).numpy()
+        if file.facts.get("index_sha256") != hashlib.sha256(found.data).hexdigest():  # faiss itself crashes on damaged ones
+            raise ValueError(f"{file.path} holds an index without its digest, or a damaged one; {AGAIN}")
+        index = faiss_for(plan.kind).deserialize_index(found)
+        return cls(norm, weight, plan.kind, index, plan.candidates, 1 if plan.kind == "hnsw" else plan.probes)
 
 
 def faiss_for(kind: str) -> Any:
-    """The faiss module; ValueError naming the extra to install where it is missing."""
+    """The faiss module; ValueError for a kind of index there is not, or naming the extra to install where faiss is missing."""
+    if kind not in KINDS:
+        raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
     try:
         return importlib.import_module("faiss")
     except ImportError:
@@ -173,25 +159,20 @@ def usable(names: Iterable[str]) -> list[str]:
     return found
 
 
-def _empty(faiss: Any, plan: IndexPlan, weight: Tensor) -> Any:
-    """An untrained index."""
-    vocab, width = weight.shape
-    if plan.kind == "hnsw":
-        return faiss.IndexHNSWFlat(width, plan.links, faiss.METRIC_INNER_PRODUCT)
-    centres = faiss.IndexFlatIP(width)
-    if plan.kind == "ivf":
-        index = faiss.IndexIVFFlat(centres, width, plan.lists, faiss.METRIC_INNER_PRODUCT)
+def _indexed(kind: str, weight: Tensor) -> Any:
+    """All rows in an index, filled on one thread: a graph's links depend on the order in which points come."""
+    faiss, (vocab, width) = faiss_for(kind), weight.shape
+    if kind == "hnsw":
+        index = faiss.IndexHNSWFlat(width, LINKS, faiss.METRIC_INNER_PRODUCT)
     else:
-        parts = next(n for n in range(max(1, width // 8), 0, -1) if width % n == 0)
-        bits = min(8, max(1, vocab.bit_length() - 2))
-        index = faiss.IndexIVFPQ(centres, width, plan.lists, parts, bits, faiss.METRIC_INNER_PRODUCT)
-        index.pq.cp.seed, index.pq.cp.min_points_per_centroid = plan.seed, 1
-    index.cp.seed, index.cp.min_points_per_centroid = plan.seed, 1
-    return index
-
-
-def _fill(faiss: Any, index: Any, weight: Tensor) -> None:
-    """Put all rows in, on one thread: a graph's links depend on the order in which points come."""
+        inverted = faiss.IndexFlatIP(width), width, min(vocab, math.isqrt(16 * vocab))
+        if kind == "ivf":
+            index = faiss.IndexIVFFlat(*inverted, faiss.METRIC_INNER_PRODUCT)
+        else:
+            parts = next(n for n in range(max(1, width // 8), 0, -1) if width % n == 0)
+            index = faiss.IndexIVFPQ(*inverted, parts, min(8, max(1, vocab.bit_length() - 2)), faiss.METRIC_INNER_PRODUCT)
+            index.pq.cp.seed, index.pq.cp.min_points_per_centroid = 0, 1
+        index.cp.seed, index.cp.min_points_per_centroid = 0, 1
     points, threads = weight.float().cpu().numpy(), faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(1)
     try:
@@ -199,3 +180,4 @@ def _fill(faiss: Any, index: Any, weight: Tensor) -> None:
         index.add(points)
     finally:
         faiss.omp_set_num_threads(threads)
+    return index

@@ -46,12 +46,13 @@ def file_of(name: str) -> str:
 
 def _flash(origin: Origin, **changes: Any) -> FlashHead:
     """The folder's own FlashHead, in our layout or the public one, or one built now."""
-    if origin.stored("flash"):
-        head = FlashHead.load(origin.folder / FILE, origin.weight, origin.norm)  # type: ignore[operator]
-    elif origin.folder is not None and is_public(origin.folder):
-        head = load_public(origin.folder, origin.weight, origin.norm)
+    weight, norm, folder = origin
+    if path := origin.stored("flash"):
+        head = FlashHead.load(path, weight, norm)
+    elif folder is not None and is_public(folder):
+        head = load_public(folder, weight, norm)
     else:
-        head = FlashHead.build(origin.weight, origin.norm)
+        head = FlashHead.build(weight, norm)
     return head.with_plan(**changes) if changes else head
 
 
@@ -70,13 +71,12 @@ def _ranked(name: str, counted: str, origin: Origin) -> ShortlistHead:
     return ShortlistHead.load(path, *origin[:2])
 
 
-FLASH = ("probes", "selection")
+FLASH, LISTED = ("probes", "selection"), ("shortlist",)
 VARIANTS: dict[str, dict[str, Any]] = {
     "flash_int8": {"stage1": "int8"},
     "flash_int4": {"stage1": "int4"},
     "flash_best": {"best": True},
 }
-LISTED = ("shortlist",)
 WROTE = "what the target wrote"
 RANKED = ("fr_spec", "vocab_trim")
 HEADS: dict[str, Kind] = {
@@ -84,9 +84,9 @@ HEADS: dict[str, Kind] = {
     "int8": Kind("every row in 8 bits, a scale a row", lambda o: QuantizedDenseHead.build(o.weight, o.norm, 8)),
     "int4": Kind("every row in 4 bits, a scale for 128 columns", lambda o: QuantizedDenseHead.build(o.weight, o.norm, 4)),
     "flash": Kind("FlashHead: clusters, then exact rows of the best of them", _flash, FLASH),
-    "flash_int8": Kind("FlashHead with 8-bit centroids", lambda o: _flash(o, **VARIANTS["flash_int8"]), FLASH),
-    "flash_int4": Kind("FlashHead with 4-bit centroids", lambda o: _flash(o, **VARIANTS["flash_int4"]), FLASH),
-    "flash_best": Kind("FlashHead that names its best id alone", lambda o: _flash(o, **VARIANTS["flash_best"]), FLASH),
+    "flash_int8": Kind("FlashHead with 8-bit centroids", partial(_flash, **VARIANTS["flash_int8"]), FLASH),
+    "flash_int4": Kind("FlashHead with 4-bit centroids", partial(_flash, **VARIANTS["flash_int4"]), FLASH),
+    "flash_best": Kind("FlashHead that names its best id alone", partial(_flash, **VARIANTS["flash_best"]), FLASH),
     "ivf": Kind("faiss inverted lists, then exact rows", partial(_index, "ivf"), ("probes", "shortlist")),
     "ivfpq": Kind("faiss inverted lists of product codes, then exact rows", partial(_index, "ivfpq"), ("probes", "shortlist")),
     "hnsw": Kind("faiss navigable graph, then exact rows", partial(_index, "hnsw"), LISTED),

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 
 import torch
 from msgspec import Struct
+from msgspec.structs import asdict
 from torch import Tensor
 
+from flashspec.heads.base import Norm, WeightHead, weight_of
 from flashspec.models.files import shaped
 from flashspec.models.folder import parsed, read_tensors
 from flashspec.models.writing import write_tensors
+from flashspec.typed import typed
 
-FILE = "flash_head.safetensors"
-KEY = "flash_head"
-TITLES = {KEY: "FlashHead"}
+FILE, AGAIN = "flash_head.safetensors", "build the head again"
 T = TypeVar("T")
 WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
@@ -30,57 +32,76 @@ class Identity(Struct):
     weight_sha256: str
 
 
+class HeadFile(NamedTuple):
+    """What a head's file holds."""
+
+    path: Path
+    tensors: dict[str, Tensor]
+    facts: dict[str, Any]
+
+    def numbers(self, name: str, dimensions: int) -> Tensor:
+        """A tensor of whole numbers; ValueError where it is missing, empty or something else."""
+        found = self.tensors.get(name)
+        if found is None or found.ndim != dimensions or not found.numel() or found.dtype not in WHOLE:
+            raise ValueError(f"{self.path.name} has no {name} of whole numbers in {dimensions} dimensions; {AGAIN}")
+        return found
+
+    def fact(self, name: str, kind: type[T]) -> T:
+        """A fact as this type; ValueError where it is missing or something else."""
+        return shaped(self.facts.get(name), kind, self.path, AGAIN)
+
+
+class StoredHead(WeightHead, ABC):
+    """A head with state of its own beside the weight: tensors and facts (`state`), from which `restored` makes it again."""
+
+    weight: Tensor
+    key: ClassVar[str]
+    file: ClassVar[str] = ""
+
+    @abstractmethod
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors and JSON facts to write."""
+
+    @classmethod
+    @abstractmethod
+    def restored(cls, file: HeadFile, weight: Tensor, norm: Norm | None) -> Self:
+        """The head that a file holds for this weight; ValueError where it cannot be one."""
+
+    def save(self, path: Path | str) -> None:
+        """Write what the head keeps beside the weight to a safetensors file; an interrupted write leaves the old one."""
+        tensors, facts = self.state()
+        belongs = asdict(Identity(self.vocab_size, self.hidden, weight_digest(self.weight)))
+        ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        write_tensors(ready, self._place(path), {self.key: json.dumps({**belongs, **facts})})
+
+    @classmethod
+    @typed
+    def load(cls, path: Path | str, weight: Tensor, norm: Norm | None = None) -> Self:
+        """The head that `save` wrote for this weight; FileNotFoundError or ValueError in words for any other file."""
+        weight, path, kind = weight_of(weight), cls._place(path), cls.__name__
+        if not path.exists():
+            raise FileNotFoundError(f"there is no {kind} file {path}; build one with {kind}.build(...).save(path)")
+        tensors, header = read_tensors(path, AGAIN)
+        if cls.key not in header:
+            raise ValueError(f"{path.name} is a safetensors file, but not of a {kind}; choose one that {kind}.save wrote")
+        file = HeadFile(path, tensors, shaped(parsed(header[cls.key], path, AGAIN), dict[str, Any], path, AGAIN))
+        known = shaped(file.facts, Identity, path, AGAIN)
+        for name, here in (("vocab_size", weight.shape[0]), ("hidden", weight.shape[1])):
+            if (there := getattr(known, name)) != here:
+                raise ValueError(f"{path.name} was built for {name} {there}, but this weight has {here}; build one for it")
+        if known.weight_sha256 != weight_digest(weight):
+            raise ValueError(f"{path.name} was built from another weight of this shape; build one for this model again")
+        return cls.restored(file, weight, norm)
+
+    @classmethod
+    def _place(cls, path: Path | str) -> Path:
+        """A file, or the one of the usual name in a folder."""
+        return Path(path) / cls.file if Path(path).is_dir() else Path(path)
+
+
 def weight_digest(weight: Tensor) -> str:
     """SHA-256 of the rows as float32 numbers, so a bfloat16 weight and its float32 copy have the same one."""
     found = hashlib.sha256()
     for part in weight.detach().split(4096):
         found.update(part.float().cpu().contiguous().view(torch.uint8).numpy().data)
     return found.hexdigest()
-
-
-def write(path: Path, key: str, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-    """Write one safetensors file with JSON facts in its header; an interrupted write leaves no file of that name."""
-    write_tensors({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path, {key: json.dumps(facts)})
-
-
-def read(path: Path, key: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and facts of a file that `write` wrote under this key; ValueError or FileNotFoundError in words otherwise."""
-    title = TITLES.get(key, key)
-    if not path.exists():
-        raise FileNotFoundError(f"there is no {title} file {path}; build one with {title}.build(weight, ...).save(path)")
-    tensors, header = read_tensors(path, "build the head again")
-    if key not in header:
-        raise ValueError(f"{path.name} is a safetensors file, but not of a {title}; choose one that {title}.save wrote")
-    return tensors, shaped(parsed(header[key], path, "build the head again"), dict[str, Any], path, "build the head again")
-
-
-def stored(tensors: dict[str, Tensor], name: str, dimensions: int, path: Path, kinds: tuple[torch.dtype, ...] = WHOLE) -> Tensor:
-    """One tensor of a head's file, of whole numbers if not of other `kinds`; ValueError where it is missing or something else."""
-    found = tensors.get(name)
-    if found is None or found.ndim != dimensions or not found.numel() or found.dtype not in kinds:
-        numbers = "whole numbers" if kinds is WHOLE else "float32 numbers"
-        raise ValueError(f"{path.name} has no {name} of {numbers} in {dimensions} dimensions; build the head again")
-    return found
-
-
-def save_state(path: Path, key: str, weight: Tensor, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-    """Write what a head is made of beside its weight, with the shape and digest that tell whether a file belongs to a weight."""
-    belongs = {"vocab_size": weight.shape[0], "hidden": weight.shape[1], "weight_sha256": weight_digest(weight)}
-    write(path, key, tensors, {**belongs, **facts})
-
-
-def load_state(path: Path, key: str, weight: Tensor) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and facts that `save_state` wrote for this weight; ValueError where it is another one."""
-    tensors, facts = read(path, key)
-    known = shaped(facts, Identity, path, "build the head again")
-    for name, here in {"vocab_size": weight.shape[0], "hidden": weight.shape[1]}.items():
-        if (there := getattr(known, name)) != here:
-            raise ValueError(f"{path.name} was built for {name} {there}, but this weight has {here}; build one for this model")
-    if known.weight_sha256 != weight_digest(weight):
-        raise ValueError(f"{path.name} was built from another weight of this shape; build one for this model again")
-    return tensors, facts
-
-
-def fact(facts: dict[str, Any], name: str, kind: type[T], path: Path) -> T:
-    """One fact of a head's file as this type; ValueError where it is missing or something else."""
-    return shaped(facts.get(name), kind, path, "build the head again")

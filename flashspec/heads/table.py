@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from flashspec.heads.base import wide
 from flashspec.heads.cluster import Clusters, members_of
 from flashspec.kernels import Packed, pack
 from flashspec.kernels.pages import Shelf
@@ -23,23 +24,19 @@ FORMATS = ("weight", "bf16", "int8", "int4")
 class FlashPlan:
     """What a FlashHead scores.
 
-    `probes` clusters of `cluster_size` rows are scored for each hidden row (None: one cluster in sixteen, as the authors'
-    released code does), and the ids in `always` in any case. `selection` "top" takes the best clusters; "sample" draws them
-    without replacement from softmax(centroids . row / temperature), so that every id can be drafted. `seed`, `metric` and
-    `homes` are the clustering's (see Recipe). `stage1` is the format of the centroids' directions: "weight" for the
-    weight's own, "bf16", "int8" or "int4"; the probed rows are exact whatever it is. With `best` a head names its best id
-    alone, found by one fused kernel on CUDA; as a draft that is a sure proposal, which verification may reject.
+    `probes` clusters are scored for each hidden row (None: one cluster in sixteen, as the authors' released code does), and
+    the ids in `always` in any case. `selection` "top" takes the best clusters; "sample" draws them without replacement from
+    softmax(centroids . row / temperature), so that every id can be drafted. `stage1` is the format of the centroids'
+    directions: "weight" for the weight's own, "bf16", "int8" or "int4"; the probed rows are exact whatever it is. With `best`
+    a head names its best id alone, found by one fused kernel on CUDA; as a draft that is a sure proposal, which verification
+    may reject.
     """
 
-    cluster_size: int = 16
     probes: int | None = None
     always: tuple[int, ...] = ()
-    seed: int = 0
     selection: str = "top"
     temperature: float = 1.0
     stage1: str = "weight"
-    metric: str = "spherical"
-    homes: int = 1
     best: bool = False
 
     def __post_init__(self) -> None:
@@ -56,6 +53,15 @@ class FlashPlan:
         if len(set(self.always)) < len(self.always):
             raise ValueError("always lists an id twice; list each once")
 
+    def changed(self, changes: dict[str, Any]) -> FlashPlan:
+        """This plan with other values; ValueError names a field there is not."""
+        for name in changes:
+            if name not in self.__dataclass_fields__:
+                raise ValueError(f"FlashHead has no option {name!r}; options: {', '.join(self.__dataclass_fields__)}")
+        if "always" in changes:
+            changes = {**changes, "always": whole_numbers("always", changes["always"])}
+        return replace(self, **changes)
+
     def resolve(self, clusters: Clusters) -> FlashPlan:
         """This plan for these clusters, probes filled in; ValueError where it asks for more than there is."""
         probes = self.probes if self.probes is not None else -(-clusters.count // 16)
@@ -64,19 +70,7 @@ class FlashPlan:
         wrong = [v for v in self.always if not 0 <= v < clusters.vocab_size]
         if wrong:
             raise ValueError(f"always holds id {wrong[0]}, but this head's ids run from 0 to {clusters.vocab_size - 1}")
-        if self.homes > clusters.homes:
-            raise ValueError("these clusters give every id one home and the plan asks for 2; cluster with Recipe(homes=2)")
-        return replace(self, probes=probes, cluster_size=clusters.size, homes=clusters.homes)
-
-
-def known(changes: dict[str, Any]) -> dict[str, Any]:
-    """Changes of a FlashPlan, ids as whole numbers; ValueError names an option there is not."""
-    unknown = [name for name in changes if name not in FlashPlan.__dataclass_fields__]
-    if unknown:
-        raise ValueError(f"FlashHead has no option {unknown[0]!r}; options: {', '.join(FlashPlan.__dataclass_fields__)}")
-    if "always" in changes:
-        changes = {**changes, "always": whole_numbers("always", changes["always"])}
-    return changes
+        return replace(self, probes=probes)
 
 
 class Table(NamedTuple):
@@ -108,18 +102,31 @@ class Table(NamedTuple):
         """Blocks of always-scored rows, B."""
         return len(self.blocks) - self.clusters
 
+    def once(self, logits: Tensor, chosen: Tensor) -> Tensor:
+        """Logits [n, P, slots] of the chosen blocks [n, P], -inf where another of them lists the id first."""
+        if self.twins is None:
+            return logits
+        probed = torch.zeros(len(chosen), len(self.twins) + 1, dtype=torch.bool, device=chosen.device).scatter_(1, chosen, True)
+        again = probed.gather(1, self.twins[chosen].flatten(1)).view_as(logits)
+        return logits.masked_fill(again, -torch.inf)
+
 
 def build_table(weight: Tensor, clusters: Clusters, plan: FlashPlan) -> Table:
     """Permute weight [V, D] once, with the rows of the plan's `always` copied into blocks of their own behind the clusters."""
     chosen = torch.tensor(plan.always, dtype=torch.int64, device=weight.device)
-    listed = _listed(clusters)
-    own = torch.isin(listed, chosen)
-    members = torch.cat((listed, _in_blocks(chosen, listed.shape[1])))
+    listed, twins = clusters.members, None
+    if clusters.second is not None:
+        listed = torch.cat((listed, members_of(clusters.second, clusters.count, clusters.size)), 1)
+    slots = listed.shape[1]
+    always = F.pad(chosen, (0, -len(chosen) % slots), value=-1).view(-1, slots)
+    members = torch.cat((listed, always))
     off = members < 0
-    off[: clusters.count] |= own
+    off[: clusters.count] |= torch.isin(listed, chosen)
     ids = members.where(members >= 0, members[:, :1])
-    wide = torch.float64 if weight.dtype is torch.float64 else torch.float32
-    bias = torch.zeros(ids.shape, dtype=wide, device=weight.device).masked_fill(off, -torch.inf)
+    if clusters.second is not None:
+        twins = torch.full_like(ids, len(ids))
+        twins[: clusters.count, clusters.size :] = clusters.assignments[ids[: clusters.count, clusters.size :]]
+    bias = torch.zeros(ids.shape, dtype=wide(weight), device=weight.device).masked_fill(off, -torch.inf)
     shelf = Shelf()
     blocks = shelf.zeros((ids.numel(), weight.shape[1]), weight.dtype, weight.device)
     return Table(
@@ -127,38 +134,17 @@ def build_table(weight: Tensor, clusters: Clusters, plan: FlashPlan) -> Table:
         ids=shelf.moved(ids),
         bias=shelf.moved(bias),
         directions=stage_one(clusters.centroids, weight.dtype, plan.stage1),
-        lengths=clusters.centroids.to(wide).norm(dim=1),
-        twins=_twins(clusters, ids) if clusters.second is not None else None,
+        lengths=clusters.centroids.to(wide(weight)).norm(dim=1),
+        twins=twins,
     )
 
 
 def stage_one(centroids: Tensor, dtype: torch.dtype, kind: str) -> Tensor | Packed:
     """Unit directions of centroids [K, D] in the format `kind`; "weight" is the weight's own `dtype`."""
-    wide = torch.float64 if dtype is torch.float64 else torch.float32
-    unit = F.normalize(centroids.to(wide), dim=1)
+    unit = F.normalize(centroids.to(torch.promote_types(dtype, torch.float32)), dim=1)
     if kind in ("int8", "int4"):
         return pack(unit, int(kind[3:]))
     return Shelf().moved(unit.to(torch.bfloat16 if kind == "bf16" else dtype))
-
-
-def _listed(clusters: Clusters) -> Tensor:
-    """Ids of every cluster [K, slots]: those at home there first, then those at home there second, -1 in empty slots."""
-    if clusters.second is None:
-        return clusters.members
-    return torch.cat((clusters.members, members_of(clusters.second, clusters.count, clusters.size)), 1)
-
-
-def _twins(clusters: Clusters, ids: Tensor) -> Tensor:
-    twins = torch.full_like(ids, len(ids))
-    second = ids[: clusters.count, clusters.size :]
-    twins[: clusters.count, clusters.size :] = clusters.assignments[second]
-    return twins
-
-
-def _in_blocks(ids: Tensor, size: int) -> Tensor:
-    """Ids [n] as blocks [ceil(n / size), size], padded with -1."""
-    padded = F.pad(ids, (0, -len(ids) % size), value=-1)
-    return padded.view(-1, size)
 
 
 def assignments_of(members: Tensor, vocab_size: int) -> Tensor:

@@ -5,49 +5,24 @@ A product's row never depends on how many rows are computed with it, and a weigh
 
 from __future__ import annotations
 
-import ctypes
+import functools
+import importlib.util
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from flashspec.kernels import best
-from flashspec.kernels.build import compiled, identity, library, pointers, whole
+from flashspec.kernels.build import call, identity, library
 from flashspec.kernels.packed import Packed, pack, packed_linear
-from flashspec.kernels.scoring import NOTHING, WEIGHTS, WIDTH, Blocks, Matrix, Norm, Scoring, best_numbers, matrix, scoring
+from flashspec.kernels.scoring import NOTHING, WEIGHTS, WIDTH, Blocks, Norm, Scoring, best_numbers, matrix, scoring
 from flashspec.kernels.verdicts import best_columns, draw, gumbel, judge
 from flashspec.kernels.writing import Law, Span, Stretch, Writer
 
 __all__ = [
-    "NOTHING",
-    "WEIGHTS",
-    "WIDTH",
-    "Blocks",
-    "Law",
-    "Matrix",
-    "Norm",
-    "Packed",
-    "Stretch",
-    "Scoring",
-    "Span",
-    "Writer",
-    "available",
-    "best_columns",
-    "best_numbers",
-    "best_of_blocks",
-    "draw",
-    "gather_linear",
-    "gumbel",
-    "identity",
-    "judge",
-    "linear",
-    "matrix",
-    "normalised",
-    "pack",
-    "packed_linear",
-    "scoring",
-    "serves",
-]
+    "NOTHING", "WEIGHTS", "WIDTH", "Blocks", "Law", "Norm", "Packed", "Scoring", "Span", "Stretch", "Writer", "available",
+    "best_columns", "best_numbers", "best_of_blocks", "draw", "gather_linear", "gumbel", "identity", "judge", "linear", "matrix",
+    "normalised", "pack", "packed_linear", "scoring", "serves",
+]  # fmt: skip
 
 
 def available() -> bool:
@@ -65,13 +40,9 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
     """x [n, K] times weight [N, K] transposed: [n, N] in x's dtype."""
     if not serves(x, weight) or not weight.is_contiguous():
         return F.linear(x, weight.to(x.dtype)) if x.device.type == "cpu" else F.linear(x.to(weight.dtype), weight).to(x.dtype)
-    x = x.contiguous()
-    rows, depth = x.shape
-    outputs = weight.shape[0]
+    (rows, depth), outputs = x.shape, len(weight)
     out = torch.empty(rows, outputs)
-    px, pw, po = pointers(x, weight, out)
-    kind, wide = whole(WEIGHTS[weight.dtype]), whole(depth)
-    compiled().fs_linear(px, whole(rows), pw, kind, None, wide, whole(outputs), wide, po)
+    call("fs_linear", x.contiguous(), rows, weight, WEIGHTS[weight.dtype], None, depth, outputs, depth, out)
     return out
 
 
@@ -79,12 +50,10 @@ def gather_linear(x: Tensor, blocks: Tensor, chosen: Tensor) -> Tensor:
     """x [n, K] against the chosen [n, P] of blocks [C, cap, K]: [n, P, cap]; each block is read where it lies."""
     if not serves(x, blocks) or not blocks.is_contiguous():
         return torch.einsum("npck,nk->npc", blocks[chosen].to(x.dtype), x)
-    x, chosen = x.contiguous(), chosen.contiguous()
-    (rows, depth), (probes, cap) = x.shape, (chosen.shape[1], blocks.shape[1])
+    (rows, probes), (_, cap, depth) = chosen.shape, blocks.shape
     out = torch.empty(rows, probes, cap)
-    px, pw, pc, po = pointers(x, blocks, chosen, out)
-    kind = whole(WEIGHTS[blocks.dtype])
-    compiled().fs_gather_linear(px, whole(rows), pw, kind, whole(cap), whole(depth), pc, whole(probes), po)
+    kind = WEIGHTS[blocks.dtype]
+    call("fs_gather_linear", x.contiguous(), rows, blocks, kind, cap, depth, chosen.contiguous(), probes, out)
     return out
 
 
@@ -94,26 +63,27 @@ def best_of_blocks(states: Tensor, blocks: Tensor, ids: Tensor, bias: Tensor, ch
     `ids` and `bias` [C, cap] name a slot's id and what is added to its logit. One fused kernel on CUDA where Triton is
     installed.
     """
-    if best.fused(states, blocks):
+    if states.device.type == "cuda" and blocks.dtype is not torch.float64 and blocks.is_contiguous() and _triton():
         from flashspec.kernels.triton_best import best_of_blocks as on_cuda
 
         return on_cuda(states, blocks, ids, bias, chosen)
-    logits = gather_linear(states, blocks, chosen) + bias[chosen]
-    return best.reference(logits.flatten(1), ids[chosen].flatten(1))
+    logits = (gather_linear(states, blocks, chosen) + bias[chosen]).flatten(1)
+    best = logits.amax(1)
+    beaten = logits < best[:, None]
+    return ids[chosen].flatten(1).masked_fill(beaten, torch.iinfo(ids.dtype).max).amin(1), best
+
+
+@functools.cache
+def _triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
 
 
 def normalised(x: Tensor, norm: Norm) -> Tensor:
     """Rows x [n, K] behind a norm over K columns."""
-    if not serves(x, norm.weight) or norm.weight.dtype is not torch.float32:
-        return _normalised_in_torch(x, norm)
-    x = x.contiguous()
-    out = torch.empty_like(x)
-    px, pw, pb, po = pointers(x, norm.weight, norm.bias, out)
-    compiled().fs_norm(px, whole(len(x)), pw, pb, ctypes.c_double(norm.eps), whole(x.shape[1]), po)
-    return out
-
-
-def _normalised_in_torch(x: Tensor, norm: Norm) -> Tensor:
+    if serves(x, norm.weight) and norm.weight.dtype is torch.float32:
+        x, out = x.contiguous(), torch.empty(x.shape)
+        call("fs_norm", x, len(x), norm.weight, norm.bias, norm.eps, x.shape[1], out)
+        return out
     wide = x.float() if x.dtype is not torch.float64 else x
     if norm.bias is not None:
         return F.layer_norm(wide, wide.shape[-1:], norm.weight.to(wide.dtype), norm.bias.to(wide.dtype), norm.eps).to(x.dtype)

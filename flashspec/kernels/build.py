@@ -19,15 +19,14 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from flashspec.kernels.source import SOURCE, SOURCES, with_signatures
 from flashspec.once import Once
 from flashspec.provenance import cpu_flags, cpu_name
 
-SOURCE = Path(__file__).absolute().with_name("cpu.c")
-SOURCES = (SOURCE, *sorted(SOURCE.parent.glob("*.h")))
 FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-fopenmp", "-shared", "-fPIC")
 LINES = 5  # of a compiler's complaint
 
@@ -40,10 +39,6 @@ class Build(NamedTuple):
     compiler: str = ""
     trouble: str = ""
     fix: str = ""
-
-
-class CompileError(OSError):
-    """A compilation failed; the message is the compiler's own."""
 
 
 def compiler() -> str | None:
@@ -114,30 +109,20 @@ def _build() -> Build:
         return Build(None, version, trouble, "name another compiler in CC, or set FLASHSPEC_KERNELS=0 to do without one")
 
 
-def _typed(loaded: ctypes.CDLL) -> ctypes.CDLL:
-    for sized in ("fs_scratch", "fs_scoring", "fs_bursting"):
-        getattr(loaded, sized).restype = ctypes.c_int64
-    address, count = ctypes.c_void_p, ctypes.c_int64
-    loaded.fs_score.argtypes = [address, address, count, address, address, address]
-    return loaded
-
-
 def _version(cc: str) -> str:
     """The first line in which a compiler names itself, empty where it does not."""
     with suppress(OSError):
         said = subprocess.run([cc, "--version"], capture_output=True, text=True, errors="replace").stdout
-        return next(iter(said.splitlines()), "")
+        return said.partition("\n")[0]
     return ""
 
 
 def _source() -> str:
-    return hashlib.sha256(b"\0".join(path.read_bytes() for path in SOURCES)).hexdigest()[:16]
+    return _digest(*(path.read_bytes() for path in SOURCES))
 
 
-def _key(cc: str, version: str) -> str:
-    """Names one build: source, flags, compiler and processor."""
-    facts = (_source(), *FLAGS, cc, version, platform.machine(), cpu_name(), *sorted(cpu_flags()))
-    return hashlib.sha256("\0".join(facts).encode()).hexdigest()[:16]
+def _digest(*parts: bytes) -> str:
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
 
 
 def _kept_library(cc: str, version: str) -> ctypes.CDLL:
@@ -156,17 +141,21 @@ def _private_library(cc: str, version: str) -> ctypes.CDLL:
 
 
 def _library_in(place: Path, cc: str, version: str) -> ctypes.CDLL:
-    """The library in a folder, compiled where it is missing: by one process, for which the others wait."""
+    """The library in a folder, compiled where it is missing: by one process, for which the others wait.
+
+    Its name holds source, flags, compiler and processor.
+    """
     import fcntl
 
-    name = f"cpu-{_key(cc, version)}"
+    facts = (_source(), *FLAGS, cc, version, platform.machine(), cpu_name(), *sorted(cpu_flags()))
+    name = f"cpu-{_digest(*(fact.encode() for fact in facts))}"
     with _held(place) as folder:
         found = _kept(folder, name)
         if found is None:
             with open(folder / "lock", "ab", opener=_opened) as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 found = _kept(folder, name) or _fresh(folder, name, cc)
-    return _typed(found)
+    return with_signatures(found)
 
 
 @contextmanager
@@ -225,23 +214,18 @@ def _fresh(folder: Path, name: str, cc: str) -> ctypes.CDLL:
 
 
 def _compile(cc: str, place: Path, name: str) -> None:
-    """Leave a library in a folder, in which the compiler also works; CompileError in the compiler's own words."""
+    """Leave a library in a folder, in which the compiler also works; OSError in the compiler's own words."""
     command, there = [cc, *FLAGS, "-o", name, str(SOURCE), "-lm"], os.environ | {"TMPDIR": "."}
     try:
         done = subprocess.run(command, cwd=place, env=there, capture_output=True, text=True, errors="replace")
     except OSError as error:
-        raise CompileError(f"{cc} does not start: {error.strerror}") from None
+        raise OSError(f"{cc} does not start: {error.strerror}") from None
     if done.returncode:
         ended = f"exit status {done.returncode}" if done.returncode > 0 else f"killed by signal {-done.returncode}"
         said = [line.rstrip() for line in (done.stderr or done.stdout).splitlines() if line.strip()]
-        raise CompileError("\n  ".join([f"{cc}, {ended}", *said[:LINES]]))
+        raise OSError("\n  ".join([f"{cc}, {ended}", *said[:LINES]]))
 
 
-def pointers(*tensors: Tensor | None) -> list[ctypes.c_void_p]:
-    """Addresses of tensors that outlive the call, null for None."""
-    return [ctypes.c_void_p(None if t is None else t.data_ptr()) for t in tensors]
-
-
-def whole(count: int) -> ctypes.c_int64:
-    """A whole number as the kernels take it."""
-    return ctypes.c_int64(count)
+def call(function: str, *given: Any) -> Any:
+    """What a compiled function returns for numbers, structures and tensors; null for None."""
+    return getattr(compiled(), function)(*(one.data_ptr() if isinstance(one, Tensor) else one for one in given))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from flashspec.kernels.build import compiled, library, pointers, whole
+from flashspec.kernels.build import call, library
 from flashspec.kernels.pages import Shelf
 
 GROUPS = {8: None, 4: 128}  # columns that share a scale, None for the whole row
@@ -97,7 +97,5 @@ def packed_linear(x: Tensor, weight: Packed) -> Tensor:
     x = F.pad(x.float(), (0, weight.padded - weight.depth)).contiguous()
     (rows, depth), outputs = x.shape, len(weight.values)
     out = torch.empty(rows, outputs)
-    px, pw, ps, po = pointers(x, weight.values, weight.scales, out)
-    sizes = [whole(size) for size in (rows, KINDS[weight.bits], weight.group, outputs, depth)]
-    compiled().fs_linear(px, sizes[0], pw, sizes[1], ps, *sizes[2:], po)
+    call("fs_linear", x, rows, weight.values, KINDS[weight.bits], weight.scales, weight.group, outputs, depth, out)
     return out

@@ -3,42 +3,21 @@
 from __future__ import annotations
 
 import ctypes
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from flashspec.kernels.build import compiled, library, pointers, whole
+from flashspec.kernels.build import call, compiled, library
 from flashspec.kernels.packed import KINDS, Packed
+from flashspec.kernels.source import structure
 
 WEIGHTS = {torch.float32: 0, torch.bfloat16: 1}  # what the compiled kernels call them
 WIDTH = 8  # columns that the compiled kernels take at once
 
 
-class Matrix(ctypes.Structure):
-    """Rows of a weight, plain or in integers."""
-
-    _fields_: ClassVar = [
-        ("w", ctypes.c_void_p),
-        ("scales", ctypes.c_void_p),
-        *((name, ctypes.c_int64) for name in ("kind", "depth", "group")),
-    ]
-
-
-NOTHING = Matrix()  # no rows
-
-
-class _Head(ctypes.Structure):
-    _fields_: ClassVar = [
-        ("norm", ctypes.c_void_p),
-        ("norm_bias", ctypes.c_void_p),
-        ("eps", ctypes.c_double),
-        ("first", Matrix),
-        ("blocks", Matrix),
-        *((name, ctypes.c_int64) for name in ("outputs", "probes", "forced", "slots")),
-        ("ids", ctypes.c_void_p),
-        ("bias", ctypes.c_void_p),
-    ]
+MATRIX, HEAD = structure("Matrix"), structure("Head")
+NOTHING = MATRIX()  # no rows
 
 
 class Norm(NamedTuple):
@@ -68,7 +47,7 @@ class Scoring:
         self.head, self.columns, self.kept = head, columns, kept
         self.width, self.clustered = head.first.depth, head.probes > 0
         self._address, self._call = ctypes.addressof(head), compiled().fs_score
-        self._spare, more = (compiled().fs_scoring(ctypes.byref(head), whole(n)) for n in (0, 1))
+        self._spare, more = (call("fs_scoring", ctypes.byref(head), rows) for rows in (0, 1))
         self._each = more - self._spare
 
     def serves(self, rows: Tensor) -> bool:
@@ -89,25 +68,24 @@ class Scoring:
 def scoring(norm: Norm | None, first: Tensor | Packed, blocks: Blocks | None = None) -> Scoring | None:
     """The head over a vocabulary `first` [V, D], or over directions `first` [K, D] of `blocks`; None where the kernels do not
     serve it: another device, another type, a width that is no multiple of 8."""
-    if library() is None or not all(_served(weight) for weight in (first, *((blocks.rows,) if blocks else ()))):
+    weights = [first, *([blocks.rows] if blocks else []), *([norm.weight] if norm else [])]
+    if library() is None or not all(map(_served, weights)) or (norm and norm.weight.dtype is not torch.float32):
         return None
-    if norm is not None and (norm.weight.dtype is not torch.float32 or norm.weight.device.type != "cpu"):
-        return None
-    behind = (*pointers(norm.weight, norm.bias), norm.eps) if norm else (None, None, 0.0)
-    kept = (first, norm, blocks)
-    if blocks is None:
-        return Scoring(_Head(*behind, matrix(first), NOTHING, first.shape[0]), first.shape[0], kept)
-    slots = blocks.rows.shape[1]
-    counts = (first.shape[0], blocks.probes, blocks.forced, slots)
-    head = _Head(*behind, matrix(first), matrix(blocks.rows.flatten(0, 1)), *counts, *pointers(blocks.ids, blocks.bias))
-    return Scoring(head, (blocks.probes + blocks.forced) * slots, kept)
+    norms = [None if t is None else t.data_ptr() for t in (norm.weight, norm.bias)] if norm else []
+    head, columns = HEAD(tuple(norms), norm.eps if norm else 0.0, matrix(first), NOTHING, first.shape[0]), first.shape[0]
+    if blocks is not None:
+        slots = blocks.rows.shape[1]
+        head.blocks, columns = matrix(blocks.rows.flatten(0, 1)), (blocks.probes + blocks.forced) * slots
+        head.probes, head.forced, head.slots = blocks.probes, blocks.forced, slots
+        head.ids, head.bias = blocks.ids.data_ptr(), blocks.bias.data_ptr()
+    return Scoring(head, columns, (first, norm, blocks))
 
 
-def matrix(weight: Tensor | Packed) -> Matrix:
+def matrix(weight: Tensor | Packed) -> ctypes.Structure:
     """A weight [N, K] that the kernels serve, as they see it; the tensor has to outlive it."""
     if isinstance(weight, Packed):
-        return Matrix(weight.values.data_ptr(), weight.scales.data_ptr(), KINDS[weight.bits], weight.depth, weight.group)
-    return Matrix(weight.data_ptr(), None, WEIGHTS[weight.dtype], weight.shape[1], weight.shape[1])
+        return MATRIX(weight.values.data_ptr(), weight.scales.data_ptr(), KINDS[weight.bits], weight.depth, weight.group)
+    return MATRIX(weight.data_ptr(), None, WEIGHTS[weight.dtype], weight.shape[1], weight.shape[1])
 
 
 def _served(weight: Tensor | Packed) -> bool:
@@ -121,8 +99,7 @@ def best_numbers(values: Tensor, count: int) -> Tensor:
     """Numbers [n, count] of the largest of values [n, m], rising; the smallest numbers win a tie where the kernels serve."""
     if values.device.type != "cpu" or values.dtype is not torch.float32 or library() is None:
         return values.topk(count, sorted=False).indices.sort(dim=1).values
-    values = values.contiguous()
-    keys, numbers = torch.empty(values.shape[1], dtype=torch.int32), torch.empty(len(values), count, dtype=torch.int64)
-    pv, *rest = pointers(values, keys, numbers)
-    compiled().fs_best_numbers(pv, *map(whole, (*values.shape, count)), *rest)
+    values, (rows, width) = values.contiguous(), values.shape
+    numbers = torch.empty(rows, count, dtype=torch.int64)
+    call("fs_best_numbers", values, rows, width, count, torch.empty(width, dtype=torch.int32), numbers)
     return numbers

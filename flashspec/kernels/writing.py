@@ -3,39 +3,16 @@
 from __future__ import annotations
 
 import ctypes
-from typing import Any, ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from flashspec.kernels.build import compiled
-from flashspec.kernels.scoring import Matrix, Scoring
+from flashspec.kernels.build import call
+from flashspec.kernels.scoring import Scoring
+from flashspec.kernels.source import structure
 
-
-class _Writer(ctypes.Structure):
-    _fields_: ClassVar = [
-        ("shape", ctypes.c_void_p),
-        ("layers", ctypes.c_void_p),
-        ("count", ctypes.c_int64),
-        ("embedding", Matrix),
-        ("positions", Matrix),
-        ("head", ctypes.c_void_p),
-    ]
-
-
-class _Law(ctypes.Structure):
-    _fields_: ClassVar = [
-        ("temperature", ctypes.c_double),
-        *((name, ctypes.c_void_p) for name in ("hashed", "keys", "uniform")),
-    ]
-
-
-class _Burst(ctypes.Structure):
-    _fields_: ClassVar = [
-        *((name, ctypes.c_void_p) for name in ("tokens", "rows")),
-        *((name, ctypes.c_int64) for name in ("seen", "start", "want")),
-        *((name, ctypes.c_void_p) for name in ("ids", "logits", "sound", "times")),
-    ]
+WRITER, LAW, BURST = (structure(name) for name in ("Writer", "Law", "Burst"))
 
 
 class Law(NamedTuple):
@@ -65,8 +42,8 @@ class Span(NamedTuple):
     shape: ctypes.Structure
     layers: ctypes.Array
     depth: int
-    embedding: Matrix
-    positions: Matrix
+    embedding: ctypes.Structure
+    positions: ctypes.Structure
 
 
 class Writer:
@@ -76,37 +53,31 @@ class Writer:
         self.span, self.scoring = span, scoring
         self.times = torch.zeros(3, dtype=torch.int64)
         self._scratch = torch.empty(0)
-        addresses = [ctypes.addressof(part) for part in (span.shape, span.layers, scoring.head)]
-        self._writer = _Writer(*addresses[:2], span.depth, span.embedding, span.positions, addresses[2])
+        shape, layers, head = (ctypes.addressof(part) for part in (span.shape, span.layers, scoring.head))
+        self._writer = WRITER(shape, layers, *span[2:], head)
 
     def __call__(self, place: Stretch, law: Law) -> tuple[Tensor | None, Tensor, Tensor]:
         """Write `want` tokens in place; their ids [want, m] (None: the whole vocabulary), warped logits [want, m], and
         whether each was sound."""
-        sound = torch.empty(place.want, dtype=torch.bool)
-        burst, ids, logits = self._burst(place, sound)
-        rules = _Law(law.temperature, *(_address(t) for t in law[1:]))
-        self._call(compiled().fs_burst, burst, ctypes.byref(rules))
-        return ids, logits, sound
+        sound, rules = torch.empty(place.want, dtype=torch.bool), LAW(law.temperature, *map(_address, law[1:]))
+        return *self._call("fs_burst", place, sound, ctypes.byref(rules)), sound
 
     def check(self, place: Stretch) -> tuple[Tensor | None, Tensor]:
         """Read the tokens up to `start` + `want` and score the rows from `start` on: ids and raw logits [want, m]."""
-        burst, ids, logits = self._burst(place, None)
-        self._call(compiled().fs_check, burst)
-        return ids, logits
+        return self._call("fs_check", place, None)
 
-    def _burst(self, place: Stretch, sound: Tensor | None) -> tuple[_Burst, Tensor | None, Tensor]:
+    def _call(self, kernel: str, place: Stretch, sound: Tensor | None, *law: object) -> tuple[Tensor | None, Tensor]:
         size = (place.want, self.scoring.columns)
         ids = torch.empty(size, dtype=torch.int64) if self.scoring.clustered else None
         logits = torch.empty(size)
         given = [_address(t) for t in (place.tokens, place.rows, ids, logits, sound, self.times)]
-        return _Burst(*given[:2], place.seen, place.start, place.want, *given[2:]), ids, logits
-
-    def _call(self, kernel: Any, burst: _Burst, *law: Any) -> None:
-        writer, place, threads = ctypes.byref(self._writer), ctypes.byref(burst), ctypes.c_int64(torch.get_num_threads())
-        needed = compiled().fs_bursting(writer, place, threads)
+        burst = ctypes.byref(BURST(*given[:2], *place[2:], *given[2:]))
+        writer, threads = ctypes.byref(self._writer), torch.get_num_threads()
+        needed = call("fs_bursting", writer, burst, threads)
         if needed > len(self._scratch):
             self._scratch = torch.empty(needed)
-        kernel(writer, *law, place, threads, ctypes.c_void_p(self._scratch.data_ptr()))
+        call(kernel, writer, *law, burst, threads, self._scratch)
+        return ids, logits
 
 
 def _address(tensor: Tensor | None) -> int | None:

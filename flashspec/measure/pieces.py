@@ -13,11 +13,11 @@ from torch import Tensor
 from flashspec.decoding.rules import rule_for
 from flashspec.decoding.stages import Stage
 from flashspec.decoding.ways import fastest
-from flashspec.heads.base import Head, Norm, fused
+from flashspec.heads.base import Head, Norm
 from flashspec.heads.candidates import PreviewHead, sizes
 from flashspec.heads.cluster import Clusters, members_of
 from flashspec.heads.dense import DenseHead
-from flashspec.heads.flash import FlashHead, FlashPlan
+from flashspec.heads.flash import FlashHead
 from flashspec.models import graphs
 from flashspec.models.reader import SpanReader
 from flashspec.models.synthetic import random_rows
@@ -93,7 +93,7 @@ def stand_in_flash(weight: Tensor, norm: Norm | None, probes: int, cluster_size:
     assignments = torch.empty(vocab, dtype=torch.int64).scatter_(0, order, torch.arange(vocab) // cluster_size)
     parts = assignments, members_of(assignments, count, cluster_size), random_rows(count, width, seed=seed)
     clusters = Clusters(*(part.to(weight.device) for part in parts))
-    return FlashHead.build(weight, norm, clusters, FlashPlan(cluster_size, probes, seed=seed))
+    return FlashHead.build(weight, norm, clusters, probes=probes)
 
 
 def low_rank_rows(vocab: int, width: int, rank: int, noise: float = 0.5, seed: int = 0) -> Tensor:
@@ -113,4 +113,4 @@ def stand_in_preview(weight: Tensor, norm: Norm | None = None) -> PreviewHead:
     vocab, width = weight.shape
     rank, candidates = sizes(vocab, width)
     basis, preview = (random_rows(count, size, weight.dtype) for count, size in ((rank, width), (vocab, rank)))
-    return PreviewHead(fused(norm), weight, basis.to(weight.device), preview.to(weight.device), candidates)
+    return PreviewHead(norm, weight, basis.to(weight.device), preview.to(weight.device), candidates)

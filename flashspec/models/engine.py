@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from typing import ClassVar, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from flashspec import kernels
 from flashspec.kernels.build import compiled
 from flashspec.kernels.packed import GROUPS, KINDS
 from flashspec.kernels.pages import Shelf
+from flashspec.kernels.source import structure
 from flashspec.models.config import OFFSET
 from flashspec.models.rounded import PackedLinear
 from flashspec.models.transformer import At, Layer, LayerCache, Transformer
@@ -65,26 +66,7 @@ class TorchEngine:
         return x[0]
 
 
-_COUNTS = ("hidden", "ffn", "heads", "kv_heads", "head_dim", "context", "kind", "group", "qk_norm", "gated")
-
-
-class _Shape(ctypes.Structure):
-    _fields_: ClassVar = [
-        *((name, ctypes.c_int64) for name in _COUNTS),
-        ("eps", ctypes.c_double),
-        ("cos", ctypes.c_void_p),
-        ("sin", ctypes.c_void_p),
-    ]
-
-
-_MATRICES = ("qkv", "out", "gate_up", "down")
-_NORMS = ("attention_norm", "mlp_norm", "q_norm", "k_norm")
-_OF_NORMS = tuple(f"{name}_{part}" for name in _NORMS for part in ("weight", "bias"))
-_POINTERS = (*_MATRICES, *(f"{m}_scales" for m in _MATRICES), *(f"{m}_bias" for m in _MATRICES), *_OF_NORMS, "keys", "values")
-
-
-class _Layer(ctypes.Structure):
-    _fields_: ClassVar = [(name, ctypes.c_void_p) for name in _POINTERS]
+SHAPE, LAYER = structure("Shape"), structure("Layer")
 
 
 class KernelEngine:
@@ -97,7 +79,7 @@ class KernelEngine:
         self._kept: list[Tensor | None] = []
         self.slots, self.lowest = _slots(model, self.count, context, torch.float32), start == 0
         layers = zip(model.blocks[start:stop], self.slots, strict=True)
-        self._layers = (_Layer * self.count)(*(self._layer(layer, slot) for layer, slot in layers))
+        self._layers = (LAYER * self.count)(*(self._layer(layer, slot) for layer, slot in layers))
         self._shape = self._describe()
         self._scratch = torch.empty(0)
 
@@ -110,22 +92,22 @@ class KernelEngine:
         """Address of a float32 copy of a parameter, null for None."""
         return self._keep(None if parameter is None else parameter.detach().float().contiguous())
 
-    def _layer(self, layer: Layer, slot: Slot) -> _Layer:
+    def _layer(self, layer: Layer, slot: Slot) -> ctypes.Structure:
         attention, mlp = layer.attention, layer.mlp
         matrices = (attention.qkv, attention.out, mlp.gate_up if self.model.config.gated else mlp.up, mlp.down)
         norms = (layer.attention_norm, layer.mlp_norm, attention.q_norm, attention.k_norm)
         stored = zip(*(_stored(m) for m in matrices), strict=True)
         addresses = [self._keep(tensor) for column in stored for tensor in column]
         addresses += [self._wide(getattr(m, "bias", None)) for m in matrices]
-        addresses += [self._wide(getattr(norm, part, None)) for norm in norms for part in ("weight", "bias")]
-        return _Layer(*addresses, self._keep(slot.keys), self._keep(slot.values))
+        behind = [(self._wide(getattr(norm, "weight", None)), self._wide(getattr(norm, "bias", None))) for norm in norms]
+        return LAYER(*addresses, *behind, self._keep(slot.keys), self._keep(slot.values))
 
-    def _describe(self) -> _Shape:
+    def _describe(self) -> ctypes.Structure:
         c, rope, (kind, group) = self.model.config, self.model.rope, _format(self.model.blocks[0].mlp.down)
         turned = not c.learned_positions
         angles = [self._wide(angle[: self.context] if turned else None) for angle in (rope.cos, rope.sin)]
         sizes = (c.hidden, c.ffn, c.heads, c.kv_heads, c.head_dim, self.context)
-        return _Shape(*sizes, kind, group, c.qk_norm, c.gated, c.norm_eps, *angles)
+        return SHAPE(*sizes, kind, group, c.qk_norm, c.gated, c.norm_eps, *angles)
 
     def writer(self, scoring: kernels.Scoring) -> kernels.Writer:
         """These layers and a head as one burst writer; for a span that begins with the embedding."""
@@ -134,7 +116,7 @@ class KernelEngine:
         span = kernels.Span(self._shape, self._layers, self.count, self._matrix(self.model.embed.weight), added)
         return kernels.Writer(span, scoring)
 
-    def _matrix(self, table: Tensor) -> kernels.Matrix:
+    def _matrix(self, table: Tensor) -> ctypes.Structure:
         kept = table.detach().contiguous()
         self._keep(kept)
         return kernels.matrix(kept)

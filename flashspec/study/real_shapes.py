@@ -30,7 +30,7 @@ from flashspec.models.awq import Int4Linear, dequantise
 from flashspec.models.config import ModelConfig, to_hf
 from flashspec.models.memory import Form, free_bytes, weight_bytes
 from flashspec.models.reader import SpanReader
-from flashspec.models.synthetic import RandomInt4, is_awq, shape, synthetic
+from flashspec.models.synthetic import is_awq, random_int4, shape, synthetic
 from flashspec.models.transformer import Transformer
 from flashspec.sampling import GREEDY
 from flashspec.study import parts
@@ -202,9 +202,9 @@ def correctness(params: Params) -> Iterator[Row]:
         yield from (_compared("tiny", f"{name} text", texts[mode] == texts["0"], mode) for mode in params.graphs)
     dice = torch.Generator(params.device).manual_seed(0)
     for outputs, inputs in ((640, 384), (1024, 5120)):
-        weight = RandomInt4((outputs, inputs), 128, dice).rows(0, outputs)
+        weight = random_int4((outputs, inputs), dice)
         x = torch.randn(5, inputs, generator=dice, device=params.device).bfloat16()
-        reference = x.float() @ dequantise(weight).t()
+        reference = x.float() @ dequantise(weight, torch.empty(outputs, inputs, device=params.device)).t()
         gap = float((Int4Linear(weight)(x).float() - reference).norm() / reference.norm())
         yield _compared(f"{outputs} x {inputs}", "int4 product", gap < 5e-3)
     flash = stand_in_flash(model.head_weight, model.norm, 8)

@@ -18,7 +18,6 @@ from flashspec.heads.flash import FlashHead
 from flashspec.heads.index import usable
 from flashspec.heads.recall import calibrate_always, required_probes
 from flashspec.heads.registry import HEADS
-from flashspec.heads.table import FlashPlan
 from flashspec.measure.pieces import low_rank_rows
 from flashspec.study import presets
 from flashspec.study.drafts import drafts_of, short_name
@@ -142,8 +141,7 @@ def built(weight: Tensor, norm: Any, recipe: Recipe) -> tuple[FlashHead, dict[st
     times.append(perf_counter())
     clusters = balanced(weight, centroids, recipe)
     times.append(perf_counter())
-    plan = FlashPlan(recipe.cluster_size, metric=recipe.metric, homes=clusters.homes, seed=recipe.seed)
-    head = FlashHead.build(weight, norm, clusters, plan)
+    head = FlashHead.build(weight, norm, clusters)
     times.append(perf_counter())
     parts = {f"{part}_seconds": after - before for part, before, after in zip(PARTS, times, times[1:], strict=False)}
     facts: dict[str, Any] = {"metric": recipe.metric, "homes": clusters.homes, "cluster_size": recipe.cluster_size}
@@ -153,8 +151,7 @@ def built(weight: Tensor, norm: Any, recipe: Recipe) -> tuple[FlashHead, dict[st
 
 def of_clusters(held: HeldOut, clusters: Clusters, params: Params, facts: dict[str, Any]) -> Iterator[Row]:
     """A FlashHead over these clusters, plain and, if it misses any, calibrated, at its default probes and each share of rows."""
-    plan = FlashPlan(clusters.size, metric=facts["metric"], homes=clusters.homes, seed=params.seed)
-    plain = FlashHead.build(held.draft.head_weight, held.draft.norm, clusters, plan)
+    plain = FlashHead.build(held.draft.head_weight, held.draft.norm, clusters)
     chronic = calibrate_always(plain, held.dense, held.tuning, params.always)
     for head in (plain, plain.with_always(chronic)) if chronic else (plain,):
         needed = required_probes(head, held.dense, held.judging)
