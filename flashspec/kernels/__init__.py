@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from flashspec.kernels import best
 from flashspec.kernels.build import compiled, identity, library, pointers, whole
-from flashspec.kernels.packed import Packed, pack, packed_linear
+from flashspec.kernels.integers import Packed, pack, packed_linear
 from flashspec.kernels.scoring import NOTHING, WEIGHTS, WIDTH, Blocks, Matrix, Norm, Scoring, best_numbers, matrix, scoring
 from flashspec.kernels.verdicts import best_columns, draw, gumbel, judge
 from flashspec.kernels.writing import Law, Span, Stretch, Writer
@@ -71,7 +71,7 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
     out = torch.empty(rows, outputs)
     px, pw, po = pointers(x, weight, out)
     kind, wide = whole(WEIGHTS[weight.dtype]), whole(depth)
-    compiled().fs_linear(px, whole(rows), pw, kind, None, wide, whole(outputs), wide, po)
+    compiled().fs_linear(px, whole(rows), pw, kind, whole(outputs), wide, po)
     return out
 
 

@@ -29,6 +29,7 @@ from flashspec.provenance import cpu_flags, cpu_name
 SOURCE = Path(__file__).absolute().with_name("cpu.c")
 SOURCES = (SOURCE, *sorted(SOURCE.parent.glob("*.h")))
 FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-fopenmp", "-shared", "-fPIC")
+ISAS = ("avx512vnni", "avxvnni", "avx2", "generic")  # of integer products
 LINES = 5  # of a compiler's complaint
 
 
@@ -94,7 +95,7 @@ def identity() -> dict[str, str]:
     found = built()
     if found.library is None:
         return {"kernels": "torch"}
-    return {"kernels": "C", "source": _source(), "compiler": found.compiler, "flags": " ".join(FLAGS)}
+    return {"kernels": "C", "source": _source(), "compiler": found.compiler, "flags": " ".join(FLAGS), "isa": found.library.fs_isa(None).decode()}
 
 
 def _build() -> Build:
@@ -117,9 +118,23 @@ def _build() -> Build:
 def _typed(loaded: ctypes.CDLL) -> ctypes.CDLL:
     for sized in ("fs_scratch", "fs_scoring", "fs_bursting"):
         getattr(loaded, sized).restype = ctypes.c_int64
+    loaded.fs_isa.restype = ctypes.c_char_p
+    use_isa(loaded, os.environ.get("FLASHSPEC_ISA", ""))
     address, count = ctypes.c_void_p, ctypes.c_int64
     loaded.fs_score.argtypes = [address, address, count, address, address, address]
     return loaded
+
+
+def use_isa(loaded: ctypes.CDLL, name: str) -> str:
+    """Let integer products go by the named instruction set, by the fastest one for ""; the name of the one in use.
+
+    All of them give the same bits. Raises ValueError for a set that this processor does not have.
+    """
+    chosen = loaded.fs_isa(name.encode())
+    if chosen is None:
+        has = ", ".join(known for known in ISAS if loaded.fs_isa(known.encode()))
+        raise ValueError(f"FLASHSPEC_ISA={name} is no instruction set of this machine; it has {has}")
+    return chosen.decode()
 
 
 def _version(cc: str) -> str:

@@ -1,22 +1,42 @@
 // Decode kernels for CPUs: products with stored weights, norms, noise, and whole spans of transformer layers.
 #include "bursts.h"
+#include "repacked.h"
 #include "verdicts.h"
 
-// out[r, j] = x[r] . w[j]; `kind` names how the weight is stored, integers have float32 scales for every `group` columns.
-void fs_linear(const float *x, int64_t rows, const void *w, int64_t kind, const float *scales, int64_t group, int64_t outputs, int64_t depth, float *out) {
+// Products with integers go by the named instruction set from now on, by the fastest where the name is empty, as before where
+// there is no name: the name of what they go by, or null where this processor has none of that name.
+const char *fs_isa(const char *name) {
+    for (size_t i = 0; !name && i < sizeof ISAS / sizeof *ISAS; i++)
+        if (ISAS[i].product == panel_of_integers) return ISAS[i].name;
+    for (size_t i = 0; name && i < sizeof ISAS / sizeof *ISAS; i++)
+        if ((!*name || !strcmp(name, ISAS[i].name)) && ISAS[i].here()) {
+            panel_of_integers = ISAS[i].product;
+            return ISAS[i].name;
+        }
+    return 0;
+}
+
+// Panels of integers of `rows` rows of a type of ggml's, at `out`, which is all zeros.
+void fs_repack(const uint8_t *raw, int64_t type, int64_t rows, int64_t depth, uint8_t *out) { repack(raw, type, rows, depth, out); }
+
+// Bytes of `rows` rows of a weight; `kind` names how it is stored.
+int64_t fs_bytes(int64_t kind, int64_t rows, int64_t depth) { return bytes_of(kind, rows, depth); }
+
+// out[r, j] = x[r] . w[j]; `kind` names how the weight is stored.
+void fs_linear(const float *x, int64_t rows, const void *w, int64_t kind, int64_t outputs, int64_t depth, float *out) {
 #pragma omp parallel
     {
         int64_t start, stop;
         share(outputs, &start, &stop);
-        product(x, rows, span((Matrix){w, scales, kind, depth, group}, start, stop, 0), out, outputs);
+        product(x, rows, span((Matrix){w, kind, depth}, start, stop, 0), out, outputs);
     }
 }
 
 // out[r, p, :] = blocks[chosen[r, p]] . x[r]: each chosen block of `cap` weight rows is read where it lies, and the block
 // DISTANCE bytes later is fetched meanwhile.
 void fs_gather_linear(const float *x, int64_t rows, const void *blocks, int64_t kind, int64_t cap, int64_t depth, const int64_t *chosen, int64_t probes, float *out) {
-    Matrix m = {blocks, 0, kind, depth, depth};
-    int64_t block = bytes_of(kind, cap * depth), later = DISTANCE / block + 1;
+    Matrix m = {blocks, kind, depth};
+    int64_t block = bytes_of(kind, cap, depth), later = DISTANCE / block + 1;
 #pragma omp parallel for schedule(static)
     for (int64_t i = 0; i < rows * probes; i++) {
         int64_t first = chosen[i] * cap;

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from flashspec.kernels.build import compiled, library, pointers, whole
-from flashspec.kernels.packed import KINDS, Packed
+from flashspec.kernels.integers import KINDS, Packed
 
 WEIGHTS = {torch.float32: 0, torch.bfloat16: 1}  # what the compiled kernels call them
 WIDTH = 8  # columns that the compiled kernels take at once
@@ -20,8 +20,7 @@ class Matrix(ctypes.Structure):
 
     _fields_: ClassVar = [
         ("w", ctypes.c_void_p),
-        ("scales", ctypes.c_void_p),
-        *((name, ctypes.c_int64) for name in ("kind", "depth", "group")),
+        *((name, ctypes.c_int64) for name in ("kind", "depth")),
     ]
 
 
@@ -106,13 +105,13 @@ def scoring(norm: Norm | None, first: Tensor | Packed, blocks: Blocks | None = N
 def matrix(weight: Tensor | Packed) -> Matrix:
     """A weight [N, K] that the kernels serve, as they see it; the tensor has to outlive it."""
     if isinstance(weight, Packed):
-        return Matrix(weight.values.data_ptr(), weight.scales.data_ptr(), KINDS[weight.bits], weight.depth, weight.group)
-    return Matrix(weight.data_ptr(), None, WEIGHTS[weight.dtype], weight.shape[1], weight.shape[1])
+        return Matrix(weight.cells.data_ptr(), KINDS[weight.kind], weight.depth)
+    return Matrix(weight.data_ptr(), WEIGHTS[weight.dtype], weight.shape[1])
 
 
 def _served(weight: Tensor | Packed) -> bool:
     if isinstance(weight, Packed):
-        return weight.padded == weight.depth and weight.values.device.type == "cpu"
+        return weight.depth % WIDTH == 0 and weight.cells.device.type == "cpu"
     plain = weight.device.type == "cpu" and weight.is_contiguous()
     return plain and weight.dtype in WEIGHTS and weight.shape[-1] % WIDTH == 0
 

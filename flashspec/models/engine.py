@@ -6,15 +6,17 @@ Both hold the span's key/value cache, allocated once. The torch engine is the na
 from __future__ import annotations
 
 import ctypes
-from typing import ClassVar, Protocol, cast
+from itertools import accumulate
+from typing import Any, ClassVar, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
 from flashspec import kernels
 from flashspec.kernels.build import compiled
-from flashspec.kernels.packed import GROUPS, KINDS
+from flashspec.kernels.integers import PANEL
 from flashspec.kernels.pages import Shelf
+from flashspec.models.config import ModelConfig
 from flashspec.models.rounded import PackedLinear
 from flashspec.models.transformer import Layer, Transformer
 
@@ -69,7 +71,7 @@ class TorchEngine:
         return x[0]
 
 
-_COUNTS = ("hidden", "ffn", "heads", "kv_heads", "head_dim", "context", "kind", "group", "qk_norm", "gated")
+_COUNTS = ("hidden", "ffn", "heads", "kv_heads", "head_dim", "context", "qk_norm", "gated")
 
 
 class _Shape(ctypes.Structure):
@@ -81,14 +83,17 @@ class _Shape(ctypes.Structure):
     ]
 
 
-_MATRICES = ("qkv", "out", "gate_up", "down")
+_MATRICES = ("q", "k", "v", "out", "gate", "up", "down")
+_BIASES = ("qkv_bias", "out_bias", "gate_up_bias", "down_bias")
 _NORMS = ("attention_norm", "mlp_norm", "q_norm", "k_norm")
 _OF_NORMS = tuple(f"{name}_{part}" for name in _NORMS for part in ("weight", "bias"))
-_POINTERS = (*_MATRICES, *(f"{m}_scales" for m in _MATRICES), *(f"{m}_bias" for m in _MATRICES), *_OF_NORMS, "keys", "values")
 
 
 class _Layer(ctypes.Structure):
-    _fields_: ClassVar = [(name, ctypes.c_void_p) for name in _POINTERS]
+    _fields_: ClassVar = [
+        *((name, kernels.Matrix) for name in _MATRICES),
+        *((name, ctypes.c_void_p) for name in (*_BIASES, *_OF_NORMS, "keys", "values")),
+    ]
 
 
 class KernelEngine:
@@ -98,7 +103,7 @@ class KernelEngine:
 
     def __init__(self, model: Transformer, start: int, stop: int, context: int) -> None:
         self.model, self.count, self.context = model, stop - start, context
-        self._kept: list[Tensor | None] = []
+        self._kept: list[Tensor | kernels.Packed | None] = []
         self.slots, self.lowest = _slots(model, self.count, context, torch.float32), start == 0
         layers = zip(model.blocks[start:stop], self.slots, strict=True)
         self._layers = (_Layer * self.count)(*(self._layer(layer, slot) for layer, slot in layers))
@@ -115,21 +120,22 @@ class KernelEngine:
         return self._keep(None if parameter is None else parameter.detach().float().contiguous())
 
     def _layer(self, layer: Layer, slot: Slot) -> _Layer:
-        attention, mlp = layer.attention, layer.mlp
-        matrices = (attention.qkv, attention.out, mlp.gate_up if self.model.config.gated else mlp.up, mlp.down)
+        attention, fused = layer.attention, _matrices(layer)
         norms = (layer.attention_norm, layer.mlp_norm, attention.q_norm, attention.k_norm)
-        stored = zip(*(_stored(m) for m in matrices), strict=True)
-        addresses = [self._keep(tensor) for column in stored for tensor in column]
-        addresses += [self._wide(getattr(m, "bias", None)) for m in matrices]
+        parts = [part for matrix, rows in zip(fused, _rows(self.model.config), strict=True) for part in _parts(matrix, rows)]
+        if not self.model.config.gated:
+            parts.insert(4, None)
+        matrices = [kernels.NOTHING if part is None else self._matrix(part) for part in parts]
+        addresses = [self._wide(getattr(m, "bias", None)) for m in fused]
         addresses += [self._wide(getattr(norm, part, None)) for norm in norms for part in ("weight", "bias")]
-        return _Layer(*addresses, self._keep(slot.keys), self._keep(slot.values))
+        return _Layer(*matrices, *addresses, self._keep(slot.keys), self._keep(slot.values))
 
     def _describe(self) -> _Shape:
-        c, rope, (kind, group) = self.model.config, self.model.rope, _format(self.model.blocks[0].mlp.down)
+        c, rope = self.model.config, self.model.rope
         turned = not c.learned_positions
         angles = [self._wide(angle[: self.context] if turned else None) for angle in (rope.cos, rope.sin)]
         sizes = (c.hidden, c.ffn, c.heads, c.kv_heads, c.head_dim, self.context)
-        return _Shape(*sizes, kind, group, c.qk_norm, c.gated, c.norm_eps, *angles)
+        return _Shape(*sizes, c.qk_norm, c.gated, c.norm_eps, *angles)
 
     def writer(self, scoring: kernels.Scoring) -> kernels.Writer:
         """These layers and a head as one burst writer; for a span that begins with the embedding."""
@@ -138,9 +144,9 @@ class KernelEngine:
         span = kernels.Span(self._shape, self._layers, self.count, self._matrix(self.model.embed.weight), added)
         return kernels.Writer(span, scoring)
 
-    def _matrix(self, table: Tensor) -> kernels.Matrix:
-        kept = table.detach().contiguous()
-        self._keep(kept)
+    def _matrix(self, table: Tensor | kernels.Packed) -> kernels.Matrix:
+        kept = table if isinstance(table, kernels.Packed) else table.detach().contiguous()
+        self._kept.append(kept)
         return kernels.matrix(kept)
 
     def embed(self, tokens: Tensor) -> Tensor:
@@ -157,41 +163,36 @@ class KernelEngine:
         return x
 
 
-_FOUR_BITS = (KINDS[4], GROUPS[4])
+def _matrices(layer: Layer) -> tuple[nn.Module, ...]:
+    """A layer's products in their order; without a gate the second but last is the projection up."""
+    attention, mlp = layer.attention, layer.mlp
+    return attention.qkv, attention.out, mlp.gate_up if hasattr(mlp, "gate_up") else mlp.up, mlp.down
 
 
-def _is_matrix(module: nn.Module) -> bool:
-    return isinstance(module, PackedLinear) or hasattr(module, "in_features")
+def _rows(config: ModelConfig) -> tuple[tuple[int, ...], ...]:
+    """Rows of the matrices that each product of a layer is made of."""
+    return config.qkv_rows, (config.hidden,), (config.ffn,) * (1 + config.gated), (config.hidden,)
 
 
-def _stored(matrix: nn.Module) -> tuple[Tensor, Tensor | None]:
-    """A matrix as the kernels read it: values, and scales where the values are integers."""
-    if isinstance(matrix, PackedLinear):
-        return matrix.packed.values, matrix.packed.scales
-    return cast(Tensor, matrix.weight).detach().contiguous(), None
+def _parts(product: nn.Module, rows: tuple[int, ...]) -> list[Any]:
+    """The matrices of one product, as they are stored."""
+    if isinstance(product, PackedLinear) and len(product.parts) == len(rows):
+        return list(product.parts)
+    whole = product.parts[0] if isinstance(product, PackedLinear) else cast(Tensor, product.weight).detach()
+    return [whole[stop - count : stop] for count, stop in zip(rows, accumulate(rows), strict=True)]
 
 
-def _format(matrix: nn.Module) -> tuple[int, int]:
-    """The kernels' number of a matrix's format, and the columns that share a scale, 0 for the whole row."""
-    if isinstance(matrix, PackedLinear):
-        return KINDS[matrix.packed.bits], GROUPS[matrix.packed.bits] or 0
-    return kernels.WEIGHTS[cast(Tensor, matrix.weight).dtype], 0
-
-
-def _served(matrix: nn.Module, dtype: torch.dtype) -> bool:
-    if isinstance(matrix, PackedLinear):
-        return True
-    return isinstance(matrix, nn.Linear) and matrix.weight.dtype is dtype and dtype in kernels.WEIGHTS
+def _served(product: nn.Module, rows: tuple[int, ...], dtype: torch.dtype) -> bool:
+    """Whether the kernels compute a product: plain, or in integers whose parts begin with a panel."""
+    if isinstance(product, PackedLinear):
+        return len(product.parts) == len(rows) or not any(start % PANEL for start in accumulate(rows[:-1]))
+    return isinstance(product, nn.Linear) and product.weight.dtype is dtype and dtype in kernels.WEIGHTS
 
 
 def kernel_ready(model: Transformer) -> bool:
-    """Whether the kernels compute this model: plain or rounded matrices of one format on CPU, widths multiples of 8 (of 16
-    in 4 bits)."""
+    """Whether the kernels compute this model: plain matrices of one type or integers, on CPU, widths multiples of 8."""
     c, weight = model.config, model.embed.weight
-    matrices = [m for layer in model.blocks for m in (*layer.attention.children(), *layer.mlp.children()) if _is_matrix(m)]
-    if not all(_served(m, weight.dtype) for m in matrices):
+    if not all(_served(*pair, weight.dtype) for layer in model.blocks for pair in zip(_matrices(layer), _rows(c), strict=True)):
         return False
-    formats = {_format(m) for m in matrices}
-    step = 16 if formats == {_FOUR_BITS} else 8
-    even = not any(size % step for size in (c.hidden, c.ffn, c.head_dim))
-    return len(formats) == 1 and even and weight.device.type == "cpu" and kernels.available()
+    even = not any(size % 8 for size in (c.hidden, c.ffn, c.head_dim))
+    return even and weight.device.type == "cpu" and kernels.available()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -15,17 +16,35 @@ BITS = {"int8": 8, "int4": 4}
 
 
 class PackedLinear(nn.Module):
-    """A linear layer on a packed weight; activations and bias stay as they are."""
+    """A linear layer on packed weights, whose rows follow one another; the bias stays as it is."""
 
-    def __init__(self, linear: nn.Linear, bits: int, shelf: Shelf | None = None) -> None:
+    def __init__(self, parts: Sequence[kernels.Packed], bias: Tensor | None = None) -> None:
         super().__init__()
-        self.packed = kernels.pack(linear.weight.detach(), bits, shelf)
-        self.bias = None if linear.bias is None else linear.bias.detach()
+        self.parts, self.bias = tuple(parts), bias
+
+    @property
+    def weight(self) -> kernels.Packed:
+        """The packed weight of a layer that has one part."""
+        (whole,) = self.parts
+        return whole
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., K] times the weight [N, K] transposed: [..., N] in x's dtype."""
-        out = kernels.packed_linear(x.reshape(-1, x.shape[-1]), self.packed).view(*x.shape[:-1], -1)
+        rows = x.reshape(-1, x.shape[-1])
+        out = torch.cat([kernels.packed_linear(rows, part) for part in self.parts], 1).view(*x.shape[:-1], -1)
         return (out if self.bias is None else out + self.bias.float()).to(x.dtype)
+
+
+class PackedEmbedding(nn.Module):
+    """Embeddings whose table is packed; perhaps the vocabulary weight too."""
+
+    def __init__(self, weight: kernels.Packed) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Rows [..., hidden] of ids [...] in float32."""
+        return self.weight.rows_of(ids)
 
 
 def rounded(model: Transformer, weights: str) -> Transformer:
@@ -51,4 +70,5 @@ def _round(part: nn.Module, bits: int, shelf: Shelf) -> None:
         if isinstance(child, PackedLinear) or hasattr(child, "in_features"):
             if not isinstance(child, nn.Linear):
                 raise ValueError(f"layers that are quantised cannot be rounded to {bits} bits; name the draft without its format")
-            setattr(part, name, PackedLinear(child, bits, shelf))
+            bias = None if child.bias is None else child.bias.detach()
+            setattr(part, name, PackedLinear([kernels.pack(child.weight.detach(), bits, shelf)], bias))

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from flashspec.kernels.integers import Packed, packed_linear
 from flashspec.models.config import ModelConfig
 from flashspec.typed import typed
 
@@ -217,7 +218,7 @@ class Transformer(nn.Module):
         return self.embed.weight.device
 
     @property
-    def head_weight(self) -> Tensor:
+    def head_weight(self) -> Tensor | Packed:
         """The vocabulary projection [vocab, hidden]; the embedding itself where the two are tied."""
         return self.embed.weight if self.head is None else self.head.weight
 
@@ -249,4 +250,11 @@ class Transformer(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         """Logits [batch, n, vocab] for ids [batch, n]."""
-        return F.linear(self.norm(self.rows(ids)), self.head_weight)
+        return product(self.norm(self.rows(ids)), self.head_weight)
+
+
+def product(x: Tensor, weight: Tensor | Packed) -> Tensor:
+    """x [..., K] times a weight [N, K] transposed, as it is stored: [..., N]."""
+    if isinstance(weight, Packed):
+        return packed_linear(x.reshape(-1, x.shape[-1]), weight).view(*x.shape[:-1], -1)
+    return F.linear(x, weight)
