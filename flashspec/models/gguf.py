@@ -55,7 +55,7 @@ class Gguf:
         for _ in range(facts):
             key = self._string()
             if key in self.facts:
-                raise ValueError(f"{path} gives {key[:99]!r} twice; {AGAIN}")
+                raise ValueError(f"{path} gives {key[:40]!r} twice; {AGAIN}")
             self.facts[key] = self._value(self._number("I"))
         self.tensors = self._tensors(tensors)
 
@@ -115,7 +115,7 @@ class Gguf:
         for _ in range(count):
             name, dimensions = self._string(), self._number("I")
             if dimensions > DIMENSIONS or name in told:
-                raise ValueError(f"{self.path} gives tensor {name[:99]!r} {dimensions} dimensions, or gives it twice; {AGAIN}")
+                raise ValueError(f"{self.path} gives tensor {name[:40]!r} {dimensions} dimensions, or gives it twice; {AGAIN}")
             told[name] = [self._number("Q") for _ in range(dimensions)], self._number("I"), self._number("Q")
         step = self.facts.get("general.alignment", 32)
         if not isinstance(step, int) or isinstance(step, bool) or not 0 < step <= 1 << 20 or step & (step - 1):
@@ -126,11 +126,11 @@ class Gguf:
     def _entry(self, name: str, sizes: list[int], number: int, offset: int, start: int) -> Entry:
         if number not in TYPES:
             known = ", ".join(kind for kind, *_ in TYPES.values())
-            raise ValueError(f"{self.path}: tensor {name[:99]!r} has ggml's type {number}; readable are {known}")
+            raise ValueError(f"{self.path}: tensor {name[:40]!r} has ggml's type {number}; readable are {known}")
         kind, columns, size = TYPES[number]
         if not sizes or len(sizes) > 2 or not all(sizes) or sizes[0] % columns:
-            raise ValueError(f"{self.path}: tensor {name[:99]!r} has the shape {sizes}, which no {kind} matrix has; {AGAIN}")
+            raise ValueError(f"{self.path}: tensor {name[:40]!r} has the shape {sizes}, which no {kind} matrix has; {AGAIN}")
         row_bytes, rows = sizes[0] // columns * size, sizes[1] if len(sizes) > 1 else 1
         if start + offset + row_bytes * rows > len(self._bytes):
-            raise ValueError(f"{self.path}: tensor {name[:99]!r} lies behind the end of the file; {AGAIN}")
+            raise ValueError(f"{self.path}: tensor {name[:40]!r} lies behind the end of the file; {AGAIN}")
         return Entry(kind, tuple(reversed(sizes)), start + offset, row_bytes)

@@ -16,6 +16,7 @@ from flashspec.kernels.pages import Shelf
 from flashspec.models.config import ModelConfig, Unsupported, from_hf
 from flashspec.models.ggml import TYPES, repacked, widened
 from flashspec.models.gguf import AGAIN, Entry, Gguf
+from flashspec.models.memory import refuse_bytes
 from flashspec.models.rounded import PackedEmbedding, PackedLinear
 from flashspec.models.transformer import Rope, Transformer
 
@@ -80,6 +81,10 @@ def load_gguf(path: Path, dtype: torch.dtype | None = None) -> Transformer:
     """
     file = Gguf(path)
     config = config_of(file)
+    if f"blk.{config.layers - 1}.attn_norm.weight" not in file.tensors:
+        raise ValueError(f"{path} announces {config.layers} layers and holds fewer; {AGAIN}")
+    room = path.stat().st_size * (1 if dtype is None else 8) + 12 * config.context * config.head_dim
+    refuse_bytes(str(path), room, "cpu")
     with torch.device("meta"):
         model = Transformer(config)
     model.rope = Rope(config)
