@@ -1,4 +1,4 @@
-"""Integer products: the same bits from every instruction set and for any number of rows, and the product of what the codes mean."""
+"""Integer products: the same bits from every instruction set, for any number of rows, and what the codes mean."""
 
 import os
 import subprocess

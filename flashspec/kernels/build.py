@@ -95,7 +95,8 @@ def identity() -> dict[str, str]:
     found = built()
     if found.library is None:
         return {"kernels": "torch"}
-    return {"kernels": "C", "source": _source(), "compiler": found.compiler, "flags": " ".join(FLAGS), "isa": found.library.fs_isa(None).decode()}
+    facts = {"source": _source(), "compiler": found.compiler, "flags": " ".join(FLAGS)}
+    return {"kernels": "C", **facts, "isa": found.library.fs_isa(None).decode()}
 
 
 def _build() -> Build:

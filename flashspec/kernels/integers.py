@@ -86,7 +86,8 @@ def packed(codes: Tensor, first: Tensor, second: Tensor, kind: str, shelf: Shelf
     some = max(SOME // (PANEL * cells * CELL), 1)
     for at in range(0, len(out), some):
         part = slice(at * PANEL, (at + some) * PANEL)
-        out[at : at + some] = _cells(*(_whole(t[part], w) for t, w in ((codes, cells * CELL), (first, cells), (second, cells))), kind)
+        widths = (codes, cells * CELL), (first, cells), (second, cells)
+        out[at : at + some] = _cells(*(_whole(tensor[part], width) for tensor, width in widths), kind)
     return Packed(out, kind, rows, depth)
 
 
@@ -121,8 +122,9 @@ def unpacked(weight: Packed) -> tuple[Tensor, Tensor, Tensor]:
         upper = codes[:, :, 256:].unflatten(2, (2, 64))
         vectors = vectors | torch.stack([upper[:, :, j // 4] >> 2 * (j % 4) & 3 for j in range(8)], 2) << 4
     ordered = vectors.unflatten(3, (PANEL, 4)).permute(0, 3, 1, 2, 4).reshape(panels * PANEL, cells * CELL)
-    wide = numbers.contiguous().view(torch.float16).view(panels, cells, 2, PANEL).permute(2, 0, 3, 1).reshape(2, panels * PANEL, cells)
-    return ordered, wide[0].float(), wide[1].float()
+    halves = numbers.contiguous().view(torch.float16).view(panels, cells, 2, PANEL)
+    first, second = halves.permute(2, 0, 3, 1).reshape(2, panels * PANEL, cells).float()
+    return ordered, first, second
 
 
 def pack(weight: Tensor, bits: int, shelf: Shelf | None = None) -> Packed:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from flashspec.models.config import ModelConfig, Unsupported, from_hf
 from flashspec.models.ggml import TYPES, repacked, widened
 from flashspec.models.gguf import AGAIN, Entry, Gguf
 from flashspec.models.memory import refuse_bytes
+from flashspec.models.names import row_counts
 from flashspec.models.rounded import PackedEmbedding, PackedLinear
 from flashspec.models.transformer import Rope, Transformer
 
@@ -44,7 +45,8 @@ def config_of(file: Gguf) -> ModelConfig:
     def fact(key: str, default: Any = None) -> Any:
         return file.facts.get(f"{family}.{key}", default)
 
-    if "rope_freqs.weight" in file.tensors or fact("rope.scaling.type", "none") not in ("none", "linear"):
+    scaling = fact("rope.scaling.type", "none")
+    if "rope_freqs.weight" in file.tensors or scaling not in ("none", "linear"):
         raise Unsupported(f"{file.path} scales its rotary frequencies in a way that is not read; use its Hugging Face folder")
     embed, heads = file.tensors.get("token_embd.weight"), fact("attention.head_count")
     raw = {
@@ -60,7 +62,7 @@ def config_of(file: Gguf) -> ModelConfig:
         "sliding_window": fact("attention.sliding_window"),
         "rms_norm_eps": fact("attention.layer_norm_rms_epsilon"),
         "rope_theta": fact("rope.freq_base", 10000.0),
-        "rope_scaling": {"rope_type": "linear", "factor": fact("rope.scaling.factor")} if fact("rope.scaling.type") == "linear" else None,
+        "rope_scaling": {"rope_type": "linear", "factor": fact("rope.scaling.factor")} if scaling == "linear" else None,
         "tie_word_embeddings": "output.weight" not in file.tensors,
         "attention_bias": "blk.0.attn_output.bias" in file.tensors,
         "bos_token_id": file.facts.get("tokenizer.ggml.bos_token_id"),
@@ -93,7 +95,7 @@ def load_gguf(path: Path, dtype: torch.dtype | None = None) -> Transformer:
     used = {name for module, names in _modules(model) for name in filler.fill(model, module, names)}
     extra = sorted(file.tensors.keys() - used - set(UNREAD))
     if extra:
-        raise ValueError(f"{path}: tensor {extra[0]!r} is no part of the model that its facts describe ({len(extra)} such); {AGAIN}")
+        raise ValueError(f"{path}: its facts describe a model without the tensor {extra[0]!r} ({len(extra)} such); {AGAIN}")
     return model.eval()
 
 
@@ -111,26 +113,27 @@ class _Filler:
 
     def __init__(self, file: Gguf, config: ModelConfig, dtype: torch.dtype | None) -> None:
         self.file, self.config, self.dtype, self.shelf = file, config, dtype, Shelf()
+        self.paired = file.facts["general.architecture"] in ("llama", "mistral")
 
     def fill(self, model: Transformer, name: str, parts: tuple[str, ...]) -> list[str]:
         """Give a module its weight and bias; the tensors that were used."""
         module = model.get_submodule(name)
-        rows = self.config.qkv_rows if name.endswith("qkv") else (self.config.ffn,) * 2 if name.endswith("gate_up") else (module.weight.shape[0],)
-        weights = [f"{part}.weight" for part in parts]
-        shapes = [(count, *module.weight.shape[1:]) for count in rows]
-        kept = self.dtype is None and not name.endswith("norm") and all(self._entry(w, s).type in TYPES for w, s in zip(weights, shapes, strict=True))
-        biases = [f"{part}.bias" for part in parts] if getattr(module, "bias", None) is not None else []
-        bias = torch.cat([self._wide(b, (count,)) for b, count in zip(biases, rows, strict=True)]) if biases else None
-        if kept:
-            packed = [self._packed(w, s) for w, s in zip(weights, shapes, strict=True)]
-            put = PackedEmbedding(packed[0]) if name == "embed" else PackedLinear(packed, bias)
+        empty = cast(Tensor, module.weight)
+        counts = row_counts(name, empty.shape[0], self.config)
+        weights = {f"{part}.weight": (count, *empty.shape[1:]) for part, count in zip(parts, counts, strict=True)}
+        biases = {f"{part}.bias": (count,) for part, count in zip(parts, counts, strict=True)}
+        biases = biases if getattr(module, "bias", None) is not None else {}
+        bias = torch.cat([self._wide(*fact) for fact in biases.items()]) if biases else None
+        kinds = {self._entry(*fact).type for fact in weights.items()}
+        if self.dtype is None and kinds <= set(TYPES):
+            packed = [self._packed(*fact) for fact in weights.items()]
             parent, _, leaf = name.rpartition(".")
-            setattr(model.get_submodule(parent), leaf, put)
-            return weights + biases
-        module.weight = nn.Parameter(torch.cat([self._wide(w, s) for w, s in zip(weights, shapes, strict=True)]), False)
-        if bias is not None:
-            module.bias = nn.Parameter(bias, False)
-        return weights + biases
+            setattr(model.get_submodule(parent), leaf, PackedEmbedding(packed[0]) if name == "embed" else PackedLinear(packed, bias))
+        else:
+            module.weight = nn.Parameter(torch.cat([self._wide(*fact) for fact in weights.items()]), False)
+            if bias is not None:
+                module.bias = nn.Parameter(bias, False)
+        return [*weights, *biases]
 
     def _entry(self, name: str, shape: tuple[int, ...]) -> Entry:
         found = self.file.tensors.get(name)
@@ -141,16 +144,17 @@ class _Filler:
         return found
 
     def _rows(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
-        """A tensor's raw rows in our order: Llama's queries and keys lie as pairs (llama.cpp's permutation)."""
+        """A tensor's raw rows in our order: Llama's queries and keys lie in pairs (llama.cpp's permutation)."""
         self._entry(name, shape)
         rows = self.file.rows(name)
-        if self.file.facts["general.architecture"] in ("llama", "mistral") and name.endswith(("attn_q.weight", "attn_k.weight")):
-            rows = np.ascontiguousarray(rows.reshape(-1, self.config.head_dim // 2, 2, rows.shape[1]).swapaxes(1, 2)).reshape(rows.shape)
-        return rows
+        if not self.paired or not name.endswith(("attn_q.weight", "attn_k.weight")):
+            return rows
+        pairs = rows.reshape(-1, self.config.head_dim // 2, 2, rows.shape[1])
+        return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(rows.shape)
 
     def _packed(self, name: str, shape: tuple[int, ...]) -> Packed:
         return repacked(self._rows(name, shape), self.file.tensors[name].type, shape[1], self.shelf)
 
     def _wide(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        rows = self._rows(name, shape)
-        return widened(rows, self.file.tensors[name].type).view(shape).to(self.dtype or torch.float32).clone()
+        rows = widened(self._rows(name, shape), self.file.tensors[name].type)
+        return rows.view(shape).to(self.dtype or torch.float32, copy=True)
