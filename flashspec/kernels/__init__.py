@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from flashspec.kernels.build import call, identity, library
-from flashspec.kernels.packed import Packed, pack, packed_linear
+from flashspec.kernels.integers import Packed, pack, packed_linear
 from flashspec.kernels.scoring import NOTHING, WEIGHTS, WIDTH, Blocks, Norm, Scoring, best_numbers, matrix, scoring
 from flashspec.kernels.verdicts import best_columns, draw, gumbel, judge
 from flashspec.kernels.writing import Law, Span, Stretch, Writer
@@ -42,7 +42,7 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
         return F.linear(x, weight.to(x.dtype)) if x.device.type == "cpu" else F.linear(x.to(weight.dtype), weight).to(x.dtype)
     (rows, depth), outputs = x.shape, len(weight)
     out = torch.empty(rows, outputs)
-    call("fs_linear", x.contiguous(), rows, weight, WEIGHTS[weight.dtype], None, depth, outputs, depth, out)
+    call("fs_linear", x.contiguous(), rows, weight, WEIGHTS[weight.dtype], outputs, depth, out)
     return out
 
 

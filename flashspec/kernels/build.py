@@ -28,6 +28,8 @@ from flashspec.once import Once
 from flashspec.provenance import cpu_flags, cpu_name
 
 FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-fopenmp", "-shared", "-fPIC")
+ISAS = ("avx512vnni", "avxvnni", "avx2", "generic")  # of integer products, as the source counts them
+FASTEST, IN_USE = -1, -2
 LINES = 5  # of a compiler's complaint
 
 
@@ -89,7 +91,8 @@ def identity() -> dict[str, str]:
     found = built()
     if found.library is None:
         return {"kernels": "torch"}
-    return {"kernels": "C", "source": _source(), "compiler": found.compiler, "flags": " ".join(FLAGS)}
+    facts = {"source": _source(), "compiler": found.compiler, "flags": " ".join(FLAGS)}
+    return {"kernels": "C", **facts, "isa": ISAS[found.library.fs_isa(IN_USE)]}
 
 
 def _build() -> Build:
@@ -107,6 +110,18 @@ def _build() -> Build:
     except OSError as error:
         trouble = f"the kernels could not be compiled, and slower torch kernels serve: {error}"
         return Build(None, version, trouble, "name another compiler in CC, or set FLASHSPEC_KERNELS=0 to do without one")
+
+
+def use_isa(loaded: ctypes.CDLL, name: str) -> str:
+    """Let integer products go by the named instruction set, by the fastest one for ""; the name of the one in use.
+
+    All of them give the same bits. Raises ValueError for a set that this processor does not have.
+    """
+    chosen = loaded.fs_isa(FASTEST if not name else ISAS.index(name) if name in ISAS else len(ISAS))
+    if chosen < 0:
+        has = ", ".join(known for i, known in enumerate(ISAS) if loaded.fs_isa(i) >= 0)
+        raise ValueError(f"FLASHSPEC_ISA={name} is no instruction set of this machine; it has {has}")
+    return ISAS[chosen]
 
 
 def _version(cc: str) -> str:
@@ -155,7 +170,9 @@ def _library_in(place: Path, cc: str, version: str) -> ctypes.CDLL:
             with open(folder / "lock", "ab", opener=_opened) as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 found = _kept(folder, name) or _fresh(folder, name, cc)
-    return with_signatures(found)
+    ready = with_signatures(found)
+    use_isa(ready, os.environ.get("FLASHSPEC_ISA", ""))
+    return ready
 
 
 @contextmanager

@@ -38,9 +38,14 @@ static int64_t instant(void) {
     return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
 }
 
+// Eight columns of a weight's row, widened.
 ALWAYS v8 eight_of(Matrix table, int64_t row, int64_t d) {
-    const char *at = row_at(table, row);
-    return table.kind == BF16 ? load_bf16((const uint16_t *)at + d) : load_f32((const float *)at + d);
+    if (table.kind == F32) return load_f32((const float *)table.w + row * table.depth + d);
+    if (table.kind == BF16) return load_bf16((const uint16_t *)table.w + row * table.depth + d);
+    v8 v;
+    const uint8_t *cell = (const uint8_t *)row_at(table, row / PANEL * PANEL) + d / CELL * cell_of(table.kind);
+    for (int i = 0; i < 8; i++) v[i] = weight_of(cell, table.kind, row % PANEL, d % CELL + i);
+    return v;
 }
 
 // Rows of the tokens from `start` to `stop`.

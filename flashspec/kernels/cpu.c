@@ -1,22 +1,37 @@
 // Decode kernels for CPUs: products with stored weights, norms, noise, and whole spans of transformer layers.
 #include "bursts.h"
+#include "repacked.h"
 #include "verdicts.h"
 
-// out[r, j] = x[r] . w[j]; `kind` names how the weight is stored, integers have float32 scales for every `group` columns.
-void fs_linear(const float *x, int64_t rows, const void *w, int64_t kind, const float *scales, int64_t group, int64_t outputs, int64_t depth, float *out) {
+// Products with integers go by an instruction set from now on: the numbered one, the fastest here for -1, as before for -2.
+// Its number, or -1 where this processor, or this library, does not have it.
+int64_t fs_isa(int64_t wanted) {
+    for (int64_t i = 0; i < (int64_t)(sizeof ISAS / sizeof *ISAS); i++)
+        if (wanted == -2 ? ISAS[i].product == panel_of_integers : (wanted < 0 || wanted == ISAS[i].number) && ISAS[i].here()) {
+            panel_of_integers = ISAS[i].product;
+            return ISAS[i].number;
+        }
+    return -1;
+}
+
+// Panels of integers of `rows` rows of a type of ggml's, at `out`, which is all zeros.
+void fs_repack(const uint8_t *raw, int64_t type, int64_t rows, int64_t depth, uint8_t *out) { repack(raw, type, rows, depth, out); }
+
+// out[r, j] = x[r] . w[j]; `kind` names how the weight is stored.
+void fs_linear(const float *x, int64_t rows, const void *w, int64_t kind, int64_t outputs, int64_t depth, float *out) {
 #pragma omp parallel
     {
         int64_t start, stop;
         share(outputs, &start, &stop);
-        product(x, rows, span((Matrix){w, scales, kind, depth, group}, start, stop, 0), out, outputs);
+        product(x, rows, span((Matrix){w, kind, depth}, start, stop, 0), out, outputs);
     }
 }
 
 // out[r, p, :] = blocks[chosen[r, p]] . x[r]: each chosen block of `cap` weight rows is read where it lies, and the block
 // DISTANCE bytes later is fetched meanwhile.
 void fs_gather_linear(const float *x, int64_t rows, const void *blocks, int64_t kind, int64_t cap, int64_t depth, const int64_t *chosen, int64_t probes, float *out) {
-    Matrix m = {blocks, 0, kind, depth, depth};
-    int64_t block = bytes_of(kind, cap * depth), later = DISTANCE / block + 1;
+    Matrix m = {blocks, kind, depth};
+    int64_t block = bytes_of(kind, cap, depth), later = DISTANCE / block + 1;
 #pragma omp parallel for schedule(static)
     for (int64_t i = 0; i < rows * probes; i++) {
         int64_t first = chosen[i] * cap;

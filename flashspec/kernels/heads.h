@@ -47,17 +47,27 @@ static void best_numbers(const float *values, int64_t count, int64_t wanted, int
 // Bytes of scratch that scoring `rows` rows needs.
 static int64_t scoring(const Head *h, int64_t rows) {
     int64_t clustered = h->probes ? h->outputs * 8 + (h->probes + h->forced) * 8 : 0;
-    return rows * (h->first.depth * 4 + clustered) + 64;
+    int64_t rounded = h->probes && h->blocks.kind >= U4 ? cells_of(h->blocks.depth) * (CELL + sizeof(Rounded)) : 0;
+    return rows * (h->first.depth * 4 + clustered + rounded) + 64;
 }
 
-static void score_blocks(const Head *h, const float *states, int64_t rows, const int64_t *chosen, int64_t *ids, float *logits) {
-    int64_t depth = h->blocks.depth, probes = h->probes + h->forced, slots = h->slots;
-    int64_t block = bytes_of(h->blocks.kind, slots * depth), later = DISTANCE / block + 1;
+// The chosen blocks of rows; where the blocks are integers, the rows are rounded once, at `room`.
+static void score_blocks(const Head *h, const float *states, int64_t rows, const int64_t *chosen, char *room, int64_t *ids, float *logits) {
+    int64_t depth = h->blocks.depth, probes = h->probes + h->forced, slots = h->slots, cells = cells_of(depth);
+    int64_t block = bytes_of(h->blocks.kind, slots, depth), later = DISTANCE / block + 1, whole = h->blocks.kind >= U4;
+    Rounded *groups = (Rounded *)room;
+    int8_t *codes = (int8_t *)(groups + rows * cells);
+#pragma omp for schedule(static)
+    for (int64_t r = 0; r < (whole ? rows : 0); r++) round_row(states + r * depth, depth, codes + r * cells * CELL, groups + r * cells);
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < rows * probes; i++) {
-        int64_t from = chosen[i] * slots;
+        int64_t from = chosen[i] * slots, r = i / probes;
         const char *next = i + later < rows * probes ? row_at(h->blocks, chosen[i + later] * slots) : 0;
-        product(states + i / probes * depth, 1, (Span){h->blocks, from, from + slots, next, block}, logits + i * slots - from, 0);
+        float *out = logits + i * slots - from;
+        if (whole) {
+            for (int64_t line = 0; next && line < block; line += 64) __builtin_prefetch(next + line, 0, 2);
+            rounded_product(codes + r * cells * CELL, groups + r * cells, 1, h->blocks, from, from + slots, out, 0);
+        } else product(states + r * depth, 1, (Span){h->blocks, from, from + slots, next, block}, out, 0);
         for (int64_t j = 0; j < slots; j++) {
             ids[i * slots + j] = h->ids[from + j];
             logits[i * slots + j] += h->bias[from + j];
@@ -85,5 +95,5 @@ static void score(const Head *h, const float *rows, int64_t n, char *scratch, in
         for (int64_t f = 0; f < h->forced; f++) chosen[r * probes + f] = h->outputs + f;
         best_numbers(likeness + r * h->outputs, h->outputs, h->probes, keys + r * h->outputs, chosen + r * probes + h->forced);
     }
-    score_blocks(h, states, n, chosen, ids, logits);
+    score_blocks(h, states, n, chosen, (char *)(keys + n * h->outputs), ids, logits);
 }

@@ -35,15 +35,9 @@ static void normalise(const float *x, Norm n, float eps, int64_t width, float *o
     else rms_norm(x, n.weight, eps, width, out);
 }
 
-ALWAYS v8 larger(v8 a, v8 b) {
-    i8 first = a > b;
-    return (v8)(((i8)a & first) | ((i8)b & ~first));
-}
-
-// Biases are null where there are none. Without a gate `gate_up` is the projection up alone.
+// Biases are null where there are none. Without a gate there is the projection up alone.
 typedef struct {
-    const void *qkv, *out, *gate_up, *down;
-    const float *qkv_scales, *out_scales, *gate_up_scales, *down_scales;
+    Matrix q, k, v, out, gate, up, down;
     const float *qkv_bias, *out_bias, *gate_up_bias, *down_bias;
     Norm attention_norm, mlp_norm, q_norm, k_norm;
     float *keys, *values;
@@ -51,14 +45,10 @@ typedef struct {
 
 // `cos` and `sin` are null where nothing is rotated.
 typedef struct {
-    int64_t hidden, ffn, heads, kv_heads, head_dim, context, kind, group, qk_norm, gated;
+    int64_t hidden, ffn, heads, kv_heads, head_dim, context, qk_norm, gated;
     double eps;
     const float *cos, *sin;
 } Shape;
-
-static Matrix matrix(const Shape *s, const void *w, const float *scales, int64_t depth) {
-    return (Matrix){w, scales, s->kind, depth, s->group ? s->group : depth};
-}
 
 static void rotate(const Shape *s, float *head, int64_t position) {
     const float *cosine = s->cos + position * s->head_dim, *sine = s->sin + position * s->head_dim;
@@ -117,7 +107,7 @@ ALWAYS void mixture(const float *weights, const float *values, int64_t seen, int
 // `weights` is scratch of `seen`, rounded up to 8, for every head.
 static void attend(const Shape *s, const float *query, int64_t group, const float *keys, const float *values, int64_t seen, float *weights, float *out) {
     int64_t hd = s->head_dim, padded = (seen + 7) / 8 * 8;
-    product(query, group, span((Matrix){keys, 0, F32, hd, hd}, 0, seen, values), weights, padded);
+    product(query, group, span((Matrix){keys, F32, hd}, 0, seen, values), weights, padded);
     for (int64_t g = 0; g < group; g++) {
         float *own = weights + g * padded, *mixed = out + g * hd, sum = exponentials(own, seen, 1.0f / sqrtf((float)hd));
         int64_t d = 0;
@@ -155,29 +145,39 @@ static void rectify(const float *inner, int64_t rows, int64_t ffn, int64_t start
         for (int64_t d = start; d < stop; d++) dense[r * ffn + d] = inner[r * 2 * ffn + d] > 0 ? inner[r * 2 * ffn + d] : 0;
 }
 
-// Where this thread's share of a matrix with `outputs` rows begins.
-static const void *share_of(const Shape *s, const void *w, int64_t outputs, int64_t depth) {
+// This thread's part of a product with all of a matrix's `outputs` rows, and where its part of the matrix that is read `next` begins.
+static void shared_product(const float *x, int64_t rows, Matrix m, int64_t outputs, const void *next, float *out, int64_t stride) {
     int64_t from, to;
     share(outputs, &from, &to);
-    return row_at(matrix(s, w, 0, depth), from);
+    product(x, rows, span(m, from, to, next), out, stride);
+}
+
+static const void *share_of(Matrix m, int64_t outputs) {
+    int64_t from, to;
+    share(outputs, &from, &to);
+    return row_at(m, from);
 }
 
 static void attention(const Shape *s, const Layer *l, float *x, int64_t rows, int64_t start, float *norm, float *qkv, float *mixed, float *part, float *weights) {
     int64_t width = (s->heads + 2 * s->kv_heads) * s->head_dim, inner = s->heads * s->head_dim, from, to;
     for (int64_t r = 0; r < rows; r++) normalise(x + r * s->hidden, l->attention_norm, (float)s->eps, s->hidden, norm + r * s->hidden);
-    share(width, &from, &to);
-    product(norm, rows, span(matrix(s, l->qkv, l->qkv_scales, s->hidden), from, to, share_of(s, l->out, s->hidden, inner)), qkv, width);
-    add_bias(qkv, l->qkv_bias, rows, width, from, to);
+    int64_t kv = s->kv_heads * s->head_dim;
+    shared_product(norm, rows, l->q, inner, share_of(l->k, kv), qkv, width);
+    shared_product(norm, rows, l->k, kv, share_of(l->v, kv), qkv + inner, width);
+    shared_product(norm, rows, l->v, kv, share_of(l->out, s->hidden), qkv + inner + kv, width);
 #pragma omp barrier
 #pragma omp for schedule(static)
-    for (int64_t r = 0; r < rows; r++) place(s, l, qkv + r * width, start + r);
+    for (int64_t r = 0; r < rows; r++) {
+        add_bias(qkv + r * width, l->qkv_bias, 1, width, 0, width);
+        place(s, l, qkv + r * width, start + r);
+    }
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < rows * s->kv_heads; i++) {
-        int64_t r = i / s->kv_heads, group = s->heads / s->kv_heads, h = i % s->kv_heads * group, kv = i % s->kv_heads * s->context * s->head_dim;
-        attend(s, qkv + r * width + h * s->head_dim, group, l->keys + kv, l->values + kv, start + r + 1, weights, mixed + r * inner + h * s->head_dim);
+        int64_t r = i / s->kv_heads, group = s->heads / s->kv_heads, h = i % s->kv_heads * group, at = i % s->kv_heads * s->context * s->head_dim;
+        attend(s, qkv + r * width + h * s->head_dim, group, l->keys + at, l->values + at, start + r + 1, weights, mixed + r * inner + h * s->head_dim);
     }
     share(s->hidden, &from, &to);
-    product(mixed, rows, span(matrix(s, l->out, l->out_scales, inner), from, to, share_of(s, l->gate_up, s->ffn, s->hidden)), part, s->hidden);
+    product(mixed, rows, span(l->out, from, to, share_of(s->gated ? l->gate : l->up, s->ffn)), part, s->hidden);
     add_bias(part, l->out_bias, rows, s->hidden, from, to);
     add_into(x, part, rows, s->hidden, from, to);
 #pragma omp barrier
@@ -185,12 +185,10 @@ static void attention(const Shape *s, const Layer *l, float *x, int64_t rows, in
 
 // This thread's columns of what goes down again: gated, or rectified.
 static void go_up(const Shape *s, const Layer *l, const float *norm, int64_t rows, float *inner, float *dense) {
-    const void *next = share_of(s, l->down, s->hidden, s->ffn);
-    Matrix m = matrix(s, l->gate_up, l->gate_up_scales, s->hidden);
     int64_t ffn = s->ffn, from, to;
     share(ffn, &from, &to);
-    product(norm, rows, span(m, from, to, s->gated ? row_at(m, ffn + from) : next), inner, 2 * ffn);
-    if (s->gated) product(norm, rows, span(m, ffn + from, ffn + to, next), inner, 2 * ffn);
+    if (s->gated) product(norm, rows, span(l->gate, from, to, row_at(l->up, from)), inner, 2 * ffn);
+    product(norm, rows, span(l->up, from, to, share_of(l->down, s->hidden)), inner + s->gated * ffn, 2 * ffn);
     add_bias(inner, l->gate_up_bias, rows, 2 * ffn, from, to);
     if (s->gated) add_bias(inner, l->gate_up_bias, rows, 2 * ffn, ffn + from, ffn + to);
     (s->gated ? gate : rectify)(inner, rows, ffn, from, to, dense);
@@ -202,7 +200,7 @@ static void feed_forward(const Shape *s, const Layer *l, float *x, int64_t rows,
     go_up(s, l, norm, rows, inner, dense);
 #pragma omp barrier
     share(s->hidden, &from, &to);
-    product(dense, rows, span(matrix(s, l->down, l->down_scales, s->ffn), from, to, next), part, s->hidden);
+    product(dense, rows, span(l->down, from, to, next), part, s->hidden);
     add_bias(part, l->down_bias, rows, s->hidden, from, to);
     add_into(x, part, rows, s->hidden, from, to);
 #pragma omp barrier
@@ -223,7 +221,7 @@ static void carry(const Shape *s, const Layer *layers, int64_t count, float *x, 
     float *weights = norm + rows * s->hidden;
     for (int64_t l = 0; l < count; l++) {
         attention(s, layers + l, x, rows, start, norm, qkv, mixed, part, weights);
-        const void *next = l + 1 < count ? share_of(s, layers[l + 1].qkv, width, s->hidden) : 0;
+        const void *next = l + 1 < count ? share_of(layers[l + 1].q, inner) : 0;
         feed_forward(s, layers + l, x, rows, next, norm, wide, dense, part);
     }
 }

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from flashspec.kernels.build import call, compiled, library
-from flashspec.kernels.packed import KINDS, Packed
+from flashspec.kernels.integers import KINDS, Packed
 from flashspec.kernels.source import structure
 
 WEIGHTS = {torch.float32: 0, torch.bfloat16: 1}  # what the compiled kernels call them
@@ -84,13 +84,13 @@ def scoring(norm: Norm | None, first: Tensor | Packed, blocks: Blocks | None = N
 def matrix(weight: Tensor | Packed) -> ctypes.Structure:
     """A weight [N, K] that the kernels serve, as they see it; the tensor has to outlive it."""
     if isinstance(weight, Packed):
-        return MATRIX(weight.values.data_ptr(), weight.scales.data_ptr(), KINDS[weight.bits], weight.depth, weight.group)
-    return MATRIX(weight.data_ptr(), None, WEIGHTS[weight.dtype], weight.shape[1], weight.shape[1])
+        return MATRIX(weight.cells.data_ptr(), KINDS[weight.kind], weight.depth)
+    return MATRIX(weight.data_ptr(), WEIGHTS[weight.dtype], weight.shape[1])
 
 
 def _served(weight: Tensor | Packed) -> bool:
     if isinstance(weight, Packed):
-        return weight.padded == weight.depth and weight.values.device.type == "cpu"
+        return weight.depth % WIDTH == 0 and weight.cells.device.type == "cpu"
     plain = weight.device.type == "cpu" and weight.is_contiguous()
     return plain and weight.dtype in WEIGHTS and weight.shape[-1] % WIDTH == 0
 

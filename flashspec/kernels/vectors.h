@@ -13,6 +13,8 @@ static int omp_get_thread_num(void) { return 0; }
 static int omp_get_num_threads(void) { return 1; }
 #endif
 
+enum { F32, BF16, U4, S6, S8 };  // how weights are stored
+
 typedef float v8 __attribute__((vector_size(32)));
 typedef int32_t i8 __attribute__((vector_size(32)));
 typedef uint32_t u8 __attribute__((vector_size(32)));
@@ -56,6 +58,11 @@ ALWAYS float total(v8 v) {
 #else
     return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]));
 #endif
+}
+
+ALWAYS v8 larger(v8 a, v8 b) {
+    i8 first = a > b;
+    return (v8)(((i8)a & first) | ((i8)b & ~first));
 }
 
 // exp on eight lanes, relative error about 2e-7 (Cephes polynomial); above 88 it stays at exp(88), below -87 it is 0.

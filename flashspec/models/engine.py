@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from typing import cast
+from itertools import accumulate
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from flashspec import kernels
 from flashspec.kernels.build import compiled
-from flashspec.kernels.packed import GROUPS, KINDS
+from flashspec.kernels.integers import PANEL
 from flashspec.kernels.pages import Shelf
 from flashspec.kernels.source import structure
-from flashspec.models.config import OFFSET
-from flashspec.models.rounded import PackedLinear
+from flashspec.models.config import OFFSET, ModelConfig
+from flashspec.models.packed import PackedLinear
 from flashspec.models.transformer import At, Layer, LayerCache, Transformer
 
 
@@ -76,7 +77,7 @@ class KernelEngine:
 
     def __init__(self, model: Transformer, start: int, stop: int, context: int) -> None:
         self.model, self.count, self.context = model, stop - start, context
-        self._kept: list[Tensor | None] = []
+        self._kept: list[Tensor | kernels.Packed | None] = []
         self.slots, self.lowest = _slots(model, self.count, context, torch.float32), start == 0
         layers = zip(model.blocks[start:stop], self.slots, strict=True)
         self._layers = (LAYER * self.count)(*(self._layer(layer, slot) for layer, slot in layers))
@@ -93,21 +94,22 @@ class KernelEngine:
         return self._keep(None if parameter is None else parameter.detach().float().contiguous())
 
     def _layer(self, layer: Layer, slot: Slot) -> ctypes.Structure:
-        attention, mlp = layer.attention, layer.mlp
-        matrices = (attention.qkv, attention.out, mlp.gate_up if self.model.config.gated else mlp.up, mlp.down)
+        attention, fused = layer.attention, _matrices(layer)
         norms = (layer.attention_norm, layer.mlp_norm, attention.q_norm, attention.k_norm)
-        stored = zip(*(_stored(m) for m in matrices), strict=True)
-        addresses = [self._keep(tensor) for column in stored for tensor in column]
-        addresses += [self._wide(getattr(m, "bias", None)) for m in matrices]
+        parts = [part for matrix, rows in zip(fused, _rows(self.model.config), strict=True) for part in _parts(matrix, rows)]
+        if not self.model.config.gated:
+            parts.insert(4, None)
+        matrices = [kernels.NOTHING if part is None else self._matrix(part) for part in parts]
+        biases = [self._wide(getattr(m, "bias", None)) for m in fused]
         behind = [(self._wide(getattr(norm, "weight", None)), self._wide(getattr(norm, "bias", None))) for norm in norms]
-        return LAYER(*addresses, *behind, self._keep(slot.keys), self._keep(slot.values))
+        return LAYER(*matrices, *biases, *behind, self._keep(slot.keys), self._keep(slot.values))
 
     def _describe(self) -> ctypes.Structure:
-        c, rope, (kind, group) = self.model.config, self.model.rope, _format(self.model.blocks[0].mlp.down)
+        c, rope = self.model.config, self.model.rope
         turned = not c.learned_positions
         angles = [self._wide(angle[: self.context] if turned else None) for angle in (rope.cos, rope.sin)]
         sizes = (c.hidden, c.ffn, c.heads, c.kv_heads, c.head_dim, self.context)
-        return SHAPE(*sizes, kind, group, c.qk_norm, c.gated, c.norm_eps, *angles)
+        return SHAPE(*sizes, c.qk_norm, c.gated, c.norm_eps, *angles)
 
     def writer(self, scoring: kernels.Scoring) -> kernels.Writer:
         """These layers and a head as one burst writer; for a span that begins with the embedding."""
@@ -116,9 +118,9 @@ class KernelEngine:
         span = kernels.Span(self._shape, self._layers, self.count, self._matrix(self.model.embed.weight), added)
         return kernels.Writer(span, scoring)
 
-    def _matrix(self, table: Tensor) -> ctypes.Structure:
-        kept = table.detach().contiguous()
-        self._keep(kept)
+    def _matrix(self, table: Tensor | kernels.Packed) -> ctypes.Structure:
+        kept = table if isinstance(table, kernels.Packed) else table.detach().contiguous()
+        self._kept.append(kept)
         return kernels.matrix(kept)
 
     def embed(self, tokens: Tensor) -> Tensor:
@@ -138,29 +140,35 @@ class KernelEngine:
 Engine = TorchEngine | KernelEngine
 
 
-def _stored(matrix: nn.Module) -> tuple[Tensor, Tensor | None]:
-    """A matrix as the kernels read it: values, and scales where the values are integers."""
-    if isinstance(matrix, PackedLinear):
-        return matrix.packed.values, matrix.packed.scales
-    return cast(Tensor, matrix.weight).detach().contiguous(), None
+def _matrices(layer: Layer) -> tuple[nn.Module, ...]:
+    """A layer's products in their order; without a gate the second but last is the projection up."""
+    attention, mlp = layer.attention, layer.mlp
+    return attention.qkv, attention.out, mlp.gate_up if hasattr(mlp, "gate_up") else mlp.up, mlp.down
 
 
-def _format(matrix: nn.Module) -> tuple[int, int]:
-    """The kernels' number of a matrix's format (-1: not served), and the columns that share a scale, 0 for the whole row."""
-    if isinstance(matrix, PackedLinear):
-        return KINDS[matrix.packed.bits], GROUPS[matrix.packed.bits] or 0
-    if isinstance(matrix, nn.Linear) and matrix.weight.dtype in kernels.WEIGHTS:
-        return kernels.WEIGHTS[matrix.weight.dtype], 0
-    return -1, 0
+def _rows(config: ModelConfig) -> tuple[tuple[int, ...], ...]:
+    """Rows of the matrices that each product of a layer is made of."""
+    return config.qkv_rows, (config.hidden,), (config.ffn,) * (1 + config.gated), (config.hidden,)
+
+
+def _parts(product: nn.Module, rows: tuple[int, ...]) -> list[Any]:
+    """The matrices of one product, as they are stored."""
+    if isinstance(product, PackedLinear) and len(product.parts) == len(rows):
+        return list(product.parts)
+    whole = product.parts[0] if isinstance(product, PackedLinear) else cast(Tensor, product.weight).detach()
+    return [whole[stop - count : stop] for count, stop in zip(rows, accumulate(rows), strict=True)]
+
+
+def _served(product: nn.Module, rows: tuple[int, ...], dtype: torch.dtype) -> bool:
+    """Whether the kernels compute a product: plain, or in integers whose parts begin with a panel."""
+    if isinstance(product, PackedLinear):
+        return len(product.parts) == len(rows) or not any(start % PANEL for start in accumulate(rows[:-1]))
+    return isinstance(product, nn.Linear) and product.weight.dtype is dtype and dtype in kernels.WEIGHTS
 
 
 def kernel_ready(model: Transformer) -> bool:
-    """Whether the kernels compute this model: plain or rounded matrices of one format on CPU, widths multiples of 8 (of 16
-    in 4 bits)."""
-    c = model.config
-    parts = [part for layer in model.blocks for part in (*layer.attention.children(), *layer.mlp.children())]
-    formats = {_format(part) for part in parts if isinstance(part, PackedLinear) or hasattr(part, "in_features")}
-    step = 16 if formats == {(KINDS[4], GROUPS[4])} else 8
-    even = not any(size % step for size in (c.hidden, c.ffn, c.head_dim))
-    served = len(formats) == 1 and (-1, 0) not in formats and model.embed.weight.dtype in kernels.WEIGHTS
-    return served and even and model.device.type == "cpu" and kernels.available()
+    """Whether the kernels compute this model: plain matrices of one type or integers, on CPU, widths multiples of 8."""
+    c, dtype = model.config, model.embed.weight.dtype
+    products = [pair for layer in model.blocks for pair in zip(_matrices(layer), _rows(c), strict=True)]
+    even = not any(size % 8 for size in (c.hidden, c.ffn, c.head_dim))
+    return even and all(_served(*each, dtype) for each in products) and model.device.type == "cpu" and kernels.available()

@@ -4,27 +4,14 @@ from __future__ import annotations
 
 import copy
 
-from torch import Tensor, nn
+from torch import nn
 
 from flashspec import kernels
 from flashspec.kernels.pages import Shelf
+from flashspec.models.packed import PackedLinear
 from flashspec.models.transformer import Transformer
 
 BITS = {"int8": 8, "int4": 4}
-
-
-class PackedLinear(nn.Module):
-    """A linear layer on a packed weight; activations and bias stay as they are."""
-
-    def __init__(self, linear: nn.Linear, bits: int, shelf: Shelf | None = None) -> None:
-        super().__init__()
-        self.packed = kernels.pack(linear.weight.detach(), bits, shelf)
-        self.bias = None if linear.bias is None else linear.bias.detach()
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x [..., K] times the weight [N, K] transposed: [..., N] in x's dtype."""
-        out = kernels.packed_linear(x.reshape(-1, x.shape[-1]), self.packed).view(*x.shape[:-1], -1)
-        return (out if self.bias is None else out + self.bias.float()).to(x.dtype)
 
 
 def rounded(model: Transformer, weights: str) -> Transformer:
@@ -41,7 +28,8 @@ def rounded(model: Transformer, weights: str) -> Transformer:
     for part in [part for layer in twin.blocks for part in (layer.attention, layer.mlp)]:
         for name, child in part.named_children():
             if isinstance(child, nn.Linear):
-                setattr(part, name, PackedLinear(child, BITS[weights], shelf))
+                bias = None if child.bias is None else child.bias.detach()
+                setattr(part, name, PackedLinear([kernels.pack(child.weight, BITS[weights], shelf)], bias))
             elif isinstance(child, PackedLinear) or hasattr(child, "in_features"):
                 raise ValueError(f"layers that are quantised cannot be rounded to {weights}; name the draft without its format")
     return twin

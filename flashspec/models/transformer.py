@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from flashspec.kernels.integers import Packed, packed_linear
 from flashspec.models import checkpoint
 from flashspec.models.config import OFFSET, ModelConfig, to_hf
+from flashspec.models.gguf_checkpoint import GgufCheckpoint
 from flashspec.typed import typed
 
 At = int | Tensor  # where rows stand: the position of the first, or those of all [n], which only the device knows
@@ -203,7 +205,8 @@ class Transformer(nn.Module):
         Raises FileNotFoundError or ValueError, naming the file or tensor, when the folder does not hold exactly this model,
         and ValueError with an estimate when it does not fit the memory that is free.
         """
-        found = checkpoint.opened(folder, dtype, device, weights)
+        one_file = str(folder).endswith(".gguf")
+        found = GgufCheckpoint(Path(folder), dtype, weights) if one_file else checkpoint.opened(folder, dtype, device, weights)
         with torch.device("meta"):
             model = cls(found.config)
         model.rope = Rope(found.config).to(found.device)
@@ -230,7 +233,7 @@ class Transformer(nn.Module):
         return self.embed.weight.device
 
     @property
-    def head_weight(self) -> Tensor:
+    def head_weight(self) -> Tensor | Packed:
         """The vocabulary projection [vocab, hidden]; the embedding itself where the two are tied."""
         return self.embed.weight if self.head is None else self.head.weight
 
@@ -262,4 +265,11 @@ class Transformer(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         """Logits [batch, n, vocab] for ids [batch, n]."""
-        return F.linear(self.norm(self.rows(ids)), self.head_weight)
+        return product(self.norm(self.rows(ids)), self.head_weight)
+
+
+def product(x: Tensor, weight: Tensor | Packed) -> Tensor:
+    """x [..., K] times a weight [N, K] transposed, as it is stored: [..., N]."""
+    if isinstance(weight, Packed):
+        return packed_linear(x.reshape(-1, x.shape[-1]), weight).view(*x.shape[:-1], -1)
+    return F.linear(x, weight)

@@ -1,0 +1,167 @@
+"""Weights of 4, 6 or 8 bits in panels of sixteen rows: packed once, multiplied as they are; activations are rounded on the way.
+
+A product's row is the same bits with every instruction set and however many rows are computed with it (integers.h).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from flashspec.kernels.build import call, library
+from flashspec.kernels.pages import Shelf
+
+PANEL, CELL, HALF = 16, 32, 16  # rows of a panel; columns of a cell and of its half
+BITS = {"u4": 4, "s6": 6, "s8": 8}
+KINDS = {"u4": 2, "s6": 3, "s8": 4}  # what the compiled kernels call them
+CENTRE = {"s6": 32, "s8": 128}
+SOME = 1 << 24  # weights that are packed at once
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A weight [rows, depth] of one kind: "u4" codes of 4 bits with scale and minimum for 32 columns, "s6" and "s8" centred
+    codes of 6 and 8 bits with a scale for 16 columns; scales are half precision.
+
+    `cells` [panels, depth / 32, bytes] uint8 holds sixteen rows by 32 columns a cell; missing rows and columns are zeros.
+    """
+
+    cells: Tensor
+    kind: str
+    rows: int
+    depth: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns of the weight."""
+        return self.rows, self.depth
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that a product reads."""
+        return self.cells.nbytes
+
+    @property
+    def device(self) -> torch.device:
+        """Where the codes lie."""
+        return self.cells.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the weight's rows and products are in."""
+        return torch.float32
+
+    def rows_of(self, ids: Tensor) -> Tensor:
+        """The weight's rows [..., depth] of ids [...], in float32."""
+        flat = ids.flatten()
+        panels = Packed(self.cells[flat // PANEL], self.kind, len(flat) * PANEL, self.depth).dequantised()
+        return panels.view(len(flat), PANEL, self.depth)[torch.arange(len(flat)), flat % PANEL].view(*ids.shape, self.depth)
+
+    def dequantised(self) -> Tensor:
+        """The weight [rows, depth] in float32 that the codes mean."""
+        codes, first, second = unpacked(self)
+        codes = codes.float().unflatten(1, (-1, CELL))
+        if self.kind == "u4":
+            wide = first[:, :, None] * codes - second[:, :, None]
+        else:
+            scales = torch.stack((first, second), 2).repeat_interleave(HALF, 2)
+            wide = scales * (codes - CENTRE[self.kind])
+        return wide.flatten(1)[: self.rows, : self.depth]
+
+    def __getitem__(self, rows: slice) -> Packed:
+        """Rows of the weight from a multiple of sixteen on, in place."""
+        start, stop, _ = rows.indices(self.rows)
+        if start % PANEL:
+            raise ValueError(f"a packed weight is cut at multiples of {PANEL} rows, got {start}")
+        return Packed(self.cells[start // PANEL : -(-stop // PANEL)], self.kind, stop - start, self.depth)
+
+
+def packed(codes: Tensor, first: Tensor, second: Tensor, kind: str, shelf: Shelf | None = None) -> Packed:
+    """Codes [N, K] (uint8, from zero) with the numbers [N, ceil(K / 32)] of their cells (see Packed), on the shelf."""
+    (rows, depth), cells = codes.shape, first.shape[1]
+    out = (shelf or Shelf()).zeros((-(-rows // PANEL), cells, CELL * PANEL * BITS[kind] // 8 + 64), torch.uint8)
+    some = max(SOME // (PANEL * cells * CELL), 1)
+    for at in range(0, len(out), some):
+        part = slice(at * PANEL, (at + some) * PANEL)
+        widths = (codes, cells * CELL), (first, cells), (second, cells)
+        out[at : at + some] = _cells(*(_whole(tensor[part], width) for tensor, width in widths), kind)
+    return Packed(out, kind, rows, depth)
+
+
+def _whole(part: Tensor, width: int) -> Tensor:
+    """Zeros behind the last row of the last panel and behind the last column."""
+    return F.pad(part, (0, width - part.shape[1], 0, -part.shape[0] % PANEL))
+
+
+def _cells(codes: Tensor, first: Tensor, second: Tensor, kind: str) -> Tensor:
+    """Whole panels as the kernels read them."""
+    panels, cells = codes.shape[0] // PANEL, first.shape[1]
+    vectors = codes.view(panels, PANEL, cells, 8, 4).permute(0, 2, 3, 1, 4).reshape(panels, cells, 8, 64)
+    low, high = vectors[:, :, :4], vectors[:, :, 4:]
+    parts = [vectors] if kind == "s8" else [low & 15 | high << 4]
+    if kind == "s6":
+        upper = [sum((half[:, :, j] >> 4 << 2 * j for j in range(4)), torch.zeros_like(half[:, :, 0])) for half in (low, high)]
+        parts += [torch.stack(upper, 2)]
+    numbers = (n.half().view(panels, PANEL, cells).transpose(1, 2).contiguous().view(torch.uint8) for n in (first, second))
+    return torch.cat([*(part.flatten(2) for part in parts), *numbers], 2)
+
+
+def unpacked(weight: Packed) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes [rows, columns] uint8 and the float32 numbers [rows, cells] of whole panels: what `packed` was given."""
+    panels, cells, size = weight.cells.shape
+    codes, numbers = weight.cells.split((size - 64, 64), 2)
+    if weight.kind == "s8":
+        vectors = codes.unflatten(2, (8, 64))
+    else:
+        low = codes[:, :, :256].unflatten(2, (4, 64))
+        vectors = torch.cat((low & 15, low >> 4), 2)
+    if weight.kind == "s6":
+        upper = codes[:, :, 256:].unflatten(2, (2, 64))
+        vectors = vectors | torch.stack([upper[:, :, j // 4] >> 2 * (j % 4) & 3 for j in range(8)], 2) << 4
+    ordered = vectors.unflatten(3, (PANEL, 4)).permute(0, 3, 1, 2, 4).reshape(panels * PANEL, cells * CELL)
+    halves = numbers.contiguous().view(torch.float16).view(panels, cells, 2, PANEL)
+    first, second = halves.permute(2, 0, 3, 1).reshape(2, panels * PANEL, cells).float()
+    return ordered, first, second
+
+
+def pack(weight: Tensor, bits: int, shelf: Shelf | None = None) -> Packed:
+    """Round weight [N, K] to the nearest codes of 8, 6 or 4 bits, on the shelf."""
+    kind = {count: kind for kind, count in BITS.items()}.get(bits)
+    if kind is None:
+        raise ValueError(f"a packed weight has 8, 6 or 4 bits, got {bits}")
+    wide = weight.detach().float()
+    groups = F.pad(wide, (0, -wide.shape[1] % CELL)).unflatten(1, (-1, CELL if kind == "u4" else HALF))
+    if kind == "u4":
+        low, high = groups.amin(2).clamp(max=0), groups.amax(2).clamp(min=0)
+        first, second = ((high - low) / 15).half().float(), (-low).half().float()
+        codes = ((groups + second[:, :, None]) / _divisor(first)).round_().clamp_(0, 15)
+        return packed(codes.flatten(1)[:, : wide.shape[1]].to(torch.uint8), first, second, kind, shelf)
+    extreme = groups.gather(2, groups.abs().argmax(2, keepdim=True))[:, :, 0]
+    scales = (extreme / -CENTRE[kind]).half().float()
+    codes = ((groups / _divisor(scales)).round_() + CENTRE[kind]).clamp_(0, 2 * CENTRE[kind] - 1)
+    return packed(codes.flatten(1)[:, : wide.shape[1]].to(torch.uint8), scales[:, ::2], scales[:, 1::2], kind, shelf)
+
+
+def _divisor(scales: Tensor) -> Tensor:
+    return torch.where(scales == 0, 1.0, scales)[:, :, None]
+
+
+def rounded(x: Tensor) -> Tensor:
+    """Rows x [n, K] as integer products see them: integers of at most 127 times the largest of 32 columns over 127."""
+    groups = F.pad(x.float(), (0, -x.shape[1] % CELL)).unflatten(1, (-1, CELL))
+    most = groups.abs().amax(2, keepdim=True)
+    codes = (groups * torch.where(most == 0, 0.0, 127.0 / most)).round_()
+    return (codes * (most / 127.0)).flatten(1)[:, : x.shape[1]]
+
+
+def packed_linear(x: Tensor, weight: Packed) -> Tensor:
+    """x [n, K] times the packed weight [N, K] transposed: [n, N] float32; K must be the weight's."""
+    if x.device.type != "cpu" or weight.cells.device.type != "cpu" or library() is None:
+        return F.linear(rounded(x), weight.dequantised())
+    x = x.float().contiguous()
+    out = torch.empty(len(x), weight.rows)
+    call("fs_linear", x, len(x), weight.cells, KINDS[weight.kind], *weight.shape, out)
+    return out

@@ -1,0 +1,171 @@
+// The instruction sets of x86, each compiled for itself and chosen when the library is asked to.
+#pragma once
+#include "integers.h"
+#include <immintrin.h>
+
+#define FETCHED(KIND) for (int64_t line = 0; line < cell_of(KIND); line += 64) _mm_prefetch((const char *)cell + AHEAD + line, _MM_HINT_T0)
+
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512vnni,f16c,fma")
+#define INLINE static inline __attribute__((always_inline))
+
+INLINE void cell_512(const uint8_t *cell, int kind, __m512i *w) {
+    const __m512i low = _mm512_set1_epi8(15), upper = _mm512_set1_epi8(48);
+    for (int j = 0; j < (kind == S8 ? 8 : 4); j++) w[j] = _mm512_loadu_si512(cell + j * 64);
+    if (kind == S8) return;
+    for (int j = 0; j < 4; j++) {
+        w[j + 4] = _mm512_and_si512(_mm512_srli_epi16(w[j], 4), low);
+        w[j] = _mm512_and_si512(w[j], low);
+    }
+    if (kind == U4) return;
+    for (int h = 0; h < 2; h++) {
+        __m512i bits = _mm512_loadu_si512(cell + 256 + h * 64);
+        w[h * 4] = _mm512_or_si512(w[h * 4], _mm512_and_si512(_mm512_slli_epi16(bits, 4), upper));
+        w[h * 4 + 1] = _mm512_or_si512(w[h * 4 + 1], _mm512_and_si512(_mm512_slli_epi16(bits, 2), upper));
+        w[h * 4 + 2] = _mm512_or_si512(w[h * 4 + 2], _mm512_and_si512(bits, upper));
+        w[h * 4 + 3] = _mm512_or_si512(w[h * 4 + 3], _mm512_and_si512(_mm512_srli_epi16(bits, 2), upper));
+    }
+}
+
+INLINE __m512i four_512(const int8_t *x) {
+    int32_t four;
+    memcpy(&four, x, sizeof four);
+    return _mm512_set1_epi32(four);
+}
+
+INLINE void rows_512(const uint8_t *cells, int kind, int64_t count, int rows, const int8_t *codes, const Rounded *groups, float *out, int64_t stride) {
+    __m512 sum[AT_ONCE];
+    for (int r = 0; r < rows; r++) sum[r] = _mm512_setzero_ps();
+    for (int64_t g = 0; g < count; g++) {
+        const uint8_t *cell = cells + g * cell_of(kind), *numbers = cell + codes_of(kind);
+        FETCHED(kind);
+        __m512i w[8];
+        cell_512(cell, kind, w);
+        __m512 first = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)numbers));
+        __m512 second = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(numbers + 32)));
+        for (int r = 0; r < rows; r++) {
+            const int8_t *x = codes + (r * count + g) * CELL;
+            const Rounded *group = groups + r * count + g;
+            __m512i a = _mm512_setzero_si512(), b = a;
+            if (kind != U4) a = _mm512_set1_epi32(-centre_of(kind) * group->sums[0]), b = _mm512_set1_epi32(-centre_of(kind) * group->sums[1]);
+            for (int j = 0; j < 4; j++) {
+                a = _mm512_dpbusd_epi32(a, w[j], four_512(x + j * 4));
+                b = _mm512_dpbusd_epi32(b, w[j + 4], four_512(x + 16 + j * 4));
+            }
+            __m512 scale = _mm512_set1_ps(group->scale);
+            if (kind == U4) {
+                sum[r] = _mm512_fmadd_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_add_epi32(a, b)), scale), first, sum[r]);
+                sum[r] = _mm512_fnmadd_ps(_mm512_set1_ps(group->offset), second, sum[r]);
+            } else {
+                sum[r] = _mm512_fmadd_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(a), scale), first, sum[r]);
+                sum[r] = _mm512_fmadd_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(b), scale), second, sum[r]);
+            }
+        }
+    }
+    for (int r = 0; r < rows; r++) _mm512_storeu_ps(out + r * stride, sum[r]);
+}
+
+#define OF_KIND(ROWS, NAME, KIND)                                                                                                      \
+    static void NAME(const uint8_t *cells, int64_t count, int rows, const int8_t *codes, const Rounded *groups, float *out, int64_t stride) { \
+        switch (rows) {                                                                                                                \
+            case 1: ROWS(cells, KIND, count, 1, codes, groups, out, stride); break;                                                    \
+            case 2: ROWS(cells, KIND, count, 2, codes, groups, out, stride); break;                                                    \
+            case 3: ROWS(cells, KIND, count, 3, codes, groups, out, stride); break;                                                    \
+            case 4: ROWS(cells, KIND, count, 4, codes, groups, out, stride); break;                                                    \
+            case 5: ROWS(cells, KIND, count, 5, codes, groups, out, stride); break;                                                    \
+            case 6: ROWS(cells, KIND, count, 6, codes, groups, out, stride); break;                                                    \
+            case 7: ROWS(cells, KIND, count, 7, codes, groups, out, stride); break;                                                    \
+            default: ROWS(cells, KIND, count, 8, codes, groups, out, stride);                                                          \
+        }                                                                                                                              \
+    }
+#define ANY_KIND(ROWS, ISA)                                                                                                            \
+    OF_KIND(ROWS, u4_##ISA, U4)                                                                                                        \
+    OF_KIND(ROWS, s6_##ISA, S6)                                                                                                        \
+    OF_KIND(ROWS, s8_##ISA, S8)                                                                                                        \
+    static void product_##ISA(const uint8_t *cells, int kind, int64_t count, int rows, const int8_t *codes, const Rounded *groups, float *out, int64_t stride) { \
+        (kind == U4 ? u4_##ISA : kind == S6 ? s6_##ISA : s8_##ISA)(cells, count, rows, codes, groups, out, stride);                   \
+    }
+
+ANY_KIND(rows_512, avx512)
+#pragma GCC pop_options
+
+// 256 bits: the eight upper lanes of a panel after the eight lower ones.
+#pragma GCC push_options
+#pragma GCC target("avx2,f16c,fma")
+INLINE __m256i shifted(__m256i bits, int by) { return by > 0 ? _mm256_slli_epi16(bits, by) : _mm256_srli_epi16(bits, -by); }
+
+// Codes of vector `j` of a cell, eight rows from `at` bytes on.
+INLINE __m256i codes_256(const uint8_t *cell, int kind, int at, int j) {
+    const __m256i low = _mm256_set1_epi8(15), upper = _mm256_set1_epi8(48);
+    if (kind == S8) return _mm256_loadu_si256((const __m256i *)(cell + j * 64 + at));
+    __m256i w = _mm256_loadu_si256((const __m256i *)(cell + j % 4 * 64 + at));
+    w = _mm256_and_si256(j < 4 ? w : _mm256_srli_epi16(w, 4), low);
+    if (kind == U4) return w;
+    __m256i bits = _mm256_loadu_si256((const __m256i *)(cell + 256 + j / 4 * 64 + at));
+    return _mm256_or_si256(w, _mm256_and_si256(shifted(bits, 4 - j % 4 * 2), upper));
+}
+
+INLINE __m256i four_256(const int8_t *x) {
+    int32_t four;
+    memcpy(&four, x, sizeof four);
+    return _mm256_set1_epi32(four);
+}
+
+// Without the instruction, codes of more than six bits go by nibbles, since pairs of their products would pass 16 bits.
+INLINE __m256i dot_avx2(__m256i sum, int kind, __m256i w, __m256i x) {
+    const __m256i low = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1);
+    if (kind != S8) return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(w, x), ones));
+    __m256i nibbles = _mm256_and_si256(w, low), others = _mm256_and_si256(_mm256_srli_epi16(w, 4), low);
+    sum = _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(nibbles, x), ones));
+    return _mm256_add_epi32(sum, _mm256_slli_epi32(_mm256_madd_epi16(_mm256_maddubs_epi16(others, x), ones), 4));
+}
+
+#define ROWS_256(NAME, DOT)                                                                                                            \
+    INLINE void NAME(const uint8_t *cells, int kind, int64_t count, int rows, const int8_t *codes, const Rounded *groups, float *out, int64_t stride) { \
+        for (int at = 0; at < 64; at += 32) {                                                                                          \
+            __m256 sum[AT_ONCE];                                                                                                       \
+            for (int r = 0; r < rows; r++) sum[r] = _mm256_setzero_ps();                                                               \
+            for (int64_t g = 0; g < count; g++) {                                                                                      \
+                const uint8_t *cell = cells + g * cell_of(kind), *numbers = cell + codes_of(kind) + at / 2;                            \
+                if (at == 0) FETCHED(kind);                                                                                            \
+                __m256i w[8];                                                                                                          \
+                for (int j = 0; j < 8; j++) w[j] = codes_256(cell, kind, at, j);                                                       \
+                __m256 first = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)numbers));                                             \
+                __m256 second = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(numbers + 32)));                                     \
+                for (int r = 0; r < rows; r++) {                                                                                       \
+                    const int8_t *x = codes + (r * count + g) * CELL;                                                                  \
+                    const Rounded *group = groups + r * count + g;                                                                     \
+                    __m256i a = _mm256_setzero_si256(), b = a;                                                                         \
+                    if (kind != U4) a = _mm256_set1_epi32(-centre_of(kind) * group->sums[0]), b = _mm256_set1_epi32(-centre_of(kind) * group->sums[1]); \
+                    for (int j = 0; j < 4; j++) {                                                                                      \
+                        a = DOT(a, kind, w[j], four_256(x + j * 4));                                                                   \
+                        b = DOT(b, kind, w[j + 4], four_256(x + 16 + j * 4));                                                          \
+                    }                                                                                                                  \
+                    __m256 scale = _mm256_set1_ps(group->scale);                                                                       \
+                    if (kind == U4) {                                                                                                  \
+                        sum[r] = _mm256_fmadd_ps(_mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_add_epi32(a, b)), scale), first, sum[r]);     \
+                        sum[r] = _mm256_fnmadd_ps(_mm256_set1_ps(group->offset), second, sum[r]);                                      \
+                    } else {                                                                                                           \
+                        sum[r] = _mm256_fmadd_ps(_mm256_mul_ps(_mm256_cvtepi32_ps(a), scale), first, sum[r]);                          \
+                        sum[r] = _mm256_fmadd_ps(_mm256_mul_ps(_mm256_cvtepi32_ps(b), scale), second, sum[r]);                         \
+                    }                                                                                                                  \
+                }                                                                                                                      \
+            }                                                                                                                          \
+            for (int r = 0; r < rows; r++) _mm256_storeu_ps(out + r * stride + at / 4, sum[r]);                                        \
+        }                                                                                                                              \
+    }
+
+ROWS_256(rows_avx2, dot_avx2)
+ANY_KIND(rows_avx2, avx2)
+#pragma GCC pop_options
+
+#pragma GCC push_options
+#pragma GCC target("avx2,avxvnni,f16c,fma")
+INLINE __m256i dot_vnni(__m256i sum, int kind, __m256i w, __m256i x) { return _mm256_dpbusd_avx_epi32(sum, w, x); }
+ROWS_256(rows_vnni, dot_vnni)
+ANY_KIND(rows_vnni, avxvnni)
+#pragma GCC pop_options
+
+static int has_avx2(void) { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+static int has_avxvnni(void) { return has_avx2() && __builtin_cpu_supports("avxvnni"); }
+static int has_avx512(void) { return __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"); }

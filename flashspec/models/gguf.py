@@ -1,0 +1,136 @@
+"""GGUF files: metadata and tensors of one model in one file, read without copying; everything is checked before it is used.
+
+The format is ggml's (version 2 and 3, little-endian). The `gguf` library is the reference that tests hold this reader against;
+it takes seconds for a vocabulary's strings, which a decode does not wait for.
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+MAGIC, VERSIONS = b"GGUF", (2, 3)
+AGAIN = "the file is damaged, or not a GGUF file: fetch it again"
+NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+STRING, ARRAY = 8, 9
+DIMENSIONS, NAMES = 4, 65_536
+# ggml's number of a type: its name, the columns of a block and the block's bytes
+TYPES = {
+    0: ("F32", 1, 4), 1: ("F16", 1, 2), 30: ("BF16", 1, 2), 2: ("Q4_0", 32, 18), 3: ("Q4_1", 32, 20), 6: ("Q5_0", 32, 22),
+    7: ("Q5_1", 32, 24), 8: ("Q8_0", 32, 34), 12: ("Q4_K", 256, 144), 13: ("Q5_K", 256, 176), 14: ("Q6_K", 256, 210),
+}  # fmt: skip
+
+
+class Entry(NamedTuple):
+    """A tensor as it lies in the file: type, shape [rows, columns] or [columns], and first byte."""
+
+    type: str
+    shape: tuple[int, ...]
+    start: int
+    row_bytes: int
+
+
+class Gguf:
+    """An open file's `facts` by key and `tensors` by name.
+
+    Raises ValueError in one sentence for a file that is cut, damaged, of another version or byte order, or that holds what we
+    do not read; nothing is allocated for what the file does not hold.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self._at = path, 4
+        with path.open("rb") as file:
+            if file.read(4) != MAGIC:
+                raise ValueError(f"{path} does not begin with the letters GGUF; {AGAIN}")
+            self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        version = self._number("I")
+        if version not in VERSIONS:
+            raise ValueError(f"{path} is GGUF of version {version}, readable are 2 and 3; convert it with a current llama.cpp")
+        tensors, facts = self._count("tensors"), self._count("facts")
+        self.facts: dict[str, Any] = {}
+        for _ in range(facts):
+            key = self._string()
+            if key in self.facts:
+                raise ValueError(f"{path} gives {key[:40]!r} twice; {AGAIN}")
+            self.facts[key] = self._value(self._number("I"))
+        self.tensors = self._tensors(tensors)
+
+    def rows(self, name: str) -> np.ndarray:
+        """A tensor's bytes [rows, bytes of a row], where they lie in the file."""
+        entry = self.tensors[name]
+        rows = entry.shape[0] if len(entry.shape) > 1 else 1
+        return np.frombuffer(self._bytes, np.uint8, rows * entry.row_bytes, entry.start).reshape(rows, entry.row_bytes)
+
+    def _take(self, size: int) -> int:
+        """The place of the next bytes, behind which reading goes on."""
+        at = self._at
+        if size > len(self._bytes) - at:
+            raise ValueError(f"{self.path} ends at byte {len(self._bytes)} inside what it announces; {AGAIN}")
+        self._at = at + size
+        return at
+
+    def _number(self, form: str) -> Any:
+        return struct.unpack_from("<" + form, self._bytes, self._take(struct.calcsize("<" + form)))[0]
+
+    def _count(self, what: str) -> int:
+        count = self._number("Q")
+        if count > NAMES:
+            raise ValueError(f"{self.path} announces {count} {what}, a model has fewer than {NAMES}; {AGAIN}")
+        return count
+
+    def _string(self) -> str:
+        size = self._number("Q")
+        at = self._take(size)
+        try:
+            return self._bytes[at : at + size].decode()
+        except UnicodeDecodeError:
+            raise ValueError(f"{self.path} holds text that is not UTF-8 at byte {at}; {AGAIN}") from None
+
+    def _value(self, kind: int) -> Any:
+        if kind == STRING:
+            return self._string()
+        if kind == ARRAY:
+            return self._array(self._number("I"), self._number("Q"))
+        if kind not in NUMBERS:
+            raise ValueError(f"{self.path} holds a fact of the unknown type {kind}; {AGAIN}")
+        return self._number(NUMBERS[kind])
+
+    def _array(self, kind: int, count: int) -> list[Any]:
+        if kind == STRING:
+            if count > len(self._bytes) // 8:
+                raise ValueError(f"{self.path} announces {count} texts, more than it has room for; {AGAIN}")
+            return [self._string() for _ in range(count)]
+        if kind not in NUMBERS:
+            raise ValueError(f"{self.path} holds a list of the type {kind}, which is not read; {AGAIN}")
+        size = struct.calcsize("<" + NUMBERS[kind])
+        at = self._take(size * count)
+        return list(np.frombuffer(self._bytes, "<" + {"?": "u1"}.get(NUMBERS[kind], NUMBERS[kind]), count, at).tolist())
+
+    def _tensors(self, count: int) -> dict[str, Entry]:
+        told = {}
+        for _ in range(count):
+            name, dimensions = self._string(), self._number("I")
+            if dimensions > DIMENSIONS or name in told:
+                raise ValueError(f"{self.path} gives tensor {name[:40]!r} {dimensions} dimensions, or gives it twice; {AGAIN}")
+            told[name] = [self._number("Q") for _ in range(dimensions)], self._number("I"), self._number("Q")
+        step = self.facts.get("general.alignment", 32)
+        if not isinstance(step, int) or isinstance(step, bool) or not 0 < step <= 1 << 20 or step & (step - 1):
+            raise ValueError(f"{self.path} aligns its tensors at {step!r}, expected a power of two; {AGAIN}")
+        start = -(-self._at // step) * step
+        return {name: self._entry(name, *facts, start) for name, facts in told.items()}
+
+    def _entry(self, name: str, sizes: list[int], number: int, offset: int, start: int) -> Entry:
+        if number not in TYPES:
+            known = ", ".join(kind for kind, *_ in TYPES.values())
+            raise ValueError(f"{self.path}: tensor {name[:40]!r} has ggml's type {number}; readable are {known}")
+        kind, columns, size = TYPES[number]
+        if not sizes or len(sizes) > 2 or not all(sizes) or sizes[0] % columns:
+            raise ValueError(f"{self.path}: tensor {name[:40]!r} has the shape {sizes}, which no {kind} matrix has; {AGAIN}")
+        row_bytes, rows = sizes[0] // columns * size, sizes[1] if len(sizes) > 1 else 1
+        if start + offset + row_bytes * rows > len(self._bytes):
+            raise ValueError(f"{self.path}: tensor {name[:40]!r} lies behind the end of the file; {AGAIN}")
+        return Entry(kind, tuple(reversed(sizes)), start + offset, row_bytes)

@@ -1,0 +1,165 @@
+"""What a transformer is filled from, out of a GGUF file: matrices in the file's own bits for the integer kernels, or widened."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from flashspec.kernels.build import call, library
+from flashspec.kernels.integers import BITS, CELL, PANEL, Packed
+from flashspec.kernels.pages import Shelf
+from flashspec.models.config import ModelConfig, Part, Unsupported, from_hf, parts
+from flashspec.models.gguf import AGAIN, Gguf
+from flashspec.models.memory import dtype_named, refuse_bytes
+from flashspec.models.packed import PackedEmbedding, PackedLinear
+
+FAMILIES = ("llama", "qwen2", "qwen3", "mistral")
+NAMES = {
+    "model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output", "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm", "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
+}  # fmt: skip
+# ggml's number of a type that the kernels repack, and what becomes of it: its own codes, or eight bits for Q5_1 and Q5_K
+KINDS = {
+    "Q4_0": (2, "u4"), "Q4_1": (3, "u4"), "Q5_0": (6, "s6"), "Q5_1": (7, "s8"), "Q8_0": (8, "s8"), "Q4_K": (12, "u4"),
+    "Q5_K": (13, "s8"), "Q6_K": (14, "s6"),
+}  # fmt: skip
+
+
+PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+def config_of(file: Gguf) -> ModelConfig:
+    """The model's shape; ValueError for a fact that is missing or wrong, Unsupported for what we do not compute."""
+    family = file.facts.get("general.architecture")
+    if family not in FAMILIES:
+        raise Unsupported(f"{file.path} holds the architecture {family!r}; readable are {', '.join(FAMILIES)}")
+
+    def fact(key: str, default: Any = None) -> Any:
+        return file.facts.get(f"{family}.{key}", default)
+
+    scaling = fact("rope.scaling.type", "none")
+    if "rope_freqs.weight" in file.tensors or scaling not in ("none", "linear"):
+        raise Unsupported(f"{file.path} scales its rotary frequencies in a way that is not read; use its Hugging Face folder")
+    embed, heads, hidden = file.tensors.get("token_embd.weight"), fact("attention.head_count"), fact("embedding_length")
+    whole = isinstance(hidden, int) and isinstance(heads, int) and heads > 0
+    stops = [file.facts[key] for name in ("eos", "eot") if (key := f"tokenizer.ggml.{name}_token_id") in file.facts]
+    raw = {
+        "model_type": family,
+        "vocab_size": embed.shape[0] if embed else None,
+        "hidden_size": hidden,
+        "num_hidden_layers": fact("block_count"),
+        "num_attention_heads": heads,
+        "num_key_value_heads": fact("attention.head_count_kv", heads),
+        "head_dim": fact("attention.key_length") or (hidden // heads if whole else None),
+        "intermediate_size": fact("feed_forward_length"),
+        "max_position_embeddings": fact("context_length"),
+        "sliding_window": fact("attention.sliding_window"),
+        "rms_norm_eps": fact("attention.layer_norm_rms_epsilon"),
+        "rope_theta": fact("rope.freq_base", 10000.0),
+        "rope_scaling": {"rope_type": "linear", "factor": fact("rope.scaling.factor")} if scaling == "linear" else None,
+        "tie_word_embeddings": "output.weight" not in file.tensors,
+        "attention_bias": "blk.0.attn_output.bias" in file.tensors,
+        "bos_token_id": file.facts.get("tokenizer.ggml.bos_token_id"),
+        "eos_token_id": stops,
+    }
+    return from_hf(raw, file.path)
+
+
+class GgufCheckpoint:
+    """The config and tensors of a GGUF file, and the form that its weights take on the CPU.
+
+    `dtype` "auto" keeps quantised matrices in their own bits (without a C compiler: float32); another dtype, or `weights`
+    "dense", widens all of them. ValueError, naming a tensor, when the file does not hold exactly the model of its facts.
+    """
+
+    device = torch.device("cpu")
+
+    def __init__(self, path: Path, dtype: str = "auto", weights: str = "auto") -> None:
+        self.file, self.shelf = Gguf(path), Shelf()
+        self.config = config_of(self.file)
+        self.own_bits = dtype == "auto" and weights != "dense" and library() is not None
+        self.dtype = torch.float32 if dtype == "auto" else dtype_named(dtype)
+        wide = 0 if self.own_bits else self.dtype.itemsize * (self.config.body_parameters + 2 * self.config.head_parameters)
+        refuse_bytes(str(path), path.stat().st_size + wide + 12 * self.config.context * self.config.head_dim, self.device)
+        told = {}
+        for _, part in parts(self.config):
+            for source, rows in part.rows.items():
+                for leaf in part.leaves:
+                    told[self._named(source, leaf)] = (rows, *part.shape(leaf)[1:])
+                    self._check(self._named(source, leaf), told)
+        extra = sorted(self.file.tensors.keys() - told.keys())
+        if extra:
+            raise ValueError(f"{path}: its facts describe a model without the tensor {extra[0]!r} ({len(extra)} such); {AGAIN}")
+
+    @staticmethod
+    def _named(source: str, leaf: str) -> str:
+        """What the file calls a tensor of a Hugging Face checkpoint."""
+        if source in NAMES:
+            return f"{NAMES[source]}.{leaf}"
+        index, _, name = source.removeprefix("model.layers.").partition(".")
+        return f"blk.{index}.{NAMES[name]}.{leaf}"
+
+    def _check(self, name: str, told: dict[str, tuple[int, ...]]) -> None:
+        found = self.file.tensors.get(name)
+        if found is None:
+            raise ValueError(f"{self.file.path} has no tensor {name!r}, which its facts ask for; {AGAIN}")
+        if found.shape != told[name]:
+            raise ValueError(f"{self.file.path}: tensor {name!r} is {found.shape}, its facts ask for {told[name]}; {AGAIN}")
+
+    def fill(self, model: nn.Module) -> None:
+        """Give an empty model of this config its weights; raw bytes are read where they lie in the file."""
+        for name, part in parts(self.config):
+            weights = [self._named(source, "weight") for source in part.rows]
+            bias = self._wide(part, "bias") if "bias" in part.leaves else None
+            parent, _, leaf = name.rpartition(".")
+            if self.own_bits and all(self.file.tensors[weight].type in KINDS for weight in weights):
+                packed = [self._packed(weight) for weight in weights]
+                layer = PackedEmbedding(*packed) if name == "embed" else PackedLinear(packed, bias)
+                setattr(model.get_submodule(parent), leaf, layer)
+                continue
+            module = model.get_submodule(name)
+            module.weight = nn.Parameter(self._wide(part, "weight"), requires_grad=False)
+            if bias is not None:
+                module.bias = nn.Parameter(bias, requires_grad=False)
+
+    def _rows(self, name: str) -> np.ndarray:
+        """A tensor's raw rows in our order: Llama's queries and keys lie in pairs (llama.cpp's permutation)."""
+        rows = self.file.rows(name)
+        paired = self.config.family in ("llama", "mistral") and name.endswith(("attn_q.weight", "attn_k.weight"))
+        if not paired:
+            return rows
+        pairs = rows.reshape(-1, self.config.head_dim // 2, 2, rows.shape[1])
+        return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(rows.shape)
+
+    def _packed(self, name: str) -> Packed:
+        """A matrix in panels, its scales rounded to half precision, by less than 0.05 %."""
+        (rows, depth), (number, kind) = self.file.tensors[name].shape, KINDS[self.file.tensors[name].type]
+        cells = self.shelf.zeros((-(-rows // PANEL), depth // CELL, CELL * PANEL * BITS[kind] // 8 + 64), torch.uint8)
+        raw = self._rows(name)  # alive until the call has ended
+        call("fs_repack", raw.ctypes.data, number, rows, depth, cells)
+        return Packed(cells, kind, rows, depth)
+
+    def _wide(self, part: Part, leaf: str) -> Tensor:
+        """One dense tensor, its sources stacked along the rows; numbers by the gguf library."""
+        made = self.shelf.zeros(part.shape(leaf), self.dtype)
+        for source, rows in zip(part.rows, made.split(list(part.rows.values())), strict=True):
+            name = self._named(source, leaf)
+            rows.copy_(widened(self._rows(name), self.file.tensors[name].type).view(rows.shape))
+        return made
+
+
+def widened(raw: np.ndarray, kind: str) -> Tensor:
+    """Rows [N, bytes] of one of ggml's types in float32; quantised ones by the gguf library."""
+    if kind in PLAIN:
+        return torch.from_numpy(np.array(raw)).view(PLAIN[kind]).float()
+    try:
+        from gguf import GGMLQuantizationType, quants
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError('quantised GGUF tensors are widened by the gguf library: pip install -e ".[gguf]"') from None
+    return torch.from_numpy(np.array(quants.dequantize(raw, GGMLQuantizationType[kind])))

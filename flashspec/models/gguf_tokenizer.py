@@ -1,0 +1,61 @@
+"""The tokenizer and the chat template that a GGUF file carries, for the `tokenizers` library."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flashspec.models.gguf import Gguf
+
+DIGITS_AND_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{{{digits}}}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+SPLITS = {"qwen2": DIGITS_AND_WORDS.replace("{{{digits}}}", ""), "llama-bpe": DIGITS_AND_WORDS.replace("{{{digits}}}", "{1,3}")}
+PRE = ("gpt-2", "smollm", *SPLITS)
+CONTROL, USER = 3, 4  # types of tokens
+
+
+def tokenizer(file: Gguf) -> Any:
+    """The file's byte-level tokenizer as a tokenizers.Tokenizer; ValueError for one of another kind."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
+
+    kind, pre = file.facts.get("tokenizer.ggml.model"), file.facts.get("tokenizer.ggml.pre", "gpt-2")
+    if kind != "gpt2" or pre not in PRE:
+        raise ValueError(
+            f"{file.path} splits text as {kind!r} with {pre!r}, readable are byte pairs ('gpt2') with {', '.join(PRE)}; "
+            "give the prompt as token ids, or the model's Hugging Face folder"
+        )
+    tokens, kinds = _texts(file, "tokens"), file.facts.get("tokenizer.ggml.token_type", [])
+    merges = [tuple(pair.split(" ", 1)) for pair in _texts(file, "merges")]
+    try:
+        made = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, merges, ignore_merges=pre == "llama-bpe"))
+    except Exception as error:  # the library raises its own
+        raise ValueError(f"{file.path} holds merges that its tokens do not have ({error}); fetch the file again") from None
+    made.pre_tokenizer, made.decoder = _splitting(pre), decoders.ByteLevel()
+    if pre == "qwen2":
+        made.normalizer = normalizers.NFC()
+    added = {CONTROL: made.add_special_tokens, USER: made.add_tokens}
+    for token, what in zip(tokens, kinds, strict=False):
+        if what in added:
+            added[what]([AddedToken(token, normalized=False, special=what == CONTROL)])
+    bos = file.facts.get("tokenizer.ggml.bos_token_id")
+    if file.facts.get("tokenizer.ggml.add_bos_token", pre == "llama-bpe") and isinstance(bos, int) and bos < len(tokens):
+        made.post_processor = processors.TemplateProcessing(f"{tokens[bos]} $A", special_tokens=[(tokens[bos], bos)])
+    return made
+
+
+def _texts(file: Gguf, name: str) -> list[str]:
+    found = file.facts.get(f"tokenizer.ggml.{name}")
+    if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
+        raise ValueError(f"{file.path} holds no tokenizer.ggml.{name}; give the prompt as token ids, or fetch the file again")
+    return found
+
+
+def _splitting(pre: str) -> Any:
+    """How a text falls into words before its bytes are paired."""
+    from tokenizers import Regex, pre_tokenizers
+
+    if pre in SPLITS:
+        words = pre_tokenizers.Split(Regex(SPLITS[pre]), "isolated")
+        return pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    bytes_ = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), bytes_]) if pre == "smollm" else bytes_

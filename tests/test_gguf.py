@@ -1,0 +1,220 @@
+"""GGUF files: the weights that the gguf library writes, in every type; hostile files are refused in one sentence."""
+
+import random
+import struct
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+
+from flashspec.kernels.build import library
+from flashspec.models.config import ModelConfig, Unsupported, parts
+from flashspec.models.gguf import TYPES, Gguf
+from flashspec.models.gguf_tokenizer import tokenizer
+from flashspec.models.transformer import Transformer
+
+gguf = pytest.importorskip("gguf")
+ARCHITECTURES = {name: architecture for architecture, name in gguf.MODEL_ARCH_NAMES.items()}
+CONFIG = ModelConfig("llama", 48, hidden=256, ffn=512, layers=2, heads=4, kv_heads=2, head_dim=64, context=64, norm_eps=2**-17)
+SIZES = {"Q4_K": 144, "Q5_K": 176, "Q6_K": 210}
+NUMBERS = {"Q4_K": slice(0, 4), "Q5_K": slice(0, 4), "Q6_K": slice(208, 210)}
+
+
+def raw_of(weight, kind, dice):
+    """A weight as the library stores it; of a K type, which it cannot write, random codes with small scales."""
+    if kind not in SIZES:
+        return gguf.quants.quantize(weight, gguf.GGMLQuantizationType[kind])
+    blocks = dice.integers(0, 256, (len(weight), weight.shape[1] // 256, SIZES[kind]), dtype=np.uint8)
+    numbers = NUMBERS[kind]
+    scales = (dice.random((*blocks.shape[:2], (numbers.stop - numbers.start) // 2)) * 1e-3).astype(np.float16)
+    scales[..., 1:] = {"Q4_K": 8, "Q5_K": 16}.get(kind, 1) * scales[..., :1]  # of minima: about what the codes give
+    blocks[..., numbers] = scales.view(np.uint8)
+    return blocks.reshape(len(weight), -1)
+
+
+def turned(rows, heads):
+    """llama.cpp's order of Llama's query and key rows: the two halves of a head between one another."""
+    return np.ascontiguousarray(rows.reshape(heads, 2, -1, rows.shape[1]).swapaxes(1, 2).reshape(rows.shape))
+
+
+def written(path, config, kind, seed=0):
+    """A file of a model whose matrices have this type, and the model that its numbers mean."""
+    torch.manual_seed(seed)
+    model, dice = Transformer(config).eval(), np.random.default_rng(seed)
+    writer = gguf.GGUFWriter(path, config.family)
+    writer.add_block_count(config.layers)
+    writer.add_context_length(config.context)
+    writer.add_embedding_length(config.hidden)
+    writer.add_feed_forward_length(config.ffn)
+    writer.add_head_count(config.heads)
+    writer.add_head_count_kv(config.kv_heads)
+    writer.add_key_length(config.head_dim)
+    writer.add_layer_norm_rms_eps(config.norm_eps)
+    writer.add_rope_freq_base(config.rope_theta)
+    words(writer, config.vocab_size)
+    names = gguf.get_tensor_name_map(ARCHITECTURES[config.family], config.layers)
+    for name, part in parts(config):
+        module = model.get_submodule(name)
+        for leaf in part.leaves:
+            weight = getattr(module, leaf).data
+            if leaf == "bias":
+                weight.normal_()
+            for source, rows in zip(part.rows, weight.split(list(part.rows.values())), strict=True):
+                put(writer, f"{names.get_name(source)}.{leaf}", rows, "F32" if rows.dim() == 1 else kind, dice)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return model
+
+
+def put(writer, name, weight, kind, dice):
+    """Write one tensor, and give the model the numbers that were written."""
+    if kind in ("F32", "F16", "BF16"):
+        number = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}[kind]
+        raw = weight.to(number).view(torch.uint8).numpy() if kind != "F32" else weight.numpy().copy()
+        weight.copy_(weight.to(number).float())
+    else:
+        raw = raw_of(weight.numpy(), kind, dice)
+        weight.copy_(torch.from_numpy(gguf.quants.dequantize(raw, gguf.GGMLQuantizationType[kind])))
+    heads = {"attn_q": CONFIG.heads, "attn_k": CONFIG.kv_heads}.get(name.split(".")[-2] if "." in name else "")
+    if heads and writer.arch == "llama" and weight.dim() == 2:
+        raw = turned(raw, heads)
+    writer.add_tensor(name, raw, raw_dtype=gguf.GGMLQuantizationType[kind])
+
+
+def words(writer, count):
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(["t", "1", *(f"t{i}" for i in range(1, count - 1))])
+    writer.add_token_merges(["t 1"])
+    writer.add_token_types([1] * count)
+    writer.add_eos_token_id(3)
+
+
+def far(found, wanted):
+    return float(((found - wanted).norm() / wanted.norm()).detach())
+
+
+IDS = torch.arange(20)[None] * 7 % 48
+
+
+@pytest.mark.parametrize("kind", [name for name, *_ in TYPES.values()])
+def test_a_file_of_every_type_is_the_model_that_the_library_reads(tmp_path, kind):
+    model = written(tmp_path / "m.gguf", CONFIG, kind)
+    wide = Transformer.load(tmp_path / "m.gguf", dtype="float32")
+    with torch.inference_mode():
+        assert far(wide(IDS), model(IDS)) < 1e-4
+        assert far(wide(IDS.flip(1)), model(IDS)) > 0.1  # the control
+    if library() is not None and kind not in ("F32", "F16", "BF16"):
+        packed = Transformer.load(tmp_path / "m.gguf")
+        for ours, theirs in zip(packed.blocks, model.blocks, strict=True):
+            kept = torch.cat([part.dequantised() for part in ours.attention.qkv.parts])
+            assert far(kept, theirs.attention.qkv.weight) < (5e-3 if kind in ("Q5_1", "Q5_K") else 5e-4)
+            assert far(ours.mlp.down.weight.dequantised(), theirs.mlp.down.weight) < 5e-3
+        assert far(packed.embed(IDS), model.embed(IDS)) < 5e-3 < far(packed.embed(IDS), model.embed(IDS.flip(1)))
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_every_family_is_read_with_its_biases_norms_and_order(tmp_path, family, tied):
+    config = replace(CONFIG, family=family, tied=tied)
+    model = written(tmp_path / "m.gguf", config, "F32")
+    read = Transformer.load(tmp_path / "m.gguf", dtype="float32")
+    assert read.config == replace(config, eos=(3,), rope_theta=read.config.rope_theta)
+    with torch.inference_mode():
+        assert far(read(IDS), model(IDS)) < 1e-5
+
+
+def test_other_architectures_are_refused_by_name(tmp_path):
+    written(tmp_path / "m.gguf", CONFIG, "F32")
+    path = tmp_path / "m.gguf"
+    path.write_bytes(path.read_bytes().replace(b"llama", b"gemma"))
+    with pytest.raises(Unsupported, match="holds the architecture 'gemma'; readable are llama"):
+        Transformer.load(path)
+
+
+def read_all(path):
+    file = Gguf(path)
+    tokenizer(file)
+    return Transformer.load(path)
+
+
+def hostile(data, dice):
+    """One spoiled copy: cut, with flipped bits in its first part, or with a length, count or offset of absurd size."""
+    data = bytearray(data)
+    header = len(data) // 3
+    way = dice.randrange(4)
+    if way == 0:
+        return bytes(data[: dice.randrange(len(data))])
+    if way == 1:
+        for _ in range(dice.randint(1, 4)):
+            data[dice.randrange(header)] ^= 1 << dice.randrange(8)
+    elif way == 2:
+        at = dice.randrange(4, header - 8)
+        data[at : at + 8] = struct.pack("<Q", dice.choice([2**60, 2**63, 2**32, 0, len(data), 2**64 - 1]))
+    else:
+        first, second = sorted(dice.sample(range(24, header), 2))
+        data[first:first] = data[first:second]
+    return bytes(data)
+
+
+def test_spoiled_files_are_read_or_refused_in_one_sentence(tmp_path):
+    small = replace(CONFIG, hidden=32, ffn=32, heads=2, kv_heads=1, head_dim=16, layers=1)
+    written(tmp_path / "m.gguf", replace(small, family="qwen2"), "Q8_0")
+    data, dice, refused = (tmp_path / "m.gguf").read_bytes(), random.Random(0), 0
+    read_all(tmp_path / "m.gguf")
+    for _ in range(5000):
+        (tmp_path / "bad.gguf").write_bytes(hostile(data, dice))
+        try:
+            read_all(tmp_path / "bad.gguf")
+        except ValueError as error:
+            refused += 1
+            assert "\n" not in str(error) and len(str(error)) < 500
+    assert refused > 2500
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda b: b"GGML" + b[4:], "does not begin with the letters GGUF"),
+        (lambda b: b[:4] + struct.pack("<I", 1) + b[8:], "version 1, readable are 2 and 3"),
+        (lambda b: b[:8] + struct.pack("<Q", 2**60) + b[16:], "announces 1152921504606846976 tensors"),
+        (lambda b: b[:24] + struct.pack("<Q", 2**60) + b[32:], "inside what it announces"),
+        (lambda b: b[:-4096], "lies behind the end of the file"),
+        (lambda b: b"", "does not begin"),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_said(tmp_path, spoil, said):
+    written(tmp_path / "m.gguf", CONFIG, "F16")
+    path = tmp_path / "bad.gguf"
+    path.write_bytes(spoil((tmp_path / "m.gguf").read_bytes()))
+    with pytest.raises(ValueError, match=said):
+        Transformer.load(path)
+
+
+TEXTS = ["def f(x):\n    return x", "Größe, 42 и 漢字  \t\n\n  x", "it's\r\n12345 don't WE'LL …", "🙂🙂 नमस्ते مرحبا"]
+
+
+@pytest.mark.parametrize("pre", ["gpt-2", "smollm", "qwen2", "llama-bpe"])
+def test_texts_are_split_as_by_the_family_and_come_back(tmp_path, pre):
+    from tokenizers import pre_tokenizers
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merges = [f"{a} {b}" for a, b in pairwise("return")] + ["Ġ x"]
+    tokens = [*alphabet, *(merge.replace(" ", "") for merge in merges), "<|end|>"]
+    writer = gguf.GGUFWriter(tmp_path / "t.gguf", "llama")
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(pre)
+    writer.add_token_list(tokens)
+    writer.add_token_merges(merges)
+    writer.add_token_types([1] * (len(tokens) - 1) + [3])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    made = tokenizer(Gguf(tmp_path / "t.gguf"))
+    for text in TEXTS:
+        assert made.decode(made.encode(text).ids) == text
+    assert made.encode("x<|end|>").ids[-1] == len(tokens) - 1
