@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import reduce
 from typing import Any
 
 import click
@@ -94,7 +93,9 @@ PAIR = (
 
 def with_pair(function: Any) -> Any:
     """The flags of a pair and of a Question."""
-    return reduce(lambda found, option: option(found), reversed(PAIR), function)
+    for option in reversed(PAIR):
+        function = option(function)
+    return function
 
 
 @click.group("plan", invoke_without_command=True)
