@@ -10,6 +10,7 @@ import hashlib
 import sys
 import sysconfig
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +32,6 @@ def library_root() -> Path:
     return Path(sysconfig.get_paths()["stdlib"])
 
 
-def _readable(path: Path) -> bool:
-    """Whether a file holds UTF-8 text."""
-    try:
-        return bool(path.read_text(encoding="utf-8"))
-    except UnicodeDecodeError:
-        return False
-
-
 def read(path: Path) -> str:
     """A text that the user gave; ValueError in words where it is not UTF-8."""
     try:
@@ -57,10 +50,11 @@ def split(root: Path) -> tuple[list[Path], list[Path]]:
     """Training and held-out modules: readable .py files below root, none skipped and none above LARGEST_FILE bytes."""
     kept: tuple[list[Path], list[Path]] = [], []
     for path in sorted(root.rglob("*.py")):
-        name = path.relative_to(root).as_posix()
-        skipped = any(folder in name for folder in SKIPPED_FOLDERS) or path.stat().st_size > LARGEST_FILE
-        if not skipped and _readable(path):
-            kept[is_held_out(name)].append(path)
+        name, text = path.relative_to(root).as_posix(), path.read_bytes()
+        if 0 < len(text) <= LARGEST_FILE and not any(folder in name for folder in SKIPPED_FOLDERS):
+            with suppress(UnicodeDecodeError):
+                text.decode("utf-8")
+                kept[is_held_out(name)].append(path)
     return kept
 
 

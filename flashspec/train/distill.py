@@ -121,7 +121,7 @@ def acceptance(
     def log_chances(ids: Tensor) -> dict[str, Tensor]:
         return {name: model(ids)[0].log_softmax(-1) for name, model in (("", draft), (" of the target", target))}
 
-    found = overlap(held_out, (windows, length), log_chances)
+    found = overlap(held_out, windows, length, log_chances)
     return {name: found[name] for name in ("loss", "accept")}
 
 

@@ -23,7 +23,6 @@ from flashspec.models.folder import read_config
 from flashspec.models.hub import located
 from flashspec.models.transformer import Transformer
 from flashspec.models.writing import copy_checkpoint, fresh_folder
-from flashspec.theory.checks import at_least
 from flashspec.train import corpus
 from flashspec.train.losses import divergence
 from flashspec.train.package import sign
@@ -47,7 +46,6 @@ class ExitRecipe:
     def __post_init__(self) -> None:
         if not self.layers or list(self.layers) != sorted(set(self.layers)) or self.layers[0] < 1:
             raise ValueError(f"exits must be layer numbers from 1, in rising order, got {self.layers}")
-        at_least(self, rank=1, steps=1, sequences=1, length=1)
 
 
 class Depth(Struct):

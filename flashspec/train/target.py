@@ -106,7 +106,7 @@ def exit_scores(model: Transformer, held_out: np.ndarray, depths: tuple[int, ...
         rows = rows_at(model, ids, depths)
         return {f"_{depth}": F.linear(model.norm(r), model.head_weight).log_softmax(-1) for depth, r in rows.items()}
 
-    return overlap(held_out, (windows, WINDOW), log_chances)
+    return overlap(held_out, windows, WINDOW, log_chances)
 
 
 def train_target(data: Path, folder: Path, recipe: Recipe, branch: Path | None = None) -> Transformer:

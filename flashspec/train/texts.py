@@ -17,6 +17,7 @@ from flashspec.models.writing import replaced
 
 TOGETHER = 96
 TEMPERATURES = (0.0, 1.0, 1.0, 0.7)  # of the texts, in turn
+LogChances = Callable[[Tensor], Mapping[str, Tensor]]  # log probabilities [n, vocab] by name, for ids [1, n]
 
 
 def cut(stream: np.ndarray, starts: np.ndarray, length: int) -> Tensor:
@@ -52,22 +53,19 @@ class Texts(NamedTuple):
 
 
 @torch.no_grad()
-def overlap(
-    held: np.ndarray, size: tuple[int, int], log_chances: Callable[[Tensor], Mapping[str, Tensor]]
-) -> dict[str, float]:
+def overlap(held: np.ndarray, count: int, length: int, log_chances: LogChances) -> dict[str, float]:
     """Held-out loss of named distributions, and the acceptance of each by the last one under speculative sampling at T = 1.
 
-    `size` is the number of windows and their tokens, `log_chances` gives log probabilities [n, vocab] for ids [1, n].
-    Acceptance is the mean over positions of sum_v min(p, q) (Leviathan et al. 2023, section 3.2).
+    Means over `count` windows; acceptance is the mean of sum_v min(p, q) (Leviathan et al. 2023, section 3.2).
     """
     sums: dict[str, float] = {}
-    for ids in windows(held[:-1], size[0], size[1] + 1):
+    for ids in windows(held[:-1], count, length + 1):
         found = log_chances(ids[None, :-1])
         *_, last = found.values()
         for name, logs in found.items():
             accepted = torch.minimum(logs, last).exp().sum(-1).mean()
             for what, value in (("loss", F.nll_loss(logs, ids[1:])), ("accept", accepted)):
-                sums[what + name] = sums.get(what + name, 0.0) + value.item() / size[0]
+                sums[what + name] = sums.get(what + name, 0.0) + value.item() / count
     return sums
 
 
