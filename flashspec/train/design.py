@@ -21,12 +21,11 @@ from flashspec.models.transformer import Transformer
 from flashspec.models.writing import fresh_folder, refuse_input, refuse_taken, write_json
 from flashspec.provenance import model_digests
 from flashspec.train.distill import DraftLoss, acceptance
-from flashspec.train.losses import computing, text_loss
 from flashspec.train.package import carry, write_digests
 from flashspec.train.prune import Choice, choose, importance, prune
 from flashspec.train.target import initialise
 from flashspec.train.texts import Texts, windows, write
-from flashspec.train.trainer import Run, Schedule
+from flashspec.train.trainer import Run, Schedule, computing, text_loss
 
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt")
 CALIBRATION, HELD_OUT = 16, 0.1

@@ -16,10 +16,9 @@ from torch.nn import functional as F
 
 from flashspec.models.family import Design
 from flashspec.models.transformer import Transformer
-from flashspec.train.losses import CHUNK, computing, fused, slope
 from flashspec.train.target import WINDOW, initialise
 from flashspec.train.texts import Texts, overlap, save, write
-from flashspec.train.trainer import Run, Schedule
+from flashspec.train.trainer import CHUNK, Run, Schedule, computing, fused, slope
 
 OWN_LENGTH, PROMPT = 256, 48  # tokens of a text that the target writes, and of the given text in front of it
 

@@ -24,9 +24,9 @@ from flashspec.models.hub import located
 from flashspec.models.transformer import Transformer
 from flashspec.models.writing import copy_checkpoint, fresh_folder
 from flashspec.train import corpus
-from flashspec.train.losses import divergence
 from flashspec.train.package import sign
 from flashspec.train.texts import Texts
+from flashspec.train.trainer import divergence
 
 ROWS = 256
 

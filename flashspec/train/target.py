@@ -17,9 +17,8 @@ from torch.nn import functional as F
 from flashspec.models.config import ModelConfig
 from flashspec.models.exits import rows_at
 from flashspec.models.transformer import Transformer
-from flashspec.train.losses import cross_entropy, disagreement
 from flashspec.train.texts import Texts, overlap
-from flashspec.train.trainer import Run, Schedule
+from flashspec.train.trainer import Run, Schedule, cross_entropy, disagreement
 
 REFERENCE = ModelConfig(
     family="qwen3", vocab_size=16384, hidden=384, ffn=1024, layers=16, heads=6, kv_heads=2, head_dim=64,
