@@ -118,9 +118,8 @@ def learn_text(draft: Transformer, texts: Texts, design: Design, step: int) -> f
 def make_draft(models: Models, stream: np.ndarray, place: Place, design: Design, about: dict[str, Any]) -> Path:
     """The draft of a loaded target as a finished folder, with `about` as its speculative.json if any; the same one is left alone.
 
-    Raises what `design_draft` and `fresh_folder` raise, before anything is made.
+    Raises what `design_draft` and `fresh_folder` raise; then nothing is made.
     """
-    check_fit(stream, models.target.config, design)
     source, wanted = models.folders["target"], {"design.json": facts_of(models.target.config, design)}
     wanted |= {"speculative.json": about} if about else {}
     if {name: read_json(place.out / name, "") for name in wanted if (place.out / name).is_file()} == wanted:
