@@ -71,7 +71,7 @@ def _models(options: Mapping[str, Any]) -> Models:
 
 
 def asked(options: Mapping[str, Any], defaults: Mapping[str, Any]) -> Question:
-    """The question of a command line; shapes and stated times are asked about the dense head unless heads are named."""
+    """The question of a command line; of the dense head for shapes and stated times, unless heads are named."""
     bare = options["times"] or any(map(is_shape, (options["target"], options["draft"])))
     return Question(**{**defaults, **({"heads": ("dense",)} if bare and not defaults else {}), **given(Question, options)})
 

@@ -33,7 +33,7 @@ ROWS = 256
 
 @dataclass(frozen=True)
 class ExitRecipe:
-    """How adapters are trained: the layers they stand at, their rank, and steps of `sequences` windows of `length` tokens."""
+    """How adapters are trained: layers, rank, and steps of `sequences` windows of `length` tokens."""
 
     layers: tuple[int, ...]
     rank: int = 64
@@ -55,7 +55,7 @@ class Depth(Struct):
 
 
 def default_layers(folder: Path) -> tuple[int, ...]:
-    """HiSpec's exits for the checkpoint in a folder: an eighth and a quarter of the depth (Kumar et al. 2025, section 3)."""
+    """HiSpec's exits for a checkpoint folder: an eighth and a quarter of the depth (Kumar et al. 2025)."""
     depth = shaped(read_config(folder), Depth, folder / "config.json", "name the exits with --exits").num_hidden_layers
     if depth < 3:
         raise ValueError(f"a model of {depth} layers has no room for two exits; name one with --exits")
@@ -64,7 +64,7 @@ def default_layers(folder: Path) -> tuple[int, ...]:
 
 
 def train_adapters(model: Transformer, stream: np.ndarray, recipe: ExitRecipe) -> dict[int, ExitAdapter]:
-    """Adapters by layer, trained on the frozen model's own distribution. Raises ValueError for exits outside the model."""
+    """Adapters by layer, trained on the model's own distribution; ValueError for exits outside the model."""
     depth = model.config.layers
     if recipe.layers[-1] >= depth:
         raise ValueError(f"exits must lie below the model's {depth} layers, got {recipe.layers}")
@@ -103,7 +103,7 @@ def exit_agreement(model: Transformer, adapters: dict[int, ExitAdapter], ids: Te
 
 
 def train_exits(folder: Path, out: Path, recipe: ExitRecipe, text: Path | None = None) -> dict[int, tuple[float, float]]:
-    """Train exits on a checkpoint folder and write `out`, its copy that has them; on `text`, or on the Python standard library.
+    """Train exits on a text, or the standard library, and write `out`, a copy of the folder with them.
 
     A twentieth of the tokens, the last, is held out and gives each layer's agreement before and after. Raises
     FileNotFoundError for a missing folder or tokenizer, ValueError for exits outside the model or a text too short,

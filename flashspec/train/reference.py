@@ -1,4 +1,4 @@
-"""The reference models from scratch: corpus, target, 4-bit target, drafts distilled on it, and what ships of the family.
+"""The reference models from scratch: corpus, target, 4-bit target, drafts, and what ships of the family.
 
 Every step is resumable and skipped where its result exists; weights that ship are written once and then frozen.
 """
@@ -77,7 +77,7 @@ LICENCE = "Weights: Apache-2.0. Prompts and training text: the Python standard l
 
 
 def prepare(work: Path) -> dict[str, Any]:
-    """Tokenizer and id streams of this interpreter's standard library in work/data, and what it consists of."""
+    """Tokenizer and id streams of the standard library in work/data; the corpus's card."""
     return corpus.prepare(work / "data", REFERENCE.vocab_size)
 
 
@@ -126,7 +126,7 @@ def build_draft(work: Path, name: str) -> Path:
 
 @torch.no_grad()
 def _with_rows(folder: Path, stream: np.ndarray, windows: int) -> tuple[Transformer, Tensor]:
-    """A draft as it ships, and the rows [n, hidden] of its float32 twin over evenly spaced windows that fit its context."""
+    """A draft as it ships, and the rows [n, hidden] of its float32 twin over evenly spaced windows."""
     twin = load_transformer(folder, dtype="float32")
     ids = windows_of(stream[:-1], windows, min(WINDOW, twin.config.context))
     return load_transformer(folder), twin.rows(ids).flatten(0, 1)
@@ -187,7 +187,7 @@ def finish(work: Path, card: dict[str, Any], found: dict[str, Any]) -> None:
 
 
 def make(work: Path) -> Path:
-    """Everything, from the corpus to finished folders in work/models; hours on two cores, resumable at any point."""
+    """Everything, from the corpus to finished folders in work/models; hours, resumable at any point."""
     card = prepare(work)
     build_target(work)
     quantise_target(work)
@@ -204,7 +204,7 @@ def size_of(folder: Path) -> int:
 
 
 def ship(point: Path, shelf: Path, stream: np.ndarray, k: int) -> Path:
-    """Copy a finished point into `shelf` as the designed draft, with a FlashHead calibrated on the stream and its own digests.
+    """Copy a finished point into `shelf` as the designed draft, with a FlashHead calibrated on the stream.
 
     Raises FileNotFoundError for an unfinished point, FileExistsError where a designed draft ships already, ValueError where
     all shipped models together would exceed LIMIT bytes; then nothing is written.

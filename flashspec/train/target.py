@@ -63,7 +63,7 @@ def initialise(model: Transformer, seed: int) -> None:
 
 
 class TargetLoss:
-    """Gradients of one step: full depth, plus one exit in turn on a share of the rows, with depth-increasing layer dropout."""
+    """Gradients of one step: full depth, plus one exit in turn on a share of the rows."""
 
     def __init__(self, model: Transformer, recipe: Recipe, texts: Texts) -> None:
         self.model, self.recipe, self.texts = model, recipe, texts
@@ -109,7 +109,7 @@ def exit_scores(model: Transformer, held_out: np.ndarray, depths: tuple[int, ...
 
 
 def train_target(data: Path, folder: Path, recipe: Recipe, branch: Path | None = None) -> Transformer:
-    """Train, or continue, the target in `folder` on the corpus in `data`; `branch` starts from another run's checkpoint."""
+    """Train, or continue, the target in `folder` on the corpus in `data`, from `branch` if it is new."""
     model = Transformer(REFERENCE)
     initialise(model, recipe.seed)
     run = Run(model, recipe.schedule, folder)

@@ -1,4 +1,4 @@
-"""What a step learns on: windows of a stream of ids, and texts that a target wrote itself, in batches and kept on disk."""
+"""What a step learns on: windows of a stream of ids, and texts that a target wrote itself."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def windows(stream: np.ndarray, count: int, length: int) -> Tensor:
 
 
 class Texts(NamedTuple):
-    """Ids to learn on, a batch being a fixed function of (seed, step), so that a resumed run sees the same text.
+    """Ids to learn on; a batch is a fixed function of (seed, step), so a resumed run sees the same.
 
     Batches are random windows of the `stream`, or texts [n, length + 1] of the target's `own`; with both, these at odd steps.
     """
@@ -85,7 +85,7 @@ class Grown:
 
 @torch.inference_mode()
 def continued(model: Transformer, prompts: Tensor, length: int, dice: torch.Generator) -> Tensor:
-    """Ids [batch, length]: prompts [batch, p] continued by the model, greedy and sampled in turn (TEMPERATURES)."""
+    """Prompts [batch, p] continued by the model to ids [batch, length], at TEMPERATURES in turn."""
     caches = [Grown(model, len(prompts), length) for _ in model.blocks]
     ids, fresh = prompts, prompts
     warmth = torch.tensor(TEMPERATURES).repeat(-(-len(prompts) // len(TEMPERATURES)))[: len(prompts), None]

@@ -1,4 +1,4 @@
-"""What every recipe shares: a loop that is seeded, resumable after kill -9 and branches into decay; Muon; and the losses.
+"""What every recipe shares: a seeded loop that resumes after kill -9, Muon, and the losses.
 
 Losses over the vocabulary are computed in chunks whose distributions stay in cache.
 """
@@ -80,7 +80,7 @@ def orthogonalise(matrix: Tensor, steps: int = 4) -> Tensor:
 class Muon(torch.optim.Optimizer):
     """Nesterov momentum and orthogonalised updates, scaled by sqrt(max(1, rows / columns)) (Jordan et al. 2024).
 
-    A parameter may carry `row_groups`, the row counts of the matrices fused in it; each is orthogonalised alone.
+    A parameter's `row_groups` are the row counts of matrices fused in it; each is orthogonalised alone.
     """
 
     def __init__(self, parameters: Iterable[Tensor], lr: float = 0.02, momentum: float = 0.95) -> None:
@@ -211,14 +211,14 @@ def divergence(p: Tensor, logits: Tensor, variation: float) -> Tensor:
 
 
 def disagreement(model: Transformer, early: Tensor, final: Tensor) -> Tensor:
-    """Mean divergence of an exit's rows [n, hidden] from the model's own final rows, which are taken as given."""
+    """Mean divergence of an exit's rows [n, hidden] from the model's final rows, taken as given."""
     with torch.no_grad():
         p = F.linear(model.norm(final), model.head_weight).softmax(-1)
     return divergence(p, F.linear(model.norm(early), model.head_weight), 1.0) / len(early)
 
 
 def slope(wanted: Tensor, logits: Tensor, variation: float) -> tuple[Tensor, Tensor]:
-    """`divergence` of softmax(wanted) and logits [n, V], and its gradient by the logits: two passes, not autograd's ten."""
+    """`divergence` of softmax(wanted) and logits [n, V], and its gradient by the logits, in two passes."""
     p, log_q = wanted.softmax(-1, dtype=torch.float32), logits.log_softmax(-1, dtype=torch.float32)
     q = log_q.exp()
     ahead, side = q - p, torch.sign(q - p)
