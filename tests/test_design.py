@@ -11,9 +11,7 @@ import torch
 from flashspec.cli.main import status
 from flashspec.decoding.models import load
 from flashspec.models import family
-from flashspec.models.checkpoint import load_transformer
 from flashspec.models.config import ModelConfig
-from flashspec.models.export import save_transformer
 from flashspec.models.family import Design
 from flashspec.models.synthetic import synthetic
 from flashspec.models.transformer import Transformer
@@ -174,11 +172,11 @@ def test_transformers_loads_what_was_cut_from_every_family(config, dtype, tmp_pa
     transformers = pytest.importorskip("transformers")
     whole = synthetic(config, torch.float32)
     form = {"layers": 3, "ffn": 24} if config is OPT else {"layers": 3, "heads": 2, "kv_heads": 1, "ffn": 24}
-    save_transformer(pruned(whole, **form), tmp_path, dtype)
+    pruned(whole, **form).save(tmp_path, dtype)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
     with torch.no_grad():
         wanted = theirs(held_out()).logits
-        assert torch.allclose(load_transformer(tmp_path, dtype="float32")(held_out()), wanted, atol=1e-4)
+        assert torch.allclose(Transformer.load(tmp_path, dtype="float32")(held_out()), wanted, atol=1e-4)
         assert not torch.allclose(whole(held_out()), wanted, atol=1e-4)  # the control: something was cut
 
 
@@ -225,6 +223,6 @@ def test_the_command_writes_a_folder_that_is_ready_to_serve(tmp_path):
     assert models.draft.config.layers == 1 and models.draft.config.ffn == 32
     theirs = transformers.AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
     with torch.no_grad():
-        assert torch.allclose(load_transformer(out, dtype="float32")(ids), theirs(ids).logits, atol=1e-4)
+        assert torch.allclose(Transformer.load(out, dtype="float32")(ids), theirs(ids).logits, atol=1e-4)
     assert transformers.AutoTokenizer.from_pretrained(out)("def f(x):")["input_ids"] == models.encode("def f(x):")
     assert all((out / name).exists() for name in ("README.md", "curve.jsonl", "choice.json", "digests.json", "tokenizer.json"))

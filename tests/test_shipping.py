@@ -18,9 +18,9 @@ from flashspec.decoding.method import Method
 from flashspec.decoding.models import REFERENCE, SHIPPED, load
 from flashspec.measure.prompts import load_prompts
 from flashspec.measure.trace import record
-from flashspec.models.checkpoint import load_transformer
 from flashspec.models.family import DESIGNED
 from flashspec.models.folder import verify_digests
+from flashspec.models.transformer import Transformer
 from flashspec.sampling import GREEDY, Sampling
 from flashspec.study.drafts import point_of_designed
 from flashspec.study.family import accepted, records
@@ -53,8 +53,8 @@ def test_a_shipped_draft_has_the_same_logits_in_transformers(name: str) -> None:
     theirs = transformers.AutoModelForCausalLM.from_pretrained(SHIPPED / name, dtype=torch.float32)
     with torch.no_grad():
         found = theirs(ids).logits
-        assert torch.allclose(load_transformer(SHIPPED / name, dtype="float32")(ids), found, atol=1e-4)
-        assert not torch.allclose(load_transformer(SHIPPED / name, dtype="float32")(ids.flip(1)), found, atol=1e-4)  # the control
+        assert torch.allclose(Transformer.load(SHIPPED / name, dtype="float32")(ids), found, atol=1e-4)
+        assert not torch.allclose(Transformer.load(SHIPPED / name, dtype="float32")(ids.flip(1)), found, atol=1e-4)  # the control
 
 
 @pytest.mark.skipif(not (SHIPPED / DESIGNED).exists(), reason="no designed draft ships")

@@ -12,7 +12,7 @@ import torch
 from flashspec import provenance
 from flashspec.decoding.models import REFERENCE, SHIPPED
 from flashspec.kernels.build import built, cache_folder, compiler, identity
-from flashspec.models.checkpoint import verify_digests
+from flashspec.models.folder import verify_digests
 
 PACKAGES = {
     "triton": ("fused GPU kernels", "comes with CUDA builds of torch"),

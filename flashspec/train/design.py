@@ -14,7 +14,6 @@ import numpy as np
 
 from flashspec.decoding.models import Models
 from flashspec.models.config import ModelConfig
-from flashspec.models.export import save_transformer
 from flashspec.models.family import Design
 from flashspec.models.folder import read_json
 from flashspec.models.transformer import Transformer
@@ -136,7 +135,7 @@ def make_draft(models: Models, stream: np.ndarray, place: Place, design: Design,
 
 def package(draft: Transformer, source: Path, work: Path, out: Path) -> None:
     """A draft as a Hugging Face folder with its target's tokenizer, its design, curve and model card."""
-    save_transformer(draft, out)
+    draft.save(out)
     carry(source, out, TOKENIZER)
     carry(work, out, ("curve.jsonl", "choice.json", "design.json"))
     config, about = draft.config, read_json(out / "design.json", "") | {"target_files": model_digests(source)}

@@ -16,9 +16,9 @@ from torch.utils.data import DataLoader
 
 from flashspec.decoding.vocabulary import tokenizer_of
 from flashspec.models.awq import Scheme, scheme_to_hf
-from flashspec.models.checkpoint import read_config
 from flashspec.models.export import write_folder
 from flashspec.models.files import Kind, shaped
+from flashspec.models.folder import read_config
 from flashspec.models.writing import fresh_folder
 from flashspec.train.package import carry
 

@@ -24,8 +24,6 @@ from flashspec.heads.dense import DenseHead
 from flashspec.heads.flash import FlashHead
 from flashspec.heads.recall import agreement, calibrate_always
 from flashspec.measure.trace import Trace, check_target, proposals
-from flashspec.models.checkpoint import load_transformer
-from flashspec.models.export import save_transformer
 from flashspec.models.family import DESIGNED
 from flashspec.models.transformer import Transformer
 from flashspec.models.writing import fresh_folder, write_json, write_text
@@ -98,7 +96,7 @@ def build_target(work: Path) -> Path:
             model = train_target(work / "data", run, recipe, branch)
             branch = run / "checkpoint.pt"
         with _finished(folder, work) as part:
-            save_transformer(model, part, dtype="float32")
+            model.save(part, dtype="float32")
     return folder
 
 
@@ -115,21 +113,21 @@ def build_draft(work: Path, name: str) -> Path:
     """Distil one draft on the quantised target and write it as a bfloat16 folder."""
     folder = work / "models" / name
     if not (folder / "config.json").exists():
-        target = load_transformer(work / "models" / "target", dtype="float32", weights="dense")
+        target = Transformer.load(work / "models" / "target", dtype="float32", weights="dense")
         draft: Any = None
         for number, recipe in enumerate(DRAFTS[name]):
             draft = distill(target, work / "data", work / f"{name}-{number}", recipe, draft)
         with _finished(folder, work) as part:
-            save_transformer(draft, part, dtype="bfloat16")
+            draft.save(part, dtype="bfloat16")
     return folder
 
 
 @torch.no_grad()
 def _with_rows(folder: Path, stream: np.ndarray, windows: int) -> tuple[Transformer, Tensor]:
     """A draft as it ships, and the rows [n, hidden] of its float32 twin over evenly spaced windows."""
-    twin = load_transformer(folder, dtype="float32")
+    twin = Transformer.load(folder, dtype="float32")
     ids = windows_of(stream[:-1], windows, min(WINDOW, twin.config.context))
-    return load_transformer(folder), twin.rows(ids).flatten(0, 1)
+    return Transformer.load(folder), twin.rows(ids).flatten(0, 1)
 
 
 def add_flash_head(folder: Path, stream: np.ndarray, windows: int = 16) -> None:
@@ -158,12 +156,12 @@ def head_scores(folder: Path, held: np.ndarray, windows: int = 24) -> list[dict[
 def scores(work: Path, windows: int = 48) -> dict[str, dict[str, Any]]:
     """Held-out quality of target, exits, drafts and their FlashHeads, as shipped, and what AWQ cost."""
     held, models = np.load(work / "data" / "held_out.npy"), work / "models"
-    target, top = load_transformer(models / "target", dtype="float32", weights="dense"), REFERENCE.layers
-    before = exit_scores(load_transformer(work / "dense"), held, (top,), windows)[f"loss_{top}"]
+    target, top = Transformer.load(models / "target", dtype="float32", weights="dense"), REFERENCE.layers
+    before = exit_scores(Transformer.load(work / "dense"), held, (top,), windows)[f"loss_{top}"]
     whole = exit_scores(target, held, (2, 4, top), windows)
     found: dict[str, Any] = {"target": whole | {"awq_perplexity_ratio": float(np.exp(whole[f"loss_{top}"] - before))}}
     for name in DRAFTS:
-        draft = load_transformer(models / name, dtype="float32")
+        draft = Transformer.load(models / name, dtype="float32")
         found[name] = {**acceptance(target, draft, held, windows), "flash_head": head_scores(models / name, held)}
     return found
 
