@@ -17,7 +17,7 @@ MACHINE = "a made-up machine, 2026-01-01"
 
 def results(name: str, rows: list[dict] | pandas.DataFrame) -> SimpleNamespace:
     """What `Results` offers to a figure."""
-    return SimpleNamespace(frame=pandas.DataFrame(rows), machine=MACHINE, path=Path(f"results/{name}/0123.parquet"), origin={})
+    return SimpleNamespace(frame=pandas.DataFrame(rows), machine=MACHINE, path=Path(f"results/{name}/0123abcd.csv"), origin={})
 
 
 def drawn(**makers: list[Callable]) -> dict[str, Callable[[], Picture]]:
