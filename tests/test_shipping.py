@@ -17,7 +17,7 @@ from flashspec.decoding.generate import generate
 from flashspec.decoding.method import Method
 from flashspec.decoding.models import REFERENCE, SHIPPED, load
 from flashspec.measure.prompts import load_prompts
-from flashspec.measure.trace import proposals, record
+from flashspec.measure.trace import record
 from flashspec.models.family import DESIGNED
 from flashspec.models.folder import verify_digests
 from flashspec.models.transformer import Transformer
