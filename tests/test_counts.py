@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from flashspec.measure.score import score
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.overrides import TorchFunctionMode
@@ -18,6 +17,7 @@ from flashspec.decoding import cascade, rules
 from flashspec.decoding.generate import Request, count, request
 from flashspec.decoding.method import METHODS, Method, hispec, self_speculation
 from flashspec.decoding.models import Models
+from flashspec.measure.runs import score
 from flashspec.models.reader import SpanReader
 from flashspec.sampling import Sampling
 from flashspec.theory import rows_read

@@ -1,14 +1,15 @@
 """A notebook runs with validated parameters, or there is no output under its name."""
 
 import json
+from pathlib import Path
 
 import pytest
-from pages import NOTEBOOKS
 
 from flashspec.cli.main import status
 from flashspec.study import Refused
 from flashspec.study import notebooks as books
 
+NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 PARAMETERS = [
     "k: int = 4  # draft tokens per verification\n",
     "rate: float = 0.5\n",

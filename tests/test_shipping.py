@@ -17,7 +17,7 @@ from flashspec.decoding.generate import generate
 from flashspec.decoding.method import Method
 from flashspec.decoding.models import REFERENCE, SHIPPED, load
 from flashspec.measure.prompts import load_prompts
-from flashspec.measure.trace import proposals, record
+from flashspec.measure.trace import record
 from flashspec.models.family import DESIGNED
 from flashspec.models.folder import verify_digests
 from flashspec.models.transformer import Transformer
@@ -119,15 +119,13 @@ def test_a_record_counts_what_a_live_decode_counts(pair: dict[str, Path], tmp_pa
     assert records(k, tmp_path / "nowhere").empty
 
 
-def test_a_record_on_another_targets_trace_is_refused(pair: dict[str, Path], tmp_path: Path) -> None:
-    other = record(load(pair["draft"], None, "float32", "cpu", "dense"), load_prompts(tmp_path / "prompts.json", 1), GREEDY, 4)
-    with pytest.raises(ValueError, match="recorded from another target"):
-        shipping.record_point(pair["draft"], pair["target"], other, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
-def test_proposals_need_shared_noise(pair: dict[str, Path], tmp_path: Path) -> None:
-    models = load(pair["target"], pair["draft"], "float32", "cpu", "dense")
-    trace = record(models, load_prompts(tmp_path / "prompts.json", 1), Sampling(1.0, rule="speculative"), 4)
-    with pytest.raises(ValueError, match="not under speculative"):
-        proposals(trace, models)
+def test_a_record_needs_its_targets_own_trace_and_shared_noise(pair: dict[str, Path], tmp_path: Path) -> None:
+    prompts = load_prompts(tmp_path / "prompts.json", 1)
+    for name, sampling, said in (
+        ("draft", GREEDY, "recorded from another target"),
+        ("target", Sampling(1.0, rule="speculative"), "not under speculative"),
+    ):
+        trace = record(load(pair[name], None, "float32", "cpu", "dense"), prompts, sampling, 4)
+        with pytest.raises(ValueError, match=said):
+            shipping.record_point(pair["draft"], pair["target"], trace, tmp_path / "out")
+        assert not (tmp_path / "out").exists()

@@ -22,10 +22,9 @@ from flashspec.models.config import ModelConfig
 from flashspec.models.transformer import Transformer
 from flashspec.train import corpus
 from flashspec.train.distill import Distillation, DraftLoss, acceptance, narrow, slice_of
-from flashspec.train.losses import disagreement, divergence, fused, slope
 from flashspec.train.target import Recipe, TargetLoss, exit_scores, initialise
 from flashspec.train.texts import Texts
-from flashspec.train.trainer import Run, Schedule, orthogonalise
+from flashspec.train.trainer import Run, Schedule, disagreement, divergence, fused, orthogonalise, slope
 
 SHAPE = ModelConfig("qwen3", 96, 16, 24, 4, 2, 1, 8, context=600)
 STREAM = np.random.default_rng(0).integers(0, 96, 4000).astype(np.uint16)

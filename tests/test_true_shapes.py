@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from pages import NOTEBOOKS
 
 pytest.importorskip("pandas")
 
@@ -14,6 +13,7 @@ from flashspec.models.synthetic import shape
 from flashspec.study import loading, notebooks, tables, true_shapes
 from flashspec.study.real_shapes import EXPERIMENT, Params, Row
 
+NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 MACHINE = {"machine": {"cpu": "a made-up processor", "cores": 2, "isa": "", "device": "a made-up GPU"}, "date": "2026-01-01"}
 
 

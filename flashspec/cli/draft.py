@@ -1,4 +1,4 @@
-"""`flashspec draft`: a wide, shallow draft out of any supported dense checkpoint, or the whole family of them."""
+"""`flashspec draft`: a wide, shallow draft out of any dense checkpoint, or the whole family of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Command-line flags: those that commands share, and one a field of a dataclass, with its name, type, default and help."""
+"""Command-line flags: those that commands share, and one a field of a dataclass."""
 
 from __future__ import annotations
 

@@ -126,7 +126,7 @@ def command(prompt: str | None, ids: tuple[int, ...] | None, show: bool, **optio
 
 
 def own_defaults(options: dict[str, Any]) -> dict[str, Any]:
-    """What --defaults takes from the target's checkpoint; what it asks for and cannot have is said on standard error."""
+    """What --defaults takes from the target's checkpoint; what cannot be applied is said on standard error."""
     if not options["defaults"]:
         return {}
     found = generation_defaults(folder_of(options["target"], "target"))

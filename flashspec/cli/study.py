@@ -1,4 +1,4 @@
-"""`flashspec run`, `results`, `list`, `notebooks` and `pages`: experiments, their stored tables and what is written from them."""
+"""`flashspec run`, `results`, `list`, `notebooks` and `pages`: experiments and their stored tables."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def command(ctx: click.Context, folder: Path) -> None:
 
 
 def train_part(part: str, folder: Path) -> None:
-    """Refuse a part whose input is missing; prepare the corpus, say if it is not the shipped models' own, and train."""
+    """Train one part; refused where its input is missing, told where the corpus is not the shipped models' own."""
     refuse_input(folder, [SHIPPED])
     refuse_taken(folder, "data/corpus.json")
     if part == "quantize" and not (folder / "dense" / "config.json").is_file():

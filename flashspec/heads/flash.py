@@ -13,7 +13,7 @@ from flashspec import kernels
 from flashspec.heads.base import Norm, project, project_blocks, weight_of, wide
 from flashspec.heads.cluster import Clusters, Recipe, cluster
 from flashspec.heads.storage import AGAIN, FILE, HeadFile, StoredHead
-from flashspec.heads.table import FlashPlan, Table, assignments_of, build_table, stage_one
+from flashspec.heads.table import FlashPlan, Table, build_table, stage_one
 from flashspec.sampling import Dice, Scores
 from flashspec.typed import typed
 
@@ -151,11 +151,17 @@ class FlashHead(StoredHead):
 
 def _clusters(file: HeadFile, weight: Tensor) -> Clusters:
     """The clusters that a file holds for this weight; ValueError where they cannot be."""
-    members, means = file.numbers("members", 2).long(), file.tensors.get("centroids")
+    members, means, vocab = file.numbers("members", 2).long(), file.tensors.get("centroids"), len(weight)
     second = file.numbers("second", 1).long() if "second" in file.tensors else None
-    assignments, count = assignments_of(members, len(weight)), len(members)
+    count, listed = len(members), members >= 0
+    if not torch.equal(members[listed].sort().values, torch.arange(vocab)):
+        raise ValueError(f"a clustering lists each of the {vocab} ids once, but this one does not; {AGAIN}")
     if means is None or means.dtype is not torch.float32 or means.ndim != 2 or len(means) != count:
         raise ValueError(f"{file.path.name} has no float32 centroid for each of its {count} clusters; {AGAIN}")
-    if second is not None and (len(second) != len(weight) or int(second.min()) < -1 or int(second.max()) >= count):
+    if second is not None and (len(second) != vocab or int(second.min()) < -1 or int(second.max()) >= count):
         raise ValueError(f"{file.path.name} has second homes outside its {count} clusters; {AGAIN}")
-    return Clusters(*(None if t is None else t.to(weight.device) for t in (assignments, members, means, second)))  # type: ignore[arg-type]
+    assignments = torch.empty(vocab, dtype=torch.int64)
+    assignments[members[listed]] = listed.nonzero()[:, 0]
+    device = weight.device
+    homes = None if second is None else second.to(device)
+    return Clusters(assignments.to(device), members.to(device), means.to(device), homes)

@@ -7,10 +7,10 @@ on the CPU, one row at a time, so that a row's candidates never depend on its ne
 from __future__ import annotations
 
 import hashlib
-import importlib
+import importlib.util
 import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -24,6 +24,7 @@ from flashspec.heads.storage import AGAIN, HeadFile, StoredHead
 from flashspec.sampling import Dice, Scores
 
 KINDS = ("ivf", "ivfpq", "hnsw")
+MISSING = "head {!r} needs faiss-cpu; install the extra `ann`, or use a FlashHead"
 SAMPLE = 64  # rows searched for to count what a graph search reads
 CANDIDATES, PROBES = 64, 16  # if nothing else is asked for
 LINKS, DEPTH = 32, 64  # of a graph's nodes, and nodes that a search keeps in view
@@ -143,20 +144,15 @@ def faiss_for(kind: str) -> Any:
     try:
         return importlib.import_module("faiss")
     except ImportError:
-        raise ValueError(f"head {kind!r} needs faiss-cpu; install the extra `ann`, or use a FlashHead") from None
+        raise ValueError(MISSING.format(kind)) from None
 
 
-def usable(names: Iterable[str]) -> list[str]:
+def usable(names: Collection[str]) -> list[str]:
     """These heads without those that search with faiss where it is missing; a warning says which, and what to install."""
-    found = []
-    for name in names:
-        try:
-            if name in KINDS:
-                faiss_for(name)
-            found.append(name)
-        except ValueError as missing:
-            warnings.warn(f"left out: {missing}", stacklevel=2)
-    return found
+    left = [name for name in names if name in KINDS] if importlib.util.find_spec("faiss") is None else []
+    for name in left:
+        warnings.warn(f"left out: {MISSING.format(name)}", stacklevel=2)
+    return [name for name in names if name not in left]
 
 
 def _indexed(kind: str, weight: Tensor) -> Any:

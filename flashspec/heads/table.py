@@ -145,13 +145,3 @@ def stage_one(centroids: Tensor, dtype: torch.dtype, kind: str) -> Tensor | Pack
     if kind in ("int8", "int4"):
         return pack(unit, int(kind[3:]))
     return Shelf().moved(unit.to(torch.bfloat16 if kind == "bf16" else dtype))
-
-
-def assignments_of(members: Tensor, vocab_size: int) -> Tensor:
-    """Cluster [V] of every id in members [K, size]; ValueError unless each id is listed there exactly once."""
-    ids = members.flatten()
-    ids = ids[ids >= 0]
-    if len(ids) != vocab_size or not torch.equal(ids.sort().values, torch.arange(vocab_size, device=ids.device)):
-        raise ValueError(f"a clustering lists each of the {vocab_size} ids once, but this one does not; build the head again")
-    cluster_of = torch.arange(len(members), device=ids.device)[:, None].expand_as(members)
-    return torch.empty_like(ids).scatter_(0, ids, cluster_of.flatten()[members.flatten() >= 0])

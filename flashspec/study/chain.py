@@ -74,7 +74,8 @@ def chain(race: DataFrame, pieces: DataFrame) -> DataFrame:
 def links(chained: DataFrame) -> DataFrame:
     """The chain as a table: one line a name, head and sampling, one column a stage."""
     table = chained.pivot_table(index=["name", "sampling", "head"], columns="stage", values="verdict", aggfunc="first")
-    return table.reindex(columns=[stage for stage in STAGES if stage in table.columns]).fillna("").reset_index()
+    known = [stage for stage in STAGES if stage in table.columns]
+    return table[known].fillna("").reset_index().rename_axis(columns=None)
 
 
 def samplings(frame: DataFrame) -> tuple[str, str]:

@@ -109,8 +109,8 @@ class Experiment(Generic[Params, Row]):
 
     def _measured_once(self, params: Params, path: Path, fresh: bool, progress: bool) -> Results:
         """Measure and store, unless another process did so while this one waited."""
-        machine = provenance.short_hash(provenance.machine())
-        header = {"params": canonical(params), "code": provenance.source(), "machine": machine}
+        facts = {"code": provenance.source(), "machine": provenance.short_hash(provenance.machine())}
+        header = {**facts, "params": canonical(params), "columns": list(tables.columns(self.row))}
         with journal(path.with_suffix(".part.jsonl"), header) as held:
             found = None if fresh else tables.read(path, self.row)
             return found or self._measured(params, path, held, progress)

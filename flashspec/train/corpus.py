@@ -1,4 +1,4 @@
-"""The reference corpus: the Python standard library's source, split by module into training files and held-out ones.
+"""The reference corpus: the Python standard library, split by module into training and held-out files.
 
 The study's prompts are cut from the held-out modules; all of it is a fixed function of the library.
 """
@@ -10,6 +10,7 @@ import hashlib
 import sys
 import sysconfig
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +32,6 @@ def library_root() -> Path:
     return Path(sysconfig.get_paths()["stdlib"])
 
 
-def _readable(path: Path) -> bool:
-    """Whether a file holds UTF-8 text."""
-    try:
-        return bool(path.read_text(encoding="utf-8"))
-    except UnicodeDecodeError:
-        return False
-
-
 def read(path: Path) -> str:
     """A text that the user gave; ValueError in words where it is not UTF-8."""
     try:
@@ -48,19 +41,20 @@ def read(path: Path) -> str:
 
 
 def is_held_out(name: str) -> bool:
-    """Whether a module, by its path below the library, is kept from training; a fixed function of the name."""
+    """Whether a module, by its path below the library, is kept from training."""
     number = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big")
     return number / 2**32 < HELD_OUT_SHARE
 
 
 def split(root: Path) -> tuple[list[Path], list[Path]]:
-    """Training and held-out modules: readable .py files below root, none skipped and none above LARGEST_FILE bytes."""
+    """Training and held-out modules below root: UTF-8 .py files of at most LARGEST_FILE bytes."""
     kept: tuple[list[Path], list[Path]] = [], []
     for path in sorted(root.rglob("*.py")):
-        name = path.relative_to(root).as_posix()
-        skipped = any(folder in name for folder in SKIPPED_FOLDERS) or path.stat().st_size > LARGEST_FILE
-        if not skipped and _readable(path):
-            kept[is_held_out(name)].append(path)
+        name, text = path.relative_to(root).as_posix(), path.read_bytes()
+        if 0 < len(text) <= LARGEST_FILE and not any(folder in name for folder in SKIPPED_FOLDERS):
+            with suppress(UnicodeDecodeError):
+                text.decode("utf-8")
+                kept[is_held_out(name)].append(path)
     return kept
 
 
@@ -129,7 +123,7 @@ def prepare(folder: Path, vocab_size: int) -> dict[str, Any]:
 
 
 def cuts(source: str, module: str) -> Iterator[tuple[str, int, str]]:
-    """(kind, line, text that the prompt is the beginning of) for every place of a module a prompt may start at."""
+    """(kind, line, text to begin a prompt with) for every place of a module."""
     try:
         tree = ast.parse(source)
     except SyntaxError:
@@ -158,7 +152,7 @@ def _prompts(file: Path, root: Path, tokenizer: Any) -> Iterator[dict[str, Any]]
 
 
 def choose(files: list[Path], root: Path, tokenizer: Any, each: int = 128) -> list[dict[str, Any]]:
-    """Up to `each` prompts of every kind, spread over modules: no module gives a second one before every module gave one."""
+    """Up to `each` prompts of every kind; no module gives a second one before every module gave one."""
     found = [prompt for file in files for prompt in _prompts(file, root, tokenizer)]
     found.sort(key=lambda p: hashlib.sha256(f"{p['module']}:{p['line']}".encode()).hexdigest())  # a fixed shuffle
     given: dict[tuple[str, str], int] = {}

@@ -1,4 +1,4 @@
-"""A draft by design: cut out of the target, wide and shallow, then distilled on what the target writes (Yan et al. 2024)."""
+"""A draft by design: cut out of the target, then distilled on what it writes (Yan et al. 2024)."""
 
 from __future__ import annotations
 
@@ -20,12 +20,11 @@ from flashspec.models.transformer import Transformer
 from flashspec.models.writing import fresh_folder, refuse_input, refuse_taken, write_json
 from flashspec.provenance import model_digests
 from flashspec.train.distill import DraftLoss, acceptance
-from flashspec.train.losses import computing, text_loss
 from flashspec.train.package import carry, write_digests
 from flashspec.train.prune import Choice, choose, importance, prune
 from flashspec.train.target import initialise
 from flashspec.train.texts import Texts, windows, write
-from flashspec.train.trainer import Run, Schedule
+from flashspec.train.trainer import Run, Schedule, computing, text_loss
 
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt")
 CALIBRATION, HELD_OUT = 16, 0.1
@@ -45,7 +44,7 @@ class Place(NamedTuple):
 
 
 def check_fit(stream: np.ndarray, target: ModelConfig, design: Design) -> None:
-    """Refuse a form that is no part of the target, a text too short to hold a tenth out, texts longer than the context."""
+    """Refuse a form that is no part of the target, too short a text, and texts longer than the context."""
     design.of(target)
     if design.length + bool(design.written) > target.context:
         raise ValueError(f"texts of {design.length} tokens do not fit the target's context of {target.context}; shorten length")
@@ -116,11 +115,10 @@ def learn_text(draft: Transformer, texts: Texts, design: Design, step: int) -> f
 
 
 def make_draft(models: Models, stream: np.ndarray, place: Place, design: Design, about: dict[str, Any]) -> Path:
-    """The draft of a loaded target as a finished folder, with `about` as its speculative.json if any; the same one is left alone.
+    """The finished folder of a draft, `about` its speculative.json if any; the same one is left alone.
 
-    Raises what `design_draft` and `fresh_folder` raise, before anything is made.
+    Raises what `design_draft` and `fresh_folder` raise; then nothing is made.
     """
-    check_fit(stream, models.target.config, design)
     source, wanted = models.folders["target"], {"design.json": facts_of(models.target.config, design)}
     wanted |= {"speculative.json": about} if about else {}
     if {name: read_json(place.out / name, "") for name in wanted if (place.out / name).is_file()} == wanted:
@@ -149,8 +147,6 @@ def package(draft: Transformer, source: Path, work: Path, out: Path) -> None:
 
 def speculative(out: Path, k: int) -> dict[str, Any]:
     """What vLLM's --speculative-config takes."""
-    if k < 1:
-        raise ValueError(f"k must be at least 1, got {k}")
     return {"method": "draft_model", "model": str(out), "num_speculative_tokens": k}
 
 
@@ -162,7 +158,7 @@ def encoded(tokenizer: Any, texts: Iterable[str]) -> np.ndarray:
 
 
 def variant(name: str, models: Models, texts: Iterable[str], folder: Path, steps: int = 100) -> Path:
-    """A variant of a target, made once: its weights tuned on docstrings of texts, or fresh ones of its shape trained on them."""
+    """A variant of a target, made once: tuned on docstrings of texts, or fresh weights trained on them."""
     target, tuned = models.target, name == "fine-tuned"
     design = replace(VARIANTS[name], layers=target.config.layers, steps=steps, decay=steps // 2, warmup=min(10, steps))
     if not tuned:
@@ -173,7 +169,7 @@ def variant(name: str, models: Models, texts: Iterable[str], folder: Path, steps
 
 
 def docstrings(sources: Iterable[str], words: int = 12) -> Iterator[str]:
-    """The docstrings of Python sources that have at least this many words; what does not parse is left out."""
+    """Docstrings of Python sources, of at least so many words; what does not parse is left out."""
     for source in sources:
         try:
             tree = ast.parse(source)

@@ -16,17 +16,16 @@ from torch.nn import functional as F
 
 from flashspec.models.family import Design
 from flashspec.models.transformer import Transformer
-from flashspec.train.losses import CHUNK, computing, fused, slope
 from flashspec.train.target import WINDOW, initialise
 from flashspec.train.texts import Texts, overlap, save, write
-from flashspec.train.trainer import Run, Schedule
+from flashspec.train.trainer import CHUNK, Run, Schedule, computing, fused, slope
 
 OWN_LENGTH, PROMPT = 256, 48  # tokens of a text that the target writes, and of the given text in front of it
 
 
 @dataclass(frozen=True)
 class Distillation:
-    """How a draft is trained: its depth, the schedule, and the weight of total variation beside the KL divergence.
+    """How a draft is trained; `variation` weighs total variation beside the KL divergence.
 
     `hidden` is the width of a narrower draft, with `ffn` and `heads` of its own; 0 keeps the target's. `dtype` is what its
     matrix products are computed in: bfloat16 is several times as fast where the processor multiplies it. With `own` texts
@@ -58,7 +57,7 @@ def slice_of(target: Transformer, layers: int) -> Transformer:
 
 
 def narrow(target: Transformer, recipe: Distillation) -> Transformer:
-    """A new float32 model of `recipe.hidden` columns: the target's embedding on its principal directions, layers seeded."""
+    """A new float32 model of `recipe.hidden` columns: the embedding's principal directions, layers seeded."""
     c = target.config
     heads = recipe.heads or c.heads
     shape = replace(c, layers=recipe.layers, hidden=recipe.hidden, ffn=recipe.ffn or c.ffn, heads=heads, tied=True)
@@ -73,7 +72,7 @@ def narrow(target: Transformer, recipe: Distillation) -> Transformer:
 
 
 class DraftLoss:
-    """Gradients of one step towards the target's distributions, in chunks so that only one chunk's of them are alive.
+    """Gradients of one step towards the target's distributions, one chunk of them alive at a time.
 
     The target's final rows (before the norm) for each step's batch are computed once and kept in a folder.
     """
@@ -121,12 +120,12 @@ def acceptance(
     def log_chances(ids: Tensor) -> dict[str, Tensor]:
         return {name: model(ids)[0].log_softmax(-1) for name, model in (("", draft), (" of the target", target))}
 
-    found = overlap(held_out, (windows, length), log_chances)
+    found = overlap(held_out, windows, length, log_chances)
     return {name: found[name] for name in ("loss", "accept")}
 
 
 def distill(target: Transformer, data: Path, folder: Path, recipe: Distillation, start: Transformer | None = None) -> Transformer:
-    """Train, or continue, one draft of a dense float32 target in `folder` on the corpus in `data`; `start` is where it begins."""
+    """Train, or continue, a draft of a float32 target in `folder` on the corpus in `data`, from `start`."""
     draft = start or (narrow(target, recipe) if recipe.hidden else slice_of(target, recipe.layers))
     run = Run(draft, recipe.schedule, folder)
     run.resume()

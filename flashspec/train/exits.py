@@ -22,18 +22,17 @@ from flashspec.models.files import Count, shaped
 from flashspec.models.folder import located, read_config
 from flashspec.models.transformer import Transformer
 from flashspec.models.writing import copy_checkpoint, fresh_folder
-from flashspec.theory.checks import at_least
 from flashspec.train import corpus
-from flashspec.train.losses import divergence
 from flashspec.train.package import sign
 from flashspec.train.texts import Texts
+from flashspec.train.trainer import divergence
 
 ROWS = 256
 
 
 @dataclass(frozen=True)
 class ExitRecipe:
-    """How adapters are trained: the layers they stand at, their rank, and steps of `sequences` windows of `length` tokens."""
+    """How adapters are trained: layers, rank, and steps of `sequences` windows of `length` tokens."""
 
     layers: tuple[int, ...]
     rank: int = 64
@@ -46,7 +45,6 @@ class ExitRecipe:
     def __post_init__(self) -> None:
         if not self.layers or list(self.layers) != sorted(set(self.layers)) or self.layers[0] < 1:
             raise ValueError(f"exits must be layer numbers from 1, in rising order, got {self.layers}")
-        at_least(self, rank=1, steps=1, sequences=1, length=1)
 
 
 class Depth(Struct):
@@ -56,7 +54,7 @@ class Depth(Struct):
 
 
 def default_layers(folder: Path) -> tuple[int, ...]:
-    """HiSpec's exits for the checkpoint in a folder: an eighth and a quarter of the depth (Kumar et al. 2025, section 3)."""
+    """HiSpec's exits for a checkpoint folder: an eighth and a quarter of the depth (Kumar et al. 2025)."""
     depth = shaped(read_config(folder), Depth, folder / "config.json", "name the exits with --exits").num_hidden_layers
     if depth < 3:
         raise ValueError(f"a model of {depth} layers has no room for two exits; name one with --exits")
@@ -65,7 +63,7 @@ def default_layers(folder: Path) -> tuple[int, ...]:
 
 
 def train_adapters(model: Transformer, stream: np.ndarray, recipe: ExitRecipe) -> dict[int, ExitAdapter]:
-    """Adapters by layer, trained on the frozen model's own distribution. Raises ValueError for exits outside the model."""
+    """Adapters by layer, trained on the model's own distribution; ValueError for exits outside the model."""
     depth = model.config.layers
     if recipe.layers[-1] >= depth:
         raise ValueError(f"exits must lie below the model's {depth} layers, got {recipe.layers}")
@@ -104,7 +102,7 @@ def exit_agreement(model: Transformer, adapters: dict[int, ExitAdapter], ids: Te
 
 
 def train_exits(folder: Path, out: Path, recipe: ExitRecipe, text: Path | None = None) -> dict[int, tuple[float, float]]:
-    """Train exits on a checkpoint folder and write `out`, its copy that has them; on `text`, or on the Python standard library.
+    """Train exits on a text, or the standard library, and write `out`, a copy of the folder with them.
 
     A twentieth of the tokens, the last, is held out and gives each layer's agreement before and after. Raises
     FileNotFoundError for a missing folder or tokenizer, ValueError for exits outside the model or a text too short,

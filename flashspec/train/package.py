@@ -49,7 +49,7 @@ def carry(source: Path, folder: Path, names: Iterable[str]) -> None:
 
 
 def sign(folder: Path, name: str) -> None:
-    """Bring one file's entry in a folder's digests.json up to date; nothing to do where the folder has none."""
+    """Bring one file's entry in a folder's digests.json, if it has one, up to date."""
     path = folder / "digests.json"
     if path.is_file():
         write_json({**read_json(path, ""), name: digest(folder / name)}, path)

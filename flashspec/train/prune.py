@@ -1,4 +1,4 @@
-"""Structured pruning: which layers, heads and feed-forward channels of a model matter on a text, and a model of only those.
+"""Structured pruning: which layers, heads and channels of a model matter on a text, and a model of those.
 
 Layers count by how far they turn the residual stream (angular distance, Gromov et al. 2024; block influence, Men et al.
 2024), heads by the norm of what they add to it, channels by their activation's norm times their down-projection's (after
@@ -29,7 +29,7 @@ class Importance(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """What stays: layers, and for each its key/value heads, its query heads (by key/value head) and its channels."""
+    """What stays: layers, and for each its key/value heads, query heads and channels."""
 
     layers: list[int]
     groups: list[list[int]]

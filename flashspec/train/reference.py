@@ -1,4 +1,4 @@
-"""The reference models from scratch: corpus, target, 4-bit target, drafts distilled on it, and what ships of the family.
+"""The reference models from scratch: corpus, target, 4-bit target, drafts, and what ships of the family.
 
 Every step is resumable and skipped where its result exists; weights that ship are written once and then frozen.
 """
@@ -75,7 +75,7 @@ LICENCE = "Weights: Apache-2.0. Prompts and training text: the Python standard l
 
 
 def prepare(work: Path) -> dict[str, Any]:
-    """Tokenizer and id streams of this interpreter's standard library in work/data, and what it consists of."""
+    """Tokenizer and id streams of the standard library in work/data; the corpus's card."""
     return corpus.prepare(work / "data", REFERENCE.vocab_size)
 
 
@@ -185,7 +185,7 @@ def finish(work: Path, card: dict[str, Any], found: dict[str, Any]) -> None:
 
 
 def make(work: Path) -> Path:
-    """Everything, from the corpus to finished folders in work/models; hours on two cores, resumable at any point."""
+    """Everything, from the corpus to finished folders in work/models; hours, resumable at any point."""
     card = prepare(work)
     build_target(work)
     quantise_target(work)
@@ -202,7 +202,7 @@ def size_of(folder: Path) -> int:
 
 
 def ship(point: Path, shelf: Path, stream: np.ndarray, k: int) -> Path:
-    """Copy a finished point into `shelf` as the designed draft, with a FlashHead calibrated on the stream and its own digests.
+    """Copy a finished point into `shelf` as the designed draft, with a FlashHead calibrated on the stream.
 
     Raises FileNotFoundError for an unfinished point, FileExistsError where a designed draft ships already, ValueError where
     all shipped models together would exceed LIMIT bytes; then nothing is written.

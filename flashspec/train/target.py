@@ -17,9 +17,8 @@ from torch.nn import functional as F
 from flashspec.models.config import ModelConfig
 from flashspec.models.exits import rows_at
 from flashspec.models.transformer import Transformer
-from flashspec.train.losses import cross_entropy, disagreement
 from flashspec.train.texts import Texts, overlap
-from flashspec.train.trainer import Run, Schedule
+from flashspec.train.trainer import Run, Schedule, cross_entropy, disagreement
 
 REFERENCE = ModelConfig(
     family="qwen3", vocab_size=16384, hidden=384, ffn=1024, layers=16, heads=6, kv_heads=2, head_dim=64,
@@ -64,7 +63,7 @@ def initialise(model: Transformer, seed: int) -> None:
 
 
 class TargetLoss:
-    """Gradients of one step: full depth, plus one exit in turn on a share of the rows, with depth-increasing layer dropout."""
+    """Gradients of one step: full depth, plus one exit in turn on a share of the rows."""
 
     def __init__(self, model: Transformer, recipe: Recipe, texts: Texts) -> None:
         self.model, self.recipe, self.texts = model, recipe, texts
@@ -106,11 +105,11 @@ def exit_scores(model: Transformer, held_out: np.ndarray, depths: tuple[int, ...
         rows = rows_at(model, ids, depths)
         return {f"_{depth}": F.linear(model.norm(r), model.head_weight).log_softmax(-1) for depth, r in rows.items()}
 
-    return overlap(held_out, (windows, WINDOW), log_chances)
+    return overlap(held_out, windows, WINDOW, log_chances)
 
 
 def train_target(data: Path, folder: Path, recipe: Recipe, branch: Path | None = None) -> Transformer:
-    """Train, or continue, the target in `folder` on the corpus in `data`; `branch` starts from another run's checkpoint."""
+    """Train, or continue, the target in `folder` on the corpus in `data`, from `branch` if it is new."""
     model = Transformer(REFERENCE)
     initialise(model, recipe.seed)
     run = Run(model, recipe.schedule, folder)

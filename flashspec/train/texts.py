@@ -1,4 +1,4 @@
-"""What a step learns on: windows of a stream of ids, and texts that a target wrote itself, in batches and kept on disk."""
+"""What a step learns on: windows of a stream of ids, and texts that a target wrote itself."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from flashspec.models.writing import replaced
 
 TOGETHER = 96
 TEMPERATURES = (0.0, 1.0, 1.0, 0.7)  # of the texts, in turn
+LogChances = Callable[[Tensor], Mapping[str, Tensor]]  # log probabilities [n, vocab] by name, for ids [1, n]
 
 
 def cut(stream: np.ndarray, starts: np.ndarray, length: int) -> Tensor:
@@ -30,7 +31,7 @@ def windows(stream: np.ndarray, count: int, length: int) -> Tensor:
 
 
 class Texts(NamedTuple):
-    """Ids to learn on, a batch being a fixed function of (seed, step), so that a resumed run sees the same text.
+    """Ids to learn on; a batch is a fixed function of (seed, step), so a resumed run sees the same.
 
     Batches are random windows of the `stream`, or texts [n, length + 1] of the target's `own`; with both, these at odd steps.
     """
@@ -52,22 +53,19 @@ class Texts(NamedTuple):
 
 
 @torch.no_grad()
-def overlap(
-    held: np.ndarray, size: tuple[int, int], log_chances: Callable[[Tensor], Mapping[str, Tensor]]
-) -> dict[str, float]:
+def overlap(held: np.ndarray, count: int, length: int, log_chances: LogChances) -> dict[str, float]:
     """Held-out loss of named distributions, and the acceptance of each by the last one under speculative sampling at T = 1.
 
-    `size` is the number of windows and their tokens, `log_chances` gives log probabilities [n, vocab] for ids [1, n].
-    Acceptance is the mean over positions of sum_v min(p, q) (Leviathan et al. 2023, section 3.2).
+    Means over `count` windows; acceptance is the mean of sum_v min(p, q) (Leviathan et al. 2023, section 3.2).
     """
     sums: dict[str, float] = {}
-    for ids in windows(held[:-1], size[0], size[1] + 1):
+    for ids in windows(held[:-1], count, length + 1):
         found = log_chances(ids[None, :-1])
         *_, last = found.values()
         for name, logs in found.items():
             accepted = torch.minimum(logs, last).exp().sum(-1).mean()
             for what, value in (("loss", F.nll_loss(logs, ids[1:])), ("accept", accepted)):
-                sums[what + name] = sums.get(what + name, 0.0) + value.item() / size[0]
+                sums[what + name] = sums.get(what + name, 0.0) + value.item() / count
     return sums
 
 
@@ -87,7 +85,7 @@ class Grown:
 
 @torch.inference_mode()
 def continued(model: Transformer, prompts: Tensor, length: int, dice: torch.Generator) -> Tensor:
-    """Ids [batch, length]: prompts [batch, p] continued by the model, greedy and sampled in turn (TEMPERATURES)."""
+    """Prompts [batch, p] continued by the model to ids [batch, length], at TEMPERATURES in turn."""
     caches = [Grown(model, len(prompts), length) for _ in model.blocks]
     ids, fresh = prompts, prompts
     warmth = torch.tensor(TEMPERATURES).repeat(-(-len(prompts) // len(TEMPERATURES)))[: len(prompts), None]

@@ -1,7 +1,11 @@
-"""The training loop every recipe shares: seeded, resumable after kill -9, with a constant phase and decay branches."""
+"""What every recipe shares: a seeded loop that resumes after kill -9, Muon, and the losses.
+
+Losses over the vocabulary are computed in chunks whose distributions stay in cache.
+"""
 
 from __future__ import annotations
 
+import functools
 import json
 import time
 from collections.abc import Callable, Iterable
@@ -11,12 +15,14 @@ from pickle import UnpicklingError
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from tqdm import tqdm
 
 from flashspec.models.folder import first_line
 from flashspec.models.transformer import MLP, Transformer
 from flashspec.models.writing import replaced, write_text
 
+CHUNK = 512  # rows whose distributions are alive together
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
@@ -74,7 +80,7 @@ def orthogonalise(matrix: Tensor, steps: int = 4) -> Tensor:
 class Muon(torch.optim.Optimizer):
     """Nesterov momentum and orthogonalised updates, scaled by sqrt(max(1, rows / columns)) (Jordan et al. 2024).
 
-    A parameter may carry `row_groups`, the row counts of the matrices fused in it; each is orthogonalised alone.
+    A parameter's `row_groups` are the row counts of matrices fused in it; each is orthogonalised alone.
     """
 
     def __init__(self, parameters: Iterable[Tensor], lr: float = 0.02, momentum: float = 0.95) -> None:
@@ -176,3 +182,51 @@ class Run:
         earlier = [text for text in lines if json.loads(text)["step"] < self.step]  # a killed run may have written more
         write_text("".join(f"{text}\n" for text in (*earlier, json.dumps(line))), path)
         self.save()
+
+
+def computing(dtype: str) -> torch.autocast:
+    """The context in which matrix products are computed in `dtype`, float32 or bfloat16."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16")
+
+
+def cross_entropy(model: Transformer, rows: Tensor, labels: Tensor) -> Tensor:
+    """Mean loss of rows [n, hidden] before the final norm."""
+    parts = [
+        F.cross_entropy(F.linear(model.norm(r), model.head_weight).float(), wanted, reduction="sum")
+        for r, wanted in zip(rows.split(CHUNK), labels.split(CHUNK), strict=True)
+    ]
+    return torch.stack(parts).sum() / len(labels)
+
+
+def text_loss(model: Transformer, ids: Tensor) -> Tensor:
+    """Mean surprise, in nats, at the next tokens of texts [n, length + 1]."""
+    return cross_entropy(model, model.rows(ids[:, :-1]).flatten(0, 1), ids[:, 1:].reshape(-1))
+
+
+def divergence(p: Tensor, logits: Tensor, variation: float) -> Tensor:
+    """Summed KL(p || q) up to a constant, plus `variation` times the total variation of p [n, V] and q's logits [n, V]."""
+    log_q = logits.log_softmax(-1)
+    cross = -(p * log_q).sum()
+    return cross + variation * (p - log_q.exp()).abs().sum() / 2
+
+
+def disagreement(model: Transformer, early: Tensor, final: Tensor) -> Tensor:
+    """Mean divergence of an exit's rows [n, hidden] from the model's final rows, taken as given."""
+    with torch.no_grad():
+        p = F.linear(model.norm(final), model.head_weight).softmax(-1)
+    return divergence(p, F.linear(model.norm(early), model.head_weight), 1.0) / len(early)
+
+
+def slope(wanted: Tensor, logits: Tensor, variation: float) -> tuple[Tensor, Tensor]:
+    """`divergence` of softmax(wanted) and logits [n, V], and its gradient by the logits, in two passes."""
+    p, log_q = wanted.softmax(-1, dtype=torch.float32), logits.log_softmax(-1, dtype=torch.float32)
+    q = log_q.exp()
+    ahead, side = q - p, torch.sign(q - p)
+    value = variation * ahead.abs().sum() / 2 - (p * log_q).sum()
+    return value, (ahead + variation / 2 * q * (side - (side * q).sum(-1, keepdim=True))).to(logits.dtype)
+
+
+@functools.cache
+def fused() -> Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]]:
+    """`slope`, compiled."""
+    return torch.compile(slope)
