@@ -92,7 +92,7 @@ class Models:
     def _origin(self, which: str, name: str) -> Origin:
         """What a head is made from; stored heads do not fit a model whose rows were cut."""
         model = self.model(which)
-        if model.head_weight is None:
+        if model.vocabulary is None:
             raise ValueError(f"{model.config.family} gives logits and no vocabulary weight; head {name!r} needs one: use 'dense'")
         return Origin(model.head_weight.detach(), model.norm, None if which in self.cut else self.folders.get(which))
 
@@ -193,7 +193,7 @@ def opened_draft(folder: Path, dtype: str, device: str, form: str) -> Transforme
 
 def dense_head(norm: Norm | None, model: Transformer) -> Head:
     """The head that scores the whole vocabulary on a model's rows."""
-    return LogitRows(model.config.vocab_size) if model.head_weight is None else DenseHead(norm, model.head_weight)
+    return LogitRows(model.config.vocab_size) if model.vocabulary is None else DenseHead(norm, model.vocabulary)
 
 
 def spans(model: Transformer, stops: Sequence[int], context: int | None = None, reuse: bool = True) -> list[Reader]:

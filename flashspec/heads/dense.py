@@ -38,10 +38,10 @@ class WholeHead(WeightHead):
 @typed
 @dataclass(frozen=True)
 class DenseHead(WholeHead):
-    """Exact logits of the whole vocabulary: weight [vocab, hidden] times the normalised row."""
+    """Logits of the whole vocabulary: weight [vocab, hidden], as the model stores it, times the normalised row."""
 
     norm: Norm | None
-    weight: Tensor
+    weight: Tensor | Packed
 
 
 @dataclass(frozen=True)

@@ -87,7 +87,8 @@ def packed(codes: Tensor, first: Tensor, second: Tensor, kind: str, shelf: Shelf
     for at in range(0, len(out), some):
         part = slice(at * PANEL, (at + some) * PANEL)
         widths = (codes, cells * CELL), (first, cells), (second, cells)
-        out[at : at + some] = _cells(*(_whole(tensor[part], width) for tensor, width in widths), kind)
+        whole = [_whole(tensor[part], width) for tensor, width in widths]
+        out[at : at + some] = _cells(whole[0], whole[1], whole[2], kind)
     return Packed(out, kind, rows, depth)
 
 

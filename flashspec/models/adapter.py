@@ -72,6 +72,11 @@ class Adapter:
         return cls(_from_pretrained(folder, about, {"dtype": kind} | _place(str(place), shared)), shared)
 
     @property
+    def vocabulary(self) -> Tensor | None:
+        """The vocabulary weight, None where rows are logits."""
+        return self.head_weight
+
+    @property
     def width(self) -> int:
         """Numbers in a row: hidden ones, or one for every id."""
         return self.config.vocab_size if self.head_weight is None else self.config.hidden

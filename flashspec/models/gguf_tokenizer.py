@@ -25,7 +25,7 @@ def tokenizer(file: Gguf) -> Any:
             "give the prompt as token ids, or the model's Hugging Face folder"
         )
     tokens, kinds = _texts(file, "tokens"), file.facts.get("tokenizer.ggml.token_type", [])
-    merges = [tuple(pair.split(" ", 1)) for pair in _texts(file, "merges")]
+    merges = [(left, right) for left, _, right in (pair.partition(" ") for pair in _texts(file, "merges"))]
     try:
         made = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, merges, ignore_merges=pre == "llama-bpe"))
     except Exception as error:  # the library raises its own

@@ -233,9 +233,15 @@ class Transformer(nn.Module):
         return self.embed.weight.device
 
     @property
-    def head_weight(self) -> Tensor | Packed:
-        """The vocabulary projection [vocab, hidden]; the embedding itself where the two are tied."""
-        return self.embed.weight if self.head is None else self.head.weight
+    def vocabulary(self) -> Tensor | Packed:
+        """The vocabulary projection [vocab, hidden] as it is stored; the embedding itself where the two are tied."""
+        return cast("Tensor | Packed", self.embed.weight if self.head is None else self.head.weight)
+
+    @property
+    def head_weight(self) -> Tensor:
+        """The vocabulary projection in floating point, widened in float32 where it is packed."""
+        stored = self.vocabulary
+        return stored.dequantised() if isinstance(stored, Packed) else stored
 
     def with_layers(self, layers: nn.ModuleList) -> Transformer:
         """A model of these layers that shares embedding, norms and head with this one."""
@@ -265,7 +271,7 @@ class Transformer(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         """Logits [batch, n, vocab] for ids [batch, n]."""
-        return product(self.norm(self.rows(ids)), self.head_weight)
+        return product(self.norm(self.rows(ids)), self.vocabulary)
 
 
 def product(x: Tensor, weight: Tensor | Packed) -> Tensor:
