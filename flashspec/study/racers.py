@@ -21,6 +21,7 @@ from flashspec.measure.parts import stage_costs
 from flashspec.measure.prompts import Prompt
 from flashspec.measure.runs import Entry, Run, timed
 from flashspec.measure.trace import target_digest
+from flashspec.models.transformer import Transformer
 from flashspec.sampling import Sampling
 from flashspec.study.drafts import Pair, drafts_of, pair_of, short_name, target_of
 
@@ -147,8 +148,8 @@ def _transformers_racers(params: Any, facts: dict[str, str], sampling: Sampling)
     pair = _pair(params.target[0], name, str(source), dtype, "dense")
     with tempfile.TemporaryDirectory() as place:
         target, draft = Path(place) / "target", Path(place) / "draft"
-        for folder in (target, draft):
-            pair.models.model(folder.name).save(folder, dtype)
+        pair.models.target.save(target, dtype)
+        Transformer.load(source, dtype, weights="dense").save(draft, dtype)  # ours runs on rounded layers
         theirs = Peers.load(target, draft, getattr(torch, dtype))
     facts = {**facts, "engine": "transformers"}
     plain = _racer({**facts, "method": BASELINE}, pair.models, METHODS[BASELINE], sampling)
