@@ -79,9 +79,9 @@ def digest(path: str | Path) -> str:
 
 
 def model_digests(folder: str | Path) -> dict[str, str]:
-    """SHA-256 of every weight shard, config.json and tokenizer.json of a checkpoint folder, by file name."""
+    """SHA-256 of every weight shard, config.json and tokenizer.json of a checkpoint folder, or of a GGUF file, by file name."""
     folder = Path(folder)
-    found = sorted(path for pattern in MODEL_FILES for path in folder.glob(pattern))
+    found = [folder] if folder.is_file() else sorted(path for pattern in MODEL_FILES for path in folder.glob(pattern))
     if not found:
         raise FileNotFoundError(f"no model files in {folder.name}: expected config.json and *.safetensors")
     return {path.name: digest(path) for path in found}

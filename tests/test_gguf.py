@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+import flashspec as fs
+from flashspec import kernels
 from flashspec.kernels.build import library
 from flashspec.models.config import ModelConfig, Unsupported, parts
 from flashspec.models.gguf import TYPES, Gguf
@@ -111,7 +113,7 @@ def test_a_file_of_every_type_is_the_model_that_the_library_reads(tmp_path, kind
     if library() is not None and kind not in ("F32", "F16", "BF16"):
         packed = Transformer.load(tmp_path / "m.gguf")
         for ours, theirs in zip(packed.blocks, model.blocks, strict=True):
-            kept = torch.cat([part.dequantised() for part in ours.attention.qkv.parts])
+            kept = torch.cat([part.dequantised() for part in ours.attention.qkv.packed])
             assert far(kept, theirs.attention.qkv.weight) < (5e-3 if kind in ("Q5_1", "Q5_K") else 5e-4)
             assert far(ours.mlp.down.weight.dequantised(), theirs.mlp.down.weight) < 5e-3
         assert far(packed.embed(IDS), model.embed(IDS)) < 5e-3 < far(packed.embed(IDS), model.embed(IDS.flip(1)))
@@ -126,6 +128,27 @@ def test_every_family_is_read_with_its_biases_norms_and_order(tmp_path, family, 
     assert read.config == replace(config, eos=(3,), rope_theta=read.config.rope_theta)
     with torch.inference_mode():
         assert far(read(IDS), model(IDS)) < 1e-5
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """A target and a smaller draft as files, in different types."""
+    folder = tmp_path_factory.mktemp("pair")
+    written(folder / "target.gguf", replace(CONFIG, layers=4, family="qwen2", tied=False), "Q4_1")
+    written(folder / "draft.gguf", replace(CONFIG, layers=1, ffn=256, family="qwen2"), "Q5_0", seed=1)
+    return fs.load(folder / "target.gguf", folder / "draft.gguf")
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7, 1.5])
+@pytest.mark.parametrize("method", ["dense", "flash", "self_speculation", "hispec", "lookup"])
+def test_every_exact_method_writes_the_text_of_plain_decoding(pair, method, temperature):
+    options = {"exits": (1, 2)} if method == "hispec" else {"exits": (2,)} if method == "self_speculation" else {}
+    sampling = fs.Sampling(temperature, seed=3)
+    plain = fs.generate(pair, [3, 1, 4], "baseline", sampling, max_new_tokens=40, stop=())
+    found = fs.generate(pair, [3, 1, 4], method, sampling, max_new_tokens=40, stop=(), **options)
+    other = fs.generate(pair, [3, 1, 5], "baseline", sampling, max_new_tokens=40, stop=())
+    assert found.tokens == plain.tokens != other.tokens
+    assert isinstance(pair.target.vocabulary, kernels.Packed) == (library() is not None)
 
 
 def test_other_architectures_are_refused_by_name(tmp_path):

@@ -6,15 +6,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from flashspec.models import gguf_tokenizer
 from flashspec.models.files import Tokenizer
-from flashspec.models.folder import read_as
+from flashspec.models.folder import GGUF, read_as
+from flashspec.models.gguf import opened
 from flashspec.models.transformer import Transformer
 
 SAID = 8
 
 
 def words_of(folder: Path) -> dict[int, str]:
-    """The token of every id, empty where the folder has no tokenizer; ValueError where its file is damaged."""
+    """The token of every id, empty where the checkpoint has no tokenizer; ValueError where its file is damaged."""
+    if folder.suffix == GGUF:
+        return gguf_tokenizer.words(opened(folder))
     path = folder / "tokenizer.json"
     if not path.exists():
         return {}
@@ -25,9 +29,11 @@ def words_of(folder: Path) -> dict[int, str]:
 
 
 def tokenizer_of(folder: Path) -> Any:
-    """The tokenizer of a checkpoint folder, None where it has none; ValueError where its file is damaged."""
+    """The tokenizer of a checkpoint, None where it has none; ValueError where its file is damaged."""
     from tokenizers import Tokenizer
 
+    if folder.suffix == GGUF:
+        return gguf_tokenizer.tokenizer(opened(folder))
     path = folder / "tokenizer.json"
     if not path.exists():
         return None

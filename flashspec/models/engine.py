@@ -153,16 +153,16 @@ def _rows(config: ModelConfig) -> tuple[tuple[int, ...], ...]:
 
 def _parts(product: nn.Module, rows: tuple[int, ...]) -> list[Any]:
     """The matrices of one product, as they are stored."""
-    if isinstance(product, PackedLinear) and len(product.parts) == len(rows):
-        return list(product.parts)
-    whole = product.parts[0] if isinstance(product, PackedLinear) else cast(Tensor, product.weight).detach()
+    if isinstance(product, PackedLinear) and len(product.packed) == len(rows):
+        return list(product.packed)
+    whole = product.packed[0] if isinstance(product, PackedLinear) else cast(Tensor, product.weight).detach()
     return [whole[stop - count : stop] for count, stop in zip(rows, accumulate(rows), strict=True)]
 
 
 def _served(product: nn.Module, rows: tuple[int, ...], dtype: torch.dtype) -> bool:
     """Whether the kernels compute a product: plain, or in integers whose parts begin with a panel."""
     if isinstance(product, PackedLinear):
-        return len(product.parts) == len(rows) or not any(start % PANEL for start in accumulate(rows[:-1]))
+        return len(product.packed) == len(rows) or not any(start % PANEL for start in accumulate(rows[:-1]))
     return isinstance(product, nn.Linear) and product.weight.dtype is dtype and dtype in kernels.WEIGHTS
 
 

@@ -19,13 +19,15 @@ from flashspec.provenance import digest
 
 FLOATS = ("BF16", "F16", "F32", "F64", "F8_E4M3", "F8_E5M2")
 INTEGERS = ("I32",)
+GGUF = ".gguf"
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 def located(name: str | Path) -> Path:
-    """The checkpoint folder of a path or of a hub name in the local cache; FileNotFoundError in words where there is neither."""
+    """A checkpoint folder or GGUF file by its path, or the folder of a cached hub name; FileNotFoundError in words where there
+    is neither."""
     folder, hub = expanded(name), HUB_NAME.fullmatch(str(name))
-    if (folder / "config.json").is_file():
+    if (folder / "config.json").is_file() or (folder.suffix == GGUF and folder.is_file()):
         return folder
     if hub:
         from huggingface_hub import try_to_load_from_cache
@@ -37,7 +39,8 @@ def located(name: str | Path) -> Path:
             f"no model at {str(name)!r}: there is no such folder and the local model cache does not hold this name; where there "
             f"is a network, `hf download {name}` fetches it (after `hf auth login` where its owner asks for consent)"
         )
-    raise FileNotFoundError(f"no model at {str(name)!r} (no config.json); give a checkpoint folder or a cached hub name")
+    advice = "give a checkpoint folder, a .gguf file or a cached hub name"
+    raise FileNotFoundError(f"no model at {str(name)!r} (no config.json); {advice}")
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import mmap
 import struct
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,6 +33,17 @@ class Entry(NamedTuple):
     shape: tuple[int, ...]
     start: int
     row_bytes: int
+
+
+def opened(path: Path) -> Gguf:
+    """A file's facts and tensors, kept for whoever asks next while the file is as it is."""
+    about = path.stat()
+    return _opened(path, about.st_size, about.st_mtime_ns)
+
+
+@lru_cache(maxsize=4)
+def _opened(path: Path, size: int, changed: int) -> Gguf:
+    return Gguf(path)
 
 
 class Gguf:

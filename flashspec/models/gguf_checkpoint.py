@@ -13,7 +13,7 @@ from flashspec.kernels.build import call, library
 from flashspec.kernels.integers import BITS, CELL, PANEL, Packed
 from flashspec.kernels.pages import Shelf
 from flashspec.models.config import ModelConfig, Part, Unsupported, from_hf, parts
-from flashspec.models.gguf import AGAIN, Gguf
+from flashspec.models.gguf import AGAIN, Gguf, opened
 from flashspec.models.memory import dtype_named, refuse_bytes
 from flashspec.models.packed import PackedEmbedding, PackedLinear
 
@@ -81,7 +81,7 @@ class GgufCheckpoint:
     device = torch.device("cpu")
 
     def __init__(self, path: Path, dtype: str = "auto", weights: str = "auto") -> None:
-        self.file, self.shelf = Gguf(path), Shelf()
+        self.file, self.shelf = opened(path), Shelf()
         self.config = config_of(self.file)
         self.own_bits = dtype == "auto" and weights != "dense" and library() is not None
         self.dtype = torch.float32 if dtype == "auto" else dtype_named(dtype)

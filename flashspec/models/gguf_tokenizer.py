@@ -11,7 +11,7 @@ DIGITS_AND_WORDS = (
 )
 SPLITS = {"qwen2": DIGITS_AND_WORDS.replace("{{{digits}}}", ""), "llama-bpe": DIGITS_AND_WORDS.replace("{{{digits}}}", "{1,3}")}
 PRE = ("gpt-2", "smollm", *SPLITS)
-CONTROL, USER = 3, 4  # types of tokens
+CONTROL, USER, UNUSED = 3, 4, 5  # types of tokens
 
 
 def tokenizer(file: Gguf) -> Any:
@@ -41,6 +41,13 @@ def tokenizer(file: Gguf) -> Any:
     if file.facts.get("tokenizer.ggml.add_bos_token", pre == "llama-bpe") and isinstance(bos, int) and bos < len(tokens):
         made.post_processor = processors.TemplateProcessing(f"{tokens[bos]} $A", special_tokens=[(tokens[bos], bos)])
     return made
+
+
+def words(file: Gguf) -> dict[int, str]:
+    """The token of every id that stands for one; empty where the file has no tokens."""
+    kinds = file.facts.get("tokenizer.ggml.token_type", [])
+    tokens = file.facts.get("tokenizer.ggml.tokens", [])
+    return {i: token for i, token in enumerate(tokens) if i >= len(kinds) or kinds[i] != UNUSED}
 
 
 def _texts(file: Gguf, name: str) -> list[str]:

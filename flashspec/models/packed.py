@@ -7,35 +7,43 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from flashspec import kernels
+from flashspec.kernels.integers import Packed, packed_linear
 
 
 class PackedLinear(nn.Module):
     """A linear layer on packed weights, whose rows follow one another; the bias stays as it is."""
 
-    def __init__(self, parts: Sequence[kernels.Packed], bias: Tensor | None = None) -> None:
+    def __init__(self, packed: Sequence[Packed], bias: Tensor | None = None) -> None:
         super().__init__()
-        self.parts, self.bias = tuple(parts), bias
+        self.packed, self.bias = tuple(packed), bias
+        for number, part in enumerate(packed):
+            self.register_buffer(f"cells_{number}", part.cells)
 
     @property
-    def weight(self) -> kernels.Packed:
-        """The packed weight of a layer that has one part."""
-        (whole,) = self.parts
+    def weight(self) -> Packed:
+        """The packed weight of a layer that has one."""
+        (whole,) = self.packed
         return whole
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [..., K] times the weight [N, K] transposed: [..., N] in x's dtype."""
+        """x [..., K] times the weights [N, K] transposed: [..., N] in x's dtype."""
         rows = x.reshape(-1, x.shape[-1])
-        out = torch.cat([kernels.packed_linear(rows, part) for part in self.parts], 1).view(*x.shape[:-1], -1)
+        out = torch.cat([packed_linear(rows, part) for part in self.packed], 1).view(*x.shape[:-1], -1)
         return (out if self.bias is None else out + self.bias.float()).to(x.dtype)
 
 
 class PackedEmbedding(nn.Module):
     """Embeddings whose table is packed; perhaps the vocabulary weight too."""
 
-    def __init__(self, weight: kernels.Packed) -> None:
+    def __init__(self, packed: Packed) -> None:
         super().__init__()
-        self.weight = weight
+        self.packed = (packed,)
+        self.register_buffer("cells", packed.cells)
+
+    @property
+    def weight(self) -> Packed:
+        """The packed table."""
+        return self.packed[0]
 
     def forward(self, ids: Tensor) -> Tensor:
         """Rows [..., hidden] of ids [...] in float32."""

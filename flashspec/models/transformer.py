@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from flashspec.kernels.integers import Packed, packed_linear
 from flashspec.models import checkpoint
 from flashspec.models.config import OFFSET, ModelConfig, to_hf
+from flashspec.models.folder import GGUF
 from flashspec.models.gguf_checkpoint import GgufCheckpoint
 from flashspec.typed import typed
 
@@ -198,14 +199,15 @@ class Transformer(nn.Module):
     @classmethod
     @typed
     def load(cls, folder: str | Path, dtype: str = "auto", device: str = "cpu", weights: str = "auto") -> Transformer:
-        """The model of a Hugging Face folder, ready to read tokens.
+        """The model of a Hugging Face folder or of a GGUF file, ready to read tokens.
 
         `dtype` "auto" keeps float32 and takes everything else as bfloat16; `weights` says what an AWQ checkpoint becomes:
-        "int4" (torch's int4 matmul), "dense" (dequantised), "auto" (int4 on CUDA, dense on CPU).
+        "int4" (torch's int4 matmul), "dense" (dequantised), "auto" (int4 on CUDA, dense on CPU). A GGUF file is read on the CPU,
+        with `dtype` and `weights` "auto" in its own bits, else widened.
         Raises FileNotFoundError or ValueError, naming the file or tensor, when the folder does not hold exactly this model,
         and ValueError with an estimate when it does not fit the memory that is free.
         """
-        one_file = str(folder).endswith(".gguf")
+        one_file = Path(folder).suffix == GGUF
         found = GgufCheckpoint(Path(folder), dtype, weights) if one_file else checkpoint.opened(folder, dtype, device, weights)
         with torch.device("meta"):
             model = cls(found.config)
@@ -253,7 +255,9 @@ class Transformer(nn.Module):
     def cut_vocabulary(self, size: int) -> None:
         """Forget all ids from `size` on, in place; no row is copied."""
         for module in (self.embed, self.head):
-            if module is not None:
+            if isinstance(getattr(module, "weight", None), Packed):
+                module.packed = (module.weight[:size],)
+            elif module is not None:
                 module.weight = nn.Parameter(module.weight.detach()[:size], requires_grad=module.weight.requires_grad)
         self.embed.num_embeddings = size
         self.config = replace(self.config, vocab_size=size)
