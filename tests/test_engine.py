@@ -70,8 +70,8 @@ def test_rounded_layers_run_as_their_naive_twin_and_near_the_plain_ones(changes,
     assert type(engine_for(small, 0, 3, 64)) is KernelEngine
     engines = ((KernelEngine, small), (TorchEngine, small), (TorchEngine, made))
     fast, slow, plain = (rows(kind(m, 0, 3, 64), m, []) for kind, m in engines)
-    assert scale(fast - slow) < 1e-4 * scale(slow)
-    assert 1e-4 * scale(plain) < scale(fast - plain) < loss * scale(plain)
+    assert float((fast - slow).norm() / slow.norm()) < 1e-3 < float((fast - plain).norm() / plain.norm())
+    assert scale(fast - plain) < loss * scale(plain)
     assert torch.equal(rows(KernelEngine(small, 0, 3, 64), small, [7, 8, 20]), fast)
 
 

@@ -146,7 +146,7 @@ def test_every_exact_method_writes_the_text_of_plain_decoding(pair, method, temp
     sampling = fs.Sampling(temperature, seed=3)
     plain = fs.generate(pair, [3, 1, 4], "baseline", sampling, max_new_tokens=40, stop=())
     found = fs.generate(pair, [3, 1, 4], method, sampling, max_new_tokens=40, stop=(), **options)
-    other = fs.generate(pair, [3, 1, 5], "baseline", sampling, max_new_tokens=40, stop=())
+    other = fs.generate(pair, [3, 1, 5], "baseline", fs.Sampling(temperature, seed=4), max_new_tokens=40, stop=())
     assert found.tokens == plain.tokens != other.tokens
     assert isinstance(pair.target.vocabulary, kernels.Packed) == (library() is not None)
 

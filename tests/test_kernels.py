@@ -107,11 +107,9 @@ def test_without_the_compiled_kernels_the_values_are_the_same(dtype, monkeypatch
     def every_one():
         yield from (kernels.linear(x, weight), kernels.gather_linear(x, blocks, chosen))
         yield from (kernels.normalised(x, kernels.Norm(gain, 1e-6, bias)) for bias in (None, noise(48, seed=4)))
-        yield from (kernels.packed_linear(x, kernels.pack(weight, bits)) for bits in (8, 4))
 
     fast = list(every_one())
-    for module in ("flashspec.kernels", "flashspec.kernels.packed"):
-        monkeypatch.setattr(f"{module}.library", lambda: None)
+    monkeypatch.setattr("flashspec.kernels.library", lambda: None)
     assert not kernels.available() and all(close(mine, slow) for mine, slow in zip(fast, every_one(), strict=True))
 
 
@@ -120,35 +118,6 @@ def test_a_process_may_refuse_the_kernels():
     environment = os.environ | {"FLASHSPEC_KERNELS": "0"}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == "False"
-
-
-@bits
-@pytest.mark.parametrize(("depth", "outputs"), [*SHAPES, (384, 21), (12, 5)])
-def test_a_packed_product_is_the_product_of_what_the_integers_stand_for(depth, outputs, bits):
-    x, packed = noise(11, depth), kernels.pack(noise(outputs, depth, seed=1), bits)
-    assert packed.shape == (outputs, depth)
-    assert close(kernels.packed_linear(x, packed), x.double() @ packed.dequantised().double().T)
-    assert row_invariant(lambda part: kernels.packed_linear(part, packed), x)
-
-
-def test_the_control_two_columns_in_one_byte_the_wrong_way_round_are_caught():
-    x, packed = noise(11, 64), kernels.pack(noise(33, 64, seed=1), 4)
-    turned = kernels.Packed(((packed.values & 15) << 4) | ((packed.values >> 4) & 15), packed.scales, 4, packed.group, 64)
-    assert not close(kernels.packed_linear(x, turned), x.double() @ packed.dequantised().double().T)
-
-
-@bits
-def test_integers_are_the_nearest_levels(bits):
-    weight = noise(9, 384, seed=1)
-    weight[3] = 0.0
-    packed = kernels.pack(weight, bits)
-    wrong = (packed.dequantised() - weight).abs() / packed.scales.abs().repeat_interleave(packed.group, 1)[:, :384]
-    assert (packed.dequantised()[3] == 0).all()
-    assert float(wrong.max()) <= 1.0  # the level opposite to the extreme one is cut off
-    assert float((wrong > 0.5 + 1e-4).float().mean()) < 0.02
-    assert packed.nbytes == 9 * 384 * bits // 8 + packed.scales.nbytes
-    with pytest.raises(ValueError, match="8 or 4 bits, got 3"):
-        kernels.pack(weight, 3)
 
 
 def slow_draw(logits: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:

@@ -15,9 +15,14 @@ class PackedLinear(nn.Module):
 
     def __init__(self, packed: Sequence[Packed], bias: Tensor | None = None) -> None:
         super().__init__()
-        self.packed, self.bias = tuple(packed), bias
+        self.packed: tuple[Packed, ...] = tuple(packed)
+        self.bias = bias
         for number, part in enumerate(packed):
             self.register_buffer(f"cells_{number}", part.cells)
+
+    def cut(self, rows: int) -> None:
+        """Forget all but the first rows of a layer that has one weight."""
+        self.packed = (self.weight[:rows],)
 
     @property
     def weight(self) -> Packed:
@@ -37,8 +42,12 @@ class PackedEmbedding(nn.Module):
 
     def __init__(self, packed: Packed) -> None:
         super().__init__()
-        self.packed = (packed,)
+        self.packed: tuple[Packed, ...] = (packed,)
         self.register_buffer("cells", packed.cells)
+
+    def cut(self, rows: int) -> None:
+        """Forget all but the first rows."""
+        self.packed = (self.weight[:rows],)
 
     @property
     def weight(self) -> Packed:

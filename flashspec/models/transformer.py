@@ -17,6 +17,7 @@ from flashspec.models import checkpoint
 from flashspec.models.config import OFFSET, ModelConfig, to_hf
 from flashspec.models.folder import GGUF
 from flashspec.models.gguf_checkpoint import GgufCheckpoint
+from flashspec.models.packed import PackedEmbedding, PackedLinear
 from flashspec.typed import typed
 
 At = int | Tensor  # where rows stand: the position of the first, or those of all [n], which only the device knows
@@ -254,10 +255,10 @@ class Transformer(nn.Module):
 
     def cut_vocabulary(self, size: int) -> None:
         """Forget all ids from `size` on, in place; no row is copied."""
-        for module in (self.embed, self.head):
-            if isinstance(getattr(module, "weight", None), Packed):
-                module.packed = (module.weight[:size],)
-            elif module is not None:
+        for module in cast(list[Any], [self.embed, *([] if self.head is None else [self.head])]):
+            if isinstance(module, PackedEmbedding | PackedLinear):
+                module.cut(size)
+            else:
                 module.weight = nn.Parameter(module.weight.detach()[:size], requires_grad=module.weight.requires_grad)
         self.embed.num_embeddings = size
         self.config = replace(self.config, vocab_size=size)
