@@ -16,13 +16,9 @@ RACE, PIECES = results(race(prompts=4, turns=1).assign(**TIMED)), results(pieces
 RUNS, STEPS = results(tables_drafts.runs()), results(tables_drafts.pieces())
 FACTORIAL = tables_hispec.factorial()
 OF = {
-    "waterfall": (RACE, PIECES), "draft_step": (PIECES,), "throughput": (RACE,), "final_token": (RACE,), "ledger": (RACE,),
-    "formats": (PIECES,), "peers": (RACE,), "head_speedups": (RACE,), "head_recall": (results(recall_rows()),),
-    "head_cost": (PIECES,), "head_depth": (PIECES,), "draft_race": (RUNS,),
-    "draft_quality": (RUNS, results(tables_drafts.family())), "draft_steps": (STEPS,), "paper_gain": (STEPS,),
-    "draft_space": (RUNS,), "predicted_measured": (RUNS,), "sweep": (RUNS,), "hierarchy": (FACTORIAL,), "combined": (FACTORIAL,),
-    "head_gains": (FACTORIAL,), "token_budget": (FACTORIAL,), "schedules": (tables_hispec.screened(),),
-    "exit_quality": (tables_hispec.quality(),),
+    "waterfall": (RACE, PIECES), "throughput": (RACE,), "final_token": (RACE,), "ledger": (RACE,), "head_speedups": (RACE,),
+    "head_recall": (results(recall_rows()),), "draft_race": (RUNS,), "draft_quality": (RUNS, results(tables_drafts.family())),
+    "draft_steps": (STEPS,), "predicted_measured": (RUNS,), "sweep": (RUNS,), "hierarchy": (FACTORIAL,), "combined": (FACTORIAL,),
 }  # fmt: skip
 
 
