@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from flashspec.study import chain, designing, drafting, heads, papers, predictions, stages
-from flashspec.study.compare import DENSE, PARTS, sampled, speedups
+from flashspec.study.compare import DENSE, PARTS, SETTING, WHO, sampled, speedups
 from flashspec.study.marks import by_sampling, canvas, curves, forest, keyed, overlaid, panelled, stacked
 from flashspec.study.style import colour, drawn, named, plain_ticks
 
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 __all__ = [
-    "answers", "combined", "draft_quality", "draft_race", "draft_steps", "final_token", "head_recall", "head_speedups",
-    "hierarchy", "ledger", "predicted_measured", "sweep", "throughput", "waterfall",
+    "answers", "combined", "draft_quality", "draft_race", "draft_steps", "final_token", "head_recall", "ledger",
+    "predicted_measured", "sweep", "throughput", "waterfall",
 ]  # fmt: skip
 
 STYLES = ("-", ":", "--", "-.")
@@ -70,8 +70,10 @@ def waterfall(results: Any, pieces: Any) -> Figure:
 
 @drawn
 def throughput(results: Any) -> Figure:
-    """Speedup over plain decoding of every draft, head and way to finalise at its best setting, one panel a sampling."""
-    return forest(who(chain.rates(results.frame).dropna(subset="ratio"), "finalize"), PLAIN)
+    """Speedup over plain decoding of all that drafts at its best setting, with 95 % intervals, one panel a sampling."""
+    table = speedups(results.frame, [*WHO, "finalize"])
+    more = ["finalize"] if table["finalize"].nunique() > 1 else []
+    return forest(who(table, *more).assign(rank=-table["ratio"]), PLAIN)
 
 
 @drawn
@@ -85,14 +87,6 @@ def ledger(results: Any) -> Figure:
     """Milliseconds a token by part as timed alone, stacked; the black tick is what the whole run took."""
     table = stages.stages(results.frame).dropna(subset=["predicted"])
     return stacked(who(table, "finalize"), SPENT, "ms")
-
-
-@drawn
-def head_speedups(results: Any) -> Figure:
-    """Speedup of every head at its best setting over plain decoding, with 95 % intervals, one panel a sampling."""
-    table = by_sampling(speedups(results.frame, heads.SIDES))
-    names = table["head"] if table["draft"].nunique() < 2 else (table["draft"] + ", " + table["head"]).str.strip(", ")
-    return forest(table.assign(line=names, shade=table["head"].map(colour), rank=-table["ratio"]), PLAIN)
 
 
 @drawn
@@ -164,23 +158,17 @@ def sweep(results: Any) -> Figure:
     """Times plain decoding against k, a panel a sampling; a colour a draft or method, a line style a head."""
     import seaborn
 
-    table = by_sampling(predictions.curves(results.frame))
+    table = by_sampling(speedups(results.frame, [*WHO, *SETTING]))
     table = table.assign(writer=table["draft"].where(table["draft"] != "", table["method"]))
     looks = {"hue": "writer", "style": "head", "palette": "colorblind", "markers": True, "errorbar": None}
     looks |= {"hue_order": sorted(set(table["writer"])), "style_order": sorted(set(table["head"]))}
     figure, panels = panelled(table, 3.8, sharey=True)
     for axis, rows in panels:
         if len(rows):
-            seaborn.lineplot(rows, x="k", y="speedup", ax=axis, **looks)
+            seaborn.lineplot(rows, x="k", y="ratio", ax=axis, **looks)
         axis.axhline(1.0, color="#666666", linestyle="--", linewidth=1)
         axis.set(xlabel="drafted tokens a check, k", ylabel=PLAIN)
     return keyed(figure)
-
-
-@drawn
-def hierarchy(results: Any) -> Figure:
-    """Speedup of every method at its best setting over plain decoding, with 95 % intervals over prompts, a panel a sampling."""
-    return forest(who(speedups(results.frame)), PLAIN)
 
 
 @drawn

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from flashspec.study.chain import PLACE, SIZE, faster
-from flashspec.study.compare import CONTEXT, gain, having, like_for_like, sampled, speedups
+from flashspec.study.compare import CONTEXT, gain, having, like_for_like, speedups
 from flashspec.study.quote import NOT_HERE
 from flashspec.study.recall import PARTS
 from flashspec.theory import amdahl
@@ -118,11 +118,3 @@ def against(frame: DataFrame) -> DataFrame:
     for letter, column in (("P", "probes"), ("N", "shortlist")):
         names = names + found[column].map(lambda size, letter=letter: f", {letter} = {size:g}" if size else "").astype(str)
     return found.assign(name=names, who=names + ", " + found["verdict"])
-
-
-def sizes(frame: DataFrame) -> DataFrame:
-    """Every FlashHead at every number of probes over plain decoding, one column a sampling."""
-    flash = frame[(frame["method"] == "baseline") | frame["head"].str.startswith("flash")]
-    keys = ["draft", "head", "probes"]
-    table = sampled(speedups(flash, keys)).pivot_table(index=keys, columns="sampling", values="verdict", aggfunc="first")
-    return table.reset_index().rename_axis(columns=None)

@@ -56,19 +56,8 @@ def losses(table: DataFrame) -> Any:
     return table.loc[halves["cost"].idxmin()].groupby(keys, dropna=False)["loss"].mean()
 
 
-def beside_plain(frame: DataFrame) -> DataFrame:
-    """The rated speculative runs that have plain decoding of the same prompts in the same turn beside them."""
-    rows = rated(frame)
-    return rows[(rows["method"] != "baseline") & rows["speedup"].notna()]
-
-
-def curves(frame: DataFrame) -> DataFrame:
-    """Speedup over plain decoding of the same prompts in the same turns at every setting, prompts summed."""
-    rows = beside_plain(frame)
-    sums = rows.assign(plain=rows["seconds"] * rows["speedup"]).groupby(RUN, dropna=False)[["plain", "seconds"]].sum()
-    return sums.assign(speedup=sums["plain"] / sums["seconds"]).reset_index()
-
-
 def paying(frame: DataFrame) -> float:
     """Percent of the speculative runs that are faster than plain decoding of the same prompts in the same turn."""
-    return float(100 * (beside_plain(frame)["speedup"] > 1).mean())
+    rows = rated(frame)
+    speedup = rows.loc[rows["method"] != "baseline", "speedup"].dropna()
+    return float(100 * (speedup > 1).mean())

@@ -21,26 +21,23 @@ def stages(frame: DataFrame) -> DataFrame:
     """A line a method, head, draft and final token at its best setting: ms a token by part and as timed, what was accepted.
 
     `accepts_1` and `accepts_2` are accepted over judged tokens at the lowest verifier and the next; `check_ratio` is a middle
-    check's time over a full one's; `layers` are layers computed a token over plain decoding's; `predicted` is over measured time.
+    check's time over a full one's; `predicted` is predicted over measured time.
     """
     rows = compare.best(compare.rated(frame), SIDE)
     rows = rows.assign(**compare.seconds_by_part(rows), check_ratio=rows["check_1_seconds"] / rows["check_2_seconds"])
     groups = rows.groupby(SIDE, dropna=False)
     priced = groups[[*PARTS, "seconds", "predicted_seconds"]].sum(skipna=False)
-    counts = groups[["emitted", "layer_tokens", *COUNTS]].sum(min_count=1)
+    counts = groups[["emitted", *COUNTS]].sum(min_count=1)
     chosen = [name for name in SETTING if name not in SIDE]
     table = groups[chosen].first().assign(**priced[list(PARTS)].mul(1e3).div(counts["emitted"], axis=0))
     table["ms"] = 1e3 * priced["seconds"] / counts["emitted"]
-    table["tokens_per_second"] = counts["emitted"] / priced["seconds"]
     for i in (1, 2):
         table[f"accepts_{i}"] = counts[f"kept_{i}"] / counts[f"decided_{i}"].clip(lower=1)
     table["check_ratio"] = groups["check_ratio"].median()
-    table["layers"] = counts["layer_tokens"] / counts["emitted"]
     table["predicted"] = priced["predicted_seconds"] / priced["seconds"]
     table = table.reset_index()
-    plain = table[table["method"] == "baseline"].drop_duplicates(CONTEXT).set_index(CONTEXT)[["ms", "layers"]]
-    over = table[CONTEXT].join(plain, on=CONTEXT)
-    return sampled(table.assign(layers=table["layers"] / over["layers"], speedup=over["ms"] / table["ms"]))
+    plain = table[table["method"] == "baseline"].drop_duplicates(CONTEXT).set_index(CONTEXT)["ms"]
+    return sampled(table.assign(speedup=table[CONTEXT].join(plain, on=CONTEXT)["ms"] / table["ms"]))
 
 
 def factors(frame: DataFrame) -> DataFrame:
