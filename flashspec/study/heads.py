@@ -80,8 +80,8 @@ def costs(frame: DataFrame) -> DataFrame:
 def by_shape(table: DataFrame) -> DataFrame:
     """How many times faster than the dense head of its format FlashHead with the most probes is: ids down, widths across."""
     rows = table[(table["head"] == "flash") & (table["probes"] == table["probes"].max())]
-    sides = rows["shape"].str.partition("x")
-    found = rows.assign(ids=sides[0].astype(int), width=sides[2].astype(int))
+    sides = rows["shape"].str.split("x", expand=True).reindex(columns=[0, 1]).astype(int)
+    found = rows.assign(ids=sides[0], width=sides[1])
     return found.pivot_table(index="ids", columns="width", values="ratio").reset_index().rename_axis(columns=None)
 
 
