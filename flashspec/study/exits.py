@@ -16,9 +16,9 @@ from flashspec.decoding.models import Models, folder_of
 from flashspec.heads.dense import DenseHead
 from flashspec.measure.prompts import Prompt, load_prompts
 from flashspec.models.exits import rows_at
-from flashspec.study.drafts import short_name, target_of
+from flashspec.study.drafts import folders, short_name, target_of
 from flashspec.study.experiment import Experiment
-from flashspec.study.pairs import among, at_least
+from flashspec.study.parameters import among, at_least
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -149,9 +149,9 @@ def shares(frame: DataFrame) -> DataFrame:
     return found
 
 
-def folders(params: Params) -> dict[str, Path]:
+def models(params: Params) -> dict[str, Path]:
     """Checkpoint folders whose digests enter the origin."""
-    return {short_name(name): folder_of(name, "target") for name in params.target}
+    return folders(params.target)
 
 
 PRESETS = {
@@ -159,4 +159,4 @@ PRESETS = {
     "exit_quality": Params(source=("prompts",)),
     "exit_training": Params(source=("training",)),
 }
-EXPERIMENT = Experiment("exits", Params, Row, measure, measured=False, split=points, models=folders, presets=PRESETS)
+EXPERIMENT = Experiment("exits", Params, Row, measure, measured=False, split=points, models=models, presets=PRESETS)

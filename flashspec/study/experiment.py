@@ -13,7 +13,7 @@ from flashspec import provenance
 from flashspec.kernels import build
 from flashspec.models.writing import refuse_input
 from flashspec.study import tables
-from flashspec.study.journal import Journal, journal
+from flashspec.study.journal import journal
 from flashspec.study.parameters import Refused, canonical, key, parse
 from flashspec.study.tables import Results
 
@@ -93,7 +93,7 @@ class Experiment(Generic[Params, Row]):
         found = None if fresh else tables.read(path, self.row)
         if found is None:
             refuse_input(path.parent, self.models(params).values())
-            found = self._measured_once(params, path, fresh, progress)
+            found = self._measured(params, path, fresh, progress)
         self._warn_of_other_models(params, found.origin)
         return found
 
@@ -107,30 +107,25 @@ class Experiment(Generic[Params, Row]):
         elsewhere = found is not None and found.origin.get("machine_key") != here
         return path.with_stem(f"{path.stem}-{here}") if elsewhere else path
 
-    def _measured_once(self, params: Params, path: Path, fresh: bool, progress: bool) -> Results:
+    def _measured(self, params: Params, path: Path, fresh: bool, progress: bool) -> Results:
         """Measure and store, unless another process did so while this one waited."""
+        from tqdm import tqdm
+
         facts = {"code": provenance.source(), "machine": provenance.short_hash(provenance.machine())}
         header = {**facts, "params": canonical(params), "columns": list(tables.columns(self.row))}
         with journal(path.with_suffix(".part.jsonl"), header) as held:
-            found = None if fresh else tables.read(path, self.row)
-            return found or self._measured(params, path, held, progress)
-
-    def _measured(self, params: Params, path: Path, held: Journal, progress: bool) -> Results:
-        from tqdm import tqdm
-
-        started, resumed = time.monotonic(), len(held.done)
-        points = tqdm(list(self.split(params)), desc=self.name, unit="point", disable=not progress, delay=0.5)
-        rows = [row for point in points for row in self._point(point, held)]
-        if not rows:
-            raise Refused(f"these parameters of {self.name} leave nothing to measure; a list among them is empty")
-        facts = {"duration_s": round(time.monotonic() - started, 2), "resumed_points": resumed}
-        return tables.write(path, self.row, rows, {**self._origin(params), **facts})
-
-    def _point(self, point: Params, held: Journal) -> list[Row]:
-        name = key(point)
-        if name not in held.done:
-            held.add(name, [tables.cells(row, self.row) for row in self.function(point)])
-        return [self.row(**cells) for cells in held.done[name]]
+            if not fresh and (found := tables.read(path, self.row)):
+                return found
+            started, resumed, rows = time.monotonic(), len(held.done), list[Row]()
+            points = list(self.split(params))
+            for point in tqdm(points, desc=self.name, unit="point", disable=not progress, delay=0.5):
+                if (name := key(point)) not in held.done:
+                    held.add(name, [tables.cells(row, self.row) for row in self.function(point)])
+                rows += [self.row(**cells) for cells in held.done[name]]
+            if not rows:
+                raise Refused(f"these parameters of {self.name} leave nothing to measure; a list among them is empty")
+            took = {"duration_s": round(time.monotonic() - started, 2), "resumed_points": resumed}
+            return tables.write(path, self.row, rows, {**self._origin(params), **took})
 
     def _origin(self, params: Params) -> dict[str, Any]:
         return {
@@ -141,13 +136,16 @@ class Experiment(Generic[Params, Row]):
             "key": self.place(params).stem,
             "params": canonical(params),
             "measured": self.measured,
-            "models": {name: provenance.model_digests(folder) for name, folder in self.models(params).items()},
+            "models": self._digests(params),
         }
+
+    def _digests(self, params: Params) -> dict[str, Any]:
+        return {name: provenance.model_digests(folder) for name, folder in self.models(params).items()}
 
     def _warn_of_other_models(self, params: Params, origin: Mapping[str, Any]) -> None:
         """Say so where a model that is here is not the one that a stored table is about."""
         try:
-            here = {name: provenance.model_digests(folder) for name, folder in self.models(params).items()}
+            here = self._digests(params)
         except (OSError, ValueError):
             return
         other = [name for name, digests in here.items() if origin["models"].get(name, digests) != digests]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from flashspec.decoding.models import folder_of
 from flashspec.measure.prompts import Prompt, load_prompts
 from flashspec.models.config import from_hf
 from flashspec.models.transformer import Transformer
 from flashspec.study import presets
-from flashspec.study.drafts import drafts_of, pair_of, short_name, target_of
+from flashspec.study.drafts import drafts_of, facts_of, folders, pair_of
 from flashspec.study.experiment import Experiment
-from flashspec.study.pairs import among, at_least
+from flashspec.study.parameters import among, at_least
 from flashspec.study.tables import default_root
 from flashspec.theory import replayed_all
 
@@ -67,14 +66,13 @@ class Row:
 def measure(params: Params) -> Iterator[Row]:
     """Read held-out text with every draft: loss, best tokens, and choices of continuations."""
     prompts = load_prompts(params.prompts or None, params.texts)
-    among("kind", params.kind, dict.fromkeys(prompt.kind for prompt in prompts))
-    alone = target_of(params.target[0], "float32", "dense")
+    kinds = tuple(dict.fromkeys(prompt.kind for prompt in prompts))
+    among("kind", params.kind, kinds)
     for name, folder in drafts_of(params.draft).items():
-        pair = pair_of(name, folder, alone, short_name(params.target[0]))
-        facts = {"draft_digest": pair.digest, **{key: value for key, value in pair.facts.items() if key != "digest"}}
-        for kind in params.kind or dict.fromkeys(prompt.kind for prompt in prompts):
+        pair = pair_of(params.target[0], folder, "float32", "dense")
+        for kind in params.kind or kinds:
             texts = [prompt for prompt in prompts if prompt.kind == kind]
-            yield Row(**facts, kind=kind, **merit_of(pair.models.model("draft"), texts))
+            yield Row(**facts_of(name, pair), kind=kind, **merit_of(pair.model("draft"), texts))
 
 
 @torch.inference_mode()
@@ -110,9 +108,9 @@ def log_chances(model: Transformer, ids: Sequence[int]) -> Tensor:
     return model(torch.tensor(ids)[None, :-1])[0].float().log_softmax(-1)
 
 
-def digested(params: Params) -> Mapping[str, Path]:
+def models(params: Params) -> dict[str, Path]:
     """Checkpoint folders whose digests enter the origin."""
-    return {short_name(params.target[0]): folder_of(params.target[0], "target"), **drafts_of(params.draft)}
+    return folders(params.target[0], params.draft)
 
 
 def records(k: int = 4, root: Path | None = None) -> DataFrame:
@@ -142,4 +140,4 @@ def _read(path: Path) -> Any:
 
 
 PRESETS = {"smoke": Params(draft=("main", "shallow"), texts=2)}
-EXPERIMENT = Experiment("family", Params, Row, measure, measured=False, models=digested, presets=PRESETS)
+EXPERIMENT = Experiment("family", Params, Row, measure, measured=False, models=models, presets=PRESETS)

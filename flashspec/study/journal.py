@@ -7,7 +7,7 @@ import os
 import tempfile
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,10 @@ class Journal:
     """Rows of finished points by the points' keys, as a file holds them; lines under another header are dropped."""
 
     def __init__(self, path: Path, header: dict[str, Any]) -> None:
-        self.path = path
-        kept = list(_whole_lines(path))
-        self.done: dict[str, list[Any]] = {}
-        if kept[:1] == [header]:
-            self.done = {line["point"]: line["rows"] for line in kept[1:]}
-        lines = [header, *({"point": point, "rows": rows} for point, rows in self.done.items())]
-        write_text("".join(json.dumps(line) + "\n" for line in lines), path)
+        self.path, kept = path, _whole_lines(path)
+        kept = kept if kept[:1] == [header] else [header]
+        self.done: dict[str, list[Any]] = {line["point"]: line["rows"] for line in kept[1:]}
+        write_text("".join(json.dumps(line) + "\n" for line in kept), path)
 
     def add(self, point: str, rows: list[Any]) -> None:
         """Record a finished point, flushed to disk before the next one starts."""
@@ -39,7 +36,7 @@ class Journal:
 @contextmanager
 def journal(path: Path, header: dict[str, Any]) -> Iterator[Journal]:
     """The journal in a file, held by one process at a time; it is kept only by a failure after the first row."""
-    with made(path.parent), _held(path):
+    with made(path.parent), _lock(path):
         found = Journal(path, header)
         try:
             yield found
@@ -50,31 +47,24 @@ def journal(path: Path, header: dict[str, Any]) -> Iterator[Journal]:
         path.unlink(missing_ok=True)
 
 
-@contextmanager
-def _held(path: Path) -> Iterator[None]:
+def _lock(path: Path) -> Any:
+    """A lock of a file's own, with a warning where another process holds it now."""
     from filelock import FileLock, Timeout
 
     name = provenance.short_hash([str(path.resolve()), getattr(os, "getuid", int)()])
     lock = FileLock(Path(tempfile.gettempdir()) / f"flashspec-{name}.lock")
     try:
-        lock.acquire(blocking=False)
+        with lock.acquire(blocking=False):
+            return lock
     except Timeout:
         warnings.warn("another process is measuring this table: waiting for it", stacklevel=5)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
+        return lock
 
 
-def _whole_lines(path: Path) -> Iterator[dict[str, Any]]:
-    if not path.exists():
-        return
-    for text in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
-        try:
-            line = json.loads(text)
-        except ValueError:
-            return
-        if not text.endswith("\n") or not isinstance(line, dict):
-            return
-        yield line
+def _whole_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a file, up to the first that is cut or unreadable."""
+    found = list[dict[str, Any]]()
+    with suppress(FileNotFoundError, TypeError, ValueError):
+        for text in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
+            found.append(dict(json.loads(text.removesuffix("\n") if text.endswith("\n") else "")))
+    return found

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -17,9 +18,14 @@ from flashspec.models.config import ModelConfig, parts, to_hf
 from flashspec.models.memory import Form, weight_bytes
 from flashspec.models.synthetic import GROUP, shape
 from flashspec.study.experiment import Experiment
-from flashspec.study.pairs import among, at_least
+from flashspec.study.parameters import among, at_least
+from flashspec.study.tables import Results
 
-FORMATS = {"bf16": ("dense", 0), "awq": ("int4", GROUP), "awq as dense": ("dense", GROUP)}
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+FORMATS = {"bf16": 0, "awq": GROUP}
+NOTHING = "no table is stored"
 
 
 @dataclass(frozen=True)
@@ -54,13 +60,13 @@ class Row:
 def measure(params: Params) -> Iterator[Row]:
     """Write each checkpoint to a temporary folder and load it in fresh processes, watched from outside."""
     (name,) = params.formats
-    weights, group = FORMATS[name]
+    group = FORMATS[name]
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         write_checkpoint(folder, sized(params, group), group, params.shard_megabytes * 10**6)
         size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
         for repeat in range(params.repeats):
-            yield Row(name, size, *load_in_fresh_process(folder, weights), repeat)
+            yield Row(name, size, *load_in_fresh_process(folder, "int4" if group else "dense"), repeat)
 
 
 def sized(params: Params, group: int) -> ModelConfig:
@@ -95,6 +101,27 @@ def _packed(source: str, rows: int, columns: int, group: int) -> dict[str, Tenso
 def points(params: Params) -> list[Params]:
     """One point a format."""
     return [replace(params, formats=(name,)) for name in params.formats]
+
+
+def loads(results: Results | None) -> DataFrame:
+    """Loading in a fresh process: gigabytes of files, of anonymous memory at its peak, and their ratio, the worst repeat."""
+    import pandas
+
+    if results is None:
+        return pandas.DataFrame({"format": [NOTHING]}).set_index("format")
+    frame = results.frame.assign(taken=results.frame["peak"] - results.frame["before"])
+    worst = frame.loc[frame.groupby("format")["taken"].idxmax()].set_index("format")
+    return pandas.DataFrame({
+        "files, GB": (worst["checkpoint_bytes"] / 1e9).round(2),
+        "peak, GB": (worst["taken"] / 1e9).round(2),
+        "peak over files": (worst["taken"] / worst["checkpoint_bytes"]).round(3),
+        "seconds": worst["seconds"].round(1),
+    })  # fmt: skip
+
+
+def worst_load(results: Results | None) -> str:
+    """The largest ratio of peak to files, in words; NOTHING without a table."""
+    return NOTHING if results is None else f"{loads(results)['peak over files'].max():.2f}"
 
 
 PRESETS = {"smoke": Params(shape="reference-target", megabytes=40, shard_megabytes=8, repeats=1)}

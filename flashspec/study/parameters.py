@@ -8,11 +8,12 @@ import difflib
 import inspect
 import textwrap
 import types
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from flashspec import provenance
+from flashspec.theory.checks import at_least as at_least
 
 TRUTHS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 NOTHING = ("none", "null", "")
@@ -82,6 +83,14 @@ def type_name(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return "one of " + ", ".join(map(repr, get_args(kind)))
     return kind.__name__ if isinstance(kind, type) and not get_args(kind) else str(kind).replace("typing.", "")
+
+
+def among(name: str, values: Iterable[str], known: Iterable[str]) -> None:
+    """Refuse the first value that is not known."""
+    choices = tuple(known)
+    for value in values:
+        if value not in choices:
+            raise ValueError(f"{name} must be among {', '.join(choices)}, got {value!r}")
 
 
 def canonical(params: Any) -> dict[str, Any]:

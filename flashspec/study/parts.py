@@ -24,7 +24,7 @@ from flashspec.models.memory import Form, free_bytes, weight_bytes
 from flashspec.models.synthetic import GROUP, random_rows, reshaped, shape, synthetic
 from flashspec.study import presets
 from flashspec.study.experiment import Experiment
-from flashspec.study.pairs import among, at_least
+from flashspec.study.parameters import among, at_least
 from flashspec.study.racers import format_of, options_of
 
 PIECES = ("projection", "step", "body", "head", "burst", "check")

@@ -9,17 +9,16 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from flashspec.decoding.models import folder_of
 from flashspec.heads.registry import HEADS
 from flashspec.measure.certificate import certify, first_difference, target_scorer
 from flashspec.measure.parts import loop_overhead
 from flashspec.measure.prompts import Prompt, load_prompts
 from flashspec.measure.runs import Run, Text, repeated_share, text_digest
 from flashspec.study import presets
-from flashspec.study.drafts import drafts_of, short_name
+from flashspec.study.drafts import folders
 from flashspec.study.experiment import Experiment
-from flashspec.study.pairs import among, at_least, samplings
-from flashspec.study.racers import BASELINE, BASES, DRAFT_MODEL, SHORT, Racer, racers
+from flashspec.study.parameters import among, at_least
+from flashspec.study.racers import BASELINE, BASES, DRAFT_MODEL, SHORT, Racer, racers, samplings
 
 
 @dataclass(frozen=True)
@@ -53,15 +52,14 @@ class Params:
     seed: int = 0  # of sampling
 
     def __post_init__(self) -> None:
-        for name in self.method:
-            among("method", (name,), (*BASES, *SHORT))
+        among("method", self.method, (*BASES, *SHORT))
         among("head", self.head, HEADS)
         among("engine", self.engine, ("flashspec", "transformers"))
         among("dtype", self.dtype, ("bfloat16", "float32"))
         among("finalize", self.finalize, ("deferred", "eager"))
         at_least(self, k=1, probes=1, shortlist=1, exit=1, verify_exit=1, interval=1, per_kind=1, new_tokens=2, repeats=1)
         at_least(self, screen=0, parts=0, twins=0)
-        samplings(self.temperature, self.rule, self.seed)
+        samplings(self)
         if "transformers" in self.engine and set(self.temperature) != {0.0}:
             raise ValueError("transformers is compared greedily: with engine transformers, temperature must be 0 alone")
 
@@ -139,8 +137,7 @@ class Row:
 
 def measure(params: Params) -> Iterator[Row]:
     """Decode the same prompts with every method in turns, beside plain decoding."""
-    (sampling,) = samplings(params.temperature, params.rule, params.seed)
-    field = racers(params, sampling)
+    field = racers(params)
     yield from run_race(field, prompts_of(params, field[0]), params)
 
 
@@ -149,7 +146,7 @@ def points(params: Params) -> list[Params]:
     return [
         replace(params, target=(target,), dtype=(dtype,), temperature=(s.temperature,), rule=(s.rule,))
         for target, dtype in product(params.target, params.dtype)
-        for s in samplings(params.temperature, params.rule, params.seed)
+        for s in samplings(params)
     ]
 
 
@@ -189,7 +186,7 @@ def twin_digests(field: Sequence[Racer], prompts: Sequence[Prompt], params: Para
     if not params.twins or not field[0].owes_the_text:
         return {}
     names, found, seen = {racer.name for racer in field}, {}, Counter[str]()
-    twins = racers(replace(params, dtype=("float32",), weights="dense"), field[0].entry.sampling)
+    twins = racers(replace(params, dtype=("float32",), weights="dense"))
     for number, prompt in enumerate(prompts):
         seen[prompt.kind] += 1
         for racer in twins if seen[prompt.kind] <= params.twins else []:
@@ -240,10 +237,10 @@ def _row(racer: Racer, kind: str, run: Run, **more: Any) -> Row:
     return Row(**{**racer.who, **run.counts, **text, **more, "kind": kind, "seconds": run.seconds})
 
 
-def folders(params: Params) -> dict[str, Path]:
+def models(params: Params) -> dict[str, Path]:
     """Checkpoint folders whose digests enter the origin."""
-    return {**{short_name(name): folder_of(name, "target") for name in params.target}, **drafts_of(params.draft)}
+    return folders(params.target, params.draft)
 
 
 PRESETS = {name: Params(**values) for name, values in presets.RACE.items()}
-EXPERIMENT = Experiment("race", Params, Row, measure, split=points, models=folders, presets=PRESETS)
+EXPERIMENT = Experiment("race", Params, Row, measure, split=points, models=models, presets=PRESETS)

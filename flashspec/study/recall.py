@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flashspec.decoding.models import folder_of
 from flashspec.heads.cluster import METRICS, Clusters, Recipe, balanced, unconstrained
 from flashspec.heads.flash import FlashHead
 from flashspec.heads.index import usable
@@ -20,10 +19,10 @@ from flashspec.heads.recall import calibrate_always, required_probes
 from flashspec.heads.registry import HEADS
 from flashspec.measure.pieces import low_rank_rows
 from flashspec.study import presets
-from flashspec.study.drafts import drafts_of, short_name
+from flashspec.study.drafts import drafts_of, folders, short_name
 from flashspec.study.experiment import Experiment
 from flashspec.study.held_out import LIVE, HeldOut, Source, held_out, judged, probes_within
-from flashspec.study.pairs import among, at_least
+from flashspec.study.parameters import among, at_least
 from flashspec.study.racers import format_of
 
 PERCENTILES = (50, 90, 99)
@@ -202,10 +201,10 @@ def points(params: Params) -> list[Params]:
     return [replace(params, draft=(name,), **each) for name in params.draft or drafts_of(()) for each in others + pairs]
 
 
-def folders(params: Params) -> dict[str, Path]:
+def models(params: Params) -> dict[str, Path]:
     """Checkpoint folders whose digests enter the origin."""
-    return {} if params.shape else {short_name(params.target): folder_of(params.target, "target"), **drafts_of(params.draft)}
+    return {} if params.shape else folders(params.target, params.draft)
 
 
 PRESETS = {name: Params(**values) for name, values in presets.RECALL.items()}
-EXPERIMENT = Experiment("recall", Params, Row, measure, split=points, models=folders, presets=PRESETS)
+EXPERIMENT = Experiment("recall", Params, Row, measure, split=points, models=models, presets=PRESETS)
