@@ -12,7 +12,7 @@ import torch
 
 from flashspec.models.transformer import Transformer
 from flashspec.study import run
-from flashspec.study.exits import CURVE, EXPERIMENT, PRESETS, Params, load_prompts, shares
+from flashspec.study.exits import CURVE, EXPERIMENT, PRESETS, Params, folder_of, load_prompts, shares
 
 
 @pytest.fixture(scope="module")

@@ -55,11 +55,11 @@ def drafts_of(names: Sequence[str]) -> dict[str, Path]:
     return found or known
 
 
-def folders(target: str | Sequence[str], drafts: Sequence[str] | None = None) -> dict[str, Path]:
-    """Checkpoint folders of targets, and of drafts where an experiment has them, whose digests enter the origin."""
-    targets = (target,) if isinstance(target, str) else target
+def folders(params: Any) -> dict[str, Path]:
+    """Checkpoint folders of the target or targets, and of the drafts, that parameters name; their digests enter the origin."""
+    targets = (params.target,) if isinstance(params.target, str) else params.target
     found = {short_name(name): folder_of(name, "target") for name in targets}
-    return found if drafts is None else {**found, **drafts_of(drafts)}
+    return {**found, **drafts_of(params.draft)} if hasattr(params, "draft") else found
 
 
 @lru_cache(maxsize=2)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -24,6 +25,16 @@ Row = TypeVar("Row")
 def whole(params: Any) -> list[Any]:
     """The sweep of one point."""
     return [params]
+
+
+def by(*names: str) -> Callable[[Any], list[Any]]:
+    """A sweep with one point for every combination of the members of these list fields, so that a killed run continues."""
+
+    def points(params: Any) -> list[Any]:
+        members = product(*(getattr(params, name) for name in names))
+        return [replace(params, **{name: (value,) for name, value in zip(names, each, strict=True)}) for each in members]
+
+    return points
 
 
 def no_models(params: Any) -> dict[str, Path]:

@@ -108,11 +108,6 @@ def log_chances(model: Transformer, ids: Sequence[int]) -> Tensor:
     return model(torch.tensor(ids)[None, :-1])[0].float().log_softmax(-1)
 
 
-def models(params: Params) -> dict[str, Path]:
-    """Checkpoint folders whose digests enter the origin."""
-    return folders(params.target[0], params.draft)
-
-
 def records(k: int = 4, root: Path | None = None) -> DataFrame:
     """One line a recorded point, the highest greedy TAR at k first, counted from what it proposed; none without a record."""
     import pandas
@@ -140,4 +135,4 @@ def _read(path: Path) -> Any:
 
 
 PRESETS = {"smoke": Params(draft=("main", "shallow"), texts=2)}
-EXPERIMENT = Experiment("family", Params, Row, measure, measured=False, models=models, presets=PRESETS)
+EXPERIMENT = Experiment("family", Params, Row, measure, measured=False, models=folders, presets=PRESETS)

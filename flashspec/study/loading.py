@@ -17,7 +17,7 @@ from flashspec.models.checkpoint import write_folder
 from flashspec.models.config import ModelConfig, parts, to_hf
 from flashspec.models.memory import Form, weight_bytes
 from flashspec.models.synthetic import GROUP, shape
-from flashspec.study.experiment import Experiment
+from flashspec.study.experiment import Experiment, by
 from flashspec.study.parameters import among, at_least
 from flashspec.study.tables import Results
 
@@ -98,11 +98,6 @@ def _packed(source: str, rows: int, columns: int, group: int) -> dict[str, Tenso
     }
 
 
-def points(params: Params) -> list[Params]:
-    """One point a format."""
-    return [replace(params, formats=(name,)) for name in params.formats]
-
-
 def loads(results: Results | None) -> DataFrame:
     """Loading in a fresh process: gigabytes of files, of anonymous memory at its peak, and their ratio, the worst repeat."""
     import pandas
@@ -125,4 +120,4 @@ def worst_load(results: Results | None) -> str:
 
 
 PRESETS = {"smoke": Params(shape="reference-target", megabytes=40, shard_megabytes=8, repeats=1)}
-EXPERIMENT = Experiment("loading", Params, Row, measure, split=points, presets=PRESETS)
+EXPERIMENT = Experiment("loading", Params, Row, measure, split=by("formats"), presets=PRESETS)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from flashspec.models.writing import refuse_input, write_text
-from flashspec.study.parameters import Refused, comments, parse_value, refuse_unknown
+from flashspec.study.parameters import Refused, parse_value, refuse_unknown
 
 START_TIMEOUT = 600
 TYPES: dict[str, Any] = {kind.__name__: kind for kind in (int, float, str, bool, tuple, list)} | {"Literal": Literal, "Any": Any}
@@ -21,7 +21,6 @@ class Parameter(NamedTuple):
 
     kind: Any
     default: Any
-    help: str
 
 
 class NotebookFailed(RuntimeError):
@@ -38,8 +37,7 @@ def parameters(notebook: Path) -> dict[str, Parameter]:
         body = ast.parse(source).body
     except (AttributeError, KeyError, RecursionError, SyntaxError, TypeError, ValueError) as error:
         raise Refused(f"{notebook} is no notebook ({type(error).__name__}: {error}): copy it again") from None
-    helps = comments(source)
-    return {name: Parameter(kind, default, helps[name]) for name, kind, default in map(_parameter, body)}
+    return dict(map(_parameter, body))
 
 
 def validated(notebook: Path, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -109,7 +107,7 @@ def found_in(source: Path) -> list[Path]:
     return found
 
 
-def _parameter(line: ast.stmt) -> tuple[str, Any, Any]:
+def _parameter(line: ast.stmt) -> tuple[str, Parameter]:
     """Name, type and default of one line of a parameters cell; papermill's own reader knows no `tuple[int, ...]`."""
     match line:
         case ast.AnnAssign(target=ast.Name(id=name), annotation=hint, value=ast.expr() as value):
@@ -122,7 +120,7 @@ def _parameter(line: ast.stmt) -> tuple[str, Any, Any]:
         default = ast.literal_eval(value)
     except (ValueError, TypeError) as error:
         raise Refused(f"parameter {name!r} needs a literal default: a number, string, bool, None or tuple") from error
-    return name, kind or type(default), default
+    return name, Parameter(kind or type(default), default)
 
 
 def _papermill(notebook: Path, part: Path, values: dict[str, Any], timeout: int) -> None:

@@ -6,6 +6,7 @@ import ast
 import dataclasses
 import difflib
 import inspect
+import json
 import textwrap
 import types
 from collections.abc import Iterable, Mapping
@@ -31,26 +32,18 @@ def hints(kind: type) -> dict[str, Any]:
     return {field.name: resolved[field.name] for field in dataclasses.fields(kind)}
 
 
-def comments(source: str) -> dict[str, str]:
-    """What the trailing comment of each `name: kind = default  # comment` line says, by name; empty where there is none."""
-    lines = source.splitlines()
-    found = {}
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.AnnAssign | ast.Assign):
-            target = node.target if isinstance(node, ast.AnnAssign) else node.targets[0]
-            rest = lines[(node.end_lineno or 1) - 1].encode()[node.end_col_offset :].decode()
-            found[ast.unparse(target)] = rest.partition("#")[2].strip()
-    return found
-
-
 def field_comments(kind: type) -> dict[str, str]:
-    """`comments` of the source of a class and its bases, its own first; empty where there is no source."""
+    """What the trailing comment of each `name: kind = default  # comment` line of a class or its bases says, by name."""
     found: dict[str, str] = {}
     for each in reversed(kind.__mro__):
         try:
-            found |= comments(textwrap.dedent(inspect.getsource(each)))
+            source = textwrap.dedent(inspect.getsource(each)).encode()
         except (OSError, TypeError):
             continue
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.AnnAssign):
+                rest = source.splitlines()[(node.end_lineno or 1) - 1][node.end_col_offset :].decode()
+                found[ast.unparse(node.target)] = rest.partition("#")[2].strip()
     return found
 
 
@@ -95,7 +88,8 @@ def among(name: str, values: Iterable[str], known: Iterable[str]) -> None:
 
 def canonical(params: Any) -> dict[str, Any]:
     """Parameters as JSON values in declared types, so that 0 and 0.0 for a float field are one key."""
-    return {name: _plain(parse_value(name, kind, getattr(params, name))) for name, kind in hints(type(params)).items()}
+    typed = {name: parse_value(name, kind, getattr(params, name)) for name, kind in hints(type(params)).items()}
+    return dict(json.loads(json.dumps(typed, default=str)))
 
 
 def key(params: Any) -> str:
@@ -126,9 +120,3 @@ def _split(text: str) -> list[Any]:
     if text.strip()[:1] in ("(", "["):
         return list(ast.literal_eval(text))
     return [part.strip() for part in text.split(",") if part.strip()]
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, (tuple, list)):
-        return [_plain(item) for item in value]
-    return str(value) if isinstance(value, Path) else value

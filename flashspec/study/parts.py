@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import cycle, product
+from itertools import cycle
 from typing import Any, NamedTuple
 
 import torch
@@ -23,7 +23,7 @@ from flashspec.models.config import ModelConfig
 from flashspec.models.memory import Form, free_bytes, weight_bytes
 from flashspec.models.synthetic import GROUP, random_rows, reshaped, shape, synthetic
 from flashspec.study import presets
-from flashspec.study.experiment import Experiment
+from flashspec.study.experiment import Experiment, by
 from flashspec.study.parameters import among, at_least
 from flashspec.study.racers import format_of, options_of
 
@@ -124,11 +124,6 @@ def timed(pieces: Sequence[Piece], plan: clock.Plan) -> Iterator[dict[str, Any]]
         raw = clock.interleaved_seconds(calls, plan)
     for piece, seconds in zip(pieces, raw.values(), strict=True):
         yield from ({**piece.facts, "device": plan.device, "seconds": s, "turn": turn} for turn, s in enumerate(seconds))
-
-
-def points(params: Params) -> list[Params]:
-    """One point a shape, so that a killed run continues with the next."""
-    return [replace(params, shape=(name,), layers=(layers,)) for name, layers in product(params.shape, params.layers)]
 
 
 def config_of(name: str, layers: int, spread: int) -> ModelConfig:
@@ -234,4 +229,4 @@ def _fits(configs: list[ModelConfig], params: Params) -> bool:
 
 
 PRESETS = {name: Params(**values) for name, values in presets.PARTS.items()}
-EXPERIMENT = Experiment("parts", Params, Row, measure, split=points, presets=PRESETS)
+EXPERIMENT = Experiment("parts", Params, Row, measure, split=by("shape", "layers"), presets=PRESETS)

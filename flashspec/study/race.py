@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 from flashspec.heads.registry import HEADS
@@ -16,7 +15,7 @@ from flashspec.measure.prompts import Prompt, load_prompts
 from flashspec.measure.runs import Run, Text, repeated_share, text_digest
 from flashspec.study import presets
 from flashspec.study.drafts import folders
-from flashspec.study.experiment import Experiment
+from flashspec.study.experiment import Experiment, by
 from flashspec.study.parameters import among, at_least
 from flashspec.study.racers import BASELINE, BASES, DRAFT_MODEL, SHORT, Racer, racers, samplings
 
@@ -143,11 +142,8 @@ def measure(params: Params) -> Iterator[Row]:
 
 def points(params: Params) -> list[Params]:
     """One point a target, dtype and sampling, so that a killed race continues."""
-    return [
-        replace(params, target=(target,), dtype=(dtype,), temperature=(s.temperature,), rule=(s.rule,))
-        for target, dtype in product(params.target, params.dtype)
-        for s in samplings(params)
-    ]
+    several = by("target", "dtype")(params)
+    return [replace(one, temperature=(s.temperature,), rule=(s.rule,)) for one in several for s in samplings(params)]
 
 
 def prompts_of(params: Params, plain: Racer) -> list[Prompt]:
@@ -237,10 +233,5 @@ def _row(racer: Racer, kind: str, run: Run, **more: Any) -> Row:
     return Row(**{**racer.who, **run.counts, **text, **more, "kind": kind, "seconds": run.seconds})
 
 
-def models(params: Params) -> dict[str, Path]:
-    """Checkpoint folders whose digests enter the origin."""
-    return folders(params.target, params.draft)
-
-
 PRESETS = {name: Params(**values) for name, values in presets.RACE.items()}
-EXPERIMENT = Experiment("race", Params, Row, measure, split=points, models=models, presets=PRESETS)
+EXPERIMENT = Experiment("race", Params, Row, measure, split=points, models=folders, presets=PRESETS)

@@ -203,7 +203,7 @@ def points(params: Params) -> list[Params]:
 
 def models(params: Params) -> dict[str, Path]:
     """Checkpoint folders whose digests enter the origin."""
-    return {} if params.shape else folders(params.target, params.draft)
+    return {} if params.shape else folders(params)
 
 
 PRESETS = {name: Params(**values) for name, values in presets.RECALL.items()}

@@ -8,6 +8,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from operator import methodcaller
 from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any, get_args
@@ -69,7 +70,7 @@ def cells(row: Any, kind: type) -> dict[str, Any]:
     import msgspec
 
     try:
-        plain = msgspec.to_builtins(row, enc_hook=_number)
+        plain = msgspec.to_builtins(row, enc_hook=methodcaller("item"))  # numbers of numpy and torch
         return msgspec.to_builtins(msgspec.convert(plain, kind))
     except msgspec.ValidationError as error:
         raise TypeError(f"this is no row of type {kind.__name__}: {error}") from error
@@ -119,6 +120,20 @@ def intact(data: bytes) -> bool:
     return data.count(SEAL) == 1 and hashlib.sha256(blank).hexdigest().encode() == data[at : at + 64]
 
 
+def listed(root: Path | None = None) -> DataFrame:
+    """One line a stored table: what it is, where and when it was made, from which code, in how many seconds."""
+    import pandas
+
+    columns, lines = ["table", "rows", "kind", "origin", "commit", "seconds"], []
+    for path in sorted((root or default_root()).glob("*/*.parquet")):
+        facts = opened(path)[1]
+        kind = "measured" if facts["measured"] else "function of the source"
+        commit = (facts.get("commit") or "unknown")[:8] + (" and changes" if facts.get("dirty") else "")
+        made = (provenance.describe(facts), commit, round(facts["duration_s"]))
+        lines.append((f"{path.parent.name}/{path.stem}", facts["rows"], kind, *made))
+    return pandas.DataFrame(lines, columns=columns).set_index("table")
+
+
 def _sealed(kind: type, rows: Sequence[Any], origin: dict[str, Any]) -> bytes:
     import pyarrow
     from pyarrow import parquet
@@ -134,8 +149,3 @@ def _sealed(kind: type, rows: Sequence[Any], origin: dict[str, Any]) -> bytes:
         raise ValueError(f"a table may not hold the text {SEAL.decode()!r}, which marks the digest of its file")
     at = data.index(SEAL) + len(SEAL)
     return data[:at] + hashlib.sha256(data).hexdigest().encode() + data[at + 64 :]
-
-
-def _number(value: Any) -> Any:
-    """What numpy's and torch's numbers are in Python's own types."""
-    return value.item()
