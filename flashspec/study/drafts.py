@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from flashspec.decoding.models import REFERENCE, SHIPPED, Models, check_tokenizers, folder_of, load, opened_draft
+from flashspec.measure.prompts import Prompt, load_prompts
 from flashspec.measure.trace import target_digest
 from flashspec.models.family import DESIGNED, Design
 from flashspec.models.family import FAMILY as POINTS
+from flashspec.study.parameters import among
 
 FAMILY = "runs/family/models"
 TABLES = {"reference": "main"}  # what tables call a shipped draft that has another name there
@@ -60,6 +62,13 @@ def folders(params: Any) -> dict[str, Path]:
     targets = (params.target,) if isinstance(params.target, str) else params.target
     found = {short_name(name): folder_of(name, "target") for name in targets}
     return {**found, **drafts_of(params.draft)} if hasattr(params, "draft") else found
+
+
+def prompts_of(params: Any, per_kind: int, models: Models | None = None) -> list[Prompt]:
+    """The prompts of the kinds that parameters ask for, in the ids of these models; ValueError for a kind the file has not."""
+    found = load_prompts(params.prompts or None, per_kind, models)
+    among("kind", params.kind, dict.fromkeys(prompt.kind for prompt in found))
+    return [prompt for prompt in found if prompt.kind in (params.kind or (prompt.kind,))]
 
 
 @lru_cache(maxsize=2)

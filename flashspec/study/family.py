@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from flashspec.measure.prompts import Prompt, load_prompts
+from flashspec.measure.prompts import Prompt
 from flashspec.models.config import from_hf
 from flashspec.models.transformer import Transformer
 from flashspec.study import presets
-from flashspec.study.drafts import drafts_of, facts_of, folders, pair_of
+from flashspec.study.drafts import drafts_of, facts_of, folders, pair_of, prompts_of
 from flashspec.study.experiment import Experiment
-from flashspec.study.parameters import among, at_least
+from flashspec.study.parameters import at_least
 from flashspec.study.tables import default_root
 from flashspec.theory import replayed_all
 
@@ -65,12 +65,10 @@ class Row:
 
 def measure(params: Params) -> Iterator[Row]:
     """Read held-out text with every draft: loss, best tokens, and choices of continuations."""
-    prompts = load_prompts(params.prompts or None, params.texts)
-    kinds = tuple(dict.fromkeys(prompt.kind for prompt in prompts))
-    among("kind", params.kind, kinds)
+    prompts = prompts_of(params, params.texts)
     for name, folder in drafts_of(params.draft).items():
         pair = pair_of(params.target[0], folder, "float32", "dense")
-        for kind in params.kind or kinds:
+        for kind in dict.fromkeys(prompt.kind for prompt in prompts):
             texts = [prompt for prompt in prompts if prompt.kind == kind]
             yield Row(**facts_of(name, pair), kind=kind, **merit_of(pair.model("draft"), texts))
 

@@ -11,10 +11,10 @@ from typing import Any
 from flashspec.heads.registry import HEADS
 from flashspec.measure.certificate import certify, first_difference, target_scorer
 from flashspec.measure.parts import loop_overhead
-from flashspec.measure.prompts import Prompt, load_prompts
+from flashspec.measure.prompts import Prompt
 from flashspec.measure.runs import Run, Text, repeated_share, text_digest
 from flashspec.study import presets
-from flashspec.study.drafts import folders
+from flashspec.study.drafts import folders, prompts_of
 from flashspec.study.experiment import Experiment, by
 from flashspec.study.parameters import among, at_least
 from flashspec.study.racers import BASELINE, BASES, DRAFT_MODEL, SHORT, Racer, racers, samplings
@@ -135,29 +135,15 @@ class Row:
 
 
 def measure(params: Params) -> Iterator[Row]:
-    """Decode the same prompts with every method in turns, beside plain decoding."""
-    field = racers(params)
-    yield from run_race(field, prompts_of(params, field[0]), params)
+    """Decode the same prompts with every method in turns, beside plain decoding.
 
-
-def points(params: Params) -> list[Params]:
-    """One point a target, dtype and sampling, so that a killed race continues."""
-    several = by("target", "dtype")(params)
-    return [replace(one, temperature=(s.temperature,), rule=(s.rule,)) for one in several for s in samplings(params)]
-
-
-def prompts_of(params: Params, plain: Racer) -> list[Prompt]:
-    """The prompts of the kinds asked for; ValueError for a kind that the file has not."""
-    found = load_prompts(params.prompts or None, params.per_kind, plain.models)
-    among("kind", params.kind, dict.fromkeys(p.kind for p in found))
-    return [p for p in found if p.kind in (params.kind or (p.kind,))]
-
-
-def run_race(field: list[Racer], prompts: Sequence[Prompt], params: Params) -> Iterator[Row]:
-    """Every racer on every prompt, turn after turn, a warm-up before them; who starts changes from prompt to prompt."""
+    A warm-up comes first, and who starts changes from prompt to prompt.
+    """
     from tqdm import tqdm
 
-    plain, parts, explained = field[0], dict[str, dict[str, float]](), set[str]()
+    plain, *_ = field = racers(params)
+    prompts = prompts_of(params, params.per_kind, plain.models)
+    parts, explained = dict[str, dict[str, float]](), set[str]()
     warm = {racer.name: racer.run(prompts[0], params.new_tokens) for racer in field}
     if params.screen:
         screening = {racer.name: racer.run(prompts[0], params.new_tokens) for racer in field}
@@ -175,6 +161,12 @@ def run_race(field: list[Racer], prompts: Sequence[Prompt], params: Params) -> I
             twin = {"turn": turn, "prompt": number, "twin_digest": twins.get((racer.name, number), "")}
             parted = _divergence(racer, prompt, runs[plain.name].tokens, runs[racer.name].tokens, explained)
             yield _row(racer, prompt.kind, runs[racer.name], **parts.get(racer.name, {}), **twin, **parted)
+
+
+def points(params: Params) -> list[Params]:
+    """One point a target, dtype and sampling, so that a killed race continues."""
+    several = by("target", "dtype")(params)
+    return [replace(one, temperature=(s.temperature,), rule=(s.rule,)) for one in several for s in samplings(params)]
 
 
 def twin_digests(field: Sequence[Racer], prompts: Sequence[Prompt], params: Params) -> dict[tuple[str, int], str]:
