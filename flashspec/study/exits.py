@@ -17,7 +17,7 @@ from flashspec.measure.prompts import Prompt, load_prompts
 from flashspec.models.exits import rows_at
 from flashspec.study.drafts import folders, short_name, target_of
 from flashspec.study.experiment import Experiment, by
-from flashspec.study.parameters import among, at_least
+from flashspec.study.parameters import among, at_least, presets_of
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -143,9 +143,5 @@ def shares(frame: DataFrame) -> DataFrame:
     return found
 
 
-PRESETS = {
-    "smoke": Params(depth=(2, 4), per_kind=1),
-    "exit_quality": Params(source=("prompts",)),
-    "exit_training": Params(source=("training",)),
-}
+PRESETS = presets_of("exits", Params)
 EXPERIMENT = Experiment("exits", Params, Row, measure, measured=False, split=by("target"), models=folders, presets=PRESETS)

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from flashspec.measure.prompts import Prompt
 from flashspec.models.config import from_hf
+from flashspec.models.family import FAMILY as POINTS
 from flashspec.models.transformer import Transformer
-from flashspec.study import presets
-from flashspec.study.drafts import drafts_of, facts_of, folders, pair_of, prompts_of
+from flashspec.study.drafts import FAMILY, drafts_of, facts_of, folders, pair_of, prompts_of
 from flashspec.study.experiment import Experiment
-from flashspec.study.parameters import at_least
+from flashspec.study.parameters import at_least, presets_of
 from flashspec.study.tables import default_root
 from flashspec.theory import replayed_all
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 CHOICES = 4
+DRAFTS = ("main", "shallow", "designed", *(f"{FAMILY}/{name}" for name in POINTS))
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Params:
     """Which drafts to judge, on which texts. Every list takes one value too."""
 
     target: tuple[str, ...] = ("reference",)  # the first is the one whose tokenizer the drafts share
-    draft: tuple[str, ...] = presets.FAMILY  # draft models: shipped names or folders; empty means every shipped one
+    draft: tuple[str, ...] = DRAFTS  # draft models: shipped names or folders; empty means every shipped one
     prompts: str = ""  # prompts file; empty means the shipped one
     kind: tuple[str, ...] = ()  # kinds of prompts; empty means all
     texts: int = 8  # prompts of each kind whose own text is read
@@ -132,5 +133,5 @@ def _read(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
-PRESETS = {"smoke": Params(draft=("main", "shallow"), texts=2)}
+PRESETS = presets_of("family", Params)
 EXPERIMENT = Experiment("family", Params, Row, measure, measured=False, models=folders, presets=PRESETS)

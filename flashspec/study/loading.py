@@ -18,7 +18,7 @@ from flashspec.models.config import ModelConfig, parts, to_hf
 from flashspec.models.memory import Form, weight_bytes
 from flashspec.models.synthetic import GROUP, shape
 from flashspec.study.experiment import Experiment, by
-from flashspec.study.parameters import among, at_least
+from flashspec.study.parameters import among, at_least, presets_of
 from flashspec.study.tables import Results
 
 if TYPE_CHECKING:
@@ -119,5 +119,5 @@ def worst_load(results: Results | None) -> str:
     return NOTHING if results is None else f"{loads(results)['peak over files'].max():.2f}"
 
 
-PRESETS = {"smoke": Params(shape="reference-target", megabytes=40, shard_megabytes=8, repeats=1)}
+PRESETS = presets_of("loading", Params)
 EXPERIMENT = Experiment("loading", Params, Row, measure, split=by("formats"), presets=PRESETS)

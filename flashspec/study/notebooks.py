@@ -57,14 +57,25 @@ def execute(notebook: Path, out: Path, values: Mapping[str, Any] | None = None, 
     Cells run in the notebook's own folder. `timeout` is in seconds a cell. The bytes written are those of the cells and
     their outputs: run times, identifiers and papermill's notes are taken out. NotebookFailed names what went wrong.
     """
-    chosen = validated(notebook, values or {})
+    import papermill
+    from traitlets.config import Config
+
+    options = {
+        "parameters": validated(notebook, values or {}),
+        "kernel_name": "python3",
+        "cwd": str(notebook.parent),
+        "progress_bar": False,
+        "execution_timeout": timeout,
+        "start_timeout": START_TIMEOUT,
+        "config": Config({"KernelManager": {"transport": "ipc" if os.name == "posix" else "tcp"}}),
+    }
     part = out.with_suffix(".part.ipynb")
     for place in (out, part):
         refuse_input(place, [notebook])
     out.parent.mkdir(parents=True, exist_ok=True)
     out.unlink(missing_ok=True)
     try:
-        _papermill(notebook, part, chosen, timeout)
+        papermill.execute_notebook(str(notebook), str(part), **options)
     except Exception as error:
         raise NotebookFailed(f"{notebook.name} failed, {_reason(error)}: its output so far is in {part.name}") from error
     write_text(json.dumps(_reproducible(json.loads(part.read_text())), indent=1, ensure_ascii=False) + "\n", part)
@@ -83,7 +94,7 @@ def execute_all(
 
     wanted = {**(values or {}), **({"fresh": True} if fresh else {})}
     declared = {notebook: parameters(notebook) for notebook in notebooks}
-    refuse_unknown(wanted, {name: None for known in (*declared.values(), ["fresh"]) for name in known})
+    refuse_unknown(wanted, dict.fromkeys([name for known in (*declared.values(), ["fresh"]) for name in known]))
     chosen = {}
     for notebook, known in declared.items():
         chosen[notebook] = validated(notebook, {name: wanted[name] for name in wanted if name in known})
@@ -121,23 +132,6 @@ def _parameter(line: ast.stmt) -> tuple[str, Parameter]:
     except (ValueError, TypeError) as error:
         raise Refused(f"parameter {name!r} needs a literal default: a number, string, bool, None or tuple") from error
     return name, Parameter(kind or type(default), default)
-
-
-def _papermill(notebook: Path, part: Path, values: dict[str, Any], timeout: int) -> None:
-    import papermill
-    from traitlets.config import Config
-
-    papermill.execute_notebook(
-        str(notebook),
-        str(part),
-        parameters=values,
-        kernel_name="python3",
-        cwd=str(notebook.parent),
-        progress_bar=False,
-        execution_timeout=timeout,
-        start_timeout=START_TIMEOUT,
-        config=Config({"KernelManager": {"transport": "ipc" if os.name == "posix" else "tcp"}}),
-    )
 
 
 def _reason(error: Exception) -> str:

@@ -8,6 +8,7 @@ import difflib
 import inspect
 import json
 import textwrap
+import tomllib
 import types
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -18,6 +19,7 @@ from flashspec.theory.checks import at_least as at_least
 
 TRUTHS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 NOTHING = ("none", "null", "")
+PRESETS = Path(__file__).parents[1] / "data" / "presets.toml"
 UNFIT = (TypeError, ValueError, SyntaxError, OverflowError, RecursionError, MemoryError)
 LARGEST = 2**63  # of a whole number, what torch and numpy count with
 
@@ -52,6 +54,12 @@ def parse(kind: type, values: Mapping[str, Any]) -> Any:
     known = hints(kind)
     refuse_unknown(values, known)
     return kind(**{name: parse_value(name, known[name], value) for name, value in values.items()})
+
+
+def presets_of(experiment: str, kind: type) -> dict[str, Any]:
+    """The parameters worth a name that an experiment comes with, by name."""
+    known = tomllib.loads(PRESETS.read_text(encoding="utf-8"))
+    return {name: parse(kind, values) for name, values in known[experiment].items()}
 
 
 def refuse_unknown(values: Mapping[str, Any], known: Mapping[str, Any]) -> None:

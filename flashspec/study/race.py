@@ -13,10 +13,9 @@ from flashspec.measure.certificate import certify, first_difference, target_scor
 from flashspec.measure.parts import loop_overhead
 from flashspec.measure.prompts import Prompt
 from flashspec.measure.runs import Run, Text, repeated_share, text_digest
-from flashspec.study import presets
 from flashspec.study.drafts import folders, prompts_of
 from flashspec.study.experiment import Experiment, by
-from flashspec.study.parameters import among, at_least
+from flashspec.study.parameters import among, at_least, presets_of
 from flashspec.study.racers import BASELINE, BASES, DRAFT_MODEL, SHORT, Racer, racers, samplings
 
 
@@ -225,5 +224,5 @@ def _row(racer: Racer, kind: str, run: Run, **more: Any) -> Row:
     return Row(**{**racer.who, **run.counts, **text, **more, "kind": kind, "seconds": run.seconds})
 
 
-PRESETS = {name: Params(**values) for name, values in presets.RACE.items()}
+PRESETS = presets_of("race", Params)
 EXPERIMENT = Experiment("race", Params, Row, measure, split=points, models=folders, presets=PRESETS)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from flashspec.decoding.method import METHODS, Method, build
 from flashspec.decoding.models import Models
@@ -80,6 +81,11 @@ class Racer:
             return {**found, "step_seconds": costs.draft}
         checks = {f"check_{i}_seconds": seconds for i, seconds in zip(levels, costs.checks, strict=True)}
         return {**found, **checks, "burst_seconds": costs.draft * method.k}
+
+
+def dtype_of(weight: Tensor) -> str:
+    """The name of a weight's number format."""
+    return str(weight.dtype).removeprefix("torch.")
 
 
 def format_of(head: str, dtype: str) -> str:

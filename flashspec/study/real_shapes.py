@@ -170,22 +170,25 @@ def spans(params: Params) -> Iterator[dict[str, Any]]:
 
 def correctness(params: Params) -> Iterator[Row]:
     """Texts on recorded and eager fixed shapes against the torch engine, and two products against their references."""
-    model = synthetic(TINY, torch.float32, device=params.device)
+    model, place = synthetic(TINY, torch.float32, device=params.device), params.device
     small = replace(params, probes=(8,), past=8, new_tokens=40, k=3)
+    checks = list[tuple[str, str, str, bool]]()
     for name, head in [("baseline", None), *((named["head"], head) for named, head in heads_of(model, small))]:
         texts = {mode: _text(model, head, small, mode) for mode in dict.fromkeys(("0", *params.graphs))}
-        yield from (_compared("tiny", f"{name} text", texts[mode] == texts["0"], mode) for mode in params.graphs)
-    dice = torch.Generator(params.device).manual_seed(0)
+        checks += [("tiny", f"{name} text", mode, texts[mode] == texts["0"]) for mode in params.graphs]
+    dice = torch.Generator(place).manual_seed(0)
     for outputs, inputs in ((640, 384), (1024, 5120)):
         weight = random_int4((outputs, inputs), dice)
-        x = torch.randn(5, inputs, generator=dice, device=params.device).bfloat16()
-        reference = x.float() @ dequantise(weight, torch.empty(outputs, inputs, device=params.device)).t()
+        x = torch.randn(5, inputs, generator=dice, device=place).bfloat16()
+        reference = x.float() @ dequantise(weight, torch.empty(outputs, inputs, device=place)).t()
         gap = float((Int4Linear(weight)(x).float() - reference).norm() / reference.norm())
-        yield _compared(f"{outputs} x {inputs}", "int4 product", gap < 5e-3)
+        checks.append((f"{outputs} x {inputs}", "int4 product", "", gap < 5e-3))
     flash = stand_in_flash(model.head_weight, model.norm, 8)
-    rows = torch.randn(5, model.config.hidden, generator=torch.Generator().manual_seed(0)).to(params.device)
+    rows = torch.randn(5, model.config.hidden, generator=dice, device=place)
     named, whole = (scores.pick(scores.logits.argmax(-1)) for scores in (flash.with_plan(best=True)(rows), flash(rows)))
-    yield _compared("512 x 128", "best of the probed blocks", bool((named == whole).all()))
+    checks.append(("512 x 128", "best of the probed blocks", "", bool((named == whole).all())))
+    for where, what, mode, agrees in checks:
+        yield Row("correctness", where, "", "", 0.0, 0, group=what, graphs=mode, agrees=agrees)
 
 
 def _text(model: Transformer, head: Head | None, params: Params, mode: str) -> list[int]:
@@ -194,10 +197,6 @@ def _text(model: Transformer, head: Head | None, params: Params, mode: str) -> l
         stages = stages_of((model, model), head, params)
         stages = [stage._replace(rule=rule_for(GREEDY, model.config.vocab_size)) for stage in stages]
         return text_of(stages, [3, 1, 4, 1, 5, 9, 2, 6], Limits(params.new_tokens))
-
-
-def _compared(shape: str, what: str, agrees: bool, mode: str = "") -> Row:
-    return Row("correctness", shape, "", "", 0.0, 0, group=what, graphs=mode, agrees=agrees)
 
 
 def found(base: Params, root: Path | None = None) -> dict[str, Results]:

@@ -18,12 +18,11 @@ from flashspec.heads.index import usable
 from flashspec.heads.recall import calibrate_always, required_probes
 from flashspec.heads.registry import HEADS
 from flashspec.measure.pieces import low_rank_rows
-from flashspec.study import presets
 from flashspec.study.drafts import drafts_of, folders, short_name
 from flashspec.study.experiment import Experiment
 from flashspec.study.held_out import LIVE, HeldOut, Source, held_out, judged, probes_within
-from flashspec.study.parameters import among, at_least
-from flashspec.study.racers import format_of
+from flashspec.study.parameters import among, at_least, presets_of
+from flashspec.study.racers import dtype_of, format_of
 
 PERCENTILES = (50, 90, 99)
 PARTS = ("clustering", "balancing", "permutation")
@@ -124,8 +123,7 @@ def of_draft(params: Params, draft: str) -> Iterator[Row]:
     held, who = held_out(params.source(draft)), {"target": short_name(params.target), "draft": short_name(draft)}
     weight, norm = held.draft.head_weight, held.draft.norm
     for name in usable(params.head):
-        form = format_of(name, str(weight.dtype).removeprefix("torch."))
-        yield from banded(held, held.head(name), params, {**who, "head": name, "format": form})
+        yield from banded(held, held.head(name), params, {**who, "head": name, "format": format_of(name, dtype_of(weight))})
     for metric, size in product(params.metric, params.cluster_size):
         whole, facts = built(weight, norm, params.recipe(metric, size))
         for homes in params.homes:
@@ -143,9 +141,8 @@ def built(weight: Tensor, norm: Any, recipe: Recipe) -> tuple[FlashHead, dict[st
     head = FlashHead.build(weight, norm, clusters)
     times.append(perf_counter())
     parts = {f"{part}_seconds": after - before for part, before, after in zip(PARTS, times, times[1:], strict=False)}
-    facts: dict[str, Any] = {"metric": recipe.metric, "homes": clusters.homes, "cluster_size": recipe.cluster_size}
-    facts |= {"head": "flash", "format": str(weight.dtype).removeprefix("torch.")}
-    return head, {**facts, **parts, "threads": torch.get_num_threads()}
+    facts = {"metric": recipe.metric, "homes": clusters.homes, "cluster_size": recipe.cluster_size}
+    return head, {"head": "flash", "format": dtype_of(weight), **facts, **parts, "threads": torch.get_num_threads()}
 
 
 def of_clusters(held: HeldOut, clusters: Clusters, params: Params, facts: dict[str, Any]) -> Iterator[Row]:
@@ -206,5 +203,5 @@ def models(params: Params) -> dict[str, Path]:
     return {} if params.shape else folders(params)
 
 
-PRESETS = {name: Params(**values) for name, values in presets.RECALL.items()}
+PRESETS = presets_of("recall", Params)
 EXPERIMENT = Experiment("recall", Params, Row, measure, split=points, models=models, presets=PRESETS)

@@ -31,15 +31,15 @@ class Registry(Mapping[str, Experiment]):
             raise Refused(f"unknown experiment {name!r}; known experiments: {', '.join(self)}")
         return importlib.import_module(f"flashspec.study.{name}").EXPERIMENT
 
+    def presets(self) -> dict[str, Experiment]:
+        """Every preset by name, and the experiment that it is of."""
+        return {preset: self[name] for name in NAMES for preset in self[name].presets}
+
     def preset(self, name: str) -> Experiment:
         """The experiment that has a preset of this name; Refused where none has."""
         if name not in (known := self.presets()):
             raise Refused(f"unknown experiment {name!r}; known experiments: {', '.join(self)}; presets: {', '.join(known)}")
         return known[name]
-
-    def presets(self) -> dict[str, Experiment]:
-        """Every preset by name, and the experiment that it is of."""
-        return {preset: self[name] for name in NAMES for preset in self[name].presets}
 
 
 EXPERIMENTS = Registry()
