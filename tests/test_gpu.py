@@ -13,9 +13,10 @@ import torch
 from flashspec.cli import gpu
 from flashspec.cli.main import status
 from flashspec.study import real_shapes
-from flashspec.study.real_shapes import EXPERIMENT, PARTS, SMOKE, Row
+from flashspec.study.real_shapes import EXPERIMENT, PARTS, PRESETS, Row
 
 pytest.importorskip("pandas")
+SMOKE = PRESETS["smoke"]
 HEADS = {("dense", 0), ("flash_best", 8)}
 
 

@@ -124,5 +124,5 @@ def stored_counts(draft: str, sampling: Sampling, root: Path | None = None) -> S
         for (head, probes, shortlist, k), mine in rows.groupby(WRITER):
             kinds = mine.groupby("kind", sort=False)[["rounds", "drafted", "accepted"]].sum().astype(int)
             method = Method("model", head, probes=probes or None, shortlist=shortlist or None)
-            found[name_of(method), k] = [Counts(*line, line[0] + line[2]) for line in kinds.to_numpy().tolist()]
+            found[name_of(method), k] = [Counts(n, drafted, kept, n + kept) for n, drafted, kept in kinds.to_numpy().tolist()]
     return Stored(found, ", ".join(tables))

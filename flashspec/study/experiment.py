@@ -22,13 +22,8 @@ Params = TypeVar("Params")
 Row = TypeVar("Row")
 
 
-def whole(params: Any) -> list[Any]:
-    """The sweep of one point."""
-    return [params]
-
-
 def by(*names: str) -> Callable[[Any], list[Any]]:
-    """A sweep with one point for every combination of the members of these list fields, so that a killed run continues."""
+    """One point for every combination of members of these list fields, so that a killed sweep continues."""
 
     def points(params: Any) -> list[Any]:
         members = product(*(getattr(params, name) for name in names))
@@ -58,7 +53,7 @@ class Experiment(Generic[Params, Row]):
     row: type[Row]
     function: Callable[[Params], Iterable[Row]]
     measured: bool = True
-    split: Callable[[Params], Iterable[Params]] = whole
+    split: Callable[[Params], Iterable[Params]] = by()
     models: Callable[[Params], Mapping[str, Path]] = no_models
     presets: Mapping[str, Params] = field(default_factory=dict)
     version: int = 1

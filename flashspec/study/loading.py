@@ -83,19 +83,15 @@ def write_checkpoint(folder: Path, config: ModelConfig, group: int, shard_bytes:
     for name, part in parts(config):
         packed = bool(group and part.columns) and name.startswith("layers.")
         for source, rows in part.rows.items():
-            tensors |= _packed(source, rows, part.columns, group) if packed else {}
+            if packed:
+                columns, wide = part.columns, rows // 8
+                tensors[f"{source}.qweight"] = torch.zeros(columns, wide, dtype=torch.int32)
+                tensors[f"{source}.qzeros"] = torch.zeros(columns // group, wide, dtype=torch.int32)
+                tensors[f"{source}.scales"] = torch.zeros(columns // group, rows, dtype=torch.float16)
             for leaf in part.leaves[packed:]:
                 tensors[f"{source}.{leaf}"] = torch.zeros(rows, *part.shape(leaf)[1:], dtype=torch.bfloat16)
     extra = {"quantization_config": scheme_to_hf(Scheme(group))} if group else {}
     write_folder(folder, tensors, to_hf(config, "bfloat16") | extra, shard_bytes)
-
-
-def _packed(source: str, rows: int, columns: int, group: int) -> dict[str, Tensor]:
-    return {
-        f"{source}.qweight": torch.zeros(columns, rows // 8, dtype=torch.int32),
-        f"{source}.qzeros": torch.zeros(columns // group, rows // 8, dtype=torch.int32),
-        f"{source}.scales": torch.zeros(columns // group, rows, dtype=torch.float16),
-    }
 
 
 def loads(results: Results | None) -> DataFrame:

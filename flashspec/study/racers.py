@@ -32,17 +32,16 @@ BASES = {DRAFT_MODEL: METHODS["dense"], **{n: METHODS[n] for n in ("lookup", "se
 
 @dataclass(frozen=True)
 class Racer:
-    """A method on its models, and the columns that say who it is; `theirs` is transformers' pair where that engine decodes."""
+    """A method on its models under a name unique in its race, and the columns that say who it is.
 
+    `theirs` is transformers' pair where that engine decodes.
+    """
+
+    name: str
     who: dict[str, Any]
     models: Models
     entry: Entry
     theirs: Any = None
-
-    @property
-    def name(self) -> str:
-        """Unique within a race."""
-        return self.entry.name
 
     @property
     def owes_the_text(self) -> bool:
@@ -181,4 +180,4 @@ def _racer(params: Any, name: str, method: Method, models: Models, facts: dict[s
     }
     shared = {"dtype": dtype, "weights": params.weights, "temperature": sampling.temperature, "rule": sampling.rule}
     unique = " ".join(map(str, (facts.get("engine", ""), name, facts.get("draft", ""), *columns.values())))
-    return Racer({**facts, "method": name, **columns, **shared}, models, Entry(unique, method, sampling))
+    return Racer(unique, {**facts, "method": name, **columns, **shared}, models, Entry(unique, method, sampling))

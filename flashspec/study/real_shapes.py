@@ -35,7 +35,7 @@ from flashspec.models.transformer import Transformer
 from flashspec.sampling import GREEDY
 from flashspec.study import parts
 from flashspec.study.experiment import Experiment
-from flashspec.study.parameters import among, at_least
+from flashspec.study.parameters import among, at_least, presets_of
 from flashspec.study.tables import Results
 from flashspec.theory import Devices, Weights, round_time, speedup, split_costs, tokens_from_curve
 
@@ -276,8 +276,5 @@ def memory(names: Sequence[str]) -> DataFrame:
     return pandas.DataFrame(lines, pandas.Index(names, name="shape"), columns).round(2)
 
 
-SMOKE = Params(
-    target="reference-target-AWQ", draft="reference-shallow", spans="reference-target", device="cpu", graphs=("eager", "0"),
-    probes=(8,), k=2, curve=(0.5,), past=8, new_tokens=6, repeats=1,
-)  # fmt: skip
-EXPERIMENT = Experiment("real_shapes", Params, Row, measure, presets={"smoke": SMOKE})
+PRESETS = presets_of("real_shapes", Params)
+EXPERIMENT = Experiment("real_shapes", Params, Row, measure, presets=PRESETS)
