@@ -1,11 +1,17 @@
-"""Tables on disk: one Parquet file each, typed rows, origin in the schema metadata, and a digest over every byte of the file."""
+"""Tables on disk: one Parquet file each, typed rows, origin in the schema metadata, and a digest over every byte of the file.
+
+An unfinished table is a journal: its finished points, one JSON line each, held by one process at a time.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from operator import methodcaller
@@ -14,7 +20,7 @@ from types import NoneType
 from typing import TYPE_CHECKING, Any, get_args
 
 from flashspec import provenance
-from flashspec.models.writing import made, replaced
+from flashspec.models.writing import made, replaced, write_text
 from flashspec.study.parameters import Refused, hints
 
 if TYPE_CHECKING:
@@ -149,3 +155,58 @@ def _sealed(kind: type, rows: Sequence[Any], origin: dict[str, Any]) -> bytes:
         raise ValueError(f"a table may not hold the text {SEAL.decode()!r}, which marks the digest of its file")
     at = data.index(SEAL) + len(SEAL)
     return data[:at] + hashlib.sha256(data).hexdigest().encode() + data[at + 64 :]
+
+
+class Journal:
+    """Rows of finished points by the points' keys, as a file holds them; lines under another header are dropped."""
+
+    def __init__(self, path: Path, header: dict[str, Any]) -> None:
+        self.path, kept = path, _whole_lines(path)
+        kept = kept if kept[:1] == [header] else [header]
+        self.done: dict[str, list[Any]] = {line["point"]: line["rows"] for line in kept[1:]}
+        write_text("".join(json.dumps(line) + "\n" for line in kept), path)
+
+    def add(self, point: str, rows: list[Any]) -> None:
+        """Record a finished point, flushed to disk before the next one starts."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"point": point, "rows": rows}) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self.done[point] = rows
+
+
+@contextmanager
+def journal(path: Path, header: dict[str, Any]) -> Iterator[Journal]:
+    """The journal in a file, held by one process at a time; it is kept only by a failure after the first row."""
+    with made(path.parent), _lock(path):
+        found = Journal(path, header)
+        try:
+            yield found
+        except BaseException:
+            if not any(found.done.values()):
+                path.unlink(missing_ok=True)
+            raise
+        path.unlink(missing_ok=True)
+
+
+def _lock(path: Path) -> Any:
+    """A lock of a file's own, with a warning where another process holds it now."""
+    from filelock import FileLock, Timeout
+
+    name = provenance.short_hash([str(path.resolve()), getattr(os, "getuid", int)()])
+    lock = FileLock(Path(tempfile.gettempdir()) / f"flashspec-{name}.lock")
+    try:
+        with lock.acquire(blocking=False):
+            return lock
+    except Timeout:
+        warnings.warn("another process is measuring this table: waiting for it", stacklevel=5)
+        return lock
+
+
+def _whole_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a file, up to the first that is cut or unreadable."""
+    found = list[dict[str, Any]]()
+    with suppress(FileNotFoundError, TypeError, ValueError):
+        for text in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
+            found.append(dict(json.loads(text.removesuffix("\n") if text.endswith("\n") else "")))
+    return found
