@@ -85,13 +85,3 @@ def test_the_how_tos_parameters_are_those_of_loading() -> None:
     said = notebooks.parameters(NOTEBOOKS / "11_your_models.ipynb")
     meant = vars(loading.Params())
     assert {name: said[name].default for name in meant} == meant
-
-
-@pytest.mark.slow
-def test_the_how_to_renders_without_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("papermill")
-    pytest.importorskip("myst_nb")
-    monkeypatch.setenv("FLASHSPEC_RESULTS", str(tmp_path / "none"))
-    written = notebooks.execute(NOTEBOOKS / "11_your_models.ipynb", tmp_path / "out.ipynb")
-    assert real_shapes.NOT_YET in written.read_text() and loading.NOTHING in written.read_text()
-    assert not (tmp_path / "none").exists()

@@ -1,4 +1,4 @@
-"""A target and its drafts by the names that tables use: the shipped ones, finished ones of a family, and folders of the user."""
+"""A target and its drafts by the names that tables use: shipped ones, finished ones of a family, folders."""
 
 from __future__ import annotations
 
@@ -58,14 +58,14 @@ def drafts_of(names: Sequence[str]) -> dict[str, Path]:
 
 
 def folders(params: Any) -> dict[str, Path]:
-    """Checkpoint folders of the target or targets, and of the drafts, that parameters name; their digests enter the origin."""
+    """Checkpoint folders of the targets and drafts that parameters name; their digests enter the origin."""
     targets = (params.target,) if isinstance(params.target, str) else params.target
     found = {short_name(name): folder_of(name, "target") for name in targets}
     return {**found, **drafts_of(params.draft)} if hasattr(params, "draft") else found
 
 
 def prompts_of(params: Any, per_kind: int, models: Models | None = None) -> list[Prompt]:
-    """The prompts of the kinds that parameters ask for, in the ids of these models; ValueError for a kind the file has not."""
+    """The prompts of the kinds asked for, in these models' ids; ValueError for a kind the file has not."""
     found = load_prompts(params.prompts or None, per_kind, models)
     among("kind", params.kind, dict.fromkeys(prompt.kind for prompt in found))
     return [prompt for prompt in found if prompt.kind in (params.kind or (prompt.kind,))]
@@ -92,7 +92,7 @@ def pair_of(target: str, folder: Path, dtype: str, weights: str) -> Models:
 
 
 def facts_of(name: str, models: Models) -> dict[str, Any]:
-    """The columns that say which draft a row is about; `steps` are those of its training, None for a draft that does not tell."""
+    """The columns that say which draft a row is about; `steps` of its training are None where it does not tell."""
     config, folder = models.model("draft").config, Path(models.folders["draft"])
     sizes = {"layers": config.layers, "body": config.body_parameters, "head_bytes": 2 * config.head_parameters}
     design = design_of(folder)

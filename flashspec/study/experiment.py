@@ -81,7 +81,7 @@ class Experiment(Generic[Params, Row]):
         return self.parse({**vars(self.presets[name]), **changes})
 
     def meant(self, params: Any) -> Params:
-        """Parameters from their own type, a mapping of names to values or strings, a preset's name, or None for the defaults."""
+        """Parameters from their type, a mapping to values or strings, a preset's name, or None for the defaults."""
         if isinstance(params, str):
             return self.preset(params)
         return self.parse(vars(params) if isinstance(params, self.params) else params or {})
@@ -106,9 +106,9 @@ class Experiment(Generic[Params, Row]):
         return found
 
     def check(self, params: Any, root: Path | None = None) -> list[str]:
-        """Measure afresh in a temporary folder and say how the table differs from the stored one, in five sentences at most.
+        """How a table measured afresh in a temporary folder differs from the stored one, in five sentences at most.
 
-        A wall-clock table only has to come out whole; so does one of which nothing is stored. Numbers may differ by TOLERANCE.
+        A wall-clock table only has to come out whole, as one of which nothing is stored; numbers differ beyond TOLERANCE.
         """
         with tempfile.TemporaryDirectory() as scratch:
             found = self.run(params, root=Path(scratch)).rows

@@ -108,7 +108,7 @@ def log_chances(model: Transformer, ids: Sequence[int]) -> Tensor:
 
 
 def records(k: int = 4, root: Path | None = None) -> DataFrame:
-    """One line a recorded point, the highest greedy TAR at k first, counted from what it proposed; none without a record."""
+    """One line a recorded point, the highest greedy TAR at k first, counted from what it proposed."""
     import pandas
 
     names = ["draft", "layers", "heads", "ffn", "body", "head bytes", "steps", "distilled", "TAR", "digest"]

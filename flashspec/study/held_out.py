@@ -87,7 +87,7 @@ class HeldOut:
 
 @lru_cache(maxsize=1)
 def held_out(source: Source) -> HeldOut:
-    """Let the target write behind every prompt and the draft read it; ValueError where no kind has two prompts."""
+    """Let the target write behind every prompt and the draft read it; ValueError where no kind has two."""
     (folder,) = drafts_of((source.draft,)).values()
     models = pair_of(source.target, folder, "bfloat16", "dense")
     draft, sampling = models.model("draft"), Sampling(source.temperature, seed=source.seed)

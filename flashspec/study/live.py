@@ -35,7 +35,7 @@ def decode_all(models: Models, prompt: str | list[int], sampling: Sampling, toke
 
 
 def offered(models: Models, method: Method) -> bool:
-    """Whether these models can carry a method out: exits need layers of our own and enough of them, some heads a weight."""
+    """Whether these models can carry a method out: exits need enough layers of our own, some heads a weight."""
     try:
         build(method, models, context=1)
     except ValueError:

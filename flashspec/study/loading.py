@@ -95,7 +95,7 @@ def write_checkpoint(folder: Path, config: ModelConfig, group: int, shard_bytes:
 
 
 def loads(results: Results | None) -> DataFrame:
-    """Loading in a fresh process: gigabytes of files, of anonymous memory at its peak, and their ratio, the worst repeat."""
+    """Loading in a fresh process: gigabytes of files and of memory at its peak, and their ratio, worst repeat."""
     import pandas
 
     if results is None:

@@ -6,6 +6,7 @@ import ast
 import json
 import os
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -94,7 +95,7 @@ def execute_all(
 
     wanted = {**(values or {}), **({"fresh": True} if fresh else {})}
     declared = {notebook: parameters(notebook) for notebook in notebooks}
-    refuse_unknown(wanted, dict.fromkeys([name for known in (*declared.values(), ["fresh"]) for name in known]))
+    refuse_unknown(wanted, dict.fromkeys(chain(*declared.values(), ["fresh"])))
     chosen = {}
     for notebook, known in declared.items():
         chosen[notebook] = validated(notebook, {name: wanted[name] for name in wanted if name in known})

@@ -35,7 +35,7 @@ def hints(kind: type) -> dict[str, Any]:
 
 
 def field_comments(kind: type) -> dict[str, str]:
-    """What the trailing comment of each `name: kind = default  # comment` line of a class or its bases says, by name."""
+    """The trailing comments of the `name: kind = default  # comment` lines of a class and its bases, by name."""
     found: dict[str, str] = {}
     for each in reversed(kind.__mro__):
         try:
@@ -72,7 +72,7 @@ def refuse_unknown(values: Mapping[str, Any], known: Mapping[str, Any]) -> None:
 
 
 def parse_value(name: str, kind: Any, value: Any) -> Any:
-    """A value of the annotated type, from such a value or from the string that a command line or papermill passes."""
+    """A value of the annotated type, from such a value or the string that a command line or papermill passes."""
     try:
         return _parse(kind, value)
     except UNFIT as error:

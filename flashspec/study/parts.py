@@ -126,7 +126,7 @@ def timed(pieces: Sequence[Piece], plan: clock.Plan) -> Iterator[dict[str, Any]]
 
 
 def config_of(name: str, layers: int, spread: int) -> ModelConfig:
-    """The configuration of a shape at so many layers (0: its own), its parameters spread over fewer; IDSxWIDTH has one."""
+    """A shape's configuration at so many layers (0: its own), its parameters spread over fewer; IDSxWIDTH has one."""
     if bare(name):
         ids, width = map(int, name.split("x"))
         return replace(shape("reference-draft"), vocab_size=ids, hidden=width, layers=1)

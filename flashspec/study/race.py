@@ -1,4 +1,4 @@
-"""The race: models, methods, samplings and prompts in turns, plain decoding beside everything, parts timed between the runs."""
+"""The race: models, methods, samplings and prompts in turns beside plain decoding, parts timed in between."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ def points(params: Params) -> list[Params]:
 
 
 def twin_digests(field: Sequence[Racer], prompts: Sequence[Prompt], params: Params) -> dict[tuple[str, int], str]:
-    """Digests of the float32 texts of the first prompts of each kind, where the rule promises equal texts."""
+    """Digests of float32 texts of the first prompts of each kind, where the rule promises equal texts."""
     if not params.twins or not field[0].owes_the_text:
         return {}
     names, found, seen = {racer.name for racer in field}, {}, Counter[str]()
@@ -184,7 +184,7 @@ def twin_digests(field: Sequence[Racer], prompts: Sequence[Prompt], params: Para
 
 
 def _divergence(racer: Racer, prompt: Prompt, plain: Text, text: Text, explained: set[str]) -> dict[str, Any]:
-    """Where a text that owes plain decoding's parts from it; a certificate for the first text of each racer and kind."""
+    """Where a text that owes plain decoding's parts from it, with a certificate once a racer and kind."""
     at = first_difference(plain, text) if racer.owes_the_text else None
     if at is None:
         return {}

@@ -93,13 +93,13 @@ def format_of(head: str, dtype: str) -> str:
 
 
 def samplings(params: Any) -> list[Sampling]:
-    """Samplings of parameters; greedy decoding is the same under every exact rule and comes once. ValueError for bad ones."""
+    """Samplings of parameters; greedy decoding is the same under every exact rule and comes once."""
     pairs = [(t, rule) for t, rule in product(params.temperature, params.rule) if t != 0 or rule == params.rule[0]]
     return [Sampling(t, seed=params.seed, rule=rule) for t, rule in pairs]
 
 
 def racers(params: Any) -> list[Racer]:
-    """Plain decoding first, then every method of parameters that name one target, dtype and sampling, then transformers'."""
+    """Plain decoding, every method of parameters that name one target, dtype and sampling, then transformers'."""
     target, precision = params.target[0], (params.dtype[0], params.weights)
     alone = target_of(target, *precision)
     facts = {"target": short_name(target), "target_digest": target_digest(alone.folders["target"])}
@@ -109,12 +109,13 @@ def racers(params: Any) -> list[Racer]:
     beside = [(models, facts | facts_of(name, models)) for name, models in pairs]
     found = [_racer(params, BASELINE, METHODS[BASELINE], alone, facts)]
     for name, method in wanted:
-        found += [_racer(params, name, method, *each) for each in (beside if method.draft == "model" else [(alone, facts)])]
+        sides = beside if method.draft == "model" else [(alone, facts)]
+        found += [_racer(params, name, method, *each) for each in sides]
     return found + (_transformers_racers(params, facts) if "transformers" in params.engine else [])
 
 
 def methods(params: Any, layers: int) -> Iterator[tuple[str, Method]]:
-    """Every method that the parameters mean, once, with its name in tables; ValueError where one has no exits to run at."""
+    """Every method that the parameters mean, once, with its name in tables; ValueError where one has no exits."""
     found: dict[tuple[str, Method], None] = {}
     for short in params.method:
         name, *own = SHORT.get(short, (short,))

@@ -1,4 +1,4 @@
-"""True shapes on the device they are meant for: what each part costs, with weights that are random and acceptance scripted.
+"""True shapes on the device they are meant for: costs of every part, weights random, acceptance scripted.
 
 Costs are measured; texts mean nothing; rounds keep as many tokens as a given curve says (simulated acceptance).
 """
@@ -101,7 +101,7 @@ def measure(params: Params) -> Iterator[Row]:
 
 
 def pieces(params: Params) -> Iterator[dict[str, Any]]:
-    """What `parts` times of the draft; for "verify" checks of every length of the target, and its body: an eager final token."""
+    """What `parts` times of the draft, or of the target checks of every length and its body, an eager final token."""
     asked: dict[str, dict[str, Any]] = {
         "projection": {"piece": ("projection",)},
         "draft_step": {"piece": ("body", "burst")},
@@ -134,7 +134,7 @@ def end_to_end(params: Params) -> Iterator[dict[str, Any]]:
 
 
 def heads_of(model: Transformer, params: Params) -> list[tuple[dict[str, Any], Head]]:
-    """The dense head and a stand-in FlashHead at each number of probes that names its best id, with their columns."""
+    """The dense head and a stand-in FlashHead at each number of probes, with their columns."""
     asked = parts.Params(head=HEADS, probes=params.probes, device=params.device)
     return list(parts.heads_over(Origin(model.head_weight, model.norm), asked))
 
@@ -206,7 +206,7 @@ def found(base: Params, root: Path | None = None) -> dict[str, Results]:
 
 
 def costs(tables: dict[str, Results]) -> DataFrame:
-    """One line for each timed call: its median and roofline in milliseconds, and the share of the roofline that it reaches."""
+    """One line a timed call: its median and roofline in milliseconds, and the share of the roofline it reaches."""
     import pandas
 
     frames = [table.frame for part, table in tables.items() if part != "correctness"]
@@ -232,7 +232,7 @@ def agreements(tables: dict[str, Results]) -> DataFrame:
 
 
 def weights(name: str) -> Weights:
-    """Bytes that one pass over a shape reads, layers and head, and its layers; layers in 4 bits where the name says AWQ."""
+    """Bytes that one pass over a shape reads, and its layers, which are in 4 bits where the name says AWQ."""
     config, form = shape(name), Form(torch.bfloat16, GROUP if is_awq(name) else 0)
     return Weights(config.body_parameters * form.body_bytes + config.head_parameters * form.dtype.itemsize, config.layers)
 
@@ -247,7 +247,7 @@ class Split:
 
 
 def predicted(params: Params, split: Split) -> DataFrame:
-    """Predicted, for each number of devices: passes in milliseconds, and plain and speculative tokens a second."""
+    """Predicted for each number of devices: passes in milliseconds, plain and speculative tokens a second."""
     import pandas
 
     tar, lines = tokens_from_curve((*params.curve, *params.curve[-1:] * params.k)[: params.k]), []
@@ -265,7 +265,7 @@ def predicted(params: Params, split: Split) -> DataFrame:
 
 
 def memory(names: Sequence[str]) -> DataFrame:
-    """Computed from shapes: gigabytes of weights in bfloat16 and with layers in 4 bits, and of the cache of 1000 tokens."""
+    """Computed gigabytes of weights in bfloat16 and with layers in 4 bits, and of the cache of 1000 tokens."""
     import pandas
 
     lines = []

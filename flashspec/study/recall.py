@@ -1,4 +1,4 @@
-"""What approximate heads miss on rows of a draft, by kind of text and token frequency, and how long they take to build."""
+"""What approximate heads miss on rows of a draft, by kind and token frequency, and how long they take to build."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ class Row:
 
 
 def measure(params: Params) -> Iterator[Row]:
-    """Compare heads with the dense one on rows that a draft computes over held-out text, or time builds of made-up heads."""
+    """Compare heads with the dense one on a draft's rows over held-out text, or time builds of made-up heads."""
     for name, metric, size in product(params.shape, params.metric, params.cluster_size):
         weight = low_rank_rows(*ids_and_width(name), params.rank, seed=params.seed)
         for turn in range(params.repeats):
@@ -146,7 +146,7 @@ def built(weight: Tensor, norm: Any, recipe: Recipe) -> tuple[FlashHead, dict[st
 
 
 def of_clusters(held: HeldOut, clusters: Clusters, params: Params, facts: dict[str, Any]) -> Iterator[Row]:
-    """A FlashHead over these clusters, plain and, if it misses any, calibrated, at its default probes and each share of rows."""
+    """A FlashHead over clusters, plain and, if it misses any, calibrated, at its default probes and each share."""
     plain = FlashHead.build(held.draft.head_weight, held.draft.norm, clusters)
     chronic = calibrate_always(plain, held.dense, held.tuning, params.always)
     for head in (plain, plain.with_always(chronic)) if chronic else (plain,):

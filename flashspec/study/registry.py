@@ -56,9 +56,9 @@ def stored(experiment: Experiment | str, root: Path | None = None, params: Any =
 
 
 def params(scope: Mapping[str, Any], experiment: Experiment | type | str = "race") -> Any:
-    """Parameters of an experiment or of a type as the names of a scope give them, such as `globals()` behind a parameters cell.
+    """Parameters of an experiment or type as a scope's names give them, such as `globals()` behind a cell.
 
-    Single values, lists and strings become what the fields are. Functions are passed over: a kernel has one named `exit`.
+    Single values, lists and strings become what fields are. Functions are passed over: a kernel has an `exit`.
     """
     kind = experiment if isinstance(experiment, type) else _named(experiment).params
     return parse(kind, {name: scope[name] for name in hints(kind) if name in scope and not callable(scope[name])})

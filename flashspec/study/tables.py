@@ -1,4 +1,4 @@
-"""Tables on disk: one Parquet file each, typed rows, origin in the schema metadata, and a digest over every byte of the file.
+"""Tables on disk: a Parquet file each, typed rows, origin in the metadata, and a digest over every byte.
 
 An unfinished table is a journal: its finished points, one JSON line each, held by one process at a time.
 """
@@ -127,7 +127,7 @@ def intact(data: bytes) -> bool:
 
 
 def listed(root: Path | None = None) -> DataFrame:
-    """One line a stored table: what it is, where and when it was made, from which code, in how many seconds."""
+    """One line a stored table: what it is, where, when, from which code and in how many seconds it was made."""
     import pandas
 
     columns, lines = ["table", "rows", "kind", "origin", "commit", "seconds"], []
@@ -158,7 +158,7 @@ def _sealed(kind: type, rows: Sequence[Any], origin: dict[str, Any]) -> bytes:
 
 
 class Journal:
-    """Rows of finished points by the points' keys, as a file holds them; lines under another header are dropped."""
+    """Rows of finished points by their keys, as a file holds them; lines under another header are dropped."""
 
     def __init__(self, path: Path, header: dict[str, Any]) -> None:
         self.path, kept = path, _whole_lines(path)
@@ -177,7 +177,7 @@ class Journal:
 
 @contextmanager
 def journal(path: Path, header: dict[str, Any]) -> Iterator[Journal]:
-    """The journal in a file, held by one process at a time; it is kept only by a failure after the first row."""
+    """A file's journal, held by one process at a time; only a failure after the first row keeps it."""
     with made(path.parent), _lock(path):
         found = Journal(path, header)
         try:
