@@ -75,7 +75,7 @@ def test_rounded_layers_run_as_their_naive_twin_and_near_the_plain_ones(changes,
     assert torch.equal(rows(KernelEngine(small, 0, 3, 64), small, [7, 8, 20]), fast)
 
 
-def test_rounding_leaves_the_model_itself_alone_and_refuses_in_words():
+def test_rounding_leaves_the_model_itself_alone_and_refuses_in_words(tmp_path):
     made = model({})
     small = rounded(made, "int8")
     assert small.embed is made.embed and isinstance(small.blocks[0].mlp.down, PackedLinear)
@@ -84,6 +84,9 @@ def test_rounding_leaves_the_model_itself_alone_and_refuses_in_words():
         rounded(made, "fp8")
     with pytest.raises(ValueError, match="layers that are quantised cannot be rounded"):
         rounded(small, "int8")
+    with pytest.raises(ValueError, match="integer weights; load it with weights='dense' to save it"):
+        small.save(tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_rows_survive_a_change_of_threads():

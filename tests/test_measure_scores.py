@@ -159,7 +159,7 @@ def test_memory_reads_more_than_nothing_and_random_rows_do_not_repeat() -> None:
 
 
 def test_a_shape_faithful_model_has_the_published_counts_and_the_same_finite_logits() -> None:
-    config = SHAPES["qwen3-0.6b"]
+    config = SHAPES["Qwen3-0.6B"]
     assert config.body_parameters + config.head_parameters == pytest.approx(596e6, rel=0.01)
     one, two = (synthetic(shape("reference-target", depth=2), torch.float32, seed=1)(torch.tensor([[1, 2, 3]])) for _ in "12")
     assert one.shape == (1, 3, 16384) and bool(one.isfinite().all()) and torch.equal(one, two)

@@ -154,8 +154,8 @@ def hf_tensors(model: nn.Module, config: ModelConfig, dtype: str = "bfloat16") -
     """A model's weights under Hugging Face names, on the CPU; a tied head is not repeated."""
     if dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r} cannot be saved; use one of: {', '.join(DTYPES)}")
-    if any(isinstance(module, Int4Linear) for module in model.modules()):
-        raise ValueError("this model runs on repacked int4 weights; load it with weights='dense' to save it")
+    if any(hasattr(module, "packed") for module in model.modules()):
+        raise ValueError("this model runs on integer weights; load it with weights='dense' to save it, and without a format")
     tensors = {}
     for name, part in parts(config):
         for leaf in part.leaves:

@@ -21,6 +21,7 @@ from flashspec.measure.parts import stage_costs
 from flashspec.measure.prompts import Prompt
 from flashspec.measure.runs import Entry, Run, timed
 from flashspec.measure.trace import target_digest
+from flashspec.models.transformer import Transformer
 from flashspec.sampling import Sampling
 from flashspec.study.drafts import drafts_of, facts_of, pair_of, short_name, target_of
 
@@ -157,8 +158,8 @@ def _transformers_racers(params: Any, facts: dict[str, Any]) -> list[Racer]:
     models = pair_of(params.target[0], source, dtype, "dense")
     with tempfile.TemporaryDirectory() as place:
         target, draft = Path(place) / "target", Path(place) / "draft"
-        for folder in (target, draft):
-            models.model(folder.name).save(folder, dtype)
+        models.target.save(target, dtype)
+        Transformer.load(source, dtype, weights="dense").save(draft, dtype)  # ours runs on rounded layers
         theirs = Peers.load(target, draft, getattr(torch, dtype))
     params, facts = replace(params, weights="dense"), {**facts, "engine": "transformers"}
     both, dense = facts | facts_of(name, models), BASES[DRAFT_MODEL]
