@@ -9,6 +9,7 @@ import torch
 
 from flashspec.cli.main import status
 from flashspec.decoding.models import load
+from flashspec.measure.prompts import load_prompts
 from flashspec.models.rounded import rounded
 from flashspec.study import family
 from flashspec.train import design
@@ -28,7 +29,7 @@ def test_a_row_is_what_a_loop_counts(home):
     )
     rows = list(family.measure(asked))
     assert {(r.draft, r.kind) for r in rows} == {("draft", "code"), ("draft", "prose")}
-    prompts = [p for p in family.load_prompts(home["prompts"], 2) if p.kind == "code"]
+    prompts = [p for p in load_prompts(home["prompts"], 2) if p.kind == "code"]
     models = load(home["target"], home["draft"], "float32", "cpu", "dense")
     model, loss, right = rounded(models.draft, "int8"), 0.0, 0  # as the study runs its drafts
     with torch.no_grad():

@@ -38,10 +38,10 @@ def printed(path):
     )
 
 
-def test_parameters_bear_type_default_and_help(tmp_path):
+def test_parameters_bear_type_and_default(tmp_path):
     found = books.parameters(notebook(tmp_path))
     assert list(found) == ["k", "rate", "exact", "blocks", "fresh"]
-    assert found["k"] == books.Parameter(int, 4, "draft tokens per verification")
+    assert found["k"] == books.Parameter(int, 4)
     assert found["blocks"].default == (1, 2) and found["exact"].kind is bool
 
 

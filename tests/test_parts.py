@@ -57,7 +57,3 @@ def test_formats_of_a_check_differ_in_bytes(tmp_path):
 def test_a_bad_choice_is_refused_in_words(changes, word):
     with pytest.raises(ValueError, match=word):
         EXPERIMENT.parse(changes)
-
-
-def test_presets_keep_their_names():
-    assert {"projection", "draft_step", "depth_times_head", "head_cost", "formats", "draft_latency"} <= set(EXPERIMENT.presets)

@@ -113,8 +113,7 @@ def test_a_bad_choice_is_refused_in_words(home, changes, word):
         run("race", asked(home, **changes), root=home["root"])
 
 
-def test_presets_keep_their_names_and_split_into_points():
-    assert {"end_to_end", "sweep_350", "many-1", "hispec_grid", "peers", "smoke"} <= set(PRESETS)
+def test_a_race_splits_into_points():
     several = replace(PRESETS["sweep_350"], rule=("coupling", "speculative"))
     assert [(p.temperature, p.rule) for p in points(several)] == [
         ((0.0,), ("coupling",)), ((0.7,), ("coupling",)), ((0.7,), ("speculative",)), ((1.0,), ("coupling",)),

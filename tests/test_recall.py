@@ -10,7 +10,7 @@ import torch
 
 from flashspec.heads.dense import DenseHead
 from flashspec.measure.pieces import low_rank_rows
-from flashspec.study import EXPERIMENTS, held_out, recall, run
+from flashspec.study import EXPERIMENTS, held_out, run
 from flashspec.study.recall import PRESETS, Params, measure, percentiles, points
 
 
@@ -106,8 +106,3 @@ def test_its_weights_share_directions_and_noise_does_not():
 def test_what_cannot_be_is_refused(call, words):
     with pytest.raises(ValueError, match=words):
         call()
-
-
-def test_presets_keep_their_names():
-    assert {"smoke", "head_recall", "head_build"} <= set(recall.EXPERIMENT.presets)
-    assert EXPERIMENTS.preset("head_recall") is recall.EXPERIMENT and EXPERIMENTS.preset("smoke").name == "race"

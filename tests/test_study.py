@@ -255,6 +255,8 @@ def test_every_registered_experiment_bears_its_name_and_a_smoke_preset():
     for name, found in EXPERIMENTS.items():
         assert found.name == name and found.summary
         assert found.preset("smoke") and canonical(found.params())
+    assert {"end_to_end", "sweep_350", "hispec_grid", "peers", "draft_step", "formats"} <= set(EXPERIMENTS.presets())
+    assert EXPERIMENTS.preset("head_build").name == "recall" and EXPERIMENTS.preset("head_cost").name == "parts"
     assert EXPERIMENTS.preset("many-1") is EXPERIMENTS.preset("smoke") is EXPERIMENTS["race"]
     for asked in (EXPERIMENTS.preset, run):
         with pytest.raises(Refused, match="unknown experiment 'no'; known experiments: exits, .*recall"):

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import reduce
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from flashspec.decoding.method import Method
 from flashspec.measure.costs import name_of
@@ -17,6 +16,7 @@ from flashspec.theory import Counts, Interval
 
 BEWARE = "a check was timed shorter than one plain token, so part of this gain is how single rows were timed"
 TOLD = ("end_to_end", "head_tar")  # races, the one that is believed last
+WRITER = ["head", "probes", "shortlist", "k"]
 
 
 def times(found: Interval) -> str:
@@ -110,25 +110,19 @@ class Stored(NamedTuple):
 def stored_counts(draft: str, sampling: Sampling, root: Path | None = None) -> Stored:
     """What the stored tables say about one draft under one sampling, those made for comparing heads before others.
 
-    Raises Refused where none of them is stored.
+    Counts are of the first turn, the prompts of a kind summed. Raises Refused where no such table is stored.
     """
-    tables = {name: table for name in TOLD if (table := stored("race", root, name)) is not None}
+    tables = {name: table.frame for name in TOLD if (table := stored("race", root, name)) is not None}
     if not tables:
         raise Refused("no end-to-end table is stored; run `flashspec run head_tar` or `end_to_end`, or replay with --tar replay")
+    wanted = {"method": "draft_model", "engine": "flashspec", "draft": draft, "turn": 0}
+    wanted |= {"temperature": sampling.temperature, "rule": sampling.rule}
     found: dict[tuple[str, int], Sequence[Counts]] = {}
-    for table in tables.values():
-        found |= counts_by_writer(table.rows, draft, sampling)
+    for frame in tables.values():
+        rows = frame[(frame[[*wanted]] == [*wanted.values()]).all(axis=1)]
+        rows = rows.drop_duplicates([*WRITER, "kind", "prompt"], keep="last")
+        for (head, probes, shortlist, k), mine in rows.groupby(WRITER):
+            kinds = mine.groupby("kind", sort=False)[["rounds", "drafted", "accepted"]].sum().astype(int)
+            method = Method("model", head, probes=probes or None, shortlist=shortlist or None)
+            found[name_of(method), k] = [Counts(n, drafted, kept, n + kept) for n, drafted, kept in kinds.to_numpy().tolist()]
     return Stored(found, ", ".join(tables))
-
-
-def counts_by_writer(rows: Iterable[Any], draft: str, sampling: Sampling) -> dict[tuple[str, int], list[Counts]]:
-    """Counts of every writer and k in the first turn of a race, one item a kind, its prompts summed."""
-    wanted = ("draft_model", "flashspec", draft, sampling.temperature, sampling.rule, 0)
-    found: dict[tuple[str, int], dict[str, dict[int, Counts]]] = {}
-    for row in rows:
-        if (row.method, row.engine, row.draft, row.temperature, row.rule, row.turn) == wanted:
-            method = Method("model", row.head, probes=row.probes or None, shortlist=row.shortlist or None)
-            kinds = found.setdefault((name_of(method), row.k), {})
-            mine = Counts(row.rounds, row.drafted, row.accepted, row.rounds + row.accepted)
-            kinds.setdefault(row.kind, {})[row.prompt] = mine
-    return {writer: [reduce(Counts.joined, kind.values()) for kind in kinds.values()] for writer, kinds in found.items()}

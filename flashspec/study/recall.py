@@ -1,4 +1,4 @@
-"""What approximate heads miss on rows of a draft, by kind of text and token frequency, and how long they take to build."""
+"""What approximate heads miss on rows of a draft, by kind and token frequency, and how long they take to build."""
 
 from __future__ import annotations
 
@@ -12,19 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flashspec.decoding.models import folder_of
 from flashspec.heads.cluster import METRICS, Clusters, Recipe, balanced, unconstrained
 from flashspec.heads.flash import FlashHead
 from flashspec.heads.index import usable
 from flashspec.heads.recall import calibrate_always, required_probes
 from flashspec.heads.registry import HEADS
 from flashspec.measure.pieces import low_rank_rows
-from flashspec.study import presets
-from flashspec.study.drafts import drafts_of, short_name
+from flashspec.study.drafts import drafts_of, folders, short_name
 from flashspec.study.experiment import Experiment
 from flashspec.study.held_out import LIVE, HeldOut, Source, held_out, judged, probes_within
-from flashspec.study.pairs import among, at_least
-from flashspec.study.racers import format_of
+from flashspec.study.parameters import among, at_least, presets_of
+from flashspec.study.racers import dtype_of, format_of
 
 PERCENTILES = (50, 90, 99)
 PARTS = ("clustering", "balancing", "permutation")
@@ -110,7 +108,7 @@ class Row:
 
 
 def measure(params: Params) -> Iterator[Row]:
-    """Compare heads with the dense one on rows that a draft computes over held-out text, or time builds of made-up heads."""
+    """Compare heads with the dense one on a draft's rows over held-out text, or time builds of made-up heads."""
     for name, metric, size in product(params.shape, params.metric, params.cluster_size):
         weight = low_rank_rows(*ids_and_width(name), params.rank, seed=params.seed)
         for turn in range(params.repeats):
@@ -125,8 +123,7 @@ def of_draft(params: Params, draft: str) -> Iterator[Row]:
     held, who = held_out(params.source(draft)), {"target": short_name(params.target), "draft": short_name(draft)}
     weight, norm = held.draft.head_weight, held.draft.norm
     for name in usable(params.head):
-        form = format_of(name, str(weight.dtype).removeprefix("torch."))
-        yield from banded(held, held.head(name), params, {**who, "head": name, "format": form})
+        yield from banded(held, held.head(name), params, {**who, "head": name, "format": format_of(name, dtype_of(weight))})
     for metric, size in product(params.metric, params.cluster_size):
         whole, facts = built(weight, norm, params.recipe(metric, size))
         for homes in params.homes:
@@ -144,13 +141,12 @@ def built(weight: Tensor, norm: Any, recipe: Recipe) -> tuple[FlashHead, dict[st
     head = FlashHead.build(weight, norm, clusters)
     times.append(perf_counter())
     parts = {f"{part}_seconds": after - before for part, before, after in zip(PARTS, times, times[1:], strict=False)}
-    facts: dict[str, Any] = {"metric": recipe.metric, "homes": clusters.homes, "cluster_size": recipe.cluster_size}
-    facts |= {"head": "flash", "format": str(weight.dtype).removeprefix("torch.")}
-    return head, {**facts, **parts, "threads": torch.get_num_threads()}
+    facts = {"metric": recipe.metric, "homes": clusters.homes, "cluster_size": recipe.cluster_size}
+    return head, {"head": "flash", "format": dtype_of(weight), **facts, **parts, "threads": torch.get_num_threads()}
 
 
 def of_clusters(held: HeldOut, clusters: Clusters, params: Params, facts: dict[str, Any]) -> Iterator[Row]:
-    """A FlashHead over these clusters, plain and, if it misses any, calibrated, at its default probes and each share of rows."""
+    """A FlashHead over clusters, plain and, if it misses any, calibrated, at its default probes and each share."""
     plain = FlashHead.build(held.draft.head_weight, held.draft.norm, clusters)
     chronic = calibrate_always(plain, held.dense, held.tuning, params.always)
     for head in (plain, plain.with_always(chronic)) if chronic else (plain,):
@@ -202,10 +198,10 @@ def points(params: Params) -> list[Params]:
     return [replace(params, draft=(name,), **each) for name in params.draft or drafts_of(()) for each in others + pairs]
 
 
-def folders(params: Params) -> dict[str, Path]:
+def models(params: Params) -> dict[str, Path]:
     """Checkpoint folders whose digests enter the origin."""
-    return {} if params.shape else {short_name(params.target): folder_of(params.target, "target"), **drafts_of(params.draft)}
+    return {} if params.shape else folders(params)
 
 
-PRESETS = {name: Params(**values) for name, values in presets.RECALL.items()}
-EXPERIMENT = Experiment("recall", Params, Row, measure, split=points, models=folders, presets=PRESETS)
+PRESETS = presets_of("recall", Params)
+EXPERIMENT = Experiment("recall", Params, Row, measure, split=points, models=models, presets=PRESETS)
