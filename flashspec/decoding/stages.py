@@ -60,16 +60,8 @@ def confidence(scores: Scores, threshold: float) -> Tensor:
     return scores.logits.softmax(-1).amax(-1) < threshold
 
 
-def entropy(scores: Scores, threshold: float) -> Tensor:
-    """In doubt [n] where the entropy lies above the threshold, in nats."""
-    return torch.special.entr(scores.logits.softmax(-1)).sum(-1) > threshold
-
-
-DOUBTS = {"confidence": confidence, "entropy": entropy}
-
-
-def doubt_named(name: str, threshold: float | None) -> Doubt | None:
-    """A doubt by name, None without a threshold: tells of raw scores [n, m] where the stage above should answer instead.
+def unsure(threshold: float | None) -> Doubt | None:
+    """A doubt by `confidence`, None without a threshold: tells of raw scores [n, m] where the stage above should answer.
 
     A drafter may not withdraw what it has drawn: that would favour the tokens it is sure of. Stopping before the draw depends
     on the prefix alone, so what follows keeps its law (Leviathan et al. 2023, section 2.3, holds for any stopping time of the
@@ -77,10 +69,9 @@ def doubt_named(name: str, threshold: float | None) -> Doubt | None:
     """
     if threshold is None:
         return None
-    if name == "confidence" and not threshold <= 1.0 or not threshold >= 0.0:
-        unit = "a probability in [0, 1]" if name == "confidence" else "at least 0 nats"
-        raise ValueError(f"the threshold of {name} is {unit}, got {threshold}")
-    return partial(DOUBTS[name], threshold=threshold)
+    if not 0.0 <= threshold <= 1.0:
+        raise ValueError(f"a threshold of doubt is a probability in [0, 1], got {threshold}")
+    return partial(confidence, threshold=threshold)
 
 
 def listed(numbers: Sequence[Tensor], sound: Sequence[Tensor]) -> list[int]:

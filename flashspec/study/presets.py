@@ -91,8 +91,7 @@ PARTS: dict[str, dict[str, Any]] = {
 RECALL: dict[str, dict[str, Any]] = {
     "smoke": said(per_kind=2, new_tokens=8, cluster_size=(64,), share=(0.2,)),
     "head_recall": said(
-        head=("int8", "int4", "preview", "fr_spec", "vocab_trim", "ivf", "ivfpq", "hnsw"), metric=("spherical", "euclidean"),
-        homes=(1, 2), cluster_size=(8, 16, 32, 64),
+        head=("int8", "int4", "preview", "fr_spec", "vocab_trim", "ivf", "ivfpq", "hnsw"), cluster_size=(8, 16, 32, 64),
     ),
     "head_build": said(shape=("16384x1024", "65536x1024", "151936x1024")),
 }  # fmt: skip
