@@ -29,8 +29,8 @@ HEADS = (DenseHead, FlashHead, ShortlistHead, ContextHead, PreviewHead)
 def replayed(stage: Stage) -> tuple[Score | None, Write | None] | None:
     """Scores of dense heads, and bursts that nothing of the stage's own could end; None off fixed shapes and other heads."""
     reader, head = stage.reader, stage.head
-    fixed = isinstance(reader, SpanReader) and isinstance(reader.engine, FixedEngine)
-    if not (fixed and isinstance(head, HEADS) and isinstance(head.weight, Tensor)):
+    known = isinstance(head, HEADS) and isinstance(head.weight, Tensor)
+    if not (known and isinstance(reader, SpanReader) and isinstance(reader.engine, FixedEngine)):
         return None
     score = CapturedScore(reader, head) if isinstance(head, DenseHead) else None
     alone = reader.below is None and stage.doubt is None

@@ -153,42 +153,38 @@ def load(
     folders = {"target": folder_of(target, "target")} | {role: folder_of(name, "draft") for role, name in drafts.items()}
     for role in drafts:
         check_tokenizers(folders["target"], folders[role])
-    made = {"target": opened(folders["target"], dtype, device, weights, shared=processes() > 1)}
-    made |= {role: opened_draft(folders[role], dtype, device, rounding(name)[1]) for role, name in drafts.items()}
+    made = {"target": _split(folders["target"], dtype, device) or opened(folders["target"], dtype, device, weights)}
+    made |= {role: opened(folders[role], dtype, device, form=rounding(name)[1]) for role, name in drafts.items()}
     cut, file = cut_padding(made, folders), folders["target"] / EXITS_FILE
     exits = load_exits(file, made["target"]) if file.exists() else {}
     between = tuple(model for role, model in made.items() if role.startswith("between"))
     return Models(made["target"], made.get("draft"), tokenizer_of(file.parent), folders, between=between, exits=exits, cut=cut)
 
 
-def opened(folder: Path, dtype: str = "auto", device: str = "cpu", weights: str = "auto", shared: bool = False) -> Transformer:
-    """The model of a folder: on our own transformer, or an `Adapter` where only transformers computes it.
+def _split(folder: Path, dtype: str, device: str) -> Transformer | None:
+    """A model whose matrices transformers splits over the processes of torchrun, which all make the same calls, if there are."""
+    return cast(Transformer, Adapter.load(folder, dtype, device, True)) if processes() > 1 else None
 
-    If `shared`, transformers splits the matrices over the processes that torchrun started; all must make the same calls.
-    """
-    if shared:
-        return cast(Transformer, Adapter.load(folder, dtype, device, shared))
+
+def opened(folder: Path, dtype: str, device: str, weights: str = "auto", form: str = "") -> Transformer:
+    """The model of a folder, on our own transformer or an `Adapter` where only transformers computes it; its layers rounded to
+    `form` where that is not ""."""
     try:
-        return Transformer.load(folder, dtype, device, weights)
+        model = Transformer.load(folder, dtype, device, weights)
     except Unsupported as ours:
         if weights != "auto":
             raise ValueError(f"{ours}; with weights='auto' transformers may load it") from None
         try:
-            return cast(Transformer, Adapter.load(folder, dtype, device))
+            model = cast(Transformer, Adapter.load(folder, dtype, device))
         except (ValueError, ModuleNotFoundError) as theirs:
             raise type(theirs)(f"{ours}; and {theirs}") from None
+    return rounded(model, form) if form else model
 
 
 def rounding(name: str | Path) -> tuple[str | Path, str]:
     """A draft's name without its format, and the format behind the colon: "int8", "int4", or "" where there is none."""
     base, _, form = str(name).rpartition(":")
     return (base, form) if base and form in BITS else (name, "")
-
-
-def opened_draft(folder: Path, dtype: str, device: str, form: str) -> Transformer:
-    """The draft of a folder, its layers rounded to `form` where that is not ""."""
-    model = opened(folder, dtype, device)
-    return rounded(model, form) if form else model
 
 
 def dense_head(norm: Norm | None, model: Transformer) -> Head:
@@ -200,9 +196,7 @@ def spans(model: Transformer, stops: Sequence[int], context: int | None = None, 
     """Readers of one model up to each of `stops`; each continues from the rows of the one below, or reads anew without reuse."""
     if isinstance(model, Adapter):
         if len(stops) > 1:
-            raise ValueError(
-                f"{model.config.family} is read whole, through transformers; exits need one of our own architectures"
-            )
+            raise ValueError(f"{model.config.family} is read whole by transformers; exits need one of our own architectures")
         return [AdapterReader(model, context)]
     chain: list[Any] = []
     for stop in stops:

@@ -66,8 +66,7 @@ def prefix(flags: Tensor) -> Tensor:
     return flags.long().cumprod(0).sum()[None]
 
 
-def places(position: int | Tensor) -> Positions:
-    """A position as one of many; one that was given on a device stays there."""
+def _one(position: int | Tensor) -> Positions:
     return position if isinstance(position, Tensor) else [position]
 
 
@@ -123,7 +122,7 @@ class GumbelCoupling:
 
     def draw(self, scores: Scores, position: int | Tensor, stage: int) -> Drawn:
         warped = warp(scores, self.sampling)
-        token, sound = self.best(warped, places(position))
+        token, sound = self.best(warped, _one(position))
         return Drawn(token, warped, sound)
 
     def law(self, positions: list[int], stage: int) -> kernels.Law:
@@ -148,7 +147,7 @@ class SpeculativeSampling(GumbelCoupling):
         if self.sampling.temperature == 0:
             return super().draw(scores, position, stage)
         warped = warp(scores, self.sampling)
-        column, sound = _draw_one(warped.logits, self.dice.uniform(places(position), stage, "draw"))
+        column, sound = _draw_one(warped.logits, self.dice.uniform(_one(position), stage, "draw"))
         return Drawn(warped.pick(column), warped, sound)
 
     def law(self, positions: list[int], stage: int) -> kernels.Law:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from msgspec.structs import astuple
 from torch import Tensor
 
@@ -17,12 +16,10 @@ from flashspec.heads.base import Norm
 from flashspec.heads.cluster import Clusters, members_of
 from flashspec.heads.flash import FlashHead
 from flashspec.heads.storage import HeadFile
-from flashspec.models.config import FLASH_HEAD
 from flashspec.models.files import PublicHead, ids_of, shaped
 from flashspec.models.folder import inside, read_config, read_tensors
-from flashspec.models.writing import write_json, write_tensors
 
-ASSETS, CACHE, FACTS = "flash_head_assets", "clustering_cache.safetensors", "clustering_config.json"
+CACHE = "clustering_cache.safetensors"
 
 
 def is_public(folder: Path | str) -> bool:
@@ -52,30 +49,6 @@ def load_public(folder: Path | str, weight: Tensor, norm: Norm | None = None) ->
     return FlashHead.build(weight, norm, clusters, probes=probes, always=special)
 
 
-def save_public(head: FlashHead, folder: Path | str) -> None:
-    """Add the clusters of a head to the checkpoint folder of its model; config.json, the switch, is written last.
-
-    Raises ValueError where clusters are padded, which the layout cannot hold, FileNotFoundError without a config.json.
-    """
-    folder, clusters, vocab = Path(folder), head.clusters, head.vocab_size
-    raw = read_config(folder)
-    _refuse_unequal(torch.bincount(clusters.assignments, minlength=clusters.count), vocab)
-    (folder / ASSETS).mkdir(exist_ok=True)
-    columns = clusters.centroids.T[None, None].contiguous().cpu()
-    write_tensors({"centroids": columns, "cluster_assignments": clusters.assignments.cpu()}, folder / ASSETS / CACHE)
-    write_json({"format": "safetensors", "vocab_size": vocab, "hidden_size": head.hidden}, folder / ASSETS / FACTS)
-    prefix = FLASH_HEAD["architectures"]
-    switches = {
-        "architectures": [prefix + name.removeprefix(prefix) for name in raw.get("architectures") or []],
-        "flash_head_cache_dir": ASSETS,
-        "flash_head_special_token_ids": list(head.plan.always) or None,
-        "n_probes": head.probes,
-        "n_clusters": clusters.count,
-        "enforce_equal_cluster_sizes": True,
-    }
-    write_json(raw | switches, folder / "config.json")
-
-
 def _options(folder: Path) -> PublicHead:
     """The options at the top of config.json, those of its text_config where the top has none."""
     found = shaped(read_config(folder), PublicHead, folder / "config.json")
@@ -93,16 +66,6 @@ def _clusters(centroids: Tensor, assignments: Tensor, weight: Tensor) -> Cluster
     count = centroids.shape[-1]
     if int(assignments.min()) < 0 or int(assignments.max()) >= count:
         raise ValueError(f"cluster numbers run from 0 to {count - 1}, got {int(assignments.min())}..{int(assignments.max())}")
-    _refuse_unequal(torch.bincount(assignments, minlength=count), vocab)
     means = centroids.reshape(width, count).T.float().contiguous().to(weight.device)
     assignments = assignments.to(weight.device)
     return Clusters(assignments, members_of(assignments, count, vocab // count), means)
-
-
-def _refuse_unequal(filled: Tensor, vocab: int) -> None:
-    least, most = int(filled.min()), int(filled.max())
-    if least != most:
-        raise ValueError(
-            f"the public layout needs clusters of one size, but {len(filled)} clusters of {vocab} ids hold {least} to {most}; "
-            "build them with a cluster_size that divides the vocabulary"
-        )

@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from flashspec.decoding.models import REFERENCE, SHIPPED, Models, check_tokenizers, folder_of, load, opened_draft, rounding
+from flashspec.decoding.models import REFERENCE, SHIPPED, Models, check_tokenizers, folder_of, load, opened, rounding
 from flashspec.measure.trace import target_digest
 from flashspec.models.family import DESIGNED, Design
 from flashspec.models.family import FAMILY as POINTS
@@ -94,7 +94,7 @@ def pair_of(name: str, folder: Path, alone: Models, target: str) -> Pair:
     places = {**alone.folders, "draft": folder}
     dtype = str(alone.target.embed.weight.dtype).removeprefix("torch.")
     device = alone.target.device
-    draft = opened_draft(folder, dtype, str(device), "int8" if device.type == "cpu" else "")
+    draft = opened(folder, dtype, str(device), form="int8" if device.type == "cpu" else "")
     models = Models(alone.target, draft, alone.tokenizer, places, exits=alone.exits, cut=alone.cut)
     design = design_of(folder)
     steps = None if design is None else int(design["steps"])
