@@ -1,7 +1,7 @@
 """Bursts and scores over static buffers: recorded once as CUDA graphs, replayed without a word from the host.
 
-A step reads tokens where they lie on the device, and knows its place through a tensor alone. Recorded on CUDA; called as it is
-where FLASHSPEC_GRAPHS is "eager", the twin that a recording must equal.
+A step reads tokens where they lie on the device, and knows its place through a tensor alone. Recorded on
+CUDA; called as it is where FLASHSPEC_GRAPHS is "eager", the twin that a recording must equal.
 """
 
 from __future__ import annotations
@@ -46,8 +46,9 @@ class Track(ABC):
         self._steps: dict[tuple[int, ...], Callable[[], Any]] = {}
 
     def take(self, tokens: Tensor, first: int, stop: int) -> tuple[int, Reads]:
-        """Copy tokens up to `stop`, from `first` or where reading continues; how many of them a step has to read, and the rows
-        read here: what the reader below has to give, and all where they are more than a fixed shape holds.
+        """Copy tokens up to `stop`, from `first` or where reading continues; how many of them a step has to
+        read, and the rows read here: what the reader below has to give, and all where they are more than a
+        fixed shape holds.
         """
         reader = self.reader
         first = min(first, reader.seen)

@@ -30,17 +30,17 @@ CHOICES = {
 class Method:
     """One way of decoding.
 
-    `draft` "model" lets a second model write, "cascade" the smallest of several models that then verify in a row, "lookup"
-    copies from the text itself, "none" the target: at its top (plain decoding), or at
-    the first of `exits` (layers counted from the bottom). Every exit is a stage: the one above the writer verifies `k`, and
-    from the third stage on `interval`, waiting tokens. `head` names the writer's head (see HEADS): a "flash" one scores
-    `probes` clusters chosen by `selection`, and those that take a `shortlist` score so many ids exactly (None: the head's own
-    default). `finalize` is "deferred" or "eager".
+    `draft` "model" lets a second model write, "cascade" the smallest of several models that then verify in a
+    row, "lookup" copies from the text itself, "none" the target: at its top (plain decoding), or at the first
+    of `exits` (layers counted from the bottom). Every exit is a stage: the one above the writer verifies `k`,
+    and from the third stage on `interval`, waiting tokens. `head` names the writer's head (see HEADS): a
+    "flash" one scores `probes` clusters chosen by `selection`, and those that take a `shortlist` score so
+    many ids exactly (None: the head's own default). `finalize` is "deferred" or "eager".
 
-    Stages may ask the one above early: the writer before a draw, a middle verifier after its check, where the largest
-    probability lies below `draft_doubt` or `verify_doubt`; None never asks. `middle` "typical" lets middle verifiers keep what
-    is typical of them, not what follows their law. Without `reuse` every stage of one model reads with layers and caches of
-    its own, as engines do that cannot share them.
+    Stages may ask the one above early: the writer before a draw, a middle verifier after its check, where the
+    largest probability lies below `draft_doubt` or `verify_doubt`; None never asks. `middle` "typical" lets
+    middle verifiers keep what is typical of them, not what follows their law. Without `reuse` every stage of
+    one model reads with layers and caches of its own, as engines do that cannot share them.
     """
 
     draft: str = "none"
@@ -81,8 +81,8 @@ class Method:
     def exact(self, sampling: Sampling) -> bool:
         """Whether the text follows the target's own law under this sampling.
 
-        A lossy middle stage hands on tokens that no longer follow the law it claims for them, so speculative sampling above
-        it is lossy too; the coupling and greedy decoding compare tokens alone and stay exact.
+        A lossy middle stage hands on tokens that no longer follow the law it claims for them, so speculative
+        sampling above it is lossy too; the coupling and greedy decoding compare tokens alone and stay exact.
         """
         claims = sampling.rule == "speculative" and sampling.temperature > 0
         return self.writer_is_target or (sampling.rule != "typical" and not (self.middle == "typical" and claims))

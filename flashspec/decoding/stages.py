@@ -45,10 +45,11 @@ Doubt = Callable[[Scores], Tensor]
 class Verbs(NamedTuple):
     """How a stage writes at the bottom, and how it judges above.
 
-    write(tokens, start, want) puts up to `want` tokens into tokens [room] from position `start` on, fewer where the stage is in
-    doubt; a burst of nothing reads nothing. No host synchronisation on an accelerator, but one where there are doubts.
-    judge(tokens, first, drawn, number) judges tokens [n] from position `first` on, drawn as told, for stage `number`, with one
-    host synchronisation. Raises FloatingPointError where a model gave NaN.
+    write(tokens, start, want) puts up to `want` tokens into tokens [room] from position `start` on, fewer
+    where the stage is in doubt; a burst of nothing reads nothing. No host synchronisation on an accelerator,
+    but one where there are doubts. judge(tokens, first, drawn, number) judges tokens [n] from position
+    `first` on, drawn as told, for stage `number`, with one host synchronisation. Raises FloatingPointError
+    where a model gave NaN.
     """
 
     write: Write
@@ -63,9 +64,9 @@ def confidence(scores: Scores, threshold: float) -> Tensor:
 def unsure(threshold: float | None) -> Doubt | None:
     """A doubt by `confidence`, None without a threshold: tells of raw scores [n, m] where the stage above should answer.
 
-    A drafter may not withdraw what it has drawn: that would favour the tokens it is sure of. Stopping before the draw depends
-    on the prefix alone, so what follows keeps its law (Leviathan et al. 2023, section 2.3, holds for any stopping time of the
-    prefix). ValueError for a threshold that means nothing.
+    A drafter may not withdraw what it has drawn: that would favour the tokens it is sure of. Stopping before
+    the draw depends on the prefix alone, so what follows keeps its law (Leviathan et al. 2023, section 2.3,
+    holds for any stopping time of the prefix). ValueError for a threshold that means nothing.
     """
     if threshold is None:
         return None
@@ -153,8 +154,9 @@ def in_turn(stage: Stage, score: Score | None = None, write: Write | None = None
 class Stage:
     """A reader, a head on its rows and a rule; acts once `every` tokens wait below it, or the stage below asks.
 
-    A stage asks where its `doubt` says so: stage 0 before it draws the next token, which ends its burst, a verifier after it
-    has judged, about the tokens it keeps and its own. `way` chooses the verbs, once, as the stage is made.
+    A stage asks where its `doubt` says so: stage 0 before it draws the next token, which ends its burst, a
+    verifier after it has judged, about the tokens it keeps and its own. `way` chooses the verbs, once, as the
+    stage is made.
     """
 
     reader: Reader

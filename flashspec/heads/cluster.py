@@ -1,7 +1,8 @@
 """Balanced k-means over the rows of a vocabulary weight: every cluster has exactly the same size.
 
-FlashHead (arXiv 2603.14591) clusters by direction and fixes the cluster size, so that a probe is one contiguous block and
-costs the same whatever was probed. Lloyd iterations without the constraint come first, then a few under it.
+FlashHead (arXiv 2603.14591) clusters by direction and fixes the cluster size, so that a probe is one
+contiguous block and costs the same whatever was probed. Lloyd iterations without the constraint come first,
+then a few under it.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ Tick = Callable[[], Any]
 class Recipe:
     """How rows are clustered: `lloyd` iterations without and `balanced` with the size constraint.
 
-    `backend` runs the unconstrained iterations: "faiss", "torch", or "auto" for faiss where it is installed and the rows are
-    on the CPU. Results are a function of the rows, the seed and the backend.
+    `backend` runs the unconstrained iterations: "faiss", "torch", or "auto" for faiss where it is installed
+    and the rows are on the CPU. Results are a function of the rows, the seed and the backend.
     """
 
     cluster_size: int = 16
@@ -49,8 +50,9 @@ class Recipe:
 class Clusters:
     """A partition of the ids 0..V-1 into K clusters of `size` slots.
 
-    `assignments` [V] names each id's cluster; `members` [K, size] lists a cluster's ids in rising order, then -1 for
-    slots without one; `centroids` [K, D] are float32: the mean of the members' unit rows times the mean of their lengths.
+    `assignments` [V] names each id's cluster; `members` [K, size] lists a cluster's ids in rising order, then
+    -1 for slots without one; `centroids` [K, D] are float32: the mean of the members' unit rows times the
+    mean of their lengths.
     """
 
     assignments: Tensor

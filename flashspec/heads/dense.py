@@ -18,8 +18,8 @@ from flashspec.typed import typed
 class DenseHead(WeightHead):
     """Logits of the whole vocabulary: weight [vocab, hidden] times the normalised row, exact.
 
-    A `Packed` weight (int8 with a scale a row, int4 with one for every 128 columns) is the plain cheap head that others have to
-    beat; activations stay float32.
+    A `Packed` weight (int8 with a scale a row, int4 with one for every 128 columns) is the plain cheap head
+    that others have to beat; activations stay float32.
     """
 
     norm: Norm | None

@@ -46,8 +46,8 @@ class FlashHead(StoredHead):
     ) -> FlashHead:
         """Cluster weight [vocab, hidden] (unless `clusters` are given) and permute it.
 
-        `changes` are fields of FlashPlan, and cluster_size and seed of a Recipe where there are no clusters yet.
-        Raises ValueError for a plan that does not fit the weight.
+        `changes` are fields of FlashPlan, and cluster_size and seed of a Recipe where there are no clusters
+        yet. Raises ValueError for a plan that does not fit the weight.
         """
         weight = weight_of(weight)
         chosen = {name: changes.pop(name) for name in CHOICES if name in changes}
@@ -102,8 +102,8 @@ class FlashHead(StoredHead):
     def blocks_of(self, states: Tensor, positions: Tensor | None = None, dice: Dice | None = None) -> Tensor:
         """Numbers [n, B + probes] of the blocks that normalised rows [n, hidden] are scored against.
 
-        Sampling adds Gumbel noise to centroids . row / temperature and takes the top (Kool et al. 2019): a draw without
-        replacement, in which the noise is a function of (seed, position, cluster).
+        Sampling adds Gumbel noise to centroids . row / temperature and takes the top (Kool et al. 2019): a
+        draw without replacement, in which the noise is a function of (seed, position, cluster).
         """
         table, likeness = self.table, project(states, self.table.directions)
         if self.plan.selection == "sample":

@@ -1,8 +1,9 @@
 """The public FlashHead checkpoint layout: a Hugging Face folder with clusters beside it, as Embedl's repository reads it.
 
-config.json switches the head on with `flash_head_cache_dir`; `n_probes` and `flash_head_special_token_ids` are optional, and
-all three may lie in a nested `text_config`. The folder it names holds clustering_cache.safetensors with `centroids`
-[1, 1, D, K] (or [D, K]; columns are centroids of any length) and `cluster_assignments` [V], every cluster equally often.
+config.json switches the head on with `flash_head_cache_dir`; `n_probes` and `flash_head_special_token_ids`
+are optional, and all three may lie in a nested `text_config`. The folder it names holds
+clustering_cache.safetensors with `centroids` [1, 1, D, K] (or [D, K]; columns are centroids of any length)
+and `cluster_assignments` [V], every cluster equally often.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ def is_public(folder: Path | str) -> bool:
 def load_public(folder: Path | str, weight: Tensor, norm: Norm | None = None) -> FlashHead:
     """The FlashHead of a folder in the public layout, over its model's `weight` [V, D].
 
-    Raises FileNotFoundError where a file is missing; ValueError where clusters are unequal, belong to another vocabulary or
-    width, or the folder's probes or special ids do not exist.
+    Raises FileNotFoundError where a file is missing; ValueError where clusters are unequal, belong to another
+    vocabulary or width, or the folder's probes or special ids do not exist.
     """
     folder = Path(folder)
     options = _options(folder)
