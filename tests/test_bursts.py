@@ -14,7 +14,7 @@ from flashspec.decoding.lookup import LookupHead, LookupReader
 from flashspec.decoding.rules import Drawn, GumbelCoupling, SpeculativeSampling, Waiting
 from flashspec.decoding.stages import Burst, Stage, StepByStep, in_turn
 from flashspec.decoding.ways import CompiledBurst, CompiledScore, fastest
-from flashspec.heads import DenseHead, FlashHead, QuantizedDenseHead
+from flashspec.heads import DenseHead, FlashHead, quantized
 from flashspec.models.config import ModelConfig
 from flashspec.models.reader import SpanReader
 from flashspec.models.rounded import rounded
@@ -26,8 +26,8 @@ SHAPE = ModelConfig("qwen3", VOCAB, 128, 128, 2, 4, 2, 32, context=64, eos=(0,))
 OPT = replace(SHAPE, family="opt", kv_heads=4, attention_bias=True, mlp_bias=True)
 HEADS = {
     "dense": lambda model: DenseHead(model.norm, model.head_weight),
-    "int8": lambda model: QuantizedDenseHead.build(model.head_weight, model.norm, 8),
-    "int4": lambda model: QuantizedDenseHead.build(model.head_weight, model.norm, 4),
+    "int8": lambda model: quantized(model.head_weight, model.norm, 8),
+    "int4": lambda model: quantized(model.head_weight, model.norm, 4),
     "flash": lambda model: FlashHead.build(model.head_weight, model.norm, cluster_size=8, probes=9, always=(3, 7, 500)),
     "flash int8": lambda model: FlashHead.build(model.head_weight, model.norm, cluster_size=16, probes=5, stage1="int8"),
 }

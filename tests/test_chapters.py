@@ -46,8 +46,8 @@ OWN = {
     "02_chain": {"shape": ["reference-shallow", "reference-draft"]},
     "04_inside_a_round": {"shape": ["reference-shallow"], "format": ["bfloat16", "float32,int4"], "rows": ["1", "3", "1,2"]},
     "05_heads": {
-        "judged": ["int8", "preview,fr_spec"], "metric": ["", "spherical", "spherical,euclidean"], "homes": ["1", "2", "1,2"],
-        "cluster_size": ["8", "16,32"], "share": ["0.2", "0.1,0.3"], "shape": ["512x64", "512x64,1024x64", "512x64,512x128"],
+        "judged": ["int8", "preview,fr_spec"],
+        "cluster_size": ["", "8", "16,32"], "share": ["0.2", "0.1,0.3"], "shape": ["512x64", "512x64,1024x64", "512x64,512x128"],
         "timed": ["dense", "flash", "dense,flash", "dense,int8,flash_int8", "int8,in_context"], "timed_probes": ["8", "4,8"],
         "one_shape": ["512x64", "1024x64"], "layers": ["1", "1,2"], "deep_probes": ["8"], "built": ["512x64", "512x64,1024x64"],
     },
@@ -150,7 +150,7 @@ def test_another_engine_beside_ours(small):
 
 NAMES = {
     "05_heads recall head_recall": {
-        "judged": "head", "texts": "per_kind", "text_tokens": "new_tokens", "metric": "metric", "homes": "homes",
+        "judged": "head", "texts": "per_kind", "text_tokens": "new_tokens",
         "cluster_size": "cluster_size", "share": "share",
     },
     "05_heads recall head_build": {"built": "shape"},

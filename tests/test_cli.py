@@ -72,7 +72,7 @@ SAME_TEXT = [
     *(f"--method {name}" for name in ("dense", "self_speculation", "hispec", "hispec_flash", "hispec_adaptive", "lookup")),
     "--method flash --probes 4", "--method hispec_typical", "--method cascade --draft-model {draft},{draft}",
     "--method hispec --exits 1,3 --k 3 --interval 5", "--method self_speculation --k 6 --draft-doubt 0.2",
-    "--method hispec --doubt entropy --draft-doubt 3 --verify-doubt 3",
+    "--method hispec --draft-doubt 0.3 --verify-doubt 0.3",
 ]  # fmt: skip
 
 

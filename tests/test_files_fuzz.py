@@ -51,7 +51,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_digests(place / "listed")
     save_exits({1: ExitAdapter(model, 3)}, place / "model" / EXITS_FILE)
     weight = model.head_weight.detach()
-    FlashHead.build(weight, cluster_size=4, homes=2, always=(3,)).save(place / "model")
+    FlashHead.build(weight, cluster_size=4, always=(3,)).save(place / "model")
     ShortlistHead.build(weight, torch.arange(20)).save(place / "model" / "fr_spec_head.safetensors")
     if importlib.util.find_spec("faiss"):
         IndexHead.build(weight).save(place / "model" / "ivf_head.safetensors")

@@ -17,9 +17,9 @@ from flashspec.heads import (
     FlashHead,
     Origin,
     PreviewHead,
-    QuantizedDenseHead,
     ShortlistHead,
     head_named,
+    quantized,
 )
 from flashspec.heads.base import Fixed
 from flashspec.heads.cluster import from_assignments
@@ -255,7 +255,7 @@ REFUSED = [
     (lambda: ShortlistHead.build(matrix(), ranked=torch.tensor([4, 4])), "every id once"),
     (lambda: ContextHead(None, matrix(), size=0), "size and top must be at least 1"),
     (lambda: PreviewHead.build(matrix()).with_shortlist(IDS + 1), "candidates must lie between 1 and the 500 ids"),
-    (lambda: QuantizedDenseHead.build(matrix(), bits=3), "8 or 4 bits"),
+    (lambda: quantized(matrix(), bits=3), "8 or 4 bits"),
 ]
 
 

@@ -26,10 +26,9 @@ from flashspec.train import reference
 
 IDS, WIDTH = 300, 32
 PLAN = {"cluster_size": 7, "probes": 5, "always": (3, 299), "seed": 2, "selection": "sample", "temperature": 0.5}
-SECOND = {"cluster_size": 7, "probes": 5, "homes": 2, "metric": "euclidean", "stage1": "bf16"}
 MADE = {
     "flash": lambda: FlashHead.build(weight(), **PLAN),
-    "flash with second homes": lambda: FlashHead.build(weight(), **SECOND),
+    "flash in bf16": lambda: FlashHead.build(weight(), cluster_size=7, probes=5, stage1="bf16"),
     "fr_spec": lambda: ShortlistHead.build(weight(), ranked=torch.arange(IDS).flip(0), size=50),
     "vocab_trim": lambda: ShortlistHead.build(weight(), ranked=torch.arange(IDS), size=50),
     **{kind: lambda kind=kind: IndexHead.build(weight(), None, kind).with_shortlist(20) for kind in KINDS},

@@ -116,8 +116,8 @@ def methods(draw, layers: int) -> Method:
     return Method(
         draft=draft, head="flash" if flash else "dense", k=draw(st.integers(1, 7)), exits=exits,
         interval=draw(st.integers(1, 8)), finalize=draw(st.sampled_from(["eager", "deferred"])),
-        probes=draw(st.integers(1, 16)), selection=draw(st.sampled_from(["top", "sample"])), ngram=draw(st.integers(1, 4)),
-        doubt=draw(st.sampled_from(["confidence", "entropy"])), draft_doubt=draw(threshold), verify_doubt=draw(threshold),
+        probes=draw(st.integers(1, 16)), selection=draw(st.sampled_from(["top", "sample"])),
+        draft_doubt=draw(threshold), verify_doubt=draw(threshold),
         middle=draw(st.sampled_from(["exact", "typical"])), reuse=draw(st.booleans()),
     )  # fmt: skip
 

@@ -17,10 +17,10 @@ from toys import random_model
 from flashspec import kernels
 from flashspec.decoding import cascade
 from flashspec.decoding.lookup import LookupHead, LookupReader, nothing_to_say
-from flashspec.decoding.method import build, hispec
+from flashspec.decoding.method import Method, build
 from flashspec.decoding.models import Models
 from flashspec.decoding.rules import Drawn, GumbelCoupling, SpeculativeSampling, TypicalAcceptance, probability_of
-from flashspec.decoding.stages import Stage, doubt_named
+from flashspec.decoding.stages import Stage, unsure
 from flashspec.heads import DenseHead
 from flashspec.models.transformer import Transformer
 from flashspec.sampling import Dice, Sampling, Scores, warp
@@ -28,7 +28,7 @@ from flashspec.sampling import Dice, Sampling, Scores, warp
 VOCAB = 4
 NEAR = (1, 0)  # the toy model that drafts for model 0
 TOP = dense(0)
-DOUBT = doubt_named("confidence", 0.5)
+DOUBT = unsure(0.5)
 
 
 def test_the_toy_models_and_the_exits_are_far_apart():
@@ -127,7 +127,7 @@ def own_law(exit_layer: int = 3) -> torch.Tensor:
 
 def spans(n_d: int, n_i: int) -> Make:
     """HiSpec over the spans of `small`, made once; only the dice change."""
-    stages = build(hispec(1, 2, n_d, n_i), Models(small()), PLAIN, 8)
+    stages = build(Method(exits=(1, 2), k=n_d, interval=n_i), Models(small()), PLAIN, 8)
     return lambda sampling: [stage._replace(rule=SpeculativeSampling(sampling, VOCAB)) for stage in stages]
 
 
@@ -144,7 +144,6 @@ KEPT = {
     "coupling": lambda: p_of(two(GumbelCoupling), 1000, law(0)),
     "coupling, sparse": lambda: p_of(two(GumbelCoupling, sparse), 1000, law(0)),
     "draft that doubts": lambda: p_of(doubting(lambda rule, head: DOUBT), 800, law(0)),
-    "draft that doubts by entropy": lambda: p_of(doubting(lambda rule, head: doubt_named("entropy", 1.1)), 800, law(0)),
     "middle that doubts": lambda: p_of(three(DOUBT), 800, law(0), new=4),
     "lookup": lambda: p_of(looking_up(), 800, law(0)),
     **{f"spans {n}": lambda n=n: p_of(spans(*n), 1000, own_law(), new=4) for n in ((1, 2), (2, 2), (1, 3))},

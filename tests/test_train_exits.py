@@ -75,7 +75,7 @@ def test_the_command_trains_and_load_finds_them(tmp_path, capsys):
     verify_digests(out)
     models = fs.load(str(out), None, dtype="float32")
     assert set(models.exits) == {1, 3}
-    assert text(models, fs.hispec(1, 3), 0.7) == text(models, "baseline", 0.7)
+    assert text(models, fs.Method(exits=(1, 3), k=2), 0.7) == text(models, "baseline", 0.7)
 
 
 @pytest.mark.parametrize(("depth", "layers"), [(16, (2, 4)), (32, (4, 8)), (5, (1, 2)), (2, None)])

@@ -10,6 +10,7 @@ from flashspec.models.reader import RowReader
 from flashspec.sampling import Dice, Scores
 
 NOTHING = -1
+LONGEST, SHORTEST = 3, 2  # tokens that are compared, and that must agree
 
 
 def continuation(tokens: Tensor, longest: int, shortest: int) -> Tensor:
@@ -34,12 +35,11 @@ class LookupReader(RowReader):
 
     layers = 0
 
-    def __init__(self, context: int, longest: int = 3, device: torch.device | str = "cpu") -> None:
+    def __init__(self, context: int, device: torch.device | str = "cpu") -> None:
         super().__init__(context, torch.full((context,), NOTHING, dtype=torch.int64, device=device))
-        self.longest = longest
 
     def _fresh(self, tokens: Tensor) -> Tensor:
-        return continuation(tokens, self.longest, min(2, self.longest))
+        return continuation(tokens, LONGEST, SHORTEST)
 
 
 class LookupHead(Fixed):

@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import NamedTuple
 
 from flashspec.decoding.method import Method
 from flashspec.measure.costs import name_of
 from flashspec.measure.planning import Forecast, HeadCase
-from flashspec.sampling import Sampling
-from flashspec.study.parameters import Refused
-from flashspec.study.registry import stored
-from flashspec.theory import Counts, Interval
+from flashspec.theory import Interval
 
 BEWARE = "a check was timed shorter than one plain token, so part of this gain is how single rows were timed"
-TOLD = ("end_to_end", "head_tar")  # races, the one that is believed last
-WRITER = ["head", "probes", "shortlist", "k"]
 
 
 def times(found: Interval) -> str:
@@ -86,43 +79,3 @@ def reason_of(case: HeadCase) -> str:
         f"{ms(case.seconds)} a drafted token, {case.nu:.2f} of one with the dense head; "
         f"keeps {case.kept:.1%} of the dense head's tokens a check and must keep more than {case.gate:.1%} to pay"
     )
-
-
-class Stored(NamedTuple):
-    """Counts of one draft's writers in stored tables, one item a kind of text; `name` names the tables."""
-
-    found: Mapping[tuple[str, int], Sequence[Counts]]
-    name: str
-
-    def counts(self, method: Method) -> Sequence[Counts]:
-        """Counts of each kind."""
-        return self.found[name_of(method), method.k]
-
-    def held(self, writers: Sequence[Method], k: int) -> list[Method]:
-        """The writers that the tables have at k; ValueError where they have none beside the dense one."""
-        kept = [writer for writer in writers if (name_of(writer), k) in self.found]
-        if len(kept) < 2 or all(name_of(writer) != "dense" for writer in kept):
-            known = ", ".join(f"{name} at k = {size}" for name, size in sorted(self.found)) or "nothing"
-            raise ValueError(f"the stored tables have {known}: choose among them, or use --tar replay")
-        return kept
-
-
-def stored_counts(draft: str, sampling: Sampling, root: Path | None = None) -> Stored:
-    """What the stored tables say about one draft under one sampling, those made for comparing heads before others.
-
-    Counts are of the first turn, the prompts of a kind summed. Raises Refused where no such table is stored.
-    """
-    tables = {name: table.frame for name in TOLD if (table := stored("race", root, name)) is not None}
-    if not tables:
-        raise Refused("no end-to-end table is stored; run `flashspec run head_tar` or `end_to_end`, or replay with --tar replay")
-    wanted = {"method": "draft_model", "engine": "flashspec", "draft": draft, "turn": 0}
-    wanted |= {"temperature": sampling.temperature, "rule": sampling.rule}
-    found: dict[tuple[str, int], Sequence[Counts]] = {}
-    for frame in tables.values():
-        rows = frame[(frame[[*wanted]] == [*wanted.values()]).all(axis=1)]
-        rows = rows.drop_duplicates([*WRITER, "kind", "prompt"], keep="last")
-        for (head, probes, shortlist, k), mine in rows.groupby(WRITER):
-            kinds = mine.groupby("kind", sort=False)[["rounds", "drafted", "accepted"]].sum().astype(int)
-            method = Method("model", head, probes=probes or None, shortlist=shortlist or None)
-            found[name_of(method), k] = [Counts(n, drafted, kept, n + kept) for n, drafted, kept in kinds.to_numpy().tolist()]
-    return Stored(found, ", ".join(tables))

@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from flashspec.decoding.models import REFERENCE, SHIPPED, Models, check_tokenizers, folder_of, load, opened_draft
+from flashspec.decoding.models import REFERENCE, SHIPPED, Models, check_tokenizers, folder_of, load, opened
 from flashspec.measure.prompts import Prompt, load_prompts
 from flashspec.measure.trace import target_digest
 from flashspec.models.family import DESIGNED, Design
@@ -86,7 +86,7 @@ def pair_of(target: str, folder: Path, dtype: str, weights: str) -> Models:
     alone = target_of(target, dtype, weights)
     check_tokenizers(alone.folders["target"], folder)
     device = alone.target.device
-    draft = opened_draft(folder, dtype, str(device), "int8" if device.type == "cpu" else "")
+    draft = opened(folder, dtype, str(device), form="int8" if device.type == "cpu" else "")
     places = {**alone.folders, "draft": folder}
     return Models(alone.target, draft, alone.tokenizer, places, exits=alone.exits, cut=alone.cut)
 

@@ -5,15 +5,12 @@ from flashspec.theory.parallel import Devices, Weights, split_costs, split_pass
 from flashspec.theory.replay import Counts, curve_by_position, replayed, replayed_all
 from flashspec.theory.rounds import (
     BreakEven,
-    Choice,
     Costs,
     Interval,
     acceptance_for,
     amdahl,
-    best_k,
     bootstrap,
     break_even,
-    break_even_acceptance,
     cheap_head_gain,
     cheap_head_gate,
     implied_step,
