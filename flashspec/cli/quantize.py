@@ -9,10 +9,9 @@ import click
 
 from flashspec.cli.flags import COUNT, At, option
 from flashspec.train import corpus
-from flashspec.train.quantize import quantize_awq, quantize_gptq
+from flashspec.train.quantize import quantize_awq
 
 FILES = 64  # of the standard library that calibrate where no text is given
-BY = "autoawq (archived) writes AWQ; llm-compressor writes compressed-tensors, which load through transformers."
 
 
 @click.command("quantize")
@@ -21,13 +20,11 @@ BY = "autoawq (archived) writes AWQ; llm-compressor writes compressed-tensors, w
 @option("--text", "texts", multiple=True, type=At(), help="Calibration text; may be repeated.")
 @option("--group-size", default=128, help="Weights that share a scale: 32, 64 or 128.")
 @option("--blocks", type=COUNT, default=16, help="Calibration blocks of 512 tokens.")
-@option("--by", type=click.Choice(("autoawq", "llm-compressor")), default="autoawq", help=BY)
-def command(source: Path, target: Path, texts: tuple[Path, ...], by: str, **plan: int) -> None:
+def command(source: Path, target: Path, texts: tuple[Path, ...], group_size: int, blocks: int) -> None:
     """Quantise the dense checkpoint in SOURCE to 4 bits and write it to TARGET.
 
     Without --text, files of the Python standard library calibrate the search; text like what you will decode serves better.
     """
     calibration = corpus.sources(texts) if texts else list(islice(corpus.library(0), FILES))
-    quantise = quantize_awq if by == "autoawq" else quantize_gptq
-    quantise(source, target, calibration, plan["group_size"], plan["blocks"])
+    quantize_awq(source, target, calibration, group_size, blocks)
     click.echo(f"done: {target}")
