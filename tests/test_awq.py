@@ -194,11 +194,11 @@ def test_what_cannot_be_quantised_is_refused_in_one_sentence(tmp_path: Path, mon
 
 
 def test_the_command_hands_its_files_to_the_quantiser(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from flashspec.cli import quantize
+    from flashspec.cli import train
     from flashspec.cli.main import status
 
     calls: list[tuple] = []
-    monkeypatch.setattr(quantize, "quantize_awq", lambda *given: calls.append(given))
+    monkeypatch.setattr(train, "quantize_awq", lambda *given: calls.append(given))
     (text := tmp_path / "text").write_text("a b")
     command = ["quantize", "dense", str(tmp_path / "out"), "--text"]
     assert status([*command, str(text), "--group-size", "64"]) == status([*command, str(text), "--blocks", "2"]) == 0

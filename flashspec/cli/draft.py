@@ -16,13 +16,12 @@ from flashspec.heads.registry import RANKED, file_of
 from flashspec.measure.prompts import load_prompts
 from flashspec.measure.trace import record
 from flashspec.models.family import FAMILY, Design
-from flashspec.models.writing import check_free, copy_checkpoint, fresh_folder
+from flashspec.models.writing import check_free, copy_checkpoint, fresh_folder, sign
 from flashspec.sampling import GREEDY
 from flashspec.study.drafts import FAMILY as FINISHED
 from flashspec.study.drafts import finished
 from flashspec.train import corpus
 from flashspec.train.design import VARIANTS, Place, encoded, make_draft, speculative, variant
-from flashspec.train.package import sign
 from flashspec.train.reference import PROPOSALS, record_point
 
 

@@ -1,7 +1,8 @@
-"""`flashspec train`: the reference models from scratch, and exits for any model; stopped at any moment, it continues."""
+"""`flashspec train` and `flashspec quantize`: the reference models from scratch, exits for any model, 4-bit twins."""
 
 from __future__ import annotations
 
+from itertools import islice
 from pathlib import Path
 
 import click
@@ -9,8 +10,12 @@ import click
 from flashspec.cli.flags import COUNT, At, Value, option
 from flashspec.decoding.models import SHIPPED
 from flashspec.models.writing import refuse_input, refuse_taken
+from flashspec.train import corpus
 from flashspec.train.exits import ExitRecipe, default_layers, train_exits
+from flashspec.train.quantize import quantize_awq
 from flashspec.train.reference import make, prepare
+
+FILES = 64  # of the standard library that calibrate where no text is given
 
 
 @click.group("train", invoke_without_command=True)
@@ -45,3 +50,19 @@ def exits(model: Path, out: Path, exits: tuple[int, ...] | None, text: Path | No
     for layer, (before, after) in train_exits(model, out, recipe, text).items():
         click.echo(f"exit {layer}: agrees with the whole model on {after:.0%} of held-out tokens, {before:.0%} before")
     click.echo(f"done: {out}; decode with --target {out}")
+
+
+@click.command("quantize")
+@click.argument("source", type=At())
+@click.argument("target", type=At())
+@option("--text", "texts", multiple=True, type=At(), help="Calibration text; may be repeated.")
+@option("--group-size", default=128, help="Weights that share a scale: 32, 64 or 128.")
+@option("--blocks", type=COUNT, default=16, help="Calibration blocks of 512 tokens.")
+def quantize(source: Path, target: Path, texts: tuple[Path, ...], group_size: int, blocks: int) -> None:
+    """Quantise the dense checkpoint in SOURCE to 4 bits and write it to TARGET.
+
+    Without --text, files of the Python standard library calibrate the search; text like what you will decode serves better.
+    """
+    calibration = corpus.sources(texts) if texts else list(islice(corpus.library(0), FILES))
+    quantize_awq(source, target, calibration, group_size, blocks)
+    click.echo(f"done: {target}")

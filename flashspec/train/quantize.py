@@ -13,8 +13,7 @@ from flashspec.models.awq import Scheme, scheme_to_hf
 from flashspec.models.checkpoint import write_folder
 from flashspec.models.files import Kind, shaped
 from flashspec.models.folder import first_line, read_config
-from flashspec.models.writing import fresh_folder
-from flashspec.train.package import carry
+from flashspec.models.writing import carry, fresh_folder
 
 CALIBRATION_LENGTH = 512
 CARRIED = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json")

@@ -23,10 +23,9 @@ from flashspec.heads.flash import FlashHead
 from flashspec.heads.recall import calibrate_always
 from flashspec.measure.trace import Trace, check_target, proposals
 from flashspec.models.transformer import Transformer
-from flashspec.models.writing import fresh_folder, write_json, write_text
+from flashspec.models.writing import carry, fresh_folder, write_digests, write_json, write_text
 from flashspec.train import corpus
 from flashspec.train.distill import Distillation, distill
-from flashspec.train.package import carry, write_digests, write_tokenizer
 from flashspec.train.quantize import quantize_awq
 from flashspec.train.target import REFERENCE, WINDOW, Recipe, train_target
 from flashspec.train.texts import windows as windows_of
@@ -79,7 +78,7 @@ def _finished(folder: Path, work: Path) -> Iterator[Path]:
     """A model's folder while it is made, completed with the corpus's tokenizer."""
     with fresh_folder(folder) as part:
         yield part
-        write_tokenizer(part, work / "data" / "tokenizer.json")
+        corpus.write_tokenizer(part, work / "data" / "tokenizer.json")
 
 
 def build_target(work: Path) -> Path:
