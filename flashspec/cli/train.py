@@ -13,7 +13,8 @@ from flashspec.models.writing import refuse_input, refuse_taken
 from flashspec.train import corpus
 from flashspec.train.exits import ExitRecipe, default_layers, train_exits
 from flashspec.train.quantize import quantize_awq
-from flashspec.train.reference import make, prepare
+from flashspec.train.reference import make
+from flashspec.train.target import REFERENCE
 
 FILES = 64  # of the standard library that calibrate where no text is given
 
@@ -31,7 +32,7 @@ def command(ctx: click.Context, folder: Path) -> None:
         return
     refuse_input(folder, [SHIPPED])
     refuse_taken(folder, "data/corpus.json")
-    card, about = prepare(folder), SHIPPED / "target" / "README.md"
+    card, about = corpus.prepare(folder / "data", REFERENCE.vocab_size), SHIPPED / "target" / "README.md"
     if about.is_file() and card["sha256"] not in about.read_text(encoding="utf-8"):
         click.echo(f"Python {card['python']}'s library is not the corpus of the shipped models; expect other numbers", err=True)
     click.echo(f"done: {make(folder, card)}")

@@ -27,7 +27,7 @@ from flashspec.models.writing import carry, fresh_folder, write_digests, write_j
 from flashspec.train import corpus
 from flashspec.train.distill import Distillation, distill
 from flashspec.train.quantize import quantize_awq
-from flashspec.train.target import REFERENCE, WINDOW, Recipe, train_target
+from flashspec.train.target import WINDOW, Recipe, train_target
 from flashspec.train.texts import windows as windows_of
 from flashspec.train.trainer import Schedule
 
@@ -68,11 +68,6 @@ FACTS = ("README.md", "config.json", "design.json", "choice.json", "curve.jsonl"
 LICENCE = "Weights: Apache-2.0. Prompts and training text: the Python standard library, PSF License Agreement."
 
 
-def prepare(work: Path) -> dict[str, Any]:
-    """Tokenizer and id streams of the standard library in work/data; the corpus's card."""
-    return corpus.prepare(work / "data", REFERENCE.vocab_size)
-
-
 @contextmanager
 def _finished(folder: Path, work: Path) -> Iterator[Path]:
     """A model's folder while it is made, completed with the corpus's tokenizer."""
@@ -91,15 +86,6 @@ def build_target(work: Path) -> Path:
             branch = run / "checkpoint.pt"
         with _finished(folder, work) as part:
             model.save(part, dtype="float32")
-    return folder
-
-
-def quantise_target(work: Path) -> Path:
-    """The target as a 4-bit AWQ folder, calibrated on training files."""
-    folder = work / "models" / "target"
-    if not (folder / "config.json").exists():
-        chosen = list(islice(corpus.library(0), CALIBRATION_FILES))
-        quantize_awq(work / "dense", folder, chosen, blocks=CALIBRATION_BLOCKS)
     return folder
 
 
@@ -149,9 +135,11 @@ def finish(work: Path, card: dict[str, Any]) -> None:
 
 
 def make(work: Path, card: dict[str, Any]) -> Path:
-    """Everything from the prepared corpus, which `card` describes, to finished folders in work/models; resumable."""
-    build_target(work)
-    quantise_target(work)
+    """Everything from the corpus in work/data, which `card` describes, to finished folders in work/models; resumable."""
+    dense, target = build_target(work), work / "models" / "target"
+    if not (target / "config.json").exists():
+        chosen = list(islice(corpus.library(0), CALIBRATION_FILES))
+        quantize_awq(dense, target, chosen, blocks=CALIBRATION_BLOCKS)
     for name in DRAFTS:
         build_draft(work, name)
         add_flash_head(work / "models" / name, np.load(work / "data" / "train.npy"))
