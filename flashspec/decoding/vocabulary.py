@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from flashspec.models.files import Tokenizer
+from flashspec.models.folder import read_as
 from flashspec.models.transformer import Transformer
 
 SAID = 8
@@ -13,8 +15,13 @@ SAID = 8
 
 def words_of(folder: Path) -> dict[int, str]:
     """The token of every id, empty where the folder has no tokenizer; ValueError where its file is damaged."""
-    tokenizer = tokenizer_of(folder)
-    return {} if tokenizer is None else {i: token for token, i in tokenizer.get_vocab().items()}
+    path = folder / "tokenizer.json"
+    if not path.exists():
+        return {}
+    found = read_as(path, Tokenizer)
+    table = found.model.vocab or {}
+    named = table if isinstance(table, dict) else {token: i for i, (token, _) in enumerate(table)}
+    return {i: token for token, i in named.items()} | {t.id: t.content for t in found.added_tokens or ()}
 
 
 def tokenizer_of(folder: Path) -> Any:
