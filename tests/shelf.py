@@ -6,8 +6,9 @@ from pathlib import Path
 
 import tiny
 
+from flashspec.models.writing import write_digests
 from flashspec.provenance import digest
-from flashspec.train.package import END, write_digests, write_tokenizer
+from flashspec.train.corpus import END, write_tokenizer
 
 
 def train_tokenizer(path: Path, text: str, size: int = tiny.VOCAB) -> None:

@@ -13,7 +13,7 @@ from flashspec.cli.main import status
 from flashspec.decoding.models import check_tokenizers, folder_of, load
 from flashspec.models.chat import chat_prompt, generation_defaults
 from flashspec.models.folder import located
-from flashspec.train.package import END
+from flashspec.train.corpus import END
 
 TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<answer>{% endif %}"
 GENERATION = {"do_sample": True, "temperature": 0.6, "top_k": 20, "top_p": 0.95, "repetition_penalty": 1.1, "eos_token_id": 0}

@@ -18,7 +18,7 @@ from test_transformer import BASE, randomised
 from flashspec.models import checkpoint
 from flashspec.models.folder import verify_digests
 from flashspec.models.transformer import Transformer
-from flashspec.train.package import write_digests
+from flashspec.models.writing import write_digests
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 UNTIED = replace(BASE, tied=False)

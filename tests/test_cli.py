@@ -182,7 +182,7 @@ def test_list_and_doctor_report(capsys):
     ("run toy --k x", "'k' expects int"),
     ("run toy --preset grand", "it has: smoke"),
     ("train exits", "Missing option '--model'"),
-    ("train target --rank 4", "No such option"),
+    ("train --rank 4", "No such option"),
     ("train exits --model /nowhere/at/all --out out", "no checkpoint folder"),
     ("draft family wide-9", "the family has no 'wide-9'"),
     ("draft record --folder nowhere", "no finished point"),

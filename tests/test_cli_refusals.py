@@ -93,10 +93,6 @@ CASES = {  # a command's beginning, and ends that make it wrong
         {home}/bytes.txt | {home} | {home}/short.txt --length 16 --prompt 4
     """,
     "draft rank --draft {draft}": "--out {home}/new --text {home}/bytes.txt",
-    "draft ship": """
-        {home}/notes --shelf {home} | {draft} --target {target} --shelf {draft} --text {home}/text.txt |
-        {draft} --target {target} --shelf {home}/new --k 0
-    """,
     "draft family": """
         wide-1 --folder {shipped}/target --text {home}/text.txt |
         wide-1 --folder {home}/text.txt --text {home}/text.txt |
@@ -108,8 +104,7 @@ CASES = {  # a command's beginning, and ends that make it wrong
     """,
     "train exits --model {target} --out {home}/new --text": "{home}/bytes.txt | {home}",
     "train": """
-        target --folder {target} | target --folder {home} | target --folder {package} |
-        all --folder {shipped}/mine | target --folder {home}/text.txt
+        --folder {target} | --folder {home} | --folder {package} | --folder {shipped}/mine | --folder {home}/text.txt
     """,
     "quantize": """
         {target} {target} --text {home}/text.txt | {target} {target}/below --text {home}/text.txt |
@@ -234,7 +229,6 @@ WRITING = [
     f"{RANK}{NEW}/deep",
     f"{EXITS} --exits 1{NEW}/deep",
     "trace record {home}/new/deep.json --target {target} --prompts {home}/prompts.json --new-tokens 250",
-    "draft ship {draft} --target {target} --shelf {home}/new --text {home}/text.txt",
     "draft record --folder {home}/points --out {home}/new --target {target} --prompts {home}/prompts.json",
     "run projection --preset smoke --fresh --results {home}/new",
 ]
@@ -323,7 +317,7 @@ def test_what_the_system_refuses_is_no_defect(error, word):
     ("{run} list | head -1 > /dev/null; exit ${{PIPESTATUS[0]}}", (0, 1), r""),
     ("{run} list > /dev/full", (2,), "error: cannot use a file: No space left on device"),
     ("PYTHONIOENCODING=ascii {run} generate --target {target} --draft-model {draft} --max-new-tokens 60 é > /dev/null", (0,), ""),
-    ("printf '\\xff' | {run} generate --target {target} --draft-model {draft} -", (2,), "error: the prompt is not UTF-8"),
+    ("printf '\\xff' | {run} generate --target {target} --draft-model {draft} -", (2,), "error: a text is not UTF-8"),
     ("env -u HOME {run} generate --target '~/model' --ids 1", (2,), "error: no model at"),
 ])  # fmt: skip
 def test_the_console_script_meets_pipes_disks_and_encodings(home, shell, code, said):

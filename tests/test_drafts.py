@@ -12,9 +12,10 @@ import tiny
 
 from flashspec.models.family import FAMILY
 from flashspec.models.synthetic import reshaped, shape
+from flashspec.models.writing import write_digests
 from flashspec.study import drafts
+from flashspec.train.corpus import write_tokenizer
 from flashspec.train.design import docstrings
-from flashspec.train.package import write_digests, write_tokenizer
 
 pytest.importorskip("pandas")
 

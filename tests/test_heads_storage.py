@@ -156,16 +156,13 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
     assert (tmp_path / file_of("flash")).read_bytes() == before
 
 
-def test_a_drafts_flash_head_is_calibrated_with_its_default_probes_and_scored_as_it_ships(tmp_path):
+def test_a_drafts_flash_head_is_calibrated_with_its_default_probes(tmp_path):
     model, stream = tiny.model(2), np.random.default_rng(0).integers(0, tiny.VOCAB, 4000)
     model.save(tmp_path, "float32")
     reference.add_flash_head(tmp_path, stream, windows=4)
     head, plain = FlashHead.load(tmp_path, model.head_weight, model.norm), FlashHead.build(model.head_weight, model.norm)
     assert head.probes == plain.probes and torch.equal(head.clusters.members, plain.clusters.members)
     assert 0 < len(head.plan.always) <= 64 and plain.plan.always == ()
-    shipped, half = reference.head_scores(tmp_path, stream, windows=4)
-    assert (shipped["plan"], shipped["probes"], half["probes"]) == ("as shipped", head.probes, head.probes // 2)
-    assert 0 < half["agreement"] <= shipped["agreement"] <= 1 and half["scored_share"] < shipped["scored_share"]
 
 
 @pytest.mark.parametrize("name", ["narrow", "shallow"])

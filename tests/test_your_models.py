@@ -20,10 +20,10 @@ import torch
 from test_awq import SMALL, write_awq
 from test_chat import GENERATION, TEMPLATE
 
-from flashspec.cli import quantize
+from flashspec.cli import train
 from flashspec.cli.main import status
 from flashspec.models.synthetic import synthetic
-from flashspec.train.package import write_tokenizer
+from flashspec.train.corpus import write_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "notebooks" / "11_your_models.ipynb"
@@ -95,7 +95,7 @@ def test_a_command_of_the_page_succeeds(line: str, place: Path, monkeypatch: pyt
         pytest.importorskip(needed)
     monkeypatch.chdir(place)
     monkeypatch.setenv("FLASHSPEC_RESULTS", str(place / "results"))
-    monkeypatch.setattr(quantize, "quantize_awq", lambda source, out, *_: shutil.copytree(place / "packed", out))
+    monkeypatch.setattr(train, "quantize_awq", lambda source, out, *_: shutil.copytree(place / "packed", out))
     assert outcome(spelled(line, place), place) == 0
 
 

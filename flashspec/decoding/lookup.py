@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from flashspec.heads.base import Fixed
-from flashspec.models.reader import RowReader
+from flashspec.models.reader import Reader
 from flashspec.sampling import Dice, Scores
 
 NOTHING = -1
@@ -30,7 +30,7 @@ def continuation(tokens: Tensor, longest: int, shortest: int) -> Tensor:
     return torch.where(lengths[best] >= shortest, tokens[best + 1], NOTHING)
 
 
-class LookupReader(RowReader):
+class LookupReader(Reader):
     """A reader whose newest row is the id that lookup proposes next; nobody asks a stage 0 for older ones."""
 
     layers = 0
