@@ -4,15 +4,11 @@
 `early` does so with a call that notes its buffer's size before it has the buffer. What is printed is a count of interrupts.
 """
 
-from __future__ import annotations
-
 import ctypes
 import functools
 import random
 import sys
 from pathlib import Path
-from types import CodeType, FrameType
-from typing import Any
 
 import torch
 from test_interrupts import digest, play, prepare, wide
@@ -30,10 +26,10 @@ TRIES = 200
 class Tracer:
     """Counts the bytecodes of the package, or of one function, and interrupts at the one after `left` of them."""
 
-    def __init__(self, left: int = -1, only: CodeType | None = None) -> None:
+    def __init__(self, left = -1, only = None):
         self.left, self.only, self.passed = left, only, 0
 
-    def __call__(self, frame: FrameType, event: str, _: Any) -> Any:
+    def __call__(self, frame, event, _):
         mine = frame.f_code is self.only if self.only else frame.f_code.co_filename.startswith(PACKAGE)
         frame.f_trace_opcodes = mine
         if mine and event == "opcode":
@@ -43,7 +39,7 @@ class Tracer:
         return self if mine else None
 
 
-def traced(ready: Any, tracer: Tracer) -> bool:
+def traced(ready, tracer):
     """Decode under a tracer; whether it interrupted."""
     sys.settrace(tracer)
     try:
@@ -55,7 +51,7 @@ def traced(ready: Any, tracer: Tracer) -> bool:
     return False
 
 
-def length(name: str, rule: str, only: CodeType | None = None) -> int:
+def length(name, rule, only = None):
     """Bytecodes of a whole decode."""
     tracer = Tracer(only=only)
     traced(prepare(wide(), name, rule), tracer)
@@ -63,12 +59,12 @@ def length(name: str, rule: str, only: CodeType | None = None) -> int:
 
 
 @functools.cache
-def text_of(name: str, rule: str) -> list:
+def text_of(name, rule):
     """The steps of an undisturbed decode of fresh stages."""
     return play(prepare(wide(), name, rule))
 
 
-def survives(name: str, rule: str, tracer: Tracer) -> int:
+def survives(name, rule, tracer):
     """Interrupt a decode, decode again over its stages, and hold both texts and weights against fresh ones; 1 if interrupted."""
     ready, fresh = prepare(wide(), name, rule), text_of(name, rule)
     interrupted = traced(ready, tracer)
@@ -76,7 +72,7 @@ def survives(name: str, rule: str, tracer: Tracer) -> int:
     return int(interrupted)
 
 
-def anywhere() -> int:
+def anywhere():
     """Interrupts at random bytecodes."""
     dice, before = random.Random(0), digest(wide())
     kinds = [(name, rule) for name in NAMES for rule in ("coupling", "speculative")]
@@ -87,7 +83,7 @@ def anywhere() -> int:
     return found
 
 
-def growing() -> int:
+def growing():
     """Interrupts at every bytecode of the first calls that grow a buffer."""
     found = 0
     for grows in (KernelEngine.run, Writer._call):
@@ -96,7 +92,7 @@ def growing() -> int:
     return found
 
 
-def early(self: KernelEngine, x: torch.Tensor, start: int) -> torch.Tensor:
+def early(self, x, start):
     """KernelEngine.run as it was in 0.7.0: the size first, then the buffer."""
     x, threads = (self.model.place(x, start) if self.lowest else x).contiguous(), torch.get_num_threads()
     shape, numbers = ctypes.byref(self._shape), [ctypes.c_int64(n) for n in (len(x), start, threads)]
@@ -111,5 +107,5 @@ def early(self: KernelEngine, x: torch.Tensor, start: int) -> torch.Tensor:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     if sys.argv[1] == "early":
-        KernelEngine.run = early  # type: ignore[method-assign]
+        KernelEngine.run = early
     print(anywhere() if sys.argv[1] == "random" else growing())

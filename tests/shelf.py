@@ -1,7 +1,5 @@
 """Complete checkpoint folders of tiny models, with a tokenizer."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import tiny
@@ -10,7 +8,7 @@ from flashspec.provenance import digest
 from flashspec.train.package import END, write_digests, write_tokenizer
 
 
-def train_tokenizer(path: Path, text: str, size: int = tiny.VOCAB) -> None:
+def train_tokenizer(path, text, size = tiny.VOCAB):
     """Write a byte-level tokenizer of at most `size` ids."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -22,7 +20,7 @@ def train_tokenizer(path: Path, text: str, size: int = tiny.VOCAB) -> None:
     tokenizer.save(str(path))
 
 
-def listing(*places: Path) -> dict[str, str]:
+def listing(*places):
     """Digest of every file below these places and the names of empty folders, hidden ones too."""
     found = {}
     for place in places:
@@ -34,7 +32,7 @@ def listing(*places: Path) -> dict[str, str]:
     return found
 
 
-def write_pair(home: Path) -> dict[str, Path]:
+def write_pair(home):
     """A target and its draft, with digests, below `home`."""
     train_tokenizer(home / "tokenizer.json", Path(__file__).with_name("test_cli.py").read_text())
     pair = tiny.pair()

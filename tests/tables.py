@@ -1,7 +1,5 @@
 """Made-up tables with planted answers: a race, pieces of heads and steps, and what heads miss."""
 
-from __future__ import annotations
-
 from dataclasses import asdict
 from itertools import product
 from pathlib import Path
@@ -18,7 +16,7 @@ SPEED = {("baseline", "dense"): 1.0, ("draft_model", "dense"): 1.5, ("draft_mode
          ("lookup", "dense"): 0.8}  # fmt: skip
 
 
-def results(frame: pandas.DataFrame) -> SimpleNamespace:
+def results(frame):
     """What `Results` offers to a figure."""
     return SimpleNamespace(frame=frame, machine=MACHINE, path=Path("results/race/0123abcd.parquet"), origin={})
 

@@ -1,7 +1,5 @@
 """A made-up race over hierarchies whose costs, gains and counts are known, and a table of exits."""
 
-from __future__ import annotations
-
 from dataclasses import fields
 from itertools import product
 from pathlib import Path
@@ -17,7 +15,7 @@ PARTS = {"burst_seconds": 2e-3, "check_1_seconds": 2e-3, "check_2_seconds": 8e-3
          "head_seconds": 5e-4, "prefill_seconds": 4e-3, "overhead_seconds": 0.0}  # fmt: skip
 
 
-def frame(kind: type, rows: list[dict]) -> SimpleNamespace:
+def frame(kind, rows):
     """What `Results` offers to a figure."""
     known = {f.name: f.default for f in fields(kind)}
     made = pandas.DataFrame([{name: row.get(name, known[name]) for name in known} for row in rows], columns=list(known))
@@ -25,7 +23,7 @@ def frame(kind: type, rows: list[dict]) -> SimpleNamespace:
     return SimpleNamespace(frame=made.astype(numbers), machine=tables.MACHINE, path=Path("results/race/0123.parquet"), origin={})
 
 
-def row(method: str, prompt: int, turn: int, temperature: float, **changes) -> dict:
+def row(method, prompt, turn, temperature, **changes):
     """A run of 100 tokens: 40 middle checks and 20 full ones of drafts by twos; plain decoding takes a second."""
     deep, plain = method == "hispec", method == "baseline"
     counts = {"rounds": 20, "drafted": 80, "accepted": 70, "actions_1": 40, "waiting_1": 80, "kept_1": 60, "decided_1": 75}
@@ -42,7 +40,7 @@ def row(method: str, prompt: int, turn: int, temperature: float, **changes) -> d
     return {**known, "seconds": known["seconds"] * slower}
 
 
-def factorial() -> SimpleNamespace:
+def factorial():
     """Every head and final token in every place that drafts; gains multiply, and an eager dense head is as fast as plain."""
     turns = list(product(range(16), range(2), (0.0, 1.0)))
     rows = [row("baseline", *turn) for turn in turns]
@@ -54,7 +52,7 @@ def factorial() -> SimpleNamespace:
     return frame(race.Row, rows)
 
 
-def screened() -> SimpleNamespace:
+def screened():
     """A screening in which exits 2 and 4 are the fastest, and timed runs of another schedule."""
     rows = [
         row("hispec", 0, -1, 0.0, exits=f"{d} {v}", k=k, interval=n, screened=True, seconds=1 + abs(d - 2) + abs(v - 4) + k + n)
@@ -63,7 +61,7 @@ def screened() -> SimpleNamespace:
     return frame(race.Row, [*rows, row("baseline", 0, 0, 0.0), row("hispec", 0, 0, 0.0, exits="5 6", seconds=0.1)])
 
 
-def quality() -> SimpleNamespace:
+def quality():
     """Of 100 positions a verifier accepts 60, wrongly 12, and wrongly rejects 8; two depths were trained for two steps."""
     counted = {"positions": 100, "same": 60, "right": 56, "both": 48, "in_top_5": 80}
     rows = [

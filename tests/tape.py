@@ -4,11 +4,7 @@ Like a graph it repeats no Python, refuses what would wait for the device or cop
 what the call itself made: a replay that reads a tensor which has gone in the meantime fails.
 """
 
-from __future__ import annotations
-
 import weakref
-from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,10 +20,10 @@ WAITS = {
 class Tape(TorchDispatchMode):
     """Records every operation inside `with`; `replay` repeats them in place."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
-        self.steps: list[tuple[Any, Any, Any]] = []
-        self.made: dict[int, Tensor] = {}
+        self.steps = []
+        self.made = {}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         given = (args, kwargs or {})
@@ -38,7 +34,7 @@ class Tape(TorchDispatchMode):
         self.made |= {id(t): t for t in tree_leaves(result) if isinstance(t, Tensor) and not _among(t, tree_leaves(given))}
         return result
 
-    def replay(self) -> None:
+    def replay(self):
         for func, given, result in self.steps:
             args, kwargs = tree_map_only(weakref.ref, _alive, given)
             again = func(*args, **kwargs)
@@ -47,27 +43,27 @@ class Tape(TorchDispatchMode):
                     old.copy_(new)
 
 
-def _alive(held: weakref.ref[Tensor]) -> Tensor:
+def _alive(held):
     tensor = held()
     assert tensor is not None, "a replay reads memory that was given back"
     return tensor
 
 
-def _among(tensor: Tensor, others: list[Any]) -> bool:
+def _among(tensor, others):
     return any(tensor is other for other in others)
 
 
-def _shared(tensor: Tensor, others: list[Any]) -> bool:
+def _shared(tensor, others):
     """Whether a tensor is a view of one of these."""
     place = tensor.untyped_storage().data_ptr()
     return any(isinstance(other, Tensor) and other.untyped_storage().data_ptr() == place for other in others)
 
 
-def _masked(args: tuple[Any, ...]) -> bool:
+def _masked(args):
     return any(isinstance(t, Tensor) and t.dtype is torch.bool for t in tree_leaves(args[1]))
 
 
-def taped(call: Callable[[], Any], device: torch.device) -> tuple[Tape, Any]:
+def taped(call, device):
     """As graphs.recorded."""
     for _ in range(2):
         call()

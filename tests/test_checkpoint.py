@@ -1,7 +1,5 @@
 """A folder that is not exactly the model it claims to be is refused by file and field, before any weight is made."""
 
-from __future__ import annotations
-
 import json
 import re
 import time
@@ -27,12 +25,12 @@ Spoil = Callable[[Path], Any]
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path):
     randomised(UNTIED).save(tmp_path / "model", dtype="float32")
     return tmp_path / "model"
 
 
-def refusal(folder: Path) -> str:
+def refusal(folder):
     """The one sentence with which a folder is refused."""
     began = time.perf_counter()
     with pytest.raises((ValueError, FileNotFoundError)) as refused:
@@ -41,10 +39,10 @@ def refusal(folder: Path) -> str:
     return str(refused.value)
 
 
-def tensors(change: Callable[[dict], Any]) -> Spoil:
+def tensors(change):
     """Change the tensors of the whole file."""
 
-    def spoil(folder: Path) -> None:
+    def spoil(folder):
         found = load_file(folder / WEIGHTS)
         change(found)
         save_file(found, folder / WEIGHTS, {"format": "pt"})
@@ -52,20 +50,20 @@ def tensors(change: Callable[[dict], Any]) -> Spoil:
     return spoil
 
 
-def config(**changes: Any) -> Spoil:
+def config(**changes):
     """Change fields of config.json."""
 
-    def spoil(folder: Path) -> None:
+    def spoil(folder):
         path = folder / "config.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
     return spoil
 
 
-def text(file: str, content: str | bytes | Callable[[bytes], bytes]) -> Spoil:
+def text(file, content):
     """Write a file, or change its bytes."""
 
-    def spoil(folder: Path) -> None:
+    def spoil(folder):
         path = folder / file
         new = content(path.read_bytes()) if callable(content) else content
         path.write_bytes(new if isinstance(new, bytes) else new.encode())
@@ -73,10 +71,10 @@ def text(file: str, content: str | bytes | Callable[[bytes], bytes]) -> Spoil:
     return spoil
 
 
-def without(file: str, *first: Spoil) -> Spoil:
+def without(file, *first):
     """Take a file away, after other changes."""
 
-    def spoil(folder: Path) -> None:
+    def spoil(folder):
         for change in first:
             change(folder)
         (folder / file).unlink()
@@ -84,10 +82,10 @@ def without(file: str, *first: Spoil) -> Spoil:
     return spoil
 
 
-def listed(spoil: Spoil) -> Spoil:
+def listed(spoil):
     """Change files after their digests were written."""
 
-    def both(folder: Path) -> None:
+    def both(folder):
         (folder / "tokenizer.json").write_text("{}")
         write_digests(folder)
         spoil(folder)
@@ -95,14 +93,14 @@ def listed(spoil: Spoil) -> Spoil:
     return both
 
 
-def shards(folder: Path) -> None:
+def shards(folder):
     randomised(UNTIED).save(folder, dtype="float32", shard_bytes=20_000)
 
 
-def second_shard(change: Callable[[bytes], bytes]) -> Spoil:
+def second_shard(change):
     """Save in shards and change the bytes of the second; no bytes, no file."""
 
-    def spoil(folder: Path) -> None:
+    def spoil(folder):
         shards(folder)
         shard = sorted(folder.glob("*.safetensors"))[1]
         left = change(shard.read_bytes())
@@ -111,10 +109,10 @@ def second_shard(change: Callable[[bytes], bytes]) -> Spoil:
     return spoil
 
 
-def index(change: Callable[[dict[str, str]], Any]) -> Spoil:
+def index(change):
     """Save in shards, with another table in the index."""
 
-    def spoil(folder: Path) -> None:
+    def spoil(folder):
         shards(folder)
         raw = json.loads((folder / INDEX).read_text())
         (folder / INDEX).write_text(json.dumps(raw | {"weight_map": change(raw["weight_map"])}))
@@ -122,21 +120,21 @@ def index(change: Callable[[dict[str, str]], Any]) -> Spoil:
     return spoil
 
 
-def elsewhere(table: dict[str, str]) -> dict[str, str]:
+def elsewhere(table):
     return table | {DOWN: min(set(table.values()) - {table[DOWN]})}
 
 
-def flip(raw: bytes) -> bytes:
+def flip(raw):
     return raw[:-1] + bytes([raw[-1] ^ 1])
 
 
-def linear(**table: Any) -> Spoil:
+def linear(**table):
     return config(rope_scaling={"type": "linear", **table})
 
 
 KINDS = {str(kind): kind for kind in (torch.bool, torch.complex64, torch.int32, torch.uint8)}
 NO_FIELD = '{"architectures": ["LlamaForCausalLM"]}'
-SPOILED: dict[str, tuple[Spoil, str]] = {
+SPOILED = {
     "no folder": (lambda folder: folder.rename(folder.with_name("moved")), "there is no checkpoint folder"),
     "no config": (without("config.json"), "config.json is missing"),
     "bad json": (text("config.json", "{"), "not valid JSON"),
@@ -194,7 +192,7 @@ SPOILED: dict[str, tuple[Spoil, str]] = {
 
 
 @pytest.mark.parametrize("name", SPOILED)
-def test_a_spoiled_folder_is_refused_by_what_is_wrong_and_left_as_it_was(name: str, folder: Path) -> None:
+def test_a_spoiled_folder_is_refused_by_what_is_wrong_and_left_as_it_was(name, folder):
     spoil, words = SPOILED[name]
     spoil(folder)
     before = {path: path.read_bytes() for path in folder.parent.rglob("*") if path.is_file()}
@@ -209,7 +207,7 @@ OUTSIDE = ("../outside.safetensors", "{home}/outside.safetensors", "sub/../../ou
 
 
 @pytest.mark.parametrize("name", OUTSIDE)
-def test_weights_outside_their_folder_are_refused(name: str, folder: Path) -> None:
+def test_weights_outside_their_folder_are_refused(name, folder):
     home = folder.parent
     (folder / "sub").mkdir()
     (folder / "link").symlink_to(home)
@@ -219,7 +217,7 @@ def test_weights_outside_their_folder_are_refused(name: str, folder: Path) -> No
     assert "which lies outside its folder" in refusal(folder)
 
 
-def test_links_of_a_hubs_cache_are_followed(folder: Path) -> None:
+def test_links_of_a_hubs_cache_are_followed(folder):
     """The control: a snapshot whose files are links to the blobs beside it is a folder like any other."""
     shards(folder)
     blobs, snapshot = folder.parent / "blobs", folder.parent / "snapshots" / "main"
@@ -231,7 +229,7 @@ def test_links_of_a_hubs_cache_are_followed(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", [torch.float16, torch.float64, torch.bfloat16])
-def test_a_sound_folder_of_any_floating_point_numbers_is_read(kind: torch.dtype, folder: Path) -> None:
+def test_a_sound_folder_of_any_floating_point_numbers_is_read(kind, folder):
     tensors(lambda t: t.update({DOWN: t[DOWN].to(kind)}))(folder)
     write_digests(folder)
     verify_digests(folder)
@@ -240,17 +238,17 @@ def test_a_sound_folder_of_any_floating_point_numbers_is_read(kind: torch.dtype,
     assert Transformer.load(folder).config.eos == (7, 9)
 
 
-def test_a_tied_checkpoint_may_repeat_its_head(tmp_path: Path) -> None:
+def test_a_tied_checkpoint_may_repeat_its_head(tmp_path):
     randomised(BASE).save(tmp_path, dtype="float32")
     tensors(lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"].clone()}))(tmp_path)
     assert Transformer.load(tmp_path).head is None
 
 
-def test_an_interrupted_save_leaves_the_old_model(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_save_leaves_the_old_model(folder, monkeypatch):
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    calls: list[Path] = []
+    calls = []
 
-    def interrupt(tensors: dict, path: Path, facts: dict) -> None:
+    def interrupt(tensors, path, facts):
         calls.append(path)
         if len(calls) == 2:
             raise KeyboardInterrupt
@@ -262,7 +260,7 @@ def test_an_interrupted_save_leaves_the_old_model(folder: Path, monkeypatch: pyt
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
-def test_a_second_save_leaves_nothing_of_the_first(folder: Path) -> None:
+def test_a_second_save_leaves_nothing_of_the_first(folder):
     model = randomised(UNTIED, seed=1)
     model.save(folder, dtype="float32", shard_bytes=20_000)
     write_digests(folder)

@@ -1,7 +1,5 @@
 """Whatever is wrong with a command line: one sentence, status 2, and every file and folder as it was."""
 
-from __future__ import annotations
-
 import json
 import os
 import resource

@@ -1,7 +1,5 @@
 """Events account for everything: rows, forwards and tokens, layers run once for a kept token, and one wait a verification."""
 
-from __future__ import annotations
-
 from collections import Counter
 from typing import NamedTuple
 
@@ -14,7 +12,7 @@ from toys import PROMPT, TEMPERATURES, duo, headed, random_model, run
 
 from flashspec import kernels
 from flashspec.decoding import cascade, rules
-from flashspec.decoding.generate import Request, count, request
+from flashspec.decoding.generate import count, request
 from flashspec.decoding.method import METHODS, Method, hispec, self_speculation
 from flashspec.decoding.models import Models
 from flashspec.measure.runs import score
@@ -33,18 +31,18 @@ both = pytest.mark.parametrize("finalize", ["eager", "deferred"])
 stacks = pytest.mark.parametrize("name", STACKS)
 
 
-def prepare(method: Method, models: Models | None = None, temperature: float = 0.7, new: int = 21, **options) -> Request:
+def prepare(method, models = None, temperature = 0.7, new = 21, **options):
     options = {"max_new_tokens": new, "stop": (), **options}
     return request(models or duo(), PROMPT, method, Sampling(temperature, seed=5), options)
 
 
-def play(ready: Request):
+def play(ready):
     """Tokens and events of a request."""
     steps = list(ready.steps())
     return [t for s in steps for t in s.tokens], [e for s in steps for e in s.events]
 
 
-def forwards(reader) -> list[int]:
+def forwards(reader):
     """A list that will hold how many rows each forward of this reader computes."""
     run_engine, calls = reader.engine.run, list[int]()
     reader.engine.run = lambda x, start: (calls.append(len(x)), run_engine(x, start))[1]
@@ -113,7 +111,7 @@ def test_a_model_that_drafts_for_itself_is_always_right_and_an_imitation_is_not(
 
 
 @st.composite
-def hierarchies(draw) -> Method:
+def hierarchies(draw):
     """Any exits of a six-layer model, with any schedule, heads and doubts."""
     exits = tuple(sorted(draw(st.sets(st.integers(1, 5), min_size=1, max_size=3))))
     threshold = st.none() | st.floats(0, 1)
@@ -145,7 +143,7 @@ class Counted(NamedTuple):
     events: list
 
 
-def counted(method: Method, dtype: torch.dtype, monkeypatch) -> Counted:
+def counted(method, dtype, monkeypatch):
     """Counted where layers are run: in the engine of each reader, and in the kernels that write a whole burst."""
     model, runs, bursts = random_model(0, vocab_size=64).to(dtype), Counter(), list[int]()
     ready = prepare(method, headed(Models(model)))
@@ -171,12 +169,12 @@ def counted(method: Method, dtype: torch.dtype, monkeypatch) -> Counted:
     return Counted(runs, bursts, *play(ready))
 
 
-def note(counts: Counter, layers: range, tokens: list[int], positions: range) -> None:
+def note(counts, layers, tokens, positions):
     """One execution of each layer for the token at each position, known by all the text up to it."""
     counts.update((layer, tuple(tokens[: position + 1])) for layer in layers for position in positions)
 
 
-def watch_layers(reader, counts: Counter) -> None:
+def watch_layers(reader, counts):
     """Count what a reader's engine runs, for the tokens that the reader was last asked to read."""
     run_engine, read, asked = reader.engine.run, reader.read, list[int]()
 
@@ -219,7 +217,7 @@ MADE_ON_THE_HOST = {"tensor", "arange"}
 class Watch(TorchFunctionMode):
     """Counts conversions that would wait for the device, by part of the loop; numbers the host made itself are free."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.part, self.waits, self.host = "", Counter(), []
 
@@ -232,7 +230,7 @@ class Watch(TorchFunctionMode):
             self.host.append(result)
         return result
 
-    def inside(self, part: str, action):
+    def inside(self, part, action):
         """An action whose waits count for this part."""
 
         def named(*args):
@@ -245,7 +243,7 @@ class Watch(TorchFunctionMode):
         return named
 
 
-def waits(monkeypatch, name: str, rule: str, k: int = 4) -> tuple[int, int, int]:
+def waits(monkeypatch, name, rule, k = 4):
     """Waits while drafting, waits while checking, and verifications, of one decode."""
     watch = Watch()
     for part in ("draft", "check"):

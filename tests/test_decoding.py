@@ -1,7 +1,5 @@
 """Where decoding ends, what a stream and a state are, when a stage asks the next one early, and what is refused."""
 
-from __future__ import annotations
-
 import warnings
 from dataclasses import replace
 
@@ -27,11 +25,11 @@ HOT = Sampling(1.5, seed=7)
 each = pytest.mark.parametrize("name", ["baseline", "dense", "flash", "self_speculation", "hispec"])
 
 
-def prepare(name: str, prompt=tuple(PROMPT), **options):
+def prepare(name, prompt=tuple(PROMPT), **options):
     return request(duo(), list(prompt), name, HOT, {"max_new_tokens": 20, "stop": ()} | options)
 
 
-def streamed(ready) -> list[list[int]]:
+def streamed(ready):
     return [step.tokens for step in ready.steps()]
 
 
@@ -60,7 +58,7 @@ def test_going_on_after_another_decode_began_over_the_same_stages_is_refused(nam
     assert streamed(ready) == expected
 
 
-def in_turns(ready, other) -> list[list[int]]:
+def in_turns(ready, other):
     """The first decode's tokens, where the other one goes on between its steps."""
     return [mine.tokens for mine, _ in zip(ready.steps(), other, strict=False)]
 
@@ -75,7 +73,7 @@ def test_decodes_over_stages_of_their_own_may_run_in_turns_and_over_the_same_one
 
 
 @torch.inference_mode()
-def reached(name: str) -> State:
+def reached(name):
     """A decode after some rounds, before a check of what was drafted last."""
     state = State.start(stages(name), PROMPT, Limits(40))
     for _ in range(3):
@@ -85,7 +83,7 @@ def reached(name: str) -> State:
     return state
 
 
-def stages(name: str = "dense"):
+def stages(name = "dense"):
     return build(method_named(name, {"k": 3}), duo(0, torch.float32), Sampling(0.7, seed=5), 64)
 
 
@@ -146,7 +144,7 @@ def test_a_doubting_verifier_asks_before_its_interval():
     assert min(waiting) < 6 <= max(calm)
 
 
-def searched(tokens: list[int], longest: int, shortest: int) -> int:
+def searched(tokens, longest, shortest):
     """The naive twin: try suffixes from the longest, and earlier places from the latest."""
     for length in range(min(longest, len(tokens) - 1), shortest - 1, -1):
         for end in range(len(tokens) - 1, length - 1, -1):
@@ -227,7 +225,7 @@ def test_the_names_of_hierarchies_give_methods():
     assert self_speculation(3, 5, head="flash") == Method(exits=(3,), k=5, head="flash")
 
 
-def spoiled(which: str) -> Models:
+def spoiled(which):
     """The toy pair with one weight of one model turned into NaN."""
     sound = duo()
     models = Models(sound.target, sound.draft)
@@ -248,7 +246,7 @@ def test_nan_logits_are_refused_in_words(rule, temperature):
     assert text(spoiled("draft"), "baseline", 1.0) == text(duo(), "baseline", 1.0)
 
 
-def stranger() -> Models:
+def stranger():
     """A model whose upper layers undo what the lower ones say."""
     model = random_model(3)
     for layer in model.layers[3:]:

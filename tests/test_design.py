@@ -28,7 +28,7 @@ FAMILIES = pytest.mark.parametrize("config", [SHAPE, LLAMA, OPT], ids=["qwen3", 
 TINY = Design(layers=2, heads=2, kv_heads=1, ffn=24, steps=4, decay=2, sequences=2, length=16, written=6, prompt=4, save_every=2)
 
 
-def stream(size: int = 6000) -> np.ndarray:
+def stream(size = 6000):
     """Text of a small machine: the next id is one of two that depend on the last two."""
     dice, ids = np.random.default_rng(0), [1, 2]
     for _ in range(size):
@@ -37,7 +37,7 @@ def stream(size: int = 6000) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def target(tmp_path_factory) -> Transformer:
+def target(tmp_path_factory):
     """A tiny model trained on that text."""
     model, texts, design = Transformer(SHAPE), Texts(0, stream()[:5000]), Design(sequences=8, length=32)
     initialise(model, 0)
@@ -46,18 +46,18 @@ def target(tmp_path_factory) -> Transformer:
     return model.eval().requires_grad_(False)
 
 
-def held_out() -> torch.Tensor:
+def held_out():
     return windows(stream()[5200:], 12, 32)
 
 
-def divergence(target: Transformer, draft: Transformer) -> float:
+def divergence(target, draft):
     """Mean KL(target || draft) on held-out text."""
     with torch.no_grad():
         p, q = target(held_out()).log_softmax(-1), draft(held_out()).log_softmax(-1)
     return float((p.exp() * (p - q)).sum(-1).mean())
 
 
-def pruned(model: Transformer, rank=lambda scores: scores, **form: int) -> Transformer:
+def pruned(model, rank=lambda scores: scores, **form):
     found = Importance(*map(rank, importance(model, windows(stream()[:5000], 8, 32))))
     return prune(model, choose(found, model.config, replace(model.config, **form)))
 
@@ -132,7 +132,7 @@ def test_text_written_in_batches_is_what_the_plain_model_would_write(target):
     assert not torch.equal(found[1], continued(target, prompts, 12, torch.Generator().manual_seed(2))[1])  # the control
 
 
-def same(one: Transformer, other: Transformer) -> bool:
+def same(one, other):
     return all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
 
 

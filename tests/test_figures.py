@@ -1,7 +1,5 @@
 """Figures are functions of the table alone, and name it."""
 
-from __future__ import annotations
-
 import pytest
 import tables_drafts
 import tables_hispec
@@ -26,12 +24,12 @@ OF = {
 }  # fmt: skip
 
 
-def test_every_figure_is_drawn_here() -> None:
+def test_every_figure_is_drawn_here():
     assert {*OF, "answers"} == set(figures.__all__)
 
 
 @pytest.mark.parametrize("name", OF)
-def test_a_figure_names_its_source_and_has_a_page_without_lines(name: str) -> None:
+def test_a_figure_names_its_source_and_has_a_page_without_lines(name):
     draw = getattr(figures, name)
     small_print = draw(*OF[name]).figure.get_supxlabel()
     assert f"figures.{name}" in small_print and MACHINE in small_print
@@ -39,14 +37,14 @@ def test_a_figure_names_its_source_and_has_a_page_without_lines(name: str) -> No
 
 
 @pytest.mark.parametrize("name", ["throughput", "waterfall"])
-def test_the_same_table_gives_the_same_picture_and_another_another(name: str) -> None:
+def test_the_same_table_gives_the_same_picture_and_another_another(name):
     slower = results(RACE.frame.assign(seconds=RACE.frame["seconds"] * (1 + (RACE.frame["head"] == "flash"))))
     once, again, other = (getattr(figures, name)(table, *OF[name][1:]).svg for table in (RACE, RACE, slower))
     assert once == again != other
     assert "<dc:date>" not in once
 
 
-def test_a_figure_has_a_mark_for_every_head_and_says_where_there_is_none() -> None:
+def test_a_figure_has_a_mark_for_every_head_and_says_where_there_is_none():
     axis, *_ = figures.head_speedups(results(race())).figure.axes
     assert {text.get_text() for text in axis.get_yticklabels()} == {"main, dense", "main, int8", "main, flash", "dense"}
     lone, *_ = figures.head_speedups(results(race(speed={("baseline", "dense"): 1.0}))).figure.axes

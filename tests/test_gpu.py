@@ -1,18 +1,14 @@
 """`flashspec gpu` on stand-ins: every part gives rows, a second run measures nothing, and a wrong result stops it."""
 
-from __future__ import annotations
-
 import gc
 import weakref
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 
 from flashspec.cli import gpu
 from flashspec.cli.main import status
-from flashspec.study import real_shapes
 from flashspec.study.real_shapes import EXPERIMENT, PARTS, SMOKE, Row
 
 pytest.importorskip("pandas")
@@ -21,13 +17,13 @@ HEADS = {("dense", 0), ("flash_best", 8)}
 
 
 @pytest.fixture(scope="module")
-def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tables(tmp_path_factory):
     root = tmp_path_factory.mktemp("tables")
     assert status(["gpu", "--stand-ins", "--results", str(root), "--minutes", "60"]) == 0
     return root
 
 
-def test_the_parts_hold_what_a_round_is_made_of(tables: Path) -> None:
+def test_the_parts_hold_what_a_round_is_made_of(tables):
     """Both final tokens, with and without graphs, every length of a check, each span of the exits, and the roofline of each."""
     found = {part: EXPERIMENT.stored(replace(SMOKE, part=part), tables).frame for part in PARTS}
     texts = found.pop("correctness")
@@ -54,20 +50,18 @@ def test_the_parts_hold_what_a_round_is_made_of(tables: Path) -> None:
     assert set(found["transformers"]["shape"]) == {SMOKE.draft, SMOKE.spans}
 
 
-def test_each_part_is_stored_and_what_it_made_is_gone_before_the_next_starts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_each_part_is_stored_and_what_it_made_is_gone_before_the_next_starts(tmp_path, monkeypatch):
     """Two 32B shapes would not fit beside one another, and readers and what they recorded hold one another."""
     made = list[weakref.ref]()
 
     class Model:
         pass
 
-    def measure(params: real_shapes.Params) -> list[Row]:
+    def measure(params):
         assert not any(held() for held in made)
         assert len(list((tmp_path / "real_shapes").glob("*.parquet"))) == len(made) == PARTS.index(params.part)
         model = Model()
-        model.reader = model  # type: ignore[attr-defined]
+        model.reader = model
         made.append(weakref.ref(model))
         return [Row(params.part, "tiny", "", "", 1.0, 0, agrees=True)]
 
@@ -79,7 +73,7 @@ def test_each_part_is_stored_and_what_it_made_is_gone_before_the_next_starts(
         gc.enable()
 
 
-def test_a_second_run_measures_nothing_and_a_stopped_one_continues(tables: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_run_measures_nothing_and_a_stopped_one_continues(tables, monkeypatch):
     monkeypatch.setattr(gpu, "EXPERIMENT", replace(EXPERIMENT, function=None))
     ticks = iter(range(0, 10**6, 50))
     said = list(gpu.steps(SMOKE, tables, 2.0, clock=lambda: next(ticks)))
@@ -87,21 +81,21 @@ def test_a_second_run_measures_nothing_and_a_stopped_one_continues(tables: Path,
     assert list(gpu.steps(SMOKE, tables, 60.0))[-1] == "done"
 
 
-def test_nine_minutes_are_the_limit_unless_another_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nine_minutes_are_the_limit_unless_another_is_given(monkeypatch):
     asked = list[float]()
     monkeypatch.setattr(gpu, "steps", lambda base, root, minutes: asked.append(minutes) or iter(("done",)))
     assert status(["gpu", "--stand-ins"]) == status(["gpu", "--stand-ins", "--minutes", "2"]) == 0
     assert asked == [9.0, 2.0]
 
 
-def test_a_wrong_result_stops_before_anything_is_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_result_stops_before_anything_is_timed(tmp_path, monkeypatch):
     wrong = Row("correctness", "tiny", "", "", 0.0, 0, group="text", graphs="auto", agrees=False)
     monkeypatch.setattr(gpu, "EXPERIMENT", replace(EXPERIMENT, function=lambda params: [wrong]))
     said = list(gpu.steps(SMOKE, tmp_path, 60.0))
     assert len(said) == 2 and said[1].startswith("stopped: text (tiny, graphs auto) differ")
 
 
-def test_without_a_device_it_says_so(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_device_it_says_so(capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert status(["gpu"]) == 2
     assert "no CUDA device" in capsys.readouterr().err
@@ -111,6 +105,6 @@ def test_without_a_device_it_says_so(capsys: pytest.CaptureFixture[str], monkeyp
     ("wrong", "message"),
     [({"part": "hope"}, "part must be among"), ({"graphs": ("on",)}, "graphs must be among"), ({"draft": "Q"}, "not known")],
 )
-def test_nonsense_is_refused(wrong: dict, message: str) -> None:
+def test_nonsense_is_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
         replace(SMOKE, **wrong)

@@ -8,7 +8,7 @@ import torch
 from flashspec.heads import DenseHead, FlashHead, agreement, calibrate_always, cluster, required_probes
 from flashspec.heads.cluster import Recipe
 from flashspec.models.transformer import RMSNorm
-from flashspec.sampling import Dice, Scores
+from flashspec.sampling import Dice
 
 VOCAB, WIDTH, ROWS = 515, 48, 24
 POSITIONS = torch.arange(ROWS)
@@ -21,29 +21,29 @@ CHANGES = [
 ]  # fmt: skip
 
 
-def weight(dtype: torch.dtype = torch.float32) -> torch.Tensor:
+def weight(dtype = torch.float32):
     return torch.randn(VOCAB, WIDTH, generator=torch.Generator().manual_seed(1)).to(dtype)
 
 
-def hidden(dtype: torch.dtype = torch.float32) -> torch.Tensor:
+def hidden(dtype = torch.float32):
     return torch.randn(ROWS, WIDTH, generator=torch.Generator().manual_seed(2)).to(dtype)
 
 
-def norm() -> RMSNorm:
+def norm():
     made = RMSNorm(WIDTH, 1e-6)
     torch.nn.init.uniform_(made.weight, 0.5, 1.5, generator=torch.Generator().manual_seed(3))
     return made
 
 
-def flash(dtype: torch.dtype = torch.float32, **changes) -> FlashHead:
+def flash(dtype = torch.float32, **changes):
     return FlashHead.build(weight(dtype), norm().to(dtype), **changes)
 
 
-def dense(dtype: torch.dtype = torch.float32) -> DenseHead:
+def dense(dtype = torch.float32):
     return DenseHead(norm().to(dtype), weight(dtype))
 
 
-def is_exact(scores: Scores, exact: torch.Tensor) -> bool:
+def is_exact(scores, exact):
     """Whether every logit that counts is the dense one, and no id counts twice in a row."""
     counts = scores.logits > -torch.inf
     times = torch.zeros(len(exact), VOCAB).scatter_add_(1, scores.ids, counts.float())
@@ -51,7 +51,7 @@ def is_exact(scores: Scores, exact: torch.Tensor) -> bool:
     return same and float(times.max()) == 1
 
 
-def is_whole(head: FlashHead, dtype: torch.dtype) -> bool:
+def is_whole(head, dtype):
     """Whether a head that probes every cluster is the dense head."""
     scores = head.with_probes(head.clusters.count)(hidden(dtype), POSITIONS, Dice(0))
     return is_exact(scores, dense(dtype)(hidden(dtype)).logits) and int((scores.logits > -torch.inf).sum()) == ROWS * VOCAB
@@ -132,7 +132,7 @@ def test_calibrated_ids_are_those_missed_and_end_those_misses():
     assert calibrate_always(head, dense(), often, count=1) == (int(dense()(often[-1:]).logits.argmax()),)
 
 
-def drawn(seed: int, positions: torch.Tensor) -> torch.Tensor:
+def drawn(seed, positions):
     head = flash(probes=2, selection="sample", temperature=2.0)
     return head(hidden()[:1].expand(len(positions), -1), positions, Dice(seed)).ids
 

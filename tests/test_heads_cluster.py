@@ -8,7 +8,7 @@ from flashspec.heads.balance import assign_balanced
 from flashspec.heads.cluster import Recipe, balanced, cluster, from_assignments, members_of, nearest, unconstrained
 
 
-def rows(count: int, width: int = 24, seed: int = 0) -> torch.Tensor:
+def rows(count, width = 24, seed = 0):
     """Rows around thirty directions of very unequal popularity, with lengths that vary."""
     dice = torch.Generator().manual_seed(seed)
     heads = torch.randn(30, width, generator=dice)
@@ -17,7 +17,7 @@ def rows(count: int, width: int = 24, seed: int = 0) -> torch.Tensor:
     return lengths * F.normalize(heads[popular] + 0.3 * torch.randn(count, width, generator=dice), dim=1)
 
 
-def is_partition(members: torch.Tensor, vocab: int) -> bool:
+def is_partition(members, vocab):
     ids = members.flatten()
     return torch.equal(ids[ids >= 0].sort().values, torch.arange(vocab))
 
@@ -59,7 +59,7 @@ def test_the_auction_ends_when_every_point_is_the_same():
     assert (torch.bincount(placed, minlength=250) == 4).all()
 
 
-def cohesion(found, weight: torch.Tensor) -> float:
+def cohesion(found, weight):
     """Mean cosine of a row and the direction of its cluster."""
     return F.cosine_similarity(weight, found.centroids[found.assignments]).mean().item()
 
@@ -77,7 +77,7 @@ def test_the_same_seed_gives_the_same_clusters_and_another_seed_others(backend):
     assert torch.equal(*found[:2]) and not torch.equal(*found[1:])
 
 
-def spread(found, weight: torch.Tensor) -> float:
+def spread(found, weight):
     """Mean squared distance of a row and the mean of its cluster."""
     means = torch.stack([weight[ids[ids >= 0]].mean(0) for ids in found.members])
     return (weight - means[found.assignments]).square().sum(1).mean().item()

@@ -13,11 +13,11 @@ from flashspec.models.transformer import Transformer
 VOCAB, WIDTH, CLUSTERS = 96, 32, 12
 
 
-def weight() -> torch.Tensor:
+def weight():
     return torch.randn(VOCAB, WIDTH, generator=torch.Generator().manual_seed(1))
 
 
-def centroids() -> torch.Tensor:
+def centroids():
     return torch.randn(1, 1, WIDTH, CLUSTERS, generator=torch.Generator().manual_seed(2))
 
 
@@ -48,7 +48,7 @@ def test_a_public_checkpoint_is_read(tmp_path, nested, shape):
     assert torch.equal(head.clusters.centroids, centroids()[0, 0].T)
 
 
-def naive(row: torch.Tensor, probes: int) -> int:
+def naive(row, probes):
     """Greedy retrieval written from the layout alone: cosine with every column, then exact logits of the best columns' ids."""
     columns = centroids()[0, 0]
     best = (row @ (columns / columns.norm(dim=0))).argsort(descending=True)[:probes].tolist()

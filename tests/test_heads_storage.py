@@ -1,7 +1,5 @@
 """Heads on disk: each comes back as it was, only beside the weight it was built from; rankings, and a missing faiss."""
 
-from __future__ import annotations
-
 import json
 import sys
 
@@ -36,15 +34,15 @@ MADE = {
 }
 
 
-def weight(vocab: int = IDS, width: int = WIDTH, seed: int = 0) -> torch.Tensor:
+def weight(vocab = IDS, width = WIDTH, seed = 0):
     return torch.randn(vocab, width, generator=torch.Generator().manual_seed(seed)).bfloat16()
 
 
-def rows() -> torch.Tensor:
+def rows():
     return torch.randn(6, WIDTH, generator=torch.Generator().manual_seed(2))
 
 
-def same(one, other) -> bool:
+def same(one, other):
     """Whether two heads are alike: tables and plans, or what they find."""
     if isinstance(one, FlashHead):
         parts = zip(one.table, other.table, strict=True)
@@ -76,7 +74,7 @@ def test_a_head_built_in_bfloat16_loads_beside_the_same_weight_in_float32(tmp_pa
     assert weight_digest(weight()) == weight_digest(weight().float()) != weight_digest(weight().flip(0))
 
 
-def nudged() -> torch.Tensor:
+def nudged():
     other = weight()
     other[5, 5] *= 2
     return other
@@ -98,7 +96,7 @@ def test_a_head_beside_another_weight_is_refused(tmp_path, name, other, words):
         head_named(name, Origin(other, None, tmp_path))
 
 
-def spoilt(tmp_path, members=None, centroids=None, **plan) -> FlashHead:
+def spoilt(tmp_path, members=None, centroids=None, **plan):
     """The head of a file that another program wrote: of the right weight, with something in it that cannot be."""
     path = tmp_path / file_of("flash")
     MADE["flash"]().save(path)
@@ -147,7 +145,7 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
     MADE["flash"]().save(tmp_path)
     before = (tmp_path / file_of("flash")).read_bytes()
 
-    def torn(tensors: dict, path: object, metadata: dict) -> None:
+    def torn(tensors, path, metadata):
         path.write_bytes(b"half")
         raise KeyboardInterrupt
 

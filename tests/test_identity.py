@@ -1,7 +1,5 @@
 """Every exact method prints the text of plain decoding: at every length, on any model, with or without compiled kernels."""
 
-from __future__ import annotations
-
 import functools
 
 import pytest
@@ -44,7 +42,7 @@ def kernels(request, monkeypatch):
 
 
 @functools.cache
-def models(width: str, kernels: bool) -> Models:
+def models(width, kernels):
     """Models of two, three and six layers with FlashHeads; each setting has its own."""
     shape = {"context": CONTEXT, **WIDTHS[width]}
     target = random_model(1, **shape)
@@ -53,7 +51,7 @@ def models(width: str, kernels: bool) -> Models:
 
 
 @functools.cache
-def naive(width: str, room: int, temperature: float) -> list[int]:
+def naive(width, room, temperature):
     """Token after token by whole forwards: no cache, no stage, no rule."""
     model, ids = models(width, False).target, list(PROMPTS[room])
     while len(ids) < min(CONTEXT, CONTEXT - room + 12):
@@ -64,14 +62,14 @@ def naive(width: str, room: int, temperature: float) -> list[int]:
     return ids[CONTEXT - room :]
 
 
-def wrong(name: str, width: str, kernels: bool) -> list[Case]:
+def wrong(name, width, kernels):
     """Rooms in the context, temperatures and lengths, to two more than any stage waits for, at which a text is not its twin's."""
     longest = max(METHODS[name].k, METHODS[name].interval) + 2
     cases = [(room, heat, length) for room in PROMPTS for heat in (0.0, 1.0) for length in range(1, min(longest, room + 1) + 1)]
     return [case for case in cases if printed(name, width, kernels, case) != naive(width, *case[:2])[: case[2]]]
 
 
-def printed(name: str, width: str, kernels: bool, case: Case) -> list[int]:
+def printed(name, width, kernels, case):
     room, heat, length = case
     return text(models(width, kernels), name, heat, prompt=PROMPTS[room], max_new_tokens=length, seed=SEED)
 
@@ -82,7 +80,7 @@ def test_every_method_at_every_length_prints_what_whole_forwards_say(name, width
     assert wrong(name, width, kernels) == []
 
 
-def compiled(name: str, width: str, kernels: bool) -> bool:
+def compiled(name, width, kernels):
     return isinstance(build(METHODS[name], models(width, kernels))[0].write, CompiledBurst)
 
 
@@ -107,7 +105,7 @@ def test_the_control_a_burst_of_nothing_that_moves_its_mark_is_caught_where_burs
 
 
 @st.composite
-def methods(draw, layers: int) -> Method:
+def methods(draw, layers):
     """Any method over a target of so many layers."""
     exits = tuple(sorted(draw(st.sets(st.integers(1, layers - 1), max_size=3))))
     draft = draw(st.sampled_from(["model", "none", "lookup", "cascade"]))
@@ -130,7 +128,7 @@ limits = st.fixed_dictionaries({"max_new_tokens": st.integers(1, 24), "stop": st
 kinds = st.sampled_from([torch.float64, torch.float32, torch.bfloat16])
 
 
-def cut(tokens: list[int], stop: tuple[int, ...], length: int) -> list[int]:
+def cut(tokens, stop, length):
     """The naive twin of stopping: up to the first stop token, and never more than `length`."""
     at = next((i + 1 for i, token in enumerate(tokens) if token in stop), length)
     return tokens[: min(at, length)]

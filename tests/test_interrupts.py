@@ -1,7 +1,5 @@
 """An interrupt at any point leaves models and stages such that the next run prints the text of fresh objects."""
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import signal
@@ -20,7 +18,7 @@ from flashspec.decoding.generate import request
 from flashspec.decoding.models import Models
 from flashspec.decoding.rules import GumbelCoupling, SpeculativeSampling
 from flashspec.decoding.stages import InTurn, Judging, StepByStep
-from flashspec.decoding.state import State, Step
+from flashspec.decoding.state import State
 from flashspec.decoding.ways import CompiledBurst, CompiledScore
 from flashspec.heads import DenseHead, FlashHead
 from flashspec.models.engine import KernelEngine, Slot, TorchEngine
@@ -43,10 +41,10 @@ HOOKS = [
 class Fuse:
     """Raises KeyboardInterrupt at the n-th passage of a hook, going in or coming out."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         self.left = 0
 
-    def burn(self) -> None:
+    def burn(self):
         self.left -= 1
         if self.left == 0:
             raise KeyboardInterrupt
@@ -72,7 +70,7 @@ def fuse(monkeypatch):
     return made
 
 
-def digest(models: Models) -> str:
+def digest(models):
     """Weights, configurations and layers of both models."""
     found = hashlib.sha256()
     for model in (models.target, models.draft):
@@ -83,24 +81,24 @@ def digest(models: Models) -> str:
 
 
 @functools.cache
-def wide() -> Models:
+def wide():
     """A float32 pair whose vocabulary the compiled kernels take whole: its bursts and checks are one call each."""
     pair = duo(0, torch.float32, vocab_size=64)
     return headed(Models(pair.target, pair.draft))
 
 
-def prepare(models: Models, name: str, rule: str = "coupling", tokens: int = 9, **fields):
+def prepare(models, name, rule = "coupling", tokens = 9, **fields):
     """A hot decode of nine tokens, eager so that finalising is a hook too."""
     options = {"max_new_tokens": tokens, "stop": (), "finalize": "eager", "k": 2, **fields}
     return request(models, PROMPT, name, Sampling(1.5, seed=7, rule=rule), options)
 
 
-def play(ready) -> list[Step]:
+def play(ready):
     """Tokens and events of a whole decode."""
     return list(ready.steps())
 
 
-def survives(fuse: Fuse, models: Models, name: str, point: int, **options) -> bool:
+def survives(fuse, models, name, point, **options):
     """Interrupt at this hook point, then decode on the same stages and on the same models."""
     fuse.left = 0
     fresh, before = play(prepare(models, name, **options)), digest(models)
@@ -112,7 +110,7 @@ def survives(fuse: Fuse, models: Models, name: str, point: int, **options) -> bo
     return play(ready) == fresh == play(prepare(models, name, **options)) and digest(models) == before
 
 
-def passages(fuse: Fuse, models: Models, name: str, **options) -> int:
+def passages(fuse, models, name, **options):
     """Hook points that a whole decode goes through."""
     ready = prepare(models, name, **options)
     fuse.left = 0
@@ -120,11 +118,11 @@ def passages(fuse: Fuse, models: Models, name: str, **options) -> int:
     return -fuse.left
 
 
-def compiled(ready) -> bool:
+def compiled(ready):
     return isinstance(ready.stages[0].write, CompiledBurst)
 
 
-def fixed(ready) -> bool:
+def fixed(ready):
     return isinstance(ready.stages[0].reader.engine, FixedEngine)
 
 
@@ -154,7 +152,7 @@ def test_an_interrupt_at_a_hook_leaves_no_trace(case, fuse, monkeypatch):
     assert points > 20 and all(survives(fuse, made(), name, point, **options) for point in chosen(points))
 
 
-def at_bytecodes(which: str) -> subprocess.CompletedProcess[str]:
+def at_bytecodes(which):
     """What bytecodes.py says of these interrupts."""
     if not kernels.available():
         pytest.skip("no C compiler on this machine")

@@ -1,7 +1,5 @@
 """Nobody but the user can have a library loaded; a damaged one is made anew; what fails says so once, and decoding goes on."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
@@ -11,9 +9,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pytest
 
@@ -89,11 +86,11 @@ class Told(NamedTuple):
 class World:
     """A folder that every user may enter, and a server that forks processes of any user in it."""
 
-    def __init__(self, place: Path, server: subprocess.Popen) -> None:
+    def __init__(self, place, server):
         self.place, self.server = place, server
         self.cache, self.tmp, self.marker = place / "home/.cache/flashspec", place / "tmp", place / "anyone/marker"
 
-    def ask(self, processes: int = 1, threads: int = 1, uid: int = 0, hidden: bool = False, **env: Any) -> list[Told]:
+    def ask(self, processes = 1, threads = 1, uid = 0, hidden = False, **env):
         """What processes with these environment variables (None: unset) tell; each has to end by itself."""
         known = {"PATH": os.environ["PATH"], "HOME": self.place / "home", "TMPDIR": self.tmp, "CC": self.place / "copier"} | env
         case = {"env": {name: str(value) for name, value in known.items() if value is not None}, "cwd": str(self.place)}
@@ -103,7 +100,7 @@ class World:
         assert [status for status, _ in ended] == [0] * processes, "a process was killed or ended with an error"
         return [Told(**json.loads(text)) for _, text in ended]
 
-    def one(self, words: str = "", **case: Any) -> Told:
+    def one(self, words = "", **case):
         """What one process tells that gets kernels, and warns once with these words or not at all."""
         (told,) = self.ask(**case)
         assert told.built and len(told.said) == bool(words) and words in "".join(told.said)
@@ -111,15 +108,15 @@ class World:
         return told
 
     @property
-    def compilations(self) -> int:
+    def compilations(self):
         return (self.place / "log").read_text().count("compiled")
 
-    def kept(self) -> Path:
+    def kept(self):
         """The one library in the cache."""
         (path,) = self.cache.glob("*.so")
         return path
 
-    def plant(self, folder: Path, uid: int = 0) -> Path:
+    def plant(self, folder, uid = 0):
         """Somebody's library under the name, digest included, that the cache would give to it."""
         self.one()
         name, code = self.kept().name.rpartition("-")[0], (self.place / "plant.so").read_bytes()
@@ -132,7 +129,7 @@ class World:
             os.chown(owned, uid, uid)
         return path
 
-    def compiler(self, script: str) -> Path:
+    def compiler(self, script):
         """A compiler that does as this script says."""
         path = self.place / "anyone" / "cc"
         path.write_text(f"#!/bin/sh\n[ $1 = --version ] && exit\n{script}\n")
@@ -141,7 +138,7 @@ class World:
 
 
 @pytest.fixture(scope="module")
-def started() -> Iterator[World]:
+def started():
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         place.chmod(0o755)
@@ -156,7 +153,7 @@ def started() -> Iterator[World]:
 
 
 @pytest.fixture
-def world(started: World) -> World:
+def world(started):
     for path in started.place.iterdir():
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)

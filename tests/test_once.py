@@ -1,12 +1,10 @@
 """What several threads ask for is made by one of them; a star import gives what a module promises."""
 
-from __future__ import annotations
-
 import copy
 import importlib
 import pickle
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier, Event
 from types import ModuleType
@@ -26,15 +24,15 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
-def models() -> Models:
+def models():
     return Models(random_model(0), random_model(1))
 
 
-def together(ask: Callable[[], Any]) -> list[Future]:
+def together(ask):
     """What four threads get that ask at the same moment."""
     start = Barrier(THREADS)
 
-    def asked() -> Any:
+    def asked():
         start.wait()
         return ask()
 
@@ -43,10 +41,10 @@ def together(ask: Callable[[], Any]) -> list[Future]:
 
 
 @pytest.fixture
-def builds(monkeypatch: pytest.MonkeyPatch) -> Builds:
+def builds(monkeypatch):
     counted, real = Builds([], []), FlashHead.build.__func__
 
-    def build(cls: type, weight: Any, *args: Any, **changes: Any) -> FlashHead:
+    def build(cls, weight, *args, **changes):
         head = real(cls, weight, *args, **changes)
         counted.done.append(head)
         for interfere in counted.after:
@@ -65,7 +63,7 @@ class Builds(NamedTuple):
 
 
 @pytest.mark.parametrize("name", ["flash", "flash_best", "int8"])
-def test_four_threads_get_one_head(models: Models, builds: Builds, name: str) -> None:
+def test_four_threads_get_one_head(models, builds, name):
     found = [future.result() for future in together(lambda: models.head("target", name))]
     assert all(head is found[0] for head in found)
     assert len(builds.done) == (name != "int8")
@@ -73,8 +71,8 @@ def test_four_threads_get_one_head(models: Models, builds: Builds, name: str) ->
     assert len(builds.done) == THREADS + (name != "int8")
 
 
-def test_a_build_that_fails_is_tried_again_by_the_next_thread(models: Models, builds: Builds) -> None:
-    def fail(weight: Any) -> None:
+def test_a_build_that_fails_is_tried_again_by_the_next_thread(models, builds):
+    def fail(weight):
         builds.after.clear()
         raise MemoryError("no room")
 
@@ -86,10 +84,10 @@ def test_a_build_that_fails_is_tried_again_by_the_next_thread(models: Models, bu
     assert len(builds.done) == 2
 
 
-def test_a_head_does_not_wait_for_another(models: Models, builds: Builds) -> None:
+def test_a_head_does_not_wait_for_another(models, builds):
     draft_waits, target_done = Event(), Event()
 
-    def wait(weight: Any) -> None:
+    def wait(weight):
         if weight.data_ptr() == models.draft.head_weight.data_ptr():
             draft_waits.set()
             assert target_done.wait(60)
@@ -103,19 +101,19 @@ def test_a_head_does_not_wait_for_another(models: Models, builds: Builds) -> Non
         assert slow.result() is models.head("draft", "flash")
 
 
-def test_values_made_once_can_be_copied() -> None:
-    known: Once[str, int] = Once()
+def test_values_made_once_can_be_copied():
+    known = Once()
     assert known.made("a", lambda: 1) == known.made("a", lambda: 2) == 1
     for twin in (copy.deepcopy(known), pickle.loads(pickle.dumps(known))):
         assert twin == {"a": 1} and twin.made("b", lambda: 3) == 3 and "b" not in known
 
 
-def broken(module: ModuleType) -> list[str]:
+def broken(module):
     """What a module promises to a star import and does not have."""
     return [name for name in getattr(module, "__all__", ()) if not hasattr(module, name)]
 
 
-def test_every_module_has_what_it_promises_to_a_star_import() -> None:
+def test_every_module_has_what_it_promises_to_a_star_import():
     for path in sorted((ROOT / "flashspec").rglob("*.py")):
         if "\n__all__" in path.read_text():
             name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
@@ -125,7 +123,7 @@ def test_every_module_has_what_it_promises_to_a_star_import() -> None:
     assert broken(promising) == ["calibrated"]
 
 
-def test_threads_share_one_table_of_hashed_ids() -> None:
+def test_threads_share_one_table_of_hashed_ids():
     tables = [asked.result() for asked in together(lambda: hashed_ids(1_000_003, torch.device("cpu")))]
     assert len({table.data_ptr() for table in tables}) == 1
     assert hashed_ids(1_000_003, torch.device("cpu")) is tables[0]

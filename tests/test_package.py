@@ -1,9 +1,6 @@
 """A packaged folder is complete: transformers reads its tokenizer, digests cover every file."""
 
-from __future__ import annotations
-
 import json
-from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -11,7 +8,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from flashspec.train.package import END, write_digests, write_tokenizer
 
 
-def byte_tokenizer(folder: Path, end: str = END) -> Path:
+def byte_tokenizer(folder, end = END):
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE({letter: i + 1 for i, letter in enumerate(alphabet)} | {end: 0}, []))
     tokenizer.add_special_tokens([end])
@@ -22,7 +19,7 @@ def byte_tokenizer(folder: Path, end: str = END) -> Path:
     return folder / "source.json"
 
 
-def test_transformers_gives_the_ids_and_text_of_our_tokenizer(tmp_path: Path) -> None:
+def test_transformers_gives_the_ids_and_text_of_our_tokenizer(tmp_path):
     transformers = pytest.importorskip("transformers")
     source = byte_tokenizer(tmp_path)
     write_tokenizer(tmp_path / "model", source)
@@ -34,13 +31,13 @@ def test_transformers_gives_the_ids_and_text_of_our_tokenizer(tmp_path: Path) ->
     assert theirs.bos_token_id == theirs.eos_token_id == theirs.pad_token_id == 0
 
 
-def test_a_tokenizer_without_the_end_token_is_refused(tmp_path: Path) -> None:
+def test_a_tokenizer_without_the_end_token_is_refused(tmp_path):
     with pytest.raises(ValueError, match="has no token"):
         write_tokenizer(tmp_path / "model", byte_tokenizer(tmp_path, end="<stop>"))
     assert not (tmp_path / "model").exists()
 
 
-def test_digests_cover_every_file_but_themselves(tmp_path: Path) -> None:
+def test_digests_cover_every_file_but_themselves(tmp_path):
     for name in ("config.json", "README.md", ".hidden"):
         (tmp_path / name).write_text(name)
     write_digests(tmp_path)

@@ -1,9 +1,6 @@
 """What CUDA records is repeated without Python: nothing in it waits, and nothing that it reads is ever given back."""
 
-from __future__ import annotations
-
 import gc
-from collections.abc import Iterator
 from importlib import import_module
 
 import pytest
@@ -15,7 +12,6 @@ from flashspec.decoding.captured import CapturedBurst, CapturedScore
 from flashspec.decoding.cascade import decode
 from flashspec.decoding.method import build, method_named
 from flashspec.decoding.models import Models
-from flashspec.decoding.stages import Stage
 from flashspec.decoding.state import Limits
 from flashspec.models import graphs, synthetic
 from flashspec.models.awq import Int4Linear
@@ -32,7 +28,7 @@ SAMPLINGS = {
 
 
 @pytest.fixture(autouse=True)
-def recording(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Tape]]:
+def recording(monkeypatch):
     """Fixed shapes on the CPU; whatever asks for a recording gets a tape."""
     tapes = list[Tape]()
 
@@ -47,27 +43,27 @@ def recording(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Tape]]:
     yield tapes
 
 
-def stages_of(name: str, sampling: Sampling, record: bool) -> list[Stage]:
+def stages_of(name, sampling, record):
     changes = {} if name == "baseline" else {"k": 3}
     if name in ("flash_best", "preview"):
         name, changes = "dense", changes | {"head": name}
     return switched(build(method_named(name, changes), duo(0), sampling, 64), record)
 
 
-def switched(stages: list[Stage], record: bool) -> list[Stage]:
+def switched(stages, record):
     """The stages, recording or not."""
     for stage in stages:
         stage.reader.engine.record = record
     return stages
 
 
-def tokens_of(stages: list[Stage]) -> list[int]:
+def tokens_of(stages):
     return [token for step in decode(stages, PROMPT, Limits(24)) for token in step.tokens]
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("sampling", SAMPLINGS.values(), ids=SAMPLINGS)
-def test_recorded_bursts_and_verifications_write_the_text_of_their_eager_twin(name, sampling, recording) -> None:
+def test_recorded_bursts_and_verifications_write_the_text_of_their_eager_twin(name, sampling, recording):
     stages = stages_of(name, sampling, record=True)
     assert isinstance(stages[0].write, CapturedBurst)
     assert all(isinstance(stage.judge.score, CapturedScore) for stage in stages[1:])
@@ -78,7 +74,7 @@ def test_recorded_bursts_and_verifications_write_the_text_of_their_eager_twin(na
     assert tokens_of(stages) == wanted and len(recording) == made
 
 
-def test_4_bit_layers_in_bfloat16_are_recorded_too(recording, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_4_bit_layers_in_bfloat16_are_recorded_too(recording, monkeypatch):
     for module in ("kernels", "kernels.scoring", "kernels.verdicts"):  # compiled kernels are no operations of torch
         monkeypatch.setattr(import_module(f"flashspec.{module}"), "library", lambda: None)
     monkeypatch.setitem(synthetic.SHAPES, "tiny", TINY)
@@ -91,10 +87,10 @@ def test_4_bit_layers_in_bfloat16_are_recorded_too(recording, monkeypatch: pytes
         recording.clear()
 
 
-def test_the_control_a_recording_that_forgets_what_it_reads_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_control_a_recording_that_forgets_what_it_reads_is_caught(monkeypatch):
     honest = Replay.__init__
 
-    def forgetful(self, call, device) -> None:
+    def forgetful(self, call, device):
         honest(self, call, device)
         del self.call
 
@@ -104,16 +100,16 @@ def test_the_control_a_recording_that_forgets_what_it_reads_is_caught(monkeypatc
 
 
 @pytest.mark.parametrize("wait", [lambda x: int(x.sum()), lambda x: x[x > 0], lambda x: x + torch.tensor([1.0])])
-def test_the_control_a_call_that_waits_or_reads_the_host_cannot_be_recorded(wait) -> None:
+def test_the_control_a_call_that_waits_or_reads_the_host_cannot_be_recorded(wait):
     rows = torch.ones(3)
     with pytest.raises(AssertionError, match="waits for the device or reads the host"):
         taped(lambda: wait(rows), rows.device)
 
 
-def test_a_replay_reads_its_inputs_anew_and_repeats_no_python() -> None:
+def test_a_replay_reads_its_inputs_anew_and_repeats_no_python():
     rows, calls = torch.arange(3.0), list[int]()
 
-    def call() -> torch.Tensor:
+    def call():
         calls.append(1)
         return (rows * 2).add_(1)
 

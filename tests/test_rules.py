@@ -1,7 +1,5 @@
 """Rules, warps and dice, one decision at a time."""
 
-from __future__ import annotations
-
 import math
 
 import pytest
@@ -18,11 +16,11 @@ POSITIONS = torch.arange(3, 11)
 USES = ("draw", "accept", "residual", "clusters")
 
 
-def logits(rows: int, seed: int = 0) -> torch.Tensor:
+def logits(rows, seed = 0):
     return torch.randn(rows, VOCAB, generator=torch.Generator().manual_seed(seed)) * 2
 
 
-def by_transformers(raw: torch.Tensor, temperature: float, top_k: int, top_p: float, order=(0, 1, 2)) -> torch.Tensor:
+def by_transformers(raw, temperature, top_k, top_p, order=(0, 1, 2)):
     """The same warp by transformers' own processors."""
     from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
@@ -50,7 +48,7 @@ def test_warping_keeps_ties_at_the_edge_and_always_the_best():
     assert warp(Scores(None, tied), Sampling(1.0, top_p=1e-6)).logits.isfinite().tolist() == [[True, False, False, False]]
 
 
-def waiting(tokens: list[int], rows: torch.Tensor) -> Waiting:
+def waiting(tokens, rows):
     return Waiting(torch.tensor(tokens), [Scores(None, rows[i : i + 1]) for i in range(len(tokens))], 10, 1)
 
 
@@ -119,12 +117,12 @@ def test_nonsense_sampling_is_refused_in_words(bad):
         Sampling(**bad)
 
 
-def noise(seed: int, positions: torch.Tensor = POSITIONS, ids: torch.Tensor | None = None) -> torch.Tensor:
+def noise(seed, positions = POSITIONS, ids = None):
     width = IDS if ids is None else ids.shape[1]
     return Dice(seed).gumbel(Scores(ids, torch.zeros(len(positions), width)), positions, IDS)
 
 
-def p_value(found: torch.Tensor, law=gumbel_r.cdf) -> float:
+def p_value(found, law=gumbel_r.cdf):
     return kstest(found.flatten().numpy(), law).pvalue
 
 

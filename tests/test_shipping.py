@@ -1,7 +1,5 @@
 """What ships of the family: a whole draft that loads and is frozen, and records that say what a live decode counts."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path
@@ -32,20 +30,20 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture
-def pair(tmp_path: Path) -> dict[str, Path]:
+def pair(tmp_path):
     found = shelf.write_pair(tmp_path)
     tiny.prompts_file(tmp_path, each=3)
     return found
 
 
-def test_shipped_models_stay_below_the_limit() -> None:
+def test_shipped_models_stay_below_the_limit():
     total = shipping.size_of(SHIPPED)
     assert total < shipping.LIMIT
     assert max(path.stat().st_size for path in SHIPPED.rglob("*.safetensors")) <= 16 << 20
 
 
 @pytest.mark.parametrize("name", sorted(REFERENCE["draft"].values()))
-def test_a_shipped_draft_has_the_same_logits_in_transformers(name: str) -> None:
+def test_a_shipped_draft_has_the_same_logits_in_transformers(name):
     transformers = pytest.importorskip("transformers")
     if not (SHIPPED / name).exists():
         pytest.skip(f"no draft {name} ships")
@@ -58,7 +56,7 @@ def test_a_shipped_draft_has_the_same_logits_in_transformers(name: str) -> None:
 
 
 @pytest.mark.skipif(not (SHIPPED / DESIGNED).exists(), reason="no designed draft ships")
-def test_the_designed_draft_is_a_point_of_the_family_ready_to_serve() -> None:
+def test_the_designed_draft_is_a_point_of_the_family_ready_to_serve():
     folder = SHIPPED / DESIGNED
     verify_digests(folder)
     told = json.loads((folder / "speculative.json").read_text())
@@ -68,7 +66,7 @@ def test_the_designed_draft_is_a_point_of_the_family_ready_to_serve() -> None:
     assert point_of_designed() in {path.name for path in (ROOT / "book" / "results" / "family").iterdir()}
 
 
-def test_a_shipped_point_is_whole_and_frozen(pair: dict[str, Path], tmp_path: Path, capsys) -> None:
+def test_a_shipped_point_is_whole_and_frozen(pair, tmp_path, capsys):
     home, text, point = tmp_path / "models", tmp_path / "text.txt", tmp_path / "point"
     home.mkdir()
     text.write_text("def ship(point, home):\n    return home\n" * 600)
@@ -88,7 +86,7 @@ def test_a_shipped_point_is_whole_and_frozen(pair: dict[str, Path], tmp_path: Pa
     assert status(line) == 2 and "is frozen" in capsys.readouterr().err
 
 
-def test_a_point_that_cannot_ship_leaves_nothing(pair: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_point_that_cannot_ship_leaves_nothing(pair, tmp_path, monkeypatch):
     home, stream = tmp_path / "models", np.arange(4000, dtype=np.int32) % tiny.VOCAB
     home.mkdir()
     with pytest.raises(FileNotFoundError, match="no finished point"):
@@ -100,7 +98,7 @@ def test_a_point_that_cannot_ship_leaves_nothing(pair: dict[str, Path], tmp_path
 
 
 @pytest.mark.parametrize("k", [1, 3])
-def test_a_record_counts_what_a_live_decode_counts(pair: dict[str, Path], tmp_path: Path, k: int) -> None:
+def test_a_record_counts_what_a_live_decode_counts(pair, tmp_path, k):
     family = tmp_path / "points"
     family.mkdir()
     (family / "point").symlink_to(pair["draft"])
@@ -119,7 +117,7 @@ def test_a_record_counts_what_a_live_decode_counts(pair: dict[str, Path], tmp_pa
     assert records(k, tmp_path / "nowhere").empty
 
 
-def test_a_record_needs_its_targets_own_trace_and_shared_noise(pair: dict[str, Path], tmp_path: Path) -> None:
+def test_a_record_needs_its_targets_own_trace_and_shared_noise(pair, tmp_path):
     prompts = load_prompts(tmp_path / "prompts.json", 1)
     for name, sampling, said in (
         ("draft", GREEDY, "recorded from another target"),

@@ -1,7 +1,5 @@
 """Readings of hierarchies give the costs, gains and shares that were put into a table, and a frame for any slice of it."""
 
-from __future__ import annotations
-
 import pytest
 import tables_hispec as made
 from tables import line as one
@@ -15,7 +13,7 @@ from flashspec.theory import amdahl
 TABLE = made.factorial()
 
 
-def test_the_time_of_a_token_is_that_of_its_pieces() -> None:
+def test_the_time_of_a_token_is_that_of_its_pieces():
     found = stages.stages(TABLE.frame[TABLE.frame["head"] == "dense"])
     deep = one(found, method="hispec", temperature=0.0)
     spent = {"prompt": 0.04, "drafting": 0.8, "middle checks": 0.8, "full checks": 1.6}
@@ -29,14 +27,14 @@ def test_the_time_of_a_token_is_that_of_its_pieces() -> None:
     assert one(eager, method="hispec", head="dense", temperature=0.0)["final token"] == pytest.approx(0.2)
 
 
-def test_a_free_stage_is_the_measured_time_without_it_and_an_unpriced_table_says_nothing() -> None:
+def test_a_free_stage_is_the_measured_time_without_it_and_an_unpriced_table_says_nothing():
     deep = one(stages.if_free(TABLE.frame), method="hispec", head="dense", temperature=0.0)
     assert deep["drafting free"] == pytest.approx(1.2 * deep["ms"] / (deep["ms"] - 0.8)) and deep["drafting free"] > 1.2
     blank = TABLE.frame.assign(**dict.fromkeys(made.PARTS))
     assert stages.if_free(blank)["drafting free"].isna().all() and stages.if_free(blank)["speedup"].notna().all()
 
 
-def test_every_change_gives_what_was_planted_and_gains_multiply() -> None:
+def test_every_change_gives_what_was_planted_and_gains_multiply():
     found = stages.factors(TABLE.frame)
     place = {"method": "hispec", "temperature": 1.0}
     for token, total in made.TOKEN.items():
@@ -48,12 +46,12 @@ def test_every_change_gives_what_was_planted_and_gains_multiply() -> None:
     assert both["ratio"] == pytest.approx(1.32) == both["product"]
 
 
-def test_a_head_is_held_against_the_dense_one_of_its_own_format_alone() -> None:
+def test_a_head_is_held_against_the_dense_one_of_its_own_format_alone():
     lonely = TABLE.frame[TABLE.frame["head"] != "dense"]
     assert "head" not in set(stages.factors(lonely)["change"]) and not stages.factors(TABLE.frame).empty
 
 
-def test_the_share_gives_amdahls_gain() -> None:
+def test_the_share_gives_amdahls_gain():
     line = one(stages.head_gains(TABLE.frame), method="self_speculation", finalize="deferred", temperature=0.0)
     whole = 0.08 + 0.08 + 0.004
     assert line["share"] == pytest.approx(80 * 5e-4 / whole)
@@ -61,7 +59,7 @@ def test_the_share_gives_amdahls_gain() -> None:
     assert line["predicted"] == pytest.approx(1.0)  # pieces are alike: no prediction takes the measured gain
 
 
-def test_schedules_are_the_screenings_and_without_one_the_timed_ones() -> None:
+def test_schedules_are_the_screenings_and_without_one_the_timed_ones():
     frame = made.screened().frame
     best = stages.schedules(frame).sort_values("rate").iloc[-1]
     assert (best["draft_exit"], best["verify_exit"], best["k"], best["interval"]) == (2, 4, 1, 4)
@@ -71,7 +69,7 @@ def test_schedules_are_the_screenings_and_without_one_the_timed_ones() -> None:
 READINGS = (stages.stages, stages.if_free, stages.factors, stages.head_gains, stages.schedules)
 
 
-def test_any_slice_of_a_table_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_any_slice_of_a_table_is_read(monkeypatch):
     monkeypatch.setattr(compare, "DRAWS", 20)
     few = TABLE.frame[TABLE.frame["prompt"] < 2]
     slices = [few[few[column] == value] for column in ("method", "head", "finalize", "temperature") for value in set(few[column])]
@@ -80,7 +78,7 @@ def test_any_slice_of_a_table_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
         assert all(set(reading(part).columns) == columns for part in slices)
 
 
-def test_what_is_not_in_a_table_is_said_and_what_is_comes_with_its_sampling() -> None:
+def test_what_is_not_in_a_table_is_said_and_what_is_comes_with_its_sampling():
     table = stages.factors(TABLE.frame)
     assert said(table, method="magic") == NOT_HERE
     assert NOT_HERE in shown(table[table["method"] == "magic"], {"method": "who"}).data

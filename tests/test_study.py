@@ -23,7 +23,7 @@ class Params:
     exact: bool = True
     draft: str | None = None
 
-    def __post_init__(self) -> None:
+    def __post_init__(self):
         if any(block < 1 for block in self.blocks):
             raise ValueError(f"every block must be at least 1, got {self.blocks}")
 

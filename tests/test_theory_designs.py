@@ -1,7 +1,5 @@
 """The optimiser finds the draft that the relations were made for, and refuses to fit what does not span a plane."""
 
-from __future__ import annotations
-
 from itertools import product
 
 import pytest
@@ -11,12 +9,12 @@ from flashspec.theory import Costs, acceptance_for, best_design, best_k, fitted,
 PLACES = [(float(layers), body) for layers, body in product((1, 2, 4, 8), (1e6, 2e6))]
 
 
-def seconds(layers: float, body: float) -> float:
+def seconds(layers, body):
     """Half a millisecond, a tenth a layer, a tenth a million parameters."""
     return 5e-4 + 1e-4 * layers + 1e-10 * body
 
 
-def alpha(layers: float, body: float) -> float:
+def alpha(layers, body):
     """Acceptance whose odds grow with the root of both."""
     odds = 0.8 * layers**0.5 * (body / 1e6) ** 0.5
     return odds / (1 + odds)

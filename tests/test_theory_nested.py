@@ -1,7 +1,5 @@
 """Closed forms of nested stages equal coin flips, and the loop itself when its verifiers flip coins."""
 
-from __future__ import annotations
-
 import random
 
 import pytest
@@ -64,7 +62,7 @@ def test_one_level_is_the_closed_form():
 class Coins(GumbelCoupling):
     """Keeps tokens by coins."""
 
-    def __init__(self, alpha: float, dice: random.Random) -> None:
+    def __init__(self, alpha, dice):
         super().__init__(GREEDY, 4)
         self.alpha, self.coins = alpha, dice
 

@@ -1,7 +1,5 @@
 """Training: the same run whether or not it was interrupted, gradients equal to their naive twins, a split that holds."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal
@@ -32,17 +30,17 @@ RECIPE = Recipe(Schedule(8, 4, warmup=2, save_every=2), growth=((0, 2), (4, 4)),
 SHORT = {"stopped": replace(RECIPE.schedule, steps=4, decay=0), "handed over": replace(RECIPE.schedule, handover=6)}
 
 
-def seeded(seed: int = 0) -> Transformer:
+def seeded(seed = 0):
     model = Transformer(SHAPE)
     initialise(model, seed)
     return model
 
 
-def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+def normal(*shape, seed = 0, dtype = torch.float32):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
-def trained(folder: Path, recipe: Recipe = RECIPE, branch: Path | None = None) -> Transformer:
+def trained(folder, recipe = RECIPE, branch = None):
     model = seeded(recipe.seed)
     run = Run(model, recipe.schedule, folder)
     run.resume(branch)
@@ -55,7 +53,7 @@ def whole(tmp_path_factory):
     return trained(tmp_path_factory.mktemp("whole"))
 
 
-def same(one: Transformer, other: Transformer) -> bool:
+def same(one, other):
     return all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
 
 
@@ -131,7 +129,7 @@ def test_a_checkpoint_that_is_none_is_refused_and_kept(tmp_path, garbage):
     assert path.read_bytes() == kept
 
 
-def plain_newton_schulz(matrix: torch.Tensor, steps: int) -> torch.Tensor:
+def plain_newton_schulz(matrix, steps):
     a, b, c = 3.4445, -4.7750, 2.0315
     x = matrix / (matrix.norm() + 1e-7)
     for _ in range(steps):

@@ -1,9 +1,6 @@
 """Exit adapters on a frozen model raise the agreement of its exits, change no text and lie beside the weights."""
 
-from __future__ import annotations
-
 import json
-from pathlib import Path
 
 import pytest
 import shelf
@@ -79,7 +76,7 @@ def test_the_command_trains_and_load_finds_them(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("depth", "layers"), [(16, (2, 4)), (32, (4, 8)), (5, (1, 2)), (2, None)])
-def test_exits_lie_at_an_eighth_and_a_quarter(tmp_path: Path, depth, layers):
+def test_exits_lie_at_an_eighth_and_a_quarter(tmp_path, depth, layers):
     (tmp_path / "config.json").write_text(json.dumps({"num_hidden_layers": depth}))
     if layers:
         assert default_layers(tmp_path) == layers

@@ -1,7 +1,5 @@
 """Pages of true shapes say what a table holds, and that nothing was observed where there is no table."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +15,7 @@ NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 MACHINE = {"machine": {"cpu": "a made-up processor", "cores": 2, "isa": "", "device": "a made-up GPU"}, "date": "2026-01-01"}
 
 
-def stored(root: Path) -> dict:
+def stored(root):
     """A correctness table and a table of draft steps whose median, 2 ms, is twice what the bytes allow."""
     rows = {
         "correctness": [Row("correctness", "tiny", "", "", 0.0, 0, group="text", graphs="auto", agrees=True)],
@@ -31,7 +29,7 @@ def stored(root: Path) -> dict:
     return true_shapes.found(Params(), root)
 
 
-def test_a_table_gives_medians_and_shares_of_the_roofline(tmp_path: Path) -> None:
+def test_a_table_gives_medians_and_shares_of_the_roofline(tmp_path):
     found = stored(tmp_path)
     assert set(found) == {"correctness", "draft_step"}
     line = true_shapes.costs(found).loc["burst"]
@@ -39,21 +37,21 @@ def test_a_table_gives_medians_and_shares_of_the_roofline(tmp_path: Path) -> Non
     assert true_shapes.agreements(found).loc["text", "agrees"]
 
 
-def test_without_a_table_nothing_is_claimed(tmp_path: Path) -> None:
+def test_without_a_table_nothing_is_claimed(tmp_path):
     found = true_shapes.found(Params(), tmp_path)
     assert found == {}
     assert true_shapes.costs(found).index.tolist() == true_shapes.agreements(found).index.tolist() == [true_shapes.NOT_YET]
     assert true_shapes.loads(None).index.tolist() == [true_shapes.worst_load(None)] == [true_shapes.NOTHING]
 
 
-def test_a_4_bit_pass_reads_about_a_quarter_of_the_layers() -> None:
+def test_a_4_bit_pass_reads_about_a_quarter_of_the_layers():
     dense, packed, config = true_shapes.weights("Qwen3-32B"), true_shapes.weights("Qwen3-32B-AWQ"), shape("Qwen3-32B")
     head = 2 * config.head_parameters
     assert dense == (2 * config.body_parameters + head, 64)
     assert (packed.bytes - head) / (dense.bytes - head) == pytest.approx((0.5 + 4 / 128) / 2)
 
 
-def test_predictions_are_labelled_and_fall_with_the_devices() -> None:
+def test_predictions_are_labelled_and_fall_with_the_devices():
     table = true_shapes.predicted(Params(), 4e12, 10e-6, (1, 2, 8))
     assert all(column.startswith("predicted") for column in table.columns) and table.index.tolist() == [1, 2, 8]
     assert table["predicted target pass, ms"].is_monotonic_decreasing
@@ -64,7 +62,7 @@ def test_predictions_are_labelled_and_fall_with_the_devices() -> None:
     assert not slow["predicted target pass, ms"].is_monotonic_decreasing
 
 
-def test_the_worst_load_is_told(tmp_path: Path) -> None:
+def test_the_worst_load_is_told(tmp_path):
     rows = [loading.Row("awq", 1000, 100, 100 + peak, 900, 1.0, i) for i, peak in enumerate((1000, 1150, 1050))]
     tables.write(loading.EXPERIMENT.place(loading.Params(), tmp_path), loading.Row, rows, MACHINE)
     results = loading.EXPERIMENT.stored(root=tmp_path)
@@ -72,7 +70,7 @@ def test_the_worst_load_is_told(tmp_path: Path) -> None:
     assert true_shapes.loads(results)["peak over files"].tolist() == [1.15]
 
 
-def test_memory_is_counted_by_hand() -> None:
+def test_memory_is_counted_by_hand():
     """Llama-3.1-8B: 8.03 billion parameters of two bytes, a cache of 32 layers, two of 8 heads of 128, two bytes each."""
     line = true_shapes.memory(("Llama-3.1-8B", "Qwen3-0.6B")).loc["Llama-3.1-8B"]
     assert line["bfloat16, GB"] == pytest.approx(16.06, abs=0.02)
@@ -81,14 +79,14 @@ def test_memory_is_counted_by_hand() -> None:
     assert 0.25 < (line["4 bits, GB"] - ends) / (line["bfloat16, GB"] - ends) < 0.28
 
 
-def test_the_how_tos_parameters_are_those_of_loading() -> None:
+def test_the_how_tos_parameters_are_those_of_loading():
     said = notebooks.parameters(NOTEBOOKS / "11_your_models.ipynb")
     meant = vars(loading.Params())
     assert {name: said[name].default for name in meant} == meant
 
 
 @pytest.mark.slow
-def test_the_how_to_renders_without_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_how_to_renders_without_tables(tmp_path, monkeypatch):
     pytest.importorskip("papermill")
     pytest.importorskip("myst_nb")
     monkeypatch.setenv("FLASHSPEC_RESULTS", str(tmp_path / "none"))

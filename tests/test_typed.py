@@ -1,7 +1,5 @@
 """An argument of the wrong type is refused in one sentence that names it, what was expected and what was given."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch
