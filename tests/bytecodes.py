@@ -40,7 +40,6 @@ class Tracer:
 
 
 def traced(ready, tracer):
-    """Decode under a tracer; whether it interrupted."""
     sys.settrace(tracer)
     try:
         play(ready)
@@ -52,7 +51,6 @@ def traced(ready, tracer):
 
 
 def length(name, rule, only = None):
-    """Bytecodes of a whole decode."""
     tracer = Tracer(only=only)
     traced(prepare(wide(), name, rule), tracer)
     return tracer.passed
@@ -60,7 +58,6 @@ def length(name, rule, only = None):
 
 @functools.cache
 def text_of(name, rule):
-    """The steps of an undisturbed decode of fresh stages."""
     return play(prepare(wide(), name, rule))
 
 
@@ -73,7 +70,6 @@ def survives(name, rule, tracer):
 
 
 def anywhere():
-    """Interrupts at random bytecodes."""
     dice, before = random.Random(0), digest(wide())
     kinds = [(name, rule) for name in NAMES for rule in ("coupling", "speculative")]
     lengths = {kind: [length(*kind) for _ in range(2)][1] for kind in kinds}
@@ -84,7 +80,6 @@ def anywhere():
 
 
 def growing():
-    """Interrupts at every bytecode of the first calls that grow a buffer."""
     found = 0
     for grows in (KernelEngine.run, Writer._call):
         last = min(400, length("self_speculation", "coupling", grows.__code__))
@@ -93,7 +88,6 @@ def growing():
 
 
 def early(self, x, start):
-    """KernelEngine.run as it was in 0.7.0: the size first, then the buffer."""
     x, threads = (self.model.place(x, start) if self.lowest else x).contiguous(), torch.get_num_threads()
     shape, numbers = ctypes.byref(self._shape), [ctypes.c_int64(n) for n in (len(x), start, threads)]
     if len(x) > getattr(self, "room", 0):

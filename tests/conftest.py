@@ -14,7 +14,6 @@ settings.load_profile("fixed")
 
 
 def pytest_collection_modifyitems(items):
-    """Skip the cases of heads that search with faiss where it is not installed."""
     if importlib.util.find_spec("faiss"):
         return
     for item in items:

@@ -24,7 +24,6 @@ PLAIN = Sampling(1.0, rule="speculative")
 
 
 def number(prefix):
-    """The number of a prefix of at most three new tokens, counted breadth first."""
     return functools.reduce(lambda code, token: code * VOCAB + token + 1, prefix, 0)
 
 
@@ -38,7 +37,6 @@ class PrefixReader:
         self.seen = 0
 
     def read(self, tokens):
-        """Read what is missing."""
         new = tokens.tolist()[1:]
         numbers = [number(new[:j]) for j in range(self.seen, len(new) + 1)]
         if numbers:
@@ -47,13 +45,10 @@ class PrefixReader:
         return (len(numbers),)
 
     def rewind(self, n):
-        """Forget all but the first n tokens."""
         self.seen = min(self.seen, n)
 
 
 class PrefixHead(Fixed):
-    """Scores of every prefix, worked out once by a real head on one-hot rows."""
-
     vocab_size = VOCAB
 
     def __init__(self, head):
@@ -77,12 +72,10 @@ def weight(seed, *near):
 
 
 def distance(first, second):
-    """Total variation of two toy models' next-token laws at every prefix."""
     return (first.softmax(-2) - second.softmax(-2)).abs().sum(-2) / 2
 
 
 def dense(*which):
-    """The dense head of a toy model."""
     return PrefixHead(DenseHead(None, weight(*which)))
 
 
@@ -95,7 +88,6 @@ def sparse(*which):
 
 @functools.cache
 def law(target, sampling = PLAIN):
-    """Probability [V, V, V] of every three tokens under one toy model, float64."""
     rows = warp(Scores(None, weight(target).T), sampling).logits.double().softmax(-1)
     joint = torch.zeros(VOCAB, VOCAB, VOCAB, dtype=torch.float64)
     for a, b, c in itertools.product(range(VOCAB), repeat=3):
@@ -107,7 +99,6 @@ Make = Callable[[Sampling], list[Stage]]
 
 
 def three_tokens(make, seed, new, sampling = PLAIN):
-    """The first three tokens of one decode with this seed."""
     chosen = Sampling(sampling.temperature, sampling.top_k, sampling.top_p, seed, sampling.rule)
     steps = decode(make(chosen), [0], Limits(new))
     return tuple([token for step in steps for token in step.tokens][:3])
@@ -128,7 +119,6 @@ def p_value(found, joint):
 
 
 def p_of(make, seeds, joint, new = 3, sampling = PLAIN):
-    """p-value of the triples of seeds 0..seeds-1."""
     return p_value(Counter(three_tokens(make, s, new, sampling) for s in range(seeds)), joint)
 
 

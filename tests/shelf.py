@@ -9,7 +9,6 @@ from flashspec.train.package import END, write_digests, write_tokenizer
 
 
 def train_tokenizer(path, text, size = tiny.VOCAB):
-    """Write a byte-level tokenizer of at most `size` ids."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -33,7 +32,6 @@ def listing(*places):
 
 
 def write_pair(home):
-    """A target and its draft, with digests, below `home`."""
     train_tokenizer(home / "tokenizer.json", Path(__file__).with_name("test_cli.py").read_text())
     pair = tiny.pair()
     for name, model in {"target": pair.target, "draft": pair.draft}.items():

@@ -17,12 +17,10 @@ SPEED = {("baseline", "dense"): 1.0, ("draft_model", "dense"): 1.5, ("draft_mode
 
 
 def results(frame):
-    """What `Results` offers to a figure."""
     return SimpleNamespace(frame=frame, machine=MACHINE, path=Path("results/race/0123abcd.parquet"), origin={})
 
 
 def line(table, **values):
-    """The one line of a table with these values."""
     for name, value in values.items():
         table = table[table[name] == value]
     assert len(table) == 1

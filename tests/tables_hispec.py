@@ -16,7 +16,6 @@ PARTS = {"burst_seconds": 2e-3, "check_1_seconds": 2e-3, "check_2_seconds": 8e-3
 
 
 def frame(kind, rows):
-    """What `Results` offers to a figure."""
     known = {f.name: f.default for f in fields(kind)}
     made = pandas.DataFrame([{name: row.get(name, known[name]) for name in known} for row in rows], columns=list(known))
     numbers = {f.name: float for f in fields(kind) if "None" in str(f.type)}

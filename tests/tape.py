@@ -18,8 +18,6 @@ WAITS = {
 
 
 class Tape(TorchDispatchMode):
-    """Records every operation inside `with`; `replay` repeats them in place."""
-
     def __init__(self):
         super().__init__()
         self.steps = []
@@ -54,7 +52,6 @@ def _among(tensor, others):
 
 
 def _shared(tensor, others):
-    """Whether a tensor is a view of one of these."""
     place = tensor.untyped_storage().data_ptr()
     return any(isinstance(other, Tensor) and other.untyped_storage().data_ptr() == place for other in others)
 
@@ -64,7 +61,6 @@ def _masked(args):
 
 
 def taped(call, device):
-    """As graphs.recorded."""
     for _ in range(2):
         call()
     tape = Tape()

@@ -38,7 +38,6 @@ OTHERS = {
 
 
 def write(folder, kind, settings):
-    """A random model of transformers, saved."""
     torch.manual_seed(0)
     config = transformers.AutoConfig.for_model(kind, **settings)
     model = transformers.AutoModelForCausalLM.from_config(config).eval()
@@ -51,7 +50,6 @@ def write(folder, kind, settings):
 
 
 def greedy(model, count = 20):
-    """The text of transformers' own generate."""
     ids = torch.tensor([IDS])
     settings = {"max_new_tokens": count, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
     return model.generate(ids, attention_mask=torch.ones_like(ids), **settings)[0, len(IDS) :].tolist()

@@ -118,7 +118,6 @@ def test_a_shape_the_matmul_cannot_take_is_refused():
 
 
 def write_awq(config, folder, skipped = ()):
-    """An AWQ folder, and the dense model its weights stand for."""
     scheme, tensors, twin = Scheme(128, skipped), dict[str, Tensor](), dict[str, Tensor]()
     for name, value in hf_tensors(randomised(config), config, "float32").items():
         module = name.removesuffix(".weight")
@@ -229,7 +228,6 @@ def test_the_command_hands_its_files_to_the_quantiser(tmp_path, monkeypatch):
 
 
 def quantisable(folder):
-    """A small dense folder with a tokenizer of three words."""
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     tokenizer = Tokenizer(models.WordLevel({"<|endoftext|>": 0, "a": 1, "b": 2}, unk_token="<|endoftext|>"))

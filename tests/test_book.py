@@ -13,7 +13,6 @@ ROOT = Path(__file__).resolve().parent.parent
 BUILT = ROOT / "book" / "_build" / "html"
 
 def extension(name):
-    """A module of book/_ext."""
     spec = importlib.util.spec_from_file_location(name, ROOT / "book" / "_ext" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -24,7 +23,6 @@ links, offline = extension("links"), extension("offline")
 
 
 def site(folder, body):
-    """The faults of a book of two pages whose first page has this body."""
     (folder / "index.html").write_text(f"<html><body>{body}</body></html>")
     (folder / "other.html").write_text('<html><body><h1 id="place">here</h1></body></html>')
     return list(links.faults(folder))
@@ -97,7 +95,6 @@ def test_every_citation_is_in_the_bibliography():
 
 
 def cells(notebook, kind):
-    """The sources of a notebook's cells of one kind."""
     return ["".join(cell["source"]) for cell in json.loads(notebook.read_text())["cells"] if cell["cell_type"] == kind]
 
 

@@ -53,7 +53,6 @@ def stage(model, head, rule, temperature, **sampling):
 
 
 def slow_stage(*given, **sampling):
-    """The same with its verbs in turn."""
     return stage(*given, **sampling)._replace(way=in_turn)
 
 
@@ -72,7 +71,6 @@ def played(stage):
 
 
 def same(one, two):
-    """Whether tokens, rows, scores and soundness are the same bit for bit."""
     if not torch.equal(one[0], two[0]) or one[2] != two[2]:
         return False
     pairs = list(zip(one[1], two[1], strict=True))

@@ -40,7 +40,6 @@ class Shadow:
         self.reader, self.slow, self.fast = stage.reader, in_turn(stage), fastest(stage)
 
     def write(self, tokens, start, want):
-        """A burst, twice."""
         copied, seen = tokens.clone(), self.reader.seen
         fast = self.fast.write(copied, start, want)
         assert self.reader.seen == (start + want - 1 if want else seen)
@@ -54,7 +53,6 @@ class Shadow:
         return slow
 
     def judge(self, tokens, first, drawn, number):
-        """A verification, twice."""
         below, chain = self.reader, []
         while below is not None:
             chain.append((below, below.seen))
@@ -69,19 +67,16 @@ class Shadow:
 
 
 def shadowed(stage):
-    """A way of acting: both, compared."""
     shadow = Shadow(stage)
     return Verbs(shadow.write, shadow.judge)
 
 
 def recorded(stage):
-    """Whether a stage's bursts and checks run over static buffers."""
     write, judge = fastest(stage)
     return isinstance(write, CapturedBurst), isinstance(judge.score, CapturedScore)
 
 
 def same(mine, theirs):
-    """Equal ids, and logits equal up to rounding."""
     ids = mine.ids is theirs.ids is None or torch.equal(mine.ids, theirs.ids)
     return ids and torch.allclose(mine.logits, theirs.logits, rtol=1e-9, atol=1e-9)
 
@@ -94,7 +89,6 @@ def stages_of(name, sampling, where = "cpu"):
 
 @pytest.fixture(autouse=True)
 def fixed(monkeypatch):
-    """Fixed shapes everywhere: recorded on CUDA, called as they are on the CPU."""
     monkeypatch.setenv(graphs.FLAG, "auto" if torch.cuda.is_available() else "eager")
     monkeypatch.setattr(graphs, "KEYS", 24)
     Shadow.bursts = Shadow.checks = 0

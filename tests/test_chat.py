@@ -24,7 +24,6 @@ REFUSING = (
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """A pair whose target has a chat template and generation defaults."""
     made = shelf.write_pair(tmp_path_factory.mktemp("talking"))
     (made["target"] / "digests.json").unlink()
     (made["target"] / "generation_config.json").write_text(json.dumps(GENERATION))
@@ -85,7 +84,6 @@ def test_the_command_line_uses_both_and_flags_win(folders, capsys, monkeypatch):
 
 
 def snapshot(home, name):
-    """An empty checkpoint in the layout of the hub's cache."""
     place = home / f"models--{name.replace('/', '--')}"
     folder = place / "snapshots" / "0123456789abcdef0123456789abcdef01234567"
     folder.mkdir(parents=True)

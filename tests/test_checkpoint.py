@@ -31,7 +31,6 @@ def folder(tmp_path):
 
 
 def refusal(folder):
-    """The one sentence with which a folder is refused."""
     began = time.perf_counter()
     with pytest.raises((ValueError, FileNotFoundError)) as refused:
         Transformer.load(folder)
@@ -40,8 +39,6 @@ def refusal(folder):
 
 
 def tensors(change):
-    """Change the tensors of the whole file."""
-
     def spoil(folder):
         found = load_file(folder / WEIGHTS)
         change(found)
@@ -51,8 +48,6 @@ def tensors(change):
 
 
 def config(**changes):
-    """Change fields of config.json."""
-
     def spoil(folder):
         path = folder / "config.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | changes))
@@ -61,8 +56,6 @@ def config(**changes):
 
 
 def text(file, content):
-    """Write a file, or change its bytes."""
-
     def spoil(folder):
         path = folder / file
         new = content(path.read_bytes()) if callable(content) else content
@@ -72,8 +65,6 @@ def text(file, content):
 
 
 def without(file, *first):
-    """Take a file away, after other changes."""
-
     def spoil(folder):
         for change in first:
             change(folder)
@@ -83,8 +74,6 @@ def without(file, *first):
 
 
 def listed(spoil):
-    """Change files after their digests were written."""
-
     def both(folder):
         (folder / "tokenizer.json").write_text("{}")
         write_digests(folder)
@@ -98,8 +87,6 @@ def shards(folder):
 
 
 def second_shard(change):
-    """Save in shards and change the bytes of the second; no bytes, no file."""
-
     def spoil(folder):
         shards(folder)
         shard = sorted(folder.glob("*.safetensors"))[1]
@@ -110,8 +97,6 @@ def second_shard(change):
 
 
 def index(change):
-    """Save in shards, with another table in the index."""
-
     def spoil(folder):
         shards(folder)
         raw = json.loads((folder / INDEX).read_text())

@@ -28,7 +28,6 @@ class Row:
 
 def toy_experiment(time=0.5):
     def rows(params):
-        """One row."""
         yield Row(params.k, time)
 
     return Experiment("toy", Params, Row, rows, measured=False, presets={"smoke": Params(k=1)})

@@ -148,7 +148,6 @@ LINES = [f"{start} {end}".strip() for start, ends in CASES.items() for end in ma
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """Models, texts, prompts and traces, good and bad."""
     home = tmp_path_factory.mktemp("home")
     pair = shelf.write_pair(home)
     tiny.prompts_file(home)
@@ -219,7 +218,6 @@ def test_a_text_that_is_not_utf8_is_one_sentence(home, capsys, text, place):
 
 @contextmanager
 def full_disk(limit=2000):
-    """Files can grow to `limit` bytes."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
     try:
@@ -267,8 +265,6 @@ def test_a_stopped_design_continues_and_its_output_is_whole_or_absent(home, tmp_
 
 @pytest.fixture
 def failing(monkeypatch):
-    """Let `flashspec list` raise an error, after some other act."""
-
     def failing(error, act=list):
         def broken(*_):
             act()

@@ -37,13 +37,11 @@ def prepare(method, models = None, temperature = 0.7, new = 21, **options):
 
 
 def play(ready):
-    """Tokens and events of a request."""
     steps = list(ready.steps())
     return [t for s in steps for t in s.tokens], [e for s in steps for e in s.events]
 
 
 def forwards(reader):
-    """A list that will hold how many rows each forward of this reader computes."""
     run_engine, calls = reader.engine.run, list[int]()
     reader.engine.run = lambda x, start: (calls.append(len(x)), run_engine(x, start))[1]
     return calls
@@ -112,7 +110,6 @@ def test_a_model_that_drafts_for_itself_is_always_right_and_an_imitation_is_not(
 
 @st.composite
 def hierarchies(draw):
-    """Any exits of a six-layer model, with any schedule, heads and doubts."""
     exits = tuple(sorted(draw(st.sets(st.integers(1, 5), min_size=1, max_size=3))))
     threshold = st.none() | st.floats(0, 1)
     return Method(
@@ -231,8 +228,6 @@ class Watch(TorchFunctionMode):
         return result
 
     def inside(self, part, action):
-        """An action whose waits count for this part."""
-
         def named(*args):
             self.part = part
             try:
@@ -244,7 +239,6 @@ class Watch(TorchFunctionMode):
 
 
 def waits(monkeypatch, name, rule, k = 4):
-    """Waits while drafting, waits while checking, and verifications, of one decode."""
     watch = Watch()
     for part in ("draft", "check"):
         monkeypatch.setattr(cascade, part, watch.inside(part, getattr(cascade, part)))

@@ -59,7 +59,6 @@ def test_going_on_after_another_decode_began_over_the_same_stages_is_refused(nam
 
 
 def in_turns(ready, other):
-    """The first decode's tokens, where the other one goes on between its steps."""
     return [mine.tokens for mine, _ in zip(ready.steps(), other, strict=False)]
 
 
@@ -74,7 +73,6 @@ def test_decodes_over_stages_of_their_own_may_run_in_turns_and_over_the_same_one
 
 @torch.inference_mode()
 def reached(name):
-    """A decode after some rounds, before a check of what was drafted last."""
     state = State.start(stages(name), PROMPT, Limits(40))
     for _ in range(3):
         list(advance(state))
@@ -128,7 +126,6 @@ def test_doubts_are_what_they_say():
 
 @pytest.mark.parametrize("name", ADAPTIVE)
 def test_doubts_shorten_bursts_and_one_cut_after_the_fact_is_the_one_that_stopped(name, monkeypatch):
-    """Off the CPU a burst is computed whole and cut in one transfer."""
     stopped, calm = (run(duo(), m, 0.7) for m in (ADAPTIVE[name], replace(ADAPTIVE[name], draft_doubt=None, verify_doubt=None)))
     bursts, longer = ([e.adds for e in out.events if e.stage == 0] for out in (stopped, calm))
     assert sum(bursts) / len(bursts) < sum(longer) / len(longer)
@@ -170,12 +167,10 @@ def test_a_looping_text_is_drafted_by_lookup_which_says_nothing_without_a_match(
 
 
 def called(**options):
-    """A call of generate."""
     return lambda: generate(duo(), options.pop("prompt", PROMPT), options.pop("method", "dense"), **options)
 
 
 def mixed(*stages):
-    """A decode over these stages."""
     return lambda: next(decode(list(stages), PROMPT))
 
 
@@ -226,7 +221,6 @@ def test_the_names_of_hierarchies_give_methods():
 
 
 def spoiled(which):
-    """The toy pair with one weight of one model turned into NaN."""
     sound = duo()
     models = Models(sound.target, sound.draft)
     copy = random_model(0).double() if which == "target" else type(sound.draft)(config(2)).double()
@@ -247,7 +241,6 @@ def test_nan_logits_are_refused_in_words(rule, temperature):
 
 
 def stranger():
-    """A model whose upper layers undo what the lower ones say."""
     model = random_model(3)
     for layer in model.layers[3:]:
         layer.mlp.down.weight.mul_(60.0)

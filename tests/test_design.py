@@ -38,7 +38,6 @@ def stream(size = 6000):
 
 @pytest.fixture(scope="module")
 def target(tmp_path_factory):
-    """A tiny model trained on that text."""
     model, texts, design = Transformer(SHAPE), Texts(0, stream()[:5000]), Design(sequences=8, length=32)
     initialise(model, 0)
     run = Run(model, Schedule(120, 60, 10, save_every=120), tmp_path_factory.mktemp("target"))
@@ -51,7 +50,6 @@ def held_out():
 
 
 def divergence(target, draft):
-    """Mean KL(target || draft) on held-out text."""
     with torch.no_grad():
         p, q = target(held_out()).log_softmax(-1), draft(held_out()).log_softmax(-1)
     return float((p.exp() * (p - q)).sum(-1).mean())

@@ -18,7 +18,6 @@ pytest.importorskip("pandas")
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """A target, its draft, a one-layer draft with a design, and prompts."""
     root = tmp_path_factory.mktemp("home")
     shelf.write_pair(root)
     tiny.model(1).save(root / "flat", "float32")

@@ -16,7 +16,6 @@ PINNED = dict(line.split("==") for line in (ROOT / "constraints-cpu.txt").read_t
 
 
 def name(requirement):
-    """The package that a requirement asks for."""
     return re.split(r"[<>=!~\[; ]", requirement.strip())[0].lower()
 
 

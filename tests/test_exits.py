@@ -21,7 +21,6 @@ def wanted(tmp_path_factory):
 
 
 def naive(model, ids, depth):
-    """Logits at a depth, by the layers one after another."""
     x = model.embed(torch.tensor([ids[:-1]]))
     for layer in model.layers[:depth]:
         x = layer(x, model.rope)

@@ -62,7 +62,6 @@ def thinned(family, seed):
 
 
 def theirs_of(folder, table):
-    """transformers' model of a config.json, random, its weights saved beside it."""
     transformers = pytest.importorskip("transformers")
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(table))

@@ -39,7 +39,6 @@ GENERATION = {"do_sample": True, "temperature": 0.6, "top_k": 20, "top_p": 0.95,
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """A folder of every kind, each whole."""
     place = tmp_path_factory.mktemp("home")
     model = randomised(CONFIG)
     for name in ("model", "listed"):
@@ -71,7 +70,6 @@ def _tokenizer(folder):
 
 
 def _loaded(folder):
-    """Load a folder as a user does, and ask the model for one token."""
     models = fs.load(folder, None, dtype="float32", device="cpu")
     ids = models.encode("w1 w2") if models.tokenizer else [1]
     assert fs.generate(models, [i % models.target.config.vocab_size for i in ids[:1]], "baseline", max_new_tokens=1).tokens
@@ -106,8 +104,6 @@ def _head(kind, file):
 
 
 class Case(NamedTuple):
-    """A file to spoil, the way it is read, and how often."""
-
     file: str
     read: Callable[[Path], Any]
     cases: int
@@ -145,14 +141,12 @@ ODD = st.one_of(
 
 
 def _places(tree):
-    """Every container of a JSON tree, with each of its keys."""
     for key in list(tree) if isinstance(tree, dict) else range(len(tree)) if isinstance(tree, list) else ():
         yield tree, key
         yield from _places(tree[key])
 
 
 def _spoiled_tree(draw, text):
-    """JSON with another value, a value less, one twice, or a very deep one."""
     tree = json.loads(text)
     places = list(_places(tree))
     for _ in range(draw(st.sampled_from([1, 1, 1, 2, 3]))):
@@ -192,7 +186,6 @@ def spoiled(draw, text, tensors):
 
 
 def outcome(read, path):
-    """"read", or the one sentence of a refusal; any other exception passes."""
     began = time.perf_counter()
     try:
         read(path.parent)

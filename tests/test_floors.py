@@ -29,7 +29,6 @@ def room(path):
 
 
 def imported(tree):
-    """Rooms of flashspec that a module imports, at its top or inside functions."""
     for node in ast.walk(tree):
         names = []
         if isinstance(node, ast.Import):
@@ -59,7 +58,6 @@ def named(path):
 
 
 def within(tree, known):
-    """The known modules that a tree imports anywhere."""
     found = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -98,7 +96,6 @@ def count(arguments):
 
 
 def heavy_at_top(tree):
-    """Heavy libraries imported when the module is, TYPE_CHECKING blocks apart."""
     tops = [node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))]
     names = [a.name for node in tops if isinstance(node, ast.Import) for a in node.names]
     names += [node.module for node in tops if isinstance(node, ast.ImportFrom) and node.module]

@@ -28,7 +28,6 @@ def models():
 
 
 def rows(engine):
-    """Rows of IDS read in pieces: a long one, single ones, checks."""
     edges = [0, *CUTS, len(IDS)]
     return torch.cat([engine.run(engine.embed(IDS[a:b]).clone(), a) for a, b in itertools.pairwise(edges)])
 

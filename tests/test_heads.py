@@ -52,7 +52,6 @@ def is_exact(scores, exact):
 
 
 def is_whole(head, dtype):
-    """Whether a head that probes every cluster is the dense head."""
     scores = head.with_probes(head.clusters.count)(hidden(dtype), POSITIONS, Dice(0))
     return is_exact(scores, dense(dtype)(hidden(dtype)).logits) and int((scores.logits > -torch.inf).sum()) == ROWS * VOCAB
 

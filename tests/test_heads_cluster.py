@@ -60,7 +60,6 @@ def test_the_auction_ends_when_every_point_is_the_same():
 
 
 def cohesion(found, weight):
-    """Mean cosine of a row and the direction of its cluster."""
     return F.cosine_similarity(weight, found.centroids[found.assignments]).mean().item()
 
 
@@ -78,7 +77,6 @@ def test_the_same_seed_gives_the_same_clusters_and_another_seed_others(backend):
 
 
 def spread(found, weight):
-    """Mean squared distance of a row and the mean of its cluster."""
     means = torch.stack([weight[ids[ids >= 0]].mean(0) for ids in found.members])
     return (weight - means[found.assignments]).square().sum(1).mean().item()
 

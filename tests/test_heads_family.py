@@ -41,7 +41,6 @@ def hidden():
 
 @functools.cache
 def built(name, dtype = torch.float32):
-    """A head of a random weight; those that rank ids have a made-up ranking."""
     if name in RANKED:
         return ShortlistHead.build(matrix(dtype), torch.arange(IDS).flip(0), size=40 if name == "vocab_trim" else None)
     return head_named(name, Origin(matrix(dtype)))
@@ -118,7 +117,6 @@ def test_bytes_are_counted_from_what_is_read(name):
 
 @functools.cache
 def models(dtype = torch.float64):
-    """The toy pair; both models also have rankings of their ids."""
     pair = duo(0, dtype)
     ranked = torch.randperm(VOCAB, generator=torch.Generator().manual_seed(5))
     for name in RANKED:
@@ -211,7 +209,6 @@ class LiveHead(Fixed):
 
 
 def pairs(**plan):
-    """Two clusters of two ids, of which one is scored."""
     return FlashHead.build(NEAR, None, from_assignments(NEAR, torch.tensor([0, 1, 0, 1]), 2), probes=1, **plan)
 
 

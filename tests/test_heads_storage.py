@@ -43,7 +43,6 @@ def rows():
 
 
 def same(one, other):
-    """Whether two heads are alike: tables and plans, or what they find."""
     if isinstance(one, FlashHead):
         parts = zip(one.table, other.table, strict=True)
         return one.plan == other.plan and all(a.equal(b) if isinstance(a, torch.Tensor) else a == b for a, b in parts)

@@ -31,7 +31,6 @@ Case = tuple[int, float, int]
 
 @pytest.fixture(params=["kernels", "torch"])
 def kernels(request, monkeypatch):
-    """Whether the compiled kernels are used in this test."""
     monkeypatch.setenv("FLASHSPEC_KERNELS", "1" if request.param == "kernels" else "0")
     library.cache_clear(), _BUILT.clear()
     if request.param == "kernels" and library() is None:
@@ -43,7 +42,6 @@ def kernels(request, monkeypatch):
 
 @functools.cache
 def models(width, kernels):
-    """Models of two, three and six layers with FlashHeads; each setting has its own."""
     shape = {"context": CONTEXT, **WIDTHS[width]}
     target = random_model(1, **shape)
     between = (imitation(target, 3, 1, 0.05, **shape),)
@@ -52,7 +50,6 @@ def models(width, kernels):
 
 @functools.cache
 def naive(width, room, temperature):
-    """Token after token by whole forwards: no cache, no stage, no rule."""
     model, ids = models(width, False).target, list(PROMPTS[room])
     while len(ids) < min(CONTEXT, CONTEXT - room + 12):
         logits = model(torch.tensor([ids]))[0, -1:]
@@ -106,7 +103,6 @@ def test_the_control_a_burst_of_nothing_that_moves_its_mark_is_caught_where_burs
 
 @st.composite
 def methods(draw, layers):
-    """Any method over a target of so many layers."""
     exits = tuple(sorted(draw(st.sets(st.integers(1, layers - 1), max_size=3))))
     draft = draw(st.sampled_from(["model", "none", "lookup", "cascade"]))
     flash = draw(st.booleans()) and (draft in ("model", "cascade") or (draft == "none" and bool(exits)))

@@ -50,8 +50,6 @@ class Fuse:
             raise KeyboardInterrupt
 
     def around(self, method):
-        """The method with a hook on either side."""
-
         @functools.wraps(method)
         def guarded(*args, **named):
             self.burn()
@@ -71,7 +69,6 @@ def fuse(monkeypatch):
 
 
 def digest(models):
-    """Weights, configurations and layers of both models."""
     found = hashlib.sha256()
     for model in (models.target, models.draft):
         found.update(repr((model.config, len(model.layers), model.training)).encode())
@@ -88,13 +85,11 @@ def wide():
 
 
 def prepare(models, name, rule = "coupling", tokens = 9, **fields):
-    """A hot decode of nine tokens, eager so that finalising is a hook too."""
     options = {"max_new_tokens": tokens, "stop": (), "finalize": "eager", "k": 2, **fields}
     return request(models, PROMPT, name, Sampling(1.5, seed=7, rule=rule), options)
 
 
 def play(ready):
-    """Tokens and events of a whole decode."""
     return list(ready.steps())
 
 
@@ -111,7 +106,6 @@ def survives(fuse, models, name, point, **options):
 
 
 def passages(fuse, models, name, **options):
-    """Hook points that a whole decode goes through."""
     ready = prepare(models, name, **options)
     fuse.left = 0
     play(ready)
@@ -153,7 +147,6 @@ def test_an_interrupt_at_a_hook_leaves_no_trace(case, fuse, monkeypatch):
 
 
 def at_bytecodes(which):
-    """What bytecodes.py says of these interrupts."""
     if not kernels.available():
         pytest.skip("no C compiler on this machine")
     script = Path(__file__).with_name("bytecodes.py")

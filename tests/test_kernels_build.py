@@ -112,7 +112,6 @@ class World:
         return (self.place / "log").read_text().count("compiled")
 
     def kept(self):
-        """The one library in the cache."""
         (path,) = self.cache.glob("*.so")
         return path
 
@@ -130,7 +129,6 @@ class World:
         return path
 
     def compiler(self, script):
-        """A compiler that does as this script says."""
         path = self.place / "anyone" / "cc"
         path.write_text(f"#!/bin/sh\n[ $1 = --version ] && exit\n{script}\n")
         path.chmod(0o755)

@@ -30,7 +30,6 @@ def case(rows, blocks, cap, width, probes):
 
 
 def naive(states, weight, ids, bias, chosen):
-    """The best id of every row, by looking at one slot after another."""
     found = []
     for row, numbers in zip(states, chosen.tolist(), strict=True):
         slots = [(float(weight[b, s] @ row + bias[b, s]), -int(ids[b, s])) for b in numbers for s in range(ids.shape[1])]

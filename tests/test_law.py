@@ -38,12 +38,10 @@ def test_the_toy_models_and_the_exits_are_far_apart():
 
 
 def two(rules=SpeculativeSampling, draft=dense):
-    """A draft near the target."""
     return stack([draft(*NEAR), TOP], rules)
 
 
 def three(doubt=None, middle=SpeculativeSampling):
-    """Three stages, neighbours far apart, whose middle one may doubt or be lossy."""
     make = stack([dense(2, *NEAR), dense(*NEAR), TOP])
 
     def stages(sampling):
@@ -54,8 +52,6 @@ def three(doubt=None, middle=SpeculativeSampling):
 
 
 class Noting(PrefixHead):
-    """Remembers the position it was asked about."""
-
     def __call__(self, rows, positions, dice):
         self.position = int(positions[0])
         return super().__call__(rows, positions, dice)
@@ -123,7 +119,6 @@ def own_law(exit_layer = 3):
 
 
 def spans(n_d, n_i):
-    """HiSpec over the spans of `small`, made once; only the dice change."""
     stages = build(hispec(1, 2, n_d, n_i), Models(small()), PLAIN, 8)
     return lambda sampling: [stage._replace(rule=SpeculativeSampling(sampling, VOCAB)) for stage in stages]
 
@@ -173,8 +168,6 @@ class NoResidual(SpeculativeSampling):
 
 
 class Credulous(SpeculativeSampling):
-    """Accepts whatever is put to it."""
-
     def accepts(self, p, q, tokens, numbers):
         return torch.ones_like(tokens, dtype=torch.bool)
 
@@ -206,15 +199,11 @@ class InPlace(SpeculativeSampling):
 
 
 class Boasting(LookupHead):
-    """Claims that its proposal was drawn from all ids alike."""
-
     def __call__(self, rows, positions=None, dice=None):
         return Scores(torch.arange(VOCAB).expand(len(rows), -1), torch.zeros(len(rows), VOCAB))
 
 
 class Copying(SpeculativeSampling):
-    """Draws id 1 whatever the scores say."""
-
     def draw(self, scores, position, stage):
         return super().draw(scores, position, stage)._replace(token=torch.ones(1, dtype=torch.int64))
 

@@ -102,7 +102,6 @@ def plain(monkeypatch):
 
 
 def certificates(method, plain):
-    """Certificates of the texts of a method that are not plain decoding's."""
     found = []
     for (model, temperature), expected in plain.items():
         scorer = target_scorer(duo(model, torch.bfloat16).target, Sampling(temperature, seed=7))

@@ -22,7 +22,6 @@ EXITS = {"reference-target": (2, 4), "qwen3-0.6b": (3, 7)}
 
 
 def storages(tensors):
-    """Bytes by storage, shared ones once; works on the meta device too."""
     return {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}
 
 
@@ -49,7 +48,6 @@ def parts(value):
 
 
 def live():
-    """Storages of all tensors alive in this process."""
     gc.collect()
     return storages(found for found in gc.get_objects() if issubclass(type(found), Tensor))
 
@@ -61,7 +59,6 @@ def ghost(name, depth = None):
 
 
 def ratio(models, method):
-    """Bytes of a method over those of plain decoding, a FlashHead's index apart."""
     totals = []
     for wanted in (method, METHODS["baseline"]):
         stages = build(wanted, models)

@@ -20,7 +20,6 @@ DENSE, FLASH = Method("model"), Method("model", "flash")
 
 
 def live(models, method, sampling, k, new=24):
-    """Rounds, drafted and accepted tokens of real decodes."""
     runs = [
         toys.run(models, replace(method, k=k), sampling.temperature, sampling.rule, prompt=list(p.ids), max_new_tokens=new,
                  seed=sampling.seed).stats
@@ -30,7 +29,6 @@ def live(models, method, sampling, k, new=24):
 
 
 def replayed(models, method, sampling, k, new=24):
-    """The same counts from a trace; the target is not there to be asked."""
     trace = tracing.record(Models(models.target), PROMPTS, sampling, new)
     alone = Models(models.draft, models.draft, heads=Once({("draft", "flash"): models.head("draft", "flash")}))
     return theory.replayed_all(tracing.replay_texts(trace, alone, method), k)

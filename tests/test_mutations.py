@@ -28,27 +28,23 @@ Patch = Callable[[pytest.MonkeyPatch], None]
 
 
 def same_text():
-    """Speculation prints the baseline's text."""
     methods = (Method(draft="model"), Method(draft="model", finalize="eager"), METHODS["hispec"])
     plain = [text(duo(), "baseline", t) for t in (0.0, 1.5)]
     return all([text(duo(), method, t) for t in (0.0, 1.5)] == plain for method in methods)
 
 
 def perfect_draft():
-    """A model that drafts for itself is always right."""
     twin = Models(duo().target, duo().target)
     stats = [run(twin, "dense", t, seed=seed).stats for t in (0.7, 1.5) for seed in (1, 2)]
     return all(s.accepted == s.judged for s in stats)
 
 
 def stops_in_a_block():
-    """A stop token ends the text wherever it was accepted."""
     whole = text(duo(), "hispec", 1.5)
     return all(text(duo(), "hispec", 1.5, stop=(t,)) == whole[: whole.index(t) + 1] for t in whole)
 
 
 def keeps_the_length():
-    """Never a token more than asked for."""
     made = build(Method(draft="model", k=5), duo(), Sampling(1.5), 64)
     return all(sum(len(s.tokens) for s in decode(made, PROMPT, Limits(n))) == n for n in range(1, 9))
 
@@ -60,21 +56,17 @@ def sparse_is_dense():
 
 
 def same_text_after_another():
-    """Stages that decoded one prompt decode the next one as fresh ones do."""
     used, fresh = (request(duo(), PROMPT, "dense", Sampling(0.7), {"max_new_tokens": 9, "stop": ()}) for _ in range(2))
     list(decode(used.stages, [8, 9, 10, 11, 12, 13, 14, 15], Limits(9)))
     return [s.tokens for s in used.steps()] == [s.tokens for s in fresh.steps()]
 
 
 class Extreme(Dice):
-    """Dice at the very end of their range."""
-
     def uniform(self, positions, stage, use):
         return torch.ones(len(positions), dtype=torch.float64)
 
 
 def ids_stay_inside():
-    """Whatever the dice, a seeded draw under top-k is an id of the vocabulary."""
     rule = SpeculativeSampling(Sampling(0.8, top_k=3), 5, Extreme(0))
     p, q = torch.tensor([[0.0, 1, 2, 3, 4]] * 2).double(), torch.tensor([[4.0, 3, 2, 1, 0]]).double()
     drawn = int(rule.draw(Scores(None, q), 1, 0).token)
@@ -83,7 +75,6 @@ def ids_stay_inside():
 
 
 def rates_of_nothing():
-    """A decode that drafted nothing has an acceptance, and it is zero."""
     try:
         return run(duo(), "dense", 0.7, max_new_tokens=1).stats.acceptance == 0.0
     except ZeroDivisionError:
@@ -114,8 +105,6 @@ def forgets_too_little(patch):
 
 
 def claims_the_last_draft(patch):
-    """After full acceptance the draft believes that it has read its own last token."""
-
     def rewind(self, n):
         self.seen = n if self.seen == n - 1 else min(self.seen, n)
 
@@ -165,7 +154,6 @@ def shifts_rows(patch):
 
 
 def counts_noise_from_the_block(patch):
-    """Dice that follow the order of calls instead of the position."""
     calls = []
 
     def hashed(self, scores, positions, vocab_size, hashed=Dice.hashed):
@@ -176,13 +164,10 @@ def counts_noise_from_the_block(patch):
 
 
 def looks_at_the_last_token_only(patch):
-    """A stop token accepted in the middle of a block is overlooked."""
     patch.setattr(cascade, "_cut", lambda fresh, stop: (fresh, fresh[-1] in stop))
 
 
 def overshoots(patch):
-    """The length is checked between blocks, not inside them."""
-
     def start(stages, prompt, limits, start=State.start):
         return start(stages, prompt, Limits(limits.max_new_tokens + 3, limits.stop, limits.finalize))
 
@@ -241,13 +226,10 @@ def takes_any_method(patch):
 
 
 def keeps_old_caches(patch):
-    """A decode trusts what its readers have read for somebody else."""
     patch.setattr(SpanReader, "rewind", lambda self, n: setattr(self, "seen", min(self.seen, n or len(PROMPT) - 1)))
 
 
 def finalizes_the_wrong_token(patch):
-    """The eager read happens before the correction is in place."""
-
     def finalize(state, finalize=cascade.finalize):
         token = state.tokens[state.length - 1].clone()
         state.tokens[state.length - 1] = 0

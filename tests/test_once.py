@@ -29,7 +29,6 @@ def models():
 
 
 def together(ask):
-    """What four threads get that ask at the same moment."""
     start = Barrier(THREADS)
 
     def asked():
@@ -109,7 +108,6 @@ def test_values_made_once_can_be_copied():
 
 
 def broken(module):
-    """What a module promises to a star import and does not have."""
     return [name for name in getattr(module, "__all__", ()) if not hasattr(module, name)]
 
 

@@ -171,7 +171,6 @@ def test_a_model_that_does_not_fit_is_stretched_in_a_straight_line(monkeypatch):
 
 
 def test_a_stretched_pair_is_timed_at_few_lengths_and_shares_its_weights(monkeypatch):
-    """A small target of six layers is timed at one and four."""
     stood = []
     monkeypatch.setattr(pricing, "parts_of", lambda models, *rest: stood.append(models) or parts_of(models, *rest))
     monkeypatch.setattr(pricing, "shape", lambda name: toys.config(6))
@@ -247,7 +246,6 @@ def test_flags_that_would_be_lost_and_tables_that_lack_the_pair_are_refused(fold
 
 
 def ran(kind, prompt, rounds, **changes):
-    """One run of a race of which only the counts matter."""
     facts = {"method": "draft_model", "head": "dense", "draft": "main", "k": 4, "temperature": 0.0, "turn": 0, "rule": "coupling"}
     return RaceRow("t", format="bfloat16", finalize="deferred", kind=kind, prompt=prompt, rounds=rounds, drafted=4 * rounds,
                    accepted=10, emitted=rounds + 10, seconds=1.0, **{**facts, **changes})  # fmt: skip

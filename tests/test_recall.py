@@ -16,7 +16,6 @@ from flashspec.study.recall import PRESETS, Params, measure, percentiles, points
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
-    """A toy pair and two prompts of each kind, as parameters."""
     home = tmp_path_factory.mktemp("recall")
     folders = {name: str(path) for name, path in shelf.write_pair(home).items()}
     return {"target": folders["target"], "draft": (folders["draft"],), "prompts": str(tiny.prompts_file(home, each=2))}

@@ -29,7 +29,6 @@ SAMPLINGS = {
 
 @pytest.fixture(autouse=True)
 def recording(monkeypatch):
-    """Fixed shapes on the CPU; whatever asks for a recording gets a tape."""
     tapes = list[Tape]()
 
     def recorded(call, device):
@@ -51,7 +50,6 @@ def stages_of(name, sampling, record):
 
 
 def switched(stages, record):
-    """The stages, recording or not."""
     for stage in stages:
         stage.reader.engine.record = record
     return stages

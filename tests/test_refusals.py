@@ -24,7 +24,6 @@ def models(shipped):
 
 @pytest.fixture
 def copy(shipped, tmp_path):
-    """Folders that a test may damage."""
     return {name: Path(shutil.copytree(folder, tmp_path / name)) for name, folder in shipped.items()}
 
 
@@ -37,7 +36,6 @@ def text(models, **options):
 
 
 def refusal(call, kind=ValueError):
-    """The one sentence with which a call is refused."""
     with pytest.raises(kind) as caught:
         call()
     message = str(caught.value)

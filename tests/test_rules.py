@@ -21,7 +21,6 @@ def logits(rows, seed = 0):
 
 
 def by_transformers(raw, temperature, top_k, top_p, order=(0, 1, 2)):
-    """The same warp by transformers' own processors."""
     from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
     made = [
@@ -79,7 +78,6 @@ def test_equal_proposals_are_accepted_and_impossible_ones_never(kind, temperatur
 
 
 def test_the_residual_never_gives_the_token_that_was_refused_for_too_much_q():
-    """Where p(x) <= q(x) the residual has no mass at x."""
     p, q = logits(2, 1), logits(1, 2)
     token = int((q.softmax(-1) - p[:1].softmax(-1)).argmax())
     rules = [SpeculativeSampling(Sampling(1.0, seed=s), VOCAB) for s in range(200)]

@@ -49,7 +49,6 @@ class Counted:
         return [replace(params, blocks=(block,)) for block in params.blocks]
 
     def rows(self, params):
-        """Rows of one block."""
         (block,) = params.blocks
         if block in self.broken:
             raise KeyboardInterrupt
@@ -57,7 +56,6 @@ class Counted:
         yield Row(block, 0.1 * block, block > 1, 'a, "b"\nc', None if block == 1 else 1e-17)
 
     def cut(self, root, block=3):
-        """Begin a run and stop it at a block."""
         self.broken = (block,)
         with pytest.raises(KeyboardInterrupt):
             run(self.experiment, root=root)

@@ -10,18 +10,15 @@ PLACES = [(float(layers), body) for layers, body in product((1, 2, 4, 8), (1e6, 
 
 
 def seconds(layers, body):
-    """Half a millisecond, a tenth a layer, a tenth a million parameters."""
     return 5e-4 + 1e-4 * layers + 1e-10 * body
 
 
 def alpha(layers, body):
-    """Acceptance whose odds grow with the root of both."""
     odds = 0.8 * layers**0.5 * (body / 1e6) ** 0.5
     return odds / (1 + odds)
 
 
 def bursts(step=seconds):
-    """Bursts of 1 to 8 tokens, each token a step."""
     return {k: fitted([(*place, k * step(*place)) for place in PLACES]) for k in range(1, 9)}
 
 

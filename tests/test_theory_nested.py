@@ -60,8 +60,6 @@ def test_one_level_is_the_closed_form():
 
 
 class Coins(GumbelCoupling):
-    """Keeps tokens by coins."""
-
     def __init__(self, alpha, dice):
         super().__init__(GREEDY, 4)
         self.alpha, self.coins = alpha, dice
@@ -73,8 +71,6 @@ class Coins(GumbelCoupling):
 
 
 class Ones(LookupReader):
-    """Every row proposes id 1."""
-
     def read(self, tokens):
         new, self.seen = max(0, len(tokens) - self.seen), max(self.seen, len(tokens))
         self.rows.fill_(1)

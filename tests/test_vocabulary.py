@@ -17,7 +17,6 @@ EXTRA = {"target": {"target": 24}, "draft": {"draft": 24}, "both": {"target": 40
 
 
 def padded(model, rows):
-    """The same model with padding rows that would win every comparison."""
     for module in (model.embed, model.head):
         weight = module.weight.detach()
         module.weight = nn.Parameter(torch.cat([weight, 50 * weight[:rows]])[: tiny.VOCAB + rows])
@@ -26,7 +25,6 @@ def padded(model, rows):
 
 
 def written(home, extra):
-    """The shelf's pair, some of it padded; no digests."""
     home.mkdir(parents=True, exist_ok=True)
     folders = shelf.write_pair(home)
     for role, rows in extra.items():

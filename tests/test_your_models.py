@@ -31,14 +31,12 @@ PROCESSES = {"papermill": ["-m", "papermill"], "python": [], "torchrun": ["-m", 
 
 
 def commands():
-    """The lines of all shell blocks of the page, in order."""
     cells = json.loads(PAGE.read_text(encoding="utf-8"))["cells"]
     text = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
     return [line for block in re.findall(r"```sh\n(.*?)```", text, flags=re.S) for line in block.splitlines() if line]
 
 
 def marked(line):
-    """A command with the mark of those that start processes of their own."""
     slow = line.split()[0] in (*PROCESSES, "make") or " run " in line
     return pytest.param(line, marks=pytest.mark.slow if slow else ())
 
@@ -71,7 +69,6 @@ def spelled(line, place):
 
 
 def outcome(words, place):
-    """The exit status of a command line, run in the place."""
     program, *rest = words
     if program == "flashspec":
         return status(rest)

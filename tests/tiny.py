@@ -12,7 +12,6 @@ VOCAB = 512
 
 
 def model(layers, hidden = 32, dtype = torch.float32, seed = 0):
-    """A random transformer whose greedy text does not loop at once."""
     config = ModelConfig(
         family="qwen3", vocab_size=VOCAB, hidden=hidden, ffn=2 * hidden, layers=layers, heads=4, kv_heads=2, head_dim=8,
         context=256, tied=False,
@@ -28,7 +27,6 @@ def pair(dtype = torch.float32):
 
 
 def prompts_file(folder, kinds = ("code", "prose"), each = 1):
-    """A prompts file with `each` prompts of every kind."""
     rows = [
         {"kind": kind, "ids": [(7 * i + 13 * j + len(kind)) % VOCAB for i in range(12 + j)], "text": ""}
         for kind in kinds

@@ -48,7 +48,6 @@ def with_biases(model, seed = 0):
 
 
 def imitation(target, layers, seed, noise, **changes):
-    """A draft: the target's first layers, with noise on every matrix."""
     draft = Transformer(config(layers, **changes)).eval().requires_grad_(False)
     draft.load_state_dict({name: target.state_dict()[name] for name in draft.state_dict()})
     dice = torch.Generator().manual_seed(seed + 1000)
@@ -68,26 +67,21 @@ def headed(models, probes = 4):
 
 @functools.cache
 def duo(seed = 0, dtype = torch.float64, noise = 0.1, layers = 6, **changes):
-    """A target of six layers and a draft of two, with FlashHeads."""
     target = random_model(seed, layers, **changes)
     return headed(Models(target.to(dtype), imitation(target, 2, seed, noise, **changes).to(dtype)), 3)
 
 
 def run(models, method="dense", temperature = 0.0, rule = "coupling", **options):
-    """One decode, of a short prompt and 24 tokens if nothing else is asked."""
     sampling = Sampling(temperature, seed=options.pop("seed", 7), rule=rule)
     options = {"max_new_tokens": 24, "stop": ()} | options
     return generate(models, options.pop("prompt", PROMPT), method, sampling, **options)
 
 
 def text(models, method="dense", temperature = 0.0, **options):
-    """The tokens of one decode."""
     return run(models, method, temperature, **options).tokens
 
 
 class Credulous(GumbelCoupling):
-    """Keeps whatever is put to it."""
-
     def verify(self, scores, waiting):
         verdict = super().verify(scores, waiting)
         last = self.draw(verdict.scores.row(len(waiting.tokens)), waiting.position + len(waiting.tokens), 0)
