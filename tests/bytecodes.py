@@ -26,7 +26,7 @@ TRIES = 200
 class Tracer:
     """Counts the bytecodes of the package, or of one function, and interrupts at the one after `left` of them."""
 
-    def __init__(self, left = -1, only = None):
+    def __init__(self, left=-1, only=None):
         self.left, self.only, self.passed = left, only, 0
 
     def __call__(self, frame, event, _):
@@ -50,7 +50,7 @@ def traced(ready, tracer):
     return False
 
 
-def length(name, rule, only = None):
+def length(name, rule, only=None):
     tracer = Tracer(only=only)
     traced(prepare(wide(), name, rule), tracer)
     return tracer.passed

@@ -87,7 +87,7 @@ def sparse(*which):
 
 
 @functools.cache
-def law(target, sampling = PLAIN):
+def law(target, sampling=PLAIN):
     rows = warp(Scores(None, weight(target).T), sampling).logits.double().softmax(-1)
     joint = torch.zeros(VOCAB, VOCAB, VOCAB, dtype=torch.float64)
     for a, b, c in itertools.product(range(VOCAB), repeat=3):
@@ -98,7 +98,7 @@ def law(target, sampling = PLAIN):
 Make = Callable[[Sampling], list[Stage]]
 
 
-def three_tokens(make, seed, new, sampling = PLAIN):
+def three_tokens(make, seed, new, sampling=PLAIN):
     chosen = Sampling(sampling.temperature, sampling.top_k, sampling.top_p, seed, sampling.rule)
     steps = decode(make(chosen), [0], Limits(new))
     return tuple([token for step in steps for token in step.tokens][:3])
@@ -118,11 +118,11 @@ def p_value(found, joint):
     return float(chi2.sf(sum((o - e) ** 2 / e for e, o in merged), len(merged) - 1))
 
 
-def p_of(make, seeds, joint, new = 3, sampling = PLAIN):
+def p_of(make, seeds, joint, new=3, sampling=PLAIN):
     return p_value(Counter(three_tokens(make, s, new, sampling) for s in range(seeds)), joint)
 
 
-def caught(make, joint, new = 3, seeds = 20_000):
+def caught(make, joint, new=3, seeds=20_000):
     """Whether a broken variant is found at p < 1e-8 within the seeds; looks after 500, 1000, 2000, ... of them."""
     found = Counter()
     look = 500
@@ -135,7 +135,7 @@ def caught(make, joint, new = 3, seeds = 20_000):
     return p_value(found, joint) < 1e-8
 
 
-def stack(heads, rules=SpeculativeSampling, every = (1, 2, 2)):
+def stack(heads, rules=SpeculativeSampling, every=(1, 2, 2)):
     """A cascade of toy models; its readers are made once and decoding starts them afresh. `rules` is one or one for each."""
     readers = [PrefixReader() for _ in heads]
     kinds = rules if isinstance(rules, list) else [rules] * len(heads)

@@ -8,7 +8,7 @@ from flashspec.provenance import digest
 from flashspec.train.package import END, write_digests, write_tokenizer
 
 
-def train_tokenizer(path, text, size = tiny.VOCAB):
+def train_tokenizer(path, text, size=tiny.VOCAB):
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())

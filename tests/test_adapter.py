@@ -49,13 +49,13 @@ def write(folder, kind, settings):
     return model
 
 
-def greedy(model, count = 20):
+def greedy(model, count=20):
     ids = torch.tensor([IDS])
     settings = {"max_new_tokens": count, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
     return model.generate(ids, attention_mask=torch.ones_like(ids), **settings)[0, len(IDS) :].tolist()
 
 
-def stage(model, every = 1):
+def stage(model, every=1):
     head = LogitRows(model.config.vocab_size) if model.head_weight is None else DenseHead(None, model.head_weight)
     return Stage(AdapterReader(model, 64), head, rule_for(GREEDY, model.config.vocab_size), every)
 

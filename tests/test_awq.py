@@ -22,7 +22,7 @@ SMALL = replace(BASE, hidden=128, ffn=256, heads=4, kv_heads=2, head_dim=32)
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
-def random_weight(inputs, outputs, group = 128):
+def random_weight(inputs, outputs, group=128):
     dice = torch.Generator().manual_seed(0)
     whole, zeros = (torch.randint(0, 16, (rows, outputs), generator=dice) for rows in (inputs, inputs // group))
     scales = (torch.rand(inputs // group, outputs, generator=dice) * 0.02 + 0.001).half()
@@ -35,7 +35,7 @@ def packed(values):
     return (eights << torch.arange(0, 32, 4)).sum(-1).to(torch.int32)
 
 
-def quantised(weight, group = 128):
+def quantised(weight, group=128):
     """A dense weight [out, in] rounded to 4 bits, minimum and maximum of each group exactly representable."""
     groups = weight.float().view(weight.shape[0], -1, group)
     low, high = groups.amin(-1).clamp(max=0), groups.amax(-1).clamp(min=0)
@@ -117,7 +117,7 @@ def test_a_shape_the_matmul_cannot_take_is_refused():
         Int4Linear(random_weight(128, 24))
 
 
-def write_awq(config, folder, skipped = ()):
+def write_awq(config, folder, skipped=()):
     scheme, tensors, twin = Scheme(128, skipped), dict[str, Tensor](), dict[str, Tensor]()
     for name, value in hf_tensors(randomised(config), config, "float32").items():
         module = name.removesuffix(".weight")

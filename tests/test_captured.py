@@ -81,7 +81,7 @@ def same(mine, theirs):
     return ids and torch.allclose(mine.logits, theirs.logits, rtol=1e-9, atol=1e-9)
 
 
-def stages_of(name, sampling, where = "cpu"):
+def stages_of(name, sampling, where="cpu"):
     pair = duo(0)
     models = pair if where == "cpu" else Models(*(copy.deepcopy(model).to(where) for model in (pair.target, pair.draft)))
     return build(method_named(name, {"k": 3}), models, sampling, 64)
@@ -95,7 +95,7 @@ def fixed(monkeypatch):
     yield
 
 
-def tokens_of(stages, finalize = "deferred"):
+def tokens_of(stages, finalize="deferred"):
     both = [stage._replace(way=shadowed) for stage in stages]
     return [token for step in decode(both, PROMPT, Limits(24, (), finalize)) for token in step.tokens]
 

@@ -31,7 +31,7 @@ both = pytest.mark.parametrize("finalize", ["eager", "deferred"])
 stacks = pytest.mark.parametrize("name", STACKS)
 
 
-def prepare(method, models = None, temperature = 0.7, new = 21, **options):
+def prepare(method, models=None, temperature=0.7, new=21, **options):
     options = {"max_new_tokens": new, "stop": (), **options}
     return request(models or duo(), PROMPT, method, Sampling(temperature, seed=5), options)
 
@@ -238,7 +238,7 @@ class Watch(TorchFunctionMode):
         return named
 
 
-def waits(monkeypatch, name, rule, k = 4):
+def waits(monkeypatch, name, rule, k=4):
     watch = Watch()
     for part in ("draft", "check"):
         monkeypatch.setattr(cascade, part, watch.inside(part, getattr(cascade, part)))

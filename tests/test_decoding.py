@@ -81,7 +81,7 @@ def reached(name):
     return state
 
 
-def stages(name = "dense"):
+def stages(name="dense"):
     return build(method_named(name, {"k": 3}), duo(0, torch.float32), Sampling(0.7, seed=5), 64)
 
 

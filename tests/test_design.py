@@ -28,7 +28,7 @@ FAMILIES = pytest.mark.parametrize("config", [SHAPE, LLAMA, OPT], ids=["qwen3", 
 TINY = Design(layers=2, heads=2, kv_heads=1, ffn=24, steps=4, decay=2, sequences=2, length=16, written=6, prompt=4, save_every=2)
 
 
-def stream(size = 6000):
+def stream(size=6000):
     """Text of a small machine: the next id is one of two that depend on the last two."""
     dice, ids = np.random.default_rng(0), [1, 2]
     for _ in range(size):

@@ -21,11 +21,11 @@ CHANGES = [
 ]  # fmt: skip
 
 
-def weight(dtype = torch.float32):
+def weight(dtype=torch.float32):
     return torch.randn(VOCAB, WIDTH, generator=torch.Generator().manual_seed(1)).to(dtype)
 
 
-def hidden(dtype = torch.float32):
+def hidden(dtype=torch.float32):
     return torch.randn(ROWS, WIDTH, generator=torch.Generator().manual_seed(2)).to(dtype)
 
 
@@ -35,11 +35,11 @@ def norm():
     return made
 
 
-def flash(dtype = torch.float32, **changes):
+def flash(dtype=torch.float32, **changes):
     return FlashHead.build(weight(dtype), norm().to(dtype), **changes)
 
 
-def dense(dtype = torch.float32):
+def dense(dtype=torch.float32):
     return DenseHead(norm().to(dtype), weight(dtype))
 
 

@@ -8,7 +8,7 @@ from flashspec.heads.balance import assign_balanced
 from flashspec.heads.cluster import Recipe, balanced, cluster, from_assignments, members_of, nearest, unconstrained
 
 
-def rows(count, width = 24, seed = 0):
+def rows(count, width=24, seed=0):
     """Rows around thirty directions of very unequal popularity, with lengths that vary."""
     dice = torch.Generator().manual_seed(seed)
     heads = torch.randn(30, width, generator=dice)

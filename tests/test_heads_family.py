@@ -31,7 +31,7 @@ LISTED = ["fr_spec", "vocab_trim", "in_context", "preview"]
 names = pytest.mark.parametrize("name", HEADS)
 
 
-def matrix(dtype = torch.float32):
+def matrix(dtype=torch.float32):
     return torch.randn(IDS, WIDTH, generator=torch.Generator().manual_seed(1)).to(dtype)
 
 
@@ -40,7 +40,7 @@ def hidden():
 
 
 @functools.cache
-def built(name, dtype = torch.float32):
+def built(name, dtype=torch.float32):
     if name in RANKED:
         return ShortlistHead.build(matrix(dtype), torch.arange(IDS).flip(0), size=40 if name == "vocab_trim" else None)
     return head_named(name, Origin(matrix(dtype)))
@@ -116,7 +116,7 @@ def test_bytes_are_counted_from_what_is_read(name):
 
 
 @functools.cache
-def models(dtype = torch.float64):
+def models(dtype=torch.float64):
     pair = duo(0, dtype)
     ranked = torch.randperm(VOCAB, generator=torch.Generator().manual_seed(5))
     for name in RANKED:
@@ -132,7 +132,7 @@ def method(name, **changes):
 
 
 @functools.cache
-def baseline(temperature, dtype = torch.float64):
+def baseline(temperature, dtype=torch.float64):
     return text(models(dtype), "baseline", temperature)
 
 

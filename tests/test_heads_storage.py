@@ -34,7 +34,7 @@ MADE = {
 }
 
 
-def weight(vocab = IDS, width = WIDTH, seed = 0):
+def weight(vocab=IDS, width=WIDTH, seed=0):
     return torch.randn(vocab, width, generator=torch.Generator().manual_seed(seed)).bfloat16()
 
 

@@ -84,7 +84,7 @@ def wide():
     return headed(Models(pair.target, pair.draft))
 
 
-def prepare(models, name, rule = "coupling", tokens = 9, **fields):
+def prepare(models, name, rule="coupling", tokens=9, **fields):
     options = {"max_new_tokens": tokens, "stop": (), "finalize": "eager", "k": 2, **fields}
     return request(models, PROMPT, name, Sampling(1.5, seed=7, rule=rule), options)
 

@@ -90,7 +90,7 @@ class World:
         self.place, self.server = place, server
         self.cache, self.tmp, self.marker = place / "home/.cache/flashspec", place / "tmp", place / "anyone/marker"
 
-    def ask(self, processes = 1, threads = 1, uid = 0, hidden = False, **env):
+    def ask(self, processes=1, threads=1, uid=0, hidden=False, **env):
         """What processes with these environment variables (None: unset) tell; each has to end by itself."""
         known = {"PATH": os.environ["PATH"], "HOME": self.place / "home", "TMPDIR": self.tmp, "CC": self.place / "copier"} | env
         case = {"env": {name: str(value) for name, value in known.items() if value is not None}, "cwd": str(self.place)}
@@ -100,7 +100,7 @@ class World:
         assert [status for status, _ in ended] == [0] * processes, "a process was killed or ended with an error"
         return [Told(**json.loads(text)) for _, text in ended]
 
-    def one(self, words = "", **case):
+    def one(self, words="", **case):
         """What one process tells that gets kernels, and warns once with these words or not at all."""
         (told,) = self.ask(**case)
         assert told.built and len(told.said) == bool(words) and words in "".join(told.said)
@@ -115,7 +115,7 @@ class World:
         (path,) = self.cache.glob("*.so")
         return path
 
-    def plant(self, folder, uid = 0):
+    def plant(self, folder, uid=0):
         """Somebody's library under the name, digest included, that the cache would give to it."""
         self.one()
         name, code = self.kept().name.rpartition("-")[0], (self.place / "plant.so").read_bytes()

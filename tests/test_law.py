@@ -106,7 +106,7 @@ def small():
 
 
 @functools.cache
-def own_law(exit_layer = 3):
+def own_law(exit_layer=3):
     """Probability [V, V, V] of every three tokens behind id 0 at a layer of `small`, float64, by whole forwards."""
     model, joint = small(), torch.zeros(VOCAB, VOCAB, VOCAB, dtype=torch.float64)
     for first, second in product(range(VOCAB), repeat=2):

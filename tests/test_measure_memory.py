@@ -25,7 +25,7 @@ def storages(tensors):
     return {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}
 
 
-def held(value, seen = None):
+def held(value, seen=None):
     """Tensors that a value reaches through attributes, containers, closures and bound methods."""
     seen = {} if seen is None else seen
     if id(value) in seen or isinstance(value, (type, str, bytes, int, float)):
@@ -52,7 +52,7 @@ def live():
     return storages(found for found in gc.get_objects() if issubclass(type(found), Tensor))
 
 
-def ghost(name, depth = None):
+def ghost(name, depth=None):
     """A model of a published shape without memory, in bfloat16."""
     with torch.device("meta"):
         return Transformer(shape(name, depth)).to(torch.bfloat16).eval().requires_grad_(False)

@@ -91,7 +91,7 @@ def something_is_drafted():
     return refuses(2, k=0)
 
 
-def refuses(layer, built = False, **fields):
+def refuses(layer, built=False, **fields):
     try:
         method = Method(exits=(layer,), **fields)
         return built and not build(method, duo(), Sampling(), 64)

@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from flashspec.train.package import END, write_digests, write_tokenizer
 
 
-def byte_tokenizer(folder, end = END):
+def byte_tokenizer(folder, end=END):
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE({letter: i + 1 for i, letter in enumerate(alphabet)} | {end: 0}, []))
     tokenizer.add_special_tokens([end])

@@ -16,7 +16,7 @@ POSITIONS = torch.arange(3, 11)
 USES = ("draw", "accept", "residual", "clusters")
 
 
-def logits(rows, seed = 0):
+def logits(rows, seed=0):
     return torch.randn(rows, VOCAB, generator=torch.Generator().manual_seed(seed)) * 2
 
 
@@ -115,7 +115,7 @@ def test_nonsense_sampling_is_refused_in_words(bad):
         Sampling(**bad)
 
 
-def noise(seed, positions = POSITIONS, ids = None):
+def noise(seed, positions=POSITIONS, ids=None):
     width = IDS if ids is None else ids.shape[1]
     return Dice(seed).gumbel(Scores(ids, torch.zeros(len(positions), width)), positions, IDS)
 

@@ -30,17 +30,17 @@ RECIPE = Recipe(Schedule(8, 4, warmup=2, save_every=2), growth=((0, 2), (4, 4)),
 SHORT = {"stopped": replace(RECIPE.schedule, steps=4, decay=0), "handed over": replace(RECIPE.schedule, handover=6)}
 
 
-def seeded(seed = 0):
+def seeded(seed=0):
     model = Transformer(SHAPE)
     initialise(model, seed)
     return model
 
 
-def normal(*shape, seed = 0, dtype = torch.float32):
+def normal(*shape, seed=0, dtype=torch.float32):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
-def trained(folder, recipe = RECIPE, branch = None):
+def trained(folder, recipe=RECIPE, branch=None):
     model = seeded(recipe.seed)
     run = Run(model, recipe.schedule, folder)
     run.resume(branch)

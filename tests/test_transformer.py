@@ -59,7 +59,7 @@ CASES |= {f"{family}-drawn-{seed}": drawn(family, seed) for family in FAMILIES f
 GREEDY = [name for name in CASES if name.endswith(("drawn-0", "drawn-1")) or name in ("opt", "qwen2-biased", "llama-llama3")]
 
 
-def randomised(config, seed = 0):
+def randomised(config, seed=0):
     dice = torch.Generator().manual_seed(seed)
     model = Transformer(config).eval()
     with torch.no_grad():

@@ -38,7 +38,7 @@ def pair(folders):
     return load(folders["target"], folders["draft"], dtype="float32", device="cpu")
 
 
-def text(models, method, temperature = 0.0):
+def text(models, method, temperature=0.0):
     options = {"probes": 4} if method == "flash" else {}
     sampling = Sampling(temperature, seed=3)
     return generate(models, PROMPT, method, sampling, max_new_tokens=20, stop=(), **options).tokens

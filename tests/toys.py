@@ -23,7 +23,7 @@ def config(layers, **changes):
     return ModelConfig(layers=layers, **{"family": "qwen3", "vocab_size": VOCAB, "context": 128, **shape, **changes})
 
 
-def random_model(seed, layers = 6, sharpness = 4.0, **changes):
+def random_model(seed, layers=6, sharpness=4.0, **changes):
     """Random weights; higher layers change a row less, so that early exits are often right."""
     model = Transformer(config(layers, **changes)).eval().requires_grad_(False)
     dice = torch.Generator().manual_seed(seed)
@@ -37,7 +37,7 @@ def random_model(seed, layers = 6, sharpness = 4.0, **changes):
     return model
 
 
-def with_biases(model, seed = 0):
+def with_biases(model, seed=0):
     """The model with other norms, and with biases where it has any: made by random numbers, in place."""
     dice = torch.Generator().manual_seed(seed)
     for name, weight in model.named_parameters():
@@ -57,7 +57,7 @@ def imitation(target, layers, seed, noise, **changes):
     return draft
 
 
-def headed(models, probes = 4):
+def headed(models, probes=4):
     """The models with FlashHeads of four ids a cluster, made now; four probes are what the compiled kernels take."""
     for which, model in {"target": models.target, "draft": models.draft}.items():
         if model is not None:
@@ -66,18 +66,18 @@ def headed(models, probes = 4):
 
 
 @functools.cache
-def duo(seed = 0, dtype = torch.float64, noise = 0.1, layers = 6, **changes):
+def duo(seed=0, dtype=torch.float64, noise=0.1, layers=6, **changes):
     target = random_model(seed, layers, **changes)
     return headed(Models(target.to(dtype), imitation(target, 2, seed, noise, **changes).to(dtype)), 3)
 
 
-def run(models, method="dense", temperature = 0.0, rule = "coupling", **options):
+def run(models, method="dense", temperature=0.0, rule="coupling", **options):
     sampling = Sampling(temperature, seed=options.pop("seed", 7), rule=rule)
     options = {"max_new_tokens": 24, "stop": ()} | options
     return generate(models, options.pop("prompt", PROMPT), method, sampling, **options)
 
 
-def text(models, method="dense", temperature = 0.0, **options):
+def text(models, method="dense", temperature=0.0, **options):
     return run(models, method, temperature, **options).tokens
 
 
