@@ -36,18 +36,15 @@ def test_sound_links_pass(tmp_path, body):
     assert site(tmp_path, body) == []
 
 
-@pytest.mark.parametrize(
-    ("body", "said"),
-    [
-        ('<a href="missing.html">', "not in the book"),
-        ('<a href="other.html#nowhere">', "no such place"),
-        ('<img src="lost.svg">', "not in the book"),
-        ('<script src="https://cdn.example/x.js"></script>', "from the network"),
-        ('<script src="//cdn.example/x.js"></script>', "from the network"),
-        ('<link rel="stylesheet" href="https://fonts.example/f.css">', "from the network"),
-        ('<p style="background:url(https://img.example/a.png)">', "from the network"),
-    ],
-)
+@pytest.mark.parametrize(("body", "said"), [
+    ('<a href="missing.html">', "not in the book"),
+    ('<a href="other.html#nowhere">', "no such place"),
+    ('<img src="lost.svg">', "not in the book"),
+    ('<script src="https://cdn.example/x.js"></script>', "from the network"),
+    ('<script src="//cdn.example/x.js"></script>', "from the network"),
+    ('<link rel="stylesheet" href="https://fonts.example/f.css">', "from the network"),
+    ('<p style="background:url(https://img.example/a.png)">', "from the network"),
+])  # fmt: skip
 def test_every_kind_of_fault_is_found(tmp_path, body, said):
     assert said in " ".join(site(tmp_path, body))
 

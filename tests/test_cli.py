@@ -111,15 +111,12 @@ def test_show_colours_and_ids_are_a_prompt_too(write, capsys):
     assert "accepted" in said.err and "bonus" in said.err
 
 
-@pytest.mark.parametrize(
-    ("event", "tokens", "expected"),
-    [
-        (Event(1, 4, 4, 5), 5, ["accepted"] * 4 + ["bonus"]),
-        (Event(1, 4, 1, 5), 2, ["accepted", "corrected"]),
-        (Event(1, 4, 0, 5), 1, ["corrected"]),
-        (Event(1, 4, 4, 5), 2, ["accepted"] * 2),
-    ],
-)
+@pytest.mark.parametrize(("event", "tokens", "expected"), [
+    (Event(1, 4, 4, 5), 5, ["accepted"] * 4 + ["bonus"]),
+    (Event(1, 4, 1, 5), 2, ["accepted", "corrected"]),
+    (Event(1, 4, 0, 5), 1, ["corrected"]),
+    (Event(1, 4, 4, 5), 2, ["accepted"] * 2),
+])  # fmt: skip
 def test_a_token_is_accepted_corrected_or_bonus(event, tokens, expected):
     finalised = Event(1, 0, 0, 1, 0)
     assert cli_generate.kinds(Step([0] * tokens, [Event(0, 0, 0, 4, 4), event, finalised]), 2) == expected

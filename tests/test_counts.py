@@ -21,12 +21,10 @@ from flashspec.sampling import Sampling
 from flashspec.theory import rows_read
 
 STACKS = {
-    "dense": Method(draft="model"),
-    "flash": Method(draft="model", head="flash", k=3),
-    "self_speculation": METHODS["self_speculation"],
-    "hispec": METHODS["hispec"],
+    "dense": Method(draft="model"), "flash": Method(draft="model", head="flash", k=3),
+    "self_speculation": METHODS["self_speculation"], "hispec": METHODS["hispec"],
     "two models, three stages": Method(draft="model", exits=(3,), k=2, interval=5),
-}
+}  # fmt: skip
 both = pytest.mark.parametrize("finalize", ["eager", "deferred"])
 stacks = pytest.mark.parametrize("name", STACKS)
 

@@ -65,14 +65,11 @@ def test_logits_are_the_dense_ones_and_all_of_them_where_every_cluster_is_probed
     assert all((scores.ids == forced).any(1).all() for forced in changes.get("always", ()))
 
 
-@pytest.mark.parametrize(
-    ("changes", "part", "spoil"),
-    [
-        ({}, "ids", lambda t: torch.arange(t.ids.numel()).clamp(max=VOCAB - 1).view_as(t.ids)),
-        ({"always": (1, 2, 500)}, "bias", lambda t: torch.zeros_like(t.bias)),
-        ({"homes": 2}, "twins", lambda t: None),
-    ],
-)
+@pytest.mark.parametrize(("changes", "part", "spoil"), [
+    ({}, "ids", lambda t: torch.arange(t.ids.numel()).clamp(max=VOCAB - 1).view_as(t.ids)),
+    ({"always": (1, 2, 500)}, "bias", lambda t: torch.zeros_like(t.bias)),
+    ({"homes": 2}, "twins", lambda t: None),
+])  # fmt: skip
 def test_the_control_a_head_with_a_spoilt_table_is_caught(changes, part, spoil):
     head = flash(**changes)
     assert is_whole(head, torch.float32)

@@ -84,19 +84,16 @@ def test_a_head_written_is_the_head_read(tmp_path):
     assert load_file(tmp_path / "flash_head_assets" / "clustering_cache.safetensors")["centroids"].shape == (1, 1, WIDTH, 12)
 
 
-@pytest.mark.parametrize(
-    ("case", "words"),
-    [
-        ({"tensors": {"cluster_assignments": torch.arange(VOCAB - 1) % CLUSTERS}}, "are of 95 ids and the weight has 96"),
-        ({"tensors": {"centroids": torch.zeros(1, 1, WIDTH + 8, CLUSTERS)}}, "centroids have the shape"),
-        ({"tensors": {"cluster_assignments": torch.arange(VOCAB) % 11}}, "clusters of one size"),
-        ({"tensors": {"cluster_assignments": torch.arange(VOCAB) % 13}}, "cluster numbers run from 0 to 11"),
-        ({"n_probes": 13}, "at most the 12 clusters"),
-        ({"n_probes": 0}, "n_probes holds 0, expected int >= 1"),
-        ({"flash_head_special_token_ids": [VOCAB]}, "ids run from 0 to 95"),
-        ({"flash_head_cache_dir": None}, "not a checkpoint with a FlashHead"),
-    ],
-)
+@pytest.mark.parametrize(("case", "words"), [
+    ({"tensors": {"cluster_assignments": torch.arange(VOCAB - 1) % CLUSTERS}}, "are of 95 ids and the weight has 96"),
+    ({"tensors": {"centroids": torch.zeros(1, 1, WIDTH + 8, CLUSTERS)}}, "centroids have the shape"),
+    ({"tensors": {"cluster_assignments": torch.arange(VOCAB) % 11}}, "clusters of one size"),
+    ({"tensors": {"cluster_assignments": torch.arange(VOCAB) % 13}}, "cluster numbers run from 0 to 11"),
+    ({"n_probes": 13}, "at most the 12 clusters"),
+    ({"n_probes": 0}, "n_probes holds 0, expected int >= 1"),
+    ({"flash_head_special_token_ids": [VOCAB]}, "ids run from 0 to 95"),
+    ({"flash_head_cache_dir": None}, "not a checkpoint with a FlashHead"),
+])  # fmt: skip
 def test_a_public_checkpoint_that_cannot_be_is_refused(tmp_path, case, words):
     with pytest.raises(ValueError, match=words):
         read(fabricate(tmp_path, **case))

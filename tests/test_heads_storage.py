@@ -80,15 +80,12 @@ def nudged():
 
 
 @pytest.mark.parametrize("name", ["flash", "hnsw", "fr_spec"])
-@pytest.mark.parametrize(
-    ("other", "words"),
-    [
-        (weight(vocab=301), "vocab_size 300, but this weight has 301"),
-        (weight(width=40), "hidden 32, but this weight has 40"),
-        (weight(seed=1), "another weight of this shape"),
-        (nudged(), "another weight of this shape"),
-    ],
-)
+@pytest.mark.parametrize(("other", "words"), [
+    (weight(vocab=301), "vocab_size 300, but this weight has 301"),
+    (weight(width=40), "hidden 32, but this weight has 40"),
+    (weight(seed=1), "another weight of this shape"),
+    (nudged(), "another weight of this shape"),
+])  # fmt: skip
 def test_a_head_beside_another_weight_is_refused(tmp_path, name, other, words):
     MADE[name]().save(tmp_path / file_of(name))
     with pytest.raises(ValueError, match=words):
@@ -106,20 +103,17 @@ def spoilt(tmp_path, members=None, centroids=None, **plan):
     return FlashHead.load(path, weight())
 
 
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"members": lambda found: found.clone().fill_(3)}, "lists each of the 300 ids once, but this one does not"),
-        ({"members": lambda found: found[:-1].contiguous()}, "lists each of the 300 ids once, but this one does not"),
-        ({"members": lambda found: found + 1}, "lists each of the 300 ids once, but this one does not"),
-        ({"members": lambda found: found.float()}, "no members of whole numbers in 2 dimensions"),
-        ({"centroids": lambda found: found[:-1].contiguous()}, "no float32 centroid for each of its 43 clusters"),
-        ({"centroids": lambda found: found[:, :-1].contiguous()}, r"300 ids with centroids \[43, 31\], not of 43 clusters"),
-        ({"probes": 44}, "at most the 43 clusters of this head, got 44"),
-        ({"probes": 0}, "probes must be at least 1, got 0"),
-        ({"always": [300]}, "always holds id 300, but this head's ids run from 0 to 299"),
-    ],
-)
+@pytest.mark.parametrize(("changes", "words"), [
+    ({"members": lambda found: found.clone().fill_(3)}, "lists each of the 300 ids once, but this one does not"),
+    ({"members": lambda found: found[:-1].contiguous()}, "lists each of the 300 ids once, but this one does not"),
+    ({"members": lambda found: found + 1}, "lists each of the 300 ids once, but this one does not"),
+    ({"members": lambda found: found.float()}, "no members of whole numbers in 2 dimensions"),
+    ({"centroids": lambda found: found[:-1].contiguous()}, "no float32 centroid for each of its 43 clusters"),
+    ({"centroids": lambda found: found[:, :-1].contiguous()}, r"300 ids with centroids \[43, 31\], not of 43 clusters"),
+    ({"probes": 44}, "at most the 43 clusters of this head, got 44"),
+    ({"probes": 0}, "probes must be at least 1, got 0"),
+    ({"always": [300]}, "always holds id 300, but this head's ids run from 0 to 299"),
+])  # fmt: skip
 def test_clusters_and_plans_that_cannot_be_are_refused_in_one_sentence(tmp_path, changes, words):
     assert same(spoilt(tmp_path, None, None, cluster_size=7, seed=2), MADE["flash"]()), "0.7 wrote more of a plan"
     with pytest.raises(ValueError, match=words) as refused:
@@ -184,15 +178,12 @@ def test_more_probes_never_find_less():
     assert found == sorted(found) and found[-1] == 6 > found[0]
 
 
-@pytest.mark.parametrize(
-    ("call", "words"),
-    [
-        (lambda: IndexHead.build(weight(), None, "lsh"), "kind must be one of ivf, ivfpq, hnsw"),
-        (lambda: MADE["ivf"]().with_shortlist(0), "candidates must lie between 1 and the 300 ids, got 0"),
-        (lambda: MADE["ivf"]().with_shortlist(301), "candidates must lie between 1 and the 300 ids, got 301"),
-        (lambda: MADE["ivf"]().with_probes(70), "probes must lie between 1 and the 69 lists"),
-    ],
-)
+@pytest.mark.parametrize(("call", "words"), [
+    (lambda: IndexHead.build(weight(), None, "lsh"), "kind must be one of ivf, ivfpq, hnsw"),
+    (lambda: MADE["ivf"]().with_shortlist(0), "candidates must lie between 1 and the 300 ids, got 0"),
+    (lambda: MADE["ivf"]().with_shortlist(301), "candidates must lie between 1 and the 300 ids, got 301"),
+    (lambda: MADE["ivf"]().with_probes(70), "probes must lie between 1 and the 69 lists"),
+])  # fmt: skip
 def test_searches_that_do_not_fit_are_refused(call, words):
     pytest.importorskip("faiss")
     with pytest.raises(ValueError, match=words):

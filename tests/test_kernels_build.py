@@ -240,16 +240,13 @@ def test_the_control_a_truncated_library_kills_the_process_that_loads_it(world):
     assert subprocess.run([sys.executable, "-c", load, str(world.place / "anyone" / "cut.so")], stderr=-1).returncode != 0
 
 
-@pytest.mark.parametrize(
-    ("script", "words"),
-    [
-        ("echo 'cpu.c:1: error: no such luck' >&2; exit 1", "cpu.c:1: error: no such luck"),
-        ("for i in 1 2 3 4 5 6 7 8 9; do echo line $i >&2; done; exit 3", "exit status 3\n  line 1\n  line 2"),
-        ("kill -9 $$", "killed by signal 9"),
-        ("echo nothing > cpu.so; while [ $1 != -o ]; do shift; done; echo nothing > $2", "could not be compiled"),
-        ("", "could not be compiled"),
-    ],
-)
+@pytest.mark.parametrize(("script", "words"), [
+    ("echo 'cpu.c:1: error: no such luck' >&2; exit 1", "cpu.c:1: error: no such luck"),
+    ("for i in 1 2 3 4 5 6 7 8 9; do echo line $i >&2; done; exit 3", "exit status 3\n  line 1\n  line 2"),
+    ("kill -9 $$", "killed by signal 9"),
+    ("echo nothing > cpu.so; while [ $1 != -o ]; do shift; done; echo nothing > $2", "could not be compiled"),
+    ("", "could not be compiled"),
+])  # fmt: skip
 def test_a_compiler_that_fails_is_quoted_once_and_leaves_torch_in_charge(world, script, words):
     (told,) = world.ask(CC=world.compiler(script))
     assert not told.built and told.identity == {"kernels": "torch"}

@@ -241,24 +241,15 @@ def finalizes_the_wrong_token(patch):
 
 
 MUTATIONS = [
-    (forgets_too_little, same_text),
-    (claims_the_last_draft, perfect_draft),
-    (keeps_rejected_entries, same_text),
-    (rewinds_the_first_layer_only, same_text),
-    (shifts_rows, same_text),
-    (counts_noise_from_the_block, same_text),
-    (looks_at_the_last_token_only, stops_in_a_block),
-    (overshoots, keeps_the_length),
-    (maps_ids_twice, sparse_is_dense),
-    (maps_ids_to_nothing, sparse_is_dense),
-    (permutes_rows_twice, sparse_is_dense),
-    (leaves_the_range, ids_stay_inside),
-    (divides_by_drafted, rates_of_nothing),
-    (takes_any_method, exits_are_inside),
-    (takes_any_method, something_is_drafted),
-    (keeps_old_caches, same_text_after_another),
+    (forgets_too_little, same_text), (claims_the_last_draft, perfect_draft),
+    (keeps_rejected_entries, same_text), (rewinds_the_first_layer_only, same_text), (shifts_rows, same_text),
+    (counts_noise_from_the_block, same_text), (looks_at_the_last_token_only, stops_in_a_block),
+    (overshoots, keeps_the_length), (maps_ids_twice, sparse_is_dense), (maps_ids_to_nothing, sparse_is_dense),
+    (permutes_rows_twice, sparse_is_dense), (leaves_the_range, ids_stay_inside),
+    (divides_by_drafted, rates_of_nothing), (takes_any_method, exits_are_inside),
+    (takes_any_method, something_is_drafted), (keeps_old_caches, same_text_after_another),
     (finalizes_the_wrong_token, same_text),
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("theorem", dict.fromkeys(theorem for _, theorem in MUTATIONS), ids=lambda f: f.__name__)

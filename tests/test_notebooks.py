@@ -11,12 +11,9 @@ from flashspec.study import notebooks as books
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 PARAMETERS = [
-    "k: int = 4  # draft tokens per verification\n",
-    "rate: float = 0.5\n",
-    "exact: bool = True\n",
-    "blocks: tuple[int, ...] = (1, 2)\n",
-    "fresh: bool = False",
-]
+    "k: int = 4  # draft tokens per verification\n", "rate: float = 0.5\n", "exact: bool = True\n",
+    "blocks: tuple[int, ...] = (1, 2)\n", "fresh: bool = False",
+]  # fmt: skip
 
 
 def cell(*lines, tags=()):

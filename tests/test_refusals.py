@@ -74,16 +74,13 @@ def test_a_bad_call_is_refused_and_the_next_one_is_as_ever(models, case):
     assert text(models) == expected
 
 
-@pytest.mark.parametrize(
-    ("options", "word"),
-    [
-        ({"dtype": "float8"}, "auto, float32, bfloat16"),
-        ({"weights": "int3"}, "auto, int4, dense"),
-        ({"weights": "int4"}, "no 4-bit weights"),
-        ({"device": "cuda:99"}, "'cuda:99'"),
-        ({"device": "gpu"}, "use auto, cpu or cuda"),
-    ],
-)
+@pytest.mark.parametrize(("options", "word"), [
+    ({"dtype": "float8"}, "auto, float32, bfloat16"),
+    ({"weights": "int3"}, "auto, int4, dense"),
+    ({"weights": "int4"}, "no 4-bit weights"),
+    ({"device": "cuda:99"}, "'cuda:99'"),
+    ({"device": "gpu"}, "use auto, cpu or cuda"),
+])  # fmt: skip
 def test_a_way_of_loading_that_is_not_there_is_refused(shipped, options, word):
     call = lambda: fs.load(str(shipped["target"]), None, **{"device": "cpu", **options})  # noqa: E731
     assert word in refusal(call)

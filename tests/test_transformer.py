@@ -37,23 +37,16 @@ def drawn(family, seed):
     opt, heads = family == "opt", dice.choice((1, 2, 6)) if seed else 1
     head_dim, bias = dice.choice((2, 6, 16)), dice.random() < 0.5
     return ModelConfig(
-        family=family,
-        vocab_size=dice.choice((17, 64, 131)) if seed else 17,
+        family=family, vocab_size=dice.choice((17, 64, 131)) if seed else 17,
         hidden=heads * (head_dim if opt or family == "qwen2" else dice.choice((3, 8))),
-        ffn=dice.choice((5, 24)),
-        layers=dice.choice((1, 3)) if seed else 1,
-        heads=heads,
+        ffn=dice.choice((5, 24)), layers=dice.choice((1, 3)) if seed else 1, heads=heads,
         kv_heads=heads if opt else dice.choice([n for n in (1, 2, 3, 6) if heads % n == 0]),
-        head_dim=head_dim,
-        context=128,
-        norm_eps=1e-5 if opt else dice.choice((1e-6, 1e-3)),
+        head_dim=head_dim, context=128, norm_eps=1e-5 if opt else dice.choice((1e-6, 1e-3)),
         rope_theta=1e4 if opt else dice.choice((1e4, 1e6)),
         rope=dice.choice((RopeScaling(), LLAMA3)) if family == "llama" else RopeScaling(),
-        tied=dice.random() < 0.5,
-        attention_bias=bias and family in ("llama", "qwen3", "opt"),
-        mlp_bias=bias and family in ("llama", "opt"),
-        eos=(3,),
-    )
+        tied=dice.random() < 0.5, attention_bias=bias and family in ("llama", "qwen3", "opt"),
+        mlp_bias=bias and family in ("llama", "opt"), eos=(3,),
+    )  # fmt: skip
 
 CASES |= {f"{family}-drawn-{seed}": drawn(family, seed) for family in FAMILIES for seed in range(4)}
 GREEDY = [name for name in CASES if name.endswith(("drawn-0", "drawn-1")) or name in ("opt", "qwen2-biased", "llama-llama3")]
@@ -110,11 +103,9 @@ def test_we_load_what_transformers_saves_and_give_its_logits(name, tmp_path):
 
 
 WRONG = {
-    "theta": {"rope_theta": 2e4},
-    "llama3": {"rope": LLAMA3},
-    "linear": {"rope": RopeScaling("linear", factor=2.0)},
-    "eps": {"norm_eps": 1e-2},
-}
+    "theta": {"rope_theta": 2e4}, "llama3": {"rope": LLAMA3},
+    "linear": {"rope": RopeScaling("linear", factor=2.0)}, "eps": {"norm_eps": 1e-2},
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("wrong", [*WRONG, "opt", "qwen2-biased"])

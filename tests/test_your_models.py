@@ -121,15 +121,12 @@ def test_the_page_names_every_step():
     assert all(word in said for word in used)
 
 
-@pytest.mark.parametrize(
-    "line",
-    [
-        "flashspec generate --taget TARGET x",
-        "flashspec generate --target NOWHERE x",
-        'pip install -e ".[everything]"',
-        "flashspec notebooks notebooks/99_nothing.ipynb out",
-    ],
-)
+@pytest.mark.parametrize("line", [
+    "flashspec generate --taget TARGET x",
+    "flashspec generate --target NOWHERE x",
+    'pip install -e ".[everything]"',
+    "flashspec notebooks notebooks/99_nothing.ipynb out",
+])  # fmt: skip
 def test_the_control_a_command_that_is_wrong_fails(line, place, monkeypatch):
     monkeypatch.chdir(place)
     assert outcome(spelled(line, place), place) != 0
