@@ -3,6 +3,8 @@
 import importlib.util
 
 import pytest
+import shelf
+import tiny
 import torch
 from hypothesis import HealthCheck, settings
 
@@ -11,6 +13,13 @@ from flashspec.heads.index import KINDS
 torch.set_num_threads(1)
 settings.register_profile("fixed", deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 settings.load_profile("fixed")
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory):
+    """A target, its draft and prompts, which no test changes."""
+    home = tmp_path_factory.mktemp("folders")
+    return {**shelf.write_pair(home), "prompts": tiny.prompts_file(home, each=2)}
 
 
 def pytest_collection_modifyitems(items):

@@ -3,7 +3,6 @@
 import functools
 import itertools
 from collections import Counter
-from collections.abc import Callable
 
 import torch
 from scipy.stats import chi2
@@ -93,9 +92,6 @@ def law(target, sampling=PLAIN):
     for a, b, c in itertools.product(range(VOCAB), repeat=3):
         joint[a, b, c] = rows[number(()), a] * rows[number((a,)), b] * rows[number((a, b)), c]
     return joint
-
-
-Make = Callable[[Sampling], list[Stage]]
 
 
 def three_tokens(make, seed, new, sampling=PLAIN):

@@ -2,10 +2,23 @@
 
 from pathlib import Path
 
+import pytest
 import tiny
 
 from flashspec.provenance import digest
 from flashspec.train.package import END, write_digests, write_tokenizer
+
+
+def refusing(cases, kinds=ValueError):
+    """A test: each of these calls is refused in one sentence that matches its words."""
+
+    @pytest.mark.parametrize(("call", "words"), cases, ids=[words for _, words in cases])
+    def test(call, words):
+        with pytest.raises(kinds, match=words) as refused:
+            call()
+        assert "\n" not in str(refused.value)
+
+    return test
 
 
 def train_tokenizer(path, text, size=tiny.VOCAB):

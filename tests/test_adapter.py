@@ -1,7 +1,6 @@
 """Models of other architectures decode through transformers' own code: same text, rewound caches, nothing foreign run."""
 
 import importlib.util
-import json
 import os
 import shutil
 import subprocess
@@ -10,6 +9,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from test_checkpoint import WEIGHTS, config, tensors, without
+from test_checkpoint import text as spoiled_text
 from test_transformer import BASE, randomised
 
 from flashspec.decoding.cascade import decode
@@ -39,8 +40,7 @@ OTHERS = {
 
 def write(folder, kind, settings):
     torch.manual_seed(0)
-    config = transformers.AutoConfig.for_model(kind, **settings)
-    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    model = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(kind, **settings)).eval()
     with torch.no_grad():
         for weight in model.parameters():
             if weight.ndim == 2:
@@ -98,14 +98,8 @@ def test_our_own_families_do_not_take_the_detour(tmp_path):
 
 
 def test_a_state_that_cannot_be_rewound_is_refused(tmp_path):
-    settings = {"vocab_size": 67, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4}
-    write(tmp_path, "mamba", settings)
+    write(tmp_path, "mamba", {"vocab_size": 67, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4})
     refused(tmp_path, "MambaForCausalLM keeps a state that cannot be rewound")
-
-
-def spoil(folder, **changes):
-    path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 def quantised_by(name, **more):
@@ -135,31 +129,15 @@ def test_what_nobody_can_load_is_refused_in_one_sentence(name, tmp_path):
         pytest.skip(f"{name} is installed here")
     changes, message = FOREIGN[name]
     randomised(BASE).save(tmp_path, "float32")
-    spoil(tmp_path, **changes)
+    config(**changes)(tmp_path)
     refused(tmp_path, message)
 
 
-def pickle(folder):
-    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-
-
-def lose(folder):
-    from safetensors.torch import load_file, save_file
-
-    tensors = load_file(folder / "model.safetensors")
-    tensors.pop(next(name for name in tensors if name.endswith("h.1.mlp.c_fc.weight")))
-    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-
-
-def truncate(folder):
-    path = folder / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:-100])
-
-
+LOST = "transformer.h.1.mlp.c_fc.weight"
 DAMAGE = {
-    "pickled": (pickle, {}, "pickled weights are never read"),
-    "a tensor less": (lose, {}, r"lacks .*h.1.mlp.c_fc.weight \(1 such tensors\).* at random"),
-    "truncated": (truncate, {}, "transformers cannot load"),
+    "pickled": (without(WEIGHTS, spoiled_text("pytorch_model.bin", "")), {}, "pickled weights are never read"),
+    "a tensor less": (tensors(lambda t: t.pop(LOST)), {}, r"lacks .*h.1.mlp.c_fc.weight \(1 such tensors\).* at random"),
+    "truncated": (spoiled_text(WEIGHTS, lambda raw: raw[:-100]), {}, "transformers cannot load"),
     "no such dtype": (str, {"dtype": "float8"}, "auto, float32, bfloat16"),
     "no such device": (str, {"device": "gpu"}, "use auto, cpu or cuda"),
 }
@@ -218,9 +196,8 @@ def test_two_processes_that_share_a_target_print_the_text_of_one(tmp_path):
     (tmp_path / "decode.py").write_text(SHARED)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(tmp_path / "decode.py")]
     folders = [str(tmp_path / "target"), str(tmp_path / "draft")]
-    done = subprocess.run(
-        [*launch, *folders], capture_output=True, text=True, timeout=600, env=os.environ | {"OMP_NUM_THREADS": "1"}
-    )
+    alone = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*launch, *folders], capture_output=True, text=True, timeout=600, env=alone)
     lines = [line.split() for line in done.stdout.splitlines() if line.startswith("tokens")]
     assert len(lines) == 4, done.stderr[-2000:]
     for _, _, width, *tokens in lines:
@@ -252,7 +229,7 @@ def four_bits(folder):
     weights = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": 32}
     table = {"format": "pack-quantized", "quantization_status": "compressed", "ignore": ["lm_head"]}
     groups_ = {"config_groups": {"group_0": {"targets": ["Linear"], "weights": weights}}}
-    spoil(folder, quantization_config={"quant_method": "compressed-tensors", **table, **groups_})
+    config(quantization_config={"quant_method": "compressed-tensors", **table, **groups_})(folder)
 
 
 def test_compressed_tensors_are_read_through_transformers(tmp_path):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from test_checkpoint import tensors
 from test_transformer import BASE, prompt, randomised
 from torch import Tensor
 
@@ -165,10 +165,7 @@ def test_int4_swaps_the_fused_modules_in_and_a_dense_copy_is_a_plain_checkpoint(
 
 def test_a_missing_packed_tensor_is_refused(tmp_path):
     write_awq(SMALL, tmp_path)
-    path = tmp_path / "model.safetensors"
-    tensors = load_file(path)
-    tensors.pop("model.layers.0.self_attn.k_proj.qzeros")
-    save_file(tensors, path)
+    tensors(lambda t: t.pop("model.layers.0.self_attn.k_proj.qzeros"))(tmp_path)
     with pytest.raises(ValueError, match="k_proj.qzeros is missing"):
         Transformer.load(tmp_path)
 

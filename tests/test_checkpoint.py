@@ -3,14 +3,12 @@
 import json
 import re
 import time
-from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from shelf import listing
 from test_transformer import BASE, randomised
 
 from flashspec.models import checkpoint
@@ -21,9 +19,6 @@ from flashspec.train.package import write_digests
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 UNTIED = replace(BASE, tied=False)
 DOWN = "model.layers.1.mlp.down_proj.weight"
-Spoil = Callable[[Path], Any]
-
-
 @pytest.fixture
 def folder(tmp_path):
     randomised(UNTIED).save(tmp_path / "model", dtype="float32")
@@ -38,83 +33,65 @@ def refusal(folder):
     return str(refused.value)
 
 
-def tensors(change):
-    def spoil(folder):
-        found = load_file(folder / WEIGHTS)
-        change(found)
-        save_file(found, folder / WEIGHTS, {"format": "pt"})
-
-    return spoil
+def later(change):
+    """The same change, told all but its folder now."""
+    return lambda *told, **named: lambda folder: change(folder, *told, **named)
 
 
-def config(**changes):
-    def spoil(folder):
-        path = folder / "config.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-    return spoil
-
-
-def text(file, content):
-    def spoil(folder):
-        path = folder / file
-        new = content(path.read_bytes()) if callable(content) else content
-        path.write_bytes(new if isinstance(new, bytes) else new.encode())
-
-    return spoil
+@later
+def tensors(folder, change):
+    found = load_file(folder / WEIGHTS)
+    change(found)
+    save_file(found, folder / WEIGHTS, {"format": "pt"})
 
 
-def without(file, *first):
-    def spoil(folder):
-        for change in first:
-            change(folder)
-        (folder / file).unlink()
-
-    return spoil
+@later
+def config(folder, **changes):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-def listed(spoil):
-    def both(folder):
-        (folder / "tokenizer.json").write_text("{}")
-        write_digests(folder)
-        spoil(folder)
+@later
+def text(folder, file, content):
+    new = content((folder / file).read_bytes()) if callable(content) else content
+    (folder / file).write_bytes(new if isinstance(new, bytes) else new.encode())
 
-    return both
+
+@later
+def without(folder, file, *first):
+    for change in first:
+        change(folder)
+    (folder / file).unlink()
+
+
+@later
+def listed(folder, spoil):
+    (folder / "tokenizer.json").write_text("{}")
+    write_digests(folder)
+    spoil(folder)
 
 
 def shards(folder):
     randomised(UNTIED).save(folder, dtype="float32", shard_bytes=20_000)
 
 
-def second_shard(change):
-    def spoil(folder):
-        shards(folder)
-        shard = sorted(folder.glob("*.safetensors"))[1]
-        left = change(shard.read_bytes())
-        shard.write_bytes(left) if left else shard.unlink()
-
-    return spoil
+@later
+def second_shard(folder, change):
+    shards(folder)
+    shard = sorted(folder.glob("*.safetensors"))[1]
+    left = change(shard.read_bytes())
+    shard.write_bytes(left) if left else shard.unlink()
 
 
-def index(change):
-    def spoil(folder):
-        shards(folder)
-        raw = json.loads((folder / INDEX).read_text())
-        (folder / INDEX).write_text(json.dumps(raw | {"weight_map": change(raw["weight_map"])}))
-
-    return spoil
+@later
+def index(folder, change):
+    shards(folder)
+    raw = json.loads((folder / INDEX).read_text())
+    (folder / INDEX).write_text(json.dumps(raw | {"weight_map": change(raw["weight_map"])}))
 
 
 def elsewhere(table):
     return table | {DOWN: min(set(table.values()) - {table[DOWN]})}
-
-
-def flip(raw):
-    return raw[:-1] + bytes([raw[-1] ^ 1])
-
-
-def linear(**table):
-    return config(rope_scaling={"type": "linear", **table})
 
 
 KINDS = {str(kind): kind for kind in (torch.bool, torch.complex64, torch.int32, torch.uint8)}
@@ -139,7 +116,7 @@ SPOILED = {
     **{f"an index of {wrong!r}": (index(lambda _, wrong=wrong: wrong), f"{INDEX}: weight_map")
        for wrong in ([], {}, {DOWN: 3}, 0, "model")},
     "pickle": (without(WEIGHTS, text("pytorch_model.bin", "")), "pickled weights are never read"),
-    "digest": (listed(text(WEIGHTS, flip)), "has SHA-256 .* digests.json expects"),
+    "digest": (listed(text(WEIGHTS, lambda raw: raw[:-1] + bytes([raw[-1] ^ 1]))), "has SHA-256 .* digests.json expects"),
     "listed file": (listed(without("tokenizer.json")), "tokenizer.json is listed in digests.json but missing"),
     "gptq": (config(quantization_config={"quant_method": "gptq", "bits": 4}), "quant_method = 'gptq'"),
     "8 bits": (config(quantization_config={"quant_method": "awq", "bits": 8}), "bits = 8"),
@@ -151,7 +128,7 @@ SPOILED = {
     "a number with 4,000 digits": (config(vocab_size=10**4000), "vocab_size holds 1000"),
     "a list for an object": (config(rope_parameters=[]), "rope_parameters holds [], expected object | null"),
     "a theta that is none": (config(rope_parameters={"rope_theta": float("nan")}), "rope_parameters.rope_theta holds nan"),
-    "a scaling without a factor": (linear(), "rope scaling 'linear' has no factor"),
+    "a scaling without a factor": (config(rope_scaling={"type": "linear"}), "rope scaling 'linear' has no factor"),
     "a word for a quantisation": (config(quantization_config="awq"), "quantization_config holds 'awq', expected object"),
     "a word for a truth": (config(tie_word_embeddings="no"), "tie_word_embeddings holds 'no', expected bool"),
     "a word for an id": (config(eos_token_id="</s>"), "eos_token_id holds '</s>', expected int | array | null"),
@@ -180,11 +157,11 @@ SPOILED = {
 def test_a_spoiled_folder_is_refused_by_what_is_wrong_and_left_as_it_was(name, folder):
     spoil, words = SPOILED[name]
     spoil(folder)
-    before = {path: path.read_bytes() for path in folder.parent.rglob("*") if path.is_file()}
+    before = listing(folder.parent)
     said = refusal(folder)
     assert str(folder) in said or "quantization_config" in said or "architecture" in said
     assert words in said or re.search(words, said)
-    assert {path: path.read_bytes() for path in folder.parent.rglob("*") if path.is_file()} == before
+    assert listing(folder.parent) == before
 
 
 OUTSIDE = ("../outside.safetensors", "{home}/outside.safetensors", "sub/../../outside.safetensors", "..\\outside.safetensors",
@@ -230,8 +207,7 @@ def test_a_tied_checkpoint_may_repeat_its_head(tmp_path):
 
 
 def test_an_interrupted_save_leaves_the_old_model(folder, monkeypatch):
-    before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    calls = []
+    before, calls = listing(folder), []
 
     def interrupt(tensors, path, facts):
         calls.append(path)
@@ -242,7 +218,7 @@ def test_an_interrupted_save_leaves_the_old_model(folder, monkeypatch):
     monkeypatch.setattr(checkpoint, "write_tensors", interrupt)
     with pytest.raises(KeyboardInterrupt):
         randomised(UNTIED, seed=1).save(folder, dtype="float32", shard_bytes=20_000)
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert listing(folder) == before
 
 
 def test_a_second_save_leaves_nothing_of_the_first(folder):

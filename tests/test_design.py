@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import shelf
 import torch
 
 from flashspec.cli.main import status
@@ -208,9 +207,9 @@ def test_an_opt_checkpoint_keeps_its_heads():
         Design(heads=2, kv_heads=2).of(OPT)
 
 
-def test_the_command_writes_a_folder_that_is_ready_to_serve(tmp_path):
+def test_the_command_writes_a_folder_that_is_ready_to_serve(folders, tmp_path):
     transformers = pytest.importorskip("transformers")
-    folders, text, out = shelf.write_pair(tmp_path), tmp_path / "text.txt", tmp_path / "mine"
+    text, out = tmp_path / "text.txt", tmp_path / "mine"
     text.write_text("def design(out, work):\n    return out\n" * 200)
     few = "--layers 1 --ffn 32 --steps 2 --decay 1 --length 16 --written 3 --prompt 4 --sequences 2 --k 5"
     line = ["draft", "design", "--target", str(folders["target"]), "--out", str(out), "--text", str(text), *few.split()]

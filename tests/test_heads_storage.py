@@ -190,8 +190,7 @@ def test_searches_that_do_not_fit_are_refused(call, words):
         call()
 
 
-def test_a_missing_faiss_is_said_with_the_extra_to_install_and_other_heads_go_on(monkeypatch, tmp_path, capsys):
-    folders = shelf.write_pair(tmp_path)
+def test_a_missing_faiss_is_said_with_the_extra_to_install_and_other_heads_go_on(folders, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "faiss", None)
     for name in KINDS:
         with pytest.raises(ValueError, match=f"head '{name}' needs faiss-cpu; install the extra `ann`"):
@@ -219,8 +218,8 @@ def test_ids_are_ranked_by_how_often_they_come():
             ranked_by_frequency(torch.tensor(tokens, dtype=torch.int64), 10)
 
 
-def test_a_ranking_is_counted_in_a_text_and_kept_beside_the_draft(tmp_path):
-    draft, text = shelf.write_pair(tmp_path)["draft"], tmp_path / "text.txt"
+def test_a_ranking_is_counted_in_a_text_and_kept_beside_the_draft(folders, tmp_path):
+    draft, text = folders["draft"], tmp_path / "text.txt"
     text.write_text("assert " * 40 + "import os\n")
     before, out = shelf.listing(draft), tmp_path / "ranked"
     assert status(["draft", "rank", "--draft", str(draft), "--text", str(text), "--out", str(out)]) == 0
@@ -233,8 +232,7 @@ def test_a_ranking_is_counted_in_a_text_and_kept_beside_the_draft(tmp_path):
         head_named("vocab_trim", Origin(model.head_weight, model.norm, out))
 
 
-def test_the_command_line_takes_a_head_by_name(tmp_path, capsys):
-    folders = shelf.write_pair(tmp_path)
+def test_the_command_line_takes_a_head_by_name(folders, capsys):
     flags = ["generate", "--ids", "1,2,3", "--target", str(folders["target"]), "--draft-model", str(folders["draft"]),
              "--max-new-tokens", "6", "--dtype", "float32", "--method", "dense"]  # fmt: skip
     texts = set()

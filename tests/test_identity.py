@@ -26,7 +26,6 @@ WIDTHS = {
 EXACT = [name for name, method in METHODS.items() if method.exact(Sampling(1.0))]
 SHARED = {"self_speculation", "hispec", "hispec_flash", "hispec_typical"}  # what 0.7.0 printed wrong first tokens with
 PROMPTS = {room: [(7 * i + i * i + 11) % 61 for i in range(CONTEXT - room)] for room in (CONTEXT - 1, 5, 1)}
-Case = tuple[int, float, int]
 
 
 @pytest.fixture(params=["kernels", "torch"])

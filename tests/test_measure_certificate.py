@@ -91,9 +91,6 @@ def in_bfloat16(method, model, temperature):
     return text(duo(model, torch.bfloat16), method, temperature, max_new_tokens=60)
 
 
-Texts = dict[tuple[int, float], list[int]]
-
-
 @pytest.fixture
 def plain(monkeypatch):
     """Plain decoding without the compiled kernels, whose rows would not depend on their neighbours."""

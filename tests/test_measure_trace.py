@@ -61,11 +61,6 @@ def test_speculative_sampling_is_replayed_in_expectation():
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    return shelf.write_pair(tmp_path_factory.mktemp("models"))
-
-
-@pytest.fixture(scope="module")
 def recorded(folders):
     models = load(folders["target"], folders["draft"])
     return tracing.record(models, [Prompt("code", (3, 1, 4))], Sampling(), 8)
@@ -87,15 +82,6 @@ def test_another_tokenizer_is_refused_with_the_ids_that_differ(recorded, tmp_pat
     first = next(n for n, word in recorded.words.items() if tokenizer.id_to_token(n) != word)
     with pytest.raises(ValueError, match=f"recorded ids differ, such as {first} "):
         tracing.check_words(recorded, tokenizer)
-
-
-@pytest.mark.parametrize(("text", "message"), [("[]", "is no trace"), ('{"format": 9}', "has format 9"), ("{", "is no trace")])
-def test_a_damaged_trace_is_refused(text, message, tmp_path):
-    (tmp_path / "t.json").write_text(text)
-    with pytest.raises(ValueError, match=message):
-        tracing.Trace.load(tmp_path / "t.json")
-    with pytest.raises(FileNotFoundError, match="flashspec trace record"):
-        tracing.Trace.load(tmp_path / "missing.json")
 
 
 def test_texts_that_depend_on_the_draft_and_texts_too_long_for_it_are_refused():

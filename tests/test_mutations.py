@@ -2,10 +2,9 @@
 
 Those that change the law of the text are in test_law.py, models left truncated by an interrupt in test_interrupts.py. A penalty
 counted twice or left out in silence (vLLM 33251, TensorRT-LLM 17701) cannot be: there are none, and asking for one is refused
-(test_refusals.py).
+(test_decoding.py).
 """
 
-from collections.abc import Callable
 
 import pytest
 import torch
@@ -23,8 +22,6 @@ from flashspec.models import reader
 from flashspec.models.engine import Slot
 from flashspec.models.reader import SpanReader
 from flashspec.sampling import Dice, Sampling, Scores
-
-Patch = Callable[[pytest.MonkeyPatch], None]
 
 
 def same_text():

@@ -194,7 +194,7 @@ def test_every_part_of_every_writer_is_timed_in_its_place_and_plain_decoding_set
     assert calls[-4:] == ["burst 3 flash P=2", "behind check 3"] * 2 and not any("behind" in name for name in found)
 
 
-@pytest.mark.parametrize(("call", "message"), [
+test_what_cannot_be_true_is_refused = shelf.refusing([
     (lambda: stated(draft=0.0), "the time of draft must be above 0"),
     (lambda: stated(check=-1.0), "the time of check must be above 0"),
     (lambda: stated_costs({"step": 1.0, "draft": 1.0}), "the times lack check"),
@@ -208,14 +208,6 @@ def test_every_part_of_every_writer_is_timed_in_its_place_and_plain_decoding_set
     (lambda: Question(heads=()), "at least one head"),
     (lambda: pricing.cuts_of("qwen3-0.6b", "qwen3-32b"), "bigger than its target"),
 ])  # fmt: skip
-def test_what_cannot_be_true_is_refused(call, message):
-    with pytest.raises(ValueError, match=message):
-        call()
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    return shelf.write_pair(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture

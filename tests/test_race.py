@@ -3,8 +3,6 @@
 from dataclasses import replace
 
 import pytest
-import shelf
-import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,9 +13,8 @@ pytest.importorskip("pandas")
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("race")
-    return {**shelf.write_pair(folder), "prompts": tiny.prompts_file(folder, each=2), "root": folder}
+def home(folders, tmp_path_factory):
+    return {**folders, "root": tmp_path_factory.mktemp("race")}
 
 
 def asked(home, **changes):

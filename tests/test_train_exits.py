@@ -61,8 +61,8 @@ def test_adapters_are_stored_and_refused_for_another_model(trained, tmp_path):
             load_exits(tmp_path / EXITS_FILE, other)
 
 
-def test_the_command_trains_and_load_finds_them(tmp_path, capsys):
-    folder, out = shelf.write_pair(tmp_path)["target"], tmp_path / "out" / "mine"
+def test_the_command_trains_and_load_finds_them(folders, tmp_path, capsys):
+    folder, out = folders["target"], tmp_path / "out" / "mine"
     before = shelf.listing(folder)
     line = ["train", "exits", "--model", str(folder), "--exits", "1,3", "--rank", "8", "--exit-steps", "3", "--text", __file__]
     assert status([*line, "--out", str(out)]) == 0
