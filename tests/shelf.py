@@ -21,13 +21,13 @@ def refusing(cases, kinds=ValueError):
     return test
 
 
-def train_tokenizer(path, text, size=tiny.VOCAB):
+def train_tokenizer(path, text, size=tiny.VOCAB, end=END):
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=[END], initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=[end], initial_alphabet=alphabet, show_progress=False)
     tokenizer.train_from_iterator([text], trainer)
     tokenizer.save(str(path))
 

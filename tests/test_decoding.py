@@ -167,8 +167,8 @@ def test_a_looping_text_is_drafted_by_lookup_which_says_nothing_without_a_match(
     assert any(e.stage == 0 and e.adds == 0 for e in out.events), "a round without a match drafts nothing"
 
 
-def called(**options):
-    return lambda: generate(duo(), options.pop("prompt", PROMPT), options.pop("method", "dense"), **options)
+def called(prompt=PROMPT, method="dense", **options):
+    return lambda: generate(duo(), prompt, method, **options)
 
 
 def mixed(*stages):

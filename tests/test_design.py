@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from test_train import same
 
 from flashspec.cli.main import status
 from flashspec.decoding.models import load
@@ -127,10 +128,6 @@ def test_text_written_in_batches_is_what_the_plain_model_would_write(target):
         ids = torch.cat((ids, (logits + torch.tensor([[0.0], [1.0], [1.0]]) * noise).argmax(-1, keepdim=True)), dim=1)
     assert torch.equal(found, ids)
     assert not torch.equal(found[1], continued(target, prompts, 12, torch.Generator().manual_seed(2))[1])  # the control
-
-
-def same(one, other):
-    return all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
 
 
 def test_a_design_in_two_pieces_is_the_same_draft(target, tmp_path, monkeypatch):

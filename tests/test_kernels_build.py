@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import NamedTuple
+from types import SimpleNamespace
 
 import pytest
 
@@ -74,15 +74,6 @@ for line in sys.stdin:
 """
 
 
-class Told(NamedTuple):
-    """What one process found: whether it has kernels, its warnings, the doctor's lines, and which kernels they are."""
-
-    built: bool
-    said: list[str]
-    doctor: list[str]
-    identity: dict[str, str]
-
-
 class World:
     """A folder that every user may enter, and a server that forks processes of any user in it."""
 
@@ -98,7 +89,7 @@ class World:
         print(json.dumps(case), file=self.server.stdin, flush=True)
         ended = json.loads(self.server.stdout.readline())
         assert [status for status, _ in ended] == [0] * processes, "a process was killed or ended with an error"
-        return [Told(**json.loads(text)) for _, text in ended]
+        return [SimpleNamespace(**json.loads(text)) for _, text in ended]
 
     def one(self, words="", **case):
         """What one process tells that gets kernels, and warns once with these words or not at all."""
@@ -217,12 +208,9 @@ def test_in_a_folder_that_was_open_to_all_only_ones_own_files_count(world):
 @pytest.mark.parametrize("disguise", ["open to all", "link", "pipe", "folder"])
 def test_what_others_could_have_changed_is_not_loaded(world, disguise):
     path = world.plant(world.cache)
-    if disguise == "open to all":
-        path.chmod(0o666)
-    else:
-        path.unlink()
-        make = {"link": lambda: path.symlink_to(world.place / "plant.so"), "pipe": lambda: os.mkfifo(path), "folder": path.mkdir}
-        make[disguise]()
+    path.chmod(0o666) if disguise == "open to all" else path.unlink()
+    make = {"link": lambda: path.symlink_to(world.place / "plant.so"), "pipe": lambda: os.mkfifo(path), "folder": path.mkdir}
+    make.get(disguise, list)()
     assert world.one() and not world.marker.exists()
 
 

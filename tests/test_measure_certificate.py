@@ -26,25 +26,20 @@ def scorer(gap, noise):
 
 
 def test_a_gap_inside_the_noise_is_a_tie_and_beyond_it_a_defect():
-    tie = certify((3, 1, 4), (3, 2, 4), PROMPT, scorer(gap=0.03, noise=0.01))
-    defect = certify((3, 1, 4), (3, 2, 4), PROMPT, scorer(gap=0.05, noise=0.01))
-    assert tie is not None and tie.verdict == "numeric tie" and tie.position == 1 and tie.tokens == (1, 2)
-    assert tie.gap == pytest.approx(0.03, abs=1e-5) and tie.noise == pytest.approx(0.01, abs=1e-5)
-    assert defect is not None and defect.verdict == "defect"
+    tie, defect = (certify((3, 1, 4), (3, 2, 4), PROMPT, scorer(gap, noise=0.01)) for gap in (0.03, 0.05))
+    assert (tie.verdict, tie.position, tie.tokens, defect.verdict) == ("numeric tie", 1, (1, 2), "defect")
+    assert (tie.gap, tie.noise) == pytest.approx((0.03, 0.01), abs=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("token", "gap", "noise"),
-    [pytest.param(30, 0.0, 0.01, id="no contender, though the leading two tie"), pytest.param(2, 1e-6, 0.0, id="no noise")],
-)
-def test_what_rounding_cannot_explain_is_a_defect(token, gap, noise):
-    certificate = certify((3, 1), (3, token), PROMPT, scorer(gap, noise))
-    assert certificate is not None and certificate.verdict == "defect"
-    assert certificate._replace(gap=float("nan"), noise=1.0).verdict == "defect"
+def test_what_rounding_cannot_explain_is_a_defect():
+    for token, gap, noise in ((30, 0.0, 0.01), (2, 1e-6, 0.0)):  # no contender, though the leading two tie; no noise
+        certificate = certify((3, 1), (3, token), PROMPT, scorer(gap, noise))
+        assert certificate.verdict == certificate._replace(gap=float("nan"), noise=1.0).verdict == "defect"
 
 
 def test_equal_texts_need_no_certificate_and_lengths_are_not_rounding():
-    assert certify((1, 2), (1, 2), PROMPT, scorer(0.0, 0.0)) is None
+    assert certify((1, 2), (1, 2), PROMPT, scorer(0.0, 0.0)) is first_difference((1, 2), (1, 2)) is None
+    assert [first_difference(*pair) for pair in (((1, 2), (1, 3)), ((1, 2), (1,)), ((), (4,)))] == [1, 1, 0]
     with pytest.raises(ValueError, match="compare equal lengths"):
         certify((1, 2), (1,), PROMPT, scorer(0.0, 0.0))
 
@@ -60,11 +55,6 @@ def test_the_scorer_sees_the_prefix_up_to_the_difference_in_several_blockings():
     assert {prefix for prefix, _ in seen} == {(7, 8, 3)} and len({block for _, block in seen}) >= 5
 
 
-@pytest.mark.parametrize(("one", "other", "at"), [((1, 2), (1, 2), None), ((1, 2), (1, 3), 1), ((1, 2), (1,), 1), ((), (4,), 0)])
-def test_first_difference(one, other, at):
-    assert first_difference(one, other) == at
-
-
 def test_noise_is_the_widest_spread_of_a_leading_logit():
     rows = torch.tensor([[5.0, 4.0, -50.0], [5.25, 4.0, -40.0]])
     assert shape_noise(rows, contenders=2) == pytest.approx(0.25)
@@ -76,8 +66,7 @@ def test_the_target_scorer_agrees_with_the_model_in_every_blocking():
     rows = torch.stack([scorer(START, block) for block in (1, 2, 4, 8)])
     assert torch.allclose(rows, whole.expand_as(rows), atol=1e-4) and shape_noise(rows) < 1e-4
     best = int(whole.argmax())
-    planted = certify([best], [(best + 1) % len(whole)], START, scorer)
-    assert planted is not None and planted.verdict == "defect"
+    assert certify([best], [(best + 1) % len(whole)], START, scorer).verdict == "defect"
 
 
 def test_a_certificate_of_sampled_text_scores_with_the_noise_of_the_coupling():

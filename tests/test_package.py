@@ -3,37 +3,28 @@
 import json
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+import shelf
+from tokenizers import Tokenizer
 
-from flashspec.train.package import END, write_digests, write_tokenizer
-
-
-def byte_tokenizer(folder, end=END):
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE({letter: i + 1 for i, letter in enumerate(alphabet)} | {end: 0}, []))
-    tokenizer.add_special_tokens([end])
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    folder.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(str(folder / "source.json"))
-    return folder / "source.json"
+from flashspec.train.package import write_digests, write_tokenizer
 
 
 def test_transformers_gives_the_ids_and_text_of_our_tokenizer(tmp_path):
     transformers = pytest.importorskip("transformers")
-    source = byte_tokenizer(tmp_path)
+    source = tmp_path / "source.json"
+    shelf.train_tokenizer(source, "def f(x): return x")
     write_tokenizer(tmp_path / "model", source)
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "model")
     text = "def é(x):\n\treturn  x , ! 'a' # ok\n"
     ids = Tokenizer.from_file(str(source)).encode(text).ids
-    assert theirs(text)["input_ids"] == ids
-    assert theirs.decode(ids) == text
+    assert theirs(text)["input_ids"] == ids and theirs.decode(ids) == text
     assert theirs.bos_token_id == theirs.eos_token_id == theirs.pad_token_id == 0
 
 
 def test_a_tokenizer_without_the_end_token_is_refused(tmp_path):
+    shelf.train_tokenizer(tmp_path / "source.json", "text", end="<stop>")
     with pytest.raises(ValueError, match="has no token"):
-        write_tokenizer(tmp_path / "model", byte_tokenizer(tmp_path, end="<stop>"))
+        write_tokenizer(tmp_path / "model", tmp_path / "source.json")
     assert not (tmp_path / "model").exists()
 
 
