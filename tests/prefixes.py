@@ -7,12 +7,8 @@ from collections import Counter
 import torch
 from scipy.stats import chi2
 
+from flashspec import DenseHead, FlashHead, Limits, SpeculativeSampling, Stage, decode
 from flashspec.decoding import cascade
-from flashspec.decoding.cascade import decode
-from flashspec.decoding.rules import SpeculativeSampling
-from flashspec.decoding.stages import Stage
-from flashspec.decoding.state import Limits
-from flashspec.heads import DenseHead, FlashHead
 from flashspec.heads.base import Fixed
 from flashspec.heads.cluster import from_assignments
 from flashspec.sampling import Sampling, Scores, warp

@@ -13,12 +13,8 @@ from test_checkpoint import WEIGHTS, config, tensors, without
 from test_checkpoint import text as spoiled_text
 from test_transformer import BASE, randomised
 
-from flashspec.decoding.cascade import decode
-from flashspec.decoding.generate import generate
-from flashspec.decoding.models import load
+from flashspec import Limits, Stage, decode, generate, load
 from flashspec.decoding.rules import rule_for
-from flashspec.decoding.stages import Stage
-from flashspec.decoding.state import Limits
 from flashspec.heads.dense import DenseHead, LogitRows
 from flashspec.models import adapter, memory
 from flashspec.models.adapter import Adapter, AdapterReader

@@ -244,8 +244,7 @@ def test_autoawq_writes_a_folder_that_loads_both_ways(tmp_path):
         wanted = Transformer.load(folder)(ids)
         dense = Transformer.load(tmp_path / "awq", "float32", weights="dense")(ids)
         int4 = Transformer.load(tmp_path / "awq", "float32", weights="int4")(ids)
-    assert relative(dense, wanted) < 0.5
-    assert relative(int4, dense) < 1e-4
+    assert relative(dense, wanted) < 0.5 and relative(int4, dense) < 1e-4
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ import pytest
 import torch
 from toys import with_biases
 
-from flashspec import kernels
+from flashspec import Sampling, Scores, kernels
 from flashspec.decoding.captured import CapturedBurst
 from flashspec.decoding.lookup import LookupHead, LookupReader
 from flashspec.decoding.rules import Drawn, GumbelCoupling, SpeculativeSampling, Waiting
@@ -17,7 +17,6 @@ from flashspec.models.config import ModelConfig
 from flashspec.models.reader import SpanReader
 from flashspec.models.rounded import rounded
 from flashspec.models.synthetic import synthetic
-from flashspec.sampling import Sampling, Scores
 
 VOCAB, CONTEXT = 512, 48
 SHAPE = ModelConfig("qwen3", VOCAB, 128, 128, 2, 4, 2, 32, context=64, eos=(0,))

@@ -7,14 +7,12 @@ import torch
 from test_counts import Watch
 from toys import PROMPT, duo
 
+from flashspec import Limits, Models, decode
 from flashspec.decoding import captured
 from flashspec.decoding.captured import CapturedBurst, CapturedScore
-from flashspec.decoding.cascade import decode
 from flashspec.decoding.method import build, method_named
-from flashspec.decoding.models import Models
 from flashspec.decoding.scripted import scripted
 from flashspec.decoding.stages import InTurn, StepByStep, Verbs, in_turn
-from flashspec.decoding.state import Limits
 from flashspec.decoding.ways import fastest
 from flashspec.models import graphs
 from flashspec.models.reader import SpanReader

@@ -160,8 +160,7 @@ def test_a_spoiled_folder_is_refused_by_what_is_wrong_and_left_as_it_was(name, f
     before = listing(folder.parent)
     said = refusal(folder)
     assert str(folder) in said or "quantization_config" in said or "architecture" in said
-    assert words in said or re.search(words, said)
-    assert listing(folder.parent) == before
+    assert (words in said or re.search(words, said)) and listing(folder.parent) == before
 
 
 OUTSIDE = ("../outside.safetensors", "{home}/outside.safetensors", "sub/../../outside.safetensors", "..\\outside.safetensors",

@@ -188,5 +188,4 @@ def test_a_bad_line_is_refused_in_one_sentence_with_status_two(toy, capsys, line
 
 @pytest.mark.parametrize(("prompt", "word"), [("", "prompt is empty"), ("word " * 4000, "context holds 256; shorten it")])
 def test_an_empty_prompt_and_too_long_a_prompt_are_refused(write, capsys, prompt, word):
-    assert status(["generate", prompt, *write.pair]) == 2
-    assert word in capsys.readouterr().err
+    assert status(["generate", prompt, *write.pair]) == 2 and word in capsys.readouterr().err

@@ -292,8 +292,7 @@ def test_the_control_a_half_written_file_is_caught(home, failing, capsys):
 
 
 def test_an_interrupt_is_status_130_without_a_traceback(failing, capsys):
-    assert failing(KeyboardInterrupt()) == 130
-    assert capsys.readouterr().err.strip() == "stopped"
+    assert failing(KeyboardInterrupt()) == 130 and capsys.readouterr().err.strip() == "stopped"
 
 
 @pytest.mark.parametrize(("error", "word"), [

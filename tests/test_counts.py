@@ -10,14 +10,11 @@ from hypothesis import strategies as st
 from torch.overrides import TorchFunctionMode
 from toys import PROMPT, TEMPERATURES, duo, headed, random_model, run
 
-from flashspec import kernels
+from flashspec import METHODS, Method, Models, Sampling, hispec, kernels, self_speculation
 from flashspec.decoding import cascade, rules
 from flashspec.decoding.generate import count, request
-from flashspec.decoding.method import METHODS, Method, hispec, self_speculation
-from flashspec.decoding.models import Models
 from flashspec.measure.runs import score
 from flashspec.models.reader import SpanReader
-from flashspec.sampling import Sampling
 from flashspec.theory import rows_read
 
 STACKS = {

@@ -10,17 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toys import PROMPT, config, duo, random_model, run, text
 
+from flashspec import DenseHead, Limits, Models, Sampling, Scores, State
 from flashspec.decoding import stages as staging
 from flashspec.decoding.cascade import advance, check, decode, draft
 from flashspec.decoding.generate import agreement, generate, request, weak_exit
 from flashspec.decoding.lookup import NOTHING, LookupHead, continuation, nothing_to_say
 from flashspec.decoding.method import METHODS, Method, build, cascade, hispec, method_named, self_speculation
-from flashspec.decoding.models import Models
 from flashspec.decoding.stages import doubt_named
-from flashspec.decoding.state import Limits, State
-from flashspec.heads import DenseHead
 from flashspec.models.reader import SpanReader
-from flashspec.sampling import Sampling, Scores
 
 HOT = Sampling(1.5, seed=7)
 each = pytest.mark.parametrize("name", ["baseline", "dense", "flash", "self_speculation", "hispec"])
@@ -55,8 +52,7 @@ def test_going_on_after_another_decode_began_over_the_same_stages_is_refused(nam
     assert [next(first).tokens, next(second).tokens] == [expected[0]] * 2
     with pytest.raises(RuntimeError, match="another decode has begun over these stages"):
         next(first)
-    assert [step.tokens for step in second] == expected[1:]
-    assert streamed(ready) == expected
+    assert [step.tokens for step in second] == expected[1:] and streamed(ready) == expected
 
 
 def in_turns(ready, other):

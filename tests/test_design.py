@@ -8,13 +8,12 @@ import pytest
 import torch
 from test_train import same
 
+from flashspec import Transformer, load
 from flashspec.cli.main import status
-from flashspec.decoding.models import load
 from flashspec.models import family
 from flashspec.models.config import ModelConfig
 from flashspec.models.family import Design
 from flashspec.models.synthetic import synthetic
-from flashspec.models.transformer import Transformer
 from flashspec.train.design import design_draft, learn_text
 from flashspec.train.prune import Importance, choose, importance, prune
 from flashspec.train.target import REFERENCE, initialise

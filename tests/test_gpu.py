@@ -97,8 +97,7 @@ def test_a_wrong_result_stops_before_anything_is_timed(tmp_path, monkeypatch):
 
 def test_without_a_device_it_says_so(capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert status(["gpu"]) == 2
-    assert "no CUDA device" in capsys.readouterr().err
+    assert status(["gpu"]) == 2 and "no CUDA device" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -61,8 +61,7 @@ def test_it_says_what_the_layout_says(tmp_path):
     rows = torch.randn(40, WIDTH, generator=torch.Generator().manual_seed(3))
     scores = head(rows)
     mine = scores.pick(scores.logits.argmax(1)).tolist()
-    assert mine == [naive(row, 3) for row in rows]
-    assert mine != [naive(row, 1) for row in rows]
+    assert mine == [naive(row, 3) for row in rows] and mine != [naive(row, 1) for row in rows]
 
 
 def test_without_options_one_cluster_in_sixteen_is_probed_and_one_special_id_may_stand_alone(tmp_path):

@@ -8,13 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toys import PROMPT, TEMPERATURES, VOCAB, Credulous, duo, headed, imitation, random_model, run, text
 
+from flashspec import METHODS, Dice, Method, Models, Sampling, Scores, build, generate
 from flashspec.decoding import rules
-from flashspec.decoding.generate import generate
-from flashspec.decoding.method import METHODS, Method, build
-from flashspec.decoding.models import Models
 from flashspec.decoding.ways import CompiledBurst
 from flashspec.kernels.build import _BUILT, library
-from flashspec.sampling import Dice, Sampling, Scores
 
 pytestmark = pytest.mark.filterwarnings("ignore:exit")  # random models have exits that are of no use
 CONTEXT, SEED = 24, 7

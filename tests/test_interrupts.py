@@ -11,21 +11,17 @@ import pytest
 import torch
 from toys import PROMPT, duo, headed
 
-from flashspec import kernels
+from flashspec import DenseHead, FlashHead, Models, Sampling, State, kernels
 from flashspec.decoding import cascade
 from flashspec.decoding.captured import CapturedBurst, CapturedScore, Track
 from flashspec.decoding.generate import request
-from flashspec.decoding.models import Models
 from flashspec.decoding.rules import GumbelCoupling, SpeculativeSampling
 from flashspec.decoding.stages import InTurn, Judging, StepByStep
-from flashspec.decoding.state import State
 from flashspec.decoding.ways import CompiledBurst, CompiledScore
-from flashspec.heads import DenseHead, FlashHead
 from flashspec.models.engine import KernelEngine, Slot, TorchEngine
 from flashspec.models.graphs import FixedEngine
 from flashspec.models.reader import SpanReader
 from flashspec.models.transformer import Layer
-from flashspec.sampling import Sampling
 
 HOOKS = [
     (cascade, "draft"), (cascade, "check"), (cascade, "promoted"), (cascade, "finalize"), (State, "learn"),

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from flashspec import kernels
-from flashspec.heads import FlashHead
+from flashspec import FlashHead, kernels
 
 ROOT = Path(__file__).parents[1]
 SHAPES = [(1, 4, 16, 32, 3), (5, 9, 8, 136, 4), (3, 6, 7, 24, 6)]  # rows, blocks, slots, width, probes

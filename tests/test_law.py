@@ -12,14 +12,11 @@ import torch
 from prefixes import PLAIN, PrefixHead, caught, dense, distance, law, p_of, sparse, stack, weight, without_promotion
 from toys import random_model
 
-from flashspec import kernels
+from flashspec import DenseHead, Models, build, hispec, kernels
 from flashspec.decoding import cascade
 from flashspec.decoding.lookup import LookupHead, LookupReader, nothing_to_say
-from flashspec.decoding.method import build, hispec
-from flashspec.decoding.models import Models
 from flashspec.decoding.rules import Drawn, GumbelCoupling, SpeculativeSampling, TypicalAcceptance, probability_of
 from flashspec.decoding.stages import Stage, doubt_named
-from flashspec.heads import DenseHead
 from flashspec.sampling import Dice, Sampling, Scores, warp
 
 VOCAB = 4
@@ -32,8 +29,7 @@ def test_the_toy_models_and_the_exits_are_far_apart():
     for pair in ((weight(0), weight(*NEAR)), (weight(*NEAR), weight(2, *NEAR))):
         assert float(distance(*pair).min()) >= 0.3
     covered = torch.isfinite(sparse(*NEAR).scores.logits).sum(1)
-    assert covered.tolist() == [2] * len(covered)
-    assert own_law().sum() == pytest.approx(1.0)
+    assert covered.tolist() == [2] * len(covered) and own_law().sum() == pytest.approx(1.0)
     assert all(float((own_law(n) - own_law()).abs().sum()) / 2 > 0.2 for n in (1, 2))
 
 

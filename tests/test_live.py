@@ -4,10 +4,7 @@ import pytest
 import tiny
 import torch
 
-from flashspec.decoding.generate import Output
-from flashspec.decoding.method import METHODS
-from flashspec.decoding.models import Models
-from flashspec.sampling import Sampling
+from flashspec import METHODS, Models, Output, Sampling
 from flashspec.study import live
 
 PROMPT = [3, 1, 4, 1, 5]

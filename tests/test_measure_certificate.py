@@ -6,10 +6,9 @@ import torch
 from toys import PROMPT as START
 from toys import duo, text
 
-from flashspec import kernels
+from flashspec import Sampling, kernels
 from flashspec.measure.certificate import certify, first_difference, shape_noise, target_scorer
 from flashspec.models.reader import SpanReader
-from flashspec.sampling import Sampling
 
 PROMPT = (7, 8)
 

@@ -9,13 +9,8 @@ import torch
 from torch import Tensor
 from toys import PROMPT, duo
 
-from flashspec.decoding.cascade import decode
-from flashspec.decoding.method import METHODS, Method, build
-from flashspec.decoding.models import Models
-from flashspec.decoding.state import Limits
-from flashspec.heads.flash import FlashHead
+from flashspec import METHODS, FlashHead, Limits, Method, Models, Transformer, build, decode
 from flashspec.models.synthetic import shape
-from flashspec.models.transformer import Transformer
 
 ALLOWED = 1.1
 EXITS = {"reference-target": (2, 4), "qwen3-0.6b": (3, 7)}

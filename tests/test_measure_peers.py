@@ -45,8 +45,7 @@ def test_assisting_drafts_k_tokens_a_round_and_restores_the_settings(pair, monke
 
     monkeypatch.setattr(pair.target, "forward", counting)
     pair.greedy(PROMPT, 30, k=4)
-    assert set(widths[1:8]) == {5}
-    assert pair.draft.generation_config.to_dict() == before
+    assert set(widths[1:8]) == {5} and pair.draft.generation_config.to_dict() == before
 
 
 def test_without_transformers_the_error_names_the_extra(monkeypatch, tmp_path):

@@ -7,13 +7,10 @@ import shelf
 import tiny
 import toys
 
-from flashspec import theory
-from flashspec.decoding.method import Method
-from flashspec.decoding.models import Models, load
+from flashspec import Method, Models, Sampling, load, theory
 from flashspec.measure import trace as tracing
 from flashspec.measure.prompts import Prompt
 from flashspec.once import Once
-from flashspec.sampling import Sampling
 
 PROMPTS = [Prompt("code", tuple(toys.PROMPT)), Prompt("prose", (9, 9, 8, 2))]
 DENSE, FLASH = Method("model"), Method("model", "flash")

@@ -10,18 +10,14 @@ import pytest
 import torch
 from toys import PROMPT, duo, headed, run, text
 
+from flashspec import METHODS, Dice, Limits, Method, Models, Sampling, Scores, State, build, decode
 from flashspec.decoding import cascade, rules, stages
-from flashspec.decoding.cascade import decode
 from flashspec.decoding.generate import Stats, request
-from flashspec.decoding.method import METHODS, Method, build
-from flashspec.decoding.models import Models
 from flashspec.decoding.rules import SpeculativeSampling, Waiting
-from flashspec.decoding.state import Limits, State
 from flashspec.heads import flash, table
 from flashspec.models import reader
 from flashspec.models.engine import Slot
 from flashspec.models.reader import SpanReader
-from flashspec.sampling import Dice, Sampling, Scores
 
 
 def same_text():

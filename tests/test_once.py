@@ -14,8 +14,7 @@ import pytest
 import torch
 from toys import random_model
 
-from flashspec.decoding.models import Models
-from flashspec.heads import FlashHead
+from flashspec import FlashHead, Models
 from flashspec.once import Once
 from flashspec.sampling import hashed_ids
 
@@ -64,8 +63,7 @@ class Builds(NamedTuple):
 @pytest.mark.parametrize("name", ["flash", "flash_best", "int8"])
 def test_four_threads_get_one_head(models, builds, name):
     found = [future.result() for future in together(lambda: models.head("target", name))]
-    assert all(head is found[0] for head in found)
-    assert len(builds.done) == (name != "int8")
+    assert all(head is found[0] for head in found) and len(builds.done) == (name != "int8")
     together(lambda: FlashHead.build(models.target.head_weight, models.target.norm))  # the control: each makes its own
     assert len(builds.done) == THREADS + (name != "int8")
 

@@ -8,15 +8,12 @@ import torch
 from tape import Tape, taped
 from toys import PROMPT, duo
 
+from flashspec import Limits, Models, Sampling, decode
 from flashspec.decoding.captured import CapturedBurst, CapturedScore
-from flashspec.decoding.cascade import decode
 from flashspec.decoding.method import build, method_named
-from flashspec.decoding.models import Models
-from flashspec.decoding.state import Limits
 from flashspec.models import graphs, synthetic
 from flashspec.models.awq import Int4Linear
 from flashspec.models.graphs import Replay
-from flashspec.sampling import Sampling
 from flashspec.study.real_shapes import TINY
 
 NAMES = ("dense", "flash", "flash_best", "preview", "hispec", "cascade", "baseline")

@@ -10,15 +10,13 @@ import shelf
 import tiny
 import torch
 
+from flashspec import Method, Transformer, generate
 from flashspec.cli.main import status
-from flashspec.decoding.generate import generate
-from flashspec.decoding.method import Method
 from flashspec.decoding.models import REFERENCE, SHIPPED, load
 from flashspec.measure.prompts import load_prompts
 from flashspec.measure.trace import record
 from flashspec.models.family import DESIGNED
 from flashspec.models.folder import verify_digests
-from flashspec.models.transformer import Transformer
 from flashspec.sampling import GREEDY, Sampling
 from flashspec.study.drafts import point_of_designed
 from flashspec.study.family import accepted, records
@@ -82,8 +80,7 @@ def test_a_shipped_point_is_whole_and_frozen(pair, tmp_path, capsys):
     assert (out / "README.md").read_text().startswith("# flashspec reference model: designed\n\nWeights: Apache-2.0.")
     models = load(pair["target"], out)
     assert (out / "flash_head.safetensors").exists() and generate(models, [1, 2, 3], "flash", GREEDY, max_new_tokens=4).tokens
-    assert list(home.iterdir()) == [out]
-    assert status(line) == 2 and "is frozen" in capsys.readouterr().err
+    assert list(home.iterdir()) == [out] and status(line) == 2 and "is frozen" in capsys.readouterr().err
 
 
 def test_a_point_that_cannot_ship_leaves_nothing(pair, tmp_path, monkeypatch):

@@ -151,8 +151,7 @@ def test_strings_and_values_parse_to_the_same_parameters():
 def test_bad_parameters_are_refused_and_nothing_is_written(counted, tmp_path, said, word):
     with pytest.raises(ValueError, match=word) as refusal:
         run(counted.experiment, said, root=tmp_path)
-    assert "\n" not in str(refusal.value)
-    assert list(tmp_path.iterdir()) == [] and counted.calls == []
+    assert "\n" not in str(refusal.value) and list(tmp_path.iterdir()) == [] and counted.calls == []
 
 
 def test_an_interrupted_sweep_continues_where_it_stopped_and_leaves_nothing_before_its_first_point(counted, tmp_path):
@@ -208,8 +207,7 @@ def child(root, what):
 
 @pytest.mark.parametrize(("moment", "left"), [("measuring", [3]), ("writing", [])])
 def test_kill_minus_nine_leaves_no_table_and_the_next_run_finishes_it(counted, tmp_path, moment, left):
-    assert child(tmp_path, moment).wait() == -9
-    assert not list((tmp_path / "counted").glob("*.parquet"))
+    assert child(tmp_path, moment).wait() == -9 and not list((tmp_path / "counted").glob("*.parquet"))
     assert [row.block for row in run(counted.experiment, root=tmp_path).rows] == [1, 2, 3]
     assert counted.calls == left
 

@@ -7,11 +7,9 @@ import torch
 from test_transformer import BASE
 from toys import duo
 
-from flashspec.decoding.cascade import decode
+from flashspec import METHODS, Event, Limits, build, decode
 from flashspec.decoding.generate import count
-from flashspec.decoding.method import METHODS, build
 from flashspec.decoding.scripted import ScriptedAcceptance, scripted
-from flashspec.decoding.state import Event, Limits
 from flashspec.models import memory
 from flashspec.models.awq import Int4Linear
 from flashspec.models.memory import Form, weight_bytes

@@ -58,8 +58,7 @@ def test_the_model_reproduces_the_published_rows_and_refuses_another_gamma(tar, 
 def test_the_thesis_step_its_head_share_and_its_ceiling():
     step = theory.implied_step(2.493 - 0.577, 1.108)
     share = 2.493 / step
-    assert step == pytest.approx(19.66, abs=0.005)
-    assert share == pytest.approx(0.127, abs=0.0005)
+    assert step == pytest.approx(19.66, abs=0.005) and share == pytest.approx(0.127, abs=0.0005)
     assert theory.amdahl(share, math.inf) == pytest.approx(1.145, abs=0.0005)
     assert theory.amdahl(share, 2.493 / 0.577) == pytest.approx(1.108, abs=0.0005)
 

@@ -5,11 +5,9 @@ import random
 import pytest
 import torch
 
-from flashspec.decoding.cascade import decode
+from flashspec import Limits, Stage, decode
 from flashspec.decoding.lookup import LookupHead, LookupReader
 from flashspec.decoding.rules import GumbelCoupling, Verdict
-from flashspec.decoding.stages import Stage
-from flashspec.decoding.state import Limits
 from flashspec.sampling import GREEDY
 from flashspec.theory import Costs, Level, nested, round_time, rows_read, tokens_per_check
 

@@ -7,10 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from flashspec.decoding.generate import generate
-from flashspec.decoding.models import Models
+from flashspec import Models, Transformer, generate
 from flashspec.models.config import FAMILIES, ModelConfig, RopeScaling, Unsupported, from_hf, to_hf
-from flashspec.models.transformer import Transformer
 
 BASE = ModelConfig(
     family="qwen3", vocab_size=97, hidden=48, ffn=80, layers=2, heads=4, kv_heads=2, head_dim=12, context=256, eos=(3,)

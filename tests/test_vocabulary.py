@@ -8,9 +8,7 @@ import tiny
 import torch
 from torch import nn
 
-from flashspec.decoding.generate import generate
-from flashspec.decoding.models import Models, load
-from flashspec.sampling import Sampling
+from flashspec import Models, Sampling, generate, load
 
 PROMPT = [3, 1, 4, 1, 5]
 EXTRA = {"target": {"target": 24}, "draft": {"draft": 24}, "both": {"target": 40, "draft": 8}}

@@ -4,13 +4,8 @@ import functools
 
 import torch
 
-from flashspec.decoding.generate import generate
-from flashspec.decoding.models import Models
-from flashspec.decoding.rules import GumbelCoupling
-from flashspec.heads import FlashHead
+from flashspec import FlashHead, GumbelCoupling, Models, Sampling, Transformer, generate
 from flashspec.models.config import ModelConfig
-from flashspec.models.transformer import Transformer
-from flashspec.sampling import Sampling
 
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
 VOCAB = 61
