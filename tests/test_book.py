@@ -28,12 +28,9 @@ def site(folder, body):
     return list(links.faults(folder))
 
 
-@pytest.mark.parametrize(
-    "body",
-    ['<a href="other.html#place">', '<a href="#">', '<a href="https://arxiv.org/abs/1">', '<img src="data:image/png;base64,AA">'],
-)
-def test_sound_links_pass(tmp_path, body):
-    assert site(tmp_path, body) == []
+def test_sound_links_pass(tmp_path):
+    links = ('<a href="other.html#place">', '<a href="#">', '<a href="https://arxiv.org/abs/1">')
+    assert site(tmp_path, "".join((*links, '<img src="data:image/png;base64,AA">'))) == []
 
 
 @pytest.mark.parametrize(("body", "said"), [
@@ -49,13 +46,10 @@ def test_every_kind_of_fault_is_found(tmp_path, body, said):
     assert said in " ".join(site(tmp_path, body))
 
 
-def test_a_style_sheet_that_loads_a_font_from_elsewhere_is_found(tmp_path):
+def test_a_style_sheet_that_loads_a_font_from_elsewhere_is_found_and_no_book_is_no_success(tmp_path):
+    assert links.main(str(tmp_path)) == 1
     (tmp_path / "book.css").write_text("@font-face { src: url('https://fonts.example/f.woff2') }")
     assert "from the network" in " ".join(site(tmp_path, ""))
-
-
-def test_a_folder_without_a_book_is_no_success(tmp_path):
-    assert links.main(str(tmp_path)) == 1
 
 
 def test_thebe_goes_and_nothing_loads_twice():
@@ -84,9 +78,8 @@ def test_every_page_in_the_contents_exists():
 def test_every_citation_is_in_the_bibliography():
     known = set(re.findall(r"^@\w+\{(\w+),", (ROOT / "book" / "references.bib").read_text(), flags=re.M))
     pages = [*(ROOT / "book").glob("*.md"), *(ROOT / "notebooks").glob("*.ipynb")]
-    cited = {
-        key for page in pages for keys in re.findall(r"\{cite(?::\w+)?\}`([^`]+)`", page.read_text()) for key in keys.split(",")
-    }
+    found = [keys for page in pages for keys in re.findall(r"\{cite(?::\w+)?\}`([^`]+)`", page.read_text())]
+    cited = {key for keys in found for key in keys.split(",")}
     assert cited and cited <= known
 
 
