@@ -35,9 +35,7 @@ def test_the_token_count_is_fixed_whatever_the_stop_tokens(pair, k):
 
 
 def test_assisting_drafts_k_tokens_a_round_and_restores_the_settings(pair, monkeypatch):
-    before = pair.draft.generation_config.to_dict()
-    widths = []
-    forward = pair.target.forward
+    before, widths, forward = pair.draft.generation_config.to_dict(), [], pair.target.forward
 
     def counting(*args, **kwargs):
         widths.append(kwargs["input_ids"].shape[1])
