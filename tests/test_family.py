@@ -24,9 +24,7 @@ def home(tmp_path_factory):
 
 def test_a_row_is_what_a_loop_counts(home):
     pytest.importorskip("pandas")
-    asked = family.EXPERIMENT.parse(
-        {"target": str(home["target"]), "draft": str(home["draft"]), "prompts": str(home["prompts"]), "texts": 2}
-    )
+    asked = family.EXPERIMENT.parse({**{name: str(home[name]) for name in ("target", "draft", "prompts")}, "texts": 2})
     rows = list(family.measure(asked))
     assert {(r.draft, r.kind) for r in rows} == {("draft", "code"), ("draft", "prose")}
     prompts = [p for p in load_prompts(home["prompts"], 2) if p.kind == "code"]

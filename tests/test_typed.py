@@ -1,7 +1,5 @@
 """An argument of the wrong type is refused in one sentence that names it, what was expected and what was given."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch
@@ -108,7 +106,7 @@ def test_whole_numbers_and_lists_of_other_libraries_are_as_good():
 
 def test_the_control_what_is_not_annotated_is_not_refused():
     @typed
-    def call(one: int, two, *, three: list[str] | None = None):
+    def call(one: int, two, *, three: list[str] | None=None):
         return one, two, three
 
     assert call(1, object, three=None)[0] == 1 and call(1, "2", three=["a"])[2] == ["a"]
