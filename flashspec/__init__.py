@@ -16,7 +16,7 @@ _HOMES = {
     "flashspec.decoding.stages": ("Stage",),
     "flashspec.decoding.state": ("Event", "Limits", "State", "Step"),
     "flashspec.decoding.cascade": ("decode",),
-    "flashspec.decoding.method": ("Method", "METHODS", "build", "self_speculation", "hispec", "cascade"),
+    "flashspec.decoding.method": ("Method", "METHODS", "build"),
     "flashspec.decoding.models": ("Models", "load"),
     "flashspec.decoding.generate": ("Output", "generate"),
 }

@@ -71,11 +71,8 @@ def digest(path: str | Path) -> str:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no file {path.name} to digest: check the path")
-    state = hashlib.sha256()
     with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            state.update(chunk)
-    return state.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def model_digests(folder: str | Path) -> dict[str, str]:

@@ -4,15 +4,11 @@
 `early` does so with a call that notes its buffer's size before it has the buffer. What is printed is a count of interrupts.
 """
 
-from __future__ import annotations
-
 import ctypes
 import functools
 import random
 import sys
 from pathlib import Path
-from types import CodeType, FrameType
-from typing import Any
 
 import torch
 from test_interrupts import digest, play, prepare, wide
@@ -30,10 +26,10 @@ TRIES = 200
 class Tracer:
     """Counts the bytecodes of the package, or of one function, and interrupts at the one after `left` of them."""
 
-    def __init__(self, left: int = -1, only: CodeType | None = None) -> None:
+    def __init__(self, left=-1, only=None):
         self.left, self.only, self.passed = left, only, 0
 
-    def __call__(self, frame: FrameType, event: str, _: Any) -> Any:
+    def __call__(self, frame, event, _):
         mine = frame.f_code is self.only if self.only else frame.f_code.co_filename.startswith(PACKAGE)
         frame.f_trace_opcodes = mine
         if mine and event == "opcode":
@@ -43,8 +39,7 @@ class Tracer:
         return self if mine else None
 
 
-def traced(ready: Any, tracer: Tracer) -> bool:
-    """Decode under a tracer; whether it interrupted."""
+def traced(ready, tracer):
     sys.settrace(tracer)
     try:
         play(ready)
@@ -55,20 +50,18 @@ def traced(ready: Any, tracer: Tracer) -> bool:
     return False
 
 
-def length(name: str, rule: str, only: CodeType | None = None) -> int:
-    """Bytecodes of a whole decode."""
+def length(name, rule, only=None):
     tracer = Tracer(only=only)
     traced(prepare(wide(), name, rule), tracer)
     return tracer.passed
 
 
 @functools.cache
-def text_of(name: str, rule: str) -> list:
-    """The steps of an undisturbed decode of fresh stages."""
+def text_of(name, rule):
     return play(prepare(wide(), name, rule))
 
 
-def survives(name: str, rule: str, tracer: Tracer) -> int:
+def survives(name, rule, tracer):
     """Interrupt a decode, decode again over its stages, and hold both texts and weights against fresh ones; 1 if interrupted."""
     ready, fresh = prepare(wide(), name, rule), text_of(name, rule)
     interrupted = traced(ready, tracer)
@@ -76,8 +69,7 @@ def survives(name: str, rule: str, tracer: Tracer) -> int:
     return int(interrupted)
 
 
-def anywhere() -> int:
-    """Interrupts at random bytecodes."""
+def anywhere():
     dice, before = random.Random(0), digest(wide())
     kinds = [(name, rule) for name in NAMES for rule in ("coupling", "speculative")]
     lengths = {kind: [length(*kind) for _ in range(2)][1] for kind in kinds}
@@ -87,8 +79,7 @@ def anywhere() -> int:
     return found
 
 
-def growing() -> int:
-    """Interrupts at every bytecode of the first calls that grow a buffer."""
+def growing():
     found = 0
     for grows in (KernelEngine.run, Writer._call):
         last = min(400, length("self_speculation", "coupling", grows.__code__))
@@ -96,8 +87,7 @@ def growing() -> int:
     return found
 
 
-def early(self: KernelEngine, x: torch.Tensor, start: int) -> torch.Tensor:
-    """KernelEngine.run as it was in 0.7.0: the size first, then the buffer."""
+def early(self, x, start):
     x, threads = (self.model.place(x, start) if self.lowest else x).contiguous(), torch.get_num_threads()
     shape, numbers = ctypes.byref(self._shape), [ctypes.c_int64(n) for n in (len(x), start, threads)]
     if len(x) > getattr(self, "room", 0):
@@ -111,5 +101,5 @@ def early(self: KernelEngine, x: torch.Tensor, start: int) -> torch.Tensor:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     if sys.argv[1] == "early":
-        KernelEngine.run = early  # type: ignore[method-assign]
+        KernelEngine.run = early
     print(anywhere() if sys.argv[1] == "random" else growing())

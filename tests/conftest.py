@@ -3,6 +3,8 @@
 import importlib.util
 
 import pytest
+import shelf
+import tiny
 import torch
 from hypothesis import HealthCheck, settings
 
@@ -13,8 +15,14 @@ settings.register_profile("fixed", deadline=None, derandomize=True, database=Non
 settings.load_profile("fixed")
 
 
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory):
+    """A target, its draft and prompts, which no test changes."""
+    home = tmp_path_factory.mktemp("folders")
+    return {**shelf.write_pair(home), "prompts": tiny.prompts_file(home, each=2)}
+
+
 def pytest_collection_modifyitems(items):
-    """Skip the cases of heads that search with faiss where it is not installed."""
     if importlib.util.find_spec("faiss"):
         return
     for item in items:

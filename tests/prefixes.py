@@ -1,25 +1,16 @@
 """Readers and heads whose rows are fixed functions of the prefix, the exact law of their text, and a chi-square test."""
 
-from __future__ import annotations
-
 import functools
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterable
 
 import torch
 from scipy.stats import chi2
-from torch import Tensor
 
+from flashspec import DenseHead, FlashHead, Limits, SpeculativeSampling, Stage, decode
 from flashspec.decoding import cascade
-from flashspec.decoding.cascade import decode
-from flashspec.decoding.rules import SpeculativeSampling
-from flashspec.decoding.stages import Stage
-from flashspec.decoding.state import Limits
-from flashspec.heads import DenseHead, FlashHead
 from flashspec.heads.base import Fixed
 from flashspec.heads.cluster import from_assignments
-from flashspec.models.reader import Reads
 from flashspec.sampling import Sampling, Scores, warp
 
 VOCAB, DEPTH = 4, 3
@@ -27,8 +18,7 @@ PREFIXES = sum(VOCAB**d for d in range(DEPTH + 1)) + 3  # a multiple of 8
 PLAIN = Sampling(1.0, rule="speculative")
 
 
-def number(prefix: Iterable[int]) -> int:
-    """The number of a prefix of at most three new tokens, counted breadth first."""
+def number(prefix):
     return functools.reduce(lambda code, token: code * VOCAB + token + 1, prefix, 0)
 
 
@@ -37,12 +27,11 @@ class PrefixReader:
 
     context = 1 + DEPTH + 1
 
-    def __init__(self) -> None:
+    def __init__(self):
         self.rows = torch.zeros(self.context, dtype=torch.int64)
         self.seen = 0
 
-    def read(self, tokens: Tensor) -> Reads:
-        """Read what is missing."""
+    def read(self, tokens):
         new = tokens.tolist()[1:]
         numbers = [number(new[:j]) for j in range(self.seen, len(new) + 1)]
         if numbers:
@@ -50,26 +39,23 @@ class PrefixReader:
             self.seen = len(new) + 1
         return (len(numbers),)
 
-    def rewind(self, n: int) -> None:
-        """Forget all but the first n tokens."""
+    def rewind(self, n):
         self.seen = min(self.seen, n)
 
 
 class PrefixHead(Fixed):
-    """Scores of every prefix, worked out once by a real head on one-hot rows."""
-
     vocab_size = VOCAB
 
-    def __init__(self, head) -> None:
+    def __init__(self, head):
         self.scores = head(torch.eye(PREFIXES), torch.arange(PREFIXES), None)
 
-    def __call__(self, rows: Tensor, positions: Tensor, dice) -> Scores:
+    def __call__(self, rows, positions, dice):
         ids = self.scores.ids
         return Scores(None if ids is None else ids[rows], self.scores.logits[rows])
 
 
 @functools.cache
-def weight(seed: int, *near: int) -> Tensor:
+def weight(seed, *near):
     """Logits [vocab, prefixes] of one toy model; from the model it is `near` it differs by 0.3 to 0.5 in total variation."""
     if not near:
         return torch.randn(VOCAB, PREFIXES, generator=torch.Generator().manual_seed(seed)) * 1.2
@@ -80,17 +66,15 @@ def weight(seed: int, *near: int) -> Tensor:
     return tries[first, :, torch.arange(PREFIXES)].T.contiguous()
 
 
-def distance(first: Tensor, second: Tensor) -> Tensor:
-    """Total variation of two toy models' next-token laws at every prefix."""
+def distance(first, second):
     return (first.softmax(-2) - second.softmax(-2)).abs().sum(-2) / 2
 
 
-def dense(*which: int) -> PrefixHead:
-    """The dense head of a toy model."""
+def dense(*which):
     return PrefixHead(DenseHead(None, weight(*which)))
 
 
-def sparse(*which: int) -> PrefixHead:
+def sparse(*which):
     """A FlashHead that scores the better pair of ids; the other two have probability zero."""
     logits = weight(*which)
     pairs = from_assignments(logits, torch.tensor([0, 1, 0, 1]), 2)
@@ -98,8 +82,7 @@ def sparse(*which: int) -> PrefixHead:
 
 
 @functools.cache
-def law(target: int, sampling: Sampling = PLAIN) -> Tensor:
-    """Probability [V, V, V] of every three tokens under one toy model, float64."""
+def law(target, sampling=PLAIN):
     rows = warp(Scores(None, weight(target).T), sampling).logits.double().softmax(-1)
     joint = torch.zeros(VOCAB, VOCAB, VOCAB, dtype=torch.float64)
     for a, b, c in itertools.product(range(VOCAB), repeat=3):
@@ -107,17 +90,13 @@ def law(target: int, sampling: Sampling = PLAIN) -> Tensor:
     return joint
 
 
-Make = Callable[[Sampling], list[Stage]]
-
-
-def three_tokens(make: Make, seed: int, new: int, sampling: Sampling = PLAIN) -> tuple[int, ...]:
-    """The first three tokens of one decode with this seed."""
+def three_tokens(make, seed, new, sampling=PLAIN):
     chosen = Sampling(sampling.temperature, sampling.top_k, sampling.top_p, seed, sampling.rule)
     steps = decode(make(chosen), [0], Limits(new))
     return tuple([token for step in steps for token in step.tokens][:3])
 
 
-def p_value(found: Counter, joint: Tensor) -> float:
+def p_value(found, joint):
     """Chi-square p-value of counted triples against their law, rare cells merged to an expectation of at least 5."""
     total = sum(found.values())
     cells = sorted((total * float(joint[cell]), found[cell]) for cell in itertools.product(range(VOCAB), repeat=3))
@@ -131,14 +110,13 @@ def p_value(found: Counter, joint: Tensor) -> float:
     return float(chi2.sf(sum((o - e) ** 2 / e for e, o in merged), len(merged) - 1))
 
 
-def p_of(make: Make, seeds: int, joint: Tensor, new: int = 3, sampling: Sampling = PLAIN) -> float:
-    """p-value of the triples of seeds 0..seeds-1."""
+def p_of(make, seeds, joint, new=3, sampling=PLAIN):
     return p_value(Counter(three_tokens(make, s, new, sampling) for s in range(seeds)), joint)
 
 
-def caught(make: Make, joint: Tensor, new: int = 3, seeds: int = 20_000) -> bool:
+def caught(make, joint, new=3, seeds=20_000):
     """Whether a broken variant is found at p < 1e-8 within the seeds; looks after 500, 1000, 2000, ... of them."""
-    found: Counter = Counter()
+    found = Counter()
     look = 500
     for seed in range(seeds):
         found[three_tokens(make, seed, new)] += 1
@@ -149,7 +127,7 @@ def caught(make: Make, joint: Tensor, new: int = 3, seeds: int = 20_000) -> bool
     return p_value(found, joint) < 1e-8
 
 
-def stack(heads: list[PrefixHead], rules=SpeculativeSampling, every: tuple[int, ...] = (1, 2, 2)) -> Make:
+def stack(heads, rules=SpeculativeSampling, every=(1, 2, 2)):
     """A cascade of toy models; its readers are made once and decoding starts them afresh. `rules` is one or one for each."""
     readers = [PrefixReader() for _ in heads]
     kinds = rules if isinstance(rules, list) else [rules] * len(heads)

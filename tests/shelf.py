@@ -1,28 +1,39 @@
 """Complete checkpoint folders of tiny models, with a tokenizer."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
+import pytest
 import tiny
 
+from flashspec.models.writing import write_digests
 from flashspec.provenance import digest
-from flashspec.train.package import END, write_digests, write_tokenizer
+from flashspec.train.corpus import END, write_tokenizer
 
 
-def train_tokenizer(path: Path, text: str, size: int = tiny.VOCAB) -> None:
-    """Write a byte-level tokenizer of at most `size` ids."""
+def refusing(cases, kinds=ValueError):
+    """A test: each of these calls is refused in one sentence that matches its words."""
+
+    @pytest.mark.parametrize(("call", "words"), cases, ids=[words for _, words in cases])
+    def test(call, words):
+        with pytest.raises(kinds, match=words) as refused:
+            call()
+        assert "\n" not in str(refused.value)
+
+    return test
+
+
+def train_tokenizer(path, text, size=tiny.VOCAB, end=END):
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=[END], initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=[end], initial_alphabet=alphabet, show_progress=False)
     tokenizer.train_from_iterator([text], trainer)
     tokenizer.save(str(path))
 
 
-def listing(*places: Path) -> dict[str, str]:
+def listing(*places):
     """Digest of every file below these places and the names of empty folders, hidden ones too."""
     found = {}
     for place in places:
@@ -34,8 +45,7 @@ def listing(*places: Path) -> dict[str, str]:
     return found
 
 
-def write_pair(home: Path) -> dict[str, Path]:
-    """A target and its draft, with digests, below `home`."""
+def write_pair(home):
     train_tokenizer(home / "tokenizer.json", Path(__file__).with_name("test_cli.py").read_text())
     pair = tiny.pair()
     for name, model in {"target": pair.target, "draft": pair.draft}.items():

@@ -1,7 +1,5 @@
 """Made-up tables with planted answers: a race, pieces of heads and steps, and what heads miss."""
 
-from __future__ import annotations
-
 from dataclasses import asdict
 from itertools import product
 from pathlib import Path
@@ -18,13 +16,11 @@ SPEED = {("baseline", "dense"): 1.0, ("draft_model", "dense"): 1.5, ("draft_mode
          ("lookup", "dense"): 0.8}  # fmt: skip
 
 
-def results(frame: pandas.DataFrame) -> SimpleNamespace:
-    """What `Results` offers to a figure."""
+def results(frame):
     return SimpleNamespace(frame=frame, machine=MACHINE, path=Path("results/race/0123abcd.parquet"), origin={})
 
 
 def line(table, **values):
-    """The one line of a table with these values."""
     for name, value in values.items():
         table = table[table[name] == value]
     assert len(table) == 1

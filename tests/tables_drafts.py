@@ -30,7 +30,6 @@ def row(draft, k, prompt, temperature, luck=0.0):
 
 
 def runs(drafts=tuple(LAYERS), ks=(1, 2, 4), temperatures=(0.0, 1.0), prompts=6, spread=0.0):
-    """Every draft at every k on every prompt, plain decoding beside it."""
     dice = np.random.default_rng(0)
     rows = []
     for temperature in temperatures:

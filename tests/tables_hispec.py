@@ -54,15 +54,6 @@ def factorial() -> SimpleNamespace:
     return frame(race.Row, rows)
 
 
-def screened() -> SimpleNamespace:
-    """A screening in which exits 2 and 4 are the fastest, and timed runs of another schedule."""
-    rows = [
-        row("hispec", 0, -1, 0.0, exits=f"{d} {v}", k=k, interval=n, screened=True, seconds=1 + abs(d - 2) + abs(v - 4) + k + n)
-        for d, v, k, n in product((1, 2), (3, 4), (1, 2), (4, 6))
-    ]
-    return frame(race.Row, [*rows, row("baseline", 0, 0, 0.0), row("hispec", 0, 0, 0.0, exits="5 6", seconds=0.1)])
-
-
 def quality() -> SimpleNamespace:
     """Of 100 positions a verifier accepts 60, wrongly 12, and wrongly rejects 8; two depths were trained for two steps."""
     counted = {"positions": 100, "same": 60, "right": 56, "both": 48, "in_top_5": 80}

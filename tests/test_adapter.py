@@ -1,26 +1,20 @@
 """Models of other architectures decode through transformers' own code: same text, rewound caches, nothing foreign run."""
 
-from __future__ import annotations
-
 import importlib.util
-import json
 import os
 import shutil
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
+from test_checkpoint import WEIGHTS, config, tensors, without
+from test_checkpoint import text as spoiled_text
 from test_transformer import BASE, randomised
 
-from flashspec.decoding.cascade import decode
-from flashspec.decoding.generate import generate
-from flashspec.decoding.models import load
+from flashspec import Limits, Stage, decode, generate, load
 from flashspec.decoding.rules import rule_for
-from flashspec.decoding.stages import Stage
-from flashspec.decoding.state import Limits
 from flashspec.heads.dense import DenseHead, LogitRows
 from flashspec.models import adapter, memory
 from flashspec.models.adapter import Adapter, AdapterReader
@@ -40,11 +34,9 @@ OTHERS = {
 }  # fmt: skip
 
 
-def write(folder: Path, kind: str, settings: dict) -> torch.nn.Module:
-    """A random model of transformers, saved."""
+def write(folder, kind, settings):
     torch.manual_seed(0)
-    config = transformers.AutoConfig.for_model(kind, **settings)
-    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    model = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(kind, **settings)).eval()
     with torch.no_grad():
         for weight in model.parameters():
             if weight.ndim == 2:
@@ -53,24 +45,23 @@ def write(folder: Path, kind: str, settings: dict) -> torch.nn.Module:
     return model
 
 
-def greedy(model: torch.nn.Module, count: int = 20) -> list[int]:
-    """The text of transformers' own generate."""
+def greedy(model, count=20):
     ids = torch.tensor([IDS])
     settings = {"max_new_tokens": count, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
     return model.generate(ids, attention_mask=torch.ones_like(ids), **settings)[0, len(IDS) :].tolist()
 
 
-def stage(model: Adapter, every: int = 1) -> Stage:
+def stage(model, every=1):
     head = LogitRows(model.config.vocab_size) if model.head_weight is None else DenseHead(None, model.head_weight)
     return Stage(AdapterReader(model, 64), head, rule_for(GREEDY, model.config.vocab_size), every)
 
 
-def text(stages: list[Stage]) -> list[int]:
+def text(stages):
     return [token for step in decode(stages, IDS, Limits(20)) for token in step.tokens]
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_another_architecture_prints_the_text_of_transformers(name: str, tmp_path: Path) -> None:
+def test_another_architecture_prints_the_text_of_transformers(name, tmp_path):
     theirs = write(tmp_path, *OTHERS[name])
     models = load(tmp_path, tmp_path, dtype="float32", device="cpu")
     assert isinstance(models.target, Adapter)
@@ -80,7 +71,7 @@ def test_another_architecture_prints_the_text_of_transformers(name: str, tmp_pat
         assert generate(models, IDS, method, max_new_tokens=20, stop=()).tokens == wanted
 
 
-def test_a_wrong_draft_is_corrected_through_the_cropped_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_draft_is_corrected_through_the_cropped_cache(tmp_path, monkeypatch):
     roomy = OTHERS["gpt2"][1] | {"n_positions": 512}
     theirs = write(tmp_path / "target", "gpt2", roomy)
     write(tmp_path / "draft", "gpt2", roomy | {"n_layer": 1})
@@ -90,7 +81,7 @@ def test_a_wrong_draft_is_corrected_through_the_cropped_cache(tmp_path: Path, mo
     assert text([stage(draft), stage(target, 3)]) != greedy(theirs)  # the control: a cache that is not cropped
 
 
-def test_our_own_families_do_not_take_the_detour(tmp_path: Path) -> None:
+def test_our_own_families_do_not_take_the_detour(tmp_path):
     randomised(BASE).save(tmp_path, "float32")
     model = load(tmp_path, None, device="cpu").target
     assert not isinstance(model, Adapter)
@@ -102,18 +93,12 @@ def test_our_own_families_do_not_take_the_detour(tmp_path: Path) -> None:
         assert torch.allclose(logits, model(ids[None])[0], rtol=1e-3, atol=1e-4)
 
 
-def test_a_state_that_cannot_be_rewound_is_refused(tmp_path: Path) -> None:
-    settings = {"vocab_size": 67, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4}
-    write(tmp_path, "mamba", settings)
+def test_a_state_that_cannot_be_rewound_is_refused(tmp_path):
+    write(tmp_path, "mamba", {"vocab_size": 67, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4})
     refused(tmp_path, "MambaForCausalLM keeps a state that cannot be rewound")
 
 
-def spoil(folder: Path, **changes: object) -> None:
-    path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-
-def quantised_by(name: str, **more: object) -> dict:
+def quantised_by(name, **more):
     return {"quantization_config": {"quant_method": name, **more}}
 
 
@@ -128,64 +113,48 @@ FOREIGN = {
 }
 
 
-def refused(folder: Path, message: str, **choice: str) -> None:
+def refused(folder, message, **choice):
     with pytest.raises((ValueError, ModuleNotFoundError), match=message) as caught:
         load(folder, None, **{"device": "cpu", **choice})
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", FOREIGN)
-def test_what_nobody_can_load_is_refused_in_one_sentence(name: str, tmp_path: Path) -> None:
+def test_what_nobody_can_load_is_refused_in_one_sentence(name, tmp_path):
     if importlib.util.find_spec(name.replace("-", "_")):
         pytest.skip(f"{name} is installed here")
     changes, message = FOREIGN[name]
     randomised(BASE).save(tmp_path, "float32")
-    spoil(tmp_path, **changes)
+    config(**changes)(tmp_path)
     refused(tmp_path, message)
 
 
-def pickle(folder: Path) -> None:
-    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-
-
-def lose(folder: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
-    tensors = load_file(folder / "model.safetensors")
-    tensors.pop(next(name for name in tensors if name.endswith("h.1.mlp.c_fc.weight")))
-    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-
-
-def truncate(folder: Path) -> None:
-    path = folder / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:-100])
-
-
+LOST = "transformer.h.1.mlp.c_fc.weight"
 DAMAGE = {
-    "pickled": (pickle, {}, "pickled weights are never read"),
-    "a tensor less": (lose, {}, r"lacks .*h.1.mlp.c_fc.weight \(1 such tensors\).* at random"),
-    "truncated": (truncate, {}, "transformers cannot load"),
+    "pickled": (without(WEIGHTS, spoiled_text("pytorch_model.bin", "")), {}, "pickled weights are never read"),
+    "a tensor less": (tensors(lambda t: t.pop(LOST)), {}, r"lacks .*h.1.mlp.c_fc.weight \(1 such tensors\).* at random"),
+    "truncated": (spoiled_text(WEIGHTS, lambda raw: raw[:-100]), {}, "transformers cannot load"),
     "no such dtype": (str, {"dtype": "float8"}, "auto, float32, bfloat16"),
     "no such device": (str, {"device": "gpu"}, "use auto, cpu or cuda"),
 }
 
 
 @pytest.mark.parametrize("name", DAMAGE)
-def test_a_damaged_model_of_another_architecture_is_refused_in_one_sentence(name: str, tmp_path: Path) -> None:
+def test_a_damaged_model_of_another_architecture_is_refused_in_one_sentence(name, tmp_path):
     damage, choice, message = DAMAGE[name]
     write(tmp_path, *OTHERS["gpt2"])
     damage(tmp_path)
     refused(tmp_path, message, **choice)
 
 
-def test_a_model_of_transformers_that_does_not_fit_is_refused_before_it_is_loaded(tmp_path: Path, monkeypatch) -> None:
+def test_a_model_of_transformers_that_does_not_fit_is_refused_before_it_is_loaded(tmp_path, monkeypatch):
     write(tmp_path, *OTHERS["gpt2"])
     monkeypatch.setattr(memory, "free_bytes", lambda device: 1000)
     monkeypatch.setattr(adapter, "_from_pretrained", lambda *_: pytest.fail("it was loaded"))
     refused(tmp_path, r"needs about 0.0 GB of cpu memory and 0.0 GB are free; take a smaller")
 
 
-def test_what_an_adapter_cannot_give_is_refused_and_left_out_of_a_live_page(tmp_path: Path) -> None:
+def test_what_an_adapter_cannot_give_is_refused_and_left_out_of_a_live_page(tmp_path):
     pytest.importorskip("pandas")
     from flashspec.study import live
 
@@ -217,15 +186,14 @@ torch.distributed.destroy_process_group()
 
 
 @pytest.mark.slow
-def test_two_processes_that_share_a_target_print_the_text_of_one(tmp_path: Path) -> None:
+def test_two_processes_that_share_a_target_print_the_text_of_one(tmp_path):
     theirs = write(tmp_path / "target", "llama", LLAMA_LIKE)
     write(tmp_path / "draft", "llama", LLAMA_LIKE | {"num_hidden_layers": 1})
     (tmp_path / "decode.py").write_text(SHARED)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(tmp_path / "decode.py")]
     folders = [str(tmp_path / "target"), str(tmp_path / "draft")]
-    done = subprocess.run(
-        [*launch, *folders], capture_output=True, text=True, timeout=600, env=os.environ | {"OMP_NUM_THREADS": "1"}
-    )
+    alone = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*launch, *folders], capture_output=True, text=True, timeout=600, env=alone)
     lines = [line.split() for line in done.stdout.splitlines() if line.startswith("tokens")]
     assert len(lines) == 4, done.stderr[-2000:]
     for _, _, width, *tokens in lines:
@@ -233,7 +201,7 @@ def test_two_processes_that_share_a_target_print_the_text_of_one(tmp_path: Path)
         assert [int(token) for token in tokens] == greedy(theirs, 16)
 
 
-def four_bits(folder: Path) -> None:
+def four_bits(folder):
     """The dense folder of a tiny model as compressed-tensors packs it, 4 bits in groups of 32, and a dense copy beside it."""
     from compressed_tensors.compressors import pack_to_int32
     from safetensors.torch import load_file, save_file
@@ -257,10 +225,10 @@ def four_bits(folder: Path) -> None:
     weights = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": 32}
     table = {"format": "pack-quantized", "quantization_status": "compressed", "ignore": ["lm_head"]}
     groups_ = {"config_groups": {"group_0": {"targets": ["Linear"], "weights": weights}}}
-    spoil(folder, quantization_config={"quant_method": "compressed-tensors", **table, **groups_})
+    config(quantization_config={"quant_method": "compressed-tensors", **table, **groups_})(folder)
 
 
-def test_compressed_tensors_are_read_through_transformers(tmp_path: Path) -> None:
+def test_compressed_tensors_are_read_through_transformers(tmp_path):
     pytest.importorskip("compressed_tensors", reason="compressed-tensors is not installed here")
     folder = tmp_path / "model"
     randomised(replace(BASE, hidden=64, ffn=128, heads=4, kv_heads=2, head_dim=16, tied=False)).save(folder, "float32")

@@ -19,7 +19,7 @@ from flashspec.models.awq import Int4Linear, Packed, Scheme, unpack
 from flashspec.models.checkpoint import hf_tensors, write_folder
 from flashspec.models.config import ModelConfig, to_hf
 from flashspec.models.transformer import Transformer
-from flashspec.train.quantize import best_clip, quantize_awq, quantize_gptq
+from flashspec.train.quantize import quantize_awq
 
 SMALL = replace(BASE, hidden=128, ffn=256, heads=4, kv_heads=2, head_dim=32)
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -177,58 +177,34 @@ def test_a_missing_packed_tensor_is_refused(tmp_path: Path) -> None:
         Transformer.load(tmp_path)
 
 
-def test_the_clipping_search_equals_the_naive_twin() -> None:
-    dice = torch.Generator().manual_seed(0)
-    weight, inputs = torch.randn(8, 64, generator=dice), torch.randn(2, 30, 64, generator=dice)
-
-    def rounded(clipped: Tensor) -> Tensor:
-        return dense(quantised(clipped, 32))
-
-    found = best_clip(weight, inputs, 32, rounded)
-    for g, part in enumerate(weight.split(32, dim=1)):
-        x, largest = inputs.view(60, 64)[:, 32 * g : 32 * (g + 1)], part.abs().amax(1)
-        limits = torch.stack([largest * (1 - step / 20) for step in range(10)])
-        errors = [((x @ (rounded(part.clamp(-m[:, None], m[:, None])) - part).t()) ** 2).mean(0) for m in limits]
-        assert torch.equal(found[:, g, 0], limits.gather(0, torch.stack(errors).argmin(0)[None])[0])
-
-
-QUANTISERS = {
-    "autoawq": (quantize_awq, "awq", r"flashspec\[quantize\].* or quantise with llm-compressor"),
-    "llm-compressor": (quantize_gptq, "llmcompressor", "pip install llmcompressor .* or quantise with AutoAWQ"),
-}
-
-
-@pytest.mark.parametrize("name", QUANTISERS)
-def test_what_cannot_be_quantised_is_refused_in_one_sentence(name: str, tmp_path: Path, monkeypatch) -> None:
-    quantise, module, message = QUANTISERS[name]
+def test_what_cannot_be_quantised_is_refused_in_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, out, text = quantisable(tmp_path), tmp_path / "out", ["a b " * 600]
-    monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(ModuleNotFoundError, match=message) as refused:
-        quantise(folder, out, text)
+    monkeypatch.setitem(sys.modules, "awq", None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'flashspec\[quantize\]'") as refused:
+        quantize_awq(folder, out, text)
     assert "\n" not in str(refused.value) and {path.name for path in tmp_path.iterdir()} == {"dense"}
     with pytest.raises(ValueError, match="at least 512 tokens of text, got 3"):
-        quantise(folder, out, ["a b a"])
+        quantize_awq(folder, out, ["a b a"])
     write_awq(SMALL, tmp_path / "packed")
     with pytest.raises(ValueError, match="quantised already"):
-        quantise(tmp_path / "packed", out, text)
+        quantize_awq(tmp_path / "packed", out, text)
     (folder / "tokenizer.json").unlink()
     with pytest.raises(FileNotFoundError, match="tokenizer.json is missing"):
-        quantise(folder, out, text)
+        quantize_awq(folder, out, text)
 
 
 def test_the_command_hands_its_files_to_the_quantiser(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from flashspec.cli import quantize
+    from flashspec.cli import train
     from flashspec.cli.main import status
 
     calls: list[tuple] = []
-    for name in ("quantize_awq", "quantize_gptq"):
-        monkeypatch.setattr(quantize, name, lambda *given, name=name: calls.append((name, *given)))
+    monkeypatch.setattr(train, "quantize_awq", lambda *given: calls.append(given))
     (text := tmp_path / "text").write_text("a b")
     command = ["quantize", "dense", str(tmp_path / "out"), "--text"]
-    assert status([*command, str(text), "--group-size", "64"]) == status([*command, str(text), "--by", "llm-compressor"]) == 0
-    for name, group in (("quantize_awq", 64), ("quantize_gptq", 128)):
-        assert calls.pop(0) == (name, Path("dense"), tmp_path / "out", ["a b"], group, 16)
-    assert status([*command, str(text), "--by", "hope"]) == status([*command, "nowhere"]) == 2
+    assert status([*command, str(text), "--group-size", "64"]) == status([*command, str(text), "--blocks", "2"]) == 0
+    for group, blocks in ((64, 16), (128, 2)):
+        assert calls.pop(0) == (Path("dense"), tmp_path / "out", ["a b"], group, blocks)
+    assert status([*command, "nowhere"]) == 2
 
 
 def quantisable(folder: Path) -> Path:
@@ -254,18 +230,3 @@ def test_autoawq_writes_a_folder_that_loads_both_ways(tmp_path: Path) -> None:
         int4 = Transformer.load(tmp_path / "awq", "float32", weights="int4")(ids)
     assert relative(dense, wanted) < 0.5
     assert relative(int4, dense) < 1e-4
-
-
-@pytest.mark.slow
-def test_llm_compressor_writes_a_folder_that_loads_through_transformers(tmp_path: Path) -> None:
-    pytest.importorskip("llmcompressor")
-    from flashspec.decoding.models import load
-
-    folder = quantisable(tmp_path)
-    quantize_gptq(folder, tmp_path / "out", ["a b b " * 200])
-    assert (tmp_path / "out" / "tokenizer.json").is_file() and not (tmp_path / "out.part").exists()
-    ids = prompt(SMALL, 20)[0]
-    packed, dense = (load(place, None, "float32", "cpu").target for place in (tmp_path / "out", folder))
-    with torch.inference_mode():
-        logits = packed.model(ids[None]).logits
-        assert 1e-4 < relative(logits, dense(ids[None])) < 0.5

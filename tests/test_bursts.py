@@ -1,33 +1,30 @@
 """A burst in one kernel call gives what reader, head and rule give in turn, bit for bit; verdicts are their torch twins'."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest
 import torch
 from toys import with_biases
 
-from flashspec import kernels
+from flashspec import Sampling, Scores, kernels
 from flashspec.decoding.captured import CapturedBurst
 from flashspec.decoding.lookup import LookupHead, LookupReader
 from flashspec.decoding.rules import Drawn, GumbelCoupling, SpeculativeSampling, Waiting
 from flashspec.decoding.stages import Burst, Stage, StepByStep, in_turn
 from flashspec.decoding.ways import CompiledBurst, CompiledScore, fastest
-from flashspec.heads import DenseHead, FlashHead, QuantizedDenseHead
+from flashspec.heads import DenseHead, FlashHead, quantized
 from flashspec.models.config import ModelConfig
 from flashspec.models.reader import SpanReader
 from flashspec.models.rounded import rounded
 from flashspec.models.synthetic import synthetic
-from flashspec.sampling import Sampling, Scores
 
 VOCAB, CONTEXT = 512, 48
 SHAPE = ModelConfig("qwen3", VOCAB, 128, 128, 2, 4, 2, 32, context=64, eos=(0,))
 OPT = replace(SHAPE, family="opt", kv_heads=4, attention_bias=True, mlp_bias=True)
 HEADS = {
     "dense": lambda model: DenseHead(model.norm, model.head_weight),
-    "int8": lambda model: QuantizedDenseHead.build(model.head_weight, model.norm, 8),
-    "int4": lambda model: QuantizedDenseHead.build(model.head_weight, model.norm, 4),
+    "int8": lambda model: quantized(model.head_weight, model.norm, 8),
+    "int4": lambda model: quantized(model.head_weight, model.norm, 4),
     "flash": lambda model: FlashHead.build(model.head_weight, model.norm, cluster_size=8, probes=9, always=(3, 7, 500)),
     "flash int8": lambda model: FlashHead.build(model.head_weight, model.norm, cluster_size=16, probes=5, stage1="int8"),
 }
@@ -49,17 +46,16 @@ def model(request):
     return synthetic(SHAPE, getattr(torch, request.param))
 
 
-def stage(model, head: str, rule: str, temperature: float, **sampling) -> Stage:
+def stage(model, head, rule, temperature, **sampling):
     law = RULES[rule](Sampling(temperature, seed=3, rule=rule, **sampling), VOCAB)
     return Stage(SpanReader(model, context=CONTEXT), HEADS[head](model), law, way=fastest)
 
 
-def slow_stage(*given, **sampling) -> Stage:
-    """The same with its verbs in turn."""
+def slow_stage(*given, **sampling):
     return stage(*given, **sampling)._replace(way=in_turn)
 
 
-def played(stage: Stage) -> tuple[torch.Tensor, list, list[int]]:
+def played(stage):
     """Tokens, draws and rows of three bursts and one of nothing: behind a prompt, a correction, and one token more."""
     tokens, drawn, rows = torch.zeros(CONTEXT, dtype=torch.int64), [], []
     tokens[:9] = torch.arange(20, 29)
@@ -73,8 +69,7 @@ def played(stage: Stage) -> tuple[torch.Tensor, list, list[int]]:
     return tokens, drawn, rows
 
 
-def same(one, two) -> bool:
-    """Whether tokens, rows, scores and soundness are the same bit for bit."""
+def same(one, two):
     if not torch.equal(one[0], two[0]) or one[2] != two[2]:
         return False
     pairs = list(zip(one[1], two[1], strict=True))
@@ -154,7 +149,7 @@ def test_heads_of_other_probes_share_no_addresses(model):
     assert before.logits.shape != wide(rows).logits.shape and torch.equal(before.logits, head(rows).logits)
 
 
-def proposals(sparse: bool, count: int, dice: torch.Generator) -> list[Scores]:
+def proposals(sparse, count, dice):
     if not sparse:
         return [Scores(None, torch.randn(1, VOCAB, generator=dice)) for _ in range(count)]
     ids = [torch.randperm(VOCAB, generator=dice)[None, :40] for _ in range(count)]

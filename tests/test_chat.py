@@ -1,7 +1,5 @@
 """Checkpoints are found by folder or cached name, and say how they want to be talked to and sampled."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path
@@ -13,7 +11,7 @@ from flashspec.cli.main import status
 from flashspec.decoding.models import check_tokenizers, folder_of, load
 from flashspec.models.chat import chat_prompt, generation_defaults
 from flashspec.models.folder import located
-from flashspec.train.package import END
+from flashspec.train.corpus import END
 
 TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<answer>{% endif %}"
 GENERATION = {"do_sample": True, "temperature": 0.6, "top_k": 20, "top_p": 0.95, "repetition_penalty": 1.1, "eos_token_id": 0}
@@ -25,8 +23,7 @@ REFUSING = (
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A pair whose target has a chat template and generation defaults."""
+def folders(tmp_path_factory):
     made = shelf.write_pair(tmp_path_factory.mktemp("talking"))
     (made["target"] / "digests.json").unlink()
     (made["target"] / "generation_config.json").write_text(json.dumps(GENERATION))
@@ -35,7 +32,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return made
 
 
-def test_a_chat_template_frames_the_message_or_refuses_it_in_one_sentence(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_a_chat_template_frames_the_message_or_refuses_it_in_one_sentence(folders, tmp_path):
     pytest.importorskip("transformers")
     assert chat_prompt(folders["target"], "hello") == "<user>hello<answer>"
     assert chat_prompt(folders["target"], "hello", "be brief") == "<system>be brief<user>hello<answer>"
@@ -54,7 +51,7 @@ def test_a_chat_template_frames_the_message_or_refuses_it_in_one_sentence(folder
     assert "\n" not in f"{system.value}{lacking.value}"
 
 
-def test_generation_defaults_are_the_checkpoints_own(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_generation_defaults_are_the_checkpoints_own(folders, tmp_path):
     found = generation_defaults(folders["target"])
     assert found.sampling == {"temperature": 0.6, "top_k": 20, "top_p": 0.95}
     assert found.ignored == {"repetition_penalty": 1.1}
@@ -64,11 +61,11 @@ def test_generation_defaults_are_the_checkpoints_own(folders: dict[str, Path], t
         generation_defaults(folders["draft"])
 
 
-def test_the_command_line_uses_both_and_flags_win(folders: dict[str, Path], capsys, monkeypatch) -> None:
+def test_the_command_line_uses_both_and_flags_win(folders, capsys, monkeypatch):
     pytest.importorskip("transformers")
     pair = ["--target", str(folders["target"]), "--draft-model", str(folders["draft"]), "--max-new-tokens", "12"]
 
-    def said(*arguments: str) -> str:
+    def said(*arguments):
         assert status(["generate", *arguments, *pair, "--method", "dense"]) == 0
         return capsys.readouterr().out
 
@@ -80,14 +77,12 @@ def test_the_command_line_uses_both_and_flags_win(folders: dict[str, Path], caps
     assert status(["generate", "hello", "--defaults", *pair, "--method", "baseline"]) == 0
     assert "not applied: repetition_penalty 1.1" in capsys.readouterr().err
     for wrong in (["--ids", "1,2", "--chat"], ["x", "--system", "be brief"]):
-        assert status(["generate", *wrong]) == 2
-        assert "--system with --chat" in capsys.readouterr().err
+        assert status(["generate", *wrong]) == 2 and "--system with --chat" in capsys.readouterr().err
     monkeypatch.setenv("RANK", "1")  # only the first of several processes prints
     assert (said("hello"), capsys.readouterr().err) == ("", "")
 
 
-def snapshot(home: Path, name: str) -> Path:
-    """An empty checkpoint in the layout of the hub's cache."""
+def snapshot(home, name):
     place = home / f"models--{name.replace('/', '--')}"
     folder = place / "snapshots" / "0123456789abcdef0123456789abcdef01234567"
     folder.mkdir(parents=True)
@@ -97,7 +92,7 @@ def snapshot(home: Path, name: str) -> Path:
     return folder
 
 
-def test_a_hub_name_is_its_snapshot_in_the_local_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_name_is_its_snapshot_in_the_local_cache(tmp_path, monkeypatch):
     constants = pytest.importorskip("huggingface_hub.constants")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     wanted = snapshot(tmp_path, "some/model-1B")
@@ -105,14 +100,14 @@ def test_a_hub_name_is_its_snapshot_in_the_local_cache(tmp_path: Path, monkeypat
 
 
 @pytest.mark.parametrize("name", ["nobody/nothing", "nobody-nothing", "../etc/passwd"])
-def test_a_name_that_is_not_here_is_refused_in_one_sentence(name: str) -> None:
+def test_a_name_that_is_not_here_is_refused_in_one_sentence(name):
     with pytest.raises(FileNotFoundError, match="no model at .*shipped models: reference") as refused:
         folder_of(name, "target")
     message = str(refused.value)
     assert "\n" not in message and ("hf download" in message) == ("hf auth login" in message) == (name == "nobody/nothing")
 
 
-def test_tokenizers_that_differ_are_refused_with_the_id_and_both_tokens(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_tokenizers_that_differ_are_refused_with_the_id_and_both_tokens(folders, tmp_path):
     raw = json.loads((folders["target"] / "tokenizer.json").read_text())
     words = {i: token for token, i in raw["model"]["vocab"].items()}
     raw["model"]["vocab"][words[7]], raw["model"]["vocab"][words[9]] = 9, 7
@@ -127,7 +122,7 @@ def test_tokenizers_that_differ_are_refused_with_the_id_and_both_tokens(folders:
         check_tokenizers(folders["target"], tmp_path)
 
 
-def test_special_tokens_are_added_to_text_and_not_to_a_rendered_template(folders: dict[str, Path]) -> None:
+def test_special_tokens_are_added_to_text_and_not_to_a_rendered_template(folders):
     from tokenizers.processors import TemplateProcessing
 
     models = load(folders["target"], None, device="cpu")

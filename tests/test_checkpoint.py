@@ -1,39 +1,31 @@
 """A folder that is not exactly the model it claims to be is refused by file and field, before any weight is made."""
 
-from __future__ import annotations
-
 import json
 import re
 import time
-from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from shelf import listing
 from test_transformer import BASE, randomised
 
 from flashspec.models import checkpoint
 from flashspec.models.folder import verify_digests
 from flashspec.models.transformer import Transformer
-from flashspec.train.package import write_digests
+from flashspec.models.writing import write_digests
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 UNTIED = replace(BASE, tied=False)
 DOWN = "model.layers.1.mlp.down_proj.weight"
-Spoil = Callable[[Path], Any]
-
-
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path):
     randomised(UNTIED).save(tmp_path / "model", dtype="float32")
     return tmp_path / "model"
 
 
-def refusal(folder: Path) -> str:
-    """The one sentence with which a folder is refused."""
+def refusal(folder):
     began = time.perf_counter()
     with pytest.raises((ValueError, FileNotFoundError)) as refused:
         Transformer.load(folder)
@@ -41,102 +33,70 @@ def refusal(folder: Path) -> str:
     return str(refused.value)
 
 
-def tensors(change: Callable[[dict], Any]) -> Spoil:
-    """Change the tensors of the whole file."""
-
-    def spoil(folder: Path) -> None:
-        found = load_file(folder / WEIGHTS)
-        change(found)
-        save_file(found, folder / WEIGHTS, {"format": "pt"})
-
-    return spoil
+def later(change):
+    """The same change, told all but its folder now."""
+    return lambda *told, **named: lambda folder: change(folder, *told, **named)
 
 
-def config(**changes: Any) -> Spoil:
-    """Change fields of config.json."""
-
-    def spoil(folder: Path) -> None:
-        path = folder / "config.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-    return spoil
+@later
+def tensors(folder, change):
+    found = load_file(folder / WEIGHTS)
+    change(found)
+    save_file(found, folder / WEIGHTS, {"format": "pt"})
 
 
-def text(file: str, content: str | bytes | Callable[[bytes], bytes]) -> Spoil:
-    """Write a file, or change its bytes."""
-
-    def spoil(folder: Path) -> None:
-        path = folder / file
-        new = content(path.read_bytes()) if callable(content) else content
-        path.write_bytes(new if isinstance(new, bytes) else new.encode())
-
-    return spoil
+@later
+def config(folder, **changes):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-def without(file: str, *first: Spoil) -> Spoil:
-    """Take a file away, after other changes."""
-
-    def spoil(folder: Path) -> None:
-        for change in first:
-            change(folder)
-        (folder / file).unlink()
-
-    return spoil
+@later
+def text(folder, file, content):
+    new = content((folder / file).read_bytes()) if callable(content) else content
+    (folder / file).write_bytes(new if isinstance(new, bytes) else new.encode())
 
 
-def listed(spoil: Spoil) -> Spoil:
-    """Change files after their digests were written."""
-
-    def both(folder: Path) -> None:
-        (folder / "tokenizer.json").write_text("{}")
-        write_digests(folder)
-        spoil(folder)
-
-    return both
+@later
+def without(folder, file, *first):
+    for change in first:
+        change(folder)
+    (folder / file).unlink()
 
 
-def shards(folder: Path) -> None:
+@later
+def listed(folder, spoil):
+    (folder / "tokenizer.json").write_text("{}")
+    write_digests(folder)
+    spoil(folder)
+
+
+def shards(folder):
     randomised(UNTIED).save(folder, dtype="float32", shard_bytes=20_000)
 
 
-def second_shard(change: Callable[[bytes], bytes]) -> Spoil:
-    """Save in shards and change the bytes of the second; no bytes, no file."""
-
-    def spoil(folder: Path) -> None:
-        shards(folder)
-        shard = sorted(folder.glob("*.safetensors"))[1]
-        left = change(shard.read_bytes())
-        shard.write_bytes(left) if left else shard.unlink()
-
-    return spoil
+@later
+def second_shard(folder, change):
+    shards(folder)
+    shard = sorted(folder.glob("*.safetensors"))[1]
+    left = change(shard.read_bytes())
+    shard.write_bytes(left) if left else shard.unlink()
 
 
-def index(change: Callable[[dict[str, str]], Any]) -> Spoil:
-    """Save in shards, with another table in the index."""
-
-    def spoil(folder: Path) -> None:
-        shards(folder)
-        raw = json.loads((folder / INDEX).read_text())
-        (folder / INDEX).write_text(json.dumps(raw | {"weight_map": change(raw["weight_map"])}))
-
-    return spoil
+@later
+def index(folder, change):
+    shards(folder)
+    raw = json.loads((folder / INDEX).read_text())
+    (folder / INDEX).write_text(json.dumps(raw | {"weight_map": change(raw["weight_map"])}))
 
 
-def elsewhere(table: dict[str, str]) -> dict[str, str]:
+def elsewhere(table):
     return table | {DOWN: min(set(table.values()) - {table[DOWN]})}
-
-
-def flip(raw: bytes) -> bytes:
-    return raw[:-1] + bytes([raw[-1] ^ 1])
-
-
-def linear(**table: Any) -> Spoil:
-    return config(rope_scaling={"type": "linear", **table})
 
 
 KINDS = {str(kind): kind for kind in (torch.bool, torch.complex64, torch.int32, torch.uint8)}
 NO_FIELD = '{"architectures": ["LlamaForCausalLM"]}'
-SPOILED: dict[str, tuple[Spoil, str]] = {
+SPOILED = {
     "no folder": (lambda folder: folder.rename(folder.with_name("moved")), "there is no checkpoint folder"),
     "no config": (without("config.json"), "config.json is missing"),
     "bad json": (text("config.json", "{"), "not valid JSON"),
@@ -156,7 +116,7 @@ SPOILED: dict[str, tuple[Spoil, str]] = {
     **{f"an index of {wrong!r}": (index(lambda _, wrong=wrong: wrong), f"{INDEX}: weight_map")
        for wrong in ([], {}, {DOWN: 3}, 0, "model")},
     "pickle": (without(WEIGHTS, text("pytorch_model.bin", "")), "pickled weights are never read"),
-    "digest": (listed(text(WEIGHTS, flip)), "has SHA-256 .* digests.json expects"),
+    "digest": (listed(text(WEIGHTS, lambda raw: raw[:-1] + bytes([raw[-1] ^ 1]))), "has SHA-256 .* digests.json expects"),
     "listed file": (listed(without("tokenizer.json")), "tokenizer.json is listed in digests.json but missing"),
     "gptq": (config(quantization_config={"quant_method": "gptq", "bits": 4}), "quant_method = 'gptq'"),
     "8 bits": (config(quantization_config={"quant_method": "awq", "bits": 8}), "bits = 8"),
@@ -168,7 +128,7 @@ SPOILED: dict[str, tuple[Spoil, str]] = {
     "a number with 4,000 digits": (config(vocab_size=10**4000), "vocab_size holds 1000"),
     "a list for an object": (config(rope_parameters=[]), "rope_parameters holds [], expected object | null"),
     "a theta that is none": (config(rope_parameters={"rope_theta": float("nan")}), "rope_parameters.rope_theta holds nan"),
-    "a scaling without a factor": (linear(), "rope scaling 'linear' has no factor"),
+    "a scaling without a factor": (config(rope_scaling={"type": "linear"}), "rope scaling 'linear' has no factor"),
     "a word for a quantisation": (config(quantization_config="awq"), "quantization_config holds 'awq', expected object"),
     "a word for a truth": (config(tie_word_embeddings="no"), "tie_word_embeddings holds 'no', expected bool"),
     "a word for an id": (config(eos_token_id="</s>"), "eos_token_id holds '</s>', expected int | array | null"),
@@ -194,14 +154,13 @@ SPOILED: dict[str, tuple[Spoil, str]] = {
 
 
 @pytest.mark.parametrize("name", SPOILED)
-def test_a_spoiled_folder_is_refused_by_what_is_wrong_and_left_as_it_was(name: str, folder: Path) -> None:
+def test_a_spoiled_folder_is_refused_by_what_is_wrong_and_left_as_it_was(name, folder):
     spoil, words = SPOILED[name]
     spoil(folder)
-    before = {path: path.read_bytes() for path in folder.parent.rglob("*") if path.is_file()}
+    before = listing(folder.parent)
     said = refusal(folder)
     assert str(folder) in said or "quantization_config" in said or "architecture" in said
-    assert words in said or re.search(words, said)
-    assert {path: path.read_bytes() for path in folder.parent.rglob("*") if path.is_file()} == before
+    assert (words in said or re.search(words, said)) and listing(folder.parent) == before
 
 
 OUTSIDE = ("../outside.safetensors", "{home}/outside.safetensors", "sub/../../outside.safetensors", "..\\outside.safetensors",
@@ -209,7 +168,7 @@ OUTSIDE = ("../outside.safetensors", "{home}/outside.safetensors", "sub/../../ou
 
 
 @pytest.mark.parametrize("name", OUTSIDE)
-def test_weights_outside_their_folder_are_refused(name: str, folder: Path) -> None:
+def test_weights_outside_their_folder_are_refused(name, folder):
     home = folder.parent
     (folder / "sub").mkdir()
     (folder / "link").symlink_to(home)
@@ -219,7 +178,7 @@ def test_weights_outside_their_folder_are_refused(name: str, folder: Path) -> No
     assert "which lies outside its folder" in refusal(folder)
 
 
-def test_links_of_a_hubs_cache_are_followed(folder: Path) -> None:
+def test_links_of_a_hubs_cache_are_followed(folder):
     """The control: a snapshot whose files are links to the blobs beside it is a folder like any other."""
     shards(folder)
     blobs, snapshot = folder.parent / "blobs", folder.parent / "snapshots" / "main"
@@ -231,7 +190,7 @@ def test_links_of_a_hubs_cache_are_followed(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", [torch.float16, torch.float64, torch.bfloat16])
-def test_a_sound_folder_of_any_floating_point_numbers_is_read(kind: torch.dtype, folder: Path) -> None:
+def test_a_sound_folder_of_any_floating_point_numbers_is_read(kind, folder):
     tensors(lambda t: t.update({DOWN: t[DOWN].to(kind)}))(folder)
     write_digests(folder)
     verify_digests(folder)
@@ -240,17 +199,16 @@ def test_a_sound_folder_of_any_floating_point_numbers_is_read(kind: torch.dtype,
     assert Transformer.load(folder).config.eos == (7, 9)
 
 
-def test_a_tied_checkpoint_may_repeat_its_head(tmp_path: Path) -> None:
+def test_a_tied_checkpoint_may_repeat_its_head(tmp_path):
     randomised(BASE).save(tmp_path, dtype="float32")
     tensors(lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"].clone()}))(tmp_path)
     assert Transformer.load(tmp_path).head is None
 
 
-def test_an_interrupted_save_leaves_the_old_model(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    calls: list[Path] = []
+def test_an_interrupted_save_leaves_the_old_model(folder, monkeypatch):
+    before, calls = listing(folder), []
 
-    def interrupt(tensors: dict, path: Path, facts: dict) -> None:
+    def interrupt(tensors, path, facts):
         calls.append(path)
         if len(calls) == 2:
             raise KeyboardInterrupt
@@ -259,10 +217,10 @@ def test_an_interrupted_save_leaves_the_old_model(folder: Path, monkeypatch: pyt
     monkeypatch.setattr(checkpoint, "write_tensors", interrupt)
     with pytest.raises(KeyboardInterrupt):
         randomised(UNTIED, seed=1).save(folder, dtype="float32", shard_bytes=20_000)
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert listing(folder) == before
 
 
-def test_a_second_save_leaves_nothing_of_the_first(folder: Path) -> None:
+def test_a_second_save_leaves_nothing_of_the_first(folder):
     model = randomised(UNTIED, seed=1)
     model.save(folder, dtype="float32", shard_bytes=20_000)
     write_digests(folder)

@@ -28,7 +28,6 @@ class Row:
 
 def toy_experiment(time=0.5):
     def rows(params):
-        """One row."""
         yield Row(params.k, time)
 
     return Experiment("toy", Params, Row, rows, measured=False, presets={"smoke": Params(k=1)})
@@ -72,7 +71,7 @@ SAME_TEXT = [
     *(f"--method {name}" for name in ("dense", "self_speculation", "hispec", "hispec_flash", "hispec_adaptive", "lookup")),
     "--method flash --probes 4", "--method hispec_typical", "--method cascade --draft-model {draft},{draft}",
     "--method hispec --exits 1,3 --k 3 --interval 5", "--method self_speculation --k 6 --draft-doubt 0.2",
-    "--method hispec --doubt entropy --draft-doubt 3 --verify-doubt 3",
+    "--method hispec --draft-doubt 0.3 --verify-doubt 0.3",
 ]  # fmt: skip
 
 
@@ -112,15 +111,12 @@ def test_show_colours_and_ids_are_a_prompt_too(write, capsys):
     assert "accepted" in said.err and "bonus" in said.err
 
 
-@pytest.mark.parametrize(
-    ("event", "tokens", "expected"),
-    [
-        (Event(1, 4, 4, 5), 5, ["accepted"] * 4 + ["bonus"]),
-        (Event(1, 4, 1, 5), 2, ["accepted", "corrected"]),
-        (Event(1, 4, 0, 5), 1, ["corrected"]),
-        (Event(1, 4, 4, 5), 2, ["accepted"] * 2),
-    ],
-)
+@pytest.mark.parametrize(("event", "tokens", "expected"), [
+    (Event(1, 4, 4, 5), 5, ["accepted"] * 4 + ["bonus"]),
+    (Event(1, 4, 1, 5), 2, ["accepted", "corrected"]),
+    (Event(1, 4, 0, 5), 1, ["corrected"]),
+    (Event(1, 4, 4, 5), 2, ["accepted"] * 2),
+])  # fmt: skip
 def test_a_token_is_accepted_corrected_or_bonus(event, tokens, expected):
     finalised = Event(1, 0, 0, 1, 0)
     assert cli_generate.kinds(Step([0] * tokens, [Event(0, 0, 0, 4, 4), event, finalised]), 2) == expected
@@ -170,23 +166,16 @@ def test_list_and_doctor_report(capsys):
     ("generate --ids 1,x", "'ids' expects"),
     ("generate x --tmperature 1", "--temperature"),
     ("generate x --method magic", "known: baseline"),
-    ("generate x --k 0", "k and interval must be at least 1"),
     ("generate x --k many", "'k' expects int"),
-    ("generate x --temperature -1", "temperature"),
-    ("generate x --top-p 0", "top_p"),
     ("generate x --top-p 1.5", "top_p"),
-    ("generate x --finalize later", "eager, deferred"),
     ("generate x --target /nowhere/at/all", "no model at"),
     ("run nothing", "unknown experiment 'nothing'"),
     ("run toy --kk 3", "No such option"),
-    ("run toy --k x", "'k' expects int"),
     ("run toy --preset grand", "it has: smoke"),
     ("train exits", "Missing option '--model'"),
-    ("train target --rank 4", "No such option"),
+    ("train --rank 4", "No such option"),
     ("train exits --model /nowhere/at/all --out out", "no checkpoint folder"),
     ("draft family wide-9", "the family has no 'wide-9'"),
-    ("draft record --folder nowhere", "no finished point"),
-    ("draft design --out x --layers 0", "layers must be at least 1"),
     ("draft design --out x --length 8 --prompt 9", "no room for a prompt"),
     ("draft design --out x --dtype half", "'float32' or 'bfloat16', got 'half'"),
 ])  # fmt: skip
@@ -199,5 +188,4 @@ def test_a_bad_line_is_refused_in_one_sentence_with_status_two(toy, capsys, line
 
 @pytest.mark.parametrize(("prompt", "word"), [("", "prompt is empty"), ("word " * 4000, "context holds 256; shorten it")])
 def test_an_empty_prompt_and_too_long_a_prompt_are_refused(write, capsys, prompt, word):
-    assert status(["generate", prompt, *write.pair]) == 2
-    assert word in capsys.readouterr().err
+    assert status(["generate", prompt, *write.pair]) == 2 and word in capsys.readouterr().err

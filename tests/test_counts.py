@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from typing import NamedTuple
 
 import pytest
@@ -15,12 +16,11 @@ from toys import PROMPT, TEMPERATURES, duo, headed, random_model, run
 from flashspec import kernels
 from flashspec.decoding import cascade, rules
 from flashspec.decoding.generate import Request, count, request
-from flashspec.decoding.method import METHODS, Method, hispec, self_speculation
+from flashspec.decoding.method import METHODS, Method
 from flashspec.decoding.models import Models
 from flashspec.measure.runs import score
 from flashspec.models.reader import SpanReader
 from flashspec.sampling import Sampling
-from flashspec.theory import rows_read
 
 STACKS = {
     "dense": Method(draft="model"),
@@ -119,7 +119,7 @@ def hierarchies(draw) -> Method:
     threshold = st.none() | st.floats(0, 1)
     return Method(
         exits=exits, k=draw(st.integers(1, 5)), interval=draw(st.integers(1, 8)), head=draw(st.sampled_from(["dense", "flash"])),
-        draft_doubt=draw(threshold), verify_doubt=draw(threshold), doubt=draw(st.sampled_from(["confidence", "entropy"])),
+        draft_doubt=draw(threshold), verify_doubt=draw(threshold),
     )  # fmt: skip
 
 
@@ -129,7 +129,8 @@ def test_rows_computed_are_the_closed_form_to_the_row(method, temperature, new):
     ready = prepare(method, temperature=temperature, new=new)
     (tokens, events), stages = play(ready), ready.stages
     dropped = [sum(e.waiting - e.kept for e in events if e.stage == i) for i in range(1, len(stages))]
-    wanted = rows_read(len(PROMPT) + len(tokens) - 1, dropped)
+    sums = [len(PROMPT) + len(tokens) - 1 + sum(dropped[level:]) for level in range(len(dropped))]
+    wanted = [sums[0], *sums]  # the first level checks all drafts, so it computes the writer's rows
     assert [sum(e.rows for e in events if e.stage == i) for i in range(len(stages))] == wanted
     layers = sum(n * stage.reader.layers for n, stage in zip(wanted, stages, strict=True))
     assert score(events, stages, len(tokens)).layer_tokens == layers
@@ -191,7 +192,8 @@ def watch_layers(reader, counts: Counter) -> None:
     reader.engine.run, reader.read = running, reading
 
 
-REUSING = [hispec(2, 4), hispec(1, 3, 3, 5, head="flash"), hispec(3, 5, 1, 8), self_speculation(2, 4)]
+HISPEC = METHODS["hispec"]
+REUSING = [HISPEC, Method(exits=(1, 3), k=3, interval=5, head="flash"), Method(exits=(3, 5), k=1, interval=8), Method(exits=(2,))]
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["torch", "kernels"])
@@ -206,10 +208,10 @@ def test_every_layer_runs_once_for_a_kept_token_and_once_each_time_one_is_droppe
 
 
 def test_the_control_layers_run_again_without_reuse_and_where_a_reader_forgets_too_much(monkeypatch):
-    found = counted(hispec(2, 4, reuse=False), torch.float64, monkeypatch)
+    found = counted(replace(HISPEC, reuse=False), torch.float64, monkeypatch)
     assert [found.runs[layer, tuple(PROMPT)] for layer in range(6)] == [3, 3, 2, 2, 1, 1]
     monkeypatch.setattr(SpanReader, "rewind", lambda self, n: setattr(self, "seen", min(self.seen, max(0, n - 1))))
-    assert max(counted(hispec(2, 4), torch.float64, monkeypatch).runs.values()) > 1
+    assert max(counted(HISPEC, torch.float64, monkeypatch).runs.values()) > 1
 
 
 WAITS = {"item", "tolist", "numpy", "cpu", "nonzero", "__bool__", "__int__", "__float__", "__index__", "__contains__"}

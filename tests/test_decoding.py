@@ -15,9 +15,9 @@ from flashspec.decoding import stages as staging
 from flashspec.decoding.cascade import advance, check, decode, draft
 from flashspec.decoding.generate import agreement, generate, request, weak_exit
 from flashspec.decoding.lookup import NOTHING, LookupHead, continuation, nothing_to_say
-from flashspec.decoding.method import METHODS, Method, build, cascade, hispec, method_named, self_speculation
+from flashspec.decoding.method import METHODS, Method, build, method_named
 from flashspec.decoding.models import Models
-from flashspec.decoding.stages import doubt_named
+from flashspec.decoding.stages import unsure
 from flashspec.decoding.state import Limits, State
 from flashspec.heads import DenseHead
 from flashspec.models.reader import SpanReader
@@ -115,7 +115,6 @@ def test_a_stage_with_another_head_writes_with_it():
 
 ADAPTIVE = {
     "confidence": Method(exits=(2, 4), k=5, interval=6, draft_doubt=0.5, verify_doubt=0.5),
-    "entropy": Method(exits=(2, 4), k=5, interval=6, doubt="entropy", draft_doubt=1.0, verify_doubt=1.0),
     "draft model": Method(draft="model", k=6, draft_doubt=0.6),
     "flash": Method(draft="model", head="flash", k=6, draft_doubt=0.7),
 }
@@ -123,9 +122,7 @@ ADAPTIVE = {
 
 def test_doubts_are_what_they_say():
     scores = Scores(None, torch.tensor([[0.0, 0.0, 0.0, 0.0], [9.0, 0.0, 0.0, 0.0]]))
-    found = [doubt_named(*which)(scores).tolist() for which in (("confidence", 0.5), ("entropy", 1.0))]
-    assert found == [[True, False]] * 2
-    assert not any(doubt_named(*which)(scores).any() for which in (("confidence", 0.2), ("entropy", 1.4)))
+    assert unsure(0.5)(scores).tolist() == [True, False] and not unsure(0.2)(scores).any() and unsure(None) is None
 
 
 @pytest.mark.parametrize("name", ADAPTIVE)
@@ -194,19 +191,16 @@ REFUSED = [
     (called(exits=(2, 6)), "exits must lie below the target's 6 layers"),
     (called(method="flash", probes=17), "probes must be at most the 16 clusters"),
     (lambda: generate(Models(duo().target), PROMPT, "dense"), "none is loaded"),
-    (lambda: generate(Models(duo().target), PROMPT, cascade()), "none is loaded"),
-    (lambda: hispec(4, 2), r"exits must be layer numbers from 1, in rising order, got \(4, 2\)"),
-    (lambda: hispec(0, 2), "exits must be layer numbers from 1"),
-    (lambda: hispec(n_d=0), "k and interval must be at least 1, got k=0"),
-    (lambda: cascade(n_i=0), "k and interval must be at least 1"),
+    (lambda: generate(Models(duo().target), PROMPT, METHODS["cascade"]), "none is loaded"),
+    (lambda: Method(exits=(4, 2)), r"exits must be layer numbers from 1, in rising order, got \(4, 2\)"),
+    (lambda: Method(exits=(0, 2)), "exits must be layer numbers from 1"),
+    (lambda: Method(k=0), "k and interval must be at least 1, got k=0"),
+    (lambda: Method(interval=0), "k and interval must be at least 1"),
     (lambda: Method(head="flash"), "needs a verifier above it"),
     (lambda: Method(draft="lookup", head="flash"), "prompt lookup has no vocabulary head"),
-    (lambda: Method(ngram=0), "ngram must be at least 1"),
     (lambda: Method(middle="sloppy"), "middle must be one of exact, typical"),
     (lambda: Method(finalize="later"), "finalize must be one of eager, deferred"),
-    (lambda: Method(doubt="mood"), "doubt must be one of confidence, entropy"),
     (lambda: Method(exits=(2,), draft_doubt=1.5), "a probability in"),
-    (lambda: Method(exits=(2,), doubt="entropy", draft_doubt=-1.0), "at least 0 nats"),
     (lambda: Limits(finalize="never"), "'eager' or 'deferred'"),
     (lambda: Models(duo().target, OTHER), r"different vocabularies \(64 and 61 ids\)"),
     (lambda: SpanReader(duo(0, torch.float32).target, 9), "a span must end between layer 1 and 6, got 9"),
@@ -220,11 +214,6 @@ REFUSED = [
 def test_nonsense_is_refused_in_words(call, message):
     with pytest.raises(ValueError, match=message):
         call()
-
-
-def test_the_names_of_hierarchies_give_methods():
-    assert hispec(1, 2, 3, 4) == Method(exits=(1, 2), k=3, interval=4) and cascade() == METHODS["cascade"]
-    assert self_speculation(3, 5, head="flash") == Method(exits=(3,), k=5, head="flash")
 
 
 def spoiled(which: str) -> Models:

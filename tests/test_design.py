@@ -5,16 +5,15 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import shelf
 import torch
+from test_train import same
 
+from flashspec import Transformer, load
 from flashspec.cli.main import status
-from flashspec.decoding.models import load
 from flashspec.models import family
 from flashspec.models.config import ModelConfig
 from flashspec.models.family import Design
 from flashspec.models.synthetic import synthetic
-from flashspec.models.transformer import Transformer
 from flashspec.train.design import design_draft, learn_text
 from flashspec.train.prune import Importance, choose, importance, prune
 from flashspec.train.target import REFERENCE, initialise
@@ -28,7 +27,7 @@ FAMILIES = pytest.mark.parametrize("config", [SHAPE, LLAMA, OPT], ids=["qwen3", 
 TINY = Design(layers=2, heads=2, kv_heads=1, ffn=24, steps=4, decay=2, sequences=2, length=16, written=6, prompt=4, save_every=2)
 
 
-def stream(size: int = 6000) -> np.ndarray:
+def stream(size=6000):
     """Text of a small machine: the next id is one of two that depend on the last two."""
     dice, ids = np.random.default_rng(0), [1, 2]
     for _ in range(size):
@@ -37,8 +36,7 @@ def stream(size: int = 6000) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def target(tmp_path_factory) -> Transformer:
-    """A tiny model trained on that text."""
+def target(tmp_path_factory):
     model, texts, design = Transformer(SHAPE), Texts(0, stream()[:5000]), Design(sequences=8, length=32)
     initialise(model, 0)
     run = Run(model, Schedule(120, 60, 10, save_every=120), tmp_path_factory.mktemp("target"))
@@ -46,18 +44,17 @@ def target(tmp_path_factory) -> Transformer:
     return model.eval().requires_grad_(False)
 
 
-def held_out() -> torch.Tensor:
+def held_out():
     return windows(stream()[5200:], 12, 32)
 
 
-def divergence(target: Transformer, draft: Transformer) -> float:
-    """Mean KL(target || draft) on held-out text."""
+def divergence(target, draft):
     with torch.no_grad():
         p, q = target(held_out()).log_softmax(-1), draft(held_out()).log_softmax(-1)
     return float((p.exp() * (p - q)).sum(-1).mean())
 
 
-def pruned(model: Transformer, rank=lambda scores: scores, **form: int) -> Transformer:
+def pruned(model, rank=lambda scores: scores, **form):
     found = Importance(*map(rank, importance(model, windows(stream()[:5000], 8, 32))))
     return prune(model, choose(found, model.config, replace(model.config, **form)))
 
@@ -130,10 +127,6 @@ def test_text_written_in_batches_is_what_the_plain_model_would_write(target):
         ids = torch.cat((ids, (logits + torch.tensor([[0.0], [1.0], [1.0]]) * noise).argmax(-1, keepdim=True)), dim=1)
     assert torch.equal(found, ids)
     assert not torch.equal(found[1], continued(target, prompts, 12, torch.Generator().manual_seed(2))[1])  # the control
-
-
-def same(one: Transformer, other: Transformer) -> bool:
-    return all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
 
 
 def test_a_design_in_two_pieces_is_the_same_draft(target, tmp_path, monkeypatch):
@@ -210,9 +203,9 @@ def test_an_opt_checkpoint_keeps_its_heads():
         Design(heads=2, kv_heads=2).of(OPT)
 
 
-def test_the_command_writes_a_folder_that_is_ready_to_serve(tmp_path):
+def test_the_command_writes_a_folder_that_is_ready_to_serve(folders, tmp_path):
     transformers = pytest.importorskip("transformers")
-    folders, text, out = shelf.write_pair(tmp_path), tmp_path / "text.txt", tmp_path / "mine"
+    text, out = tmp_path / "text.txt", tmp_path / "mine"
     text.write_text("def design(out, work):\n    return out\n" * 200)
     few = "--layers 1 --ffn 32 --steps 2 --decay 1 --length 16 --written 3 --prompt 4 --sequences 2 --k 5"
     line = ["draft", "design", "--target", str(folders["target"]), "--out", str(out), "--text", str(text), *few.split()]

@@ -1,10 +1,7 @@
 """Drafts are found by name, folder, family and recipe; shapes are spread at equal parameters; variants need enough text."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import asdict, replace
-from pathlib import Path
 
 import pytest
 import shelf
@@ -12,16 +9,16 @@ import tiny
 
 from flashspec.models.family import FAMILY
 from flashspec.models.synthetic import reshaped, shape
+from flashspec.models.writing import write_digests
 from flashspec.study import drafts
+from flashspec.train.corpus import write_tokenizer
 from flashspec.train.design import docstrings
-from flashspec.train.package import write_digests, write_tokenizer
 
 pytest.importorskip("pandas")
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A target, its draft, a one-layer draft with a design, and prompts."""
+def home(tmp_path_factory):
     root = tmp_path_factory.mktemp("home")
     shelf.write_pair(root)
     tiny.model(1).save(root / "flat", "float32")
@@ -34,7 +31,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("name", ["OPT-125M", "OPT-1.3B", "Qwen3-0.6B"])
 @pytest.mark.parametrize("divisor", [2, 4])
-def test_a_reshaped_body_has_the_same_parameters(name: str, divisor: int) -> None:
+def test_a_reshaped_body_has_the_same_parameters(name, divisor):
     whole = shape(name)
     wide = reshaped(whole, whole.layers // divisor)
     assert wide.body_parameters == pytest.approx(whole.body_parameters, rel=0.01)
@@ -42,19 +39,19 @@ def test_a_reshaped_body_has_the_same_parameters(name: str, divisor: int) -> Non
     assert replace(whole, layers=wide.layers).body_parameters < 0.6 * whole.body_parameters
 
 
-def test_a_body_that_cannot_be_reshaped_is_refused() -> None:
+def test_a_body_that_cannot_be_reshaped_is_refused():
     with pytest.raises(ValueError, match="layers must be at least 1"):
         reshaped(shape("OPT-125M"), 0)
     with pytest.raises(ValueError, match="attention alone"):
         reshaped(replace(shape("OPT-125M"), ffn=8), 1)
 
 
-def test_docstrings_of_few_words_and_broken_sources_are_left_out() -> None:
+def test_docstrings_of_few_words_and_broken_sources_are_left_out():
     found = list(docstrings(['def f():\n    """too short"""', "not python (", f'"""{" ".join(["word"] * 12)}"""']))
     assert found == [" ".join(["word"] * 12) + "\n\n"]
 
 
-def test_drafts_are_found_by_name_folder_and_family(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_drafts_are_found_by_name_folder_and_family(home, tmp_path, monkeypatch):
     assert {"main", "shallow"} <= set(drafts.drafts_of(()))
     monkeypatch.chdir(home)
     (home / "family").mkdir(exist_ok=True)
@@ -68,7 +65,7 @@ def test_drafts_are_found_by_name_folder_and_family(home: Path, tmp_path: Path, 
         drafts.drafts_of(("nowhere",))
 
 
-def test_the_point_that_ships_is_known_by_its_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_point_that_ships_is_known_by_its_recipe(tmp_path, monkeypatch):
     monkeypatch.setattr(drafts, "SHIPPED", tmp_path)
     assert drafts.point_of_designed() is None
     (tmp_path / "designed").mkdir()

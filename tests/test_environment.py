@@ -1,7 +1,5 @@
 """What is installed is said once: the conda environment, the constraints and the licence agree with pyproject.toml."""
 
-from __future__ import annotations
-
 import re
 import tomllib
 from pathlib import Path
@@ -17,12 +15,11 @@ MAKEFILE = (ROOT / "Makefile").read_text()
 PINNED = dict(line.split("==") for line in (ROOT / "constraints-cpu.txt").read_text().splitlines() if "==" in line)
 
 
-def name(requirement: str) -> str:
-    """The package that a requirement asks for."""
+def name(requirement):
     return re.split(r"[<>=!~\[; ]", requirement.strip())[0].lower()
 
 
-def test_conda_has_the_projects_name_and_python_and_asks_pip_for_known_extras() -> None:
+def test_conda_has_the_projects_name_and_python_and_asks_pip_for_known_extras():
     text = (ROOT / "environment.yml").read_text()
     lines = re.findall(r"^( *)- (.+)$", text, flags=re.M)
     packages = [line for indent, line in lines if len(indent) == 2 and not line.endswith(":")]
@@ -36,7 +33,7 @@ def test_conda_has_the_projects_name_and_python_and_asks_pip_for_known_extras() 
 
 
 @pytest.mark.parametrize("package", PINNED)
-def test_a_pinned_version_satisfies_what_pyproject_asks(package: str) -> None:
+def test_a_pinned_version_satisfies_what_pyproject_asks(package):
     specifiers = pytest.importorskip("packaging.specifiers")
     for need in [*PROJECT["dependencies"], *(need for extra in EXTRAS.values() for need in extra)]:
         if name(need) == package:
@@ -44,23 +41,23 @@ def test_a_pinned_version_satisfies_what_pyproject_asks(package: str) -> None:
             assert PINNED[package] in wanted, f"{PINNED[package]} against {need}"
 
 
-def test_importing_needs_the_core_alone() -> None:
+def test_importing_needs_the_core_alone():
     core, study = {"torch", "numpy", "safetensors", "tokenizers", "tqdm", "click"}, {"msgspec", "filelock"}
     assert {name(need) for need in PROJECT["dependencies"]} == core | study
 
 
-def test_the_licence_is_there_in_full() -> None:
+def test_the_licence_is_there_in_full():
     text = (ROOT / "LICENSE").read_text()
     assert PROJECT["license"]["text"] == "Apache-2.0"
     assert "Apache License" in text and "END OF TERMS AND CONDITIONS" in text
 
 
-def test_the_version_is_the_same_wherever_it_stands() -> None:
+def test_the_version_is_the_same_wherever_it_stands():
     newest = re.search(r"^## (\S+)$", (ROOT / "CHANGELOG.md").read_text(), flags=re.M)[1]
     assert PROJECT["version"] == flashspec.__version__ == newest
 
 
-def test_make_help_lists_every_target_and_installs_extras_that_exist() -> None:
+def test_make_help_lists_every_target_and_installs_extras_that_exist():
     told = set(re.findall(r"^([a-z]+):.*## ", MAKEFILE, flags=re.M))
     assert told == {"help", "lab", "book", "test", "smoke", "lint", "models", "notebooks", "gpu", "clean"}
     assert told == set(re.search(r"^\.PHONY: (.+)$", MAKEFILE, flags=re.M)[1].split())
@@ -68,7 +65,7 @@ def test_make_help_lists_every_target_and_installs_extras_that_exist() -> None:
     assert wanted and wanted <= set(EXTRAS)
 
 
-def test_a_commit_is_checked_by_the_versions_that_make_installs() -> None:
+def test_a_commit_is_checked_by_the_versions_that_make_installs():
     text = (ROOT / ".pre-commit-config.yaml").read_text()
     hooks = set(re.findall(r"- id: (\S+)", text))
     assert {"check-added-large-files", "ruff-check", "ruff-format", "mypy", "nbstripout"} <= hooks
@@ -77,7 +74,7 @@ def test_a_commit_is_checked_by_the_versions_that_make_installs() -> None:
     assert re.search(r"nbstripout\n    rev: (\S+)", text)[1] == PINNED["nbstripout"]
 
 
-def test_what_must_hold_before_a_merge_is_run_and_can_be() -> None:
+def test_what_must_hold_before_a_merge_is_run_and_can_be():
     script = ROOT / ".ci" / "run"
     assert script.stat().st_mode & 0o111
     steps = re.search(r"for step in (.+); do", script.read_text())[1].split()

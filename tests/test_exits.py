@@ -1,7 +1,5 @@
 """Exits are counted as a loop counts them, and training is read as it was written down."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 
@@ -16,21 +14,20 @@ from flashspec.study.exits import CURVE, EXPERIMENT, PRESETS, Params, folder_of,
 
 
 @pytest.fixture(scope="module")
-def wanted(tmp_path_factory: pytest.TempPathFactory) -> Params:
+def wanted(tmp_path_factory):
     root = tmp_path_factory.mktemp("pair")
     tiny.pair().target.save(root / "target", "float32")
     return Params(target=(str(root / "target"),), depth=(1, 3, 6, 40), prompts=str(tiny.prompts_file(root)), per_kind=1)
 
 
-def naive(model: Transformer, ids: list[int], depth: int) -> torch.Tensor:
-    """Logits at a depth, by the layers one after another."""
+def naive(model, ids, depth):
     x = model.embed(torch.tensor([ids[:-1]]))
     for layer in model.layers[:depth]:
         x = layer(x, model.rope)
     return (model.norm(x) @ model.head_weight.T)[0]
 
 
-def test_counts_are_those_of_a_loop(wanted: Params) -> None:
+def test_counts_are_those_of_a_loop(wanted):
     rows = list(EXPERIMENT.function(wanted))
     assert {(r.depth, r.against) for r in rows} == {(1, 3), (1, 6), (3, 6)} and {r.kind for r in rows} == {"code", "prose"}
     model, (prompt, *_) = Transformer.load(wanted.target[0]), load_prompts(wanted.prompts, 1)
@@ -46,14 +43,14 @@ def test_counts_are_those_of_a_loop(wanted: Params) -> None:
     assert row.overlap != pytest.approx(float(torch.minimum(low.softmax(-1), top.softmax(-1)).sum(-1).mean()), rel=1e-4)
 
 
-def test_an_exit_at_the_top_or_above_is_no_exit(wanted: Params) -> None:
+def test_an_exit_at_the_top_or_above_is_no_exit(wanted):
     with pytest.raises(ValueError, match="below the target's 6"):
         list(EXPERIMENT.function(replace(wanted, depth=(6, 40))))
     with pytest.raises(ValueError, match="source must be among"):
         replace(wanted, source=("hearsay",))
 
 
-def test_training_is_read_as_it_was_written_down_and_a_model_without_a_curve_gives_none(wanted: Params) -> None:
+def test_training_is_read_as_it_was_written_down_and_a_model_without_a_curve_gives_none(wanted):
     rows = list(EXPERIMENT.function(PRESETS["exit_training"]))
     lines = (folder_of("reference", "target") / CURVE).read_text().splitlines()
     last = json.loads(lines[-1])
@@ -62,7 +59,7 @@ def test_training_is_read_as_it_was_written_down_and_a_model_without_a_curve_giv
     assert list(EXPERIMENT.function(replace(wanted, source=("training",)))) == []
 
 
-def test_shares_weigh_kinds_by_positions_and_leave_training_out() -> None:
+def test_shares_weigh_kinds_by_positions_and_leave_training_out():
     table = shares(made.quality().frame)
     line = table[(table["depth"] == 1) & (table["against"] == 4)].iloc[0]
     assert (line["agreement"], line["top_5"], line["overlap"], line["loss"]) == pytest.approx((0.6, 0.8, 0.55, 4.0))
@@ -72,6 +69,6 @@ def test_shares_weigh_kinds_by_positions_and_leave_training_out() -> None:
     assert shares(uneven)["overlap"].iloc[0] == pytest.approx((0.5 + 3 * 0.6) / 4)
 
 
-def test_a_table_comes_back_as_it_was_counted(wanted: Params, tmp_path) -> None:
+def test_a_table_comes_back_as_it_was_counted(wanted, tmp_path):
     once, again = (run("exits", wanted, root=tmp_path) for _ in range(2))
     assert once.rows == again.rows and again.path.suffix == ".parquet" and not EXPERIMENT.measured

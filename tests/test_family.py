@@ -9,6 +9,7 @@ import torch
 
 from flashspec.cli.main import status
 from flashspec.decoding.models import load
+from flashspec.measure.prompts import load_prompts
 from flashspec.models.rounded import rounded
 from flashspec.study import family
 from flashspec.train import design
@@ -23,12 +24,10 @@ def home(tmp_path_factory):
 
 def test_a_row_is_what_a_loop_counts(home):
     pytest.importorskip("pandas")
-    asked = family.EXPERIMENT.parse(
-        {"target": str(home["target"]), "draft": str(home["draft"]), "prompts": str(home["prompts"]), "texts": 2}
-    )
+    asked = family.EXPERIMENT.parse({**{name: str(home[name]) for name in ("target", "draft", "prompts")}, "texts": 2})
     rows = list(family.measure(asked))
     assert {(r.draft, r.kind) for r in rows} == {("draft", "code"), ("draft", "prose")}
-    prompts = [p for p in family.load_prompts(home["prompts"], 2) if p.kind == "code"]
+    prompts = [p for p in load_prompts(home["prompts"], 2) if p.kind == "code"]
     models = load(home["target"], home["draft"], "float32", "cpu", "dense")
     model, loss, right = rounded(models.draft, "int8"), 0.0, 0  # as the study runs its drafts
     with torch.no_grad():

@@ -1,13 +1,11 @@
 """Five thousand spoiled files: each is read as a usable value, or refused in one sentence that names it."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import math
 import struct
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,7 +30,7 @@ from flashspec.models.chat import chat_prompt, generation_defaults
 from flashspec.models.config import Unsupported, from_hf
 from flashspec.models.exits import EXITS_FILE, ExitAdapter, load_exits, save_exits
 from flashspec.models.folder import Tensors, read_config, verify_digests
-from flashspec.train.package import write_digests
+from flashspec.models.writing import write_digests
 
 CONFIG = replace(BASE, vocab_size=32, hidden=16, ffn=24, layers=2, heads=2, kv_heads=1, head_dim=8, context=64)
 TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
@@ -40,8 +38,7 @@ GENERATION = {"do_sample": True, "temperature": 0.6, "top_k": 20, "top_p": 0.95,
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of every kind, each whole."""
+def home(tmp_path_factory):
     place = tmp_path_factory.mktemp("home")
     model = randomised(CONFIG)
     for name in ("model", "listed"):
@@ -51,7 +48,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_digests(place / "listed")
     save_exits({1: ExitAdapter(model, 3)}, place / "model" / EXITS_FILE)
     weight = model.head_weight.detach()
-    FlashHead.build(weight, cluster_size=4, homes=2, always=(3,)).save(place / "model")
+    FlashHead.build(weight, cluster_size=4, always=(3,)).save(place / "model")
     ShortlistHead.build(weight, torch.arange(20)).save(place / "model" / "fr_spec_head.safetensors")
     if importlib.util.find_spec("faiss"):
         IndexHead.build(weight).save(place / "model" / "ivf_head.safetensors")
@@ -61,7 +58,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-def _tokenizer(folder: Path) -> None:
+def _tokenizer(folder):
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in range(30)} | {"?": 30}, unk_token="?"))
@@ -72,24 +69,23 @@ def _tokenizer(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(about))
 
 
-def _loaded(folder: Path) -> None:
-    """Load a folder as a user does, and ask the model for one token."""
+def _loaded(folder):
     models = fs.load(folder, None, dtype="float32", device="cpu")
     ids = models.encode("w1 w2") if models.tokenizer else [1]
     assert fs.generate(models, [i % models.target.config.vocab_size for i in ids[:1]], "baseline", max_new_tokens=1).tokens
 
 
-def _facts(folder: Path) -> None:
+def _facts(folder):
     raw, path = read_config(folder), folder / "config.json"
     config, _ = from_hf(raw, path), scheme_of(raw, path)
     assert min(config.layers, config.context, config.kv_heads) >= 1 and math.isfinite(config.rope_theta * config.norm_eps)
 
 
-def _sampled(folder: Path) -> None:
+def _sampled(folder):
     fs.Sampling(**generation_defaults(folder).sampling)
 
 
-def _named(folder: Path) -> None:
+def _named(folder):
     assert all(isinstance(i, int) and isinstance(word, str) for i, word in words_of(folder).items())
     tokenizer_of(folder).encode("w1 w2")
 
@@ -98,18 +94,16 @@ KINDS = (ValueError, Unsupported, FileNotFoundError, ModuleNotFoundError)
 ROWS = torch.ones(2, CONFIG.hidden)
 
 
-def _exits(folder: Path) -> None:
+def _exits(folder):
     for adapter in load_exits(folder / EXITS_FILE, randomised(CONFIG)).values():
         adapter(ROWS)
 
 
-def _head(kind: Any, file: str) -> Callable[[Path], None]:
+def _head(kind, file):
     return lambda folder: kind.load(folder / file, randomised(CONFIG).head_weight.detach())(ROWS)
 
 
 class Case(NamedTuple):
-    """A file to spoil, the way it is read, and how often."""
-
     file: str
     read: Callable[[Path], Any]
     cases: int
@@ -146,15 +140,13 @@ ODD = st.one_of(
 )  # fmt: skip
 
 
-def _places(tree: Any) -> Iterator[tuple[Any, Any]]:
-    """Every container of a JSON tree, with each of its keys."""
+def _places(tree):
     for key in list(tree) if isinstance(tree, dict) else range(len(tree)) if isinstance(tree, list) else ():
         yield tree, key
         yield from _places(tree[key])
 
 
-def _spoiled_tree(draw: Any, text: bytes) -> bytes:
-    """JSON with another value, a value less, one twice, or a very deep one."""
+def _spoiled_tree(draw, text):
     tree = json.loads(text)
     places = list(_places(tree))
     for _ in range(draw(st.sampled_from([1, 1, 1, 2, 3]))):
@@ -171,7 +163,7 @@ def _spoiled_tree(draw: Any, text: bytes) -> bytes:
     return json.dumps(tree).encode().replace(b'"DEEP"', draw(st.sampled_from([b"[" * 90_000, b"[" * 400 + b"]" * 400])))
 
 
-def _spoiled_bytes(draw: Any, text: bytes) -> bytes:
+def _spoiled_bytes(draw, text):
     """Bytes cut off, or up to three of them changed, most of them near the beginning."""
     if draw(st.booleans()):
         return text[: draw(st.integers(0, len(text) - 1))]
@@ -182,7 +174,7 @@ def _spoiled_bytes(draw: Any, text: bytes) -> bytes:
 
 
 @st.composite
-def spoiled(draw: Any, text: bytes, tensors: bool) -> bytes:
+def spoiled(draw, text, tensors):
     """A file that somebody or something has changed; of a safetensors file, mostly its header."""
     if draw(st.integers(0, 3)) == 0:
         return _spoiled_bytes(draw, text)
@@ -193,8 +185,7 @@ def spoiled(draw: Any, text: bytes, tensors: bool) -> bytes:
     return struct.pack("<Q", len(header)) + header + text[8 + size :]
 
 
-def outcome(read: Callable[[Path], Any], path: Path) -> str:
-    """"read", or the one sentence of a refusal; any other exception passes."""
+def outcome(read, path):
     began = time.perf_counter()
     try:
         read(path.parent)
@@ -210,7 +201,7 @@ def outcome(read: Callable[[Path], Any], path: Path) -> str:
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", CASES)
-def test_a_spoiled_file_is_usable_or_refused_in_one_sentence(name: str, home: Path) -> None:
+def test_a_spoiled_file_is_usable_or_refused_in_one_sentence(name, home):
     file, read, cases = CASES[name]
     path, outcomes = home / file, set()
     text = path.read_bytes()
@@ -218,7 +209,7 @@ def test_a_spoiled_file_is_usable_or_refused_in_one_sentence(name: str, home: Pa
 
     @settings(max_examples=cases)
     @given(spoiled(text, path.suffix == ".safetensors"))
-    def check(changed: bytes) -> None:
+    def check(changed):
         path.write_bytes(changed)
         outcomes.add(outcome(read, path))
 
@@ -229,14 +220,14 @@ def test_a_spoiled_file_is_usable_or_refused_in_one_sentence(name: str, home: Pa
     assert len(outcomes) > min(cases, 60) // 6
 
 
-def test_there_are_five_thousand_cases() -> None:
+def test_there_are_five_thousand_cases():
     assert sum(case.cases for case in CASES.values()) >= 5000
 
 
-def test_the_control_a_lenient_reader_is_caught(home: Path) -> None:
+def test_the_control_a_lenient_reader_is_caught(home):
     """A field taken as it comes: a word for a number raises something else than a refusal."""
 
-    def lenient(folder: Path) -> int:
+    def lenient(folder):
         raw = json.loads((folder / "config.json").read_text())
         return raw["hidden_size"] // raw["num_attention_heads"]
 

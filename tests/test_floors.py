@@ -29,7 +29,6 @@ def room(path):
 
 
 def imported(tree):
-    """Rooms of flashspec that a module imports, at its top or inside functions."""
     for node in ast.walk(tree):
         names = []
         if isinstance(node, ast.Import):
@@ -59,7 +58,6 @@ def named(path):
 
 
 def within(tree, known):
-    """The known modules that a tree imports anywhere."""
     found = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -98,7 +96,6 @@ def count(arguments):
 
 
 def heavy_at_top(tree):
-    """Heavy libraries imported when the module is, TYPE_CHECKING blocks apart."""
     tops = [node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))]
     names = [a.name for node in tops if isinstance(node, ast.Import) for a in node.names]
     names += [node.module for node in tops if isinstance(node, ast.ImportFrom) and node.module]
@@ -116,11 +113,8 @@ def test_a_file_keeps_to_its_floor_and_budget(path):
     tree = ast.parse(text)
     place = room(path)
     assert place is None or place in FLOORS, f"{place} has no floor: add it to FLOORS and to the design"
-    assert place is None or not upward(place, tree)
-    assert len(text.splitlines()) <= LINES
-    assert not too_long(tree)
-    assert not too_many(tree)
-    assert path.name != "utils.py"
+    assert (place is None or not upward(place, tree)) and len(text.splitlines()) <= LINES
+    assert not too_long(tree) and not too_many(tree) and path.name != "utils.py"
     assert place == "cli" or not set(heavy_at_top(tree)) - needed_by(path)
     assert not any(word in text for word in ("TODO", "FIXME", "NotImplementedError"))
 
@@ -132,8 +126,7 @@ def test_no_modules_import_one_another():
 def test_a_circle_is_caught_wherever_the_import_is_written():
     ring = {"a": "import b", "b": "def f():\n    from c import x", "c": "if TYPE_CHECKING:\n    from a import y", "d": "import a"}
     found = {name: within(ast.parse(text), ring) for name, text in ring.items()}
-    assert circles(found) == ["a b c"]
-    assert circles({**found, "c": set()}) == []
+    assert circles(found) == ["a b c"] and circles({**found, "c": set()}) == []
 
 
 def test_an_upward_import_is_caught():

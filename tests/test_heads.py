@@ -15,8 +15,8 @@ POSITIONS = torch.arange(ROWS)
 WIDE = [torch.float32, torch.bfloat16, torch.float64]
 EDGES = (0, 3, VOCAB - 1)
 CHANGES = [
-    {}, {"cluster_size": 1}, {"cluster_size": 7, "always": EDGES}, {"always": EDGES}, {"homes": 2}, {"metric": "euclidean"},
-    {"homes": 2, "always": EDGES, "cluster_size": 7}, {"stage1": "bf16"}, {"stage1": "int8"}, {"stage1": "int4", "homes": 2},
+    {}, {"cluster_size": 1}, {"cluster_size": 7, "always": EDGES}, {"always": EDGES}, {"seed": 3},
+    {"stage1": "bf16"}, {"stage1": "int8"}, {"stage1": "int4", "always": EDGES, "cluster_size": 7},
     {"selection": "sample"}, {"selection": "sample", "stage1": "int8", "always": EDGES},
 ]  # fmt: skip
 
@@ -71,7 +71,6 @@ def test_logits_are_the_dense_ones_and_all_of_them_where_every_cluster_is_probed
     [
         ({}, "ids", lambda t: torch.arange(t.ids.numel()).clamp(max=VOCAB - 1).view_as(t.ids)),
         ({"always": (1, 2, 500)}, "bias", lambda t: torch.zeros_like(t.bias)),
-        ({"homes": 2}, "twins", lambda t: None),
     ],
 )
 def test_the_control_a_head_with_a_spoilt_table_is_caught(changes, part, spoil):
@@ -89,14 +88,6 @@ def test_many_rows_at_once_give_what_each_gives_alone(changes, dtype):
     assert torch.equal(together.ids, torch.cat([s.ids for s in alone]))
     assert torch.allclose(together.logits, torch.cat([s.logits for s in alone]), rtol=1e-6, atol=1e-6)
     assert not torch.equal(together.ids, together.ids[:1].expand(ROWS, -1)), "every row probes for itself"
-
-
-def test_a_second_home_is_another_cluster_and_finds_more():
-    one, two = flash(probes=3), flash(probes=3, homes=2)
-    second = two.clusters.second
-    assert (second != two.clusters.assignments).all() and (second >= 0).float().mean() > 0.95
-    assert torch.bincount(second[second >= 0], minlength=33).max() <= 16 and two.table.slots == 2 * one.table.slots
-    assert (required_probes(two, dense(), hidden()) <= required_probes(one, dense(), hidden())).all()
 
 
 def test_a_rounded_first_stage_reads_fewer_bytes_and_finds_nearly_the_same():
@@ -179,8 +170,6 @@ REFUSED = [
     (lambda: flash(selection="best"), "selection must be one of top, sample"),
     (lambda: flash(temperature=0.0), "must be above 0"),
     (lambda: flash(stage1="int3"), "stage1 must be one of"),
-    (lambda: flash(metric="cosine"), "metric must be one of spherical, euclidean"),
-    (lambda: flash(homes=3), "homes must be 1 or 2"),
     (lambda: flash(probe=3), "no option 'probe'"),
     (lambda: flash().with_plan(always=(3,)), "fixed in a built head"),
     (lambda: flash()(hidden()[:, 1:]), "reads rows of shape"),
@@ -189,7 +178,7 @@ REFUSED = [
     (lambda: FlashHead.build(weight().index_fill(0, torch.tensor([3]), torch.nan)), "NaN or infinite"),
     (lambda: DenseHead(None, weight().long()), "floating-point"),
     (lambda: FlashHead.build(weight()[0]), "shape"),
-    (lambda: FlashHead.build(weight(), None, cluster(weight(), Recipe(16)), homes=2), "homes is a choice of clustering"),
+    (lambda: FlashHead.build(weight(), None, cluster(weight(), Recipe(16)), seed=2), "seed is a choice of clustering"),
     (lambda: FlashHead.build(weight(), None, cluster(weight()[:200], Recipe(16))), "200 ids"),
     *((lambda measure=measure: measure(flash(), dense(), NONE), "at least one hidden row")
       for measure in (agreement, required_probes, calibrate_always)),

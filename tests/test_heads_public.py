@@ -1,13 +1,13 @@
-"""The public FlashHead checkpoint layout: read from a checkpoint made here, written back, refused where it is wrong."""
+"""The public FlashHead checkpoint layout: read from a checkpoint made here, refused where it is wrong."""
 
 import json
 
 import pytest
 import tiny
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
-from flashspec.heads import FlashHead, Origin, head_named, is_public, load_public, save_public
+from flashspec.heads import FlashHead, Origin, head_named, is_public, load_public
 from flashspec.models.transformer import Transformer
 
 VOCAB, WIDTH, CLUSTERS = 96, 32, 12
@@ -70,26 +70,12 @@ def test_without_options_one_cluster_in_sixteen_is_probed_and_one_special_id_may
     assert (head.probes, head.plan.always) == (1, (7,))
 
 
-def test_a_head_written_is_the_head_read(tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps({"architectures": ["Qwen3ForCausalLM"], "vocab_size": VOCAB}))
-    assert not is_public(tmp_path)
-    head = FlashHead.build(weight(), cluster_size=8, probes=4, always=(1, 2))
-    save_public(head, tmp_path)
-    again = read(tmp_path)
-    assert torch.equal(again.clusters.members, head.clusters.members)
-    assert torch.equal(again.clusters.centroids, head.clusters.centroids)
-    assert (again.probes, again.plan.always) == (4, (1, 2))
-    raw = json.loads((tmp_path / "config.json").read_text())
-    assert raw["architectures"] == ["FlashHeadQwen3ForCausalLM"]
-    assert load_file(tmp_path / "flash_head_assets" / "clustering_cache.safetensors")["centroids"].shape == (1, 1, WIDTH, 12)
-
-
 @pytest.mark.parametrize(
     ("case", "words"),
     [
         ({"tensors": {"cluster_assignments": torch.arange(VOCAB - 1) % CLUSTERS}}, "are of 95 ids and the weight has 96"),
         ({"tensors": {"centroids": torch.zeros(1, 1, WIDTH + 8, CLUSTERS)}}, "centroids have the shape"),
-        ({"tensors": {"cluster_assignments": torch.arange(VOCAB) % 11}}, "clusters of one size"),
+        ({"tensors": {"cluster_assignments": torch.arange(VOCAB) % 11}}, "clusters of 8 expected"),
         ({"tensors": {"cluster_assignments": torch.arange(VOCAB) % 13}}, "cluster numbers run from 0 to 11"),
         ({"n_probes": 13}, "at most the 12 clusters"),
         ({"n_probes": 0}, "n_probes holds 0, expected int >= 1"),
@@ -115,20 +101,16 @@ def test_a_checkpoint_without_its_assets_or_with_half_of_them_is_refused(tmp_pat
         read(tmp_path)
 
 
-@pytest.mark.parametrize(("changes", "words"), [({"cluster_size": 7}, "one size"), ({"cluster_size": 8, "homes": 2}, "homes=1")])
-def test_heads_that_the_layout_cannot_hold_are_refused(tmp_path, changes, words):
-    (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(ValueError, match=words):
-        save_public(FlashHead.build(weight(), **changes), tmp_path)
-    assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
-
-
 def test_the_model_of_a_public_checkpoint_is_read_with_its_head(tmp_path):
     model = tiny.model(2)
     model.save(tmp_path, "float32")
-    save_public(FlashHead.build(model.head_weight, model.norm, probes=3), tmp_path)
-    raw = json.loads((tmp_path / "config.json").read_text())
-    assert raw["architectures"] == ["FlashHeadQwen3ForCausalLM"]
+    assert not is_public(tmp_path)
+    found, assets = FlashHead.build(model.head_weight).clusters, tmp_path / "assets"
+    assets.mkdir()
+    parts = {"centroids": found.centroids.T.contiguous(), "cluster_assignments": found.assignments}
+    save_file(parts, assets / "clustering_cache.safetensors")
+    raw = json.loads((tmp_path / "config.json").read_text()) | {"flash_head_cache_dir": "assets", "n_probes": 3}
+    raw["architectures"] = [f"FlashHead{name}" for name in raw["architectures"]]
     for names in ({}, {"architectures": None, "model_type": "flash_head_qwen3"}):
         (tmp_path / "config.json").write_text(json.dumps(raw | names))
         again = Transformer.load(tmp_path)

@@ -1,7 +1,5 @@
 """Heads on disk: each comes back as it was, only beside the weight it was built from; rankings, and a missing faiss."""
 
-from __future__ import annotations
-
 import json
 import sys
 
@@ -26,26 +24,24 @@ from flashspec.train import reference
 
 IDS, WIDTH = 300, 32
 PLAN = {"cluster_size": 7, "probes": 5, "always": (3, 299), "seed": 2, "selection": "sample", "temperature": 0.5}
-SECOND = {"cluster_size": 7, "probes": 5, "homes": 2, "metric": "euclidean", "stage1": "bf16"}
 MADE = {
     "flash": lambda: FlashHead.build(weight(), **PLAN),
-    "flash with second homes": lambda: FlashHead.build(weight(), **SECOND),
+    "flash in bf16": lambda: FlashHead.build(weight(), cluster_size=7, probes=5, stage1="bf16"),
     "fr_spec": lambda: ShortlistHead.build(weight(), ranked=torch.arange(IDS).flip(0), size=50),
     "vocab_trim": lambda: ShortlistHead.build(weight(), ranked=torch.arange(IDS), size=50),
     **{kind: lambda kind=kind: IndexHead.build(weight(), None, kind).with_shortlist(20) for kind in KINDS},
 }
 
 
-def weight(vocab: int = IDS, width: int = WIDTH, seed: int = 0) -> torch.Tensor:
+def weight(vocab=IDS, width=WIDTH, seed=0):
     return torch.randn(vocab, width, generator=torch.Generator().manual_seed(seed)).bfloat16()
 
 
-def rows() -> torch.Tensor:
+def rows():
     return torch.randn(6, WIDTH, generator=torch.Generator().manual_seed(2))
 
 
-def same(one, other) -> bool:
-    """Whether two heads are alike: tables and plans, or what they find."""
+def same(one, other):
     if isinstance(one, FlashHead):
         parts = zip(one.table, other.table, strict=True)
         return one.plan == other.plan and all(a.equal(b) if isinstance(a, torch.Tensor) else a == b for a, b in parts)
@@ -76,29 +72,26 @@ def test_a_head_built_in_bfloat16_loads_beside_the_same_weight_in_float32(tmp_pa
     assert weight_digest(weight()) == weight_digest(weight().float()) != weight_digest(weight().flip(0))
 
 
-def nudged() -> torch.Tensor:
+def nudged():
     other = weight()
     other[5, 5] *= 2
     return other
 
 
 @pytest.mark.parametrize("name", ["flash", "hnsw", "fr_spec"])
-@pytest.mark.parametrize(
-    ("other", "words"),
-    [
-        (weight(vocab=301), "vocab_size 300, but this weight has 301"),
-        (weight(width=40), "hidden 32, but this weight has 40"),
-        (weight(seed=1), "another weight of this shape"),
-        (nudged(), "another weight of this shape"),
-    ],
-)
+@pytest.mark.parametrize(("other", "words"), [
+    (weight(vocab=301), "vocab_size 300, but this weight has 301"),
+    (weight(width=40), "hidden 32, but this weight has 40"),
+    (weight(seed=1), "another weight of this shape"),
+    (nudged(), "another weight of this shape"),
+])  # fmt: skip
 def test_a_head_beside_another_weight_is_refused(tmp_path, name, other, words):
     MADE[name]().save(tmp_path / file_of(name))
     with pytest.raises(ValueError, match=words):
         head_named(name, Origin(other, None, tmp_path))
 
 
-def spoilt(tmp_path, members=None, centroids=None, **plan) -> FlashHead:
+def spoilt(tmp_path, members=None, centroids=None, **plan):
     """The head of a file that another program wrote: of the right weight, with something in it that cannot be."""
     path = tmp_path / file_of("flash")
     MADE["flash"]().save(path)
@@ -109,20 +102,17 @@ def spoilt(tmp_path, members=None, centroids=None, **plan) -> FlashHead:
     return FlashHead.load(path, weight())
 
 
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"members": lambda found: found.clone().fill_(3)}, "lists each of the 300 ids once, but this one does not"),
-        ({"members": lambda found: found[:-1].contiguous()}, "lists each of the 300 ids once, but this one does not"),
-        ({"members": lambda found: found + 1}, "lists each of the 300 ids once, but this one does not"),
-        ({"members": lambda found: found.float()}, "no members of whole numbers in 2 dimensions"),
-        ({"centroids": lambda found: found[:-1].contiguous()}, "no float32 centroid for each of its 43 clusters"),
-        ({"centroids": lambda found: found[:, :-1].contiguous()}, r"300 ids with centroids \[43, 31\], not of 43 clusters"),
-        ({"probes": 44}, "at most the 43 clusters of this head, got 44"),
-        ({"probes": 0}, "probes must be at least 1, got 0"),
-        ({"always": [300]}, "always holds id 300, but this head's ids run from 0 to 299"),
-    ],
-)
+@pytest.mark.parametrize(("changes", "words"), [
+    ({"members": lambda found: found.clone().fill_(3)}, "lists each of the 300 ids once, but this one does not"),
+    ({"members": lambda found: found[:-1].contiguous()}, "lists each of the 300 ids once, but this one does not"),
+    ({"members": lambda found: found + 1}, "lists each of the 300 ids once, but this one does not"),
+    ({"members": lambda found: found.float()}, "no members of whole numbers in 2 dimensions"),
+    ({"centroids": lambda found: found[:-1].contiguous()}, "no float32 centroid for each of its 43 clusters"),
+    ({"centroids": lambda found: found[:, :-1].contiguous()}, r"300 ids with centroids \[43, 31\], not of 43 clusters"),
+    ({"probes": 44}, "at most the 43 clusters of this head, got 44"),
+    ({"probes": 0}, "probes must be at least 1, got 0"),
+    ({"always": [300]}, "always holds id 300, but this head's ids run from 0 to 299"),
+])  # fmt: skip
 def test_clusters_and_plans_that_cannot_be_are_refused_in_one_sentence(tmp_path, changes, words):
     assert same(spoilt(tmp_path, None, None, cluster_size=7, seed=2), MADE["flash"]()), "0.7 wrote more of a plan"
     with pytest.raises(ValueError, match=words) as refused:
@@ -147,7 +137,7 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
     MADE["flash"]().save(tmp_path)
     before = (tmp_path / file_of("flash")).read_bytes()
 
-    def torn(tensors: dict, path: object, metadata: dict) -> None:
+    def torn(tensors, path, metadata):
         path.write_bytes(b"half")
         raise KeyboardInterrupt
 
@@ -157,16 +147,13 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
     assert (tmp_path / file_of("flash")).read_bytes() == before
 
 
-def test_a_drafts_flash_head_is_calibrated_with_its_default_probes_and_scored_as_it_ships(tmp_path):
+def test_a_drafts_flash_head_is_calibrated_with_its_default_probes(tmp_path):
     model, stream = tiny.model(2), np.random.default_rng(0).integers(0, tiny.VOCAB, 4000)
     model.save(tmp_path, "float32")
     reference.add_flash_head(tmp_path, stream, windows=4)
     head, plain = FlashHead.load(tmp_path, model.head_weight, model.norm), FlashHead.build(model.head_weight, model.norm)
     assert head.probes == plain.probes and torch.equal(head.clusters.members, plain.clusters.members)
     assert 0 < len(head.plan.always) <= 64 and plain.plan.always == ()
-    shipped, half = reference.head_scores(tmp_path, stream, windows=4)
-    assert (shipped["plan"], shipped["probes"], half["probes"]) == ("as shipped", head.probes, head.probes // 2)
-    assert 0 < half["agreement"] <= shipped["agreement"] <= 1 and half["scored_share"] < shipped["scored_share"]
 
 
 @pytest.mark.parametrize("name", ["narrow", "shallow"])
@@ -187,23 +174,19 @@ def test_more_probes_never_find_less():
     assert found == sorted(found) and found[-1] == 6 > found[0]
 
 
-@pytest.mark.parametrize(
-    ("call", "words"),
-    [
-        (lambda: IndexHead.build(weight(), None, "lsh"), "kind must be one of ivf, ivfpq, hnsw"),
-        (lambda: MADE["ivf"]().with_shortlist(0), "candidates must lie between 1 and the 300 ids, got 0"),
-        (lambda: MADE["ivf"]().with_shortlist(301), "candidates must lie between 1 and the 300 ids, got 301"),
-        (lambda: MADE["ivf"]().with_probes(70), "probes must lie between 1 and the 69 lists"),
-    ],
-)
+@pytest.mark.parametrize(("call", "words"), [
+    (lambda: IndexHead.build(weight(), None, "lsh"), "kind must be one of ivf, ivfpq, hnsw"),
+    (lambda: MADE["ivf"]().with_shortlist(0), "candidates must lie between 1 and the 300 ids, got 0"),
+    (lambda: MADE["ivf"]().with_shortlist(301), "candidates must lie between 1 and the 300 ids, got 301"),
+    (lambda: MADE["ivf"]().with_probes(70), "probes must lie between 1 and the 69 lists"),
+])  # fmt: skip
 def test_searches_that_do_not_fit_are_refused(call, words):
     pytest.importorskip("faiss")
     with pytest.raises(ValueError, match=words):
         call()
 
 
-def test_a_missing_faiss_is_said_with_the_extra_to_install_and_other_heads_go_on(monkeypatch, tmp_path, capsys):
-    folders = shelf.write_pair(tmp_path)
+def test_a_missing_faiss_is_said_with_the_extra_to_install_and_other_heads_go_on(folders, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "faiss", None)
     for name in KINDS:
         with pytest.raises(ValueError, match=f"head '{name}' needs faiss-cpu; install the extra `ann`"):
@@ -231,8 +214,8 @@ def test_ids_are_ranked_by_how_often_they_come():
             ranked_by_frequency(torch.tensor(tokens, dtype=torch.int64), 10)
 
 
-def test_a_ranking_is_counted_in_a_text_and_kept_beside_the_draft(tmp_path):
-    draft, text = shelf.write_pair(tmp_path)["draft"], tmp_path / "text.txt"
+def test_a_ranking_is_counted_in_a_text_and_kept_beside_the_draft(folders, tmp_path):
+    draft, text = folders["draft"], tmp_path / "text.txt"
     text.write_text("assert " * 40 + "import os\n")
     before, out = shelf.listing(draft), tmp_path / "ranked"
     assert status(["draft", "rank", "--draft", str(draft), "--text", str(text), "--out", str(out)]) == 0
@@ -245,15 +228,13 @@ def test_a_ranking_is_counted_in_a_text_and_kept_beside_the_draft(tmp_path):
         head_named("vocab_trim", Origin(model.head_weight, model.norm, out))
 
 
-def test_the_command_line_takes_a_head_by_name(tmp_path, capsys):
-    folders = shelf.write_pair(tmp_path)
+def test_the_command_line_takes_a_head_by_name(folders, capsys):
     flags = ["generate", "--ids", "1,2,3", "--target", str(folders["target"]), "--draft-model", str(folders["draft"]),
              "--max-new-tokens", "6", "--dtype", "float32", "--method", "dense"]  # fmt: skip
     texts = set()
     for chosen in (["dense"], ["int8"], ["in_context", "--shortlist", "9"]):
         assert status([*flags, "--head", *chosen]) == 0
         texts.add(capsys.readouterr().out)
-    assert len(texts) == 1
-    assert status([*flags, "--head", "best"]) == 2
+    assert len(texts) == 1 and status([*flags, "--head", "best"]) == 2
     said = capsys.readouterr().err
     assert all(name in said for name in HEADS)

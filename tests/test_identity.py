@@ -1,7 +1,5 @@
 """Every exact method prints the text of plain decoding: at every length, on any model, with or without compiled kernels."""
 
-from __future__ import annotations
-
 import functools
 
 import pytest
@@ -10,13 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toys import PROMPT, TEMPERATURES, VOCAB, Credulous, duo, headed, imitation, random_model, run, text
 
+from flashspec import METHODS, Dice, Method, Models, Sampling, Scores, build, generate
 from flashspec.decoding import rules
-from flashspec.decoding.generate import generate
-from flashspec.decoding.method import METHODS, Method, build
-from flashspec.decoding.models import Models
 from flashspec.decoding.ways import CompiledBurst
 from flashspec.kernels.build import _BUILT, library
-from flashspec.sampling import Dice, Sampling, Scores
 
 pytestmark = pytest.mark.filterwarnings("ignore:exit")  # random models have exits that are of no use
 CONTEXT, SEED = 24, 7
@@ -28,12 +23,10 @@ WIDTHS = {
 EXACT = [name for name, method in METHODS.items() if method.exact(Sampling(1.0))]
 SHARED = {"self_speculation", "hispec", "hispec_flash", "hispec_typical"}  # what 0.7.0 printed wrong first tokens with
 PROMPTS = {room: [(7 * i + i * i + 11) % 61 for i in range(CONTEXT - room)] for room in (CONTEXT - 1, 5, 1)}
-Case = tuple[int, float, int]
 
 
 @pytest.fixture(params=["kernels", "torch"])
 def kernels(request, monkeypatch):
-    """Whether the compiled kernels are used in this test."""
     monkeypatch.setenv("FLASHSPEC_KERNELS", "1" if request.param == "kernels" else "0")
     library.cache_clear(), _BUILT.clear()
     if request.param == "kernels" and library() is None:
@@ -44,8 +37,7 @@ def kernels(request, monkeypatch):
 
 
 @functools.cache
-def models(width: str, kernels: bool) -> Models:
-    """Models of two, three and six layers with FlashHeads; each setting has its own."""
+def models(width, kernels):
     shape = {"context": CONTEXT, **WIDTHS[width]}
     target = random_model(1, **shape)
     between = (imitation(target, 3, 1, 0.05, **shape),)
@@ -53,8 +45,7 @@ def models(width: str, kernels: bool) -> Models:
 
 
 @functools.cache
-def naive(width: str, room: int, temperature: float) -> list[int]:
-    """Token after token by whole forwards: no cache, no stage, no rule."""
+def naive(width, room, temperature):
     model, ids = models(width, False).target, list(PROMPTS[room])
     while len(ids) < min(CONTEXT, CONTEXT - room + 12):
         logits = model(torch.tensor([ids]))[0, -1:]
@@ -64,14 +55,14 @@ def naive(width: str, room: int, temperature: float) -> list[int]:
     return ids[CONTEXT - room :]
 
 
-def wrong(name: str, width: str, kernels: bool) -> list[Case]:
+def wrong(name, width, kernels):
     """Rooms in the context, temperatures and lengths, to two more than any stage waits for, at which a text is not its twin's."""
     longest = max(METHODS[name].k, METHODS[name].interval) + 2
     cases = [(room, heat, length) for room in PROMPTS for heat in (0.0, 1.0) for length in range(1, min(longest, room + 1) + 1)]
     return [case for case in cases if printed(name, width, kernels, case) != naive(width, *case[:2])[: case[2]]]
 
 
-def printed(name: str, width: str, kernels: bool, case: Case) -> list[int]:
+def printed(name, width, kernels, case):
     room, heat, length = case
     return text(models(width, kernels), name, heat, prompt=PROMPTS[room], max_new_tokens=length, seed=SEED)
 
@@ -82,7 +73,7 @@ def test_every_method_at_every_length_prints_what_whole_forwards_say(name, width
     assert wrong(name, width, kernels) == []
 
 
-def compiled(name: str, width: str, kernels: bool) -> bool:
+def compiled(name, width, kernels):
     return isinstance(build(METHODS[name], models(width, kernels))[0].write, CompiledBurst)
 
 
@@ -107,8 +98,7 @@ def test_the_control_a_burst_of_nothing_that_moves_its_mark_is_caught_where_burs
 
 
 @st.composite
-def methods(draw, layers: int) -> Method:
-    """Any method over a target of so many layers."""
+def methods(draw, layers):
     exits = tuple(sorted(draw(st.sets(st.integers(1, layers - 1), max_size=3))))
     draft = draw(st.sampled_from(["model", "none", "lookup", "cascade"]))
     flash = draw(st.booleans()) and (draft in ("model", "cascade") or (draft == "none" and bool(exits)))
@@ -116,8 +106,8 @@ def methods(draw, layers: int) -> Method:
     return Method(
         draft=draft, head="flash" if flash else "dense", k=draw(st.integers(1, 7)), exits=exits,
         interval=draw(st.integers(1, 8)), finalize=draw(st.sampled_from(["eager", "deferred"])),
-        probes=draw(st.integers(1, 16)), selection=draw(st.sampled_from(["top", "sample"])), ngram=draw(st.integers(1, 4)),
-        doubt=draw(st.sampled_from(["confidence", "entropy"])), draft_doubt=draw(threshold), verify_doubt=draw(threshold),
+        probes=draw(st.integers(1, 16)), selection=draw(st.sampled_from(["top", "sample"])),
+        draft_doubt=draw(threshold), verify_doubt=draw(threshold),
         middle=draw(st.sampled_from(["exact", "typical"])), reuse=draw(st.booleans()),
     )  # fmt: skip
 
@@ -130,7 +120,7 @@ limits = st.fixed_dictionaries({"max_new_tokens": st.integers(1, 24), "stop": st
 kinds = st.sampled_from([torch.float64, torch.float32, torch.bfloat16])
 
 
-def cut(tokens: list[int], stop: tuple[int, ...], length: int) -> list[int]:
+def cut(tokens, stop, length):
     """The naive twin of stopping: up to the first stop token, and never more than `length`."""
     at = next((i + 1 for i, token in enumerate(tokens) if token in stop), length)
     return tokens[: min(at, length)]

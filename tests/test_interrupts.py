@@ -1,7 +1,5 @@
 """An interrupt at any point leaves models and stages such that the next run prints the text of fresh objects."""
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import signal
@@ -13,21 +11,17 @@ import pytest
 import torch
 from toys import PROMPT, duo, headed
 
-from flashspec import kernels
+from flashspec import DenseHead, FlashHead, Models, Sampling, State, kernels
 from flashspec.decoding import cascade
 from flashspec.decoding.captured import CapturedBurst, CapturedScore, Track
 from flashspec.decoding.generate import request
-from flashspec.decoding.models import Models
 from flashspec.decoding.rules import GumbelCoupling, SpeculativeSampling
 from flashspec.decoding.stages import InTurn, Judging, StepByStep
-from flashspec.decoding.state import State, Step
 from flashspec.decoding.ways import CompiledBurst, CompiledScore
-from flashspec.heads import DenseHead, FlashHead
 from flashspec.models.engine import KernelEngine, Slot, TorchEngine
 from flashspec.models.graphs import FixedEngine
 from flashspec.models.reader import SpanReader
 from flashspec.models.transformer import Layer
-from flashspec.sampling import Sampling
 
 HOOKS = [
     (cascade, "draft"), (cascade, "check"), (cascade, "promoted"), (cascade, "finalize"), (State, "learn"),
@@ -43,17 +37,14 @@ HOOKS = [
 class Fuse:
     """Raises KeyboardInterrupt at the n-th passage of a hook, going in or coming out."""
 
-    def __init__(self) -> None:
-        self.left = 0
+    left = 0
 
-    def burn(self) -> None:
+    def burn(self):
         self.left -= 1
         if self.left == 0:
             raise KeyboardInterrupt
 
     def around(self, method):
-        """The method with a hook on either side."""
-
         @functools.wraps(method)
         def guarded(*args, **named):
             self.burn()
@@ -72,8 +63,7 @@ def fuse(monkeypatch):
     return made
 
 
-def digest(models: Models) -> str:
-    """Weights, configurations and layers of both models."""
+def digest(models):
     found = hashlib.sha256()
     for model in (models.target, models.draft):
         found.update(repr((model.config, len(model.layers), model.training)).encode())
@@ -83,24 +73,22 @@ def digest(models: Models) -> str:
 
 
 @functools.cache
-def wide() -> Models:
+def wide():
     """A float32 pair whose vocabulary the compiled kernels take whole: its bursts and checks are one call each."""
     pair = duo(0, torch.float32, vocab_size=64)
     return headed(Models(pair.target, pair.draft))
 
 
-def prepare(models: Models, name: str, rule: str = "coupling", tokens: int = 9, **fields):
-    """A hot decode of nine tokens, eager so that finalising is a hook too."""
+def prepare(models, name, rule="coupling", tokens=9, **fields):
     options = {"max_new_tokens": tokens, "stop": (), "finalize": "eager", "k": 2, **fields}
     return request(models, PROMPT, name, Sampling(1.5, seed=7, rule=rule), options)
 
 
-def play(ready) -> list[Step]:
-    """Tokens and events of a whole decode."""
+def play(ready):
     return list(ready.steps())
 
 
-def survives(fuse: Fuse, models: Models, name: str, point: int, **options) -> bool:
+def survives(fuse, models, name, point, **options):
     """Interrupt at this hook point, then decode on the same stages and on the same models."""
     fuse.left = 0
     fresh, before = play(prepare(models, name, **options)), digest(models)
@@ -112,20 +100,11 @@ def survives(fuse: Fuse, models: Models, name: str, point: int, **options) -> bo
     return play(ready) == fresh == play(prepare(models, name, **options)) and digest(models) == before
 
 
-def passages(fuse: Fuse, models: Models, name: str, **options) -> int:
-    """Hook points that a whole decode goes through."""
+def passages(fuse, models, name, **options):
     ready = prepare(models, name, **options)
     fuse.left = 0
     play(ready)
     return -fuse.left
-
-
-def compiled(ready) -> bool:
-    return isinstance(ready.stages[0].write, CompiledBurst)
-
-
-def fixed(ready) -> bool:
-    return isinstance(ready.stages[0].reader.engine, FixedEngine)
 
 
 CASES = {
@@ -148,14 +127,14 @@ def test_an_interrupt_at_a_hook_leaves_no_trace(case, fuse, monkeypatch):
     if case.startswith("kernels") and not kernels.available():
         pytest.skip("no C compiler on this machine")
     monkeypatch.setenv("FLASHSPEC_GRAPHS", "eager" if case.startswith("static") else "0")
-    ready = prepare(made(), name, **options)
-    assert (compiled(ready), fixed(ready)) == (case.startswith("kernels"), case.startswith("static"))
+    draft = prepare(made(), name, **options).stages[0]
+    found = isinstance(draft.write, CompiledBurst), isinstance(draft.reader.engine, FixedEngine)
+    assert found == (case.startswith("kernels"), case.startswith("static"))
     points = passages(fuse, made(), name, **options)
     assert points > 20 and all(survives(fuse, made(), name, point, **options) for point in chosen(points))
 
 
-def at_bytecodes(which: str) -> subprocess.CompletedProcess[str]:
-    """What bytecodes.py says of these interrupts."""
+def at_bytecodes(which):
     if not kernels.available():
         pytest.skip("no C compiler on this machine")
     script = Path(__file__).with_name("bytecodes.py")

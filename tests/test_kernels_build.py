@@ -1,7 +1,5 @@
 """Nobody but the user can have a library loaded; a damaged one is made anew; what fails says so once, and decoding goes on."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
@@ -11,9 +9,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import SimpleNamespace
 
 import pytest
 
@@ -77,23 +74,14 @@ for line in sys.stdin:
 """
 
 
-class Told(NamedTuple):
-    """What one process found: whether it has kernels, its warnings, the doctor's lines, and which kernels they are."""
-
-    built: bool
-    said: list[str]
-    doctor: list[str]
-    identity: dict[str, str]
-
-
 class World:
     """A folder that every user may enter, and a server that forks processes of any user in it."""
 
-    def __init__(self, place: Path, server: subprocess.Popen) -> None:
+    def __init__(self, place, server):
         self.place, self.server = place, server
         self.cache, self.tmp, self.marker = place / "home/.cache/flashspec", place / "tmp", place / "anyone/marker"
 
-    def ask(self, processes: int = 1, threads: int = 1, uid: int = 0, hidden: bool = False, **env: Any) -> list[Told]:
+    def ask(self, processes=1, threads=1, uid=0, hidden=False, **env):
         """What processes with these environment variables (None: unset) tell; each has to end by itself."""
         known = {"PATH": os.environ["PATH"], "HOME": self.place / "home", "TMPDIR": self.tmp, "CC": self.place / "copier"} | env
         case = {"env": {name: str(value) for name, value in known.items() if value is not None}, "cwd": str(self.place)}
@@ -101,9 +89,9 @@ class World:
         print(json.dumps(case), file=self.server.stdin, flush=True)
         ended = json.loads(self.server.stdout.readline())
         assert [status for status, _ in ended] == [0] * processes, "a process was killed or ended with an error"
-        return [Told(**json.loads(text)) for _, text in ended]
+        return [SimpleNamespace(**json.loads(text)) for _, text in ended]
 
-    def one(self, words: str = "", **case: Any) -> Told:
+    def one(self, words="", **case):
         """What one process tells that gets kernels, and warns once with these words or not at all."""
         (told,) = self.ask(**case)
         assert told.built and len(told.said) == bool(words) and words in "".join(told.said)
@@ -111,15 +99,14 @@ class World:
         return told
 
     @property
-    def compilations(self) -> int:
+    def compilations(self):
         return (self.place / "log").read_text().count("compiled")
 
-    def kept(self) -> Path:
-        """The one library in the cache."""
+    def kept(self):
         (path,) = self.cache.glob("*.so")
         return path
 
-    def plant(self, folder: Path, uid: int = 0) -> Path:
+    def plant(self, folder, uid=0):
         """Somebody's library under the name, digest included, that the cache would give to it."""
         self.one()
         name, code = self.kept().name.rpartition("-")[0], (self.place / "plant.so").read_bytes()
@@ -132,8 +119,7 @@ class World:
             os.chown(owned, uid, uid)
         return path
 
-    def compiler(self, script: str) -> Path:
-        """A compiler that does as this script says."""
+    def compiler(self, script):
         path = self.place / "anyone" / "cc"
         path.write_text(f"#!/bin/sh\n[ $1 = --version ] && exit\n{script}\n")
         path.chmod(0o755)
@@ -141,7 +127,7 @@ class World:
 
 
 @pytest.fixture(scope="module")
-def started() -> Iterator[World]:
+def started():
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         place.chmod(0o755)
@@ -156,7 +142,7 @@ def started() -> Iterator[World]:
 
 
 @pytest.fixture
-def world(started: World) -> World:
+def world(started):
     for path in started.place.iterdir():
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
@@ -222,12 +208,9 @@ def test_in_a_folder_that_was_open_to_all_only_ones_own_files_count(world):
 @pytest.mark.parametrize("disguise", ["open to all", "link", "pipe", "folder"])
 def test_what_others_could_have_changed_is_not_loaded(world, disguise):
     path = world.plant(world.cache)
-    if disguise == "open to all":
-        path.chmod(0o666)
-    else:
-        path.unlink()
-        make = {"link": lambda: path.symlink_to(world.place / "plant.so"), "pipe": lambda: os.mkfifo(path), "folder": path.mkdir}
-        make[disguise]()
+    path.chmod(0o666) if disguise == "open to all" else path.unlink()
+    make = {"link": lambda: path.symlink_to(world.place / "plant.so"), "pipe": lambda: os.mkfifo(path), "folder": path.mkdir}
+    make.get(disguise, list)()
     assert world.one() and not world.marker.exists()
 
 
@@ -245,16 +228,13 @@ def test_the_control_a_truncated_library_kills_the_process_that_loads_it(world):
     assert subprocess.run([sys.executable, "-c", load, str(world.place / "anyone" / "cut.so")], stderr=-1).returncode != 0
 
 
-@pytest.mark.parametrize(
-    ("script", "words"),
-    [
-        ("echo 'cpu.c:1: error: no such luck' >&2; exit 1", "cpu.c:1: error: no such luck"),
-        ("for i in 1 2 3 4 5 6 7 8 9; do echo line $i >&2; done; exit 3", "exit status 3\n  line 1\n  line 2"),
-        ("kill -9 $$", "killed by signal 9"),
-        ("echo nothing > cpu.so; while [ $1 != -o ]; do shift; done; echo nothing > $2", "could not be compiled"),
-        ("", "could not be compiled"),
-    ],
-)
+@pytest.mark.parametrize(("script", "words"), [
+    ("echo 'cpu.c:1: error: no such luck' >&2; exit 1", "cpu.c:1: error: no such luck"),
+    ("for i in 1 2 3 4 5 6 7 8 9; do echo line $i >&2; done; exit 3", "exit status 3\n  line 1\n  line 2"),
+    ("kill -9 $$", "killed by signal 9"),
+    ("echo nothing > cpu.so; while [ $1 != -o ]; do shift; done; echo nothing > $2", "could not be compiled"),
+    ("", "could not be compiled"),
+])  # fmt: skip
 def test_a_compiler_that_fails_is_quoted_once_and_leaves_torch_in_charge(world, script, words):
     (told,) = world.ask(CC=world.compiler(script))
     assert not told.built and told.identity == {"kernels": "torch"}

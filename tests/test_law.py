@@ -11,16 +11,16 @@ from itertools import product
 
 import pytest
 import torch
-from prefixes import PLAIN, Make, PrefixHead, caught, dense, distance, law, p_of, sparse, stack, weight, without_promotion
+from prefixes import PLAIN, PrefixHead, caught, dense, distance, law, p_of, sparse, stack, weight, without_promotion
 from toys import random_model
 
 from flashspec import kernels
 from flashspec.decoding import cascade
 from flashspec.decoding.lookup import LookupHead, LookupReader, nothing_to_say
-from flashspec.decoding.method import build, hispec
+from flashspec.decoding.method import Method, build
 from flashspec.decoding.models import Models
 from flashspec.decoding.rules import Drawn, GumbelCoupling, SpeculativeSampling, TypicalAcceptance, probability_of
-from flashspec.decoding.stages import Stage, doubt_named
+from flashspec.decoding.stages import Stage, unsure
 from flashspec.heads import DenseHead
 from flashspec.models.transformer import Transformer
 from flashspec.sampling import Dice, Sampling, Scores, warp
@@ -28,7 +28,7 @@ from flashspec.sampling import Dice, Sampling, Scores, warp
 VOCAB = 4
 NEAR = (1, 0)  # the toy model that drafts for model 0
 TOP = dense(0)
-DOUBT = doubt_named("confidence", 0.5)
+DOUBT = unsure(0.5)
 
 
 def test_the_toy_models_and_the_exits_are_far_apart():
@@ -40,12 +40,12 @@ def test_the_toy_models_and_the_exits_are_far_apart():
     assert all(float((own_law(n) - own_law()).abs().sum()) / 2 > 0.2 for n in (1, 2))
 
 
-def two(rules=SpeculativeSampling, draft=dense) -> Make:
+def two(rules=SpeculativeSampling, draft=dense):
     """A draft near the target."""
     return stack([draft(*NEAR), TOP], rules)
 
 
-def three(doubt=None, middle=SpeculativeSampling) -> Make:
+def three(doubt=None, middle=SpeculativeSampling):
     """Three stages, neighbours far apart, whose middle one may doubt or be lossy."""
     make = stack([dense(2, *NEAR), dense(*NEAR), TOP])
 
@@ -75,7 +75,7 @@ class Peeking:
         return probability_of(drawn.scores, drawn.token) < 0.35
 
 
-def doubting(doubt) -> Make:
+def doubting(doubt):
     """A doubting draft under a target; `doubt` is made from the draft's rule and head."""
     head = Noting(DenseHead(None, weight(*NEAR)))
     make = stack([head, TOP])
@@ -96,7 +96,7 @@ class PrefixLookup(LookupReader):
         return reads
 
 
-def looking_up(head=LookupHead, rule=SpeculativeSampling) -> Make:
+def looking_up(head=LookupHead, rule=SpeculativeSampling):
     reader, verifier = PrefixLookup(5), stack([TOP])
     return lambda sampling: [
         Stage(reader, head(VOCAB), rule(sampling, VOCAB), 1, nothing_to_say), verifier(sampling)[0]._replace(every=2),
@@ -125,9 +125,9 @@ def own_law(exit_layer: int = 3) -> torch.Tensor:
     return joint
 
 
-def spans(n_d: int, n_i: int) -> Make:
+def spans(n_d: int, n_i: int):
     """HiSpec over the spans of `small`, made once; only the dice change."""
-    stages = build(hispec(1, 2, n_d, n_i), Models(small()), PLAIN, 8)
+    stages = build(Method(exits=(1, 2), k=n_d, interval=n_i), Models(small()), PLAIN, 8)
     return lambda sampling: [stage._replace(rule=SpeculativeSampling(sampling, VOCAB)) for stage in stages]
 
 
@@ -144,7 +144,6 @@ KEPT = {
     "coupling": lambda: p_of(two(GumbelCoupling), 1000, law(0)),
     "coupling, sparse": lambda: p_of(two(GumbelCoupling, sparse), 1000, law(0)),
     "draft that doubts": lambda: p_of(doubting(lambda rule, head: DOUBT), 800, law(0)),
-    "draft that doubts by entropy": lambda: p_of(doubting(lambda rule, head: doubt_named("entropy", 1.1)), 800, law(0)),
     "middle that doubts": lambda: p_of(three(DOUBT), 800, law(0), new=4),
     "lookup": lambda: p_of(looking_up(), 800, law(0)),
     **{f"spans {n}": lambda n=n: p_of(spans(*n), 1000, own_law(), new=4) for n in ((1, 2), (2, 2), (1, 3))},

@@ -49,7 +49,7 @@ def test_an_eager_final_token_costs_forwards(outputs: dict[str, Output]) -> None
 
 def test_colours_count_what_was_kept(outputs: dict[str, Output]) -> None:
     models = tiny.pair()
-    page = live.coloured(models, "a < b", outputs["dense"]).page
+    page = live.coloured(models, "a < b", outputs["dense"]).data
     kinds = list(live.kinds(outputs["dense"]))
     assert "a &lt; b" in page
     assert len(re.findall("<span", page)) == len(outputs["dense"].tokens)

@@ -1,7 +1,5 @@
 """A checkpoint's memory: estimated before loading, and measured in a fresh process."""
 
-from __future__ import annotations
-
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -21,14 +19,14 @@ linux = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads
 
 
 @pytest.mark.parametrize("config", [BASE, replace(BASE, tied=False), replace(BASE, family="opt", kv_heads=4)])
-def test_the_estimate_is_the_size_of_the_matrices(config) -> None:
+def test_the_estimate_is_the_size_of_the_matrices(config):
     model = randomised(config)
     held = sum(p.nbytes for name, p in model.named_parameters() if p.ndim == 2 and name != "positions.weight")
     assert weight_bytes(config, Form(torch.float32)) == held
     assert weight_bytes(config, Form(torch.bfloat16)) == held // 2
 
 
-def test_a_model_that_does_not_fit_is_refused_with_the_estimate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_does_not_fit_is_refused_with_the_estimate(tmp_path, monkeypatch):
     write_awq(SMALL, tmp_path)
     dense, int4 = (needed_bytes(SMALL, Form(torch.bfloat16, group)) for group in (0, 128))
     monkeypatch.setattr(memory, "free_bytes", lambda device: (dense + int4) // 2)
@@ -41,7 +39,7 @@ def test_a_model_that_does_not_fit_is_refused_with_the_estimate(tmp_path: Path, 
 
 
 @linux
-def test_free_memory_and_anonymous_memory_are_plausible() -> None:
+def test_free_memory_and_anonymous_memory_are_plausible():
     assert (free_bytes(torch.device("cpu")) or 0) > 1 << 20
     before = anonymous_bytes(os.getpid())
     held = torch.ones(1 << 24)
@@ -50,7 +48,7 @@ def test_free_memory_and_anonymous_memory_are_plausible() -> None:
 
 @linux
 @pytest.mark.slow
-def test_a_fresh_process_takes_little_more_than_the_files() -> None:
+def test_a_fresh_process_takes_little_more_than_the_files():
     row = next(iter(loading.measure(replace(loading.PRESETS["smoke"], formats=("awq",)))))
     assert 0.7 * row.checkpoint_bytes < row.peak - row.before and row.after <= row.peak
     assert 2e7 < row.checkpoint_bytes < 6e7 and row.seconds > 0
@@ -58,13 +56,13 @@ def test_a_fresh_process_takes_little_more_than_the_files() -> None:
 
 @linux
 @pytest.mark.slow
-def test_a_load_that_fails_is_reported(tmp_path: Path) -> None:
+def test_a_load_that_fails_is_reported(tmp_path):
     with pytest.raises(ValueError, match="the loading process failed: FileNotFoundError: .*config.json"):
         load_in_fresh_process(tmp_path, "auto")
 
 
 @pytest.mark.parametrize("group", [0, 128])
-def test_the_written_checkpoint_has_the_size_that_was_asked_for_and_loads(group: int, tmp_path: Path) -> None:
+def test_the_written_checkpoint_has_the_size_that_was_asked_for_and_loads(group, tmp_path):
     params = replace(loading.PRESETS["smoke"], megabytes=20)
     loading.write_checkpoint(tmp_path, loading.sized(params, group), group, 8_000_000)
     files = list(tmp_path.glob("*.safetensors"))
@@ -72,7 +70,7 @@ def test_the_written_checkpoint_has_the_size_that_was_asked_for_and_loads(group:
     assert Transformer.load(tmp_path, weights="int4" if group else "dense").config.layers >= 1
 
 
-def test_memory_that_torch_keeps_for_reuse_counts_as_free(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_that_torch_keeps_for_reuse_counts_as_free(monkeypatch):
     """A model that was let go leaves its memory with torch's allocator, where the next one of its size finds it."""
     told = {"mem_get_info": (30, 100), "memory_reserved": 60, "memory_allocated": 20}
     for name, value in told.items():

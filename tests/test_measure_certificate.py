@@ -1,27 +1,22 @@
 """A divergence certificate tells a rounding tie from a defect."""
 
-from __future__ import annotations
-
-from collections.abc import Sequence
 
 import pytest
 import torch
-from torch import Tensor
 from toys import PROMPT as START
 from toys import duo, text
 
-from flashspec import kernels
-from flashspec.measure.certificate import Certificate, certify, first_difference, shape_noise, target_scorer
+from flashspec import Sampling, kernels
+from flashspec.measure.certificate import certify, first_difference, shape_noise, target_scorer
 from flashspec.models.reader import SpanReader
-from flashspec.sampling import Sampling
 
 PROMPT = (7, 8)
 
 
-def scorer(gap: float, noise: float):
+def scorer(gap, noise):
     """Logits whose ids 1 and 2 lead by everything and lie `gap` apart; blockings move them by up to `noise`."""
 
-    def score(prefix: Sequence[int], block: int) -> Tensor:
+    def score(prefix, block):
         logits = torch.full((50,), -9.0)
         logits[1], logits[2] = 5.0, 5.0 - gap
         return logits + (noise if block % 2 else 0.0)
@@ -29,34 +24,29 @@ def scorer(gap: float, noise: float):
     return score
 
 
-def test_a_gap_inside_the_noise_is_a_tie_and_beyond_it_a_defect() -> None:
-    tie = certify((3, 1, 4), (3, 2, 4), PROMPT, scorer(gap=0.03, noise=0.01))
-    defect = certify((3, 1, 4), (3, 2, 4), PROMPT, scorer(gap=0.05, noise=0.01))
-    assert tie is not None and tie.verdict == "numeric tie" and tie.position == 1 and tie.tokens == (1, 2)
-    assert tie.gap == pytest.approx(0.03, abs=1e-5) and tie.noise == pytest.approx(0.01, abs=1e-5)
-    assert defect is not None and defect.verdict == "defect"
+def test_a_gap_inside_the_noise_is_a_tie_and_beyond_it_a_defect():
+    tie, defect = (certify((3, 1, 4), (3, 2, 4), PROMPT, scorer(gap, noise=0.01)) for gap in (0.03, 0.05))
+    assert (tie.verdict, tie.position, tie.tokens, defect.verdict) == ("numeric tie", 1, (1, 2), "defect")
+    assert (tie.gap, tie.noise) == pytest.approx((0.03, 0.01), abs=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("token", "gap", "noise"),
-    [pytest.param(30, 0.0, 0.01, id="no contender, though the leading two tie"), pytest.param(2, 1e-6, 0.0, id="no noise")],
-)
-def test_what_rounding_cannot_explain_is_a_defect(token: int, gap: float, noise: float) -> None:
-    certificate = certify((3, 1), (3, token), PROMPT, scorer(gap, noise))
-    assert certificate is not None and certificate.verdict == "defect"
-    assert certificate._replace(gap=float("nan"), noise=1.0).verdict == "defect"
+def test_what_rounding_cannot_explain_is_a_defect():
+    for token, gap, noise in ((30, 0.0, 0.01), (2, 1e-6, 0.0)):  # no contender, though the leading two tie; no noise
+        certificate = certify((3, 1), (3, token), PROMPT, scorer(gap, noise))
+        assert certificate.verdict == certificate._replace(gap=float("nan"), noise=1.0).verdict == "defect"
 
 
-def test_equal_texts_need_no_certificate_and_lengths_are_not_rounding() -> None:
-    assert certify((1, 2), (1, 2), PROMPT, scorer(0.0, 0.0)) is None
+def test_equal_texts_need_no_certificate_and_lengths_are_not_rounding():
+    assert certify((1, 2), (1, 2), PROMPT, scorer(0.0, 0.0)) is first_difference((1, 2), (1, 2)) is None
+    assert [first_difference(*pair) for pair in (((1, 2), (1, 3)), ((1, 2), (1,)), ((), (4,)))] == [1, 1, 0]
     with pytest.raises(ValueError, match="compare equal lengths"):
         certify((1, 2), (1,), PROMPT, scorer(0.0, 0.0))
 
 
-def test_the_scorer_sees_the_prefix_up_to_the_difference_in_several_blockings() -> None:
+def test_the_scorer_sees_the_prefix_up_to_the_difference_in_several_blockings():
     seen = []
 
-    def record(prefix: Sequence[int], block: int) -> Tensor:
+    def record(prefix, block):
         seen.append((tuple(prefix), block))
         return torch.zeros(5)
 
@@ -64,49 +54,39 @@ def test_the_scorer_sees_the_prefix_up_to_the_difference_in_several_blockings() 
     assert {prefix for prefix, _ in seen} == {(7, 8, 3)} and len({block for _, block in seen}) >= 5
 
 
-@pytest.mark.parametrize(("one", "other", "at"), [((1, 2), (1, 2), None), ((1, 2), (1, 3), 1), ((1, 2), (1,), 1), ((), (4,), 0)])
-def test_first_difference(one: tuple[int, ...], other: tuple[int, ...], at: int | None) -> None:
-    assert first_difference(one, other) == at
-
-
-def test_noise_is_the_widest_spread_of_a_leading_logit() -> None:
+def test_noise_is_the_widest_spread_of_a_leading_logit():
     rows = torch.tensor([[5.0, 4.0, -50.0], [5.25, 4.0, -40.0]])
     assert shape_noise(rows, contenders=2) == pytest.approx(0.25)
 
 
-def test_the_target_scorer_agrees_with_the_model_in_every_blocking() -> None:
+def test_the_target_scorer_agrees_with_the_model_in_every_blocking():
     target = duo(0, torch.float32).target
     scorer, whole = target_scorer(target, Sampling()), target(torch.tensor([START]))[0, -1]
     rows = torch.stack([scorer(START, block) for block in (1, 2, 4, 8)])
     assert torch.allclose(rows, whole.expand_as(rows), atol=1e-4) and shape_noise(rows) < 1e-4
     best = int(whole.argmax())
-    planted = certify([best], [(best + 1) % len(whole)], START, scorer)
-    assert planted is not None and planted.verdict == "defect"
+    assert certify([best], [(best + 1) % len(whole)], START, scorer).verdict == "defect"
 
 
-def test_a_certificate_of_sampled_text_scores_with_the_noise_of_the_coupling() -> None:
+def test_a_certificate_of_sampled_text_scores_with_the_noise_of_the_coupling():
     written = text(duo(), "baseline", 0.7)
     scorer = target_scorer(duo().target, Sampling(0.7, seed=7))
     assert [int(scorer([*START, *written[:at]], 4).argmax()) for at in range(8)] == written[:8]
 
 
-def in_bfloat16(method: str, model: int, temperature: float) -> list[int]:
+def in_bfloat16(method, model, temperature):
     """A text of torch's own products, whose rounding depends on how many rows are read together."""
     return text(duo(model, torch.bfloat16), method, temperature, max_new_tokens=60)
 
 
-Texts = dict[tuple[int, float], list[int]]
-
-
 @pytest.fixture
-def plain(monkeypatch: pytest.MonkeyPatch) -> Texts:
+def plain(monkeypatch):
     """Plain decoding without the compiled kernels, whose rows would not depend on their neighbours."""
     monkeypatch.setattr(kernels, "library", lambda: None)
     return {(model, t): in_bfloat16("baseline", model, t) for model in (0, 1) for t in (0.0, 0.7)}
 
 
-def certificates(method: str, plain: Texts) -> list[Certificate]:
-    """Certificates of the texts of a method that are not plain decoding's."""
+def certificates(method, plain):
     found = []
     for (model, temperature), expected in plain.items():
         scorer = target_scorer(duo(model, torch.bfloat16).target, Sampling(temperature, seed=7))
@@ -115,11 +95,11 @@ def certificates(method: str, plain: Texts) -> list[Certificate]:
 
 
 @pytest.mark.parametrize("method", ["dense", "hispec"])
-def test_bfloat16_texts_of_a_sound_method_part_at_ties_only(plain: Texts, method: str) -> None:
+def test_bfloat16_texts_of_a_sound_method_part_at_ties_only(plain, method):
     assert {certificate.verdict for certificate in certificates(method, plain)} <= {"numeric tie"}
 
 
-def test_a_defect_planted_in_bfloat16_is_called_one(plain: Texts, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_defect_planted_in_bfloat16_is_called_one(plain, monkeypatch):
     """A cache that keeps the rejected token (mlx-examples 149)."""
     monkeypatch.setattr(SpanReader, "rewind", lambda self, n: setattr(self, "seen", min(self.seen, n + (n > 0))))
     found = certificates("dense", plain)

@@ -1,35 +1,26 @@
 """A hierarchy over one model needs no memory of another model: every live tensor is counted, once."""
 
-from __future__ import annotations
-
 import gc
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from types import FunctionType, MethodType
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from toys import PROMPT, duo
 
-from flashspec.decoding.cascade import decode
-from flashspec.decoding.method import METHODS, Method, build
-from flashspec.decoding.models import Models
-from flashspec.decoding.state import Limits
-from flashspec.heads.flash import FlashHead
+from flashspec import METHODS, FlashHead, Limits, Method, Models, Transformer, build, decode
 from flashspec.models.synthetic import shape
-from flashspec.models.transformer import Transformer
 
 ALLOWED = 1.1
 EXITS = {"reference-target": (2, 4), "qwen3-0.6b": (3, 7)}
 
 
-def storages(tensors: Iterable[Tensor]) -> dict[int, int]:
-    """Bytes by storage, shared ones once; works on the meta device too."""
+def storages(tensors):
     return {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}
 
 
-def held(value: Any, seen: dict[int, Any] | None = None) -> Iterator[Tensor]:
+def held(value, seen=None):
     """Tensors that a value reaches through attributes, containers, closures and bound methods."""
     seen = {} if seen is None else seen
     if id(value) in seen or isinstance(value, (type, str, bytes, int, float)):
@@ -41,7 +32,7 @@ def held(value: Any, seen: dict[int, Any] | None = None) -> Iterator[Tensor]:
         yield from held(part, seen)
 
 
-def parts(value: Any) -> Iterable[Any]:
+def parts(value):
     if isinstance(value, Mapping):
         return list(value.values())
     if isinstance(value, (list, tuple, set, frozenset)):
@@ -51,20 +42,18 @@ def parts(value: Any) -> Iterable[Any]:
     return [value.__self__] if isinstance(value, MethodType) else list(getattr(value, "__dict__", {}).values())
 
 
-def live() -> dict[int, int]:
-    """Storages of all tensors alive in this process."""
+def live():
     gc.collect()
     return storages(found for found in gc.get_objects() if issubclass(type(found), Tensor))
 
 
-def ghost(name: str, depth: int | None = None) -> Transformer:
+def ghost(name, depth=None):
     """A model of a published shape without memory, in bfloat16."""
     with torch.device("meta"):
         return Transformer(shape(name, depth)).to(torch.bfloat16).eval().requires_grad_(False)
 
 
-def ratio(models: Models, method: Method) -> float:
-    """Bytes of a method over those of plain decoding, a FlashHead's index apart."""
+def ratio(models, method):
     totals = []
     for wanted in (method, METHODS["baseline"]):
         stages = build(wanted, models)

@@ -1,8 +1,5 @@
 """transformers as a contestant: fixed token counts, same k, nothing of the caller's changed."""
 
-from __future__ import annotations
-
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +9,7 @@ from flashspec.measure import peers
 PROMPT = (1, 2, 3)
 
 
-def folder(root: Path, layers: int) -> Path:
+def folder(root, layers):
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(layers)
     config = transformers.Qwen3Config(
@@ -25,35 +22,32 @@ def folder(root: Path, layers: int) -> Path:
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> peers.Peers:
+def pair(tmp_path_factory):
     root = tmp_path_factory.mktemp("peers")
     return peers.Peers.load(folder(root / "target", 2), folder(root / "draft", 1), torch.float32)
 
 
 @pytest.mark.parametrize("k", [None, 1, 4])
-def test_the_token_count_is_fixed_whatever_the_stop_tokens(pair: peers.Peers, k: int | None) -> None:
+def test_the_token_count_is_fixed_whatever_the_stop_tokens(pair, k):
     tokens = pair.greedy(PROMPT, 20, k)
     assert len(tokens) == 20 and tokens == pair.greedy(PROMPT, 20)
     assert min(tokens) < 48 and len(set(tokens)) > 3
 
 
-def test_assisting_drafts_k_tokens_a_round_and_restores_the_settings(pair: peers.Peers, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = pair.draft.generation_config.to_dict()
-    widths: list[int] = []
-    forward = pair.target.forward
+def test_assisting_drafts_k_tokens_a_round_and_restores_the_settings(pair, monkeypatch):
+    before, widths, forward = pair.draft.generation_config.to_dict(), [], pair.target.forward
 
-    def counting(*args: object, **kwargs: object) -> object:
-        widths.append(kwargs["input_ids"].shape[1])  # type: ignore[union-attr,attr-defined]
+    def counting(*args, **kwargs):
+        widths.append(kwargs["input_ids"].shape[1])
         return forward(*args, **kwargs)
 
     monkeypatch.setattr(pair.target, "forward", counting)
     pair.greedy(PROMPT, 30, k=4)
-    assert set(widths[1:8]) == {5}
-    assert pair.draft.generation_config.to_dict() == before
+    assert set(widths[1:8]) == {5} and pair.draft.generation_config.to_dict() == before
 
 
-def test_without_transformers_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def absent(name: str) -> object:
+def test_without_transformers_the_error_names_the_extra(monkeypatch, tmp_path):
+    def absent(name):
         raise ImportError(name)
 
     monkeypatch.setattr(peers.importlib, "import_module", absent)

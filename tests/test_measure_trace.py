@@ -7,20 +7,16 @@ import shelf
 import tiny
 import toys
 
-from flashspec import theory
-from flashspec.decoding.method import Method
-from flashspec.decoding.models import Models, load
+from flashspec import Method, Models, Sampling, load, theory
 from flashspec.measure import trace as tracing
 from flashspec.measure.prompts import Prompt
 from flashspec.once import Once
-from flashspec.sampling import Sampling
 
 PROMPTS = [Prompt("code", tuple(toys.PROMPT)), Prompt("prose", (9, 9, 8, 2))]
 DENSE, FLASH = Method("model"), Method("model", "flash")
 
 
 def live(models, method, sampling, k, new=24):
-    """Rounds, drafted and accepted tokens of real decodes."""
     runs = [
         toys.run(models, replace(method, k=k), sampling.temperature, sampling.rule, prompt=list(p.ids), max_new_tokens=new,
                  seed=sampling.seed).stats
@@ -30,7 +26,6 @@ def live(models, method, sampling, k, new=24):
 
 
 def replayed(models, method, sampling, k, new=24):
-    """The same counts from a trace; the target is not there to be asked."""
     trace = tracing.record(Models(models.target), PROMPTS, sampling, new)
     alone = Models(models.draft, models.draft, heads=Once({("draft", "flash"): models.head("draft", "flash")}))
     return theory.replayed_all(tracing.replay_texts(trace, alone, method), k)
@@ -63,11 +58,6 @@ def test_speculative_sampling_is_replayed_in_expectation():
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    return shelf.write_pair(tmp_path_factory.mktemp("models"))
-
-
-@pytest.fixture(scope="module")
 def recorded(folders):
     models = load(folders["target"], folders["draft"])
     return tracing.record(models, [Prompt("code", (3, 1, 4))], Sampling(), 8)
@@ -89,15 +79,6 @@ def test_another_tokenizer_is_refused_with_the_ids_that_differ(recorded, tmp_pat
     first = next(n for n, word in recorded.words.items() if tokenizer.id_to_token(n) != word)
     with pytest.raises(ValueError, match=f"recorded ids differ, such as {first} "):
         tracing.check_words(recorded, tokenizer)
-
-
-@pytest.mark.parametrize(("text", "message"), [("[]", "is no trace"), ('{"format": 9}', "has format 9"), ("{", "is no trace")])
-def test_a_damaged_trace_is_refused(text, message, tmp_path):
-    (tmp_path / "t.json").write_text(text)
-    with pytest.raises(ValueError, match=message):
-        tracing.Trace.load(tmp_path / "t.json")
-    with pytest.raises(FileNotFoundError, match="flashspec trace record"):
-        tracing.Trace.load(tmp_path / "missing.json")
 
 
 def test_texts_that_depend_on_the_draft_and_texts_too_long_for_it_are_refused():

@@ -1,23 +1,18 @@
 """What several threads ask for is made by one of them; a star import gives what a module promises."""
 
-from __future__ import annotations
-
 import copy
 import importlib
 import pickle
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier, Event
-from types import ModuleType
-from typing import Any, NamedTuple
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
 from toys import random_model
 
-from flashspec.decoding.models import Models
-from flashspec.heads import FlashHead
+from flashspec import FlashHead, Models
 from flashspec.once import Once
 from flashspec.sampling import hashed_ids
 
@@ -26,15 +21,14 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
-def models() -> Models:
+def models():
     return Models(random_model(0), random_model(1))
 
 
-def together(ask: Callable[[], Any]) -> list[Future]:
-    """What four threads get that ask at the same moment."""
+def together(ask):
     start = Barrier(THREADS)
 
-    def asked() -> Any:
+    def asked():
         start.wait()
         return ask()
 
@@ -43,10 +37,11 @@ def together(ask: Callable[[], Any]) -> list[Future]:
 
 
 @pytest.fixture
-def builds(monkeypatch: pytest.MonkeyPatch) -> Builds:
-    counted, real = Builds([], []), FlashHead.build.__func__
+def builds(monkeypatch):
+    """The FlashHeads built so far, and what is called with a head's weight once it is built."""
+    counted, real = SimpleNamespace(done=[], after=[]), FlashHead.build.__func__
 
-    def build(cls: type, weight: Any, *args: Any, **changes: Any) -> FlashHead:
+    def build(cls, weight, *args, **changes):
         head = real(cls, weight, *args, **changes)
         counted.done.append(head)
         for interfere in counted.after:
@@ -57,24 +52,16 @@ def builds(monkeypatch: pytest.MonkeyPatch) -> Builds:
     return counted
 
 
-class Builds(NamedTuple):
-    """The FlashHeads built so far, and what is called with a head's weight once it is built."""
-
-    done: list[FlashHead]
-    after: list[Callable[[Any], None]]
-
-
 @pytest.mark.parametrize("name", ["flash", "flash_best", "int8"])
-def test_four_threads_get_one_head(models: Models, builds: Builds, name: str) -> None:
+def test_four_threads_get_one_head(models, builds, name):
     found = [future.result() for future in together(lambda: models.head("target", name))]
-    assert all(head is found[0] for head in found)
-    assert len(builds.done) == (name != "int8")
+    assert all(head is found[0] for head in found) and len(builds.done) == (name != "int8")
     together(lambda: FlashHead.build(models.target.head_weight, models.target.norm))  # the control: each makes its own
     assert len(builds.done) == THREADS + (name != "int8")
 
 
-def test_a_build_that_fails_is_tried_again_by_the_next_thread(models: Models, builds: Builds) -> None:
-    def fail(weight: Any) -> None:
+def test_a_build_that_fails_is_tried_again_by_the_next_thread(models, builds):
+    def fail(weight):
         builds.after.clear()
         raise MemoryError("no room")
 
@@ -82,14 +69,13 @@ def test_a_build_that_fails_is_tried_again_by_the_next_thread(models: Models, bu
     found = together(lambda: models.head("target", "flash"))
     failed = [future for future in found if future.exception()]
     assert len(failed) == 1 and isinstance(failed[0].exception(), MemoryError)
-    assert len({id(future.result()) for future in found if not future.exception()}) == 1
-    assert len(builds.done) == 2
+    assert len({id(future.result()) for future in found if not future.exception()}) == 1 and len(builds.done) == 2
 
 
-def test_a_head_does_not_wait_for_another(models: Models, builds: Builds) -> None:
+def test_a_head_does_not_wait_for_another(models, builds):
     draft_waits, target_done = Event(), Event()
 
-    def wait(weight: Any) -> None:
+    def wait(weight):
         if weight.data_ptr() == models.draft.head_weight.data_ptr():
             draft_waits.set()
             assert target_done.wait(60)
@@ -103,19 +89,18 @@ def test_a_head_does_not_wait_for_another(models: Models, builds: Builds) -> Non
         assert slow.result() is models.head("draft", "flash")
 
 
-def test_values_made_once_can_be_copied() -> None:
-    known: Once[str, int] = Once()
+def test_values_made_once_can_be_copied():
+    known = Once()
     assert known.made("a", lambda: 1) == known.made("a", lambda: 2) == 1
     for twin in (copy.deepcopy(known), pickle.loads(pickle.dumps(known))):
         assert twin == {"a": 1} and twin.made("b", lambda: 3) == 3 and "b" not in known
 
 
-def broken(module: ModuleType) -> list[str]:
-    """What a module promises to a star import and does not have."""
+def broken(module):
     return [name for name in getattr(module, "__all__", ()) if not hasattr(module, name)]
 
 
-def test_every_module_has_what_it_promises_to_a_star_import() -> None:
+def test_every_module_has_what_it_promises_to_a_star_import():
     for path in sorted((ROOT / "flashspec").rglob("*.py")):
         if "\n__all__" in path.read_text():
             name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
@@ -125,7 +110,7 @@ def test_every_module_has_what_it_promises_to_a_star_import() -> None:
     assert broken(promising) == ["calibrated"]
 
 
-def test_threads_share_one_table_of_hashed_ids() -> None:
+def test_threads_share_one_table_of_hashed_ids():
     tables = [asked.result() for asked in together(lambda: hashed_ids(1_000_003, torch.device("cpu")))]
     assert len({table.data_ptr() for table in tables}) == 1
     assert hashed_ids(1_000_003, torch.device("cpu")) is tables[0]

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from flashspec.train.package import END, write_digests, write_tokenizer
+from flashspec.models.writing import write_digests
+from flashspec.train.corpus import END, write_tokenizer
 
 
 def byte_tokenizer(folder: Path, end: str = END) -> Path:
@@ -25,6 +26,7 @@ def byte_tokenizer(folder: Path, end: str = END) -> Path:
 def test_transformers_gives_the_ids_and_text_of_our_tokenizer(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     source = byte_tokenizer(tmp_path)
+    (tmp_path / "model").mkdir()
     write_tokenizer(tmp_path / "model", source)
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "model")
     text = "def é(x):\n\treturn  x , ! 'a' # ok\n"

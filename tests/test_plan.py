@@ -11,15 +11,12 @@ import toys
 from flashspec.cli.main import status
 from flashspec.decoding.method import Method
 from flashspec.measure import costs as pricing
-from flashspec.measure.costs import SETTLING, Cut, PairCosts, Setting, name_of, parts_of, settled_turn, stretched_turn
+from flashspec.measure.costs import SETTLING, Cut, PairCosts, name_of, parts_of, settled_turn, stretched_turn
 from flashspec.measure.planning import Given, Question, Texts, advise, forecast, head_cases, observe, stated_costs
 from flashspec.measure.prompts import Prompt
 from flashspec.models.synthetic import synthetic
-from flashspec.sampling import Sampling
-from flashspec.study import advice, tables
-from flashspec.study.race import Row as RaceRow
-from flashspec.study.registry import EXPERIMENTS
-from flashspec.theory import Costs, best_k, break_even, replayed_all, round_time, speedup, throughput
+from flashspec.study import advice
+from flashspec.theory import Costs, break_even, replayed_all, round_time, speedup, throughput, tokens_per_check
 
 PUBLISHED = {"step": 60.0, "draft": 6.69, "check": 60.0}
 QUESTION = Question(heads=("dense",), finalizes=("deferred", "eager"), max_k=12)
@@ -34,8 +31,8 @@ def stated(**changes):
 @pytest.mark.parametrize("alpha", [0.5, 0.95])
 def test_the_recommended_k_is_the_closed_forms_best(alpha):
     best = advise(stated(), Given((alpha,)), QUESTION.methods)[0]
-    expected = best_k(alpha, Costs(6.69, 60.0), 12)
-    assert (best.method.k, best.rate) == (expected.block, pytest.approx(expected.throughput))
+    rates = {k: throughput(tokens_per_check(alpha, k), Costs(6.69, 60.0), k) for k in range(1, 13)}
+    assert best.method.k == max(rates, key=rates.get) and best.rate == pytest.approx(rates[best.method.k])
     assert best.method.finalize == "deferred"  # an eager final token costs a step and brings nothing
     assert best.speedup.low == best.speedup.high == pytest.approx(best.speedup.value)  # stated numbers carry no noise
 
@@ -185,7 +182,7 @@ def test_a_stretched_pair_is_timed_at_few_lengths_and_shares_its_weights(monkeyp
 
 
 def test_every_part_of_every_writer_is_timed_in_its_place_and_plain_decoding_settles_before():
-    groups, calls = parts_of(tiny.pair(), WRITERS, (1, 3), Setting((1, 2, 3))), []
+    groups, calls = parts_of(tiny.pair(), WRITERS, (1, 3), (1, 2, 3)), []
     assert [" ".join(group) for group in groups] == [
         "step", "finalize", "burst 1 dense check 1", "behind burst 1 eager 1", "burst 3 dense check 3", "behind burst 3 eager 3",
         "burst 1 flash P=2 behind check 1", "burst 3 flash P=2 behind check 3"]  # fmt: skip
@@ -234,45 +231,11 @@ def test_the_command_plans_a_pair_and_says_where_its_numbers_come_from(folders, 
     assert "must keep more than" in capsys.readouterr().out
 
 
-def test_flags_that_would_be_lost_and_tables_that_lack_the_pair_are_refused(folders, tmp_path, monkeypatch, capsys):
+def test_flags_that_would_be_lost_or_say_nothing_are_refused(capsys):
     assert status(["plan", "--max-k", "2", "heads"]) == 2
     assert "write --max-k behind `heads`" in capsys.readouterr().err
-    monkeypatch.setenv("FLASHSPEC_RESULTS", str(tmp_path))
-    assert status(["plan", "heads", "--tar", "stored"]) == 2
-    assert "no end-to-end table is stored" in capsys.readouterr().err
-    with pytest.raises(ValueError, match="have dense at k = 4: choose among them"):
-        advice.Stored({("dense", 4): ()}, "end_to_end").held(WRITERS, 4)
     assert status(["plan", "heads", "--times", "step=1,draft=1,check=1", "--acceptance", "0.5"]) == 2
     assert "nothing about heads" in capsys.readouterr().err
-
-
-def ran(kind, prompt, rounds, **changes):
-    """One run of a race of which only the counts matter."""
-    facts = {"method": "draft_model", "head": "dense", "draft": "main", "k": 4, "temperature": 0.0, "turn": 0, "rule": "coupling"}
-    return RaceRow("t", format="bfloat16", finalize="deferred", kind=kind, prompt=prompt, rounds=rounds, drafted=4 * rounds,
-                   accepted=10, emitted=rounds + 10, seconds=1.0, **{**facts, **changes})  # fmt: skip
-
-
-def put(root, preset, rows):
-    experiment = EXPERIMENTS["race"]
-    tables.write(experiment.place(experiment.preset(preset), root), experiment.row, rows, {})
-
-
-def test_counts_are_read_from_the_stored_races_of_one_draft_and_sampling_the_one_made_for_heads_first(tmp_path):
-    rows = [
-        ran(kind, prompt, rounds, draft=draft, rule=rule, **who)
-        for (draft, rounds), who, rule, kind, prompt in product(
-            (("main", 5), ("shallow", 7)), ({"method": "baseline", "k": 0}, {}, {"head": "flash", "probes": 64}),
-            ("coupling", "typical"), ("code", "prose"), (0, 1))
-    ]  # fmt: skip
-    put(tmp_path, "end_to_end", [*rows, ran("code", 0, 999, turn=1), ran("code", 0, 999, engine="transformers")])
-    assert advice.stored_counts("shallow", Sampling(), tmp_path).counts(Method("model"))[0].tar == pytest.approx(17 / 7)
-    put(tmp_path, "head_tar", [ran("code", 0, 2), ran("code", 0, 10, head="preview", shortlist=512)])
-    found = advice.stored_counts("main", Sampling(), tmp_path)
-    assert found.name == "end_to_end, head_tar" and set(found.found) == {(h, 4) for h in ("dense", "flash P=64", "preview N=512")}
-    assert [(c.rounds, c.tar) for c in found.counts(Method("model", "flash", k=4, probes=64))] == [(10, 3.0), (10, 3.0)]
-    assert [c.tar for c in found.counts(Method("model"))] == [6.0]
-    assert advice.stored_counts("main", Sampling(0.3), tmp_path).found == {}
 
 
 def test_the_command_plans_from_stated_numbers(capsys):

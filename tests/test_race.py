@@ -3,8 +3,6 @@
 from dataclasses import replace
 
 import pytest
-import shelf
-import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,9 +13,8 @@ pytest.importorskip("pandas")
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("race")
-    return {**shelf.write_pair(folder), "prompts": tiny.prompts_file(folder, each=2), "root": folder}
+def home(folders, tmp_path_factory):
+    return {**folders, "root": tmp_path_factory.mktemp("race")}
 
 
 def asked(home, **changes):
@@ -53,17 +50,12 @@ METHODS = ("draft_model", "dense", "flash", "lookup", "self_speculation", "hispe
 LEGAL = {
     "method": st.sets(st.sampled_from(METHODS), min_size=1),
     "head": st.sets(st.sampled_from(("dense", "int8", "flash")), min_size=1),
-    "k": st.sets(st.integers(1, 4), min_size=1, max_size=2),
-    "temperature": st.sampled_from((0.0, 0.6, 1.0)),
+    "k": st.sets(st.integers(1, 4), min_size=1, max_size=2), "temperature": st.sampled_from((0.0, 0.6, 1.0)),
     "rule": st.sampled_from(("coupling", "speculative", "typical")),
-    "finalize": st.sampled_from(("eager", "deferred")),
-    "kind": st.sampled_from(("code", "prose", ())),
-    "repeats": st.integers(1, 2),
-    "screen": st.integers(0, 1),
-    "parts": st.integers(0, 1),
-    "twins": st.integers(0, 1),
-    "seed": st.integers(0, 3),
-}
+    "finalize": st.sampled_from(("eager", "deferred")), "kind": st.sampled_from(("code", "prose", ())),
+    "repeats": st.integers(1, 2), "screen": st.integers(0, 1), "parts": st.integers(0, 1),
+    "twins": st.integers(0, 1), "seed": st.integers(0, 3),
+}  # fmt: skip
 
 
 @settings(max_examples=8)
@@ -96,25 +88,21 @@ def test_a_text_that_parts_from_plain_decoding_is_seen(home, monkeypatch):
     assert (compare.speedups(frame)["same_text"] == 0).all()
 
 
-@pytest.mark.parametrize(
-    ("changes", "word"),
-    [
-        ({"method": "magic"}, "method must be among"),
-        ({"head": "magic"}, "head must be among"),
-        ({"engine": ("flashspec", "transformers"), "temperature": 1.0}, "transformers is compared greedily"),
-        ({"k": 0}, "k must be at least 1"),
-        ({"temperature": -1.0}, "temperature"),
-        ({"method": "hispec", "exit": 6, "verify_exit": 7}, "hispec has no exits"),
-        ({"kind": "song"}, "kind must be among code, prose"),
-    ],
-)
+@pytest.mark.parametrize(("changes", "word"), [
+    ({"method": "magic"}, "method must be among"),
+    ({"head": "magic"}, "head must be among"),
+    ({"engine": ("flashspec", "transformers"), "temperature": 1.0}, "transformers is compared greedily"),
+    ({"k": 0}, "k must be at least 1"),
+    ({"temperature": -1.0}, "temperature"),
+    ({"method": "hispec", "exit": 6, "verify_exit": 7}, "hispec has no exits"),
+    ({"kind": "song"}, "kind must be among code, prose"),
+])  # fmt: skip
 def test_a_bad_choice_is_refused_in_words(home, changes, word):
     with pytest.raises(ValueError, match=word):
         run("race", asked(home, **changes), root=home["root"])
 
 
-def test_presets_keep_their_names_and_split_into_points():
-    assert {"end_to_end", "sweep_350", "many-1", "hispec_grid", "peers", "smoke"} <= set(PRESETS)
+def test_a_race_splits_into_points():
     several = replace(PRESETS["sweep_350"], rule=("coupling", "speculative"))
     assert [(p.temperature, p.rule) for p in points(several)] == [
         ((0.0,), ("coupling",)), ((0.7,), ("coupling",)), ((0.7,), ("speculative",)), ((1.0,), ("coupling",)),

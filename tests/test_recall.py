@@ -10,7 +10,7 @@ import torch
 
 from flashspec.heads.dense import DenseHead
 from flashspec.measure.pieces import low_rank_rows
-from flashspec.study import EXPERIMENTS, held_out, recall, run
+from flashspec.study import EXPERIMENTS, held_out, run
 from flashspec.study.recall import PRESETS, Params, measure, percentiles, points
 
 
@@ -24,7 +24,7 @@ def pair(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def judged(pair):
-    small = {"homes": (1, 2), "cluster_size": (8,), "share": (0.3, 3.0), "edge": (16,), "always": 8}
+    small = {"cluster_size": (8,), "share": (0.3, 3.0), "edge": (16,), "always": 8}
     params = replace(PRESETS["smoke"], **pair, **small, head=("int8", "vocab_trim"))
     return params, list(measure(params))
 
@@ -33,12 +33,12 @@ def test_every_position_is_counted_once_a_head(judged):
     params, rows = judged
     held = held_out.held_out(params.source(params.draft[0]))
     assert len(held.kinds) == len(held.judging) and {r.kind for r in rows} == set(held.kinds) == {"code", "prose"}
-    for key in {(r.head, r.homes, r.always, r.plan) for r in rows}:
-        mine = [r for r in rows if (r.head, r.homes, r.always, r.plan) == key]
+    for key in {(r.head, r.always, r.plan) for r in rows}:
+        mine = [r for r in rows if (r.head, r.always, r.plan) == key]
         for kind in set(held.kinds):
             assert sum(r.positions for r in mine if r.kind == kind) == held.kinds.count(kind)
         assert all(0 <= r.agreed <= r.positions and -1e-4 <= r.covered <= r.positions + 1e-3 for r in mine)
-    assert {r.homes for r in rows if r.head == "flash"} == {1, 2} and {r.band for r in rows} <= {"1-16", "17-512"}
+    assert {r.band for r in rows} <= {"1-16", "17-512"}
     assert {r.format for r in rows if r.head == "int8"} == {"int8"} != {r.format for r in rows if r.head == "flash"}
     assert all(r.clustering_seconds > 0 for r in rows if r.head == "flash")
 
@@ -62,7 +62,7 @@ def test_the_dense_head_agrees_with_itself_and_a_broken_one_does_not(judged):
 
 def test_without_faiss_its_heads_are_left_out_with_a_warning_and_the_others_judged(pair, monkeypatch):
     monkeypatch.setitem(sys.modules, "faiss", None)
-    params = replace(PRESETS["smoke"], **pair, head=("int8", "ivf"), metric=())
+    params = replace(PRESETS["smoke"], **pair, head=("int8", "ivf"), cluster_size=())
     with pytest.warns(UserWarning, match="left out: head 'ivf' needs faiss-cpu"):
         assert {row.head for row in measure(params)} == {"int8"}
     race = EXPERIMENTS["race"].parse({**pair, "head": "dense,hnsw", "new_tokens": 4, "repeats": 1, "k": 2, "parts": 0})
@@ -95,7 +95,7 @@ def test_its_weights_share_directions_and_noise_does_not():
 
 
 @pytest.mark.parametrize(("call", "words"), [
-    (lambda: Params(metric=("cosine",)), "metric must be among"),
+    (lambda: Params(cluster_size=(0,)), "cluster_size must be at least 1"),
     (lambda: Params(head=("in_context",)), "head must be among"),
     (lambda: Params(shape=("65536x32",)), "rank must be at most the width"),
     (lambda: Params(shape=("wide",)), "IDSxWIDTH"),
@@ -106,8 +106,3 @@ def test_its_weights_share_directions_and_noise_does_not():
 def test_what_cannot_be_is_refused(call, words):
     with pytest.raises(ValueError, match=words):
         call()
-
-
-def test_presets_keep_their_names():
-    assert {"smoke", "head_recall", "head_build"} <= set(recall.EXPERIMENT.presets)
-    assert EXPERIMENTS.preset("head_recall") is recall.EXPERIMENT and EXPERIMENTS.preset("smoke").name == "race"

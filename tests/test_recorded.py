@@ -1,40 +1,84 @@
 """What CUDA records is repeated without Python: nothing in it waits, and nothing that it reads is ever given back."""
 
-from __future__ import annotations
-
 import gc
-from collections.abc import Iterator
+import weakref
 from importlib import import_module
 
 import pytest
 import torch
-from tape import Tape, taped
+from test_captured import SAMPLINGS
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
 from toys import PROMPT, duo
 
+from flashspec import Limits, Models, Sampling, decode
 from flashspec.decoding.captured import CapturedBurst, CapturedScore
-from flashspec.decoding.cascade import decode
 from flashspec.decoding.method import build, method_named
-from flashspec.decoding.models import Models
-from flashspec.decoding.stages import Stage
-from flashspec.decoding.state import Limits
 from flashspec.models import graphs, synthetic
 from flashspec.models.awq import Int4Linear
 from flashspec.models.graphs import Replay
-from flashspec.sampling import Sampling
 from flashspec.study.real_shapes import TINY
 
 NAMES = ("dense", "flash", "flash_best", "preview", "hispec", "cascade", "baseline")
-SAMPLINGS = {
-    "greedy": Sampling(),
-    "coupling": Sampling(0.7, top_k=20, seed=5),
-    "speculative": Sampling(1.0, top_p=0.9, seed=6, rule="speculative"),
-}
+WAITS = {
+    "item", "_local_scalar_dense", "is_nonzero", "nonzero", "masked_select", "equal", "bincount", "_unique2", "lift_fresh",
+    "argwhere", "unique_consecutive",
+}  # fmt: skip
+
+
+class Tape(TorchDispatchMode):
+    """A CUDA graph's stand-in: records the operations of a call and repeats them, without Python, on the tensors they ran on.
+
+    It refuses what would wait for the device or copy from the host, and keeps nothing alive but what the call itself made.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.steps, self.made = [], {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        given, masked = (args, kwargs or {}), any(getattr(t, "dtype", None) is torch.bool for t in tree_leaves(args[1:2]))
+        waits = func.overloadpacket.__name__ in WAITS or (func.overloadpacket.__name__ == "index" and masked)
+        assert not waits, f"{func} waits for the device or reads the host while a graph is recorded"
+        result = func(*args, **given[1])
+        self.steps.append((func, tree_map_only(Tensor, weakref.ref, given), result))
+        known = {id(t) for t in tree_leaves(given)}
+        self.made |= {id(t): t for t in tree_leaves(result) if isinstance(t, Tensor) and id(t) not in known}
+        return result
+
+    def replay(self):
+        for func, given, result in self.steps:
+            args, kwargs = tree_map_only(weakref.ref, alive, given)
+            again = func(*args, **kwargs)
+            for old, new in zip(tree_leaves(result), tree_leaves(again), strict=True):
+                if isinstance(old, Tensor) and id(old) in self.made and not shared(old, tree_leaves((args, kwargs))):
+                    old.copy_(new)
+
+
+def alive(held):
+    tensor = held()
+    assert tensor is not None, "a replay reads memory that was given back"
+    return tensor
+
+
+def shared(tensor, others):
+    place = tensor.untyped_storage().data_ptr()
+    return any(isinstance(other, Tensor) and other.untyped_storage().data_ptr() == place for other in others)
+
+
+def taped(call, device):
+    for _ in range(2):
+        call()
+    tape = Tape()
+    with tape:
+        result = call()
+    return tape, result
 
 
 @pytest.fixture(autouse=True)
-def recording(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Tape]]:
-    """Fixed shapes on the CPU; whatever asks for a recording gets a tape."""
-    tapes = list[Tape]()
+def recording(monkeypatch):
+    tapes = []
 
     def recorded(call, device):
         tape, result = taped(call, device)
@@ -47,27 +91,26 @@ def recording(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Tape]]:
     yield tapes
 
 
-def stages_of(name: str, sampling: Sampling, record: bool) -> list[Stage]:
+def stages_of(name, sampling, record):
     changes = {} if name == "baseline" else {"k": 3}
     if name in ("flash_best", "preview"):
         name, changes = "dense", changes | {"head": name}
     return switched(build(method_named(name, changes), duo(0), sampling, 64), record)
 
 
-def switched(stages: list[Stage], record: bool) -> list[Stage]:
-    """The stages, recording or not."""
+def switched(stages, record):
     for stage in stages:
         stage.reader.engine.record = record
     return stages
 
 
-def tokens_of(stages: list[Stage]) -> list[int]:
+def tokens_of(stages):
     return [token for step in decode(stages, PROMPT, Limits(24)) for token in step.tokens]
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("sampling", SAMPLINGS.values(), ids=SAMPLINGS)
-def test_recorded_bursts_and_verifications_write_the_text_of_their_eager_twin(name, sampling, recording) -> None:
+def test_recorded_bursts_and_verifications_write_the_text_of_their_eager_twin(name, sampling, recording):
     stages = stages_of(name, sampling, record=True)
     assert isinstance(stages[0].write, CapturedBurst)
     assert all(isinstance(stage.judge.score, CapturedScore) for stage in stages[1:])
@@ -78,7 +121,7 @@ def test_recorded_bursts_and_verifications_write_the_text_of_their_eager_twin(na
     assert tokens_of(stages) == wanted and len(recording) == made
 
 
-def test_4_bit_layers_in_bfloat16_are_recorded_too(recording, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_4_bit_layers_in_bfloat16_are_recorded_too(recording, monkeypatch):
     for module in ("kernels", "kernels.scoring", "kernels.verdicts"):  # compiled kernels are no operations of torch
         monkeypatch.setattr(import_module(f"flashspec.{module}"), "library", lambda: None)
     monkeypatch.setitem(synthetic.SHAPES, "tiny", TINY)
@@ -91,10 +134,10 @@ def test_4_bit_layers_in_bfloat16_are_recorded_too(recording, monkeypatch: pytes
         recording.clear()
 
 
-def test_the_control_a_recording_that_forgets_what_it_reads_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_control_a_recording_that_forgets_what_it_reads_is_caught(monkeypatch):
     honest = Replay.__init__
 
-    def forgetful(self, call, device) -> None:
+    def forgetful(self, call, device):
         honest(self, call, device)
         del self.call
 
@@ -104,16 +147,16 @@ def test_the_control_a_recording_that_forgets_what_it_reads_is_caught(monkeypatc
 
 
 @pytest.mark.parametrize("wait", [lambda x: int(x.sum()), lambda x: x[x > 0], lambda x: x + torch.tensor([1.0])])
-def test_the_control_a_call_that_waits_or_reads_the_host_cannot_be_recorded(wait) -> None:
+def test_the_control_a_call_that_waits_or_reads_the_host_cannot_be_recorded(wait):
     rows = torch.ones(3)
     with pytest.raises(AssertionError, match="waits for the device or reads the host"):
         taped(lambda: wait(rows), rows.device)
 
 
-def test_a_replay_reads_its_inputs_anew_and_repeats_no_python() -> None:
+def test_a_replay_reads_its_inputs_anew_and_repeats_no_python():
     rows, calls = torch.arange(3.0), list[int]()
 
-    def call() -> torch.Tensor:
+    def call():
         calls.append(1)
         return (rows * 2).add_(1)
 

@@ -1,7 +1,5 @@
 """Rules, warps and dice, one decision at a time."""
 
-from __future__ import annotations
-
 import math
 
 import pytest
@@ -18,12 +16,11 @@ POSITIONS = torch.arange(3, 11)
 USES = ("draw", "accept", "residual", "clusters")
 
 
-def logits(rows: int, seed: int = 0) -> torch.Tensor:
+def logits(rows, seed=0):
     return torch.randn(rows, VOCAB, generator=torch.Generator().manual_seed(seed)) * 2
 
 
-def by_transformers(raw: torch.Tensor, temperature: float, top_k: int, top_p: float, order=(0, 1, 2)) -> torch.Tensor:
-    """The same warp by transformers' own processors."""
+def by_transformers(raw, temperature, top_k, top_p, order=(0, 1, 2)):
     from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
     made = [
@@ -50,7 +47,7 @@ def test_warping_keeps_ties_at_the_edge_and_always_the_best():
     assert warp(Scores(None, tied), Sampling(1.0, top_p=1e-6)).logits.isfinite().tolist() == [[True, False, False, False]]
 
 
-def waiting(tokens: list[int], rows: torch.Tensor) -> Waiting:
+def waiting(tokens, rows):
     return Waiting(torch.tensor(tokens), [Scores(None, rows[i : i + 1]) for i in range(len(tokens))], 10, 1)
 
 
@@ -81,7 +78,6 @@ def test_equal_proposals_are_accepted_and_impossible_ones_never(kind, temperatur
 
 
 def test_the_residual_never_gives_the_token_that_was_refused_for_too_much_q():
-    """Where p(x) <= q(x) the residual has no mass at x."""
     p, q = logits(2, 1), logits(1, 2)
     token = int((q.softmax(-1) - p[:1].softmax(-1)).argmax())
     rules = [SpeculativeSampling(Sampling(1.0, seed=s), VOCAB) for s in range(200)]
@@ -112,19 +108,12 @@ def test_nan_scores_are_marked(kind, temperature):
     assert bool(rule.draw(Scores(None, rows[:1]), 10, 0).sound)
 
 
-@pytest.mark.parametrize("bad", [{"temperature": -0.1}, {"temperature": math.inf}, {"temperature": math.nan}, {"top_p": 0.0},
-                                 {"top_p": 1.1}, {"top_k": -1}, {"rule": "hope"}])  # fmt: skip
-def test_nonsense_sampling_is_refused_in_words(bad):
-    with pytest.raises(ValueError, match=f"{next(iter(bad))}.*{next(iter(bad.values()))}"):
-        Sampling(**bad)
-
-
-def noise(seed: int, positions: torch.Tensor = POSITIONS, ids: torch.Tensor | None = None) -> torch.Tensor:
+def noise(seed, positions=POSITIONS, ids=None):
     width = IDS if ids is None else ids.shape[1]
     return Dice(seed).gumbel(Scores(ids, torch.zeros(len(positions), width)), positions, IDS)
 
 
-def p_value(found: torch.Tensor, law=gumbel_r.cdf) -> float:
+def p_value(found, law=gumbel_r.cdf):
     return kstest(found.flatten().numpy(), law).pvalue
 
 

@@ -23,7 +23,7 @@ class Params:
     exact: bool = True
     draft: str | None = None
 
-    def __post_init__(self) -> None:
+    def __post_init__(self):
         if any(block < 1 for block in self.blocks):
             raise ValueError(f"every block must be at least 1, got {self.blocks}")
 
@@ -49,7 +49,6 @@ class Counted:
         return [replace(params, blocks=(block,)) for block in params.blocks]
 
     def rows(self, params):
-        """Rows of one block."""
         (block,) = params.blocks
         if block in self.broken:
             raise KeyboardInterrupt
@@ -57,7 +56,6 @@ class Counted:
         yield Row(block, 0.1 * block, block > 1, 'a, "b"\nc', None if block == 1 else 1e-17)
 
     def cut(self, root, block=3):
-        """Begin a run and stop it at a block."""
         self.broken = (block,)
         with pytest.raises(KeyboardInterrupt):
             run(self.experiment, root=root)
@@ -124,8 +122,7 @@ def test_only_a_clock_of_another_machine_writes_beside_the_stored_table(measured
 
 
 def test_the_key_is_of_the_parameters_and_their_version_alone(tmp_path):
-    assert key(Params()) == key(Params(temperature=0)) == key(Params(blocks=[1, 2, 3]))
-    assert key(Params()) != key(Params(temperature=0.5))
+    assert key(Params()) == key(Params(temperature=0)) == key(Params(blocks=[1, 2, 3])) != key(Params(temperature=0.5))
     assert Counted().experiment.place(Params(), tmp_path) != Counted(version=2).experiment.place(Params(), tmp_path)
 
 
@@ -138,30 +135,28 @@ def test_strings_and_values_parse_to_the_same_parameters():
     assert params({"k": 3, "temperature": [0, 1]}) == EXPERIMENTS["race"].parse({"k": "3", "temperature": "0,1"})
 
 
-@pytest.mark.parametrize(
-    ("said", "word"),
-    [
-        ({"temprature": 1}, "did you mean 'temperature'"),
-        ({"zzz": 1}, "known parameters: blocks, temperature, method, exact, draft"),
-        ({"temperature": "warm"}, "'temperature' expects float"),
-        ({"exact": "maybe"}, "'exact' expects bool"),
-        ({"exact": 1}, "'exact' expects bool"),
-        ({"method": "fast"}, "one of 'dense', 'flash'"),
-        ({"blocks": "1,x"}, "'blocks' expects"),
-        ({"blocks": (1.5,)}, "'blocks' expects"),
-        ({"blocks": (0,)}, "at least 1"),
-        ({"blocks": ()}, "nothing to measure"),
-        ("nowhere", "no preset 'nowhere'; it has: smoke"),
-    ],
-)
+@pytest.mark.parametrize(("said", "word"), [
+    ({"temprature": 1}, "did you mean 'temperature'"),
+    ({"zzz": 1}, "known parameters: blocks, temperature, method, exact, draft"),
+    ({"temperature": "warm"}, "'temperature' expects float"),
+    ({"exact": "maybe"}, "'exact' expects bool"),
+    ({"exact": 1}, "'exact' expects bool"),
+    ({"method": "fast"}, "one of 'dense', 'flash'"),
+    ({"blocks": "1,x"}, "'blocks' expects"),
+    ({"blocks": (1.5,)}, "'blocks' expects"),
+    ({"blocks": (0,)}, "at least 1"),
+    ({"blocks": ()}, "nothing to measure"),
+    ("nowhere", "no preset 'nowhere'; it has: smoke"),
+])  # fmt: skip
 def test_bad_parameters_are_refused_and_nothing_is_written(counted, tmp_path, said, word):
     with pytest.raises(ValueError, match=word) as refusal:
         run(counted.experiment, said, root=tmp_path)
-    assert "\n" not in str(refusal.value)
-    assert list(tmp_path.iterdir()) == [] and counted.calls == []
+    assert "\n" not in str(refusal.value) and list(tmp_path.iterdir()) == [] and counted.calls == []
 
 
-def test_an_interrupted_sweep_continues_where_it_stopped(counted, tmp_path):
+def test_an_interrupted_sweep_continues_where_it_stopped_and_leaves_nothing_before_its_first_point(counted, tmp_path):
+    counted.cut(tmp_path, 1)
+    assert list(tmp_path.iterdir()) == []
     counted.cut(tmp_path)
     found = run(counted.experiment, root=tmp_path)
     assert counted.calls == [1, 2, 3] and found.origin["resumed_points"] == 2
@@ -184,34 +179,23 @@ def test_rows_of_another_machine_are_not_mixed_in(counted, tmp_path, monkeypatch
     assert counted.calls == [1, 2, 1, 2, 3]
 
 
-def test_a_failure_before_the_first_point_leaves_nothing(counted, tmp_path):
-    counted.cut(tmp_path, 1)
-    assert list(tmp_path.iterdir()) == []
-
-
 CHILD = """
-import os, signal, sys, time
+import dataclasses, os, signal, sys, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from test_study import Counted
 from flashspec.study import run
 counted = Counted()
-rows, points = counted.rows, counted.points
 def die(*given):
     os.kill(os.getpid(), signal.SIGKILL)
-def slow(params):
-    time.sleep(0.3)
-    return points(params)
 changes = {
-    "measuring": {"function": lambda params: die() if params.blocks == (3,) else rows(params)},
+    "measuring": {"function": lambda params: die() if params.blocks == (3,) else counted.rows(params)},
     "writing": {},
-    "together": {"split": slow},
+    "together": {"split": lambda params: time.sleep(0.3) or counted.points(params)},
 }[sys.argv[3]]
 if sys.argv[3] == "writing":
     Path.write_bytes = lambda self, data: self.write_text("half a table") and die()
-for name, value in changes.items():
-    object.__setattr__(counted.experiment, name, value)
-run(counted.experiment, root=Path(sys.argv[1]))
+run(dataclasses.replace(counted.experiment, **changes), root=Path(sys.argv[1]))
 print(len(counted.calls))
 """
 
@@ -223,8 +207,7 @@ def child(root, what):
 
 @pytest.mark.parametrize(("moment", "left"), [("measuring", [3]), ("writing", [])])
 def test_kill_minus_nine_leaves_no_table_and_the_next_run_finishes_it(counted, tmp_path, moment, left):
-    assert child(tmp_path, moment).wait() == -9
-    assert not list((tmp_path / "counted").glob("*.parquet"))
+    assert child(tmp_path, moment).wait() == -9 and not list((tmp_path / "counted").glob("*.parquet"))
     assert [row.block for row in run(counted.experiment, root=tmp_path).rows] == [1, 2, 3]
     assert counted.calls == left
 
@@ -255,6 +238,8 @@ def test_every_registered_experiment_bears_its_name_and_a_smoke_preset():
     for name, found in EXPERIMENTS.items():
         assert found.name == name and found.summary
         assert found.preset("smoke") and canonical(found.params())
+    assert {"end_to_end", "sweep_350", "hispec_grid", "peers", "draft_step", "formats"} <= set(EXPERIMENTS.presets())
+    assert EXPERIMENTS.preset("head_build").name == "recall" and EXPERIMENTS.preset("head_cost").name == "parts"
     assert EXPERIMENTS.preset("many-1") is EXPERIMENTS.preset("smoke") is EXPERIMENTS["race"]
     for asked in (EXPERIMENTS.preset, run):
         with pytest.raises(Refused, match="unknown experiment 'no'; known experiments: exits, .*recall"):

@@ -1,7 +1,5 @@
 """Published shapes with random weights: right counts, right formats, and rounds whose acceptance is scripted."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest
@@ -9,12 +7,9 @@ import torch
 from test_transformer import BASE
 from toys import duo
 
-from flashspec.decoding.cascade import decode
+from flashspec import METHODS, Event, Limits, build, decode
 from flashspec.decoding.generate import count
-from flashspec.decoding.method import METHODS, build
-from flashspec.decoding.models import Models
 from flashspec.decoding.scripted import ScriptedAcceptance, scripted
-from flashspec.decoding.state import Event, Limits
 from flashspec.models import memory
 from flashspec.models.awq import Int4Linear
 from flashspec.models.memory import Form, weight_bytes
@@ -34,20 +29,20 @@ TINY = replace(BASE, hidden=128, ffn=128, heads=4, kv_heads=4, head_dim=32)
 
 
 @pytest.mark.parametrize("name", BILLIONS)
-def test_a_published_shape_has_the_published_number_of_parameters(name: str) -> None:
+def test_a_published_shape_has_the_published_number_of_parameters(name):
     config = SHAPES[name]
     ends = config.head_parameters * (1 if config.tied else 2)
     table = (config.context + 2) * config.hidden if config.learned_positions else 0
     assert config.body_parameters + ends + table == pytest.approx(BILLIONS[name] * 1e9, rel=6e-3)
 
 
-def test_every_shape_that_is_shipped_is_checked() -> None:
+def test_every_shape_that_is_shipped_is_checked():
     assert {name for name in SHAPES if not name.startswith("reference")} == set(BILLIONS)
     assert shape("QWEN3-32b-awq") == SHAPES["Qwen3-32B"]
 
 
 @pytest.mark.parametrize("family", ["qwen3", "qwen2", "opt"])
-def test_dense_random_weights_give_finite_logits(family: str) -> None:
+def test_dense_random_weights_give_finite_logits(family):
     config = replace(TINY, family=family, attention_bias=family == "opt", mlp_bias=family == "opt")
     model = synthetic(config, torch.float32)
     logits = model(torch.tensor([[1, 2, 3]]))
@@ -55,7 +50,7 @@ def test_dense_random_weights_give_finite_logits(family: str) -> None:
     assert all(bool((p == 0).all()) for name, p in model.named_parameters() if name.endswith("bias"))
 
 
-def test_an_awq_shape_has_int4_layers_of_the_right_variance(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_awq_shape_has_int4_layers_of_the_right_variance(monkeypatch):
     monkeypatch.setitem(SHAPES, "tiny", TINY)
     model = synthetic("tiny-AWQ", torch.float32)
     packed = [module for module in model.modules() if isinstance(module, Int4Linear)]
@@ -69,7 +64,7 @@ def test_an_awq_shape_has_int4_layers_of_the_right_variance(monkeypatch: pytest.
     assert stored == weight_bytes(TINY, Form(torch.float32, 128))
 
 
-def test_a_shape_that_does_not_fit_is_refused_before_it_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shape_that_does_not_fit_is_refused_before_it_is_made(monkeypatch):
     monkeypatch.setattr(memory, "free_bytes", lambda device: 10**9)
     with pytest.raises(ValueError, match=r"Qwen3-32B-AWQ needs about 1\d\.\d GB of cpu memory in 4 bits and 1.0 GB are free"):
         synthetic("Qwen3-32B-AWQ")
@@ -77,7 +72,7 @@ def test_a_shape_that_does_not_fit_is_refused_before_it_is_made(monkeypatch: pyt
         synthetic("LLaMA-65B")
 
 
-def stats(models: Models, curve: list[float], **changes: object):
+def stats(models, curve, **changes):
     method = replace(METHODS["dense"], **changes)
     stages = scripted(build(method, models, context=128), curve)
     steps = list(decode(stages, [3, 1, 4], Limits(100, finalize=method.finalize)))
@@ -86,19 +81,19 @@ def stats(models: Models, curve: list[float], **changes: object):
 
 
 @pytest.mark.parametrize(("curve", "kept"), [([1.0], 4), ([0.0], 0), ([1.0, 1.0, 0.0], 2)])
-def test_scripted_rounds_keep_what_the_curve_says(curve: list[float], kept: int) -> None:
+def test_scripted_rounds_keep_what_the_curve_says(curve, kept):
     _, events = stats(duo(0, torch.float32), curve)
     assert {e.kept for e in events if e.stage == 1 and e.waiting == 4} == {kept}
 
 
-def test_scripted_rounds_do_not_depend_on_finalisation_or_on_the_models() -> None:
+def test_scripted_rounds_do_not_depend_on_finalisation_or_on_the_models():
     deferred, eager = (stats(duo(0, torch.float32), [0.6], finalize=kind)[0] for kind in ("deferred", "eager"))
     assert (deferred.rounds, deferred.accepted) == (eager.rounds, eager.accepted) and eager.forwards > deferred.forwards
     assert stats(duo(3, torch.float32), [0.6])[0].accepted == deferred.accepted
     assert stats(duo(0, torch.float32), [0.1])[0].accepted < deferred.accepted
 
 
-def test_impossible_scripts_are_refused() -> None:
+def test_impossible_scripts_are_refused():
     models = duo(0, torch.float32)
     rule = build(METHODS["dense"], models)[0].rule
     for curve in ([], [1.2], [float("nan")]):

@@ -6,7 +6,7 @@ import random
 import pytest
 
 from flashspec import theory
-from flashspec.theory import Costs, Devices, Level, best_design, fitted
+from flashspec.theory import Costs, Devices
 
 
 def settled(curve, dice):
@@ -63,26 +63,17 @@ def test_the_thesis_step_its_head_share_and_its_ceiling():
     assert theory.amdahl(share, 2.493 / 0.577) == pytest.approx(1.108, abs=0.0005)
 
 
-@pytest.mark.parametrize("acceptance", [0.3, 0.8, 0.95, (0.9, 0.85, 0.6, 0.3)])
-def test_best_k_beats_every_other_block(acceptance):
-    costs = Costs(1.0, lambda block: 8.0 + 0.2 * block, overhead=0.3)
-    best = theory.best_k(acceptance, costs, limit=12)
-    for block in range(1, 13 if isinstance(acceptance, float) else 5):
-        curve = [acceptance] * block if isinstance(acceptance, float) else acceptance[:block]
-        assert theory.tokens_from_curve(curve) / (block + 8.0 + 0.2 * block + 0.3) <= best.throughput + 1e-12
-
-
 @pytest.mark.parametrize("block", [1, 3, 7])
 def test_break_even_acceptance_is_where_speculation_equals_decoding(block):
     costs = Costs(0.1, 1.0, overhead=0.02)
-    alpha = theory.break_even_acceptance(costs, block, 1.0)
+    alpha = theory.break_even(1.0, costs, block, 1.0).acceptance
     assert theory.speedup(theory.tokens_per_check(alpha, block), costs, block, 1.0) == pytest.approx(1.0)
 
 
 def test_break_even_and_the_speedup_are_the_theorems():
-    assert theory.break_even_acceptance(Costs(0.23, 1.0), 1, 1.0) == pytest.approx(0.23)
-    assert theory.break_even_acceptance(Costs(3.0, 1.0), 1, 1.0) is None  # nothing pays
-    assert theory.break_even_acceptance(Costs(0.1, 0.5), 2, 1.0) == 0.0  # everything does
+    assert theory.break_even(1.0, Costs(0.23, 1.0), 1, 1.0).acceptance == pytest.approx(0.23)
+    assert theory.break_even(1.0, Costs(3.0, 1.0), 1, 1.0).acceptance is None  # nothing pays
+    assert theory.break_even(1.0, Costs(0.1, 0.5), 2, 1.0).acceptance == 0.0  # everything does
     found = theory.speedup(theory.tokens_per_check(0.8, 5), Costs(0.1, 1.0), 5, 1.0)
     assert found == pytest.approx((1 - 0.8**6) / ((1 - 0.8) * (5 * 0.1 + 1)))
 
@@ -94,6 +85,11 @@ def test_the_cheap_head_gate_is_where_two_throughputs_meet(kappa, nu):
     assert rho * 3.0 / (rest + nu * full) == pytest.approx(3.0 / (rest + full))
     assert theory.cheap_head_gain(rho, kappa, nu) == pytest.approx(1.0)
     assert theory.cheap_head_gain(1.0, kappa, nu) == pytest.approx(theory.amdahl(kappa / (1 + kappa), 1 / nu))
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 0.9, 1.0])
+def test_acceptance_for_inverts_tokens_per_check(alpha):
+    assert theory.acceptance_for(theory.tokens_per_check(alpha, 4), 4) == pytest.approx(alpha, abs=1e-6)
 
 
 def test_interpolation_meets_the_measured_blocks():
@@ -114,7 +110,6 @@ def test_interpolation_meets_the_measured_blocks():
     (lambda: theory.round_time(Costs(1.0, lambda block: -1.0), 2), "verify"),
     (lambda: theory.throughput(9.0, Costs(1.0, 1.0), 4), "TAR"),
     (lambda: theory.throughput(2.0, Costs(0.0, 0.0), 4), "round time"),
-    (lambda: theory.best_k([], Costs(1.0, 1.0)), "position"),
     (lambda: theory.speedup(2.0, Costs(1.0, 1.0), 4, 0.0), "baseline"),
     (lambda: theory.amdahl(1.5, 2.0), "share"),
     (lambda: theory.amdahl(0.5, 0.0), "gain"),
@@ -124,16 +119,9 @@ def test_interpolation_meets_the_measured_blocks():
     (lambda: theory.replayed([0.5, 1.5], 2), r"probability of token 1 must lie in \[0, 1\]"),
     (lambda: theory.replayed([0.5], 0), "block must be"),
     (lambda: theory.replayed_all([], 4).tar, "at least one token"),
-    (lambda: theory.nested(-1.0, [Level(0.5, 2, 1.0)]), "draft must be finite"),
-    (lambda: theory.nested(1.0, [Level(1.5, 2, 1.0)]), r"alpha must lie in \[0, 1\]"),
-    (lambda: theory.nested(1.0, []), "at least one verifier"),
     (lambda: Devices(0, 1.0, 0.0), "block must"),
     (lambda: Devices(1, 0.0, 0.0), "bandwidth must"),
     (lambda: Devices(1, 1.0, math.nan), "all_reduce must"),
-    (lambda: fitted([(1.0, 1e6, 1.0)] * 3), "at least 4 drafts, got 3"),
-    (lambda: fitted([(2.0, 1e6 * n, 1.0) for n in range(1, 6)]), "do not span depth and size"),
-    (lambda: fitted([(0.0, 1e6, 1.0)] * 4), "layers must be above 0"),
-    (lambda: best_design({}, {}, lambda block: 4e-3, [], [1e6]), "at least one depth"),
 ])  # fmt: skip
 def test_nonsense_is_refused_in_words(call, word):
     with pytest.raises(ValueError, match=word) as refusal:

@@ -1,17 +1,13 @@
 """Closed forms of nested stages equal coin flips, and the loop itself when its verifiers flip coins."""
 
-from __future__ import annotations
-
 import random
 
 import pytest
 import torch
 
-from flashspec.decoding.cascade import decode
+from flashspec import Limits, Stage, decode
 from flashspec.decoding.lookup import LookupHead, LookupReader
 from flashspec.decoding.rules import GumbelCoupling, Verdict
-from flashspec.decoding.stages import Stage
-from flashspec.decoding.state import Limits
 from flashspec.sampling import GREEDY
 from flashspec.theory import Costs, Level, nested, round_time, rows_read, tokens_per_check
 
@@ -62,9 +58,7 @@ def test_one_level_is_the_closed_form():
 
 
 class Coins(GumbelCoupling):
-    """Keeps tokens by coins."""
-
-    def __init__(self, alpha: float, dice: random.Random) -> None:
+    def __init__(self, alpha, dice):
         super().__init__(GREEDY, 4)
         self.alpha, self.coins = alpha, dice
 
@@ -75,8 +69,6 @@ class Coins(GumbelCoupling):
 
 
 class Ones(LookupReader):
-    """Every row proposes id 1."""
-
     def read(self, tokens):
         new, self.seen = max(0, len(tokens) - self.seen), max(self.seen, len(tokens))
         self.rows.fill_(1)

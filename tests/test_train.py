@@ -1,10 +1,7 @@
 """Training: the same run whether or not it was interrupted, gradients equal to their naive twins, a split that holds."""
 
-from __future__ import annotations
-
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -32,17 +29,17 @@ RECIPE = Recipe(Schedule(8, 4, warmup=2, save_every=2), growth=((0, 2), (4, 4)),
 SHORT = {"stopped": replace(RECIPE.schedule, steps=4, decay=0), "handed over": replace(RECIPE.schedule, handover=6)}
 
 
-def seeded(seed: int = 0) -> Transformer:
+def seeded(seed=0):
     model = Transformer(SHAPE)
     initialise(model, seed)
     return model
 
 
-def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+def normal(*shape, seed=0, dtype=torch.float32):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
-def trained(folder: Path, recipe: Recipe = RECIPE, branch: Path | None = None) -> Transformer:
+def trained(folder, recipe=RECIPE, branch=None):
     model = seeded(recipe.seed)
     run = Run(model, recipe.schedule, folder)
     run.resume(branch)
@@ -55,7 +52,7 @@ def whole(tmp_path_factory):
     return trained(tmp_path_factory.mktemp("whole"))
 
 
-def same(one: Transformer, other: Transformer) -> bool:
+def same(one, other):
     return all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
 
 
@@ -82,21 +79,14 @@ def test_an_exit_disagrees_least_with_its_own_distribution():
     assert final.grad is None and early.grad.norm() > 0
 
 
-KILLED = """
-import sys; sys.path.insert(0, {tests!r})
-from pathlib import Path
-import test_train
-test_train.trained(Path({folder!r}))
-"""
-
-
 def test_kill_minus_nine_loses_nothing_that_was_saved(whole, tmp_path):
-    script = KILLED.format(tests=str(Path(__file__).parent), folder=str(tmp_path))
-    process = subprocess.Popen([sys.executable, "-c", script], env={**os.environ, "OMP_NUM_THREADS": "1"})
+    script = f"from pathlib import Path; import test_train; test_train.trained(Path({str(tmp_path)!r}))"
+    alone, here = os.environ | {"OMP_NUM_THREADS": "1"}, Path(__file__).parent
+    process = subprocess.Popen([sys.executable, "-c", script], env=alone, cwd=here)
     curve, deadline = tmp_path / "curve.jsonl", time.monotonic() + 60
     while not curve.exists() and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
+    process.kill()
     process.wait()
     assert same(trained(tmp_path), whole)
 
@@ -131,20 +121,14 @@ def test_a_checkpoint_that_is_none_is_refused_and_kept(tmp_path, garbage):
     assert path.read_bytes() == kept
 
 
-def plain_newton_schulz(matrix: torch.Tensor, steps: int) -> torch.Tensor:
-    a, b, c = 3.4445, -4.7750, 2.0315
-    x = matrix / (matrix.norm() + 1e-7)
-    for _ in range(steps):
-        gram = x @ x.T
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    return x
-
-
 @pytest.mark.parametrize("shape", [(24, 16), (16, 24), (16, 16)])
 def test_orthogonalised_matrices_are_the_plain_iterations_with_singular_values_near_one(shape):
     matrix = normal(*shape, dtype=torch.float64)
-    found = orthogonalise(matrix, steps=5)
-    assert torch.allclose(found, plain_newton_schulz(matrix, 5), atol=1e-6)
+    found, plain = orthogonalise(matrix, steps=5), matrix / (matrix.norm() + 1e-7)
+    for _ in range(5):
+        gram = plain @ plain.T
+        plain = 3.4445 * plain + (-4.7750 * gram + 2.0315 * gram @ gram) @ plain
+    assert torch.allclose(found, plain, atol=1e-6)
     values = torch.linalg.svdvals(found)
     assert values.min() > 0.4 and values.max() < 1.4
     assert torch.linalg.svdvals(matrix).max() > 1.4  # the control: the matrix itself is not orthogonal
@@ -190,9 +174,8 @@ def test_the_whole_model_accepts_itself_and_a_random_draft_is_not_accepted():
 
 def test_the_split_is_a_function_of_the_name():
     names = [f"module_{i}.py" for i in range(2000)]
-    held = [n for n in names if corpus.is_held_out(n)]
-    assert held == [n for n in names if corpus.is_held_out(n)]
-    assert 0.02 < len(held) / len(names) < 0.07
+    held, again = ([n for n in names if corpus.is_held_out(n)] for _ in range(2))
+    assert held == again and 0.02 < len(held) / len(names) < 0.07
 
 
 def test_prompts_of_every_kind_are_cut_from_one_module():

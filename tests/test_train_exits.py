@@ -1,9 +1,6 @@
 """Exit adapters on a frozen model raise the agreement of its exits, change no text and lie beside the weights."""
 
-from __future__ import annotations
-
 import json
-from pathlib import Path
 
 import pytest
 import shelf
@@ -64,8 +61,8 @@ def test_adapters_are_stored_and_refused_for_another_model(trained, tmp_path):
             load_exits(tmp_path / EXITS_FILE, other)
 
 
-def test_the_command_trains_and_load_finds_them(tmp_path, capsys):
-    folder, out = shelf.write_pair(tmp_path)["target"], tmp_path / "out" / "mine"
+def test_the_command_trains_and_load_finds_them(folders, tmp_path, capsys):
+    folder, out = folders["target"], tmp_path / "out" / "mine"
     before = shelf.listing(folder)
     line = ["train", "exits", "--model", str(folder), "--exits", "1,3", "--rank", "8", "--exit-steps", "3", "--text", __file__]
     assert status([*line, "--out", str(out)]) == 0
@@ -75,11 +72,11 @@ def test_the_command_trains_and_load_finds_them(tmp_path, capsys):
     verify_digests(out)
     models = fs.load(str(out), None, dtype="float32")
     assert set(models.exits) == {1, 3}
-    assert text(models, fs.hispec(1, 3), 0.7) == text(models, "baseline", 0.7)
+    assert text(models, fs.Method(exits=(1, 3), k=2), 0.7) == text(models, "baseline", 0.7)
 
 
 @pytest.mark.parametrize(("depth", "layers"), [(16, (2, 4)), (32, (4, 8)), (5, (1, 2)), (2, None)])
-def test_exits_lie_at_an_eighth_and_a_quarter(tmp_path: Path, depth, layers):
+def test_exits_lie_at_an_eighth_and_a_quarter(tmp_path, depth, layers):
     (tmp_path / "config.json").write_text(json.dumps({"num_hidden_layers": depth}))
     if layers:
         assert default_layers(tmp_path) == layers

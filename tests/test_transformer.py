@@ -1,19 +1,14 @@
 """Our transformer computes what transformers computes, for every option a config.json can set."""
 
-from __future__ import annotations
-
 import json
 import random
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 
-from flashspec.decoding.generate import generate
-from flashspec.decoding.models import Models
+from flashspec import Models, Transformer, generate
 from flashspec.models.config import FAMILIES, ModelConfig, RopeScaling, Unsupported, from_hf, to_hf
-from flashspec.models.transformer import Transformer
 
 BASE = ModelConfig(
     family="qwen3", vocab_size=97, hidden=48, ffn=80, layers=2, heads=4, kv_heads=2, head_dim=12, context=256, eos=(3,)
@@ -34,35 +29,28 @@ CASES = {
 LENGTHS = (1, 2, 90)
 
 
-def drawn(family: str, seed: int) -> ModelConfig:
+def drawn(family, seed):
     """A random shape of a family, odd vocabularies and biases among them; seed 0 is the left edge: one layer, one head."""
     dice = random.Random(f"{family} {seed}")
     opt, heads = family == "opt", dice.choice((1, 2, 6)) if seed else 1
     head_dim, bias = dice.choice((2, 6, 16)), dice.random() < 0.5
     return ModelConfig(
-        family=family,
-        vocab_size=dice.choice((17, 64, 131)) if seed else 17,
+        family=family, vocab_size=dice.choice((17, 64, 131)) if seed else 17,
         hidden=heads * (head_dim if opt or family == "qwen2" else dice.choice((3, 8))),
-        ffn=dice.choice((5, 24)),
-        layers=dice.choice((1, 3)) if seed else 1,
-        heads=heads,
+        ffn=dice.choice((5, 24)), layers=dice.choice((1, 3)) if seed else 1, heads=heads,
         kv_heads=heads if opt else dice.choice([n for n in (1, 2, 3, 6) if heads % n == 0]),
-        head_dim=head_dim,
-        context=128,
-        norm_eps=1e-5 if opt else dice.choice((1e-6, 1e-3)),
+        head_dim=head_dim, context=128, norm_eps=1e-5 if opt else dice.choice((1e-6, 1e-3)),
         rope_theta=1e4 if opt else dice.choice((1e4, 1e6)),
         rope=dice.choice((RopeScaling(), LLAMA3)) if family == "llama" else RopeScaling(),
-        tied=dice.random() < 0.5,
-        attention_bias=bias and family in ("llama", "qwen3", "opt"),
-        mlp_bias=bias and family in ("llama", "opt"),
-        eos=(3,),
-    )
+        tied=dice.random() < 0.5, attention_bias=bias and family in ("llama", "qwen3", "opt"),
+        mlp_bias=bias and family in ("llama", "opt"), eos=(3,),
+    )  # fmt: skip
 
 CASES |= {f"{family}-drawn-{seed}": drawn(family, seed) for family in FAMILIES for seed in range(4)}
 GREEDY = [name for name in CASES if name.endswith(("drawn-0", "drawn-1")) or name in ("opt", "qwen2-biased", "llama-llama3")]
 
 
-def randomised(config: ModelConfig, seed: int = 0) -> Transformer:
+def randomised(config, seed=0):
     dice = torch.Generator().manual_seed(seed)
     model = Transformer(config).eval()
     with torch.no_grad():
@@ -72,12 +60,12 @@ def randomised(config: ModelConfig, seed: int = 0) -> Transformer:
     return model
 
 
-def prompt(config: ModelConfig, length: int) -> torch.Tensor:
+def prompt(config, length):
     return torch.randint(0, config.vocab_size, (2, length), generator=torch.Generator().manual_seed(length))
 
 
 @torch.inference_mode()
-def distance(ours: Transformer, theirs: torch.nn.Module) -> float:
+def distance(ours, theirs):
     """Largest difference of logits relative to the largest logit, over one-token and long prompts."""
     worst = 0.0
     for length in LENGTHS:
@@ -87,20 +75,20 @@ def distance(ours: Transformer, theirs: torch.nn.Module) -> float:
     return worst
 
 
-def as_transformers(folder: Path) -> torch.nn.Module:
+def as_transformers(folder):
     transformers = pytest.importorskip("transformers")
     return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_transformers_loads_what_we_save_and_gives_our_logits(name: str, tmp_path: Path) -> None:
+def test_transformers_loads_what_we_save_and_gives_our_logits(name, tmp_path):
     model = randomised(CASES[name])
     model.save(tmp_path, dtype="float32")
     assert distance(model, as_transformers(tmp_path)) < 1e-4
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_we_load_what_transformers_saves_and_give_its_logits(name: str, tmp_path: Path) -> None:
+def test_we_load_what_transformers_saves_and_give_its_logits(name, tmp_path):
     transformers = pytest.importorskip("transformers")
     table = to_hf(CASES[name], "float32")
     config = transformers.AutoConfig.for_model(table.pop("model_type"), **table)
@@ -113,15 +101,13 @@ def test_we_load_what_transformers_saves_and_give_its_logits(name: str, tmp_path
 
 
 WRONG = {
-    "theta": {"rope_theta": 2e4},
-    "llama3": {"rope": LLAMA3},
-    "linear": {"rope": RopeScaling("linear", factor=2.0)},
-    "eps": {"norm_eps": 1e-2},
-}
+    "theta": {"rope_theta": 2e4}, "llama3": {"rope": LLAMA3},
+    "linear": {"rope": RopeScaling("linear", factor=2.0)}, "eps": {"norm_eps": 1e-2},
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("wrong", [*WRONG, "opt", "qwen2-biased"])
-def test_a_wrong_configuration_or_weights_in_another_order_are_caught(wrong: str, tmp_path: Path) -> None:
+def test_a_wrong_configuration_or_weights_in_another_order_are_caught(wrong, tmp_path):
     model = randomised(CASES.get(wrong, BASE))
     model.save(tmp_path, dtype="float32")
     other = Transformer(replace(model.config, **WRONG.get(wrong, {}))).eval().requires_grad_(False)
@@ -132,7 +118,7 @@ def test_a_wrong_configuration_or_weights_in_another_order_are_caught(wrong: str
     assert distance(other, as_transformers(tmp_path)) > 1e-3
 
 
-def test_sharded_and_whole_folders_hold_the_same_model(tmp_path: Path) -> None:
+def test_sharded_and_whole_folders_hold_the_same_model(tmp_path):
     model = randomised(CASES["llama-gqa"])
     model.save(tmp_path / "whole", dtype="float32")
     model.save(tmp_path / "sharded", dtype="float32", shard_bytes=20_000)
@@ -145,7 +131,7 @@ def test_sharded_and_whole_folders_hold_the_same_model(tmp_path: Path) -> None:
     assert distance(model, as_transformers(tmp_path / "sharded")) < 1e-4
 
 
-def test_bfloat16_survives_a_round_trip_bit_for_bit(tmp_path: Path) -> None:
+def test_bfloat16_survives_a_round_trip_bit_for_bit(tmp_path):
     model = randomised(BASE).bfloat16()
     model.save(tmp_path)
     again = Transformer.load(tmp_path)
@@ -154,7 +140,7 @@ def test_bfloat16_survives_a_round_trip_bit_for_bit(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", GREEDY)
-def test_greedy_text_is_the_text_of_transformers_generate(name: str, tmp_path: Path) -> None:
+def test_greedy_text_is_the_text_of_transformers_generate(name, tmp_path):
     model = randomised(replace(CASES[name], eos=()))
     model.save(tmp_path, dtype="float32")
     ids = prompt(model.config, 9)[:1]
@@ -169,7 +155,7 @@ def test_greedy_text_is_the_text_of_transformers_generate(name: str, tmp_path: P
     assert name != "opt" or others[0] != others[1]  # the control: another prompt has another text
 
 
-def test_a_sliding_window_is_the_context_inside_which_attention_is_full(tmp_path: Path) -> None:
+def test_a_sliding_window_is_the_context_inside_which_attention_is_full(tmp_path):
     model = randomised(CASES["mistral"])
     model.save(tmp_path, dtype="float32")
     table = to_hf(CASES["mistral"], "float32") | {"sliding_window": 32}
@@ -196,7 +182,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_we_do_not_compute_is_refused_in_words(name: str) -> None:
+def test_what_we_do_not_compute_is_refused_in_words(name):
     raw, message = REFUSED[name]
     with pytest.raises(Unsupported, match=message):
         from_hf(raw)

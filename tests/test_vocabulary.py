@@ -1,9 +1,6 @@
 """Models of one tokenizer whose embeddings are padded differently decode as if none were padded; others are refused."""
 
-from __future__ import annotations
-
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import shelf
@@ -11,17 +8,13 @@ import tiny
 import torch
 from torch import nn
 
-from flashspec.decoding.generate import generate
-from flashspec.decoding.models import Models, load
-from flashspec.models.transformer import Transformer
-from flashspec.sampling import Sampling
+from flashspec import Models, Sampling, generate, load
 
 PROMPT = [3, 1, 4, 1, 5]
 EXTRA = {"target": {"target": 24}, "draft": {"draft": 24}, "both": {"target": 40, "draft": 8}}
 
 
-def padded(model: Transformer, rows: int) -> Transformer:
-    """The same model with padding rows that would win every comparison."""
+def padded(model, rows):
     for module in (model.embed, model.head):
         weight = module.weight.detach()
         module.weight = nn.Parameter(torch.cat([weight, 50 * weight[:rows]])[: tiny.VOCAB + rows])
@@ -29,8 +22,7 @@ def padded(model: Transformer, rows: int) -> Transformer:
     return model
 
 
-def written(home: Path, extra: dict[str, int]) -> dict[str, Path]:
-    """The shelf's pair, some of it padded; no digests."""
+def written(home, extra):
     home.mkdir(parents=True, exist_ok=True)
     folders = shelf.write_pair(home)
     for role, rows in extra.items():
@@ -40,18 +32,17 @@ def written(home: Path, extra: dict[str, int]) -> dict[str, Path]:
     return folders
 
 
-def pair(folders: dict[str, Path]) -> Models:
+def pair(folders):
     return load(folders["target"], folders["draft"], dtype="float32", device="cpu")
 
 
-def text(models: Models, method: str, temperature: float = 0.0) -> list[int]:
-    options = {"probes": 4} if method == "flash" else {}
-    sampling = Sampling(temperature, seed=3)
-    return generate(models, PROMPT, method, sampling, max_new_tokens=20, stop=(), **options).tokens
+def text(models, method, temperature=0.0):
+    options = {"max_new_tokens": 20, "stop": ()} | ({"probes": 4} if method == "flash" else {})
+    return generate(models, PROMPT, method, Sampling(temperature, seed=3), **options).tokens
 
 
 @pytest.mark.parametrize("who", EXTRA)
-def test_padding_of_different_sizes_changes_no_text(who: str, tmp_path: Path) -> None:
+def test_padding_of_different_sizes_changes_no_text(who, tmp_path):
     plain, cut = pair(written(tmp_path / "plain", {})), pair(written(tmp_path / "padded", EXTRA[who]))
     size = tiny.VOCAB + min(EXTRA[who].get(role, 0) for role in ("target", "draft"))
     assert {model.config.vocab_size for model in (cut.target, cut.draft)} == {size} and plain.cut == ()
@@ -62,19 +53,19 @@ def test_padding_of_different_sizes_changes_no_text(who: str, tmp_path: Path) ->
             assert texts["baseline"] == text(plain, "baseline", temperature)
 
 
-def test_the_control_padding_that_is_not_cut_is_written(tmp_path: Path) -> None:
+def test_the_control_padding_that_is_not_cut_is_written(tmp_path):
     alone = load(written(tmp_path, EXTRA["target"])["target"], None, dtype="float32", device="cpu")
     assert max(text(alone, "baseline")) >= tiny.VOCAB
 
 
-def test_a_stored_head_of_the_whole_weight_is_left_aside(tmp_path: Path) -> None:
+def test_a_stored_head_of_the_whole_weight_is_left_aside(tmp_path):
     folders = written(tmp_path, EXTRA["draft"])
     load(folders["draft"], folders["draft"], dtype="float32", device="cpu").head("draft", "flash").save(folders["draft"])
     cut = pair(folders)
     assert cut.cut == ("draft",) and cut.head("draft", "flash").vocab_size == tiny.VOCAB
 
 
-def test_a_model_that_transformers_reads_is_cut_too(tmp_path: Path) -> None:
+def test_a_model_that_transformers_reads_is_cut_too(tmp_path):
     pytest.importorskip("transformers")
     from flashspec.models.adapter import Adapter
 
@@ -87,15 +78,10 @@ def test_a_model_that_transformers_reads_is_cut_too(tmp_path: Path) -> None:
         assert text(Models(model, plain.draft), "dense") == text(plain, "baseline")
 
 
-def test_rows_without_a_tokenizer_to_explain_them_are_refused(tmp_path: Path) -> None:
-    folders = written(tmp_path, EXTRA["target"])
+def test_rows_without_a_tokenizer_to_explain_them_and_fewer_than_it_has_ids_are_refused(tmp_path):
+    folders, short = written(tmp_path / "long", EXTRA["target"]), written(tmp_path / "short", {"draft": -20})
     (folders["target"] / "tokenizer.json").unlink()
     with pytest.raises(ValueError, match=r"different vocabularies \(512 and 536 ids\); use two models that share one tokenizer"):
         pair(folders)
-
-
-def test_fewer_rows_than_the_tokenizer_has_ids_are_refused(tmp_path: Path) -> None:
-    folders = written(tmp_path, {"draft": -20})
-    with pytest.raises(ValueError, match="the draft has rows for 492 ids and its tokenizer knows 512.*copy") as refused:
-        pair(folders)
-    assert "\n" not in str(refused.value)
+    with pytest.raises(ValueError, match="the draft has rows for 492 ids and its tokenizer knows 512.*copy"):
+        pair(short)

@@ -1,7 +1,5 @@
 """Every command of the how-to runs as it is written, on tiny fabricated checkpoints in the place of the reader's own."""
 
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -20,10 +18,10 @@ import torch
 from test_awq import SMALL, write_awq
 from test_chat import GENERATION, TEMPLATE
 
-from flashspec.cli import quantize
+from flashspec.cli import train
 from flashspec.cli.main import status
 from flashspec.models.synthetic import synthetic
-from flashspec.train.package import write_tokenizer
+from flashspec.train.corpus import write_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "notebooks" / "11_your_models.ipynb"
@@ -32,21 +30,19 @@ SHAPES = {"Qwen3-32B-AWQ": "reference-target-AWQ", "Qwen3-0.6B": "reference-shal
 PROCESSES = {"papermill": ["-m", "papermill"], "python": [], "torchrun": ["-m", "torch.distributed.run"]}
 
 
-def commands() -> list[str]:
-    """The lines of all shell blocks of the page, in order."""
+def commands():
     cells = json.loads(PAGE.read_text(encoding="utf-8"))["cells"]
     text = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
     return [line for block in re.findall(r"```sh\n(.*?)```", text, flags=re.S) for line in block.splitlines() if line]
 
 
-def marked(line: str) -> object:
-    """A command with the mark of those that start processes of their own."""
+def marked(line):
     slow = line.split()[0] in (*PROCESSES, "make") or " run " in line
     return pytest.param(line, marks=pytest.mark.slow if slow else ())
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def place(tmp_path_factory):
     """A folder with a target that can chat, its draft, its 4-bit twin under another name, a text and the notebooks."""
     home = tmp_path_factory.mktemp("place")
     config = replace(tiny.model(1).config, layers=6, vocab_size=ROWS, context=CONTEXT)
@@ -66,14 +62,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
-def spelled(line: str, place: Path) -> list[str]:
+def spelled(line, place):
     """The words of a command, with the full path for the name of a model and a small shape for a large one."""
     folders = {name: str(place / name) for name in ("TARGET", "DRAFT", "AWQ")}
     return [{**folders, **SHAPES}.get(word, word) for word in shlex.split(line)]
 
 
-def outcome(words: list[str], place: Path) -> int:
-    """The exit status of a command line, run in the place."""
+def outcome(words, place):
     program, *rest = words
     if program == "flashspec":
         return status(rest)
@@ -90,12 +85,12 @@ def outcome(words: list[str], place: Path) -> int:
 
 
 @pytest.mark.parametrize("line", [marked(line) for line in commands()])
-def test_a_command_of_the_page_succeeds(line: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_command_of_the_page_succeeds(line, place, monkeypatch):
     for needed in ("transformers", "papermill", "myst_nb"):
         pytest.importorskip(needed)
     monkeypatch.chdir(place)
     monkeypatch.setenv("FLASHSPEC_RESULTS", str(place / "results"))
-    monkeypatch.setattr(quantize, "quantize_awq", lambda source, out, *_: shutil.copytree(place / "packed", out))
+    monkeypatch.setattr(train, "quantize_awq", lambda source, out, *_: shutil.copytree(place / "packed", out))
     assert outcome(spelled(line, place), place) == 0
 
 
@@ -103,7 +98,7 @@ SMALL_RUN = {"k": "2", "new_tokens": "8", "per_kind": "1", "repeats": "2", "prob
 
 
 @pytest.mark.slow
-def test_the_notebook_of_the_whole_text_runs_on_a_pair_of_folders(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_notebook_of_the_whole_text_runs_on_a_pair_of_folders(place, monkeypatch):
     """Measured anew into another folder of tables; what is not the pair's own is shown from the stored ones."""
     for needed in ("papermill", "myst_nb", "seaborn"):
         pytest.importorskip(needed)
@@ -118,7 +113,7 @@ def test_the_notebook_of_the_whole_text_runs_on_a_pair_of_folders(place: Path, m
     assert any(str(place / "DRAFT").encode() in path.read_bytes() for path in (tables / "race").glob("*.parquet"))
 
 
-def test_the_page_names_every_step() -> None:
+def test_the_page_names_every_step():
     said = "\n".join(commands())
     words = ("doctor", "generate", "quantize", "plan", "plan heads", "trace record", "trace replay", "run race")
     assert all(f"flashspec {word}" in said for word in words)
@@ -126,15 +121,12 @@ def test_the_page_names_every_step() -> None:
     assert all(word in said for word in used)
 
 
-@pytest.mark.parametrize(
-    "line",
-    [
-        "flashspec generate --taget TARGET x",
-        "flashspec generate --target NOWHERE x",
-        'pip install -e ".[everything]"',
-        "flashspec notebooks notebooks/99_nothing.ipynb out",
-    ],
-)
-def test_the_control_a_command_that_is_wrong_fails(line: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("line", [
+    "flashspec generate --taget TARGET x",
+    "flashspec generate --target NOWHERE x",
+    'pip install -e ".[everything]"',
+    "flashspec notebooks notebooks/99_nothing.ipynb out",
+])  # fmt: skip
+def test_the_control_a_command_that_is_wrong_fails(line, place, monkeypatch):
     monkeypatch.chdir(place)
     assert outcome(spelled(line, place), place) != 0

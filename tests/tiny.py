@@ -1,22 +1,17 @@
 """Tiny random models and prompts for tests of decoding and measuring."""
 
-from __future__ import annotations
-
 import json
-from pathlib import Path
 
 import torch
 
 from flashspec.decoding.models import Models
 from flashspec.models.config import ModelConfig
 from flashspec.models.synthetic import synthetic
-from flashspec.models.transformer import Transformer
 
 VOCAB = 512
 
 
-def model(layers: int, hidden: int = 32, dtype: torch.dtype = torch.float32, seed: int = 0) -> Transformer:
-    """A random transformer whose greedy text does not loop at once."""
+def model(layers, hidden=32, dtype=torch.float32, seed=0):
     config = ModelConfig(
         family="qwen3", vocab_size=VOCAB, hidden=hidden, ffn=2 * hidden, layers=layers, heads=4, kv_heads=2, head_dim=8,
         context=256, tied=False,
@@ -24,15 +19,14 @@ def model(layers: int, hidden: int = 32, dtype: torch.dtype = torch.float32, see
     return synthetic(config, dtype, seed)
 
 
-def pair(dtype: torch.dtype = torch.float32) -> Models:
+def pair(dtype=torch.float32):
     """A six-layer target and a draft that is its lower half, so that drafts are sometimes right."""
     target, draft = model(6, dtype=dtype), model(3, dtype=dtype)
     draft.load_state_dict({k: v for k, v in target.state_dict().items() if k in draft.state_dict()})
     return Models(target, draft)
 
 
-def prompts_file(folder: Path, kinds: tuple[str, ...] = ("code", "prose"), each: int = 1) -> Path:
-    """A prompts file with `each` prompts of every kind."""
+def prompts_file(folder, kinds=("code", "prose"), each=1):
     rows = [
         {"kind": kind, "ids": [(7 * i + 13 * j + len(kind)) % VOCAB for i in range(12 + j)], "text": ""}
         for kind in kinds

@@ -1,31 +1,24 @@
 """Toy models whose draft is sometimes right, and the text of a decode."""
 
-from __future__ import annotations
-
 import functools
 
 import torch
 
-from flashspec.decoding.generate import Output, generate
-from flashspec.decoding.models import Models
-from flashspec.decoding.rules import GumbelCoupling
-from flashspec.heads import FlashHead
+from flashspec import FlashHead, GumbelCoupling, Models, Sampling, Transformer, generate
 from flashspec.models.config import ModelConfig
-from flashspec.models.transformer import Transformer
-from flashspec.sampling import Sampling
 
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
 VOCAB = 61
 TEMPERATURES = (0.0, 0.7, 1.5)
 
 
-def config(layers: int, **changes) -> ModelConfig:
+def config(layers, **changes):
     """A Qwen3 shape, if no other family is asked for, whose widths are multiples of 8 and whose vocabulary is not."""
     shape = {"hidden": 32, "ffn": 48, "heads": 4, "kv_heads": 2, "head_dim": 8, "tied": False}
     return ModelConfig(layers=layers, **{"family": "qwen3", "vocab_size": VOCAB, "context": 128, **shape, **changes})
 
 
-def random_model(seed: int, layers: int = 6, sharpness: float = 4.0, **changes) -> Transformer:
+def random_model(seed, layers=6, sharpness=4.0, **changes):
     """Random weights; higher layers change a row less, so that early exits are often right."""
     model = Transformer(config(layers, **changes)).eval().requires_grad_(False)
     dice = torch.Generator().manual_seed(seed)
@@ -39,7 +32,7 @@ def random_model(seed: int, layers: int = 6, sharpness: float = 4.0, **changes) 
     return model
 
 
-def with_biases(model: Transformer, seed: int = 0) -> Transformer:
+def with_biases(model, seed=0):
     """The model with other norms, and with biases where it has any: made by random numbers, in place."""
     dice = torch.Generator().manual_seed(seed)
     for name, weight in model.named_parameters():
@@ -49,8 +42,7 @@ def with_biases(model: Transformer, seed: int = 0) -> Transformer:
     return model
 
 
-def imitation(target: Transformer, layers: int, seed: int, noise: float, **changes) -> Transformer:
-    """A draft: the target's first layers, with noise on every matrix."""
+def imitation(target, layers, seed, noise, **changes):
     draft = Transformer(config(layers, **changes)).eval().requires_grad_(False)
     draft.load_state_dict({name: target.state_dict()[name] for name in draft.state_dict()})
     dice = torch.Generator().manual_seed(seed + 1000)
@@ -60,7 +52,7 @@ def imitation(target: Transformer, layers: int, seed: int, noise: float, **chang
     return draft
 
 
-def headed(models: Models, probes: int = 4) -> Models:
+def headed(models, probes=4):
     """The models with FlashHeads of four ids a cluster, made now; four probes are what the compiled kernels take."""
     for which, model in {"target": models.target, "draft": models.draft}.items():
         if model is not None:
@@ -69,27 +61,22 @@ def headed(models: Models, probes: int = 4) -> Models:
 
 
 @functools.cache
-def duo(seed: int = 0, dtype: torch.dtype = torch.float64, noise: float = 0.1, layers: int = 6, **changes) -> Models:
-    """A target of six layers and a draft of two, with FlashHeads."""
+def duo(seed=0, dtype=torch.float64, noise=0.1, layers=6, **changes):
     target = random_model(seed, layers, **changes)
     return headed(Models(target.to(dtype), imitation(target, 2, seed, noise, **changes).to(dtype)), 3)
 
 
-def run(models: Models, method="dense", temperature: float = 0.0, rule: str = "coupling", **options) -> Output:
-    """One decode, of a short prompt and 24 tokens if nothing else is asked."""
+def run(models, method="dense", temperature=0.0, rule="coupling", **options):
     sampling = Sampling(temperature, seed=options.pop("seed", 7), rule=rule)
     options = {"max_new_tokens": 24, "stop": ()} | options
     return generate(models, options.pop("prompt", PROMPT), method, sampling, **options)
 
 
-def text(models: Models, method="dense", temperature: float = 0.0, **options) -> list[int]:
-    """The tokens of one decode."""
+def text(models, method="dense", temperature=0.0, **options):
     return run(models, method, temperature, **options).tokens
 
 
 class Credulous(GumbelCoupling):
-    """Keeps whatever is put to it."""
-
     def verify(self, scores, waiting):
         verdict = super().verify(scores, waiting)
         last = self.draw(verdict.scores.row(len(waiting.tokens)), waiting.position + len(waiting.tokens), 0)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import click
 import torch
@@ -25,40 +24,34 @@ PACKAGES = {
 }
 
 
-class Finding(NamedTuple):
-    """One line of the report; `fix` says how to get what is missing."""
-
-    subject: str
-    present: bool
-    found: str
-    fix: str = ""
+Finding = tuple[str, bool, str, str]  # what, whether it is there, what was found, how to get it
 
 
 def machine() -> Iterator[Finding]:
     """Processor, bfloat16 instructions, threads, GPU and optional libraries."""
     box, fast = provenance.machine(), provenance.cpu_flags() & {"avx512_bf16", "amx_bf16", "bf16"}
-    yield Finding("processor", True, f"{box['cpu']}, {box['cores']} cores, {box['isa']}, {box['memory_gib']} GiB")
+    yield "processor", True, f"{box['cpu']}, {box['cores']} cores, {box['isa']}, {box['memory_gib']} GiB", ""
     bf16 = f"in hardware ({', '.join(sorted(fast))})" if fast else "converted in software; saves memory traffic, not arithmetic"
-    yield Finding("bfloat16", bool(fast), bf16, "a processor with AVX512-BF16 or AMX")
+    yield "bfloat16", bool(fast), bf16, "a processor with AVX512-BF16 or AMX"
     threads = torch.get_num_threads()
-    yield Finding("threads", threads <= box["cores"], f"{threads} of {box['cores']} cores", f"OMP_NUM_THREADS={box['cores']}")
+    yield "threads", threads <= box["cores"], f"{threads} of {box['cores']} cores", f"OMP_NUM_THREADS={box['cores']}"
     seen = torch.cuda.is_available()
     name = torch.cuda.get_device_name(0) if seen else "none: everything runs on the CPU"
-    yield Finding("GPU", seen, name, "a CUDA device and a CUDA build of torch")
+    yield "GPU", seen, name, "a CUDA device and a CUDA build of torch"
     for package, (purpose, fix) in PACKAGES.items():
-        yield Finding(package, importlib.util.find_spec(package) is not None, f"for {purpose}", fix)
+        yield package, importlib.util.find_spec(package) is not None, f"for {purpose}", fix
 
 
 def compilation() -> Iterator[Finding]:
     """The C compiler, what it made of the kernels, and whether the next process finds that again."""
     cc, made = compiler(), built()
-    yield Finding("C compiler", cc is not None, cc or "none: slower torch kernels serve", "install gcc or clang")
+    yield "C compiler", cc is not None, cc or "none: slower torch kernels serve", "install gcc or clang"
     if made.library is None:
         fix = made.fix or "install gcc or clang, and leave FLASHSPEC_KERNELS unset"
-        yield Finding("kernels", False, made.trouble or "not compiled: slower torch kernels serve", fix)
+        yield "kernels", False, made.trouble or "not compiled: slower torch kernels serve", fix
     else:
-        yield Finding("kernels", True, f"C {identity()['source']}, compiled by {made.compiler or cc}")
-        yield Finding("kernel cache", not made.trouble, made.trouble or str(cache_folder()), made.fix)
+        yield "kernels", True, f"C {identity()['source']}, compiled by {made.compiler or cc}", ""
+        yield "kernel cache", not made.trouble, made.trouble or str(cache_folder()), made.fix
 
 
 def models() -> Iterator[Finding]:
@@ -70,14 +63,14 @@ def models() -> Iterator[Finding]:
             verify_digests(SHIPPED / folder)
         except (FileNotFoundError, ValueError) as error:
             present, found = False, str(error).partition(";")[0]
-        yield Finding(f"model {folder}", present, found, "make models, or clone the repository again")
+        yield f"model {folder}", present, found, "make models, or clone the repository again"
 
 
 def line(finding: Finding) -> str:
     """A finding as one line of the report."""
-    mark = click.style("yes", fg="green") if finding.present else click.style("no ", fg="yellow")
-    fix = f"  (to get it: {finding.fix})" if not finding.present and finding.fix else ""
-    return f"{mark}  {finding.subject:<16}{finding.found}{fix}"
+    subject, present, found, fix = finding
+    mark = click.style("yes", fg="green") if present else click.style("no ", fg="yellow")
+    return f"{mark}  {subject:<16}{found}" + (f"  (to get it: {fix})" if fix and not present else "")
 
 
 @click.command("doctor")

@@ -10,25 +10,24 @@ import numpy as np
 import torch
 
 from flashspec.cli.flags import COUNT, DRAFT, FOLDER, PROMPTS, TARGET, TEXTS, At, K, given, option, with_flags
-from flashspec.decoding.models import SHIPPED, Models, folder_of, load
+from flashspec.decoding.models import Models, folder_of, load
 from flashspec.heads.candidates import ShortlistHead, ranked_by_frequency
 from flashspec.heads.registry import RANKED, file_of
 from flashspec.measure.prompts import load_prompts
 from flashspec.measure.trace import record
 from flashspec.models.family import FAMILY, Design
-from flashspec.models.writing import check_free, copy_checkpoint, fresh_folder
+from flashspec.models.writing import check_free, copy_checkpoint, fresh_folder, sign
 from flashspec.sampling import GREEDY
 from flashspec.study.drafts import FAMILY as FINISHED
 from flashspec.study.drafts import finished
 from flashspec.train import corpus
 from flashspec.train.design import VARIANTS, Place, encoded, make_draft, speculative, variant
-from flashspec.train.package import sign
-from flashspec.train.reference import PROPOSALS, record_point, ship
+from flashspec.train.reference import PROPOSALS, record_point
 
 
-def dense(target: str | Path, draft: Path | None = None) -> Models:
-    """A target, perhaps with a draft, in the float32 matrices that training and pruning need."""
-    return load(target, draft, "float32", "cpu", "dense")
+def dense(target: str | Path) -> Models:
+    """A target in the float32 matrices that training and pruning need."""
+    return load(target, None, "float32", "cpu", "dense")
 
 
 def stream_of(models: Models, texts: tuple[Path, ...]) -> np.ndarray:
@@ -89,17 +88,6 @@ def family(names: tuple[str, ...], folder: Path, target: str, texts: tuple[Path,
     for name in names or FAMILY:
         place = Place(work / name, folder / "models" / name, work / "shared")
         click.echo(f"done: {make_draft(models, stream, place, FAMILY[name], speculative(place.out, 4))}")
-
-
-@command.command("ship")
-@click.argument("point", type=At(exists=True, file_okay=False))
-@K
-@option("--shelf", type=FOLDER, default=SHIPPED, help="Where shipped models are.")
-@TARGET
-@TEXTS
-def ship_point(point: Path, k: int, shelf: Path, target: str, texts: tuple[Path, ...]) -> None:
-    """Make the finished folder POINT the shipped draft "designed", with a calibrated FlashHead; once, then it is frozen."""
-    click.echo(f"done: {ship(point, shelf, stream_of(dense(target, point), texts), k)}")
 
 
 @command.command("record")

@@ -78,14 +78,6 @@ def summary(stats: Stats, seconds: float, show: bool) -> str:
     return line + f"; {stats.forwards} target forwards" + (f"; {legend}" if show else "")
 
 
-def utf8(name: str, text: bytes) -> str:
-    """A text from its bytes; ValueError in words where they are not UTF-8."""
-    try:
-        return text.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{name} is not UTF-8 text (byte {error.start}); convert it") from None
-
-
 @click.command("generate", epilog="Colours of --show: accepted green, corrected red, bonus cyan.")
 @click.argument("prompt", required=False)
 @option("--ids", type=Value(tuple[int, ...]), metavar="1,2,3", help="The prompt as token ids instead of text.")
@@ -106,8 +98,8 @@ def command(prompt: str | None, ids: tuple[int, ...] | None, show: bool, **optio
         raise click.UsageError("give a prompt, - for standard input, or --ids")
     if (options["chat"] and ids is not None) or (options["system"] and not options["chat"]):
         raise click.UsageError("--chat goes with a prompt in words, and --system with --chat")
-    text = "" if prompt is None else utf8("the prompt", sys.stdin.buffer.read() if prompt == "-" else os.fsencode(prompt))
-    system = utf8("the system message", os.fsencode(options["system"])) if options["system"] else None
+    text = "" if prompt is None else (sys.stdin.buffer.read() if prompt == "-" else os.fsencode(prompt)).decode()
+    system = os.fsencode(options["system"]).decode() if options["system"] else None
     sampling = Sampling(**(own_defaults(options) | given(Sampling, options)))
     method = method_named(options["method"], given(Method, options))
     if sys.stderr.isatty():

@@ -13,7 +13,7 @@ import torch
 
 from flashspec.cli.flags import At
 from flashspec.refusals import refuse
-from flashspec.study.real_shapes import EXPERIMENT, PARTS, SMOKE, Params
+from flashspec.study.real_shapes import EXPERIMENT, PARTS, PRESETS, Params
 
 
 @click.command("gpu")
@@ -27,7 +27,7 @@ def command(minutes: float, results: Path | None, stand_ins: bool) -> int:
     if not stand_ins and not torch.cuda.is_available():
         return refuse("torch sees no CUDA device; run this on a machine with one, or add --stand-ins")
     said = ""
-    for said in steps(SMOKE if stand_ins else Params(), results, minutes):
+    for said in steps(PRESETS["smoke"] if stand_ins else Params(), results, minutes):
         click.echo(said)
     return 0 if said == "done" else 1
 
@@ -41,17 +41,11 @@ def steps(base: Params, root: Path | None, minutes: float, clock: Callable[[], f
             yield f"stopped before {part}: {minutes:g} minutes are over; run it again to continue"
             return
         results = EXPERIMENT.run(replace(base, part=part), root=root)
-        _release()
+        gc.collect()  # readers and what they recorded hold one another until then
+        torch.cuda.empty_cache()
         yield f"{part}: {len(results.rows)} rows in {results.path.name}, {clock() - begun:.0f} s; {results.machine}"
         if unequal := [row for row in results.rows if row.agrees is False]:
             names = "; ".join(f"{row.group} ({row.shape}, graphs {row.graphs or 'none'})" for row in unequal)
             yield f"stopped: {names} differ from the reference; nothing is timed, delete {results.path} to retry"
             return
     yield "done"
-
-
-def _release() -> None:
-    """Give back the device memory of models that are gone; readers and what they recorded hold one another until collected."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

@@ -19,7 +19,7 @@ COMMANDS = {
     "pages": ("study:pages_command", "Write the README's table and picture from stored tables."),
     "list": ("study:list_command", "List experiments, methods and models."),
     "train": ("train:command", "Train the reference models from scratch."),
-    "quantize": ("quantize:command", "Write a checkpoint's 4-bit twin."),
+    "quantize": ("train:quantize", "Write a checkpoint's 4-bit twin."),
     "plan": ("plan:command", "Say whether to speculate here, and how."),
     "trace": ("trace:command", "Record a target's text once; replay drafts against it."),
     "draft": ("draft:command", "Make a wide, shallow draft out of a target."),

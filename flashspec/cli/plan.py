@@ -9,19 +9,17 @@ from typing import Any
 import click
 
 from flashspec.cli.flags import DRAFT, PRECISION, PROMPTS, K, Value, given, option, with_flags, with_options
-from flashspec.decoding.method import Method
-from flashspec.decoding.models import REFERENCE, Models, load
-from flashspec.measure.costs import PairCosts, Setting, cuts_of, measure_costs, name_of, shape_costs
+from flashspec.decoding.models import REFERENCE, load
+from flashspec.measure.costs import PairCosts, cuts_of, shape_costs
 from flashspec.measure.planning import Acceptance, Given, Question, advise, head_cases, observe, stated_costs
 from flashspec.measure.prompts import load_prompts
 from flashspec.models.synthetic import LABEL, SHAPES
-from flashspec.study.advice import Stored, head_lines, lines, stored_counts
+from flashspec.study.advice import head_lines, lines
 from flashspec.study.parameters import parse_value
 
 HEADS = {"heads": ("dense", "int8", "flash"), "probes": (32, 64, 128, 256), "shortlists": (512, 2048)}
 HERE = "measured on this machine"
 GIVEN = {"acceptance": "given, the same for every head"}
-STORED = {"reference": "main", "shallow": "shallow", "designed": "designed"}
 Found = tuple[PairCosts, Acceptance, dict[str, str]]
 
 
@@ -41,7 +39,7 @@ def evidence(options: Mapping[str, Any], question: Question) -> Found:
         return costs, _needed(acceptance, "times say nothing about the text"), {"costs": "stated", **GIVEN}
     if any(map(is_shape, names)):
         return _of_shapes(names, _needed(acceptance, LABEL), question)
-    models = _models(options)
+    models = load(*(options[name] for name in ("target", "draft", "dtype", "device", "weights")))
     costs, texts = observe(models, question, load_prompts(options["prompts"], question.per_kind, models))
     told = f"replayed on the target's own texts, {question.new_tokens} tokens for each of {question.per_kind} prompts a kind"
     return costs, acceptance or texts, {"costs": HERE, **(GIVEN if acceptance else {"acceptance": told})}
@@ -62,10 +60,6 @@ def _of_shapes(names: tuple[str, str], acceptance: Given, question: Question) ->
     click.echo(f"timing {where} on this machine; large shapes take minutes", err=True)
     costs = shape_costs(cuts, question.writers, question.timed, question.repeats)
     return costs, acceptance, {"costs": f"{HERE}, {LABEL}: {where}", **GIVEN}
-
-
-def _models(options: Mapping[str, Any]) -> Models:
-    return load(*(options[name] for name in ("target", "draft", "dtype", "device", "weights")))
 
 
 def asked(options: Mapping[str, Any], defaults: Mapping[str, Any]) -> Question:
@@ -109,10 +103,9 @@ def command(ctx: click.Context, **options: Any) -> None:
 
 @command.command("heads")
 @K
-@option("--tar", type=click.Choice(("auto", "stored", "replay")), default="auto", help="Whose counts.")
 @PAIR
-def heads(k: int, tar: str, **options: Any) -> None:
-    """Say which vocabulary head pays on this draft, by the cheap-head gate: costs measured here, tokens a check from tables.
+def heads(k: int, **options: Any) -> None:
+    """Say which vocabulary head pays on this draft, by the cheap-head gate: costs and tokens a check measured here.
 
     A cheap head pays if it keeps more of the dense head's tokens a check than (1 + nu kappa) / (1 + kappa), its round over
     the dense head's: kappa is the drafts' time over the rest of a round with the dense head, nu a drafted token's time over
@@ -123,36 +116,5 @@ def heads(k: int, tar: str, **options: Any) -> None:
     question = replace(asked(options, HEADS), max_k=k)
     if "dense" not in question.heads or len(question.writers) < 2:
         raise ValueError("heads are compared with the dense one: name dense and at least one other in --heads")
-    table, writers = stored(options, question, tar), question.writers
-    if table is None:
-        costs, acceptance, sources = evidence(options, question)
-    else:
-        acceptance, writers = table, table.held(writers, k)
-        sources = {"costs": HERE, "acceptance": f"from the stored tables {table.name}"}
-        costs = _costs(options, question, writers)
-    click.echo("\n".join(head_lines(head_cases(costs, acceptance, writers, k), sources)))
-    lost = ", ".join(name_of(writer) for writer in question.writers if writer not in writers)
-    if lost:
-        click.echo(f"left out: {lost}: not in the stored tables at k = {k}; --tar replay judges them here")
-
-
-def stored(options: Mapping[str, Any], question: Question, tar: str) -> Stored | None:
-    """The stored table to take tokens a check from; None to replay. "auto" takes it if it has the shipped pair at k."""
-    known = options["acceptance"] is None and options["target"] == "reference" and options["draft"] in STORED
-    if tar == "replay" or (tar == "auto" and not known):
-        return None
-    try:
-        table = stored_counts(STORED.get(options["draft"], options["draft"]), question.sampling)
-        table.held(question.writers, question.max_k)
-    except ValueError:
-        if tar == "stored":
-            raise
-        return None
-    return table
-
-
-def _costs(options: Mapping[str, Any], question: Question, writers: list[Method]) -> PairCosts:
-    """Costs of these writers, measured here behind the first prompt."""
-    models = _models(options)
-    setting = Setting(load_prompts(options["prompts"], 1, models)[0].ids, question.sampling)
-    return measure_costs(models, writers, question.timed, setting, question.repeats)
+    costs, acceptance, sources = evidence(options, question)
+    click.echo("\n".join(head_lines(head_cases(costs, acceptance, question.writers, k), sources)))

@@ -14,7 +14,6 @@ from flashspec.decoding.method import METHODS, Method
 from flashspec.decoding.models import REFERENCE
 from flashspec.refusals import refuse
 from flashspec.study import tables
-from flashspec.study.check import check
 from flashspec.study.compare import shown
 from flashspec.study.experiment import Experiment
 from flashspec.study.parameters import Refused
@@ -52,7 +51,7 @@ def run_one(experiment: Experiment, options: dict[str, Any]) -> int:
     base = experiment.preset(options["preset"]) if options["preset"] else experiment.params()
     params = experiment.parse({**vars(base), **given(experiment.params, options)})
     if options["check"]:
-        found = check(experiment, params, options["results"])
+        found = experiment.check(params, options["results"])
         click.echo("\n".join(found) or f"{experiment.name}: as stored" + (" (wall clock, not compared)" * experiment.measured))
         return 1 if found else 0
     results = experiment.run(params, fresh=options["fresh"], root=options["results"], progress=True)

@@ -1,7 +1,7 @@
 """Bursts and scores over static buffers: recorded once as CUDA graphs, replayed without a word from the host.
 
-A step reads tokens where they lie on the device, and knows its place through a tensor alone. Recorded on CUDA; called as it is
-where FLASHSPEC_GRAPHS is "eager", the twin that a recording must equal.
+A step reads tokens where they lie on the device, and knows its place through a tensor alone. Recorded on
+CUDA; called as it is where FLASHSPEC_GRAPHS is "eager", the twin that a recording must equal.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ HEADS = (DenseHead, FlashHead, ShortlistHead, ContextHead, PreviewHead)
 def replayed(stage: Stage) -> tuple[Score | None, Write | None] | None:
     """Scores of dense heads, and bursts that nothing of the stage's own could end; None off fixed shapes and other heads."""
     reader, head = stage.reader, stage.head
-    if not (isinstance(reader, SpanReader) and isinstance(reader.engine, FixedEngine) and isinstance(head, HEADS)):
+    known = isinstance(head, HEADS) and isinstance(head.weight, Tensor)
+    if not (known and isinstance(reader, SpanReader) and isinstance(reader.engine, FixedEngine)):
         return None
     score = CapturedScore(reader, head) if isinstance(head, DenseHead) else None
     alone = reader.below is None and stage.doubt is None
@@ -45,8 +46,9 @@ class Track(ABC):
         self._steps: dict[tuple[int, ...], Callable[[], Any]] = {}
 
     def take(self, tokens: Tensor, first: int, stop: int) -> tuple[int, Reads]:
-        """Copy tokens up to `stop`, from `first` or where reading continues; how many of them a step has to read, and the rows
-        read here: what the reader below has to give, and all where they are more than a fixed shape holds.
+        """Copy tokens up to `stop`, from `first` or where reading continues; how many of them a step has to
+        read, and the rows read here: what the reader below has to give, and all where they are more than a
+        fixed shape holds.
         """
         reader = self.reader
         first = min(first, reader.seen)

@@ -1,7 +1,8 @@
 """The loop: decoding is a cascade of stages.
 
-Stage 0 writes tokens. Every later stage re-scores the tokens waiting below it, keeps a prefix and adds one token of its
-own. A token is final when the last stage keeps it. Methods are lists of stages; nothing here knows their names.
+Stage 0 writes tokens. Every later stage re-scores the tokens waiting below it, keeps a prefix and adds one
+token of its own. A token is final when the last stage keeps it. Methods are lists of stages; nothing here
+knows their names.
 """
 
 from __future__ import annotations
@@ -22,10 +23,11 @@ USUAL = Limits()
 def decode(stages: list[Stage], prompt: list[int], limits: Limits = USUAL) -> Iterator[Step]:
     """Decode from prompt ids; yields a Step whenever tokens became final.
 
-    Stops after max_new_tokens, at the first final stop token (which is emitted), or when a context is full. Closing the
-    generator at any point leaves stages ready for the next decode. Stages hold one text at a time: going on after another decode
-    has begun over them raises RuntimeError. Raises ValueError for an empty or too long prompt, ids outside the vocabulary or
-    stages of different vocabularies, FloatingPointError where a model gives NaN.
+    Stops after max_new_tokens, at the first final stop token (which is emitted), or when a context is full.
+    Closing the generator at any point leaves stages ready for the next decode. Stages hold one text at a
+    time: going on after another decode has begun over them raises RuntimeError. Raises ValueError for an
+    empty or too long prompt, ids outside the vocabulary or stages of different vocabularies,
+    FloatingPointError where a model gives NaN.
     """
     state, events, done = State.start(stages, prompt, limits), list[Event](), False
     while state.room and not done:

@@ -23,10 +23,10 @@ LEAST_AGREEMENT, LEAST_DECIDED = 0.3, 16
 class Stats:
     """Counts of one decode, defined once.
 
-    `rounds`: verifications by the last stage. `drafted`: tokens written by stage 0, the unverified rest of a cut text
-    included. `judged`: tokens put to the last stage; `accepted`: those it kept. `emitted`: tokens given to the caller.
-    `forwards`: forwards of the last stage, finalising ones included; an eager last round without drafts needs none. Plain
-    decoding drafts nothing; its rounds are its tokens.
+    `rounds`: verifications by the last stage. `drafted`: tokens written by stage 0, the unverified rest of a
+    cut text included. `judged`: tokens put to the last stage; `accepted`: those it kept. `emitted`: tokens
+    given to the caller. `forwards`: forwards of the last stage, finalising ones included; an eager last round
+    without drafts needs none. Plain decoding drafts nothing; its rounds are its tokens.
     """
 
     rounds: int
@@ -119,9 +119,9 @@ def generate(
 ) -> Output:
     """Decode a prompt (text or token ids) and return text, tokens, events and counts.
 
-    `options`: max_new_tokens (128), stop (ids; the target's own by default) and the fields of Method, such as k, finalize,
-    exits or probes. Raises ValueError in words for an unknown method or option and for an empty or too long prompt; warns,
-    with the agreement measured, where an exit of the target is of no use.
+    `options`: max_new_tokens (128), stop (ids; the target's own by default) and the fields of Method, such as
+    k, finalize, exits or probes. Raises ValueError in words for an unknown method or option and for an empty
+    or too long prompt; warns, with the agreement measured, where an exit of the target is of no use.
     """
     ready = request(models, prompt, method, sampling, options)
     tokens: list[int] = []

@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from flashspec.heads.base import Fixed
-from flashspec.models.reader import RowReader
+from flashspec.models.reader import Reader
 from flashspec.sampling import Dice, Scores
 
 NOTHING = -1
+LONGEST, SHORTEST = 3, 2  # tokens that are compared, and that must agree
 
 
 def continuation(tokens: Tensor, longest: int, shortest: int) -> Tensor:
@@ -29,17 +30,16 @@ def continuation(tokens: Tensor, longest: int, shortest: int) -> Tensor:
     return torch.where(lengths[best] >= shortest, tokens[best + 1], NOTHING)
 
 
-class LookupReader(RowReader):
+class LookupReader(Reader):
     """A reader whose newest row is the id that lookup proposes next; nobody asks a stage 0 for older ones."""
 
     layers = 0
 
-    def __init__(self, context: int, longest: int = 3, device: torch.device | str = "cpu") -> None:
+    def __init__(self, context: int, device: torch.device | str = "cpu") -> None:
         super().__init__(context, torch.full((context,), NOTHING, dtype=torch.int64, device=device))
-        self.longest = longest
 
     def _fresh(self, tokens: Tensor) -> Tensor:
-        return continuation(tokens, self.longest, min(2, self.longest))
+        return continuation(tokens, LONGEST, SHORTEST)
 
 
 class LookupHead(Fixed):

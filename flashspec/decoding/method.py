@@ -8,7 +8,7 @@ from typing import Any
 from flashspec.decoding.lookup import LookupHead, LookupReader, nothing_to_say
 from flashspec.decoding.models import Models, dense_head, spans
 from flashspec.decoding.rules import TypicalAcceptance, rule_for
-from flashspec.decoding.stages import DOUBTS, Stage, doubt_named
+from flashspec.decoding.stages import Stage, unsure
 from flashspec.decoding.ways import fastest
 from flashspec.heads.base import Head
 from flashspec.heads.registry import HEADS
@@ -18,7 +18,6 @@ from flashspec.typed import typed, whole_numbers
 
 CHOICES = {
     "draft": ("none", "model", "cascade", "lookup"),
-    "doubt": tuple(DOUBTS),
     "middle": ("exact", "typical"),
     "head": tuple(HEADS),
     "finalize": ("eager", "deferred"),
@@ -31,17 +30,17 @@ CHOICES = {
 class Method:
     """One way of decoding.
 
-    `draft` "model" lets a second model write, "cascade" the smallest of several models that then verify in a row, "lookup"
-    copies from the text itself (up to `ngram` tokens are compared), "none" the target: at its top (plain decoding), or at
-    the first of `exits` (layers counted from the bottom). Every exit is a stage: the one above the writer verifies `k`, and
-    from the third stage on `interval`, waiting tokens. `head` names the writer's head (see HEADS): a "flash" one scores
-    `probes` clusters chosen by `selection`, and those that take a `shortlist` score so many ids exactly (None: the head's own
-    default). `finalize` is "deferred" or "eager".
+    `draft` "model" lets a second model write, "cascade" the smallest of several models that then verify in a
+    row, "lookup" copies from the text itself, "none" the target: at its top (plain decoding), or at the first
+    of `exits` (layers counted from the bottom). Every exit is a stage: the one above the writer verifies `k`,
+    and from the third stage on `interval`, waiting tokens. `head` names the writer's head (see HEADS): a
+    "flash" one scores `probes` clusters chosen by `selection`, and those that take a `shortlist` score so
+    many ids exactly (None: the head's own default). `finalize` is "deferred" or "eager".
 
-    Stages may ask the one above early: the writer before a draw, a middle verifier after its check, where `doubt`
-    ("confidence" below, "entropy" in nats above) passes `draft_doubt` or `verify_doubt`; None never asks. `middle` "typical"
-    lets middle verifiers keep what is typical of them, not what follows their law. Without `reuse` every stage of one model
-    reads with layers and caches of its own, as engines do that cannot share them.
+    Stages may ask the one above early: the writer before a draw, a middle verifier after its check, where the
+    largest probability lies below `draft_doubt` or `verify_doubt`; None never asks. `middle` "typical" lets
+    middle verifiers keep what is typical of them, not what follows their law. Without `reuse` every stage of
+    one model reads with layers and caches of its own, as engines do that cannot share them.
     """
 
     draft: str = "none"
@@ -52,8 +51,6 @@ class Method:
     interval: int = 4
     probes: int | None = None
     selection: str = "top"
-    ngram: int = 3
-    doubt: str = "confidence"
     draft_doubt: float | None = None
     verify_doubt: float | None = None
     middle: str = "exact"
@@ -74,9 +71,7 @@ class Method:
             raise ValueError(f"head {self.head!r} approximates and needs a verifier above it; set draft='model' or give exits")
         if self.draft == "lookup" and self.head != "dense":
             raise ValueError("prompt lookup has no vocabulary head to replace; use head='dense' with draft='lookup'")
-        if self.ngram < 1:
-            raise ValueError(f"ngram must be at least 1, got {self.ngram}")
-        doubt_named(self.doubt, self.draft_doubt), doubt_named(self.doubt, self.verify_doubt)
+        unsure(self.draft_doubt), unsure(self.verify_doubt)
 
     @property
     def writer_is_target(self) -> bool:
@@ -86,8 +81,8 @@ class Method:
     def exact(self, sampling: Sampling) -> bool:
         """Whether the text follows the target's own law under this sampling.
 
-        A lossy middle stage hands on tokens that no longer follow the law it claims for them, so speculative sampling above
-        it is lossy too; the coupling and greedy decoding compare tokens alone and stay exact.
+        A lossy middle stage hands on tokens that no longer follow the law it claims for them, so speculative
+        sampling above it is lossy too; the coupling and greedy decoding compare tokens alone and stay exact.
         """
         claims = sampling.rule == "speculative" and sampling.temperature > 0
         return self.writer_is_target or (sampling.rule != "typical" and not (self.middle == "typical" and claims))
@@ -115,26 +110,6 @@ METHODS = {
 }
 
 
-@typed
-def self_speculation(draft_exit: int = 2, k: int = 4, **changes: Any) -> Method:
-    """One exit drafts k tokens, the whole model verifies them (LayerSkip, Elhoushi et al. 2024, section 4.3)."""
-    return Method(exits=(draft_exit,), k=k, **changes)
-
-
-@typed
-def hispec(draft_exit: int = 2, verify_exit: int = 4, n_d: int = 2, n_i: int = 4, **changes: Any) -> Method:
-    """HiSpec (Kumar et al. 2025, section 3): the layers below `draft_exit` draft n_d tokens, those below `verify_exit` verify
-    them, and the whole model acts once n_i tokens wait for it. `changes` are fields of Method."""
-    return Method(exits=(draft_exit, verify_exit), k=n_d, interval=n_i, **changes)
-
-
-@typed
-def cascade(n_d: int = 4, n_i: int = 8, **changes: Any) -> Method:
-    """Separate models in a row, as `load(draft=("small", "middle"))` brings them: the smallest drafts n_d tokens, every model
-    above the second acts once n_i tokens wait for it."""
-    return Method(draft="cascade", k=n_d, interval=n_i, **changes)
-
-
 def method_named(method: str | Method, changes: dict[str, Any]) -> Method:
     """A method by name or value, with fields changed; ValueError names what is unknown."""
     if isinstance(method, str) and method not in METHODS:
@@ -159,8 +134,8 @@ def build(method: Method, models: Models, sampling: Sampling = GREEDY, context: 
     middle = rule if method.middle == "exact" else TypicalAcceptance(sampling, vocab_size)
     rules = [rule, *[middle] * (above - 1), rule]
     waits = [1, method.k, *[method.interval] * above]
-    first = nothing_to_say if method.draft == "lookup" else doubt_named(method.doubt, method.draft_doubt)
-    doubts = [first, *[doubt_named(method.doubt, method.verify_doubt)] * (above - 1), None] if above else [None]
+    first = nothing_to_say if method.draft == "lookup" else unsure(method.draft_doubt)
+    doubts = [first, *[unsure(method.verify_doubt)] * (above - 1), None] if above else [None]
     heads = (_writer_head(method, models, sampling, heads[0]), *heads[1:])
     return [Stage(*parts, fastest) for parts in zip(readers, heads, rules, waits, doubts, strict=False)]
 
@@ -170,8 +145,7 @@ def _chain(method: Method, models: Models, context: int) -> list[tuple[Reader, H
     each exit, through its adapter where it has one, and at the top."""
     target, below = models.target, list[tuple[Reader, Head]]()
     if method.draft == "lookup":
-        reader = LookupReader(context, method.ngram, target.device)
-        below = [(reader, LookupHead(target.config.vocab_size))]
+        below = [(LookupReader(context, target.device), LookupHead(target.config.vocab_size))]
     elif method.draft != "none":
         small = models.drafts if method.draft == "cascade" and models.drafts else (models.model("draft"),)
         below = [(spans(model, (model.config.layers,), context)[0], dense_head(model.norm, model)) for model in small]

@@ -43,10 +43,11 @@ def check_pair(draft: ModelConfig, target: ModelConfig) -> None:
 class Models:
     """Target, draft and tokenizer that belong together; readers and heads are made from them, they are never changed.
 
-    `between` holds models that verify below the target in a cascade, from the smallest; `exits` the adapters of the
-    target's exits by layer, where its checkpoint brings some. A model that only transformers computes is an `Adapter`: it is
-    read whole, and gives a FlashHead only where its rows are hidden ones. `cut` names models whose padding rows were cut,
-    `heads` holds the draft heads that were made, by model ("target" or "draft") and name.
+    `between` holds models that verify below the target in a cascade, from the smallest; `exits` the adapters
+    of the target's exits by layer, where its checkpoint brings some. A model that only transformers computes
+    is an `Adapter`: it is read whole, and gives a FlashHead only where its rows are hidden ones. `cut` names
+    models whose padding rows were cut, `heads` holds the draft heads that were made, by model ("target" or
+    "draft") and name.
     """
 
     target: Transformer
@@ -138,14 +139,13 @@ def load(
 ) -> Models:
     """Load a target and a draft (None for none): shipped names, Hugging Face folders, or hub names in the local cache.
 
-    Several drafts, from the smallest, are the lower models of a cascade; the first of them is also the draft of two-model
-    methods.
-    Under torchrun the target is split over the processes, and drafts are read by each of them.
-    A draft named "NAME:int8" or "NAME:int4" has its layers rounded as it is loaded, on CPU.
-    `dtype` is "auto", "float32" or "bfloat16"; `weights` is "int4", "dense" or "auto" for AWQ checkpoints. Raises
-    FileNotFoundError for a missing folder or file, ValueError for wrong digests, architectures, unequal vocabularies, or a draft
-    whose layers hold more parameters than the target's.
-    Models of one tokenizer whose embeddings are padded to different sizes are cut to the smallest.
+    Several drafts, from the smallest, are the lower models of a cascade; the first of them is also the draft
+    of two-model methods. Under torchrun the target is split over the processes, and drafts are read by each
+    of them. A draft named "NAME:int8" or "NAME:int4" has its layers rounded as it is loaded, on CPU. `dtype`
+    is "auto", "float32" or "bfloat16"; `weights` is "int4", "dense" or "auto" for AWQ checkpoints. Raises
+    FileNotFoundError for a missing folder or file, ValueError for wrong digests, architectures, unequal
+    vocabularies, or a draft whose layers hold more parameters than the target's. Models of one tokenizer
+    whose embeddings are padded to different sizes are cut to the smallest.
     """
     device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     names = [] if draft is None else [draft] if isinstance(draft, (str, Path)) else draft
@@ -153,42 +153,38 @@ def load(
     folders = {"target": folder_of(target, "target")} | {role: folder_of(name, "draft") for role, name in drafts.items()}
     for role in drafts:
         check_tokenizers(folders["target"], folders[role])
-    made = {"target": opened(folders["target"], dtype, device, weights, shared=processes() > 1)}
-    made |= {role: opened_draft(folders[role], dtype, device, rounding(name)[1]) for role, name in drafts.items()}
+    made = {"target": _split(folders["target"], dtype, device) or opened(folders["target"], dtype, device, weights)}
+    made |= {role: opened(folders[role], dtype, device, form=rounding(name)[1]) for role, name in drafts.items()}
     cut, file = cut_padding(made, folders), folders["target"] / EXITS_FILE
     exits = load_exits(file, made["target"]) if file.exists() else {}
     between = tuple(model for role, model in made.items() if role.startswith("between"))
     return Models(made["target"], made.get("draft"), tokenizer_of(file.parent), folders, between=between, exits=exits, cut=cut)
 
 
-def opened(folder: Path, dtype: str = "auto", device: str = "cpu", weights: str = "auto", shared: bool = False) -> Transformer:
-    """The model of a folder: on our own transformer, or an `Adapter` where only transformers computes it.
+def _split(folder: Path, dtype: str, device: str) -> Transformer | None:
+    """A model whose matrices transformers splits over the processes of torchrun, which all make the same calls, if there are."""
+    return cast(Transformer, Adapter.load(folder, dtype, device, True)) if processes() > 1 else None
 
-    If `shared`, transformers splits the matrices over the processes that torchrun started; all must make the same calls.
-    """
-    if shared:
-        return cast(Transformer, Adapter.load(folder, dtype, device, shared))
+
+def opened(folder: Path, dtype: str, device: str, weights: str = "auto", form: str = "") -> Transformer:
+    """The model of a folder, on our own transformer or an `Adapter` where only transformers computes it; its layers rounded to
+    `form` where that is not ""."""
     try:
-        return Transformer.load(folder, dtype, device, weights)
+        model = Transformer.load(folder, dtype, device, weights)
     except Unsupported as ours:
         if weights != "auto":
             raise ValueError(f"{ours}; with weights='auto' transformers may load it") from None
         try:
-            return cast(Transformer, Adapter.load(folder, dtype, device))
+            model = cast(Transformer, Adapter.load(folder, dtype, device))
         except (ValueError, ModuleNotFoundError) as theirs:
             raise type(theirs)(f"{ours}; and {theirs}") from None
+    return rounded(model, form) if form else model
 
 
 def rounding(name: str | Path) -> tuple[str | Path, str]:
     """A draft's name without its format, and the format behind the colon: "int8", "int4", or "" where there is none."""
     base, _, form = str(name).rpartition(":")
     return (base, form) if base and form in BITS else (name, "")
-
-
-def opened_draft(folder: Path, dtype: str, device: str, form: str) -> Transformer:
-    """The draft of a folder, its layers rounded to `form` where that is not ""."""
-    model = opened(folder, dtype, device)
-    return rounded(model, form) if form else model
 
 
 def dense_head(norm: Norm | None, model: Transformer) -> Head:
@@ -200,9 +196,7 @@ def spans(model: Transformer, stops: Sequence[int], context: int | None = None, 
     """Readers of one model up to each of `stops`; each continues from the rows of the one below, or reads anew without reuse."""
     if isinstance(model, Adapter):
         if len(stops) > 1:
-            raise ValueError(
-                f"{model.config.family} is read whole, through transformers; exits need one of our own architectures"
-            )
+            raise ValueError(f"{model.config.family} is read whole by transformers; exits need one of our own architectures")
         return [AdapterReader(model, context)]
     chain: list[Any] = []
     for stop in stops:

@@ -1,7 +1,8 @@
 """Acceptance rules: how many waiting tokens are kept, and which token comes next. One law in tensor operations for every device.
 
-A rule warps scores once, with the same temperature, top-k and top-p for proposer and verifier. All of its random numbers
-are functions of (seed, position, stage, use), so eager and deferred runs draw the same ones. Nothing here waits for a device.
+A rule warps scores once, with the same temperature, top-k and top-p for proposer and verifier. All of its
+random numbers are functions of (seed, position, stage, use), so eager and deferred runs draw the same ones.
+Nothing here waits for a device.
 """
 
 from __future__ import annotations
@@ -66,8 +67,7 @@ def prefix(flags: Tensor) -> Tensor:
     return flags.long().cumprod(0).sum()[None]
 
 
-def places(position: int | Tensor) -> Positions:
-    """A position as one of many; one that was given on a device stays there."""
+def _one(position: int | Tensor) -> Positions:
     return position if isinstance(position, Tensor) else [position]
 
 
@@ -123,7 +123,7 @@ class GumbelCoupling:
 
     def draw(self, scores: Scores, position: int | Tensor, stage: int) -> Drawn:
         warped = warp(scores, self.sampling)
-        token, sound = self.best(warped, places(position))
+        token, sound = self.best(warped, _one(position))
         return Drawn(token, warped, sound)
 
     def law(self, positions: list[int], stage: int) -> kernels.Law:
@@ -140,15 +140,15 @@ class GumbelCoupling:
 class SpeculativeSampling(GumbelCoupling):
     """Accept x with probability min(1, p(x)/q(x)), else draw from max(p - q, 0) (Leviathan et al. 2023, section 2.3).
 
-    q is the very distribution the proposal was drawn from, sparse where the head scored a part of the vocabulary. At
-    temperature 0 greedy, as the coupling is.
+    q is the very distribution the proposal was drawn from, sparse where the head scored a part of the
+    vocabulary. At temperature 0 greedy, as the coupling is.
     """
 
     def draw(self, scores: Scores, position: int | Tensor, stage: int) -> Drawn:
         if self.sampling.temperature == 0:
             return super().draw(scores, position, stage)
         warped = warp(scores, self.sampling)
-        column, sound = _draw_one(warped.logits, self.dice.uniform(places(position), stage, "draw"))
+        column, sound = _draw_one(warped.logits, self.dice.uniform(_one(position), stage, "draw"))
         return Drawn(warped.pick(column), warped, sound)
 
     def law(self, positions: list[int], stage: int) -> kernels.Law:

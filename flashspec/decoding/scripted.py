@@ -18,8 +18,8 @@ from flashspec.sampling import Dice, Scores
 class ScriptedAcceptance:
     """Judges as `inner` does, at the same cost, then accepts the j-th waiting token with probability curve[j].
 
-    Beyond the curve its last entry holds. Coin flips are functions of the seed and the position, so eager and deferred
-    runs of one seed keep the same numbers of tokens.
+    Beyond the curve its last entry holds. Coin flips are functions of the seed and the position, so eager and
+    deferred runs of one seed keep the same numbers of tokens.
     """
 
     exact = False

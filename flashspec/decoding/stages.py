@@ -45,10 +45,11 @@ Doubt = Callable[[Scores], Tensor]
 class Verbs(NamedTuple):
     """How a stage writes at the bottom, and how it judges above.
 
-    write(tokens, start, want) puts up to `want` tokens into tokens [room] from position `start` on, fewer where the stage is in
-    doubt; a burst of nothing reads nothing. No host synchronisation on an accelerator, but one where there are doubts.
-    judge(tokens, first, drawn, number) judges tokens [n] from position `first` on, drawn as told, for stage `number`, with one
-    host synchronisation. Raises FloatingPointError where a model gave NaN.
+    write(tokens, start, want) puts up to `want` tokens into tokens [room] from position `start` on, fewer
+    where the stage is in doubt; a burst of nothing reads nothing. No host synchronisation on an accelerator,
+    but one where there are doubts. judge(tokens, first, drawn, number) judges tokens [n] from position
+    `first` on, drawn as told, for stage `number`, with one host synchronisation. Raises FloatingPointError
+    where a model gave NaN.
     """
 
     write: Write
@@ -60,27 +61,18 @@ def confidence(scores: Scores, threshold: float) -> Tensor:
     return scores.logits.softmax(-1).amax(-1) < threshold
 
 
-def entropy(scores: Scores, threshold: float) -> Tensor:
-    """In doubt [n] where the entropy lies above the threshold, in nats."""
-    return torch.special.entr(scores.logits.softmax(-1)).sum(-1) > threshold
+def unsure(threshold: float | None) -> Doubt | None:
+    """A doubt by `confidence`, None without a threshold: tells of raw scores [n, m] where the stage above should answer.
 
-
-DOUBTS = {"confidence": confidence, "entropy": entropy}
-
-
-def doubt_named(name: str, threshold: float | None) -> Doubt | None:
-    """A doubt by name, None without a threshold: tells of raw scores [n, m] where the stage above should answer instead.
-
-    A drafter may not withdraw what it has drawn: that would favour the tokens it is sure of. Stopping before the draw depends
-    on the prefix alone, so what follows keeps its law (Leviathan et al. 2023, section 2.3, holds for any stopping time of the
-    prefix). ValueError for a threshold that means nothing.
+    A drafter may not withdraw what it has drawn: that would favour the tokens it is sure of. Stopping before
+    the draw depends on the prefix alone, so what follows keeps its law (Leviathan et al. 2023, section 2.3,
+    holds for any stopping time of the prefix). ValueError for a threshold that means nothing.
     """
     if threshold is None:
         return None
-    if name == "confidence" and not threshold <= 1.0 or not threshold >= 0.0:
-        unit = "a probability in [0, 1]" if name == "confidence" else "at least 0 nats"
-        raise ValueError(f"the threshold of {name} is {unit}, got {threshold}")
-    return partial(DOUBTS[name], threshold=threshold)
+    if not 0.0 <= threshold <= 1.0:
+        raise ValueError(f"a threshold of doubt is a probability in [0, 1], got {threshold}")
+    return partial(confidence, threshold=threshold)
 
 
 def listed(numbers: Sequence[Tensor], sound: Sequence[Tensor]) -> list[int]:
@@ -162,8 +154,9 @@ def in_turn(stage: Stage, score: Score | None = None, write: Write | None = None
 class Stage:
     """A reader, a head on its rows and a rule; acts once `every` tokens wait below it, or the stage below asks.
 
-    A stage asks where its `doubt` says so: stage 0 before it draws the next token, which ends its burst, a verifier after it
-    has judged, about the tokens it keeps and its own. `way` chooses the verbs, once, as the stage is made.
+    A stage asks where its `doubt` says so: stage 0 before it draws the next token, which ends its burst, a
+    verifier after it has judged, about the tokens it keeps and its own. `way` chooses the verbs, once, as the
+    stage is made.
     """
 
     reader: Reader

@@ -18,8 +18,9 @@ from flashspec.typed import typed, whole_numbers
 class Event(NamedTuple):
     """One action in whole numbers.
 
-    `waiting` tokens were judged and `kept` of them were accepted; `rows` were read by the stage's reader; `adds` tokens were
-    written: the burst's length at stage 0, 1 at a verification, 0 where a reader only read.
+    `waiting` tokens were judged and `kept` of them were accepted; `rows` were read by the stage's reader;
+    `adds` tokens were written: the burst's length at stage 0, 1 at a verification, 0 where a reader only
+    read.
     """
 
     stage: int

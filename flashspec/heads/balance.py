@@ -16,39 +16,29 @@ def chunks(points: Tensor, width: int) -> Iterator[Tensor]:
     return iter(points.split(max(1, CHUNK_SCORES // max(1, width))))
 
 
-def assign_balanced(points: Tensor, centroids: Tensor, size: int, banned: Tensor | None = None) -> Tensor:
+def assign_balanced(points: Tensor, centroids: Tensor, size: int) -> Tensor:
     """Assign points [V, D] to centroids [K, D] so that no cluster holds more than `size`; K * size must be at least V.
 
-    A capacity auction: in every round each waiting point bids its inner product to the best cluster that still has room,
-    and a cluster takes its highest bidders. Every round places a point, so it ends. Returns clusters [V]. No point goes to
-    the cluster that `banned` [V] names for it; one for which nothing else has room stays at -1.
+    A capacity auction: in every round each waiting point bids its inner product to the best cluster that
+    still has room, and a cluster takes its highest bidders. Every round places a point, so it ends. Returns
+    clusters [V].
     """
     free = torch.full((len(centroids),), size, dtype=torch.int64, device=points.device)
     placed = torch.full((len(points),), -1, dtype=torch.int64, device=points.device)
     waiting, length = torch.arange(len(points), device=points.device), SHORTLIST
     while len(waiting):
         most = min(length, max(SHORTLIST, CHUNK_SCORES // len(waiting)))
-        bans = None if banned is None else banned[waiting]
-        won = _auction(*_shortlists(points[waiting], bans, centroids, free, most), free)
+        won = _auction(*_shortlists(points[waiting], centroids, free, most), free)
         placed[waiting] = won
-        if banned is not None and bool((won < 0).all()):
-            break
         waiting, length = waiting[won < 0], 2 * length
     return placed
 
 
-def _shortlists(
-    points: Tensor, bans: Tensor | None, centroids: Tensor, free: Tensor, length: int
-) -> tuple[Tensor, Tensor]:
-    """Best `length` (or fewer) open clusters of points, without those that `bans` name: scores and numbers, best first."""
+def _shortlists(points: Tensor, centroids: Tensor, free: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    """Best `length` (or fewer) open clusters of points: scores and numbers, best first."""
     still_open = free.nonzero()[:, 0]
-    width, begin, found = len(still_open), 0, []
-    for part in chunks(points, width):
-        scores = part @ centroids[still_open].T
-        if bans is not None:
-            scores.masked_fill_(still_open == bans[begin : begin + len(part), None], -torch.inf)
-        found.append(scores.topk(min(length, width)))
-        begin += len(part)
+    width = len(still_open)
+    found = [(part @ centroids[still_open].T).topk(min(length, width)) for part in chunks(points, width)]
     return torch.cat([f.values for f in found]), still_open[torch.cat([f.indices for f in found])]
 
 

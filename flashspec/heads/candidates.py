@@ -1,8 +1,9 @@
 """Heads that score a list of candidates exactly; every other id has probability zero and is left to the verifier.
 
-One list for all rows: the most frequent ids (FR-Spec, arXiv 2502.14856, counts a corpus; VocabTrim, arXiv 2506.22694, what the
-target wrote) or those of the context (NanoSpec, arXiv 2605.26444). Or a list a row: the best of a low-rank preview of all
-logits (SVD-softmax, Shim et al., NeurIPS 2017, section 3), or of a search index (`heads.index`).
+One list for all rows: the most frequent ids (FR-Spec, arXiv 2502.14856, counts a corpus; VocabTrim, arXiv
+2506.22694, what the target wrote) or those of the context (NanoSpec, arXiv 2605.26444). Or a list a row: the
+best of a low-rank preview of all logits (SVD-softmax, Shim et al., NeurIPS 2017, section 3), or of a search
+index (`heads.index`).
 """
 
 from __future__ import annotations
@@ -99,11 +100,12 @@ class ShortlistHead(ListedHead, StoredHead):
 class ContextHead(ListedHead):
     """Lists the `size` ids seen last in the prompt, the text so far and the verifier's `top` best guesses.
 
-    `learn` changes the list between rounds and nothing else does, so within a round the head is row-wise like any other. The
-    drafts are then a function of the rounds before, not of the row alone. What is verified is not touched by that: the list
-    is settled before a token is drawn, so every exact rule keeps its distribution, and under Gumbel coupling the text stays
-    the baseline's; only how many drafts are accepted may depend on the rounds. Until enough ids were seen, the list is filled
-    with the smallest ids, in a BPE vocabulary the most frequent ones. Shapes and addresses never change.
+    `learn` changes the list between rounds and nothing else does, so within a round the head is row-wise like
+    any other. The drafts are then a function of the rounds before, not of the row alone. What is verified is
+    not touched by that: the list is settled before a token is drawn, so every exact rule keeps its
+    distribution, and under Gumbel coupling the text stays the baseline's; only how many drafts are accepted
+    may depend on the rounds. Until enough ids were seen, the list is filled with the smallest ids, in a BPE
+    vocabulary the most frequent ones. Shapes and addresses never change.
     """
 
     norm: Norm | None
@@ -162,8 +164,8 @@ class ContextHead(ListedHead):
 class PreviewHead(WeightHead):
     """Lists for every row the `candidates` ids that look best in the weight's strongest directions.
 
-    `basis` [rank, hidden] are right singular vectors of the weight, `preview` [vocab, rank] the weight in them. Both are
-    functions of the weight, so there is nothing to save.
+    `basis` [rank, hidden] are right singular vectors of the weight, `preview` [vocab, rank] the weight in
+    them. Both are functions of the weight, so there is nothing to save.
     """
 
     norm: Norm | None

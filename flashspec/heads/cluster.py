@@ -1,15 +1,15 @@
 """Balanced k-means over the rows of a vocabulary weight: every cluster has exactly the same size.
 
-FlashHead (arXiv 2603.14591) clusters by direction and fixes the cluster size, so that a probe is one contiguous block and
-costs the same whatever was probed. Lloyd iterations without the constraint come first, then a few under it. Euclidean
-distances are inner products too: of the point with a 1 behind it and the mean with minus half its squared length.
+FlashHead (arXiv 2603.14591) clusters by direction and fixes the cluster size, so that a probe is one
+contiguous block and costs the same whatever was probed. Lloyd iterations without the constraint come first,
+then a few under it.
 """
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,7 +20,6 @@ from flashspec.heads.balance import assign_balanced, chunks
 from flashspec.typed import typed
 
 Tick = Callable[[], Any]
-METRICS = ("spherical", "euclidean")
 
 
 @typed
@@ -28,10 +27,8 @@ METRICS = ("spherical", "euclidean")
 class Recipe:
     """How rows are clustered: `lloyd` iterations without and `balanced` with the size constraint.
 
-    `metric` is "spherical" (by direction) or "euclidean"; with `homes` 2 every id is also listed in the next best cluster with
-    room, so that a cluster has twice as many slots. `backend` runs the unconstrained iterations: "faiss", "torch", or
-    "auto" for faiss where it is installed and the rows are on the CPU. Results are a function of the rows, the seed and the
-    backend.
+    `backend` runs the unconstrained iterations: "faiss", "torch", or "auto" for faiss where it is installed
+    and the rows are on the CPU. Results are a function of the rows, the seed and the backend.
     """
 
     cluster_size: int = 16
@@ -39,8 +36,6 @@ class Recipe:
     lloyd: int = 12
     balanced: int = 4
     backend: str = "auto"
-    metric: str = "spherical"
-    homes: int = 1
 
     def __post_init__(self) -> None:
         if self.cluster_size < 1:
@@ -49,25 +44,20 @@ class Recipe:
             raise ValueError(f"lloyd must be at least 0 and balanced at least 1, got {self.lloyd} and {self.balanced}")
         if self.backend not in ("auto", "faiss", "torch"):
             raise ValueError(f"backend must be auto, faiss or torch, got {self.backend!r}")
-        if self.metric not in METRICS:
-            raise ValueError(f"metric must be one of {', '.join(METRICS)}, got {self.metric!r}")
-        if self.homes not in (1, 2):
-            raise ValueError(f"homes must be 1 or 2, got {self.homes}")
 
 
 @dataclass(frozen=True)
 class Clusters:
     """A partition of the ids 0..V-1 into K clusters of `size` slots.
 
-    `assignments` [V] names each id's cluster; `members` [K, size] lists a cluster's ids in rising order, then -1 for
-    slots without one; `centroids` [K, D] are float32: the mean of the members' unit rows times the mean of their lengths,
-    or the plain mean of euclidean clusters. `second` [V] names each id's second home, -1 where it has none, if there are any.
+    `assignments` [V] names each id's cluster; `members` [K, size] lists a cluster's ids in rising order, then
+    -1 for slots without one; `centroids` [K, D] are float32: the mean of the members' unit rows times the
+    mean of their lengths.
     """
 
     assignments: Tensor
     members: Tensor
     centroids: Tensor
-    second: Tensor | None = None
 
     @property
     def count(self) -> int:
@@ -76,13 +66,8 @@ class Clusters:
 
     @property
     def size(self) -> int:
-        """Slots of a cluster for the ids that are at home there first."""
+        """Slots of a cluster."""
         return self.members.shape[1]
-
-    @property
-    def homes(self) -> int:
-        """Clusters that list an id, 1 or 2."""
-        return 1 if self.second is None else 2
 
     @property
     def vocab_size(self) -> int:
@@ -104,15 +89,15 @@ def cluster(weight: Tensor, recipe: Recipe = Recipe()) -> Clusters:
 
 @torch.no_grad()
 def unconstrained(weight: Tensor, recipe: Recipe, tick: Tick = int) -> Tensor:
-    """The first half of `cluster`: centroids after the Lloyd iterations, in the space of the points; `tick` after each."""
-    points, dice = _points(weight.detach().float(), recipe.metric), torch.Generator().manual_seed(recipe.seed)
+    """The first half of `cluster`: unit centroids after the Lloyd iterations; `tick` after each."""
+    points, dice = F.normalize(weight.detach().float(), dim=1), torch.Generator().manual_seed(recipe.seed)
     first = torch.randperm(len(points), generator=dice)[: -(-len(points) // recipe.cluster_size)]
-    centroids, faiss = _duals(points[first.to(points.device)], recipe.metric), _faiss(points, recipe.backend)
+    centroids, faiss = F.normalize(points[first.to(points.device)], dim=1), _faiss(points, recipe.backend)
     for number in range(recipe.lloyd):
         if faiss is None:
-            centroids = centres(points, nearest(points, centroids), centroids, recipe.metric)
+            centroids = centres(points, nearest(points, centroids), centroids)
         else:
-            centroids = _faiss_step(faiss, points, centroids, replace(recipe, seed=recipe.seed + number))
+            centroids = _faiss_step(faiss, points, centroids, recipe.seed + number)
         tick()
     return centroids
 
@@ -120,52 +105,36 @@ def unconstrained(weight: Tensor, recipe: Recipe, tick: Tick = int) -> Tensor:
 @torch.no_grad()
 def balanced(weight: Tensor, centroids: Tensor, recipe: Recipe, tick: Tick = int) -> Clusters:
     """The second half: clusters of one size, grown from the centroids that `unconstrained` gives; `tick` after each iteration."""
-    points, size = _points(weight.detach().float(), recipe.metric), recipe.cluster_size
+    points, size = F.normalize(weight.detach().float(), dim=1), recipe.cluster_size
     for _ in range(recipe.balanced):
         assignments = assign_balanced(points, centroids, size)
-        centroids = centres(points, assignments, centroids, recipe.metric)
+        centroids = centres(points, assignments, centroids)
         tick()
-    second = assign_balanced(points, centroids, size, banned=assignments) if recipe.homes == 2 else None
-    return replace(from_assignments(weight, assignments, size, recipe.metric), second=second)
+    return from_assignments(weight, assignments, size)
 
 
-def from_assignments(weight: Tensor, assignments: Tensor, size: int, metric: str = "spherical") -> Clusters:
+def from_assignments(weight: Tensor, assignments: Tensor, size: int) -> Clusters:
     """The partition in which id v of weight [V, D] belongs to cluster assignments[v]; ValueError where one holds over `size`."""
     count = -(-weight.shape[0] // size)
     members = members_of(assignments, count, size)
-    return Clusters(assignments, members, _centroids(weight.detach().float(), assignments, count, metric))
+    return Clusters(assignments, members, _centroids(weight.detach().float(), assignments, count))
 
 
-def _centroids(rows: Tensor, assignments: Tensor, count: int, metric: str) -> Tensor:
-    """Mean unit row times mean length: long rows, which are few, would otherwise turn the direction; or the plain mean."""
-    lengths = rows.norm(dim=1).clamp(min=1e-12) if metric == "spherical" else rows.new_ones(len(rows))
+def _centroids(rows: Tensor, assignments: Tensor, count: int) -> Tensor:
+    """Mean unit row times mean length: long rows, which are few, would otherwise turn the direction."""
+    lengths = rows.norm(dim=1).clamp(min=1e-12)
     filled = torch.bincount(assignments, minlength=count).clamp(min=1)
     sums = torch.zeros(count, rows.shape[1], device=rows.device).index_add_(0, assignments, rows / lengths[:, None])
     reach = torch.zeros(count, device=rows.device).index_add_(0, assignments, lengths)
     return sums * (reach / filled.square())[:, None]
 
 
-def _points(rows: Tensor, metric: str) -> Tensor:
-    """Rows in the space where the nearest centroid is the one of highest inner product."""
-    return F.normalize(rows, dim=1) if metric == "spherical" else F.pad(rows, (0, 1), value=1.0)
-
-
-def _duals(means: Tensor, metric: str) -> Tensor:
-    """Means of points as centroids."""
-    if metric == "spherical":
-        return F.normalize(means, dim=1)
-    return torch.cat((means[:, :-1], means[:, :-1].square().sum(1, keepdim=True) / -2), 1)
-
-
 def members_of(assignments: Tensor, count: int, size: int) -> Tensor:
-    """Ids of every cluster [count, size] in rising order, -1 behind them; an id assigned to -1 is left out.
-
-    Raises ValueError where a cluster holds too many.
-    """
-    filled = torch.bincount(assignments[assignments >= 0], minlength=count)
+    """Ids of every cluster [count, size] in rising order, -1 behind them; ValueError where a cluster holds too many."""
+    filled = torch.bincount(assignments, minlength=count)
     if len(filled) > count or int(filled.max()) > size:
         raise ValueError(f"{count} clusters of {size} expected, but one of {len(filled)} clusters holds {int(filled.max())} ids")
-    order = torch.argsort(assignments, stable=True)[int((assignments < 0).sum()) :]
+    order = torch.argsort(assignments, stable=True)
     first = filled.cumsum(0) - filled
     slot = torch.arange(len(order), device=order.device) - first[assignments[order]]
     members = torch.full((count, size), -1, dtype=torch.int64, device=order.device)
@@ -173,12 +142,12 @@ def members_of(assignments: Tensor, count: int, size: int) -> Tensor:
     return members
 
 
-def centres(points: Tensor, assignments: Tensor, before: Tensor, metric: str = "spherical") -> Tensor:
+def centres(points: Tensor, assignments: Tensor, before: Tensor) -> Tensor:
     """Centroid of every cluster's points; a cluster without points, or whose points cancel, keeps the one it had."""
     sums = torch.zeros_like(before).index_add_(0, assignments, points)
     filled = torch.bincount(assignments, minlength=len(before)).clamp(min=1)
     alive = sums.square().sum(1, keepdim=True) > 0
-    return torch.where(alive, _duals(sums / filled[:, None], metric), before)
+    return torch.where(alive, F.normalize(sums / filled[:, None], dim=1), before)
 
 
 def nearest(points: Tensor, centroids: Tensor) -> Tensor:
@@ -199,12 +168,9 @@ def _faiss(points: Tensor, backend: str) -> Any:
         return None
 
 
-def _faiss_step(faiss: Any, points: Tensor, centroids: Tensor, recipe: Recipe) -> Tensor:
+def _faiss_step(faiss: Any, points: Tensor, centroids: Tensor, seed: int) -> Tensor:
     """One Lloyd iteration by faiss, which also splits a large cluster wherever one is empty."""
-    spherical = recipe.metric == "spherical"
-    width = points.shape[1] - (0 if spherical else 1)
-    means = faiss.Kmeans(width, len(centroids), niter=1, spherical=spherical, seed=recipe.seed, min_points_per_centroid=1,
-                         max_points_per_centroid=len(points))  # fmt: skip
-    means.train(points[:, :width].contiguous().numpy(), init_centroids=centroids[:, :width].contiguous().numpy())
-    found = torch.tensor(means.centroids)
-    return _duals(found if spherical else F.pad(found, (0, 1)), recipe.metric)
+    limits = {"min_points_per_centroid": 1, "max_points_per_centroid": len(points)}
+    means = faiss.Kmeans(points.shape[1], len(centroids), niter=1, spherical=True, seed=seed, **limits)
+    means.train(points.contiguous().numpy(), init_centroids=centroids.contiguous().numpy())
+    return F.normalize(torch.tensor(means.centroids), dim=1)

@@ -13,8 +13,17 @@ from flashspec.sampling import Dice, Scores
 from flashspec.typed import typed
 
 
-class WholeHead(WeightHead):
-    """Logits of the whole vocabulary."""
+@typed
+@dataclass(frozen=True)
+class DenseHead(WeightHead):
+    """Logits of the whole vocabulary: weight [vocab, hidden] times the normalised row, exact.
+
+    A `Packed` weight (int8 with a scale a row, int4 with one for every 128 columns) is the plain cheap head
+    that others have to beat; activations stay float32.
+    """
+
+    norm: Norm | None
+    weight: Tensor | Packed
 
     @property
     def rows_scored(self) -> int:
@@ -35,29 +44,9 @@ class WholeHead(WeightHead):
         return self.weight.nbytes
 
 
-@typed
-@dataclass(frozen=True)
-class DenseHead(WholeHead):
-    """Logits of the whole vocabulary: weight [vocab, hidden], as the model stores it, times the normalised row."""
-
-    norm: Norm | None
-    weight: Tensor | Packed
-
-
-@dataclass(frozen=True)
-class QuantizedDenseHead(WholeHead):
-    """Approximate logits of the whole vocabulary from integer rows: the plain cheap head that others have to beat.
-
-    int8 has a scale a row, int4 one for every 128 columns; activations stay float32.
-    """
-
-    norm: Norm | None
-    weight: Packed
-
-    @classmethod
-    def build(cls, weight: Tensor, norm: Norm | None = None, bits: int = 8) -> QuantizedDenseHead:
-        """Round weight [vocab, hidden] to `bits` (8 or 4)."""
-        return cls(norm, pack(weight_of(weight), bits))
+def quantized(weight: Tensor, norm: Norm | None = None, bits: int = 8) -> DenseHead:
+    """The head of weight [vocab, hidden] rounded to `bits` (8 or 4)."""
+    return DenseHead(norm, pack(weight_of(weight), bits))
 
 
 @dataclass(frozen=True)

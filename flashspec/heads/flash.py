@@ -17,7 +17,7 @@ from flashspec.heads.table import FlashPlan, Table, build_table, stage_one
 from flashspec.sampling import Dice, Scores
 from flashspec.typed import typed
 
-CHOICES = ("cluster_size", "seed", "metric", "homes")  # of a clustering
+CHOICES = ("cluster_size", "seed")  # of a clustering
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,8 @@ class FlashHead(StoredHead):
     ) -> FlashHead:
         """Cluster weight [vocab, hidden] (unless `clusters` are given) and permute it.
 
-        `changes` are fields of FlashPlan, and cluster_size, seed, metric and homes of a Recipe where there are no clusters yet.
-        Raises ValueError for a plan that does not fit the weight.
+        `changes` are fields of FlashPlan, and cluster_size and seed of a Recipe where there are no clusters
+        yet. Raises ValueError for a plan that does not fit the weight.
         """
         weight = weight_of(weight)
         chosen = {name: changes.pop(name) for name in CHOICES if name in changes}
@@ -67,7 +67,7 @@ class FlashHead(StoredHead):
     def scoring(self) -> kernels.Scoring | None:  # type: ignore[override]
         """Norm, clusters, choice and blocks in one call of the compiled kernels."""
         table = self.table
-        if self.plan.selection != "top" or self.plan.best or table.twins is not None:
+        if self.plan.selection != "top" or self.plan.best:
             return None
         return self.compiled(table.directions, kernels.Blocks(table.blocks, table.ids, table.bias, self.probes, table.forced))
 
@@ -93,17 +93,17 @@ class FlashHead(StoredHead):
             return fast
         states, table = self.states(rows), self.table
         chosen = self.blocks_of(states, positions, dice)
-        if self.plan.best:  # an id with two homes has one logit, so both may count
+        if self.plan.best:
             best = kernels.best_of_blocks(states.to(wide(table.blocks)), table.blocks, table.ids, table.bias, chosen)
             return Scores(best[0][:, None], best[1][:, None])
         logits = project_blocks(states, table.blocks, chosen) + table.bias[chosen]
-        return Scores(table.ids[chosen].flatten(1), table.once(logits, chosen).flatten(1))
+        return Scores(table.ids[chosen].flatten(1), logits.flatten(1))
 
     def blocks_of(self, states: Tensor, positions: Tensor | None = None, dice: Dice | None = None) -> Tensor:
         """Numbers [n, B + probes] of the blocks that normalised rows [n, hidden] are scored against.
 
-        Sampling adds Gumbel noise to centroids . row / temperature and takes the top (Kool et al. 2019): a draw without
-        replacement, in which the noise is a function of (seed, position, cluster).
+        Sampling adds Gumbel noise to centroids . row / temperature and takes the top (Kool et al. 2019): a
+        draw without replacement, in which the noise is a function of (seed, position, cluster).
         """
         table, likeness = self.table, project(states, self.table.directions)
         if self.plan.selection == "sample":
@@ -138,10 +138,8 @@ class FlashHead(StoredHead):
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Clusters and plan."""
-        found = self.clusters
-        tensors = {"members": found.members.int(), "centroids": found.centroids}
-        second = {} if found.second is None else {"second": found.second.int()}
-        return tensors | second, {"plan": asdict(self.plan)}
+        tensors = {"members": self.clusters.members.int(), "centroids": self.clusters.centroids}
+        return tensors, {"plan": asdict(self.plan)}
 
     @classmethod
     def restored(cls, file: HeadFile, weight: Tensor, norm: Norm | None) -> FlashHead:
@@ -152,16 +150,11 @@ class FlashHead(StoredHead):
 def _clusters(file: HeadFile, weight: Tensor) -> Clusters:
     """The clusters that a file holds for this weight; ValueError where they cannot be."""
     members, means, vocab = file.numbers("members", 2).long(), file.tensors.get("centroids"), len(weight)
-    second = file.numbers("second", 1).long() if "second" in file.tensors else None
     count, listed = len(members), members >= 0
     if not torch.equal(members[listed].sort().values, torch.arange(vocab)):
         raise ValueError(f"a clustering lists each of the {vocab} ids once, but this one does not; {AGAIN}")
     if means is None or means.dtype is not torch.float32 or means.ndim != 2 or len(means) != count:
         raise ValueError(f"{file.path.name} has no float32 centroid for each of its {count} clusters; {AGAIN}")
-    if second is not None and (len(second) != vocab or int(second.min()) < -1 or int(second.max()) >= count):
-        raise ValueError(f"{file.path.name} has second homes outside its {count} clusters; {AGAIN}")
     assignments = torch.empty(vocab, dtype=torch.int64)
     assignments[members[listed]] = listed.nonzero()[:, 0]
-    device = weight.device
-    homes = None if second is None else second.to(device)
-    return Clusters(assignments.to(device), members.to(device), means.to(device), homes)
+    return Clusters(*(part.to(weight.device) for part in (assignments, members, means)))

@@ -1,7 +1,7 @@
 """Search indexes of faiss as draft heads: inverted lists, the same with product codes, and a navigable graph.
 
-The index names candidates by inner product and their logits are computed exactly, from the model's own rows. Searching runs
-on the CPU, one row at a time, so that a row's candidates never depend on its neighbours.
+The index names candidates by inner product and their logits are computed exactly, from the model's own rows.
+Searching runs on the CPU, one row at a time, so that a row's candidates never depend on its neighbours.
 """
 
 from __future__ import annotations

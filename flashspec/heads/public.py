@@ -1,15 +1,15 @@
 """The public FlashHead checkpoint layout: a Hugging Face folder with clusters beside it, as Embedl's repository reads it.
 
-config.json switches the head on with `flash_head_cache_dir`; `n_probes` and `flash_head_special_token_ids` are optional, and
-all three may lie in a nested `text_config`. The folder it names holds clustering_cache.safetensors with `centroids`
-[1, 1, D, K] (or [D, K]; columns are centroids of any length) and `cluster_assignments` [V], every cluster equally often.
+config.json switches the head on with `flash_head_cache_dir`; `n_probes` and `flash_head_special_token_ids`
+are optional, and all three may lie in a nested `text_config`. The folder it names holds
+clustering_cache.safetensors with `centroids` [1, 1, D, K] (or [D, K]; columns are centroids of any length)
+and `cluster_assignments` [V], every cluster equally often.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from msgspec.structs import astuple
 from torch import Tensor
 
@@ -17,12 +17,10 @@ from flashspec.heads.base import Norm
 from flashspec.heads.cluster import Clusters, members_of
 from flashspec.heads.flash import FlashHead
 from flashspec.heads.storage import HeadFile
-from flashspec.models.config import FLASH_HEAD
 from flashspec.models.files import PublicHead, ids_of, shaped
 from flashspec.models.folder import inside, read_config, read_tensors
-from flashspec.models.writing import write_json, write_tensors
 
-ASSETS, CACHE, FACTS = "flash_head_assets", "clustering_cache.safetensors", "clustering_config.json"
+CACHE = "clustering_cache.safetensors"
 
 
 def is_public(folder: Path | str) -> bool:
@@ -33,8 +31,8 @@ def is_public(folder: Path | str) -> bool:
 def load_public(folder: Path | str, weight: Tensor, norm: Norm | None = None) -> FlashHead:
     """The FlashHead of a folder in the public layout, over its model's `weight` [V, D].
 
-    Raises FileNotFoundError where a file is missing; ValueError where clusters are unequal, belong to another vocabulary or
-    width, or the folder's probes or special ids do not exist.
+    Raises FileNotFoundError where a file is missing; ValueError where clusters are unequal, belong to another
+    vocabulary or width, or the folder's probes or special ids do not exist.
     """
     folder = Path(folder)
     options = _options(folder)
@@ -50,33 +48,6 @@ def load_public(folder: Path | str, weight: Tensor, norm: Norm | None = None) ->
     special = tuple(dict.fromkeys(ids_of(options.flash_head_special_token_ids)))
     probes = options.n_probes or max(1, clusters.count // 16)
     return FlashHead.build(weight, norm, clusters, probes=probes, always=special)
-
-
-def save_public(head: FlashHead, folder: Path | str) -> None:
-    """Add the clusters of a head to the checkpoint folder of its model; config.json, the switch, is written last.
-
-    Raises ValueError where the layout cannot hold this head (clusters padded, or ids with two homes), FileNotFoundError where
-    the folder has no config.json.
-    """
-    folder, clusters, vocab = Path(folder), head.clusters, head.vocab_size
-    raw = read_config(folder)
-    _refuse_unequal(torch.bincount(clusters.assignments, minlength=clusters.count), vocab)
-    if clusters.second is not None:
-        raise ValueError("the public layout gives every id one cluster, and this head gives it two; build one with homes=1")
-    (folder / ASSETS).mkdir(exist_ok=True)
-    columns = clusters.centroids.T[None, None].contiguous().cpu()
-    write_tensors({"centroids": columns, "cluster_assignments": clusters.assignments.cpu()}, folder / ASSETS / CACHE)
-    write_json({"format": "safetensors", "vocab_size": vocab, "hidden_size": head.hidden}, folder / ASSETS / FACTS)
-    prefix = FLASH_HEAD["architectures"]
-    switches = {
-        "architectures": [prefix + name.removeprefix(prefix) for name in raw.get("architectures") or []],
-        "flash_head_cache_dir": ASSETS,
-        "flash_head_special_token_ids": list(head.plan.always) or None,
-        "n_probes": head.probes,
-        "n_clusters": clusters.count,
-        "enforce_equal_cluster_sizes": True,
-    }
-    write_json(raw | switches, folder / "config.json")
 
 
 def _options(folder: Path) -> PublicHead:
@@ -96,16 +67,6 @@ def _clusters(centroids: Tensor, assignments: Tensor, weight: Tensor) -> Cluster
     count = centroids.shape[-1]
     if int(assignments.min()) < 0 or int(assignments.max()) >= count:
         raise ValueError(f"cluster numbers run from 0 to {count - 1}, got {int(assignments.min())}..{int(assignments.max())}")
-    _refuse_unequal(torch.bincount(assignments, minlength=count), vocab)
     means = centroids.reshape(width, count).T.float().contiguous().to(weight.device)
     assignments = assignments.to(weight.device)
     return Clusters(assignments, members_of(assignments, count, vocab // count), means)
-
-
-def _refuse_unequal(filled: Tensor, vocab: int) -> None:
-    least, most = int(filled.min()), int(filled.max())
-    if least != most:
-        raise ValueError(
-            f"the public layout needs clusters of one size, but {len(filled)} clusters of {vocab} ids hold {least} to {most}; "
-            "build them with a cluster_size that divides the vocabulary"
-        )

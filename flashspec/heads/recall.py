@@ -22,18 +22,12 @@ def agreement(head: FlashHead, dense: DenseHead, rows: Tensor) -> float:
 
 @torch.no_grad()
 def required_probes(head: FlashHead, dense: DenseHead, rows: Tensor) -> Tensor:
-    """Probes [n] that top selection needs before it scores the dense head's best id; 0 where that id is always scored.
-
-    They are the rank of the id's cluster, of the better one where it has two homes.
-    """
-    found, homes = [], head.clusters
+    """Probes [n] until top selection scores the dense head's best id, its cluster's rank; 0 where it is always scored."""
+    found = list[Tensor]()
     always = torch.tensor(head.plan.always, dtype=torch.int64, device=rows.device)
     for part in _parts(rows):
         wanted, likeness = _best(dense, part), project(head.states(part), head.table.directions)
-        mine = likeness.gather(1, homes.assignments[wanted][:, None])
-        if homes.second is not None:
-            second = homes.second[wanted][:, None]
-            mine = torch.maximum(mine, likeness.gather(1, second.clamp(min=0)).masked_fill(second < 0, -torch.inf))
+        mine = likeness.gather(1, head.clusters.assignments[wanted][:, None])
         found.append(((likeness > mine).sum(1) + 1).masked_fill(torch.isin(wanted, always), 0))
     return torch.cat(found)
 
@@ -41,8 +35,8 @@ def required_probes(head: FlashHead, dense: DenseHead, rows: Tensor) -> Tensor:
 def calibrate_always(head: FlashHead, dense: DenseHead, rows: Tensor, count: int = 64) -> tuple[int, ...]:
     """Up to `count` ids to score always: those that `head` misses on held-out rows [n, hidden], most often missed first.
 
-    What it scores always now comes first and stays. A small set of frequent tokens makes up about half of all misses on
-    Qwen3-0.6B (TurboHead); see `with_always`. ValueError where there are no rows.
+    What it scores always now comes first and stays. A small set of frequent tokens makes up about half of all
+    misses on Qwen3-0.6B (TurboHead); see `with_always`. ValueError where there are no rows.
     """
     if count < 1:
         raise ValueError(f"count must be at least 1, got {count}")

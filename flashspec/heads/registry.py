@@ -11,7 +11,7 @@ from torch import Tensor
 
 from flashspec.heads.base import Head, Norm
 from flashspec.heads.candidates import ContextHead, PreviewHead, ShortlistHead
-from flashspec.heads.dense import DenseHead, QuantizedDenseHead
+from flashspec.heads.dense import DenseHead, quantized
 from flashspec.heads.flash import FlashHead
 from flashspec.heads.index import IndexHead
 from flashspec.heads.public import is_public, load_public
@@ -81,8 +81,8 @@ WROTE = "what the target wrote"
 RANKED = ("fr_spec", "vocab_trim")
 HEADS: dict[str, Kind] = {
     "dense": Kind("every row of the weight, exact", lambda o: DenseHead(o.norm, o.weight)),
-    "int8": Kind("every row in 8 bits, a scale a row", lambda o: QuantizedDenseHead.build(o.weight, o.norm, 8)),
-    "int4": Kind("every row in 4 bits, a scale for 128 columns", lambda o: QuantizedDenseHead.build(o.weight, o.norm, 4)),
+    "int8": Kind("every row in 8 bits, a scale a row", lambda o: quantized(o.weight, o.norm, 8)),
+    "int4": Kind("every row in 4 bits, a scale for 128 columns", lambda o: quantized(o.weight, o.norm, 4)),
     "flash": Kind("FlashHead: clusters, then exact rows of the best of them", _flash, FLASH),
     "flash_int8": Kind("FlashHead with 8-bit centroids", partial(_flash, **VARIANTS["flash_int8"]), FLASH),
     "flash_int4": Kind("FlashHead with 4-bit centroids", partial(_flash, **VARIANTS["flash_int4"]), FLASH),

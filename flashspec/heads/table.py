@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from flashspec.heads.base import wide
-from flashspec.heads.cluster import Clusters, members_of
+from flashspec.heads.cluster import Clusters
 from flashspec.kernels import Packed, pack
 from flashspec.kernels.pages import Shelf
 from flashspec.typed import typed, whole_numbers
@@ -24,12 +24,12 @@ FORMATS = ("weight", "bf16", "int8", "int4")
 class FlashPlan:
     """What a FlashHead scores.
 
-    `probes` clusters are scored for each hidden row (None: one cluster in sixteen, as the authors' released code does), and
-    the ids in `always` in any case. `selection` "top" takes the best clusters; "sample" draws them without replacement from
-    softmax(centroids . row / temperature), so that every id can be drafted. `stage1` is the format of the centroids'
-    directions: "weight" for the weight's own, "bf16", "int8" or "int4"; the probed rows are exact whatever it is. With `best`
-    a head names its best id alone, found by one fused kernel on CUDA; as a draft that is a sure proposal, which verification
-    may reject.
+    `probes` clusters are scored for each hidden row (None: one cluster in sixteen, as the authors' released
+    code does), and the ids in `always` in any case. `selection` "top" takes the best clusters; "sample" draws
+    them without replacement from softmax(centroids . row / temperature), so that every id can be drafted.
+    `stage1` is the format of the centroids' directions: "weight" for the weight's own, "bf16", "int8" or
+    "int4"; the probed rows are exact whatever it is. With `best` a head names its best id alone, found by one
+    fused kernel on CUDA; as a draft that is a sure proposal, which verification may reject.
     """
 
     probes: int | None = None
@@ -47,9 +47,7 @@ class FlashPlan:
         if self.stage1 not in FORMATS:
             raise ValueError(f"stage1 must be one of {', '.join(FORMATS)}, got {self.stage1!r}")
         if not self.temperature > 0:
-            raise ValueError(
-                f"the temperature of cluster sampling must be above 0, got {self.temperature}; or use selection='top'"
-            )
+            raise ValueError(f"temperature of sampled clusters must be above 0, got {self.temperature}; or selection='top'")
         if len(set(self.always)) < len(self.always):
             raise ValueError("always lists an id twice; list each once")
 
@@ -76,8 +74,7 @@ class FlashPlan:
 class Table(NamedTuple):
     """K clusters of rows, then the blocks of always-scored rows; a block is contiguous and probed as a whole.
 
-    A slot that must not count (padding, or an always-scored id in its own cluster) has bias -inf and a valid id. Where ids
-    have a second home, it is listed behind the first homes of that cluster, and its `twins` names the block of its first home.
+    A slot that must not count (padding, or an always-scored id in its own cluster) has bias -inf and a valid id.
     """
 
     blocks: Tensor  # [K + B, slots, D], the weight's dtype
@@ -85,7 +82,6 @@ class Table(NamedTuple):
     bias: Tensor  # [K + B, slots], 0 or -inf
     directions: Tensor | Packed  # [K, D] unit centroids, in the format of stage 1
     lengths: Tensor  # [K] lengths of the centroids
-    twins: Tensor | None = None  # [K + B, slots] block that lists the id first, K + B where this one does
 
     @property
     def clusters(self) -> int:
@@ -102,30 +98,15 @@ class Table(NamedTuple):
         """Blocks of always-scored rows, B."""
         return len(self.blocks) - self.clusters
 
-    def once(self, logits: Tensor, chosen: Tensor) -> Tensor:
-        """Logits [n, P, slots] of the chosen blocks [n, P], -inf where another of them lists the id first."""
-        if self.twins is None:
-            return logits
-        probed = torch.zeros(len(chosen), len(self.twins) + 1, dtype=torch.bool, device=chosen.device).scatter_(1, chosen, True)
-        again = probed.gather(1, self.twins[chosen].flatten(1)).view_as(logits)
-        return logits.masked_fill(again, -torch.inf)
-
 
 def build_table(weight: Tensor, clusters: Clusters, plan: FlashPlan) -> Table:
     """Permute weight [V, D] once, with the rows of the plan's `always` copied into blocks of their own behind the clusters."""
     chosen = torch.tensor(plan.always, dtype=torch.int64, device=weight.device)
-    listed, twins = clusters.members, None
-    if clusters.second is not None:
-        listed = torch.cat((listed, members_of(clusters.second, clusters.count, clusters.size)), 1)
-    slots = listed.shape[1]
-    always = F.pad(chosen, (0, -len(chosen) % slots), value=-1).view(-1, slots)
-    members = torch.cat((listed, always))
+    always = F.pad(chosen, (0, -len(chosen) % clusters.size), value=-1).view(-1, clusters.size)
+    members = torch.cat((clusters.members, always))
     off = members < 0
-    off[: clusters.count] |= torch.isin(listed, chosen)
+    off[: clusters.count] |= torch.isin(clusters.members, chosen)
     ids = members.where(members >= 0, members[:, :1])
-    if clusters.second is not None:
-        twins = torch.full_like(ids, len(ids))
-        twins[: clusters.count, clusters.size :] = clusters.assignments[ids[: clusters.count, clusters.size :]]
     bias = torch.zeros(ids.shape, dtype=wide(weight), device=weight.device).masked_fill(off, -torch.inf)
     shelf = Shelf()
     blocks = shelf.zeros((ids.numel(), weight.shape[1]), weight.dtype, weight.device)
@@ -135,7 +116,6 @@ def build_table(weight: Tensor, clusters: Clusters, plan: FlashPlan) -> Table:
         bias=shelf.moved(bias),
         directions=stage_one(clusters.centroids, weight.dtype, plan.stage1),
         lengths=clusters.centroids.to(wide(weight)).norm(dim=1),
-        twins=twins,
     )
 
 

@@ -40,13 +40,6 @@ def name_of(method: Method) -> str:
     return " ".join([method.head, *(f"{name}={value}" for name, value in options.items() if value is not None)])
 
 
-class Setting(NamedTuple):
-    """Where costs are measured: behind this text, under this sampling."""
-
-    text: Sequence[int]
-    sampling: Sampling = GREEDY
-
-
 @dataclass(frozen=True)
 class PairCosts:
     """Seconds of each part in each turn, and the draft lengths that were timed.
@@ -74,9 +67,8 @@ class PairCosts:
         return Costs(draft, verify, finalize, found["overhead"]), found["step"]
 
 
-def measure_costs(models: Models, writers: Sequence[Method], ks: Sequence[int], setting: Setting, repeats: int) -> PairCosts:
+def measure_costs(groups: Sequence[clock.Calls], ks: Sequence[int], repeats: int, device: str = "cpu") -> PairCosts:
     """Time every part of a round, turn after turn, un-instrumented; no end-to-end number is used."""
-    groups, device = parts_of(models, writers, ks, setting), str(models.target.device)
     return PairCosts(turns_of(lambda: settled_turn(groups, device), repeats), tuple(ks))
 
 
@@ -97,12 +89,14 @@ def settled_turn(groups: Sequence[clock.Calls], device: str = "cpu") -> Turn:
     return found
 
 
-def parts_of(models: Models, writers: Sequence[Method], ks: Sequence[int], setting: Setting) -> list[clock.Calls]:
-    """The parts of a pair's rounds, ready to be timed, in groups of calls that follow each other as in a decode."""
-    context = min(models.context, len(setting.text) + max(ks) + 1)
+def parts_of(
+    models: Models, writers: Sequence[Method], ks: Sequence[int], text: Sequence[int], sampling: Sampling = GREEDY
+) -> list[clock.Calls]:
+    """The parts of a pair's rounds behind a text, ready to be timed, in groups of calls that follow each other as in a decode."""
+    context = min(models.context, len(text) + max(ks) + 1)
 
     def bench(method: Method) -> Bench:
-        return held(build(method, models, setting.sampling, context), setting.text)
+        return held(build(method, models, sampling, context), text)
 
     groups: list[clock.Calls] = [{"step": bench(Method()).burst}]
     for number, writer in enumerate(writers):
@@ -162,12 +156,11 @@ def cuts_of(target: str, draft: str) -> tuple[Cut, Cut]:
 def shape_costs(cuts: tuple[Cut, Cut], writers: Sequence[Method], ks: Sequence[int], repeats: int) -> PairCosts:
     """Costs of a pair of shapes with random weights; a pair that is stretched is slow, so few lengths of it are timed."""
     deep = _pair(cuts, writers)
-    past = range(min(PAST, deep.context // 2))
-    setting = Setting([number % deep.target.config.vocab_size for number in past])
+    text = [number % deep.target.config.vocab_size for number in range(min(PAST, deep.context // 2))]
     if all(cut.whole for cut in cuts):
-        return measure_costs(deep, writers, ks, setting, repeats)
+        return measure_costs(parts_of(deep, writers, ks, text), ks, repeats)
     ks = sorted({min(ks), max(ks), *(k for k in ks if k in FEW)})
-    depths = [parts_of(models, writers, ks, setting) for models in (shallow(deep, cuts), deep)]
+    depths = [parts_of(models, writers, ks, text) for models in (shallow(deep, cuts), deep)]
     return PairCosts(turns_of(lambda: stretched_turn(cuts, *depths), repeats, warmup=1), tuple(ks))
 
 

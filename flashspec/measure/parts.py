@@ -18,7 +18,7 @@ from flashspec.decoding.state import Event, Limits, State
 from flashspec.decoding.ways import CompiledBurst
 from flashspec.heads.dense import LogitRows
 from flashspec.measure import clock
-from flashspec.models.reader import RowReader
+from flashspec.models.reader import Reader
 from flashspec.sampling import GREEDY, Dice, Scores
 
 BURST, ROUNDS, IDS = 4, 16, 8  # of the decodes over stand-ins that tell what the loop costs
@@ -147,7 +147,7 @@ class Walk:
         return whole - (self.seconds - before)
 
 
-class Instant(RowReader):
+class Instant(Reader):
     """A reader that costs nothing but a walk, where it has one: its rows never change."""
 
     def __init__(self, context: int, walk: Walk | None) -> None:

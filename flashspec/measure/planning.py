@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from flashspec import theory
 from flashspec.decoding.method import Method
 from flashspec.decoding.models import Models
 from flashspec.heads.registry import HEADS
-from flashspec.measure.costs import PairCosts, Setting, Turn, measure_costs, name_of
+from flashspec.measure.costs import PairCosts, Turn, measure_costs, name_of, parts_of
 from flashspec.measure.prompts import Prompt
 from flashspec.measure.trace import record, replay_texts
 from flashspec.sampling import Sampling
@@ -73,13 +73,6 @@ class Question:
         return tuple(sorted({*(k for k in TIMED if k < self.max_k), self.max_k}))
 
 
-class Acceptance(Protocol):
-    """Where tokens a check come from: independent items of evidence for one writer and draft length."""
-
-    def counts(self, method: Method) -> Sequence[Counts]:
-        """Counts of each text, or of whatever else was observed by itself."""
-
-
 @dataclass(frozen=True)
 class Texts:
     """Known texts, and the chance that each writer gets each of their tokens."""
@@ -106,6 +99,9 @@ class Given:
         """The same expected count, as often as an interval needs; a curve's last rate goes on."""
         tar = theory.tokens_from_curve((*self.rates, *self.rates[-1:] * method.k)[: method.k])
         return [Counts(1.0 / tar, method.k / tar, 1.0 - 1.0 / tar, 1)] * 3
+
+
+Acceptance = Texts | Given  # where tokens a check come from
 
 
 class Forecast(NamedTuple):
@@ -158,8 +154,9 @@ def observe(models: Models, question: Question, prompts: Sequence[Prompt]) -> tu
     check_smaller(models.model("draft").config.body_parameters, models.target.config.body_parameters)
     trace = record(models, prompts, question.sampling, question.new_tokens)
     chances = {name_of(writer): tuple(replay_texts(trace, models, writer)) for writer in question.writers}
-    middle = Setting([*prompts[0].ids, *trace.told[0].tokens[: question.new_tokens // 2]], question.sampling)
-    return measure_costs(models, question.writers, question.timed, middle, question.repeats), Texts(chances)
+    middle = [*prompts[0].ids, *trace.told[0].tokens[: question.new_tokens // 2]]
+    groups = parts_of(models, question.writers, question.timed, middle, question.sampling)
+    return measure_costs(groups, question.timed, question.repeats, str(models.target.device)), Texts(chances)
 
 
 def stated_costs(times: Mapping[str, float]) -> PairCosts:

@@ -19,7 +19,7 @@ from torch import Tensor
 from flashspec.models.files import Kind, ids_of, shaped
 from flashspec.models.folder import first_line, read_config
 from flashspec.models.memory import device_named, dtype_named, refuse_bytes
-from flashspec.models.reader import RowReader
+from flashspec.models.reader import Reader
 
 PROBE = (5, 3, 7, 2, 4, 6)
 LOADERS = {
@@ -234,7 +234,7 @@ def _from_pretrained(folder: Path, about: Kind, options: dict[str, Any]) -> Any:
     return model
 
 
-class AdapterReader(RowReader):
+class AdapterReader(Reader):
     """Reads tokens through a whole transformers model; rewinding crops its cache."""
 
     def __init__(self, model: Adapter, context: int | None = None) -> None:

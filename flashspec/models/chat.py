@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from flashspec.models.files import Generation, TokenizerConfig, shaped
-from flashspec.models.folder import first_line, read_as, read_json
+from flashspec.models.files import Generation, shaped
+from flashspec.models.folder import first_line, read_json
 
 SAMPLED = ("temperature", "top_k", "top_p")
 CHANGES_TEXT = ("repetition_penalty", "no_repeat_ngram_size", "min_p", "typical_p")
@@ -47,8 +47,6 @@ def chat_prompt(folder: Path, message: str, system: str | None = None) -> str:
         raise ModuleNotFoundError(
             f"chat templates are written for transformers and jinja2 ({error.name} is missing): pip install transformers jinja2"
         ) from None
-    if (path := folder / "tokenizer_config.json").is_file():
-        read_as(path, TokenizerConfig)
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # transformers checks few of the types in these files

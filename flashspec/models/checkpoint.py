@@ -170,12 +170,14 @@ def write_folder(folder: str | Path, tensors: dict[str, Tensor], config: dict[st
 
     What an earlier save left beside them, its weights, index and digests, goes.
     """
+    from huggingface_hub import split_torch_state_dict_into_shards
+
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    shards = _shards(tensors, shard_bytes)
-    where = {key: name for name, keys in shards.items() for key in keys}
-    index = {"metadata": {"total_size": sum(value.nbytes for value in tensors.values())}, "weight_map": where}
-    texts = ({INDEX: index} if len(shards) > 1 else {}) | {"config.json": config}
+    plan = split_torch_state_dict_into_shards(tensors, filename_pattern="model{suffix}.safetensors", max_shard_size=shard_bytes)
+    shards = plan.filename_to_tensors
+    index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
+    texts = ({INDEX: index} if plan.is_sharded else {}) | {"config.json": config}
     with ExitStack() as whole:
         places = {name: whole.enter_context(replaced(folder / name)) for name in (*texts, *shards)}
         for name, keys in shards.items():
@@ -185,22 +187,3 @@ def write_folder(folder: str | Path, tensors: dict[str, Tensor], config: dict[st
     for path in [*folder.glob("model*.safetensors"), folder / INDEX, folder / "digests.json"]:
         if path.name not in places:
             path.unlink(missing_ok=True)
-
-
-def _shards(tensors: dict[str, Tensor], limit: int) -> dict[str, list[str]]:
-    """File names, each with its tensors' names, cut before the tensor that would exceed the limit.
-
-    A tensor counts 256 bytes more than its data, for its entry in the file's header.
-    """
-    shards: list[list[str]] = [[]]
-    size = 0
-    for name, value in tensors.items():
-        weight = value.nbytes + 256
-        if shards[-1] and size + weight > limit:
-            shards.append([])
-            size = 0
-        shards[-1].append(name)
-        size += weight
-    if len(shards) == 1:
-        return {"model.safetensors": shards[0]}
-    return {f"model-{number:05d}-of-{len(shards):05d}.safetensors": keys for number, keys in enumerate(shards, 1)}

@@ -224,17 +224,6 @@ class Index(Struct):
     weight_map: Annotated[dict[str, str], Meta(min_length=1)]
 
 
-class Template(Struct):
-    name: str
-    template: str
-
-
-class TokenizerConfig(Struct):
-    """tokenizer_config.json, as far as a chat needs it."""
-
-    chat_template: str | list[Template] | None = None
-
-
 class Words(Struct):
     """The vocabulary of a tokenizer.json: ids by token, or tokens with their scores in the order of their ids."""
 

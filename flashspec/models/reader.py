@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -16,46 +15,26 @@ from flashspec.models.transformer import Transformer
 Reads = tuple[int, ...]
 
 
-class Reader(Protocol):
-    """Anything that turns tokens into hidden rows; row j speaks for token j + 1. `text` is that of the last decode over it."""
+class Reader(ABC):
+    """Turns tokens into hidden rows by position [context, width], before the final norm; valid below `seen`.
 
-    seen: int
-    context: int
-    text: Tensor | None
+    Row j speaks for token j + 1. `below` is the reader whose rows it goes on with, `text` that of the last decode over it.
+    """
 
-    @property
-    def rows(self) -> Tensor:
-        """Hidden rows by position [context, hidden], before the final norm; valid below `seen`."""
-
-    def read(self, tokens: Tensor) -> Reads:
-        """Read what is missing of tokens [n]; how many rows that were, those of the readers below it first, its own last."""
-
-    def rewind(self, n: int) -> None:
-        """Forget all but the first n tokens."""
-
-
-class RowReader(ABC):
-    """What every reader of a model keeps: rows by position, how far it has read, and the reader whose rows it goes on with."""
-
-    below: RowReader | None = None
+    below: Reader | None = None
+    text: Tensor | None = None
 
     def __init__(self, context: int, rows: Tensor) -> None:
-        self.context, self._rows, self.seen = context, rows, 0
-        self.text: Tensor | None = None
-
-    @property
-    def rows(self) -> Tensor:
-        """Rows by position [context, width]; valid below `seen`."""
-        return self._rows
+        self.context, self.rows, self.seen = context, rows, 0
 
     @torch.inference_mode()
     def read(self, tokens: Tensor) -> Reads:
-        """Read what is missing of tokens [n] (int64, on the model's device)."""
+        """Read what is missing of tokens [n] (int64, on the model's device); how many, lower readers first."""
         n = len(tokens)
         self.check_room(n)
         lower = () if self.below is None else self.below.read(tokens)
         if n > self.seen:
-            self._rows[self.seen : n] = self._fresh(tokens)
+            self.rows[self.seen : n] = self._fresh(tokens)
         return (*lower, self.advance(n))
 
     def check_room(self, n: int) -> None:
@@ -78,7 +57,7 @@ class RowReader(ABC):
         self.seen = min(self.seen, n)
 
 
-class SpanReader(RowReader):
+class SpanReader(Reader):
     """Reads tokens through layers start..stop of a model, or the rows of the reader below it.
 
     The cache is allocated once; rewinding moves one integer, and stale entries are overwritten before they are read.

@@ -12,6 +12,8 @@ from typing import Any
 
 from torch import Tensor
 
+from flashspec.provenance import digest
+
 WEIGHTS = ("*.safetensors", "*.gguf")
 UNFINISHED = ".flashspec-part"
 
@@ -126,6 +128,26 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path, facts: dict[str, st
     with replaced(path) as part:
         save_file(dict(tensors), part, facts)
         part.chmod(0o644)
+
+
+def carry(source: Path, folder: Path, names: Iterable[str]) -> None:
+    """Copy those of the named files that the source has."""
+    for name in names:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
+
+
+def sign(folder: Path, name: str) -> None:
+    """Bring one file's entry in a folder's digests.json, if it has one, up to date."""
+    path = folder / "digests.json"
+    if path.is_file():
+        write_json({**json.loads(path.read_bytes()), name: digest(folder / name)}, path)
+
+
+def write_digests(folder: Path) -> None:
+    """Write digests.json with the SHA-256 of every other file of the folder; loading the folder checks it."""
+    files = sorted(path for path in folder.iterdir() if path.is_file() and path.name != "digests.json")
+    write_json({path.name: digest(path) for path in files if not path.name.startswith(".")}, folder / "digests.json")
 
 
 def copy_checkpoint(source: Path, folder: Path) -> None:

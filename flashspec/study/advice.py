@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import reduce
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
 
 from flashspec.decoding.method import Method
 from flashspec.measure.costs import name_of
 from flashspec.measure.planning import Forecast, HeadCase
-from flashspec.sampling import Sampling
-from flashspec.study.parameters import Refused
-from flashspec.study.registry import stored
-from flashspec.theory import Counts, Interval
+from flashspec.theory import Interval
 
 BEWARE = "a check was timed shorter than one plain token, so part of this gain is how single rows were timed"
-TOLD = ("end_to_end", "head_tar")  # races, the one that is believed last
 
 
 def times(found: Interval) -> str:
@@ -86,49 +79,3 @@ def reason_of(case: HeadCase) -> str:
         f"{ms(case.seconds)} a drafted token, {case.nu:.2f} of one with the dense head; "
         f"keeps {case.kept:.1%} of the dense head's tokens a check and must keep more than {case.gate:.1%} to pay"
     )
-
-
-class Stored(NamedTuple):
-    """Counts of one draft's writers in stored tables, one item a kind of text; `name` names the tables."""
-
-    found: Mapping[tuple[str, int], Sequence[Counts]]
-    name: str
-
-    def counts(self, method: Method) -> Sequence[Counts]:
-        """Counts of each kind."""
-        return self.found[name_of(method), method.k]
-
-    def held(self, writers: Sequence[Method], k: int) -> list[Method]:
-        """The writers that the tables have at k; ValueError where they have none beside the dense one."""
-        kept = [writer for writer in writers if (name_of(writer), k) in self.found]
-        if len(kept) < 2 or all(name_of(writer) != "dense" for writer in kept):
-            known = ", ".join(f"{name} at k = {size}" for name, size in sorted(self.found)) or "nothing"
-            raise ValueError(f"the stored tables have {known}: choose among them, or use --tar replay")
-        return kept
-
-
-def stored_counts(draft: str, sampling: Sampling, root: Path | None = None) -> Stored:
-    """What the stored tables say about one draft under one sampling, those made for comparing heads before others.
-
-    Raises Refused where none of them is stored.
-    """
-    tables = {name: table for name in TOLD if (table := stored("race", root, name)) is not None}
-    if not tables:
-        raise Refused("no end-to-end table is stored; run `flashspec run head_tar` or `end_to_end`, or replay with --tar replay")
-    found: dict[tuple[str, int], Sequence[Counts]] = {}
-    for table in tables.values():
-        found |= counts_by_writer(table.rows, draft, sampling)
-    return Stored(found, ", ".join(tables))
-
-
-def counts_by_writer(rows: Iterable[Any], draft: str, sampling: Sampling) -> dict[tuple[str, int], list[Counts]]:
-    """Counts of every writer and k in the first turn of a race, one item a kind, its prompts summed."""
-    wanted = ("draft_model", "flashspec", draft, sampling.temperature, sampling.rule, 0)
-    found: dict[tuple[str, int], dict[str, dict[int, Counts]]] = {}
-    for row in rows:
-        if (row.method, row.engine, row.draft, row.temperature, row.rule, row.turn) == wanted:
-            method = Method("model", row.head, probes=row.probes or None, shortlist=row.shortlist or None)
-            kinds = found.setdefault((name_of(method), row.k), {})
-            mine = Counts(row.rounds, row.drafted, row.accepted, row.rounds + row.accepted)
-            kinds.setdefault(row.kind, {})[row.prompt] = mine
-    return {writer: [reduce(Counts.joined, kind.values()) for kind in kinds.values()] for writer, kinds in found.items()}

@@ -116,20 +116,15 @@ def checks(frame: DataFrame) -> DataFrame:
     return table.assign(ratio=table["ms"] / table.join(one, on=keys)["one"])
 
 
-def of_modes(frame: DataFrame) -> DataFrame:
-    """The runs of two engines with dense heads, and whether they decode plainly or with the draft."""
-    rows = frame[(frame["head"] == "dense") & frame["method"].isin(["baseline", "draft_model"])]
-    return rows.assign(mode=np.where(rows["method"] == "baseline", "plain", "with the draft"))
+def by_format(table: DataFrame) -> DataFrame:
+    """What a check of n rows costs over one row of its own format: shapes and rows down, formats across."""
+    keys = ["shape", "rows"]
+    return table.pivot_table(index=keys, columns="format", values="ratio").reset_index().rename_axis(columns=None)
 
 
 def peers(frame: DataFrame) -> DataFrame:
     """flashspec over transformers on the same prompts, plain and with the draft, each engine at its best k."""
-    rows = of_modes(frame).assign(side=lambda rows: rows["engine"], engine="", method="")
+    rows = frame[(frame["head"] == "dense") & frame["method"].isin(["baseline", "draft_model"])]
+    mode = np.where(rows["method"] == "baseline", "plain", "with the draft")
+    rows = rows.assign(mode=mode, side=rows["engine"], engine="", method="")
     return compare.gain(rows, {"side": "transformers"}, [*CONTEXT, "mode"], ["side"])
-
-
-def engine_rates(frame: DataFrame) -> DataFrame:
-    """Tokens a second of each engine at its best k, prompt by prompt."""
-    rows = compare.best(of_modes(frame), [*CONTEXT, "mode"])
-    sums = rows.groupby([*CONTEXT, "mode", "kind", "prompt"], dropna=False)[["emitted", "seconds"]].sum().reset_index()
-    return sums.assign(rate=sums["emitted"] / sums["seconds"])

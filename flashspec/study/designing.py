@@ -1,26 +1,22 @@
-"""Readings for designing a draft: what a step costs by depth and size, the paper's drafts at these costs, and the best shape."""
+"""Readings for designing a draft: what a step costs by depth and size, and the paper's drafts at these costs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from flashspec.measure.costs import Cut
-from flashspec.models.family import CAPABILITY, TOLERANCE
+from flashspec.models.family import TOLERANCE
 from flashspec.study import papers
-from flashspec.study.compare import CONTEXT, MANY, groups, over_sums, verdict
-from flashspec.study.drafting import against, drafted, pace
-from flashspec.theory import Costs, Optimum, Relation, acceptance_for, amdahl, best_design, fitted, interpolated, throughput
-from flashspec.theory.designs import predicted
+from flashspec.study.compare import MANY, groups, over_sums, verdict
+from flashspec.theory import Costs, throughput
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
 SAME = ["base", "head", "format", "probes", "shortlist", "past", "device"]  # what shapes on one line share
 SHAPE = [*SAME, "shape", "layers", "hidden", "body"]
-STEPS = 9  # sizes of the grid in which the optimum is sought
 
 
 def timed_steps(frame: DataFrame) -> DataFrame:
@@ -109,89 +105,3 @@ def check_seconds(checks: DataFrame) -> float:
     low, high = int(known.columns.min()), int(known.columns.max())
     cut = Cut("", int(checks["depth"].iloc[0]), (low, high))
     return float(np.median([cut.stretched(*pair) for pair in zip(known[low], known[high], strict=True)]))
-
-
-def gain_at(share: float) -> float:
-    """The paper's wide over its deep draft where drafting takes this share of the deep one's round; steps as printed."""
-    deep, wide = papers.YAN_DEEP, papers.YAN_WIDE
-    return wide.tar / deep.tar * amdahl(share, deep.step_ms / wide.step_ms)
-
-
-class Space(NamedTuple):
-    """Relations fitted to the drafts of one context, the grid that they span, and seconds a token spent on reading prompts."""
-
-    burst: dict[int, Relation]
-    acceptance: dict[int, Relation]
-    check: Any
-    layers: list[int]
-    bodies: list[float]
-    prefill: float
-
-    def at(self, layers: int, body: float) -> float:
-        """Predicted tokens a second of a draft of this shape at its best k, prompts read."""
-        found = predicted(self.burst, self.acceptance, self.check, layers, body)
-        return 1 / (1 / found.throughput + self.prefill)
-
-    @property
-    def optimum(self) -> Optimum:
-        """The best place of the grid."""
-        found = best_design(self.burst, self.acceptance, self.check, self.layers, self.bodies)
-        return found._replace(throughput=1 / (1 / found.throughput + self.prefill))
-
-
-def alike(frame: DataFrame) -> DataFrame:
-    """The runs of drafts that were trained equally long and differ in shape alone, the largest such group."""
-    rows = drafted(frame)
-    rows = rows[~rows["draft"].isin(set(CAPABILITY)) & (rows["head"] == "dense")].assign(steps=rows["steps"].fillna(-1))
-    groups = rows.groupby("steps")["draft"].nunique()
-    return rows[rows["steps"] == groups.idxmax()] if len(groups) else rows
-
-
-def space(rows: DataFrame) -> Space:
-    """Fit seconds of a burst and acceptance over depth and size, for each k; ValueError where the drafts do not span both."""
-    shape = rows.groupby("draft")[["layers", "body"]].first()
-    sums = rows.groupby(["draft", "k"]).agg(kept=("accepted", "sum"), rounds=("rounds", "sum"), burst=("burst_seconds", "median"))
-    bursts, relations = {}, {}
-    for k, lines in sums.dropna().reset_index().groupby("k"):
-        shapes = [tuple(shape.loc[draft]) for draft in lines["draft"]]
-        alphas = [acceptance_for(1 + kept, k) for kept in lines["kept"] / lines["rounds"]]
-        bursts[int(k)] = fitted([(*place, burst) for place, burst in zip(shapes, lines["burst"], strict=True)])
-        relations[int(k)] = fitted([(*place, alpha) for place, alpha in zip(shapes, alphas, strict=True)], "share")
-    if not bursts:
-        raise ValueError("the runs have no timed parts; run the race with parts above 0")
-    checks = (rows["check_1_seconds"] + rows["overhead_seconds"]).groupby(rows["k"]).median()
-    prefill = float((rows["prompts"] * rows["prefill_seconds"]).sum() / rows["emitted"].sum())
-    low, high = float(shape["body"].min()), float(shape["body"].max())
-    layers = range(int(shape["layers"].min()), int(shape["layers"].max()) + 1)
-    return Space(bursts, relations, interpolated(dict(checks)), list(layers), list(np.linspace(low, high, STEPS)), prefill)
-
-
-def spaces(frame: DataFrame) -> Iterator[tuple[dict[str, Any], DataFrame, Space | str]]:
-    """Every context of a race: its facts, the runs of its drafts, and the space that they span, or why there is none."""
-    for facts, rows in groups(alike(frame), CONTEXT):
-        try:
-            yield facts, rows, space(rows)
-        except ValueError as error:
-            yield facts, rows, str(error)
-
-
-def optima(frame: DataFrame) -> DataFrame:
-    """The best shape of every context by the fitted model, the draft built nearest to it, and the fastest draft over that one."""
-    import pandas
-
-    lines = []
-    for facts, rows, found in spaces(frame):
-        if isinstance(found, str):
-            lines.append({**facts, "verdict": found})
-            continue
-        table, best = pace(rows).set_index("draft"), found.optimum
-        apart = np.log(table["layers"] / best.layers) ** 2 + np.log(table["body"] / best.body) ** 2
-        nearest, fastest = str(apart.idxmin()), str(table["rate"].idxmax())
-        built = table.loc[nearest]
-        pair = against(rows[rows["draft"].isin([nearest, fastest])], fastest)
-        shape = {"layers": best.layers, "body": best.body / 1e6, "k": best.block, "predicted": best.throughput}
-        near = {"nearest": nearest, "fitted": found.at(built["layers"], built["body"]), "measured": built["rate"]}
-        words = pair["verdict"].iloc[0] if len(pair) else "it is the fastest"
-        lines.append({**facts, **shape, **near, "fastest": fastest, "verdict": words})
-    names = ["layers", "body", "k", "predicted", "nearest", "fitted", "measured", "fastest", "verdict"]
-    return pandas.DataFrame(lines, columns=[*CONTEXT, *names])

@@ -1,4 +1,4 @@
-"""Drafts of one target by the names that tables use: the shipped ones, finished ones of a family, and folders the user names."""
+"""A target and its drafts by the names that tables use: shipped ones, finished ones of a family, folders."""
 
 from __future__ import annotations
 
@@ -6,45 +6,22 @@ import json
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from flashspec.decoding.models import REFERENCE, SHIPPED, Models, check_tokenizers, folder_of, load, opened_draft, rounding
+from flashspec.decoding.models import REFERENCE, SHIPPED, Models, check_tokenizers, folder_of, load, opened
+from flashspec.measure.prompts import Prompt, load_prompts
 from flashspec.measure.trace import target_digest
 from flashspec.models.family import DESIGNED, Design
 from flashspec.models.family import FAMILY as POINTS
-from flashspec.study.pairs import DRAFTS
+from flashspec.study.parameters import among
 
 FAMILY = "runs/family/models"
-
-
-class Pair(NamedTuple):
-    """A draft beside its target: names and digests of both, the training steps the draft's folder tells (or None), models."""
-
-    name: str
-    digest: str
-    steps: int | None
-    models: Models
-    target: str
-    target_digest: str
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        """The columns that say which draft a row is about."""
-        config = self.models.model("draft").config
-        return {
-            "draft": self.name,
-            "digest": self.digest,
-            "layers": config.layers,
-            "body": config.body_parameters,
-            "head_bytes": 2 * config.head_parameters,
-            "steps": self.steps,
-        }
+TABLES = {"reference": "main"}  # what tables call a shipped draft that has another name there
 
 
 def shipped() -> dict[str, Path]:
     """Every shipped draft whose folder is there, by the name that tables use."""
-    names = {str(rounding(known)[0]): name for name, known in DRAFTS.items()}
-    found = {names.get(name, name): SHIPPED / folder for name, folder in REFERENCE["draft"].items()}
+    found = {TABLES.get(name, name): SHIPPED / folder for name, folder in REFERENCE["draft"].items()}
     return {name: folder for name, folder in found.items() if (folder / "config.json").exists()}
 
 
@@ -52,8 +29,7 @@ def finished(folder: str) -> dict[str, Path]:
     """Finished drafts below a folder of this folder or one above it, by name; none where there is no such folder."""
     here = Path.cwd()
     home = next((place / folder for place in (here, *here.parents) if folder and (place / folder).is_dir()), None)
-    found = sorted(path.parent for path in home.glob("*/digests.json")) if home else []
-    return {path.name: path for path in found}
+    return {path.parent.name: path.parent for path in sorted(home.glob("*/digests.json"))} if home else {}
 
 
 def point_of_designed() -> str | None:
@@ -73,13 +49,26 @@ def drafts_of(names: Sequence[str]) -> dict[str, Path]:
 
     Raises FileNotFoundError for a name that is neither shipped nor a folder, ValueError where two folders have one name.
     """
-    if not names:
-        return shipped()
-    known = {name: shipped().get(name) or folder_of(DRAFTS.get(name, name), "draft") for name in names}
-    found = {name if name in shipped() else folder.name: folder for name, folder in known.items()}
+    known = shipped()
+    places = {name: known.get(name) or folder_of(name, "draft") for name in names}
+    found = {name if name in known else folder.name: folder for name, folder in places.items()}
     if len(found) < len(names):
         raise ValueError(f"drafts need different names, got {', '.join(names)}; rename a folder or leave one out")
-    return found
+    return found or known
+
+
+def folders(params: Any) -> dict[str, Path]:
+    """Checkpoint folders of the targets and drafts that parameters name; their digests enter the origin."""
+    targets = (params.target,) if isinstance(params.target, str) else params.target
+    found = {short_name(name): folder_of(name, "target") for name in targets}
+    return {**found, **drafts_of(params.draft)} if hasattr(params, "draft") else found
+
+
+def prompts_of(params: Any, per_kind: int, models: Models | None = None) -> list[Prompt]:
+    """The prompts of the kinds asked for, in these models' ids; ValueError for a kind the file has not."""
+    found = load_prompts(params.prompts or None, per_kind, models)
+    among("kind", params.kind, dict.fromkeys(prompt.kind for prompt in found))
+    return [prompt for prompt in found if prompt.kind in (params.kind or (prompt.kind,))]
 
 
 @lru_cache(maxsize=2)
@@ -88,17 +77,27 @@ def target_of(target: str, dtype: str, weights: str) -> Models:
     return load(target, None, dtype=dtype, weights=weights)
 
 
-def pair_of(name: str, folder: Path, alone: Models, target: str) -> Pair:
-    """A draft beside a loaded target, whose weights are shared. Raises ValueError for another vocabulary or a bigger draft."""
+@lru_cache(maxsize=8)
+def pair_of(target: str, folder: Path, dtype: str, weights: str) -> Models:
+    """A draft, on CPU in int8, beside a target, whose weights all pairs share.
+
+    Raises ValueError for another vocabulary or a bigger draft.
+    """
+    alone = target_of(target, dtype, weights)
     check_tokenizers(alone.folders["target"], folder)
-    places = {**alone.folders, "draft": folder}
-    dtype = str(alone.target.embed.weight.dtype).removeprefix("torch.")
     device = alone.target.device
-    draft = opened_draft(folder, dtype, str(device), "int8" if device.type == "cpu" else "")
-    models = Models(alone.target, draft, alone.tokenizer, places, exits=alone.exits, cut=alone.cut)
+    draft = opened(folder, dtype, str(device), form="int8" if device.type == "cpu" else "")
+    places = {**alone.folders, "draft": folder}
+    return Models(alone.target, draft, alone.tokenizer, places, exits=alone.exits, cut=alone.cut)
+
+
+def facts_of(name: str, models: Models) -> dict[str, Any]:
+    """The columns that say which draft a row is about; `steps` of its training are None where it does not tell."""
+    config, folder = models.model("draft").config, Path(models.folders["draft"])
+    sizes = {"layers": config.layers, "body": config.body_parameters, "head_bytes": 2 * config.head_parameters}
     design = design_of(folder)
     steps = None if design is None else int(design["steps"])
-    return Pair(name, target_digest(folder), steps, models, target, target_digest(alone.folders["target"]))
+    return {"draft": name, "draft_digest": target_digest(folder), **sizes, "steps": steps}
 
 
 def short_name(target: str) -> str:

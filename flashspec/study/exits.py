@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import combinations
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,9 +15,9 @@ from flashspec.decoding.models import Models, folder_of
 from flashspec.heads.dense import DenseHead
 from flashspec.measure.prompts import Prompt, load_prompts
 from flashspec.models.exits import rows_at
-from flashspec.study.drafts import short_name, target_of
-from flashspec.study.experiment import Experiment
-from flashspec.study.pairs import among, at_least
+from flashspec.study.drafts import folders, short_name, target_of
+from flashspec.study.experiment import Experiment, by
+from flashspec.study.parameters import among, at_least, presets_of
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -77,11 +76,6 @@ def measure(params: Params) -> Iterator[Row]:
             yield from counted(params, target)
         if "training" in params.source:
             yield from trained(target)
-
-
-def points(params: Params) -> list[Params]:
-    """One point a target."""
-    return [replace(params, target=(target,)) for target in params.target]
 
 
 def counted(params: Params, target: str) -> Iterator[Row]:
@@ -149,14 +143,5 @@ def shares(frame: DataFrame) -> DataFrame:
     return found
 
 
-def folders(params: Params) -> dict[str, Path]:
-    """Checkpoint folders whose digests enter the origin."""
-    return {short_name(name): folder_of(name, "target") for name in params.target}
-
-
-PRESETS = {
-    "smoke": Params(depth=(2, 4), per_kind=1),
-    "exit_quality": Params(source=("prompts",)),
-    "exit_training": Params(source=("training",)),
-}
-EXPERIMENT = Experiment("exits", Params, Row, measure, measured=False, split=points, models=folders, presets=PRESETS)
+PRESETS = presets_of("exits", Params)
+EXPERIMENT = Experiment("exits", Params, Row, measure, measured=False, split=by("target"), models=folders, presets=PRESETS)

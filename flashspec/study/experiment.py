@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import islice, product
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -13,17 +16,22 @@ from flashspec import provenance
 from flashspec.kernels import build
 from flashspec.models.writing import refuse_input
 from flashspec.study import tables
-from flashspec.study.journal import Journal, journal
 from flashspec.study.parameters import Refused, canonical, key, parse
 from flashspec.study.tables import Results
 
 Params = TypeVar("Params")
 Row = TypeVar("Row")
+TOLERANCE = 1e-6  # relative, between a stored number and one recomputed
 
 
-def whole(params: Any) -> list[Any]:
-    """The sweep of one point."""
-    return [params]
+def by(*names: str) -> Callable[[Any], list[Any]]:
+    """One point for every combination of members of these list fields, so that a killed sweep continues."""
+
+    def points(params: Any) -> list[Any]:
+        members = product(*(getattr(params, name) for name in names))
+        return [replace(params, **{name: (value,) for name, value in zip(names, each, strict=True)}) for each in members]
+
+    return points
 
 
 def no_models(params: Any) -> dict[str, Path]:
@@ -47,7 +55,7 @@ class Experiment(Generic[Params, Row]):
     row: type[Row]
     function: Callable[[Params], Iterable[Row]]
     measured: bool = True
-    split: Callable[[Params], Iterable[Params]] = whole
+    split: Callable[[Params], Iterable[Params]] = by()
     models: Callable[[Params], Mapping[str, Path]] = no_models
     presets: Mapping[str, Params] = field(default_factory=dict)
     version: int = 1
@@ -73,7 +81,7 @@ class Experiment(Generic[Params, Row]):
         return self.parse({**vars(self.presets[name]), **changes})
 
     def meant(self, params: Any) -> Params:
-        """Parameters from their own type, a mapping of names to values or strings, a preset's name, or None for the defaults."""
+        """Parameters from their type, a mapping to values or strings, a preset's name, or None for the defaults."""
         if isinstance(params, str):
             return self.preset(params)
         return self.parse(vars(params) if isinstance(params, self.params) else params or {})
@@ -93,9 +101,30 @@ class Experiment(Generic[Params, Row]):
         found = None if fresh else tables.read(path, self.row)
         if found is None:
             refuse_input(path.parent, self.models(params).values())
-            found = self._measured_once(params, path, fresh, progress)
+            found = self._measured(params, path, fresh, progress)
         self._warn_of_other_models(params, found.origin)
         return found
+
+    def check(self, params: Any, root: Path | None = None) -> list[str]:
+        """How a table measured afresh in a temporary folder differs from the stored one, in five sentences at most.
+
+        A wall-clock table only has to come out whole, as one of which nothing is stored; numbers differ beyond TOLERANCE.
+        """
+        with tempfile.TemporaryDirectory() as scratch:
+            found = self.run(params, root=Path(scratch)).rows
+        table = None if self.measured else self.stored(params, root)
+        if table is None:
+            return []
+        if len(table.rows) != len(found):
+            return [f"{self.name}: {len(table.rows)} rows are stored, {len(found)} came out"]
+        pairs = ((number, vars(a), vars(b)) for number, (a, b) in enumerate(zip(table.rows, found, strict=True)))
+        differences = (
+            f"{self.name}: row {number}, {name}: {a[name]!r} is stored, {b[name]!r} came out"
+            for number, a, b in pairs
+            for name in a
+            if not _same(a[name], b[name])
+        )
+        return list(islice(differences, 5))
 
     def _free(self, path: Path) -> Path:
         """The path itself if nothing readable of another machine's clock is there, else one beside it."""
@@ -107,30 +136,25 @@ class Experiment(Generic[Params, Row]):
         elsewhere = found is not None and found.origin.get("machine_key") != here
         return path.with_stem(f"{path.stem}-{here}") if elsewhere else path
 
-    def _measured_once(self, params: Params, path: Path, fresh: bool, progress: bool) -> Results:
+    def _measured(self, params: Params, path: Path, fresh: bool, progress: bool) -> Results:
         """Measure and store, unless another process did so while this one waited."""
-        facts = {"code": provenance.source(), "machine": provenance.short_hash(provenance.machine())}
-        header = {**facts, "params": canonical(params), "columns": list(tables.columns(self.row))}
-        with journal(path.with_suffix(".part.jsonl"), header) as held:
-            found = None if fresh else tables.read(path, self.row)
-            return found or self._measured(params, path, held, progress)
-
-    def _measured(self, params: Params, path: Path, held: Journal, progress: bool) -> Results:
         from tqdm import tqdm
 
-        started, resumed = time.monotonic(), len(held.done)
-        points = tqdm(list(self.split(params)), desc=self.name, unit="point", disable=not progress, delay=0.5)
-        rows = [row for point in points for row in self._point(point, held)]
-        if not rows:
-            raise Refused(f"these parameters of {self.name} leave nothing to measure; a list among them is empty")
-        facts = {"duration_s": round(time.monotonic() - started, 2), "resumed_points": resumed}
-        return tables.write(path, self.row, rows, {**self._origin(params), **facts})
-
-    def _point(self, point: Params, held: Journal) -> list[Row]:
-        name = key(point)
-        if name not in held.done:
-            held.add(name, [tables.cells(row, self.row) for row in self.function(point)])
-        return [self.row(**cells) for cells in held.done[name]]
+        facts = {"code": provenance.source(), "machine": provenance.short_hash(provenance.machine())}
+        header = {**facts, "params": canonical(params), "columns": list(tables.columns(self.row))}
+        with tables.journal(path.with_suffix(".part.jsonl"), header) as held:
+            if not fresh and (found := tables.read(path, self.row)):
+                return found
+            started, resumed, rows = time.monotonic(), len(held.done), list[Row]()
+            points = list(self.split(params))
+            for point in tqdm(points, desc=self.name, unit="point", disable=not progress, delay=0.5):
+                if (name := key(point)) not in held.done:
+                    held.add(name, [tables.cells(row, self.row) for row in self.function(point)])
+                rows += [self.row(**cells) for cells in held.done[name]]
+            if not rows:
+                raise Refused(f"these parameters of {self.name} leave nothing to measure; a list among them is empty")
+            took = {"duration_s": round(time.monotonic() - started, 2), "resumed_points": resumed}
+            return tables.write(path, self.row, rows, {**self._origin(params), **took})
 
     def _origin(self, params: Params) -> dict[str, Any]:
         return {
@@ -141,16 +165,25 @@ class Experiment(Generic[Params, Row]):
             "key": self.place(params).stem,
             "params": canonical(params),
             "measured": self.measured,
-            "models": {name: provenance.model_digests(folder) for name, folder in self.models(params).items()},
+            "models": self._digests(params),
         }
+
+    def _digests(self, params: Params) -> dict[str, Any]:
+        return {name: provenance.model_digests(folder) for name, folder in self.models(params).items()}
 
     def _warn_of_other_models(self, params: Params, origin: Mapping[str, Any]) -> None:
         """Say so where a model that is here is not the one that a stored table is about."""
         try:
-            here = {name: provenance.model_digests(folder) for name, folder in self.models(params).items()}
+            here = self._digests(params)
         except (OSError, ValueError):
             return
         other = [name for name, digests in here.items() if origin["models"].get(name, digests) != digests]
         if other:
             words = f"the stored table is about another model named {', '.join(other)} than the one here"
             warnings.warn(f"{words}; measure it afresh (--fresh)", stacklevel=3)
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, float) and isinstance(b, float):
+        return math.isclose(a, b, rel_tol=TOLERANCE) or (math.isnan(a) and math.isnan(b))
+    return bool(a == b)

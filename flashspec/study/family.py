@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from flashspec.decoding.models import folder_of
-from flashspec.measure.prompts import Prompt, load_prompts
+from flashspec.measure.prompts import Prompt
 from flashspec.models.config import from_hf
+from flashspec.models.family import FAMILY as POINTS
 from flashspec.models.transformer import Transformer
-from flashspec.study import presets
-from flashspec.study.drafts import drafts_of, pair_of, short_name, target_of
+from flashspec.study.drafts import FAMILY, drafts_of, facts_of, folders, pair_of, prompts_of
 from flashspec.study.experiment import Experiment
-from flashspec.study.pairs import among, at_least
+from flashspec.study.parameters import at_least, presets_of
 from flashspec.study.tables import default_root
 from flashspec.theory import replayed_all
 
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 CHOICES = 4
+DRAFTS = ("main", "shallow", "designed", *(f"{FAMILY}/{name}" for name in POINTS))
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Params:
     """Which drafts to judge, on which texts. Every list takes one value too."""
 
     target: tuple[str, ...] = ("reference",)  # the first is the one whose tokenizer the drafts share
-    draft: tuple[str, ...] = presets.FAMILY  # draft models: shipped names or folders; empty means every shipped one
+    draft: tuple[str, ...] = DRAFTS  # draft models: shipped names or folders; empty means every shipped one
     prompts: str = ""  # prompts file; empty means the shipped one
     kind: tuple[str, ...] = ()  # kinds of prompts; empty means all
     texts: int = 8  # prompts of each kind whose own text is read
@@ -66,15 +66,12 @@ class Row:
 
 def measure(params: Params) -> Iterator[Row]:
     """Read held-out text with every draft: loss, best tokens, and choices of continuations."""
-    prompts = load_prompts(params.prompts or None, params.texts)
-    among("kind", params.kind, dict.fromkeys(prompt.kind for prompt in prompts))
-    alone = target_of(params.target[0], "float32", "dense")
+    prompts = prompts_of(params, params.texts)
     for name, folder in drafts_of(params.draft).items():
-        pair = pair_of(name, folder, alone, short_name(params.target[0]))
-        facts = {"draft_digest": pair.digest, **{key: value for key, value in pair.facts.items() if key != "digest"}}
-        for kind in params.kind or dict.fromkeys(prompt.kind for prompt in prompts):
+        pair = pair_of(params.target[0], folder, "float32", "dense")
+        for kind in dict.fromkeys(prompt.kind for prompt in prompts):
             texts = [prompt for prompt in prompts if prompt.kind == kind]
-            yield Row(**facts, kind=kind, **merit_of(pair.models.model("draft"), texts))
+            yield Row(**facts_of(name, pair), kind=kind, **merit_of(pair.model("draft"), texts))
 
 
 @torch.inference_mode()
@@ -110,13 +107,8 @@ def log_chances(model: Transformer, ids: Sequence[int]) -> Tensor:
     return model(torch.tensor(ids)[None, :-1])[0].float().log_softmax(-1)
 
 
-def digested(params: Params) -> Mapping[str, Path]:
-    """Checkpoint folders whose digests enter the origin."""
-    return {short_name(params.target[0]): folder_of(params.target[0], "target"), **drafts_of(params.draft)}
-
-
 def records(k: int = 4, root: Path | None = None) -> DataFrame:
-    """One line a recorded point, the highest greedy TAR at k first, counted from what it proposed; none without a record."""
+    """One line a recorded point, the highest greedy TAR at k first, counted from what it proposed."""
     import pandas
 
     names = ["draft", "layers", "heads", "ffn", "body", "head bytes", "steps", "distilled", "TAR", "digest"]
@@ -141,5 +133,5 @@ def _read(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
-PRESETS = {"smoke": Params(draft=("main", "shallow"), texts=2)}
-EXPERIMENT = Experiment("family", Params, Row, measure, measured=False, models=digested, presets=PRESETS)
+PRESETS = presets_of("family", Params)
+EXPERIMENT = Experiment("family", Params, Row, measure, measured=False, models=folders, presets=PRESETS)

@@ -1,4 +1,4 @@
-"""Draft heads: what each misses, what it costs, who is fastest under verification, and what depth and building do."""
+"""Draft heads: what each covers, what it costs, who is fastest under verification, and what depth and building do."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from flashspec.study.chain import PLACE, SIZE, faster
-from flashspec.study.compare import CONTEXT, DENSE, FEWEST, gain, having, like_for_like, sampled, speedups
+from flashspec.study.compare import CONTEXT, gain, having, like_for_like, speedups
 from flashspec.study.quote import NOT_HERE
 from flashspec.study.recall import PARTS
 from flashspec.theory import amdahl
@@ -22,16 +22,15 @@ PAIR = [*CONTEXT, "draft", "method", "finalize"]
 
 
 def recalls(frame: DataFrame, *by: str) -> DataFrame:
-    """One line a draft, head and plan for each value of `by`: what it reads, how often it agrees, what it covers and misses."""
+    """One line a draft, head and plan for each value of `by`: what it reads, how often it agrees, what it covers."""
     table = frame[frame["kind"] != ""].assign(calibrated=frame["always"] > 0, share=100 * frame["rows_scored"] / frame["vocab"])
     table["megabytes"] = table["bytes"] / 1e6
     keys = ["target", "draft", "head", *CLUSTERING, "calibrated", "plan", "probes", "share", "megabytes"]
-    needs = {name: (name, "max") for name in ("required_50", "required_99")}
     sums = {name: (name, "sum") for name in ("positions", "agreed", "covered")}
-    found = table.groupby([*keys, *by], sort=False).agg(**sums, **(needs if "band" in by else {})).reset_index()
+    found = table.groupby([*keys, *by], sort=False).agg(**sums).reset_index()
     found["agreement"], found["coverage"] = (100 * found[name] / found["positions"] for name in ("agreed", "covered"))
     extra = found["calibrated"].map({True: ", calibrated", False: ""})
-    return found.assign(missed=100 - found["agreement"], name=found["head"] + extra)
+    return found.assign(name=found["head"] + extra)
 
 
 def usual(table: DataFrame) -> DataFrame:
@@ -63,15 +62,6 @@ def clusterings(frame: DataFrame) -> DataFrame:
     return table.reset_index().rename_axis(columns=None)
 
 
-def bands(frame: DataFrame) -> DataFrame:
-    """The usual FlashHead by kind of text and band of frequency: rows missed, plain and calibrated, and probes needed."""
-    table = usual(recalls(frame, "kind", "band"))
-    table = table[(table["head"] == "flash") & (table["plan"] == "default")]
-    keys = ["draft", "kind", "band"]
-    ready = table[table["calibrated"]].set_index(keys)["missed"].rename("missed_calibrated")
-    return table[~table["calibrated"]].join(ready, on=keys)
-
-
 def told(table: DataFrame, column: str, **which: Any) -> str:
     """One column of the lines with these values, percentages to one digit; or that none is there."""
     found = table.loc[having(table, which), column].dropna()
@@ -87,61 +77,34 @@ def costs(frame: DataFrame) -> DataFrame:
     return table.merge(faster(frame), on=keys, how="left")
 
 
-def cheapest(frame: DataFrame) -> DataFrame:
-    """The fastest at each shape of heads that score every id and FlashHeads with the most probes: ids down, widths across."""
-    table = costs(frame)
-    flash = table["head"].str.startswith("flash")
-    rows = table[table["head"].isin(DENSE) | (flash & (table["probes"] == table["probes"].max()))]
-    best = rows.sort_values("ms", kind="stable").drop_duplicates("shape")
-    names = best["head"] + best["ratio"].map(lambda times: "" if times != times else f" {times:.1f}×")
-    sides = best["shape"].str.partition("x")
-    found = best.assign(ids=sides[0], width=sides[2], name=names).pivot_table(
-        index="ids", columns="width", values="name", aggfunc="first", sort=False
-    )
-    order = [sorted(each, key=lambda text: (len(text), text)) for each in (found.index, found.columns)]
-    return found.reindex(index=order[0], columns=order[1]).fillna("not measured").reset_index().rename_axis(columns=None)
-
-
-def calls(frame: DataFrame) -> DataFrame:
-    """One line a head: milliseconds of any call of it, and what its bytes take over what the bandwidth allows.
-
-    The line seconds = fixed + pace * bytes / bandwidth with the least squared relative errors over all shapes and sizes;
-    a head timed at fewer than three has none.
-    """
-    import pandas
-
-    lines = []
-    for head, rows in costs(frame).groupby("head", sort=False):
-        if len(rows) >= FEWEST:
-            sides = np.stack([1 / rows["seconds"], rows["speed"] / 100], axis=1)
-            fixed, pace = np.linalg.lstsq(sides, np.ones(len(rows)))[0]
-            lines.append((head, 1e3 * fixed, pace))
-    return pandas.DataFrame(lines, columns=["head", "fixed", "pace"])
+def by_shape(table: DataFrame) -> DataFrame:
+    """How many times faster than the dense head of its format FlashHead with the most probes is: ids down, widths across."""
+    rows = table[(table["head"] == "flash") & (table["probes"] == table["probes"].max())]
+    sides = rows["shape"].str.split("x", expand=True).reindex(columns=[0, 1]).astype(int)
+    found = rows.assign(ids=sides[0], width=sides[1])
+    return found.pivot_table(index="ids", columns="width", values="ratio").reset_index().rename_axis(columns=None)
 
 
 def depths(frame: DataFrame) -> DataFrame:
     """One line a depth and head: the head's share of a dense step, the step's measured gain, and Amdahl's prediction."""
     medians = frame.groupby([*PLACE, *SIZE], dropna=False)["seconds"].median()
     lines = faster(frame)
-    table = lines[lines["piece"] == "step"]
-    found = [_share_and_gain(medians, line) for _, line in table.iterrows()]
-    predicted = [amdahl(share, more) if share == share and more == more else np.nan for share, more in found]
-    return table.assign(share=[100 * share for share, _ in found], predicted=predicted)
-
-
-def _share_and_gain(medians: Any, line: Any) -> tuple[float, float]:
-    at = (line["shape"], line["layers"])
-    head, body = (medians.get((*at, piece, "dense", line["over"], 0, 0), np.nan) for piece in ("head", "body"))
-    return head / (head + body), head / medians.get((*at, "head", *line[SIZE]), np.nan)
+    lines = lines[lines["piece"] == "step"]
+    found = []
+    for _, line in lines.iterrows():
+        at = (line["shape"], line["layers"])
+        head, body = (medians.get((*at, piece, "dense", line["over"], 0, 0), np.nan) for piece in ("head", "body"))
+        share, more = head / (head + body), head / medians.get((*at, "head", *line[SIZE]), np.nan)
+        found.append((100 * share, amdahl(share, more) if share == share and more == more else np.nan))
+    return lines.assign(share=[share for share, _ in found], predicted=[gain for _, gain in found])
 
 
 def builds(frame: DataFrame) -> DataFrame:
-    """One line a clustering that was timed: median minutes of its build, and the percentage that each part takes."""
-    columns = [f"{part}_seconds" for part in PARTS]
-    rows = frame.dropna(subset=columns).drop_duplicates(["draft", "vocab", "hidden", *CLUSTERING[::2], *columns])
-    table = rows.groupby(["draft", "vocab", "hidden", *CLUSTERING[::2]], sort=False)[columns].median().reset_index()
-    whole = table[columns].sum(axis=1)
-    return table.assign(minutes=whole / 60, **{part: 100 * table[f"{part}_seconds"] / whole for part in PARTS})
+    """One line a clustering that was timed: the median minutes of its build."""
+    keys = ["draft", "vocab", "hidden", "metric", "cluster_size"]
+    seconds = frame[[f"{part}_seconds" for part in PARTS]].sum(axis=1, skipna=False)
+    rows = frame.assign(minutes=seconds / 60).dropna(subset="minutes").drop_duplicates([*keys, "minutes"])
+    return rows.groupby(keys, sort=False)["minutes"].median().reset_index()
 
 
 def against(frame: DataFrame) -> DataFrame:
@@ -155,11 +118,3 @@ def against(frame: DataFrame) -> DataFrame:
     for letter, column in (("P", "probes"), ("N", "shortlist")):
         names = names + found[column].map(lambda size, letter=letter: f", {letter} = {size:g}" if size else "").astype(str)
     return found.assign(name=names, who=names + ", " + found["verdict"])
-
-
-def sizes(frame: DataFrame) -> DataFrame:
-    """Every FlashHead at every number of probes over plain decoding, one column a sampling."""
-    flash = frame[(frame["method"] == "baseline") | frame["head"].str.startswith("flash")]
-    keys = ["draft", "head", "probes"]
-    table = sampled(speedups(flash, keys)).pivot_table(index=keys, columns="sampling", values="verdict", aggfunc="first")
-    return table.reset_index().rename_axis(columns=None)

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,14 +21,13 @@ from flashspec.measure.prompts import Prompt, load_prompts
 from flashspec.models.reader import SpanReader
 from flashspec.models.transformer import Transformer
 from flashspec.sampling import Dice, Sampling
-from flashspec.study.pairs import models_of
+from flashspec.study.drafts import drafts_of, pair_of
 
 AT_ONCE = 256
 LIVE = ("in_context",)  # heads that learn from verifications, which stored rows have none of
 
 
-@dataclass(frozen=True)
-class Source:
+class Source(NamedTuple):
     """Where rows come from: prompts, and what the target writes behind them at this temperature."""
 
     target: str
@@ -88,8 +87,9 @@ class HeldOut:
 
 @lru_cache(maxsize=1)
 def held_out(source: Source) -> HeldOut:
-    """Let the target write behind every prompt and the draft read it; ValueError where no kind has two prompts."""
-    models = models_of(source.target, source.draft, "bfloat16", "dense")
+    """Let the target write behind every prompt and the draft read it; ValueError where no kind has two."""
+    (folder,) = drafts_of((source.draft,)).values()
+    models = pair_of(source.target, folder, "bfloat16", "dense")
     draft, sampling = models.model("draft"), Sampling(source.temperature, seed=source.seed)
     asked = {"max_new_tokens": source.new_tokens, "stop": ()}
     written, whole, rows, kinds = [], [], [], tuple[str, ...]()

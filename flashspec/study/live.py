@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from flashspec.decoding.generate import Output, generate
 from flashspec.decoding.method import METHODS, Method, build
@@ -13,19 +13,11 @@ from flashspec.decoding.models import Models
 from flashspec.sampling import Sampling
 
 if TYPE_CHECKING:
+    from IPython.display import HTML
     from pandas import DataFrame
 
 NOT_OFFERED = "(not offered by these models)"
 SHADES = {"accepted": "#cfe8d5", "own": "#ffd9b8"}
-
-
-class Shown(NamedTuple):
-    """Something that a notebook shows as HTML."""
-
-    page: str
-
-    def _repr_html_(self) -> str:
-        return self.page
 
 
 def decode_all(models: Models, prompt: str | list[int], sampling: Sampling, tokens: int, k: int = 4) -> dict[str, Output]:
@@ -43,7 +35,7 @@ def decode_all(models: Models, prompt: str | list[int], sampling: Sampling, toke
 
 
 def offered(models: Models, method: Method) -> bool:
-    """Whether these models can carry a method out: exits need layers of our own and enough of them, some heads a weight."""
+    """Whether these models can carry a method out: exits need enough layers of our own, some heads a weight."""
     try:
         build(method, models, context=1)
     except ValueError:
@@ -79,13 +71,15 @@ def agreeing(outputs: Mapping[str, Output]) -> int:
     return sum(output.tokens == outputs["baseline"].tokens for output in outputs.values()) - 1
 
 
-def coloured(models: Models, prompt: str | list[int], output: Output) -> Shown:
+def coloured(models: Models, prompt: str | list[int], output: Output) -> HTML:
     """The text behind its prompt: green where the target kept a drafted token, orange where it wrote its own."""
+    from IPython.display import HTML
+
     before = prompt if isinstance(prompt, str) else models.decode(list(prompt))
     words = []
     for token, kind in zip(output.tokens, kinds(output), strict=False):
         words.append(f'<span style="background:{SHADES[kind]};color:#000">{html.escape(models.decode([token]))}</span>')
-    return Shown(f'<pre class="decoded">{html.escape(before)}{"".join(words)}</pre>')
+    return HTML(f'<pre class="decoded">{html.escape(before)}{"".join(words)}</pre>')
 
 
 def kinds(output: Output) -> Iterator[str]:

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -16,10 +17,15 @@ from flashspec.models.checkpoint import write_folder
 from flashspec.models.config import ModelConfig, parts, to_hf
 from flashspec.models.memory import Form, weight_bytes
 from flashspec.models.synthetic import GROUP, shape
-from flashspec.study.experiment import Experiment
-from flashspec.study.pairs import among, at_least
+from flashspec.study.experiment import Experiment, by
+from flashspec.study.parameters import among, at_least, presets_of
+from flashspec.study.tables import Results
 
-FORMATS = {"bf16": ("dense", 0), "awq": ("int4", GROUP), "awq as dense": ("dense", GROUP)}
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+FORMATS = {"bf16": 0, "awq": GROUP}
+NOTHING = "no table is stored"
 
 
 @dataclass(frozen=True)
@@ -54,13 +60,13 @@ class Row:
 def measure(params: Params) -> Iterator[Row]:
     """Write each checkpoint to a temporary folder and load it in fresh processes, watched from outside."""
     (name,) = params.formats
-    weights, group = FORMATS[name]
+    group = FORMATS[name]
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         write_checkpoint(folder, sized(params, group), group, params.shard_megabytes * 10**6)
         size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
         for repeat in range(params.repeats):
-            yield Row(name, size, *load_in_fresh_process(folder, weights), repeat)
+            yield Row(name, size, *load_in_fresh_process(folder, "int4" if group else "dense"), repeat)
 
 
 def sized(params: Params, group: int) -> ModelConfig:
@@ -77,25 +83,37 @@ def write_checkpoint(folder: Path, config: ModelConfig, group: int, shard_bytes:
     for name, part in parts(config):
         packed = bool(group and part.columns) and name.startswith("layers.")
         for source, rows in part.rows.items():
-            tensors |= _packed(source, rows, part.columns, group) if packed else {}
+            if packed:
+                columns, wide = part.columns, rows // 8
+                tensors[f"{source}.qweight"] = torch.zeros(columns, wide, dtype=torch.int32)
+                tensors[f"{source}.qzeros"] = torch.zeros(columns // group, wide, dtype=torch.int32)
+                tensors[f"{source}.scales"] = torch.zeros(columns // group, rows, dtype=torch.float16)
             for leaf in part.leaves[packed:]:
                 tensors[f"{source}.{leaf}"] = torch.zeros(rows, *part.shape(leaf)[1:], dtype=torch.bfloat16)
     extra = {"quantization_config": scheme_to_hf(Scheme(group))} if group else {}
     write_folder(folder, tensors, to_hf(config, "bfloat16") | extra, shard_bytes)
 
 
-def _packed(source: str, rows: int, columns: int, group: int) -> dict[str, Tensor]:
-    return {
-        f"{source}.qweight": torch.zeros(columns, rows // 8, dtype=torch.int32),
-        f"{source}.qzeros": torch.zeros(columns // group, rows // 8, dtype=torch.int32),
-        f"{source}.scales": torch.zeros(columns // group, rows, dtype=torch.float16),
-    }
+def loads(results: Results | None) -> DataFrame:
+    """Loading in a fresh process: gigabytes of files and of memory at its peak, and their ratio, worst repeat."""
+    import pandas
+
+    if results is None:
+        return pandas.DataFrame({"format": [NOTHING]}).set_index("format")
+    frame = results.frame.assign(taken=results.frame["peak"] - results.frame["before"])
+    worst = frame.loc[frame.groupby("format")["taken"].idxmax()].set_index("format")
+    return pandas.DataFrame({
+        "files, GB": (worst["checkpoint_bytes"] / 1e9).round(2),
+        "peak, GB": (worst["taken"] / 1e9).round(2),
+        "peak over files": (worst["taken"] / worst["checkpoint_bytes"]).round(3),
+        "seconds": worst["seconds"].round(1),
+    })  # fmt: skip
 
 
-def points(params: Params) -> list[Params]:
-    """One point a format."""
-    return [replace(params, formats=(name,)) for name in params.formats]
+def worst_load(results: Results | None) -> str:
+    """The largest ratio of peak to files, in words; NOTHING without a table."""
+    return NOTHING if results is None else f"{loads(results)['peak over files'].max():.2f}"
 
 
-PRESETS = {"smoke": Params(shape="reference-target", megabytes=40, shard_megabytes=8, repeats=1)}
-EXPERIMENT = Experiment("loading", Params, Row, measure, split=points, presets=PRESETS)
+PRESETS = presets_of("loading", Params)
+EXPERIMENT = Experiment("loading", Params, Row, measure, split=by("formats"), presets=PRESETS)

@@ -6,11 +6,12 @@ import ast
 import json
 import os
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from flashspec.models.writing import refuse_input, write_text
-from flashspec.study.parameters import Refused, comments, parse_value, refuse_unknown
+from flashspec.study.parameters import Refused, parse_value, refuse_unknown
 
 START_TIMEOUT = 600
 TYPES: dict[str, Any] = {kind.__name__: kind for kind in (int, float, str, bool, tuple, list)} | {"Literal": Literal, "Any": Any}
@@ -21,7 +22,6 @@ class Parameter(NamedTuple):
 
     kind: Any
     default: Any
-    help: str
 
 
 class NotebookFailed(RuntimeError):
@@ -38,8 +38,7 @@ def parameters(notebook: Path) -> dict[str, Parameter]:
         body = ast.parse(source).body
     except (AttributeError, KeyError, RecursionError, SyntaxError, TypeError, ValueError) as error:
         raise Refused(f"{notebook} is no notebook ({type(error).__name__}: {error}): copy it again") from None
-    helps = comments(source)
-    return {name: Parameter(kind, default, helps[name]) for name, kind, default in map(_parameter, body)}
+    return dict(map(_parameter, body))
 
 
 def validated(notebook: Path, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -59,14 +58,25 @@ def execute(notebook: Path, out: Path, values: Mapping[str, Any] | None = None, 
     Cells run in the notebook's own folder. `timeout` is in seconds a cell. The bytes written are those of the cells and
     their outputs: run times, identifiers and papermill's notes are taken out. NotebookFailed names what went wrong.
     """
-    chosen = validated(notebook, values or {})
+    import papermill
+    from traitlets.config import Config
+
+    options = {
+        "parameters": validated(notebook, values or {}),
+        "kernel_name": "python3",
+        "cwd": str(notebook.parent),
+        "progress_bar": False,
+        "execution_timeout": timeout,
+        "start_timeout": START_TIMEOUT,
+        "config": Config({"KernelManager": {"transport": "ipc" if os.name == "posix" else "tcp"}}),
+    }
     part = out.with_suffix(".part.ipynb")
     for place in (out, part):
         refuse_input(place, [notebook])
     out.parent.mkdir(parents=True, exist_ok=True)
     out.unlink(missing_ok=True)
     try:
-        _papermill(notebook, part, chosen, timeout)
+        papermill.execute_notebook(str(notebook), str(part), **options)
     except Exception as error:
         raise NotebookFailed(f"{notebook.name} failed, {_reason(error)}: its output so far is in {part.name}") from error
     write_text(json.dumps(_reproducible(json.loads(part.read_text())), indent=1, ensure_ascii=False) + "\n", part)
@@ -85,7 +95,7 @@ def execute_all(
 
     wanted = {**(values or {}), **({"fresh": True} if fresh else {})}
     declared = {notebook: parameters(notebook) for notebook in notebooks}
-    refuse_unknown(wanted, {name: None for known in (*declared.values(), ["fresh"]) for name in known})
+    refuse_unknown(wanted, dict.fromkeys(chain(*declared.values(), ["fresh"])))
     chosen = {}
     for notebook, known in declared.items():
         chosen[notebook] = validated(notebook, {name: wanted[name] for name in wanted if name in known})
@@ -109,7 +119,7 @@ def found_in(source: Path) -> list[Path]:
     return found
 
 
-def _parameter(line: ast.stmt) -> tuple[str, Any, Any]:
+def _parameter(line: ast.stmt) -> tuple[str, Parameter]:
     """Name, type and default of one line of a parameters cell; papermill's own reader knows no `tuple[int, ...]`."""
     match line:
         case ast.AnnAssign(target=ast.Name(id=name), annotation=hint, value=ast.expr() as value):
@@ -122,24 +132,7 @@ def _parameter(line: ast.stmt) -> tuple[str, Any, Any]:
         default = ast.literal_eval(value)
     except (ValueError, TypeError) as error:
         raise Refused(f"parameter {name!r} needs a literal default: a number, string, bool, None or tuple") from error
-    return name, kind or type(default), default
-
-
-def _papermill(notebook: Path, part: Path, values: dict[str, Any], timeout: int) -> None:
-    import papermill
-    from traitlets.config import Config
-
-    papermill.execute_notebook(
-        str(notebook),
-        str(part),
-        parameters=values,
-        kernel_name="python3",
-        cwd=str(notebook.parent),
-        progress_bar=False,
-        execution_timeout=timeout,
-        start_timeout=START_TIMEOUT,
-        config=Config({"KernelManager": {"transport": "ipc" if os.name == "posix" else "tcp"}}),
-    )
+    return name, Parameter(kind or type(default), default)
 
 
 def _reason(error: Exception) -> str:

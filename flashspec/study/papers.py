@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from flashspec.theory import Costs, implied_step, throughput
 
@@ -21,12 +21,6 @@ THESIS = {
     "deferred_dense": 10.731,
     "deferred_flash": 11.374,
     "deferred": 1.060,
-}
-RATES = {
-    "eager_dense": "end to end, ordinary, dense draft",
-    "eager_flash": "end to end, ordinary, FlashHead draft",
-    "deferred_dense": "end to end, deferred final token, dense draft",
-    "deferred_flash": "end to end, deferred final token, FlashHead draft",
 }
 HISPEC_OVER_SELF = 1.28  # HiSpec over single-layer speculation, average; Kumar et al. 2025, abstract
 
@@ -70,46 +64,17 @@ def implied_round() -> tuple[int, float]:
     return k, (deep - k * YAN_DEEP.step_ms + wide - k * YAN_WIDE.step_ms) / 2
 
 
-class FixedCosts(NamedTuple):
-    """What a model of fixed costs makes of the thesis's four rates.
-
-    Exactly: tokens a check with the dense head over those with FlashHead, and drafted tokens a check for each token that a
-    check settles. With one TAR for both heads instead: milliseconds a token of the closest model, by rate.
-    """
-
-    tokens_ratio: float
-    k_over_tokens: float
-    closest: dict[str, float]
-
-
-def thesis_fixed_costs() -> FixedCosts:
-    """Solve round = k d + check (+ a pass of the target when eager) for the four rates, the pass equal for both heads.
-
-    Two heads and two ways to finalise leave one number over when TAR is equal: the closest model misses every rate by a
-    quarter of their interaction.
-    """
-    ms = {name: 1e3 / THESIS[name] for name in RATES}
-    saved = THESIS["projection_dense_ms"] - THESIS["projection_flash_ms"]
-    ratio = (ms["eager_flash"] - ms["deferred_flash"]) / (ms["eager_dense"] - ms["deferred_dense"])
-    k = (ratio * ms["deferred_dense"] - ms["deferred_flash"]) / saved
-    apart = (ms["eager_dense"] - ms["eager_flash"] - ms["deferred_dense"] + ms["deferred_flash"]) / 4
-    signs = {"eager_dense": -1, "eager_flash": 1, "deferred_dense": 1, "deferred_flash": -1}
-    return FixedCosts(ratio, k, {name: ms[name] + signs[name] * apart for name in RATES})
-
-
 def computed() -> DataFrame:
-    """What the papers printed beside what the throughput model gives from the parts they printed; `off` in percent."""
+    """What Yan et al. printed beside what the throughput model gives from the parts they printed; `off` in percent."""
     import pandas
 
     k, check = implied_round()
     deep, wide = (1e3 * throughput(draft.tar, Costs(draft.step_ms, check), k) for draft in (YAN_DEEP, YAN_WIDE))
-    closest = thesis_fixed_costs().closest
-    lines: list[tuple[Any, ...]] = [
-        ("decoding", YAN_DEEP.shape, "tokens/s", YAN_DEEP.rate, deep),
-        ("decoding", YAN_WIDE.shape, "tokens/s", YAN_WIDE.rate, wide),
-        ("decoding", "wide over deep draft", "x", YAN_WIDE.rate / YAN_DEEP.rate, wide / deep),
-        *(("decoding", f"gain at T = 1, {data}", "x", 1 + gain / 100, high / low) for data, low, high, gain in YAN_SAMPLED),
-        *(("thesis", what, "tokens/s", THESIS[name], 1e3 / closest[name]) for name, what in RATES.items()),
+    lines = [
+        (YAN_DEEP.shape, "tokens/s", YAN_DEEP.rate, deep),
+        (YAN_WIDE.shape, "tokens/s", YAN_WIDE.rate, wide),
+        ("wide over deep draft", "x", YAN_WIDE.rate / YAN_DEEP.rate, wide / deep),
+        *((f"gain at T = 1, {data}", "x", 1 + gain / 100, high / low) for data, low, high, gain in YAN_SAMPLED),
     ]
-    table = pandas.DataFrame(lines, columns=["work", "what", "unit", "printed", "computed"])
+    table = pandas.DataFrame(lines, columns=["what", "unit", "printed", "computed"])
     return table.assign(off=100 * (table["computed"] / table["printed"] - 1))

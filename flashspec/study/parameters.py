@@ -6,16 +6,20 @@ import ast
 import dataclasses
 import difflib
 import inspect
+import json
 import textwrap
+import tomllib
 import types
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from flashspec import provenance
+from flashspec.theory.checks import at_least as at_least
 
 TRUTHS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 NOTHING = ("none", "null", "")
+PRESETS = Path(__file__).parents[1] / "data" / "presets.toml"
 UNFIT = (TypeError, ValueError, SyntaxError, OverflowError, RecursionError, MemoryError)
 LARGEST = 2**63  # of a whole number, what torch and numpy count with
 
@@ -30,26 +34,18 @@ def hints(kind: type) -> dict[str, Any]:
     return {field.name: resolved[field.name] for field in dataclasses.fields(kind)}
 
 
-def comments(source: str) -> dict[str, str]:
-    """What the trailing comment of each `name: kind = default  # comment` line says, by name; empty where there is none."""
-    lines = source.splitlines()
-    found = {}
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.AnnAssign | ast.Assign):
-            target = node.target if isinstance(node, ast.AnnAssign) else node.targets[0]
-            rest = lines[(node.end_lineno or 1) - 1].encode()[node.end_col_offset :].decode()
-            found[ast.unparse(target)] = rest.partition("#")[2].strip()
-    return found
-
-
 def field_comments(kind: type) -> dict[str, str]:
-    """`comments` of the source of a class and its bases, its own first; empty where there is no source."""
+    """The trailing comments of the `name: kind = default  # comment` lines of a class and its bases, by name."""
     found: dict[str, str] = {}
     for each in reversed(kind.__mro__):
         try:
-            found |= comments(textwrap.dedent(inspect.getsource(each)))
+            source = textwrap.dedent(inspect.getsource(each)).encode()
         except (OSError, TypeError):
             continue
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.AnnAssign):
+                rest = source.splitlines()[(node.end_lineno or 1) - 1][node.end_col_offset :].decode()
+                found[ast.unparse(node.target)] = rest.partition("#")[2].strip()
     return found
 
 
@@ -58,6 +54,12 @@ def parse(kind: type, values: Mapping[str, Any]) -> Any:
     known = hints(kind)
     refuse_unknown(values, known)
     return kind(**{name: parse_value(name, known[name], value) for name, value in values.items()})
+
+
+def presets_of(experiment: str, kind: type) -> dict[str, Any]:
+    """The parameters worth a name that an experiment comes with, by name."""
+    known = tomllib.loads(PRESETS.read_text(encoding="utf-8"))
+    return {name: parse(kind, values) for name, values in known[experiment].items()}
 
 
 def refuse_unknown(values: Mapping[str, Any], known: Mapping[str, Any]) -> None:
@@ -70,7 +72,7 @@ def refuse_unknown(values: Mapping[str, Any], known: Mapping[str, Any]) -> None:
 
 
 def parse_value(name: str, kind: Any, value: Any) -> Any:
-    """A value of the annotated type, from such a value or from the string that a command line or papermill passes."""
+    """A value of the annotated type, from such a value or the string that a command line or papermill passes."""
     try:
         return _parse(kind, value)
     except UNFIT as error:
@@ -84,9 +86,18 @@ def type_name(kind: Any) -> str:
     return kind.__name__ if isinstance(kind, type) and not get_args(kind) else str(kind).replace("typing.", "")
 
 
+def among(name: str, values: Iterable[str], known: Iterable[str]) -> None:
+    """Refuse the first value that is not known."""
+    choices = tuple(known)
+    for value in values:
+        if value not in choices:
+            raise ValueError(f"{name} must be among {', '.join(choices)}, got {value!r}")
+
+
 def canonical(params: Any) -> dict[str, Any]:
     """Parameters as JSON values in declared types, so that 0 and 0.0 for a float field are one key."""
-    return {name: _plain(parse_value(name, kind, getattr(params, name))) for name, kind in hints(type(params)).items()}
+    typed = {name: parse_value(name, kind, getattr(params, name)) for name, kind in hints(type(params)).items()}
+    return dict(json.loads(json.dumps(typed, default=str)))
 
 
 def key(params: Any) -> str:
@@ -117,9 +128,3 @@ def _split(text: str) -> list[Any]:
     if text.strip()[:1] in ("(", "["):
         return list(ast.literal_eval(text))
     return [part.strip() for part in text.split(",") if part.strip()]
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, (tuple, list)):
-        return [_plain(item) for item in value]
-    return str(value) if isinstance(value, Path) else value

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import cycle, product
+from itertools import cycle
 from typing import Any, NamedTuple
 
 import torch
@@ -17,15 +17,14 @@ from flashspec.heads.candidates import ShortlistHead
 from flashspec.heads.dense import DenseHead
 from flashspec.heads.registry import HEADS, RANKED, VARIANTS, Origin, head_named
 from flashspec.measure import clock
-from flashspec.measure.pieces import Ahead, Ready, checked, one_token, ready, stand_in_flash, stand_in_preview
+from flashspec.measure.pieces import Ahead, checked, one_token, ready, stand_in_flash, stand_in_preview
 from flashspec.measure.runs import stored_bytes
 from flashspec.models.config import ModelConfig
 from flashspec.models.memory import Form, free_bytes, weight_bytes
 from flashspec.models.synthetic import GROUP, random_rows, reshaped, shape, synthetic
-from flashspec.study import presets
-from flashspec.study.experiment import Experiment
-from flashspec.study.pairs import among, at_least
-from flashspec.study.racers import format_of, options_of
+from flashspec.study.experiment import Experiment, by
+from flashspec.study.parameters import among, at_least, presets_of
+from flashspec.study.racers import dtype_of, format_of, options_of
 
 PIECES = ("projection", "step", "body", "head", "burst", "check")
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "int4": torch.bfloat16}
@@ -126,13 +125,8 @@ def timed(pieces: Sequence[Piece], plan: clock.Plan) -> Iterator[dict[str, Any]]
         yield from ({**piece.facts, "device": plan.device, "seconds": s, "turn": turn} for turn, s in enumerate(seconds))
 
 
-def points(params: Params) -> list[Params]:
-    """One point a shape, so that a killed run continues with the next."""
-    return [replace(params, shape=(name,), layers=(layers,)) for name, layers in product(params.shape, params.layers)]
-
-
 def config_of(name: str, layers: int, spread: int) -> ModelConfig:
-    """The configuration of a shape at so many layers (0: its own), its parameters spread over fewer; IDSxWIDTH has one."""
+    """A shape's configuration at so many layers (0: its own), its parameters spread over fewer; IDSxWIDTH has one."""
     if bare(name):
         ids, width = map(int, name.split("x"))
         return replace(shape("reference-draft"), vocab_size=ids, hidden=width, layers=1)
@@ -167,7 +161,7 @@ def _projections(origin: Origin, facts: dict[str, Any], params: Params) -> Itera
     rows = random_rows(ROWS, origin.weight.shape[1], seed=params.seed + 1).to(origin.weight.device)
     for named, head in heads_over(origin, params):
         cold = {"piece": "projection", "bytes": head.bytes_read(1), "cold_megabytes": params.cold_megabytes}
-        yield Piece({**facts, **named, **cold}, partial(_next_token, head, cycle(rows.split(1))))
+        yield Piece({**facts, **named, **cold}, partial(_next_token, head, cycle(rows.split(1)).__next__))
 
 
 def _reads(model: Any, facts: dict[str, Any], params: Params, form: str) -> Iterator[Piece]:
@@ -180,7 +174,7 @@ def _reads(model: Any, facts: dict[str, Any], params: Params, form: str) -> Iter
     for named, head in heads_over(Origin(model.head_weight, model.norm), params):
         once = layers + head.bytes_read(1)
         if "step" in params.piece:
-            yield Piece({**facts, **named, "piece": "step", "bytes": once}, partial(_step, head, draft))
+            yield Piece({**facts, **named, "piece": "step", "bytes": once}, partial(_next_token, head, partial(draft.read, 1)))
         if "head" in params.piece:
             call = partial(one_token, head, draft.read(1)[-1:].clone())
             yield Piece({**facts, **named, "piece": "head", "bytes": head.bytes_read(1)}, call)
@@ -195,10 +189,18 @@ def _reads(model: Any, facts: dict[str, Any], params: Params, form: str) -> Iter
 
 def heads_over(origin: Origin, params: Params) -> Iterator[tuple[dict[str, Any], Any]]:
     """Every head at every setting that fits the vocabulary, untrained, and the columns that say which."""
-    ids, dtype = len(origin.weight), str(origin.weight.dtype).removeprefix("torch.")
+    ids, dtype = len(origin.weight), dtype_of(origin.weight)
     flash = functools.cache(partial(stand_in_flash, origin.weight, origin.norm, 1, seed=params.seed))
     for name in params.head:
-        made: Any = flash().with_plan(**VARIANTS.get(name, {})) if name.startswith("flash") else stand_in(name, origin)
+        made: Any
+        if name.startswith("flash"):
+            made = flash().with_plan(**VARIANTS.get(name, {}))
+        elif name == "preview":
+            made = stand_in_preview(origin.weight, origin.norm)
+        elif name in RANKED:
+            made = ShortlistHead.build(origin.weight, torch.arange(ids), origin.norm)
+        else:
+            made = head_named(name, origin)
         for options in options_of(params, name):
             if "probes" in options and options["probes"] > flash().table.clusters:
                 continue
@@ -208,21 +210,8 @@ def heads_over(origin: Origin, params: Params) -> Iterator[tuple[dict[str, Any],
                 yield {"head": name, "format": format_of(name, dtype), "rows_scored": head.rows_scored, **options}, head
 
 
-def stand_in(name: str, origin: Origin) -> Any:
-    """A head that has learned nothing and costs what it would cost."""
-    if name == "preview":
-        return stand_in_preview(origin.weight, origin.norm)
-    if name in RANKED:
-        return ShortlistHead.build(origin.weight, torch.arange(len(origin.weight)), origin.norm)
-    return head_named(name, origin)
-
-
-def _step(head: Any, draft: Ready) -> Tensor:
-    return one_token(head, draft.read(1))
-
-
-def _next_token(head: Any, turns: Iterator[Tensor]) -> Tensor:
-    return one_token(head, next(turns))
+def _next_token(head: Any, row: Callable[[], Tensor]) -> Tensor:
+    return one_token(head, row())
 
 
 def _fits(configs: list[ModelConfig], params: Params) -> bool:
@@ -233,5 +222,5 @@ def _fits(configs: list[ModelConfig], params: Params) -> bool:
     return free is None or heads + sum(weight_bytes(each, form) for each in configs for form in forms) < free
 
 
-PRESETS = {name: Params(**values) for name, values in presets.PARTS.items()}
-EXPERIMENT = Experiment("parts", Params, Row, measure, split=points, presets=PRESETS)
+PRESETS = presets_of("parts", Params)
+EXPERIMENT = Experiment("parts", Params, Row, measure, split=by("shape", "layers"), presets=PRESETS)

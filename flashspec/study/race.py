@@ -1,4 +1,4 @@
-"""The race: models, methods, samplings and prompts in turns, plain decoding beside everything, parts timed between the runs."""
+"""The race: models, methods, samplings and prompts in turns beside plain decoding, parts timed in between."""
 
 from __future__ import annotations
 
@@ -6,20 +6,17 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from pathlib import Path
 from typing import Any
 
-from flashspec.decoding.models import folder_of
 from flashspec.heads.registry import HEADS
 from flashspec.measure.certificate import certify, first_difference, target_scorer
 from flashspec.measure.parts import loop_overhead
-from flashspec.measure.prompts import Prompt, load_prompts
+from flashspec.measure.prompts import Prompt
 from flashspec.measure.runs import Run, Text, repeated_share, text_digest
-from flashspec.study import presets
-from flashspec.study.drafts import drafts_of, short_name
-from flashspec.study.experiment import Experiment
-from flashspec.study.pairs import among, at_least, samplings
-from flashspec.study.racers import BASELINE, BASES, DRAFT_MODEL, SHORT, Racer, racers
+from flashspec.study.drafts import folders, prompts_of
+from flashspec.study.experiment import Experiment, by
+from flashspec.study.parameters import among, at_least, presets_of
+from flashspec.study.racers import BASELINE, BASES, DRAFT_MODEL, SHORT, Racer, racers, samplings
 
 
 @dataclass(frozen=True)
@@ -53,15 +50,14 @@ class Params:
     seed: int = 0  # of sampling
 
     def __post_init__(self) -> None:
-        for name in self.method:
-            among("method", (name,), (*BASES, *SHORT))
+        among("method", self.method, (*BASES, *SHORT))
         among("head", self.head, HEADS)
         among("engine", self.engine, ("flashspec", "transformers"))
         among("dtype", self.dtype, ("bfloat16", "float32"))
         among("finalize", self.finalize, ("deferred", "eager"))
         at_least(self, k=1, probes=1, shortlist=1, exit=1, verify_exit=1, interval=1, per_kind=1, new_tokens=2, repeats=1)
         at_least(self, screen=0, parts=0, twins=0)
-        samplings(self.temperature, self.rule, self.seed)
+        samplings(self)
         if "transformers" in self.engine and set(self.temperature) != {0.0}:
             raise ValueError("transformers is compared greedily: with engine transformers, temperature must be 0 alone")
 
@@ -138,33 +134,15 @@ class Row:
 
 
 def measure(params: Params) -> Iterator[Row]:
-    """Decode the same prompts with every method in turns, beside plain decoding."""
-    (sampling,) = samplings(params.temperature, params.rule, params.seed)
-    field = racers(params, sampling)
-    yield from run_race(field, prompts_of(params, field[0]), params)
+    """Decode the same prompts with every method in turns, beside plain decoding.
 
-
-def points(params: Params) -> list[Params]:
-    """One point a target, dtype and sampling, so that a killed race continues."""
-    return [
-        replace(params, target=(target,), dtype=(dtype,), temperature=(s.temperature,), rule=(s.rule,))
-        for target, dtype in product(params.target, params.dtype)
-        for s in samplings(params.temperature, params.rule, params.seed)
-    ]
-
-
-def prompts_of(params: Params, plain: Racer) -> list[Prompt]:
-    """The prompts of the kinds asked for; ValueError for a kind that the file has not."""
-    found = load_prompts(params.prompts or None, params.per_kind, plain.models)
-    among("kind", params.kind, dict.fromkeys(p.kind for p in found))
-    return [p for p in found if p.kind in (params.kind or (p.kind,))]
-
-
-def run_race(field: list[Racer], prompts: Sequence[Prompt], params: Params) -> Iterator[Row]:
-    """Every racer on every prompt, turn after turn, a warm-up before them; who starts changes from prompt to prompt."""
+    A warm-up comes first, and who starts changes from prompt to prompt.
+    """
     from tqdm import tqdm
 
-    plain, parts, explained = field[0], dict[str, dict[str, float]](), set[str]()
+    plain, *_ = field = racers(params)
+    prompts = prompts_of(params, params.per_kind, plain.models)
+    parts, explained = dict[str, dict[str, float]](), set[str]()
     warm = {racer.name: racer.run(prompts[0], params.new_tokens) for racer in field}
     if params.screen:
         screening = {racer.name: racer.run(prompts[0], params.new_tokens) for racer in field}
@@ -184,12 +162,18 @@ def run_race(field: list[Racer], prompts: Sequence[Prompt], params: Params) -> I
             yield _row(racer, prompt.kind, runs[racer.name], **parts.get(racer.name, {}), **twin, **parted)
 
 
+def points(params: Params) -> list[Params]:
+    """One point a target, dtype and sampling, so that a killed race continues."""
+    several = by("target", "dtype")(params)
+    return [replace(one, temperature=(s.temperature,), rule=(s.rule,)) for one in several for s in samplings(params)]
+
+
 def twin_digests(field: Sequence[Racer], prompts: Sequence[Prompt], params: Params) -> dict[tuple[str, int], str]:
-    """Digests of the float32 texts of the first prompts of each kind, where the rule promises equal texts."""
+    """Digests of float32 texts of the first prompts of each kind, where the rule promises equal texts."""
     if not params.twins or not field[0].owes_the_text:
         return {}
     names, found, seen = {racer.name for racer in field}, {}, Counter[str]()
-    twins = racers(replace(params, dtype=("float32",), weights="dense"), field[0].entry.sampling)
+    twins = racers(replace(params, dtype=("float32",), weights="dense"))
     for number, prompt in enumerate(prompts):
         seen[prompt.kind] += 1
         for racer in twins if seen[prompt.kind] <= params.twins else []:
@@ -200,7 +184,7 @@ def twin_digests(field: Sequence[Racer], prompts: Sequence[Prompt], params: Para
 
 
 def _divergence(racer: Racer, prompt: Prompt, plain: Text, text: Text, explained: set[str]) -> dict[str, Any]:
-    """Where a text that owes plain decoding's parts from it; a certificate for the first text of each racer and kind."""
+    """Where a text that owes plain decoding's parts from it, with a certificate once a racer and kind."""
     at = first_difference(plain, text) if racer.owes_the_text else None
     if at is None:
         return {}
@@ -240,10 +224,5 @@ def _row(racer: Racer, kind: str, run: Run, **more: Any) -> Row:
     return Row(**{**racer.who, **run.counts, **text, **more, "kind": kind, "seconds": run.seconds})
 
 
-def folders(params: Params) -> dict[str, Path]:
-    """Checkpoint folders whose digests enter the origin."""
-    return {**{short_name(name): folder_of(name, "target") for name in params.target}, **drafts_of(params.draft)}
-
-
-PRESETS = {name: Params(**values) for name, values in presets.RACE.items()}
+PRESETS = presets_of("race", Params)
 EXPERIMENT = Experiment("race", Params, Row, measure, split=points, models=folders, presets=PRESETS)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from flashspec.decoding.method import METHODS, Method, build
 from flashspec.decoding.models import Models
@@ -23,7 +23,7 @@ from flashspec.measure.runs import Entry, Run, timed
 from flashspec.measure.trace import target_digest
 from flashspec.models.transformer import Transformer
 from flashspec.sampling import Sampling
-from flashspec.study.drafts import Pair, drafts_of, pair_of, short_name, target_of
+from flashspec.study.drafts import drafts_of, facts_of, pair_of, short_name, target_of
 
 BASELINE, DRAFT_MODEL = "baseline", "draft_model"
 HIERARCHIES = ("hispec", "hispec_adaptive", "hispec_typical")
@@ -33,17 +33,16 @@ BASES = {DRAFT_MODEL: METHODS["dense"], **{n: METHODS[n] for n in ("lookup", "se
 
 @dataclass(frozen=True)
 class Racer:
-    """A method on its models, and the columns that say who it is; `theirs` is transformers' pair where that engine decodes."""
+    """A method on its models under a name unique in its race, and the columns that say who it is.
 
+    `theirs` is transformers' pair where that engine decodes.
+    """
+
+    name: str
     who: dict[str, Any]
     models: Models
     entry: Entry
     theirs: Any = None
-
-    @property
-    def name(self) -> str:
-        """Unique within a race."""
-        return self.entry.name
 
     @property
     def owes_the_text(self) -> bool:
@@ -84,29 +83,40 @@ class Racer:
         return {**found, **checks, "burst_seconds": costs.draft * method.k}
 
 
+def dtype_of(weight: Tensor) -> str:
+    """The name of a weight's number format."""
+    return str(weight.dtype).removeprefix("torch.")
+
+
 def format_of(head: str, dtype: str) -> str:
     """The number format of the rows that a head scores, where the model's weights have this dtype."""
     return head if head in ("int8", "int4") else dtype
 
 
-def racers(params: Any, sampling: Sampling) -> list[Racer]:
-    """Plain decoding first, then every method of parameters that name one target and one dtype, then transformers' engine."""
-    target, dtype = params.target[0], params.dtype[0]
-    alone = target_of(target, dtype, params.weights)
+def samplings(params: Any) -> list[Sampling]:
+    """Samplings of parameters; greedy decoding is the same under every exact rule and comes once."""
+    pairs = [(t, rule) for t, rule in product(params.temperature, params.rule) if t != 0 or rule == params.rule[0]]
+    return [Sampling(t, seed=params.seed, rule=rule) for t, rule in pairs]
+
+
+def racers(params: Any) -> list[Racer]:
+    """Plain decoding, every method of parameters that name one target, dtype and sampling, then transformers'."""
+    target, precision = params.target[0], (params.dtype[0], params.weights)
+    alone = target_of(target, *precision)
+    facts = {"target": short_name(target), "target_digest": target_digest(alone.folders["target"])}
     wanted = list(methods(params, alone.target.config.layers))
     drafts = drafts_of(params.draft) if any(method.draft == "model" for _, method in wanted) else {}
-    pairs = [_pair(target, name, str(folder), dtype, params.weights) for name, folder in drafts.items()]
-    facts = {"target": short_name(target), "target_digest": target_digest(alone.folders["target"]), "dtype": dtype}
-    found = [_racer({**facts, "method": BASELINE, "weights": params.weights}, alone, METHODS[BASELINE], sampling)]
+    pairs = [(name, pair_of(target, folder, *precision)) for name, folder in drafts.items()]
+    beside = [(models, facts | facts_of(name, models)) for name, models in pairs]
+    found = [_racer(params, BASELINE, METHODS[BASELINE], alone, facts)]
     for name, method in wanted:
-        for pair in pairs if method.draft == "model" else [None]:
-            who = {**facts, "method": name, "weights": params.weights, **(_draft(pair) if pair else {})}
-            found.append(_racer(who, pair.models if pair else alone, method, sampling))
-    return found + (_transformers_racers(params, facts, sampling) if "transformers" in params.engine else [])
+        sides = beside if method.draft == "model" else [(alone, facts)]
+        found += [_racer(params, name, method, *each) for each in sides]
+    return found + (_transformers_racers(params, facts) if "transformers" in params.engine else [])
 
 
 def methods(params: Any, layers: int) -> Iterator[tuple[str, Method]]:
-    """Every method that the parameters mean, once, with its name in tables; ValueError where one has no exits to run at."""
+    """Every method that the parameters mean, once, with its name in tables; ValueError where one has no exits."""
     found: dict[tuple[str, Method], None] = {}
     for short in params.method:
         name, *own = SHORT.get(short, (short,))
@@ -139,47 +149,37 @@ def options_of(params: Any, head: str) -> list[dict[str, Any]]:
     return [{name: value} for value in getattr(params, name)] if name else [{}]
 
 
-def _transformers_racers(params: Any, facts: dict[str, str], sampling: Sampling) -> list[Racer]:
+def _transformers_racers(params: Any, facts: dict[str, Any]) -> list[Racer]:
     """Plain and assisted generation by transformers, of the models of the first draft, written into a folder for it."""
     from flashspec.measure.peers import Peers
 
     dtype = params.dtype[0]
     (name, source), *_ = drafts_of(params.draft).items()
-    pair = _pair(params.target[0], name, str(source), dtype, "dense")
+    models = pair_of(params.target[0], source, dtype, "dense")
     with tempfile.TemporaryDirectory() as place:
         target, draft = Path(place) / "target", Path(place) / "draft"
-        pair.models.target.save(target, dtype)
+        models.target.save(target, dtype)
         Transformer.load(source, dtype, weights="dense").save(draft, dtype)  # ours runs on rounded layers
         theirs = Peers.load(target, draft, getattr(torch, dtype))
-    facts = {**facts, "engine": "transformers"}
-    plain = _racer({**facts, "method": BASELINE}, pair.models, METHODS[BASELINE], sampling)
-    who = {**facts, "method": DRAFT_MODEL, **_draft(pair)}
-    assisted = [_racer(who, pair.models, replace(BASES[DRAFT_MODEL], k=k), sampling) for k in params.k]
-    return [replace(racer, theirs=theirs) for racer in (plain, *assisted)]
+    params, facts = replace(params, weights="dense"), {**facts, "engine": "transformers"}
+    both, dense = facts | facts_of(name, models), BASES[DRAFT_MODEL]
+    found = [_racer(params, BASELINE, METHODS[BASELINE], models, facts)]
+    found += [_racer(params, DRAFT_MODEL, replace(dense, k=k), models, both) for k in params.k]
+    return [replace(racer, theirs=theirs) for racer in found]
 
 
-@lru_cache(maxsize=8)
-def _pair(target: str, name: str, folder: str, dtype: str, weights: str) -> Pair:
-    return pair_of(name, Path(folder), target_of(target, dtype, weights), short_name(target))
-
-
-def _draft(pair: Pair) -> dict[str, Any]:
-    """The columns that say which draft a row is about."""
-    return {"draft_digest" if name == "digest" else name: value for name, value in pair.facts.items()}
-
-
-def _racer(who: dict[str, Any], models: Models, method: Method, sampling: Sampling) -> Racer:
-    plain = method.writer_is_target
+def _racer(params: Any, name: str, method: Method, models: Models, facts: dict[str, Any]) -> Racer:
+    (sampling,), dtype = samplings(params), params.dtype[0]
     columns = {
         "head": method.head,
-        "format": format_of(method.head, who["dtype"]),
+        "format": format_of(method.head, dtype),
         "probes": method.probes or 0,
         "shortlist": method.shortlist or 0,
-        "k": 0 if plain else method.k,
+        "k": 0 if method.writer_is_target else method.k,
         "exits": " ".join(map(str, method.exits)),
         "interval": method.interval if len(method.exits) > 1 else 0,
         "finalize": method.finalize,
     }
-    name = " ".join(map(str, (who.get("engine", ""), who["method"], who.get("draft", ""), *columns.values())))
-    sampled = {"temperature": sampling.temperature, "rule": sampling.rule}
-    return Racer({**who, **columns, **sampled}, models, Entry(name, method, sampling))
+    shared = {"dtype": dtype, "weights": params.weights, "temperature": sampling.temperature, "rule": sampling.rule}
+    unique = " ".join(map(str, (facts.get("engine", ""), name, facts.get("draft", ""), *columns.values())))
+    return Racer(unique, {**facts, "method": name, **columns, **shared}, models, Entry(unique, method, sampling))

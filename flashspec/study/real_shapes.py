@@ -1,14 +1,15 @@
-"""True shapes on the device they are meant for: what each part costs, with weights that are random and acceptance scripted.
+"""True shapes on the device they are meant for: costs of every part, weights random, acceptance scripted.
 
 Costs are measured; texts mean nothing; rounds keep as many tokens as a given curve says (simulated acceptance).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -22,23 +23,29 @@ from flashspec.heads.base import Head
 from flashspec.heads.dense import DenseHead
 from flashspec.heads.registry import Origin
 from flashspec.measure import clock
-from flashspec.measure.clock import roof
 from flashspec.measure.pieces import Ready, flag, stand_in_flash
 from flashspec.measure.runs import stored_bytes
 from flashspec.models import graphs
 from flashspec.models.awq import Int4Linear, dequantise
-from flashspec.models.config import ModelConfig, to_hf
-from flashspec.models.memory import Form, free_bytes, weight_bytes
+from flashspec.models.config import ModelConfig
+from flashspec.models.memory import Form, weight_bytes
 from flashspec.models.reader import SpanReader
-from flashspec.models.synthetic import is_awq, random_int4, shape, synthetic
+from flashspec.models.synthetic import GROUP, is_awq, random_int4, shape, synthetic
 from flashspec.models.transformer import Transformer
 from flashspec.sampling import GREEDY
 from flashspec.study import parts
 from flashspec.study.experiment import Experiment
-from flashspec.study.pairs import among, at_least
+from flashspec.study.parameters import among, at_least, presets_of
+from flashspec.study.tables import Results
+from flashspec.theory import Devices, Weights, round_time, speedup, split_costs, tokens_from_curve
 
-PARTS = ("correctness", "projection", "draft_step", "end_to_end", "verify", "spans", "transformers")
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+PARTS = ("correctness", "projection", "draft_step", "end_to_end", "verify", "spans")
 HEADS = ("dense", "flash_best")
+NOT_YET = "not yet observed on a GPU"
+CALL = ["part", "shape", "what", "graphs", "rows", "k"]
 TINY = ModelConfig(
     family="qwen3", vocab_size=512, hidden=128, ffn=256, layers=4, heads=4, kv_heads=2, head_dim=32, context=256, tied=False
 )
@@ -86,38 +93,31 @@ def measure(params: Params) -> Iterator[Row]:
     if params.part == "correctness":
         yield from correctness(params)
         return
-    for mode in params.graphs if params.part in ("draft_step", "end_to_end", "verify", "spans") else ("auto",):
+    function = {"end_to_end": end_to_end, "spans": spans}.get(params.part, pieces)
+    for mode in ("auto",) if params.part == "projection" else params.graphs:
         with flag(mode):
-            rows = [Row(**facts, graphs=mode) for facts in MEASURES[params.part](params)]
+            rows = [Row(**facts, graphs=mode) for facts in function(params)]
         yield from rows
 
 
-def pieces(params: Params, name: str, **asked: Any) -> Iterator[dict[str, Any]]:
-    """What `parts` times at one shape."""
+def pieces(params: Params) -> Iterator[dict[str, Any]]:
+    """What `parts` times of the draft, or of the target checks of every length and its body, an eager final token."""
+    asked: dict[str, dict[str, Any]] = {
+        "projection": {"piece": ("projection",)},
+        "draft_step": {"piece": ("body", "burst")},
+        "verify": {"piece": ("body", "check"), "head": ("dense",), "rows": tuple(range(1, params.k + 2))},
+    }
+    name = params.target if params.part == "verify" else params.draft
     layers = {"shape": (name[:-4],), "format": ("int4",)} if is_awq(name) else {"shape": (name,)}
-    place = {"past": params.past, "device": params.device, "repeats": params.repeats, "cold_megabytes": 0}
-    yield from map(vars, parts.measure(parts.Params(**{**layers, **place, "probes": params.probes, "head": HEADS, **asked})))
-
-
-def projection(params: Params) -> Iterator[dict[str, Any]]:
-    return pieces(params, params.draft, piece=("projection",))
-
-
-def draft_step(params: Params) -> Iterator[dict[str, Any]]:
-    return pieces(params, params.draft, piece=("body", "burst"), k=(params.k,))
-
-
-def verify(params: Params) -> Iterator[dict[str, Any]]:
-    """Checks of every length, and a body, which is what an eager final token costs."""
-    rows = tuple(range(1, params.k + 2))
-    return pieces(params, params.target, piece=("body", "check"), head=("dense",), rows=rows, k=(params.k,))
+    place = {"past": params.past, "device": params.device, "repeats": params.repeats, "cold_megabytes": 0, "k": (params.k,)}
+    known = {**layers, **place, "probes": params.probes, "head": HEADS, **asked[params.part]}
+    yield from map(vars, parts.measure(parts.Params(**known)))
 
 
 def timed(found: list[parts.Piece], params: Params, repeats: int) -> Iterator[dict[str, Any]]:
     """`parts.timed` with the columns that every piece of this study has."""
-    speed = roof(params.device)
-    for facts in parts.timed(found, clock.Plan(repeats, 1, device=params.device)):
-        yield {"head": "", "format": "bfloat16", "past": params.past, "bandwidth": speed, **facts}
+    own = {"head": "", "format": "bfloat16", "past": params.past, "bandwidth": clock.roof(params.device)}
+    yield from ({**own, **facts} for facts in parts.timed(found, clock.Plan(repeats, 1, device=params.device)))
 
 
 def end_to_end(params: Params) -> Iterator[dict[str, Any]]:
@@ -134,7 +134,7 @@ def end_to_end(params: Params) -> Iterator[dict[str, Any]]:
 
 
 def heads_of(model: Transformer, params: Params) -> list[tuple[dict[str, Any], Head]]:
-    """The dense head and a stand-in FlashHead at each number of probes that names its best id, with their columns."""
+    """The dense head and a stand-in FlashHead at each number of probes, with their columns."""
     asked = parts.Params(head=HEADS, probes=params.probes, device=params.device)
     return list(parts.heads_over(Origin(model.head_weight, model.norm), asked))
 
@@ -168,49 +168,27 @@ def spans(params: Params) -> Iterator[dict[str, Any]]:
     yield from timed(found, params, params.repeats)
 
 
-def peers(params: Params) -> Iterator[dict[str, Any]]:
-    """transformers' greedy generation in bfloat16, at each of the shapes that fits the device."""
-    for name in dict.fromkeys((params.draft, params.spans, params.target.removesuffix("-AWQ"))):
-        config, room = shape(name), free_bytes(torch.device(params.device))
-        if room is None or 1.1 * weight_bytes(config, Form(torch.bfloat16)) < room:
-            model, generate = _peer(config, params)
-            size = params.new_tokens * stored_bytes(model)
-            facts = {"piece": "transformers", "shape": name, "tokens": params.new_tokens, "bytes": size}
-            yield from timed([parts.Piece(facts, generate)], params, max(1, params.repeats // 3))
-            del model, generate
-
-
-def _peer(config: ModelConfig, params: Params) -> tuple[Any, Callable[[], object]]:
-    """transformers' own model of a shape with random weights, and a call that writes new tokens behind the past."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    table = to_hf(config)
-    own = AutoConfig.for_model(table.pop("model_type"), **table)
-    with torch.device(params.device):
-        model = AutoModelForCausalLM.from_config(own, dtype=torch.bfloat16).eval()
-    ids = torch.arange(params.past, device=params.device)[None] % config.vocab_size
-    length = {"max_new_tokens": params.new_tokens, "eos_token_id": None, "pad_token_id": 0}
-    return model, partial(model.generate, ids, **length, do_sample=False, attention_mask=torch.ones_like(ids))
-
-
 def correctness(params: Params) -> Iterator[Row]:
     """Texts on recorded and eager fixed shapes against the torch engine, and two products against their references."""
-    model = synthetic(TINY, torch.float32, device=params.device)
+    model, place = synthetic(TINY, torch.float32, device=params.device), params.device
     small = replace(params, probes=(8,), past=8, new_tokens=40, k=3)
+    checks = list[tuple[str, str, str, bool]]()
     for name, head in [("baseline", None), *((named["head"], head) for named, head in heads_of(model, small))]:
         texts = {mode: _text(model, head, small, mode) for mode in dict.fromkeys(("0", *params.graphs))}
-        yield from (_compared("tiny", f"{name} text", texts[mode] == texts["0"], mode) for mode in params.graphs)
-    dice = torch.Generator(params.device).manual_seed(0)
+        checks += [("tiny", f"{name} text", mode, texts[mode] == texts["0"]) for mode in params.graphs]
+    dice = torch.Generator(place).manual_seed(0)
     for outputs, inputs in ((640, 384), (1024, 5120)):
         weight = random_int4((outputs, inputs), dice)
-        x = torch.randn(5, inputs, generator=dice, device=params.device).bfloat16()
-        reference = x.float() @ dequantise(weight, torch.empty(outputs, inputs, device=params.device)).t()
+        x = torch.randn(5, inputs, generator=dice, device=place).bfloat16()
+        reference = x.float() @ dequantise(weight, torch.empty(outputs, inputs, device=place)).t()
         gap = float((Int4Linear(weight)(x).float() - reference).norm() / reference.norm())
-        yield _compared(f"{outputs} x {inputs}", "int4 product", gap < 5e-3)
+        checks.append((f"{outputs} x {inputs}", "int4 product", "", gap < 5e-3))
     flash = stand_in_flash(model.head_weight, model.norm, 8)
-    rows = torch.randn(5, model.config.hidden, generator=torch.Generator().manual_seed(0)).to(params.device)
+    rows = torch.randn(5, model.config.hidden, generator=dice, device=place)
     named, whole = (scores.pick(scores.logits.argmax(-1)) for scores in (flash.with_plan(best=True)(rows), flash(rows)))
-    yield _compared("512 x 128", "best of the probed blocks", bool((named == whole).all()))
+    checks.append(("512 x 128", "best of the probed blocks", "", bool((named == whole).all())))
+    for where, what, mode, agrees in checks:
+        yield Row("correctness", where, "", "", 0.0, 0, group=what, graphs=mode, agrees=agrees)
 
 
 def _text(model: Transformer, head: Head | None, params: Params, mode: str) -> list[int]:
@@ -221,20 +199,82 @@ def _text(model: Transformer, head: Head | None, params: Params, mode: str) -> l
         return text_of(stages, [3, 1, 4, 1, 5, 9, 2, 6], Limits(params.new_tokens))
 
 
-def _compared(shape: str, what: str, agrees: bool, mode: str = "") -> Row:
-    return Row("correctness", shape, "", "", 0.0, 0, group=what, graphs=mode, agrees=agrees)
+def found(base: Params, root: Path | None = None) -> dict[str, Results]:
+    """The stored tables of these parameters, by part; nothing is measured."""
+    tables = {part: EXPERIMENT.stored(replace(base, part=part), root) for part in PARTS}
+    return {part: table for part, table in tables.items() if table is not None}
 
 
-MEASURES: dict[str, Callable[[Params], Iterator[dict[str, Any]]]] = {
-    "projection": projection,
-    "draft_step": draft_step,
-    "end_to_end": end_to_end,
-    "verify": verify,
-    "spans": spans,
-    "transformers": peers,
-}
-SMOKE = Params(
-    target="reference-target-AWQ", draft="reference-shallow", spans="reference-target", device="cpu", graphs=("eager", "0"),
-    probes=(8,), k=2, curve=(0.5,), past=8, new_tokens=6, repeats=1,
-)  # fmt: skip
-EXPERIMENT = Experiment("real_shapes", Params, Row, measure, presets={"smoke": SMOKE})
+def costs(tables: dict[str, Results]) -> DataFrame:
+    """One line a timed call: its median and roofline in milliseconds, and the share of the roofline it reaches."""
+    import pandas
+
+    frames = [table.frame for part, table in tables.items() if part != "correctness"]
+    if not frames:
+        return pandas.DataFrame({"part": [NOT_YET]}).set_index("part")
+    frame = pandas.concat(frames)
+    probes = frame["probes"].astype(str).where(frame["probes"] > 0, "")
+    what = (frame["head"] + " " + probes + " " + frame["finalize"] + frame["group"]).str.split().str.join(" ")
+    frame = frame.assign(part=frame["piece"], what=what, floor=frame["bytes"] / frame["bandwidth"])
+    lines = frame.groupby(CALL, sort=False)[["seconds", "floor"]].median().reset_index().set_index("part")
+    share = (lines["floor"] / lines["seconds"]).round(3)
+    middle, floor = (1e3 * lines.pop(name) for name in ("seconds", "floor"))
+    return lines.assign(**{"ms": middle.round(4), "roofline ms": floor.round(4), "of roofline": share})
+
+
+def agreements(tables: dict[str, Results]) -> DataFrame:
+    """What was compared before anything was timed, and whether it agreed."""
+    import pandas
+
+    if "correctness" not in tables:
+        return pandas.DataFrame({"what": [NOT_YET]}).set_index("what")
+    return tables["correctness"].frame.rename(columns={"group": "what"}).set_index("what")[["shape", "graphs", "agrees"]]
+
+
+def weights(name: str) -> Weights:
+    """Bytes that one pass over a shape reads, and its layers, which are in 4 bits where the name says AWQ."""
+    config, form = shape(name), Form(torch.bfloat16, GROUP if is_awq(name) else 0)
+    return Weights(config.body_parameters * form.body_bytes + config.head_parameters * form.dtype.itemsize, config.layers)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Devices that share a target, as stated."""
+
+    devices: tuple[int, ...] = (1,)  # numbers of devices
+    bandwidth: float = 4.0e12  # bytes a second that each device reads
+    all_reduce: float = 15e-6  # seconds of one all-reduce among them
+
+
+def predicted(params: Params, split: Split) -> DataFrame:
+    """Predicted for each number of devices: passes in milliseconds, plain and speculative tokens a second."""
+    import pandas
+
+    tar, lines = tokens_from_curve((*params.curve, *params.curve[-1:] * params.k)[: params.k]), []
+    for count in split.devices:
+        devices = Devices(count, split.bandwidth, split.all_reduce)
+        costs, step = split_costs(weights(params.target), weights(params.draft), devices)
+        lines.append({
+            "predicted target pass, ms": round(1e3 * step, 3),
+            "predicted draft pass, ms": round(1e3 * costs.burst(1), 3),
+            "predicted plain tokens/s": round(1 / step, 1),
+            "predicted speculative tokens/s": round(tar / round_time(costs, params.k), 1),
+            "predicted speedup": round(speedup(tar, costs, params.k, step), 2),
+        })  # fmt: skip
+    return pandas.DataFrame(lines, pandas.Index(split.devices, name="devices"))
+
+
+def memory(names: Sequence[str]) -> DataFrame:
+    """Computed gigabytes of weights in bfloat16 and with layers in 4 bits, and of the cache of 1000 tokens."""
+    import pandas
+
+    lines = []
+    for config in map(shape, names):
+        sizes = [weight_bytes(config, Form(torch.bfloat16, group)) for group in (0, GROUP)]
+        lines.append([size / 1e9 for size in (*sizes, 1000 * config.kv_bytes_per_token(torch.bfloat16.itemsize))])
+    columns = ["bfloat16, GB", "4 bits, GB", "cache of 1000 tokens, GB"]
+    return pandas.DataFrame(lines, pandas.Index(names, name="shape"), columns).round(2)
+
+
+PRESETS = presets_of("real_shapes", Params)
+EXPERIMENT = Experiment("real_shapes", Params, Row, measure, presets=PRESETS)

@@ -1,4 +1,4 @@
-"""What approximate heads miss on rows of a draft, by kind of text and token frequency, and how long they take to build."""
+"""What approximate heads miss on rows of a draft, by kind and token frequency, and how long they take to build."""
 
 from __future__ import annotations
 
@@ -12,19 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flashspec.decoding.models import folder_of
-from flashspec.heads.cluster import METRICS, Clusters, Recipe, balanced, unconstrained
+from flashspec.heads.cluster import Recipe, balanced, unconstrained
 from flashspec.heads.flash import FlashHead
 from flashspec.heads.index import usable
 from flashspec.heads.recall import calibrate_always, required_probes
 from flashspec.heads.registry import HEADS
 from flashspec.measure.pieces import low_rank_rows
-from flashspec.study import presets
-from flashspec.study.drafts import drafts_of, short_name
+from flashspec.study.drafts import drafts_of, folders, short_name
 from flashspec.study.experiment import Experiment
 from flashspec.study.held_out import LIVE, HeldOut, Source, held_out, judged, probes_within
-from flashspec.study.pairs import among, at_least
-from flashspec.study.racers import format_of
+from flashspec.study.parameters import among, at_least, presets_of
+from flashspec.study.racers import dtype_of, format_of
 
 PERCENTILES = (50, 90, 99)
 PARTS = ("clustering", "balancing", "permutation")
@@ -42,9 +40,7 @@ class Params:
     new_tokens: int = 96  # tokens that the target writes behind each prompt
     temperature: float = 1.0  # of these texts
     head: tuple[str, ...] = ("int8", "fr_spec")  # heads to judge beside FlashHead
-    metric: tuple[str, ...] = ("spherical",)  # how a FlashHead's rows are clustered; empty means no FlashHead
-    homes: tuple[int, ...] = (1,)  # clusters that list an id
-    cluster_size: tuple[int, ...] = (16,)  # ids a cluster
+    cluster_size: tuple[int, ...] = (16,)  # ids a cluster of a FlashHead; empty means no FlashHead
     share: tuple[float, ...] = (0.1, 0.2)  # rows scored at most, centroids included; the default probes come beside them
     always: int = 64  # calibrated ids that are always scored
     edge: tuple[int, ...] = (64, 512)  # frequency ranks at which bands end
@@ -54,17 +50,16 @@ class Params:
     seed: int = 0  # of texts, weights and clusters
 
     def __post_init__(self) -> None:
-        among("metric", self.metric, METRICS)
         among("head", self.head, [name for name in HEADS if name not in LIVE])
-        at_least(self, per_kind=2, new_tokens=1, share=0, always=1, edge=1, homes=1, cluster_size=1, rank=1, repeats=1)
-        self.recipe("spherical", 1)
+        at_least(self, per_kind=2, new_tokens=1, share=0, always=1, edge=1, rank=1, repeats=1)
+        _ = [self.recipe(size) for size in (1, *self.cluster_size)]  # which refuse what they cannot be
         for ids, width in map(ids_and_width, self.shape):
-            if self.rank > width or max(self.cluster_size) > ids:
+            if self.rank > width or max(self.cluster_size, default=1) > ids:
                 raise ValueError(f"rank must be at most the width, and cluster_size at most the ids, of shape {ids}x{width}")
 
-    def recipe(self, metric: str, cluster_size: int) -> Recipe:
+    def recipe(self, cluster_size: int) -> Recipe:
         """How rows are clustered."""
-        return Recipe(cluster_size, self.seed, metric=metric, homes=max(self.homes), backend=self.backend)
+        return Recipe(cluster_size, self.seed, backend=self.backend)
 
     def source(self, draft: str) -> Source:
         """Where a draft's rows come from."""
@@ -111,10 +106,10 @@ class Row:
 
 def measure(params: Params) -> Iterator[Row]:
     """Compare heads with the dense one on rows that a draft computes over held-out text, or time builds of made-up heads."""
-    for name, metric, size in product(params.shape, params.metric, params.cluster_size):
+    for name, size in product(params.shape, params.cluster_size):
         weight = low_rank_rows(*ids_and_width(name), params.rank, seed=params.seed)
         for turn in range(params.repeats):
-            head, facts = built(weight.bfloat16(), None, params.recipe(metric, size))
+            head, facts = built(weight.bfloat16(), None, params.recipe(size))
             yield Row(target="", draft="", turn=turn, **facts, **costs(head, weight))
     for name in () if params.shape else params.draft or drafts_of(()):
         yield from of_draft(params, name)
@@ -125,13 +120,11 @@ def of_draft(params: Params, draft: str) -> Iterator[Row]:
     held, who = held_out(params.source(draft)), {"target": short_name(params.target), "draft": short_name(draft)}
     weight, norm = held.draft.head_weight, held.draft.norm
     for name in usable(params.head):
-        form = format_of(name, str(weight.dtype).removeprefix("torch."))
+        form = format_of(name, dtype_of(weight))
         yield from banded(held, held.head(name), params, {**who, "head": name, "format": form})
-    for metric, size in product(params.metric, params.cluster_size):
-        whole, facts = built(weight, norm, params.recipe(metric, size))
-        for homes in params.homes:
-            second = whole.clusters.second if homes == 2 else None
-            yield from of_clusters(held, replace(whole.clusters, second=second), params, {**who, **facts})
+    for size in params.cluster_size:
+        head, facts = built(weight, norm, params.recipe(size))
+        yield from of_clusters(held, head, params, {**who, **facts})
 
 
 def built(weight: Tensor, norm: Any, recipe: Recipe) -> tuple[FlashHead, dict[str, Any]]:
@@ -144,20 +137,19 @@ def built(weight: Tensor, norm: Any, recipe: Recipe) -> tuple[FlashHead, dict[st
     head = FlashHead.build(weight, norm, clusters)
     times.append(perf_counter())
     parts = {f"{part}_seconds": after - before for part, before, after in zip(PARTS, times, times[1:], strict=False)}
-    facts: dict[str, Any] = {"metric": recipe.metric, "homes": clusters.homes, "cluster_size": recipe.cluster_size}
-    facts |= {"head": "flash", "format": str(weight.dtype).removeprefix("torch.")}
+    facts: dict[str, Any] = {"metric": "spherical", "homes": 1, "cluster_size": recipe.cluster_size}
+    facts |= {"head": "flash", "format": dtype_of(weight)}
     return head, {**facts, **parts, "threads": torch.get_num_threads()}
 
 
-def of_clusters(held: HeldOut, clusters: Clusters, params: Params, facts: dict[str, Any]) -> Iterator[Row]:
-    """A FlashHead over these clusters, plain and, if it misses any, calibrated, at its default probes and each share of rows."""
-    plain = FlashHead.build(held.draft.head_weight, held.draft.norm, clusters)
+def of_clusters(held: HeldOut, plain: FlashHead, params: Params, facts: dict[str, Any]) -> Iterator[Row]:
+    """A FlashHead, plain and, if it misses any, calibrated, at its default probes and each share of rows."""
     chronic = calibrate_always(plain, held.dense, held.tuning, params.always)
     for head in (plain, plain.with_always(chronic)) if chronic else (plain,):
         needed = required_probes(head, held.dense, held.judging)
         probes = {"default": plain.probes} | {f"{share:g}": probes_within(head, share) for share in params.share}
         for label, count in probes.items():
-            setting = {"homes": clusters.homes, "always": len(head.plan.always), "probes": count, "plan": label}
+            setting = {"always": len(head.plan.always), "probes": count, "plan": label}
             yield from banded(held, head.with_probes(count), params, {**facts, **setting}, needed)
 
 
@@ -195,17 +187,17 @@ def ids_and_width(shape: str) -> tuple[int, int]:
 
 def points(params: Params) -> list[Params]:
     """One point a clustering, and one for the other heads, of every draft or shape."""
-    pairs = [{"metric": (m,), "cluster_size": (size,), "head": ()} for m, size in product(params.metric, params.cluster_size)]
+    sizes: list[dict[str, Any]] = [{"cluster_size": (size,), "head": ()} for size in params.cluster_size]
     if params.shape:
-        return [replace(params, shape=(name,), **pair) for name, pair in product(params.shape, pairs)]  # type: ignore[arg-type]
-    others: list[dict[str, Any]] = [{"metric": ()}] if params.head else []
-    return [replace(params, draft=(name,), **each) for name in params.draft or drafts_of(()) for each in others + pairs]
+        return [replace(params, shape=(name,), **size) for name, size in product(params.shape, sizes)]
+    others: list[dict[str, Any]] = [{"cluster_size": ()}] if params.head else []
+    return [replace(params, draft=(name,), **each) for name in params.draft or drafts_of(()) for each in others + sizes]
 
 
-def folders(params: Params) -> dict[str, Path]:
+def models(params: Params) -> dict[str, Path]:
     """Checkpoint folders whose digests enter the origin."""
-    return {} if params.shape else {short_name(params.target): folder_of(params.target, "target"), **drafts_of(params.draft)}
+    return {} if params.shape else folders(params)
 
 
-PRESETS = {name: Params(**values) for name, values in presets.RECALL.items()}
-EXPERIMENT = Experiment("recall", Params, Row, measure, split=points, models=folders, presets=PRESETS)
+PRESETS = presets_of("recall", Params)
+EXPERIMENT = Experiment("recall", Params, Row, measure, split=points, models=models, presets=PRESETS)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flashspec.study.experiment import Experiment
-from flashspec.study.parameters import Refused
+from flashspec.study.parameters import Refused, hints, parse
 from flashspec.study.tables import Results
 
 NAMES = ["exits", "family", "loading", "parts", "real_shapes", "recall", "race"]  # a later one's presets hide an earlier one's
@@ -31,15 +31,15 @@ class Registry(Mapping[str, Experiment]):
             raise Refused(f"unknown experiment {name!r}; known experiments: {', '.join(self)}")
         return importlib.import_module(f"flashspec.study.{name}").EXPERIMENT
 
+    def presets(self) -> dict[str, Experiment]:
+        """Every preset by name, and the experiment that it is of."""
+        return {preset: self[name] for name in NAMES for preset in self[name].presets}
+
     def preset(self, name: str) -> Experiment:
         """The experiment that has a preset of this name; Refused where none has."""
         if name not in (known := self.presets()):
             raise Refused(f"unknown experiment {name!r}; known experiments: {', '.join(self)}; presets: {', '.join(known)}")
         return known[name]
-
-    def presets(self) -> dict[str, Experiment]:
-        """Every preset by name, and the experiment that it is of."""
-        return {preset: self[name] for name in NAMES for preset in self[name].presets}
 
 
 EXPERIMENTS = Registry()
@@ -55,14 +55,13 @@ def stored(experiment: Experiment | str, root: Path | None = None, params: Any =
     return _named(experiment).stored(params, root)
 
 
-def params(scope: Mapping[str, Any], experiment: Experiment | str = "race") -> Any:
-    """An experiment's parameters as the names of a scope give them, such as `globals()` behind a notebook's parameters cell.
+def params(scope: Mapping[str, Any], experiment: Experiment | type | str = "race") -> Any:
+    """Parameters of an experiment or type as a scope's names give them, such as `globals()` behind a cell.
 
-    Functions are passed over: a notebook's kernel has one named `exit`.
+    Single values, lists and strings become what fields are. Functions are passed over: a kernel has an `exit`.
     """
-    chosen = _named(experiment)
-    known = chosen.params.__dataclass_fields__
-    return chosen.parse({name: scope[name] for name in known if name in scope and not callable(scope[name])})
+    kind = experiment if isinstance(experiment, type) else _named(experiment).params
+    return parse(kind, {name: scope[name] for name in hints(kind) if name in scope and not callable(scope[name])})
 
 
 def _named(experiment: Experiment | str) -> Experiment:

@@ -1,19 +1,26 @@
-"""Tables on disk: one Parquet file each, typed rows, origin in the schema metadata, and a digest over every byte of the file."""
+"""Tables on disk: a Parquet file each, typed rows, origin in the metadata, and a digest over every byte.
+
+An unfinished table is a journal: its finished points, one JSON line each, held by one process at a time.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
+from operator import methodcaller
 from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any, get_args
 
 from flashspec import provenance
-from flashspec.models.writing import made, replaced
+from flashspec.models.writing import made, replaced, write_text
 from flashspec.study.parameters import Refused, hints
 
 if TYPE_CHECKING:
@@ -69,7 +76,7 @@ def cells(row: Any, kind: type) -> dict[str, Any]:
     import msgspec
 
     try:
-        plain = msgspec.to_builtins(row, enc_hook=_number)
+        plain = msgspec.to_builtins(row, enc_hook=methodcaller("item"))  # numbers of numpy and torch
         return msgspec.to_builtins(msgspec.convert(plain, kind))
     except msgspec.ValidationError as error:
         raise TypeError(f"this is no row of type {kind.__name__}: {error}") from error
@@ -119,6 +126,20 @@ def intact(data: bytes) -> bool:
     return data.count(SEAL) == 1 and hashlib.sha256(blank).hexdigest().encode() == data[at : at + 64]
 
 
+def listed(root: Path | None = None) -> DataFrame:
+    """One line a stored table: what it is, where, when, from which code and in how many seconds it was made."""
+    import pandas
+
+    columns, lines = ["table", "rows", "kind", "origin", "commit", "seconds"], []
+    for path in sorted((root or default_root()).glob("*/*.parquet")):
+        facts = opened(path)[1]
+        kind = "measured" if facts["measured"] else "function of the source"
+        commit = (facts.get("commit") or "unknown")[:8] + (" and changes" if facts.get("dirty") else "")
+        made = (provenance.describe(facts), commit, round(facts["duration_s"]))
+        lines.append((f"{path.parent.name}/{path.stem}", facts["rows"], kind, *made))
+    return pandas.DataFrame(lines, columns=columns).set_index("table")
+
+
 def _sealed(kind: type, rows: Sequence[Any], origin: dict[str, Any]) -> bytes:
     import pyarrow
     from pyarrow import parquet
@@ -136,6 +157,56 @@ def _sealed(kind: type, rows: Sequence[Any], origin: dict[str, Any]) -> bytes:
     return data[:at] + hashlib.sha256(data).hexdigest().encode() + data[at + 64 :]
 
 
-def _number(value: Any) -> Any:
-    """What numpy's and torch's numbers are in Python's own types."""
-    return value.item()
+class Journal:
+    """Rows of finished points by their keys, as a file holds them; lines under another header are dropped."""
+
+    def __init__(self, path: Path, header: dict[str, Any]) -> None:
+        self.path, kept = path, _whole_lines(path)
+        kept = kept if kept[:1] == [header] else [header]
+        self.done: dict[str, list[Any]] = {line["point"]: line["rows"] for line in kept[1:]}
+        write_text("".join(json.dumps(line) + "\n" for line in kept), path)
+
+    def add(self, point: str, rows: list[Any]) -> None:
+        """Record a finished point, flushed to disk before the next one starts."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"point": point, "rows": rows}) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self.done[point] = rows
+
+
+@contextmanager
+def journal(path: Path, header: dict[str, Any]) -> Iterator[Journal]:
+    """A file's journal, held by one process at a time; only a failure after the first row keeps it."""
+    with made(path.parent), _lock(path):
+        found = Journal(path, header)
+        try:
+            yield found
+        except BaseException:
+            if not any(found.done.values()):
+                path.unlink(missing_ok=True)
+            raise
+        path.unlink(missing_ok=True)
+
+
+def _lock(path: Path) -> Any:
+    """A lock of a file's own, with a warning where another process holds it now."""
+    from filelock import FileLock, Timeout
+
+    name = provenance.short_hash([str(path.resolve()), getattr(os, "getuid", int)()])
+    lock = FileLock(Path(tempfile.gettempdir()) / f"flashspec-{name}.lock")
+    try:
+        with lock.acquire(blocking=False):
+            return lock
+    except Timeout:
+        warnings.warn("another process is measuring this table: waiting for it", stacklevel=5)
+        return lock
+
+
+def _whole_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a file, up to the first that is cut or unreadable."""
+    found = list[dict[str, Any]]()
+    with suppress(FileNotFoundError, TypeError, ValueError):
+        for text in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
+            found.append(dict(json.loads(text.removesuffix("\n") if text.endswith("\n") else "")))
+    return found

@@ -1,20 +1,16 @@
 """Closed forms, replays and forecasts of speculative decoding."""
 
-from flashspec.theory.designs import Optimum, Relation, best_design, fitted
 from flashspec.theory.nested import Level, nested, rows_read
 from flashspec.theory.parallel import Devices, Weights, split_costs, split_pass
 from flashspec.theory.replay import Counts, curve_by_position, replayed, replayed_all
 from flashspec.theory.rounds import (
     BreakEven,
-    Choice,
     Costs,
     Interval,
     acceptance_for,
     amdahl,
-    best_k,
     bootstrap,
     break_even,
-    break_even_acceptance,
     cheap_head_gain,
     cheap_head_gate,
     implied_step,
@@ -28,9 +24,9 @@ from flashspec.theory.rounds import (
 )
 
 __all__ = [
-    "BreakEven", "Choice", "Costs", "Counts", "Devices", "Interval", "Level", "Optimum", "Relation", "Weights",
-    "acceptance_for", "amdahl", "best_design", "best_k", "bootstrap", "break_even", "break_even_acceptance",
-    "cheap_head_gain", "cheap_head_gate", "curve_by_position", "fitted", "implied_step", "interpolated", "nested",
+    "BreakEven", "Choice", "Costs", "Counts", "Devices", "Interval", "Level", "Weights",
+    "acceptance_for", "amdahl", "best_k", "bootstrap", "break_even", "break_even_acceptance",
+    "cheap_head_gain", "cheap_head_gate", "curve_by_position", "implied_step", "interpolated", "nested",
     "replayed", "replayed_all", "round_parts", "round_time", "rows_read", "speedup", "split_costs", "split_pass",
     "throughput", "tokens_from_curve", "tokens_per_check",
 ]  # fmt: skip

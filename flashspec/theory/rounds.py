@@ -44,13 +44,6 @@ class Costs:
         return check_latency("verify", self.verify(block) if callable(self.verify) else self.verify)
 
 
-class Choice(NamedTuple):
-    """A block length and the throughput predicted for it."""
-
-    block: int
-    throughput: float
-
-
 class Interval(NamedTuple):
     """An estimate with its 95 % bootstrap interval."""
 
@@ -109,43 +102,22 @@ def throughput(tar: float, costs: Costs, block: int) -> float:
     return tar / check_positive("round time", round_time(costs, block))
 
 
-def best_k(acceptance: float | Sequence[float], costs: Costs, limit: int = 16) -> Choice:
-    """The block from 1 to `limit` with the highest predicted throughput.
-
-    `acceptance` is a constant alpha, or a curve by position, which also bounds the block by its length
-    (Leviathan et al. 2023, section 3.5: the optimum is found by enumeration).
-    """
-    check_block(limit)
-    curve = [acceptance] * limit if isinstance(acceptance, (int, float)) else acceptance[:limit]
-    if not curve:
-        raise ValueError("an acceptance curve needs at least one position")
-    choices = [Choice(k, throughput(tokens_from_curve(curve[:k]), costs, k)) for k in range(1, len(curve) + 1)]
-    return max(choices, key=lambda choice: choice.throughput)
-
-
 def speedup(tar: float, costs: Costs, block: int, step: float) -> float:
     """Speculation over plain decoding: step TAR / round time (Leviathan et al. 2023, theorem 3.8)."""
     return check_positive("baseline step", step) * throughput(tar, costs, block)
 
 
-def break_even_acceptance(costs: Costs, block: int, step: float) -> float | None:
-    """The alpha above which speculation beats one token per `step`; 0 if it always does, None if no alpha can.
-
-    Solves tokens_per_check(alpha, k) = round time / step (Leviathan et al. 2023, corollary 3.9).
-    """
-    needed = round_time(costs, block) / check_positive("baseline step", step)
-    return None if needed > block + 1 else acceptance_for(needed, block)
-
-
 def break_even(tar: float, costs: Costs, block: int, step: float) -> BreakEven:
     """What would have to be true, one change at a time, for speculation to cost what plain decoding does.
 
-    The draft step d solves step TAR = k d + verify + ...
+    The acceptance solves tokens_per_check(alpha, k) = round time / step (Leviathan et al. 2023, corollary 3.9), the draft step
+    d step TAR = k d + verify + ...
     """
     whole = round_time(costs, block)
     needed = whole / check_positive("baseline step", step)
     draft = (step * tar - (whole - costs.burst(block))) / block
-    return BreakEven(break_even_acceptance(costs, block, step), needed, draft if draft >= 0.0 else None)
+    acceptance = None if needed > block + 1 else acceptance_for(needed, block)
+    return BreakEven(acceptance, needed, draft if draft >= 0.0 else None)
 
 
 def acceptance_for(tar: float, block: int) -> float:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import shutil
 import sys
 import sysconfig
 from collections.abc import Iterable, Iterator
@@ -18,13 +19,14 @@ import numpy as np
 
 from flashspec.models.folder import read_json
 from flashspec.models.writing import fresh_folder, write_json
-from flashspec.train.package import END
 
 SKIPPED_FOLDERS = ("site-packages", "__pycache__", "encodings", "lib2to3/tests/data", "test/cjkencodings")
 LARGEST_FILE = 300_000
 HELD_OUT_SHARE = 0.04
 KINDS = ("code", "tests", "docstrings", "prose")
 LENGTH = 64
+END = "<|endoftext|>"
+ROLES = {"bos_token": END, "eos_token": END, "pad_token": END}
 
 
 def library_root() -> Path:
@@ -97,6 +99,30 @@ def train_tokenizer(files: list[Path], vocab_size: int) -> Any:
     )
     tokenizer.train_from_iterator((path.read_text(encoding="utf-8") for path in files), trainer)
     return tokenizer
+
+
+def write_tokenizer(folder: Path, source: Path) -> None:
+    """Copy tokenizer.json into the folder and describe it, so that AutoTokenizer and our own loader give the same ids.
+
+    The end-of-text token begins, ends and pads. Raises ValueError when the tokenizer does not have it.
+    """
+    from tokenizers import Tokenizer
+
+    end = Tokenizer.from_file(str(source)).token_to_id(END)
+    if end is None:
+        raise ValueError(f"{source} has no token {END}; train the tokenizer with it as a special token")
+    shutil.copyfile(source, folder / "tokenizer.json")
+    flags = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}
+    about = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "added_tokens_decoder": {str(end): {"content": END, **flags}},
+        **ROLES,
+        "add_bos_token": False,
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": 1 << 20,
+    }
+    write_json(about, folder / "tokenizer_config.json")
+    write_json(ROLES, folder / "special_tokens_map.json")
 
 
 def encode(tokenizer: Any, files: list[Path]) -> np.ndarray:

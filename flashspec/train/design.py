@@ -17,10 +17,9 @@ from flashspec.models.config import ModelConfig
 from flashspec.models.family import Design
 from flashspec.models.folder import read_json
 from flashspec.models.transformer import Transformer
-from flashspec.models.writing import fresh_folder, refuse_input, refuse_taken, write_json
+from flashspec.models.writing import carry, fresh_folder, refuse_input, refuse_taken, write_digests, write_json
 from flashspec.provenance import model_digests
 from flashspec.train.distill import DraftLoss, acceptance
-from flashspec.train.package import carry, write_digests
 from flashspec.train.prune import Choice, choose, importance, prune
 from flashspec.train.target import initialise
 from flashspec.train.texts import Texts, windows, write

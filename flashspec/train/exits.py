@@ -21,9 +21,8 @@ from flashspec.models.exits import EXITS_FILE, ExitAdapter, rows_at, save_exits
 from flashspec.models.files import Count, shaped
 from flashspec.models.folder import located, read_config
 from flashspec.models.transformer import Transformer
-from flashspec.models.writing import copy_checkpoint, fresh_folder
+from flashspec.models.writing import copy_checkpoint, fresh_folder, sign
 from flashspec.train import corpus
-from flashspec.train.package import sign
 from flashspec.train.texts import Texts
 from flashspec.train.trainer import divergence
 

@@ -1,4 +1,4 @@
-"""The reference models from scratch: corpus, target, 4-bit target, drafts, and what ships of the family.
+"""The reference models from scratch: corpus, target, 4-bit target, drafts, and the record of the family.
 
 Every step is resumable and skipped where its result exists; weights that ship are written once and then frozen.
 """
@@ -6,7 +6,6 @@ Every step is resumable and skipped where its result exists; weights that ship a
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -17,22 +16,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from flashspec.decoding.models import load
 from flashspec.heads.dense import DenseHead
 from flashspec.heads.flash import FlashHead
-from flashspec.heads.recall import agreement, calibrate_always
+from flashspec.heads.recall import calibrate_always
 from flashspec.measure.trace import Trace, check_target, proposals
-from flashspec.models.family import DESIGNED
 from flashspec.models.transformer import Transformer
-from flashspec.models.writing import fresh_folder, write_json, write_text
+from flashspec.models.writing import carry, fresh_folder, write_digests, write_json, write_text
 from flashspec.train import corpus
-from flashspec.train.design import speculative
-from flashspec.train.distill import Distillation, acceptance, distill
-from flashspec.train.package import carry, write_digests, write_tokenizer
+from flashspec.train.distill import Distillation, distill
 from flashspec.train.quantize import quantize_awq
-from flashspec.train.target import REFERENCE, WINDOW, Recipe, exit_scores, train_target
+from flashspec.train.target import WINDOW, Recipe, train_target
 from flashspec.train.texts import windows as windows_of
 from flashspec.train.trainer import Schedule
 
@@ -69,14 +64,8 @@ DRAFTS = {
 CALIBRATION_FILES, CALIBRATION_BLOCKS = 48, 8
 CLUSTER_SIZE = 16
 PROPOSALS = "proposals.json"
-LIMIT = 92_000_000  # bytes of all shipped models
 FACTS = ("README.md", "config.json", "design.json", "choice.json", "curve.jsonl", "digests.json", "speculative.json")
 LICENCE = "Weights: Apache-2.0. Prompts and training text: the Python standard library, PSF License Agreement."
-
-
-def prepare(work: Path) -> dict[str, Any]:
-    """Tokenizer and id streams of the standard library in work/data; the corpus's card."""
-    return corpus.prepare(work / "data", REFERENCE.vocab_size)
 
 
 @contextmanager
@@ -84,7 +73,7 @@ def _finished(folder: Path, work: Path) -> Iterator[Path]:
     """A model's folder while it is made, completed with the corpus's tokenizer."""
     with fresh_folder(folder) as part:
         yield part
-        write_tokenizer(part, work / "data" / "tokenizer.json")
+        corpus.write_tokenizer(part, work / "data" / "tokenizer.json")
 
 
 def build_target(work: Path) -> Path:
@@ -97,15 +86,6 @@ def build_target(work: Path) -> Path:
             branch = run / "checkpoint.pt"
         with _finished(folder, work) as part:
             model.save(part, dtype="float32")
-    return folder
-
-
-def quantise_target(work: Path) -> Path:
-    """The target as a 4-bit AWQ folder, calibrated on training files."""
-    folder = work / "models" / "target"
-    if not (folder / "config.json").exists():
-        chosen = list(islice(corpus.library(0), CALIBRATION_FILES))
-        quantize_awq(work / "dense", folder, chosen, blocks=CALIBRATION_BLOCKS)
     return folder
 
 
@@ -122,58 +102,28 @@ def build_draft(work: Path, name: str) -> Path:
     return folder
 
 
-@torch.no_grad()
-def _with_rows(folder: Path, stream: np.ndarray, windows: int) -> tuple[Transformer, Tensor]:
-    """A draft as it ships, and the rows [n, hidden] of its float32 twin over evenly spaced windows that fit its context."""
-    twin = Transformer.load(folder, dtype="float32")
-    ids = windows_of(stream[:-1], windows, min(WINDOW, twin.config.context))
-    return Transformer.load(folder), twin.rows(ids).flatten(0, 1)
-
-
 def add_flash_head(folder: Path, stream: np.ndarray, windows: int = 16) -> None:
     """Cluster a draft's head and put it into the draft's folder, with its default probes.
 
-    The tokens it misses most often there on every second row of a stream of training text are always scored.
+    The tokens that it misses most often are always scored: counted on every second row of the draft's float32 twin over
+    evenly spaced windows of a stream of training text.
     """
-    model, rows = _with_rows(folder, stream, windows)
+    model, twin = Transformer.load(folder), Transformer.load(folder, dtype="float32")
+    with torch.no_grad():
+        rows = twin.rows(windows_of(stream[:-1], windows, min(WINDOW, twin.config.context))).flatten(0, 1)
     head = FlashHead.build(model.head_weight, model.norm, cluster_size=CLUSTER_SIZE)
     always = calibrate_always(head, DenseHead(model.norm, model.head_weight), rows[::2])
     head.with_always(always).save(folder)
 
 
-def head_scores(folder: Path, held: np.ndarray, windows: int = 24) -> list[dict[str, Any]]:
-    """Top-1 agreement with the dense head on held-out text: as shipped, and with half the probes."""
-    model, rows = _with_rows(folder, held, windows)
-    dense, shipped, found = DenseHead(model.norm, model.head_weight), FlashHead.load(folder, model.head_weight, model.norm), []
-    for plan, probes in (("as shipped", shipped.probes), ("half the probes", shipped.probes // 2)):
-        head = shipped.with_probes(max(1, probes))
-        share, same = head.rows_scored / head.vocab_size, agreement(head, dense, rows)
-        found.append({"plan": plan, "probes": head.probes, "scored_share": round(share, 4), "agreement": round(same, 4)})
-    return found
-
-
-@torch.no_grad()
-def scores(work: Path, windows: int = 48) -> dict[str, dict[str, Any]]:
-    """Held-out quality of target, exits, drafts and their FlashHeads, as shipped, and what AWQ cost."""
-    held, models = np.load(work / "data" / "held_out.npy"), work / "models"
-    target, top = Transformer.load(models / "target", dtype="float32", weights="dense"), REFERENCE.layers
-    before = exit_scores(Transformer.load(work / "dense"), held, (top,), windows)[f"loss_{top}"]
-    whole = exit_scores(target, held, (2, 4, top), windows)
-    found: dict[str, Any] = {"target": whole | {"awq_perplexity_ratio": float(np.exp(whole[f"loss_{top}"] - before))}}
-    for name in DRAFTS:
-        draft = Transformer.load(models / name, dtype="float32")
-        found[name] = {**acceptance(target, draft, held, windows), "flash_head": head_scores(models / name, held)}
-    return found
-
-
-def finish(work: Path, card: dict[str, Any], found: dict[str, Any]) -> None:
+def finish(work: Path, card: dict[str, Any]) -> None:
     """Model cards, curves, prompts and digests; after this a folder is complete."""
     from tokenizers import Tokenizer
 
     recipes: dict[str, Any] = {"target": TARGET_PHASES, **DRAFTS}
     for name, phases in recipes.items():
         folder, recipe = work / "models" / name, [asdict(phase) for phase in phases]
-        about = {"made": date.today().isoformat(), "held_out": found[name], "corpus": card, "recipe": recipe}
+        about = {"made": date.today().isoformat(), "corpus": card, "recipe": recipe}
         lines = [f"# flashspec reference model: {name}", "", LICENCE, "", "```json", json.dumps(about, indent=2), "```", ""]
         write_text("\n".join(lines), folder / "README.md")
         curves = sorted(work.glob(f"{name}*/curve.jsonl"))
@@ -184,46 +134,17 @@ def finish(work: Path, card: dict[str, Any], found: dict[str, Any]) -> None:
     write_json({"licence": LICENCE, "prompts": prompts}, work / "models" / "prompts.json")
 
 
-def make(work: Path) -> Path:
-    """Everything, from the corpus to finished folders in work/models; hours, resumable at any point."""
-    card = prepare(work)
-    build_target(work)
-    quantise_target(work)
+def make(work: Path, card: dict[str, Any]) -> Path:
+    """Everything from the corpus in work/data, which `card` describes, to finished folders in work/models; resumable."""
+    dense, target = build_target(work), work / "models" / "target"
+    if not (target / "config.json").exists():
+        chosen = list(islice(corpus.library(0), CALIBRATION_FILES))
+        quantize_awq(dense, target, chosen, blocks=CALIBRATION_BLOCKS)
     for name in DRAFTS:
         build_draft(work, name)
         add_flash_head(work / "models" / name, np.load(work / "data" / "train.npy"))
-    finish(work, card, scores(work))
+    finish(work, card)
     return work / "models"
-
-
-def size_of(folder: Path) -> int:
-    """Bytes of all files below a folder."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
-def ship(point: Path, shelf: Path, stream: np.ndarray, k: int) -> Path:
-    """Copy a finished point into `shelf` as the designed draft, with a FlashHead calibrated on the stream.
-
-    Raises FileNotFoundError for an unfinished point, FileExistsError where a designed draft ships already, ValueError where
-    all shipped models together would exceed LIMIT bytes; then nothing is written.
-    """
-    out, about = shelf / DESIGNED, speculative(Path("flashspec") / "data" / DESIGNED, k)
-    if not (point / "digests.json").exists():
-        raise FileNotFoundError(f"{point} is no finished point; build it with `flashspec draft family {point.name}`")
-    if out.exists():
-        raise FileExistsError(f"a designed draft ships already and is frozen; remove {out} if it has not been published")
-    with fresh_folder(out, [point]) as part:
-        shutil.copytree(point, part, dirs_exist_ok=True)
-        write_json(about, part / "speculative.json")
-        card = part / "README.md"
-        facts = card.read_text(encoding="utf-8").partition("\n\n")[2] if card.exists() else ""
-        card.write_text(f"# flashspec reference model: {DESIGNED}\n\n{LICENCE}\n\n{facts}", encoding="utf-8")
-        write_digests(part)
-        add_flash_head(part, stream)
-        write_digests(part)
-        if (total := size_of(shelf)) > LIMIT:
-            raise ValueError(f"all shipped models would take {total:,} bytes and {LIMIT:,} are allowed; ship a smaller point")
-    return out
 
 
 def record_point(point: Path, target: str | Path, trace: Trace, out: Path) -> Path:

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 SHADES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#5f6368")
 PLAIN = {"label": "", "up": 0.0, "hollow": False, "rank": 0.0}
-PREDICTED = {"predicted": ("x", "predicted from parts and counts"), "by_share": ("|", "predicted from the head's share")}
 
 
 def canvas(panels: int = 1, height: float = 3.6, **options: Any) -> tuple[Figure, list[Axes]]:
@@ -53,11 +52,6 @@ def overlaid(table: DataFrame) -> DataFrame:
     return found.assign(shade=shades, label=found["sampling"], up=up)
 
 
-def probes_of(table: DataFrame) -> Any:
-    """The probes of each line, in words, where its head has some."""
-    return table["probes"].map(lambda probes: f", P = {probes}" if probes else "").astype(str)
-
-
 def keyed(figure: Figure, columns: int = 4) -> Figure:
     """A legend of everything labelled, above the panels, in place of their own."""
     for own in [axis.get_legend() for axis in figure.axes]:
@@ -77,7 +71,7 @@ def rows_of(axis: Axes, names: list[str], words: str) -> None:
 
 
 def forest(table: DataFrame, words: str, each: float = 0.3) -> Figure:
-    """A row for each `line`, by `rank`: its ratio with its interval, hollow where `hollow`, and predictions; dashed: 1.
+    """A row for each `line`, by `rank`: its ratio with its interval, hollow where `hollow`, and its prediction; dashed: 1.
 
     A mark has its `shade`, its `label` in the legend, and lies `up` from the middle of its row.
     """
@@ -89,9 +83,8 @@ def forest(table: DataFrame, words: str, each: float = 0.3) -> Figure:
         for (shade, label, hollow), mine in lines.groupby(["shade", "label", "hollow"], sort=False):
             looks = {"color": shade, "markerfacecolor": "white" if hollow else shade, "label": label or None}
             axis.errorbar(mine["ratio"], mine["spot"], xerr=reach(mine), fmt="o", markersize=5, capsize=2, **looks)
-        for column, (mark, label) in PREDICTED.items():
-            if column in lines and len(lines):
-                axis.plot(lines[column], lines["spot"], mark, color="black", markersize=7, label=label)
+        if "predicted" in lines and len(lines):
+            axis.plot(lines["predicted"], lines["spot"], "x", color="black", label="predicted from parts and counts")
         axis.axvline(1.0, color="#666666", linestyle="--", linewidth=1)
         rows_of(axis, names, words)
     return keyed(figure)

@@ -1,0 +1,182 @@
+"""One function a figure: tables in, picture out. Numbers come from readings, marks from `marks`, looks from `style`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from flashspec.study import chain, designing, drafting, heads, papers, predictions, stages
+from flashspec.study.compare import DENSE, PARTS, SETTING, WHO, sampled, speedups
+from flashspec.study.marks import by_sampling, canvas, curves, forest, keyed, overlaid, panelled, stacked
+from flashspec.study.style import colour, drawn, named, plain_ticks
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
+
+__all__ = [
+    "answers", "combined", "draft_quality", "draft_race", "draft_steps", "final_token", "head_recall", "ledger",
+    "predicted_measured", "sweep", "throughput", "waterfall",
+]  # fmt: skip
+
+STYLES = ("-", ":", "--", "-.")
+SPENT = dict(zip(PARTS, ("#d9d9d9", "#5f6368", "#E69F00", "#009E73", "#0072B2", "#CC79A7", "#F0E442"), strict=True))
+PLAIN = "times plain decoding"
+
+
+def who(table: DataFrame, *columns: str) -> DataFrame:
+    """A table by sampling whose lines say who drafts with which head, and these columns, in the head's colour."""
+    names = table["draft"].where(table["draft"] != "", table["method"]).map(named) + ", " + table["head"]
+    for column in columns:
+        names = names + ", " + table[column]
+    return by_sampling(table.assign(line=names, shade=table["head"].map(colour)))
+
+
+@drawn
+def answers(*results: Any, lines: DataFrame) -> Figure:
+    """Ratios with 95 % intervals over prompts, one line a question, one colour a temperature; 1 is no difference."""
+    known = lines.dropna(subset=["ratio"])
+    same = dict.fromkeys(("target", "weights", "dtype", "engine"), "")
+    order = {question: place for place, question in enumerate(dict.fromkeys(known["question"]))}
+    table = overlaid(known.assign(**same, line=known["question"], rank=known["question"].map(order)))
+    figure = forest(table, "times faster (95 % interval over rows of prompts)", 0.5)
+    figure.axes[0].set_xscale("log")
+    plain_ticks(figure.axes[0])
+    return figure
+
+
+@drawn
+def waterfall(results: Any, pieces: Any) -> Figure:
+    """FlashHead over the dense head of the same format at every stage: the thesis beside what was measured here."""
+    figure, (axis,) = canvas(height=4.4)
+    table = chain.chain(results.frame, pieces.frame)
+    table = table.assign(at=table["stage"].map(chain.STAGES.index).astype(float))
+    thesis = [papers.THESIS[name] for name in ("projection", "draft_step", "eager", "deferred")]
+    axis.plot(range(len(thesis)), thesis, "s-", color=colour("thesis"), label="the thesis")
+    samplings = sorted(set(table["sampling"]) - {""}) or [""]
+    for place, name in enumerate(sorted(set(table["name"]))):
+        for number, sampling in enumerate(samplings):
+            rows = table[(table["name"] == name) & table["sampling"].isin(["", sampling])].drop_duplicates("stage")
+            if number == 0 or (rows["sampling"] == sampling).any():
+                label = ", ".join(filter(None, (named(name), sampling if rows["sampling"].any() else "")))
+                moved = rows.sort_values("at").assign(line=label, shade=colour(name))
+                moved["at"] += 0.06 * place + 0.02 * number
+                curves(axis, moved, ("at", "ratio"), "o", linestyle=STYLES[number % 4], alpha=0.85)
+    axis.axhline(1, color="#666666", linewidth=1)
+    axis.set_xticks(range(len(chain.STAGES)), [stage.replace(", ", ",\n") for stage in chain.STAGES])
+    axis.set(yscale="log", ylabel="FlashHead over dense, times faster", xlim=(-0.4, len(chain.STAGES) - 0.6))
+    plain_ticks(axis)
+    return keyed(figure, 3)
+
+
+@drawn
+def throughput(results: Any) -> Figure:
+    """Speedup over plain decoding of all that drafts at its best setting, with 95 % intervals, one panel a sampling."""
+    table = speedups(results.frame, [*WHO, "finalize"])
+    more = ["finalize"] if table["finalize"].nunique() > 1 else []
+    return forest(who(table, *more).assign(rank=-table["ratio"]), PLAIN)
+
+
+@drawn
+def final_token(results: Any) -> Figure:
+    """Deferred over eager final token, measured with its interval and predicted from parts, one panel a sampling."""
+    return forest(who(chain.deferral(results.frame)), "deferred over eager")
+
+
+@drawn
+def ledger(results: Any) -> Figure:
+    """Milliseconds a token by part as timed alone, stacked; the black tick is what the whole run took."""
+    table = stages.stages(results.frame).dropna(subset=["predicted"])
+    return stacked(who(table, "finalize"), SPENT, "ms")
+
+
+@drawn
+def head_recall(results: Any) -> Figure:
+    """Agreement with the dense head against megabytes read for one row; filled where calibrated ids are scored always."""
+    table = heads.usual(heads.recalls(results.frame))
+    names = table["draft"] + ", " + table["name"] if table["draft"].nunique() > 1 else table["name"]
+    table = table.assign(line=names, shade=table["head"].map(colour)).sort_values("megabytes")
+    figure, (axis,) = canvas(height=4.0)
+    for calibrated, rows in table.groupby("calibrated"):
+        curves(axis, rows, ("megabytes", "agreement"), "o:", fillstyle="full" if calibrated else "none")
+    axis.set(xscale="log", xlabel="megabytes read for one row", ylabel="agrees with the dense head, % of rows")
+    plain_ticks(axis)
+    return keyed(figure)
+
+
+@drawn
+def draft_race(results: Any) -> Figure:
+    """Every draft's best setting over plain decoding with its interval, the fastest on top, a colour a sampling."""
+    table = drafting.beside_plain(results.frame)
+    several = table["target"].nunique() > 1
+    table = table.assign(line=table["draft"] + (" on " + table["target"] if several else ""), target="")
+    rank = -table.groupby("line")["ratio"].transform("mean")
+    return forest(overlaid(table.assign(rank=rank)), PLAIN)
+
+
+@drawn
+def draft_quality(results: Any, family: Any) -> Figure:
+    """Perplexity against tokens a check, and tokens a check against tokens a second: one dot a draft, a colour a sampling."""
+    table = sampled(drafting.merits(results.frame, family.frame))
+    figure, axes = canvas(2, 3.6)
+    for axis, pair in zip(axes, (("perplexity", "tar"), ("tar", "rate")), strict=True):
+        curves(axis, table.assign(line=table["sampling"]), pair, "o", alpha=0.8)
+    axes[0].set(xlabel="perplexity of the draft (lower is better)", ylabel="tokens a check")
+    axes[1].set(xlabel="tokens a check", ylabel="tokens a second at its best k")
+    return keyed(figure)
+
+
+@drawn
+def draft_steps(results: Any) -> Figure:
+    """Milliseconds of a draft step over layers, one line for each set of shapes with equal parameters in their layers."""
+    table = designing.steps(results.frame)
+    varied = [name for name in designing.SAME if name == "base" or table[name].nunique() > 1]
+    names = table[varied].astype(str).agg(", ".join, axis=1) if len(table) else ""
+    figure, (axis,) = canvas(height=3.4)
+    curves(axis, table.assign(line=names).sort_values("layers", kind="stable"), ("layers", "ms"))
+    axis.set(xlabel="layers", ylabel="milliseconds a step", xscale="log", yscale="log")
+    plain_ticks(axis)
+    return keyed(figure)
+
+
+@drawn
+def predicted_measured(results: Any) -> Figure:
+    """Measured against predicted tokens a second, one dot a setting and half of its prompts; the band is 5 % wide."""
+    table = sampled(predictions.predictions(results.frame))
+    rates = {name: table["emitted"] / table[name] for name in ("predicted", "seconds")}
+    table = table.assign(line=table["sampling"], **rates)
+    figure, (axis,) = canvas(height=4.0)
+    curves(axis, table, ("predicted", "seconds"), "o", alpha=0.5)
+    if len(table):
+        ends = [0.9 * table["seconds"].min(), 1.1 * table["seconds"].max()]
+        axis.fill_between(ends, [0.95 * end for end in ends], [1.05 * end for end in ends], color="#666666", alpha=0.2)
+    axis.set(xlabel="predicted tokens a second", ylabel="measured tokens a second")
+    return keyed(figure)
+
+
+@drawn
+def sweep(results: Any) -> Figure:
+    """Times plain decoding against k, a panel a sampling; a colour a draft or method, a line style a head."""
+    import seaborn
+
+    table = by_sampling(speedups(results.frame, [*WHO, *SETTING]))
+    table = table.assign(writer=table["draft"].where(table["draft"] != "", table["method"]))
+    looks = {"hue": "writer", "style": "head", "palette": "colorblind", "markers": True, "errorbar": None}
+    looks |= {"hue_order": sorted(set(table["writer"])), "style_order": sorted(set(table["head"]))}
+    figure, panels = panelled(table, 3.8, sharey=True)
+    for axis, rows in panels:
+        if len(rows):
+            seaborn.lineplot(rows, x="k", y="ratio", ax=axis, **looks)
+        axis.axhline(1.0, color="#666666", linestyle="--", linewidth=1)
+        axis.set(xlabel="drafted tokens a check, k", ylabel=PLAIN)
+    return keyed(figure)
+
+
+@drawn
+def combined(results: Any) -> Figure:
+    """Speedup over plain decoding of every place that drafts, by head and final token, with 95 % intervals."""
+    table = speedups(results.frame, stages.WHOLE)
+    where = table["draft"].where(table["draft"] != "", table["exits"].str.replace(" ", "+"))
+    late, fast = table["finalize"] == "deferred", ~table["head"].isin(DENSE)
+    marks = {"line": (table["method"].map(named) + " " + where).str.strip(), "shade": table["head"].map(colour)}
+    marks |= {"label": table["head"] + " head, " + table["finalize"], "hollow": ~late, "up": 0.3 - 0.2 * late - 0.4 * fast}
+    return forest(by_sampling(table.assign(**marks)), PLAIN, 0.45)
