@@ -110,7 +110,8 @@ def test_bytes_are_counted_from_what_is_read(name):
     head, row = built(name), WIDTH * 4
     assert 0 < head.bytes_read(1) <= head.bytes_read(3) <= 3 * head.bytes_read(1)
     assert head.rows_scored >= 1 and (head.hidden, head.vocab_size) == (WIDTH, IDS)
-    known = {"dense": IDS * row, "int8": IDS * (WIDTH + 4), "int4": IDS * (WIDTH // 2 + 4), "fr_spec": 125 * row,
+    panels, cells = -(-IDS // 16) * 16, WIDTH // 32
+    known = {"dense": IDS * row, "int8": panels * cells * 36, "int4": panels * cells * 20, "fr_spec": 125 * row,
              "vocab_trim": 40 * row, "in_context": IDS * row, "preview": 8 * (WIDTH + IDS) * 4 + 8 * row}  # fmt: skip
     assert head.bytes_read(1) == known.get(name, head.bytes_read(1))
 
@@ -248,7 +249,7 @@ REFUSED = [
     (lambda: ShortlistHead.build(matrix(), ranked=torch.tensor([4, 4])), "every id once"),
     (lambda: ContextHead(None, matrix(), size=0), "size and top must be at least 1"),
     (lambda: PreviewHead.build(matrix()).with_shortlist(IDS + 1), "candidates must lie between 1 and the 500 ids"),
-    (lambda: quantized(matrix(), bits=3), "8 or 4 bits"),
+    (lambda: quantized(matrix(), bits=3), "8, 6 or 4 bits"),
 ]
 
 test_what_cannot_be_is_refused = shelf.refusing(REFUSED)

@@ -18,8 +18,7 @@ from flashspec.typed import typed
 class DenseHead(WeightHead):
     """Logits of the whole vocabulary: weight [vocab, hidden] times the normalised row, exact.
 
-    A `Packed` weight (int8 with a scale a row, int4 with one for every 128 columns) is the plain cheap head
-    that others have to beat; activations stay float32.
+    A `Packed` weight of 8 or 4 bits is the plain cheap head that others have to beat; its products round activations too.
     """
 
     norm: Norm | None
@@ -45,7 +44,7 @@ class DenseHead(WeightHead):
 
 
 def quantized(weight: Tensor, norm: Norm | None = None, bits: int = 8) -> DenseHead:
-    """The head of weight [vocab, hidden] rounded to `bits` (8 or 4)."""
+    """The head of weight [vocab, hidden] rounded to `bits` (8, 6 or 4)."""
     return DenseHead(norm, pack(weight_of(weight), bits))
 
 
