@@ -81,8 +81,8 @@ WROTE = "what the target wrote"
 RANKED = ("fr_spec", "vocab_trim")
 HEADS: dict[str, Kind] = {
     "dense": Kind("every row of the weight, exact", lambda o: DenseHead(o.norm, o.weight)),
-    "int8": Kind("every row in 8 bits, a scale a row", lambda o: quantized(o.weight, o.norm, 8)),
-    "int4": Kind("every row in 4 bits, a scale for 128 columns", lambda o: quantized(o.weight, o.norm, 4)),
+    "int8": Kind("every row in 8 bits, a scale for 16 columns", lambda o: quantized(o.weight, o.norm, 8)),
+    "int4": Kind("every row in 4 bits, scale and minimum for 32 columns", lambda o: quantized(o.weight, o.norm, 4)),
     "flash": Kind("FlashHead: clusters, then exact rows of the best of them", _flash, FLASH),
     "flash_int8": Kind("FlashHead with 8-bit centroids", partial(_flash, **VARIANTS["flash_int8"]), FLASH),
     "flash_int4": Kind("FlashHead with 4-bit centroids", partial(_flash, **VARIANTS["flash_int4"]), FLASH),
