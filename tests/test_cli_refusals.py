@@ -189,7 +189,7 @@ def test_a_bad_line_is_one_sentence_and_changes_nothing(home, capsys, line):
 
 
 def test_a_measurement_without_a_row_leaves_nothing(home, capsys):
-    line = words(home, "run recall --preset smoke --head , --metric , --fresh --results {home}/new")
+    line = words(home, "run recall --preset smoke --head , --cluster-size , --fresh --results {home}/new")
     assert "error: these parameters of recall leave nothing to measure" in refused(home, capsys, lambda: status(line))
 
 

@@ -24,9 +24,8 @@ from flashspec.theory.rounds import (
 )
 
 __all__ = [
-    "BreakEven", "Choice", "Costs", "Counts", "Devices", "Interval", "Level", "Weights",
-    "acceptance_for", "amdahl", "best_k", "bootstrap", "break_even", "break_even_acceptance",
-    "cheap_head_gain", "cheap_head_gate", "curve_by_position", "implied_step", "interpolated", "nested",
+    "BreakEven", "Costs", "Counts", "Devices", "Interval", "Level", "Weights", "acceptance_for", "amdahl", "bootstrap",
+    "break_even", "cheap_head_gain", "cheap_head_gate", "curve_by_position", "implied_step", "interpolated", "nested",
     "replayed", "replayed_all", "round_parts", "round_time", "rows_read", "speedup", "split_costs", "split_pass",
     "throughput", "tokens_from_curve", "tokens_per_check",
 ]  # fmt: skip
