@@ -16,7 +16,6 @@ from flashspec import kernels
 ROOT = Path(__file__).parents[1]
 SHAPES = [(8, 1), (16, 7), (40, 33), (104, 8), (256, 130)]
 dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-bits = pytest.mark.parametrize("bits", [8, 4])
 
 
 def noise(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> torch.Tensor:

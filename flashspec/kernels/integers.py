@@ -79,10 +79,15 @@ class Packed:
         return Packed(self.cells[start // PANEL : -(-stop // PANEL)], self.kind, stop - start, self.depth)
 
 
+def room(rows: int, depth: int, kind: str, shelf: Shelf) -> Tensor:
+    """Cells of zeros for a weight [rows, depth] of a kind, on the shelf."""
+    return shelf.zeros((-(-rows // PANEL), -(-depth // CELL), CELL * PANEL * BITS[kind] // 8 + 64), torch.uint8)
+
+
 def packed(codes: Tensor, first: Tensor, second: Tensor, kind: str, shelf: Shelf | None = None) -> Packed:
     """Codes [N, K] (uint8, from zero) with the numbers [N, ceil(K / 32)] of their cells (see Packed), on the shelf."""
     (rows, depth), cells = codes.shape, first.shape[1]
-    out = (shelf or Shelf()).zeros((-(-rows // PANEL), cells, CELL * PANEL * BITS[kind] // 8 + 64), torch.uint8)
+    out = room(rows, depth, kind, shelf or Shelf())
     some = max(SOME // (PANEL * cells * CELL), 1)
     for at in range(0, len(out), some):
         part = slice(at * PANEL, (at + some) * PANEL)

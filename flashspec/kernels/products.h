@@ -170,10 +170,11 @@ static void rounded_product(const int8_t *codes, const Rounded *groups, int64_t 
         }
 }
 
-#define ROUNDED 32
-// Rows are rounded by the thread that needs them, some at a time.
+#define ROUNDED_BYTES (1 << 18)
+// Rows are rounded by the thread that needs them, as many at a time as its stack may hold.
 static void integer_product(const float *x, int64_t rows, Span s, float *out, int64_t stride) {
-    int64_t count = cells_of(s.m.depth), most = rows < ROUNDED ? rows : ROUNDED;
+    int64_t count = cells_of(s.m.depth), fit = ROUNDED_BYTES / (count * (int64_t)(CELL + sizeof(Rounded))), most = fit > 1 ? fit : 1;
+    if (rows < most) most = rows;
     int8_t codes[most * count * CELL];
     Rounded groups[most * count];
     for (int64_t r = 0; r < rows; r += most) {
@@ -183,7 +184,7 @@ static void integer_product(const float *x, int64_t rows, Span s, float *out, in
     }
 }
 
-// out[r, j] = x[r] . w[j] for the span's weight rows j; each is read from memory once, but integers once for ROUNDED rows.
+// out[r, j] = x[r] . w[j] for the span's weight rows j; each is read from memory once, but integers once for the rows that fit.
 static void product(const float *x, int64_t rows, Span s, float *out, int64_t stride) {
     if (s.m.kind >= U4) integer_product(x, rows, s, out, stride);
     else if (rows <= 7) few(x, (int)rows, s, out, stride);

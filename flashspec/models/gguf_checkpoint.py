@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from flashspec.kernels.build import call, library
-from flashspec.kernels.integers import BITS, CELL, PANEL, Packed
+from flashspec.kernels.integers import Packed, room
 from flashspec.kernels.pages import Shelf
 from flashspec.models.config import ModelConfig, Part, Unsupported, from_hf, parts
 from flashspec.models.gguf import AGAIN, Gguf, opened
@@ -120,7 +120,7 @@ class GgufCheckpoint:
             parent, _, leaf = name.rpartition(".")
             if self.own_bits and all(self.file.tensors[weight].type in KINDS for weight in weights):
                 packed = [self._packed(weight) for weight in weights]
-                layer = PackedEmbedding(*packed) if name == "embed" else PackedLinear(packed, bias)
+                layer = PackedEmbedding(packed) if name == "embed" else PackedLinear(packed, bias)
                 setattr(model.get_submodule(parent), leaf, layer)
                 continue
             module = model.get_submodule(name)
@@ -140,7 +140,7 @@ class GgufCheckpoint:
     def _packed(self, name: str) -> Packed:
         """A matrix in panels, its scales rounded to half precision, by less than 0.05 %."""
         (rows, depth), (number, kind) = self.file.tensors[name].shape, KINDS[self.file.tensors[name].type]
-        cells = self.shelf.zeros((-(-rows // PANEL), depth // CELL, CELL * PANEL * BITS[kind] // 8 + 64), torch.uint8)
+        cells = room(rows, depth, kind, self.shelf)
         raw = self._rows(name)  # alive until the call has ended
         call("fs_repack", raw.ctypes.data, number, rows, depth, cells)
         return Packed(cells, kind, rows, depth)

@@ -23,6 +23,7 @@ class PackedLinear(nn.Module):
     def cut(self, rows: int) -> None:
         """Forget all but the first rows of a layer that has one weight."""
         self.packed = (self.weight[:rows],)
+        self.cells_0 = self.weight.cells
 
     @property
     def weight(self) -> Packed:
@@ -37,22 +38,8 @@ class PackedLinear(nn.Module):
         return (out if self.bias is None else out + self.bias.float()).to(x.dtype)
 
 
-class PackedEmbedding(nn.Module):
+class PackedEmbedding(PackedLinear):
     """Embeddings whose table is packed; perhaps the vocabulary weight too."""
-
-    def __init__(self, packed: Packed) -> None:
-        super().__init__()
-        self.packed: tuple[Packed, ...] = (packed,)
-        self.register_buffer("cells", packed.cells)
-
-    def cut(self, rows: int) -> None:
-        """Forget all but the first rows."""
-        self.packed = (self.weight[:rows],)
-
-    @property
-    def weight(self) -> Packed:
-        """The packed table."""
-        return self.packed[0]
 
     def forward(self, ids: Tensor) -> Tensor:
         """Rows [..., hidden] of ids [...] in float32."""

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flashspec.kernels.integers import Packed, packed_linear
+from flashspec.kernels.integers import Packed
 from flashspec.models import checkpoint
 from flashspec.models.config import OFFSET, ModelConfig, to_hf
 from flashspec.models.folder import GGUF
 from flashspec.models.gguf_checkpoint import GgufCheckpoint
-from flashspec.models.packed import PackedEmbedding, PackedLinear
+from flashspec.models.packed import PackedLinear
 from flashspec.typed import typed
 
 At = int | Tensor  # where rows stand: the position of the first, or those of all [n], which only the device knows
@@ -256,7 +256,7 @@ class Transformer(nn.Module):
     def cut_vocabulary(self, size: int) -> None:
         """Forget all ids from `size` on, in place; no row is copied."""
         for module in cast(list[Any], [self.embed, *([] if self.head is None else [self.head])]):
-            if isinstance(module, PackedEmbedding | PackedLinear):
+            if isinstance(module, PackedLinear):
                 module.cut(size)
             else:
                 module.weight = nn.Parameter(module.weight.detach()[:size], requires_grad=module.weight.requires_grad)
@@ -276,11 +276,5 @@ class Transformer(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         """Logits [batch, n, vocab] for ids [batch, n]."""
-        return product(self.norm(self.rows(ids)), self.vocabulary)
-
-
-def product(x: Tensor, weight: Tensor | Packed) -> Tensor:
-    """x [..., K] times a weight [N, K] transposed, as it is stored: [..., N]."""
-    if isinstance(weight, Packed):
-        return packed_linear(x.reshape(-1, x.shape[-1]), weight).view(*x.shape[:-1], -1)
-    return F.linear(x, weight)
+        rows, stored = self.norm(self.rows(ids)), self.vocabulary
+        return PackedLinear([stored])(rows) if isinstance(stored, Packed) else F.linear(rows, stored)

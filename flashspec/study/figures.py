@@ -60,7 +60,7 @@ def waterfall(results: Any, pieces: Any) -> Figure:
                 label = ", ".join(filter(None, (named(name), sampling if rows["sampling"].any() else "")))
                 moved = rows.sort_values("at").assign(line=label, shade=colour(name))
                 moved["at"] += 0.06 * place + 0.02 * number
-                curves(axis, moved, ("at", "ratio"), "o", linestyle=STYLES[number % 4], alpha=0.85)
+                curves(axis, moved, "at", "ratio", "o", linestyle=STYLES[number % 4], alpha=0.85)
     axis.axhline(1, color="#666666", linewidth=1)
     axis.set_xticks(range(len(chain.STAGES)), [stage.replace(", ", ",\n") for stage in chain.STAGES])
     axis.set(yscale="log", ylabel="FlashHead over dense, times faster", xlim=(-0.4, len(chain.STAGES) - 0.6))
@@ -97,7 +97,7 @@ def head_recall(results: Any) -> Figure:
     table = table.assign(line=names, shade=table["head"].map(colour)).sort_values("megabytes")
     figure, (axis,) = canvas(height=4.0)
     for calibrated, rows in table.groupby("calibrated"):
-        curves(axis, rows, ("megabytes", "agreement"), "o:", fillstyle="full" if calibrated else "none")
+        curves(axis, rows, "megabytes", "agreement", "o:", fillstyle="full" if calibrated else "none")
     axis.set(xscale="log", xlabel="megabytes read for one row", ylabel="agrees with the dense head, % of rows")
     plain_ticks(axis)
     return keyed(figure)
@@ -119,7 +119,7 @@ def draft_quality(results: Any, family: Any) -> Figure:
     table = sampled(drafting.merits(results.frame, family.frame))
     figure, axes = canvas(2, 3.6)
     for axis, pair in zip(axes, (("perplexity", "tar"), ("tar", "rate")), strict=True):
-        curves(axis, table.assign(line=table["sampling"]), pair, "o", alpha=0.8)
+        curves(axis, table.assign(line=table["sampling"]), *pair, "o", alpha=0.8)
     axes[0].set(xlabel="perplexity of the draft (lower is better)", ylabel="tokens a check")
     axes[1].set(xlabel="tokens a check", ylabel="tokens a second at its best k")
     return keyed(figure)
@@ -132,7 +132,7 @@ def draft_steps(results: Any) -> Figure:
     varied = [name for name in designing.SAME if name == "base" or table[name].nunique() > 1]
     names = table[varied].astype(str).agg(", ".join, axis=1) if len(table) else ""
     figure, (axis,) = canvas(height=3.4)
-    curves(axis, table.assign(line=names).sort_values("layers", kind="stable"), ("layers", "ms"))
+    curves(axis, table.assign(line=names).sort_values("layers", kind="stable"), "layers", "ms")
     axis.set(xlabel="layers", ylabel="milliseconds a step", xscale="log", yscale="log")
     plain_ticks(axis)
     return keyed(figure)
@@ -145,7 +145,7 @@ def predicted_measured(results: Any) -> Figure:
     rates = {name: table["emitted"] / table[name] for name in ("predicted", "seconds")}
     table = table.assign(line=table["sampling"], **rates)
     figure, (axis,) = canvas(height=4.0)
-    curves(axis, table, ("predicted", "seconds"), "o", alpha=0.5)
+    curves(axis, table, "predicted", "seconds", "o", alpha=0.5)
     if len(table):
         ends = [0.9 * table["seconds"].min(), 1.1 * table["seconds"].max()]
         axis.fill_between(ends, [0.95 * end for end in ends], [1.05 * end for end in ends], color="#666666", alpha=0.2)

@@ -95,9 +95,8 @@ def reach(table: DataFrame) -> list[Any]:
     return [(table["ratio"] - table["low"]).fillna(0), (table["high"] - table["ratio"]).fillna(0)]
 
 
-def curves(axis: Axes, table: DataFrame, across: tuple[str, str], mark: str = "o-", **style: Any) -> None:
+def curves(axis: Axes, table: DataFrame, x: str, y: str, mark: str = "o-", **style: Any) -> None:
     """A curve for each `line` in its `shade`, with intervals where a table of ratios has them."""
-    x, y = across
     for place, (name, lines) in enumerate(table.groupby("line", sort=False)):
         looks = {"color": SHADES[place % len(SHADES)], "label": name, "markersize": 4, **style}
         looks |= {"color": lines["shade"].iloc[0]} if "shade" in lines else {}

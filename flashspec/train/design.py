@@ -22,7 +22,7 @@ from flashspec.provenance import model_digests
 from flashspec.train.distill import DraftLoss, acceptance
 from flashspec.train.prune import Choice, choose, importance, prune
 from flashspec.train.target import initialise
-from flashspec.train.texts import Texts, windows, write
+from flashspec.train.texts import Texts, Writing, windows, write
 from flashspec.train.trainer import Run, Schedule, computing, text_loss
 
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt")
@@ -71,8 +71,8 @@ def design_draft(
     run.resume()
     if run.step < design.steps:
         place = shared or folder
-        size = (design.written, design.length + 1, design.prompt)
-        own = write(target, train, place / "texts", size, design.seed) if design.written else None
+        writing = Writing(design.written, design.length + 1, design.prompt, design.seed)
+        own = write(target, train, place / "texts", writing) if design.written else None
         texts = Texts(design.seed, None if design.written else train, own)
         learn: Callable[[int], float] = partial(learn_text, draft, texts, design)
         if design.distilled:

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from flashspec.models.family import Design
 from flashspec.models.transformer import Transformer
 from flashspec.train.target import WINDOW, initialise
-from flashspec.train.texts import Texts, overlap, save, write
+from flashspec.train.texts import Texts, Writing, overlap, save, write
 from flashspec.train.trainer import CHUNK, Run, Schedule, computing, fused, slope
 
 OWN_LENGTH, PROMPT = 256, 48  # tokens of a text that the target writes, and of the given text in front of it
@@ -139,4 +139,4 @@ def distill(target: Transformer, data: Path, folder: Path, recipe: Distillation,
 def _own_texts(target: Transformer, stream: np.ndarray, folder: Path, recipe: Distillation) -> np.ndarray:
     """Texts by the target, in the precision that the draft is trained in."""
     writer = copy.deepcopy(target).bfloat16() if recipe.dtype == "bfloat16" else target
-    return write(writer, stream, folder, (recipe.own, OWN_LENGTH + 1, PROMPT), recipe.seed)
+    return write(writer, stream, folder, Writing(recipe.own, OWN_LENGTH + 1, PROMPT, recipe.seed))
