@@ -101,35 +101,10 @@ def continued(model: Transformer, prompts: Tensor, length: int, dice: torch.Gene
     return ids
 
 
-def write(self, start: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, None]:
-        """Everything up to and with these rows [batch, kv_heads, n, head_dim]."""
-        stop = start + keys.shape[2]
-        self.keys[:, :, start:stop], self.values[:, :, start:stop] = keys, values
-        return self.keys[:, :, :stop], self.values[:, :, :stop], None
-
-
-@torch.inference_mode()
-def continued(model: Transformer, prompts: Tensor, length: int, dice: torch.Generator) -> Tensor:
-    """Prompts [batch, p] continued by the model to ids [batch, length], at TEMPERATURES in turn."""
-    caches = [Grown(model, len(prompts), length) for _ in model.blocks]
-    ids, fresh = prompts, prompts
-    warmth = torch.tensor(TEMPERATURES).repeat(-(-len(prompts) // len(TEMPERATURES)))[: len(prompts), None]
-    while ids.shape[1] < length:
-        start = ids.shape[1] - fresh.shape[1]
-        x = model.place(model.embed(fresh), start)
-        for layer, cache in zip(model.blocks, caches, strict=True):
-            x = layer(x, model.rope, start, cache)
-        logits = F.linear(model.norm(x[:, -1]), model.head_weight).float()
-        noise = torch.empty_like(logits).exponential_(generator=dice).log_()
-        fresh = (logits - warmth * noise).argmax(-1, keepdim=True)
-        ids = torch.cat((ids, fresh), dim=1)
-    return ids
-
-
 class Writing(NamedTuple):
     """How many texts a target writes, tokens a text, tokens of each prompt, and the seed of all."""
 
-    count: int
+    texts: int
     length: int
     prompt: int
     seed: int
