@@ -114,15 +114,26 @@ static Line line_of(const uint8_t *row, int64_t type, int64_t cell) {
     return line;
 }
 
-// Put a line into a cell.
+static uint32_t four(const uint8_t *codes) {
+    uint32_t word;
+    memcpy(&word, codes, sizeof word);
+    return word;
+}
+
+// Put a line into a cell, four columns at a time.
 static void lay(const Line *line, int kind, int lane, uint8_t *cell) {
     uint16_t numbers[2] = {to_half(line->first), to_half(line->second)};
     for (int h = 0; h < 2; h++) memcpy(cell + codes_of(kind) + h * 32 + lane * 2, numbers + h, sizeof *numbers);
-    for (int i = 0; i < (kind == S8 ? CELL : 16); i++) {
-        uint8_t *to = cell + i / 4 * 64 + lane * 4 + i % 4;
-        *to = kind == S8 ? line->codes[i] : (line->codes[i] & 15) | line->codes[i + 16] << 4;
+    for (int g = 0; g < (kind == S8 ? 8 : 4); g++) {
+        uint32_t word = four(line->codes + g * 4);
+        if (kind != S8) word = (word & 0x0f0f0f0f) | (four(line->codes + 16 + g * 4) & 0x0f0f0f0f) << 4;
+        memcpy(cell + g * 64 + lane * 4, &word, sizeof word);
     }
-    for (int i = 0; kind == S6 && i < CELL; i++) cell[256 + i / 16 * 64 + lane * 4 + i % 4] |= line->codes[i] >> 4 << i % 16 / 4 * 2;
+    for (int h = 0; kind == S6 && h < 2; h++) {
+        uint32_t word = 0;
+        for (int g = 0; g < 4; g++) word |= (four(line->codes + h * 16 + g * 4) >> 4 & 0x03030303) << g * 2;
+        memcpy(cell + 256 + h * 64 + lane * 4, &word, sizeof word);
+    }
 }
 
 // Panels of `rows` rows of a type, at `out`, which is all zeros.
