@@ -1,4 +1,4 @@
-"""AWQ's 4-bit layout: packing, dequantising, torch's int4 matmul, whole checkpoints, and the quantiser's own parts."""
+"""AWQ's 4-bit layout: packing, dequantising, layers on it, whole checkpoints, and the quantiser's own parts."""
 
 from __future__ import annotations
 
@@ -14,10 +14,13 @@ from safetensors.torch import load_file, save_file
 from test_transformer import BASE, prompt, randomised
 from torch import Tensor
 
+from flashspec.kernels.integers import rounded
+from flashspec.kernels.pages import Shelf
 from flashspec.models import awq
-from flashspec.models.awq import Int4Linear, Packed, Scheme, unpack
+from flashspec.models.awq import Int4Linear, Packed, Scheme, layer, panels, unpack
 from flashspec.models.checkpoint import hf_tensors, write_folder
 from flashspec.models.config import ModelConfig, to_hf
+from flashspec.models.packed import PackedLinear
 from flashspec.models.transformer import Transformer
 from flashspec.train.quantize import quantize_awq
 
@@ -93,31 +96,34 @@ def test_the_formula_is_autoawqs_own() -> None:
 
 
 @pytest.mark.parametrize("group", [32, 64, 128])
-@pytest.mark.parametrize("shape", [(128, 16), (384, 640), (1024, 384)])
-def test_int4_matmul_equals_the_dense_product(shape: tuple[int, int], group: int) -> None:
-    weight, bias = random_weight(*shape, group), torch.arange(float(shape[1]))
-    x = torch.randn(3, 3, shape[0], generator=torch.Generator().manual_seed(1)).bfloat16()
-    wanted, narrow = x.float() @ dense(weight).t(), Int4Linear(weight)
-    assert relative(narrow(x), wanted) < 5e-3
-    assert relative(Int4Linear(weight, bias, torch.float32)(x.float()), wanted + bias) < 1e-5
-    assert torch.equal(narrow(x).flatten(0, 1), torch.cat([narrow(row) for row in x.view(9, 1, -1)]))
+@pytest.mark.parametrize("shape", [(128, 16), (384, 640), (1024, 384), (128, 24)])
+def test_an_awq_weight_in_panels_means_the_same_numbers(shape: tuple[int, int], group: int) -> None:
+    weight, bias = random_weight(*shape, group), torch.linspace(-1, 1, shape[1])
+    x = torch.randn(9, shape[0], generator=torch.Generator().manual_seed(1))
+    narrow, wanted = layer(weight, bias, Shelf()), rounded(x) @ dense(weight).t() + bias
+    assert isinstance(narrow, PackedLinear) and relative(narrow.weight.dequantised(), dense(weight)) < 1e-3
+    assert relative(narrow(x), wanted) < 1e-3
+    assert torch.equal(narrow(x), torch.cat([narrow(row[None]) for row in x]))
     shifted = weight._replace(qzeros=packed((unpack(weight.qzeros) + 1) % 16))
-    assert relative(Int4Linear(shifted)(x), wanted) > 5e-2
+    assert relative(layer(shifted, bias, Shelf())(x), wanted) > 5e-3
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_int4_matmul_on_cuda_equals_the_panels() -> None:
+    weight = random_weight(1024, 384)
+    x = torch.randn(3, 3, 1024).bfloat16()
+    tiled = layer(Packed(*(part.cuda() for part in weight)), None, Shelf())
+    assert isinstance(tiled, Int4Linear)
+    assert relative(tiled(x.cuda()).cpu(), layer(weight, None, Shelf())(x)) < 2e-2
 
 
 def test_a_weight_repacked_in_pieces_is_the_weight_repacked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     weight = random_weight(384, 640)
-    whole = Int4Linear(weight), dense(weight)
+    whole = panels(weight, Shelf()), dense(weight)
     monkeypatch.setattr(awq, "BLOCK", 384 * 128)
     assert len([*weight.pieces()]) == 5
-    pieces = Int4Linear(weight)
-    assert torch.equal(pieces.packed, whole[0].packed) and torch.equal(pieces.scales_and_zeros, whole[0].scales_and_zeros)
-    assert torch.equal(dense(weight), whole[1])
-
-
-def test_a_shape_the_matmul_cannot_take_is_refused() -> None:
-    with pytest.raises(ValueError, match="load with weights='dense'"):
-        Int4Linear(random_weight(128, 24))
+    assert torch.equal(panels(weight, Shelf()).cells, whole[0].cells) and torch.equal(dense(weight), whole[1])
 
 
 def write_awq(config: ModelConfig, folder: Path, skipped: tuple[str, ...] = ()) -> Transformer:
@@ -144,7 +150,7 @@ def test_an_awq_folder_loads_dense_and_int4(skipped: tuple[str, ...], tmp_path: 
     with torch.inference_mode():
         wanted = twin(ids)
         assert torch.equal(Transformer.load(tmp_path, "float32", weights="dense")(ids), wanted)
-        assert relative(Transformer.load(tmp_path, "float32", weights="int4")(ids), wanted) < 1e-4
+        assert relative(Transformer.load(tmp_path, "float32", weights="int4")(ids), wanted) < 3e-2
         assert relative(Transformer.load(tmp_path, weights="int4")(ids), wanted) < 5e-2
 
 
@@ -156,12 +162,12 @@ def test_a_half_quantised_fused_module_is_refused(tmp_path: Path) -> None:
 
 def test_int4_swaps_the_fused_modules_in_and_a_dense_copy_is_a_plain_checkpoint(tmp_path: Path) -> None:
     twin, ids = write_awq(SMALL, tmp_path), prompt(SMALL, 9)
-    int4 = Transformer.load(tmp_path, weights="int4")
-    assert isinstance(int4.layers[1].attention.qkv, Int4Linear) and isinstance(int4.layers[0].mlp.gate_up, Int4Linear)
+    int4 = Transformer.load(tmp_path)
+    assert isinstance(int4.layers[1].attention.qkv, PackedLinear) and isinstance(int4.layers[0].mlp.gate_up, PackedLinear)
     with pytest.raises(ValueError, match="weights='dense' to save"):
         int4.save(tmp_path / "copy")
-    auto = Transformer.load(tmp_path)
-    assert isinstance(auto.layers[0].mlp.down, torch.nn.Linear) and auto.norm.weight.dtype == torch.bfloat16
+    asked = Transformer.load(tmp_path, "bfloat16")
+    assert isinstance(asked.layers[0].mlp.down, torch.nn.Linear) and asked.norm.weight.dtype == torch.bfloat16
     Transformer.load(tmp_path, "float32", weights="dense").save(tmp_path / "plain", "float32")
     with torch.inference_mode():
         assert torch.equal(Transformer.load(tmp_path / "plain")(ids), twin(ids))
@@ -229,4 +235,4 @@ def test_autoawq_writes_a_folder_that_loads_both_ways(tmp_path: Path) -> None:
         dense = Transformer.load(tmp_path / "awq", "float32", weights="dense")(ids)
         int4 = Transformer.load(tmp_path / "awq", "float32", weights="int4")(ids)
     assert relative(dense, wanted) < 0.5
-    assert relative(int4, dense) < 1e-4
+    assert relative(int4, dense) < 3e-2

@@ -16,8 +16,8 @@ from flashspec import Limits, Models, Sampling, decode
 from flashspec.decoding.captured import CapturedBurst, CapturedScore
 from flashspec.decoding.method import build, method_named
 from flashspec.models import graphs, synthetic
-from flashspec.models.awq import Int4Linear
 from flashspec.models.graphs import Replay
+from flashspec.models.packed import PackedLinear
 from flashspec.study.real_shapes import TINY
 
 NAMES = ("dense", "flash", "flash_best", "preview", "hispec", "cascade", "baseline")
@@ -122,11 +122,11 @@ def test_recorded_bursts_and_verifications_write_the_text_of_their_eager_twin(na
 
 
 def test_4_bit_layers_in_bfloat16_are_recorded_too(recording, monkeypatch):
-    for module in ("kernels", "kernels.scoring", "kernels.verdicts"):  # compiled kernels are no operations of torch
+    for module in ("kernels", "kernels.integers", "kernels.scoring", "kernels.verdicts"):
         monkeypatch.setattr(import_module(f"flashspec.{module}"), "library", lambda: None)
     monkeypatch.setitem(synthetic.SHAPES, "tiny", TINY)
     models = Models(synthetic.synthetic("tiny-AWQ"), synthetic.synthetic("tiny", depth=2))
-    assert isinstance(models.target.layers[0].mlp.down, Int4Linear)
+    assert isinstance(models.target.layers[0].mlp.down, PackedLinear)
     for name in ("dense", "flash_best"):
         method = method_named("dense", {"k": 3, "head": name})
         wanted, found = (tokens_of(switched(build(method, models, Sampling(), 64), record)) for record in (False, True))

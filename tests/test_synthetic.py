@@ -11,8 +11,8 @@ from flashspec import METHODS, Event, Limits, build, decode
 from flashspec.decoding.generate import count
 from flashspec.decoding.scripted import ScriptedAcceptance, scripted
 from flashspec.models import memory
-from flashspec.models.awq import Int4Linear
 from flashspec.models.memory import Form, weight_bytes
+from flashspec.models.packed import PackedLinear
 from flashspec.models.synthetic import SHAPES, shape, synthetic
 
 BILLIONS = {
@@ -53,20 +53,20 @@ def test_dense_random_weights_give_finite_logits(family):
 def test_an_awq_shape_has_int4_layers_of_the_right_variance(monkeypatch):
     monkeypatch.setitem(SHAPES, "tiny", TINY)
     model = synthetic("tiny-AWQ", torch.float32)
-    packed = [module for module in model.modules() if isinstance(module, Int4Linear)]
+    packed = [module for module in model.modules() if isinstance(module, PackedLinear)]
     assert len(packed) == 4 * TINY.layers
     assert not [name for name, p in model.named_parameters() if p.ndim == 2 and name.startswith("layers.")]
     dense = packed[0](torch.eye(128))
     assert dense.std() == pytest.approx(128**-0.5, rel=0.05) and abs(dense.mean()) < 0.02
     logits = [synthetic("tiny-awq", torch.float32, seed)(torch.tensor([[1, 2, 3]])) for seed in (0, 0, 1)]
     assert torch.equal(logits[0], logits[1]) and not torch.equal(logits[0], logits[2])
-    stored = sum(t.nbytes for m in packed for t in (m.packed, m.scales_and_zeros)) + model.embed.weight.nbytes
+    stored = sum(m.weight.nbytes for m in packed) + model.embed.weight.nbytes
     assert stored == weight_bytes(TINY, Form(torch.float32, 128))
 
 
 def test_a_shape_that_does_not_fit_is_refused_before_it_is_made(monkeypatch):
     monkeypatch.setattr(memory, "free_bytes", lambda device: 10**9)
-    with pytest.raises(ValueError, match=r"Qwen3-32B-AWQ needs about 1\d\.\d GB of cpu memory in 4 bits and 1.0 GB are free"):
+    with pytest.raises(ValueError, match=r"Qwen3-32B-AWQ needs about 2\d\.\d GB of cpu memory in 4 bits and 1.0 GB are free"):
         synthetic("Qwen3-32B-AWQ")
     with pytest.raises(ValueError, match="LLaMA-65B needs about 130.6 GB of cpu memory in bfloat16"):
         synthetic("LLaMA-65B")

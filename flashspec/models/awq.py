@@ -1,4 +1,4 @@
-"""4-bit weights in AWQ's GEMM layout (Lin et al. 2023, MLSys 2024, and AutoAWQ's packing), and torch's int4 matmul on them."""
+"""4-bit weights in AWQ's GEMM layout (Lin et al. 2023, MLSys 2024, and AutoAWQ's packing), and layers on them."""
 
 from __future__ import annotations
 
@@ -10,8 +10,12 @@ import torch
 from msgspec import Struct, field, to_builtins
 from torch import Tensor, nn
 
+from flashspec.kernels import integers
+from flashspec.kernels.integers import CELL, PANEL, room
+from flashspec.kernels.pages import Shelf
 from flashspec.models.config import CONFIG, Unsupported
 from flashspec.models.files import Kind, shaped
+from flashspec.models.packed import PackedLinear
 
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 GROUPS = (32, 64, 128, 256)
@@ -115,55 +119,60 @@ def dequantise(weight: Packed, into: Tensor) -> Tensor:
     return into
 
 
-class Int4Linear(nn.Module):
-    """A linear layer on torch's int4 matmul: w = (q - 8) * scale + zero, with zero = (8 - z) * scale.
+def panels(weight: Packed, shelf: Shelf) -> integers.Packed:
+    """The same weight for the integer kernels, with its own scales and minima; a minimum is rounded to half precision."""
+    rows, columns = weight.shape
+    cells, times = room(rows, columns, "u4", shelf), weight.group_size // CELL
+    for start, stop, whole, zeros, scales in weight.pieces():
+        first, second = (table.t().repeat_interleave(times, 1) for table in (scales, zeros * scales))
+        cells[start // PANEL : -(-stop // PANEL)] = integers.packed(whole.t(), first, second, "u4").cells
+    return integers.Packed(cells, "u4", rows, columns)
 
-    Computes in `dtype` whatever the activations are: bfloat16 is fast, float32 (CPU only) is exact and slow.
+
+def layer(weight: Packed, bias: Tensor | None, shelf: Shelf) -> PackedLinear | Int4Linear:
+    """A linear layer on a 4-bit weight, where the weight lies: our integer kernels on the CPU, torch's int4 matmul on CUDA."""
+    if weight.qweight.device.type == "cpu":
+        return PackedLinear([panels(weight, shelf)], bias)
+    return Int4Linear(weight, bias)
+
+
+class Int4Linear(nn.Module):
+    """A linear layer on torch's int4 matmul for CUDA: w = (q - 8) * scale + zero, with zero = (8 - z) * scale, in bfloat16.
+
     The packed weight belongs to the device it was made on; load again instead of moving it.
     """
 
     packed: Tensor
     scales_and_zeros: Tensor
 
-    def __init__(self, weight: Packed, bias: Tensor | None = None, dtype: torch.dtype = torch.bfloat16) -> None:
+    def __init__(self, weight: Packed, bias: Tensor | None = None) -> None:
         super().__init__()
         self.out_features, self.in_features = weight.shape
-        self.group_size, self.kind = weight.group_size, weight.qweight.device.type
-        self._refuse_shape()
-        dtype = torch.bfloat16 if self.kind == "cuda" else dtype
-        pieces = [self._repacked(piece, dtype) for piece in weight.pieces()]
-        packed, tables = zip(*pieces, strict=True)
-        self.register_buffer("packed", torch.cat(packed))
-        self.register_buffer("scales_and_zeros", torch.cat(tables, dim=1))
-        self.register_buffer("bias", None if bias is None else bias.to(dtype))
-
-    def _refuse_shape(self) -> None:
-        rows = 16 if self.kind == "cpu" else 8
-        if self.out_features % rows or self.in_features % max(self.group_size, 32):
+        self.group_size = weight.group_size
+        if self.out_features % 8 or self.in_features % self.group_size:
             raise ValueError(
-                f"torch's int4 matmul cannot take a {self.out_features} x {self.in_features} weight: rows must divide by {rows} "
+                f"torch's int4 matmul cannot take a {self.out_features} x {self.in_features} weight: rows must divide by 8 "
                 f"and columns by the group of {self.group_size}; load with weights='dense'"
             )
+        packed, tables = zip(*(self._repacked(piece) for piece in weight.pieces()), strict=True)
+        self.register_buffer("packed", torch.cat(packed))
+        self.register_buffer("scales_and_zeros", torch.cat(tables, dim=1))
+        self.register_buffer("bias", None if bias is None else bias.bfloat16())
 
-    def _repacked(self, piece: Piece, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Rows in the layout of the device (bytes [rows, in / 2] on CPU, int32 tiles on CUDA), their scales and zeros."""
-        tables = torch.stack((piece.scales, (8 - piece.zeros) * piece.scales), dim=-1).to(dtype)
+    def _repacked(self, piece: Piece) -> tuple[Tensor, Tensor]:
+        """Rows as int32 tiles, their scales and zeros."""
+        tables = torch.stack((piece.scales, (8 - piece.zeros) * piece.scales), dim=-1).bfloat16()
         rows = piece.weight.t().contiguous()
-        if self.kind == "cpu":
-            return torch.ops.aten._convert_weight_to_int4pack_for_cpu(rows.to(torch.int32), 1), tables
         pairs = rows[:, ::2] << 4 | rows[:, 1::2]
         tiles = next(tiles for tiles in (8, 4, 2) if self.in_features % (16 * tiles) == 0)
         return torch.ops.aten._convert_weight_to_int4pack(pairs.contiguous(), tiles), tables
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., in_features] to [..., out_features], in x's dtype."""
-        if x.device.type != self.kind:
-            raise RuntimeError(f"int4 weights are packed for {self.kind}; load the model again with device={x.device.type!r}")
-        flat = x.reshape(-1, self.in_features).to(self.scales_and_zeros.dtype)
-        product = _MATMUL[self.kind](flat, self.packed, self.group_size, self.scales_and_zeros)
+        if x.device.type != self.packed.device.type:
+            raise RuntimeError(f"int4 weights are packed for CUDA; load the model again with device={x.device.type!r}")
+        flat = x.reshape(-1, self.in_features).bfloat16()
+        product = torch.ops.aten._weight_int4pack_mm(flat, self.packed, self.group_size, self.scales_and_zeros)
         if self.bias is not None:
             product = product + self.bias
         return product.view(*x.shape[:-1], self.out_features).to(x.dtype)
-
-
-_MATMUL = {"cpu": torch.ops.aten._weight_int4pack_mm_for_cpu, "cuda": torch.ops.aten._weight_int4pack_mm}

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flashspec.kernels.build import library
 from flashspec.kernels.pages import Shelf
-from flashspec.models.awq import NOTHING, Int4Linear, Packed, Scheme, dequantise, scheme_of
+from flashspec.models.awq import NOTHING, Packed, Scheme, dequantise, layer, scheme_of
 from flashspec.models.config import ModelConfig, Part, from_hf, parts
 from flashspec.models.files import Generation, Kind, ids_of, shaped
 from flashspec.models.folder import FLOATS, INTEGERS, Tensors, read_as, read_config, verify_digests
@@ -77,8 +78,7 @@ class Checkpoint:
             dense = {leaf: self._stacked(part, leaf, shelf) for leaf in part.leaves[packed:]}
             if packed and self.form.group:
                 parent, _, leaf = name.rpartition(".")
-                int4 = Int4Linear(self._quantised(part), dense.get("bias"), self.form.dtype)
-                setattr(model.get_submodule(parent), leaf, int4)
+                setattr(model.get_submodule(parent), leaf, layer(self._quantised(part), dense.get("bias"), shelf))
                 continue
             if packed:
                 dense["weight"] = dequantise(self._quantised(part), self._room(part, "weight", shelf))
@@ -116,7 +116,7 @@ def opened(folder: str | Path, dtype: str = "auto", device: str = "cpu", weights
     config, scheme, generation = from_hf(raw, path), scheme_of(raw, path), folder / "generation_config.json"
     stops = read_as(generation, Generation).eos_token_id if generation.is_file() else None  # transformers prefers these
     config = config if stops is None else replace(config, eos=ids_of(stops))
-    int4 = _int4(weights, scheme, place, folder)
+    int4 = _int4(weights, scheme, place, folder, dtype)
     form = Form(_dtype(dtype, shaped(raw, Kind, path)), (scheme or NOTHING).group_size if int4 else 0)
     refuse_too_large(str(folder), config, form, place)
     verify_digests(folder)
@@ -142,12 +142,14 @@ def _other_head(tensors: Tensors, config: ModelConfig, dtype: torch.dtype) -> bo
     return not torch.equal(*(tensors.read(name, part.shape("weight")).to(dtype) for name in names))
 
 
-def _int4(weights: str, scheme: Scheme | None, device: torch.device, folder: Path) -> bool:
+def _int4(weights: str, scheme: Scheme | None, device: torch.device, folder: Path, dtype: str) -> bool:
+    """Whether 4-bit layers stay in 4 bits; on the CPU by themselves where no other type is asked for and the kernels run."""
     if weights not in WEIGHTS:
         raise ValueError(f"weights {weights!r} is not one of: {', '.join(WEIGHTS)}")
     if weights == "int4" and scheme is None:
         raise ValueError(f"{folder} holds no 4-bit weights; use weights='auto', or quantise it first (extra `quantize`)")
-    return scheme is not None and (weights == "int4" or weights == "auto" and device.type == "cuda")
+    kept = device.type == "cuda" or (dtype == "auto" and library() is not None)
+    return scheme is not None and (weights == "int4" or (weights == "auto" and kept))
 
 
 def hf_tensors(model: nn.Module, config: ModelConfig, dtype: str = "bfloat16") -> dict[str, Tensor]:

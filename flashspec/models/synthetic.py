@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from flashspec.kernels.pages import Shelf
-from flashspec.models.awq import Int4Linear, Packed
+from flashspec.models.awq import Packed, layer
 from flashspec.models.config import ModelConfig, parts
 from flashspec.models.memory import Form, refuse_too_large
 from flashspec.models.transformer import Rope, Transformer
@@ -95,7 +95,7 @@ def synthetic(
         parent, _, leaf = path.rpartition(".")
         if group and parent and part.columns:
             bias = torch.zeros(part.shape("bias"), dtype=dtype, device=place) if part.bias else None
-            setattr(model.get_submodule(parent), leaf, Int4Linear(random_int4(part.shape("weight"), dice), bias, dtype))
+            setattr(model.get_submodule(parent), leaf, layer(random_int4(part.shape("weight"), dice), bias, shelf))
             continue
         for kind in part.leaves:
             tensor = shelf.zeros(part.shape(kind), dtype, place)

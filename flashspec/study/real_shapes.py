@@ -22,11 +22,12 @@ from flashspec.decoding.ways import fastest
 from flashspec.heads.base import Head
 from flashspec.heads.dense import DenseHead
 from flashspec.heads.registry import Origin
+from flashspec.kernels.pages import Shelf
 from flashspec.measure import clock
 from flashspec.measure.pieces import Ready, flag, stand_in_flash
 from flashspec.measure.runs import stored_bytes
 from flashspec.models import graphs
-from flashspec.models.awq import Int4Linear, dequantise
+from flashspec.models.awq import dequantise, layer
 from flashspec.models.config import ModelConfig
 from flashspec.models.memory import Form, weight_bytes
 from flashspec.models.reader import SpanReader
@@ -181,7 +182,7 @@ def correctness(params: Params) -> Iterator[Row]:
         weight = random_int4((outputs, inputs), dice)
         x = torch.randn(5, inputs, generator=dice, device=place).bfloat16()
         reference = x.float() @ dequantise(weight, torch.empty(outputs, inputs, device=place)).t()
-        gap = float((Int4Linear(weight)(x).float() - reference).norm() / reference.norm())
+        gap = float((layer(weight, None, Shelf())(x).float() - reference).norm() / reference.norm())
         checks.append((f"{outputs} x {inputs}", "int4 product", "", gap < 5e-3))
     flash = stand_in_flash(model.head_weight, model.norm, 8)
     rows = torch.randn(5, model.config.hidden, generator=dice, device=place)
