@@ -71,7 +71,7 @@ def test_what_holds_nothing_or_lies_elsewhere_is_no_matter_for_the_shelf():
 
 @pytest.mark.skipif(not GIVEN, reason="needs Linux's account of pages, and a kernel that has huge ones")
 def test_a_loaded_model_asks_for_huge_pages():
-    weight = fs.load(draft=None).target.blocks[0].mlp.down.weight
+    weight = fs.load(draft=None).target.blocks[0].mlp.down.weight.cells
     assert asks(weight) and not asks(torch.zeros(1 << 22))
 
 

@@ -52,16 +52,16 @@ def test_dense_random_weights_give_finite_logits(family):
 
 def test_an_awq_shape_has_int4_layers_of_the_right_variance(monkeypatch):
     monkeypatch.setitem(SHAPES, "tiny", TINY)
-    model = synthetic("tiny-AWQ", torch.float32)
+    model = synthetic("tiny-AWQ")
     packed = [module for module in model.modules() if isinstance(module, PackedLinear)]
     assert len(packed) == 4 * TINY.layers
     assert not [name for name, p in model.named_parameters() if p.ndim == 2 and name.startswith("layers.")]
-    dense = packed[0](torch.eye(128))
-    assert dense.std() == pytest.approx(128**-0.5, rel=0.05) and abs(dense.mean()) < 0.02
+    dense = packed[0](torch.eye(128).bfloat16())
+    assert dense.float().std() == pytest.approx(128**-0.5, rel=0.05) and abs(dense.mean()) < 0.02
     logits = [synthetic("tiny-awq", torch.float32, seed)(torch.tensor([[1, 2, 3]])) for seed in (0, 0, 1)]
     assert torch.equal(logits[0], logits[1]) and not torch.equal(logits[0], logits[2])
     stored = sum(m.weight.nbytes for m in packed) + model.embed.weight.nbytes
-    assert stored == weight_bytes(TINY, Form(torch.float32, 128))
+    assert stored == weight_bytes(TINY, Form(torch.bfloat16, 32))
 
 
 def test_a_shape_that_does_not_fit_is_refused_before_it_is_made(monkeypatch):

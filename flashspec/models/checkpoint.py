@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from flashspec.kernels.build import library
+from flashspec.kernels.integers import CELL
 from flashspec.kernels.pages import Shelf
 from flashspec.models.awq import NOTHING, Packed, Scheme, dequantise, layer, scheme_of
 from flashspec.models.config import ModelConfig, Part, from_hf, parts
@@ -117,7 +118,8 @@ def opened(folder: str | Path, dtype: str = "auto", device: str = "cpu", weights
     stops = read_as(generation, Generation).eos_token_id if generation.is_file() else None  # transformers prefers these
     config = config if stops is None else replace(config, eos=ids_of(stops))
     int4 = _int4(weights, scheme, place, folder, dtype)
-    form = Form(_dtype(dtype, shaped(raw, Kind, path)), (scheme or NOTHING).group_size if int4 else 0)
+    group = CELL if place.type == "cpu" else (scheme or NOTHING).group_size  # panels have a scale for every cell
+    form = Form(_dtype(dtype, shaped(raw, Kind, path)), group if int4 else 0)
     refuse_too_large(str(folder), config, form, place)
     verify_digests(folder)
     tensors = Tensors(folder)

@@ -42,8 +42,8 @@ class Form(NamedTuple):
 
     @property
     def body_bytes(self) -> float:
-        """Bytes a layer weight takes; in 4 bits with scale and minimum of 32 columns, as on the CPU."""
-        return 0.625 if self.group else self.dtype.itemsize
+        """Bytes a layer weight takes, its share of scales and zero points included."""
+        return 0.5 + 2 * self.dtype.itemsize / self.group if self.group else self.dtype.itemsize
 
 
 def weight_bytes(config: ModelConfig, form: Form) -> int:

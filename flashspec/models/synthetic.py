@@ -9,6 +9,7 @@ import msgspec
 import torch
 from torch import Tensor, nn
 
+from flashspec.kernels.integers import CELL
 from flashspec.kernels.pages import Shelf
 from flashspec.models.awq import Packed, layer
 from flashspec.models.config import ModelConfig, parts
@@ -85,7 +86,8 @@ def synthetic(
     """
     config, place = shape(name, depth), torch.device(device)
     group = GROUP if is_awq(name) else 0
-    refuse_too_large(str(name) if isinstance(name, str) else config.family, config, Form(dtype, group), place)
+    form = Form(dtype, min(group, CELL) if place.type == "cpu" else group)
+    refuse_too_large(str(name) if isinstance(name, str) else config.family, config, form, place)
     with torch.device("meta"):
         model = Transformer(config).to(dtype).eval().requires_grad_(False)
     model.rope = Rope(config).to(place)

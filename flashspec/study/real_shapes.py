@@ -183,7 +183,7 @@ def correctness(params: Params) -> Iterator[Row]:
         x = torch.randn(5, inputs, generator=dice, device=place).bfloat16()
         reference = x.float() @ dequantise(weight, torch.empty(outputs, inputs, device=place)).t()
         gap = float((layer(weight, None, Shelf())(x).float() - reference).norm() / reference.norm())
-        checks.append((f"{outputs} x {inputs}", "int4 product", "", gap < 5e-3))
+        checks.append((f"{outputs} x {inputs}", "int4 product", "", gap < 2e-2))
     flash = stand_in_flash(model.head_weight, model.norm, 8)
     rows = torch.randn(5, model.config.hidden, generator=dice, device=place)
     named, whole = (scores.pick(scores.logits.argmax(-1)) for scores in (flash.with_plan(best=True)(rows), flash(rows)))
