@@ -95,7 +95,7 @@ class Models:
         model = self.model(which)
         if model.vocabulary is None:
             raise ValueError(f"{model.config.family} gives logits and no vocabulary weight; head {name!r} needs one: use 'dense'")
-        return Origin(model.head_weight.detach(), model.norm, None if which in self.cut else self.folders.get(which))
+        return Origin(model.vocabulary, model.norm, None if which in self.cut else self.folders.get(which))
 
     def encode(self, text: str, rendered: bool = False) -> list[int]:
         """Token ids of a text, a beginning-of-text id included where the checkpoint's tokenizer adds one.

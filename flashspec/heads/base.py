@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -51,8 +51,7 @@ class WeightHead(Fixed):
     scoring: kernels.Scoring | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.weight, Tensor):
-            object.__setattr__(self, "weight", weight_of(self.weight))
+        object.__setattr__(self, "weight", weight_of(self.weight))
         object.__setattr__(self, "norm", fused(self.norm))
 
     @property
@@ -106,8 +105,13 @@ def fused(norm: Norm | None) -> Norm:
     return FusedNorm(kernels.Norm(cast(Tensor, weight), norm.eps, bias))
 
 
-def weight_of(weight: Tensor) -> Tensor:
+W = TypeVar("W", Tensor, kernels.Packed, Tensor | kernels.Packed)
+
+
+def weight_of(weight: W) -> W:
     """A head's weight [vocab, hidden], detached and contiguous; ValueError in words where it cannot be one."""
+    if isinstance(weight, kernels.Packed):
+        return weight
     if weight.ndim != 2:
         raise ValueError(f"a head weight has the shape [vocabulary, hidden width], got {list(weight.shape)}")
     if not weight.is_floating_point():
@@ -133,6 +137,11 @@ def wide(weight: Tensor | kernels.Packed) -> torch.dtype:
     return torch.float64 if isinstance(weight, Tensor) and weight.dtype is torch.float64 else torch.float32
 
 
+def widened(weight: Tensor | kernels.Packed) -> Tensor:
+    """A weight in floating point; a packed one in float32."""
+    return weight.dequantised() if isinstance(weight, kernels.Packed) else weight
+
+
 def project(states: Tensor, weight: Tensor | kernels.Packed) -> Tensor:
     """Logits [n, N] of states [n, D] against weight [N, D]."""
     if isinstance(weight, kernels.Packed):
@@ -140,7 +149,7 @@ def project(states: Tensor, weight: Tensor | kernels.Packed) -> Tensor:
     return kernels.linear(states.to(wide(weight)), weight)
 
 
-def project_blocks(states: Tensor, blocks: Tensor, chosen: Tensor) -> Tensor:
+def project_blocks(states: Tensor, blocks: Tensor | kernels.Packed, chosen: Tensor) -> Tensor:
     """Logits [n, P, size] of states [n, D] against the chosen [n, P] of blocks [C, size, D]."""
     return kernels.gather_linear(states.to(wide(blocks)), blocks, chosen)
 

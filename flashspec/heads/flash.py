@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from flashspec import kernels
-from flashspec.heads.base import Norm, project, project_blocks, weight_of, wide
+from flashspec.heads.base import Norm, project, project_blocks, weight_of, wide, widened
 from flashspec.heads.cluster import Clusters, Recipe, cluster
 from flashspec.heads.storage import AGAIN, FILE, HeadFile, StoredHead
 from flashspec.heads.table import FlashPlan, Table, build_table, stage_one
@@ -28,7 +28,7 @@ class FlashHead(StoredHead):
     """
 
     norm: Norm | None
-    weight: Tensor
+    weight: Tensor | kernels.Packed
     clusters: Clusters
     plan: FlashPlan
     table: Table
@@ -38,7 +38,7 @@ class FlashHead(StoredHead):
     @typed
     def build(
         cls,
-        weight: Tensor,
+        weight: Tensor | kernels.Packed,
         norm: Norm | None = None,
         clusters: Clusters | None = None,
         plan: FlashPlan | None = None,
@@ -54,8 +54,8 @@ class FlashHead(StoredHead):
         if clusters is not None and chosen:
             raise ValueError(f"{next(iter(chosen))} is a choice of clustering, and clusters are given; give one or the other")
         plan = (plan or FlashPlan()).changed(changes)
-        clusters = clusters or cluster(weight, Recipe(**chosen))
-        if (clusters.vocab_size, *clusters.centroids.shape) != (len(weight), clusters.count, weight.shape[1]):
+        clusters = clusters or cluster(widened(weight), Recipe(**chosen))
+        if (clusters.vocab_size, *clusters.centroids.shape) != (weight.shape[0], clusters.count, weight.shape[1]):
             raise ValueError(
                 f"these clusters are of {clusters.vocab_size} ids with centroids {list(clusters.centroids.shape)}, not of "
                 f"{clusters.count} clusters of a weight of shape {list(weight.shape)}"
@@ -84,7 +84,7 @@ class FlashHead(StoredHead):
     def bytes_read(self, rows: int) -> int:
         """Centroids (in stage 1's format) and always-scored blocks once, probed blocks once for each row."""
         blocks = self.table.forced + rows * self.probes
-        return self.table.directions.nbytes + blocks * self.table.slots * self.hidden * self.weight.element_size()
+        return self.table.directions.nbytes + blocks * (self.table.blocks.nbytes // len(self.table.ids))
 
     def __call__(self, rows: Tensor, positions: Tensor | None = None, dice: Dice | None = None) -> Scores:
         """Scores [n, (B + probes) * slots] of rows [n, hidden], B blocks of always-scored ids first; [n, 1] of the best id."""
@@ -114,7 +114,7 @@ class FlashHead(StoredHead):
         chosen = kernels.best_numbers(likeness, self.probes)
         if not table.forced:
             return chosen
-        forced = torch.arange(table.clusters, len(table.blocks), device=chosen.device)
+        forced = torch.arange(table.clusters, len(table.ids), device=chosen.device)
         return torch.cat((forced.expand(len(chosen), -1), chosen), 1)
 
     def with_plan(self, **changes: Any) -> FlashHead:
@@ -123,7 +123,7 @@ class FlashHead(StoredHead):
         if plan.always != self.plan.always:
             raise ValueError("always is fixed in a built head; use with_always, or build another")
         if plan.stage1 != self.plan.stage1:
-            table = table._replace(directions=stage_one(self.clusters.centroids, self.weight.dtype, plan.stage1))
+            table = table._replace(directions=stage_one(self.clusters.centroids, self.weight, plan.stage1))
         return replace(self, plan=plan, table=table)
 
     @typed
@@ -142,14 +142,14 @@ class FlashHead(StoredHead):
         return tensors, {"plan": asdict(self.plan)}
 
     @classmethod
-    def restored(cls, file: HeadFile, weight: Tensor, norm: Norm | None) -> FlashHead:
+    def restored(cls, file: HeadFile, weight: Tensor | kernels.Packed, norm: Norm | None) -> FlashHead:
         """The clusters of a file, over the weight permuted anew."""
         return cls.build(weight, norm, _clusters(file, weight), file.fact("plan", FlashPlan))
 
 
-def _clusters(file: HeadFile, weight: Tensor) -> Clusters:
+def _clusters(file: HeadFile, weight: Tensor | kernels.Packed) -> Clusters:
     """The clusters that a file holds for this weight; ValueError where they cannot be."""
-    members, means, vocab = file.numbers("members", 2).long(), file.tensors.get("centroids"), len(weight)
+    members, means, vocab = file.numbers("members", 2).long(), file.tensors.get("centroids"), weight.shape[0]
     count, listed = len(members), members >= 0
     if not torch.equal(members[listed].sort().values, torch.arange(vocab)):
         raise ValueError(f"a clustering lists each of the {vocab} ids once, but this one does not; {AGAIN}")

@@ -9,21 +9,28 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from flashspec.heads.base import Head, Norm
+from flashspec.heads.base import Head, Norm, widened
 from flashspec.heads.candidates import ContextHead, PreviewHead, ShortlistHead
 from flashspec.heads.dense import DenseHead, quantized
 from flashspec.heads.flash import FlashHead
 from flashspec.heads.index import IndexHead
 from flashspec.heads.public import is_public, load_public
 from flashspec.heads.storage import FILE
+from flashspec.kernels import Packed
 
 
 class Origin(NamedTuple):
-    """What a head is made from: a model's vocabulary weight [V, D], its final norm, and its folder where it has one."""
+    """What a head is made from: a model's vocabulary weight [V, D] as it is stored, its final norm, and its folder where it has
+    one."""
 
-    weight: Tensor
+    weight: Tensor | Packed
     norm: Norm | None = None
     folder: Path | None = None
+
+    @property
+    def wide(self) -> Tensor:
+        """The weight in floating point."""
+        return widened(self.weight)
 
     def stored(self, name: str) -> Path | None:
         """The file in which the folder keeps the state of the head of this name, if it does."""
@@ -50,7 +57,7 @@ def _flash(origin: Origin, **changes: Any) -> FlashHead:
     if path := origin.stored("flash"):
         head = FlashHead.load(path, weight, norm)
     elif folder is not None and is_public(folder):
-        head = load_public(folder, weight, norm)
+        head = load_public(folder, origin.wide, norm)
     else:
         head = FlashHead.build(weight, norm)
     return head.with_plan(**changes) if changes else head
@@ -58,7 +65,7 @@ def _flash(origin: Origin, **changes: Any) -> FlashHead:
 
 def _index(kind: str, origin: Origin) -> IndexHead:
     path = origin.stored(kind)
-    return IndexHead.load(path, *origin[:2]) if path else IndexHead.build(*origin[:2], kind=kind)
+    return IndexHead.load(path, origin.wide, origin.norm) if path else IndexHead.build(origin.wide, origin.norm, kind=kind)
 
 
 def _ranked(name: str, counted: str, origin: Origin) -> ShortlistHead:
@@ -68,7 +75,7 @@ def _ranked(name: str, counted: str, origin: Origin) -> ShortlistHead:
             f"head {name!r} ranks ids by how often they occur in {counted}, and this model's folder has no {file_of(name)}; "
             f"write it with `flashspec draft rank --head {name} --draft FOLDER --text FILE --out NEW`"
         )
-    return ShortlistHead.load(path, *origin[:2])
+    return ShortlistHead.load(path, origin.wide, origin.norm)
 
 
 FLASH, LISTED = ("probes", "selection"), ("shortlist",)
@@ -81,8 +88,8 @@ WROTE = "what the target wrote"
 RANKED = ("fr_spec", "vocab_trim")
 HEADS: dict[str, Kind] = {
     "dense": Kind("every row of the weight, exact", lambda o: DenseHead(o.norm, o.weight)),
-    "int8": Kind("every row in 8 bits, a scale for 16 columns", lambda o: quantized(o.weight, o.norm, 8)),
-    "int4": Kind("every row in 4 bits, scale and minimum for 32 columns", lambda o: quantized(o.weight, o.norm, 4)),
+    "int8": Kind("every row in 8 bits, a scale for 16 columns", lambda o: quantized(o.wide, o.norm, 8)),
+    "int4": Kind("every row in 4 bits, scale and minimum for 32 columns", lambda o: quantized(o.wide, o.norm, 4)),
     "flash": Kind("FlashHead: clusters, then exact rows of the best of them", _flash, FLASH),
     "flash_int8": Kind("FlashHead with 8-bit centroids", partial(_flash, **VARIANTS["flash_int8"]), FLASH),
     "flash_int4": Kind("FlashHead with 4-bit centroids", partial(_flash, **VARIANTS["flash_int4"]), FLASH),
@@ -92,8 +99,8 @@ HEADS: dict[str, Kind] = {
     "hnsw": Kind("faiss navigable graph, then exact rows", partial(_index, "hnsw"), LISTED),
     "fr_spec": Kind("the ids most frequent in a text", partial(_ranked, "fr_spec", "a text"), LISTED),
     "vocab_trim": Kind("the ids most frequent in what the target wrote", partial(_ranked, "vocab_trim", WROTE), LISTED),
-    "in_context": Kind("ids of the context and of recent verifications", lambda o: ContextHead(o.norm, o.weight), LISTED),
-    "preview": Kind("low-rank preview of all ids, then exact rows", lambda o: PreviewHead.build(o.weight, o.norm), LISTED),
+    "in_context": Kind("ids of the context and of recent verifications", lambda o: ContextHead(o.norm, o.wide), LISTED),
+    "preview": Kind("low-rank preview of all ids, then exact rows", lambda o: PreviewHead.build(o.wide, o.norm), LISTED),
 }
 
 

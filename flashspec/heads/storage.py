@@ -14,6 +14,7 @@ from msgspec.structs import asdict
 from torch import Tensor
 
 from flashspec.heads.base import Norm, WeightHead, weight_of
+from flashspec.kernels import Packed
 from flashspec.models.files import shaped
 from flashspec.models.folder import parsed, read_tensors
 from flashspec.models.writing import write_tensors
@@ -54,7 +55,7 @@ class HeadFile(NamedTuple):
 class StoredHead(WeightHead, ABC):
     """A head with state of its own beside the weight: tensors and facts (`state`), from which `restored` makes it again."""
 
-    weight: Tensor
+    weight: Tensor | Packed
     key: ClassVar[str]
     file: ClassVar[str] = ""
 
@@ -64,7 +65,7 @@ class StoredHead(WeightHead, ABC):
 
     @classmethod
     @abstractmethod
-    def restored(cls, file: HeadFile, weight: Tensor, norm: Norm | None) -> Self:
+    def restored(cls, file: HeadFile, weight: Any, norm: Norm | None) -> Self:
         """The head that a file holds for this weight; ValueError where it cannot be one."""
 
     def save(self, path: Path | str) -> None:
@@ -76,7 +77,7 @@ class StoredHead(WeightHead, ABC):
 
     @classmethod
     @typed
-    def load(cls, path: Path | str, weight: Tensor, norm: Norm | None = None) -> Self:
+    def load(cls, path: Path | str, weight: Tensor | Packed, norm: Norm | None = None) -> Self:
         """The head that `save` wrote for this weight; FileNotFoundError or ValueError in words for any other file."""
         weight, path, kind = weight_of(weight), cls._place(path), cls.__name__
         if not path.exists():
@@ -99,9 +100,10 @@ class StoredHead(WeightHead, ABC):
         return Path(path) / cls.file if Path(path).is_dir() else Path(path)
 
 
-def weight_digest(weight: Tensor) -> str:
-    """SHA-256 of the rows as float32 numbers, so a bfloat16 weight and its float32 copy have the same one."""
-    found = hashlib.sha256()
-    for part in weight.detach().split(4096):
-        found.update(part.float().cpu().contiguous().view(torch.uint8).numpy().data)
+def weight_digest(weight: Tensor | Packed) -> str:
+    """SHA-256 of the rows as float32 numbers, so a bfloat16 weight and its float32 copy have the same one; of a packed
+    weight's codes."""
+    found, packed = hashlib.sha256(), isinstance(weight, Packed)
+    for part in (weight.cells if isinstance(weight, Packed) else weight.detach()).split(4096):
+        found.update((part if packed else part.float()).cpu().contiguous().view(torch.uint8).numpy().data)
     return found.hexdigest()

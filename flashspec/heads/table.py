@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from flashspec.heads.base import wide
 from flashspec.heads.cluster import Clusters
 from flashspec.kernels import Packed, pack
+from flashspec.kernels.integers import BITS, PANEL
 from flashspec.kernels.pages import Shelf
 from flashspec.typed import typed, whole_numbers
 
@@ -77,7 +78,7 @@ class Table(NamedTuple):
     A slot that must not count (padding, or an always-scored id in its own cluster) has bias -inf and a valid id.
     """
 
-    blocks: Tensor  # [K + B, slots, D], the weight's dtype
+    blocks: Tensor | Packed  # [K + B, slots, D] in the weight's dtype, or panels in its codes
     ids: Tensor  # [K + B, slots] int64
     bias: Tensor  # [K + B, slots], 0 or -inf
     directions: Tensor | Packed  # [K, D] unit centroids, in the format of stage 1
@@ -91,16 +92,21 @@ class Table(NamedTuple):
     @property
     def slots(self) -> int:
         """Rows of a block."""
-        return self.blocks.shape[1]
+        return self.ids.shape[1]
 
     @property
     def forced(self) -> int:
         """Blocks of always-scored rows, B."""
-        return len(self.blocks) - self.clusters
+        return len(self.ids) - self.clusters
 
 
-def build_table(weight: Tensor, clusters: Clusters, plan: FlashPlan) -> Table:
-    """Permute weight [V, D] once, with the rows of the plan's `always` copied into blocks of their own behind the clusters."""
+def build_table(weight: Tensor | Packed, clusters: Clusters, plan: FlashPlan) -> Table:
+    """Permute weight [V, D] once, with the rows of the plan's `always` copied into blocks of their own behind the clusters.
+
+    A packed weight keeps its codes where a cluster is a panel of sixteen rows, and is widened where it is not.
+    """
+    if isinstance(weight, Packed) and clusters.size != PANEL:
+        weight = weight.dequantised()
     chosen = torch.tensor(plan.always, dtype=torch.int64, device=weight.device)
     always = F.pad(chosen, (0, -len(chosen) % clusters.size), value=-1).view(-1, clusters.size)
     members = torch.cat((clusters.members, always))
@@ -109,19 +115,28 @@ def build_table(weight: Tensor, clusters: Clusters, plan: FlashPlan) -> Table:
     ids = members.where(members >= 0, members[:, :1])
     bias = torch.zeros(ids.shape, dtype=wide(weight), device=weight.device).masked_fill(off, -torch.inf)
     shelf = Shelf()
-    blocks = shelf.zeros((ids.numel(), weight.shape[1]), weight.dtype, weight.device)
     return Table(
-        blocks=torch.index_select(weight, 0, ids.flatten(), out=blocks).view(*ids.shape, -1),
+        blocks=_taken(weight, ids, shelf),
         ids=shelf.moved(ids),
         bias=shelf.moved(bias),
-        directions=stage_one(clusters.centroids, weight.dtype, plan.stage1),
+        directions=stage_one(clusters.centroids, weight, plan.stage1),
         lengths=clusters.centroids.to(wide(weight)).norm(dim=1),
     )
 
 
-def stage_one(centroids: Tensor, dtype: torch.dtype, kind: str) -> Tensor | Packed:
-    """Unit directions of centroids [K, D] in the format `kind`; "weight" is the weight's own `dtype`."""
-    unit = F.normalize(centroids.to(torch.promote_types(dtype, torch.float32)), dim=1)
+def _taken(weight: Tensor | Packed, ids: Tensor, shelf: Shelf) -> Tensor | Packed:
+    """The rows of ids [blocks, slots], a block behind the other."""
+    if isinstance(weight, Packed):
+        return weight.taken(ids.flatten())
+    blocks = shelf.zeros((ids.numel(), weight.shape[1]), weight.dtype, weight.device)
+    return torch.index_select(weight, 0, ids.flatten(), out=blocks).view(*ids.shape, -1)
+
+
+def stage_one(centroids: Tensor, weight: Tensor | Packed, kind: str) -> Tensor | Packed:
+    """Unit directions of centroids [K, D] in the format `kind`; "weight" is the weight's own."""
+    unit = F.normalize(centroids.to(wide(weight)), dim=1)
     if kind in ("int8", "int4"):
         return pack(unit, int(kind[3:]))
-    return Shelf().moved(unit.to(torch.bfloat16 if kind == "bf16" else dtype))
+    if isinstance(weight, Packed):
+        return pack(unit, BITS[weight.kind]) if kind == "weight" else Shelf().moved(unit.bfloat16())
+    return Shelf().moved(unit.to(torch.bfloat16 if kind == "bf16" else weight.dtype))

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from flashspec.kernels.build import call, identity, library
-from flashspec.kernels.integers import Packed, pack, packed_linear
+from flashspec.kernels.integers import PANEL, Packed, pack, packed_linear
 from flashspec.kernels.scoring import NOTHING, WEIGHTS, WIDTH, Blocks, Norm, Scoring, best_numbers, matrix, scoring
 from flashspec.kernels.verdicts import best_columns, draw, gumbel, judge
 from flashspec.kernels.writing import Law, Span, Stretch, Writer
@@ -46,8 +46,15 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
     return out
 
 
-def gather_linear(x: Tensor, blocks: Tensor, chosen: Tensor) -> Tensor:
-    """x [n, K] against the chosen [n, P] of blocks [C, cap, K]: [n, P, cap]; each block is read where it lies."""
+def gather_linear(x: Tensor, blocks: Tensor | Packed, chosen: Tensor) -> Tensor:
+    """x [n, K] against the chosen [n, P] of blocks [C, cap, K]: [n, P, cap]; each block is read where it lies.
+
+    The blocks of a packed weight are its panels of sixteen rows.
+    """
+    if isinstance(blocks, Packed):
+        picked = [Packed(blocks.cells[row], blocks.kind, len(row) * PANEL, blocks.depth) for row in chosen]
+        found = [packed_linear(x[i : i + 1], part) for i, part in enumerate(picked)]
+        return torch.cat(found).unflatten(1, (-1, PANEL))
     if not serves(x, blocks) or not blocks.is_contiguous():
         return torch.einsum("npck,nk->npc", blocks[chosen].to(x.dtype), x)
     (rows, probes), (_, cap, depth) = chosen.shape, blocks.shape
@@ -57,13 +64,13 @@ def gather_linear(x: Tensor, blocks: Tensor, chosen: Tensor) -> Tensor:
     return out
 
 
-def best_of_blocks(states: Tensor, blocks: Tensor, ids: Tensor, bias: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
+def best_of_blocks(states: Tensor, blocks: Tensor | Packed, ids: Tensor, bias: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
     """Best id [n] and its logit [n] of states [n, K] in the chosen [n, P] of blocks [C, cap, K]; the smallest id wins a tie.
 
     `ids` and `bias` [C, cap] name a slot's id and what is added to its logit. One fused kernel on CUDA where Triton is
     installed.
     """
-    if states.device.type == "cuda" and blocks.dtype is not torch.float64 and blocks.is_contiguous() and _triton():
+    if isinstance(blocks, Tensor) and states.device.type == "cuda" and _fits_triton(blocks):
         from flashspec.kernels.triton_best import best_of_blocks as on_cuda
 
         return on_cuda(states, blocks, ids, bias, chosen)
@@ -71,6 +78,10 @@ def best_of_blocks(states: Tensor, blocks: Tensor, ids: Tensor, bias: Tensor, ch
     best = logits.amax(1)
     beaten = logits < best[:, None]
     return ids[chosen].flatten(1).masked_fill(beaten, torch.iinfo(ids.dtype).max).amin(1), best
+
+
+def _fits_triton(blocks: Tensor) -> bool:
+    return blocks.dtype is not torch.float64 and blocks.is_contiguous() and _triton()
 
 
 @functools.cache

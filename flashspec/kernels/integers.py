@@ -71,6 +71,18 @@ class Packed:
             wide = scales * (codes - CENTRE[self.kind])
         return wide.flatten(1)[: self.rows, : self.depth]
 
+    def taken(self, ids: Tensor) -> Packed:
+        """The rows of ids [m] one behind the other, m a multiple of sixteen, in the same codes."""
+        out, panels = room(len(ids), self.depth, self.kind, Shelf()), len(ids) // PANEL
+        some = max(SOME // self.cells[0].nbytes, 1)
+        for at in range(0, panels, some):
+            some_ids, where = ids[at * PANEL : (at + some) * PANEL], out[at : at + some]
+            for part, width in (slice(-64), 4), (slice(-64, None), 2):
+                lanes = self.cells[:, :, part].unflatten(2, (-1, PANEL, width))
+                rows = lanes[some_ids // PANEL, :, :, some_ids % PANEL].unflatten(0, (-1, PANEL))
+                where[:, :, part] = rows.permute(0, 2, 3, 1, 4).flatten(2)
+        return Packed(out, self.kind, len(ids), self.depth)
+
     def __getitem__(self, rows: slice) -> Packed:
         """Rows of the weight from a multiple of sixteen on, in place."""
         start, stop, _ = rows.indices(self.rows)

@@ -30,10 +30,12 @@ class Norm(NamedTuple):
 
 
 class Blocks(NamedTuple):
-    """Rows [C, slots, D] with their ids and biases [C, slots]; the last `forced` blocks are always scored, and the `probes`
-    best of those before them."""
+    """Rows [C, slots, D], or the panels of a packed weight, with their ids and biases [C, slots].
 
-    rows: Tensor
+    The last `forced` blocks are always scored, and the `probes` best of those before them.
+    """
+
+    rows: Tensor | Packed
     ids: Tensor
     bias: Tensor
     probes: int
@@ -74,8 +76,9 @@ def scoring(norm: Norm | None, first: Tensor | Packed, blocks: Blocks | None = N
     norms = [None if t is None else t.data_ptr() for t in (norm.weight, norm.bias)] if norm else []
     head, columns = HEAD(tuple(norms), norm.eps if norm else 0.0, matrix(first), NOTHING, first.shape[0]), first.shape[0]
     if blocks is not None:
-        slots = blocks.rows.shape[1]
-        head.blocks, columns = matrix(blocks.rows.flatten(0, 1)), (blocks.probes + blocks.forced) * slots
+        rows, slots = blocks.rows, blocks.ids.shape[1]
+        head.blocks = matrix(rows if isinstance(rows, Packed) else rows.flatten(0, 1))
+        columns = (blocks.probes + blocks.forced) * slots
         head.probes, head.forced, head.slots = blocks.probes, blocks.forced, slots
         head.ids, head.bias = blocks.ids.data_ptr(), blocks.bias.data_ptr()
     return Scoring(head, columns, (first, norm, blocks))

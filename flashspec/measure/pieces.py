@@ -18,6 +18,7 @@ from flashspec.heads.candidates import PreviewHead, sizes
 from flashspec.heads.cluster import Clusters, members_of
 from flashspec.heads.dense import DenseHead
 from flashspec.heads.flash import FlashHead
+from flashspec.kernels import Packed
 from flashspec.models import graphs
 from flashspec.models.reader import SpanReader
 from flashspec.models.synthetic import random_rows
@@ -85,7 +86,7 @@ class Ahead:
         return self.write(self.tokens, self.start, self.count)
 
 
-def stand_in_flash(weight: Tensor, norm: Norm | None, probes: int, cluster_size: int = 16, seed: int = 0) -> FlashHead:
+def stand_in_flash(weight: Tensor | Packed, norm: Norm | None, probes: int, cluster_size: int = 16, seed: int = 0) -> FlashHead:
     """A FlashHead over seeded arbitrary clusters: costs what a trained one costs, agrees with nothing."""
     vocab, width = weight.shape
     count = -(-vocab // cluster_size)

@@ -189,16 +189,16 @@ def _reads(model: Any, facts: dict[str, Any], params: Params, form: str) -> Iter
 
 def heads_over(origin: Origin, params: Params) -> Iterator[tuple[dict[str, Any], Any]]:
     """Every head at every setting that fits the vocabulary, untrained, and the columns that say which."""
-    ids, dtype = len(origin.weight), dtype_of(origin.weight)
+    ids, dtype = origin.weight.shape[0], dtype_of(origin.weight)
     flash = functools.cache(partial(stand_in_flash, origin.weight, origin.norm, 1, seed=params.seed))
     for name in params.head:
         made: Any
         if name.startswith("flash"):
             made = flash().with_plan(**VARIANTS.get(name, {}))
         elif name == "preview":
-            made = stand_in_preview(origin.weight, origin.norm)
+            made = stand_in_preview(origin.wide, origin.norm)
         elif name in RANKED:
-            made = ShortlistHead.build(origin.weight, torch.arange(ids), origin.norm)
+            made = ShortlistHead.build(origin.wide, torch.arange(ids), origin.norm)
         else:
             made = head_named(name, origin)
         for options in options_of(params, name):

@@ -16,6 +16,7 @@ from flashspec.decoding.method import METHODS, Method, build
 from flashspec.decoding.models import Models
 from flashspec.heads.index import usable
 from flashspec.heads.registry import HEADS
+from flashspec.kernels import Packed
 from flashspec.measure import clock
 from flashspec.measure.parts import stage_costs
 from flashspec.measure.prompts import Prompt
@@ -83,9 +84,9 @@ class Racer:
         return {**found, **checks, "burst_seconds": costs.draft * method.k}
 
 
-def dtype_of(weight: Tensor) -> str:
+def dtype_of(weight: Tensor | Packed) -> str:
     """The name of a weight's number format."""
-    return str(weight.dtype).removeprefix("torch.")
+    return weight.kind if isinstance(weight, Packed) else str(weight.dtype).removeprefix("torch.")
 
 
 def format_of(head: str, dtype: str) -> str:
