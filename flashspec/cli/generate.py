@@ -12,7 +12,7 @@ import click
 from flashspec.cli.flags import COUNT, PRECISION, TARGET, Value, given, option, with_flags, with_options
 from flashspec.decoding.generate import Request, Stats, count, request, weak_exit
 from flashspec.decoding.method import METHODS, Method, method_named
-from flashspec.decoding.models import Models, folder_of, load
+from flashspec.decoding.models import Models, folder_of, load, own_draft
 from flashspec.decoding.state import Event, Step
 from flashspec.models.adapter import speaker
 from flashspec.models.chat import chat_prompt, generation_defaults
@@ -81,9 +81,9 @@ def summary(stats: Stats, seconds: float, show: bool) -> str:
 @click.command("generate", epilog="Colours of --show: accepted green, corrected red, bonus cyan.")
 @click.argument("prompt", required=False)
 @option("--ids", type=Value(tuple[int, ...]), metavar="1,2,3", help="The prompt as token ids instead of text.")
-@option("--method", default="flash", help="One of " + ", ".join(METHODS) + ".")
+@option("--method", default="auto", help="auto (flash with a draft, else baseline), " + ", ".join(METHODS) + ".")
 @TARGET
-@option("--draft-model", default="reference", help="A shipped model or a checkpoint folder; several, by commas, for a cascade.")
+@option("--draft-model", default="auto", help="auto (the target's own, if any), or a model as --target; a cascade's by commas.")
 @option("--chat", is_flag=True, help="Put the prompt through the target's chat template.")
 @option("--system", help="With --chat: the system message.")
 @option("--defaults", is_flag=True, help="Sample as the target's generation_config.json asks; flags you give win.")
@@ -101,10 +101,14 @@ def command(prompt: str | None, ids: tuple[int, ...] | None, show: bool, **optio
     text = "" if prompt is None else (sys.stdin.buffer.read() if prompt == "-" else os.fsencode(prompt)).decode()
     system = os.fsencode(options["system"]).decode() if options["system"] else None
     sampling = Sampling(**(own_defaults(options) | given(Sampling, options)))
-    method = method_named(options["method"], given(Method, options))
+    own = own_draft(options["target"]) if options["draft_model"] == "auto" else options["draft_model"]
+    plain = "flash" if own else "baseline"
+    method = method_named(plain if options["method"] == "auto" else options["method"], given(Method, options))
+    if own is None and options["method"] == "auto":
+        click.echo("plain decoding: this target has no draft of its own; give --draft-model, or --method lookup", err=True)
     if sys.stderr.isatty():
         click.secho("loading models ...", err=True, dim=True)
-    drafts = options["draft_model"].split(",") if method.draft in ("model", "cascade") else None
+    drafts = own.split(",") if own and method.draft in ("model", "cascade") else None
     models = load(options["target"], drafts, options["dtype"], options["device"], options["weights"])
     asked: str | list[int] = text if ids is None else list(ids)
     if options["chat"]:
