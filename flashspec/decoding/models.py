@@ -150,13 +150,13 @@ def load(
     """Load a target and a draft (None for none): shipped or published names, Hugging Face folders, GGUF files, or hub names in
     the local cache.
 
-    The draft "auto" is the one of the same name, where "reference" or "qwen" is the target, and none for any other. Several drafts, from the smallest, are the lower models of a cascade; the first of them is also the draft
-    of two-model methods. Under torchrun the target is split over the processes, and drafts are read by each
-    of them. A draft named "NAME:int8" or "NAME:int4" has its layers rounded as it is loaded, on CPU. `dtype`
-    is "auto", "float32" or "bfloat16"; `weights` is "int4", "dense" or "auto" for AWQ checkpoints. Raises
-    FileNotFoundError for a missing folder or file, ValueError for wrong digests, architectures, unequal
-    vocabularies, or a draft whose layers hold more parameters than the target's. Models of one tokenizer
-    whose embeddings are padded to different sizes are cut to the smallest.
+    The draft "auto" is the target's own where "reference" or "qwen" is the target, and none for any other. Several drafts, from
+    the smallest, are the lower models of a cascade; the first of them is also the draft of two-model methods. Under torchrun the
+    target is split over the processes, and drafts are read by each of them. A draft named "NAME:int8" or "NAME:int4" has its
+    layers rounded as it is loaded, on CPU. `dtype` is "auto", "float32" or "bfloat16"; `weights` is "int4", "dense" or "auto"
+    for AWQ checkpoints. Raises FileNotFoundError for a missing folder or file, ValueError for wrong digests, architectures,
+    unequal vocabularies, or a draft whose layers hold more parameters than the target's. Models of one tokenizer whose
+    embeddings are padded to different sizes are cut to the smallest.
     """
     device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     draft = own_draft(target) if draft == "auto" else draft

@@ -18,7 +18,7 @@ from flashspec.models.memory import dtype_named, refuse_bytes
 from flashspec.models.packed import PackedEmbedding, PackedLinear
 from flashspec.models.rope import divisors
 
-FAMILIES = ("llama", "qwen2", "qwen3", "mistral")
+FAMILIES, PAIRED = ("llama", "qwen2", "qwen3", "mistral"), ("llama", "mistral")
 NAMES = {
     "model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output", "input_layernorm": "attn_norm",
     "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output",
@@ -69,11 +69,13 @@ def config_of(file: Gguf) -> ModelConfig:
         "rope_scaling": _scaling(file, fact("rope.scaling.factor") if scaling == "linear" else None),
         "tie_word_embeddings": "output.weight" not in file.tensors,
         "attention_bias": "blk.0.attn_output.bias" in file.tensors,
+        "mlp_bias": "blk.0.ffn_down.bias" in file.tensors,
         "bos_token_id": file.facts.get("tokenizer.ggml.bos_token_id"),
         "eos_token_id": stops,
     }
     config = from_hf(raw, file.path)
-    if DIVISORS in file.tensors and not torch.allclose(_divisors(file), divisors(config), rtol=1e-3):
+    found = _divisors(file) if DIVISORS in file.tensors else divisors(config)
+    if len(found) != config.head_dim // 2 or not torch.allclose(found, divisors(config), rtol=1e-3):
         raise Unsupported(f"{file.path} {ODD_ROPE}")
     return config
 
@@ -149,10 +151,9 @@ class GgufCheckpoint:
     def _rows(self, name: str) -> np.ndarray:
         """A tensor's raw rows in our order: Llama's queries and keys lie in pairs (llama.cpp's permutation)."""
         rows = self.file.rows(name)
-        paired = self.config.family in ("llama", "mistral") and name.endswith(("attn_q.weight", "attn_k.weight"))
-        if not paired:
+        if self.config.family not in PAIRED or name.split(".")[-2] not in ("attn_q", "attn_k"):
             return rows
-        pairs = rows.reshape(-1, self.config.head_dim // 2, 2, rows.shape[1])
+        pairs = rows.reshape(-1, self.config.head_dim // 2, 2, rows.size // self.file.tensors[name].shape[0])
         return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(rows.shape)
 
     def _packed(self, name: str) -> Packed:

@@ -75,7 +75,7 @@ def published(name: str, role: str) -> Path:
 
 
 def homes() -> list[Path]:
-    """Folders of model files: the one that $FLASHSPEC_MODELS names, and models/ in the cache folder, which fetched files go to."""
+    """Folders of model files: the one that $FLASHSPEC_MODELS names, and, for fetched ones, models/ in the cache folder."""
     named, cache = os.environ.get(MODELS), cache_folder()
     return ([expanded(named)] if named else []) + ([cache / "models"] if cache else [])
 
@@ -100,7 +100,8 @@ def verify(path: Path, sha256: str) -> None:
     if cache and (cache / "verified" / key).exists():
         return
     if (found := digest(path)) != sha256:
-        raise ValueError(f"{path} has SHA-256 {found[:12]}..., expected {sha256[:12]}...; it is damaged or another model: remove it")
+        told = f"{path} has SHA-256 {found[:12]}..., expected {sha256[:12]}..."
+        raise ValueError(f"{told}; it is damaged or another model: remove it")
     with suppress(OSError):
         if cache:
             (cache / "verified").mkdir(parents=True, exist_ok=True)

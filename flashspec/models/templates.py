@@ -48,9 +48,9 @@ class Environment(ImmutableSandboxedEnvironment):
         return super().call_binop(context, operator, left, right)
 
 
-def to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: Any = None, sort_keys: bool = False) -> str:
-    """JSON as it is; jinja2's own filter writes it for HTML."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+def to_json(value: Any, **options: Any) -> str:
+    """JSON as it is, with json.dumps's indent, separators and so on; jinja2's own filter writes it for HTML."""
+    return json.dumps(value, **{"ensure_ascii": False, **options})
 
 
 def refuse(message: str) -> None:
