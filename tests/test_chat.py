@@ -54,12 +54,12 @@ def test_a_chat_template_frames_the_message_or_refuses_it_in_one_sentence(folder
 
 CONVERSATIONS = [("hello", None), ("  two\nlines <b> & 'quotes' ", "be brief"), ("漢字 🙂", "")]
 SPOKEN = {
-    "blocks": "{%- for m in messages %}\n    {% if loop.first %}\n{{ bos_token }}\n    {% endif %}\n  {{ m.content | trim }}\n{% endfor %}\n",
+    "blocks": "{%- for m in messages %}\n {% if loop.first %}\n{{ bos_token }}\n{% endif %}\n{{ m.content|trim }}\n{% endfor %}\n",
     "json": "{{ messages | tojson }}{{ messages | tojson(indent=2) }}{{ {'a': '<é>'} | tojson(ensure_ascii=true) }}",
     "control": "{% for m in messages %}{% if loop.index > 1 %}{% break %}{% endif %}{{ m.role + eos_token }}{% endfor %}",
     "time": "{{ strftime_now('%Y') }}{{ tools is none }}{{ documents is defined }}{{ sep_token is defined }}",
     "generation": "{% set x = 1 %}{% generation %}{% set x = 2 %}{{ x }}{% endgeneration %}{{ x }}",
-    "scopes": "{% set n = namespace(seen=0) %}{% for m in messages %}{% set n.seen = n.seen + 2 * 3 %}{% endfor %}{{ n.seen }}{{ '-' * 9 }}",
+    "scopes": "{% set n = namespace(x=0) %}{% for m in messages %}{% set n.x = n.x + 2 * 3 %}{% endfor %}{{ n.x }}{{ '-' * 9 }}",
 }
 
 

@@ -98,7 +98,7 @@ def test_transformers_reads_the_folder_of_a_gguf_file(tmp_path, name):
         assert far(ours(IDS), theirs(IDS).logits) < 1e-4 < far(ours(IDS.flip(1)), theirs(IDS).logits)
     talker = transformers.AutoTokenizer.from_pretrained(folder)
     text = "def f(x):\n    return it's 123 <|endoftext|> 漢字"
-    assert talker.encode(text) == tokenizer_of(tmp_path / "m").encode(text).ids
+    assert talker.encode(text) == transformers.AutoTokenizer.from_pretrained(tmp_path / "m").encode(text)
     said = [{"role": "user", "content": "hi"}]
     assert talker.apply_chat_template(said, tokenize=False) == chat_prompt(path, "hi")
 

@@ -101,24 +101,29 @@ def command(prompt: str | None, ids: tuple[int, ...] | None, show: bool, **optio
     text = "" if prompt is None else (sys.stdin.buffer.read() if prompt == "-" else os.fsencode(prompt)).decode()
     system = os.fsencode(options["system"]).decode() if options["system"] else None
     sampling = Sampling(**(own_defaults(options) | given(Sampling, options)))
-    own = own_draft(options["target"]) if options["draft_model"] == "auto" else options["draft_model"]
-    plain = "flash" if own else "baseline"
-    method = method_named(plain if options["method"] == "auto" else options["method"], given(Method, options))
-    if own is None and options["method"] == "auto":
-        click.echo("plain decoding: this target has no draft of its own; give --draft-model, or --method lookup", err=True)
+    method, drafts = chosen(options)
     if sys.stderr.isatty():
         click.secho("loading models ...", err=True, dim=True)
-    drafts = own.split(",") if own and method.draft in ("model", "cascade") else None
     models = load(options["target"], drafts, options["dtype"], options["device"], options["weights"])
     asked: str | list[int] = text if ids is None else list(ids)
     if options["chat"]:
         asked = models.encode(chat_prompt(models.folders["target"], text, system), rendered=True)
     ready = request(models, asked, method, sampling, {"max_new_tokens": options["max_new_tokens"]})
+    if speaker() and options["method"] == "auto" and drafts is None:
+        click.echo("plain decoding: this target has no draft of its own; give --draft-model, or --method lookup", err=True)
     if speaker() and not method.exact(sampling):
         click.echo("lossy: the text need not follow the target's own law under this method and rule", err=True)
     done = stream(models, ready, show)
     if speaker():
         click.echo(summary(*done, show), err=True, color=True if show else None)
+
+
+def chosen(options: dict[str, Any]) -> tuple[Method, list[str] | None]:
+    """The method, and the drafts that it needs; "auto" is the target's own draft, and flash with a draft, else baseline."""
+    named = own_draft(options["target"]) if options["draft_model"] == "auto" else options["draft_model"]
+    plain = "flash" if named else "baseline"
+    method = method_named(plain if options["method"] == "auto" else options["method"], given(Method, options))
+    return method, named.split(",") if named and method.draft in ("model", "cascade") else None
 
 
 def own_defaults(options: dict[str, Any]) -> dict[str, Any]:
