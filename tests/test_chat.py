@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -54,7 +55,7 @@ def test_a_chat_template_frames_the_message_or_refuses_it_in_one_sentence(folder
 
 CONVERSATIONS = [("hello", None), ("  two\nlines <b> & 'quotes' ", "be brief"), ("漢字 🙂", "")]
 SPOKEN = {
-    "blocks": "{%- for m in messages %}\n {% if loop.first %}\n{{ bos_token }}\n{% endif %}\n{{ m.content|trim }}\n{% endfor %}\n",
+    "blocks": "{%- for m in messages %}\n {% if loop.first %}\n{{ bos_token }}\n{% endif %}\n{{ m.content|trim }}\n{% endfor %}",
     "json": "{{ messages | tojson }}{{ messages | tojson(indent=2) }}{{ {'a': '<é>'} | tojson(ensure_ascii=true) }}",
     "control": "{% for m in messages %}{% if loop.index > 1 %}{% break %}{% endif %}{{ m.role + eos_token }}{% endfor %}",
     "time": "{{ strftime_now('%Y') }}{{ tools is none }}{{ documents is defined }}{{ sep_token is defined }}",
@@ -93,6 +94,14 @@ def test_a_template_writes_what_transformers_writes(tmp_path, name, message, sys
     assert chat_prompt(tmp_path, message, system) == wanted
 
 
+def test_a_template_needs_no_transformers(folders):
+    call = (
+        "import sys; from pathlib import Path; from flashspec.models.chat import chat_prompt; chat_prompt(Path(sys.argv[1]), 'x')"
+    )
+    done = [sys.executable, "-c", f"{call}; sys.exit('transformers' in sys.modules)", str(folders["target"])]
+    assert subprocess.run(done, check=False).returncode == 0
+
+
 @pytest.mark.parametrize(("name", "role"), [(name, role) for name, pair in PAIRS.items() for role in pair])
 def test_the_templates_of_published_models_write_what_transformers_writes(name, role):
     try:
@@ -121,7 +130,7 @@ def test_the_templates_of_published_models_write_what_transformers_writes(name, 
     ],
 )
 def test_a_hostile_template_is_refused_in_one_sentence(tmp_path, monkeypatch, template, said):
-    monkeypatch.setattr("flashspec.models.templates.SECONDS", 0.2)
+    monkeypatch.setattr("flashspec.models.templates.SECONDS", 0.2 if said == "runs longer" else 60)
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
     with pytest.raises(ValueError, match=f"chat template of .* refuses this conversation \\(.*{said}") as refused:
         chat_prompt(tmp_path, "hello")
@@ -136,6 +145,20 @@ def test_generation_defaults_are_the_checkpoints_own(folders, tmp_path):
     assert generation_defaults(tmp_path).sampling == {}
     with pytest.raises(FileNotFoundError, match="no defaults of its own"):
         generation_defaults(folders["draft"])
+
+
+def test_a_gguf_file_may_say_how_it_samples(tmp_path):
+    gguf = pytest.importorskip("gguf")
+    for name, wanted in {"plain": {}, "sampled": {"temperature": 0.5, "top_k": 20}}.items():
+        writer = gguf.GGUFWriter(tmp_path / f"{name}.gguf", "llama")
+        if wanted:
+            writer.add_float32("general.sampling.temp", 0.5)
+            writer.add_int32("general.sampling.top_k", 20)
+            writer.add_float32("general.sampling.penalty_repeat", 1.25)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.close()
+        assert generation_defaults(tmp_path / f"{name}.gguf") == (wanted, {"repetition_penalty": 1.25} if wanted else {})
 
 
 def test_the_command_line_uses_both_and_flags_win(folders, capsys, monkeypatch):
