@@ -130,11 +130,12 @@ def test_the_templates_of_published_models_write_what_transformers_writes(name, 
     ],
 )
 def test_a_hostile_template_is_refused_in_one_sentence(tmp_path, monkeypatch, template, said):
+    before = sys.gettrace()
     monkeypatch.setattr("flashspec.models.templates.SECONDS", 0.2 if said == "runs longer" else 60)
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
     with pytest.raises(ValueError, match=f"chat template of .* refuses this conversation \\(.*{said}") as refused:
         chat_prompt(tmp_path, "hello")
-    assert "\n" not in str(refused.value) and sys.gettrace() is None
+    assert "\n" not in str(refused.value) and sys.gettrace() is before
 
 
 def test_generation_defaults_are_the_checkpoints_own(folders, tmp_path):

