@@ -18,7 +18,8 @@ from typing import Any
 import torch
 
 PACKAGES = ("numpy", "safetensors", "tokenizers", "transformers", "faiss-cpu", "triton", "papermill")
-RESULTS = "FLASHSPEC_RESULTS"  # a path, which no origin tells
+RESULTS, MODELS = "FLASHSPEC_RESULTS", "FLASHSPEC_MODELS"
+PLACES = {RESULTS, MODELS}  # which no origin tells
 MODEL_FILES = ("*.safetensors", "config.json", "tokenizer.json")
 
 
@@ -31,7 +32,7 @@ def origin() -> dict[str, Any]:
         "machine_key": short_hash(machine()),
         "threads": torch.get_num_threads(),
         "versions": versions(),
-        "variables": {name: os.environ[name] for name in sorted(os.environ) if name.startswith("FLASHSPEC_") and name != RESULTS},
+        "variables": {name: os.environ[name] for name in sorted(set(os.environ) - PLACES) if name.startswith("FLASHSPEC_")},
     }
 
 

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,8 +11,9 @@ import shelf
 
 from flashspec.cli.main import status
 from flashspec.decoding.models import check_tokenizers, folder_of, load
-from flashspec.models.chat import chat_prompt, generation_defaults
+from flashspec.models.chat import chat_of, chat_prompt, generation_defaults
 from flashspec.models.folder import located
+from flashspec.models.pairs import PAIRS
 from flashspec.train.corpus import END
 
 TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<answer>{% endif %}"
@@ -33,7 +36,6 @@ def folders(tmp_path_factory):
 
 
 def test_a_chat_template_frames_the_message_or_refuses_it_in_one_sentence(folders, tmp_path):
-    pytest.importorskip("transformers")
     assert chat_prompt(folders["target"], "hello") == "<user>hello<answer>"
     assert chat_prompt(folders["target"], "hello", "be brief") == "<system>be brief<user>hello<answer>"
     with pytest.raises(ValueError, match="has no chat template"):
@@ -46,9 +48,94 @@ def test_a_chat_template_frames_the_message_or_refuses_it_in_one_sentence(folder
         chat_prompt(strict, "hello", "be brief")
     for path in strict.glob("*token*"):
         path.unlink()
-    with pytest.raises(ValueError, match="tokenizer of .*copy the whole folder|has no chat template") as lacking:
+    with pytest.raises(ValueError, match="has no chat template") as lacking:
         chat_prompt(strict, "hello")
     assert "\n" not in f"{system.value}{lacking.value}"
+
+
+CONVERSATIONS = [("hello", None), ("  two\nlines <b> & 'quotes' ", "be brief"), ("漢字 🙂", "")]
+SPOKEN = {
+    "blocks": "{%- for m in messages %}\n {% if loop.first %}\n{{ bos_token }}\n{% endif %}\n{{ m.content|trim }}\n{% endfor %}",
+    "json": "{{ messages | tojson }}{{ messages | tojson(indent=2) }}{{ {'a': '<é>'} | tojson(ensure_ascii=true) }}",
+    "control": "{% for m in messages %}{% if loop.index > 1 %}{% break %}{% endif %}{{ m.role + eos_token }}{% endfor %}",
+    "time": "{{ strftime_now('%Y') }}{{ tools is none }}{{ documents is defined }}{{ sep_token is defined }}",
+    "generation": "{% set x = 1 %}{% generation %}{% set x = 2 %}{{ x }}{% endgeneration %}{{ x }}",
+    "scopes": "{% set n = namespace(x=0) %}{% for m in messages %}{% set n.x = n.x + 2 * 3 %}{% endfor %}{{ n.x }}{{ '-' * 9 }}",
+}
+
+
+def theirs(template, message, system, **tokens):
+    """What transformers makes of a conversation."""
+    tokenizers, transformers = pytest.importorskip("tokenizers"), pytest.importorskip("transformers")
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"?": 0}, unk_token="?"))
+    made = transformers.PreTrainedTokenizerFast(tokenizer_object=words, chat_template=template, **tokens)
+    said = [] if system is None else [{"role": "system", "content": system}]
+    said.append({"role": "user", "content": message})
+    return made.apply_chat_template(said, tokenize=False, add_generation_prompt=True)
+
+
+@pytest.mark.parametrize("name", SPOKEN)
+@pytest.mark.parametrize(("message", "system"), CONVERSATIONS)
+def test_a_template_writes_what_transformers_writes(tmp_path, name, message, system):
+    about = {
+        "chat_template": SPOKEN[name],
+        "bos_token": "<s>",
+        "eos_token": {"content": "</s>", "lstrip": False},
+        "pad_token": None,
+    }
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(about))
+    wanted = theirs(SPOKEN[name], message, system, bos_token="<s>", eos_token="</s>")
+    assert chat_prompt(tmp_path, message, system) == wanted
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps(about | {"chat_template": [{"name": "default", "template": "no"}]})
+    )
+    assert chat_prompt(tmp_path, message, system) == "no" != wanted  # the control
+    (tmp_path / "chat_template.jinja").write_text(SPOKEN[name])
+    assert chat_prompt(tmp_path, message, system) == wanted
+
+
+def test_a_template_needs_no_transformers(folders):
+    call = (
+        "import sys; from pathlib import Path; from flashspec.models.chat import chat_prompt; chat_prompt(Path(sys.argv[1]), 'x')"
+    )
+    done = [sys.executable, "-c", f"{call}; sys.exit('transformers' in sys.modules)", str(folders["target"])]
+    assert subprocess.run(done, check=False).returncode == 0
+
+
+@pytest.mark.parametrize(("name", "role"), [(name, role) for name, pair in PAIRS.items() for role in pair])
+def test_the_templates_of_published_models_write_what_transformers_writes(name, role):
+    try:
+        path = folder_of(name, role)
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+    template, tokens = chat_of(path)
+    for message, system in CONVERSATIONS:
+        assert chat_prompt(path, message, system) == theirs(template, message, system, **tokens)
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        ("{{ ''.__class__.__mro__ }}", "unsafe"),
+        ("{{ cycler.__init__.__globals__.os }}", "unsafe"),
+        ("{{ messages.append(1) }}", "unsafe"),
+        ("{% include 'tokenizer.json' %}", "no loader"),
+        ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "runs longer"),
+        ("{% for a in range(99999) %}{{ 'long' * 99 }}{% endfor %}", "writes more than"),
+        ("{{ 'a' * 10**9 }}{{ 2 ** 10**9 }}", "multiplies to more than"),
+        ("{% set n = namespace(x='aa') %}{% for i in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}", "writes more than"),
+        ("{% set n = namespace(x='aa') %}{% for i in range(60) %}{% set n.x = n.x + n.x %}{% endfor %}", "writes more than"),
+        ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "recursion"),
+        ("{% for m in messages %}", "end of template"),
+    ],
+)
+def test_a_hostile_template_is_refused_in_one_sentence(tmp_path, monkeypatch, template, said):
+    before = sys.gettrace()
+    monkeypatch.setattr("flashspec.models.templates.SECONDS", 0.2 if said == "runs longer" else 60)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
+    with pytest.raises(ValueError, match=f"chat template of .* refuses this conversation \\(.*{said}") as refused:
+        chat_prompt(tmp_path, "hello")
+    assert "\n" not in str(refused.value) and sys.gettrace() is before
 
 
 def test_generation_defaults_are_the_checkpoints_own(folders, tmp_path):
@@ -61,8 +148,21 @@ def test_generation_defaults_are_the_checkpoints_own(folders, tmp_path):
         generation_defaults(folders["draft"])
 
 
+def test_a_gguf_file_may_say_how_it_samples(tmp_path):
+    gguf = pytest.importorskip("gguf")
+    for name, wanted in {"plain": {}, "sampled": {"temperature": 0.5, "top_k": 20}}.items():
+        writer = gguf.GGUFWriter(tmp_path / f"{name}.gguf", "llama")
+        if wanted:
+            writer.add_float32("general.sampling.temp", 0.5)
+            writer.add_int32("general.sampling.top_k", 20)
+            writer.add_float32("general.sampling.penalty_repeat", 1.25)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.close()
+        assert generation_defaults(tmp_path / f"{name}.gguf") == (wanted, {"repetition_penalty": 1.25} if wanted else {})
+
+
 def test_the_command_line_uses_both_and_flags_win(folders, capsys, monkeypatch):
-    pytest.importorskip("transformers")
     pair = ["--target", str(folders["target"]), "--draft-model", str(folders["draft"]), "--max-new-tokens", "12"]
 
     def said(*arguments):
@@ -97,6 +197,14 @@ def test_a_hub_name_is_its_snapshot_in_the_local_cache(tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     wanted = snapshot(tmp_path, "some/model-1B")
     assert located("some/model-1B") == wanted == folder_of("some/model-1B", "target")
+    (wanted / "config.json").rename(wanted / "a.gguf")
+    assert located("some/model-1B") == wanted / "a.gguf" == located("some/model-1B/a.gguf")
+    (wanted / "b.gguf").write_bytes(b"")
+    assert located("some/model-1B/b.gguf") == wanted / "b.gguf"
+    with pytest.raises(ValueError, match="holds several GGUF files; name one: some/model-1B/a.gguf, some/model-1B/b.gguf"):
+        located("some/model-1B")
+    with pytest.raises(FileNotFoundError, match="hf download some/model-1B`"):
+        located("some/model-1B/c.gguf")
 
 
 @pytest.mark.parametrize("name", ["nobody/nothing", "nobody-nothing", "../etc/passwd"])

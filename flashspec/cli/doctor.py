@@ -12,6 +12,7 @@ from flashspec import provenance
 from flashspec.decoding.models import REFERENCE, SHIPPED
 from flashspec.kernels.build import built, cache_folder, compiler, identity
 from flashspec.models.folder import verify_digests
+from flashspec.models.pairs import PAIRS, published
 
 PACKAGES = {
     "triton": ("fused GPU kernels", "comes with CUDA builds of torch"),
@@ -66,6 +67,15 @@ def models() -> Iterator[Finding]:
         yield f"model {folder}", present, found, "make models, or clone the repository again"
 
 
+def pairs() -> Iterator[Finding]:
+    """Published models: where they lie."""
+    for name, role in ((name, role) for name, pair in PAIRS.items() for role in pair):
+        try:
+            yield f"{name} {role}", True, f"{published(name, role)}, digest matches", ""
+        except (FileNotFoundError, ValueError) as error:
+            yield f"{name} {role}", False, str(error).partition(";")[0], f"flashspec fetch {name}"
+
+
 def line(finding: Finding) -> str:
     """A finding as one line of the report."""
     subject, present, found, fix = finding
@@ -77,6 +87,6 @@ def line(finding: Finding) -> str:
 def command() -> None:
     """Say what this machine can do, what is missing and how to get it."""
     click.echo(", ".join(f"{name} {version}" for name, version in provenance.versions().items()))
-    for findings in (machine, compilation, models):
+    for findings in (machine, compilation, models, pairs):
         for finding in findings():
             click.echo(line(finding))

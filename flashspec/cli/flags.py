@@ -41,7 +41,7 @@ FILE = At(exists=True, dir_okay=False)
 FOLDER = At(file_okay=False)
 COUNT = click.IntRange(min=1, max=2**31 - 1)
 
-TARGET = option("--target", default="reference", help="A shipped model, a checkpoint folder or a cached hub name.")
+TARGET = option("--target", default="reference", help="A shipped or published name, a folder, a GGUF file or a cached hub name.")
 DRAFT = option("--draft", default="reference", help="A shipped draft or a checkpoint folder.")
 K = option("--k", type=COUNT, default=4, help="Drafted tokens a check.")
 PROMPTS = option("--prompts", type=FILE, help="A prompts file instead of the shipped one.")

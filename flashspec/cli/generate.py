@@ -12,7 +12,7 @@ import click
 from flashspec.cli.flags import COUNT, PRECISION, TARGET, Value, given, option, with_flags, with_options
 from flashspec.decoding.generate import Request, Stats, count, request, weak_exit
 from flashspec.decoding.method import METHODS, Method, method_named
-from flashspec.decoding.models import Models, folder_of, load
+from flashspec.decoding.models import Models, folder_of, load, own_draft
 from flashspec.decoding.state import Event, Step
 from flashspec.models.adapter import speaker
 from flashspec.models.chat import chat_prompt, generation_defaults
@@ -81,9 +81,9 @@ def summary(stats: Stats, seconds: float, show: bool) -> str:
 @click.command("generate", epilog="Colours of --show: accepted green, corrected red, bonus cyan.")
 @click.argument("prompt", required=False)
 @option("--ids", type=Value(tuple[int, ...]), metavar="1,2,3", help="The prompt as token ids instead of text.")
-@option("--method", default="flash", help="One of " + ", ".join(METHODS) + ".")
+@option("--method", default="auto", help="auto (flash with a draft, else baseline), " + ", ".join(METHODS) + ".")
 @TARGET
-@option("--draft-model", default="reference", help="A shipped model or a checkpoint folder; several, by commas, for a cascade.")
+@option("--draft-model", default="auto", help="auto (the target's own, if any), or a model as --target; a cascade's by commas.")
 @option("--chat", is_flag=True, help="Put the prompt through the target's chat template.")
 @option("--system", help="With --chat: the system message.")
 @option("--defaults", is_flag=True, help="Sample as the target's generation_config.json asks; flags you give win.")
@@ -101,20 +101,29 @@ def command(prompt: str | None, ids: tuple[int, ...] | None, show: bool, **optio
     text = "" if prompt is None else (sys.stdin.buffer.read() if prompt == "-" else os.fsencode(prompt)).decode()
     system = os.fsencode(options["system"]).decode() if options["system"] else None
     sampling = Sampling(**(own_defaults(options) | given(Sampling, options)))
-    method = method_named(options["method"], given(Method, options))
+    method, drafts = chosen(options)
     if sys.stderr.isatty():
         click.secho("loading models ...", err=True, dim=True)
-    drafts = options["draft_model"].split(",") if method.draft in ("model", "cascade") else None
     models = load(options["target"], drafts, options["dtype"], options["device"], options["weights"])
     asked: str | list[int] = text if ids is None else list(ids)
     if options["chat"]:
         asked = models.encode(chat_prompt(models.folders["target"], text, system), rendered=True)
     ready = request(models, asked, method, sampling, {"max_new_tokens": options["max_new_tokens"]})
+    if speaker() and options["method"] == "auto" and drafts is None:
+        click.echo("plain decoding: this target has no draft of its own; give --draft-model, or --method lookup", err=True)
     if speaker() and not method.exact(sampling):
         click.echo("lossy: the text need not follow the target's own law under this method and rule", err=True)
     done = stream(models, ready, show)
     if speaker():
         click.echo(summary(*done, show), err=True, color=True if show else None)
+
+
+def chosen(options: dict[str, Any]) -> tuple[Method, list[str] | None]:
+    """The method, and the drafts that it needs; "auto" is the target's own draft, and flash with a draft, else baseline."""
+    named = own_draft(options["target"]) if options["draft_model"] == "auto" else options["draft_model"]
+    plain = "flash" if named else "baseline"
+    method = method_named(plain if options["method"] == "auto" else options["method"], given(Method, options))
+    return method, named.split(",") if named and method.draft in ("model", "cascade") else None
 
 
 def own_defaults(options: dict[str, Any]) -> dict[str, Any]:

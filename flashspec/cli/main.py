@@ -20,6 +20,8 @@ COMMANDS = {
     "list": ("study:list_command", "List experiments, methods and models."),
     "train": ("train:command", "Train the reference models from scratch."),
     "quantize": ("train:quantize", "Write a checkpoint's 4-bit twin."),
+    "fetch": ("fetch:command", "Bring a published model: smollm2 or qwen."),
+    "export": ("export:command", "Write any model as a Hugging Face folder or a GGUF file."),
     "plan": ("plan:command", "Say whether to speculate here, and how."),
     "trace": ("trace:command", "Record a target's text once; replay drafts against it."),
     "draft": ("draft:command", "Make a wide, shallow draft out of a target."),

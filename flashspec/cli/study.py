@@ -12,6 +12,7 @@ from flashspec import provenance
 from flashspec.cli.flags import FILE, At, flags, given
 from flashspec.decoding.method import METHODS, Method
 from flashspec.decoding.models import REFERENCE
+from flashspec.models.pairs import PAIRS
 from flashspec.refusals import refuse
 from flashspec.study import tables
 from flashspec.study.compare import shown
@@ -120,13 +121,14 @@ def paths(root: Path | None) -> list[Path]:
 
 @click.command("list")
 def list_command() -> None:
-    """List experiments, methods and shipped models."""
-    models = [(f"{flag} {name}", folder) for role, flag in ROLES.items() for name, folder in REFERENCE[role].items()]
+    """List experiments, methods and models: shipped ones, and published ones by name."""
+    models = [(f"{flag} {name}", f"flashspec/data/{at}") for role, flag in ROLES.items() for name, at in REFERENCE[role].items()]
+    models += [(f"{ROLES[role]} {name}", model.told) for name, pair in PAIRS.items() for role, model in pair.items()]
     rows = {
         "experiments": [(name, found.summary) for name, found in EXPERIMENTS.items()],
         "presets": [(name, f"of {found.name}") for name, found in EXPERIMENTS.presets().items()],
         "methods": [(name, differing(method)) for name, method in METHODS.items()],
-        "models": [(name, f"flashspec/data/{folder}") for name, folder in models],
+        "models": models,
     }
     formatter = click.HelpFormatter(width=110)
     for title, entries in rows.items():

@@ -87,7 +87,8 @@ def request(models: Models, prompt: Prompt, method: str | Method, sampling: Samp
     """Check everything about a call before the first forward; `options` are max_new_tokens, stop and Method fields."""
     options = dict(options)
     new, stop = options.pop("max_new_tokens", 128), options.pop("stop", None)
-    chosen = method_named(method, options)
+    plain = "flash" if models.draft else "baseline"
+    chosen = method_named(plain if method == "auto" else method, options)
     limits = Limits(new, models.stop if stop is None else whole_numbers("stop (token ids)", stop), chosen.finalize)
     ids = models.encode(prompt) if isinstance(prompt, str) else list(whole_numbers("prompt", prompt))
     check_prompt(ids, models.context)
@@ -115,10 +116,11 @@ def weak_exit(method: Method, events: list[Event]) -> str | None:
 
 
 def generate(
-    models: Models, prompt: Prompt, method: str | Method = "flash", sampling: Sampling = GREEDY, **options: Any
+    models: Models, prompt: Prompt, method: str | Method = "auto", sampling: Sampling = GREEDY, **options: Any
 ) -> Output:
     """Decode a prompt (text or token ids) and return text, tokens, events and counts.
 
+    The method "auto" is "flash" where a draft is loaded and "baseline" where none is.
     `options`: max_new_tokens (128), stop (ids; the target's own by default) and the fields of Method, such as
     k, finalize, exits or probes. Raises ValueError in words for an unknown method or option and for an empty
     or too long prompt; warns, with the agreement measured, where an exit of the target is of no use.

@@ -17,6 +17,7 @@ from flashspec.models.adapter import Adapter, AdapterReader, processes
 from flashspec.models.config import ModelConfig, Unsupported
 from flashspec.models.exits import EXITS_FILE, ExitAdapter, load_exits
 from flashspec.models.folder import located
+from flashspec.models.pairs import PAIRS, published
 from flashspec.models.reader import Reader, SpanReader
 from flashspec.models.rounded import BITS, rounded
 from flashspec.models.transformer import Transformer
@@ -120,34 +121,45 @@ class Models:
 
 
 def folder_of(name: str | Path, role: str) -> Path:
-    """The folder of a shipped model ("reference", "shallow", ...), of a path the user gave, or of a cached hub name."""
+    """The folder or GGUF file of a shipped model ("reference", "shallow", ...), a published one ("smollm2", "qwen"), a path the
+    user gave, or a cached hub name."""
     name = rounding(name)[0] if role == "draft" else name
+    if str(name) in PAIRS:
+        return published(str(name), role)
     shipped = REFERENCE[role].get(str(name))
     try:
         return located(SHIPPED / shipped if shipped else name)
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"{error}; shipped models: {', '.join(REFERENCE[role])}") from None
+        raise FileNotFoundError(f"{error}; shipped models: {', '.join(REFERENCE[role])}; published: {', '.join(PAIRS)}") from None
+
+
+def own_draft(target: str | Path) -> str | None:
+    """The draft that belongs to a target by name; None for any other model."""
+    named = {**dict.fromkeys(REFERENCE["target"], "reference"), **{name: name for name in PAIRS if "draft" in PAIRS[name]}}
+    return named.get(str(target))
 
 
 @typed
 def load(
     target: str | Path = "reference",
-    draft: str | Path | Sequence[str | Path] | None = "reference",
+    draft: str | Path | Sequence[str | Path] | None = "auto",
     dtype: str = "auto",
     device: str = "auto",
     weights: str = "auto",
 ) -> Models:
-    """Load a target and a draft (None for none): shipped names, Hugging Face folders, or hub names in the local cache.
+    """Load a target and a draft (None for none): shipped or published names, Hugging Face folders, GGUF files, or hub names in
+    the local cache.
 
-    Several drafts, from the smallest, are the lower models of a cascade; the first of them is also the draft
-    of two-model methods. Under torchrun the target is split over the processes, and drafts are read by each
-    of them. A draft named "NAME:int8" or "NAME:int4" has its layers rounded as it is loaded, on CPU. `dtype`
-    is "auto", "float32" or "bfloat16"; `weights` is "int4", "dense" or "auto" for AWQ checkpoints. Raises
-    FileNotFoundError for a missing folder or file, ValueError for wrong digests, architectures, unequal
-    vocabularies, or a draft whose layers hold more parameters than the target's. Models of one tokenizer
-    whose embeddings are padded to different sizes are cut to the smallest.
+    The draft "auto" is the target's own where "reference" or "qwen" is the target, and none for any other. Several drafts, from
+    the smallest, are the lower models of a cascade; the first of them is also the draft of two-model methods. Under torchrun the
+    target is split over the processes, and drafts are read by each of them. A draft named "NAME:int8" or "NAME:int4" has its
+    layers rounded as it is loaded, on CPU. `dtype` is "auto", "float32" or "bfloat16"; `weights` is "int4", "dense" or "auto"
+    for AWQ checkpoints. Raises FileNotFoundError for a missing folder or file, ValueError for wrong digests, architectures,
+    unequal vocabularies, or a draft whose layers hold more parameters than the target's. Models of one tokenizer whose
+    embeddings are padded to different sizes are cut to the smallest.
     """
     device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    draft = own_draft(target) if draft == "auto" else draft
     names = [] if draft is None else [draft] if isinstance(draft, (str, Path)) else draft
     drafts = {f"between-{i}" if i else "draft": name for i, name in enumerate(names)}
     folders = {"target": folder_of(target, "target")} | {role: folder_of(name, "draft") for role, name in drafts.items()}

@@ -1,14 +1,24 @@
-"""What a checkpoint says about its own use: its chat template and its sampling defaults."""
+"""What a checkpoint or GGUF file says about its own use: its chat template and its sampling defaults."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from flashspec.models.files import Generation, shaped
-from flashspec.models.folder import first_line, read_json
+from flashspec.models.files import Generation, Speech, shaped
+from flashspec.models.folder import GGUF, first_line, read_as, read_json
+from flashspec.models.gguf import opened
+from flashspec.models.gguf_tokenizer import special_tokens
 
+TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 SAMPLED = ("temperature", "top_k", "top_p")
+GGUF_SAMPLED = {
+    "temperature": "temp",
+    "top_k": "top_k",
+    "top_p": "top_p",
+    "min_p": "min_p",
+    "repetition_penalty": "penalty_repeat",
+}
 CHANGES_TEXT = ("repetition_penalty", "no_repeat_ngram_size", "min_p", "typical_p")
 NEUTRAL = (None, 0, 1, 1.0, 0.0)
 
@@ -20,13 +30,12 @@ class Defaults(NamedTuple):
     ignored: dict[str, Any]
 
 
-def generation_defaults(folder: Path) -> Defaults:
-    """What generation_config.json asks for: greedy decoding (no fields) unless it says do_sample.
+def generation_defaults(model: Path) -> Defaults:
+    """What generation_config.json or a GGUF file asks for: greedy decoding (no fields) unless it says do_sample.
 
-    Raises FileNotFoundError where the checkpoint has no such file.
+    Raises FileNotFoundError where a folder has no such file.
     """
-    path = folder / "generation_config.json"
-    found = shaped(read_json(path, "this checkpoint has no defaults of its own: give --temperature and so on"), Generation, path)
+    found = _of_file(model) if model.suffix == GGUF else _of_folder(model)
     ignored = {name: value for name in CHANGES_TEXT if (value := getattr(found, name)) not in NEUTRAL}
     if not found.do_sample:
         return Defaults({}, ignored)
@@ -34,31 +43,44 @@ def generation_defaults(folder: Path) -> Defaults:
     return Defaults({"temperature": 1.0} | wanted, ignored)
 
 
-def chat_prompt(folder: Path, message: str, system: str | None = None) -> str:
-    """The text that the checkpoint's chat template makes of one user message, ending where the answer begins.
+def _of_folder(folder: Path) -> Generation:
+    path = folder / "generation_config.json"
+    return shaped(read_json(path, "this checkpoint has no defaults of its own: give --temperature and so on"), Generation, path)
 
-    Raises ModuleNotFoundError without transformers and jinja2, ValueError where the checkpoint has no template, or one that
-    refuses such a conversation.
+
+def _of_file(model: Path) -> Generation:
+    """The sampling that a GGUF file names, if it does; its stop ids are the model's already."""
+    facts = opened(model).facts
+    named = {name: facts.get(f"general.sampling.{key}") for name, key in GGUF_SAMPLED.items()}
+    return shaped({**named, "do_sample": named["temperature"] is not None}, Generation, model)
+
+
+def chat_prompt(model: Path, message: str, system: str | None = None) -> str:
+    """The text that the chat template of a folder or GGUF file makes of one user message, ending where the answer begins.
+
+    Raises ValueError where there is no template, or one that is damaged, that refuses such a conversation, or that does more
+    than make a prompt.
     """
-    try:
-        import jinja2  # noqa: F401
-        import transformers
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"chat templates are written for transformers and jinja2 ({error.name} is missing): pip install transformers jinja2"
-        ) from None
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # transformers checks few of the types in these files
-        raise ValueError(
-            f"transformers cannot read the tokenizer of {folder} ({first_line(error)}); copy the whole folder again"
-        ) from None
-    if not tokenizer.chat_template:
-        raise ValueError(f"{folder} has no chat template; leave --chat out, or use a model trained for conversations")
+    from flashspec.models.templates import rendered
+
+    template, tokens = chat_of(model)
+    if not template:
+        raise ValueError(f"{model} has no chat template; leave --chat out, or use a model trained for conversations")
     said = [{"role": "user", "content": message}]
     said = said if system is None else [{"role": "system", "content": system}, *said]
     try:
-        return str(tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True))
+        return rendered(template, {"messages": said, "add_generation_prompt": True, **tokens})
     except Exception as error:  # a template may raise anything
         advice = "give the prompt without --chat" + ("" if system is None else ", or leave the system message out")
-        raise ValueError(f"the chat template of {folder} refuses this conversation ({first_line(error)}); {advice}") from None
+        raise ValueError(f"the chat template of {model} refuses this conversation ({first_line(error)}); {advice}") from None
+
+
+def chat_of(model: Path) -> tuple[str, dict[str, str]]:
+    """A model's chat template, "" where it has none, and the texts of its special tokens by name, such as bos_token."""
+    if model.suffix == GGUF:
+        file = opened(model)
+        return str(file.facts.get("tokenizer.chat_template", "")), special_tokens(file)
+    path, own = model / "tokenizer_config.json", model / "chat_template.jinja"
+    found = read_as(path, Speech) if path.is_file() else Speech()
+    template = own.read_text(encoding="utf-8") if own.is_file() else found.template
+    return template, {name: text for name in TOKENS if (text := found.text(name))}

@@ -218,6 +218,43 @@ class Generation(Struct):
     typical_p: Number | None = None
 
 
+class Text(Struct):
+    """A token with its options."""
+
+    content: str
+
+
+class Template(Struct):
+    name: str
+    template: str
+
+
+class Speech(Struct):
+    """tokenizer_config.json, as far as chat templates ask: the template, or several by name, and special tokens."""
+
+    chat_template: str | list[Template] | dict[str, str] | None = None
+    bos_token: str | Text | None = None
+    eos_token: str | Text | None = None
+    unk_token: str | Text | None = None
+    sep_token: str | Text | None = None
+    pad_token: str | Text | None = None
+    cls_token: str | Text | None = None
+    mask_token: str | Text | None = None
+
+    @property
+    def template(self) -> str:
+        """The template of a conversation, "" where there is none."""
+        named = self.chat_template or ""
+        if isinstance(named, list):
+            named = {each.name: each.template for each in named}
+        return named.get("default", "") if isinstance(named, dict) else named
+
+    def text(self, name: str) -> str:
+        """A special token's text, "" where there is none."""
+        token = getattr(self, name)
+        return token.content if isinstance(token, Text) else token or ""
+
+
 class Index(Struct):
     """model.safetensors.index.json: the file of every tensor."""
 

@@ -20,27 +20,42 @@ from flashspec.provenance import digest
 FLOATS = ("BF16", "F16", "F32", "F64", "F8_E4M3", "F8_E5M2")
 INTEGERS = ("I32",)
 GGUF = ".gguf"
-HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+HUB_NAME = re.compile(r"([A-Za-z0-9][\w.-]*/[\w.-]+)(/[\w.-]+\.gguf)?")
 
 
 def located(name: str | Path) -> Path:
-    """A checkpoint folder or GGUF file by its path, or the folder of a cached hub name; FileNotFoundError in words where there
-    is neither."""
+    """A checkpoint folder or GGUF file by its path or cached hub name (OWNER/NAME, or OWNER/NAME/FILE.gguf).
+
+    Raises FileNotFoundError in words where there is neither, ValueError for a name with several GGUF files.
+    """
     folder, hub = expanded(name), HUB_NAME.fullmatch(str(name))
     if (folder / "config.json").is_file() or (folder.suffix == GGUF and folder.is_file()):
         return folder
-    if hub:
-        from huggingface_hub import try_to_load_from_cache
-
-        if isinstance(found := try_to_load_from_cache(str(name), "config.json"), str):
-            return Path(found).parent
+    if hub and (found := _cached(hub[1], (hub[2] or "/")[1:])):
+        return found
     if hub and not folder.is_dir():
         raise FileNotFoundError(
             f"no model at {str(name)!r}: there is no such folder and the local model cache does not hold this name; where there "
-            f"is a network, `hf download {name}` fetches it (after `hf auth login` where its owner asks for consent)"
+            f"is a network, `hf download {hub[1]}` fetches it (after `hf auth login` where its owner asks for consent)"
         )
     advice = "give a checkpoint folder, a .gguf file or a cached hub name"
     raise FileNotFoundError(f"no model at {str(name)!r} (no config.json); {advice}")
+
+
+def _cached(repo: str, file: str) -> Path | None:
+    """What the local cache of the model hub holds of a repository: this GGUF file, the checkpoint, or the one GGUF file."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = Path(snapshot_download(repo, local_files_only=True))
+    except (FileNotFoundError, ValueError):  # not there; not a name
+        return None
+    if not file and (folder / "config.json").is_file():
+        return folder
+    found = sorted(path for path in folder.glob(f"*{GGUF}") if file in ("", path.name))
+    if len(found) > 1:
+        raise ValueError(f"{repo} holds several GGUF files; name one: " + ", ".join(f"{repo}/{path.name}" for path in found))
+    return found[0] if found else None
 
 
 def read_config(folder: Path) -> dict[str, Any]:

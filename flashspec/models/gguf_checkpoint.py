@@ -16,8 +16,9 @@ from flashspec.models.config import ModelConfig, Part, Unsupported, from_hf, par
 from flashspec.models.gguf import AGAIN, Gguf, opened
 from flashspec.models.memory import dtype_named, refuse_bytes
 from flashspec.models.packed import PackedEmbedding, PackedLinear
+from flashspec.models.rope import divisors
 
-FAMILIES = ("llama", "qwen2", "qwen3", "mistral")
+FAMILIES, PAIRED = ("llama", "qwen2", "qwen3", "mistral"), ("llama", "mistral")
 NAMES = {
     "model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output", "input_layernorm": "attn_norm",
     "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output",
@@ -31,6 +32,9 @@ KINDS = {
 }  # fmt: skip
 
 
+STOPS = ("eos", "eot", "eom")  # the ids that end a text, a turn or a message
+DIVISORS, ODD_ROPE = "rope_freqs.weight", "scales its rotary frequencies in a way that is not read; use its Hugging Face folder"
+LLAMA3 = {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -44,11 +48,11 @@ def config_of(file: Gguf) -> ModelConfig:
         return file.facts.get(f"{family}.{key}", default)
 
     scaling = fact("rope.scaling.type", "none")
-    if "rope_freqs.weight" in file.tensors or scaling not in ("none", "linear"):
-        raise Unsupported(f"{file.path} scales its rotary frequencies in a way that is not read; use its Hugging Face folder")
+    if scaling not in ("none", "linear"):
+        raise Unsupported(f"{file.path} {ODD_ROPE}")
     embed, heads, hidden = file.tensors.get("token_embd.weight"), fact("attention.head_count"), fact("embedding_length")
     whole = isinstance(hidden, int) and isinstance(heads, int) and heads > 0
-    stops = [file.facts[key] for name in ("eos", "eot") if (key := f"tokenizer.ggml.{name}_token_id") in file.facts]
+    stops = [file.facts[key] for name in STOPS if (key := f"tokenizer.ggml.{name}_token_id") in file.facts]
     raw = {
         "model_type": family,
         "vocab_size": embed.shape[0] if embed else None,
@@ -62,13 +66,37 @@ def config_of(file: Gguf) -> ModelConfig:
         "sliding_window": fact("attention.sliding_window"),
         "rms_norm_eps": fact("attention.layer_norm_rms_epsilon"),
         "rope_theta": fact("rope.freq_base", 10000.0),
-        "rope_scaling": {"rope_type": "linear", "factor": fact("rope.scaling.factor")} if scaling == "linear" else None,
+        "rope_scaling": _scaling(file, fact("rope.scaling.factor") if scaling == "linear" else None),
         "tie_word_embeddings": "output.weight" not in file.tensors,
         "attention_bias": "blk.0.attn_output.bias" in file.tensors,
+        "mlp_bias": "blk.0.ffn_down.bias" in file.tensors,
         "bos_token_id": file.facts.get("tokenizer.ggml.bos_token_id"),
         "eos_token_id": stops,
     }
-    return from_hf(raw, file.path)
+    config = from_hf(raw, file.path)
+    found = _divisors(file) if DIVISORS in file.tensors else divisors(config)
+    if len(found) != config.head_dim // 2 or not torch.allclose(found, divisors(config), rtol=1e-3):
+        raise Unsupported(f"{file.path} {ODD_ROPE}")
+    return config
+
+
+def _scaling(file: Gguf, factor: Any) -> dict[str, Any] | None:
+    """The rope scaling of a config.json: linear by a factor, or Llama 3's, whose published models differ in one number."""
+    if DIVISORS in file.tensors:
+        return LLAMA3 | {"factor": float(_divisors(file).max())}
+    return None if factor is None else {"rope_type": "linear", "factor": factor}
+
+
+def _divisors(file: Gguf) -> Tensor:
+    return widened(file.rows(DIVISORS), file.tensors[DIVISORS].type).view(-1)
+
+
+def tensor_name(source: str, leaf: str) -> str:
+    """What GGUF files call a tensor of a Hugging Face checkpoint."""
+    if source in NAMES:
+        return f"{NAMES[source]}.{leaf}"
+    index, _, name = source.removeprefix("model.layers.").partition(".")
+    return f"blk.{index}.{NAMES[name]}.{leaf}"
 
 
 class GgufCheckpoint:
@@ -91,19 +119,11 @@ class GgufCheckpoint:
         for _, part in parts(self.config):
             for source, rows in part.rows.items():
                 for leaf in part.leaves:
-                    told[self._named(source, leaf)] = (rows, *part.shape(leaf)[1:])
-                    self._check(self._named(source, leaf), told)
-        extra = sorted(self.file.tensors.keys() - told.keys())
+                    told[tensor_name(source, leaf)] = (rows, *part.shape(leaf)[1:])
+                    self._check(tensor_name(source, leaf), told)
+        extra = sorted(self.file.tensors.keys() - told.keys() - {DIVISORS})
         if extra:
             raise ValueError(f"{path}: its facts describe a model without the tensor {extra[0]!r} ({len(extra)} such); {AGAIN}")
-
-    @staticmethod
-    def _named(source: str, leaf: str) -> str:
-        """What the file calls a tensor of a Hugging Face checkpoint."""
-        if source in NAMES:
-            return f"{NAMES[source]}.{leaf}"
-        index, _, name = source.removeprefix("model.layers.").partition(".")
-        return f"blk.{index}.{NAMES[name]}.{leaf}"
 
     def _check(self, name: str, told: dict[str, tuple[int, ...]]) -> None:
         found = self.file.tensors.get(name)
@@ -115,7 +135,7 @@ class GgufCheckpoint:
     def fill(self, model: nn.Module) -> None:
         """Give an empty model of this config its weights; raw bytes are read where they lie in the file."""
         for name, part in parts(self.config):
-            weights = [self._named(source, "weight") for source in part.rows]
+            weights = [tensor_name(source, "weight") for source in part.rows]
             bias = self._wide(part, "bias") if "bias" in part.leaves else None
             parent, _, leaf = name.rpartition(".")
             if self.own_bits and all(self.file.tensors[weight].type in KINDS for weight in weights):
@@ -131,10 +151,9 @@ class GgufCheckpoint:
     def _rows(self, name: str) -> np.ndarray:
         """A tensor's raw rows in our order: Llama's queries and keys lie in pairs (llama.cpp's permutation)."""
         rows = self.file.rows(name)
-        paired = self.config.family in ("llama", "mistral") and name.endswith(("attn_q.weight", "attn_k.weight"))
-        if not paired:
+        if self.config.family not in PAIRED or name.split(".")[-2] not in ("attn_q", "attn_k"):
             return rows
-        pairs = rows.reshape(-1, self.config.head_dim // 2, 2, rows.shape[1])
+        pairs = rows.reshape(-1, self.config.head_dim // 2, 2, rows.size // self.file.tensors[name].shape[0])
         return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(rows.shape)
 
     def _packed(self, name: str) -> Packed:
@@ -149,7 +168,7 @@ class GgufCheckpoint:
         """One dense tensor, its sources stacked along the rows; numbers by the gguf library."""
         made = self.shelf.zeros(part.shape(leaf), self.dtype)
         for source, rows in zip(part.rows, made.split(list(part.rows.values())), strict=True):
-            name = self._named(source, leaf)
+            name = tensor_name(source, leaf)
             rows.copy_(widened(self._rows(name), self.file.tensors[name].type).view(rows.shape))
         return made
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 from flashspec.models.gguf import Gguf
@@ -10,13 +12,15 @@ DIGITS_AND_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{{{digits}}}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 SPLITS = {"qwen2": DIGITS_AND_WORDS.replace("{{{digits}}}", ""), "llama-bpe": DIGITS_AND_WORDS.replace("{{{digits}}}", "{1,3}")}
+PROBE = "It's 12345 x\t\tWE'LL  go!?\r\n\n  Größe e\u0301 नमस्ते, 漢字٣٤ 🙂🙂 (a_b) \n"  # tells all of them apart
 PRE = ("gpt-2", "smollm", *SPLITS)
+SPECIAL = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "sep_token": "seperator", "pad_token": "padding"}
 CONTROL, USER, UNUSED = 3, 4, 5  # types of tokens
 
 
 def tokenizer(file: Gguf) -> Any:
     """The file's byte-level tokenizer as a tokenizers.Tokenizer; ValueError for one of another kind."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
+    from tokenizers import AddedToken, processors
 
     kind, pre = file.facts.get("tokenizer.ggml.model"), file.facts.get("tokenizer.ggml.pre", "gpt-2")
     if kind != "gpt2" or pre not in PRE:
@@ -25,14 +29,12 @@ def tokenizer(file: Gguf) -> Any:
             "give the prompt as token ids, or the model's Hugging Face folder"
         )
     tokens, kinds = _texts(file, "tokens"), file.facts.get("tokenizer.ggml.token_type", [])
+    ids = {token: i for i, token in words(file).items()}
     merges = [(left, right) for left, _, right in (pair.partition(" ") for pair in _texts(file, "merges"))]
     try:
-        made = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, merges, ignore_merges=pre == "llama-bpe"))
+        made = _blank(pre, ids, merges)
     except Exception as error:  # the library raises its own
         raise ValueError(f"{file.path} holds merges that its tokens do not have ({error}); fetch the file again") from None
-    made.pre_tokenizer, made.decoder = _splitting(pre), decoders.ByteLevel()
-    if pre == "qwen2":
-        made.normalizer = normalizers.NFC()
     added = {CONTROL: made.add_special_tokens, USER: made.add_tokens}
     for token, what in zip(tokens, kinds, strict=False):
         if what in added:
@@ -43,6 +45,21 @@ def tokenizer(file: Gguf) -> Any:
     return made
 
 
+def pre_of(tokenizer: Any, told: Path) -> str:
+    """GGUF's name for the way that a byte-level tokenizer, read from `told`, splits texts; ValueError where it has none here."""
+    raw = json.loads(tokenizer.to_str())
+    pieces = _pieces(tokenizer) if raw["model"]["type"] == "BPE" and not raw["model"]["byte_fallback"] else None
+    for pre in PRE:
+        if pieces == _pieces(_blank(pre)) and raw["model"]["ignore_merges"] == (pre == "llama-bpe"):
+            return pre
+    raise ValueError(f"the tokenizer of {told} is none of {', '.join(PRE)}, which GGUF files are written with: use --format hf")
+
+
+def _pieces(tokenizer: Any) -> list[str]:
+    text = tokenizer.normalizer.normalize_str(PROBE) if tokenizer.normalizer else PROBE
+    return [piece for piece, _ in tokenizer.pre_tokenizer.pre_tokenize_str(text)] if tokenizer.pre_tokenizer else [text]
+
+
 def words(file: Gguf) -> dict[int, str]:
     """The token of every id that stands for one; empty where the file has no tokens."""
     kinds = file.facts.get("tokenizer.ggml.token_type", [])
@@ -50,11 +67,29 @@ def words(file: Gguf) -> dict[int, str]:
     return {i: token for i, token in enumerate(tokens) if i >= len(kinds) or kinds[i] != UNUSED}
 
 
+def special_tokens(file: Gguf) -> dict[str, str]:
+    """The texts of a file's special tokens under Hugging Face's names."""
+    tokens = _texts(file, "tokens")
+    ids = {name: file.facts.get(f"tokenizer.ggml.{key}_token_id") for name, key in SPECIAL.items()}
+    return {name: tokens[i] for name, i in ids.items() if isinstance(i, int) and 0 <= i < len(tokens)}
+
+
 def _texts(file: Gguf, name: str) -> list[str]:
     found = file.facts.get(f"tokenizer.ggml.{name}")
     if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
         raise ValueError(f"{file.path} holds no tokenizer.ggml.{name}; give the prompt as token ids, or fetch the file again")
     return found
+
+
+def _blank(pre: str, *tokens_and_merges: Any) -> Any:
+    """A tokenizer of byte pairs that splits as `pre` does, of these tokens and merges."""
+    from tokenizers import Tokenizer, decoders, models, normalizers
+
+    made = Tokenizer(models.BPE(*tokens_and_merges, ignore_merges=pre == "llama-bpe"))
+    made.pre_tokenizer, made.decoder = _splitting(pre), decoders.ByteLevel()
+    if pre == "qwen2":
+        made.normalizer = normalizers.NFC()
+    return made
 
 
 def _splitting(pre: str) -> Any:

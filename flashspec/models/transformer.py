@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -18,6 +17,7 @@ from flashspec.models.config import OFFSET, ModelConfig, to_hf
 from flashspec.models.folder import GGUF
 from flashspec.models.gguf_checkpoint import GgufCheckpoint
 from flashspec.models.packed import PackedLinear
+from flashspec.models.rope import inverse_frequencies
 from flashspec.typed import typed
 
 At = int | Tensor  # where rows stand: the position of the first, or those of all [n], which only the device knows
@@ -59,7 +59,7 @@ class Rope(nn.Module):
         super().__init__()
         self.cos: Tensor
         self.sin: Tensor
-        inverse = _inverse_frequencies(config)
+        inverse = inverse_frequencies(config)
         angles = torch.outer(torch.arange(config.context, dtype=torch.float32), inverse)
         self.register_buffer("cos", angles.cos().repeat(1, 2), persistent=False)
         self.register_buffer("sin", angles.sin().repeat(1, 2), persistent=False)
@@ -87,20 +87,6 @@ class Positions(nn.Module):
 def norm_of(width: int, config: ModelConfig) -> RMSNorm | nn.LayerNorm:
     """The family's norm: root mean square, or mean and variance with a bias (Ba et al. 2016)."""
     return nn.LayerNorm(width, config.norm_eps) if config.family == "opt" else RMSNorm(width, config.norm_eps)
-
-
-def _inverse_frequencies(config: ModelConfig) -> Tensor:
-    steps = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
-    inverse = 1.0 / config.rope_theta**steps
-    rope = config.rope
-    if rope.kind == "linear":
-        return inverse / rope.factor
-    if rope.kind == "llama3":
-        wavelength = 2 * math.pi / inverse
-        smooth = (rope.original_context / wavelength - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
-        smooth = smooth.clamp(0, 1)
-        return (1 - smooth) * inverse / rope.factor + smooth * inverse
-    return inverse
 
 
 class Attention(nn.Module):

