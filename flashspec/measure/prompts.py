@@ -1,4 +1,4 @@
-"""Prompts of several kinds, with their token ids; no model was trained on the shipped ones."""
+"""Prompts of several kinds, in token ids or in words: texts to continue, and instructions for models that answer."""
 
 from __future__ import annotations
 
@@ -8,20 +8,23 @@ from pathlib import Path
 import msgspec
 
 from flashspec.decoding.models import SHIPPED, Models
+from flashspec.models.chat import chat_prompt
 from flashspec.models.files import Id
 from flashspec.models.folder import read_as
 from flashspec.models.writing import expanded
 
 PROMPTS = SHIPPED / "prompts.json"
+NAMED = {"instructions": SHIPPED / "instructions.json"}
 SHAPE = "give a JSON file with a list of kind, text and ids under 'prompts'"
 
 
 class Prompt(msgspec.Struct, frozen=True):
-    """One prompt: its kind (code, tests, docstrings, prose), token ids and text."""
+    """One prompt: its kind (code, tests, docstrings, prose), token ids and text; or an instruction for a chat template."""
 
     kind: str
-    ids: tuple[Id, ...]
+    ids: tuple[Id, ...] = ()
     text: str = ""
+    chat: bool = False
 
 
 class File(msgspec.Struct):
@@ -31,11 +34,11 @@ class File(msgspec.Struct):
 
 
 def load_prompts(path: Path | str | None = None, per_kind: int | None = None, models: Models | None = None) -> list[Prompt]:
-    """Prompts of a file (the shipped ones by default), the first `per_kind` of each kind, in the ids of these models.
+    """Prompts of a file (by default the shipped texts; "instructions" are shipped too), the first `per_kind` of each kind, in the ids of these models.
 
     Raises FileNotFoundError for a missing file, ValueError for one without prompts or of another shape.
     """
-    file = expanded(path or PROMPTS)
+    file = NAMED.get(str(path)) or expanded(path or PROMPTS)
     if not file.is_file():
         raise FileNotFoundError(f"no prompts at {file.name}; {SHAPE}")
     found = read_as(file, File, SHAPE).prompts
@@ -50,7 +53,13 @@ def load_prompts(path: Path | str | None = None, per_kind: int | None = None, mo
 
 
 def in_ids_of(models: Models, prompt: Prompt) -> Prompt:
-    """The prompt in the models' ids; as it is where its ids spell its text, or nothing can tell."""
+    """The prompt in the models' ids; as it is where its ids spell its text, or nothing can tell.
+
+    ValueError for an instruction where the target has no chat template.
+    """
+    if prompt.chat:
+        said = chat_prompt(models.folders["target"], prompt.text)
+        return msgspec.structs.replace(prompt, ids=tuple(models.encode(said, rendered=True)))
     if models.tokenizer is None or not prompt.text or models.decode(list(prompt.ids)) == prompt.text:
         return prompt
     return msgspec.structs.replace(prompt, ids=tuple(models.encode(prompt.text)))
