@@ -51,13 +51,14 @@ class Clusters:
     """A partition of the ids 0..V-1 into K clusters of `size` slots.
 
     `assignments` [V] names each id's cluster; `members` [K, size] lists a cluster's ids in rising order, then
-    -1 for slots without one; `centroids` [K, D] are float32: the mean of the members' unit rows times the
-    mean of their lengths.
+    -1 for slots without one; `centroids` [K, D] are float32: where the clustering is `spherical`, the mean of the
+    members' unit rows times the mean of their lengths, found by direction; else the plain mean of the rows.
     """
 
     assignments: Tensor
     members: Tensor
     centroids: Tensor
+    spherical: bool = True
 
     @property
     def count(self) -> int:
@@ -79,12 +80,17 @@ def cluster(weight: Tensor, recipe: Recipe = Recipe()) -> Clusters:
     """Cluster the rows of weight [V, D]. Raises ValueError where V < cluster_size or a weight is not finite."""
     from tqdm import tqdm
 
-    if weight.shape[0] < recipe.cluster_size:
-        raise ValueError(f"cluster_size {recipe.cluster_size} exceeds the vocabulary of {weight.shape[0]}; choose a smaller one")
-    if not bool(torch.isfinite(weight.sum(dtype=torch.float64))):
-        raise ValueError("the head weight holds NaN or infinite values; load the checkpoint again")
+    refuse_weight(weight, recipe.cluster_size)
     with tqdm(total=recipe.lloyd + recipe.balanced, desc="clustering", unit="pass", delay=2, leave=False) as bar:
         return balanced(weight, unconstrained(weight, recipe, bar.update), recipe, bar.update)
+
+
+def refuse_weight(weight: Tensor, cluster_size: int) -> None:
+    """ValueError in words for a weight [V, D] that has no clusters of this size."""
+    if weight.shape[0] < cluster_size:
+        raise ValueError(f"cluster_size {cluster_size} exceeds the vocabulary of {weight.shape[0]}; choose a smaller one")
+    if not bool(torch.isfinite(weight.sum(dtype=torch.float64))):
+        raise ValueError("the head weight holds NaN or infinite values; load the checkpoint again")
 
 
 @torch.no_grad()

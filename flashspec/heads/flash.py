@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from flashspec import kernels
-from flashspec.heads.base import Norm, project, project_blocks, weight_of, wide, widened
+from flashspec.heads.aware import cluster_for, frequent
+from flashspec.heads.base import Norm, fused, project, project_blocks, weight_of, wide, widened
 from flashspec.heads.cluster import Clusters, Recipe, cluster
 from flashspec.heads.storage import AGAIN, FILE, HeadFile, StoredHead
 from flashspec.heads.table import FlashPlan, Table, build_table, stage_one
@@ -42,19 +43,26 @@ class FlashHead(StoredHead):
         norm: Norm | None = None,
         clusters: Clusters | None = None,
         plan: FlashPlan | None = None,
+        queries: Tensor | None = None,
         **changes: Any,
     ) -> FlashHead:
         """Cluster weight [vocab, hidden] (unless `clusters` are given) and permute it.
 
-        `changes` are fields of FlashPlan, and cluster_size and seed of a Recipe where there are no clusters
-        yet. Raises ValueError for a plan that does not fit the weight.
+        With `queries`, hidden rows [n, hidden] before the norm, clusters are made for them, and ids that are often the best of
+        them are scored always, unless the plan names others; without, clusters are by direction. `changes` are fields of
+        FlashPlan, and cluster_size and seed of a Recipe where there are no clusters yet. Raises ValueError for a plan that does not fit the weight.
         """
         weight = weight_of(weight)
         chosen = {name: changes.pop(name) for name in CHOICES if name in changes}
         if clusters is not None and chosen:
             raise ValueError(f"{next(iter(chosen))} is a choice of clustering, and clusters are given; give one or the other")
         plan = (plan or FlashPlan()).changed(changes)
-        clusters = clusters or cluster(widened(weight), Recipe(**chosen))
+        rows = None if queries is None else (fused(norm))(queries.float())
+        if clusters is None:
+            recipe, points = Recipe(**chosen), widened(weight)
+            clusters = cluster(points, recipe) if rows is None else cluster_for(points, rows, recipe)
+        if rows is not None and not plan.always:
+            plan = plan.changed({"always": frequent(weight, rows)})
         if (clusters.vocab_size, *clusters.centroids.shape) != (weight.shape[0], clusters.count, weight.shape[1]):
             raise ValueError(
                 f"these clusters are of {clusters.vocab_size} ids with centroids {list(clusters.centroids.shape)}, not of "
@@ -123,7 +131,7 @@ class FlashHead(StoredHead):
         if plan.always != self.plan.always:
             raise ValueError("always is fixed in a built head; use with_always, or build another")
         if plan.stage1 != self.plan.stage1:
-            table = table._replace(directions=stage_one(self.clusters.centroids, self.weight, plan.stage1))
+            table = table._replace(directions=stage_one(self.clusters, self.weight, plan.stage1))
         return replace(self, plan=plan, table=table)
 
     @typed
@@ -139,7 +147,7 @@ class FlashHead(StoredHead):
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Clusters and plan."""
         tensors = {"members": self.clusters.members.int(), "centroids": self.clusters.centroids}
-        return tensors, {"plan": asdict(self.plan)}
+        return tensors, {"plan": asdict(self.plan), "spherical": self.clusters.spherical}
 
     @classmethod
     def restored(cls, file: HeadFile, weight: Tensor | kernels.Packed, norm: Norm | None) -> FlashHead:
@@ -157,4 +165,6 @@ def _clusters(file: HeadFile, weight: Tensor | kernels.Packed) -> Clusters:
         raise ValueError(f"{file.path.name} has no float32 centroid for each of its {count} clusters; {AGAIN}")
     assignments = torch.empty(vocab, dtype=torch.int64)
     assignments[members[listed]] = listed.nonzero()[:, 0]
-    return Clusters(*(part.to(weight.device) for part in (assignments, members, means)))
+    spherical = file.facts.get("spherical", True) is not False
+    place = weight.device
+    return Clusters(assignments.to(place), members.to(place), means.to(place), spherical)

@@ -81,8 +81,8 @@ class Table(NamedTuple):
     blocks: Tensor | Packed  # [K + B, slots, D] in the weight's dtype, or panels in its codes
     ids: Tensor  # [K + B, slots] int64
     bias: Tensor  # [K + B, slots], 0 or -inf
-    directions: Tensor | Packed  # [K, D] unit centroids, in the format of stage 1
-    lengths: Tensor  # [K] lengths of the centroids
+    directions: Tensor | Packed  # [K, D] unit or plain centroids, in the format of stage 1
+    lengths: Tensor  # [K] lengths of the centroids where directions are units, else ones
 
     @property
     def clusters(self) -> int:
@@ -114,13 +114,13 @@ def build_table(weight: Tensor | Packed, clusters: Clusters, plan: FlashPlan) ->
     off[: clusters.count] |= torch.isin(clusters.members, chosen)
     ids = members.where(members >= 0, members[:, :1])
     bias = torch.zeros(ids.shape, dtype=wide(weight), device=weight.device).masked_fill(off, -torch.inf)
-    shelf = Shelf()
+    shelf, lengths = Shelf(), clusters.centroids.to(wide(weight))
     return Table(
         blocks=_taken(weight, ids, shelf),
         ids=shelf.moved(ids),
         bias=shelf.moved(bias),
-        directions=stage_one(clusters.centroids, weight, plan.stage1),
-        lengths=clusters.centroids.to(wide(weight)).norm(dim=1),
+        directions=stage_one(clusters, weight, plan.stage1),
+        lengths=lengths.norm(dim=1) if clusters.spherical else torch.ones_like(lengths[:, 0]),
     )
 
 
@@ -132,9 +132,10 @@ def _taken(weight: Tensor | Packed, ids: Tensor, shelf: Shelf) -> Tensor | Packe
     return torch.index_select(weight, 0, ids.flatten(), out=blocks).view(*ids.shape, -1)
 
 
-def stage_one(centroids: Tensor, weight: Tensor | Packed, kind: str) -> Tensor | Packed:
-    """Unit directions of centroids [K, D] in the format `kind`; "weight" is the weight's own."""
-    unit = F.normalize(centroids.to(wide(weight)), dim=1)
+def stage_one(clusters: Clusters, weight: Tensor | Packed, kind: str) -> Tensor | Packed:
+    """What clusters [K, D] are found by, unit directions or plain means, in the format `kind`; "weight" is the weight's own."""
+    means = clusters.centroids.to(wide(weight))
+    unit = F.normalize(means, dim=1) if clusters.spherical else means
     if kind in ("int8", "int4"):
         return pack(unit, int(kind[3:]))
     if isinstance(weight, Packed):

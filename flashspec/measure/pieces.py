@@ -92,8 +92,8 @@ def stand_in_flash(weight: Tensor | Packed, norm: Norm | None, probes: int, clus
     count = -(-vocab // cluster_size)
     order = torch.randperm(vocab, generator=torch.Generator().manual_seed(seed))
     assignments = torch.empty(vocab, dtype=torch.int64).scatter_(0, order, torch.arange(vocab) // cluster_size)
-    parts = assignments, members_of(assignments, count, cluster_size), random_rows(count, width, seed=seed)
-    clusters = Clusters(*(part.to(weight.device) for part in parts))
+    members, place = members_of(assignments, count, cluster_size), weight.device
+    clusters = Clusters(assignments.to(place), members.to(place), random_rows(count, width, seed=seed).to(place))
     return FlashHead.build(weight, norm, clusters, probes=probes)
 
 

@@ -1,0 +1,56 @@
+"""Hidden rows that a draft head is asked with: a model's own, over texts that it writes itself, told apart by domain."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from flashspec.decoding.generate import request
+from flashspec.decoding.models import Models
+from flashspec.heads.dense import DenseHead
+from flashspec.heads.flash import FlashHead
+from flashspec.heads.recall import agreement
+from flashspec.measure.prompts import Prompt
+from flashspec.sampling import Sampling
+
+EVERY = 4  # of so many texts of a domain, the last is held out
+
+
+class Domain(NamedTuple):
+    """Rows [n, hidden] before the final norm: those to build on, none for an unseen domain, and those to judge by."""
+
+    seen: Tensor
+    held: Tensor
+
+
+def written(models: Models, prompt: Prompt, new_tokens: int, sampling: Sampling) -> Tensor:
+    """The target's rows [n, hidden] from the prompt's last token on, while it writes up to `new_tokens` behind it."""
+    ready = request(models, list(prompt.ids), "baseline", sampling, {"max_new_tokens": new_tokens})
+    emitted = sum(len(step.tokens) for step in ready.steps())
+    last = len(prompt.ids) - 1
+    return ready.stages[0].reader.rows[last : last + emitted].clone()
+
+
+def domains(models: Models, prompts: Sequence[Prompt], unseen: str, new_tokens: int, sampling: Sampling) -> dict[str, Domain]:
+    """Rows of every kind of prompt; of the kind `unseen` none is to build on. ValueError where a kind has too few prompts."""
+    from tqdm import tqdm
+
+    texts: dict[str, list[Tensor]] = {}
+    for prompt in tqdm(prompts, desc="writing", unit="text", leave=False):
+        texts.setdefault(prompt.kind, []).append(written(models, prompt, new_tokens, sampling))
+    found = {}
+    for kind, rows in texts.items():
+        if len(rows) < EVERY:
+            raise ValueError(f"at least {EVERY} prompts of a kind are needed, to build on and to judge by; {kind!r} has {len(rows)}")
+        seen = [each for i, each in enumerate(rows) if kind != unseen and i % EVERY != EVERY - 1]
+        held = [each for i, each in enumerate(rows) if kind == unseen or i % EVERY == EVERY - 1]
+        found[kind] = Domain(torch.cat(seen) if seen else rows[0][:0], torch.cat(held))
+    return found
+
+
+def agreements(head: FlashHead, dense: DenseHead, found: dict[str, Domain]) -> dict[str, float]:
+    """Share of held-out rows of every domain whose best id is the dense head's."""
+    return {kind: agreement(head, dense, domain.held) for kind, domain in found.items()}
