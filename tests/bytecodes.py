@@ -1,7 +1,6 @@
-"""Interrupts at chosen bytecodes, run as a script: a crash ends this process and not the tests.
+"""Interrupts at chosen bytecodes, run as a script, since a crash ends the process; prints how many decodes were interrupted.
 
-`random` interrupts two hundred decodes anywhere in the package; `growing` every bytecode of the calls that grow a buffer;
-`early` does so with a call that notes its buffer's size before it has the buffer. What is printed is a count of interrupts.
+`random`: two hundred anywhere; `growing`: at each of the calls that grow a buffer; `early`: those, with a size noted too early.
 """
 
 import ctypes
@@ -62,7 +61,6 @@ def text_of(name, rule):
 
 
 def survives(name, rule, tracer):
-    """Interrupt a decode, decode again over its stages, and hold both texts and weights against fresh ones; 1 if interrupted."""
     ready, fresh = prepare(wide(), name, rule), text_of(name, rule)
     interrupted = traced(ready, tracer)
     assert play(ready) == fresh, (name, rule, tracer.left)

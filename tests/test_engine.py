@@ -1,15 +1,18 @@
-"""Compiled and torch engines carry rows alike, and readers read each token once."""
-
-from __future__ import annotations
+"""Compiled, torch and fixed engines carry rows alike, and readers read each token once."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
+from shelf import refused
+from test_transformer import BASE, randomised
 from toys import duo, random_model, with_biases
 
 from flashspec import kernels
+from flashspec.models import graphs
 from flashspec.models.engine import KernelEngine, TorchEngine
+from flashspec.models.graphs import FixedEngine, wanted
 from flashspec.models.reader import SpanReader, engine_for
 from flashspec.models.rounded import PackedLinear, rounded
 
@@ -26,17 +29,16 @@ SHAPES = [
 ]
 
 
-def model(changes: dict, dtype: torch.dtype = torch.float32):
+def model(changes, dtype=torch.float32):
     return with_biases(random_model(1, 3, **changes)).to(dtype)
 
 
-def rows(engine, model, cuts: list[int]) -> torch.Tensor:
-    """Rows of IDS, read in pieces that end at the cuts."""
+def rows(engine, model, cuts):
     edges = [0, *cuts, len(IDS)]
     return torch.cat([engine.run(engine.embed(IDS[a:b]).clone(), a) for a, b in itertools.pairwise(edges)])
 
 
-def scale(x: torch.Tensor) -> float:
+def scale(x):
     return float(x.abs().max())
 
 
@@ -80,12 +82,9 @@ def test_rounding_leaves_the_model_itself_alone_and_refuses_in_words(tmp_path):
     small = rounded(made, "int8")
     assert small.embed is made.embed and isinstance(small.blocks[0].mlp.down, PackedLinear)
     assert not any(isinstance(m, PackedLinear) for m in made.modules())
-    with pytest.raises(ValueError, match="int8 or int4, got 'fp8'"):
-        rounded(made, "fp8")
-    with pytest.raises(ValueError, match="layers that are quantised cannot be rounded"):
-        rounded(small, "int8")
-    with pytest.raises(ValueError, match="integer weights; load it with weights='dense' to save it"):
-        small.save(tmp_path)
+    refused("int8 or int4, got 'fp8'", rounded, made, "fp8")
+    refused("layers that are quantised cannot be rounded", rounded, small, "int8")
+    refused("integer weights; load it with weights='dense' to save it", small.save, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -111,7 +110,7 @@ def test_the_control_a_forgotten_bias_is_caught(part):
     assert scale(fast - slow) > 1e-3 * scale(slow)
 
 
-def test_a_bfloat16_model_is_its_float32_copy_and_gates_far_below_zero_do_not_overflow():
+def test_a_bfloat16_model_is_its_float32_copy():
     narrow, wide = model({}, torch.bfloat16), model({}, torch.bfloat16).float()
     assert torch.equal(*(rows(KernelEngine(made, 0, 3, 64), made, []) for made in (narrow, wide)))
     for layer in wide.layers:
@@ -136,14 +135,13 @@ def test_readers_in_a_chain_are_the_whole_model(dtype, changes):
     assert [low.layers, top.layers] == [2, 2]
 
 
-def rows_of(reader: SpanReader, tokens: torch.Tensor) -> torch.Tensor:
-    """Read tokens; a copy of their rows."""
+def rows_of(reader, tokens):
     reader.read(tokens)
     return reader.rows[: len(tokens)].clone()
 
 
 @pytest.mark.parametrize("kept", [20, 21])
-def test_rewinding_forgets_and_reading_again_repeats_and_the_control_one_token_too_many_is_seen(kept):
+def test_rewinding_forgets_and_reading_again_repeats(kept):
     reader = SpanReader(duo(0, torch.float32).target)
     before, other = rows_of(reader, IDS), IDS.clone()
     other[20:] = 7
@@ -154,14 +152,7 @@ def test_rewinding_forgets_and_reading_again_repeats_and_the_control_one_token_t
     assert torch.equal(rows_of(reader, IDS), before) == (kept == 20)
     reader.rewind(20)
     assert reader.read(IDS) == (20,)
-
-
-def test_spans_and_texts_that_do_not_fit_are_refused_in_words():
-    made = duo(0, torch.float32).target
-    with pytest.raises(ValueError, match="between layer 1 and 6, got 7"):
-        SpanReader(made, 7)
-    with pytest.raises(ValueError, match="40 tokens do not fit the context of 16"):
-        SpanReader(made, context=16).read(IDS)
+    refused("40 tokens do not fit the context of 16", SpanReader(reader.model, context=16).read, IDS)
 
 
 def test_without_a_compiler_the_torch_engine_takes_over(monkeypatch):
@@ -171,3 +162,72 @@ def test_without_a_compiler_the_torch_engine_takes_over(monkeypatch):
     assert type(reader.engine) is TorchEngine
     monkeypatch.undo()
     assert torch.allclose(rows_of(reader, IDS), rows_of(SpanReader(made), IDS), rtol=1e-4, atol=1e-5)
+
+
+LONG = torch.randint(0, 61, (60,), generator=torch.Generator().manual_seed(0))
+CUTS = [20, 21, 22, 27, 31, 32, 48, 59]
+
+
+def models():
+    opt = replace(BASE, family="opt", kv_heads=4, attention_bias=True, mlp_bias=True, norm_eps=1e-5)
+    return {
+        "qwen3": random_model(1, 3).double(),
+        "qwen2": randomised(replace(BASE, family="qwen2")).requires_grad_(False).double(),
+        "opt": randomised(opt).requires_grad_(False).double(),
+    }
+
+
+def pieces(engine):
+    edges = [0, *CUTS, len(LONG)]
+    return torch.cat([engine.run(engine.embed(LONG[a:b]).clone(), a) for a, b in itertools.pairwise(edges)])
+
+
+@pytest.mark.parametrize("name", ["qwen3", "qwen2", "opt"])
+@torch.inference_mode()
+def test_fixed_shapes_give_the_rows_of_the_torch_engine(name, monkeypatch):
+    monkeypatch.setattr(graphs, "KEYS", 24)
+    made = models()[name]
+    whole = pieces(TorchEngine(made, 0, 2, 64))
+    assert torch.allclose(pieces(FixedEngine(made, 0, 2, 64)), whole, rtol=1e-10, atol=1e-10)
+    honest = graphs.FixedSlot
+    monkeypatch.setattr(graphs, "FixedSlot", lambda slot, mask: honest(slot, mask.roll(1, 1)))  # the control: one key more
+    assert not torch.allclose(pieces(FixedEngine(made, 0, 2, 64)), whole, rtol=1e-6, atol=1e-6)
+
+
+@torch.inference_mode()
+def test_a_forward_made_at_one_position_serves_every_other():
+    made = models()["qwen3"]
+    engine, wanted_rows = FixedEngine(made, 0, 2, 64), pieces(TorchEngine(made, 0, 2, 64))
+    engine.run(engine.embed(LONG[:20]), 0)
+    forward = engine.forward(1, 64)
+    for position in range(20, 30):
+        engine.begin.fill_(position)
+        assert torch.allclose(forward(engine.embed(LONG[position : position + 1]))[0], wanted_rows[position])
+    stale = engine.begin.fill_(28) is not None and forward(engine.embed(LONG[29:30]))[0]
+    assert not torch.allclose(stale, wanted_rows[29])
+
+
+def test_the_flag_decides_and_refuses_nonsense(monkeypatch):
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    for value, answers in {"auto": (False, True), "0": (False, False), "eager": (True, True)}.items():
+        monkeypatch.setenv(graphs.FLAG, value)
+        assert (wanted(cpu), wanted(cuda)) == answers
+        assert type(engine_for(models()["qwen3"], 0, 2, 64)) is (FixedEngine if answers[0] else TorchEngine)
+    monkeypatch.setenv(graphs.FLAG, "yes")
+    with pytest.raises(ValueError, match="FLASHSPEC_GRAPHS must be one of auto, 0, eager, got 'yes'"):
+        wanted(cpu)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@torch.inference_mode()
+def test_a_recording_gives_the_rows_of_its_eager_twin(monkeypatch):
+    made = random_model(1, 3).cuda()
+    monkeypatch.setenv(graphs.FLAG, "auto")
+    engine = FixedEngine(made, 0, 3, 64)
+    engine.embed = lambda tokens: made.embed(tokens.cuda())
+    found = pieces(engine)
+    assert engine.record and len(engine._forwards) > 2
+    monkeypatch.setenv(graphs.FLAG, "eager")
+    twin = FixedEngine(made, 0, 3, 64)
+    twin.embed = engine.embed
+    assert torch.allclose(found, pieces(twin), rtol=1e-4, atol=1e-5)

@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import pkgutil
 import signal
 import subprocess
 import sys
@@ -11,27 +12,22 @@ import pytest
 import torch
 from toys import PROMPT, duo, headed
 
-from flashspec import DenseHead, FlashHead, Models, Sampling, State, kernels
+from flashspec import Models, Sampling, kernels
 from flashspec.decoding import cascade
-from flashspec.decoding.captured import CapturedBurst, CapturedScore, Track
 from flashspec.decoding.generate import request
-from flashspec.decoding.rules import GumbelCoupling, SpeculativeSampling
-from flashspec.decoding.stages import InTurn, Judging, StepByStep
-from flashspec.decoding.ways import CompiledBurst, CompiledScore
-from flashspec.models.engine import KernelEngine, Slot, TorchEngine
+from flashspec.decoding.ways import CompiledBurst
 from flashspec.models.graphs import FixedEngine
-from flashspec.models.reader import SpanReader
-from flashspec.models.transformer import Layer
 
-HOOKS = [
-    (cascade, "draft"), (cascade, "check"), (cascade, "promoted"), (cascade, "finalize"), (State, "learn"),
-    (StepByStep, "__call__"), (CompiledBurst, "__call__"), (InTurn, "__call__"), (CompiledScore, "__call__"),
-    (Judging, "__call__"), (kernels.Writer, "__call__"), (kernels.Writer, "check"),
-    (CapturedBurst, "__call__"), (CapturedScore, "__call__"), (Track, "take"), (Track, "run"), (FixedEngine, "run"),
-    (SpanReader, "read"), (SpanReader, "advance"), (SpanReader, "rewind"),
-    (TorchEngine, "run"), (KernelEngine, "run"), (Layer, "forward"), (Slot, "write"), (DenseHead, "__call__"),
-    (FlashHead, "__call__"), (GumbelCoupling, "draw"), (GumbelCoupling, "verify"), (SpeculativeSampling, "verify"),
-]  # fmt: skip
+HOOKS = {
+    "decoding.cascade": "draft check promoted finalize", "decoding.state": "State.learn",
+    "kernels": "Writer.__call__ Writer.check",
+    "decoding.stages": "StepByStep.__call__ InTurn.__call__ Judging.__call__", "models.graphs": "FixedEngine.run",
+    "decoding.ways": "CompiledBurst.__call__ CompiledScore.__call__", "models.transformer": "Layer.forward",
+    "decoding.captured": "CapturedBurst.__call__ CapturedScore.__call__ Track.take Track.run",
+    "models.reader": "SpanReader.read SpanReader.advance SpanReader.rewind", "heads.dense": "DenseHead.__call__",
+    "models.engine": "TorchEngine.run KernelEngine.run Slot.write", "heads.flash": "FlashHead.__call__",
+    "decoding.rules": "GumbelCoupling.draw GumbelCoupling.verify SpeculativeSampling.verify",
+}  # fmt: skip
 
 
 class Fuse:
@@ -58,8 +54,10 @@ class Fuse:
 @pytest.fixture
 def fuse(monkeypatch):
     made = Fuse()
-    for owner, name in HOOKS:
-        monkeypatch.setattr(owner, name, made.around(getattr(owner, name)))
+    for room, names in HOOKS.items():
+        for name in names.split():
+            hook = f"flashspec.{room}.{name}"
+            monkeypatch.setattr(hook, made.around(pkgutil.resolve_name(hook)))
     return made
 
 
@@ -74,7 +72,6 @@ def digest(models):
 
 @functools.cache
 def wide():
-    """A float32 pair whose vocabulary the compiled kernels take whole: its bursts and checks are one call each."""
     pair = duo(0, torch.float32, vocab_size=64)
     return headed(Models(pair.target, pair.draft))
 
@@ -141,18 +138,14 @@ def at_bytecodes(which):
     return subprocess.run([sys.executable, "-W", "ignore", script, which], capture_output=True, text=True)
 
 
-def test_two_hundred_interrupts_at_random_bytecodes_leave_no_trace():
+def test_interrupts_at_bytecodes_leave_no_trace():
     assert at_bytecodes("random").stdout == "200\n"
 
-
-def test_an_interrupt_at_any_bytecode_of_a_growing_buffer_leaves_no_trace_and_one_that_is_noted_too_early_ends_the_process():
     assert int(at_bytecodes("growing").stdout) > 300
     assert at_bytecodes("early").returncode == -signal.SIGSEGV
 
 
 def test_the_control_a_model_left_truncated_is_caught(fuse, monkeypatch):
-    """transformers' assistant_early_exit shortens the caller's model while it drafts, without a `finally`."""
-
     def shortening(state, draft=cascade.draft):
         model = state.stages[-1].reader.model
         model.layers, whole = model.layers[:2], model.layers

@@ -50,7 +50,6 @@ def test_the_reference_is_the_naive_search(rows, blocks, cap, width, probes):
 INTERPRETED = """
 import torch
 from test_kernels_triton import SHAPES, case
-from flashspec import kernels
 from flashspec.kernels import triton_best
 for shape in SHAPES:
     states, weight, ids, bias, chosen = case(*shape)
@@ -64,7 +63,6 @@ for shape in SHAPES:
 
 
 def test_the_triton_kernel_is_its_reference():
-    """In a process of its own, as Triton decides when it is imported whether to interpret; negated weights are the control."""
     if importlib.util.find_spec("triton") is None:
         pytest.skip("triton is not installed here")
     paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])

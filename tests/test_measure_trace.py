@@ -1,16 +1,29 @@
-"""Replaying a recorded target gives the counts of the live decode, and refuses a draft that does not belong to it."""
+"""Replaying a recorded target gives the counts of the live decode, and shipped records are complete."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import shelf
 import tiny
 import toys
+from shelf import refused
 
-from flashspec import Method, Models, Sampling, load, theory
+from flashspec import Method, Models, Sampling, generate, load, theory
+from flashspec.cli.main import status
+from flashspec.decoding.models import SHIPPED
 from flashspec.measure import trace as tracing
-from flashspec.measure.prompts import Prompt
+from flashspec.measure.prompts import Prompt, load_prompts
+from flashspec.measure.trace import record
+from flashspec.models.family import DESIGNED
+from flashspec.models.folder import verify_digests
 from flashspec.once import Once
+from flashspec.sampling import GREEDY
+from flashspec.study.drafts import point_of_designed
+from flashspec.study.family import accepted, records
+from flashspec.theory import replayed_all
+from flashspec.train import reference as shipping
 
 PROMPTS = [Prompt("code", tuple(toys.PROMPT)), Prompt("prose", (9, 9, 8, 2))]
 DENSE, FLASH = Method("model"), Method("model", "flash")
@@ -38,7 +51,7 @@ def test_a_replay_counts_what_the_live_decode_counts(method, sampling, k):
     assert replayed(toys.duo(), method, sampling, k) == live(toys.duo(), method, sampling, k)
 
 
-def test_the_same_holds_in_float32_and_on_the_compiled_kernels_and_for_no_other_draft():
+def test_the_same_holds_in_float32_and_on_the_compiled_kernels():
     models = tiny.pair()
     assert replayed(models, DENSE, Sampling(), 4) == live(models, DENSE, Sampling(), 4)
     assert replayed(toys.duo(noise=0.5), DENSE, Sampling(), 4) != live(toys.duo(), DENSE, Sampling(), 4)
@@ -67,8 +80,7 @@ def test_a_trace_is_stored_and_read_back_and_one_of_another_target_refused(recor
     recorded.save(tmp_path / "trace.json")
     assert tracing.Trace.load(tmp_path / "trace.json") == recorded
     tracing.check_target(recorded, folders["target"])
-    with pytest.raises(ValueError, match=r"recorded from another target \(digest .*, draft has "):
-        tracing.check_target(recorded, folders["draft"])
+    refused(r"recorded from another target \(digest .*, draft has ", tracing.check_target, recorded, folders["draft"])
 
 
 def test_another_tokenizer_is_refused_with_the_ids_that_differ(recorded, tmp_path):
@@ -77,17 +89,64 @@ def test_another_tokenizer_is_refused_with_the_ids_that_differ(recorded, tmp_pat
     shelf.train_tokenizer(tmp_path / "other.json", "quite another text " * 40)
     tokenizer = Tokenizer.from_file(str(tmp_path / "other.json"))
     first = next(n for n, word in recorded.words.items() if tokenizer.id_to_token(n) != word)
-    with pytest.raises(ValueError, match=f"recorded ids differ, such as {first} "):
-        tracing.check_words(recorded, tokenizer)
+    refused(f"recorded ids differ, such as {first} ", tracing.check_words, recorded, tokenizer)
 
 
 def test_texts_that_depend_on_the_draft_and_texts_too_long_for_it_are_refused():
     models = toys.duo()
-    with pytest.raises(ValueError, match="depends on the draft"):
-        tracing.record(models, PROMPTS, Sampling(1.0, rule="typical"), 4)
+    refused("depends on the draft", tracing.record, models, PROMPTS, Sampling(1.0, rule="typical"), 4)
     trace = tracing.record(models, PROMPTS, Sampling(), 60)
-    with pytest.raises(ValueError, match="'in_context' learns from verifications"):
-        list(tracing.replay_texts(trace, models, Method("model", "in_context")))
-    short = toys.random_model(0, layers=2, context=64)
-    with pytest.raises(ValueError, match="draft's context holds 64"):
-        list(tracing.replay_texts(trace, Models(models.target, short), DENSE))
+    learning = tracing.replay_texts(trace, models, Method("model", "in_context"))
+    refused("'in_context' learns from verifications", list, learning)
+    short = Models(models.target, toys.random_model(0, layers=2, context=64))
+    refused("draft's context holds 64", list, tracing.replay_texts(trace, short, DENSE))
+
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def test_shipped_models_stay_below_the_limit():
+    assert sum(path.stat().st_size for path in SHIPPED.rglob("*") if path.is_file()) < 92_000_000
+    assert max(path.stat().st_size for path in SHIPPED.rglob("*.safetensors")) <= 16 << 20
+
+
+@pytest.mark.skipif(not (SHIPPED / DESIGNED).exists(), reason="no designed draft ships")
+def test_the_designed_draft_is_a_point_of_the_family_ready_to_serve():
+    folder = SHIPPED / DESIGNED
+    verify_digests(folder)
+    told = json.loads((folder / "speculative.json").read_text())
+    assert told.pop("num_speculative_tokens") >= 1
+    assert told == {"method": "draft_model", "model": "flashspec/data/designed"}
+    assert all((folder / name).exists() for name in ("README.md", "curve.jsonl", "tokenizer.json", "flash_head.safetensors"))
+    assert point_of_designed() in {path.name for path in (ROOT / "book" / "results" / "family").iterdir()}
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_a_record_counts_what_a_live_decode_counts(folders, tmp_path, k):
+    family = tmp_path / "points"
+    family.mkdir()
+    (family / "point").symlink_to(folders["draft"])
+    line = ["draft", "record", "--folder", str(family), "--out", str(tmp_path / "family"), "--target", str(folders["target"])]
+    assert status([*line, "--prompts", str(folders["prompts"]), "--new-tokens", "16"]) == 0
+    found = tmp_path / "family" / "point"
+    assert {path.name for path in found.iterdir()} == {"config.json", "digests.json", "proposals.json"}
+    models = load(folders["target"], folders["draft"], "float32", "cpu", "dense")
+    prompts = load_prompts(folders["prompts"], 2)
+    live = [generate(models, list(p.ids), Method("model", k=k), GREEDY, max_new_tokens=16, stop=()).stats for p in prompts]
+    counts = replayed_all(accepted(found), k)
+    assert (counts.rounds, counts.accepted) == (sum(s.rounds for s in live), sum(s.accepted for s in live))
+    line = records(k, tmp_path).loc["point"]
+    assert line["TAR"] == pytest.approx(sum(s.emitted for s in live) / counts.rounds)
+    assert line["layers"] == models.draft.config.layers and line["body"] == models.draft.config.body_parameters
+    assert records(k, tmp_path / "nowhere").empty
+
+
+def test_a_record_needs_its_targets_own_trace_and_shared_noise(folders, tmp_path):
+    prompts = load_prompts(folders["prompts"], 1)
+    for name, sampling, said in (
+        ("draft", GREEDY, "recorded from another target"),
+        ("target", Sampling(1.0, rule="speculative"), "not under speculative"),
+    ):
+        trace = record(load(folders[name], None, "float32", "cpu", "dense"), prompts, sampling, 4)
+        refused(said, shipping.record_point, folders["draft"], folders["target"], trace, tmp_path / "out")
+        assert not (tmp_path / "out").exists()

@@ -5,7 +5,6 @@ counted twice or left out in silence (vLLM 33251, TensorRT-LLM 17701) cannot be:
 (test_decoding.py).
 """
 
-
 import pytest
 import torch
 from toys import PROMPT, duo, headed, run, text
@@ -232,6 +231,7 @@ def finalizes_the_wrong_token(state, finalize=cascade.finalize):
     events = finalize(state)
     state.tokens[state.length - 1] = token
     return events
+
 
 @pytest.mark.parametrize("theorem", dict.fromkeys(bug.values[1] for bug in MUTATIONS), ids=lambda f: f.__name__)
 def test_the_theorem_holds(theorem):

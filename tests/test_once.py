@@ -38,7 +38,6 @@ def together(ask):
 
 @pytest.fixture
 def builds(monkeypatch):
-    """The FlashHeads built so far, and what is called with a head's weight once it is built."""
     counted, real = SimpleNamespace(done=[], after=[]), FlashHead.build.__func__
 
     def build(cls, weight, *args, **changes):

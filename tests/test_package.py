@@ -1,18 +1,24 @@
-"""A packaged folder is complete: transformers reads its tokenizer, digests cover every file."""
+"""What is installed is said once; folders and origins are complete and betray no host."""
 
-from __future__ import annotations
-
+import getpass
+import hashlib
 import json
+import re
+import socket
+import tomllib
 from pathlib import Path
 
 import pytest
+from shelf import refused
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
+import flashspec
+from flashspec import provenance
 from flashspec.models.writing import write_digests
 from flashspec.train.corpus import END, write_tokenizer
 
 
-def byte_tokenizer(folder: Path, end: str = END) -> Path:
+def byte_tokenizer(folder, end=END):
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE({letter: i + 1 for i, letter in enumerate(alphabet)} | {end: 0}, []))
     tokenizer.add_special_tokens([end])
@@ -23,7 +29,7 @@ def byte_tokenizer(folder: Path, end: str = END) -> Path:
     return folder / "source.json"
 
 
-def test_transformers_gives_the_ids_and_text_of_our_tokenizer(tmp_path: Path) -> None:
+def test_transformers_gives_the_ids_and_text_of_our_tokenizer(tmp_path):
     transformers = pytest.importorskip("transformers")
     source = byte_tokenizer(tmp_path)
     (tmp_path / "model").mkdir()
@@ -36,15 +42,103 @@ def test_transformers_gives_the_ids_and_text_of_our_tokenizer(tmp_path: Path) ->
     assert theirs.bos_token_id == theirs.eos_token_id == theirs.pad_token_id == 0
 
 
-def test_a_tokenizer_without_the_end_token_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="has no token"):
-        write_tokenizer(tmp_path / "model", byte_tokenizer(tmp_path, end="<stop>"))
+def test_a_tokenizer_without_the_end_token_is_refused(tmp_path):
+    refused("has no token", write_tokenizer, tmp_path / "model", byte_tokenizer(tmp_path, end="<stop>"))
     assert not (tmp_path / "model").exists()
 
 
-def test_digests_cover_every_file_but_themselves(tmp_path: Path) -> None:
+def test_digests_cover_every_file_but_themselves(tmp_path):
     for name in ("config.json", "README.md", ".hidden"):
         (tmp_path / name).write_text(name)
     write_digests(tmp_path)
     write_digests(tmp_path)
     assert list(json.loads((tmp_path / "digests.json").read_text())) == ["README.md", "config.json"]
+
+
+def test_origin_names_code_machine_and_versions_and_betrays_no_host():
+    found = provenance.origin()
+    assert {"commit", "dirty", "date", "machine", "machine_key", "threads", "versions"} <= found.keys()
+    assert {"cpu", "cores", "isa", "memory_gib", "device"} <= found["machine"].keys() and found["machine"]["cores"] >= 1
+    assert {"python", "torch"} <= found["versions"].keys() and re.fullmatch(".*cores.*", provenance.describe(found))
+    text = json.dumps(found)
+    assert json.loads(text) == found
+    here = (f'"{socket.gethostname()}"', f'"{getpass.getuser()}"', f"{Path.home()}/", str(Path(provenance.__file__).parent))
+    assert not any(private in text for private in here)
+
+
+@pytest.mark.parametrize("lacking", ["git", "checkout"])
+def test_without_git_or_a_checkout_the_commit_is_open(lacking, monkeypatch, tmp_path):
+    if lacking == "git":
+        monkeypatch.setenv("PATH", "")
+    else:
+        monkeypatch.setattr(provenance, "__file__", str(tmp_path / "provenance.py"))
+    assert provenance.source() == {"commit": None, "dirty": None}
+
+
+def test_digest_is_sha256_of_the_bytes(tmp_path):
+    path = tmp_path / "weights"
+    for last in (b"x", b"y"):
+        path.write_bytes(b"x" * 2_999_999 + last)
+        assert (provenance.digest(path) == hashlib.sha256(b"x" * 3_000_000).hexdigest()) == (last == b"x")
+
+    with pytest.raises(FileNotFoundError, match="gone.bin"):
+        provenance.digest(tmp_path / "gone.bin")
+
+
+def test_models_are_told_by_their_weights_and_a_hash_sees_values(tmp_path):
+    with pytest.raises(FileNotFoundError, match="config.json"):
+        provenance.model_digests(tmp_path)
+    for name in ("model-00001.safetensors", "config.json", "tokenizer.json", "notes.txt"):
+        (tmp_path / name).write_text(name)
+    assert set(provenance.model_digests(tmp_path)) == {"model-00001.safetensors", "config.json", "tokenizer.json"}
+    hashed = [provenance.short_hash(value) for value in ({"a": 1, "b": 2}, {"b": 2, "a": 1}, {"a": 1, "b": 3})]
+    assert hashed[0] == hashed[1] != hashed[2]
+
+
+ROOT = Path(__file__).resolve().parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+MAKEFILE = (ROOT / "Makefile").read_text()
+PINNED = dict(line.split("==") for line in (ROOT / "constraints-cpu.txt").read_text().splitlines() if "==" in line)
+
+
+def name(requirement):
+    return re.split(r"[<>=!~\[; ]", requirement.strip())[0].lower()
+
+
+def test_conda_has_the_projects_name_and_python():
+    text = (ROOT / "environment.yml").read_text()
+    lines = re.findall(r"^( *)- (.+)$", text, flags=re.M)
+    packages = [line for indent, line in lines if len(indent) == 2 and not line.endswith(":")]
+    (pip,) = [line for indent, line in lines if len(indent) > 2]
+    asked = re.fullmatch(r"-e \.\[(.+)\]", pip)[1].split(",")
+    assert re.search(r"^name: (.+)$", text, flags=re.M)[1] == PROJECT["name"]
+    assert f"python{PROJECT['requires-python']}" in packages
+    assert {"book", "quantize"} <= set(asked) <= set(EXTRAS)
+    assert [name(package) for package in packages if "faiss" in package] == ["faiss-gpu"]
+    assert not any("faiss" in need for extra in asked for need in EXTRAS[extra])
+
+
+@pytest.mark.parametrize("package", PINNED)
+def test_a_pinned_version_satisfies_what_pyproject_asks(package):
+    specifiers = pytest.importorskip("packaging.specifiers")
+    for need in [*PROJECT["dependencies"], *(need for extra in EXTRAS.values() for need in extra)]:
+        if name(need) == package:
+            wanted = specifiers.SpecifierSet(need.split(";")[0][len(name(need)) :].strip())
+            assert PINNED[package] in wanted, f"{PINNED[package]} against {need}"
+
+
+def test_the_project_needs_the_core_alone_has_its_licence_in_full():
+    core, study = {"torch", "numpy", "safetensors", "tokenizers", "tqdm", "click"}, {"msgspec", "filelock"}
+    assert {name(need) for need in PROJECT["dependencies"]} == core | study
+    text = (ROOT / "LICENSE").read_text()
+    assert PROJECT["license"]["text"] == "Apache-2.0" and "Apache License" in text and "END OF TERMS AND CONDITIONS" in text
+    newest = re.search(r"^## (\S+)$", (ROOT / "CHANGELOG.md").read_text(), flags=re.M)[1]
+    assert PROJECT["version"] == flashspec.__version__ == newest
+
+
+def test_what_must_hold_before_a_merge_is_run_and_can_be():
+    script = ROOT / ".ci" / "run"
+    assert script.stat().st_mode & 0o111
+    steps = re.search(r"for step in (.+); do", script.read_text())[1].split()
+    assert steps[-1] == "test" and {"lint", "smoke", "book"} <= set(steps)

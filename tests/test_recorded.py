@@ -154,7 +154,7 @@ def test_the_control_a_call_that_waits_or_reads_the_host_cannot_be_recorded(wait
 
 
 def test_a_replay_reads_its_inputs_anew_and_repeats_no_python():
-    rows, calls = torch.arange(3.0), list[int]()
+    rows, calls = torch.arange(3.0), []
 
     def call():
         calls.append(1)

@@ -1,14 +1,13 @@
 """Our transformer computes what transformers computes, for every option a config.json can set."""
 
-import json
-import random
 from dataclasses import replace
 
 import pytest
 import torch
+from shelf import refusing
 
 from flashspec import Models, Transformer, generate
-from flashspec.models.config import FAMILIES, ModelConfig, RopeScaling, Unsupported, from_hf, to_hf
+from flashspec.models.config import ModelConfig, RopeScaling, Unsupported, from_hf, to_hf
 
 BASE = ModelConfig(
     family="qwen3", vocab_size=97, hidden=48, ffn=80, layers=2, heads=4, kv_heads=2, head_dim=12, context=256, eos=(3,)
@@ -25,29 +24,11 @@ CASES = {
     "mistral": replace(BASE, family="mistral", tied=False, head_dim=16),
     "opt": replace(BASE, family="opt", kv_heads=4, norm_eps=1e-5, attention_bias=True, mlp_bias=True),
     "llama-llama3": replace(BASE, family="llama", rope=LLAMA3, heads=6, kv_heads=3, tied=False, eos=(3, 5)),
+    "edge": replace(BASE, family="llama", vocab_size=17, hidden=3, ffn=5, layers=1, heads=1, kv_heads=1, head_dim=2, tied=False),
+    "odd": replace(BASE, vocab_size=131, hidden=18, ffn=24, layers=3, heads=6, kv_heads=3, head_dim=6, norm_eps=1e-3),
 }
 LENGTHS = (1, 2, 90)
-
-
-def drawn(family, seed):
-    """A random shape of a family, odd vocabularies and biases among them; seed 0 is the left edge: one layer, one head."""
-    dice = random.Random(f"{family} {seed}")
-    opt, heads = family == "opt", dice.choice((1, 2, 6)) if seed else 1
-    head_dim, bias = dice.choice((2, 6, 16)), dice.random() < 0.5
-    return ModelConfig(
-        family=family, vocab_size=dice.choice((17, 64, 131)) if seed else 17,
-        hidden=heads * (head_dim if opt or family == "qwen2" else dice.choice((3, 8))),
-        ffn=dice.choice((5, 24)), layers=dice.choice((1, 3)) if seed else 1, heads=heads,
-        kv_heads=heads if opt else dice.choice([n for n in (1, 2, 3, 6) if heads % n == 0]),
-        head_dim=head_dim, context=128, norm_eps=1e-5 if opt else dice.choice((1e-6, 1e-3)),
-        rope_theta=1e4 if opt else dice.choice((1e4, 1e6)),
-        rope=dice.choice((RopeScaling(), LLAMA3)) if family == "llama" else RopeScaling(),
-        tied=dice.random() < 0.5, attention_bias=bias and family in ("llama", "qwen3", "opt"),
-        mlp_bias=bias and family in ("llama", "opt"), eos=(3,),
-    )  # fmt: skip
-
-CASES |= {f"{family}-drawn-{seed}": drawn(family, seed) for family in FAMILIES for seed in range(4)}
-GREEDY = [name for name in CASES if name.endswith(("drawn-0", "drawn-1")) or name in ("opt", "qwen2-biased", "llama-llama3")]
+GREEDY = ("edge", "odd", "opt", "qwen2-biased", "llama-llama3")
 
 
 def randomised(config, seed=0):
@@ -66,7 +47,6 @@ def prompt(config, length):
 
 @torch.inference_mode()
 def distance(ours, theirs):
-    """Largest difference of logits relative to the largest logit, over one-token and long prompts."""
     worst = 0.0
     for length in LENGTHS:
         ids = prompt(ours.config, length)
@@ -85,19 +65,6 @@ def test_transformers_loads_what_we_save_and_gives_our_logits(name, tmp_path):
     model = randomised(CASES[name])
     model.save(tmp_path, dtype="float32")
     assert distance(model, as_transformers(tmp_path)) < 1e-4
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_we_load_what_transformers_saves_and_give_its_logits(name, tmp_path):
-    transformers = pytest.importorskip("transformers")
-    table = to_hf(CASES[name], "float32")
-    config = transformers.AutoConfig.for_model(table.pop("model_type"), **table)
-    torch.manual_seed(1)
-    theirs = transformers.AutoModelForCausalLM.from_config(config).eval()
-    theirs.save_pretrained(tmp_path)
-    ours = Transformer.load(tmp_path, dtype="float32")
-    assert replace(ours.config, bos=None, eos=()) == replace(CASES[name], bos=None, eos=())
-    assert distance(ours, theirs) < 1e-4
 
 
 WRONG = {
@@ -129,12 +96,9 @@ def test_sharded_and_whole_folders_hold_the_same_model(tmp_path):
         logits = [Transformer.load(tmp_path / kind)(ids) for kind in ("whole", "sharded")]
         assert torch.equal(logits[0], logits[1]) and torch.equal(logits[0], model(ids))
     assert distance(model, as_transformers(tmp_path / "sharded")) < 1e-4
-
-
-def test_bfloat16_survives_a_round_trip_bit_for_bit(tmp_path):
     model = randomised(BASE).bfloat16()
-    model.save(tmp_path)
-    again = Transformer.load(tmp_path)
+    model.save(tmp_path / "narrow")
+    again = Transformer.load(tmp_path / "narrow")
     assert again.norm.weight.dtype == torch.bfloat16
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True))
 
@@ -155,34 +119,13 @@ def test_greedy_text_is_the_text_of_transformers_generate(name, tmp_path):
     assert name != "opt" or others[0] != others[1]  # the control: another prompt has another text
 
 
-def test_a_sliding_window_is_the_context_inside_which_attention_is_full(tmp_path):
-    model = randomised(CASES["mistral"])
-    model.save(tmp_path, dtype="float32")
-    table = to_hf(CASES["mistral"], "float32") | {"sliding_window": 32}
-    (tmp_path / "config.json").write_text(json.dumps(table))
-    assert from_hf(table).context == 32
-    qwen = table | {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"}
-    assert from_hf(qwen | {"use_sliding_window": False}).context == 256
-    theirs, ids = as_transformers(tmp_path), prompt(model.config, 33)
-    with torch.inference_mode():
-        gaps = [(model(part) - theirs(part).logits).abs().amax((0, 2)) for part in (ids[:, :32], ids)]
-    assert gaps[0].max() < 1e-3 < gaps[1][32]
-
-
 OPT = to_hf(CASES["opt"])
-REFUSED = {
-    "another architecture": ({"architectures": ["MambaForCausalLM"]}, "'MambaForCausalLM' is not supported"),
-    "another activation": (to_hf(BASE) | {"hidden_act": "gelu"}, "hidden_act = 'gelu'"),
-    "yarn": (to_hf(BASE) | {"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "rope scaling 'yarn'"),
-    "partial rotation": (to_hf(BASE) | {"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
-    "opt projecting its embeddings": (OPT | {"word_embed_proj_dim": 8}, "word_embed_proj_dim = 8"),
-    "opt with its norms behind": (OPT | {"do_layer_norm_before": False}, "do_layer_norm_before = False"),
-    "opt with another activation": (OPT | {"activation_function": "gelu"}, "activation_function = 'gelu'"),
-}
-
-
-@pytest.mark.parametrize("name", REFUSED)
-def test_what_we_do_not_compute_is_refused_in_words(name):
-    raw, message = REFUSED[name]
-    with pytest.raises(Unsupported, match=message):
-        from_hf(raw)
+test_what_we_do_not_compute_is_refused_in_words = refusing([
+    (lambda: from_hf({"architectures": ["MambaForCausalLM"]}), "'MambaForCausalLM' is not supported"),
+    (lambda: from_hf(to_hf(BASE) | {"hidden_act": "gelu"}), "hidden_act = 'gelu'"),
+    (lambda: from_hf(to_hf(BASE) | {"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}), "rope scaling 'yarn'"),
+    (lambda: from_hf(to_hf(BASE) | {"partial_rotary_factor": 0.5}), "partial_rotary_factor"),
+    (lambda: from_hf(OPT | {"word_embed_proj_dim": 8}), "word_embed_proj_dim = 8"),
+    (lambda: from_hf(OPT | {"do_layer_norm_before": False}), "do_layer_norm_before = False"),
+    (lambda: from_hf(OPT | {"activation_function": "gelu"}), "activation_function = 'gelu'"),
+], Unsupported)  # fmt: skip
