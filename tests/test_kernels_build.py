@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from flashspec import build
+from flashspec.kernels import build
 
 CC = build.compiler()
 ROOT = Path(__file__).parents[1]
@@ -37,6 +37,7 @@ SERVER = """
 import ctypes, json, os, sys, threading, warnings
 import flashspec
 from flashspec.cli import doctor
+from flashspec.kernels import build
 
 def told(case):
     os.environ.clear()
