@@ -157,9 +157,6 @@ def test_any_slice_of_a_table_is_read_and_what_is_not_in_it_is_said(monkeypatch)
     assert "<th>who</th>" in page and "HiSpec" in page and "1.32" in page
 
 
-pytest.importorskip("seaborn")
-
-
 TIMED = {"step_seconds": 0.01, "prefill_seconds": 0.0, "burst_seconds": 0.004, "check_1_seconds": 0.01, "finalize_seconds": 0.01}
 RACE, PIECES = results(race(prompts=4, turns=1).assign(**TIMED)), results(pieces())
 RUNS, STEPS = results(tables_drafts.runs()), results(tables_drafts.pieces())

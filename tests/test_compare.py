@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import pandas
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,8 +13,6 @@ from tables_drafts import ALPHA, LAYERS, PER_BYTE, PER_LAYER, READ, STEP, TURNS,
 
 from flashspec.study import compare, designing, drafting, papers, predictions
 from flashspec.theory import amdahl, tokens_per_check
-
-pandas = pytest.importorskip("pandas")
 
 
 def test_speedups_are_those_planted_and_a_slower_method_is_shown_as_slower():
@@ -100,9 +99,6 @@ def test_no_ratio_is_given_where_float32_twins_differ():
     assert told["ratio"].isna().equals(wrong)
     free = frame.assign(rule="speculative", temperature=1.0, turn=frame["turn"] + 10 * (frame["temperature"] == 0))
     assert not compare.speedups(free.assign(twin_digest=frame["twin_digest"].mask(spoilt, "another")))["ratio"].isna().any()
-
-
-pytest.importorskip("pandas")
 
 
 def test_the_planted_order_of_drafts_is_found():

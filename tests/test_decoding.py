@@ -13,7 +13,7 @@ from toys import PROMPT, duo, random_model, run, text
 
 from flashspec import DenseHead, Limits, Models, Sampling, Scores, State
 from flashspec.decoding import stages as staging
-from flashspec.decoding.cascade import advance, check, decode, draft
+from flashspec.decoding.cascade import decode
 from flashspec.decoding.generate import agreement, generate, request, weak_exit
 from flashspec.decoding.lookup import NOTHING, LookupHead, continuation, nothing_to_say
 from flashspec.decoding.method import METHODS, Method, build, method_named
@@ -67,30 +67,8 @@ def test_decodes_in_turns_over_stages_of_their_own_are_as_alone(monkeypatch):
     assert spoiled != alone[: len(spoiled)]
 
 
-@torch.inference_mode()
-def reached(name):
-    state = State.start(stages(name), PROMPT, Limits(40))
-    for _ in range(3):
-        list(advance(state))
-    while state.marks[1] == state.length:
-        draft(state)
-    return state
-
-
 def stages(name="dense"):
     return build(method_named(name, {"k": 3}), duo(0, torch.float32), Sampling(0.7, seed=5), 64)
-
-
-@pytest.mark.parametrize("name", ["dense", "flash", "self_speculation"])
-@torch.inference_mode()
-def test_a_state_that_is_built_acts_as_the_one_that_was_reached_and_one_in_which_nothing_waits_does_not(name):
-    here = reached(name)
-    there = State.at(stages(name), here.tokens.clone(), here.length, 1, here.waiting)
-    bare = State.at(stages(name), here.tokens.clone(), here.length)
-    assert (there.marks, there.room) == (here.marks, here.room)
-    for state in (here, there, bare):
-        check(state, 1)
-    assert there.final == here.final != bare.final and torch.equal(there.tokens, here.tokens) and there.marks == here.marks
 
 
 @torch.inference_mode()

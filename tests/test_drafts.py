@@ -22,8 +22,6 @@ from flashspec.study.exits import CURVE, EXPERIMENT, PRESETS, Params, folder_of,
 from flashspec.train import design
 from flashspec.train.corpus import write_tokenizer
 
-pytest.importorskip("pandas")
-
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
@@ -77,7 +75,6 @@ def test_the_point_that_ships_is_known_by_its_recipe(tmp_path, monkeypatch):
 
 
 def test_a_row_is_what_a_loop_counts(home):
-    pytest.importorskip("pandas")
     asked = family.EXPERIMENT.parse({"prompts": str(home / "prompts.json"), "texts": 2}
                                     | {name: str(home / name) for name in ("target", "draft")})  # fmt: skip
     rows = list(family.measure(asked))

@@ -9,7 +9,6 @@ from shelf import refused
 from test_transformer import BASE, randomised
 from toys import duo, random_model, with_biases
 
-from flashspec import kernels
 from flashspec.models import graphs
 from flashspec.models.engine import KernelEngine, TorchEngine
 from flashspec.models.graphs import FixedEngine, wanted
@@ -155,15 +154,6 @@ def test_rewinding_forgets_and_reading_again_repeats(kept):
     refused("40 tokens do not fit the context of 16", SpanReader(reader.model, context=16).read, IDS)
 
 
-def test_without_a_compiler_the_torch_engine_takes_over(monkeypatch):
-    monkeypatch.setattr(kernels, "library", lambda: None)
-    made = duo(0, torch.float32).target
-    reader = SpanReader(made)
-    assert type(reader.engine) is TorchEngine
-    monkeypatch.undo()
-    assert torch.allclose(rows_of(reader, IDS), rows_of(SpanReader(made), IDS), rtol=1e-4, atol=1e-5)
-
-
 LONG = torch.randint(0, 61, (60,), generator=torch.Generator().manual_seed(0))
 CUTS = [20, 21, 22, 27, 31, 32, 48, 59]
 
@@ -216,18 +206,3 @@ def test_the_flag_decides_and_refuses_nonsense(monkeypatch):
     monkeypatch.setenv(graphs.FLAG, "yes")
     with pytest.raises(ValueError, match="FLASHSPEC_GRAPHS must be one of auto, 0, eager, got 'yes'"):
         wanted(cpu)
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@torch.inference_mode()
-def test_a_recording_gives_the_rows_of_its_eager_twin(monkeypatch):
-    made = random_model(1, 3).cuda()
-    monkeypatch.setenv(graphs.FLAG, "auto")
-    engine = FixedEngine(made, 0, 3, 64)
-    engine.embed = lambda tokens: made.embed(tokens.cuda())
-    found = pieces(engine)
-    assert engine.record and len(engine._forwards) > 2
-    monkeypatch.setenv(graphs.FLAG, "eager")
-    twin = FixedEngine(made, 0, 3, 64)
-    twin.embed = engine.embed
-    assert torch.allclose(found, pieces(twin), rtol=1e-4, atol=1e-5)

@@ -15,7 +15,6 @@ from flashspec.models.synthetic import shape
 from flashspec.study import loading, notebooks, real_shapes, tables
 from flashspec.study.real_shapes import EXPERIMENT, PARTS, PRESETS, Params, Row
 
-pytest.importorskip("pandas")
 SMOKE = PRESETS["smoke"]
 HEADS = {("dense", 0), ("flash_best", 8)}
 
@@ -102,9 +101,6 @@ test_nonsense_is_refused = refusing([
     (lambda: replace(SMOKE, graphs=("on",)), "graphs must be among"),
     (lambda: replace(SMOKE, draft="Q"), "not known"),
 ])  # fmt: skip
-
-
-pytest.importorskip("pandas")
 
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"

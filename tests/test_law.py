@@ -149,25 +149,6 @@ class OneNumber(Dice):
         return super().uniform(positions, stage, "accept" if use == "residual" else use)
 
 
-class SharedNumber(SpeculativeSampling):
-    def __init__(self, sampling, vocab_size):
-        super().__init__(sampling, vocab_size, OneNumber(sampling.seed))
-
-
-class NoResidual(SpeculativeSampling):
-    """Draws the correction from p (openvino.genai 4490)."""
-
-    def residual(self, p, q):
-        return p
-
-
-class Credulous(SpeculativeSampling):
-    """Accepts whatever is put to it."""
-
-    def accepts(self, p, q, tokens, numbers):
-        return torch.ones_like(tokens, dtype=torch.bool)
-
-
 class DenseClaim(SpeculativeSampling):
     """Draws from the ids a sparse head scored and claims the dense distribution (q is not the one sampled)."""
 
@@ -175,14 +156,6 @@ class DenseClaim(SpeculativeSampling):
         drawn = super().draw(scores, position, stage)
         here = (weight(*NEAR)[scores.ids[0, 0]] == scores.logits[0, 0]).nonzero()[0]
         return Drawn(drawn.token, Scores(None, weight(*NEAR).T[here]), drawn.sound)
-
-
-class RawClaim(SpeculativeSampling):
-    """Draws at one temperature and claims the raw scores (DeepSpec 31)."""
-
-    def draw(self, scores, position, stage):
-        drawn = super().draw(Scores(scores.ids, scores.logits * 2), position, stage)
-        return Drawn(drawn.token, warp(scores, self.sampling), drawn.sound)
 
 
 class InPlace(SpeculativeSampling):
@@ -194,20 +167,26 @@ class InPlace(SpeculativeSampling):
         return found
 
 
-class Boasting(LookupHead):
-    """Claims that its proposal was drawn from all ids alike."""
-
-    def __call__(self, rows, positions=None, dice=None):
-        return Scores(torch.arange(VOCAB).expand(len(rows), -1), torch.zeros(len(rows), VOCAB))
+def broken(kind=SpeculativeSampling, **methods):
+    return type("Broken", (kind,), methods)
 
 
-class Copying(SpeculativeSampling):
-    """Draws id 1 whatever the scores say."""
-
-    def draw(self, scores, position, stage):
-        return super().draw(scores, position, stage)._replace(token=torch.ones(1, dtype=torch.int64))
+def at_another_temperature(self, scores, position, stage):
+    drawn = SpeculativeSampling.draw(self, Scores(scores.ids, scores.logits * 2), position, stage)
+    return Drawn(drawn.token, warp(scores, self.sampling), drawn.sound)
 
 
+def copying(self, scores, position, stage):
+    return SpeculativeSampling.draw(self, scores, position, stage)._replace(token=torch.ones(1, dtype=torch.int64))
+
+
+SharedNumber = broken(__init__=lambda self, to, size: SpeculativeSampling.__init__(self, to, size, OneNumber(to.seed)))
+NoResidual = broken(residual=lambda self, p, q: p)  # draws the correction from p (openvino.genai 4490)
+Credulous = broken(accepts=lambda self, p, q, tokens, numbers: torch.ones_like(tokens, dtype=torch.bool))
+RawClaim = broken(draw=at_another_temperature)  # and claims the raw scores (DeepSpec 31)
+UNIFORM = Scores(torch.arange(VOCAB)[None], torch.zeros(1, VOCAB))
+Boasting = broken(LookupHead, __call__=lambda self, rows, *_: Scores(*(part.expand(len(rows), -1) for part in UNIFORM)))
+Copying = broken(draw=copying)  # draws id 1 whatever the scores say
 BROKEN = {
     "shared random number": lambda: caught(two(SharedNumber), law(0)),
     "residual missing": lambda: caught(two(NoResidual), law(0)),

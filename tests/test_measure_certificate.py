@@ -36,19 +36,6 @@ def test_a_gap_inside_the_noise_is_a_tie_and_beyond_it_a_defect():
     refused("compare equal lengths", certify, (1, 2), (1,), PROMPT, scorer(0.0, 0.0))
 
 
-def test_the_scorer_sees_the_prefix_up_to_the_difference_in_several_blockings():
-    seen = []
-
-    def record(prefix, block):
-        seen.append((tuple(prefix), block))
-        return torch.zeros(5)
-
-    certify((3, 1), (3, 2), PROMPT, record)
-    assert {prefix for prefix, _ in seen} == {(7, 8, 3)} and len({block for _, block in seen}) >= 5
-    rows = torch.tensor([[5.0, 4.0, -50.0], [5.25, 4.0, -40.0]])
-    assert shape_noise(rows, contenders=2) == pytest.approx(0.25)
-
-
 def test_the_target_scorer_agrees_with_the_model_in_every_blocking():
     target = duo(0, torch.float32).target
     scorer, whole = target_scorer(target, Sampling()), target(torch.tensor([START]))[0, -1]

@@ -17,7 +17,6 @@ from flashspec.decoding.method import method_named
 from flashspec.decoding.models import SHIPPED
 from flashspec.measure import clock
 from flashspec.measure.parts import held, stage_costs
-from flashspec.measure.prompts import load_prompts
 from flashspec.measure.runs import Entry, repeated_share, score, stored_bytes, timed
 from flashspec.models.checkpoint import read_config
 from flashspec.models.config import from_hf
@@ -121,14 +120,6 @@ def test_a_timed_decode_is_recorded_as_the_untimed_one_writes_whatever_the_stop_
     assert list(found.tokens) == plain.tokens and found.seconds > 0 and found.counts["emitted"] == 10
     levels = {"baseline": 0, "hispec": 2}.get(name, 1)
     assert [f"actions_{level}" in found.counts for level in (1, 2, 3)] == [level <= levels for level in (1, 2, 3)]
-
-
-def test_prompts_are_read_by_kind_and_missing_files_are_named(tmp_path):
-    path = tiny.prompts_file(tmp_path, each=3)
-    assert len(load_prompts(path)) == 6 and [p.kind for p in load_prompts(path, 1)] == ["code", "prose"]
-    refused(r"no prompts at nowhere\.json", load_prompts, tmp_path / "nowhere.json", error=FileNotFoundError)
-    path.write_text('{"prompts": []}')
-    refused("holds no prompts", load_prompts, path)
 
 
 def test_repetition_is_counted_as_by_hand():

@@ -1,7 +1,6 @@
 """What is installed is said once; folders and origins are complete and betray no host."""
 
 import getpass
-import hashlib
 import json
 import re
 import socket
@@ -9,41 +8,17 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from shelf import refused
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from shelf import refused, train_tokenizer
 
 import flashspec
 from flashspec import provenance
 from flashspec.models.writing import write_digests
-from flashspec.train.corpus import END, write_tokenizer
-
-
-def byte_tokenizer(folder, end=END):
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE({letter: i + 1 for i, letter in enumerate(alphabet)} | {end: 0}, []))
-    tokenizer.add_special_tokens([end])
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    folder.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(str(folder / "source.json"))
-    return folder / "source.json"
-
-
-def test_transformers_gives_the_ids_and_text_of_our_tokenizer(tmp_path):
-    transformers = pytest.importorskip("transformers")
-    source = byte_tokenizer(tmp_path)
-    (tmp_path / "model").mkdir()
-    write_tokenizer(tmp_path / "model", source)
-    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "model")
-    text = "def é(x):\n\treturn  x , ! 'a' # ok\n"
-    ids = Tokenizer.from_file(str(source)).encode(text).ids
-    assert theirs(text)["input_ids"] == ids
-    assert theirs.decode(ids) == text
-    assert theirs.bos_token_id == theirs.eos_token_id == theirs.pad_token_id == 0
+from flashspec.train.corpus import write_tokenizer
 
 
 def test_a_tokenizer_without_the_end_token_is_refused(tmp_path):
-    refused("has no token", write_tokenizer, tmp_path / "model", byte_tokenizer(tmp_path, end="<stop>"))
+    train_tokenizer(tmp_path / "source.json", "a text", end="<stop>")
+    refused("has no token", write_tokenizer, tmp_path / "model", tmp_path / "source.json")
     assert not (tmp_path / "model").exists()
 
 
@@ -73,16 +48,6 @@ def test_without_git_or_a_checkout_the_commit_is_open(lacking, monkeypatch, tmp_
     else:
         monkeypatch.setattr(provenance, "__file__", str(tmp_path / "provenance.py"))
     assert provenance.source() == {"commit": None, "dirty": None}
-
-
-def test_digest_is_sha256_of_the_bytes(tmp_path):
-    path = tmp_path / "weights"
-    for last in (b"x", b"y"):
-        path.write_bytes(b"x" * 2_999_999 + last)
-        assert (provenance.digest(path) == hashlib.sha256(b"x" * 3_000_000).hexdigest()) == (last == b"x")
-
-    with pytest.raises(FileNotFoundError, match="gone.bin"):
-        provenance.digest(tmp_path / "gone.bin")
 
 
 def test_models_are_told_by_their_weights_and_a_hash_sees_values(tmp_path):

@@ -14,8 +14,6 @@ from flashspec.measure.pieces import low_rank_rows
 from flashspec.study import EXPERIMENTS, compare, held_out, parts, race, recall, run
 from flashspec.study.race import EXPERIMENT, PRESETS, points
 
-pytest.importorskip("pandas")
-
 
 def asked(folders, **changes):
     facts = {name: str(folders[name]) for name in ("target", "draft", "prompts")} | {"dtype": "float32"}
@@ -105,9 +103,6 @@ def test_a_race_splits_into_points():
     several = replace(PRESETS["sweep_350"], rule=("coupling", "speculative"))
     wanted = [(0.0, "coupling"), (0.7, "coupling"), (0.7, "speculative"), (1.0, "coupling"), (1.0, "speculative")]
     assert [(*p.temperature, *p.rule) for p in points(several)] == wanted
-
-
-pytest.importorskip("pandas")
 
 
 def frame(tmp_path, **changes):

@@ -91,17 +91,6 @@ def test_the_residual_never_gives_the_token_that_was_refused_for_too_much_q():
     assert torch.allclose(scores.dense(VOCAB)[0, 4], found[0])
 
 
-@pytest.mark.parametrize("kind", RULES)
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_nan_scores_are_marked(kind, temperature):
-    rule, rows = kind(Sampling(temperature), VOCAB), logits(3)
-    rows[2, 5] = math.nan
-    asked = waiting([1, 2], logits(2))
-    assert not bool(rule.verify(Scores(None, rows), asked).sound) and bool(rule.verify(Scores(None, logits(3)), asked).sound)
-    assert not bool(rule.draw(Scores(None, rows[2:]), 10, 0).sound)
-    assert bool(rule.draw(Scores(None, rows[:1]), 10, 0).sound)
-
-
 def noise(seed, positions=POSITIONS, ids=None):
     width = IDS if ids is None else ids.shape[1]
     return Dice(seed).gumbel(Scores(ids, torch.zeros(len(positions), width)), positions, IDS)

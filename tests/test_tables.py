@@ -4,13 +4,12 @@ import math
 from dataclasses import dataclass
 
 import numpy
+import pandas
 import pytest
 from shelf import refused
 
 from flashspec.cli.main import status
 from flashspec.study import Refused, tables
-
-pandas = pytest.importorskip("pandas")
 
 
 @dataclass(frozen=True)
