@@ -5,7 +5,6 @@ import importlib.util
 import json
 import re
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from shelf import refused
@@ -14,7 +13,6 @@ from flashspec.cli.main import status
 from flashspec.study import notebooks as books
 
 ROOT = Path(__file__).resolve().parent.parent
-BUILT = ROOT / "book" / "_build" / "html"
 
 
 def extension(name):
@@ -24,7 +22,7 @@ def extension(name):
     return module
 
 
-links, offline = extension("links"), extension("offline")
+links = extension("links")
 
 
 def site(folder, body):
@@ -55,12 +53,6 @@ def test_a_style_sheet_that_loads_a_font_from_elsewhere_is_found(tmp_path):
     assert links.main(str(tmp_path)) == 1
     (tmp_path / "book.css").write_text("@font-face { src: url('https://fonts.example/f.woff2') }")
     assert "from the network" in " ".join(site(tmp_path, ""))
-
-
-def test_thebe_goes_and_nothing_loads_twice():
-    bodied = SimpleNamespace(filename=None, attributes={"body": "const thebe_selector = 1"})
-    named = [SimpleNamespace(filename=name, attributes={}) for name in ("a.js", "sphinx-thebe.js", "a.js", "b.js")]
-    assert [script.filename for script in offline.keep_local([bodied, *named])] == ["a.js", "b.js"]
 
 
 def test_mathjax_is_shipped_with_its_licence():

@@ -175,11 +175,3 @@ def test_a_figure_names_its_source_and_has_a_page_without_lines(name):
     small_print = draw(*OF[name]).figure.get_supxlabel()
     assert f"figures.{name}" in small_print and MACHINE in small_print
     assert "<svg" in draw(*(results(each.frame[:0]) for each in OF[name])).svg
-
-
-def test_a_figure_has_a_mark_for_every_head_and_says_where_there_is_none():
-    axis, *_ = figures.throughput(results(race())).figure.axes
-    names = {text.get_text() for text in axis.get_yticklabels()}
-    assert names == {"2-layer draft, dense", "2-layer draft, int8", "2-layer draft, flash", "prompt lookup, dense"}
-    lone, *_ = figures.throughput(results(race(speed={("baseline", "dense"): 1.0}))).figure.axes
-    assert lone.get_title(loc="left") == "not in this table" and len(lone.lines) < len(axis.lines)

@@ -5,8 +5,6 @@ import math
 import numpy as np
 import pandas
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from tables import SPEED, line, race
 from tables import line as verdict_of
 from tables_drafts import ALPHA, LAYERS, PER_BYTE, PER_LAYER, READ, STEP, TURNS, family, pieces, row, runs
@@ -72,22 +70,6 @@ def test_rates_stand_beside_plain_decoding():
     assert np.allclose(plain["predicted_seconds"], 0.01 + 64 * 0.006)
     eager = compare.rated(frame.assign(finalize="eager"))
     assert np.allclose(eager.loc[eager["k"] == 2, "predicted_seconds"] - two["predicted_seconds"], 32 * 0.003)
-
-
-FRAME = race(prompts=4, noise=0.1)
-SLICED = ("method", "head", "temperature", "k", "prompt", "turn")
-SLICES = {name: st.sets(st.sampled_from(sorted(set(FRAME[name])))) for name in SLICED}
-
-
-@given(st.fixed_dictionaries(SLICES))
-def test_any_slice_gives_frames(kept):
-    frame = FRAME[np.logical_and.reduce([FRAME[name].isin(values) for name, values in kept.items()])]
-    for found in (compare.speedups(frame), compare.like_for_like(frame), compare.rated(frame), compare.best(frame)):
-        assert isinstance(found, pandas.DataFrame)
-    pairs = {(r.temperature, r.prompt, r.turn) for r in frame[frame["method"] == "baseline"].itertuples()}
-    speculated = frame[frame["method"] != "baseline"]
-    beside = [(r.temperature, r.prompt, r.turn) in pairs for r in speculated.itertuples()]
-    assert compare.speedups(frame).empty <= (not any(beside))
 
 
 def test_no_ratio_is_given_where_float32_twins_differ():

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from shelf import refused, refusing
 from toys import PROMPT, duo, random_model, run, text
 
-from flashspec import DenseHead, Limits, Models, Sampling, Scores, State
+from flashspec import Limits, Models, Sampling, Scores, State
 from flashspec.decoding import stages as staging
 from flashspec.decoding.cascade import decode
 from flashspec.decoding.generate import agreement, generate, request, weak_exit
 from flashspec.decoding.lookup import NOTHING, LookupHead, continuation, nothing_to_say
-from flashspec.decoding.method import METHODS, Method, build, method_named
+from flashspec.decoding.method import METHODS, Method
 from flashspec.decoding.stages import unsure
 from flashspec.models.reader import SpanReader
 
@@ -65,22 +65,6 @@ def test_decodes_in_turns_over_stages_of_their_own_are_as_alone(monkeypatch):
     turns = zip(ready.steps(), decode(ready.stages, other.ids, other.limits), strict=False)
     spoiled = [mine.tokens for mine, _ in turns]
     assert spoiled != alone[: len(spoiled)]
-
-
-def stages(name="dense"):
-    return build(method_named(name, {"k": 3}), duo(0, torch.float32), Sampling(0.7, seed=5), 64)
-
-
-@torch.inference_mode()
-def test_a_stage_with_another_head_writes_with_it():
-    other = random_model(3)
-    head, texts = DenseHead(other.norm, other.head_weight), []
-    made = stages()[0]
-    for stage in (stages()[0], stages()[0]._replace(head=head), type(made)(made.reader, head, made.rule, way=made.way)):
-        tokens = torch.tensor(PROMPT + [0] * 9)
-        stage.write(tokens, len(PROMPT), 6)
-        texts.append(tokens.tolist())
-    assert texts[1] == texts[2] != texts[0]
 
 
 ADAPTIVE = {

@@ -80,11 +80,7 @@ def test_a_second_run_measures_nothing_and_a_stopped_one_continues(measured, mon
     assert list(gpu.steps(SMOKE, measured, 60.0))[-1] == "done"
 
 
-def test_nine_minutes_are_the_limit_unless_another_is_given(capsys, monkeypatch):
-    asked = []
-    monkeypatch.setattr(gpu, "steps", lambda base, root, minutes: asked.append(minutes) or iter(("done",)))
-    assert status(["gpu", "--stand-ins"]) == status(["gpu", "--stand-ins", "--minutes", "2"]) == 0
-    assert asked == [9.0, 2.0]
+def test_without_a_device_it_says_so(capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert status(["gpu"]) == 2 and "no CUDA device" in capsys.readouterr().err
 
@@ -107,22 +103,16 @@ NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 MACHINE = {"machine": {"cpu": "a made-up processor", "cores": 2, "isa": "", "device": "a made-up GPU"}, "date": "2026-01-01"}
 
 
-def stored(root):
-    steps = [
-        Row("burst", "Q", "flash", "bfloat16", s, i, bytes=1000, bandwidth=1e6, probes=8, graphs="auto")
-        for i, s in enumerate((1e-3, 2e-3, 9e-3))
-    ]
-    agreed = [Row("correctness", "tiny", "", "", 0.0, 0, group="text", graphs="auto", agrees=True)]
-    for part, found in {"correctness": agreed, "draft_step": steps}.items():
-        tables.write(EXPERIMENT.place(replace(Params(), part=part), root), Row, found, MACHINE)
-    return real_shapes.found(Params(), root)
-
-
 def test_a_table_gives_medians_and_shares_of_the_roofline(tmp_path):
     none = real_shapes.found(Params(), tmp_path)
     assert none == {} and loading.loads(None).index.tolist() == [loading.worst_load(None)] == [loading.NOTHING]
     assert real_shapes.costs(none).index.tolist() == real_shapes.agreements(none).index.tolist() == [real_shapes.NOT_YET]
-    found = stored(tmp_path)
+    what = {"bytes": 1000, "bandwidth": 1e6, "probes": 8, "graphs": "auto"}
+    steps = [Row("burst", "Q", "flash", "bfloat16", s, i, **what) for i, s in enumerate((1e-3, 2e-3, 9e-3))]
+    agreed = [Row("correctness", "tiny", "", "", 0.0, 0, group="text", graphs="auto", agrees=True)]
+    for part, rows in {"correctness": agreed, "draft_step": steps}.items():
+        tables.write(EXPERIMENT.place(replace(Params(), part=part), tmp_path), Row, rows, MACHINE)
+    found = real_shapes.found(Params(), tmp_path)
     assert set(found) == {"correctness", "draft_step"} and real_shapes.agreements(found).loc["text", "agrees"]
     line = real_shapes.costs(found).loc["burst"]
     assert (line["what"], line["ms"], line["roofline ms"], line["of roofline"]) == ("flash 8", 2.0, 1.0, 0.5)

@@ -12,7 +12,7 @@ from shelf import refused, refusing
 from flashspec import DenseHead
 from flashspec.measure.pieces import low_rank_rows
 from flashspec.study import EXPERIMENTS, compare, held_out, parts, race, recall, run
-from flashspec.study.race import EXPERIMENT, PRESETS, points
+from flashspec.study.race import EXPERIMENT
 
 
 def asked(folders, **changes):
@@ -99,12 +99,6 @@ def test_a_bad_choice_is_refused_in_words(folders, tmp_path, changes, word):
     refused(word, lambda: run("race", asked(folders, **changes), root=tmp_path))
 
 
-def test_a_race_splits_into_points():
-    several = replace(PRESETS["sweep_350"], rule=("coupling", "speculative"))
-    wanted = [(0.0, "coupling"), (0.7, "coupling"), (0.7, "speculative"), (1.0, "coupling"), (1.0, "speculative")]
-    assert [(*p.temperature, *p.rule) for p in points(several)] == wanted
-
-
 def frame(tmp_path, **changes):
     return run("parts", {"repeats": 2, "past": 8, "cold_megabytes": 1, **changes}, root=tmp_path).frame
 
@@ -113,7 +107,6 @@ def test_every_piece_is_timed_with_every_head(tmp_path):
     wanted = {"piece": parts.PIECES, "shape": "reference-shallow", "head": ("dense", "int8", "flash"), "rows": (1, 4), "k": 3}
     found = frame(tmp_path, **wanted)
     assert set(found["piece"]) == set(parts.PIECES) and (found["seconds"] > 0).all()
-
     sizes = found.drop_duplicates(["piece", "head", "rows"]).set_index(["piece", "head", "rows"])["bytes"]
     assert sizes["step", "flash", 1] < sizes["step", "int8", 1] < sizes["step", "dense", 1]
     assert sizes["step", "dense", 1] == sizes["body", "dense", 1] + sizes["head", "dense", 1]
