@@ -45,7 +45,7 @@ def forwards(reader):
 
 @both
 @stacks
-def test_target_forwards_a_round_are_two_and_one(name, finalize):
+def test_target_forwards_a_round_are_two_eagerly_and_one_deferred(name, finalize):
     ready = prepare(STACKS[name], finalize=finalize)
     calls = [forwards(stage.reader) for stage in ready.stages]
     tokens, events = play(ready)
@@ -237,7 +237,7 @@ def test_a_burst_of_drafts_never_waits_and_a_verification_once(name, k, rule, mo
 
 
 @pytest.mark.parametrize("verb", ["draw", "verify"])
-def test_the_control_a_draft_that_looks_at_its_token(verb, monkeypatch):
+def test_the_control_a_draft_that_looks_at_its_token_is_caught(verb, monkeypatch):
     honest = getattr(rules.GumbelCoupling, verb)
 
     def looking(self, *given):

@@ -34,7 +34,7 @@ def test_tensors_are_zeros_of_their_own_behind_one_another():
     assert shelf.zeros((PAGE - 1 - ALIGNMENT,), torch.int8).data_ptr() > large.data_ptr() + BLOCK
 
 
-def test_a_copy_is_contiguous_follows_its_source_no_longer():
+def test_a_copy_is_contiguous_and_outlives_its_shelf():
     source = torch.arange(1 << 20).view(1 << 10, -1)
     kept = [Shelf().moved(source.T) for _ in range(3)]
     before = source.T.clone()
@@ -126,7 +126,7 @@ def test_the_control_a_header_that_says_otherwise_is_caught(tmp_path, change):
     assert by_ctypes() != compiled(tmp_path, change)
 
 
-def test_every_function_is_called_with_as_many_numbers():
+def test_every_function_is_called_with_what_it_takes():
     library = build.library()
     if library is None:
         pytest.skip("torch computes here")

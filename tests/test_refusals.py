@@ -141,7 +141,7 @@ def test_a_model_that_transformers_reads_is_cut_too(tmp_path):
         assert text(Models(model, plain.draft), "dense") == text(plain, "baseline")
 
 
-def test_rows_without_a_tokenizer_to_explain_them(tmp_path):
+def test_rows_that_no_tokenizer_explains_are_refused(tmp_path):
     folders, short = written(tmp_path / "long", EXTRA["target"]), written(tmp_path / "short", {"draft": -20})
     words = r"different vocabularies \(512 and 536 ids\); use two models that share one tokenizer"
     (folders["target"] / "tokenizer.json").unlink()
