@@ -108,6 +108,7 @@ SPOILED = {
     "shape": (tensors(lambda t: t.update({DOWN: torch.ones(3, 4)})), rf"{DOWN} .* shape \[3, 4\]"),
     "ratio": (config(num_key_value_heads=4), "k_proj.weight .* has shape"),
     "truncated": (text(WEIGHTS, lambda raw: raw[:-100]), "truncated or not a safetensors file"),
+    "missing shard": (second_shard(lambda raw: b""), "model-00002-of-.* named in the index but missing"),
     "corrupt shard": (second_shard(lambda raw: raw[:9] + bytes(64) + raw[73:]), "model-00002-of-.* truncated .*fetch it again"),
     "shard without its tensor": (index(elsewhere), f"tensor .{DOWN}. is not in .*, where the index puts it"),
     **{f"an index of {wrong!r}": (index(lambda _, wrong=wrong: wrong), f"{INDEX}: weight_map")
