@@ -148,6 +148,7 @@ def test_a_model_of_transformers_that_does_not_fit_is_refused_before_it_is_loade
 SHARED = """
 import os, sys, torch
 torch.set_num_threads(1)
+from flashspec import generate, load
 models = load(sys.argv[1], sys.argv[2], dtype="float32", device="cpu")
 mlp = next(m for n, m in models.target.model.named_modules() if n.endswith("mlp.down_proj"))
 part = mlp.weight.to_local() if hasattr(mlp.weight, "to_local") else mlp.weight

@@ -50,6 +50,7 @@ def test_the_reference_is_the_naive_search(rows, blocks, cap, width, probes):
 INTERPRETED = """
 import torch
 from test_kernels_triton import SHAPES, case
+from flashspec import kernels
 from flashspec.kernels import triton_best
 for shape in SHAPES:
     states, weight, ids, bias, chosen = case(*shape)
