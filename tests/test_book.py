@@ -11,8 +11,10 @@ from shelf import refused
 
 from flashspec.cli.main import status
 from flashspec.study import notebooks as books
+from flashspec.study import pages
 
 ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("[!.]*.ipynb"))
 
 
 def extension(name):
@@ -55,15 +57,6 @@ def test_a_style_sheet_that_loads_a_font_from_elsewhere_is_found(tmp_path):
     assert "from the network" in " ".join(site(tmp_path, ""))
 
 
-def test_mathjax_is_shipped_with_its_licence():
-    folder = ROOT / "book" / "_static" / "mathjax"
-    assert (folder / "tex-svg.js").stat().st_size > 1_000_000
-    assert "Apache License" in (folder / "LICENSE").read_text()
-    for page in re.findall(r"(?:file|root): (\S+)", (ROOT / "book" / "_toc.yml").read_text()):
-        source = ROOT / page if page.startswith("notebooks/") else ROOT / "book" / page
-        assert source.with_suffix(".ipynb").exists() or source.with_suffix(".md").exists(), page
-
-
 def test_every_citation_is_in_the_bibliography():
     known = set(re.findall(r"^@\w+\{(\w+),", (ROOT / "book" / "references.bib").read_text(), flags=re.M))
     pages = [*(ROOT / "book").glob("*.md"), *(ROOT / "notebooks").glob("*.ipynb")]
@@ -83,17 +76,14 @@ def unquoted(code, text):
     return {name for name in cited if name.removesuffix("_value") not in kept and name not in kept}
 
 
-@pytest.mark.parametrize("notebook", sorted((ROOT / "notebooks").glob("[!.]*.ipynb")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_chapter_keeps_every_number_that_it_cites(notebook):
     code, text = cells(notebook, "code"), "\n".join(cells(notebook, "markdown"))
     assert unquoted(code, text) == set()
     assert unquoted(code, text + "{glue:text}`nobody:.1f`") == {"nobody"}  # the control
 
 
-@pytest.mark.skipif(importlib.util.find_spec("pandas") is None, reason="needs pandas")
 def test_the_readme_shows_what_is_stored_and_nothing_that_is_not(tmp_path):
-    from flashspec.study import pages
-
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert pages.with_results(text, pages.table(ROOT / "book" / "results")) == text
     assert pages.PICTURE.as_posix() in text and (ROOT / pages.PICTURE).exists()
@@ -104,21 +94,19 @@ def test_the_readme_shows_what_is_stored_and_nothing_that_is_not(tmp_path):
     refused("no place for results", pages.with_results, "nothing here", "new")
 
 
-NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 PARAMETERS = [
     "k: int = 4  # draft tokens per verification\n", "rate: float = 0.5\n", "exact: bool = True\n",
     "blocks: tuple[int, ...] = (1, 2)\n", "fresh: bool = False",
 ]  # fmt: skip
 
 
-def cell(*lines, tags=()):
-    return {"cell_type": "code", "id": f"c{len(lines)}{len(tags)}", "metadata": {"tags": list(tags)}, "execution_count": None,
-            "outputs": [], "source": list(lines)}  # fmt: skip
-
-
 def notebook(folder, *lines, name="toy.ipynb", parameters=PARAMETERS):
     kernel = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
-    cells = [cell(*parameters, tags=["parameters"]), *map(cell, lines)]
+    cells = [
+        {"cell_type": "code", "id": f"c{i}", "metadata": {"tags": [] if i else ["parameters"]}, "execution_count": None,
+         "outputs": [], "source": source}
+        for i, source in enumerate([parameters, *([line] for line in lines)])
+    ]  # fmt: skip
     folder.mkdir(exist_ok=True)
     (folder / name).write_text(json.dumps({"cells": cells, "metadata": kernel, "nbformat": 4, "nbformat_minor": 5}))
     return folder / name
@@ -183,7 +171,7 @@ def test_one_value_is_a_list_of_one_and_fresh_reaches_the_notebooks_that_know_it
     assert printed(tmp_path / "out" / "toy.ipynb") == "(3,) True\n" and printed(tmp_path / "out" / "stale.ipynb") == "4\n"
 
 
-@pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("[!.]*.ipynb")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
 def test_committed_notebooks_have_no_outputs_and_no_verbs(path):
     for found in json.loads(path.read_text())["cells"]:
         assert not found.get("outputs") and not found.get("execution_count")

@@ -10,7 +10,7 @@ from toys import with_biases
 from flashspec import Sampling, Scores, kernels
 from flashspec.decoding.captured import CapturedBurst
 from flashspec.decoding.lookup import LookupHead, LookupReader
-from flashspec.decoding.rules import Drawn, GumbelCoupling, SpeculativeSampling, Waiting
+from flashspec.decoding.rules import KINDS, Drawn, SpeculativeSampling, Waiting
 from flashspec.decoding.stages import Burst, Stage, StepByStep, in_turn
 from flashspec.decoding.ways import CompiledBurst, CompiledScore, fastest
 from flashspec.heads import DenseHead, FlashHead, quantized
@@ -29,7 +29,6 @@ HEADS = {
     "flash": lambda model: FlashHead.build(model.head_weight, model.norm, cluster_size=8, probes=9, always=(3, 7, 500)),
     "flash int8": lambda model: FlashHead.build(model.head_weight, model.norm, cluster_size=16, probes=5, stage1="int8"),
 }
-RULES = {"coupling": GumbelCoupling, "speculative": SpeculativeSampling}
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +47,7 @@ def model(request):
 
 
 def stage(model, head, rule, temperature, **sampling):
-    law = RULES[rule](Sampling(temperature, seed=3, rule=rule, **sampling), VOCAB)
+    law = KINDS[rule](Sampling(temperature, seed=3, rule=rule, **sampling), VOCAB)
     return Stage(SpanReader(model, context=CONTEXT), HEADS[head](model), law, way=fastest)
 
 

@@ -55,7 +55,7 @@ def test_the_ledger_closes_where_parts_tell_the_seconds_and_not_otherwise():
     assert stages.stages(race(prompts=4))["predicted"].isna().all()
 
 
-def test_a_check_is_held_against_its_own_one_row():
+def test_checks_and_engines_are_held_against_their_like():
     found = chain.checks(ONE)
     assert value(found, rows=5) == pytest.approx(7 / 3) and value(found, rows=1) == 1.0
     assert line(chain.by_format(found), rows=5)["bfloat16"] == pytest.approx(7 / 3)
@@ -83,7 +83,6 @@ def test_gains_are_those_planted_over_the_dense_head_of_the_format():
     slow = pieces().assign(seconds=lambda rows: rows["seconds"] * (1 + ((rows["piece"] == "step") & (rows["head"] == "flash"))))
     other = line(heads.depths(slow), **at)
     assert other["ratio"] == pytest.approx(other["predicted"] / 2)
-
     frame = pandas.concat([ONE[ONE["piece"] == "head"].assign(shape=shape) for shape in ("512x64", "512x128", "1024x64")])
     found = heads.by_shape(heads.costs(frame))
     assert found["ids"].tolist() == [512, 1024] and found[64].tolist() == pytest.approx([4.0, 4.0])

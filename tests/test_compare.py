@@ -144,7 +144,6 @@ def test_the_pick_is_the_fastest_where_the_model_is_right():
     assert len(right) == 2 * 6 and (right == 0).all()
     wrong = frame.assign(seconds=frame["seconds"] * (1 + 2 * (frame["k"] == 4)))
     assert predictions.losses(predictions.predictions(wrong)).max() > 30
-
     frame = runs()
     plain = row("wide", 0, 0, 0.0).seconds
     paying = [row(draft, k, 0, 0.0).seconds < plain for draft in LAYERS for k in (1, 2, 4)]

@@ -56,14 +56,13 @@ def naive(width, room, temperature):
 
 
 def wrong(name, width, kernels):
-    longest = max(METHODS[name].k, METHODS[name].interval) + 2
+    longest, made = max(METHODS[name].k, METHODS[name].interval) + 2, models(width, kernels)
+
+    def printed(room, heat, length):
+        return text(made, name, heat, prompt=PROMPTS[room], max_new_tokens=length, seed=SEED)
+
     cases = [(room, heat, length) for room in PROMPTS for heat in (0.0, 1.0) for length in range(1, min(longest, room + 1) + 1)]
-    return [case for case in cases if printed(name, width, kernels, case) != naive(width, *case[:2])[: case[2]]]
-
-
-def printed(name, width, kernels, case):
-    room, heat, length = case
-    return text(models(width, kernels), name, heat, prompt=PROMPTS[room], max_new_tokens=length, seed=SEED)
+    return [case for case in cases if printed(*case) != naive(width, *case[:2])[: case[2]]]
 
 
 @pytest.mark.parametrize("width", WIDTHS)
@@ -119,18 +118,14 @@ limits = st.fixed_dictionaries({"max_new_tokens": st.integers(1, 24), "stop": st
 kinds = st.sampled_from([torch.float64, torch.float32, torch.bfloat16])
 
 
-def cut(tokens, stop, length):
-    at = next((i + 1 for i, token in enumerate(tokens) if token in stop), length)
-    return tokens[: min(at, length)]
-
-
 @settings(max_examples=100)
 @given(st.data(), st.integers(3, 8), st.integers(0, 2), kinds, samplings, limits)
 def test_any_exact_method_on_any_model_prints_the_baselines_text(data, layers, seed, dtype, sampling, limit):
     pair, new, stop = duo(seed, dtype, layers=layers), limit["max_new_tokens"], tuple(limit["stop"])
     plain = generate(pair, PROMPT, "baseline", sampling, max_new_tokens=24, stop=()).tokens
     found = generate(pair, PROMPT, data.draw(methods(layers)), sampling, max_new_tokens=new, stop=stop)
-    assert found.tokens == cut(plain, stop, new)
+    at = next((i + 1 for i, token in enumerate(plain) if token in stop), new)
+    assert found.tokens == plain[: min(at, new)]
 
 
 @pytest.mark.parametrize("method", ["dense", "flash", "hispec", Method(exits=(1, 5), k=2)], ids=str)

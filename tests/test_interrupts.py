@@ -107,13 +107,6 @@ def survives(fuse, models, name, point, **options):
     return play(ready) == fresh == play(prepare(models, name, **options)) and digest(models) == before
 
 
-def passages(fuse, models, name, **options):
-    ready = prepare(models, name, **options)
-    fuse.left = 0
-    play(ready)
-    return -fuse.left
-
-
 CASES = {
     "spans": (duo, "hispec_flash", {}, lambda points: [*range(1, 21), 33, 60, 101, 150]),
     "odd vocabulary": (lambda: duo(0, torch.float32), "dense", {}, lambda points: range(1, 21)),
@@ -134,10 +127,12 @@ def test_an_interrupt_at_a_hook_leaves_no_trace(case, fuse, monkeypatch):
     if case.startswith("kernels") and not kernels.available():
         pytest.skip("no C compiler on this machine")
     monkeypatch.setenv("FLASHSPEC_GRAPHS", "eager" if case.startswith("static") else "0")
-    draft = prepare(made(), name, **options).stages[0]
+    ready, fuse.left = prepare(made(), name, **options), 0
+    draft = ready.stages[0]
     found = isinstance(draft.write, CompiledBurst), isinstance(draft.reader.engine, FixedEngine)
     assert found == (case.startswith("kernels"), case.startswith("static"))
-    points = passages(fuse, made(), name, **options)
+    play(ready)
+    points = -fuse.left
     assert points > 20 and all(survives(fuse, made(), name, point, **options) for point in chosen(points))
 
 
@@ -149,7 +144,6 @@ def at_bytecodes(which):
 
 def test_interrupts_at_bytecodes_leave_no_trace():
     assert at_bytecodes("random").stdout == "200\n"
-
     assert int(at_bytecodes("growing").stdout) > 300
     assert at_bytecodes("early").returncode == -signal.SIGSEGV
 
@@ -178,7 +172,6 @@ def test_the_control_a_model_left_truncated_is_caught(fuse, monkeypatch):
 
 PACKAGE = str(Path(flashspec.__file__).parent)
 NAMES = ("dense", "flash", "self_speculation", "hispec", "hispec_flash", "hispec_adaptive", "lookup", "cascade")
-TRIES = 200
 
 
 class Tracer:
@@ -230,7 +223,7 @@ def anywhere():
     dice, before = random.Random(0), digest(wide())
     kinds = [(name, rule) for name in NAMES for rule in ("coupling", "speculative")]
     lengths = {kind: [length(*kind) for _ in range(2)][1] for kind in kinds}
-    kinds = [kinds[i % len(kinds)] for i in range(TRIES)]
+    kinds = [kinds[i % len(kinds)] for i in range(200)]
     found = sum(outlives(*kind, Tracer(dice.randrange(lengths[kind]))) for kind in kinds)
     assert digest(wide()) == before
     return found

@@ -190,7 +190,6 @@ def test_the_target_scorer_agrees_with_the_model_in_every_blocking():
     assert torch.allclose(rows, whole.expand_as(rows), atol=1e-4) and shape_noise(rows) < 1e-4
     best = int(whole.argmax())
     assert certify([best], [(best + 1) % len(whole)], START, scorer).verdict == "defect"
-
     written = text(duo(), "baseline", 0.7)
     scorer = target_scorer(duo().target, Sampling(0.7, seed=7))
     assert [int(scorer([*START, *written[:at]], 4).argmax()) for at in range(8)] == written[:8]

@@ -255,7 +255,6 @@ def test_a_pass_is_its_share_of_the_bytes_and_two_waits_a_layer():
     assert split_pass(TARGET, replace(FREE, count=1, all_reduce=1.0)) == pytest.approx(4e-3)  # one device waits for nobody
     assert split_pass(TARGET, FREE) == pytest.approx(1e-3)
     assert split_pass(TARGET, replace(FREE, all_reduce=10e-6)) == pytest.approx(1e-3 + 128 * 10e-6)
-
     gains = {}
     for count, wait in ((1, 0.0), (2, 0.0), (4, 0.0), (8, 0.0), (8, 20e-6)):
         costs, step = split_costs(TARGET, DRAFT, Devices(count, 4e12, wait))
