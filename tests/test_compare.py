@@ -6,7 +6,6 @@ import numpy as np
 import pandas
 import pytest
 from tables import SPEED, line, race
-from tables import line as verdict_of
 from tables_drafts import ALPHA, LAYERS, PER_BYTE, PER_LAYER, READ, STEP, TURNS, family, pieces, row, runs
 
 from flashspec.study import compare, designing, drafting, papers, predictions
@@ -93,7 +92,7 @@ def test_the_planted_order_of_drafts_is_found():
     assert np.allclose(greedy["tar"], [tokens_per_check(ALPHA[d], 4) for d in greedy["draft"]])
     over = drafting.against(frame, "wide")
     assert set(over["over"]) == set(LAYERS) - {"wide"} and len(over) == 2 * 5
-    assert verdict_of(over, over="deeper", temperature=1.0).ratio == pytest.approx(seconds["deeper"] / seconds["wide"])
+    assert line(over, over="deeper", temperature=1.0).ratio == pytest.approx(seconds["deeper"] / seconds["wide"])
     assert drafting.deepest(frame, "wide") == "deeper" and drafting.deepest(frame, "deeplarge") == ""
     assert drafting.deepest(frame, "nowhere") == ""
 
@@ -110,10 +109,10 @@ def test_a_draft_that_ran_under_two_names_counts_once(monkeypatch):
 def test_correlations_have_the_planted_signs():
     found = drafting.correlations(drafting.merits(runs(), family()))
     at = {"temperature": 1.0, "outcome": "tar"}
-    assert verdict_of(found, merit="perplexity", **at).value == 1.0 and verdict_of(found, merit="layers", **at).value < 0
-    assert math.isnan(verdict_of(found, merit="chosen", **at).value)
+    assert line(found, merit="perplexity", **at).value == 1.0 and line(found, merit="layers", **at).value < 0
+    assert math.isnan(line(found, merit="chosen", **at).value)
     other = drafting.correlations(drafting.merits(runs(), family(-1.0)))
-    assert verdict_of(other, merit="perplexity", **at).value == -1.0
+    assert line(other, merit="perplexity", **at).value == -1.0
     few = drafting.correlations(drafting.merits(runs(drafts=("wide", "deep")), family()))
     assert set(few["verdict"]) == {"too few drafts that differ"}
 

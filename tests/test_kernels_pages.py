@@ -73,7 +73,7 @@ def test_without_huge_pages_tensors_lie_in_ordinary_memory(monkeypatch, without)
 
 
 STRUCTURES = [name for path in source.SOURCES for _, name in source.STRUCTURE.findall(path.read_text())]
-pytestmark = pytest.mark.skipif(build.compiler() is None, reason="needs a C compiler")
+needs_compiler = pytest.mark.skipif(build.compiler() is None, reason="needs a C compiler")
 
 
 def leaves(kind, at="", start=0):
@@ -112,11 +112,13 @@ def by_ctypes():
     return {name: {**leaves(kind), "sizeof": [0, ctypes.sizeof(kind)]} for name, kind in kinds.items()}
 
 
+@needs_compiler
 def test_every_field_lies_where_the_compiler_puts_it(tmp_path):
     assert {"Matrix", "Norm", "Shape", "Layer", "Head", "Law", "Writer", "Burst", "Row"} <= set(STRUCTURES)
     assert by_ctypes() == compiled(tmp_path)
 
 
+@needs_compiler
 @pytest.mark.parametrize("change", [
     ("    Norm norm;\n    double eps;\n", "    double eps;\n    Norm norm;\n"),
     ("int64_t seen, start, want;", "int32_t seen, start, want;"),
@@ -126,6 +128,7 @@ def test_the_control_a_header_that_says_otherwise_is_caught(tmp_path, change):
     assert by_ctypes() != compiled(tmp_path, change)
 
 
+@needs_compiler
 def test_every_function_is_called_with_what_it_takes():
     library = build.library()
     if library is None:

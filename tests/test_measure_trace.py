@@ -8,12 +8,11 @@ import pytest
 import shelf
 import tiny
 import torch
-import toys
 from shelf import refused
 from toys import PROMPT as START
-from toys import duo, text
+from toys import duo, random_model, run, text
 
-from flashspec import Method, Models, Sampling, generate, kernels, load, theory
+from flashspec import Method, Models, Sampling, generate, kernels, load
 from flashspec.cli.main import status
 from flashspec.decoding.models import SHIPPED
 from flashspec.measure import trace as tracing
@@ -30,40 +29,40 @@ from flashspec.study.family import accepted, records
 from flashspec.theory import replayed_all
 from flashspec.train import reference as shipping
 
-PROMPTS = [Prompt("code", tuple(toys.PROMPT)), Prompt("prose", (9, 9, 8, 2))]
+PROMPTS = [Prompt("code", tuple(START)), Prompt("prose", (9, 9, 8, 2))]
 DENSE, FLASH = Method("model"), Method("model", "flash")
 
 
 def live(models, method, sampling, k, new=24):
     runs = [
-        toys.run(models, replace(method, k=k), sampling.temperature, sampling.rule, prompt=list(p.ids), max_new_tokens=new,
+        run(models, replace(method, k=k), sampling.temperature, sampling.rule, prompt=list(p.ids), max_new_tokens=new,
                  seed=sampling.seed).stats
         for p in PROMPTS
     ]  # fmt: skip
-    return tuple(sum(getattr(run, name) for run in runs) for name in ("rounds", "drafted", "accepted", "emitted"))
+    return tuple(sum(getattr(one, name) for one in runs) for name in ("rounds", "drafted", "accepted", "emitted"))
 
 
 def replayed(models, method, sampling, k, new=24):
-    trace = tracing.record(Models(models.target), PROMPTS, sampling, new)
+    trace = record(Models(models.target), PROMPTS, sampling, new)
     alone = Models(models.draft, models.draft, heads=Once({("draft", "flash"): models.head("draft", "flash")}))
-    return theory.replayed_all(tracing.replay_texts(trace, alone, method), k)
+    return replayed_all(tracing.replay_texts(trace, alone, method), k)
 
 
 @pytest.mark.parametrize("method", [DENSE, FLASH, replace(FLASH, selection="sample")], ids=["dense", "flash", "sampled"])
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(0.8, seed=5)], ids=["greedy", "coupled"])
 @pytest.mark.parametrize("k", [1, 3, 8])
 def test_a_replay_counts_what_the_live_decode_counts(method, sampling, k):
-    assert replayed(toys.duo(), method, sampling, k) == live(toys.duo(), method, sampling, k)
+    assert replayed(duo(), method, sampling, k) == live(duo(), method, sampling, k)
 
 
 def test_the_same_holds_in_float32_and_on_the_compiled_kernels():
     models = tiny.pair()
     assert replayed(models, DENSE, Sampling(), 4) == live(models, DENSE, Sampling(), 4)
-    assert replayed(toys.duo(noise=0.5), DENSE, Sampling(), 4) != live(toys.duo(), DENSE, Sampling(), 4)
+    assert replayed(duo(noise=0.5), DENSE, Sampling(), 4) != live(duo(), DENSE, Sampling(), 4)
 
 
 def test_speculative_sampling_is_replayed_in_expectation():
-    models, tars = toys.duo(), []
+    models, tars = duo(), []
     expected = emitted = 0.0
     for seed in range(12):
         sampling = Sampling(1.0, seed=seed, rule="speculative")
@@ -78,7 +77,7 @@ def test_speculative_sampling_is_replayed_in_expectation():
 @pytest.fixture(scope="module")
 def recorded(folders):
     models = load(folders["target"], folders["draft"])
-    return tracing.record(models, [Prompt("code", (3, 1, 4))], Sampling(), 8)
+    return record(models, [Prompt("code", (3, 1, 4))], Sampling(), 8)
 
 
 def test_a_trace_is_stored_and_read_back_and_one_of_another_target_refused(recorded, folders, tmp_path):
@@ -98,12 +97,12 @@ def test_another_tokenizer_is_refused_with_the_ids_that_differ(recorded, tmp_pat
 
 
 def test_texts_that_depend_on_the_draft_and_texts_too_long_for_it_are_refused():
-    models = toys.duo()
-    refused("depends on the draft", tracing.record, models, PROMPTS, Sampling(1.0, rule="typical"), 4)
-    trace = tracing.record(models, PROMPTS, Sampling(), 60)
+    models = duo()
+    refused("depends on the draft", record, models, PROMPTS, Sampling(1.0, rule="typical"), 4)
+    trace = record(models, PROMPTS, Sampling(), 60)
     learning = tracing.replay_texts(trace, models, Method("model", "in_context"))
     refused("'in_context' learns from verifications", list, learning)
-    short = Models(models.target, toys.random_model(0, layers=2, context=64))
+    short = Models(models.target, random_model(0, layers=2, context=64))
     refused("draft's context holds 64", list, tracing.replay_texts(trace, short, DENSE))
 
 

@@ -1,9 +1,8 @@
-"""What several threads ask for is made by one of them; a star import gives what a module promises."""
+"""What several threads ask for is made by one of them."""
 
 import copy
 import pickle
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from threading import Barrier, Event
 from types import SimpleNamespace
 
@@ -16,7 +15,6 @@ from flashspec.once import Once
 from flashspec.sampling import hashed_ids
 
 THREADS = 4
-ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture

@@ -63,7 +63,6 @@ def test_models_are_told_by_their_weights_and_a_hash_sees_values(tmp_path):
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-MAKEFILE = (ROOT / "Makefile").read_text()
 PINNED = dict(line.split("==") for line in (ROOT / "constraints-cpu.txt").read_text().splitlines() if "==" in line)
 
 

@@ -13,18 +13,7 @@ from flashspec import Limits, Stage, decode, theory
 from flashspec.decoding.lookup import LookupHead, LookupReader
 from flashspec.decoding.rules import GumbelCoupling, Verdict
 from flashspec.sampling import GREEDY
-from flashspec.theory import (
-    Costs,
-    Devices,
-    Level,
-    Weights,
-    nested,
-    round_time,
-    rows_read,
-    split_costs,
-    split_pass,
-    tokens_per_check,
-)
+from flashspec.theory import Costs, Devices, Level, Weights, nested, split_costs, split_pass, tokens_per_check
 
 
 def settled(curve, dice):
@@ -154,8 +143,8 @@ def test_the_control_a_forgotten_token_and_a_level_that_never_waits_for_more_are
 
 def test_one_level_is_the_closed_form_and_rows_are_the_final_ones():
     found = nested(0.2, [Level(0.7, 5, lambda n: 1.0 + 0.1 * n)])
-    assert found == pytest.approx((tokens_per_check(0.7, 5), round_time(Costs(0.2, 1.5), 5)))
-    assert rows_read(100, [7, 5]) == [112, 112, 105]
+    assert found == pytest.approx((tokens_per_check(0.7, 5), theory.round_time(Costs(0.2, 1.5), 5)))
+    assert theory.rows_read(100, [7, 5]) == [112, 112, 105]
 
 
 class Coins(GumbelCoupling):
