@@ -9,6 +9,7 @@ import subprocess
 import pytest
 import torch
 
+from flashspec import load
 from flashspec.kernels import build, source
 from flashspec.kernels.pages import ALIGNMENT, BLOCK, PAGE, Shelf
 
@@ -46,17 +47,20 @@ def test_a_copy_is_contiguous_and_outlives_its_shelf():
 class Noting(mmap.mmap):
     asked, refuses = [], False
 
-    def madvise(self, *given):
-        self.asked.append(given)
+    def madvise(self, advice):
+        self.asked.append((torch.frombuffer(self, dtype=torch.uint8, count=1).data_ptr(), len(self), advice))
         if self.refuses:
             raise OSError(22, "Invalid argument")
 
 
 @needs_huge
-def test_huge_pages_are_asked_for(monkeypatch):
+def test_loaded_weights_lie_where_huge_pages_are_asked_for(monkeypatch):
     monkeypatch.setattr(mmap, "mmap", Noting)
-    Shelf().zeros((1,), torch.int8)
-    assert Noting.asked.pop()[0] == mmap.MADV_HUGEPAGE
+    model = load(draft=None).target
+    large = [tensor for tensor in (*model.parameters(), *model.buffers(), torch.ones(BLOCK)) if tensor.nbytes > 1 << 18]
+    lie = [any(0 <= t.data_ptr() - at < size for at, size, _ in Noting.asked) for t in large]
+    assert lie == [True] * (len(large) - 1) + [False]  # the control: an ordinary tensor
+    assert {advice for *_, advice in Noting.asked} == {mmap.MADV_HUGEPAGE}
 
 
 @pytest.mark.parametrize("without", ["the request", pytest.param("the kernel's consent", marks=needs_huge)])
