@@ -17,7 +17,6 @@ settings.load_profile("fixed")
 
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory):
-    """A target, its draft and prompts, which no test changes."""
     home = tmp_path_factory.mktemp("folders")
     return {**shelf.write_pair(home), "prompts": tiny.prompts_file(home, each=2)}
 

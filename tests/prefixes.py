@@ -3,6 +3,7 @@
 import functools
 import itertools
 from collections import Counter
+from dataclasses import replace
 
 import torch
 from scipy.stats import chi2
@@ -75,7 +76,6 @@ def dense(*which):
 
 
 def sparse(*which):
-    """A FlashHead that scores the better pair of ids; the other two have probability zero."""
     logits = weight(*which)
     pairs = from_assignments(logits, torch.tensor([0, 1, 0, 1]), 2)
     return PrefixHead(FlashHead.build(logits, None, pairs, probes=1))
@@ -91,8 +91,7 @@ def law(target, sampling=PLAIN):
 
 
 def three_tokens(make, seed, new, sampling=PLAIN):
-    chosen = Sampling(sampling.temperature, sampling.top_k, sampling.top_p, seed, sampling.rule)
-    steps = decode(make(chosen), [0], Limits(new))
+    steps = decode(make(replace(sampling, seed=seed)), [0], Limits(new))
     return tuple([token for step in steps for token in step.tokens][:3])
 
 
@@ -115,20 +114,15 @@ def p_of(make, seeds, joint, new=3, sampling=PLAIN):
 
 
 def caught(make, joint, new=3, seeds=20_000):
-    """Whether a broken variant is found at p < 1e-8 within the seeds; looks after 500, 1000, 2000, ... of them."""
-    found = Counter()
-    look = 500
+    found, looks = Counter(), {*(500 * 2**i for i in range(8)), seeds}
     for seed in range(seeds):
         found[three_tokens(make, seed, new)] += 1
-        if seed + 1 == look:
-            if p_value(found, joint) < 1e-8:
-                return True
-            look *= 2
-    return p_value(found, joint) < 1e-8
+        if seed + 1 in looks and p_value(found, joint) < 1e-8:
+            return True
+    return False
 
 
 def stack(heads, rules=SpeculativeSampling, every=(1, 2, 2)):
-    """A cascade of toy models; its readers are made once and decoding starts them afresh. `rules` is one or one for each."""
     readers = [PrefixReader() for _ in heads]
     kinds = rules if isinstance(rules, list) else [rules] * len(heads)
     return lambda sampling: [
@@ -138,6 +132,5 @@ def stack(heads, rules=SpeculativeSampling, every=(1, 2, 2)):
 
 
 def without_promotion(state, first, found, promoted=cascade.promoted):
-    """A broken `promoted`: kept tokens go up with the scores of the stage that drew them."""
     waiting = state.waiting[first - state.marks[-1] :]
     return [*waiting[: found.kept], promoted(state, first, found)[-1]]

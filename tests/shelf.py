@@ -10,14 +10,18 @@ from flashspec.provenance import digest
 from flashspec.train.corpus import END, write_tokenizer
 
 
-def refusing(cases, kinds=ValueError):
+def refused(words, call, *given, error=ValueError, **named):
+    with pytest.raises(error, match=words) as found:
+        call(*given, **named)
+    assert "\n" not in str(found.value)
+
+
+def refusing(cases, error=ValueError):
     """A test: each of these calls is refused in one sentence that matches its words."""
 
     @pytest.mark.parametrize(("call", "words"), cases, ids=[words for _, words in cases])
     def test(call, words):
-        with pytest.raises(kinds, match=words) as refused:
-            call()
-        assert "\n" not in str(refused.value)
+        refused(words, call, error=error)
 
     return test
 
@@ -34,7 +38,6 @@ def train_tokenizer(path, text, size=tiny.VOCAB, end=END):
 
 
 def listing(*places):
-    """Digest of every file below these places and the names of empty folders, hidden ones too."""
     found = {}
     for place in places:
         for path in [place] if place.is_file() else place.rglob("*"):

@@ -1,47 +1,41 @@
 """AWQ's 4-bit layout: packing, dequantising, layers on it, whole checkpoints, and the quantiser's own parts."""
 
-from __future__ import annotations
-
 import sys
 from dataclasses import replace
-from importlib.util import find_spec, module_from_spec, spec_from_file_location
-from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from shelf import refused
+from test_checkpoint import tensors, without
 from test_transformer import BASE, prompt, randomised
-from torch import Tensor
 
+from flashspec import Transformer
 from flashspec.kernels.integers import rounded
 from flashspec.kernels.pages import Shelf
 from flashspec.models import awq
 from flashspec.models.awq import Int4Linear, Packed, Scheme, layer, panels, unpack
 from flashspec.models.checkpoint import hf_tensors, write_folder
-from flashspec.models.config import ModelConfig, to_hf
+from flashspec.models.config import to_hf
 from flashspec.models.packed import PackedLinear
-from flashspec.models.transformer import Transformer
 from flashspec.train.quantize import quantize_awq
 
 SMALL = replace(BASE, hidden=128, ffn=256, heads=4, kv_heads=2, head_dim=32)
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
-def random_weight(inputs: int, outputs: int, group: int = 128) -> Packed:
+def random_weight(inputs, outputs, group=128):
     dice = torch.Generator().manual_seed(0)
     whole, zeros = (torch.randint(0, 16, (rows, outputs), generator=dice) for rows in (inputs, inputs // group))
     scales = (torch.rand(inputs // group, outputs, generator=dice) * 0.02 + 0.001).half()
     return Packed(packed(whole), packed(zeros), scales)
 
 
-def packed(values: Tensor) -> Tensor:
-    """Integers 0..15 [rows, columns] as int32 [rows, columns / 8] in AWQ's order: what `unpack` undoes."""
+def packed(values):
     eights = values.long().view(len(values), -1, 8)[..., (0, 2, 4, 6, 1, 3, 5, 7)]
     return (eights << torch.arange(0, 32, 4)).sum(-1).to(torch.int32)
 
 
-def quantised(weight: Tensor, group: int = 128) -> Packed:
+def quantised(weight, group=128):
     """A dense weight [out, in] rounded to 4 bits, minimum and maximum of each group exactly representable."""
     groups = weight.float().view(weight.shape[0], -1, group)
     low, high = groups.amin(-1).clamp(max=0), groups.amax(-1).clamp(min=0)
@@ -51,12 +45,11 @@ def quantised(weight: Tensor, group: int = 128) -> Packed:
     return Packed(packed(whole.t()), packed(zeros.t()), scales.half().t().contiguous())
 
 
-def dense(weight: Packed) -> Tensor:
+def dense(weight):
     return awq.dequantise(weight, torch.empty(weight.shape))
 
 
-def gemm_dequantised(weight: Packed) -> Tensor:
-    """AutoAWQ's formula: shift out eight nibbles, put columns back by the reverse order, subtract zeros, scale."""
+def gemm_dequantised(weight):
     order, shifts, group = torch.tensor([0, 4, 1, 5, 2, 6, 3, 7]), torch.arange(0, 32, 4), weight.group_size
     whole, zeros = (
         (part.unsqueeze(-1) >> shifts & 15)[..., order].flatten(1).repeat_interleave(times, 0)
@@ -65,12 +58,12 @@ def gemm_dequantised(weight: Packed) -> Tensor:
     return (whole - zeros) * weight.scales.repeat_interleave(group, 0)
 
 
-def relative(a: Tensor, b: Tensor) -> float:
+def relative(a, b):
     return ((a.float() - b.float()).norm() / b.float().norm()).item()
 
 
 @pytest.mark.parametrize("group", [32, 64, 128])
-def test_dequantising_equals_autoawqs_formula(group: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dequantising_equals_autoawqs_formula(group, monkeypatch):
     assert unpack(torch.tensor([[0x75316420]], dtype=torch.int32)).tolist() == [list(range(8))]
     weight = random_weight(256, 48, group)
     assert torch.equal(awq.dequantise(weight, torch.empty(48, 256, dtype=torch.float16)).t(), gemm_dequantised(weight))
@@ -78,26 +71,9 @@ def test_dequantising_equals_autoawqs_formula(group: int, monkeypatch: pytest.Mo
     assert relative(dense(weight), gemm_dequantised(weight).t()) > 0.1
 
 
-def autoawqs_packing() -> ModuleType:
-    """AutoAWQ's packing_utils.py by itself: the package imports only with the transformers of its time."""
-    found = find_spec("awq")
-    if found is None or found.origin is None:
-        pytest.skip("AutoAWQ is not installed here")
-    spec = spec_from_file_location("packing_utils", Path(found.origin).parent / "utils" / "packing_utils.py")
-    assert spec is not None and spec.loader is not None
-    made = module_from_spec(spec)
-    spec.loader.exec_module(made)
-    return made
-
-
-def test_the_formula_is_autoawqs_own() -> None:
-    weight = random_weight(256, 48, 64)
-    assert torch.equal(autoawqs_packing().dequantize_gemm(*weight, 4, 64), gemm_dequantised(weight))
-
-
 @pytest.mark.parametrize("group", [32, 64, 128])
 @pytest.mark.parametrize("shape", [(128, 16), (384, 640), (1024, 384), (128, 24)])
-def test_an_awq_weight_in_panels_means_the_same_numbers(shape: tuple[int, int], group: int) -> None:
+def test_an_awq_weight_in_panels_means_the_same_numbers(shape, group):
     weight, bias = random_weight(*shape, group), torch.linspace(-1, 1, shape[1])
     x = torch.randn(9, shape[0], generator=torch.Generator().manual_seed(1))
     narrow, wanted = layer(weight, bias, Shelf()), rounded(x) @ dense(weight).t() + bias
@@ -110,7 +86,7 @@ def test_an_awq_weight_in_panels_means_the_same_numbers(shape: tuple[int, int], 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_int4_matmul_on_cuda_equals_the_panels() -> None:
+def test_int4_matmul_on_cuda_equals_the_panels():
     weight = random_weight(1024, 384)
     x = torch.randn(3, 3, 1024).bfloat16()
     tiled = layer(Packed(*(part.cuda() for part in weight)), None, Shelf())
@@ -118,7 +94,7 @@ def test_int4_matmul_on_cuda_equals_the_panels() -> None:
     assert relative(tiled(x.cuda()).cpu(), layer(weight, None, Shelf())(x)) < 2e-2
 
 
-def test_a_weight_repacked_in_pieces_is_the_weight_repacked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_weight_repacked_in_pieces_is_the_weight_repacked_at_once(monkeypatch):
     weight = random_weight(384, 640)
     whole = panels(weight, Shelf()), dense(weight)
     monkeypatch.setattr(awq, "BLOCK", 384 * 128)
@@ -126,9 +102,8 @@ def test_a_weight_repacked_in_pieces_is_the_weight_repacked_at_once(monkeypatch:
     assert torch.equal(panels(weight, Shelf()).cells, whole[0].cells) and torch.equal(dense(weight), whole[1])
 
 
-def write_awq(config: ModelConfig, folder: Path, skipped: tuple[str, ...] = ()) -> Transformer:
-    """An AWQ folder, and the dense model its weights stand for."""
-    scheme, tensors, twin = Scheme(128, skipped), dict[str, Tensor](), dict[str, Tensor]()
+def write_awq(config, folder, skipped=()):
+    scheme, tensors, twin = Scheme(128, skipped), {}, {}
     for name, value in hf_tensors(randomised(config), config, "float32").items():
         module = name.removesuffix(".weight")
         if module.endswith(LINEAR) and scheme.covers(module):
@@ -143,7 +118,7 @@ def write_awq(config: ModelConfig, folder: Path, skipped: tuple[str, ...] = ()) 
 
 
 @pytest.mark.parametrize("skipped", [(), ("mlp",), ("layers.0.", "o_proj")], ids=["all", "attention", "some"])
-def test_an_awq_folder_loads_dense_and_int4(skipped: tuple[str, ...], tmp_path: Path) -> None:
+def test_an_awq_folder_loads_dense_and_int4(skipped, tmp_path):
     config = replace(SMALL, attention_bias=True, tied=bool(skipped))
     twin = write_awq(config, tmp_path, skipped)
     ids = prompt(config, 40)
@@ -154,18 +129,11 @@ def test_an_awq_folder_loads_dense_and_int4(skipped: tuple[str, ...], tmp_path: 
         assert relative(Transformer.load(tmp_path, weights="int4")(ids), wanted) < 5e-2
 
 
-def test_a_half_quantised_fused_module_is_refused(tmp_path: Path) -> None:
-    write_awq(SMALL, tmp_path, ("v_proj",))
-    with pytest.raises(ValueError, match="v_proj run as one product .* quantise them alike"):
-        Transformer.load(tmp_path)
-
-
-def test_int4_swaps_the_fused_modules_in_and_a_dense_copy_is_a_plain_checkpoint(tmp_path: Path) -> None:
+def test_int4_swaps_the_fused_modules_in(tmp_path):
     twin, ids = write_awq(SMALL, tmp_path), prompt(SMALL, 9)
     int4 = Transformer.load(tmp_path)
     assert isinstance(int4.layers[1].attention.qkv, PackedLinear) and isinstance(int4.layers[0].mlp.gate_up, PackedLinear)
-    with pytest.raises(ValueError, match="weights='dense' to save"):
-        int4.save(tmp_path / "copy")
+    refused("weights='dense' to save", int4.save, tmp_path / "copy")
     asked = Transformer.load(tmp_path, "bfloat16")
     assert isinstance(asked.layers[0].mlp.down, torch.nn.Linear) and asked.norm.weight.dtype == torch.bfloat16
     Transformer.load(tmp_path, "float32", weights="dense").save(tmp_path / "plain", "float32")
@@ -173,47 +141,23 @@ def test_int4_swaps_the_fused_modules_in_and_a_dense_copy_is_a_plain_checkpoint(
         assert torch.equal(Transformer.load(tmp_path / "plain")(ids), twin(ids))
 
 
-def test_a_missing_packed_tensor_is_refused(tmp_path: Path) -> None:
-    write_awq(SMALL, tmp_path)
-    path = tmp_path / "model.safetensors"
-    tensors = load_file(path)
-    tensors.pop("model.layers.0.self_attn.k_proj.qzeros")
-    save_file(tensors, path)
-    with pytest.raises(ValueError, match="k_proj.qzeros is missing"):
-        Transformer.load(tmp_path)
-
-
-def test_what_cannot_be_quantised_is_refused_in_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_read_or_quantised_is_refused_in_one_sentence(tmp_path, monkeypatch):
+    write_awq(SMALL, tmp_path / "half", ("v_proj",))
+    refused("v_proj run as one product .* quantise them alike", Transformer.load, tmp_path / "half")
+    write_awq(SMALL, packed := tmp_path / "packed")
     folder, out, text = quantisable(tmp_path), tmp_path / "out", ["a b " * 600]
     monkeypatch.setitem(sys.modules, "awq", None)
-    with pytest.raises(ModuleNotFoundError, match=r"pip install 'flashspec\[quantize\]'") as refused:
-        quantize_awq(folder, out, text)
-    assert "\n" not in str(refused.value) and {path.name for path in tmp_path.iterdir()} == {"dense"}
-    with pytest.raises(ValueError, match="at least 512 tokens of text, got 3"):
-        quantize_awq(folder, out, ["a b a"])
-    write_awq(SMALL, tmp_path / "packed")
-    with pytest.raises(ValueError, match="quantised already"):
-        quantize_awq(tmp_path / "packed", out, text)
-    (folder / "tokenizer.json").unlink()
-    with pytest.raises(FileNotFoundError, match="tokenizer.json is missing"):
-        quantize_awq(folder, out, text)
+    refused(r"pip install 'flashspec\[quantize\]'", quantize_awq, folder, out, text, error=ModuleNotFoundError)
+    refused("at least 512 tokens of text, got 3", quantize_awq, folder, out, ["a b a"])
+    refused("quantised already", quantize_awq, packed, out, text)
+    without("tokenizer.json")(folder)
+    refused("tokenizer.json is missing", quantize_awq, folder, out, text, error=FileNotFoundError)
+    assert {path.name for path in tmp_path.iterdir()} == {"dense", "half", "packed"}
+    tensors(lambda t: t.pop("model.layers.0.self_attn.k_proj.qzeros"))(packed)
+    refused("k_proj.qzeros is missing", Transformer.load, packed)
 
 
-def test_the_command_hands_its_files_to_the_quantiser(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from flashspec.cli import train
-    from flashspec.cli.main import status
-
-    calls: list[tuple] = []
-    monkeypatch.setattr(train, "quantize_awq", lambda *given: calls.append(given))
-    (text := tmp_path / "text").write_text("a b")
-    command = ["quantize", "dense", str(tmp_path / "out"), "--text"]
-    assert status([*command, str(text), "--group-size", "64"]) == status([*command, str(text), "--blocks", "2"]) == 0
-    for group, blocks in ((64, 16), (128, 2)):
-        assert calls.pop(0) == (Path("dense"), tmp_path / "out", ["a b"], group, blocks)
-    assert status([*command, "nowhere"]) == 2
-
-
-def quantisable(folder: Path) -> Path:
+def quantisable(folder):
     """A small dense folder with a tokenizer of three words."""
     from tokenizers import Tokenizer, models, pre_tokenizers
 
@@ -225,7 +169,7 @@ def quantisable(folder: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_autoawq_writes_a_folder_that_loads_both_ways(tmp_path: Path) -> None:
+def test_autoawq_writes_a_folder_that_loads_both_ways(tmp_path):
     pytest.importorskip("awq")
     folder = quantisable(tmp_path)
     quantize_awq(folder, tmp_path / "awq", ["a b b " * 200])

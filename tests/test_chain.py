@@ -1,15 +1,16 @@
-"""Readings of chapters 1 to 5 say what was put into their tables, and say so where a table has no answer."""
+"""Readings of the chapters say what was put into their tables, and figures name them."""
 
 from dataclasses import asdict
 
 import numpy as np
 import pandas
 import pytest
-from tables import line, pieces, race, recall_rows, results
+import tables_drafts
+from tables import HEAD, MACHINE, TOKEN, factorial, line, pieces, race, recall_rows, results
 
-from flashspec.study import answers, chain, figures, heads, papers, recall, stages
+from flashspec.study import answers, chain, compare, figures, heads, recall, stages
 from flashspec.study.compare import predicted_seconds
-from flashspec.study.quote import NOT_HERE, value, verdict
+from flashspec.study.quote import NOT_HERE, said, shown, value, verdict
 from flashspec.theory import amdahl
 
 ONE = pieces(layers=(2,))
@@ -47,35 +48,24 @@ def test_deferral_compares_one_format_with_itself():
 
 
 def test_the_ledger_closes_where_parts_tell_the_seconds_and_not_otherwise():
-    timed = race(prompts=4, noise=0.0).assign(step_seconds=0.01, prefill_seconds=0.0, overhead_seconds=0.0, burst_seconds=0.004,
-                                              check_1_seconds=0.01, drafted=64, rounds=32)  # fmt: skip
-    exact = timed.assign(seconds=predicted_seconds(timed))
-    for slower in (1, 2):
-        found = stages.stages(exact.assign(seconds=slower * exact["seconds"]))
-        assert found["predicted"].to_numpy() == pytest.approx(1 / slower)
+    parts = {"step_seconds": 0.01, "prefill_seconds": 0.0, "overhead_seconds": 0.0, "burst_seconds": 0.004}
+    timed = race(prompts=4, noise=0.0).assign(check_1_seconds=0.01, drafted=64, rounds=32, **parts)
+    found = stages.stages(timed.assign(seconds=2 * predicted_seconds(timed)))
+    assert found["predicted"].to_numpy() == pytest.approx(0.5)
     assert stages.stages(race(prompts=4))["predicted"].isna().all()
 
 
-def test_a_check_is_held_against_its_own_one_row():
+def test_checks_and_engines_are_held_against_their_like():
     found = chain.checks(ONE)
     assert value(found, rows=5) == pytest.approx(7 / 3) and value(found, rows=1) == 1.0
     assert line(chain.by_format(found), rows=5)["bfloat16"] == pytest.approx(7 / 3)
     none = chain.checks(ONE[ONE["rows"] != 1])
     assert none["ratio"].isna().all() and chain.by_format(none).empty
-
-
-def test_engines_are_compared_prompt_by_prompt():
     ours = race(temperatures=(0.0,), noise=0.0, speed={("baseline", "dense"): 1.0, ("draft_model", "dense"): 1.5})
     theirs = ours.assign(engine="transformers", seconds=lambda rows: 3 * rows["seconds"])
     found = chain.peers(pandas.concat([ours, theirs], ignore_index=True))
     assert list(found["mode"]) == ["plain", "with the draft"] and found["ratio"].to_numpy() == pytest.approx(3.0)
     assert chain.peers(ours).empty
-
-
-def test_the_thesis_agrees_with_itself():
-    thesis = papers.THESIS
-    assert thesis["projection"] == pytest.approx(thesis["projection_dense_ms"] / thesis["projection_flash_ms"], rel=1e-3)
-    assert amdahl(papers.head_share(), thesis["projection"]) == pytest.approx(thesis["draft_step"], rel=1e-3)
 
 
 def test_gains_are_those_planted_over_the_dense_head_of_the_format():
@@ -86,9 +76,6 @@ def test_gains_are_those_planted_over_the_dense_head_of_the_format():
     assert one["ratio"] == pytest.approx(4.0) and one["over"] == "bfloat16" and one["limit"] == pytest.approx(4.0)
     assert chain.faster(float32).empty and chain.faster(frame[frame["head"] != "dense"]).empty
     assert set(chain.faster(frame[frame["turn"] == 0])["verdict"]) == {"too few turns"}
-
-
-def test_steps_of_parts_that_add_up_are_those_that_amdahl_predicts_and_others_are_not():
     at = {"layers": 4, "head": "flash", "probes": 64}
     one = line(heads.depths(pieces()), **at)
     assert one["share"] == pytest.approx(50.0)
@@ -96,9 +83,6 @@ def test_steps_of_parts_that_add_up_are_those_that_amdahl_predicts_and_others_ar
     slow = pieces().assign(seconds=lambda rows: rows["seconds"] * (1 + ((rows["piece"] == "step") & (rows["head"] == "flash"))))
     other = line(heads.depths(slow), **at)
     assert other["ratio"] == pytest.approx(other["predicted"] / 2)
-
-
-def test_gains_of_a_projection_are_told_by_its_shape():
     frame = pandas.concat([ONE[ONE["piece"] == "head"].assign(shape=shape) for shape in ("512x64", "512x128", "1024x64")])
     found = heads.by_shape(heads.costs(frame))
     assert found["ids"].tolist() == [512, 1024] and found[64].tolist() == pytest.approx([4.0, 4.0])
@@ -113,9 +97,6 @@ def test_agreement_is_told_by_kind_and_calibration_halves_what_is_missed():
     assert line(heads.clusterings(recall_rows()), cluster_size=64)["spherical, one home"] == 97.5
     assert heads.told(table, "agreement", name="flash") == "97.5 %"
     assert heads.told(table, "agreement", name="x") == NOT_HERE
-
-
-def test_builds_are_minutes_of_all_their_parts():
     timed = recall.Row("", "", "flash", "bfloat16", 1000, 64, 100, 12800, "spherical", 1, 16, clustering_seconds=30.0,
                        balancing_seconds=20.0, permutation_seconds=10.0)  # fmt: skip
     found = heads.builds(pandas.DataFrame([asdict(timed)]))
@@ -129,3 +110,67 @@ def test_heads_are_held_against_plain_their_own_format_and_int8():
     assert one["same_format"].startswith("1.10×") and one["over_int8"].startswith("0.92×")
     assert table["who"].str.contains("×").all()
     assert heads.against(race(temperatures=(0.0,), speed={("baseline", "dense"): 1.0})).empty
+
+
+FACTORIAL = factorial().frame
+
+
+def test_the_time_of_a_token_is_that_of_its_pieces():
+    late = FACTORIAL[FACTORIAL["finalize"] == "deferred"]
+    found = stages.stages(late[late["head"] == "dense"])
+    deep = line(found, method="hispec", temperature=0.0)
+    spent = {"prompt": 0.04, "drafting": 0.8, "middle checks": 0.8, "full checks": 1.6}
+    assert {part: deep[part] for part in stages.PARTS if deep[part]} == pytest.approx(spent)
+    assert line(found, method="baseline", temperature=1.0)["plain steps"] == pytest.approx(10.0)
+    alone = line(found, method="self_speculation", temperature=0.0)
+    assert (alone["middle checks"], alone["full checks"]) == pytest.approx((0.0, 0.8))
+    assert (deep["accepts_1"], deep["accepts_2"], deep["check_ratio"]) == pytest.approx((0.8, 0.8, 0.25))
+    assert deep["speedup"] == pytest.approx(1.2) and np.isnan(alone["accepts_2"])
+    eager = stages.stages(FACTORIAL[(FACTORIAL["finalize"] == "eager") | (FACTORIAL["method"] == "baseline")])
+    assert line(eager, method="hispec", head="dense", temperature=0.0)["final token"] == pytest.approx(0.2)
+
+
+def test_every_change_gives_what_was_planted_and_gains_multiply():
+    found, place = stages.factors(FACTORIAL), {"method": "hispec", "temperature": 1.0}
+    for token, total in TOKEN.items():
+        one = line(found, change="head", finalize=token, **place)
+        assert (one["ratio"], one["over_plain"]) == pytest.approx((1.1, 1.1 * total)) and one["head"] == "flash"
+    late = found[(found["change"] == "final token") & (found["method"] == "hispec")]
+    assert set(late["head"]) == set(HEAD) and late["ratio"].tolist() == pytest.approx([1.2] * len(late))
+    both = line(found, change="both", **place)
+    assert both["ratio"] == pytest.approx(1.32) == both["product"]
+    assert "head" not in set(stages.factors(FACTORIAL[FACTORIAL["head"] != "dense"])["change"])
+
+
+def test_any_slice_of_a_table_is_read_and_what_is_not_in_it_is_said(monkeypatch):
+    monkeypatch.setattr(compare, "DRAWS", 20)
+    few = FACTORIAL[FACTORIAL["prompt"] < 2]
+    slices = [few[few[column] == value] for column in ("method", "head", "finalize", "temperature") for value in set(few[column])]
+    for reading in (stages.stages, stages.factors):
+        assert all(set(reading(part).columns) == set(reading(few).columns) for part in slices)
+    table = stages.factors(FACTORIAL)
+    assert said(table, method="magic") == NOT_HERE
+    assert NOT_HERE in shown(table[table["method"] == "magic"], {"method": "who"}).data
+    assert said(table, "ratio", change="both", method="hispec") == "greedy: 1.32; T = 1, coupling: 1.32"
+    page = shown(table, {"method": "who", "product": "product"}).data
+    assert "<th>who</th>" in page and "HiSpec" in page and "1.32" in page
+
+
+TIMED = {"step_seconds": 0.01, "prefill_seconds": 0.0, "burst_seconds": 0.004, "check_1_seconds": 0.01, "finalize_seconds": 0.01}
+RACE, PIECES = results(race(prompts=4, turns=1).assign(**TIMED)), results(pieces())
+RUNS, STEPS = results(tables_drafts.runs()), results(tables_drafts.pieces())
+WHOLE = factorial()
+OF = {
+    "waterfall": (RACE, PIECES), "throughput": (RACE,), "final_token": (RACE,), "ledger": (RACE,),
+    "head_recall": (results(recall_rows()),), "draft_race": (RUNS,), "draft_quality": (RUNS, results(tables_drafts.family())),
+    "draft_steps": (STEPS,), "predicted_measured": (RUNS,), "sweep": (RUNS,), "combined": (WHOLE,),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OF)
+def test_a_figure_names_its_source_and_has_a_page_without_lines(name):
+    assert {*OF, "answers"} == set(figures.__all__)
+    draw = getattr(figures, name)
+    small_print = draw(*OF[name]).figure.get_supxlabel()
+    assert f"figures.{name}" in small_print and MACHINE in small_print
+    assert "<svg" in draw(*(results(each.frame[:0]) for each in OF[name])).svg

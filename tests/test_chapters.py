@@ -7,8 +7,6 @@ import random
 from pathlib import Path
 
 import pytest
-import shelf
-import tiny
 
 pytest.importorskip("seaborn")
 pytest.importorskip("myst_nb")
@@ -63,7 +61,6 @@ def declared(chapter):
 
 
 def bare(value):
-    """What papermill's own command line makes of a value, whatever a cell declares: a number where it reads as one, else text."""
     for kind in (int, float):
         try:
             return kind(value)
@@ -73,7 +70,6 @@ def bare(value):
 
 
 def page(chapter, values, typed=True):
-    """A chapter run with values as our command line gives them, or papermill's: the names its cells leave, and what it shows."""
     known, scope, shown = declared(chapter), {}, []
     given = {name: value for name, value in values.items() if name in known}
     chosen = {name: parse_value(name, known[name].kind, value) if typed else bare(value) for name, value in given.items()}
@@ -87,15 +83,8 @@ def page(chapter, values, typed=True):
     return scope, [each._repr_html_() for each in shown if hasattr(each, "_repr_html_")]
 
 
-@pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("chapters")
-    pair = {name: str(path) for name, path in shelf.write_pair(folder).items()}
-    return {**SMALL, **pair, "prompts": str(tiny.prompts_file(folder, each=2))}
-
-
 @pytest.fixture
-def small(home, tmp_path_factory, monkeypatch):
+def small(folders, tmp_path_factory, monkeypatch):
     """Smoke sizes: the toy pair, pieces timed three times, few resamples; tables of equal parameters are shared."""
     monkeypatch.setenv("MPLBACKEND", "agg")
     monkeypatch.setenv("FLASHSPEC_RESULTS", str(tmp_path_factory.getbasetemp() / "chapters-results"))
@@ -104,12 +93,11 @@ def small(home, tmp_path_factory, monkeypatch):
         monkeypatch.setitem(parts.PRESETS, name, parts.EXPERIMENT.parse({**vars(parts.PRESETS[name]), **quick}))
     monkeypatch.setitem(recall.PRESETS, "head_build", recall.EXPERIMENT.parse({"rank": 16}))
     monkeypatch.setattr(compare, "DRAWS", 50)
-    return home
+    return SMALL | {name: str(path) for name, path in folders.items()}
 
 
 @pytest.mark.parametrize("chapter", CHAPTERS)
 def test_any_legal_parameters_give_a_page(chapter, small, monkeypatch):
-    """Every figure is drawn; only the first page's are written, which takes most of the time."""
     dice = random.Random(chapter)
     options = {**({} if chapter[:2] in ("01", "07", "11") else RACE), **OWN.get(chapter, {})}
     for turn in range(PAGES if declared(chapter) else 1):

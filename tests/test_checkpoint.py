@@ -11,14 +11,16 @@ from safetensors.torch import load_file, save_file
 from shelf import listing
 from test_transformer import BASE, randomised
 
+from flashspec import Transformer
 from flashspec.models import checkpoint
 from flashspec.models.folder import verify_digests
-from flashspec.models.transformer import Transformer
 from flashspec.models.writing import write_digests
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 UNTIED = replace(BASE, tied=False)
 DOWN = "model.layers.1.mlp.down_proj.weight"
+
+
 @pytest.fixture
 def folder(tmp_path):
     randomised(UNTIED).save(tmp_path / "model", dtype="float32")
@@ -27,14 +29,13 @@ def folder(tmp_path):
 
 def refusal(folder):
     began = time.perf_counter()
-    with pytest.raises((ValueError, FileNotFoundError)) as refused:
+    with pytest.raises((ValueError, FileNotFoundError)) as found:
         Transformer.load(folder)
-    assert time.perf_counter() - began < 20 and "\n" not in str(refused.value)
-    return str(refused.value)
+    assert time.perf_counter() - began < 20 and "\n" not in str(found.value)
+    return str(found.value)
 
 
 def later(change):
-    """The same change, told all but its folder now."""
     return lambda *told, **named: lambda folder: change(folder, *told, **named)
 
 
@@ -101,9 +102,7 @@ SPOILED = {
     "no config": (without("config.json"), "config.json is missing"),
     "bad json": (text("config.json", "{"), "not valid JSON"),
     "no field": (text("config.json", NO_FIELD), "has no"),
-    "architecture": (config(architectures=["MambaForCausalLM"]), "MambaForCausalLM.* not supported"),
     "missing tensor": (tensors(lambda t: t.pop(DOWN)), f"{DOWN} is missing"),
-    "missing head": (tensors(lambda t: t.pop("lm_head.weight")), "lm_head.weight is missing"),
     "extra tensor": (tensors(lambda t: t.update(extra=torch.ones(1))), "tensor .extra. .* not part of the model"),
     "one layer too many": (config(num_hidden_layers=1), "model.layers.1.* not part of the model"),
     "shape": (tensors(lambda t: t.update({DOWN: torch.ones(3, 4)})), rf"{DOWN} .* shape \[3, 4\]"),
@@ -111,19 +110,14 @@ SPOILED = {
     "truncated": (text(WEIGHTS, lambda raw: raw[:-100]), "truncated or not a safetensors file"),
     "missing shard": (second_shard(lambda raw: b""), "model-00002-of-.* named in the index but missing"),
     "corrupt shard": (second_shard(lambda raw: raw[:9] + bytes(64) + raw[73:]), "model-00002-of-.* truncated .*fetch it again"),
-    "short shard": (second_shard(lambda raw: raw[:-4]), "model-00002-of-.* truncated .*fetch it again"),
     "shard without its tensor": (index(elsewhere), f"tensor .{DOWN}. is not in .*, where the index puts it"),
     **{f"an index of {wrong!r}": (index(lambda _, wrong=wrong: wrong), f"{INDEX}: weight_map")
-       for wrong in ([], {}, {DOWN: 3}, 0, "model")},
+       for wrong in ([], {DOWN: 3}, "model")},
     "pickle": (without(WEIGHTS, text("pytorch_model.bin", "")), "pickled weights are never read"),
     "digest": (listed(text(WEIGHTS, lambda raw: raw[:-1] + bytes([raw[-1] ^ 1]))), "has SHA-256 .* digests.json expects"),
     "listed file": (listed(without("tokenizer.json")), "tokenizer.json is listed in digests.json but missing"),
-    "gptq": (config(quantization_config={"quant_method": "gptq", "bits": 4}), "quant_method = 'gptq'"),
-    "8 bits": (config(quantization_config={"quant_method": "awq", "bits": 8}), "bits = 8"),
     "a string for a number": (config(hidden_size="16"), "hidden_size holds '16', expected int"),
-    "null for a number": (config(num_hidden_layers=None), "num_hidden_layers holds None, expected int"),
     "less than nothing": (config(hidden_size=-1), "hidden_size holds -1, expected int >= 1"),
-    "half a row": (config(hidden_size=16.5), "hidden_size holds 16.5, expected int"),
     "no heads": (config(num_key_value_heads=0), "num_key_value_heads holds 0, expected int >= 1"),
     "a number with 4,000 digits": (config(vocab_size=10**4000), "vocab_size holds 1000"),
     "a list for an object": (config(rope_parameters=[]), "rope_parameters holds [], expected object | null"),
@@ -132,21 +126,16 @@ SPOILED = {
     "a word for a quantisation": (config(quantization_config="awq"), "quantization_config holds 'awq', expected object"),
     "a word for a truth": (config(tie_word_embeddings="no"), "tie_word_embeddings holds 'no', expected bool"),
     "a word for an id": (config(eos_token_id="</s>"), "eos_token_id holds '</s>', expected int | array | null"),
-    "a word among ids": (config(eos_token_id=[1, "</s>"]), "eos_token_id[1] holds '</s>', expected int"),
-    "a number for a name": (config(architectures=[7]), "architectures[0] holds 7, expected str"),
     "heads that cannot be halved": (config(head_dim=11), "rotary heads need an even width, got 11"),
     "more keys than queries": (config(num_key_value_heads=3), "4 query heads cannot share 3 key/value heads evenly"),
     "fifty thousand layers": (config(num_hidden_layers=50_000), "model.layers.2.input_layernorm.weight is missing"),
     "a million layers": (config(num_hidden_layers=10**6), "GB of cpu memory"),
     "a billion positions": (config(max_position_embeddings=10**9), "GB of cpu memory"),
-    "a billion words": (config(vocab_size=10**9), "GB of cpu memory"),
     "config.json nested deeply": (text("config.json", "[" * 100_000), "config.json is not valid JSON"),
     "config.json of a list": (text("config.json", "[1]"), "config.json: the whole file holds [1], expected object"),
     "config.json that is not UTF-8": (text("config.json", b"\xff\xfe\xfa"), "config.json is not valid JSON"),
-    "digests of a list": (text("digests.json", "[1]"), "digests.json: the whole file holds [1], expected object"),
     "digests that are none": (text("digests.json", '{"config.json": "abc"}'), "expected str matching regex"),
     "digests from outside": (text("digests.json", json.dumps({"../x": "0" * 64})), "'../x', which lies outside its folder"),
-    "generation of a list": (text("generation_config.json", "[]"), "generation_config.json: the whole file holds []"),
     "a word to stop at": (text("generation_config.json", '{"eos_token_id": "."}'), "eos_token_id holds '.'"),
     **{name: (tensors(lambda t, kind=kind: t.update({DOWN: t[DOWN].to(kind)})), f"tensor {DOWN}.* numbers, expected")
        for name, kind in KINDS.items()},
@@ -179,7 +168,6 @@ def test_weights_outside_their_folder_are_refused(name, folder):
 
 
 def test_links_of_a_hubs_cache_are_followed(folder):
-    """The control: a snapshot whose files are links to the blobs beside it is a folder like any other."""
     shards(folder)
     blobs, snapshot = folder.parent / "blobs", folder.parent / "snapshots" / "main"
     folder.rename(blobs)
@@ -195,14 +183,11 @@ def test_a_sound_folder_of_any_floating_point_numbers_is_read(kind, folder):
     write_digests(folder)
     verify_digests(folder)
     assert Transformer.load(folder).config == UNTIED
-    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [7, 9]}))
+    text("generation_config.json", '{"eos_token_id": [7, 9]}')(folder)
     assert Transformer.load(folder).config.eos == (7, 9)
-
-
-def test_a_tied_checkpoint_may_repeat_its_head(tmp_path):
-    randomised(BASE).save(tmp_path, dtype="float32")
-    tensors(lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"].clone()}))(tmp_path)
-    assert Transformer.load(tmp_path).head is None
+    randomised(BASE).save(folder, dtype="float32")  # a tied checkpoint may repeat its head
+    tensors(lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"].clone()}))(folder)
+    assert Transformer.load(folder).head is None
 
 
 def test_an_interrupted_save_leaves_the_old_model(folder, monkeypatch):

@@ -1,14 +1,16 @@
-"""Comparisons pair by prompt and turn, tell like from unlike, and give a frame for any slice of a table."""
+"""Comparisons pair by prompt and turn; what was planted in races of drafts is what the readings find."""
+
+import math
 
 import numpy as np
+import pandas
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from tables import SPEED, line, race
+from tables_drafts import ALPHA, LAYERS, PER_BYTE, PER_LAYER, READ, STEP, TURNS, family, pieces, row, runs
 
-from flashspec.study import compare
+from flashspec.study import compare, designing, drafting, papers, predictions
+from flashspec.theory import amdahl, tokens_per_check
 
-pandas = pytest.importorskip("pandas")
 
 def test_speedups_are_those_planted_and_a_slower_method_is_shown_as_slower():
     found = compare.speedups(race())
@@ -18,11 +20,8 @@ def test_speedups_are_those_planted_and_a_slower_method_is_shown_as_slower():
             assert one.low <= factor * 1.1 <= one.high and one.k == 2 and one.prompts == 16 and one.same_text == 1.0
     slow = line(found, method="lookup", temperature=1.0)
     assert slow.high < 1 and slow.verdict.startswith("0.8") and "baseline" not in set(found["method"])
-
-
-def test_equal_methods_show_no_difference():
-    found = compare.speedups(race(speed={("baseline", "dense"): 1.0, ("lookup", "dense"): 1.0}, ks=(1,)))
-    assert all(words.startswith("no difference shown") for words in found["verdict"])
+    equal = compare.speedups(race(speed={("baseline", "dense"): 1.0, ("lookup", "dense"): 1.0}, ks=(1,)))
+    assert all(words.startswith("no difference shown") for words in equal["verdict"])
 
 
 def test_like_is_compared_with_like():
@@ -31,17 +30,6 @@ def test_like_is_compared_with_like():
     assert np.allclose(found["ratio"], 1.65 / 1.5, rtol=0.03)
     over_any = compare.gain(race(), {"head": "int8"}, [*compare.CONTEXT, "draft", "method"], ["head"])
     assert line(over_any, head="flash", temperature=0.0).ratio < 1
-
-
-def test_engines_and_formats_are_sides_too():
-    ours = race(temperatures=(0.0,))
-    frame = pandas.concat([ours, ours.assign(engine="other", seconds=ours["seconds"] * 2)], ignore_index=True)
-    found = compare.gain(frame, {"engine": "other"}, ["temperature", "method", "head"], ["engine"])
-    assert np.allclose(found["ratio"], 2) and set(found["method"]) == {"baseline", "draft_model", "lookup"}
-    int4 = pandas.concat([ours, ours.assign(weights="int4", seconds=ours["seconds"] / 3)], ignore_index=True)
-    assert np.allclose(compare.gain(int4, {"weights": "dense"}, ["method", "head"], ["weights"])["ratio"], 3)
-    beside = compare.speedups(frame)
-    assert list(beside[beside["engine"] == "other"]["ratio"]) == pytest.approx(list(compare.speedups(ours)["ratio"]))
 
 
 def test_an_unpaired_row_changes_nothing():
@@ -57,13 +45,10 @@ def test_an_unpaired_row_changes_nothing():
     assert (plain["ratio"] != moved["ratio"]).any()
 
 
-def test_few_prompts_are_called_few():
-    assert set(compare.speedups(race(prompts=2))["verdict"]) == {"too few prompts"}
-    assert all(words.endswith("few prompts") for words in compare.speedups(race(prompts=8))["verdict"])
-    assert not any("few" in words for words in compare.speedups(race(prompts=16))["verdict"])
-
-
-def test_another_text_is_counted():
+def test_few_prompts_are_called_few_and_another_text_is_counted():
+    found = {prompts: compare.speedups(race(prompts=prompts))["verdict"] for prompts in (2, 8, 16)}
+    assert set(found[2]) == {"too few prompts"} and all(words.endswith("few prompts") for words in found[8])
+    assert not any("few" in words for words in found[16])
     frame = race()
     frame.loc[(frame["head"] == "flash") & (frame["prompt"] < 4), "text_digest"] = "y"
     assert line(compare.speedups(frame), head="flash", temperature=0.0).same_text == 0.75
@@ -74,9 +59,6 @@ def test_rates_stand_beside_plain_decoding():
     assert np.allclose(rows.loc[rows["head"].eq("flash") & rows["k"].eq(1), "speedup"], 1.65)
     assert np.allclose(rows.loc[rows["method"].eq("baseline"), "speedup"], 1.0)
     assert compare.rated(race()[lambda f: f["method"] != "baseline"])["speedup"].isna().all()
-
-
-def test_predicted_seconds_are_parts_times_counts():
     parts = {"burst_seconds": 0.002, "check_1_seconds": 0.004, "prefill_seconds": 0.01, "overhead_seconds": 0.001,
              "finalize_seconds": 0.003, "step_seconds": 0.005}  # fmt: skip
     frame = race().assign(**parts)
@@ -89,29 +71,6 @@ def test_predicted_seconds_are_parts_times_counts():
     assert np.allclose(eager.loc[eager["k"] == 2, "predicted_seconds"] - two["predicted_seconds"], 32 * 0.003)
 
 
-def test_rank_correlation_and_its_interval():
-    x = np.arange(20.0)
-    same, other = compare.spearman(x, x**3), compare.spearman(x, np.random.default_rng(1).permutation(x))
-    assert same.value == same.low == same.high == 1.0 and other.low < 0 < other.high
-    assert np.isnan(compare.spearman([1.0, 2.0], [1.0, 2.0]).value)
-
-
-FRAME = race(prompts=4, noise=0.1)
-SLICED = ("method", "head", "temperature", "k", "prompt", "turn")
-SLICES = {name: st.sets(st.sampled_from(sorted(set(FRAME[name])))) for name in SLICED}
-
-
-@given(st.fixed_dictionaries(SLICES))
-def test_any_slice_gives_frames(kept):
-    frame = FRAME[np.logical_and.reduce([FRAME[name].isin(values) for name, values in kept.items()])]
-    for found in (compare.speedups(frame), compare.like_for_like(frame), compare.rated(frame), compare.best(frame)):
-        assert isinstance(found, pandas.DataFrame)
-    pairs = {(r.temperature, r.prompt, r.turn) for r in frame[frame["method"] == "baseline"].itertuples()}
-    speculated = frame[frame["method"] != "baseline"]
-    beside = [(r.temperature, r.prompt, r.turn) in pairs for r in speculated.itertuples()]
-    assert compare.speedups(frame).empty <= (not any(beside))
-
-
 def test_no_ratio_is_given_where_float32_twins_differ():
     frame = race(prompts=4, turns=1).assign(twin_digest="one")
     spoilt = frame["head"].eq("flash") & frame["prompt"].eq(2) & frame["temperature"].eq(0.0)
@@ -121,3 +80,93 @@ def test_no_ratio_is_given_where_float32_twins_differ():
     assert told["ratio"].isna().equals(wrong)
     free = frame.assign(rule="speculative", temperature=1.0, turn=frame["turn"] + 10 * (frame["temperature"] == 0))
     assert not compare.speedups(free.assign(twin_digest=frame["twin_digest"].mask(spoilt, "another")))["ratio"].isna().any()
+
+
+def test_the_planted_order_of_drafts_is_found():
+    frame = runs()
+    seconds = {d: min(row(d, k, 0, 0.0).seconds for k in (1, 2, 4)) for d in LAYERS}
+    table = drafting.beside_plain(frame)
+    greedy = table[table["temperature"] == 0.0]
+    assert list(greedy["draft"]) == sorted(LAYERS, key=seconds.__getitem__)
+    assert np.allclose(greedy["ratio"], (READ + 100 * STEP) / greedy["draft"].map(seconds))
+    assert np.allclose(greedy["tar"], [tokens_per_check(ALPHA[d], 4) for d in greedy["draft"]])
+    over = drafting.against(frame, "wide")
+    assert set(over["over"]) == set(LAYERS) - {"wide"} and len(over) == 2 * 5
+    assert line(over, over="deeper", temperature=1.0).ratio == pytest.approx(seconds["deeper"] / seconds["wide"])
+    assert drafting.deepest(frame, "wide") == "deeper" and drafting.deepest(frame, "deeplarge") == ""
+    assert drafting.deepest(frame, "nowhere") == ""
+
+
+def test_a_draft_that_ran_under_two_names_counts_once(monkeypatch):
+    monkeypatch.setattr(drafting, "point_of_designed", lambda: "middle")
+    both = runs().replace({"draft": {"deep": drafting.DESIGNED}})
+    assert drafting.DESIGNED not in set(drafting.pace(both)["draft"]) and drafting.designed(both) == drafting.DESIGNED
+    assert drafting.designed(runs()) == "middle"
+    alone = runs(drafts=("wide", "deep")).replace({"draft": {"deep": drafting.DESIGNED}})
+    assert drafting.DESIGNED in set(drafting.pace(alone)["draft"])
+
+
+def test_correlations_have_the_planted_signs():
+    found = drafting.correlations(drafting.merits(runs(), family()))
+    at = {"temperature": 1.0, "outcome": "tar"}
+    assert line(found, merit="perplexity", **at).value == 1.0 and line(found, merit="layers", **at).value < 0
+    assert math.isnan(line(found, merit="chosen", **at).value)
+    other = drafting.correlations(drafting.merits(runs(), family(-1.0)))
+    assert line(other, merit="perplexity", **at).value == -1.0
+    few = drafting.correlations(drafting.merits(runs(drafts=("wide", "deep")), family()))
+    assert set(few["verdict"]) == {"too few drafts that differ"}
+
+
+def test_runs_that_take_what_the_model_says_are_predicted():
+    frame = runs()
+    table = predictions.predictions(frame)
+    assert len(table) == 2 * 2 * 6 * 3 and np.allclose(table["predicted"], table["seconds"]) and (table["prompts"] == 3).all()
+    slow = predictions.errors(predictions.predictions(frame.assign(seconds=1.25 * frame["seconds"])))
+    assert np.allclose(slow["median"], 20) and np.allclose(slow["bias"], -20)
+
+
+def test_a_prediction_takes_its_counts_from_the_other_half():
+    frame = runs(spread=0.0)
+    lucky = frame["prompt"] % 2 == 1
+    doubled = frame.assign(**{name: frame[name] * (1 + lucky) for name in ("rounds", "drafted", "actions_1")})
+    plain, moved = predictions.predictions(frame), predictions.predictions(doubled)
+    ratio = moved["predicted"] / plain["predicted"]
+    assert ratio.max() > 1.5 and ((ratio > 1.1) == (plain["half"] == 1)).all()  # the lucky prompts are the half of 0
+    assert predictions.predictions(runs(prompts=1)).empty
+    assert predictions.predictions(runs().assign(burst_seconds=np.nan)).empty
+    assert predictions.errors(predictions.predictions(runs(prompts=1)))["median"].isna().all()
+
+
+def test_the_pick_is_the_fastest_where_the_model_is_right():
+    frame = runs()
+    right = predictions.losses(predictions.predictions(frame))
+    assert len(right) == 2 * 6 and (right == 0).all()
+    wrong = frame.assign(seconds=frame["seconds"] * (1 + 2 * (frame["k"] == 4)))
+    assert predictions.losses(predictions.predictions(wrong)).max() > 30
+    frame = runs()
+    plain = row("wide", 0, 0, 0.0).seconds
+    paying = [row(draft, k, 0, 0.0).seconds < plain for draft in LAYERS for k in (1, 2, 4)]
+    assert predictions.paying(frame) == pytest.approx(100 * np.mean(paying))
+    assert predictions.paying(frame.assign(seconds=frame["seconds"] * (1 + 99 * (frame["k"] > 0)))) == 0
+
+
+def test_a_step_is_taken_apart_into_layers_and_bytes():
+    found = designing.fit(pieces(paper=False))
+    assert found.per_layer == pytest.approx(1.02 * PER_LAYER) and found.bandwidth == pytest.approx(1 / PER_BYTE / 1.02)
+    assert math.isnan(designing.fit(pieces(paper=False).iloc[: 2 * TURNS]).per_layer)
+    (gain,) = designing.depth_gains(pieces(paper=False)).to_dict("records")
+    assert (gain["deep"], gain["shallow"]) == (24, 6)  # three layers hold other parameters
+    assert gain["ratio"] == pytest.approx((24 * PER_LAYER + 1e-3) / (6 * PER_LAYER + 2e-3)) and gain["turns"] == TURNS
+    table = designing.at_papers_shapes(pieces()).set_index("draft")
+    check, plain = (1.02 * (80 * PER_LAYER + 1e-4),) * 2
+    step = 1.02 * (24 * PER_LAYER + 1e-3)
+    assert table.loc[papers.YAN_DEEP.shape, "rate"] == pytest.approx(papers.YAN_DEEP.tar / (8 * step + check))
+    assert table.loc[papers.YAN_DEEP.shape, "speedup"] == pytest.approx(papers.YAN_DEEP.tar * plain / (8 * step + check))
+    assert designing.at_papers_shapes(pieces(paper=False)).empty
+
+
+def test_the_papers_and_the_thesis_agree_with_themselves():
+    table, thesis = papers.computed(), papers.THESIS
+    assert 0 < table["off"].abs().max() < 0.5 and papers.implied_round()[0] == 8
+    assert thesis["projection"] == pytest.approx(thesis["projection_dense_ms"] / thesis["projection_flash_ms"], rel=1e-3)
+    assert amdahl(papers.head_share(), thesis["projection"]) == pytest.approx(thesis["draft_step"], rel=1e-3)

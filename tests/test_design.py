@@ -1,20 +1,28 @@
-"""What is pruned by importance is closer to its target than what is pruned otherwise; transformers loads a finished draft."""
+"""What is pruned by importance is closer to its target; designed drafts and trained exits are ready to serve."""
 
 import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import shelf
 import torch
+from shelf import refused
 from test_train import same
+from toys import PROMPT, random_model, run, text
 
-from flashspec import Transformer, load
+import flashspec as fs
+from flashspec import Models, Transformer, load
 from flashspec.cli.main import status
+from flashspec.decoding.generate import agreement
 from flashspec.models import family
 from flashspec.models.config import ModelConfig
+from flashspec.models.exits import EXITS_FILE, ExitAdapter, load_exits, rows_at, save_exits
 from flashspec.models.family import Design
+from flashspec.models.folder import verify_digests
 from flashspec.models.synthetic import synthetic
 from flashspec.train.design import design_draft, learn_text
+from flashspec.train.exits import ExitRecipe, default_layers, exit_agreement, train_adapters
 from flashspec.train.prune import Importance, choose, importance, prune
 from flashspec.train.target import REFERENCE, initialise
 from flashspec.train.texts import Texts, continued, windows
@@ -28,7 +36,6 @@ TINY = Design(layers=2, heads=2, kv_heads=1, ffn=24, steps=4, decay=2, sequences
 
 
 def stream(size=6000):
-    """Text of a small machine: the next id is one of two that depend on the last two."""
     dice, ids = np.random.default_rng(0), [1, 2]
     for _ in range(size):
         ids.append((3 * ids[-1] + 5 * ids[-2] + 7 * int(dice.random() < 0.3)) % 64)
@@ -92,7 +99,6 @@ def test_keeping_everything_keeps_the_model_and_leaves_the_old_one_alone(config)
 
 @FAMILIES
 def test_pruning_a_part_is_silencing_it(config):
-    """Cutting heads and channels is what zeroing their output columns would do; the naive twin keeps the shapes."""
     model = synthetic(config, torch.float32)
     small = replace(config, ffn=24) if config is OPT else replace(config, heads=2, kv_heads=1, ffn=24)
     choice, twin = choose(importance(model, held_out()), config, small), pruned(model)
@@ -147,8 +153,7 @@ def test_a_design_in_two_pieces_is_the_same_draft(target, tmp_path, monkeypatch)
     assert not same(design_draft(target, stream(), tmp_path / "other", replace(TINY, seed=2)), whole)
     curve = (tmp_path / "whole" / "curve.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in curve] == [2, 4] and "accept" in json.loads(curve[0])
-    with pytest.raises(ValueError, match="holds another design"):
-        design_draft(target, stream(), tmp_path / "whole", replace(TINY, ffn=32))
+    refused("holds another design", design_draft, target, stream(), tmp_path / "whole", replace(TINY, ffn=32))
 
 
 def test_distilling_brings_a_pruned_draft_closer_than_texts_alone(target, tmp_path):
@@ -156,21 +161,6 @@ def test_distilling_brings_a_pruned_draft_closer_than_texts_alone(target, tmp_pa
     designs = {"bare": replace(longer, steps=0), "texts": replace(longer, distilled=False), "taught": longer}
     far = {name: divergence(target, design_draft(target, stream(), tmp_path / name, d)) for name, d in designs.items()}
     assert far["taught"] < far["bare"] and far["taught"] != far["texts"]
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("config", [SHAPE, LLAMA, replace(SHAPE, family="qwen2"), OPT],
-                         ids=["qwen3", "llama", "qwen2", "opt"])  # fmt: skip
-def test_transformers_loads_what_was_cut_from_every_family(config, dtype, tmp_path):
-    transformers = pytest.importorskip("transformers")
-    whole = synthetic(config, torch.float32)
-    form = {"layers": 3, "ffn": 24} if config is OPT else {"layers": 3, "heads": 2, "kv_heads": 1, "ffn": 24}
-    pruned(whole, **form).save(tmp_path, dtype)
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
-    with torch.no_grad():
-        wanted = theirs(held_out()).logits
-        assert torch.allclose(Transformer.load(tmp_path, dtype="float32")(held_out()), wanted, atol=1e-4)
-        assert not torch.allclose(whole(held_out()), wanted, atol=1e-4)  # the control: something was cut
 
 
 def test_the_family_is_matched_and_covers_one_to_eight_layers():
@@ -181,6 +171,7 @@ def test_the_family_is_matched_and_covers_one_to_eight_layers():
         assert all(off(design, layers) <= family.TOLERANCE for design in points.values())
     assert {design.layers for design in family.BUDGETS[1].values()} == set(range(1, 9))
     assert off(replace(family.BUDGETS[1]["deep-8"], ffn=128), 1) > family.TOLERANCE  # the control
+    refused("OPT checkpoint cannot say", Design(heads=2, kv_heads=2).of, OPT)
 
 
 @pytest.mark.parametrize(("form", "message"), [
@@ -193,14 +184,8 @@ def test_the_family_is_matched_and_covers_one_to_eight_layers():
     ({"length": 60}, "needs 621; give more"),
 ])  # fmt: skip
 def test_designs_that_do_not_fit_are_refused(target, tmp_path, form, message):
-    with pytest.raises(ValueError, match=message):
-        design_draft(target, stream(600), tmp_path, replace(TINY, **form))
+    refused(message, design_draft, target, stream(600), tmp_path, replace(TINY, **form))
     assert not list(tmp_path.iterdir())
-
-
-def test_an_opt_checkpoint_keeps_its_heads():
-    with pytest.raises(ValueError, match="OPT checkpoint cannot say"):
-        Design(heads=2, kv_heads=2).of(OPT)
 
 
 def test_the_command_writes_a_folder_that_is_ready_to_serve(folders, tmp_path):
@@ -212,10 +197,72 @@ def test_the_command_writes_a_folder_that_is_ready_to_serve(folders, tmp_path):
     assert status(line) == 0 and status(line) == 0
     wanted = {"method": "draft_model", "model": str(out), "num_speculative_tokens": 5}
     assert json.loads((out / "speculative.json").read_text()) == wanted
-    models, ids = load(folders["target"], out), torch.arange(1, 40)[None]
+    models = load(folders["target"], out)
     assert models.draft.config.layers == 1 and models.draft.config.ffn == 32
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
-    with torch.no_grad():
-        assert torch.allclose(Transformer.load(out, dtype="float32")(ids), theirs(ids).logits, atol=1e-4)
     assert transformers.AutoTokenizer.from_pretrained(out)("def f(x):")["input_ids"] == models.encode("def f(x):")
     assert all((out / name).exists() for name in ("README.md", "curve.jsonl", "choice.json", "digests.json", "tokenizer.json"))
+
+
+LONG = [i % 61 for i in range(20)]
+
+
+@pytest.fixture(scope="module")
+def trained():
+    torch.manual_seed(0)
+    model = random_model(3)
+    for layer in model.layers[3:]:
+        layer.mlp.down.weight.mul_(12.0)
+    stream = torch.randint(0, 61, (6000,), generator=torch.Generator().manual_seed(1)).numpy()
+    return model, train_adapters(model, stream, ExitRecipe((2, 4), rank=32, steps=80, sequences=2, length=64, rate=1e-2))
+
+
+def test_training_raises_the_agreement_of_what_was_the_shared_norm(trained):
+    model, adapters = trained
+    ids = torch.randint(0, 61, (4, 64), generator=torch.Generator().manual_seed(2))
+    untrained = {n: ExitAdapter(model, 4) for n in adapters}
+    before, after = exit_agreement(model, untrained, ids), exit_agreement(model, adapters, ids)
+    assert all(after[n] > before[n] + 0.05 for n in adapters)
+    rows = rows_at(model, torch.tensor([PROMPT]), (2,))[2]
+    assert torch.allclose(untrained[2](rows), model.norm(rows))
+
+
+@pytest.mark.filterwarnings("ignore:exit")
+@pytest.mark.parametrize("method", ["self_speculation", "hispec", "hispec_flash"])
+def test_adapters_raise_acceptance_and_change_no_text(trained, method):
+    model, adapters = trained
+    plain, fitted = Models(model), Models(model, exits=adapters)
+    outs = [run(models, method, max_new_tokens=60, prompt=LONG) for models in (plain, fitted)]
+    assert outs[0].tokens == outs[1].tokens == text(plain, "baseline", max_new_tokens=60, prompt=LONG)
+    if method == "self_speculation":
+        (kept, of), (more, all_) = (agreement(out.events, 1) for out in outs)
+        assert more / all_ > kept / of
+
+
+def test_adapters_are_stored_and_refused_for_another_model(trained, tmp_path):
+    model, adapters = trained
+    save_exits(adapters, tmp_path / EXITS_FILE)
+    again, rows = load_exits(tmp_path / EXITS_FILE, model), torch.randn(3, 32)
+    assert all(torch.equal(again[n](rows), adapters[n](rows)) for n in adapters)
+    for other in (random_model(0, hidden=64), random_model(0, layers=4)):
+        refused("an exit of another model", load_exits, tmp_path / EXITS_FILE, other)
+
+
+def test_the_command_trains_and_load_finds_them(folders, tmp_path, capsys):
+    folder, out = folders["target"], tmp_path / "out" / "mine"
+    before = shelf.listing(folder)
+    line = ["train", "exits", "--model", str(folder), "--exits", "1,3", "--rank", "8", "--exit-steps", "3", "--text", __file__]
+    assert status([*line, "--out", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert "exit 1: agrees with the whole model on" in said and str(out) in said
+    assert shelf.listing(folder) == before and {path.name for path in out.iterdir()} == {*before, EXITS_FILE}
+    verify_digests(out)
+    models = fs.load(str(out), None, dtype="float32")
+    assert set(models.exits) == {1, 3}
+    assert text(models, fs.Method(exits=(1, 3), k=2), 0.7) == text(models, "baseline", 0.7)
+
+
+def test_exits_lie_at_an_eighth_and_a_quarter(tmp_path):
+    for depth, layers in ((16, (2, 4)), (32, (4, 8)), (5, (1, 2)), (2, None)):
+        (tmp_path / "config.json").write_text(json.dumps({"num_hidden_layers": depth}))
+        assert layers is None or default_layers(tmp_path) == layers
+    refused("no room for two exits", default_layers, tmp_path)

@@ -1,20 +1,26 @@
-"""Drafts are found by name, folder, family and recipe; shapes are spread at equal parameters; variants need enough text."""
+"""Drafts are found by name, folder, family and recipe; drafts and exits are measured as a loop counts."""
 
 import json
 from dataclasses import asdict, replace
 
 import pytest
 import shelf
+import tables as made
 import tiny
+import torch
+from shelf import refused
 
+from flashspec import Transformer, load
+from flashspec.cli.main import status
+from flashspec.measure.prompts import load_prompts
 from flashspec.models.family import FAMILY
+from flashspec.models.rounded import rounded
 from flashspec.models.synthetic import reshaped, shape
 from flashspec.models.writing import write_digests
-from flashspec.study import drafts
+from flashspec.study import drafts, family
+from flashspec.study.exits import CURVE, EXPERIMENT, PRESETS, Params, folder_of, shares
+from flashspec.train import design
 from flashspec.train.corpus import write_tokenizer
-from flashspec.train.design import docstrings
-
-pytest.importorskip("pandas")
 
 
 @pytest.fixture(scope="module")
@@ -39,30 +45,22 @@ def test_a_reshaped_body_has_the_same_parameters(name, divisor):
     assert replace(whole, layers=wide.layers).body_parameters < 0.6 * whole.body_parameters
 
 
-def test_a_body_that_cannot_be_reshaped_is_refused():
-    with pytest.raises(ValueError, match="layers must be at least 1"):
-        reshaped(shape("OPT-125M"), 0)
-    with pytest.raises(ValueError, match="attention alone"):
-        reshaped(replace(shape("OPT-125M"), ffn=8), 1)
-
-
-def test_docstrings_of_few_words_and_broken_sources_are_left_out():
-    found = list(docstrings(['def f():\n    """too short"""', "not python (", f'"""{" ".join(["word"] * 12)}"""']))
+def test_bodies_that_cannot_be_reshaped_are_refused():
+    refused("layers must be at least 1", reshaped, shape("OPT-125M"), 0)
+    refused("attention alone", reshaped, replace(shape("OPT-125M"), ffn=8), 1)
+    found = list(design.docstrings(['def f():\n    """too short"""', "not python (", f'"""{" ".join(["word"] * 12)}"""']))
     assert found == [" ".join(["word"] * 12) + "\n\n"]
 
 
 def test_drafts_are_found_by_name_folder_and_family(home, tmp_path, monkeypatch):
     assert {"main", "shallow"} <= set(drafts.drafts_of(()))
     monkeypatch.chdir(home)
-    (home / "family").mkdir(exist_ok=True)
-    if not (home / "family" / "flat").exists():
-        (home / "family" / "flat").symlink_to(home / "flat")
+    (home / "family").mkdir()
+    (home / "family" / "flat").symlink_to(home / "flat")
     assert drafts.finished("family") == {"flat": home / "family" / "flat"} and drafts.finished("nowhere") == {}
     assert set(drafts.drafts_of(("main", str(home / "flat")))) == {"main", "flat"}
-    with pytest.raises(ValueError, match="different names"):
-        drafts.drafts_of((str(home / "flat"), str(home / "family" / "flat")))
-    with pytest.raises(FileNotFoundError, match="nowhere"):
-        drafts.drafts_of(("nowhere",))
+    refused("different names", drafts.drafts_of, (str(home / "flat"), str(home / "family" / "flat")))
+    refused("nowhere", drafts.drafts_of, ("nowhere",), error=FileNotFoundError)
 
 
 def test_the_point_that_ships_is_known_by_its_recipe(tmp_path, monkeypatch):
@@ -74,3 +72,95 @@ def test_the_point_that_ships_is_known_by_its_recipe(tmp_path, monkeypatch):
     for recipe, name in ((FAMILY["wide-2"], "wide-2"), (replace(FAMILY["wide-2"], seed=9), None)):
         (tmp_path / "designed" / "design.json").write_text(json.dumps({"design": asdict(recipe), "target": {}}))
         assert drafts.point_of_designed() == name
+
+
+def test_a_row_is_what_a_loop_counts(home):
+    asked = family.EXPERIMENT.parse({"prompts": str(home / "prompts.json"), "texts": 2}
+                                    | {name: str(home / name) for name in ("target", "draft")})  # fmt: skip
+    rows = list(family.measure(asked))
+    assert {(r.draft, r.kind) for r in rows} == {("draft", "code"), ("draft", "prose")}
+    prompts = [p for p in load_prompts(home / "prompts.json", 2) if p.kind == "code"]
+    models = load(home / "target", home / "draft", "float32", "cpu", "dense")
+    model, loss, right = rounded(models.draft, "int8"), 0.0, 0  # as the study runs its drafts
+    with torch.no_grad():
+        for prompt in prompts:
+            logits = model(torch.tensor([prompt.ids]))[0]
+            for place, wanted in enumerate(prompt.ids[1:]):
+                loss -= float(logits[place].log_softmax(-1)[wanted])
+                right += int(logits[place].argmax()) == wanted
+    row = rows[0]
+    assert row.loss == pytest.approx(loss, rel=1e-4) and row.right == right
+    assert row.positions == sum(len(p.ids) - 1 for p in prompts) and row.asked == 2 and 0 <= row.chosen <= 2
+    assert [r.kind for r in family.measure(replace(asked, kind=("prose",)))] == ["prose"]
+    refused("kind must be among code, prose", list, family.measure(replace(asked, kind=("song",))))
+    refused("texts must be at least 1", replace, asked, texts=0)
+
+
+def test_a_model_that_knows_a_text_finds_it(monkeypatch):
+    prompts = [family.Prompt("code", (1, 2, n, n)) for n in (3, 4, 5)]
+    table = {3: 0.0, 4: -1.0, 5: -2.0}
+    monkeypatch.setattr(family, "mean_chance", lambda model, start, rest: table[rest[0]])
+    assert [family.chooses(tiny.model(1), prompts, n) for n in range(3)] == [True, False, False]
+
+
+def test_variants_are_made_once_and_differ(home, tmp_path, monkeypatch, capsys):
+    text = tmp_path / "text.py"
+    text.write_text("\n".join(f'def f{n}():\n    """{"one two three four five six seven " * 6}{n}"""' for n in range(60)))
+    short = {name: replace(tuning, sequences=1, length=16) for name, tuning in design.VARIANTS.items()}
+    monkeypatch.setattr(design, "VARIANTS", short)
+    line = ["draft", "variants", "--folder", str(tmp_path / "made"), "--target", str(home / "target"), "--text", str(text)]
+    for _ in range(2):
+        assert status([*line, "--steps", "2"]) == 0
+        digests = {name: (tmp_path / "made" / name / "digests.json").read_bytes() for name in design.VARIANTS}
+    assert len({*digests.values(), (home / "target" / "digests.json").read_bytes()}) == 3
+    assert {path.name for path in (tmp_path / "made").iterdir()} >= {"fine-tuned", "independent"}
+    assert load(tmp_path / "made" / "independent", home / "draft", "float32").target.config.layers == 6
+
+
+@pytest.fixture(scope="module")
+def wanted(folders):
+    return Params(target=(str(folders["target"]),), depth=(1, 3, 6, 40), prompts=str(folders["prompts"]), per_kind=1)
+
+
+def naive(model, ids, depth):
+    x = model.embed(torch.tensor([ids[:-1]]))
+    for layer in model.layers[:depth]:
+        x = layer(x, model.rope)
+    return (model.norm(x) @ model.head_weight.T)[0]
+
+
+def test_counts_are_those_of_a_loop(wanted):
+    rows = list(EXPERIMENT.function(wanted))
+    assert {(r.depth, r.against) for r in rows} == {(1, 3), (1, 6), (3, 6)} and {r.kind for r in rows} == {"code", "prose"}
+    model, (prompt, *_) = Transformer.load(wanted.target[0]), load_prompts(wanted.prompts, 1)
+    row = next(r for r in rows if (r.depth, r.against, r.kind) == (1, 3, prompt.kind))
+    with torch.no_grad():
+        low, high, top = (naive(model, list(prompt.ids), depth) for depth in (1, 3, 6))
+    same, right = low.argmax(-1) == high.argmax(-1), low.argmax(-1) == top.argmax(-1)
+    assert row.positions == len(prompt.ids) - 1
+    assert (row.same, row.right, row.both) == (int(same.sum()), int(right.sum()), int((same & right).sum()))
+    assert row.in_top_5 == sum(int(h.argmax()) in one.topk(5).indices.tolist() for one, h in zip(low, high, strict=True))
+    overlap = torch.minimum(low.softmax(-1), high.softmax(-1)).sum(-1).mean()
+    assert row.overlap == pytest.approx(float(overlap), rel=1e-4)
+    assert row.overlap != pytest.approx(float(torch.minimum(low.softmax(-1), top.softmax(-1)).sum(-1).mean()), rel=1e-4)
+
+
+def test_an_exit_at_the_top_or_above_is_no_exit(wanted):
+    refused("below the target's 6", list, EXPERIMENT.function(replace(wanted, depth=(6, 40))))
+    refused("source must be among", replace, wanted, source=("hearsay",))
+    rows = list(EXPERIMENT.function(PRESETS["exit_training"]))
+    lines = (folder_of("reference", "target") / CURVE).read_text().splitlines()
+    last = json.loads(lines[-1])
+    assert len(rows) == 2 * len(lines) and {r.layers for r in rows} == {16}
+    assert [(r.loss, r.overlap) for r in rows[-2:]] == [(last[f"loss_{d}"], last[f"accept_{d}"]) for d in (2, 4)]
+    assert list(EXPERIMENT.function(replace(wanted, source=("training",)))) == []
+
+
+def test_shares_weigh_kinds_by_positions_and_leave_training_out():
+    table = shares(made.quality().frame)
+    line = table[(table["depth"] == 1) & (table["against"] == 4)].iloc[0]
+    assert (line["agreement"], line["top_5"], line["overlap"], line["loss"]) == pytest.approx((0.6, 0.8, 0.55, 4.0))
+    assert (line["wrongly_accepted"], line["wrongly_rejected"]) == pytest.approx((12 / 60, 8 / 40))
+    frame = made.quality().frame
+    uneven = frame.assign(positions=frame["positions"].where(frame["kind"] == "code", 300.0))
+    assert shares(uneven)["overlap"].iloc[0] == pytest.approx((0.5 + 3 * 0.6) / 4)

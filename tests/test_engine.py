@@ -1,15 +1,17 @@
-"""Compiled and torch engines carry rows alike, and readers read each token once."""
-
-from __future__ import annotations
+"""Compiled, torch and fixed engines carry rows alike, and readers read each token once."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
+from shelf import refused
+from test_transformer import BASE, randomised
 from toys import duo, random_model, with_biases
 
-from flashspec import kernels
+from flashspec.models import graphs
 from flashspec.models.engine import KernelEngine, TorchEngine
+from flashspec.models.graphs import FixedEngine, wanted
 from flashspec.models.reader import SpanReader, engine_for
 from flashspec.models.rounded import PackedLinear, rounded
 
@@ -26,26 +28,25 @@ SHAPES = [
 ]
 
 
-def model(changes: dict, dtype: torch.dtype = torch.float32):
+def model(changes, dtype=torch.float32):
     return with_biases(random_model(1, 3, **changes)).to(dtype)
 
 
-def rows(engine, model, cuts: list[int]) -> torch.Tensor:
-    """Rows of IDS, read in pieces that end at the cuts."""
-    edges = [0, *cuts, len(IDS)]
-    return torch.cat([engine.run(engine.embed(IDS[a:b]).clone(), a) for a, b in itertools.pairwise(edges)])
+def rows(engine, *cuts, ids=IDS):
+    edges = [0, *cuts, len(ids)]
+    return torch.cat([engine.run(engine.embed(ids[a:b]).clone(), a) for a, b in itertools.pairwise(edges)])
 
 
-def scale(x: torch.Tensor) -> float:
+def scale(x):
     return float(x.abs().max())
 
 
 @pytest.mark.parametrize("changes", SHAPES, ids=str)
 def test_the_compiled_engine_equals_its_naive_twin(changes):
     made, wide = model(changes), model(changes, torch.float64)
-    exact = rows(TorchEngine(wide, 0, 3, 64), wide, [])
+    exact = rows(TorchEngine(wide, 0, 3, 64))
     for kind in (KernelEngine, TorchEngine):
-        assert scale(rows(kind(made, 0, 3, 64), made, []) - exact) < 1e-5 * scale(exact)
+        assert scale(rows(kind(made, 0, 3, 64)) - exact) < 1e-5 * scale(exact)
     assert type(engine_for(made, 0, 3, 64)) is KernelEngine
     assert type(engine_for(wide, 0, 3, 64)) is TorchEngine
 
@@ -54,9 +55,9 @@ def test_the_compiled_engine_equals_its_naive_twin(changes):
 @pytest.mark.parametrize("changes", SHAPES, ids=str)
 def test_compiled_rows_do_not_depend_on_how_the_text_was_cut(changes, dtype):
     made = model(changes, dtype)
-    whole = rows(KernelEngine(made, 0, 3, 64), made, [])
+    whole = rows(KernelEngine(made, 0, 3, 64))
     for cuts in ([1], [7, 8, 9], [20, 28, 39], list(range(1, 40))):
-        assert torch.equal(rows(KernelEngine(made, 0, 3, 64), made, cuts), whole)
+        assert torch.equal(rows(KernelEngine(made, 0, 3, 64), *cuts), whole)
 
 
 @pytest.mark.parametrize(("weights", "loss"), [("int8", 0.03), ("int4", 0.5)])
@@ -69,10 +70,10 @@ def test_rounded_layers_run_as_their_naive_twin_and_near_the_plain_ones(changes,
     small = rounded(made, weights)
     assert type(engine_for(small, 0, 3, 64)) is KernelEngine
     engines = ((KernelEngine, small), (TorchEngine, small), (TorchEngine, made))
-    fast, slow, plain = (rows(kind(m, 0, 3, 64), m, []) for kind, m in engines)
+    fast, slow, plain = (rows(kind(m, 0, 3, 64)) for kind, m in engines)
     assert float((fast - slow).norm() / slow.norm()) < 1e-3 < float((fast - plain).norm() / plain.norm())
     assert scale(fast - plain) < loss * scale(plain)
-    assert torch.equal(rows(KernelEngine(small, 0, 3, 64), small, [7, 8, 20]), fast)
+    assert torch.equal(rows(KernelEngine(small, 0, 3, 64), 7, 8, 20), fast)
 
 
 def test_rounding_leaves_the_model_itself_alone_and_refuses_in_words(tmp_path):
@@ -80,25 +81,22 @@ def test_rounding_leaves_the_model_itself_alone_and_refuses_in_words(tmp_path):
     small = rounded(made, "int8")
     assert small.embed is made.embed and isinstance(small.blocks[0].mlp.down, PackedLinear)
     assert not any(isinstance(m, PackedLinear) for m in made.modules())
-    with pytest.raises(ValueError, match="int8 or int4, got 'fp8'"):
-        rounded(made, "fp8")
-    with pytest.raises(ValueError, match="layers that are quantised cannot be rounded"):
-        rounded(small, "int8")
-    with pytest.raises(ValueError, match="integer weights; load it with weights='dense' to save it"):
-        small.save(tmp_path)
+    refused("int8 or int4, got 'fp8'", rounded, made, "fp8")
+    refused("layers that are quantised cannot be rounded", rounded, small, "int8")
+    refused("integer weights; load it with weights='dense' to save it", small.save, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
 def test_rows_survive_a_change_of_threads():
     made = model({})
     engine, one = KernelEngine(made, 0, 3, 64), torch.get_num_threads()
-    whole = rows(KernelEngine(made, 0, 3, 64), made, [])
+    whole = rows(KernelEngine(made, 0, 3, 64))
     try:
         torch.set_num_threads(2)
         engine.run(engine.embed(IDS[:1]).clone(), 0)
     finally:
         torch.set_num_threads(one)
-    assert torch.equal(rows(engine, made, [2]), whole)
+    assert torch.equal(rows(engine, 2), whole)
     engine.slots[1].keys[:, 3].add_(0.01)  # the control: a stale cache is seen
     assert not torch.equal(engine.run(engine.embed(IDS[30:]), 30), whole[30:])
 
@@ -107,16 +105,16 @@ def test_rows_survive_a_change_of_threads():
 def test_the_control_a_forgotten_bias_is_caught(part):
     made, other = model(SHAPES[-1]), model(SHAPES[-1])
     other.blocks[1].get_parameter(part).zero_()
-    fast, slow = rows(KernelEngine(other, 0, 3, 64), other, []), rows(TorchEngine(made, 0, 3, 64), made, [])
+    fast, slow = rows(KernelEngine(other, 0, 3, 64)), rows(TorchEngine(made, 0, 3, 64))
     assert scale(fast - slow) > 1e-3 * scale(slow)
 
 
-def test_a_bfloat16_model_is_its_float32_copy_and_gates_far_below_zero_do_not_overflow():
+def test_a_bfloat16_model_is_its_float32_copy():
     narrow, wide = model({}, torch.bfloat16), model({}, torch.bfloat16).float()
-    assert torch.equal(*(rows(KernelEngine(made, 0, 3, 64), made, []) for made in (narrow, wide)))
+    assert torch.equal(*(rows(KernelEngine(made, 0, 3, 64)) for made in (narrow, wide)))
     for layer in wide.layers:
         layer.mlp.gate_up.weight.mul_(300)
-    fast, slow = (rows(kind(wide, 0, 3, 64), wide, []) for kind in (KernelEngine, TorchEngine))
+    fast, slow = (rows(kind(wide, 0, 3, 64)) for kind in (KernelEngine, TorchEngine))
     assert scale(fast - slow) < 1e-4 * scale(slow)
 
 
@@ -136,14 +134,13 @@ def test_readers_in_a_chain_are_the_whole_model(dtype, changes):
     assert [low.layers, top.layers] == [2, 2]
 
 
-def rows_of(reader: SpanReader, tokens: torch.Tensor) -> torch.Tensor:
-    """Read tokens; a copy of their rows."""
+def rows_of(reader, tokens):
     reader.read(tokens)
     return reader.rows[: len(tokens)].clone()
 
 
 @pytest.mark.parametrize("kept", [20, 21])
-def test_rewinding_forgets_and_reading_again_repeats_and_the_control_one_token_too_many_is_seen(kept):
+def test_rewinding_forgets_and_reading_again_repeats(kept):
     reader = SpanReader(duo(0, torch.float32).target)
     before, other = rows_of(reader, IDS), IDS.clone()
     other[20:] = 7
@@ -154,20 +151,52 @@ def test_rewinding_forgets_and_reading_again_repeats_and_the_control_one_token_t
     assert torch.equal(rows_of(reader, IDS), before) == (kept == 20)
     reader.rewind(20)
     assert reader.read(IDS) == (20,)
+    refused("40 tokens do not fit the context of 16", SpanReader(reader.model, context=16).read, IDS)
 
 
-def test_spans_and_texts_that_do_not_fit_are_refused_in_words():
-    made = duo(0, torch.float32).target
-    with pytest.raises(ValueError, match="between layer 1 and 6, got 7"):
-        SpanReader(made, 7)
-    with pytest.raises(ValueError, match="40 tokens do not fit the context of 16"):
-        SpanReader(made, context=16).read(IDS)
+LONG = torch.randint(0, 61, (60,), generator=torch.Generator().manual_seed(0))
+CUTS = [20, 21, 22, 27, 31, 32, 48, 59]
+FIXED = {
+    "qwen3": lambda: random_model(1, 3),
+    "qwen2": lambda: randomised(replace(BASE, family="qwen2")),
+    "opt": lambda: randomised(replace(BASE, family="opt", kv_heads=4, attention_bias=True, mlp_bias=True, norm_eps=1e-5)),
+}
 
 
-def test_without_a_compiler_the_torch_engine_takes_over(monkeypatch):
-    monkeypatch.setattr(kernels, "library", lambda: None)
-    made = duo(0, torch.float32).target
-    reader = SpanReader(made)
-    assert type(reader.engine) is TorchEngine
-    monkeypatch.undo()
-    assert torch.allclose(rows_of(reader, IDS), rows_of(SpanReader(made), IDS), rtol=1e-4, atol=1e-5)
+def fixed(name):
+    return FIXED[name]().requires_grad_(False).double()
+
+
+@pytest.mark.parametrize("name", FIXED)
+@torch.inference_mode()
+def test_fixed_shapes_give_the_rows_of_the_torch_engine(name, monkeypatch):
+    monkeypatch.setattr(graphs, "KEYS", 24)
+    made = fixed(name)
+    whole = rows(TorchEngine(made, 0, 2, 64), *CUTS, ids=LONG)
+    assert torch.allclose(rows(FixedEngine(made, 0, 2, 64), *CUTS, ids=LONG), whole, rtol=1e-10, atol=1e-10)
+    honest = graphs.FixedSlot
+    monkeypatch.setattr(graphs, "FixedSlot", lambda slot, mask: honest(slot, mask.roll(1, 1)))  # the control: one key more
+    assert not torch.allclose(rows(FixedEngine(made, 0, 2, 64), *CUTS, ids=LONG), whole, rtol=1e-6, atol=1e-6)
+
+
+@torch.inference_mode()
+def test_a_forward_made_at_one_position_serves_every_other():
+    made = fixed("qwen3")
+    engine, wanted_rows = FixedEngine(made, 0, 2, 64), rows(TorchEngine(made, 0, 2, 64), *CUTS, ids=LONG)
+    engine.run(engine.embed(LONG[:20]), 0)
+    forward = engine.forward(1, 64)
+    for position in range(20, 30):
+        engine.begin.fill_(position)
+        assert torch.allclose(forward(engine.embed(LONG[position : position + 1]))[0], wanted_rows[position])
+    stale = engine.begin.fill_(28) is not None and forward(engine.embed(LONG[29:30]))[0]
+    assert not torch.allclose(stale, wanted_rows[29])
+
+
+def test_the_flag_decides_and_refuses_nonsense(monkeypatch):
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    for value, answers in {"auto": (False, True), "0": (False, False), "eager": (True, True)}.items():
+        monkeypatch.setenv(graphs.FLAG, value)
+        assert (wanted(cpu), wanted(cuda)) == answers
+        assert type(engine_for(fixed("qwen3"), 0, 2, 64)) is (FixedEngine if answers[0] else TorchEngine)
+    monkeypatch.setenv(graphs.FLAG, "yes")
+    refused("FLASHSPEC_GRAPHS must be one of auto, 0, eager, got 'yes'", wanted, cpu)

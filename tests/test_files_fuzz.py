@@ -5,10 +5,7 @@ import json
 import math
 import struct
 import time
-from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
-from typing import Any, NamedTuple
 
 import pytest
 import test_heads_public
@@ -19,8 +16,8 @@ from test_awq import SMALL, write_awq
 from test_transformer import BASE, randomised
 
 import flashspec as fs
+from flashspec import FlashHead
 from flashspec.decoding.vocabulary import tokenizer_of, words_of
-from flashspec.heads import FlashHead
 from flashspec.heads.candidates import ShortlistHead
 from flashspec.heads.index import IndexHead
 from flashspec.heads.storage import FILE
@@ -81,10 +78,6 @@ def _facts(folder):
     assert min(config.layers, config.context, config.kv_heads) >= 1 and math.isfinite(config.rope_theta * config.norm_eps)
 
 
-def _sampled(folder):
-    fs.Sampling(**generation_defaults(folder).sampling)
-
-
 def _named(folder):
     assert all(isinstance(i, int) and isinstance(word, str) for i, word in words_of(folder).items())
     tokenizer_of(folder).encode("w1 w2")
@@ -103,31 +96,26 @@ def _head(kind, file):
     return lambda folder: kind.load(folder / file, randomised(CONFIG).head_weight.detach())(ROWS)
 
 
-class Case(NamedTuple):
-    file: str
-    read: Callable[[Path], Any]
-    cases: int
-
-
-CASES = {
-    "config": Case("model/config.json", _facts, 1500),
-    "awq config": Case("awq/config.json", _facts, 500),
-    "config, loaded": Case("whole/config.json", _loaded, 200),
-    "awq config, loaded": Case("awq/config.json", _loaded, 100),
-    "config, through transformers": Case("whole/config.json", Adapter.load, 30),
-    "index": Case("model/model.safetensors.index.json", Tensors, 400),
-    "digests": Case("listed/digests.json", verify_digests, 300),
-    "generation": Case("model/generation_config.json", _sampled, 500),
-    "generation, loaded": Case("model/generation_config.json", _loaded, 50),
-    "tokenizer": Case("model/tokenizer.json", _named, 400),
-    "template": Case("model/tokenizer_config.json", lambda folder: chat_prompt(folder, "w1"), 50),
-    "weights": Case("whole/model.safetensors", _loaded, 300),
-    "exits": Case(f"model/{EXITS_FILE}", _exits, 250),
-    "FlashHead": Case(f"model/{FILE}", _head(FlashHead, FILE), 200),
-    "shortlist": Case("model/fr_spec_head.safetensors", _head(ShortlistHead, "fr_spec_head.safetensors"), 150),
-    "ivf": Case("model/ivf_head.safetensors", _head(IndexHead, "ivf_head.safetensors"), 100),
-    "public FlashHead": Case("public/config.json", test_heads_public.read, 100),
+CASES = {  # a file, what reads it, and how often it is spoiled
+    "config": ("model/config.json", _facts, 1500),
+    "awq config": ("awq/config.json", _facts, 500),
+    "config, loaded": ("whole/config.json", _loaded, 200),
+    "awq config, loaded": ("awq/config.json", _loaded, 100),
+    "config, through transformers": ("whole/config.json", Adapter.load, 30),
+    "index": ("model/model.safetensors.index.json", Tensors, 400),
+    "digests": ("listed/digests.json", verify_digests, 300),
+    "generation": ("model/generation_config.json", lambda folder: fs.Sampling(**generation_defaults(folder).sampling), 500),
+    "generation, loaded": ("model/generation_config.json", _loaded, 50),
+    "tokenizer": ("model/tokenizer.json", _named, 400),
+    "template": ("model/tokenizer_config.json", lambda folder: chat_prompt(folder, "w1"), 50),
+    "weights": ("whole/model.safetensors", _loaded, 300),
+    "exits": (f"model/{EXITS_FILE}", _exits, 250),
+    "FlashHead": (f"model/{FILE}", _head(FlashHead, FILE), 200),
+    "shortlist": ("model/fr_spec_head.safetensors", _head(ShortlistHead, "fr_spec_head.safetensors"), 150),
+    "ivf": ("model/ivf_head.safetensors", _head(IndexHead, "ivf_head.safetensors"), 100),
+    "public FlashHead": ("public/config.json", test_heads_public.read, 100),
 }
+assert sum(cases for *_, cases in CASES.values()) >= 5000
 
 ODD = st.one_of(
     st.sampled_from([None, True, False, 0, -1, 1, 2, 3, 2**31, 2**63, 10**40, -(2**70), 10**400, 0.0, -0.5, 1e308, math.nan]),
@@ -164,7 +152,6 @@ def _spoiled_tree(draw, text):
 
 
 def _spoiled_bytes(draw, text):
-    """Bytes cut off, or up to three of them changed, most of them near the beginning."""
     if draw(st.booleans()):
         return text[: draw(st.integers(0, len(text) - 1))]
     found = bytearray(text)
@@ -175,7 +162,6 @@ def _spoiled_bytes(draw, text):
 
 @st.composite
 def spoiled(draw, text, tensors):
-    """A file that somebody or something has changed; of a safetensors file, mostly its header."""
     if draw(st.integers(0, 3)) == 0:
         return _spoiled_bytes(draw, text)
     if not tensors:
@@ -220,13 +206,7 @@ def test_a_spoiled_file_is_usable_or_refused_in_one_sentence(name, home):
     assert len(outcomes) > min(cases, 60) // 6
 
 
-def test_there_are_five_thousand_cases():
-    assert sum(case.cases for case in CASES.values()) >= 5000
-
-
 def test_the_control_a_lenient_reader_is_caught(home):
-    """A field taken as it comes: a word for a number raises something else than a refusal."""
-
     def lenient(folder):
         raw = json.loads((folder / "config.json").read_text())
         return raw["hidden_size"] // raw["num_attention_heads"]

@@ -3,22 +3,13 @@
 import functools
 
 import pytest
-import shelf
 import torch
 from prefixes import PREFIXES, PrefixHead, caught, dense, law, p_of, stack, weight
+from shelf import refused, refusing
 from toys import TEMPERATURES, VOCAB, duo, run, text
 
 from flashspec import Dice, Method, Scores
-from flashspec.heads import (
-    HEADS,
-    ContextHead,
-    FlashHead,
-    Origin,
-    PreviewHead,
-    ShortlistHead,
-    head_named,
-    quantized,
-)
+from flashspec.heads import HEADS, ContextHead, FlashHead, Origin, PreviewHead, ShortlistHead, head_named, quantized
 from flashspec.heads.base import Fixed
 from flashspec.heads.cluster import from_assignments
 from flashspec.heads.registry import RANKED, VARIANTS
@@ -27,7 +18,6 @@ ROWS, WIDTH, IDS = 9, 32, 500
 POSITIONS = torch.arange(ROWS)
 FULL = ("dense", "int8", "int4")  # heads that score every id
 SHORT = [name for name in HEADS if "shortlist" in HEADS[name].options]
-LISTED = ["fr_spec", "vocab_trim", "in_context", "preview"]
 names = pytest.mark.parametrize("name", HEADS)
 
 
@@ -58,12 +48,10 @@ def test_many_rows_at_once_give_what_each_gives_alone(name, dtype):
     alone = [head(rows[i : i + 1], POSITIONS[i : i + 1], Dice(4)) for i in range(ROWS)]
     ids = None if name in FULL else torch.cat([s.ids for s in alone])
     assert same(head(rows, POSITIONS, Dice(4)), Scores(ids, torch.cat([s.logits for s in alone])))
-    with pytest.raises(ValueError, match="reads rows of shape"):
-        head(rows[:, 1:], POSITIONS, Dice(0))
+    refused("reads rows of shape", lambda: head(rows[:, 1:], POSITIONS, Dice(0)))
 
 
 def compiled_as_called(head):
-    """Whether what the kernels would draft with, if they serve this head, is what the head says."""
     return head.scoring is None or same(Scores(*head.scoring(hidden())), head(hidden(), POSITIONS, Dice(4)))
 
 
@@ -137,35 +125,27 @@ def baseline(temperature, dtype=torch.float64):
     return text(models(dtype), "baseline", temperature)
 
 
-def prints_the_baseline(drafting):
-    return all(text(models(), drafting, t) == baseline(t) for t in TEMPERATURES)
-
-
-@pytest.mark.parametrize("exits", [(), (2,), (2, 4)], ids=["two models", "self-speculation", "hispec"])
-@names
-def test_every_head_prints_the_baseline_text(name, exits):
-    assert prints_the_baseline(method(name, draft="none", exits=exits, k=2) if exits else method(name))
-    if not exits:
-        assert text(models(torch.bfloat16), method(name, k=3), 0.7) == baseline(0.7, torch.bfloat16), "bit for bit in bfloat16"
-
-
-CASES = {
+PLACES = {"self-speculation": (2,), "hispec": (2, 4)}
+DRAFTING = {
+    **{f"{name}, {place}": method(name, draft="none", exits=exits, k=2) for name in HEADS for place, exits in PLACES.items()},
+    **{name: method(name) for name in HEADS},
     "drawn clusters, int8": method("flash_int8", selection="sample", k=3),
     "drawn clusters, int4": method("flash_int4", selection="sample", k=2, finalize="eager"),
-    "in context, eager": method("in_context", finalize="eager", k=6),
-    "in context, three stages": method("in_context", exits=(3,), k=2, interval=3),
+    "in_context, eager": method("in_context", finalize="eager", k=6),
+    "in_context, three stages": method("in_context", exits=(3,), k=2, interval=3),
 }
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_heads_in_other_places_print_it_too(name):
-    assert prints_the_baseline(CASES[name])
+@pytest.mark.parametrize("name", DRAFTING)
+def test_every_head_prints_the_baseline_text(name):
+    assert all(text(models(), DRAFTING[name], t) == baseline(t) for t in TEMPERATURES)
+    if name in HEADS:
+        assert text(models(torch.bfloat16), method(name, k=3), 0.7) == baseline(0.7, torch.bfloat16), "bit for bit in bfloat16"
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["in torch", "compiled"])
-@pytest.mark.parametrize("name", [*LISTED, "flash_int8"])
+@pytest.mark.parametrize("name", ["fr_spec", "vocab_trim", "in_context", "preview", "flash_int8"])
 def test_the_heads_draft_otherwise_than_the_dense_one(name, dtype):
-    """The identity above is the verifier's doing: these heads are wrong often enough to be rejected more."""
     kept = [sum(run(models(dtype), m, t).stats.accepted for t in TEMPERATURES) for m in (method("dense"), method(name))]
     assert kept[0] != kept[1]
 
@@ -213,7 +193,6 @@ def pairs(**plan):
 
 
 def small(name):
-    """A head by name over the four ids of a toy model, of which one that lists ids scores two."""
     if name.startswith("flash"):
         return pairs(**VARIANTS.get(name, {}))
     ranked = {"fr_spec": torch.tensor([2, 0]), "vocab_trim": torch.tensor([3, 1])}
@@ -235,7 +214,7 @@ def test_the_control_a_head_without_its_verifier_is_caught():
     assert caught(stack([LiveHead(LIVE["drawn clusters"]())]), law(0))
 
 
-REFUSED = [
+test_what_cannot_be_is_refused = refusing([
     (lambda: head_named("best", Origin(matrix())), "head 'best' is unknown; known: dense"),
     (lambda: head_named("vocab_trim", Origin(matrix())), "what the target wrote, and this model's folder has no"),
     (lambda: head_named("fr_spec", Origin(matrix())), "flashspec draft rank --head fr_spec"),
@@ -243,13 +222,10 @@ REFUSED = [
     (lambda: Method(head="int8"), "needs a verifier above it"),
     (lambda: Method(draft="model", head="int8", probes=3), "has no option 'probes'; its options: none"),
     (lambda: Method(draft="model", head="flash", shortlist=3), "has no option 'shortlist'; its options: probes, selection"),
-    (lambda: ShortlistHead.build(matrix(), torch.arange(IDS), size=0), "shortlist must lie between 1 and the 500 ranked"),
     (lambda: ShortlistHead.build(matrix(), torch.arange(IDS), size=IDS + 1), "shortlist must lie between 1 and the 500 ranked"),
     (lambda: ShortlistHead.build(matrix(), ranked=torch.tensor([0, IDS])), "lists ids from 0 to 499"),
     (lambda: ShortlistHead.build(matrix(), ranked=torch.tensor([4, 4])), "every id once"),
     (lambda: ContextHead(None, matrix(), size=0), "size and top must be at least 1"),
     (lambda: PreviewHead.build(matrix()).with_shortlist(IDS + 1), "candidates must lie between 1 and the 500 ids"),
     (lambda: quantized(matrix(), bits=3), "8, 6 or 4 bits"),
-]
-
-test_what_cannot_be_is_refused = shelf.refusing(REFUSED)
+])  # fmt: skip

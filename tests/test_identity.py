@@ -56,15 +56,13 @@ def naive(width, room, temperature):
 
 
 def wrong(name, width, kernels):
-    """Rooms in the context, temperatures and lengths, to two more than any stage waits for, at which a text is not its twin's."""
-    longest = max(METHODS[name].k, METHODS[name].interval) + 2
+    longest, made = max(METHODS[name].k, METHODS[name].interval) + 2, models(width, kernels)
+
+    def printed(room, heat, length):
+        return text(made, name, heat, prompt=PROMPTS[room], max_new_tokens=length, seed=SEED)
+
     cases = [(room, heat, length) for room in PROMPTS for heat in (0.0, 1.0) for length in range(1, min(longest, room + 1) + 1)]
-    return [case for case in cases if printed(name, width, kernels, case) != naive(width, *case[:2])[: case[2]]]
-
-
-def printed(name, width, kernels, case):
-    room, heat, length = case
-    return text(models(width, kernels), name, heat, prompt=PROMPTS[room], max_new_tokens=length, seed=SEED)
+    return [case for case in cases if printed(*case) != naive(width, *case[:2])[: case[2]]]
 
 
 @pytest.mark.parametrize("width", WIDTHS)
@@ -120,19 +118,14 @@ limits = st.fixed_dictionaries({"max_new_tokens": st.integers(1, 24), "stop": st
 kinds = st.sampled_from([torch.float64, torch.float32, torch.bfloat16])
 
 
-def cut(tokens, stop, length):
-    """The naive twin of stopping: up to the first stop token, and never more than `length`."""
-    at = next((i + 1 for i, token in enumerate(tokens) if token in stop), length)
-    return tokens[: min(at, length)]
-
-
 @settings(max_examples=100)
 @given(st.data(), st.integers(3, 8), st.integers(0, 2), kinds, samplings, limits)
 def test_any_exact_method_on_any_model_prints_the_baselines_text(data, layers, seed, dtype, sampling, limit):
     pair, new, stop = duo(seed, dtype, layers=layers), limit["max_new_tokens"], tuple(limit["stop"])
     plain = generate(pair, PROMPT, "baseline", sampling, max_new_tokens=24, stop=()).tokens
     found = generate(pair, PROMPT, data.draw(methods(layers)), sampling, max_new_tokens=new, stop=stop)
-    assert found.tokens == cut(plain, stop, new)
+    at = next((i + 1 for i, token in enumerate(plain) if token in stop), new)
+    assert found.tokens == plain[: min(at, new)]
 
 
 @pytest.mark.parametrize("method", ["dense", "flash", "hispec", Method(exits=(1, 5), k=2)], ids=str)
@@ -156,9 +149,6 @@ def test_greedy_is_temperature_zero_of_every_rule_and_a_seed_is_a_text():
     assert len({tuple(text(duo(), "baseline", 1.5, seed=seed)) for seed in range(4)}) == 4
     warped = [Sampling(1.5), Sampling(1.5, top_k=3), Sampling(1.5, top_p=0.6)]
     assert len({tuple(generate(duo(), [5, 6], "flash", sampling, max_new_tokens=20).tokens) for sampling in warped}) == 3
-
-
-def test_only_the_lossy_rule_says_so():
     lossy = Sampling(1.0, rule="typical")
     assert METHODS["baseline"].exact(lossy) and not METHODS["dense"].exact(lossy)
     assert all(m.exact(Sampling(1.0, rule="coupling")) for m in METHODS.values())

@@ -1,46 +1,41 @@
-"""Weights lie behind one another on huge pages, are what they were, and live as long as somebody holds them."""
+"""Weights lie behind one another on huge pages; structures are what the C compiler makes of them."""
 
+import ctypes
 import gc
 import mmap
-from pathlib import Path
+import re
+import subprocess
 
 import pytest
 import torch
 
-import flashspec as fs
+from flashspec import load
+from flashspec.kernels import build, source
 from flashspec.kernels.pages import ALIGNMENT, BLOCK, PAGE, Shelf
 
 HUGE = hasattr(mmap, "MADV_HUGEPAGE")
-GIVEN = HUGE and Path("/proc/self/smaps").exists() and Path("/sys/kernel/mm/transparent_hugepage").exists()
 SHAPES = [((3, 5), torch.float32), ((7,), torch.int8), ((2, 3, 4), torch.bfloat16), ((), torch.int64)]
 needs_huge = pytest.mark.skipif(not HUGE, reason="this system has no madvise(MADV_HUGEPAGE)")
 
 
+@needs_huge
 def test_tensors_are_zeros_of_their_own_behind_one_another():
     shelf = Shelf()
     made = [shelf.zeros(shape, dtype) for shape, dtype in SHAPES]
-    for number, tensor in enumerate(made):
-        assert not tensor.any()
-        tensor.fill_(number + 1)
     for number, (tensor, (shape, dtype)) in enumerate(zip(made, SHAPES, strict=True)):
-        assert tensor.shape == shape and tensor.dtype is dtype and (tensor == number + 1).all()
-    if HUGE:
-        starts = [tensor.data_ptr() for tensor in made]
-        assert starts == sorted(starts) and not any(start % ALIGNMENT for start in starts)
-        assert starts[-1] - starts[0] < 4 * ALIGNMENT + sum(tensor.nbytes for tensor in made)
-
-
-@needs_huge
-def test_a_tensor_that_does_not_fit_begins_a_block_of_its_own():
-    shelf = Shelf()
-    shelf.zeros((1,), torch.float32)
+        assert not tensor.any() and tensor.shape == shape and tensor.dtype is dtype
+        tensor.fill_(number + 1)
+    assert all((tensor == number + 1).all() for number, tensor in enumerate(made))
+    starts = [tensor.data_ptr() for tensor in made]
+    assert starts == sorted(starts) and not any(start % ALIGNMENT for start in starts)
+    assert starts[-1] - starts[0] < 4 * ALIGNMENT + sum(tensor.nbytes for tensor in made)
     large = shelf.zeros((BLOCK + 1,), torch.int8)
-    assert large.data_ptr() % PAGE == 0
     large[-1] = 1
+    assert large.data_ptr() % PAGE == 0
     assert shelf.zeros((PAGE - 1 - ALIGNMENT,), torch.int8).data_ptr() > large.data_ptr() + BLOCK
 
 
-def test_a_copy_is_contiguous_follows_its_source_no_longer_and_outlives_its_shelf():
+def test_a_copy_is_contiguous_and_outlives_its_shelf():
     source = torch.arange(1 << 20).view(1 << 10, -1)
     kept = [Shelf().moved(source.T) for _ in range(3)]
     before = source.T.clone()
@@ -49,9 +44,23 @@ def test_a_copy_is_contiguous_follows_its_source_no_longer_and_outlives_its_shel
     assert all(copy.is_contiguous() and torch.equal(copy, before) for copy in kept)
 
 
-class Refusing(mmap.mmap):
-    def madvise(self, *_):
-        raise OSError(22, "Invalid argument")
+class Noting(mmap.mmap):
+    asked, refuses = [], False
+
+    def madvise(self, advice):
+        self.asked.append((torch.frombuffer(self, dtype=torch.uint8, count=1).data_ptr(), len(self), advice))
+        if self.refuses:
+            raise OSError(22, "Invalid argument")
+
+
+@needs_huge
+def test_loaded_weights_lie_where_huge_pages_are_asked_for(monkeypatch):
+    monkeypatch.setattr(mmap, "mmap", Noting)
+    model = load(draft=None).target
+    large = [tensor for tensor in (*model.parameters(), *model.buffers(), torch.ones(BLOCK)) if tensor.nbytes > 1 << 18]
+    lie = [any(0 <= t.data_ptr() - at < size for at, size, _ in Noting.asked) for t in large]
+    assert lie == [True] * (len(large) - 1) + [False]  # the control: an ordinary tensor
+    assert {advice for *_, advice in Noting.asked} == {mmap.MADV_HUGEPAGE}
 
 
 @pytest.mark.parametrize("without", ["the request", pytest.param("the kernel's consent", marks=needs_huge)])
@@ -59,30 +68,80 @@ def test_without_huge_pages_tensors_lie_in_ordinary_memory(monkeypatch, without)
     if without == "the request":
         monkeypatch.delattr(mmap, "MADV_HUGEPAGE", raising=False)
     else:
-        monkeypatch.setattr(mmap, "mmap", Refusing)
-    assert torch.equal(Shelf().moved(torch.arange(5)), torch.arange(5))
-
-
-def test_what_holds_nothing_or_lies_elsewhere_is_no_matter_for_the_shelf():
+        monkeypatch.setattr(mmap, "mmap", Noting)
+        monkeypatch.setattr(Noting, "refuses", True)
     shelf, elsewhere = Shelf(), torch.empty(3, device="meta")
+    assert torch.equal(shelf.moved(torch.arange(5)), torch.arange(5))
     assert shelf.zeros((0, 3), torch.float32).shape == (0, 3)
     assert shelf.moved(elsewhere) is elsewhere and shelf.zeros((2,), torch.int8, "meta").device.type == "meta"
 
 
-@pytest.mark.skipif(not GIVEN, reason="needs Linux's account of pages, and a kernel that has huge ones")
-def test_a_loaded_model_asks_for_huge_pages():
-    weight = fs.load(draft=None).target.blocks[0].mlp.down.weight.cells
-    assert asks(weight) and not asks(torch.zeros(1 << 22))
+STRUCTURES = [name for path in source.SOURCES for _, name in source.STRUCTURE.findall(path.read_text())]
+needs_compiler = pytest.mark.skipif(build.compiler() is None, reason="needs a C compiler")
 
 
-def asks(tensor):
-    """Whether the memory that a tensor begins in has asked for huge pages (flag hg)."""
-    inside = False
-    for line in Path("/proc/self/smaps").read_text().splitlines():
-        head = line.split()[0]
-        if "-" in head and not head.endswith(":"):
-            start, stop = (int(part, 16) for part in head.split("-"))
-            inside = start <= tensor.data_ptr() < stop
-        elif inside and head == "VmFlags:":
-            return "hg" in line.split()
-    return False
+def leaves(kind, at="", start=0):
+    found = {}
+    for name, inner in kind._fields_:
+        place, path = getattr(kind, name), at + name
+        if issubclass(inner, ctypes.Structure):
+            found |= leaves(inner, f"{path}.", start + place.offset)
+        else:
+            found[path] = [start + place.offset, place.size]
+    return found
+
+
+def compiled(folder, change=("", "")):
+    """What the compiler says of every structure, for the source with one text changed into another."""
+    for path in source.SOURCES:
+        (folder / path.name).write_text(path.read_text().replace(*change))
+    lines = ['#include "cpu.c"', "#include <stddef.h>", "#include <stdio.h>", "int main(void) {"]
+    for name in STRUCTURES:
+        lines += [
+            f'printf("{name} {path} %zu %zu\\n", offsetof({name}, {path}), sizeof((({name} *)0)->{path}));'
+            for path in leaves(source.structure(name))
+        ]
+        lines.append(f'printf("{name} sizeof 0 %zu\\n", sizeof({name}));')
+    (folder / "main.c").write_text("\n".join([*lines, "return 0; }"]))
+    subprocess.run([build.compiler(), "-w", "-o", "main", "main.c", "-lm"], cwd=folder, check=True)
+    found = {name: {} for name in STRUCTURES}
+    for line in subprocess.run([folder / "main"], capture_output=True, text=True, check=True).stdout.splitlines():
+        name, path, *numbers = line.split()
+        found[name][path] = [int(number) for number in numbers]
+    return found
+
+
+def by_ctypes():
+    kinds = {name: source.structure(name) for name in STRUCTURES}
+    return {name: {**leaves(kind), "sizeof": [0, ctypes.sizeof(kind)]} for name, kind in kinds.items()}
+
+
+@needs_compiler
+def test_every_field_lies_where_the_compiler_puts_it(tmp_path):
+    assert {"Matrix", "Norm", "Shape", "Layer", "Head", "Law", "Writer", "Burst", "Row"} <= set(STRUCTURES)
+    assert by_ctypes() == compiled(tmp_path)
+
+
+@needs_compiler
+@pytest.mark.parametrize("change", [
+    ("    Norm norm;\n    double eps;\n", "    double eps;\n    Norm norm;\n"),
+    ("int64_t seen, start, want;", "int32_t seen, start, want;"),
+    ("float most, whole;", "float most, whole, spare[2];"),
+], ids=["order", "width", "size"])  # fmt: skip
+def test_the_control_a_header_that_says_otherwise_is_caught(tmp_path, change):
+    assert by_ctypes() != compiled(tmp_path, change)
+
+
+@needs_compiler
+def test_every_function_is_called_with_what_it_takes():
+    library = build.library()
+    if library is None:
+        pytest.skip("torch computes here")
+    taken = {name: given.count(",") + 1 for _, name, given in source.FUNCTION.findall(source.SOURCE.read_text())}
+    assert len(taken) == len([line for line in source.SOURCE.read_text().splitlines() if re.match(r"\w.* fs_\w+\(", line)])
+    assert {name: len(getattr(library, name).argtypes) for name in taken} == taken
+    assert library.fs_bursting.restype is ctypes.c_int64 and library.fs_norm.restype is None
+    with pytest.raises(ctypes.ArgumentError):
+        library.fs_norm(None, 1.5, None, None, 1e-6, 8, None)
+    with pytest.raises(TypeError):
+        library.fs_norm(None, 1)

@@ -64,7 +64,6 @@ for shape in SHAPES:
 
 
 def test_the_triton_kernel_is_its_reference():
-    """In a process of its own, as Triton decides when it is imported whether to interpret; negated weights are the control."""
     if importlib.util.find_spec("triton") is None:
         pytest.skip("triton is not installed here")
     paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])

@@ -1,57 +1,59 @@
-"""Scores, parts and timed decodes follow the events; bytes are those that tensors hold; measuring leaves the stages ready."""
+"""Scores, parts and timed decodes follow the events; bytes are those that tensors hold, each counted once."""
 
-from __future__ import annotations
-
+import gc
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from types import FunctionType, MethodType
 
 import pytest
 import tiny
 import torch
+from shelf import refused
+from torch import Tensor
+from toys import PROMPT, duo
 
-from flashspec.decoding.cascade import decode
-from flashspec.decoding.generate import generate
-from flashspec.decoding.method import METHODS, Method, build, method_named
+from flashspec import METHODS, Event, FlashHead, Limits, Method, Models, Sampling, Transformer, build, decode, generate
+from flashspec.decoding.method import method_named
 from flashspec.decoding.models import SHIPPED
-from flashspec.decoding.state import Event, Limits
 from flashspec.measure import clock
-from flashspec.measure.parts import Walk, held, loop_overhead, stage_costs
-from flashspec.measure.prompts import load_prompts
+from flashspec.measure.parts import held, stage_costs
 from flashspec.measure.runs import Entry, repeated_share, score, stored_bytes, timed
 from flashspec.models.checkpoint import read_config
 from flashspec.models.config import from_hf
 from flashspec.models.synthetic import SHAPES, random_rows, shape, synthetic
-from flashspec.sampling import Sampling
 
-PROMPT = [5, 77, 130, 9, 200, 31]
+START = [5, 77, 130, 9, 200, 31]
 WARM = Sampling(1.0, seed=3)
 
 
 @pytest.fixture(scope="module")
-def models() -> Any:
+def models():
     return tiny.pair()
 
 
-def stages(models: Any, name: str, **changes: Any) -> list:
+def stages(models, name, **changes):
     return build(method_named(name, changes), models, WARM, 128)
 
 
-def events_of(models: Any, name: str, **changes: Any) -> tuple[list[Event], list, int]:
+def events_of(models, name, **changes):
     used = stages(models, name, **changes)
-    steps = list(decode(used, PROMPT, Limits(40, finalize=changes.get("finalize", "deferred"))))
+    steps = list(decode(used, START, Limits(40, finalize=changes.get("finalize", "deferred"))))
     return [e for s in steps for e in s.events], used, sum(len(s.tokens) for s in steps)
 
 
-def test_eager_costs_one_forward_a_round_more_and_the_score_says_so(models: Any) -> None:
+def test_eager_costs_one_forward_a_round_more(models):
     eager, deferred = (score(*events_of(models, "dense", finalize=finalize)) for finalize in ("eager", "deferred"))
     assert eager.forwards == 2 * deferred.forwards - 1 and eager.emitted == deferred.emitted == 40
     assert eager.bytes > deferred.bytes
+    events, used, emitted = events_of(models, "self_speculation", exits=(2,))
+    below, above = (sum(e.rows for e in events if e.stage == i) for i in (0, 1))
+    assert score(events, used, emitted).layer_tokens == 2 * below + (models.target.config.layers - 2) * above
 
 
-def test_plain_decoding_reads_the_body_and_the_head_once_a_token_and_a_long_past_too(models: Any) -> None:
+def test_plain_decoding_reads_the_body_and_the_head_once_a_token(models):
     events, used, emitted = events_of(models, "baseline")
     found, config = score(events, used, emitted), models.target.config
-    assert found.forwards == 40 and found.layer_tokens == config.layers * (len(PROMPT) + 39)
+    assert found.forwards == 40 and found.layer_tokens == config.layers * (len(START) + 39)
     body = sum(p.nbytes for p in models.target.layers.parameters())
     assert stored_bytes(models.target.layers, models.target.layers) == body
     assert found.bytes == pytest.approx(40 * (body + models.target.head_weight.nbytes), rel=0.02)
@@ -59,7 +61,7 @@ def test_plain_decoding_reads_the_body_and_the_head_once_a_token_and_a_long_past
     assert past.bytes - found.bytes == 40 * 1000 * config.kv_bytes_per_token(4)
 
 
-def test_a_check_of_five_rows_reads_the_weights_once_and_computes_five_times(models: Any) -> None:
+def test_a_check_of_five_rows_reads_the_weights_once(models):
     used = stages(models, "dense")
     one, five = (score([Event(1, rows - 1, 0, rows)], used, rows) for rows in (1, 5))
     assert five.bytes < 1.1 * one.bytes and five.flops == pytest.approx(5 * one.flops, rel=0.02)
@@ -68,26 +70,18 @@ def test_a_check_of_five_rows_reads_the_weights_once_and_computes_five_times(mod
     assert flash.bytes < dense.bytes and flash.flops < dense.flops
 
 
-def test_a_shared_trunk_is_not_counted_twice(models: Any) -> None:
-    events, used, emitted = events_of(models, "self_speculation", exits=(2,))
-    below, above = (sum(e.rows for e in events if e.stage == i) for i in (0, 1))
-    assert score(events, used, emitted).layer_tokens == 2 * below + (models.target.config.layers - 2) * above
-
-
-def test_costs_of_a_hierarchy_leave_nothing_out_and_its_stages_ready(models: Any) -> None:
+def test_costs_of_a_hierarchy_leave_nothing_out_and_its_stages_ready(models):
     used, fresh = stages(models, "hispec"), stages(models, "hispec")
     costs = stage_costs(used, list(range(1, 40)), [2, 5], clock.Plan(3, 1))
     assert len(costs.checks) == 2 and min(costs.draft, costs.head, *costs.checks) > 0 and costs.draft > costs.head
-    again, expected = ([t for step in decode(each, PROMPT, Limits(12)) for t in step.tokens] for each in (used, fresh))
+    again, expected = ([t for step in decode(each, START, Limits(12)) for t in step.tokens] for each in (used, fresh))
     assert again == expected
 
 
 @pytest.mark.parametrize(("name", "options"), [("baseline", {}), ("dense", {}), ("flash", {"probes": 8})])
-def test_the_timed_round_is_the_decodes_own(models: Any, name: str, options: dict[str, Any]) -> None:
-    """The bench writes behind a text what a decode writes there, again and again, and something else behind another."""
-
-    def written(text: list[int]) -> list[int]:
-        bench = held(stages(models, name, **options), [*PROMPT, *text])
+def test_the_timed_round_is_the_decodes_own(models, name, options):
+    def written(text):
+        bench = held(stages(models, name, **options), [*START, *text])
         for _ in range(2):
             bench.burst()
             bench.step()
@@ -95,40 +89,30 @@ def test_the_timed_round_is_the_decodes_own(models: Any, name: str, options: dic
                 bench.check()
         return bench.state.tokens[bench.start : bench.state.length].tolist()
 
-    behind = next(decode(stages(models, name, **options), [*PROMPT, 4, 5, 6], Limits(12)))
+    behind = next(decode(stages(models, name, **options), [*START, 4, 5, 6], Limits(12)))
     assert written([4, 5, 6]) == behind.tokens != written([6, 5, 4])
 
 
-def test_lengths_share_one_prompt_and_act_as_if_alone(models: Any) -> None:
-    whole = held(build(Method("model", k=3), models, WARM, 20), PROMPT)
+def test_lengths_share_one_prompt_and_act_as_if_alone(models):
+    whole = held(build(Method("model", k=3), models, WARM, 20), START)
     for k in (1, 3):
-        shared, alone = whole.with_bursts(k), held(build(Method("model", k=k), models, WARM, 20), PROMPT)
+        shared, alone = whole.with_bursts(k), held(build(Method("model", k=k), models, WARM, 20), START)
         rows = [[*one.burst(), *one.check()] for one in (shared, alone)]
         assert [stage.reader for stage in shared.stages] == [stage.reader for stage in whole.stages]
         assert [(event.stage, event.rows) for event in rows[0]] == [(0, k), (1, k + 1)] and rows[0] == rows[1]
         assert (shared.state.final, shared.state.length) == (alone.state.final, alone.state.length)
 
 
-def test_walks_through_memory_are_taken_away(monkeypatch: pytest.MonkeyPatch) -> None:
-    ticks = iter(range(1000))
-    monkeypatch.setattr(clock, "now", lambda: next(ticks))
-    walk = Walk()
-    assert walk.apart(lambda: None) == 1
-    assert walk.apart(walk) == walk.apart(lambda: (walk(), walk())) - 1 == 2  # a walk's own second is gone, asking for it is not
-    assert loop_overhead(2) >= 0 and loop_overhead(1) >= 0
-
-
-def test_interleaved_seconds_keep_raw_repeats() -> None:
-    calls: list[str] = []
+def test_interleaved_seconds_keep_raw_repeats():
+    calls = []
     plan = clock.Plan(3, 1, evict_megabytes=1)
     raw = clock.interleaved_seconds({name: lambda name=name: calls.append(name) for name in "ab"}, plan)
     assert calls == ["a", "b"] * 4 and len(raw["a"]) == len(raw["b"]) == 3
-    with pytest.raises(ValueError, match="repeats must be at least 1"):
-        clock.Plan(repeats=0)
+    refused("repeats must be at least 1", clock.Plan, repeats=0)
 
 
 @pytest.mark.parametrize("name", ["baseline", "dense", "self_speculation", "hispec"])
-def test_a_timed_decode_is_recorded_as_the_untimed_one_writes_whatever_the_stop_tokens(models: Any, name: str) -> None:
+def test_a_timed_decode_is_recorded_as_the_untimed_one_writes_whatever_the_stop_tokens(models, name):
     plain = generate(models, [1, 2, 3], "baseline", WARM, max_new_tokens=10, stop=())
     stopping = tiny.pair()
     stopping.target.config = replace(models.target.config, eos=tuple(plain.tokens))
@@ -138,39 +122,97 @@ def test_a_timed_decode_is_recorded_as_the_untimed_one_writes_whatever_the_stop_
     assert [f"actions_{level}" in found.counts for level in (1, 2, 3)] == [level <= levels for level in (1, 2, 3)]
 
 
-def test_prompts_are_read_by_kind_and_missing_files_are_named(tmp_path: Any) -> None:
-    path = tiny.prompts_file(tmp_path, each=3)
-    assert len(load_prompts(path)) == 6 and [p.kind for p in load_prompts(path, 1)] == ["code", "prose"]
-    with pytest.raises(FileNotFoundError, match=r"no prompts at nowhere\.json"):
-        load_prompts(tmp_path / "nowhere.json")
-    path.write_text('{"prompts": []}')
-    with pytest.raises(ValueError, match="holds no prompts"):
-        load_prompts(path)
-
-
-def test_repetition_is_counted_as_by_hand() -> None:
+def test_repetition_is_counted_as_by_hand():
     assert repeated_share([1, 2, 1, 2, 1], 2) == 0.5 and repeated_share([5] * 10, 1) == 0.9
     assert repeated_share([1, 2, 3], 1) == 0.0 and repeated_share([], 3) == 0.0
-
-
-def test_memory_reads_more_than_nothing_and_random_rows_do_not_repeat() -> None:
     assert clock.roof("cpu") > 0
     assert len(torch.unique(random_rows(3000, 1024)[:, :2], dim=0)) == 3000
 
 
-def test_a_shape_faithful_model_has_the_published_counts_and_the_same_finite_logits() -> None:
+def test_a_shape_faithful_model_has_the_published_counts():
     config = SHAPES["Qwen3-0.6B"]
     assert config.body_parameters + config.head_parameters == pytest.approx(596e6, rel=0.01)
     one, two = (synthetic(shape("reference-target", depth=2), torch.float32, seed=1)(torch.tensor([[1, 2, 3]])) for _ in "12")
     assert one.shape == (1, 3, 16384) and bool(one.isfinite().all()) and torch.equal(one, two)
-    with pytest.raises(ValueError, match="known: reference-target"):
-        synthetic("qwen9")
-    with pytest.raises(ValueError, match="depth must be at least 1"):
-        shape("qwen3-0.6b", depth=0)
+    refused("known: reference-target", synthetic, "qwen9")
+    refused("depth must be at least 1", shape, "qwen3-0.6b", depth=0)
+    for folder, name in {"target": "reference-target", "narrow": "reference-draft", "shallow": "reference-shallow"}.items():
+        assert replace(from_hf(read_config(SHIPPED / folder)), bos=None, eos=()) == SHAPES[name]
 
 
-@pytest.mark.parametrize(
-    ("folder", "name"), [("target", "reference-target"), ("narrow", "reference-draft"), ("shallow", "reference-shallow")]
-)
-def test_reference_shapes_are_those_of_the_shipped_models(folder: str, name: str) -> None:
-    assert replace(from_hf(read_config(SHIPPED / folder)), bos=None, eos=()) == SHAPES[name]
+ALLOWED = 1.1
+EXITS = {"reference-target": (2, 4), "qwen3-0.6b": (3, 7)}
+
+
+def storages(tensors):
+    return {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}
+
+
+def reached(value, seen=None):
+    seen = {} if seen is None else seen
+    if id(value) in seen or isinstance(value, (type, str, bytes, int, float)):
+        return
+    seen[id(value)] = value
+    if isinstance(value, Tensor):
+        yield value
+    for part in parts(value):
+        yield from reached(part, seen)
+
+
+def parts(value):
+    if isinstance(value, Mapping):
+        return list(value.values())
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return list(value)
+    if isinstance(value, FunctionType):
+        return [cell.cell_contents for cell in value.__closure__ or ()]
+    return [value.__self__] if isinstance(value, MethodType) else list(getattr(value, "__dict__", {}).values())
+
+
+def live():
+    gc.collect()
+    return storages(found for found in gc.get_objects() if issubclass(type(found), Tensor))
+
+
+def ghost(name, depth=None):
+    with torch.device("meta"):
+        return Transformer(shape(name, depth)).to(torch.bfloat16).eval().requires_grad_(False)
+
+
+def ratio(models, method):
+    totals = []
+    for wanted in (method, METHODS["baseline"]):
+        stages = build(wanted, models)
+        index = [(s.head.table, s.head.clusters) for s in stages if isinstance(s.head, FlashHead)]
+        totals.append(sum(storages(reached(stages)).values()) - sum(storages(reached(index)).values()))
+    return totals[0] / totals[1]
+
+
+@pytest.mark.parametrize("name", EXITS)
+def test_a_hierarchy_needs_at_most_a_tenth_more(name):
+    models = Models(ghost(name))
+    assert 1.0 <= ratio(models, Method(exits=EXITS[name], k=2)) <= ALLOWED
+    assert 1.0 <= ratio(models, Method(exits=EXITS[name][:1])) <= ALLOWED
+
+
+def test_the_control_a_second_model_and_caches_without_reuse_are_seen():
+    models = Models(ghost("reference-target"), ghost("reference-target", 4))
+    assert ratio(models, METHODS["dense"]) > ALLOWED
+    alone, shared = (ratio(models, Method(exits=(2, 4), reuse=reuse)) for reuse in (False, True))
+    assert alone > shared
+
+
+@pytest.mark.parametrize("name", ["baseline", "hispec", "hispec_flash", "self_speculation", "flash", "lookup"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_stages_hold_is_what_the_process_gained(name, dtype):
+    models = duo(0, dtype)
+    list(decode(build(METHODS[name], models, context=64), PROMPT, Limits(12)))
+    known, before = storages(reached(models)), live()
+    stages = build(METHODS[name], models, context=64)
+    list(decode(stages, PROMPT, Limits(12)))
+    gained, fresh = sum(live().values()) - sum(before.values()), storages(reached(stages))
+    assert gained == sum(size for storage, size in fresh.items() if storage not in known)
+    config, readers = models.target.config, {"hispec": 3, "self_speculation": 2, "baseline": 1}
+    if name in readers and dtype is torch.float32:
+        rows, cache = readers[name] * 64 * config.hidden * 4, config.kv_bytes_per_token(4) * 64
+        assert rows + cache <= gained

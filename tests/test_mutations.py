@@ -5,7 +5,6 @@ counted twice or left out in silence (vLLM 33251, TensorRT-LLM 17701) cannot be:
 (test_decoding.py).
 """
 
-
 import pytest
 import torch
 from toys import PROMPT, duo, headed, run, text
@@ -100,21 +99,10 @@ def caught_by(theorem, owner=None, name=""):
 
     def noted(bug):
         plant = (lambda patch: patch.setattr(owner, name, bug)) if owner else bug
-        MUTATIONS.append(pytest.param(plant, theorem, id=f"{bug.__name__}-{theorem.__name__}"))
+        MUTATIONS.append(pytest.param(plant, theorem, id=f"{name or bug.__name__}-{theorem.__name__}"))
         return bug
 
     return noted
-
-
-@caught_by(same_text, SpanReader, "rewind")
-def forgets_too_little(self, n):
-    """Cache off by one: the rejected token's entry stays (mlx-examples 149)."""
-    self.seen = min(self.seen, n + (n > 0))
-
-
-@caught_by(perfect_draft, SpanReader, "rewind")
-def claims_the_last_draft(self, n):
-    self.seen = n if self.seen == n - 1 else min(self.seen, n)
 
 
 @caught_by(same_text, Slot, "write")
@@ -162,11 +150,6 @@ def counts_noise_from_the_block(patch):
     patch.setattr(Dice, "hashed", hashed)
 
 
-@caught_by(stops_in_a_block, cascade, "_cut")
-def looks_at_the_last_token_only(fresh, stop):
-    return fresh, fresh[-1] in stop
-
-
 @caught_by(keeps_the_length)
 def overshoots(patch):
     def start(stages, prompt, limits, start=State.start):
@@ -187,12 +170,6 @@ def maps_ids_twice(self, columns, pick=Scores.pick):
     return once if self.ids is None else pick(self, once % self.ids.shape[1])
 
 
-@caught_by(sparse_is_dense, Scores, "pick")
-def maps_ids_to_nothing(self, columns):
-    """The map of a reduced vocabulary is all zero (EAGLE 222)."""
-    return columns if self.ids is None else torch.zeros_like(columns)
-
-
 @caught_by(sparse_is_dense, flash, "build_table")
 def permutes_rows_twice(weight, clusters, plan, build_table=table.build_table):
     """Rows of a clustered head are permuted once more than their ids (flash-head's use_identical_tiebreak)."""
@@ -208,23 +185,6 @@ def leaves_the_range(weights, uniform):
     return torch.searchsorted(running, uniform[:, None] * running[:, -1:], right=True)[:, 0]
 
 
-@caught_by(rates_of_nothing)
-def divides_by_drafted(patch):
-    """Acceptance divides by what was drafted, even where that is nothing (LayerSkip's acceptance_rate)."""
-    patch.setattr(Stats, "acceptance", property(lambda self: self.accepted / self.judged))
-
-
-@caught_by(something_is_drafted, Method, "__post_init__")
-@caught_by(exits_are_inside, Method, "__post_init__")
-def takes_any_method(self):
-    """Exits and k are taken as they come (transformers' assistant_early_exit takes layers 0, 6 and 99 of 5 in silence)."""
-
-
-@caught_by(same_text_after_another, SpanReader, "rewind")
-def keeps_old_caches(self, n):
-    self.seen = min(self.seen, n or len(PROMPT) - 1)
-
-
 @caught_by(same_text, cascade, "finalize")
 def finalizes_the_wrong_token(state, finalize=cascade.finalize):
     token = state.tokens[state.length - 1].clone()
@@ -232,6 +192,23 @@ def finalizes_the_wrong_token(state, finalize=cascade.finalize):
     events = finalize(state)
     state.tokens[state.length - 1] = token
     return events
+
+
+for theorem, owner, name, bug in (
+    (same_text, SpanReader, "rewind", lambda self, n: setattr(self, "seen", min(self.seen, n + (n > 0)))),  # mlx-examples 149
+    (perfect_draft, SpanReader, "rewind", lambda self, n: setattr(self, "seen", n if self.seen == n - 1 else min(self.seen, n))),
+    (same_text_after_another, SpanReader, "rewind", lambda self, n: setattr(self, "seen", min(self.seen, n or len(PROMPT) - 1))),
+    (stops_in_a_block, cascade, "_cut", lambda fresh, stop: (fresh, fresh[-1] in stop)),
+    # the map of a reduced vocabulary is all zero (EAGLE 222)
+    (sparse_is_dense, Scores, "pick", lambda self, columns: columns if self.ids is None else torch.zeros_like(columns)),
+    # acceptance divides by what was drafted, even where that is nothing (LayerSkip's acceptance_rate)
+    (rates_of_nothing, Stats, "acceptance", property(lambda self: self.accepted / self.judged)),
+    # transformers' assistant_early_exit takes layers 0, 6 and 99 of 5 in silence
+    (something_is_drafted, Method, "__post_init__", lambda self: None),
+    (exits_are_inside, Method, "__post_init__", lambda self: None),
+):
+    caught_by(theorem, owner, name)(bug)
+
 
 @pytest.mark.parametrize("theorem", dict.fromkeys(bug.values[1] for bug in MUTATIONS), ids=lambda f: f.__name__)
 def test_the_theorem_holds(theorem):

@@ -1,50 +1,166 @@
-"""A packaged folder is complete: transformers reads its tokenizer, digests cover every file."""
+"""What is installed is said once; what is written appears whole or not at all; origins betray no host."""
 
-from __future__ import annotations
-
+import getpass
 import json
+import re
+import socket
+import tomllib
 from pathlib import Path
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from shelf import digest, listing, refused, train_tokenizer
 
-from flashspec.models.writing import write_digests
-from flashspec.train.corpus import END, write_tokenizer
-
-
-def byte_tokenizer(folder: Path, end: str = END) -> Path:
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE({letter: i + 1 for i, letter in enumerate(alphabet)} | {end: 0}, []))
-    tokenizer.add_special_tokens([end])
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    folder.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(str(folder / "source.json"))
-    return folder / "source.json"
+import flashspec
+from flashspec import provenance
+from flashspec.models.writing import UNFINISHED, fresh_folder, new_file, replaced, write_digests
+from flashspec.train.corpus import write_tokenizer
 
 
-def test_transformers_gives_the_ids_and_text_of_our_tokenizer(tmp_path: Path) -> None:
-    transformers = pytest.importorskip("transformers")
-    source = byte_tokenizer(tmp_path)
-    (tmp_path / "model").mkdir()
-    write_tokenizer(tmp_path / "model", source)
-    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "model")
-    text = "def é(x):\n\treturn  x , ! 'a' # ok\n"
-    ids = Tokenizer.from_file(str(source)).encode(text).ids
-    assert theirs(text)["input_ids"] == ids
-    assert theirs.decode(ids) == text
-    assert theirs.bos_token_id == theirs.eos_token_id == theirs.pad_token_id == 0
-
-
-def test_a_tokenizer_without_the_end_token_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="has no token"):
-        write_tokenizer(tmp_path / "model", byte_tokenizer(tmp_path, end="<stop>"))
+def test_a_tokenizer_without_the_end_token_is_refused(tmp_path):
+    train_tokenizer(tmp_path / "source.json", "a text", end="<stop>")
+    refused("has no token", write_tokenizer, tmp_path / "model", tmp_path / "source.json")
     assert not (tmp_path / "model").exists()
 
 
-def test_digests_cover_every_file_but_themselves(tmp_path: Path) -> None:
+def test_digests_cover_every_file_but_themselves(tmp_path):
     for name in ("config.json", "README.md", ".hidden"):
         (tmp_path / name).write_text(name)
     write_digests(tmp_path)
     write_digests(tmp_path)
     assert list(json.loads((tmp_path / "digests.json").read_text())) == ["README.md", "config.json"]
+
+
+def test_origin_names_code_machine_and_versions_and_betrays_no_host():
+    found = provenance.origin()
+    assert {"commit", "dirty", "date", "machine", "machine_key", "threads", "versions"} <= found.keys()
+    assert {"cpu", "cores", "isa", "memory_gib", "device"} <= found["machine"].keys() and found["machine"]["cores"] >= 1
+    assert {"python", "torch"} <= found["versions"].keys() and re.fullmatch(".*cores.*", provenance.describe(found))
+    text = json.dumps(found)
+    assert json.loads(text) == found
+    here = (f'"{socket.gethostname()}"', f'"{getpass.getuser()}"', f"{Path.home()}/", str(Path(provenance.__file__).parent))
+    assert not any(private in text for private in here)
+
+
+@pytest.mark.parametrize("lacking", ["git", "checkout"])
+def test_without_git_or_a_checkout_the_commit_is_open(lacking, monkeypatch, tmp_path):
+    if lacking == "git":
+        monkeypatch.setenv("PATH", "")
+    else:
+        monkeypatch.setattr(provenance, "__file__", str(tmp_path / "provenance.py"))
+    assert provenance.source() == {"commit": None, "dirty": None}
+
+
+def test_models_are_told_by_their_weights_and_a_hash_sees_values(tmp_path):
+    with pytest.raises(FileNotFoundError, match="config.json"):
+        provenance.model_digests(tmp_path)
+    for name in ("model-00001.safetensors", "config.json", "tokenizer.json", "notes.txt"):
+        (tmp_path / name).write_text(name)
+    assert set(provenance.model_digests(tmp_path)) == {"model-00001.safetensors", "config.json", "tokenizer.json"}
+    hashed = [provenance.short_hash(value) for value in ({"a": 1, "b": 2}, {"b": 2, "a": 1}, {"a": 1, "b": 3})]
+    assert hashed[0] == hashed[1] != hashed[2]
+
+
+ROOT = Path(__file__).resolve().parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+PINNED = dict(line.split("==") for line in (ROOT / "constraints-cpu.txt").read_text().splitlines() if "==" in line)
+
+
+def name(requirement):
+    return re.split(r"[<>=!~\[; ]", requirement.strip())[0].lower()
+
+
+def test_conda_has_the_projects_name_and_python():
+    text = (ROOT / "environment.yml").read_text()
+    lines = re.findall(r"^( *)- (.+)$", text, flags=re.M)
+    packages = [line for indent, line in lines if len(indent) == 2 and not line.endswith(":")]
+    (pip,) = [line for indent, line in lines if len(indent) > 2]
+    asked = re.fullmatch(r"-e \.\[(.+)\]", pip)[1].split(",")
+    assert re.search(r"^name: (.+)$", text, flags=re.M)[1] == PROJECT["name"]
+    assert f"python{PROJECT['requires-python']}" in packages
+    assert {"book", "quantize"} <= set(asked) <= set(EXTRAS)
+    assert [name(package) for package in packages if "faiss" in package] == ["faiss-gpu"]
+    assert not any("faiss" in need for extra in asked for need in EXTRAS[extra])
+
+
+@pytest.mark.parametrize("package", PINNED)
+def test_a_pinned_version_satisfies_what_pyproject_asks(package):
+    specifiers = pytest.importorskip("packaging.specifiers")
+    for need in [*PROJECT["dependencies"], *(need for extra in EXTRAS.values() for need in extra)]:
+        if name(need) == package:
+            wanted = specifiers.SpecifierSet(need.split(";")[0][len(name(need)) :].strip())
+            assert PINNED[package] in wanted, f"{PINNED[package]} against {need}"
+
+
+def test_the_project_needs_the_core_alone_has_its_licence_in_full():
+    core, study = {"torch", "numpy", "safetensors", "tokenizers", "tqdm", "click"}, {"msgspec", "filelock"}
+    assert {name(need) for need in PROJECT["dependencies"]} == core | study
+    text = (ROOT / "LICENSE").read_text()
+    assert PROJECT["license"]["text"] == "Apache-2.0" and "Apache License" in text and "END OF TERMS AND CONDITIONS" in text
+    newest = re.search(r"^## (\S+)$", (ROOT / "CHANGELOG.md").read_text(), flags=re.M)[1]
+    assert PROJECT["version"] == flashspec.__version__ == newest
+
+
+def test_what_must_hold_before_a_merge_is_run_and_can_be():
+    script = ROOT / ".ci" / "run"
+    assert script.stat().st_mode & 0o111
+    steps = re.search(r"for step in (.+); do", script.read_text())[1].split()
+    assert steps[-1] == "test" and {"lint", "smoke", "book"} <= set(steps)
+
+
+TAKEN = pytest.raises(FileExistsError, match="holds files already")
+
+
+@pytest.mark.parametrize("write", [fresh_folder, replaced, new_file])
+@pytest.mark.parametrize("left", [False, True])
+def test_what_is_written_appears_whole_or_not_at_all(tmp_path, write, left):
+    path, unfinished = tmp_path / "made", tmp_path / f".made{UNFINISHED}"
+    inner = "x" if write is fresh_folder else ""
+    if left:  # what kill -9 leaves
+        (unfinished / inner).mkdir(parents=True) if inner else unfinished.write_text("half")
+    for place in (path, tmp_path / "a" / "b") if inner else (path,):
+        with pytest.raises(KeyboardInterrupt), write(place) as part:
+            (part / inner).write_text("half")
+            raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
+    with write(path) as part:
+        (part / inner).write_text("whole")
+    assert (path / inner).read_text() == "whole" and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("hidden", [".git/HEAD", ".notes", ".new.part/mine"])
+def test_what_is_hidden_is_no_less_its_owners(tmp_path, hidden):
+    taken, beside = tmp_path / "taken" / hidden, tmp_path / hidden
+    for path in (taken, beside):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("keep me")
+    with TAKEN, fresh_folder(tmp_path / "taken"):
+        pass
+    with fresh_folder(tmp_path / "new") as part:
+        (part / "whole").write_text("x")
+    assert taken.read_text() == beside.read_text() == "keep me" and (tmp_path / "new" / "whole").exists()
+
+
+def test_what_somebody_puts_there_meanwhile_is_kept(tmp_path):
+    mine = tmp_path / "new" / "mine"
+    with TAKEN, fresh_folder(tmp_path / "new"):
+        mine.parent.mkdir()
+        mine.write_text("keep me")
+    assert listing(tmp_path) == {"new/mine": digest(mine)}
+    (tmp_path / f".file{UNFINISHED}").symlink_to(mine)
+    with replaced(tmp_path / "file") as part:
+        part.write_text("x")
+    assert mine.read_text() == "keep me"
+
+
+def test_only_a_record_of_ours_is_replaced(tmp_path):
+    out = tmp_path / "record"
+    out.mkdir()
+    (out / "proposals.json").write_text("{}")
+    with fresh_folder(out, ours="proposals.json") as part:
+        (part / "proposals.json").write_text("[]")
+    assert (out / "proposals.json").read_text() == "[]"
+    (out / "model.gguf").write_text("weights")
+    for ours in ("", "proposals.json"):
+        with TAKEN, fresh_folder(out, ours=ours):
+            pass

@@ -1,28 +1,28 @@
-"""Every bad input is refused in one sentence that says what to do, and leaves nothing half-written and nothing changed."""
+"""Arguments of the wrong type, and models that cannot be loaded or not together, are refused in one sentence."""
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import shelf
+import tiny
+import torch
+import toys
+from shelf import refused, refusing
+from torch import nn
+from toys import duo
 
 import flashspec as fs
+from flashspec import Models, Sampling, generate, load
+from flashspec.typed import typed
 
 
 @pytest.fixture
 def copy(folders, tmp_path):
     return {name: Path(shutil.copytree(folder, tmp_path / name)) for name, folder in folders.items() if name != "prompts"}
-
-
-def load(folders):
-    return fs.load(str(folders["target"]), str(folders["draft"]), dtype="float32", device="cpu")
-
-
-def refusal(call):
-    with pytest.raises(ValueError) as caught:
-        call()
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 @pytest.mark.parametrize(("options", "word"), [
@@ -33,7 +33,7 @@ def refusal(call):
     ({"device": "gpu"}, "use auto, cpu or cuda"),
 ])  # fmt: skip
 def test_a_way_of_loading_that_is_not_there_is_refused(folders, options, word):
-    assert word in refusal(lambda: fs.load(str(folders["target"]), None, **{"device": "cpu", **options}))
+    refused(word, fs.load, str(folders["target"]), None, **{"device": "cpu", **options})
 
 
 def spoil_tokenizer(folder, text):
@@ -45,31 +45,203 @@ def spoil_tokenizer(folder, text):
 @pytest.mark.parametrize(("text", "word"), [("{", "not valid JSON"), ('{"version": "1.0"}', "has no model")])
 def test_a_damaged_tokenizer_is_refused_by_its_file(copy, which, text, word):
     spoil_tokenizer(copy[which], text)
-    said = refusal(lambda: load(copy))
-    assert word in said and str(copy[which] / "tokenizer.json") in said and "copy the file again" in said
+    refused(f"{copy[which] / 'tokenizer.json'}.*{word}.*copy the file again", pair, copy)
 
 
 def test_only_the_tokenizer_of_the_target_is_run(copy):
     raw = json.loads((copy["target"] / "tokenizer.json").read_text())
     unknown = json.dumps(raw | {"model": raw["model"] | {"type": "Hope"}})
     spoil_tokenizer(copy["draft"], unknown)
-    assert load(copy).encode("x")
+    assert pair(copy).encode("x")
     spoil_tokenizer(copy["target"], unknown)
-    assert "copy the file again" in refusal(lambda: load(copy))
+    refused("copy the file again", pair, copy)
 
 
 @pytest.mark.parametrize("which", ["target", "draft"])
 def test_a_tokenizer_that_is_missing_is_said_when_it_is_needed(copy, which):
     (copy[which] / "tokenizer.json").unlink()
     (copy[which] / "digests.json").unlink()
-    alone = load(copy)
+    alone = pair(copy)
     assert len(fs.generate(alone, [3, 1, 4], "dense", max_new_tokens=4, stop=()).tokens) == 4
     if which == "target":
-        said = refusal(lambda: fs.generate(alone, "def f(x):", "dense"))
-        assert "no tokenizer.json" in said and "as token ids" in said
+        refused("no tokenizer.json.*as token ids", fs.generate, alone, "def f(x):", "dense")
 
 
 def test_a_draft_bigger_than_its_target_is_refused_and_one_as_big_is_not(folders):
-    said = refusal(lambda: load({"target": folders["draft"], "draft": folders["target"]}))
-    assert "the draft is bigger than its target" in said and "swap them" in said
-    assert load({"target": folders["target"], "draft": folders["target"]}).draft is not None
+    swapped = {"target": folders["draft"], "draft": folders["target"]}
+    refused("the draft is bigger than its target.*swap them", pair, swapped)
+    assert pair({"target": folders["target"], "draft": folders["target"]}).draft is not None
+
+
+PROMPT = [3, 1, 4, 1, 5]
+EXTRA = {"target": {"target": 24}, "draft": {"draft": 24}, "both": {"target": 40, "draft": 8}}
+
+
+def padded(model, rows):
+    for module in (model.embed, model.head):
+        weight = module.weight.detach()
+        module.weight = nn.Parameter(torch.cat([weight, 50 * weight[:rows]])[: tiny.VOCAB + rows])
+    model.config = replace(model.config, vocab_size=tiny.VOCAB + rows)
+    return model
+
+
+def written(home, extra):
+    home.mkdir(parents=True, exist_ok=True)
+    folders = shelf.write_pair(home)
+    for role, rows in extra.items():
+        padded(tiny.pair().model(role), rows).save(folders[role], "float32")
+        (folders[role] / "digests.json").unlink(missing_ok=True)
+        (folders[role] / "tokenizer.json").write_bytes((home / "tokenizer.json").read_bytes())
+    return folders
+
+
+def pair(folders):
+    return load(folders["target"], folders["draft"], dtype="float32", device="cpu")
+
+
+def text(models, method, temperature=0.0):
+    options = {"max_new_tokens": 20, "stop": ()} | ({"probes": 4} if method == "flash" else {})
+    return generate(models, PROMPT, method, Sampling(temperature, seed=3), **options).tokens
+
+
+@pytest.mark.parametrize("who", EXTRA)
+def test_padding_of_different_sizes_changes_no_text(who, tmp_path):
+    plain, cut = pair(written(tmp_path / "plain", {})), pair(written(tmp_path / "padded", EXTRA[who]))
+    size = tiny.VOCAB + min(EXTRA[who].get(role, 0) for role in ("target", "draft"))
+    assert {model.config.vocab_size for model in (cut.target, cut.draft)} == {size} and plain.cut == ()
+    for temperature in (0.0, 0.7):
+        texts = {method: text(cut, method, temperature) for method in ("baseline", "dense", "flash")}
+        assert texts["dense"] == texts["flash"] == texts["baseline"]
+        if who != "both":
+            assert texts["baseline"] == text(plain, "baseline", temperature)
+
+
+def test_the_control_padding_that_is_not_cut_is_written(tmp_path):
+    alone = load(written(tmp_path, EXTRA["target"])["target"], None, dtype="float32", device="cpu")
+    assert max(text(alone, "baseline")) >= tiny.VOCAB
+
+
+def test_a_stored_head_of_the_whole_weight_is_left_aside(tmp_path):
+    folders = written(tmp_path, EXTRA["draft"])
+    load(folders["draft"], folders["draft"], dtype="float32", device="cpu").head("draft", "flash").save(folders["draft"])
+    cut = pair(folders)
+    assert cut.cut == ("draft",) and cut.head("draft", "flash").vocab_size == tiny.VOCAB
+
+
+def test_a_model_that_transformers_reads_is_cut_too(tmp_path):
+    pytest.importorskip("transformers")
+    from flashspec.models.adapter import Adapter
+
+    folders, plain = written(tmp_path / "padded", EXTRA["target"]), pair(written(tmp_path / "plain", {}))
+    for hidden in (True, False):
+        model = Adapter.load(folders["target"], "float32")
+        model.head_weight = model.head_weight if hidden else None
+        model.cut_vocabulary(tiny.VOCAB)
+        assert model.width == (model.config.hidden if hidden else tiny.VOCAB)
+        assert text(Models(model, plain.draft), "dense") == text(plain, "baseline")
+
+
+def test_rows_that_no_tokenizer_explains_are_refused(tmp_path):
+    folders, short = written(tmp_path / "long", EXTRA["target"]), written(tmp_path / "short", {"draft": -20})
+    words = r"different vocabularies \(512 and 536 ids\); use two models that share one tokenizer"
+    (folders["target"] / "tokenizer.json").unlink()
+    refused(words, pair, folders)
+    refused("the draft has rows for 492 ids and its tokenizer knows 512.*copy", pair, short)
+
+
+WHOLE, NUMBER, LIST, FLAG = "a whole number", "a number", "a list of whole numbers", "True or False"
+STRING, PATH = "a string", "a string or Path"
+NAN, INF = float("nan"), float("inf")
+
+
+def write(**options):
+    return fs.generate(
+        duo(), options.pop("prompt", toys.PROMPT), options.pop("method", "dense"), **{"max_new_tokens": 3, **options}
+    )
+
+
+def stages():
+    return fs.build(fs.METHODS["dense"], duo(), context=32)
+
+
+def head(**options):
+    return fs.FlashHead.build(torch.randn(64, 16), cluster_size=options.pop("cluster_size", 4), **options)
+
+
+RULES = (fs.GumbelCoupling, fs.SpeculativeSampling, fs.TypicalAcceptance)
+WRONG = [
+    *[(fs.Sampling, "temperature", value, NUMBER) for value in ("hot", True, torch.ones(1), 2**70, 10**400)],
+    *[(fs.Sampling, name, value, WHOLE) for name, value in (("top_k", 1.5), ("top_k", "5"), ("seed", 1.0), ("seed", None))],
+    (fs.Sampling, "top_p", "0.9", NUMBER), (fs.Sampling, "rule", 1, STRING),
+    (fs.Limits, "max_new_tokens", 2.5, WHOLE), (fs.Limits, "finalize", None, STRING),
+    *[(fs.Limits, "stop", value, LIST) for value in ("\n", (1, "2"))],
+    *[(fs.Method, name, value, STRING) for name, value in (("draft", None), ("head", 3), ("selection", b"top"))],
+    *[(fs.Method, "k", value, WHOLE) for value in (2.5, np.float64(4))],
+    *[(fs.Method, "interval", value, WHOLE) for value in (None, [3])],
+    *[(fs.Method, "exits", value, LIST) for value in (2, "2", torch.tensor(3))],
+    (fs.Method, "probes", 1.0, WHOLE), (fs.Method, "shortlist", "all", WHOLE),
+    (fs.Method, "draft_doubt", "0.3", NUMBER), (fs.Method, "verify_doubt", True, NUMBER),
+    *[(fs.Method, "reuse", value, FLAG) for value in ("no", 0)],
+    *[(write, "prompt", value, LIST)
+      for value in (b"def", [1.0, 2.0], 5, ["def"], [[1, 2], [3, 4]], {1: 2}, torch.ones(3), torch.tensor(3), iter(toys.PROMPT))],
+    *[(write, "stop", value, LIST) for value in ("\n", [1.5], b"\n", np.array(3))],
+    (write, "prompt", None, STRING), (write, "method", 3, STRING), (write, "sampling", 0.7, "Sampling"),
+    (write, "k", 2.5, WHOLE), (write, "max_new_tokens", "9", WHOLE),
+    (lambda models: fs.generate(models, toys.PROMPT), "models", "reference", "Models"),
+    *[(lambda stages: fs.decode(stages, toys.PROMPT), "stages", value, "a list of Stage") for value in (None, ["target"])],
+    *[(lambda prompt: fs.decode(stages(), prompt), "prompt", value, LIST) for value in ("def", [0.5])],
+    (lambda limits: fs.decode(stages(), toys.PROMPT, limits), "limits", 20, "Limits"),
+    (lambda method: fs.build(method, duo()), "method", "dense", "Method"),
+    (lambda models: fs.build(fs.Method(), models), "models", duo().target, "Models"),
+    *[(lambda context: fs.build(fs.Method(), duo(), context=context), "context", value, WHOLE) for value in ("64", 64.0)],
+    *[(fs.load, "target", value, PATH) for value in (3, None)],
+    *[(fs.load, name, value, STRING) for name, value in (("dtype", torch.float32), ("device", 0), ("weights", None))],
+    (fs.load, "draft", [1], "strings"),
+    (fs.Transformer, "config", {"layers": 2}, "ModelConfig"), (fs.Transformer.load, "folder", 1, PATH),
+    (fs.FlashHead.build, "weight", [[1.0]], "Tensor"), (head, "clusters", 4, "Clusters"), (head, "best", "yes", FLAG),
+    *[(head, name, value, WHOLE) for name, value in (("cluster_size", 2.5), ("probes", "8"), ("seed", None))],
+    *[(head, "always", value, LIST) for value in ((1.5,), "12")],
+    (lambda weight: fs.DenseHead(None, weight), "weight", 1, "Tensor or Packed"),
+    (lambda norm: fs.DenseHead(norm, torch.ones(8, 8)), "norm", torch.ones(8), "Callable"),
+    (lambda path: fs.FlashHead.load(path, torch.ones(8, 8)), "path", 3, "Path or a string"),
+    (lambda weight: fs.FlashHead.load("x", weight), "weight", None, "Tensor"),
+    (lambda probes: head().with_probes(probes), "probes", None, WHOLE),
+    *[(lambda sampling, kind=kind: kind(sampling, 61), "sampling", 0.7, "Sampling") for kind in RULES],
+    *[(lambda vocab_size, kind=kind: kind(fs.Sampling(), vocab_size), "vocab_size", "61", WHOLE) for kind in RULES],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("call", "name", "value", "words"), WRONG, ids=lambda v: v if isinstance(v, str) else None)
+def test_a_wrong_type_is_refused_by_the_arguments_name(call, name, value, words):
+    with pytest.raises(ValueError) as caught:
+        call(**{name: value})
+    said = str(caught.value)
+    assert said.startswith(name) and words in said and "got " in said and "\n" not in said and len(said) < 300
+
+
+test_a_sampling_that_means_nothing_is_refused = refusing([
+    *[(lambda value=value: fs.Sampling(value), r"temperature must be 0 \(greedy\) or at least 0.001, and finite")
+      for value in (1e-40, 9e-4, NAN, -0.5, INF)],
+    *[(lambda value=value: fs.Sampling(top_p=value), r"top_p must lie in \(0, 1\]") for value in (0.0, 1.01, NAN)],
+    (lambda: fs.Sampling(top_k=-1), "top_k must be 0"),
+    (lambda: fs.Sampling(rule="hope"), "rule 'hope' is unknown; known: coupling"),
+])  # fmt: skip
+
+
+def test_whole_numbers_and_lists_of_other_libraries_are_as_good():
+    expected = write(k=2, stop=(5,), prompt=toys.PROMPT).tokens
+    same = {"k": np.int64(2), "stop": {5}, "max_new_tokens": np.int32(3), "sampling": fs.Sampling(0, seed=np.int64(0))}
+    for prompt in (tuple(toys.PROMPT), np.array(toys.PROMPT), torch.tensor(toys.PROMPT)):
+        assert write(**same, prompt=prompt).tokens == expected
+    assert fs.Sampling(np.float32(0.5)) == fs.Sampling(0.5)
+    assert fs.build(fs.Method(exits=[2]), duo(), context=np.int64(32))[0].reader.context == 32
+    assert fs.Method(exits=[2, 4]) == fs.Method(exits=torch.tensor([2, 4])) == fs.Method(exits=(2, 4))
+    assert len({fs.Limits(stop=[5]), fs.Limits(stop=np.array([5])), fs.Limits(stop=(5,))}) == 1
+
+    @typed
+    def call(one: int, two, *, three: list[str] | None = None):
+        return one, two, three
+
+    assert call(1, object, three=None)[0] == 1 and call(1, "2", three=["a"])[2] == ["a"]
+    refused("three must be a list of a string or None, got 'a'", call, 1, "2", three="a")
+    refused("context must be at least 1, got 0", fs.build, fs.Method(), duo(), context=0)

@@ -4,12 +4,12 @@ import math
 from dataclasses import dataclass
 
 import numpy
+import pandas
 import pytest
+from shelf import refused
 
 from flashspec.cli.main import status
 from flashspec.study import Refused, tables
-
-pandas = pytest.importorskip("pandas")
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Row:
     right: bool = True
 
 
-ROWS = (Row("a, \"b\"\n", 3, 0.1), Row("", -(1 << 60), None, False), Row("é", 0, 1e-300), Row("∞", 1, -math.inf))
+ROWS = (Row('a, "b"\n', 3, 0.1), Row("", -(1 << 60), None, False), Row("é", 0, 1e-300), Row("∞", 1, -math.inf))
 MACHINE = {"cpu": "c", "cores": 1, "isa": "i", "device": "cpu"}
 ORIGIN = {"experiment": "toy", "machine": MACHINE, "date": "2030-01-01", "models": {}}
 
@@ -35,9 +35,6 @@ def test_a_table_comes_back_with_its_types_and_origin_and_opens_in_pandas(tmp_pa
     assert found.rows == ROWS and found.origin.items() >= ORIGIN.items()
     assert list(pandas.read_parquet(path).columns) == ["name", "count", "share", "right"]
     assert list(path.parent.iterdir()) == [path] and tables.read(path.with_name("l"), Row) is None
-
-
-def test_numbers_of_numpy_are_stored_as_python_s(tmp_path):
     path = written(tmp_path, [Row("a", numpy.int64(3), numpy.float64("nan"), numpy.bool_(False))])
     (row,) = tables.read(path, Row).rows
     assert (row.count, row.right) == (3, False) and math.isnan(row.share)
@@ -57,31 +54,29 @@ def test_every_flipped_bit_is_refused_in_one_sentence(tmp_path):
                 tables.opened(path)
 
 
-@pytest.mark.parametrize("change", [lambda d: d[:-1], lambda d: d + b"\0", lambda d: b"", lambda d: d + d, lambda d: d[::-1]])
+CHANGES = [lambda d: d[:-1], lambda d: d + b"\0", lambda d: b"", lambda d: d + d, lambda d: d[::-1]]
+
+
+@pytest.mark.parametrize("change", CHANGES)
 def test_a_cut_or_grown_file_is_refused(tmp_path, change):
     path = written(tmp_path)
     path.write_bytes(change(path.read_bytes()))
-    with pytest.raises(Refused, match="damaged"):
-        tables.read(path, Row)
+    refused("damaged", tables.read, path, Row, error=Refused)
 
 
 def test_a_row_of_the_wrong_type_and_a_forged_seal_are_not_stored(tmp_path):
     for row in (Row("a", 1.5), Row("a", True), Row(1, 1), Row("a", None)):
-        with pytest.raises(TypeError, match=r"no row of type Row: Expected .* `\$.(count|name)`"):
-            written(tmp_path, [row])
-    with pytest.raises(ValueError, match="marks the digest"):
-        written(tmp_path, [Row("flashspec-sha256:" + "0" * 64, 1)])
+        wrong = r"no row of type Row: Expected .* `\$.(count|name)`"
+        refused(wrong, written, tmp_path, [row], error=TypeError)
+    refused("marks the digest", written, tmp_path, [Row("flashspec-sha256:" + "0" * 64, 1)])
     assert not list(tmp_path.iterdir())
 
-
-def test_other_columns_are_named(tmp_path):
     @dataclass(frozen=True)
     class Other:
         name: str
         weight: float
 
-    with pytest.raises(Refused, match="count, right, share, weight"):
-        tables.read(written(tmp_path), Other)
+    refused("count, right, share, weight", tables.read, written(tmp_path), Other, error=Refused)
 
 
 def test_the_command_verifies_lists_and_shows(tmp_path, capsys):

@@ -1,16 +1,22 @@
-"""Closed forms equal a coin-flip simulation and the arithmetic of the papers' own tables; nonsense is refused in words."""
+"""Closed forms equal coin flips and the arithmetic of the papers' own tables; nonsense is refused in words."""
 
 import math
 import random
+from dataclasses import replace
+from statistics import mean
 
 import pytest
+import torch
+from shelf import refused, refusing
 
-from flashspec import theory
-from flashspec.theory import Costs, Devices
+from flashspec import Limits, Stage, decode, theory
+from flashspec.decoding.lookup import LookupHead, LookupReader
+from flashspec.decoding.rules import GumbelCoupling, Verdict
+from flashspec.sampling import GREEDY
+from flashspec.theory import Costs, Devices, Level, Weights, nested, split_costs, split_pass, tokens_per_check
 
 
 def settled(curve, dice):
-    """Tokens one check settles, one coin a position: the naive twin."""
     standing = 0
     for alpha in curve:
         if dice.random() >= alpha:
@@ -26,17 +32,14 @@ def simulated(curve, rounds=200_000, seed=1):
 
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 0.75, 0.97, 1.0])
 @pytest.mark.parametrize("block", [1, 4, 8])
-def test_tokens_per_check_equals_coin_flips(alpha, block):
+def test_tokens_of_a_check_and_of_a_curve_equal_coin_flips(alpha, block):
     expected = simulated([alpha] * block)
     assert theory.tokens_per_check(alpha, block) == pytest.approx(expected, rel=0.01)
     assert theory.tokens_from_curve([alpha] * block) == pytest.approx(theory.tokens_per_check(alpha, block))
     if 0.5 < alpha < 1.0:  # the control: the bonus token forgotten
         assert (1 - alpha**block) / (1 - alpha) != pytest.approx(expected, rel=0.01)
-
-
-@pytest.mark.parametrize("curve", [(0.9, 0.8, 0.7), (1.0, 0.0, 0.9), (0.6, 0.95, 0.95, 0.2)])
-def test_tokens_from_a_curve_equal_coin_flips(curve):
-    assert theory.tokens_from_curve(curve) == pytest.approx(simulated(curve), rel=0.01)
+    for curve in ((0.9, 0.8, 0.7), (1.0, 0.0, 0.9), (0.6, 0.95, 0.95, 0.2)):
+        assert theory.tokens_from_curve(curve) == pytest.approx(simulated(curve), rel=0.01)
 
 
 def test_throughput_equals_a_simulated_clock():
@@ -45,29 +48,6 @@ def test_throughput_equals_a_simulated_clock():
         tokens += settled([0.8] * 5, dice)
         clock += 5 * 0.7 + 3.0 + 0.4 + 0.1
     assert theory.throughput(theory.tokens_per_check(0.8, 5), costs, 5) == pytest.approx(tokens / clock, rel=0.01)
-
-
-@pytest.mark.parametrize(("tar", "draft", "published"), [(3.81, 13.13, 23.10), (3.70, 6.69, 32.59)])
-def test_the_model_reproduces_the_published_rows_and_refuses_another_gamma(tar, draft, published):
-    """Decoding Speculative Decoding: gamma = 8 and a 60 ms check explain both 1.3B drafts."""
-    for block, fits in ((8, True), (7, False)):
-        assert (1000 * theory.throughput(tar, Costs(draft, 60.0), block) == pytest.approx(published, rel=0.005)) is fits
-
-
-def test_the_thesis_step_its_head_share_and_its_ceiling():
-    step = theory.implied_step(2.493 - 0.577, 1.108)
-    share = 2.493 / step
-    assert step == pytest.approx(19.66, abs=0.005)
-    assert share == pytest.approx(0.127, abs=0.0005)
-    assert theory.amdahl(share, math.inf) == pytest.approx(1.145, abs=0.0005)
-    assert theory.amdahl(share, 2.493 / 0.577) == pytest.approx(1.108, abs=0.0005)
-
-
-@pytest.mark.parametrize("block", [1, 3, 7])
-def test_break_even_acceptance_is_where_speculation_equals_decoding(block):
-    costs = Costs(0.1, 1.0, overhead=0.02)
-    alpha = theory.break_even(1.0, costs, block, 1.0).acceptance
-    assert theory.speedup(theory.tokens_per_check(alpha, block), costs, block, 1.0) == pytest.approx(1.0)
 
 
 def test_break_even_and_the_speedup_are_the_theorems():
@@ -87,19 +67,15 @@ def test_the_cheap_head_gate_is_where_two_throughputs_meet(kappa, nu):
     assert theory.cheap_head_gain(1.0, kappa, nu) == pytest.approx(theory.amdahl(kappa / (1 + kappa), 1 / nu))
 
 
-@pytest.mark.parametrize("alpha", [0.0, 0.3, 0.9, 1.0])
-def test_acceptance_for_inverts_tokens_per_check(alpha):
-    assert theory.acceptance_for(theory.tokens_per_check(alpha, 4), 4) == pytest.approx(alpha, abs=1e-6)
-
-
-def test_interpolation_meets_the_measured_blocks():
+def test_acceptance_for_inverts_tokens_per_check():
+    for alpha in (0.0, 0.3, 0.9, 1.0):
+        assert theory.acceptance_for(theory.tokens_per_check(alpha, 4), 4) == pytest.approx(alpha, abs=1e-6)
     verify = theory.interpolated({1: 10.0, 5: 14.0})
     assert [verify(1), verify(3), verify(5)] == [10.0, 12.0, 14.0]
-    with pytest.raises(ValueError, match="measure that block"):
-        verify(8)
+    refused("measure that block", verify, 8)
 
 
-@pytest.mark.parametrize(("call", "word"), [
+test_nonsense_is_refused_in_words = refusing([
     (lambda: theory.tokens_per_check(1.2, 4), "alpha"),
     (lambda: theory.tokens_per_check(math.nan, 4), "alpha"),
     (lambda: theory.tokens_per_check(0.5, 1.5), "block"),
@@ -123,7 +99,155 @@ def test_interpolation_meets_the_measured_blocks():
     (lambda: Devices(1, 0.0, 0.0), "bandwidth must"),
     (lambda: Devices(1, 1.0, math.nan), "all_reduce must"),
 ])  # fmt: skip
-def test_nonsense_is_refused_in_words(call, word):
-    with pytest.raises(ValueError, match=word) as refusal:
-        call()
-    assert "\n" not in str(refusal.value)
+
+
+CASES = {
+    "one level": [Level(0.7, 4, 3.0)],
+    "HiSpec": [Level(0.6, 2, lambda n: 1 + 0.1 * n), Level(0.8, 4, 7.0)],
+    "short interval": [Level(0.9, 3, 1.0), Level(0.7, 1, 7.0)],
+    "three levels": [Level(0.5, 1, 1.0), Level(0.7, 3, 3.0), Level(0.9, 9, lambda n: 7 + n)],
+    "never": [Level(0.0, 2, 1.0), Level(0.0, 5, 2.0)],
+    "always": [Level(1.0, 2, 1.0), Level(1.0, 5, 2.0)],
+}
+CHECKS = 20_000
+
+
+def tossed(draft, levels):
+    dice, clock = random.Random(0), 0.0
+
+    def act(number):
+        nonlocal clock
+        level, waiting, kept = levels[number], 0, 0
+        while waiting < level.every:
+            clock += 0 if number else draft * level.every
+            waiting += act(number - 1) if number else level.every
+        while kept < waiting and dice.random() < level.alpha:
+            kept += 1
+        clock += level.time(waiting)
+        return kept + 1
+
+    tokens = sum(act(len(levels) - 1) for _ in range(CHECKS))
+    return tokens / CHECKS, clock / CHECKS
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_closed_form_equals_coin_flips(name):
+    assert nested(0.3, CASES[name]) == pytest.approx(tossed(0.3, CASES[name]), rel=0.02)
+
+
+def test_the_control_a_forgotten_token_and_a_level_that_never_waits_for_more_are_seen():
+    levels = CASES["HiSpec"]
+    for wrong in (nested(0.3, levels)[0] - 1, tokens_per_check(levels[-1].alpha, levels[-1].every)):
+        assert wrong != pytest.approx(tossed(0.3, levels)[0], rel=0.02)
+
+
+def test_one_level_is_the_closed_form_and_rows_are_the_final_ones():
+    found = nested(0.2, [Level(0.7, 5, lambda n: 1.0 + 0.1 * n)])
+    assert found == pytest.approx((tokens_per_check(0.7, 5), theory.round_time(Costs(0.2, 1.5), 5)))
+    assert theory.rows_read(100, [7, 5]) == [112, 112, 105]
+
+
+class Coins(GumbelCoupling):
+    def __init__(self, alpha, dice):
+        super().__init__(GREEDY, 4)
+        self.alpha, self.coins = alpha, dice
+
+    def verify(self, scores, waiting):
+        count = len(waiting.tokens)
+        kept = next((i for i in range(count) if self.coins.random() >= self.alpha), count)
+        return Verdict(torch.tensor([kept]), torch.ones(1, dtype=torch.int64), torch.ones(1, dtype=torch.bool), scores)
+
+
+class Ones(LookupReader):
+    def read(self, tokens):
+        new, self.seen = max(0, len(tokens) - self.seen), max(self.seen, len(tokens))
+        self.rows.fill_(1)
+        return (new,)
+
+
+@pytest.mark.parametrize("name", ["HiSpec", "three levels"])
+def test_the_loop_with_coins_is_the_closed_form(name):
+    levels, dice = CASES[name], random.Random(3)
+    rules = [Coins(level.alpha, dice) for level in levels]
+    every = [1, *(level.every for level in levels)]
+    stages = [Stage(Ones(3000), LookupHead(4), rule, n) for rule, n in zip([rules[0], *rules], every, strict=True)]
+    events = [event for step in decode(stages, [1], Limits(2500)) for event in step.events]
+    drafted = sum(e.adds for e in events if e.stage == 0)
+    top = [e for e in events if e.stage == len(levels)]
+    expected = nested(1.0, [level._replace(check=0.0) for level in levels])
+    assert (sum(e.kept + 1 for e in top) / len(top), drafted / len(top)) == pytest.approx(expected, rel=0.07)
+
+
+COSTS = Costs(draft=0.2, verify=1.2, overhead=0.1)
+TARGET, DRAFT = Weights(16e9, 64), Weights(1e9, 28)
+FREE = Devices(4, 4e12, 0.0)
+
+
+def flipped(shares, block, dice):
+    n = rounds = drafted = accepted = 0
+    while n < len(shares):
+        want = min(block, len(shares) - n - 1)
+        kept = next((i for i in range(want) if dice.random() >= shares[n + i]), want)
+        n, rounds, drafted, accepted = n + kept + 1, rounds + 1, drafted + want, accepted + kept
+    return rounds, drafted, accepted
+
+
+@pytest.mark.parametrize("block", [1, 3, 7])
+def test_a_replayed_text_is_the_mean_of_its_decodes(block):
+    dice = random.Random(1)
+    shares = [dice.random() for _ in range(30)]
+    runs = [flipped(shares, block, dice) for _ in range(20_000)]
+    found = theory.replayed(shares, block)
+    assert found[:3] == pytest.approx([sum(column) / len(runs) for column in zip(*runs, strict=True)], rel=0.01)
+    assert found.rounds + found.accepted == pytest.approx(found.emitted)
+
+
+@pytest.mark.parametrize("block", [1, 5, 12])
+def test_a_text_of_hits_and_misses_is_replayed_exactly(block):
+    dice = random.Random(2)
+    shares = [float(dice.random() < 0.7) for _ in range(101)]
+    assert theory.replayed(shares, block)[:3] == flipped(shares, block, dice)
+    assert theory.replayed(shares, block) != theory.replayed(shares[::-1], block)  # the control: the order matters
+
+
+def test_a_curve_read_from_texts_gives_their_tokens_a_check():
+    dice, block = random.Random(3), 4
+    texts = [[dice.random() for _ in range(400)] for _ in range(6)]
+    curve = theory.curve_by_position(texts, block)
+    assert theory.tokens_from_curve(curve) == pytest.approx(theory.replayed_all(texts, block).tar, rel=0.02)
+    assert theory.curve_by_position([[0.6] * 50], block) == pytest.approx((0.6,) * block)
+    assert len(theory.curve_by_position([[0.0] * 9], block)) == 1  # nothing beyond the first position was ever reached
+
+
+def test_an_interval_covers_the_truth_about_as_often_as_it_says():
+    dice, hits = random.Random(4), 0
+    for seed in range(120):
+        found = theory.bootstrap([[dice.gauss(5.0, 1.0) for _ in range(30)]], mean, draws=200, seed=seed)
+        hits += found.low <= 5.0 <= found.high
+    assert 0.86 <= hits / 120 <= 1.0
+    one, same, other = (theory.bootstrap([range(9)], mean, seed=seed) for seed in (1, 1, 2))
+    assert one == same != other
+
+
+@pytest.mark.parametrize("block", [1, 4, 9])
+def test_what_breaks_even_makes_the_speedup_one(block):
+    step, tar = 1.0, 0.8 * block + 1.0
+    found = theory.break_even(tar, COSTS, block, step)
+    assert theory.speedup(found.tar, COSTS, block, step) == pytest.approx(1.0)
+    assert theory.speedup(theory.tokens_per_check(found.acceptance, block), COSTS, block, step) == pytest.approx(1.0)
+    if found.draft is not None:
+        assert theory.speedup(tar, Costs(found.draft, 1.2, overhead=0.1), block, step) == pytest.approx(1.0)
+    assert theory.break_even(2.0, Costs(0.1, 9.0), 2, 1.0)[::2] == (None, None)  # no alpha, and no draft, makes up for the check
+
+
+def test_a_pass_is_its_share_of_the_bytes_and_two_waits_a_layer():
+    assert split_pass(TARGET, replace(FREE, count=1, all_reduce=1.0)) == pytest.approx(4e-3)  # one device waits for nobody
+    assert split_pass(TARGET, FREE) == pytest.approx(1e-3)
+    assert split_pass(TARGET, replace(FREE, all_reduce=10e-6)) == pytest.approx(1e-3 + 128 * 10e-6)
+    gains = {}
+    for count, wait in ((1, 0.0), (2, 0.0), (4, 0.0), (8, 0.0), (8, 20e-6)):
+        costs, step = split_costs(TARGET, DRAFT, Devices(count, 4e12, wait))
+        assert (costs.draft, costs.check(5)) == (pytest.approx(0.25e-3), step)
+        gains[count, wait] = theory.speedup(theory.tokens_per_check(0.7, 5), costs, 5, step)
+    free = [gain for (_, wait), gain in gains.items() if not wait]
+    assert free == sorted(free, reverse=True) and free[0] > 2 * free[-1] and gains[8, 20e-6] > gains[8, 0.0]

@@ -36,6 +36,10 @@ def commands():
     return [line for block in re.findall(r"```sh\n(.*?)```", text, flags=re.S) for line in block.splitlines() if line]
 
 
+STEPS = ("doctor", "generate", "quantize", "plan", "plan heads", "trace record", "trace replay", "run race", "notebooks",
+         "torchrun", "make gpu", "-p target TARGET -p draft DRAFT", "--chat")  # fmt: skip
+
+
 def marked(line):
     slow = line.split()[0] in (*PROCESSES, "make") or " run " in line
     return pytest.param(line, marks=pytest.mark.slow if slow else ())
@@ -63,7 +67,6 @@ def place(tmp_path_factory):
 
 
 def spelled(line, place):
-    """The words of a command, with the full path for the name of a model and a small shape for a large one."""
     folders = {name: str(place / name) for name in ("TARGET", "DRAFT", "AWQ")}
     return [{**folders, **SHAPES}.get(word, word) for word in shlex.split(line)]
 
@@ -85,40 +88,14 @@ def outcome(words, place):
 
 
 @pytest.mark.parametrize("line", [marked(line) for line in commands()])
-def test_a_command_of_the_page_succeeds(line, place, monkeypatch):
+def test_a_command_of_the_page_succeeds_and_the_page_names_every_step(line, place, monkeypatch):
     for needed in ("transformers", "papermill", "myst_nb"):
         pytest.importorskip(needed)
     monkeypatch.chdir(place)
     monkeypatch.setenv("FLASHSPEC_RESULTS", str(place / "results"))
     monkeypatch.setattr(train, "quantize_awq", lambda source, out, *_: shutil.copytree(place / "packed", out))
     assert outcome(spelled(line, place), place) == 0
-
-
-SMALL_RUN = {"k": "2", "new_tokens": "8", "per_kind": "1", "repeats": "2", "probes": "8", "head": "dense,flash"}
-
-
-@pytest.mark.slow
-def test_the_notebook_of_the_whole_text_runs_on_a_pair_of_folders(place, monkeypatch):
-    """Measured anew into another folder of tables; what is not the pair's own is shown from the stored ones."""
-    for needed in ("papermill", "myst_nb", "seaborn"):
-        pytest.importorskip(needed)
-    from flashspec.study.notebooks import execute
-
-    tables = place / "tables"
-    shutil.copytree(ROOT / "book" / "results" / "parts", tables / "parts")
-    monkeypatch.setenv("FLASHSPEC_RESULTS", str(tables))
-    pair = {"target": str(place / "TARGET"), "draft": str(place / "DRAFT"), "dtype": "float32"}
-    written = execute(ROOT / "notebooks" / "02_chain.ipynb", place / "whole.ipynb", {**pair, **SMALL_RUN})
-    assert "image/svg+xml" in written.read_text()
-    assert any(str(place / "DRAFT").encode() in path.read_bytes() for path in (tables / "race").glob("*.parquet"))
-
-
-def test_the_page_names_every_step():
-    said = "\n".join(commands())
-    words = ("doctor", "generate", "quantize", "plan", "plan heads", "trace record", "trace replay", "run race")
-    assert all(f"flashspec {word}" in said for word in words)
-    used = ("torchrun", "flashspec notebooks", "make gpu", "-p target TARGET -p draft DRAFT", "--chat")
-    assert all(word in said for word in used)
+    assert all(word in "\n".join(commands()) for word in STEPS)
 
 
 @pytest.mark.parametrize("line", [

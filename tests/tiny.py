@@ -4,7 +4,7 @@ import json
 
 import torch
 
-from flashspec.decoding.models import Models
+from flashspec import Models
 from flashspec.models.config import ModelConfig
 from flashspec.models.synthetic import synthetic
 
@@ -20,7 +20,6 @@ def model(layers, hidden=32, dtype=torch.float32, seed=0):
 
 
 def pair(dtype=torch.float32):
-    """A six-layer target and a draft that is its lower half, so that drafts are sometimes right."""
     target, draft = model(6, dtype=dtype), model(3, dtype=dtype)
     draft.load_state_dict({k: v for k, v in target.state_dict().items() if k in draft.state_dict()})
     return Models(target, draft)

@@ -13,7 +13,6 @@ TEMPERATURES = (0.0, 0.7, 1.5)
 
 
 def config(layers, **changes):
-    """A Qwen3 shape, if no other family is asked for, whose widths are multiples of 8 and whose vocabulary is not."""
     shape = {"hidden": 32, "ffn": 48, "heads": 4, "kv_heads": 2, "head_dim": 8, "tied": False}
     return ModelConfig(layers=layers, **{"family": "qwen3", "vocab_size": VOCAB, "context": 128, **shape, **changes})
 
@@ -33,7 +32,6 @@ def random_model(seed, layers=6, sharpness=4.0, **changes):
 
 
 def with_biases(model, seed=0):
-    """The model with other norms, and with biases where it has any: made by random numbers, in place."""
     dice = torch.Generator().manual_seed(seed)
     for name, weight in model.named_parameters():
         if weight.ndim == 1:
@@ -53,7 +51,6 @@ def imitation(target, layers, seed, noise, **changes):
 
 
 def headed(models, probes=4):
-    """The models with FlashHeads of four ids a cluster, made now; four probes are what the compiled kernels take."""
     for which, model in {"target": models.target, "draft": models.draft}.items():
         if model is not None:
             models.heads[which, "flash"] = FlashHead.build(model.head_weight, model.norm, cluster_size=4, probes=probes)
