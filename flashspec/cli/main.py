@@ -22,6 +22,7 @@ COMMANDS = {
     "quantize": ("train:quantize", "Write a checkpoint's 4-bit twin."),
     "fetch": ("fetch:command", "Bring a published model: smollm2 or qwen."),
     "export": ("export:command", "Write any model as a Hugging Face folder or a GGUF file."),
+    "heads": ("heads:command", "Build a FlashHead from what a model writes."),
     "plan": ("plan:command", "Say whether to speculate here, and how."),
     "trace": ("trace:command", "Record a target's text once; replay drafts against it."),
     "draft": ("draft:command", "Make a wide, shallow draft out of a target."),

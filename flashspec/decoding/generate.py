@@ -87,12 +87,22 @@ def request(models: Models, prompt: Prompt, method: str | Method, sampling: Samp
     """Check everything about a call before the first forward; `options` are max_new_tokens, stop and Method fields."""
     options = dict(options)
     new, stop = options.pop("max_new_tokens", 128), options.pop("stop", None)
-    plain = "flash" if models.draft else "baseline"
-    chosen = method_named(plain if method == "auto" else method, options)
+    chosen = method_named(own_method(models) if method == "auto" else method, options)
     limits = Limits(new, models.stop if stop is None else whole_numbers("stop (token ids)", stop), chosen.finalize)
     ids = models.encode(prompt) if isinstance(prompt, str) else list(whole_numbers("prompt", prompt))
     check_prompt(ids, models.context)
     return Request(ids, build(chosen, models, sampling, min(models.context, len(ids) + new)), limits, chosen)
+
+
+def own_method(models: Models) -> str:
+    """What "auto" means: plain decoding without a draft; with one its FlashHead, or its dense head where none has been built."""
+    if models.draft is None:
+        return "baseline"
+    try:
+        models.head("draft", "flash")
+    except FileNotFoundError:
+        return "dense"
+    return "flash"
 
 
 def agreement(events: list[Event], stage: int) -> tuple[int, int]:
@@ -120,7 +130,7 @@ def generate(
 ) -> Output:
     """Decode a prompt (text or token ids) and return text, tokens, events and counts.
 
-    The method "auto" is "flash" where a draft is loaded and "baseline" where none is.
+    The method "auto" is "baseline" without a draft; with one it is "flash", or "dense" where no FlashHead has been built.
     `options`: max_new_tokens (128), stop (ids; the target's own by default) and the fields of Method, such as
     k, finalize, exits or probes. Raises ValueError in words for an unknown method or option and for an empty
     or too long prompt; warns, with the agreement measured, where an exit of the target is of no use.

@@ -139,6 +139,11 @@ class FlashHead(StoredHead):
         """This head with another number of probes; nothing is copied."""
         return self.with_plan(probes=probes)
 
+    def within(self, share: float) -> FlashHead:
+        """This head with the most probes, at least 1, that score at most this share of the vocabulary, centroids included."""
+        spare = int(share * self.vocab_size) - (self.rows_scored - self.probes * self.table.slots)
+        return self.with_probes(min(self.table.clusters, max(1, spare // self.table.slots)))
+
     @typed
     def with_always(self, always: tuple[int, ...]) -> FlashHead:
         """This head with other always-scored ids; the rows are permuted anew, the clusters stay."""

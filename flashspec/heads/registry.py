@@ -15,7 +15,7 @@ from flashspec.heads.dense import DenseHead, quantized
 from flashspec.heads.flash import FlashHead
 from flashspec.heads.index import IndexHead
 from flashspec.heads.public import is_public, load_public
-from flashspec.heads.storage import FILE
+from flashspec.heads.storage import FILE, kept
 from flashspec.kernels import Packed
 
 
@@ -52,14 +52,24 @@ def file_of(name: str) -> str:
 
 
 def _flash(origin: Origin, **changes: Any) -> FlashHead:
-    """The folder's own FlashHead, in our layout or the public one, or one built now."""
+    """The model's own FlashHead: beside it in our layout or the public one, or in the cache; a small one is built now.
+
+    Raises FileNotFoundError where a large one has not been built yet.
+    """
     weight, norm, folder = origin
     if path := origin.stored("flash"):
         head = FlashHead.load(path, weight, norm)
     elif folder is not None and is_public(folder):
         head = load_public(folder, origin.wide, norm)
+    elif (cached := kept(weight, norm)) and cached.is_file():
+        head = FlashHead.load(cached, weight, norm)
+    elif weight.shape[0] <= BUILT_NOW:
+        head = FlashHead.build(origin.wide, norm)
     else:
-        head = FlashHead.build(weight, norm)
+        raise FileNotFoundError(
+            f"no FlashHead has been built for this vocabulary of {weight.shape[0]} ids: `flashspec heads build MODEL` builds one "
+            "once, in minutes; or draft with the dense head (method 'dense')"
+        )
     return head.with_plan(**changes) if changes else head
 
 
@@ -78,6 +88,7 @@ def _ranked(name: str, counted: str, origin: Origin) -> ShortlistHead:
     return ShortlistHead.load(path, origin.wide, origin.norm)
 
 
+BUILT_NOW = 65536  # ids of a vocabulary that is clustered where it is asked for
 FLASH, LISTED = ("probes", "selection"), ("shortlist",)
 VARIANTS: dict[str, dict[str, Any]] = {
     "flash_int8": {"stage1": "int8"},

@@ -15,9 +15,11 @@ from torch import Tensor
 
 from flashspec.heads.base import Norm, WeightHead, weight_of
 from flashspec.kernels import Packed
+from flashspec.kernels.build import cache_folder
 from flashspec.models.files import shaped
 from flashspec.models.folder import parsed, read_tensors
 from flashspec.models.writing import write_tensors
+from flashspec.provenance import short_hash
 from flashspec.typed import typed
 
 FILE, AGAIN = "flash_head.safetensors", "build the head again"
@@ -68,9 +70,11 @@ class StoredHead(WeightHead, ABC):
     def restored(cls, file: HeadFile, weight: Any, norm: Norm | None) -> Self:
         """The head that a file holds for this weight; ValueError where it cannot be one."""
 
-    def save(self, path: Path | str) -> None:
-        """Write what the head keeps beside the weight to a safetensors file; an interrupted write leaves the old one."""
+    def save(self, path: Path | str, told: dict[str, Any] | None = None) -> None:
+        """Write what the head keeps beside the weight to a safetensors file, with what is `told` about it in JSON facts; an
+        interrupted write leaves the old one."""
         tensors, facts = self.state()
+        facts |= {"told": told} if told else {}
         belongs = asdict(Identity(self.vocab_size, self.hidden, weight_digest(self.weight)))
         ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         write_tensors(ready, self._place(path), {self.key: json.dumps({**belongs, **facts})})
@@ -98,6 +102,18 @@ class StoredHead(WeightHead, ABC):
     def _place(cls, path: Path | str) -> Path:
         """A file, or the one of the usual name in a folder."""
         return Path(path) / cls.file if Path(path).is_dir() else Path(path)
+
+
+def kept(weight: Tensor | Packed, norm: Norm | None, name: str = FILE) -> Path | None:
+    """The cache's file of a head over this weight and norm, whether it is there or not; None for a user without a home.
+
+    A model is told by its vocabulary weight and final norm: models that share the one hardly share the other.
+    """
+    home, scale = cache_folder(), getattr(getattr(norm, "norm", norm), "weight", None)
+    if home is None:
+        return None
+    key = short_hash([weight_digest(weight), "" if scale is None else weight_digest(scale.detach()[None])], 16)
+    return home / "heads" / key / name
 
 
 def weight_digest(weight: Tensor | Packed) -> str:

@@ -44,7 +44,7 @@ def domains(models: Models, prompts: Sequence[Prompt], unseen: str, new_tokens: 
     found = {}
     for kind, rows in texts.items():
         if len(rows) < EVERY:
-            raise ValueError(f"at least {EVERY} prompts of a kind are needed, to build on and to judge by; {kind!r} has {len(rows)}")
+            raise ValueError(f"{EVERY} prompts of a kind are needed, to build on and to judge by; {kind!r} has {len(rows)}")
         seen = [each for i, each in enumerate(rows) if kind != unseen and i % EVERY != EVERY - 1]
         held = [each for i, each in enumerate(rows) if kind == unseen or i % EVERY == EVERY - 1]
         found[kind] = Domain(torch.cat(seen) if seen else rows[0][:0], torch.cat(held))

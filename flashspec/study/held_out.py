@@ -15,7 +15,6 @@ from flashspec.decoding.generate import generate
 from flashspec.heads.base import Head
 from flashspec.heads.candidates import ShortlistHead, ranked_by_frequency
 from flashspec.heads.dense import DenseHead
-from flashspec.heads.flash import FlashHead
 from flashspec.heads.registry import RANKED, Origin, head_named
 from flashspec.measure.prompts import Prompt, load_prompts
 from flashspec.models.reader import SpanReader
@@ -133,9 +132,3 @@ def judged(head: Head, held: HeldOut) -> tuple[Tensor, Tensor]:
         found = chances if scores.ids is None else chances.gather(1, scores.ids)
         mass.append(found.masked_fill(scores.logits == -torch.inf, 0.0).sum(1))
     return torch.cat(best) == held.wanted, torch.cat(mass)
-
-
-def probes_within(head: FlashHead, share: float) -> int:
-    """The most probes, at least 1, that score at most this share of the vocabulary, centroids included."""
-    spare = int(share * head.vocab_size) - (head.rows_scored - head.probes * head.table.slots)
-    return min(head.table.clusters, max(1, spare // head.table.slots))

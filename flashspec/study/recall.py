@@ -20,7 +20,7 @@ from flashspec.heads.registry import HEADS
 from flashspec.measure.pieces import low_rank_rows
 from flashspec.study.drafts import drafts_of, folders, short_name
 from flashspec.study.experiment import Experiment
-from flashspec.study.held_out import LIVE, HeldOut, Source, held_out, judged, probes_within
+from flashspec.study.held_out import LIVE, HeldOut, Source, held_out, judged
 from flashspec.study.parameters import among, at_least, presets_of
 from flashspec.study.racers import dtype_of, format_of
 
@@ -147,7 +147,7 @@ def of_clusters(held: HeldOut, plain: FlashHead, params: Params, facts: dict[str
     chronic = calibrate_always(plain, held.dense, held.tuning, params.always)
     for head in (plain, plain.with_always(chronic)) if chronic else (plain,):
         needed = required_probes(head, held.dense, held.judging)
-        probes = {"default": plain.probes} | {f"{share:g}": probes_within(head, share) for share in params.share}
+        probes = {"default": plain.probes} | {f"{share:g}": head.within(share).probes for share in params.share}
         for label, count in probes.items():
             setting = {"always": len(head.plan.always), "probes": count, "plan": label}
             yield from banded(held, head.with_probes(count), params, {**facts, **setting}, needed)
