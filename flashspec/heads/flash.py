@@ -50,7 +50,8 @@ class FlashHead(StoredHead):
 
         With `queries`, hidden rows [n, hidden] before the norm, clusters are made for them, and ids that are often the best of
         them are scored always, unless the plan names others; without, clusters are by direction. `changes` are fields of
-        FlashPlan, and cluster_size and seed of a Recipe where there are no clusters yet. Raises ValueError for a plan that does not fit the weight.
+        FlashPlan, and cluster_size and seed of a Recipe where there are no clusters yet. Raises ValueError for a plan that does
+        not fit the weight.
         """
         weight = weight_of(weight)
         chosen = {name: changes.pop(name) for name in CHOICES if name in changes}

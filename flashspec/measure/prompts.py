@@ -36,7 +36,8 @@ class File(msgspec.Struct):
 def load_prompts(path: Path | str | None = None, per_kind: int | None = None, models: Models | None = None) -> list[Prompt]:
     """Prompts of a file, the first `per_kind` of each kind, in the ids of these models.
 
-    The shipped texts are the default, and "instructions" are shipped too. Raises FileNotFoundError for a missing file, ValueError for one without prompts or of another shape.
+    The shipped texts are the default, and "instructions" are shipped too. Raises FileNotFoundError for a missing
+    file, ValueError for one without prompts or of another shape.
     """
     file = NAMED.get(str(path)) or expanded(path or PROMPTS)
     if not file.is_file():
