@@ -11,8 +11,8 @@
 
 #define PANEL 16
 #define CELL 32
-#define AT_ONCE 8
-#define AHEAD 3072
+#define AT_ONCE 16
+#define AHEAD 8192
 
 ALWAYS int64_t codes_of(int kind) { return kind == U4 ? 256 : kind == S6 ? 384 : 512; }
 ALWAYS int64_t cell_of(int kind) { return codes_of(kind) + 64; }

@@ -75,7 +75,15 @@ INLINE void rows_512(const uint8_t *cells, int kind, int64_t count, int rows, co
             case 5: ROWS(cells, KIND, count, 5, codes, groups, out, stride); break;                                                    \
             case 6: ROWS(cells, KIND, count, 6, codes, groups, out, stride); break;                                                    \
             case 7: ROWS(cells, KIND, count, 7, codes, groups, out, stride); break;                                                    \
-            default: ROWS(cells, KIND, count, 8, codes, groups, out, stride);                                                          \
+            case 8: ROWS(cells, KIND, count, 8, codes, groups, out, stride); break;                                                    \
+            case 9: ROWS(cells, KIND, count, 9, codes, groups, out, stride); break;                                                    \
+            case 10: ROWS(cells, KIND, count, 10, codes, groups, out, stride); break;                                                  \
+            case 11: ROWS(cells, KIND, count, 11, codes, groups, out, stride); break;                                                  \
+            case 12: ROWS(cells, KIND, count, 12, codes, groups, out, stride); break;                                                  \
+            case 13: ROWS(cells, KIND, count, 13, codes, groups, out, stride); break;                                                  \
+            case 14: ROWS(cells, KIND, count, 14, codes, groups, out, stride); break;                                                  \
+            case 15: ROWS(cells, KIND, count, 15, codes, groups, out, stride); break;                                                  \
+            default: ROWS(cells, KIND, count, 16, codes, groups, out, stride);                                                         \
         }                                                                                                                              \
     }
 #define ANY_KIND(ROWS, ISA)                                                                                                            \
