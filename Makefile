@@ -6,10 +6,10 @@ BIN := .venv/bin
 OUT := book/_build/html
 
 .DEFAULT_GOAL := help
-.PHONY: help lab book test smoke lint models notebooks gpu clean
+.PHONY: help lab book test smoke lint models notebooks gpu peer-llama clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
 
 $(BIN)/python:
 	$(PYTHON) -m venv .venv
@@ -45,6 +45,10 @@ models: .venv/.extra-book ## train the reference models from scratch (hours; can
 
 gpu: ## true shapes on a CUDA device, resumable, with the Python at hand (flashspec's own needs, triton, transformers, pandas, pyarrow)
 	$(PYTHON) -m flashspec.cli.main gpu $(GPU_FLAGS)
+
+peer-llama: ## build llama.cpp (its Python wheel, from source) into .venv-llama, for races beside it
+	$(PYTHON) -m venv .venv-llama
+	CMAKE_ARGS="-DGGML_NATIVE=ON" .venv-llama/bin/python -m pip install -q --no-binary llama-cpp-python llama-cpp-python
 
 clean: ## remove what was built; stored results, models and .venv stay
 	rm -rf book/_build book/notebooks build *.egg-info .pytest_cache .mypy_cache .ruff_cache

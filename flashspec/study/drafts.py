@@ -8,11 +8,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from flashspec.decoding.models import REFERENCE, SHIPPED, Models, check_tokenizers, folder_of, load, opened
+from flashspec.decoding.models import REFERENCE, SHIPPED, Models, check_tokenizers, folder_of, load, opened, rounding
+from flashspec.kernels import Packed
 from flashspec.measure.prompts import Prompt, load_prompts
 from flashspec.measure.trace import target_digest
 from flashspec.models.family import DESIGNED, Design
 from flashspec.models.family import FAMILY as POINTS
+from flashspec.models.pairs import PAIRS
 from flashspec.study.parameters import among
 
 FAMILY = "runs/family/models"
@@ -51,7 +53,8 @@ def drafts_of(names: Sequence[str]) -> dict[str, Path]:
     """
     known = shipped()
     places = {name: known.get(name) or folder_of(name, "draft") for name in names}
-    found = {name if name in known else folder.name: folder for name, folder in places.items()}
+    named = {*known, *PAIRS}
+    found = {name if rounding(name)[0] in named else folder.name: folder for name, folder in places.items()}
     if len(found) < len(names):
         raise ValueError(f"drafts need different names, got {', '.join(names)}; rename a folder or leave one out")
     return found or known
@@ -78,15 +81,18 @@ def target_of(target: str, dtype: str, weights: str) -> Models:
 
 
 @lru_cache(maxsize=8)
-def pair_of(target: str, folder: Path, dtype: str, weights: str) -> Models:
-    """A draft, on CPU in int8, beside a target, whose weights all pairs share.
+def pair_of(target: str, name: str, folder: Path, dtype: str, weights: str) -> Models:
+    """A draft, on CPU in the bits behind its name's colon or else int8, beside a target, whose weights all pairs share.
+
+    With dtype "auto" a draft without a colon keeps the bits of its file.
 
     Raises ValueError for another vocabulary or a bigger draft.
     """
     alone = target_of(target, dtype, weights)
     check_tokenizers(alone.folders["target"], folder)
     device = alone.target.device
-    draft = opened(folder, dtype, str(device), form="int8" if device.type == "cpu" else "")
+    form = rounding(name)[1] or ("" if dtype == "auto" else "int8")
+    draft = opened(folder, dtype, str(device), form=form if device.type == "cpu" else "")
     places = {**alone.folders, "draft": folder}
     return Models(alone.target, draft, alone.tokenizer, places, exits=alone.exits, cut=alone.cut)
 
@@ -94,7 +100,9 @@ def pair_of(target: str, folder: Path, dtype: str, weights: str) -> Models:
 def facts_of(name: str, models: Models) -> dict[str, Any]:
     """The columns that say which draft a row is about; `steps` of its training are None where it does not tell."""
     config, folder = models.model("draft").config, Path(models.folders["draft"])
-    sizes = {"layers": config.layers, "body": config.body_parameters, "head_bytes": 2 * config.head_parameters}
+    weight = models.model("draft").vocabulary
+    stored = weight.nbytes if isinstance(weight, Packed) else 2 * config.head_parameters
+    sizes = {"layers": config.layers, "body": config.body_parameters, "head_bytes": stored}
     design = design_of(folder)
     steps = None if design is None else int(design["steps"])
     return {"draft": name, "draft_digest": target_digest(folder), **sizes, "steps": steps}
@@ -102,4 +110,4 @@ def facts_of(name: str, models: Models) -> dict[str, Any]:
 
 def short_name(target: str) -> str:
     """What a table calls a target: a shipped name, or its folder's."""
-    return target if target in REFERENCE["target"] else Path(target).name
+    return target if target in REFERENCE["target"] or target in PAIRS else Path(target).name

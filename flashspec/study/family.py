@@ -68,7 +68,7 @@ def measure(params: Params) -> Iterator[Row]:
     """Read held-out text with every draft: loss, best tokens, and choices of continuations."""
     prompts = prompts_of(params, params.texts)
     for name, folder in drafts_of(params.draft).items():
-        pair = pair_of(params.target[0], folder, "float32", "dense")
+        pair = pair_of(params.target[0], folder.name, folder, "float32", "dense")
         for kind in dict.fromkeys(prompt.kind for prompt in prompts):
             texts = [prompt for prompt in prompts if prompt.kind == kind]
             yield Row(**facts_of(name, pair), kind=kind, **merit_of(pair.model("draft"), texts))

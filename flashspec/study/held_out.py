@@ -88,7 +88,7 @@ class HeldOut:
 def held_out(source: Source) -> HeldOut:
     """Let the target write behind every prompt and the draft read it; ValueError where no kind has two."""
     (folder,) = drafts_of((source.draft,)).values()
-    models = pair_of(source.target, folder, "bfloat16", "dense")
+    models = pair_of(source.target, source.draft, folder, "bfloat16", "dense")
     draft, sampling = models.model("draft"), Sampling(source.temperature, seed=source.seed)
     asked = {"max_new_tokens": source.new_tokens, "stop": ()}
     written, whole, rows, kinds = [], [], [], tuple[str, ...]()

@@ -36,9 +36,9 @@ class Params:
     finalize: tuple[str, ...] = ("deferred",)  # when the target reads its own final token: deferred or eager
     temperature: tuple[float, ...] = (0.0, 1.0)  # 0 is greedy
     rule: tuple[str, ...] = ("coupling",)  # acceptance rules: coupling, speculative, typical; at T = 0 only the first
-    engine: tuple[str, ...] = ("flashspec",)  # flashspec, and transformers at T = 0 beside it
-    weights: str = "dense"  # target weights: dense (AWQ dequantised) or int4
-    dtype: tuple[str, ...] = ("bfloat16",)  # of the timed runs
+    engine: tuple[str, ...] = ("flashspec",)  # flashspec, and transformers or llama.cpp at T = 0 beside it
+    weights: str = "dense"  # target weights: dense (widened), int4, or auto for a file's own bits
+    dtype: tuple[str, ...] = ("bfloat16",)  # of the timed runs: bfloat16, float32, or auto for a file's own bits
     prompts: str = ""  # prompts file; empty means the shipped one
     kind: tuple[str, ...] = ()  # kinds of prompts; empty means all
     per_kind: int = 1  # prompts of each kind, the first ones
@@ -52,14 +52,14 @@ class Params:
     def __post_init__(self) -> None:
         among("method", self.method, (*BASES, *SHORT))
         among("head", self.head, HEADS)
-        among("engine", self.engine, ("flashspec", "transformers"))
-        among("dtype", self.dtype, ("bfloat16", "float32"))
+        among("engine", self.engine, ("flashspec", "transformers", "llama.cpp"))
+        among("dtype", self.dtype, ("auto", "bfloat16", "float32"))
         among("finalize", self.finalize, ("deferred", "eager"))
         at_least(self, k=1, probes=1, shortlist=1, exit=1, verify_exit=1, interval=1, per_kind=1, new_tokens=2, repeats=1)
         at_least(self, screen=0, parts=0, twins=0)
         samplings(self)
-        if "transformers" in self.engine and set(self.temperature) != {0.0}:
-            raise ValueError("transformers is compared greedily: with engine transformers, temperature must be 0 alone")
+        if set(self.engine) - {"flashspec"} and set(self.temperature) != {0.0}:
+            raise ValueError("other engines are compared greedily: with transformers or llama.cpp, temperature must be 0 alone")
 
 
 @dataclass(frozen=True)
@@ -189,7 +189,7 @@ def _divergence(racer: Racer, prompt: Prompt, plain: Text, text: Text, explained
     if at is None:
         return {}
     name = f"{racer.name} {prompt.kind}"
-    if name in explained or at >= min(len(plain), len(text)):
+    if name in explained or racer.who.get("engine") == "llama.cpp" or at >= min(len(plain), len(text)):
         return {"divergence_at": at}
     explained.add(name)
     scorer = racer.theirs.score if racer.theirs else target_scorer(racer.models.target, racer.entry.sampling)

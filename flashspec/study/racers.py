@@ -18,6 +18,7 @@ from flashspec.heads.index import usable
 from flashspec.heads.registry import HEADS
 from flashspec.kernels import Packed
 from flashspec.measure import clock
+from flashspec.measure.llama import Llama
 from flashspec.measure.parts import stage_costs
 from flashspec.measure.prompts import Prompt
 from flashspec.measure.runs import Entry, Run, timed
@@ -27,6 +28,7 @@ from flashspec.sampling import Sampling
 from flashspec.study.drafts import drafts_of, facts_of, pair_of, short_name, target_of
 
 BASELINE, DRAFT_MODEL = "baseline", "draft_model"
+LLAMA_CONTEXT = 4096  # tokens that its caches hold at most
 HIERARCHIES = ("hispec", "hispec_adaptive", "hispec_typical")
 SHORT = {"dense": (DRAFT_MODEL, "dense"), "flash": (DRAFT_MODEL, "flash"), "hispec_flash": ("hispec", "flash")}
 BASES = {DRAFT_MODEL: METHODS["dense"], **{n: METHODS[n] for n in ("lookup", "self_speculation", *HIERARCHIES)}}
@@ -36,7 +38,7 @@ BASES = {DRAFT_MODEL: METHODS["dense"], **{n: METHODS[n] for n in ("lookup", "se
 class Racer:
     """A method on its models under a name unique in its race, and the columns that say who it is.
 
-    `theirs` is transformers' pair where that engine decodes.
+    `theirs` is the pair of another engine where that decodes.
     """
 
     name: str
@@ -55,8 +57,12 @@ class Racer:
         """Decode once against the clock; counting happens afterwards."""
         if self.theirs is None:
             return timed(self.models, self.entry, prompt.ids, new_tokens)
-        start = clock.now()
-        tokens = self.theirs.greedy(prompt.ids, new_tokens, self.who["k"] or None)
+        start, k = clock.now(), self.who["k"] or None
+        if isinstance(self.theirs, Llama):
+            found = self.theirs.greedy(prompt.ids, new_tokens, k, "lookup" if self.who["method"] == "lookup" else "draft")
+            tokens = tuple(found.pop("tokens"))
+            return Run(clock.now() - start, tokens, {"emitted": len(tokens), **found})
+        tokens = self.theirs.greedy(prompt.ids, new_tokens, k)
         return Run(clock.now() - start, tokens, {"emitted": len(tokens)})
 
     def parts(self, prompt: Prompt, before: Run) -> dict[str, float]:
@@ -94,6 +100,12 @@ def format_of(head: str, dtype: str) -> str:
     return head if head in ("int8", "int4") else dtype
 
 
+def _written_in(models: Models, dtype: str) -> str:
+    """The format of the vocabulary weight that the writer scores, where files keep their own bits."""
+    writer = models.draft or models.target
+    return dtype_of(writer.vocabulary) if dtype == "auto" else dtype
+
+
 def samplings(params: Any) -> list[Sampling]:
     """Samplings of parameters; greedy decoding is the same under every exact rule and comes once."""
     pairs = [(t, rule) for t, rule in product(params.temperature, params.rule) if t != 0 or rule == params.rule[0]]
@@ -107,13 +119,14 @@ def racers(params: Any) -> list[Racer]:
     facts = {"target": short_name(target), "target_digest": target_digest(alone.folders["target"])}
     wanted = list(methods(params, alone.target.config.layers))
     drafts = drafts_of(params.draft) if any(method.draft == "model" for _, method in wanted) else {}
-    pairs = [(name, pair_of(target, folder, *precision)) for name, folder in drafts.items()]
+    pairs = [(name, pair_of(target, name, folder, *precision)) for name, folder in drafts.items()]
     beside = [(models, facts | facts_of(name, models)) for name, models in pairs]
     found = [_racer(params, BASELINE, METHODS[BASELINE], alone, facts)]
     for name, method in wanted:
         sides = beside if method.draft == "model" else [(alone, facts)]
         found += [_racer(params, name, method, *each) for each in sides]
-    return found + (_transformers_racers(params, facts) if "transformers" in params.engine else [])
+    found += _transformers_racers(params, facts) if "transformers" in params.engine else []
+    return found + (_llama_racers(params, facts) if "llama.cpp" in params.engine else [])
 
 
 def methods(params: Any, layers: int) -> Iterator[tuple[str, Method]]:
@@ -156,7 +169,7 @@ def _transformers_racers(params: Any, facts: dict[str, Any]) -> list[Racer]:
 
     dtype = params.dtype[0]
     (name, source), *_ = drafts_of(params.draft).items()
-    models = pair_of(params.target[0], source, dtype, "dense")
+    models = pair_of(params.target[0], name, source, dtype, "dense")
     with tempfile.TemporaryDirectory() as place:
         target, draft = Path(place) / "target", Path(place) / "draft"
         models.target.save(target, dtype)
@@ -169,11 +182,30 @@ def _transformers_racers(params: Any, facts: dict[str, Any]) -> list[Racer]:
     return [replace(racer, theirs=theirs) for racer in found]
 
 
+def _llama_racers(params: Any, facts: dict[str, Any]) -> list[Racer]:
+    """Plain, drafting and looking-up decoding by llama.cpp, with the first draft whose file it can read."""
+    target, facts = target_of(params.target[0], params.dtype[0], params.weights), {**facts, "engine": "llama.cpp"}
+    name, folder = next(iter(drafts_of(params.draft).items())) if "draft_model" in shorts(params) else ("", None)
+    theirs = Llama(target.folders["target"], folder, min(target.context, LLAMA_CONTEXT))
+    found = [_racer(params, BASELINE, METHODS[BASELINE], target, facts)]
+    if folder:
+        both = facts | facts_of(name, pair_of(params.target[0], name, folder, params.dtype[0], params.weights))
+        found += [_racer(params, DRAFT_MODEL, replace(BASES[DRAFT_MODEL], k=k), target, both) for k in params.k]
+    if "lookup" in shorts(params):
+        found += [_racer(params, "lookup", replace(BASES["lookup"], k=k), target, facts) for k in params.k]
+    return [replace(racer, theirs=theirs) for racer in found]
+
+
+def shorts(params: Any) -> list[str]:
+    """The methods of parameters without their heads."""
+    return [SHORT.get(short, (short,))[0] for short in params.method]
+
+
 def _racer(params: Any, name: str, method: Method, models: Models, facts: dict[str, Any]) -> Racer:
     (sampling,), dtype = samplings(params), params.dtype[0]
     columns = {
         "head": method.head,
-        "format": format_of(method.head, dtype),
+        "format": format_of(method.head, _written_in(models, dtype)),
         "probes": method.probes or 0,
         "shortlist": method.shortlist or 0,
         "k": 0 if method.writer_is_target else method.k,

@@ -1,0 +1,115 @@
+"""llama.cpp as a contestant: run by the Python that has llama-cpp-python, it answers one JSON line with one.
+
+The loop of speculation is llama.cpp's own example's: draft up to k tokens, check them in one batch, keep what agrees, forget the
+rest in both caches. Nothing of flashspec is imported.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import numpy as np
+
+LONGEST, SHORTEST = 3, 2  # tokens that prompt lookup compares, as ours
+
+
+class Model:
+    """One GGUF file with a context: tokens that its cache holds, and logits of the newest batch."""
+
+    def __init__(self, api: Any, path: str, threads: int, context: int) -> None:
+        self.api, self.held = api, list[int]()
+        self.model = api.llama_model_load_from_file(path.encode(), api.llama_model_default_params())
+        if not self.model:
+            raise ValueError(f"llama.cpp cannot load {path}")
+        settings = api.llama_context_default_params()
+        settings.n_ctx, settings.n_batch, settings.n_threads, settings.n_threads_batch = context, 512, threads, threads
+        self.context = api.llama_init_from_model(self.model, settings)
+        self.words = api.llama_vocab_n_tokens(api.llama_model_get_vocab(self.model))
+        self.batch = api.llama_batch_init(512, 0, 1)
+
+    def forget(self, length: int) -> None:
+        """Keep the first `length` tokens."""
+        self.api.llama_memory_seq_rm(self.api.llama_get_memory(self.context), 0, length, -1)
+        del self.held[length:]
+
+    def read(self, tokens: list[int], scored: int) -> list[int]:
+        """Read tokens behind those held; the best ids behind the last `scored` of them."""
+        for start in range(0, len(tokens), 512):
+            part, batch = tokens[start : start + 512], self.batch
+            batch.n_tokens = len(part)
+            for i, token in enumerate(part):
+                batch.token[i], batch.pos[i], batch.n_seq_id[i] = token, len(self.held) + i, 1
+                batch.seq_id[i][0], batch.logits[i] = 0, start + i >= len(tokens) - scored
+            if self.api.llama_decode(self.context, batch):
+                raise ValueError("llama_decode failed; give a longer context")
+            self.held += part
+        return [self.best(i) for i in range(len(part) - scored, len(part))]
+
+    def best(self, row: int) -> int:
+        """The best id of a row of the newest batch."""
+        return int(np.ctypeslib.as_array(self.api.llama_get_logits_ith(self.context, row), (self.words,)).argmax())
+
+
+def looked_up(text: list[int], k: int) -> list[int]:
+    """Up to k tokens that followed the latest longest earlier occurrence of the last ones."""
+    for span in range(LONGEST, SHORTEST - 1, -1):
+        for at in range(len(text) - span - 1, -1, -1):
+            if text[at : at + span] == text[-span:]:
+                return text[at + span : at + span + k]
+    return []
+
+
+def drafted(draft: Model, text: list[int], k: int) -> list[int]:
+    """k greedy tokens of the draft, whose cache keeps what is still right."""
+    same = 0
+    while same < min(len(draft.held), len(text) - 1) and draft.held[same] == text[same]:
+        same += 1
+    draft.forget(same)
+    found = draft.read(text[same:], 1)
+    while len(found) < k:
+        found += draft.read(found[-1:], 1)
+    return found
+
+
+def decode(target: Model, draft: Model | None, call: dict[str, Any]) -> dict[str, Any]:
+    """Greedy tokens behind the ids of a call, plain or speculative, and what they took."""
+    ids, wanted, how, k = call["ids"], call["tokens"], call["how"], call["k"]
+    target.forget(0)
+    if draft:
+        draft.forget(0)
+    text, rounds, accepted, proposed = [*ids, *target.read(ids, 1)], 0, 0, 0
+    while len(text) < len(ids) + wanted:
+        room = min(k, len(ids) + wanted - len(text) - 1)
+        ahead = list[int]()
+        if how != "plain" and room > 0:
+            ahead = drafted(draft, text, room) if draft and how == "draft" else looked_up(text, room)
+        best = target.read([text[-1], *ahead], 1 + len(ahead))
+        kept = 0
+        while kept < len(ahead) and ahead[kept] == best[kept]:
+            kept += 1
+        text += [*ahead[:kept], best[kept]]
+        target.forget(len(text) - 1)
+        rounds, accepted, proposed = rounds + 1, accepted + kept, proposed + len(ahead)
+    return {"tokens": text[len(ids) :], "rounds": rounds, "accepted": accepted, "drafted": proposed}
+
+
+def main() -> None:
+    """Load the models that the argument names, say what engine this is, then answer calls."""
+    import llama_cpp as api
+
+    asked = json.loads(sys.argv[1])
+    quiet = api.llama_log_callback(lambda level, text, data: None)
+    api.llama_log_set(quiet, None)
+    api.llama_backend_init()
+    threads, context = asked["threads"], asked["context"]
+    target = Model(api, asked["target"], threads, context)
+    draft = Model(api, asked["draft"], threads, context) if asked["draft"] else None
+    print(json.dumps({"version": api.__version__, "system": api.llama_print_system_info().decode()}), flush=True)
+    for line in sys.stdin:
+        print(json.dumps(decode(target, draft, json.loads(line))), flush=True)
+
+
+if __name__ == "__main__":
+    main()
