@@ -20,14 +20,20 @@ from flashspec.measure import clock
 from flashspec.measure.pieces import Ahead, checked, one_token, ready, stand_in_flash, stand_in_preview
 from flashspec.measure.runs import stored_bytes
 from flashspec.models.config import ModelConfig
+from flashspec.models.gguf import opened
+from flashspec.models.gguf_checkpoint import config_of as gguf_config
 from flashspec.models.memory import Form, free_bytes, weight_bytes
+from flashspec.models.pairs import PAIRS, published
 from flashspec.models.synthetic import GROUP, random_rows, reshaped, shape, synthetic
+from flashspec.models.transformer import Transformer
 from flashspec.study.experiment import Experiment, by
 from flashspec.study.parameters import among, at_least, presets_of
 from flashspec.study.racers import dtype_of, format_of, options_of
 
 PIECES = ("projection", "step", "body", "head", "burst", "check")
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "int4": torch.bfloat16}
+FILES = {name if role == "target" else f"{name}-{role}": (name, role) for name, pair in PAIRS.items() for role in pair}
+OWN = "auto"  # the format of a published model's file
 ROWS = 64  # hidden rows that projections take in turn
 
 
@@ -36,10 +42,10 @@ class Params:
     """Which pieces to time, at which shapes. Every list takes one value too."""
 
     piece: tuple[str, ...] = ("projection", "step", "body", "head")  # projection, step, body, head, burst, check
-    shape: tuple[str, ...] = ("reference-draft",)  # shapes by name; a projection's also as IDSxWIDTH, such as 65536x1024
+    shape: tuple[str, ...] = ("reference-draft",)  # shapes by name, or models: qwen, qwen-draft; a projection's also as IDSxWIDTH
     layers: tuple[int, ...] = (0,)  # layers of it; 0 means the shape's own
     spread: tuple[int, ...] = (1,)  # the layers' parameters are spread over so many times fewer, wider layers
-    format: tuple[str, ...] = ("bfloat16",)  # of the weights: bfloat16, float32, int4 (layers only)
+    format: tuple[str, ...] = ("bfloat16",)  # of the weights: bfloat16, float32, int4 (layers only); auto: a file's own
     head: tuple[str, ...] = ("dense", "flash")  # heads
     probes: tuple[int, ...] = (64,)  # clusters that a FlashHead scores
     shortlist: tuple[int, ...] = (2048,)  # ids that a head with a shortlist scores exactly
@@ -54,10 +60,13 @@ class Params:
     def __post_init__(self) -> None:
         among("piece", self.piece, PIECES)
         among("head", self.head, [name for name in HEADS if name != RANKED[1]])
-        among("format", self.format, DTYPES)
+        among("format", self.format, (*DTYPES, OWN))
         at_least(self, layers=0, spread=1, probes=1, shortlist=1, rows=1, k=1, past=1, cold_megabytes=0, repeats=1)
         for name in self.shape:
-            config_of(name, 0, 1)
+            if (name in FILES) != (self.format == (OWN,)):
+                raise ValueError(f"format {OWN} is that of the models {', '.join(FILES)}; got shape {name!r}, {self.format}")
+            if name not in FILES:
+                config_of(name, 0, 1)
             if bare(name) and set(self.piece) != {"projection"}:
                 raise ValueError(f"shape {name!r} is a projection alone; with it, piece must be projection")
 
@@ -127,6 +136,8 @@ def timed(pieces: Sequence[Piece], plan: clock.Plan) -> Iterator[dict[str, Any]]
 
 def config_of(name: str, layers: int, spread: int) -> ModelConfig:
     """A shape's configuration at so many layers (0: its own), its parameters spread over fewer; IDSxWIDTH has one."""
+    if name in FILES:
+        return gguf_config(opened(published(*FILES[name])))
     if bare(name):
         ids, width = map(int, name.split("x"))
         return replace(shape("reference-draft"), vocab_size=ids, hidden=width, layers=1)
@@ -144,17 +155,24 @@ def pieces_of(config: ModelConfig, params: Params) -> Iterator[Piece]:
     """Every piece of one shape, weights shared where formats are."""
     for form in params.format:
         facts = {"shape": params.shape[0], "hidden": config.hidden, "vocab": config.vocab_size}
-        if set(params.piece) == {"projection"}:
+        if set(params.piece) == {"projection"} and form != OWN:
             weight = random_rows(config.vocab_size, config.hidden, DTYPES[form], params.seed).to(params.device)
             yield from _projections(Origin(weight), facts, params)
             continue
         name = f"{params.shape[0]}-AWQ" if form == "int4" else config
-        model = synthetic(name, DTYPES[form], params.seed, device=params.device)
-        deep = {"layers": config.layers, "depth": shape(params.shape[0]).layers, "heads": config.heads, "ffn": config.ffn}
+        own = form == OWN
+        model = model_of(params.shape[0]) if own else synthetic(name, DTYPES[form], params.seed, device=params.device)
+        depth = config.layers if own else shape(params.shape[0]).layers
+        deep = {"layers": config.layers, "depth": depth, "heads": config.heads, "ffn": config.ffn}
         facts |= {**deep, "body": config.body_parameters, "head_parameters": config.head_parameters}
         if "projection" in params.piece:
-            yield from _projections(Origin(model.head_weight, model.norm), facts, params)
+            yield from _projections(Origin(model.vocabulary, model.norm), facts, params)
         yield from _reads(model, {**facts, "past": params.past}, params, form)
+
+
+def model_of(name: str) -> Transformer:
+    """A published model in its file's own bits."""
+    return Transformer.load(published(*FILES[name]))
 
 
 def _projections(origin: Origin, facts: dict[str, Any], params: Params) -> Iterator[Piece]:
@@ -171,7 +189,7 @@ def _reads(model: Any, facts: dict[str, Any], params: Params, form: str) -> Iter
     dense = {"head": "dense", "format": form, "rows_scored": model.config.vocab_size}
     if "body" in params.piece:
         yield Piece({**facts, **dense, "piece": "body", "bytes": layers}, partial(draft.read, 1))
-    for named, head in heads_over(Origin(model.head_weight, model.norm), params):
+    for named, head in heads_over(Origin(model.vocabulary, model.norm), params):
         once = layers + head.bytes_read(1)
         if "step" in params.piece:
             yield Piece({**facts, **named, "piece": "step", "bytes": once}, partial(_next_token, head, partial(draft.read, 1)))
@@ -180,7 +198,7 @@ def _reads(model: Any, facts: dict[str, Any], params: Params, form: str) -> Iter
             yield Piece({**facts, **named, "piece": "head", "bytes": head.bytes_read(1)}, call)
         for k in params.k if "burst" in params.piece else ():
             yield Piece({**facts, **named, "piece": "burst", "k": k, "bytes": k * once}, Ahead(draft, head, k))
-    head = DenseHead(model.norm, model.head_weight)
+    head = DenseHead(model.norm, model.vocabulary)
     for rows in params.rows if "check" in params.piece else ():
         size = layers + head.bytes_read(rows)
         target = ready(model, params.past, max(params.k), rows)
