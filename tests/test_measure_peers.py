@@ -1,10 +1,15 @@
-"""transformers as a contestant: fixed token counts, same k, nothing of the caller's changed."""
+"""Other engines as contestants: fixed token counts, same k, nothing of the caller's changed."""
 
+import os
+import sys
 
 import pytest
 import torch
 
-from flashspec.measure import peers
+import flashspec as fs
+from flashspec.decoding.lookup import LONGEST, SHORTEST, continuation
+from flashspec.measure import llama, llama_driver, peers
+from flashspec.models import pairs
 
 PROMPT = (1, 2, 3)
 
@@ -53,3 +58,75 @@ def test_without_transformers_the_error_names_the_extra(monkeypatch, tmp_path):
     monkeypatch.setattr(peers.importlib, "import_module", absent)
     with pytest.raises(ImportError, match=r"flashspec\[peers\]"):
         peers.Peers.load(tmp_path, tmp_path, torch.float32)
+
+
+class Sums:
+    """A model as llama.cpp's driver sees one: the next token is a function of the text that its cache holds."""
+
+    def __init__(self, wrong=0):
+        self.held, self.wrong, self.batches = [], wrong, []
+
+    def forget(self, length):
+        del self.held[length:]
+
+    def read(self, tokens, scored):
+        best = []
+        for token in tokens:
+            self.held.append(token)
+            best.append((sum(self.held) * 7 + len(self.held) + (self.wrong and len(self.held) % self.wrong == 0)) % 11)
+        self.batches.append(len(tokens))
+        return best[len(best) - scored :]
+
+
+def greedy(ids, count):
+    model, text = Sums(), list(ids)
+    text += model.read(ids, 1)
+    while len(text) < len(ids) + count:
+        text += model.read(text[-1:], 1)
+    return text[len(ids) :]
+
+
+@pytest.mark.parametrize("how", ["plain", "draft", "lookup"])
+@pytest.mark.parametrize("k", [1, 3, 5])
+def test_llama_cpps_loop_gives_plain_decodings_text(how, k):
+    target, draft, call = Sums(), Sums(wrong=3), {"ids": [1, 2, 1, 2], "tokens": 40, "how": how, "k": k}
+    found = llama_driver.decode(target, draft, call)
+    assert found["tokens"] == greedy([1, 2, 1, 2], 40) and target.held == [1, 2, 1, 2, *found["tokens"]][:-1]
+    assert found["rounds"] + found["accepted"] == 39 and max(target.batches[1:]) <= k + 1
+    assert (found["drafted"] > 0) == (how != "plain") and found["accepted"] <= found["drafted"]
+    assert how != "draft" or sum(draft.batches) < 2 * (40 + k * found["rounds"])  # its cache is kept between rounds
+    assert llama_driver.decode(target, draft, call) == found
+
+
+def test_a_perfect_draft_is_accepted_whole_and_lookup_is_ours():
+    found = llama_driver.decode(Sums(), Sums(), {"ids": [3], "tokens": 41, "how": "draft", "k": 4})
+    assert found["accepted"] == found["drafted"] == 32 and found["rounds"] == 8
+    text = [5, 6, 7, 8, 9, 1, 6, 7, 2, 5, 6, 7]
+    assert llama_driver.looked_up(text, 3) == [8, 9, 1]
+    assert llama_driver.looked_up(text, 1) == continuation(torch.tensor(text), LONGEST, SHORTEST).tolist()
+    assert llama_driver.looked_up([1, 2, 3, 4], 3) == []
+
+
+def test_llama_cpp_is_refused_in_words_where_it_is_missing_or_fails(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv(llama.PYTHON, raising=False)
+    (file := tmp_path / "model.gguf").write_bytes(b"GGUF")
+    with pytest.raises(FileNotFoundError, match="make peer-llama"):
+        llama.Llama(file, None, 64)
+    monkeypatch.setenv(llama.PYTHON, sys.executable)
+    with pytest.raises(ValueError, match="reads GGUF files, got folder"):
+        llama.Llama(tmp_path / "folder", None, 64)
+    with pytest.raises(ValueError, match="ended without an answer"):
+        llama.Llama(file, None, 64)
+
+
+@pytest.mark.skipif(not os.environ.get(llama.PYTHON), reason=f"needs llama-cpp-python: {llama.PYTHON}")
+def test_llama_cpp_writes_our_text_on_smollm2():
+    if not any((home / pairs.PAIRS["smollm2"]["target"].file).is_file() for home in pairs.homes()):
+        pytest.skip("needs SmolLM2's file: flashspec fetch smollm2")
+    models = fs.load(target="smollm2")
+    ids = models.encode("def add(a, b):\n    return")
+    theirs = llama.Llama(models.folders["target"], None, 256)
+    wanted = fs.generate(models, ids, "baseline", max_new_tokens=12, stop=()).tokens
+    assert theirs.greedy(ids, 12)["tokens"] == theirs.greedy(ids, 12, 4, "lookup")["tokens"] == wanted
+    theirs.close()
