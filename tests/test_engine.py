@@ -60,6 +60,14 @@ def test_compiled_rows_do_not_depend_on_how_the_text_was_cut(changes, dtype):
         assert torch.equal(rows(KernelEngine(made, 0, 3, 64), *cuts), whole)
 
 
+def test_a_long_prompt_is_carried_in_chunks(monkeypatch):
+    made, (whole, parts) = model({}), (KernelEngine(model({}), 0, 3, 64) for _ in range(2))
+    wanted = rows(whole)
+    monkeypatch.setattr("flashspec.models.engine.CHUNK", 7)
+    assert torch.equal(rows(parts), wanted) and len(parts._scratch) < len(whole._scratch)
+    assert not torch.equal(rows(KernelEngine(made, 0, 3, 64), ids=IDS.flip(0)), wanted)
+
+
 @pytest.mark.parametrize(("weights", "loss"), [("int8", 0.03), ("int4", 0.5)])
 @pytest.mark.parametrize("changes", [
     {"head_dim": 16}, {"hidden": 144, "ffn": 160, "head_dim": 16}, {**SHAPES[-1], "ffn": 64, "head_dim": 16},

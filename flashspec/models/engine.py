@@ -67,6 +67,7 @@ class TorchEngine:
         return x[0]
 
 
+CHUNK = 256  # rows of a prompt that are carried at once
 SHAPE, LAYER = structure("Shape"), structure("Layer")
 
 
@@ -127,14 +128,19 @@ class KernelEngine:
         return self.model.embed(tokens).float()
 
     def run(self, x: Tensor, start: int) -> Tensor:
-        x, threads = (self.model.place(x, start) if self.lowest else x).contiguous(), torch.get_num_threads()
-        shape, numbers = ctypes.byref(self._shape), [ctypes.c_int64(n) for n in (len(x), start, threads)]
+        x = (self.model.place(x, start) if self.lowest else x).contiguous()
+        for at in range(0, len(x), CHUNK):
+            self._carry(x[at : at + CHUNK], start + at)
+        return x
+
+    def _carry(self, x: Tensor, start: int) -> None:
+        """Rows of a chunk in place; scratch is as large as the largest chunk needed."""
+        shape, numbers = ctypes.byref(self._shape), [ctypes.c_int64(n) for n in (len(x), start, torch.get_num_threads())]
         needed = compiled().fs_scratch(shape, numbers[0], numbers[2])
         if needed > len(self._scratch):
             self._scratch = torch.empty(needed)
         address, scratch = ctypes.c_void_p(x.data_ptr()), ctypes.c_void_p(self._scratch.data_ptr())
         compiled().fs_span(shape, self._layers, ctypes.c_int64(self.count), address, *numbers, scratch)
-        return x
 
 
 Engine = TorchEngine | KernelEngine
