@@ -12,6 +12,8 @@ from flashspec.study.compare import CONTEXT, FEWEST, MANY, WHO, groups, over_med
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+    from flashspec.study.tables import Results
+
 STAGES = ("projection", "draft step", "text, eager", "text, deferred")
 SHAPES = {"reference-draft": "main", "reference-shallow": "shallow"}  # shapes that are shipped drafts
 PIECES = {"projection": "projection", "step": "draft step"}
@@ -122,9 +124,20 @@ def by_format(table: DataFrame) -> DataFrame:
     return table.pivot_table(index=keys, columns="format", values="ratio").reset_index().rename_axis(columns=None)
 
 
-def peers(frame: DataFrame) -> DataFrame:
-    """flashspec over transformers on the same prompts, plain and with the draft, each engine at its best k."""
+def together(*found: Results | None) -> DataFrame:
+    """The races that are stored, in one table."""
+    import pandas
+
+    return pandas.concat([each.frame for each in found if each is not None], ignore_index=True)
+
+
+def peers(frame: DataFrame, other: str = "transformers") -> DataFrame:
+    """flashspec over another engine on the same prompts: plain, with the draft at each one's best k, and each at its fastest."""
+    import pandas
+
     rows = frame[(frame["head"] == "dense") & frame["method"].isin(["baseline", "draft_model"])]
     mode = np.where(rows["method"] == "baseline", "plain", "with the draft")
-    rows = rows.assign(mode=mode, side=rows["engine"], engine="", method="")
-    return compare.gain(rows, {"side": "transformers"}, [*CONTEXT, "mode"], ["side"])
+    way = frame["draft"] + " " + frame["method"] + " " + frame["head"]
+    rows = pandas.concat([rows.assign(mode=mode), frame.assign(mode="each at its fastest", exits=way)], ignore_index=True)
+    rows = rows.assign(side=rows["engine"], engine="", method="")
+    return compare.gain(rows, {"side": other}, [*CONTEXT, "mode"], ["side"])
