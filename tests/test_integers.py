@@ -1,5 +1,6 @@
 """Integer products: the same bits from every instruction set, for any number of rows, and what the codes mean."""
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -10,7 +11,8 @@ import torch
 
 from flashspec import kernels
 from flashspec.kernels import integers
-from flashspec.kernels.build import ISAS, library, use_isa
+from flashspec.kernels.build import FLAGS, ISAS, compiler, library, use_isa
+from flashspec.kernels.source import SOURCE
 
 ROOT = Path(__file__).parents[1]
 SHAPES = [(32, 16), (96, 48), (576, 33), (1536, 160), (40, 50), (33, 7), (12, 5)]
@@ -24,7 +26,7 @@ def noise(rows, depth, seed=0):
 
 def here():
     found = []
-    for name in ISAS:
+    for name in ISAS[:4]:  # tiles have their own test: they are used by name alone
         try:
             found.append(use_isa(library(), name))
         except ValueError:
@@ -124,3 +126,31 @@ def test_an_instruction_set_is_forced_and_one_that_is_not_here_is_refused():
     assert said("generic").stdout.strip() == "generic"
     assert said("").stdout.strip() == here()[0]
     assert "FLASHSPEC_ISA=mmx is no instruction set of this machine; it has" in said("mmx").stderr
+
+
+@compiled
+@bits
+def test_the_tile_kernel_gives_the_same_bits_on_a_twin_of_the_instructions(bits, tmp_path_factory):
+    if here()[0] != "avx512vnni":
+        pytest.skip("the tile kernel adds up with AVX512")
+    twin = tiles(tmp_path_factory.getbasetemp())
+    weight = kernels.pack(noise(50, 336, seed=1), bits)
+    for rows in range(1, 17):
+        x, out = noise(rows, 336), torch.empty(rows, 50)
+        numbers = [ctypes.c_int64(n) for n in (rows, integers.KINDS[weight.kind], 50, 336)]
+        places = [ctypes.c_void_p(t.data_ptr()) for t in (x, weight.cells, out)]
+        twin.fs_linear(places[0], numbers[0], places[1], *numbers[1:], places[2])
+        assert torch.equal(out, integers.packed_linear(x, weight))
+    assert not torch.equal(out, integers.packed_linear(x.flip(0), weight))
+
+
+def tiles(folder):
+    """The kernels compiled against tests/tiles_twin.h, on their tile products."""
+    made = folder / "tiles.so"
+    if not made.exists():
+        command = [compiler(), *FLAGS, f'-DTILES_TWIN="{ROOT / "tests" / "tiles_twin.h"}"', str(SOURCE), "-o", str(made), "-lm"]
+        subprocess.run(command, check=True, capture_output=True)
+    twin = ctypes.CDLL(str(made))
+    twin.fs_isa.restype = ctypes.c_int64
+    assert twin.fs_isa(ctypes.c_int64(ISAS.index("amx"))) == ISAS.index("amx")
+    return twin

@@ -28,7 +28,7 @@ from flashspec.once import Once
 from flashspec.provenance import cpu_flags, cpu_name
 
 FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-fopenmp", "-shared", "-fPIC")
-ISAS = ("avx512vnni", "avxvnni", "avx2", "generic")  # of integer products, as the source counts them
+ISAS = ("avx512vnni", "avxvnni", "avx2", "generic", "amx")  # of integer products, as the source counts them
 FASTEST, IN_USE = -1, -2
 LINES = 5  # of a compiler's complaint
 

@@ -2,6 +2,15 @@
 #pragma once
 #include "integers.h"
 #include <immintrin.h>
+#if defined(__linux__) && __has_include(<amxint8intrin.h>)
+#define TILES
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#ifdef TILES_TWIN
+#include TILES_TWIN
+#endif
+#endif
 
 #define FETCHED(KIND) for (int64_t line = 0; line < cell_of(KIND); line += 64) _mm_prefetch((const char *)cell + AHEAD + line, _MM_HINT_T0)
 
@@ -33,6 +42,14 @@ INLINE __m512i four_512(const int8_t *x) {
     return _mm512_set1_epi32(four);
 }
 
+// A cell's part of a row: of a 4-bit cell `a` are the whole products, else `a` and `b` those of its halves.
+INLINE __m512 added_512(__m512 sum, int kind, __m512i a, __m512i b, const Rounded *group, __m512 first, __m512 second) {
+    __m512 scale = _mm512_set1_ps(group->scale);
+    sum = _mm512_fmadd_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(a), scale), first, sum);
+    if (kind == U4) return _mm512_fnmadd_ps(_mm512_set1_ps(group->offset), second, sum);
+    return _mm512_fmadd_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(b), scale), second, sum);
+}
+
 INLINE void rows_512(const uint8_t *cells, int kind, int64_t count, int rows, const int8_t *codes, const Rounded *groups, float *out, int64_t stride) {
     __m512 sum[AT_ONCE];
     for (int r = 0; r < rows; r++) sum[r] = _mm512_setzero_ps();
@@ -52,14 +69,7 @@ INLINE void rows_512(const uint8_t *cells, int kind, int64_t count, int rows, co
                 a = _mm512_dpbusd_epi32(a, w[j], four_512(x + j * 4));
                 b = _mm512_dpbusd_epi32(b, w[j + 4], four_512(x + 16 + j * 4));
             }
-            __m512 scale = _mm512_set1_ps(group->scale);
-            if (kind == U4) {
-                sum[r] = _mm512_fmadd_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_add_epi32(a, b)), scale), first, sum[r]);
-                sum[r] = _mm512_fnmadd_ps(_mm512_set1_ps(group->offset), second, sum[r]);
-            } else {
-                sum[r] = _mm512_fmadd_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(a), scale), first, sum[r]);
-                sum[r] = _mm512_fmadd_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(b), scale), second, sum[r]);
-            }
+            sum[r] = added_512(sum[r], kind, kind == U4 ? _mm512_add_epi32(a, b) : a, b, group, first, second);
         }
     }
     for (int r = 0; r < rows; r++) _mm512_storeu_ps(out + r * stride, sum[r]);
@@ -96,6 +106,72 @@ INLINE void rows_512(const uint8_t *cells, int kind, int64_t count, int rows, co
 
 ANY_KIND(rows_512, avx512)
 #pragma GCC pop_options
+
+#ifdef TILES
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512vl,f16c,fma,amx-tile,amx-int8")
+// What a processor is told of its tiles: bytes of a row, and rows.
+typedef struct Tiles {
+    uint8_t palette, start, nothing[14];
+    uint16_t bytes[16];
+    uint8_t rows[16];
+} Tiles;
+
+// Tiles 0 and 1 hold the products of a cell's halves, 2 and 3 the rows' codes, 4 and 5 the cell's: its vectors lie as the
+// instruction wants them.
+static void product_amx(const uint8_t *cells, int kind, int64_t count, int rows, const int8_t *codes, const Rounded *groups, float *out, int64_t stride) {
+    Tiles tiles = {.palette = 1, .bytes = {64, 64, 16, 16, 64, 64}, .rows = {(uint8_t)rows, (uint8_t)rows, (uint8_t)rows, (uint8_t)rows, 4, 4}};
+    __m512i w[8], dots[2][AT_ONCE];
+    __m512 sum[AT_ONCE];
+    _tile_loadconfig(&tiles);
+    for (int r = 0; r < rows; r++) sum[r] = _mm512_setzero_ps();
+    for (int64_t g = 0; g < count; g++) {
+        const uint8_t *cell = cells + g * cell_of(kind), *numbers = cell + codes_of(kind);
+        FETCHED(kind);
+        cell_512(cell, kind, w);
+        __asm__ volatile("" ::: "memory");  // tiles are loaded from memory, behind the compiler's back
+        _tile_loadd(2, codes + g * CELL, count * CELL);
+        _tile_loadd(3, codes + g * CELL + 16, count * CELL);
+        _tile_loadd(4, w, 64);
+        _tile_loadd(5, w + 4, 64);
+        _tile_zero(0);
+        _tile_dpbsud(0, 2, 4);
+        if (kind == U4) {
+            _tile_dpbsud(0, 3, 5);
+        } else {
+            _tile_zero(1);
+            _tile_dpbsud(1, 3, 5);
+            _tile_stored(1, dots[1], 64);
+        }
+        _tile_stored(0, dots[0], 64);
+        __asm__ volatile("" ::: "memory");
+        __m512 first = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)numbers));
+        __m512 second = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(numbers + 32)));
+        for (int r = 0; r < rows; r++) {
+            const Rounded *group = groups + r * count + g;
+            __m512i a = dots[0][r], b = dots[1][r];
+            if (kind != U4) {
+                a = _mm512_sub_epi32(a, _mm512_set1_epi32(centre_of(kind) * group->sums[0]));
+                b = _mm512_sub_epi32(b, _mm512_set1_epi32(centre_of(kind) * group->sums[1]));
+            }
+            sum[r] = added_512(sum[r], kind, a, b, group, first, second);
+        }
+    }
+    _tile_release();
+    for (int r = 0; r < rows; r++) _mm512_storeu_ps(out + r * stride, sum[r]);
+}
+#pragma GCC pop_options
+
+// Whether the processor has tiles and the system grants them to this process.
+static int has_amx(void) {
+#ifdef TILES_TWIN
+    return 1;
+#endif
+    unsigned a, b, c, d;
+    int there = __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d >> 24 & 3) == 3;
+    return there && __builtin_cpu_supports("avx512bw") && !syscall(SYS_arch_prctl, 0x1023, 18);
+}
+#endif
 
 // 256 bits: the eight upper lanes of a panel after the eight lower ones.
 #pragma GCC push_options

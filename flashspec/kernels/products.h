@@ -142,7 +142,7 @@ static void many_rows(const float *x, int64_t rows, Span s, float *out, int64_t 
 
 static int everywhere(void) { return 1; }
 
-// The instruction sets of products with integers, the fastest first; any of them gives the same bits.
+// The instruction sets of products with integers, the fastest first, and behind the last resort what is only used by name; any of them gives the same bits.
 static const struct Isa {
     int64_t number;
     Product *product;
@@ -154,6 +154,9 @@ static const struct Isa {
     {2, product_avx2, has_avx2},
 #endif
     {3, product_generic, everywhere},
+#ifdef TILES
+    {4, product_amx, has_amx},  // by name alone, as long as it has run nowhere but in its twin
+#endif
 };
 static Product *panel_of_integers = product_generic;
 
