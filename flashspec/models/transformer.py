@@ -166,6 +166,14 @@ class Layer(nn.Module):
         return x + self.mlp(self.mlp_norm(x))
 
 
+class Embedding(nn.Embedding):
+    """An embedding that draws no numbers where it has no memory: torch compiles that on the meta device, after a second's imports."""
+
+    def reset_parameters(self) -> None:
+        if not self.weight.is_meta:
+            super().reset_parameters()
+
+
 class Transformer(nn.Module):
     """Embedding, layers, final norm and vocabulary weight of one model.
 
@@ -176,7 +184,7 @@ class Transformer(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.embed = nn.Embedding(config.vocab_size, config.hidden)
+        self.embed = Embedding(config.vocab_size, config.hidden)
         self.positions = Positions(config) if config.learned_positions else None
         self.rope = Rope(config)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
