@@ -186,7 +186,8 @@ class Transformer(nn.Module):
         self.config = config
         self.embed = Embedding(config.vocab_size, config.hidden)
         self.positions = Positions(config) if config.learned_positions else None
-        self.rope = Rope(config)
+        with torch.device("cpu"):  # angles are numbers, even where the weights have no memory yet
+            self.rope = Rope(config)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
         self.norm = norm_of(config.hidden, config)
         self.head = None if config.tied else nn.Linear(config.hidden, config.vocab_size, bias=False)
@@ -206,7 +207,7 @@ class Transformer(nn.Module):
         found = GgufCheckpoint(Path(folder), dtype, weights) if one_file else checkpoint.opened(folder, dtype, device, weights)
         with torch.device("meta"):
             model = cls(found.config)
-        model.rope = Rope(found.config).to(found.device)
+        model.rope.to(found.device)
         found.fill(model)
         return model.eval()
 
