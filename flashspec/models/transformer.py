@@ -167,7 +167,7 @@ class Layer(nn.Module):
 
 
 class Embedding(nn.Embedding):
-    """An embedding that draws no numbers where it has no memory: torch compiles that on the meta device, after a second's imports."""
+    """An embedding that draws no numbers where it has no memory: for that torch imports its compiler, which takes a second."""
 
     def reset_parameters(self) -> None:
         if not self.weight.is_meta:
