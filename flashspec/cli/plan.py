@@ -54,18 +54,19 @@ def _of_models(options: Mapping[str, Any], acceptance: Given | None, question: Q
     if options["heads"] is None and own_method(models) == "dense":
         question = replace(question, heads=tuple(head for head in question.heads if not head.startswith("flash")))
         say("no FlashHead has been built for this draft: planned without; `flashspec heads build` builds one")
-    prompts, turns = load_prompts(options["prompts"], question.per_kind, models), 0
+    prompts = load_prompts(options["prompts"], question.per_kind, models)[: 1 if acceptance else None]
     if not acceptance and len(prompts) < FEWEST:
         raise ValueError(f"an interval needs at least {FEWEST} texts, got {len(prompts)}: give more --prompts, or --acceptance")
-    evidence = observe(models, question, prompts[:1] if acceptance else prompts, until, lambda line: None if turns else say(line))
-    for costs, texts in evidence:
-        turns = len(costs.turns)
-        say(estimate(ranked(costs, acceptance or texts, question.methods)[0], turns))
-    if turns < FEWEST:
-        raise ValueError(f"no advice: {turns} of the {FEWEST} turns that an interval needs fit into the time; give more --seconds")
+    costs, known, each = PairCosts((), question.timed), acceptance, ""
+    for costs, texts in observe(models, question, prompts, until, say):
+        known, each = acceptance or texts, f"{texts.length} tokens for each of {len(prompts)} prompts"
+        say(estimate(ranked(costs, known, question.methods)[0], len(costs.turns)))
     say(machine(load_before, usable_cores(), costs))
-    told = f"replayed on the target's own texts, {texts.length} tokens for each of {len(prompts)} prompts"
-    return question, costs, acceptance or texts, {"costs": f"{HERE} in {turns} turns", **(GIVEN if acceptance else {"acceptance": told})}
+    if known is None or len(costs.turns) < FEWEST:
+        needed = f"{len(costs.turns)} of the {FEWEST} turns that an interval needs"
+        raise ValueError(f"no advice: only {needed} fit into {question.seconds:g} s; give more --seconds")
+    told = {"acceptance": f"replayed on the target's own texts, {each}"}
+    return question, costs, known, {"costs": f"{HERE} in {len(costs.turns)} turns", **(GIVEN if acceptance else told)}
 
 
 def say(line: str) -> None:

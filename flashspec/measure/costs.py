@@ -59,9 +59,9 @@ class PairCosts:
 
     @property
     def spread(self) -> float:
-        """How far the slowest plain step lies above the fastest, as a share of the median."""
+        """How far the slowest plain step lies above the fastest, as a share of the median; 0 before the first turn."""
         steps = [turn["step"] for turn in self.turns]
-        return (max(steps) - min(steps)) / median(steps)
+        return (max(steps) - min(steps)) / median(steps) if steps else 0.0
 
     def medians(self, turns: Sequence[Turn] | None = None) -> dict[str, float]:
         """The middle value of every part over these turns, or over all."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice, product
@@ -194,20 +195,28 @@ def observe(
 ) -> Iterator[tuple[PairCosts, Texts]]:
     """Costs of a pair on this machine, and its writers' chances on what the target writes for these prompts, turn after turn.
 
-    A turn lengthens the texts, until there are all, and times every part once; `say` is told of each as it comes. Ends after
-    the question's repeats, or where one more turn would end after `until`, by `clock.now`.
+    A turn lengthens the texts, until there are all, and times every part once; `say` is told of each in the first. Ends after the
+    question's repeats, where one more turn would end after `until`, or within a turn at that time, by `clock.now`.
     """
     check_smaller(models.model("draft").config.body_parameters, models.target.config.body_parameters)
     sample, turns, device, start = Sample(models, question, prompts), list[Turn](), str(models.target.device), clock.now()
-    sample.lengthen(say)
-    groups = parts_of(models, question.writers, question.timed, sample.grown[0].ids, question.sampling)
-    for turn in islice(turns_of(lambda: settled_turn(groups, device, say)), question.repeats):
-        turns.append(turn)
-        yield PairCosts(tuple(turns), question.timed), sample.texts
-        if 2 * clock.now() - start > until:
-            return
-        start = clock.now()
-        sample.lengthen(say)
+
+    def tick(line: str) -> None:
+        if clock.now() > until:
+            raise TimeoutError
+        if not turns:
+            say(line)
+
+    with suppress(TimeoutError):
+        sample.lengthen(tick)
+        groups = parts_of(models, question.writers, question.timed, sample.grown[0].ids, question.sampling)
+        for turn in islice(turns_of(lambda: settled_turn(groups, device, tick)), question.repeats):
+            turns.append(turn)
+            yield PairCosts(tuple(turns), question.timed), sample.texts
+            if 2 * clock.now() - start > until:
+                return
+            start = clock.now()
+            sample.lengthen(tick)
 
 
 def stated_costs(times: Mapping[str, float]) -> PairCosts:
