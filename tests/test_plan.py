@@ -1,7 +1,8 @@
 """A plan finds the best setting where it is known, says no where nothing pays, and refuses what cannot be true."""
 
 from dataclasses import replace
-from itertools import product
+from itertools import count, product
+from types import SimpleNamespace
 
 import pytest
 import shelf
@@ -9,14 +10,17 @@ import tiny
 import toys
 
 from flashspec.cli.main import status
+from flashspec.cli.plan import draft_of
 from flashspec.decoding.method import Method
+from flashspec.heads import registry
 from flashspec.measure import costs as pricing
+from flashspec.measure import planning
 from flashspec.measure.costs import SETTLING, Cut, PairCosts, name_of, parts_of, settled_turn, stretched_turn
 from flashspec.measure.planning import Given, Question, Texts, advise, forecast, head_cases, observe, stated_costs
 from flashspec.measure.prompts import Prompt
 from flashspec.models.synthetic import synthetic
 from flashspec.study import advice
-from flashspec.theory import Costs, break_even, replayed_all, round_time, speedup, throughput, tokens_per_check
+from flashspec.theory import Costs, Interval, break_even, replayed_all, round_time, speedup, throughput, tokens_per_check
 
 PUBLISHED = {"step": 60.0, "draft": 6.69, "check": 60.0}
 QUESTION = Question(heads=("dense",), finalizes=("deferred", "eager"), max_k=12)
@@ -97,7 +101,8 @@ def observed():
     models = toys.duo()
     question = Question(probes=(2, 3), max_k=3, new_tokens=24, repeats=3)
     prompts = [Prompt("code", tuple(toys.PROMPT)), Prompt("prose", (9, 8, 2)), Prompt("tests", (5, 5, 1))]
-    return (models, question, prompts, *observe(models, question, prompts))
+    *_, (costs, texts) = observe(models, question, prompts)
+    return models, question, prompts, costs, texts
 
 
 def test_a_plan_measures_every_part_and_counts_what_live_decodes_count(observed):
@@ -118,7 +123,7 @@ def test_a_plan_recommends_what_its_own_numbers_say(observed):
     rates = {m: speedup(forecast(costs, texts, m).tar, costs.costs(m)[0], m.k, costs.costs(m)[1]) for m in question.methods}
     assert rates[found[0].method] == max(rates.values()) and len(found) == len(question.writers) * 2
     said = "\n".join(advice.lines(found, {"costs": "here"}))
-    assert "break-even" in said and "runner-up" in said and "95 % interval" in said
+    assert "break-even" in said and "95 % interval" in said and said.count("deferred") == 1 + len(question.writers)
     for share, warned in ((2, True), (0.5, False)):
         told = advice.lines([found[0]._replace(step=share * found[0].parts["verify"])], {})
         assert any("beware: a check was timed shorter" in line for line in told) == warned
@@ -229,6 +234,50 @@ def test_the_command_plans_a_pair_and_says_where_its_numbers_come_from(folders, 
     assert "predicted" in said and "measured on this machine" in said and "replayed on the target's own texts" in said
     assert status(["plan", "heads", *pair, *few, "--k", "2"]) == 0
     assert "must keep more than" in capsys.readouterr().out
+
+
+def test_a_person_who_waits_sees_every_piece_an_estimate_and_the_machine(folders, prompts, capsys, monkeypatch):
+    pair = ["plan", "--target", str(folders["target"]), "--draft", str(folders["draft"]), "--prompts", prompts]
+    few = ["--max-k", "2", "--new-tokens", "8", "--repeats", "3"]
+    monkeypatch.setattr(registry, "BUILT_NOW", 1)
+    assert status([*pair, *few]) == 0
+    out, said = capsys.readouterr()
+    told = ("no FlashHead has been", "text 3 of 3", "burst 2 dense: ", "first estimate: ", "after 3 turns: ", "a load of ")
+    places = [said.index(word) for word in told]
+    assert [said.count(word) for word in told] == [1] * 6 and places == sorted(places)
+    assert "flash" not in out and "8 tokens for each of 3 prompts" in out
+    assert status([*pair, *few, "--seconds", "0"]) == 2
+    assert "only 0 of the 3 turns that an interval needs fit into 0 s; give more --seconds" in capsys.readouterr().err
+    assert status([*pair, *few, "--heads", "flash"]) == 2 and "heads build" in capsys.readouterr().err
+
+
+def test_measuring_ends_where_one_more_turn_would_end_too_late(observed, monkeypatch):
+    models, question, prompts, *_ = observed
+    ticks = count()
+    monkeypatch.setattr(planning, "clock", SimpleNamespace(now=lambda: float(next(ticks))))
+    assert len(list(observe(models, question, prompts))) == 3
+    turn = next(ticks) / 3
+    for turns in (0, 1, 2, 3):
+        ticks = count()
+        assert len(list(observe(models, question, prompts, until=(turns + 0.5) * turn))) == turns
+
+
+def test_the_draft_is_the_targets_own_unless_one_is_named(capsys):
+    assert [draft_of({"draft": named, "target": "qwen", "times": None}) for named in ("auto", "shallow")] == ["qwen", "shallow"]
+    assert status(["plan", "--target", "qwen3-32b", "--acceptance", "0.8"]) == 2
+    assert "no draft belongs to 'qwen3-32b' by name: give --draft" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("load", "spread", "busy"), [(0.3, 0.0, False), (0.3, 0.2, True), (1.7, 0.0, True)])
+def test_a_busy_machine_is_called_busy(load, spread, busy):
+    turns = tuple({"step": 60.0 + 60 * spread * i} for i in range(3))
+    assert advice.machine(load, 2, PairCosts(turns, (1,))).startswith("this machine is busy") == busy
+
+
+def test_an_interval_wider_than_a_factor_of_two_gives_no_advice():
+    found = advise(stated(), Given((0.8,)), QUESTION.methods)[0]
+    words = [advice.verdict(found._replace(speedup=Interval(1.5, low, 2.3))) for low in (1.1, 1.2)]
+    assert words[0].startswith("no advice: the interval is wider than a factor of two") and words[1] == "speculate:"
 
 
 def test_flags_that_would_be_lost_or_say_nothing_are_refused(capsys):

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import click
 
-from flashspec.cli.flags import DRAFT, PRECISION, PROMPTS, K, Value, given, option, with_flags, with_options
-from flashspec.decoding.models import REFERENCE, load
+from flashspec.cli.flags import PRECISION, PROMPTS, K, Value, given, option, with_flags, with_options
+from flashspec.decoding.generate import own_method
+from flashspec.decoding.models import REFERENCE, load, own_draft
+from flashspec.measure import clock
 from flashspec.measure.costs import PairCosts, cuts_of, shape_costs
-from flashspec.measure.planning import Acceptance, Given, Question, advise, head_cases, observe, stated_costs
+from flashspec.measure.planning import FEWEST, Acceptance, Given, Question, advise, head_cases, observe, ranked, stated_costs
 from flashspec.measure.prompts import load_prompts
 from flashspec.models.synthetic import LABEL, SHAPES
-from flashspec.study.advice import head_lines, lines
+from flashspec.provenance import usable_cores
+from flashspec.study.advice import estimate, head_lines, lines, machine
 from flashspec.study.parameters import parse_value
 
 HEADS = {"heads": ("dense", "int8", "flash"), "probes": (32, 64, 128, 256), "shortlists": (512, 2048)}
 HERE = "measured on this machine"
 GIVEN = {"acceptance": "given, the same for every head"}
-Found = tuple[PairCosts, Acceptance, dict[str, str]]
+ENDING = 3.0  # seconds kept for the program's start and for the intervals
+Found = tuple[Question, PairCosts, Acceptance, dict[str, str]]
 
 
 def is_shape(name: str) -> bool:
@@ -30,19 +35,43 @@ def is_shape(name: str) -> bool:
 
 
 def evidence(options: Mapping[str, Any], question: Question) -> Found:
-    """Costs and acceptance of what was asked about, and where each comes from."""
+    """What was asked about in the end, its costs and acceptance, and where each comes from."""
     rates, names = options["acceptance"], (options["target"], options["draft"])
     acceptance = None if rates is None else Given(rates)
     if options["times"]:
         pairs = (piece.partition("=") for piece in options["times"].split(","))
         costs = stated_costs({name.strip(): parse_value("times", float, value) / 1000 for name, _, value in pairs})
-        return costs, _needed(acceptance, "times say nothing about the text"), {"costs": "stated", **GIVEN}
+        return question, costs, _needed(acceptance, "times say nothing about the text"), {"costs": "stated", **GIVEN}
     if any(map(is_shape, names)):
         return _of_shapes(names, _needed(acceptance, LABEL), question)
+    return _of_models(options, acceptance, question)
+
+
+def _of_models(options: Mapping[str, Any], acceptance: Given | None, question: Question) -> Found:
+    """Measured within the question's seconds, with an estimate on standard error after every turn."""
+    until, load_before = clock.now() + question.seconds - ENDING, os.getloadavg()[0]
     models = load(*(options[name] for name in ("target", "draft", "dtype", "device", "weights")))
-    costs, texts = observe(models, question, load_prompts(options["prompts"], question.per_kind, models))
-    told = f"replayed on the target's own texts, {question.new_tokens} tokens for each of {question.per_kind} prompts a kind"
-    return costs, acceptance or texts, {"costs": HERE, **(GIVEN if acceptance else {"acceptance": told})}
+    if options["heads"] is None and own_method(models) == "dense":
+        question = replace(question, heads=tuple(head for head in question.heads if not head.startswith("flash")))
+        say("no FlashHead has been built for this draft: planned without; `flashspec heads build` builds one")
+    prompts = load_prompts(options["prompts"], question.per_kind, models)[: 1 if acceptance else None]
+    if not acceptance and len(prompts) < FEWEST:
+        raise ValueError(f"an interval needs at least {FEWEST} texts, got {len(prompts)}: give more --prompts, or --acceptance")
+    costs, known, each = PairCosts((), question.timed), acceptance, ""
+    for costs, texts in observe(models, question, prompts, until, say):
+        known, each = acceptance or texts, f"{texts.length} tokens for each of {len(prompts)} prompts"
+        say(estimate(ranked(costs, known, question.methods)[0], len(costs.turns)))
+    say(machine(load_before, usable_cores(), costs))
+    if known is None or len(costs.turns) < FEWEST:
+        needed = f"{len(costs.turns)} of the {FEWEST} turns that an interval needs"
+        raise ValueError(f"no advice: only {needed} fit into {question.seconds:g} s; give more --seconds")
+    told = {"acceptance": f"replayed on the target's own texts, {each}"}
+    return question, costs, known, {"costs": f"{HERE} in {len(costs.turns)} turns", **(GIVEN if acceptance else told)}
+
+
+def say(line: str) -> None:
+    """Progress, on standard error."""
+    click.echo(line, err=True)
 
 
 def _needed(acceptance: Given | None, why: str) -> Given:
@@ -57,9 +86,18 @@ def _of_shapes(names: tuple[str, str], acceptance: Given, question: Question) ->
         raise ValueError(f"{odd[0]} is no published shape and the other model is one: give two shapes, or two checkpoints")
     cuts = cuts_of(*names)
     where = ", ".join(cut.label for cut in cuts)
-    click.echo(f"timing {where} on this machine; large shapes take minutes", err=True)
+    say(f"timing {where} on this machine; large shapes take minutes")
     costs = shape_costs(cuts, question.writers, question.timed, question.repeats)
-    return costs, acceptance, {"costs": f"{HERE}, {LABEL}: {where}", **GIVEN}
+    return question, costs, acceptance, {"costs": f"{HERE}, {LABEL}: {where}", **GIVEN}
+
+
+def draft_of(options: Mapping[str, Any]) -> str:
+    """The draft that was named, or else the target's own; ValueError where it has none and costs are to be measured."""
+    named, target = options["draft"], options["target"]
+    found = own_draft(target) if named == "auto" else named
+    if not found and not options["times"]:
+        raise ValueError(f"no draft belongs to {target!r} by name: give --draft")
+    return found or named
 
 
 def asked(options: Mapping[str, Any], defaults: Mapping[str, Any]) -> Question:
@@ -72,7 +110,7 @@ def asked(options: Mapping[str, Any], defaults: Mapping[str, Any]) -> Question:
 RATES = Value(tuple[float, ...])
 PAIR = with_options(
     option("--target", default="reference", help="A shipped model, a checkpoint folder or a published shape."),
-    DRAFT,
+    option("--draft", default="auto", help="auto (the target's own), or a model or shape as --target."),
     option("--head", "--heads", "heads", type=Value(tuple[str, ...]), help="Heads of the draft, by commas; default dense,flash."),
     option("--acceptance", type=RATES, metavar="RATES", help="Acceptance you know: one rate, or one a position, by commas."),
     option("--times", metavar="PARTS", help="Costs you know, in ms: step=60,draft=6.7,check=60."),
@@ -92,8 +130,8 @@ def command(ctx: click.Context, **options: Any) -> None:
     Published shapes (Qwen3-32B, LLaMA-65B, OPT-66B, ...) need no weights.
     """
     if ctx.invoked_subcommand is None:
-        question = asked(options, {})
-        costs, acceptance, sources = evidence(options, question)
+        options["draft"] = draft_of(options)
+        question, costs, acceptance, sources = evidence(options, asked(options, {}))
         click.echo("\n".join(lines(advise(costs, acceptance, question.methods), sources)))
         return
     lost = [name for name in ctx.params if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE]
@@ -113,8 +151,9 @@ def heads(k: int, **options: Any) -> None:
     """
     if options["times"]:
         raise ValueError("--times tells nothing about heads: leave it out, and they are timed here")
+    options["draft"] = draft_of(options)
     question = replace(asked(options, HEADS), max_k=k)
     if "dense" not in question.heads or len(question.writers) < 2:
         raise ValueError("heads are compared with the dense one: name dense and at least one other in --heads")
-    costs, acceptance, sources = evidence(options, question)
+    question, costs, acceptance, sources = evidence(options, question)
     click.echo("\n".join(head_lines(head_cases(costs, acceptance, question.writers, k), sources)))

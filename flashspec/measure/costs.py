@@ -6,8 +6,9 @@ the shallow one right before that of the deep one, so that a machine that change
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from statistics import median
 from typing import NamedTuple
 
@@ -32,6 +33,11 @@ SHARE = 0.4  # of the free memory, for each model
 PAST = 128
 FEW = (1, 2, 4, 8)
 Turn = Mapping[str, float]
+Say = Callable[[str], None]
+
+
+def unsaid(line: str) -> None:
+    """Progress that nobody waits for."""
 
 
 def name_of(method: Method) -> str:
@@ -51,6 +57,12 @@ class PairCosts:
     turns: tuple[Turn, ...]
     ks: tuple[int, ...]
 
+    @property
+    def spread(self) -> float:
+        """How far the slowest plain step lies above the fastest, as a share of the median; 0 before the first turn."""
+        steps = [turn["step"] for turn in self.turns]
+        return (max(steps) - min(steps)) / median(steps) if steps else 0.0
+
     def medians(self, turns: Sequence[Turn] | None = None) -> dict[str, float]:
         """The middle value of every part over these turns, or over all."""
         chosen = self.turns if turns is None else turns
@@ -67,25 +79,20 @@ class PairCosts:
         return Costs(draft, verify, finalize, found["overhead"]), found["step"]
 
 
-def measure_costs(groups: Sequence[clock.Calls], ks: Sequence[int], repeats: int, device: str = "cpu") -> PairCosts:
-    """Time every part of a round, turn after turn, un-instrumented; no end-to-end number is used."""
-    return PairCosts(turns_of(lambda: settled_turn(groups, device), repeats), tuple(ks))
-
-
-def turns_of(turn: Callable[[], Turn], repeats: int, warmup: int = 2) -> tuple[Turn, ...]:
-    """Turns with what the loop adds to a plain token and to a round; those of the warm-up are discarded."""
-    found = list[Turn]()
-    for _ in range(warmup + repeats):
+def turns_of(turn: Callable[[], Turn]) -> Iterator[Turn]:
+    """Turns without end, each with what the loop adds to a plain token and to a round; no end-to-end number is used."""
+    while True:
         each, plain = turn(), loop_overhead(1)
-        found.append({**each, "step": each["step"] + plain, "overhead": loop_overhead(2)})
-    return tuple(found[warmup:])
+        yield {**each, "step": each["step"] + plain, "overhead": loop_overhead(2)}
 
 
-def settled_turn(groups: Sequence[clock.Calls], device: str = "cpu") -> Turn:
+def settled_turn(groups: Sequence[clock.Calls], device: str = "cpu", say: Say = unsaid) -> Turn:
     """Seconds of every part; a group goes round once (plain decoding SETTLING times) before, as its caches are in a decode."""
     found = dict[str, float]()
     for group in groups:
-        found |= clock.medians(group, clock.Plan(1, SETTLING if "step" in group else 1, device=device))
+        part = clock.medians(group, clock.Plan(1, SETTLING if "step" in group else 1, device=device))
+        say(", ".join(f"{name}: {1000 * seconds:.3g} ms" for name, seconds in part.items()))
+        found |= part
     return found
 
 
@@ -158,10 +165,12 @@ def shape_costs(cuts: tuple[Cut, Cut], writers: Sequence[Method], ks: Sequence[i
     deep = _pair(cuts, writers)
     text = [number % deep.target.config.vocab_size for number in range(min(PAST, deep.context // 2))]
     if all(cut.whole for cut in cuts):
-        return measure_costs(parts_of(deep, writers, ks, text), ks, repeats)
+        groups = parts_of(deep, writers, ks, text)
+        return PairCosts(tuple(islice(turns_of(lambda: settled_turn(groups)), repeats)), tuple(ks))
     ks = sorted({min(ks), max(ks), *(k for k in ks if k in FEW)})
     depths = [parts_of(models, writers, ks, text) for models in (shallow(deep, cuts), deep)]
-    return PairCosts(turns_of(lambda: stretched_turn(cuts, *depths), repeats, warmup=1), tuple(ks))
+    turns = turns_of(lambda: stretched_turn(cuts, *depths))
+    return PairCosts(tuple(islice(turns, 1, 1 + repeats)), tuple(ks))  # the first warms up
 
 
 def stretched_turn(cuts: tuple[Cut, Cut], low: Sequence[clock.Calls], high: Sequence[clock.Calls]) -> Turn:

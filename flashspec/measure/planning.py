@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import product
+from itertools import islice, product
 from typing import NamedTuple
+
+from msgspec import structs
 
 from flashspec import theory
 from flashspec.decoding.method import Method
 from flashspec.decoding.models import Models
 from flashspec.heads.registry import HEADS
-from flashspec.measure.costs import PairCosts, Turn, measure_costs, name_of, parts_of
+from flashspec.measure import clock
+from flashspec.measure.costs import PairCosts, Say, Turn, name_of, parts_of, settled_turn, turns_of, unsaid
 from flashspec.measure.prompts import Prompt
-from flashspec.measure.trace import record, replay_texts
+from flashspec.measure.trace import replay_text, tell
 from flashspec.sampling import Sampling
 from flashspec.theory import Counts
 from flashspec.theory.checks import at_least, check_positive, check_smaller
 from flashspec.theory.replay import Shares
 
-TIMED = (*range(1, 13), 16, 24, 32)
+TIMED = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
+FEWEST = 3  # turns and texts that an interval needs
 
 
 @dataclass(frozen=True)
@@ -36,11 +42,12 @@ class Question:
     rule: str = "speculative"  # acceptance rule above T = 0
     new_tokens: int = 96  # tokens that the target writes for each prompt
     per_kind: int = 1  # prompts of each kind
-    repeats: int = 9  # turns in which the parts are timed
+    repeats: int = 9  # turns in which the parts are timed, at most
+    seconds: float = 60.0  # until the answer, loading included
     seed: int = 0  # of sampling
 
     def __post_init__(self) -> None:
-        at_least(self, max_k=1, new_tokens=2, per_kind=1, repeats=3)
+        at_least(self, max_k=1, new_tokens=2, per_kind=1, repeats=FEWEST, seconds=0)
         if not self.heads or not self.finalizes:
             raise ValueError("a plan needs at least one head and one way to finalise")
         _ = self.sampling, self.methods  # which refuse what they cannot be
@@ -78,6 +85,11 @@ class Texts:
     """Known texts, and the chance that each writer gets each of their tokens."""
 
     chances: Mapping[str, Sequence[Shares]]
+
+    @property
+    def length(self) -> int:
+        """Tokens of a text; all are as long."""
+        return len(next(iter(self.chances.values()))[0])
 
     def counts(self, method: Method) -> list[Counts]:
         """One count a text."""
@@ -139,24 +151,72 @@ def forecast(pair: PairCosts, acceptance: Acceptance, method: Method) -> Forecas
     return Forecast(method, tar, interval, parts, step, theory.break_even(tar, costs, method.k, step))
 
 
-def advise(pair: PairCosts, acceptance: Acceptance, methods: Sequence[Method]) -> list[Forecast]:
-    """The fastest predicted method, and the fastest of every other head and finalisation, from the best."""
+def ranked(pair: PairCosts, acceptance: Acceptance, methods: Sequence[Method]) -> list[tuple[Method, float]]:
+    """The fastest method of every head and finalisation with its predicted speedup, from the best."""
     speeds = {method: predicted(pair, method, acceptance.counts(method)) for method in methods}
     fastest = dict[tuple[str, str], Method]()
     for method in sorted(methods, key=lambda method: -speeds[method]):
         fastest.setdefault((name_of(method), method.finalize), method)
-    winners = [forecast(pair, acceptance, method) for _, method in sorted(fastest.items())]
-    return sorted(winners, key=lambda found: -found.speedup.value)
+    return [(method, speeds[method]) for method in fastest.values()]
 
 
-def observe(models: Models, question: Question, prompts: Sequence[Prompt]) -> tuple[PairCosts, Texts]:
-    """Costs of a pair on this machine, and its writers' chances on what the target writes for these prompts."""
+def advise(pair: PairCosts, acceptance: Acceptance, methods: Sequence[Method]) -> list[Forecast]:
+    """Forecasts of the fastest method of every head and finalisation, from the best."""
+    return [forecast(pair, acceptance, method) for method, _ in ranked(pair, acceptance, methods)]
+
+
+class Sample:
+    """Texts that the target writes piece by piece, and what the writers would have got of them."""
+
+    def __init__(self, models: Models, question: Question, prompts: Sequence[Prompt]) -> None:
+        self.models, self.question, self.grown = models, question, list(prompts)
+        self.chances = {name_of(writer): [list[float]() for _ in prompts] for writer in question.writers}
+        self.left = question.new_tokens
+
+    def lengthen(self, say: Say) -> None:
+        """A third of the tokens more for every text, until there are all."""
+        new = min(self.left, -(-self.question.new_tokens // FEWEST))
+        for number, prompt in enumerate(self.grown if new else ()):
+            say(f"text {number + 1} of {len(self.grown)} ({prompt.kind}): {new} tokens more")
+            told = tell(self.models, prompt, self.question.sampling, new)
+            self.grown[number] = structs.replace(prompt, ids=(*prompt.ids, *told.tokens))
+            for writer in self.question.writers:
+                self.chances[name_of(writer)][number] += replay_text(told, self.models, writer, self.question.sampling)
+        self.left -= new
+
+    @property
+    def texts(self) -> Texts:
+        """The texts so far."""
+        return Texts({name: tuple(map(tuple, chances)) for name, chances in self.chances.items()})
+
+
+def observe(
+    models: Models, question: Question, prompts: Sequence[Prompt], until: float = math.inf, say: Say = unsaid
+) -> Iterator[tuple[PairCosts, Texts]]:
+    """Costs of a pair on this machine, and its writers' chances on what the target writes for these prompts, turn after turn.
+
+    A turn lengthens the texts, until there are all, and times every part once; `say` is told of each in the first. Ends after the
+    question's repeats, where one more turn would end after `until`, or within a turn at that time, by `clock.now`.
+    """
     check_smaller(models.model("draft").config.body_parameters, models.target.config.body_parameters)
-    trace = record(models, prompts, question.sampling, question.new_tokens)
-    chances = {name_of(writer): tuple(replay_texts(trace, models, writer)) for writer in question.writers}
-    middle = [*prompts[0].ids, *trace.told[0].tokens[: question.new_tokens // 2]]
-    groups = parts_of(models, question.writers, question.timed, middle, question.sampling)
-    return measure_costs(groups, question.timed, question.repeats, str(models.target.device)), Texts(chances)
+    sample, turns, device, start = Sample(models, question, prompts), list[Turn](), str(models.target.device), clock.now()
+
+    def tick(line: str) -> None:
+        if clock.now() > until:
+            raise TimeoutError
+        if not turns:
+            say(line)
+
+    with suppress(TimeoutError):
+        sample.lengthen(tick)
+        groups = parts_of(models, question.writers, question.timed, sample.grown[0].ids, question.sampling)
+        for turn in islice(turns_of(lambda: settled_turn(groups, device, tick)), question.repeats):
+            turns.append(turn)
+            yield PairCosts(tuple(turns), question.timed), sample.texts
+            if 2 * clock.now() - start > until:
+                return
+            start = clock.now()
+            sample.lengthen(tick)
 
 
 def stated_costs(times: Mapping[str, float]) -> PairCosts:

@@ -81,20 +81,21 @@ def target_digest(folder: Path) -> str:
 
 
 def record(models: Models, prompts: Iterable[Prompt], sampling: Sampling, new_tokens: int) -> Trace:
-    """Let the target write `new_tokens` behind every prompt, whatever its stop tokens.
-
-    Raises ValueError under typical acceptance, whose text depends on the draft.
-    """
-    if sampling.rule == "typical" and sampling.temperature:
-        raise ValueError("under typical acceptance the text depends on the draft; record with rule coupling or speculative")
-    told = tuple(_told(models, prompt, sampling, new_tokens) for prompt in prompts)
+    """Let the target write `new_tokens` behind every prompt, as `tell` does."""
+    told = tuple(tell(models, prompt, sampling, new_tokens) for prompt in prompts)
     folder, tokenizer = models.folders.get("target"), models.tokenizer
     ids = sorted({number for text in told for number in (*text.prompt, *text.tokens)}) if tokenizer else []
     words = {number: tokenizer.id_to_token(number) or "" for number in ids}
     return Trace(target_digest(folder) if folder else "", models.target.config.body_parameters, sampling, told, words)
 
 
-def _told(models: Models, prompt: Prompt, sampling: Sampling, new_tokens: int) -> Told:
+def tell(models: Models, prompt: Prompt, sampling: Sampling, new_tokens: int) -> Told:
+    """What the target writes behind a prompt, whatever its stop tokens.
+
+    Raises ValueError under typical acceptance, whose text depends on the draft.
+    """
+    if sampling.rule == "typical" and sampling.temperature:
+        raise ValueError("under typical acceptance the text depends on the draft; record with rule coupling or speculative")
     tokens = tuple(generate(models, list(prompt.ids), Method(), sampling, max_new_tokens=new_tokens, stop=()).tokens)
     told = Told(prompt.kind, prompt.ids, tokens, (1.0,) * len(tokens))
     if not _drawn_apart(sampling):
@@ -109,23 +110,27 @@ def _drawn_apart(sampling: Sampling) -> bool:
 
 
 def replay_texts(trace: Trace, models: Models, method: Method) -> Iterator[list[float]]:
-    """For each text, the chance that the draft gets each token behind the true text before it.
+    """The chances that `replay_text` gives, for each text."""
+    return (replay_text(told, models, method, trace.sampling) for told in trace.told)
+
+
+def replay_text(told: Told, models: Models, method: Method, sampling: Sampling) -> list[float]:
+    """The chance that the draft gets each token of a text behind the true text before it.
 
     `models` needs the draft and, as its target, anything of the same vocabulary. Where rows do not depend on how many are
     read together (the compiled kernels), counts are exactly the live decode's.
     """
     config = models.model("draft").config
-    for told in trace.told:
-        context, highest = len(told.prompt) + len(told.tokens), max(*told.prompt, *told.tokens)
-        if highest >= config.vocab_size:
-            raise ValueError(f"a recorded text has the id {highest} and the draft {config.vocab_size} ids; use one tokenizer")
-        if context > config.context:
-            held = f"the draft's context holds {config.context}"
-            raise ValueError(f"a recorded text has {context} tokens and {held}; record shorter ones")
-        stage = build(method, models, trace.sampling, context)[0]
-        if isinstance(stage.head, ContextHead):
-            raise ValueError(f"head {method.head!r} learns from verifications, which a replay has none of; decode live instead")
-        yield acceptance(stage, told)
+    context, highest = len(told.prompt) + len(told.tokens), max(*told.prompt, *told.tokens)
+    if highest >= config.vocab_size:
+        raise ValueError(f"a recorded text has the id {highest} and the draft {config.vocab_size} ids; use one tokenizer")
+    if context > config.context:
+        held = f"the draft's context holds {config.context}"
+        raise ValueError(f"a recorded text has {context} tokens and {held}; record shorter ones")
+    stage = build(method, models, sampling, context)[0]
+    if isinstance(stage.head, ContextHead):
+        raise ValueError(f"head {method.head!r} learns from verifications, which a replay has none of; decode live instead")
+    return acceptance(stage, told)
 
 
 @torch.inference_mode()

@@ -166,6 +166,14 @@ class Layer(nn.Module):
         return x + self.mlp(self.mlp_norm(x))
 
 
+class Embedding(nn.Embedding):
+    """An embedding that draws no numbers where it has no memory: for that torch imports its compiler, which takes a second."""
+
+    def reset_parameters(self) -> None:
+        if not self.weight.is_meta:
+            super().reset_parameters()
+
+
 class Transformer(nn.Module):
     """Embedding, layers, final norm and vocabulary weight of one model.
 
@@ -176,9 +184,10 @@ class Transformer(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.embed = nn.Embedding(config.vocab_size, config.hidden)
+        self.embed = Embedding(config.vocab_size, config.hidden)
         self.positions = Positions(config) if config.learned_positions else None
-        self.rope = Rope(config)
+        with torch.device("cpu"):  # angles are numbers, even where the weights have no memory yet
+            self.rope = Rope(config)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
         self.norm = norm_of(config.hidden, config)
         self.head = None if config.tied else nn.Linear(config.hidden, config.vocab_size, bias=False)
@@ -198,7 +207,7 @@ class Transformer(nn.Module):
         found = GgufCheckpoint(Path(folder), dtype, weights) if one_file else checkpoint.opened(folder, dtype, device, weights)
         with torch.device("meta"):
             model = cls(found.config)
-        model.rope = Rope(found.config).to(found.device)
+        model.rope.to(found.device)
         found.fill(model)
         return model.eval()
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from flashspec.decoding.method import Method
-from flashspec.measure.costs import name_of
+from flashspec.measure.costs import PairCosts, name_of
 from flashspec.measure.planning import Forecast, HeadCase
 from flashspec.theory import Interval
 
 BEWARE = "a check was timed shorter than one plain token, so part of this gain is how single rows were timed"
+
+HEADS = ["head", "k", "final token", "tokens/s", "x plain", "95 % interval"]
+WIDE = 2.0
+VARIES = 0.2  # of the median step, between the fastest and the slowest turn of a machine that is called idle
 
 
 def times(found: Interval) -> str:
@@ -27,20 +31,46 @@ def ms(seconds: float) -> str:
     return f"{1000 * seconds:.3g} ms"
 
 
+def columns(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """A small table: rows of cells, the first one its heads."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
+def machine(load: float, cores: int, costs: PairCosts) -> str:
+    """How idle the machine was: its load before the run, and how far the steps of plain decoding lie apart."""
+    told = f"a load of {load:.1f} on {cores} cores before the run; plain decoding varied by {costs.spread:.0%} between turns"
+    return f"this machine is busy, measure again when it is idle: {told}" if load > cores / 2 or costs.spread > VARIES else told
+
+
+def estimate(found: tuple[Method, float], turns: int) -> str:
+    """What the evidence of this many turns says, without an interval."""
+    method, speed = found
+    return f"{'first estimate' if turns == 1 else f'after {turns} turns'}: {setting(method)}: about {speed:.2f}x plain decoding"
+
+
 def lines(found: Sequence[Forecast], sources: Mapping[str, str]) -> Iterator[str]:
-    """The recommendation, which is the first forecast, and the runners-up; `sources` say where numbers come from."""
-    best, *others = found
+    """The recommendation, which is the first forecast, and a table of all; `sources` say where numbers come from."""
+    best = found[0]
     yield f"{verdict(best)} {setting(best.method)}: predicted {times(best.speedup)}, {best.rate:.3g} tokens/s"
     yield f"a round: {ledger(best)}; {best.tar:.2f} tokens a check; plain decoding {ms(best.step)} a token"
     yield f"break-even at k = {best.method.k}, each alone: {needs(best)}"
     if best.parts["verify"] < best.step:
         yield f"beware: {BEWARE}"
-    yield from (f"runner-up: {setting(other.method)}: {times(other.speedup)}" for other in others)
+    yield from columns([HEADS, *map(cells, found), ["plain decoding", "", "", f"{1 / best.step:.3g}", "1", ""]])
     yield "from: " + "; ".join(f"{name} {source}" for name, source in sources.items())
 
 
+def cells(found: Forecast) -> list[str]:
+    """A forecast's row of the table."""
+    (value, low, high), method = found.speedup, found.method
+    return [name_of(method), str(method.k), method.finalize, f"{found.rate:.3g}", f"{value:.2f}", f"{low:.2f} to {high:.2f}"]
+
+
 def verdict(best: Forecast) -> str:
-    """Whether to speculate."""
+    """Whether to speculate; no advice where the interval is wider than a factor of two."""
+    if best.speedup.high > WIDE * best.speedup.low:
+        return "no advice: the interval is wider than a factor of two, measure longer or more texts; the best so far:"
     if best.speedup.value < 1.0:
         return "do not speculate; even the best setting loses,"
     return "speculate:" if best.speedup.low > 1.0 else "no gain shown (the interval holds 1); the best would be"
