@@ -7,13 +7,13 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import click
 
 from flashspec.cli.flags import COUNT, PRECISION, TARGET, Value, given, option, with_flags, with_options
-from flashspec.decoding.generate import Request, Stats, count, request, weak_exit
+from flashspec.decoding.generate import Request, Stats, count, own_method, request, weak_exit
 from flashspec.decoding.method import METHODS, Method, method_named
 from flashspec.decoding.models import Models, folder_of, load, own_draft
 from flashspec.decoding.state import Event, Step
@@ -150,6 +150,9 @@ def command(prompt: str | None, ids: tuple[int, ...] | None, show: bool, **optio
     if sys.stderr.isatty():
         click.secho("loading models ...", err=True, dim=True)
     models = load(options["target"], drafts, options["dtype"], options["device"], options["weights"])
+    if options["method"] == "auto" and options["head"] is None and drafts and own_method(models) == "dense":
+        method = replace(method, head="dense")
+        click.echo("dense draft head: no FlashHead is built for this draft; `flashspec heads build MODEL` builds one", err=True)
     asked: str | list[int] = text if ids is None else list(ids)
     if options["chat"]:
         asked = models.encode(chat_prompt(models.folders["target"], text, system), rendered=True)
