@@ -92,7 +92,7 @@ class Models:
         return self.heads.made((which, name), lambda: head_named(name, self.origin(which, name)))
 
     def origin(self, which: str, name: str) -> Origin:
-        """What a head of this name is made from, ValueError for a model that gives logits alone; stored heads do not fit a model whose rows were cut."""
+        """What a head is made from; stored heads do not fit a model whose rows were cut. ValueError for one that gives logits."""
         model = self.model(which)
         if model.vocabulary is None:
             raise ValueError(f"{model.config.family} gives logits and no vocabulary weight; head {name!r} needs one: use 'dense'")
