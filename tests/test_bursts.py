@@ -5,10 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 from shelf import refused
-from toys import with_biases
+from toys import run, with_biases
 
-from flashspec import Sampling, Scores, kernels
+from flashspec import Models, Sampling, Scores, kernels
 from flashspec.decoding.captured import CapturedBurst
+from flashspec.decoding.generate import agreement
 from flashspec.decoding.lookup import LookupHead, LookupReader
 from flashspec.decoding.rules import KINDS, Drawn, SpeculativeSampling, Waiting
 from flashspec.decoding.stages import Burst, Stage, StepByStep, in_turn
@@ -28,7 +29,12 @@ HEADS = {
     "int4": lambda model: quantized(model.head_weight, model.norm, 4),
     "flash": lambda model: FlashHead.build(model.head_weight, model.norm, cluster_size=8, probes=9, always=(3, 7, 500)),
     "flash int8": lambda model: FlashHead.build(model.head_weight, model.norm, cluster_size=16, probes=5, stage1="int8"),
+    **{f"flash {bits} bits": lambda model, bits=bits: packed_flash(model, bits) for bits in (4, 6, 8)},
 }
+
+
+def packed_flash(model, bits, **changes):
+    return FlashHead.build(kernels.pack(model.head_weight, bits), model.norm, probes=5, always=(3, 7, 500), **changes)
 
 
 @pytest.fixture(autouse=True)
@@ -79,7 +85,7 @@ def same(one, two):
     return alike and torch.equal(one[0], two[0]) and one[2] == two[2]
 
 
-@pytest.mark.parametrize(("rule", "temperature"), [("coupling", 0.0), ("coupling", 0.7), ("speculative", 0.7)])
+@pytest.mark.parametrize(("rule", "temperature"), [("coupling", 0.0), ("coupling", 0.7), ("speculative", 1.0)])
 @pytest.mark.parametrize("head", HEADS)
 def test_one_call_writes_what_the_parts_write_in_turn(model, head, rule, temperature):
     fast, slow = stage(model, head, rule, temperature), slow_stage(model, head, rule, temperature)
@@ -104,6 +110,17 @@ def test_a_burst_of_nothing_reads_nothing_and_the_next_one_is_as_ever(model, kin
         told.append((text, *used.write(text, 9, 3)))
     assert type(used.write) is {"compiled": CompiledBurst, "captured": CapturedBurst}.get(kind, StepByStep)
     assert same(*told)
+
+
+@pytest.mark.parametrize("changes", [{}, {"selection": "sample"}, {"best": True}, {"cluster_size": 8}], ids=str)
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_packed_flash_head_drafts_and_the_text_stays_the_targets(changes, temperature):
+    target, draft = synthetic(SHAPE, torch.float32), rounded(synthetic(SHAPE, torch.float32), "int8")
+    models = Models(target, draft)
+    models.heads["draft", "flash"] = packed_flash(draft, 4, **changes)
+    texts = {name: run(models, name, temperature, max_new_tokens=40, k=3) for name in ("baseline", "flash")}
+    drafted, other = texts["flash"], run(models, "baseline", temperature, max_new_tokens=40, prompt=[3, 1, 5])
+    assert drafted.tokens == texts["baseline"].tokens != other.tokens and agreement(drafted.events, 1)[0] > 0
 
 
 def test_another_seed_and_forgotten_tokens_are_caught(model):
@@ -175,7 +192,7 @@ def test_a_verdict_in_one_call_is_its_torch_twins(sparse):
     assert len(kept) > 8, "verdicts of all lengths"
 
 
-@pytest.mark.parametrize("head", ["dense", "int8", "flash"])
+@pytest.mark.parametrize("head", ["dense", "int8", "flash", "flash 4 bits"])
 def test_a_check_in_one_call_reads_and_scores_what_its_parts_do(model, head):
     fast, slow = stage(model, head, "coupling", 1.0), slow_stage(model, head, "coupling", 1.0)
     tokens = torch.arange(40, 70)

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from flashspec import kernels
 from flashspec.heads import DenseHead, FlashHead, agreement, calibrate_always, cluster, required_probes
 from flashspec.heads.cluster import Recipe
 from flashspec.models.transformer import RMSNorm
@@ -43,11 +44,11 @@ def dense(dtype: torch.dtype = torch.float32) -> DenseHead:
     return DenseHead(norm().to(dtype), weight(dtype))
 
 
-def is_exact(scores: Scores, exact: torch.Tensor) -> bool:
+def is_exact(scores: Scores, exact: torch.Tensor, tolerance: float = 1e-5) -> bool:
     """Whether every logit that counts is the dense one, and no id counts twice in a row."""
     counts = scores.logits > -torch.inf
     times = torch.zeros(len(exact), VOCAB).scatter_add_(1, scores.ids, counts.float())
-    same = torch.allclose(scores.logits[counts], exact.gather(1, scores.ids)[counts], rtol=1e-5, atol=1e-5)
+    same = torch.allclose(scores.logits[counts], exact.gather(1, scores.ids)[counts], rtol=tolerance, atol=tolerance)
     return same and float(times.max()) == 1
 
 
@@ -64,6 +65,40 @@ def test_logits_are_the_dense_ones_and_all_of_them_where_every_cluster_is_probed
     scores = head.with_probes(9)(hidden(dtype), POSITIONS, Dice(4))
     assert is_exact(scores, dense(dtype)(hidden(dtype)).logits) and is_whole(head, dtype)
     assert all((scores.ids == forced).any(1).all() for forced in changes.get("always", ()))
+
+
+PACKED = [
+    {}, {"always": (*EDGES, *range(40, 60))}, {"stage1": "bf16"}, {"stage1": "int4", "always": EDGES}, {"selection": "sample"},
+    {"queries": hidden()},
+]  # fmt: skip
+
+
+@pytest.mark.skipif(not kernels.available(), reason="no C compiler here")
+@pytest.mark.parametrize("bits", [8, 6, 4])
+@pytest.mark.parametrize("changes", PACKED, ids=lambda changes: " ".join(changes))
+def test_a_packed_table_gives_the_packed_dense_heads_logits_bit_for_bit(changes, bits):
+    packed = kernels.pack(weight(), bits)
+    head, exact = FlashHead.build(packed, norm(), **changes), DenseHead(norm(), packed)(hidden()).logits
+    assert head.table.blocks.kind == packed.kind and head.table.blocks.nbytes == packed.nbytes // 33 * len(head.table.ids)
+    for each in (head.with_probes(5), head.with_probes(33)):
+        scores, twin = (one(hidden(), POSITIONS, Dice(4)) for one in (each, replace(each, norm=lambda x: head.norm(x))))
+        assert is_exact(scores, exact, 0) and torch.equal(scores.ids, twin.ids) and torch.equal(scores.logits, twin.logits)
+        assert (each.scoring is None) == (each.plan.selection == "sample")
+    assert int((scores.logits > -torch.inf).sum()) == ROWS * VOCAB and scores.logits.shape[1] < VOCAB + 64
+    best = replace(head, plan=head.plan.changed({"best": True, "probes": 33}))(hidden(), POSITIONS, Dice(4))
+    assert torch.equal(best.logits[:, 0], exact.amax(1)) and torch.equal(best.ids[:, 0], exact.argmax(1))
+    turned = replace(packed, cells=head.table.blocks.cells.flip(1), rows=head.table.ids.numel())
+    controls = replace(each, table=head.table._replace(blocks=turned)), FlashHead.build(packed.dequantised(), norm(), probes=33)
+    assert not any(is_exact(control(hidden(), POSITIONS, Dice(4)), exact, 0) for control in controls)
+
+
+@pytest.mark.parametrize("size", [8, 32])
+def test_packed_clusters_that_are_no_panel_are_widened(size):
+    packed = kernels.pack(weight(), 8)
+    head = FlashHead.build(packed, norm(), cluster_size=size)
+    assert head.table.blocks.dtype is torch.float32 and head.table.slots == size
+    exact = DenseHead(norm(), packed.dequantised())(hidden()).logits
+    assert is_exact(head.with_probes(head.clusters.count)(hidden()), exact)
 
 
 @pytest.mark.parametrize(

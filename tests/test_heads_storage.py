@@ -1,6 +1,8 @@
 """Heads on disk: each comes back as it was, only beside the weight it was built from; rankings, and a missing faiss."""
 
 import json
+import os
+import subprocess
 import sys
 
 import numpy as np
@@ -12,12 +14,13 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
 from flashspec.cli.main import status
-from flashspec.decoding.models import SHIPPED
-from flashspec.heads import HEADS, FlashHead, IndexHead, Origin, ShortlistHead, cluster, head_named, ranked_by_frequency
+from flashspec.decoding.generate import generate, own_method
+from flashspec.decoding.models import SHIPPED, Models, load
+from flashspec.heads import HEADS, FlashHead, IndexHead, Origin, ShortlistHead, cluster, head_named, ranked_by_frequency, registry
 from flashspec.heads.cluster import Recipe
 from flashspec.heads.index import KINDS, usable
 from flashspec.heads.registry import RANKED, file_of
-from flashspec.heads.storage import weight_digest
+from flashspec.heads.storage import kept, weight_digest
 from flashspec.models.folder import read_tensors
 from flashspec.models.transformer import Transformer
 from flashspec.train import reference
@@ -27,6 +30,7 @@ PLAN = {"cluster_size": 7, "probes": 5, "always": (3, 299), "seed": 2, "selectio
 MADE = {
     "flash": lambda: FlashHead.build(weight(), **PLAN),
     "flash in bf16": lambda: FlashHead.build(weight(), cluster_size=7, probes=5, stage1="bf16"),
+    "flash for queries": lambda: FlashHead.build(weight(), queries=rows(), probes=5),
     "fr_spec": lambda: ShortlistHead.build(weight(), ranked=torch.arange(IDS).flip(0), size=50),
     "vocab_trim": lambda: ShortlistHead.build(weight(), ranked=torch.arange(IDS), size=50),
     **{kind: lambda kind=kind: IndexHead.build(weight(), None, kind).with_shortlist(20) for kind in KINDS},
@@ -105,6 +109,7 @@ def spoilt(tmp_path, members=None, centroids=None, **plan):
 @pytest.mark.parametrize(("changes", "words"), [
     ({"members": lambda found: found.clone().fill_(3)}, "lists each of the 300 ids once, but this one does not"),
     ({"members": lambda found: found[:-1].contiguous()}, "lists each of the 300 ids once, but this one does not"),
+    ({"members": lambda found: torch.cat((found, found[:1] * 0 - 1))}, "lists each of the 300 ids once, but this one does not"),
     ({"members": lambda found: found + 1}, "lists each of the 300 ids once, but this one does not"),
     ({"members": lambda found: found.float()}, "no members of whole numbers in 2 dimensions"),
     ({"centroids": lambda found: found[:-1].contiguous()}, "no float32 centroid for each of its 43 clusters"),
@@ -118,6 +123,40 @@ def test_clusters_and_plans_that_cannot_be_are_refused_in_one_sentence(tmp_path,
     with pytest.raises(ValueError, match=words) as refused:
         spoilt(tmp_path, **changes)
     assert "\n" not in str(refused.value)
+
+
+def test_a_file_that_does_not_say_how_it_was_clustered_is_by_direction(tmp_path):
+    for name, alike in (("flash", True), ("flash for queries", False)):
+        MADE[name]().save(tmp_path)
+        tensors, (_, header) = load_file(tmp_path / file_of("flash")), read_tensors(tmp_path / file_of("flash"), "")
+        facts = json.loads(header["flash_head"])
+        assert facts.pop("spherical") is alike is MADE[name]().clusters.spherical
+        save_file(tensors, tmp_path / file_of("flash"), {"flash_head": json.dumps(facts)})
+        found = FlashHead.load(tmp_path, weight())
+        assert found.clusters.spherical and same(found, MADE[name]()) is alike
+
+
+def test_a_large_vocabulary_waits_for_a_head_that_every_process_finds(folders, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(registry, "BUILT_NOW", tiny.VOCAB - 1)
+    models = load(folders["target"], folders["draft"])
+    draft, other = models.draft.vocabulary, torch.nn.LayerNorm(WIDTH)
+    with pytest.raises(FileNotFoundError, match="vocabulary of 512 ids: `flashspec heads build MODEL` builds one"):
+        generate(models, [3, 1], "flash")
+    assert own_method(models) == "dense" and generate(models, [3, 1], max_new_tokens=5).tokens
+    torch.nn.init.uniform_(other.weight)
+    places = {kept(*each) for each in ((draft, None), (draft, models.draft.norm), (draft, other), (draft + 1, None))}
+    assert len(places) == 4 and kept(draft.double(), models.draft.norm) == (place := kept(draft, models.draft.norm)) in places
+    place.parent.mkdir(parents=True)
+    FlashHead.build(draft, models.draft.norm, queries=torch.randn(9, WIDTH), probes=7).save(place)
+    script = "import sys, flashspec as fs; print(fs.load(*sys.argv[1:]).head('draft', 'flash').probes)"
+    line = [sys.executable, "-c", script, str(folders["target"]), str(folders["draft"])]
+    done = subprocess.run(line, env=os.environ | {"FLASHSPEC_KERNELS": "0"}, capture_output=True, text=True, timeout=100)
+    assert done.stdout == "7\n", done.stderr
+    assert own_method(models) == "flash" and own_method(Models(models.target)) == "baseline"
+    place.write_bytes(place.read_bytes()[:999])
+    with pytest.raises(ValueError, match="truncated or not a safetensors"):
+        head_named("flash", Origin(draft, models.draft.norm))
 
 
 def test_missing_truncated_and_foreign_files_are_refused(tmp_path):

@@ -37,7 +37,7 @@ def build(model: str, prompts: Path | None, new_tokens: int, temperature: float,
     """Let MODEL (as --draft names it) write behind prompts of several kinds, cluster its vocabulary for these rows, and say how
     often the head names the dense head's token on texts that were held out, kind by kind."""
     models = load(folder_of(model, "draft"), None)
-    weight, norm = models.target.vocabulary, models.target.norm
+    weight, norm, _ = models.origin("target", "flash")
     place = kept(weight, norm) if out is None else out / FILE
     if place is None:
         raise FileNotFoundError("there is no home folder to keep heads in; give --out FOLDER")
@@ -49,7 +49,7 @@ def build(model: str, prompts: Path | None, new_tokens: int, temperature: float,
     place.parent.mkdir(parents=True, exist_ok=True)
     head.within(SHARES[1]).save(place, {"agreement": told})
     click.echo(report(head, told, found))
-    click.echo(f"done: {place}; decode with --method flash" + (f" --draft-model {out}" if out else ""))
+    click.echo(f"done: {place}; " + ("copy it into the model's folder" if out else "decode with --method flash"))
 
 
 def default_prompts(models: Models) -> str:

@@ -21,20 +21,17 @@ ALWAYS = 512
 
 @torch.no_grad()
 def cluster_for(weight: Tensor, queries: Tensor, recipe: Recipe) -> Clusters:
-    """Clusters of the rows of weight [V, D] for queries [n, D] behind the final norm: every one of `cluster_size`, the last may
-    be smaller.
+    """Clusters of the rows of weight [V, D] for queries [n, D] behind the final norm: of `cluster_size` slots, and fewer than
+    that many are free.
 
-    The recipe's backend and iterations are those of spherical clusters. Raises ValueError as `cluster`, and for queries of
-    another width or that are not finite.
+    The recipe's backend and iterations are those of spherical clusters. Raises ValueError as `cluster` and `checked`.
     """
     from tqdm import tqdm
 
     refuse_weight(weight, recipe.cluster_size)
-    if queries.ndim != 2 or queries.shape[1] != weight.shape[1] or not bool(torch.isfinite(queries).all()):
-        raise ValueError(f"queries are finite rows [n, {weight.shape[1]}] behind the final norm, got {list(queries.shape)}")
-    size, rows = recipe.cluster_size, weight.float()
+    queries, size, rows = checked(queries, weight.shape[1]), recipe.cluster_size, weight.float()
     with tqdm(total=1 + ROUNDS, desc="clustering", unit="pass", delay=2, leave=False) as bar:
-        points = rows @ _metric(queries.float())
+        points = rows @ _metric(queries)
         assignments = bisected(points, size, recipe.seed)
         bar.update()
         for _ in range(ROUNDS):
@@ -45,6 +42,15 @@ def cluster_for(weight: Tensor, queries: Tensor, recipe: Recipe) -> Clusters:
             bar.update()
     count = -(-len(rows) // size)
     return Clusters(assignments, members_of(assignments, count, size), means_of(rows, assignments, size), spherical=False)
+
+
+def checked(queries: Tensor, width: int) -> Tensor:
+    """Queries [n, width] in float32; ValueError in words for none, another width, and numbers that are not finite."""
+    if queries.ndim != 2 or not len(queries) or queries.shape[1] != width:
+        raise ValueError(f"queries are hidden rows [n, {width}], at least one, got {list(queries.shape)}; use the model's own")
+    if not bool(torch.isfinite(queries).all()):
+        raise ValueError("queries hold NaN or infinite values; let the model write them again")
+    return queries.float()
 
 
 def _metric(queries: Tensor) -> Tensor:

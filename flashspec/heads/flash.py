@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from flashspec import kernels
-from flashspec.heads.aware import cluster_for, frequent
+from flashspec.heads.aware import checked, cluster_for, frequent
 from flashspec.heads.base import Norm, fused, project, project_blocks, weight_of, wide, widened
 from flashspec.heads.cluster import Clusters, Recipe, cluster
 from flashspec.heads.storage import AGAIN, FILE, HeadFile, StoredHead
@@ -58,7 +58,7 @@ class FlashHead(StoredHead):
         if clusters is not None and chosen:
             raise ValueError(f"{next(iter(chosen))} is a choice of clustering, and clusters are given; give one or the other")
         plan = (plan or FlashPlan()).changed(changes)
-        rows = None if queries is None else (fused(norm))(queries.float())
+        rows = None if queries is None else fused(norm)(checked(queries, weight.shape[1]))
         if clusters is None:
             recipe, points = Recipe(**chosen), widened(weight)
             clusters = cluster(points, recipe) if rows is None else cluster_for(points, rows, recipe)
@@ -165,7 +165,7 @@ def _clusters(file: HeadFile, weight: Tensor | kernels.Packed) -> Clusters:
     """The clusters that a file holds for this weight; ValueError where they cannot be."""
     members, means, vocab = file.numbers("members", 2).long(), file.tensors.get("centroids"), weight.shape[0]
     count, listed = len(members), members >= 0
-    if not torch.equal(members[listed].sort().values, torch.arange(vocab)):
+    if not bool(listed.any(1).all()) or not torch.equal(members[listed].sort().values, torch.arange(vocab)):
         raise ValueError(f"a clustering lists each of the {vocab} ids once, but this one does not; {AGAIN}")
     if means is None or means.dtype is not torch.float32 or means.ndim != 2 or len(means) != count:
         raise ValueError(f"{file.path.name} has no float32 centroid for each of its {count} clusters; {AGAIN}")

@@ -64,7 +64,7 @@ def _flash(origin: Origin, **changes: Any) -> FlashHead:
     elif (cached := kept(weight, norm)) and cached.is_file():
         head = FlashHead.load(cached, weight, norm)
     elif weight.shape[0] <= BUILT_NOW:
-        head = FlashHead.build(origin.wide, norm)
+        head = FlashHead.build(weight, norm)
     else:
         raise FileNotFoundError(
             f"no FlashHead has been built for this vocabulary of {weight.shape[0]} ids: `flashspec heads build MODEL` builds one "

@@ -72,7 +72,9 @@ class Packed:
         return wide.flatten(1)[: self.rows, : self.depth]
 
     def taken(self, ids: Tensor) -> Packed:
-        """The rows of ids [m] one behind the other, m a multiple of sixteen, in the same codes."""
+        """The rows of ids [m] one behind the other, in the same codes; ValueError where m is no multiple of sixteen."""
+        if len(ids) % PANEL:
+            raise ValueError(f"rows are taken by panels of {PANEL}, a multiple of {PANEL} ids, got {len(ids)}")
         out, panels = room(len(ids), self.depth, self.kind, Shelf()), len(ids) // PANEL
         some = max(SOME // self.cells[0].nbytes, 1)
         for at in range(0, panels, some):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -35,20 +36,31 @@ def written(models: Models, prompt: Prompt, new_tokens: int, sampling: Sampling)
 
 
 def domains(models: Models, prompts: Sequence[Prompt], unseen: str, new_tokens: int, sampling: Sampling) -> dict[str, Domain]:
-    """Rows of every kind of prompt; of the kind `unseen` none is to build on. ValueError where a kind has too few prompts."""
+    """Rows of every kind of prompt, equal prompts once; of the kind `unseen` none is to build on.
+
+    ValueError, before anything is written, where a kind has too few prompts, or `unseen` is no kind or the only one.
+    """
     from tqdm import tqdm
 
-    texts: dict[str, list[Tensor]] = {}
-    for prompt in tqdm(prompts, desc="writing", unit="text", leave=False):
+    texts, once = dict[str, list[Tensor]](), {prompt.ids: prompt for prompt in prompts}.values()
+    _check(Counter(prompt.kind for prompt in once), unseen)
+    for prompt in tqdm(once, desc="writing", unit="text", leave=False):
         texts.setdefault(prompt.kind, []).append(written(models, prompt, new_tokens, sampling))
     found = {}
     for kind, rows in texts.items():
-        if len(rows) < EVERY:
-            raise ValueError(f"{EVERY} prompts of a kind are needed, to build on and to judge by; {kind!r} has {len(rows)}")
         seen = [each for i, each in enumerate(rows) if kind != unseen and i % EVERY != EVERY - 1]
         held = [each for i, each in enumerate(rows) if kind == unseen or i % EVERY == EVERY - 1]
         found[kind] = Domain(torch.cat(seen) if seen else rows[0][:0], torch.cat(held))
     return found
+
+
+def _check(counts: Counter[str], unseen: str) -> None:
+    """Refuse prompts that leave nothing to build on or to judge by."""
+    if unseen not in counts or len(counts) == 1:
+        raise ValueError(f"the unseen kind is one of at least two kinds of prompts, got {unseen!r} of {', '.join(counts)}")
+    for kind, count in counts.items():
+        if count < EVERY:
+            raise ValueError(f"{EVERY} different prompts of a kind are needed, to build on and to judge by; {kind!r} has {count}")
 
 
 def agreements(head: FlashHead, dense: DenseHead, found: dict[str, Domain]) -> dict[str, float]:
