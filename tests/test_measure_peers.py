@@ -140,12 +140,12 @@ def test_llama_cpp_speculates_and_waits_without_turning_and_refuses_what_is_too_
     for name, layers in (("target", 3), ("draft", 1)):
         test_export.checkpoint(tmp_path / name / "m", family="qwen2", tied=False, layers=layers)
         test_export.exported(tmp_path / name / "m", tmp_path / f"{name}.gguf", "gguf")
-    target, draft = tmp_path / "target.gguf", tmp_path / "draft.gguf"
+    ids, target, draft = (5, 9, 5, 9, 5), tmp_path / "target.gguf", tmp_path / "draft.gguf"
     theirs, twice = llama.Llama(target, draft, 128), llama.Llama(target, target, 128)
-    plain, found = theirs.greedy(PROMPT, 40), twice.greedy(PROMPT, 40, 4)
-    assert plain["tokens"] == theirs.greedy(PROMPT, 40, 4)["tokens"] == found["tokens"] != theirs.greedy((1, 2), 40)["tokens"]
+    plain, found = theirs.greedy(ids, 40), twice.greedy(ids, 40, 4)
+    assert plain["tokens"] == theirs.greedy(ids, 40, 4)["tokens"] == found["tokens"] != theirs.greedy((1, 2), 40)["tokens"]
     assert found["accepted"] == found["drafted"] > 20 and 0 < plain["prefill_seconds"] < 1
-    assert fs.generate(fs.load(target), list(PROMPT), "baseline", max_new_tokens=8, stop=()).tokens == plain["tokens"][:8]
+    assert fs.generate(fs.load(target), list(ids), "baseline", max_new_tokens=8, stop=()).tokens == plain["tokens"][:8]
 
     def turned():
         times = Path(f"/proc/{theirs._process.pid}/stat").read_text().rpartition(")")[2].split()[11:13]
