@@ -2,8 +2,11 @@
 
 import os
 import sys
+import time
+from pathlib import Path
 
 import pytest
+import test_export
 import torch
 
 import flashspec as fs
@@ -95,7 +98,7 @@ def test_llama_cpps_loop_gives_plain_decodings_text(how, k):
     assert found["rounds"] + found["accepted"] == 39 and max(target.batches[1:]) <= k + 1
     assert (found["drafted"] > 0) == (how != "plain") and found["accepted"] <= found["drafted"]
     assert how != "draft" or sum(draft.batches) < 2 * (40 + k * found["rounds"])  # its cache is kept between rounds
-    assert llama_driver.decode(target, draft, call) == found
+    assert llama_driver.decode(target, draft, call)["tokens"] == found["tokens"]
 
 
 def test_a_perfect_draft_is_accepted_whole_and_lookup_is_ours():
@@ -130,3 +133,29 @@ def test_llama_cpp_writes_our_text_on_smollm2():
     wanted = fs.generate(models, ids, "baseline", max_new_tokens=12, stop=()).tokens
     assert theirs.greedy(ids, 12)["tokens"] == theirs.greedy(ids, 12, 4, "lookup")["tokens"] == wanted
     theirs.close()
+
+
+@pytest.mark.skipif(not os.environ.get(llama.PYTHON), reason=f"needs llama-cpp-python: {llama.PYTHON}")
+def test_llama_cpp_speculates_and_waits_without_turning_and_refuses_what_is_too_long(tmp_path):
+    for name, layers in (("target", 3), ("draft", 1)):
+        test_export.checkpoint(tmp_path / name / "m", family="qwen2", tied=False, layers=layers)
+        test_export.exported(tmp_path / name / "m", tmp_path / f"{name}.gguf", "gguf")
+    ids, target, draft = (5, 9, 5, 9, 5), tmp_path / "target.gguf", tmp_path / "draft.gguf"
+    theirs, twice = llama.Llama(target, draft, 128), llama.Llama(target, target, 128)
+    plain, found = theirs.greedy(ids, 40), twice.greedy(ids, 40, 4)
+    assert plain["tokens"] == theirs.greedy(ids, 40, 4)["tokens"] == found["tokens"] != theirs.greedy((1, 2), 40)["tokens"]
+    assert found["accepted"] == found["drafted"] > 20 and 0 < plain["prefill_seconds"] < 1
+    assert fs.generate(fs.load(target), list(ids), "baseline", max_new_tokens=8, stop=()).tokens == plain["tokens"][:8]
+
+    def turned():
+        times = Path(f"/proc/{theirs._process.pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+        return sum(map(int, times)) / os.sysconf("SC_CLK_TCK")
+
+    time.sleep(0.2)
+    before = turned()
+    time.sleep(0.5)
+    assert turned() - before < 0.1
+    with pytest.raises(ValueError, match="give a shorter prompt"):
+        theirs.greedy([7] * 500, 100)
+    for each in (theirs, twice):
+        each.close()

@@ -39,7 +39,10 @@ class Llama:
         self.version = self._answer()["version"]
 
     def greedy(self, prompt: Iterable[int], new_tokens: int, k: int | None = None, how: str = "draft") -> dict[str, Any]:
-        """`new_tokens` tokens behind a prompt and the counts rounds, drafted and accepted; without `k`, plain decoding."""
+        """`new_tokens` tokens behind a prompt and the counts rounds, drafted and accepted; without `k`, plain decoding.
+
+        `prefill_seconds` are of the target's reading of the prompt. ValueError where the text outgrows the context.
+        """
         call = {"ids": list(prompt), "tokens": new_tokens, "how": how if k else "plain", "k": k or 0}
         stdin: Any = self._process.stdin
         stdin.write(json.dumps(call) + "\n")
@@ -50,7 +53,9 @@ class Llama:
         line = self._process.stdout.readline() if self._process.stdout else ""
         if not line.strip():
             raise ValueError("llama.cpp ended without an answer; give a file that it reads, or build it again: make peer-llama")
-        return dict(json.loads(line))
+        if "error" in (found := dict(json.loads(line))):
+            raise ValueError(found["error"])
+        return found
 
     def close(self) -> None:
         """End its process."""

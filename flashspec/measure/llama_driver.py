@@ -7,11 +7,15 @@ rest in both caches. Nothing of flashspec is imported.
 from __future__ import annotations
 
 import json
+import os
 import sys
+import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+BATCH = 512  # tokens that are read at once
 LONGEST, SHORTEST = 3, 2  # tokens that prompt lookup compares, as ours
 
 
@@ -24,10 +28,11 @@ class Model:
         if not self.model:
             raise ValueError(f"llama.cpp cannot load {path}")
         settings = api.llama_context_default_params()
-        settings.n_ctx, settings.n_batch, settings.n_threads, settings.n_threads_batch = context, 512, threads, threads
+        settings.n_ctx, settings.n_batch = max(context, BATCH), BATCH  # it ends where a batch is longer than a context
+        settings.n_threads = settings.n_threads_batch = threads
         self.context = api.llama_init_from_model(self.model, settings)
         self.words = api.llama_vocab_n_tokens(api.llama_model_get_vocab(self.model))
-        self.batch = api.llama_batch_init(512, 0, 1)
+        self.batch = api.llama_batch_init(BATCH, 0, 1)
 
     def forget(self, length: int) -> None:
         """Keep the first `length` tokens."""
@@ -36,14 +41,14 @@ class Model:
 
     def read(self, tokens: list[int], scored: int) -> list[int]:
         """Read tokens behind those held; the best ids behind the last `scored` of them."""
-        for start in range(0, len(tokens), 512):
-            part, batch = tokens[start : start + 512], self.batch
+        for start in range(0, len(tokens), BATCH):
+            part, batch = tokens[start : start + BATCH], self.batch
             batch.n_tokens = len(part)
             for i, token in enumerate(part):
                 batch.token[i], batch.pos[i], batch.n_seq_id[i] = token, len(self.held) + i, 1
                 batch.seq_id[i][0], batch.logits[i] = 0, start + i >= len(tokens) - scored
             if self.api.llama_decode(self.context, batch):
-                raise ValueError("llama_decode failed; give a longer context")
+                raise ValueError(f"llama.cpp cannot read {len(part)} tokens behind {len(self.held)}; give a shorter prompt")
             self.held += part
         return [self.best(i) for i in range(len(part) - scored, len(part))]
 
@@ -62,12 +67,17 @@ def looked_up(text: list[int], k: int) -> list[int]:
 
 
 def drafted(draft: Model, text: list[int], k: int) -> list[int]:
-    """k greedy tokens of the draft, whose cache keeps what is still right."""
+    """k greedy tokens of the draft, whose cache keeps what is still right.
+
+    The newest token is read alone, as in llama.cpp's example: two rows together cost it more than two reads of one.
+    """
     same = 0
     while same < min(len(draft.held), len(text) - 1) and draft.held[same] == text[same]:
         same += 1
     draft.forget(same)
-    found = draft.read(text[same:], 1)
+    if same < len(text) - 1:
+        draft.read(text[same:-1], 1)
+    found = draft.read(text[-1:], 1)
     while len(found) < k:
         found += draft.read(found[-1:], 1)
     return found
@@ -79,7 +89,9 @@ def decode(target: Model, draft: Model | None, call: dict[str, Any]) -> dict[str
     target.forget(0)
     if draft:
         draft.forget(0)
-    text, rounds, accepted, proposed = [*ids, *target.read(ids, 1)], 0, 0, 0
+    start, rounds, accepted, proposed = time.perf_counter(), 0, 0, 0
+    text = [*ids, *target.read(ids, 1)]
+    prefill = time.perf_counter() - start
     while len(text) < len(ids) + wanted:
         room = min(k, len(ids) + wanted - len(text) - 1)
         ahead = list[int]()
@@ -92,23 +104,37 @@ def decode(target: Model, draft: Model | None, call: dict[str, Any]) -> dict[str
         text += [*ahead[:kept], best[kept]]
         target.forget(len(text) - 1)
         rounds, accepted, proposed = rounds + 1, accepted + kept, proposed + len(ahead)
-    return {"tokens": text[len(ids) :], "rounds": rounds, "accepted": accepted, "drafted": proposed}
+    counts = {"rounds": rounds, "accepted": accepted, "drafted": proposed, "prefill_seconds": prefill}
+    return {"tokens": text[len(ids) :], **counts}
 
 
 def main() -> None:
-    """Load the models that the argument names, say what engine this is, then answer calls."""
+    """Load the models that the argument names, say what engine this is, then answer calls; errors are answers too."""
     import llama_cpp as api
 
     asked = json.loads(sys.argv[1])
     quiet = api.llama_log_callback(lambda level, text, data: None)
     api.llama_log_set(quiet, None)
     api.llama_backend_init()
-    threads, context = asked["threads"], asked["context"]
-    target = Model(api, asked["target"], threads, context)
-    draft = Model(api, asked["draft"], threads, context) if asked["draft"] else None
-    print(json.dumps({"version": api.__version__, "system": api.llama_print_system_info().decode()}), flush=True)
-    for line in sys.stdin:
-        print(json.dumps(decode(target, draft, json.loads(line))), flush=True)
+    models = list[Any]()
+
+    def load(call: dict[str, Any]) -> dict[str, Any]:
+        models[:] = [path and Model(api, path, call["threads"], call["context"]) for path in (call["target"], call["draft"])]
+        return {"version": api.__version__, "system": api.llama_print_system_info().decode()}
+
+    with os.fdopen(os.dup(1), "w") as out:
+        os.dup2(2, 1)  # what llama.cpp prints is no answer
+        print(said(load, asked), file=out, flush=True)
+        for line in sys.stdin:
+            print(said(lambda call: decode(models[0], models[1], call), json.loads(line)), file=out, flush=True)
+
+
+def said(act: Callable[[dict[str, Any]], dict[str, Any]], call: dict[str, Any]) -> str:
+    """The line that answers a call."""
+    try:
+        return json.dumps(act(call))
+    except ValueError as error:
+        return json.dumps({"error": str(error)})
 
 
 if __name__ == "__main__":
