@@ -90,7 +90,9 @@ def test_rounding_leaves_the_model_itself_alone_and_refuses_in_words(tmp_path):
     assert small.embed is made.embed and isinstance(small.blocks[0].mlp.down, PackedLinear)
     assert not any(isinstance(m, PackedLinear) for m in made.modules())
     refused("int8 or int4, got 'fp8'", rounded, made, "fp8")
-    refused("layers that are quantised cannot be rounded", rounded, small, "int8")
+    again, four = rounded(small, "int8"), rounded(small, "int4")
+    kinds = [m.blocks[0].mlp.down.weight.kind for m in (again, four, rounded(four, "int8"))]
+    assert kinds == ["s8", "u4", "u4"] and again.blocks[0].mlp.down.weight is small.blocks[0].mlp.down.weight
     refused("integer weights; load it with weights='dense' to save it", small.save, tmp_path)
     assert not list(tmp_path.iterdir())
 

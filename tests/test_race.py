@@ -89,7 +89,7 @@ def test_a_text_that_parts_from_plain_decoding_is_seen(folders, tmp_path, monkey
 @pytest.mark.parametrize(("changes", "word"), [
     ({"method": "magic"}, "method must be among"),
     ({"head": "magic"}, "head must be among"),
-    ({"engine": ("flashspec", "transformers"), "temperature": 1.0}, "transformers is compared greedily"),
+    ({"engine": ("flashspec", "transformers"), "temperature": 1.0}, "other engines are compared greedily"),
     ({"k": 0}, "k must be at least 1"),
     ({"temperature": -1.0}, "temperature"),
     ({"method": "hispec", "exit": 6, "verify_exit": 7}, "hispec has no exits"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 import torch
@@ -33,7 +34,7 @@ def command() -> None:
 @option("--temperature", type=click.FloatRange(min=0), default=0.7, help="Of these texts.")
 @option("--unseen", help="A kind of prompt to judge by alone; default: the last kind.")
 @option("--out", type=At(), help="A new folder for the head, instead of the cache.")
-def build(model: str, prompts: Path | None, new_tokens: int, temperature: float, unseen: str | None, out: Path | None) -> None:
+def build(model: str, prompts: Path | None, out: Path | None, **options: Any) -> None:
     """Let MODEL (as --draft names it) write behind prompts of several kinds, cluster its vocabulary for these rows, and say how
     often the head names the dense head's token on texts that were held out, kind by kind."""
     models = load(folder_of(model, "draft"), None)
@@ -41,9 +42,11 @@ def build(model: str, prompts: Path | None, new_tokens: int, temperature: float,
     place = kept(weight, norm) if out is None else out / FILE
     if place is None:
         raise FileNotFoundError("there is no home folder to keep heads in; give --out FOLDER")
-    refuse_taken(out or place.parent, FILE)
+    if out is not None:
+        refuse_taken(out)
     asked = load_prompts(prompts or default_prompts(models), None, models)
-    found = domains(models, asked, unseen or asked[-1].kind, new_tokens, Sampling(temperature, seed=0))
+    sampling, unseen = Sampling(options["temperature"], seed=0), options["unseen"] or asked[-1].kind
+    found = domains(models, asked, unseen, options["new_tokens"], sampling)
     head = FlashHead.build(weight, norm, queries=torch.cat([domain.seen for domain in found.values()]))
     told = {str(share): agreements(head.within(share), DenseHead(norm, weight), found) for share in SHARES}
     place.parent.mkdir(parents=True, exist_ok=True)

@@ -107,9 +107,11 @@ INLINE void rows_512(const uint8_t *cells, int kind, int64_t count, int rows, co
 ANY_KIND(rows_512, avx512)
 #pragma GCC pop_options
 
+static int has_avx512(void) { return __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"); }
+
 #ifdef TILES
 #pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512vl,f16c,fma,amx-tile,amx-int8")
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512vnni,f16c,fma,amx-tile,amx-int8")
 // What a processor is told of its tiles: bytes of a row, and rows.
 typedef struct Tiles {
     uint8_t palette, start, nothing[14];
@@ -169,7 +171,7 @@ static int has_amx(void) {
 #endif
     unsigned a, b, c, d;
     int there = __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d >> 24 & 3) == 3;
-    return there && __builtin_cpu_supports("avx512bw") && !syscall(SYS_arch_prctl, 0x1023, 18);
+    return there && has_avx512() && !syscall(SYS_arch_prctl, 0x1023, 18);
 }
 #endif
 
@@ -252,4 +254,3 @@ ANY_KIND(rows_vnni, avxvnni)
 
 static int has_avx2(void) { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
 static int has_avxvnni(void) { return has_avx2() && __builtin_cpu_supports("avxvnni"); }
-static int has_avx512(void) { return __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"); }

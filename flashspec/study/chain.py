@@ -125,10 +125,11 @@ def by_format(table: DataFrame) -> DataFrame:
 
 
 def together(*found: Results | None) -> DataFrame:
-    """The races that are stored, in one table."""
+    """The races that are stored, in one table, which is empty where none is."""
     import pandas
 
-    return pandas.concat([each.frame for each in found if each is not None], ignore_index=True)
+    frames = [each.frame for each in found if each is not None]
+    return pandas.concat(frames, ignore_index=True) if frames else pandas.DataFrame()
 
 
 def peers(frame: DataFrame, other: str = "transformers") -> DataFrame:
