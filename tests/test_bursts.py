@@ -122,7 +122,7 @@ def test_a_packed_flash_head_drafts_and_the_text_stays_the_targets(changes, temp
     texts = {name: run(models, name, temperature, max_new_tokens=40, k=3) for name in ("baseline", "flash")}
     drafted, other = texts["flash"], run(models, "baseline", temperature, max_new_tokens=40, prompt=[3, 1, 5])
     assert drafted.tokens == texts["baseline"].tokens != other.tokens
-    assert agreement(drafted.events, 1)[0] > 0 or (temperature and "best" in changes)  # a sure proposal of a flat law
+    assert agreement(drafted.events, 1)[0] > 0
 
 
 def test_another_seed_and_forgotten_tokens_are_caught(model):
