@@ -35,11 +35,14 @@ def written(models: Models, prompt: Prompt, new_tokens: int, sampling: Sampling)
 
 
 def domains(models: Models, prompts: Sequence[Prompt], unseen: str, new_tokens: int, sampling: Sampling) -> dict[str, Domain]:
-    """Rows of every kind of prompt; of the kind `unseen` none is to build on. ValueError where a kind has too few prompts."""
+    """Rows of every kind of prompt; of the kind `unseen` none is to build on. A prompt that comes twice counts once.
+
+    ValueError where a kind has too few prompts.
+    """
     from tqdm import tqdm
 
     texts: dict[str, list[Tensor]] = {}
-    for prompt in tqdm(prompts, desc="writing", unit="text", leave=False):
+    for prompt in tqdm({prompt.ids: prompt for prompt in prompts}.values(), desc="writing", unit="text", leave=False):
         texts.setdefault(prompt.kind, []).append(written(models, prompt, new_tokens, sampling))
     found = {}
     for kind, rows in texts.items():
