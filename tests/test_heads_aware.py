@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 import shelf
@@ -15,7 +16,7 @@ from flashspec.heads.aware import asked_of, bisected, cluster_for, means_of
 from flashspec.heads.cluster import Recipe
 from flashspec.heads.recall import required_probes
 from flashspec.heads.storage import FILE, kept
-from flashspec.kernels import library, pack
+from flashspec.kernels import Packed, library, pack
 from flashspec.measure.prompts import load_prompts
 from flashspec.measure.queries import agreements, domains
 from flashspec.models.folder import read_tensors
@@ -171,3 +172,17 @@ def test_a_head_in_a_folder_comes_with_its_model_and_leaves_the_cache_alone(fold
     assert status(["heads", "build", str(out), *line[3:-1]]) == 2 and shelf.listing(folders["draft"]) == before
     said = capsys.readouterr().err
     assert "which this command reads" in said and "holds files already" in said and "holds a FlashHead of its own" in said
+
+
+def test_a_gguf_files_head_is_kept_in_its_own_bits(home, capsys):
+    pytest.importorskip("gguf")
+    import test_gguf
+
+    file = home / "small.gguf"
+    test_gguf.written(file, replace(test_gguf.CONFIG, vocab_size=tiny.VOCAB, layers=1), "Q8_0")
+    line = ["heads", "build", str(file), "--prompts", str(prompts(home)), "--new-tokens", "4"]
+    assert status(line) == 0 and [path.name for path in home.glob("*.gguf")] == [file.name]
+    model = load(file, None).target
+    head, place = head_named("flash", Origin(model.vocabulary, model.norm, file)), kept(model.vocabulary, model.norm)
+    assert isinstance(head.table.blocks, Packed) and str(place) in capsys.readouterr().out and place.is_file()
+    assert status([*line, "--out", str(home / "new")]) == 2 and "--out copies a checkpoint folder" in capsys.readouterr().err
