@@ -34,16 +34,15 @@ def command() -> None:
 @PROMPTS
 @option("--new-tokens", type=COUNT, default=256, help="Tokens that the model writes behind each prompt.")
 @option("--temperature", type=click.FloatRange(min=0), default=0.7, help="Of these texts.")
-@option("--unseen", help="A kind of prompt to judge by alone; default: the last kind.")
 @option("--out", type=At(), help="A new folder, instead of the cache: the model with its head; weights are hard links.")
-def build(model: str, prompts: Path | None, new_tokens: int, temperature: float, unseen: str | None, out: Path | None) -> None:
+def build(model: str, prompts: Path | None, new_tokens: int, temperature: float, out: Path | None) -> None:
     """Let MODEL (as --draft names it) write behind prompts of several kinds, cluster its vocabulary for these rows, and say how
-    often the head names the dense head's token on texts that were held out, kind by kind."""
+    often the head names the dense head's token on texts that were held out, kind by kind; the last kind is held out whole."""
     models = load(folder_of(model, "draft"), None)
-    weight, norm = models.target.vocabulary, models.target.norm
-    place = free_place(models, out)
+    origin = models.origin("target", "flash")
+    place, weight, norm = free_place(origin, models.folders["target"], out), origin.weight, origin.norm
     asked = load_prompts(prompts or default_prompts(models), None, models)
-    found = domains(models, asked, unseen or asked[-1].kind, new_tokens, Sampling(temperature, seed=0))
+    found = domains(models, asked, asked[-1].kind, new_tokens, Sampling(temperature, seed=0))
     head = FlashHead.build(weight, norm, queries=torch.cat([domain.seen for domain in found.values()]))
     told = {str(share): agreements(head.within(share), DenseHead(norm, weight), found) for share in SHARES}
     keep(head.within(SHARES[1]), {"agreement": told}, place, models.folders["target"] if out else None)
@@ -51,17 +50,16 @@ def build(model: str, prompts: Path | None, new_tokens: int, temperature: float,
     click.echo(f"done: {place}; decode with --method flash" + (f" --draft-model {out}" if out else ""))
 
 
-def free_place(models: Models, out: Path | None) -> Path:
-    """Where the model's head goes: its file of the cache, or the folder `out`; an error in words where it would not be found."""
-    folder, target = models.folders["target"], models.target
+def free_place(origin: Origin, folder: Path, out: Path | None) -> Path:
+    """Where a model's head goes: its file of the cache, or the folder `out`; an error in words where it would not be found."""
     if out is not None:
         if folder.is_file():
             raise ValueError(f"--out copies a checkpoint folder, and {folder.name} is one file; leave --out away for the cache")
         check_free(out, [folder])
         return out
-    if Origin(target.vocabulary, target.norm, folder).stored("flash") or is_public(folder):
+    if origin.stored("flash") or is_public(folder):
         raise ValueError(f"{folder.name} holds a FlashHead of its own, which is found first; give --out for a copy with another")
-    if (place := kept(target.vocabulary, target.norm)) is None:
+    if (place := kept(origin.weight, origin.norm)) is None:
         raise FileNotFoundError("there is no home folder to keep heads in; give --out FOLDER")
     return place
 
@@ -70,7 +68,8 @@ def keep(head: FlashHead, told: dict[str, Any], place: Path, source: Path | None
     """Write a head to its file of the cache, or to a new folder with the rest of its model's `source`."""
     if source is None:
         place.parent.mkdir(parents=True, exist_ok=True)
-        return head.save(place, told)
+        head.save(place, told)
+        return
     with fresh_folder(place, [source]) as part:
         copy_checkpoint(source, part)
         head.save(part / FILE, told)

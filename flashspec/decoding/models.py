@@ -89,9 +89,9 @@ class Models:
         """A draft head by name over one model, made once; every FlashHead shares one clustering. ValueError as head_named."""
         if name in VARIANTS:
             return self.heads.made((which, name), lambda: cast(Any, self.head(which, "flash")).with_plan(**VARIANTS[name]))
-        return self.heads.made((which, name), lambda: head_named(name, self._origin(which, name)))
+        return self.heads.made((which, name), lambda: head_named(name, self.origin(which, name)))
 
-    def _origin(self, which: str, name: str) -> Origin:
+    def origin(self, which: str, name: str) -> Origin:
         """What a head is made from; stored heads do not fit a model whose rows were cut."""
         model = self.model(which)
         if model.vocabulary is None:
