@@ -6,64 +6,85 @@ model's own hidden rows, and a cluster is found by the plain mean of its rows.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from flashspec.heads.balance import assign_balanced
-from flashspec.heads.base import project
+from flashspec.heads.base import Norm, check_rows, fused, project
 from flashspec.heads.cluster import Clusters, Recipe, members_of, refuse_weight
 from flashspec.kernels import Packed
 
-ROUNDS, TURNS = 2, 4  # balanced Lloyd rounds behind the bisection; turns of two means at a cut
+ROUNDS, TURNS = 3, 4  # balanced Lloyd rounds behind the bisection; turns of two means at a cut
+NARROW = 256  # directions in which queries differ most; rows are compared in these
+RARE = 1e-7  # added to an id's probability, so that ids that never come count too
+ALWAYS, SPARSE = 512, 128  # ids that are always scored, at most, and at most one in so many
 AT_ONCE = 1 << 26  # numbers gathered at once
-ALWAYS = 512
+
+
+class Asked(NamedTuple):
+    """What a head is asked: states [n, D] behind the final norm, and the mean probability [V] of every id over them."""
+
+    states: Tensor
+    likely: Tensor
+
+    @property
+    def always(self) -> tuple[int, ...]:
+        """The likeliest ids, first to last: up to 512, fewer of a vocabulary below 65,536."""
+        count = min(ALWAYS, len(self.likely) // SPARSE)
+        return tuple(self.likely.argsort(descending=True, stable=True)[:count].tolist())
 
 
 @torch.no_grad()
-def cluster_for(weight: Tensor, queries: Tensor, recipe: Recipe) -> Clusters:
-    """Clusters of the rows of weight [V, D] for queries [n, D] behind the final norm: of `cluster_size` slots, and fewer than
-    that many are free.
+def asked_of(weight: Tensor | Packed, queries: Tensor, norm: Norm | None) -> Asked:
+    """Queries [n, D], hidden rows before the norm, asked of weight [V, D]; ValueError for none, another width or NaN."""
+    check_rows(queries, weight.shape[1])
+    states = fused(norm)(queries.float())
+    if not len(states) or not bool(torch.isfinite(states).all()):
+        raise ValueError(f"queries are finite hidden rows of the model, at least one; these {len(states)} are not")
+    likely = torch.zeros(weight.shape[0], device=states.device)
+    for part in states.split(256):
+        likely += project(part, weight).softmax(1).sum(0)
+    return Asked(states, likely / len(states))
 
-    The recipe's backend and iterations are those of spherical clusters. Raises ValueError as `cluster` and `checked`.
+
+@torch.no_grad()
+def cluster_for(weight: Tensor, asked: Asked, recipe: Recipe) -> Clusters:
+    """Clusters of the rows of weight [V, D] for what is asked of it: every one of `cluster_size`, the last may be smaller.
+
+    In means a row counts by the fourth root of its id's probability. The recipe's backend and iterations are those of
+    spherical clusters. Raises ValueError as `cluster`.
     """
     from tqdm import tqdm
 
     refuse_weight(weight, recipe.cluster_size)
-    queries, size, rows = checked(queries, weight.shape[1]), recipe.cluster_size, weight.float()
+    size, rows, shares = recipe.cluster_size, weight.float(), (asked.likely + RARE).pow(0.25)
     with tqdm(total=1 + ROUNDS, desc="clustering", unit="pass", delay=2, leave=False) as bar:
-        points = rows @ _metric(queries)
+        points = rows @ _metric(asked.states)
         assignments = bisected(points, size, recipe.seed)
         bar.update()
         for _ in range(ROUNDS):
-            means = means_of(points, assignments, size)
+            means = means_of(points, assignments, shares)
             lifted = torch.cat((means, -means.square().sum(1, keepdim=True) / 2), 1)  # the nearest mean has the highest score
             ones = torch.cat((points, torch.ones(len(points), 1, device=points.device)), 1)
             assignments = assign_balanced(ones, lifted, size)
             bar.update()
-    count = -(-len(rows) // size)
-    return Clusters(assignments, members_of(assignments, count, size), means_of(rows, assignments, size), spherical=False)
+    members = members_of(assignments, -(-len(rows) // size), size)
+    return Clusters(assignments, members, means_of(rows, assignments, shares), spherical=False)
 
 
-def checked(queries: Tensor, width: int) -> Tensor:
-    """Queries [n, width] in float32; ValueError in words for none, another width, and numbers that are not finite."""
-    if queries.ndim != 2 or not len(queries) or queries.shape[1] != width:
-        raise ValueError(f"queries are hidden rows [n, {width}], at least one, got {list(queries.shape)}; use the model's own")
-    if not bool(torch.isfinite(queries).all()):
-        raise ValueError("queries hold NaN or infinite values; let the model write them again")
-    return queries.float()
+def _metric(states: Tensor) -> Tensor:
+    """A root [D, d] of the states' second moment, in its d greatest directions."""
+    values, vectors = torch.linalg.eigh(states.T @ states / len(states))
+    return (vectors * values.clamp(min=0).sqrt())[:, -NARROW:]
 
 
-def _metric(queries: Tensor) -> Tensor:
-    """A root [D, D] of the queries' second moment."""
-    values, vectors = torch.linalg.eigh(queries.T @ queries / len(queries))
-    return vectors * values.clamp(min=0).sqrt()
-
-
-def means_of(points: Tensor, assignments: Tensor, size: int) -> Tensor:
-    """The mean of every cluster's points."""
-    count = -(-len(points) // size)
-    sums = torch.zeros(count, points.shape[1], device=points.device).index_add_(0, assignments, points)
-    return sums / torch.bincount(assignments, minlength=count).clamp(min=1)[:, None]
+def means_of(points: Tensor, assignments: Tensor, shares: Tensor) -> Tensor:
+    """The mean of every cluster's points [V, d], each counted by its share."""
+    total = torch.bincount(assignments, shares)
+    sums = torch.zeros(len(total), points.shape[1], device=points.device)
+    return sums.index_add_(0, assignments, points * shares[:, None]) / total[:, None]
 
 
 def bisected(points: Tensor, size: int, seed: int = 0) -> Tensor:
@@ -99,11 +120,3 @@ def _sorted(points: Tensor, groups: Tensor, left: int, dice: torch.Generator) ->
             axis = ((side @ rows) / left - ((1 - side) @ rows) / (order.shape[1] - left)).transpose(1, 2)
         found.append(group.gather(1, (rows @ axis)[:, :, 0].argsort(1, descending=True)))
     return torch.cat(found)
-
-
-def frequent(weight: Tensor | Packed, queries: Tensor, count: int = ALWAYS) -> tuple[int, ...]:
-    """Up to `count` ids that are most often the best of queries [n, D], most often first."""
-    best = torch.cat([project(part, weight).argmax(1) for part in queries.split(256)])
-    often = torch.bincount(best, minlength=weight.shape[0])
-    order = often.argsort(descending=True, stable=True)[:count]
-    return tuple(order[often[order] > 0].tolist())

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from flashspec import kernels
-from flashspec.heads.aware import checked, cluster_for, frequent
-from flashspec.heads.base import Norm, fused, project, project_blocks, weight_of, wide, widened
+from flashspec.heads.aware import asked_of, cluster_for
+from flashspec.heads.base import Norm, project, project_blocks, weight_of, wide, widened
 from flashspec.heads.cluster import Clusters, Recipe, cluster
 from flashspec.heads.storage import AGAIN, FILE, HeadFile, StoredHead
 from flashspec.heads.table import FlashPlan, Table, build_table, stage_one
@@ -48,8 +48,8 @@ class FlashHead(StoredHead):
     ) -> FlashHead:
         """Cluster weight [vocab, hidden] (unless `clusters` are given) and permute it.
 
-        With `queries`, hidden rows [n, hidden] before the norm, clusters are made for them, and ids that are often the best of
-        them are scored always, unless the plan names others; without, clusters are by direction. `changes` are fields of
+        With `queries`, hidden rows [n, hidden] before the norm, clusters are made for them, and the ids likeliest behind them
+        are scored always, unless the plan names others; without, clusters are by direction. `changes` are fields of
         FlashPlan, and cluster_size and seed of a Recipe where there are no clusters yet. Raises ValueError for a plan that does
         not fit the weight.
         """
@@ -58,12 +58,12 @@ class FlashHead(StoredHead):
         if clusters is not None and chosen:
             raise ValueError(f"{next(iter(chosen))} is a choice of clustering, and clusters are given; give one or the other")
         plan = (plan or FlashPlan()).changed(changes)
-        rows = None if queries is None else fused(norm)(checked(queries, weight.shape[1]))
+        asked = None if queries is None else asked_of(weight, queries, norm)
         if clusters is None:
             recipe, points = Recipe(**chosen), widened(weight)
-            clusters = cluster(points, recipe) if rows is None else cluster_for(points, rows, recipe)
-        if rows is not None and not plan.always:
-            plan = plan.changed({"always": frequent(weight, rows)})
+            clusters = cluster(points, recipe) if asked is None else cluster_for(points, asked, recipe)
+        if asked is not None and not plan.always:
+            plan = plan.changed({"always": asked.always})
         if (clusters.vocab_size, *clusters.centroids.shape) != (weight.shape[0], clusters.count, weight.shape[1]):
             raise ValueError(
                 f"these clusters are of {clusters.vocab_size} ids with centroids {list(clusters.centroids.shape)}, not of "
