@@ -271,7 +271,7 @@ def test_the_draft_is_the_targets_own_unless_one_is_named(capsys):
 @pytest.mark.parametrize(("load", "spread", "busy"), [(0.3, 0.0, False), (0.3, 0.2, True), (1.7, 0.0, True)])
 def test_a_busy_machine_is_called_busy(load, spread, busy):
     turns = tuple({"step": 60.0 + 60 * spread * i} for i in range(3))
-    assert advice.machine(load, 2, PairCosts(turns, (1,))).startswith("this machine is busy") == busy
+    assert advice.machine(load, 2, PairCosts(turns, (1,)).spread).startswith("this machine is busy") == busy
 
 
 def test_an_interval_wider_than_a_factor_of_two_gives_no_advice():

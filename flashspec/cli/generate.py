@@ -17,6 +17,7 @@ from flashspec.decoding.models import Models, folder_of, load, own_draft
 from flashspec.decoding.state import Event, Step
 from flashspec.models.adapter import speaker
 from flashspec.models.chat import chat_prompt, generation_defaults
+from flashspec.provenance import usable_cores
 from flashspec.sampling import Sampling
 
 COLOURS = {"accepted": "green", "corrected": "red", "bonus": "cyan", "written": None}
@@ -92,10 +93,10 @@ def summary(done: Done, show: bool) -> str:
     return line + f"; {stats.forwards} target forwards" + (f"; {legend}" if show else "")
 
 
-def comparison(done: Done, plain: Done) -> Iterator[str]:
-    """Both speeds in a table, their ratio, and whether the texts are equal."""
+def comparison(done: Done, plain: Done, load: float) -> Iterator[str]:
+    """Both speeds in a table, their ratio, whether the texts are equal, and the machine's load before the run."""
     from flashspec.measure.certificate import first_difference
-    from flashspec.study.advice import columns
+    from flashspec.study.advice import columns, machine
 
     runs = {"this decoding": done, "plain decoding": plain}
     rows = [[name, str(len(run.tokens)), f"{run.seconds:.2f}", f"{run.rate:.1f}"] for name, run in runs.items()]
@@ -104,6 +105,7 @@ def comparison(done: Done, plain: Done) -> Iterator[str]:
     told = f"{ratio:.2f}x faster" if ratio >= 1 else f"{1 / ratio:.2f}x slower"
     texts = "the texts are equal" if at is None else f"the texts differ from token {at + 1} on"
     yield f"{told} than plain decoding, in one run of each on this prompt; {texts}"
+    yield machine(load, usable_cores())
 
 
 @click.command("generate", epilog="Colours of --show: accepted green, corrected red, bonus cyan.")
@@ -127,6 +129,7 @@ def command(prompt: str | None, ids: tuple[int, ...] | None, show: bool, **optio
         raise click.UsageError("give a prompt, - for standard input, or --ids")
     if (options["chat"] and ids is not None) or (options["system"] and not options["chat"]):
         raise click.UsageError("--chat goes with a prompt in words, and --system with --chat")
+    load_before = os.getloadavg()[0]
     text = "" if prompt is None else (sys.stdin.buffer.read() if prompt == "-" else os.fsencode(prompt)).decode()
     system = os.fsencode(options["system"]).decode() if options["system"] else None
     sampling = Sampling(**(own_defaults(options) | given(Sampling, options)))
@@ -147,7 +150,7 @@ def command(prompt: str | None, ids: tuple[int, ...] | None, show: bool, **optio
     told = [summary(done, show)]
     if options["compare"]:
         plain = request(models, ready.ids, "baseline", sampling, length)
-        told += comparison(done, stream(models, plain, False, heard=False))
+        told += comparison(done, stream(models, plain, False, heard=False), load_before)
     if speaker():
         click.echo("\n".join(told), err=True, color=True if show else None)
 

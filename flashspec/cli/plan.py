@@ -57,11 +57,12 @@ def _of_models(options: Mapping[str, Any], acceptance: Given | None, question: Q
     prompts = load_prompts(options["prompts"], question.per_kind, models)[: 1 if acceptance else None]
     if not acceptance and len(prompts) < FEWEST:
         raise ValueError(f"an interval needs at least {FEWEST} texts, got {len(prompts)}: give more --prompts, or --acceptance")
-    costs, known, each = PairCosts((), question.timed), acceptance, ""
+    costs, each = PairCosts((), question.timed), ""
+    known: Acceptance | None = acceptance
     for costs, texts in observe(models, question, prompts, until, say):
-        known, each = acceptance or texts, f"{texts.length} tokens for each of {len(prompts)} prompts"
-        say(estimate(ranked(costs, known, question.methods)[0], len(costs.turns)))
-    say(machine(load_before, usable_cores(), costs))
+        known, each = (found := acceptance or texts), f"{texts.length} tokens for each of {len(prompts)} prompts"
+        say(estimate(ranked(costs, found, question.methods)[0], len(costs.turns)))
+    say(machine(load_before, usable_cores(), costs.spread))
     if known is None or len(costs.turns) < FEWEST:
         needed = f"{len(costs.turns)} of the {FEWEST} turns that an interval needs"
         raise ValueError(f"no advice: only {needed} fit into {question.seconds:g} s; give more --seconds")
