@@ -10,10 +10,8 @@ import shelf
 
 from flashspec.cli import generate as cli_generate
 from flashspec.cli.main import COMMANDS, status
-from flashspec.decoding.generate import request
-from flashspec.decoding.models import load
+from flashspec.decoding.generate import count
 from flashspec.decoding.state import Event, Step
-from flashspec.sampling import Sampling
 from flashspec.study import Experiment, registry
 
 
@@ -97,18 +95,20 @@ def test_every_method_streams_plain_decodings_text_and_ends_with_its_counts(writ
 
 def test_compare_ends_with_both_speeds_their_ratio_and_whether_the_texts_are_equal(write, capsys):
     said = write(capsys, "--method dense --k 3 --compare")
-    *_, heads, ours, plain, ratio = said.err.splitlines()
-    assert heads.split() == ["tokens", "seconds", "tokens/s"] and "speculation, k = 3" in ours and "plain decoding" in plain
+    *_, heads, ours, plain, ratio, machine = said.err.splitlines()
+    assert heads.split() == ["tokens", "seconds", "tokens/s"] and "this decoding" in ours and "plain decoding" in plain
     assert said.out == write(capsys, "--method baseline").out and ratio.endswith("the texts are equal")
+    assert "cores before the run" in machine
     rates = [float(line.split()[-1]) for line in (ours, plain)]
     found, word = re.match(r"([\d.]+)x (faster|slower) than plain", ratio).groups()
     assert float(found) == pytest.approx(max(rates) / min(rates), abs=0.02) and (word == "faster") == (rates[0] >= rates[1])
 
 
-def test_a_text_that_differs_from_plain_decodings_is_told_with_its_place(write):
-    ready = request(load(write.pair[1], write.pair[3]), [1, 2], "dense", Sampling(), {"max_new_tokens": 4})
-    runs = [cli_generate.Run(ready, tokens, seconds=seconds) for tokens, seconds in (([5, 6, 7, 8], 2.0), ([5, 6, 9, 8], 1.0))]
-    *_, last = cli_generate.comparison(*runs)
+def test_a_text_that_differs_from_plain_decodings_is_told_with_its_place():
+    runs = ([5, 6, 7, 8], 2.0), ([5, 6, 9, 8], 1.0)
+    done, plain = (cli_generate.Done(tokens, count([], 4, 1), seconds) for tokens, seconds in runs)
+    *_, last, machine = cli_generate.comparison(done, plain, 1e3)
+    assert machine.startswith("this machine is busy")
     assert last == "2.00x slower than plain decoding, in one run of each on this prompt; the texts differ from token 3 on"
 
 

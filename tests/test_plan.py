@@ -73,10 +73,10 @@ def made(ks=(1, 4), **parts):
 
 
 def test_an_eager_round_costs_its_read_and_the_shorter_check():
-    pair = made(tokens={"dense": 1.0}, **{"check 4": 60.0, "eager 1": 100.0, "eager 4": 100.0, "finalize": 58.0})
-    costs, _ = pair.costs(Method("model", finalize="eager"))
-    assert (costs.check(4), costs.finalize) == (42.0, 58.0)
-    assert pair.costs(Method("model"))[0].check(4) == 60.0
+    pair = made(tokens={"dense": 1.0}, **{"check 1": 2.0, "check 4": 60.0, "finalize": 58.0})
+    (eager, _), (deferred, _) = (pair.costs(Method("model", finalize=finalize)) for finalize in ("eager", "deferred"))
+    assert [eager.check(k) for k in (1, 2, 5)] == [1.0, 2.0, 60.0] and eager.finalize == 58.0
+    assert [deferred.check(k) for k in (1, 4)] == [2.0, 60.0] and deferred.finalize == 0.0
 
 
 def test_a_burst_is_no_multiple_of_a_token():
@@ -108,7 +108,7 @@ def observed():
 def test_a_plan_measures_every_part_and_counts_what_live_decodes_count(observed):
     models, question, prompts, costs, texts = observed
     assert {name for turn in costs.turns for name in turn} == {
-        "step", "finalize", "overhead", *(f"{part} {k}" for part, k in product(("check", "eager"), (1, 2, 3))),
+        "step", "finalize", "overhead", *(f"check {k}" for k in (1, 2, 3)),
         *(f"burst {k} {name}" for k, name in product((1, 2, 3), NAMES))}  # fmt: skip
     assert all(value > 0 for turn in costs.turns for name, value in turn.items() if name != "overhead")
     for writer in question.writers:
@@ -189,7 +189,7 @@ def test_a_stretched_pair_is_timed_at_few_lengths_and_shares_its_weights(monkeyp
 def test_every_part_of_every_writer_is_timed_in_its_place_and_plain_decoding_settles_before():
     groups, calls = parts_of(tiny.pair(), WRITERS, (1, 3), (1, 2, 3)), []
     assert [" ".join(group) for group in groups] == [
-        "step", "finalize", "burst 1 dense check 1", "behind burst 1 eager 1", "burst 3 dense check 3", "behind burst 3 eager 3",
+        "step", "finalize", "burst 1 dense check 1", "burst 3 dense check 3",
         "burst 1 flash P=2 behind check 1", "burst 3 flash P=2 behind check 3"]  # fmt: skip
     noted = [{name: lambda name=name: calls.append(name) for name in group} for group in groups]
     found = settled_turn(noted)
@@ -271,7 +271,7 @@ def test_the_draft_is_the_targets_own_unless_one_is_named(capsys):
 @pytest.mark.parametrize(("load", "spread", "busy"), [(0.3, 0.0, False), (0.3, 0.2, True), (1.7, 0.0, True)])
 def test_a_busy_machine_is_called_busy(load, spread, busy):
     turns = tuple({"step": 60.0 + 60 * spread * i} for i in range(3))
-    assert advice.machine(load, 2, PairCosts(turns, (1,))).startswith("this machine is busy") == busy
+    assert advice.machine(load, 2, PairCosts(turns, (1,)).spread).startswith("this machine is busy") == busy
 
 
 def test_an_interval_wider_than_a_factor_of_two_gives_no_advice():

@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import click
 
@@ -19,6 +18,7 @@ from flashspec.decoding.models import Models, folder_of, load, own_draft
 from flashspec.decoding.state import Event, Step
 from flashspec.models.adapter import speaker
 from flashspec.models.chat import chat_prompt, generation_defaults
+from flashspec.provenance import usable_cores
 from flashspec.sampling import Sampling
 
 COLOURS = {"accepted": "green", "corrected": "red", "bonus": "cyan", "written": None}
@@ -51,32 +51,12 @@ def kinds(step: Step, stages: int) -> list[str]:
     return (["accepted"] * verdict.kept + [last])[: len(step.tokens)]
 
 
-@dataclass
-class Run:
-    """A decode as it goes: its tokens and events so far, and the seconds that the decoder alone took."""
+class Done(NamedTuple):
+    """What a decode wrote, its counts, and the seconds that the decoder alone took."""
 
-    ready: Request
-    tokens: list[int] = field(default_factory=list)
-    events: list[Event] = field(default_factory=list)
-    seconds: float = 0.0
-
-    def steps(self) -> Iterator[Step]:
-        """Decode, on the clock; yields tokens as they become final."""
-        steps = self.ready.steps()
-        while True:
-            start = time.perf_counter()
-            step = next(steps, None)
-            self.seconds += time.perf_counter() - start
-            if step is None:
-                return
-            self.tokens += step.tokens
-            self.events += step.events
-            yield step
-
-    @property
-    def stats(self) -> Stats:
-        """Its counts."""
-        return count(self.events, len(self.tokens), len(self.ready.stages))
+    tokens: list[int]
+    stats: Stats
+    seconds: float
 
     @property
     def rate(self) -> float:
@@ -84,42 +64,49 @@ class Run:
         return len(self.tokens) / max(self.seconds, 1e-9)
 
 
-def stream(models: Models, ready: Request, show: bool) -> Run:
-    """Print tokens as they become final."""
-    texts, run = Texts(models), Run(ready)
-    for step in run.steps():
-        for token, kind in zip(step.tokens, kinds(step, len(ready.stages)), strict=True):
-            if speaker():
-                click.secho(texts.push(token), fg=COLOURS[kind] if show else None, nl=False, color=True if show else None)
+def stream(models: Models, ready: Request, show: bool, heard: bool = True) -> Done:
+    """Decode; print tokens as they become final, if they are to be heard."""
+    texts, events, tokens, seconds, steps = Texts(models), list[Event](), list[int](), 0.0, ready.steps()
+    while True:
+        start = time.perf_counter()
+        step = next(steps, None)
+        seconds += time.perf_counter() - start
+        if step is None:
+            break
+        events += step.events
+        tokens += step.tokens
+        for token, kind in zip(step.tokens if heard else (), kinds(step, len(ready.stages)), strict=heard):
+            click.secho(texts.push(token), fg=COLOURS[kind] if show else None, nl=False, color=True if show else None)
         sys.stdout.flush()
-    click.echo(nl=speaker())
-    if speaker() and (weak := weak_exit(ready.method, run.events)):
+    click.echo(nl=heard)
+    if heard and (weak := weak_exit(ready.method, events)):
         click.echo(f"warning: {weak}", err=True)
-    return run
+    return Done(tokens, count(events, len(tokens), len(ready.stages)), seconds)
 
 
-def summary(run: Run, show: bool) -> str:
+def summary(done: Done, show: bool) -> str:
     """Speed, acceptance and forwards in one line, and what the colours mean where they are shown."""
-    stats = run.stats
-    line = f"{stats.emitted} tokens in {run.seconds:.2f} s, {run.rate:.1f} tokens/s"
+    stats = done.stats
+    line = f"{stats.emitted} tokens in {done.seconds:.2f} s, {done.rate:.1f} tokens/s"
     if stats.drafted:
         line += f"; acceptance {stats.acceptance:.2f}, {stats.tar:.2f} tokens a verification"
     legend = ", ".join(click.style(kind, fg=colour) for kind, colour in COLOURS.items() if colour)
     return line + f"; {stats.forwards} target forwards" + (f"; {legend}" if show else "")
 
 
-def comparison(run: Run, plain: Run) -> Iterator[str]:
-    """Both speeds in a table, their ratio, and whether the texts are equal."""
+def comparison(done: Done, plain: Done, load: float) -> Iterator[str]:
+    """Both speeds in a table, their ratio, whether the texts are equal, and the machine's load before the run."""
     from flashspec.measure.certificate import first_difference
-    from flashspec.study.advice import columns
+    from flashspec.study.advice import columns, machine
 
-    runs = {f"speculation, k = {run.ready.method.k}" if run.stats.drafted else "as above": run, "plain decoding": plain}
-    rows = [[name, str(len(one.tokens)), f"{one.seconds:.2f}", f"{one.rate:.1f}"] for name, one in runs.items()]
+    runs = {"this decoding": done, "plain decoding": plain}
+    rows = [[name, str(len(run.tokens)), f"{run.seconds:.2f}", f"{run.rate:.1f}"] for name, run in runs.items()]
     yield from columns([["", "tokens", "seconds", "tokens/s"], *rows])
-    ratio, at = run.rate / max(plain.rate, 1e-9), first_difference(run.tokens, plain.tokens)
-    told = f"{ratio:.2f}x faster" if ratio >= 1 else f"{1 / max(ratio, 1e-9):.2f}x slower"
+    ratio, at = done.rate / plain.rate, first_difference(done.tokens, plain.tokens)
+    told = f"{ratio:.2f}x faster" if ratio >= 1 else f"{1 / ratio:.2f}x slower"
     texts = "the texts are equal" if at is None else f"the texts differ from token {at + 1} on"
     yield f"{told} than plain decoding, in one run of each on this prompt; {texts}"
+    yield machine(load, usable_cores())
 
 
 @click.command("generate", epilog="Colours of --show: accepted green, corrected red, bonus cyan.")
@@ -143,6 +130,7 @@ def command(prompt: str | None, ids: tuple[int, ...] | None, show: bool, **optio
         raise click.UsageError("give a prompt, - for standard input, or --ids")
     if (options["chat"] and ids is not None) or (options["system"] and not options["chat"]):
         raise click.UsageError("--chat goes with a prompt in words, and --system with --chat")
+    load_before = os.getloadavg()[0]
     text = "" if prompt is None else (sys.stdin.buffer.read() if prompt == "-" else os.fsencode(prompt)).decode()
     system = os.fsencode(options["system"]).decode() if options["system"] else None
     sampling = Sampling(**(own_defaults(options) | given(Sampling, options)))
@@ -162,13 +150,13 @@ def command(prompt: str | None, ids: tuple[int, ...] | None, show: bool, **optio
         click.echo("plain decoding: this target has no draft of its own; give --draft-model, or --method lookup", err=True)
     if speaker() and not method.exact(sampling):
         click.echo("lossy: the text need not follow the target's own law under this method and rule", err=True)
-    done = stream(models, ready, show)
-    if speaker():
-        click.echo(summary(done, show), err=True, color=True if show else None)
+    done = stream(models, ready, show, speaker())
+    told = [summary(done, show)]
     if options["compare"]:
-        plain = Run(request(models, ready.ids, "baseline", sampling, length))
-        deque(plain.steps(), maxlen=0)
-        click.echo("\n".join(comparison(done, plain)) if speaker() else "", err=True, nl=speaker())
+        plain = request(models, ready.ids, "baseline", sampling, length)
+        told += comparison(done, stream(models, plain, False, heard=False), load_before)
+    if speaker():
+        click.echo("\n".join(told), err=True, color=True if show else None)
 
 
 def chosen(options: dict[str, Any]) -> tuple[Method, list[str] | None]:

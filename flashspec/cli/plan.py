@@ -63,7 +63,7 @@ def _of_models(options: Mapping[str, Any], acceptance: Given | None, question: Q
         found: Acceptance = acceptance or texts
         known, each = found, f"{texts.length} tokens for each of {len(prompts)} prompts"
         say(estimate(ranked(costs, found, question.methods)[0], len(costs.turns)))
-    say(machine(load_before, usable_cores(), costs))
+    say(machine(load_before, usable_cores(), costs.spread))
     if known is None or len(costs.turns) < FEWEST:
         needed = f"{len(costs.turns)} of the {FEWEST} turns that an interval needs"
         raise ValueError(f"no advice: only {needed} fit into {question.seconds:g} s; give more --seconds")

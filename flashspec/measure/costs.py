@@ -51,7 +51,7 @@ class PairCosts:
     """Seconds of each part in each turn, and the draft lengths that were timed.
 
     Parts: "step" (a token of plain decoding), "finalize" (a one-token read), "overhead" (`loop_overhead`), "burst K NAME"
-    (drafting K tokens), "check K" and "eager K" (a one-token read and the check behind it).
+    (drafting K tokens) and "check K" (K drafted tokens and the verifier's own).
     """
 
     turns: tuple[Turn, ...]
@@ -70,13 +70,11 @@ class PairCosts:
 
     def costs(self, method: Method, turns: Sequence[Turn] | None = None) -> tuple[Costs, float]:
         """What a round of this method spends, and the step of plain decoding it is compared with."""
-        found, name = self.medians(turns), name_of(method)
-        eager = method.finalize == "eager"
-        finalize = found["finalize"] if eager else 0.0
-        checks = {k: found[f"eager {k}"] - finalize if eager else found[f"check {k}"] for k in self.ks}
-        verify = interpolated({k: max(0.0, seconds) for k, seconds in checks.items()})
+        found, name, eager = self.medians(turns), name_of(method), method.finalize == "eager"
+        checks = {k + eager: found[f"check {k}"] for k in self.ks}
+        verify = interpolated({int(eager): found["step"], **checks})  # an eager check of k tokens reads one row less
         draft = interpolated({k: found[f"burst {k} {name}"] for k in self.ks})
-        return Costs(draft, verify, finalize, found["overhead"]), found["step"]
+        return Costs(draft, verify, found["finalize"] if eager else 0.0, found["overhead"]), found["step"]
 
 
 def turns_of(turn: Callable[[], Turn]) -> Iterator[Turn]:
@@ -114,8 +112,6 @@ def parts_of(
         for k, one in found.items():
             check = f"{clock.UNUSED} check {k}" if number else f"check {k}"
             groups.append({f"burst {k} {name}": one.burst, check: one.check})
-            if not number:
-                groups.append({f"{clock.UNUSED} burst {k}": one.burst, f"eager {k}": one.finalized})
     return groups
 
 

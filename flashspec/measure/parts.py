@@ -76,11 +76,6 @@ class Bench:
         reader.rewind(self.start - 1)
         reader.read(self.state.tokens[: self.start])
 
-    def finalized(self) -> None:
-        """Read the newest token, then judge the burst: what eager finalisation spends on a round."""
-        self.step()
-        self.check()
-
     def project(self) -> Scores:
         """Project the newest row with the writer's head."""
         stage, at = self.stages[0], self.start - 1

@@ -165,29 +165,20 @@ def advise(pair: PairCosts, acceptance: Acceptance, methods: Sequence[Method]) -
     return [forecast(pair, acceptance, method) for method, _ in ranked(pair, acceptance, methods)]
 
 
-class Sample:
-    """Texts that the target writes piece by piece, and what the writers would have got of them."""
-
-    def __init__(self, models: Models, question: Question, prompts: Sequence[Prompt]) -> None:
-        self.models, self.question, self.grown = models, question, list(prompts)
-        self.chances = {name_of(writer): [list[float]() for _ in prompts] for writer in question.writers}
-        self.left = question.new_tokens
-
-    def lengthen(self, say: Say) -> None:
-        """A third of the tokens more for every text, until there are all."""
-        new = min(self.left, -(-self.question.new_tokens // FEWEST))
-        for number, prompt in enumerate(self.grown if new else ()):
-            say(f"text {number + 1} of {len(self.grown)} ({prompt.kind}): {new} tokens more")
-            told = tell(self.models, prompt, self.question.sampling, new)
-            self.grown[number] = structs.replace(prompt, ids=(*prompt.ids, *told.tokens))
-            for writer in self.question.writers:
-                self.chances[name_of(writer)][number] += replay_text(told, self.models, writer, self.question.sampling)
-        self.left -= new
-
-    @property
-    def texts(self) -> Texts:
-        """The texts so far."""
-        return Texts({name: tuple(map(tuple, chances)) for name, chances in self.chances.items()})
+def written(models: Models, question: Question, prompts: Sequence[Prompt], say: Say) -> Iterator[tuple[tuple[int, ...], Texts]]:
+    """The first text with its prompt, and the writers' chances on all texts, which grow by a third until they are whole."""
+    grown, left = list(prompts), question.new_tokens
+    chances = {writer: [list[float]() for _ in prompts] for writer in question.writers}
+    while True:
+        new = min(left, -(-question.new_tokens // FEWEST))
+        for number, prompt in enumerate(grown if new else ()):
+            say(f"text {number + 1} of {len(grown)} ({prompt.kind}): {new} tokens more")
+            told = tell(models, prompt, question.sampling, new)
+            grown[number] = structs.replace(prompt, ids=(*prompt.ids, *told.tokens))
+            for writer, found in chances.items():
+                found[number] += replay_text(told, models, writer, question.sampling)
+        left -= new
+        yield grown[0].ids, Texts({name_of(writer): tuple(map(tuple, found)) for writer, found in chances.items()})
 
 
 def observe(
@@ -199,7 +190,7 @@ def observe(
     question's repeats, where one more turn would end after `until`, or within a turn at that time, by `clock.now`.
     """
     check_smaller(models.model("draft").config.body_parameters, models.target.config.body_parameters)
-    sample, turns, device, start = Sample(models, question, prompts), list[Turn](), str(models.target.device), clock.now()
+    turns, start, device = list[Turn](), clock.now(), str(models.target.device)
 
     def tick(line: str) -> None:
         if clock.now() > until:
@@ -208,15 +199,15 @@ def observe(
             say(line)
 
     with suppress(TimeoutError):
-        sample.lengthen(tick)
-        groups = parts_of(models, question.writers, question.timed, sample.grown[0].ids, question.sampling)
+        growing = written(models, question, prompts, tick)
+        text, texts = next(growing)
+        groups = parts_of(models, question.writers, question.timed, text, question.sampling)
         for turn in islice(turns_of(lambda: settled_turn(groups, device, tick)), question.repeats):
             turns.append(turn)
-            yield PairCosts(tuple(turns), question.timed), sample.texts
+            yield PairCosts(tuple(turns), question.timed), texts
             if 2 * clock.now() - start > until:
                 return
-            start = clock.now()
-            sample.lengthen(tick)
+            start, (_, texts) = clock.now(), next(growing)
 
 
 def stated_costs(times: Mapping[str, float]) -> PairCosts:
@@ -230,7 +221,7 @@ def stated_costs(times: Mapping[str, float]) -> PairCosts:
         check_positive(f"the time of {name}", value)
     turn = {"finalize": times["step"], "overhead": 0.0, **times}
     ks = (1, TIMED[-1])
-    turn |= {f"check {k}": turn["check"] for k in ks} | {f"eager {k}": turn["check"] + turn["finalize"] for k in ks}
+    turn |= {f"check {k}": turn["check"] for k in ks}
     return PairCosts(({**turn, **{f"burst {k} dense": k * turn["draft"] for k in ks}},) * 3, ks)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from flashspec.decoding.method import Method
-from flashspec.measure.costs import PairCosts, name_of
+from flashspec.measure.costs import name_of
 from flashspec.measure.planning import Forecast, HeadCase
 from flashspec.theory import Interval
 
@@ -37,10 +37,10 @@ def columns(rows: Sequence[Sequence[str]]) -> Iterator[str]:
     return ("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
 
-def machine(load: float, cores: int, costs: PairCosts) -> str:
-    """How idle the machine was: its load before the run, and how far the steps of plain decoding lie apart."""
-    told = f"a load of {load:.1f} on {cores} cores before the run; plain decoding varied by {costs.spread:.0%} between turns"
-    return f"this machine is busy, measure again when it is idle: {told}" if load > cores / 2 or costs.spread > VARIES else told
+def machine(load: float, cores: int, spread: float = 0.0) -> str:
+    """How idle the machine was: its load before the run, and how far apart the turns of plain decoding lie, where known."""
+    told = f"a load of {load:.1f} on {cores} cores before the run" + (f"; turns lie {spread:.0%} apart" if spread else "")
+    return f"this machine is busy, measure again when it is idle: {told}" if load > cores / 2 or spread > VARIES else told
 
 
 def estimate(found: tuple[Method, float], turns: int) -> str:
