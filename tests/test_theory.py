@@ -13,7 +13,7 @@ from flashspec import Limits, Stage, decode, theory
 from flashspec.decoding.lookup import LookupHead, LookupReader
 from flashspec.decoding.rules import GumbelCoupling, Verdict
 from flashspec.sampling import GREEDY
-from flashspec.theory import Costs, Devices, Level, Weights, nested, split_costs, split_pass, tokens_per_check
+from flashspec.theory import Costs, Devices, Level, Weights, nested, split_costs, tokens_per_check
 
 
 def settled(curve, dice):
@@ -141,10 +141,9 @@ def test_the_control_a_forgotten_token_and_a_level_that_never_waits_for_more_are
         assert wrong != pytest.approx(tossed(0.3, levels)[0], rel=0.02)
 
 
-def test_one_level_is_the_closed_form_and_rows_are_the_final_ones():
+def test_one_level_is_the_closed_form():
     found = nested(0.2, [Level(0.7, 5, lambda n: 1.0 + 0.1 * n)])
     assert found == pytest.approx((tokens_per_check(0.7, 5), theory.round_time(Costs(0.2, 1.5), 5)))
-    assert theory.rows_read(100, [7, 5]) == [112, 112, 105]
 
 
 class Coins(GumbelCoupling):
@@ -241,9 +240,9 @@ def test_what_breaks_even_makes_the_speedup_one(block):
 
 
 def test_a_pass_is_its_share_of_the_bytes_and_two_waits_a_layer():
-    assert split_pass(TARGET, replace(FREE, count=1, all_reduce=1.0)) == pytest.approx(4e-3)  # one device waits for nobody
-    assert split_pass(TARGET, FREE) == pytest.approx(1e-3)
-    assert split_pass(TARGET, replace(FREE, all_reduce=10e-6)) == pytest.approx(1e-3 + 128 * 10e-6)
+    several = [replace(FREE, count=1, all_reduce=1.0), FREE, replace(FREE, all_reduce=10e-6)]  # one device waits for nobody
+    steps = [split_costs(TARGET, DRAFT, devices)[1] for devices in several]
+    assert steps == pytest.approx([4e-3, 1e-3, 1e-3 + 128 * 10e-6])
     gains = {}
     for count, wait in ((1, 0.0), (2, 0.0), (4, 0.0), (8, 0.0), (8, 20e-6)):
         costs, step = split_costs(TARGET, DRAFT, Devices(count, 4e12, wait))

@@ -46,10 +46,8 @@ class Track(ABC):
         self._steps: dict[tuple[int, ...], Callable[[], Any]] = {}
 
     def take(self, tokens: Tensor, first: int, stop: int) -> tuple[int, Reads]:
-        """Copy tokens up to `stop`, from `first` or where reading continues; how many of them a step has to
-        read, and the rows read here: what the reader below has to give, and all where they are more than a
-        fixed shape holds.
-        """
+        """Copy tokens up to `stop`; how many of them a step has to read, and the rows that were read here: below, and
+        all of them where they are more than a fixed shape holds."""
         reader = self.reader
         first = min(first, reader.seen)
         self.tokens[first:stop] = tokens[first:stop]

@@ -141,8 +141,7 @@ def build(method: Method, models: Models, sampling: Sampling = GREEDY, context: 
 
 
 def _chain(method: Method, models: Models, context: int) -> list[tuple[Reader, Head]]:
-    """Readers from the writer up, each with the exact head of its rows: of lookup or of smaller models, then of the target at
-    each exit, through its adapter where it has one, and at the top."""
+    """Readers from the writer up, each with the exact head of its rows; the target's at every exit and its top."""
     target, below = models.target, list[tuple[Reader, Head]]()
     if method.draft == "lookup":
         below = [(LookupReader(context, target.device), LookupHead(target.config.vocab_size))]
@@ -155,8 +154,7 @@ def _chain(method: Method, models: Models, context: int) -> list[tuple[Reader, H
 
 
 def _writer_head(method: Method, models: Models, sampling: Sampling, dense: Any) -> Head:
-    """The head of stage 0: the exact one, or in its place the method's, with its own probes, shortlist and selection, made
-    afresh where it keeps state."""
+    """The head of stage 0: the exact one, or the method's with its options, made afresh if it keeps state."""
     if method.head == "dense":
         return dense
     head: Any = models.head("target" if method.draft == "none" else "draft", method.head)

@@ -121,8 +121,7 @@ class Models:
 
 
 def folder_of(name: str | Path, role: str) -> Path:
-    """The folder or GGUF file of a shipped model ("reference", "shallow", ...), a published one ("smollm2", "qwen"), a path the
-    user gave, or a cached hub name."""
+    """The folder or GGUF file of a shipped or published model's name, a path, or a cached hub name."""
     name = rounding(name)[0] if role == "draft" else name
     if str(name) in PAIRS:
         return published(str(name), role)
@@ -165,7 +164,10 @@ def load(
     folders = {"target": folder_of(target, "target")} | {role: folder_of(name, "draft") for role, name in drafts.items()}
     for role in drafts:
         check_tokenizers(folders["target"], folders[role])
-    made = {"target": _split(folders["target"], dtype, device) or opened(folders["target"], dtype, device, weights)}
+    if processes() > 1:  # of torchrun, which all make the same calls
+        made = {"target": cast(Transformer, Adapter.load(folders["target"], dtype, device, True))}
+    else:
+        made = {"target": opened(folders["target"], dtype, device, weights)}
     made |= {role: opened(folders[role], dtype, device, form=rounding(name)[1]) for role, name in drafts.items()}
     cut, file = cut_padding(made, folders), folders["target"] / EXITS_FILE
     exits = load_exits(file, made["target"]) if file.exists() else {}
@@ -173,14 +175,8 @@ def load(
     return Models(made["target"], made.get("draft"), tokenizer_of(file.parent), folders, between=between, exits=exits, cut=cut)
 
 
-def _split(folder: Path, dtype: str, device: str) -> Transformer | None:
-    """A model whose matrices transformers splits over the processes of torchrun, which all make the same calls, if there are."""
-    return cast(Transformer, Adapter.load(folder, dtype, device, True)) if processes() > 1 else None
-
-
 def opened(folder: Path, dtype: str, device: str, weights: str = "auto", form: str = "") -> Transformer:
-    """The model of a folder, on our own transformer or an `Adapter` where only transformers computes it; its layers rounded to
-    `form` where that is not ""."""
+    """The model of a folder, an `Adapter` where only transformers computes it; rounded to `form` if not ""."""
     try:
         model = Transformer.load(folder, dtype, device, weights)
     except Unsupported as ours:

@@ -1,8 +1,7 @@
-"""Acceptance rules: how many waiting tokens are kept, and which token comes next. One law in tensor operations for every device.
+"""Acceptance rules: how many waiting tokens are kept, and which comes next. One law in tensor operations for every device.
 
-A rule warps scores once, with the same temperature, top-k and top-p for proposer and verifier. All of its
-random numbers are functions of (seed, position, stage, use), so eager and deferred runs draw the same ones.
-Nothing here waits for a device.
+A rule warps proposer's and verifier's scores once and alike. All of its random numbers are functions of (seed,
+position, stage, use). Nothing here waits for a device.
 """
 
 from __future__ import annotations
@@ -140,8 +139,7 @@ class GumbelCoupling:
 class SpeculativeSampling(GumbelCoupling):
     """Accept x with probability min(1, p(x)/q(x)), else draw from max(p - q, 0) (Leviathan et al. 2023, section 2.3).
 
-    q is the very distribution the proposal was drawn from, sparse where the head scored a part of the
-    vocabulary. At temperature 0 greedy, as the coupling is.
+    q is the very distribution the proposal was drawn from, sparse as the head was. Greedy at temperature 0.
     """
 
     def draw(self, scores: Scores, position: int | Tensor, stage: int) -> Drawn:

@@ -16,11 +16,9 @@ from flashspec.typed import typed, whole_numbers
 
 
 class Event(NamedTuple):
-    """One action in whole numbers.
+    """One action in whole numbers: `kept` of the `waiting` tokens were accepted, the stage's reader read `rows`.
 
-    `waiting` tokens were judged and `kept` of them were accepted; `rows` were read by the stage's reader;
-    `adds` tokens were written: the burst's length at stage 0, 1 at a verification, 0 where a reader only
-    read.
+    `adds` tokens were written: a burst's length at stage 0, 1 at a verification, 0 where a reader only read.
     """
 
     stage: int
@@ -71,8 +69,7 @@ class State:
 
     @classmethod
     def at(cls, stages: list[Stage], tokens: Tensor, length: int, level: int = 1, waiting: Sequence[Drawn] = ()) -> State:
-        """The state in which `waiting` tells how the last of `length` tokens were drawn, and the stages from `level` on have not
-        judged them; readers stay where they are."""
+        """The state whose last tokens are `waiting` for the stages from `level` on; readers stay where they are."""
         marks = [length] * level + [length - len(waiting)] * (len(stages) - level)
         return cls(stages, tokens, length, marks, list(waiting))
 

@@ -1,5 +1,4 @@
-"""Which way a stage acts, chosen once when it is made: replayed on CUDA, in one call of the compiled kernels on the CPU, or in
-turn."""
+"""Which way a stage acts, chosen as it is made: replayed on CUDA, in one call of the kernels on the CPU, or in turn."""
 
 from __future__ import annotations
 

@@ -19,9 +19,8 @@ def chunks(points: Tensor, width: int) -> Iterator[Tensor]:
 def assign_balanced(points: Tensor, centroids: Tensor, size: int) -> Tensor:
     """Assign points [V, D] to centroids [K, D] so that no cluster holds more than `size`; K * size must be at least V.
 
-    A capacity auction: in every round each waiting point bids its inner product to the best cluster that
-    still has room, and a cluster takes its highest bidders. Every round places a point, so it ends. Returns
-    clusters [V].
+    Returns clusters [V]. A capacity auction: in every round each waiting point bids its inner product to the best
+    cluster that still has room, which takes its highest bidders; so every round places a point.
     """
     free = torch.full((len(centroids),), size, dtype=torch.int64, device=points.device)
     placed = torch.full((len(points),), -1, dtype=torch.int64, device=points.device)

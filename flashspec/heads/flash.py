@@ -111,8 +111,7 @@ class FlashHead(StoredHead):
     def blocks_of(self, states: Tensor, positions: Tensor | None = None, dice: Dice | None = None) -> Tensor:
         """Numbers [n, B + probes] of the blocks that normalised rows [n, hidden] are scored against.
 
-        Sampling adds Gumbel noise to centroids . row / temperature and takes the top (Kool et al. 2019): a
-        draw without replacement, in which the noise is a function of (seed, position, cluster).
+        Sampling takes the top of centroids . row / temperature plus noise: a draw without replacement (Kool et al. 2019).
         """
         table, likeness = self.table, project(states, self.table.directions)
         if self.plan.selection == "sample":

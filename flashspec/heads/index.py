@@ -1,6 +1,5 @@
 """Search indexes of faiss as draft heads: inverted lists, the same with product codes, and a navigable graph.
 
-The index names candidates by inner product and their logits are computed exactly, from the model's own rows.
 Searching runs on the CPU, one row at a time, so that a row's candidates never depend on its neighbours.
 """
 
@@ -19,9 +18,9 @@ import torch
 from msgspec import Struct
 from torch import Tensor
 
-from flashspec.heads.base import Norm, check_count, rescore, weight_of
+from flashspec.heads.base import Norm, check_count, weight_of
+from flashspec.heads.candidates import SoughtHead
 from flashspec.heads.storage import AGAIN, HeadFile, StoredHead
-from flashspec.sampling import Dice, Scores
 
 KINDS = ("ivf", "ivfpq", "hnsw")
 MISSING = "head {!r} needs faiss-cpu; install the extra `ann`, or use a FlashHead"
@@ -39,11 +38,8 @@ class Search(Struct):
 
 
 @dataclass(frozen=True, eq=False)
-class IndexHead(StoredHead):
-    """Lists the `candidates` ids that a search finds, padded with logits of -inf where it finds fewer; at least id 0.
-
-    Inverted lists are about four times the square root of the vocabulary, of which `probes` are searched.
-    """
+class IndexHead(SoughtHead, StoredHead):
+    """Lists the ids that a search finds; of about 4 sqrt(vocab) inverted lists `probes` are searched."""
 
     norm: Norm | None
     weight: Tensor
@@ -55,7 +51,6 @@ class IndexHead(StoredHead):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_count("candidates", self.candidates, self.vocab_size, "ids")
         check_count("probes", self.probes, self.lists, "lists of this index")
 
     @classmethod
@@ -73,16 +68,6 @@ class IndexHead(StoredHead):
     def rows_scored(self) -> int:
         """Vectors compared for each hidden row, short codes included, and rows scored exactly."""
         return self.visited + self.candidates
-
-    @torch.no_grad()
-    def __call__(self, rows: Tensor, positions: Tensor | None = None, dice: Dice | None = None) -> Scores:
-        """Scores [n, candidates] of rows [n, hidden]."""
-        states = self.states(rows)
-        found = self.find(states)
-        logits = rescore(states, self.weight, found.clamp(min=0))
-        off = found < 0
-        off[:, -1] &= ~off.all(1)
-        return Scores(found.clamp(min=0), logits.masked_fill(off, -torch.inf))
 
     def find(self, states: Tensor) -> Tensor:
         """Ids [n, candidates] in rising order for normalised rows [n, hidden], -1 before them where there are fewer."""
@@ -112,10 +97,6 @@ class IndexHead(StoredHead):
         if self.kind != "ivfpq":
             return rows * (4 * self.visited * self.hidden + exact)
         return rows * (4 * self.lists * self.hidden + (self.visited - self.lists) * self.index.code_size + exact)
-
-    def with_shortlist(self, candidates: int) -> IndexHead:
-        """This head with another number of candidates; the index stays."""
-        return replace(self, candidates=candidates)
 
     def with_probes(self, probes: int) -> IndexHead:
         """This head searching another number of lists; the index stays."""
@@ -158,17 +139,14 @@ def usable(names: Collection[str]) -> list[str]:
 def _indexed(kind: str, weight: Tensor) -> Any:
     """All rows in an index, filled on one thread: a graph's links depend on the order in which points come."""
     faiss, (vocab, width) = faiss_for(kind), weight.shape
-    if kind == "hnsw":
-        index = faiss.IndexHNSWFlat(width, LINKS, faiss.METRIC_INNER_PRODUCT)
-    else:
-        inverted = faiss.IndexFlatIP(width), width, min(vocab, math.isqrt(16 * vocab))
-        if kind == "ivf":
-            index = faiss.IndexIVFFlat(*inverted, faiss.METRIC_INNER_PRODUCT)
-        else:
-            parts = next(n for n in range(max(1, width // 8), 0, -1) if width % n == 0)
-            index = faiss.IndexIVFPQ(*inverted, parts, min(8, max(1, vocab.bit_length() - 2)), faiss.METRIC_INNER_PRODUCT)
-            index.pq.cp.seed, index.pq.cp.min_points_per_centroid = 0, 1
-        index.cp.seed, index.cp.min_points_per_centroid = 0, 1
+    lists = f"IVF{min(vocab, math.isqrt(16 * vocab))}"
+    parts = next(n for n in range(max(1, width // 8), 0, -1) if width % n == 0)
+    codes = f"PQ{parts}x{min(8, max(1, vocab.bit_length() - 2))}np"
+    names = {"ivf": f"{lists},Flat", "ivfpq": f"{lists},{codes}", "hnsw": f"HNSW{LINKS}"}
+    index = faiss.index_factory(width, names[kind], faiss.METRIC_INNER_PRODUCT)
+    for trained in (index, getattr(index, "pq", index)):
+        if hasattr(trained, "cp"):
+            trained.cp.seed, trained.cp.min_points_per_centroid = 0, 1
     points, threads = weight.float().cpu().numpy(), faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(1)
     try:

@@ -1,9 +1,8 @@
 """The public FlashHead checkpoint layout: a Hugging Face folder with clusters beside it, as Embedl's repository reads it.
 
-config.json switches the head on with `flash_head_cache_dir`; `n_probes` and `flash_head_special_token_ids`
-are optional, and all three may lie in a nested `text_config`. The folder it names holds
-clustering_cache.safetensors with `centroids` [1, 1, D, K] (or [D, K]; columns are centroids of any length)
-and `cluster_assignments` [V], every cluster equally often.
+config.json, or its `text_config`, switches the head on with `flash_head_cache_dir`. That folder holds
+clustering_cache.safetensors with `centroids` [1, 1, D, K] (or [D, K]; columns of any length) and
+`cluster_assignments` [V], every cluster equally often.
 """
 
 from __future__ import annotations

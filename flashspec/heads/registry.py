@@ -20,8 +20,7 @@ from flashspec.kernels import Packed
 
 
 class Origin(NamedTuple):
-    """What a head is made from: a model's vocabulary weight [V, D] as it is stored, its final norm, and its folder where it has
-    one."""
+    """What a head is made from: a model's vocabulary weight [V, D] as stored, its final norm and its folder."""
 
     weight: Tensor | Packed
     norm: Norm | None = None
@@ -51,11 +50,8 @@ def file_of(name: str) -> str:
     return FILE if name.startswith("flash") else f"{name}_head.safetensors"
 
 
-def _flash(origin: Origin, **changes: Any) -> FlashHead:
-    """The model's own FlashHead: beside it in our layout or the public one, or in the cache; a small one is built now.
-
-    Raises FileNotFoundError where a large one has not been built yet.
-    """
+def _flash(origin: Origin) -> FlashHead:
+    """The model's own FlashHead, of its folder (our layout or the public one) or the cache, or built now if small."""
     weight, norm, folder = origin
     if path := origin.stored("flash"):
         head = FlashHead.load(path, weight, norm)
@@ -70,7 +66,7 @@ def _flash(origin: Origin, **changes: Any) -> FlashHead:
             f"no FlashHead has been built for this vocabulary of {weight.shape[0]} ids: `flashspec heads build MODEL` builds one "
             "once, in minutes; or draft with the dense head (method 'dense')"
         )
-    return head.with_plan(**changes) if changes else head
+    return head
 
 
 def _index(kind: str, origin: Origin) -> IndexHead:
@@ -102,9 +98,9 @@ HEADS: dict[str, Kind] = {
     "int8": Kind("every row in 8 bits, a scale for 16 columns", lambda o: quantized(o.wide, o.norm, 8)),
     "int4": Kind("every row in 4 bits, scale and minimum for 32 columns", lambda o: quantized(o.wide, o.norm, 4)),
     "flash": Kind("FlashHead: clusters, then exact rows of the best of them", _flash, FLASH),
-    "flash_int8": Kind("FlashHead with 8-bit centroids", partial(_flash, **VARIANTS["flash_int8"]), FLASH),
-    "flash_int4": Kind("FlashHead with 4-bit centroids", partial(_flash, **VARIANTS["flash_int4"]), FLASH),
-    "flash_best": Kind("FlashHead that names its best id alone", partial(_flash, **VARIANTS["flash_best"]), FLASH),
+    "flash_int8": Kind("FlashHead with 8-bit centroids", _flash, FLASH),
+    "flash_int4": Kind("FlashHead with 4-bit centroids", _flash, FLASH),
+    "flash_best": Kind("FlashHead that names its best id alone", _flash, FLASH),
     "ivf": Kind("faiss inverted lists, then exact rows", partial(_index, "ivf"), ("probes", "shortlist")),
     "ivfpq": Kind("faiss inverted lists of product codes, then exact rows", partial(_index, "ivfpq"), ("probes", "shortlist")),
     "hnsw": Kind("faiss navigable graph, then exact rows", partial(_index, "hnsw"), LISTED),
@@ -119,4 +115,5 @@ def head_named(name: str, origin: Origin) -> Head:
     """A head by name for one model; ValueError where the name is unknown or its state or library is missing."""
     if name not in HEADS:
         raise ValueError(f"head {name!r} is unknown; known: {', '.join(HEADS)}")
-    return HEADS[name].make(origin)
+    head: Any = HEADS[name].make(origin)
+    return head.with_plan(**VARIANTS[name]) if name in VARIANTS else head

@@ -25,12 +25,11 @@ FORMATS = ("weight", "bf16", "int8", "int4")
 class FlashPlan:
     """What a FlashHead scores.
 
-    `probes` clusters are scored for each hidden row (None: one cluster in sixteen, as the authors' released
-    code does), and the ids in `always` in any case. `selection` "top" takes the best clusters; "sample" draws
-    them without replacement from softmax(centroids . row / temperature), so that every id can be drafted.
-    `stage1` is the format of the centroids' directions: "weight" for the weight's own, "bf16", "int8" or
-    "int4"; the probed rows are exact whatever it is. With `best` a head names its best id alone, found by one
-    fused kernel on CUDA; as a draft that is a sure proposal, which verification may reject.
+    `probes` clusters are scored for each hidden row (None: one in sixteen, as in the authors' code), and the ids
+    in `always` in any case. `selection` "top" takes the best clusters; "sample" draws them without replacement
+    from softmax(centroids . row / temperature), so that every id can be drafted. `stage1` is the format of the
+    centroids ("weight": the weight's own). With `best` a head names its best id alone, as a sure proposal, found
+    by one fused kernel on CUDA.
     """
 
     probes: int | None = None

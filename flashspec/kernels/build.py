@@ -1,7 +1,6 @@
 """Compile the C kernels once for this machine, with whatever C compiler it has, and load no library but one's own.
 
-Compiled kernels are kept in a folder that its user alone may open, under a name that ends in the digest of their bytes. The
-digest tells a damaged file; that nobody planted the file, the folder's owner and mode tell, and nothing else does.
+They are kept in a folder that its user alone may open; a digest of their bytes in the name tells a damaged file.
 """
 
 from __future__ import annotations
@@ -34,8 +33,7 @@ LINES = 5  # of a compiler's complaint
 
 
 class Build(NamedTuple):
-    """The kernels of this process, or None; their compiler's version; what went wrong with either or with keeping them, and
-    what to do about it."""
+    """The kernels of this process, their compiler's version, what went wrong, and what to do about it."""
 
     library: ctypes.CDLL | None = None
     compiler: str = ""
@@ -50,8 +48,7 @@ def compiler() -> str | None:
 
 
 def cache_folder() -> Path | None:
-    """Where compiled kernels are kept between processes: below $XDG_CACHE_HOME if that is an absolute path, else below
-    ~/.cache; None for a user without a home."""
+    """The user's folder for compiled kernels, below $XDG_CACHE_HOME if absolute, or ~/.cache; None without a home."""
     named = Path(os.environ.get("XDG_CACHE_HOME", ""))
     if not named.is_absolute():
         with suppress(RuntimeError):
@@ -61,10 +58,7 @@ def cache_folder() -> Path | None:
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """The compiled kernels, or None where there is no compiler or FLASHSPEC_KERNELS=0; torch computes everything then.
-
-    What went wrong on the way is a warning, once in a process.
-    """
+    """The compiled kernels, None where torch computes; what went wrong is a warning, once in a process."""
     found = built()
     if found.trouble:
         warnings.warn(f"{found.trouble}; {found.fix}", RuntimeWarning, stacklevel=2)
@@ -141,7 +135,7 @@ def _digest(*parts: bytes) -> str:
 
 
 def _kept_library(cc: str, version: str) -> ctypes.CDLL:
-    """The library in the user's cache, compiled into it where it is missing; OSError where that folder cannot be used."""
+    """The library in the user's cache; OSError where that folder cannot be used."""
     place = cache_folder()
     if place is None:
         raise FileNotFoundError("this user has no home folder")
@@ -156,10 +150,7 @@ def _private_library(cc: str, version: str) -> ctypes.CDLL:
 
 
 def _library_in(place: Path, cc: str, version: str) -> ctypes.CDLL:
-    """The library in a folder, compiled where it is missing: by one process, for which the others wait.
-
-    Its name holds source, flags, compiler and processor.
-    """
+    """The library in a folder, compiled where it is missing: by one process, for which the others wait."""
     import fcntl
 
     facts = (_source(), *FLAGS, cc, version, platform.machine(), cpu_name(), *sorted(cpu_flags()))

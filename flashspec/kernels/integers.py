@@ -106,14 +106,9 @@ def packed(codes: Tensor, first: Tensor, second: Tensor, kind: str, shelf: Shelf
     for at in range(0, len(out), some):
         part = slice(at * PANEL, (at + some) * PANEL)
         widths = (codes, cells * CELL), (first, cells), (second, cells)
-        whole = [_whole(tensor[part], width) for tensor, width in widths]
-        out[at : at + some] = _cells(whole[0], whole[1], whole[2], kind)
+        whole = [F.pad(t[part], (0, width - t.shape[1], 0, -len(t[part]) % PANEL)) for t, width in widths]
+        out[at : at + some] = _cells(*whole, kind)  # type: ignore[call-arg,arg-type]
     return Packed(out, kind, rows, depth)
-
-
-def _whole(part: Tensor, width: int) -> Tensor:
-    """Zeros behind the last row of the last panel and behind the last column."""
-    return F.pad(part, (0, width - part.shape[1], 0, -part.shape[0] % PANEL))
 
 
 def _cells(codes: Tensor, first: Tensor, second: Tensor, kind: str) -> Tensor:

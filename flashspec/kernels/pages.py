@@ -1,9 +1,7 @@
 """Memory that weights are read from: tensors behind one another on huge pages, so that streaming them misses no address.
 
-On 4-kilobyte pages a model's weights need more address translations than a processor keeps; Linux gives 2-megabyte pages to
-memory that asks for them (madvise(2), MADV_HUGEPAGE). Where it does not, this is ordinary memory.
-
-A block is given back when its last tensor goes: share a shelf between tensors that live and die together, no others.
+Linux gives 2-megabyte pages to memory that asks for them (madvise(2), MADV_HUGEPAGE); where it does not, this is ordinary
+memory. A block is given back when its last tensor goes: share a shelf only between tensors that live and die together.
 """
 
 from __future__ import annotations
@@ -46,13 +44,10 @@ class Shelf:
         return self.zeros(tensor.shape, tensor.dtype).copy_(tensor)
 
     def _more(self, size: int) -> int:
-        """Begin another block with room for this many bytes; where its first huge page starts.
-
-        A kernel built without huge pages refuses the request (EINVAL); the block is then ordinary memory.
-        """
+        """Begin another block with room for this many bytes; where its first huge page starts."""
         room = max(BLOCK, -(-size // PAGE) * PAGE)
         block = mmap.mmap(-1, room + PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        with suppress(OSError):
+        with suppress(OSError):  # EINVAL of a kernel built without huge pages
             block.madvise(mmap.MADV_HUGEPAGE)
         start = -torch.frombuffer(block, dtype=torch.uint8, count=1).data_ptr() % PAGE
         self._block, self._end = block, start + room

@@ -21,8 +21,7 @@ NOTHING = MATRIX()  # no rows
 
 
 class Norm(NamedTuple):
-    """Contiguous weight [D], epsilon, and the bias [D] of a norm that subtracts the mean; without one it is by the root mean
-    square."""
+    """Contiguous weight [D], epsilon, and the bias [D] of a norm that subtracts the mean."""
 
     weight: Tensor
     eps: float
@@ -68,8 +67,7 @@ class Scoring:
 
 
 def scoring(norm: Norm | None, first: Tensor | Packed, blocks: Blocks | None = None) -> Scoring | None:
-    """The head over a vocabulary `first` [V, D], or over directions `first` [K, D] of `blocks`; None where the kernels do not
-    serve it: another device, another type, a width that is no multiple of 8."""
+    """The head over a vocabulary `first` [V, D], or directions `first` [K, D] of `blocks`; None if not served."""
     weights = [first, *([blocks.rows] if blocks else []), *([norm.weight] if norm else [])]
     if library() is None or not all(map(_served, weights)) or (norm and norm.weight.dtype is not torch.float32):
         return None

@@ -28,8 +28,7 @@ def gumbel(hashed: Tensor, keys: Tensor) -> Tensor | None:
 
 
 def draw(logits: Tensor, uniform: Tensor) -> Tensor | None:
-    """Columns [n] drawn from softmax(logits [n, m]) by the inverse of the running sum at uniform [n] (float64), -1 where a row
-    cannot be drawn from."""
+    """Columns [n] where the running sums of softmax(logits [n, m]) pass uniform [n] (float64), -1 for none."""
     if not _served(logits):
         return None
     columns = torch.empty(len(logits), dtype=torch.int64)

@@ -36,8 +36,7 @@ class Stretch(NamedTuple):
 
 
 class Span(NamedTuple):
-    """Layers as the kernels see them (structures), how many there are, the embedding in front of them, and what is added to
-    it at every position (an empty matrix: nothing)."""
+    """Layers (structures), their number, the embedding before them, and what is added to it by position."""
 
     shape: ctypes.Structure
     layers: ctypes.Array

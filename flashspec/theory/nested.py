@@ -67,13 +67,3 @@ def _checked(waiting: Chances, alpha: float) -> Chances:
             share = alpha**kept * (1.0 if kept == count else 1.0 - alpha)
             delivered[kept + 1] = delivered.get(kept + 1, 0.0) + chance * share
     return delivered
-
-
-def rows_read(final: int, rejected: Sequence[int]) -> list[int]:
-    """Tokens that each span of one model computes, exactly: the `final` ones, and all rejected[i] at levels i from it on.
-
-    `final` counts prompt and text without the pending token. The first level checks all drafts, so it computes the writer's
-    rows.
-    """
-    sums = [final + sum(rejected[level:]) for level in range(len(rejected))]
-    return [sums[0], *sums]

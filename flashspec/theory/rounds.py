@@ -88,10 +88,7 @@ def round_parts(costs: Costs, block: int) -> dict[str, float]:
 
 
 def round_time(costs: Costs, block: int) -> float:
-    """Time of one round: k draft steps, one check, and what finalisation and the host add.
-
-    The denominator of the throughput model of Yan et al. 2024 (Decoding Speculative Decoding, section 3).
-    """
+    """Time of one round, the denominator of the throughput model of Yan et al. 2024 (section 3)."""
     return sum(round_parts(costs, block).values())
 
 
@@ -110,8 +107,7 @@ def speedup(tar: float, costs: Costs, block: int, step: float) -> float:
 def break_even(tar: float, costs: Costs, block: int, step: float) -> BreakEven:
     """What would have to be true, one change at a time, for speculation to cost what plain decoding does.
 
-    The acceptance solves tokens_per_check(alpha, k) = round time / step (Leviathan et al. 2023, corollary 3.9), the draft step
-    d step TAR = k d + verify + ...
+    The acceptance solves tokens_per_check(alpha, k) = round time / step (Leviathan et al. 2023, corollary 3.9).
     """
     whole = round_time(costs, block)
     needed = whole / check_positive("baseline step", step)
