@@ -121,10 +121,6 @@ def test_without_the_compiled_kernels_products_are_the_same_but_for_rounding(bit
     assert error(integers.packed_linear(x, weight), fast) < 2e-6
 
 
-def test_other_numbers_of_bits_are_refused():
-    refused("8, 6 or 4 bits, got 3", kernels.pack, noise(3, 16), 3)
-
-
 @compiled
 def test_an_instruction_set_is_forced_and_one_that_is_not_here_is_refused():
     script = "from flashspec import kernels; kernels.available(); print(kernels.identity()['isa'])"

@@ -209,14 +209,10 @@ class PreviewHead(SoughtHead):
         return cls(norm, weight, basis, preview, candidates)
 
     @property
-    def rank(self) -> int:
-        """Directions of the preview."""
-        return self.basis.shape[0]
-
-    @property
     def rows_scored(self) -> int:
         """Inner products of the full width that cost as much as those of one hidden row, rounded up."""
-        return self.rank + self.candidates - (-self.vocab_size * self.rank // self.hidden)
+        rank = len(self.basis)
+        return rank + self.candidates - (-self.vocab_size * rank // self.hidden)
 
     def find(self, states: Tensor) -> Tensor:
         looks = project(project(states, self.basis), self.preview)

@@ -99,8 +99,9 @@ def _build() -> Build:
     except OSError as error:
         unkept = f"compiled kernels cannot be kept for the next process, so that each compiles its own: {error}"
     try:
-        fix = "give XDG_CACHE_HOME the absolute path of a folder of your own"
-        return Build(_private_library(cc, version), version, unkept, fix)
+        with tempfile.TemporaryDirectory(prefix="flashspec-") as place:  # gone once its library is loaded
+            found = _library_in(Path(place), cc, version)
+        return Build(found, version, unkept, "give XDG_CACHE_HOME the absolute path of a folder of your own")
     except OSError as error:
         trouble = f"the kernels could not be compiled, and slower torch kernels serve: {error}"
         return Build(None, version, trouble, "name another compiler in CC, or set FLASHSPEC_KERNELS=0 to do without one")
@@ -141,12 +142,6 @@ def _kept_library(cc: str, version: str) -> ctypes.CDLL:
         raise FileNotFoundError("this user has no home folder")
     place.mkdir(mode=0o700, parents=True, exist_ok=True)
     return _library_in(place, cc, version)
-
-
-def _private_library(cc: str, version: str) -> ctypes.CDLL:
-    """A library of this process alone, whose file is gone once it is loaded."""
-    with tempfile.TemporaryDirectory(prefix="flashspec-") as place:
-        return _library_in(Path(place), cc, version)
 
 
 def _library_in(place: Path, cc: str, version: str) -> ctypes.CDLL:
@@ -236,4 +231,9 @@ def _compile(cc: str, place: Path, name: str) -> None:
 
 def call(function: str, *given: Any) -> Any:
     """What a compiled function returns for numbers, structures and tensors; null for None."""
-    return getattr(compiled(), function)(*(one.data_ptr() if isinstance(one, Tensor) else one for one in given))
+    return getattr(compiled(), function)(*map(address, given))
+
+
+def address(one: Any) -> Any:
+    """Where a tensor lies; anything else as it is."""
+    return one.data_ptr() if isinstance(one, Tensor) else one

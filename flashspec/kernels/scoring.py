@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from flashspec.kernels.build import call, compiled, library
+from flashspec.kernels.build import address, call, compiled, library
 from flashspec.kernels.integers import KINDS, Packed
 from flashspec.kernels.source import structure
 
@@ -61,8 +61,7 @@ class Scoring:
         scratch = torch.empty(self._spare + count * self._each, dtype=torch.uint8)
         logits = torch.empty(count, self.columns)
         ids = torch.empty(count, self.columns, dtype=torch.int64) if self.clustered else None
-        listed = None if ids is None else ids.data_ptr()
-        self._call(self._address, rows.data_ptr(), count, scratch.data_ptr(), listed, logits.data_ptr())
+        self._call(self._address, rows.data_ptr(), count, scratch.data_ptr(), address(ids), logits.data_ptr())
         return ids, logits
 
 
@@ -71,8 +70,8 @@ def scoring(norm: Norm | None, first: Tensor | Packed, blocks: Blocks | None = N
     weights = [first, *([blocks.rows] if blocks else []), *([norm.weight] if norm else [])]
     if library() is None or not all(map(_served, weights)) or (norm and norm.weight.dtype is not torch.float32):
         return None
-    norms = [None if t is None else t.data_ptr() for t in (norm.weight, norm.bias)] if norm else []
-    head, columns = HEAD(tuple(norms), norm.eps if norm else 0.0, matrix(first), NOTHING, first.shape[0]), first.shape[0]
+    norms = (address(norm.weight), address(norm.bias)) if norm else ()
+    head, columns = HEAD(norms, norm.eps if norm else 0.0, matrix(first), NOTHING, first.shape[0]), first.shape[0]
     if blocks is not None:
         rows, slots = blocks.rows, blocks.ids.shape[1]
         head.blocks = matrix(rows if isinstance(rows, Packed) else rows.flatten(0, 1))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from flashspec.kernels.build import call, library
+from flashspec.kernels.build import address, call, library
 from flashspec.kernels.source import structure
 
 ROW = structure("Row")
@@ -60,7 +60,7 @@ def judge(
     kept = [None if ids is None else ids.contiguous() for ids, _ in proposals]
     theirs = (ROW * max(1, len(kept)))()
     for place, ids, (_, row) in zip(theirs, kept, proposals, strict=False):
-        place.logits, place.ids, place.count = row.data_ptr(), None if ids is None else ids.data_ptr(), row.shape[1]
+        place.logits, place.ids, place.count = row.data_ptr(), address(ids), row.shape[1]
     verdict, count = torch.empty(2, dtype=torch.int64), logits.shape[1]
     call("fs_judge", logits, count, theirs, len(kept), tokens.contiguous(), uniforms, torch.empty(count), verdict)
     return verdict

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from flashspec.kernels.build import call
+from flashspec.kernels.build import address, call
 from flashspec.kernels.scoring import Scoring
 from flashspec.kernels.source import structure
 
@@ -58,7 +58,7 @@ class Writer:
     def __call__(self, place: Stretch, law: Law) -> tuple[Tensor | None, Tensor, Tensor]:
         """Write `want` tokens in place; their ids [want, m] (None: the whole vocabulary), warped logits [want, m], and
         whether each was sound."""
-        sound, rules = torch.empty(place.want, dtype=torch.bool), LAW(law.temperature, *map(_address, law[1:]))
+        sound, rules = torch.empty(place.want, dtype=torch.bool), LAW(law.temperature, *map(address, law[1:]))
         return *self._call("fs_burst", place, sound, ctypes.byref(rules)), sound
 
     def check(self, place: Stretch) -> tuple[Tensor | None, Tensor]:
@@ -69,7 +69,7 @@ class Writer:
         size = (place.want, self.scoring.columns)
         ids = torch.empty(size, dtype=torch.int64) if self.scoring.clustered else None
         logits = torch.empty(size)
-        given = [_address(t) for t in (place.tokens, place.rows, ids, logits, sound, self.times)]
+        given = [address(t) for t in (place.tokens, place.rows, ids, logits, sound, self.times)]
         burst = ctypes.byref(BURST(*given[:2], *place[2:], *given[2:]))
         writer, threads = ctypes.byref(self._writer), torch.get_num_threads()
         needed = call("fs_bursting", writer, burst, threads)
@@ -77,7 +77,3 @@ class Writer:
             self._scratch = torch.empty(needed)
         call(kernel, writer, *law, burst, threads, self._scratch)
         return ids, logits
-
-
-def _address(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()
