@@ -1,4 +1,4 @@
-"""Simulated acceptance: real readers, heads and draws, with verdicts from a given curve. It gives a cost, never a text."""
+"""Simulated acceptance: real work with verdicts from a given curve. It gives a cost, never a text."""
 
 from __future__ import annotations
 

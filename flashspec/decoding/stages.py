@@ -74,7 +74,7 @@ def unsure(threshold: float | None) -> Doubt | None:
 
 
 def listed(numbers: Sequence[Tensor], sound: Sequence[Tensor]) -> list[int]:
-    """Numbers on the host, in the one transfer that also tells whether the flags hold; FloatingPointError where not."""
+    """Numbers on the host, in one transfer with the flags; FloatingPointError where one does not hold."""
     count = sum(map(len, numbers))
     packed = torch.cat([*numbers, *sound]).tolist()
     if not all(packed[count:]):
@@ -84,7 +84,7 @@ def listed(numbers: Sequence[Tensor], sound: Sequence[Tensor]) -> list[int]:
 
 @dataclass(frozen=True)
 class InTurn:
-    """Reads what is missing of tokens [n], then scores the rows that speak for positions `first` to n: serves every stage."""
+    """Reads what is missing of tokens [n], then scores the rows that speak for positions `first` to n."""
 
     reader: Reader
     head: Head
@@ -98,7 +98,7 @@ class InTurn:
 
 @dataclass(frozen=True)
 class StepByStep:
-    """Writes token by token. A stage in doubt stops before the draw; off the CPU its burst is computed whole and cut."""
+    """Writes token by token. A stage in doubt stops before the draw; off the CPU its burst is cut afterwards."""
 
     score: Score
     rule: AcceptanceRule
@@ -143,7 +143,7 @@ class Judging:
 
 
 def in_turn(stage: Stage, score: Score | None = None, write: Write | None = None) -> Verbs:
-    """The naive verbs, which every faster way must equal, with a faster `score` or `write` where there is one."""
+    """The naive verbs, which every faster way must equal, or with a faster `score` or `write`."""
     score = score or InTurn(stage.reader, stage.head, Dice(stage.rule.sampling.seed))
     return Verbs(write or StepByStep(score, stage.rule, stage.doubt), Judging(score, stage.rule, stage.doubt))
 

@@ -38,7 +38,7 @@ class Step(NamedTuple):
 @typed
 @dataclass(frozen=True)
 class Limits:
-    """When decoding ends, and whether the target reads its own final token at once ("eager") or with the next block."""
+    """When decoding ends, and whether the target reads its final token at once ("eager") or with the next block."""
 
     max_new_tokens: int = 128
     stop: tuple[int, ...] = ()
@@ -75,7 +75,7 @@ class State:
 
     @classmethod
     def start(cls, stages: list[Stage], prompt: Sequence[int], limits: Limits) -> State:
-        """The state behind a prompt, with readers that have read nothing and heads that have learned it alone."""
+        """The state behind a prompt; readers have read nothing, and heads have learned it alone."""
         _validate(stages, prompt)
         room = min(min(s.reader.context for s in stages), len(prompt) + limits.max_new_tokens)
         tokens = torch.zeros(room, dtype=torch.int64, device=stages[0].reader.rows.device)
@@ -104,7 +104,7 @@ class State:
         return i + 1 == len(self.stages)
 
     def learn(self, first: int, scores: Scores | None) -> None:
-        """Tell heads that learn the tokens from `first` on, now final, and the last stage's scores; None as a text begins."""
+        """Tell heads the tokens from `first` on, now final, and the last stage's scores; None as a text begins."""
         for stage in self.stages:
             stage.head.learn(self.tokens[first : self.length], scores)
 

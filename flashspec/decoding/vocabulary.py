@@ -1,4 +1,4 @@
-"""Whether models share one vocabulary: the words of their tokenizers, and rows that only pad their embeddings."""
+"""Whether models share one vocabulary: their tokenizers' words, and rows that only pad embeddings."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SAID = 8
 
 
 def words_of(folder: Path) -> dict[int, str]:
-    """The token of every id, empty where the checkpoint has no tokenizer; ValueError where its file is damaged."""
+    """The token of every id, empty without a tokenizer; ValueError where its file is damaged."""
     if folder.suffix == GGUF:
         return gguf_tokenizer.words(opened(folder))
     path = folder / "tokenizer.json"

@@ -23,7 +23,7 @@ AT_ONCE = 1 << 26  # numbers gathered at once
 
 
 class Asked(NamedTuple):
-    """What a head is asked: states [n, D] behind the final norm, and the mean probability [V] of every id over them."""
+    """What a head is asked: states [n, D] behind the norm, and every id's mean probability [V] over them."""
 
     states: Tensor
     likely: Tensor
@@ -37,7 +37,7 @@ class Asked(NamedTuple):
 
 @torch.no_grad()
 def asked_of(weight: Tensor | Packed, queries: Tensor, norm: Norm | None) -> Asked:
-    """Queries [n, D], hidden rows before the norm, asked of weight [V, D]; ValueError for none, another width or NaN."""
+    """Queries [n, D], rows before the norm, asked of weight [V, D]; ValueError for none, another width or NaN."""
     check_rows(queries, weight.shape[1])
     states = fused(norm)(queries.float())
     if not len(states) or not bool(torch.isfinite(states).all()):
@@ -79,7 +79,7 @@ def _metric(states: Tensor) -> Tensor:
 
 
 def bisected(points: Tensor, size: int, seed: int = 0) -> Tensor:
-    """Assign points [V, D] to clusters of `size` by halving: along the axis between two means, at the middle, and on."""
+    """Assign points [V, D] to clusters of `size` by halving, again and again, along the axis between two means."""
     dice = torch.Generator(points.device).manual_seed(seed)
     groups = {len(points): torch.arange(len(points), device=points.device)[None]}
     while max(groups) > size:

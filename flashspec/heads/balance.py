@@ -42,7 +42,7 @@ def _shortlists(points: Tensor, centroids: Tensor, free: Tensor, length: int) ->
 
 
 def _auction(bids: Tensor, lists: Tensor, free: Tensor) -> Tensor:
-    """Clusters [n] won with these shortlists, -1 where all of a point's clusters filled up; `free` falls as slots go."""
+    """Clusters [n] won with these shortlists, -1 where all of them filled up; `free` falls as slots go."""
     won = torch.full((len(bids),), -1, dtype=torch.int64, device=bids.device)
     waiting = torch.arange(len(bids), device=bids.device)
     while len(waiting):
@@ -58,7 +58,7 @@ def _auction(bids: Tensor, lists: Tensor, free: Tensor) -> Tensor:
 
 
 def _highest(wanted: Tensor, value: Tensor, free: Tensor) -> Tensor:
-    """Which bids [n] win: the highest of each wanted cluster, as many as it has room for; ties go to the earlier point."""
+    """Which bids [n] win: the highest of each wanted cluster, as many as it has room for; earlier points in a tie."""
     order = torch.argsort(value, descending=True, stable=True)
     order = order[torch.argsort(wanted[order], stable=True)]
     filled = torch.bincount(wanted, minlength=len(free))

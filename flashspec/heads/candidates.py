@@ -23,7 +23,7 @@ SIZE, TOP = 2048, 16  # ids of a context, and of a verification that enter it
 
 
 class ListedHead(WeightHead):
-    """A head with one list for all rows: `ids` [m] rise, and `rows` [m, hidden] is a contiguous copy of their rows."""
+    """A head with one list for all rows: `ids` [m] rise, and `rows` [m, hidden] is a copy of their rows."""
 
     ids: Tensor
     rows: Tensor
@@ -131,7 +131,7 @@ class ContextHead(ListedHead):
 
     @torch.inference_mode()
     def learn(self, tokens: Tensor, scores: Scores | None) -> None:
-        """Take in final tokens [n] and the verifier's scores behind them, None as a text begins; waits for nothing."""
+        """Take in final tokens [n] and the verifier's scores, None as a text begins; waits for nothing."""
         if scores is None:
             self._seen.copy_(self._unseen)
             self._clock = 0
@@ -155,7 +155,7 @@ class ContextHead(ListedHead):
 
 
 class SoughtHead(WeightHead, ABC):
-    """Seeks `candidates` ids for every row; padded with logits of -inf where it finds fewer, at least id 0."""
+    """Seeks `candidates` ids for every row; where it finds fewer, but one at least, pads with logits of -inf."""
 
     weight: Tensor
     candidates: int
@@ -166,7 +166,7 @@ class SoughtHead(WeightHead, ABC):
 
     @abstractmethod
     def find(self, states: Tensor) -> Tensor:
-        """Rising ids [n, candidates] for normalised rows [n, hidden], -1 before them where there are fewer."""
+        """Rising ids [n, candidates] for normalised rows [n, hidden], -1 where there are fewer."""
 
     @torch.no_grad()
     def __call__(self, rows: Tensor, positions: Tensor | None = None, dice: Dice | None = None) -> Scores:
@@ -197,7 +197,7 @@ class PreviewHead(SoughtHead):
 
     @classmethod
     def build(cls, weight: Tensor, norm: Norm | None = None) -> PreviewHead:
-        """Rotate weight [vocab, hidden]; the rank is an eighth of the width, candidates are 1/64 of the ids."""
+        """Rotate weight [vocab, hidden]; rank is an eighth of the width, candidates 1/64 of the ids."""
         weight, parts = weight_of(weight), weight.detach().split(1 << 14)
         rank, candidates = sizes(*weight.shape)
         square = torch.zeros(weight.shape[1], weight.shape[1], dtype=torch.float64, device=weight.device)

@@ -102,7 +102,7 @@ def unconstrained(weight: Tensor, recipe: Recipe, tick: Tick = int) -> Tensor:
 
 @torch.no_grad()
 def balanced(weight: Tensor, centroids: Tensor, recipe: Recipe, tick: Tick = int) -> Clusters:
-    """The second half: clusters of one size, grown from the centroids that `unconstrained` gives; `tick` after each iteration."""
+    """The second half: clusters of one size, from the centroids of `unconstrained`; `tick` after each iteration."""
     points, size = F.normalize(weight.detach().float(), dim=1), recipe.cluster_size
     for _ in range(BALANCED):
         assignments = assign_balanced(points, centroids, size)
@@ -112,7 +112,7 @@ def balanced(weight: Tensor, centroids: Tensor, recipe: Recipe, tick: Tick = int
 
 
 def from_assignments(weight: Tensor, assignments: Tensor, size: int) -> Clusters:
-    """The partition in which id v of weight [V, D] belongs to cluster assignments[v]; ValueError where one holds over `size`."""
+    """Id v of weight [V, D] belongs to cluster assignments[v]; ValueError where one holds over `size`."""
     rows, members = weight.detach().float(), members_of(assignments, -(-weight.shape[0] // size), size)
     lengths = rows.norm(dim=1, keepdim=True).clamp(min=1e-12)
     shares = torch.ones(len(rows), device=rows.device)
@@ -128,7 +128,7 @@ def means_of(points: Tensor, assignments: Tensor, shares: Tensor) -> Tensor:
 
 
 def members_of(assignments: Tensor, count: int, size: int) -> Tensor:
-    """Ids of every cluster [count, size] in rising order, -1 behind them; ValueError where a cluster holds too many."""
+    """Rising ids of every cluster [count, size], -1 behind them; ValueError where one holds too many."""
     filled = torch.bincount(assignments, minlength=count)
     if len(filled) > count or int(filled.max()) > size:
         raise ValueError(f"{count} clusters of {size} expected, but one of {len(filled)} clusters holds {int(filled.max())} ids")
@@ -141,7 +141,7 @@ def members_of(assignments: Tensor, count: int, size: int) -> Tensor:
 
 
 def centres(points: Tensor, assignments: Tensor, before: Tensor) -> Tensor:
-    """Centroid of every cluster's points; a cluster without points, or whose points cancel, keeps the one it had."""
+    """Centroid of every cluster's points; one without points, or whose points cancel, stays as before."""
     sums = torch.zeros_like(before).index_add_(0, assignments, points)
     filled = torch.bincount(assignments, minlength=len(before)).clamp(min=1)
     alive = sums.square().sum(1, keepdim=True) > 0
@@ -155,7 +155,7 @@ def nearest(points: Tensor, centroids: Tensor) -> Tensor:
 
 
 def _faiss(points: Tensor, backend: str) -> Any:
-    """The module that runs a backend's iterations, None for torch; ValueError where it is asked for and missing."""
+    """The module that runs a backend's iterations, None for torch; ValueError where it is missing."""
     if backend == "torch" or (backend == "auto" and points.device.type != "cpu"):
         return None
     try:

@@ -87,7 +87,7 @@ class FlashHead(StoredHead):
 
     @property
     def rows_scored(self) -> int:
-        """Inner products for each hidden row: centroids, probed rows and always-scored rows, padding included."""
+        """Inner products for each hidden row: centroids, probed and always-scored rows, with padding."""
         return self.table.clusters + (self.probes + self.table.forced) * self.table.slots
 
     def bytes_read(self, rows: int) -> int:
@@ -96,7 +96,7 @@ class FlashHead(StoredHead):
         return self.table.directions.nbytes + blocks * (self.table.blocks.nbytes // len(self.table.ids))
 
     def __call__(self, rows: Tensor, positions: Tensor | None = None, dice: Dice | None = None) -> Scores:
-        """Scores [n, (B + probes) * slots] of rows [n, hidden], B blocks of always-scored ids first; [n, 1] of the best id."""
+        """Scores [n, (B + probes) * slots] of rows [n, hidden], B always-scored blocks first; or [n, 1] of the best id."""
         fast = self.scored(rows)
         if fast is not None:
             return fast
@@ -140,7 +140,7 @@ class FlashHead(StoredHead):
         return self.with_plan(probes=probes)
 
     def within(self, share: float) -> FlashHead:
-        """This head with the most probes, at least 1, that score at most this share of the vocabulary, centroids included."""
+        """This head with the most probes that score at most this share of the vocabulary, centroids included."""
         spare = int(share * self.vocab_size) - (self.rows_scored - self.probes * self.table.slots)
         return self.with_probes(min(self.table.clusters, max(1, spare // self.table.slots)))
 

@@ -70,7 +70,6 @@ class IndexHead(SoughtHead, StoredHead):
         return self.visited + self.candidates
 
     def find(self, states: Tensor) -> Tensor:
-        """Ids [n, candidates] in rising order for normalised rows [n, hidden], -1 before them where there are fewer."""
         faiss = faiss_for(self.kind)
         if self.kind == "hnsw":
             limits = faiss.SearchParametersHNSW(efSearch=max(DEPTH, self.candidates))
@@ -82,7 +81,7 @@ class IndexHead(SoughtHead, StoredHead):
 
     @cached_property
     def visited(self) -> int:
-        """Vectors one search compares: an even share of the lists and their centres, or as many as graph searches did here."""
+        """Vectors one search compares: an even share of the lists and their centres; of a graph as counted here."""
         if self.kind != "hnsw":
             return self.lists + -(-self.vocab_size * self.probes // self.lists)
         statistics = faiss_for("hnsw").cvar.hnsw_stats
@@ -92,7 +91,7 @@ class IndexHead(SoughtHead, StoredHead):
         return -(-int(statistics.ndis) // len(sample))
 
     def bytes_read(self, rows: int) -> int:
-        """For each hidden row: the vectors or codes that its search compares, and the candidates' own rows."""
+        """For each row, the vectors or codes that its search compares and the candidates' own rows."""
         exact = self.candidates * self.hidden * self.weight.element_size()
         if self.kind != "ivfpq":
             return rows * (4 * self.visited * self.hidden + exact)
@@ -119,7 +118,7 @@ class IndexHead(SoughtHead, StoredHead):
 
 
 def faiss_for(kind: str) -> Any:
-    """The faiss module; ValueError for a kind of index there is not, or naming the extra to install where faiss is missing."""
+    """The faiss module; ValueError for an unknown kind of index, or with the extra to install where it is missing."""
     if kind not in KINDS:
         raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
     try:
@@ -129,7 +128,7 @@ def faiss_for(kind: str) -> Any:
 
 
 def usable(names: Collection[str]) -> list[str]:
-    """These heads without those that search with faiss where it is missing; a warning says which, and what to install."""
+    """These heads without those that need a missing faiss; a warning says which, and what to install."""
     left = [name for name in names if name in KINDS] if importlib.util.find_spec("faiss") is None else []
     for name in left:
         warnings.warn(f"left out: {MISSING.format(name)}", stacklevel=2)

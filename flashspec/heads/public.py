@@ -57,7 +57,7 @@ def _options(folder: Path) -> PublicHead:
 
 
 def _clusters(centroids: Tensor, assignments: Tensor, weight: Tensor) -> Clusters:
-    """Clusters of stored centroids [.., D, K] and assignments [V]; ValueError where they are not of this weight [V, D]."""
+    """Clusters of centroids [.., D, K] and assignments [V]; ValueError where they are not of this weight [V, D]."""
     vocab, width = weight.shape
     if assignments.shape != (vocab,):
         raise ValueError(f"these clusters are of {assignments.numel()} ids and the weight has {vocab}; use the model's own")

@@ -22,7 +22,7 @@ def agreement(head: FlashHead, dense: DenseHead, rows: Tensor) -> float:
 
 @torch.no_grad()
 def required_probes(head: FlashHead, dense: DenseHead, rows: Tensor) -> Tensor:
-    """Probes [n] until top selection scores the dense head's best id, its cluster's rank; 0 where it is always scored."""
+    """Probes [n] until top selection scores the dense head's best id; 0 where it is always scored."""
     found = list[Tensor]()
     always = torch.tensor(head.plan.always, dtype=torch.int64, device=rows.device)
     for part in _parts(rows):

@@ -1,4 +1,4 @@
-"""Heads by name: how each is made for a model, what state it keeps beside the model, and which options it takes."""
+"""Heads by name: how each is made for a model, and which options it takes."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def file_of(name: str) -> str:
 
 
 def _flash(origin: Origin) -> FlashHead:
-    """The model's own FlashHead, of its folder (our layout or the public one) or the cache, or built now if small."""
+    """The model's own FlashHead, of its folder (in either layout) or the cache, or built now if small."""
     weight, norm, folder = origin
     if path := origin.stored("flash"):
         head = FlashHead.load(path, weight, norm)

@@ -55,7 +55,7 @@ class HeadFile(NamedTuple):
 
 
 class StoredHead(WeightHead, ABC):
-    """A head with state of its own beside the weight: tensors and facts (`state`), from which `restored` makes it again."""
+    """A head with a state of tensors and facts beside the weight, from which `restored` makes it again."""
 
     weight: Tensor | Packed
     key: ClassVar[str]
