@@ -89,7 +89,7 @@ class Method:
 
 
 def _check_options(method: Method) -> None:
-    """Refuse options that the method's head does not take; plain decoding and dense heads ignore those of others."""
+    """Refuse options that the method's head does not take; the dense head ignores those of others."""
     takes = HEADS[method.head].options
     for name, default in (("probes", None), ("selection", "top"), ("shortlist", None)):
         if getattr(method, name) != default and name not in takes and method.head != "dense":
@@ -123,7 +123,7 @@ def method_named(method: str | Method, changes: dict[str, Any]) -> Method:
 
 @typed
 def build(method: Method, models: Models, sampling: Sampling = GREEDY, context: int | None = None) -> list[Stage]:
-    """The stages of a method over these models, with fresh caches of `context` tokens (None: the models' own)."""
+    """The stages of a method over these models, with fresh caches of `context` tokens (None: all)."""
     layers, vocab_size = models.target.config.layers, models.target.config.vocab_size
     if context is not None and context < 1:
         raise ValueError(f"context must be at least 1, got {context}")
@@ -141,7 +141,7 @@ def build(method: Method, models: Models, sampling: Sampling = GREEDY, context: 
 
 
 def _chain(method: Method, models: Models, context: int) -> list[tuple[Reader, Head]]:
-    """Readers from the writer up, each with the exact head of its rows; the target's at every exit and its top."""
+    """Readers from the writer up, the target's at every exit and its top, with the exact heads of their rows."""
     target, below = models.target, list[tuple[Reader, Head]]()
     if method.draft == "lookup":
         below = [(LookupReader(context, target.device), LookupHead(target.config.vocab_size))]

@@ -30,7 +30,7 @@ REFERENCE = {"target": {"reference": "target"}, "draft": {"reference": "narrow",
 
 
 def check_pair(draft: ModelConfig, target: ModelConfig) -> None:
-    """Refuse a draft that is bigger than its target (where both shapes are known) or has another vocabulary."""
+    """Refuse a draft that is bigger than its target, where both shapes are known, or of another vocabulary."""
     if isinstance(draft, ModelConfig) and isinstance(target, ModelConfig):
         check_smaller(draft.body_parameters, target.body_parameters)
     if draft.vocab_size != target.vocab_size:
@@ -75,7 +75,7 @@ class Models:
         return min(model.config.context for model in (self.target, *self.drafts))
 
     def exit_norm(self, layer: int) -> Norm:
-        """What stands between the target's rows at a layer and its vocabulary head: an adapter, or the final norm."""
+        """What the target's rows at a layer pass on the way to its head: an adapter, or the final norm."""
         return self.exits.get(layer, self.target.norm)
 
     def model(self, which: str) -> Transformer:
@@ -86,13 +86,13 @@ class Models:
         return found
 
     def head(self, which: str, name: str) -> Head:
-        """A draft head by name over one model, made once; every FlashHead shares one clustering. ValueError as head_named."""
+        """A draft head by name over one model, made once; FlashHeads share one clustering. ValueError as head_named."""
         if name in VARIANTS:
             return self.heads.made((which, name), lambda: cast(Any, self.head(which, "flash")).with_plan(**VARIANTS[name]))
         return self.heads.made((which, name), lambda: head_named(name, self.origin(which, name)))
 
     def origin(self, which: str, name: str) -> Origin:
-        """What a head is made from; stored heads do not fit a model whose rows were cut. ValueError for one that gives logits."""
+        """What a head is made from; no stored heads where rows were cut. ValueError for a model that gives logits."""
         model = self.model(which)
         if model.vocabulary is None:
             raise ValueError(f"{model.config.family} gives logits and no vocabulary weight; head {name!r} needs one: use 'dense'")
@@ -190,7 +190,7 @@ def opened(folder: Path, dtype: str, device: str, weights: str = "auto", form: s
 
 
 def rounding(name: str | Path) -> tuple[str | Path, str]:
-    """A draft's name without its format, and the format behind the colon: "int8", "int4", or "" where there is none."""
+    """A draft's name, and the format behind its colon: "int8", "int4", or "" where there is none."""
     base, _, form = str(name).rpartition(":")
     return (base, form) if base and form in BITS else (name, "")
 
@@ -201,7 +201,7 @@ def dense_head(norm: Norm | None, model: Transformer) -> Head:
 
 
 def spans(model: Transformer, stops: Sequence[int], context: int | None = None, reuse: bool = True) -> list[Reader]:
-    """Readers of one model up to each of `stops`; each continues from the rows of the one below, or reads anew without reuse."""
+    """Readers of one model up to each of `stops`, from the rows of the one below, or anew without reuse."""
     if isinstance(model, Adapter):
         if len(stops) > 1:
             raise ValueError(f"{model.config.family} is read whole by transformers; exits need one of our own architectures")

@@ -1,4 +1,4 @@
-"""Heads on disk: their state, and the digest of the weight they belong to; the weight itself is never written."""
+"""Heads on disk: their state and the digest of the weight they belong to, never the weight itself."""
 
 from __future__ import annotations
 

@@ -100,7 +100,7 @@ class Table(NamedTuple):
 
 
 def build_table(weight: Tensor | Packed, clusters: Clusters, plan: FlashPlan) -> Table:
-    """Permute weight [V, D] once, with the rows of the plan's `always` copied into blocks of their own behind the clusters.
+    """Permute weight [V, D] once, with the rows of the plan's `always` in blocks of their own behind.
 
     A packed weight keeps its codes where a cluster is a panel of sixteen rows, and is widened where it is not.
     """
@@ -132,7 +132,7 @@ def _taken(weight: Tensor | Packed, ids: Tensor, shelf: Shelf) -> Tensor | Packe
 
 
 def stage_one(clusters: Clusters, weight: Tensor | Packed, kind: str) -> Tensor | Packed:
-    """What clusters [K, D] are found by, unit directions or plain means, in the format `kind`; "weight" is the weight's own."""
+    """What clusters [K, D] are found by, directions or means, in the format `kind` ("weight": the weight's)."""
     means = clusters.centroids.to(wide(weight))
     unit = F.normalize(means, dim=1) if clusters.spherical else means
     if kind in ("int8", "int4"):

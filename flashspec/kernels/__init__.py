@@ -67,8 +67,7 @@ def gather_linear(x: Tensor, blocks: Tensor | Packed, chosen: Tensor) -> Tensor:
 def best_of_blocks(states: Tensor, blocks: Tensor | Packed, ids: Tensor, bias: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
     """Best id [n] and its logit [n] of states [n, K] in the chosen [n, P] of blocks [C, cap, K]; the smallest id wins a tie.
 
-    `ids` and `bias` [C, cap] name a slot's id and what is added to its logit. One fused kernel on CUDA where Triton is
-    installed.
+    `ids` and `bias` [C, cap] name a slot's id and what is added to its logit. One fused kernel on CUDA with Triton.
     """
     plain = isinstance(blocks, Tensor) and blocks.dtype is not torch.float64 and blocks.is_contiguous()
     if plain and states.is_cuda and _triton():

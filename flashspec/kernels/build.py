@@ -42,13 +42,13 @@ class Build(NamedTuple):
 
 
 def compiler() -> str | None:
-    """The C compiler this machine offers: $CC, cc, gcc or clang; None where there is none, or no POSIX system to load into."""
+    """The C compiler this machine offers, $CC, cc, gcc or clang; None for none, or no POSIX system."""
     names = (os.environ.get("CC"), "cc", "gcc", "clang") if os.name == "posix" else ()
     return next((found for name in names if name and (found := shutil.which(name))), None)
 
 
 def cache_folder() -> Path | None:
-    """The user's folder for compiled kernels, below $XDG_CACHE_HOME if absolute, or ~/.cache; None without a home."""
+    """The user's cache, below $XDG_CACHE_HOME if that is absolute, or ~/.cache; None without a home."""
     named = Path(os.environ.get("XDG_CACHE_HOME", ""))
     if not named.is_absolute():
         with suppress(RuntimeError):
@@ -81,7 +81,7 @@ def built() -> Build:
 
 
 def identity() -> dict[str, str]:
-    """Which kernels compute here: the digest of their source, their compiler's version and flags, or torch's own."""
+    """Which kernels compute here: digest of their source, compiler's version and flags, or torch's own."""
     found = built()
     if found.library is None:
         return {"kernels": "torch"}
@@ -163,8 +163,8 @@ def _library_in(place: Path, cc: str, version: str) -> ctypes.CDLL:
 
 @contextmanager
 def _held(place: Path) -> Iterator[Path]:
-    """A folder made its owner's alone, under a name that leads to it whatever becomes of its path (the path itself where /proc
-    is not to be had); PermissionError where somebody else owns it or the link to it, or where its mode cannot be changed."""
+    """A folder made its owner's alone, under a name that leads to it whatever becomes of its path, if there is /proc;
+    PermissionError where somebody else owns it or the link to it, or where its mode cannot be changed."""
     if place.lstat().st_uid != os.geteuid():
         raise PermissionError(f"{place} belongs to another user")
     handle = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
@@ -204,7 +204,7 @@ def _named(name: str, code: bytes) -> str:
 
 
 def _fresh(folder: Path, name: str, cc: str) -> ctypes.CDLL:
-    """The library compiled now and kept once it has been loaded; what a killed compilation left behind is removed first."""
+    """The library compiled now, and kept once loaded; what a killed compilation left is removed first."""
     for left in folder.glob("building-*"):
         shutil.rmtree(left, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix="building-", dir=folder) as place:

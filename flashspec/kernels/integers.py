@@ -72,7 +72,7 @@ class Packed:
         return wide.flatten(1)[: self.rows, : self.depth]
 
     def taken(self, ids: Tensor) -> Packed:
-        """The rows of ids [m] one behind the other, in the same codes; ValueError where m is no multiple of sixteen."""
+        """The rows of ids [m] in the same codes; ValueError where m is no multiple of sixteen."""
         if len(ids) % PANEL:
             raise ValueError(f"rows are taken by panels of {PANEL}, a multiple of {PANEL} ids, got {len(ids)}")
         out, panels = room(len(ids), self.depth, self.kind, Shelf()), len(ids) // PANEL
@@ -99,7 +99,7 @@ def room(rows: int, depth: int, kind: str, shelf: Shelf) -> Tensor:
 
 
 def packed(codes: Tensor, first: Tensor, second: Tensor, kind: str, shelf: Shelf | None = None) -> Packed:
-    """Codes [N, K] (uint8, from zero) with the numbers [N, ceil(K / 32)] of their cells (see Packed), on the shelf."""
+    """Codes [N, K] (uint8, from zero) with the numbers [N, ceil(K / 32)] of their cells, on the shelf."""
     (rows, depth), cells = codes.shape, first.shape[1]
     out = room(rows, depth, kind, shelf or Shelf())
     some = max(SOME // (PANEL * cells * CELL), 1)
@@ -125,7 +125,7 @@ def _cells(codes: Tensor, first: Tensor, second: Tensor, kind: str) -> Tensor:
 
 
 def unpacked(weight: Packed) -> tuple[Tensor, Tensor, Tensor]:
-    """Codes [rows, columns] uint8 and the float32 numbers [rows, cells] of whole panels: what `packed` was given."""
+    """Codes [rows, columns] uint8 and float32 numbers [rows, cells] of whole panels: what `packed` got."""
     panels, cells, size = weight.cells.shape
     codes, numbers = weight.cells.split((size - 64, 64), 2)
     if weight.kind == "s8":
@@ -165,7 +165,7 @@ def _divisor(scales: Tensor) -> Tensor:
 
 
 def rounded(x: Tensor) -> Tensor:
-    """Rows x [n, K] as integer products see them: integers of at most 127 times the largest of 32 columns over 127."""
+    """Rows x [n, K] as integer products see them: up to 127 times the largest of 32 columns over 127."""
     groups = F.pad(x.float(), (0, -x.shape[1] % CELL)).unflatten(1, (-1, CELL))
     most = groups.abs().amax(2, keepdim=True)
     codes = (groups * torch.where(most == 0, 0.0, 127.0 / most)).round_()

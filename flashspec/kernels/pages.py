@@ -1,4 +1,4 @@
-"""Memory that weights are read from: tensors behind one another on huge pages, so that streaming them misses no address.
+"""Memory that weights are read from: tensors behind one another on huge pages, for streaming.
 
 Linux gives 2-megabyte pages to memory that asks for them (madvise(2), MADV_HUGEPAGE); where it does not, this is ordinary
 memory. A block is given back when its last tensor goes: share a shelf only between tensors that live and die together.
@@ -20,14 +20,14 @@ ALIGNMENT = 64  # a cache line
 
 
 class Shelf:
-    """Room for tensors on the CPU, in the order in which they are asked for; a block lives as long as a tensor in it."""
+    """Room for tensors on the CPU, in the order of asking; a block lives as long as a tensor in it."""
 
     def __init__(self) -> None:
         self._block: mmap.mmap | None = None
         self._next, self._end = 0, 0
 
     def zeros(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
-        """Zeros [*shape] on the shelf, of their own and contiguous; an ordinary tensor off the CPU and without huge pages."""
+        """Contiguous zeros [*shape] on the shelf; an ordinary tensor off the CPU and without huge pages."""
         size = prod(shape) * dtype.itemsize
         if torch.device(device).type != "cpu" or not size or not hasattr(mmap, "MADV_HUGEPAGE"):
             return torch.zeros(tuple(shape), dtype=dtype, device=device)

@@ -42,7 +42,7 @@ class Blocks(NamedTuple):
 
 
 class Scoring:
-    """A head that the kernels serve: its structure, scores a row, and the tensors that its addresses point into."""
+    """A head that the kernels serve: its structure, scores a row, and the tensors that it points into."""
 
     def __init__(self, head: ctypes.Structure, columns: int, kept: tuple[object, ...]) -> None:
         self.head, self.columns, self.kept = head, columns, kept
@@ -66,7 +66,7 @@ class Scoring:
 
 
 def scoring(norm: Norm | None, first: Tensor | Packed, blocks: Blocks | None = None) -> Scoring | None:
-    """The head over a vocabulary `first` [V, D], or directions `first` [K, D] of `blocks`; None if not served."""
+    """The head over ids' rows `first` [V, D], or directions `first` [K, D] of `blocks`; None if not served."""
     weights = [first, *([blocks.rows] if blocks else []), *([norm.weight] if norm else [])]
     if library() is None or not all(map(_served, weights)) or (norm and norm.weight.dtype is not torch.float32):
         return None
@@ -96,7 +96,7 @@ def _served(weight: Tensor | Packed) -> bool:
 
 
 def best_numbers(values: Tensor, count: int) -> Tensor:
-    """Numbers [n, count] of the largest of values [n, m], rising; the smallest numbers win a tie where the kernels serve."""
+    """Rising numbers [n, count] of the largest of values [n, m]; the kernels let the smallest win a tie."""
     if values.device.type != "cpu" or values.dtype is not torch.float32 or library() is None:
         return values.topk(count, sorted=False).indices.sort(dim=1).values
     values, (rows, width) = values.contiguous(), values.shape

@@ -1,4 +1,4 @@
-"""Noise, draws and verdicts on logits in the compiled kernels; None where they do not serve, and torch computes them."""
+"""Noise, draws and verdicts on logits in the compiled kernels; None where torch has to compute them."""
 
 from __future__ import annotations
 

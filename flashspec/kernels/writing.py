@@ -26,7 +26,7 @@ class Law(NamedTuple):
 
 
 class Stretch(NamedTuple):
-    """Tokens [room] and rows [room, D] by position, how far they were read, and from where how many are wanted."""
+    """Tokens [room] and rows [room, D] by position, how far they were read, and what is wanted."""
 
     tokens: Tensor
     rows: Tensor
@@ -46,7 +46,7 @@ class Span(NamedTuple):
 
 
 class Writer:
-    """Layers and a head that write together; `times` [3] sums nanoseconds in body, head and draws over all calls."""
+    """Layers and a head that write together; `times` [3] sums nanoseconds in body, head and draws."""
 
     def __init__(self, span: Span, scoring: Scoring) -> None:
         self.span, self.scoring = span, scoring
