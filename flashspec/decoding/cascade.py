@@ -1,8 +1,7 @@
 """The loop: decoding is a cascade of stages.
 
 Stage 0 writes tokens. Every later stage re-scores the tokens waiting below it, keeps a prefix and adds one
-token of its own. A token is final when the last stage keeps it. Methods are lists of stages; nothing here
-knows their names.
+token of its own. A token is final when the last stage keeps it.
 """
 
 from __future__ import annotations

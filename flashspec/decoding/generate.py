@@ -23,10 +23,9 @@ LEAST_AGREEMENT, LEAST_DECIDED = 0.3, 16
 class Stats:
     """Counts of one decode, defined once.
 
-    `rounds`: verifications by the last stage. `drafted`: tokens written by stage 0, the unverified rest of a
-    cut text included. `judged`: tokens put to the last stage; `accepted`: those it kept. `emitted`: tokens
-    given to the caller. `forwards`: forwards of the last stage, finalising ones included; an eager last round
-    without drafts needs none. Plain decoding drafts nothing; its rounds are its tokens.
+    `rounds`: verifications by the last stage. `drafted`: tokens written by stage 0, the unverified rest of a cut
+    text included. `judged`: tokens put to the last stage; `accepted`: those it kept. `emitted`: tokens given to
+    the caller. `forwards` of the last stage include finalising ones. The rounds of plain decoding are its tokens.
     """
 
     rounds: int

@@ -33,14 +33,12 @@ class Method:
     `draft` "model" lets a second model write, "cascade" the smallest of several models that then verify in a
     row, "lookup" copies from the text itself, "none" the target: at its top (plain decoding), or at the first
     of `exits` (layers counted from the bottom). Every exit is a stage: the one above the writer verifies `k`,
-    and from the third stage on `interval`, waiting tokens. `head` names the writer's head (see HEADS): a
-    "flash" one scores `probes` clusters chosen by `selection`, and those that take a `shortlist` score so
-    many ids exactly (None: the head's own default). `finalize` is "deferred" or "eager".
+    later ones `interval`, waiting tokens. `head` names the writer's head (see HEADS): a "flash" one scores
+    `probes` clusters chosen by `selection`, others a `shortlist` of ids (None: the head's own default).
 
     Stages may ask the one above early: the writer before a draw, a middle verifier after its check, where the
-    largest probability lies below `draft_doubt` or `verify_doubt`; None never asks. `middle` "typical" lets
-    middle verifiers keep what is typical of them, not what follows their law. Without `reuse` every stage of
-    one model reads with layers and caches of its own, as engines do that cannot share them.
+    largest probability lies below `draft_doubt` or `verify_doubt`. `middle` "typical" lets middle verifiers keep
+    what is typical of them. Without `reuse` every stage of one model reads with layers and caches of its own.
     """
 
     draft: str = "none"

@@ -42,13 +42,12 @@ def check_pair(draft: ModelConfig, target: ModelConfig) -> None:
 
 @dataclass
 class Models:
-    """Target, draft and tokenizer that belong together; readers and heads are made from them, they are never changed.
+    """Target, draft and tokenizer that belong together; they are never changed.
 
-    `between` holds models that verify below the target in a cascade, from the smallest; `exits` the adapters
-    of the target's exits by layer, where its checkpoint brings some. A model that only transformers computes
-    is an `Adapter`: it is read whole, and gives a FlashHead only where its rows are hidden ones. `cut` names
-    models whose padding rows were cut, `heads` holds the draft heads that were made, by model ("target" or
-    "draft") and name.
+    `between` verify below the target in a cascade, from the smallest; `exits` are the adapters of the target's
+    exits by layer. A model that only transformers computes is an `Adapter`: it is read whole, and gives a FlashHead
+    only where its rows are hidden ones. `cut` names models whose padding rows were cut, `heads` holds the draft
+    heads that were made, by model ("target" or "draft") and name.
     """
 
     target: Transformer
@@ -146,16 +145,15 @@ def load(
     device: str = "auto",
     weights: str = "auto",
 ) -> Models:
-    """Load a target and a draft (None for none): shipped or published names, Hugging Face folders, GGUF files, or hub names in
-    the local cache.
+    """Load a target and a draft (None for none): shipped or published names, folders, GGUF files or cached hub names.
 
-    The draft "auto" is the target's own where "reference" or "qwen" is the target, and none for any other. Several drafts, from
-    the smallest, are the lower models of a cascade; the first of them is also the draft of two-model methods. Under torchrun the
-    target is split over the processes, and drafts are read by each of them. A draft named "NAME:int8" or "NAME:int4" has its
-    layers rounded as it is loaded, on CPU. `dtype` is "auto", "float32" or "bfloat16"; `weights` is "int4", "dense" or "auto"
-    for AWQ checkpoints. Raises FileNotFoundError for a missing folder or file, ValueError for wrong digests, architectures,
-    unequal vocabularies, or a draft whose layers hold more parameters than the target's. Models of one tokenizer whose
-    embeddings are padded to different sizes are cut to the smallest.
+    The draft "auto" is the target's own where "reference" or "qwen" is the target, else none. Several drafts, from
+    the smallest, are the lower models of a cascade; the first is also the draft of two-model methods. The layers
+    of "NAME:int8" or "NAME:int4" are rounded as it is loaded, on CPU. Under torchrun the target is split over the
+    processes. `dtype` is "auto", "float32" or "bfloat16"; `weights` is "int4", "dense" or "auto" for AWQ
+    checkpoints. Models of one tokenizer with embeddings of different sizes are cut to the smallest. Raises
+    FileNotFoundError for a missing file, ValueError for wrong digests, architectures or vocabularies, or a draft
+    whose layers hold more parameters than the target's.
     """
     device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     draft = own_draft(target) if draft == "auto" else draft

@@ -61,8 +61,7 @@ def check_tokenizers(target: Path, draft: Path) -> None:
 def cut_padding(models: Mapping[str, Transformer], folders: Mapping[str, Path]) -> tuple[str, ...]:
     """Cut models of one tokenizer to as many ids as the smallest of them has; the roles that were cut.
 
-    Checkpoints pad their embeddings beyond the tokenizer to different sizes. Left alone where sizes agree or a
-    folder has no tokenizer; ValueError where a model has fewer rows than the tokenizer has ids.
+    Left alone where sizes agree or a folder has no tokenizer; ValueError for fewer rows than a tokenizer has ids.
     """
     sizes = {role: model.config.vocab_size for role, model in models.items()}
     smallest = min(sizes, key=lambda role: sizes[role])
