@@ -18,7 +18,7 @@ USES = {"draw": 1, "accept": 2, "residual": 3, "clusters": 4, "gumbel": 5}
 COLDEST = 1e-3  # logits divided by less leave float32
 _MASK = (1 << 64) - 1
 _HASHED: Once[tuple[int, torch.device], Tensor] = Once()
-Positions = int | list[int] | Tensor
+Positions = list[int] | Tensor
 
 
 class Scores(NamedTuple):
@@ -183,9 +183,7 @@ class Dice(NamedTuple):
 
 
 def _listed(positions: Positions) -> list[int]:
-    if isinstance(positions, Tensor):
-        return positions.tolist()
-    return [positions] if isinstance(positions, int) else positions
+    return positions.tolist() if isinstance(positions, Tensor) else positions
 
 
 class DeviceDice(Dice):

@@ -66,6 +66,10 @@ def prefix(flags: Tensor) -> Tensor:
     return flags.long().cumprod(0).sum()[None]
 
 
+def _one(position: int | Tensor) -> Positions:
+    return position if isinstance(position, Tensor) else [position]
+
+
 def draw_from(weights: Tensor, uniform: Tensor) -> Tensor:
     """Column [1] drawn from weights [1, m] of any sum by the inverse of their running sum."""
     running = weights.double().cumsum(-1)
@@ -118,7 +122,7 @@ class GumbelCoupling:
 
     def draw(self, scores: Scores, position: int | Tensor, stage: int) -> Drawn:
         warped = warp(scores, self.sampling)
-        token, sound = self.best(warped, position)
+        token, sound = self.best(warped, _one(position))
         return Drawn(token, warped, sound)
 
     def law(self, positions: list[int], stage: int) -> kernels.Law:
@@ -142,7 +146,7 @@ class SpeculativeSampling(GumbelCoupling):
         if self.sampling.temperature == 0:
             return super().draw(scores, position, stage)
         warped = warp(scores, self.sampling)
-        column, sound = _draw_one(warped.logits, self.dice.uniform(position, stage, "draw"))
+        column, sound = _draw_one(warped.logits, self.dice.uniform(_one(position), stage, "draw"))
         return Drawn(warped.pick(column), warped, sound)
 
     def law(self, positions: list[int], stage: int) -> kernels.Law:
