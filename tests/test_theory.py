@@ -46,14 +46,6 @@ def test_throughput_equals_a_simulated_clock():
     assert theory.throughput(theory.tokens_per_check(0.8, 5), costs, 5) == pytest.approx(tokens / clock, rel=0.01)
 
 
-def test_break_even_and_the_speedup_are_the_theorems():
-    assert theory.break_even(1.0, Costs(0.23, 1.0), 1, 1.0).acceptance == pytest.approx(0.23)
-    assert theory.break_even(1.0, Costs(3.0, 1.0), 1, 1.0).acceptance is None  # nothing pays
-    assert theory.break_even(1.0, Costs(0.1, 0.5), 2, 1.0).acceptance == 0.0  # everything does
-    found = theory.speedup(theory.tokens_per_check(0.8, 5), Costs(0.1, 1.0), 5, 1.0)
-    assert found == pytest.approx((1 - 0.8**6) / ((1 - 0.8) * (5 * 0.1 + 1)))
-
-
 @pytest.mark.parametrize(("kappa", "nu"), [(0.2, 0.25), (1.5, 0.1), (3.0, 0.9)])
 def test_the_cheap_head_gate_is_where_two_throughputs_meet(kappa, nu):
     rho = theory.cheap_head_gate(kappa, nu)
@@ -157,6 +149,9 @@ def test_what_breaks_even_makes_the_speedup_one(block):
     if found.draft is not None:
         assert theory.speedup(tar, Costs(found.draft, 1.2, overhead=0.1), block, step) == pytest.approx(1.0)
     assert theory.break_even(2.0, Costs(0.1, 9.0), 2, 1.0)[::2] == (None, None)  # no alpha, and no draft, makes up for the check
+    assert theory.break_even(1.0, Costs(0.1, 0.5), 2, 1.0).acceptance == 0.0  # any does
+    found = theory.speedup(theory.tokens_per_check(0.8, 5), Costs(0.1, 1.0), 5, 1.0)
+    assert found == pytest.approx((1 - 0.8**6) / ((1 - 0.8) * (5 * 0.1 + 1)))
 
 
 def test_a_pass_is_its_share_of_the_bytes_and_two_waits_a_layer():
