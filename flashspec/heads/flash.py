@@ -25,7 +25,7 @@ CHOICES = ("cluster_size", "seed")  # of a clustering
 class FlashHead(StoredHead):
     """Approximate scores at the cost of few rows; logits it gives are exact, ids it does not list count as -inf.
 
-    `weight` keeps the order of the vocabulary (no copy of the model's own); `table` is the permuted copy that is read.
+    `weight` is the model's own, in the order of the vocabulary; `table` is the permuted copy that is read.
     """
 
     norm: Norm | None
@@ -48,10 +48,9 @@ class FlashHead(StoredHead):
     ) -> FlashHead:
         """Cluster weight [vocab, hidden] (unless `clusters` are given) and permute it.
 
-        With `queries`, hidden rows [n, hidden] before the norm, clusters are made for them, and the ids likeliest behind them
-        are scored always, unless the plan names others; without, clusters are by direction. `changes` are fields of
-        FlashPlan, and cluster_size and seed of a Recipe where there are no clusters yet. Raises ValueError for a plan that does
-        not fit the weight.
+        With `queries`, hidden rows [n, hidden] before the norm, clusters are made for them, and the ids likeliest
+        behind them are scored always unless the plan names others; without, clusters are by direction. `changes`
+        are fields of FlashPlan, or cluster_size and seed. Raises ValueError for a plan that does not fit.
         """
         weight = weight_of(weight)
         chosen = {name: changes.pop(name) for name in CHOICES if name in changes}

@@ -57,10 +57,8 @@ def _options(folder: Path) -> PublicHead:
 
 
 def _clusters(centroids: Tensor, assignments: Tensor, weight: Tensor) -> Clusters:
-    """Clusters of centroids [.., D, K] and assignments [V]; ValueError where they are not of this weight [V, D]."""
+    """Clusters of centroids [.., D, K] and assignments [V]; ValueError where they cannot be."""
     vocab, width = weight.shape
-    if assignments.shape != (vocab,):
-        raise ValueError(f"these clusters are of {assignments.numel()} ids and the weight has {vocab}; use the model's own")
     if centroids.ndim < 2 or centroids.shape[-2] != width or centroids.numel() != width * centroids.shape[-1]:
         raise ValueError(f"centroids have the shape [1, 1, {width}, clusters] here, got {list(centroids.shape)}")
     count = centroids.shape[-1]

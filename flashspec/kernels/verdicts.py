@@ -37,8 +37,8 @@ def draw(logits: Tensor, uniform: Tensor) -> Tensor | None:
 
 
 def best_columns(logits: Tensor, hashed: Tensor | None = None, keys: Tensor | None = None) -> Tensor | None:
-    """Columns [n] of the largest of logits [n, m], the first in a tie, -1 where a row holds NaN; with Gumbel noise added for
-    hashed ids [1 or n, m] under keys [n], both int32."""
+    """Columns [n] of the largest of logits [n, m], the first in a tie, -1 where a row holds NaN; with noise of hashed
+    ids [1 or n, m] under keys [n], both int32."""
     if not _served(logits) or (hashed is not None and logits.shape[1] % 8):
         return None
     columns = torch.empty(len(logits), dtype=torch.int64)
@@ -50,7 +50,7 @@ def best_columns(logits: Tensor, hashed: Tensor | None = None, keys: Tensor | No
 def judge(
     logits: Tensor, proposals: Sequence[tuple[Tensor | None, Tensor]], tokens: Tensor, uniforms: Tensor
 ) -> Tensor | None:
-    """Speculative sampling's verdict [2]: how many of the tokens [n] are kept, and the token that follows, -1 where there is NaN.
+    """Speculative sampling's verdict [2]: how many tokens [n] are kept, and the one that follows, -1 for NaN.
 
     `logits` [n + 1, V] are the verifier's warped ones, `proposals` ids [1, m] (None: all) and warped logits [1, m] behind each
     token, `uniforms` [2 n + 1] (float64) decide acceptances, corrections and the last draw.

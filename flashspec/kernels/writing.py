@@ -16,8 +16,8 @@ WRITER, LAW, BURST = (structure(name) for name in ("Writer", "Law", "Burst"))
 
 
 class Law(NamedTuple):
-    """How tokens follow from logits: the best one at temperature 0; with `hashed` ids [V] and `keys` [n] (int32) the best
-    behind Gumbel noise; else a draw from the running sum at `uniform` [n] (float64)."""
+    """How tokens follow from logits: the best one at temperature 0; the best behind noise of `hashed` ids [V] and
+    `keys` [n] (int32); else a draw from the running sum at `uniform` [n] (float64)."""
 
     temperature: float
     hashed: Tensor | None = None

@@ -55,8 +55,7 @@ class Interval(NamedTuple):
 class BreakEven(NamedTuple):
     """What one change alone would have to be for speculation to be as fast as plain decoding.
 
-    `acceptance` is the alpha needed (None: no alpha is enough), `tar` the tokens a check, `draft` the longest draft step
-    that still pays (None: not even a free draft does).
+    The alpha (None: no alpha is enough), the tokens a check, the longest draft step (None: not even a free draft pays).
     """
 
     acceptance: float | None
@@ -132,7 +131,7 @@ def amdahl(share: float, gain: float) -> float:
 
 
 def implied_step(saved: float, gain: float) -> float:
-    """The time of a step that became `gain` times faster by saving `saved`: x with x / (x - saved) = gain.
+    """The time x of a step that became `gain` times faster by saving `saved`: x / (x - saved) = gain.
 
     Turns the thesis's abstract (Ma and Wang 2026: 2.493 to 0.577 ms, step 1.108 x) into its step time.
     """
