@@ -11,7 +11,7 @@ V = TypeVar("V")
 
 
 class Once(dict[K, V]):
-    """Values by key, each made by the first thread that asks for it; what could not be made is tried again by the next."""
+    """Values by key, each made by the first thread that asks for it; what failed is tried again by the next."""
 
     def __init__(self, *known: dict[K, V]) -> None:
         super().__init__(*known)
@@ -21,7 +21,7 @@ class Once(dict[K, V]):
         return type(self), (dict(self),)
 
     def made(self, key: K, make: Callable[[], V]) -> V:
-        """The value of a key, from `make` where there is none; threads that ask for other keys do not wait."""
+        """The value of a key, from `make` where there is none; other keys do not wait."""
         if key not in self:
             with self._making.setdefault(key, Lock()):
                 if key not in self:

@@ -131,7 +131,7 @@ def _mix32(x: Tensor) -> Tensor:
 
 
 def hashed_ids(count: int, device: torch.device) -> Tensor:
-    """First-round hash of the ids 0..count-1, int32; kept for good, as a recorded graph reads it where it lies."""
+    """First-round hash of the ids 0..count-1, int32; kept for good, as recorded graphs read it."""
 
     def made() -> Tensor:
         return _mix32(torch.arange(1, count + 1, dtype=torch.int32, device=device) * _signed(0x9E3779B1))
@@ -154,18 +154,17 @@ class Dice(NamedTuple):
         return _mix64(_mix64(_mix64(self.seed & _MASK) ^ position) ^ (USES[use] << 16 | stage))
 
     def hashed(self, scores: Scores | None, positions: Positions, vocab_size: int) -> tuple[Tensor, Tensor]:
-        """Hashed ids [1 or n, m] of scores [n, m] (None: of the whole vocabulary) and the positions' keys [n]: what `gumbel`
-        makes noise of."""
+        """Hashed ids [1 or n, m] of scores [n, m] (None: of all ids) and the positions' keys [n], for `noise`."""
         table = hashed_ids(vocab_size, scores.logits.device if scores else torch.device("cpu"))
         ids = None if scores is None else scores.ids
         return table[None] if ids is None else table[ids], self.keys(positions, "gumbel")
 
     def cluster_gumbel(self, scores: Tensor, positions: Tensor) -> Tensor:
-        """Noise like scores [n, clusters], for drawing clusters at positions [n] (a CPU tensor: the host knows positions)."""
+        """Noise like scores [n, clusters], for drawing clusters at positions [n]."""
         return self.noise(hashed_ids(scores.shape[1], scores.device)[None], self.keys(positions, "clusters"))
 
     def gumbel(self, scores: Scores, positions: Tensor, vocab_size: int) -> Tensor:
-        """Noise [n, m] for the ids of scores [n, m], at positions [n] (a CPU tensor: positions are known to the host)."""
+        """Noise [n, m] for the ids of scores [n, m], at positions [n] that the host knows."""
         return self.noise(*self.hashed(scores, positions, vocab_size))
 
     @staticmethod
@@ -179,7 +178,7 @@ class Dice(NamedTuple):
         return torch.tensor([_signed(self._key(p, use)) for p in _listed(positions)], dtype=torch.int32)
 
     def uniform(self, positions: Positions, stage: int, use: str) -> Tensor:
-        """Numbers [n] in (0, 1), float64, for one stage's draw, accept or residual decision at each position."""
+        """Numbers [n] in (0, 1), float64, for one stage's draws of one use at each position."""
         return torch.tensor([(self._key(p, use, stage) + 0.5) * 2.0**-64 for p in _listed(positions)], dtype=torch.float64)
 
 
@@ -188,7 +187,7 @@ def _listed(positions: Positions) -> list[int]:
 
 
 class DeviceDice(Dice):
-    """The numbers of Dice, for positions that only the device knows: tensor operations that a graph can record."""
+    """The numbers of Dice for positions that only the device knows, as a graph can record them."""
 
     __slots__ = ()
 

@@ -18,7 +18,7 @@ MANY = {"a whole number": "whole numbers", "a string or Path": "strings"}
 
 
 def typed(entry: Entry) -> Entry:
-    """A function, or a dataclass, that refuses an argument of another type than its annotation with a ValueError in words."""
+    """A function or dataclass that refuses an argument of another type than annotated with a ValueError in words."""
     call = entry.__init__ if isinstance(entry, type) else entry  # type: ignore[misc]
     signature = inspect.signature(call)
     hints = functools.cache(lambda: get_type_hints(call))

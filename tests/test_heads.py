@@ -4,12 +4,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from shelf import refusing
 
 from flashspec import kernels
 from flashspec.heads import DenseHead, FlashHead, agreement, calibrate_always, cluster, required_probes
 from flashspec.heads.cluster import Recipe
 from flashspec.models.transformer import RMSNorm
-from flashspec.sampling import Dice, Scores
+from flashspec.sampling import Dice
 
 VOCAB, WIDTH, ROWS = 515, 48, 24
 POSITIONS = torch.arange(ROWS)
@@ -22,29 +23,29 @@ CHANGES = [
 ]  # fmt: skip
 
 
-def weight(dtype: torch.dtype = torch.float32) -> torch.Tensor:
+def weight(dtype=torch.float32):
     return torch.randn(VOCAB, WIDTH, generator=torch.Generator().manual_seed(1)).to(dtype)
 
 
-def hidden(dtype: torch.dtype = torch.float32) -> torch.Tensor:
+def hidden(dtype=torch.float32):
     return torch.randn(ROWS, WIDTH, generator=torch.Generator().manual_seed(2)).to(dtype)
 
 
-def norm() -> RMSNorm:
+def norm():
     made = RMSNorm(WIDTH, 1e-6)
     torch.nn.init.uniform_(made.weight, 0.5, 1.5, generator=torch.Generator().manual_seed(3))
     return made
 
 
-def flash(dtype: torch.dtype = torch.float32, **changes) -> FlashHead:
+def flash(dtype=torch.float32, **changes):
     return FlashHead.build(weight(dtype), norm().to(dtype), **changes)
 
 
-def dense(dtype: torch.dtype = torch.float32) -> DenseHead:
+def dense(dtype=torch.float32):
     return DenseHead(norm().to(dtype), weight(dtype))
 
 
-def is_exact(scores: Scores, exact: torch.Tensor, tolerance: float = 1e-5) -> bool:
+def is_exact(scores, exact, tolerance=1e-5):
     """Whether every logit that counts is the dense one, and no id counts twice in a row."""
     counts = scores.logits > -torch.inf
     times = torch.zeros(len(exact), VOCAB).scatter_add_(1, scores.ids, counts.float())
@@ -52,7 +53,7 @@ def is_exact(scores: Scores, exact: torch.Tensor, tolerance: float = 1e-5) -> bo
     return same and float(times.max()) == 1
 
 
-def is_whole(head: FlashHead, dtype: torch.dtype) -> bool:
+def is_whole(head, dtype):
     """Whether a head that probes every cluster is the dense head."""
     scores = head.with_probes(head.clusters.count)(hidden(dtype), POSITIONS, Dice(0))
     return is_exact(scores, dense(dtype)(hidden(dtype)).logits) and int((scores.logits > -torch.inf).sum()) == ROWS * VOCAB
@@ -60,11 +61,16 @@ def is_whole(head: FlashHead, dtype: torch.dtype) -> bool:
 
 @pytest.mark.parametrize("dtype", WIDE)
 @pytest.mark.parametrize("changes", CHANGES, ids=str)
-def test_logits_are_the_dense_ones_and_all_of_them_where_every_cluster_is_probed(changes, dtype):
-    head = flash(dtype, **changes)
-    scores = head.with_probes(9)(hidden(dtype), POSITIONS, Dice(4))
-    assert is_exact(scores, dense(dtype)(hidden(dtype)).logits) and is_whole(head, dtype)
+def test_logits_are_the_dense_ones_row_by_row_and_all_of_them_where_every_cluster_is_probed(changes, dtype):
+    head, rows = flash(dtype, **changes), hidden(dtype)
+    scores = head.with_probes(9)(rows, POSITIONS, Dice(4))
+    assert is_exact(scores, dense(dtype)(rows).logits) and is_whole(head, dtype)
     assert all((scores.ids == forced).any(1).all() for forced in changes.get("always", ()))
+    together = head(rows, POSITIONS, Dice(4))
+    alone = [head(rows[i : i + 1], POSITIONS[i : i + 1], Dice(4)) for i in range(ROWS)]
+    assert torch.equal(together.ids, torch.cat([s.ids for s in alone]))
+    assert torch.allclose(together.logits, torch.cat([s.logits for s in alone]), rtol=1e-6, atol=1e-6)
+    assert not torch.equal(together.ids, together.ids[:1].expand(ROWS, -1)), "every row probes for itself"
 
 
 PACKED = [
@@ -114,17 +120,6 @@ def test_the_control_a_head_with_a_spoilt_table_is_caught(changes, part, spoil):
     assert not is_whole(replace(head, table=head.table._replace(**{part: spoil(head.table)})), torch.float32)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("changes", CHANGES, ids=str)
-def test_many_rows_at_once_give_what_each_gives_alone(changes, dtype):
-    head, rows = flash(dtype, **changes), hidden(dtype)
-    together = head(rows, POSITIONS, Dice(4))
-    alone = [head(rows[i : i + 1], POSITIONS[i : i + 1], Dice(4)) for i in range(ROWS)]
-    assert torch.equal(together.ids, torch.cat([s.ids for s in alone]))
-    assert torch.allclose(together.logits, torch.cat([s.logits for s in alone]), rtol=1e-6, atol=1e-6)
-    assert not torch.equal(together.ids, together.ids[:1].expand(ROWS, -1)), "every row probes for itself"
-
-
 def test_a_rounded_first_stage_reads_fewer_bytes_and_finds_nearly_the_same():
     head = flash(torch.bfloat16, probes=8)
     rounded = {kind: head.with_plan(stage1=kind) for kind in ("bf16", "int8", "int4")}
@@ -161,19 +156,16 @@ def test_calibrated_ids_are_those_missed_and_end_those_misses():
     assert calibrate_always(head, dense(), often, count=1) == (int(dense()(often[-1:]).logits.argmax()),)
 
 
-def drawn(seed: int, positions: torch.Tensor) -> torch.Tensor:
+def drawn(seed, positions):
     head = flash(probes=2, selection="sample", temperature=2.0)
     return head(hidden()[:1].expand(len(positions), -1), positions, Dice(seed)).ids
 
 
-def test_sampled_clusters_are_a_function_of_seed_and_position():
+def test_sampled_clusters_are_a_function_of_seed_and_position_and_reach_every_id_as_top_ones_do_not():
     positions = torch.tensor([7, 7, 3, 8])
     ids = drawn(0, positions)
     assert torch.equal(ids[0], ids[1]) and torch.equal(ids, drawn(0, positions.flip(0)).flip(0))
     assert not torch.equal(ids[0], ids[3]) and not torch.equal(ids, drawn(1, positions))
-
-
-def test_sampling_reaches_every_id_and_top_selection_does_not():
     assert drawn(0, torch.arange(6_000)).unique().numel() == VOCAB
     assert flash(probes=2)(hidden()[:1]).ids.unique().numel() <= 2 * 16
 
@@ -198,7 +190,7 @@ def test_rows_scored_and_bytes_read_count_every_row_once():
 
 
 NONE = hidden()[:0]
-REFUSED = [
+test_what_cannot_be_is_refused = refusing([
     (lambda: flash(probes=0), "probes must be at least 1"),
     (lambda: flash(probes=34), "at most the 33 clusters"),
     (lambda: flash(cluster_size=0), "cluster_size must be at least 1"),
@@ -221,10 +213,4 @@ REFUSED = [
     *((lambda measure=measure: measure(flash(), dense(), NONE), "at least one hidden row")
       for measure in (agreement, required_probes, calibrate_always)),
     (lambda: calibrate_always(flash(), dense(), hidden(), count=0), "count must be at least 1"),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("call", "words"), REFUSED, ids=[words for _, words in REFUSED])
-def test_what_cannot_be_is_refused(call, words):
-    with pytest.raises(ValueError, match=words):
-        call()
+])  # fmt: skip

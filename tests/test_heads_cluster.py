@@ -1,14 +1,17 @@
 """Balanced clustering: a partition, the same one for the same seed, and better than chance."""
 
+import sys
+
 import pytest
 import torch
+from shelf import refused
 from torch.nn import functional as F
 
 from flashspec.heads.balance import assign_balanced
 from flashspec.heads.cluster import Recipe, balanced, cluster, from_assignments, members_of, nearest, unconstrained
 
 
-def rows(count: int, width: int = 24, seed: int = 0) -> torch.Tensor:
+def rows(count, width=24, seed=0):
     """Rows around thirty directions of very unequal popularity, with lengths that vary."""
     dice = torch.Generator().manual_seed(seed)
     heads = torch.randn(30, width, generator=dice)
@@ -17,21 +20,21 @@ def rows(count: int, width: int = 24, seed: int = 0) -> torch.Tensor:
     return lengths * F.normalize(heads[popular] + 0.3 * torch.randn(count, width, generator=dice), dim=1)
 
 
-def is_partition(members: torch.Tensor, vocab: int) -> bool:
-    ids = members.flatten()
-    return torch.equal(ids[ids >= 0].sort().values, torch.arange(vocab))
+def iterations(monkeypatch, lloyd, balanced):
+    monkeypatch.setattr(sys.modules[Recipe.__module__], "LLOYD", lloyd)
+    monkeypatch.setattr(sys.modules[Recipe.__module__], "BALANCED", balanced)
 
 
 @pytest.mark.parametrize("backend", ["torch", "auto"])
 @pytest.mark.parametrize("vocab", [640, 641, 655, 1000])
 @pytest.mark.parametrize("size", [1, 5, 16, 64])
-def test_every_cluster_has_its_size_and_every_id_stands_once(vocab, size, backend):
+def test_every_cluster_has_its_size_and_every_id_stands_once(vocab, size, backend, monkeypatch):
     weight = rows(vocab)
-    found = cluster(weight, Recipe(size, lloyd=2, balanced=1, backend=backend))
+    iterations(monkeypatch, 2, 1)
+    found = cluster(weight, Recipe(size, backend=backend))
     assert found.members.shape == (-(-vocab // size), size)
-    assert is_partition(found.members, vocab)
-    assert (found.members < 0).sum() == -vocab % size
-    assert (found.members[:, 0] >= 0).all()
+    assert torch.equal(found.members[found.members >= 0].sort().values, torch.arange(vocab))
+    assert (found.members < 0).sum() == -vocab % size and (found.members[:, 0] >= 0).all()
     for number, ids in enumerate(found.members):
         mine = ids[ids >= 0]
         assert (found.assignments[mine] == number).all()
@@ -43,31 +46,27 @@ def test_nearest_centroids_alone_are_not_balanced():
     points = F.normalize(rows(640), dim=1)
     centroids = points[:40]
     assert torch.bincount(nearest(points, centroids), minlength=40).max() > 16
-    with pytest.raises(ValueError, match="clusters of 16 expected"):
-        members_of(nearest(points, centroids), 40, 16)
+    refused("clusters of 16 expected", members_of, nearest(points, centroids), 40, 16)
 
 
-def test_the_auction_gives_a_full_cluster_to_its_highest_bidders():
+def test_the_auction_gives_a_full_cluster_to_its_highest_bidders_and_ends_when_every_point_is_the_same():
     points = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.8, 0.2], [0.0, 1.0]])
-    centroids = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
-    assert assign_balanced(points, centroids, 2).tolist() == [0, 0, 1, 1]
-
-
-def test_the_auction_ends_when_every_point_is_the_same():
+    assert assign_balanced(points, torch.eye(2), 2).tolist() == [0, 0, 1, 1]
     points = F.normalize(torch.ones(1000, 8), dim=1)
     placed = assign_balanced(points, F.normalize(torch.randn(250, 8, generator=torch.Generator().manual_seed(0)), dim=1), 4)
     assert (torch.bincount(placed, minlength=250) == 4).all()
 
 
-def cohesion(found, weight: torch.Tensor) -> float:
+def cohesion(found, weight):
     """Mean cosine of a row and the direction of its cluster."""
     return F.cosine_similarity(weight, found.centroids[found.assignments]).mean().item()
 
 
-def test_clusters_are_tighter_than_chance_and_iterations_help():
+def test_clusters_are_tighter_than_chance_and_iterations_help(monkeypatch):
     weight = rows(2000)
-    chance = from_assignments(weight, torch.arange(2000) % 125, 16)
-    first, settled = (cluster(weight, Recipe(16, lloyd=n, balanced=m, backend="torch")) for n, m in ((0, 1), (12, 4)))
+    chance, settled = from_assignments(weight, torch.arange(2000) % 125, 16), cluster(weight, Recipe(backend="torch"))
+    iterations(monkeypatch, 0, 1)
+    first = cluster(weight, Recipe(backend="torch"))
     assert cohesion(chance, weight) + 0.3 < cohesion(first, weight) < cohesion(settled, weight)
 
 
@@ -92,18 +91,15 @@ def test_memory_chunks_change_nothing(monkeypatch):
     assert torch.equal(whole, assign_balanced(points, centroids, 16))
 
 
-def test_the_two_halves_are_the_whole_and_tick_after_every_pass():
-    recipe, ticks = Recipe(16, lloyd=3, balanced=2), []
+def test_the_two_halves_are_the_whole_and_tick_after_every_pass(monkeypatch):
+    recipe, ticks = Recipe(16), []
+    iterations(monkeypatch, 3, 2)
     halves = balanced(rows(500), unconstrained(rows(500), recipe, lambda: ticks.append(0)), recipe, lambda: ticks.append(1))
     whole = cluster(rows(500), recipe)
     assert torch.equal(halves.members, whole.members) and torch.equal(halves.centroids, whole.centroids)
     assert ticks == [0, 0, 0, 1, 1]
 
 
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [({"cluster_size": 0}, "cluster_size must be"), ({"balanced": 0}, "at least 1"), ({"backend": "gpu"}, "faiss or torch")],
-)
-def test_recipes_that_make_no_sense_are_refused(changes, words):
-    with pytest.raises(ValueError, match=words):
-        Recipe(**changes)
+def test_recipes_that_make_no_sense_are_refused():
+    refused("cluster_size must be at least 1", Recipe, 0)
+    refused("faiss or torch", Recipe, backend="gpu")

@@ -27,7 +27,7 @@ HEADS = (DenseHead, FlashHead, ShortlistHead, ContextHead, PreviewHead)
 
 
 def replayed(stage: Stage) -> tuple[Score | None, Write | None] | None:
-    """Scores of dense heads, and bursts that nothing of the stage's own could end; None off fixed shapes and other heads."""
+    """Scores of dense heads, and bursts that no doubt could end; None off fixed shapes and other heads."""
     reader, head = stage.reader, stage.head
     known = isinstance(head, HEADS) and isinstance(head.weight, Tensor)
     if not (known and isinstance(reader, SpanReader) and isinstance(reader.engine, FixedEngine)):
@@ -38,7 +38,7 @@ def replayed(stage: Stage) -> tuple[Score | None, Write | None] | None:
 
 
 class Track(ABC):
-    """The static side of a reader: its tokens by position, and steps over them, recorded once for each of their shapes."""
+    """The static side of a reader: its tokens by position, and steps over them, recorded once a shape."""
 
     def __init__(self, reader: SpanReader, head: Head) -> None:
         self.reader, self.engine, self.head = reader, cast(FixedEngine, reader.engine), head
@@ -46,10 +46,8 @@ class Track(ABC):
         self._steps: dict[tuple[int, ...], Callable[[], Any]] = {}
 
     def take(self, tokens: Tensor, first: int, stop: int) -> tuple[int, Reads]:
-        """Copy tokens up to `stop`, from `first` or where reading continues; how many of them a step has to
-        read, and the rows read here: what the reader below has to give, and all where they are more than a
-        fixed shape holds.
-        """
+        """Copy tokens up to `stop`; how many of them a step has to read, and the rows that were read here: below, and
+        all of them where they are more than a fixed shape holds."""
         reader = self.reader
         first = min(first, reader.seen)
         self.tokens[first:stop] = tokens[first:stop]

@@ -1,8 +1,7 @@
 """The loop: decoding is a cascade of stages.
 
 Stage 0 writes tokens. Every later stage re-scores the tokens waiting below it, keeps a prefix and adds one
-token of its own. A token is final when the last stage keeps it. Methods are lists of stages; nothing here
-knows their names.
+token of its own. A token is final when the last stage keeps it.
 """
 
 from __future__ import annotations
@@ -54,7 +53,7 @@ def advance(state: State) -> Iterator[Event]:
 
 
 def draft(state: State) -> list[Event]:
-    """Stage 0 writes as many tokens as the next stage waits for, and leaves room for that one's own; alone, they are final."""
+    """Stage 0 writes as many tokens as the next stage waits for, with room for its own; alone, they are final."""
     stages, start, above = state.stages, state.length, min(1, len(state.stages) - 1)
     want = min(stages[above].every, state.room - above)
     drawn, rows = stages[0].write(state.tokens, start, want)
@@ -84,13 +83,13 @@ def check(state: State, i: int) -> list[Event]:
 
 
 def promoted(state: State, first: int, found: Judged) -> list[Drawn]:
-    """Whoever keeps a token vouches for it: kept tokens and the new one carry the scores of the stage that judged them."""
+    """Whoever keeps a token vouches for it: kept tokens and the new one carry the scores of their judge."""
     rows = range(found.kept + 1)
     return [Drawn(state.tokens[first + j : first + j + 1], found.scores.row(j), found.sound) for j in rows]
 
 
 def finalize(state: State) -> list[Event]:
-    """The last stage reads the token it has just written, where there is room for more and a check that this shortens."""
+    """The last stage reads its own new token, where there is room for more and a check that this shortens."""
     last = len(state.stages) - 1
     if not state.room or not last:
         return []

@@ -23,10 +23,9 @@ LEAST_AGREEMENT, LEAST_DECIDED = 0.3, 16
 class Stats:
     """Counts of one decode, defined once.
 
-    `rounds`: verifications by the last stage. `drafted`: tokens written by stage 0, the unverified rest of a
-    cut text included. `judged`: tokens put to the last stage; `accepted`: those it kept. `emitted`: tokens
-    given to the caller. `forwards`: forwards of the last stage, finalising ones included; an eager last round
-    without drafts needs none. Plain decoding drafts nothing; its rounds are its tokens.
+    `rounds`: verifications by the last stage. `drafted`: tokens written by stage 0, the unverified rest of a cut
+    text included. `judged`: tokens put to the last stage; `accepted`: those it kept. `emitted`: tokens given to
+    the caller. `forwards` of the last stage include finalising ones. The rounds of plain decoding are its tokens.
     """
 
     rounds: int
@@ -84,7 +83,7 @@ class Request:
 
 @typed
 def request(models: Models, prompt: Prompt, method: str | Method, sampling: Sampling, options: dict[str, Any]) -> Request:
-    """Check everything about a call before the first forward; `options` are max_new_tokens, stop and Method fields."""
+    """Check a call before the first forward; `options` are max_new_tokens, stop and fields of Method."""
     options = dict(options)
     new, stop = options.pop("max_new_tokens", 128), options.pop("stop", None)
     chosen = method_named(own_method(models) if method == "auto" else method, options)
@@ -95,7 +94,7 @@ def request(models: Models, prompt: Prompt, method: str | Method, sampling: Samp
 
 
 def own_method(models: Models) -> str:
-    """What "auto" means: plain decoding without a draft; with one its FlashHead, or its dense head where none has been built."""
+    """What "auto" means: plain decoding without a draft, its FlashHead, or its dense head where none is built."""
     if models.draft is None:
         return "baseline"
     try:
@@ -106,14 +105,14 @@ def own_method(models: Models) -> str:
 
 
 def agreement(events: list[Event], stage: int) -> tuple[int, int]:
-    """Tokens that a stage let stand, and tokens that it decided about: those and the first it did not, of every action."""
+    """Tokens that a stage kept, and those it decided about: these and the first it rejected, of every action."""
     judged = [e for e in events if e.stage == stage and e.adds]
     kept = sum(e.kept for e in judged)
     return kept, kept + sum(e.kept < e.waiting for e in judged)
 
 
 def weak_exit(method: Method, events: list[Event]) -> str | None:
-    """What is wrong with an exit that the stage above it hardly ever agreed with in this decode, None where nothing is."""
+    """What is wrong with an exit that the stage above hardly ever agreed with in this decode; None for nothing."""
     last = max((e.stage for e in events), default=0)
     for stage, layer in enumerate(method.exits, start=last - len(method.exits)):
         kept, decided = agreement(events, stage + 1)

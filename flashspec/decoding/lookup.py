@@ -43,7 +43,7 @@ class LookupReader(Reader):
 
 
 class LookupHead(Fixed):
-    """Rows that are ids, as one-candidate scores: probability 1 on the id, none at all where the row is NOTHING."""
+    """Rows that are ids, as one-candidate scores: probability 1, or none where the row is NOTHING."""
 
     def __init__(self, vocab_size: int) -> None:
         self.vocab_size = vocab_size

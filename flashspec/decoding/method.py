@@ -33,14 +33,12 @@ class Method:
     `draft` "model" lets a second model write, "cascade" the smallest of several models that then verify in a
     row, "lookup" copies from the text itself, "none" the target: at its top (plain decoding), or at the first
     of `exits` (layers counted from the bottom). Every exit is a stage: the one above the writer verifies `k`,
-    and from the third stage on `interval`, waiting tokens. `head` names the writer's head (see HEADS): a
-    "flash" one scores `probes` clusters chosen by `selection`, and those that take a `shortlist` score so
-    many ids exactly (None: the head's own default). `finalize` is "deferred" or "eager".
+    later ones `interval`, waiting tokens. `head` names the writer's head (see HEADS): a "flash" one scores
+    `probes` clusters chosen by `selection`, others a `shortlist` of ids (None: the head's own default).
 
     Stages may ask the one above early: the writer before a draw, a middle verifier after its check, where the
-    largest probability lies below `draft_doubt` or `verify_doubt`; None never asks. `middle` "typical" lets
-    middle verifiers keep what is typical of them, not what follows their law. Without `reuse` every stage of
-    one model reads with layers and caches of its own, as engines do that cannot share them.
+    largest probability lies below `draft_doubt` or `verify_doubt`. `middle` "typical" lets middle verifiers keep
+    what is typical of them. Without `reuse` every stage of one model reads with layers and caches of its own.
     """
 
     draft: str = "none"
@@ -89,7 +87,7 @@ class Method:
 
 
 def _check_options(method: Method) -> None:
-    """Refuse options that the method's head does not take; plain decoding and dense heads ignore those of others."""
+    """Refuse options that the method's head does not take; the dense head ignores those of others."""
     takes = HEADS[method.head].options
     for name, default in (("probes", None), ("selection", "top"), ("shortlist", None)):
         if getattr(method, name) != default and name not in takes and method.head != "dense":
@@ -123,7 +121,7 @@ def method_named(method: str | Method, changes: dict[str, Any]) -> Method:
 
 @typed
 def build(method: Method, models: Models, sampling: Sampling = GREEDY, context: int | None = None) -> list[Stage]:
-    """The stages of a method over these models, with fresh caches of `context` tokens (None: the models' own)."""
+    """The stages of a method over these models, with fresh caches of `context` tokens (None: all)."""
     layers, vocab_size = models.target.config.layers, models.target.config.vocab_size
     if context is not None and context < 1:
         raise ValueError(f"context must be at least 1, got {context}")
@@ -141,8 +139,7 @@ def build(method: Method, models: Models, sampling: Sampling = GREEDY, context: 
 
 
 def _chain(method: Method, models: Models, context: int) -> list[tuple[Reader, Head]]:
-    """Readers from the writer up, each with the exact head of its rows: of lookup or of smaller models, then of the target at
-    each exit, through its adapter where it has one, and at the top."""
+    """Readers from the writer up, the target's at every exit and its top, with the exact heads of their rows."""
     target, below = models.target, list[tuple[Reader, Head]]()
     if method.draft == "lookup":
         below = [(LookupReader(context, target.device), LookupHead(target.config.vocab_size))]
@@ -155,8 +152,7 @@ def _chain(method: Method, models: Models, context: int) -> list[tuple[Reader, H
 
 
 def _writer_head(method: Method, models: Models, sampling: Sampling, dense: Any) -> Head:
-    """The head of stage 0: the exact one, or in its place the method's, with its own probes, shortlist and selection, made
-    afresh where it keeps state."""
+    """The head of stage 0: the exact one, or the method's with its options, made afresh if it keeps state."""
     if method.head == "dense":
         return dense
     head: Any = models.head("target" if method.draft == "none" else "draft", method.head)

@@ -30,7 +30,7 @@ REFERENCE = {"target": {"reference": "target"}, "draft": {"reference": "narrow",
 
 
 def check_pair(draft: ModelConfig, target: ModelConfig) -> None:
-    """Refuse a draft that is bigger than its target (where both shapes are known) or has another vocabulary."""
+    """Refuse a draft that is bigger than its target, where both shapes are known, or of another vocabulary."""
     if isinstance(draft, ModelConfig) and isinstance(target, ModelConfig):
         check_smaller(draft.body_parameters, target.body_parameters)
     if draft.vocab_size != target.vocab_size:
@@ -42,13 +42,12 @@ def check_pair(draft: ModelConfig, target: ModelConfig) -> None:
 
 @dataclass
 class Models:
-    """Target, draft and tokenizer that belong together; readers and heads are made from them, they are never changed.
+    """Target, draft and tokenizer that belong together; they are never changed.
 
-    `between` holds models that verify below the target in a cascade, from the smallest; `exits` the adapters
-    of the target's exits by layer, where its checkpoint brings some. A model that only transformers computes
-    is an `Adapter`: it is read whole, and gives a FlashHead only where its rows are hidden ones. `cut` names
-    models whose padding rows were cut, `heads` holds the draft heads that were made, by model ("target" or
-    "draft") and name.
+    `between` verify below the target in a cascade, from the smallest; `exits` are the adapters of the target's
+    exits by layer. A model that only transformers computes is an `Adapter`: it is read whole, and gives a FlashHead
+    only where its rows are hidden ones. `cut` names models whose padding rows were cut, `heads` holds the draft
+    heads that were made, by model ("target" or "draft") and name.
     """
 
     target: Transformer
@@ -75,7 +74,7 @@ class Models:
         return min(model.config.context for model in (self.target, *self.drafts))
 
     def exit_norm(self, layer: int) -> Norm:
-        """What stands between the target's rows at a layer and its vocabulary head: an adapter, or the final norm."""
+        """What the target's rows at a layer pass on the way to its head: an adapter, or the final norm."""
         return self.exits.get(layer, self.target.norm)
 
     def model(self, which: str) -> Transformer:
@@ -86,13 +85,13 @@ class Models:
         return found
 
     def head(self, which: str, name: str) -> Head:
-        """A draft head by name over one model, made once; every FlashHead shares one clustering. ValueError as head_named."""
+        """A draft head by name over one model, made once; FlashHeads share one clustering. ValueError as head_named."""
         if name in VARIANTS:
             return self.heads.made((which, name), lambda: cast(Any, self.head(which, "flash")).with_plan(**VARIANTS[name]))
         return self.heads.made((which, name), lambda: head_named(name, self.origin(which, name)))
 
     def origin(self, which: str, name: str) -> Origin:
-        """What a head is made from; stored heads do not fit a model whose rows were cut. ValueError for one that gives logits."""
+        """What a head is made from; no stored heads where rows were cut. ValueError for a model that gives logits."""
         model = self.model(which)
         if model.vocabulary is None:
             raise ValueError(f"{model.config.family} gives logits and no vocabulary weight; head {name!r} needs one: use 'dense'")
@@ -121,8 +120,7 @@ class Models:
 
 
 def folder_of(name: str | Path, role: str) -> Path:
-    """The folder or GGUF file of a shipped model ("reference", "shallow", ...), a published one ("smollm2", "qwen"), a path the
-    user gave, or a cached hub name."""
+    """The folder or GGUF file of a shipped or published model's name, a path, or a cached hub name."""
     name = rounding(name)[0] if role == "draft" else name
     if str(name) in PAIRS:
         return published(str(name), role)
@@ -147,16 +145,15 @@ def load(
     device: str = "auto",
     weights: str = "auto",
 ) -> Models:
-    """Load a target and a draft (None for none): shipped or published names, Hugging Face folders, GGUF files, or hub names in
-    the local cache.
+    """Load a target and a draft (None for none): shipped or published names, folders, GGUF files or cached hub names.
 
-    The draft "auto" is the target's own where "reference" or "qwen" is the target, and none for any other. Several drafts, from
-    the smallest, are the lower models of a cascade; the first of them is also the draft of two-model methods. Under torchrun the
-    target is split over the processes, and drafts are read by each of them. A draft named "NAME:int8" or "NAME:int4" has its
-    layers rounded as it is loaded, on CPU. `dtype` is "auto", "float32" or "bfloat16"; `weights` is "int4", "dense" or "auto"
-    for AWQ checkpoints. Raises FileNotFoundError for a missing folder or file, ValueError for wrong digests, architectures,
-    unequal vocabularies, or a draft whose layers hold more parameters than the target's. Models of one tokenizer whose
-    embeddings are padded to different sizes are cut to the smallest.
+    The draft "auto" is the target's own where "reference" or "qwen" is the target, else none. Several drafts, from
+    the smallest, are the lower models of a cascade; the first is also the draft of two-model methods. The layers
+    of "NAME:int8" or "NAME:int4" are rounded as it is loaded, on CPU. Under torchrun the target is split over the
+    processes. `dtype` is "auto", "float32" or "bfloat16"; `weights` is "int4", "dense" or "auto" for AWQ
+    checkpoints. Models of one tokenizer with embeddings of different sizes are cut to the smallest. Raises
+    FileNotFoundError for a missing file, ValueError for wrong digests, architectures or vocabularies, or a draft
+    whose layers hold more parameters than the target's.
     """
     device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     draft = own_draft(target) if draft == "auto" else draft
@@ -165,7 +162,10 @@ def load(
     folders = {"target": folder_of(target, "target")} | {role: folder_of(name, "draft") for role, name in drafts.items()}
     for role in drafts:
         check_tokenizers(folders["target"], folders[role])
-    made = {"target": _split(folders["target"], dtype, device) or opened(folders["target"], dtype, device, weights)}
+    if processes() > 1:  # of torchrun, which all make the same calls
+        made = {"target": cast(Transformer, Adapter.load(folders["target"], dtype, device, True))}
+    else:
+        made = {"target": opened(folders["target"], dtype, device, weights)}
     made |= {role: opened(folders[role], dtype, device, form=rounding(name)[1]) for role, name in drafts.items()}
     cut, file = cut_padding(made, folders), folders["target"] / EXITS_FILE
     exits = load_exits(file, made["target"]) if file.exists() else {}
@@ -173,14 +173,8 @@ def load(
     return Models(made["target"], made.get("draft"), tokenizer_of(file.parent), folders, between=between, exits=exits, cut=cut)
 
 
-def _split(folder: Path, dtype: str, device: str) -> Transformer | None:
-    """A model whose matrices transformers splits over the processes of torchrun, which all make the same calls, if there are."""
-    return cast(Transformer, Adapter.load(folder, dtype, device, True)) if processes() > 1 else None
-
-
 def opened(folder: Path, dtype: str, device: str, weights: str = "auto", form: str = "") -> Transformer:
-    """The model of a folder, on our own transformer or an `Adapter` where only transformers computes it; its layers rounded to
-    `form` where that is not ""."""
+    """The model of a folder, an `Adapter` where only transformers computes it; rounded to `form` if not ""."""
     try:
         model = Transformer.load(folder, dtype, device, weights)
     except Unsupported as ours:
@@ -194,7 +188,7 @@ def opened(folder: Path, dtype: str, device: str, weights: str = "auto", form: s
 
 
 def rounding(name: str | Path) -> tuple[str | Path, str]:
-    """A draft's name without its format, and the format behind the colon: "int8", "int4", or "" where there is none."""
+    """A draft's name, and the format behind its colon: "int8", "int4", or "" where there is none."""
     base, _, form = str(name).rpartition(":")
     return (base, form) if base and form in BITS else (name, "")
 
@@ -205,7 +199,7 @@ def dense_head(norm: Norm | None, model: Transformer) -> Head:
 
 
 def spans(model: Transformer, stops: Sequence[int], context: int | None = None, reuse: bool = True) -> list[Reader]:
-    """Readers of one model up to each of `stops`; each continues from the rows of the one below, or reads anew without reuse."""
+    """Readers of one model up to each of `stops`, from the rows of the one below, or anew without reuse."""
     if isinstance(model, Adapter):
         if len(stops) > 1:
             raise ValueError(f"{model.config.family} is read whole by transformers; exits need one of our own architectures")

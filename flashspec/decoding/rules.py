@@ -1,8 +1,7 @@
-"""Acceptance rules: how many waiting tokens are kept, and which token comes next. One law in tensor operations for every device.
+"""Acceptance rules: how many waiting tokens are kept, and which comes next; one law for every device.
 
-A rule warps scores once, with the same temperature, top-k and top-p for proposer and verifier. All of its
-random numbers are functions of (seed, position, stage, use), so eager and deferred runs draw the same ones.
-Nothing here waits for a device.
+A rule warps proposer's and verifier's scores once and alike. All of its random numbers are functions of (seed,
+position, stage, use). Nothing here waits for a device.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from flashspec.typed import typed
 
 
 class Drawn(NamedTuple):
-    """A proposal: token [1] on the device, the warped scores it was drawn from, and whether they were sound (no NaN)."""
+    """A proposal: token [1] on the device, the warped scores it was drawn from, and whether they had no NaN."""
 
     token: Tensor
     scores: Scores
@@ -27,7 +26,7 @@ class Drawn(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """How many waiting tokens are kept [1], the token behind them [1], whether all scores were sound [1], and those, warped."""
+    """How many waiting tokens are kept [1], the token behind them [1], whether there was no NaN [1], warped scores."""
 
     kept: Tensor
     token: Tensor
@@ -36,7 +35,7 @@ class Verdict(NamedTuple):
 
 
 class Waiting(NamedTuple):
-    """Tokens [m] that a stage is asked about, each one's proposal scores, the position of the first, and the asking stage."""
+    """Tokens [m] that a stage is asked about, their proposals' scores, the first one's position, and the stage."""
 
     tokens: Tensor
     proposals: list[Scores]
@@ -50,7 +49,7 @@ class Waiting(NamedTuple):
 
 
 class AcceptanceRule(Protocol):
-    """Draws tokens from scores and judges tokens others drew; `exact` says whether the text keeps the verifier's law."""
+    """Draws tokens and judges those others drew; `exact` says whether the text keeps the verifier's law."""
 
     exact: bool
     sampling: Sampling
@@ -72,7 +71,7 @@ def _one(position: int | Tensor) -> Positions:
 
 
 def draw_from(weights: Tensor, uniform: Tensor) -> Tensor:
-    """Column [1] drawn from weights [1, m] (not necessarily summing to one) by the inverse of their running sum."""
+    """Column [1] drawn from weights [1, m] of any sum by the inverse of their running sum."""
     running = weights.double().cumsum(-1)
     goal = uniform.to(running.device)[:, None] * running[:, -1:]
     return torch.searchsorted(running, goal, right=True)[:, 0].clamp_(max=weights.shape[-1] - 1)
@@ -97,7 +96,7 @@ def probability_of(scores: Scores, tokens: Tensor) -> Tensor:
 
 @typed
 class GumbelCoupling:
-    """Every stage adds the same noise at the same position and takes the best: all exact methods print one text per seed.
+    """Every stage adds a position's noise and takes the best: all exact methods print one text per seed.
 
     The Gumbel-max coupling of drafter-invariant speculative decoding (Daliri et al. 2025); greedy at temperature 0.
     """
@@ -112,7 +111,7 @@ class GumbelCoupling:
         return self.dice.hashed(scores, positions, self.vocab_size) if self.sampling.temperature else ()
 
     def best(self, scores: Scores, positions: Positions) -> tuple[Tensor, Tensor]:
-        """Ids [n] of the best of warped scores [n, m] under each position's noise, and whether there was one: no NaN."""
+        """Ids [n] of the best of warped scores [n, m] under each position's noise, and whether there was no NaN."""
         noise = self.hashed(scores, positions)
         columns = kernels.best_columns(scores.logits, *noise)
         if columns is not None:
@@ -140,8 +139,7 @@ class GumbelCoupling:
 class SpeculativeSampling(GumbelCoupling):
     """Accept x with probability min(1, p(x)/q(x)), else draw from max(p - q, 0) (Leviathan et al. 2023, section 2.3).
 
-    q is the very distribution the proposal was drawn from, sparse where the head scored a part of the
-    vocabulary. At temperature 0 greedy, as the coupling is.
+    q is the very distribution the proposal was drawn from, sparse as the head was. Greedy at temperature 0.
     """
 
     def draw(self, scores: Scores, position: int | Tensor, stage: int) -> Drawn:
@@ -173,7 +171,7 @@ class SpeculativeSampling(GumbelCoupling):
         return torch.cat([self.dice.uniform(positions, waiting.stage, use) for positions, use in uses])
 
     def judged(self, warped: Scores, waiting: Waiting, numbers: Tensor) -> Verdict:
-        """The verdict by warped scores and the law's own numbers; behind the last proposal nothing is taken from p."""
+        """The verdict by warped scores and the law's own numbers; the last draw is from all of p."""
         m, sound = len(waiting.tokens), ~torch.isnan(warped.logits).any()[None]
         p, numbers = warped.dense(self.vocab_size), numbers.to(warped.logits.device)
         q = torch.cat([*(proposal.dense(self.vocab_size) for proposal in waiting.proposals), torch.zeros_like(p[:1])])
@@ -181,12 +179,12 @@ class SpeculativeSampling(GumbelCoupling):
         return Verdict(kept, draw_from(self.residual(p[kept], q[kept]), numbers[m + kept]), sound, warped)
 
     def accepts(self, p: Tensor, q: Tensor, tokens: Tensor, numbers: Tensor) -> Tensor:
-        """Whether each of the tokens [m], drawn from rows of q [m, V], is accepted by p [m, V] at these numbers [m]."""
+        """Whether each of tokens [m], drawn from q [m, V], is accepted by p [m, V] at these numbers [m]."""
         mine, theirs = (law.gather(1, tokens[:, None])[:, 0] for law in (p, q))
         return numbers * theirs < mine
 
     def residual(self, p: Tensor, q: Tensor) -> Tensor:
-        """Weights [1, V] that a token is drawn from where one of q was not accepted: all of p where nothing is left of it."""
+        """Weights [1, V] of the token in place of a rejected one; p itself where nothing of it is left."""
         rest = (p - q).clamp_(min=0)
         return torch.where(rest.sum() > 0, rest, p)
 

@@ -1,7 +1,4 @@
-"""Simulated acceptance: real readers, heads and draws, with a verdict taken from a given curve instead of the scores.
-
-It lets shape-faithful random weights run whole rounds at the price of a trained pair. What comes out is a cost, never a text.
-"""
+"""Simulated acceptance: real work with verdicts from a given curve. It gives a cost, never a text."""
 
 from __future__ import annotations
 
@@ -18,8 +15,7 @@ from flashspec.sampling import Dice, Scores
 class ScriptedAcceptance:
     """Judges as `inner` does, at the same cost, then accepts the j-th waiting token with probability curve[j].
 
-    Beyond the curve its last entry holds. Coin flips are functions of the seed and the position, so eager and
-    deferred runs of one seed keep the same numbers of tokens.
+    Beyond the curve its last entry holds. Coin flips are functions of the seed and the position.
     """
 
     exact = False

@@ -24,8 +24,8 @@ class Burst(NamedTuple):
 
 
 class Judged(NamedTuple):
-    """The verdict on the tokens that were asked about, on the host: how many are kept, the token behind them, warped scores of
-    all rows and whether they were sound; `asks` whether the stage above should act early; `reads` the rows read for it."""
+    """The verdict on the tokens asked about, on the host: how many are kept, the token behind them, warped scores of
+    all rows, whether they were sound, whether the stage above should act early, and the rows read for it."""
 
     asked: list[int]
     kept: int
@@ -45,11 +45,10 @@ Doubt = Callable[[Scores], Tensor]
 class Verbs(NamedTuple):
     """How a stage writes at the bottom, and how it judges above.
 
-    write(tokens, start, want) puts up to `want` tokens into tokens [room] from position `start` on, fewer
-    where the stage is in doubt; a burst of nothing reads nothing. No host synchronisation on an accelerator,
-    but one where there are doubts. judge(tokens, first, drawn, number) judges tokens [n] from position
-    `first` on, drawn as told, for stage `number`, with one host synchronisation. Raises FloatingPointError
-    where a model gave NaN.
+    write(tokens, start, want) puts up to `want` tokens into tokens [room] from position `start` on, fewer where
+    the stage is in doubt; a burst of nothing reads nothing. It waits for no accelerator, but once where there
+    are doubts. judge(tokens, first, drawn, number) judges tokens [n] from position `first` on for stage
+    `number`, and waits once; FloatingPointError where a model gave NaN.
     """
 
     write: Write
@@ -62,11 +61,10 @@ def confidence(scores: Scores, threshold: float) -> Tensor:
 
 
 def unsure(threshold: float | None) -> Doubt | None:
-    """A doubt by `confidence`, None without a threshold: tells of raw scores [n, m] where the stage above should answer.
+    """A doubt by `confidence`, None without a threshold; ValueError for one that means nothing.
 
-    A drafter may not withdraw what it has drawn: that would favour the tokens it is sure of. Stopping before
-    the draw depends on the prefix alone, so what follows keeps its law (Leviathan et al. 2023, section 2.3,
-    holds for any stopping time of the prefix). ValueError for a threshold that means nothing.
+    A drafter may not withdraw what it has drawn: that would favour the tokens it is sure of. Stopping before the
+    draw depends on the prefix alone and keeps the law (Leviathan et al. 2023, section 2.3).
     """
     if threshold is None:
         return None
@@ -76,7 +74,7 @@ def unsure(threshold: float | None) -> Doubt | None:
 
 
 def listed(numbers: Sequence[Tensor], sound: Sequence[Tensor]) -> list[int]:
-    """Numbers on the host, in the one transfer that also tells whether the flags hold; FloatingPointError where not."""
+    """Numbers on the host, in one transfer with the flags; FloatingPointError where one does not hold."""
     count = sum(map(len, numbers))
     packed = torch.cat([*numbers, *sound]).tolist()
     if not all(packed[count:]):
@@ -86,7 +84,7 @@ def listed(numbers: Sequence[Tensor], sound: Sequence[Tensor]) -> list[int]:
 
 @dataclass(frozen=True)
 class InTurn:
-    """Reads what is missing of tokens [n], then scores the rows that speak for positions `first` to n: serves every stage."""
+    """Reads what is missing of tokens [n], then scores the rows that speak for positions `first` to n."""
 
     reader: Reader
     head: Head
@@ -100,7 +98,7 @@ class InTurn:
 
 @dataclass(frozen=True)
 class StepByStep:
-    """Writes token by token. A stage in doubt stops before the draw; off the CPU its burst is computed whole and cut."""
+    """Writes token by token. A stage in doubt stops before the draw; off the CPU its burst is cut afterwards."""
 
     score: Score
     rule: AcceptanceRule
@@ -145,7 +143,7 @@ class Judging:
 
 
 def in_turn(stage: Stage, score: Score | None = None, write: Write | None = None) -> Verbs:
-    """The naive verbs, which every faster way must equal, with a faster `score` or `write` where there is one."""
+    """The naive verbs, which every faster way must equal, or with a faster `score` or `write`."""
     score = score or InTurn(stage.reader, stage.head, Dice(stage.rule.sampling.seed))
     return Verbs(write or StepByStep(score, stage.rule, stage.doubt), Judging(score, stage.rule, stage.doubt))
 

@@ -16,11 +16,9 @@ from flashspec.typed import typed, whole_numbers
 
 
 class Event(NamedTuple):
-    """One action in whole numbers.
+    """One action in whole numbers: `kept` of the `waiting` tokens were accepted, the stage's reader read `rows`.
 
-    `waiting` tokens were judged and `kept` of them were accepted; `rows` were read by the stage's reader;
-    `adds` tokens were written: the burst's length at stage 0, 1 at a verification, 0 where a reader only
-    read.
+    `adds` tokens were written: a burst's length at stage 0, 1 at a verification, 0 where a reader only read.
     """
 
     stage: int
@@ -40,7 +38,7 @@ class Step(NamedTuple):
 @typed
 @dataclass(frozen=True)
 class Limits:
-    """When decoding ends, and whether the target reads its own final token at once ("eager") or with the next block."""
+    """When decoding ends, and whether the target reads its final token at once ("eager") or with the next block."""
 
     max_new_tokens: int = 128
     stop: tuple[int, ...] = ()
@@ -71,14 +69,13 @@ class State:
 
     @classmethod
     def at(cls, stages: list[Stage], tokens: Tensor, length: int, level: int = 1, waiting: Sequence[Drawn] = ()) -> State:
-        """The state in which `waiting` tells how the last of `length` tokens were drawn, and the stages from `level` on have not
-        judged them; readers stay where they are."""
+        """The state whose last tokens are `waiting` for the stages from `level` on; readers stay where they are."""
         marks = [length] * level + [length - len(waiting)] * (len(stages) - level)
         return cls(stages, tokens, length, marks, list(waiting))
 
     @classmethod
     def start(cls, stages: list[Stage], prompt: Sequence[int], limits: Limits) -> State:
-        """The state behind a prompt, with readers that have read nothing and heads that have learned it alone."""
+        """The state behind a prompt; readers have read nothing, and heads have learned it alone."""
         _validate(stages, prompt)
         room = min(min(s.reader.context for s in stages), len(prompt) + limits.max_new_tokens)
         tokens = torch.zeros(room, dtype=torch.int64, device=stages[0].reader.rows.device)
@@ -107,7 +104,7 @@ class State:
         return i + 1 == len(self.stages)
 
     def learn(self, first: int, scores: Scores | None) -> None:
-        """Tell heads that learn the tokens from `first` on, now final, and the last stage's scores; None as a text begins."""
+        """Tell heads the tokens from `first` on, now final, and the last stage's scores; None as a text begins."""
         for stage in self.stages:
             stage.head.learn(self.tokens[first : self.length], scores)
 

@@ -1,4 +1,4 @@
-"""Whether models share one vocabulary: the words of their tokenizers, and rows that only pad their embeddings."""
+"""Whether models share one vocabulary: their tokenizers' words, and rows that only pad embeddings."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SAID = 8
 
 
 def words_of(folder: Path) -> dict[int, str]:
-    """The token of every id, empty where the checkpoint has no tokenizer; ValueError where its file is damaged."""
+    """The token of every id, empty without a tokenizer; ValueError where its file is damaged."""
     if folder.suffix == GGUF:
         return gguf_tokenizer.words(opened(folder))
     path = folder / "tokenizer.json"
@@ -61,9 +61,7 @@ def check_tokenizers(target: Path, draft: Path) -> None:
 def cut_padding(models: Mapping[str, Transformer], folders: Mapping[str, Path]) -> tuple[str, ...]:
     """Cut models of one tokenizer to as many ids as the smallest of them has; the roles that were cut.
 
-    Checkpoints pad their embeddings beyond the tokenizer to different sizes; no padding row stands for a
-    token. Left alone where sizes agree, or where a folder has no tokenizer and nothing tells what its rows
-    stand for. Raises ValueError where a model has fewer rows than the tokenizer has ids.
+    Left alone where sizes agree or a folder has no tokenizer; ValueError for fewer rows than a tokenizer has ids.
     """
     sizes = {role: model.config.vocab_size for role, model in models.items()}
     smallest = min(sizes, key=lambda role: sizes[role])

@@ -1,5 +1,4 @@
-"""Which way a stage acts, chosen once when it is made: replayed on CUDA, in one call of the compiled kernels on the CPU, or in
-turn."""
+"""Which way a stage acts: replayed on CUDA, in one call of the kernels on the CPU, or in turn."""
 
 from __future__ import annotations
 
@@ -22,7 +21,7 @@ def fastest(stage: Stage) -> Verbs:
 
 
 def compiled(stage: Stage) -> tuple[Score | None, Write | None]:
-    """Scores and bursts in one call each, None where the kernels do not serve a stage's layers, head or draws."""
+    """Scores and bursts in one call each, None where the kernels do not serve the stage."""
     reader, scoring = stage.reader, getattr(stage.head, "scoring", None)
     if type(reader) is not SpanReader or reader.below is not None or not isinstance(reader.engine, KernelEngine) or not scoring:
         return None, None
@@ -34,7 +33,7 @@ def compiled(stage: Stage) -> tuple[Score | None, Write | None]:
 
 
 def drawn_by_kernels(rule: GumbelCoupling, scoring: kernels.Scoring) -> bool:
-    """Whether the kernels draw as this rule does: its draw is one of ours, nothing is cut off, and the widths fit."""
+    """Whether the kernels draw as this rule does: a draw of ours, nothing cut off, widths that fit."""
     ours = type(rule).draw in (GumbelCoupling.draw, SpeculativeSampling.draw)
     fits = scoring.columns % kernels.WIDTH == 0 and (scoring.clustered or scoring.columns == rule.vocab_size)
     return ours and fits and rule.sampling.top_k == 0 and rule.sampling.top_p == 1

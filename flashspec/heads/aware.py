@@ -1,7 +1,6 @@
-"""Clusters that know their queries: ids lie together whose scores on real hidden rows are alike.
+"""Clusters that know their queries: ids lie together whose scores on a model's own hidden rows are alike.
 
-FlashHead (arXiv 2603.14591) clusters rows by direction. Here the distance of two rows is that of their scores over a
-model's own hidden rows, and a cluster is found by the plain mean of its rows.
+A cluster is found by the plain mean of its rows.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from flashspec.heads.balance import assign_balanced
 from flashspec.heads.base import Norm, check_rows, fused, project
-from flashspec.heads.cluster import Clusters, Recipe, members_of, refuse_weight
+from flashspec.heads.cluster import Clusters, Recipe, means_of, members_of, refuse_weight
 from flashspec.kernels import Packed
 
 ROUNDS, TURNS = 3, 4  # balanced Lloyd rounds behind the bisection; turns of two means at a cut
@@ -24,7 +23,7 @@ AT_ONCE = 1 << 26  # numbers gathered at once
 
 
 class Asked(NamedTuple):
-    """What a head is asked: states [n, D] behind the final norm, and the mean probability [V] of every id over them."""
+    """What a head is asked: states [n, D] behind the norm, and every id's mean probability [V] over them."""
 
     states: Tensor
     likely: Tensor
@@ -38,7 +37,7 @@ class Asked(NamedTuple):
 
 @torch.no_grad()
 def asked_of(weight: Tensor | Packed, queries: Tensor, norm: Norm | None) -> Asked:
-    """Queries [n, D], hidden rows before the norm, asked of weight [V, D]; ValueError for none, another width or NaN."""
+    """Queries [n, D], rows before the norm, asked of weight [V, D]; ValueError for none, another width or NaN."""
     check_rows(queries, weight.shape[1])
     states = fused(norm)(queries.float())
     if not len(states) or not bool(torch.isfinite(states).all()):
@@ -51,10 +50,9 @@ def asked_of(weight: Tensor | Packed, queries: Tensor, norm: Norm | None) -> Ask
 
 @torch.no_grad()
 def cluster_for(weight: Tensor, asked: Asked, recipe: Recipe) -> Clusters:
-    """Clusters of the rows of weight [V, D] for what is asked of it: every one of `cluster_size`, the last may be smaller.
+    """Clusters of the rows of weight [V, D] for what is asked of it, by size and seed; ValueError as `cluster`.
 
-    In means a row counts by the fourth root of its id's probability. The recipe's backend and iterations are those of
-    spherical clusters. Raises ValueError as `cluster`.
+    In means a row counts by the fourth root of its id's probability.
     """
     from tqdm import tqdm
 
@@ -80,15 +78,8 @@ def _metric(states: Tensor) -> Tensor:
     return (vectors * values.clamp(min=0).sqrt())[:, -NARROW:]
 
 
-def means_of(points: Tensor, assignments: Tensor, shares: Tensor) -> Tensor:
-    """The mean of every cluster's points [V, d], each counted by its share."""
-    total = torch.bincount(assignments, shares)
-    sums = torch.zeros(len(total), points.shape[1], device=points.device)
-    return sums.index_add_(0, assignments, points * shares[:, None]) / total[:, None]
-
-
 def bisected(points: Tensor, size: int, seed: int = 0) -> Tensor:
-    """Assign points [V, D] to clusters of `size` by halving: along the axis between two means, at the middle, and on."""
+    """Assign points [V, D] to clusters of `size` by halving, again and again, along the axis between two means."""
     dice = torch.Generator(points.device).manual_seed(seed)
     groups = {len(points): torch.arange(len(points), device=points.device)[None]}
     while max(groups) > size:

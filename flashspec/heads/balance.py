@@ -19,9 +19,8 @@ def chunks(points: Tensor, width: int) -> Iterator[Tensor]:
 def assign_balanced(points: Tensor, centroids: Tensor, size: int) -> Tensor:
     """Assign points [V, D] to centroids [K, D] so that no cluster holds more than `size`; K * size must be at least V.
 
-    A capacity auction: in every round each waiting point bids its inner product to the best cluster that
-    still has room, and a cluster takes its highest bidders. Every round places a point, so it ends. Returns
-    clusters [V].
+    Returns clusters [V]. A capacity auction: in every round each waiting point bids its inner product to the best
+    cluster that still has room, which takes its highest bidders; so every round places a point.
     """
     free = torch.full((len(centroids),), size, dtype=torch.int64, device=points.device)
     placed = torch.full((len(points),), -1, dtype=torch.int64, device=points.device)
@@ -43,7 +42,7 @@ def _shortlists(points: Tensor, centroids: Tensor, free: Tensor, length: int) ->
 
 
 def _auction(bids: Tensor, lists: Tensor, free: Tensor) -> Tensor:
-    """Clusters [n] won with these shortlists, -1 where all of a point's clusters filled up; `free` falls as slots go."""
+    """Clusters [n] won with these shortlists, -1 where all of them filled up; `free` falls as slots go."""
     won = torch.full((len(bids),), -1, dtype=torch.int64, device=bids.device)
     waiting = torch.arange(len(bids), device=bids.device)
     while len(waiting):
@@ -59,7 +58,7 @@ def _auction(bids: Tensor, lists: Tensor, free: Tensor) -> Tensor:
 
 
 def _highest(wanted: Tensor, value: Tensor, free: Tensor) -> Tensor:
-    """Which bids [n] win: the highest of each wanted cluster, as many as it has room for; ties go to the earlier point."""
+    """Which bids [n] win: the highest of each wanted cluster, as many as it has room for; earlier points in a tie."""
     order = torch.argsort(value, descending=True, stable=True)
     order = order[torch.argsort(wanted[order], stable=True)]
     filled = torch.bincount(wanted, minlength=len(free))

@@ -30,7 +30,7 @@ class Head(Protocol):
         """Bytes of weights that scoring this many rows at once has to read."""
 
     def learn(self, tokens: Tensor, scores: Scores | None) -> None:
-        """Take in tokens that became final and the last stage's scores behind them, None as a text begins; most heads do not."""
+        """Take in final tokens and the last stage's scores behind them, None as a text begins; most heads do not."""
 
 
 class Fixed:
@@ -75,7 +75,7 @@ class WeightHead(Fixed):
         return Scores(*scoring(rows)) if scoring is not None and scoring.serves(rows) else None
 
     def compiled(self, first: Tensor | kernels.Packed, blocks: kernels.Blocks | None = None) -> kernels.Scoring | None:
-        """Norm, product with `first` and choice of `blocks` in one kernel call; None for a norm of somebody else's."""
+        """Norm, product with `first` and choice of `blocks` in one call; None for a norm of somebody else's."""
         if self.norm is unchanged:
             return kernels.scoring(None, first, blocks)
         return kernels.scoring(self.norm.norm, first, blocks) if isinstance(self.norm, FusedNorm) else None
@@ -109,7 +109,7 @@ W = TypeVar("W", Tensor, kernels.Packed, Tensor | kernels.Packed)
 
 
 def weight_of(weight: W) -> W:
-    """A head's weight [vocab, hidden], detached and contiguous; ValueError in words where it cannot be one."""
+    """A head's weight [vocab, hidden], detached and contiguous; ValueError where it cannot be one."""
     if isinstance(weight, kernels.Packed):
         return weight
     if weight.ndim != 2:
@@ -155,5 +155,5 @@ def project_blocks(states: Tensor, blocks: Tensor | kernels.Packed, chosen: Tens
 
 
 def rescore(states: Tensor, weight: Tensor, ids: Tensor) -> Tensor:
-    """Exact logits [n, m] of states [n, D] against the rows of weight [V, D] that ids [n, m] name, read where they lie."""
+    """Exact logits [n, m] of states [n, D] against the rows of weight [V, D] that ids [n, m] name."""
     return project_blocks(states, weight[:, None], ids)[:, :, 0]

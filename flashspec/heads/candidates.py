@@ -1,15 +1,15 @@
 """Heads that score a list of candidates exactly; every other id has probability zero and is left to the verifier.
 
-One list for all rows: the most frequent ids (FR-Spec, arXiv 2502.14856, counts a corpus; VocabTrim, arXiv
-2506.22694, what the target wrote) or those of the context (NanoSpec, arXiv 2605.26444). Or a list a row: the
-best of a low-rank preview of all logits (SVD-softmax, Shim et al., NeurIPS 2017, section 3), or of a search
-index (`heads.index`).
+One list for all rows: the most frequent ids (FR-Spec, arXiv 2502.14856; VocabTrim, arXiv 2506.22694) or those of
+the context (NanoSpec, arXiv 2605.26444). Or a list a row: the best of a low-rank preview of all logits
+(SVD-softmax, Shim et al., NeurIPS 2017, section 3), or of a search index (`heads.index`).
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ SIZE, TOP = 2048, 16  # ids of a context, and of a verification that enter it
 
 
 class ListedHead(WeightHead):
-    """A head with one list for all rows: `ids` [m] rise, and `rows` [m, hidden] is a contiguous copy of their rows."""
+    """A head with one list for all rows: `ids` [m] rise, and `rows` [m, hidden] is a copy of their rows."""
 
     ids: Tensor
     rows: Tensor
@@ -100,12 +100,9 @@ class ShortlistHead(ListedHead, StoredHead):
 class ContextHead(ListedHead):
     """Lists the `size` ids seen last in the prompt, the text so far and the verifier's `top` best guesses.
 
-    `learn` changes the list between rounds and nothing else does, so within a round the head is row-wise like
-    any other. The drafts are then a function of the rounds before, not of the row alone. What is verified is
-    not touched by that: the list is settled before a token is drawn, so every exact rule keeps its
-    distribution, and under Gumbel coupling the text stays the baseline's; only how many drafts are accepted
-    may depend on the rounds. Until enough ids were seen, the list is filled with the smallest ids, in a BPE
-    vocabulary the most frequent ones. Shapes and addresses never change.
+    `learn` alone changes the list, between rounds: it is settled before a token is drawn, so every exact rule
+    keeps its law. Until enough ids were seen, the smallest ones, in a BPE vocabulary the most frequent, fill it.
+    Shapes and addresses never change.
     """
 
     norm: Norm | None
@@ -134,10 +131,7 @@ class ContextHead(ListedHead):
 
     @torch.inference_mode()
     def learn(self, tokens: Tensor, scores: Scores | None) -> None:
-        """Take in tokens [n] that became final and the verifier's scores behind them; no host synchronisation.
-
-        Without scores a new text begins with these tokens: what was seen before is forgotten.
-        """
+        """Take in final tokens [n] and the verifier's scores, None as a text begins; waits for nothing."""
         if scores is None:
             self._seen.copy_(self._unseen)
             self._clock = 0
@@ -160,12 +154,39 @@ class ContextHead(ListedHead):
         return replace(self, size=size)
 
 
-@dataclass(frozen=True)
-class PreviewHead(WeightHead):
-    """Lists for every row the `candidates` ids that look best in the weight's strongest directions.
+class SoughtHead(WeightHead, ABC):
+    """Seeks `candidates` ids for every row; where it finds fewer, but one at least, pads with logits of -inf."""
 
-    `basis` [rank, hidden] are right singular vectors of the weight, `preview` [vocab, rank] the weight in
-    them. Both are functions of the weight, so there is nothing to save.
+    weight: Tensor
+    candidates: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_count("candidates", self.candidates, self.vocab_size, "ids")
+
+    @abstractmethod
+    def find(self, states: Tensor) -> Tensor:
+        """Rising ids [n, candidates] for normalised rows [n, hidden], -1 where there are fewer."""
+
+    @torch.no_grad()
+    def __call__(self, rows: Tensor, positions: Tensor | None = None, dice: Dice | None = None) -> Scores:
+        """Scores [n, candidates] of rows [n, hidden]."""
+        states = self.states(rows)
+        found = self.find(states)
+        ids, off = found.clamp(min=0), found < 0
+        off[:, -1] &= ~off.all(1)
+        return Scores(ids, rescore(states, self.weight, ids).masked_fill(off, -torch.inf))
+
+    def with_shortlist(self, candidates: int) -> Self:
+        """This head with another number of candidates; nothing is copied."""
+        return replace(self, candidates=candidates)  # type: ignore[type-var]
+
+
+@dataclass(frozen=True)
+class PreviewHead(SoughtHead):
+    """Lists the ids that look best in the weight's strongest directions.
+
+    `basis` [rank, hidden] are right singular vectors, `preview` [vocab, rank] is the weight in them.
     """
 
     norm: Norm | None
@@ -174,13 +195,9 @@ class PreviewHead(WeightHead):
     preview: Tensor
     candidates: int
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_count("candidates", self.candidates, self.vocab_size, "ids")
-
     @classmethod
     def build(cls, weight: Tensor, norm: Norm | None = None) -> PreviewHead:
-        """Rotate weight [vocab, hidden]; the rank is an eighth of the width, candidates are 1/64 of the ids."""
+        """Rotate weight [vocab, hidden]; rank is an eighth of the width, candidates 1/64 of the ids."""
         weight, parts = weight_of(weight), weight.detach().split(1 << 14)
         rank, candidates = sizes(*weight.shape)
         square = torch.zeros(weight.shape[1], weight.shape[1], dtype=torch.float64, device=weight.device)
@@ -192,30 +209,18 @@ class PreviewHead(WeightHead):
         return cls(norm, weight, basis, preview, candidates)
 
     @property
-    def rank(self) -> int:
-        """Directions of the preview."""
-        return self.basis.shape[0]
-
-    @property
     def rows_scored(self) -> int:
         """Inner products of the full width that cost as much as those of one hidden row, rounded up."""
-        return self.rank + self.candidates - (-self.vocab_size * self.rank // self.hidden)
+        rank = len(self.basis)
+        return rank + self.candidates - (-self.vocab_size * rank // self.hidden)
 
-    @torch.no_grad()
-    def __call__(self, rows: Tensor, positions: Tensor | None = None, dice: Dice | None = None) -> Scores:
-        """Scores [n, candidates] of rows [n, hidden], ids rising."""
-        states = self.states(rows)
+    def find(self, states: Tensor) -> Tensor:
         looks = project(project(states, self.basis), self.preview)
-        ids = looks.topk(self.candidates, sorted=False).indices.sort(1).values
-        return Scores(ids, rescore(states, self.weight, ids))
+        return looks.topk(self.candidates, sorted=False).indices.sort(1).values
 
     def bytes_read(self, rows: int) -> int:
         """Basis and preview once, the candidates' rows once for each hidden row."""
         return self.basis.nbytes + self.preview.nbytes + rows * self.candidates * self.hidden * self.weight.element_size()
-
-    def with_shortlist(self, candidates: int) -> PreviewHead:
-        """This head with another number of candidates; nothing is copied."""
-        return replace(self, candidates=candidates)
 
 
 def sizes(vocab: int, width: int) -> tuple[int, int]:

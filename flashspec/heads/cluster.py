@@ -1,8 +1,7 @@
 """Balanced k-means over the rows of a vocabulary weight: every cluster has exactly the same size.
 
-FlashHead (arXiv 2603.14591) clusters by direction and fixes the cluster size, so that a probe is one
-contiguous block and costs the same whatever was probed. Lloyd iterations without the constraint come first,
-then a few under it.
+FlashHead (arXiv 2603.14591) clusters by direction and fixes the size, so that a probe is one contiguous block. Lloyd
+iterations without the constraint come first, then a few under it.
 """
 
 from __future__ import annotations
@@ -19,29 +18,22 @@ from torch.nn import functional as F
 from flashspec.heads.balance import assign_balanced, chunks
 from flashspec.typed import typed
 
+LLOYD, BALANCED = 12, 4  # iterations without and with the size constraint
 Tick = Callable[[], Any]
 
 
 @typed
 @dataclass(frozen=True)
 class Recipe:
-    """How rows are clustered: `lloyd` iterations without and `balanced` with the size constraint.
-
-    `backend` runs the unconstrained iterations: "faiss", "torch", or "auto" for faiss where it is installed
-    and the rows are on the CPU. Results are a function of the rows, the seed and the backend.
-    """
+    """How rows are clustered; the backend "auto" is faiss for rows on the CPU, where it is installed."""
 
     cluster_size: int = 16
     seed: int = 0
-    lloyd: int = 12
-    balanced: int = 4
     backend: str = "auto"
 
     def __post_init__(self) -> None:
         if self.cluster_size < 1:
             raise ValueError(f"cluster_size must be at least 1, got {self.cluster_size}")
-        if self.lloyd < 0 or self.balanced < 1:
-            raise ValueError(f"lloyd must be at least 0 and balanced at least 1, got {self.lloyd} and {self.balanced}")
         if self.backend not in ("auto", "faiss", "torch"):
             raise ValueError(f"backend must be auto, faiss or torch, got {self.backend!r}")
 
@@ -81,7 +73,7 @@ def cluster(weight: Tensor, recipe: Recipe = Recipe()) -> Clusters:
     from tqdm import tqdm
 
     refuse_weight(weight, recipe.cluster_size)
-    with tqdm(total=recipe.lloyd + recipe.balanced, desc="clustering", unit="pass", delay=2, leave=False) as bar:
+    with tqdm(total=LLOYD + BALANCED, desc="clustering", unit="pass", delay=2, leave=False) as bar:
         return balanced(weight, unconstrained(weight, recipe, bar.update), recipe, bar.update)
 
 
@@ -99,7 +91,7 @@ def unconstrained(weight: Tensor, recipe: Recipe, tick: Tick = int) -> Tensor:
     points, dice = F.normalize(weight.detach().float(), dim=1), torch.Generator().manual_seed(recipe.seed)
     first = torch.randperm(len(points), generator=dice)[: -(-len(points) // recipe.cluster_size)]
     centroids, faiss = F.normalize(points[first.to(points.device)], dim=1), _faiss(points, recipe.backend)
-    for number in range(recipe.lloyd):
+    for number in range(LLOYD):
         if faiss is None:
             centroids = centres(points, nearest(points, centroids), centroids)
         else:
@@ -110,9 +102,9 @@ def unconstrained(weight: Tensor, recipe: Recipe, tick: Tick = int) -> Tensor:
 
 @torch.no_grad()
 def balanced(weight: Tensor, centroids: Tensor, recipe: Recipe, tick: Tick = int) -> Clusters:
-    """The second half: clusters of one size, grown from the centroids that `unconstrained` gives; `tick` after each iteration."""
+    """The second half: clusters of one size, from the centroids of `unconstrained`; `tick` after each iteration."""
     points, size = F.normalize(weight.detach().float(), dim=1), recipe.cluster_size
-    for _ in range(recipe.balanced):
+    for _ in range(BALANCED):
         assignments = assign_balanced(points, centroids, size)
         centroids = centres(points, assignments, centroids)
         tick()
@@ -120,23 +112,23 @@ def balanced(weight: Tensor, centroids: Tensor, recipe: Recipe, tick: Tick = int
 
 
 def from_assignments(weight: Tensor, assignments: Tensor, size: int) -> Clusters:
-    """The partition in which id v of weight [V, D] belongs to cluster assignments[v]; ValueError where one holds over `size`."""
-    count = -(-weight.shape[0] // size)
-    members = members_of(assignments, count, size)
-    return Clusters(assignments, members, _centroids(weight.detach().float(), assignments, count))
+    """Id v of weight [V, D] belongs to cluster assignments[v]; ValueError where one holds over `size`."""
+    rows, members = weight.detach().float(), members_of(assignments, -(-weight.shape[0] // size), size)
+    lengths = rows.norm(dim=1, keepdim=True).clamp(min=1e-12)
+    shares = torch.ones(len(rows), device=rows.device)
+    units, reach = (means_of(part, assignments, shares) for part in (rows / lengths, lengths))
+    return Clusters(assignments, members, units * reach)  # the few long rows would turn a plain mean
 
 
-def _centroids(rows: Tensor, assignments: Tensor, count: int) -> Tensor:
-    """Mean unit row times mean length: long rows, which are few, would otherwise turn the direction."""
-    lengths = rows.norm(dim=1).clamp(min=1e-12)
-    filled = torch.bincount(assignments, minlength=count).clamp(min=1)
-    sums = torch.zeros(count, rows.shape[1], device=rows.device).index_add_(0, assignments, rows / lengths[:, None])
-    reach = torch.zeros(count, device=rows.device).index_add_(0, assignments, lengths)
-    return sums * (reach / filled.square())[:, None]
+def means_of(points: Tensor, assignments: Tensor, shares: Tensor) -> Tensor:
+    """The mean of every cluster's points [V, d], each counted by its share."""
+    total = torch.bincount(assignments, shares)
+    sums = torch.zeros(len(total), points.shape[1], device=points.device)
+    return sums.index_add_(0, assignments, points * shares[:, None]) / total[:, None]
 
 
 def members_of(assignments: Tensor, count: int, size: int) -> Tensor:
-    """Ids of every cluster [count, size] in rising order, -1 behind them; ValueError where a cluster holds too many."""
+    """Rising ids of every cluster [count, size], -1 behind them; ValueError where one holds too many."""
     filled = torch.bincount(assignments, minlength=count)
     if len(filled) > count or int(filled.max()) > size:
         raise ValueError(f"{count} clusters of {size} expected, but one of {len(filled)} clusters holds {int(filled.max())} ids")
@@ -149,7 +141,7 @@ def members_of(assignments: Tensor, count: int, size: int) -> Tensor:
 
 
 def centres(points: Tensor, assignments: Tensor, before: Tensor) -> Tensor:
-    """Centroid of every cluster's points; a cluster without points, or whose points cancel, keeps the one it had."""
+    """Centroid of every cluster's points; one without points, or whose points cancel, stays as before."""
     sums = torch.zeros_like(before).index_add_(0, assignments, points)
     filled = torch.bincount(assignments, minlength=len(before)).clamp(min=1)
     alive = sums.square().sum(1, keepdim=True) > 0
@@ -163,7 +155,7 @@ def nearest(points: Tensor, centroids: Tensor) -> Tensor:
 
 
 def _faiss(points: Tensor, backend: str) -> Any:
-    """The module that runs a backend's iterations, None for torch; ValueError where it is asked for and missing."""
+    """The module that runs a backend's iterations, None for torch; ValueError where it is missing."""
     if backend == "torch" or (backend == "auto" and points.device.type != "cpu"):
         return None
     try:

@@ -1,4 +1,4 @@
-"""Heads that leave no id out: every row of the vocabulary weight, exact or rounded to integers, or logits already."""
+"""Heads that leave no id out: every row of the weight, exact or rounded to integers, or logits already."""
 
 from __future__ import annotations
 

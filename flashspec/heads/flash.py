@@ -25,7 +25,7 @@ CHOICES = ("cluster_size", "seed")  # of a clustering
 class FlashHead(StoredHead):
     """Approximate scores at the cost of few rows; logits it gives are exact, ids it does not list count as -inf.
 
-    `weight` keeps the order of the vocabulary (no copy of the model's own); `table` is the permuted copy that is read.
+    `weight` is the model's own, in the order of the vocabulary; `table` is the permuted copy that is read.
     """
 
     norm: Norm | None
@@ -48,10 +48,9 @@ class FlashHead(StoredHead):
     ) -> FlashHead:
         """Cluster weight [vocab, hidden] (unless `clusters` are given) and permute it.
 
-        With `queries`, hidden rows [n, hidden] before the norm, clusters are made for them, and the ids likeliest behind them
-        are scored always, unless the plan names others; without, clusters are by direction. `changes` are fields of
-        FlashPlan, and cluster_size and seed of a Recipe where there are no clusters yet. Raises ValueError for a plan that does
-        not fit the weight.
+        With `queries`, hidden rows [n, hidden] before the norm, clusters are made for them, and the ids likeliest
+        behind them are scored always unless the plan names others; without, clusters are by direction. `changes`
+        are fields of FlashPlan, or cluster_size and seed. Raises ValueError for a plan that does not fit.
         """
         weight = weight_of(weight)
         chosen = {name: changes.pop(name) for name in CHOICES if name in changes}
@@ -87,7 +86,7 @@ class FlashHead(StoredHead):
 
     @property
     def rows_scored(self) -> int:
-        """Inner products for each hidden row: centroids, probed rows and always-scored rows, padding included."""
+        """Inner products for each hidden row: centroids, probed and always-scored rows, with padding."""
         return self.table.clusters + (self.probes + self.table.forced) * self.table.slots
 
     def bytes_read(self, rows: int) -> int:
@@ -96,7 +95,7 @@ class FlashHead(StoredHead):
         return self.table.directions.nbytes + blocks * (self.table.blocks.nbytes // len(self.table.ids))
 
     def __call__(self, rows: Tensor, positions: Tensor | None = None, dice: Dice | None = None) -> Scores:
-        """Scores [n, (B + probes) * slots] of rows [n, hidden], B blocks of always-scored ids first; [n, 1] of the best id."""
+        """Scores [n, (B + probes) * slots] of rows [n, hidden], B always-scored blocks first; or [n, 1] of the best id."""
         fast = self.scored(rows)
         if fast is not None:
             return fast
@@ -111,8 +110,7 @@ class FlashHead(StoredHead):
     def blocks_of(self, states: Tensor, positions: Tensor | None = None, dice: Dice | None = None) -> Tensor:
         """Numbers [n, B + probes] of the blocks that normalised rows [n, hidden] are scored against.
 
-        Sampling adds Gumbel noise to centroids . row / temperature and takes the top (Kool et al. 2019): a
-        draw without replacement, in which the noise is a function of (seed, position, cluster).
+        Sampling takes the top of centroids . row / temperature plus noise: a draw without replacement (Kool et al. 2019).
         """
         table, likeness = self.table, project(states, self.table.directions)
         if self.plan.selection == "sample":
@@ -141,7 +139,7 @@ class FlashHead(StoredHead):
         return self.with_plan(probes=probes)
 
     def within(self, share: float) -> FlashHead:
-        """This head with the most probes, at least 1, that score at most this share of the vocabulary, centroids included."""
+        """This head with the most probes that score at most this share of the vocabulary, centroids included."""
         spare = int(share * self.vocab_size) - (self.rows_scored - self.probes * self.table.slots)
         return self.with_probes(min(self.table.clusters, max(1, spare // self.table.slots)))
 

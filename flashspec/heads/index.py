@@ -1,6 +1,5 @@
 """Search indexes of faiss as draft heads: inverted lists, the same with product codes, and a navigable graph.
 
-The index names candidates by inner product and their logits are computed exactly, from the model's own rows.
 Searching runs on the CPU, one row at a time, so that a row's candidates never depend on its neighbours.
 """
 
@@ -19,9 +18,9 @@ import torch
 from msgspec import Struct
 from torch import Tensor
 
-from flashspec.heads.base import Norm, check_count, rescore, weight_of
+from flashspec.heads.base import Norm, check_count, weight_of
+from flashspec.heads.candidates import SoughtHead
 from flashspec.heads.storage import AGAIN, HeadFile, StoredHead
-from flashspec.sampling import Dice, Scores
 
 KINDS = ("ivf", "ivfpq", "hnsw")
 MISSING = "head {!r} needs faiss-cpu; install the extra `ann`, or use a FlashHead"
@@ -39,11 +38,8 @@ class Search(Struct):
 
 
 @dataclass(frozen=True, eq=False)
-class IndexHead(StoredHead):
-    """Lists the `candidates` ids that a search finds, padded with logits of -inf where it finds fewer; at least id 0.
-
-    Inverted lists are about four times the square root of the vocabulary, of which `probes` are searched.
-    """
+class IndexHead(SoughtHead, StoredHead):
+    """Lists the ids that a search finds; of about 4 sqrt(vocab) inverted lists `probes` are searched."""
 
     norm: Norm | None
     weight: Tensor
@@ -55,7 +51,6 @@ class IndexHead(StoredHead):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_count("candidates", self.candidates, self.vocab_size, "ids")
         check_count("probes", self.probes, self.lists, "lists of this index")
 
     @classmethod
@@ -74,18 +69,7 @@ class IndexHead(StoredHead):
         """Vectors compared for each hidden row, short codes included, and rows scored exactly."""
         return self.visited + self.candidates
 
-    @torch.no_grad()
-    def __call__(self, rows: Tensor, positions: Tensor | None = None, dice: Dice | None = None) -> Scores:
-        """Scores [n, candidates] of rows [n, hidden]."""
-        states = self.states(rows)
-        found = self.find(states)
-        logits = rescore(states, self.weight, found.clamp(min=0))
-        off = found < 0
-        off[:, -1] &= ~off.all(1)
-        return Scores(found.clamp(min=0), logits.masked_fill(off, -torch.inf))
-
     def find(self, states: Tensor) -> Tensor:
-        """Ids [n, candidates] in rising order for normalised rows [n, hidden], -1 before them where there are fewer."""
         faiss = faiss_for(self.kind)
         if self.kind == "hnsw":
             limits = faiss.SearchParametersHNSW(efSearch=max(DEPTH, self.candidates))
@@ -97,7 +81,7 @@ class IndexHead(StoredHead):
 
     @cached_property
     def visited(self) -> int:
-        """Vectors one search compares: an even share of the lists and their centres, or as many as graph searches did here."""
+        """Vectors one search compares: an even share of the lists and their centres; of a graph as counted here."""
         if self.kind != "hnsw":
             return self.lists + -(-self.vocab_size * self.probes // self.lists)
         statistics = faiss_for("hnsw").cvar.hnsw_stats
@@ -107,15 +91,11 @@ class IndexHead(StoredHead):
         return -(-int(statistics.ndis) // len(sample))
 
     def bytes_read(self, rows: int) -> int:
-        """For each hidden row: the vectors or codes that its search compares, and the candidates' own rows."""
+        """For each row, the vectors or codes that its search compares and the candidates' own rows."""
         exact = self.candidates * self.hidden * self.weight.element_size()
         if self.kind != "ivfpq":
             return rows * (4 * self.visited * self.hidden + exact)
         return rows * (4 * self.lists * self.hidden + (self.visited - self.lists) * self.index.code_size + exact)
-
-    def with_shortlist(self, candidates: int) -> IndexHead:
-        """This head with another number of candidates; the index stays."""
-        return replace(self, candidates=candidates)
 
     def with_probes(self, probes: int) -> IndexHead:
         """This head searching another number of lists; the index stays."""
@@ -138,7 +118,7 @@ class IndexHead(StoredHead):
 
 
 def faiss_for(kind: str) -> Any:
-    """The faiss module; ValueError for a kind of index there is not, or naming the extra to install where faiss is missing."""
+    """The faiss module; ValueError for an unknown kind of index, or with the extra to install where it is missing."""
     if kind not in KINDS:
         raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
     try:
@@ -148,7 +128,7 @@ def faiss_for(kind: str) -> Any:
 
 
 def usable(names: Collection[str]) -> list[str]:
-    """These heads without those that search with faiss where it is missing; a warning says which, and what to install."""
+    """These heads without those that need a missing faiss; a warning says which, and what to install."""
     left = [name for name in names if name in KINDS] if importlib.util.find_spec("faiss") is None else []
     for name in left:
         warnings.warn(f"left out: {MISSING.format(name)}", stacklevel=2)
@@ -158,17 +138,14 @@ def usable(names: Collection[str]) -> list[str]:
 def _indexed(kind: str, weight: Tensor) -> Any:
     """All rows in an index, filled on one thread: a graph's links depend on the order in which points come."""
     faiss, (vocab, width) = faiss_for(kind), weight.shape
-    if kind == "hnsw":
-        index = faiss.IndexHNSWFlat(width, LINKS, faiss.METRIC_INNER_PRODUCT)
-    else:
-        inverted = faiss.IndexFlatIP(width), width, min(vocab, math.isqrt(16 * vocab))
-        if kind == "ivf":
-            index = faiss.IndexIVFFlat(*inverted, faiss.METRIC_INNER_PRODUCT)
-        else:
-            parts = next(n for n in range(max(1, width // 8), 0, -1) if width % n == 0)
-            index = faiss.IndexIVFPQ(*inverted, parts, min(8, max(1, vocab.bit_length() - 2)), faiss.METRIC_INNER_PRODUCT)
-            index.pq.cp.seed, index.pq.cp.min_points_per_centroid = 0, 1
-        index.cp.seed, index.cp.min_points_per_centroid = 0, 1
+    lists = f"IVF{min(vocab, math.isqrt(16 * vocab))}"
+    parts = next(n for n in range(max(1, width // 8), 0, -1) if width % n == 0)
+    codes = f"PQ{parts}x{min(8, max(1, vocab.bit_length() - 2))}np"
+    names = {"ivf": f"{lists},Flat", "ivfpq": f"{lists},{codes}", "hnsw": f"HNSW{LINKS}"}
+    index = faiss.index_factory(width, names[kind], faiss.METRIC_INNER_PRODUCT)
+    for trained in (index, getattr(index, "pq", index)):
+        if hasattr(trained, "cp"):
+            trained.cp.seed, trained.cp.min_points_per_centroid = 0, 1
     points, threads = weight.float().cpu().numpy(), faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(1)
     try:

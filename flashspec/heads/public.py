@@ -1,9 +1,8 @@
 """The public FlashHead checkpoint layout: a Hugging Face folder with clusters beside it, as Embedl's repository reads it.
 
-config.json switches the head on with `flash_head_cache_dir`; `n_probes` and `flash_head_special_token_ids`
-are optional, and all three may lie in a nested `text_config`. The folder it names holds
-clustering_cache.safetensors with `centroids` [1, 1, D, K] (or [D, K]; columns are centroids of any length)
-and `cluster_assignments` [V], every cluster equally often.
+config.json, or its `text_config`, switches the head on with `flash_head_cache_dir`. That folder holds
+clustering_cache.safetensors with `centroids` [1, 1, D, K] (or [D, K]; columns of any length) and
+`cluster_assignments` [V], every cluster equally often.
 """
 
 from __future__ import annotations
@@ -58,10 +57,8 @@ def _options(folder: Path) -> PublicHead:
 
 
 def _clusters(centroids: Tensor, assignments: Tensor, weight: Tensor) -> Clusters:
-    """Clusters of stored centroids [.., D, K] and assignments [V]; ValueError where they are not of this weight [V, D]."""
+    """Clusters of centroids [.., D, K] and assignments [V]; ValueError where they cannot be."""
     vocab, width = weight.shape
-    if assignments.shape != (vocab,):
-        raise ValueError(f"these clusters are of {assignments.numel()} ids and the weight has {vocab}; use the model's own")
     if centroids.ndim < 2 or centroids.shape[-2] != width or centroids.numel() != width * centroids.shape[-1]:
         raise ValueError(f"centroids have the shape [1, 1, {width}, clusters] here, got {list(centroids.shape)}")
     count = centroids.shape[-1]

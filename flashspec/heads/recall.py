@@ -22,7 +22,7 @@ def agreement(head: FlashHead, dense: DenseHead, rows: Tensor) -> float:
 
 @torch.no_grad()
 def required_probes(head: FlashHead, dense: DenseHead, rows: Tensor) -> Tensor:
-    """Probes [n] until top selection scores the dense head's best id, its cluster's rank; 0 where it is always scored."""
+    """Probes [n] until top selection scores the dense head's best id; 0 where it is always scored."""
     found = list[Tensor]()
     always = torch.tensor(head.plan.always, dtype=torch.int64, device=rows.device)
     for part in _parts(rows):
@@ -33,10 +33,9 @@ def required_probes(head: FlashHead, dense: DenseHead, rows: Tensor) -> Tensor:
 
 
 def calibrate_always(head: FlashHead, dense: DenseHead, rows: Tensor, count: int = 64) -> tuple[int, ...]:
-    """Up to `count` ids to score always: those that `head` misses on held-out rows [n, hidden], most often missed first.
+    """Up to `count` ids to score always: those it does now, then those missed most often on held-out rows [n, hidden].
 
-    What it scores always now comes first and stays. A small set of frequent tokens makes up about half of all
-    misses on Qwen3-0.6B (TurboHead); see `with_always`. ValueError where there are no rows.
+    ValueError where there are no rows.
     """
     if count < 1:
         raise ValueError(f"count must be at least 1, got {count}")

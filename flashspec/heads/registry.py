@@ -1,4 +1,4 @@
-"""Heads by name: how each is made for a model, what state it keeps beside the model, and which options it takes."""
+"""Heads by name: how each is made for a model, and which options it takes."""
 
 from __future__ import annotations
 
@@ -20,8 +20,7 @@ from flashspec.kernels import Packed
 
 
 class Origin(NamedTuple):
-    """What a head is made from: a model's vocabulary weight [V, D] as it is stored, its final norm, and its folder where it has
-    one."""
+    """What a head is made from: a model's vocabulary weight [V, D] as stored, its final norm and its folder."""
 
     weight: Tensor | Packed
     norm: Norm | None = None
@@ -39,9 +38,8 @@ class Origin(NamedTuple):
 
 
 class Kind(NamedTuple):
-    """A head by name: one line about it, how to make it, and the options of a method that it takes."""
+    """How to make a head, and the options of a method that it takes."""
 
-    about: str
     make: Callable[[Origin], Head]
     options: tuple[str, ...] = ()
 
@@ -51,11 +49,8 @@ def file_of(name: str) -> str:
     return FILE if name.startswith("flash") else f"{name}_head.safetensors"
 
 
-def _flash(origin: Origin, **changes: Any) -> FlashHead:
-    """The model's own FlashHead: beside it in our layout or the public one, or in the cache; a small one is built now.
-
-    Raises FileNotFoundError where a large one has not been built yet.
-    """
+def _flash(origin: Origin) -> FlashHead:
+    """The model's own FlashHead, of its folder (in either layout) or the cache, or built now if small."""
     weight, norm, folder = origin
     if path := origin.stored("flash"):
         head = FlashHead.load(path, weight, norm)
@@ -70,7 +65,7 @@ def _flash(origin: Origin, **changes: Any) -> FlashHead:
             f"no FlashHead has been built for this vocabulary of {weight.shape[0]} ids: `flashspec heads build MODEL` builds one "
             "once, in minutes; or draft with the dense head (method 'dense')"
         )
-    return head.with_plan(**changes) if changes else head
+    return head
 
 
 def _index(kind: str, origin: Origin) -> IndexHead:
@@ -90,28 +85,24 @@ def _ranked(name: str, counted: str, origin: Origin) -> ShortlistHead:
 
 BUILT_NOW = 65536  # ids of a vocabulary that is clustered where it is asked for
 FLASH, LISTED = ("probes", "selection"), ("shortlist",)
-VARIANTS: dict[str, dict[str, Any]] = {
+VARIANTS: dict[str, dict[str, Any]] = {  # 8- and 4-bit centroids; the best id alone
     "flash_int8": {"stage1": "int8"},
     "flash_int4": {"stage1": "int4"},
     "flash_best": {"best": True},
 }
-WROTE = "what the target wrote"
 RANKED = ("fr_spec", "vocab_trim")
 HEADS: dict[str, Kind] = {
-    "dense": Kind("every row of the weight, exact", lambda o: DenseHead(o.norm, o.weight)),
-    "int8": Kind("every row in 8 bits, a scale for 16 columns", lambda o: quantized(o.wide, o.norm, 8)),
-    "int4": Kind("every row in 4 bits, scale and minimum for 32 columns", lambda o: quantized(o.wide, o.norm, 4)),
-    "flash": Kind("FlashHead: clusters, then exact rows of the best of them", _flash, FLASH),
-    "flash_int8": Kind("FlashHead with 8-bit centroids", partial(_flash, **VARIANTS["flash_int8"]), FLASH),
-    "flash_int4": Kind("FlashHead with 4-bit centroids", partial(_flash, **VARIANTS["flash_int4"]), FLASH),
-    "flash_best": Kind("FlashHead that names its best id alone", partial(_flash, **VARIANTS["flash_best"]), FLASH),
-    "ivf": Kind("faiss inverted lists, then exact rows", partial(_index, "ivf"), ("probes", "shortlist")),
-    "ivfpq": Kind("faiss inverted lists of product codes, then exact rows", partial(_index, "ivfpq"), ("probes", "shortlist")),
-    "hnsw": Kind("faiss navigable graph, then exact rows", partial(_index, "hnsw"), LISTED),
-    "fr_spec": Kind("the ids most frequent in a text", partial(_ranked, "fr_spec", "a text"), LISTED),
-    "vocab_trim": Kind("the ids most frequent in what the target wrote", partial(_ranked, "vocab_trim", WROTE), LISTED),
-    "in_context": Kind("ids of the context and of recent verifications", lambda o: ContextHead(o.norm, o.wide), LISTED),
-    "preview": Kind("low-rank preview of all ids, then exact rows", lambda o: PreviewHead.build(o.wide, o.norm), LISTED),
+    "dense": Kind(lambda o: DenseHead(o.norm, o.weight)),
+    "int8": Kind(lambda o: quantized(o.wide, o.norm, 8)),
+    "int4": Kind(lambda o: quantized(o.wide, o.norm, 4)),
+    **dict.fromkeys(("flash", *VARIANTS), Kind(_flash, FLASH)),
+    "ivf": Kind(partial(_index, "ivf"), ("probes", "shortlist")),
+    "ivfpq": Kind(partial(_index, "ivfpq"), ("probes", "shortlist")),
+    "hnsw": Kind(partial(_index, "hnsw"), LISTED),
+    "fr_spec": Kind(partial(_ranked, "fr_spec", "a text"), LISTED),
+    "vocab_trim": Kind(partial(_ranked, "vocab_trim", "what the target wrote"), LISTED),
+    "in_context": Kind(lambda o: ContextHead(o.norm, o.wide), LISTED),
+    "preview": Kind(lambda o: PreviewHead.build(o.wide, o.norm), LISTED),
 }
 
 
@@ -119,4 +110,5 @@ def head_named(name: str, origin: Origin) -> Head:
     """A head by name for one model; ValueError where the name is unknown or its state or library is missing."""
     if name not in HEADS:
         raise ValueError(f"head {name!r} is unknown; known: {', '.join(HEADS)}")
-    return HEADS[name].make(origin)
+    head: Any = HEADS[name].make(origin)
+    return head.with_plan(**VARIANTS[name]) if name in VARIANTS else head

@@ -1,4 +1,4 @@
-"""Heads on disk: their state, and the digest of the weight they belong to; the weight itself is never written."""
+"""Heads on disk: their state and the digest of the weight they belong to, never the weight itself."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class HeadFile(NamedTuple):
 
 
 class StoredHead(WeightHead, ABC):
-    """A head with state of its own beside the weight: tensors and facts (`state`), from which `restored` makes it again."""
+    """A head with a state of tensors and facts beside the weight, from which `restored` makes it again."""
 
     weight: Tensor | Packed
     key: ClassVar[str]
@@ -71,8 +71,7 @@ class StoredHead(WeightHead, ABC):
         """The head that a file holds for this weight; ValueError where it cannot be one."""
 
     def save(self, path: Path | str, told: dict[str, Any] | None = None) -> None:
-        """Write what the head keeps beside the weight to a safetensors file, with what is `told` about it in JSON facts; an
-        interrupted write leaves the old one."""
+        """Write the head's state and what is `told` about it; an interrupted write leaves the old file."""
         tensors, facts = self.state()
         facts |= {"told": told} if told else {}
         belongs = asdict(Identity(self.vocab_size, self.hidden, weight_digest(self.weight)))
@@ -117,8 +116,7 @@ def kept(weight: Tensor | Packed, norm: Norm | None, name: str = FILE) -> Path |
 
 
 def weight_digest(weight: Tensor | Packed) -> str:
-    """SHA-256 of the rows as float32 numbers, so a bfloat16 weight and its float32 copy have the same one; of a packed
-    weight's codes."""
+    """SHA-256 of the rows as float32 numbers, the same for every wider copy; of a packed weight's codes."""
     found, packed = hashlib.sha256(), isinstance(weight, Packed)
     for part in (weight.cells if isinstance(weight, Packed) else weight.detach()).split(4096):
         found.update((part if packed else part.float()).cpu().contiguous().view(torch.uint8).numpy().data)

@@ -25,12 +25,11 @@ FORMATS = ("weight", "bf16", "int8", "int4")
 class FlashPlan:
     """What a FlashHead scores.
 
-    `probes` clusters are scored for each hidden row (None: one cluster in sixteen, as the authors' released
-    code does), and the ids in `always` in any case. `selection` "top" takes the best clusters; "sample" draws
-    them without replacement from softmax(centroids . row / temperature), so that every id can be drafted.
-    `stage1` is the format of the centroids' directions: "weight" for the weight's own, "bf16", "int8" or
-    "int4"; the probed rows are exact whatever it is. With `best` a head names its best id alone, found by one
-    fused kernel on CUDA; as a draft that is a sure proposal, which verification may reject.
+    `probes` clusters are scored for each hidden row (None: one in sixteen, as in the authors' code), and the ids
+    in `always` in any case. `selection` "top" takes the best clusters; "sample" draws them without replacement
+    from softmax(centroids . row / temperature), so that every id can be drafted. `stage1` is the format of the
+    centroids ("weight": the weight's own). With `best` a head names its best id alone, as a sure proposal, found
+    by one fused kernel on CUDA.
     """
 
     probes: int | None = None
@@ -101,7 +100,7 @@ class Table(NamedTuple):
 
 
 def build_table(weight: Tensor | Packed, clusters: Clusters, plan: FlashPlan) -> Table:
-    """Permute weight [V, D] once, with the rows of the plan's `always` copied into blocks of their own behind the clusters.
+    """Permute weight [V, D] once, with the rows of the plan's `always` in blocks of their own behind.
 
     A packed weight keeps its codes where a cluster is a panel of sixteen rows, and is widened where it is not.
     """
@@ -133,7 +132,7 @@ def _taken(weight: Tensor | Packed, ids: Tensor, shelf: Shelf) -> Tensor | Packe
 
 
 def stage_one(clusters: Clusters, weight: Tensor | Packed, kind: str) -> Tensor | Packed:
-    """What clusters [K, D] are found by, unit directions or plain means, in the format `kind`; "weight" is the weight's own."""
+    """What clusters [K, D] are found by, directions or means, in the format `kind` ("weight": the weight's)."""
     means = clusters.centroids.to(wide(weight))
     unit = F.normalize(means, dim=1) if clusters.spherical else means
     if kind in ("int8", "int4"):

@@ -67,21 +67,17 @@ def gather_linear(x: Tensor, blocks: Tensor | Packed, chosen: Tensor) -> Tensor:
 def best_of_blocks(states: Tensor, blocks: Tensor | Packed, ids: Tensor, bias: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
     """Best id [n] and its logit [n] of states [n, K] in the chosen [n, P] of blocks [C, cap, K]; the smallest id wins a tie.
 
-    `ids` and `bias` [C, cap] name a slot's id and what is added to its logit. One fused kernel on CUDA where Triton is
-    installed.
+    `ids` and `bias` [C, cap] name a slot's id and what is added to its logit. One fused kernel on CUDA with Triton.
     """
-    if isinstance(blocks, Tensor) and states.device.type == "cuda" and _fits_triton(blocks):
+    plain = isinstance(blocks, Tensor) and blocks.dtype is not torch.float64 and blocks.is_contiguous()
+    if plain and states.is_cuda and _triton():
         from flashspec.kernels.triton_best import best_of_blocks as on_cuda
 
-        return on_cuda(states, blocks, ids, bias, chosen)
+        return on_cuda(states, blocks, ids, bias, chosen)  # type: ignore[arg-type]
     logits = (gather_linear(states, blocks, chosen) + bias[chosen]).flatten(1)
     best = logits.amax(1)
     beaten = logits < best[:, None]
     return ids[chosen].flatten(1).masked_fill(beaten, torch.iinfo(ids.dtype).max).amin(1), best
-
-
-def _fits_triton(blocks: Tensor) -> bool:
-    return blocks.dtype is not torch.float64 and blocks.is_contiguous() and _triton()
 
 
 @functools.cache

@@ -1,7 +1,6 @@
 """Compile the C kernels once for this machine, with whatever C compiler it has, and load no library but one's own.
 
-Compiled kernels are kept in a folder that its user alone may open, under a name that ends in the digest of their bytes. The
-digest tells a damaged file; that nobody planted the file, the folder's owner and mode tell, and nothing else does.
+They are kept in a folder that its user alone may open; a digest of their bytes in the name tells a damaged file.
 """
 
 from __future__ import annotations
@@ -34,8 +33,7 @@ LINES = 5  # of a compiler's complaint
 
 
 class Build(NamedTuple):
-    """The kernels of this process, or None; their compiler's version; what went wrong with either or with keeping them, and
-    what to do about it."""
+    """The kernels of this process, their compiler's version, what went wrong, and what to do about it."""
 
     library: ctypes.CDLL | None = None
     compiler: str = ""
@@ -44,14 +42,13 @@ class Build(NamedTuple):
 
 
 def compiler() -> str | None:
-    """The C compiler this machine offers: $CC, cc, gcc or clang; None where there is none, or no POSIX system to load into."""
+    """The C compiler this machine offers, $CC, cc, gcc or clang; None for none, or no POSIX system."""
     names = (os.environ.get("CC"), "cc", "gcc", "clang") if os.name == "posix" else ()
     return next((found for name in names if name and (found := shutil.which(name))), None)
 
 
 def cache_folder() -> Path | None:
-    """Where compiled kernels are kept between processes: below $XDG_CACHE_HOME if that is an absolute path, else below
-    ~/.cache; None for a user without a home."""
+    """The user's cache, below $XDG_CACHE_HOME if that is absolute, or ~/.cache; None without a home."""
     named = Path(os.environ.get("XDG_CACHE_HOME", ""))
     if not named.is_absolute():
         with suppress(RuntimeError):
@@ -61,10 +58,7 @@ def cache_folder() -> Path | None:
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """The compiled kernels, or None where there is no compiler or FLASHSPEC_KERNELS=0; torch computes everything then.
-
-    What went wrong on the way is a warning, once in a process.
-    """
+    """The compiled kernels, None where torch computes; what went wrong is a warning, once in a process."""
     found = built()
     if found.trouble:
         warnings.warn(f"{found.trouble}; {found.fix}", RuntimeWarning, stacklevel=2)
@@ -87,7 +81,7 @@ def built() -> Build:
 
 
 def identity() -> dict[str, str]:
-    """Which kernels compute here: the digest of their source, their compiler's version and flags, or torch's own."""
+    """Which kernels compute here: digest of their source, compiler's version and flags, or torch's own."""
     found = built()
     if found.library is None:
         return {"kernels": "torch"}
@@ -105,8 +99,9 @@ def _build() -> Build:
     except OSError as error:
         unkept = f"compiled kernels cannot be kept for the next process, so that each compiles its own: {error}"
     try:
-        fix = "give XDG_CACHE_HOME the absolute path of a folder of your own"
-        return Build(_private_library(cc, version), version, unkept, fix)
+        with tempfile.TemporaryDirectory(prefix="flashspec-") as place:  # gone once its library is loaded
+            found = _library_in(Path(place), cc, version)
+        return Build(found, version, unkept, "give XDG_CACHE_HOME the absolute path of a folder of your own")
     except OSError as error:
         trouble = f"the kernels could not be compiled, and slower torch kernels serve: {error}"
         return Build(None, version, trouble, "name another compiler in CC, or set FLASHSPEC_KERNELS=0 to do without one")
@@ -141,7 +136,7 @@ def _digest(*parts: bytes) -> str:
 
 
 def _kept_library(cc: str, version: str) -> ctypes.CDLL:
-    """The library in the user's cache, compiled into it where it is missing; OSError where that folder cannot be used."""
+    """The library in the user's cache; OSError where that folder cannot be used."""
     place = cache_folder()
     if place is None:
         raise FileNotFoundError("this user has no home folder")
@@ -149,17 +144,8 @@ def _kept_library(cc: str, version: str) -> ctypes.CDLL:
     return _library_in(place, cc, version)
 
 
-def _private_library(cc: str, version: str) -> ctypes.CDLL:
-    """A library of this process alone, whose file is gone once it is loaded."""
-    with tempfile.TemporaryDirectory(prefix="flashspec-") as place:
-        return _library_in(Path(place), cc, version)
-
-
 def _library_in(place: Path, cc: str, version: str) -> ctypes.CDLL:
-    """The library in a folder, compiled where it is missing: by one process, for which the others wait.
-
-    Its name holds source, flags, compiler and processor.
-    """
+    """The library in a folder, compiled where it is missing: by one process, for which the others wait."""
     import fcntl
 
     facts = (_source(), *FLAGS, cc, version, platform.machine(), cpu_name(), *sorted(cpu_flags()))
@@ -177,8 +163,8 @@ def _library_in(place: Path, cc: str, version: str) -> ctypes.CDLL:
 
 @contextmanager
 def _held(place: Path) -> Iterator[Path]:
-    """A folder made its owner's alone, under a name that leads to it whatever becomes of its path (the path itself where /proc
-    is not to be had); PermissionError where somebody else owns it or the link to it, or where its mode cannot be changed."""
+    """A folder made its owner's alone, under a name that leads to it whatever becomes of its path, if there is /proc;
+    PermissionError where somebody else owns it or the link to it, or where its mode cannot be changed."""
     if place.lstat().st_uid != os.geteuid():
         raise PermissionError(f"{place} belongs to another user")
     handle = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
@@ -218,7 +204,7 @@ def _named(name: str, code: bytes) -> str:
 
 
 def _fresh(folder: Path, name: str, cc: str) -> ctypes.CDLL:
-    """The library compiled now and kept once it has been loaded; what a killed compilation left behind is removed first."""
+    """The library compiled now, and kept once loaded; what a killed compilation left is removed first."""
     for left in folder.glob("building-*"):
         shutil.rmtree(left, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix="building-", dir=folder) as place:
@@ -245,4 +231,9 @@ def _compile(cc: str, place: Path, name: str) -> None:
 
 def call(function: str, *given: Any) -> Any:
     """What a compiled function returns for numbers, structures and tensors; null for None."""
-    return getattr(compiled(), function)(*(one.data_ptr() if isinstance(one, Tensor) else one for one in given))
+    return getattr(compiled(), function)(*map(address, given))
+
+
+def address(one: Any) -> Any:
+    """Where a tensor lies; anything else as it is."""
+    return one.data_ptr() if isinstance(one, Tensor) else one

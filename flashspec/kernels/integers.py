@@ -72,7 +72,7 @@ class Packed:
         return wide.flatten(1)[: self.rows, : self.depth]
 
     def taken(self, ids: Tensor) -> Packed:
-        """The rows of ids [m] one behind the other, in the same codes; ValueError where m is no multiple of sixteen."""
+        """The rows of ids [m] in the same codes; ValueError where m is no multiple of sixteen."""
         if len(ids) % PANEL:
             raise ValueError(f"rows are taken by panels of {PANEL}, a multiple of {PANEL} ids, got {len(ids)}")
         out, panels = room(len(ids), self.depth, self.kind, Shelf()), len(ids) // PANEL
@@ -99,21 +99,16 @@ def room(rows: int, depth: int, kind: str, shelf: Shelf) -> Tensor:
 
 
 def packed(codes: Tensor, first: Tensor, second: Tensor, kind: str, shelf: Shelf | None = None) -> Packed:
-    """Codes [N, K] (uint8, from zero) with the numbers [N, ceil(K / 32)] of their cells (see Packed), on the shelf."""
+    """Codes [N, K] (uint8, from zero) with the numbers [N, ceil(K / 32)] of their cells, on the shelf."""
     (rows, depth), cells = codes.shape, first.shape[1]
     out = room(rows, depth, kind, shelf or Shelf())
     some = max(SOME // (PANEL * cells * CELL), 1)
     for at in range(0, len(out), some):
         part = slice(at * PANEL, (at + some) * PANEL)
         widths = (codes, cells * CELL), (first, cells), (second, cells)
-        whole = [_whole(tensor[part], width) for tensor, width in widths]
-        out[at : at + some] = _cells(whole[0], whole[1], whole[2], kind)
+        whole = [F.pad(t[part], (0, width - t.shape[1], 0, -len(t[part]) % PANEL)) for t, width in widths]
+        out[at : at + some] = _cells(*whole, kind)  # type: ignore[call-arg,arg-type]
     return Packed(out, kind, rows, depth)
-
-
-def _whole(part: Tensor, width: int) -> Tensor:
-    """Zeros behind the last row of the last panel and behind the last column."""
-    return F.pad(part, (0, width - part.shape[1], 0, -part.shape[0] % PANEL))
 
 
 def _cells(codes: Tensor, first: Tensor, second: Tensor, kind: str) -> Tensor:
@@ -130,7 +125,7 @@ def _cells(codes: Tensor, first: Tensor, second: Tensor, kind: str) -> Tensor:
 
 
 def unpacked(weight: Packed) -> tuple[Tensor, Tensor, Tensor]:
-    """Codes [rows, columns] uint8 and the float32 numbers [rows, cells] of whole panels: what `packed` was given."""
+    """Codes [rows, columns] uint8 and float32 numbers [rows, cells] of whole panels: what `packed` got."""
     panels, cells, size = weight.cells.shape
     codes, numbers = weight.cells.split((size - 64, 64), 2)
     if weight.kind == "s8":
@@ -170,7 +165,7 @@ def _divisor(scales: Tensor) -> Tensor:
 
 
 def rounded(x: Tensor) -> Tensor:
-    """Rows x [n, K] as integer products see them: integers of at most 127 times the largest of 32 columns over 127."""
+    """Rows x [n, K] as integer products see them: up to 127 times the largest of 32 columns over 127."""
     groups = F.pad(x.float(), (0, -x.shape[1] % CELL)).unflatten(1, (-1, CELL))
     most = groups.abs().amax(2, keepdim=True)
     codes = (groups * torch.where(most == 0, 0.0, 127.0 / most)).round_()

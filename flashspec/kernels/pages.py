@@ -1,9 +1,7 @@
-"""Memory that weights are read from: tensors behind one another on huge pages, so that streaming them misses no address.
+"""Memory that weights are read from: tensors behind one another on huge pages, for streaming.
 
-On 4-kilobyte pages a model's weights need more address translations than a processor keeps; Linux gives 2-megabyte pages to
-memory that asks for them (madvise(2), MADV_HUGEPAGE). Where it does not, this is ordinary memory.
-
-A block is given back when its last tensor goes: share a shelf between tensors that live and die together, no others.
+Linux gives 2-megabyte pages to memory that asks for them (madvise(2), MADV_HUGEPAGE); where it does not, this is ordinary
+memory. A block is given back when its last tensor goes: share a shelf only between tensors that live and die together.
 """
 
 from __future__ import annotations
@@ -22,14 +20,14 @@ ALIGNMENT = 64  # a cache line
 
 
 class Shelf:
-    """Room for tensors on the CPU, in the order in which they are asked for; a block lives as long as a tensor in it."""
+    """Room for tensors on the CPU, in the order of asking; a block lives as long as a tensor in it."""
 
     def __init__(self) -> None:
         self._block: mmap.mmap | None = None
         self._next, self._end = 0, 0
 
     def zeros(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
-        """Zeros [*shape] on the shelf, of their own and contiguous; an ordinary tensor off the CPU and without huge pages."""
+        """Contiguous zeros [*shape] on the shelf; an ordinary tensor off the CPU and without huge pages."""
         size = prod(shape) * dtype.itemsize
         if torch.device(device).type != "cpu" or not size or not hasattr(mmap, "MADV_HUGEPAGE"):
             return torch.zeros(tuple(shape), dtype=dtype, device=device)
@@ -46,13 +44,10 @@ class Shelf:
         return self.zeros(tensor.shape, tensor.dtype).copy_(tensor)
 
     def _more(self, size: int) -> int:
-        """Begin another block with room for this many bytes; where its first huge page starts.
-
-        A kernel built without huge pages refuses the request (EINVAL); the block is then ordinary memory.
-        """
+        """Begin another block with room for this many bytes; where its first huge page starts."""
         room = max(BLOCK, -(-size // PAGE) * PAGE)
         block = mmap.mmap(-1, room + PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        with suppress(OSError):
+        with suppress(OSError):  # EINVAL of a kernel built without huge pages
             block.madvise(mmap.MADV_HUGEPAGE)
         start = -torch.frombuffer(block, dtype=torch.uint8, count=1).data_ptr() % PAGE
         self._block, self._end = block, start + room

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from flashspec.kernels.build import call, compiled, library
+from flashspec.kernels.build import address, call, compiled, library
 from flashspec.kernels.integers import KINDS, Packed
 from flashspec.kernels.source import structure
 
@@ -21,8 +21,7 @@ NOTHING = MATRIX()  # no rows
 
 
 class Norm(NamedTuple):
-    """Contiguous weight [D], epsilon, and the bias [D] of a norm that subtracts the mean; without one it is by the root mean
-    square."""
+    """Contiguous weight [D], epsilon, and the bias [D] of a norm that subtracts the mean."""
 
     weight: Tensor
     eps: float
@@ -43,7 +42,7 @@ class Blocks(NamedTuple):
 
 
 class Scoring:
-    """A head that the kernels serve: its structure, scores a row, and the tensors that its addresses point into."""
+    """A head that the kernels serve: its structure, scores a row, and the tensors that it points into."""
 
     def __init__(self, head: ctypes.Structure, columns: int, kept: tuple[object, ...]) -> None:
         self.head, self.columns, self.kept = head, columns, kept
@@ -62,19 +61,17 @@ class Scoring:
         scratch = torch.empty(self._spare + count * self._each, dtype=torch.uint8)
         logits = torch.empty(count, self.columns)
         ids = torch.empty(count, self.columns, dtype=torch.int64) if self.clustered else None
-        listed = None if ids is None else ids.data_ptr()
-        self._call(self._address, rows.data_ptr(), count, scratch.data_ptr(), listed, logits.data_ptr())
+        self._call(self._address, rows.data_ptr(), count, scratch.data_ptr(), address(ids), logits.data_ptr())
         return ids, logits
 
 
 def scoring(norm: Norm | None, first: Tensor | Packed, blocks: Blocks | None = None) -> Scoring | None:
-    """The head over a vocabulary `first` [V, D], or over directions `first` [K, D] of `blocks`; None where the kernels do not
-    serve it: another device, another type, a width that is no multiple of 8."""
+    """The head over ids' rows `first` [V, D], or directions `first` [K, D] of `blocks`; None if not served."""
     weights = [first, *([blocks.rows] if blocks else []), *([norm.weight] if norm else [])]
     if library() is None or not all(map(_served, weights)) or (norm and norm.weight.dtype is not torch.float32):
         return None
-    norms = [None if t is None else t.data_ptr() for t in (norm.weight, norm.bias)] if norm else []
-    head, columns = HEAD(tuple(norms), norm.eps if norm else 0.0, matrix(first), NOTHING, first.shape[0]), first.shape[0]
+    norms = (address(norm.weight), address(norm.bias)) if norm else ()
+    head, columns = HEAD(norms, norm.eps if norm else 0.0, matrix(first), NOTHING, first.shape[0]), first.shape[0]
     if blocks is not None:
         rows, slots = blocks.rows, blocks.ids.shape[1]
         head.blocks = matrix(rows if isinstance(rows, Packed) else rows.flatten(0, 1))
@@ -99,7 +96,7 @@ def _served(weight: Tensor | Packed) -> bool:
 
 
 def best_numbers(values: Tensor, count: int) -> Tensor:
-    """Numbers [n, count] of the largest of values [n, m], rising; the smallest numbers win a tie where the kernels serve."""
+    """Rising numbers [n, count] of the largest of values [n, m]; the kernels let the smallest win a tie."""
     if values.device.type != "cpu" or values.dtype is not torch.float32 or library() is None:
         return values.topk(count, sorted=False).indices.sort(dim=1).values
     values, (rows, width) = values.contiguous(), values.shape

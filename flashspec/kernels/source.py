@@ -1,4 +1,4 @@
-"""What the C source declares, as ctypes calls it: read from the source itself, so that no other description can disagree."""
+"""What the C source declares, as ctypes calls it, read from the source itself."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The best id of probed blocks on CUDA, in one Triton kernel: the logits of a block never leave the chip.
 
-Imported where it is used, and only there: Triton compiles a function with the names of its module. Shapes are fixed and
-nothing waits for the host, so that a call can be captured in a CUDA graph. Under TRITON_INTERPRET=1 it runs on the CPU.
+Imported where it is used, and only there: Triton compiles a function with the names of its module. A call can be
+captured in a CUDA graph. Under TRITON_INTERPRET=1 it runs on the CPU.
 """
 
 from __future__ import annotations

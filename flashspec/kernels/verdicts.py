@@ -1,4 +1,4 @@
-"""Noise, draws and verdicts on logits in the compiled kernels; None where they do not serve, and torch computes them."""
+"""Noise, draws and verdicts on logits in the compiled kernels; None where torch has to compute them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from flashspec.kernels.build import call, library
+from flashspec.kernels.build import address, call, library
 from flashspec.kernels.source import structure
 
 ROW = structure("Row")
@@ -28,8 +28,7 @@ def gumbel(hashed: Tensor, keys: Tensor) -> Tensor | None:
 
 
 def draw(logits: Tensor, uniform: Tensor) -> Tensor | None:
-    """Columns [n] drawn from softmax(logits [n, m]) by the inverse of the running sum at uniform [n] (float64), -1 where a row
-    cannot be drawn from."""
+    """Columns [n] where the running sums of softmax(logits [n, m]) pass uniform [n] (float64), -1 for none."""
     if not _served(logits):
         return None
     columns = torch.empty(len(logits), dtype=torch.int64)
@@ -38,8 +37,8 @@ def draw(logits: Tensor, uniform: Tensor) -> Tensor | None:
 
 
 def best_columns(logits: Tensor, hashed: Tensor | None = None, keys: Tensor | None = None) -> Tensor | None:
-    """Columns [n] of the largest of logits [n, m], the first in a tie, -1 where a row holds NaN; with Gumbel noise added for
-    hashed ids [1 or n, m] under keys [n], both int32."""
+    """Columns [n] of the largest of logits [n, m], the first in a tie, -1 where a row holds NaN; with noise of hashed
+    ids [1 or n, m] under keys [n], both int32."""
     if not _served(logits) or (hashed is not None and logits.shape[1] % 8):
         return None
     columns = torch.empty(len(logits), dtype=torch.int64)
@@ -51,7 +50,7 @@ def best_columns(logits: Tensor, hashed: Tensor | None = None, keys: Tensor | No
 def judge(
     logits: Tensor, proposals: Sequence[tuple[Tensor | None, Tensor]], tokens: Tensor, uniforms: Tensor
 ) -> Tensor | None:
-    """Speculative sampling's verdict [2]: how many of the tokens [n] are kept, and the token that follows, -1 where there is NaN.
+    """Speculative sampling's verdict [2]: how many tokens [n] are kept, and the one that follows, -1 for NaN.
 
     `logits` [n + 1, V] are the verifier's warped ones, `proposals` ids [1, m] (None: all) and warped logits [1, m] behind each
     token, `uniforms` [2 n + 1] (float64) decide acceptances, corrections and the last draw.
@@ -61,7 +60,7 @@ def judge(
     kept = [None if ids is None else ids.contiguous() for ids, _ in proposals]
     theirs = (ROW * max(1, len(kept)))()
     for place, ids, (_, row) in zip(theirs, kept, proposals, strict=False):
-        place.logits, place.ids, place.count = row.data_ptr(), None if ids is None else ids.data_ptr(), row.shape[1]
+        place.logits, place.ids, place.count = row.data_ptr(), address(ids), row.shape[1]
     verdict, count = torch.empty(2, dtype=torch.int64), logits.shape[1]
     call("fs_judge", logits, count, theirs, len(kept), tokens.contiguous(), uniforms, torch.empty(count), verdict)
     return verdict

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from flashspec.kernels.build import call
+from flashspec.kernels.build import address, call
 from flashspec.kernels.scoring import Scoring
 from flashspec.kernels.source import structure
 
@@ -16,8 +16,8 @@ WRITER, LAW, BURST = (structure(name) for name in ("Writer", "Law", "Burst"))
 
 
 class Law(NamedTuple):
-    """How tokens follow from logits: the best one at temperature 0; with `hashed` ids [V] and `keys` [n] (int32) the best
-    behind Gumbel noise; else a draw from the running sum at `uniform` [n] (float64)."""
+    """How tokens follow from logits: the best one at temperature 0; the best behind noise of `hashed` ids [V] and
+    `keys` [n] (int32); else a draw from the running sum at `uniform` [n] (float64)."""
 
     temperature: float
     hashed: Tensor | None = None
@@ -26,7 +26,7 @@ class Law(NamedTuple):
 
 
 class Stretch(NamedTuple):
-    """Tokens [room] and rows [room, D] by position, how far they were read, and from where how many are wanted."""
+    """Tokens [room] and rows [room, D] by position, how far they were read, and what is wanted."""
 
     tokens: Tensor
     rows: Tensor
@@ -36,8 +36,7 @@ class Stretch(NamedTuple):
 
 
 class Span(NamedTuple):
-    """Layers as the kernels see them (structures), how many there are, the embedding in front of them, and what is added to
-    it at every position (an empty matrix: nothing)."""
+    """Layers (structures), their number, the embedding before them, and what is added to it by position."""
 
     shape: ctypes.Structure
     layers: ctypes.Array
@@ -47,7 +46,7 @@ class Span(NamedTuple):
 
 
 class Writer:
-    """Layers and a head that write together; `times` [3] sums nanoseconds in body, head and draws over all calls."""
+    """Layers and a head that write together; `times` [3] sums nanoseconds in body, head and draws."""
 
     def __init__(self, span: Span, scoring: Scoring) -> None:
         self.span, self.scoring = span, scoring
@@ -59,7 +58,7 @@ class Writer:
     def __call__(self, place: Stretch, law: Law) -> tuple[Tensor | None, Tensor, Tensor]:
         """Write `want` tokens in place; their ids [want, m] (None: the whole vocabulary), warped logits [want, m], and
         whether each was sound."""
-        sound, rules = torch.empty(place.want, dtype=torch.bool), LAW(law.temperature, *map(_address, law[1:]))
+        sound, rules = torch.empty(place.want, dtype=torch.bool), LAW(law.temperature, *map(address, law[1:]))
         return *self._call("fs_burst", place, sound, ctypes.byref(rules)), sound
 
     def check(self, place: Stretch) -> tuple[Tensor | None, Tensor]:
@@ -70,7 +69,7 @@ class Writer:
         size = (place.want, self.scoring.columns)
         ids = torch.empty(size, dtype=torch.int64) if self.scoring.clustered else None
         logits = torch.empty(size)
-        given = [_address(t) for t in (place.tokens, place.rows, ids, logits, sound, self.times)]
+        given = [address(t) for t in (place.tokens, place.rows, ids, logits, sound, self.times)]
         burst = ctypes.byref(BURST(*given[:2], *place[2:], *given[2:]))
         writer, threads = ctypes.byref(self._writer), torch.get_num_threads()
         needed = call("fs_bursting", writer, burst, threads)
@@ -78,7 +77,3 @@ class Writer:
             self._scratch = torch.empty(needed)
         call(kernel, writer, *law, burst, threads, self._scratch)
         return ids, logits
-
-
-def _address(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()

@@ -3,31 +3,31 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, TypeVar
+
+N = TypeVar("N", int, float)
+
+
+def _checked(value: N, holds: bool, words: str) -> N:
+    if not holds:
+        raise ValueError(f"{words}, got {value}")
+    return value
 
 
 def check_share(name: str, value: float) -> float:
-    if not 0.0 <= value <= 1.0:
-        raise ValueError(f"{name} must lie in [0, 1], got {value}")
-    return value
+    return _checked(value, 0.0 <= value <= 1.0, f"{name} must lie in [0, 1]")
 
 
 def check_block(block: int) -> int:
-    if block < 1 or block != int(block):
-        raise ValueError(f"block must be a whole number of at least 1, got {block}")
-    return block
+    return _checked(block, block >= 1 and block == int(block), "block must be a whole number of at least 1")
 
 
 def check_latency(name: str, value: float) -> float:
-    if not 0.0 <= value < math.inf:
-        raise ValueError(f"{name} must be finite and at least 0, got {value}")
-    return value
+    return _checked(value, 0.0 <= value < math.inf, f"{name} must be finite and at least 0")
 
 
 def check_positive(name: str, value: float) -> float:
-    if not value > 0.0:
-        raise ValueError(f"{name} must be above 0, got {value}")
-    return value
+    return _checked(value, value > 0.0, f"{name} must be above 0")
 
 
 def at_least(params: Any, **least: int) -> None:

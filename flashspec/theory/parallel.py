@@ -36,13 +36,11 @@ class Weights(NamedTuple):
     layers: int
 
 
-def split_pass(model: Weights, devices: Devices) -> float:
-    """Seconds of one pass: a share of the bytes, and two all-reduces a layer where there are several devices."""
-    waits = REDUCES * model.layers * devices.all_reduce if devices.count > 1 else 0.0
-    return model.bytes / devices.count / devices.bandwidth + waits
-
-
 def split_costs(target: Weights, draft: Weights, devices: Devices) -> tuple[Costs, float]:
-    """What a round spends where the target is split and the draft is not, and the plain step, which a check costs too."""
-    step = split_pass(target, devices)
+    """What a round spends where the target is split and the draft is not, and the plain step, which a check costs too.
+
+    A step reads a share of the bytes and waits for two all-reduces a layer.
+    """
+    waits = REDUCES * target.layers * devices.all_reduce if devices.count > 1 else 0.0
+    step = target.bytes / devices.count / devices.bandwidth + waits
     return Costs(draft.bytes / devices.bandwidth, step), step

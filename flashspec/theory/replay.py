@@ -1,4 +1,4 @@
-"""A text that is known in advance, and how a draft would have fared on it: exact counts, without the target.
+"""A text that is known in advance, and how a draft would have fared on it, without the target.
 
 A lossless method prints the target's own text. Given that text, its tokens came from the draft independently of each other:
 token x with probability min(1, q(x) / p(x)) under speculative sampling (Leviathan et al. 2023, section 2.3), and 1 or 0

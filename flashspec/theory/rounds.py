@@ -55,8 +55,7 @@ class Interval(NamedTuple):
 class BreakEven(NamedTuple):
     """What one change alone would have to be for speculation to be as fast as plain decoding.
 
-    `acceptance` is the alpha needed (None: no alpha is enough), `tar` the tokens a check, `draft` the longest draft step
-    that still pays (None: not even a free draft does).
+    The alpha (None: no alpha is enough), the tokens a check, the longest draft step (None: not even a free draft pays).
     """
 
     acceptance: float | None
@@ -88,10 +87,7 @@ def round_parts(costs: Costs, block: int) -> dict[str, float]:
 
 
 def round_time(costs: Costs, block: int) -> float:
-    """Time of one round: k draft steps, one check, and what finalisation and the host add.
-
-    The denominator of the throughput model of Yan et al. 2024 (Decoding Speculative Decoding, section 3).
-    """
+    """Time of one round, the denominator of the throughput model of Yan et al. 2024 (section 3)."""
     return sum(round_parts(costs, block).values())
 
 
@@ -110,8 +106,7 @@ def speedup(tar: float, costs: Costs, block: int, step: float) -> float:
 def break_even(tar: float, costs: Costs, block: int, step: float) -> BreakEven:
     """What would have to be true, one change at a time, for speculation to cost what plain decoding does.
 
-    The acceptance solves tokens_per_check(alpha, k) = round time / step (Leviathan et al. 2023, corollary 3.9), the draft step
-    d step TAR = k d + verify + ...
+    The acceptance solves tokens_per_check(alpha, k) = round time / step (Leviathan et al. 2023, corollary 3.9).
     """
     whole = round_time(costs, block)
     needed = whole / check_positive("baseline step", step)
@@ -136,7 +131,7 @@ def amdahl(share: float, gain: float) -> float:
 
 
 def implied_step(saved: float, gain: float) -> float:
-    """The time of a step that became `gain` times faster by saving `saved`: x with x / (x - saved) = gain.
+    """The time x of a step that became `gain` times faster by saving `saved`: x / (x - saved) = gain.
 
     Turns the thesis's abstract (Ma and Wang 2026: 2.493 to 0.577 ms, step 1.108 x) into its step time.
     """
