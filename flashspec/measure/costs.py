@@ -190,10 +190,10 @@ def shallow(deep: Models, cuts: tuple[Cut, Cut]) -> Models:
 def _pair(cuts: tuple[Cut, Cut], writers: Sequence[Method]) -> Models:
     """Both models at the deeper of their two depths, with the heads that the writers need."""
     target, draft = (synthetic(cut.name, depth=cut.depths[1]) for cut in cuts)
-    if not any(writer.head.startswith("flash") for writer in writers):
-        return _paired(target, draft, {})
-    head = stand_in_flash(draft.head_weight, draft.norm, draft.config.vocab_size // 16 // 16)
-    return _paired(target, draft, {("draft", "flash"): head})
+    heads = dict[tuple[str, str], Head]()
+    if any(writer.head.startswith("flash") for writer in writers):
+        heads["draft", "flash"] = stand_in_flash(draft.head_weight, draft.norm, draft.config.vocab_size // 16 // 16)
+    return _paired(target, draft, heads)
 
 
 def _paired(target: Transformer, draft: Transformer, heads: Mapping[tuple[str, str], Head]) -> Models:

@@ -111,12 +111,9 @@ def optimizers(model: Transformer, schedule: Schedule) -> list[torch.optim.Optim
         if isinstance(layer.mlp, MLP):
             vars(layer.mlp.gate_up.weight)["row_groups"] = (model.config.ffn, model.config.ffn)
     matrices = [p for p in model.layers.parameters() if p.ndim == 2]
-    chosen = {id(p) for p in matrices}
-    rest = [p for p in model.parameters() if id(p) not in chosen]
-    return [
-        Muon(matrices, lr=schedule.muon_lr),
-        torch.optim.AdamW(rest, lr=schedule.adam_lr, betas=(0.9, 0.95), weight_decay=0.0),
-    ]
+    rest = [p for p in model.parameters() if all(p is not matrix for matrix in matrices)]
+    others = torch.optim.AdamW(rest, lr=schedule.adam_lr, betas=(0.9, 0.95), weight_decay=0.0)
+    return [Muon(matrices, lr=schedule.muon_lr), others]
 
 
 class Run:
@@ -125,12 +122,8 @@ class Run:
     def __init__(self, model: Transformer, schedule: Schedule, folder: Path) -> None:
         self.model, self.schedule, self.folder = model, schedule, folder
         self.optimizers = optimizers(model, schedule)
-        self.step = 0
+        self.step, self.checkpoint = 0, folder / "checkpoint.pt"
         folder.mkdir(parents=True, exist_ok=True)
-
-    @property
-    def checkpoint(self) -> Path:
-        return self.folder / "checkpoint.pt"
 
     def save(self) -> None:
         """Write the state; a kill leaves the old or the new one whole."""
@@ -165,11 +158,9 @@ class Run:
                 self._record(evaluate())
 
     def _advance(self, learn: Callable[[int], float], step: int) -> float:
-        share = self.schedule.rate(step)
-        self.optimizers[0].param_groups[0]["lr"] = self.schedule.muon_lr * share
-        self.optimizers[1].param_groups[0]["lr"] = self.schedule.adam_lr * share
-        loss = learn(step)
-        for optimizer in self.optimizers:
+        loss, rates = learn(step), (self.schedule.muon_lr, self.schedule.adam_lr)
+        for optimizer, rate in zip(self.optimizers, rates, strict=True):
+            optimizer.param_groups[0]["lr"] = rate * self.schedule.rate(step)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         self.step = step + 1
