@@ -94,7 +94,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, end: str = END) -> An
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     letters = pre_tokenizers.ByteLevel.alphabet()
-    options = {"special_tokens": [end], "initial_alphabet": letters, "show_progress": False}
+    options: dict[str, Any] = {"special_tokens": [end], "initial_alphabet": letters, "show_progress": False}
     tokenizer.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=vocab_size, **options))
     return tokenizer
 
@@ -146,7 +146,7 @@ def prepare(folder: Path, vocab_size: int) -> dict[str, Any]:
     return found
 
 
-def nodes(source: str) -> list[ast.AST]:
+def nodes(source: str) -> list[Any]:
     """Every node of a Python source; none where it does not parse."""
     with suppress(SyntaxError):
         return list(ast.walk(ast.parse(source)))

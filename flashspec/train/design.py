@@ -24,7 +24,7 @@ from flashspec.train.distill import DraftLoss, acceptance, scheduled
 from flashspec.train.prune import Choice, choose, importance, prune
 from flashspec.train.target import initialise
 from flashspec.train.texts import Texts, windows, write
-from flashspec.train.trainer import Run, computing, text_loss
+from flashspec.train.trainer import Run, computing, cross_entropy
 
 CALIBRATION, HELD_OUT = 16, 0.1
 TUNED = Design(written=0, prompt=1, distilled=False, seed=2)
@@ -103,8 +103,9 @@ def _choice(target: Transformer, stream: np.ndarray, folder: Path, design: Desig
 
 def learn_text(draft: Transformer, texts: Texts, design: Design, step: int) -> float:
     """Gradients of one step on texts alone, without the target's distributions; the loss."""
+    ids = texts.draw(step, design.sequences, design.length)
     with computing(design.dtype):
-        loss = text_loss(draft, texts.draw(step, design.sequences, design.length))
+        loss = cross_entropy(draft, draft.rows(ids[:, :-1]).flatten(0, 1), ids[:, 1:].reshape(-1))
     loss.backward()
     return loss.item()
 

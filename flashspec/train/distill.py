@@ -41,8 +41,8 @@ def narrow(target: Transformer, design: Design, hidden: int) -> Transformer:
     """A new float32 model of `hidden` columns: the embedding's principal directions, layers seeded."""
     c = target.config
     heads, ffn = design.heads or c.heads, design.ffn or c.ffn
-    shape = {"layers": design.layers, "ffn": ffn, "heads": heads, "kv_heads": min(heads, c.kv_heads)}
-    draft = Transformer(replace(c, hidden=hidden, tied=True, **shape))
+    shape = replace(c, layers=design.layers, hidden=hidden, ffn=ffn, heads=heads, tied=True)
+    draft = Transformer(replace(shape, kv_heads=min(heads, c.kv_heads)))
     initialise(draft, design.seed)
     weight = target.head_weight.detach().float()
     _, axes = torch.linalg.eigh(weight.T @ weight)

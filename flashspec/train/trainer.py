@@ -189,11 +189,6 @@ def cross_entropy(model: Transformer, rows: Tensor, labels: Tensor) -> Tensor:
     return torch.stack(parts).sum() / len(labels)
 
 
-def text_loss(model: Transformer, ids: Tensor) -> Tensor:
-    """Mean surprise, in nats, at the next tokens of texts [n, length + 1]."""
-    return cross_entropy(model, model.rows(ids[:, :-1]).flatten(0, 1), ids[:, 1:].reshape(-1))
-
-
 def divergence(p: Tensor, logits: Tensor, variation: float) -> Tensor:
     """Summed KL(p || q) up to a constant, plus `variation` times the total variation of p [n, V] and q's logits [n, V]."""
     log_q = logits.log_softmax(-1)
