@@ -53,7 +53,7 @@ def record_one(file: Path, target: str, **options: Any) -> None:
 @DTYPE
 @with_flags(Method, skip=("draft", "k", "exits", "finalize", "interval"))
 def replay_one(file: Path, draft: str, target: str | None, ks: tuple[int, ...], **options: Any) -> None:
-    """Print rounds, drafted and accepted tokens and tokens a check of a draft on the recorded text, for each k."""
+    """Print a draft's rounds, drafted and accepted tokens and tokens a check on the text, for each k."""
     trace = Trace.load(file)
     if target:
         check_target(trace, folder_of(target, "target"))

@@ -18,7 +18,7 @@ Calls = Mapping[str, Callable[[], object]]
 
 @dataclass(frozen=True)
 class Plan:
-    """How often to time: kept turns, discarded turns, megabytes read before every call to empty the caches; the device."""
+    """How often to time, and where: kept turns, discarded turns, megabytes read before every call."""
 
     repeats: int = 7
     warmup: int = 2

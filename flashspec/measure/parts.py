@@ -83,7 +83,7 @@ class Bench:
 
 
 def held(stages: list[Stage], text: Sequence[int], behind: Sequence[int] = (), room: int = 0) -> Bench:
-    """Stages behind a text, ready for every action, with `room` tokens more (0: a burst and the verifier's own)."""
+    """Stages behind a text, with `room` tokens more (0: a burst and the verifier's own)."""
     state = State.start(stages, list(text), Limits(room or stages[-1].every + 1))
     ids = torch.tensor(list(behind) or [0], device=state.tokens.device)
     own = Scores(ids[:1, None], torch.zeros(1, 1, device=ids.device))

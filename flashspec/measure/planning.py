@@ -166,7 +166,7 @@ def advise(pair: PairCosts, acceptance: Acceptance, methods: Sequence[Method]) -
 
 
 def written(models: Models, question: Question, prompts: Sequence[Prompt], say: Say) -> Iterator[tuple[tuple[int, ...], Texts]]:
-    """The first text with its prompt, and the writers' chances on all texts, which grow by a third until they are whole."""
+    """The first text with its prompt, and the writers' chances on all texts, which grow by thirds."""
     grown, left = list(prompts), question.new_tokens
     chances = {writer: [list[float]() for _ in prompts] for writer in question.writers}
     while True:

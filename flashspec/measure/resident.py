@@ -38,7 +38,7 @@ def anonymous_bytes(process: int | str) -> int:
 
 
 def load_in_fresh_process(folder: Path, weights: str) -> Load:
-    """Load a checkpoint in a process of its own, watched from here; ValueError with its last words where it fails."""
+    """Load a checkpoint in a process of its own; ValueError with its last words where it fails."""
     command, pipe, peak = [sys.executable, "-c", CHILD, str(folder), weights], subprocess.PIPE, 0
     with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True) as child:
         while child.poll() is None:

@@ -33,7 +33,7 @@ NO_TRACE = "it is no trace: record one with `flashspec trace record`"
 
 
 class Told(msgspec.Struct, frozen=True):
-    """A prompt and what the target wrote; `chances` are its tokens' probabilities, 1 where nothing was drawn."""
+    """A prompt, what the target wrote, and its tokens' probabilities, 1 where nothing was drawn."""
 
     kind: str
     prompt: tuple[Id, ...]
@@ -144,7 +144,7 @@ def acceptance(stage: Stage, told: Told) -> list[float]:
 
 @torch.inference_mode()
 def proposals(trace: Trace, models: Models) -> list[list[int]]:
-    """What the draft's dense head writes before every token of a greedy or coupled trace; ValueError for another trace."""
+    """What the draft's dense head writes at every token of a greedy or coupled trace; ValueError else."""
     if _drawn_apart(trace.sampling):
         raise ValueError(f"proposals are recorded greedily or under rule coupling, not under {trace.sampling.rule}")
     contexts = [len(told.prompt) + len(told.tokens) for told in trace.told]

@@ -1,6 +1,6 @@
 """Drafts distilled on the target: sliced from its lowest layers, then trained towards its distribution.
 
-One pass of the teacher serves every draft: its final rows are kept by step, and batches are functions of (seed, step).
+One pass of the teacher serves every draft: its final rows are kept by step.
 """
 
 from __future__ import annotations
@@ -108,8 +108,7 @@ def acceptance(
 def distill(draft: Transformer, target: Transformer, work: Path, folder: Path, design: Design) -> None:
     """Train a draft of a float32 target, or continue in `folder`, on the corpus in work/data.
 
-    Every other step learns on texts that the target wrote, where the design asks for them: what a draft is asked to continue,
-    not what people wrote.
+    Every other step learns on texts that the target wrote, where the design asks for them.
     """
     run = Run(draft, scheduled(design), folder)
     run.resume()

@@ -1,6 +1,6 @@
 """Exit adapters on a frozen model: minutes of training that make its lower layers say what its top would.
 
-For checkpoints without early exits. The model stays as it is; `load` finds the adapters in one file of a copy of its folder.
+The model stays as it is; `load` finds the adapters in one file of a copy of its folder.
 """
 
 from __future__ import annotations

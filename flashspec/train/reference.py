@@ -136,7 +136,7 @@ def finish(work: Path, card: dict[str, Any]) -> None:
 
 
 def make(work: Path, card: dict[str, Any]) -> Path:
-    """Everything from the corpus in work/data, which `card` describes, to finished folders in work/models; resumable."""
+    """From the corpus in work/data, which `card` describes, to finished folders in work/models; resumable."""
     dense, target = build_target(work), work / "models" / "target"
     if not (target / "config.json").exists():
         chosen = list(islice(corpus.library(0), CALIBRATION_FILES))
@@ -149,7 +149,7 @@ def make(work: Path, card: dict[str, Any]) -> Path:
 
 
 def record_point(point: Path, target: str | Path, trace: Trace, out: Path) -> Path:
-    """Keep a point's recipe, digests, curve, and what it proposes for every token of a trace of its target; no weights.
+    """Keep a point's recipe, digests, curve and proposals on a trace of its target; no weights.
 
     The proposals are the dense head's on float32 layers. An earlier record is replaced. Raises ValueError for a trace of
     another target; then nothing is written.

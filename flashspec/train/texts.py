@@ -55,7 +55,7 @@ class Texts(NamedTuple):
 
 @torch.no_grad()
 def overlap(held: np.ndarray, count: int, length: int, log_chances: LogChances) -> dict[str, float]:
-    """Held-out loss of named distributions, and the acceptance of each by the last one under speculative sampling at T = 1.
+    """Held-out loss of named distributions, and the acceptance of each by the last one at T = 1.
 
     Means over `count` windows; acceptance is the mean of sum_v min(p, q) (Leviathan et al. 2023, section 3.2).
     """
@@ -103,7 +103,7 @@ def continued(model: Transformer, prompts: Tensor, length: int, dice: torch.Gene
 
 
 def write(target: Transformer, stream: np.ndarray, folder: Path, design: Design) -> np.ndarray:
-    """A design's texts [written, length + 1] by the target, behind random windows of the stream; pieces on disk are kept."""
+    """A design's texts [written, length + 1] by the target, behind windows of the stream; kept on disk."""
     folder.mkdir(parents=True, exist_ok=True)
     pieces = []
     for first in tqdm(range(0, design.written, TOGETHER), desc="texts by the target", delay=1):

@@ -190,7 +190,7 @@ def cross_entropy(model: Transformer, rows: Tensor, labels: Tensor) -> Tensor:
 
 
 def divergence(p: Tensor, logits: Tensor, variation: float) -> Tensor:
-    """Summed KL(p || q) up to a constant, plus `variation` times the total variation of p [n, V] and q's logits [n, V]."""
+    """Summed KL(p || q) up to a constant, plus `variation` times the total variation; p and logits [n, V]."""
     log_q = logits.log_softmax(-1)
     cross = -(p * log_q).sum()
     return cross + variation * (p - log_q.exp()).abs().sum() / 2
