@@ -31,7 +31,7 @@ def dense(target: str | Path) -> Models:
 
 
 def stream_of(models: Models, texts: tuple[Path, ...]) -> np.ndarray:
-    """The given texts, or the training files of the standard library, as one stream of the target's ids."""
+    """The given texts, or the standard library's, as one stream of the target's ids."""
     return encoded(models.tokenizer, corpus.sources(texts))
 
 
@@ -115,7 +115,7 @@ def record_points(folder: str, out: Path, prompts: Path | None, new_tokens: int,
 @TARGET
 @TEXTS
 def variants(folder: Path, steps: int, target: str, texts: tuple[Path, ...]) -> None:
-    """Make the other targets of the study: TARGET tuned on docstrings, and its shape trained from another seed."""
+    """Make the study's other targets: TARGET tuned on docstrings, and its shape from another seed."""
     models, read = dense(target), corpus.sources(texts)
     for name in VARIANTS:
         click.echo(f"done: {variant(name, models, read, folder, steps)}")

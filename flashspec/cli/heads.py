@@ -52,7 +52,7 @@ def build(model: str, prompts: Path | None, new_tokens: int, temperature: float,
 
 
 def free_place(origin: Origin, folder: Path, out: Path | None) -> Path:
-    """Where a model's head goes: its file of the cache, or the folder `out`; an error in words where it would not be found."""
+    """Where a model's head goes: its file of the cache, or the folder `out`."""
     if out is not None:
         if folder.is_file():
             raise ValueError(f"--out copies a checkpoint folder, and {folder.name} is one file; leave --out away for the cache")

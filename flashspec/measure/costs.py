@@ -116,7 +116,7 @@ def parts_of(
 
 
 class Cut(NamedTuple):
-    """A shape by name, its true depth, and the two at which it is measured: both the true one where it fits."""
+    """A shape by name, its true depth, and the two at which it is measured."""
 
     name: str
     layers: int

@@ -22,8 +22,8 @@ MISSING = f"llama.cpp is not here: `make peer-llama` builds it, or {PYTHON} name
 class Llama:
     """A target and perhaps a draft in llama.cpp's hands, greedy, on as many threads as torch has here.
 
-    Its process waits without turning while others decode. Raises FileNotFoundError where llama.cpp is missing, and ValueError
-    for models that are no GGUF files, or where its process ends.
+    Its process waits without turning. Raises FileNotFoundError where llama.cpp is missing, and ValueError for models that are
+    no GGUF files, or where its process ends.
     """
 
     def __init__(self, target: Path, draft: Path | None, context: int) -> None:

@@ -38,7 +38,7 @@ def written(models: Models, prompt: Prompt, new_tokens: int, sampling: Sampling)
 def domains(models: Models, prompts: Sequence[Prompt], unseen: str, new_tokens: int, sampling: Sampling) -> dict[str, Domain]:
     """Rows of every kind of prompt, equal prompts once; of the kind `unseen` none is to build on.
 
-    ValueError, before anything is written, where a kind has too few prompts, or `unseen` is no kind or the only one.
+    ValueError, before any work, where a kind has too few prompts, or `unseen` is no kind or the only one.
     """
     from tqdm import tqdm
 

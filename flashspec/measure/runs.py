@@ -29,8 +29,7 @@ class Entry(NamedTuple):
 
 
 class Run(NamedTuple):
-    """One timed decode: wall seconds, tokens, and counts: Stats, Score, and of the two lowest verifiers their actions and the
-    tokens that were waiting, kept and decided about."""
+    """One timed decode: wall seconds, tokens, and counts: Stats, Score, and those of the two lowest verifiers."""
 
     seconds: float
     tokens: Text

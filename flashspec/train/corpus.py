@@ -100,7 +100,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, end: str = END) -> An
 
 
 def write_tokenizer(folder: Path, source: Path) -> None:
-    """Copy tokenizer.json into the folder and describe it, so that AutoTokenizer and our own loader give the same ids.
+    """Copy tokenizer.json into the folder, described so that AutoTokenizer gives the same ids.
 
     The end-of-text token begins, ends and pads. Raises ValueError when the tokenizer does not have it.
     """

@@ -57,8 +57,8 @@ def design_draft(
 ) -> Transformer:
     """Prune a dense float32 target on a stream of ids, then train; run again in the same folder, it continues.
 
-    The last tenth of the stream is held out and scores the draft. Designs of one target, seed and batch may keep its texts
-    and rows in one `shared` folder. Raises ValueError for a folder of another design.
+    The last tenth of the stream is held out. Designs of one target, seed and batch may keep its texts and rows in one
+    `shared` folder. Raises ValueError for a folder of another design.
     """
     check_fit(stream, target.config, design)
     _claim(folder, facts_of(target.config, design))

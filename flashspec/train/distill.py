@@ -113,12 +113,9 @@ def distill(draft: Transformer, target: Transformer, work: Path, folder: Path, d
     run = Run(draft, scheduled(design), folder)
     run.resume()
     stream, held = (np.load(work / "data" / name) for name in ("train.npy", "held_out.npy"))
-    own = _own_texts(target, stream, work / "own", design) if design.written else None
+    own = None
+    if design.written:
+        writer = copy.deepcopy(target).bfloat16() if design.dtype == "bfloat16" else target
+        own = write(writer, stream, work / "own", replace(design, length=OWN_LENGTH))
     learn = DraftLoss(draft, target, Texts(design.seed, stream, own), work / f"teacher-{design.written}", design)
     run.train(learn, lambda: acceptance(target, draft, held))
-
-
-def _own_texts(target: Transformer, stream: np.ndarray, folder: Path, design: Design) -> np.ndarray:
-    """Texts by the target, in the precision that the draft is trained in."""
-    writer = copy.deepcopy(target).bfloat16() if design.dtype == "bfloat16" else target
-    return write(writer, stream, folder, replace(design, length=OWN_LENGTH))

@@ -1,8 +1,7 @@
 """Structured pruning: which layers, heads and channels of a model matter on a text, and a model of those.
 
-Layers count by how far they turn the residual stream (angular distance, Gromov et al. 2024; block influence, Men et al.
-2024), heads by the norm of what they add to it, channels by their activation's norm times their down-projection's (after
-Wanda, Sun et al. 2023). The width stays, so that embedding, final norm and vocabulary head stay too.
+Layers count by how far they turn the residual stream (Gromov et al. 2024), heads by the norm of what they add to it,
+channels by their activation's norm times their down-projection's (after Wanda, Sun et al. 2023). The width stays.
 """
 
 from __future__ import annotations

@@ -30,9 +30,8 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 class Schedule:
     """Steps and learning rates of one run.
 
-    `decay` steps at the end fall linearly to zero; before them the rate is constant after `warmup` steps, so a decay
-    branch can be taken from any checkpoint of a longer run (Hu et al. 2024, warmup-stable-decay). `handover` ends the run
-    early, with the rate it then has, for another phase to take up.
+    `decay` steps at the end fall linearly to zero; before them the rate is constant after `warmup` steps (Hu et al. 2024,
+    warmup-stable-decay). `handover` ends the run early, with the rate it then has, for another phase to take up.
     """
 
     steps: int
@@ -56,10 +55,9 @@ class Schedule:
 
 
 def orthogonalise(matrix: Tensor, steps: int = 4) -> Tensor:
-    """The nearest semi-orthogonal matrix, roughly.
+    """The nearest semi-orthogonal matrix, roughly, by X <- (a + b A + c A^2) X with A = X X^T.
 
-    The quintic iteration X <- (a + b A + c A^2) X with A = X X^T is run on A alone (m x m, m the short side), and the
-    product of its polynomials is applied to the matrix once: the same result for a third less arithmetic.
+    The iteration is run on A alone and its product applied to the matrix once: a third less arithmetic.
     """
     a, b, c = COEFFICIENTS
     wide = matrix.shape[0] <= matrix.shape[1]
