@@ -44,9 +44,9 @@ def seconds_of(call: Callable[[], object], device: torch.device | str = "cpu") -
     return now() - start
 
 
-def roof(device: str, megabytes: int = 1024) -> float:
+def roof(device: str) -> float:
     """Bytes a second at which the device reads memory larger than its caches: the best of several sums."""
-    block = torch.ones((megabytes if device != "cpu" else 64) << 18, device=device)
+    block = torch.ones((1024 if device != "cpu" else 64) << 18, device=device)
     seconds = [seconds_of(block.sum, device) for _ in range(8)]
     return block.nbytes / min(seconds)
 

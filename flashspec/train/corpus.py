@@ -110,10 +110,9 @@ def write_tokenizer(folder: Path, source: Path) -> None:
     if end is None:
         raise ValueError(f"{source} has no token {END}; train the tokenizer with it as a special token")
     shutil.copyfile(source, folder / "tokenizer.json")
-    flags = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}
     about = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "added_tokens_decoder": {str(end): {"content": END, **flags}},
+        "added_tokens_decoder": {str(end): {"content": END, "special": True}},
         **ROLES,
         "add_bos_token": False,
         "clean_up_tokenization_spaces": False,
@@ -187,9 +186,9 @@ def choose(files: list[Path], root: Path, tokenizer: Any, each: int = 128) -> li
     """Up to `each` prompts of every kind; no module gives a second one before every module gave one."""
     found = [prompt for file in files for prompt in _prompts(file, root, tokenizer)]
     found.sort(key=lambda p: hashlib.sha256(f"{p['module']}:{p['line']}".encode()).hexdigest())  # a fixed shuffle
-    given, turns = Counter[tuple[str, str]](), list[tuple[int, dict[str, Any]]]()
+    given, turns = Counter[tuple[str, str]](), list[int]()
     for prompt in found:
-        turns.append((given[prompt["kind"], prompt["module"]], prompt))
+        turns.append(given[prompt["kind"], prompt["module"]])
         given[prompt["kind"], prompt["module"]] += 1
-    order = [prompt for _, prompt in sorted(turns, key=lambda turn: turn[0])]
+    order = [prompt for _, prompt in sorted(zip(turns, found, strict=True), key=lambda pair: pair[0])]
     return [prompt for kind in KINDS for prompt in [p for p in order if p["kind"] == kind][:each]]

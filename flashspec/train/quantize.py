@@ -35,7 +35,9 @@ def quantize_awq(
         model = _search(source, samples, group_size)
         carry(source, part, CARRIED)
         tied = shaped(raw, Kind, source / "config.json").tie_word_embeddings
-        tensors = {name: value for name, value in model.state_dict().items() if not (tied and name == "lm_head.weight")}
+        tensors = dict(model.state_dict())
+        if tied:
+            tensors.pop("lm_head.weight", None)
         halved = {name: value if value.dtype == torch.int32 else value.half() for name, value in tensors.items()}
         write_folder(part, {n: value.detach().cpu().clone().contiguous() for n, value in halved.items()}, {**raw, **changes})
 

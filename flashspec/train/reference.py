@@ -106,8 +106,7 @@ def build_draft(work: Path, name: str) -> Path:
 def add_flash_head(folder: Path, stream: np.ndarray, windows: int = 16) -> None:
     """Cluster a draft's head and put it into the draft's folder, with its default probes.
 
-    The tokens that it misses most often are always scored: counted on every second row of the draft's float32 twin over
-    evenly spaced windows of a stream of training text.
+    The tokens that it misses most often, on windows of a stream of training text, are always scored.
     """
     model, twin = Transformer.load(folder), Transformer.load(folder, dtype="float32")
     with torch.no_grad():
