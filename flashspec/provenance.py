@@ -24,7 +24,7 @@ MODEL_FILES = ("*.safetensors", "config.json", "tokenizer.json")
 
 
 def origin() -> dict[str, Any]:
-    """Commit, dirty flag, date, machine, threads, versions and FLASHSPEC variables of this process; a missing fact is None."""
+    """Code, date, machine, threads, versions and FLASHSPEC variables of this process; a missing fact is None."""
     return {
         **source(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -37,7 +37,7 @@ def origin() -> dict[str, Any]:
 
 
 def source() -> dict[str, Any]:
-    """The commit this package was imported from, whether tracked files differ from it, and a digest of how they differ."""
+    """This package's commit, whether tracked files differ from it, and a digest of how they differ."""
     folder = Path(__file__).resolve().parent
     ours = _git(folder, "ls-files", "--error-unmatch", Path(__file__).name)
     if ours is None:
@@ -49,7 +49,7 @@ def source() -> dict[str, Any]:
 
 @lru_cache(maxsize=1)
 def machine() -> dict[str, Any]:
-    """What the clock ran on: processor, cores this process may use, instruction set, memory in GiB, accelerator."""
+    """What the clock ran on: processor, usable cores, instruction set, memory in GiB, accelerator."""
     return {
         "cpu": cpu_name(),
         "cores": usable_cores(),
@@ -77,7 +77,7 @@ def digest(path: str | Path) -> str:
 
 
 def model_digests(folder: str | Path) -> dict[str, str]:
-    """SHA-256 of every weight shard, config.json and tokenizer.json of a checkpoint folder, or of a GGUF file, by file name."""
+    """SHA-256 of weights, config.json and tokenizer.json of a checkpoint folder, or of a GGUF file, by name."""
     folder = Path(folder)
     found = [folder] if folder.is_file() else sorted(path for pattern in MODEL_FILES for path in folder.glob(pattern))
     if not found:
@@ -139,7 +139,6 @@ def _git(folder: Path, *words: str) -> str | None:
 
 
 def _version(package: str) -> str | None:
-    try:
+    with suppress(metadata.PackageNotFoundError):
         return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
+    return None

@@ -7,6 +7,7 @@ import tiny
 
 from flashspec.models.writing import write_digests
 from flashspec.provenance import digest
+from flashspec.train import corpus
 from flashspec.train.corpus import END, write_tokenizer
 
 
@@ -27,14 +28,7 @@ def refusing(cases, error=ValueError):
 
 
 def train_tokenizer(path, text, size=tiny.VOCAB, end=END):
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=[end], initial_alphabet=alphabet, show_progress=False)
-    tokenizer.train_from_iterator([text], trainer)
-    tokenizer.save(str(path))
+    corpus.train_tokenizer([text], size, end).save(str(path))
 
 
 def listing(*places):

@@ -19,7 +19,7 @@ from flashspec.models.synthetic import reshaped, shape
 from flashspec.models.writing import write_digests
 from flashspec.study import drafts, family
 from flashspec.study.exits import CURVE, EXPERIMENT, PRESETS, Params, folder_of, shares
-from flashspec.train import design
+from flashspec.train import corpus, design
 from flashspec.train.corpus import write_tokenizer
 
 
@@ -48,7 +48,7 @@ def test_a_reshaped_body_has_the_same_parameters(name, divisor):
 def test_bodies_that_cannot_be_reshaped_are_refused():
     refused("layers must be at least 1", reshaped, shape("OPT-125M"), 0)
     refused("attention alone", reshaped, replace(shape("OPT-125M"), ffn=8), 1)
-    found = list(design.docstrings(['def f():\n    """too short"""', "not python (", f'"""{" ".join(["word"] * 12)}"""']))
+    found = list(corpus.docstrings(['def f():\n    """too short"""', "not python (", f'"""{" ".join(["word"] * 12)}"""']))
     assert found == [" ".join(["word"] * 12) + "\n\n"]
 
 

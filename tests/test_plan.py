@@ -5,7 +5,6 @@ from itertools import count, product
 from types import SimpleNamespace
 
 import pytest
-import shelf
 import tiny
 import toys
 
@@ -214,11 +213,6 @@ def test_every_part_of_every_writer_is_timed_in_its_place_and_plain_decoding_set
 def test_what_cannot_be_true_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    return shelf.write_pair(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture

@@ -16,8 +16,9 @@ from torch.nn import functional as F
 
 from flashspec import Transformer
 from flashspec.models.config import ModelConfig
+from flashspec.models.family import Design
 from flashspec.train import corpus
-from flashspec.train.distill import Distillation, DraftLoss, acceptance, narrow, slice_of
+from flashspec.train.distill import DraftLoss, acceptance, narrow, slice_of
 from flashspec.train.target import Recipe, TargetLoss, exit_scores, initialise
 from flashspec.train.texts import Texts
 from flashspec.train.trainer import Run, Schedule, disagreement, divergence, fused, orthogonalise, slope
@@ -132,7 +133,7 @@ def test_orthogonalised_matrices_are_the_plain_iterations_with_singular_values_n
 
 def test_chunked_distillation_has_the_gradient_of_the_plain_loss(tmp_path, monkeypatch):
     monkeypatch.setattr("flashspec.train.distill.CHUNK", 10)
-    target, recipe = seeded(), Distillation(1, Schedule(2, 0), sequences=2, length=16)
+    target, recipe = seeded(), Design(1, steps=2, sequences=2, length=16, prompt=1)
     learn = DraftLoss(slice_of(target, 1), target, Texts(1, STREAM), tmp_path, recipe)
     value = learn(0)
     found = {n: p.grad.clone() for n, p in learn.draft.named_parameters()}
@@ -179,8 +180,7 @@ def test_the_split_is_a_function_of_the_name():
 
 def test_a_narrower_draft_starts_on_the_principal_directions_of_the_targets_head():
     target, c = seeded(), SHAPE
-    whole = narrow(target, Distillation(1, Schedule(1, 0), hidden=c.hidden))
-    half = narrow(target, Distillation(1, Schedule(1, 0), hidden=c.hidden // 2, ffn=24))
+    whole, half = narrow(target, Design(1), c.hidden), narrow(target, Design(1, ffn=24), c.hidden // 2)
     h = half.config
     assert (h.hidden, h.ffn, h.layers, h.vocab_size) == (c.hidden // 2, 24, 1, c.vocab_size)
     likeness = [w.detach() @ w.detach().T for w in (target.head_weight, whole.embed.weight, half.embed.weight)]

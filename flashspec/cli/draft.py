@@ -31,7 +31,7 @@ def dense(target: str | Path) -> Models:
 
 
 def stream_of(models: Models, texts: tuple[Path, ...]) -> np.ndarray:
-    """The given texts, or the training files of the standard library, as one stream of the target's ids."""
+    """The given texts, or the standard library's, as one stream of the target's ids."""
     return encoded(models.tokenizer, corpus.sources(texts))
 
 
@@ -48,7 +48,7 @@ def command() -> None:
 @TEXTS
 @with_flags(Design)
 def design(out: Path, work: Path | None, k: int, **options: Any) -> None:
-    """Prune, distil and write a Hugging Face folder with speculative.json; stopped at any moment, it continues."""
+    """Prune, distil and write a Hugging Face folder with speculative.json; stopped, it continues."""
     recipe, place = Design(**given(Design, options)), Place(work or out.with_name(out.name + ".work"), out)
     models = dense(options["target"])
     make_draft(models, stream_of(models, options["texts"]), place, recipe, speculative(out, k))
@@ -97,7 +97,7 @@ def family(names: tuple[str, ...], folder: Path, target: str, texts: tuple[Path,
 @option("--new-tokens", type=COUNT, default=64, help="Tokens that the target writes for each prompt.")
 @TARGET
 def record_points(folder: str, out: Path, prompts: Path | None, new_tokens: int, target: str) -> None:
-    """Keep recipe, digests, curve and greedy proposals of every finished point below FOLDER, without its weights."""
+    """Keep recipe, curve and greedy proposals of every finished point below FOLDER, without its weights."""
     points = finished(folder)
     if not points:
         raise FileNotFoundError(f"no finished point below {folder}; build the family with `flashspec draft family`")
@@ -115,7 +115,7 @@ def record_points(folder: str, out: Path, prompts: Path | None, new_tokens: int,
 @TARGET
 @TEXTS
 def variants(folder: Path, steps: int, target: str, texts: tuple[Path, ...]) -> None:
-    """Make the other targets of the study: TARGET tuned on docstrings, and its shape trained from another seed."""
+    """Make the study's other targets: TARGET tuned on docstrings, and its shape from another seed."""
     models, read = dense(target), corpus.sources(texts)
     for name in VARIANTS:
         click.echo(f"done: {variant(name, models, read, folder, steps)}")

@@ -1,4 +1,4 @@
-"""`flashspec fetch`: bring a published model's files to this machine, checked; nothing of a failed attempt is kept."""
+"""`flashspec fetch`: a published model's files, checked; nothing of a failed attempt is kept."""
 
 from __future__ import annotations
 

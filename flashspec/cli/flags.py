@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 
@@ -56,13 +56,7 @@ PRECISION = (
 
 def with_options(*options: Callable[[Callable], Callable]) -> Callable[[Callable], Callable]:
     """Decorate a command's function with these options, shown in this order."""
-
-    def decorate(function: Callable) -> Callable:
-        for each in reversed(options):
-            function = each(function)
-        return function
-
-    return decorate
+    return lambda function: reduce(lambda inner, each: each(inner), reversed(options), function)
 
 
 def flags(kind: type, skip: tuple[str, ...] = ()) -> list[click.Option]:

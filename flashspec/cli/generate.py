@@ -95,7 +95,7 @@ def summary(done: Done, show: bool) -> str:
 
 
 def comparison(done: Done, plain: Done, load: float) -> Iterator[str]:
-    """Both speeds in a table, their ratio, whether the texts are equal, and the machine's load before the run."""
+    """Both speeds, their ratio, whether the texts are equal, and the machine's load before the run."""
     from flashspec.measure.certificate import first_difference
     from flashspec.study.advice import columns, machine
 
@@ -160,7 +160,7 @@ def command(prompt: str | None, ids: tuple[int, ...] | None, show: bool, **optio
 
 
 def chosen(options: dict[str, Any]) -> tuple[Method, list[str] | None]:
-    """The method, and the drafts that it needs; "auto" is the target's own draft, and flash with a draft, else baseline."""
+    """The method, and the drafts that it needs."""
     named = own_draft(options["target"]) if options["draft_model"] == "auto" else options["draft_model"]
     plain = "flash" if named else "baseline"
     method = method_named(plain if options["method"] == "auto" else options["method"], given(Method, options))
@@ -168,7 +168,7 @@ def chosen(options: dict[str, Any]) -> tuple[Method, list[str] | None]:
 
 
 def own_defaults(options: dict[str, Any]) -> dict[str, Any]:
-    """What --defaults takes from the target's checkpoint; what cannot be applied is said on standard error."""
+    """What --defaults takes from the target's checkpoint; the rest is named on standard error."""
     if not options["defaults"]:
         return {}
     found = generation_defaults(folder_of(options["target"], "target"))

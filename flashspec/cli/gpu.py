@@ -1,4 +1,4 @@
-"""`flashspec gpu`: the real-shapes study on a CUDA device, in order, each part stored before the next starts."""
+"""`flashspec gpu`: the real-shapes study on a CUDA device, part by part."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def command(minutes: float, results: Path | None, stand_ins: bool) -> int:
 
 
 def steps(base: Params, root: Path | None, minutes: float, clock: Callable[[], float] = time.monotonic) -> Iterator[str]:
-    """Run part after part and say how each went; ends early where a comparison failed or no time is left."""
+    """Run part after part and say how each went, until a comparison fails or no time is left."""
     started = clock()
     for part in PARTS:
         begun = clock()

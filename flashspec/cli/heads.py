@@ -9,7 +9,7 @@ import click
 import torch
 
 from flashspec.cli.flags import COUNT, PROMPTS, At, option
-from flashspec.decoding.models import Models, folder_of, load
+from flashspec.decoding.models import folder_of, load
 from flashspec.heads.dense import DenseHead
 from flashspec.heads.flash import FlashHead
 from flashspec.heads.public import is_public
@@ -41,7 +41,8 @@ def build(model: str, prompts: Path | None, new_tokens: int, temperature: float,
     models = load(folder_of(model, "draft"), None)
     origin = models.origin("target", "flash")
     place, weight, norm = free_place(origin, models.folders["target"], out), origin.weight, origin.norm
-    asked = load_prompts(prompts or default_prompts(models), None, models)
+    instructed = chat_of(models.folders["target"])[0]
+    asked = load_prompts(prompts or ("instructions" if instructed else None), None, models)
     found = domains(models, asked, asked[-1].kind, new_tokens, Sampling(temperature, seed=0))
     head = FlashHead.build(weight, norm, queries=torch.cat([domain.seen for domain in found.values()]))
     told = {str(share): agreements(head.within(share), DenseHead(norm, weight), found) for share in SHARES}
@@ -51,7 +52,7 @@ def build(model: str, prompts: Path | None, new_tokens: int, temperature: float,
 
 
 def free_place(origin: Origin, folder: Path, out: Path | None) -> Path:
-    """Where a model's head goes: its file of the cache, or the folder `out`; an error in words where it would not be found."""
+    """Where a model's head goes: its file of the cache, or the folder `out`."""
     if out is not None:
         if folder.is_file():
             raise ValueError(f"--out copies a checkpoint folder, and {folder.name} is one file; leave --out away for the cache")
@@ -74,11 +75,6 @@ def keep(head: FlashHead, told: dict[str, Any], place: Path, source: Path | None
         copy_checkpoint(source, part)
         head.save(part / FILE, told)
         sign(part, FILE)
-
-
-def default_prompts(models: Models) -> str:
-    """Instructions where the model has a chat template, else the shipped texts."""
-    return "instructions" if chat_of(models.folders["target"])[0] else ""
 
 
 def report(head: FlashHead, told: dict[str, dict[str, float]], found: dict[str, Domain]) -> str:

@@ -1,4 +1,4 @@
-"""`flashspec plan`: measure the parts here, then say whether to speculate, with which k, head and finalisation."""
+"""`flashspec plan`: measure the parts here, then say whether to speculate, and how."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def _of_shapes(names: tuple[str, str], acceptance: Given, question: Question) ->
 
 
 def draft_of(options: Mapping[str, Any]) -> str:
-    """The draft that was named, or else the target's own; ValueError where it has none and costs are to be measured."""
+    """The draft that was named, or else the target's own; ValueError where costs need one and there is none."""
     named, target = options["draft"], options["target"]
     found = own_draft(target) if named == "auto" else named
     if not found and not options["times"]:
@@ -103,7 +103,7 @@ def draft_of(options: Mapping[str, Any]) -> str:
 
 
 def asked(options: Mapping[str, Any], defaults: Mapping[str, Any]) -> Question:
-    """The question of a command line, about the dense head where shapes or times are given and no heads."""
+    """The question of a command line; shapes or times without heads are asked about the dense head."""
     found = {**defaults, **given(Question, options)}
     bare = options["times"] or any(map(is_shape, (options["target"], options["draft"])))
     return Question(**({"heads": ("dense",)} | found if bare else found))

@@ -1,4 +1,4 @@
-"""`flashspec trace`: a target's text recorded once, and drafts replayed against it without the target."""
+"""`flashspec trace`: a target's text recorded once, and drafts replayed against it."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def record_one(file: Path, target: str, **options: Any) -> None:
 @DTYPE
 @with_flags(Method, skip=("draft", "k", "exits", "finalize", "interval"))
 def replay_one(file: Path, draft: str, target: str | None, ks: tuple[int, ...], **options: Any) -> None:
-    """Print rounds, drafted and accepted tokens and tokens a check of a draft on the recorded text, for each k."""
+    """Print a draft's rounds, drafted and accepted tokens and tokens a check on the text, for each k."""
     trace = Trace.load(file)
     if target:
         check_target(trace, folder_of(target, "target"))
@@ -70,7 +70,7 @@ def replay_one(file: Path, draft: str, target: str | None, ks: tuple[int, ...], 
 
 
 def draft_alone(trace: Trace, name: str, dtype: str) -> Models:
-    """The draft in its target's place, which a replay never asks; refused where it does not fit the trace."""
+    """The draft in its target's place too, which a replay never asks."""
     models = load(folder_of(name, "draft"), None, dtype, weights="dense")
     check_words(trace, models.tokenizer)
     check_smaller(models.target.config.body_parameters, trace.parameters)

@@ -1,4 +1,4 @@
-"""`flashspec train` and `flashspec quantize`: the reference models from scratch, exits for any model, 4-bit twins."""
+"""`flashspec train` and `flashspec quantize`: the reference models, exits for any model, 4-bit twins."""
 
 from __future__ import annotations
 

@@ -44,9 +44,9 @@ def first_difference(one: Sequence[int], other: Sequence[int]) -> int | None:
     return next((index for index, (a, b) in pairs if a != b), shorter)
 
 
-def shape_noise(rows: Tensor, contenders: int = CONTENDERS) -> float:
+def shape_noise(rows: Tensor) -> float:
     """Largest spread of one leading logit over rows [blockings, vocab] of one position."""
-    leading = rows.double().mean(0).topk(min(contenders, rows.shape[1])).indices
+    leading = rows.double().mean(0).topk(min(CONTENDERS, rows.shape[1])).indices
     chosen = rows.double()[:, leading]
     return float((chosen.amax(0) - chosen.amin(0)).max())
 

@@ -18,7 +18,7 @@ Calls = Mapping[str, Callable[[], object]]
 
 @dataclass(frozen=True)
 class Plan:
-    """How often to time: kept turns, discarded turns, megabytes read before every call to empty the caches; the device."""
+    """How often to time, and where: kept turns, discarded turns, megabytes read before every call."""
 
     repeats: int = 7
     warmup: int = 2
@@ -44,9 +44,9 @@ def seconds_of(call: Callable[[], object], device: torch.device | str = "cpu") -
     return now() - start
 
 
-def roof(device: str, megabytes: int = 1024) -> float:
+def roof(device: str) -> float:
     """Bytes a second at which the device reads memory larger than its caches: the best of several sums."""
-    block = torch.ones((megabytes if device != "cpu" else 64) << 18, device=device)
+    block = torch.ones((1024 if device != "cpu" else 64) << 18, device=device)
     seconds = [seconds_of(block.sum, device) for _ in range(8)]
     return block.nbytes / min(seconds)
 

@@ -1,4 +1,4 @@
-"""What a pair spends on this machine: every part of a round timed alone, in turns, for every draft length of interest.
+"""What a pair spends on this machine: every part of a round timed alone, in turns.
 
 Models too large for this machine are measured at two depths and stretched in a straight line to the true one, every part of
 the shallow one right before that of the deep one, so that a machine that changes its speed changes it for both.
@@ -59,7 +59,7 @@ class PairCosts:
 
     @property
     def spread(self) -> float:
-        """How far the slowest plain step lies above the fastest, as a share of the median; 0 before the first turn."""
+        """Slowest less fastest plain step, as a share of the median; 0 before the first turn."""
         steps = [turn["step"] for turn in self.turns]
         return (max(steps) - min(steps)) / median(steps) if steps else 0.0
 
@@ -78,14 +78,14 @@ class PairCosts:
 
 
 def turns_of(turn: Callable[[], Turn]) -> Iterator[Turn]:
-    """Turns without end, each with what the loop adds to a plain token and to a round; no end-to-end number is used."""
+    """Turns without end, each with what the loop adds to a plain token and to a round."""
     while True:
         each, plain = turn(), loop_overhead(1)
         yield {**each, "step": each["step"] + plain, "overhead": loop_overhead(2)}
 
 
 def settled_turn(groups: Sequence[clock.Calls], device: str = "cpu", say: Say = unsaid) -> Turn:
-    """Seconds of every part; a group goes round once (plain decoding SETTLING times) before, as its caches are in a decode."""
+    """Seconds of every part; a group goes round before, until its caches are as in a decode."""
     found = dict[str, float]()
     for group in groups:
         part = clock.medians(group, clock.Plan(1, SETTLING if "step" in group else 1, device=device))
@@ -97,7 +97,7 @@ def settled_turn(groups: Sequence[clock.Calls], device: str = "cpu", say: Say = 
 def parts_of(
     models: Models, writers: Sequence[Method], ks: Sequence[int], text: Sequence[int], sampling: Sampling = GREEDY
 ) -> list[clock.Calls]:
-    """The parts of a pair's rounds behind a text, ready to be timed, in groups of calls that follow each other as in a decode."""
+    """The parts of a pair's rounds behind a text, in groups of calls that follow each other as in a decode."""
     context = min(models.context, len(text) + max(ks) + 1)
 
     def bench(method: Method) -> Bench:
@@ -116,7 +116,7 @@ def parts_of(
 
 
 class Cut(NamedTuple):
-    """A shape by name, its true depth, and the two at which it is measured: both the true one where it fits."""
+    """A shape by name, its true depth, and the two at which it is measured."""
 
     name: str
     layers: int
@@ -157,7 +157,7 @@ def cuts_of(target: str, draft: str) -> tuple[Cut, Cut]:
 
 
 def shape_costs(cuts: tuple[Cut, Cut], writers: Sequence[Method], ks: Sequence[int], repeats: int) -> PairCosts:
-    """Costs of a pair of shapes with random weights; a pair that is stretched is slow, so few lengths of it are timed."""
+    """Costs of a pair of shapes with random weights; of a stretched pair, few lengths are timed."""
     deep = _pair(cuts, writers)
     text = [number % deep.target.config.vocab_size for number in range(min(PAST, deep.context // 2))]
     if all(cut.whole for cut in cuts):
@@ -190,10 +190,10 @@ def shallow(deep: Models, cuts: tuple[Cut, Cut]) -> Models:
 def _pair(cuts: tuple[Cut, Cut], writers: Sequence[Method]) -> Models:
     """Both models at the deeper of their two depths, with the heads that the writers need."""
     target, draft = (synthetic(cut.name, depth=cut.depths[1]) for cut in cuts)
-    if not any(writer.head.startswith("flash") for writer in writers):
-        return _paired(target, draft, {})
-    head = stand_in_flash(draft.head_weight, draft.norm, draft.config.vocab_size // 16 // 16)
-    return _paired(target, draft, {("draft", "flash"): head})
+    heads = dict[tuple[str, str], Head]()
+    if any(writer.head.startswith("flash") for writer in writers):
+        heads["draft", "flash"] = stand_in_flash(draft.head_weight, draft.norm, draft.config.vocab_size // 16 // 16)
+    return _paired(target, draft, heads)
 
 
 def _paired(target: Transformer, draft: Transformer, heads: Mapping[tuple[str, str], Head]) -> Models:

@@ -22,8 +22,8 @@ MISSING = f"llama.cpp is not here: `make peer-llama` builds it, or {PYTHON} name
 class Llama:
     """A target and perhaps a draft in llama.cpp's hands, greedy, on as many threads as torch has here.
 
-    Its process waits without turning while others decode. Raises FileNotFoundError where llama.cpp is missing, and ValueError
-    for models that are no GGUF files, or where its process ends.
+    Its process waits without turning. Raises FileNotFoundError where llama.cpp is missing, and ValueError for models that are
+    no GGUF files, or where its process ends.
     """
 
     def __init__(self, target: Path, draft: Path | None, context: int) -> None:
@@ -39,9 +39,9 @@ class Llama:
         self.version = self._answer()["version"]
 
     def greedy(self, prompt: Iterable[int], new_tokens: int, k: int | None = None, how: str = "draft") -> dict[str, Any]:
-        """`new_tokens` tokens behind a prompt and the counts rounds, drafted and accepted; without `k`, plain decoding.
+        """`new_tokens` tokens behind a prompt and the counts rounds, drafted and accepted; plain without `k`.
 
-        `prefill_seconds` are of the target's reading of the prompt. ValueError where the text outgrows the context.
+        `prefill_seconds` tell the target's reading of the prompt. ValueError where the text outgrows the context.
         """
         call = {"ids": list(prompt), "tokens": new_tokens, "how": how if k else "plain", "k": k or 0}
         stdin: Any = self._process.stdin

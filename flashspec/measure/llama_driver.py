@@ -1,7 +1,6 @@
 """llama.cpp as a contestant: run by the Python that has llama-cpp-python, it answers one JSON line with one.
 
-The loop of speculation is llama.cpp's own example's: draft up to k tokens, check them in one batch, keep what agrees, forget the
-rest in both caches. Nothing of flashspec is imported.
+The loop is that of llama.cpp's own example of speculation. Nothing of flashspec is imported.
 """
 
 from __future__ import annotations
@@ -109,7 +108,7 @@ def decode(target: Model, draft: Model | None, call: dict[str, Any]) -> dict[str
 
 
 def main() -> None:
-    """Load the models that the argument names, say what engine this is, then answer calls; errors are answers too."""
+    """Load the models that the argument names, then answer calls; errors are answers too."""
     import llama_cpp as api
 
     asked = json.loads(sys.argv[1])

@@ -1,4 +1,4 @@
-"""Parts of a round measured alone, un-instrumented: what a prediction may use that has not seen the whole."""
+"""Parts of a round measured alone, un-instrumented: what a prediction may use."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class Bench:
 
 
 def held(stages: list[Stage], text: Sequence[int], behind: Sequence[int] = (), room: int = 0) -> Bench:
-    """Stages behind a text, ready for every action, with `room` tokens more (0: a burst and the verifier's own)."""
+    """Stages behind a text, with `room` tokens more (0: a burst and the verifier's own)."""
     state = State.start(stages, list(text), Limits(room or stages[-1].every + 1))
     ids = torch.tensor(list(behind) or [0], device=state.tokens.device)
     own = Scores(ids[:1, None], torch.zeros(1, 1, device=ids.device))
@@ -107,7 +107,7 @@ class StageCosts(NamedTuple):
 def stage_costs(stages: list[Stage], text: Sequence[int], waits: Sequence[int], plan: clock.Plan) -> StageCosts:
     """Costs of these stages within `text`, with `waits[i]` tokens waiting for level i + 1.
 
-    A drafted token costs its share of a burst, and the head in it what the kernels' own clock says, or a projection alone.
+    The head in a token costs what the kernels' own clock says, or a projection alone.
     """
     start, most = len(text) - max([1, *waits]), max([stages[min(1, len(stages) - 1)].every, *waits])
     bench = held(stages, text[:start], text[start:], most + 2)
@@ -156,10 +156,10 @@ class Instant(Reader):
 
 
 def loop_overhead(count: int) -> float:
-    """Seconds that the loop adds to a round of `count` stages (1: to a token of plain decoding) beside their own actions.
+    """Seconds that the loop adds to a round of `count` stages (1: to a token of plain decoding).
 
-    The median round of a decode over stand-ins, less the medians of the same burst and check by themselves; every forward
-    is a walk that empties the caches, whose seconds count on neither side.
+    The median round of a decode over stand-ins, less those of its burst and check by themselves; every forward is a walk
+    that empties the caches, whose seconds do not count.
     """
     walk, rule, context = Walk(), rule_for(GREEDY, IDS), 2 + ROUNDS * (BURST + 1)
 

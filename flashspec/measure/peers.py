@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+CONSTANT = {"num_assistant_tokens_schedule": "constant", "assistant_confidence_threshold": 0.0}  # exactly k tokens a round
+
 
 def _transformers() -> Any:
     """The transformers package, or an error that says how to get it."""
@@ -41,8 +43,11 @@ class Peers:
         """Exactly `new_tokens` greedy tokens; `k` assists with the draft on a constant schedule."""
         ids = torch.tensor([list(prompt)])
         settings: dict[str, Any] = {"max_new_tokens": new_tokens, "do_sample": False}
-        with torch.inference_mode(), _quiet(), self._assistant(k) as assistant:
-            out = self.target.generate(ids, attention_mask=torch.ones_like(ids), assistant_model=assistant, **settings)
+        if k is not None:
+            self.draft.generation_config.update(**CONSTANT, num_assistant_tokens=k)
+            settings["assistant_model"] = self.draft
+        with torch.inference_mode(), _quiet():
+            out = self.target.generate(ids, attention_mask=torch.ones_like(ids), **settings)
         return tuple(out[0, ids.shape[1] :].tolist())
 
     @torch.inference_mode()
@@ -53,21 +58,6 @@ class Peers:
             out = self.target(part, past_key_values=cache, use_cache=True)
             cache = out.past_key_values
         return out.logits[0, -1].float()
-
-    @contextlib.contextmanager
-    def _assistant(self, k: int | None) -> Iterator[Any]:
-        """The draft set to propose exactly k tokens a round; its settings are given back afterwards."""
-        if k is None:
-            yield None
-            return
-        wanted = {"num_assistant_tokens": k, "num_assistant_tokens_schedule": "constant", "assistant_confidence_threshold": 0.0}
-        config = self.draft.generation_config
-        before = {name: getattr(config, name, None) for name in wanted}
-        config.update(**wanted)
-        try:
-            yield self.draft
-        finally:
-            config.update(**before)
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Pieces of a round ready to be timed, on models of any shape, and heads with random weights: true costs, nothing of quality."""
+"""Pieces of a round ready to be timed, and heads with random weights: true costs, nothing of quality."""
 
 from __future__ import annotations
 

@@ -166,7 +166,7 @@ def advise(pair: PairCosts, acceptance: Acceptance, methods: Sequence[Method]) -
 
 
 def written(models: Models, question: Question, prompts: Sequence[Prompt], say: Say) -> Iterator[tuple[tuple[int, ...], Texts]]:
-    """The first text with its prompt, and the writers' chances on all texts, which grow by a third until they are whole."""
+    """The first text with its prompt, and the writers' chances on all texts, which grow by thirds."""
     grown, left = list(prompts), question.new_tokens
     chances = {writer: [list[float]() for _ in prompts] for writer in question.writers}
     while True:
@@ -184,10 +184,10 @@ def written(models: Models, question: Question, prompts: Sequence[Prompt], say: 
 def observe(
     models: Models, question: Question, prompts: Sequence[Prompt], until: float = math.inf, say: Say = unsaid
 ) -> Iterator[tuple[PairCosts, Texts]]:
-    """Costs of a pair on this machine, and its writers' chances on what the target writes for these prompts, turn after turn.
+    """Costs of a pair on this machine, and its writers' chances on the target's texts, turn after turn.
 
-    A turn lengthens the texts, until there are all, and times every part once; `say` is told of each in the first. Ends after the
-    question's repeats, where one more turn would end after `until`, or within a turn at that time, by `clock.now`.
+    A turn lengthens the texts and times every part once; `say` is told of each in the first. Ends after the question's
+    repeats, where one more turn would end after `until`, or within a turn at that time, by `clock.now`.
     """
     check_smaller(models.model("draft").config.body_parameters, models.target.config.body_parameters)
     turns, start, device = list[Turn](), clock.now(), str(models.target.device)

@@ -1,4 +1,4 @@
-"""Prompts of several kinds, in token ids or in words: texts to continue, and instructions for models that answer."""
+"""Prompts of several kinds: texts to continue, and instructions for models that answer."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SHAPE = "give a JSON file with a list of kind, text and ids under 'prompts'"
 
 
 class Prompt(msgspec.Struct, frozen=True):
-    """One prompt: its kind (code, tests, docstrings, prose), token ids and text; or an instruction for a chat template."""
+    """One prompt: its kind, token ids and text; or an instruction for a chat template."""
 
     kind: str
     ids: tuple[Id, ...] = ()

@@ -1,4 +1,4 @@
-"""Hidden rows that a draft head is asked with: a model's own, over texts that it writes itself, told apart by domain."""
+"""Hidden rows that a draft head is asked with: a model's own, over texts that it writes, by domain."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ EVERY = 4  # of so many texts of a domain, the last is held out
 
 
 class Domain(NamedTuple):
-    """Rows [n, hidden] before the final norm: those to build on, none for an unseen domain, and those to judge by."""
+    """Rows [n, hidden] before the final norm: to build on (none of an unseen domain), and to judge by."""
 
     seen: Tensor
     held: Tensor
 
 
 def written(models: Models, prompt: Prompt, new_tokens: int, sampling: Sampling) -> Tensor:
-    """The target's rows [n, hidden] from the prompt's last token on, while it writes up to `new_tokens` behind it."""
+    """The target's rows [n, hidden] from the prompt's last token on, while it writes."""
     ready = request(models, list(prompt.ids), "baseline", sampling, {"max_new_tokens": new_tokens})
     emitted = sum(len(step.tokens) for step in ready.steps())
     last = len(prompt.ids) - 1
@@ -38,7 +38,7 @@ def written(models: Models, prompt: Prompt, new_tokens: int, sampling: Sampling)
 def domains(models: Models, prompts: Sequence[Prompt], unseen: str, new_tokens: int, sampling: Sampling) -> dict[str, Domain]:
     """Rows of every kind of prompt, equal prompts once; of the kind `unseen` none is to build on.
 
-    ValueError, before anything is written, where a kind has too few prompts, or `unseen` is no kind or the only one.
+    ValueError, before any work, where a kind has too few prompts, or `unseen` is no kind or the only one.
     """
     from tqdm import tqdm
 

@@ -29,8 +29,7 @@ class Entry(NamedTuple):
 
 
 class Run(NamedTuple):
-    """One timed decode: wall seconds, tokens, and counts: Stats, Score, and of the two lowest verifiers their actions and the
-    tokens that were waiting, kept and decided about."""
+    """One timed decode: wall seconds, tokens, and counts: Stats, Score, and those of the two lowest verifiers."""
 
     seconds: float
     tokens: Text
@@ -104,7 +103,7 @@ def passes(event: Event) -> int:
 
 
 def _body(stage: Stage, event: Event, past: int) -> tuple[int, int]:
-    """Bytes and FLOPs of the layers: weights and past once a pass, keys and values of new rows written and read."""
+    """Bytes and FLOPs of the layers: weights and past once a pass, new keys and values twice."""
     reader, rows = stage.reader, event.rows
     if not isinstance(reader, SpanReader) or not rows:
         return 0, 0
@@ -118,7 +117,7 @@ def _body(stage: Stage, event: Event, past: int) -> tuple[int, int]:
 
 
 def _head(stage: Stage, event: Event) -> tuple[int, int]:
-    """Of the head: a writer projects a row a token, a verifier all waiting rows and one more, a mere read none."""
+    """Of the head: a writer projects a row a token, a verifier those that wait and one more."""
     calls, rows = (event.adds, 1) if event.stage == 0 else (min(event.adds, 1), event.waiting + 1)
     products = getattr(stage.head, "rows_scored", 0) * getattr(stage.head, "hidden", 0)
     return calls * stage.head.bytes_read(rows), 2 * calls * rows * products

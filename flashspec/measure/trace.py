@@ -1,4 +1,4 @@
-"""Tokens a check settles, without the target: its texts are recorded once, drafts are replayed against them.
+"""Tokens a check settles, without the target: drafts replayed against its recorded texts.
 
 Every lossless method prints the target's own text, so one recording serves every draft, head and k (Yan et al. 2024).
 Sampled text is replayed exactly where stages share their noise (rule "coupling"), else in expectation.
@@ -33,7 +33,7 @@ NO_TRACE = "it is no trace: record one with `flashspec trace record`"
 
 
 class Told(msgspec.Struct, frozen=True):
-    """A prompt and what the target wrote; `chances` are its tokens' probabilities, 1 where nothing was drawn."""
+    """A prompt, what the target wrote, and its tokens' probabilities, 1 where nothing was drawn."""
 
     kind: str
     prompt: tuple[Id, ...]
@@ -105,7 +105,7 @@ def tell(models: Models, prompt: Prompt, sampling: Sampling, new_tokens: int) ->
 
 
 def _drawn_apart(sampling: Sampling) -> bool:
-    """Whether draft and target draw with different numbers, so that only probabilities say what is accepted."""
+    """Whether draft and target draw with different numbers."""
     return sampling.rule != "coupling" and sampling.temperature > 0
 
 
@@ -117,8 +117,7 @@ def replay_texts(trace: Trace, models: Models, method: Method) -> Iterator[list[
 def replay_text(told: Told, models: Models, method: Method, sampling: Sampling) -> list[float]:
     """The chance that the draft gets each token of a text behind the true text before it.
 
-    `models` needs the draft and, as its target, anything of the same vocabulary. Where rows do not depend on how many are
-    read together (the compiled kernels), counts are exactly the live decode's.
+    `models` needs the draft and, as its target, anything of the same vocabulary.
     """
     config = models.model("draft").config
     context, highest = len(told.prompt) + len(told.tokens), max(*told.prompt, *told.tokens)
@@ -144,7 +143,7 @@ def acceptance(stage: Stage, told: Told) -> list[float]:
 
 @torch.inference_mode()
 def proposals(trace: Trace, models: Models) -> list[list[int]]:
-    """What the draft's dense head writes before every token of a greedy or coupled trace; ValueError for another trace."""
+    """What the draft's dense head writes at every token of a greedy or coupled trace; ValueError else."""
     if _drawn_apart(trace.sampling):
         raise ValueError(f"proposals are recorded greedily or under rule coupling, not under {trace.sampling.rule}")
     contexts = [len(told.prompt) + len(told.tokens) for told in trace.told]
@@ -185,7 +184,7 @@ def check_target(trace: Trace, folder: Path) -> None:
 
 
 def check_words(trace: Trace, tokenizer: Any) -> None:
-    """Refuse a draft whose tokenizer gives an id of the trace to another word, and name the ids."""
+    """Refuse a draft whose tokenizer gives an id of the trace to another word."""
     if tokenizer is None or not trace.words:
         return
     wrong = [number for number, word in trace.words.items() if (tokenizer.id_to_token(number) or "") != word]

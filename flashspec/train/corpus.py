@@ -10,6 +10,7 @@ import hashlib
 import shutil
 import sys
 import sysconfig
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -23,6 +24,7 @@ from flashspec.models.writing import fresh_folder, write_json
 SKIPPED_FOLDERS = ("site-packages", "__pycache__", "encodings", "lib2to3/tests/data", "test/cjkencodings")
 LARGEST_FILE = 300_000
 HELD_OUT_SHARE = 0.04
+DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef)
 KINDS = ("code", "tests", "docstrings", "prose")
 LENGTH = 64
 END = "<|endoftext|>"
@@ -64,7 +66,7 @@ def library(seed: int | None = None) -> Iterator[str]:
     """The texts of the training modules, one after the other: in order, or shuffled by a seed."""
     files = split(library_root())[0]
     order = range(len(files)) if seed is None else np.random.default_rng(seed).permutation(len(files))
-    return (files[i].read_text(encoding="utf-8") for i in order)
+    return (read(files[i]) for i in order)
 
 
 def sources(paths: Iterable[Path] = ()) -> list[str]:
@@ -84,25 +86,21 @@ def card(root: Path) -> dict[str, Any]:
     return {"python": ".".join(map(str, sys.version_info[:3])), **counts, "sha256": digest.hexdigest()}
 
 
-def train_tokenizer(files: list[Path], vocab_size: int) -> Any:
-    """A byte-level BPE tokenizer with END as id 0."""
+def train_tokenizer(texts: Iterable[str], vocab_size: int, end: str = END) -> Any:
+    """A byte-level BPE tokenizer whose id 0 ends a text."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=[END],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator((path.read_text(encoding="utf-8") for path in files), trainer)
+    letters = pre_tokenizers.ByteLevel.alphabet()
+    options: dict[str, Any] = {"special_tokens": [end], "initial_alphabet": letters, "show_progress": False}
+    tokenizer.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=vocab_size, **options))
     return tokenizer
 
 
 def write_tokenizer(folder: Path, source: Path) -> None:
-    """Copy tokenizer.json into the folder and describe it, so that AutoTokenizer and our own loader give the same ids.
+    """Copy tokenizer.json into the folder, described so that AutoTokenizer gives the same ids.
 
     The end-of-text token begins, ends and pads. Raises ValueError when the tokenizer does not have it.
     """
@@ -112,10 +110,9 @@ def write_tokenizer(folder: Path, source: Path) -> None:
     if end is None:
         raise ValueError(f"{source} has no token {END}; train the tokenizer with it as a special token")
     shutil.copyfile(source, folder / "tokenizer.json")
-    flags = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}
     about = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "added_tokens_decoder": {str(end): {"content": END, **flags}},
+        "added_tokens_decoder": {str(end): {"content": END, "special": True}},
         **ROLES,
         "add_bos_token": False,
         "clean_up_tokenization_spaces": False,
@@ -125,10 +122,10 @@ def write_tokenizer(folder: Path, source: Path) -> None:
     write_json(ROLES, folder / "special_tokens_map.json")
 
 
-def encode(tokenizer: Any, files: list[Path]) -> np.ndarray:
-    """All files as one stream of ids (uint16), each file preceded by END."""
+def encode(tokenizer: Any, texts: Iterable[str]) -> np.ndarray:
+    """All texts as one stream of ids (uint16), each preceded by END."""
     end, stream = tokenizer.token_to_id(END), list[int]()
-    for encoding in tokenizer.encode_batch([path.read_text(encoding="utf-8") for path in files]):
+    for encoding in tokenizer.encode_batch(list(texts)):
         stream += [end, *encoding.ids]
     return np.asarray(stream, dtype=np.uint16)
 
@@ -138,39 +135,47 @@ def prepare(folder: Path, vocab_size: int) -> dict[str, Any]:
     path, root = folder / "corpus.json", library_root()
     if path.exists():
         return read_json(path, "")
-    found, (train, held) = card(root), split(root)
+    found, texts = card(root), [[read(file) for file in files] for files in split(root)]
     with fresh_folder(folder) as part:
-        tokenizer = train_tokenizer(train, vocab_size)
+        tokenizer = train_tokenizer(texts[0], vocab_size)
         tokenizer.save(str(part / "tokenizer.json"))
-        np.save(part / "train.npy", encode(tokenizer, train))
-        np.save(part / "held_out.npy", encode(tokenizer, held))
+        for name, each in zip(("train", "held_out"), texts, strict=True):
+            np.save(part / f"{name}.npy", encode(tokenizer, each))
         write_json(found, part / path.name)
     return found
 
 
+def nodes(source: str) -> list[Any]:
+    """Every node of a Python source; none where it does not parse."""
+    with suppress(SyntaxError):
+        return list(ast.walk(ast.parse(source)))
+    return []
+
+
+def docstrings(sources: Iterable[str], words: int = 12) -> list[str]:
+    """Docstrings of Python sources, of at least so many words; what does not parse is left out."""
+    owners = (node for source in sources for node in nodes(source) if isinstance(node, DOCUMENTED))
+    texts = (ast.get_docstring(node) or "" for node in owners)
+    return [text + "\n\n" for text in texts if len(text.split()) >= words]
+
+
 def cuts(source: str, module: str) -> Iterator[tuple[str, int, str]]:
     """(kind, line, text to begin a prompt with) for every place of a module."""
-    try:
-        tree = ast.parse(source)
-    except SyntaxError:
-        return
     lines = source.splitlines(keepends=True)
-    for node in ast.walk(tree):
+    for node in nodes(source):
+        text = (ast.get_docstring(node, clean=False) or "") if isinstance(node, DOCUMENTED) else ""
+        if len(text.split()) > 60:
+            yield "prose", node.body[0].lineno, text.lstrip()
         if isinstance(node, ast.FunctionDef):
             yield "tests" if "test" in module else "code", node.lineno, "".join(lines[node.lineno - 1 :])
-            if ast.get_docstring(node):
+            if text.strip():
                 opening = node.body[0].lineno
                 yield "docstrings", opening, "".join(lines[max(0, opening - 6) : opening])
-    for part in ast.walk(tree):
-        if isinstance(part, (ast.Module, ast.ClassDef, ast.FunctionDef)):
-            text = ast.get_docstring(part, clean=False) or ""
-            if len(text.split()) > 60:
-                yield "prose", part.body[0].lineno, text.lstrip()
 
 
 def _prompts(file: Path, root: Path, tokenizer: Any) -> Iterator[dict[str, Any]]:
     module = file.relative_to(root).as_posix()
-    for kind, line, text in cuts(file.read_text(encoding="utf-8"), module):
+    for kind, line, text in cuts(read(file), module):
         ids = tokenizer.encode(text, add_special_tokens=False).ids
         ids = ids[-LENGTH:] if kind == "docstrings" else ids[:LENGTH]
         if len(ids) >= LENGTH // 2:
@@ -181,11 +186,9 @@ def choose(files: list[Path], root: Path, tokenizer: Any, each: int = 128) -> li
     """Up to `each` prompts of every kind; no module gives a second one before every module gave one."""
     found = [prompt for file in files for prompt in _prompts(file, root, tokenizer)]
     found.sort(key=lambda p: hashlib.sha256(f"{p['module']}:{p['line']}".encode()).hexdigest())  # a fixed shuffle
-    given: dict[tuple[str, str], int] = {}
-    turns = []
+    given, turns = Counter[tuple[str, str]](), list[int]()
     for prompt in found:
-        place = (prompt["kind"], prompt["module"])
-        turns.append(given.get(place, 0))
-        given[place] = turns[-1] + 1
-    order = sorted(range(len(found)), key=turns.__getitem__)
-    return [prompt for kind in KINDS for prompt in [found[i] for i in order if found[i]["kind"] == kind][:each]]
+        turns.append(given[prompt["kind"], prompt["module"]])
+        given[prompt["kind"], prompt["module"]] += 1
+    order = [prompt for _, prompt in sorted(zip(turns, found, strict=True), key=lambda pair: pair[0])]
+    return [prompt for kind in KINDS for prompt in [p for p in order if p["kind"] == kind][:each]]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import ast
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -14,18 +13,19 @@ import numpy as np
 
 from flashspec.decoding.models import Models
 from flashspec.models.config import ModelConfig
+from flashspec.models.export import write_speech
 from flashspec.models.family import Design
 from flashspec.models.folder import read_json
 from flashspec.models.transformer import Transformer
 from flashspec.models.writing import carry, fresh_folder, refuse_input, refuse_taken, write_digests, write_json
 from flashspec.provenance import model_digests
-from flashspec.train.distill import DraftLoss, acceptance
+from flashspec.train import corpus
+from flashspec.train.distill import DraftLoss, acceptance, scheduled
 from flashspec.train.prune import Choice, choose, importance, prune
 from flashspec.train.target import initialise
-from flashspec.train.texts import Texts, Writing, windows, write
-from flashspec.train.trainer import Run, Schedule, computing, text_loss
+from flashspec.train.texts import Texts, windows, write
+from flashspec.train.trainer import Run, computing, cross_entropy
 
-TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt")
 CALIBRATION, HELD_OUT = 16, 0.1
 TUNED = Design(written=0, prompt=1, distilled=False, seed=2)
 VARIANTS = {  # other targets of one shape: the target tuned on docstrings, and fresh weights trained on the text
@@ -57,22 +57,18 @@ def design_draft(
 ) -> Transformer:
     """Prune a dense float32 target on a stream of ids, then train; run again in the same folder, it continues.
 
-    The last tenth of the stream is held out and scores the draft. Designs of one target, seed and batch may keep its texts
-    and rows in one `shared` folder. Raises ValueError for a folder of another design.
+    The last tenth of the stream is held out. Designs of one target, seed and batch may keep its texts and rows in one
+    `shared` folder. Raises ValueError for a folder of another design.
     """
     check_fit(stream, target.config, design)
     _claim(folder, facts_of(target.config, design))
     train, held = np.split(stream, [int(len(stream) * (1 - HELD_OUT))])
     draft = prune(target, _choice(target, train, folder, design))
-    schedule = Schedule(
-        design.steps, min(design.decay, design.steps), design.warmup, design.muon_lr, design.adam_lr, design.save_every
-    )
-    run = Run(draft, schedule, folder)
+    run = Run(draft, scheduled(design), folder)
     run.resume()
     if run.step < design.steps:
         place = shared or folder
-        writing = Writing(design.written, design.length + 1, design.prompt, design.seed)
-        own = write(target, train, place / "texts", writing) if design.written else None
+        own = write(target, train, place / "texts", design) if design.written else None
         texts = Texts(design.seed, None if design.written else train, own)
         learn: Callable[[int], float] = partial(learn_text, draft, texts, design)
         if design.distilled:
@@ -107,8 +103,9 @@ def _choice(target: Transformer, stream: np.ndarray, folder: Path, design: Desig
 
 def learn_text(draft: Transformer, texts: Texts, design: Design, step: int) -> float:
     """Gradients of one step on texts alone, without the target's distributions; the loss."""
+    ids = texts.draw(step, design.sequences, design.length)
     with computing(design.dtype):
-        loss = text_loss(draft, texts.draw(step, design.sequences, design.length))
+        loss = cross_entropy(draft, draft.rows(ids[:, :-1]).flatten(0, 1), ids[:, 1:].reshape(-1))
     loss.backward()
     return loss.item()
 
@@ -125,17 +122,18 @@ def make_draft(models: Models, stream: np.ndarray, place: Place, design: Design,
     refuse_input(place.work, [source])
     with fresh_folder(place.out, [source, place.work]) as part:
         draft = design_draft(models.target, stream, place.work, design, place.shared)
-        package(draft, source, place.work, part)
+        package(draft, models, place.work, part)
         if about:
             write_json(about, part / "speculative.json")
         write_digests(part)
     return place.out
 
 
-def package(draft: Transformer, source: Path, work: Path, out: Path) -> None:
+def package(draft: Transformer, models: Models, work: Path, out: Path) -> None:
     """A draft as a Hugging Face folder with its target's tokenizer, its design, curve and model card."""
+    source = models.folders["target"]
     draft.save(out)
-    carry(source, out, TOKENIZER)
+    write_speech(source, models.tokenizer, out)
     carry(work, out, ("curve.jsonl", "choice.json", "design.json"))
     config, about = draft.config, read_json(out / "design.json", "") | {"target_files": model_digests(source)}
     facts = f"{config.layers} layers, {config.body_parameters:,} parameters in layers, width {config.hidden}"
@@ -163,19 +161,5 @@ def variant(name: str, models: Models, texts: Iterable[str], folder: Path, steps
     if not tuned:
         target = Transformer(target.config)
         initialise(target, design.seed)
-    stream = encoded(models.tokenizer, docstrings(texts) if tuned else texts)
+    stream = encoded(models.tokenizer, corpus.docstrings(texts) if tuned else texts)
     return make_draft(replace(models, target=target), stream, Place(folder / f"{name}.work", folder / name), design, {})
-
-
-def docstrings(sources: Iterable[str], words: int = 12) -> Iterator[str]:
-    """Docstrings of Python sources, of at least so many words; what does not parse is left out."""
-    for source in sources:
-        try:
-            tree = ast.parse(source)
-        except SyntaxError:
-            continue
-        for node in ast.walk(tree):
-            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):
-                text = ast.get_docstring(node) or ""
-                if len(text.split()) >= words:
-                    yield text + "\n\n"

@@ -1,6 +1,6 @@
 """Exit adapters on a frozen model: minutes of training that make its lower layers say what its top would.
 
-For checkpoints without early exits. The model stays as it is; `load` finds the adapters in one file of a copy of its folder.
+The model stays as it is; `load` finds the adapters in one file of a copy of its folder.
 """
 
 from __future__ import annotations
@@ -103,9 +103,8 @@ def exit_agreement(model: Transformer, adapters: dict[int, ExitAdapter], ids: Te
 def train_exits(folder: Path, out: Path, recipe: ExitRecipe, text: Path | None = None) -> dict[int, tuple[float, float]]:
     """Train exits on a text, or the standard library, and write `out`, a copy of the folder with them.
 
-    A twentieth of the tokens, the last, is held out and gives each layer's agreement before and after. Raises
-    FileNotFoundError for a missing folder or tokenizer, ValueError for exits outside the model or a text too short,
-    FileExistsError where `out` has files in it.
+    The last twentieth of the tokens gives each layer's agreement before and after. Raises FileNotFoundError without a
+    folder or tokenizer, ValueError for exits outside the model or a short text, FileExistsError where `out` has files.
     """
     source = located(folder)
     with fresh_folder(out, [source]) as part:

@@ -1,8 +1,7 @@
 """Structured pruning: which layers, heads and channels of a model matter on a text, and a model of those.
 
-Layers count by how far they turn the residual stream (angular distance, Gromov et al. 2024; block influence, Men et al.
-2024), heads by the norm of what they add to it, channels by their activation's norm times their down-projection's (after
-Wanda, Sun et al. 2023). The width stays, so that embedding, final norm and vocabulary head stay too.
+Layers count by how far they turn the residual stream (Gromov et al. 2024), heads by the norm of what they add to it,
+channels by their activation's norm times their down-projection's (after Wanda, Sun et al. 2023). The width stays.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from flashspec.models.transformer import Layer, Transformer
 
 
 class Importance(NamedTuple):
-    """What matters on a text: angles of the layers [L] in half turns, norms by head [L, H] and by channel [L, F]."""
+    """What matters on a text: angles of the layers [L] in half turns, norms of heads [L, H] and channels [L, F]."""
 
     layers: Tensor
     heads: Tensor
@@ -51,7 +50,8 @@ def importance(model: Transformer, ids: Tensor) -> Importance:
         with _inputs(layer.attention.out) as mixed, _inputs(layer.mlp.down) as active:
             y = layer(x, model.rope)
         channels = active[0].square().mean(0).sqrt() * layer.mlp.down.weight.norm(dim=0)
-        found.append((_angle(x, y), _head_norms(layer, mixed[0], model.config.heads), channels))
+        cosine = torch.cosine_similarity(x.float(), y.float(), dim=-1).clamp(-1.0, 1.0)
+        found.append((cosine.arccos().mean() / math.pi, _head_norms(layer, mixed[0], model.config.heads), channels))
         x = y
     return Importance(*(torch.stack(column) for column in zip(*found, strict=True)))
 
@@ -65,12 +65,6 @@ def _inputs(module: nn.Module) -> Iterator[list[Tensor]]:
         yield seen
     finally:
         hook.remove()
-
-
-def _angle(before: Tensor, after: Tensor) -> Tensor:
-    """Mean angle between rows, 1 being half a turn."""
-    cosine = torch.cosine_similarity(before.float(), after.float(), dim=-1).clamp(-1.0, 1.0)
-    return cosine.arccos().mean() / math.pi
 
 
 def _head_norms(layer: Layer, mixed: Tensor, heads: int) -> Tensor:

@@ -22,13 +22,11 @@ CALIBRATION_LENGTH = 512
 def quantize_awq(
     source_folder: str | Path, target_folder: str | Path, texts: list[str], group_size: int = 128, blocks: int = 16
 ) -> None:
-    """Write target_folder: the dense Hugging Face model of source_folder, its layers in 4 bits, the rest in float16.
+    """Write the dense Hugging Face model of source_folder with its layers in 4 bits, the rest in float16.
 
-    `texts` calibrate the search for channel scales and clipping: their tokens are cut into blocks of 512, of which at most
-    `blocks`, evenly spread, are used; time grows with their number. The scales are folded into norms and neighbouring
-    weights, so the folder needs no extra tensors.
-    Raises ModuleNotFoundError without the `quantize` extra, FileNotFoundError without a tokenizer, ValueError when there are
-    fewer than 512 tokens of text or the folder is quantised already, FileExistsError for a target with files in it.
+    `texts` calibrate the search for scales and clipping: of their blocks of 512 tokens at most `blocks`, evenly spread, are
+    used. Raises ModuleNotFoundError without the `quantize` extra, FileNotFoundError without a tokenizer, ValueError for
+    fewer than 512 tokens or a folder that is quantised already, FileExistsError for a target with files in it.
     """
     source, scheme = Path(source_folder), Scheme(group_size)
     raw, samples = _calibration(source, texts, blocks)
@@ -37,7 +35,9 @@ def quantize_awq(
         model = _search(source, samples, group_size)
         carry(source, part, CARRIED)
         tied = shaped(raw, Kind, source / "config.json").tie_word_embeddings
-        tensors = {name: value for name, value in model.state_dict().items() if not (tied and name == "lm_head.weight")}
+        tensors = dict(model.state_dict())
+        if tied:
+            tensors.pop("lm_head.weight", None)
         halved = {name: value if value.dtype == torch.int32 else value.half() for name, value in tensors.items()}
         write_folder(part, {n: value.detach().cpu().clone().contiguous() for n, value in halved.items()}, {**raw, **changes})
 
@@ -63,8 +63,8 @@ def _calibration(source: Path, texts: list[str], count: int) -> tuple[dict[str, 
 def _search(source: Path, samples: list[list[int]], group_size: int) -> Any:
     """AutoAWQ's scale and clipping search on the CPU or GPU; the model with its layers packed.
 
-    Channel scales follow the activations alone, so that leaving a layer unscaled is among the candidates: with the
-    weights' magnitudes in the scale as well, the reference target lost 16 % perplexity instead of 1 %.
+    Channel scales follow the activations alone: with the weights' magnitudes in them as well, the reference target lost
+    16 % perplexity instead of 1 %.
     """
     try:
         with warnings.catch_warnings():

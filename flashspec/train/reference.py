@@ -22,10 +22,11 @@ from flashspec.heads.dense import DenseHead
 from flashspec.heads.flash import FlashHead
 from flashspec.heads.recall import calibrate_always
 from flashspec.measure.trace import Trace, check_target, proposals
+from flashspec.models.family import Design
 from flashspec.models.transformer import Transformer
 from flashspec.models.writing import carry, fresh_folder, write_digests, write_json, write_text
 from flashspec.train import corpus
-from flashspec.train.distill import Distillation, distill
+from flashspec.train.distill import distill, narrow, slice_of
 from flashspec.train.quantize import quantize_awq
 from flashspec.train.target import WINDOW, Recipe, train_target
 from flashspec.train.texts import windows as windows_of
@@ -51,15 +52,14 @@ TARGET_PHASES = (
         exits=(2, 2, 4), exit_weight=0.1, imitation_weight=0.5,
     ),
 )  # fmt: skip
-NARROW = Distillation(
-    layers=2, schedule=Schedule(2800, 2200, warmup=100, muon_lr=0.02, adam_lr=2e-3, save_every=100),
-    hidden=256, ffn=1024, heads=4, dtype="bfloat16",
+WIDTH = 256  # of the narrow draft
+NARROW = Design(
+    layers=2, heads=4, ffn=1024, length=WINDOW, steps=2800, decay=2200, warmup=100, muon_lr=0.02, adam_lr=2e-3,
+    save_every=100, written=0, prompt=48, dtype="bfloat16",
 )  # fmt: skip
-SHALLOW = Distillation(layers=1, schedule=Schedule(220, 180, warmup=10, muon_lr=0.01, adam_lr=1e-3))
-OWN = Schedule(2000, 1800, warmup=50, muon_lr=0.01, adam_lr=1e-3, save_every=100)
 DRAFTS = {
-    "narrow": (NARROW, replace(NARROW, schedule=OWN, own=1920)),
-    "shallow": (SHALLOW,),
+    "narrow": (NARROW, replace(NARROW, steps=2000, decay=1800, warmup=50, muon_lr=0.01, adam_lr=1e-3, written=1920)),
+    "shallow": (Design(layers=1, length=WINDOW, steps=220, decay=180, written=0),),
 }
 CALIBRATION_FILES, CALIBRATION_BLOCKS = 48, 8
 CLUSTER_SIZE = 16
@@ -94,9 +94,10 @@ def build_draft(work: Path, name: str) -> Path:
     folder = work / "models" / name
     if not (folder / "config.json").exists():
         target = Transformer.load(work / "models" / "target", dtype="float32", weights="dense")
-        draft: Any = None
-        for number, recipe in enumerate(DRAFTS[name]):
-            draft = distill(target, work / "data", work / f"{name}-{number}", recipe, draft)
+        first, *_ = DRAFTS[name]
+        draft = narrow(target, first, WIDTH) if name == "narrow" else slice_of(target, first.layers)
+        for number, design in enumerate(DRAFTS[name]):
+            distill(draft, target, work, work / f"{name}-{number}", design)
         with _finished(folder, work) as part:
             draft.save(part, dtype="bfloat16")
     return folder
@@ -105,8 +106,7 @@ def build_draft(work: Path, name: str) -> Path:
 def add_flash_head(folder: Path, stream: np.ndarray, windows: int = 16) -> None:
     """Cluster a draft's head and put it into the draft's folder, with its default probes.
 
-    The tokens that it misses most often are always scored: counted on every second row of the draft's float32 twin over
-    evenly spaced windows of a stream of training text.
+    The tokens that it misses most often, on windows of a stream of training text, are always scored.
     """
     model, twin = Transformer.load(folder), Transformer.load(folder, dtype="float32")
     with torch.no_grad():
@@ -135,7 +135,7 @@ def finish(work: Path, card: dict[str, Any]) -> None:
 
 
 def make(work: Path, card: dict[str, Any]) -> Path:
-    """Everything from the corpus in work/data, which `card` describes, to finished folders in work/models; resumable."""
+    """From the corpus in work/data, which `card` describes, to finished folders in work/models; resumable."""
     dense, target = build_target(work), work / "models" / "target"
     if not (target / "config.json").exists():
         chosen = list(islice(corpus.library(0), CALIBRATION_FILES))
@@ -148,7 +148,7 @@ def make(work: Path, card: dict[str, Any]) -> Path:
 
 
 def record_point(point: Path, target: str | Path, trace: Trace, out: Path) -> Path:
-    """Keep a point's recipe, digests, curve, and what it proposes for every token of a trace of its target; no weights.
+    """Keep a point's recipe, digests, curve and proposals on a trace of its target; no weights.
 
     The proposals are the dense head's on float32 layers. An earlier record is replaced. Raises ValueError for a trace of
     another target; then nothing is written.

@@ -1,7 +1,6 @@
 """The reference target: an early-exit model trained from scratch after LayerSkip (Elhoushi et al. 2024).
 
-Depth grows while it trains: the upper layers start as the identity (their output projections are zero) and join in
-stages, so early steps cost less and the lower layers carry as much of the text as they can.
+Depth grows while it trains: the upper layers start as the identity and join in stages.
 """
 
 from __future__ import annotations
@@ -84,7 +83,7 @@ class TargetLoss:
     def _rows(self, ids: Tensor, step: int, exit_layer: int) -> tuple[Tensor, Tensor]:
         """Rows [n, hidden] at the exit and at full depth, without the layers that the dice drop.
 
-        A layer is dropped with a probability that grows with depth from 0 to `layer_dropout` (LayerSkip, section 3.1).
+        A layer's chance to be dropped grows with depth from 0 to `layer_dropout` (LayerSkip, section 3.1).
         """
         depth = self.recipe.depth(step)
         dice = np.random.default_rng((self.recipe.seed, step, 2)).random(depth)

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from flashspec.models.family import Design
 from flashspec.models.transformer import Transformer
 from flashspec.models.writing import replaced
 
@@ -54,7 +55,7 @@ class Texts(NamedTuple):
 
 @torch.no_grad()
 def overlap(held: np.ndarray, count: int, length: int, log_chances: LogChances) -> dict[str, float]:
-    """Held-out loss of named distributions, and the acceptance of each by the last one under speculative sampling at T = 1.
+    """Held-out loss of named distributions, and the acceptance of each by the last one at T = 1.
 
     Means over `count` windows; acceptance is the mean of sum_v min(p, q) (Leviathan et al. 2023, section 3.2).
     """
@@ -101,27 +102,18 @@ def continued(model: Transformer, prompts: Tensor, length: int, dice: torch.Gene
     return ids
 
 
-class Writing(NamedTuple):
-    """How many texts a target writes, tokens a text, tokens of each prompt, and the seed of all."""
-
-    texts: int
-    length: int
-    prompt: int
-    seed: int
-
-
-def write(target: Transformer, stream: np.ndarray, folder: Path, writing: Writing) -> np.ndarray:
-    """Texts [n, length] written behind random windows of the stream; pieces on disk are kept."""
-    count, length, prompt, seed = writing
+def write(target: Transformer, stream: np.ndarray, folder: Path, design: Design) -> np.ndarray:
+    """A design's texts [written, length + 1] by the target, behind windows of the stream; kept on disk."""
     folder.mkdir(parents=True, exist_ok=True)
     pieces = []
-    for first in tqdm(range(0, count, TOGETHER), desc="texts by the target", delay=1):
+    for first in tqdm(range(0, design.written, TOGETHER), desc="texts by the target", delay=1):
         path = folder / f"{first}.npy"
         if not path.exists():
-            batch = min(TOGETHER, count - first)
-            starts = np.random.default_rng((seed, first)).integers(0, len(stream) - prompt + 1, size=batch)
-            dice = torch.Generator().manual_seed(seed * 1_000_003 + first)
-            save(path, continued(target, cut(stream, starts, prompt), length, dice).numpy().astype(np.int32))
+            batch, most = min(TOGETHER, design.written - first), len(stream) - design.prompt + 1
+            starts = np.random.default_rng((design.seed, first)).integers(0, most, size=batch)
+            dice = torch.Generator().manual_seed(design.seed * 1_000_003 + first)
+            found = continued(target, cut(stream, starts, design.prompt), design.length + 1, dice)
+            save(path, found.numpy().astype(np.int32))
         pieces.append(np.load(path))
     return np.concatenate(pieces)
 

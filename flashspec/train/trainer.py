@@ -30,9 +30,8 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 class Schedule:
     """Steps and learning rates of one run.
 
-    `decay` steps at the end fall linearly to zero; before them the rate is constant after `warmup` steps, so a decay
-    branch can be taken from any checkpoint of a longer run (Hu et al. 2024, warmup-stable-decay). `handover` ends the run
-    early, with the rate it then has, for another phase to take up.
+    `decay` steps at the end fall linearly to zero; before them the rate is constant after `warmup` steps (Hu et al. 2024,
+    warmup-stable-decay). `handover` ends the run early, with the rate it then has, for another phase to take up.
     """
 
     steps: int
@@ -56,10 +55,9 @@ class Schedule:
 
 
 def orthogonalise(matrix: Tensor, steps: int = 4) -> Tensor:
-    """The nearest semi-orthogonal matrix, roughly.
+    """The nearest semi-orthogonal matrix, roughly, by X <- (a + b A + c A^2) X with A = X X^T.
 
-    The quintic iteration X <- (a + b A + c A^2) X with A = X X^T is run on A alone (m x m, m the short side), and the
-    product of its polynomials is applied to the matrix once: the same result for a third less arithmetic.
+    The iteration is run on A alone and its product applied to the matrix once: a third less arithmetic.
     """
     a, b, c = COEFFICIENTS
     wide = matrix.shape[0] <= matrix.shape[1]
@@ -111,12 +109,9 @@ def optimizers(model: Transformer, schedule: Schedule) -> list[torch.optim.Optim
         if isinstance(layer.mlp, MLP):
             vars(layer.mlp.gate_up.weight)["row_groups"] = (model.config.ffn, model.config.ffn)
     matrices = [p for p in model.layers.parameters() if p.ndim == 2]
-    chosen = {id(p) for p in matrices}
-    rest = [p for p in model.parameters() if id(p) not in chosen]
-    return [
-        Muon(matrices, lr=schedule.muon_lr),
-        torch.optim.AdamW(rest, lr=schedule.adam_lr, betas=(0.9, 0.95), weight_decay=0.0),
-    ]
+    rest = [p for p in model.parameters() if all(p is not matrix for matrix in matrices)]
+    others = torch.optim.AdamW(rest, lr=schedule.adam_lr, betas=(0.9, 0.95), weight_decay=0.0)
+    return [Muon(matrices, lr=schedule.muon_lr), others]
 
 
 class Run:
@@ -125,12 +120,8 @@ class Run:
     def __init__(self, model: Transformer, schedule: Schedule, folder: Path) -> None:
         self.model, self.schedule, self.folder = model, schedule, folder
         self.optimizers = optimizers(model, schedule)
-        self.step = 0
+        self.step, self.checkpoint = 0, folder / "checkpoint.pt"
         folder.mkdir(parents=True, exist_ok=True)
-
-    @property
-    def checkpoint(self) -> Path:
-        return self.folder / "checkpoint.pt"
 
     def save(self) -> None:
         """Write the state; a kill leaves the old or the new one whole."""
@@ -165,11 +156,9 @@ class Run:
                 self._record(evaluate())
 
     def _advance(self, learn: Callable[[int], float], step: int) -> float:
-        share = self.schedule.rate(step)
-        self.optimizers[0].param_groups[0]["lr"] = self.schedule.muon_lr * share
-        self.optimizers[1].param_groups[0]["lr"] = self.schedule.adam_lr * share
-        loss = learn(step)
-        for optimizer in self.optimizers:
+        loss, rates = learn(step), (self.schedule.muon_lr, self.schedule.adam_lr)
+        for optimizer, rate in zip(self.optimizers, rates, strict=True):
+            optimizer.param_groups[0]["lr"] = rate * self.schedule.rate(step)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         self.step = step + 1
@@ -198,13 +187,8 @@ def cross_entropy(model: Transformer, rows: Tensor, labels: Tensor) -> Tensor:
     return torch.stack(parts).sum() / len(labels)
 
 
-def text_loss(model: Transformer, ids: Tensor) -> Tensor:
-    """Mean surprise, in nats, at the next tokens of texts [n, length + 1]."""
-    return cross_entropy(model, model.rows(ids[:, :-1]).flatten(0, 1), ids[:, 1:].reshape(-1))
-
-
 def divergence(p: Tensor, logits: Tensor, variation: float) -> Tensor:
-    """Summed KL(p || q) up to a constant, plus `variation` times the total variation of p [n, V] and q's logits [n, V]."""
+    """Summed KL(p || q) up to a constant, plus `variation` times the total variation; p and logits [n, V]."""
     log_q = logits.log_softmax(-1)
     cross = -(p * log_q).sum()
     return cross + variation * (p - log_q.exp()).abs().sum() / 2
