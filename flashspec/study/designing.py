@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from flashspec.measure.costs import Cut
 from flashspec.models.family import TOLERANCE
 from flashspec.study import papers
-from flashspec.study.compare import MANY, groups, over_sums, verdict
+from flashspec.study.compare import over
+from flashspec.study.frames import DataFrame, framed, groups
 from flashspec.theory import Costs, throughput
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
 
 SAME = ["base", "head", "format", "probes", "shortlist", "past", "device"]  # what shapes on one line share
 SHAPE = [*SAME, "shape", "layers", "hidden", "body"]
@@ -32,8 +30,6 @@ def steps(frame: DataFrame) -> DataFrame:
 
 def depth_gains(frame: DataFrame) -> DataFrame:
     """Seconds of the deepest shape over those of the shallowest with as many parameters in its layers, paired by turn."""
-    import pandas
-
     lines = []
     for facts, mine in groups(timed_steps(frame), SAME, sort=False):
         deep = mine[mine["layers"] == mine["layers"].max()]
@@ -42,10 +38,8 @@ def depth_gains(frame: DataFrame) -> DataFrame:
         depths = {"deep": int(deep["layers"].iloc[0]), "shallow": int(shallow["layers"].iloc[0])}
         if depths["shallow"] < depths["deep"]:
             pair = shallow.merge(deep, on="turn", suffixes=("", "_deep"))
-            found = over_sums(pair["seconds_deep"], pair["seconds"])
-            told = {"turns": len(pair), "verdict": verdict(found, len(pair), MANY)}
-            lines.append({**facts, **depths, **found.columns, **told})
-    return pandas.DataFrame(lines, columns=[*SAME, "deep", "shallow", "ratio", "low", "high", "turns", "verdict"])
+            lines.append({**facts, **depths, "turns": len(pair), **over(pair["seconds_deep"], pair["seconds"])})
+    return framed(lines, [*SAME, "deep", "shallow", "ratio", "low", "high", "turns", "verdict"])
 
 
 class Fit(NamedTuple):
@@ -79,13 +73,11 @@ def at_papers_shapes(frame: DataFrame) -> DataFrame:
 
     Empty where the table has no steps of both or no checks of the paper's target at two depths or in full.
     """
-    import pandas
-
     table = steps(frame).drop_duplicates("shape").set_index("shape")
     checks = frame[(frame["piece"] == "check") & (frame["shape"] == papers.YAN_TARGET)]
     drafts = [draft for draft in (papers.YAN_DEEP, papers.YAN_WIDE) if draft.shape in table.index]
     if len(drafts) < 2 or checks.empty or not (checks["rows"] == 1).any():
-        return pandas.DataFrame()
+        return framed([])
     block = int(checks["rows"].max()) - 1
     check, plain = (check_seconds(checks[checks["rows"] == rows]) for rows in (block + 1, 1))
     lines = []
@@ -96,7 +88,7 @@ def at_papers_shapes(frame: DataFrame) -> DataFrame:
         here = {"here_layer": 1e3 * step / draft.layers, "here_pace": size / step / 1e9}
         found = {"share": block * step / (block * step + check), "rate": rate, "speedup": rate * plain}
         lines.append({"draft": draft.shape, "layers": draft.layers, "tar": draft.tar, **printed, **here, **found})
-    return pandas.DataFrame(lines)
+    return framed(lines)
 
 
 def check_seconds(checks: DataFrame) -> float:

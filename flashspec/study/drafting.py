@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from flashspec.models.family import DESIGNED, TOLERANCE
-from flashspec.study.compare import CONTEXT, NONE, Estimate, best, gain, groups, spearman, speedups
+from flashspec.study.compare import CONTEXT, NONE, Estimate, best, gain, spearman, speedups
 from flashspec.study.drafts import point_of_designed
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
+from flashspec.study.frames import DataFrame, framed, groups, joined
 
 NEAR = 4  # TAR is compared at the k nearest to this one
 FEWEST = 5  # drafts that a rank correlation needs
@@ -52,8 +50,6 @@ def merits(frame: DataFrame, family: DataFrame) -> DataFrame:
 
 def correlations(table: DataFrame) -> DataFrame:
     """Spearman's rank correlation of every merit with TAR and with throughput over the drafts of a context; + is better."""
-    import pandas
-
     lines = []
     pairs = [(merit, sign, outcome) for merit, sign in MERITS.items() for outcome in ("tar", "rate") if merit != outcome]
     for facts, rows in groups(table, CONTEXT):
@@ -64,7 +60,7 @@ def correlations(table: DataFrame) -> DataFrame:
                 found = spearman(sign * both[merit], both[outcome]) if enough else NONE
                 facts = {**facts, "merit": merit, "outcome": outcome, "drafts": len(both)}
                 lines.append({**facts, **found._asdict(), "verdict": _correlated(found)})
-    return pandas.DataFrame(lines, columns=[*CONTEXT, "merit", "outcome", "drafts", *Estimate._fields, "verdict"])
+    return framed(lines, [*CONTEXT, "merit", "outcome", "drafts", *Estimate._fields, "verdict"])
 
 
 def _correlated(found: Estimate) -> str:
@@ -90,12 +86,9 @@ def designed(frame: DataFrame) -> str:
 
 def against(frame: DataFrame, name: str) -> DataFrame:
     """A draft over each of the others, both at their best settings, in the same turns on the same prompts."""
-    import pandas
-
-    others = sorted(set(frame["draft"]) - {"", name})
+    others = sorted(set(frame["draft"]) - {"", name}) or [name]
     pairs = {other: frame[frame["draft"].isin([name, other])] for other in others}
-    found = [gain(pair, {"draft": other}, CONTEXT, ["draft"]).assign(over=other) for other, pair in pairs.items()]
-    return pandas.concat(found) if found else gain(frame[:0], {"draft": ""}, CONTEXT, ["draft"]).assign(over="")
+    return joined(gain(pair, {"draft": other}, CONTEXT, ["draft"]).assign(over=other) for other, pair in pairs.items())
 
 
 def deepest(frame: DataFrame, name: str) -> str:

@@ -11,11 +11,12 @@ from flashspec.decoding.generate import Output, generate
 from flashspec.decoding.method import METHODS, Method, build
 from flashspec.decoding.models import Models
 from flashspec.sampling import Sampling
+from flashspec.study.frames import DataFrame, framed
 
 if TYPE_CHECKING:
     from IPython.display import HTML
-    from pandas import DataFrame
 
+COUNTS = ("emitted", "forwards", "rounds", "drafted", "accepted")
 NOT_OFFERED = "(not offered by these models)"
 SHADES = {"accepted": "#cfe8d5", "own": "#ffd9b8"}
 
@@ -55,15 +56,12 @@ def forwards(outputs: Mapping[str, Output], name: str) -> int | str:
 
 def table(outputs: Mapping[str, Output]) -> DataFrame:
     """One line a method: its counts, the two rates read from them, and whether its text is the baseline's."""
-    import pandas
-
-    names = ("emitted", "forwards", "rounds", "drafted", "accepted")
     lines = []
-    for output in outputs.values():
-        counts = {name: getattr(output.stats, name) for name in names}
+    for name, output in outputs.items():
+        counts = {each: getattr(output.stats, each) for each in COUNTS}
         rates = {"acceptance": round(output.stats.acceptance, 2), "TAR": round(output.stats.tar, 2)}
-        lines.append({**counts, **rates, "same text": output.tokens == outputs["baseline"].tokens})
-    return pandas.DataFrame(lines, pandas.Index(outputs, name="method"))
+        lines.append({"method": name, **counts, **rates, "same text": output.tokens == outputs["baseline"].tokens})
+    return framed(lines).set_index("method")
 
 
 def agreeing(outputs: Mapping[str, Output]) -> int:

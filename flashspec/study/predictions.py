@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from flashspec.study.compare import CONTEXT, SETTING, WHO, predicted_seconds, rated
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
+from flashspec.study.frames import DataFrame, framed
 
 RUN = [*CONTEXT, *WHO, *SETTING]
 COUNTS = ["rounds", "drafted", "actions_1", "actions_2"]
@@ -36,15 +34,13 @@ def predictions(frame: DataFrame) -> DataFrame:
 
 def errors(table: DataFrame, by: Sequence[str] = ("temperature",)) -> DataFrame:
     """How far predictions are off, in percent of the measured seconds, over all runs and for each value of `by`."""
-    import pandas
-
     sides = [("all runs", table)] + [(f"{n} = {value}", rows) for n in by for value, rows in table.groupby(n)]
     lines = []
     for name, rows in sides:
         off = 100 * (rows["predicted"] / rows["seconds"] - 1)
         most = {"median": off.abs().median(), "most": off.abs().quantile(0.95), "bias": off.median()}
         lines.append({"runs of": name, "runs": len(rows), **most})
-    return pandas.DataFrame(lines, columns=["runs of", "runs", "median", "most", "bias"])
+    return framed(lines, ["runs of", "runs", "median", "most", "bias"])
 
 
 def losses(table: DataFrame) -> Any:

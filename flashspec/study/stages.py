@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from flashspec.study import compare
 from flashspec.study.chain import SIDE
 from flashspec.study.compare import CONTEXT, DENSE, PARTS, SETTING, gain, like_for_like, sampled, speedups
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
+from flashspec.study.frames import DataFrame, joined
 
 PLACE = [*CONTEXT, "method", "draft", "exits", "k", "interval"]
 CELL = ["head", "format", "finalize"]
@@ -23,18 +19,16 @@ def stages(frame: DataFrame) -> DataFrame:
     `accepts_1` and `accepts_2` are accepted over judged tokens at the lowest verifier and the next; `check_ratio` is a middle
     check's time over a full one's; `predicted` is predicted over measured time.
     """
-    rows = compare.best(compare.rated(frame), SIDE)
-    rows = rows.assign(**compare.seconds_by_part(rows), check_ratio=rows["check_1_seconds"] / rows["check_2_seconds"])
-    groups = rows.groupby(SIDE, dropna=False)
-    priced = groups[[*PARTS, "seconds", "predicted_seconds"]].sum(skipna=False)
+    rows = compare.seconds_by_part(compare.best(frame, SIDE))
+    groups = rows.assign(check_ratio=rows["check_1_seconds"] / rows["check_2_seconds"]).groupby(SIDE, dropna=False)
+    priced = groups[[*PARTS, "seconds"]].sum(skipna=False)
     counts = groups[["emitted", *COUNTS]].sum(min_count=1)
-    chosen = [name for name in SETTING if name not in SIDE]
-    table = groups[chosen].first().assign(**priced[list(PARTS)].mul(1e3).div(counts["emitted"], axis=0))
-    table["ms"] = 1e3 * priced["seconds"] / counts["emitted"]
+    table = priced.mul(1e3).div(counts["emitted"], axis=0).rename(columns={"seconds": "ms"})
+    table = table.join(groups[[name for name in SETTING if name not in SIDE]].first())
     for i in (1, 2):
         table[f"accepts_{i}"] = counts[f"kept_{i}"] / counts[f"decided_{i}"].clip(lower=1)
     table["check_ratio"] = groups["check_ratio"].median()
-    table["predicted"] = priced["predicted_seconds"] / priced["seconds"]
+    table["predicted"] = priced[list(PARTS)].sum(axis=1, skipna=False) / priced["seconds"]
     table = table.reset_index()
     plain = table[table["method"] == "baseline"].drop_duplicates(CONTEXT).set_index(CONTEXT)["ms"]
     return sampled(table.assign(speedup=table[CONTEXT].join(plain, on=CONTEXT)["ms"] / table["ms"]))
@@ -46,8 +40,6 @@ def factors(frame: DataFrame) -> DataFrame:
     An approximate head over the dense one of its format, a deferred final token over an eager one, and both together;
     `over_plain` is the side with the change over plain decoding, `product` what both would give if the single gains multiplied.
     """
-    import pandas
-
     rows = frame[frame["method"] != "baseline"]
     dense, eager = rows["head"].isin(DENSE), rows["finalize"] == "eager"
     corners = rows.assign(corner=dense & eager)[(dense & eager) | ~(dense | eager)]
@@ -56,13 +48,9 @@ def factors(frame: DataFrame) -> DataFrame:
         "final token": gain(rows, {"finalize": "eager"}, [*PLACE, "format", "head"], ["finalize"]),
         "both": gain(corners, {"corner": True}, [*PLACE, "format"], ["head", "finalize"]),
     }
-    table = pandas.concat([lines.assign(change=name) for name, lines in found.items()], ignore_index=True)
-    return _with_products(_beside_plain(table, frame))
-
-
-def _beside_plain(lines: DataFrame, frame: DataFrame) -> DataFrame:
     over = speedups(frame, [*PLACE[len(CONTEXT) :], *CELL])[[*PLACE, *CELL, "ratio"]].rename(columns={"ratio": "over_plain"})
-    return lines.merge(over, on=[*PLACE, *CELL], how="left")
+    table = joined(lines.assign(change=name) for name, lines in found.items())
+    return _with_products(table.merge(over, on=[*PLACE, *CELL], how="left"))
 
 
 def _with_products(table: DataFrame) -> DataFrame:
