@@ -10,8 +10,8 @@ import pytest
 from shelf import refused
 
 from flashspec.cli.main import status
-from flashspec.study import notebooks as books
 from flashspec.study import answers
+from flashspec.study import notebooks as books
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[!.]*.ipynb"))

@@ -26,11 +26,9 @@ def decode_all(models: Models, prompt: str | list[int], sampling: Sampling, toke
 
     Methods that verify are decoded once more with an eager final token, under the name "METHOD, eager".
     """
-    every = {}
-    for name, method in METHODS.items():
-        every[name] = replace(method, k=k)
-        if not method.writer_is_target:
-            every[f"{name}, eager"] = replace(method, k=k, finalize="eager")
+    ours = {name: replace(method, k=k) for name, method in METHODS.items()}
+    late = {name: method for name, method in ours.items() if not method.writer_is_target}
+    every = ours | {f"{name}, eager": replace(method, finalize="eager") for name, method in late.items()}
     chosen = {name: method for name, method in every.items() if offered(models, method)}
     return {name: generate(models, prompt, method, sampling, max_new_tokens=tokens) for name, method in chosen.items()}
 
@@ -58,15 +56,15 @@ def table(outputs: Mapping[str, Output]) -> DataFrame:
     """One line a method: its counts, the two rates read from them, and whether its text is the baseline's."""
     lines = []
     for name, output in outputs.items():
-        counts = {each: getattr(output.stats, each) for each in COUNTS}
-        rates = {"acceptance": round(output.stats.acceptance, 2), "TAR": round(output.stats.tar, 2)}
-        lines.append({"method": name, **counts, **rates, "same text": output.tokens == outputs["baseline"].tokens})
-    return framed(lines).set_index("method")
+        counts = [getattr(output.stats, each) for each in COUNTS]
+        rates = [round(rate, 2) for rate in (output.stats.acceptance, output.stats.tar)]
+        lines.append([name, *counts, *rates, output.tokens == outputs["baseline"].tokens])
+    return framed(lines, ["method", *COUNTS, "acceptance", "TAR", "same text"]).set_index("method")
 
 
 def agreeing(outputs: Mapping[str, Output]) -> int:
     """How many methods printed the baseline's text, the baseline not counted."""
-    return sum(output.tokens == outputs["baseline"].tokens for output in outputs.values()) - 1
+    return int(table(outputs)["same text"].sum()) - 1
 
 
 def coloured(models: Models, prompt: str | list[int], output: Output) -> HTML:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from flashspec.study.compare import CONTEXT, SETTING, WHO, predicted_seconds, rated
@@ -32,14 +31,13 @@ def predictions(frame: DataFrame) -> DataFrame:
     return rows.groupby([*RUN, "half"], dropna=False)[SUMS].sum().reset_index()
 
 
-def errors(table: DataFrame, by: Sequence[str] = ("temperature",)) -> DataFrame:
-    """How far predictions are off, in percent of the measured seconds, over all runs and for each value of `by`."""
-    sides = [("all runs", table)] + [(f"{n} = {value}", rows) for n in by for value, rows in table.groupby(n)]
+def errors(table: DataFrame) -> DataFrame:
+    """How far predictions are off, in percent of the measured seconds, over all runs and at each temperature."""
     lines = []
-    for name, rows in sides:
+    for name, rows in [("all runs", table), *table.groupby("temperature")]:
         off = 100 * (rows["predicted"] / rows["seconds"] - 1)
         most = {"median": off.abs().median(), "most": off.abs().quantile(0.95), "bias": off.median()}
-        lines.append({"runs of": name, "runs": len(rows), **most})
+        lines.append({"runs of": name if rows is table else f"temperature = {name}", "runs": len(rows), **most})
     return framed(lines, ["runs of", "runs", "median", "most", "bias"])
 
 

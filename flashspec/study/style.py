@@ -42,9 +42,6 @@ NAMES = {
     "flash": "FlashHead",
     "main": "2-layer draft",
     "shallow": "1-layer draft",
-    "reference-target": "reference target",
-    "reference-draft": "reference draft, 2 layers",
-    "reference-shallow": "reference draft, 1 layer",
     "qwen3-0.6b": "Qwen3-0.6B shape",
 }
 WIDTH = 8.4
