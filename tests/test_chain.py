@@ -9,8 +9,8 @@ import tables_drafts
 from tables import HEAD, MACHINE, TOKEN, factorial, line, pieces, race, recall_rows, results
 
 from flashspec.study import answers, chain, compare, figures, heads, recall, stages
-from flashspec.study.compare import predicted_seconds
 from flashspec.study.quote import NOT_HERE, said, shown, value, verdict
+from flashspec.study.stages import predicted_seconds
 from flashspec.theory import amdahl
 
 ONE = pieces(layers=(2,))

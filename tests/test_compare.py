@@ -8,7 +8,7 @@ import pytest
 from tables import SPEED, line, race
 from tables_drafts import ALPHA, LAYERS, PER_BYTE, PER_LAYER, READ, STEP, TURNS, family, pieces, row, runs
 
-from flashspec.study import compare, designing, drafting, papers, predictions
+from flashspec.study import compare, drafting, papers, stages
 from flashspec.theory import amdahl, tokens_per_check
 
 
@@ -119,9 +119,9 @@ def test_correlations_have_the_planted_signs():
 
 def test_runs_that_take_what_the_model_says_are_predicted():
     frame = runs()
-    table = predictions.predictions(frame)
+    table = stages.predictions(frame)
     assert len(table) == 2 * 2 * 6 * 3 and np.allclose(table["predicted"], table["seconds"]) and (table["prompts"] == 3).all()
-    slow = predictions.errors(predictions.predictions(frame.assign(seconds=1.25 * frame["seconds"])))
+    slow = stages.errors(stages.predictions(frame.assign(seconds=1.25 * frame["seconds"])))
     assert np.allclose(slow["median"], 20) and np.allclose(slow["bias"], -20)
 
 
@@ -129,40 +129,40 @@ def test_a_prediction_takes_its_counts_from_the_other_half():
     frame = runs(spread=0.0)
     lucky = frame["prompt"] % 2 == 1
     doubled = frame.assign(**{name: frame[name] * (1 + lucky) for name in ("rounds", "drafted", "actions_1")})
-    plain, moved = predictions.predictions(frame), predictions.predictions(doubled)
+    plain, moved = stages.predictions(frame), stages.predictions(doubled)
     ratio = moved["predicted"] / plain["predicted"]
     assert ratio.max() > 1.5 and ((ratio > 1.1) == (plain["half"] == 1)).all()  # the lucky prompts are the half of 0
-    assert predictions.predictions(runs(prompts=1)).empty
-    assert predictions.predictions(runs().assign(burst_seconds=np.nan)).empty
-    assert predictions.errors(predictions.predictions(runs(prompts=1)))["median"].isna().all()
+    assert stages.predictions(runs(prompts=1)).empty
+    assert stages.predictions(runs().assign(burst_seconds=np.nan)).empty
+    assert stages.errors(stages.predictions(runs(prompts=1)))["median"].isna().all()
 
 
 def test_the_pick_is_the_fastest_where_the_model_is_right():
     frame = runs()
-    right = predictions.losses(predictions.predictions(frame))
+    right = stages.losses(stages.predictions(frame))
     assert len(right) == 2 * 6 and (right == 0).all()
     wrong = frame.assign(seconds=frame["seconds"] * (1 + 2 * (frame["k"] == 4)))
-    assert predictions.losses(predictions.predictions(wrong)).max() > 30
+    assert stages.losses(stages.predictions(wrong)).max() > 30
     frame = runs()
     plain = row("wide", 0, 0, 0.0).seconds
     paying = [row(draft, k, 0, 0.0).seconds < plain for draft in LAYERS for k in (1, 2, 4)]
-    assert predictions.paying(frame) == pytest.approx(100 * np.mean(paying))
-    assert predictions.paying(frame.assign(seconds=frame["seconds"] * (1 + 99 * (frame["k"] > 0)))) == 0
+    assert stages.paying(frame) == pytest.approx(100 * np.mean(paying))
+    assert stages.paying(frame.assign(seconds=frame["seconds"] * (1 + 99 * (frame["k"] > 0)))) == 0
 
 
 def test_a_step_is_taken_apart_into_layers_and_bytes():
-    found = designing.fit(pieces(paper=False))
+    found = drafting.fit(pieces(paper=False))
     assert found.per_layer == pytest.approx(1.02 * PER_LAYER) and found.bandwidth == pytest.approx(1 / PER_BYTE / 1.02)
-    assert math.isnan(designing.fit(pieces(paper=False).iloc[: 2 * TURNS]).per_layer)
-    (gain,) = designing.depth_gains(pieces(paper=False)).to_dict("records")
+    assert math.isnan(drafting.fit(pieces(paper=False).iloc[: 2 * TURNS]).per_layer)
+    (gain,) = drafting.depth_gains(pieces(paper=False)).to_dict("records")
     assert (gain["deep"], gain["shallow"]) == (24, 6)  # three layers hold other parameters
     assert gain["ratio"] == pytest.approx((24 * PER_LAYER + 1e-3) / (6 * PER_LAYER + 2e-3)) and gain["turns"] == TURNS
-    table = designing.at_papers_shapes(pieces()).set_index("draft")
+    table = drafting.at_papers_shapes(pieces()).set_index("draft")
     check, plain = (1.02 * (80 * PER_LAYER + 1e-4),) * 2
     step = 1.02 * (24 * PER_LAYER + 1e-3)
     assert table.loc[papers.YAN_DEEP.shape, "rate"] == pytest.approx(papers.YAN_DEEP.tar / (8 * step + check))
     assert table.loc[papers.YAN_DEEP.shape, "speedup"] == pytest.approx(papers.YAN_DEEP.tar * plain / (8 * step + check))
-    assert designing.at_papers_shapes(pieces(paper=False)).empty
+    assert drafting.at_papers_shapes(pieces(paper=False)).empty
 
 
 def test_the_papers_and_the_thesis_agree_with_themselves():

@@ -155,7 +155,7 @@ def judged(pair):
 
 def test_every_position_is_counted_once_a_head(judged):
     params, rows = judged
-    held = held_out.held_out(params.source(params.draft[0]))
+    held = held_out.held_out(params, params.draft[0])
     assert len(held.kinds) == len(held.judging) and {r.kind for r in rows} == set(held.kinds) == {"code", "prose"}
     for key in {(r.head, r.always, r.plan) for r in rows}:
         mine = [r for r in rows if (r.head, r.always, r.plan) == key]
@@ -177,7 +177,7 @@ def test_a_head_that_scores_every_cluster_misses_nothing(judged):
 
 def test_the_dense_head_agrees_with_itself_and_a_broken_one_does_not(judged):
     params, _ = judged
-    held = held_out.held_out(params.source(params.draft[0]))
+    held = held_out.held_out(params, params.draft[0])
     same, mass = held_out.judged(held.dense, held)
     assert bool(same.all()) and torch.allclose(mass, torch.ones(len(mass)))
     broken = DenseHead(held.draft.norm, held.draft.head_weight.flip(0))

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from flashspec.study import compare
-from flashspec.study.compare import CONTEXT, WHO, over, sampled
+from flashspec.study.compare import CONTEXT, SIDE, WHO, over, sampled
 from flashspec.study.frames import DataFrame, framed, groups, joined, pivoted
+from flashspec.study.stages import predicted_seconds
 from flashspec.study.tables import Results
 
 STAGES = ("projection", "draft step", "text, eager", "text, deferred")
@@ -15,7 +16,6 @@ PIECES = {"projection": "projection", "step": "draft step"}
 PLACE = ["shape", "layers", "piece"]
 SIZE = ["head", "format", "probes", "shortlist"]
 SHARE = 0.1  # of the rows of a head that a FlashHead in the chain scores, as nearly as the table allows
-SIDE = [*CONTEXT, *WHO, "finalize"]
 
 
 def faster(frame: DataFrame) -> DataFrame:
@@ -94,7 +94,7 @@ def rates(frame: DataFrame) -> DataFrame:
 def deferral(frame: DataFrame) -> DataFrame:
     """Deferred over eager final token of every method, each at its best setting, with what the timed parts predict."""
     keys, found = [*CONTEXT, *WHO], []
-    for seconds in (frame["seconds"], compare.predicted_seconds(frame)):
+    for seconds in (frame["seconds"], predicted_seconds(frame)):
         rows = frame.assign(seconds=seconds)[seconds.notna()]
         found.append(compare.gain(rows, {"finalize": "eager"}, keys, ["finalize"]))
     predicted = found[1][[*keys, "ratio"]].rename(columns={"ratio": "predicted"})

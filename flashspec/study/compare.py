@@ -12,10 +12,10 @@ from flashspec.study.frames import DataFrame, framed, groups, having
 CONTEXT = ["target", "weights", "dtype", "engine", "temperature", "rule"]  # what two sides of a ratio share
 UNIT = [*CONTEXT, "kind", "prompt"]  # intervals resample these
 WHO = ["draft", "method", "head", "format"]
+SIDE = [*CONTEXT, *WHO, "finalize"]
 SETTING = ["k", "probes", "shortlist", "exits", "interval", "finalize"]  # what `best` chooses
 DENSE = ("dense", "int8", "int4")  # heads that score every id
 NUMBERS = ["ratio", "low", "high", "prompts", "same_text", "verdict"]
-PARTS = ("prompt", "plain steps", "drafting", "middle checks", "full checks", "final token", "loop")
 FEWEST, MANY, DRAWS = 3, 16, 2000
 
 
@@ -28,38 +28,6 @@ class Estimate(NamedTuple):
 
 
 NONE = Estimate(np.nan, np.nan, np.nan)
-
-
-def rated(frame: DataFrame) -> DataFrame:
-    """The timed rows with their speedup over plain decoding of the same prompt in the same turn, NaN where that did not run."""
-    rows, turn = frame[~frame["screened"]], [*UNIT, "turn"]
-    rows = rows.assign(rate=rows["emitted"] / rows["seconds"])
-    plain = rows[rows["method"] == "baseline"].drop_duplicates(turn).set_index(turn)["rate"].rename("plain")
-    return rows.assign(speedup=rows["rate"] / rows.join(plain, on=turn)["plain"])
-
-
-def predicted_seconds(rows: DataFrame) -> Any:
-    """Seconds that parts and counts predict, row by row; NaN where parts were not timed. No whole run's clock is used."""
-    return seconds_by_part(rows)[list(PARTS)].sum(axis=1, skipna=False)
-
-
-def seconds_by_part(rows: DataFrame) -> DataFrame:
-    """The rows with predicted seconds of each part: what each of PARTS costs alone times how many there were."""
-    plain, deep = rows["method"] == "baseline", rows["actions_2"].notna()
-    low, high = (rows[f"actions_{i}"] * rows[f"check_{i}_seconds"] for i in (1, 2))
-    low = low.fillna(rows["rounds"] * rows["check_1_seconds"])
-    drafting = {
-        "drafting": rows["drafted"] / rows["k"].where(rows["k"] > 0) * rows["burst_seconds"],
-        "middle checks": low.where(deep, 0.0),
-        "full checks": high.where(deep, low),
-        "final token": rows["rounds"] * rows["finalize_seconds"].where(rows["finalize"] == "eager", 0.0),
-    }
-    always = {
-        "prompt": rows["prompts"] * rows["prefill_seconds"].fillna(0.0),
-        "plain steps": (rows["emitted"] * rows["step_seconds"]).where(plain, 0.0),
-        "loop": rows["rounds"].where(~plain, rows["emitted"]) * rows["overhead_seconds"].fillna(0.0),
-    }
-    return rows.assign(**always, **{part: seconds.mask(plain, 0.0) for part, seconds in drafting.items()})
 
 
 def best(frame: DataFrame, by: Sequence[str] = (*CONTEXT, *WHO)) -> DataFrame:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from flashspec.study import chain, designing, drafting, heads, papers, predictions, stages
-from flashspec.study.compare import DENSE, PARTS, SETTING, WHO, sampled, speedups
+from flashspec.study import chain, drafting, heads, papers, stages
+from flashspec.study.compare import DENSE, SETTING, WHO, sampled, speedups
 from flashspec.study.frames import DataFrame
 from flashspec.study.marks import by_sampling, canvas, forest, keyed, overlaid, panelled, reach, stacked
 from flashspec.study.style import colour, drawn, named, plain_ticks
@@ -19,7 +19,7 @@ __all__ = [
 ]  # fmt: skip
 
 HUES: dict[str, Any] = {"palette": "colorblind"}
-SPENT = dict(zip(PARTS, ("#d9d9d9", "#5f6368", "#E69F00", "#009E73", "#0072B2", "#CC79A7", "#F0E442"), strict=True))
+SPENT = dict(zip(stages.PARTS, ("#d9d9d9", "#5f6368", "#E69F00", "#009E73", "#0072B2", "#CC79A7", "#F0E442"), strict=True))
 PLAIN = "times plain decoding"
 
 
@@ -130,8 +130,8 @@ def draft_steps(results: Any) -> Figure:
     """Milliseconds of a draft step over layers, one line for each set of shapes with equal parameters in their layers."""
     import seaborn
 
-    table = designing.steps(results.frame)
-    varied = [name for name in designing.SAME if name == "base" or table[name].nunique() > 1]
+    table = drafting.steps(results.frame)
+    varied = [name for name in drafting.SAME if name == "base" or table[name].nunique() > 1]
     names = table[varied].astype(str).agg(", ".join, axis=1) if len(table) else ""
     figure, (axis,) = canvas(1, 3.4)
     seaborn.lineplot(table.assign(line=names), x="layers", y="ms", hue="line", marker="o", errorbar=None, ax=axis, **HUES)
@@ -145,7 +145,7 @@ def predicted_measured(results: Any) -> Figure:
     """Measured against predicted tokens a second, one dot a setting and half of its prompts; the band is 5 % wide."""
     import seaborn
 
-    table = sampled(predictions.predictions(results.frame))
+    table = sampled(stages.predictions(results.frame))
     table = table.assign(**{name: table["emitted"] / table[name] for name in ("predicted", "seconds")})
     figure, (axis,) = canvas(1, 4.0)
     seaborn.scatterplot(table, x="predicted", y="seconds", hue="sampling", alpha=0.5, ax=axis, **HUES)

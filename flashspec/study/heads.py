@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from flashspec.study.chain import PLACE, SIZE, faster
-from flashspec.study.compare import CONTEXT, gain, like_for_like, speedups
+from flashspec.study.compare import CONTEXT, WHO, gain, like_for_like, speedups
 from flashspec.study.frames import DataFrame, having, pivoted
 from flashspec.study.quote import NOT_HERE
 from flashspec.study.recall import PARTS
@@ -15,7 +15,6 @@ from flashspec.theory import amdahl
 
 CLUSTERING = ["metric", "homes", "cluster_size"]
 USUAL = 16  # ids a cluster
-SIDES = ["draft", "method", "head", "format", "finalize"]
 PAIR = [*CONTEXT, "draft", "method", "finalize"]
 
 
@@ -104,7 +103,7 @@ def builds(frame: DataFrame) -> DataFrame:
 
 def against(frame: DataFrame) -> DataFrame:
     """One line a head and sampling at its best setting: over plain decoding, the dense head of its format, and the int8 head."""
-    plain = speedups(frame, SIDES)
+    plain = speedups(frame, [*WHO, "finalize"])
     rows = frame[frame["method"] != "baseline"]
     same = like_for_like(frame)[[*PAIR, "head", "verdict"]].rename(columns={"verdict": "same_format"})
     int8 = gain(rows, {"head": "int8"}, PAIR, ["head"])[[*PAIR, "head", "verdict"]].rename(columns={"verdict": "over_int8"})
