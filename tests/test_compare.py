@@ -54,21 +54,13 @@ def test_few_prompts_are_called_few_and_another_text_is_counted():
     assert line(compare.speedups(frame), head="flash", temperature=0.0).same_text == 0.75
 
 
-def test_rates_stand_beside_plain_decoding():
-    rows = compare.rated(race(noise=0.0))
-    assert np.allclose(rows.loc[rows["head"].eq("flash") & rows["k"].eq(1), "speedup"], 1.65)
-    assert np.allclose(rows.loc[rows["method"].eq("baseline"), "speedup"], 1.0)
-    assert compare.rated(race()[lambda f: f["method"] != "baseline"])["speedup"].isna().all()
+def test_parts_and_counts_predict_the_seconds_of_a_run():
     parts = {"burst_seconds": 0.002, "check_1_seconds": 0.004, "prefill_seconds": 0.01, "overhead_seconds": 0.001,
              "finalize_seconds": 0.003, "step_seconds": 0.005}  # fmt: skip
-    frame = race().assign(**parts)
-    deferred = compare.rated(frame)
-    two = deferred[deferred["k"] == 2]
-    assert np.allclose(two["predicted_seconds"], 0.01 + 32 * 0.002 + 32 * (0.004 + 0.001))
-    plain = deferred[deferred["method"] == "baseline"]
-    assert np.allclose(plain["predicted_seconds"], 0.01 + 64 * 0.006)
-    eager = compare.rated(frame.assign(finalize="eager"))
-    assert np.allclose(eager.loc[eager["k"] == 2, "predicted_seconds"] - two["predicted_seconds"], 32 * 0.003)
+    plain, two = (race().assign(**parts)[lambda rows, k=k: rows["k"] == k] for k in (0, 2))
+    assert np.allclose(stages.predicted_seconds(plain), 0.01 + 64 * 0.006)
+    assert np.allclose(stages.predicted_seconds(two), 0.01 + 32 * 0.002 + 32 * (0.004 + 0.001))
+    assert np.allclose(stages.predicted_seconds(two.assign(finalize="eager")) - stages.predicted_seconds(two), 32 * 0.003)
 
 
 def test_no_ratio_is_given_where_float32_twins_differ():

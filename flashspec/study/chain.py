@@ -8,7 +8,6 @@ from flashspec.study import compare
 from flashspec.study.compare import CONTEXT, SIDE, WHO, over, sampled
 from flashspec.study.frames import DataFrame, framed, groups, joined, pivoted
 from flashspec.study.stages import predicted_seconds
-from flashspec.study.tables import Results
 
 STAGES = ("projection", "draft step", "text, eager", "text, deferred")
 SHAPES = {"reference-draft": "main", "reference-shallow": "shallow"}  # shapes that are shipped drafts
@@ -108,16 +107,6 @@ def checks(frame: DataFrame) -> DataFrame:
     table = rows.groupby([*keys, "rows"], dropna=False)["seconds"].median().mul(1e3).rename("ms").reset_index()
     one = table[table["rows"] == 1].set_index(keys)["ms"].rename("one")
     return table.assign(ratio=table["ms"] / table.join(one, on=keys)["one"])
-
-
-def by_format(table: DataFrame) -> DataFrame:
-    """What a check of n rows costs over one row of its own format: shapes and rows down, formats across."""
-    return pivoted(table, ["shape", "rows"], "format", "ratio")
-
-
-def together(*found: Results | None) -> DataFrame:
-    """The races that are stored, in one table, which is empty where none is."""
-    return joined(each.frame for each in found if each is not None)
 
 
 def peers(frame: DataFrame, other: str = "transformers") -> DataFrame:

@@ -42,11 +42,6 @@ def offered(models: Models, method: Method) -> bool:
     return True
 
 
-def preferred(outputs: Mapping[str, Output]) -> Output:
-    """The decode to look at: a FlashHead draft's, or a dense draft's where the models give no FlashHead."""
-    return outputs["flash" if "flash" in outputs else "dense"]
-
-
 def forwards(outputs: Mapping[str, Output], name: str) -> int | str:
     """Target forwards of one decode, in words where these models do not offer the method."""
     return outputs[name].stats.forwards if name in outputs else NOT_OFFERED

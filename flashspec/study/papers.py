@@ -23,11 +23,6 @@ THESIS = {
 HISPEC_OVER_SELF = 1.28  # HiSpec over single-layer speculation, average; Kumar et al. 2025, abstract
 
 
-def deferral(method: str) -> float:
-    """What deferring the final token gave the thesis: deferred over ordinary tokens per second of one method."""
-    return THESIS[f"deferred_{method}"] / THESIS[f"eager_{method}"]
-
-
 def head_share() -> float:
     """Share of the thesis's dense draft step that its head takes, from the time saved and the step's speedup."""
     saved = THESIS["projection_dense_ms"] - THESIS["projection_flash_ms"]

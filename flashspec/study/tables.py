@@ -39,9 +39,9 @@ class Results:
     @cached_property
     def frame(self) -> DataFrame:
         """The rows as a pandas frame, one typed column a field."""
-        kinds = columns(type(self.rows[0]))
-        frame = framed([[getattr(row, name) for name in kinds] for row in self.rows], list(kinds))
-        return frame.astype({name: float for name, (kind, optional) in kinds.items() if optional and kind in (int, float)})
+        kinds = columns(type(self.rows[0])).items()
+        numbers = {name: float for name, (kind, optional) in kinds if optional and kind in (int, float)}
+        return framed([vars(row) for row in self.rows]).astype(numbers)
 
     @property
     def machine(self) -> str:
