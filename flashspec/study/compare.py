@@ -125,12 +125,12 @@ def shown(frame: DataFrame) -> DataFrame:
 
 def spearman(x: Sequence[float], y: Sequence[float]) -> Estimate:
     """Rank correlation with its interval over the points; NaN for fewer than three."""
-    from scipy.stats import rankdata, zscore
+    from scipy.stats import rankdata
 
     def statistic(x: Any, y: Any, axis: int) -> Any:
+        a, b = (rankdata(v, axis=axis) - (v.shape[axis] + 1) / 2 for v in (x, y))
         with np.errstate(invalid="ignore"):
-            a, b = (zscore(rankdata(v, axis=axis), axis=axis) for v in (x, y))
-        return (a * b).mean(axis)
+            return (a * b).sum(axis) / np.sqrt((a * a).sum(axis) * (b * b).sum(axis))
 
     return bootstrapped(statistic, (x, y)) if len(x) >= FEWEST else NONE
 

@@ -18,7 +18,6 @@ __all__ = [
     "predicted_measured", "sweep", "throughput", "waterfall",
 ]  # fmt: skip
 
-HUES: dict[str, Any] = {"palette": "colorblind"}
 SPENT = dict(zip(stages.PARTS, ("#d9d9d9", "#5f6368", "#E69F00", "#009E73", "#0072B2", "#CC79A7", "#F0E442"), strict=True))
 PLAIN = "times plain decoding"
 
@@ -119,7 +118,7 @@ def draft_quality(results: Any, family: Any) -> Figure:
     table = sampled(drafting.merits(results.frame, family.frame))
     figure, axes = canvas(2, 3.6)
     for axis, (x, y) in zip(axes, (("perplexity", "tar"), ("tar", "rate")), strict=True):
-        seaborn.scatterplot(table, x=x, y=y, hue="sampling", ax=axis, **HUES)
+        seaborn.scatterplot(table, x=x, y=y, hue="sampling", ax=axis)
     axes[0].set(xlabel="perplexity of the draft (lower is better)", ylabel="tokens a check")
     axes[1].set(xlabel="tokens a check", ylabel="tokens a second at its best k")
     return keyed(figure)
@@ -134,7 +133,7 @@ def draft_steps(results: Any) -> Figure:
     varied = [name for name in drafting.SAME if name == "base" or table[name].nunique() > 1]
     names = table[varied].astype(str).agg(", ".join, axis=1) if len(table) else ""
     figure, (axis,) = canvas(1, 3.4)
-    seaborn.lineplot(table.assign(line=names), x="layers", y="ms", hue="line", marker="o", errorbar=None, ax=axis, **HUES)
+    seaborn.lineplot(table.assign(line=names), x="layers", y="ms", hue="line", marker="o", errorbar=None, ax=axis)
     axis.set(xlabel="layers", ylabel="milliseconds a step", xscale="log", yscale="log")
     plain_ticks(axis)
     return keyed(figure)
@@ -148,7 +147,7 @@ def predicted_measured(results: Any) -> Figure:
     table = sampled(stages.predictions(results.frame))
     table = table.assign(**{name: table["emitted"] / table[name] for name in ("predicted", "seconds")})
     figure, (axis,) = canvas(1, 4.0)
-    seaborn.scatterplot(table, x="predicted", y="seconds", hue="sampling", alpha=0.5, ax=axis, **HUES)
+    seaborn.scatterplot(table, x="predicted", y="seconds", hue="sampling", alpha=0.5, ax=axis)
     if len(table):
         ends = [0.9 * table["seconds"].min(), 1.1 * table["seconds"].max()]
         axis.fill_between(ends, [0.95 * end for end in ends], [1.05 * end for end in ends], color="#666666", alpha=0.2)
@@ -164,7 +163,7 @@ def sweep(results: Any) -> Figure:
     table = by_sampling(speedups(results.frame, [*WHO, *SETTING]))
     table = table.assign(writer=table["draft"].where(table["draft"] != "", table["method"]))
     looks = {"hue": "writer", "style": "head", "markers": True, "errorbar": None}
-    looks |= {"hue_order": sorted(set(table["writer"])), "style_order": sorted(set(table["head"])), **HUES}
+    looks |= {"hue_order": sorted(set(table["writer"])), "style_order": sorted(set(table["head"]))}
     figure, panels = panelled(table, 3.8)
     for axis, rows in panels:
         if len(rows):
