@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from itertools import product
 from typing import TYPE_CHECKING
 
 from flashspec.decoding.generate import Output, generate
@@ -26,9 +27,12 @@ def decode_all(models: Models, prompt: str | list[int], sampling: Sampling, toke
 
     Methods that verify are decoded once more with an eager final token, under the name "METHOD, eager".
     """
-    ours = {name: replace(method, k=k) for name, method in METHODS.items()}
-    late = {name: method for name, method in ours.items() if not method.writer_is_target}
-    every = ours | {f"{name}, eager": replace(method, finalize="eager") for name, method in late.items()}
+    pairs = product(METHODS.items(), ("deferred", "eager"))
+    every = {
+        name + ", eager" * (end == "eager"): replace(method, k=k, finalize=end)
+        for (name, method), end in pairs
+        if end == "deferred" or not method.writer_is_target
+    }
     chosen = {name: method for name, method in every.items() if offered(models, method)}
     return {name: generate(models, prompt, method, sampling, max_new_tokens=tokens) for name, method in chosen.items()}
 
