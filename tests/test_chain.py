@@ -1,12 +1,9 @@
 """Readings of the chapters say what was put into their tables, and figures name them."""
 
-from dataclasses import asdict
-
 import numpy as np
 import pandas
 import pytest
-import tables_drafts
-from tables import HEAD, MACHINE, TOKEN, factorial, line, pieces, race, recall_rows, results
+from tables import HEAD, MACHINE, TOKEN, factorial, family, line, pieces, race, recall_rows, results, runs, steps
 
 from flashspec.study import answers, chain, compare, figures, heads, recall, stages
 from flashspec.study.frames import pivoted
@@ -101,7 +98,7 @@ def test_agreement_is_told_by_kind_and_calibration_halves_what_is_missed():
     assert heads.told(table, "agreement", name="x") == NOT_HERE
     timed = recall.Row("", "", "flash", "bfloat16", 1000, 64, 100, 12800, "spherical", 1, 16, clustering_seconds=30.0,
                        balancing_seconds=20.0, permutation_seconds=10.0)  # fmt: skip
-    found = heads.builds(pandas.DataFrame([asdict(timed)]))
+    found = heads.builds(pandas.DataFrame([vars(timed)]))
     assert found["minutes"].tolist() == [1.0] and heads.builds(recall_rows()).empty
 
 
@@ -160,11 +157,11 @@ def test_any_slice_of_a_table_is_read_and_what_is_not_in_it_is_said(monkeypatch)
 
 TIMED = {"step_seconds": 0.01, "prefill_seconds": 0.0, "burst_seconds": 0.004, "check_1_seconds": 0.01, "finalize_seconds": 0.01}
 RACE, PIECES = results(race(prompts=4, turns=1).assign(**TIMED)), results(pieces())
-RUNS, STEPS = results(tables_drafts.runs()), results(tables_drafts.pieces())
+RUNS, STEPS = results(runs()), results(steps())
 WHOLE = factorial()
 OF = {
     "waterfall": (RACE, PIECES), "throughput": (RACE,), "final_token": (RACE,), "ledger": (RACE,),
-    "head_recall": (results(recall_rows()),), "draft_race": (RUNS,), "draft_quality": (RUNS, results(tables_drafts.family())),
+    "head_recall": (results(recall_rows()),), "draft_race": (RUNS,), "draft_quality": (RUNS, results(family())),
     "draft_steps": (STEPS,), "predicted_measured": (RUNS,), "sweep": (RUNS,), "combined": (WHOLE,),
 }  # fmt: skip
 

@@ -5,8 +5,7 @@ import math
 import numpy as np
 import pandas
 import pytest
-from tables import SPEED, line, race
-from tables_drafts import ALPHA, LAYERS, PER_BYTE, PER_LAYER, READ, STEP, TURNS, family, pieces, row, runs
+from tables import ALPHA, LAYERS, PER_BYTE, PER_LAYER, READ, SPEED, STEP, TURNS, drafted, family, line, race, runs, steps
 
 from flashspec.study import compare, drafting, papers, stages
 from flashspec.theory import amdahl, tokens_per_check
@@ -76,7 +75,7 @@ def test_no_ratio_is_given_where_float32_twins_differ():
 
 def test_the_planted_order_of_drafts_is_found():
     frame = runs()
-    seconds = {d: min(row(d, k, 0, 0.0).seconds for k in (1, 2, 4)) for d in LAYERS}
+    seconds = {d: min(drafted(d, k, 0, 0.0).seconds for k in (1, 2, 4)) for d in LAYERS}
     table = drafting.beside_plain(frame)
     greedy = table[table["temperature"] == 0.0]
     assert list(greedy["draft"]) == sorted(LAYERS, key=seconds.__getitem__)
@@ -136,25 +135,25 @@ def test_the_pick_is_the_fastest_where_the_model_is_right():
     wrong = frame.assign(seconds=frame["seconds"] * (1 + 2 * (frame["k"] == 4)))
     assert stages.losses(stages.predictions(wrong)).max() > 30
     frame = runs()
-    plain = row("wide", 0, 0, 0.0).seconds
-    paying = [row(draft, k, 0, 0.0).seconds < plain for draft in LAYERS for k in (1, 2, 4)]
+    plain = drafted("wide", 0, 0, 0.0).seconds
+    paying = [drafted(draft, k, 0, 0.0).seconds < plain for draft in LAYERS for k in (1, 2, 4)]
     assert stages.paying(frame) == pytest.approx(100 * np.mean(paying))
     assert stages.paying(frame.assign(seconds=frame["seconds"] * (1 + 99 * (frame["k"] > 0)))) == 0
 
 
 def test_a_step_is_taken_apart_into_layers_and_bytes():
-    found = drafting.fit(pieces(paper=False))
+    found = drafting.fit(steps(paper=False))
     assert found.per_layer == pytest.approx(1.02 * PER_LAYER) and found.bandwidth == pytest.approx(1 / PER_BYTE / 1.02)
-    assert math.isnan(drafting.fit(pieces(paper=False).iloc[: 2 * TURNS]).per_layer)
-    (gain,) = drafting.depth_gains(pieces(paper=False)).to_dict("records")
+    assert math.isnan(drafting.fit(steps(paper=False).iloc[: 2 * TURNS]).per_layer)
+    (gain,) = drafting.depth_gains(steps(paper=False)).to_dict("records")
     assert (gain["deep"], gain["shallow"]) == (24, 6)  # three layers hold other parameters
     assert gain["ratio"] == pytest.approx((24 * PER_LAYER + 1e-3) / (6 * PER_LAYER + 2e-3)) and gain["turns"] == TURNS
-    table = drafting.at_papers_shapes(pieces()).set_index("draft")
+    table = drafting.at_papers_shapes(steps()).set_index("draft")
     check, plain = (1.02 * (80 * PER_LAYER + 1e-4),) * 2
     step = 1.02 * (24 * PER_LAYER + 1e-3)
     assert table.loc[papers.YAN_DEEP.shape, "rate"] == pytest.approx(papers.YAN_DEEP.tar / (8 * step + check))
     assert table.loc[papers.YAN_DEEP.shape, "speedup"] == pytest.approx(papers.YAN_DEEP.tar * plain / (8 * step + check))
-    assert drafting.at_papers_shapes(pieces(paper=False)).empty
+    assert drafting.at_papers_shapes(steps(paper=False)).empty
 
 
 def test_the_papers_and_the_thesis_agree_with_themselves():
