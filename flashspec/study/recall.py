@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
-from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -191,10 +190,7 @@ def points(params: Params) -> list[Params]:
     return [replace(params, draft=(name,), **each) for name in params.draft or drafts_of(()) for each in others + sizes]
 
 
-def models(params: Params) -> dict[str, Path]:
-    """Checkpoint folders whose digests enter the origin."""
-    return {} if params.shape else folders(params)
-
-
 PRESETS = presets_of("recall", Params)
-EXPERIMENT = Experiment("recall", Params, Row, measure, split=points, models=models, presets=PRESETS)
+EXPERIMENT = Experiment(
+    "recall", Params, Row, measure, split=points, models=lambda p: {} if p.shape else folders(p), presets=PRESETS
+)
