@@ -55,9 +55,9 @@ def waterfall(results: Any, pieces: Any) -> Figure:
     for place, (name, lines) in enumerate(table.groupby("name")):
         for number, sampling in enumerate(sorted(set(lines["sampling"]) - {""}) or [""]):
             rows = lines[lines["sampling"].isin(["", sampling])].drop_duplicates("stage")
-            looks = {"color": colour(name), "label": f"{named(name)}, {sampling}".removesuffix(", "), "alpha": 0.85}
-            spots = rows["at"] + 0.06 * place + 0.02 * number
-            axis.errorbar(spots, rows["ratio"], reach(rows), fmt="o" + STYLES[number % 4], capsize=2, markersize=4, **looks)
+            mark, label = "o" + STYLES[number % 4], f"{named(name)}, {sampling}".removesuffix(", ")
+            looks: dict[str, Any] = {"color": colour(name), "label": label, "alpha": 0.85, "markersize": 4, "capsize": 2}
+            axis.errorbar(rows["at"] + 0.06 * place + 0.02 * number, rows["ratio"], reach(rows), fmt=mark, **looks)
     axis.axhline(1, color="#666666", linewidth=1)
     axis.set_xticks(range(len(chain.STAGES)), [stage.replace(", ", ",\n") for stage in chain.STAGES])
     axis.set(yscale="log", ylabel="FlashHead over dense, times faster", xlim=(-0.4, len(chain.STAGES) - 0.6))

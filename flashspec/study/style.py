@@ -90,15 +90,15 @@ def drawn(draw: Callable[..., Figure]) -> Callable[..., Picture]:
 
 def look() -> dict[str, Any]:
     """Matplotlib settings: restrained, readable at page width, the same bytes for the same data."""
-    import matplotlib
     import seaborn
+    from cycler import cycler
 
     return {
         **seaborn.plotting_context("notebook", font_scale=0.85),
         **seaborn.axes_style("ticks", {"axes.grid": True, "axes.spines.top": False, "axes.spines.right": False}),
         "grid.color": "#e6e6e6",
         "axes.axisbelow": True,
-        "axes.prop_cycle": matplotlib.cycler(color=seaborn.color_palette("colorblind")),
+        "axes.prop_cycle": cycler(color=seaborn.color_palette("colorblind")),
         "axes.edgecolor": "#666666",
         "axes.titlesize": 11,
         "axes.titleweight": "bold",
