@@ -22,7 +22,6 @@ from flashspec.study.parameters import among, at_least, presets_of
 from flashspec.study.tables import Results
 
 FORMATS = {"bf16": 0, "awq": GROUP}
-NOTHING = "no table is stored"
 
 
 @dataclass(frozen=True)
@@ -91,10 +90,8 @@ def write_checkpoint(folder: Path, config: ModelConfig, group: int, shard_bytes:
     write_folder(folder, tensors, to_hf(config, "bfloat16") | extra, shard_bytes)
 
 
-def loads(results: Results | None) -> DataFrame:
+def loads(results: Results) -> DataFrame:
     """Loading in a fresh process: gigabytes of files and of memory at its peak, and their ratio, worst repeat."""
-    if results is None:
-        return framed({"format": [NOTHING]}).set_index("format")
     frame = results.frame.assign(taken=results.frame["peak"] - results.frame["before"])
     worst = frame.loc[frame.groupby("format")["taken"].idxmax()].set_index("format")
     return framed({
@@ -103,11 +100,6 @@ def loads(results: Results | None) -> DataFrame:
         "peak over files": (worst["taken"] / worst["checkpoint_bytes"]).round(3),
         "seconds": worst["seconds"].round(1),
     })  # fmt: skip
-
-
-def worst_load(results: Results | None) -> str:
-    """The largest ratio of peak to files, in words; NOTHING without a table."""
-    return NOTHING if results is None else f"{loads(results)['peak over files'].max():.2f}"
 
 
 PRESETS = presets_of("loading", Params)
