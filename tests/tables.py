@@ -1,6 +1,6 @@
-"""Made-up tables with planted answers: races, hierarchies, pieces of heads and steps, exits, and what heads miss."""
+"""Made-up tables with planted answers: races, hierarchies, drafts, pieces of heads and steps, exits, and what heads miss."""
 
-from dataclasses import asdict, fields
+from dataclasses import fields
 from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,8 +8,9 @@ from types import SimpleNamespace
 import numpy as np
 import pandas
 
-from flashspec.study import exits, parts, recall
+from flashspec.study import exits, papers, parts, recall
 from flashspec.study.race import Row
+from flashspec.theory import tokens_per_check
 
 MACHINE = "a made-up machine, 2026-01-01"
 SPEED = {("baseline", "dense"): 1.0, ("draft_model", "dense"): 1.5, ("draft_model", "int8"): 1.8, ("draft_model", "flash"): 1.65,
@@ -38,7 +39,7 @@ def race(prompts=16, turns=2, temperatures=(0.0, 1.0), ks=(1, 2), noise=0.02, sp
                 length / factor / (1.0 if k < 2 else 1.1), turn, prompt, draft="main" if method == "draft_model" else "",
                 text_digest="x", rounds=32, drafted=32 * k, judged=32 * k, accepted=32,
             ))  # fmt: skip
-    return pandas.DataFrame([asdict(row) for row in rows], columns=list(Row.__dataclass_fields__))
+    return pandas.DataFrame(map(vars, rows), columns=list(Row.__dataclass_fields__))
 
 
 def pieces(gain=4.0, layers=(1, 4), turns=5, shape="reference-draft"):
@@ -56,7 +57,7 @@ def pieces(gain=4.0, layers=(1, 4), turns=5, shape="reference-draft"):
         rows += [parts.Row(piece, shape, head, form, noise * each, turn, **facts) for piece, each in times.items()]
         if head == "dense":
             rows += [parts.Row("check", shape, head, form, noise * (2 + n), turn, layers=deep, rows=n) for n in (1, 5)]
-    return pandas.DataFrame([asdict(row) for row in rows])
+    return pandas.DataFrame(map(vars, rows))
 
 
 def recall_rows():
@@ -66,7 +67,7 @@ def recall_rows():
     for (kind, lost), (always, left), (size, worse) in product(*sides):
         rows.append(recall.Row("t", "d", "flash", "bfloat16", 1000, 64, 100, 12800, "spherical", 1, size, always, 4, kind=kind,
                                band="1-64", positions=1000, agreed=1000 - int(worse * left * lost), covered=900.0))  # fmt: skip
-    return pandas.DataFrame([asdict(row) for row in rows])
+    return pandas.DataFrame(map(vars, rows))
 
 
 HEAD, TOKEN = {"dense": 1.0, "int8": 1.5, "flash": 1.1}, {"eager": 1.0, "deferred": 1.2}
@@ -125,3 +126,62 @@ def quality():
         for step, depth in product((100, 200), (2, 4))
     ]  # fmt: skip
     return frame(exits.Row, rows)
+
+
+LAYERS = {"wide": 1, "middle": 2, "deep": 4, "deeper": 8, "large": 2, "deeplarge": 8}
+BODY = {"wide": 1.0e6, "middle": 1.0e6, "deep": 1.01e6, "deeper": 0.99e6, "large": 2.0e6, "deeplarge": 2.0e6}
+ALPHA = {"wide": 0.72, "middle": 0.74, "deep": 0.76, "deeper": 0.78, "large": 0.8, "deeplarge": 0.82}
+A_LAYER, CHECK, STEP, READ = 1e-4, 1.5e-3, 1.4e-3, 3e-3
+
+
+def drafted(draft, k, prompt, temperature, luck=0.0):
+    """One run of 100 tokens that takes what the model says; with luck, acceptance differs from prompt to prompt."""
+    tar = tokens_per_check(min(0.95, ALPHA[draft] * (1 + luck)), k) if k else 1.0
+    rounds, burst = 100 / tar, k * A_LAYER * LAYERS[draft] if k else None
+    seconds = READ + (rounds * (burst + CHECK) if k else 100 * STEP)
+    timed = {"step_seconds": STEP, "burst_seconds": burst, "check_1_seconds": CHECK if k else None, "prefill_seconds": READ}
+    who = {"draft": draft, "layers": LAYERS[draft], "body": BODY[draft], "head_bytes": 1000, "steps": 7} if k else {}
+    counts = {"rounds": rounds, "drafted": k * rounds, "accepted": 100 - rounds, "actions_1": rounds} if k else {}
+    return Row(
+        "t", "draft_model" if k else "baseline", "dense", "bfloat16", k, "deferred", temperature, "coupling", "code", 100,
+        seconds, 0, prompt, text_digest="x", overhead_seconds=0.0, **who, **counts, **timed,
+    )  # fmt: skip
+
+
+def runs(drafts=tuple(LAYERS), ks=(1, 2, 4), temperatures=(0.0, 1.0), prompts=6, spread=0.0):
+    dice = np.random.default_rng(0)
+    rows = []
+    for temperature in temperatures:
+        for prompt in range(prompts):
+            rows.append(drafted("wide", 0, prompt, temperature))
+            luck = {draft: spread * dice.standard_normal() for draft in drafts}
+            rows += [drafted(draft, k, prompt, temperature, luck[draft]) for draft in drafts for k in ks]
+    frame = pandas.DataFrame(map(vars, rows))
+    return frame.astype(dict.fromkeys(("rounds", "drafted", "accepted", "actions_1", "actions_2", "burst_seconds"), float))
+
+
+def family(sign=1.0):
+    """Perplexity falls as acceptance rises (or rises with it); the share of continuations found says nothing."""
+    facts = {"kind": "code", "positions": 100, "right": 50, "asked": 8, "chosen": 5}
+    return pandas.DataFrame([{"draft": d, "loss": 300 - sign * 100 * alpha, **facts} for d, alpha in ALPHA.items()])
+
+
+PER_LAYER, PER_BYTE, TURNS = 5e-4, 1e-10, 5
+
+
+def timed(shape, layers, size, piece="step", **more):
+    depth, rows = more.pop("depth", layers), more.pop("rows", 1)
+    seconds = PER_LAYER * layers + PER_BYTE * size
+    facts = {"hidden": 64, "heads": 4, "ffn": 128, "body": more.pop("body", 100), "past": 8, "bandwidth": 2e10, "bytes": size}
+    facts |= {"layers": layers, "depth": depth, "rows": rows, **more}
+    return [parts.Row(piece, shape, "dense", "bfloat16", seconds * (1 + 0.01 * turn), turn, **facts) for turn in range(TURNS)]
+
+
+def steps(paper=True):
+    rows = [*timed("OPT", 24, 10**7), *timed("OPT", 12, 10**7), *timed("OPT", 6, 2 * 10**7), *timed("OPT", 3, 10**6, body=50)]
+    if paper:
+        rows += [r for d in (papers.YAN_DEEP, papers.YAN_WIDE) for r in timed(d.shape, d.layers, 10**7)]
+        rows += [
+            r for n in (1, 9) for layers in (2, 4) for r in timed(papers.YAN_TARGET, layers, 10**6, "check", depth=80, rows=n)
+        ]
+    return pandas.DataFrame(map(vars, rows))

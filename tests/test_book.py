@@ -10,8 +10,8 @@ import pytest
 from shelf import refused
 
 from flashspec.cli.main import status
+from flashspec.study import answers
 from flashspec.study import notebooks as books
-from flashspec.study import pages
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[!.]*.ipynb"))
@@ -85,13 +85,13 @@ def test_a_chapter_keeps_every_number_that_it_cites(notebook):
 
 def test_the_readme_shows_what_is_stored_and_nothing_that_is_not(tmp_path):
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert pages.with_results(text, pages.table(ROOT / "book" / "results")) == text
-    assert pages.PICTURE.as_posix() in text and (ROOT / pages.PICTURE).exists()
-    assert not any(sign.isdigit() for sign in pages.table(tmp_path))
-    fresh = pages.with_results(f"before\n{pages.START}\nold\n{pages.STOP}\nafter\n", "new")
+    assert answers.with_results(text, answers.table(ROOT / "book" / "results")) == text
+    assert answers.PICTURE.as_posix() in text and (ROOT / answers.PICTURE).exists()
+    assert not any(sign.isdigit() for sign in answers.table(tmp_path))
+    fresh = answers.with_results(f"before\n{answers.START}\nold\n{answers.STOP}\nafter\n", "new")
     assert fresh.startswith("before") and fresh.endswith("after\n") and "old" not in fresh
-    assert pages.with_results(fresh, "new") == fresh
-    refused("no place for results", pages.with_results, "nothing here", "new")
+    assert answers.with_results(fresh, "new") == fresh
+    refused("no place for results", answers.with_results, "nothing here", "new")
 
 
 PARAMETERS = [

@@ -1,16 +1,14 @@
 """Readings of the chapters say what was put into their tables, and figures name them."""
 
-from dataclasses import asdict
-
 import numpy as np
 import pandas
 import pytest
-import tables_drafts
-from tables import HEAD, MACHINE, TOKEN, factorial, line, pieces, race, recall_rows, results
+from tables import HEAD, MACHINE, TOKEN, factorial, family, line, pieces, race, recall_rows, results, runs, steps
 
 from flashspec.study import answers, chain, compare, figures, heads, recall, stages
-from flashspec.study.compare import predicted_seconds
+from flashspec.study.frames import pivoted
 from flashspec.study.quote import NOT_HERE, said, shown, value, verdict
+from flashspec.study.stages import predicted_seconds
 from flashspec.theory import amdahl
 
 ONE = pieces(layers=(2,))
@@ -58,9 +56,9 @@ def test_the_ledger_closes_where_parts_tell_the_seconds_and_not_otherwise():
 def test_checks_and_engines_are_held_against_their_like():
     found = chain.checks(ONE)
     assert value(found, rows=5) == pytest.approx(7 / 3) and value(found, rows=1) == 1.0
-    assert line(chain.by_format(found), rows=5)["bfloat16"] == pytest.approx(7 / 3)
+    assert line(pivoted(found, ["shape", "rows"], "format", "ratio"), rows=5)["bfloat16"] == pytest.approx(7 / 3)
     none = chain.checks(ONE[ONE["rows"] != 1])
-    assert none["ratio"].isna().all() and chain.by_format(none).empty
+    assert none["ratio"].isna().all()
     ours = race(temperatures=(0.0,), noise=0.0, speed={("baseline", "dense"): 1.0, ("draft_model", "dense"): 1.5})
     theirs = ours.assign(engine="transformers", seconds=lambda rows: 3 * rows["seconds"])
     found = chain.peers(pandas.concat([ours, theirs], ignore_index=True))
@@ -100,7 +98,7 @@ def test_agreement_is_told_by_kind_and_calibration_halves_what_is_missed():
     assert heads.told(table, "agreement", name="x") == NOT_HERE
     timed = recall.Row("", "", "flash", "bfloat16", 1000, 64, 100, 12800, "spherical", 1, 16, clustering_seconds=30.0,
                        balancing_seconds=20.0, permutation_seconds=10.0)  # fmt: skip
-    found = heads.builds(pandas.DataFrame([asdict(timed)]))
+    found = heads.builds(pandas.DataFrame([vars(timed)]))
     assert found["minutes"].tolist() == [1.0] and heads.builds(recall_rows()).empty
 
 
@@ -159,11 +157,11 @@ def test_any_slice_of_a_table_is_read_and_what_is_not_in_it_is_said(monkeypatch)
 
 TIMED = {"step_seconds": 0.01, "prefill_seconds": 0.0, "burst_seconds": 0.004, "check_1_seconds": 0.01, "finalize_seconds": 0.01}
 RACE, PIECES = results(race(prompts=4, turns=1).assign(**TIMED)), results(pieces())
-RUNS, STEPS = results(tables_drafts.runs()), results(tables_drafts.pieces())
+RUNS, STEPS = results(runs()), results(steps())
 WHOLE = factorial()
 OF = {
     "waterfall": (RACE, PIECES), "throughput": (RACE,), "final_token": (RACE,), "ledger": (RACE,),
-    "head_recall": (results(recall_rows()),), "draft_race": (RUNS,), "draft_quality": (RUNS, results(tables_drafts.family())),
+    "head_recall": (results(recall_rows()),), "draft_race": (RUNS,), "draft_quality": (RUNS, results(family())),
     "draft_steps": (STEPS,), "predicted_measured": (RUNS,), "sweep": (RUNS,), "combined": (WHOLE,),
 }  # fmt: skip
 

@@ -5,10 +5,9 @@ import math
 import numpy as np
 import pandas
 import pytest
-from tables import SPEED, line, race
-from tables_drafts import ALPHA, LAYERS, PER_BYTE, PER_LAYER, READ, STEP, TURNS, family, pieces, row, runs
+from tables import ALPHA, LAYERS, PER_BYTE, PER_LAYER, READ, SPEED, STEP, TURNS, drafted, family, line, race, runs, steps
 
-from flashspec.study import compare, designing, drafting, papers, predictions
+from flashspec.study import compare, drafting, papers, stages
 from flashspec.theory import amdahl, tokens_per_check
 
 
@@ -54,21 +53,13 @@ def test_few_prompts_are_called_few_and_another_text_is_counted():
     assert line(compare.speedups(frame), head="flash", temperature=0.0).same_text == 0.75
 
 
-def test_rates_stand_beside_plain_decoding():
-    rows = compare.rated(race(noise=0.0))
-    assert np.allclose(rows.loc[rows["head"].eq("flash") & rows["k"].eq(1), "speedup"], 1.65)
-    assert np.allclose(rows.loc[rows["method"].eq("baseline"), "speedup"], 1.0)
-    assert compare.rated(race()[lambda f: f["method"] != "baseline"])["speedup"].isna().all()
+def test_parts_and_counts_predict_the_seconds_of_a_run():
     parts = {"burst_seconds": 0.002, "check_1_seconds": 0.004, "prefill_seconds": 0.01, "overhead_seconds": 0.001,
              "finalize_seconds": 0.003, "step_seconds": 0.005}  # fmt: skip
-    frame = race().assign(**parts)
-    deferred = compare.rated(frame)
-    two = deferred[deferred["k"] == 2]
-    assert np.allclose(two["predicted_seconds"], 0.01 + 32 * 0.002 + 32 * (0.004 + 0.001))
-    plain = deferred[deferred["method"] == "baseline"]
-    assert np.allclose(plain["predicted_seconds"], 0.01 + 64 * 0.006)
-    eager = compare.rated(frame.assign(finalize="eager"))
-    assert np.allclose(eager.loc[eager["k"] == 2, "predicted_seconds"] - two["predicted_seconds"], 32 * 0.003)
+    plain, two = (race().assign(**parts)[lambda rows, k=k: rows["k"] == k] for k in (0, 2))
+    assert np.allclose(stages.predicted_seconds(plain), 0.01 + 64 * 0.006)
+    assert np.allclose(stages.predicted_seconds(two), 0.01 + 32 * 0.002 + 32 * (0.004 + 0.001))
+    assert np.allclose(stages.predicted_seconds(two.assign(finalize="eager")) - stages.predicted_seconds(two), 32 * 0.003)
 
 
 def test_no_ratio_is_given_where_float32_twins_differ():
@@ -84,7 +75,7 @@ def test_no_ratio_is_given_where_float32_twins_differ():
 
 def test_the_planted_order_of_drafts_is_found():
     frame = runs()
-    seconds = {d: min(row(d, k, 0, 0.0).seconds for k in (1, 2, 4)) for d in LAYERS}
+    seconds = {d: min(drafted(d, k, 0, 0.0).seconds for k in (1, 2, 4)) for d in LAYERS}
     table = drafting.beside_plain(frame)
     greedy = table[table["temperature"] == 0.0]
     assert list(greedy["draft"]) == sorted(LAYERS, key=seconds.__getitem__)
@@ -119,9 +110,9 @@ def test_correlations_have_the_planted_signs():
 
 def test_runs_that_take_what_the_model_says_are_predicted():
     frame = runs()
-    table = predictions.predictions(frame)
+    table = stages.predictions(frame)
     assert len(table) == 2 * 2 * 6 * 3 and np.allclose(table["predicted"], table["seconds"]) and (table["prompts"] == 3).all()
-    slow = predictions.errors(predictions.predictions(frame.assign(seconds=1.25 * frame["seconds"])))
+    slow = stages.errors(stages.predictions(frame.assign(seconds=1.25 * frame["seconds"])))
     assert np.allclose(slow["median"], 20) and np.allclose(slow["bias"], -20)
 
 
@@ -129,40 +120,40 @@ def test_a_prediction_takes_its_counts_from_the_other_half():
     frame = runs(spread=0.0)
     lucky = frame["prompt"] % 2 == 1
     doubled = frame.assign(**{name: frame[name] * (1 + lucky) for name in ("rounds", "drafted", "actions_1")})
-    plain, moved = predictions.predictions(frame), predictions.predictions(doubled)
+    plain, moved = stages.predictions(frame), stages.predictions(doubled)
     ratio = moved["predicted"] / plain["predicted"]
     assert ratio.max() > 1.5 and ((ratio > 1.1) == (plain["half"] == 1)).all()  # the lucky prompts are the half of 0
-    assert predictions.predictions(runs(prompts=1)).empty
-    assert predictions.predictions(runs().assign(burst_seconds=np.nan)).empty
-    assert predictions.errors(predictions.predictions(runs(prompts=1)))["median"].isna().all()
+    assert stages.predictions(runs(prompts=1)).empty
+    assert stages.predictions(runs().assign(burst_seconds=np.nan)).empty
+    assert stages.errors(stages.predictions(runs(prompts=1)))["median"].isna().all()
 
 
 def test_the_pick_is_the_fastest_where_the_model_is_right():
     frame = runs()
-    right = predictions.losses(predictions.predictions(frame))
+    right = stages.losses(stages.predictions(frame))
     assert len(right) == 2 * 6 and (right == 0).all()
     wrong = frame.assign(seconds=frame["seconds"] * (1 + 2 * (frame["k"] == 4)))
-    assert predictions.losses(predictions.predictions(wrong)).max() > 30
+    assert stages.losses(stages.predictions(wrong)).max() > 30
     frame = runs()
-    plain = row("wide", 0, 0, 0.0).seconds
-    paying = [row(draft, k, 0, 0.0).seconds < plain for draft in LAYERS for k in (1, 2, 4)]
-    assert predictions.paying(frame) == pytest.approx(100 * np.mean(paying))
-    assert predictions.paying(frame.assign(seconds=frame["seconds"] * (1 + 99 * (frame["k"] > 0)))) == 0
+    plain = drafted("wide", 0, 0, 0.0).seconds
+    paying = [drafted(draft, k, 0, 0.0).seconds < plain for draft in LAYERS for k in (1, 2, 4)]
+    assert stages.paying(frame) == pytest.approx(100 * np.mean(paying))
+    assert stages.paying(frame.assign(seconds=frame["seconds"] * (1 + 99 * (frame["k"] > 0)))) == 0
 
 
 def test_a_step_is_taken_apart_into_layers_and_bytes():
-    found = designing.fit(pieces(paper=False))
+    found = drafting.fit(steps(paper=False))
     assert found.per_layer == pytest.approx(1.02 * PER_LAYER) and found.bandwidth == pytest.approx(1 / PER_BYTE / 1.02)
-    assert math.isnan(designing.fit(pieces(paper=False).iloc[: 2 * TURNS]).per_layer)
-    (gain,) = designing.depth_gains(pieces(paper=False)).to_dict("records")
+    assert math.isnan(drafting.fit(steps(paper=False).iloc[: 2 * TURNS]).per_layer)
+    (gain,) = drafting.depth_gains(steps(paper=False)).to_dict("records")
     assert (gain["deep"], gain["shallow"]) == (24, 6)  # three layers hold other parameters
     assert gain["ratio"] == pytest.approx((24 * PER_LAYER + 1e-3) / (6 * PER_LAYER + 2e-3)) and gain["turns"] == TURNS
-    table = designing.at_papers_shapes(pieces()).set_index("draft")
+    table = drafting.at_papers_shapes(steps()).set_index("draft")
     check, plain = (1.02 * (80 * PER_LAYER + 1e-4),) * 2
     step = 1.02 * (24 * PER_LAYER + 1e-3)
     assert table.loc[papers.YAN_DEEP.shape, "rate"] == pytest.approx(papers.YAN_DEEP.tar / (8 * step + check))
     assert table.loc[papers.YAN_DEEP.shape, "speedup"] == pytest.approx(papers.YAN_DEEP.tar * plain / (8 * step + check))
-    assert designing.at_papers_shapes(pieces(paper=False)).empty
+    assert drafting.at_papers_shapes(steps(paper=False)).empty
 
 
 def test_the_papers_and_the_thesis_agree_with_themselves():

@@ -165,6 +165,6 @@ def notebooks_command(source: Path, out: Path, fresh: bool, values: tuple[tuple[
 @click.argument("readme", type=At())
 def pages_command(readme: Path) -> None:
     """Bring a page with places for results, and its picture, up to date with the stored tables."""
-    from flashspec.study.pages import update
+    from flashspec.study.answers import update
 
     update(readme)

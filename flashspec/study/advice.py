@@ -7,18 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from flashspec.decoding.method import Method
 from flashspec.measure.costs import name_of
 from flashspec.measure.planning import Forecast, HeadCase
-from flashspec.theory import Interval
 
 BEWARE = "a check was timed shorter than one plain token, so part of this gain is how single rows were timed"
 
 HEADS = ["head", "k", "final token", "tokens/s", "x plain", "95 % interval"]
 WIDE = 2.0
 VARIES = 0.2  # of the median step, between the fastest and the slowest turn of a machine that is called idle
-
-
-def times(found: Interval) -> str:
-    """A speedup with its interval."""
-    return f"{found.value:.2f}x plain decoding (95 % interval {found.low:.2f} to {found.high:.2f})"
 
 
 def setting(method: Method) -> str:
@@ -52,7 +46,8 @@ def estimate(found: tuple[Method, float], turns: int) -> str:
 def lines(found: Sequence[Forecast], sources: Mapping[str, str]) -> Iterator[str]:
     """The recommendation, which is the first forecast, and a table of all; `sources` say where numbers come from."""
     best = found[0]
-    yield f"{verdict(best)} {setting(best.method)}: predicted {times(best.speedup)}, {best.rate:.3g} tokens/s"
+    speed = "{:.2f}x plain decoding (95 % interval {:.2f} to {:.2f})".format(*best.speedup)
+    yield f"{verdict(best)} {setting(best.method)}: predicted {speed}, {best.rate:.3g} tokens/s"
     yield f"a round: {ledger(best)}; {best.tar:.2f} tokens a check; plain decoding {ms(best.step)} a token"
     yield f"break-even at k = {best.method.k}, each alone: {needs(best)}"
     if best.parts["verify"] < best.step:

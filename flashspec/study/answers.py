@@ -1,19 +1,23 @@
-"""The study's questions, each answered by pairing two sides of one stored race, or two formats of one stored check."""
+"""The study's questions, each answered by pairing two sides of one stored race: for chapters, and for the README.
+
+`flashspec pages README.md` writes the answers into that page, and its picture beside it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-from flashspec.study import compare
+from flashspec.models.writing import write_text
+from flashspec.study import compare, figures
+from flashspec.study.frames import DataFrame, framed, having
 from flashspec.study.quote import NOT_HERE, verdict
 from flashspec.study.registry import stored
 from flashspec.study.tables import Results
 
-if TYPE_CHECKING:
-    from pandas import DataFrame
-
+START, STOP = "<!-- results: written by `make book`, do not edit -->", "<!-- end of results -->"
+PICTURE = Path("book") / "_static" / "answers.svg"
 BY = (*compare.CONTEXT, "draft", "method", "head", "format", "finalize")
 FACTS = ("temperature", "rule", "draft", "k", *compare.NUMBERS)
 MAIN = {"draft": "main", "head": "dense", "finalize": "deferred"}
@@ -70,19 +74,17 @@ def found(questions: Sequence[Question], root: Path | None = None) -> dict[str, 
 
 def answers(questions: Sequence[Question], tables: Mapping[str, Results]) -> DataFrame:
     """One line a question, temperature and rule: the ratio with its interval; a question without its table says so."""
-    import pandas
-
     lines = []
     for each in questions:
         same = {"question": each.what, "chapter": each.chapter}
         found = ratio(tables[each.race].frame, each).to_dict("records") if each.race in tables else []
         lines += [{**line, **same} for line in found or [{"verdict": NOT_HERE}]]
-    return pandas.DataFrame(lines).reindex(columns=["question", *FACTS, "chapter"])
+    return framed(lines).reindex(columns=["question", *FACTS, "chapter"])
 
 
 def ratio(frame: DataFrame, question: Question) -> DataFrame:
     """The lines of a frame in which both sides of a question ran, paired by prompt and turn."""
-    mine, below = (compare.having(frame, side) for side in (question.mine, question.over))
+    mine, below = (having(frame, side) for side in (question.mine, question.over))
     over = {name: value for name, value in question.over.items() if question.mine.get(name) != value}
     return compare.gain(frame[mine & (frame["method"] != "baseline") | below], over, BY, [])
 
@@ -97,3 +99,34 @@ def shown(lines: DataFrame) -> DataFrame:
 def said(lines: DataFrame, question: Question, temperature: float = 1.0) -> str:
     """The verdict of the first line that answers a question at this temperature; says so where there is none."""
     return verdict(lines, question=question.what, temperature=temperature)
+
+
+def table(root: Path | None = None) -> str:
+    """The study's answers as Markdown, one line each, with the machines underneath."""
+    tables = found(DECISIONS, root)
+    if not tables:
+        return "No table is stored yet: `make book` measures them."
+    lines = answers(DECISIONS, tables).dropna(subset=["ratio"])
+    columns = zip(lines["question"], lines["temperature"], lines["rule"], lines["verdict"], strict=True)
+    body = "\n".join(f"| {what} | {hot:g} | {rule if hot else ''} | {said} |" for what, hot, rule, said in columns)
+    machines = "; ".join(dict.fromkeys(each.machine for each in tables.values()))
+    return f"| | T | rule | measured |\n|---|---|---|---|\n{body}\n\nMeasured on {machines}."
+
+
+def with_results(text: str, results: str) -> str:
+    """A page with the part between its markers replaced. ValueError if a marker is missing."""
+    if START not in text or STOP not in text:
+        raise ValueError(f"the page has no place for results; it needs the lines {START!r} and {STOP!r}")
+    before, after = text.partition(START)[0], text.partition(STOP)[2]
+    return f"{before}{START}\n\n{results}\n\n{STOP}{after}"
+
+
+def update(page: Path) -> None:
+    """Bring a page and the picture beside it up to date with the stored tables. ValueError if it has no place for results."""
+    text = page.read_text(encoding="utf-8")
+    fresh = with_results(text, table())
+    if fresh != text:
+        write_text(fresh, page)
+    if tables := found(DECISIONS):
+        lines = answers(DECISIONS, tables)
+        figures.answers(*tables.values(), lines=lines).save(page.parent / PICTURE)

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from flashspec.study import compare
-from flashspec.study.compare import CONTEXT, FEWEST, MANY, WHO, groups, over_medians, sampled, verdict
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
-
-    from flashspec.study.tables import Results
+from flashspec.study.compare import CONTEXT, SIDE, WHO, over, sampled
+from flashspec.study.frames import DataFrame, framed, groups, joined, pivoted
+from flashspec.study.stages import predicted_seconds
 
 STAGES = ("projection", "draft step", "text, eager", "text, deferred")
 SHAPES = {"reference-draft": "main", "reference-shallow": "shallow"}  # shapes that are shipped drafts
@@ -20,7 +15,6 @@ PIECES = {"projection": "projection", "step": "draft step"}
 PLACE = ["shape", "layers", "piece"]
 SIZE = ["head", "format", "probes", "shortlist"]
 SHARE = 0.1  # of the rows of a head that a FlashHead in the chain scores, as nearly as the table allows
-SIDE = [*CONTEXT, *WHO, "finalize"]
 
 
 def faster(frame: DataFrame) -> DataFrame:
@@ -29,21 +23,21 @@ def faster(frame: DataFrame) -> DataFrame:
     The dense head has the same number format where the table holds it, else the one that `over` names: a head in int8 or
     int4 is a line of its own. `limit` is the ratio of their bytes, `share` that of the rows they score.
     """
-    import pandas
-
-    lines = []
-    for place, rows in groups(frame[frame["piece"] != "body"], PLACE):
-        dense = dict(iter(rows[rows["head"] == "dense"].groupby("format")))
-        for who, mine in groups(rows[rows["head"] != "dense"], SIZE) if dense else ():
-            over = who["format"] if who["format"] in dense else next(iter(dense))
-            both = mine.merge(dense[over], on="turn", suffixes=("", "_below"))
-            if len(both):
-                found = over_medians(both["seconds_below"], both["seconds"])
-                words = verdict(found, len(both), MANY) if len(both) >= FEWEST else "too few turns"
-                one = both.iloc[0]
-                limit, share = one["bytes_below"] / one["bytes"], one["rows_scored"] / (one["rows_scored_below"] or np.nan)
-                lines.append({**place, **who, "over": over, **found.columns, "limit": limit, "share": share, "verdict": words})
-    return pandas.DataFrame(lines, columns=[*PLACE, *SIZE, "over", "ratio", "low", "high", "limit", "share", "verdict"])
+    rows = frame[frame["piece"] != "body"]
+    dense = rows["head"] == "dense"
+    both = rows[~dense].merge(rows[dense], on=[*PLACE, "turn"], suffixes=("", "_below"))
+    both = both.assign(
+        over=both["format_below"],
+        other=both["format"] != both["format_below"],
+        limit=both["bytes_below"] / both["bytes"],
+        share=both["rows_scored"] / both["rows_scored_below"],
+    )
+    both = both.sort_values(["other", "over"], kind="stable")
+    first = both.groupby([*PLACE, *SIZE], dropna=False)["over"].transform("first")
+    facts = [*PLACE, *SIZE, "over", "limit", "share"]
+    found = groups(both[both["over"] == first], facts)
+    lines = [{**who, **over(mine["seconds_below"], mine["seconds"], np.median)} for who, mine in found]
+    return framed(lines, [*facts, "ratio", "low", "high", "verdict"])
 
 
 def head_share(frame: DataFrame, shape: str) -> float:
@@ -58,8 +52,6 @@ def chain(race: DataFrame, pieces: DataFrame) -> DataFrame:
     Projection and step come from pieces of the same shape, text from the race; a piece has no sampling and shows the number
     of probes that scores nearest to a tenth of the vocabulary.
     """
-    import pandas
-
     steps = faster(pieces)
     steps = steps[steps["piece"].isin(PIECES) & steps["head"].str.startswith("flash") & (steps["over"] == steps["format"])]
     near = steps.assign(far=(steps["share"] - SHARE).abs()).sort_values("far", kind="stable")
@@ -69,15 +61,14 @@ def chain(race: DataFrame, pieces: DataFrame) -> DataFrame:
     texts = texts[texts["head"].str.startswith("flash")]
     texts = texts.assign(name=texts["draft"].where(texts["draft"] != "", texts["method"]), stage="text, " + texts["finalize"])
     columns = ["name", "sampling", "stage", "head", "format", "probes", "limit", "ratio", "low", "high", "verdict"]
-    found = [each.reindex(columns=columns) for each in (steps, texts) if len(each)]
-    return pandas.concat(found, ignore_index=True) if found else texts.reindex(columns=columns)
+    return joined(each for each in (steps, texts) if len(each)).reindex(columns=columns)
 
 
 def links(chained: DataFrame) -> DataFrame:
     """The chain as a table: one line a name, head and sampling, one column a stage."""
-    table = chained.pivot_table(index=["name", "sampling", "head"], columns="stage", values="verdict", aggfunc="first")
-    known = [stage for stage in STAGES if stage in table.columns]
-    return table[known].fillna("").reset_index().rename_axis(columns=None)
+    keys = ["name", "sampling", "head"]
+    table = pivoted(chained, keys, "stage", "verdict")
+    return table[[name for name in (*keys, *STAGES) if name in table]].fillna("")
 
 
 def samplings(frame: DataFrame) -> tuple[str, str]:
@@ -102,7 +93,7 @@ def rates(frame: DataFrame) -> DataFrame:
 def deferral(frame: DataFrame) -> DataFrame:
     """Deferred over eager final token of every method, each at its best setting, with what the timed parts predict."""
     keys, found = [*CONTEXT, *WHO], []
-    for seconds in (frame["seconds"], compare.predicted_seconds(frame)):
+    for seconds in (frame["seconds"], predicted_seconds(frame)):
         rows = frame.assign(seconds=seconds)[seconds.notna()]
         found.append(compare.gain(rows, {"finalize": "eager"}, keys, ["finalize"]))
     predicted = found[1][[*keys, "ratio"]].rename(columns={"ratio": "predicted"})
@@ -118,27 +109,11 @@ def checks(frame: DataFrame) -> DataFrame:
     return table.assign(ratio=table["ms"] / table.join(one, on=keys)["one"])
 
 
-def by_format(table: DataFrame) -> DataFrame:
-    """What a check of n rows costs over one row of its own format: shapes and rows down, formats across."""
-    keys = ["shape", "rows"]
-    return table.pivot_table(index=keys, columns="format", values="ratio").reset_index().rename_axis(columns=None)
-
-
-def together(*found: Results | None) -> DataFrame:
-    """The races that are stored, in one table, which is empty where none is."""
-    import pandas
-
-    frames = [each.frame for each in found if each is not None]
-    return pandas.concat(frames, ignore_index=True) if frames else pandas.DataFrame()
-
-
 def peers(frame: DataFrame, other: str = "transformers") -> DataFrame:
     """flashspec over another engine on the same prompts: plain, with the draft at each one's best k, and each at its fastest."""
-    import pandas
-
     rows = frame[(frame["head"] == "dense") & frame["method"].isin(["baseline", "draft_model"])]
     mode = np.where(rows["method"] == "baseline", "plain", "with the draft")
     way = frame["draft"] + " " + frame["method"] + " " + frame["head"]
-    rows = pandas.concat([rows.assign(mode=mode), frame.assign(mode="each at its fastest", exits=way)], ignore_index=True)
+    rows = joined([rows.assign(mode=mode), frame.assign(mode="each at its fastest", exits=way)])
     rows = rows.assign(side=rows["engine"], engine="", method="")
     return compare.gain(rows, {"side": other}, [*CONTEXT, "mode"], ["side"])

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,10 +17,8 @@ from flashspec.measure.prompts import Prompt, load_prompts
 from flashspec.models.exits import rows_at
 from flashspec.study.drafts import folders, short_name, target_of
 from flashspec.study.experiment import Experiment, by
+from flashspec.study.frames import DataFrame
 from flashspec.study.parameters import among, at_least, presets_of
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
 
 CURVE = "curve.jsonl"
 COUNTS = ("positions", "same", "right", "both", "in_top_5")

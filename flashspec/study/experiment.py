@@ -34,11 +34,6 @@ def by(*names: str) -> Callable[[Any], list[Any]]:
     return points
 
 
-def no_models(params: Any) -> dict[str, Path]:
-    """The models of an experiment that reads none."""
-    return {}
-
-
 @dataclass(frozen=True)
 class Experiment(Generic[Params, Row]):
     """One question with typed parameters and typed rows, both dataclasses.
@@ -56,7 +51,7 @@ class Experiment(Generic[Params, Row]):
     function: Callable[[Params], Iterable[Row]]
     measured: bool = True
     split: Callable[[Params], Iterable[Params]] = by()
-    models: Callable[[Params], Mapping[str, Path]] = no_models
+    models: Callable[[Params], Mapping[str, Path]] = lambda params: {}
     presets: Mapping[str, Params] = field(default_factory=dict)
     version: int = 1
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,12 +17,10 @@ from flashspec.models.family import FAMILY as POINTS
 from flashspec.models.transformer import Transformer
 from flashspec.study.drafts import FAMILY, drafts_of, facts_of, folders, pair_of, prompts_of
 from flashspec.study.experiment import Experiment
+from flashspec.study.frames import DataFrame, framed
 from flashspec.study.parameters import at_least, presets_of
 from flashspec.study.tables import default_root
 from flashspec.theory import replayed_all
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
 
 CHOICES = 4
 DRAFTS = ("main", "shallow", "designed", *(f"{FAMILY}/{name}" for name in POINTS))
@@ -109,8 +107,6 @@ def log_chances(model: Transformer, ids: Sequence[int]) -> Tensor:
 
 def records(k: int = 4, root: Path | None = None) -> DataFrame:
     """One line a recorded point, the highest greedy TAR at k first, counted from what it proposed."""
-    import pandas
-
     names = ["draft", "layers", "heads", "ffn", "body", "head bytes", "steps", "distilled", "TAR", "digest"]
     lines = []
     for path in sorted(((root or default_root()) / "family").glob("*/proposals.json")):
@@ -120,7 +116,7 @@ def records(k: int = 4, root: Path | None = None) -> DataFrame:
         tar = replayed_all(accepted(path.parent), k).tar
         digest = weights[min(name for name in weights if name.endswith(".safetensors"))][:12]
         lines.append((path.parent.name, *sizes, design.get("steps"), design.get("distilled"), tar, digest))
-    return pandas.DataFrame(lines, columns=names).sort_values("TAR", ascending=False).set_index("draft")
+    return framed(lines, names).sort_values("TAR", ascending=False).set_index("draft")
 
 
 def accepted(record: Path) -> list[list[float]]:

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from flashspec.study import chain, designing, drafting, heads, papers, predictions, stages
-from flashspec.study.compare import DENSE, PARTS, SETTING, WHO, sampled, speedups
-from flashspec.study.marks import by_sampling, canvas, curves, forest, keyed, overlaid, panelled, stacked
+from flashspec.study import chain, drafting, heads, papers, stages
+from flashspec.study.compare import DENSE, SETTING, WHO, sampled, speedups
+from flashspec.study.frames import DataFrame
+from flashspec.study.marks import by_sampling, canvas, forest, keyed, overlaid, panelled, reach, stacked
 from flashspec.study.style import colour, drawn, named, plain_ticks
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-    from pandas import DataFrame
 
 __all__ = [
     "answers", "combined", "draft_quality", "draft_race", "draft_steps", "final_token", "head_recall", "ledger",
     "predicted_measured", "sweep", "throughput", "waterfall",
 ]  # fmt: skip
 
+SPENT = dict(zip(stages.PARTS, ("#d9d9d9", "#5f6368", "#E69F00", "#009E73", "#0072B2", "#CC79A7", "#F0E442"), strict=True))
 STYLES = ("-", ":", "--", "-.")
-SPENT = dict(zip(PARTS, ("#d9d9d9", "#5f6368", "#E69F00", "#009E73", "#0072B2", "#CC79A7", "#F0E442"), strict=True))
 PLAIN = "times plain decoding"
 
 
@@ -47,20 +47,17 @@ def answers(*results: Any, lines: DataFrame) -> Figure:
 @drawn
 def waterfall(results: Any, pieces: Any) -> Figure:
     """FlashHead over the dense head of the same format at every stage: the thesis beside what was measured here."""
-    figure, (axis,) = canvas(height=4.4)
+    figure, (axis,) = canvas(1, 4.4)
     table = chain.chain(results.frame, pieces.frame)
-    table = table.assign(at=table["stage"].map(chain.STAGES.index).astype(float))
+    table = table.assign(at=table["stage"].map(chain.STAGES.index).astype(float)).sort_values("at", kind="stable")
     thesis = [papers.THESIS[name] for name in ("projection", "draft_step", "eager", "deferred")]
     axis.plot(range(len(thesis)), thesis, "s-", color=colour("thesis"), label="the thesis")
-    samplings = sorted(set(table["sampling"]) - {""}) or [""]
-    for place, name in enumerate(sorted(set(table["name"]))):
-        for number, sampling in enumerate(samplings):
-            rows = table[(table["name"] == name) & table["sampling"].isin(["", sampling])].drop_duplicates("stage")
-            if number == 0 or (rows["sampling"] == sampling).any():
-                label = ", ".join(filter(None, (named(name), sampling if rows["sampling"].any() else "")))
-                moved = rows.sort_values("at").assign(line=label, shade=colour(name))
-                moved["at"] += 0.06 * place + 0.02 * number
-                curves(axis, moved, "at", "ratio", "o", linestyle=STYLES[number % 4], alpha=0.85)
+    for place, (name, lines) in enumerate(table.groupby("name")):
+        for number, sampling in enumerate(sorted(set(lines["sampling"]) - {""}) or [""]):
+            rows = lines[lines["sampling"].isin(["", sampling])].drop_duplicates("stage")
+            mark, label = "o" + STYLES[number % 4], f"{named(name)}, {sampling}".removesuffix(", ")
+            looks: dict[str, Any] = {"color": colour(name), "label": label, "alpha": 0.85, "markersize": 4, "capsize": 2}
+            axis.errorbar(rows["at"] + 0.06 * place + 0.02 * number, rows["ratio"], reach(rows), fmt=mark, **looks)
     axis.axhline(1, color="#666666", linewidth=1)
     axis.set_xticks(range(len(chain.STAGES)), [stage.replace(", ", ",\n") for stage in chain.STAGES])
     axis.set(yscale="log", ylabel="FlashHead over dense, times faster", xlim=(-0.4, len(chain.STAGES) - 0.6))
@@ -95,9 +92,10 @@ def head_recall(results: Any) -> Figure:
     table = heads.usual(heads.recalls(results.frame))
     names = table["draft"] + ", " + table["name"] if table["draft"].nunique() > 1 else table["name"]
     table = table.assign(line=names, shade=table["head"].map(colour)).sort_values("megabytes")
-    figure, (axis,) = canvas(height=4.0)
-    for calibrated, rows in table.groupby("calibrated"):
-        curves(axis, rows, "megabytes", "agreement", "o:", fillstyle="full" if calibrated else "none")
+    figure, (axis,) = canvas(1, 4.0)
+    for (name, shade, calibrated), rows in table.groupby(["line", "shade", "calibrated"], sort=False):
+        fill = "full" if calibrated else "none"
+        axis.plot(rows["megabytes"], rows["agreement"], "o:", color=shade, label=name, fillstyle=fill, markersize=4)
     axis.set(xscale="log", xlabel="megabytes read for one row", ylabel="agrees with the dense head, % of rows")
     plain_ticks(axis)
     return keyed(figure)
@@ -116,10 +114,12 @@ def draft_race(results: Any) -> Figure:
 @drawn
 def draft_quality(results: Any, family: Any) -> Figure:
     """Perplexity against tokens a check, and tokens a check against tokens a second: one dot a draft, a colour a sampling."""
+    import seaborn
+
     table = sampled(drafting.merits(results.frame, family.frame))
     figure, axes = canvas(2, 3.6)
-    for axis, pair in zip(axes, (("perplexity", "tar"), ("tar", "rate")), strict=True):
-        curves(axis, table.assign(line=table["sampling"]), *pair, "o", alpha=0.8)
+    for axis, (x, y) in zip(axes, (("perplexity", "tar"), ("tar", "rate")), strict=True):
+        seaborn.scatterplot(table, x=x, y=y, hue="sampling", ax=axis)
     axes[0].set(xlabel="perplexity of the draft (lower is better)", ylabel="tokens a check")
     axes[1].set(xlabel="tokens a check", ylabel="tokens a second at its best k")
     return keyed(figure)
@@ -128,11 +128,13 @@ def draft_quality(results: Any, family: Any) -> Figure:
 @drawn
 def draft_steps(results: Any) -> Figure:
     """Milliseconds of a draft step over layers, one line for each set of shapes with equal parameters in their layers."""
-    table = designing.steps(results.frame)
-    varied = [name for name in designing.SAME if name == "base" or table[name].nunique() > 1]
+    import seaborn
+
+    table = drafting.steps(results.frame)
+    varied = [name for name in drafting.SAME if name == "base" or table[name].nunique() > 1]
     names = table[varied].astype(str).agg(", ".join, axis=1) if len(table) else ""
-    figure, (axis,) = canvas(height=3.4)
-    curves(axis, table.assign(line=names).sort_values("layers", kind="stable"), "layers", "ms")
+    figure, (axis,) = canvas(1, 3.4)
+    seaborn.lineplot(table.assign(line=names), x="layers", y="ms", hue="line", marker="o", errorbar=None, ax=axis)
     axis.set(xlabel="layers", ylabel="milliseconds a step", xscale="log", yscale="log")
     plain_ticks(axis)
     return keyed(figure)
@@ -141,11 +143,12 @@ def draft_steps(results: Any) -> Figure:
 @drawn
 def predicted_measured(results: Any) -> Figure:
     """Measured against predicted tokens a second, one dot a setting and half of its prompts; the band is 5 % wide."""
-    table = sampled(predictions.predictions(results.frame))
-    rates = {name: table["emitted"] / table[name] for name in ("predicted", "seconds")}
-    table = table.assign(line=table["sampling"], **rates)
-    figure, (axis,) = canvas(height=4.0)
-    curves(axis, table, "predicted", "seconds", "o", alpha=0.5)
+    import seaborn
+
+    table = sampled(stages.predictions(results.frame))
+    table = table.assign(**{name: table["emitted"] / table[name] for name in ("predicted", "seconds")})
+    figure, (axis,) = canvas(1, 4.0)
+    seaborn.scatterplot(table, x="predicted", y="seconds", hue="sampling", alpha=0.5, ax=axis)
     if len(table):
         ends = [0.9 * table["seconds"].min(), 1.1 * table["seconds"].max()]
         axis.fill_between(ends, [0.95 * end for end in ends], [1.05 * end for end in ends], color="#666666", alpha=0.2)
@@ -160,9 +163,9 @@ def sweep(results: Any) -> Figure:
 
     table = by_sampling(speedups(results.frame, [*WHO, *SETTING]))
     table = table.assign(writer=table["draft"].where(table["draft"] != "", table["method"]))
-    looks = {"hue": "writer", "style": "head", "palette": "colorblind", "markers": True, "errorbar": None}
+    looks = {"hue": "writer", "style": "head", "markers": True, "errorbar": None}
     looks |= {"hue_order": sorted(set(table["writer"])), "style_order": sorted(set(table["head"]))}
-    figure, panels = panelled(table, 3.8, sharey=True)
+    figure, panels = panelled(table, 3.8)
     for axis, rows in panels:
         if len(rows):
             seaborn.lineplot(rows, x="k", y="ratio", ax=axis, **looks)

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from flashspec.study.chain import PLACE, SIZE, faster
-from flashspec.study.compare import CONTEXT, gain, having, like_for_like, speedups
+from flashspec.study.compare import CONTEXT, WHO, gain, like_for_like, speedups
+from flashspec.study.frames import DataFrame, having, pivoted
 from flashspec.study.quote import NOT_HERE
 from flashspec.study.recall import PARTS
 from flashspec.theory import amdahl
 
-if TYPE_CHECKING:
-    from pandas import DataFrame
-
 CLUSTERING = ["metric", "homes", "cluster_size"]
 USUAL = 16  # ids a cluster
-SIDES = ["draft", "method", "head", "format", "finalize"]
 PAIR = [*CONTEXT, "draft", "method", "finalize"]
 
 
@@ -46,8 +43,8 @@ def by_kind(frame: DataFrame) -> DataFrame:
     """The usual heads at their own probes: rows and megabytes they read, agreement on each kind of text, and coverage."""
     whole, kinds = (usual(recalls(frame, *by)) for by in ((), ("kind",)))
     table = whole[whole["plan"] == "default"][["draft", "name", "share", "megabytes", "agreement", "coverage"]]
-    apart = kinds[kinds["plan"] == "default"].pivot_table(index=["draft", "name"], columns="kind", values="agreement", sort=False)
-    return table.join(apart, on=["draft", "name"]) if len(apart.columns) > 1 else table
+    apart = pivoted(kinds[kinds["plan"] == "default"], ["draft", "name"], "kind", "agreement")
+    return table.merge(apart, how="left") if len(apart.columns) > 3 else table
 
 
 def clusterings(frame: DataFrame) -> DataFrame:
@@ -56,10 +53,8 @@ def clusterings(frame: DataFrame) -> DataFrame:
     shares = sorted(set(table["plan"]) - {"default"}, key=float)
     rows = table[(table["head"] == "flash") & (table["plan"] == ["default", *shares][-1])]
     words = rows["metric"] + rows["homes"].map({1: ", one home", 2: ", two homes"})
-    rows = rows.assign(kind=words).sort_values("calibrated", kind="stable")
-    keys = ["draft", "cluster_size"]
-    table = rows.pivot_table(index=keys, columns="kind", values="agreement", aggfunc="last", sort=False)
-    return table.reset_index().rename_axis(columns=None)
+    rows = rows.assign(kind=words).sort_values("calibrated", ascending=False, kind="stable")
+    return pivoted(rows, ["draft", "cluster_size"], "kind", "agreement")
 
 
 def told(table: DataFrame, column: str, **which: Any) -> str:
@@ -81,22 +76,21 @@ def by_shape(table: DataFrame) -> DataFrame:
     """How many times faster than the dense head of its format FlashHead with the most probes is: ids down, widths across."""
     rows = table[(table["head"] == "flash") & (table["probes"] == table["probes"].max())]
     sides = rows["shape"].str.split("x", expand=True).reindex(columns=[0, 1]).astype(int)
-    found = rows.assign(ids=sides[0], width=sides[1])
-    return found.pivot_table(index="ids", columns="width", values="ratio").reset_index().rename_axis(columns=None)
+    return pivoted(rows.assign(ids=sides[0], width=sides[1]), ["ids"], "width", "ratio")
 
 
 def depths(frame: DataFrame) -> DataFrame:
     """One line a depth and head: the head's share of a dense step, the step's measured gain, and Amdahl's prediction."""
-    medians = frame.groupby([*PLACE, *SIZE], dropna=False)["seconds"].median()
     lines = faster(frame)
-    lines = lines[lines["piece"] == "step"]
-    found = []
-    for _, line in lines.iterrows():
-        at = (line["shape"], line["layers"])
-        head, body = (medians.get((*at, piece, "dense", line["over"], 0, 0), np.nan) for piece in ("head", "body"))
-        share, more = head / (head + body), head / medians.get((*at, "head", *line[SIZE]), np.nan)
-        found.append((100 * share, amdahl(share, more) if share == share and more == more else np.nan))
-    return lines.assign(share=[share for share, _ in found], predicted=[gain for _, gain in found])
+    place = ["shape", "layers", *SIZE, "over"]
+    cheaper = lines[lines["piece"] == "head"].set_index(place)["ratio"].rename("cheaper")
+    dense = frame[frame["head"] == "dense"].pivot_table("seconds", ["shape", "layers", "format"], "piece", aggfunc="median")
+    dense = dense.reindex(columns=["head", "body"])
+    part = (dense["head"] / dense.sum(axis=1, skipna=False)).rename("part")
+    lines = lines[lines["piece"] == "step"].join(cheaper, on=place).join(part, on=["shape", "layers", "over"])
+    pairs = lines[["part", "cheaper"]].itertuples(index=False)
+    predicted = [amdahl(*pair) if np.isfinite(pair).all() else np.nan for pair in pairs]
+    return lines.assign(share=100 * lines["part"], predicted=predicted)
 
 
 def builds(frame: DataFrame) -> DataFrame:
@@ -109,7 +103,7 @@ def builds(frame: DataFrame) -> DataFrame:
 
 def against(frame: DataFrame) -> DataFrame:
     """One line a head and sampling at its best setting: over plain decoding, the dense head of its format, and the int8 head."""
-    plain = speedups(frame, SIDES)
+    plain = speedups(frame, [*WHO, "finalize"])
     rows = frame[frame["method"] != "baseline"]
     same = like_for_like(frame)[[*PAIR, "head", "verdict"]].rename(columns={"verdict": "same_format"})
     int8 = gain(rows, {"head": "int8"}, PAIR, ["head"])[[*PAIR, "head", "verdict"]].rename(columns={"verdict": "over_int8"})

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,18 +24,6 @@ from flashspec.study.drafts import drafts_of, pair_of
 
 AT_ONCE = 256
 LIVE = ("in_context",)  # heads that learn from verifications, which stored rows have none of
-
-
-class Source(NamedTuple):
-    """Where rows come from: prompts, and what the target writes behind them at this temperature."""
-
-    target: str
-    draft: str
-    prompts: str
-    per_kind: int
-    new_tokens: int
-    temperature: float = 1.0
-    seed: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,14 +73,14 @@ class HeldOut:
 
 
 @lru_cache(maxsize=1)
-def held_out(source: Source) -> HeldOut:
-    """Let the target write behind every prompt and the draft read it; ValueError where no kind has two."""
-    (folder,) = drafts_of((source.draft,)).values()
-    models = pair_of(source.target, source.draft, folder, "bfloat16", "dense")
-    draft, sampling = models.model("draft"), Sampling(source.temperature, seed=source.seed)
-    asked = {"max_new_tokens": source.new_tokens, "stop": ()}
+def held_out(params: Any, name: str) -> HeldOut:
+    """Let the target write behind every prompt and a draft read it; ValueError where no kind has two."""
+    (folder,) = drafts_of((name,)).values()
+    models = pair_of(params.target, name, folder, "bfloat16", "dense")
+    draft, sampling = models.model("draft"), Sampling(params.temperature, seed=params.seed)
+    asked = {"max_new_tokens": params.new_tokens, "stop": ()}
     written, whole, rows, kinds = [], [], [], tuple[str, ...]()
-    for half in halves(load_prompts(source.prompts or None, source.per_kind)):
+    for half in halves(load_prompts(params.prompts or None, params.per_kind)):
         texts = [generate(models, list(prompt.ids), "baseline", sampling, **asked).tokens for prompt in half]
         read = [[*prompt.ids, *text] for prompt, text in zip(half, texts, strict=True)]
         written.append(torch.tensor(sum(texts, [])))

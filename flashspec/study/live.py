@@ -5,17 +5,19 @@ from __future__ import annotations
 import html
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from itertools import product
 from typing import TYPE_CHECKING
 
 from flashspec.decoding.generate import Output, generate
 from flashspec.decoding.method import METHODS, Method, build
 from flashspec.decoding.models import Models
 from flashspec.sampling import Sampling
+from flashspec.study.frames import DataFrame, framed
 
 if TYPE_CHECKING:
     from IPython.display import HTML
-    from pandas import DataFrame
 
+COUNTS = ("emitted", "forwards", "rounds", "drafted", "accepted")
 NOT_OFFERED = "(not offered by these models)"
 SHADES = {"accepted": "#cfe8d5", "own": "#ffd9b8"}
 
@@ -25,11 +27,12 @@ def decode_all(models: Models, prompt: str | list[int], sampling: Sampling, toke
 
     Methods that verify are decoded once more with an eager final token, under the name "METHOD, eager".
     """
-    every = {}
-    for name, method in METHODS.items():
-        every[name] = replace(method, k=k)
-        if not method.writer_is_target:
-            every[f"{name}, eager"] = replace(method, k=k, finalize="eager")
+    pairs = product(METHODS.items(), ("deferred", "eager"))
+    every = {
+        name + ", eager" * (end == "eager"): replace(method, k=k, finalize=end)
+        for (name, method), end in pairs
+        if end == "deferred" or not method.writer_is_target
+    }
     chosen = {name: method for name, method in every.items() if offered(models, method)}
     return {name: generate(models, prompt, method, sampling, max_new_tokens=tokens) for name, method in chosen.items()}
 
@@ -43,11 +46,6 @@ def offered(models: Models, method: Method) -> bool:
     return True
 
 
-def preferred(outputs: Mapping[str, Output]) -> Output:
-    """The decode to look at: a FlashHead draft's, or a dense draft's where the models give no FlashHead."""
-    return outputs["flash" if "flash" in outputs else "dense"]
-
-
 def forwards(outputs: Mapping[str, Output], name: str) -> int | str:
     """Target forwards of one decode, in words where these models do not offer the method."""
     return outputs[name].stats.forwards if name in outputs else NOT_OFFERED
@@ -55,20 +53,17 @@ def forwards(outputs: Mapping[str, Output], name: str) -> int | str:
 
 def table(outputs: Mapping[str, Output]) -> DataFrame:
     """One line a method: its counts, the two rates read from them, and whether its text is the baseline's."""
-    import pandas
-
-    names = ("emitted", "forwards", "rounds", "drafted", "accepted")
     lines = []
-    for output in outputs.values():
-        counts = {name: getattr(output.stats, name) for name in names}
-        rates = {"acceptance": round(output.stats.acceptance, 2), "TAR": round(output.stats.tar, 2)}
-        lines.append({**counts, **rates, "same text": output.tokens == outputs["baseline"].tokens})
-    return pandas.DataFrame(lines, pandas.Index(outputs, name="method"))
+    for name, output in outputs.items():
+        counts = [getattr(output.stats, each) for each in COUNTS]
+        rates = [round(rate, 2) for rate in (output.stats.acceptance, output.stats.tar)]
+        lines.append([name, *counts, *rates, output.tokens == outputs["baseline"].tokens])
+    return framed(lines, ["method", *COUNTS, "acceptance", "TAR", "same text"]).set_index("method")
 
 
 def agreeing(outputs: Mapping[str, Output]) -> int:
     """How many methods printed the baseline's text, the baseline not counted."""
-    return sum(output.tokens == outputs["baseline"].tokens for output in outputs.values()) - 1
+    return int(table(outputs)["same text"].sum()) - 1
 
 
 def coloured(models: Models, prompt: str | list[int], output: Output) -> HTML:

@@ -6,7 +6,6 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -18,14 +17,11 @@ from flashspec.models.config import ModelConfig, parts, to_hf
 from flashspec.models.memory import Form, weight_bytes
 from flashspec.models.synthetic import GROUP, shape
 from flashspec.study.experiment import Experiment, by
+from flashspec.study.frames import DataFrame, framed
 from flashspec.study.parameters import among, at_least, presets_of
 from flashspec.study.tables import Results
 
-if TYPE_CHECKING:
-    from pandas import DataFrame
-
 FORMATS = {"bf16": 0, "awq": GROUP}
-NOTHING = "no table is stored"
 
 
 @dataclass(frozen=True)
@@ -94,25 +90,16 @@ def write_checkpoint(folder: Path, config: ModelConfig, group: int, shard_bytes:
     write_folder(folder, tensors, to_hf(config, "bfloat16") | extra, shard_bytes)
 
 
-def loads(results: Results | None) -> DataFrame:
+def loads(results: Results) -> DataFrame:
     """Loading in a fresh process: gigabytes of files and of memory at its peak, and their ratio, worst repeat."""
-    import pandas
-
-    if results is None:
-        return pandas.DataFrame({"format": [NOTHING]}).set_index("format")
     frame = results.frame.assign(taken=results.frame["peak"] - results.frame["before"])
     worst = frame.loc[frame.groupby("format")["taken"].idxmax()].set_index("format")
-    return pandas.DataFrame({
+    return framed({
         "files, GB": (worst["checkpoint_bytes"] / 1e9).round(2),
         "peak, GB": (worst["taken"] / 1e9).round(2),
         "peak over files": (worst["taken"] / worst["checkpoint_bytes"]).round(3),
         "seconds": worst["seconds"].round(1),
     })  # fmt: skip
-
-
-def worst_load(results: Results | None) -> str:
-    """The largest ratio of peak to files, in words; NOTHING without a table."""
-    return NOTHING if results is None else f"{loads(results)['peak over files'].max():.2f}"
 
 
 PRESETS = presets_of("loading", Params)

@@ -1,4 +1,4 @@
-"""What figures are made of: panels, points with intervals, curves and stacked bars, all of tables that name their lines."""
+"""What figures are made of: panels, points with intervals and stacked bars, all of tables that name their lines."""
 
 from __future__ import annotations
 
@@ -6,36 +6,39 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from flashspec.study.compare import sampled
+from flashspec.study.frames import DataFrame
 from flashspec.study.quote import NOT_HERE
 from flashspec.study.style import page
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from pandas import DataFrame
 
 SHADES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#5f6368")
 PLAIN = {"label": "", "up": 0.0, "hollow": False, "rank": 0.0}
+ACROSS = 3  # panels
 
 
-def canvas(panels: int = 1, height: float = 3.6, **options: Any) -> tuple[Figure, list[Axes]]:
+def canvas(panels: int, height: float) -> tuple[Figure, list[Axes]]:
     """A figure at page width with panels side by side, each `height` inches high."""
     figure = page(height)
-    return figure, list(figure.subplots(1, panels, squeeze=False, **options)[0])
+    return figure, list(figure.subplots(1, panels, squeeze=False).flat)
 
 
-def panelled(table: DataFrame, height: float, across: int = 3, **options: Any) -> tuple[Figure, list[tuple[Axes, DataFrame]]]:
+def panelled(table: DataFrame, height: float) -> tuple[Figure, list[tuple[Axes, DataFrame]]]:
     """A titled panel for each `panel` of a table, with its lines; one that says so where there is none."""
     groups = list(table.groupby("panel", sort=False)) or [(NOT_HERE, table)]
-    across = min(across, len(groups))
+    across = min(ACROSS, len(groups))
     rows = -(-len(groups) // across)
     figure = page(height * rows)
-    axes = list(figure.subplots(rows, across, squeeze=False, **options).flat)
+    axes = list(figure.subplots(rows, across, squeeze=False, sharey=True).flat)
     for axis in axes[len(groups) :]:
         axis.axis("off")
-    for axis, (name, _) in zip(axes, groups, strict=False):
+    found = []
+    for axis, (name, lines) in zip(axes, groups, strict=False):
         axis.set_title(str(name), fontsize=9)
-    return figure, [(axis, lines) for axis, (_, lines) in zip(axes, groups, strict=False)]
+        found.append((axis, lines))
+    return figure, found
 
 
 def by_sampling(table: DataFrame) -> DataFrame:
@@ -77,7 +80,7 @@ def forest(table: DataFrame, words: str, each: float = 0.3) -> Figure:
     """
     table = table.assign(**{name: value for name, value in PLAIN.items() if name not in table})
     names = list(dict.fromkeys(table.sort_values("rank", kind="stable")["line"]))[::-1]
-    figure, parts = panelled(table, 1.2 + each * max(3, len(names)), sharey=True)
+    figure, parts = panelled(table, 1.2 + each * max(3, len(names)))
     for axis, lines in parts:
         lines = lines.assign(spot=lines["line"].map(names.index).astype(float) + lines["up"])
         for (shade, label, hollow), mine in lines.groupby(["shade", "label", "hollow"], sort=False):
@@ -95,21 +98,10 @@ def reach(table: DataFrame) -> list[Any]:
     return [(table["ratio"] - table["low"]).fillna(0), (table["high"] - table["ratio"]).fillna(0)]
 
 
-def curves(axis: Axes, table: DataFrame, x: str, y: str, mark: str = "o-", **style: Any) -> None:
-    """A curve for each `line` in its `shade`, with intervals where a table of ratios has them."""
-    for place, (name, lines) in enumerate(table.groupby("line", sort=False)):
-        looks = {"color": SHADES[place % len(SHADES)], "label": name, "markersize": 4, **style}
-        looks |= {"color": lines["shade"].iloc[0]} if "shade" in lines else {}
-        if y == "ratio" and "low" in lines:
-            axis.errorbar(lines[x], lines[y], yerr=reach(lines), fmt=mark, capsize=2, **looks)
-        else:
-            axis.plot(lines[x], lines[y], mark, **looks)
-
-
-def stacked(table: DataFrame, parts: Mapping[str, str], whole: str, **options: Any) -> Figure:
+def stacked(table: DataFrame, parts: Mapping[str, str], whole: str) -> Figure:
     """A bar for each `line`, its parts one behind the other in their colours, in ms; the tick is the measured whole."""
     names = list(dict.fromkeys(table["line"]))[::-1]
-    figure, panels = panelled(table, 1.2 + 0.28 * max(3, len(names)), sharey=True, **options)
+    figure, panels = panelled(table, 1.2 + 0.28 * max(3, len(names)))
     for axis, lines in panels:
         spots, left = lines["line"].map(names.index).astype(float), 0.0 * lines[whole]
         for part, shade in parts.items():

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
+from flashspec.study.frames import DataFrame, framed
 from flashspec.theory import Costs, implied_step, throughput
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
 
 # Ma and Wang 2026, abstract: milliseconds, times, tokens a second
 THESIS = {
@@ -23,11 +21,6 @@ THESIS = {
     "deferred": 1.060,
 }
 HISPEC_OVER_SELF = 1.28  # HiSpec over single-layer speculation, average; Kumar et al. 2025, abstract
-
-
-def deferral(method: str) -> float:
-    """What deferring the final token gave the thesis: deferred over ordinary tokens per second of one method."""
-    return THESIS[f"deferred_{method}"] / THESIS[f"eager_{method}"]
 
 
 def head_share() -> float:
@@ -66,8 +59,6 @@ def implied_round() -> tuple[int, float]:
 
 def computed() -> DataFrame:
     """What Yan et al. printed beside what the throughput model gives from the parts they printed; `off` in percent."""
-    import pandas
-
     k, check = implied_round()
     deep, wide = (1e3 * throughput(draft.tar, Costs(draft.step_ms, check), k) for draft in (YAN_DEEP, YAN_WIDE))
     lines = [
@@ -76,5 +67,5 @@ def computed() -> DataFrame:
         ("wide over deep draft", "x", YAN_WIDE.rate / YAN_DEEP.rate, wide / deep),
         *((f"gain at T = 1, {data}", "x", 1 + gain / 100, high / low) for data, low, high, gain in YAN_SAMPLED),
     ]
-    table = pandas.DataFrame(lines, columns=["what", "unit", "printed", "computed"])
+    table = framed(lines, ["what", "unit", "printed", "computed"])
     return table.assign(off=100 * (table["computed"] / table["printed"] - 1))

@@ -159,20 +159,17 @@ def pieces_of(config: ModelConfig, params: Params) -> Iterator[Piece]:
             weight = random_rows(config.vocab_size, config.hidden, DTYPES[form], params.seed).to(params.device)
             yield from _projections(Origin(weight), facts, params)
             continue
-        name = f"{params.shape[0]}-AWQ" if form == "int4" else config
-        own = form == OWN
-        model = model_of(params.shape[0]) if own else synthetic(name, DTYPES[form], params.seed, device=params.device)
-        depth = config.layers if own else shape(params.shape[0]).layers
+        if form == OWN:
+            model, depth = Transformer.load(published(*FILES[params.shape[0]])), config.layers
+        else:
+            name = f"{params.shape[0]}-AWQ" if form == "int4" else config
+            model = synthetic(name, DTYPES[form], params.seed, device=params.device)
+            depth = shape(params.shape[0]).layers
         deep = {"layers": config.layers, "depth": depth, "heads": config.heads, "ffn": config.ffn}
         facts |= {**deep, "body": config.body_parameters, "head_parameters": config.head_parameters}
         if "projection" in params.piece:
             yield from _projections(Origin(model.vocabulary, model.norm), facts, params)
         yield from _reads(model, {**facts, "past": params.past}, params, form)
-
-
-def model_of(name: str) -> Transformer:
-    """A published model in its file's own bits."""
-    return Transformer.load(published(*FILES[name]))
 
 
 def _projections(origin: Origin, facts: dict[str, Any], params: Params) -> Iterator[Piece]:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from flashspec.study.compare import having, sampled
+from flashspec.study.compare import sampled
+from flashspec.study.frames import DataFrame, having
 from flashspec.study.style import NAMES
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
 
 NOT_HERE = "not in this table"
 

@@ -100,12 +100,6 @@ def format_of(head: str, dtype: str) -> str:
     return head if head in ("int8", "int4") else dtype
 
 
-def _written_in(models: Models, dtype: str) -> str:
-    """The format of the vocabulary weight that the writer scores, where files keep their own bits."""
-    writer = models.draft or models.target
-    return dtype_of(writer.vocabulary) if dtype == "auto" else dtype
-
-
 def samplings(params: Any) -> list[Sampling]:
     """Samplings of parameters; greedy decoding is the same under every exact rule and comes once."""
     pairs = [(t, rule) for t, rule in product(params.temperature, params.rule) if t != 0 or rule == params.rule[0]]
@@ -113,7 +107,7 @@ def samplings(params: Any) -> list[Sampling]:
 
 
 def racers(params: Any) -> list[Racer]:
-    """Plain decoding, every method of parameters that name one target, dtype and sampling, then transformers'."""
+    """Plain decoding, every method of parameters that name one target, dtype and sampling, then other engines."""
     target, precision = params.target[0], (params.dtype[0], params.weights)
     alone = target_of(target, *precision)
     facts = {"target": short_name(target), "target_digest": target_digest(alone.folders["target"])}
@@ -125,8 +119,9 @@ def racers(params: Any) -> list[Racer]:
     for name, method in wanted:
         sides = beside if method.draft == "model" else [(alone, facts)]
         found += [_racer(params, name, method, *each) for each in sides]
-    found += _transformers_racers(params, facts) if "transformers" in params.engine else []
-    return found + (_llama_racers(params, facts) if "llama.cpp" in params.engine else [])
+    for engine, other in (("transformers", _transformers), ("llama.cpp", _llama)):
+        found += other(params, {**facts, "engine": engine}) if engine in params.engine else []
+    return found
 
 
 def methods(params: Any, layers: int) -> Iterator[tuple[str, Method]]:
@@ -163,7 +158,7 @@ def options_of(params: Any, head: str) -> list[dict[str, Any]]:
     return [{name: value} for value in getattr(params, name)] if name else [{}]
 
 
-def _transformers_racers(params: Any, facts: dict[str, Any]) -> list[Racer]:
+def _transformers(params: Any, facts: dict[str, Any]) -> list[Racer]:
     """Plain and assisted generation by transformers, of the models of the first draft, written into a folder for it."""
     from flashspec.measure.peers import Peers
 
@@ -175,37 +170,36 @@ def _transformers_racers(params: Any, facts: dict[str, Any]) -> list[Racer]:
         models.target.save(target, dtype)
         Transformer.load(source, dtype, weights="dense").save(draft, dtype)  # ours runs on rounded layers
         theirs = Peers.load(target, draft, getattr(torch, dtype))
-    params, facts = replace(params, weights="dense"), {**facts, "engine": "transformers"}
-    both, dense = facts | facts_of(name, models), BASES[DRAFT_MODEL]
-    found = [_racer(params, BASELINE, METHODS[BASELINE], models, facts)]
-    found += [_racer(params, DRAFT_MODEL, replace(dense, k=k), models, both) for k in params.k]
-    return [replace(racer, theirs=theirs) for racer in found]
+    sides = {BASELINE: facts, DRAFT_MODEL: facts | facts_of(name, models)}
+    return _theirs(replace(params, weights="dense"), theirs, models, sides)
 
 
-def _llama_racers(params: Any, facts: dict[str, Any]) -> list[Racer]:
+def _llama(params: Any, facts: dict[str, Any]) -> list[Racer]:
     """Plain, drafting and looking-up decoding by llama.cpp, with the first draft whose file it can read."""
-    target, facts = target_of(params.target[0], params.dtype[0], params.weights), {**facts, "engine": "llama.cpp"}
-    name, folder = next(iter(drafts_of(params.draft).items())) if "draft_model" in shorts(params) else ("", None)
-    theirs = Llama(target.folders["target"], folder, min(target.context, LLAMA_CONTEXT))
-    found = [_racer(params, BASELINE, METHODS[BASELINE], target, facts)]
-    if folder:
-        both = facts | facts_of(name, pair_of(params.target[0], name, folder, params.dtype[0], params.weights))
-        found += [_racer(params, DRAFT_MODEL, replace(BASES[DRAFT_MODEL], k=k), target, both) for k in params.k]
-    if "lookup" in shorts(params):
-        found += [_racer(params, "lookup", replace(BASES["lookup"], k=k), target, facts) for k in params.k]
+    models, folder = target_of(params.target[0], params.dtype[0], params.weights), None
+    sides, wanted = {BASELINE: facts}, [SHORT.get(short, (short,))[0] for short in params.method]
+    if DRAFT_MODEL in wanted:
+        (name, folder), *_ = drafts_of(params.draft).items()
+        sides[DRAFT_MODEL] = facts | facts_of(name, pair_of(params.target[0], name, folder, params.dtype[0], params.weights))
+    sides |= {"lookup": facts} if "lookup" in wanted else {}
+    return _theirs(params, Llama(models.folders["target"], folder, min(models.context, LLAMA_CONTEXT)), models, sides)
+
+
+def _theirs(params: Any, theirs: Any, models: Models, sides: dict[str, dict[str, Any]]) -> list[Racer]:
+    """What another engine runs: the methods that `sides` give columns to, plain decoding once and the others at every k."""
+    found = []
+    for name, facts in sides.items():
+        methods = [replace(BASES[name], k=k) for k in params.k] if name in BASES else [METHODS[name]]
+        found += [_racer(params, name, method, models, facts) for method in methods]
     return [replace(racer, theirs=theirs) for racer in found]
-
-
-def shorts(params: Any) -> list[str]:
-    """The methods of parameters without their heads."""
-    return [SHORT.get(short, (short,))[0] for short in params.method]
 
 
 def _racer(params: Any, name: str, method: Method, models: Models, facts: dict[str, Any]) -> Racer:
-    (sampling,), dtype = samplings(params), params.dtype[0]
+    (sampling,), dtype, writer = samplings(params), params.dtype[0], models.draft or models.target
+    form = dtype_of(writer.vocabulary) if dtype == "auto" else dtype
     columns = {
         "head": method.head,
-        "format": format_of(method.head, _written_in(models, dtype)),
+        "format": format_of(method.head, form),
         "probes": method.probes or 0,
         "shortlist": method.shortlist or 0,
         "k": 0 if method.writer_is_target else method.k,

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -36,12 +36,10 @@ from flashspec.models.transformer import Transformer
 from flashspec.sampling import GREEDY
 from flashspec.study import parts
 from flashspec.study.experiment import Experiment
+from flashspec.study.frames import DataFrame, framed, joined
 from flashspec.study.parameters import among, at_least, presets_of
 from flashspec.study.tables import Results
 from flashspec.theory import Devices, Weights, round_time, speedup, split_costs, tokens_from_curve
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
 
 PARTS = ("correctness", "projection", "draft_step", "end_to_end", "verify", "spans")
 HEADS = ("dense", "flash_best")
@@ -208,12 +206,9 @@ def found(base: Params, root: Path | None = None) -> dict[str, Results]:
 
 def costs(tables: dict[str, Results]) -> DataFrame:
     """One line a timed call: its median and roofline in milliseconds, and the share of the roofline it reaches."""
-    import pandas
-
-    frames = [table.frame for part, table in tables.items() if part != "correctness"]
-    if not frames:
-        return pandas.DataFrame({"part": [NOT_YET]}).set_index("part")
-    frame = pandas.concat(frames)
+    frame = joined(table.frame for part, table in tables.items() if part != "correctness")
+    if frame.empty:
+        return framed({"part": [NOT_YET]}).set_index("part")
     probes = frame["probes"].astype(str).where(frame["probes"] > 0, "")
     what = (frame["head"] + " " + probes + " " + frame["finalize"] + frame["group"]).str.split().str.join(" ")
     frame = frame.assign(part=frame["piece"], what=what, floor=frame["bytes"] / frame["bandwidth"])
@@ -225,10 +220,8 @@ def costs(tables: dict[str, Results]) -> DataFrame:
 
 def agreements(tables: dict[str, Results]) -> DataFrame:
     """What was compared before anything was timed, and whether it agreed."""
-    import pandas
-
     if "correctness" not in tables:
-        return pandas.DataFrame({"what": [NOT_YET]}).set_index("what")
+        return framed({"what": [NOT_YET]}).set_index("what")
     return tables["correctness"].frame.rename(columns={"group": "what"}).set_index("what")[["shape", "graphs", "agrees"]]
 
 
@@ -249,32 +242,30 @@ class Split:
 
 def predicted(params: Params, split: Split) -> DataFrame:
     """Predicted for each number of devices: passes in milliseconds, plain and speculative tokens a second."""
-    import pandas
-
     tar, lines = tokens_from_curve((*params.curve, *params.curve[-1:] * params.k)[: params.k]), []
     for count in split.devices:
         devices = Devices(count, split.bandwidth, split.all_reduce)
         costs, step = split_costs(weights(params.target), weights(params.draft), devices)
         lines.append({
+            "devices": count,
             "predicted target pass, ms": round(1e3 * step, 3),
             "predicted draft pass, ms": round(1e3 * costs.burst(1), 3),
             "predicted plain tokens/s": round(1 / step, 1),
             "predicted speculative tokens/s": round(tar / round_time(costs, params.k), 1),
             "predicted speedup": round(speedup(tar, costs, params.k, step), 2),
         })  # fmt: skip
-    return pandas.DataFrame(lines, pandas.Index(split.devices, name="devices"))
+    return framed(lines).set_index("devices")
 
 
 def memory(names: Sequence[str]) -> DataFrame:
     """Computed gigabytes of weights in bfloat16 and with layers in 4 bits, and of the cache of 1000 tokens."""
-    import pandas
-
     lines = []
-    for config in map(shape, names):
+    for name, config in zip(names, map(shape, names), strict=True):
         sizes = [weight_bytes(config, Form(torch.bfloat16, group)) for group in (0, GROUP)]
-        lines.append([size / 1e9 for size in (*sizes, 1000 * config.kv_bytes_per_token(torch.bfloat16.itemsize))])
-    columns = ["bfloat16, GB", "4 bits, GB", "cache of 1000 tokens, GB"]
-    return pandas.DataFrame(lines, pandas.Index(names, name="shape"), columns).round(2)
+        sizes.append(1000 * config.kv_bytes_per_token(torch.bfloat16.itemsize))
+        lines.append([name, *(size / 1e9 for size in sizes)])
+    columns = ["shape", "bfloat16, GB", "4 bits, GB", "cache of 1000 tokens, GB"]
+    return framed(lines, columns).set_index("shape").round(2)
 
 
 PRESETS = presets_of("real_shapes", Params)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
-from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -20,7 +19,7 @@ from flashspec.heads.registry import HEADS
 from flashspec.measure.pieces import low_rank_rows
 from flashspec.study.drafts import drafts_of, folders, short_name
 from flashspec.study.experiment import Experiment
-from flashspec.study.held_out import LIVE, HeldOut, Source, held_out, judged
+from flashspec.study.held_out import LIVE, HeldOut, held_out, judged
 from flashspec.study.parameters import among, at_least, presets_of
 from flashspec.study.racers import dtype_of, format_of
 
@@ -60,10 +59,6 @@ class Params:
     def recipe(self, cluster_size: int) -> Recipe:
         """How rows are clustered."""
         return Recipe(cluster_size, self.seed, backend=self.backend)
-
-    def source(self, draft: str) -> Source:
-        """Where a draft's rows come from."""
-        return Source(self.target, draft, self.prompts, self.per_kind, self.new_tokens, self.temperature, self.seed)
 
 
 @dataclass(frozen=True)
@@ -117,7 +112,8 @@ def measure(params: Params) -> Iterator[Row]:
 
 def of_draft(params: Params, draft: str) -> Iterator[Row]:
     """Every head over one draft's rows; those of faiss where it is installed."""
-    held, who = held_out(params.source(draft)), {"target": short_name(params.target), "draft": short_name(draft)}
+    texts = replace(params, head=(), cluster_size=())  # which every point has in common
+    held, who = held_out(texts, draft), {"target": short_name(params.target), "draft": short_name(draft)}
     weight, norm = held.draft.head_weight, held.draft.norm
     for name in usable(params.head):
         form = format_of(name, dtype_of(weight))
@@ -194,10 +190,7 @@ def points(params: Params) -> list[Params]:
     return [replace(params, draft=(name,), **each) for name in params.draft or drafts_of(()) for each in others + sizes]
 
 
-def models(params: Params) -> dict[str, Path]:
-    """Checkpoint folders whose digests enter the origin."""
-    return {} if params.shape else folders(params)
-
-
 PRESETS = presets_of("recall", Params)
-EXPERIMENT = Experiment("recall", Params, Row, measure, split=points, models=models, presets=PRESETS)
+EXPERIMENT = Experiment(
+    "recall", Params, Row, measure, split=points, models=lambda p: {} if p.shape else folders(p), presets=PRESETS
+)

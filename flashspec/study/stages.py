@@ -1,20 +1,44 @@
-"""Readings of races about stages: what each accepts and costs, and gains that add up or do not."""
+"""Readings about rounds: what each stage accepts and costs, what parts and counts predict, and whether gains add up."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
-from flashspec.study import compare
-from flashspec.study.chain import SIDE
-from flashspec.study.compare import CONTEXT, DENSE, PARTS, SETTING, gain, like_for_like, sampled, speedups
+from flashspec.study.compare import CONTEXT, DENSE, SETTING, SIDE, UNIT, WHO, best, gain, like_for_like, paired, sampled, speedups
+from flashspec.study.frames import DataFrame, framed, joined
 
-if TYPE_CHECKING:
-    from pandas import DataFrame
-
+PARTS = ("prompt", "plain steps", "drafting", "middle checks", "full checks", "final token", "loop")
 PLACE = [*CONTEXT, "method", "draft", "exits", "k", "interval"]
 CELL = ["head", "format", "finalize"]
 WHOLE = ["method", "draft", "exits", *CELL]
-COUNTS = [f"{name}_{i}" for name in ("kept", "decided") for i in (1, 2)]
+JUDGED = [f"{name}_{i}" for name in ("kept", "decided") for i in (1, 2)]
+RUN = [*CONTEXT, *WHO, *SETTING]
+COUNTS = ["rounds", "drafted", "actions_1", "actions_2"]
+SUMS = ["seconds", "emitted", "prompts", "predicted"]
+
+
+def predicted_seconds(rows: DataFrame) -> Any:
+    """Seconds that parts and counts predict, row by row; NaN where parts were not timed. No whole run's clock is used."""
+    return seconds_by_part(rows)[list(PARTS)].sum(axis=1, skipna=False)
+
+
+def seconds_by_part(rows: DataFrame) -> DataFrame:
+    """The rows with predicted seconds of each part: what each of PARTS costs alone times how many there were."""
+    plain, deep = rows["method"] == "baseline", rows["actions_2"].notna()
+    low, high = (rows[f"actions_{i}"] * rows[f"check_{i}_seconds"] for i in (1, 2))
+    low = low.fillna(rows["rounds"] * rows["check_1_seconds"])
+    drafting = {
+        "drafting": rows["drafted"] / rows["k"].where(rows["k"] > 0) * rows["burst_seconds"],
+        "middle checks": low.where(deep, 0.0),
+        "full checks": high.where(deep, low),
+        "final token": rows["rounds"] * rows["finalize_seconds"].where(rows["finalize"] == "eager", 0.0),
+    }
+    always = {
+        "prompt": rows["prompts"] * rows["prefill_seconds"].fillna(0.0),
+        "plain steps": (rows["emitted"] * rows["step_seconds"]).where(plain, 0.0),
+        "loop": rows["rounds"].where(~plain, rows["emitted"]) * rows["overhead_seconds"].fillna(0.0),
+    }
+    return rows.assign(**always, **{part: seconds.mask(plain, 0.0) for part, seconds in drafting.items()})
 
 
 def stages(frame: DataFrame) -> DataFrame:
@@ -23,18 +47,16 @@ def stages(frame: DataFrame) -> DataFrame:
     `accepts_1` and `accepts_2` are accepted over judged tokens at the lowest verifier and the next; `check_ratio` is a middle
     check's time over a full one's; `predicted` is predicted over measured time.
     """
-    rows = compare.best(compare.rated(frame), SIDE)
-    rows = rows.assign(**compare.seconds_by_part(rows), check_ratio=rows["check_1_seconds"] / rows["check_2_seconds"])
-    groups = rows.groupby(SIDE, dropna=False)
-    priced = groups[[*PARTS, "seconds", "predicted_seconds"]].sum(skipna=False)
-    counts = groups[["emitted", *COUNTS]].sum(min_count=1)
-    chosen = [name for name in SETTING if name not in SIDE]
-    table = groups[chosen].first().assign(**priced[list(PARTS)].mul(1e3).div(counts["emitted"], axis=0))
-    table["ms"] = 1e3 * priced["seconds"] / counts["emitted"]
+    rows = seconds_by_part(best(frame, SIDE))
+    groups = rows.assign(check_ratio=rows["check_1_seconds"] / rows["check_2_seconds"]).groupby(SIDE, dropna=False)
+    priced = groups[[*PARTS, "seconds"]].sum(skipna=False)
+    counts = groups[["emitted", *JUDGED]].sum(min_count=1)
+    table = priced.mul(1e3).div(counts["emitted"], axis=0).rename(columns={"seconds": "ms"})
+    table = table.join(groups[[name for name in SETTING if name not in SIDE]].first())
     for i in (1, 2):
         table[f"accepts_{i}"] = counts[f"kept_{i}"] / counts[f"decided_{i}"].clip(lower=1)
     table["check_ratio"] = groups["check_ratio"].median()
-    table["predicted"] = priced["predicted_seconds"] / priced["seconds"]
+    table["predicted"] = priced[list(PARTS)].sum(axis=1, skipna=False) / priced["seconds"]
     table = table.reset_index()
     plain = table[table["method"] == "baseline"].drop_duplicates(CONTEXT).set_index(CONTEXT)["ms"]
     return sampled(table.assign(speedup=table[CONTEXT].join(plain, on=CONTEXT)["ms"] / table["ms"]))
@@ -46,8 +68,6 @@ def factors(frame: DataFrame) -> DataFrame:
     An approximate head over the dense one of its format, a deferred final token over an eager one, and both together;
     `over_plain` is the side with the change over plain decoding, `product` what both would give if the single gains multiplied.
     """
-    import pandas
-
     rows = frame[frame["method"] != "baseline"]
     dense, eager = rows["head"].isin(DENSE), rows["finalize"] == "eager"
     corners = rows.assign(corner=dense & eager)[(dense & eager) | ~(dense | eager)]
@@ -56,13 +76,9 @@ def factors(frame: DataFrame) -> DataFrame:
         "final token": gain(rows, {"finalize": "eager"}, [*PLACE, "format", "head"], ["finalize"]),
         "both": gain(corners, {"corner": True}, [*PLACE, "format"], ["head", "finalize"]),
     }
-    table = pandas.concat([lines.assign(change=name) for name, lines in found.items()], ignore_index=True)
-    return _with_products(_beside_plain(table, frame))
-
-
-def _beside_plain(lines: DataFrame, frame: DataFrame) -> DataFrame:
     over = speedups(frame, [*PLACE[len(CONTEXT) :], *CELL])[[*PLACE, *CELL, "ratio"]].rename(columns={"ratio": "over_plain"})
-    return lines.merge(over, on=[*PLACE, *CELL], how="left")
+    table = joined(lines.assign(change=name) for name, lines in found.items())
+    return _with_products(table.merge(over, on=[*PLACE, *CELL], how="left"))
 
 
 def _with_products(table: DataFrame) -> DataFrame:
@@ -72,3 +88,49 @@ def _with_products(table: DataFrame) -> DataFrame:
     token = table[(table["change"] == "final token") & table["head"].isin(DENSE)].drop_duplicates(keys).set_index(keys)["ratio"]
     beside = table.join(head.rename("by_head"), on=[*keys, "head"]).join(token.rename("by_token"), on=keys)
     return table.assign(product=(beside["by_head"] * beside["by_token"]).where(table["change"] == "both"))
+
+
+def predictions(frame: DataFrame) -> DataFrame:
+    """One line a setting and half of its prompts: seconds measured, and predicted from the other half's counts.
+
+    Prompts are dealt to the halves in turns, kind after kind; parts are those timed between the runs. Settings on a single
+    prompt, and runs whose parts were not timed, are left out.
+    """
+    rows = frame[~frame["screened"] & (frame["method"] != "baseline")]
+    rows = rows[rows[["burst_seconds", "check_1_seconds", "rounds"]].notna().all(axis=1)]
+    place = rows.groupby(["kind", "prompt"]).ngroup()
+    dealt = place.groupby([rows[name] for name in RUN], dropna=False).rank("dense")
+    rows = rows.assign(half=dealt.astype(int) % 2)
+    sums = rows.groupby([*RUN, "half"], dropna=False)[[*COUNTS, "emitted"]].sum(min_count=1).reset_index()
+    other = sums.assign(half=1 - sums["half"]).rename(columns={name: f"{name}_other" for name in (*COUNTS, "emitted")})
+    rows = rows.merge(other, on=[*RUN, "half"])
+    expected = {name: rows["emitted"] * rows[f"{name}_other"] / rows["emitted_other"] for name in COUNTS}
+    rows = rows.assign(predicted=predicted_seconds(rows.assign(**expected)))
+    return rows.groupby([*RUN, "half"], dropna=False)[SUMS].sum().reset_index()
+
+
+def errors(table: DataFrame) -> DataFrame:
+    """How far predictions are off, in percent of the measured seconds, over all runs and at each temperature."""
+    lines = []
+    for name, rows in [("all runs", table), *table.groupby("temperature")]:
+        off = 100 * (rows["predicted"] / rows["seconds"] - 1)
+        most = {"median": off.abs().median(), "most": off.abs().quantile(0.95), "bias": off.median()}
+        lines.append({"runs of": name if rows is table else f"temperature = {name}", "runs": len(rows), **most})
+    return framed(lines, ["runs of", "runs", "median", "most", "bias"])
+
+
+def losses(table: DataFrame) -> Any:
+    """What the model's k loses of the fastest k's tokens a second, in percent, by draft and head: the mean of both halves."""
+    keys = [name for name in RUN if name != "k"]
+    table = table.assign(rate=table["emitted"] / table["seconds"], cost=table["predicted"] / table["emitted"])
+    halves = table.groupby([*keys, "half"], dropna=False)
+    table = table.assign(loss=100 * (1 - table["rate"] / halves["rate"].transform("max")))
+    return table.loc[halves["cost"].idxmin()].groupby(keys, dropna=False)["loss"].mean()
+
+
+def paying(frame: DataFrame) -> float:
+    """Percent of the speculative runs that are faster than plain decoding of the same prompts in the same turn."""
+    rows = frame[~frame["screened"]]
+    plain = rows["method"] == "baseline"
+    pairs = paired(rows[~plain], rows[plain], UNIT)
+    return float(100 * (pairs["below"] > pairs["seconds"]).mean())

@@ -42,9 +42,6 @@ NAMES = {
     "flash": "FlashHead",
     "main": "2-layer draft",
     "shallow": "1-layer draft",
-    "reference-target": "reference target",
-    "reference-draft": "reference draft, 2 layers",
-    "reference-shallow": "reference draft, 1 layer",
     "qwen3-0.6b": "Qwen3-0.6B shape",
 }
 WIDTH = 8.4
@@ -94,12 +91,14 @@ def drawn(draw: Callable[..., Figure]) -> Callable[..., Picture]:
 def look() -> dict[str, Any]:
     """Matplotlib settings: restrained, readable at page width, the same bytes for the same data."""
     import seaborn
+    from cycler import cycler
 
     return {
         **seaborn.plotting_context("notebook", font_scale=0.85),
         **seaborn.axes_style("ticks", {"axes.grid": True, "axes.spines.top": False, "axes.spines.right": False}),
         "grid.color": "#e6e6e6",
         "axes.axisbelow": True,
+        "axes.prop_cycle": cycler(color=seaborn.color_palette("colorblind")),
         "axes.edgecolor": "#666666",
         "axes.titlesize": 11,
         "axes.titleweight": "bold",
@@ -140,10 +139,10 @@ def colour(name: str) -> str:
 
 def plain_ticks(axis: Axes) -> None:
     """Write the numbers of logarithmic axes as 1, 2, 5, 10 instead of powers."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+    from matplotlib.ticker import LogLocator
 
     for side, scale in ((axis.xaxis, axis.get_xscale()), (axis.yaxis, axis.get_yscale())):
         if scale == "log":
             side.set_major_locator(LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0)))
-            side.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-            side.set_minor_formatter(NullFormatter())
+            side.set_major_formatter("{x:g}")
+            side.set_minor_formatter("")

@@ -17,14 +17,12 @@ from functools import cached_property
 from operator import methodcaller
 from pathlib import Path
 from types import NoneType
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
 from flashspec import provenance
 from flashspec.models.writing import made, replaced, write_text
+from flashspec.study.frames import DataFrame, framed
 from flashspec.study.parameters import Refused, hints
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
 
 ORIGIN, SEAL, BLANK = b"flashspec", b"flashspec-sha256:", b"0" * 64
 ARROW = {bool: "bool_", int: "int64", float: "float64", str: "string"}
@@ -41,11 +39,9 @@ class Results:
     @cached_property
     def frame(self) -> DataFrame:
         """The rows as a pandas frame, one typed column a field."""
-        import pandas
-
-        kinds = columns(type(self.rows[0]))
-        frame = pandas.DataFrame([[getattr(row, name) for name in kinds] for row in self.rows], columns=list(kinds))
-        return frame.astype({name: float for name, (kind, optional) in kinds.items() if optional and kind in (int, float)})
+        kinds = columns(type(self.rows[0])).items()
+        numbers = {name: float for name, (kind, optional) in kinds if optional and kind in (int, float)}
+        return framed([vars(row) for row in self.rows]).astype(numbers)
 
     @property
     def machine(self) -> str:
@@ -128,8 +124,6 @@ def intact(data: bytes) -> bool:
 
 def listed(root: Path | None = None) -> DataFrame:
     """One line a stored table: what it is, where, when, from which code and in how many seconds it was made."""
-    import pandas
-
     columns, lines = ["table", "rows", "kind", "origin", "commit", "seconds"], []
     for path in sorted((root or default_root()).glob("*/*.parquet")):
         facts = opened(path)[1]
@@ -137,7 +131,7 @@ def listed(root: Path | None = None) -> DataFrame:
         commit = (facts.get("commit") or "unknown")[:8] + (" and changes" if facts.get("dirty") else "")
         made = (provenance.describe(facts), commit, round(facts["duration_s"]))
         lines.append((f"{path.parent.name}/{path.stem}", facts["rows"], kind, *made))
-    return pandas.DataFrame(lines, columns=columns).set_index("table")
+    return framed(lines, columns).set_index("table")
 
 
 def _sealed(kind: type, rows: Sequence[Any], origin: dict[str, Any]) -> bytes:

@@ -1,0 +1,45 @@
+"""Pandas frames, imported where the first one is made: their type, making and joining them, and choosing lines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import pandas
+
+DataFrame: TypeAlias = "pandas.DataFrame"
+
+
+def framed(lines: Any, columns: Sequence[str] | None = None) -> DataFrame:
+    """A table of these lines with these columns."""
+    import pandas
+
+    return pandas.DataFrame(lines, columns=columns)
+
+
+def joined(frames: Iterable[DataFrame]) -> DataFrame:
+    """Tables below one another, numbered anew; an empty one where there is none."""
+    import pandas
+
+    found = list(frames)
+    return pandas.concat(found, ignore_index=True) if found else framed([])
+
+
+def having(table: DataFrame, values: Mapping[str, Any]) -> Any:
+    """Which lines of a table have these values."""
+    return np.logical_and.reduce([np.ones(len(table), bool), *(table[name] == value for name, value in values.items())])
+
+
+def groups(table: DataFrame, by: Sequence[str], sort: bool = True) -> Iterator[tuple[dict[str, Any], DataFrame]]:
+    """What the lines of each group share, by column, and the lines."""
+    for values, lines in table.groupby(list(by), dropna=False, sort=sort):
+        yield dict(zip(by, values, strict=True)), lines
+
+
+def pivoted(table: DataFrame, down: Sequence[str], across: str, values: str) -> DataFrame:
+    """The first value of each line and column, the values of `down` being columns too."""
+    found = table.pivot_table(values, list(down), across, aggfunc="first")
+    return found.reset_index().rename_axis(columns=None)
