@@ -1,0 +1,69 @@
+"""Verifiers above verifiers that accept tokens by independent flips (HiSpec, Kumar et al. 2025, arXiv 2510.01336)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+from flashspec.theory.checks import check_block, check_latency, check_share
+
+Chances = dict[int, float]  # of every number of tokens
+
+
+class Level(NamedTuple):
+    """A verifier: acts once `every` tokens wait, accepts each with probability alpha given all before it are.
+
+    `check` is its time, a constant or a function of the tokens that wait. The first level's `every` is the burst.
+    """
+
+    alpha: float
+    every: int
+    check: float | Callable[[int], float]
+
+    def time(self, waiting: int) -> float:
+        """Time of one action on so many waiting tokens."""
+        return check_latency("check", self.check(waiting) if callable(self.check) else self.check)
+
+
+def nested(draft: float, levels: Sequence[Level]) -> tuple[float, float]:
+    """Expected final tokens and time of one action of the last level, above a writer that takes `draft` a token.
+
+    The tokens that wait are a sum of what the level below delivers, stopped once there are enough (HiSpec, section 3); so
+    many deliveries take their mean number times their mean time (Wald's identity). One over the other is the throughput.
+    """
+    if not levels:
+        raise ValueError("a cascade needs at least one verifier above the writer")
+    burst = check_block(levels[0].every)
+    delivery, time = {burst: 1.0}, burst * check_latency("draft", draft)
+    for level in levels:
+        waiting = _gathered(delivery, check_block(level.every))
+        time *= _mean(waiting) / _mean(delivery)
+        time += sum(chance * level.time(count) for count, chance in waiting.items())
+        delivery = _checked(waiting, check_share("alpha", level.alpha))
+    return _mean(delivery), time
+
+
+def _mean(chances: Mapping[int, float]) -> float:
+    return sum(count * chance for count, chance in chances.items())
+
+
+def _gathered(delivery: Chances, every: int) -> Chances:
+    """Deliveries added up until at least `every` tokens wait."""
+    few, enough = {0: 1.0}, Chances()
+    while few:
+        start = min(few)
+        before = few.pop(start)
+        for more, chance in delivery.items():
+            sums = enough if start + more >= every else few
+            sums[start + more] = sums.get(start + more, 0.0) + before * chance
+    return enough
+
+
+def _checked(waiting: Chances, alpha: float) -> Chances:
+    """What is delivered upwards: the accepted tokens, and one of the level's own."""
+    delivered = Chances()
+    for count, chance in waiting.items():
+        for kept in range(count + 1):
+            share = alpha**kept * (1.0 if kept == count else 1.0 - alpha)
+            delivered[kept + 1] = delivered.get(kept + 1, 0.0) + chance * share
+    return delivered
