@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ class Checkpoint:
     scheme: Scheme
     form: Form
     device: torch.device
+    shelf: Shelf = field(default_factory=Shelf)
 
     def __post_init__(self) -> None:
         """ValueError, naming a tensor, when these are not exactly the tensors of the config."""
@@ -71,30 +72,19 @@ class Checkpoint:
             )
         return kinds.pop()
 
-    def fill(self, model: nn.Module) -> None:
-        """Give an empty model of this config its weights, from the files to their place, 4-bit ones a few rows at a time."""
-        shelf = Shelf()
-        for name, part in parts(self.config):
-            module, packed = model.get_submodule(name), self._packed(part)
-            dense = {leaf: self._stacked(part, leaf, shelf) for leaf in part.leaves[packed:]}
-            if packed and self.form.group:
-                parent, _, leaf = name.rpartition(".")
-                setattr(model.get_submodule(parent), leaf, layer(self._quantised(part), dense.get("bias"), shelf))
-                continue
-            if packed:
-                dense["weight"] = dequantise(self._quantised(part), self._room(part, "weight", shelf))
-            for leaf, tensor in dense.items():
-                setattr(module, leaf, nn.Parameter(tensor))
-
-    def _room(self, part: Part, leaf: str, shelf: Shelf) -> Tensor:
-        return shelf.zeros(part.shape(leaf), self.form.dtype, self.device)
-
-    def _stacked(self, part: Part, leaf: str, shelf: Shelf) -> Tensor:
-        """One dense tensor, its sources stacked along the rows."""
-        made = self._room(part, leaf, shelf)
-        for source, rows in zip(part.rows, made.split(list(part.rows.values())), strict=True):
-            rows.copy_(self.tensors.read(f"{source}.{leaf}", tuple(rows.shape)))
-        return made
+    def module(self, name: str, part: Part) -> nn.Module | dict[str, Tensor]:
+        """What a module of ours holds, from the files to its place, 4-bit weights a few rows at a time."""
+        packed = self._packed(part)
+        kept = packed and self.form.group > 0
+        dense = {leaf: self.shelf.zeros(part.shape(leaf), self.form.dtype, self.device) for leaf in part.leaves[kept:]}
+        for leaf in part.leaves[packed:]:
+            for source, rows in part.split(dense[leaf]).items():
+                rows.copy_(self.tensors.read(f"{source}.{leaf}", tuple(rows.shape)))
+        if kept:
+            return layer(self._quantised(part), dense.get("bias"), self.shelf)
+        if packed:
+            dequantise(self._quantised(part), dense["weight"])
+        return dense
 
     def _quantised(self, part: Part) -> Packed:
         """One 4-bit weight, its sources in order."""
@@ -163,8 +153,7 @@ def hf_tensors(model: nn.Module, config: ModelConfig, dtype: str = "bfloat16") -
     tensors = {}
     for name, part in parts(config):
         for leaf in part.leaves:
-            rows = model.get_parameter(f"{name}.{leaf}").split(list(part.rows.values()))
-            for source, piece in zip(part.rows, rows, strict=True):
+            for source, piece in part.split(model.get_parameter(f"{name}.{leaf}")).items():
                 tensors[f"{source}.{leaf}"] = piece.detach().to("cpu", DTYPES[dtype], copy=True).contiguous()
     return tensors
 

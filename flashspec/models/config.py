@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from msgspec import Struct, structs
+from torch import Tensor
 
 from flashspec.models.files import Kind, Opt, Rotary, Rotation, ids_of, shape_of, shaped
 
@@ -22,6 +23,8 @@ FAMILIES = {
 FLASH_HEAD = {"architectures": "FlashHead", "model_type": "flash_head_"}  # what public FlashHead checkpoints put before them
 CONFIG = Path("config.json")
 SCALED = {"default": (), "linear": ("factor",), "llama3": ("factor", "low_freq_factor", "high_freq_factor")}
+LLAMA_LAYER = ("input_layernorm", "post_attention_layernorm", "self_attn.o_proj", ("mlp.gate_proj", "mlp.up_proj"), "mlp.down_proj")
+OPT_LAYER = ("self_attn_layer_norm", "final_layer_norm", "self_attn.out_proj", ("fc1",), "fc2")
 OFFSET = 2  # rows of OPT's table of positions that stand before the first (Zhang et al. 2022)
 
 
@@ -63,6 +66,10 @@ class Part(NamedTuple):
         """The shape of one of our tensors."""
         rows = sum(self.rows.values())
         return (rows, self.columns) if self.columns and leaf == "weight" else (rows,)
+
+    def split(self, tensor: Tensor) -> dict[str, Tensor]:
+        """The rows of one of our tensors by the Hugging Face module that they belong to."""
+        return dict(zip(self.rows, tensor.split(list(self.rows.values())), strict=True))
 
 
 @dataclass(frozen=True)
@@ -166,26 +173,18 @@ def parts(config: ModelConfig) -> Iterator[tuple[str, Part]]:
 
 def _layer(c: ModelConfig, stem: str) -> dict[str, Part]:
     """The modules of one layer; `stem` stands before their Hugging Face names."""
-    attention = [f"{stem}self_attn.{name}_proj" for name in ("q", "k", "v")]
-    qkv = Part(dict(zip(attention, c.qkv_rows, strict=True)), c.hidden, c.qkv_bias)
-    if c.family == "opt":
-        return {
-            "attention_norm": Part({f"{stem}self_attn_layer_norm": c.hidden}, bias=True),
-            "attention.qkv": qkv,
-            "attention.out": Part({f"{stem}self_attn.out_proj": c.hidden}, c.qkv_rows[0], c.attention_bias),
-            "mlp_norm": Part({f"{stem}final_layer_norm": c.hidden}, bias=True),
-            "mlp.up": Part({f"{stem}fc1": c.ffn}, c.hidden, c.mlp_bias),
-            "mlp.down": Part({f"{stem}fc2": c.hidden}, c.ffn, c.mlp_bias),
-        }
+    opt = c.family == "opt"
+    before, behind, out, up, down = OPT_LAYER if opt else LLAMA_LAYER
+    qkv = {f"{stem}self_attn.{name}_proj": rows for name, rows in zip("qkv", c.qkv_rows, strict=True)}
     norms = {f"attention.{name}": Part({f"{stem}self_attn.{name}": c.head_dim}) for name in ("q_norm", "k_norm") if c.qk_norm}
     return {
-        "attention_norm": Part({f"{stem}input_layernorm": c.hidden}),
-        "attention.qkv": qkv,
-        "attention.out": Part({f"{stem}self_attn.o_proj": c.hidden}, c.qkv_rows[0], c.attention_bias),
+        "attention_norm": Part({stem + before: c.hidden}, bias=opt),
+        "attention.qkv": Part(qkv, c.hidden, c.qkv_bias),
+        "attention.out": Part({stem + out: c.hidden}, c.qkv_rows[0], c.attention_bias),
         **norms,
-        "mlp_norm": Part({f"{stem}post_attention_layernorm": c.hidden}),
-        "mlp.gate_up": Part({f"{stem}mlp.gate_proj": c.ffn, f"{stem}mlp.up_proj": c.ffn}, c.hidden, c.mlp_bias),
-        "mlp.down": Part({f"{stem}mlp.down_proj": c.hidden}, c.ffn, c.mlp_bias),
+        "mlp_norm": Part({stem + behind: c.hidden}, bias=opt),
+        "mlp.up": Part({stem + name: c.ffn for name in up}, c.hidden, c.mlp_bias),
+        "mlp.down": Part({stem + down: c.hidden}, c.ffn, c.mlp_bias),
     }
 
 

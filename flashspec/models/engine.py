@@ -147,9 +147,8 @@ Engine = TorchEngine | KernelEngine
 
 
 def _matrices(layer: Layer) -> tuple[nn.Module, ...]:
-    """A layer's products in their order; without a gate the second but last is the projection up."""
-    attention, mlp = layer.attention, layer.mlp
-    return attention.qkv, attention.out, mlp.gate_up if hasattr(mlp, "gate_up") else mlp.up, mlp.down
+    """A layer's products in their order."""
+    return layer.attention.qkv, layer.attention.out, layer.mlp.up, layer.mlp.down
 
 
 def _rows(config: ModelConfig) -> tuple[tuple[int, ...], ...]:

@@ -25,13 +25,23 @@ NAMES = {
     "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm", "post_attention_layernorm": "ffn_norm",
     "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
 }  # fmt: skip
+FACTS = {  # of a config.json, and what a GGUF file calls them behind its architecture's name
+    "hidden_size": "embedding_length",
+    "num_hidden_layers": "block_count",
+    "num_attention_heads": "attention.head_count",
+    "num_key_value_heads": "attention.head_count_kv",
+    "head_dim": "attention.key_length",
+    "intermediate_size": "feed_forward_length",
+    "max_position_embeddings": "context_length",
+    "sliding_window": "attention.sliding_window",
+    "rms_norm_eps": "attention.layer_norm_rms_epsilon",
+    "rope_theta": "rope.freq_base",
+}
 # ggml's number of a type that the kernels repack, and what becomes of it: its own codes, or eight bits for Q5_1 and Q5_K
 KINDS = {
     "Q4_0": (2, "u4"), "Q4_1": (3, "u4"), "Q5_0": (6, "s6"), "Q5_1": (7, "s8"), "Q8_0": (8, "s8"), "Q4_K": (12, "u4"),
     "Q5_K": (13, "s8"), "Q6_K": (14, "s6"),
 }  # fmt: skip
-
-
 STOPS = ("eos", "eot", "eom")  # the ids that end a text, a turn or a message
 DIVISORS, ODD_ROPE = "rope_freqs.weight", "scales its rotary frequencies in a way that is not read; use its Hugging Face folder"
 LLAMA3 = {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
@@ -44,29 +54,15 @@ def config_of(file: Gguf) -> ModelConfig:
     if family not in FAMILIES:
         raise Unsupported(f"{file.path} holds the architecture {family!r}; readable are {', '.join(FAMILIES)}")
 
-    def fact(key: str, default: Any = None) -> Any:
-        return file.facts.get(f"{family}.{key}", default)
-
-    scaling = fact("rope.scaling.type", "none")
-    if scaling not in ("none", "linear"):
+    if file.facts.get(f"{family}.rope.scaling.type", "none") not in ("none", "linear"):
         raise Unsupported(f"{file.path} {ODD_ROPE}")
-    embed, heads, hidden = file.tensors.get("token_embd.weight"), fact("attention.head_count"), fact("embedding_length")
-    whole = isinstance(hidden, int) and isinstance(heads, int) and heads > 0
+    embed = file.tensors.get("token_embd.weight")
     stops = [file.facts[key] for name in STOPS if (key := f"tokenizer.ggml.{name}_token_id") in file.facts]
     raw = {
         "model_type": family,
         "vocab_size": embed.shape[0] if embed else None,
-        "hidden_size": hidden,
-        "num_hidden_layers": fact("block_count"),
-        "num_attention_heads": heads,
-        "num_key_value_heads": fact("attention.head_count_kv", heads),
-        "head_dim": fact("attention.key_length") or (hidden // heads if whole else None),
-        "intermediate_size": fact("feed_forward_length"),
-        "max_position_embeddings": fact("context_length"),
-        "sliding_window": fact("attention.sliding_window"),
-        "rms_norm_eps": fact("attention.layer_norm_rms_epsilon"),
-        "rope_theta": fact("rope.freq_base", 10000.0),
-        "rope_scaling": _scaling(file, fact("rope.scaling.factor") if scaling == "linear" else None),
+        **{name: file.facts.get(f"{family}.{key}") for name, key in FACTS.items()},
+        "rope_scaling": _scaling(file, family),
         "tie_word_embeddings": "output.weight" not in file.tensors,
         "attention_bias": "blk.0.attn_output.bias" in file.tensors,
         "mlp_bias": "blk.0.ffn_down.bias" in file.tensors,
@@ -80,11 +76,13 @@ def config_of(file: Gguf) -> ModelConfig:
     return config
 
 
-def _scaling(file: Gguf, factor: Any) -> dict[str, Any] | None:
+def _scaling(file: Gguf, family: str) -> dict[str, Any] | None:
     """The rope scaling of a config.json: linear by a factor, or Llama 3's, whose published models differ in one number."""
     if DIVISORS in file.tensors:
         return LLAMA3 | {"factor": float(_divisors(file).max())}
-    return None if factor is None else {"rope_type": "linear", "factor": factor}
+    if file.facts.get(f"{family}.rope.scaling.type") != "linear":
+        return None
+    return {"rope_type": "linear", "factor": file.facts.get(f"{family}.rope.scaling.factor")}
 
 
 def _divisors(file: Gguf) -> Tensor:
@@ -132,21 +130,13 @@ class GgufCheckpoint:
         if found.shape != told[name]:
             raise ValueError(f"{self.file.path}: tensor {name!r} is {found.shape}, its facts ask for {told[name]}; {AGAIN}")
 
-    def fill(self, model: nn.Module) -> None:
-        """Give an empty model of this config its weights; raw bytes are read where they lie in the file."""
-        for name, part in parts(self.config):
-            weights = [tensor_name(source, "weight") for source in part.rows]
-            bias = self._wide(part, "bias") if "bias" in part.leaves else None
-            parent, _, leaf = name.rpartition(".")
-            if self.own_bits and all(self.file.tensors[weight].type in KINDS for weight in weights):
-                packed = [self._packed(weight) for weight in weights]
-                layer = PackedEmbedding(packed) if name == "embed" else PackedLinear(packed, bias)
-                setattr(model.get_submodule(parent), leaf, layer)
-                continue
-            module = model.get_submodule(name)
-            module.weight = nn.Parameter(self._wide(part, "weight"), requires_grad=False)
-            if bias is not None:
-                module.bias = nn.Parameter(bias, requires_grad=False)
+    def module(self, name: str, part: Part) -> nn.Module | dict[str, Tensor]:
+        """What a module of ours holds; raw bytes are read where they lie in the file."""
+        weights = [tensor_name(source, "weight") for source in part.rows]
+        if not self.own_bits or any(self.file.tensors[weight].type not in KINDS for weight in weights):
+            return {leaf: self._wide(part, leaf) for leaf in part.leaves}
+        packed = [self._packed(weight) for weight in weights]
+        return PackedEmbedding(packed) if name == "embed" else PackedLinear(packed, self._wide(part, "bias") if part.bias else None)
 
     def _rows(self, name: str) -> np.ndarray:
         """A tensor's raw rows in our order: Llama's queries and keys lie in pairs (llama.cpp's permutation)."""
@@ -167,7 +157,7 @@ class GgufCheckpoint:
     def _wide(self, part: Part, leaf: str) -> Tensor:
         """One dense tensor, its sources stacked along the rows; numbers by the gguf library."""
         made = self.shelf.zeros(part.shape(leaf), self.dtype)
-        for source, rows in zip(part.rows, made.split(list(part.rows.values())), strict=True):
+        for source, rows in part.split(made).items():
             name = tensor_name(source, leaf)
             rows.copy_(widened(self._rows(name), self.file.tensors[name].type).view(rows.shape))
         return made

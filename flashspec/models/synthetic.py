@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import msgspec
@@ -12,9 +13,9 @@ from torch import Tensor, nn
 from flashspec.kernels.integers import CELL
 from flashspec.kernels.pages import Shelf
 from flashspec.models.awq import Packed, layer
-from flashspec.models.config import ModelConfig, parts
+from flashspec.models.config import ModelConfig, Part
 from flashspec.models.memory import Form, refuse_too_large
-from flashspec.models.transformer import Rope, Transformer
+from flashspec.models.transformer import Transformer
 
 LABEL = "shape-faithful random weights: costs only"
 FACTS = Path(__file__).parents[1] / "data" / "shapes.json"
@@ -88,26 +89,23 @@ def synthetic(
     group = GROUP if is_awq(name) else 0
     form = Form(dtype, min(group, CELL) if place.type == "cpu" else group)
     refuse_too_large(str(name) if isinstance(name, str) else config.family, config, form, place)
-    with torch.device("meta"):
-        model = Transformer(config).to(dtype).eval().requires_grad_(False)
-    model.rope = Rope(config).to(place)
-    dice, shelf, made = torch.Generator(place).manual_seed(seed), Shelf(), 0
+    dice, shelf, made = torch.Generator(place).manual_seed(seed), Shelf(), count()
     noise = torch.randn(BLOCK, generator=torch.Generator().manual_seed(seed)).to(dtype).to(place)
-    for path, part in parts(config):
-        parent, _, leaf = path.rpartition(".")
-        if group and parent and part.columns:
-            bias = torch.zeros(part.shape("bias"), dtype=dtype, device=place) if part.bias else None
-            setattr(model.get_submodule(parent), leaf, layer(random_int4(part.shape("weight"), dice), bias, shelf))
-            continue
-        for kind in part.leaves:
-            tensor = shelf.zeros(part.shape(kind), dtype, place)
-            if part.columns and kind == "weight":
-                fill(tensor, noise, 31 * made)
-            elif kind == "weight":
+
+    def module(path: str, part: Part) -> nn.Module | dict[str, Tensor]:
+        packed = bool(group and part.columns and "." in path)
+        dense = {leaf: shelf.zeros(part.shape(leaf), dtype, place) for leaf in part.leaves[packed:]}
+        if packed:
+            return layer(random_int4(part.shape("weight"), dice), dense.get("bias"), shelf)
+        for leaf, tensor in dense.items():
+            shift = 31 * next(made)
+            if leaf == "weight" and part.columns:
+                fill(tensor, noise, shift)
+            elif leaf == "weight":
                 tensor.fill_(1.0)
-            setattr(model.get_submodule(path), kind, nn.Parameter(tensor, requires_grad=False))
-            made += 1
-    return model
+        return dense
+
+    return Transformer.filled(config, module, place).requires_grad_(False)
 
 
 def random_int4(shape: tuple[int, ...], dice: torch.Generator) -> Packed:
@@ -125,7 +123,6 @@ def random_rows(rows: int, width: int, dtype: torch.dtype = torch.float32, seed:
     return fill(Shelf().zeros((rows, width), dtype), noise)
 
 
-@torch.no_grad()
 def fill(weight: Tensor, noise: Tensor, shift: int = 0) -> Tensor:
     """A matrix becomes noise of variance 1 / fan-in; `shift` and the block's number move where noise starts."""
     flat, half = weight.view(-1), len(noise) // 2

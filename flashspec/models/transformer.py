@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -13,13 +14,14 @@ from torch.nn import functional as F
 
 from flashspec.kernels.integers import Packed
 from flashspec.models import checkpoint
-from flashspec.models.config import OFFSET, ModelConfig, to_hf
+from flashspec.models.config import OFFSET, ModelConfig, Part, parts, to_hf
 from flashspec.models.folder import GGUF
 from flashspec.models.gguf_checkpoint import GgufCheckpoint
 from flashspec.models.packed import PackedLinear
 from flashspec.models.rope import inverse_frequencies
 from flashspec.typed import typed
 
+Filling = nn.Module | dict[str, Tensor]
 At = int | Tensor  # where rows stand: the position of the first, or those of all [n], which only the device knows
 
 
@@ -127,28 +129,20 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tens
 
 
 class MLP(nn.Module):
-    """SwiGLU with gate and up projections fused."""
+    """SwiGLU with gate and up projections fused; without a gate a ReLU."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.gate_up = nn.Linear(config.hidden, 2 * config.ffn, bias=config.mlp_bias)
+        self.gated = config.gated
+        self.up = nn.Linear(config.hidden, (1 + config.gated) * config.ffn, bias=config.mlp_bias)
         self.down = nn.Linear(config.ffn, config.hidden, bias=config.mlp_bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        up = self.up(x)
+        if not self.gated:
+            return self.down(F.relu(up))
+        gate, up = up.chunk(2, dim=-1)
         return self.down(F.silu(gate) * up)
-
-
-class PlainMLP(nn.Module):
-    """Two projections with a ReLU between them."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.up = nn.Linear(config.hidden, config.ffn, bias=config.mlp_bias)
-        self.down = nn.Linear(config.ffn, config.hidden, bias=config.mlp_bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down(F.relu(self.up(x)))
 
 
 class Layer(nn.Module):
@@ -159,7 +153,7 @@ class Layer(nn.Module):
         self.attention_norm = norm_of(config.hidden, config)
         self.attention = Attention(config)
         self.mlp_norm = norm_of(config.hidden, config)
-        self.mlp: Any = MLP(config) if config.gated else PlainMLP(config)
+        self.mlp = MLP(config)
 
     def forward(self, x: Tensor, rope: Rope, at: At = 0, cache: LayerCache | None = None) -> Tensor:
         x = x + self.attention(self.attention_norm(x), rope, at, cache)
@@ -205,10 +199,21 @@ class Transformer(nn.Module):
         """
         one_file = Path(folder).suffix == GGUF
         found = GgufCheckpoint(Path(folder), dtype, weights) if one_file else checkpoint.opened(folder, dtype, device, weights)
+        return cls.filled(found.config, found.module, found.device)
+
+    @classmethod
+    def filled(cls, config: ModelConfig, module: Callable[[str, Part], Filling], device: torch.device) -> Transformer:
+        """A model of what `module` gives for the name and part of each of its modules: a layer, or tensors by leaf."""
         with torch.device("meta"):
-            model = cls(found.config)
-        model.rope.to(found.device)
-        found.fill(model)
+            model = cls(config)
+        model.rope.to(device)
+        for name, part in parts(config):
+            found = module(name, part)
+            if isinstance(found, nn.Module):
+                model.set_submodule(name, found)
+                continue
+            for leaf, tensor in found.items():
+                setattr(model.get_submodule(name), leaf, nn.Parameter(tensor))
         return model.eval()
 
     def save(self, folder: str | Path, dtype: str = "bfloat16", shard_bytes: int = checkpoint.SHARD_BYTES) -> None:

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from flashspec.models.folder import first_line
-from flashspec.models.transformer import MLP, Transformer
+from flashspec.models.transformer import Transformer
 from flashspec.models.writing import replaced, write_text
 
 CHUNK = 512  # rows whose distributions are alive together
@@ -108,8 +108,8 @@ def optimizers(model: Transformer, schedule: Schedule) -> list[torch.optim.Optim
     """Muon on the matrices inside layers, AdamW on embeddings, head and norms."""
     for layer in model.blocks:
         vars(layer.attention.qkv.weight)["row_groups"] = model.config.qkv_rows
-        if isinstance(layer.mlp, MLP):
-            vars(layer.mlp.gate_up.weight)["row_groups"] = (model.config.ffn, model.config.ffn)
+        if model.config.gated:
+            vars(layer.mlp.up.weight)["row_groups"] = (model.config.ffn, model.config.ffn)
     matrices = [p for p in model.layers.parameters() if p.ndim == 2]
     chosen = {id(p) for p in matrices}
     rest = [p for p in model.parameters() if id(p) not in chosen]
