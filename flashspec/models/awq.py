@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from msgspec import Struct, field, to_builtins
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from flashspec.kernels import integers
 from flashspec.kernels.integers import CELL, PANEL, room
 from flashspec.kernels.pages import Shelf
-from flashspec.models.config import CONFIG, Unsupported
+from flashspec.models.config import CONFIG, Unsupported, refuse_others
 from flashspec.models.files import Kind, shaped
 from flashspec.models.packed import PackedLinear
 
@@ -24,6 +24,8 @@ BLOCK = 1 << 22
 
 class Scheme(Struct, frozen=True):
     """What a quantization_config promises: weights a group shares a scale with, and modules left dense."""
+
+    FIXED: ClassVar = {"bits": 4, "version": "gemm", "zero_point": True}
 
     group_size: int = 128
     skipped: Sequence[str] | None = field(name="modules_to_not_convert", default=None)
@@ -49,15 +51,11 @@ def scheme_of(raw: dict[str, Any], path: Path = CONFIG) -> Scheme | None:
     method = shaped(raw, Kind, path).quantization_config
     if method is None:
         return None
-    found: Any = shaped(raw["quantization_config"], Scheme, path) if method.quant_method == "awq" else method
-    for key in ("quant_method", "bits", "version", "zero_point"):
-        value, wanted = getattr(found, key), getattr(NOTHING, key)
-        if value != wanted:
-            raise Unsupported(
-                f"quantization_config has {key} = {value!r}; only {key} = {wanted!r} is supported: "
-                "use an AWQ checkpoint of version gemm, or a dense one"
-            )
-    return found
+    if method.quant_method != "awq":
+        raise Unsupported(f"{path}: weights quantised by {method.quant_method!r} are not supported; supported: 'awq'")
+    scheme = shaped(raw["quantization_config"], Scheme, path)
+    refuse_others(scheme, Scheme.FIXED, path)
+    return scheme
 
 
 def scheme_to_hf(scheme: Scheme) -> dict[str, Any]:
@@ -169,8 +167,6 @@ class Int4Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., in_features] to [..., out_features], in x's dtype."""
-        if x.device.type != self.packed.device.type:
-            raise RuntimeError(f"int4 weights are packed for CUDA; load the model again with device={x.device.type!r}")
         flat = x.reshape(-1, self.in_features).bfloat16()
         product = torch.ops.aten._weight_int4pack_mm(flat, self.packed, self.group_size, self.scales_and_zeros)
         if self.bias is not None:

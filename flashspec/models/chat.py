@@ -10,7 +10,6 @@ from flashspec.models.folder import GGUF, first_line, read_as, read_json
 from flashspec.models.gguf import opened
 from flashspec.models.gguf_tokenizer import special_tokens
 
-TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 SAMPLED = ("temperature", "top_k", "top_p")
 GGUF_SAMPLED = {
     "temperature": "temp",
@@ -35,24 +34,19 @@ def generation_defaults(model: Path) -> Defaults:
 
     Raises FileNotFoundError where a folder has no such file.
     """
-    found = _of_file(model) if model.suffix == GGUF else _of_folder(model)
+    if model.suffix == GGUF:  # its stop ids are the model's already
+        path, facts = model, opened(model).facts
+        raw = {name: facts.get(f"general.sampling.{key}") for name, key in GGUF_SAMPLED.items()}
+        raw["do_sample"] = raw["temperature"] is not None
+    else:
+        path = model / "generation_config.json"
+        raw = read_json(path, "this checkpoint has no defaults of its own: give --temperature and so on")
+    found = shaped(raw, Generation, path)
     ignored = {name: value for name in CHANGES_TEXT if (value := getattr(found, name)) not in NEUTRAL}
     if not found.do_sample:
         return Defaults({}, ignored)
     wanted = {name: value for name in SAMPLED if (value := getattr(found, name)) is not None}
     return Defaults({"temperature": 1.0} | wanted, ignored)
-
-
-def _of_folder(folder: Path) -> Generation:
-    path = folder / "generation_config.json"
-    return shaped(read_json(path, "this checkpoint has no defaults of its own: give --temperature and so on"), Generation, path)
-
-
-def _of_file(model: Path) -> Generation:
-    """The sampling that a GGUF file names, if it does; its stop ids are the model's already."""
-    facts = opened(model).facts
-    named = {name: facts.get(f"general.sampling.{key}") for name, key in GGUF_SAMPLED.items()}
-    return shaped({**named, "do_sample": named["temperature"] is not None}, Generation, model)
 
 
 def chat_prompt(model: Path, message: str, system: str | None = None) -> str:
@@ -83,4 +77,4 @@ def chat_of(model: Path) -> tuple[str, dict[str, str]]:
     path, own = model / "tokenizer_config.json", model / "chat_template.jinja"
     found = read_as(path, Speech) if path.is_file() else Speech()
     template = own.read_text(encoding="utf-8") if own.is_file() else found.template
-    return template, {name: text for name in TOKENS if (text := found.text(name))}
+    return template, found.tokens

@@ -20,14 +20,13 @@ from flashspec.kernels.pages import Shelf
 from flashspec.models.awq import NOTHING, Packed, Scheme, dequantise, layer, scheme_of
 from flashspec.models.config import ModelConfig, Part, from_hf, parts
 from flashspec.models.files import Generation, Kind, ids_of, shaped
-from flashspec.models.folder import FLOATS, INTEGERS, Tensors, read_as, read_config, verify_digests
+from flashspec.models.folder import FLOATS, INDEX, INTEGERS, Tensors, read_as, read_config, verify_digests
 from flashspec.models.memory import DTYPES, Form, device_named, dtype_named, refuse_too_large
 from flashspec.models.writing import replaced, write_json, write_tensors
 
 WEIGHTS = ("auto", "int4", "dense")
 PACKED, NUMBERS = ("qweight", "qzeros", "scales"), (INTEGERS, INTEGERS, FLOATS)
 SHARD_BYTES = 16_000_000
-INDEX = "model.safetensors.index.json"
 
 
 @dataclass
@@ -109,7 +108,9 @@ def opened(folder: str | Path, dtype: str = "auto", device: str = "cpu", weights
     config = config if stops is None else replace(config, eos=ids_of(stops))
     int4 = _int4(weights, scheme, place, folder, dtype)
     group = CELL if place.type == "cpu" else (scheme or NOTHING).group_size  # panels have a scale for every cell
-    form = Form(_dtype(dtype, shaped(raw, Kind, path)), group if int4 else 0)
+    about = shaped(raw, Kind, path)
+    own = torch.float32 if (about.dtype or about.torch_dtype) == "float32" else torch.bfloat16
+    form = Form(own if dtype == "auto" else dtype_named(dtype), group if int4 else 0)
     refuse_too_large(str(folder), config, form, place)
     verify_digests(folder)
     tensors = Tensors(folder)
@@ -117,12 +118,6 @@ def opened(folder: str | Path, dtype: str = "auto", device: str = "cpu", weights
         config = replace(config, tied=False)
         refuse_too_large(str(folder), config, form, place)
     return Checkpoint(config, tensors, scheme or NOTHING, form, place)
-
-
-def _dtype(name: str, about: Kind) -> torch.dtype:
-    if name == "auto":
-        return torch.float32 if (about.dtype or about.torch_dtype) == "float32" else torch.bfloat16
-    return dtype_named(name)
 
 
 def _other_head(tensors: Tensors, config: ModelConfig, dtype: torch.dtype) -> bool:

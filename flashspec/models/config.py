@@ -23,8 +23,9 @@ FAMILIES = {
 FLASH_HEAD = {"architectures": "FlashHead", "model_type": "flash_head_"}  # what public FlashHead checkpoints put before them
 CONFIG = Path("config.json")
 SCALED = {"default": (), "linear": ("factor",), "llama3": ("factor", "low_freq_factor", "high_freq_factor")}
-LLAMA_LAYER = ("input_layernorm", "post_attention_layernorm", "self_attn.o_proj", ("mlp.gate_proj", "mlp.up_proj"), "mlp.down_proj")
-OPT_LAYER = ("self_attn_layer_norm", "final_layer_norm", "self_attn.out_proj", ("fc1",), "fc2")
+UP = ("mlp.gate_proj", "mlp.up_proj")
+LLAMA_LAYER = ("input_layernorm", "self_attn.o_proj", "post_attention_layernorm", UP, "mlp.down_proj")
+OPT_LAYER = ("self_attn_layer_norm", "self_attn.out_proj", "final_layer_norm", ("fc1",), "fc2")
 OFFSET = 2  # rows of OPT's table of positions that stand before the first (Zhang et al. 2022)
 
 
@@ -174,7 +175,7 @@ def parts(config: ModelConfig) -> Iterator[tuple[str, Part]]:
 def _layer(c: ModelConfig, stem: str) -> dict[str, Part]:
     """The modules of one layer; `stem` stands before their Hugging Face names."""
     opt = c.family == "opt"
-    before, behind, out, up, down = OPT_LAYER if opt else LLAMA_LAYER
+    before, out, behind, up, down = OPT_LAYER if opt else LLAMA_LAYER
     qkv = {f"{stem}self_attn.{name}_proj": rows for name, rows in zip("qkv", c.qkv_rows, strict=True)}
     norms = {f"attention.{name}": Part({f"{stem}self_attn.{name}": c.head_dim}) for name in ("q_norm", "k_norm") if c.qk_norm}
     return {
@@ -212,7 +213,7 @@ def from_hf(raw: dict[str, Any], path: Path = CONFIG) -> ModelConfig:
     try:
         given |= {**facts.settled(), "eos": ids_of(facts.eos)}
         width = {"word_embed_proj_dim": facts.hidden} if family == "opt" else {}
-        _refuse_others(facts, {"is_causal": True, **facts.FIXED, **width}, path)
+        refuse_others(facts, {"is_causal": True, **facts.FIXED, **width}, path)
         rope = _rope(facts, path) if isinstance(facts, Rotary) else RopeScaling()
         return ModelConfig(family=family, rope=rope, **given)
     except Unsupported:
@@ -221,7 +222,7 @@ def from_hf(raw: dict[str, Any], path: Path = CONFIG) -> ModelConfig:
         raise ValueError(f"{path}: {error}; copy the file again from its source") from None
 
 
-def _refuse_others(facts: Struct, fixed: dict[str, Any], path: Path) -> None:
+def refuse_others(facts: Struct, fixed: dict[str, Any], path: Path) -> None:
     """Unsupported where a field holds something other than the one value that we compute."""
     for name, value in fixed.items():
         found = getattr(facts, name)
@@ -231,7 +232,7 @@ def _refuse_others(facts: Struct, fixed: dict[str, Any], path: Path) -> None:
 
 def _rope(facts: Rotary, path: Path) -> RopeScaling:
     table = facts.rotation
-    _refuse_others(table, Rotation.FIXED, path)
+    refuse_others(table, Rotation.FIXED, path)
     if unknown := set(facts.layer_types or ()) - {"full_attention", "sliding_attention"}:
         raise Unsupported(f"layers of type {min(unknown)!r} are not supported; supported: full_attention, sliding_attention")
     kind = table.rope_type or table.type or "default"

@@ -69,7 +69,7 @@ def _shape(config: ModelConfig) -> dict[str, Any]:
     """The facts that `config_of` reads, under their keys, and those that other engines ask for."""
     told = to_hf(config)
     facts = {key: told[name] for name, key in FACTS.items() if told[name] is not None}
-    facts |= {key: config.head_dim for key in ("attention.value_length", "rope.dimension_count")}
+    facts |= dict.fromkeys(("attention.value_length", "rope.dimension_count"), config.head_dim)
     if config.rope.kind == "linear":
         facts |= {"rope.scaling.type": "linear", "rope.scaling.factor": config.rope.factor}
     return facts | {"vocab_size": config.vocab_size}

@@ -249,10 +249,12 @@ class Speech(Struct):
             named = {each.name: each.template for each in named}
         return named.get("default", "") if isinstance(named, dict) else named
 
-    def text(self, name: str) -> str:
-        """A special token's text, "" where there is none."""
-        token = getattr(self, name)
-        return token.content if isinstance(token, Text) else token or ""
+    @property
+    def tokens(self) -> dict[str, str]:
+        """The texts of the special tokens that there are."""
+        given = {name: getattr(self, name) for name in self.__struct_fields__ if name.endswith("_token")}
+        texts = {name: token.content if isinstance(token, Text) else token for name, token in given.items()}
+        return {name: text for name, text in texts.items() if text}
 
 
 class Index(Struct):

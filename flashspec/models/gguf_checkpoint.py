@@ -113,30 +113,30 @@ class GgufCheckpoint:
         self.dtype = torch.float32 if dtype == "auto" else dtype_named(dtype)
         wide = 0 if self.own_bits else self.dtype.itemsize * (self.config.body_parameters + 2 * self.config.head_parameters)
         refuse_bytes(str(path), path.stat().st_size + wide + 12 * self.config.context * self.config.head_dim, self.device)
-        told = {}
+        told = set()
         for _, part in parts(self.config):
             for source, rows in part.rows.items():
                 for leaf in part.leaves:
-                    told[tensor_name(source, leaf)] = (rows, *part.shape(leaf)[1:])
-                    self._check(tensor_name(source, leaf), told)
-        extra = sorted(self.file.tensors.keys() - told.keys() - {DIVISORS})
+                    name = tensor_name(source, leaf)
+                    self._check(name, (rows, *part.shape(leaf)[1:]))
+                    told.add(name)
+        extra = sorted(self.file.tensors.keys() - told - {DIVISORS})
         if extra:
             raise ValueError(f"{path}: its facts describe a model without the tensor {extra[0]!r} ({len(extra)} such); {AGAIN}")
 
-    def _check(self, name: str, told: dict[str, tuple[int, ...]]) -> None:
+    def _check(self, name: str, shape: tuple[int, ...]) -> None:
         found = self.file.tensors.get(name)
-        if found is None:
-            raise ValueError(f"{self.file.path} has no tensor {name!r}, which its facts ask for; {AGAIN}")
-        if found.shape != told[name]:
-            raise ValueError(f"{self.file.path}: tensor {name!r} is {found.shape}, its facts ask for {told[name]}; {AGAIN}")
+        if found is None or found.shape != shape:
+            held = found.shape if found else "missing"
+            raise ValueError(f"{self.file.path}: tensor {name!r} is {held}, its facts ask for {shape}; {AGAIN}")
 
     def module(self, name: str, part: Part) -> nn.Module | dict[str, Tensor]:
         """What a module of ours holds; raw bytes are read where they lie in the file."""
         weights = [tensor_name(source, "weight") for source in part.rows]
         if not self.own_bits or any(self.file.tensors[weight].type not in KINDS for weight in weights):
             return {leaf: self._wide(part, leaf) for leaf in part.leaves}
-        packed = [self._packed(weight) for weight in weights]
-        return PackedEmbedding(packed) if name == "embed" else PackedLinear(packed, self._wide(part, "bias") if part.bias else None)
+        packed, bias = [self._packed(weight) for weight in weights], self._wide(part, "bias") if part.bias else None
+        return PackedEmbedding(packed) if name == "embed" else PackedLinear(packed, bias)
 
     def _rows(self, name: str) -> np.ndarray:
         """A tensor's raw rows in our order: Llama's queries and keys lie in pairs (llama.cpp's permutation)."""

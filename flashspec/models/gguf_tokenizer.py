@@ -83,21 +83,16 @@ def _texts(file: Gguf, name: str) -> list[str]:
 
 def _blank(pre: str, *tokens_and_merges: Any) -> Any:
     """A tokenizer of byte pairs that splits as `pre` does, of these tokens and merges."""
-    from tokenizers import Tokenizer, decoders, models, normalizers
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
     made = Tokenizer(models.BPE(*tokens_and_merges, ignore_merges=pre == "llama-bpe"))
-    made.pre_tokenizer, made.decoder = _splitting(pre), decoders.ByteLevel()
+    made.decoder = decoders.ByteLevel()
+    steps: list[Any] = [pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pre not in SPLITS)]
+    if pre in SPLITS:
+        steps.insert(0, pre_tokenizers.Split(Regex(SPLITS[pre]), "isolated"))
+    elif pre == "smollm":
+        steps.insert(0, pre_tokenizers.Digits(individual_digits=True))
+    made.pre_tokenizer = pre_tokenizers.Sequence(steps)
     if pre == "qwen2":
         made.normalizer = normalizers.NFC()
     return made
-
-
-def _splitting(pre: str) -> Any:
-    """How a text falls into words before its bytes are paired."""
-    from tokenizers import Regex, pre_tokenizers
-
-    if pre in SPLITS:
-        words = pre_tokenizers.Split(Regex(SPLITS[pre]), "isolated")
-        return pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
-    bytes_ = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), bytes_]) if pre == "smollm" else bytes_

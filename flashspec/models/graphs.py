@@ -94,21 +94,6 @@ class FixedEngine(TorchEngine):
 Result = TypeVar("Result")
 
 
-def recorded(call: Callable[[], Result], device: torch.device) -> tuple[torch.cuda.CUDAGraph, Result]:
-    """A graph of a call that may be repeated, after two calls aside to warm up, and the result that every replay fills anew."""
-    with torch.cuda.device(device):
-        aside = torch.cuda.Stream()
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):
-            for _ in range(2):
-                call()
-        torch.cuda.current_stream().wait_stream(aside)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            result = call()
-    return graph, result
-
-
 class Replay(Generic[Result]):
     """A call recorded as a CUDA graph; its result lies in the graph's own memory and is overwritten by the next replay.
 
@@ -116,8 +101,16 @@ class Replay(Generic[Result]):
     """
 
     def __init__(self, call: Callable[[], Result], device: torch.device) -> None:
-        self.call = call
-        self.graph, self.result = recorded(call, device)
+        self.call, self.graph = call, torch.cuda.CUDAGraph()
+        with torch.cuda.device(device):
+            aside = torch.cuda.Stream()
+            aside.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(aside):  # two calls to warm up
+                call()
+                call()
+            torch.cuda.current_stream().wait_stream(aside)
+            with torch.cuda.graph(self.graph):
+                self.result = call()
 
     def __call__(self) -> Result:
         self.graph.replay()

@@ -6,8 +6,6 @@ import json
 import math
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import datetime
 from types import FrameType
 from typing import Any
@@ -17,7 +15,7 @@ from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-SECONDS, LETTERS = 5.0, 10_000_000
+SECONDS, LETTERS = 5.0, 10_000_000  # of a text, and of all texts on the way to it
 
 
 class Generation(Extension):
@@ -60,30 +58,20 @@ def refuse(message: str) -> None:
 
 def rendered(template: str, given: dict[str, Any]) -> str:
     """What a template makes of these variables; TemplateError and others for one that fails, or runs too long or too far."""
-    pieces, size = list[str](), 0
-    with _limited():
-        for piece in Environment().from_string(template).generate(tools=None, documents=None, **given):
-            pieces.append(piece)
-            size += len(piece)
-            if size > LETTERS:
-                raise TemplateError(f"it writes more than {LETTERS} letters")
-    return "".join(pieces)
-
-
-@contextmanager
-def _limited() -> Iterator[None]:
-    """Stop Python code at its next line that runs longer than a template should, or makes a longer text."""
-    end, before = time.monotonic() + SECONDS, sys.gettrace()
+    end, before, letters = time.monotonic() + SECONDS, sys.gettrace(), 0
 
     def watch(frame: FrameType, event: str, argument: Any) -> Any:
+        """Stop Python code at its next line when the time is over, or the texts that functions gave are too long together."""
+        nonlocal letters
+        letters += len(argument) if event == "return" and isinstance(argument, str) else 0
+        if letters > LETTERS:
+            raise TemplateError(f"it writes more than {LETTERS} letters")
         if time.monotonic() > end:
             raise TemplateError(f"it runs longer than {SECONDS:g} s")
-        if event == "return" and isinstance(argument, str) and len(argument) > LETTERS:
-            raise TemplateError(f"it writes more than {LETTERS} letters")
         return watch
 
     sys.settrace(watch)
     try:
-        yield
+        return Environment().from_string(template).render(tools=None, documents=None, **given)
     finally:
         sys.settrace(before)
