@@ -190,19 +190,6 @@ def test_fixed_shapes_give_the_rows_of_the_torch_engine(name, monkeypatch):
     assert not torch.allclose(rows(FixedEngine(made, 0, 2, 64), *CUTS, ids=LONG), whole, rtol=1e-6, atol=1e-6)
 
 
-@torch.inference_mode()
-def test_a_forward_made_at_one_position_serves_every_other():
-    made = fixed("qwen3")
-    engine, wanted_rows = FixedEngine(made, 0, 2, 64), rows(TorchEngine(made, 0, 2, 64), *CUTS, ids=LONG)
-    engine.run(engine.embed(LONG[:20]), 0)
-    forward = engine.forward(1, 64)
-    for position in range(20, 30):
-        engine.begin.fill_(position)
-        assert torch.allclose(forward(engine.embed(LONG[position : position + 1]))[0], wanted_rows[position])
-    stale = engine.begin.fill_(28) is not None and forward(engine.embed(LONG[29:30]))[0]
-    assert not torch.allclose(stale, wanted_rows[29])
-
-
 def test_the_flag_decides_and_refuses_nonsense(monkeypatch):
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
     for value, answers in {"auto": (False, True), "0": (False, False), "eager": (True, True)}.items():

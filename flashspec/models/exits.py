@@ -42,12 +42,8 @@ class ExitAdapter(nn.Module):
 @torch.no_grad()
 def rows_at(model: Transformer, ids: Tensor, depths: Collection[int]) -> dict[int, Tensor]:
     """Rows [n, hidden] of a model at each depth, in float32, for ids [batch, length]."""
-    x, found = model.place(model.embed(ids), 0), {}
-    for number, layer in enumerate(model.blocks, start=1):
-        x = layer(x, model.rope)
-        if number in depths:
-            found[number] = x.flatten(0, 1).float()
-    return found
+    states = enumerate(model.states(ids), start=1)
+    return {depth: x.flatten(0, 1).float() for depth, x in states if depth in depths}
 
 
 def save_exits(adapters: dict[int, ExitAdapter], path: Path) -> None:

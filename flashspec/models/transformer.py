@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -267,12 +268,16 @@ class Transformer(nn.Module):
         """Embeddings x [..., n, hidden] as the first layer takes them."""
         return x if self.positions is None else self.positions(x, at)
 
-    def rows(self, ids: Tensor) -> Tensor:
-        """Hidden rows [batch, n, hidden] before the final norm, for ids [batch, n] read from position 0."""
+    def states(self, ids: Tensor) -> Iterator[Tensor]:
+        """Hidden rows [batch, n, hidden] after each layer, for ids [batch, n] read from position 0."""
         x = self.place(self.embed(ids), 0)
         for layer in self.layers:
             x = layer(x, self.rope)
-        return x
+            yield x
+
+    def rows(self, ids: Tensor) -> Tensor:
+        """Those after the last layer, before the final norm."""
+        return deque(self.states(ids), maxlen=1).pop()
 
     def forward(self, ids: Tensor) -> Tensor:
         """Logits [batch, n, vocab] for ids [batch, n]."""

@@ -67,21 +67,11 @@ def fresh_folder(out: Path, inputs: Iterable[Path] = (), ours: str = "") -> Iter
     """
     check_free(out, inputs, ours)
     place = out.resolve()
-    part = _unfinished(place)
-    refuse_input(part, inputs)
-    with made(place.parent):
-        shutil.rmtree(part, ignore_errors=True)
+    refuse_input(_unfinished(place), inputs)
+    with made(place.parent), replaced(place) as part:
         part.mkdir()
-        try:
-            yield part
-            for path in part.rglob("*"):
-                _flush(path)
-            refuse_taken(place, ours)
-            shutil.rmtree(place, ignore_errors=True)
-            part.rename(place)
-        except BaseException:
-            shutil.rmtree(part, ignore_errors=True)
-            raise
+        yield part
+        refuse_taken(place, ours)
 
 
 @contextmanager
@@ -99,14 +89,16 @@ def new_file(path: Path, inputs: Iterable[Path] = ()) -> Iterator[Path]:
 def replaced(path: Path) -> Iterator[Path]:
     """A temporary name beside `path` that takes its place, flushed, when the block ends; nothing changes where it raises."""
     part = _unfinished(path)
-    part.unlink(missing_ok=True)
+    _remove(part)
     try:
         yield part
-        _flush(part)
+        for written in (part, *part.rglob("*")):
+            _flush(written)
+        if part.is_dir():
+            _remove(path)
         part.replace(path)
     except BaseException:
-        with suppress(OSError):
-            part.unlink()
+        _remove(part)
         raise
 
 
@@ -178,6 +170,14 @@ def made(folder: Path) -> Iterator[None]:
 def _unfinished(path: Path) -> Path:
     """The name of a file or folder while it is being made; what a killed process left there goes."""
     return path.with_name(f".{path.name}{UNFINISHED}")
+
+
+def _remove(path: Path) -> None:
+    """Remove a file, a link or a folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    with suppress(OSError):
+        path.unlink()
 
 
 def _flush(path: Path) -> None:
