@@ -124,11 +124,10 @@ def test_a_hostile_template_is_refused_in_one_sentence(tmp_path, monkeypatch, te
 
 
 def test_generation_defaults_are_the_checkpoints_own(folders, tmp_path):
-    found = generation_defaults(folders["target"])
-    assert found.sampling == {"temperature": 0.6, "top_k": 20, "top_p": 0.95}
-    assert found.ignored == {"repetition_penalty": 1.1}
+    wanted = {"temperature": 0.6, "top_k": 20, "top_p": 0.95}
+    assert generation_defaults(folders["target"]) == (wanted, {"repetition_penalty": 1.1})
     (tmp_path / "generation_config.json").write_text(json.dumps(GENERATION | {"do_sample": False}))
-    assert generation_defaults(tmp_path).sampling == {}
+    assert generation_defaults(tmp_path)[0] == {}
     with pytest.raises(FileNotFoundError, match="no defaults of its own"):
         generation_defaults(folders["draft"])
 

@@ -42,7 +42,8 @@ def cache(files, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv("FLASHSPEC_MODELS", raising=False)
     sha = {name: digest(files / f"{name}.gguf") for name in ("big", "small")}
-    hub = {role: Published(f"{name}.gguf", sha[name], f"some/{name}-GGUF") for role, name in zip(("target", "draft"), sha, strict=True)}
+    roles = zip(("target", "draft"), sha, strict=True)
+    hub = {role: Published(f"{name}.gguf", sha[name], f"some/{name}-GGUF") for role, name in roles}
     monkeypatch.setitem(PAIRS, "tiny", hub)
     monkeypatch.setitem(PAIRS, "wheeled", {"target": Published("big.gguf", sha["big"], "llm-tiny==0.1", "llm_tiny/Big.gguf")})
     return tmp_path / "flashspec"

@@ -1,4 +1,4 @@
-"""Any causal language model of transformers, read through its own code: other architectures, other quantisations, several GPUs.
+"""Any causal language model of transformers through its own code: other architectures and quantisations, several GPUs.
 
 Only safetensors are read and only code that transformers itself contains is run.
 """
@@ -97,7 +97,8 @@ class Adapter:
         """Rows [n, width] in float32 for tokens [n] behind the cache, which grows by them."""
         part = self.model if self.head_weight is None else self.model.base_model
         out = part(input_ids=tokens[None].to(self.device), past_key_values=cache, use_cache=True)
-        return (out.logits[..., : self.config.vocab_size] if self.head_weight is None else out.last_hidden_state)[0].float()
+        rows = out.logits[..., : self.config.vocab_size] if self.head_weight is None else out.last_hidden_state
+        return rows[0].float()
 
     @torch.inference_mode()
     def _certify(self) -> None:
@@ -132,7 +133,6 @@ class Adapter:
 
 
 def _same(a: Tensor, b: Tensor, tolerance: float) -> bool:
-    """Equal up to a share of the largest number."""
     return a.shape == b.shape and bool((a.to(b.device) - b).abs().max() <= tolerance * b.abs().max())
 
 
@@ -204,7 +204,6 @@ def needed_bytes(folder: Path, dtype: str = "auto") -> int:
 
 
 def _place(device: str, shared: bool) -> dict[str, Any]:
-    """Where transformers puts the weights: on one device, or split by its tensor-parallel plan."""
     if not shared:
         return {} if device == "cpu" else {"device_map": device}
     from transformers.distributed import DistributedConfig

@@ -158,7 +158,6 @@ class Int4Linear(nn.Module):
         self.register_buffer("bias", None if bias is None else bias.bfloat16())
 
     def _repacked(self, piece: Piece) -> tuple[Tensor, Tensor]:
-        """Rows as int32 tiles, their scales and zeros."""
         tables = torch.stack((piece.scales, (8 - piece.zeros) * piece.scales), dim=-1).bfloat16()
         rows = piece.weight.t().contiguous()
         pairs = rows[:, ::2] << 4 | rows[:, 1::2]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from flashspec.models.files import Generation, Speech, shaped
 from flashspec.models.folder import GGUF, first_line, read_as, read_json
@@ -22,15 +22,10 @@ CHANGES_TEXT = ("repetition_penalty", "no_repeat_ngram_size", "min_p", "typical_
 NEUTRAL = (None, 0, 1, 1.0, 0.0)
 
 
-class Defaults(NamedTuple):
-    """Sampling fields a checkpoint asks for, and settings it asks for that are not applied here."""
+def generation_defaults(model: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Sampling fields that generation_config.json or a GGUF file asks for, and what it asks for that is not applied here.
 
-    sampling: dict[str, Any]
-    ignored: dict[str, Any]
-
-
-def generation_defaults(model: Path) -> Defaults:
-    """What generation_config.json or a GGUF file asks for: greedy decoding (no fields) unless it says do_sample.
+    Without do_sample decoding is greedy, and there are no fields.
 
     Raises FileNotFoundError where a folder has no such file.
     """
@@ -44,9 +39,9 @@ def generation_defaults(model: Path) -> Defaults:
     found = shaped(raw, Generation, path)
     ignored = {name: value for name in CHANGES_TEXT if (value := getattr(found, name)) not in NEUTRAL}
     if not found.do_sample:
-        return Defaults({}, ignored)
+        return {}, ignored
     wanted = {name: value for name in SAMPLED if (value := getattr(found, name)) is not None}
-    return Defaults({"temperature": 1.0} | wanted, ignored)
+    return {"temperature": 1.0} | wanted, ignored
 
 
 def chat_prompt(model: Path, message: str, system: str | None = None) -> str:

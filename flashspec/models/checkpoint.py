@@ -86,7 +86,6 @@ class Checkpoint:
         return dense
 
     def _quantised(self, part: Part) -> Packed:
-        """One 4-bit weight, its sources in order."""
         group, columns = self.scheme.group_size, part.columns
         if columns % group:
             name = next(iter(part.rows))

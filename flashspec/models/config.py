@@ -75,11 +75,10 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Shape of one decoder-only transformer. Counts are whole numbers; `context` is in tokens.
+    """Shape of one decoder-only transformer; `context` is in tokens.
 
     The family settles the rest: Qwen3 normalises queries and keys, Qwen2 biases its queries, keys and values, OPT adds
-    learned positions, normalises with mean and bias and has an ungated ReLU MLP; `attention_bias` and `mlp_bias` are the
-    options of the other families.
+    learned positions, normalises with mean and bias and has an ungated ReLU MLP.
     """
 
     family: str
@@ -249,6 +248,12 @@ def to_hf(config: ModelConfig, dtype: str = "bfloat16") -> dict[str, Any]:
     """The config.json dictionary that transformers reads back as the same model."""
     known = structs.fields(Opt if config.family == "opt" else Rotary)
     named = {field.encode_name: getattr(config, field.name) for field in known if hasattr(config, field.name)}
+    rope = {"rope_type": config.rope.kind, "rope_theta": config.rope_theta}
+    rope |= {name: getattr(config.rope, name) for name in SCALED[config.rope.kind]}
+    if config.rope.kind == "llama3":
+        rope["original_max_position_embeddings"] = config.rope.original_context
+    scaling = None if config.rope.kind == "default" else rope
+    rotary = {"hidden_act": "silu", "rope_scaling": scaling, "rope_parameters": rope, "sliding_window": None}
     unpadded = {"word_embed_proj_dim": config.hidden, "pad_token_id": None}
     return {
         "architectures": [FAMILIES[config.family]],
@@ -256,17 +261,8 @@ def to_hf(config: ModelConfig, dtype: str = "bfloat16") -> dict[str, Any]:
         **named,
         "max_position_embeddings": config.context,
         "eos_token_id": list(config.eos) if len(config.eos) != 1 else config.eos[0],
-        **(Opt.FIXED | unpadded if config.family == "opt" else _rotary_to_hf(config)),
+        **(Opt.FIXED | unpadded if config.family == "opt" else rotary),
         "dtype": dtype,
         "torch_dtype": dtype,
         "use_cache": True,
     }
-
-
-def _rotary_to_hf(config: ModelConfig) -> dict[str, Any]:
-    rope = config.rope
-    table = {"rope_type": rope.kind, "rope_theta": config.rope_theta, **{name: getattr(rope, name) for name in SCALED[rope.kind]}}
-    if rope.kind == "llama3":
-        table["original_max_position_embeddings"] = rope.original_context
-    scaling = None if rope.kind == "default" else table
-    return {"hidden_act": "silu", "rope_scaling": scaling, "rope_parameters": table, "sliding_window": None}

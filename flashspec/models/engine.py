@@ -147,17 +147,14 @@ Engine = TorchEngine | KernelEngine
 
 
 def _matrices(layer: Layer) -> tuple[nn.Module, ...]:
-    """A layer's products in their order."""
     return layer.attention.qkv, layer.attention.out, layer.mlp.up, layer.mlp.down
 
 
 def _rows(config: ModelConfig) -> tuple[tuple[int, ...], ...]:
-    """Rows of the matrices that each product of a layer is made of."""
     return config.qkv_rows, (config.hidden,), (config.ffn,) * (1 + config.gated), (config.hidden,)
 
 
 def _parts(product: nn.Module, rows: tuple[int, ...]) -> list[Any]:
-    """The matrices of one product, as they are stored."""
     if isinstance(product, PackedLinear) and len(product.packed) == len(rows):
         return list(product.packed)
     whole = product.packed[0] if isinstance(product, PackedLinear) else cast(Tensor, product.weight).detach()

@@ -66,7 +66,6 @@ def write_gguf(model: Transformer, facts: dict[str, Any], path: Path, bits: str)
 
 
 def _shape(config: ModelConfig) -> dict[str, Any]:
-    """The facts that `config_of` reads, under their keys, and those that other engines ask for."""
     told = to_hf(config)
     facts = {key: told[name] for name, key in FACTS.items() if told[name] is not None}
     facts |= dict.fromkeys(("attention.value_length", "rope.dimension_count"), config.head_dim)
@@ -116,7 +115,6 @@ def text_facts(source: Path, tokenizer: Any, config: ModelConfig) -> dict[str, A
 
 
 def _tokens(tokenizer: Any, size: int) -> dict[str, list[Any]]:
-    """Tokens, their types and merges; ids that stand for nothing are named as llama.cpp does."""
     raw, words = json.loads(tokenizer.to_str()), {i: token for token, i in tokenizer.get_vocab().items()}
     if max(words) >= size:
         raise ValueError(f"the tokenizer has the id {max(words)} and the model rows for {size}; copy the folder from its source")

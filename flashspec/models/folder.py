@@ -141,7 +141,6 @@ def _opened(path: Path, advice: str) -> Any:
 
 
 def _whole(file: Any, name: str, path: Path) -> Tensor:
-    """One tensor of an open file; ValueError for numbers that torch does not have."""
     try:
         return file.get_tensor(name)
     except Exception as error:  # safetensors passes on what torch raises

@@ -155,7 +155,6 @@ class GgufCheckpoint:
         return Packed(cells, kind, rows, depth)
 
     def _wide(self, part: Part, leaf: str) -> Tensor:
-        """One dense tensor, its sources stacked along the rows; numbers by the gguf library."""
         made = self.shelf.zeros(part.shape(leaf), self.dtype)
         for source, rows in part.split(made).items():
             name = tensor_name(source, leaf)

@@ -82,7 +82,6 @@ def _texts(file: Gguf, name: str) -> list[str]:
 
 
 def _blank(pre: str, *tokens_and_merges: Any) -> Any:
-    """A tokenizer of byte pairs that splits as `pre` does, of these tokens and merges."""
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
     made = Tokenizer(models.BPE(*tokens_and_merges, ignore_merges=pre == "llama-bpe"))

@@ -95,9 +95,9 @@ Result = TypeVar("Result")
 
 
 class Replay(Generic[Result]):
-    """A call recorded as a CUDA graph; its result lies in the graph's own memory and is overwritten by the next replay.
+    """A call recorded as a CUDA graph; each replay overwrites its result.
 
-    The call is kept: a graph reads the tensors that it closes over where they lie, and keeps none of them alive.
+    The call is kept: a graph reads the tensors that it closes over, and keeps none of them alive.
     """
 
     def __init__(self, call: Callable[[], Result], device: torch.device) -> None:

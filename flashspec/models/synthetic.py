@@ -57,8 +57,8 @@ def is_awq(name: str | ModelConfig) -> bool:
 def reshaped(config: ModelConfig, layers: int) -> ModelConfig:
     """A shape of `layers` layers whose body has as many parameters as the given one, within the rounding of heads and channels.
 
-    Heads, key/value heads and hidden width grow with the root of the ratio of depths, head width stays, feed-forward
-    channels make up the rest. Raises ValueError for less than one layer, or where nothing is left for channels.
+    Heads and hidden width grow with the root of the ratio of depths, head width stays, feed-forward channels make up the
+    rest. Raises ValueError for less than one layer, or where nothing is left for channels.
     """
     if layers < 1:
         raise ValueError(f"layers must be at least 1, got {layers}")
@@ -80,10 +80,9 @@ def synthetic(
     depth: int | None = None,
     device: str | torch.device = "cpu",
 ) -> Transformer:
-    """A model of a given shape with seeded random weights (see LABEL), made on the device in the form they are used in.
+    """A model of a given shape with seeded random weights (see LABEL): int4 layers for a name on -AWQ, else dense in `dtype`.
 
-    "Qwen3-32B-AWQ" has int4 layers in groups of 128, as its checkpoint; every other name is dense in `dtype`. Raises
-    ValueError for an unknown shape, and with an estimate when the weights do not fit the free memory.
+    Raises ValueError for an unknown shape, and with an estimate when the weights do not fit the free memory.
     """
     config, place = shape(name, depth), torch.device(device)
     group = GROUP if is_awq(name) else 0

@@ -7,6 +7,7 @@ import math
 import sys
 import time
 from datetime import datetime
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -36,7 +37,7 @@ class Environment(ImmutableSandboxedEnvironment):
     def __init__(self) -> None:
         extensions = [Generation, "jinja2.ext.loopcontrols"]
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
-        self.filters["tojson"] = to_json
+        self.filters["tojson"] = partial(json.dumps, ensure_ascii=False)  # jinja2's own writes it for HTML
         self.globals |= {"raise_exception": refuse, "strftime_now": lambda form: datetime.now().strftime(form)}
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
@@ -44,11 +45,6 @@ class Environment(ImmutableSandboxedEnvironment):
         if math.prod(sizes) > LETTERS:
             raise TemplateError(f"it multiplies to more than {LETTERS}")
         return super().call_binop(context, operator, left, right)
-
-
-def to_json(value: Any, **options: Any) -> str:
-    """JSON as it is, with json.dumps's indent, separators and so on; jinja2's own filter writes it for HTML."""
-    return json.dumps(value, **{"ensure_ascii": False, **options})
 
 
 def refuse(message: str) -> None:

@@ -192,11 +192,10 @@ class Transformer(nn.Module):
     def load(cls, folder: str | Path, dtype: str = "auto", device: str = "cpu", weights: str = "auto") -> Transformer:
         """The model of a Hugging Face folder or of a GGUF file, ready to read tokens.
 
-        `dtype` "auto" keeps float32 and takes everything else as bfloat16; `weights` says what an AWQ checkpoint becomes:
-        "int4" (torch's int4 matmul), "dense" (dequantised), "auto" (int4 on CUDA, dense on CPU). A GGUF file is read on the CPU,
-        with `dtype` and `weights` "auto" in its own bits, else widened.
-        Raises FileNotFoundError or ValueError, naming the file or tensor, when the folder does not hold exactly this model,
-        and ValueError with an estimate when it does not fit the memory that is free.
+        `dtype` "auto" keeps float32 and takes everything else as bfloat16. `weights` "int4" keeps an AWQ checkpoint's bits,
+        "dense" widens them, "auto" keeps them where that is fast. A GGUF file is read on the CPU, in its own bits if both
+        are "auto". Raises FileNotFoundError or ValueError, naming the file or tensor, when the folder does not hold exactly
+        this model, and ValueError with an estimate when the free memory does not hold it.
         """
         one_file = Path(folder).suffix == GGUF
         found = GgufCheckpoint(Path(folder), dtype, weights) if one_file else checkpoint.opened(folder, dtype, device, weights)
