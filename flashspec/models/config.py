@@ -139,7 +139,7 @@ class ModelConfig:
     @property
     def layer_parameters(self) -> int:
         """Matrix weights of one layer."""
-        return sum(sum(part.rows.values()) * part.columns for part in _layer(self, "").values())
+        return sum(sum(part.rows.values()) * part.columns for part in layer_parts(self, "").values())
 
     @property
     def body_parameters(self) -> int:
@@ -164,14 +164,14 @@ def parts(config: ModelConfig) -> Iterator[tuple[str, Part]]:
     if opt:
         yield "positions", Part({f"{stem}.embed_positions": config.context + OFFSET}, width)
     for i in range(config.layers):
-        for name, part in _layer(config, f"{stem}.layers.{i}.").items():
+        for name, part in layer_parts(config, f"{stem}.layers.{i}.").items():
             yield f"layers.{i}.{name}", part
     yield "norm", Part({f"{stem}.final_layer_norm" if opt else f"{stem}.norm": width}, bias=opt)
     if not config.tied:
         yield "head", Part({"lm_head": config.vocab_size}, width)
 
 
-def _layer(c: ModelConfig, stem: str) -> dict[str, Part]:
+def layer_parts(c: ModelConfig, stem: str) -> dict[str, Part]:
     """The modules of one layer; `stem` stands before their Hugging Face names."""
     opt = c.family == "opt"
     before, out, behind, up, down = OPT_LAYER if opt else LLAMA_LAYER

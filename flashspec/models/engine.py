@@ -18,7 +18,7 @@ from flashspec.kernels.build import compiled
 from flashspec.kernels.integers import PANEL
 from flashspec.kernels.pages import Shelf
 from flashspec.kernels.source import structure
-from flashspec.models.config import OFFSET, ModelConfig
+from flashspec.models.config import OFFSET, ModelConfig, layer_parts
 from flashspec.models.packed import PackedLinear
 from flashspec.models.transformer import At, Layer, LayerCache, Transformer
 
@@ -95,13 +95,13 @@ class KernelEngine:
         return self._keep(None if parameter is None else parameter.detach().float().contiguous())
 
     def _layer(self, layer: Layer, slot: Slot) -> ctypes.Structure:
-        attention, fused = layer.attention, _matrices(layer)
+        attention, products = layer.attention, _products(layer, self.model.config)
         norms = (layer.attention_norm, layer.mlp_norm, attention.q_norm, attention.k_norm)
-        parts = [part for matrix, rows in zip(fused, _rows(self.model.config), strict=True) for part in _parts(matrix, rows)]
+        parts = [part for product, rows in products for part in _parts(product, rows)]
         if not self.model.config.gated:
             parts.insert(4, None)
         matrices = [kernels.NOTHING if part is None else self._matrix(part) for part in parts]
-        biases = [self._wide(getattr(m, "bias", None)) for m in fused]
+        biases = [self._wide(getattr(m, "bias", None)) for m, _ in products]
         behind = [(self._wide(getattr(norm, "weight", None)), self._wide(getattr(norm, "bias", None))) for norm in norms]
         return LAYER(*matrices, *biases, *behind, self._keep(slot.keys), self._keep(slot.values))
 
@@ -146,12 +146,10 @@ class KernelEngine:
 Engine = TorchEngine | KernelEngine
 
 
-def _matrices(layer: Layer) -> tuple[nn.Module, ...]:
-    return layer.attention.qkv, layer.attention.out, layer.mlp.up, layer.mlp.down
-
-
-def _rows(config: ModelConfig) -> tuple[tuple[int, ...], ...]:
-    return config.qkv_rows, (config.hidden,), (config.ffn,) * (1 + config.gated), (config.hidden,)
+def _products(layer: Layer, config: ModelConfig) -> list[tuple[nn.Module, tuple[int, ...]]]:
+    """A layer's products in their order, and the rows of the matrices that each is made of."""
+    found = layer_parts(config, "").items()
+    return [(layer.get_submodule(name), tuple(part.rows.values())) for name, part in found if part.columns]
 
 
 def _parts(product: nn.Module, rows: tuple[int, ...]) -> list[Any]:
@@ -171,6 +169,6 @@ def _served(product: nn.Module, rows: tuple[int, ...], dtype: torch.dtype) -> bo
 def kernel_ready(model: Transformer) -> bool:
     """Whether the kernels compute this model: plain matrices of one type or integers, on CPU, widths multiples of 8."""
     c, dtype = model.config, model.embed.weight.dtype
-    products = [pair for layer in model.blocks for pair in zip(_matrices(layer), _rows(c), strict=True)]
+    products = [pair for layer in model.blocks for pair in _products(layer, c)]
     even = not any(size % 8 for size in (c.hidden, c.ffn, c.head_dim))
     return even and all(_served(*each, dtype) for each in products) and model.device.type == "cpu" and kernels.available()
