@@ -206,7 +206,7 @@ def test_tokenizers_that_differ_are_refused_with_the_id_and_both_tokens(folders,
     with pytest.raises(ValueError, match="2 ids differ: 7, .*; id 7 is .* in the target and .* in the draft") as refused:
         check_tokenizers(folders["target"], tmp_path)
     assert repr(words[7]) in str(refused.value) and repr(words[9]) in str(refused.value)
-    raw["added_tokens"].append({"id": 9000, "content": "<more>"})
+    raw["added_tokens"].append(raw["added_tokens"][0] | {"id": len(words), "content": "<more>"})
     (tmp_path / "tokenizer.json").write_text(json.dumps(raw))
     with pytest.raises(ValueError, match="3 ids differ"):
         check_tokenizers(folders["target"], tmp_path)
