@@ -43,10 +43,9 @@ class AdapterConfig(NamedTuple):
 
 
 class Adapter:
-    """A transformers model whose rows are its own logits, or its hidden states where these alone give the logits.
+    """A transformers model whose rows are its hidden states where these alone give the logits, else its logits.
 
-    With hidden rows `head_weight` is the vocabulary weight, so that any head may project them; with logits as rows it is
-    None. `norm` is None: rows are normalised already.
+    `head_weight` is the vocabulary weight, None where rows are logits. `norm` is None: rows are normalised already.
     """
 
     norm = None
@@ -116,7 +115,7 @@ class Adapter:
         """Whether logits are the vocabulary weight times the last hidden states, with nothing behind it."""
         if self.model.base_model is self.model:
             return False
-        logits = self.model(input_ids=ids[None], use_cache=False).logits  # first: compressed-tensors unpacks at a whole forward
+        logits = self.model(input_ids=ids[None], use_cache=False).logits  # first: compressed-tensors unpacks here
         hidden = self.model.base_model(input_ids=ids[None], use_cache=False).last_hidden_state
         return _same(self.model.get_output_embeddings()(hidden), logits, 1e-5)
 
@@ -170,7 +169,7 @@ def speaker() -> bool:
 
 
 def _refuse(folder: Path, about: Kind) -> None:
-    """Refuse what transformers loads only by running foreign code, reading pickles, or drawing weights at random."""
+    """Refuse what only foreign code, pickles or weights drawn at random would load."""
     if not any(folder.glob("*.safetensors")):
         raise ValueError(f"{folder} holds no safetensors, and pickled weights are never read: convert them to safetensors")
     try:
@@ -190,7 +189,7 @@ def _refuse(folder: Path, about: Kind) -> None:
 
 
 def needed_bytes(folder: Path, dtype: str = "auto") -> int:
-    """Bytes that the weights take: those of their files, and of what compressed-tensors unpacks from its integers."""
+    """Bytes that the weights take: their files, and what compressed-tensors unpacks."""
     from safetensors import safe_open
 
     files = sorted(folder.glob("*.safetensors"))

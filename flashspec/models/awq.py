@@ -1,4 +1,4 @@
-"""4-bit weights in AWQ's GEMM layout (Lin et al. 2023, MLSys 2024, and AutoAWQ's packing), and layers on them."""
+"""4-bit weights in AWQ's GEMM layout (Lin et al. 2024, and AutoAWQ's packing), and layers on them."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ NOTHING = Scheme(skipped=("",))
 
 
 def scheme_of(raw: dict[str, Any], path: Path = CONFIG) -> Scheme | None:
-    """The AWQ scheme of a config.json dictionary, None for a dense one; Unsupported, a ValueError, for any other."""
+    """The AWQ scheme of a config.json dictionary, None for a dense one; Unsupported for any other."""
     method = shaped(raw, Kind, path).quantization_config
     if method is None:
         return None
     if method.quant_method != "awq":
-        raise Unsupported(f"{path}: weights quantised by {method.quant_method!r} are not supported; supported: 'awq'")
+        raise Unsupported(f"{path}: quantised by {method.quant_method!r}, which is not supported; supported: 'awq'")
     scheme = shaped(raw["quantization_config"], Scheme, path)
     refuse_others(scheme, Scheme.FIXED, path)
     return scheme
@@ -72,7 +72,7 @@ def unpack(packed: Tensor) -> Tensor:
 
 
 class Piece(NamedTuple):
-    """Output rows start..stop-1 of a weight, unpacked and transposed: w[o, i] = (weight[i, o] - zeros[g, o]) * scales[g, o]."""
+    """Output rows start..stop-1, transposed: w[o, i] = (weight[i, o] - zeros[g, o]) * scales[g, o]."""
 
     start: int
     stop: int
@@ -99,7 +99,7 @@ class Packed(NamedTuple):
         return self.qweight.shape[0] // self.scales.shape[0]
 
     def pieces(self) -> Iterator[Piece]:
-        """All rows, unpacked about BLOCK numbers at a time, in multiples of 64, so that no second copy of the weight exists."""
+        """All rows, unpacked about BLOCK numbers at a time, so that no second copy of the weight exists."""
         rows, columns = self.shape
         step = max(64, BLOCK // columns // 64 * 64)
         for start in range(0, rows, step):
@@ -118,7 +118,7 @@ def dequantise(weight: Packed, into: Tensor) -> Tensor:
 
 
 def panels(weight: Packed, shelf: Shelf) -> integers.Packed:
-    """The same weight for the integer kernels, with its own scales and minima; a minimum is rounded to half precision."""
+    """The same weight for the integer kernels; its minima are rounded to half precision."""
     rows, columns = weight.shape
     cells, times = room(rows, columns, "u4", shelf), weight.group_size // CELL
     for start, stop, whole, zeros, scales in weight.pieces():
@@ -128,14 +128,14 @@ def panels(weight: Packed, shelf: Shelf) -> integers.Packed:
 
 
 def layer(weight: Packed, bias: Tensor | None, shelf: Shelf) -> PackedLinear | Int4Linear:
-    """A linear layer on a 4-bit weight, where the weight lies: our integer kernels on the CPU, torch's int4 matmul on CUDA."""
+    """A linear layer on a 4-bit weight: our integer kernels on the CPU, torch's int4 matmul on CUDA."""
     if weight.qweight.device.type == "cpu":
         return PackedLinear([panels(weight, shelf)], bias)
     return Int4Linear(weight, bias)
 
 
 class Int4Linear(nn.Module):
-    """A linear layer on torch's int4 matmul for CUDA: w = (q - 8) * scale + zero, with zero = (8 - z) * scale, in bfloat16.
+    """A linear layer on torch's int4 matmul for CUDA: w = (q - 8) * scale + zero, with zero = (8 - z) * scale.
 
     The packed weight belongs to the device it was made on; load again instead of moving it.
     """

@@ -45,10 +45,9 @@ def generation_defaults(model: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def chat_prompt(model: Path, message: str, system: str | None = None) -> str:
-    """The text that the chat template of a folder or GGUF file makes of one user message, ending where the answer begins.
+    """What the chat template of a folder or GGUF file makes of one user message, up to the answer.
 
-    Raises ValueError where there is no template, or one that is damaged, that refuses such a conversation, or that does more
-    than make a prompt.
+    Raises ValueError where there is no template, or it refuses, fails, or does more than make a prompt.
     """
     from flashspec.models.templates import rendered
 

@@ -95,7 +95,8 @@ class Checkpoint:
             shapes = ((columns, rows // 8), (columns // group, rows // 8), (columns // group, rows))
             facts = zip(PACKED, shapes, NUMBERS, strict=True)
             found.append([self.tensors.read(f"{source}.{leaf}", shape, kinds).to(self.device) for leaf, shape, kinds in facts])
-        return Packed(*(torch.cat(pieces, dim=1) if len(pieces) > 1 else pieces[0] for pieces in zip(*found, strict=True)))
+        joined = (torch.cat(pieces, dim=1) if len(pieces) > 1 else pieces[0] for pieces in zip(*found, strict=True))
+        return Packed(*joined)
 
 
 def opened(folder: str | Path, dtype: str = "auto", device: str = "cpu", weights: str = "auto") -> Checkpoint:
@@ -120,7 +121,7 @@ def opened(folder: str | Path, dtype: str = "auto", device: str = "cpu", weights
 
 
 def _other_head(tensors: Tensors, config: ModelConfig, dtype: torch.dtype) -> bool:
-    """Whether the files hold a vocabulary weight that differs from the embedding; transformers scores with it, so do we."""
+    """Whether the files hold a vocabulary weight that differs from the embedding: transformers uses it."""
     _, part = next(parts(config))
     names = ("lm_head.weight", *(f"{source}.weight" for source in part.rows))
     if not tensors.where.keys() >= set(names):
@@ -129,7 +130,7 @@ def _other_head(tensors: Tensors, config: ModelConfig, dtype: torch.dtype) -> bo
 
 
 def _int4(weights: str, scheme: Scheme | None, device: torch.device, folder: Path, dtype: str) -> bool:
-    """Whether 4-bit layers stay in 4 bits; on the CPU by themselves where no other type is asked for and the kernels run."""
+    """Whether 4-bit layers stay in 4 bits; on the CPU only where no other type is asked for."""
     if weights not in WEIGHTS:
         raise ValueError(f"weights {weights!r} is not one of: {', '.join(WEIGHTS)}")
     if weights == "int4" and scheme is None:

@@ -20,7 +20,7 @@ FAMILIES = {
     "mistral": "MistralForCausalLM",
     "opt": "OPTForCausalLM",
 }
-FLASH_HEAD = {"architectures": "FlashHead", "model_type": "flash_head_"}  # what public FlashHead checkpoints put before them
+FLASH_HEAD = {"architectures": "FlashHead", "model_type": "flash_head_"}  # in public checkpoints
 CONFIG = Path("config.json")
 SCALED = {"default": (), "linear": ("factor",), "llama3": ("factor", "low_freq_factor", "high_freq_factor")}
 UP = ("mlp.gate_proj", "mlp.up_proj")
@@ -52,7 +52,7 @@ class RopeScaling:
 
 
 class Part(NamedTuple):
-    """One of our modules: the Hugging Face modules whose rows, stacked, are its weight, its columns (0: a vector), its bias."""
+    """One of our modules: the Hugging Face modules whose rows make its weight, its columns (0: a vector), its bias."""
 
     rows: dict[str, int]
     columns: int = 0
@@ -157,7 +157,7 @@ class ModelConfig:
 
 
 def parts(config: ModelConfig) -> Iterator[tuple[str, Part]]:
-    """Every module of ours that owns weights, by name: what loading, saving and estimates know of a model's tensors."""
+    """Every module of ours that owns weights, by name."""
     opt, width = config.family == "opt", config.hidden
     stem = "model.decoder" if opt else "model"
     yield "embed", Part({f"{stem}.embed_tokens": config.vocab_size}, width)

@@ -72,7 +72,7 @@ SHAPE, LAYER = structure("Shape"), structure("Layer")
 
 
 class KernelEngine:
-    """The span in one C call: weights as they are (float32, bfloat16, or rounded to integers), rows and cache in float32."""
+    """The span in one C call: weights in float32, bfloat16 or integers, rows and cache in float32."""
 
     row_dtype = torch.float32
 
@@ -135,7 +135,8 @@ class KernelEngine:
 
     def _carry(self, x: Tensor, start: int) -> None:
         """Rows of a chunk in place; scratch is as large as the largest chunk needed."""
-        shape, numbers = ctypes.byref(self._shape), [ctypes.c_int64(n) for n in (len(x), start, torch.get_num_threads())]
+        shape = ctypes.byref(self._shape)
+        numbers = [ctypes.c_int64(n) for n in (len(x), start, torch.get_num_threads())]
         needed = compiled().fs_scratch(shape, numbers[0], numbers[2])
         if needed > len(self._scratch):
             self._scratch = torch.empty(needed)

@@ -17,7 +17,7 @@ EXITS_FILE = "exits.safetensors"
 
 
 class ExitAdapter(nn.Module):
-    """Rows of one exit, corrected and then normalised as the model's last rows are: norm(x + up(silu(down(own(x))))).
+    """Rows of one exit, corrected and normalised: norm(x + up(silu(down(own(x))))).
 
     `up` starts at zero, so an untrained adapter is the shared final norm (LayerSkip's exit, Elhoushi et al. 2024).
     """

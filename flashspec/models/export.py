@@ -28,8 +28,7 @@ COLUMNS = 32  # of a block; matrices of other widths stay in half precision
 
 
 def write_speech(source: Path, tokenizer: Any, folder: Path) -> None:
-    """What a model's text needs beside its weights: a folder's own files, or a GGUF file's tokenizer, special tokens and template
-    as transformers reads them."""
+    """What a model's text needs beside its weights: a folder's own files, or what a GGUF file says."""
     if source.suffix != GGUF:
         carry(source, folder, CARRIED)
         return
@@ -40,8 +39,7 @@ def write_speech(source: Path, tokenizer: Any, folder: Path) -> None:
 
 
 def write_gguf(model: Transformer, facts: dict[str, Any], path: Path, bits: str) -> None:
-    """Write a GGUF file of a model in floating point, with `facts` about its tokenizer; norms and biases stay in float32, and the
-    vocabulary in eight bits.
+    """Write a GGUF file of a model in floating point, with `facts` about its tokenizer; vectors stay in float32.
 
     Raises ValueError for a family that GGUF files are not read of, ModuleNotFoundError without the gguf library.
     """

@@ -25,7 +25,7 @@ AGAIN = "copy the file again from its source"
 
 
 def shaped(raw: Any, kind: type[T], path: Path, advice: str = AGAIN) -> T:
-    """`raw`, as it was read from `path`, as a value of this type; ValueError that names the field and what it holds."""
+    """`raw`, as it was read from `path`, as a value of this type; ValueError that names the wrong field."""
     try:
         return msgspec.convert(raw, kind, str_keys=True)
     except UnicodeEncodeError:
@@ -92,7 +92,7 @@ class Rotation(Struct):
 
 
 class Shape(Struct, kw_only=True):
-    """What every supported family says, under our names; `FIXED` fields must hold these values for us to compute the model.
+    """What every supported family says, under our names; we compute no other values of `FIXED` fields.
 
     `settled()` is what other fields of a `ModelConfig` follow from these.
     """

@@ -43,7 +43,7 @@ def located(name: str | Path) -> Path:
 
 
 def _cached(repo: str, file: str) -> Path | None:
-    """What the local cache of the model hub holds of a repository: this GGUF file, the checkpoint, or the one GGUF file."""
+    """What the hub's local cache holds of a repository: this GGUF file, the checkpoint, or the one GGUF file."""
     from huggingface_hub import snapshot_download
 
     try:
@@ -59,7 +59,7 @@ def _cached(repo: str, file: str) -> Path | None:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The dictionary of folder/config.json; FileNotFoundError or ValueError in words when there is none."""
+    """The dictionary of folder/config.json; FileNotFoundError or ValueError where there is none."""
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no checkpoint folder at {folder}; give a folder with config.json and safetensors")
     raw = read_json(folder / "config.json", "every Hugging Face checkpoint has one: copy the whole folder")
@@ -174,7 +174,7 @@ class Tensors:
         return {name: files[file] for name, file in table.items()}
 
     def read(self, name: str, shape: tuple[int, ...], kinds: tuple[str, ...] = FLOATS) -> Tensor:
-        """The tensor of this name; ValueError when it has another shape than config.json implies, or holds other numbers."""
+        """The tensor of this name; ValueError for another shape than config.json implies, or other numbers."""
         path = self.where[name]
         stored = self._open[path].get_slice(name)
         if (found := tuple(stored.get_shape())) != shape:

@@ -1,4 +1,4 @@
-"""What a transformer is filled from, out of a GGUF file: matrices in the file's own bits for the integer kernels, or widened."""
+"""What a transformer is filled from, out of a GGUF file: matrices in the file's own bits, or widened."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 def config_of(file: Gguf) -> ModelConfig:
-    """The model's shape; ValueError for a fact that is missing or wrong, Unsupported for what we do not compute."""
+    """The model's shape; ValueError for a missing or wrong fact, Unsupported for what we do not compute."""
     family = file.facts.get("general.architecture")
     if family not in FAMILIES:
         raise Unsupported(f"{file.path} holds the architecture {family!r}; readable are {', '.join(FAMILIES)}")
@@ -77,7 +77,7 @@ def config_of(file: Gguf) -> ModelConfig:
 
 
 def _scaling(file: Gguf, family: str) -> dict[str, Any] | None:
-    """The rope scaling of a config.json: linear by a factor, or Llama 3's, whose published models differ in one number."""
+    """A config.json's rope scaling: linear, or Llama 3's, whose published models differ in one number."""
     if DIVISORS in file.tensors:
         return LLAMA3 | {"factor": float(_divisors(file).max())}
     if file.facts.get(f"{family}.rope.scaling.type") != "linear":
@@ -135,7 +135,8 @@ class GgufCheckpoint:
         weights = [tensor_name(source, "weight") for source in part.rows]
         if not self.own_bits or any(self.file.tensors[weight].type not in KINDS for weight in weights):
             return {leaf: self._wide(part, leaf) for leaf in part.leaves}
-        packed, bias = [self._packed(weight) for weight in weights], self._wide(part, "bias") if part.bias else None
+        packed = [self._packed(weight) for weight in weights]
+        bias = self._wide(part, "bias") if part.bias else None
         return PackedEmbedding(packed) if name == "embed" else PackedLinear(packed, bias)
 
     def _rows(self, name: str) -> np.ndarray:

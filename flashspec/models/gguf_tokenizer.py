@@ -46,7 +46,7 @@ def tokenizer(file: Gguf) -> Any:
 
 
 def pre_of(tokenizer: Any, told: Path) -> str:
-    """GGUF's name for the way that a byte-level tokenizer, read from `told`, splits texts; ValueError where it has none here."""
+    """GGUF's name for how a byte-level tokenizer, read from `told`, splits texts; ValueError for an unknown way."""
     raw = json.loads(tokenizer.to_str())
     pieces = _pieces(tokenizer) if raw["model"]["type"] == "BPE" and not raw["model"]["byte_fallback"] else None
     for pre in PRE:

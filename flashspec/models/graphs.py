@@ -1,7 +1,6 @@
-"""Fixed shapes: a forward of a few rows that depends on its position only through a tensor, so that CUDA can record it once.
+"""Fixed shapes: a forward whose position is a tensor, so that CUDA can record it once.
 
-One flag: FLASHSPEC_GRAPHS is "auto" (record on CUDA), "0" (never, the torch engine) or "eager" (fixed shapes on any device,
-nothing recorded: the twin that a recording must equal).
+FLASHSPEC_GRAPHS is "auto" (record on CUDA), "0" (the torch engine) or "eager" (fixed shapes, nothing recorded: the twin).
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ def wanted(device: torch.device) -> bool:
 
 
 class FixedSlot(NamedTuple):
-    """A layer's cache, written by index and read up to a fixed length, and the keys [n, keys] that each of n rows may see."""
+    """A layer's cache, read up to a fixed length, and the keys [n, keys] that each of n rows may see."""
 
     slot: Slot
     mask: Tensor
@@ -81,7 +80,8 @@ class FixedEngine(TorchEngine):
 
     def forward(self, n: int, keys: int) -> Forward:
         """A function of rows [n, hidden] and of `begin` alone."""
-        steps, columns = torch.arange(n, device=self.begin.device), torch.arange(keys, device=self.begin.device)
+        steps = torch.arange(n, device=self.begin.device)
+        columns = torch.arange(keys, device=self.begin.device)
 
         def forward(x: Tensor) -> Tensor:
             positions = self.begin + steps

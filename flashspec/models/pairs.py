@@ -1,4 +1,4 @@
-"""Published models by name: which files they are, where they may lie on this machine, and that they are the right ones.
+"""Published models by name: which files they are, where they lie, and that they are the right ones.
 
 Nothing is fetched here; `flashspec fetch NAME` does.
 """
@@ -20,7 +20,7 @@ from flashspec.provenance import MODELS, digest, short_hash
 
 
 class Published(Struct, frozen=True):
-    """A model file made elsewhere: its name here, its SHA-256, and the hub repository that has it, or a wheel and its member."""
+    """A model file made elsewhere: its name, its SHA-256, and its hub repository, or a wheel and its member."""
 
     file: str
     sha256: str
@@ -57,7 +57,7 @@ def published(name: str, role: str) -> Path:
 
 
 def homes() -> list[Path]:
-    """Folders of model files: the one that $FLASHSPEC_MODELS names, and, for fetched ones, models/ in the cache folder."""
+    """Folders of model files: the one that $FLASHSPEC_MODELS names, and models/ in the cache folder."""
     named, cache = os.environ.get(MODELS), cache_folder()
     return ([expanded(named)] if named else []) + ([cache / "models"] if cache else [])
 
@@ -76,7 +76,7 @@ def _places(model: Published) -> Iterator[Path]:
 
 
 def verify(path: Path, sha256: str) -> None:
-    """ValueError where a file has another digest; one that was right is not read again while its size and date stay."""
+    """ValueError where a file has another digest; a right one is remembered by size and date."""
     about, cache = path.stat(), cache_folder()
     key = short_hash([str(path.resolve()), about.st_size, about.st_mtime_ns, sha256])
     if cache and (cache / "verified" / key).exists():

@@ -32,7 +32,7 @@ SHAPES = {  # published ones by name, their contexts cut, so that no step pays f
 
 
 def shape(name: str | ModelConfig, depth: int | None = None) -> ModelConfig:
-    """A published shape by name (in any case, with or without "-AWQ"), or the given one, at another depth if that is given.
+    """A published shape by name (in any case, "-AWQ" or not), or the given one, perhaps at another depth.
 
     Contexts are at most CONTEXT tokens; `dataclasses.replace` gives more.
     """
@@ -55,7 +55,7 @@ def is_awq(name: str | ModelConfig) -> bool:
 
 
 def reshaped(config: ModelConfig, layers: int) -> ModelConfig:
-    """A shape of `layers` layers whose body has as many parameters as the given one, within the rounding of heads and channels.
+    """A shape of `layers` layers with as many body parameters, within the rounding of heads and channels.
 
     Heads and hidden width grow with the root of the ratio of depths, head width stays, feed-forward channels make up the
     rest. Raises ValueError for less than one layer, or where nothing is left for channels.
@@ -117,7 +117,7 @@ def random_int4(shape: tuple[int, ...], dice: torch.Generator) -> Packed:
 
 
 def random_rows(rows: int, width: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
-    """A seeded random matrix [rows, width]; large ones repeat one block of noise, which costs the same to read."""
+    """A seeded random matrix [rows, width]; large ones repeat one block of noise."""
     noise = torch.randn(BLOCK, generator=torch.Generator().manual_seed(seed)).to(dtype)
     return fill(Shelf().zeros((rows, width), dtype), noise)
 

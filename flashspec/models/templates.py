@@ -1,4 +1,4 @@
-"""Chat templates as transformers renders them, in jinja2's sandbox: they come from outside and may only make a text, soon."""
+"""Chat templates as transformers renders them, in jinja2's sandbox: they may only make a text, soon."""
 
 from __future__ import annotations
 
@@ -53,11 +53,11 @@ def refuse(message: str) -> None:
 
 
 def rendered(template: str, given: dict[str, Any]) -> str:
-    """What a template makes of these variables; TemplateError and others for one that fails, or runs too long or too far."""
+    """What a template makes of these variables; TemplateError and others for one that fails or runs too long."""
     end, before, letters = time.monotonic() + SECONDS, sys.gettrace(), 0
 
     def watch(frame: FrameType, event: str, argument: Any) -> Any:
-        """Stop Python code at its next line when the time is over, or the texts that functions gave are too long together."""
+        """Stop at the next line when the time is over, or all texts together are too long."""
         nonlocal letters
         letters += len(argument) if event == "return" and isinstance(argument, str) else 0
         if letters > LETTERS:

@@ -162,7 +162,7 @@ class Layer(nn.Module):
 
 
 class Embedding(nn.Embedding):
-    """An embedding that draws no numbers where it has no memory: for that torch imports its compiler, which takes a second."""
+    """An embedding that draws no numbers without memory: torch would import its compiler for a second."""
 
     def reset_parameters(self) -> None:
         if not self.weight.is_meta:
@@ -237,7 +237,7 @@ class Transformer(nn.Module):
 
     @property
     def vocabulary(self) -> Tensor | Packed:
-        """The vocabulary projection [vocab, hidden] as it is stored; the embedding itself where the two are tied."""
+        """The vocabulary projection [vocab, hidden] as it is stored; the embedding where they are tied."""
         return cast("Tensor | Packed", self.embed.weight if self.head is None else self.head.weight)
 
     @property

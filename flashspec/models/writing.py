@@ -1,4 +1,4 @@
-"""Outputs that are whole or absent: checked against what is read before any work, made under another name, then renamed."""
+"""Outputs that are whole or absent: checked before any work, made under another name, then renamed."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def new_file(path: Path, inputs: Iterable[Path] = ()) -> Iterator[Path]:
 
 @contextmanager
 def replaced(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path` that takes its place, flushed, when the block ends; nothing changes where it raises."""
+    """A temporary name beside `path` that takes its place when the block ends; nothing changes where it raises."""
     part = _unfinished(path)
     _remove(part)
     try:
@@ -143,7 +143,7 @@ def write_digests(folder: Path) -> None:
 
 
 def copy_checkpoint(source: Path, folder: Path) -> None:
-    """The files of a checkpoint folder in another: weights as hard links where the disk allows, everything else as copies."""
+    """A checkpoint's files in another folder: weights as hard links where the disk allows, the rest as copies."""
     weights = _weights(source)
     for path in [path for path in source.iterdir() if path.is_file() and not path.name.startswith(".")]:
         with suppress(OSError):
