@@ -64,7 +64,7 @@ def chat_prompt(model: Path, message: str, system: str | None = None) -> str:
 
 
 def chat_of(model: Path) -> tuple[str, dict[str, str]]:
-    """A model's chat template, "" where it has none, and the texts of its special tokens by name, such as bos_token."""
+    """A model's chat template, "" where it has none, and the texts of its special tokens by name."""
     if model.suffix == GGUF:
         file = opened(model)
         return str(file.facts.get("tokenizer.chat_template", "")), special_tokens(file)

@@ -41,7 +41,7 @@ def shaped(raw: Any, kind: type[T], path: Path, advice: str = AGAIN) -> T:
 
 
 def _found(raw: Any, place: str) -> str:
-    """What stands at a place such as `a.b[3]`, shortened; a key that is not named gives all keys around it."""
+    """What stands at a place such as `a.b[3]`, shortened; an unnamed key gives all keys around it."""
     for step in re.findall(r"\w+", place):
         raw = raw[int(step)] if isinstance(raw, list) else raw[step]
     return reprlib.repr(raw)

@@ -140,7 +140,7 @@ class GgufCheckpoint:
         return PackedEmbedding(packed) if name == "embed" else PackedLinear(packed, bias)
 
     def _rows(self, name: str) -> np.ndarray:
-        """A tensor's raw rows in our order: Llama's queries and keys lie in pairs (llama.cpp's permutation)."""
+        """A tensor's raw rows in our order: Llama's queries and keys lie in llama.cpp's."""
         rows = self.file.rows(name)
         if self.config.family not in PAIRED or name.split(".")[-2] not in ("attn_q", "attn_k"):
             return rows

@@ -26,6 +26,6 @@ def inverse_frequencies(config: ModelConfig) -> Tensor:
 
 
 def divisors(config: ModelConfig) -> Tensor:
-    """What a GGUF file keeps of Llama 3's scaling as rope_freqs.weight: each frequency's divisor, [head_dim / 2]."""
+    """GGUF's rope_freqs.weight for Llama 3's scaling: each frequency's divisor, [head_dim / 2]."""
     plain = replace(config, rope=RopeScaling())
     return inverse_frequencies(plain) / inverse_frequencies(config)

@@ -123,7 +123,7 @@ def random_rows(rows: int, width: int, dtype: torch.dtype = torch.float32, seed:
 
 
 def fill(weight: Tensor, noise: Tensor, shift: int = 0) -> Tensor:
-    """A matrix becomes noise of variance 1 / fan-in; `shift` and the block's number move where noise starts."""
+    """A matrix becomes noise of variance 1 / fan-in; `shift` moves where the noise starts."""
     flat, half = weight.view(-1), len(noise) // 2
     for turn, part in enumerate(flat.split(half)):
         begin = (shift + turn) * 7919 % half
