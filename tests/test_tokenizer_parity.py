@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import pytest
 import shelf
+import test_gguf
 
 from flashspec.models.gguf import Gguf, opened
 from flashspec.models.gguf_tokenizer import PRE, pre_of, tokenizer
@@ -14,6 +15,7 @@ from flashspec.models.pairs import PAIRS, published
 
 regex, transformers = pytest.importorskip("regex"), pytest.importorskip("transformers")
 gguf, slow = pytest.importorskip("gguf"), pytest.importorskip("transformers.convert_slow_tokenizer")
+END = "<|endoftext|>"
 SCRIPTS = [
     (0x20, 0x7E), (0xA1, 0x17F), (0x391, 0x3C9), (0x410, 0x44F), (0x5D0, 0x5EA), (0x621, 0x64A), (0x660, 0x669), (0x905, 0x939),
     (0x93E, 0x94D), (0xE01, 0xE2E), (0x1100, 0x1112), (0x3041, 0x3096), (0x4E00, 0x4FFF), (0xAC00, 0xACFF), (0x300, 0x30F),
@@ -113,22 +115,19 @@ def trained(tmp_path_factory):
     from tokenizers import Tokenizer
 
     path = tmp_path_factory.mktemp("words") / "tokenizer.json"
-    shelf.train_tokenizer(path, "".join(texts(3000, 1)), 2000, "<|endoftext|>")
+    shelf.train_tokenizer(path, "".join(texts(3000, 1)), 2000, END)
     return Tokenizer.from_file(str(path))
 
 
 @pytest.mark.parametrize("pre", PRE)
 def test_ids_are_those_of_a_slow_tokenizer_and_of_transformers(trained, tmp_path, pre):
     raw = json.loads(trained.to_str())["model"]
-    writer = gguf.GGUFWriter(tmp_path / "t.gguf", "llama")
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(pre)
-    writer.add_token_list(sorted(raw["vocab"], key=raw["vocab"].get))
-    writer.add_token_merges([pair if isinstance(pair, str) else " ".join(pair) for pair in raw["merges"]])
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.close()
+    writer, tokens = gguf.GGUFWriter(tmp_path / "t.gguf", "llama"), sorted(raw["vocab"], key=raw["vocab"].get)
+    test_gguf.speak(writer, pre, tokens, [pair if isinstance(pair, str) else " ".join(pair) for pair in raw["merges"]])
+    writer.add_token_types([3 if token == END else 1 for token in tokens])
+    test_gguf.finish(writer)
     assert check(Gguf(tmp_path / "t.gguf"), 500) > 50  # the control
+    assert tokenizer(Gguf(tmp_path / "t.gguf")).encode(f"x{END}").ids[-1] == tokens.index(END)
 
 
 @pytest.mark.parametrize(("name", "role"), [(name, role) for name, pair in PAIRS.items() for role in pair])

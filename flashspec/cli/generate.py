@@ -171,7 +171,7 @@ def own_defaults(options: dict[str, Any]) -> dict[str, Any]:
     """What --defaults takes from the target's checkpoint; the rest is named on standard error."""
     if not options["defaults"]:
         return {}
-    found = generation_defaults(folder_of(options["target"], "target"))
-    if found.ignored:
-        click.echo("not applied: " + ", ".join(f"{name} {value}" for name, value in found.ignored.items()), err=True)
-    return found.sampling
+    sampling, ignored = generation_defaults(folder_of(options["target"], "target"))
+    if ignored:
+        click.echo("not applied: " + ", ".join(f"{name} {value}" for name, value in ignored.items()), err=True)
+    return sampling

@@ -9,7 +9,7 @@ import click
 
 from flashspec.cli.flags import COUNT, At, Value, option
 from flashspec.decoding.models import SHIPPED
-from flashspec.models.writing import refuse_input, refuse_taken
+from flashspec.models.writing import check_free
 from flashspec.train import corpus
 from flashspec.train.exits import ExitRecipe, default_layers, train_exits
 from flashspec.train.quantize import quantize_awq
@@ -30,8 +30,7 @@ def command(ctx: click.Context, folder: Path) -> None:
     """
     if ctx.invoked_subcommand is not None:
         return
-    refuse_input(folder, [SHIPPED])
-    refuse_taken(folder, "data/corpus.json")
+    check_free(folder, [SHIPPED], "data/corpus.json")
     card, about = corpus.prepare(folder / "data", REFERENCE.vocab_size), SHIPPED / "target" / "README.md"
     if about.is_file() and card["sha256"] not in about.read_text(encoding="utf-8"):
         click.echo(f"Python {card['python']}'s library is not the corpus of the shipped models; expect other numbers", err=True)

@@ -1,4 +1,4 @@
-"""Any causal language model of transformers, read through its own code: other architectures, other quantisations, several GPUs.
+"""Any causal language model of transformers through its own code: other architectures and quantisations, several GPUs.
 
 Only safetensors are read and only code that transformers itself contains is run.
 """
@@ -43,10 +43,9 @@ class AdapterConfig(NamedTuple):
 
 
 class Adapter:
-    """A transformers model whose rows are its own logits, or its hidden states where these alone give the logits.
+    """A transformers model whose rows are its hidden states where these alone give the logits, else its logits.
 
-    With hidden rows `head_weight` is the vocabulary weight, so that any head may project them; with logits as rows it is
-    None. `norm` is None: rows are normalised already.
+    `head_weight` is the vocabulary weight, None where rows are logits. `norm` is None: rows are normalised already.
     """
 
     norm = None
@@ -97,7 +96,8 @@ class Adapter:
         """Rows [n, width] in float32 for tokens [n] behind the cache, which grows by them."""
         part = self.model if self.head_weight is None else self.model.base_model
         out = part(input_ids=tokens[None].to(self.device), past_key_values=cache, use_cache=True)
-        return (out.logits[..., : self.config.vocab_size] if self.head_weight is None else out.last_hidden_state)[0].float()
+        rows = out.logits[..., : self.config.vocab_size] if self.head_weight is None else out.last_hidden_state
+        return rows[0].float()
 
     @torch.inference_mode()
     def _certify(self) -> None:
@@ -115,7 +115,7 @@ class Adapter:
         """Whether logits are the vocabulary weight times the last hidden states, with nothing behind it."""
         if self.model.base_model is self.model:
             return False
-        logits = self.model(input_ids=ids[None], use_cache=False).logits  # first: compressed-tensors unpacks at a whole forward
+        logits = self.model(input_ids=ids[None], use_cache=False).logits  # first: compressed-tensors unpacks here
         hidden = self.model.base_model(input_ids=ids[None], use_cache=False).last_hidden_state
         return _same(self.model.get_output_embeddings()(hidden), logits, 1e-5)
 
@@ -132,7 +132,6 @@ class Adapter:
 
 
 def _same(a: Tensor, b: Tensor, tolerance: float) -> bool:
-    """Equal up to a share of the largest number."""
     return a.shape == b.shape and bool((a.to(b.device) - b).abs().max() <= tolerance * b.abs().max())
 
 
@@ -170,7 +169,7 @@ def speaker() -> bool:
 
 
 def _refuse(folder: Path, about: Kind) -> None:
-    """Refuse what transformers loads only by running foreign code, reading pickles, or drawing weights at random."""
+    """Refuse what only foreign code, pickles or weights drawn at random would load."""
     if not any(folder.glob("*.safetensors")):
         raise ValueError(f"{folder} holds no safetensors, and pickled weights are never read: convert them to safetensors")
     try:
@@ -184,12 +183,13 @@ def _refuse(folder: Path, about: Kind) -> None:
         raise ValueError(f"{folder} ({about.model_type!r}) {why}; use a checkpoint of an architecture transformers contains")
     found = about.quantization_config
     if found and found.quant_method not in KNOWN and not (found.load_in_8bit or found.load_in_4bit):
-        known = ", ".join(LOADERS)
-        raise ValueError(f"{folder} is quantised by {found.quant_method!r}, which transformers does not load; it loads: {known}")
+        raise ValueError(
+            f"{folder} is quantised by {found.quant_method!r}, which transformers does not load; it loads: {', '.join(LOADERS)}"
+        )
 
 
 def needed_bytes(folder: Path, dtype: str = "auto") -> int:
-    """Bytes that the weights take: those of their files, and of what compressed-tensors unpacks from its integers."""
+    """Bytes that the weights take: their files, and what compressed-tensors unpacks."""
     from safetensors import safe_open
 
     files = sorted(folder.glob("*.safetensors"))
@@ -203,7 +203,6 @@ def needed_bytes(folder: Path, dtype: str = "auto") -> int:
 
 
 def _place(device: str, shared: bool) -> dict[str, Any]:
-    """Where transformers puts the weights: on one device, or split by its tensor-parallel plan."""
     if not shared:
         return {} if device == "cpu" else {"device_map": device}
     from transformers.distributed import DistributedConfig

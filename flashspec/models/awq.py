@@ -1,10 +1,10 @@
-"""4-bit weights in AWQ's GEMM layout (Lin et al. 2023, MLSys 2024, and AutoAWQ's packing), and layers on them."""
+"""4-bit weights in AWQ's GEMM layout (Lin et al. 2024, and AutoAWQ's packing), and layers on them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from msgspec import Struct, field, to_builtins
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from flashspec.kernels import integers
 from flashspec.kernels.integers import CELL, PANEL, room
 from flashspec.kernels.pages import Shelf
-from flashspec.models.config import CONFIG, Unsupported
+from flashspec.models.config import CONFIG, Unsupported, refuse_others
 from flashspec.models.files import Kind, shaped
 from flashspec.models.packed import PackedLinear
 
@@ -24,6 +24,8 @@ BLOCK = 1 << 22
 
 class Scheme(Struct, frozen=True):
     """What a quantization_config promises: weights a group shares a scale with, and modules left dense."""
+
+    FIXED: ClassVar = {"bits": 4, "version": "gemm", "zero_point": True}
 
     group_size: int = 128
     skipped: Sequence[str] | None = field(name="modules_to_not_convert", default=None)
@@ -45,19 +47,15 @@ NOTHING = Scheme(skipped=("",))
 
 
 def scheme_of(raw: dict[str, Any], path: Path = CONFIG) -> Scheme | None:
-    """The AWQ scheme of a config.json dictionary, None for a dense one; Unsupported, a ValueError, for any other."""
+    """The AWQ scheme of a config.json dictionary, None for a dense one; Unsupported for any other."""
     method = shaped(raw, Kind, path).quantization_config
     if method is None:
         return None
-    found: Any = shaped(raw["quantization_config"], Scheme, path) if method.quant_method == "awq" else method
-    for key in ("quant_method", "bits", "version", "zero_point"):
-        value, wanted = getattr(found, key), getattr(NOTHING, key)
-        if value != wanted:
-            raise Unsupported(
-                f"quantization_config has {key} = {value!r}; only {key} = {wanted!r} is supported: "
-                "use an AWQ checkpoint of version gemm, or a dense one"
-            )
-    return found
+    if method.quant_method != "awq":
+        raise Unsupported(f"{path}: quantised by {method.quant_method!r}, which is not supported; supported: 'awq'")
+    scheme = shaped(raw["quantization_config"], Scheme, path)
+    refuse_others(scheme, Scheme.FIXED, path)
+    return scheme
 
 
 def scheme_to_hf(scheme: Scheme) -> dict[str, Any]:
@@ -74,7 +72,7 @@ def unpack(packed: Tensor) -> Tensor:
 
 
 class Piece(NamedTuple):
-    """Output rows start..stop-1 of a weight, unpacked and transposed: w[o, i] = (weight[i, o] - zeros[g, o]) * scales[g, o]."""
+    """Output rows start..stop-1, transposed: w[o, i] = (weight[i, o] - zeros[g, o]) * scales[g, o]."""
 
     start: int
     stop: int
@@ -101,7 +99,7 @@ class Packed(NamedTuple):
         return self.qweight.shape[0] // self.scales.shape[0]
 
     def pieces(self) -> Iterator[Piece]:
-        """All rows, unpacked about BLOCK numbers at a time, in multiples of 64, so that no second copy of the weight exists."""
+        """All rows, unpacked about BLOCK numbers at a time, so that no second copy of the weight exists."""
         rows, columns = self.shape
         step = max(64, BLOCK // columns // 64 * 64)
         for start in range(0, rows, step):
@@ -120,7 +118,7 @@ def dequantise(weight: Packed, into: Tensor) -> Tensor:
 
 
 def panels(weight: Packed, shelf: Shelf) -> integers.Packed:
-    """The same weight for the integer kernels, with its own scales and minima; a minimum is rounded to half precision."""
+    """The same weight for the integer kernels; its minima are rounded to half precision."""
     rows, columns = weight.shape
     cells, times = room(rows, columns, "u4", shelf), weight.group_size // CELL
     for start, stop, whole, zeros, scales in weight.pieces():
@@ -130,14 +128,14 @@ def panels(weight: Packed, shelf: Shelf) -> integers.Packed:
 
 
 def layer(weight: Packed, bias: Tensor | None, shelf: Shelf) -> PackedLinear | Int4Linear:
-    """A linear layer on a 4-bit weight, where the weight lies: our integer kernels on the CPU, torch's int4 matmul on CUDA."""
+    """A linear layer on a 4-bit weight: our integer kernels on the CPU, torch's int4 matmul on CUDA."""
     if weight.qweight.device.type == "cpu":
         return PackedLinear([panels(weight, shelf)], bias)
     return Int4Linear(weight, bias)
 
 
 class Int4Linear(nn.Module):
-    """A linear layer on torch's int4 matmul for CUDA: w = (q - 8) * scale + zero, with zero = (8 - z) * scale, in bfloat16.
+    """A linear layer on torch's int4 matmul for CUDA: w = (q - 8) * scale + zero, with zero = (8 - z) * scale.
 
     The packed weight belongs to the device it was made on; load again instead of moving it.
     """
@@ -160,7 +158,6 @@ class Int4Linear(nn.Module):
         self.register_buffer("bias", None if bias is None else bias.bfloat16())
 
     def _repacked(self, piece: Piece) -> tuple[Tensor, Tensor]:
-        """Rows as int32 tiles, their scales and zeros."""
         tables = torch.stack((piece.scales, (8 - piece.zeros) * piece.scales), dim=-1).bfloat16()
         rows = piece.weight.t().contiguous()
         pairs = rows[:, ::2] << 4 | rows[:, 1::2]
@@ -169,8 +166,6 @@ class Int4Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., in_features] to [..., out_features], in x's dtype."""
-        if x.device.type != self.packed.device.type:
-            raise RuntimeError(f"int4 weights are packed for CUDA; load the model again with device={x.device.type!r}")
         flat = x.reshape(-1, self.in_features).bfloat16()
         product = torch.ops.aten._weight_int4pack_mm(flat, self.packed, self.group_size, self.scales_and_zeros)
         if self.bias is not None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from flashspec.models.files import Generation, Speech, shaped
 from flashspec.models.folder import GGUF, first_line, read_as, read_json
 from flashspec.models.gguf import opened
 from flashspec.models.gguf_tokenizer import special_tokens
 
-TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 SAMPLED = ("temperature", "top_k", "top_p")
 GGUF_SAMPLED = {
     "temperature": "temp",
@@ -23,43 +22,32 @@ CHANGES_TEXT = ("repetition_penalty", "no_repeat_ngram_size", "min_p", "typical_
 NEUTRAL = (None, 0, 1, 1.0, 0.0)
 
 
-class Defaults(NamedTuple):
-    """Sampling fields a checkpoint asks for, and settings it asks for that are not applied here."""
+def generation_defaults(model: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Sampling fields that generation_config.json or a GGUF file asks for, and what it asks for that is not applied here.
 
-    sampling: dict[str, Any]
-    ignored: dict[str, Any]
-
-
-def generation_defaults(model: Path) -> Defaults:
-    """What generation_config.json or a GGUF file asks for: greedy decoding (no fields) unless it says do_sample.
+    Without do_sample decoding is greedy, and there are no fields.
 
     Raises FileNotFoundError where a folder has no such file.
     """
-    found = _of_file(model) if model.suffix == GGUF else _of_folder(model)
+    if model.suffix == GGUF:  # its stop ids are the model's already
+        path, facts = model, opened(model).facts
+        raw = {name: facts.get(f"general.sampling.{key}") for name, key in GGUF_SAMPLED.items()}
+        raw["do_sample"] = raw["temperature"] is not None
+    else:
+        path = model / "generation_config.json"
+        raw = read_json(path, "this checkpoint has no defaults of its own: give --temperature and so on")
+    found = shaped(raw, Generation, path)
     ignored = {name: value for name in CHANGES_TEXT if (value := getattr(found, name)) not in NEUTRAL}
     if not found.do_sample:
-        return Defaults({}, ignored)
+        return {}, ignored
     wanted = {name: value for name in SAMPLED if (value := getattr(found, name)) is not None}
-    return Defaults({"temperature": 1.0} | wanted, ignored)
-
-
-def _of_folder(folder: Path) -> Generation:
-    path = folder / "generation_config.json"
-    return shaped(read_json(path, "this checkpoint has no defaults of its own: give --temperature and so on"), Generation, path)
-
-
-def _of_file(model: Path) -> Generation:
-    """The sampling that a GGUF file names, if it does; its stop ids are the model's already."""
-    facts = opened(model).facts
-    named = {name: facts.get(f"general.sampling.{key}") for name, key in GGUF_SAMPLED.items()}
-    return shaped({**named, "do_sample": named["temperature"] is not None}, Generation, model)
+    return {"temperature": 1.0} | wanted, ignored
 
 
 def chat_prompt(model: Path, message: str, system: str | None = None) -> str:
-    """The text that the chat template of a folder or GGUF file makes of one user message, ending where the answer begins.
+    """What the chat template of a folder or GGUF file makes of one user message, up to the answer.
 
-    Raises ValueError where there is no template, or one that is damaged, that refuses such a conversation, or that does more
-    than make a prompt.
+    Raises ValueError where there is no template, or it refuses, fails, or does more than make a prompt.
     """
     from flashspec.models.templates import rendered
 
@@ -76,11 +64,11 @@ def chat_prompt(model: Path, message: str, system: str | None = None) -> str:
 
 
 def chat_of(model: Path) -> tuple[str, dict[str, str]]:
-    """A model's chat template, "" where it has none, and the texts of its special tokens by name, such as bos_token."""
+    """A model's chat template, "" where it has none, and the texts of its special tokens by name."""
     if model.suffix == GGUF:
         file = opened(model)
         return str(file.facts.get("tokenizer.chat_template", "")), special_tokens(file)
     path, own = model / "tokenizer_config.json", model / "chat_template.jinja"
     found = read_as(path, Speech) if path.is_file() else Speech()
     template = own.read_text(encoding="utf-8") if own.is_file() else found.template
-    return template, {name: text for name in TOKENS if (text := found.text(name))}
+    return template, found.tokens

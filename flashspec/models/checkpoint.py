@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,13 @@ from flashspec.kernels.pages import Shelf
 from flashspec.models.awq import NOTHING, Packed, Scheme, dequantise, layer, scheme_of
 from flashspec.models.config import ModelConfig, Part, from_hf, parts
 from flashspec.models.files import Generation, Kind, ids_of, shaped
-from flashspec.models.folder import FLOATS, INTEGERS, Tensors, read_as, read_config, verify_digests
+from flashspec.models.folder import FLOATS, INDEX, INTEGERS, Tensors, read_as, read_config, verify_digests
 from flashspec.models.memory import DTYPES, Form, device_named, dtype_named, refuse_too_large
 from flashspec.models.writing import replaced, write_json, write_tensors
 
 WEIGHTS = ("auto", "int4", "dense")
 PACKED, NUMBERS = ("qweight", "qzeros", "scales"), (INTEGERS, INTEGERS, FLOATS)
 SHARD_BYTES = 16_000_000
-INDEX = "model.safetensors.index.json"
 
 
 @dataclass
@@ -39,6 +38,7 @@ class Checkpoint:
     scheme: Scheme
     form: Form
     device: torch.device
+    shelf: Shelf = field(default_factory=Shelf)
 
     def __post_init__(self) -> None:
         """ValueError, naming a tensor, when these are not exactly the tensors of the config."""
@@ -71,33 +71,21 @@ class Checkpoint:
             )
         return kinds.pop()
 
-    def fill(self, model: nn.Module) -> None:
-        """Give an empty model of this config its weights, from the files to their place, 4-bit ones a few rows at a time."""
-        shelf = Shelf()
-        for name, part in parts(self.config):
-            module, packed = model.get_submodule(name), self._packed(part)
-            dense = {leaf: self._stacked(part, leaf, shelf) for leaf in part.leaves[packed:]}
-            if packed and self.form.group:
-                parent, _, leaf = name.rpartition(".")
-                setattr(model.get_submodule(parent), leaf, layer(self._quantised(part), dense.get("bias"), shelf))
-                continue
-            if packed:
-                dense["weight"] = dequantise(self._quantised(part), self._room(part, "weight", shelf))
-            for leaf, tensor in dense.items():
-                setattr(module, leaf, nn.Parameter(tensor))
-
-    def _room(self, part: Part, leaf: str, shelf: Shelf) -> Tensor:
-        return shelf.zeros(part.shape(leaf), self.form.dtype, self.device)
-
-    def _stacked(self, part: Part, leaf: str, shelf: Shelf) -> Tensor:
-        """One dense tensor, its sources stacked along the rows."""
-        made = self._room(part, leaf, shelf)
-        for source, rows in zip(part.rows, made.split(list(part.rows.values())), strict=True):
-            rows.copy_(self.tensors.read(f"{source}.{leaf}", tuple(rows.shape)))
-        return made
+    def module(self, name: str, part: Part) -> nn.Module | dict[str, Tensor]:
+        """What a module of ours holds, from the files to its place, 4-bit weights a few rows at a time."""
+        packed = self._packed(part)
+        kept = packed and self.form.group > 0
+        dense = {leaf: self.shelf.zeros(part.shape(leaf), self.form.dtype, self.device) for leaf in part.leaves[kept:]}
+        for leaf in part.leaves[packed:]:
+            for source, rows in part.split(dense[leaf]).items():
+                rows.copy_(self.tensors.read(f"{source}.{leaf}", tuple(rows.shape)))
+        if kept:
+            return layer(self._quantised(part), dense.get("bias"), self.shelf)
+        if packed:
+            dequantise(self._quantised(part), dense["weight"])
+        return dense
 
     def _quantised(self, part: Part) -> Packed:
-        """One 4-bit weight, its sources in order."""
         group, columns = self.scheme.group_size, part.columns
         if columns % group:
             name = next(iter(part.rows))
@@ -107,7 +95,8 @@ class Checkpoint:
             shapes = ((columns, rows // 8), (columns // group, rows // 8), (columns // group, rows))
             facts = zip(PACKED, shapes, NUMBERS, strict=True)
             found.append([self.tensors.read(f"{source}.{leaf}", shape, kinds).to(self.device) for leaf, shape, kinds in facts])
-        return Packed(*(torch.cat(pieces, dim=1) if len(pieces) > 1 else pieces[0] for pieces in zip(*found, strict=True)))
+        joined = (torch.cat(pieces, dim=1) if len(pieces) > 1 else pieces[0] for pieces in zip(*found, strict=True))
+        return Packed(*joined)
 
 
 def opened(folder: str | Path, dtype: str = "auto", device: str = "cpu", weights: str = "auto") -> Checkpoint:
@@ -119,7 +108,9 @@ def opened(folder: str | Path, dtype: str = "auto", device: str = "cpu", weights
     config = config if stops is None else replace(config, eos=ids_of(stops))
     int4 = _int4(weights, scheme, place, folder, dtype)
     group = CELL if place.type == "cpu" else (scheme or NOTHING).group_size  # panels have a scale for every cell
-    form = Form(_dtype(dtype, shaped(raw, Kind, path)), group if int4 else 0)
+    about = shaped(raw, Kind, path)
+    own = torch.float32 if (about.dtype or about.torch_dtype) == "float32" else torch.bfloat16
+    form = Form(own if dtype == "auto" else dtype_named(dtype), group if int4 else 0)
     refuse_too_large(str(folder), config, form, place)
     verify_digests(folder)
     tensors = Tensors(folder)
@@ -129,14 +120,8 @@ def opened(folder: str | Path, dtype: str = "auto", device: str = "cpu", weights
     return Checkpoint(config, tensors, scheme or NOTHING, form, place)
 
 
-def _dtype(name: str, about: Kind) -> torch.dtype:
-    if name == "auto":
-        return torch.float32 if (about.dtype or about.torch_dtype) == "float32" else torch.bfloat16
-    return dtype_named(name)
-
-
 def _other_head(tensors: Tensors, config: ModelConfig, dtype: torch.dtype) -> bool:
-    """Whether the files hold a vocabulary weight that differs from the embedding; transformers scores with it, so do we."""
+    """Whether the files hold a vocabulary weight that differs from the embedding: transformers uses it."""
     _, part = next(parts(config))
     names = ("lm_head.weight", *(f"{source}.weight" for source in part.rows))
     if not tensors.where.keys() >= set(names):
@@ -145,7 +130,7 @@ def _other_head(tensors: Tensors, config: ModelConfig, dtype: torch.dtype) -> bo
 
 
 def _int4(weights: str, scheme: Scheme | None, device: torch.device, folder: Path, dtype: str) -> bool:
-    """Whether 4-bit layers stay in 4 bits; on the CPU by themselves where no other type is asked for and the kernels run."""
+    """Whether 4-bit layers stay in 4 bits; on the CPU only where no other type is asked for."""
     if weights not in WEIGHTS:
         raise ValueError(f"weights {weights!r} is not one of: {', '.join(WEIGHTS)}")
     if weights == "int4" and scheme is None:
@@ -163,8 +148,7 @@ def hf_tensors(model: nn.Module, config: ModelConfig, dtype: str = "bfloat16") -
     tensors = {}
     for name, part in parts(config):
         for leaf in part.leaves:
-            rows = model.get_parameter(f"{name}.{leaf}").split(list(part.rows.values()))
-            for source, piece in zip(part.rows, rows, strict=True):
+            for source, piece in part.split(model.get_parameter(f"{name}.{leaf}")).items():
                 tensors[f"{source}.{leaf}"] = piece.detach().to("cpu", DTYPES[dtype], copy=True).contiguous()
     return tensors
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from msgspec import Struct, structs
+from torch import Tensor
 
 from flashspec.models.files import Kind, Opt, Rotary, Rotation, ids_of, shape_of, shaped
 
@@ -19,9 +20,12 @@ FAMILIES = {
     "mistral": "MistralForCausalLM",
     "opt": "OPTForCausalLM",
 }
-FLASH_HEAD = {"architectures": "FlashHead", "model_type": "flash_head_"}  # what public FlashHead checkpoints put before them
+FLASH_HEAD = {"architectures": "FlashHead", "model_type": "flash_head_"}  # in public checkpoints
 CONFIG = Path("config.json")
 SCALED = {"default": (), "linear": ("factor",), "llama3": ("factor", "low_freq_factor", "high_freq_factor")}
+UP = ("mlp.gate_proj", "mlp.up_proj")
+LLAMA_LAYER = ("input_layernorm", "self_attn.o_proj", "post_attention_layernorm", UP, "mlp.down_proj")
+OPT_LAYER = ("self_attn_layer_norm", "self_attn.out_proj", "final_layer_norm", ("fc1",), "fc2")
 OFFSET = 2  # rows of OPT's table of positions that stand before the first (Zhang et al. 2022)
 
 
@@ -48,7 +52,7 @@ class RopeScaling:
 
 
 class Part(NamedTuple):
-    """One of our modules: the Hugging Face modules whose rows, stacked, are its weight, its columns (0: a vector), its bias."""
+    """One of our modules: the Hugging Face modules whose rows make its weight, its columns (0: a vector), its bias."""
 
     rows: dict[str, int]
     columns: int = 0
@@ -64,14 +68,17 @@ class Part(NamedTuple):
         rows = sum(self.rows.values())
         return (rows, self.columns) if self.columns and leaf == "weight" else (rows,)
 
+    def split(self, tensor: Tensor) -> dict[str, Tensor]:
+        """The rows of one of our tensors by the Hugging Face module that they belong to."""
+        return dict(zip(self.rows, tensor.split(list(self.rows.values())), strict=True))
+
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Shape of one decoder-only transformer. Counts are whole numbers; `context` is in tokens.
+    """Shape of one decoder-only transformer; `context` is in tokens.
 
     The family settles the rest: Qwen3 normalises queries and keys, Qwen2 biases its queries, keys and values, OPT adds
-    learned positions, normalises with mean and bias and has an ungated ReLU MLP; `attention_bias` and `mlp_bias` are the
-    options of the other families.
+    learned positions, normalises with mean and bias and has an ungated ReLU MLP.
     """
 
     family: str
@@ -132,7 +139,7 @@ class ModelConfig:
     @property
     def layer_parameters(self) -> int:
         """Matrix weights of one layer."""
-        return sum(sum(part.rows.values()) * part.columns for part in _layer(self, "").values())
+        return sum(sum(part.rows.values()) * part.columns for part in layer_parts(self, "").values())
 
     @property
     def body_parameters(self) -> int:
@@ -150,42 +157,34 @@ class ModelConfig:
 
 
 def parts(config: ModelConfig) -> Iterator[tuple[str, Part]]:
-    """Every module of ours that owns weights, by name: what loading, saving and estimates know of a model's tensors."""
+    """Every module of ours that owns weights, by name."""
     opt, width = config.family == "opt", config.hidden
     stem = "model.decoder" if opt else "model"
     yield "embed", Part({f"{stem}.embed_tokens": config.vocab_size}, width)
     if opt:
         yield "positions", Part({f"{stem}.embed_positions": config.context + OFFSET}, width)
     for i in range(config.layers):
-        for name, part in _layer(config, f"{stem}.layers.{i}.").items():
+        for name, part in layer_parts(config, f"{stem}.layers.{i}.").items():
             yield f"layers.{i}.{name}", part
     yield "norm", Part({f"{stem}.final_layer_norm" if opt else f"{stem}.norm": width}, bias=opt)
     if not config.tied:
         yield "head", Part({"lm_head": config.vocab_size}, width)
 
 
-def _layer(c: ModelConfig, stem: str) -> dict[str, Part]:
+def layer_parts(c: ModelConfig, stem: str) -> dict[str, Part]:
     """The modules of one layer; `stem` stands before their Hugging Face names."""
-    attention = [f"{stem}self_attn.{name}_proj" for name in ("q", "k", "v")]
-    qkv = Part(dict(zip(attention, c.qkv_rows, strict=True)), c.hidden, c.qkv_bias)
-    if c.family == "opt":
-        return {
-            "attention_norm": Part({f"{stem}self_attn_layer_norm": c.hidden}, bias=True),
-            "attention.qkv": qkv,
-            "attention.out": Part({f"{stem}self_attn.out_proj": c.hidden}, c.qkv_rows[0], c.attention_bias),
-            "mlp_norm": Part({f"{stem}final_layer_norm": c.hidden}, bias=True),
-            "mlp.up": Part({f"{stem}fc1": c.ffn}, c.hidden, c.mlp_bias),
-            "mlp.down": Part({f"{stem}fc2": c.hidden}, c.ffn, c.mlp_bias),
-        }
+    opt = c.family == "opt"
+    before, out, behind, up, down = OPT_LAYER if opt else LLAMA_LAYER
+    qkv = {f"{stem}self_attn.{name}_proj": rows for name, rows in zip("qkv", c.qkv_rows, strict=True)}
     norms = {f"attention.{name}": Part({f"{stem}self_attn.{name}": c.head_dim}) for name in ("q_norm", "k_norm") if c.qk_norm}
     return {
-        "attention_norm": Part({f"{stem}input_layernorm": c.hidden}),
-        "attention.qkv": qkv,
-        "attention.out": Part({f"{stem}self_attn.o_proj": c.hidden}, c.qkv_rows[0], c.attention_bias),
+        "attention_norm": Part({stem + before: c.hidden}, bias=opt),
+        "attention.qkv": Part(qkv, c.hidden, c.qkv_bias),
+        "attention.out": Part({stem + out: c.hidden}, c.qkv_rows[0], c.attention_bias),
         **norms,
-        "mlp_norm": Part({f"{stem}post_attention_layernorm": c.hidden}),
-        "mlp.gate_up": Part({f"{stem}mlp.gate_proj": c.ffn, f"{stem}mlp.up_proj": c.ffn}, c.hidden, c.mlp_bias),
-        "mlp.down": Part({f"{stem}mlp.down_proj": c.hidden}, c.ffn, c.mlp_bias),
+        "mlp_norm": Part({stem + behind: c.hidden}, bias=opt),
+        "mlp.up": Part({stem + name: c.ffn for name in up}, c.hidden, c.mlp_bias),
+        "mlp.down": Part({stem + down: c.hidden}, c.ffn, c.mlp_bias),
     }
 
 
@@ -213,7 +212,7 @@ def from_hf(raw: dict[str, Any], path: Path = CONFIG) -> ModelConfig:
     try:
         given |= {**facts.settled(), "eos": ids_of(facts.eos)}
         width = {"word_embed_proj_dim": facts.hidden} if family == "opt" else {}
-        _refuse_others(facts, {"is_causal": True, **facts.FIXED, **width}, path)
+        refuse_others(facts, {"is_causal": True, **facts.FIXED, **width}, path)
         rope = _rope(facts, path) if isinstance(facts, Rotary) else RopeScaling()
         return ModelConfig(family=family, rope=rope, **given)
     except Unsupported:
@@ -222,7 +221,7 @@ def from_hf(raw: dict[str, Any], path: Path = CONFIG) -> ModelConfig:
         raise ValueError(f"{path}: {error}; copy the file again from its source") from None
 
 
-def _refuse_others(facts: Struct, fixed: dict[str, Any], path: Path) -> None:
+def refuse_others(facts: Struct, fixed: dict[str, Any], path: Path) -> None:
     """Unsupported where a field holds something other than the one value that we compute."""
     for name, value in fixed.items():
         found = getattr(facts, name)
@@ -232,7 +231,7 @@ def _refuse_others(facts: Struct, fixed: dict[str, Any], path: Path) -> None:
 
 def _rope(facts: Rotary, path: Path) -> RopeScaling:
     table = facts.rotation
-    _refuse_others(table, Rotation.FIXED, path)
+    refuse_others(table, Rotation.FIXED, path)
     if unknown := set(facts.layer_types or ()) - {"full_attention", "sliding_attention"}:
         raise Unsupported(f"layers of type {min(unknown)!r} are not supported; supported: full_attention, sliding_attention")
     kind = table.rope_type or table.type or "default"
@@ -249,6 +248,12 @@ def to_hf(config: ModelConfig, dtype: str = "bfloat16") -> dict[str, Any]:
     """The config.json dictionary that transformers reads back as the same model."""
     known = structs.fields(Opt if config.family == "opt" else Rotary)
     named = {field.encode_name: getattr(config, field.name) for field in known if hasattr(config, field.name)}
+    rope = {"rope_type": config.rope.kind, "rope_theta": config.rope_theta}
+    rope |= {name: getattr(config.rope, name) for name in SCALED[config.rope.kind]}
+    if config.rope.kind == "llama3":
+        rope["original_max_position_embeddings"] = config.rope.original_context
+    scaling = None if config.rope.kind == "default" else rope
+    rotary = {"hidden_act": "silu", "rope_scaling": scaling, "rope_parameters": rope, "sliding_window": None}
     unpadded = {"word_embed_proj_dim": config.hidden, "pad_token_id": None}
     return {
         "architectures": [FAMILIES[config.family]],
@@ -256,17 +261,8 @@ def to_hf(config: ModelConfig, dtype: str = "bfloat16") -> dict[str, Any]:
         **named,
         "max_position_embeddings": config.context,
         "eos_token_id": list(config.eos) if len(config.eos) != 1 else config.eos[0],
-        **(Opt.FIXED | unpadded if config.family == "opt" else _rotary_to_hf(config)),
+        **(Opt.FIXED | unpadded if config.family == "opt" else rotary),
         "dtype": dtype,
         "torch_dtype": dtype,
         "use_cache": True,
     }
-
-
-def _rotary_to_hf(config: ModelConfig) -> dict[str, Any]:
-    rope = config.rope
-    table = {"rope_type": rope.kind, "rope_theta": config.rope_theta, **{name: getattr(rope, name) for name in SCALED[rope.kind]}}
-    if rope.kind == "llama3":
-        table["original_max_position_embeddings"] = rope.original_context
-    scaling = None if rope.kind == "default" else table
-    return {"hidden_act": "silu", "rope_scaling": scaling, "rope_parameters": table, "sliding_window": None}

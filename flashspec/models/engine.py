@@ -18,7 +18,7 @@ from flashspec.kernels.build import compiled
 from flashspec.kernels.integers import PANEL
 from flashspec.kernels.pages import Shelf
 from flashspec.kernels.source import structure
-from flashspec.models.config import OFFSET, ModelConfig
+from flashspec.models.config import OFFSET, ModelConfig, layer_parts
 from flashspec.models.packed import PackedLinear
 from flashspec.models.transformer import At, Layer, LayerCache, Transformer
 
@@ -72,7 +72,7 @@ SHAPE, LAYER = structure("Shape"), structure("Layer")
 
 
 class KernelEngine:
-    """The span in one C call: weights as they are (float32, bfloat16, or rounded to integers), rows and cache in float32."""
+    """The span in one C call: weights in float32, bfloat16 or integers, rows and cache in float32."""
 
     row_dtype = torch.float32
 
@@ -95,13 +95,13 @@ class KernelEngine:
         return self._keep(None if parameter is None else parameter.detach().float().contiguous())
 
     def _layer(self, layer: Layer, slot: Slot) -> ctypes.Structure:
-        attention, fused = layer.attention, _matrices(layer)
+        attention, products = layer.attention, _products(layer, self.model.config)
         norms = (layer.attention_norm, layer.mlp_norm, attention.q_norm, attention.k_norm)
-        parts = [part for matrix, rows in zip(fused, _rows(self.model.config), strict=True) for part in _parts(matrix, rows)]
+        parts = [part for product, rows in products for part in _parts(product, rows)]
         if not self.model.config.gated:
             parts.insert(4, None)
         matrices = [kernels.NOTHING if part is None else self._matrix(part) for part in parts]
-        biases = [self._wide(getattr(m, "bias", None)) for m in fused]
+        biases = [self._wide(getattr(m, "bias", None)) for m, _ in products]
         behind = [(self._wide(getattr(norm, "weight", None)), self._wide(getattr(norm, "bias", None))) for norm in norms]
         return LAYER(*matrices, *biases, *behind, self._keep(slot.keys), self._keep(slot.values))
 
@@ -135,7 +135,8 @@ class KernelEngine:
 
     def _carry(self, x: Tensor, start: int) -> None:
         """Rows of a chunk in place; scratch is as large as the largest chunk needed."""
-        shape, numbers = ctypes.byref(self._shape), [ctypes.c_int64(n) for n in (len(x), start, torch.get_num_threads())]
+        shape = ctypes.byref(self._shape)
+        numbers = [ctypes.c_int64(n) for n in (len(x), start, torch.get_num_threads())]
         needed = compiled().fs_scratch(shape, numbers[0], numbers[2])
         if needed > len(self._scratch):
             self._scratch = torch.empty(needed)
@@ -146,19 +147,13 @@ class KernelEngine:
 Engine = TorchEngine | KernelEngine
 
 
-def _matrices(layer: Layer) -> tuple[nn.Module, ...]:
-    """A layer's products in their order; without a gate the second but last is the projection up."""
-    attention, mlp = layer.attention, layer.mlp
-    return attention.qkv, attention.out, mlp.gate_up if hasattr(mlp, "gate_up") else mlp.up, mlp.down
-
-
-def _rows(config: ModelConfig) -> tuple[tuple[int, ...], ...]:
-    """Rows of the matrices that each product of a layer is made of."""
-    return config.qkv_rows, (config.hidden,), (config.ffn,) * (1 + config.gated), (config.hidden,)
+def _products(layer: Layer, config: ModelConfig) -> list[tuple[nn.Module, tuple[int, ...]]]:
+    """A layer's products in their order, and the rows of the matrices that each is made of."""
+    found = layer_parts(config, "").items()
+    return [(layer.get_submodule(name), tuple(part.rows.values())) for name, part in found if part.columns]
 
 
 def _parts(product: nn.Module, rows: tuple[int, ...]) -> list[Any]:
-    """The matrices of one product, as they are stored."""
     if isinstance(product, PackedLinear) and len(product.packed) == len(rows):
         return list(product.packed)
     whole = product.packed[0] if isinstance(product, PackedLinear) else cast(Tensor, product.weight).detach()
@@ -175,6 +170,6 @@ def _served(product: nn.Module, rows: tuple[int, ...], dtype: torch.dtype) -> bo
 def kernel_ready(model: Transformer) -> bool:
     """Whether the kernels compute this model: plain matrices of one type or integers, on CPU, widths multiples of 8."""
     c, dtype = model.config, model.embed.weight.dtype
-    products = [pair for layer in model.blocks for pair in zip(_matrices(layer), _rows(c), strict=True)]
+    products = [pair for layer in model.blocks for pair in _products(layer, c)]
     even = not any(size % 8 for size in (c.hidden, c.ffn, c.head_dim))
     return even and all(_served(*each, dtype) for each in products) and model.device.type == "cpu" and kernels.available()

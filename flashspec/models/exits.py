@@ -17,7 +17,7 @@ EXITS_FILE = "exits.safetensors"
 
 
 class ExitAdapter(nn.Module):
-    """Rows of one exit, corrected and then normalised as the model's last rows are: norm(x + up(silu(down(own(x))))).
+    """Rows of one exit, corrected and normalised: norm(x + up(silu(down(own(x))))).
 
     `up` starts at zero, so an untrained adapter is the shared final norm (LayerSkip's exit, Elhoushi et al. 2024).
     """
@@ -42,12 +42,8 @@ class ExitAdapter(nn.Module):
 @torch.no_grad()
 def rows_at(model: Transformer, ids: Tensor, depths: Collection[int]) -> dict[int, Tensor]:
     """Rows [n, hidden] of a model at each depth, in float32, for ids [batch, length]."""
-    x, found = model.place(model.embed(ids), 0), {}
-    for number, layer in enumerate(model.blocks, start=1):
-        x = layer(x, model.rope)
-        if number in depths:
-            found[number] = x.flatten(0, 1).float()
-    return found
+    states = enumerate(model.states(ids), start=1)
+    return {depth: x.flatten(0, 1).float() for depth, x in states if depth in depths}
 
 
 def save_exits(adapters: dict[int, ExitAdapter], path: Path) -> None:

@@ -11,10 +11,10 @@ import numpy as np
 from torch import Tensor
 
 from flashspec.models.chat import chat_of
-from flashspec.models.config import ModelConfig, parts
+from flashspec.models.config import ModelConfig, parts, to_hf
 from flashspec.models.folder import GGUF
 from flashspec.models.gguf import opened
-from flashspec.models.gguf_checkpoint import DIVISORS, FAMILIES, PAIRED, STOPS, tensor_name
+from flashspec.models.gguf_checkpoint import DIVISORS, FACTS, FAMILIES, PAIRED, STOPS, tensor_name
 from flashspec.models.gguf_tokenizer import CONTROL, SPECIAL, UNUSED, USER, pre_of
 from flashspec.models.rope import divisors
 from flashspec.models.transformer import Transformer
@@ -28,8 +28,7 @@ COLUMNS = 32  # of a block; matrices of other widths stay in half precision
 
 
 def write_speech(source: Path, tokenizer: Any, folder: Path) -> None:
-    """What a model's text needs beside its weights: a folder's own files, or a GGUF file's tokenizer, special tokens and template
-    as transformers reads them."""
+    """What a model's text needs beside its weights: a folder's own files, or what a GGUF file says."""
     if source.suffix != GGUF:
         carry(source, folder, CARRIED)
         return
@@ -40,8 +39,7 @@ def write_speech(source: Path, tokenizer: Any, folder: Path) -> None:
 
 
 def write_gguf(model: Transformer, facts: dict[str, Any], path: Path, bits: str) -> None:
-    """Write a GGUF file of a model in floating point, with `facts` about its tokenizer; norms and biases stay in float32, and the
-    vocabulary in eight bits.
+    """Write a GGUF file of a model in floating point, with `facts` about its tokenizer; vectors stay in float32.
 
     Raises ValueError for a family that GGUF files are not read of, ModuleNotFoundError without the gguf library.
     """
@@ -66,36 +64,23 @@ def write_gguf(model: Transformer, facts: dict[str, Any], path: Path, bits: str)
 
 
 def _shape(config: ModelConfig) -> dict[str, Any]:
-    """The facts that `config_of` reads, under their keys."""
-    linear = {"rope.scaling.type": "linear", "rope.scaling.factor": config.rope.factor} if config.rope.kind == "linear" else {}
-    return {
-        "vocab_size": config.vocab_size,
-        "block_count": config.layers,
-        "context_length": config.context,
-        "embedding_length": config.hidden,
-        "feed_forward_length": config.ffn,
-        "attention.head_count": config.heads,
-        "attention.head_count_kv": config.kv_heads,
-        "attention.key_length": config.head_dim,
-        "attention.value_length": config.head_dim,
-        "attention.layer_norm_rms_epsilon": float(config.norm_eps),
-        "rope.dimension_count": config.head_dim,
-        "rope.freq_base": float(config.rope_theta),
-        **linear,
-    }
+    told = to_hf(config)
+    facts = {key: told[name] for name, key in FACTS.items() if told[name] is not None}
+    facts |= dict.fromkeys(("attention.value_length", "rope.dimension_count"), config.head_dim)
+    if config.rope.kind == "linear":
+        facts |= {"rope.scaling.type": "linear", "rope.scaling.factor": config.rope.factor}
+    return facts | {"vocab_size": config.vocab_size}
 
 
 def _tensors(model: Transformer) -> Iterator[tuple[str, Tensor]]:
     """Every tensor in float32 under the file's name for it; Llama's queries and keys in llama.cpp's order."""
     for name, part in parts(model.config):
         for leaf in part.leaves:
-            rows = model.get_parameter(f"{name}.{leaf}").detach().float().split(list(part.rows.values()))
-            for source, weight in zip(part.rows, rows, strict=True):
-                told = tensor_name(source, leaf)
+            for source, weight in part.split(model.get_parameter(f"{name}.{leaf}").detach().float()).items():
                 if model.config.family in PAIRED and source.endswith(("q_proj", "k_proj")):
                     halves = weight.view(-1, 2, model.config.head_dim // 2, weight[0].numel())
                     weight = halves.transpose(1, 2).reshape(weight.shape)
-                yield told, weight
+                yield tensor_name(source, leaf), weight
     if model.config.rope.kind == "llama3":
         yield DIVISORS, divisors(model.config)
 
@@ -128,7 +113,6 @@ def text_facts(source: Path, tokenizer: Any, config: ModelConfig) -> dict[str, A
 
 
 def _tokens(tokenizer: Any, size: int) -> dict[str, list[Any]]:
-    """Tokens, their types and merges; ids that stand for nothing are named as llama.cpp does."""
     raw, words = json.loads(tokenizer.to_str()), {i: token for token, i in tokenizer.get_vocab().items()}
     if max(words) >= size:
         raise ValueError(f"the tokenizer has the id {max(words)} and the model rows for {size}; copy the folder from its source")

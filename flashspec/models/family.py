@@ -1,19 +1,23 @@
 """Drafts by design: what is cut out of a target and how it is trained, and a family of them for the reference target.
 
-Every point keeps the target's hidden width, so all of them read the same vocabulary head and differ in the body alone. A
-budget is a number of body parameters, named in whole layers of the target; points of one budget agree within TOLERANCE.
+Every point keeps the target's hidden width, so all of them read the same vocabulary head and differ in the body alone. Those
+named wide- or deep- have the body parameters of one layer of the target within TOLERANCE, wide2- and deep2- of two; the others
+are one of them, trained for longer, shorter or otherwise.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
+
+import msgspec
 
 from flashspec.models.config import ModelConfig
 from flashspec.theory.checks import at_least
 
+POINTS = Path(__file__).parents[1] / "data" / "family.json"
 DESIGNED = "designed"  # the point that ships
 TOLERANCE = 0.05
-STEPS = 400
 CUTS = ("layers", "heads", "kv_heads", "ffn")
 
 
@@ -65,34 +69,4 @@ class Design:
         return found
 
 
-def _point(layers: int, heads: int, kv_heads: int, ffn: int) -> Design:
-    """A point of the family: these shapes, all of them trained alike."""
-    return Design(layers, heads, kv_heads, ffn, STEPS, STEPS * 3 // 4, written=768, save_every=100, dtype="bfloat16")
-
-
-BUDGETS: dict[int, dict[str, Design]] = {
-    1: {
-        "wide-1": _point(1, 6, 2, 1024),
-        "wide-2": _point(2, 3, 1, 512),
-        "wide-3": _point(3, 3, 1, 288),
-        "wide-4": _point(4, 2, 1, 216),
-        "deep-5": _point(5, 2, 1, 144),
-        "deep-6": _point(6, 2, 1, 104),
-        "deep-7": _point(7, 1, 1, 112),
-        "deep-8": _point(8, 1, 1, 88),
-    },
-    2: {
-        "wide2-2": _point(2, 6, 2, 1024),
-        "wide2-3": _point(3, 4, 2, 648),
-        "wide2-4": _point(4, 3, 1, 512),
-        "deep2-8": _point(8, 2, 1, 216),
-    },
-}
-CAPABILITY = {
-    "pruned": replace(BUDGETS[2]["wide2-2"], steps=0),
-    "quarter": replace(BUDGETS[2]["wide2-2"], steps=STEPS // 4, decay=STEPS // 4 - 10),
-    "half": replace(BUDGETS[2]["wide2-2"], steps=STEPS // 2, decay=STEPS * 3 // 8),
-    "double": replace(BUDGETS[2]["wide2-2"], steps=STEPS * 2, decay=STEPS * 3 // 2),
-    "taught-by-text": replace(BUDGETS[2]["wide2-2"], distilled=False),
-}
-FAMILY = {**BUDGETS[1], **BUDGETS[2], **CAPABILITY}
+FAMILY: dict[str, Design] = msgspec.json.decode(POINTS.read_bytes(), type=dict[str, Design])

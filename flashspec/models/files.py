@@ -25,7 +25,7 @@ AGAIN = "copy the file again from its source"
 
 
 def shaped(raw: Any, kind: type[T], path: Path, advice: str = AGAIN) -> T:
-    """`raw`, as it was read from `path`, as a value of this type; ValueError that names the field and what it holds."""
+    """`raw`, as it was read from `path`, as a value of this type; ValueError that names the wrong field."""
     try:
         return msgspec.convert(raw, kind, str_keys=True)
     except UnicodeEncodeError:
@@ -41,7 +41,7 @@ def shaped(raw: Any, kind: type[T], path: Path, advice: str = AGAIN) -> T:
 
 
 def _found(raw: Any, place: str) -> str:
-    """What stands at a place such as `a.b[3]`, shortened; a key that is not named gives all keys around it."""
+    """What stands at a place such as `a.b[3]`, shortened; an unnamed key gives all keys around it."""
     for step in re.findall(r"\w+", place):
         raw = raw[int(step)] if isinstance(raw, list) else raw[step]
     return reprlib.repr(raw)
@@ -92,7 +92,7 @@ class Rotation(Struct):
 
 
 class Shape(Struct, kw_only=True):
-    """What every supported family says, under our names; `FIXED` fields must hold these values for us to compute the model.
+    """What every supported family says, under our names; we compute no other values of `FIXED` fields.
 
     `settled()` is what other fields of a `ModelConfig` follow from these.
     """
@@ -249,34 +249,18 @@ class Speech(Struct):
             named = {each.name: each.template for each in named}
         return named.get("default", "") if isinstance(named, dict) else named
 
-    def text(self, name: str) -> str:
-        """A special token's text, "" where there is none."""
-        token = getattr(self, name)
-        return token.content if isinstance(token, Text) else token or ""
+    @property
+    def tokens(self) -> dict[str, str]:
+        """The texts of the special tokens that there are."""
+        given = {name: getattr(self, name) for name in self.__struct_fields__ if name.endswith("_token")}
+        texts = {name: token.content if isinstance(token, Text) else token for name, token in given.items()}
+        return {name: text for name, text in texts.items() if text}
 
 
 class Index(Struct):
     """model.safetensors.index.json: the file of every tensor."""
 
     weight_map: Annotated[dict[str, str], Meta(min_length=1)]
-
-
-class Words(Struct):
-    """The vocabulary of a tokenizer.json: ids by token, or tokens with their scores in the order of their ids."""
-
-    vocab: dict[str, Id] | list[tuple[str, Number]] | None = None
-
-
-class Added(Struct):
-    id: Id
-    content: str
-
-
-class Tokenizer(Struct):
-    """tokenizer.json, as far as it names the token of an id."""
-
-    model: Words
-    added_tokens: list[Added] | None = None
 
 
 class PublicHead(Struct):

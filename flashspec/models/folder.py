@@ -19,7 +19,7 @@ from flashspec.provenance import digest
 
 FLOATS = ("BF16", "F16", "F32", "F64", "F8_E4M3", "F8_E5M2")
 INTEGERS = ("I32",)
-GGUF = ".gguf"
+GGUF, INDEX = ".gguf", "model.safetensors.index.json"
 HUB_NAME = re.compile(r"([A-Za-z0-9][\w.-]*/[\w.-]+)(/[\w.-]+\.gguf)?")
 
 
@@ -43,7 +43,7 @@ def located(name: str | Path) -> Path:
 
 
 def _cached(repo: str, file: str) -> Path | None:
-    """What the local cache of the model hub holds of a repository: this GGUF file, the checkpoint, or the one GGUF file."""
+    """What the hub's local cache holds of a repository: this GGUF file, the checkpoint, or the one GGUF file."""
     from huggingface_hub import snapshot_download
 
     try:
@@ -59,7 +59,7 @@ def _cached(repo: str, file: str) -> Path | None:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The dictionary of folder/config.json; FileNotFoundError or ValueError in words when there is none."""
+    """The dictionary of folder/config.json; FileNotFoundError or ValueError where there is none."""
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no checkpoint folder at {folder}; give a folder with config.json and safetensors")
     raw = read_json(folder / "config.json", "every Hugging Face checkpoint has one: copy the whole folder")
@@ -141,7 +141,6 @@ def _opened(path: Path, advice: str) -> Any:
 
 
 def _whole(file: Any, name: str, path: Path) -> Tensor:
-    """One tensor of an open file; ValueError for numbers that torch does not have."""
     try:
         return file.get_tensor(name)
     except Exception as error:  # safetensors passes on what torch raises
@@ -153,36 +152,29 @@ class Tensors:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        index = self._index()
-        self._open = {path: self._opened(path) for path in sorted(set(index.values())) or [self._whole()]}
+        whole = folder / "model.safetensors"
+        index = {} if whole.is_file() else self._index()
+        self._open = {path: _opened(path, "fetch it again") for path in sorted(set(index.values())) or [whole]}
         self.where = {name: path for path, file in self._open.items() for name in list(file.keys())}
         for name, path in index.items():
             if self.where.get(name) != path:
                 raise ValueError(f"tensor {name!r} is not in {path}, where the index puts it; copy the folder again")
 
     def _index(self) -> dict[str, Path]:
-        path = self.folder / "model.safetensors.index.json"
-        if (self.folder / "model.safetensors").is_file() or not path.is_file():
-            return {}
-        table = read_as(path, Index).weight_map
-        files = {file: inside(self.folder, file, path) for file in set(table.values())}
-        return {name: files[file] for name, file in table.items()}
-
-    def _whole(self) -> Path:
-        path = self.folder / "model.safetensors"
+        path = self.folder / INDEX
         if not path.is_file():
             pickled = any(self.folder.glob("*.bin")) or any(self.folder.glob("*.pt"))
             advice = "pickled weights are never read: convert them to safetensors" if pickled else "copy the whole folder"
             raise FileNotFoundError(f"{self.folder} holds neither model.safetensors nor its index; {advice}")
-        return path
-
-    def _opened(self, path: Path) -> Any:
-        if not path.is_file():
-            raise FileNotFoundError(f"{path} is named in the index but missing; copy the whole folder again")
-        return _opened(path, "fetch it again")
+        table = read_as(path, Index).weight_map
+        files = {file: inside(self.folder, file, path) for file in sorted(set(table.values()))}
+        for file in files.values():
+            if not file.is_file():
+                raise FileNotFoundError(f"{file} is named in the index but missing; copy the whole folder again")
+        return {name: files[file] for name, file in table.items()}
 
     def read(self, name: str, shape: tuple[int, ...], kinds: tuple[str, ...] = FLOATS) -> Tensor:
-        """The tensor of this name; ValueError when it has another shape than config.json implies, or holds other numbers."""
+        """The tensor of this name; ValueError for another shape than config.json implies, or other numbers."""
         path = self.where[name]
         stored = self._open[path].get_slice(name)
         if (found := tuple(stored.get_shape())) != shape:
@@ -195,8 +187,4 @@ class Tensors:
                 f"tensor {name} in {path} holds {stored.get_dtype()} numbers, expected {' or '.join(kinds)}; "
                 "use a checkpoint in one of these"
             )
-        return self.any(name)
-
-    def any(self, name: str) -> Tensor:
-        """The tensor of this name, whatever it holds."""
-        return _whole(self._open[self.where[name]], name, self.where[name])
+        return _whole(self._open[path], name, path)

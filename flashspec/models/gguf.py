@@ -1,7 +1,7 @@
 """GGUF files: metadata and tensors of one model in one file, read without copying; everything is checked before it is used.
 
-The format is ggml's (version 2 and 3, little-endian). The `gguf` library is the reference that tests hold this reader against;
-it takes seconds for a vocabulary's strings, which a decode does not wait for.
+The format is ggml's (version 2 and 3, little-endian). Tests hold this reader against the `gguf` library, which takes seconds
+for a vocabulary's strings.
 """
 
 from __future__ import annotations
@@ -49,8 +49,7 @@ def _opened(path: Path, size: int, changed: int) -> Gguf:
 class Gguf:
     """An open file's `facts` by key and `tensors` by name.
 
-    Raises ValueError in one sentence for a file that is cut, damaged, of another version or byte order, or that holds what we
-    do not read; nothing is allocated for what the file does not hold.
+    Raises ValueError for a file that is cut, damaged, or holds what we do not read; nothing is allocated for what it lacks.
     """
 
     def __init__(self, path: Path) -> None:
@@ -113,8 +112,6 @@ class Gguf:
 
     def _array(self, kind: int, count: int) -> list[Any]:
         if kind == STRING:
-            if count > len(self._bytes) // 8:
-                raise ValueError(f"{self.path} announces {count} texts, more than it has room for; {AGAIN}")
             return [self._string() for _ in range(count)]
         if kind not in NUMBERS:
             raise ValueError(f"{self.path} holds a list of the type {kind}, which is not read; {AGAIN}")

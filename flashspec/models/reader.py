@@ -43,7 +43,7 @@ class Reader(ABC):
             raise ValueError(f"{n} tokens do not fit the context of {self.context}; shorten the prompt or max_new_tokens")
 
     def advance(self, n: int) -> int:
-        """Count the first n tokens as read, as their rows and caches have been written; how many of them are new."""
+        """Count the first n tokens as read; how many of them are new."""
         new = max(0, n - self.seen)
         self.seen += new
         return new
@@ -88,6 +88,6 @@ class SpanReader(Reader):
 
 
 def engine_for(model: Transformer, start: int, stop: int, context: int) -> Engine:
-    """The fastest engine that computes layers start..stop of this model on its device; see `graphs.wanted` for the flag."""
+    """The fastest engine for layers start..stop of this model on its device."""
     kind: Callable[..., Engine] = KernelEngine if kernel_ready(model) else TorchEngine
     return (FixedEngine if wanted(model.device) else kind)(model, start, stop, context)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from flashspec.models.config import ModelConfig
+from flashspec.models.config import ModelConfig, RopeScaling
 
 
 def inverse_frequencies(config: ModelConfig) -> Tensor:
     """Radians a position, [head_dim / 2]: scaled as the config says."""
-    inverse = plain_frequencies(config)
-    rope = config.rope
+    steps = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
+    inverse, rope = 1.0 / config.rope_theta**steps, config.rope
     if rope.kind == "linear":
         return inverse / rope.factor
     if rope.kind == "llama3":
@@ -24,12 +25,7 @@ def inverse_frequencies(config: ModelConfig) -> Tensor:
     return inverse
 
 
-def plain_frequencies(config: ModelConfig) -> Tensor:
-    """The same without any scaling."""
-    steps = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
-    return 1.0 / config.rope_theta**steps
-
-
 def divisors(config: ModelConfig) -> Tensor:
-    """What a GGUF file keeps of Llama 3's scaling as rope_freqs.weight: each frequency's divisor, [head_dim / 2]."""
-    return plain_frequencies(config) / inverse_frequencies(config)
+    """GGUF's rope_freqs.weight for Llama 3's scaling: each frequency's divisor, [head_dim / 2]."""
+    plain = replace(config, rope=RopeScaling())
+    return inverse_frequencies(plain) / inverse_frequencies(config)

@@ -39,7 +39,6 @@ def rounded(model: Transformer, weights: str) -> Transformer:
 
 
 def _rounded(matrix: Tensor | kernels.Packed, bits: int, shelf: Shelf) -> kernels.Packed:
-    """A matrix in that many bits, or in fewer where it is so already."""
     if not isinstance(matrix, kernels.Packed):
         return kernels.pack(matrix, bits, shelf)
     return matrix if WIDTHS[matrix.kind] <= bits else kernels.pack(matrix.dequantised(), bits, shelf)

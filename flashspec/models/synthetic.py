@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import msgspec
@@ -12,9 +13,9 @@ from torch import Tensor, nn
 from flashspec.kernels.integers import CELL
 from flashspec.kernels.pages import Shelf
 from flashspec.models.awq import Packed, layer
-from flashspec.models.config import ModelConfig, parts
+from flashspec.models.config import ModelConfig, Part
 from flashspec.models.memory import Form, refuse_too_large
-from flashspec.models.transformer import Rope, Transformer
+from flashspec.models.transformer import Transformer
 
 LABEL = "shape-faithful random weights: costs only"
 FACTS = Path(__file__).parents[1] / "data" / "shapes.json"
@@ -31,7 +32,7 @@ SHAPES = {  # published ones by name, their contexts cut, so that no step pays f
 
 
 def shape(name: str | ModelConfig, depth: int | None = None) -> ModelConfig:
-    """A published shape by name (in any case, with or without "-AWQ"), or the given one, at another depth if that is given.
+    """A published shape by name (in any case, "-AWQ" or not), or the given one, perhaps at another depth.
 
     Contexts are at most CONTEXT tokens; `dataclasses.replace` gives more.
     """
@@ -54,10 +55,10 @@ def is_awq(name: str | ModelConfig) -> bool:
 
 
 def reshaped(config: ModelConfig, layers: int) -> ModelConfig:
-    """A shape of `layers` layers whose body has as many parameters as the given one, within the rounding of heads and channels.
+    """A shape of `layers` layers with as many body parameters, within the rounding of heads and channels.
 
-    Heads, key/value heads and hidden width grow with the root of the ratio of depths, head width stays, feed-forward
-    channels make up the rest. Raises ValueError for less than one layer, or where nothing is left for channels.
+    Heads and hidden width grow with the root of the ratio of depths, head width stays, feed-forward channels make up the
+    rest. Raises ValueError for less than one layer, or where nothing is left for channels.
     """
     if layers < 1:
         raise ValueError(f"layers must be at least 1, got {layers}")
@@ -79,35 +80,31 @@ def synthetic(
     depth: int | None = None,
     device: str | torch.device = "cpu",
 ) -> Transformer:
-    """A model of a given shape with seeded random weights (see LABEL), made on the device in the form they are used in.
+    """A model of a given shape with seeded random weights (see LABEL): int4 layers for a name on -AWQ, else dense in `dtype`.
 
-    "Qwen3-32B-AWQ" has int4 layers in groups of 128, as its checkpoint; every other name is dense in `dtype`. Raises
-    ValueError for an unknown shape, and with an estimate when the weights do not fit the free memory.
+    Raises ValueError for an unknown shape, and with an estimate when the weights do not fit the free memory.
     """
     config, place = shape(name, depth), torch.device(device)
     group = GROUP if is_awq(name) else 0
     form = Form(dtype, min(group, CELL) if place.type == "cpu" else group)
     refuse_too_large(str(name) if isinstance(name, str) else config.family, config, form, place)
-    with torch.device("meta"):
-        model = Transformer(config).to(dtype).eval().requires_grad_(False)
-    model.rope = Rope(config).to(place)
-    dice, shelf, made = torch.Generator(place).manual_seed(seed), Shelf(), 0
+    dice, shelf, made = torch.Generator(place).manual_seed(seed), Shelf(), count()
     noise = torch.randn(BLOCK, generator=torch.Generator().manual_seed(seed)).to(dtype).to(place)
-    for path, part in parts(config):
-        parent, _, leaf = path.rpartition(".")
-        if group and parent and part.columns:
-            bias = torch.zeros(part.shape("bias"), dtype=dtype, device=place) if part.bias else None
-            setattr(model.get_submodule(parent), leaf, layer(random_int4(part.shape("weight"), dice), bias, shelf))
-            continue
-        for kind in part.leaves:
-            tensor = shelf.zeros(part.shape(kind), dtype, place)
-            if part.columns and kind == "weight":
-                fill(tensor, noise, 31 * made)
-            elif kind == "weight":
+
+    def module(path: str, part: Part) -> nn.Module | dict[str, Tensor]:
+        packed = bool(group and part.columns and "." in path)
+        dense = {leaf: shelf.zeros(part.shape(leaf), dtype, place) for leaf in part.leaves[packed:]}
+        if packed:
+            return layer(random_int4(part.shape("weight"), dice), dense.get("bias"), shelf)
+        for leaf, tensor in dense.items():
+            shift = 31 * next(made)
+            if leaf == "weight" and part.columns:
+                fill(tensor, noise, shift)
+            elif leaf == "weight":
                 tensor.fill_(1.0)
-            setattr(model.get_submodule(path), kind, nn.Parameter(tensor, requires_grad=False))
-            made += 1
-    return model
+        return dense
+
+    return Transformer.filled(config, module, place).requires_grad_(False)
 
 
 def random_int4(shape: tuple[int, ...], dice: torch.Generator) -> Packed:
@@ -120,14 +117,13 @@ def random_int4(shape: tuple[int, ...], dice: torch.Generator) -> Packed:
 
 
 def random_rows(rows: int, width: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
-    """A seeded random matrix [rows, width]; large ones repeat one block of noise, which costs the same to read."""
+    """A seeded random matrix [rows, width]; large ones repeat one block of noise."""
     noise = torch.randn(BLOCK, generator=torch.Generator().manual_seed(seed)).to(dtype)
     return fill(Shelf().zeros((rows, width), dtype), noise)
 
 
-@torch.no_grad()
 def fill(weight: Tensor, noise: Tensor, shift: int = 0) -> Tensor:
-    """A matrix becomes noise of variance 1 / fan-in; `shift` and the block's number move where noise starts."""
+    """A matrix becomes noise of variance 1 / fan-in; `shift` moves where the noise starts."""
     flat, half = weight.view(-1), len(noise) // 2
     for turn, part in enumerate(flat.split(half)):
         begin = (shift + turn) * 7919 % half

@@ -1,4 +1,4 @@
-"""Chat templates as transformers renders them, in jinja2's sandbox: they come from outside and may only make a text, soon."""
+"""Chat templates as transformers renders them, in jinja2's sandbox: they may only make a text, soon."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import json
 import math
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import datetime
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -17,7 +16,7 @@ from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-SECONDS, LETTERS = 5.0, 10_000_000
+SECONDS, LETTERS = 5.0, 10_000_000  # of a text, and of all texts on the way to it
 
 
 class Generation(Extension):
@@ -38,7 +37,7 @@ class Environment(ImmutableSandboxedEnvironment):
     def __init__(self) -> None:
         extensions = [Generation, "jinja2.ext.loopcontrols"]
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
-        self.filters["tojson"] = to_json
+        self.filters["tojson"] = partial(json.dumps, ensure_ascii=False)  # jinja2's own writes it for HTML
         self.globals |= {"raise_exception": refuse, "strftime_now": lambda form: datetime.now().strftime(form)}
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
@@ -48,42 +47,27 @@ class Environment(ImmutableSandboxedEnvironment):
         return super().call_binop(context, operator, left, right)
 
 
-def to_json(value: Any, **options: Any) -> str:
-    """JSON as it is, with json.dumps's indent, separators and so on; jinja2's own filter writes it for HTML."""
-    return json.dumps(value, **{"ensure_ascii": False, **options})
-
-
 def refuse(message: str) -> None:
     """What a template calls on a conversation that it does not take."""
     raise TemplateError(message)
 
 
 def rendered(template: str, given: dict[str, Any]) -> str:
-    """What a template makes of these variables; TemplateError and others for one that fails, or runs too long or too far."""
-    pieces, size = list[str](), 0
-    with _limited():
-        for piece in Environment().from_string(template).generate(tools=None, documents=None, **given):
-            pieces.append(piece)
-            size += len(piece)
-            if size > LETTERS:
-                raise TemplateError(f"it writes more than {LETTERS} letters")
-    return "".join(pieces)
-
-
-@contextmanager
-def _limited() -> Iterator[None]:
-    """Stop Python code at its next line that runs longer than a template should, or makes a longer text."""
-    end, before = time.monotonic() + SECONDS, sys.gettrace()
+    """What a template makes of these variables; TemplateError and others for one that fails or runs too long."""
+    end, before, letters = time.monotonic() + SECONDS, sys.gettrace(), 0
 
     def watch(frame: FrameType, event: str, argument: Any) -> Any:
+        """Stop at the next line when the time is over, or all texts together are too long."""
+        nonlocal letters
+        letters += len(argument) if event == "return" and isinstance(argument, str) else 0
+        if letters > LETTERS:
+            raise TemplateError(f"it writes more than {LETTERS} letters")
         if time.monotonic() > end:
             raise TemplateError(f"it runs longer than {SECONDS:g} s")
-        if event == "return" and isinstance(argument, str) and len(argument) > LETTERS:
-            raise TemplateError(f"it writes more than {LETTERS} letters")
         return watch
 
     sys.settrace(watch)
     try:
-        yield
+        return Environment().from_string(template).render(tools=None, documents=None, **given)
     finally:
         sys.settrace(before)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -13,13 +15,14 @@ from torch.nn import functional as F
 
 from flashspec.kernels.integers import Packed
 from flashspec.models import checkpoint
-from flashspec.models.config import OFFSET, ModelConfig, to_hf
+from flashspec.models.config import OFFSET, ModelConfig, Part, parts, to_hf
 from flashspec.models.folder import GGUF
 from flashspec.models.gguf_checkpoint import GgufCheckpoint
 from flashspec.models.packed import PackedLinear
 from flashspec.models.rope import inverse_frequencies
 from flashspec.typed import typed
 
+Filling = nn.Module | dict[str, Tensor]
 At = int | Tensor  # where rows stand: the position of the first, or those of all [n], which only the device knows
 
 
@@ -127,28 +130,20 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tens
 
 
 class MLP(nn.Module):
-    """SwiGLU with gate and up projections fused."""
+    """SwiGLU with gate and up projections fused; without a gate a ReLU."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.gate_up = nn.Linear(config.hidden, 2 * config.ffn, bias=config.mlp_bias)
+        self.gated = config.gated
+        self.up = nn.Linear(config.hidden, (1 + config.gated) * config.ffn, bias=config.mlp_bias)
         self.down = nn.Linear(config.ffn, config.hidden, bias=config.mlp_bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        up = self.up(x)
+        if not self.gated:
+            return self.down(F.relu(up))
+        gate, up = up.chunk(2, dim=-1)
         return self.down(F.silu(gate) * up)
-
-
-class PlainMLP(nn.Module):
-    """Two projections with a ReLU between them."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.up = nn.Linear(config.hidden, config.ffn, bias=config.mlp_bias)
-        self.down = nn.Linear(config.ffn, config.hidden, bias=config.mlp_bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down(F.relu(self.up(x)))
 
 
 class Layer(nn.Module):
@@ -159,7 +154,7 @@ class Layer(nn.Module):
         self.attention_norm = norm_of(config.hidden, config)
         self.attention = Attention(config)
         self.mlp_norm = norm_of(config.hidden, config)
-        self.mlp: Any = MLP(config) if config.gated else PlainMLP(config)
+        self.mlp = MLP(config)
 
     def forward(self, x: Tensor, rope: Rope, at: At = 0, cache: LayerCache | None = None) -> Tensor:
         x = x + self.attention(self.attention_norm(x), rope, at, cache)
@@ -167,7 +162,7 @@ class Layer(nn.Module):
 
 
 class Embedding(nn.Embedding):
-    """An embedding that draws no numbers where it has no memory: for that torch imports its compiler, which takes a second."""
+    """An embedding that draws no numbers without memory: torch would import its compiler for a second."""
 
     def reset_parameters(self) -> None:
         if not self.weight.is_meta:
@@ -197,18 +192,28 @@ class Transformer(nn.Module):
     def load(cls, folder: str | Path, dtype: str = "auto", device: str = "cpu", weights: str = "auto") -> Transformer:
         """The model of a Hugging Face folder or of a GGUF file, ready to read tokens.
 
-        `dtype` "auto" keeps float32 and takes everything else as bfloat16; `weights` says what an AWQ checkpoint becomes:
-        "int4" (torch's int4 matmul), "dense" (dequantised), "auto" (int4 on CUDA, dense on CPU). A GGUF file is read on the CPU,
-        with `dtype` and `weights` "auto" in its own bits, else widened.
-        Raises FileNotFoundError or ValueError, naming the file or tensor, when the folder does not hold exactly this model,
-        and ValueError with an estimate when it does not fit the memory that is free.
+        `dtype` "auto" keeps float32 and takes everything else as bfloat16. `weights` "int4" keeps an AWQ checkpoint's bits,
+        "dense" widens them, "auto" keeps them where that is fast. A GGUF file is read on the CPU, in its own bits if both
+        are "auto". Raises FileNotFoundError or ValueError, naming the file or tensor, when the folder does not hold exactly
+        this model, and ValueError with an estimate when the free memory does not hold it.
         """
         one_file = Path(folder).suffix == GGUF
         found = GgufCheckpoint(Path(folder), dtype, weights) if one_file else checkpoint.opened(folder, dtype, device, weights)
+        return cls.filled(found.config, found.module, found.device)
+
+    @classmethod
+    def filled(cls, config: ModelConfig, module: Callable[[str, Part], Filling], device: torch.device) -> Transformer:
+        """A model of what `module` gives for the name and part of each of its modules: a layer, or tensors by leaf."""
         with torch.device("meta"):
-            model = cls(found.config)
-        model.rope.to(found.device)
-        found.fill(model)
+            model = cls(config)
+        model.rope.to(device)
+        for name, part in parts(config):
+            found = module(name, part)
+            if isinstance(found, nn.Module):
+                model.set_submodule(name, found)
+                continue
+            for leaf, tensor in found.items():
+                setattr(model.get_submodule(name), leaf, nn.Parameter(tensor))
         return model.eval()
 
     def save(self, folder: str | Path, dtype: str = "bfloat16", shard_bytes: int = checkpoint.SHARD_BYTES) -> None:
@@ -232,7 +237,7 @@ class Transformer(nn.Module):
 
     @property
     def vocabulary(self) -> Tensor | Packed:
-        """The vocabulary projection [vocab, hidden] as it is stored; the embedding itself where the two are tied."""
+        """The vocabulary projection [vocab, hidden] as it is stored; the embedding where they are tied."""
         return cast("Tensor | Packed", self.embed.weight if self.head is None else self.head.weight)
 
     @property
@@ -262,12 +267,16 @@ class Transformer(nn.Module):
         """Embeddings x [..., n, hidden] as the first layer takes them."""
         return x if self.positions is None else self.positions(x, at)
 
-    def rows(self, ids: Tensor) -> Tensor:
-        """Hidden rows [batch, n, hidden] before the final norm, for ids [batch, n] read from position 0."""
+    def states(self, ids: Tensor) -> Iterator[Tensor]:
+        """Hidden rows [batch, n, hidden] after each layer, for ids [batch, n] read from position 0."""
         x = self.place(self.embed(ids), 0)
         for layer in self.layers:
             x = layer(x, self.rope)
-        return x
+            yield x
+
+    def rows(self, ids: Tensor) -> Tensor:
+        """Those after the last layer, before the final norm."""
+        return deque(self.states(ids), maxlen=1).pop()
 
     def forward(self, ids: Tensor) -> Tensor:
         """Logits [batch, n, vocab] for ids [batch, n]."""

@@ -1,4 +1,4 @@
-"""Outputs that are whole or absent: checked against what is read before any work, made under another name, then renamed."""
+"""Outputs that are whole or absent: checked before any work, made under another name, then renamed."""
 
 from __future__ import annotations
 
@@ -67,21 +67,11 @@ def fresh_folder(out: Path, inputs: Iterable[Path] = (), ours: str = "") -> Iter
     """
     check_free(out, inputs, ours)
     place = out.resolve()
-    part = _unfinished(place)
-    refuse_input(part, inputs)
-    with made(place.parent):
-        shutil.rmtree(part, ignore_errors=True)
+    refuse_input(_unfinished(place), inputs)
+    with made(place.parent), replaced(place) as part:
         part.mkdir()
-        try:
-            yield part
-            for path in part.rglob("*"):
-                _flush(path)
-            refuse_taken(place, ours)
-            shutil.rmtree(place, ignore_errors=True)
-            part.rename(place)
-        except BaseException:
-            shutil.rmtree(part, ignore_errors=True)
-            raise
+        yield part
+        refuse_taken(place, ours)
 
 
 @contextmanager
@@ -97,16 +87,18 @@ def new_file(path: Path, inputs: Iterable[Path] = ()) -> Iterator[Path]:
 
 @contextmanager
 def replaced(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path` that takes its place, flushed, when the block ends; nothing changes where it raises."""
+    """A temporary name beside `path` that takes its place when the block ends; nothing changes where it raises."""
     part = _unfinished(path)
-    part.unlink(missing_ok=True)
+    _remove(part)
     try:
         yield part
-        _flush(part)
+        for written in (part, *part.rglob("*")):
+            _flush(written)
+        if part.is_dir():
+            _remove(path)
         part.replace(path)
     except BaseException:
-        with suppress(OSError):
-            part.unlink()
+        _remove(part)
         raise
 
 
@@ -151,7 +143,7 @@ def write_digests(folder: Path) -> None:
 
 
 def copy_checkpoint(source: Path, folder: Path) -> None:
-    """The files of a checkpoint folder in another: weights as hard links where the disk allows, everything else as copies."""
+    """A checkpoint's files in another folder: weights as hard links where the disk allows, the rest as copies."""
     weights = _weights(source)
     for path in [path for path in source.iterdir() if path.is_file() and not path.name.startswith(".")]:
         with suppress(OSError):
@@ -180,8 +172,14 @@ def _unfinished(path: Path) -> Path:
     return path.with_name(f".{path.name}{UNFINISHED}")
 
 
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    with suppress(OSError):
+        path.unlink()
+
+
 def _flush(path: Path) -> None:
-    """Wait until a file or folder is on the disk."""
     number = os.open(path, os.O_RDONLY)
     try:
         os.fsync(number)

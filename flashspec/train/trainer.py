@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from flashspec.models.folder import first_line
-from flashspec.models.transformer import MLP, Transformer
+from flashspec.models.transformer import Transformer
 from flashspec.models.writing import replaced, write_text
 
 CHUNK = 512  # rows whose distributions are alive together
@@ -106,8 +106,8 @@ def optimizers(model: Transformer, schedule: Schedule) -> list[torch.optim.Optim
     """Muon on the matrices inside layers, AdamW on embeddings, head and norms."""
     for layer in model.blocks:
         vars(layer.attention.qkv.weight)["row_groups"] = model.config.qkv_rows
-        if isinstance(layer.mlp, MLP):
-            vars(layer.mlp.gate_up.weight)["row_groups"] = (model.config.ffn, model.config.ffn)
+        if model.config.gated:
+            vars(layer.mlp.up.weight)["row_groups"] = (model.config.ffn, model.config.ffn)
     matrices = [p for p in model.layers.parameters() if p.ndim == 2]
     rest = [p for p in model.parameters() if all(p is not matrix for matrix in matrices)]
     others = torch.optim.AdamW(rest, lr=schedule.adam_lr, betas=(0.9, 0.95), weight_decay=0.0)
