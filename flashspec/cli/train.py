@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import click
 
 from flashspec.cli.flags import COUNT, At, Value, option
-from flashspec.decoding.models import SHIPPED
+from flashspec.decoding.models import SHIPPED, folder_of
 from flashspec.models.writing import check_free
 from flashspec.train import corpus
+from flashspec.train.exit_layers import LayerRecipe, train_exit_layers
 from flashspec.train.exits import ExitRecipe, default_layers, train_exits
 from flashspec.train.quantize import quantize_awq
 from flashspec.train.reference import make
@@ -41,14 +43,27 @@ def command(ctx: click.Context, folder: Path) -> None:
 @option("--model", type=At(), required=True, help="The checkpoint folder to give exits to.")
 @option("--out", type=At(), required=True, help="A new folder, the model with its exits; weights are hard links.")
 @option("--exits", type=Value(tuple[int, ...]), help="Layers, by commas; an eighth and a quarter of the depth if none are given.")
-@option("--rank", type=COUNT, default=ExitRecipe.rank, help="Width of an adapter.")
-@option("--exit-steps", type=COUNT, default=ExitRecipe.steps, help="Training steps.")
+@option("--kind", type=click.Choice(("rank", "layer")), default="rank", help="A low-rank step, or a layer with its own cache.")
+@option("--rank", type=COUNT, default=ExitRecipe.rank, help="Width of a low-rank step.")
+@option("--exit-steps", type=COUNT, help="Training steps; by default 150 of a low-rank step, 1500 of a layer.")
+@option("--texts", type=COUNT, default=LayerRecipe.texts, help="Conversations that the model writes for layers to learn on.")
+@option("--work", type=At(), help="Where layers are trained and go on after a kill, default OUT with .work behind it.")
 @option("--text", type=At(), help="A text to train on instead of Python's library.")
-def exits(model: Path, out: Path, exits: tuple[int, ...] | None, text: Path | None, **numbers: int) -> None:
-    """Train exits for the frozen model in --model, minutes, and write a copy of it that drafts with them."""
-    recipe = ExitRecipe(exits or default_layers(model), numbers["rank"], numbers["exit_steps"])
-    for layer, (before, after) in train_exits(model, out, recipe, text).items():
-        click.echo(f"exit {layer}: agrees with the whole model on {after:.0%} of held-out tokens, {before:.0%} before")
+def exits(model: Path, out: Path, kind: str, exits: tuple[int, ...] | None, text: Path | None, **more: Any) -> None:
+    """Train exits for the frozen model in --model and write a folder of it that drafts with them.
+
+    A low-rank step takes minutes of any text. A layer takes an hour and more, on conversations that the model writes itself.
+    """
+    source, steps = folder_of(model, "target"), more["exit_steps"]
+    layers = exits or default_layers(source)
+    if kind == "layer":
+        recipe = LayerRecipe(layers, more["texts"], steps=steps or LayerRecipe.steps)
+        for layer, found in train_exit_layers(source, out, more["work"] or out.with_name(out.name + ".work"), recipe).items():
+            click.echo(f"exit {layer}: acceptance {found[0]:.2f} at T = 1, agrees on {found[1]:.0%} of held-out tokens")
+    else:
+        rank = ExitRecipe(layers, more["rank"], steps or ExitRecipe.steps)
+        for layer, (before, after) in train_exits(source, out, rank, text).items():
+            click.echo(f"exit {layer}: agrees with the whole model on {after:.0%} of held-out tokens, {before:.0%} before")
     click.echo(f"done: {out}; decode with --target {out}")
 
 

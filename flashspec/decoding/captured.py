@@ -62,7 +62,7 @@ class Track(ABC):
         def read() -> None:
             if n:
                 places = self.engine.begin + steps
-                x = self.engine.embed(self.tokens[places]) if below is None else below.rows[places]
+                x = self.engine.embed(self.tokens[places]) if below is None else below.trunk[places]
                 self.reader.rows.index_copy_(0, places, forward(x))
 
         return read

@@ -148,7 +148,7 @@ def _chain(method: Method, models: Models, context: int) -> list[tuple[Reader, H
         below = [(spans(model, (model.config.layers,), context)[0], dense_head(model.norm, model)) for model in small]
     stops = (*method.exits, target.config.layers)
     heads = [dense_head(models.exit_norm(stop), target) for stop in stops]
-    return [*below, *zip(spans(target, stops, context, method.reuse), heads, strict=True)]
+    return [*below, *zip(spans(target, stops, context, method.reuse, models.exits), heads, strict=True)]
 
 
 def _writer_head(method: Method, models: Models, sampling: Sampling, dense: Any) -> Head:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -15,7 +15,7 @@ from flashspec.heads.dense import DenseHead, LogitRows
 from flashspec.heads.registry import VARIANTS, Origin, head_named
 from flashspec.models.adapter import Adapter, AdapterReader, processes
 from flashspec.models.config import ModelConfig, Unsupported
-from flashspec.models.exits import EXITS_FILE, ExitAdapter, load_exits
+from flashspec.models.exits import Exit, ExitLayer, exits_file, load_exits
 from flashspec.models.folder import located
 from flashspec.models.pairs import PAIRS, published
 from flashspec.models.reader import Reader, SpanReader
@@ -26,6 +26,7 @@ from flashspec.theory.checks import check_smaller
 from flashspec.typed import typed
 
 SHIPPED = Path(__file__).resolve().parent.parent / "data"
+EXITS = SHIPPED / "exits"  # of published models, by the names of their files
 REFERENCE = {"target": {"reference": "target"}, "draft": {"reference": "narrow", "shallow": "shallow", "designed": "designed"}}
 
 
@@ -55,7 +56,7 @@ class Models:
     tokenizer: Any = None
     folders: dict[str, Path] = field(default_factory=dict)
     between: tuple[Transformer, ...] = ()
-    exits: dict[int, ExitAdapter] = field(default_factory=dict, repr=False)
+    exits: dict[int, Exit] = field(default_factory=dict, repr=False)
     cut: tuple[str, ...] = ()
     heads: Once[tuple[str, str], Head] = field(default_factory=Once, repr=False)
 
@@ -75,7 +76,8 @@ class Models:
 
     def exit_norm(self, layer: int) -> Norm:
         """What the target's rows at a layer pass on the way to its head: an adapter, or the final norm."""
-        return self.exits.get(layer, self.target.norm)
+        found = self.exits.get(layer, self.target.norm)
+        return found.norm if isinstance(found, ExitLayer) else found
 
     def model(self, which: str) -> Transformer:
         """The model named "target" or "draft"."""
@@ -167,10 +169,11 @@ def load(
     else:
         made = {"target": opened(folders["target"], dtype, device, weights)}
     made |= {role: opened(folders[role], dtype, device, form=rounding(name)[1]) for role, name in drafts.items()}
-    cut, file = cut_padding(made, folders), folders["target"] / EXITS_FILE
-    exits = load_exits(file, made["target"]) if file.exists() else {}
+    cut, source = cut_padding(made, folders), folders["target"]
+    file = next(filter(Path.exists, (exits_file(source), EXITS / f"{source.stem}.safetensors")), None)
+    exits = load_exits(file, made["target"]) if file else {}
     between = tuple(model for role, model in made.items() if role.startswith("between"))
-    return Models(made["target"], made.get("draft"), tokenizer_of(file.parent), folders, between=between, exits=exits, cut=cut)
+    return Models(made["target"], made.get("draft"), tokenizer_of(source), folders, between=between, exits=exits, cut=cut)
 
 
 def opened(folder: Path, dtype: str, device: str, weights: str = "auto", form: str = "") -> Transformer:
@@ -198,13 +201,21 @@ def dense_head(norm: Norm | None, model: Transformer) -> Head:
     return LogitRows(model.config.vocab_size) if model.vocabulary is None else DenseHead(norm, model.vocabulary)
 
 
-def spans(model: Transformer, stops: Sequence[int], context: int | None = None, reuse: bool = True) -> list[Reader]:
-    """Readers of one model up to each of `stops`, from the rows of the one below, or anew without reuse."""
+def spans(
+    model: Transformer,
+    stops: Sequence[int],
+    context: int | None = None,
+    reuse: bool = True,
+    exits: Mapping[int, Exit] | None = None,
+) -> list[Reader]:
+    """Readers of one model up to each of `stops`, from the rows of the one below, or anew without reuse, with exits' layers."""
     if isinstance(model, Adapter):
         if len(stops) > 1:
             raise ValueError(f"{model.config.family} is read whole by transformers; exits need one of our own architectures")
         return [AdapterReader(model, context)]
     chain: list[Any] = []
     for stop in stops:
-        chain.append(SpanReader(model, stop, chain[-1] if chain and reuse else None, context))
+        found = (exits or {}).get(stop)
+        last = found.layer if isinstance(found, ExitLayer) else None
+        chain.append(SpanReader(model, stop, chain[-1] if chain and reuse else None, context, last))
     return chain

@@ -35,12 +35,13 @@ static void normalise(const float *x, Norm n, float eps, int64_t width, float *o
     else rms_norm(x, n.weight, eps, width, out);
 }
 
-// Biases are null where there are none. Without a gate there is the projection up alone.
+// Biases are null where there are none. Without a gate there is the projection up alone. Rows by position as they come into the
+// layer are put into `passed` where it is not null.
 typedef struct {
     Matrix q, k, v, out, gate, up, down;
     const float *qkv_bias, *out_bias, *gate_up_bias, *down_bias;
     Norm attention_norm, mlp_norm, q_norm, k_norm;
-    float *keys, *values;
+    float *keys, *values, *passed;
 } Layer;
 
 // `cos` and `sin` are null where nothing is rotated.
@@ -220,6 +221,10 @@ static void carry(const Shape *s, const Layer *layers, int64_t count, float *x, 
     float *norm = own + omp_get_thread_num() * (rows * s->hidden + s->heads / s->kv_heads * (s->context + 8));
     float *weights = norm + rows * s->hidden;
     for (int64_t l = 0; l < count; l++) {
+        if (layers[l].passed) {  // nobody changes x before the barriers of the attention
+#pragma omp for schedule(static) nowait
+            for (int64_t r = 0; r < rows; r++) memcpy(layers[l].passed + (start + r) * s->hidden, x + r * s->hidden, s->hidden * sizeof(float));
+        }
         attention(s, layers + l, x, rows, start, norm, qkv, mixed, part, weights);
         const void *next = l + 1 < count ? share_of(layers[l + 1].q, inner) : 0;
         feed_forward(s, layers + l, x, rows, next, norm, wide, dense, part);

@@ -107,13 +107,13 @@ def _body(stage: Stage, event: Event, past: int) -> tuple[int, int]:
     reader, rows = stage.reader, event.rows
     if not isinstance(reader, SpanReader) or not rows:
         return 0, 0
-    config, span = reader.model.config, reader.model.layers[reader.start : reader.stop]
+    config = reader.model.config
     share = reader.layers / config.layers
     cached = config.kv_bytes_per_token(reader.rows.element_size()) * (past * passes(event) + 2 * rows)
     attended = rows * past + rows * (rows + 1) // 2
     attention = 4 * config.layers * config.heads * config.head_dim * attended
     flops = 2 * rows * config.body_parameters + attention
-    return stored_bytes(span) * passes(event) + int(share * cached), int(share * flops)
+    return stored_bytes(*reader.blocks) * passes(event) + int(share * cached), int(share * flops)
 
 
 def _head(stage: Stage, event: Event) -> tuple[int, int]:

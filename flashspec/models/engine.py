@@ -49,7 +49,12 @@ class TorchEngine:
         self.model, self.layers = model, model.blocks[start:stop]
         self.row_dtype = model.embed.weight.dtype
         self.slots = _slots(model, stop - start, context, self.row_dtype)
-        self.lowest = start == 0
+        self.lowest, self.context, self._kept = start == 0, context, (-1, torch.empty(0))
+
+    def keep(self, number: int) -> Tensor:
+        """Rows [context, hidden] by position as they come into the span's layer of that number, from now on."""
+        self._kept = number, self.model.embed.weight.new_zeros(self.context, self.model.config.hidden)
+        return self._kept[1]
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Embeddings [n, hidden] of tokens [n], without positions."""
@@ -62,7 +67,10 @@ class TorchEngine:
     def through(self, x: Tensor, at: At, slots: Sequence[LayerCache]) -> Tensor:
         """Rows [n, hidden] after the span, over these caches."""
         x = self.model.place(x[None], at) if self.lowest else x[None]
-        for layer, slot in zip(self.layers, slots, strict=True):
+        number, kept = self._kept
+        for i, (layer, slot) in enumerate(zip(self.layers, slots, strict=True)):
+            if i == number:
+                kept[at if isinstance(at, Tensor) else slice(at, at + x.shape[1])] = x[0]
             x = layer(x, self.model.rope, at, slot)
         return x[0]
 
@@ -103,7 +111,12 @@ class KernelEngine:
         matrices = [kernels.NOTHING if part is None else self._matrix(part) for part in parts]
         biases = [self._wide(getattr(m, "bias", None)) for m, _ in products]
         behind = [(self._wide(getattr(norm, "weight", None)), self._wide(getattr(norm, "bias", None))) for norm in norms]
-        return LAYER(*matrices, *biases, *behind, self._keep(slot.keys), self._keep(slot.values))
+        return LAYER(*matrices, *biases, *behind, self._keep(slot.keys), self._keep(slot.values), 0)
+
+    def keep(self, number: int) -> Tensor:
+        kept = torch.zeros(self.context, self.model.config.hidden)
+        self._layers[number].passed = self._keep(kept)
+        return kept
 
     def _describe(self) -> ctypes.Structure:
         c, rope = self.model.config, self.model.rope

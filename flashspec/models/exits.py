@@ -1,16 +1,18 @@
-"""Exit adapters: a small learned step between an exit's rows and the shared final norm and head of a frozen model."""
+"""Exits of a frozen model: what is learned between the rows of a layer and the shared vocabulary head."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flashspec.models.folder import read_tensors
-from flashspec.models.transformer import RMSNorm, Transformer
+from flashspec.models.folder import GGUF, read_tensors
+from flashspec.models.packed import PackedLinear
+from flashspec.models.rounded import rounded
+from flashspec.models.transformer import Layer, RMSNorm, Transformer, norm_of
 from flashspec.models.writing import write_tensors
 
 EXITS_FILE = "exits.safetensors"
@@ -40,35 +42,88 @@ class ExitAdapter(nn.Module):
 
 
 @torch.no_grad()
-def rows_at(model: Transformer, ids: Tensor, depths: Collection[int]) -> dict[int, Tensor]:
-    """Rows [n, hidden] of a model at each depth, in float32, for ids [batch, length]."""
-    states = enumerate(model.states(ids), start=1)
-    return {depth: x.flatten(0, 1).float() for depth, x in states if depth in depths}
+def rows_at(
+    model: Transformer, ids: Tensor, depths: Collection[int], exits: Mapping[int, Exit] | None = None
+) -> dict[int, Tensor]:
+    """Rows [n, hidden] of a model at each depth, in float32, for ids [batch, length]; behind the layers of `exits`."""
+    found = {}
+    for depth, x in enumerate(model.states(ids), start=1):
+        last = (exits or {}).get(depth)
+        if depth in depths:
+            found[depth] = (last.layer(x, model.rope) if isinstance(last, ExitLayer) else x).flatten(0, 1).float()
+    return found
 
 
-def save_exits(adapters: dict[int, ExitAdapter], path: Path) -> None:
-    """Write adapters by layer to a safetensors file."""
-    tensors = {f"{layer}.{name}": value for layer, a in adapters.items() for name, value in a.state_dict().items()}
+class ExitLayer(nn.Module):
+    """A layer with a cache of its own behind an exit's rows, and a norm: norm(layer(rows)) (Kangaroo, Liu et al. 2024)."""
+
+    def __init__(self, model: Transformer) -> None:
+        super().__init__()
+        self.layer, self.norm = Layer(model.config), norm_of(model.config.hidden, model.config)
+        vars(self)["rope"] = model.rope
+
+    @classmethod
+    def like_the_last(cls, model: Transformer) -> ExitLayer:
+        """One in float32 that begins as the model's last layer and final norm; for models in floating point."""
+        found = cls(model)
+        found.layer.load_state_dict(model.blocks[-1].state_dict())
+        found.norm.load_state_dict(model.norm.state_dict())
+        return found
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Normalised rows [batch, n, hidden] for the shared head, for rows of whole texts."""
+        return self.norm(self.layer(rows, self.rope))
+
+    def fitted(self, model: Transformer) -> ExitLayer:
+        """This one in the model's own type: a layer in int8 where the model's are integers."""
+        if isinstance(model.blocks[0].attention.out, PackedLinear):
+            self.layer = rounded(model.with_layers(nn.ModuleList([self.layer])), "int8").blocks[0]
+            return self
+        return self.to(model.device, model.embed.weight.dtype)
+
+
+Exit = ExitAdapter | ExitLayer
+
+
+def exits_file(source: Path) -> Path:
+    """Where a checkpoint folder's exits lie, or beside a GGUF file those of that file."""
+    return source.with_suffix(f".{EXITS_FILE}") if source.suffix == GGUF else source / EXITS_FILE
+
+
+def save_exits(exits: Mapping[int, Exit], path: Path) -> None:
+    """Write exits by layer to a safetensors file; layers in bfloat16."""
+    tensors = {
+        f"{layer}.{name}": value.bfloat16() if isinstance(found, ExitLayer) else value
+        for layer, found in exits.items()
+        for name, value in found.state_dict().items()
+    }
     write_tensors(tensors, path)
 
 
-def load_exits(path: Path, model: Transformer) -> dict[int, ExitAdapter]:
-    """Adapters by layer; ValueError in words for a file that another model's exits were written to."""
+def load_exits(path: Path, model: Transformer) -> dict[int, Exit]:
+    """Exits by layer; ValueError in words for a file that another model's exits were written to."""
     tensors, _ = read_tensors(path, "fetch it again, or train exits anew with flashspec train exits")
     by_layer: dict[str, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         layer, _, leaf = name.partition(".")
         by_layer.setdefault(layer, {})[leaf] = value
-    adapters = {}
+    exits = {}
     for layer, own in by_layer.items():
-        rank, hidden = (0, *own.get("up.weight", torch.empty(0)).shape)[-1], model.config.hidden
-        wanted = {"own.weight": (hidden,), "down.weight": (rank, hidden), "up.weight": (hidden, rank)}
-        same = {name: tuple(value.shape) for name, value in own.items() if value.is_floating_point()} == wanted
-        if not same or rank < 1 or layer not in map(str, range(1, model.config.layers)):
+        found = _empty(own, model) if layer in map(str, range(1, model.config.layers)) else None
+        shapes = {name: value.shape for name, value in own.items() if value.is_floating_point()}
+        if found is None or shapes != {name: value.shape for name, value in found.state_dict().items()}:
             raise ValueError(
                 f"{path.name} holds an exit of another model (layer {layer!r}); train exits anew with flashspec train exits"
             )
-        adapter = ExitAdapter(model, rank).to(model.device)
-        adapter.load_state_dict(own)
-        adapters[int(layer)] = adapter.eval().requires_grad_(False)
-    return dict(sorted(adapters.items()))
+        found.load_state_dict(own)
+        found = found.eval().requires_grad_(False)
+        exits[int(layer)] = found.fitted(model) if isinstance(found, ExitLayer) else found.to(model.device)
+    return dict(sorted(exits.items()))
+
+
+def _empty(own: dict[str, Tensor], model: Transformer) -> Exit | None:
+    """An exit of the kind that the tensors' names tell, None where they tell of none."""
+    if any(name.startswith("layer.") for name in own):
+        return ExitLayer(model)
+    rank = (0, *own.get("down.weight", torch.empty(0)).shape)[-2:][0]
+    return ExitAdapter(model, rank) if rank else None

@@ -59,7 +59,6 @@ class FixedEngine(TorchEngine):
 
     def __init__(self, model: Transformer, start: int, stop: int, context: int) -> None:
         super().__init__(model, start, stop, context)
-        self.context = context
         self.begin = torch.zeros((), dtype=torch.int64, device=model.device)
         self.record = model.device.type == "cuda" and choice() == "auto"
         self._forwards: dict[tuple[int, int], Forward] = {}

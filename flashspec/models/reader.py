@@ -6,11 +6,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from flashspec.models.engine import Engine, KernelEngine, TorchEngine, kernel_ready
 from flashspec.models.graphs import FixedEngine, wanted
-from flashspec.models.transformer import Transformer
+from flashspec.models.transformer import Layer, Transformer
 
 Reads = tuple[int, ...]
 
@@ -61,10 +61,18 @@ class SpanReader(Reader):
     """Reads tokens through layers start..stop of a model, or the rows of the reader below it.
 
     The cache is allocated once; rewinding moves one integer, and stale entries are overwritten before they are read.
+    A `last` layer, an exit's own, comes behind the span; the reader above goes on with `trunk`, the rows before it.
     """
 
+    below: SpanReader | None
+
     def __init__(
-        self, model: Transformer, stop: int | None = None, below: SpanReader | None = None, context: int | None = None
+        self,
+        model: Transformer,
+        stop: int | None = None,
+        below: SpanReader | None = None,
+        context: int | None = None,
+        last: Layer | None = None,
     ) -> None:
         self.model, self.below = model, below
         self.stop: int = model.config.layers if stop is None else stop
@@ -72,18 +80,22 @@ class SpanReader(Reader):
         room = min(model.config.context, context or model.config.context)
         if not self.start < self.stop <= model.config.layers:
             raise ValueError(f"a span must end between layer {self.start + 1} and {model.config.layers}, got {self.stop}")
-        self.engine = engine_for(model, self.start, self.stop, room)
+        if last is not None:
+            self.model = model.with_layers(nn.ModuleList([*model.layers[: self.stop], last]))
+        self.blocks = self.model.blocks[self.start : self.stop + (last is not None)]
+        self.engine = engine_for(self.model, self.start, self.start + len(self.blocks), room)
         rows = torch.zeros(room, model.config.hidden, dtype=self.engine.row_dtype, device=model.embed.weight.device)
         super().__init__(room, rows)
+        self.trunk = rows if last is None else self.engine.keep(len(self.blocks) - 1)
 
     @property
     def layers(self) -> int:
         """Layers a token passes in this span."""
-        return self.stop - self.start
+        return len(self.blocks)
 
     def _fresh(self, tokens: Tensor) -> Tensor:
         new = slice(self.seen, len(tokens))
-        x = self.engine.embed(tokens[new]) if self.below is None else self.below.rows[new].clone()
+        x = self.engine.embed(tokens[new]) if self.below is None else self.below.trunk[new].clone()
         return self.engine.run(x, self.seen)
 
 

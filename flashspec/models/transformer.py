@@ -122,6 +122,8 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tens
     """Causal attention; without a mask the last query row is aligned with the last key."""
     n, seen = q.shape[-2], k.shape[-2]
     gqa = q.shape[1] != k.shape[1]
+    if n == 1 and gqa and mask is None:  # the heads of a group as rows: nothing is copied for each of them
+        return F.scaled_dot_product_attention(q.reshape(*k.shape[:2], -1, q.shape[-1]), k, v).reshape(q.shape)
     if n == seen and mask is None:
         return F.scaled_dot_product_attention(q, k, v, is_causal=n > 1, enable_gqa=gqa)
     if n > 1 and mask is None:

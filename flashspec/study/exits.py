@@ -98,7 +98,7 @@ def counted(params: Params, target: str) -> Iterator[Row]:
 def compared(models: Models, prompt: Prompt, depths: list[int]) -> dict[tuple[int, int], Tensor]:
     """COUNTS and sums of MEANS for every pair of depths on one prompt."""
     ids, found = torch.tensor(prompt.ids), {}
-    rows = rows_at(models.target, ids[None, :-1], tuple(depths))
+    rows = rows_at(models.target, ids[None, :-1], tuple(depths), models.exits)
     heads = {depth: DenseHead(models.exit_norm(depth), models.target.head_weight) for depth in depths}
     logs = {depth: heads[depth](row).logits.log_softmax(-1).double() for depth, row in rows.items()}
     best = {depth: log.argmax(-1) for depth, log in logs.items()}

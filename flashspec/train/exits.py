@@ -19,7 +19,8 @@ from tqdm import tqdm
 from flashspec.decoding.models import load
 from flashspec.models.exits import EXITS_FILE, ExitAdapter, rows_at, save_exits
 from flashspec.models.files import Count, shaped
-from flashspec.models.folder import located, read_config
+from flashspec.models.folder import GGUF, located, read_config
+from flashspec.models.gguf_checkpoint import GgufCheckpoint
 from flashspec.models.transformer import Transformer
 from flashspec.models.writing import copy_checkpoint, fresh_folder, sign
 from flashspec.train import corpus
@@ -53,8 +54,11 @@ class Depth(Struct):
 
 
 def default_layers(folder: Path) -> tuple[int, ...]:
-    """HiSpec's exits for a checkpoint folder: an eighth and a quarter of the depth (Kumar et al. 2025)."""
-    depth = shaped(read_config(folder), Depth, folder / "config.json", "name the exits with --exits").num_hidden_layers
+    """HiSpec's exits for a checkpoint: an eighth and a quarter of the depth (Kumar et al. 2025)."""
+    if folder.suffix == GGUF:
+        depth = GgufCheckpoint(folder, "auto", "auto").config.layers
+    else:
+        depth = shaped(read_config(folder), Depth, folder / "config.json", "name the exits with --exits").num_hidden_layers
     if depth < 3:
         raise ValueError(f"a model of {depth} layers has no room for two exits; name one with --exits")
     first = max(1, depth // 8)

@@ -84,6 +84,15 @@ class Grown:
         return self.keys[:, :, :stop], self.values[:, :, :stop], None
 
 
+def step(model: Transformer, caches: list[Grown], fresh: Tensor, stop: int) -> Tensor:
+    """Logits [batch, V] in float32 behind the tokens [batch, n] that end at `stop`."""
+    start = stop - fresh.shape[1]
+    x = model.place(model.embed(fresh), start)
+    for layer, cache in zip(model.blocks, caches, strict=True):
+        x = layer(x, model.rope, start, cache)
+    return F.linear(model.norm(x[:, -1]), model.head_weight).float()
+
+
 @torch.inference_mode()
 def continued(model: Transformer, prompts: Tensor, length: int, dice: torch.Generator) -> Tensor:
     """Prompts [batch, p] continued by the model to ids [batch, length], at TEMPERATURES in turn."""
@@ -91,11 +100,7 @@ def continued(model: Transformer, prompts: Tensor, length: int, dice: torch.Gene
     ids, fresh = prompts, prompts
     warmth = torch.tensor(TEMPERATURES).repeat(-(-len(prompts) // len(TEMPERATURES)))[: len(prompts), None]
     while ids.shape[1] < length:
-        start = ids.shape[1] - fresh.shape[1]
-        x = model.place(model.embed(fresh), start)
-        for layer, cache in zip(model.blocks, caches, strict=True):
-            x = layer(x, model.rope, start, cache)
-        logits = F.linear(model.norm(x[:, -1]), model.head_weight).float()
+        logits = step(model, caches, fresh, ids.shape[1])
         noise = torch.empty_like(logits).exponential_(generator=dice).log_()
         fresh = (logits - warmth * noise).argmax(-1, keepdim=True)
         ids = torch.cat((ids, fresh), dim=1)

@@ -14,12 +14,12 @@ from pathlib import Path
 from pickle import UnpicklingError
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
 from flashspec.models.folder import first_line
-from flashspec.models.transformer import Transformer
+from flashspec.models.transformer import Layer, Transformer
 from flashspec.models.writing import replaced, write_text
 
 CHUNK = 512  # rows whose distributions are alive together
@@ -102,22 +102,30 @@ class Muon(torch.optim.Optimizer):
             weight.add_(orthogonalise(update), alpha=-lr * scale)
 
 
-def optimizers(model: Transformer, schedule: Schedule) -> list[torch.optim.Optimizer]:
-    """Muon on the matrices inside layers, AdamW on embeddings, head and norms."""
-    for layer in model.blocks:
-        vars(layer.attention.qkv.weight)["row_groups"] = model.config.qkv_rows
-        if model.config.gated:
-            vars(layer.mlp.up.weight)["row_groups"] = (model.config.ffn, model.config.ffn)
-    matrices = [p for p in model.layers.parameters() if p.ndim == 2]
+def optimizers(model: nn.Module, schedule: Schedule) -> list[torch.optim.Optimizer]:
+    """Muon on the matrices inside layers, AdamW on embeddings, head and norms, or on all at a Muon rate of 0."""
+    if not schedule.muon_lr:
+        return [adam(list(model.parameters()), schedule)]
+    layers = [module for module in model.modules() if isinstance(module, Layer)]
+    for layer in layers:
+        config = layer.attention.config
+        vars(layer.attention.qkv.weight)["row_groups"] = config.qkv_rows
+        if config.gated:
+            vars(layer.mlp.up.weight)["row_groups"] = (config.ffn, config.ffn)
+    matrices = [p for layer in layers for p in layer.parameters() if p.ndim == 2]
     rest = [p for p in model.parameters() if all(p is not matrix for matrix in matrices)]
-    others = torch.optim.AdamW(rest, lr=schedule.adam_lr, betas=(0.9, 0.95), weight_decay=0.0)
-    return [Muon(matrices, lr=schedule.muon_lr), others]
+    return [Muon(matrices, lr=schedule.muon_lr), adam(rest, schedule)]
+
+
+def adam(weights: list[nn.Parameter], schedule: Schedule) -> torch.optim.Optimizer:
+    """AdamW as every recipe uses it."""
+    return torch.optim.AdamW(weights, lr=schedule.adam_lr, betas=(0.9, 0.95), weight_decay=0.0)
 
 
 class Run:
     """One training run in one folder: model, optimisers, step count and curve."""
 
-    def __init__(self, model: Transformer, schedule: Schedule, folder: Path) -> None:
+    def __init__(self, model: nn.Module, schedule: Schedule, folder: Path) -> None:
         self.model, self.schedule, self.folder = model, schedule, folder
         self.optimizers = optimizers(model, schedule)
         self.step, self.checkpoint = 0, folder / "checkpoint.pt"
@@ -135,7 +143,7 @@ class Run:
         if source is None:
             return
         try:
-            state = torch.load(source, weights_only=True, map_location=self.model.device)
+            state = torch.load(source, weights_only=True, map_location=next(self.model.parameters()).device)
             self.model.load_state_dict(state["model"])
             for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
                 optimizer.load_state_dict(saved)
@@ -157,7 +165,7 @@ class Run:
 
     def _advance(self, learn: Callable[[int], float], step: int) -> float:
         loss, rates = learn(step), (self.schedule.muon_lr, self.schedule.adam_lr)
-        for optimizer, rate in zip(self.optimizers, rates, strict=True):
+        for optimizer, rate in zip(self.optimizers, rates[-len(self.optimizers) :], strict=True):
             optimizer.param_groups[0]["lr"] = rate * self.schedule.rate(step)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)

@@ -1,0 +1,187 @@
+"""Exits with a layer of their own: the trunk goes on as if it were not there, texts stay plain decoding's, training resumes."""
+
+import pytest
+import torch
+from tiny import model as tiny_model
+from toys import random_model, text
+
+from flashspec import Models
+from flashspec.models.engine import KernelEngine, TorchEngine
+from flashspec.models.exits import ExitLayer, exits_file, load_exits, rows_at, save_exits
+from flashspec.models.reader import SpanReader
+from flashspec.models.rounded import rounded
+from flashspec.train.conversations import LayerRecipe, Script, Turns, conversations, written
+from flashspec.train.exit_layers import learned
+from flashspec.train.lessons import agreement, lessons, read_lesson, sampled_divergence
+
+WIDE = {"vocab_size": 64, "hidden": 32, "head_dim": 8, "ffn": 48}  # the compiled path; the odd one is toys' default
+IDS = torch.arange(20) * 7 % 61
+
+
+def exits_of(model, layers=(2, 4), seed=5):
+    found = {}
+    for layer in layers:
+        found[layer] = ExitLayer.like_the_last(model)
+        dice = torch.Generator().manual_seed(seed + layer)
+        for weight in found[layer].parameters():
+            weight.data += 0.05 * torch.randn(weight.shape, generator=dice)
+        found[layer] = found[layer].eval().requires_grad_(False).to(model.embed.weight.dtype)
+    return found
+
+
+@pytest.mark.parametrize("width", [{}, WIDE], ids=["odd", "compiled"])
+@pytest.mark.parametrize("method", ["self_speculation", "hispec"])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_texts_are_plain_decodings(width, method, temperature):
+    target = random_model(1, **width)
+    models = Models(target, exits=exits_of(target))
+    assert text(models, method, temperature) == text(models, "baseline", temperature)
+
+
+def reader_of(model, last, below=None, stop=2):
+    return SpanReader(model, stop, below, 64, last)
+
+
+@pytest.mark.parametrize("form", ["float32", "int8"])
+def test_rows_are_the_layers_and_the_trunk_is_untouched(form):
+    model = random_model(2, **WIDE)
+    model = rounded(model, form) if form == "int8" else model
+    plain = random_model(2, **WIDE)
+    last = exits_of(plain, (2,))[2].fitted(model)
+    reader, bare = reader_of(model, last.layer), reader_of(model, None)
+    assert isinstance(reader.engine, KernelEngine) and reader.layers == 3
+    for stop in (7, 8, 20):  # a prompt, one token, several
+        reader.read(IDS[:stop]), bare.read(IDS[:stop])
+    assert torch.equal(reader.trunk[:20], bare.rows[:20])
+    wanted = rows_at(model, IDS[None], (2,), {2: last})[2]
+    assert torch.allclose(reader.rows[:20], wanted, atol=0.05 if form == "int8" else 1e-4)
+    assert not torch.allclose(reader.rows[:20], bare.rows[:20], atol=0.05)  # the control: the layer does something
+    above = SpanReader(model, 4, reader, 64)
+    whole = SpanReader(model, 4, None, 64)
+    above.read(IDS), whole.read(IDS)
+    assert torch.equal(above.rows[:20], whole.rows[:20])
+
+
+def test_the_torch_engine_keeps_the_same_rows():
+    model = random_model(3, **WIDE)
+    last = exits_of(model, (2,))[2].layer
+    made = model.with_layers(torch.nn.ModuleList([*model.layers[:2], last]))
+    engines = [kind(made, 0, 3, 64) for kind in (KernelEngine, TorchEngine)]
+    kept = [engine.keep(2) for engine in engines]
+    for at, stop in ((0, 5), (5, 6), (6, 20)):
+        rows = [engine.run(engine.embed(IDS[at:stop]), at) for engine in engines]
+        assert torch.allclose(*rows, atol=1e-4)
+    assert torch.allclose(kept[0][:20], kept[1][:20], atol=1e-5) and kept[0][:20].any()
+
+
+def test_files_come_back_and_refuse_others(tmp_path):
+    model = random_model(1, **WIDE)
+    exits = exits_of(model)
+    save_exits(exits, tmp_path / "exits.safetensors")
+    read = load_exits(tmp_path / "exits.safetensors", model)
+    assert list(read) == [2, 4] and all(isinstance(each, ExitLayer) for each in read.values())
+    for name, weight in exits[2].state_dict().items():
+        assert torch.allclose(read[2].state_dict()[name].float(), weight.float(), atol=0.01)
+    with pytest.raises(ValueError, match="an exit of another model"):
+        load_exits(tmp_path / "exits.safetensors", random_model(1, **{**WIDE, "ffn": 56}))
+    assert exits_file(tmp_path / "a.gguf").name == "a.exits.safetensors"
+
+
+def test_the_sampled_loss_is_the_whole_one_where_all_are_drawn_and_near_it_otherwise(monkeypatch):
+    from flashspec.train import lessons as module
+
+    dice = torch.Generator().manual_seed(0)
+    weight, rows = torch.randn(400, 16, generator=dice), torch.randn(64, 16, generator=dice)
+    logs = torch.randn(64, 400, generator=dice).mul(2).log_softmax(-1)
+    best, top = logs.topk(module.TOP, -1)
+    lesson = {"top": top, "logs": best}
+
+    def found(others):
+        monkeypatch.setattr(module, "OTHERS", others)
+        leaf = rows.clone().requires_grad_()
+        return sampled_divergence(weight, leaf, lesson, torch.Generator().manual_seed(1)), leaf.grad
+
+    log_q = (rows @ weight.T).log_softmax(-1).gather(1, top)
+    scored = torch.zeros(400, dtype=torch.bool)
+    scored[top[:, : module.SOLID].unique()] = True
+    p, q = best.exp() * scored[top], log_q.exp() * scored[top]
+    whole = (((p - q).abs().sum() + (p.sum(-1) - q.sum(-1)).abs().sum()) / 2 - (p * log_q).sum()) / 64
+    near, _ = found(20_000)
+    far, gradient = found(1)
+    assert abs(near - whole) < 0.02 < abs(far - whole) and gradient.any()
+
+
+def test_agreement_of_the_model_with_itself_is_whole():
+    model = random_model(1, **WIDE)
+    from flashspec.train.lessons import lesson
+
+    made = lesson(model.float(), IDS[None] % 64, (2,))
+    flat = {name: made[name].flatten(0, 1) for name in ("top", "logs")}
+    rows = model.norm(model.rows(IDS[None] % 64)).flatten(0, 1)
+    accepted, same = agreement(model.head_weight, rows, flat)
+    assert accepted == pytest.approx(1, abs=2e-3) and same == 1
+    other = model.norm(made["rows.2"].float()).flatten(0, 1)
+    assert agreement(model.head_weight, other, flat)[0] < 0.9  # the control
+
+
+def test_a_user_ends_in_time_and_the_template_follows():
+    script = Script([9, 8, 7])
+    drawn = torch.full((96,), 5)
+    drawn[0] = 9
+    assert script.follow(drawn, 4)[:2].tolist() == [9, 5] and not script.answering.any()
+    assert script.follow(torch.full((96,), 5), 5)[:2].tolist() == [8, 5]
+    assert script.follow(torch.full((96,), 5), 6)[0] == 7 and script.answering[0]
+    assert script.follow(torch.full((96,), 5), 60)[:2].tolist() == [5, 9]  # the other was cut off
+
+
+@pytest.fixture
+def taught(tmp_path):
+    model = tiny_model(6)
+    turns, recipe = Turns([[1, 2, 3], [4, 5]], [6, 7]), LayerRecipe((2,), texts=192, length=24, steps=6)
+    return model, recipe, lessons(model, written(model, turns, tmp_path / "texts", recipe), tmp_path / "lessons", (2,))
+
+
+def test_training_resumes_to_the_same_layer(taught, tmp_path):
+    model, recipe, files = taught
+    whole, parts = ExitLayer.like_the_last(model), ExitLayer.like_the_last(model)
+    learned(model, whole, files, tmp_path / "whole" / "exit-2", recipe)
+    with pytest.raises(KeyboardInterrupt):
+        interrupted(model, parts, files, tmp_path / "exit-2", recipe)
+    again = ExitLayer.like_the_last(model)
+    learned(model, again, files, tmp_path / "exit-2", recipe)
+    for name, weight in whole.state_dict().items():
+        assert torch.equal(weight, again.state_dict()[name]), name
+    assert not torch.equal(whole.norm.weight, ExitLayer.like_the_last(model).norm.weight)
+
+
+def interrupted(model, own, files, folder, recipe):
+    from flashspec.train import exit_layers
+
+    calls, real = [], exit_layers.sampled_divergence
+
+    def stops(*given):
+        calls.append(1)
+        if len(calls) > 4:
+            raise KeyboardInterrupt
+        return real(*given)
+
+    patch = pytest.MonkeyPatch()
+    patch.setattr(exit_layers, "sampled_divergence", stops)
+    patch.setattr(exit_layers, "SAVED", 2)
+    try:
+        learned(model, own, files, folder, recipe)
+    finally:
+        patch.undo()
+
+
+def test_texts_and_lessons_are_made_once_and_damage_is_told(taught, tmp_path):
+    model, recipe, files = taught
+    kept = {path: path.stat().st_mtime_ns for path in files}
+    lessons(model, sorted((tmp_path / "texts").glob("*.npy")), tmp_path / "lessons", (2,))
+    assert {path: path.stat().st_mtime_ns for path in files} == kept
+    same = conversations(model, Turns([[1, 2, 3], [4, 5]], [6, 7]), 24, (0, 0))
+    other = conversations(model, Turns([[1, 2, 3], [4, 5]], [6, 7]), 24, (1, 0))
+    assert torch.equal(same[:8].int(), read_lesson(files[0])["ids"]) and not torch.equal(same, other)
+    files[0].write_bytes(files[0].read_bytes()[:-50])
+    with pytest.raises(ValueError, match="remove it"):
+        read_lesson(files[0])
