@@ -11,7 +11,7 @@ from flashspec.models.exits import ExitLayer, exits_file, load_exits, rows_at, s
 from flashspec.models.reader import SpanReader
 from flashspec.models.rounded import rounded
 from flashspec.train.conversations import LayerRecipe, Script, Turns, conversations, written
-from flashspec.train.exit_layers import learned
+from flashspec.train.exit_layers import claim, learned
 from flashspec.train.lessons import agreement, lessons, read_lesson, sampled_divergence
 
 WIDE = {"vocab_size": 64, "hidden": 32, "head_dim": 8, "ffn": 48}  # the compiled path; the odd one is toys' default
@@ -185,3 +185,10 @@ def test_texts_and_lessons_are_made_once_and_damage_is_told(taught, tmp_path):
     files[0].write_bytes(files[0].read_bytes()[:-50])
     with pytest.raises(ValueError, match="remove it"):
         read_lesson(files[0])
+
+
+def test_work_on_another_model_is_not_taken_up(tmp_path):
+    claim(tmp_path / "work", {"model": "a", "layers": (2, 4)})
+    claim(tmp_path / "work", {"model": "a", "layers": (2, 4)})
+    with pytest.raises(ValueError, match="give another --work"):
+        claim(tmp_path / "work", {"model": "b", "layers": (2, 4)})

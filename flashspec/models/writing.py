@@ -143,9 +143,9 @@ def write_digests(folder: Path) -> None:
 
 
 def copy_checkpoint(source: Path, folder: Path) -> None:
-    """A checkpoint's files in another folder: weights as hard links where the disk allows, the rest as copies."""
-    weights = _weights(source)
-    for path in [path for path in source.iterdir() if path.is_file() and not path.name.startswith(".")]:
+    """A checkpoint's files, or its one file, in a folder: weights as hard links where the disk allows, the rest as copies."""
+    weights, files = (_weights(source), source.iterdir()) if source.is_dir() else ([source], iter([source]))
+    for path in [path for path in files if path.is_file() and not path.name.startswith(".")]:
         with suppress(OSError):
             if path in weights:
                 (folder / path.name).hardlink_to(path.resolve())

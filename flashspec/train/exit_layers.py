@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from flashspec.decoding.models import load
+from flashspec.measure.trace import target_digest
 from flashspec.models.exits import ExitLayer, exits_file, save_exits
 from flashspec.models.folder import GGUF
 from flashspec.models.transformer import Transformer
-from flashspec.models.writing import copy_checkpoint, fresh_folder, sign
+from flashspec.models.writing import copy_checkpoint, fresh_folder, sign, write_json
 from flashspec.train.conversations import LayerRecipe, turns_of, written
 from flashspec.train.lessons import agreement, lessons, read_lesson, sampled_divergence
 from flashspec.train.trainer import Run, Schedule, computing
@@ -36,18 +39,25 @@ def train_exit_layers(source: Path, out: Path, work: Path, recipe: LayerRecipe) 
             raise ValueError("exits are trained on architectures that flashspec computes itself; this one runs on transformers")
         if recipe.layers[-1] >= model.config.layers:
             raise ValueError(f"exits must lie below the model's {model.config.layers} layers, got {recipe.layers}")
+        claim(work, {"model": target_digest(source), "layers": recipe.layers, "texts": recipe.texts, "seed": recipe.seed})
         texts = written(model, turns_of(source, models.tokenizer), work / "texts", recipe)
         files = lessons(model, texts, work / "lessons", recipe.layers)
         exits = {layer: ExitLayer.like_the_last(model) for layer in recipe.layers}
         found = {layer: learned(model, exits[layer], files, work / f"exit-{layer}", recipe) for layer in exits}
-        if source.suffix == GGUF:
-            (part / source.name).hardlink_to(source.resolve())
-        else:
-            copy_checkpoint(source, part)
+        copy_checkpoint(source, part)
         path = exits_file(part / source.name if source.suffix == GGUF else part)
         save_exits(exits, path)
         sign(part, path.name)
     return found
+
+
+def claim(work: Path, facts: dict[str, Any]) -> None:
+    """Note in a folder whose work lies there; ValueError where it is another recipe's."""
+    card, facts = work / "recipe.json", json.loads(json.dumps(facts))
+    if card.is_file() and json.loads(card.read_bytes()) != facts:
+        raise ValueError(f"{work} holds the work on another model, or with other exits, texts or seed; give another --work")
+    work.mkdir(parents=True, exist_ok=True)
+    write_json(facts, card)
 
 
 def learned(model: Transformer, own: ExitLayer, files: list[Path], folder: Path, recipe: LayerRecipe) -> tuple[float, float]:
@@ -78,4 +88,5 @@ def learned(model: Transformer, own: ExitLayer, files: list[Path], folder: Path,
     run = Run(own, schedule, folder)
     run.resume()
     run.train(learn, evaluate)
-    return tuple(evaluate().values())  # type: ignore[return-value]
+    scores = evaluate()
+    return scores["accept"], scores["agree"]
