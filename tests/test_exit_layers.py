@@ -1,11 +1,15 @@
 """Exits with a layer of their own: the trunk goes on as if it were not there, texts stay plain decoding's, training resumes."""
 
 import pytest
+import shelf
+import test_export
 import torch
 from tiny import model as tiny_model
 from toys import random_model, text
 
+import flashspec as fs
 from flashspec import Models
+from flashspec.cli.main import status
 from flashspec.models.engine import KernelEngine, TorchEngine
 from flashspec.models.exits import ExitLayer, exits_file, load_exits, rows_at, save_exits
 from flashspec.models.reader import SpanReader
@@ -192,3 +196,21 @@ def test_work_on_another_model_is_not_taken_up(tmp_path):
     claim(tmp_path / "work", {"model": "a", "layers": (2, 4)})
     with pytest.raises(ValueError, match="give another --work"):
         claim(tmp_path / "work", {"model": "b", "layers": (2, 4)})
+
+
+@pytest.mark.parametrize("form", ["hf", "gguf"])
+def test_the_command_gives_a_model_exits_that_it_drafts_with(tmp_path, capsys, form):
+    test_export.checkpoint(tmp_path / "m", context=64, layers=4)
+    source = tmp_path / "m"
+    if form == "gguf":
+        source = test_export.exported(source, tmp_path / "m.gguf", "gguf")
+    before = shelf.listing(source)
+    words = ["train", "exits", "--kind", "layer", "--model", str(source), "--out", str(tmp_path / "out"), "--exits", "1,2"]
+    assert status([*words, "--texts", "96", "--exit-steps", "3"]) == 0
+    assert "exit 2: acceptance" in capsys.readouterr().out and shelf.listing(source) == before
+    made = tmp_path / "out" / "m.gguf" if form == "gguf" else tmp_path / "out"
+    models = fs.load(made, None)
+    assert list(models.exits) == [1, 2] and isinstance(models.exits[1], ExitLayer)
+    texts = [fs.generate(models, "def f", method, max_new_tokens=12).tokens for method in ("baseline", "self_speculation")]
+    assert texts[0] == texts[1]
+    assert status([*words[:-4], "--out", str(tmp_path / "again"), "--exits", "1,9"]) == 2

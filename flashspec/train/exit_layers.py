@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ def train_exit_layers(source: Path, out: Path, work: Path, recipe: LayerRecipe) 
             raise ValueError("exits are trained on architectures that flashspec computes itself; this one runs on transformers")
         if recipe.layers[-1] >= model.config.layers:
             raise ValueError(f"exits must lie below the model's {model.config.layers} layers, got {recipe.layers}")
+        recipe = replace(recipe, length=min(recipe.length, model.config.context))
         claim(work, {"model": target_digest(source), "layers": recipe.layers, "texts": recipe.texts, "seed": recipe.seed})
         texts = written(model, turns_of(source, models.tokenizer), work / "texts", recipe)
         files = lessons(model, texts, work / "lessons", recipe.layers)
