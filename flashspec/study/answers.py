@@ -40,7 +40,18 @@ def heads(what: str, head: str, race: str = "head_tar", draft: str = "main") -> 
 
 
 INT8 = {"head": "int8", "format": "int8", "draft": "main"}
+QWEN = {"draft": "qwen", "finalize": "deferred"}
+EAGER = {"draft": "qwen", "head": "flash", "finalize": "eager"}
+SMOLLM2 = {"method": "self_speculation", "head": "dense"}
+REAL = (
+    Question("Qwen 1.5B with its 0.5B over plain decoding", "thesis", {**QWEN, "head": "flash"}, {"method": "baseline"}, 2),
+    heads("FlashHead over the dense head, Qwen 0.5B", "flash", "thesis", "qwen"),
+    Question("deferred over eager final token, Qwen pair", "thesis", {**QWEN, "head": "flash"}, EAGER, 2),
+    Question("SmolLM2's own exit over plain decoding", "smollm2_exits", SMOLLM2, {"method": "baseline"}, 9),
+    Question("HiSpec over one exit, SmolLM2", "smollm2_exits", {**SMOLLM2, "method": "hispec"}, SMOLLM2, 9),
+)
 DECISIONS = (
+    *REAL,
     Question("a two-layer draft over plain decoding", "many-1", MAIN, {"method": "baseline"}, 6),
     heads("FlashHead over the dense head, two-layer draft", "flash", "sweep_350"),
     heads("FlashHead over the dense head, one-layer draft", "flash", "sweep_350", "shallow"),
