@@ -194,7 +194,7 @@ def test_list_and_doctor_report(capsys):
     ("run toy --preset grand", "it has: smoke"),
     ("train exits", "Missing option '--model'"),
     ("train --rank 4", "No such option"),
-    ("train exits --model /nowhere/at/all --out out", "no checkpoint folder"),
+    ("train exits --model /nowhere/at/all --out out", "no model at"),
     ("draft family wide-9", "the family has no 'wide-9'"),
     ("draft design --out x --length 8 --prompt 9", "no room for a prompt"),
     ("draft design --out x --dtype half", "'float32' or 'bfloat16', got 'half'"),

@@ -110,7 +110,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def test_shipped_models_stay_below_the_limit():
-    assert sum(path.stat().st_size for path in SHIPPED.rglob("*") if path.is_file()) < 92_000_000
+    assert sum(path.stat().st_size for path in SHIPPED.rglob("*") if path.is_file()) <= 128_000_000
     assert max(path.stat().st_size for path in SHIPPED.rglob("*.safetensors")) <= 16 << 20
 
 

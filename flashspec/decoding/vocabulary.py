@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from flashspec.models import gguf_tokenizer
-from flashspec.models.folder import GGUF
+from flashspec.models.files import Tokenizer
+from flashspec.models.folder import GGUF, read_as
 from flashspec.models.gguf import opened
 from flashspec.models.transformer import Transformer
 
@@ -18,8 +19,13 @@ def words_of(folder: Path) -> dict[int, str]:
     """The token of every id, empty without a tokenizer; ValueError where its file is damaged."""
     if folder.suffix == GGUF:
         return gguf_tokenizer.words(opened(folder))
-    found = tokenizer_of(folder)
-    return {i: token for token, i in found.get_vocab().items()} if found else {}
+    path = folder / "tokenizer.json"
+    if not path.exists():
+        return {}
+    found = read_as(path, Tokenizer)
+    table = found.model.vocab or {}
+    named = table if isinstance(table, dict) else {token: i for i, (token, _) in enumerate(table)}
+    return {i: token for token, i in named.items()} | {t.id: t.content for t in found.added_tokens or ()}
 
 
 def tokenizer_of(folder: Path) -> Any:

@@ -93,6 +93,21 @@ class FixedEngine(TorchEngine):
 Result = TypeVar("Result")
 
 
+def recorded(call: Callable[[], Result], device: torch.device) -> tuple[torch.cuda.CUDAGraph, Result]:
+    """A graph of a call, after two calls aside to warm up, and the result that every replay fills anew."""
+    with torch.cuda.device(device):
+        aside = torch.cuda.Stream()
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):
+            call()
+            call()
+        torch.cuda.current_stream().wait_stream(aside)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            result = call()
+    return graph, result
+
+
 class Replay(Generic[Result]):
     """A call recorded as a CUDA graph; each replay overwrites its result.
 
@@ -100,16 +115,8 @@ class Replay(Generic[Result]):
     """
 
     def __init__(self, call: Callable[[], Result], device: torch.device) -> None:
-        self.call, self.graph = call, torch.cuda.CUDAGraph()
-        with torch.cuda.device(device):
-            aside = torch.cuda.Stream()
-            aside.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(aside):  # two calls to warm up
-                call()
-                call()
-            torch.cuda.current_stream().wait_stream(aside)
-            with torch.cuda.graph(self.graph):
-                self.result = call()
+        self.call = call
+        self.graph, self.result = recorded(call, device)
 
     def __call__(self) -> Result:
         self.graph.replay()
