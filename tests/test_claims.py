@@ -11,7 +11,7 @@ from flashspec.study.claims import claims, judged, scoreboard
 def test_every_claim_has_a_line_and_every_work_has_claims():
     board = scoreboard()
     assert set(board["claim"]) == {claim.claim for claim in claims()} and board["why"].str.len().gt(20).all()
-    assert set(board["work"]) == {"thesis2026", "yan2024decoding", "hispec2025"}
+    assert set(board["work"]) == {"thesis", "Decoding Speculative Decoding", "HiSpec"}
     printed = {round(claim.printed, 3) for claim in claims()}
     stated = [papers.THESIS[name] for name in ("projection", "draft_step", "eager", "deferred")]
     assert {*stated, papers.YAN_HEADLINE, papers.YAN_TUNED, papers.HISPEC_OVER_SELF} <= printed

@@ -45,7 +45,7 @@ EAGER = {"draft": "qwen", "head": "flash", "finalize": "eager"}
 SMOLLM2 = {"method": "self_speculation", "head": "dense"}
 REAL = (
     Question("Qwen 1.5B with its 0.5B over plain decoding", "thesis", {**QWEN, "head": "flash"}, {"method": "baseline"}, 2),
-    heads("FlashHead over the dense head, Qwen 0.5B", "flash", "thesis", "qwen"),
+    heads("FlashHead over the dense head, Qwen 0.5B", "flash", "thesis", "qwen")._replace(chapter=2),
     Question("deferred over eager final token, Qwen pair", "thesis", {**QWEN, "head": "flash"}, EAGER, 2),
     Question("SmolLM2's own exit over plain decoding", "smollm2_exits", SMOLLM2, {"method": "baseline"}, 9),
     Question("HiSpec over one exit, SmolLM2", "smollm2_exits", {**SMOLLM2, "method": "hispec"}, SMOLLM2, 9),

@@ -14,6 +14,7 @@ from flashspec.study.quote import NOT_HERE
 from flashspec.study.registry import stored
 
 CLAIMS = SHIPPED / "claims.json"
+WORKS = {"thesis2026": "thesis", "yan2024decoding": "Decoding Speculative Decoding", "hispec2025": "HiSpec"}
 COLUMNS = ("work", "claim", "printed", "source", "sampling", "measured", "verdict", "why")
 
 
@@ -54,7 +55,7 @@ def scoreboard(root: Path | None = None) -> DataFrame:
         found = measured(claim, root).to_dict("records")
         untested = {"sampling": "", "measured": NOT_HERE, "verdict": "not testable here"}
         lines += [{**facts, **judged(claim.printed, line)} for line in found] or [{**facts, **untested}]
-    return framed(lines, COLUMNS)
+    return framed(lines, COLUMNS).replace({"work": WORKS})
 
 
 def judged(printed: float, line: dict[str, Any]) -> dict[str, str]:
