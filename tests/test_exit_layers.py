@@ -10,9 +10,10 @@ from toys import random_model, text
 import flashspec as fs
 from flashspec import Models
 from flashspec.cli.main import status
+from flashspec.models import graphs
 from flashspec.models.engine import KernelEngine, TorchEngine
 from flashspec.models.exits import ExitLayer, exits_file, load_exits, rows_at, save_exits
-from flashspec.models.reader import SpanReader
+from flashspec.models.reader import SpanReader, engine_for
 from flashspec.models.rounded import rounded
 from flashspec.train.conversations import LayerRecipe, Script, Turns, conversations, written
 from flashspec.train.exit_layers import claim, learned
@@ -40,6 +41,16 @@ def test_texts_are_plain_decodings(width, method, temperature):
     target = random_model(1, **width)
     models = Models(target, exits=exits_of(target))
     assert text(models, method, temperature) == text(models, "baseline", temperature)
+
+
+@pytest.mark.parametrize("method", ["self_speculation", "hispec"])
+def test_texts_are_plain_decodings_on_fixed_shapes(monkeypatch, method):
+    target = random_model(1)
+    models = Models(target, exits=exits_of(target))
+    wanted = text(models, "baseline")
+    monkeypatch.setenv(graphs.FLAG, "eager")
+    monkeypatch.setattr(graphs, "KEYS", 16)
+    assert type(engine_for(target, 0, 2, 64)) is graphs.FixedEngine and text(models, method) == wanted
 
 
 def reader_of(model, last, below=None, stop=2):
