@@ -194,8 +194,8 @@ def test_texts_and_lessons_are_made_once_and_damage_is_told(taught, tmp_path):
     kept = {path: path.stat().st_mtime_ns for path in files}
     lessons(model, sorted((tmp_path / "texts").glob("*.npy")), tmp_path / "lessons", (2,))
     assert {path: path.stat().st_mtime_ns for path in files} == kept
-    same = conversations(model, Turns([[1, 2, 3], [4, 5]], [6, 7]), 24, (0, 0))
-    other = conversations(model, Turns([[1, 2, 3], [4, 5]], [6, 7]), 24, (1, 0))
+    same = conversations(model, Turns([[1, 2, 3], [4, 5]], [6, 7]), 24, 0, 0)
+    other = conversations(model, Turns([[1, 2, 3], [4, 5]], [6, 7]), 24, 1, 0)
     assert torch.equal(same[:8].int(), read_lesson(files[0])["ids"]) and not torch.equal(same, other)
     files[0].write_bytes(files[0].read_bytes()[:-50])
     with pytest.raises(ValueError, match="remove it"):

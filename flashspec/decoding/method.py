@@ -12,6 +12,7 @@ from flashspec.decoding.stages import Stage, unsure
 from flashspec.decoding.ways import fastest
 from flashspec.heads.base import Head
 from flashspec.heads.registry import HEADS
+from flashspec.models.exits import check_layers
 from flashspec.models.reader import Reader
 from flashspec.sampling import GREEDY, Sampling
 from flashspec.typed import typed, whole_numbers
@@ -62,8 +63,7 @@ class Method:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
         if self.k < 1 or self.interval < 1:
             raise ValueError(f"k and interval must be at least 1, got k={self.k}, interval={self.interval}")
-        if list(self.exits) != sorted(set(self.exits)) or min(self.exits, default=1) < 1:
-            raise ValueError(f"exits must be layer numbers from 1, in rising order, got {self.exits}")
+        check_layers(self.exits)
         _check_options(self)
         if self.writer_is_target and self.head != "dense":
             raise ValueError(f"head {self.head!r} approximates and needs a verifier above it; set draft='model' or give exits")

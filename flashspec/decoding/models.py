@@ -170,8 +170,8 @@ def load(
         made = {"target": opened(folders["target"], dtype, device, weights)}
     made |= {role: opened(folders[role], dtype, device, form=rounding(name)[1]) for role, name in drafts.items()}
     cut, source = cut_padding(made, folders), folders["target"]
-    file = next(filter(Path.exists, (exits_file(source), EXITS / f"{source.stem}.safetensors")), None)
-    exits = load_exits(file, made["target"]) if file else {}
+    file = EXITS / f"{source.stem}.safetensors" if str(target) in PAIRS else exits_file(source)
+    exits = load_exits(file, made["target"]) if file.exists() else {}
     between = tuple(model for role, model in made.items() if role.startswith("between"))
     return Models(made["target"], made.get("draft"), tokenizer_of(source), folders, between=between, exits=exits, cut=cut)
 

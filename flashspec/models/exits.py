@@ -18,6 +18,13 @@ from flashspec.models.writing import write_tensors
 EXITS_FILE = "exits.safetensors"
 
 
+def check_layers(layers: tuple[int, ...]) -> tuple[int, ...]:
+    """The layers of exits; ValueError unless they are numbers from 1 in rising order."""
+    if list(layers) != sorted(set(layers)) or min(layers, default=1) < 1:
+        raise ValueError(f"exits must be layer numbers from 1, in rising order, got {layers}")
+    return layers
+
+
 class ExitAdapter(nn.Module):
     """Rows of one exit, corrected and normalised: norm(x + up(silu(down(own(x))))).
 

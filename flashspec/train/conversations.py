@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from flashspec.decoding.models import SHIPPED
 from flashspec.models.chat import chat_prompt
+from flashspec.models.exits import check_layers
 from flashspec.models.transformer import Transformer
 from flashspec.train.texts import TOGETHER, Grown, save, step
 
@@ -36,8 +37,8 @@ class LayerRecipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not self.layers or list(self.layers) != sorted(set(self.layers)) or self.layers[0] < 1:
-            raise ValueError(f"exits must be layer numbers from 1, in rising order, got {self.layers}")
+        if not check_layers(self.layers):
+            raise ValueError("name at least one layer to end in an exit")
 
 
 class Turns(NamedTuple):
@@ -77,14 +78,14 @@ class Script:
 
 
 @torch.inference_mode()
-def conversations(model: Transformer, turns: Turns, length: int, seed: tuple[int, int]) -> Tensor:
+def conversations(model: Transformer, turns: Turns, length: int, seed: int, number: int) -> Tensor:
     """Ids [TOGETHER, length] of conversations that begin with one opener."""
-    dice = np.random.default_rng(seed)
+    dice = np.random.default_rng((seed, number))
     noise = torch.Generator().manual_seed(int(dice.integers(2**31)))
     fresh = ids = torch.tensor(turns.openings[dice.integers(len(turns.openings))]).repeat(TOGETHER, 1)
     caches, script, begun = [Grown(model, TOGETHER, length) for _ in model.blocks], Script(turns.answer), ids.shape[1]
-    number = torch.arange(TOGETHER)
-    heat, greedy = torch.tensor(HEATS)[number % len(HEATS)], number % len(HEATS) == len(HEATS) - 1
+    place = torch.arange(TOGETHER) % len(HEATS)
+    heat, greedy = torch.tensor(HEATS)[place], place == len(HEATS) - 1
     while ids.shape[1] < length:
         logits, written = step(model, caches, fresh, ids.shape[1]), ids.shape[1] - begun
         if written < SHORTEST:
@@ -103,5 +104,5 @@ def written(model: Transformer, turns: Turns, folder: Path, recipe: LayerRecipe)
     paths = [folder / f"{first}.npy" for first in range(0, recipe.texts, TOGETHER)]
     for number, path in enumerate(tqdm(paths, desc="conversations", delay=1)):
         if not path.exists():
-            save(path, conversations(model, turns, recipe.length, (recipe.seed, number)).numpy().astype(np.int32))
+            save(path, conversations(model, turns, recipe.length, recipe.seed, number).numpy().astype(np.int32))
     return paths

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from flashspec.decoding.models import load
-from flashspec.models.exits import EXITS_FILE, ExitAdapter, rows_at, save_exits
+from flashspec.models.exits import EXITS_FILE, ExitAdapter, check_layers, rows_at, save_exits
 from flashspec.models.files import Count, shaped
 from flashspec.models.folder import GGUF, located, read_config
 from flashspec.models.gguf_checkpoint import GgufCheckpoint
@@ -43,8 +43,8 @@ class ExitRecipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not self.layers or list(self.layers) != sorted(set(self.layers)) or self.layers[0] < 1:
-            raise ValueError(f"exits must be layer numbers from 1, in rising order, got {self.layers}")
+        if not check_layers(self.layers):
+            raise ValueError("name at least one layer to end in an exit")
 
 
 class Depth(Struct):

@@ -60,14 +60,13 @@ def sampled_divergence(weight: Tensor, rows: Tensor, lesson: dict[str, Tensor], 
     total, share = 0.0, 1 / len(rows)
     for start in range(0, len(rows), CHUNK):
         part = slice(start, start + CHUNK)
-        loss = share * _chunk(weight, rows[part], (lesson["top"][part].long(), lesson["logs"][part].float()), dice)
+        loss = share * _chunk(weight, rows[part], lesson["top"][part].long(), lesson["logs"][part].float(), dice)
         loss.backward()
         total += loss.item()
     return total
 
 
-def _chunk(weight: Tensor, rows: Tensor, wanted: tuple[Tensor, Tensor], dice: torch.Generator) -> Tensor:
-    top, logs = wanted
+def _chunk(weight: Tensor, rows: Tensor, top: Tensor, logs: Tensor, dice: torch.Generator) -> Tensor:
     at = torch.full((len(weight),), -1)
     solid = top[:, :SOLID].unique()
     at[solid] = torch.arange(len(solid))
