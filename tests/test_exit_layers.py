@@ -1,10 +1,13 @@
 """Exits with a layer of their own: the trunk goes on as if it were not there, texts stay plain decoding's, training resumes."""
 
+from dataclasses import replace
+
 import pytest
 import shelf
 import test_export
 import torch
 from tiny import model as tiny_model
+from torch.nn import functional as F
 from toys import random_model, text
 
 import flashspec as fs
@@ -15,12 +18,13 @@ from flashspec.models.engine import KernelEngine, TorchEngine
 from flashspec.models.exits import ExitLayer, exits_file, load_exits, rows_at, save_exits
 from flashspec.models.reader import SpanReader, engine_for
 from flashspec.models.rounded import rounded
-from flashspec.train.conversations import LayerRecipe, Script, Turns, conversations, written
-from flashspec.train.exit_layers import claim, learned
-from flashspec.train.lessons import agreement, lessons, read_lesson, sampled_divergence
+from flashspec.train.conversations import TOP, LessonRecipe, Script, Turns, claim, conversations, lesson, written
+from flashspec.train.exit_layers import pupil
+from flashspec.train.lessons import agreement, learned, read_lesson, sampled_divergence
 
 WIDE = {"vocab_size": 64, "hidden": 32, "head_dim": 8, "ffn": 48}  # the compiled path; the odd one is toys' default
 IDS = torch.arange(20) * 7 % 61
+TURNS = Turns([[1, 2, 3], [4, 5]], [6, 7])
 
 
 def exits_of(model, layers=(2, 4), seed=5):
@@ -108,7 +112,7 @@ def test_the_sampled_loss_is_the_whole_one_where_all_are_drawn_and_near_it_other
     dice = torch.Generator().manual_seed(0)
     weight, rows = torch.randn(400, 16, generator=dice), torch.randn(64, 16, generator=dice)
     logs = torch.randn(64, 400, generator=dice).mul(2).log_softmax(-1)
-    best, top = logs.topk(module.TOP, -1)
+    best, top = logs.topk(TOP, -1)
     lesson = {"top": top, "logs": best}
 
     def found(others):
@@ -127,10 +131,9 @@ def test_the_sampled_loss_is_the_whole_one_where_all_are_drawn_and_near_it_other
 
 
 def test_agreement_of_the_model_with_itself_is_whole():
-    model = random_model(1, **WIDE)
-    from flashspec.train.lessons import lesson
-
-    made = lesson(model.float(), IDS[None] % 64, (2,))
+    model = random_model(1, **WIDE).float()
+    found = dict(enumerate(model.states(IDS[None] % 64), start=1))
+    made = lesson(model(IDS[None] % 64), {0: found[4], 2: found[2]})
     flat = {name: made[name].flatten(0, 1) for name in ("top", "logs")}
     rows = model.norm(model.rows(IDS[None] % 64)).flatten(0, 1)
     accepted, same = agreement(model.head_weight, rows, flat)
@@ -152,27 +155,27 @@ def test_a_user_ends_in_time_and_the_template_follows():
 @pytest.fixture
 def taught(tmp_path):
     model = tiny_model(6)
-    turns, recipe = Turns([[1, 2, 3], [4, 5]], [6, 7]), LayerRecipe((2,), texts=192, length=24, steps=6)
-    return model, recipe, lessons(model, written(model, turns, tmp_path / "texts", recipe), tmp_path / "lessons", (2,))
+    recipe = LessonRecipe((2,), texts=192, length=24, steps=6)
+    return model, recipe, written(model, TURNS, tmp_path / "lessons", recipe)
 
 
 def test_training_resumes_to_the_same_layer(taught, tmp_path):
     model, recipe, files = taught
     whole, parts = ExitLayer.like_the_last(model), ExitLayer.like_the_last(model)
-    learned(model, whole, files, tmp_path / "whole" / "exit-2", recipe)
+    learned(pupil(model, whole, 2), files, tmp_path / "whole", recipe)
     with pytest.raises(KeyboardInterrupt):
-        interrupted(model, parts, files, tmp_path / "exit-2", recipe)
+        interrupted(pupil(model, parts, 2), files, tmp_path / "cut", recipe)
     again = ExitLayer.like_the_last(model)
-    learned(model, again, files, tmp_path / "exit-2", recipe)
+    learned(pupil(model, again, 2), files, tmp_path / "cut", recipe)
     for name, weight in whole.state_dict().items():
         assert torch.equal(weight, again.state_dict()[name]), name
     assert not torch.equal(whole.norm.weight, ExitLayer.like_the_last(model).norm.weight)
 
 
-def interrupted(model, own, files, folder, recipe):
-    from flashspec.train import exit_layers
+def interrupted(own, files, folder, recipe):
+    from flashspec.train import lessons
 
-    calls, real = [], exit_layers.sampled_divergence
+    calls, real = [], lessons.sampled_divergence
 
     def stops(*given):
         calls.append(1)
@@ -181,25 +184,35 @@ def interrupted(model, own, files, folder, recipe):
         return real(*given)
 
     patch = pytest.MonkeyPatch()
-    patch.setattr(exit_layers, "sampled_divergence", stops)
-    patch.setattr(exit_layers, "SAVED", 2)
+    patch.setattr(lessons, "sampled_divergence", stops)
+    patch.setattr(lessons, "SAVED", 2)
     try:
-        learned(model, own, files, folder, recipe)
+        learned(own, files, folder, recipe)
     finally:
         patch.undo()
 
 
-def test_texts_and_lessons_are_made_once_and_damage_is_told(taught, tmp_path):
+def test_lessons_are_made_once_and_damage_is_told(taught, tmp_path):
     model, recipe, files = taught
     kept = {path: path.stat().st_mtime_ns for path in files}
-    lessons(model, sorted((tmp_path / "texts").glob("*.npy")), tmp_path / "lessons", (2,))
+    written(model, TURNS, tmp_path / "lessons", recipe)
     assert {path: path.stat().st_mtime_ns for path in files} == kept
-    same = conversations(model, Turns([[1, 2, 3], [4, 5]], [6, 7]), 24, 0, 0)
-    other = conversations(model, Turns([[1, 2, 3], [4, 5]], [6, 7]), 24, 1, 0)
-    assert torch.equal(same[:8].int(), read_lesson(files[0])["ids"]) and not torch.equal(same, other)
+    same, other = (conversations(model, TURNS, replace(recipe, seed=seed), 0) for seed in (0, 1))
+    assert torch.equal(same["ids"][:8], read_lesson(files[0])["ids"]) and not torch.equal(same["ids"], other["ids"])
     files[0].write_bytes(files[0].read_bytes()[:-50])
     with pytest.raises(ValueError, match="remove it"):
         read_lesson(files[0])
+
+
+def test_lessons_are_what_the_model_says_of_whole_texts(taught):
+    model, _, files = taught
+    made = read_lesson(files[0])
+    ids = made["ids"].long()
+    *early, last = model.states(ids)
+    logs = F.linear(model.norm(last), model.head_weight).float().log_softmax(-1)
+    assert torch.allclose(logs.gather(2, made["top"].long()), made["logs"].float(), atol=5e-3)
+    assert torch.allclose(early[1], made["rows.2"].float(), atol=5e-3)
+    assert not torch.allclose(early[0], made["rows.2"].float(), atol=5e-3)  # the control
 
 
 def test_work_on_another_model_is_not_taken_up(tmp_path):

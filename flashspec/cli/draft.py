@@ -21,6 +21,7 @@ from flashspec.sampling import GREEDY
 from flashspec.study.drafts import FAMILY as FINISHED
 from flashspec.study.drafts import finished
 from flashspec.train import corpus
+from flashspec.train.borrowed import BorrowedRecipe, train_borrowed
 from flashspec.train.design import VARIANTS, Place, encoded, make_draft, speculative, variant
 from flashspec.train.reference import PROPOSALS, record_point
 
@@ -53,6 +54,26 @@ def design(out: Path, work: Path | None, k: int, **options: Any) -> None:
     models = dense(options["target"])
     make_draft(models, stream_of(models, options["texts"]), place, recipe, speculative(out, k))
     click.echo(f'done: {out}; serve it with vllm serve TARGET --speculative-config "$(cat {out / "speculative.json"})"')
+
+
+@command.command("teach")
+@option("--base", help="The model that layers are cut out of, default the target itself; it lends embedding, norm and head.")
+@option("--out", type=At(), required=True, help="A new folder for the draft.")
+@option("--work", type=At(), help="Folder of lessons and runs, for all drafts of one target; default OUT with .work behind it.")
+@option("--layers", type=COUNT, default=BorrowedRecipe.layers, help="Layers that the draft keeps.")
+@option("--lessons", "texts", type=COUNT, default=BorrowedRecipe.texts, help="Conversations that the target writes.")
+@option("--steps", type=COUNT, default=BorrowedRecipe.steps, help="Training steps of eight conversations.")
+@TARGET
+def teach(target: str, base: str | None, out: Path, work: Path | None, **options: Any) -> None:
+    """Teach a few layers of a model what a chat model made elsewhere says; stopped, it continues.
+
+    The draft owns its layers alone; `flashspec export` writes it whole. --lessons and --steps decide the time: hours for a
+    model of a billion parameters on two cores.
+    """
+    source = folder_of(target, "target")
+    lends, place = (folder_of(base, "draft") if base else source), work or out.with_name(out.name + ".work")
+    accept, agree = train_borrowed(source, lends, out, place, BorrowedRecipe(**options))
+    click.echo(f"acceptance {accept:.2f} at T = 1, agrees on {agree:.0%} of held-out tokens; decode with --draft-model {out}")
 
 
 @command.command("rank")

@@ -12,7 +12,8 @@ from flashspec.cli.flags import COUNT, At, Value, option
 from flashspec.decoding.models import SHIPPED, folder_of
 from flashspec.models.writing import check_free
 from flashspec.train import corpus
-from flashspec.train.exit_layers import LayerRecipe, train_exit_layers
+from flashspec.train.conversations import LessonRecipe
+from flashspec.train.exit_layers import train_exit_layers
 from flashspec.train.exits import ExitRecipe, default_layers, train_exits
 from flashspec.train.quantize import quantize_awq
 from flashspec.train.reference import make
@@ -46,7 +47,7 @@ def command(ctx: click.Context, folder: Path) -> None:
 @option("--kind", type=click.Choice(("rank", "layer")), default="rank", help="A low-rank step, or a layer with its own cache.")
 @option("--rank", type=COUNT, default=ExitRecipe.rank, help="Width of a low-rank step.")
 @option("--exit-steps", type=COUNT, help="Training steps; by default 150 of a low-rank step, 1500 of a layer.")
-@option("--texts", type=COUNT, default=LayerRecipe.texts, help="Conversations that the model writes for layers to learn on.")
+@option("--texts", type=COUNT, default=LessonRecipe.texts, help="Conversations that the model writes for layers to learn on.")
 @option("--work", type=At(), help="Where layers are trained and go on after a kill, default OUT with .work behind it.")
 @option("--text", type=At(), help="A text to train on instead of Python's library.")
 def exits(model: Path, out: Path, kind: str, exits: tuple[int, ...] | None, text: Path | None, **more: Any) -> None:
@@ -57,7 +58,7 @@ def exits(model: Path, out: Path, kind: str, exits: tuple[int, ...] | None, text
     source, steps = folder_of(model, "target"), more["exit_steps"]
     layers = exits or default_layers(source)
     if kind == "layer":
-        recipe = LayerRecipe(layers, more["texts"], steps=steps or LayerRecipe.steps)
+        recipe = LessonRecipe(layers, more["texts"], steps=steps or LessonRecipe.steps)
         for layer, found in train_exit_layers(source, out, more["work"] or out.with_name(out.name + ".work"), recipe).items():
             click.echo(f"exit {layer}: acceptance {found[0]:.2f} at T = 1, agrees on {found[1]:.0%} of held-out tokens")
     else:

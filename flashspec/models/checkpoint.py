@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +39,7 @@ class Checkpoint:
     form: Form
     device: torch.device
     shelf: Shelf = field(default_factory=Shelf)
+    own_bits: ClassVar[bool] = False  # whether matrices are packed in the file's own bits
 
     def __post_init__(self) -> None:
         """ValueError, naming a tensor, when these are not exactly the tensors of the config."""
@@ -55,6 +56,11 @@ class Checkpoint:
                 f"tensor {extra[0]!r} in {self.tensors.where[extra[0]]} is not part of the model config.json describes "
                 f"({len(extra)} such); the weights and config.json belong to different models"
             )
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of what is in floating point."""
+        return self.form.dtype
 
     def _names(self) -> Iterator[str]:
         for _, part in parts(self.config):

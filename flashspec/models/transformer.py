@@ -14,10 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flashspec.kernels.integers import Packed
-from flashspec.models import checkpoint
+from flashspec.models import borrowed, checkpoint
 from flashspec.models.config import OFFSET, ModelConfig, Part, parts, to_hf
-from flashspec.models.folder import GGUF
-from flashspec.models.gguf_checkpoint import GgufCheckpoint
 from flashspec.models.packed import PackedLinear
 from flashspec.models.rope import inverse_frequencies
 from flashspec.typed import typed
@@ -192,15 +190,14 @@ class Transformer(nn.Module):
     @classmethod
     @typed
     def load(cls, folder: str | Path, dtype: str = "auto", device: str = "cpu", weights: str = "auto") -> Transformer:
-        """The model of a Hugging Face folder or of a GGUF file, ready to read tokens.
+        """The model of a Hugging Face folder, of a GGUF file or of a draft that borrows, ready to read tokens.
 
         `dtype` "auto" keeps float32 and takes everything else as bfloat16. `weights` "int4" keeps an AWQ checkpoint's bits,
         "dense" widens them, "auto" keeps them where that is fast. A GGUF file is read on the CPU, in its own bits if both
         are "auto". Raises FileNotFoundError or ValueError, naming the file or tensor, when the folder does not hold exactly
         this model, and ValueError with an estimate when the free memory does not hold it.
         """
-        one_file = Path(folder).suffix == GGUF
-        found = GgufCheckpoint(Path(folder), dtype, weights) if one_file else checkpoint.opened(folder, dtype, device, weights)
+        found = borrowed.opened(Path(folder), dtype, device, weights)
         return cls.filled(found.config, found.module, found.device)
 
     @classmethod

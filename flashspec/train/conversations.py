@@ -1,4 +1,4 @@
-"""Conversations that a chat model writes, the user's words too (Magpie, Xu et al. 2024): texts to learn on without data."""
+"""Lessons: conversations that a chat model writes, the user's words too (Magpie, Xu et al. 2024), and its next-token chances."""
 
 from __future__ import annotations
 
@@ -10,35 +10,35 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from tqdm import tqdm
 
-from flashspec.decoding.models import SHIPPED
+from flashspec.decoding.models import SHIPPED, Models
+from flashspec.measure.trace import target_digest
 from flashspec.models.chat import chat_prompt
-from flashspec.models.exits import check_layers
 from flashspec.models.transformer import Transformer
-from flashspec.train.texts import TOGETHER, Grown, save, step
+from flashspec.models.writing import write_json, write_tensors
+from flashspec.train.texts import TOGETHER, Grown, step
 
 OPENERS = SHIPPED / "openers.json"
 MARK = "@@@"
 HEATS = (1.0, 1.0, 0.7, 0.7)  # temperatures of the texts, in turn; every fourth answers greedily
 COLD = 1e-3
 SHORTEST, LONGEST = 3, 60  # tokens of a user's words behind the opener
+TOP = 64  # likeliest tokens whose probabilities are kept; what is left of 1 is the others' mass
+TEXTS = 8  # of a file
 
 
 @dataclass(frozen=True)
-class LayerRecipe:
-    """How exits with layers are trained: where, on how many texts of which length, and how long."""
+class LessonRecipe:
+    """How layers are taught: by how many texts of which length, for how long; `exits` are the layers whose rows lessons keep."""
 
-    layers: tuple[int, ...]
+    exits: tuple[int, ...] = ()
     texts: int = 1728
     length: int = 320
     steps: int = 1500
     rate: float = 1e-3
     seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not check_layers(self.layers):
-            raise ValueError("name at least one layer to end in an exit")
 
 
 class Turns(NamedTuple):
@@ -78,31 +78,65 @@ class Script:
 
 
 @torch.inference_mode()
-def conversations(model: Transformer, turns: Turns, length: int, seed: int, number: int) -> Tensor:
-    """Ids [TOGETHER, length] of conversations that begin with one opener."""
-    dice = np.random.default_rng((seed, number))
+def conversations(model: Transformer, turns: Turns, recipe: LessonRecipe, number: int) -> dict[str, Tensor]:
+    """Lessons of TOGETHER conversations that begin with one opener: `ids` [TOGETHER, length], `top` ids and `logs` of their
+    probabilities [TOGETHER, length, TOP], and half-precision `rows` [TOGETHER, length, hidden] behind the recipe's layers."""
+    dice = np.random.default_rng((recipe.seed, number))
     noise = torch.Generator().manual_seed(int(dice.integers(2**31)))
     fresh = ids = torch.tensor(turns.openings[dice.integers(len(turns.openings))]).repeat(TOGETHER, 1)
-    caches, script, begun = [Grown(model, TOGETHER, length) for _ in model.blocks], Script(turns.answer), ids.shape[1]
+    caches, script, begun = [Grown(model, TOGETHER, recipe.length) for _ in model.blocks], Script(turns.answer), ids.shape[1]
     place = torch.arange(TOGETHER) % len(HEATS)
     heat, greedy = torch.tensor(HEATS)[place], place == len(HEATS) - 1
-    while ids.shape[1] < length:
-        logits, written = step(model, caches, fresh, ids.shape[1]), ids.shape[1] - begun
+    learned = []
+    while True:
+        rows, written = step(model, caches, fresh, ids.shape[1], recipe.exits), ids.shape[1] - begun
+        alike = 1 if not written else TOGETHER  # the opener is the same for all of them
+        logits = F.linear(rows[0][:alike], model.head_weight).float()
+        learned.append(lesson(logits, rows))
+        if ids.shape[1] >= recipe.length:
+            return {"ids": ids.int()} | {name: torch.cat([each[name] for each in learned], dim=1) for name in learned[0]}
+        logits = logits[:, -1].expand(TOGETHER, -1)
         if written < SHORTEST:
-            logits[:, turns.answer[0]] = -torch.inf
+            logits = logits.index_fill(1, script.answer[:1], -torch.inf)
         heats = torch.where(script.answering & greedy, COLD, heat)[:, None]
         sums = (logits / heats).softmax(-1).cumsum(-1)
         drawn = torch.searchsorted(sums, torch.rand(TOGETHER, 1, generator=noise) * sums[:, -1:])[:, 0]
         fresh = script.follow(drawn.clamp(max=logits.shape[1] - 1), written)[:, None]
         ids = torch.cat((ids, fresh), dim=1)
-    return ids
 
 
-def written(model: Transformer, turns: Turns, folder: Path, recipe: LayerRecipe) -> list[Path]:
-    """Files of ids [TOGETHER, length], the recipe's texts in all; those on disk are kept."""
+def lesson(logits: Tensor, rows: dict[int, Tensor]) -> dict[str, Tensor]:
+    """What is kept of logits [batch or 1, n, V] and of the rows [batch, n, hidden] behind layers."""
+    best, top = logits.topk(min(TOP, logits.shape[-1]), -1)
+    logs, shape = best - logits.logsumexp(-1, keepdim=True), (len(rows[0]), *best.shape[1:])
+    early = {f"rows.{depth}": found.half() for depth, found in rows.items() if depth}
+    return {"top": top.int().expand(shape), "logs": logs.half().expand(shape), **early}
+
+
+def written(model: Transformer, turns: Turns, folder: Path, recipe: LessonRecipe) -> list[Path]:
+    """Files of lessons, TEXTS conversations each, the recipe's texts in all; those on disk are kept."""
     folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"{first}.npy" for first in range(0, recipe.texts, TOGETHER)]
-    for number, path in enumerate(tqdm(paths, desc="conversations", delay=1)):
-        if not path.exists():
-            save(path, conversations(model, turns, recipe.length, recipe.seed, number).numpy().astype(np.int32))
-    return paths
+    found = []
+    for number, first in enumerate(tqdm(range(0, recipe.texts, TOGETHER), desc="conversations", delay=1)):
+        files = [folder / f"{first}-{part}.safetensors" for part in range(TOGETHER // TEXTS)]
+        if not all(path.exists() for path in files):
+            made = conversations(model, turns, recipe, number)
+            for part, path in enumerate(files):
+                write_tensors({name: value[part * TEXTS : (part + 1) * TEXTS].clone() for name, value in made.items()}, path)
+        found += files
+    return found
+
+
+def taught(models: Models, source: Path, work: Path, recipe: LessonRecipe) -> list[Path]:
+    """Files of lessons by the target at `source`, in a folder of work that is this target's, with these exits and seed."""
+    claim(work, {"model": target_digest(source), "exits": recipe.exits, "length": recipe.length, "seed": recipe.seed})
+    return written(models.target, turns_of(source, models.tokenizer), work / "lessons", recipe)
+
+
+def claim(work: Path, facts: dict[str, Any]) -> None:
+    """Note in a folder whose work lies there; ValueError where it is another recipe's."""
+    card, facts = work / "recipe.json", json.loads(json.dumps(facts))
+    if card.is_file() and json.loads(card.read_bytes()) != facts:
+        raise ValueError(f"{work} holds the work on another model, or with other exits, length or seed; give another --work")
+    work.mkdir(parents=True, exist_ok=True)
+    write_json(facts, card)

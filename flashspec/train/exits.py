@@ -42,10 +42,6 @@ class ExitRecipe:
     rate: float = 2e-3
     seed: int = 0
 
-    def __post_init__(self) -> None:
-        if not check_layers(self.layers):
-            raise ValueError("name at least one layer to end in an exit")
-
 
 class Depth(Struct):
     """What a config.json says of any model's depth."""
@@ -65,11 +61,25 @@ def default_layers(folder: Path) -> tuple[int, ...]:
     return first, max(first + 1, depth // 4)
 
 
+def check_ours(model: Transformer) -> Transformer:
+    """The model; ValueError where only transformers computes it."""
+    if not isinstance(model, Transformer):
+        raise ValueError("training needs an architecture that flashspec computes itself; this one runs on transformers")
+    return model
+
+
+def check_exits(model: Transformer, layers: tuple[int, ...]) -> Transformer:
+    """The model; ValueError where exits behind these layers cannot be trained on it."""
+    if not check_layers(layers):
+        raise ValueError("name at least one layer to end in an exit")
+    if layers[-1] >= check_ours(model).config.layers:
+        raise ValueError(f"exits must lie below the model's {model.config.layers} layers, got {layers}")
+    return model
+
+
 def train_adapters(model: Transformer, stream: np.ndarray, recipe: ExitRecipe) -> dict[int, ExitAdapter]:
     """Adapters by layer, trained on the model's own distribution; ValueError for exits outside the model."""
-    depth = model.config.layers
-    if recipe.layers[-1] >= depth:
-        raise ValueError(f"exits must lie below the model's {depth} layers, got {recipe.layers}")
+    depth = check_exits(model, recipe.layers).config.layers
     torch.manual_seed(recipe.seed)
     adapters = {layer: ExitAdapter(model, recipe.rank) for layer in recipe.layers}
     weights = [weight for adapter in adapters.values() for weight in adapter.parameters()]
@@ -113,9 +123,7 @@ def train_exits(folder: Path, out: Path, recipe: ExitRecipe, text: Path | None =
     source = located(folder)
     with fresh_folder(out, [source]) as part:
         models = load(source, None, dtype="float32", weights="dense")
-        model = models.target
-        if not isinstance(model, Transformer):
-            raise ValueError("exits are trained on architectures that flashspec computes itself; this one runs on transformers")
+        model = check_exits(models.target, recipe.layers)
         stream = tokens_of(models.tokenizer, text, recipe)
         train, held = np.split(stream, [-max(recipe.length + 2, len(stream) // 20)])
         ids = torch.from_numpy(held[: recipe.length])[None]

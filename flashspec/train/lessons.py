@@ -1,49 +1,66 @@
-"""What an exit or a draft learns from: a model's rows at its exits and its likeliest next tokens, stored once by text."""
+"""How an exit or a draft learns from lessons, a model's likeliest next tokens: the loss and what it came to."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from flashspec.models.folder import read_tensors
-from flashspec.models.transformer import Transformer
-from flashspec.models.writing import write_tensors
+from flashspec.train.conversations import LessonRecipe
+from flashspec.train.trainer import Run, Schedule, computing
 
-TOP = 64  # likeliest tokens whose probabilities are kept; what is left of 1 is the others' mass
-TEXTS = 8  # of a file
+HELD = 40  # of so many files of lessons, one is held out
+SAVED = 100  # steps between two checkpoints
+BLIND = 8  # tokens at the start of a text that nothing is learned from
+SHARPEST = 1.0  # norm that gradients are cut to
 SOLID, OTHERS = 16, 2048  # of the likeliest tokens those scored for every row of a chunk, and how many others stand for the rest
 CHUNK = 512
 
 
-def lessons(model: Transformer, texts: list[Path], folder: Path, exits: tuple[int, ...]) -> list[Path]:
-    """Files of ids [TEXTS, n], `top` ids and `logs` of their probabilities [TEXTS, n, TOP], and half-precision rows of the exits
-    [TEXTS, n, hidden]; those on disk are kept."""
-    folder.mkdir(parents=True, exist_ok=True)
-    found = []
-    for path in tqdm(texts, desc="lessons", delay=1):
-        for number, ids in enumerate(torch.from_numpy(np.load(path).astype(np.int64)).split(TEXTS)):
-            found.append(folder / f"{path.stem}-{number}.safetensors")
-            if not found[-1].exists():
-                write_tensors(lesson(model, ids, exits), found[-1])
-    return found
+class Pupil(NamedTuple):
+    """What is trained, the vocabulary weight over it, and its normalised rows [batch, n, hidden] for a lesson."""
+
+    module: nn.Module
+    weight: Tensor
+    said: Callable[[dict[str, Tensor]], Tensor]
 
 
-@torch.inference_mode()
-def lesson(model: Transformer, ids: Tensor, exits: tuple[int, ...]) -> dict[str, Tensor]:
-    """The tensors of one file."""
-    found, last = {"ids": ids.int()}, ids[..., None]
-    for depth, last in enumerate(model.states(ids), start=1):
-        if depth in exits:
-            found[f"rows.{depth}"] = last.half()
-    logits = F.linear(model.norm(last), model.head_weight).float()
-    best, top = logits.topk(min(TOP, logits.shape[-1]), -1)
-    logs = best - logits.logsumexp(-1, keepdim=True)
-    return {**found, "top": top.int(), "logs": logs.half()}
+def learned(pupil: Pupil, files: list[Path], folder: Path, recipe: LessonRecipe) -> tuple[float, float]:
+    """Train, or go on training, a pupil in a folder; its acceptance at T = 1 and agreement on held-out lessons."""
+    held, rest = files[HELD - 1 :: HELD] or files[:1], [path for i, path in enumerate(files) if i % HELD != HELD - 1]
+
+    def rows(lesson: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        with computing("bfloat16"):
+            found = pupil.said(lesson)[:, BLIND:].flatten(0, 1)
+        return found, {name: lesson[name][:, BLIND:].flatten(0, 1) for name in ("top", "logs")}
+
+    def learn(step: int) -> float:
+        epoch, number = divmod(step, len(rest))
+        found, wanted = rows(read_lesson(rest[np.random.default_rng((recipe.seed, epoch)).permutation(len(rest))[number]]))
+        leaf = found.detach().to(pupil.weight.dtype).requires_grad_()
+        loss = sampled_divergence(pupil.weight, leaf, wanted, torch.Generator().manual_seed(recipe.seed * 1_000_003 + step))
+        found.backward(leaf.grad.to(found.dtype) if leaf.grad is not None else None)
+        nn.utils.clip_grad_norm_(pupil.module.parameters(), SHARPEST)
+        return loss
+
+    @torch.no_grad()
+    def evaluate() -> dict[str, float]:
+        pairs = (rows(read_lesson(path)) for path in held)
+        scores = [agreement(pupil.weight, found.to(pupil.weight.dtype), wanted) for found, wanted in pairs]
+        return {"accept": float(np.mean([a for a, _ in scores])), "agree": float(np.mean([s for _, s in scores]))}
+
+    schedule = Schedule(recipe.steps, recipe.steps // 2, min(50, recipe.steps), 0.0, recipe.rate, save_every=SAVED)
+    run = Run(pupil.module, schedule, folder)
+    run.resume()
+    run.train(learn, evaluate)
+    scores = evaluate()
+    return scores["accept"], scores["agree"]
 
 
 def read_lesson(path: Path) -> dict[str, Tensor]:

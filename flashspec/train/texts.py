@@ -84,13 +84,16 @@ class Grown:
         return self.keys[:, :, :stop], self.values[:, :, :stop], None
 
 
-def step(model: Transformer, caches: list[Grown], fresh: Tensor, stop: int) -> Tensor:
-    """Logits [batch, V] in float32 behind the tokens [batch, n] that end at `stop`."""
-    start = stop - fresh.shape[1]
+def step(model: Transformer, caches: list[Grown], fresh: Tensor, stop: int, depths: tuple[int, ...] = ()) -> dict[int, Tensor]:
+    """Rows [batch, n, hidden] by depth behind the tokens [batch, n] that end at `stop`: those of `depths`, and at 0 the last ones
+    behind the final norm."""
+    start, found = stop - fresh.shape[1], {}
     x = model.place(model.embed(fresh), start)
-    for layer, cache in zip(model.blocks, caches, strict=True):
+    for depth, (layer, cache) in enumerate(zip(model.blocks, caches, strict=True), start=1):
         x = layer(x, model.rope, start, cache)
-    return F.linear(model.norm(x[:, -1]), model.head_weight).float()
+        if depth in depths:
+            found[depth] = x
+    return found | {0: model.norm(x)}
 
 
 @torch.inference_mode()
@@ -100,7 +103,7 @@ def continued(model: Transformer, prompts: Tensor, length: int, dice: torch.Gene
     ids, fresh = prompts, prompts
     warmth = torch.tensor(TEMPERATURES).repeat(-(-len(prompts) // len(TEMPERATURES)))[: len(prompts), None]
     while ids.shape[1] < length:
-        logits = step(model, caches, fresh, ids.shape[1])
+        logits = F.linear(step(model, caches, fresh, ids.shape[1])[0][:, -1], model.head_weight).float()
         noise = torch.empty_like(logits).exponential_(generator=dice).log_()
         fresh = (logits - warmth * noise).argmax(-1, keepdim=True)
         ids = torch.cat((ids, fresh), dim=1)

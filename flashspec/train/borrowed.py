@@ -1,0 +1,81 @@
+"""Drafts for models made elsewhere: layers of a base, taught by the target's conversations; the rest stays the base's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from flashspec.decoding.models import check_pair, load
+from flashspec.decoding.vocabulary import check_tokenizers
+from flashspec.models.borrowed import save_borrowed
+from flashspec.models.export import write_speech
+from flashspec.models.transformer import Layer, Transformer
+from flashspec.models.writing import carry, fresh_folder, write_digests, write_json
+from flashspec.train.conversations import LessonRecipe, taught
+from flashspec.train.exits import check_ours
+from flashspec.train.lessons import Pupil, learned, read_lesson
+from flashspec.train.prune import choose, importance
+
+
+@dataclass(frozen=True)
+class BorrowedRecipe(LessonRecipe):
+    """How such a draft is made: how many of the base's layers it keeps, and how they are taught."""
+
+    layers: int = 4
+
+
+def train_borrowed(target: Path, base: Path, out: Path, work: Path, recipe: BorrowedRecipe) -> tuple[float, float]:
+    """Cut layers out of the model at `base`, teach them what `target` says, and write the draft to `out` (Yan et al. 2024).
+
+    Gives acceptance at T = 1 and agreement on held-out lessons. Lessons and runs lie in `work`, where a killed run goes on and
+    other drafts of that target find the lessons. Raises ValueError for models of different vocabularies, of too few layers,
+    without chat template, or that transformers computes; FileExistsError where `out` has files.
+    """
+    with fresh_folder(out, [target, base]) as part:
+        check_tokenizers(target, base)
+        models = load(target, None, "bfloat16", "cpu", "dense")
+        recipe = replace(recipe, length=min(recipe.length, check_ours(models.target).config.context))
+        files = taught(models, target, work, recipe)
+        lends = models.target if base == target else check_ours(load(base, None, "bfloat16", "cpu", "dense").target)
+        check_pair(replace(lends.config, layers=recipe.layers), models.target.config)
+        del models.target
+        kept = chosen(lends, files[0], recipe.layers)
+        layers, folder = copied(lends, kept), work / f"{base.stem}-{recipe.layers}"
+        accept, agree = learned(pupil(lends, layers), files, folder, recipe)
+        save_borrowed(layers, base, part)
+        write_speech(base, models.tokenizer, part)
+        write_json({"kept": kept, "accept": accept, "agree": agree}, part / "record.json")
+        carry(folder, part, ("curve.jsonl",))
+        write_digests(part)
+    return accept, agree
+
+
+def chosen(base: Transformer, lesson: Path, layers: int) -> list[int]:
+    """The numbers of the layers that matter most on a lesson's texts; ValueError where there are not so many."""
+    if layers >= base.config.layers:
+        raise ValueError(f"a draft must have fewer layers than its base, which has {base.config.layers}, got {layers}")
+    found = importance(base, read_lesson(lesson)["ids"].long())
+    return choose(found, base.config, replace(base.config, layers=layers)).layers
+
+
+def copied(base: Transformer, kept: list[int]) -> nn.ModuleList:
+    """Copies in float32 of some of a model's layers, from the bottom."""
+    layers = [Layer(base.config) for _ in kept]
+    for mine, number in zip(layers, kept, strict=True):
+        mine.load_state_dict(base.blocks[number].state_dict())
+    return nn.ModuleList(layers)
+
+
+def pupil(base: Transformer, layers: nn.ModuleList) -> Pupil:
+    """Such a draft as lessons teach it: embedding, norm and head stay as they are."""
+
+    def said(lesson: dict[str, Tensor]) -> Tensor:
+        x = base.place(base.embed(lesson["ids"].long()), 0).to(torch.float32)
+        for layer in layers:
+            x = layer(x, base.rope)
+        return base.norm(x)
+
+    return Pupil(layers, base.head_weight.detach(), said)
