@@ -22,7 +22,7 @@ from flashspec.train.texts import TOGETHER, Grown, step
 
 OPENERS = SHIPPED / "openers.json"
 MARK = "@@@"
-HEATS = (1.0, 1.0, 0.7, 0.7)  # temperatures of the texts, in turn; every fourth answers greedily
+HEATS = (1.0, 1.0, 0.7, 0.7)  # temperatures of the texts, drawn from the TOP likeliest tokens; every fourth answers greedily
 COLD = 1e-3
 SHORTEST, LONGEST = 3, 60  # tokens of a user's words behind the opener
 TOP = 64  # likeliest tokens whose probabilities are kept; what is left of 1 is the others' mass
@@ -91,17 +91,15 @@ def conversations(model: Transformer, turns: Turns, recipe: LessonRecipe, number
     while True:
         rows, written = step(model, caches, fresh, ids.shape[1], recipe.exits), ids.shape[1] - begun
         alike = 1 if not written else TOGETHER  # the opener is the same for all of them
-        logits = F.linear(rows[0][:alike], model.head_weight).float()
-        learned.append(lesson(logits, rows))
+        learned.append(lesson(F.linear(rows[0][:alike], model.head_weight).float(), rows))
         if ids.shape[1] >= recipe.length:
             return {"ids": ids.int()} | {name: torch.cat([each[name] for each in learned], dim=1) for name in learned[0]}
-        logits = logits[:, -1].expand(TOGETHER, -1)
+        top, logs = (learned[-1][name][:, -1] for name in ("top", "logs"))
         if written < SHORTEST:
-            logits = logits.index_fill(1, script.answer[:1], -torch.inf)
+            logs = logs.masked_fill(top == script.answer[0], -torch.inf)
         heats = torch.where(script.answering & greedy, COLD, heat)[:, None]
-        sums = (logits / heats).softmax(-1).cumsum(-1)
-        drawn = torch.searchsorted(sums, torch.rand(TOGETHER, 1, generator=noise) * sums[:, -1:])[:, 0]
-        fresh = script.follow(drawn.clamp(max=logits.shape[1] - 1), written)[:, None]
+        drawn = top.gather(1, torch.multinomial((logs.float() / heats).softmax(-1), 1, generator=noise))[:, 0]
+        fresh = script.follow(drawn.long(), written)[:, None]
         ids = torch.cat((ids, fresh), dim=1)
 
 
