@@ -44,6 +44,18 @@ def test_one_race_of_everything(folders, tmp_path):
     assert {"kernels", "variables", "models", "diff"} - {"diff"} <= result.origin.keys()
 
 
+def test_a_cascade_runs_models_in_place_of_exits(folders, tmp_path):
+    single, chain = str(folders["draft"]), f"{folders['draft']}:int8+{folders['target']}:int8"
+    sizes = {"method": ("draft_model", "cascade"), "interval": (3,), "parts": 1, "temperature": 1.0, "new_tokens": 12}
+    frame = run("race", asked(folders, draft=(single, chain), **sizes), root=tmp_path).frame
+    assert frame.groupby("prompt")["text_digest"].nunique().eq(1).all()
+    rows = frame[frame["method"] == "cascade"]
+    assert set(rows["draft"]) == {"draft:int8+target:int8"} and set(rows["interval"]) == {3}
+    assert (rows["actions_2"] > 0).all() and (rows["check_2_seconds"] > 0).all() and stages.predicted_seconds(rows).notna().all()
+    assert set(frame.loc[frame["method"] == "draft_model", "draft"]) == {"draft"}
+    refused("joined by +", run, "race", asked(folders, draft=single, method="cascade"), root=tmp_path)
+
+
 METHODS = ("draft_model", "dense", "flash", "lookup", "self_speculation", "hispec", "hispec_flash")
 LEGAL = {
     "method": st.sets(st.sampled_from(METHODS), min_size=1),

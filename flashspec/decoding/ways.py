@@ -23,11 +23,19 @@ def fastest(stage: Stage) -> Verbs:
 def compiled(stage: Stage) -> tuple[Score | None, Write | None]:
     """Scores and bursts in one call each, None where the kernels do not serve the stage."""
     reader, scoring = stage.reader, getattr(stage.head, "scoring", None)
-    if type(reader) is not SpanReader or reader.below is not None or not isinstance(reader.engine, KernelEngine) or not scoring:
+    if type(reader) is not SpanReader or not isinstance(reader.engine, KernelEngine) or not scoring:
         return None, None
-    writer, rule = reader.engine.writer(scoring), stage.rule
+    before = None if reader.below is None else reader.below.trunk
+    if before is not None and before.dtype != reader.rows.dtype:
+        return None, None
+    writer, rule = reader.engine.writer(scoring, before), stage.rule
     score = CompiledScore(reader, writer)
-    if not isinstance(rule, GumbelCoupling) or stage.doubt is not None or not drawn_by_kernels(rule, scoring):
+    if (
+        before is not None
+        or not isinstance(rule, GumbelCoupling)
+        or stage.doubt is not None
+        or not drawn_by_kernels(rule, scoring)
+    ):
         return score, None
     return score, CompiledBurst(reader, writer, rule)
 
@@ -41,7 +49,7 @@ def drawn_by_kernels(rule: GumbelCoupling, scoring: kernels.Scoring) -> bool:
 
 @dataclass(frozen=True)
 class CompiledScore:
-    """Reads and scores in one call."""
+    """Reads and scores in one call, behind what the reader below has still to read."""
 
     reader: SpanReader
     writer: kernels.Writer
@@ -49,8 +57,9 @@ class CompiledScore:
     def __call__(self, tokens: Tensor, first: int) -> tuple[Scores, Reads]:
         reader, stop = self.reader, len(tokens)
         reader.check_room(stop)
+        lower = () if reader.below is None else reader.below.read(tokens)
         scores = self.writer.check(kernels.Stretch(tokens, reader.rows, reader.seen, first - 1, stop - first + 1))
-        return Scores(*scores), (reader.advance(stop),)
+        return Scores(*scores), (*lower, reader.advance(stop))
 
 
 @dataclass(frozen=True)

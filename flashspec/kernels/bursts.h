@@ -11,13 +11,15 @@ typedef struct {
     const double *uniform;
 } Law;
 
-// `positions` are added to embeddings, row by row from the first token on; a null weight adds nothing.
+// `positions` are added to embeddings, row by row from the first token on; a null weight adds nothing. Layers above others take
+// their rows by position from `before`, where that is not null, instead of embeddings.
 typedef struct {
     const Shape *shape;
     const Layer *layers;
     int64_t count;
     Matrix embedding, positions;
     const Head *head;
+    const float *before;
 } Writer;
 
 // What a burst works on: tokens and rows by position, and the scores of every token it writes; a check reads tokens up to
@@ -48,9 +50,13 @@ ALWAYS v8 eight_of(Matrix table, int64_t row, int64_t d) {
     return v;
 }
 
-// Rows of the tokens from `start` to `stop`.
+// Rows of the tokens from `start` to `stop`, as they come into the layers.
 static void embed(const Writer *w, const int64_t *tokens, int64_t start, int64_t stop, float *rows) {
     int64_t hidden = w->embedding.depth;
+    if (w->before) {
+        if (stop > start) memcpy(rows + start * hidden, w->before + start * hidden, (stop - start) * hidden * sizeof(float));
+        return;
+    }
     for (int64_t t = start; t < stop; t++)
         for (int64_t d = 0; d < hidden; d += 8) {
             v8 v = eight_of(w->embedding, tokens[t], d);

@@ -36,13 +36,15 @@ class Stretch(NamedTuple):
 
 
 class Span(NamedTuple):
-    """Layers (structures), their number, the embedding before them, and what is added to it by position."""
+    """Layers (structures), their number, the embedding before them, what is added to it by position, and rows [context, D] by
+    position that come instead of embeddings (None: embeddings)."""
 
     shape: ctypes.Structure
     layers: ctypes.Array
     depth: int
     embedding: ctypes.Structure
     positions: ctypes.Structure
+    before: Tensor | None = None
 
 
 class Writer:
@@ -53,7 +55,7 @@ class Writer:
         self.times = torch.zeros(3, dtype=torch.int64)
         self._scratch = torch.empty(0)
         shape, layers, head = (ctypes.addressof(part) for part in (span.shape, span.layers, scoring.head))
-        self._writer = WRITER(shape, layers, *span[2:], head)
+        self._writer = WRITER(shape, layers, *span[2:5], head, address(span.before))
 
     def __call__(self, place: Stretch, law: Law) -> tuple[Tensor | None, Tensor, Tensor]:
         """Write `want` tokens in place; their ids [want, m] (None: the whole vocabulary), warped logits [want, m], and

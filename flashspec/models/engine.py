@@ -125,11 +125,11 @@ class KernelEngine:
         sizes = (c.hidden, c.ffn, c.heads, c.kv_heads, c.head_dim, self.context)
         return SHAPE(*sizes, c.qk_norm, c.gated, c.norm_eps, *angles)
 
-    def writer(self, scoring: kernels.Scoring) -> kernels.Writer:
-        """These layers and a head as one burst writer; for a span that begins with the embedding."""
+    def writer(self, scoring: kernels.Scoring, before: Tensor | None = None) -> kernels.Writer:
+        """These layers and a head as one burst writer, above rows [context, hidden] or the embedding."""
         places = self.model.positions
         added = kernels.NOTHING if places is None else self._matrix(places.weight[OFFSET:])
-        span = kernels.Span(self._shape, self._layers, self.count, self._matrix(self.model.embed.weight), added)
+        span = kernels.Span(self._shape, self._layers, self.count, self._matrix(self.model.embed.weight), added, before)
         return kernels.Writer(span, scoring)
 
     def _matrix(self, table: Tensor | kernels.Packed) -> ctypes.Structure:

@@ -54,17 +54,33 @@ def drafts_of(names: Sequence[str]) -> dict[str, Path]:
     known = shipped()
     places = {name: known.get(name) or folder_of(name, "draft") for name in names}
     named = {*known, *PAIRS}
-    found = {name if rounding(name)[0] in named else folder.name: folder for name, folder in places.items()}
+    found = {name if rounding(name)[0] in named else _with_form(folder, name): folder for name, folder in places.items()}
     if len(found) < len(names):
         raise ValueError(f"drafts need different names, got {', '.join(names)}; rename a folder or leave one out")
     return found or known
+
+
+def _with_form(folder: Path, name: str) -> str:
+    """A folder's name, with the format that its draft is rounded to."""
+    form = rounding(name)[1]
+    return f"{folder.name}:{form}" if form else folder.name
+
+
+def chains_of(names: Sequence[str]) -> list[dict[str, Path]]:
+    """Folders of drafts by name; of the models of a cascade, smallest first, where a name joins several by +."""
+    joined = [tuple(name.split("+")) for name in names if "+" in name]
+    alone = tuple(name for name in names if "+" not in name)
+    singles = drafts_of(alone) if alone or not joined else {}
+    return [{name: folder} for name, folder in singles.items()] + [drafts_of(chain) for chain in joined]
 
 
 def folders(params: Any) -> dict[str, Path]:
     """Checkpoint folders of the targets and drafts that parameters name; their digests enter the origin."""
     targets = (params.target,) if isinstance(params.target, str) else params.target
     found = {short_name(name): folder_of(name, "target") for name in targets}
-    return {**found, **drafts_of(params.draft)} if hasattr(params, "draft") else found
+    for chain in chains_of(params.draft) if hasattr(params, "draft") else ():
+        found |= chain
+    return found
 
 
 def prompts_of(params: Any, per_kind: int, models: Models | None = None) -> list[Prompt]:

@@ -24,8 +24,10 @@ class Params:
     """Who runs, on which prompts, how often. Every list takes one value too; plain decoding always runs beside the rest."""
 
     target: tuple[str, ...] = ("reference",)  # target models: shipped names or folders
-    draft: tuple[str, ...] = ("main",)  # draft models: shipped names or folders; empty means every shipped one
-    method: tuple[str, ...] = (DRAFT_MODEL,)  # draft_model, lookup, self_speculation, hispec, hispec_adaptive, hispec_typical
+    draft: tuple[str, ...] = ("main",)  # draft models: names or folders, A+B in a cascade; empty means every shipped one
+    method: tuple[str, ...] = (
+        DRAFT_MODEL,
+    )  # draft_model, cascade, lookup, self_speculation, hispec, hispec_typical, hispec_adaptive
     head: tuple[str, ...] = ("dense",)  # heads of whatever drafts
     k: tuple[int, ...] = (4,)  # drafted tokens a check
     probes: tuple[int, ...] = (64,)  # clusters that a FlashHead scores

@@ -25,13 +25,13 @@ from flashspec.measure.runs import Entry, Run, timed
 from flashspec.measure.trace import target_digest
 from flashspec.models.transformer import Transformer
 from flashspec.sampling import Sampling
-from flashspec.study.drafts import drafts_of, facts_of, pair_of, short_name, target_of
+from flashspec.study.drafts import chains_of, drafts_of, facts_of, pair_of, short_name, target_of
 
 BASELINE, DRAFT_MODEL = "baseline", "draft_model"
 LLAMA_CONTEXT = 4096  # tokens that its caches hold at most
 HIERARCHIES = ("hispec", "hispec_adaptive", "hispec_typical")
 SHORT = {"dense": (DRAFT_MODEL, "dense"), "flash": (DRAFT_MODEL, "flash"), "hispec_flash": ("hispec", "flash")}
-BASES = {DRAFT_MODEL: METHODS["dense"], **{n: METHODS[n] for n in ("lookup", "self_speculation", *HIERARCHIES)}}
+BASES = {DRAFT_MODEL: METHODS["dense"], **{n: METHODS[n] for n in ("lookup", "cascade", "self_speculation", *HIERARCHIES)}}
 
 
 @dataclass(frozen=True)
@@ -112,16 +112,26 @@ def racers(params: Any) -> list[Racer]:
     alone = target_of(target, *precision)
     facts = {"target": short_name(target), "target_digest": target_digest(alone.folders["target"])}
     wanted = list(methods(params, alone.target.config.layers))
-    drafts = drafts_of(params.draft) if any(method.draft == "model" for _, method in wanted) else {}
-    pairs = [(name, pair_of(target, name, folder, *precision)) for name, folder in drafts.items()]
+    needed = {method.draft for _, method in wanted}
+    chains = [chain for chain in chains_of(params.draft) if ("cascade" if len(chain) > 1 else "model") in needed]
+    if "cascade" in needed and all(len(chain) < 2 for chain in chains):
+        raise ValueError("a cascade takes drafts joined by +, from the smallest, such as draft = SMALL+LARGER; name some")
+    pairs = [("+".join(chain), _beside(target, chain, precision)) for chain in chains]
     beside = [(models, facts | facts_of(name, models)) for name, models in pairs]
     found = [_racer(params, BASELINE, METHODS[BASELINE], alone, facts)]
     for name, method in wanted:
-        sides = beside if method.draft == "model" else [(alone, facts)]
+        drafting = [each for each in beside if bool(each[0].between) == (name == "cascade")]
+        sides = drafting if method.draft in ("model", "cascade") else [(alone, facts)]
         found += [_racer(params, name, method, *each) for each in sides]
     for engine, other in (("transformers", _transformers), ("llama.cpp", _llama)):
         found += other(params, {**facts, "engine": engine}) if engine in params.engine else []
     return found
+
+
+def _beside(target: str, chain: dict[str, Path], precision: tuple[str, str]) -> Models:
+    """A target with its draft, or with the models of a cascade from the smallest."""
+    lowest, *others = (pair_of(target, *each, *precision) for each in chain.items())
+    return replace(lowest, between=tuple(each.model("draft") for each in others))
 
 
 def methods(params: Any, layers: int) -> Iterator[tuple[str, Method]]:
@@ -141,6 +151,8 @@ def schedules(params: Any, name: str, layers: int) -> list[tuple[tuple[int, ...]
     levels, intervals = [params.exit], [BASES[name].interval]
     if name in HIERARCHIES:
         levels, intervals = [params.exit, params.verify_exit], params.interval
+    elif name == "cascade":
+        return [((), interval) for interval in params.interval]
     elif name != "self_speculation":
         return [((), BASES[name].interval)]
     found = [exits for exits in product(*levels) if [*exits, layers] == sorted({*exits, layers})]
@@ -204,7 +216,7 @@ def _racer(params: Any, name: str, method: Method, models: Models, facts: dict[s
         "shortlist": method.shortlist or 0,
         "k": 0 if method.writer_is_target else method.k,
         "exits": " ".join(map(str, method.exits)),
-        "interval": method.interval if len(method.exits) > 1 else 0,
+        "interval": method.interval if len(method.exits) > 1 or models.between else 0,
         "finalize": method.finalize,
     }
     shared = {"dtype": dtype, "weights": params.weights, "temperature": sampling.temperature, "rule": sampling.rule}
