@@ -101,7 +101,8 @@ def test_export_writes_it_whole(source, tmp_path):
     lent, whole = (fs.load(tmp_path / name, None, "float32", weights="dense").target for name in ("draft", "whole"))
     same, other = (test_export.far(whole(ids), lent(IDS[None])) for ids in (IDS[None], IDS[None].flip(1)))
     assert same < 0.02 < other and whole.config.layers == 2
-    assert not (tmp_path / "whole" / "record.json").exists()
+    assert fs.load(tmp_path / "whole", None).encode("def f") == fs.load(source, None).encode("def f")
+    assert not (tmp_path / "draft" / "tokenizer.json").exists() and (tmp_path / "whole" / "tokenizer.json").is_file()
 
 
 def test_layers_that_turn_the_rows_most_are_kept(source, tmp_path):

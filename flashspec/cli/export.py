@@ -8,6 +8,7 @@ import click
 
 from flashspec.cli.flags import At, option
 from flashspec.decoding.models import load
+from flashspec.models.borrowed import speaker
 from flashspec.models.export import BITS, text_facts, write_gguf, write_speech
 from flashspec.models.folder import GGUF
 from flashspec.models.transformer import Transformer
@@ -27,15 +28,15 @@ def command(model: str, out: Path, form: str, bits: str) -> None:
     if (form == "gguf") != (out.suffix == GGUF):
         raise click.UsageError(f"a GGUF file's name ends in {GGUF} and a folder's does not, got {out.name} for --format {form}")
     found = load(model, None, DTYPES[form], "cpu", "dense")
-    target, source = found.target, found.folders["target"]
+    target, source = found.target, speaker(found.folders["target"])
     if not isinstance(target, Transformer):
         raise ValueError(f"{model} is computed by transformers; only models of our own architectures are exported")
     if form == "gguf":
         facts = text_facts(source, found.tokenizer, target.config)
-        with new_file(out, [source]) as part:
+        with new_file(out, [source, found.folders["target"]]) as part:
             write_gguf(target, facts, part, bits)
     else:
-        with fresh_folder(out, [source]) as part:
+        with fresh_folder(out, [source, found.folders["target"]]) as part:
             target.save(part, DTYPES[form], SHARD_BYTES)
             write_speech(source, found.tokenizer, part)
             write_digests(part)

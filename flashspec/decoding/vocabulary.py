@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from flashspec.models import gguf_tokenizer
+from flashspec.models.borrowed import speaker
 from flashspec.models.files import Tokenizer
 from flashspec.models.folder import GGUF, read_as
 from flashspec.models.gguf import opened
@@ -17,6 +18,7 @@ SAID = 8
 
 def words_of(folder: Path) -> dict[int, str]:
     """The token of every id, empty without a tokenizer; ValueError where its file is damaged."""
+    folder = speaker(folder)
     if folder.suffix == GGUF:
         return gguf_tokenizer.words(opened(folder))
     path = folder / "tokenizer.json"
@@ -32,6 +34,7 @@ def tokenizer_of(folder: Path) -> Any:
     """The tokenizer of a checkpoint, None where it has none; ValueError where its file is damaged."""
     from tokenizers import Tokenizer
 
+    folder = speaker(folder)
     if folder.suffix == GGUF:
         return gguf_tokenizer.tokenizer(opened(folder))
     path = folder / "tokenizer.json"

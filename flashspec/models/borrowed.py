@@ -41,9 +41,19 @@ def opened(source: Path, dtype: str = "auto", device: str = "cpu", weights: str 
     """What a transformer is filled from, for a Hugging Face folder, a GGUF file or a draft that borrows."""
     if source.suffix == GGUF:
         return GgufCheckpoint(source, dtype, weights)
-    if read_config(source).get("model_type") == KIND:
+    if borrows(source):
         return BorrowedCheckpoint(source, dtype, device, weights)
     return checkpoint.opened(source, dtype, device, weights)
+
+
+def borrows(source: Path) -> bool:
+    """Whether a checkpoint is a draft that borrows."""
+    return source.is_dir() and (source / "config.json").is_file() and read_config(source).get("model_type") == KIND
+
+
+def speaker(source: Path) -> Path:
+    """The checkpoint whose tokenizer and chat template another one's text is in: its lender's, or its own."""
+    return lender(read_as(source / "config.json", Card)) if borrows(source) else source
 
 
 def save_borrowed(layers: nn.ModuleList, base: Path, folder: Path) -> None:

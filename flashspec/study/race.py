@@ -210,11 +210,11 @@ def _parts(field: Sequence[Racer], prompt: Prompt, warm: Mapping[str, Run]) -> d
 
 
 def _fastest(field: Sequence[Racer], runs: Mapping[str, Run], keep: int) -> list[Racer]:
-    """The fastest of each method, draft and head, in their order; plain decoding always stays."""
+    """The fastest of each method, draft, head and finalize, in their order; plain decoding always stays."""
     left = Counter[tuple[Any, ...]]()
     best = set()
     for racer in sorted(field, key=lambda racer: runs[racer.name].seconds):
-        group = tuple(racer.who.get(name) for name in ("method", "draft", "head", "engine"))
+        group = tuple(racer.who.get(name) for name in ("method", "draft", "head", "finalize", "engine"))
         left[group] += 1
         if left[group] <= keep:
             best.add(racer.name)

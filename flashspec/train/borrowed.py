@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from flashspec.decoding.models import check_pair, load
 from flashspec.decoding.vocabulary import check_tokenizers
 from flashspec.models.borrowed import save_borrowed
-from flashspec.models.export import write_speech
 from flashspec.models.transformer import Layer, Transformer
 from flashspec.models.writing import carry, fresh_folder, write_digests, write_json
 from flashspec.train.conversations import LessonRecipe, taught
@@ -46,7 +45,6 @@ def train_borrowed(target: Path, base: Path, out: Path, work: Path, recipe: Borr
         layers, folder = copied(lends, kept), work / f"{base.stem}-{recipe.layers}"
         accept, agree = learned(pupil(lends, layers), files, folder, recipe)
         save_borrowed(layers, base, part)
-        write_speech(base, models.tokenizer, part)
         write_json({"kept": kept, "accept": accept, "agree": agree}, part / "record.json")
         carry(folder, part, ("curve.jsonl",))
         write_digests(part)
