@@ -139,7 +139,7 @@ def test_what_the_kernels_do_not_know_goes_step_by_step(model):
     cut = stage(model, "dense", "coupling", 1.0, top_k=5)
     sampled = plain._replace(head=HEADS["flash"](model).with_plan(selection="sample", temperature=1.0))
     doubtful = plain._replace(doubt=lambda scores: scores.logits[:, 0] > 0)
-    above = plain._replace(reader=SpanReader(model, below=SpanReader(model, 1, context=CONTEXT), context=CONTEXT))
+    above = above_an_exit(plain, model)
     assert [type(s.write) for s in (cut, sampled, doubtful, above)] == [StepByStep] * 4
 
 
@@ -194,9 +194,18 @@ def test_a_verdict_in_one_call_is_its_torch_twins(sparse):
     assert len(kept) > 8, "verdicts of all lengths"
 
 
+def above_an_exit(stage, model):
+    """The same stage over the last layer alone, above a reader of the first, which has an exit's own layer."""
+    below = SpanReader(model, 1, context=CONTEXT, last=model.blocks[0])
+    return stage._replace(reader=SpanReader(model, below=below, context=CONTEXT))
+
+
+@pytest.mark.parametrize("above", [False, True], ids=["whole", "above an exit"])
 @pytest.mark.parametrize("head", ["dense", "int8", "flash", "flash 4 bits"])
-def test_a_check_in_one_call_reads_and_scores_what_its_parts_do(model, head):
+def test_a_check_in_one_call_reads_and_scores_what_its_parts_do(model, head, above):
     fast, slow = stage(model, head, "coupling", 1.0), slow_stage(model, head, "coupling", 1.0)
+    if above:
+        fast, slow = above_an_exit(fast, model), above_an_exit(slow, model)
     tokens = torch.arange(40, 70)
     assert type(fast.judge.score) is CompiledScore
     for first, stop, rewound in ((5, 9, 7), (8, 20, 20), (20, 21, 20)):
@@ -204,7 +213,8 @@ def test_a_check_in_one_call_reads_and_scores_what_its_parts_do(model, head):
         one, two = (each.judge(tokens[:stop], first, waiting, 1) for each in (fast, slow))
         assert all(map(torch.equal, told(one.scores), told(two.scores))) and one._replace(scores=two.scores) == two
         assert fast.reader.seen == slow.reader.seen == stop
-        fast.reader.rewind(rewound), slow.reader.rewind(rewound)
+        for reader in filter(None, (fast.reader, slow.reader, fast.reader.below, slow.reader.below)):
+            reader.rewind(rewound)
     assert torch.equal(fast.reader.rows[:20], slow.reader.rows[:20])
     other = fast.judge(torch.arange(41, 71)[:21], 20, waiting, 1)
     assert not torch.equal(other.scores.logits, one.scores.logits)
