@@ -1,12 +1,13 @@
 """Closed forms, replays and forecasts of speculative decoding."""
 
 from flashspec.theory.nested import Level, nested
-from flashspec.theory.parallel import Devices, Weights, split_costs
 from flashspec.theory.replay import Counts, curve_by_position, replayed, replayed_all
 from flashspec.theory.rounds import (
     BreakEven,
     Costs,
+    Devices,
     Interval,
+    Weights,
     acceptance_for,
     amdahl,
     bootstrap,
@@ -18,14 +19,8 @@ from flashspec.theory.rounds import (
     round_parts,
     round_time,
     speedup,
+    split_costs,
     throughput,
     tokens_from_curve,
     tokens_per_check,
 )
-
-__all__ = [
-    "BreakEven", "Costs", "Counts", "Devices", "Interval", "Level", "Weights", "acceptance_for", "amdahl", "bootstrap",
-    "break_even", "cheap_head_gain", "cheap_head_gate", "curve_by_position", "implied_step", "interpolated", "nested",
-    "replayed", "replayed_all", "round_parts", "round_time", "speedup", "split_costs",
-    "throughput", "tokens_from_curve", "tokens_per_check",
-]  # fmt: skip
