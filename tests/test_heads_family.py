@@ -129,7 +129,6 @@ PLACES = {"self-speculation": (2,), "hispec": (2, 4)}
 DRAFTING = {
     **{f"{name}, {place}": method(name, draft="none", exits=exits, k=2) for name in HEADS for place, exits in PLACES.items()},
     **{name: method(name) for name in HEADS},
-    "flash_int4, eager": method("flash_int4", k=2, finalize="eager"),
     "in_context, eager": method("in_context", finalize="eager", k=6),
     "in_context, three stages": method("in_context", exits=(3,), k=2, interval=3),
 }

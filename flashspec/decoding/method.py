@@ -34,7 +34,7 @@ class Method:
     row, "lookup" copies from the text itself, "none" the target: at its top (plain decoding), or at the first
     of `exits` (layers counted from the bottom). Every exit is a stage: the one above the writer verifies `k`,
     later ones `interval`, waiting tokens. `head` names the writer's head (see HEADS): a "flash" one scores
-    `probes` clusters, others a `shortlist` of ids (None: the head's own default).
+    the best `probes` clusters, others a `shortlist` of ids (None: the head's own default).
 
     Stages may ask the one above early: the writer before a draw, a middle verifier after its check, where the
     largest probability lies below `draft_doubt` or `verify_doubt`. `middle` "typical" lets middle verifiers keep
