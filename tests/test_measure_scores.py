@@ -54,8 +54,8 @@ def test_eager_costs_one_forward_a_round_more_and_plain_decoding_one_a_token(mod
 
 def test_costs_of_a_hierarchy_leave_nothing_out_and_its_stages_ready(models):
     used, fresh = stages(models, "hispec"), stages(models, "hispec")
-    costs = stage_costs(used, list(range(1, 40)), [2, 5], clock.Plan(3, 1))
-    assert len(costs.checks) == 2 and min(costs.draft, costs.head, *costs.checks) > 0 and costs.draft > costs.head
+    token, head, checks = stage_costs(used, list(range(1, 40)), [2, 5], clock.Plan(3, 1))
+    assert len(checks) == 2 and min(token, head, *checks) > 0 and token > head
     again, expected = ([t for step in decode(each, START, Limits(12)) for t in step.tokens] for each in (used, fresh))
     assert again == expected
 
