@@ -13,7 +13,7 @@ from flashspec.cli.plan import draft_of
 from flashspec.decoding.method import Method
 from flashspec.heads import registry
 from flashspec.measure import planning
-from flashspec.measure.costs import SETTLING, PairCosts, name_of, parts_of, settled_turn, weights
+from flashspec.measure.costs import SETTLING, PairCosts, name_of, parts_of, pass_bytes, settled_turn
 from flashspec.measure.planning import Given, Question, Texts, advise, forecast, head_cases, observe, shape_costs, stated_costs
 from flashspec.measure.prompts import Prompt
 from flashspec.models.synthetic import synthetic
@@ -161,10 +161,10 @@ def test_a_head_that_is_not_cheaper_in_a_burst_or_keeps_too_little_does_not_pay_
 def test_shapes_cost_the_bytes_that_a_pass_reads():
     pair, model = shape_costs("qwen3-4b", "qwen3-0.6b", 1e9), synthetic("reference-draft")
     costs, step = pair.costs(Method("model", k=4))
-    assert (costs.burst(4), costs.check(4), step) == pytest.approx((4e-9 * weights("qwen3-0.6b").bytes, step, step))
+    assert (costs.burst(4), costs.check(4), step) == pytest.approx((4e-9 * pass_bytes("qwen3-0.6b"), step, step))
     matrices = sum(weight.nbytes for weight in model.parameters() if weight.ndim == 2)
-    assert weights("reference-draft").bytes == pytest.approx(matrices, rel=1e-3)
-    assert weights("qwen3-4b-awq").bytes < 0.4 * weights("qwen3-4b").bytes
+    assert pass_bytes("reference-draft") == pytest.approx(matrices, rel=1e-3)
+    assert pass_bytes("qwen3-4b-awq") < 0.4 * pass_bytes("qwen3-4b")
     speed = forecast(pair, Given((1.0,)), Method("model", k=4)).speedup.value
     assert speed == pytest.approx(5 * step / round_time(costs, 4)) and speed > 1.0
 

@@ -27,6 +27,7 @@ from flashspec.measure.planning import (
     stated_costs,
 )
 from flashspec.measure.prompts import load_prompts
+from flashspec.models.memory import device_named
 from flashspec.models.synthetic import SHAPES
 from flashspec.provenance import usable_cores
 from flashspec.study.advice import estimate, head_lines, lines, machine
@@ -54,7 +55,7 @@ def evidence(options: Mapping[str, Any], question: Question) -> Found:
         costs = stated_costs({name.strip(): parse_value("times", float, value) / 1000 for name, _, value in pairs})
         return question, costs, _needed(acceptance, "times say nothing about the text"), {"costs": "stated", **GIVEN}
     if any(map(is_shape, names)):
-        return _of_shapes(names, _needed(acceptance, "shapes say nothing about the text"), question)
+        return _of_shapes(options, _needed(acceptance, "shapes say nothing about the text"), question)
     return _of_models(options, acceptance, question)
 
 
@@ -93,12 +94,14 @@ def _needed(acceptance: Given | None, why: str) -> Given:
     return acceptance
 
 
-def _of_shapes(names: tuple[str, str], acceptance: Given, question: Question) -> Found:
+def _of_shapes(options: Mapping[str, Any], acceptance: Given, question: Question) -> Found:
+    """Predicted for the device's memory; the speedup itself does not depend on how fast that is."""
+    names = (options["target"], options["draft"])
     odd = [name for name in names if not is_shape(name)]
     if odd:
         raise ValueError(f"{odd[0]} is no published shape and the other model is one: give two shapes, or two checkpoints")
-    rate = clock.roof("cpu")
-    told = f"predicted from the bytes of the shapes at {rate / 1e9:.3g} GB/s, which this memory gives; a check costs a step"
+    rate = clock.roof(str(device_named(options["device"])))
+    told = f"predicted from the bytes of the shapes at {rate / 1e9:.3g} GB/s, which memory gives here; a check costs a step"
     return question, shape_costs(*names, rate), acceptance, {"costs": told, **GIVEN}
 
 

@@ -18,7 +18,7 @@ from flashspec.measure.parts import Bench, held, loop_overhead
 from flashspec.models.memory import Form
 from flashspec.models.synthetic import GROUP, is_awq, shape
 from flashspec.sampling import GREEDY, Sampling
-from flashspec.theory import Costs, Weights, interpolated
+from flashspec.theory import Costs, interpolated
 
 SETTLING = 8  # tokens of plain decoding until the caches have settled; a round with a draft needs one
 Turn = Mapping[str, float]
@@ -104,7 +104,7 @@ def parts_of(
     return groups
 
 
-def weights(name: str) -> Weights:
-    """Bytes that one pass over a shape reads, and its layers, which are in 4 bits where the name says AWQ."""
+def pass_bytes(name: str) -> float:
+    """Bytes that one pass over a published shape reads; its layers are in 4 bits where the name says AWQ."""
     config, form = shape(name), Form(torch.bfloat16, GROUP if is_awq(name) else 0)
-    return Weights(config.body_parameters * form.body_bytes + config.head_parameters * form.dtype.itemsize, config.layers)
+    return config.body_parameters * form.body_bytes + config.head_parameters * form.dtype.itemsize

@@ -17,7 +17,7 @@ from flashspec.decoding.method import Method
 from flashspec.decoding.models import Models, check_pair
 from flashspec.heads.registry import HEADS
 from flashspec.measure import clock
-from flashspec.measure.costs import PairCosts, Say, Turn, name_of, parts_of, settled_turn, turns_of, unsaid, weights
+from flashspec.measure.costs import PairCosts, Say, Turn, name_of, parts_of, pass_bytes, settled_turn, turns_of, unsaid
 from flashspec.measure.prompts import Prompt
 from flashspec.measure.trace import replay_text, tell
 from flashspec.models.synthetic import shape
@@ -229,8 +229,8 @@ def stated_costs(times: Mapping[str, float]) -> PairCosts:
 def shape_costs(target: str, draft: str, bandwidth: float) -> PairCosts:
     """Costs of a pair of published shapes at so many bytes a second: each pass reads its weights once, a check as a step."""
     check_pair(shape(draft), shape(target))
-    costs, step = theory.split_costs(weights(target), weights(draft), theory.Devices(1, bandwidth, 0.0))
-    return stated_costs({"step": step, "draft": costs.burst(1), "check": costs.check(1)})
+    step, token = (pass_bytes(name) / bandwidth for name in (target, draft))
+    return stated_costs({"step": step, "draft": token, "check": step})
 
 
 class HeadCase(NamedTuple):

@@ -24,7 +24,6 @@ from flashspec.heads.dense import DenseHead
 from flashspec.heads.registry import Origin
 from flashspec.kernels.pages import Shelf
 from flashspec.measure import clock
-from flashspec.measure.costs import weights
 from flashspec.measure.pieces import Ready, flag, stand_in_flash
 from flashspec.measure.runs import stored_bytes
 from flashspec.models import graphs
@@ -40,7 +39,7 @@ from flashspec.study.experiment import Experiment
 from flashspec.study.frames import DataFrame, framed, joined
 from flashspec.study.parameters import among, at_least, presets_of
 from flashspec.study.tables import Results
-from flashspec.theory import Devices, round_time, speedup, split_costs, tokens_from_curve
+from flashspec.theory import Devices, Weights, round_time, speedup, split_costs, tokens_from_curve
 
 PARTS = ("correctness", "projection", "draft_step", "end_to_end", "verify", "spans")
 HEADS = ("dense", "flash_best")
@@ -224,6 +223,12 @@ def agreements(tables: dict[str, Results]) -> DataFrame:
     if "correctness" not in tables:
         return framed({"what": [NOT_YET]}).set_index("what")
     return tables["correctness"].frame.rename(columns={"group": "what"}).set_index("what")[["shape", "graphs", "agrees"]]
+
+
+def weights(name: str) -> Weights:
+    """Bytes that one pass over a shape reads, and its layers, which are in 4 bits where the name says AWQ."""
+    config, form = shape(name), Form(torch.bfloat16, GROUP if is_awq(name) else 0)
+    return Weights(config.body_parameters * form.body_bytes + config.head_parameters * form.dtype.itemsize, config.layers)
 
 
 @dataclass(frozen=True)

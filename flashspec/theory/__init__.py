@@ -1,13 +1,12 @@
 """Closed forms, replays and forecasts of speculative decoding."""
 
 from flashspec.theory.nested import Level, nested
+from flashspec.theory.parallel import Devices, Weights, split_costs
 from flashspec.theory.replay import Counts, curve_by_position, replayed, replayed_all
 from flashspec.theory.rounds import (
     BreakEven,
     Costs,
-    Devices,
     Interval,
-    Weights,
     acceptance_for,
     amdahl,
     bootstrap,
@@ -19,7 +18,6 @@ from flashspec.theory.rounds import (
     round_parts,
     round_time,
     speedup,
-    split_costs,
     throughput,
     tokens_from_curve,
     tokens_per_check,

@@ -181,35 +181,3 @@ def bootstrap(samples: Sequence[Sequence[Any]], statistic: Callable[..., float],
     found = sorted(statistic(*(dice.choices(sample, k=len(sample)) for sample in samples)) for _ in range(draws))
     edge = int(draws * (1 - 0.95) / 2)
     return Interval(statistic(*samples), found[edge], found[draws - 1 - edge])
-
-
-@dataclass(frozen=True)
-class Devices:
-    """`count` equal devices: bytes a second that each reads, and seconds of one all-reduce among them."""
-
-    count: int
-    bandwidth: float
-    all_reduce: float
-
-    def __post_init__(self) -> None:
-        check_block(self.count)
-        check_positive("bandwidth", self.bandwidth)
-        check_latency("all_reduce", self.all_reduce)
-
-
-class Weights(NamedTuple):
-    """Bytes of a model that one pass reads, and its layers."""
-
-    bytes: float
-    layers: int
-
-
-def split_costs(target: Weights, draft: Weights, devices: Devices) -> tuple[Costs, float]:
-    """What a round spends where the target is split and the draft is not, and the plain step, which a check costs too.
-
-    A step reads a share of the bytes and waits for two all-reduces a layer, as attention and MLP end with one each (Shoeybi et
-    al. 2019, Megatron-LM, section 3), which costs its latency at batch 1.
-    """
-    waits = 2 * target.layers * devices.all_reduce if devices.count > 1 else 0.0
-    step = target.bytes / devices.count / devices.bandwidth + waits
-    return Costs(draft.bytes / devices.bandwidth, step), step
