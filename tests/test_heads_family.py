@@ -129,8 +129,6 @@ PLACES = {"self-speculation": (2,), "hispec": (2, 4)}
 DRAFTING = {
     **{f"{name}, {place}": method(name, draft="none", exits=exits, k=2) for name in HEADS for place, exits in PLACES.items()},
     **{name: method(name) for name in HEADS},
-    "drawn clusters, int8": method("flash_int8", selection="sample", k=3),
-    "drawn clusters, int4": method("flash_int4", selection="sample", k=2, finalize="eager"),
     "in_context, eager": method("in_context", finalize="eager", k=6),
     "in_context, three stages": method("in_context", exits=(3,), k=2, interval=3),
 }
@@ -221,7 +219,7 @@ test_what_cannot_be_is_refused = refusing([
     (lambda: Method(draft="model", head="best"), "head must be one of"),
     (lambda: Method(head="int8"), "needs a verifier above it"),
     (lambda: Method(draft="model", head="int8", probes=3), "has no option 'probes'; its options: none"),
-    (lambda: Method(draft="model", head="flash", shortlist=3), "has no option 'shortlist'; its options: probes, selection"),
+    (lambda: Method(draft="model", head="flash", shortlist=3), "has no option 'shortlist'; its options: probes"),
     (lambda: ShortlistHead.build(matrix(), torch.arange(IDS), size=IDS + 1), "shortlist must lie between 1 and the 500 ranked"),
     (lambda: ShortlistHead.build(matrix(), ranked=torch.tensor([0, IDS])), "lists ids from 0 to 499"),
     (lambda: ShortlistHead.build(matrix(), ranked=torch.tensor([4, 4])), "every id once"),

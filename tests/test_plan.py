@@ -12,10 +12,9 @@ from flashspec.cli.main import status
 from flashspec.cli.plan import draft_of
 from flashspec.decoding.method import Method
 from flashspec.heads import registry
-from flashspec.measure import costs as pricing
 from flashspec.measure import planning
-from flashspec.measure.costs import SETTLING, Cut, PairCosts, name_of, parts_of, settled_turn, stretched_turn
-from flashspec.measure.planning import Given, Question, Texts, advise, forecast, head_cases, observe, stated_costs
+from flashspec.measure.costs import SETTLING, PairCosts, name_of, parts_of, pass_bytes, settled_turn
+from flashspec.measure.planning import Given, Question, Texts, advise, forecast, head_cases, observe, shape_costs, stated_costs
 from flashspec.measure.prompts import Prompt
 from flashspec.models.synthetic import synthetic
 from flashspec.study import advice
@@ -159,30 +158,15 @@ def test_a_head_that_is_not_cheaper_in_a_burst_or_keeps_too_little_does_not_pay_
         assert second.startswith("runner-up: flash P=2: does not pay, predicted")
 
 
-def test_a_model_that_does_not_fit_is_stretched_in_a_straight_line(monkeypatch):
-    cut, whole = Cut("qwen3-32b", 64, (2, 4)), Cut("qwen3-0.6b", 28, (28, 28))
-    assert cut.stretched(3.0 + 2 * 0.5, 3.0 + 4 * 0.5) == pytest.approx(3.0 + 64 * 0.5)
-    assert whole.stretched(7.0, 7.0) == 7.0
-    assert pricing.cut_of("qwen3-32b", 1e9).depths == pricing.SHORT and pricing.cut_of("qwen3-0.6b", 1e12).whole
-    low = {"step": 1.0, "check 1": 1.5, "burst 1 dense": 0.2, "finalize": 1.0}
-    high = {"step": 2.0, "check 1": 2.5, "burst 1 dense": 0.3, "finalize": 2.0}
-    monkeypatch.setattr(pricing.clock, "medians", lambda group, plan: group)  # seconds stand in for calls
-    found = stretched_turn((cut, whole), [low], [high])
-    assert found == {**low, "step": 32.0, "check 1": 32.5, "finalize": 32.0}
-
-
-def test_a_stretched_pair_is_timed_at_few_lengths_and_shares_its_weights(monkeypatch):
-    """A small target of six layers is timed at one and four."""
-    stood = []
-    monkeypatch.setattr(pricing, "parts_of", lambda models, *rest: stood.append(models) or parts_of(models, *rest))
-    monkeypatch.setattr(pricing, "shape", lambda name: toys.config(6))
-    monkeypatch.setattr(pricing, "synthetic", lambda name, depth: synthetic(toys.config(depth)))
-    cuts = Cut("deep", 6, pricing.SHORT), Cut("whole", 1, (1, 1))
-    found, (low, high) = pricing.shape_costs(cuts, WRITERS[:1], range(1, 13), 9), stood
-    assert found.ks == (1, 2, 4, 8, 12) and len(found.turns) == 9
-    assert (low.target.config.layers, high.target.config.layers) == pricing.SHORT
-    assert low.target.blocks[0] is high.target.blocks[0] and low.target.embed is high.target.embed
-    assert all(seconds > 0 for name, seconds in found.medians().items() if name != "overhead")
+def test_shapes_cost_the_bytes_that_a_pass_reads():
+    pair, model = shape_costs("qwen3-4b", "qwen3-0.6b", 1e9), synthetic("reference-draft")
+    costs, step = pair.costs(Method("model", k=4))
+    assert (costs.burst(4), costs.check(4), step) == pytest.approx((4e-9 * pass_bytes("qwen3-0.6b"), step, step))
+    matrices = sum(weight.nbytes for weight in model.parameters() if weight.ndim == 2)
+    assert pass_bytes("reference-draft") == pytest.approx(matrices, rel=1e-3)
+    assert pass_bytes("qwen3-4b-awq") < 0.4 * pass_bytes("qwen3-4b")
+    speed = forecast(pair, Given((1.0,)), Method("model", k=4)).speedup.value
+    assert speed == pytest.approx(5 * step / round_time(costs, 4)) and speed > 1.0
 
 
 def test_every_part_of_every_writer_is_timed_in_its_place_and_plain_decoding_settles_before():
@@ -208,7 +192,7 @@ def test_every_part_of_every_writer_is_timed_in_its_place_and_plain_decoding_set
     (lambda: Question(repeats=2), "repeats must be at least 3"),
     (lambda: Question(heads=("sparse",)), "head must be"),
     (lambda: Question(heads=()), "at least one head"),
-    (lambda: pricing.cuts_of("qwen3-0.6b", "qwen3-32b"), "bigger than its target"),
+    (lambda: shape_costs("qwen3-0.6b", "qwen3-32b", 1e9), "bigger than its target"),
 ])  # fmt: skip
 def test_what_cannot_be_true_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
@@ -277,14 +261,18 @@ def test_an_interval_wider_than_a_factor_of_two_gives_no_advice():
 def test_flags_that_would_be_lost_or_say_nothing_are_refused(capsys):
     assert status(["plan", "--max-k", "2", "heads"]) == 2
     assert "write --max-k behind `heads`" in capsys.readouterr().err
-    assert status(["plan", "heads", "--times", "step=1,draft=1,check=1", "--acceptance", "0.5"]) == 2
-    assert "nothing about heads" in capsys.readouterr().err
+    shapes = ["--target", "opt-66b", "--draft", "opt-125m", "--acceptance", "0.5"]
+    for line in (["plan", "heads", *shapes], ["plan", "--heads", "dense,flash", *shapes]):
+        assert status(line) == 2
+        assert "nothing about heads" in capsys.readouterr().err
 
 
 def test_the_command_plans_from_stated_numbers(capsys):
     assert status(["plan", "--times", "step=60,draft=6.69,check=60", "--acceptance", "0.8"]) == 0
     said = capsys.readouterr().out
     assert said.startswith("speculate: k = ") and "costs stated; acceptance given" in said
+    assert status(["plan", "--target", "opt-66b", "--draft", "opt-125m", "--acceptance", "0.6"]) == 0
+    assert "costs predicted from the bytes of the shapes at " in capsys.readouterr().out
     for bad, word in (
         (["--times", "step=60,draft=6.69,check=60"], "--acceptance"),
         (["--target", "qwen3-32b", "--draft", "qwen3-0.6b"], "--acceptance"),

@@ -173,9 +173,6 @@ def test_the_split_is_a_function_of_the_name():
     names = [f"module_{i}.py" for i in range(2000)]
     held, again = ([n for n in names if corpus.is_held_out(n)] for _ in range(2))
     assert held == again and 0.02 < len(held) / len(names) < 0.07
-    source = '"""' + "word " * 80 + '"""\n\n\ndef f(x):\n    """Say what f does."""\n    return x\n'
-    assert {kind for name in ("library.py", "test_library.py") for kind, _, _ in corpus.cuts(source, name)} == set(corpus.KINDS)
-    assert not list(corpus.cuts("def broken(:", "library.py"))
 
 
 def test_a_narrower_draft_starts_on_the_principal_directions_of_the_targets_head():

@@ -33,8 +33,6 @@ def continuation(tokens: Tensor, longest: int, shortest: int) -> Tensor:
 class LookupReader(Reader):
     """A reader whose newest row is the id that lookup proposes next; nobody asks a stage 0 for older ones."""
 
-    layers = 0
-
     def __init__(self, context: int, device: torch.device | str = "cpu") -> None:
         super().__init__(context, torch.full((context,), NOTHING, dtype=torch.int64, device=device))
 

@@ -202,13 +202,9 @@ def dense_head(norm: Norm | None, model: Transformer) -> Head:
 
 
 def spans(
-    model: Transformer,
-    stops: Sequence[int],
-    context: int | None = None,
-    reuse: bool = True,
-    exits: Mapping[int, Exit] | None = None,
+    model: Transformer, stops: Sequence[int], context: int | None = None, exits: Mapping[int, Exit] | None = None
 ) -> list[Reader]:
-    """Readers of one model up to each of `stops`, from the rows of the one below, or anew without reuse, with exits' layers."""
+    """Readers of one model up to each of `stops`, from the rows of the one below, with exits' layers."""
     if isinstance(model, Adapter):
         if len(stops) > 1:
             raise ValueError(f"{model.config.family} is read whole by transformers; exits need one of our own architectures")
@@ -217,5 +213,5 @@ def spans(
     for stop in stops:
         found = (exits or {}).get(stop)
         last = found.layer if isinstance(found, ExitLayer) else None
-        chain.append(SpanReader(model, stop, chain[-1] if chain and reuse else None, context, last))
+        chain.append(SpanReader(model, stop, chain[-1] if chain else None, context, last))
     return chain

@@ -84,7 +84,7 @@ def _ranked(name: str, counted: str, origin: Origin) -> ShortlistHead:
 
 
 BUILT_NOW = 65536  # ids of a vocabulary that is clustered where it is asked for
-FLASH, LISTED = ("probes", "selection"), ("shortlist",)
+FLASH, LISTED = ("probes",), ("shortlist",)
 VARIANTS: dict[str, dict[str, Any]] = {  # 8- and 4-bit centroids; the best id alone
     "flash_int8": {"stage1": "int8"},
     "flash_int4": {"stage1": "int4"},

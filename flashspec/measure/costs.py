@@ -1,37 +1,26 @@
 """What a pair spends on this machine: every part of a round timed alone, in turns.
 
-Models too large for this machine are measured at two depths and stretched in a straight line to the true one, every part of
-the shallow one right before that of the deep one, so that a machine that changes its speed changes it for both.
+Shapes without weights are not timed: what a pass over them costs follows from the bytes that it reads.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from statistics import median
-from typing import NamedTuple
 
 import torch
 
 from flashspec.decoding.method import Method, build
-from flashspec.decoding.models import Models, check_pair
-from flashspec.heads.base import Head
+from flashspec.decoding.models import Models
 from flashspec.measure import clock
 from flashspec.measure.parts import Bench, held, loop_overhead
-from flashspec.measure.pieces import stand_in_flash
-from flashspec.models.memory import Form, free_bytes, weight_bytes
-from flashspec.models.synthetic import is_awq, shape, synthetic
-from flashspec.models.transformer import Transformer
+from flashspec.models.memory import Form
+from flashspec.models.synthetic import GROUP, is_awq, shape
 from flashspec.sampling import GREEDY, Sampling
 from flashspec.theory import Costs, interpolated
 
 SETTLING = 8  # tokens of plain decoding until the caches have settled; a round with a draft needs one
-ONCE = clock.Plan(1, 0)
-SHORT = (1, 4)  # depths at which a stretched model is timed
-SHARE = 0.4  # of the free memory, for each model
-PAST = 128
-FEW = (1, 2, 4, 8)
 Turn = Mapping[str, float]
 Say = Callable[[str], None]
 
@@ -115,90 +104,7 @@ def parts_of(
     return groups
 
 
-class Cut(NamedTuple):
-    """A shape by name, its true depth, and the two at which it is measured."""
-
-    name: str
-    layers: int
-    depths: tuple[int, int]
-
-    @property
-    def whole(self) -> bool:
-        """Whether the model is measured as it is."""
-        return self.depths == (self.layers, self.layers)
-
-    def stretched(self, low: float, high: float) -> float:
-        """A time at the true depth from times at the two depths; never less than at the lower one."""
-        if self.whole:
-            return low
-        slope = (high - low) / (self.depths[1] - self.depths[0])
-        return low + max(0.0, slope) * (self.layers - self.depths[0])
-
-    @property
-    def label(self) -> str:
-        """How its times came about."""
-        low, high = self.depths
-        return self.name if self.whole else f"{self.name} (timed at {low} and {high} of {self.layers} layers)"
-
-
-def cut_of(name: str, memory: float) -> Cut:
-    """A shape whole where its weights fit `memory` bytes, else at two small depths."""
-    config = shape(name)
-    form = Form(torch.bfloat16, 128 if is_awq(name) else 0)
-    fits = weight_bytes(config, form) <= memory or config.layers <= SHORT[1]
-    return Cut(name, config.layers, (config.layers, config.layers) if fits else SHORT)
-
-
-def cuts_of(target: str, draft: str) -> tuple[Cut, Cut]:
-    """How a pair of shapes is measured here; each model may take a share of the free memory."""
-    check_pair(shape(draft), shape(target))
-    memory = SHARE * (free_bytes(torch.device("cpu")) or 8e9)
-    return cut_of(target, memory), cut_of(draft, memory)
-
-
-def shape_costs(cuts: tuple[Cut, Cut], writers: Sequence[Method], ks: Sequence[int], repeats: int) -> PairCosts:
-    """Costs of a pair of shapes with random weights; of a stretched pair, few lengths are timed."""
-    deep = _pair(cuts, writers)
-    text = [number % deep.target.config.vocab_size for number in range(min(PAST, deep.context // 2))]
-    if all(cut.whole for cut in cuts):
-        groups = parts_of(deep, writers, ks, text)
-        return PairCosts(tuple(islice(turns_of(lambda: settled_turn(groups)), repeats)), tuple(ks))
-    ks = sorted({min(ks), max(ks), *(k for k in ks if k in FEW)})
-    depths = [parts_of(models, writers, ks, text) for models in (shallow(deep, cuts), deep)]
-    turns = turns_of(lambda: stretched_turn(cuts, *depths))
-    return PairCosts(tuple(islice(turns, 1, 1 + repeats)), tuple(ks))  # the first warms up
-
-
-def stretched_turn(cuts: tuple[Cut, Cut], low: Sequence[clock.Calls], high: Sequence[clock.Calls]) -> Turn:
-    """Seconds of every part at the true depths, each stretched by the model that does it."""
-    found = dict[str, float]()
-    for one, two in zip(low, high, strict=True):
-        few, many = clock.medians(one, ONCE), clock.medians(two, ONCE)
-        for name, seconds in many.items():
-            cut = cuts[1] if name.startswith("burst ") else cuts[0]
-            found[name] = cut.stretched(few[name], seconds)
-    return found
-
-
-def shallow(deep: Models, cuts: tuple[Cut, Cut]) -> Models:
-    """The pair at the lower of its two depths; weights, and the draft's head, are shared."""
-    pairs = zip((deep.target, deep.model("draft")), cuts, strict=True)
-    target, draft = (model.with_layers(model.layers[: cut.depths[0]]) for model, cut in pairs)
-    return _paired(target, draft, deep.heads)
-
-
-def _pair(cuts: tuple[Cut, Cut], writers: Sequence[Method]) -> Models:
-    """Both models at the deeper of their two depths, with the heads that the writers need."""
-    target, draft = (synthetic(cut.name, depth=cut.depths[1]) for cut in cuts)
-    heads = dict[tuple[str, str], Head]()
-    if any(writer.head.startswith("flash") for writer in writers):
-        heads["draft", "flash"] = stand_in_flash(draft.head_weight, draft.norm, draft.config.vocab_size // 16 // 16)
-    return _paired(target, draft, heads)
-
-
-def _paired(target: Transformer, draft: Transformer, heads: Mapping[tuple[str, str], Head]) -> Models:
-    """A target and its draft by their true shapes, whichever has more layers here."""
-    found = Models(target)
-    found.draft = draft
-    found.heads.update(heads)
-    return found
+def pass_bytes(name: str) -> float:
+    """Bytes that one pass over a published shape reads; its layers are in 4 bits where the name says AWQ."""
+    config, form = shape(name), Form(torch.bfloat16, GROUP if is_awq(name) else 0)
+    return config.body_parameters * form.body_bytes + config.head_parameters * form.dtype.itemsize

@@ -36,7 +36,7 @@ class Llama:
         asked = {"target": str(target), "draft": draft and str(draft), "threads": torch.get_num_threads(), "context": context}
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         self._process = subprocess.Popen([str(python), str(DRIVER), json.dumps(asked)], stderr=subprocess.DEVNULL, **pipes)
-        self.version = self._answer()["version"]
+        self._answer()
 
     def greedy(self, prompt: Iterable[int], new_tokens: int, k: int | None = None, how: str = "draft") -> dict[str, Any]:
         """`new_tokens` tokens behind a prompt and the counts rounds, drafted and accepted; plain without `k`.

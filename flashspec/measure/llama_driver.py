@@ -119,7 +119,7 @@ def main() -> None:
 
     def load(call: dict[str, Any]) -> dict[str, Any]:
         models[:] = [path and Model(api, path, call["threads"], call["context"]) for path in (call["target"], call["draft"])]
-        return {"version": api.__version__, "system": api.llama_print_system_info().decode()}
+        return {}
 
     with os.fdopen(os.dup(1), "w") as out:
         os.dup2(2, 1)  # what llama.cpp prints is no answer

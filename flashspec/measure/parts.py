@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from statistics import median
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -96,16 +95,10 @@ def held(stages: list[Stage], text: Sequence[int], behind: Sequence[int] = (), r
     return bench
 
 
-class StageCosts(NamedTuple):
-    """Median seconds: a token of stage 0, the head's share of it, and an action of each level."""
-
-    draft: float
-    head: float
-    checks: tuple[float, ...]
-
-
-def stage_costs(stages: list[Stage], text: Sequence[int], waits: Sequence[int], plan: clock.Plan) -> StageCosts:
-    """Costs of these stages within `text`, with `waits[i]` tokens waiting for level i + 1.
+def stage_costs(
+    stages: list[Stage], text: Sequence[int], waits: Sequence[int], plan: clock.Plan
+) -> tuple[float, float, list[float]]:
+    """Median seconds of a token of stage 0, of the head in it, and of each check with `waits[i]` tokens for level i + 1.
 
     The head in a token costs what the kernels' own clock says, or a projection alone.
     """
@@ -121,7 +114,7 @@ def stage_costs(stages: list[Stage], text: Sequence[int], waits: Sequence[int], 
     token, write = burst / written, stages[0].write
     if isinstance(write, CompiledBurst):
         head = token * float(write.writer.times[1] / write.writer.times.sum())
-    return StageCosts(token, head, tuple(checks))
+    return token, head, checks
 
 
 class Walk:

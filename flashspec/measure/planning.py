@@ -14,12 +14,13 @@ from msgspec import structs
 
 from flashspec import theory
 from flashspec.decoding.method import Method
-from flashspec.decoding.models import Models
+from flashspec.decoding.models import Models, check_pair
 from flashspec.heads.registry import HEADS
 from flashspec.measure import clock
-from flashspec.measure.costs import PairCosts, Say, Turn, name_of, parts_of, settled_turn, turns_of, unsaid
+from flashspec.measure.costs import PairCosts, Say, Turn, name_of, parts_of, pass_bytes, settled_turn, turns_of, unsaid
 from flashspec.measure.prompts import Prompt
 from flashspec.measure.trace import replay_text, tell
+from flashspec.models.synthetic import shape
 from flashspec.sampling import Sampling
 from flashspec.theory import Counts
 from flashspec.theory.checks import at_least, check_positive, check_smaller
@@ -223,6 +224,13 @@ def stated_costs(times: Mapping[str, float]) -> PairCosts:
     ks = (1, TIMED[-1])
     turn |= {f"check {k}": turn["check"] for k in ks}
     return PairCosts(({**turn, **{f"burst {k} dense": k * turn["draft"] for k in ks}},) * 3, ks)
+
+
+def shape_costs(target: str, draft: str, bandwidth: float) -> PairCosts:
+    """Costs of a pair of published shapes at so many bytes a second: each pass reads its weights once, a check as a step."""
+    check_pair(shape(draft), shape(target))
+    step, token = (pass_bytes(name) / bandwidth for name in (target, draft))
+    return stated_costs({"step": step, "draft": token, "check": step})
 
 
 class HeadCase(NamedTuple):

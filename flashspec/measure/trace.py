@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 import torch
@@ -28,7 +28,6 @@ from flashspec.models.writing import write_json
 from flashspec.provenance import model_digests, short_hash
 from flashspec.sampling import Dice, Sampling, Scores, warp
 
-FORMAT = 1
 NO_TRACE = "it is no trace: record one with `flashspec trace record`"
 
 
@@ -41,12 +40,6 @@ class Told(msgspec.Struct, frozen=True):
     chances: tuple[Annotated[float, msgspec.Meta(ge=0, le=1.0001)], ...]
 
 
-class Edition(msgspec.Struct):
-    """What every trace begins with."""
-
-    format: int
-
-
 @dataclass(frozen=True)
 class Trace:
     """Recorded texts of one target: its digest and body parameters, the sampling, the words of the ids."""
@@ -56,19 +49,17 @@ class Trace:
     sampling: Sampling
     told: tuple[Told, ...]
     words: dict[int, str]
+    format: Literal[1] = 1
 
     def save(self, path: Path) -> None:
         """Write one JSON file; an interrupted write leaves no file of that name."""
-        write_json({"format": FORMAT, **msgspec.to_builtins(self, str_keys=True)}, path)
+        write_json(msgspec.to_builtins(self, str_keys=True), path)
 
     @classmethod
     def load(cls, path: Path) -> Trace:
         """Read what `save` wrote; FileNotFoundError or ValueError in words for anything else."""
         if not path.is_file():
             raise FileNotFoundError(f"no trace at {path}; record one with `flashspec trace record`")
-        found = read_as(path, Edition, NO_TRACE).format
-        if found != FORMAT:
-            raise ValueError(f"the trace has format {found}, this version reads {FORMAT}; record it anew")
         trace = read_as(path, Trace, NO_TRACE)
         if any(not text.prompt or not len(text.tokens) == len(text.chances) > 0 for text in trace.told) or not trace.told:
             raise ValueError(f"{path.name} has a text without prompt, tokens or a chance for each; {NO_TRACE}")

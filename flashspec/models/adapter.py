@@ -241,11 +241,6 @@ class AdapterReader(Reader):
         super().__init__(room, torch.zeros(room, model.width, device=model.device))
         self.model, self._cache = model, model.cache()
 
-    @property
-    def layers(self) -> int:
-        """Layers a token passes."""
-        return self.model.config.layers
-
     def _fresh(self, tokens: Tensor) -> Tensor:
         return self.model.run(tokens[self.seen :], self._cache)
 

@@ -17,7 +17,6 @@ from flashspec.models.config import ModelConfig, Part
 from flashspec.models.memory import Form, refuse_too_large
 from flashspec.models.transformer import Transformer
 
-LABEL = "shape-faithful random weights: costs only"
 FACTS = Path(__file__).parents[1] / "data" / "shapes.json"
 BLOCK = 1 << 20
 CONTEXT = 2048
@@ -80,7 +79,7 @@ def synthetic(
     depth: int | None = None,
     device: str | torch.device = "cpu",
 ) -> Transformer:
-    """A model of a given shape with seeded random weights (see LABEL): int4 layers for a name on -AWQ, else dense in `dtype`.
+    """A model of a given shape with seeded random weights: int4 layers for a name on -AWQ, else dense in `dtype`.
 
     Raises ValueError for an unknown shape, and with an estimate when the weights do not fit the free memory.
     """

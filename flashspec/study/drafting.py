@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from flashspec.measure.costs import Cut
 from flashspec.models.family import DESIGNED, TOLERANCE
 from flashspec.study import papers
 from flashspec.study.compare import CONTEXT, NONE, Estimate, best, gain, over, spearman, speedups
@@ -184,5 +183,5 @@ def check_seconds(checks: DataFrame) -> float:
     """Median seconds of checks, each turn stretched from the depths that were timed to the true one."""
     known = checks.pivot_table(index="turn", columns="layers", values="seconds")
     low, high = int(known.columns.min()), int(known.columns.max())
-    cut = Cut("", int(checks["depth"].iloc[0]), (low, high))
-    return float(np.median([cut.stretched(*pair) for pair in zip(known[low], known[high], strict=True)]))
+    slope = (known[high] - known[low]).clip(lower=0.0) / max(1, high - low)
+    return float((known[low] + slope * (int(checks["depth"].iloc[0]) - low)).median())

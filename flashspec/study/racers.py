@@ -82,12 +82,12 @@ class Racer:
             prefill = clock.seconds_of(start)
             stages[-1].reader.read(ids[:-1])
             finalize = clock.seconds_of(lambda: stages[-1].reader.read(ids))
-        costs = stage_costs(stages, text, waits, clock.Plan(3, 1))
-        found = {"prefill_seconds": prefill, "head_seconds": costs.head, "finalize_seconds": finalize}
+        token, head, checks = stage_costs(stages, text, waits, clock.Plan(3, 1))
+        found = {"prefill_seconds": prefill, "head_seconds": head, "finalize_seconds": finalize}
         if not levels:
-            return {**found, "step_seconds": costs.draft}
-        checks = {f"check_{i}_seconds": seconds for i, seconds in zip(levels, costs.checks, strict=True)}
-        return {**found, **checks, "burst_seconds": costs.draft * method.k}
+            return {**found, "step_seconds": token}
+        found |= {f"check_{i}_seconds": seconds for i, seconds in zip(levels, checks, strict=True)}
+        return {**found, "burst_seconds": token * method.k}
 
 
 def dtype_of(weight: Tensor | Packed) -> str:

@@ -22,10 +22,3 @@ from flashspec.theory.rounds import (
     tokens_from_curve,
     tokens_per_check,
 )
-
-__all__ = [
-    "BreakEven", "Costs", "Counts", "Devices", "Interval", "Level", "Weights", "acceptance_for", "amdahl", "bootstrap",
-    "break_even", "cheap_head_gain", "cheap_head_gate", "curve_by_position", "implied_step", "interpolated", "nested",
-    "replayed", "replayed_all", "round_parts", "round_time", "speedup", "split_costs",
-    "throughput", "tokens_from_curve", "tokens_per_check",
-]  # fmt: skip

@@ -8,7 +8,6 @@ where draft and target share their noise or are greedy; one forward over the tex
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from functools import reduce
 from itertools import accumulate, pairwise
 from operator import mul
 from typing import NamedTuple
@@ -33,10 +32,6 @@ class Counts(NamedTuple):
             raise ValueError("no round, so no tokens a round: give texts of at least one token")
         return self.emitted / self.rounds
 
-    def joined(self, other: Counts) -> Counts:
-        """Counts of both."""
-        return Counts(*(a + b for a, b in zip(self, other, strict=True)))  # type: ignore[arg-type]
-
 
 def rounds_of(shares: Shares, block: int) -> Iterator[tuple[float, tuple[float, ...]]]:
     """For every token, the chance that a round starts there, and those that its first 0, 1, ... drafts are all accepted.
@@ -57,16 +52,16 @@ def rounds_of(shares: Shares, block: int) -> Iterator[tuple[float, tuple[float, 
 
 def replayed(shares: Shares, block: int) -> Counts:
     """Counts of one text whose token n the draft gets with probability shares[n]."""
-    total = Counts(emitted=len(shares))
-    for probability, reach in rounds_of(shares, block):
-        drafted, accepted = probability * (len(reach) - 1), probability * sum(reach[1:])
-        total = total.joined(Counts(probability, drafted, accepted))
-    return total
+    rounds = list(rounds_of(shares, block))
+    drafted = sum(probability * (len(reach) - 1) for probability, reach in rounds)
+    accepted = sum(probability * sum(reach[1:]) for probability, reach in rounds)
+    return Counts(sum(probability for probability, _ in rounds), drafted, accepted, len(shares))
 
 
 def replayed_all(texts: Iterable[Shares], block: int) -> Counts:
     """Counts of several texts."""
-    return reduce(Counts.joined, (replayed(shares, block) for shares in texts), Counts())
+    columns = zip(*(replayed(shares, block) for shares in texts), strict=True)
+    return Counts(*map(sum, columns))
 
 
 def curve_by_position(texts: Iterable[Shares], block: int) -> tuple[float, ...]:

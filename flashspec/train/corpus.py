@@ -1,6 +1,6 @@
 """The reference corpus: the Python standard library, split by module into training and held-out files.
 
-The study's prompts are cut from the held-out modules; all of it is a fixed function of the library.
+It is a fixed function of the library; the study's prompts were cut from the held-out modules.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import hashlib
 import shutil
 import sys
 import sysconfig
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -25,8 +24,6 @@ SKIPPED_FOLDERS = ("site-packages", "__pycache__", "encodings", "lib2to3/tests/d
 LARGEST_FILE = 300_000
 HELD_OUT_SHARE = 0.04
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef)
-KINDS = ("code", "tests", "docstrings", "prose")
-LENGTH = 64
 END = "<|endoftext|>"
 ROLES = {"bos_token": END, "eos_token": END, "pad_token": END}
 
@@ -157,38 +154,3 @@ def docstrings(sources: Iterable[str], words: int = 12) -> list[str]:
     owners = (node for source in sources for node in nodes(source) if isinstance(node, DOCUMENTED))
     texts = (ast.get_docstring(node) or "" for node in owners)
     return [text + "\n\n" for text in texts if len(text.split()) >= words]
-
-
-def cuts(source: str, module: str) -> Iterator[tuple[str, int, str]]:
-    """(kind, line, text to begin a prompt with) for every place of a module."""
-    lines = source.splitlines(keepends=True)
-    for node in nodes(source):
-        text = (ast.get_docstring(node, clean=False) or "") if isinstance(node, DOCUMENTED) else ""
-        if len(text.split()) > 60:
-            yield "prose", node.body[0].lineno, text.lstrip()
-        if isinstance(node, ast.FunctionDef):
-            yield "tests" if "test" in module else "code", node.lineno, "".join(lines[node.lineno - 1 :])
-            if text.strip():
-                opening = node.body[0].lineno
-                yield "docstrings", opening, "".join(lines[max(0, opening - 6) : opening])
-
-
-def _prompts(file: Path, root: Path, tokenizer: Any) -> Iterator[dict[str, Any]]:
-    module = file.relative_to(root).as_posix()
-    for kind, line, text in cuts(read(file), module):
-        ids = tokenizer.encode(text, add_special_tokens=False).ids
-        ids = ids[-LENGTH:] if kind == "docstrings" else ids[:LENGTH]
-        if len(ids) >= LENGTH // 2:
-            yield {"kind": kind, "module": module, "line": line, "text": tokenizer.decode(ids), "ids": ids}
-
-
-def choose(files: list[Path], root: Path, tokenizer: Any, each: int = 128) -> list[dict[str, Any]]:
-    """Up to `each` prompts of every kind; no module gives a second one before every module gave one."""
-    found = [prompt for file in files for prompt in _prompts(file, root, tokenizer)]
-    found.sort(key=lambda p: hashlib.sha256(f"{p['module']}:{p['line']}".encode()).hexdigest())  # a fixed shuffle
-    given, turns = Counter[tuple[str, str]](), list[int]()
-    for prompt in found:
-        turns.append(given[prompt["kind"], prompt["module"]])
-        given[prompt["kind"], prompt["module"]] += 1
-    order = [prompt for _, prompt in sorted(zip(turns, found, strict=True), key=lambda pair: pair[0])]
-    return [prompt for kind in KINDS for prompt in [p for p in order if p["kind"] == kind][:each]]

@@ -65,7 +65,7 @@ CALIBRATION_FILES, CALIBRATION_BLOCKS = 48, 8
 CLUSTER_SIZE = 16
 PROPOSALS = "proposals.json"
 FACTS = ("README.md", "config.json", "design.json", "choice.json", "curve.jsonl", "digests.json", "speculative.json")
-LICENCE = "Weights: Apache-2.0. Prompts and training text: the Python standard library, PSF License Agreement."
+LICENCE = "Weights: Apache-2.0. Training text: the Python standard library, PSF License Agreement."
 
 
 @contextmanager
@@ -117,9 +117,7 @@ def add_flash_head(folder: Path, stream: np.ndarray, windows: int = 16) -> None:
 
 
 def finish(work: Path, card: dict[str, Any]) -> None:
-    """Model cards, curves, prompts and digests; after this a folder is complete."""
-    from tokenizers import Tokenizer
-
+    """Model cards, curves and digests; after this a folder is complete."""
     recipes: dict[str, Any] = {"target": TARGET_PHASES, **DRAFTS}
     for name, phases in recipes.items():
         folder, recipe = work / "models" / name, [asdict(phase) for phase in phases]
@@ -129,9 +127,6 @@ def finish(work: Path, card: dict[str, Any]) -> None:
         curves = sorted(work.glob(f"{name}*/curve.jsonl"))
         write_text("".join(curve.read_text() for curve in curves), folder / "curve.jsonl")
         write_digests(folder)
-    root = corpus.library_root()
-    prompts = corpus.choose(corpus.split(root)[1], root, Tokenizer.from_file(str(work / "data" / "tokenizer.json")))
-    write_json({"licence": LICENCE, "prompts": prompts}, work / "models" / "prompts.json")
 
 
 def make(work: Path, card: dict[str, Any]) -> Path:
