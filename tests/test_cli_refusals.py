@@ -3,7 +3,6 @@
 import json
 import os
 import resource
-import shutil
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -79,8 +78,6 @@ CASES = {  # a command's beginning, and ends that make it wrong
     "draft rank --draft {draft}": "--out {home}/new --text {home}/bytes.txt",
     "draft family wide-1 TEXT --folder": "{shipped}/target | {home}/text.txt | {home}/new --target {target}",
     "draft family": "wide-9",
-    "draft record --folder {home}/points --target {target} PROMPTS":
-        "--out {home}/points | --out {home}/taken | --out {home}/new --new-tokens 0",
     "train exits --model {target} --out {home}/new --text": "{home}/bytes.txt | {home}",
     "train --folder": "{target} | {home} | {package} | {shipped}/mine | {home}/text.txt",
     "quantize":
@@ -119,10 +116,8 @@ def home(tmp_path_factory):
     notebook = {"cells": [cell], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
     (home / "book").mkdir()
     (home / "book" / "a.ipynb").write_text(json.dumps(notebook))
-    for folder in ("notes", "taken/draft"):
-        (home / folder).mkdir(parents=True)
-        (home / folder / "mine.txt").write_text("keep me")
-    shutil.copytree(pair["draft"], home / "points" / "draft")
+    (home / "notes").mkdir()
+    (home / "notes" / "mine.txt").write_text("keep me")
     for folder, files in {"prompts": PROMPTS, "traces": {name: json.dumps(value) for name, value in TRACES.items()}}.items():
         (home / folder).mkdir()
         for name, text in files.items():
@@ -184,7 +179,6 @@ WRITING = [
     f"{RANK}{NEW}/deep",
     f"{EXITS} --exits 1{NEW}/deep",
     "trace record {home}/new/deep.json --target {target} PROMPTS --new-tokens 250",
-    "draft record --folder {home}/points --out {home}/new --target {target} PROMPTS",
     "run projection --preset smoke --fresh --results {home}/new",
 ]
 

@@ -11,7 +11,6 @@ import torch
 from shelf import refused
 
 from flashspec import Transformer, load
-from flashspec.cli.main import status
 from flashspec.measure.prompts import load_prompts
 from flashspec.models.family import FAMILY
 from flashspec.models.rounded import rounded
@@ -19,7 +18,6 @@ from flashspec.models.synthetic import reshaped, shape
 from flashspec.models.writing import write_digests
 from flashspec.study import drafts, family
 from flashspec.study.exits import CURVE, EXPERIMENT, PRESETS, Params, folder_of, shares
-from flashspec.train import corpus, design
 from flashspec.train.corpus import write_tokenizer
 
 
@@ -48,8 +46,6 @@ def test_a_reshaped_body_has_the_same_parameters(name, divisor):
 def test_bodies_that_cannot_be_reshaped_are_refused():
     refused("layers must be at least 1", reshaped, shape("OPT-125M"), 0)
     refused("attention alone", reshaped, replace(shape("OPT-125M"), ffn=8), 1)
-    found = list(corpus.docstrings(['def f():\n    """too short"""', "not python (", f'"""{" ".join(["word"] * 12)}"""']))
-    assert found == [" ".join(["word"] * 12) + "\n\n"]
 
 
 def test_drafts_are_found_by_name_folder_and_family(home, tmp_path, monkeypatch):
@@ -101,20 +97,6 @@ def test_a_model_that_knows_a_text_finds_it(monkeypatch):
     table = {3: 0.0, 4: -1.0, 5: -2.0}
     monkeypatch.setattr(family, "mean_chance", lambda model, start, rest: table[rest[0]])
     assert [family.chooses(tiny.model(1), prompts, n) for n in range(3)] == [True, False, False]
-
-
-def test_variants_are_made_once_and_differ(home, tmp_path, monkeypatch, capsys):
-    text = tmp_path / "text.py"
-    text.write_text("\n".join(f'def f{n}():\n    """{"one two three four five six seven " * 6}{n}"""' for n in range(60)))
-    short = {name: replace(tuning, sequences=1, length=16) for name, tuning in design.VARIANTS.items()}
-    monkeypatch.setattr(design, "VARIANTS", short)
-    line = ["draft", "variants", "--folder", str(tmp_path / "made"), "--target", str(home / "target"), "--text", str(text)]
-    for _ in range(2):
-        assert status([*line, "--steps", "2"]) == 0
-        digests = {name: (tmp_path / "made" / name / "digests.json").read_bytes() for name in design.VARIANTS}
-    assert len({*digests.values(), (home / "target" / "digests.json").read_bytes()}) == 3
-    assert {path.name for path in (tmp_path / "made").iterdir()} >= {"fine-tuned", "independent"}
-    assert load(tmp_path / "made" / "independent", home / "draft", "float32").target.config.layers == 6
 
 
 @pytest.fixture(scope="module")

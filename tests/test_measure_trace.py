@@ -1,6 +1,7 @@
 """Replays give the counts of the live decode; a divergence certificate tells a rounding tie from a defect."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,6 @@ from toys import PROMPT as START
 from toys import duo, random_model, run, text
 
 from flashspec import Method, Models, Sampling, generate, kernels, load
-from flashspec.cli.main import status
 from flashspec.decoding.models import SHIPPED
 from flashspec.measure import trace as tracing
 from flashspec.measure.certificate import certify, first_difference, shape_noise, target_scorer
@@ -27,7 +27,6 @@ from flashspec.sampling import GREEDY
 from flashspec.study.drafts import point_of_designed
 from flashspec.study.family import accepted, records
 from flashspec.theory import replayed_all
-from flashspec.train import reference as shipping
 
 PROMPTS = [Prompt("code", tuple(START)), Prompt("prose", (9, 9, 8, 2))]
 DENSE, FLASH = Method("model"), Method("model", "flash")
@@ -127,15 +126,17 @@ def test_the_designed_draft_is_a_point_of_the_family_ready_to_serve():
 
 @pytest.mark.parametrize("k", [1, 3])
 def test_a_record_counts_what_a_live_decode_counts(folders, tmp_path, k):
-    family = tmp_path / "points"
-    family.mkdir()
-    (family / "point").symlink_to(folders["draft"])
-    line = ["draft", "record", "--folder", str(family), "--out", str(tmp_path / "family"), "--target", str(folders["target"])]
-    assert status([*line, "--prompts", str(folders["prompts"]), "--new-tokens", "16"]) == 0
+    """As records of the family are stored: the target's text, and the draft's best id at every token of it."""
     found = tmp_path / "family" / "point"
-    assert {path.name for path in found.iterdir()} == {"config.json", "digests.json", "proposals.json"}
+    found.mkdir(parents=True)
+    for name in ("config.json", "digests.json"):
+        shutil.copy(folders["draft"] / name, found)
     models = load(folders["target"], folders["draft"], "float32", "cpu", "dense")
     prompts = load_prompts(folders["prompts"], 2)
+    texts = [tracing.tell(models, prompt, GREEDY, 16) for prompt in prompts]
+    best = [models.draft(torch.tensor([[*t.prompt, *t.tokens]]))[0].argmax(-1)[len(t.prompt) - 1 : -1].tolist() for t in texts]
+    told = [{"tokens": text.tokens, "proposed": ids} for text, ids in zip(texts, best, strict=True)]
+    (found / "proposals.json").write_text(json.dumps({"texts": told}))
     live = [generate(models, list(p.ids), Method("model", k=k), GREEDY, max_new_tokens=16, stop=()).stats for p in prompts]
     counts = replayed_all(accepted(found), k)
     assert (counts.rounds, counts.accepted) == (sum(s.rounds for s in live), sum(s.accepted for s in live))
@@ -143,17 +144,6 @@ def test_a_record_counts_what_a_live_decode_counts(folders, tmp_path, k):
     assert line["TAR"] == pytest.approx(sum(s.emitted for s in live) / counts.rounds)
     assert line["layers"] == models.draft.config.layers and line["body"] == models.draft.config.body_parameters
     assert records(k, tmp_path / "nowhere").empty
-
-
-def test_a_record_needs_its_targets_own_trace_and_shared_noise(folders, tmp_path):
-    prompts = load_prompts(folders["prompts"], 1)
-    for name, sampling, said in (
-        ("draft", GREEDY, "recorded from another target"),
-        ("target", Sampling(1.0, rule="speculative"), "not under speculative"),
-    ):
-        trace = record(load(folders[name], None, "float32", "cpu", "dense"), prompts, sampling, 4)
-        refused(said, shipping.record_point, folders["draft"], folders["target"], trace, tmp_path / "out")
-        assert not (tmp_path / "out").exists()
 
 
 PROMPT = (7, 8)

@@ -9,21 +9,15 @@ import click
 import numpy as np
 import torch
 
-from flashspec.cli.flags import COUNT, DRAFT, FOLDER, PROMPTS, TARGET, TEXTS, At, K, given, option, with_flags
+from flashspec.cli.flags import COUNT, DRAFT, TARGET, TEXTS, At, K, given, option, with_flags
 from flashspec.decoding.models import Models, folder_of, load
 from flashspec.heads.candidates import ShortlistHead, ranked_by_frequency
 from flashspec.heads.registry import RANKED, file_of
-from flashspec.measure.prompts import load_prompts
-from flashspec.measure.trace import record
 from flashspec.models.family import FAMILY, Design
-from flashspec.models.writing import check_free, copy_checkpoint, fresh_folder, sign
-from flashspec.sampling import GREEDY
-from flashspec.study.drafts import FAMILY as FINISHED
-from flashspec.study.drafts import finished
+from flashspec.models.writing import copy_checkpoint, fresh_folder, sign
 from flashspec.train import corpus
 from flashspec.train.borrowed import BorrowedRecipe, train_borrowed
-from flashspec.train.design import VARIANTS, Place, encoded, make_draft, speculative, variant
-from flashspec.train.reference import PROPOSALS, record_point
+from flashspec.train.design import Place, encoded, make_draft, speculative
 
 
 def dense(target: str | Path) -> Models:
@@ -109,34 +103,3 @@ def family(names: tuple[str, ...], folder: Path, target: str, texts: tuple[Path,
     for name in names or FAMILY:
         place = Place(work / name, folder / "models" / name, work / "shared")
         click.echo(f"done: {make_draft(models, stream, place, FAMILY[name], speculative(place.out, 4))}")
-
-
-@command.command("record")
-@option("--folder", default=FINISHED, help="Finished points of the family.")
-@option("--out", type=FOLDER, default=Path("book/results/family"))
-@PROMPTS
-@option("--new-tokens", type=COUNT, default=64, help="Tokens that the target writes for each prompt.")
-@TARGET
-def record_points(folder: str, out: Path, prompts: Path | None, new_tokens: int, target: str) -> None:
-    """Keep recipe, curve and greedy proposals of every finished point below FOLDER, without its weights."""
-    points = finished(folder)
-    if not points:
-        raise FileNotFoundError(f"no finished point below {folder}; build the family with `flashspec draft family`")
-    for point in points.values():
-        check_free(out / point.name, [point], PROPOSALS)
-    alone = dense(target)
-    trace = record(alone, load_prompts(prompts, 2, alone), GREEDY, new_tokens)
-    for point in points.values():
-        click.echo(f"done: {record_point(point, folder_of(target, 'target'), trace, out)}")
-
-
-@command.command("variants")
-@option("--folder", type=FOLDER, default=Path("runs/variants"), help="Where they go.")
-@option("--steps", type=COUNT, default=100, help="Training steps of each.")
-@TARGET
-@TEXTS
-def variants(folder: Path, steps: int, target: str, texts: tuple[Path, ...]) -> None:
-    """Make the study's other targets: TARGET tuned on docstrings, and its shape from another seed."""
-    models, read = dense(target), corpus.sources(texts)
-    for name in VARIANTS:
-        click.echo(f"done: {variant(name, models, read, folder, steps)}")

@@ -132,16 +132,6 @@ def acceptance(stage: Stage, told: Told) -> list[float]:
     return [float(a == b) for a, b in zip(_drawn(stage, told), told.tokens, strict=True)]
 
 
-@torch.inference_mode()
-def proposals(trace: Trace, models: Models) -> list[list[int]]:
-    """What the draft's dense head writes at every token of a greedy or coupled trace; ValueError else."""
-    if _drawn_apart(trace.sampling):
-        raise ValueError(f"proposals are recorded greedily or under rule coupling, not under {trace.sampling.rule}")
-    contexts = [len(told.prompt) + len(told.tokens) for told in trace.told]
-    stages = (build(Method("model"), models, trace.sampling, context)[0] for context in contexts)
-    return [_drawn(stage, told) for stage, told in zip(stages, trace.told, strict=True)]
-
-
 def _drawn(stage: Stage, told: Told) -> list[int]:
     """The writer's own token at the place of each of a text's."""
     scores, start = _scores(stage, told), len(told.prompt)

@@ -5,7 +5,6 @@ It is a fixed function of the library; the study's prompts were cut from the hel
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import shutil
 import sys
@@ -23,7 +22,6 @@ from flashspec.models.writing import fresh_folder, write_json
 SKIPPED_FOLDERS = ("site-packages", "__pycache__", "encodings", "lib2to3/tests/data", "test/cjkencodings")
 LARGEST_FILE = 300_000
 HELD_OUT_SHARE = 0.04
-DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef)
 END = "<|endoftext|>"
 ROLES = {"bos_token": END, "eos_token": END, "pad_token": END}
 
@@ -140,17 +138,3 @@ def prepare(folder: Path, vocab_size: int) -> dict[str, Any]:
             np.save(part / f"{name}.npy", encode(tokenizer, each))
         write_json(found, part / path.name)
     return found
-
-
-def nodes(source: str) -> list[Any]:
-    """Every node of a Python source; none where it does not parse."""
-    with suppress(SyntaxError):
-        return list(ast.walk(ast.parse(source)))
-    return []
-
-
-def docstrings(sources: Iterable[str], words: int = 12) -> list[str]:
-    """Docstrings of Python sources, of at least so many words; what does not parse is left out."""
-    owners = (node for source in sources for node in nodes(source) if isinstance(node, DOCUMENTED))
-    texts = (ast.get_docstring(node) or "" for node in owners)
-    return [text + "\n\n" for text in texts if len(text.split()) >= words]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,19 +19,12 @@ from flashspec.models.folder import read_json
 from flashspec.models.transformer import Transformer
 from flashspec.models.writing import carry, fresh_folder, refuse_input, refuse_taken, write_digests, write_json
 from flashspec.provenance import model_digests
-from flashspec.train import corpus
 from flashspec.train.distill import DraftLoss, acceptance, scheduled
 from flashspec.train.prune import Choice, choose, importance, prune
-from flashspec.train.target import initialise
 from flashspec.train.texts import Texts, windows, write
 from flashspec.train.trainer import Run, computing, cross_entropy
 
 CALIBRATION, HELD_OUT = 16, 0.1
-TUNED = Design(written=0, prompt=1, distilled=False, seed=2)
-VARIANTS = {  # other targets of one shape: the target tuned on docstrings, and fresh weights trained on the text
-    "fine-tuned": replace(TUNED, muon_lr=0.002, adam_lr=3e-4),
-    "independent": replace(TUNED, muon_lr=0.02, adam_lr=3e-3),
-}
 
 
 class Place(NamedTuple):
@@ -152,14 +145,3 @@ def encoded(tokenizer: Any, texts: Iterable[str]) -> np.ndarray:
     if tokenizer is None:
         raise ValueError("the target's folder has no tokenizer.json; a draft is designed on text, so add it")
     return np.concatenate([np.asarray(e.ids, dtype=np.int32) for e in tokenizer.encode_batch(list(texts))])
-
-
-def variant(name: str, models: Models, texts: Iterable[str], folder: Path, steps: int = 100) -> Path:
-    """A variant of a target, made once: tuned on docstrings of texts, or fresh weights trained on them."""
-    target, tuned = models.target, name == "fine-tuned"
-    design = replace(VARIANTS[name], layers=target.config.layers, steps=steps, decay=steps // 2, warmup=min(10, steps))
-    if not tuned:
-        target = Transformer(target.config)
-        initialise(target, design.seed)
-    stream = encoded(models.tokenizer, corpus.docstrings(texts) if tuned else texts)
-    return make_draft(replace(models, target=target), stream, Place(folder / f"{name}.work", folder / name), design, {})

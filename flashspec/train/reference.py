@@ -17,14 +17,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from flashspec.decoding.models import load
 from flashspec.heads.dense import DenseHead
 from flashspec.heads.flash import FlashHead
 from flashspec.heads.recall import calibrate_always
-from flashspec.measure.trace import Trace, check_target, proposals
 from flashspec.models.family import Design
 from flashspec.models.transformer import Transformer
-from flashspec.models.writing import carry, fresh_folder, write_digests, write_json, write_text
+from flashspec.models.writing import fresh_folder, write_digests, write_text
 from flashspec.train import corpus
 from flashspec.train.distill import distill, narrow, slice_of
 from flashspec.train.quantize import quantize_awq
@@ -63,8 +61,6 @@ DRAFTS = {
 }
 CALIBRATION_FILES, CALIBRATION_BLOCKS = 48, 8
 CLUSTER_SIZE = 16
-PROPOSALS = "proposals.json"
-FACTS = ("README.md", "config.json", "design.json", "choice.json", "curve.jsonl", "digests.json", "speculative.json")
 LICENCE = "Weights: Apache-2.0. Training text: the Python standard library, PSF License Agreement."
 
 
@@ -140,19 +136,3 @@ def make(work: Path, card: dict[str, Any]) -> Path:
         add_flash_head(work / "models" / name, np.load(work / "data" / "train.npy"))
     finish(work, card)
     return work / "models"
-
-
-def record_point(point: Path, target: str | Path, trace: Trace, out: Path) -> Path:
-    """Keep a point's recipe, digests, curve and proposals on a trace of its target; no weights.
-
-    The proposals are the dense head's on float32 layers. An earlier record is replaced. Raises ValueError for a trace of
-    another target; then nothing is written.
-    """
-    models = load(target, point, "float32", "cpu", "dense")
-    check_target(trace, models.folders["target"])
-    with fresh_folder(out / point.name, [point], PROPOSALS) as found:
-        carry(point, found, FACTS)
-        pairs = zip(trace.told, proposals(trace, models), strict=True)
-        texts = [{"kind": told.kind, "tokens": told.tokens, "proposed": ids} for told, ids in pairs]
-        write_json({"target": trace.target, "texts": texts}, found / PROPOSALS)
-    return out / point.name
