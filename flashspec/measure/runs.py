@@ -43,7 +43,8 @@ def timed(models: Models, entry: Entry, prompt: Sequence[int], new_tokens: int) 
         tokens += step.tokens
         events += step.events
     seconds, stages = clock.now() - start, len(ready.stages)
-    counts = dict(vars(count(events, len(tokens), stages)))
+    layers = [getattr(stage.reader, "layers", 0) for stage in ready.stages]
+    counts = {**vars(count(events, len(tokens), stages)), "layer_tokens": sum(e.rows * layers[e.stage] for e in events)}
     for level in range(1, min(stages, 3)):
         actions = [event for event in events if event.stage == level and event.adds]
         waiting, (kept, decided) = sum(event.waiting for event in actions), agreement(actions, level)

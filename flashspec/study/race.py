@@ -71,7 +71,8 @@ class Row:
     `format` is that of the rows the writer's head scores. `judged` tokens were put to the last stage, `kept_1` of `decided_1`
     stood at the lowest verifier. `twin_digest` is the same text in float32 ("" where none was written). `divergence_at` is the
     first token that is not plain decoding's; `gap` and `noise` explain it where a certificate was made. A burst is k tokens,
-    a step one token of plain decoding, `finalize_seconds` the reading of one token.
+    a step one token of plain decoding, `finalize_seconds` the reading of one token. `layer_tokens` are rows times layers; `bytes`
+    and `flops` are of older tables.
     """
 
     target: str
