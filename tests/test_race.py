@@ -41,7 +41,7 @@ def test_one_race_of_everything(folders, tmp_path):
     assert (frame["emitted"] == 10).all() and (above["accepted"] <= above["judged"]).all()
     assert stages.predicted_seconds(frame).notna().all()
     work = frame[frame["draft"] == ""].groupby(["method", "prompt"])["layer_tokens"].min().unstack(0)
-    assert (work["hispec"] > work["baseline"]).all() and (work["self_speculation"] >= work["baseline"]).all() and (work > 0).all(axis=None)
+    assert (work["hispec"] > work["baseline"]).all() and (work["self_speculation"] >= work["baseline"]).all()
     assert set(compare.speedups(frame)["prompts"]) == {4}
     assert {"kernels", "variables", "models", "diff"} - {"diff"} <= result.origin.keys()
 
