@@ -129,8 +129,6 @@ PLACES = {"self-speculation": (2,), "hispec": (2, 4)}
 DRAFTING = {
     **{f"{name}, {place}": method(name, draft="none", exits=exits, k=2) for name in HEADS for place, exits in PLACES.items()},
     **{name: method(name) for name in HEADS},
-    "drawn clusters, int8": method("flash_int8", selection="sample", k=3),
-    "drawn clusters, int4": method("flash_int4", selection="sample", k=2, finalize="eager"),
     "in_context, eager": method("in_context", finalize="eager", k=6),
     "in_context, three stages": method("in_context", exits=(3,), k=2, interval=3),
 }
@@ -188,30 +186,26 @@ class LiveHead(Fixed):
         return self.head(torch.eye(PREFIXES)[rows], positions, dice)
 
 
-def pairs(**plan):
-    return FlashHead.build(NEAR, None, from_assignments(NEAR, torch.tensor([0, 1, 0, 1]), 2), probes=1, **plan)
-
-
 def small(name):
     if name.startswith("flash"):
-        return pairs(**VARIANTS.get(name, {}))
+        clusters = from_assignments(NEAR, torch.tensor([0, 1, 0, 1]), 2)
+        return FlashHead.build(NEAR, None, clusters, probes=1, **VARIANTS.get(name, {}))
     ranked = {"fr_spec": torch.tensor([2, 0]), "vocab_trim": torch.tensor([3, 1])}
     made = ShortlistHead.build(NEAR, ranked[name]) if name in RANKED else head_named(name, Origin(NEAR))
     return made.with_shortlist(2) if name in SHORT else made
 
 
 NEAR = weight(1, 0)
-LIVE = {"in_context": lambda: small("in_context"), "drawn clusters": lambda: pairs(selection="sample")}
 
 
-@pytest.mark.parametrize("name", [*HEADS, "drawn clusters"])
+@pytest.mark.parametrize("name", HEADS)
 def test_speculative_sampling_keeps_the_law_under_every_head(name):
-    head = LiveHead(LIVE[name]()) if name in LIVE else PrefixHead(small(name))
+    head = LiveHead(small(name)) if name == "in_context" else PrefixHead(small(name))
     assert p_of(stack([head, dense(0)]), 400, law(0)) > 1e-4
 
 
 def test_the_control_a_head_without_its_verifier_is_caught():
-    assert caught(stack([LiveHead(LIVE["drawn clusters"]())]), law(0))
+    assert caught(stack([LiveHead(small("flash"))]), law(0))
 
 
 test_what_cannot_be_is_refused = refusing([
@@ -221,7 +215,7 @@ test_what_cannot_be_is_refused = refusing([
     (lambda: Method(draft="model", head="best"), "head must be one of"),
     (lambda: Method(head="int8"), "needs a verifier above it"),
     (lambda: Method(draft="model", head="int8", probes=3), "has no option 'probes'; its options: none"),
-    (lambda: Method(draft="model", head="flash", shortlist=3), "has no option 'shortlist'; its options: probes, selection"),
+    (lambda: Method(draft="model", head="flash", shortlist=3), "has no option 'shortlist'; its options: probes"),
     (lambda: ShortlistHead.build(matrix(), torch.arange(IDS), size=IDS + 1), "shortlist must lie between 1 and the 500 ranked"),
     (lambda: ShortlistHead.build(matrix(), ranked=torch.tensor([0, IDS])), "lists ids from 0 to 499"),
     (lambda: ShortlistHead.build(matrix(), ranked=torch.tensor([4, 4])), "every id once"),

@@ -104,7 +104,7 @@ def methods(draw, layers):
     return Method(
         draft=draft, head="flash" if flash else "dense", k=draw(st.integers(1, 7)), exits=exits,
         interval=draw(st.integers(1, 8)), finalize=draw(st.sampled_from(["eager", "deferred"])),
-        probes=draw(st.integers(1, 16)), selection=draw(st.sampled_from(["top", "sample"])),
+        probes=draw(st.integers(1, 16)),
         draft_doubt=draw(threshold), verify_doubt=draw(threshold),
         middle=draw(st.sampled_from(["exact", "typical"])), reuse=draw(st.booleans()),
     )  # fmt: skip

@@ -48,7 +48,7 @@ def replayed(models, method, sampling, k, new=24):
     return replayed_all(tracing.replay_texts(trace, alone, method), k)
 
 
-@pytest.mark.parametrize("method", [DENSE, FLASH, replace(FLASH, selection="sample")], ids=["dense", "flash", "sampled"])
+@pytest.mark.parametrize("method", [DENSE, FLASH], ids=["dense", "flash"])
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(0.8, seed=5)], ids=["greedy", "coupled"])
 @pytest.mark.parametrize("k", [1, 3, 8])
 def test_a_replay_counts_what_the_live_decode_counts(method, sampling, k):

@@ -175,7 +175,7 @@ WRONG = [
     (fs.Sampling, "top_p", "0.9", NUMBER), (fs.Sampling, "rule", 1, STRING),
     (fs.Limits, "max_new_tokens", 2.5, WHOLE), (fs.Limits, "finalize", None, STRING),
     *[(fs.Limits, "stop", value, LIST) for value in ("\n", (1, "2"))],
-    *[(fs.Method, name, value, STRING) for name, value in (("draft", None), ("head", 3), ("selection", b"top"))],
+    *[(fs.Method, name, value, STRING) for name, value in (("draft", None), ("head", 3), ("middle", b"exact"))],
     *[(fs.Method, "k", value, WHOLE) for value in (2.5, np.float64(4))],
     *[(fs.Method, "interval", value, WHOLE) for value in (None, [3])],
     *[(fs.Method, "exits", value, LIST) for value in (2, "2", torch.tensor(3))],

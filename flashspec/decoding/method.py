@@ -22,7 +22,6 @@ CHOICES = {
     "middle": ("exact", "typical"),
     "head": tuple(HEADS),
     "finalize": ("eager", "deferred"),
-    "selection": ("top", "sample"),
 }
 
 
@@ -35,7 +34,7 @@ class Method:
     row, "lookup" copies from the text itself, "none" the target: at its top (plain decoding), or at the first
     of `exits` (layers counted from the bottom). Every exit is a stage: the one above the writer verifies `k`,
     later ones `interval`, waiting tokens. `head` names the writer's head (see HEADS): a "flash" one scores
-    `probes` clusters chosen by `selection`, others a `shortlist` of ids (None: the head's own default).
+    the best `probes` clusters, others a `shortlist` of ids (None: the head's own default).
 
     Stages may ask the one above early: the writer before a draw, a middle verifier after its check, where the
     largest probability lies below `draft_doubt` or `verify_doubt`. `middle` "typical" lets middle verifiers keep
@@ -49,7 +48,6 @@ class Method:
     exits: tuple[int, ...] = ()
     interval: int = 4
     probes: int | None = None
-    selection: str = "top"
     draft_doubt: float | None = None
     verify_doubt: float | None = None
     middle: str = "exact"
@@ -89,8 +87,8 @@ class Method:
 def _check_options(method: Method) -> None:
     """Refuse options that the method's head does not take; the dense head ignores those of others."""
     takes = HEADS[method.head].options
-    for name, default in (("probes", None), ("selection", "top"), ("shortlist", None)):
-        if getattr(method, name) != default and name not in takes and method.head != "dense":
+    for name in ("probes", "shortlist"):
+        if getattr(method, name) is not None and name not in takes and method.head != "dense":
             raise ValueError(f"head {method.head!r} has no option {name!r}; its options: {', '.join(takes) or 'none'}")
 
 
@@ -134,7 +132,7 @@ def build(method: Method, models: Models, sampling: Sampling = GREEDY, context: 
     waits = [1, method.k, *[method.interval] * above]
     first = nothing_to_say if method.draft == "lookup" else unsure(method.draft_doubt)
     doubts = [first, *[unsure(method.verify_doubt)] * (above - 1), None] if above else [None]
-    heads = (_writer_head(method, models, sampling, heads[0]), *heads[1:])
+    heads = (_writer_head(method, models, heads[0]), *heads[1:])
     return [Stage(*parts, fastest) for parts in zip(readers, heads, rules, waits, doubts, strict=False)]
 
 
@@ -151,7 +149,7 @@ def _chain(method: Method, models: Models, context: int) -> list[tuple[Reader, H
     return [*below, *zip(spans(target, stops, context, method.reuse, models.exits), heads, strict=True)]
 
 
-def _writer_head(method: Method, models: Models, sampling: Sampling, dense: Any) -> Head:
+def _writer_head(method: Method, models: Models, dense: Any) -> Head:
     """The head of stage 0: the exact one, or the method's with its options, made afresh if it keeps state."""
     if method.head == "dense":
         return dense
@@ -161,6 +159,4 @@ def _writer_head(method: Method, models: Models, sampling: Sampling, dense: Any)
         head = head.with_probes(method.probes)
     if method.shortlist is not None:
         head = head.with_shortlist(method.shortlist)
-    if method.selection == "sample" and sampling.temperature > 0:
-        head = head.with_plan(selection="sample", temperature=sampling.temperature)
     return head

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from flashspec import kernels
 from flashspec.heads.aware import asked_of, cluster_for
-from flashspec.heads.base import Norm, project, project_blocks, weight_of, wide, widened
+from flashspec.heads.base import Norm, project, project_blocks, weight_of, widened
 from flashspec.heads.cluster import Clusters, Recipe, cluster
 from flashspec.heads.storage import AGAIN, FILE, HeadFile, StoredHead
 from flashspec.heads.table import FlashPlan, Table, build_table, stage_one
@@ -42,7 +42,6 @@ class FlashHead(StoredHead):
         weight: Tensor | kernels.Packed,
         norm: Norm | None = None,
         clusters: Clusters | None = None,
-        plan: FlashPlan | None = None,
         queries: Tensor | None = None,
         **changes: Any,
     ) -> FlashHead:
@@ -56,7 +55,7 @@ class FlashHead(StoredHead):
         chosen = {name: changes.pop(name) for name in CHOICES if name in changes}
         if clusters is not None and chosen:
             raise ValueError(f"{next(iter(chosen))} is a choice of clustering, and clusters are given; give one or the other")
-        plan = (plan or FlashPlan()).changed(changes)
+        plan = FlashPlan().changed(changes)
         asked = None if queries is None else asked_of(weight, queries, norm)
         if clusters is None:
             recipe, points = Recipe(**chosen), widened(weight)
@@ -75,8 +74,6 @@ class FlashHead(StoredHead):
     def scoring(self) -> kernels.Scoring | None:  # type: ignore[override]
         """Norm, clusters, choice and blocks in one call of the compiled kernels."""
         table = self.table
-        if self.plan.selection != "top" or self.plan.best:
-            return None
         return self.compiled(table.directions, kernels.Blocks(table.blocks, table.ids, table.bias, self.probes, table.forced))
 
     @property
@@ -95,37 +92,26 @@ class FlashHead(StoredHead):
         return self.table.directions.nbytes + blocks * (self.table.blocks.nbytes // len(self.table.ids))
 
     def __call__(self, rows: Tensor, positions: Tensor | None = None, dice: Dice | None = None) -> Scores:
-        """Scores [n, (B + probes) * slots] of rows [n, hidden], B always-scored blocks first; or [n, 1] of the best id."""
+        """Scores [n, (B + probes) * slots] of rows [n, hidden], B always-scored blocks first."""
         fast = self.scored(rows)
         if fast is not None:
             return fast
         states, table = self.states(rows), self.table
-        chosen = self.blocks_of(states, positions, dice)
-        if self.plan.best:
-            best = kernels.best_of_blocks(states.to(wide(table.blocks)), table.blocks, table.ids, table.bias, chosen)
-            return Scores(best[0][:, None], best[1][:, None])
+        chosen = self.blocks_of(states)
         logits = project_blocks(states, table.blocks, chosen) + table.bias[chosen]
         return Scores(table.ids[chosen].flatten(1), logits.flatten(1))
 
-    def blocks_of(self, states: Tensor, positions: Tensor | None = None, dice: Dice | None = None) -> Tensor:
-        """Numbers [n, B + probes] of the blocks that normalised rows [n, hidden] are scored against.
-
-        Sampling takes the top of centroids . row / temperature plus noise: a draw without replacement (Kool et al. 2019).
-        """
-        table, likeness = self.table, project(states, self.table.directions)
-        if self.plan.selection == "sample":
-            if positions is None or dice is None:
-                raise ValueError("a head that samples its clusters needs the rows' positions and dice")
-            scaled = likeness * table.lengths / self.plan.temperature
-            likeness = scaled + dice.cluster_gumbel(scaled, positions)
-        chosen = kernels.best_numbers(likeness, self.probes)
+    def blocks_of(self, states: Tensor) -> Tensor:
+        """Numbers [n, B + probes] of the blocks that normalised rows [n, hidden] are scored against."""
+        table = self.table
+        chosen = kernels.best_numbers(project(states, table.directions), self.probes)
         if not table.forced:
             return chosen
         forced = torch.arange(table.clusters, len(table.ids), device=chosen.device)
         return torch.cat((forced.expand(len(chosen), -1), chosen), 1)
 
     def with_plan(self, **changes: Any) -> FlashHead:
-        """This head with another probes, selection, temperature or stage1; no row is copied."""
+        """This head with another probes or stage1; no row is copied."""
         plan, table = self.plan.changed(changes).resolve(self.clusters), self.table
         if plan.always != self.plan.always:
             raise ValueError("always is fixed in a built head; use with_always, or build another")
@@ -146,7 +132,7 @@ class FlashHead(StoredHead):
     @typed
     def with_always(self, always: tuple[int, ...]) -> FlashHead:
         """This head with other always-scored ids; the rows are permuted anew, the clusters stay."""
-        return FlashHead.build(self.weight, self.norm, self.clusters, self.plan, always=tuple(always))
+        return FlashHead.build(self.weight, self.norm, self.clusters, **{**asdict(self.plan), "always": always})
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Clusters and plan."""
@@ -156,7 +142,7 @@ class FlashHead(StoredHead):
     @classmethod
     def restored(cls, file: HeadFile, weight: Tensor | kernels.Packed, norm: Norm | None) -> FlashHead:
         """The clusters of a file, over the weight permuted anew."""
-        return cls.build(weight, norm, _clusters(file, weight), file.fact("plan", FlashPlan))
+        return cls.build(weight, norm, _clusters(file, weight), **asdict(file.fact("plan", FlashPlan)))
 
 
 def _clusters(file: HeadFile, weight: Tensor | kernels.Packed) -> Clusters:

@@ -68,11 +68,6 @@ def _flash(origin: Origin) -> FlashHead:
     return head
 
 
-def _index(kind: str, origin: Origin) -> IndexHead:
-    path = origin.stored(kind)
-    return IndexHead.load(path, origin.wide, origin.norm) if path else IndexHead.build(origin.wide, origin.norm, kind=kind)
-
-
 def _ranked(name: str, counted: str, origin: Origin) -> ShortlistHead:
     path = origin.stored(name)
     if path is None:
@@ -84,21 +79,17 @@ def _ranked(name: str, counted: str, origin: Origin) -> ShortlistHead:
 
 
 BUILT_NOW = 65536  # ids of a vocabulary that is clustered where it is asked for
-FLASH, LISTED = ("probes", "selection"), ("shortlist",)
-VARIANTS: dict[str, dict[str, Any]] = {  # 8- and 4-bit centroids; the best id alone
-    "flash_int8": {"stage1": "int8"},
-    "flash_int4": {"stage1": "int4"},
-    "flash_best": {"best": True},
-}
+FLASH, LISTED = ("probes",), ("shortlist",)
+VARIANTS = {f"flash_{kind}": {"stage1": kind} for kind in ("int8", "int4")}  # with centroids of 8 and 4 bits
 RANKED = ("fr_spec", "vocab_trim")
 HEADS: dict[str, Kind] = {
     "dense": Kind(lambda o: DenseHead(o.norm, o.weight)),
     "int8": Kind(lambda o: quantized(o.wide, o.norm, 8)),
     "int4": Kind(lambda o: quantized(o.wide, o.norm, 4)),
     **dict.fromkeys(("flash", *VARIANTS), Kind(_flash, FLASH)),
-    "ivf": Kind(partial(_index, "ivf"), ("probes", "shortlist")),
-    "ivfpq": Kind(partial(_index, "ivfpq"), ("probes", "shortlist")),
-    "hnsw": Kind(partial(_index, "hnsw"), LISTED),
+    "ivf": Kind(lambda o: IndexHead.build(o.wide, o.norm, "ivf"), ("probes", "shortlist")),
+    "ivfpq": Kind(lambda o: IndexHead.build(o.wide, o.norm, "ivfpq"), ("probes", "shortlist")),
+    "hnsw": Kind(lambda o: IndexHead.build(o.wide, o.norm, "hnsw"), LISTED),
     "fr_spec": Kind(partial(_ranked, "fr_spec", "a text"), LISTED),
     "vocab_trim": Kind(partial(_ranked, "vocab_trim", "what the target wrote"), LISTED),
     "in_context": Kind(lambda o: ContextHead(o.norm, o.wide), LISTED),

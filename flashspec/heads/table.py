@@ -16,8 +16,7 @@ from flashspec.kernels.integers import BITS, PANEL
 from flashspec.kernels.pages import Shelf
 from flashspec.typed import typed, whole_numbers
 
-SELECTIONS = ("top", "sample")
-FORMATS = ("weight", "bf16", "int8", "int4")
+FORMATS = ("weight", "int8", "int4")
 
 
 @typed
@@ -25,29 +24,19 @@ FORMATS = ("weight", "bf16", "int8", "int4")
 class FlashPlan:
     """What a FlashHead scores.
 
-    `probes` clusters are scored for each hidden row (None: one in sixteen, as in the authors' code), and the ids
-    in `always` in any case. `selection` "top" takes the best clusters; "sample" draws them without replacement
-    from softmax(centroids . row / temperature), so that every id can be drafted. `stage1` is the format of the
-    centroids ("weight": the weight's own). With `best` a head names its best id alone, as a sure proposal, found
-    by one fused kernel on CUDA.
+    The `probes` best clusters are scored for each hidden row (None: one in sixteen, as in the authors' code), and the
+    ids in `always` in any case. `stage1` is the format of the centroids ("weight": the weight's own).
     """
 
     probes: int | None = None
     always: tuple[int, ...] = ()
-    selection: str = "top"
-    temperature: float = 1.0
     stage1: str = "weight"
-    best: bool = False
 
     def __post_init__(self) -> None:
         if self.probes is not None and self.probes < 1:
             raise ValueError(f"probes must be at least 1, got {self.probes}")
-        if self.selection not in SELECTIONS:
-            raise ValueError(f"selection must be one of {', '.join(SELECTIONS)}, got {self.selection!r}")
         if self.stage1 not in FORMATS:
             raise ValueError(f"stage1 must be one of {', '.join(FORMATS)}, got {self.stage1!r}")
-        if not self.temperature > 0:
-            raise ValueError(f"temperature of sampled clusters must be above 0, got {self.temperature}; or selection='top'")
         if len(set(self.always)) < len(self.always):
             raise ValueError("always lists an id twice; list each once")
 
@@ -81,7 +70,6 @@ class Table(NamedTuple):
     ids: Tensor  # [K + B, slots] int64
     bias: Tensor  # [K + B, slots], 0 or -inf
     directions: Tensor | Packed  # [K, D] unit or plain centroids, in the format of stage 1
-    lengths: Tensor  # [K] lengths of the centroids where directions are units, else ones
 
     @property
     def clusters(self) -> int:
@@ -113,14 +101,9 @@ def build_table(weight: Tensor | Packed, clusters: Clusters, plan: FlashPlan) ->
     off[: clusters.count] |= torch.isin(clusters.members, chosen)
     ids = members.where(members >= 0, members[:, :1])
     bias = torch.zeros(ids.shape, dtype=wide(weight), device=weight.device).masked_fill(off, -torch.inf)
-    shelf, lengths = Shelf(), clusters.centroids.to(wide(weight))
-    return Table(
-        blocks=_taken(weight, ids, shelf),
-        ids=shelf.moved(ids),
-        bias=shelf.moved(bias),
-        directions=stage_one(clusters, weight, plan.stage1),
-        lengths=lengths.norm(dim=1) if clusters.spherical else torch.ones_like(lengths[:, 0]),
-    )
+    shelf = Shelf()
+    blocks, directions = _taken(weight, ids, shelf), stage_one(clusters, weight, plan.stage1)
+    return Table(blocks, shelf.moved(ids), shelf.moved(bias), directions)
 
 
 def _taken(weight: Tensor | Packed, ids: Tensor, shelf: Shelf) -> Tensor | Packed:
@@ -135,8 +118,6 @@ def stage_one(clusters: Clusters, weight: Tensor | Packed, kind: str) -> Tensor 
     """What clusters [K, D] are found by, directions or means, in the format `kind` ("weight": the weight's)."""
     means = clusters.centroids.to(wide(weight))
     unit = F.normalize(means, dim=1) if clusters.spherical else means
-    if kind in ("int8", "int4"):
-        return pack(unit, int(kind[3:]))
-    if isinstance(weight, Packed):
-        return pack(unit, BITS[weight.kind]) if kind == "weight" else Shelf().moved(unit.bfloat16())
-    return Shelf().moved(unit.to(torch.bfloat16 if kind == "bf16" else weight.dtype))
+    if isinstance(weight, Packed) and kind == "weight":
+        return pack(unit, BITS[weight.kind])
+    return Shelf().moved(unit.to(weight.dtype)) if kind == "weight" else pack(unit, int(kind[3:]))
