@@ -143,8 +143,8 @@ def test_calibrated_ids_are_those_missed_and_end_those_misses():
     head, rows = flash(probes=4), hidden()
     always = calibrate_always(head, dense(), rows, count=ROWS)
     assert set(always) == set(dense()(rows).logits.argmax(1)[required_probes(head, dense(), rows) > 4].tolist())
-    assert agreement(head, dense(), rows) < agreement(head.with_always(always), dense(), rows) == 1.0
-    assert (required_probes(head.with_always(always), dense(), rows) <= 4).all()
+    assert agreement(head, dense(), rows) < agreement(head.with_plan(always=always), dense(), rows) == 1.0
+    assert (required_probes(head.with_plan(always=always), dense(), rows) <= 4).all()
     often = torch.cat((rows, rows[required_probes(head, dense(), rows) > 4][-1:].expand(3, -1)))
     assert calibrate_always(head, dense(), often, count=1) == (int(dense()(often[-1:]).logits.argmax()),)
 
@@ -167,7 +167,7 @@ test_what_cannot_be_is_refused = refusing([
     (lambda: flash(always=(4, 4)), "lists an id twice"),
     (lambda: flash(stage1="int3"), "stage1 must be one of"),
     (lambda: flash(probe=3), "no option 'probe'"),
-    (lambda: flash().with_plan(always=(3,)), "fixed in a built head"),
+    (lambda: flash().with_plan(always=(VOCAB,)), "ids run from 0"),
     (lambda: flash()(hidden()[:, 1:]), "reads rows of shape"),
     (lambda: dense()(hidden()[0]), "reads rows of shape"),
     (lambda: FlashHead.build(weight().index_fill(0, torch.tensor([3]), torch.nan)), "NaN or infinite"),

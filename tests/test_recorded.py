@@ -20,7 +20,7 @@ from flashspec.models.graphs import Replay
 from flashspec.models.packed import PackedLinear
 from flashspec.study.real_shapes import TINY
 
-NAMES = ("dense", "flash", "flash_int8", "preview", "hispec", "cascade", "baseline")
+NAMES = ("dense", "flash", "preview", "hispec", "cascade", "baseline")
 WAITS = {
     "item", "_local_scalar_dense", "is_nonzero", "nonzero", "masked_select", "equal", "bincount", "_unique2", "lift_fresh",
     "argwhere", "unique_consecutive",
@@ -93,7 +93,7 @@ def recording(monkeypatch):
 
 def stages_of(name, sampling, record):
     changes = {} if name == "baseline" else {"k": 3}
-    if name in ("flash_int8", "preview"):
+    if name == "preview":
         name, changes = "dense", changes | {"head": name}
     return switched(build(method_named(name, changes), duo(0), sampling, 64), record)
 

@@ -10,9 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from flashspec.heads.balance import assign_balanced
 from flashspec.heads.base import Norm, check_rows, fused, project
-from flashspec.heads.cluster import Clusters, Recipe, means_of, members_of, refuse_weight
+from flashspec.heads.cluster import Clusters, Recipe, assign_balanced, means_of, members_of, refuse_weight
 from flashspec.kernels import Packed
 
 ROUNDS, TURNS = 3, 4  # balanced Lloyd rounds behind the bisection; turns of two means at a cut

@@ -111,10 +111,10 @@ class FlashHead(StoredHead):
         return torch.cat((forced.expand(len(chosen), -1), chosen), 1)
 
     def with_plan(self, **changes: Any) -> FlashHead:
-        """This head with another probes or stage1; no row is copied."""
+        """This head with another plan; rows are permuted anew where `always` changes, and the clusters stay."""
         plan, table = self.plan.changed(changes).resolve(self.clusters), self.table
         if plan.always != self.plan.always:
-            raise ValueError("always is fixed in a built head; use with_always, or build another")
+            return FlashHead.build(self.weight, self.norm, self.clusters, **asdict(plan))
         if plan.stage1 != self.plan.stage1:
             table = table._replace(directions=stage_one(self.clusters, self.weight, plan.stage1))
         return replace(self, plan=plan, table=table)
@@ -128,11 +128,6 @@ class FlashHead(StoredHead):
         """This head with the most probes that score at most this share of the vocabulary, centroids included."""
         spare = int(share * self.vocab_size) - (self.rows_scored - self.probes * self.table.slots)
         return self.with_probes(min(self.table.clusters, max(1, spare // self.table.slots)))
-
-    @typed
-    def with_always(self, always: tuple[int, ...]) -> FlashHead:
-        """This head with other always-scored ids; the rows are permuted anew, the clusters stay."""
-        return FlashHead.build(self.weight, self.norm, self.clusters, **{**asdict(self.plan), "always": always})
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Clusters and plan."""

@@ -8,8 +8,8 @@ clustering_cache.safetensors with `centroids` [1, 1, D, K] (or [D, K]; columns o
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from msgspec.structs import astuple
 from torch import Tensor
 
 from flashspec.heads.base import Norm
@@ -24,7 +24,7 @@ CACHE = "clustering_cache.safetensors"
 
 def is_public(folder: Path | str) -> bool:
     """Whether a checkpoint folder switches a FlashHead on in the public layout."""
-    return (Path(folder) / "config.json").is_file() and bool(_options(Path(folder)).flash_head_cache_dir)
+    return (Path(folder) / "config.json").is_file() and _options(Path(folder)).flash_head_cache_dir is not None
 
 
 def load_public(folder: Path | str, weight: Tensor, norm: Norm | None = None) -> FlashHead:
@@ -35,7 +35,7 @@ def load_public(folder: Path | str, weight: Tensor, norm: Norm | None = None) ->
     """
     folder = Path(folder)
     options = _options(folder)
-    if not options.flash_head_cache_dir:
+    if options.flash_head_cache_dir is None:
         raise ValueError(f"{folder / 'config.json'} has no flash_head_cache_dir; this is not a checkpoint with a FlashHead")
     path = inside(folder, f"{options.flash_head_cache_dir}/{CACHE}", folder / "config.json")
     if not path.is_file():
@@ -51,9 +51,9 @@ def load_public(folder: Path | str, weight: Tensor, norm: Norm | None = None) ->
 
 def _options(folder: Path) -> PublicHead:
     """The options at the top of config.json, those of its text_config where the top has none."""
-    found = shaped(read_config(folder), PublicHead, folder / "config.json")
-    nested = found.text_config or PublicHead()
-    return PublicHead(*(other if value is None else value for value, other in zip(astuple(found), astuple(nested), strict=True)))
+    raw, path = read_config(folder), folder / "config.json"
+    nested = shaped(raw.get("text_config") or {}, dict[str, Any], path)
+    return shaped(nested | {name: value for name, value in raw.items() if value is not None}, PublicHead, path)
 
 
 def _clusters(centroids: Tensor, assignments: Tensor, weight: Tensor) -> Clusters:

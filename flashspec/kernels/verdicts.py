@@ -7,8 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from flashspec.kernels.build import address, call, library
-from flashspec.kernels.source import structure
+from flashspec.kernels.build import address, call, library, structure
 
 ROW = structure("Row")
 

@@ -8,9 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from flashspec.kernels.build import address, call
+from flashspec.kernels.build import address, call, structure
 from flashspec.kernels.scoring import Scoring
-from flashspec.kernels.source import structure
 
 WRITER, LAW, BURST = (structure(name) for name in ("Writer", "Law", "Burst"))
 

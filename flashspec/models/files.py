@@ -282,10 +282,8 @@ class Tokenizer(Struct):
 
 
 class PublicHead(Struct):
-    """The options of a FlashHead in the public layout, at the top of config.json or in its text_config."""
+    """The options of a FlashHead in the public layout."""
 
     flash_head_cache_dir: str | None = None
     flash_head_special_token_ids: Ids = None
     n_probes: Count | None = None
-    vocab_size: Count | None = None
-    text_config: PublicHead | None = None

@@ -15,11 +15,10 @@ from torch.nn import functional as F
 
 from flashspec.kernels.integers import Packed
 from flashspec.models import checkpoint
-from flashspec.models.config import OFFSET, ModelConfig, Part, parts, to_hf
+from flashspec.models.config import OFFSET, ModelConfig, Part, inverse_frequencies, parts, to_hf
 from flashspec.models.folder import GGUF
 from flashspec.models.gguf_checkpoint import GgufCheckpoint
 from flashspec.models.packed import PackedLinear
-from flashspec.models.rope import inverse_frequencies
 from flashspec.typed import typed
 
 Filling = nn.Module | dict[str, Tensor]
