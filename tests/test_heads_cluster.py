@@ -94,8 +94,8 @@ def test_only_the_direction_of_a_row_decides_its_cluster():
 def test_memory_chunks_change_nothing(monkeypatch):
     points, centroids = F.normalize(rows(500), dim=1), F.normalize(rows(32, seed=1), dim=1)
     whole = assign_balanced(points, centroids, 16)
-    monkeypatch.setattr("flashspec.heads.cluster.CHUNK_SCORES", 64 * 32)
-    monkeypatch.setattr("flashspec.heads.cluster.SHORTLIST", 32)
+    monkeypatch.setattr(sys.modules[Recipe.__module__], "CHUNK_SCORES", 64 * 32)
+    monkeypatch.setattr(sys.modules[Recipe.__module__], "SHORTLIST", 32)
     assert torch.equal(whole, assign_balanced(points, centroids, 16))
 
 

@@ -5,15 +5,12 @@ Only safetensors are read and only code that transformers itself contains is run
 
 from __future__ import annotations
 
-import contextlib
-import math
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from flashspec.models.files import Kind, ids_of, shaped
@@ -66,7 +63,8 @@ class Adapter:
         """
         about, place = shaped(read_config(folder), Kind, folder / "config.json"), device_named(device)
         _refuse(folder, about)
-        refuse_bytes(str(folder), needed_bytes(folder, dtype) // (processes() if shared else 1), place)
+        needed = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+        refuse_bytes(str(folder), needed // (processes() if shared else 1), place)
         kind = "auto" if dtype == "auto" else dtype_named(dtype)
         return cls(_from_pretrained(folder, about, {"dtype": kind} | _place(str(place), shared)), shared)
 
@@ -186,20 +184,6 @@ def _refuse(folder: Path, about: Kind) -> None:
         raise ValueError(
             f"{folder} is quantised by {found.quant_method!r}, which transformers does not load; it loads: {', '.join(LOADERS)}"
         )
-
-
-def needed_bytes(folder: Path, dtype: str = "auto") -> int:
-    """Bytes that the weights take: their files, and what compressed-tensors unpacks."""
-    from safetensors import safe_open
-
-    files = sorted(folder.glob("*.safetensors"))
-    total, width = sum(path.stat().st_size for path in files), 4 if dtype == "float32" else 2
-    for path in files:
-        with contextlib.suppress(SafetensorError), safe_open(path, "pt") as tensors:  # refused in words where it is read
-            for name in (name for name in sorted(tensors.keys()) if name.endswith(".weight_packed")):
-                shape = tensors.get_tensor(name.removesuffix("packed") + "shape")
-                total += width * int(shape.prod()) - 4 * math.prod(tensors.get_slice(name).get_shape())
-    return total
 
 
 def _place(device: str, shared: bool) -> dict[str, Any]:
