@@ -4,11 +4,10 @@ from flashspec.heads.base import Head
 from flashspec.heads.candidates import ContextHead, PreviewHead, ShortlistHead, ranked_by_frequency
 from flashspec.heads.cluster import Clusters, Recipe, cluster
 from flashspec.heads.dense import DenseHead, LogitRows, quantized
-from flashspec.heads.flash import FlashHead
+from flashspec.heads.flash import FlashHead, FlashPlan
 from flashspec.heads.index import IndexHead
 from flashspec.heads.recall import agreement, calibrate_always, required_probes
 from flashspec.heads.registry import HEADS, Origin, head_named
-from flashspec.heads.table import FlashPlan
 
 __all__ = [
     "Clusters", "ContextHead", "DenseHead", "FlashHead", "FlashPlan", "HEADS", "Head", "IndexHead", "LogitRows", "Origin",
