@@ -7,16 +7,8 @@ import torch
 from shelf import refused
 from torch.nn import functional as F
 
-from flashspec.heads.cluster import (
-    Recipe,
-    assign_balanced,
-    balanced,
-    cluster,
-    from_assignments,
-    members_of,
-    nearest,
-    unconstrained,
-)  # fmt: skip
+from flashspec.heads import cluster
+from flashspec.heads.cluster import Recipe, assign_balanced, balanced, from_assignments, members_of, nearest, unconstrained
 
 
 def rows(count, width=24, seed=0):

@@ -122,7 +122,7 @@ def test_recorded_bursts_and_verifications_write_the_text_of_their_eager_twin(na
 
 
 def test_4_bit_layers_in_bfloat16_are_recorded_too(recording, monkeypatch):
-    for module in ("kernels", "kernels.integers", "kernels.scoring", "kernels.verdicts"):
+    for module in ("kernels", "kernels.integers", "kernels.scoring", "kernels.writing"):
         monkeypatch.setattr(import_module(f"flashspec.{module}"), "library", lambda: None)
     monkeypatch.setitem(synthetic.SHAPES, "tiny", TINY)
     models = Models(synthetic.synthetic("tiny-AWQ"), synthetic.synthetic("tiny", depth=2))
