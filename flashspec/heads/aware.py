@@ -58,7 +58,8 @@ def cluster_for(weight: Tensor, asked: Asked, recipe: Recipe) -> Clusters:
     refuse_weight(weight, recipe.cluster_size)
     size, rows, shares = recipe.cluster_size, weight.float(), (asked.likely + RARE).pow(0.25)
     with tqdm(total=1 + ROUNDS, desc="clustering", unit="pass", delay=2, leave=False) as bar:
-        points = rows @ _metric(asked.states)
+        values, vectors = torch.linalg.eigh(asked.states.T @ asked.states / len(asked.states))
+        points = rows @ (vectors * values.clamp(min=0).sqrt())[:, -NARROW:]  # by a root of the second moment of what is asked
         assignments = bisected(points, size, recipe.seed)
         bar.update()
         for _ in range(ROUNDS):
@@ -69,12 +70,6 @@ def cluster_for(weight: Tensor, asked: Asked, recipe: Recipe) -> Clusters:
             bar.update()
     members = members_of(assignments, -(-len(rows) // size), size)
     return Clusters(assignments, members, means_of(rows, assignments, shares), spherical=False)
-
-
-def _metric(states: Tensor) -> Tensor:
-    """A root [D, d] of the states' second moment, in its d greatest directions."""
-    values, vectors = torch.linalg.eigh(states.T @ states / len(states))
-    return (vectors * values.clamp(min=0).sqrt())[:, -NARROW:]
 
 
 def bisected(points: Tensor, size: int, seed: int = 0) -> Tensor:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from flashspec.models.files import Kind, ids_of, shaped
 from flashspec.models.folder import first_line, read_config
@@ -51,8 +52,8 @@ class Adapter:
         self.model = model.eval().requires_grad_(False)
         self.config = _facts(model)
         self.device: torch.device = next(model.parameters()).device
-        self.head_weight: Tensor | None = None if shared else _vocabulary_weight(model)
-        self._certify()
+        self.head_weight: Tensor | None = None
+        self._certify(shared)
 
     @classmethod
     def load(cls, folder: Path, dtype: str = "auto", device: str = "cpu", shared: bool = False) -> Adapter:
@@ -98,24 +99,27 @@ class Adapter:
         return rows[0].float()
 
     @torch.inference_mode()
-    def _certify(self) -> None:
+    def _certify(self, shared: bool) -> None:
         """Decide what rows are, and refuse a model whose cache does not come back after a rewind."""
         ids = torch.tensor(PROBE, device=self.device) % self.config.vocab_size
-        if self.head_weight is not None and not self._plain_head(ids):
-            self.head_weight = None
+        self.head_weight = None if shared else self._plain_weight(ids)
         tolerance = 1e-3 if self.model.dtype.itemsize >= 4 else 0.05  # read in parts, only the rounding differs
         if not _same(self._rewound(ids), self.run(ids, self.cache()), tolerance):
             raise ValueError(
                 f"{self.config.family} keeps a state that cannot be rewound; use a model whose cache holds every token"
             )
 
-    def _plain_head(self, ids: Tensor) -> bool:
-        """Whether logits are the vocabulary weight times the last hidden states, with nothing behind it."""
+    def _plain_weight(self, ids: Tensor) -> Tensor | None:
+        """The vocabulary weight, None where logits are more than its products with the last hidden states."""
         if self.model.base_model is self.model:
-            return False
+            return None
         logits = self.model(input_ids=ids[None], use_cache=False).logits  # first: compressed-tensors unpacks here
         hidden = self.model.base_model(input_ids=ids[None], use_cache=False).last_hidden_state
-        return _same(self.model.get_output_embeddings()(hidden), logits, 1e-5)
+        weight = getattr(self.model.get_output_embeddings(), "weight", None)
+        if not isinstance(weight, Tensor) or weight.shape != (self.config.vocab_size, hidden.shape[-1]):
+            return None
+        plain = weight.is_floating_point() and _same(F.linear(hidden, weight), logits, 1e-5)
+        return weight.detach() if plain else None
 
     def _rewound(self, ids: Tensor) -> Tensor:
         """Rows of ids read in two parts, two wrong tokens read and forgotten between them."""
@@ -144,16 +148,6 @@ def _facts(model: Any) -> AdapterConfig:
         context=getattr(config, "max_position_embeddings", None) or 2048,
         eos=ids_of(stops),
     )
-
-
-def _vocabulary_weight(model: Any) -> Tensor | None:
-    """The weight that turns last hidden states into logits, None where there is more to it."""
-    head = model.get_output_embeddings()
-    weight = getattr(head, "weight", None)
-    if not isinstance(weight, Tensor) or getattr(head, "bias", None) is not None or not weight.is_floating_point():
-        return None
-    text = model.config.get_text_config()
-    return weight.detach() if weight.shape == (text.vocab_size, text.hidden_size) else None
 
 
 def processes() -> int:
