@@ -116,7 +116,7 @@ class Adapter:
         logits = self.model(input_ids=ids[None], use_cache=False).logits  # first: compressed-tensors unpacks here
         hidden = self.model.base_model(input_ids=ids[None], use_cache=False).last_hidden_state
         weight = getattr(self.model.get_output_embeddings(), "weight", None)
-        if not isinstance(weight, Tensor) or weight.shape != (self.config.vocab_size, hidden.shape[-1]):
+        if not isinstance(weight, Tensor) or weight.shape != (self.config.vocab_size, self.config.hidden):
             return None
         plain = weight.is_floating_point() and _same(F.linear(hidden, weight), logits, 1e-5)
         return weight.detach() if plain else None
