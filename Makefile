@@ -43,7 +43,7 @@ lint: .venv/.extra-book .venv/.extra-test ## style and types
 models: .venv/.extra-book ## train the reference models from scratch (hours; can be stopped and resumed); FAMILY=1 the drafts' family
 	$(BIN)/flashspec $(if $(filter 1,$(FAMILY)),draft family,train)
 
-gpu: ## true shapes on a CUDA device, resumable, with the Python at hand (flashspec's own needs, triton, transformers, pandas, pyarrow)
+gpu: ## true shapes on a CUDA device, resumable, with the Python at hand (flashspec's own needs, transformers, pandas, pyarrow)
 	$(PYTHON) -m flashspec.cli.main gpu $(GPU_FLAGS)
 
 peer-llama: ## build llama.cpp (its Python wheel, from source) into .venv-llama, for races beside it

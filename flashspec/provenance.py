@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-PACKAGES = ("numpy", "safetensors", "tokenizers", "transformers", "faiss-cpu", "triton", "papermill")
+PACKAGES = ("numpy", "safetensors", "tokenizers", "transformers", "faiss-cpu", "papermill")
 RESULTS, MODELS = "FLASHSPEC_RESULTS", "FLASHSPEC_MODELS"
 PLACES = {RESULTS, MODELS}  # which no origin tells
 MODEL_FILES = ("*.safetensors", "config.json", "tokenizer.json")

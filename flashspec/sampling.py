@@ -14,7 +14,7 @@ from flashspec.once import Once
 from flashspec.typed import typed
 
 RULES = ("coupling", "speculative", "typical")
-USES = {"draw": 1, "accept": 2, "residual": 3, "clusters": 4, "gumbel": 5}
+USES = {"draw": 1, "accept": 2, "residual": 3, "gumbel": 5}
 COLDEST = 1e-3  # logits divided by less leave float32
 _MASK = (1 << 64) - 1
 _HASHED: Once[tuple[int, torch.device], Tensor] = Once()
@@ -158,10 +158,6 @@ class Dice(NamedTuple):
         table = hashed_ids(vocab_size, scores.logits.device if scores else torch.device("cpu"))
         ids = None if scores is None else scores.ids
         return table[None] if ids is None else table[ids], self.keys(positions, "gumbel")
-
-    def cluster_gumbel(self, scores: Tensor, positions: Tensor) -> Tensor:
-        """Noise like scores [n, clusters], for drawing clusters at positions [n]."""
-        return self.noise(hashed_ids(scores.shape[1], scores.device)[None], self.keys(positions, "clusters"))
 
     def gumbel(self, scores: Scores, positions: Tensor, vocab_size: int) -> Tensor:
         """Noise [n, m] for the ids of scores [n, m], at positions [n] that the host knows."""

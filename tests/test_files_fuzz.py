@@ -1,6 +1,5 @@
 """Five thousand spoiled files: each is read as a usable value, or refused in one sentence that names it."""
 
-import importlib.util
 import json
 import math
 import struct
@@ -8,7 +7,6 @@ import time
 from dataclasses import replace
 
 import pytest
-import test_heads_public
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,7 +17,6 @@ import flashspec as fs
 from flashspec import FlashHead
 from flashspec.decoding.vocabulary import tokenizer_of, words_of
 from flashspec.heads.candidates import ShortlistHead
-from flashspec.heads.index import IndexHead
 from flashspec.heads.storage import FILE
 from flashspec.models.adapter import Adapter
 from flashspec.models.awq import scheme_of
@@ -47,11 +44,8 @@ def home(tmp_path_factory):
     weight = model.head_weight.detach()
     FlashHead.build(weight, cluster_size=4, always=(3,)).save(place / "model")
     ShortlistHead.build(weight, torch.arange(20)).save(place / "model" / "fr_spec_head.safetensors")
-    if importlib.util.find_spec("faiss"):
-        IndexHead.build(weight).save(place / "model" / "ivf_head.safetensors")
     randomised(CONFIG).save(place / "whole", dtype="float32")
     write_awq(replace(SMALL, layers=1, vocab_size=32), place / "awq")
-    test_heads_public.fabricate(place / "public")
     return place
 
 
@@ -110,10 +104,8 @@ CASES = {  # a file, what reads it, and how often it is spoiled
     "template": ("model/tokenizer_config.json", lambda folder: chat_prompt(folder, "w1"), 50),
     "weights": ("whole/model.safetensors", _loaded, 300),
     "exits": (f"model/{EXITS_FILE}", _exits, 250),
-    "FlashHead": (f"model/{FILE}", _head(FlashHead, FILE), 200),
-    "shortlist": ("model/fr_spec_head.safetensors", _head(ShortlistHead, "fr_spec_head.safetensors"), 150),
-    "ivf": ("model/ivf_head.safetensors", _head(IndexHead, "ivf_head.safetensors"), 100),
-    "public FlashHead": ("public/config.json", test_heads_public.read, 100),
+    "FlashHead": (f"model/{FILE}", _head(FlashHead, FILE), 300),
+    "shortlist": ("model/fr_spec_head.safetensors", _head(ShortlistHead, "fr_spec_head.safetensors"), 250),
 }
 assert sum(cases for *_, cases in CASES.values()) >= 5000
 

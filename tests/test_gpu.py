@@ -19,7 +19,7 @@ from flashspec.study import live, loading, notebooks, real_shapes, tables
 from flashspec.study.real_shapes import EXPERIMENT, PARTS, PRESETS, Params, Row
 
 SMOKE = PRESETS["smoke"]
-HEADS = {("dense", 0), ("flash_best", 8)}
+HEADS = {("dense", 0), ("flash", 8)}
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def test_the_parts_hold_what_a_round_is_made_of(measured):
     # both final tokens, with and without graphs, every length of a check, each span of the exits, and the roofline of each
     found = {part: EXPERIMENT.stored(replace(SMOKE, part=part), measured).frame for part in PARTS}
     texts = found.pop("correctness")
-    assert set(texts["group"]) == {"baseline text", "dense text", "flash_best text", "int4 product", "best of the probed blocks"}
+    assert set(texts["group"]) == {"baseline text", "dense text", "flash text", "int4 product"}
     assert (texts["agrees"] == True).all()  # noqa: E712
     for frame in found.values():
         assert (frame["seconds"] > 0).all() and (frame["bandwidth"] > 0).all() and frame["agrees"].isna().all()

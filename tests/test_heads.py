@@ -18,8 +18,7 @@ WIDE = [torch.float32, torch.bfloat16, torch.float64]
 EDGES = (0, 3, VOCAB - 1)
 CHANGES = [
     {}, {"cluster_size": 1}, {"cluster_size": 7, "always": EDGES}, {"always": EDGES}, {"seed": 3},
-    {"stage1": "bf16"}, {"stage1": "int8"}, {"stage1": "int4", "always": EDGES, "cluster_size": 7},
-    {"selection": "sample"}, {"selection": "sample", "stage1": "int8", "always": EDGES},
+    {"stage1": "int8"}, {"stage1": "int4", "always": EDGES, "cluster_size": 7},
 ]  # fmt: skip
 
 
@@ -73,10 +72,7 @@ def test_logits_are_the_dense_ones_row_by_row_and_all_of_them_where_every_cluste
     assert not torch.equal(together.ids, together.ids[:1].expand(ROWS, -1)), "every row probes for itself"
 
 
-PACKED = [
-    {}, {"always": (*EDGES, *range(40, 60))}, {"stage1": "bf16"}, {"stage1": "int4", "always": EDGES}, {"selection": "sample"},
-    {"queries": hidden()},
-]  # fmt: skip
+PACKED = [{}, {"always": (*EDGES, *range(40, 60))}, {"stage1": "int4", "always": EDGES}, {"queries": hidden()}]
 
 
 @pytest.mark.skipif(not kernels.available(), reason="no C compiler here")
@@ -89,10 +85,8 @@ def test_a_packed_table_gives_the_packed_dense_heads_logits_bit_for_bit(changes,
     for each in (head.with_probes(5), head.with_probes(33)):
         scores, twin = (one(hidden(), POSITIONS, Dice(4)) for one in (each, replace(each, norm=lambda x: head.norm(x))))
         assert is_exact(scores, exact, 0) and torch.equal(scores.ids, twin.ids) and torch.equal(scores.logits, twin.logits)
-        assert (each.scoring is None) == (each.plan.selection == "sample")
+        assert each.scoring is not None
     assert int((scores.logits > -torch.inf).sum()) == ROWS * VOCAB and scores.logits.shape[1] < VOCAB + 64
-    best = replace(head, plan=head.plan.changed({"best": True, "probes": 33}))(hidden(), POSITIONS, Dice(4))
-    assert torch.equal(best.logits[:, 0], exact.amax(1)) and torch.equal(best.ids[:, 0], exact.argmax(1))
     turned = replace(packed, cells=head.table.blocks.cells.flip(1), rows=head.table.ids.numel())
     controls = replace(each, table=head.table._replace(blocks=turned)), FlashHead.build(packed.dequantised(), norm(), probes=33)
     assert not any(is_exact(control(hidden(), POSITIONS, Dice(4)), exact, 0) for control in controls)
@@ -122,12 +116,11 @@ def test_the_control_a_head_with_a_spoilt_table_is_caught(changes, part, spoil):
 
 def test_a_rounded_first_stage_reads_fewer_bytes_and_finds_nearly_the_same():
     head = flash(torch.bfloat16, probes=8)
-    rounded = {kind: head.with_plan(stage1=kind) for kind in ("bf16", "int8", "int4")}
-    assert head.bytes_read(1) == rounded["bf16"].bytes_read(1)
+    rounded = {kind: head.with_plan(stage1=kind) for kind in ("weight", "int8", "int4")}
     count, size = head.table.clusters, {kind: each.table.directions.nbytes for kind, each in rounded.items()}
     panels = -(-count // 16) * 16
-    assert size["bf16"] / count > size["int8"] / panels > size["int4"] / panels
-    chosen = [rounded[kind].blocks_of(head.norm(hidden())).tolist() for kind in ("bf16", "int8")]
+    assert size["weight"] / count > size["int8"] / panels > size["int4"] / panels
+    chosen = [rounded[kind].blocks_of(head.norm(hidden())).tolist() for kind in ("weight", "int8")]
     assert sum(len(set(a) & set(b)) for a, b in zip(*chosen, strict=True)) > 0.9 * 8 * ROWS
     assert rounded["int8"].table.blocks is head.with_probes(7).table.blocks is head.table.blocks
 
@@ -150,35 +143,10 @@ def test_calibrated_ids_are_those_missed_and_end_those_misses():
     head, rows = flash(probes=4), hidden()
     always = calibrate_always(head, dense(), rows, count=ROWS)
     assert set(always) == set(dense()(rows).logits.argmax(1)[required_probes(head, dense(), rows) > 4].tolist())
-    assert agreement(head, dense(), rows) < agreement(head.with_always(always), dense(), rows) == 1.0
-    assert (required_probes(head.with_always(always), dense(), rows) <= 4).all()
+    assert agreement(head, dense(), rows) < agreement(head.with_plan(always=always), dense(), rows) == 1.0
+    assert (required_probes(head.with_plan(always=always), dense(), rows) <= 4).all()
     often = torch.cat((rows, rows[required_probes(head, dense(), rows) > 4][-1:].expand(3, -1)))
     assert calibrate_always(head, dense(), often, count=1) == (int(dense()(often[-1:]).logits.argmax()),)
-
-
-def drawn(seed, positions):
-    head = flash(probes=2, selection="sample", temperature=2.0)
-    return head(hidden()[:1].expand(len(positions), -1), positions, Dice(seed)).ids
-
-
-def test_sampled_clusters_are_a_function_of_seed_and_position_and_reach_every_id_as_top_ones_do_not():
-    positions = torch.tensor([7, 7, 3, 8])
-    ids = drawn(0, positions)
-    assert torch.equal(ids[0], ids[1]) and torch.equal(ids, drawn(0, positions.flip(0)).flip(0))
-    assert not torch.equal(ids[0], ids[3]) and not torch.equal(ids, drawn(1, positions))
-    assert drawn(0, torch.arange(6_000)).unique().numel() == VOCAB
-    assert flash(probes=2)(hidden()[:1]).ids.unique().numel() <= 2 * 16
-
-
-@pytest.mark.parametrize(("temperature", "fits"), [(2.0, True), (4.0, False)])
-def test_the_first_cluster_is_drawn_with_its_softmax_probability(temperature, fits):
-    head = flash(probes=1, selection="sample", temperature=temperature)
-    row, count = hidden()[:1], 6_000
-    ids = head(row.expand(count, -1), torch.arange(count), Dice(3)).ids[:, 0]
-    seen = torch.bincount(head.clusters.assignments[ids], minlength=head.clusters.count).double()
-    share = (head.clusters.centroids @ head.norm(row)[0] / 2.0).softmax(0).double() * count
-    chi2 = ((seen - share).square() / share)[share >= 5].sum()
-    assert bool(chi2 < (share >= 5).sum() * 2.5) is fits
 
 
 def test_rows_scored_and_bytes_read_count_every_row_once():
@@ -197,14 +165,11 @@ test_what_cannot_be_is_refused = refusing([
     (lambda: flash(cluster_size=VOCAB + 1), "exceeds the vocabulary"),
     (lambda: flash(always=(VOCAB,)), "ids run from 0"),
     (lambda: flash(always=(4, 4)), "lists an id twice"),
-    (lambda: flash(selection="best"), "selection must be one of top, sample"),
-    (lambda: flash(temperature=0.0), "must be above 0"),
     (lambda: flash(stage1="int3"), "stage1 must be one of"),
     (lambda: flash(probe=3), "no option 'probe'"),
-    (lambda: flash().with_plan(always=(3,)), "fixed in a built head"),
+    (lambda: flash().with_plan(always=(VOCAB,)), "ids run from 0"),
     (lambda: flash()(hidden()[:, 1:]), "reads rows of shape"),
     (lambda: dense()(hidden()[0]), "reads rows of shape"),
-    (lambda: flash(selection="sample")(hidden()), "positions and dice"),
     (lambda: FlashHead.build(weight().index_fill(0, torch.tensor([3]), torch.nan)), "NaN or infinite"),
     (lambda: DenseHead(None, weight().long()), "floating-point"),
     (lambda: FlashHead.build(weight()[0]), "shape"),

@@ -7,8 +7,8 @@ import torch
 from shelf import refused
 from torch.nn import functional as F
 
-from flashspec.heads.balance import assign_balanced
-from flashspec.heads.cluster import Recipe, balanced, cluster, from_assignments, members_of, nearest, unconstrained
+from flashspec.heads import cluster
+from flashspec.heads.cluster import Recipe, assign_balanced, balanced, from_assignments, members_of, nearest, unconstrained
 
 
 def rows(count, width=24, seed=0):
@@ -86,8 +86,8 @@ def test_only_the_direction_of_a_row_decides_its_cluster():
 def test_memory_chunks_change_nothing(monkeypatch):
     points, centroids = F.normalize(rows(500), dim=1), F.normalize(rows(32, seed=1), dim=1)
     whole = assign_balanced(points, centroids, 16)
-    monkeypatch.setattr("flashspec.heads.balance.CHUNK_SCORES", 64 * 32)
-    monkeypatch.setattr("flashspec.heads.balance.SHORTLIST", 32)
+    monkeypatch.setattr(sys.modules[Recipe.__module__], "CHUNK_SCORES", 64 * 32)
+    monkeypatch.setattr(sys.modules[Recipe.__module__], "SHORTLIST", 32)
     assert torch.equal(whole, assign_balanced(points, centroids, 16))
 
 

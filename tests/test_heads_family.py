@@ -186,30 +186,26 @@ class LiveHead(Fixed):
         return self.head(torch.eye(PREFIXES)[rows], positions, dice)
 
 
-def pairs(**plan):
-    return FlashHead.build(NEAR, None, from_assignments(NEAR, torch.tensor([0, 1, 0, 1]), 2), probes=1, **plan)
-
-
 def small(name):
     if name.startswith("flash"):
-        return pairs(**VARIANTS.get(name, {}))
+        clusters = from_assignments(NEAR, torch.tensor([0, 1, 0, 1]), 2)
+        return FlashHead.build(NEAR, None, clusters, probes=1, **VARIANTS.get(name, {}))
     ranked = {"fr_spec": torch.tensor([2, 0]), "vocab_trim": torch.tensor([3, 1])}
     made = ShortlistHead.build(NEAR, ranked[name]) if name in RANKED else head_named(name, Origin(NEAR))
     return made.with_shortlist(2) if name in SHORT else made
 
 
 NEAR = weight(1, 0)
-LIVE = {"in_context": lambda: small("in_context"), "drawn clusters": lambda: pairs(selection="sample")}
 
 
-@pytest.mark.parametrize("name", [*HEADS, "drawn clusters"])
+@pytest.mark.parametrize("name", HEADS)
 def test_speculative_sampling_keeps_the_law_under_every_head(name):
-    head = LiveHead(LIVE[name]()) if name in LIVE else PrefixHead(small(name))
+    head = LiveHead(small(name)) if name == "in_context" else PrefixHead(small(name))
     assert p_of(stack([head, dense(0)]), 400, law(0)) > 1e-4
 
 
 def test_the_control_a_head_without_its_verifier_is_caught():
-    assert caught(stack([LiveHead(LIVE["drawn clusters"]())]), law(0))
+    assert caught(stack([LiveHead(small("flash"))]), law(0))
 
 
 test_what_cannot_be_is_refused = refusing([

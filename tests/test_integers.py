@@ -12,8 +12,7 @@ from shelf import refused
 
 from flashspec import kernels
 from flashspec.kernels import integers
-from flashspec.kernels.build import FLAGS, ISAS, compiler, library, use_isa
-from flashspec.kernels.source import SOURCE
+from flashspec.kernels.build import FLAGS, ISAS, SOURCE, compiler, library, use_isa
 
 ROOT = Path(__file__).parents[1]
 SHAPES = [(32, 16), (96, 48), (576, 33), (1536, 160), (40, 50), (33, 7), (12, 5)]

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from flashspec import load
-from flashspec.kernels import build, source
+from flashspec.kernels import build
 from flashspec.kernels.pages import ALIGNMENT, BLOCK, PAGE, Shelf
 
 HUGE = hasattr(mmap, "MADV_HUGEPAGE")
@@ -76,7 +76,7 @@ def test_without_huge_pages_tensors_lie_in_ordinary_memory(monkeypatch, without)
     assert shelf.moved(elsewhere) is elsewhere and shelf.zeros((2,), torch.int8, "meta").device.type == "meta"
 
 
-STRUCTURES = [name for path in source.SOURCES for _, name in source.STRUCTURE.findall(path.read_text())]
+STRUCTURES = [name for path in build.SOURCES for _, name in build.STRUCTURE.findall(path.read_text())]
 needs_compiler = pytest.mark.skipif(build.compiler() is None, reason="needs a C compiler")
 
 
@@ -93,13 +93,13 @@ def leaves(kind, at="", start=0):
 
 def compiled(folder, change=("", "")):
     """What the compiler says of every structure, for the source with one text changed into another."""
-    for path in source.SOURCES:
+    for path in build.SOURCES:
         (folder / path.name).write_text(path.read_text().replace(*change))
     lines = ['#include "cpu.c"', "#include <stddef.h>", "#include <stdio.h>", "int main(void) {"]
     for name in STRUCTURES:
         lines += [
             f'printf("{name} {path} %zu %zu\\n", offsetof({name}, {path}), sizeof((({name} *)0)->{path}));'
-            for path in leaves(source.structure(name))
+            for path in leaves(build.structure(name))
         ]
         lines.append(f'printf("{name} sizeof 0 %zu\\n", sizeof({name}));')
     (folder / "main.c").write_text("\n".join([*lines, "return 0; }"]))
@@ -112,7 +112,7 @@ def compiled(folder, change=("", "")):
 
 
 def by_ctypes():
-    kinds = {name: source.structure(name) for name in STRUCTURES}
+    kinds = {name: build.structure(name) for name in STRUCTURES}
     return {name: {**leaves(kind), "sizeof": [0, ctypes.sizeof(kind)]} for name, kind in kinds.items()}
 
 
@@ -137,8 +137,8 @@ def test_every_function_is_called_with_what_it_takes():
     library = build.library()
     if library is None:
         pytest.skip("torch computes here")
-    taken = {name: given.count(",") + 1 for _, name, given in source.FUNCTION.findall(source.SOURCE.read_text())}
-    assert len(taken) == len([line for line in source.SOURCE.read_text().splitlines() if re.match(r"\w.* fs_\w+\(", line)])
+    taken = {name: given.count(",") + 1 for _, name, given in build.FUNCTION.findall(build.SOURCE.read_text())}
+    assert len(taken) == len([line for line in build.SOURCE.read_text().splitlines() if re.match(r"\w.* fs_\w+\(", line)])
     assert {name: len(getattr(library, name).argtypes) for name in taken} == taken
     assert library.fs_bursting.restype is ctypes.c_int64 and library.fs_norm.restype is None
     with pytest.raises(ctypes.ArgumentError):

@@ -48,7 +48,7 @@ def builds(monkeypatch):
     return counted
 
 
-@pytest.mark.parametrize("name", ["flash", "flash_best", "int8"])
+@pytest.mark.parametrize("name", ["flash", "flash_int8", "int8"])
 def test_four_threads_get_one_head(models, builds, name):
     found = [future.result() for future in together(lambda: models.head("target", name))]
     assert all(head is found[0] for head in found) and len(builds.done) == (name != "int8")

@@ -20,7 +20,7 @@ from flashspec.models.graphs import Replay
 from flashspec.models.packed import PackedLinear
 from flashspec.study.real_shapes import TINY
 
-NAMES = ("dense", "flash", "flash_best", "preview", "hispec", "cascade", "baseline")
+NAMES = ("dense", "flash", "preview", "hispec", "cascade", "baseline")
 WAITS = {
     "item", "_local_scalar_dense", "is_nonzero", "nonzero", "masked_select", "equal", "bincount", "_unique2", "lift_fresh",
     "argwhere", "unique_consecutive",
@@ -93,7 +93,7 @@ def recording(monkeypatch):
 
 def stages_of(name, sampling, record):
     changes = {} if name == "baseline" else {"k": 3}
-    if name in ("flash_best", "preview"):
+    if name == "preview":
         name, changes = "dense", changes | {"head": name}
     return switched(build(method_named(name, changes), duo(0), sampling, 64), record)
 
@@ -122,12 +122,12 @@ def test_recorded_bursts_and_verifications_write_the_text_of_their_eager_twin(na
 
 
 def test_4_bit_layers_in_bfloat16_are_recorded_too(recording, monkeypatch):
-    for module in ("kernels", "kernels.integers", "kernels.scoring", "kernels.verdicts"):
+    for module in ("kernels", "kernels.integers", "kernels.scoring", "kernels.writing"):
         monkeypatch.setattr(import_module(f"flashspec.{module}"), "library", lambda: None)
     monkeypatch.setitem(synthetic.SHAPES, "tiny", TINY)
     models = Models(synthetic.synthetic("tiny-AWQ"), synthetic.synthetic("tiny", depth=2))
     assert isinstance(models.target.layers[0].mlp.down, PackedLinear)
-    for name in ("dense", "flash_best"):
+    for name in ("dense", "flash"):
         method = method_named("dense", {"k": 3, "head": name})
         wanted, found = (tokens_of(switched(build(method, models, Sampling(), 64), record)) for record in (False, True))
         assert found == wanted and len(recording) > 2

@@ -197,7 +197,7 @@ WRONG = [
     *[(fs.load, name, value, STRING) for name, value in (("dtype", torch.float32), ("device", 0), ("weights", None))],
     (fs.load, "draft", [1], "strings"),
     (fs.Transformer, "config", {"layers": 2}, "ModelConfig"), (fs.Transformer.load, "folder", 1, PATH),
-    (fs.FlashHead.build, "weight", [[1.0]], "Tensor"), (head, "clusters", 4, "Clusters"), (head, "best", "yes", FLAG),
+    (fs.FlashHead.build, "weight", [[1.0]], "Tensor"), (head, "clusters", 4, "Clusters"), (head, "stage1", 8, STRING),
     *[(head, name, value, WHOLE) for name, value in (("cluster_size", 2.5), ("probes", "8"), ("seed", None))],
     *[(head, "always", value, LIST) for value in ((1.5,), "12")],
     (lambda weight: fs.DenseHead(None, weight), "weight", 1, "Tensor or Packed"),

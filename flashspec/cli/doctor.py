@@ -15,7 +15,6 @@ from flashspec.models.folder import verify_digests
 from flashspec.models.pairs import PAIRS, published
 
 PACKAGES = {
-    "triton": ("fused GPU kernels", "comes with CUDA builds of torch"),
     "tokenizers": ("text prompts", "pip install tokenizers"),
     "faiss": ("faster clustering of FlashHeads", "pip install 'flashspec[ann]', or [gpu] on CUDA"),
     "transformers": ("comparison with other engines", "pip install 'flashspec[peers]'"),

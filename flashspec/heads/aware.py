@@ -10,9 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from flashspec.heads.balance import assign_balanced
 from flashspec.heads.base import Norm, check_rows, fused, project
-from flashspec.heads.cluster import Clusters, Recipe, means_of, members_of, refuse_weight
+from flashspec.heads.cluster import Clusters, Recipe, assign_balanced, means_of, members_of, refuse_weight
 from flashspec.kernels import Packed
 
 ROUNDS, TURNS = 3, 4  # balanced Lloyd rounds behind the bisection; turns of two means at a cut
@@ -59,7 +58,8 @@ def cluster_for(weight: Tensor, asked: Asked, recipe: Recipe) -> Clusters:
     refuse_weight(weight, recipe.cluster_size)
     size, rows, shares = recipe.cluster_size, weight.float(), (asked.likely + RARE).pow(0.25)
     with tqdm(total=1 + ROUNDS, desc="clustering", unit="pass", delay=2, leave=False) as bar:
-        points = rows @ _metric(asked.states)
+        values, vectors = torch.linalg.eigh(asked.states.T @ asked.states / len(asked.states))
+        points = rows @ (vectors * values.clamp(min=0).sqrt())[:, -NARROW:]  # by a root of the second moment of what is asked
         assignments = bisected(points, size, recipe.seed)
         bar.update()
         for _ in range(ROUNDS):
@@ -70,12 +70,6 @@ def cluster_for(weight: Tensor, asked: Asked, recipe: Recipe) -> Clusters:
             bar.update()
     members = members_of(assignments, -(-len(rows) // size), size)
     return Clusters(assignments, members, means_of(rows, assignments, shares), spherical=False)
-
-
-def _metric(states: Tensor) -> Tensor:
-    """A root [D, d] of the states' second moment, in its d greatest directions."""
-    values, vectors = torch.linalg.eigh(states.T @ states / len(states))
-    return (vectors * values.clamp(min=0).sqrt())[:, -NARROW:]
 
 
 def bisected(points: Tensor, size: int, seed: int = 0) -> Tensor:

@@ -4,21 +4,129 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from flashspec import kernels
 from flashspec.heads.aware import asked_of, cluster_for
 from flashspec.heads.base import Norm, project, project_blocks, weight_of, wide, widened
 from flashspec.heads.cluster import Clusters, Recipe, cluster
 from flashspec.heads.storage import AGAIN, FILE, HeadFile, StoredHead
-from flashspec.heads.table import FlashPlan, Table, build_table, stage_one
+from flashspec.kernels import Packed, pack
+from flashspec.kernels.integers import BITS, PANEL
+from flashspec.kernels.pages import Shelf
 from flashspec.sampling import Dice, Scores
-from flashspec.typed import typed
+from flashspec.typed import typed, whole_numbers
 
 CHOICES = ("cluster_size", "seed")  # of a clustering
+FORMATS = ("weight", "int8", "int4")
+
+
+@typed
+@dataclass(frozen=True)
+class FlashPlan:
+    """What a FlashHead scores.
+
+    The `probes` best clusters are scored for each hidden row (None: one in sixteen, as in the authors' code), and the
+    ids in `always` in any case. `stage1` is the format of the centroids ("weight": the weight's own).
+    """
+
+    probes: int | None = None
+    always: tuple[int, ...] = ()
+    stage1: str = "weight"
+
+    def __post_init__(self) -> None:
+        if self.probes is not None and self.probes < 1:
+            raise ValueError(f"probes must be at least 1, got {self.probes}")
+        if self.stage1 not in FORMATS:
+            raise ValueError(f"stage1 must be one of {', '.join(FORMATS)}, got {self.stage1!r}")
+        if len(set(self.always)) < len(self.always):
+            raise ValueError("always lists an id twice; list each once")
+
+    def changed(self, changes: dict[str, Any]) -> FlashPlan:
+        """This plan with other values; ValueError names a field there is not."""
+        for name in changes:
+            if name not in self.__dataclass_fields__:
+                raise ValueError(f"FlashHead has no option {name!r}; options: {', '.join(self.__dataclass_fields__)}")
+        if "always" in changes:
+            changes = {**changes, "always": whole_numbers("always", changes["always"])}
+        return replace(self, **changes)
+
+    def resolve(self, clusters: Clusters) -> FlashPlan:
+        """This plan for these clusters, probes filled in; ValueError where it asks for more than there is."""
+        probes = self.probes if self.probes is not None else -(-clusters.count // 16)
+        if probes > clusters.count:
+            raise ValueError(f"probes must be at most the {clusters.count} clusters of this head, got {probes}")
+        wrong = [v for v in self.always if not 0 <= v < clusters.vocab_size]
+        if wrong:
+            raise ValueError(f"always holds id {wrong[0]}, but this head's ids run from 0 to {clusters.vocab_size - 1}")
+        return replace(self, probes=probes)
+
+
+class Table(NamedTuple):
+    """K clusters of rows, then the blocks of always-scored rows; a block is contiguous and probed as a whole.
+
+    A slot that must not count (padding, or an always-scored id in its own cluster) has bias -inf and a valid id.
+    """
+
+    blocks: Tensor | Packed  # [K + B, slots, D] in the weight's dtype, or panels in its codes
+    ids: Tensor  # [K + B, slots] int64
+    bias: Tensor  # [K + B, slots], 0 or -inf
+    directions: Tensor | Packed  # [K, D] unit or plain centroids, in the format of stage 1
+
+    @property
+    def clusters(self) -> int:
+        """Clusters that compete for probes, K."""
+        return self.directions.shape[0]
+
+    @property
+    def slots(self) -> int:
+        """Rows of a block."""
+        return self.ids.shape[1]
+
+    @property
+    def forced(self) -> int:
+        """Blocks of always-scored rows, B."""
+        return len(self.ids) - self.clusters
+
+
+def build_table(weight: Tensor | Packed, clusters: Clusters, plan: FlashPlan) -> Table:
+    """Permute weight [V, D] once, with the rows of the plan's `always` in blocks of their own behind.
+
+    A packed weight keeps its codes where a cluster is a panel of sixteen rows, and is widened where it is not.
+    """
+    if isinstance(weight, Packed) and clusters.size != PANEL:
+        weight = weight.dequantised()
+    chosen = torch.tensor(plan.always, dtype=torch.int64, device=weight.device)
+    always = F.pad(chosen, (0, -len(chosen) % clusters.size), value=-1).view(-1, clusters.size)
+    members = torch.cat((clusters.members, always))
+    off = members < 0
+    off[: clusters.count] |= torch.isin(clusters.members, chosen)
+    ids = members.where(members >= 0, members[:, :1])
+    bias = torch.zeros(ids.shape, dtype=wide(weight), device=weight.device).masked_fill(off, -torch.inf)
+    shelf = Shelf()
+    blocks, directions = _taken(weight, ids, shelf), stage_one(clusters, weight, plan.stage1)
+    return Table(blocks, shelf.moved(ids), shelf.moved(bias), directions)
+
+
+def _taken(weight: Tensor | Packed, ids: Tensor, shelf: Shelf) -> Tensor | Packed:
+    """The rows of ids [blocks, slots], a block behind the other."""
+    if isinstance(weight, Packed):
+        return weight.taken(ids.flatten())
+    blocks = shelf.zeros((ids.numel(), weight.shape[1]), weight.dtype, weight.device)
+    return torch.index_select(weight, 0, ids.flatten(), out=blocks).view(*ids.shape, -1)
+
+
+def stage_one(clusters: Clusters, weight: Tensor | Packed, kind: str) -> Tensor | Packed:
+    """What clusters [K, D] are found by, directions or means, in the format `kind` ("weight": the weight's)."""
+    means = clusters.centroids.to(wide(weight))
+    unit = F.normalize(means, dim=1) if clusters.spherical else means
+    if isinstance(weight, Packed) and kind == "weight":
+        return pack(unit, BITS[weight.kind])
+    return Shelf().moved(unit.to(weight.dtype)) if kind == "weight" else pack(unit, int(kind[3:]))
 
 
 @dataclass(frozen=True)
@@ -29,7 +137,7 @@ class FlashHead(StoredHead):
     """
 
     norm: Norm | None
-    weight: Tensor | kernels.Packed
+    weight: Tensor | Packed
     clusters: Clusters
     plan: FlashPlan
     table: Table
@@ -39,10 +147,9 @@ class FlashHead(StoredHead):
     @typed
     def build(
         cls,
-        weight: Tensor | kernels.Packed,
+        weight: Tensor | Packed,
         norm: Norm | None = None,
         clusters: Clusters | None = None,
-        plan: FlashPlan | None = None,
         queries: Tensor | None = None,
         **changes: Any,
     ) -> FlashHead:
@@ -56,13 +163,11 @@ class FlashHead(StoredHead):
         chosen = {name: changes.pop(name) for name in CHOICES if name in changes}
         if clusters is not None and chosen:
             raise ValueError(f"{next(iter(chosen))} is a choice of clustering, and clusters are given; give one or the other")
-        plan = (plan or FlashPlan()).changed(changes)
         asked = None if queries is None else asked_of(weight, queries, norm)
+        plan = FlashPlan().changed(({} if asked is None else {"always": asked.always}) | changes)
         if clusters is None:
             recipe, points = Recipe(**chosen), widened(weight)
             clusters = cluster(points, recipe) if asked is None else cluster_for(points, asked, recipe)
-        if asked is not None and not plan.always:
-            plan = plan.changed({"always": asked.always})
         if (clusters.vocab_size, *clusters.centroids.shape) != (weight.shape[0], clusters.count, weight.shape[1]):
             raise ValueError(
                 f"these clusters are of {clusters.vocab_size} ids with centroids {list(clusters.centroids.shape)}, not of "
@@ -75,8 +180,6 @@ class FlashHead(StoredHead):
     def scoring(self) -> kernels.Scoring | None:  # type: ignore[override]
         """Norm, clusters, choice and blocks in one call of the compiled kernels."""
         table = self.table
-        if self.plan.selection != "top" or self.plan.best:
-            return None
         return self.compiled(table.directions, kernels.Blocks(table.blocks, table.ids, table.bias, self.probes, table.forced))
 
     @property
@@ -95,40 +198,29 @@ class FlashHead(StoredHead):
         return self.table.directions.nbytes + blocks * (self.table.blocks.nbytes // len(self.table.ids))
 
     def __call__(self, rows: Tensor, positions: Tensor | None = None, dice: Dice | None = None) -> Scores:
-        """Scores [n, (B + probes) * slots] of rows [n, hidden], B always-scored blocks first; or [n, 1] of the best id."""
+        """Scores [n, (B + probes) * slots] of rows [n, hidden], B always-scored blocks first."""
         fast = self.scored(rows)
         if fast is not None:
             return fast
         states, table = self.states(rows), self.table
-        chosen = self.blocks_of(states, positions, dice)
-        if self.plan.best:
-            best = kernels.best_of_blocks(states.to(wide(table.blocks)), table.blocks, table.ids, table.bias, chosen)
-            return Scores(best[0][:, None], best[1][:, None])
+        chosen = self.blocks_of(states)
         logits = project_blocks(states, table.blocks, chosen) + table.bias[chosen]
         return Scores(table.ids[chosen].flatten(1), logits.flatten(1))
 
-    def blocks_of(self, states: Tensor, positions: Tensor | None = None, dice: Dice | None = None) -> Tensor:
-        """Numbers [n, B + probes] of the blocks that normalised rows [n, hidden] are scored against.
-
-        Sampling takes the top of centroids . row / temperature plus noise: a draw without replacement (Kool et al. 2019).
-        """
-        table, likeness = self.table, project(states, self.table.directions)
-        if self.plan.selection == "sample":
-            if positions is None or dice is None:
-                raise ValueError("a head that samples its clusters needs the rows' positions and dice")
-            scaled = likeness * table.lengths / self.plan.temperature
-            likeness = scaled + dice.cluster_gumbel(scaled, positions)
-        chosen = kernels.best_numbers(likeness, self.probes)
+    def blocks_of(self, states: Tensor) -> Tensor:
+        """Numbers [n, B + probes] of the blocks that normalised rows [n, hidden] are scored against."""
+        table = self.table
+        chosen = kernels.best_numbers(project(states, table.directions), self.probes)
         if not table.forced:
             return chosen
         forced = torch.arange(table.clusters, len(table.ids), device=chosen.device)
         return torch.cat((forced.expand(len(chosen), -1), chosen), 1)
 
     def with_plan(self, **changes: Any) -> FlashHead:
-        """This head with another probes, selection, temperature or stage1; no row is copied."""
+        """This head with another plan; rows are permuted anew where `always` changes, and the clusters stay."""
         plan, table = self.plan.changed(changes).resolve(self.clusters), self.table
         if plan.always != self.plan.always:
-            raise ValueError("always is fixed in a built head; use with_always, or build another")
+            return FlashHead.build(self.weight, self.norm, self.clusters, **asdict(plan))
         if plan.stage1 != self.plan.stage1:
             table = table._replace(directions=stage_one(self.clusters, self.weight, plan.stage1))
         return replace(self, plan=plan, table=table)
@@ -143,23 +235,18 @@ class FlashHead(StoredHead):
         spare = int(share * self.vocab_size) - (self.rows_scored - self.probes * self.table.slots)
         return self.with_probes(min(self.table.clusters, max(1, spare // self.table.slots)))
 
-    @typed
-    def with_always(self, always: tuple[int, ...]) -> FlashHead:
-        """This head with other always-scored ids; the rows are permuted anew, the clusters stay."""
-        return FlashHead.build(self.weight, self.norm, self.clusters, self.plan, always=tuple(always))
-
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Clusters and plan."""
         tensors = {"members": self.clusters.members.int(), "centroids": self.clusters.centroids}
         return tensors, {"plan": asdict(self.plan), "spherical": self.clusters.spherical}
 
     @classmethod
-    def restored(cls, file: HeadFile, weight: Tensor | kernels.Packed, norm: Norm | None) -> FlashHead:
+    def restored(cls, file: HeadFile, weight: Tensor | Packed, norm: Norm | None) -> FlashHead:
         """The clusters of a file, over the weight permuted anew."""
-        return cls.build(weight, norm, _clusters(file, weight), file.fact("plan", FlashPlan))
+        return cls.build(weight, norm, _clusters(file, weight), **asdict(file.fact("plan", FlashPlan)))
 
 
-def _clusters(file: HeadFile, weight: Tensor | kernels.Packed) -> Clusters:
+def _clusters(file: HeadFile, weight: Tensor | Packed) -> Clusters:
     """The clusters that a file holds for this weight; ValueError where they cannot be."""
     members, means, vocab = file.numbers("members", 2).long(), file.tensors.get("centroids"), weight.shape[0]
     count, listed = len(members), members >= 0

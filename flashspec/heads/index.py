@@ -5,7 +5,6 @@ Searching runs on the CPU, one row at a time, so that a row's candidates never d
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import math
 import warnings
@@ -15,12 +14,10 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from msgspec import Struct
 from torch import Tensor
 
 from flashspec.heads.base import Norm, check_count, weight_of
 from flashspec.heads.candidates import SoughtHead
-from flashspec.heads.storage import AGAIN, HeadFile, StoredHead
 
 KINDS = ("ivf", "ivfpq", "hnsw")
 MISSING = "head {!r} needs faiss-cpu; install the extra `ann`, or use a FlashHead"
@@ -29,16 +26,8 @@ CANDIDATES, PROBES = 64, 16  # if nothing else is asked for
 LINKS, DEPTH = 32, 64  # of a graph's nodes, and nodes that a search keeps in view
 
 
-class Search(Struct):
-    """How a stored index is searched."""
-
-    kind: str
-    candidates: int
-    probes: int
-
-
 @dataclass(frozen=True, eq=False)
-class IndexHead(SoughtHead, StoredHead):
+class IndexHead(SoughtHead):
     """Lists the ids that a search finds; of about 4 sqrt(vocab) inverted lists `probes` are searched."""
 
     norm: Norm | None
@@ -47,7 +36,6 @@ class IndexHead(SoughtHead, StoredHead):
     index: Any
     candidates: int
     probes: int
-    key = "index_head"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -100,21 +88,6 @@ class IndexHead(SoughtHead, StoredHead):
     def with_probes(self, probes: int) -> IndexHead:
         """This head searching another number of lists; the index stays."""
         return replace(self, probes=probes)
-
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """The index, its digest, and how it is searched."""
-        found = faiss_for(self.kind).serialize_index(self.index)
-        plan = {"kind": self.kind, "candidates": self.candidates, "probes": self.probes}
-        return {"index": torch.from_numpy(found)}, {"plan": plan, "index_sha256": hashlib.sha256(found.data).hexdigest()}
-
-    @classmethod
-    def restored(cls, file: HeadFile, weight: Tensor, norm: Norm | None) -> IndexHead:
-        """The index of a file."""
-        plan, found = file.fact("plan", Search), file.numbers("index", 1).numpy()
-        if file.facts.get("index_sha256") != hashlib.sha256(found.data).hexdigest():  # faiss itself crashes on damaged ones
-            raise ValueError(f"{file.path} holds an index without its digest, or a damaged one; {AGAIN}")
-        index = faiss_for(plan.kind).deserialize_index(found)
-        return cls(norm, weight, plan.kind, index, plan.candidates, 1 if plan.kind == "hnsw" else plan.probes)
 
 
 def faiss_for(kind: str) -> Any:

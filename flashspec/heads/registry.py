@@ -14,7 +14,6 @@ from flashspec.heads.candidates import ContextHead, PreviewHead, ShortlistHead
 from flashspec.heads.dense import DenseHead, quantized
 from flashspec.heads.flash import FlashHead
 from flashspec.heads.index import IndexHead
-from flashspec.heads.public import is_public, load_public
 from flashspec.heads.storage import FILE, kept
 from flashspec.kernels import Packed
 
@@ -50,12 +49,10 @@ def file_of(name: str) -> str:
 
 
 def _flash(origin: Origin) -> FlashHead:
-    """The model's own FlashHead, of its folder (in either layout) or the cache, or built now if small."""
-    weight, norm, folder = origin
+    """The model's own FlashHead, of its folder or the cache, or built now if small."""
+    weight, norm, _ = origin
     if path := origin.stored("flash"):
         head = FlashHead.load(path, weight, norm)
-    elif folder is not None and is_public(folder):
-        head = load_public(folder, origin.wide, norm)
     elif (cached := kept(weight, norm)) and cached.is_file():
         head = FlashHead.load(cached, weight, norm)
     elif weight.shape[0] <= BUILT_NOW:
@@ -66,11 +63,6 @@ def _flash(origin: Origin) -> FlashHead:
             "once, in minutes; or draft with the dense head (method 'dense')"
         )
     return head
-
-
-def _index(kind: str, origin: Origin) -> IndexHead:
-    path = origin.stored(kind)
-    return IndexHead.load(path, origin.wide, origin.norm) if path else IndexHead.build(origin.wide, origin.norm, kind=kind)
 
 
 def _ranked(name: str, counted: str, origin: Origin) -> ShortlistHead:
@@ -85,20 +77,16 @@ def _ranked(name: str, counted: str, origin: Origin) -> ShortlistHead:
 
 BUILT_NOW = 65536  # ids of a vocabulary that is clustered where it is asked for
 FLASH, LISTED = ("probes",), ("shortlist",)
-VARIANTS: dict[str, dict[str, Any]] = {  # 8- and 4-bit centroids; the best id alone
-    "flash_int8": {"stage1": "int8"},
-    "flash_int4": {"stage1": "int4"},
-    "flash_best": {"best": True},
-}
+VARIANTS = {f"flash_{kind}": {"stage1": kind} for kind in ("int8", "int4")}  # with centroids of 8 and 4 bits
 RANKED = ("fr_spec", "vocab_trim")
 HEADS: dict[str, Kind] = {
     "dense": Kind(lambda o: DenseHead(o.norm, o.weight)),
     "int8": Kind(lambda o: quantized(o.wide, o.norm, 8)),
     "int4": Kind(lambda o: quantized(o.wide, o.norm, 4)),
     **dict.fromkeys(("flash", *VARIANTS), Kind(_flash, FLASH)),
-    "ivf": Kind(partial(_index, "ivf"), ("probes", "shortlist")),
-    "ivfpq": Kind(partial(_index, "ivfpq"), ("probes", "shortlist")),
-    "hnsw": Kind(partial(_index, "hnsw"), LISTED),
+    "ivf": Kind(lambda o: IndexHead.build(o.wide, o.norm, "ivf"), ("probes", "shortlist")),
+    "ivfpq": Kind(lambda o: IndexHead.build(o.wide, o.norm, "ivfpq"), ("probes", "shortlist")),
+    "hnsw": Kind(lambda o: IndexHead.build(o.wide, o.norm, "hnsw"), LISTED),
     "fr_spec": Kind(partial(_ranked, "fr_spec", "a text"), LISTED),
     "vocab_trim": Kind(partial(_ranked, "vocab_trim", "what the target wrote"), LISTED),
     "in_context": Kind(lambda o: ContextHead(o.norm, o.wide), LISTED),

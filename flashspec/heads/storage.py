@@ -103,7 +103,7 @@ class StoredHead(WeightHead, ABC):
         return Path(path) / cls.file if Path(path).is_dir() else Path(path)
 
 
-def kept(weight: Tensor | Packed, norm: Norm | None, name: str = FILE) -> Path | None:
+def kept(weight: Tensor | Packed, norm: Norm | None) -> Path | None:
     """The cache's file of a head over this weight and norm, whether it is there or not; None for a user without a home.
 
     A model is told by its vocabulary weight and final norm: models that share the one hardly share the other.
@@ -112,7 +112,7 @@ def kept(weight: Tensor | Packed, norm: Norm | None, name: str = FILE) -> Path |
     if home is None:
         return None
     key = short_hash([weight_digest(weight), "" if scale is None else weight_digest(scale.detach()[None])], 16)
-    return home / "heads" / key / name
+    return home / "heads" / key / FILE
 
 
 def weight_digest(weight: Tensor | Packed) -> str:

@@ -5,9 +5,6 @@ A product's row never depends on how many rows are computed with it, and a weigh
 
 from __future__ import annotations
 
-import functools
-import importlib.util
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -15,12 +12,11 @@ from torch.nn import functional as F
 from flashspec.kernels.build import call, identity, library
 from flashspec.kernels.integers import PANEL, Packed, pack, packed_linear
 from flashspec.kernels.scoring import NOTHING, WEIGHTS, WIDTH, Blocks, Norm, Scoring, best_numbers, matrix, scoring
-from flashspec.kernels.verdicts import best_columns, draw, gumbel, judge
-from flashspec.kernels.writing import Law, Span, Stretch, Writer
+from flashspec.kernels.writing import Law, Span, Stretch, Writer, best_columns, draw, gumbel, judge
 
 __all__ = [
     "NOTHING", "WEIGHTS", "WIDTH", "Blocks", "Law", "Norm", "Packed", "Scoring", "Span", "Stretch", "Writer", "available",
-    "best_columns", "best_numbers", "best_of_blocks", "draw", "gather_linear", "gumbel", "identity", "judge", "linear", "matrix",
+    "best_columns", "best_numbers", "draw", "gather_linear", "gumbel", "identity", "judge", "linear", "matrix",
     "normalised", "pack", "packed_linear", "scoring", "serves",
 ]  # fmt: skip
 
@@ -62,27 +58,6 @@ def gather_linear(x: Tensor, blocks: Tensor | Packed, chosen: Tensor) -> Tensor:
     kind = WEIGHTS[blocks.dtype]
     call("fs_gather_linear", x.contiguous(), rows, blocks, kind, cap, depth, chosen.contiguous(), probes, out)
     return out
-
-
-def best_of_blocks(states: Tensor, blocks: Tensor | Packed, ids: Tensor, bias: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
-    """Best id [n] and its logit [n] of states [n, K] in the chosen [n, P] of blocks [C, cap, K]; the smallest id wins a tie.
-
-    `ids` and `bias` [C, cap] name a slot's id and what is added to its logit. One fused kernel on CUDA with Triton.
-    """
-    plain = isinstance(blocks, Tensor) and blocks.dtype is not torch.float64 and blocks.is_contiguous()
-    if plain and states.is_cuda and _triton():
-        from flashspec.kernels.triton_best import best_of_blocks as on_cuda
-
-        return on_cuda(states, blocks, ids, bias, chosen)  # type: ignore[arg-type]
-    logits = (gather_linear(states, blocks, chosen) + bias[chosen]).flatten(1)
-    best = logits.amax(1)
-    beaten = logits < best[:, None]
-    return ids[chosen].flatten(1).masked_fill(beaten, torch.iinfo(ids.dtype).max).amin(1), best
-
-
-@functools.cache
-def _triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
 
 
 def normalised(x: Tensor, norm: Norm) -> Tensor:

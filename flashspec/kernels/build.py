@@ -10,22 +10,26 @@ import functools
 import hashlib
 import os
 import platform
+import re
 import shutil
 import stat
 import subprocess
 import tempfile
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from flashspec.kernels.source import SOURCE, SOURCES, with_signatures
 from flashspec.once import Once
 from flashspec.provenance import cpu_flags, cpu_name
 
+SOURCE = Path(__file__).absolute().with_name("cpu.c")
+SOURCES = (SOURCE, *sorted(SOURCE.parent.glob("*.h")))
+NUMBERS = {"int64_t": ctypes.c_int64, "double": ctypes.c_double, "float": ctypes.c_float}
+STRUCTURE = re.compile(r"typedef struct \{(.*?)\} (\w+);", re.DOTALL)
+FUNCTION = re.compile(r"^(void|int64_t) (fs_\w+)\((.*)\) \{", re.MULTILINE)
 FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-fopenmp", "-shared", "-fPIC")
 ISAS = ("avx512vnni", "avxvnni", "avx2", "generic", "amx")  # of integer products, as the source counts them
 FASTEST, IN_USE = -1, -2
@@ -95,7 +99,7 @@ def _build() -> Build:
         return Build()
     version = _version(cc)
     try:
-        return Build(_kept_library(cc, version), version)
+        return Build(_library_in(cache_folder(), cc, version), version)
     except OSError as error:
         unkept = f"compiled kernels cannot be kept for the next process, so that each compiles its own: {error}"
     try:
@@ -135,48 +139,35 @@ def _digest(*parts: bytes) -> str:
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
 
 
-def _kept_library(cc: str, version: str) -> ctypes.CDLL:
-    """The library in the user's cache; OSError where that folder cannot be used."""
-    place = cache_folder()
-    if place is None:
-        raise FileNotFoundError("this user has no home folder")
-    place.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return _library_in(place, cc, version)
-
-
-def _library_in(place: Path, cc: str, version: str) -> ctypes.CDLL:
+def _library_in(cache: Path | None, cc: str, version: str) -> ctypes.CDLL:
     """The library in a folder, compiled where it is missing: by one process, for which the others wait."""
     import fcntl
 
     facts = (_source(), *FLAGS, cc, version, platform.machine(), cpu_name(), *sorted(cpu_flags()))
     name = f"cpu-{_digest(*(fact.encode() for fact in facts))}"
-    with _held(place) as folder:
-        found = _kept(folder, name)
-        if found is None:
-            with open(folder / "lock", "ab", opener=_opened) as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)
-                found = _kept(folder, name) or _fresh(folder, name, cc)
+    place = _ours_alone(cache)
+    found = _kept(place, name)
+    if found is None:
+        with open(place / "lock", "ab", opener=_opened) as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            found = _kept(place, name) or _fresh(place, name, cc)
     ready = with_signatures(found)
     use_isa(ready, os.environ.get("FLASHSPEC_ISA", ""))
     return ready
 
 
-@contextmanager
-def _held(place: Path) -> Iterator[Path]:
-    """A folder made its owner's alone, under a name that leads to it whatever becomes of its path, if there is /proc;
-    PermissionError where somebody else owns it or the link to it, or where its mode cannot be changed."""
-    if place.lstat().st_uid != os.geteuid():
+def _ours_alone(place: Path | None) -> Path:
+    """A folder closed to others; PermissionError where it or the link to it is somebody else's, or its mode cannot change."""
+    if place is None:
+        raise FileNotFoundError("this user has no home folder")
+    place.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if {place.lstat().st_uid, place.stat().st_uid} != {os.geteuid()}:
         raise PermissionError(f"{place} belongs to another user")
-    handle = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        if stat.S_IMODE(os.fstat(handle).st_mode) != 0o700:
-            os.fchmod(handle, 0o700)
-        if not _ours(os.fstat(handle)):
-            raise PermissionError(f"{place} can be written by other users")
-        fixed = Path(f"/proc/self/fd/{handle}")
-        yield fixed if os.access(fixed, os.W_OK) else place
-    finally:
-        os.close(handle)
+    if stat.S_IMODE(place.stat().st_mode) != 0o700:
+        place.chmod(0o700)
+    if not _ours(place.stat()):
+        raise PermissionError(f"{place} can be written by other users")
+    return place
 
 
 def _ours(facts: os.stat_result) -> bool:
@@ -190,7 +181,7 @@ def _opened(path: str, flags: int) -> int:
 
 
 def _kept(folder: Path, name: str) -> ctypes.CDLL | None:
-    """The library of a name in a held folder, if a file there is ours and whole."""
+    """The library of a name in a folder of ours, if a file there is ours and whole."""
     for path in sorted(folder.glob(f"{name}-*.so")):
         with suppress(OSError), open(path, "rb", opener=_opened) as file:
             facts = os.fstat(file.fileno())
@@ -227,6 +218,33 @@ def _compile(cc: str, place: Path, name: str) -> None:
         ended = f"exit status {done.returncode}" if done.returncode > 0 else f"killed by signal {-done.returncode}"
         said = [line.rstrip() for line in (done.stderr or done.stdout).splitlines() if line.strip()]
         raise OSError("\n  ".join([f"{cc}, {ended}", *said[:LINES]]))
+
+
+@functools.cache
+def structure(name: str) -> type[ctypes.Structure]:
+    """A structure of the headers, its fields by their names there."""
+    bodies = {found[2]: found[1] for path in SOURCES for found in STRUCTURE.finditer(path.read_text())}
+    return type(name, (ctypes.Structure,), {"_fields_": _declared(bodies[name])})
+
+
+def _declared(text: str) -> list[tuple[str, Any]]:
+    """Names and types in declarations like `const float *a, *b; int64_t c;`."""
+    found: list[tuple[str, Any]] = []
+    for declaration in filter(None, map(str.strip, text.split(";"))):
+        kind, _, names = declaration.removeprefix("const ").partition(" ")
+        for name in names.split(", "):
+            pointed = name.startswith("*")
+            found.append((name.lstrip("*"), ctypes.c_void_p if pointed else NUMBERS.get(kind) or structure(kind)))
+    return found
+
+
+def with_signatures(library: ctypes.CDLL) -> ctypes.CDLL:
+    """A compiled library whose functions know what they take and give back."""
+    for result, name, given in FUNCTION.findall(SOURCE.read_text()):
+        function = getattr(library, name)
+        function.restype = NUMBERS.get(result)
+        function.argtypes = [kind for _, kind in _declared(given.replace(", ", ";"))]
+    return library
 
 
 def call(function: str, *given: Any) -> Any:

@@ -8,9 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from flashspec.kernels.build import address, call, compiled, library
+from flashspec.kernels.build import address, call, compiled, library, structure
 from flashspec.kernels.integers import KINDS, Packed
-from flashspec.kernels.source import structure
 
 WEIGHTS = {torch.float32: 0, torch.bfloat16: 1}  # what the compiled kernels call them
 WIDTH = 8  # columns that the compiled kernels take at once

@@ -5,16 +5,14 @@ Only safetensors are read and only code that transformers itself contains is run
 
 from __future__ import annotations
 
-import contextlib
-import math
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
+from torch.nn import functional as F
 
 from flashspec.models.files import Kind, ids_of, shaped
 from flashspec.models.folder import first_line, read_config
@@ -54,8 +52,8 @@ class Adapter:
         self.model = model.eval().requires_grad_(False)
         self.config = _facts(model)
         self.device: torch.device = next(model.parameters()).device
-        self.head_weight: Tensor | None = None if shared else _vocabulary_weight(model)
-        self._certify()
+        self.head_weight: Tensor | None = None
+        self._certify(shared)
 
     @classmethod
     def load(cls, folder: Path, dtype: str = "auto", device: str = "cpu", shared: bool = False) -> Adapter:
@@ -66,7 +64,8 @@ class Adapter:
         """
         about, place = shaped(read_config(folder), Kind, folder / "config.json"), device_named(device)
         _refuse(folder, about)
-        refuse_bytes(str(folder), needed_bytes(folder, dtype) // (processes() if shared else 1), place)
+        needed = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+        refuse_bytes(str(folder), needed // (processes() if shared else 1), place)
         kind = "auto" if dtype == "auto" else dtype_named(dtype)
         return cls(_from_pretrained(folder, about, {"dtype": kind} | _place(str(place), shared)), shared)
 
@@ -100,24 +99,27 @@ class Adapter:
         return rows[0].float()
 
     @torch.inference_mode()
-    def _certify(self) -> None:
+    def _certify(self, shared: bool) -> None:
         """Decide what rows are, and refuse a model whose cache does not come back after a rewind."""
         ids = torch.tensor(PROBE, device=self.device) % self.config.vocab_size
-        if self.head_weight is not None and not self._plain_head(ids):
-            self.head_weight = None
+        self.head_weight = None if shared else self._plain_weight(ids)
         tolerance = 1e-3 if self.model.dtype.itemsize >= 4 else 0.05  # read in parts, only the rounding differs
         if not _same(self._rewound(ids), self.run(ids, self.cache()), tolerance):
             raise ValueError(
                 f"{self.config.family} keeps a state that cannot be rewound; use a model whose cache holds every token"
             )
 
-    def _plain_head(self, ids: Tensor) -> bool:
-        """Whether logits are the vocabulary weight times the last hidden states, with nothing behind it."""
+    def _plain_weight(self, ids: Tensor) -> Tensor | None:
+        """The vocabulary weight, None where logits are more than its products with the last hidden states."""
         if self.model.base_model is self.model:
-            return False
+            return None
         logits = self.model(input_ids=ids[None], use_cache=False).logits  # first: compressed-tensors unpacks here
         hidden = self.model.base_model(input_ids=ids[None], use_cache=False).last_hidden_state
-        return _same(self.model.get_output_embeddings()(hidden), logits, 1e-5)
+        weight = getattr(self.model.get_output_embeddings(), "weight", None)
+        if not isinstance(weight, Tensor) or weight.shape != (self.config.vocab_size, self.config.hidden):
+            return None
+        plain = weight.is_floating_point() and _same(F.linear(hidden, weight), logits, 1e-5)
+        return weight.detach() if plain else None
 
     def _rewound(self, ids: Tensor) -> Tensor:
         """Rows of ids read in two parts, two wrong tokens read and forgotten between them."""
@@ -148,16 +150,6 @@ def _facts(model: Any) -> AdapterConfig:
     )
 
 
-def _vocabulary_weight(model: Any) -> Tensor | None:
-    """The weight that turns last hidden states into logits, None where there is more to it."""
-    head = model.get_output_embeddings()
-    weight = getattr(head, "weight", None)
-    if not isinstance(weight, Tensor) or getattr(head, "bias", None) is not None or not weight.is_floating_point():
-        return None
-    text = model.config.get_text_config()
-    return weight.detach() if weight.shape == (text.vocab_size, text.hidden_size) else None
-
-
 def processes() -> int:
     """Processes that torchrun started; 1 without it."""
     return int(os.environ.get("WORLD_SIZE", "1"))
@@ -186,20 +178,6 @@ def _refuse(folder: Path, about: Kind) -> None:
         raise ValueError(
             f"{folder} is quantised by {found.quant_method!r}, which transformers does not load; it loads: {', '.join(LOADERS)}"
         )
-
-
-def needed_bytes(folder: Path, dtype: str = "auto") -> int:
-    """Bytes that the weights take: their files, and what compressed-tensors unpacks."""
-    from safetensors import safe_open
-
-    files = sorted(folder.glob("*.safetensors"))
-    total, width = sum(path.stat().st_size for path in files), 4 if dtype == "float32" else 2
-    for path in files:
-        with contextlib.suppress(SafetensorError), safe_open(path, "pt") as tensors:  # refused in words where it is read
-            for name in (name for name in sorted(tensors.keys()) if name.endswith(".weight_packed")):
-                shape = tensors.get_tensor(name.removesuffix("packed") + "shape")
-                total += width * int(shape.prod()) - 4 * math.prod(tensors.get_slice(name).get_shape())
-    return total
 
 
 def _place(device: str, shared: bool) -> dict[str, Any]:

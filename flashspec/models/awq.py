@@ -71,16 +71,6 @@ def unpack(packed: Tensor) -> Tensor:
     return eights.flatten(1)
 
 
-class Piece(NamedTuple):
-    """Output rows start..stop-1, transposed: w[o, i] = (weight[i, o] - zeros[g, o]) * scales[g, o]."""
-
-    start: int
-    stop: int
-    weight: Tensor  # [in, rows] uint8 in 0..15
-    zeros: Tensor  # [in / group, rows] float32
-    scales: Tensor  # [in / group, rows] float32
-
-
 class Packed(NamedTuple):
     """One weight as an AWQ checkpoint holds it, transposed, eight integers to an int32."""
 
@@ -98,22 +88,24 @@ class Packed(NamedTuple):
         """Input columns that share one scale."""
         return self.qweight.shape[0] // self.scales.shape[0]
 
-    def pieces(self) -> Iterator[Piece]:
-        """All rows, unpacked about BLOCK numbers at a time, so that no second copy of the weight exists."""
+    def pieces(self) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
+        """Output rows, about BLOCK numbers at a time: which, codes [in, rows] uint8, zeros and scales [in / group, rows] float32.
+
+        w[o, i] = (codes[i, o] - zeros[g, o]) * scales[g, o]; no second copy of the weight exists.
+        """
         rows, columns = self.shape
         step = max(64, BLOCK // columns // 64 * 64)
         for start in range(0, rows, step):
-            stop = min(start + step, rows)
-            eights = slice(start // 8, stop // 8)
-            whole, zeros = unpack(self.qweight[:, eights]), unpack(self.qzeros[:, eights])
-            yield Piece(start, stop, whole, zeros.float(), self.scales[:, start:stop].float())
+            part, eights = slice(start, min(start + step, rows)), slice(start // 8, min(start + step, rows) // 8)
+            codes, zeros = unpack(self.qweight[:, eights]), unpack(self.qzeros[:, eights])
+            yield part, codes, zeros.float(), self.scales[:, part].float()
 
 
 def dequantise(weight: Packed, into: Tensor) -> Tensor:
     """Fill a dense weight [out, in], computed in float32 and rounded once."""
-    for start, stop, whole, zeros, scales in weight.pieces():
+    for part, codes, zeros, scales in weight.pieces():
         zeros, scales = (table.repeat_interleave(weight.group_size, dim=0) for table in (zeros, scales))
-        into[start:stop] = ((whole.float() - zeros) * scales).t()
+        into[part] = ((codes.float() - zeros) * scales).t()
     return into
 
 
@@ -121,9 +113,9 @@ def panels(weight: Packed, shelf: Shelf) -> integers.Packed:
     """The same weight for the integer kernels; its minima are rounded to half precision."""
     rows, columns = weight.shape
     cells, times = room(rows, columns, "u4", shelf), weight.group_size // CELL
-    for start, stop, whole, zeros, scales in weight.pieces():
+    for part, codes, zeros, scales in weight.pieces():
         first, second = (table.t().repeat_interleave(times, 1) for table in (scales, zeros * scales))
-        cells[start // PANEL : -(-stop // PANEL)] = integers.packed(whole.t(), first, second, "u4").cells
+        cells[part.start // PANEL : -(-part.stop // PANEL)] = integers.packed(codes.t(), first, second, "u4").cells
     return integers.Packed(cells, "u4", rows, columns)
 
 
@@ -152,14 +144,14 @@ class Int4Linear(nn.Module):
                 f"torch's int4 matmul cannot take a {self.out_features} x {self.in_features} weight: rows must divide by 8 "
                 f"and columns by the group of {self.group_size}; load with weights='dense'"
             )
-        packed, tables = zip(*(self._repacked(piece) for piece in weight.pieces()), strict=True)
+        packed, tables = zip(*(self._repacked(*piece) for _, *piece in weight.pieces()), strict=True)
         self.register_buffer("packed", torch.cat(packed))
         self.register_buffer("scales_and_zeros", torch.cat(tables, dim=1))
         self.register_buffer("bias", None if bias is None else bias.bfloat16())
 
-    def _repacked(self, piece: Piece) -> tuple[Tensor, Tensor]:
-        tables = torch.stack((piece.scales, (8 - piece.zeros) * piece.scales), dim=-1).bfloat16()
-        rows = piece.weight.t().contiguous()
+    def _repacked(self, codes: Tensor, zeros: Tensor, scales: Tensor) -> tuple[Tensor, Tensor]:
+        tables = torch.stack((scales, (8 - zeros) * scales), dim=-1).bfloat16()
+        rows = codes.t().contiguous()
         pairs = rows[:, ::2] << 4 | rows[:, 1::2]
         tiles = next(tiles for tiles in (8, 4, 2) if self.in_features % (16 * tiles) == 0)
         return torch.ops.aten._convert_weight_to_int4pack(pairs.contiguous(), tiles), tables

@@ -1,13 +1,15 @@
-"""What a transformer looks like: its shape, its tensors under their Hugging Face names, and its config.json."""
+"""What a transformer looks like: its shape, its tensors under their Hugging Face names, its config.json and its angles."""
 
 from __future__ import annotations
 
+import math
 import reprlib
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from msgspec import Struct, structs
 from torch import Tensor
 
@@ -266,3 +268,23 @@ def to_hf(config: ModelConfig, dtype: str = "bfloat16") -> dict[str, Any]:
         "torch_dtype": dtype,
         "use_cache": True,
     }
+
+
+def inverse_frequencies(config: ModelConfig) -> Tensor:
+    """Rotary radians a position, [head_dim / 2]: scaled as the config says (Su et al. 2021)."""
+    steps = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
+    inverse, rope = 1.0 / config.rope_theta**steps, config.rope
+    if rope.kind == "linear":
+        return inverse / rope.factor
+    if rope.kind == "llama3":
+        wavelength = 2 * math.pi / inverse
+        smooth = (rope.original_context / wavelength - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
+        smooth = smooth.clamp(0, 1)
+        return (1 - smooth) * inverse / rope.factor + smooth * inverse
+    return inverse
+
+
+def divisors(config: ModelConfig) -> Tensor:
+    """GGUF's rope_freqs.weight for Llama 3's scaling: each frequency's divisor, [head_dim / 2]."""
+    plain = replace(config, rope=RopeScaling())
+    return inverse_frequencies(plain) / inverse_frequencies(config)

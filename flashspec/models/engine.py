@@ -14,10 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from flashspec import kernels
-from flashspec.kernels.build import compiled
+from flashspec.kernels.build import compiled, structure
 from flashspec.kernels.integers import PANEL
 from flashspec.kernels.pages import Shelf
-from flashspec.kernels.source import structure
 from flashspec.models.config import OFFSET, ModelConfig, layer_parts
 from flashspec.models.packed import PackedLinear
 from flashspec.models.transformer import At, Layer, LayerCache, Transformer

@@ -11,12 +11,11 @@ import numpy as np
 from torch import Tensor
 
 from flashspec.models.chat import chat_of
-from flashspec.models.config import ModelConfig, parts, to_hf
+from flashspec.models.config import ModelConfig, divisors, parts, to_hf
 from flashspec.models.folder import GGUF
 from flashspec.models.gguf import opened
 from flashspec.models.gguf_checkpoint import DIVISORS, FACTS, FAMILIES, PAIRED, STOPS, tensor_name
 from flashspec.models.gguf_tokenizer import CONTROL, SPECIAL, UNUSED, USER, pre_of
-from flashspec.models.rope import divisors
 from flashspec.models.transformer import Transformer
 from flashspec.models.writing import carry, write_json
 

@@ -279,13 +279,3 @@ class Tokenizer(Struct):
 
     model: Words
     added_tokens: list[Added] | None = None
-
-
-class PublicHead(Struct):
-    """The options of a FlashHead in the public layout, at the top of config.json or in its text_config."""
-
-    flash_head_cache_dir: str | None = None
-    flash_head_special_token_ids: Ids = None
-    n_probes: Count | None = None
-    vocab_size: Count | None = None
-    text_config: PublicHead | None = None

@@ -12,11 +12,10 @@ from torch import Tensor, nn
 from flashspec.kernels.build import call, library
 from flashspec.kernels.integers import Packed, room
 from flashspec.kernels.pages import Shelf
-from flashspec.models.config import ModelConfig, Part, Unsupported, from_hf, parts
+from flashspec.models.config import ModelConfig, Part, Unsupported, divisors, from_hf, parts
 from flashspec.models.gguf import AGAIN, Gguf, opened
 from flashspec.models.memory import dtype_named, refuse_bytes
 from flashspec.models.packed import PackedEmbedding, PackedLinear
-from flashspec.models.rope import divisors
 
 FAMILIES, PAIRED = ("llama", "qwen2", "qwen3", "mistral"), ("llama", "mistral")
 NAMES = {

@@ -15,9 +15,8 @@ from torch.nn import functional as F
 
 from flashspec.kernels.integers import Packed
 from flashspec.models import borrowed, checkpoint
-from flashspec.models.config import OFFSET, ModelConfig, Part, parts, to_hf
+from flashspec.models.config import OFFSET, ModelConfig, Part, inverse_frequencies, parts, to_hf
 from flashspec.models.packed import PackedLinear
-from flashspec.models.rope import inverse_frequencies
 from flashspec.typed import typed
 
 Filling = nn.Module | dict[str, Tensor]

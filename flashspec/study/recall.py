@@ -141,7 +141,7 @@ def built(weight: Tensor, norm: Any, recipe: Recipe) -> tuple[FlashHead, dict[st
 def of_clusters(held: HeldOut, plain: FlashHead, params: Params, facts: dict[str, Any]) -> Iterator[Row]:
     """A FlashHead, plain and, if it misses any, calibrated, at its default probes and each share of rows."""
     chronic = calibrate_always(plain, held.dense, held.tuning, params.always)
-    for head in (plain, plain.with_always(chronic)) if chronic else (plain,):
+    for head in (plain, plain.with_plan(always=chronic)) if chronic else (plain,):
         needed = required_probes(head, held.dense, held.judging)
         probes = {"default": plain.probes} | {f"{share:g}": head.within(share).probes for share in params.share}
         for label, count in probes.items():

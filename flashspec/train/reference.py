@@ -109,7 +109,7 @@ def add_flash_head(folder: Path, stream: np.ndarray, windows: int = 16) -> None:
         rows = twin.rows(windows_of(stream[:-1], windows, min(WINDOW, twin.config.context))).flatten(0, 1)
     head = FlashHead.build(model.head_weight, model.norm, cluster_size=CLUSTER_SIZE)
     always = calibrate_always(head, DenseHead(model.norm, model.head_weight), rows[::2])
-    head.with_always(always).save(folder)
+    head.with_plan(always=always).save(folder)
 
 
 def finish(work: Path, card: dict[str, Any]) -> None:
