@@ -7,6 +7,7 @@ import time
 from dataclasses import replace
 
 import pytest
+import test_heads_public
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -46,6 +47,7 @@ def home(tmp_path_factory):
     ShortlistHead.build(weight, torch.arange(20)).save(place / "model" / "fr_spec_head.safetensors")
     randomised(CONFIG).save(place / "whole", dtype="float32")
     write_awq(replace(SMALL, layers=1, vocab_size=32), place / "awq")
+    test_heads_public.fabricate(place / "public")
     return place
 
 
@@ -104,8 +106,9 @@ CASES = {  # a file, what reads it, and how often it is spoiled
     "template": ("model/tokenizer_config.json", lambda folder: chat_prompt(folder, "w1"), 50),
     "weights": ("whole/model.safetensors", _loaded, 300),
     "exits": (f"model/{EXITS_FILE}", _exits, 250),
-    "FlashHead": (f"model/{FILE}", _head(FlashHead, FILE), 300),
+    "FlashHead": (f"model/{FILE}", _head(FlashHead, FILE), 200),
     "shortlist": ("model/fr_spec_head.safetensors", _head(ShortlistHead, "fr_spec_head.safetensors"), 250),
+    "public FlashHead": ("public/config.json", test_heads_public.read, 100),
 }
 assert sum(cases for *_, cases in CASES.values()) >= 5000
 

@@ -133,18 +133,6 @@ def test_a_file_that_does_not_say_how_it_was_clustered_is_by_direction(tmp_path)
         assert found.clusters.spherical and same(found, MADE[name]()) is alike
 
 
-def test_the_model_of_a_public_checkpoint_with_a_head_of_its_own_is_read(tmp_path):
-    model = tiny.model(2)
-    model.save(tmp_path, "float32")
-    raw = json.loads((tmp_path / "config.json").read_text())
-    for names in ({"architectures": ["FlashHeadQwen3ForCausalLM"]}, {"architectures": None, "model_type": "flash_head_qwen3"}):
-        (tmp_path / "config.json").write_text(json.dumps(raw | names))
-        again = Transformer.load(tmp_path)
-        assert torch.equal(again.head_weight, model.head_weight) and again.config.family == "qwen3"
-    (tmp_path / "config.json").write_text(json.dumps(raw | {"architectures": ["FlashHeadGPT9ForCausalLM"]}))
-    refused("architecture 'GPT9ForCausalLM' is not supported", Transformer.load, tmp_path)
-
-
 def test_a_large_vocabulary_waits_for_a_head_that_every_process_finds(folders, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(registry, "BUILT_NOW", tiny.VOCAB - 1)

@@ -12,6 +12,7 @@ from flashspec.cli.flags import COUNT, PROMPTS, At, option
 from flashspec.decoding.models import folder_of, load
 from flashspec.heads.dense import DenseHead
 from flashspec.heads.flash import FlashHead
+from flashspec.heads.public import is_public
 from flashspec.heads.registry import Origin
 from flashspec.heads.storage import FILE, kept
 from flashspec.measure.prompts import load_prompts
@@ -57,7 +58,7 @@ def free_place(origin: Origin, folder: Path, out: Path | None) -> Path:
             raise ValueError(f"--out copies a checkpoint folder, and {folder.name} is one file; leave --out away for the cache")
         check_free(out, [folder])
         return out
-    if origin.stored("flash"):
+    if origin.stored("flash") or is_public(folder):
         raise ValueError(f"{folder.name} holds a FlashHead of its own, which is found first; give --out for a copy with another")
     if (place := kept(origin.weight, origin.norm)) is None:
         raise FileNotFoundError("there is no home folder to keep heads in; give --out FOLDER")

@@ -14,6 +14,7 @@ from flashspec.heads.candidates import ContextHead, PreviewHead, ShortlistHead
 from flashspec.heads.dense import DenseHead, quantized
 from flashspec.heads.flash import FlashHead
 from flashspec.heads.index import IndexHead
+from flashspec.heads.public import is_public, load_public
 from flashspec.heads.storage import FILE, kept
 from flashspec.kernels import Packed
 
@@ -49,10 +50,12 @@ def file_of(name: str) -> str:
 
 
 def _flash(origin: Origin) -> FlashHead:
-    """The model's own FlashHead, of its folder or the cache, or built now if small."""
-    weight, norm, _ = origin
+    """The model's own FlashHead, of its folder (in either layout) or the cache, or built now if small."""
+    weight, norm, folder = origin
     if path := origin.stored("flash"):
         head = FlashHead.load(path, weight, norm)
+    elif folder is not None and is_public(folder):
+        head = load_public(folder, origin.wide, norm)
     elif (cached := kept(weight, norm)) and cached.is_file():
         head = FlashHead.load(cached, weight, norm)
     elif weight.shape[0] <= BUILT_NOW:

@@ -279,3 +279,11 @@ class Tokenizer(Struct):
 
     model: Words
     added_tokens: list[Added] | None = None
+
+
+class PublicHead(Struct):
+    """The options of a FlashHead in the public layout."""
+
+    flash_head_cache_dir: str | None = None
+    flash_head_special_token_ids: Ids = None
+    n_probes: Count | None = None
