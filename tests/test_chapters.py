@@ -45,9 +45,8 @@ OWN = {
     },
     "09_hierarchies": {"depth": ["2", "1,3,9"]},
     "11_your_models": {
-        "shape": ["Qwen3-4B", "OPT-13B"], "megabytes": ["64"], "formats": ["bf16", "bf16,awq"], "repeats": ["1"],
         "gpu_target": ["Qwen3-32B-AWQ", "LLaMA-65B"], "gpu_draft": ["Qwen3-0.6B"], "k": ["1", "5"], "curve": ["0.8", "0.9,0.5"],
-        "devices": ["1", "1,8"], "bandwidth": ["1e12"], "all_reduce": ["1e-5"],
+        "shapes": ["OPT-13B", "OPT-13B,Qwen3-8B"],
     },
 }  # fmt: skip
 SMALL = {
