@@ -93,7 +93,6 @@ def test_agreement_is_told_by_kind_and_calibration_halves_what_is_missed():
     plain, ready = line(table, name="flash"), line(table, name="flash, calibrated")
     assert (plain["code"], plain["prose"], plain["agreement"]) == (96.0, 99.0, 97.5) and ready["agreement"] == 98.75
     assert plain["share"] == 10.0 and plain["coverage"] == 90.0
-    assert line(heads.clusterings(recall_rows()), cluster_size=64)["spherical, one home"] == 97.5
     assert heads.told(table, "agreement", name="flash") == "97.5 %"
     assert heads.told(table, "agreement", name="x") == NOT_HERE
     timed = recall.Row("", "", "flash", "bfloat16", 1000, 64, 100, 12800, "spherical", 1, 16, clustering_seconds=30.0,
@@ -162,7 +161,7 @@ WHOLE = factorial()
 OF = {
     "waterfall": (RACE, PIECES), "throughput": (RACE,), "final_token": (RACE,), "ledger": (RACE,),
     "head_recall": (results(recall_rows()),), "draft_race": (RUNS,), "draft_quality": (RUNS, results(family())),
-    "draft_steps": (STEPS,), "predicted_measured": (RUNS,), "sweep": (RUNS,), "combined": (WHOLE,),
+    "draft_steps": (STEPS,), "predicted_measured": (RUNS,), "combined": (WHOLE,),
 }  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from flashspec.heads import registry
 from flashspec.measure import costs as pricing
 from flashspec.measure import planning
 from flashspec.measure.costs import SETTLING, Cut, PairCosts, name_of, parts_of, settled_turn, stretched_turn
-from flashspec.measure.planning import Given, Question, Texts, advise, forecast, head_cases, observe
+from flashspec.measure.planning import Given, Question, Texts, advise, forecast, head_cases, observe, stated_costs
 from flashspec.measure.prompts import Prompt
 from flashspec.models.synthetic import synthetic
 from flashspec.study import advice
@@ -28,9 +28,7 @@ NAMES = ("dense", "flash P=2", "flash P=3")
 
 
 def stated(**changes):
-    turn, ks = {"finalize": 60.0, "overhead": 0.0, **PUBLISHED, **changes}, (1, 12)
-    turn |= {f"check {k}": turn["check"] for k in ks} | {f"burst {k} dense": k * turn["draft"] for k in ks}
-    return PairCosts((turn,) * 3, ks)
+    return stated_costs({**PUBLISHED, **changes})
 
 
 @pytest.mark.parametrize("alpha", [0.5, 0.95])
@@ -199,6 +197,10 @@ def test_every_part_of_every_writer_is_timed_in_its_place_and_plain_decoding_set
 
 
 @pytest.mark.parametrize(("call", "message"), [
+    (lambda: stated(draft=0.0), "the time of draft must be above 0"),
+    (lambda: stated(check=-1.0), "the time of check must be above 0"),
+    (lambda: stated_costs({"step": 1.0, "draft": 1.0}), "the times lack check"),
+    (lambda: stated(rest=1.0), "no part 'rest'"),
     (lambda: Given((1.2,)), r"must lie in \[0, 1\], got 1.2"),
     (lambda: Given((0.5, -0.1)), r"position 1 must lie in \[0, 1\]"),
     (lambda: Given(()), "needs one rate"),
@@ -255,7 +257,7 @@ def test_measuring_ends_where_one_more_turn_would_end_too_late(observed, monkeyp
 
 
 def test_the_draft_is_the_targets_own_unless_one_is_named(capsys):
-    assert [draft_of({"draft": named, "target": "qwen"}) for named in ("auto", "shallow")] == ["qwen", "shallow"]
+    assert [draft_of({"draft": named, "target": "qwen", "times": None}) for named in ("auto", "shallow")] == ["qwen", "shallow"]
     assert status(["plan", "--target", "qwen3-32b", "--acceptance", "0.8"]) == 2
     assert "no draft belongs to 'qwen3-32b' by name: give --draft" in capsys.readouterr().err
 
@@ -275,10 +277,16 @@ def test_an_interval_wider_than_a_factor_of_two_gives_no_advice():
 def test_flags_that_would_be_lost_or_say_nothing_are_refused(capsys):
     assert status(["plan", "--max-k", "2", "heads"]) == 2
     assert "write --max-k behind `heads`" in capsys.readouterr().err
+    assert status(["plan", "heads", "--times", "step=1,draft=1,check=1", "--acceptance", "0.5"]) == 2
+    assert "nothing about heads" in capsys.readouterr().err
 
 
-def test_shapes_need_an_acceptance_and_come_in_pairs(capsys):
+def test_the_command_plans_from_stated_numbers(capsys):
+    assert status(["plan", "--times", "step=60,draft=6.69,check=60", "--acceptance", "0.8"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("speculate: k = ") and "costs stated; acceptance given" in said
     for bad, word in (
+        (["--times", "step=60,draft=6.69,check=60"], "--acceptance"),
         (["--target", "qwen3-32b", "--draft", "qwen3-0.6b"], "--acceptance"),
         (["--target", "qwen3-32b", "--draft", "reference", "--acceptance", "0.8"], "two shapes"),
     ):

@@ -14,11 +14,12 @@ from flashspec.decoding.generate import own_method
 from flashspec.decoding.models import REFERENCE, load, own_draft
 from flashspec.measure import clock
 from flashspec.measure.costs import PairCosts, cuts_of, shape_costs
-from flashspec.measure.planning import FEWEST, Acceptance, Given, Question, advise, head_cases, observe, ranked
+from flashspec.measure.planning import FEWEST, Acceptance, Given, Question, advise, head_cases, observe, ranked, stated_costs
 from flashspec.measure.prompts import load_prompts
 from flashspec.models.synthetic import LABEL, SHAPES
 from flashspec.provenance import usable_cores
 from flashspec.study.advice import estimate, head_lines, lines, machine
+from flashspec.study.parameters import parse_value
 
 HEADS = {"heads": ("dense", "int8", "flash"), "probes": (32, 64, 128, 256), "shortlists": (512, 2048)}
 HERE = "measured on this machine"
@@ -37,8 +38,12 @@ def evidence(options: Mapping[str, Any], question: Question) -> Found:
     """What was asked about in the end, its costs and acceptance, and where each comes from."""
     rates, names = options["acceptance"], (options["target"], options["draft"])
     acceptance = None if rates is None else Given(rates)
+    if options["times"]:
+        pairs = (piece.partition("=") for piece in options["times"].split(","))
+        costs = stated_costs({name.strip(): parse_value("times", float, value) / 1000 for name, _, value in pairs})
+        return question, costs, _needed(acceptance, "times say nothing about the text"), {"costs": "stated", **GIVEN}
     if any(map(is_shape, names)):
-        return _of_shapes(names, acceptance, question)
+        return _of_shapes(names, _needed(acceptance, LABEL), question)
     return _of_models(options, acceptance, question)
 
 
@@ -71,9 +76,13 @@ def say(line: str) -> None:
     click.echo(line, err=True)
 
 
-def _of_shapes(names: tuple[str, str], acceptance: Given | None, question: Question) -> Found:
+def _needed(acceptance: Given | None, why: str) -> Given:
     if acceptance is None:
-        raise ValueError(f"{LABEL}: give --acceptance as well, one rate or one for each position")
+        raise ValueError(f"{why}: give --acceptance as well, one rate or one for each position")
+    return acceptance
+
+
+def _of_shapes(names: tuple[str, str], acceptance: Given, question: Question) -> Found:
     odd = [name for name in names if not is_shape(name)]
     if odd:
         raise ValueError(f"{odd[0]} is no published shape and the other model is one: give two shapes, or two checkpoints")
@@ -88,15 +97,15 @@ def draft_of(options: Mapping[str, Any]) -> str:
     """The draft that was named, or else the target's own; ValueError where costs need one and there is none."""
     named, target = options["draft"], options["target"]
     found = own_draft(target) if named == "auto" else named
-    if not found:
+    if not found and not options["times"]:
         raise ValueError(f"no draft belongs to {target!r} by name: give --draft")
-    return found
+    return found or named
 
 
 def asked(options: Mapping[str, Any], defaults: Mapping[str, Any]) -> Question:
-    """The question of a command line; shapes without heads are asked about the dense head."""
+    """The question of a command line; shapes or times without heads are asked about the dense head."""
     found = {**defaults, **given(Question, options)}
-    bare = any(map(is_shape, (options["target"], options["draft"])))
+    bare = options["times"] or any(map(is_shape, (options["target"], options["draft"])))
     return Question(**({"heads": ("dense",)} | found if bare else found))
 
 
@@ -106,6 +115,7 @@ PAIR = with_options(
     option("--draft", default="auto", help="auto (the target's own), or a model or shape as --target."),
     option("--head", "--heads", "heads", type=Value(tuple[str, ...]), help="Heads of the draft, by commas; default dense,flash."),
     option("--acceptance", type=RATES, metavar="RATES", help="Acceptance you know: one rate, or one a position, by commas."),
+    option("--times", metavar="PARTS", help="Costs you know, in ms: step=60,draft=6.7,check=60."),
     PROMPTS,
     *PRECISION,
     with_flags(Question, skip=("heads",)),
@@ -141,6 +151,8 @@ def heads(k: int, **options: Any) -> None:
     the dense head's: kappa is the drafts' time over the rest of a round with the dense head, nu a drafted token's time over
     one with the dense head.
     """
+    if options["times"]:
+        raise ValueError("--times tells nothing about heads: leave it out, and they are timed here")
     options["draft"] = draft_of(options)
     question = replace(asked(options, HEADS), max_k=k)
     if "dense" not in question.heads or len(question.writers) < 2:

@@ -210,6 +210,21 @@ def observe(
             start, (_, texts) = clock.now(), next(growing)
 
 
+def stated_costs(times: Mapping[str, float]) -> PairCosts:
+    """Costs that the user states: step, draft and check, and perhaps finalize and overhead; none may be 0."""
+    known = ("step", "draft", "check", "finalize", "overhead")
+    wrong = [f"lack {name}" for name in known[:3] if name not in times]
+    wrong += [f"have no part {name!r}" for name in times if name not in known]
+    if wrong:
+        raise ValueError(f"the times {wrong[0]}; give step, draft and check, and perhaps finalize and overhead")
+    for name, value in times.items():
+        check_positive(f"the time of {name}", value)
+    turn = {"finalize": times["step"], "overhead": 0.0, **times}
+    ks = (1, TIMED[-1])
+    turn |= {f"check {k}": turn["check"] for k in ks}
+    return PairCosts(({**turn, **{f"burst {k} dense": k * turn["draft"] for k in ks}},) * 3, ks)
+
+
 class HeadCase(NamedTuple):
     """One head on one draft at one k: what it keeps of the dense head's TAR, and what it must keep to pay.
 

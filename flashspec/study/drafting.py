@@ -9,10 +9,10 @@ import numpy as np
 from flashspec.measure.costs import Cut
 from flashspec.models.family import DESIGNED, TOLERANCE
 from flashspec.study import papers
-from flashspec.study.compare import CONTEXT, NONE, Estimate, best, gain, over, spearman, speedups
+from flashspec.study.compare import CONTEXT, NONE, best, gain, over, spearman, speedups
 from flashspec.study.drafts import point_of_designed
 from flashspec.study.frames import DataFrame, framed, groups, joined
-from flashspec.theory import Costs, throughput
+from flashspec.theory import Costs, Interval, throughput
 
 NEAR = 4  # TAR is compared at the k nearest to this one
 FEWEST = 5  # drafts that a rank correlation needs
@@ -65,10 +65,10 @@ def correlations(table: DataFrame) -> DataFrame:
                 found = spearman(sign * both[merit], both[outcome]) if enough else NONE
                 facts = {**facts, "merit": merit, "outcome": outcome, "drafts": len(both)}
                 lines.append({**facts, **found._asdict(), "verdict": _correlated(found)})
-    return framed(lines, [*CONTEXT, "merit", "outcome", "drafts", *Estimate._fields, "verdict"])
+    return framed(lines, [*CONTEXT, "merit", "outcome", "drafts", *Interval._fields, "verdict"])
 
 
-def _correlated(found: Estimate) -> str:
+def _correlated(found: Interval) -> str:
     if np.isnan(found.low):
         return "too few drafts that differ"
     words = f"{found.value:+.2f} ({found.low:+.2f} to {found.high:+.2f})"

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from flashspec.study import chain, drafting, heads, papers, stages
-from flashspec.study.compare import DENSE, SETTING, WHO, sampled, speedups
+from flashspec.study.compare import DENSE, WHO, sampled, speedups
 from flashspec.study.frames import DataFrame
-from flashspec.study.marks import by_sampling, canvas, forest, keyed, overlaid, panelled, reach, stacked
+from flashspec.study.marks import by_sampling, canvas, forest, keyed, overlaid, reach, stacked
 from flashspec.study.style import colour, drawn, named, plain_ticks
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "answers", "combined", "draft_quality", "draft_race", "draft_steps", "final_token", "head_recall", "ledger",
-    "predicted_measured", "sweep", "throughput", "waterfall",
+    "predicted_measured", "throughput", "waterfall",
 ]  # fmt: skip
 
 SPENT = dict(zip(stages.PARTS, ("#d9d9d9", "#5f6368", "#E69F00", "#009E73", "#0072B2", "#CC79A7", "#F0E442"), strict=True))
@@ -153,24 +153,6 @@ def predicted_measured(results: Any) -> Figure:
         ends = [0.9 * table["seconds"].min(), 1.1 * table["seconds"].max()]
         axis.fill_between(ends, [0.95 * end for end in ends], [1.05 * end for end in ends], color="#666666", alpha=0.2)
     axis.set(xlabel="predicted tokens a second", ylabel="measured tokens a second")
-    return keyed(figure)
-
-
-@drawn
-def sweep(results: Any) -> Figure:
-    """Times plain decoding against k, a panel a sampling; a colour a draft or method, a line style a head."""
-    import seaborn
-
-    table = by_sampling(speedups(results.frame, [*WHO, *SETTING]))
-    table = table.assign(writer=table["draft"].where(table["draft"] != "", table["method"]))
-    looks = {"hue": "writer", "style": "head", "markers": True, "errorbar": None}
-    looks |= {"hue_order": sorted(set(table["writer"])), "style_order": sorted(set(table["head"]))}
-    figure, panels = panelled(table, 3.8)
-    for axis, rows in panels:
-        if len(rows):
-            seaborn.lineplot(rows, x="k", y="ratio", ax=axis, **looks)
-        axis.axhline(1.0, color="#666666", linestyle="--", linewidth=1)
-        axis.set(xlabel="drafted tokens a check, k", ylabel=PLAIN)
     return keyed(figure)
 
 

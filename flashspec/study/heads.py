@@ -47,16 +47,6 @@ def by_kind(frame: DataFrame) -> DataFrame:
     return table.merge(apart, how="left") if len(apart.columns) > 3 else table
 
 
-def clusterings(frame: DataFrame) -> DataFrame:
-    """Agreement of every clustering at the largest share of rows, calibrated where that helps: sizes down, the rest across."""
-    table = recalls(frame)
-    shares = sorted(set(table["plan"]) - {"default"}, key=float)
-    rows = table[(table["head"] == "flash") & (table["plan"] == ["default", *shares][-1])]
-    words = rows["metric"] + rows["homes"].map({1: ", one home", 2: ", two homes"})
-    rows = rows.assign(kind=words).sort_values("calibrated", ascending=False, kind="stable")
-    return pivoted(rows, ["draft", "cluster_size"], "kind", "agreement")
-
-
 def told(table: DataFrame, column: str, **which: Any) -> str:
     """One column of the lines with these values, percentages to one digit; or that none is there."""
     found = table.loc[having(table, which), column].dropna()
