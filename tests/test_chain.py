@@ -3,7 +3,7 @@
 import numpy as np
 import pandas
 import pytest
-from tables import HEAD, MACHINE, TOKEN, factorial, family, line, pieces, race, recall_rows, results, runs, steps
+from tables import HEAD, MACHINE, TOKEN, factorial, line, pieces, race, recall_rows, results, runs, steps
 
 from flashspec.study import answers, chain, compare, figures, heads, recall, stages
 from flashspec.study.frames import pivoted
@@ -160,7 +160,7 @@ RUNS, STEPS = results(runs()), results(steps())
 WHOLE = factorial()
 OF = {
     "waterfall": (RACE, PIECES), "throughput": (RACE,), "final_token": (RACE,), "ledger": (RACE,),
-    "head_recall": (results(recall_rows()),), "draft_race": (RUNS,), "draft_quality": (RUNS, results(family())),
+    "head_recall": (results(recall_rows()),), "draft_race": (RUNS,),
     "draft_steps": (STEPS,), "predicted_measured": (RUNS,), "combined": (WHOLE,),
 }  # fmt: skip
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = [
-    "answers", "combined", "draft_quality", "draft_race", "draft_steps", "final_token", "head_recall", "ledger",
+    "answers", "combined", "draft_race", "draft_steps", "final_token", "head_recall", "ledger",
     "predicted_measured", "throughput", "waterfall",
 ]  # fmt: skip
 
@@ -109,20 +109,6 @@ def draft_race(results: Any) -> Figure:
     table = table.assign(line=table["draft"] + (" on " + table["target"] if several else ""), target="")
     rank = -table.groupby("line")["ratio"].transform("mean")
     return forest(overlaid(table.assign(rank=rank)), PLAIN)
-
-
-@drawn
-def draft_quality(results: Any, family: Any) -> Figure:
-    """Perplexity against tokens a check, and tokens a check against tokens a second: one dot a draft, a colour a sampling."""
-    import seaborn
-
-    table = sampled(drafting.merits(results.frame, family.frame))
-    figure, axes = canvas(2, 3.6)
-    for axis, (x, y) in zip(axes, (("perplexity", "tar"), ("tar", "rate")), strict=True):
-        seaborn.scatterplot(table, x=x, y=y, hue="sampling", ax=axis)
-    axes[0].set(xlabel="perplexity of the draft (lower is better)", ylabel="tokens a check")
-    axes[1].set(xlabel="tokens a check", ylabel="tokens a second at its best k")
-    return keyed(figure)
 
 
 @drawn
