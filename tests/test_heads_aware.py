@@ -159,7 +159,7 @@ def test_the_command_builds_a_head_that_the_next_process_finds_in_the_cache(fold
     shelf.refused("truncated or not a safetensors .* build the head again", head_named, "flash", origin)
     assert status(line) == 0 and head_named("flash", origin).plan == head.plan
     own = shutil.copytree(folders["draft"], home / "own")
-    head.save(own / FILE)
+    head_named("flash", origin).save(own / FILE)
     sign(own, FILE)
     assert status(["heads", "build", str(own), *line[3:]]) == 2
     assert "holds a FlashHead of its own" in capsys.readouterr().err
