@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from flashspec.study.chain import PLACE, SIZE, faster
 from flashspec.study.compare import CONTEXT, WHO, gain, like_for_like, speedups
 from flashspec.study.frames import DataFrame, having, pivoted
-from flashspec.study.quote import NOT_HERE
 from flashspec.study.recall import PARTS
 from flashspec.theory import amdahl
 
@@ -45,12 +42,6 @@ def by_kind(frame: DataFrame) -> DataFrame:
     table = whole[whole["plan"] == "default"][["draft", "name", "share", "megabytes", "agreement", "coverage"]]
     apart = pivoted(kinds[kinds["plan"] == "default"], ["draft", "name"], "kind", "agreement")
     return table.merge(apart, how="left") if len(apart.columns) > 3 else table
-
-
-def told(table: DataFrame, column: str, **which: Any) -> str:
-    """One column of the lines with these values, percentages to one digit; or that none is there."""
-    found = table.loc[having(table, which), column].dropna()
-    return ", ".join(value if isinstance(value, str) else f"{value:.1f} %" for value in found) or NOT_HERE
 
 
 def costs(frame: DataFrame) -> DataFrame:

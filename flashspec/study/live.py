@@ -47,12 +47,10 @@ def offered(models: Models, method: Method) -> bool:
 
 def table(outputs: Mapping[str, Output]) -> DataFrame:
     """One line a method: its counts, the two rates read from them, and whether its text is the baseline's."""
-    lines = []
-    for name, output in outputs.items():
-        counts = [getattr(output.stats, each) for each in COUNTS]
-        rates = [round(rate, 2) for rate in (output.stats.acceptance, output.stats.tar)]
-        lines.append([name, *counts, *rates, output.tokens == outputs["baseline"].tokens])
-    return framed(lines, ["method", *COUNTS, "acceptance", "TAR", "same text"]).set_index("method")
+    names = [*COUNTS, "acceptance", "tar"]
+    lines = [[name, *(getattr(output.stats, each) for each in names)] for name, output in outputs.items()]
+    found = framed(lines, ["method", *names]).set_index("method").round(2).rename(columns={"tar": "TAR"})
+    return found.assign(**{"same text": [output.tokens == outputs["baseline"].tokens for output in outputs.values()]})
 
 
 def coloured(models: Models, prompt: str | list[int], output: Output) -> HTML:

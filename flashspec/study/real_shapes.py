@@ -111,12 +111,6 @@ def pieces(params: Params) -> Iterator[dict[str, Any]]:
     yield from map(vars, parts.measure(parts.Params(**known)))
 
 
-def timed(found: list[parts.Piece], params: Params, repeats: int) -> Iterator[dict[str, Any]]:
-    """`parts.timed` with the columns that every piece of this study has."""
-    own = {"head": "", "format": "bfloat16", "past": params.past, "bandwidth": clock.roof(params.device)}
-    yield from ({**own, **facts} for facts in parts.timed(found, clock.Plan(repeats, 1, device=params.device)))
-
-
 def end_to_end(params: Params) -> Iterator[dict[str, Any]]:
     """Whole texts: plain decoding, and drafts with every head and both final tokens."""
     draft, target = (synthetic(name, device=params.device) for name in (params.draft, params.target))
@@ -127,7 +121,9 @@ def end_to_end(params: Params) -> Iterator[dict[str, Any]]:
             call = partial(text_of, stages, prompt, Limits(params.new_tokens, (), finalize))
             facts = {"piece": "text", "shape": params.target, "k": params.k if head else 0, "finalize": finalize}
             found.append(parts.Piece({**facts, **named, "tokens": len(call())}, call))
-    yield from timed(found, params, max(1, params.repeats // 3))
+    own = {"head": "", "format": "bfloat16", "past": params.past, "bandwidth": clock.roof(params.device)}
+    timed = parts.timed(found, clock.Plan(max(1, params.repeats // 3), 1, device=params.device))
+    yield from ({**own, **facts} for facts in timed)
 
 
 def heads_of(model: Transformer, params: Params) -> list[tuple[dict[str, Any], Head]]:
