@@ -47,7 +47,9 @@ def best_columns(logits: Tensor, hashed: Tensor | None = None, keys: Tensor | No
     return columns
 
 
-def judge(logits: Tensor, proposals: Sequence[tuple[Tensor | None, Tensor]], tokens: Tensor, uniforms: Tensor) -> Tensor | None:
+def judge(
+    logits: Tensor, proposals: Sequence[tuple[Tensor | None, Tensor]], tokens: Tensor, uniforms: Tensor
+) -> Tensor | None:
     """Speculative sampling's verdict [2]: how many tokens [n] are kept, and the one that follows, -1 for NaN.
 
     `logits` [n + 1, V] are the verifier's warped ones, `proposals` ids [1, m] (None: all) and warped logits [1, m] behind each
