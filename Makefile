@@ -33,8 +33,8 @@ lab: .venv/.extra-book .venv/.extra-lab ## open the notebooks in JupyterLab
 test: .venv/.extra-book .venv/.extra-test ## install and run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile $(PYTEST_FLAGS)
 
-smoke: .venv/.extra-test ## run every experiment at its smallest size and compare with the stored tables
-	$(BIN)/flashspec run --preset smoke --check
+smoke: .venv/.extra-test ## run every experiment at its smallest size
+	$(BIN)/flashspec run --preset smoke --results .venv/smoke --fresh
 
 lint: .venv/.extra-book .venv/.extra-test ## style and types
 	$(BIN)/ruff check .
@@ -44,7 +44,7 @@ models: .venv/.extra-book ## train the reference models from scratch (hours; can
 	$(BIN)/flashspec $(if $(filter 1,$(FAMILY)),draft family,train)
 
 gpu: ## true shapes on a CUDA device, resumable, with the Python at hand (flashspec's own needs, transformers, pandas, pyarrow)
-	$(PYTHON) -m flashspec.cli.main gpu $(GPU_FLAGS)
+	$(PYTHON) -m flashspec.cli.main run real_shapes $(GPU_FLAGS)
 
 peer-llama: ## build llama.cpp (its Python wheel, from source) into .venv-llama, for races beside it
 	$(PYTHON) -m venv .venv-llama

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas
 
-from flashspec.study import exits, papers, parts, recall
+from flashspec.study import exits, parts, recall
 from flashspec.study.race import Row
 from flashspec.theory import tokens_per_check
 
@@ -177,11 +177,6 @@ def timed(shape, layers, size, piece="step", **more):
     return [parts.Row(piece, shape, "dense", "bfloat16", seconds * (1 + 0.01 * turn), turn, **facts) for turn in range(TURNS)]
 
 
-def steps(paper=True):
+def steps():
     rows = [*timed("OPT", 24, 10**7), *timed("OPT", 12, 10**7), *timed("OPT", 6, 2 * 10**7), *timed("OPT", 3, 10**6, body=50)]
-    if paper:
-        rows += [r for d in (papers.YAN_DEEP, papers.YAN_WIDE) for r in timed(d.shape, d.layers, 10**7)]
-        rows += [
-            r for n in (1, 9) for layers in (2, 4) for r in timed(papers.YAN_TARGET, layers, 10**6, "check", depth=80, rows=n)
-        ]
     return pandas.DataFrame(map(vars, rows))

@@ -45,9 +45,7 @@ OWN = {
     },
     "09_hierarchies": {"depth": ["2", "1,3,9"]},
     "11_your_models": {
-        "shape": ["Qwen3-4B", "OPT-13B"], "megabytes": ["64"], "formats": ["bf16", "bf16,awq"], "repeats": ["1"],
         "gpu_target": ["Qwen3-32B-AWQ", "LLaMA-65B"], "gpu_draft": ["Qwen3-0.6B"], "k": ["1", "5"], "curve": ["0.8", "0.9,0.5"],
-        "devices": ["1", "1,8"], "bandwidth": ["1e12"], "all_reduce": ["1e-5"],
     },
 }  # fmt: skip
 SMALL = {
@@ -105,7 +103,7 @@ def test_any_legal_parameters_give_a_page(chapter, small, monkeypatch):
         values |= {"draft": small["draft"]} if values.get("draft") == "pair" else {}
         scope, shown = page(chapter, {**small, **values}, typed=turn % 2 == 0)
         assert all("<table" in each or "not in this table" in each or "<pre" in each for each in shown), values
-        assert "results" not in scope or chapter.startswith("11") or len(scope["results"].rows), values
+        assert "results" not in scope or len(scope["results"].rows), values
         monkeypatch.setattr(style, "svg", lambda figure: "")
 
 

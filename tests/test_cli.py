@@ -162,14 +162,9 @@ def test_an_experiment_runs_with_its_fields_as_flags(toy, capsys):
     assert "tokens a check; int, default 4" in " ".join(capsys.readouterr().out.split())
 
 
-def test_a_preset_of_all_experiments_is_checked_against_what_is_stored(toy, capsys, monkeypatch):
+def test_a_preset_runs_in_every_experiment(toy, capsys):
     assert status(["run", "--preset", "smoke", *toy]) == 0
-    assert status(["run", "--preset", "smoke", "--check", *toy]) == 0
-    changed = Experiment("toy", Params, Row, lambda params: [Row(params.k, 0.6)], measured=False, presets={"smoke": Params(k=1)})
-    monkeypatch.setitem(sys.modules, "flashspec.study.toy", SimpleNamespace(EXPERIMENT=changed))
-    capsys.readouterr()
-    assert status(["run", "--preset", "smoke", "--check", *toy]) == 1
-    assert "row 0, time: 0.5 is stored, 0.6 came out" in capsys.readouterr().out
+    assert re.search(r"1\s+0\.5", capsys.readouterr().out)
 
 
 def test_list_and_doctor_report(capsys):

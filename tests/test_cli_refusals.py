@@ -70,7 +70,6 @@ CASES = {  # a command's beginning, and ends that make it wrong
     "plan --acceptance 0.5 --times":
         "step=nan,draft=1,check=1 | step=inf,draft=1,check=1 | step=-1,draft=1,check=1 | step | = | "
         "step=1,draft=1,check=1,sleep=1",
-    "gpu --stand-ins": "--minutes 0 | --minutes nan",
     "generate --target {target} --ids": "[[[ | {parens} | 1,2 --draft-model {home}/text.txt/below",
     "generate --ids 1,2 --target": "~nobody_such/model | {home}/text.txt",
     "draft design --target {target} --out {home}/new --text":

@@ -142,22 +142,15 @@ def test_the_pick_is_the_fastest_where_the_model_is_right():
 
 
 def test_a_step_is_taken_apart_into_layers_and_bytes():
-    found = drafting.fit(steps(paper=False))
+    found = drafting.fit(steps())
     assert found.per_layer == pytest.approx(1.02 * PER_LAYER) and found.bandwidth == pytest.approx(1 / PER_BYTE / 1.02)
-    assert math.isnan(drafting.fit(steps(paper=False).iloc[: 2 * TURNS]).per_layer)
-    (gain,) = drafting.depth_gains(steps(paper=False)).to_dict("records")
+    assert math.isnan(drafting.fit(steps().iloc[: 2 * TURNS]).per_layer)
+    (gain,) = drafting.depth_gains(steps()).to_dict("records")
     assert (gain["deep"], gain["shallow"]) == (24, 6)  # three layers hold other parameters
     assert gain["ratio"] == pytest.approx((24 * PER_LAYER + 1e-3) / (6 * PER_LAYER + 2e-3)) and gain["turns"] == TURNS
-    table = drafting.at_papers_shapes(steps()).set_index("draft")
-    check, plain = (1.02 * (80 * PER_LAYER + 1e-4),) * 2
-    step = 1.02 * (24 * PER_LAYER + 1e-3)
-    assert table.loc[papers.YAN_DEEP.shape, "rate"] == pytest.approx(papers.YAN_DEEP.tar / (8 * step + check))
-    assert table.loc[papers.YAN_DEEP.shape, "speedup"] == pytest.approx(papers.YAN_DEEP.tar * plain / (8 * step + check))
-    assert drafting.at_papers_shapes(steps(paper=False)).empty
 
 
-def test_the_papers_and_the_thesis_agree_with_themselves():
-    table, thesis = papers.computed(), papers.THESIS
-    assert 0 < table["off"].abs().max() < 0.5 and papers.implied_round()[0] == 8
+def test_the_thesis_agrees_with_itself():
+    thesis = papers.THESIS
     assert thesis["projection"] == pytest.approx(thesis["projection_dense_ms"] / thesis["projection_flash_ms"], rel=1e-3)
     assert amdahl(papers.head_share(), thesis["projection"]) == pytest.approx(thesis["draft_step"], rel=1e-3)

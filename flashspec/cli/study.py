@@ -8,7 +8,6 @@ from typing import Any
 
 import click
 
-from flashspec import provenance
 from flashspec.cli.flags import FILE, At, flags, given
 from flashspec.decoding.method import METHODS, Method
 from flashspec.decoding.models import REFERENCE
@@ -26,7 +25,6 @@ RESULTS: dict[str, Any] = {"type": At(), "help": "Folder of the tables, default 
 OPTIONS = (
     click.Option(["--fresh"], is_flag=True, help="Measure on this machine instead of showing the stored table."),
     click.Option(["--preset"], metavar="NAME", help="Start from named parameters, such as smoke."),
-    click.Option(["--check"], is_flag=True, help="Compare with the stored table and write nothing; status 1 if it differs."),
     click.Option(["--results"], **RESULTS),
 )
 
@@ -41,50 +39,35 @@ class Experiments(click.Group):
         """The experiment's fields as flags, on top of a preset where the name is a preset's."""
         found = EXPERIMENTS[name] if name in EXPERIMENTS else EXPERIMENTS.preset(name)
 
-        def call(**options: Any) -> int:
-            return run_one(found, {**options, "preset": options["preset"] or (name if name not in EXPERIMENTS else None)})
+        def call(**options: Any) -> None:
+            run_one(found, {**options, "preset": options["preset"] or (name if name not in EXPERIMENTS else None)})
 
         return click.Command(name, callback=call, params=[*flags(found.params), *OPTIONS], help=found.summary)
 
 
-def run_one(experiment: Experiment, options: dict[str, Any]) -> int:
-    """Run or check one experiment and show its table; the status is 1 if a check found differences."""
+def run_one(experiment: Experiment, options: dict[str, Any]) -> None:
+    """Run one experiment, or find its stored table, and show it."""
     base = experiment.preset(options["preset"]) if options["preset"] else experiment.params()
     params = experiment.parse({**vars(base), **given(experiment.params, options)})
-    if options["check"]:
-        found = experiment.check(params, options["results"])
-        click.echo("\n".join(found) or f"{experiment.name}: as stored" + (" (wall clock, not compared)" * experiment.measured))
-        return 1 if found else 0
     results = experiment.run(params, fresh=options["fresh"], root=options["results"], progress=True)
     table = shown(results.frame) if results.origin["experiment"] == "race" else results.frame
     click.echo(table.to_string(index=False, max_rows=ROWS_SHOWN))
     click.echo(f"{len(results.rows)} rows in {results.path}; {results.machine}", err=True)
-    return 0
 
 
 @click.command("run", cls=Experiments, params=list(OPTIONS), invoke_without_command=True)
 @click.pass_context
-def run_command(ctx: click.Context, **options: Any) -> int | None:
+def run_command(ctx: click.Context, **options: Any) -> None:
     """Run an experiment; without a name and with --preset, run that preset of every experiment."""
-    if ctx.invoked_subcommand is None and options["preset"]:
-        return max((run_one(experiment, options) for experiment in EXPERIMENTS.values()), default=0)
-    if ctx.invoked_subcommand is None:
+    if ctx.invoked_subcommand is None and not options["preset"]:
         click.echo(ctx.get_help())
-    return None
+    for experiment in EXPERIMENTS.values() if ctx.invoked_subcommand is None and options["preset"] else ():
+        run_one(experiment, options)
 
 
 @click.group("results")
 def results_command() -> None:
-    """List stored tables, show one with its origin, or verify them all."""
-
-
-@results_command.command("ls")
-@click.option("--results", "root", **RESULTS)
-def ls(root: Path | None) -> None:
-    """One line a table: file, rows, day and machine."""
-    for path in paths(root):
-        facts = tables.opened(path)[1]
-        click.echo(f"{path.parent.name}/{path.name}  {facts['rows']} rows  {provenance.describe(facts)}")
+    """Show a stored table with its origin, or verify them all."""
 
 
 @results_command.command("show")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from flashspec.study.frames import DataFrame, framed, groups, having
+from flashspec.theory import Interval
 
 CONTEXT = ["target", "weights", "dtype", "engine", "temperature", "rule"]  # what two sides of a ratio share
 UNIT = [*CONTEXT, "kind", "prompt"]  # intervals resample these
@@ -17,17 +18,7 @@ SETTING = ["k", "probes", "shortlist", "exits", "interval", "finalize"]  # what 
 DENSE = ("dense", "int8", "int4")  # heads that score every id
 NUMBERS = ["ratio", "low", "high", "prompts", "same_text", "verdict"]
 FEWEST, MANY, DRAWS = 3, 16, 2000
-
-
-class Estimate(NamedTuple):
-    """A number with its 95 % interval (NaN from fewer than three units)."""
-
-    value: float
-    low: float
-    high: float
-
-
-NONE = Estimate(np.nan, np.nan, np.nan)
+NONE = Interval(np.nan, np.nan, np.nan)
 
 
 def best(frame: DataFrame, by: Sequence[str] = (*CONTEXT, *WHO)) -> DataFrame:
@@ -123,7 +114,7 @@ def shown(frame: DataFrame) -> DataFrame:
     return found[varied].drop(columns=["ratio", "low", "high"]).rename(columns={"verdict": "speedup over plain decoding"})
 
 
-def spearman(x: Sequence[float], y: Sequence[float]) -> Estimate:
+def spearman(x: Sequence[float], y: Sequence[float]) -> Interval:
     """Rank correlation with its interval over the points; NaN for fewer than three."""
     from scipy.stats import rankdata
 
@@ -135,18 +126,18 @@ def spearman(x: Sequence[float], y: Sequence[float]) -> Estimate:
     return bootstrapped(statistic, (x, y)) if len(x) >= FEWEST else NONE
 
 
-def bootstrapped(statistic: Callable[..., Any], samples: Sequence[Any]) -> Estimate:
+def bootstrapped(statistic: Callable[..., Any], samples: Sequence[Any]) -> Interval:
     """A statistic of paired samples with its 95 % percentile interval; seeded, no interval from fewer than three units."""
     from scipy.stats import bootstrap
 
     arrays = [np.asarray(sample, dtype=float) for sample in samples]
     value = float(statistic(*arrays, axis=-1))
     if len(arrays[0]) < FEWEST:
-        return Estimate(value, np.nan, np.nan)
+        return Interval(value, np.nan, np.nan)
     how = {"paired": True, "vectorized": True, "n_resamples": DRAWS, "random_state": np.random.default_rng(0)}
     drawn = bootstrap(arrays, statistic, method="percentile", **how).bootstrap_distribution
     low, high = np.nanquantile(drawn, (0.025, 0.975))
-    return Estimate(value, float(low), float(high))
+    return Interval(value, float(low), float(high))
 
 
 def sampled(table: DataFrame) -> DataFrame:

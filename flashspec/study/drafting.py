@@ -7,11 +7,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from flashspec.models.family import DESIGNED, TOLERANCE
-from flashspec.study import papers
-from flashspec.study.compare import CONTEXT, NONE, Estimate, best, gain, over, spearman, speedups
+from flashspec.study.compare import CONTEXT, NONE, best, gain, over, spearman, speedups
 from flashspec.study.drafts import point_of_designed
 from flashspec.study.frames import DataFrame, framed, groups, joined
-from flashspec.theory import Costs, throughput
+from flashspec.theory import Interval
 
 NEAR = 4  # TAR is compared at the k nearest to this one
 FEWEST = 5  # drafts that a rank correlation needs
@@ -64,10 +63,10 @@ def correlations(table: DataFrame) -> DataFrame:
                 found = spearman(sign * both[merit], both[outcome]) if enough else NONE
                 facts = {**facts, "merit": merit, "outcome": outcome, "drafts": len(both)}
                 lines.append({**facts, **found._asdict(), "verdict": _correlated(found)})
-    return framed(lines, [*CONTEXT, "merit", "outcome", "drafts", *Estimate._fields, "verdict"])
+    return framed(lines, [*CONTEXT, "merit", "outcome", "drafts", *Interval._fields, "verdict"])
 
 
-def _correlated(found: Estimate) -> str:
+def _correlated(found: Interval) -> str:
     if np.isnan(found.low):
         return "too few drafts that differ"
     words = f"{found.value:+.2f} ({found.low:+.2f} to {found.high:+.2f})"
@@ -137,11 +136,6 @@ class Fit(NamedTuple):
     bandwidth: float
     share: float
 
-    @property
-    def border(self) -> float:
-        """Bytes of a layer that take as long to read as the layer costs whatever its width."""
-        return self.per_layer * self.bandwidth
-
 
 def fit(frame: DataFrame) -> Fit:
     """Least squares over all shapes, each weighed by its own time; NaN for fewer than three shapes."""
@@ -154,34 +148,3 @@ def fit(frame: DataFrame) -> Fit:
     per_layer, per_byte = (max(0.0, float(value)) for value in found)
     share = (per_layer * table["layers"] / table["seconds"]).clip(upper=1.0).median()
     return Fit(per_layer, 1 / per_byte if per_byte else np.inf, float(share))
-
-
-def at_papers_shapes(frame: DataFrame) -> DataFrame:
-    """The paper's two drafts, a step of each as printed and as timed here, and the speedup that these costs predict.
-
-    Empty where the table has no steps of both or no checks of the paper's target at two depths or in full.
-    """
-    table = steps(frame).drop_duplicates("shape").set_index("shape")
-    checks = frame[(frame["piece"] == "check") & (frame["shape"] == papers.YAN_TARGET)]
-    drafts = [draft for draft in (papers.YAN_DEEP, papers.YAN_WIDE) if draft.shape in table.index]
-    if len(drafts) < 2 or checks.empty or not (checks["rows"] == 1).any():
-        return framed([])
-    block = int(checks["rows"].max()) - 1
-    check, plain = (check_seconds(checks[checks["rows"] == rows]) for rows in (block + 1, 1))
-    lines = []
-    for draft in drafts:
-        step, size = table.loc[draft.shape, ["seconds", "bytes"]]
-        rate = throughput(draft.tar, Costs(step, check), block)
-        printed = {"printed_layer": draft.step_ms / draft.layers, "printed_pace": size / draft.step_ms / 1e6}
-        here = {"here_layer": 1e3 * step / draft.layers, "here_pace": size / step / 1e9}
-        found = {"share": block * step / (block * step + check), "rate": rate, "speedup": rate * plain}
-        lines.append({"draft": draft.shape, "layers": draft.layers, "tar": draft.tar, **printed, **here, **found})
-    return framed(lines)
-
-
-def check_seconds(checks: DataFrame) -> float:
-    """Median seconds of checks, each turn stretched from the depths that were timed to the true one."""
-    known = checks.pivot_table(index="turn", columns="layers", values="seconds")
-    low, high = int(known.columns.min()), int(known.columns.max())
-    slope = (known[high] - known[low]).clip(lower=0.0) / max(1, high - low)
-    return float((known[low] + slope * (int(checks["depth"].iloc[0]) - low)).median())

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
-import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from itertools import islice, product
+from itertools import product
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -21,7 +19,6 @@ from flashspec.study.tables import Results
 
 Params = TypeVar("Params")
 Row = TypeVar("Row")
-TOLERANCE = 1e-6  # relative, between a stored number and one recomputed
 
 
 def by(*names: str) -> Callable[[Any], list[Any]]:
@@ -100,27 +97,6 @@ class Experiment(Generic[Params, Row]):
         self._warn_of_other_models(params, found.origin)
         return found
 
-    def check(self, params: Any, root: Path | None = None) -> list[str]:
-        """How a table measured afresh in a temporary folder differs from the stored one, in five sentences at most.
-
-        A wall-clock table only has to come out whole, as one of which nothing is stored; numbers differ beyond TOLERANCE.
-        """
-        with tempfile.TemporaryDirectory() as scratch:
-            found = self.run(params, root=Path(scratch)).rows
-        table = None if self.measured else self.stored(params, root)
-        if table is None:
-            return []
-        if len(table.rows) != len(found):
-            return [f"{self.name}: {len(table.rows)} rows are stored, {len(found)} came out"]
-        pairs = ((number, vars(a), vars(b)) for number, (a, b) in enumerate(zip(table.rows, found, strict=True)))
-        differences = (
-            f"{self.name}: row {number}, {name}: {a[name]!r} is stored, {b[name]!r} came out"
-            for number, a, b in pairs
-            for name in a
-            if not _same(a[name], b[name])
-        )
-        return list(islice(differences, 5))
-
     def _free(self, path: Path) -> Path:
         """The path itself if nothing readable of another machine's clock is there, else one beside it."""
         here = provenance.short_hash(provenance.machine())
@@ -176,9 +152,3 @@ class Experiment(Generic[Params, Row]):
         if other:
             words = f"the stored table is about another model named {', '.join(other)} than the one here"
             warnings.warn(f"{words}; measure it afresh (--fresh)", stacklevel=3)
-
-
-def _same(a: Any, b: Any) -> bool:
-    if isinstance(a, float) and isinstance(b, float):
-        return math.isclose(a, b, rel_tol=TOLERANCE) or (math.isnan(a) and math.isnan(b))
-    return bool(a == b)

@@ -5,17 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from flashspec.study import chain, drafting, heads, papers, stages
-from flashspec.study.compare import DENSE, SETTING, WHO, sampled, speedups
+from flashspec.study.compare import DENSE, WHO, sampled, speedups
 from flashspec.study.frames import DataFrame
-from flashspec.study.marks import by_sampling, canvas, forest, keyed, overlaid, panelled, reach, stacked
+from flashspec.study.marks import by_sampling, canvas, forest, keyed, overlaid, reach, stacked
 from flashspec.study.style import colour, drawn, named, plain_ticks
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = [
-    "answers", "combined", "draft_quality", "draft_race", "draft_steps", "final_token", "head_recall", "ledger",
-    "predicted_measured", "sweep", "throughput", "waterfall",
+    "answers", "combined", "draft_race", "draft_steps", "final_token", "head_recall", "ledger",
+    "predicted_measured", "throughput", "waterfall",
 ]  # fmt: skip
 
 SPENT = dict(zip(stages.PARTS, ("#d9d9d9", "#5f6368", "#E69F00", "#009E73", "#0072B2", "#CC79A7", "#F0E442"), strict=True))
@@ -112,20 +112,6 @@ def draft_race(results: Any) -> Figure:
 
 
 @drawn
-def draft_quality(results: Any, family: Any) -> Figure:
-    """Perplexity against tokens a check, and tokens a check against tokens a second: one dot a draft, a colour a sampling."""
-    import seaborn
-
-    table = sampled(drafting.merits(results.frame, family.frame))
-    figure, axes = canvas(2, 3.6)
-    for axis, (x, y) in zip(axes, (("perplexity", "tar"), ("tar", "rate")), strict=True):
-        seaborn.scatterplot(table, x=x, y=y, hue="sampling", ax=axis)
-    axes[0].set(xlabel="perplexity of the draft (lower is better)", ylabel="tokens a check")
-    axes[1].set(xlabel="tokens a check", ylabel="tokens a second at its best k")
-    return keyed(figure)
-
-
-@drawn
 def draft_steps(results: Any) -> Figure:
     """Milliseconds of a draft step over layers, one line for each set of shapes with equal parameters in their layers."""
     import seaborn
@@ -153,24 +139,6 @@ def predicted_measured(results: Any) -> Figure:
         ends = [0.9 * table["seconds"].min(), 1.1 * table["seconds"].max()]
         axis.fill_between(ends, [0.95 * end for end in ends], [1.05 * end for end in ends], color="#666666", alpha=0.2)
     axis.set(xlabel="predicted tokens a second", ylabel="measured tokens a second")
-    return keyed(figure)
-
-
-@drawn
-def sweep(results: Any) -> Figure:
-    """Times plain decoding against k, a panel a sampling; a colour a draft or method, a line style a head."""
-    import seaborn
-
-    table = by_sampling(speedups(results.frame, [*WHO, *SETTING]))
-    table = table.assign(writer=table["draft"].where(table["draft"] != "", table["method"]))
-    looks = {"hue": "writer", "style": "head", "markers": True, "errorbar": None}
-    looks |= {"hue_order": sorted(set(table["writer"])), "style_order": sorted(set(table["head"]))}
-    figure, panels = panelled(table, 3.8)
-    for axis, rows in panels:
-        if len(rows):
-            seaborn.lineplot(rows, x="k", y="ratio", ax=axis, **looks)
-        axis.axhline(1.0, color="#666666", linestyle="--", linewidth=1)
-        axis.set(xlabel="drafted tokens a check, k", ylabel=PLAIN)
     return keyed(figure)
 
 

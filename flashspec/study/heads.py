@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from flashspec.study.chain import PLACE, SIZE, faster
 from flashspec.study.compare import CONTEXT, WHO, gain, like_for_like, speedups
 from flashspec.study.frames import DataFrame, having, pivoted
-from flashspec.study.quote import NOT_HERE
 from flashspec.study.recall import PARTS
 from flashspec.theory import amdahl
 
@@ -45,22 +42,6 @@ def by_kind(frame: DataFrame) -> DataFrame:
     table = whole[whole["plan"] == "default"][["draft", "name", "share", "megabytes", "agreement", "coverage"]]
     apart = pivoted(kinds[kinds["plan"] == "default"], ["draft", "name"], "kind", "agreement")
     return table.merge(apart, how="left") if len(apart.columns) > 3 else table
-
-
-def clusterings(frame: DataFrame) -> DataFrame:
-    """Agreement of every clustering at the largest share of rows, calibrated where that helps: sizes down, the rest across."""
-    table = recalls(frame)
-    shares = sorted(set(table["plan"]) - {"default"}, key=float)
-    rows = table[(table["head"] == "flash") & (table["plan"] == ["default", *shares][-1])]
-    words = rows["metric"] + rows["homes"].map({1: ", one home", 2: ", two homes"})
-    rows = rows.assign(kind=words).sort_values("calibrated", ascending=False, kind="stable")
-    return pivoted(rows, ["draft", "cluster_size"], "kind", "agreement")
-
-
-def told(table: DataFrame, column: str, **which: Any) -> str:
-    """One column of the lines with these values, percentages to one digit; or that none is there."""
-    found = table.loc[having(table, which), column].dropna()
-    return ", ".join(value if isinstance(value, str) else f"{value:.1f} %" for value in found) or NOT_HERE
 
 
 def costs(frame: DataFrame) -> DataFrame:

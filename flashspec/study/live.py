@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from IPython.display import HTML
 
 COUNTS = ("emitted", "forwards", "rounds", "drafted", "accepted")
-NOT_OFFERED = "(not offered by these models)"
 SHADES = {"accepted": "#cfe8d5", "own": "#ffd9b8"}
 
 
@@ -46,24 +45,12 @@ def offered(models: Models, method: Method) -> bool:
     return True
 
 
-def forwards(outputs: Mapping[str, Output], name: str) -> int | str:
-    """Target forwards of one decode, in words where these models do not offer the method."""
-    return outputs[name].stats.forwards if name in outputs else NOT_OFFERED
-
-
 def table(outputs: Mapping[str, Output]) -> DataFrame:
     """One line a method: its counts, the two rates read from them, and whether its text is the baseline's."""
-    lines = []
-    for name, output in outputs.items():
-        counts = [getattr(output.stats, each) for each in COUNTS]
-        rates = [round(rate, 2) for rate in (output.stats.acceptance, output.stats.tar)]
-        lines.append([name, *counts, *rates, output.tokens == outputs["baseline"].tokens])
-    return framed(lines, ["method", *COUNTS, "acceptance", "TAR", "same text"]).set_index("method")
-
-
-def agreeing(outputs: Mapping[str, Output]) -> int:
-    """How many methods printed the baseline's text, the baseline not counted."""
-    return int(table(outputs)["same text"].sum()) - 1
+    names = [*COUNTS, "acceptance", "tar"]
+    lines = [[name, *(getattr(output.stats, each) for each in names)] for name, output in outputs.items()]
+    found = framed(lines, ["method", *names]).set_index("method").round(2).rename(columns={"tar": "TAR"})
+    return found.assign(**{"same text": [output.tokens == outputs["baseline"].tokens for output in outputs.values()]})
 
 
 def coloured(models: Models, prompt: str | list[int], output: Output) -> HTML:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,9 +21,8 @@ from flashspec.measure.runs import stored_bytes
 from flashspec.models.config import ModelConfig
 from flashspec.models.gguf import opened
 from flashspec.models.gguf_checkpoint import config_of as gguf_config
-from flashspec.models.memory import Form, free_bytes, weight_bytes
 from flashspec.models.pairs import PAIRS, published
-from flashspec.models.synthetic import GROUP, random_rows, reshaped, shape, synthetic
+from flashspec.models.synthetic import random_rows, reshaped, shape, synthetic
 from flashspec.models.transformer import Transformer
 from flashspec.study.experiment import Experiment, by
 from flashspec.study.parameters import among, at_least, presets_of
@@ -115,9 +113,6 @@ class Piece(NamedTuple):
 def measure(params: Params) -> Iterator[Row]:
     """Time pieces of a round, all of one shape and of its spreads in turns."""
     configs = [config_of(params.shape[0], params.layers[0], spread) for spread in params.spread]
-    if not _fits(configs, params):
-        warnings.warn(f"{params.shape[0]} does not fit the free memory and is left out", stacklevel=2)
-        return
     speed, pieces = clock.roof(params.device), [piece for config in configs for piece in pieces_of(config, params)]
     for megabytes in dict.fromkeys((params.cold_megabytes, 0)):
         chosen = [piece for piece in pieces if piece.facts.get("cold_megabytes", 0) == megabytes]
@@ -227,14 +222,6 @@ def heads_over(origin: Origin, params: Params) -> Iterator[tuple[dict[str, Any],
 
 def _next_token(head: Any, row: Callable[[], Tensor]) -> Tensor:
     return one_token(head, row())
-
-
-def _fits(configs: list[ModelConfig], params: Params) -> bool:
-    """Whether weights and the heads made from them fit the free memory."""
-    free = free_bytes(torch.device(params.device))
-    forms = [Form(torch.bfloat16, GROUP if form == "int4" else 0) for form in params.format]
-    heads = sum(2 * each.vocab_size * each.hidden * (1 + len(params.head)) for each in configs) * len(forms)
-    return free is None or heads + sum(weight_bytes(each, form) for each in configs for form in forms) < free
 
 
 PRESETS = presets_of("parts", Params)

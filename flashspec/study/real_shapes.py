@@ -5,10 +5,10 @@ Costs are measured; texts mean nothing; rounds keep as many tokens as a given cu
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,8 +24,7 @@ from flashspec.heads.dense import DenseHead
 from flashspec.heads.registry import Origin
 from flashspec.kernels.pages import Shelf
 from flashspec.measure import clock
-from flashspec.measure.pieces import Ready, flag
-from flashspec.measure.runs import stored_bytes
+from flashspec.measure.pieces import flag
 from flashspec.models import graphs
 from flashspec.models.awq import dequantise, layer
 from flashspec.models.config import ModelConfig
@@ -35,13 +34,12 @@ from flashspec.models.synthetic import GROUP, is_awq, random_int4, shape, synthe
 from flashspec.models.transformer import Transformer
 from flashspec.sampling import GREEDY
 from flashspec.study import parts
-from flashspec.study.experiment import Experiment
-from flashspec.study.frames import DataFrame, framed, joined
+from flashspec.study.experiment import Experiment, by
+from flashspec.study.frames import DataFrame, framed
 from flashspec.study.parameters import among, at_least, presets_of
 from flashspec.study.tables import Results
-from flashspec.theory import Devices, Weights, round_time, speedup, split_costs, tokens_from_curve
 
-PARTS = ("correctness", "projection", "draft_step", "end_to_end", "verify", "spans")
+PARTS = ("correctness", "projection", "draft_step", "end_to_end", "verify")
 HEADS = ("dense", "flash")
 NOT_YET = "not yet observed on a GPU"
 CALL = ["part", "shape", "what", "graphs", "rows", "k"]
@@ -52,12 +50,11 @@ TINY = ModelConfig(
 
 @dataclass(frozen=True)
 class Params:
-    """Which part to measure, at which shapes, on which device."""
+    """Which parts to measure, at which shapes, on which device."""
 
-    part: str = "correctness"  # one of the parts, in their order
+    part: tuple[str, ...] = PARTS  # in this order: nothing is timed before the comparisons agree
     target: str = "Qwen3-32B-AWQ"  # shape of the target
     draft: str = "Qwen3-0.6B"  # shape of the draft
-    spans: str = "Llama-3.1-8B"  # shape whose early exits are read
     device: str = "cuda"  # where to measure
     graphs: tuple[str, ...] = ("auto", "0")  # values of FLASHSPEC_GRAPHS
     probes: tuple[int, ...] = (256, 512)  # clusters a FlashHead scores
@@ -68,16 +65,16 @@ class Params:
     repeats: int = 10  # kept repeats
 
     def __post_init__(self) -> None:
-        among("part", (self.part,), PARTS)
+        among("part", self.part, PARTS)
         among("graphs", self.graphs, graphs.CHOICES)
         at_least(self, probes=1, k=1, past=1, new_tokens=1, repeats=1)
-        for name in (self.target, self.draft, self.spans):
+        for name in (self.target, self.draft):
             shape(name)
 
 
 @dataclass(frozen=True)
 class Row(parts.Row):
-    """One timed call, or one comparison, which `agrees` or not and takes no time; `tokens` are those that a call wrote."""
+    """One timed call, or one comparison, which `agrees` and takes no time; `tokens` are those that a call wrote."""
 
     graphs: str = ""
     finalize: str = ""
@@ -86,16 +83,17 @@ class Row(parts.Row):
 
 
 def measure(params: Params) -> Iterator[Row]:
-    """Time one part of a round at true shapes, weights random and acceptance simulated."""
+    """Time a round part by part at true shapes, weights random and acceptance simulated; stopped, it continues."""
     if params.device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError("torch sees no CUDA device; run this on a machine with one, or take the preset smoke")
-    if params.part == "correctness":
+    gc.collect()  # readers of the part before and what they recorded hold one another until then
+    (part,) = params.part
+    if part == "correctness":
         yield from correctness(params)
         return
-    function = {"end_to_end": end_to_end, "spans": spans}.get(params.part, pieces)
-    for mode in ("auto",) if params.part == "projection" else params.graphs:
+    for mode in ("auto",) if part == "projection" else params.graphs:
         with flag(mode):
-            rows = [Row(**facts, graphs=mode) for facts in function(params)]
+            rows = [Row(**facts, graphs=mode) for facts in (end_to_end if part == "end_to_end" else pieces)(params)]
         yield from rows
 
 
@@ -106,17 +104,11 @@ def pieces(params: Params) -> Iterator[dict[str, Any]]:
         "draft_step": {"piece": ("body", "burst")},
         "verify": {"piece": ("body", "check"), "head": ("dense",), "rows": tuple(range(1, params.k + 2))},
     }
-    name = params.target if params.part == "verify" else params.draft
+    name = params.target if params.part == ("verify",) else params.draft
     layers = {"shape": (name[:-4],), "format": ("int4",)} if is_awq(name) else {"shape": (name,)}
     place = {"past": params.past, "device": params.device, "repeats": params.repeats, "cold_megabytes": 0, "k": (params.k,)}
-    known = {**layers, **place, "probes": params.probes, "head": HEADS, **asked[params.part]}
+    known = {**layers, **place, "probes": params.probes, "head": HEADS, **asked[params.part[0]]}
     yield from map(vars, parts.measure(parts.Params(**known)))
-
-
-def timed(found: list[parts.Piece], params: Params, repeats: int) -> Iterator[dict[str, Any]]:
-    """`parts.timed` with the columns that every piece of this study has."""
-    own = {"head": "", "format": "bfloat16", "past": params.past, "bandwidth": clock.roof(params.device)}
-    yield from ({**own, **facts} for facts in parts.timed(found, clock.Plan(repeats, 1, device=params.device)))
 
 
 def end_to_end(params: Params) -> Iterator[dict[str, Any]]:
@@ -129,7 +121,9 @@ def end_to_end(params: Params) -> Iterator[dict[str, Any]]:
             call = partial(text_of, stages, prompt, Limits(params.new_tokens, (), finalize))
             facts = {"piece": "text", "shape": params.target, "k": params.k if head else 0, "finalize": finalize}
             found.append(parts.Piece({**facts, **named, "tokens": len(call())}, call))
-    yield from timed(found, params, max(1, params.repeats // 3))
+    own = {"head": "", "format": "bfloat16", "past": params.past, "bandwidth": clock.roof(params.device)}
+    timed = parts.timed(found, clock.Plan(max(1, params.repeats // 3), 1, device=params.device))
+    yield from ({**own, **facts} for facts in timed)
 
 
 def heads_of(model: Transformer, params: Params) -> list[tuple[dict[str, Any], Head]]:
@@ -153,37 +147,27 @@ def text_of(stages: list[Stage], prompt: list[int], limits: Limits) -> list[int]
     return [token for step in decode(stages, prompt, limits) for token in step.tokens]
 
 
-def spans(params: Params) -> Iterator[dict[str, Any]]:
-    """The layers up to an eighth, from there to a quarter, and from there to the top, each behind the one below."""
-    model = synthetic(params.spans, device=params.device)
-    layers, found, below = model.config.layers, [], None
-    tokens = torch.arange(params.past + 1, device=params.device) % model.config.vocab_size
-    for stop in sorted({max(1, layers // 8), max(1, layers // 4), layers}):
-        below = SpanReader(model, stop, below, params.past + 2)
-        where = {"shape": params.spans, "group": f"layers {below.start}-{stop}"}
-        facts = {"piece": "span", "bytes": stored_bytes(*model.blocks[below.start : stop]), **where}
-        found.append(parts.Piece(facts, partial(Ready(below, tokens).read, 1)))
-    found[-1].call()
-    yield from timed(found, params, params.repeats)
-
-
 def correctness(params: Params) -> Iterator[Row]:
     """Texts on recorded and eager fixed shapes against the torch engine, and products against a reference."""
     model, place = synthetic(TINY, torch.float32, device=params.device), params.device
     small = replace(params, probes=(8,), past=8, new_tokens=40, k=3)
-    checks = list[tuple[str, str, str, bool]]()
     for name, head in [("baseline", None), *((named["head"], head) for named, head in heads_of(model, small))]:
         texts = {mode: _text(model, head, small, mode) for mode in dict.fromkeys(("0", *params.graphs))}
-        checks += [("tiny", f"{name} text", mode, texts[mode] == texts["0"]) for mode in params.graphs]
+        yield from (_agreed(f"{name} text", "tiny", texts[mode] == texts["0"], mode) for mode in params.graphs)
     dice = torch.Generator(place).manual_seed(0)
     for outputs, inputs in ((640, 384), (1024, 5120)):
         weight = random_int4((outputs, inputs), dice)
         x = torch.randn(5, inputs, generator=dice, device=place).bfloat16()
         reference = x.float() @ dequantise(weight, torch.empty(outputs, inputs, device=place)).t()
         gap = float((layer(weight, None, Shelf())(x).float() - reference).norm() / reference.norm())
-        checks.append((f"{outputs} x {inputs}", "int4 product", "", gap < 2e-2))
-    for where, what, mode, agrees in checks:
-        yield Row("correctness", where, "", "", 0.0, 0, group=what, graphs=mode, agrees=agrees)
+        yield _agreed("int4 product", f"{outputs} x {inputs}", gap < 2e-2)
+
+
+def _agreed(what: str, where: str, agrees: bool, mode: str = "") -> Row:
+    """The row of a comparison; ValueError where it failed, so that nothing is timed."""
+    if not agrees:
+        raise ValueError(f"{what} ({where}, graphs {mode or 'none'}) differs from the reference: nothing is timed")
+    return Row("correctness", where, "", "", 0.0, 0, group=what, graphs=mode, agrees=True)
 
 
 def _text(model: Transformer, head: Head | None, params: Params, mode: str) -> list[int]:
@@ -194,19 +178,13 @@ def _text(model: Transformer, head: Head | None, params: Params, mode: str) -> l
         return text_of(stages, [3, 1, 4, 1, 5, 9, 2, 6], Limits(params.new_tokens))
 
 
-def found(base: Params, root: Path | None = None) -> dict[str, Results]:
-    """The stored tables of these parameters, by part; nothing is measured."""
-    tables = {part: EXPERIMENT.stored(replace(base, part=part), root) for part in PARTS}
-    return {part: table for part, table in tables.items() if table is not None}
-
-
-def costs(tables: dict[str, Results]) -> DataFrame:
+def costs(results: Results | None) -> DataFrame:
     """One line a timed call: its median and roofline in milliseconds, and the share of the roofline it reaches."""
-    frame = joined(table.frame for part, table in tables.items() if part != "correctness")
-    if frame.empty:
+    if results is None:
         return framed({"part": [NOT_YET]}).set_index("part")
+    frame = results.frame[results.frame["agrees"].isna()]
     probes = frame["probes"].astype(str).where(frame["probes"] > 0, "")
-    what = (frame["head"] + " " + probes + " " + frame["finalize"] + frame["group"]).str.split().str.join(" ")
+    what = (frame["head"] + " " + probes + " " + frame["finalize"]).str.split().str.join(" ")
     frame = frame.assign(part=frame["piece"], what=what, floor=frame["bytes"] / frame["bandwidth"])
     lines = frame.groupby(CALL, sort=False)[["seconds", "floor"]].median().reset_index().set_index("part")
     share = (lines["floor"] / lines["seconds"]).round(3)
@@ -214,43 +192,12 @@ def costs(tables: dict[str, Results]) -> DataFrame:
     return lines.assign(**{"ms": middle.round(4), "roofline ms": floor.round(4), "of roofline": share})
 
 
-def agreements(tables: dict[str, Results]) -> DataFrame:
-    """What was compared before anything was timed, and whether it agreed."""
-    if "correctness" not in tables:
+def agreements(results: Results | None) -> DataFrame:
+    """What was compared before anything was timed, and that it agreed."""
+    if results is None:
         return framed({"what": [NOT_YET]}).set_index("what")
-    return tables["correctness"].frame.rename(columns={"group": "what"}).set_index("what")[["shape", "graphs", "agrees"]]
-
-
-def weights(name: str) -> Weights:
-    """Bytes that one pass over a shape reads, and its layers, which are in 4 bits where the name says AWQ."""
-    config, form = shape(name), Form(torch.bfloat16, GROUP if is_awq(name) else 0)
-    return Weights(config.body_parameters * form.body_bytes + config.head_parameters * form.dtype.itemsize, config.layers)
-
-
-@dataclass(frozen=True)
-class Split:
-    """Devices that share a target, as stated."""
-
-    devices: tuple[int, ...] = (1,)  # numbers of devices
-    bandwidth: float = 4.0e12  # bytes a second that each device reads
-    all_reduce: float = 15e-6  # seconds of one all-reduce among them
-
-
-def predicted(params: Params, split: Split) -> DataFrame:
-    """Predicted for each number of devices: passes in milliseconds, plain and speculative tokens a second."""
-    tar, lines = tokens_from_curve((*params.curve, *params.curve[-1:] * params.k)[: params.k]), []
-    for count in split.devices:
-        devices = Devices(count, split.bandwidth, split.all_reduce)
-        costs, step = split_costs(weights(params.target), weights(params.draft), devices)
-        lines.append({
-            "devices": count,
-            "predicted target pass, ms": round(1e3 * step, 3),
-            "predicted draft pass, ms": round(1e3 * costs.burst(1), 3),
-            "predicted plain tokens/s": round(1 / step, 1),
-            "predicted speculative tokens/s": round(tar / round_time(costs, params.k), 1),
-            "predicted speedup": round(speedup(tar, costs, params.k, step), 2),
-        })  # fmt: skip
-    return framed(lines).set_index("devices")
+    frame = results.frame.rename(columns={"group": "what"}).set_index("what")
+    return frame.loc[frame["agrees"].notna(), ["shape", "graphs", "agrees"]]
 
 
 def memory(names: Sequence[str]) -> DataFrame:
@@ -265,4 +212,4 @@ def memory(names: Sequence[str]) -> DataFrame:
 
 
 PRESETS = presets_of("real_shapes", Params)
-EXPERIMENT = Experiment("real_shapes", Params, Row, measure, presets=PRESETS)
+EXPERIMENT = Experiment("real_shapes", Params, Row, measure, split=by("part"), presets=PRESETS)
