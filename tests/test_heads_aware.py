@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 from dataclasses import replace
 
 import pytest
@@ -11,7 +10,7 @@ import tiny
 import torch
 
 from flashspec.cli.main import status
-from flashspec.decoding.models import load
+from flashspec.decoding.models import Models, load
 from flashspec.heads import DenseHead, FlashHead, Origin, head_named, registry
 from flashspec.heads.aware import asked_of, bisected, cluster_for
 from flashspec.heads.cluster import Recipe, means_of
@@ -22,7 +21,6 @@ from flashspec.measure.prompts import Prompt, load_prompts
 from flashspec.measure.queries import agreements, domains
 from flashspec.models.folder import read_tensors
 from flashspec.models.transformer import RMSNorm
-from flashspec.models.writing import sign
 from flashspec.sampling import Sampling
 
 VOCAB, WIDTH = 2048, 64
@@ -158,11 +156,20 @@ def test_the_command_builds_a_head_that_the_next_process_finds_in_the_cache(fold
     place.write_bytes(place.read_bytes()[:999])
     shelf.refused("truncated or not a safetensors .* build the head again", head_named, "flash", origin)
     assert status(line) == 0 and head_named("flash", origin).plan == head.plan
-    own = shutil.copytree(folders["draft"], home / "own")
-    head_named("flash", origin).save(own / FILE)
-    sign(own, FILE)
-    assert status(["heads", "build", str(own), *line[3:]]) == 2
-    assert "holds a FlashHead of its own" in capsys.readouterr().err
+
+
+def test_a_head_in_a_folder_comes_with_its_model_and_leaves_the_cache_alone(folders, home, capsys):
+    line = ["heads", "build", str(folders["draft"]), "--prompts", str(prompts(home)), "--new-tokens", "4", "--out"]
+    before, out = shelf.listing(folders["draft"]), home / "draft"
+    assert status([*line, str(out)]) == 0 and not (home / "cache" / "flashspec" / "heads").exists()
+    assert {*shelf.listing(out)} - {*before} == {FILE} and shelf.listing(folders["draft"]) == before
+    with_head = Models(load(folders["target"], None).target, load(out, None).target, folders={"draft": out})
+    assert not with_head.head("draft", "flash").clusters.spherical
+    for taken in (folders["draft"], out):
+        assert status([*line, str(taken)]) == 2
+    assert status(["heads", "build", str(out), *line[3:-1]]) == 2 and shelf.listing(folders["draft"]) == before
+    said = capsys.readouterr().err
+    assert "which this command reads" in said and "holds files already" in said and "holds a FlashHead of its own" in said
 
 
 def test_a_gguf_files_head_is_kept_in_its_own_bits(home, capsys):
@@ -176,6 +183,7 @@ def test_a_gguf_files_head_is_kept_in_its_own_bits(home, capsys):
     model = load(file, None).target
     head, place = head_named("flash", Origin(model.vocabulary, model.norm, file)), kept(model.vocabulary, model.norm)
     assert isinstance(head.table.blocks, Packed) and str(place) in capsys.readouterr().out and place.is_file()
+    assert status([*line, "--out", str(home / "new")]) == 2 and "--out copies a checkpoint folder" in capsys.readouterr().err
 
 
 def few(kinds=("code", "prose"), each=4):

@@ -79,9 +79,10 @@ def test_a_row_of_the_wrong_type_and_a_forged_seal_are_not_stored(tmp_path):
     refused("count, right, share, weight", tables.read, written(tmp_path), Other, error=Refused)
 
 
-def test_the_command_verifies_and_shows(tmp_path, capsys):
+def test_the_command_verifies_lists_and_shows(tmp_path, capsys):
     path = written(tmp_path)
     assert status(["results", "verify", "--results", str(tmp_path)]) == 0
+    assert status(["results", "ls", "--results", str(tmp_path)]) == 0
     assert status(["results", "show", str(path)]) == 0 and "4 rows" in capsys.readouterr().out
     data = bytearray(path.read_bytes())
     data[9] ^= 4

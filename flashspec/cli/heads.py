@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 import torch
 
-from flashspec.cli.flags import COUNT, PROMPTS, option
+from flashspec.cli.flags import COUNT, PROMPTS, At, option
 from flashspec.decoding.models import folder_of, load
 from flashspec.heads.dense import DenseHead
 from flashspec.heads.flash import FlashHead
 from flashspec.heads.public import is_public
 from flashspec.heads.registry import Origin
-from flashspec.heads.storage import kept
+from flashspec.heads.storage import FILE, kept
 from flashspec.measure.prompts import load_prompts
 from flashspec.measure.queries import Domain, agreements, domains
 from flashspec.models.chat import chat_of
+from flashspec.models.writing import check_free, copy_checkpoint, fresh_folder, sign
 from flashspec.sampling import Sampling
 
 SHARES = (0.08, 0.1, 0.13)  # of the vocabulary's rows, read at most
@@ -32,30 +34,47 @@ def command() -> None:
 @PROMPTS
 @option("--new-tokens", type=COUNT, default=256, help="Tokens that the model writes behind each prompt.")
 @option("--temperature", type=click.FloatRange(min=0), default=0.7, help="Of these texts.")
-def build(model: str, prompts: Path | None, new_tokens: int, temperature: float) -> None:
+@option("--out", type=At(), help="A new folder, instead of the cache: the model with its head; weights are hard links.")
+def build(model: str, prompts: Path | None, new_tokens: int, temperature: float, out: Path | None) -> None:
     """Let MODEL (as --draft names it) write behind prompts of several kinds, cluster its vocabulary for these rows, and say how
     often the head names the dense head's token on texts that were held out, kind by kind; the last kind is held out whole."""
     models = load(folder_of(model, "draft"), None)
     origin = models.origin("target", "flash")
-    place, weight, norm = free_place(origin, models.folders["target"]), origin.weight, origin.norm
+    place, weight, norm = free_place(origin, models.folders["target"], out), origin.weight, origin.norm
     instructed = chat_of(models.folders["target"])[0]
     asked = load_prompts(prompts or ("instructions" if instructed else None), None, models)
     found = domains(models, asked, asked[-1].kind, new_tokens, Sampling(temperature, seed=0))
     head = FlashHead.build(weight, norm, queries=torch.cat([domain.seen for domain in found.values()]))
     told = {str(share): agreements(head.within(share), DenseHead(norm, weight), found) for share in SHARES}
-    place.parent.mkdir(parents=True, exist_ok=True)
-    head.within(SHARES[1]).save(place, {"agreement": told})
+    keep(head.within(SHARES[1]), {"agreement": told}, place, models.folders["target"] if out else None)
     click.echo(report(head, told, found))
-    click.echo(f"done: {place}; decode with --method flash")
+    click.echo(f"done: {place}; decode with --method flash" + (f" --draft-model {out}" if out else ""))
 
 
-def free_place(origin: Origin, folder: Path) -> Path:
-    """Where a model's head goes: its file of the cache."""
+def free_place(origin: Origin, folder: Path, out: Path | None) -> Path:
+    """Where a model's head goes: its file of the cache, or the folder `out`."""
+    if out is not None:
+        if folder.is_file():
+            raise ValueError(f"--out copies a checkpoint folder, and {folder.name} is one file; leave --out away for the cache")
+        check_free(out, [folder])
+        return out
     if origin.stored("flash") or is_public(folder):
-        raise ValueError(f"{folder.name} holds a FlashHead of its own, which is found first; build for a model without one")
+        raise ValueError(f"{folder.name} holds a FlashHead of its own, which is found first; give --out for a copy with another")
     if (place := kept(origin.weight, origin.norm)) is None:
-        raise FileNotFoundError("there is no home folder to keep heads in; set XDG_CACHE_HOME to a folder of yours")
+        raise FileNotFoundError("there is no home folder to keep heads in; give --out FOLDER")
     return place
+
+
+def keep(head: FlashHead, told: dict[str, Any], place: Path, source: Path | None) -> None:
+    """Write a head to its file of the cache, or to a new folder with the rest of its model's `source`."""
+    if source is None:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        head.save(place, told)
+        return
+    with fresh_folder(place, [source]) as part:
+        copy_checkpoint(source, part)
+        head.save(part / FILE, told)
+        sign(part, FILE)
 
 
 def report(head: FlashHead, told: dict[str, dict[str, float]], found: dict[str, Domain]) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from flashspec import provenance
 from flashspec.cli.flags import FILE, At, flags, given
 from flashspec.decoding.method import METHODS, Method
 from flashspec.decoding.models import REFERENCE
@@ -67,7 +68,16 @@ def run_command(ctx: click.Context, **options: Any) -> None:
 
 @click.group("results")
 def results_command() -> None:
-    """Show a stored table with its origin, or verify them all."""
+    """List stored tables, show one with its origin, or verify them all."""
+
+
+@results_command.command("ls")
+@click.option("--results", "root", **RESULTS)
+def ls(root: Path | None) -> None:
+    """One line a table: file, rows, day and machine."""
+    for path in paths(root):
+        facts = tables.opened(path)[1]
+        click.echo(f"{path.parent.name}/{path.name}  {facts['rows']} rows  {provenance.describe(facts)}")
 
 
 @results_command.command("show")
