@@ -155,7 +155,7 @@ def ghost(name, depth=None):
 
 
 def ratio(shapes, method):
-    """Bytes of models and stages of a method over those of plain decoding, index of a FlashHead left aside."""
+    """Bytes of models and stages of a method over those of plain decoding with the first of them."""
     totals = []
     for wanted, used in ((method, shapes), (METHODS["baseline"], shapes[:1])):
         before = live()
@@ -185,4 +185,4 @@ def test_a_process_gains_the_rows_of_every_reader_and_one_cache(name, readers):
     stages = build(METHODS[name], models, context=64)
     list(decode(stages, PROMPT, Limits(12)))
     wanted = readers * 64 * config.hidden * 4 + config.kv_bytes_per_token(4) * 64
-    assert wanted <= live() - before < 1.5 * wanted
+    assert wanted <= live() - before < 2 * wanted

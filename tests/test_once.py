@@ -30,7 +30,8 @@ def together(ask):
 @pytest.mark.parametrize("name", ["flash", "flash_best", "int8"])
 def test_four_threads_get_one_head(name, monkeypatch):
     models, built, build = Models(random_model(0)), [], FlashHead.build.__func__
-    monkeypatch.setattr(FlashHead, "build", classmethod(lambda *given, **named: built.append(build(*given, **named)) or built[-1]))
+    noting = classmethod(lambda *given, **named: built.append(build(*given, **named)) or built[-1])
+    monkeypatch.setattr(FlashHead, "build", noting)
     found = [future.result() for future in together(lambda: models.head("target", name))]
     assert all(head is found[0] for head in found) and len(built) == (name != "int8")
     together(lambda: FlashHead.build(models.target.head_weight, models.target.norm))  # the control: each makes its own
