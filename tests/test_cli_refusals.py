@@ -52,7 +52,8 @@ CASES = {  # a command's beginning, and ends that make it wrong => words of the 
         f"--max-new-tokens 0 | --max-new-tokens 1.5 | --k 0 | --k nan | --k {HUGE} | --temperature hot | --temperature nan | "
         "--temperature 1e999 | --top-p nan | --seed 1e400 | --probes 0 | --exits 99 --method self_speculation | "
         "--device moon | --system hello | --ids 1 => give a prompt | --tmperature 1 => --temperature | "
-        "--k many => 'k' expects int | --top-p 1.5 => top_p | --method magic => known: baseline | --method dense --head best => in_context",
+        "--k many => 'k' expects int | --top-p 1.5 => top_p | --method magic => known: baseline | "
+        "--method dense --head best => in_context",
     DESIGN:
         "--out {target} | --out {target}/below | --out {home} | --out {draft} | --out {home}/link | --out {home}/text.txt | "
         "--out {home}/text.txt/below | --out ~nobody_such/draft",
