@@ -47,7 +47,8 @@ PLACES = {"parens": "(" * 300, "brackets": "[" * 5000, "shipped": SHIPPED, "pack
 CASES = {  # a command's beginning, and ends that make it wrong => words of the sentence that says so
     "":
         "frob => No such command | generate => give a prompt | doctor now | list all | run race --kk 3 => No such option | "
-        "run race --preset grand => it has: | train exits => Missing option '--model' | train --rank 4 => No such option",
+        "run race --preset grand => it has: | train exits => Missing option '--model' | train --rank 4 => No such option | "
+        "generate --ids 1,x => 'ids' expects | draft family wide-9 => the family has no 'wide-9'",
     "generate x --target {target} --draft-model {draft}":
         f"--max-new-tokens 0 | --max-new-tokens 1.5 | --k 0 | --k nan | --k {HUGE} | --temperature hot | --temperature nan | "
         "--temperature 1e999 | --top-p nan | --seed 1e400 | --probes 0 | --exits 99 --method self_speculation | "
@@ -77,13 +78,13 @@ CASES = {  # a command's beginning, and ends that make it wrong => words of the 
         "step=nan,draft=1,check=1 | step=inf,draft=1,check=1 | step=-1,draft=1,check=1 | step | = | "
         "step=1,draft=1,check=1,sleep=1",
     "gpu --stand-ins": "--minutes 0 | --minutes nan",
-    "generate --target {target} --ids": "[[[ | {parens} | 1,x => 'ids' expects | 1,2 --draft-model {home}/text.txt/below",
+    "generate --target {target} --ids": "[[[ | {parens} | 1,2 --draft-model {home}/text.txt/below",
     "generate --ids 1,2 --target": "~nobody_such/model | {home}/text.txt | /nowhere/at/all => no model at",
     "draft design --target {target} --out {home}/new --text":
         "{home}/bytes.txt | {home} | {home}/short.txt --length 16 --prompt 4",
     "draft rank --draft {draft}": "--out {home}/new --text {home}/bytes.txt",
     "draft family wide-1 TEXT --folder": "{shipped}/target | {home}/text.txt | {home}/new --target {target}",
-    "draft family": "wide-9 => the family has no 'wide-9'",
+    "draft family": "wide-9",
     "draft record --folder {home}/points --target {target} PROMPTS":
         "--out {home}/points | --out {home}/taken | --out {home}/new --new-tokens 0",
     "train exits --model {target} --out {home}/new --text": "{home}/bytes.txt | {home}",

@@ -27,7 +27,7 @@ def together(ask):
         return [pool.submit(asked) for _ in range(THREADS)]
 
 
-@pytest.mark.parametrize("name", ["flash", "flash_best", "int8"])
+@pytest.mark.parametrize("name", ["flash", "flash_int8", "int8"])
 def test_four_threads_get_one_head(name, monkeypatch):
     models, built, build = Models(random_model(0)), [], FlashHead.build.__func__
     noting = classmethod(lambda *given, **named: built.append(build(*given, **named)) or built[-1])

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from shelf import refused
+from shelf import normal, refused
 from torch.nn import functional as F
 
 from flashspec import Transformer
@@ -28,10 +28,6 @@ def seeded(seed=0):
     model = Transformer(SHAPE)
     initialise(model, seed)
     return model
-
-
-def normal(*shape, seed=0, dtype=torch.float32):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
 def trained(folder, recipe=RECIPE, branch=None):
