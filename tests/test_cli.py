@@ -115,13 +115,6 @@ def test_a_lossy_method_says_so_and_an_exact_one_does_not(write, capsys, method)
     assert ("lossy: the text need not follow the target's own law" in said) == (method == "hispec_typical")
 
 
-def test_an_exit_of_no_use_is_told_with_its_agreement(write, capsys, monkeypatch):
-    monkeypatch.setattr("flashspec.decoding.generate.LEAST_AGREEMENT", 1.1)
-    said = write(capsys, "--method self_speculation --max-new-tokens 40").err
-    assert re.search(r"warning: exit 2 agreed with the layers above it on \d+ of \d+ tokens", said)
-    assert "warning" not in write(capsys, "--method dense").err
-
-
 def test_show_colours_and_ids_are_a_prompt_too(write, capsys):
     said = write(capsys, "--ids 3,1,4 --method dense --show", prompt="")
     assert "\x1b[32m" in said.out or "\x1b[31m" in said.out
@@ -173,8 +166,3 @@ def test_list_and_doctor_report(capsys):
     said = capsys.readouterr().out
     listed = ("experiments:", "flash", "--draft-model", "processor", "bfloat16", "threads", "C compiler", "faiss", "triton")
     assert all(word in said for word in listed)
-
-
-@pytest.mark.parametrize(("prompt", "word"), [("", "prompt is empty"), ("word " * 4000, "context holds 256; shorten it")])
-def test_an_empty_prompt_and_too_long_a_prompt_are_refused(write, capsys, prompt, word):
-    assert status(["generate", prompt, *write.pair]) == 2 and word in capsys.readouterr().err

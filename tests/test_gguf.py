@@ -39,11 +39,6 @@ def raw_of(weight, kind, dice):
     return blocks.reshape(len(weight), -1)
 
 
-def turned(rows, heads):
-    """llama.cpp's order of Llama's query and key rows: the two halves of a head between one another."""
-    return np.ascontiguousarray(rows.reshape(heads, 2, -1, rows.shape[1]).swapaxes(1, 2).reshape(rows.shape))
-
-
 def written(path, config, kind, seed=0):
     """A file of a model whose matrices have this type, and the model that its numbers mean."""
     torch.manual_seed(seed)
@@ -82,7 +77,8 @@ def put(writer, name, weight, kind, dice):
         weight.copy_(torch.from_numpy(gguf.quants.dequantize(raw, gguf.GGMLQuantizationType[kind])))
     heads = {"attn_q": CONFIG.heads, "attn_k": CONFIG.kv_heads}.get(name.split(".")[-2] if "." in name else "")
     if heads and writer.arch == "llama" and weight.dim() == 2:
-        raw = turned(raw, heads)
+        halves = raw.reshape(heads, 2, -1, raw.shape[1])  # between one another, as llama.cpp orders a head's rows
+        raw = np.ascontiguousarray(halves.swapaxes(1, 2).reshape(raw.shape))
     writer.add_tensor(name, raw, raw_dtype=gguf.GGMLQuantizationType[kind])
 
 
@@ -145,7 +141,7 @@ def pair(tmp_path_factory):
 @pytest.mark.parametrize("temperature", [0.0, 0.7, 1.5])
 @pytest.mark.parametrize("method", ["dense", "flash", "self_speculation", "hispec", "lookup"])
 def test_every_exact_method_writes_the_text_of_plain_decoding(pair, method, temperature):
-    options = {"exits": (1, 2)} if method == "hispec" else {"exits": (2,)} if method == "self_speculation" else {}
+    options = {"hispec": {"exits": (1, 2)}, "self_speculation": {"exits": (2,)}}.get(method, {})
     sampling = fs.Sampling(temperature, seed=3)
     plain = fs.generate(pair, [3, 1, 4], "baseline", sampling, max_new_tokens=40, stop=())
     found = fs.generate(pair, [3, 1, 4], method, sampling, max_new_tokens=40, stop=(), **options)

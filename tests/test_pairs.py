@@ -5,6 +5,7 @@ import zipfile
 from dataclasses import replace
 
 import pytest
+import test_chat
 import test_gguf
 from msgspec import structs
 from shelf import refused
@@ -76,12 +77,9 @@ def test_a_package_is_looked_into_and_never_run(files, cache, tmp_path, monkeypa
 def test_a_file_in_the_hubs_cache_is_found(files, cache, tmp_path, monkeypatch):
     constants = pytest.importorskip("huggingface_hub.constants")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    place = tmp_path / "hub" / "models--some--big-GGUF"
-    (place / "snapshots" / "abc").mkdir(parents=True)
-    (place / "refs").mkdir()
-    (place / "refs" / "main").write_text("abc")
-    (place / "snapshots" / "abc" / "big.gguf").symlink_to(files / "big.gguf")
-    assert folder_of("tiny", "target") == place / "snapshots" / "abc" / "big.gguf"
+    place = test_chat.snapshot(tmp_path / "hub", "some/big-GGUF") / "big.gguf"
+    place.symlink_to(files / "big.gguf")
+    assert folder_of("tiny", "target") == place
 
 
 def test_a_right_digest_is_remembered_until_the_file_changes(files, cache, tmp_path, monkeypatch):
