@@ -91,10 +91,6 @@ def index(folder, change):
     (folder / INDEX).write_text(json.dumps(raw | {"weight_map": change(raw["weight_map"])}))
 
 
-def elsewhere(table):
-    return table | {DOWN: min(set(table.values()) - {table[DOWN]})}
-
-
 KINDS = {str(kind): kind for kind in (torch.bool, torch.complex64, torch.int32, torch.uint8)}
 NO_FIELD = '{"architectures": ["LlamaForCausalLM"]}'
 SPOILED = {
@@ -110,7 +106,8 @@ SPOILED = {
     "truncated": (text(WEIGHTS, lambda raw: raw[:-100]), "truncated or not a safetensors file"),
     "missing shard": (second_shard(lambda raw: b""), "model-00002-of-.* named in the index but missing"),
     "corrupt shard": (second_shard(lambda raw: raw[:9] + bytes(64) + raw[73:]), "model-00002-of-.* truncated .*fetch it again"),
-    "shard without its tensor": (index(elsewhere), f"tensor .{DOWN}. is not in .*, where the index puts it"),
+    "shard without its tensor": (index(lambda table: table | {DOWN: min({*table.values()} - {table[DOWN]})}),
+                                 f"tensor .{DOWN}. is not in .*, where the index puts it"),
     **{f"an index of {wrong!r}": (index(lambda _, wrong=wrong: wrong), f"{INDEX}: weight_map")
        for wrong in ([], {DOWN: 3}, "model")},
     "pickle": (without(WEIGHTS, text("pytorch_model.bin", "")), "pickled weights are never read"),

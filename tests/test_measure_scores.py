@@ -127,9 +127,7 @@ def test_repetition_is_counted_as_by_hand():
     assert len(torch.unique(random_rows(3000, 1024)[:, :2], dim=0)) == 3000
 
 
-def test_a_shape_faithful_model_has_the_published_counts():
-    config = SHAPES["Qwen3-0.6B"]
-    assert config.body_parameters + config.head_parameters == pytest.approx(596e6, rel=0.01)
+def test_a_synthetic_model_is_that_of_its_seed_and_shipped_shapes_are_known():
     one, two = (synthetic(shape("reference-target", depth=2), torch.float32, seed=1)(torch.tensor([[1, 2, 3]])) for _ in "12")
     assert one.shape == (1, 3, 16384) and bool(one.isfinite().all()) and torch.equal(one, two)
     refused("known: reference-target", synthetic, "qwen9")
