@@ -1,9 +1,10 @@
-"""Complete checkpoint folders of tiny models, with a tokenizer."""
+"""Complete checkpoint folders of tiny models, with a tokenizer; refusals in one sentence; normal numbers."""
 
 from pathlib import Path
 
 import pytest
 import tiny
+import torch
 
 from flashspec.models.writing import write_digests
 from flashspec.provenance import digest
@@ -11,10 +12,16 @@ from flashspec.train import corpus
 from flashspec.train.corpus import END, write_tokenizer
 
 
+def normal(*shape, seed=0, dtype=torch.float32):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
 def refused(words, call, *given, error=ValueError, **named):
+    """The one sentence in which a call is refused, which matches these words."""
     with pytest.raises(error, match=words) as found:
         call(*given, **named)
     assert "\n" not in str(found.value)
+    return str(found.value)
 
 
 def refusing(cases, error=ValueError):

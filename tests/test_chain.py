@@ -8,7 +8,6 @@ from tables import HEAD, MACHINE, TOKEN, factorial, line, pieces, race, recall_r
 from flashspec.study import answers, chain, compare, figures, heads, recall, stages
 from flashspec.study.frames import pivoted
 from flashspec.study.quote import NOT_HERE, digits, said, shown, value, verdict
-from flashspec.study.stages import predicted_seconds
 from flashspec.theory import amdahl
 
 ONE = pieces(layers=(2,))
@@ -43,14 +42,6 @@ def test_deferral_compares_one_format_with_itself():
     found = chain.deferral(pandas.concat([deferred, eager], ignore_index=True))
     assert value(found, head="dense") == pytest.approx(1.4) and value(found, head="int8") == pytest.approx(0.7)
     assert chain.deferral(deferred).empty
-
-
-def test_the_ledger_closes_where_parts_tell_the_seconds_and_not_otherwise():
-    parts = {"step_seconds": 0.01, "prefill_seconds": 0.0, "overhead_seconds": 0.0, "burst_seconds": 0.004}
-    timed = race(prompts=4, noise=0.0).assign(check_1_seconds=0.01, drafted=64, rounds=32, **parts)
-    found = stages.stages(timed.assign(seconds=2 * predicted_seconds(timed)))
-    assert found["predicted"].to_numpy() == pytest.approx(0.5)
-    assert stages.stages(race(prompts=4))["predicted"].isna().all()
 
 
 def test_checks_and_engines_are_held_against_their_like():

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import shelf
+from shelf import refused
 
 from flashspec.cli.main import status
 from flashspec.decoding.models import check_tokenizers, folder_of, load
@@ -35,19 +36,16 @@ def folders(tmp_path_factory):
 def test_a_chat_template_frames_the_message_or_refuses_it_in_one_sentence(folders, tmp_path):
     assert chat_prompt(folders["target"], "hello") == "<user>hello<answer>"
     assert chat_prompt(folders["target"], "hello", "be brief") == "<system>be brief<user>hello<answer>"
-    with pytest.raises(ValueError, match="has no chat template"):
-        chat_prompt(folders["draft"], "hello")
+    refused("has no chat template", chat_prompt, folders["draft"], "hello")
     strict = Path(shutil.copytree(folders["target"], tmp_path / "strict"))  # as Gemma's, which takes no system message
     path = strict / "tokenizer_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": REFUSING}))
     assert chat_prompt(strict, "hello") == "hello"
-    with pytest.raises(ValueError, match=r"refuses this conversation \(no system role\).*leave the system message out") as system:
-        chat_prompt(strict, "hello", "be brief")
+    said = r"refuses this conversation \(no system role\).*leave the system message out"
+    refused(said, chat_prompt, strict, "hello", "be brief")
     for path in strict.glob("*token*"):
         path.unlink()
-    with pytest.raises(ValueError, match="has no chat template") as lacking:
-        chat_prompt(strict, "hello")
-    assert "\n" not in f"{system.value}{lacking.value}"
+    refused("has no chat template", chat_prompt, strict, "hello")
 
 
 CONVERSATIONS = [("hello", None), ("  two\nlines <b> & 'quotes' ", "be brief"), ("漢字 🙂", "")]
@@ -118,9 +116,8 @@ def test_a_hostile_template_is_refused_in_one_sentence(tmp_path, monkeypatch, te
     before = sys.gettrace()
     monkeypatch.setattr("flashspec.models.templates.SECONDS", 0.2 if said == "runs longer" else 60)
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
-    with pytest.raises(ValueError, match=f"chat template of .* refuses this conversation \\(.*{said}") as refused:
-        chat_prompt(tmp_path, "hello")
-    assert "\n" not in str(refused.value) and sys.gettrace() is before
+    refused(f"chat template of .* refuses this conversation \\(.*{said}", chat_prompt, tmp_path, "hello")
+    assert sys.gettrace() is before
 
 
 def test_generation_defaults_are_the_checkpoints_own(folders, tmp_path):
@@ -128,8 +125,7 @@ def test_generation_defaults_are_the_checkpoints_own(folders, tmp_path):
     assert generation_defaults(folders["target"]) == (wanted, {"repetition_penalty": 1.1})
     (tmp_path / "generation_config.json").write_text(json.dumps(GENERATION | {"do_sample": False}))
     assert generation_defaults(tmp_path)[0] == {}
-    with pytest.raises(FileNotFoundError, match="no defaults of its own"):
-        generation_defaults(folders["draft"])
+    refused("no defaults of its own", generation_defaults, folders["draft"], error=FileNotFoundError)
 
 
 def test_a_gguf_file_may_say_how_it_samples(tmp_path):
@@ -183,18 +179,14 @@ def test_a_hub_name_is_its_snapshot_in_the_local_cache(tmp_path, monkeypatch):
     assert located("some/model-1B") == wanted / "a.gguf" == located("some/model-1B/a.gguf")
     (wanted / "b.gguf").write_bytes(b"")
     assert located("some/model-1B/b.gguf") == wanted / "b.gguf"
-    with pytest.raises(ValueError, match="holds several GGUF files; name one: some/model-1B/a.gguf, some/model-1B/b.gguf"):
-        located("some/model-1B")
-    with pytest.raises(FileNotFoundError, match="hf download some/model-1B`"):
-        located("some/model-1B/c.gguf")
+    refused("holds several GGUF files; name one: some/model-1B/a.gguf, some/model-1B/b.gguf", located, "some/model-1B")
+    refused("hf download some/model-1B`", located, "some/model-1B/c.gguf", error=FileNotFoundError)
 
 
 @pytest.mark.parametrize("name", ["nobody/nothing", "nobody-nothing", "../etc/passwd"])
 def test_a_name_that_is_not_here_is_refused_in_one_sentence(name):
-    with pytest.raises(FileNotFoundError, match="no model at .*shipped models: reference") as refused:
-        folder_of(name, "target")
-    message = str(refused.value)
-    assert "\n" not in message and ("hf download" in message) == ("hf auth login" in message) == (name == "nobody/nothing")
+    message = refused("no model at .*shipped models: reference", folder_of, name, "target", error=FileNotFoundError)
+    assert ("hf download" in message) == ("hf auth login" in message) == (name == "nobody/nothing")
 
 
 def test_tokenizers_that_differ_are_refused_with_the_id_and_both_tokens(folders, tmp_path):
@@ -203,13 +195,12 @@ def test_tokenizers_that_differ_are_refused_with_the_id_and_both_tokens(folders,
     raw["model"]["vocab"][words[7]], raw["model"]["vocab"][words[9]] = 9, 7
     (tmp_path / "tokenizer.json").write_text(json.dumps(raw))
     check_tokenizers(folders["target"], folders["draft"])
-    with pytest.raises(ValueError, match="2 ids differ: 7, .*; id 7 is .* in the target and .* in the draft") as refused:
-        check_tokenizers(folders["target"], tmp_path)
-    assert repr(words[7]) in str(refused.value) and repr(words[9]) in str(refused.value)
+    differ = "2 ids differ: 7, .*; id 7 is .* in the target and .* in the draft"
+    said = refused(differ, check_tokenizers, folders["target"], tmp_path)
+    assert repr(words[7]) in said and repr(words[9]) in said
     raw["added_tokens"].append(raw["added_tokens"][0] | {"id": len(words), "content": "<more>"})
     (tmp_path / "tokenizer.json").write_text(json.dumps(raw))
-    with pytest.raises(ValueError, match="3 ids differ"):
-        check_tokenizers(folders["target"], tmp_path)
+    refused("3 ids differ", check_tokenizers, folders["target"], tmp_path)
 
 
 def test_special_tokens_are_added_to_text_and_not_to_a_rendered_template(folders):

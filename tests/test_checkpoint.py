@@ -6,13 +6,13 @@ import time
 from dataclasses import replace
 
 import pytest
+import safetensors.torch
 import torch
 from safetensors.torch import load_file, save_file
 from shelf import listing
 from test_transformer import BASE, randomised
 
-from flashspec import Transformer
-from flashspec.models import checkpoint
+from flashspec import FlashHead, Transformer
 from flashspec.models.folder import verify_digests
 from flashspec.models.writing import write_digests
 
@@ -91,10 +91,6 @@ def index(folder, change):
     (folder / INDEX).write_text(json.dumps(raw | {"weight_map": change(raw["weight_map"])}))
 
 
-def elsewhere(table):
-    return table | {DOWN: min(set(table.values()) - {table[DOWN]})}
-
-
 KINDS = {str(kind): kind for kind in (torch.bool, torch.complex64, torch.int32, torch.uint8)}
 NO_FIELD = '{"architectures": ["LlamaForCausalLM"]}'
 SPOILED = {
@@ -110,7 +106,8 @@ SPOILED = {
     "truncated": (text(WEIGHTS, lambda raw: raw[:-100]), "truncated or not a safetensors file"),
     "missing shard": (second_shard(lambda raw: b""), "model-00002-of-.* named in the index but missing"),
     "corrupt shard": (second_shard(lambda raw: raw[:9] + bytes(64) + raw[73:]), "model-00002-of-.* truncated .*fetch it again"),
-    "shard without its tensor": (index(elsewhere), f"tensor .{DOWN}. is not in .*, where the index puts it"),
+    "shard without its tensor": (index(lambda table: table | {DOWN: min({*table.values()} - {table[DOWN]})}),
+                                 f"tensor .{DOWN}. is not in .*, where the index puts it"),
     **{f"an index of {wrong!r}": (index(lambda _, wrong=wrong: wrong), f"{INDEX}: weight_map")
        for wrong in ([], {DOWN: 3}, "model")},
     "pickle": (without(WEIGHTS, text("pytorch_model.bin", "")), "pickled weights are never read"),
@@ -190,19 +187,23 @@ def test_a_sound_folder_of_any_floating_point_numbers_is_read(kind, folder):
     assert Transformer.load(folder).head is None
 
 
-def test_an_interrupted_save_leaves_the_old_model(folder, monkeypatch):
-    before, calls = listing(folder), []
+def test_an_interrupted_save_of_a_model_or_a_head_leaves_the_old_one(folder, monkeypatch):
+    head = FlashHead.build(torch.eye(64))
+    head.save(folder)
+    before, whole, calls = listing(folder), safetensors.torch.save_file, []
 
-    def interrupt(tensors, path, facts):
+    def torn(tensors, path, metadata):
         calls.append(path)
-        if len(calls) == 2:
+        if len(calls) > 1:
+            path.write_bytes(b"half")
             raise KeyboardInterrupt
-        path.write_bytes(b"half")
+        whole(tensors, path, metadata)
 
-    monkeypatch.setattr(checkpoint, "write_tensors", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        randomised(UNTIED, seed=1).save(folder, dtype="float32", shard_bytes=20_000)
-    assert listing(folder) == before
+    monkeypatch.setattr("safetensors.torch.save_file", torn)
+    for save in (lambda: randomised(UNTIED, seed=1).save(folder, "float32", shard_bytes=20_000), lambda: head.save(folder)):
+        with pytest.raises(KeyboardInterrupt):
+            save()
+        assert listing(folder) == before and len(calls) > 1
 
 
 def test_a_second_save_leaves_nothing_of_the_first(folder):

@@ -27,9 +27,7 @@ def test_a_claim_names_a_preset_and_columns_that_there_are(claim):
     assert not (claim.race and claim.parts) and (claim.mine or not claim.race)
 
 
-@pytest.mark.parametrize(
-    ("printed", "verdict"), [(1.2, "agrees"), (1.31, "differs: less here"), (1.09, "differs: more here")]
-)
+@pytest.mark.parametrize(("printed", "verdict"), [(1.2, "agrees"), (1.31, "differs: less here"), (1.09, "differs: more here")])
 def test_they_agree_where_the_interval_holds_the_printed_ratio(printed, verdict):
     line = {"ratio": 1.2, "low": 1.1, "high": 1.3, "verdict": "1.20×", "temperature": 0.0}
     assert judged(printed, line) == {"sampling": "greedy", "measured": "1.20×", "verdict": verdict}

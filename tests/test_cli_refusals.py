@@ -43,20 +43,26 @@ EXITS = "train exits --model {target} TEXT --exit-steps 1"
 RANK = "draft rank --draft {draft} TEXT"
 HUGE = "99999999999999999999"
 PLACES = {"parens": "(" * 300, "brackets": "[" * 5000, "shipped": SHIPPED, "package": SHIPPED.parent}
-CASES = {  # a command's beginning, and ends that make it wrong
-    "": "frob | generate | doctor now | list all",
+CASES = {  # a command's beginning, and ends that make it wrong => words of the sentence that says so
+    "":
+        "frob => No such command | generate => give a prompt | doctor now | list all | run race --kk 3 => No such option | "
+        "run race --preset grand => it has: | train exits => Missing option '--model' | train --rank 4 => No such option | "
+        "generate --ids 1,x => 'ids' expects | draft family wide-9 => the family has no 'wide-9'",
     "generate x --target {target} --draft-model {draft}":
         f"--max-new-tokens 0 | --max-new-tokens 1.5 | --k 0 | --k nan | --k {HUGE} | --temperature hot | --temperature nan | "
         "--temperature 1e999 | --top-p nan | --seed 1e400 | --probes 0 | --exits 99 --method self_speculation | "
-        "--device moon | --system hello",
+        "--device moon | --system hello | --ids 1 => give a prompt | --tmperature 1 => --temperature | "
+        "--k many => 'k' expects int | --top-p 1.5 => top_p | --method magic => known: baseline | "
+        "--method dense --head best => in_context",
     DESIGN:
         "--out {target} | --out {target}/below | --out {home} | --out {draft} | --out {home}/link | --out {home}/text.txt | "
         "--out {home}/text.txt/below | --out ~nobody_such/draft",
     DESIGN + NEW:
         "--work {home}/text.txt | --work {home}/notes | --k 0 | --layers 0 | --layers 99 | --heads -1 | --heads 3 | "
-        "--length 99999 | --steps -1 | "
+        "--length 99999 | --length 8 --prompt 9 => no room for a prompt | --steps -1 | "
         "--save-every 0 | --warmup -1 | --muon-lr nan | --muon-lr -1 | --variation inf | --seed -1 | "
-        "--seed 9223372036854775807 | --dtype int7 | --work {target} | --work {target}/work | --work {home}/new",
+        "--seed 9223372036854775807 | --dtype half => 'float32' or 'bfloat16', got 'half' | "
+        "--work {target} | --work {target}/work | --work {home}/new",
     RANK:
         "| --out {draft} | --out {draft}/below | --out {home}/notes | --out {home}/text.txt/below | "
         "--out {home}/new --head flash",
@@ -71,7 +77,7 @@ CASES = {  # a command's beginning, and ends that make it wrong
         "step=nan,draft=1,check=1 | step=inf,draft=1,check=1 | step=-1,draft=1,check=1 | step | = | "
         "step=1,draft=1,check=1,sleep=1",
     "generate --target {target} --ids": "[[[ | {parens} | 1,2 --draft-model {home}/text.txt/below",
-    "generate --ids 1,2 --target": "~nobody_such/model | {home}/text.txt",
+    "generate --ids 1,2 --target": "~nobody_such/model | {home}/text.txt | /nowhere/at/all => no model at",
     "draft design --target {target} --out {home}/new --text":
         "{home}/bytes.txt | {home} | {home}/short.txt --length 16 --prompt 4",
     "draft rank --draft {draft}": "--out {home}/new --text {home}/bytes.txt",
@@ -92,7 +98,8 @@ CASES = {  # a command's beginning, and ends that make it wrong
     "plan": "heads --k 0 | --prompts {home}/nowhere.json",
     "run acceptance --fresh --results {home}/new": "--per-kind 0 | --temperatures hot | --temperatures nan",
     "run --results {home}/new":
-        "nothing | race --preset smoke --target , | recall --preset smoke --head , --cluster-size , --fresh",
+        "nothing => unknown experiment 'nothing' | race --preset smoke --target , | "
+        "recall --preset smoke --head , --cluster-size , --fresh",
     "run projection --fresh": "--repeats 0 --results {home}/new",
     "run projection --preset smoke --fresh --results": "{home}/text.txt | {target} | ~nobody_such/results",
     "notebooks {home}/book": "{home}/book | {home}/new -p k hot | ~nobody_such/out",
@@ -145,7 +152,8 @@ def refused(home, capsys, call):
 
 @pytest.mark.parametrize("line", LINES, ids=lambda line: line[:90])
 def test_a_bad_line_is_one_sentence_and_changes_nothing(home, capsys, line):
-    refused(home, capsys, lambda: status(words(home, line)))
+    line, _, said = line.partition(" => ")
+    assert said in refused(home, capsys, lambda: status(words(home, line)))
 
 
 @pytest.mark.parametrize(("line", "name"), [

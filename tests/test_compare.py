@@ -60,6 +60,8 @@ def test_parts_and_counts_predict_the_seconds_of_a_run():
     assert np.allclose(stages.predicted_seconds(plain), 0.01 + 64 * 0.006)
     assert np.allclose(stages.predicted_seconds(two), 0.01 + 32 * 0.002 + 32 * (0.004 + 0.001))
     assert np.allclose(stages.predicted_seconds(two.assign(finalize="eager")) - stages.predicted_seconds(two), 32 * 0.003)
+    told = [stages.stages(rows)["predicted"] for rows in (two.assign(seconds=2 * stages.predicted_seconds(two)), race(prompts=4))]
+    assert np.allclose(told[0], 0.5) and told[1].isna().all()
 
 
 def test_no_ratio_is_given_where_float32_twins_differ():

@@ -7,11 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from shelf import refused
 
 import flashspec as fs
 from flashspec import kernels
 from flashspec.kernels.build import library
-from flashspec.models.config import ModelConfig, Unsupported, parts
+from flashspec.models.config import ModelConfig, parts
 from flashspec.models.gguf import TYPES, Gguf
 from flashspec.models.gguf_tokenizer import tokenizer
 from flashspec.models.transformer import Transformer
@@ -36,11 +37,6 @@ def raw_of(weight, kind, dice):
     scales[..., 1:] = {"Q4_K": 8, "Q5_K": 16}.get(kind, 1) * scales[..., :1]  # of minima: about what the codes give
     blocks[..., numbers] = scales.view(np.uint8)
     return blocks.reshape(len(weight), -1)
-
-
-def turned(rows, heads):
-    """llama.cpp's order of Llama's query and key rows: the two halves of a head between one another."""
-    return np.ascontiguousarray(rows.reshape(heads, 2, -1, rows.shape[1]).swapaxes(1, 2).reshape(rows.shape))
 
 
 def written(path, config, kind, seed=0):
@@ -81,7 +77,8 @@ def put(writer, name, weight, kind, dice):
         weight.copy_(torch.from_numpy(gguf.quants.dequantize(raw, gguf.GGMLQuantizationType[kind])))
     heads = {"attn_q": CONFIG.heads, "attn_k": CONFIG.kv_heads}.get(name.split(".")[-2] if "." in name else "")
     if heads and writer.arch == "llama" and weight.dim() == 2:
-        raw = turned(raw, heads)
+        halves = raw.reshape(heads, 2, -1, raw.shape[1])  # between one another, as llama.cpp orders a head's rows
+        raw = np.ascontiguousarray(halves.swapaxes(1, 2).reshape(raw.shape))
     writer.add_tensor(name, raw, raw_dtype=gguf.GGMLQuantizationType[kind])
 
 
@@ -144,21 +141,13 @@ def pair(tmp_path_factory):
 @pytest.mark.parametrize("temperature", [0.0, 0.7, 1.5])
 @pytest.mark.parametrize("method", ["dense", "flash", "self_speculation", "hispec", "lookup"])
 def test_every_exact_method_writes_the_text_of_plain_decoding(pair, method, temperature):
-    options = {"exits": (1, 2)} if method == "hispec" else {"exits": (2,)} if method == "self_speculation" else {}
+    options = {"hispec": {"exits": (1, 2)}, "self_speculation": {"exits": (2,)}}.get(method, {})
     sampling = fs.Sampling(temperature, seed=3)
     plain = fs.generate(pair, [3, 1, 4], "baseline", sampling, max_new_tokens=40, stop=())
     found = fs.generate(pair, [3, 1, 4], method, sampling, max_new_tokens=40, stop=(), **options)
     other = fs.generate(pair, [3, 1, 5], "baseline", fs.Sampling(temperature, seed=4), max_new_tokens=40, stop=())
     assert found.tokens == plain.tokens != other.tokens
     assert isinstance(pair.target.vocabulary, kernels.Packed) == (library() is not None)
-
-
-def test_other_architectures_are_refused_by_name(tmp_path):
-    written(tmp_path / "m.gguf", CONFIG, "F32")
-    path = tmp_path / "m.gguf"
-    path.write_bytes(path.read_bytes().replace(b"llama", b"gemma"))
-    with pytest.raises(Unsupported, match="holds the architecture 'gemma'; readable are llama"):
-        Transformer.load(path)
 
 
 def read_all(path):
@@ -189,32 +178,29 @@ def hostile(data, dice):
 def test_spoiled_files_are_read_or_refused_in_one_sentence(tmp_path):
     small = replace(CONFIG, hidden=32, ffn=32, heads=2, kv_heads=1, head_dim=16, layers=1)
     written(tmp_path / "m.gguf", replace(small, family="qwen2"), "Q8_0")
-    data, dice, refused = (tmp_path / "m.gguf").read_bytes(), random.Random(0), 0
+    data, dice, count = (tmp_path / "m.gguf").read_bytes(), random.Random(0), 0
     read_all(tmp_path / "m.gguf")
     for _ in range(5000):
         (tmp_path / "bad.gguf").write_bytes(hostile(data, dice))
         try:
             read_all(tmp_path / "bad.gguf")
         except ValueError as error:
-            refused += 1
+            count += 1
             assert "\n" not in str(error) and len(str(error)) < 500
-    assert refused > 2500
+    assert count > 2500
 
 
-@pytest.mark.parametrize(
-    ("spoil", "said"),
-    [
-        (lambda b: b"GGML" + b[4:], "does not begin with the letters GGUF"),
-        (lambda b: b[:4] + struct.pack("<I", 1) + b[8:], "version 1, readable are 2 and 3"),
-        (lambda b: b[:8] + struct.pack("<Q", 2**60) + b[16:], "announces 1152921504606846976 tensors"),
-        (lambda b: b[:24] + struct.pack("<Q", 2**60) + b[32:], "inside what it announces"),
-        (lambda b: b[:-4096], "lies behind the end of the file"),
-        (lambda b: b"", "does not begin"),
-    ],
-)
+@pytest.mark.parametrize(("spoil", "said"), [
+    (lambda b: b"GGML" + b[4:], "does not begin with the letters GGUF"),
+    (lambda b: b[:4] + struct.pack("<I", 1) + b[8:], "version 1, readable are 2 and 3"),
+    (lambda b: b[:8] + struct.pack("<Q", 2**60) + b[16:], "announces 1152921504606846976 tensors"),
+    (lambda b: b[:24] + struct.pack("<Q", 2**60) + b[32:], "inside what it announces"),
+    (lambda b: b[:-4096], "lies behind the end of the file"),
+    (lambda b: b"", "does not begin"),
+    (lambda b: b.replace(b"llama", b"gemma"), "holds the architecture 'gemma'; readable are llama"),
+])  # fmt: skip
 def test_what_is_wrong_with_a_file_is_said(tmp_path, spoil, said):
     written(tmp_path / "m.gguf", CONFIG, "F16")
     path = tmp_path / "bad.gguf"
     path.write_bytes(spoil((tmp_path / "m.gguf").read_bytes()))
-    with pytest.raises(ValueError, match=said):
-        Transformer.load(path)
+    refused(said, Transformer.load, path)

@@ -1,10 +1,11 @@
 """What a FlashHead promises against the dense head, and the refusals of both."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
-from shelf import refusing
+from shelf import normal, refusing
 
 from flashspec import kernels
 from flashspec.heads import DenseHead, FlashHead, agreement, calibrate_always, cluster, required_probes
@@ -16,18 +17,11 @@ VOCAB, WIDTH, ROWS = 515, 48, 24
 POSITIONS = torch.arange(ROWS)
 WIDE = [torch.float32, torch.bfloat16, torch.float64]
 EDGES = (0, 3, VOCAB - 1)
+weight, hidden = partial(normal, VOCAB, WIDTH, seed=1), partial(normal, ROWS, WIDTH, seed=2)
 CHANGES = [
     {}, {"cluster_size": 1}, {"cluster_size": 7, "always": EDGES}, {"always": EDGES}, {"seed": 3},
     {"stage1": "int8"}, {"stage1": "int4", "always": EDGES, "cluster_size": 7},
 ]  # fmt: skip
-
-
-def weight(dtype=torch.float32):
-    return torch.randn(VOCAB, WIDTH, generator=torch.Generator().manual_seed(1)).to(dtype)
-
-
-def hidden(dtype=torch.float32):
-    return torch.randn(ROWS, WIDTH, generator=torch.Generator().manual_seed(2)).to(dtype)
 
 
 def norm():
@@ -37,11 +31,11 @@ def norm():
 
 
 def flash(dtype=torch.float32, **changes):
-    return FlashHead.build(weight(dtype), norm().to(dtype), **changes)
+    return FlashHead.build(weight(dtype=dtype), norm().to(dtype), **changes)
 
 
 def dense(dtype=torch.float32):
-    return DenseHead(norm().to(dtype), weight(dtype))
+    return DenseHead(norm().to(dtype), weight(dtype=dtype))
 
 
 def is_exact(scores, exact, tolerance=1e-5):
@@ -54,14 +48,14 @@ def is_exact(scores, exact, tolerance=1e-5):
 
 def is_whole(head, dtype):
     """Whether a head that probes every cluster is the dense head."""
-    scores = head.with_probes(head.clusters.count)(hidden(dtype), POSITIONS, Dice(0))
-    return is_exact(scores, dense(dtype)(hidden(dtype)).logits) and int((scores.logits > -torch.inf).sum()) == ROWS * VOCAB
+    scores = head.with_probes(head.clusters.count)(hidden(dtype=dtype), POSITIONS, Dice(0))
+    return is_exact(scores, dense(dtype)(hidden(dtype=dtype)).logits) and int((scores.logits > -torch.inf).sum()) == ROWS * VOCAB
 
 
 @pytest.mark.parametrize("dtype", WIDE)
 @pytest.mark.parametrize("changes", CHANGES, ids=str)
 def test_logits_are_the_dense_ones_row_by_row_and_all_of_them_where_every_cluster_is_probed(changes, dtype):
-    head, rows = flash(dtype, **changes), hidden(dtype)
+    head, rows = flash(dtype, **changes), hidden(dtype=dtype)
     scores = head.with_probes(9)(rows, POSITIONS, Dice(4))
     assert is_exact(scores, dense(dtype)(rows).logits) and is_whole(head, dtype)
     assert all((scores.ids == forced).any(1).all() for forced in changes.get("always", ()))
@@ -101,13 +95,10 @@ def test_packed_clusters_that_are_no_panel_are_widened(size):
     assert is_exact(head.with_probes(head.clusters.count)(hidden()), exact)
 
 
-@pytest.mark.parametrize(
-    ("changes", "part", "spoil"),
-    [
-        ({}, "ids", lambda t: torch.arange(t.ids.numel()).clamp(max=VOCAB - 1).view_as(t.ids)),
-        ({"always": (1, 2, 500)}, "bias", lambda t: torch.zeros_like(t.bias)),
-    ],
-)
+@pytest.mark.parametrize(("changes", "part", "spoil"), [
+    ({}, "ids", lambda t: torch.arange(t.ids.numel()).clamp(max=VOCAB - 1).view_as(t.ids)),
+    ({"always": (1, 2, 500)}, "bias", lambda t: torch.zeros_like(t.bias)),
+])  # fmt: skip
 def test_the_control_a_head_with_a_spoilt_table_is_caught(changes, part, spoil):
     head = flash(**changes)
     assert is_whole(head, torch.float32)

@@ -5,7 +5,7 @@ import functools
 import pytest
 import torch
 from prefixes import PREFIXES, PrefixHead, caught, dense, law, p_of, stack, weight
-from shelf import refused, refusing
+from shelf import normal, refused, refusing
 from toys import TEMPERATURES, VOCAB, duo, run, text
 
 from flashspec import Dice, Method, Scores
@@ -19,21 +19,14 @@ POSITIONS = torch.arange(ROWS)
 FULL = ("dense", "int8", "int4")  # heads that score every id
 SHORT = [name for name in HEADS if "shortlist" in HEADS[name].options]
 names = pytest.mark.parametrize("name", HEADS)
-
-
-def matrix(dtype=torch.float32):
-    return torch.randn(IDS, WIDTH, generator=torch.Generator().manual_seed(1)).to(dtype)
-
-
-def hidden():
-    return torch.randn(ROWS, WIDTH, generator=torch.Generator().manual_seed(2))
+matrix, hidden = functools.partial(normal, IDS, WIDTH, seed=1), functools.partial(normal, ROWS, WIDTH, seed=2)
 
 
 @functools.cache
 def built(name, dtype=torch.float32):
     if name in RANKED:
-        return ShortlistHead.build(matrix(dtype), torch.arange(IDS).flip(0), size=40 if name == "vocab_trim" else None)
-    return head_named(name, Origin(matrix(dtype)))
+        return ShortlistHead.build(matrix(dtype=dtype), torch.arange(IDS).flip(0), size=40 if name == "vocab_trim" else None)
+    return head_named(name, Origin(matrix(dtype=dtype)))
 
 
 def same(one, other):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from shelf import normal as noise
 from shelf import refused
 
 from flashspec import kernels
@@ -18,10 +19,6 @@ ROOT = Path(__file__).parents[1]
 SHAPES = [(32, 16), (96, 48), (576, 33), (1536, 160), (40, 50), (33, 7), (12, 5)]
 bits = pytest.mark.parametrize("bits", [8, 6, 4])
 compiled = pytest.mark.skipif(library() is None, reason="no C compiler here")
-
-
-def noise(rows, depth, seed=0):
-    return torch.randn(rows, depth, generator=torch.Generator().manual_seed(seed))
 
 
 def here():

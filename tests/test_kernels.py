@@ -2,16 +2,13 @@
 
 import pytest
 import torch
+from shelf import normal as noise
 from torch.nn import functional as F
 
 from flashspec import kernels
 
 SHAPES = [(8, 1), (16, 7), (40, 33), (104, 8), (256, 130)]
 dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-
-
-def noise(*shape, dtype=torch.float32, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
 def close(mine, exact):

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import test_export
 import torch
+from shelf import refused
 
 import flashspec as fs
 from flashspec.decoding.lookup import LONGEST, SHORTEST, continuation
@@ -59,8 +60,7 @@ def test_without_transformers_the_error_names_the_extra(monkeypatch, tmp_path):
         raise ImportError(name)
 
     monkeypatch.setattr(peers.importlib, "import_module", absent)
-    with pytest.raises(ImportError, match=r"flashspec\[peers\]"):
-        peers.Peers.load(tmp_path, tmp_path, torch.float32)
+    refused(r"flashspec\[peers\]", peers.Peers.load, tmp_path, tmp_path, torch.float32, error=ImportError)
 
 
 class Sums:
@@ -114,13 +114,10 @@ def test_llama_cpp_is_refused_in_words_where_it_is_missing_or_fails(tmp_path, mo
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv(llama.PYTHON, raising=False)
     (file := tmp_path / "model.gguf").write_bytes(b"GGUF")
-    with pytest.raises(FileNotFoundError, match="make peer-llama"):
-        llama.Llama(file, None, 64)
+    refused("make peer-llama", llama.Llama, file, None, 64, error=FileNotFoundError)
     monkeypatch.setenv(llama.PYTHON, sys.executable)
-    with pytest.raises(ValueError, match="reads GGUF files, got folder"):
-        llama.Llama(tmp_path / "folder", None, 64)
-    with pytest.raises(ValueError, match="ended without an answer"):
-        llama.Llama(file, None, 64)
+    refused("reads GGUF files, got folder", llama.Llama, tmp_path / "folder", None, 64)
+    refused("ended without an answer", llama.Llama, file, None, 64)
 
 
 @pytest.mark.skipif(not os.environ.get(llama.PYTHON), reason=f"needs llama-cpp-python: {llama.PYTHON}")
@@ -155,7 +152,6 @@ def test_llama_cpp_speculates_and_waits_without_turning_and_refuses_what_is_too_
     before = turned()
     time.sleep(0.5)
     assert turned() - before < 0.1
-    with pytest.raises(ValueError, match="give a shorter prompt"):
-        theirs.greedy([7] * 500, 100)
+    refused("give a shorter prompt", theirs.greedy, [7] * 500, 100)
     for each in (theirs, twice):
         each.close()

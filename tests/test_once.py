@@ -4,7 +4,6 @@ import copy
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier, Event
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,11 +14,6 @@ from flashspec.once import Once
 from flashspec.sampling import hashed_ids
 
 THREADS = 4
-
-
-@pytest.fixture
-def models():
-    return Models(random_model(0), random_model(1))
 
 
 def together(ask):
@@ -33,56 +27,35 @@ def together(ask):
         return [pool.submit(asked) for _ in range(THREADS)]
 
 
-@pytest.fixture
-def builds(monkeypatch):
-    counted, real = SimpleNamespace(done=[], after=[]), FlashHead.build.__func__
-
-    def build(cls, weight, *args, **changes):
-        head = real(cls, weight, *args, **changes)
-        counted.done.append(head)
-        for interfere in counted.after:
-            interfere(weight)
-        return head
-
-    monkeypatch.setattr(FlashHead, "build", classmethod(build))
-    return counted
-
-
 @pytest.mark.parametrize("name", ["flash", "flash_int8", "int8"])
-def test_four_threads_get_one_head(models, builds, name):
+def test_four_threads_get_one_head(name, monkeypatch):
+    models, built, build = Models(random_model(0)), [], FlashHead.build.__func__
+    noting = classmethod(lambda *given, **named: built.append(build(*given, **named)) or built[-1])
+    monkeypatch.setattr(FlashHead, "build", noting)
     found = [future.result() for future in together(lambda: models.head("target", name))]
-    assert all(head is found[0] for head in found) and len(builds.done) == (name != "int8")
+    assert all(head is found[0] for head in found) and len(built) == (name != "int8")
     together(lambda: FlashHead.build(models.target.head_weight, models.target.norm))  # the control: each makes its own
-    assert len(builds.done) == THREADS + (name != "int8")
+    assert len(built) == THREADS + (name != "int8")
 
 
-def test_a_build_that_fails_is_tried_again_by_the_next_thread(models, builds):
-    def fail(weight):
-        builds.after.clear()
-        raise MemoryError("no room")
+def test_what_fails_is_tried_again_by_the_next_thread_and_other_keys_do_not_wait():
+    known, tries, waits, done = Once(), [], Event(), Event()
 
-    builds.after.append(fail)
-    found = together(lambda: models.head("target", "flash"))
-    failed = [future for future in found if future.exception()]
-    assert len(failed) == 1 and isinstance(failed[0].exception(), MemoryError)
-    assert len({id(future.result()) for future in found if not future.exception()}) == 1 and len(builds.done) == 2
+    def make():
+        tries.append(object())
+        if len(tries) == 1:
+            raise MemoryError("no room")
+        waits.set()
+        assert done.wait(60)
+        return tries[-1]
 
-
-def test_a_head_does_not_wait_for_another(models, builds):
-    draft_waits, target_done = Event(), Event()
-
-    def wait(weight):
-        if weight.data_ptr() == models.draft.head_weight.data_ptr():
-            draft_waits.set()
-            assert target_done.wait(60)
-
-    builds.after.append(wait)
     with ThreadPoolExecutor(1) as pool:
-        slow = pool.submit(models.head, "draft", "flash")
-        assert draft_waits.wait(60)
-        models.head("target", "flash")
-        target_done.set()
-        assert slow.result() is models.head("draft", "flash")
+        slow = pool.submit(together, lambda: known.made("slow", make))
+        assert waits.wait(60) and known.made("other", lambda: 1) == 1
+        done.set()
+    failed = [future for future in slow.result() if future.exception()]
+    assert len(failed) == 1 and isinstance(failed[0].exception(), MemoryError) and len(tries) == 2
+    assert all(future.result() is tries[1] for future in slow.result() if future not in failed)
 
 
 def test_values_made_once_can_be_copied():

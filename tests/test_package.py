@@ -101,13 +101,6 @@ def test_the_project_needs_the_core_alone_has_its_licence_in_full():
     assert PROJECT["version"] == flashspec.__version__ == newest
 
 
-def test_what_must_hold_before_a_merge_is_run_and_can_be():
-    script = ROOT / ".ci" / "run"
-    assert script.stat().st_mode & 0o111
-    steps = re.search(r"for step in (.+); do", script.read_text())[1].split()
-    assert steps[-1] == "test" and {"lint", "smoke", "book"} <= set(steps)
-
-
 TAKEN = pytest.raises(FileExistsError, match="holds files already")
 
 

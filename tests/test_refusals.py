@@ -149,9 +149,13 @@ def test_rows_that_no_tokenizer_explains_are_refused(tmp_path):
     refused("the draft has rows for 492 ids and its tokenizer knows 512.*copy", pair, short)
 
 
-WHOLE, NUMBER, LIST, FLAG = "a whole number", "a number", "a list of whole numbers", "True or False"
-STRING, PATH = "a string", "a string or Path"
 NAN, INF = float("nan"), float("inf")
+LISTS = (b"def", [1.0, 2.0], 5, ["def"], [[1, 2], [3, 4]], {1: 2}, torch.ones(3), torch.tensor(3), iter(toys.PROMPT))
+WRONG = {  # what is asked for, and values that are something else
+    "a whole number": (2.5, np.float64(4), "9", [3]), "a number": ("hot", True, torch.ones(1), 2**70, 10**400),
+    "a list of whole numbers": (*LISTS, np.array(3)), "a string": (3, b"top"), "a string or Path": (3, None),
+}  # fmt: skip
+WHOLE, NUMBER, LIST, STRING, PATH = WRONG
 
 
 def write(**options):
@@ -169,48 +173,41 @@ def head(**options):
 
 
 RULES = (fs.GumbelCoupling, fs.SpeculativeSampling, fs.TypicalAcceptance)
-WRONG = [
-    *[(fs.Sampling, "temperature", value, NUMBER) for value in ("hot", True, torch.ones(1), 2**70, 10**400)],
-    *[(fs.Sampling, name, value, WHOLE) for name, value in (("top_k", 1.5), ("top_k", "5"), ("seed", 1.0), ("seed", None))],
-    (fs.Sampling, "top_p", "0.9", NUMBER), (fs.Sampling, "rule", 1, STRING),
-    (fs.Limits, "max_new_tokens", 2.5, WHOLE), (fs.Limits, "finalize", None, STRING),
-    *[(fs.Limits, "stop", value, LIST) for value in ("\n", (1, "2"))],
-    *[(fs.Method, name, value, STRING) for name, value in (("draft", None), ("head", 3), ("middle", b"exact"))],
-    *[(fs.Method, "k", value, WHOLE) for value in (2.5, np.float64(4))],
-    *[(fs.Method, "interval", value, WHOLE) for value in (None, [3])],
-    *[(fs.Method, "exits", value, LIST) for value in (2, "2", torch.tensor(3))],
-    (fs.Method, "probes", 1.0, WHOLE), (fs.Method, "shortlist", "all", WHOLE),
-    (fs.Method, "draft_doubt", "0.3", NUMBER), (fs.Method, "verify_doubt", True, NUMBER),
-    *[(write, "prompt", value, LIST)
-      for value in (b"def", [1.0, 2.0], 5, ["def"], [[1, 2], [3, 4]], {1: 2}, torch.ones(3), torch.tensor(3), iter(toys.PROMPT))],
-    *[(write, "stop", value, LIST) for value in ("\n", [1.5], b"\n", np.array(3))],
-    (write, "prompt", None, STRING), (write, "method", 3, STRING), (write, "sampling", 0.7, "Sampling"),
-    (write, "k", 2.5, WHOLE), (write, "max_new_tokens", "9", WHOLE),
+ARGUMENTS = [
+    (fs.Sampling, {"temperature": NUMBER, "top_k": WHOLE, "top_p": NUMBER, "seed": WHOLE, "rule": STRING}),
+    (fs.Limits, {"max_new_tokens": WHOLE, "finalize": STRING, "stop": LIST}),
+    (fs.Method, {"draft": STRING, "head": STRING, "middle": STRING, "k": WHOLE, "interval": WHOLE, "exits": LIST, "probes": WHOLE,
+                 "shortlist": WHOLE, "draft_doubt": NUMBER, "verify_doubt": NUMBER}),
+    (write, {"prompt": LIST, "stop": LIST, "method": STRING, "k": WHOLE, "max_new_tokens": WHOLE}),
+    (lambda prompt: fs.decode(stages(), prompt), {"prompt": LIST}),
+    (lambda context: fs.build(fs.Method(), duo(), context=context), {"context": WHOLE}),
+    (fs.load, {"target": PATH, "dtype": STRING, "device": STRING, "weights": STRING}),
+    (fs.Transformer.load, {"folder": PATH}),
+    (head, {"cluster_size": WHOLE, "probes": WHOLE, "seed": WHOLE, "always": LIST}),
+    (lambda probes: head().with_probes(probes), {"probes": WHOLE}),
+    *[(lambda vocab_size, kind=kind: kind(fs.Sampling(), vocab_size), {"vocab_size": WHOLE}) for kind in RULES],
+]  # fmt: skip
+KINDS = [(call, name, value, words) for call, names in ARGUMENTS for name, words in names.items() for value in WRONG[words]]
+OTHERS = [
+    (write, "prompt", None, STRING), (write, "sampling", 0.7, "Sampling"), (fs.load, "draft", [1], "strings"),
+    *[(fs.Method, name, None, words) for name, words in (("draft", STRING), ("interval", WHOLE))],
+    *[(call, "stop", value, LIST) for call in (fs.Limits, write) for value in ("\n", (1, "2"))],
     (lambda models: fs.generate(models, toys.PROMPT), "models", "reference", "Models"),
     *[(lambda stages: fs.decode(stages, toys.PROMPT), "stages", value, "a list of Stage") for value in (None, ["target"])],
-    *[(lambda prompt: fs.decode(stages(), prompt), "prompt", value, LIST) for value in ("def", [0.5])],
     (lambda limits: fs.decode(stages(), toys.PROMPT, limits), "limits", 20, "Limits"),
     (lambda method: fs.build(method, duo()), "method", "dense", "Method"),
     (lambda models: fs.build(fs.Method(), models), "models", duo().target, "Models"),
-    *[(lambda context: fs.build(fs.Method(), duo(), context=context), "context", value, WHOLE) for value in ("64", 64.0)],
-    *[(fs.load, "target", value, PATH) for value in (3, None)],
-    *[(fs.load, name, value, STRING) for name, value in (("dtype", torch.float32), ("device", 0), ("weights", None))],
-    (fs.load, "draft", [1], "strings"),
-    (fs.Transformer, "config", {"layers": 2}, "ModelConfig"), (fs.Transformer.load, "folder", 1, PATH),
-    (fs.FlashHead.build, "weight", [[1.0]], "Tensor"), (head, "clusters", 4, "Clusters"), (head, "stage1", 8, STRING),
-    *[(head, name, value, WHOLE) for name, value in (("cluster_size", 2.5), ("probes", "8"), ("seed", None))],
-    *[(head, "always", value, LIST) for value in ((1.5,), "12")],
+    (fs.Transformer, "config", {"layers": 2}, "ModelConfig"),
+    (fs.FlashHead.build, "weight", [[1.0]], "Tensor"), (head, "clusters", 4, "Clusters"),
     (lambda weight: fs.DenseHead(None, weight), "weight", 1, "Tensor or Packed"),
     (lambda norm: fs.DenseHead(norm, torch.ones(8, 8)), "norm", torch.ones(8), "Callable"),
     (lambda path: fs.FlashHead.load(path, torch.ones(8, 8)), "path", 3, "Path or a string"),
     (lambda weight: fs.FlashHead.load("x", weight), "weight", None, "Tensor"),
-    (lambda probes: head().with_probes(probes), "probes", None, WHOLE),
     *[(lambda sampling, kind=kind: kind(sampling, 61), "sampling", 0.7, "Sampling") for kind in RULES],
-    *[(lambda vocab_size, kind=kind: kind(fs.Sampling(), vocab_size), "vocab_size", "61", WHOLE) for kind in RULES],
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("call", "name", "value", "words"), WRONG, ids=lambda v: v if isinstance(v, str) else None)
+@pytest.mark.parametrize(("call", "name", "value", "words"), KINDS + OTHERS, ids=lambda v: v if isinstance(v, str) else None)
 def test_a_wrong_type_is_refused_by_the_arguments_name(call, name, value, words):
     with pytest.raises(ValueError) as caught:
         call(**{name: value})
@@ -238,9 +235,10 @@ def test_whole_numbers_and_lists_of_other_libraries_are_as_good():
     assert len({fs.Limits(stop=[5]), fs.Limits(stop=np.array([5])), fs.Limits(stop=(5,))}) == 1
 
     @typed
-    def call(one: int, two, *, three: list[str] | None = None):
+    def call(one: int, two, *, three: list[str] | None = None, four: bool = True):
         return one, two, three
 
     assert call(1, object, three=None)[0] == 1 and call(1, "2", three=["a"])[2] == ["a"]
     refused("three must be a list of a string or None, got 'a'", call, 1, "2", three="a")
+    refused("four must be True or False, got 0", call, 1, "2", four=0)
     refused("context must be at least 1, got 0", fs.build, fs.Method(), duo(), context=0)

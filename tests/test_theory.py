@@ -133,11 +133,6 @@ def test_the_control_a_forgotten_token_and_a_level_that_never_waits_for_more_are
         assert wrong != pytest.approx(tossed(0.3, levels)[0], rel=0.02)
 
 
-def test_one_level_is_the_closed_form():
-    found = nested(0.2, [Level(0.7, 5, lambda n: 1.0 + 0.1 * n)])
-    assert found == pytest.approx((tokens_per_check(0.7, 5), theory.round_time(Costs(0.2, 1.5), 5)))
-
-
 class Coins(GumbelCoupling):
     def __init__(self, alpha, dice):
         super().__init__(GREEDY, 4)

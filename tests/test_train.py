@@ -1,17 +1,12 @@
 """Training: the same run whether or not it was interrupted, gradients equal to their naive twins, a split that holds."""
 
 import json
-import os
-import subprocess
-import sys
-import time
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from shelf import refused
+from shelf import normal, refused
 from torch.nn import functional as F
 
 from flashspec import Transformer
@@ -33,10 +28,6 @@ def seeded(seed=0):
     model = Transformer(SHAPE)
     initialise(model, seed)
     return model
-
-
-def normal(*shape, seed=0, dtype=torch.float32):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
 def trained(folder, recipe=RECIPE, branch=None):
@@ -77,19 +68,7 @@ def test_an_exit_disagrees_least_with_its_own_distribution():
     assert final.grad is None and early.grad.norm() > 0
 
 
-def test_kill_minus_nine_loses_nothing_that_was_saved(whole, tmp_path):
-    script = f"from pathlib import Path; import test_train; test_train.trained(Path({str(tmp_path)!r}))"
-    alone, here = os.environ | {"OMP_NUM_THREADS": "1"}, Path(__file__).parent
-    process = subprocess.Popen([sys.executable, "-c", script], env=alone, cwd=here)
-    curve, deadline = tmp_path / "curve.jsonl", time.monotonic() + 60
-    while not curve.exists() and time.monotonic() < deadline and process.poll() is None:
-        time.sleep(0.01)
-    process.kill()
-    process.wait()
-    assert same(trained(tmp_path), whole)
-
-
-def test_a_kill_between_curve_and_checkpoint_leaves_no_step_twice(tmp_path, monkeypatch):
+def test_a_kill_between_curve_and_checkpoint_leaves_no_step_twice(whole, tmp_path, monkeypatch):
     def steps():
         return [json.loads(text)["step"] for text in (tmp_path / "curve.jsonl").read_text().splitlines()]
 
@@ -104,8 +83,7 @@ def test_a_kill_between_curve_and_checkpoint_leaves_no_step_twice(tmp_path, monk
         with pytest.raises(KeyboardInterrupt):
             trained(tmp_path)
     assert steps() == [2, 4]  # ahead of the checkpoint
-    trained(tmp_path)
-    assert steps() == [2, 4, 6, 8]
+    assert same(trained(tmp_path), whole) and steps() == [2, 4, 6, 8]
 
 
 @pytest.mark.parametrize("garbage", [b"", b"x", b"PK\x03\x04", b"\x80\x04N."])

@@ -19,8 +19,6 @@ LLAMA3 = RopeScaling("llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor
 CASES = {
     "qwen3-gqa": BASE,
     "qwen3-wide-heads": replace(BASE, head_dim=32, hidden=40, tied=False, attention_bias=True),
-    "qwen3-linear": replace(BASE, rope=RopeScaling("linear", factor=4.0), tied=False),
-    "qwen3-llama3": replace(BASE, rope=LLAMA3, rope_theta=5e5),
     "llama-gqa": replace(BASE, family="llama", tied=False, vocab_size=131),
     "llama-linear": replace(BASE, family="llama", rope=RopeScaling("linear", factor=2.5), kv_heads=1, head_dim=8, layers=3),
     "qwen2-biased": replace(BASE, family="qwen2"),
