@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 from flashspec.study import chain, drafting, heads, papers, stages
 from flashspec.study.compare import DENSE, WHO, sampled, speedups
-from flashspec.study.frames import DataFrame
-from flashspec.study.marks import by_sampling, canvas, forest, keyed, overlaid, reach, stacked
+from flashspec.study.frames import DataFrame, joined
+from flashspec.study.marks import SHADES, by_sampling, canvas, forest, keyed, overlaid, reach, stacked
 from flashspec.study.style import colour, drawn, named, plain_ticks
+from flashspec.theory import amdahl
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = [
     "answers", "combined", "draft_race", "draft_steps", "final_token", "head_recall", "ledger",
-    "predicted_measured", "throughput", "waterfall",
+    "paying", "predicted_measured", "throughput", "waterfall",
 ]  # fmt: skip
 
 SPENT = dict(zip(stages.PARTS, ("#d9d9d9", "#5f6368", "#E69F00", "#009E73", "#0072B2", "#CC79A7", "#F0E442"), strict=True))
-STYLES = ("-", ":", "--", "-.")
+STYLES, MARKS = ("-", ":", "--", "-."), "os^D"
 PLAIN = "times plain decoding"
 
 
@@ -71,6 +73,26 @@ def throughput(results: Any) -> Figure:
     table = speedups(results.frame, [*WHO, "finalize"])
     more = ["finalize"] if table["finalize"].nunique() > 1 else []
     return forest(who(table, *more).assign(rank=-table["ratio"]), PLAIN)
+
+
+@drawn
+def paying(*results: Any) -> Figure:
+    """FlashHead over the dense head against the head's share of the time; the line is a head that costs nothing."""
+    figure, (axis,) = canvas(1, 4.2)
+    table = sampled(joined(heads.paying(each.frame) for each in results)).dropna(subset=["share", "ratio"])
+    table = table[table["finalize"] == "deferred"]
+    names = table["target"] + ", " + table["draft"].where(table["draft"] != "", table["method"]).map(named)
+    for place, (name, lines) in enumerate(table.groupby(names, sort=False)):
+        for greedy, rows in lines.groupby(lines["temperature"] == 0):
+            shade, mark = SHADES[place % len(SHADES)], MARKS[place // len(SHADES) % len(MARKS)]
+            looks: dict[str, Any] = {"markerfacecolor": shade if greedy else "white", "label": name if greedy else None}
+            axis.errorbar(rows["share"], rows["ratio"], reach(rows), fmt=mark, color=shade, capsize=2, markersize=5, **looks)
+    shares = [share / 10 for share in range(int(10 * table["share"].max(skipna=True) + 20) if len(table) else 10)]
+    axis.plot(shares, [amdahl(share / 100, inf) for share in shares], "--", color="#666666", label="a head that costs nothing")
+    axis.axhline(1, color="#666666", linewidth=1)
+    axis.set(xlim=(0, None), ylabel="FlashHead over dense, times faster")
+    axis.set_xlabel("dense head's share of the time, % (filled: greedy)")
+    return keyed(figure, 3)
 
 
 @drawn

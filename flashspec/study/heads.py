@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from flashspec.study.chain import PLACE, SIZE, faster
-from flashspec.study.compare import CONTEXT, WHO, gain, like_for_like, speedups
-from flashspec.study.frames import DataFrame, having, pivoted
+from flashspec.study.compare import CONTEXT, WHO, best, gain, like_for_like, speedups
+from flashspec.study.frames import DataFrame, framed, having, pivoted
 from flashspec.study.recall import PARTS
 from flashspec.theory import amdahl
 
@@ -93,3 +93,21 @@ def against(frame: DataFrame) -> DataFrame:
     for letter, column in (("P", "probes"), ("N", "shortlist")):
         names = names + found[column].map(lambda size, letter=letter: f", {letter} = {size:g}" if size else "").astype(str)
     return found.assign(name=names, who=names + ", " + found["verdict"])
+
+
+def paying(frame: DataFrame) -> DataFrame:
+    """One line a place that drafts with FlashHead: its gain over the dense head of its format, each at its best setting.
+
+    `share` is what the dense head's scoring of drafted tokens takes of the dense side's time, in percent; `kept` the acceptance
+    under FlashHead over that under the dense head. Both are NaN where parts were not timed or tokens not counted.
+    """
+    rows = frame[(frame["method"] != "baseline") & frame["head"].isin(["dense", "flash"])]
+    place = [*PAIR, "format", "exits"]
+    lines = like_for_like(rows, place)
+    chosen = best(rows, [*place, "head"])
+    counted = chosen.assign(scoring=chosen["drafted"] * chosen["head_seconds"])
+    sums = counted.groupby([*place, "head"])[["scoring", "seconds", "accepted", "judged"]].sum(min_count=1)
+    told = sums.assign(share=100 * sums["scoring"] / sums["seconds"], accepts=sums["accepted"] / sums["judged"]).unstack("head")
+    told = told.reindex(columns=[("share", "dense"), ("accepts", "dense"), ("accepts", "flash")])
+    found = framed({"share": told["share", "dense"], "kept": told["accepts", "flash"] / told["accepts", "dense"]})
+    return lines.merge(found.reset_index(), on=place, how="left")
