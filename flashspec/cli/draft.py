@@ -57,6 +57,7 @@ def design(out: Path, work: Path | None, k: int, **options: Any) -> None:
 @option("--layers", type=COUNT, default=BorrowedRecipe.layers, help="Layers that the draft keeps.")
 @option("--lessons", "texts", type=COUNT, default=BorrowedRecipe.texts, help="Conversations that the target writes.")
 @option("--steps", type=COUNT, default=BorrowedRecipe.steps, help="Training steps of eight conversations.")
+@option("--rate", type=click.FloatRange(min=0, min_open=True), default=BorrowedRecipe.rate, help="Learning rate at its highest.")
 @TARGET
 def teach(target: str, base: str | None, out: Path, work: Path | None, **options: Any) -> None:
     """Teach a few layers of a model what a chat model made elsewhere says; stopped, it continues.
