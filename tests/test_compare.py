@@ -5,9 +5,10 @@ import math
 import numpy as np
 import pandas
 import pytest
+import tables
 from tables import ALPHA, LAYERS, PER_BYTE, PER_LAYER, READ, SPEED, STEP, TURNS, drafted, family, line, race, runs, steps
 
-from flashspec.study import compare, drafting, papers, stages
+from flashspec.study import compare, drafting, heads, papers, stages
 from flashspec.theory import amdahl, tokens_per_check
 
 
@@ -88,6 +89,29 @@ def test_the_planted_order_of_drafts_is_found():
     assert line(over, over="deeper", temperature=1.0).ratio == pytest.approx(seconds["deeper"] / seconds["wide"])
     assert drafting.deepest(frame, "wide") == "deeper" and drafting.deepest(frame, "deeplarge") == ""
     assert drafting.deepest(frame, "nowhere") == ""
+
+
+def test_what_acceptance_a_draft_has_and_would_need():
+    frame = runs()
+    table = drafting.required(frame).set_index(["draft", "temperature"])
+    assert table["alpha"].to_dict() == pytest.approx({(d, t): ALPHA[d] for d in ALPHA for t in (0.0, 1.0)}, abs=0.02)
+    fastest = table["speedup"].idxmax()
+    assert table.loc[fastest, "best"] == pytest.approx(table.loc[fastest, "alpha"], abs=1e-6)
+    assert (table["alpha"] > table["even"]).eq(table["speedup"] > 1).all()
+    slow = drafting.required(frame.assign(seconds=frame["seconds"].where(frame["draft"] != "deep", 50.0))).set_index("draft")
+    assert slow.loc["deep", ["even", "best"]].isna().all(axis=None)  # the control: no acceptance is enough
+
+
+def test_flashhead_pays_what_the_head_takes():
+    frame = tables.factorial().frame.assign(judged=80.0)
+    table = heads.paying(frame)
+    assert set(table["method"]) == {"draft_model", "self_speculation", "hispec"} and np.allclose(table["kept"], 1.0)
+    assert np.allclose(table["ratio"], tables.HEAD["flash"])
+    deferred, eager = (table[table["finalize"] == name]["share"].mean() for name in ("deferred", "eager"))
+    assert deferred == pytest.approx(eager * tables.TOKEN["deferred"]) and eager == pytest.approx(100 * 80 * 5e-4 / 1.105, rel=0.01)
+    fewer = frame.assign(accepted=frame["accepted"].where(frame["head"] != "flash", 35))
+    assert np.allclose(heads.paying(fewer)["kept"], 0.5)  # the control
+
 
 
 def test_a_draft_that_ran_under_two_names_counts_once(monkeypatch):

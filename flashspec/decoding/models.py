@@ -27,6 +27,7 @@ from flashspec.typed import typed
 
 SHIPPED = Path(__file__).resolve().parent.parent / "data"
 EXITS = SHIPPED / "exits"  # of published models, by the names of their files
+TAUGHT = {path.name: path for path in sorted((SHIPPED / "drafts").glob("*"))}  # that borrow from published models
 REFERENCE = {"target": {"reference": "target"}, "draft": {"reference": "narrow", "shallow": "shallow", "designed": "designed"}}
 
 
@@ -126,11 +127,11 @@ def folder_of(name: str | Path, role: str) -> Path:
     name = rounding(name)[0] if role == "draft" else name
     if str(name) in PAIRS:
         return published(str(name), role)
-    shipped = REFERENCE[role].get(str(name))
+    shipped = {known: SHIPPED / folder for known, folder in REFERENCE[role].items()} | (TAUGHT if role == "draft" else {})
     try:
-        return located(SHIPPED / shipped if shipped else name)
+        return located(shipped.get(str(name), name))
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"{error}; shipped models: {', '.join(REFERENCE[role])}; published: {', '.join(PAIRS)}") from None
+        raise FileNotFoundError(f"{error}; shipped models: {', '.join(shipped)}; published: {', '.join(PAIRS)}") from None
 
 
 def own_draft(target: str | Path) -> str | None:

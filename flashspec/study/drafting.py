@@ -11,6 +11,7 @@ from flashspec.study.compare import CONTEXT, NONE, best, gain, over, spearman, s
 from flashspec.study.drafts import point_of_designed
 from flashspec.study.frames import DataFrame, framed, groups, joined
 from flashspec.theory import Interval
+from flashspec.theory.rounds import acceptance_for
 
 NEAR = 4  # TAR is compared at the k nearest to this one
 FEWEST = 5  # drafts that a rank correlation needs
@@ -78,6 +79,29 @@ def beside_plain(frame: DataFrame) -> DataFrame:
     found = speedups(frame, ["draft"])
     found = found[found["draft"] != ""].merge(pace(frame)[[*KEYS, "tar", "layers", "body", "rate"]], on=KEYS)
     return found.sort_values([*CONTEXT, "ratio"], ascending=[True] * len(CONTEXT) + [False])
+
+
+def required(frame: DataFrame) -> DataFrame:
+    """One line a draft and head at its best k: its step over the target's, and the acceptance that it has and would need.
+
+    `alpha` is the acceptance at which so many drafted tokens would settle as many as they did (Leviathan et al. 2023); `even` is
+    the one at which the draft's rounds, as they were timed, are as fast as plain decoding, `best` as the fastest draft and head.
+    NaN where no acceptance is enough.
+    """
+    rows = drafted(frame)
+    rows = best(rows[(rows["method"] == "draft_model") & (rows["finalize"] == "deferred")], [*KEYS, "head"])
+    groups = rows.groupby([*KEYS, "head", "k"])
+    sums, parts = groups[["emitted", "seconds", "accepted", "rounds"]].sum(), groups[["burst_seconds", "step_seconds"]].median()
+    table = sums.join(parts).reset_index()
+    plain = frame[frame["method"] == "baseline"].groupby(CONTEXT)[["emitted", "seconds"]].sum()
+    table = table.merge((plain["seconds"] / plain["emitted"]).rename("plain"), on=CONTEXT)
+    per_token, a_round = table["seconds"] / table["emitted"], table["seconds"] / table["rounds"]
+    fastest = per_token.groupby([table[name] for name in CONTEXT]).transform("min")
+    tokens = {"alpha": 1 + table["accepted"] / table["rounds"], "even": a_round / table["plain"], "best": a_round / fastest}
+    for name, found in tokens.items():
+        pairs = zip(found, table["k"], strict=True)
+        table[name] = [acceptance_for(tar, k) if tar <= k + 1 else np.nan for tar, k in pairs]
+    return table.assign(step=table["burst_seconds"] / table["k"] / table["plain"], speedup=table["plain"] / per_token)
 
 
 def designed(frame: DataFrame) -> str:
