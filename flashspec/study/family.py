@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flashspec.decoding.models import TAUGHT
 from flashspec.measure.prompts import Prompt
 from flashspec.models.config import from_hf
 from flashspec.models.family import FAMILY as POINTS
@@ -117,6 +118,19 @@ def records(k: int = 4, root: Path | None = None) -> DataFrame:
         digest = weights[min(name for name in weights if name.endswith(".safetensors"))][:12]
         lines.append((path.parent.name, *sizes, design.get("steps"), design.get("distilled"), tar, digest))
     return framed(lines, names).sort_values("TAR", ascending=False).set_index("draft")
+
+
+def taught(root: Path | None = None) -> DataFrame:
+    """One line a checkpoint of a draft that borrows, shipped or recorded: tokens that it had learned from, repeats counted, its
+    acceptance at T = 1 (an upper estimate) and how often its best token was the target's, on held-out conversations."""
+    places = (*TAUGHT.values(), *((root or default_root()) / "drafts").glob("*"))
+    lines = []
+    for path in sorted(places, key=lambda place: place.name):
+        record = _read(path / "record.json")
+        for line in map(json.loads, (path / "curve.jsonl").read_text(encoding="utf-8").splitlines()):
+            tokens = 1e-6 * line["step"] * record["texts_a_step"] * record["length"]
+            lines.append((path.name, record["layers"], " ".join(map(str, record["kept"])), tokens, line["accept"], line["agree"]))
+    return framed(lines, ["draft", "layers", "kept", "million tokens", "accepted", "agreed"])
 
 
 def accepted(record: Path) -> list[list[float]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -13,7 +13,7 @@ from flashspec.decoding.vocabulary import check_tokenizers
 from flashspec.models.borrowed import save_borrowed
 from flashspec.models.transformer import Layer, Transformer
 from flashspec.models.writing import carry, fresh_folder, write_digests, write_json
-from flashspec.train.conversations import LessonRecipe, taught
+from flashspec.train.conversations import TEXTS, LessonRecipe, taught
 from flashspec.train.exits import check_ours
 from flashspec.train.lessons import Pupil, learned, read_lesson
 from flashspec.train.prune import choose, importance
@@ -45,7 +45,8 @@ def train_borrowed(target: Path, base: Path, out: Path, work: Path, recipe: Borr
         layers, folder = copied(lends, kept), work / f"{base.stem}-{recipe.layers}"
         accept, agree = learned(pupil(lends, layers), files, folder, recipe)
         save_borrowed(layers, base, part)
-        write_json({"kept": kept, "accept": accept, "agree": agree}, part / "record.json")
+        about = {**asdict(recipe), "texts_a_step": TEXTS, "kept": kept, "accept": accept, "agree": agree}
+        write_json(about, part / "record.json")
         carry(folder, part, ("curve.jsonl",))
         write_digests(part)
     return accept, agree
