@@ -119,6 +119,20 @@ def test_the_time_of_a_token_is_that_of_its_pieces():
     assert line(eager, method="hispec", head="dense", temperature=0.0)["final token"] == pytest.approx(0.2)
 
 
+def test_planted_effects_are_found_and_multiply():
+    table = stages.effects(FACTORIAL[FACTORIAL["temperature"] == 1.0]).set_index(["effect", "at"])
+    for level, gain in {**HEAD, **TOKEN}.items():
+        if gain != 1:
+            assert table.loc[(level, ""), "ratio"] == pytest.approx(gain) and table.loc[(level, ""), "prompts"] == 16
+    assert np.allclose(table.loc[[at != "" for _, at in table.index], "ratio"], 1)  # gains multiply
+    assert table.loc[("flash", "deferred"), "verdict"].startswith("no difference")
+    both = (FACTORIAL["head"] == "flash") & (FACTORIAL["finalize"] == "deferred")
+    more = stages.effects(FACTORIAL.assign(seconds=FACTORIAL["seconds"].where(~both, FACTORIAL["seconds"] / 1.21)))
+    assert np.allclose(more.loc[(more["effect"] == "flash") & (more["at"] == "deferred"), "ratio"], 1.21)  # the control
+    assert stages.effects(FACTORIAL[FACTORIAL["head"] != "dense"]).empty
+
+
+
 def test_every_change_gives_what_was_planted_and_gains_multiply():
     found, place = stages.factors(FACTORIAL), {"method": "hispec", "temperature": 1.0}
     for token, total in TOKEN.items():
@@ -152,7 +166,7 @@ WHOLE = factorial()
 OF = {
     "waterfall": (RACE, PIECES), "throughput": (RACE,), "final_token": (RACE,), "ledger": (RACE,),
     "head_recall": (results(recall_rows()),), "draft_race": (RUNS,),
-    "draft_steps": (STEPS,), "predicted_measured": (RUNS,), "combined": (WHOLE,),
+    "draft_steps": (STEPS,), "predicted_measured": (RUNS,), "combined": (WHOLE,), "paying": (WHOLE,),
 }  # fmt: skip
 
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
+from flashspec.study import compare
 from flashspec.study.compare import CONTEXT, DENSE, SETTING, SIDE, UNIT, WHO, best, gain, like_for_like, paired, sampled, speedups
-from flashspec.study.frames import DataFrame, framed, joined
+from flashspec.study.frames import DataFrame, framed, groups, joined
 
 PARTS = ("prompt", "plain steps", "drafting", "middle checks", "full checks", "final token", "loop")
 PLACE = [*CONTEXT, "method", "draft", "exits", "k", "interval"]
@@ -79,6 +82,39 @@ def factors(frame: DataFrame) -> DataFrame:
     over = speedups(frame, [*PLACE[len(CONTEXT) :], *CELL])[[*PLACE, *CELL, "ratio"]].rename(columns={"ratio": "over_plain"})
     table = joined(lines.assign(change=name) for name, lines in found.items())
     return _with_products(table.merge(over, on=[*PLACE, *CELL], how="left"))
+
+
+def effects(frame: DataFrame) -> DataFrame:
+    """Main effects and interactions of a race in which every place that drafts ran with every head and final token.
+
+    A main effect is how many times faster a level is than the base of its factor (the dense head, the eager token, the first
+    place), the geometric mean over the levels of the other factors; an interaction is how many times larger that becomes at
+    another level of another factor. Intervals are over prompts.
+    """
+    rows = best(frame[frame["method"] != "baseline"], [*CONTEXT, "method", "draft", "exits", "head", "finalize"])
+    place = (rows["draft"].where(rows["draft"] != "", rows["method"]) + " " + rows["exits"]).str.strip()
+    rows, lines = rows.assign(place=place, cost=np.log(rows["seconds"] / rows["emitted"])), list[dict[str, Any]]()
+    base = {"head": "dense", "finalize": "eager", "place": place.iloc[0] if len(place) else ""}
+    for facts, mine in groups(rows, CONTEXT):
+        cells = mine.pivot_table("cost", ["kind", "prompt"], list(base))
+        if not all(below in cells.columns.unique(name) for name, below in base.items()):
+            continue
+        levels = [(name, level) for name in base for level in cells.columns.unique(name) if level != base[name]]
+        for name, level in levels:
+            gained = cells.xs(base[name], axis=1, level=name) - cells.xs(level, axis=1, level=name)
+            lines.append({**facts, "effect": level, "at": "", **_geometric(gained)})
+            for other, there in levels[levels.index((name, level)) + 1 :]:
+                if other != name:
+                    more = gained.xs(there, axis=1, level=other) - gained.xs(base[other], axis=1, level=other)
+                    lines.append({**facts, "effect": level, "at": there, **_geometric(more)})
+    return framed(lines, [*CONTEXT, "effect", "at", "ratio", "low", "high", "prompts", "verdict"])
+
+
+def _geometric(gained: DataFrame) -> dict[str, Any]:
+    """The mean of logarithms of gains, over columns and prompts, as a ratio with its interval over prompts."""
+    each = np.exp(gained.mean(axis=1).dropna())
+    found = compare.over(each, np.ones(len(each)), lambda values, axis: np.exp(np.log(values).mean(axis)), len(each))
+    return {**found, "prompts": len(each)}
 
 
 def _with_products(table: DataFrame) -> DataFrame:
