@@ -79,19 +79,26 @@ class Script:
 
 @torch.inference_mode()
 def conversations(model: Transformer, turns: Turns, recipe: LessonRecipe, number: int) -> dict[str, Tensor]:
-    """Lessons of TOGETHER conversations that begin with one opener: `ids` [TOGETHER, length], `top` ids and `logs` of their
-    probabilities [TOGETHER, length, TOP], and half-precision `rows` [TOGETHER, length, hidden] behind the recipe's layers."""
+    """Lessons of TOGETHER conversations that begin with openers of one length: `ids` [TOGETHER, length], `top` ids and `logs` of
+    their probabilities [TOGETHER, length, TOP], and half-precision `rows` [TOGETHER, length, hidden] behind the recipe's layers.
+    """
     dice = np.random.default_rng((recipe.seed, number))
     noise = torch.Generator().manual_seed(int(dice.integers(2**31)))
-    fresh = ids = torch.tensor(turns.openings[dice.integers(len(turns.openings))]).repeat(TOGETHER, 1)
+    length = len(turns.openings[dice.integers(len(turns.openings))])
+    openers = torch.tensor([opening for opening in turns.openings if len(opening) == length])
+    chosen = torch.from_numpy(dice.integers(len(openers), size=TOGETHER))
+    some, of = chosen.unique(return_inverse=True)
+    first = torch.stack([(chosen == opener).nonzero()[0, 0] for opener in some])  # one conversation of each opener
+    fresh = ids = openers[chosen]
     caches, script, begun = [Grown(model, TOGETHER, recipe.length) for _ in model.blocks], Script(turns.answer), ids.shape[1]
     place = torch.arange(TOGETHER) % len(HEATS)
     heat, greedy = torch.tensor(HEATS)[place], place == len(HEATS) - 1
     learned = []
     while True:
         rows, written = step(model, caches, fresh, ids.shape[1], recipe.exits), ids.shape[1] - begun
-        alike = 1 if not written else TOGETHER  # the opener is the same for all of them
-        learned.append(lesson(F.linear(rows[0][:alike], model.head_weight).float(), rows))
+        found = lesson(F.linear(rows[0] if written else rows[0][first], model.head_weight).float())
+        found = found if written else {name: value[of] for name, value in found.items()}
+        learned.append(found | {f"rows.{depth}": early.half() for depth, early in rows.items() if depth})
         if ids.shape[1] >= recipe.length:
             return {"ids": ids.int()} | {name: torch.cat([each[name] for each in learned], dim=1) for name in learned[0]}
         top, logs = (learned[-1][name][:, -1] for name in ("top", "logs"))
@@ -103,12 +110,10 @@ def conversations(model: Transformer, turns: Turns, recipe: LessonRecipe, number
         ids = torch.cat((ids, fresh), dim=1)
 
 
-def lesson(logits: Tensor, rows: dict[int, Tensor]) -> dict[str, Tensor]:
-    """What is kept of logits [batch or 1, n, V] and of the rows [batch, n, hidden] behind layers."""
+def lesson(logits: Tensor) -> dict[str, Tensor]:
+    """What is kept of logits [batch, n, V]."""
     best, top = logits.topk(min(TOP, logits.shape[-1]), -1)
-    logs, shape = best - logits.logsumexp(-1, keepdim=True), (len(rows[0]), *best.shape[1:])
-    early = {f"rows.{depth}": found.half() for depth, found in rows.items() if depth}
-    return {"top": top.int().expand(shape), "logs": logs.half().expand(shape), **early}
+    return {"top": top.int(), "logs": (best - logits.logsumexp(-1, keepdim=True)).half()}
 
 
 def written(model: Transformer, turns: Turns, folder: Path, recipe: LessonRecipe) -> list[Path]:
