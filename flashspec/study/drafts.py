@@ -1,4 +1,4 @@
-"""A target and its drafts by the names that tables use: shipped ones, finished ones of a family, folders."""
+"""A target and its drafts by the names that tables use: shipped ones, and folders."""
 
 from __future__ import annotations
 
@@ -25,13 +25,6 @@ def shipped() -> dict[str, Path]:
     """Every shipped draft whose folder is there, by the name that tables use."""
     found = {TABLES.get(name, name): SHIPPED / folder for name, folder in REFERENCE["draft"].items()}
     return {name: folder for name, folder in found.items() if (folder / "config.json").exists()}
-
-
-def finished(folder: str) -> dict[str, Path]:
-    """Finished drafts below a folder of this folder or one above it, by name; none where there is no such folder."""
-    here = Path.cwd()
-    home = next((place / folder for place in (here, *here.parents) if folder and (place / folder).is_dir()), None)
-    return {path.parent.name: path.parent for path in sorted(home.glob("*/digests.json"))} if home else {}
 
 
 def point_of_designed() -> str | None:
