@@ -43,12 +43,19 @@ INT8 = {"head": "int8", "format": "int8", "draft": "main"}
 QWEN = {"draft": "qwen", "finalize": "deferred"}
 EAGER = {"draft": "qwen", "head": "flash", "finalize": "eager"}
 SMOLLM2 = {"method": "self_speculation", "head": "dense"}
+OWN = {"method": "draft_model", "draft": "qwen:int4", "head": "flash", "finalize": "deferred"}
+SIX = {**OWN, "draft": "qwen-6:int4"}
+BOTH = {**OWN, "method": "cascade", "draft": "qwen-6:int4+qwen:int4"}
+PLAINLY = {**OWN, "head": "dense", "finalize": "eager"}
 REAL = (
     Question("Qwen 1.5B with its 0.5B over plain decoding", "thesis", {**QWEN, "head": "flash"}, {"method": "baseline"}, 2),
     heads("FlashHead over the dense head, Qwen 0.5B", "flash", "thesis", "qwen")._replace(chapter=2),
     Question("deferred over eager final token, Qwen pair", "thesis", {**QWEN, "head": "flash"}, EAGER, 2),
     Question("SmolLM2's own exit over plain decoding", "smollm2_exits", SMOLLM2, {"method": "baseline"}, 9),
     Question("HiSpec over one exit, SmolLM2", "smollm2_exits", {**SMOLLM2, "method": "hispec"}, SMOLLM2, 9),
+    Question("six taught layers over all 24 of the 0.5B", "combined", SIX, OWN, 6),
+    Question("six taught layers, FlashHead, deferred, over the 0.5B, dense, eager", "combined", SIX, PLAINLY, 10),
+    Question("a cascade of six layers, the 0.5B and the 1.5B over the 0.5B alone", "combined", BOTH, OWN, 10),
 )
 DECISIONS = (
     *REAL,
