@@ -14,7 +14,7 @@ from torch import Tensor
 from flashspec.heads.cluster import Recipe, balanced, unconstrained
 from flashspec.heads.flash import FlashHead
 from flashspec.heads.index import usable
-from flashspec.heads.recall import calibrate_always, required_probes
+from flashspec.heads.recall import calibrate_always
 from flashspec.heads.registry import HEADS
 from flashspec.measure.pieces import low_rank_rows
 from flashspec.study.drafts import drafts_of, folders, short_name
@@ -23,7 +23,6 @@ from flashspec.study.held_out import LIVE, HeldOut, held_out, judged
 from flashspec.study.parameters import among, at_least, presets_of
 from flashspec.study.racers import dtype_of, format_of
 
-PERCENTILES = (50, 90, 99)
 PARTS = ("clustering", "balancing", "permutation")
 
 
@@ -66,7 +65,7 @@ class Row:
     """One head on one kind of text in one band of frequency, or one build of a made-up head, which has no `kind`.
 
     Of `positions` rows, `agreed` have the dense head's best id, and `covered` sums the dense probability that was scored.
-    A FlashHead tells `metric` to `probes`, the percentiles of the probes that positions need, and seconds of its build;
+    A FlashHead tells `metric` to `probes` and seconds of its build; `required_50` to `required_99` are of older tables;
     `plan` is "default" at its own probes, else the share of rows asked for. `kind` is "all" where texts were not told apart.
     """
 
@@ -142,21 +141,19 @@ def of_clusters(held: HeldOut, plain: FlashHead, params: Params, facts: dict[str
     """A FlashHead, plain and, if it misses any, calibrated, at its default probes and each share of rows."""
     chronic = calibrate_always(plain, held.dense, held.tuning, params.always)
     for head in (plain, plain.with_plan(always=chronic)) if chronic else (plain,):
-        needed = required_probes(head, held.dense, held.judging)
         probes = {"default": plain.probes} | {f"{share:g}": head.within(share).probes for share in params.share}
         for label, count in probes.items():
             setting = {"always": len(head.plan.always), "probes": count, "plan": label}
-            yield from banded(held, head.with_probes(count), params, {**facts, **setting}, needed)
+            yield from banded(held, head.with_probes(count), params, {**facts, **setting})
 
 
-def banded(held: HeldOut, head: Any, params: Params, facts: dict[str, Any], needed: Tensor | None = None) -> Iterator[Row]:
+def banded(held: HeldOut, head: Any, params: Params, facts: dict[str, Any]) -> Iterator[Row]:
     """One row a kind of text and band of frequency that has positions."""
     same, mass = judged(head, held)
     for kind, (band, ranked) in product(dict.fromkeys(held.kinds), held.bands(params.edge).items()):
         inside = ranked & torch.tensor([each == kind for each in held.kinds])
         if bool(inside.any()):
             counts: dict[str, Any] = {"positions": int(inside.sum()), "agreed": int(same[inside].sum())}
-            counts |= {} if needed is None else percentiles(needed[inside])
             covered = round(float(mass[inside].double().sum()), 3)
             yield Row(kind=kind, band=band, covered=covered, **facts, **counts, **costs(head, held.draft.head_weight))
 
@@ -165,12 +162,6 @@ def costs(head: Any, weight: Tensor) -> dict[str, Any]:
     """The columns that say what a head over this weight reads for one row."""
     vocab, hidden = weight.shape
     return {"vocab": vocab, "hidden": hidden, "rows_scored": head.rows_scored, "bytes": head.bytes_read(1)}
-
-
-def percentiles(needed: Tensor) -> dict[str, int]:
-    """The probes within which 50, 90 and 99 % of these positions find their id."""
-    ordered = needed.sort().values
-    return {f"required_{percent}": int(ordered[-(-len(ordered) * percent // 100) - 1]) for percent in PERCENTILES}
 
 
 def ids_and_width(shape: str) -> tuple[int, int]:
