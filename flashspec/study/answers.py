@@ -53,7 +53,7 @@ REAL = (
     Question("deferred over eager final token, Qwen pair", "thesis", {**QWEN, "head": "flash"}, EAGER, 2),
     Question("SmolLM2's own exit over plain decoding", "smollm2_exits", SMOLLM2, {"method": "baseline"}, 9),
     Question("HiSpec over one exit, SmolLM2", "smollm2_exits", {**SMOLLM2, "method": "hispec"}, SMOLLM2, 9),
-    Question("six taught layers over all 24 of the 0.5B", "combined", SIX, OWN, 6),
+    Question("six taught layers over all 24 of the 0.5B", "taught", SIX, OWN, 6),
     Question("six taught layers, FlashHead, deferred, over the 0.5B, dense, eager", "combined", SIX, PLAINLY, 10),
     Question("a cascade of six layers, the 0.5B and the 1.5B over the 0.5B alone", "combined", BOTH, OWN, 10),
 )
