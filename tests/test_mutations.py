@@ -13,7 +13,7 @@ from flashspec import METHODS, Dice, Limits, Method, Models, Sampling, Scores, S
 from flashspec.decoding import cascade, rules, stages
 from flashspec.decoding.generate import Stats, request
 from flashspec.decoding.rules import SpeculativeSampling, Waiting
-from flashspec.heads import flash, table
+from flashspec.heads import flash
 from flashspec.models import reader
 from flashspec.models.engine import Slot
 from flashspec.models.reader import SpanReader
@@ -171,7 +171,7 @@ def maps_ids_twice(self, columns, pick=Scores.pick):
 
 
 @caught_by(sparse_is_dense, flash, "build_table")
-def permutes_rows_twice(weight, clusters, plan, build_table=table.build_table):
+def permutes_rows_twice(weight, clusters, plan, build_table=flash.build_table):
     """Rows of a clustered head are permuted once more than their ids (flash-head's use_identical_tiebreak)."""
     made = build_table(weight, clusters, plan)
     flat = made.blocks.flatten(0, 1)
