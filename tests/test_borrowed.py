@@ -93,6 +93,7 @@ def test_another_lender_is_refused(source, tmp_path, capsys):
     with pytest.raises(FileNotFoundError, match="no model at"):
         fs.load(source, tmp_path / "draft")
     assert taught(source, tmp_path / "four", "--layers", "4") == 2 and "fewer layers" in capsys.readouterr().err
+    assert not (tmp_path / "four.work").exists()  # refused before hours of lessons
 
 
 def test_export_writes_it_whole(source, tmp_path):

@@ -166,7 +166,7 @@ WHOLE = factorial()
 OF = {
     "waterfall": (RACE, PIECES), "throughput": (RACE,), "final_token": (RACE,), "ledger": (RACE,),
     "head_recall": (results(recall_rows()),), "draft_race": (RUNS,),
-    "draft_steps": (STEPS,), "predicted_measured": (RUNS,), "combined": (WHOLE,), "paying": (WHOLE,),
+    "draft_steps": (STEPS,), "predicted_measured": (RUNS,), "combined": (WHOLE,), "head_share": (WHOLE,),
 }  # fmt: skip
 
 

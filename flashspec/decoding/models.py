@@ -27,7 +27,6 @@ from flashspec.typed import typed
 
 SHIPPED = Path(__file__).resolve().parent.parent / "data"
 EXITS = SHIPPED / "exits"  # of published models, by the names of their files
-TAUGHT = {path.name: path for path in sorted((SHIPPED / "drafts").glob("*"))}  # that borrow from published models
 REFERENCE = {"target": {"reference": "target"}, "draft": {"reference": "narrow", "shallow": "shallow", "designed": "designed"}}
 
 
@@ -127,11 +126,16 @@ def folder_of(name: str | Path, role: str) -> Path:
     name = rounding(name)[0] if role == "draft" else name
     if str(name) in PAIRS:
         return published(str(name), role)
-    shipped = {known: SHIPPED / folder for known, folder in REFERENCE[role].items()} | (TAUGHT if role == "draft" else {})
+    shipped = {known: SHIPPED / folder for known, folder in REFERENCE[role].items()} | (taught() if role == "draft" else {})
     try:
         return located(shipped.get(str(name), name))
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{error}; shipped models: {', '.join(shipped)}; published: {', '.join(PAIRS)}") from None
+
+
+def taught() -> dict[str, Path]:
+    """Shipped drafts that borrow from published models, by name."""
+    return {path.name: path for path in sorted((SHIPPED / "drafts").glob("*"))}
 
 
 def own_draft(target: str | Path) -> str | None:

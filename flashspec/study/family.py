@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flashspec.decoding.models import TAUGHT
+from flashspec.decoding.models import taught as shipped
 from flashspec.measure.prompts import Prompt
 from flashspec.models.config import from_hf
 from flashspec.models.family import FAMILY as POINTS
@@ -123,7 +123,7 @@ def records(k: int = 4, root: Path | None = None) -> DataFrame:
 def taught(root: Path | None = None) -> DataFrame:
     """One line a checkpoint of a draft that borrows, shipped or recorded: tokens that it had learned from, repeats counted, its
     acceptance at T = 1 (an upper estimate) and how often its best token was the target's, on held-out conversations."""
-    places = (*TAUGHT.values(), *((root or default_root()) / "drafts").glob("*"))
+    places = (*shipped().values(), *((root or default_root()) / "drafts").glob("*"))
     lines = []
     for path in sorted(places, key=lambda place: place.name):
         record = _read(path / "record.json")

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = [
-    "answers", "combined", "draft_race", "draft_steps", "final_token", "head_recall", "ledger",
-    "paying", "predicted_measured", "throughput", "waterfall",
+    "answers", "combined", "draft_race", "draft_steps", "final_token", "head_recall", "head_share",
+    "ledger", "predicted_measured", "throughput", "waterfall",
 ]  # fmt: skip
 
 SPENT = dict(zip(stages.PARTS, ("#d9d9d9", "#5f6368", "#E69F00", "#009E73", "#0072B2", "#CC79A7", "#F0E442"), strict=True))
@@ -76,10 +76,10 @@ def throughput(results: Any) -> Figure:
 
 
 @drawn
-def paying(*results: Any) -> Figure:
+def head_share(*results: Any) -> Figure:
     """FlashHead over the dense head against the head's share of the time; the line is a head that costs nothing."""
     figure, (axis,) = canvas(1, 4.2)
-    table = sampled(joined(heads.paying(each.frame) for each in results)).dropna(subset=["share", "ratio"])
+    table = sampled(joined(heads.by_share(each.frame) for each in results)).dropna(subset=["share", "ratio"])
     table = table[table["finalize"] == "deferred"]
     names = table["target"] + ", " + table["draft"].where(table["draft"] != "", table["method"]).map(named)
     for place, (name, lines) in enumerate(table.groupby(names, sort=False)):

@@ -95,7 +95,7 @@ def against(frame: DataFrame) -> DataFrame:
     return found.assign(name=names, who=names + ", " + found["verdict"])
 
 
-def paying(frame: DataFrame) -> DataFrame:
+def by_share(frame: DataFrame) -> DataFrame:
     """One line a place that drafts with FlashHead: its gain over the dense head of its format, each at its best setting.
 
     `share` is what the dense head's scoring of drafted tokens takes of the dense side's time, in percent; `kept` the acceptance

@@ -108,15 +108,15 @@ def samplings(params: Any) -> list[Sampling]:
 
 def racers(params: Any) -> list[Racer]:
     """Plain decoding, every method of parameters that name one target, dtype and sampling, then other engines."""
-    target, precision = params.target[0], (params.dtype[0], params.weights)
-    alone = target_of(target, *precision)
+    target = params.target[0]
+    alone = target_of(target, params.dtype[0], params.weights)
     facts = {"target": short_name(target), "target_digest": target_digest(alone.folders["target"])}
     wanted = list(methods(params, alone.target.config.layers))
     needed = {method.draft for _, method in wanted}
     chains = [chain for chain in chains_of(params.draft) if ("cascade" if len(chain) > 1 else "model") in needed]
     if "cascade" in needed and all(len(chain) < 2 for chain in chains):
         raise ValueError("a cascade takes drafts joined by +, from the smallest, such as draft = SMALL+LARGER; name some")
-    pairs = [("+".join(chain), _beside(target, chain, precision)) for chain in chains]
+    pairs = [("+".join(chain), _beside(params, chain)) for chain in chains]
     beside = [(models, facts | facts_of(name, models)) for name, models in pairs]
     found = [_racer(params, BASELINE, METHODS[BASELINE], alone, facts)]
     for name, method in wanted:
@@ -128,9 +128,10 @@ def racers(params: Any) -> list[Racer]:
     return found
 
 
-def _beside(target: str, chain: dict[str, Path], precision: tuple[str, str]) -> Models:
-    """A target with its draft, or with the models of a cascade from the smallest."""
-    lowest, *others = (pair_of(target, *each, *precision) for each in chain.items())
+def _beside(params: Any, chain: dict[str, Path]) -> Models:
+    """The target with its draft, or with the models of a cascade from the smallest."""
+    target, dtype, weights = params.target[0], params.dtype[0], params.weights
+    lowest, *others = (pair_of(target, name, folder, dtype, weights) for name, folder in chain.items())
     return replace(lowest, between=tuple(each.model("draft") for each in others))
 
 

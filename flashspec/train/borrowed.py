@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from flashspec.decoding.models import check_pair, load
 from flashspec.decoding.vocabulary import check_tokenizers
-from flashspec.models.borrowed import save_borrowed
+from flashspec.models.borrowed import opened, save_borrowed
 from flashspec.models.transformer import Layer, Transformer
 from flashspec.models.writing import carry, fresh_folder, write_digests, write_json
 from flashspec.train.conversations import TEXTS, LessonRecipe, taught
@@ -35,11 +35,14 @@ def train_borrowed(target: Path, base: Path, out: Path, work: Path, recipe: Borr
     """
     with fresh_folder(out, [target, base]) as part:
         check_tokenizers(target, base)
+        shape = opened(base).config
+        if recipe.layers >= shape.layers:
+            raise ValueError(f"a draft must have fewer layers than its base, which has {shape.layers}, got {recipe.layers}")
         models = load(target, None, "bfloat16", "cpu", "dense")
-        recipe = replace(recipe, length=min(recipe.length, check_ours(models.target).config.context))
+        check_pair(replace(shape, layers=recipe.layers), check_ours(models.target).config)
+        recipe = replace(recipe, length=min(recipe.length, shape.context, models.target.config.context))
         files = taught(models, target, work, recipe)
         lends = models.target if base == target else check_ours(load(base, None, "bfloat16", "cpu", "dense").target)
-        check_pair(replace(lends.config, layers=recipe.layers), models.target.config)
         del models.target
         kept = chosen(lends, files[0], recipe.layers)
         layers, folder = copied(lends, kept), work / f"{base.stem}-{recipe.layers}"
@@ -53,9 +56,7 @@ def train_borrowed(target: Path, base: Path, out: Path, work: Path, recipe: Borr
 
 
 def chosen(base: Transformer, lesson: Path, layers: int) -> list[int]:
-    """The numbers of the layers that matter most on a lesson's texts; ValueError where there are not so many."""
-    if layers >= base.config.layers:
-        raise ValueError(f"a draft must have fewer layers than its base, which has {base.config.layers}, got {layers}")
+    """The numbers of the layers that matter most on a lesson's texts."""
     found = importance(base, read_lesson(lesson)["ids"].long())
     return choose(found, base.config, replace(base.config, layers=layers)).layers
 
