@@ -96,7 +96,7 @@ def test_the_readme_shows_what_is_stored_and_nothing_that_is_not(tmp_path):
 
 PARAMETERS = [
     "k: int = 4  # draft tokens per verification\n", "rate: float = 0.5\n", "exact: bool = True\n",
-    "blocks: tuple[int, ...] = (1, 2)\n", "fresh: bool = False",
+    "blocks: list[int] = [1, 2]\n", "fresh: bool = False",
 ]  # fmt: skip
 
 
@@ -117,11 +117,11 @@ def printed(path):
     return "".join(line for c in cells for out in c.get("outputs", ()) for line in out.get("text", ()))
 
 
-@pytest.mark.parametrize(("line", "word"), [("k: int = n()", "literal default"), ("print(3)", "only lines"), ("k: int", "only")])
+@pytest.mark.parametrize(("line", "word"), [("k: int = n()", "and a literal"), ("k: complex = 1", "needs a type")])
 def test_a_parameters_cell_holds_parameters_with_type_and_default(tmp_path, line, word):
     found = books.parameters(notebook(tmp_path))
     assert list(found) == ["k", "rate", "exact", "blocks", "fresh"] and found["k"] == books.Parameter(int, 4)
-    assert found["blocks"].default == (1, 2) and found["exact"].kind is bool
+    assert found["blocks"] == books.Parameter(list[int], [1, 2]) and found["exact"].kind is bool
     refused(word, books.parameters, notebook(tmp_path, parameters=[line]))
 
 

@@ -5,6 +5,7 @@ import json
 import os
 import random
 from pathlib import Path
+from typing import get_args, get_origin
 
 import pytest
 
@@ -12,7 +13,7 @@ pytest.importorskip("seaborn")
 pytest.importorskip("myst_nb")
 
 from flashspec.study import EXPERIMENTS, chain, compare, notebooks, parts, recall, style
-from flashspec.study.parameters import hints, parse_value, type_name
+from flashspec.study.parameters import hints, parse_value
 
 PAGES = int(os.environ.get("FLASHSPEC_PAGES", "2"))  # parameter sets drawn for each chapter
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
@@ -141,13 +142,18 @@ NAMES = {
 }  # fmt: skip
 
 
+def listed(kind):
+    """What a notebook says for a tuple: papermill's reader knows lists alone."""
+    return list[get_args(kind)[0]] if get_origin(kind) is tuple else kind
+
+
 def disagreements(chapter, experiment, preset, names=None):
     """Where a notebook's parameters differ from a preset's in type or default; `names` are its own names for them."""
     chosen, said = EXPERIMENTS[experiment], declared(chapter)
     wanted, kinds = chosen.preset(preset), hints(chosen.params)
     given = names or {name: name for name in kinds if name in said and (name != "shape" or experiment == "parts")}
-    lost = [here for here, there in given.items() if type_name(said[here].kind) != type_name(kinds[there])]
-    held = {there: said[here].default for here, there in given.items()}
+    lost = [here for here, there in given.items() if said[here].kind not in (kinds[there], listed(kinds[there]))]
+    held = {there: parse_value(here, kinds[there], said[here].default) for here, there in given.items()}
     meant = held if names else vars(chosen.parse(held))  # what a chapter leaves out stays at its default
     return lost + [name for name, value in meant.items() if value != getattr(wanted, name)]
 

@@ -8,13 +8,13 @@ import os
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from flashspec.models.writing import refuse_input, write_text
 from flashspec.study.parameters import Refused, parse_value, refuse_unknown
 
 START_TIMEOUT = 600
-TYPES: dict[str, Any] = {kind.__name__: kind for kind in (int, float, str, bool, tuple, list)} | {"Literal": Literal, "Any": Any}
+TYPES = {kind.__name__: kind for kind in (int, float, str, bool, list)}
 
 
 class Parameter(NamedTuple):
@@ -30,19 +30,19 @@ class NotebookFailed(RuntimeError):
 
 def parameters(notebook: Path) -> dict[str, Parameter]:
     """The parameters a notebook declares in its cell tagged `parameters`, by name; none without such a cell."""
+    import papermill
+
     if not notebook.is_file():
         raise Refused(f"no notebook {notebook}: check the path")
     try:
-        cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-        source = "".join(next((c["source"] for c in cells if "parameters" in c["metadata"].get("tags", ())), ""))
-        body = ast.parse(source).body
-    except (AttributeError, KeyError, RecursionError, SyntaxError, TypeError, ValueError) as error:
+        found = papermill.inspect_notebook(str(notebook))
+    except Exception as error:
         raise Refused(f"{notebook} is no notebook ({type(error).__name__}: {error}): copy it again") from None
-    return dict(map(_parameter, body))
+    return {name: _parameter(name, each["inferred_type_name"], each["default"]) for name, each in found.items()}
 
 
 def validated(notebook: Path, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Values of the declared types (tuples as lists, which papermill can write), from values or strings.
+    """Values of the declared types, tuples as lists, from values or strings.
 
     Unknown names and wrong types are refused.
     """
@@ -119,20 +119,13 @@ def found_in(source: Path) -> list[Path]:
     return found
 
 
-def _parameter(line: ast.stmt) -> tuple[str, Parameter]:
-    """Name, type and default of one line of a parameters cell; papermill's own reader knows no `tuple[int, ...]`."""
-    match line:
-        case ast.AnnAssign(target=ast.Name(id=name), annotation=hint, value=ast.expr() as value):
-            kind = eval(ast.unparse(hint), {"__builtins__": {}}, TYPES)
-        case ast.Assign(targets=[ast.Name(id=name)], value=value):
-            kind = None
-        case _:
-            raise Refused(f"a parameters cell holds only lines like `k: int = 4  # help`, got `{ast.unparse(line)}`")
+def _parameter(name: str, kind: str, value: str) -> Parameter:
+    """Type, else that of the default, and default of a parameter as papermill's reader tells them."""
     try:
         default = ast.literal_eval(value)
-    except (ValueError, TypeError) as error:
-        raise Refused(f"parameter {name!r} needs a literal default: a number, string, bool, None or tuple") from error
-    return name, Parameter(kind or type(default), default)
+        return Parameter(type(default) if kind == "None" else eval(kind, {"__builtins__": {}}, TYPES), default)
+    except (NameError, SyntaxError, TypeError, ValueError) as error:
+        raise Refused(f"parameter {name!r} needs a type and a literal, as in `k: int = 4  # help`, got {value}") from error
 
 
 def _reason(error: Exception) -> str:
