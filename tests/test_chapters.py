@@ -136,7 +136,7 @@ NAMES = {
     **dict.fromkeys((
         "02_chain race end_to_end", "03_final_token race end_to_end", "04_inside_a_round race end_to_end",
         "05_heads race head_tar", "06_drafts race draft_throughput", "07_designing_a_draft parts draft_latency",
-        "08_throughput_model race sweep_350",
+        "08_throughput_model race smollm2_sweep",
         "09_hierarchies race hispec_end_to_end", "10_all_together race combined",
     )),
 }  # fmt: skip

@@ -141,6 +141,9 @@ def test_runs_that_take_what_the_model_says_are_predicted():
     assert len(table) == 2 * 2 * 6 * 3 and np.allclose(table["predicted"], table["seconds"]) and (table["prompts"] == 3).all()
     slow = stages.errors(stages.predictions(frame.assign(seconds=1.25 * frame["seconds"])))
     assert np.allclose(slow["median"], 20) and np.allclose(slow["bias"], -20)
+    plain = frame["method"] == "baseline"
+    lamed = stages.errors(stages.predictions(frame.assign(seconds=frame["seconds"] * (1 + 0.25 * plain))))
+    assert np.allclose(slow["gain_most"], 0) and np.allclose(lamed["gain_median"], 20) and np.allclose(lamed["median"], 0)
 
 
 def test_a_prediction_takes_its_counts_from_the_other_half():
@@ -161,6 +164,9 @@ def test_the_pick_is_the_fastest_where_the_model_is_right():
     assert len(right) == 2 * 6 and (right == 0).all()
     wrong = frame.assign(seconds=frame["seconds"] * (1 + 2 * (frame["k"] == 4)))
     assert stages.losses(stages.predictions(wrong)).max() > 30
+    assert stages.picks(stages.predictions(frame)).to_dict("records") == [{"settings": 12, "near": 100, "mean": 0, "worst": 0}]
+    assert stages.picks(stages.predictions(wrong))["near"].item() < 100
+    assert stages.picks(stages.predictions(frame[frame["k"] < 2])).empty
     frame = runs()
     plain = drafted("wide", 0, 0, 0.0).seconds
     paying = [drafted(draft, k, 0, 0.0).seconds < plain for draft in LAYERS for k in (1, 2, 4)]

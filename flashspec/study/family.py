@@ -31,7 +31,7 @@ DRAFTS = ("main", "shallow", "designed", *(f"{FAMILY}/{name}" for name in POINTS
 class Params:
     """Which drafts to judge, on which texts. Every list takes one value too."""
 
-    target: tuple[str, ...] = ("reference",)  # the first is the one whose tokenizer the drafts share
+    target: tuple[str, ...] = ("reference",)  # the first is the model that the drafts are for
     draft: tuple[str, ...] = DRAFTS  # draft models: shipped names or folders; empty means every shipped one
     prompts: str = ""  # prompts file; empty means the shipped one
     kind: tuple[str, ...] = ()  # kinds of prompts; empty means all
@@ -65,9 +65,9 @@ class Row:
 
 def measure(params: Params) -> Iterator[Row]:
     """Read held-out text with every draft: loss, best tokens, and choices of continuations."""
-    prompts = prompts_of(params, params.texts)
     for name, folder in drafts_of(params.draft).items():
-        pair = pair_of(params.target[0], folder.name, folder, "float32", "dense")
+        pair = pair_of(params.target[0], name, folder, "float32", "dense")
+        prompts = prompts_of(params, params.texts, pair)
         for kind in dict.fromkeys(prompt.kind for prompt in prompts):
             texts = [prompt for prompt in prompts if prompt.kind == kind]
             yield Row(**facts_of(name, pair), kind=kind, **merit_of(pair.model("draft"), texts))

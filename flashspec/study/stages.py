@@ -16,8 +16,9 @@ CELL = ["head", "format", "finalize"]
 WHOLE = ["method", "draft", "exits", *CELL]
 JUDGED = [f"{name}_{i}" for name in ("kept", "decided") for i in (1, 2)]
 RUN = [*CONTEXT, *WHO, *SETTING]
+NEAR = 3  # percent that a picked k may lose
 COUNTS = ["rounds", "drafted", "actions_1", "actions_2"]
-SUMS = ["seconds", "emitted", "prompts", "predicted"]
+SUMS = ["seconds", "emitted", "prompts", "predicted", "plain", "plain_predicted"]
 
 
 def predicted_seconds(rows: DataFrame) -> Any:
@@ -129,11 +130,16 @@ def _with_products(table: DataFrame) -> DataFrame:
 def predictions(frame: DataFrame) -> DataFrame:
     """One line a setting and half of its prompts: seconds measured, and predicted from the other half's counts.
 
-    Prompts are dealt to the halves in turns, kind after kind; parts are those timed between the runs. Settings on a single
-    prompt, and runs whose parts were not timed, are left out.
+    Prompts are dealt to the halves in turns, kind after kind; parts are those timed between the runs. `plain` are the seconds
+    of plain decoding in the same turns, `plain_predicted` those that its parts predict. Settings on a single prompt, and runs
+    whose parts were not timed, are left out.
     """
-    rows = frame[~frame["screened"] & (frame["method"] != "baseline")]
-    rows = rows[rows[["burst_seconds", "check_1_seconds", "rounds"]].notna().all(axis=1)]
+    rows = frame[~frame["screened"]]
+    rows = rows.assign(plain=rows["seconds"], plain_predicted=predicted_seconds(rows))
+    plain = rows["method"] == "baseline"
+    beside = rows.loc[plain, [*UNIT, "turn", "plain", "plain_predicted"]]
+    rows = rows[~plain & rows[["burst_seconds", "check_1_seconds", "rounds"]].notna().all(axis=1)]
+    rows = rows.drop(columns=["plain", "plain_predicted"]).merge(beside, on=[*UNIT, "turn"])
     place = rows.groupby(["kind", "prompt"]).ngroup()
     dealt = place.groupby([rows[name] for name in RUN], dropna=False).rank("dense")
     rows = rows.assign(half=dealt.astype(int) % 2)
@@ -146,22 +152,40 @@ def predictions(frame: DataFrame) -> DataFrame:
 
 
 def errors(table: DataFrame) -> DataFrame:
-    """How far predictions are off, in percent of the measured seconds, over all runs and at each temperature."""
-    lines = []
+    """How far predictions are off, in percent, over all runs and at each temperature.
+
+    `median`, `most` (95 % of the runs lie within) and `bias` are of the measured seconds; `gain_median` and `gain_most` of the
+    speedup over plain decoding in the same turns, from which a machine's changes of pace fall out.
+    """
+    gains = (table["plain_predicted"] / table["predicted"]) / (table["plain"] / table["seconds"])
+    table, lines = table.assign(off=100 * (table["predicted"] / table["seconds"] - 1), gain_off=100 * (gains - 1)), []
     for name, rows in [("all runs", table), *table.groupby("temperature")]:
-        off = 100 * (rows["predicted"] / rows["seconds"] - 1)
-        most = {"median": off.abs().median(), "most": off.abs().quantile(0.95), "bias": off.median()}
-        lines.append({"runs of": name if rows is table else f"temperature = {name}", "runs": len(rows), **most})
-    return framed(lines, ["runs of", "runs", "median", "most", "bias"])
+        told = {"runs of": name if rows is table else f"temperature = {name}", "runs": len(rows), "bias": rows["off"].median()}
+        for prefix in ("", "gain_"):
+            off = rows[f"{prefix}off"].abs()
+            told |= {f"{prefix}median": off.median(), f"{prefix}most": off.quantile(0.95)}
+        lines.append(told)
+    return framed(lines, ["runs of", "runs", "median", "most", "bias", "gain_median", "gain_most"])
 
 
 def losses(table: DataFrame) -> Any:
-    """What the model's k loses of the fastest k's tokens a second, in percent, by draft and head: the mean of both halves."""
+    """What the model's k loses of the fastest k's tokens a second, in percent, by draft and head: the mean of both halves.
+
+    Drafts and heads that ran at one k are left out.
+    """
     keys = [name for name in RUN if name != "k"]
+    table = table[table.groupby(keys, dropna=False)["k"].transform("nunique") > 1]
     table = table.assign(rate=table["emitted"] / table["seconds"], cost=table["predicted"] / table["emitted"])
     halves = table.groupby([*keys, "half"], dropna=False)
     table = table.assign(loss=100 * (1 - table["rate"] / halves["rate"].transform("max")))
     return table.loc[halves["cost"].idxmin()].groupby(keys, dropna=False)["loss"].mean()
+
+
+def picks(table: DataFrame) -> DataFrame:
+    """How well the model picks k: a line with what its picks lose in percent, and how many percent of them lose at most NEAR."""
+    lost = losses(table)
+    facts = {"near": 100 * (lost <= NEAR).mean(), "mean": lost.mean(), "worst": lost.max()}
+    return framed([{"settings": len(lost), **facts}] if len(lost) else [], ["settings", "near", "mean", "worst"])
 
 
 def paying(frame: DataFrame) -> float:
