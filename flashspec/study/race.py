@@ -66,7 +66,8 @@ class Params:
 
 @dataclass(frozen=True)
 class Row:
-    """One run on one prompt in one turn (rows of older tables sum `prompts` of them), with the parts timed last before it.
+    """One run on one prompt in one turn (rows of older tables sum `prompts` of them), with the parts timed last, behind
+    its own prompt or an earlier one.
 
     `format` is that of the rows the writer's head scores. `judged` tokens were put to the last stage, `kept_1` of `decided_1`
     stood at the lowest verifier. `twin_digest` is the same text in float32 ("" where none was written). `divergence_at` is the
@@ -146,7 +147,8 @@ def measure(params: Params) -> Iterator[Row]:
     plain, *_ = field = racers(params)
     prompts = prompts_of(params, params.per_kind, plain.models)
     parts, explained = dict[str, dict[str, float]](), set[str]()
-    warm = {racer.name: racer.run(prompts[0], params.new_tokens) for racer in field}
+    for racer in field:
+        racer.run(prompts[0], params.new_tokens)
     if params.screen:
         screening = {racer.name: racer.run(prompts[0], params.new_tokens) for racer in field}
         yield from (_row(racer, prompts[0].kind, screening[racer.name], turn=-1, prompt=0, screened=True) for racer in field)
@@ -155,10 +157,10 @@ def measure(params: Params) -> Iterator[Row]:
     title = f"race, {plain.who['target']}, T={plain.who['temperature']}"
     work = list(product(range(params.repeats), enumerate(prompts)))
     for turn, (number, prompt) in tqdm(work, desc=title, unit="prompt", delay=2, leave=False):
-        if params.parts and number % params.parts == 0:
-            parts = _parts(field, prompts[0], warm)
         start = (turn + number) % len(field)
         runs = {racer.name: racer.run(prompt, params.new_tokens) for racer in (*field[start:], *field[:start])}
+        if params.parts and number % params.parts == 0:
+            parts = _parts(field, prompt, runs)
         for racer in field:
             twin = {"turn": turn, "prompt": number, "twin_digest": twins.get((racer.name, number), "")}
             parted = _divergence(racer, prompt, runs[plain.name].tokens, runs[racer.name].tokens, explained)
@@ -200,9 +202,9 @@ def _divergence(racer: Racer, prompt: Prompt, plain: Text, text: Text, explained
     return {"divergence_at": at, "gap": certificate and certificate.gap, "noise": certificate and certificate.noise}
 
 
-def _parts(field: Sequence[Racer], prompt: Prompt, warm: Mapping[str, Run]) -> dict[str, dict[str, float]]:
+def _parts(field: Sequence[Racer], prompt: Prompt, runs: Mapping[str, Run]) -> dict[str, dict[str, float]]:
     """Parts of every racer, timed now, beside a step of plain decoding and what the loop adds."""
-    found = {racer.name: racer.parts(prompt, warm[racer.name]) for racer in field if not racer.theirs}
+    found = {racer.name: racer.parts(prompt, runs[racer.name]) for racer in field if not racer.theirs}
     step, loop = found[field[0].name]["step_seconds"], {True: loop_overhead(1), False: loop_overhead(2)}
     for racer in field:
         if racer.name in found:
