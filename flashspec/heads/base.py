@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, TypeVar, cast
+from typing import Any, ClassVar, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -40,19 +40,30 @@ class Fixed:
         """Nothing."""
 
 
+@dataclass(frozen=True, eq=False)
 class WeightHead(Fixed):
-    """What a head over one weight [vocab, hidden] answers alike; a head is a dataclass with these two fields and its own.
+    """A head over one weight [vocab, hidden], a Tensor or Packed, which scores rows behind the norm.
 
     `scoring` is the head in one call of the compiled kernels, None where they do not serve it.
     """
 
     norm: Norm | None
-    weight: Tensor | kernels.Packed
-    scoring: kernels.Scoring | None = None
+    weight: Any
+    scoring: ClassVar[Any] = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "weight", weight_of(self.weight))
-        object.__setattr__(self, "norm", fused(self.norm))
+        vars(self).update(weight=weight_of(self.weight), norm=fused(self.norm))
+
+    @torch.no_grad()
+    def __call__(self, rows: Tensor, positions: Tensor | None = None, dice: Dice | None = None) -> Scores:
+        """Scores of rows [n, hidden]; nothing is drawn."""
+        if self.scoring is not None and self.scoring.serves(rows):
+            return Scores(*self.scoring(rows))
+        return self.score(self.states(rows))
+
+    def score(self, states: Tensor) -> Scores:
+        """Scores of normalised rows [n, hidden]."""
+        raise NotImplementedError
 
     @property
     def vocab_size(self) -> int:
@@ -68,11 +79,6 @@ class WeightHead(Fixed):
         """Rows [n, hidden] behind the norm; ValueError in words where they have another shape."""
         check_rows(rows, self.hidden)
         return (self.norm or unchanged)(rows)
-
-    def scored(self, rows: Tensor) -> Scores | None:
-        """Scores of rows [n, hidden] by the compiled kernels, None where they do not serve."""
-        scoring = self.scoring
-        return Scores(*scoring(rows)) if scoring is not None and scoring.serves(rows) else None
 
     def compiled(self, first: Tensor | kernels.Packed, blocks: kernels.Blocks | None = None) -> kernels.Scoring | None:
         """Norm, product with `first` and choice of `blocks` in one call; None for a norm of somebody else's."""

@@ -18,7 +18,7 @@ from flashspec.heads.storage import AGAIN, FILE, HeadFile, StoredHead
 from flashspec.kernels import Packed, pack
 from flashspec.kernels.integers import BITS, PANEL
 from flashspec.kernels.pages import Shelf
-from flashspec.sampling import Dice, Scores
+from flashspec.sampling import Scores
 from flashspec.typed import typed, whole_numbers
 
 CHOICES = ("cluster_size", "seed")  # of a clustering
@@ -129,15 +129,13 @@ def stage_one(clusters: Clusters, weight: Tensor | Packed, kind: str) -> Tensor 
     return Shelf().moved(unit.to(weight.dtype)) if kind == "weight" else pack(unit, int(kind[3:]))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FlashHead(StoredHead):
     """Approximate scores at the cost of few rows; logits it gives are exact, ids it does not list count as -inf.
 
     `weight` is the model's own, in the order of the vocabulary; `table` is the permuted copy that is read.
     """
 
-    norm: Norm | None
-    weight: Tensor | Packed
     clusters: Clusters
     plan: FlashPlan
     table: Table
@@ -197,13 +195,9 @@ class FlashHead(StoredHead):
         blocks = self.table.forced + rows * self.probes
         return self.table.directions.nbytes + blocks * (self.table.blocks.nbytes // len(self.table.ids))
 
-    def __call__(self, rows: Tensor, positions: Tensor | None = None, dice: Dice | None = None) -> Scores:
-        """Scores [n, (B + probes) * slots] of rows [n, hidden], B always-scored blocks first."""
-        fast = self.scored(rows)
-        if fast is not None:
-            return fast
-        states, table = self.states(rows), self.table
-        chosen = self.blocks_of(states)
+    def score(self, states: Tensor) -> Scores:
+        """Scores [n, (B + probes) * slots] of normalised rows, B always-scored blocks first."""
+        table, chosen = self.table, self.blocks_of(states)
         logits = project_blocks(states, table.blocks, chosen) + table.bias[chosen]
         return Scores(table.ids[chosen].flatten(1), logits.flatten(1))
 

@@ -30,11 +30,8 @@ LINKS, DEPTH = 32, 64  # of a graph's nodes, and nodes that a search keeps in vi
 class IndexHead(SoughtHead):
     """Lists the ids that a search finds; of about 4 sqrt(vocab) inverted lists `probes` are searched."""
 
-    norm: Norm | None
-    weight: Tensor
     kind: str
     index: Any
-    candidates: int
     probes: int
 
     def __post_init__(self) -> None:
@@ -45,7 +42,7 @@ class IndexHead(SoughtHead):
     def build(cls, weight: Tensor, norm: Norm | None = None, kind: str = "ivf") -> IndexHead:
         """Index weight [vocab, hidden] by "ivf", "ivfpq" or "hnsw"; ValueError where faiss is missing."""
         weight, index = weight_of(weight), _indexed(kind, weight)
-        return cls(norm, weight, kind, index, min(CANDIDATES, len(weight)), min(PROBES, getattr(index, "nlist", 1)))
+        return cls(norm, weight, min(CANDIDATES, len(weight)), kind, index, min(PROBES, getattr(index, "nlist", 1)))
 
     @property
     def lists(self) -> int:

@@ -57,7 +57,6 @@ class HeadFile(NamedTuple):
 class StoredHead(WeightHead, ABC):
     """A head with a state of tensors and facts beside the weight, from which `restored` makes it again."""
 
-    weight: Tensor | Packed
     key: ClassVar[str]
     file: ClassVar[str] = ""
 
