@@ -73,7 +73,7 @@ class StoredHead(WeightHead, ABC):
         """Write the head's state and what is `told` about it; an interrupted write leaves the old file."""
         tensors, facts = self.state()
         facts |= {"told": told} if told else {}
-        belongs = asdict(Identity(self.vocab_size, self.hidden, weight_digest(self.weight)))
+        belongs = asdict(Identity(*self.weight.shape, weight_digest(self.weight)))
         ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         write_tensors(ready, self._place(path), {self.key: json.dumps({**belongs, **facts})})
 
@@ -88,12 +88,10 @@ class StoredHead(WeightHead, ABC):
         if cls.key not in header:
             raise ValueError(f"{path.name} is a safetensors file, but not of a {kind}; choose one that {kind}.save wrote")
         file = HeadFile(path, tensors, shaped(parsed(header[cls.key], path, AGAIN), dict[str, Any], path, AGAIN))
-        known = shaped(file.facts, Identity, path, AGAIN)
-        for name, here in (("vocab_size", weight.shape[0]), ("hidden", weight.shape[1])):
-            if (there := getattr(known, name)) != here:
-                raise ValueError(f"{path.name} was built for {name} {there}, but this weight has {here}; build one for it")
-        if known.weight_sha256 != weight_digest(weight):
-            raise ValueError(f"{path.name} was built from another weight of this shape; build one for this model again")
+        known, here = shaped(file.facts, Identity, path, AGAIN), list(weight.shape)
+        if known != Identity(*here, weight_digest(weight)):
+            there = [known.vocab_size, known.hidden]
+            raise ValueError(f"{path.name} was built from another weight, {there}, than this one, {here}; build one for it")
         return cls.restored(file, weight, norm)
 
     @classmethod
