@@ -14,7 +14,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from flashspec.heads.base import Norm, WeightHead, check_count, project, rescore, weight_of
+from flashspec.heads.base import Norm, WeightHead, check_count, project, project_blocks, weight_of
 from flashspec.heads.storage import HeadFile, StoredHead
 from flashspec.kernels.pages import Shelf
 from flashspec.sampling import Scores
@@ -161,7 +161,8 @@ class SoughtHead(WeightHead, ABC):
         found = self.find(states)
         ids, off = found.clamp(min=0), found < 0
         off[:, -1] &= ~off.all(1)
-        return Scores(ids, rescore(states, self.weight, ids).masked_fill(off, -torch.inf))
+        exact = project_blocks(states, self.weight[:, None], ids)[:, :, 0]
+        return Scores(ids, exact.masked_fill(off, -torch.inf))
 
     def with_shortlist(self, candidates: int) -> Self:
         """This head with another number of candidates; nothing is copied."""
