@@ -6,7 +6,7 @@ iterations without the constraint come first, then a few under it.
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -158,14 +158,16 @@ def nearest(points: Tensor, centroids: Tensor) -> Tensor:
 
 def _faiss(points: Tensor, backend: str) -> Any:
     """The module that runs a backend's iterations, None for torch; ValueError where it is missing."""
-    if backend == "torch" or (backend == "auto" and points.device.type != "cpu"):
-        return None
+    served = points.device.type == "cpu" and importlib.util.find_spec("faiss") is not None
+    return faiss_for("backend 'faiss'") if backend == "faiss" or (backend == "auto" and served) else None
+
+
+def faiss_for(user: str) -> Any:
+    """The faiss module; ValueError with the extra to install where it is missing."""
     try:
         return importlib.import_module("faiss")
     except ImportError:
-        if backend == "faiss":
-            raise ValueError("backend 'faiss' needs faiss-cpu; install the extra `ann` or use backend='torch'") from None
-        return None
+        raise ValueError(f"{user} needs faiss-cpu; install the extra `ann`, or use a FlashHead of the backend 'torch'") from None
 
 
 def _faiss_step(faiss: Any, points: Tensor, centroids: Tensor, seed: int) -> Tensor:

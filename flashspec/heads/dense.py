@@ -29,7 +29,7 @@ class DenseHead(WeightHead):
         return self.vocab_size
 
     @cached_property
-    def scoring(self) -> Scoring | None:  # type: ignore[override]
+    def scoring(self) -> Scoring | None:
         """Norm and product in one call of the compiled kernels."""
         return self.compiled(self.weight)
 

@@ -175,7 +175,7 @@ class FlashHead(StoredHead):
         return cls(norm, weight, clusters, plan, build_table(weight, clusters, plan))
 
     @cached_property
-    def scoring(self) -> kernels.Scoring | None:  # type: ignore[override]
+    def scoring(self) -> kernels.Scoring | None:
         """Norm, clusters, choice and blocks in one call of the compiled kernels."""
         table = self.table
         return self.compiled(table.directions, kernels.Blocks(table.blocks, table.ids, table.bias, self.probes, table.forced))

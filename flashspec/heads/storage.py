@@ -73,7 +73,7 @@ class StoredHead(WeightHead, ABC):
         """Write the head's state and what is `told` about it; an interrupted write leaves the old file."""
         tensors, facts = self.state()
         facts |= {"told": told} if told else {}
-        belongs = asdict(Identity(*self.weight.shape, weight_digest(self.weight)))
+        belongs = asdict(identity(self.weight))
         ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         write_tensors(ready, self._place(path), {self.key: json.dumps({**belongs, **facts})})
 
@@ -89,7 +89,7 @@ class StoredHead(WeightHead, ABC):
             raise ValueError(f"{path.name} is a safetensors file, but not of a {kind}; choose one that {kind}.save wrote")
         file = HeadFile(path, tensors, shaped(parsed(header[cls.key], path, AGAIN), dict[str, Any], path, AGAIN))
         known, here = shaped(file.facts, Identity, path, AGAIN), list(weight.shape)
-        if known != Identity(*here, weight_digest(weight)):
+        if known != identity(weight):
             there = [known.vocab_size, known.hidden]
             raise ValueError(f"{path.name} was built from another weight, {there}, than this one, {here}; build one for it")
         return cls.restored(file, weight, norm)
@@ -110,6 +110,12 @@ def kept(weight: Tensor | Packed, norm: Norm | None) -> Path | None:
         return None
     key = short_hash([weight_digest(weight), "" if scale is None else weight_digest(scale.detach()[None])], 16)
     return home / "heads" / key / FILE
+
+
+def identity(weight: Tensor | Packed) -> Identity:
+    """Shape and digest of a weight."""
+    vocab, hidden = weight.shape
+    return Identity(vocab, hidden, weight_digest(weight))
 
 
 def weight_digest(weight: Tensor | Packed) -> str:
