@@ -143,7 +143,10 @@ def _gumbel(hashed: Tensor) -> Tensor:
 
 
 class Dice(NamedTuple):
-    """Random numbers that are functions of (seed, position, ...), so no draw depends on who drew before."""
+    """Random numbers that are functions of (seed, position, ...), so no draw depends on who drew before.
+
+    Those of a tensor of positions are made where it lies, as a graph can record them.
+    """
 
     seed: int
 
@@ -168,29 +171,16 @@ class Dice(NamedTuple):
         return _gumbel(_mix32(hashed ^ keys.to(hashed.device)[:, None])) if fused is None else fused
 
     def keys(self, positions: Positions, use: str) -> Tensor:
-        """Keys [n] of positions, int32 on the CPU: noise is a hash of an id and its position's key."""
-        return torch.tensor([_signed(self.key(p, use)) for p in _listed(positions)], dtype=torch.int32)
+        """Keys [n] of positions, int32, where a tensor of them lies: noise is a hash of an id and its position's key."""
+        if isinstance(positions, Tensor):
+            return self.key(positions, use).to(torch.int32)
+        return torch.tensor([_signed(self.key(position, use)) for position in positions], dtype=torch.int32)
 
     def uniform(self, positions: Positions, stage: int, use: str) -> Tensor:
-        """Numbers [n] in (0, 1), float64, for one stage's draws of one use at each position."""
-        keys = [self.key(position, use, stage) & _MASK for position in _listed(positions)]
-        return torch.tensor([(key + 0.5) * 2.0**-64 for key in keys], dtype=torch.float64)
-
-
-def _listed(positions: Positions) -> list[int]:
-    return positions.tolist() if isinstance(positions, Tensor) else positions
-
-
-class DeviceDice(Dice):
-    """The numbers of Dice for positions that only the device knows, as a graph can record them."""
-
-    __slots__ = ()
-
-    def keys(self, positions: Positions, use: str) -> Tensor:
-        """Keys [n] of positions, int32 where those lie."""
-        return self.key(torch.as_tensor(positions), use).to(torch.int32)
-
-    def uniform(self, positions: Positions, stage: int, use: str) -> Tensor:
-        keys = self.key(torch.as_tensor(positions), use, stage)
-        high, low = _shift(keys, 32).double(), (keys & 0xFFFFFFFF).double()
-        return (high * 2.0**32 + low + 0.5) * 2.0**-64
+        """Numbers [n] in (0, 1), float64, for one stage's draws of one use at each position, where a tensor of them lies."""
+        if isinstance(positions, Tensor):
+            keys = self.key(positions, use, stage)
+            high, low = _shift(keys, 32).double(), (keys & 0xFFFFFFFF).double()
+            return (high * 2.0**32 + low + 0.5) * 2.0**-64
+        numbers = [(self.key(position, use, stage) & _MASK) + 0.5 for position in positions]
+        return torch.tensor(numbers, dtype=torch.float64) * 2.0**-64

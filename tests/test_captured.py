@@ -1,6 +1,7 @@
 """Bursts and verifications over static buffers give what the loop gives, token for token and score for score."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,11 +14,12 @@ from flashspec import Limits, Models, decode
 from flashspec.decoding import captured
 from flashspec.decoding.captured import CapturedBurst, CapturedScore
 from flashspec.decoding.method import build, method_named
+from flashspec.decoding.rules import rule_for
 from flashspec.decoding.stages import in_turn, scripted
 from flashspec.decoding.ways import fastest
 from flashspec.models import graphs
 from flashspec.models.reader import SpanReader
-from flashspec.sampling import DeviceDice, Dice, Sampling, Scores
+from flashspec.sampling import Dice, Sampling, Scores
 
 SAMPLINGS = {
     "greedy": Sampling(),
@@ -89,7 +91,8 @@ def test_the_control_a_step_at_the_wrong_place_and_another_seed_are_caught(monke
     with monkeypatch.context() as patch:
         patch.setattr(CapturedBurst, "step", lambda self, n, rows, keys: honest(self, n, rows, 8))
         assert not alike(stages_of("dense", SAMPLINGS["coupling"]))
-    monkeypatch.setattr(captured, "DeviceDice", lambda seed: DeviceDice(seed + 1))
+    other = rule_for(replace(SAMPLINGS["coupling"], seed=6), 61)
+    monkeypatch.setattr(captured, "CapturedBurst", lambda reader, head, rule: CapturedBurst(reader, head, other))
     assert not alike(stages_of("dense", SAMPLINGS["coupling"]))
 
 
@@ -117,9 +120,10 @@ def test_stages_that_cannot_be_recorded_go_in_turn(monkeypatch):
 
 
 @pytest.mark.parametrize("seed", [0, 7, 2**63 + 5, -1])
-def test_the_devices_dice_are_the_hosts(seed):
-    places, scores = torch.tensor([0, 1, 7, 100, 40_000, 2**40]), Scores(None, torch.zeros(6, 61))
+def test_the_dice_of_tensors_are_those_of_numbers(seed):
+    places, scores = [0, 1, 7, 100, 40_000, 2**40], Scores(None, torch.zeros(6, 61))
+    on_device, dice = torch.tensor(places), Dice(seed)
     for use in ("draw", "accept", "residual"):
-        assert torch.equal(Dice(seed).uniform(places, 3, use), DeviceDice(seed).uniform(places, 3, use))
-    assert torch.equal(Dice(seed).gumbel(scores, places, 61), DeviceDice(seed).gumbel(scores, places, 61))
-    assert not torch.equal(Dice(seed).uniform(places, 3, "draw"), DeviceDice(seed + 1).uniform(places, 3, "draw"))
+        assert torch.equal(dice.uniform(places, 3, use), dice.uniform(on_device, 3, use))
+    assert torch.equal(dice.gumbel(scores, places, 61), dice.gumbel(scores, on_device, 61))
+    assert not torch.equal(dice.uniform(places, 3, "draw"), Dice(seed + 1).uniform(on_device, 3, "draw"))

@@ -12,28 +12,25 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from flashspec.decoding.rules import Drawn, rule_for
+from flashspec.decoding.rules import AcceptanceRule, Drawn
 from flashspec.decoding.stages import Burst, Score, Stage, Write
-from flashspec.heads.base import Head
-from flashspec.heads.candidates import ContextHead, PreviewHead, ShortlistHead
+from flashspec.heads.base import Head, WeightHead
 from flashspec.heads.dense import DenseHead
-from flashspec.heads.flash import FlashHead
+from flashspec.heads.index import IndexHead
 from flashspec.models.graphs import LARGEST, FixedEngine, Replay
 from flashspec.models.reader import Reads, SpanReader
-from flashspec.sampling import DeviceDice, Sampling, Scores
-
-HEADS = (DenseHead, FlashHead, ShortlistHead, ContextHead, PreviewHead)
+from flashspec.sampling import Dice, Scores
 
 
 def replayed(stage: Stage) -> tuple[Score | None, Write | None] | None:
     """Scores of dense heads, and bursts that no doubt could end; None off fixed shapes and other heads."""
     reader, head = stage.reader, stage.head
-    known = isinstance(head, HEADS) and isinstance(head.weight, Tensor)
+    known = isinstance(head, WeightHead) and not isinstance(head, IndexHead) and isinstance(head.weight, Tensor)
     if not (known and isinstance(reader, SpanReader) and isinstance(reader.engine, FixedEngine)):
         return None
     score = CapturedScore(reader, head) if isinstance(head, DenseHead) else None
     alone = reader.below is None and stage.doubt is None
-    return score, CapturedBurst(reader, head, stage.rule.sampling) if alone else None
+    return score, CapturedBurst(reader, head, stage.rule) if alone else None
 
 
 class CapturedScore:
@@ -82,7 +79,7 @@ class CapturedScore:
                 x = engine.embed(self.tokens[places]) if reader.below is None else reader.below.trunk[places]
                 reader.rows.index_copy_(0, places, forward(x))
             places = engine.begin + n + newest
-            return self.head(reader.rows[places - 1], places, DeviceDice(0))
+            return self.head(reader.rows[places - 1], places, Dice(0))
 
         return score
 
@@ -90,9 +87,9 @@ class CapturedScore:
 class CapturedBurst(CapturedScore):
     """Drafts a burst step by step at fixed shapes: read, score, draw and write, one replay for each token."""
 
-    def __init__(self, reader: SpanReader, head: Head, sampling: Sampling) -> None:
+    def __init__(self, reader: SpanReader, head: Head, rule: AcceptanceRule) -> None:
         super().__init__(reader, head)
-        self.rule = rule_for(sampling, head.vocab_size, DeviceDice(sampling.seed))
+        self.rule = rule
 
     @torch.inference_mode()
     def __call__(self, tokens: Tensor, start: int, want: int) -> Burst:  # type: ignore[override]

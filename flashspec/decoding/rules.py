@@ -231,6 +231,6 @@ KINDS: dict[str, Callable[..., AcceptanceRule]] = {
 }
 
 
-def rule_for(sampling: Sampling, vocab_size: int, dice: Dice | None = None) -> AcceptanceRule:
-    """The acceptance rule a Sampling names, with the dice of its seed if no others are given."""
-    return KINDS[sampling.rule](sampling, vocab_size, dice)
+def rule_for(sampling: Sampling, vocab_size: int) -> AcceptanceRule:
+    """The acceptance rule a Sampling names."""
+    return KINDS[sampling.rule](sampling, vocab_size)
