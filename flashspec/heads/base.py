@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, TypeVar, cast
@@ -41,7 +42,7 @@ class Fixed:
 
 
 @dataclass(frozen=True, eq=False)
-class WeightHead(Fixed):
+class WeightHead(Fixed, ABC):
     """A head over one weight [vocab, hidden], a Tensor or Packed, which scores rows behind the norm.
 
     `scoring` is the head in one call of the compiled kernels, None where they do not serve it.
@@ -61,9 +62,9 @@ class WeightHead(Fixed):
             return Scores(*self.scoring(rows))
         return self.score(self.states(rows))
 
+    @abstractmethod
     def score(self, states: Tensor) -> Scores:
         """Scores of normalised rows [n, hidden]."""
-        raise NotImplementedError
 
     @property
     def vocab_size(self) -> int:

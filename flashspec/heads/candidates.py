@@ -7,7 +7,7 @@ the context (NanoSpec, arXiv 2605.26444). Or a list a row: the best of a low-ran
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
@@ -143,7 +143,7 @@ class ContextHead(ListedHead):
 
 
 @dataclass(frozen=True, eq=False)
-class SoughtHead(WeightHead, ABC):
+class SoughtHead(WeightHead):
     """Seeks `candidates` ids for every row; where it finds fewer, but one at least, pads with logits of -inf."""
 
     candidates: int

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 
@@ -54,7 +54,7 @@ class HeadFile(NamedTuple):
         return shaped(self.facts.get(name), kind, self.path, AGAIN)
 
 
-class StoredHead(WeightHead, ABC):
+class StoredHead(WeightHead):
     """A head with a state of tensors and facts beside the weight, from which `restored` makes it again."""
 
     key: ClassVar[str]
