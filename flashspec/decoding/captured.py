@@ -71,7 +71,8 @@ class CapturedScore:
     def step(self, n: int, rows: int, keys: int) -> Callable[[], Any]:
         """A function of `begin` alone that reads n tokens and scores so many of the newest rows."""
         engine, reader, device = self.engine, self.reader, self.tokens.device
-        fresh, newest, forward = torch.arange(n, device=device), torch.arange(1 - rows, 1, device=device), engine.forward(n, keys)
+        forward = engine.forward(n, keys)
+        fresh, newest = torch.arange(n, device=device), torch.arange(1 - rows, 1, device=device)
 
         def score() -> Scores:
             if n:
