@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ COLDEST = 1e-3  # logits divided by less leave float32
 _MASK = (1 << 64) - 1
 _HASHED: Once[tuple[int, torch.device], Tensor] = Once()
 Positions = list[int] | Tensor
+N = TypeVar("N", int, Tensor)
 
 
 class Scores(NamedTuple):
@@ -97,12 +98,16 @@ def _top_p(logits: Tensor, top_p: float) -> Tensor:
     return logits.masked_fill(torch.zeros_like(below).scatter(-1, order, below), -math.inf)
 
 
-def _mix64(value: int) -> int:
-    """One step of splitmix64: a bijection on 64 bits whose outputs look independent."""
-    value = (value + 0x9E3779B97F4A7C15) & _MASK
-    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK
-    return value ^ (value >> 31)
+def _mix64(x: N) -> N:
+    """One step of splitmix64, a bijection on signed 64-bit numbers, or tensors of them, whose outputs look independent."""
+    x = _wrapped(x + _signed(0x9E3779B97F4A7C15, 64))
+    x = _wrapped((x ^ _shift(x, 30)) * _signed(0xBF58476D1CE4E5B9, 64))
+    x = _wrapped((x ^ _shift(x, 27)) * _signed(0x94D049BB133111EB, 64))
+    return x ^ _shift(x, 31)
+
+
+def _wrapped(x: N) -> N:
+    return x if isinstance(x, Tensor) else _signed(x, 64)
 
 
 def _signed(value: int, bits: int = 32) -> int:
@@ -110,24 +115,16 @@ def _signed(value: int, bits: int = 32) -> int:
     return value - (1 << bits) if value >= 1 << (bits - 1) else value
 
 
-def _mix64_of(x: Tensor) -> Tensor:
-    """`_mix64` of int64, wrapping as unsigned numbers do."""
-    x = x + _signed(0x9E3779B97F4A7C15, 64)
-    x = (x ^ _shift(x, 30)) * _signed(0xBF58476D1CE4E5B9, 64)
-    x = (x ^ _shift(x, 27)) * _signed(0x94D049BB133111EB, 64)
-    return x ^ _shift(x, 31)
-
-
-def _shift(x: Tensor, bits: int) -> Tensor:
+def _shift(x: N, count: int, bits: int = 64) -> N:
     """Logical right shift of signed integers."""
-    return (x >> bits) & ((1 << (torch.iinfo(x.dtype).bits - bits)) - 1)
+    return (x >> count) & ((1 << (bits - count)) - 1)
 
 
 def _mix32(x: Tensor) -> Tensor:
     """Murmur3's finaliser on int32, wrapping as unsigned numbers do."""
-    x = (x ^ _shift(x, 16)) * _signed(0x85EBCA6B)
-    x = (x ^ _shift(x, 13)) * _signed(0xC2B2AE35)
-    return x ^ _shift(x, 16)
+    x = (x ^ _shift(x, 16, 32)) * _signed(0x85EBCA6B)
+    x = (x ^ _shift(x, 13, 32)) * _signed(0xC2B2AE35)
+    return x ^ _shift(x, 16, 32)
 
 
 def hashed_ids(count: int, device: torch.device) -> Tensor:
@@ -146,12 +143,16 @@ def _gumbel(hashed: Tensor) -> Tensor:
 
 
 class Dice(NamedTuple):
-    """Random numbers that are functions of (seed, position, ...), so no draw depends on who drew before."""
+    """Random numbers that are functions of (seed, position, ...), so no draw depends on who drew before.
+
+    Those of a tensor of positions are made where it lies, as a graph can record them.
+    """
 
     seed: int
 
-    def _key(self, position: int, use: str, stage: int = 0) -> int:
-        return _mix64(_mix64(_mix64(self.seed & _MASK) ^ position) ^ (USES[use] << 16 | stage))
+    def key(self, position: N, use: str, stage: int = 0) -> N:
+        """A signed number of 64 bits for one draw at a position, or for each of a tensor of them."""
+        return _mix64(_mix64(position ^ _mix64(_wrapped(self.seed))) ^ (USES[use] << 16 | stage))
 
     def hashed(self, scores: Scores | None, positions: Positions, vocab_size: int) -> tuple[Tensor, Tensor]:
         """Hashed ids [1 or n, m] of scores [n, m] (None: of all ids) and the positions' keys [n], for `noise`."""
@@ -170,32 +171,16 @@ class Dice(NamedTuple):
         return _gumbel(_mix32(hashed ^ keys.to(hashed.device)[:, None])) if fused is None else fused
 
     def keys(self, positions: Positions, use: str) -> Tensor:
-        """Keys [n] of positions, int32 on the CPU: noise is a hash of an id and its position's key."""
-        return torch.tensor([_signed(self._key(p, use)) for p in _listed(positions)], dtype=torch.int32)
+        """Keys [n] of positions, int32, where a tensor of them lies: noise is a hash of an id and its position's key."""
+        if isinstance(positions, Tensor):
+            return self.key(positions, use).to(torch.int32)
+        return torch.tensor([_signed(self.key(position, use)) for position in positions], dtype=torch.int32)
 
     def uniform(self, positions: Positions, stage: int, use: str) -> Tensor:
-        """Numbers [n] in (0, 1), float64, for one stage's draws of one use at each position."""
-        return torch.tensor([(self._key(p, use, stage) + 0.5) * 2.0**-64 for p in _listed(positions)], dtype=torch.float64)
-
-
-def _listed(positions: Positions) -> list[int]:
-    return positions.tolist() if isinstance(positions, Tensor) else positions
-
-
-class DeviceDice(Dice):
-    """The numbers of Dice for positions that only the device knows, as a graph can record them."""
-
-    __slots__ = ()
-
-    def _keys_at(self, positions: Tensor, use: str, stage: int = 0) -> Tensor:
-        seed = _signed(_mix64(self.seed & _MASK), 64)
-        return _mix64_of(_mix64_of(positions ^ seed) ^ (USES[use] << 16 | stage))
-
-    def keys(self, positions: Positions, use: str) -> Tensor:
-        """Keys [n] of positions, int32 where those lie."""
-        return self._keys_at(torch.as_tensor(positions), use).to(torch.int32)
-
-    def uniform(self, positions: Positions, stage: int, use: str) -> Tensor:
-        keys = self._keys_at(torch.as_tensor(positions), use, stage)
-        high, low = _shift(keys, 32).double(), (keys & 0xFFFFFFFF).double()
-        return (high * 2.0**32 + low + 0.5) * 2.0**-64
+        """Numbers [n] in (0, 1), float64, for one stage's draws of one use at each position, where a tensor of them lies."""
+        if isinstance(positions, Tensor):
+            keys = self.key(positions, use, stage)
+            high, low = _shift(keys, 32).double(), (keys & 0xFFFFFFFF).double()
+            return (high * 2.0**32 + low + 0.5) * 2.0**-64
+        numbers = [(self.key(position, use, stage) & _MASK) + 0.5 for position in positions]
+        return torch.tensor(numbers, dtype=torch.float64) * 2.0**-64

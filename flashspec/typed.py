@@ -7,11 +7,13 @@ import inspect
 import operator
 import reprlib
 from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import fields, replace
 from numbers import Real
 from types import NoneType, UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 Entry = TypeVar("Entry", bound=Callable[..., Any])
+D = TypeVar("D", bound=Any)
 WORDS = {int: "a whole number", float: "a number", str: "a string", bool: "True or False", NoneType: "None"}
 LARGEST = 2**62  # of whole numbers that torch takes for a number
 MANY = {"a whole number": "whole numbers", "a string or Path": "strings"}
@@ -46,6 +48,15 @@ def whole_numbers(name: str, values: Iterable[int]) -> tuple[int, ...]:
     """Values, such as ids, as plain whole numbers; ValueError where one is something else."""
     refuse(name, values, tuple[int, ...])
     return tuple(map(operator.index, values))
+
+
+def changed(value: D, changes: Mapping[str, Any], owner: str) -> D:
+    """A dataclass's value with fields changed; ValueError names one that its `owner` does not have."""
+    known = [field.name for field in fields(value)]
+    unknown = [name for name in changes if name not in known]
+    if unknown:
+        raise ValueError(f"{unknown[0]!r} is no option of {owner}; options: {', '.join(known)}")
+    return replace(value, **changes)
 
 
 def _fits(value: Any, hint: Any) -> bool:

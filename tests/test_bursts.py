@@ -12,7 +12,7 @@ from flashspec.decoding.captured import CapturedBurst
 from flashspec.decoding.generate import agreement
 from flashspec.decoding.lookup import LookupHead, LookupReader
 from flashspec.decoding.rules import KINDS, Drawn, SpeculativeSampling, Waiting
-from flashspec.decoding.stages import Burst, Stage, StepByStep, in_turn
+from flashspec.decoding.stages import Burst, Stage, in_turn
 from flashspec.decoding.ways import CompiledBurst, CompiledScore, fastest
 from flashspec.heads import DenseHead, FlashHead, quantized
 from flashspec.models.config import ModelConfig
@@ -89,10 +89,10 @@ def same(one, two):
 @pytest.mark.parametrize("head", HEADS)
 def test_one_call_writes_what_the_parts_write_in_turn(model, head, rule, temperature):
     fast, slow = stage(model, head, rule, temperature), slow_stage(model, head, rule, temperature)
-    assert type(fast.write) is CompiledBurst and type(slow.write) is StepByStep
+    assert type(fast.fast_write) is CompiledBurst and slow.fast_write is None
     found = played(fast)
     assert same(found, played(slow)) and found[2] == [0, 12, 5, 1]
-    assert (fast.write.writer.times > 0).all()
+    assert (fast.fast_write.writer.times > 0).all()
 
 
 @pytest.mark.parametrize("kind", ["compiled", "step by step", "captured", "lookup"])
@@ -108,7 +108,7 @@ def test_a_burst_of_nothing_reads_nothing_and_the_next_one_is_as_ever(model, kin
             assert used.write(tokens.clone(), 9, 0) == Burst([], 0) and used.reader.seen == 0
         text = tokens.clone()
         told.append((text, *used.write(text, 9, 3)))
-    assert type(used.write) is {"compiled": CompiledBurst, "captured": CapturedBurst}.get(kind, StepByStep)
+    assert type(used.fast_write) is {"compiled": CompiledBurst, "captured": CapturedBurst}.get(kind, type(None))
     assert same(*told)
 
 
@@ -139,7 +139,7 @@ def test_what_the_kernels_do_not_know_goes_step_by_step(model):
     cut = stage(model, "dense", "coupling", 1.0, top_k=5)
     doubtful = plain._replace(doubt=lambda scores: scores.logits[:, 0] > 0)
     above = above_an_exit(plain, model)
-    assert [type(s.write) for s in (cut, doubtful, above)] == [StepByStep] * 3
+    assert [s.fast_write for s in (cut, doubtful, above)] == [None] * 3
 
 
 def test_a_burst_marks_what_is_not_a_number_and_refuses_what_does_not_fit(model):
@@ -206,7 +206,7 @@ def test_a_check_in_one_call_reads_and_scores_what_its_parts_do(model, head, abo
     if above:
         fast, slow = above_an_exit(fast, model), above_an_exit(slow, model)
     tokens = torch.arange(40, 70)
-    assert type(fast.judge.score) is CompiledScore
+    assert type(fast.fast_score) is CompiledScore
     for first, stop, rewound in ((5, 9, 7), (8, 20, 20), (20, 21, 20)):
         waiting = [Drawn(tokens[:1], Scores(None, torch.zeros(1, VOCAB)), torch.tensor([True]))] * (stop - first)
         one, two = (each.judge(tokens[:stop], first, waiting, 1) for each in (fast, slow))

@@ -1,6 +1,7 @@
 """Bursts and verifications over static buffers give what the loop gives, token for token and score for score."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,12 +14,12 @@ from flashspec import Limits, Models, decode
 from flashspec.decoding import captured
 from flashspec.decoding.captured import CapturedBurst, CapturedScore
 from flashspec.decoding.method import build, method_named
-from flashspec.decoding.scripted import scripted
-from flashspec.decoding.stages import InTurn, StepByStep, Verbs, in_turn
+from flashspec.decoding.rules import rule_for
+from flashspec.decoding.stages import in_turn, scripted
 from flashspec.decoding.ways import fastest
 from flashspec.models import graphs
 from flashspec.models.reader import SpanReader
-from flashspec.sampling import DeviceDice, Dice, Sampling, Scores
+from flashspec.sampling import Dice, Sampling, Scores
 
 SAMPLINGS = {
     "greedy": Sampling(),
@@ -31,16 +32,14 @@ devices = pytest.mark.parametrize("where", ["cpu", pytest.param("cuda", marks=gp
 sampled = pytest.mark.parametrize("sampling", SAMPLINGS.values(), ids=SAMPLINGS)
 
 
-def noted(way, notes):
-    """A way of which every burst and verification is noted, with what its reader has read."""
+def noted(stage, notes):
+    """A stage of which every burst and verification is noted, with what its reader has read."""
 
-    def made(stage):
-        def noting(verb):
-            return lambda *given: notes.append((copy.deepcopy(found := verb(*given)), stage.reader.seen)) or found
+    def noting(verb):
+        return lambda *given: notes.append((copy.deepcopy(found := verb(*given)), stage.reader.seen)) or found
 
-        return Verbs(*map(noting, way(stage)))
-
-    return made
+    vars(stage).update(write=noting(stage.write), judge=noting(stage.judge))
+    return stage
 
 
 def close(mine, theirs):
@@ -52,7 +51,7 @@ def alike(stages, finalize="deferred"):
     told = []
     for way in (fastest, in_turn):
         notes = []
-        steps = decode([stage._replace(way=noted(way, notes)) for stage in stages], PROMPT, Limits(24, (), finalize))
+        steps = decode([noted(stage._replace(way=way), notes) for stage in stages], PROMPT, Limits(24, (), finalize))
         told.append(tree_leaves([[(step.tokens, step.events) for step in steps], notes]))
     assert len(notes) > 16
     return len(told[0]) == len(told[1]) and all(map(close, *told))
@@ -75,15 +74,15 @@ def fixed(monkeypatch):
 @sampled
 def test_static_buffers_draft_and_judge_as_the_loop_does(name, sampling, where):
     stages = stages_of(name, sampling, where)
-    assert all(isinstance(fastest(stage).judge.score, CapturedScore) for stage in stages[1:])
-    assert isinstance(fastest(stages[0]).write, CapturedBurst)
+    assert all(isinstance(fastest(stage)[0], CapturedScore) for stage in stages[1:])
+    assert isinstance(fastest(stages[0])[1], CapturedBurst)
     assert alike(stages) and alike(stages, "eager")
 
 
 def test_scripted_rules_and_typical_ones_are_captured_too():
     typical = stages_of("dense", Sampling(1.0, rule="typical"))
     for stages in (scripted(stages_of("dense", Sampling()), (0.9, 0.5, 0.5)), typical):
-        assert isinstance(fastest(stages[0]).write, CapturedBurst) and isinstance(fastest(stages[1]).judge.score, CapturedScore)
+        assert isinstance(fastest(stages[0])[1], CapturedBurst) and isinstance(fastest(stages[1])[0], CapturedScore)
         assert alike(stages)
 
 
@@ -92,7 +91,8 @@ def test_the_control_a_step_at_the_wrong_place_and_another_seed_are_caught(monke
     with monkeypatch.context() as patch:
         patch.setattr(CapturedBurst, "step", lambda self, n, rows, keys: honest(self, n, rows, 8))
         assert not alike(stages_of("dense", SAMPLINGS["coupling"]))
-    monkeypatch.setattr(captured, "DeviceDice", lambda seed: DeviceDice(seed + 1))
+    other = rule_for(replace(SAMPLINGS["coupling"], seed=6), 61)
+    monkeypatch.setattr(captured, "CapturedBurst", lambda reader, head, rule: CapturedBurst(reader, head, other))
     assert not alike(stages_of("dense", SAMPLINGS["coupling"]))
 
 
@@ -112,17 +112,18 @@ def test_a_burst_never_waits_and_a_verification_waits_once_and_refuses_nan(sampl
 def test_stages_that_cannot_be_recorded_go_in_turn(monkeypatch):
     doubtful = build(method_named("hispec_adaptive", {}), duo(0), Sampling(), 64)
     lookup = build(method_named("lookup", {}), duo(0), Sampling(), 64)
-    assert not any(isinstance(fastest(stages[0]).write, CapturedBurst) for stages in (doubtful, lookup))
-    assert all(isinstance(fastest(stage).judge.score, CapturedScore) for stage in doubtful[:2])
+    assert not any(isinstance(fastest(stages[0])[1], CapturedBurst) for stages in (doubtful, lookup))
+    assert all(isinstance(fastest(stage)[0], CapturedScore) for stage in doubtful[:2])
     monkeypatch.setenv(graphs.FLAG, "0")
     plain = stages_of("dense", Sampling())
-    assert isinstance(plain[0].write, StepByStep) and isinstance(plain[1].judge.score, InTurn)
+    assert fastest(plain[0]) == fastest(plain[1]) == (None, None)
 
 
 @pytest.mark.parametrize("seed", [0, 7, 2**63 + 5, -1])
-def test_the_devices_dice_are_the_hosts(seed):
-    places, scores = torch.tensor([0, 1, 7, 100, 40_000, 2**40]), Scores(None, torch.zeros(6, 61))
+def test_the_dice_of_tensors_are_those_of_numbers(seed):
+    places, scores = [0, 1, 7, 100, 40_000, 2**40], Scores(None, torch.zeros(6, 61))
+    on_device, dice = torch.tensor(places), Dice(seed)
     for use in ("draw", "accept", "residual"):
-        assert torch.equal(Dice(seed).uniform(places, 3, use), DeviceDice(seed).uniform(places, 3, use))
-    assert torch.equal(Dice(seed).gumbel(scores, places, 61), DeviceDice(seed).gumbel(scores, places, 61))
-    assert not torch.equal(Dice(seed).uniform(places, 3, "draw"), DeviceDice(seed + 1).uniform(places, 3, "draw"))
+        assert torch.equal(dice.uniform(places, 3, use), dice.uniform(on_device, 3, use))
+    assert torch.equal(dice.gumbel(scores, places, 61), dice.gumbel(scores, on_device, 61))
+    assert not torch.equal(dice.uniform(places, 3, "draw"), Dice(seed + 1).uniform(on_device, 3, "draw"))

@@ -157,7 +157,7 @@ test_what_cannot_be_is_refused = refusing([
     (lambda: flash(always=(VOCAB,)), "ids run from 0"),
     (lambda: flash(always=(4, 4)), "lists an id twice"),
     (lambda: flash(stage1="int3"), "stage1 must be one of"),
-    (lambda: flash(probe=3), "no option 'probe'"),
+    (lambda: flash(probe=3), "'probe' is no option of a FlashHead"),
     (lambda: flash().with_plan(always=(VOCAB,)), "ids run from 0"),
     (lambda: flash()(hidden()[:, 1:]), "reads rows of shape"),
     (lambda: dense()(hidden()[0]), "reads rows of shape"),

@@ -84,10 +84,10 @@ def nudged():
 
 @pytest.mark.parametrize("name", ["flash", "fr_spec"])
 @pytest.mark.parametrize(("other", "words"), [
-    (weight(vocab=301), "vocab_size 300, but this weight has 301"),
-    (weight(width=40), "hidden 32, but this weight has 40"),
-    (weight(seed=1), "another weight of this shape"),
-    (nudged(), "another weight of this shape"),
+    (weight(vocab=301), r"another weight, \[300, 32\], than this one, \[301, 32\]"),
+    (weight(width=40), r"another weight, \[300, 32\], than this one, \[300, 40\]"),
+    (weight(seed=1), r"another weight, \[300, 32\], than this one, \[300, 32\]"),
+    (nudged(), r"another weight, \[300, 32\], than this one, \[300, 32\]"),
 ])  # fmt: skip
 def test_a_head_beside_another_weight_is_refused(tmp_path, name, other, words):
     MADE[name]().save(tmp_path / file_of(name))

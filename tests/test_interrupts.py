@@ -124,7 +124,7 @@ def outlives(kind, tracer):
 
 def anywhere(where, times):
     dice, before, draft = random.Random(0), digest(models(where)), prepare(where, "dense", "coupling").stages[0]
-    found = isinstance(draft.write, CompiledBurst), isinstance(draft.reader.engine, FixedEngine)
+    found = isinstance(draft.fast_write, CompiledBurst), isinstance(draft.reader.engine, FixedEngine)
     assert found == (where == "kernels", where == "static")
     kinds = [(where, name, rule) for name in (*NAMES, "learning") for rule in ("coupling", "speculative")]
     lengths = {kind: [length(kind) for _ in range(2)][1] for kind in kinds}

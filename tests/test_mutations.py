@@ -9,8 +9,8 @@ import pytest
 import torch
 from toys import PROMPT, duo, headed, run, text
 
-from flashspec import METHODS, Dice, Limits, Method, Models, Sampling, Scores, State, build, decode
-from flashspec.decoding import cascade, rules, stages
+from flashspec import METHODS, Dice, Limits, Method, Models, Sampling, Scores, Stage, State, build, decode
+from flashspec.decoding import cascade, rules
 from flashspec.decoding.generate import Stats, request
 from flashspec.decoding.rules import SpeculativeSampling, Waiting
 from flashspec.heads import flash
@@ -128,15 +128,15 @@ def rewinds_the_first_layer_only(*given, made=reader.engine_for):
     return found
 
 
-@caught_by(same_text, stages.InTurn, "__call__")
-def shifts_rows(self, tokens, first, score=stages.InTurn.__call__):
+@caught_by(same_text, Stage, "score")
+def shifts_rows(self, tokens, first, score=Stage.score):
     """The verifier scores token j with row j (positions off by one)."""
     rows = self.reader.rows
     found, reads = score(self, tokens, first)
     if len(tokens) == first:
         return found, reads
     shifted = torch.cat([rows[:1], rows[:-1]])[first - 1 : len(tokens)]
-    return self.head(shifted, torch.arange(first, len(tokens) + 1), self.dice), reads
+    return self.head(shifted, torch.arange(first, len(tokens) + 1), Dice(self.rule.sampling.seed)), reads
 
 
 @caught_by(same_text)

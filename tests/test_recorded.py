@@ -112,8 +112,8 @@ def tokens_of(stages):
 @pytest.mark.parametrize("sampling", SAMPLINGS.values(), ids=SAMPLINGS)
 def test_recorded_bursts_and_verifications_write_the_text_of_their_eager_twin(name, sampling, recording):
     stages = stages_of(name, sampling, record=True)
-    assert isinstance(stages[0].write, CapturedBurst)
-    assert all(isinstance(stage.judge.score, CapturedScore) for stage in stages[1:])
+    assert isinstance(stages[0].fast_write, CapturedBurst)
+    assert all(isinstance(stage.fast_score, CapturedScore) for stage in stages[1:])
     wanted = tokens_of(stages_of(name, sampling, record=False))
     assert not recording and tokens_of(stages) == wanted and len(recording) > 2
     made = len(recording)

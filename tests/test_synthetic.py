@@ -12,7 +12,8 @@ from toys import duo
 
 from flashspec import METHODS, Event, Limits, Transformer, build, decode
 from flashspec.decoding.generate import count
-from flashspec.decoding.scripted import ScriptedAcceptance, scripted
+from flashspec.decoding.rules import ScriptedAcceptance
+from flashspec.decoding.stages import scripted
 from flashspec.models import memory
 from flashspec.models.memory import Form, free_bytes, needed_bytes, weight_bytes
 from flashspec.models.packed import PackedLinear

@@ -2,7 +2,6 @@
 
 import math
 import random
-from dataclasses import replace
 from statistics import mean
 
 import pytest
@@ -13,7 +12,7 @@ from flashspec import Limits, Stage, decode, theory
 from flashspec.decoding.lookup import LookupHead, LookupReader
 from flashspec.decoding.rules import GumbelCoupling, Verdict
 from flashspec.sampling import GREEDY
-from flashspec.theory import Costs, Devices, Level, Weights, nested, split_costs, tokens_per_check
+from flashspec.theory import Costs, Level, nested, tokens_per_check
 
 
 def settled(curve, dice):
@@ -87,9 +86,6 @@ test_nonsense_is_refused_in_words = refusing([
     (lambda: theory.replayed([0.5, 1.5], 2), r"probability of token 1 must lie in \[0, 1\]"),
     (lambda: theory.replayed([0.5], 0), "block must be"),
     (lambda: theory.replayed_all([], 4).tar, "at least one token"),
-    (lambda: Devices(0, 1.0, 0.0), "block must"),
-    (lambda: Devices(1, 0.0, 0.0), "bandwidth must"),
-    (lambda: Devices(1, 1.0, math.nan), "all_reduce must"),
 ])  # fmt: skip
 
 
@@ -165,8 +161,6 @@ def test_the_loop_with_coins_is_the_closed_form(name):
 
 
 COSTS = Costs(draft=0.2, verify=1.2, overhead=0.1)
-TARGET, DRAFT = Weights(16e9, 64), Weights(1e9, 28)
-FREE = Devices(4, 4e12, 0.0)
 
 
 def flipped(shares, block, dice):
@@ -227,16 +221,3 @@ def test_what_breaks_even_makes_the_speedup_one(block):
     assert theory.break_even(1.0, Costs(0.1, 0.5), 2, 1.0).acceptance == 0.0  # any does
     found = theory.speedup(theory.tokens_per_check(0.8, 5), Costs(0.1, 1.0), 5, 1.0)
     assert found == pytest.approx((1 - 0.8**6) / ((1 - 0.8) * (5 * 0.1 + 1)))
-
-
-def test_a_pass_is_its_share_of_the_bytes_and_two_waits_a_layer():
-    several = [replace(FREE, count=1, all_reduce=1.0), FREE, replace(FREE, all_reduce=10e-6)]  # one device waits for nobody
-    steps = [split_costs(TARGET, DRAFT, devices)[1] for devices in several]
-    assert steps == pytest.approx([4e-3, 1e-3, 1e-3 + 128 * 10e-6])
-    gains = {}
-    for count, wait in ((1, 0.0), (2, 0.0), (4, 0.0), (8, 0.0), (8, 20e-6)):
-        costs, step = split_costs(TARGET, DRAFT, Devices(count, 4e12, wait))
-        assert (costs.draft, costs.check(5)) == (pytest.approx(0.25e-3), step)
-        gains[count, wait] = theory.speedup(theory.tokens_per_check(0.7, 5), costs, 5, step)
-    free = [gain for (_, wait), gain in gains.items() if not wait]
-    assert free == sorted(free, reverse=True) and free[0] > 2 * free[-1] and gains[8, 20e-6] > gains[8, 0.0]

@@ -12,8 +12,7 @@ from flashspec.cli.flags import COUNT, PROMPTS, At, option
 from flashspec.decoding.models import folder_of, load
 from flashspec.heads.dense import DenseHead
 from flashspec.heads.flash import FlashHead
-from flashspec.heads.public import is_public
-from flashspec.heads.registry import Origin
+from flashspec.heads.registry import Origin, is_public
 from flashspec.heads.storage import FILE, kept
 from flashspec.measure.prompts import load_prompts
 from flashspec.measure.queries import Domain, agreements, domains

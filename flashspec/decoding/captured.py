@@ -6,44 +6,50 @@ CUDA; called as it is where FLASHSPEC_GRAPHS is "eager", the twin that a recordi
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from flashspec.decoding.rules import Drawn, rule_for
+from flashspec.decoding.rules import AcceptanceRule, Drawn
 from flashspec.decoding.stages import Burst, Score, Stage, Write
-from flashspec.heads.base import Head
-from flashspec.heads.candidates import ContextHead, PreviewHead, ShortlistHead
+from flashspec.heads.base import Head, WeightHead
 from flashspec.heads.dense import DenseHead
-from flashspec.heads.flash import FlashHead
+from flashspec.heads.index import IndexHead
 from flashspec.models.graphs import LARGEST, FixedEngine, Replay
 from flashspec.models.reader import Reads, SpanReader
-from flashspec.sampling import DeviceDice, Sampling, Scores
-
-HEADS = (DenseHead, FlashHead, ShortlistHead, ContextHead, PreviewHead)
+from flashspec.sampling import Dice, Scores
 
 
 def replayed(stage: Stage) -> tuple[Score | None, Write | None] | None:
     """Scores of dense heads, and bursts that no doubt could end; None off fixed shapes and other heads."""
     reader, head = stage.reader, stage.head
-    known = isinstance(head, HEADS) and isinstance(head.weight, Tensor)
+    known = isinstance(head, WeightHead) and not isinstance(head, IndexHead) and isinstance(head.weight, Tensor)
     if not (known and isinstance(reader, SpanReader) and isinstance(reader.engine, FixedEngine)):
         return None
     score = CapturedScore(reader, head) if isinstance(head, DenseHead) else None
     alone = reader.below is None and stage.doubt is None
-    return score, CapturedBurst(reader, head, stage.rule.sampling) if alone else None
+    return score, CapturedBurst(reader, head, stage.rule) if alone else None
 
 
-class Track(ABC):
-    """The static side of a reader: its tokens by position, and steps over them, recorded once a shape."""
+class CapturedScore:
+    """Reads and scores at fixed shapes in one replay: the static side of a reader, with its tokens by position."""
 
     def __init__(self, reader: SpanReader, head: Head) -> None:
         self.reader, self.engine, self.head = reader, cast(FixedEngine, reader.engine), head
         self.tokens = torch.zeros(reader.context + 1, dtype=torch.int64, device=reader.rows.device)
         self._steps: dict[tuple[int, ...], Callable[[], Any]] = {}
+
+    @torch.inference_mode()
+    def __call__(self, tokens: Tensor, first: int) -> tuple[Scores, Reads]:
+        stop = len(tokens)
+        self.reader.check_room(stop)
+        n, reads = self.take(tokens, first, stop)
+        self.engine.begin.fill_(stop - n)
+        scores = kept(self.run(n, stop - first + 1, self.engine.keys(stop)))
+        self.reader.advance(stop)
+        return scores, reads
 
     def take(self, tokens: Tensor, first: int, stop: int) -> tuple[int, Reads]:
         """Copy tokens up to `stop`; how many of them a step has to read, and the rows that were read here: below, and
@@ -55,22 +61,6 @@ class Track(ABC):
             return 0, reader.read(tokens[:stop])
         return stop - reader.seen, (*(() if reader.below is None else reader.below.read(tokens[:stop])), stop - reader.seen)
 
-    def read(self, n: int, keys: int) -> Callable[[], None]:
-        """A function of `begin` alone that reads the n tokens from there on."""
-        steps, forward, below = torch.arange(n, device=self.tokens.device), self.engine.forward(n, keys), self.reader.below
-
-        def read() -> None:
-            if n:
-                places = self.engine.begin + steps
-                x = self.engine.embed(self.tokens[places]) if below is None else below.trunk[places]
-                self.reader.rows.index_copy_(0, places, forward(x))
-
-        return read
-
-    @abstractmethod
-    def step(self, n: int, rows: int, keys: int) -> Callable[[], Any]:
-        """A function of `begin` alone that reads n tokens and scores so many of the newest rows."""
-
     def run(self, *shape: int) -> Any:
         """What a step of this shape gives, made and recorded where it is new."""
         if shape not in self._steps:
@@ -78,16 +68,32 @@ class Track(ABC):
             self._steps[shape] = Replay(step, self.tokens.device) if self.engine.record else step
         return self._steps[shape]()
 
+    def step(self, n: int, rows: int, keys: int) -> Callable[[], Any]:
+        """A function of `begin` alone that reads n tokens and scores so many of the newest rows."""
+        engine, reader, device = self.engine, self.reader, self.tokens.device
+        forward = engine.forward(n, keys)
+        fresh, newest = torch.arange(n, device=device), torch.arange(1 - rows, 1, device=device)
 
-class CapturedBurst(Track):
+        def score() -> Scores:
+            if n:
+                places = engine.begin + fresh
+                x = engine.embed(self.tokens[places]) if reader.below is None else reader.below.trunk[places]
+                reader.rows.index_copy_(0, places, forward(x))
+            places = engine.begin + n + newest
+            return self.head(reader.rows[places - 1], places, Dice(0))
+
+        return score
+
+
+class CapturedBurst(CapturedScore):
     """Drafts a burst step by step at fixed shapes: read, score, draw and write, one replay for each token."""
 
-    def __init__(self, reader: SpanReader, head: Head, sampling: Sampling) -> None:
+    def __init__(self, reader: SpanReader, head: Head, rule: AcceptanceRule) -> None:
         super().__init__(reader, head)
-        self.rule = rule_for(sampling, head.vocab_size, DeviceDice(sampling.seed))
+        self.rule = rule
 
     @torch.inference_mode()
-    def __call__(self, tokens: Tensor, start: int, want: int) -> Burst:
+    def __call__(self, tokens: Tensor, start: int, want: int) -> Burst:  # type: ignore[override]
         if not want:
             return Burst([], 0)
         self.reader.check_room(start + want - 1)
@@ -101,42 +107,17 @@ class CapturedBurst(Track):
             n = 1
         return Burst(drawn, reads[-1] + want - 1)
 
-    def step(self, n: int, rows: int, keys: int) -> Callable[[], Drawn]:
+    def step(self, n: int, rows: int, keys: int) -> Callable[[], Any]:
         """Reads, scores the newest row, draws and writes."""
-        read, dice = self.read(n, keys), DeviceDice(self.rule.sampling.seed)
+        score = super().step(n, rows, keys)
 
         def step() -> Drawn:
-            read()
-            place = self.engine.begin[None] + n
-            drawn = self.rule.draw(self.head(self.reader.rows[place - 1], place, dice), place, 0)
+            scores, place = score(), self.engine.begin[None] + n
+            drawn = self.rule.draw(scores, place, 0)
             self.tokens.index_copy_(0, place, drawn.token)
             return drawn
 
         return step
-
-
-class CapturedScore(Track):
-    """Reads and scores at fixed shapes in one replay."""
-
-    @torch.inference_mode()
-    def __call__(self, tokens: Tensor, first: int) -> tuple[Scores, Reads]:
-        stop = len(tokens)
-        self.reader.check_room(stop)
-        n, reads = self.take(tokens, first, stop)
-        self.engine.begin.fill_(stop - n)
-        scores = kept(self.run(n, stop - first + 1, self.engine.keys(stop)))
-        self.reader.advance(stop)
-        return scores, reads
-
-    def step(self, n: int, rows: int, keys: int) -> Callable[[], Scores]:
-        read, steps = self.read(n, keys), torch.arange(1 - rows, 1, device=self.tokens.device)
-
-        def score() -> Scores:
-            read()
-            places = self.engine.begin + n + steps
-            return self.head(self.reader.rows[places - 1], places, DeviceDice(0))
-
-        return score
 
 
 def kept(scores: Scores) -> Scores:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -40,11 +42,11 @@ class LookupReader(Reader):
         return continuation(tokens, LONGEST, SHORTEST)
 
 
+@dataclass(frozen=True)
 class LookupHead(Fixed):
     """Rows that are ids, as one-candidate scores: probability 1, or none where the row is NOTHING."""
 
-    def __init__(self, vocab_size: int) -> None:
-        self.vocab_size = vocab_size
+    vocab_size: int
 
     def __call__(self, rows: Tensor, positions: Tensor | None = None, dice: Dice | None = None) -> Scores:
         """Scores [n, 1] of rows [n]."""

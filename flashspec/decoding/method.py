@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from flashspec.decoding.lookup import LookupHead, LookupReader, nothing_to_say
@@ -15,7 +15,7 @@ from flashspec.heads.registry import HEADS
 from flashspec.models.exits import check_layers
 from flashspec.models.reader import Reader
 from flashspec.sampling import GREEDY, Sampling
-from flashspec.typed import typed, whole_numbers
+from flashspec.typed import changed, typed, whole_numbers
 
 CHOICES = {
     "draft": ("none", "model", "cascade", "lookup"),
@@ -109,11 +109,7 @@ def method_named(method: str | Method, changes: dict[str, Any]) -> Method:
     """A method by name or value, with fields changed; ValueError names what is unknown."""
     if isinstance(method, str) and method not in METHODS:
         raise ValueError(f"method {method!r} is unknown; known: {', '.join(METHODS)}")
-    known = [f.name for f in fields(Method)]
-    unknown = [name for name in changes if name not in known]
-    if unknown:
-        raise ValueError(f"{unknown[0]!r} is no option of a method; options: {', '.join(known)}")
-    return replace(METHODS[method] if isinstance(method, str) else method, **changes)
+    return changed(METHODS[method] if isinstance(method, str) else method, changes, "a method")
 
 
 @typed

@@ -68,10 +68,9 @@ def cut_padding(models: Mapping[str, Transformer], folders: Mapping[str, Path]) 
     """
     sizes = {role: model.config.vocab_size for role, model in models.items()}
     smallest = min(sizes, key=lambda role: sizes[role])
-    if len(set(sizes.values())) == 1:
-        return ()
-    words = [words_of(folders[role]) for role in models]
-    if not all(words):
+    longer = tuple(role for role, size in sizes.items() if size > sizes[smallest])
+    words = [words_of(folders[role]) for role in models] if longer else []
+    if not longer or not all(words):
         return ()
     known = max(max(found) for found in words) + 1
     if sizes[smallest] < known:
@@ -79,7 +78,6 @@ def cut_padding(models: Mapping[str, Transformer], folders: Mapping[str, Path]) 
             f"the {smallest} has rows for {sizes[smallest]} ids and its tokenizer knows {known}; "
             "the weights and tokenizer.json belong to different models: copy the folder again from its source"
         )
-    longer = tuple(role for role, size in sizes.items() if size > sizes[smallest])
     for role in longer:
         models[role].cut_vocabulary(sizes[smallest])
     return longer

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeGuard
 
 from torch import Tensor
 
 from flashspec import kernels
 from flashspec.decoding.captured import replayed
-from flashspec.decoding.rules import Drawn, GumbelCoupling, SpeculativeSampling
-from flashspec.decoding.stages import Burst, Score, Stage, Verbs, Write, in_turn
+from flashspec.decoding.rules import AcceptanceRule, Drawn, GumbelCoupling, SpeculativeSampling
+from flashspec.decoding.stages import Burst, Score, Stage, Write
 from flashspec.models.engine import KernelEngine
 from flashspec.models.reader import Reads, SpanReader
 from flashspec.sampling import Scores
 
 
-def fastest(stage: Stage) -> Verbs:
-    """The fastest verbs that serve this stage."""
-    return in_turn(stage, *(replayed(stage) or compiled(stage)))
+def fastest(stage: Stage) -> tuple[Score | None, Write | None]:
+    """The fastest ways that serve this stage, None where it acts in turn."""
+    return replayed(stage) or compiled(stage)
 
 
 def compiled(stage: Stage) -> tuple[Score | None, Write | None]:
@@ -29,22 +30,17 @@ def compiled(stage: Stage) -> tuple[Score | None, Write | None]:
     if before is not None and before.dtype != reader.rows.dtype:
         return None, None
     writer, rule = reader.engine.writer(scoring, before), stage.rule
-    score = CompiledScore(reader, writer)
-    if (
-        before is not None
-        or not isinstance(rule, GumbelCoupling)
-        or stage.doubt is not None
-        or not drawn_by_kernels(rule, scoring)
-    ):
-        return score, None
-    return score, CompiledBurst(reader, writer, rule)
+    alone = before is None and stage.doubt is None
+    burst = CompiledBurst(reader, writer, rule) if alone and drawn_by_kernels(rule, scoring) else None
+    return CompiledScore(reader, writer), burst
 
 
-def drawn_by_kernels(rule: GumbelCoupling, scoring: kernels.Scoring) -> bool:
+def drawn_by_kernels(rule: AcceptanceRule, scoring: kernels.Scoring) -> TypeGuard[GumbelCoupling]:
     """Whether the kernels draw as this rule does: a draw of ours, nothing cut off, widths that fit."""
-    ours = type(rule).draw in (GumbelCoupling.draw, SpeculativeSampling.draw)
+    if not isinstance(rule, GumbelCoupling) or type(rule).draw not in (GumbelCoupling.draw, SpeculativeSampling.draw):
+        return False
     fits = scoring.columns % kernels.WIDTH == 0 and (scoring.clustered or scoring.columns == rule.vocab_size)
-    return ours and fits and rule.sampling.top_k == 0 and rule.sampling.top_p == 1
+    return fits and rule.sampling.top_k == 0 and rule.sampling.top_p == 1
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from flashspec.heads.base import Norm, check_rows, fused, project
-from flashspec.heads.cluster import Clusters, Recipe, assign_balanced, means_of, members_of, refuse_weight
+from flashspec.heads.cluster import Clusters, Recipe, assign_balanced, means_of, members_of, passes, refuse_weight
 from flashspec.kernels import Packed
 
 ROUNDS, TURNS = 3, 4  # balanced Lloyd rounds behind the bisection; turns of two means at a cut
@@ -53,21 +53,16 @@ def cluster_for(weight: Tensor, asked: Asked, recipe: Recipe) -> Clusters:
 
     In means a row counts by the fourth root of its id's probability.
     """
-    from tqdm import tqdm
-
     refuse_weight(weight, recipe.cluster_size)
     size, rows, shares = recipe.cluster_size, weight.float(), (asked.likely + RARE).pow(0.25)
-    with tqdm(total=1 + ROUNDS, desc="clustering", unit="pass", delay=2, leave=False) as bar:
-        values, vectors = torch.linalg.eigh(asked.states.T @ asked.states / len(asked.states))
-        points = rows @ (vectors * values.clamp(min=0).sqrt())[:, -NARROW:]  # by a root of the second moment of what is asked
-        assignments = bisected(points, size, recipe.seed)
-        bar.update()
-        for _ in range(ROUNDS):
-            means = means_of(points, assignments, shares)
-            lifted = torch.cat((means, -means.square().sum(1, keepdim=True) / 2), 1)  # the nearest mean has the highest score
-            ones = torch.cat((points, torch.ones(len(points), 1, device=points.device)), 1)
-            assignments = assign_balanced(ones, lifted, size)
-            bar.update()
+    values, vectors = torch.linalg.eigh(asked.states.T @ asked.states / len(asked.states))
+    points = rows @ (vectors * values.clamp(min=0).sqrt())[:, -NARROW:]  # by a root of the second moment of what is asked
+    assignments = bisected(points, size, recipe.seed)
+    for _ in passes(ROUNDS):
+        means = means_of(points, assignments, shares)
+        lifted = torch.cat((means, -means.square().sum(1, keepdim=True) / 2), 1)  # the nearest mean has the highest score
+        ones = torch.cat((points, torch.ones(len(points), 1, device=points.device)), 1)
+        assignments = assign_balanced(ones, lifted, size)
     members = members_of(assignments, -(-len(rows) // size), size)
     return Clusters(assignments, members, means_of(rows, assignments, shares), spherical=False)
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, TypeVar, cast
+from typing import Any, ClassVar, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -40,19 +41,30 @@ class Fixed:
         """Nothing."""
 
 
-class WeightHead(Fixed):
-    """What a head over one weight [vocab, hidden] answers alike; a head is a dataclass with these two fields and its own.
+@dataclass(frozen=True, eq=False)
+class WeightHead(Fixed, ABC):
+    """A head over one weight [vocab, hidden], a Tensor or Packed, which scores rows behind the norm.
 
     `scoring` is the head in one call of the compiled kernels, None where they do not serve it.
     """
 
     norm: Norm | None
-    weight: Tensor | kernels.Packed
-    scoring: kernels.Scoring | None = None
+    weight: Any
+    scoring: ClassVar[Any] = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "weight", weight_of(self.weight))
-        object.__setattr__(self, "norm", fused(self.norm))
+        vars(self).update(weight=weight_of(self.weight), norm=fused(self.norm))
+
+    @torch.no_grad()
+    def __call__(self, rows: Tensor, positions: Tensor | None = None, dice: Dice | None = None) -> Scores:
+        """Scores of rows [n, hidden]; nothing is drawn."""
+        if self.scoring is not None and self.scoring.serves(rows):
+            return Scores(*self.scoring(rows))
+        return self.score(self.states(rows))
+
+    @abstractmethod
+    def score(self, states: Tensor) -> Scores:
+        """Scores of normalised rows [n, hidden]."""
 
     @property
     def vocab_size(self) -> int:
@@ -67,39 +79,27 @@ class WeightHead(Fixed):
     def states(self, rows: Tensor) -> Tensor:
         """Rows [n, hidden] behind the norm; ValueError in words where they have another shape."""
         check_rows(rows, self.hidden)
-        return (self.norm or unchanged)(rows)
-
-    def scored(self, rows: Tensor) -> Scores | None:
-        """Scores of rows [n, hidden] by the compiled kernels, None where they do not serve."""
-        scoring = self.scoring
-        return Scores(*scoring(rows)) if scoring is not None and scoring.serves(rows) else None
+        return fused(self.norm)(rows)
 
     def compiled(self, first: Tensor | kernels.Packed, blocks: kernels.Blocks | None = None) -> kernels.Scoring | None:
         """Norm, product with `first` and choice of `blocks` in one call; None for a norm of somebody else's."""
-        if self.norm is unchanged:
-            return kernels.scoring(None, first, blocks)
         return kernels.scoring(self.norm.norm, first, blocks) if isinstance(self.norm, FusedNorm) else None
-
-
-def unchanged(rows: Tensor) -> Tensor:
-    """The norm of rows that are normalised already."""
-    return rows
 
 
 @dataclass(frozen=True)
 class FusedNorm:
-    """A norm of rows [n, hidden] as one kernel call."""
+    """A norm of rows [n, hidden] as one kernel call; None leaves them alone."""
 
-    norm: kernels.Norm
+    norm: kernels.Norm | None
 
     def __call__(self, rows: Tensor) -> Tensor:
-        return kernels.normalised(rows.to(self.norm.weight.dtype), self.norm)
+        return rows if self.norm is None else kernels.normalised(rows.to(self.norm.weight.dtype), self.norm)
 
 
 def fused(norm: Norm | None) -> Norm:
-    """The norm as one kernel call, where it is one of our models'; None leaves rows alone."""
+    """The norm as one kernel call, where it is one of our models' or none."""
     if not isinstance(norm, RMSNorm | nn.LayerNorm):
-        return norm or unchanged
+        return norm or FusedNorm(None)
     wide = torch.promote_types(norm.weight.dtype, torch.float32)
     weight, bias = (None if t is None else t.detach().to(wide).contiguous() for t in (norm.weight, getattr(norm, "bias", None)))
     return FusedNorm(kernels.Norm(cast(Tensor, weight), norm.eps, bias))
@@ -152,8 +152,3 @@ def project(states: Tensor, weight: Tensor | kernels.Packed) -> Tensor:
 def project_blocks(states: Tensor, blocks: Tensor | kernels.Packed, chosen: Tensor) -> Tensor:
     """Logits [n, P, size] of states [n, D] against the chosen [n, P] of blocks [C, size, D]."""
     return kernels.gather_linear(states.to(wide(blocks)), blocks, chosen)
-
-
-def rescore(states: Tensor, weight: Tensor, ids: Tensor) -> Tensor:
-    """Exact logits [n, m] of states [n, D] against the rows of weight [V, D] that ids [n, m] name."""
-    return project_blocks(states, weight[:, None], ids)[:, :, 0]

@@ -7,17 +7,17 @@ the context (NanoSpec, arXiv 2605.26444). Or a list a row: the best of a low-ran
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from flashspec.heads.base import Norm, WeightHead, check_count, project, rescore, weight_of
+from flashspec.heads.base import Norm, WeightHead, check_count, project, project_blocks, weight_of
 from flashspec.heads.storage import HeadFile, StoredHead
 from flashspec.kernels.pages import Shelf
-from flashspec.sampling import Dice, Scores
+from flashspec.sampling import Scores
 
 SIZE, TOP = 2048, 16  # ids of a context, and of a verification that enter it
 
@@ -33,10 +33,9 @@ class ListedHead(WeightHead):
         """Inner products for each hidden row."""
         return len(self.ids)
 
-    @torch.no_grad()
-    def __call__(self, rows: Tensor, positions: Tensor | None = None, dice: Dice | None = None) -> Scores:
-        """Scores [n, m] of rows [n, hidden]."""
-        return Scores(self.ids.expand(len(rows), -1), project(self.states(rows), self.rows))
+    def score(self, states: Tensor) -> Scores:
+        """Scores [n, m] of normalised rows."""
+        return Scores(self.ids.expand(len(states), -1), project(states, self.rows))
 
     def bytes_read(self, rows: int) -> int:
         """The listed rows, once, however many hidden rows share the reading."""
@@ -55,12 +54,10 @@ def ranked_by_frequency(tokens: Tensor, vocab_size: int) -> Tensor:
     return torch.bincount(tokens.flatten(), minlength=vocab_size).argsort(descending=True, stable=True)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ShortlistHead(ListedHead, StoredHead):
     """Lists the first of the ids `ranked` [m]."""
 
-    norm: Norm | None
-    weight: Tensor
     ranked: Tensor
     ids: Tensor
     rows: Tensor
@@ -96,7 +93,7 @@ class ShortlistHead(ListedHead, StoredHead):
         return cls.build(weight, file.numbers("ranked", 1), norm, file.fact("size", int))
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class ContextHead(ListedHead):
     """Lists the `size` ids seen last in the prompt, the text so far and the verifier's `top` best guesses.
 
@@ -105,48 +102,39 @@ class ContextHead(ListedHead):
     Shapes and addresses never change.
     """
 
-    norm: Norm | None
-    weight: Tensor
     size: int = SIZE
     top: int = TOP
     ids: Tensor = field(init=False, repr=False)
     rows: Tensor = field(init=False, repr=False)
+    seen: Tensor = field(init=False, repr=False)  # when each id was, below 0 where it was not
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.size < 1 or self.top < 1:
             raise ValueError(f"size and top must be at least 1, got {self.size} and {self.top}")
-        self.size = min(self.size, self.vocab_size)
-        device = self.weight.device
-        self._unseen = -torch.arange(1, self.vocab_size + 1, device=device)
-        self._seen, self._clock = self._unseen.clone(), 0
-        self.ids = torch.zeros(self.size, dtype=torch.int64, device=device)
-        self.rows = Shelf().zeros((self.size, self.hidden), self.weight.dtype, device)
-        self._gather()
+        size, device = min(self.size, self.vocab_size), self.weight.device
+        ids = torch.zeros(size, dtype=torch.int64, device=device)
+        rows = Shelf().zeros((size, self.hidden), self.weight.dtype, device)
+        vars(self).update(size=size, ids=ids, rows=rows, seen=torch.arange(self.vocab_size, device=device))
+        self.learn(self.seen[:0], None)
 
-    def __call__(self, rows: Tensor, positions: Tensor | None = None, dice: Dice | None = None) -> Scores:
-        """Scores [n, size] of rows [n, hidden], which later lists leave alone."""
-        ids, logits = super().__call__(rows)
+    def score(self, states: Tensor) -> Scores:
+        """Scores [n, size] of normalised rows, which later lists leave alone."""
+        ids, logits = super().score(states)
         return Scores(ids.clone(), logits)  # type: ignore[union-attr]
 
     @torch.inference_mode()
     def learn(self, tokens: Tensor, scores: Scores | None) -> None:
         """Take in final tokens [n] and the verifier's scores, None as a text begins; waits for nothing."""
         if scores is None:
-            self._seen.copy_(self._unseen)
-            self._clock = 0
+            torch.arange(-1, -self.vocab_size - 1, -1, out=self.seen)
         else:
             columns = scores.logits.topk(min(self.top, scores.logits.shape[1])).indices
             ids = columns if scores.ids is None else scores.ids.gather(1, columns)
             tokens = torch.cat((ids.T.flip(0).flatten(), tokens))  # the best of all rows last
-        stamps = torch.arange(1, len(tokens) + 1, device=tokens.device) + self._clock
-        self._seen.scatter_reduce_(0, tokens, stamps, "amax")
-        self._clock += len(tokens)
-        self._gather()
-
-    def _gather(self) -> None:
-        """Copy the rows of the ids seen last into the buffer, ids rising."""
-        self.ids.copy_(self._seen.topk(self.size).indices.sort().values)
+        stamps = torch.arange(1, len(tokens) + 1, device=tokens.device) + self.seen.amax().clamp(min=0)
+        self.seen.scatter_reduce_(0, tokens, stamps, "amax")
+        self.ids.copy_(self.seen.topk(self.size).indices.sort().values)
         torch.index_select(self.weight, 0, self.ids, out=self.rows)
 
     def with_shortlist(self, size: int) -> ContextHead:
@@ -154,10 +142,10 @@ class ContextHead(ListedHead):
         return replace(self, size=size)
 
 
-class SoughtHead(WeightHead, ABC):
+@dataclass(frozen=True, eq=False)
+class SoughtHead(WeightHead):
     """Seeks `candidates` ids for every row; where it finds fewer, but one at least, pads with logits of -inf."""
 
-    weight: Tensor
     candidates: int
 
     def __post_init__(self) -> None:
@@ -168,32 +156,28 @@ class SoughtHead(WeightHead, ABC):
     def find(self, states: Tensor) -> Tensor:
         """Rising ids [n, candidates] for normalised rows [n, hidden], -1 where there are fewer."""
 
-    @torch.no_grad()
-    def __call__(self, rows: Tensor, positions: Tensor | None = None, dice: Dice | None = None) -> Scores:
-        """Scores [n, candidates] of rows [n, hidden]."""
-        states = self.states(rows)
+    def score(self, states: Tensor) -> Scores:
+        """Scores [n, candidates] of normalised rows."""
         found = self.find(states)
         ids, off = found.clamp(min=0), found < 0
         off[:, -1] &= ~off.all(1)
-        return Scores(ids, rescore(states, self.weight, ids).masked_fill(off, -torch.inf))
+        exact = project_blocks(states, self.weight[:, None], ids)[:, :, 0]
+        return Scores(ids, exact.masked_fill(off, -torch.inf))
 
     def with_shortlist(self, candidates: int) -> Self:
         """This head with another number of candidates; nothing is copied."""
-        return replace(self, candidates=candidates)  # type: ignore[type-var]
+        return replace(self, candidates=candidates)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PreviewHead(SoughtHead):
     """Lists the ids that look best in the weight's strongest directions.
 
     `basis` [rank, hidden] are right singular vectors, `preview` [vocab, rank] is the weight in them.
     """
 
-    norm: Norm | None
-    weight: Tensor
     basis: Tensor
     preview: Tensor
-    candidates: int
 
     @classmethod
     def build(cls, weight: Tensor, norm: Norm | None = None) -> PreviewHead:
@@ -206,7 +190,7 @@ class PreviewHead(SoughtHead):
         basis = torch.linalg.eigh(square).eigenvectors[:, -rank:].T.flip(0).contiguous()
         preview, shelf = torch.cat([part.double() @ basis.T for part in parts]), Shelf()
         basis, preview = (shelf.moved(part.to(weight.dtype)) for part in (basis, preview))
-        return cls(norm, weight, basis, preview, candidates)
+        return cls(norm, weight, candidates, basis, preview)
 
     @property
     def rows_scored(self) -> int:

@@ -6,8 +6,8 @@ iterations without the constraint come first, then a few under it.
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable, Iterator
+import importlib.util
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,6 @@ from flashspec.typed import typed
 LLOYD, BALANCED = 12, 4  # iterations without and with the size constraint
 CHUNK_SCORES = 1 << 24  # scores held at once: 64 MiB of float32
 SHORTLIST = 32  # clusters a point bids for before a longer list is drawn up
-Tick = Callable[[], Any]
 
 
 @typed
@@ -71,11 +70,15 @@ class Clusters:
 
 def cluster(weight: Tensor, recipe: Recipe = Recipe()) -> Clusters:
     """Cluster the rows of weight [V, D]. Raises ValueError where V < cluster_size or a weight is not finite."""
+    refuse_weight(weight, recipe.cluster_size)
+    return balanced(weight, unconstrained(weight, recipe), recipe)
+
+
+def passes(count: int) -> Iterable[int]:
+    """Numbers of a clustering's passes, with a bar where they take long."""
     from tqdm import tqdm
 
-    refuse_weight(weight, recipe.cluster_size)
-    with tqdm(total=LLOYD + BALANCED, desc="clustering", unit="pass", delay=2, leave=False) as bar:
-        return balanced(weight, unconstrained(weight, recipe, bar.update), recipe, bar.update)
+    return tqdm(range(count), desc="clustering", unit="pass", delay=2, leave=False)
 
 
 def refuse_weight(weight: Tensor, cluster_size: int) -> None:
@@ -87,28 +90,26 @@ def refuse_weight(weight: Tensor, cluster_size: int) -> None:
 
 
 @torch.no_grad()
-def unconstrained(weight: Tensor, recipe: Recipe, tick: Tick = int) -> Tensor:
-    """The first half of `cluster`: unit centroids after the Lloyd iterations; `tick` after each."""
+def unconstrained(weight: Tensor, recipe: Recipe) -> Tensor:
+    """The first half of `cluster`: unit centroids after the Lloyd iterations."""
     points, dice = F.normalize(weight.detach().float(), dim=1), torch.Generator().manual_seed(recipe.seed)
     first = torch.randperm(len(points), generator=dice)[: -(-len(points) // recipe.cluster_size)]
     centroids, faiss = F.normalize(points[first.to(points.device)], dim=1), _faiss(points, recipe.backend)
-    for number in range(LLOYD):
+    for number in passes(LLOYD):
         if faiss is None:
             centroids = centres(points, nearest(points, centroids), centroids)
         else:
             centroids = _faiss_step(faiss, points, centroids, recipe.seed + number)
-        tick()
     return centroids
 
 
 @torch.no_grad()
-def balanced(weight: Tensor, centroids: Tensor, recipe: Recipe, tick: Tick = int) -> Clusters:
-    """The second half: clusters of one size, from the centroids of `unconstrained`; `tick` after each iteration."""
+def balanced(weight: Tensor, centroids: Tensor, recipe: Recipe) -> Clusters:
+    """The second half: clusters of one size, from the centroids of `unconstrained`."""
     points, size = F.normalize(weight.detach().float(), dim=1), recipe.cluster_size
-    for _ in range(BALANCED):
+    for _ in passes(BALANCED):
         assignments = assign_balanced(points, centroids, size)
         centroids = centres(points, assignments, centroids)
-        tick()
     return from_assignments(weight, assignments, size)
 
 
@@ -157,14 +158,16 @@ def nearest(points: Tensor, centroids: Tensor) -> Tensor:
 
 def _faiss(points: Tensor, backend: str) -> Any:
     """The module that runs a backend's iterations, None for torch; ValueError where it is missing."""
-    if backend == "torch" or (backend == "auto" and points.device.type != "cpu"):
-        return None
+    served = points.device.type == "cpu" and importlib.util.find_spec("faiss") is not None
+    return faiss_for("backend 'faiss'") if backend == "faiss" or (backend == "auto" and served) else None
+
+
+def faiss_for(user: str) -> Any:
+    """The faiss module; ValueError with the extra to install where it is missing."""
     try:
         return importlib.import_module("faiss")
     except ImportError:
-        if backend == "faiss":
-            raise ValueError("backend 'faiss' needs faiss-cpu; install the extra `ann` or use backend='torch'") from None
-        return None
+        raise ValueError(f"{user} needs faiss-cpu; install the extra `ann`, or use a FlashHead of the backend 'torch'") from None
 
 
 def _faiss_step(faiss: Any, points: Tensor, centroids: Tensor, seed: int) -> Tensor:

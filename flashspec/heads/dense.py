@@ -14,14 +14,13 @@ from flashspec.typed import typed
 
 
 @typed
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class DenseHead(WeightHead):
     """Logits of the whole vocabulary: weight [vocab, hidden] times the normalised row, exact.
 
     A `Packed` weight of 8 or 4 bits is the plain cheap head that others have to beat; its products round activations too.
     """
 
-    norm: Norm | None
     weight: Tensor | Packed
 
     @property
@@ -30,13 +29,13 @@ class DenseHead(WeightHead):
         return self.vocab_size
 
     @cached_property
-    def scoring(self) -> Scoring | None:  # type: ignore[override]
+    def scoring(self) -> Scoring | None:
         """Norm and product in one call of the compiled kernels."""
         return self.compiled(self.weight)
 
-    def __call__(self, rows: Tensor, positions: Tensor | None = None, dice: Dice | None = None) -> Scores:
-        """Logits [n, vocab] of rows [n, hidden]; nothing is drawn."""
-        return self.scored(rows) or Scores(None, project(self.states(rows), self.weight))
+    def score(self, states: Tensor) -> Scores:
+        """Logits [n, vocab] of normalised rows."""
+        return Scores(None, project(states, self.weight))
 
     def bytes_read(self, rows: int) -> int:
         """The weight, once, however many rows share the reading."""

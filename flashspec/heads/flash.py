@@ -18,8 +18,8 @@ from flashspec.heads.storage import AGAIN, FILE, HeadFile, StoredHead
 from flashspec.kernels import Packed, pack
 from flashspec.kernels.integers import BITS, PANEL
 from flashspec.kernels.pages import Shelf
-from flashspec.sampling import Dice, Scores
-from flashspec.typed import typed, whole_numbers
+from flashspec.sampling import Scores
+from flashspec.typed import changed, typed, whole_numbers
 
 CHOICES = ("cluster_size", "seed")  # of a clustering
 FORMATS = ("weight", "int8", "int4")
@@ -39,21 +39,13 @@ class FlashPlan:
     stage1: str = "weight"
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "always", whole_numbers("always", self.always))
         if self.probes is not None and self.probes < 1:
             raise ValueError(f"probes must be at least 1, got {self.probes}")
         if self.stage1 not in FORMATS:
             raise ValueError(f"stage1 must be one of {', '.join(FORMATS)}, got {self.stage1!r}")
         if len(set(self.always)) < len(self.always):
             raise ValueError("always lists an id twice; list each once")
-
-    def changed(self, changes: dict[str, Any]) -> FlashPlan:
-        """This plan with other values; ValueError names a field there is not."""
-        for name in changes:
-            if name not in self.__dataclass_fields__:
-                raise ValueError(f"FlashHead has no option {name!r}; options: {', '.join(self.__dataclass_fields__)}")
-        if "always" in changes:
-            changes = {**changes, "always": whole_numbers("always", changes["always"])}
-        return replace(self, **changes)
 
     def resolve(self, clusters: Clusters) -> FlashPlan:
         """This plan for these clusters, probes filled in; ValueError where it asks for more than there is."""
@@ -129,15 +121,13 @@ def stage_one(clusters: Clusters, weight: Tensor | Packed, kind: str) -> Tensor 
     return Shelf().moved(unit.to(weight.dtype)) if kind == "weight" else pack(unit, int(kind[3:]))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FlashHead(StoredHead):
     """Approximate scores at the cost of few rows; logits it gives are exact, ids it does not list count as -inf.
 
     `weight` is the model's own, in the order of the vocabulary; `table` is the permuted copy that is read.
     """
 
-    norm: Norm | None
-    weight: Tensor | Packed
     clusters: Clusters
     plan: FlashPlan
     table: Table
@@ -164,7 +154,7 @@ class FlashHead(StoredHead):
         if clusters is not None and chosen:
             raise ValueError(f"{next(iter(chosen))} is a choice of clustering, and clusters are given; give one or the other")
         asked = None if queries is None else asked_of(weight, queries, norm)
-        plan = FlashPlan().changed(({} if asked is None else {"always": asked.always}) | changes)
+        plan = changed(FlashPlan(), ({} if asked is None else {"always": asked.always}) | changes, "a FlashHead")
         if clusters is None:
             recipe, points = Recipe(**chosen), widened(weight)
             clusters = cluster(points, recipe) if asked is None else cluster_for(points, asked, recipe)
@@ -177,7 +167,7 @@ class FlashHead(StoredHead):
         return cls(norm, weight, clusters, plan, build_table(weight, clusters, plan))
 
     @cached_property
-    def scoring(self) -> kernels.Scoring | None:  # type: ignore[override]
+    def scoring(self) -> kernels.Scoring | None:
         """Norm, clusters, choice and blocks in one call of the compiled kernels."""
         table = self.table
         return self.compiled(table.directions, kernels.Blocks(table.blocks, table.ids, table.bias, self.probes, table.forced))
@@ -197,13 +187,9 @@ class FlashHead(StoredHead):
         blocks = self.table.forced + rows * self.probes
         return self.table.directions.nbytes + blocks * (self.table.blocks.nbytes // len(self.table.ids))
 
-    def __call__(self, rows: Tensor, positions: Tensor | None = None, dice: Dice | None = None) -> Scores:
-        """Scores [n, (B + probes) * slots] of rows [n, hidden], B always-scored blocks first."""
-        fast = self.scored(rows)
-        if fast is not None:
-            return fast
-        states, table = self.states(rows), self.table
-        chosen = self.blocks_of(states)
+    def score(self, states: Tensor) -> Scores:
+        """Scores [n, (B + probes) * slots] of normalised rows, B always-scored blocks first."""
+        table, chosen = self.table, self.blocks_of(states)
         logits = project_blocks(states, table.blocks, chosen) + table.bias[chosen]
         return Scores(table.ids[chosen].flatten(1), logits.flatten(1))
 
@@ -218,7 +204,7 @@ class FlashHead(StoredHead):
 
     def with_plan(self, **changes: Any) -> FlashHead:
         """This head with another plan; rows are permuted anew where `always` changes, and the clusters stay."""
-        plan, table = self.plan.changed(changes).resolve(self.clusters), self.table
+        plan, table = changed(self.plan, changes, "a FlashHead").resolve(self.clusters), self.table
         if plan.always != self.plan.always:
             return FlashHead.build(self.weight, self.norm, self.clusters, **asdict(plan))
         if plan.stage1 != self.plan.stage1:

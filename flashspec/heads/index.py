@@ -18,9 +18,9 @@ from torch import Tensor
 
 from flashspec.heads.base import Norm, check_count, weight_of
 from flashspec.heads.candidates import SoughtHead
+from flashspec.heads.cluster import faiss_for
 
 KINDS = ("ivf", "ivfpq", "hnsw")
-MISSING = "head {!r} needs faiss-cpu; install the extra `ann`, or use a FlashHead"
 SAMPLE = 64  # rows searched for to count what a graph search reads
 CANDIDATES, PROBES = 64, 16  # if nothing else is asked for
 LINKS, DEPTH = 32, 64  # of a graph's nodes, and nodes that a search keeps in view
@@ -30,11 +30,8 @@ LINKS, DEPTH = 32, 64  # of a graph's nodes, and nodes that a search keeps in vi
 class IndexHead(SoughtHead):
     """Lists the ids that a search finds; of about 4 sqrt(vocab) inverted lists `probes` are searched."""
 
-    norm: Norm | None
-    weight: Tensor
     kind: str
     index: Any
-    candidates: int
     probes: int
 
     def __post_init__(self) -> None:
@@ -45,7 +42,7 @@ class IndexHead(SoughtHead):
     def build(cls, weight: Tensor, norm: Norm | None = None, kind: str = "ivf") -> IndexHead:
         """Index weight [vocab, hidden] by "ivf", "ivfpq" or "hnsw"; ValueError where faiss is missing."""
         weight, index = weight_of(weight), _indexed(kind, weight)
-        return cls(norm, weight, kind, index, min(CANDIDATES, len(weight)), min(PROBES, getattr(index, "nlist", 1)))
+        return cls(norm, weight, min(CANDIDATES, len(weight)), kind, index, min(PROBES, getattr(index, "nlist", 1)))
 
     @property
     def lists(self) -> int:
@@ -58,7 +55,7 @@ class IndexHead(SoughtHead):
         return self.visited + self.candidates
 
     def find(self, states: Tensor) -> Tensor:
-        faiss = faiss_for(self.kind)
+        faiss = faiss_for(f"head {self.kind!r}")
         if self.kind == "hnsw":
             limits = faiss.SearchParametersHNSW(efSearch=max(DEPTH, self.candidates))
         else:
@@ -72,7 +69,7 @@ class IndexHead(SoughtHead):
         """Vectors one search compares: an even share of the lists and their centres; of a graph as counted here."""
         if self.kind != "hnsw":
             return self.lists + -(-self.vocab_size * self.probes // self.lists)
-        statistics = faiss_for("hnsw").cvar.hnsw_stats
+        statistics = faiss_for("head 'hnsw'").cvar.hnsw_stats
         statistics.reset()
         sample = self.weight[:: max(1, self.vocab_size // SAMPLE)][:SAMPLE]
         self.find(sample)
@@ -90,27 +87,19 @@ class IndexHead(SoughtHead):
         return replace(self, probes=probes)
 
 
-def faiss_for(kind: str) -> Any:
-    """The faiss module; ValueError for an unknown kind of index, or with the extra to install where it is missing."""
-    if kind not in KINDS:
-        raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
-    try:
-        return importlib.import_module("faiss")
-    except ImportError:
-        raise ValueError(MISSING.format(kind)) from None
-
-
 def usable(names: Collection[str]) -> list[str]:
     """These heads without those that need a missing faiss; a warning says which, and what to install."""
     left = [name for name in names if name in KINDS] if importlib.util.find_spec("faiss") is None else []
     for name in left:
-        warnings.warn(f"left out: {MISSING.format(name)}", stacklevel=2)
+        warnings.warn(f"left out: head {name!r} needs faiss-cpu; install the extra `ann`", stacklevel=2)
     return [name for name in names if name not in left]
 
 
 def _indexed(kind: str, weight: Tensor) -> Any:
     """All rows in an index, filled on one thread: a graph's links depend on the order in which points come."""
-    faiss, (vocab, width) = faiss_for(kind), weight.shape
+    if kind not in KINDS:
+        raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
+    faiss, (vocab, width) = faiss_for(f"head {kind!r}"), weight.shape
     lists = f"IVF{min(vocab, math.isqrt(16 * vocab))}"
     parts = next(n for n in range(max(1, width // 8), 0, -1) if width % n == 0)
     codes = f"PQ{parts}x{min(8, max(1, vocab.bit_length() - 2))}np"

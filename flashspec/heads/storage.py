@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 
@@ -54,10 +54,9 @@ class HeadFile(NamedTuple):
         return shaped(self.facts.get(name), kind, self.path, AGAIN)
 
 
-class StoredHead(WeightHead, ABC):
+class StoredHead(WeightHead):
     """A head with a state of tensors and facts beside the weight, from which `restored` makes it again."""
 
-    weight: Tensor | Packed
     key: ClassVar[str]
     file: ClassVar[str] = ""
 
@@ -74,7 +73,7 @@ class StoredHead(WeightHead, ABC):
         """Write the head's state and what is `told` about it; an interrupted write leaves the old file."""
         tensors, facts = self.state()
         facts |= {"told": told} if told else {}
-        belongs = asdict(Identity(self.vocab_size, self.hidden, weight_digest(self.weight)))
+        belongs = asdict(identity(self.weight))
         ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         write_tensors(ready, self._place(path), {self.key: json.dumps({**belongs, **facts})})
 
@@ -89,12 +88,10 @@ class StoredHead(WeightHead, ABC):
         if cls.key not in header:
             raise ValueError(f"{path.name} is a safetensors file, but not of a {kind}; choose one that {kind}.save wrote")
         file = HeadFile(path, tensors, shaped(parsed(header[cls.key], path, AGAIN), dict[str, Any], path, AGAIN))
-        known = shaped(file.facts, Identity, path, AGAIN)
-        for name, here in (("vocab_size", weight.shape[0]), ("hidden", weight.shape[1])):
-            if (there := getattr(known, name)) != here:
-                raise ValueError(f"{path.name} was built for {name} {there}, but this weight has {here}; build one for it")
-        if known.weight_sha256 != weight_digest(weight):
-            raise ValueError(f"{path.name} was built from another weight of this shape; build one for this model again")
+        known, here = shaped(file.facts, Identity, path, AGAIN), list(weight.shape)
+        if known != identity(weight):
+            there = [known.vocab_size, known.hidden]
+            raise ValueError(f"{path.name} was built from another weight, {there}, than this one, {here}; build one for it")
         return cls.restored(file, weight, norm)
 
     @classmethod
@@ -113,6 +110,12 @@ def kept(weight: Tensor | Packed, norm: Norm | None) -> Path | None:
         return None
     key = short_hash([weight_digest(weight), "" if scale is None else weight_digest(scale.detach()[None])], 16)
     return home / "heads" / key / FILE
+
+
+def identity(weight: Tensor | Packed) -> Identity:
+    """Shape and digest of a weight."""
+    vocab, hidden = weight.shape
+    return Identity(vocab, hidden, weight_digest(weight))
 
 
 def weight_digest(weight: Tensor | Packed) -> str:

@@ -111,7 +111,7 @@ def stage_costs(
         calls[f"check {level}"] = partial(bench.check, level)
     calls |= {clock.UNUSED: bench.hold, "head": bench.project}
     burst, *checks, head = clock.medians(calls, plan).values()
-    token, write = burst / written, stages[0].write
+    token, write = burst / written, stages[0].fast_write
     if isinstance(write, CompiledBurst):
         head = token * float(write.writer.times[1] / write.writer.times.sum())
     return token, head, checks

@@ -114,4 +114,4 @@ def stand_in_preview(weight: Tensor, norm: Norm | None = None) -> PreviewHead:
     vocab, width = weight.shape
     rank, candidates = sizes(vocab, width)
     basis, preview = (random_rows(count, size, weight.dtype) for count, size in ((rank, width), (vocab, rank)))
-    return PreviewHead(norm, weight, basis.to(weight.device), preview.to(weight.device), candidates)
+    return PreviewHead(norm, weight, candidates, basis.to(weight.device), preview.to(weight.device))

@@ -15,8 +15,7 @@ import torch
 
 from flashspec.decoding.cascade import decode
 from flashspec.decoding.rules import rule_for
-from flashspec.decoding.scripted import scripted
-from flashspec.decoding.stages import Stage
+from flashspec.decoding.stages import Stage, scripted
 from flashspec.decoding.state import Limits
 from flashspec.decoding.ways import fastest
 from flashspec.heads.base import Head

@@ -1,7 +1,6 @@
 """Closed forms, replays and forecasts of speculative decoding."""
 
 from flashspec.theory.nested import Level, nested
-from flashspec.theory.parallel import Devices, Weights, split_costs
 from flashspec.theory.replay import Counts, curve_by_position, replayed, replayed_all
 from flashspec.theory.rounds import (
     BreakEven,
