@@ -16,7 +16,7 @@ from flashspec.train import corpus
 from flashspec.train.distill import DraftLoss, acceptance, narrow, slice_of
 from flashspec.train.target import Recipe, TargetLoss, exit_scores, initialise
 from flashspec.train.texts import Texts
-from flashspec.train.trainer import Run, Schedule, disagreement, divergence, fused, orthogonalise, slope
+from flashspec.train.trainer import Run, Schedule, disagreement, divergence, fused, slope
 
 SHAPE = ModelConfig("qwen3", 96, 16, 24, 4, 2, 1, 8, context=600)
 STREAM = np.random.default_rng(0).integers(0, 96, 4000).astype(np.uint16)
@@ -94,19 +94,6 @@ def test_a_checkpoint_that_is_none_is_refused_and_kept(tmp_path, garbage):
     kept = path.read_bytes()
     refused("is no checkpoint of this run", trained, tmp_path)
     assert path.read_bytes() == kept
-
-
-@pytest.mark.parametrize("shape", [(24, 16), (16, 24), (16, 16)])
-def test_orthogonalised_matrices_are_the_plain_iterations_with_singular_values_near_one(shape):
-    matrix = normal(*shape, dtype=torch.float64)
-    found, plain = orthogonalise(matrix, steps=5), matrix / (matrix.norm() + 1e-7)
-    for _ in range(5):
-        gram = plain @ plain.T
-        plain = 3.4445 * plain + (-4.7750 * gram + 2.0315 * gram @ gram) @ plain
-    assert torch.allclose(found, plain, atol=1e-6)
-    values = torch.linalg.svdvals(found)
-    assert values.min() > 0.4 and values.max() < 1.4
-    assert torch.linalg.svdvals(matrix).max() > 1.4  # the control: the matrix itself is not orthogonal
 
 
 def test_chunked_distillation_has_the_gradient_of_the_plain_loss(tmp_path, monkeypatch):

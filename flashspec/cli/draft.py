@@ -17,7 +17,7 @@ from flashspec.models.family import FAMILY, Design
 from flashspec.models.writing import copy_checkpoint, fresh_folder, sign
 from flashspec.train import corpus
 from flashspec.train.borrowed import BorrowedRecipe, train_borrowed
-from flashspec.train.design import Place, encoded, make_draft, speculative
+from flashspec.train.design import Place, make_draft, speculative
 
 
 def dense(target: str | Path) -> Models:
@@ -27,7 +27,7 @@ def dense(target: str | Path) -> Models:
 
 def stream_of(models: Models, texts: tuple[Path, ...]) -> np.ndarray:
     """The given texts, or the standard library's, as one stream of the target's ids."""
-    return encoded(models.tokenizer, corpus.sources(texts))
+    return corpus.encoded(models.tokenizer, corpus.sources(texts))
 
 
 @click.group("draft")

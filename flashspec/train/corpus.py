@@ -11,6 +11,7 @@ import sys
 import sysconfig
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from flashspec.models.writing import fresh_folder, write_json
 SKIPPED_FOLDERS = ("site-packages", "__pycache__", "encodings", "lib2to3/tests/data", "test/cjkencodings")
 LARGEST_FILE = 300_000
 HELD_OUT_SHARE = 0.04
+FILES = 64  # of the training modules, where a sample is enough
 END = "<|endoftext|>"
 ROLES = {"bos_token": END, "eos_token": END, "pad_token": END}
 
@@ -67,6 +69,18 @@ def library(seed: int | None = None) -> Iterator[str]:
 def sources(paths: Iterable[Path] = ()) -> list[str]:
     """The given texts, or those of all training modules where none is given."""
     return [read(path) for path in paths] or list(library())
+
+
+def sample(paths: Iterable[Path] = ()) -> list[str]:
+    """The given texts, or those of FILES training modules where none is given."""
+    return [read(path) for path in paths] or list(islice(library(0), FILES))
+
+
+def encoded(tokenizer: Any, texts: Iterable[str]) -> np.ndarray:
+    """Texts as one stream of ids; ValueError where there is no tokenizer."""
+    if tokenizer is None:
+        raise ValueError("the checkpoint has no tokenizer.json and training learns on text; put it beside the weights")
+    return np.concatenate([np.asarray(e.ids, dtype=np.int32) for e in tokenizer.encode_batch(list(texts))])
 
 
 def card(root: Path) -> dict[str, Any]:

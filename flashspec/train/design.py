@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -138,10 +138,3 @@ def package(draft: Transformer, models: Models, work: Path, out: Path) -> None:
 def speculative(out: Path, k: int) -> dict[str, Any]:
     """What vLLM's --speculative-config takes."""
     return {"method": "draft_model", "model": str(out), "num_speculative_tokens": k}
-
-
-def encoded(tokenizer: Any, texts: Iterable[str]) -> np.ndarray:
-    """Texts as one stream of ids; ValueError where there is no tokenizer."""
-    if tokenizer is None:
-        raise ValueError("the target's folder has no tokenizer.json; a draft is designed on text, so add it")
-    return np.concatenate([np.asarray(e.ids, dtype=np.int32) for e in tokenizer.encode_batch(list(texts))])

@@ -7,8 +7,6 @@ channels by their activation's norm times their down-projection's (after Wanda, 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -44,27 +42,21 @@ def importance(model: Transformer, ids: Tensor) -> Importance:
     """
     if any(not isinstance(m, nn.Linear) for layer in model.blocks for m in (layer.attention.out, layer.mlp.down)):
         raise ValueError("this model's matrices are packed in 4 bits; load it with weights='dense' to prune it")
-    found = []
+    found, seen = [], dict[nn.Module, Tensor]()
+
+    def see(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        seen[module] = inputs[0].flatten(0, -2)
+
     x = model.place(model.embed(ids), 0)
     for layer in model.blocks:
-        with _inputs(layer.attention.out) as mixed, _inputs(layer.mlp.down) as active:
+        out, down = layer.attention.out, layer.mlp.down
+        with out.register_forward_pre_hook(see), down.register_forward_pre_hook(see):
             y = layer(x, model.rope)
-        channels = active[0].square().mean(0).sqrt() * layer.mlp.down.weight.norm(dim=0)
+        channels = seen[down].square().mean(0).sqrt() * down.weight.norm(dim=0)
         cosine = torch.cosine_similarity(x.float(), y.float(), dim=-1).clamp(-1.0, 1.0)
-        found.append((cosine.arccos().mean() / math.pi, _head_norms(layer, mixed[0], model.config.heads), channels))
+        found.append((cosine.arccos().mean() / math.pi, _head_norms(layer, seen[out], model.config.heads), channels))
         x = y
     return Importance(*(torch.stack(column) for column in zip(*found, strict=True)))
-
-
-@contextmanager
-def _inputs(module: nn.Module) -> Iterator[list[Tensor]]:
-    """What the module is called with, rows by rows, while the block runs."""
-    seen: list[Tensor] = []
-    hook = module.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].flatten(0, -2)))
-    try:
-        yield seen
-    finally:
-        hook.remove()
 
 
 def _head_norms(layer: Layer, mixed: Tensor, heads: int) -> Tensor:
