@@ -156,7 +156,7 @@ def test_a_design_in_two_pieces_is_the_same_draft(target, tmp_path, monkeypatch)
     assert not same(design_draft(target, stream(), tmp_path / "other", replace(TINY, seed=2)), whole)
     curve = (tmp_path / "whole" / "curve.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in curve] == [2, 4] and "accept" in json.loads(curve[0])
-    refused("holds another design", design_draft, target, stream(), tmp_path / "whole", replace(TINY, ffn=32))
+    refused("holds the work on another model, design", design_draft, target, stream(), tmp_path / "whole", replace(TINY, ffn=32))
 
 
 def test_distilling_brings_a_pruned_draft_closer_than_texts_alone(target, tmp_path):
@@ -211,18 +211,13 @@ LONG = [i % 61 for i in range(20)]
 
 
 @pytest.fixture(scope="module")
-def given():
+def trained(tmp_path_factory):
     model = random_model(3)
     for layer in model.layers[3:]:
         layer.mlp.down.weight.mul_(12.0)
     ids = torch.randint(0, 61, (168, 64), generator=torch.Generator().manual_seed(1))
     first, *rest = (partial(heard, model, some, (2, 4)) for some in ids.split([8, *[2] * 80]))
-    return model, Lessons(rest, [first])
-
-
-@pytest.fixture(scope="module")
-def trained(given, tmp_path_factory):
-    model, lessons = given
+    lessons = Lessons(rest, [first])
     recipe = ExitRecipe((2, 4), rank=32, steps=80, rate=1e-2)
     adapters, place = untrained(model, recipe), tmp_path_factory.mktemp("exits")
     bare = {n: learned(pupil(model, own, n), lessons, place / "bare", replace(recipe, steps=0)) for n, own in adapters.items()}

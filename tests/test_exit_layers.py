@@ -23,7 +23,6 @@ from flashspec.train.conversations import (
     LessonRecipe,
     Script,
     Turns,
-    claim,
     conversations,
     in_files,
     lesson,
@@ -32,6 +31,7 @@ from flashspec.train.conversations import (
 )
 from flashspec.train.exits import pupil
 from flashspec.train.lessons import agreement, learned, sampled_divergence
+from flashspec.train.trainer import claim
 
 WIDE = {"vocab_size": 64, "hidden": 32, "head_dim": 8, "ffn": 48}  # the compiled path; the odd one is toys' default
 IDS = torch.arange(20) * 7 % 61
@@ -226,10 +226,10 @@ def test_lessons_are_what_the_model_says_of_whole_texts(taught):
 
 
 def test_work_on_another_model_is_not_taken_up(tmp_path):
-    claim(tmp_path / "work", {"model": "a", "layers": (2, 4)})
-    claim(tmp_path / "work", {"model": "a", "layers": (2, 4)})
+    claim(tmp_path / "work" / "recipe.json", {"model": "a", "layers": (2, 4)})
+    claim(tmp_path / "work" / "recipe.json", {"model": "a", "layers": (2, 4)})
     with pytest.raises(ValueError, match="give another --work"):
-        claim(tmp_path / "work", {"model": "b", "layers": (2, 4)})
+        claim(tmp_path / "work" / "recipe.json", {"model": "b", "layers": (2, 4)})
 
 
 @pytest.mark.parametrize("form", ["hf", "gguf"])

@@ -20,8 +20,9 @@ from flashspec.measure.trace import target_digest
 from flashspec.models.chat import chat_prompt
 from flashspec.models.folder import read_tensors
 from flashspec.models.transformer import Transformer
-from flashspec.models.writing import write_json, write_tensors
+from flashspec.models.writing import write_tensors
 from flashspec.train.texts import TOGETHER, Grown, step
+from flashspec.train.trainer import claim
 
 OPENERS = SHIPPED / "openers.json"
 MARK = "@@@"
@@ -154,14 +155,6 @@ def in_files(files: list[Path]) -> Lessons:
 
 def taught(models: Models, source: Path, work: Path, recipe: LessonRecipe) -> Lessons:
     """Lessons by the target at `source`, in a folder of work that is this target's, with these exits and seed."""
-    claim(work, {"model": target_digest(source), "exits": recipe.exits, "length": recipe.length, "seed": recipe.seed})
+    facts = {"model": target_digest(source), "exits": recipe.exits, "length": recipe.length, "seed": recipe.seed}
+    claim(work / "recipe.json", facts)
     return in_files(written(models.target, turns_of(source, models.tokenizer), work / "lessons", recipe))
-
-
-def claim(work: Path, facts: dict[str, Any]) -> None:
-    """Note in a folder whose work lies there; ValueError where it is another recipe's."""
-    card, facts = work / "recipe.json", json.loads(json.dumps(facts))
-    if card.is_file() and json.loads(card.read_bytes()) != facts:
-        raise ValueError(f"{work} holds the work on another model, or with other exits, length or seed; give another --work")
-    work.mkdir(parents=True, exist_ok=True)
-    write_json(facts, card)

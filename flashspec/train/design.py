@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
 
 from flashspec.decoding.models import Models
 from flashspec.models.config import ModelConfig
@@ -17,12 +20,11 @@ from flashspec.models.export import write_speech
 from flashspec.models.family import Design
 from flashspec.models.folder import read_json
 from flashspec.models.transformer import Transformer
-from flashspec.models.writing import carry, fresh_folder, refuse_input, refuse_taken, write_digests, write_json
+from flashspec.models.writing import carry, fresh_folder, refuse_input, write_digests, write_json
 from flashspec.provenance import model_digests
-from flashspec.train.distill import DraftLoss, acceptance, scheduled
 from flashspec.train.prune import Choice, choose, importance, prune
-from flashspec.train.texts import Texts, windows, write
-from flashspec.train.trainer import Run, computing, cross_entropy
+from flashspec.train.texts import Texts, overlap, save, windows, write
+from flashspec.train.trainer import CHUNK, Run, Schedule, chances, claim, computing, cross_entropy, divergence
 
 CALIBRATION, HELD_OUT = 16, 0.1
 
@@ -33,6 +35,14 @@ class Place(NamedTuple):
     work: Path
     out: Path
     shared: Path | None = None
+
+
+class Material(NamedTuple):
+    """What a draft learns on, the ids that it is judged by, and where the target's rows on each step's texts are kept."""
+
+    texts: Texts
+    held: np.ndarray
+    rows: Path
 
 
 def check_fit(stream: np.ndarray, target: ModelConfig, design: Design) -> None:
@@ -54,35 +64,29 @@ def design_draft(
     `shared` folder. Raises ValueError for a folder of another design.
     """
     check_fit(stream, target.config, design)
-    _claim(folder, facts_of(target.config, design))
+    claim(folder / "design.json", facts_of(target.config, design))
     train, held = np.split(stream, [int(len(stream) * (1 - HELD_OUT))])
-    draft = prune(target, _choice(target, train, folder, design))
-    run = Run(draft, scheduled(design), folder)
-    run.resume()
-    if run.step < design.steps:
-        place = shared or folder
-        own = write(target, train, place / "texts", design) if design.written else None
-        texts = Texts(design.seed, None if design.written else train, own)
-        learn: Callable[[int], float] = partial(learn_text, draft, texts, design)
-        if design.distilled:
-            learn = DraftLoss(draft, target, texts, place / "teacher", design)
-        run.train(learn, lambda: acceptance(target, draft, held, 4, design.length))
+    draft, place = prune(target, _choice(target, train, folder, design)), shared or folder
+    own = write(target, train, place / "texts", design) if design.written and design.steps else None
+    texts = Texts(design.seed, None if design.written else train, own)
+    distill(draft, target, Material(texts, held, place / "teacher"), folder, design)
     return draft.eval().requires_grad_(False)
+
+
+def distill(draft: Transformer, target: Transformer, material: Material, folder: Path, design: Design) -> None:
+    """Train a draft of a float32 target, or continue in `folder`."""
+    rates = {name: getattr(design, name) for name in ("warmup", "muon_lr", "adam_lr", "save_every")}
+    run = Run(draft, Schedule(design.steps, min(design.decay, design.steps), **rates), folder)
+    run.resume()
+    learn: Callable[[int], float] = partial(learn_text, draft, material.texts, design)
+    if design.distilled:
+        learn = partial(learn_target, draft, target, material, design)
+    run.train(learn, lambda: acceptance(target, draft, material.held, design.length))
 
 
 def facts_of(target: ModelConfig, design: Design) -> dict[str, Any]:
     """What tells one draft from another, as JSON has it: its design and the shape of its target."""
     return json.loads(json.dumps({"design": asdict(design), "target": asdict(target)}))
-
-
-def _claim(folder: Path, facts: dict[str, Any]) -> None:
-    """Make the folder this design's; refuse one that holds another."""
-    path = folder / "design.json"
-    if path.exists() and read_json(path, "") != facts:
-        raise ValueError(f"{folder.name} holds another design; give --work another folder, or remove that one")
-    refuse_taken(folder, "design.json")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(facts, path)
 
 
 def _choice(target: Transformer, stream: np.ndarray, folder: Path, design: Design) -> Choice:
@@ -101,6 +105,42 @@ def learn_text(draft: Transformer, texts: Texts, design: Design, step: int) -> f
         loss = cross_entropy(draft, draft.rows(ids[:, :-1]).flatten(0, 1), ids[:, 1:].reshape(-1))
     loss.backward()
     return loss.item()
+
+
+def learn_target(draft: Transformer, target: Transformer, material: Material, design: Design, step: int) -> float:
+    """Gradients of one step towards the target's distributions, one chunk of them alive at a time; the loss."""
+    ids, total = material.texts.draw(step, design.sequences, design.length)[:, :-1], 0.0
+    with computing(design.dtype):
+        theirs = rows_of(target, ids, material.rows / f"{design.seed}-{step}.npy")
+        mine = draft.rows(ids).flatten(0, 1)
+        leaf = mine.detach().requires_grad_()
+        for own, wanted in zip(leaf.split(CHUNK), theirs.split(CHUNK), strict=True):
+            p, logits = chances(target, wanted), F.linear(draft.norm(own), draft.head_weight)
+            loss = divergence(p, logits, design.variation) / len(leaf)
+            loss.backward()
+            total += loss.item()
+        mine.backward(leaf.grad)
+    return total
+
+
+@torch.no_grad()
+def rows_of(target: Transformer, ids: Tensor, path: Path) -> Tensor:
+    """The target's rows [n, hidden] on a step's ids, before the final norm; computed once and kept."""
+    if path.exists():
+        return torch.from_numpy(np.load(path)).float()
+    rows = target.rows(ids).flatten(0, 1).half()
+    save(path, rows.numpy())
+    return rows.float()
+
+
+def acceptance(target: Transformer, draft: Transformer, held_out: np.ndarray, length: int, windows: int = 4) -> dict[str, float]:
+    """Held-out loss of the draft and its acceptance at T = 1, as `overlap` finds them."""
+
+    def log_chances(ids: Tensor) -> dict[str, Tensor]:
+        return {name: model(ids)[0].log_softmax(-1) for name, model in (("", draft), (" of the target", target))}
+
+    found = overlap(held_out, windows, length, log_chances)
+    return {name: found[name] for name in ("loss", "accept")}
 
 
 def make_draft(models: Models, stream: np.ndarray, place: Place, design: Design, about: dict[str, Any]) -> Path:

@@ -112,7 +112,6 @@ def continued(model: Transformer, prompts: Tensor, length: int, dice: torch.Gene
 
 def write(target: Transformer, stream: np.ndarray, folder: Path, design: Design) -> np.ndarray:
     """A design's texts [written, length + 1] by the target, behind windows of the stream; kept on disk."""
-    folder.mkdir(parents=True, exist_ok=True)
     pieces = []
     for first in tqdm(range(0, design.written, TOGETHER), desc="texts by the target", delay=1):
         path = folder / f"{first}.npy"
@@ -128,5 +127,6 @@ def write(target: Transformer, stream: np.ndarray, folder: Path, design: Design)
 
 def save(path: Path, array: np.ndarray) -> None:
     """Write an array; a kill leaves nothing half-written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     with replaced(path) as part, part.open("wb") as file:
         np.save(file, array)

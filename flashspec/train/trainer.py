@@ -5,22 +5,22 @@ Losses over the vocabulary are computed in chunks whose distributions stay in ca
 
 from __future__ import annotations
 
-import functools
 import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from flashspec.models.folder import first_line
+from flashspec.models.folder import first_line, read_json
 from flashspec.models.transformer import Layer, Transformer
-from flashspec.models.writing import replaced, write_text
+from flashspec.models.writing import refuse_taken, replaced, write_json, write_text
 
 CHUNK = 512  # rows whose distributions are alive together
 
@@ -130,6 +130,16 @@ class Run:
         self.save()
 
 
+def claim(card: Path, facts: dict[str, Any]) -> None:
+    """Note in a folder, on this card, what is made there; ValueError where the card names something else."""
+    facts = json.loads(json.dumps(facts))
+    if card.is_file() and read_json(card, "") != facts:
+        raise ValueError(f"{card.parent} holds the work on another model, design or recipe; give another --work, or remove it")
+    refuse_taken(card.parent, card.name)
+    card.parent.mkdir(parents=True, exist_ok=True)
+    write_json(facts, card)
+
+
 def computing(dtype: str) -> torch.autocast:
     """The context in which matrix products are computed in `dtype`, float32 or bfloat16."""
     return torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16")
@@ -151,23 +161,12 @@ def divergence(p: Tensor, logits: Tensor, variation: float) -> Tensor:
     return cross + variation * (p - log_q.exp()).abs().sum() / 2
 
 
+@torch.no_grad()
+def chances(model: Transformer, rows: Tensor) -> Tensor:
+    """The model's distributions [n, V] for rows [n, hidden] before the final norm."""
+    return F.linear(model.norm(rows), model.head_weight).softmax(-1)
+
+
 def disagreement(model: Transformer, early: Tensor, final: Tensor) -> Tensor:
     """Mean divergence of an exit's rows [n, hidden] from the model's final rows, taken as given."""
-    with torch.no_grad():
-        p = F.linear(model.norm(final), model.head_weight).softmax(-1)
-    return divergence(p, F.linear(model.norm(early), model.head_weight), 1.0) / len(early)
-
-
-def slope(wanted: Tensor, logits: Tensor, variation: float) -> tuple[Tensor, Tensor]:
-    """`divergence` of softmax(wanted) and logits [n, V], and its gradient by the logits, in two passes."""
-    p, log_q = wanted.softmax(-1, dtype=torch.float32), logits.log_softmax(-1, dtype=torch.float32)
-    q = log_q.exp()
-    ahead, side = q - p, torch.sign(q - p)
-    value = variation * ahead.abs().sum() / 2 - (p * log_q).sum()
-    return value, (ahead + variation / 2 * q * (side - (side * q).sum(-1, keepdim=True))).to(logits.dtype)
-
-
-@functools.cache
-def fused() -> Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]]:
-    """`slope`, compiled."""
-    return torch.compile(slope)
+    return divergence(chances(model, final), F.linear(model.norm(early), model.head_weight), 1.0) / len(early)
