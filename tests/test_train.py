@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from flashspec.models.family import Design
 from flashspec.train import corpus
 from flashspec.train.design import Material, acceptance, learn_target
 from flashspec.train.reference import narrow, slice_of
-from flashspec.train.target import Recipe, TargetLoss, exit_scores, initialise
+from flashspec.train.target import Recipe, exit_scores, initialise, learn_reference
 from flashspec.train.texts import Texts
 from flashspec.train.trainer import Run, Schedule, disagreement, divergence
 
@@ -35,7 +36,7 @@ def trained(folder, recipe=RECIPE, branch=None):
     model = seeded(recipe.seed)
     run = Run(model, recipe.schedule, folder)
     run.resume(branch)
-    run.train(TargetLoss(model, recipe, Texts(recipe.seed, STREAM)), lambda: {"loss": 0.0})
+    run.train(partial(learn_reference, model, recipe, Texts(recipe.seed, STREAM)), lambda: {"loss": 0.0})
     return model
 
 

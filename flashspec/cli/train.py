@@ -71,5 +71,5 @@ def quantize(source: Path, target: Path, texts: tuple[Path, ...], group_size: in
 
     Without --text, files of the Python standard library calibrate the search; text like what you will decode serves better.
     """
-    quantize_awq(source, target, corpus.sample(texts), group_size, blocks)
+    quantize_awq(source, target, corpus.sources(texts, corpus.FILES), group_size, blocks)
     click.echo(f"done: {target}")

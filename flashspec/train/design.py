@@ -20,7 +20,7 @@ from flashspec.models.export import write_speech
 from flashspec.models.family import Design
 from flashspec.models.folder import read_json
 from flashspec.models.transformer import Transformer
-from flashspec.models.writing import carry, fresh_folder, refuse_input, write_digests, write_json
+from flashspec.models.writing import carry, fresh_folder, refuse_input, write_digests, write_json, write_text
 from flashspec.provenance import model_digests
 from flashspec.train.prune import Choice, choose, importance, prune
 from flashspec.train.texts import Texts, overlap, save, windows, write
@@ -135,46 +135,35 @@ def rows_of(target: Transformer, ids: Tensor, path: Path) -> Tensor:
 
 def acceptance(target: Transformer, draft: Transformer, held_out: np.ndarray, length: int, windows: int = 4) -> dict[str, float]:
     """Held-out loss of the draft and its acceptance at T = 1, as `overlap` finds them."""
-
-    def log_chances(ids: Tensor) -> dict[str, Tensor]:
-        return {name: model(ids)[0].log_softmax(-1) for name, model in (("", draft), (" of the target", target))}
-
-    found = overlap(held_out, windows, length, log_chances)
+    found = overlap(held_out, windows, length, lambda ids: {"": draft(ids)[0], " of the target": target(ids)[0]})
     return {name: found[name] for name in ("loss", "accept")}
 
 
-def make_draft(models: Models, stream: np.ndarray, place: Place, design: Design, about: dict[str, Any]) -> Path:
-    """The finished folder of a draft, `about` its speculative.json if any; the same one is left alone.
+def make_draft(models: Models, stream: np.ndarray, place: Place, design: Design, k: int) -> Path:
+    """The finished folder of a draft, with what vLLM's --speculative-config takes; the same one is left alone.
 
     Raises what `design_draft` and `fresh_folder` raise; then nothing is made.
     """
-    source, wanted = models.folders["target"], {"design.json": facts_of(models.target.config, design)}
-    wanted |= {"speculative.json": about} if about else {}
+    source, facts = models.folders["target"], facts_of(models.target.config, design)
+    about = {"method": "draft_model", "model": str(place.out), "num_speculative_tokens": k}
+    wanted = {"design.json": facts, "speculative.json": about}
     if {name: read_json(place.out / name, "") for name in wanted if (place.out / name).is_file()} == wanted:
         return place.out
     refuse_input(place.work, [source])
     with fresh_folder(place.out, [source, place.work]) as part:
         draft = design_draft(models.target, stream, place.work, design, place.shared)
-        package(draft, models, place.work, part)
-        if about:
-            write_json(about, part / "speculative.json")
+        draft.save(part)
+        write_speech(source, models.tokenizer, part)
+        carry(place.work, part, ("curve.jsonl", "choice.json", "design.json"))
+        write_json(about, part / "speculative.json")
+        write_text(card_of(draft, source, facts), part / "README.md")
         write_digests(part)
     return place.out
 
 
-def package(draft: Transformer, models: Models, work: Path, out: Path) -> None:
-    """A draft as a Hugging Face folder with its target's tokenizer, its design, curve and model card."""
-    source = models.folders["target"]
-    draft.save(out)
-    write_speech(source, models.tokenizer, out)
-    carry(work, out, ("curve.jsonl", "choice.json", "design.json"))
-    config, about = draft.config, read_json(out / "design.json", "") | {"target_files": model_digests(source)}
-    facts = f"{config.layers} layers, {config.body_parameters:,} parameters in layers, width {config.hidden}"
-    lines = ["# A draft made by flashspec", "", f"Pruned from {source.name} and trained as this says: {facts}.", ""]
-    card = [*lines, "```json", json.dumps(about, indent=2), "```", ""]
-    (out / "README.md").write_text("\n".join(card), encoding="utf-8")
-
-
-def speculative(out: Path, k: int) -> dict[str, Any]:
-    """What vLLM's --speculative-config takes."""
-    return {"method": "draft_model", "model": str(out), "num_speculative_tokens": k}
+def card_of(draft: Transformer, source: Path, facts: dict[str, Any]) -> str:
+    """A draft's model card."""
+    config, about = draft.config, facts | {"target_files": model_digests(source)}
+    size = f"{config.layers} layers, {config.body_parameters:,} parameters in layers, width {config.hidden}"
+    lines = ["# A draft made by flashspec", "", f"Pruned from {source.name} and trained as this says: {size}.", ""]
+    return "\n".join([*lines, "```json", json.dumps(about, indent=2), "```", ""])

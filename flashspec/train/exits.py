@@ -115,7 +115,7 @@ def pupil(model: Transformer, own: Exit, layer: int) -> Pupil:
 
 def of_text(models: Models, text: Path | None, recipe: ExitRecipe) -> Lessons:
     """Lessons on windows of a text, or of the standard library, a new one for every step; the last twentieth is held out."""
-    stream = corpus.encoded(models.tokenizer, corpus.sample([text] if text else ()))
+    stream = corpus.encoded(models.tokenizer, corpus.sources([text] if text else (), corpus.FILES))
     if len(stream) < 4 * recipe.length:
         raise ValueError(f"the text has {len(stream)} tokens; give at least {4 * recipe.length}, four windows")
     parts = np.split(stream, [-max(recipe.length, len(stream) // 20)])

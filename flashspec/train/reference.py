@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from datetime import date
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +91,7 @@ def slice_of(target: Transformer, layers: int) -> Transformer:
     """A new float32 model with the target's embedding, final norm and first `layers` layers."""
     draft = Transformer(replace(target.config, layers=layers))
     mine = target.state_dict()
-    draft.load_state_dict({name: mine[name].float().clone() for name in draft.state_dict()})
+    draft.load_state_dict({name: mine[name] for name in draft.state_dict()})
     return draft
 
 
@@ -165,8 +164,7 @@ def make(work: Path, card: dict[str, Any]) -> Path:
     """From the corpus in work/data, which `card` describes, to finished folders in work/models; resumable."""
     dense, target = build_target(work), work / "models" / "target"
     if not (target / "config.json").exists():
-        chosen = list(islice(corpus.library(0), CALIBRATION_FILES))
-        quantize_awq(dense, target, chosen, blocks=CALIBRATION_BLOCKS)
+        quantize_awq(dense, target, corpus.sources(count=CALIBRATION_FILES), blocks=CALIBRATION_BLOCKS)
     for name in DRAFTS:
         build_draft(work, name)
         add_flash_head(work / "models" / name, np.load(work / "data" / "train.npy"))
