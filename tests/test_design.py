@@ -267,8 +267,6 @@ def test_the_command_trains_and_load_finds_them(folders, tmp_path, capsys):
     assert text(models, fs.Method(exits=(1, 3), k=2), 0.7) == text(models, "baseline", 0.7)
 
 
-def test_exits_lie_at_an_eighth_and_a_quarter(tmp_path):
-    for depth, layers in ((16, (2, 4)), (32, (4, 8)), (5, (1, 2)), (2, None)):
-        (tmp_path / "config.json").write_text(json.dumps({"num_hidden_layers": depth}))
-        assert layers is None or default_layers(tmp_path) == layers
-    refused("no room for two exits", default_layers, tmp_path)
+def test_exits_lie_at_an_eighth_and_a_quarter():
+    assert [default_layers(depth) for depth in (16, 32, 5)] == [(2, 4), (4, 8), (1, 2)]
+    refused("no room for two exits", default_layers, 2)

@@ -12,7 +12,7 @@ from flashspec.cli.flags import COUNT, At, Value, option
 from flashspec.decoding.models import SHIPPED, folder_of
 from flashspec.models.writing import check_free
 from flashspec.train import corpus
-from flashspec.train.exits import STEPS, ExitRecipe, default_layers, train_exits
+from flashspec.train.exits import STEPS, ExitRecipe, train_exits
 from flashspec.train.quantize import quantize_awq
 from flashspec.train.reference import make
 from flashspec.train.target import REFERENCE
@@ -53,7 +53,7 @@ def exits(model: Path, out: Path, kind: str, exits: tuple[int, ...] | None, text
     """
     source, steps = folder_of(model, "target"), more["exit_steps"]
     recipe = replace(STEPS, rank=more["rank"]) if kind == "rank" else ExitRecipe(texts=more["texts"])
-    recipe = replace(recipe, exits=exits or default_layers(source), steps=steps or recipe.steps)
+    recipe = replace(recipe, exits=exits or (), steps=steps or recipe.steps)
     work = more["work"] or out.with_name(out.name + ".work")
     for layer, (accept, agree) in train_exits(source, out, work, recipe, text).items():
         click.echo(f"exit {layer}: acceptance {accept:.2f} at T = 1, agrees on {agree:.0%} of held-out tokens")

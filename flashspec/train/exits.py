@@ -12,15 +12,12 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
-from msgspec import Struct
 from torch import Tensor
 from torch.nn import functional as F
 
 from flashspec.decoding.models import Models, load
 from flashspec.models.exits import Exit, ExitAdapter, ExitLayer, check_layers, exits_file, rows_at, save_exits
-from flashspec.models.files import Count, shaped
-from flashspec.models.folder import GGUF, read_config
-from flashspec.models.gguf_checkpoint import GgufCheckpoint
+from flashspec.models.folder import GGUF
 from flashspec.models.transformer import Transformer
 from flashspec.models.writing import copy_checkpoint, fresh_folder, sign
 from flashspec.train import corpus
@@ -41,18 +38,8 @@ class ExitRecipe(LessonRecipe):
 STEPS = ExitRecipe(rank=64, steps=150, length=256, rate=2e-3)  # as low-rank steps are trained
 
 
-class Depth(Struct):
-    """What a config.json says of any model's depth."""
-
-    num_hidden_layers: Count
-
-
-def default_layers(folder: Path) -> tuple[int, ...]:
-    """HiSpec's exits for a checkpoint: an eighth and a quarter of the depth (Kumar et al. 2025)."""
-    if folder.suffix == GGUF:
-        depth = GgufCheckpoint(folder, "auto", "auto").config.layers
-    else:
-        depth = shaped(read_config(folder), Depth, folder / "config.json", "name the exits with --exits").num_hidden_layers
+def default_layers(depth: int) -> tuple[int, ...]:
+    """HiSpec's exits in a model of so many layers: an eighth and a quarter of the depth (Kumar et al. 2025)."""
     if depth < 3:
         raise ValueError(f"a model of {depth} layers has no room for two exits; name one with --exits")
     first = max(1, depth // 8)
@@ -66,13 +53,13 @@ def check_ours(model: Transformer) -> Transformer:
     return model
 
 
-def check_exits(model: Transformer, layers: tuple[int, ...]) -> Transformer:
-    """The model; ValueError where exits behind these layers cannot be trained on it."""
-    if not check_layers(layers):
-        raise ValueError("name at least one layer to end in an exit")
-    if layers[-1] >= check_ours(model).config.layers:
-        raise ValueError(f"exits must lie below the model's {model.config.layers} layers, got {layers}")
-    return model
+def fitted(model: Transformer, recipe: ExitRecipe) -> ExitRecipe:
+    """The recipe with its exits named, and texts that fit the model; ValueError for exits that cannot be trained on it."""
+    config = check_ours(model).config
+    exits = check_layers(recipe.exits or default_layers(config.layers))
+    if exits[-1] >= config.layers:
+        raise ValueError(f"exits must lie below the model's {config.layers} layers, got {exits}")
+    return replace(recipe, exits=exits, length=min(recipe.length, config.context))
 
 
 def train_exits(
@@ -86,8 +73,7 @@ def train_exits(
     """
     with fresh_folder(out, [source]) as part, TemporaryDirectory() as scratch:
         models = load(source, None, "bfloat16", "cpu", "dense")
-        model = check_exits(models.target, recipe.exits)
-        recipe = replace(recipe, length=min(recipe.length, model.config.context))
+        model, recipe = models.target, fitted(models.target, recipe)
         exits, place = untrained(model, recipe), Path(scratch) if recipe.rank else work
         lessons = of_text(models, text, recipe) if recipe.rank else taught(models, source, work, recipe)
         found = {n: learned(pupil(model, own, n), lessons, place / f"exit-{n}", recipe) for n, own in exits.items()}
