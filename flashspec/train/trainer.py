@@ -95,9 +95,9 @@ class Run:
             state = torch.load(source, weights_only=True, map_location=next(self.model.parameters()).device)
             self.model.load_state_dict(state["model"])
             for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-                optimizer.load_state_dict(saved)
-                if lacks := optimizer.defaults.keys() - optimizer.param_groups[0].keys():
+                if lacks := optimizer.state_dict()["param_groups"][0].keys() - saved["param_groups"][0].keys():
                     raise ValueError(f"its optimiser is an older one, without {min(lacks)}")
+                optimizer.load_state_dict(saved)
             self.step = int(state["step"])
         except (EOFError, KeyError, RuntimeError, TypeError, UnpicklingError, ValueError) as error:
             raise ValueError(f"{source} is no checkpoint of this run ({first_line(error)}); remove it to start over") from error
