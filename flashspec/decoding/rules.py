@@ -6,7 +6,7 @@ position, stage, use). Nothing here waits for a device.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import torch
@@ -198,30 +198,6 @@ class TypicalAcceptance(SpeculativeSampling):
     def accepts(self, p: Tensor, q: Tensor, tokens: Tensor, numbers: Tensor) -> Tensor:
         least = torch.clamp(self.delta * torch.exp(-torch.special.entr(p).sum(-1)), max=self.epsilon)
         return p.gather(1, tokens[:, None])[:, 0] >= least
-
-
-class ScriptedAcceptance:
-    """Simulated: judges as `inner` does, at the same cost, then accepts the j-th waiting token with probability curve[j].
-
-    Beyond the curve its last entry holds. Coin flips are functions of the seed and the position.
-    """
-
-    exact = False
-
-    def __init__(self, inner: AcceptanceRule, curve: Sequence[float]) -> None:
-        if not curve or not all(0 <= share <= 1 for share in curve):
-            raise ValueError(f"an acceptance curve is one probability or more, each in [0, 1], got {tuple(curve)}")
-        self.inner, self.curve, self.sampling = inner, tuple(curve), inner.sampling
-
-    def draw(self, scores: Scores, position: int | Tensor, stage: int) -> Drawn:
-        return self.inner.draw(scores, position, stage)
-
-    def verify(self, scores: Scores, waiting: Waiting) -> Verdict:
-        verdict, places = self.inner.verify(scores, waiting), waiting.positions[:-1]
-        flips = Dice(self.sampling.seed).uniform(places, waiting.stage, "accept")
-        curve = torch.tensor([self.curve[min(j, len(self.curve) - 1)] for j in range(len(places))], dtype=torch.float64)
-        kept, best = prefix(flips < curve).to(scores.logits.device), verdict.scores.logits.argmax(-1)
-        return verdict._replace(kept=kept, token=verdict.scores.pick(best)[kept])
 
 
 KINDS: dict[str, Callable[..., AcceptanceRule]] = {

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from flashspec.decoding.rules import AcceptanceRule, Drawn, ScriptedAcceptance, Waiting
+from flashspec.decoding.rules import AcceptanceRule, Drawn, Waiting
 from flashspec.heads.base import Head
 from flashspec.models.reader import Reader, Reads
 from flashspec.sampling import Dice, Scores
@@ -38,7 +38,21 @@ class Judged(NamedTuple):
 
 Score = Callable[[Tensor, int], tuple[Scores, Reads]]
 Write = Callable[[Tensor, int, int], Burst]
+Judge = Callable[[Tensor, int, Sequence[Drawn], int], Judged]
 Doubt = Callable[[Scores], Tensor]
+
+
+class Verbs(NamedTuple):
+    """How a stage writes at the bottom, and how it judges above.
+
+    write(tokens, start, want) puts up to `want` tokens into tokens [room] from position `start` on, fewer where
+    the stage is in doubt; a burst of nothing reads nothing. It waits for no accelerator, but once where there
+    are doubts. judge(tokens, first, drawn, number) judges tokens [n] from position `first` on for stage
+    `number`, and waits once; FloatingPointError where a model gave NaN.
+    """
+
+    write: Write
+    judge: Judge
 
 
 def confidence(scores: Scores, threshold: float) -> Tensor:
@@ -68,65 +82,56 @@ def listed(numbers: Sequence[Tensor], sound: Sequence[Tensor]) -> list[int]:
     return packed[:count]
 
 
-def in_turn(stage: Stage) -> tuple[Score | None, Write | None]:
-    """Nothing faster than a stage's own verbs, which every faster way must equal."""
-    return None, None
-
-
-@dataclass(frozen=True, eq=False)
-class Stage:
-    """A reader, a head on its rows and a rule; acts once `every` tokens wait below it, or the stage below asks.
-
-    A stage asks where its `doubt` says so: stage 0 before it draws the next token, which ends its burst, a
-    verifier after it has judged, about the tokens it keeps and its own. `way` chooses what it scores and writes
-    by, once, as the stage is made.
-    """
+@dataclass(frozen=True)
+class InTurn:
+    """Reads what is missing of tokens [n], then scores the rows that speak for positions `first` to n."""
 
     reader: Reader
     head: Head
-    rule: AcceptanceRule
-    every: int = 1
-    doubt: Doubt | None = None
-    way: Callable[[Stage], tuple[Score | None, Write | None]] = in_turn
-    fast_score: Score | None = field(init=False, repr=False)
-    fast_write: Write | None = field(init=False, repr=False)
+    dice: Dice
 
-    def __post_init__(self) -> None:
-        for name, verb in zip(("fast_score", "fast_write"), self.way(self), strict=True):
-            object.__setattr__(self, name, verb)
-
-    _replace = replace
-
-    def score(self, tokens: Tensor, first: int) -> tuple[Scores, Reads]:
-        """Read what is missing of tokens [n], then score the rows that speak for positions `first` to n."""
-        if self.fast_score:
-            return self.fast_score(tokens, first)
+    def __call__(self, tokens: Tensor, first: int) -> tuple[Scores, Reads]:
         reads = self.reader.read(tokens)
-        rows, positions = self.reader.rows[first - 1 : len(tokens)], torch.arange(first, len(tokens) + 1)
-        return self.head(rows, positions, Dice(self.rule.sampling.seed)), reads
+        rows = self.reader.rows[first - 1 : len(tokens)]
+        return self.head(rows, torch.arange(first, len(tokens) + 1), self.dice), reads
 
-    def write(self, tokens: Tensor, start: int, want: int) -> Burst:
-        """Put up to `want` tokens into tokens [room] from position `start` on, fewer where in doubt; none reads nothing.
 
-        Waits for no accelerator, but once where there are doubts: off the CPU a burst is cut afterwards.
-        """
-        if self.fast_write:
-            return self.fast_write(tokens, start, want)
+@dataclass(frozen=True)
+class StepByStep:
+    """Writes token by token. A stage in doubt stops before the draw; off the CPU its burst is cut afterwards."""
+
+    score: Score
+    rule: AcceptanceRule
+    doubt: Doubt | None
+
+    def __call__(self, tokens: Tensor, start: int, want: int) -> Burst:
         doubts, drawn, rows = list[Tensor](), list[Drawn](), 0
         for position in range(start, start + want):
             scores, reads = self.score(tokens[:position], position)
             rows += reads[-1]
-            if self.doubt is not None:
-                doubts.append(self.doubt(scores))
-                if doubts[-1].device.type == "cpu" and bool(doubts[-1]):
-                    break
+            if self.doubt is not None and stops(self.doubt(scores), doubts):
+                break
             drawn.append(self.rule.draw(scores, position, 0))
             tokens[position] = drawn[-1].token[0]
         flags = torch.cat(doubts).tolist() if doubts else []
         return Burst(drawn[: flags.index(True)] if any(flags) else drawn, rows)
 
-    def judge(self, tokens: Tensor, first: int, drawn: Sequence[Drawn], number: int) -> Judged:
-        """Judge tokens [n] from position `first` on for stage `number`; waits once. FloatingPointError for NaN."""
+
+def stops(doubt: Tensor, doubts: list[Tensor]) -> bool:
+    """Note a doubt [1]; whether to stop here, which only a CPU knows without waiting."""
+    doubts.append(doubt)
+    return doubt.device.type == "cpu" and bool(doubt)
+
+
+@dataclass(frozen=True)
+class Judging:
+    """Judges by scores and rule, in doubt about the tokens it keeps and its own; one word to the host."""
+
+    score: Score
+    rule: AcceptanceRule
+    doubt: Doubt | None
+
+    def __call__(self, tokens: Tensor, first: int, drawn: Sequence[Drawn], number: int) -> Judged:
         scores, reads = self.score(tokens, first)
         waiting = Waiting(tokens[first:], [each.scores for each in drawn], first, number)
         verdict = self.rule.verify(scores, waiting)
@@ -137,9 +142,32 @@ class Stage:
         return Judged(asked, kept, token, verdict.scores, verdict.sound, asks, reads)
 
 
-def scripted(stages: list[Stage], curve: Sequence[float]) -> list[Stage]:
-    """The same stages, each verifier's verdicts scripted by the curve: a cost, never a text. The given ones are left alone."""
-    lower, *upper = stages
-    if not upper:
-        raise ValueError("plain decoding verifies nothing; script a method with a draft")
-    return [lower, *(stage._replace(rule=ScriptedAcceptance(stage.rule, curve)) for stage in upper)]
+def in_turn(stage: Stage, score: Score | None = None, write: Write | None = None) -> Verbs:
+    """The naive verbs, which every faster way must equal, or with a faster `score` or `write`."""
+    score = score or InTurn(stage.reader, stage.head, Dice(stage.rule.sampling.seed))
+    return Verbs(write or StepByStep(score, stage.rule, stage.doubt), Judging(score, stage.rule, stage.doubt))
+
+
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """A reader, a head on its rows and a rule; acts once `every` tokens wait below it, or the stage below asks.
+
+    A stage asks where its `doubt` says so: stage 0 before it draws the next token, which ends its burst, a
+    verifier after it has judged, about the tokens it keeps and its own. `way` chooses the verbs, once, as the
+    stage is made.
+    """
+
+    reader: Reader
+    head: Head
+    rule: AcceptanceRule
+    every: int = 1
+    doubt: Doubt | None = None
+    way: Callable[[Stage], Verbs] = in_turn
+    write: Write = field(init=False, repr=False)
+    judge: Judge = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        for name, verb in self.way(self)._asdict().items():
+            object.__setattr__(self, name, verb)
+
+    _replace = replace

@@ -9,15 +9,15 @@ from torch import Tensor
 from flashspec import kernels
 from flashspec.decoding.captured import replayed
 from flashspec.decoding.rules import Drawn, GumbelCoupling, SpeculativeSampling
-from flashspec.decoding.stages import Burst, Score, Stage, Write
+from flashspec.decoding.stages import Burst, Score, Stage, Verbs, Write, in_turn
 from flashspec.models.engine import KernelEngine
 from flashspec.models.reader import Reads, SpanReader
 from flashspec.sampling import Scores
 
 
-def fastest(stage: Stage) -> tuple[Score | None, Write | None]:
-    """The fastest ways that serve this stage, None where it acts in turn."""
-    return replayed(stage) or compiled(stage)
+def fastest(stage: Stage) -> Verbs:
+    """The fastest verbs that serve this stage."""
+    return in_turn(stage, *(replayed(stage) or compiled(stage)))
 
 
 def compiled(stage: Stage) -> tuple[Score | None, Write | None]:
