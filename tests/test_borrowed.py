@@ -15,7 +15,7 @@ from flashspec.models.borrowed import save_borrowed
 from flashspec.models.packed import PackedLinear
 from flashspec.models.transformer import Transformer
 from flashspec.train.borrowed import chosen, copied, pupil
-from flashspec.train.lessons import read_lesson
+from flashspec.train.conversations import read_lesson
 
 IDS = torch.arange(20) * 7 % 61
 
@@ -108,10 +108,10 @@ def test_export_writes_it_whole(source, tmp_path):
 
 def test_layers_that_turn_the_rows_most_are_kept(source, tmp_path):
     assert taught(source, tmp_path / "draft", "--work", str(tmp_path / "work")) == 0
-    lesson = sorted((tmp_path / "work" / "lessons").iterdir())[0]
+    ids = read_lesson(sorted((tmp_path / "work" / "lessons").iterdir())[0])["ids"].long()
     base = fs.load(source, None, weights="dense", dtype="float32").target
-    rows = [base.embed(read_lesson(lesson)["ids"].long()), *base.states(read_lesson(lesson)["ids"].long())]
+    rows = [base.embed(ids), *base.states(ids)]
     turned = [
         1 - torch.cosine_similarity(x, y, dim=-1).clamp(-1, 1).arccos().mean() for x, y in zip(rows, rows[1:], strict=False)
     ]
-    assert chosen(base, lesson, 1) == [min(range(4), key=lambda i: turned[i])]
+    assert chosen(base, ids, 1) == [min(range(4), key=lambda i: turned[i])]

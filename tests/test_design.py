@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -21,8 +22,10 @@ from flashspec.models.exits import EXITS_FILE, ExitAdapter, load_exits, rows_at,
 from flashspec.models.family import Design
 from flashspec.models.folder import verify_digests
 from flashspec.models.synthetic import synthetic
+from flashspec.train.conversations import Lessons
 from flashspec.train.design import design_draft, learn_text
-from flashspec.train.exits import ExitRecipe, default_layers, exit_agreement, train_adapters
+from flashspec.train.exits import ExitRecipe, default_layers, heard, pupil, untrained
+from flashspec.train.lessons import learned
 from flashspec.train.prune import Importance, choose, importance, prune
 from flashspec.train.target import REFERENCE, initialise
 from flashspec.train.texts import Texts, continued, windows
@@ -153,7 +156,7 @@ def test_a_design_in_two_pieces_is_the_same_draft(target, tmp_path, monkeypatch)
     assert not same(design_draft(target, stream(), tmp_path / "other", replace(TINY, seed=2)), whole)
     curve = (tmp_path / "whole" / "curve.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in curve] == [2, 4] and "accept" in json.loads(curve[0])
-    refused("holds another design", design_draft, target, stream(), tmp_path / "whole", replace(TINY, ffn=32))
+    refused("holds the work on another model, design", design_draft, target, stream(), tmp_path / "whole", replace(TINY, ffn=32))
 
 
 def test_distilling_brings_a_pruned_draft_closer_than_texts_alone(target, tmp_path):
@@ -208,29 +211,31 @@ LONG = [i % 61 for i in range(20)]
 
 
 @pytest.fixture(scope="module")
-def trained():
-    torch.manual_seed(0)
+def trained(tmp_path_factory):
     model = random_model(3)
     for layer in model.layers[3:]:
         layer.mlp.down.weight.mul_(12.0)
-    stream = torch.randint(0, 61, (6000,), generator=torch.Generator().manual_seed(1)).numpy()
-    return model, train_adapters(model, stream, ExitRecipe((2, 4), rank=32, steps=80, sequences=2, length=64, rate=1e-2))
+    ids = torch.randint(0, 61, (168, 64), generator=torch.Generator().manual_seed(1))
+    first, *rest = (partial(heard, model, some, (2, 4)) for some in ids.split([8, *[2] * 80]))
+    lessons = Lessons(rest, [first])
+    recipe = ExitRecipe((2, 4), rank=32, steps=80, rate=1e-2)
+    adapters, place = untrained(model, recipe), tmp_path_factory.mktemp("exits")
+    bare = {n: learned(pupil(model, own, n), lessons, place / "bare", replace(recipe, steps=0)) for n, own in adapters.items()}
+    found = {n: learned(pupil(model, own, n), lessons, place / str(n), recipe) for n, own in adapters.items()}
+    return model, {n: own.eval().requires_grad_(False) for n, own in adapters.items()}, bare, found
 
 
 def test_training_raises_the_agreement_of_what_was_the_shared_norm(trained):
-    model, adapters = trained
-    ids = torch.randint(0, 61, (4, 64), generator=torch.Generator().manual_seed(2))
-    untrained = {n: ExitAdapter(model, 4) for n in adapters}
-    before, after = exit_agreement(model, untrained, ids), exit_agreement(model, adapters, ids)
-    assert all(after[n] > before[n] + 0.05 for n in adapters)
+    model, adapters, bare, found = trained
+    assert all(found[n][1] > bare[n][1] + 0.05 and found[n][0] > bare[n][0] for n in adapters)
     rows = rows_at(model, torch.tensor([PROMPT]), (2,))[2]
-    assert torch.allclose(untrained[2](rows), model.norm(rows))
+    assert torch.allclose(ExitAdapter(model, 4)(rows), model.norm(rows))
 
 
 @pytest.mark.filterwarnings("ignore:exit")
 @pytest.mark.parametrize("method", ["self_speculation", "hispec", "hispec_flash"])
 def test_adapters_raise_acceptance_and_change_no_text(trained, method):
-    model, adapters = trained
+    model, adapters, *_ = trained
     plain, fitted = Models(model), Models(model, exits=adapters)
     outs = [run(models, method, max_new_tokens=60, prompt=LONG) for models in (plain, fitted)]
     assert outs[0].tokens == outs[1].tokens == text(plain, "baseline", max_new_tokens=60, prompt=LONG)
@@ -240,7 +245,7 @@ def test_adapters_raise_acceptance_and_change_no_text(trained, method):
 
 
 def test_adapters_are_stored_and_refused_for_another_model(trained, tmp_path):
-    model, adapters = trained
+    model, adapters, *_ = trained
     save_exits(adapters, tmp_path / EXITS_FILE)
     again, rows = load_exits(tmp_path / EXITS_FILE, model), torch.randn(3, 32)
     assert all(torch.equal(again[n](rows), adapters[n](rows)) for n in adapters)
@@ -254,7 +259,7 @@ def test_the_command_trains_and_load_finds_them(folders, tmp_path, capsys):
     line = ["train", "exits", "--model", str(folder), "--exits", "1,3", "--rank", "8", "--exit-steps", "3", "--text", __file__]
     assert status([*line, "--out", str(out)]) == 0
     said = capsys.readouterr().out
-    assert "exit 1: agrees with the whole model on" in said and str(out) in said
+    assert "exit 1: acceptance" in said and str(out) in said
     assert shelf.listing(folder) == before and {path.name for path in out.iterdir()} == {*before, EXITS_FILE}
     verify_digests(out)
     models = fs.load(str(out), None, dtype="float32")
@@ -262,8 +267,6 @@ def test_the_command_trains_and_load_finds_them(folders, tmp_path, capsys):
     assert text(models, fs.Method(exits=(1, 3), k=2), 0.7) == text(models, "baseline", 0.7)
 
 
-def test_exits_lie_at_an_eighth_and_a_quarter(tmp_path):
-    for depth, layers in ((16, (2, 4)), (32, (4, 8)), (5, (1, 2)), (2, None)):
-        (tmp_path / "config.json").write_text(json.dumps({"num_hidden_layers": depth}))
-        assert layers is None or default_layers(tmp_path) == layers
-    refused("no room for two exits", default_layers, tmp_path)
+def test_exits_lie_at_an_eighth_and_a_quarter():
+    assert [default_layers(depth) for depth in (16, 32, 5)] == [(2, 4), (4, 8), (1, 2)]
+    refused("no room for two exits", default_layers, 2)

@@ -18,9 +18,10 @@ from flashspec.models.engine import KernelEngine, TorchEngine
 from flashspec.models.exits import ExitLayer, exits_file, load_exits, rows_at, save_exits
 from flashspec.models.reader import SpanReader, engine_for
 from flashspec.models.rounded import rounded
-from flashspec.train.conversations import TOP, LessonRecipe, Script, Turns, claim, conversations, lesson, written
-from flashspec.train.exit_layers import pupil
-from flashspec.train.lessons import agreement, learned, read_lesson, sampled_divergence
+from flashspec.train.conversations import TOP, LessonRecipe, Script, Turns, conversations, in_files, lesson, read_lesson, written
+from flashspec.train.exits import pupil
+from flashspec.train.lessons import agreement, learned, sampled_divergence
+from flashspec.train.trainer import claim
 
 WIDE = {"vocab_size": 64, "hidden": 32, "head_dim": 8, "ffn": 48}  # the compiled path; the odd one is toys' default
 IDS = torch.arange(20) * 7 % 61
@@ -161,32 +162,32 @@ def taught(tmp_path):
 def test_training_resumes_to_the_same_layer(taught, tmp_path):
     model, recipe, files = taught
     whole, parts = ExitLayer.like_the_last(model), ExitLayer.like_the_last(model)
-    learned(pupil(model, whole, 2), files, tmp_path / "whole", recipe)
+    learned(pupil(model, whole, 2), in_files(files), tmp_path / "whole", recipe)
     with pytest.raises(KeyboardInterrupt):
-        interrupted(pupil(model, parts, 2), files, tmp_path / "cut", recipe)
+        interrupted(pupil(model, parts, 2), in_files(files), tmp_path / "cut", recipe)
     again = ExitLayer.like_the_last(model)
-    learned(pupil(model, again, 2), files, tmp_path / "cut", recipe)
+    learned(pupil(model, again, 2), in_files(files), tmp_path / "cut", recipe)
     for name, weight in whole.state_dict().items():
         assert torch.equal(weight, again.state_dict()[name]), name
     assert not torch.equal(whole.norm.weight, ExitLayer.like_the_last(model).norm.weight)
 
 
-def interrupted(own, files, folder, recipe):
+def interrupted(own, given, folder, recipe):
     from flashspec.train import lessons
 
     calls, real = [], lessons.sampled_divergence
 
-    def stops(*given):
+    def stops(*args):
         calls.append(1)
         if len(calls) > 4:
             raise KeyboardInterrupt
-        return real(*given)
+        return real(*args)
 
     patch = pytest.MonkeyPatch()
     patch.setattr(lessons, "sampled_divergence", stops)
     patch.setattr(lessons, "SAVED", 2)
     try:
-        learned(own, files, folder, recipe)
+        learned(own, given, folder, recipe)
     finally:
         patch.undo()
 
@@ -215,10 +216,10 @@ def test_lessons_are_what_the_model_says_of_whole_texts(taught):
 
 
 def test_work_on_another_model_is_not_taken_up(tmp_path):
-    claim(tmp_path / "work", {"model": "a", "layers": (2, 4)})
-    claim(tmp_path / "work", {"model": "a", "layers": (2, 4)})
+    claim(tmp_path / "work" / "recipe.json", {"model": "a", "layers": (2, 4)})
+    claim(tmp_path / "work" / "recipe.json", {"model": "a", "layers": (2, 4)})
     with pytest.raises(ValueError, match="give another --work"):
-        claim(tmp_path / "work", {"model": "b", "layers": (2, 4)})
+        claim(tmp_path / "work" / "recipe.json", {"model": "b", "layers": (2, 4)})
 
 
 @pytest.mark.parametrize("form", ["hf", "gguf"])

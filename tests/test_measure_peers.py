@@ -33,7 +33,7 @@ def folder(root, layers):
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
     root = tmp_path_factory.mktemp("peers")
-    return peers.Peers.load(folder(root / "target", 2), folder(root / "draft", 1), torch.float32)
+    return peers.Peers(folder(root / "target", 2), folder(root / "draft", 1), torch.float32)
 
 
 @pytest.mark.parametrize("k", [None, 1, 4])
@@ -60,7 +60,7 @@ def test_without_transformers_the_error_names_the_extra(monkeypatch, tmp_path):
         raise ImportError(name)
 
     monkeypatch.setattr(peers.importlib, "import_module", absent)
-    refused(r"flashspec\[peers\]", peers.Peers.load, tmp_path, tmp_path, torch.float32, error=ImportError)
+    refused(r"flashspec\[peers\]", peers.Peers, tmp_path, tmp_path, torch.float32, error=ImportError)
 
 
 class Sums:

@@ -13,7 +13,7 @@ from flashspec.cli.plan import draft_of
 from flashspec.decoding.method import Method
 from flashspec.heads import registry
 from flashspec.measure import planning
-from flashspec.measure.costs import SETTLING, PairCosts, name_of, parts_of, pass_bytes, settled_turn
+from flashspec.measure.costs import SETTLING, PairCosts, name_of, parts_of, pass_bytes, timed_turn
 from flashspec.measure.planning import Given, Question, Texts, advise, forecast, head_cases, observe, shape_costs, stated_costs
 from flashspec.measure.prompts import Prompt
 from flashspec.models.synthetic import synthetic
@@ -169,7 +169,8 @@ def test_every_part_of_every_writer_is_timed_in_its_place_and_plain_decoding_set
         "step", "finalize", "burst 1 dense check 1", "burst 3 dense check 3",
         "burst 1 flash P=2 behind check 1", "burst 3 flash P=2 behind check 3"]  # fmt: skip
     noted = [{name: lambda name=name: calls.append(name) for name in group} for group in groups]
-    found = settled_turn(noted)
+    found = timed_turn(noted, "cpu", str)
+    assert found.pop("overhead") >= 0
     assert {name: calls.count(name) for name in found} == {name: 1 + SETTLING if name == "step" else 2 for name in found}
     assert calls[-4:] == ["burst 3 flash P=2", "behind check 3"] * 2 and not any("behind" in name for name in found)
 

@@ -17,7 +17,7 @@ from flashspec.models.family import FAMILY, Design
 from flashspec.models.writing import copy_checkpoint, fresh_folder, sign
 from flashspec.train import corpus
 from flashspec.train.borrowed import BorrowedRecipe, train_borrowed
-from flashspec.train.design import Place, encoded, make_draft, speculative
+from flashspec.train.design import Place, make_draft
 
 
 def dense(target: str | Path) -> Models:
@@ -27,7 +27,7 @@ def dense(target: str | Path) -> Models:
 
 def stream_of(models: Models, texts: tuple[Path, ...]) -> np.ndarray:
     """The given texts, or the standard library's, as one stream of the target's ids."""
-    return encoded(models.tokenizer, corpus.sources(texts))
+    return corpus.encoded(models.tokenizer, corpus.sources(texts))
 
 
 @click.group("draft")
@@ -46,7 +46,7 @@ def design(out: Path, work: Path | None, k: int, **options: Any) -> None:
     """Prune, distil and write a Hugging Face folder with speculative.json; stopped, it continues."""
     recipe, place = Design(**given(Design, options)), Place(work or out.with_name(out.name + ".work"), out)
     models = dense(options["target"])
-    make_draft(models, stream_of(models, options["texts"]), place, recipe, speculative(out, k))
+    make_draft(models, stream_of(models, options["texts"]), place, recipe, k)
     click.echo(f'done: {out}; serve it with vllm serve TARGET --speculative-config "$(cat {out / "speculative.json"})"')
 
 
@@ -103,4 +103,4 @@ def family(names: tuple[str, ...], folder: Path, target: str, texts: tuple[Path,
     stream = stream_of(models, texts)
     for name in names or FAMILY:
         place = Place(work / name, folder / "models" / name, work / "shared")
-        click.echo(f"done: {make_draft(models, stream, place, FAMILY[name], speculative(place.out, 4))}")
+        click.echo(f"done: {make_draft(models, stream, place, FAMILY[name], 4)}")

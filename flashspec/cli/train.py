@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import islice
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +12,10 @@ from flashspec.cli.flags import COUNT, At, Value, option
 from flashspec.decoding.models import SHIPPED, folder_of
 from flashspec.models.writing import check_free
 from flashspec.train import corpus
-from flashspec.train.conversations import LessonRecipe
-from flashspec.train.exit_layers import train_exit_layers
-from flashspec.train.exits import ExitRecipe, default_layers, train_exits
+from flashspec.train.exits import STEPS, ExitRecipe, train_exits
 from flashspec.train.quantize import quantize_awq
 from flashspec.train.reference import make
 from flashspec.train.target import REFERENCE
-
-FILES = 64  # of the standard library that calibrate where no text is given
 
 
 @click.group("train", invoke_without_command=True)
@@ -45,9 +41,9 @@ def command(ctx: click.Context, folder: Path) -> None:
 @option("--out", type=At(), required=True, help="A new folder, the model with its exits; weights are hard links.")
 @option("--exits", type=Value(tuple[int, ...]), help="Layers, by commas; an eighth and a quarter of the depth if none are given.")
 @option("--kind", type=click.Choice(("rank", "layer")), default="rank", help="A low-rank step, or a layer with its own cache.")
-@option("--rank", type=COUNT, default=ExitRecipe.rank, help="Width of a low-rank step.")
+@option("--rank", type=COUNT, default=STEPS.rank, help="Width of a low-rank step.")
 @option("--exit-steps", type=COUNT, help="Training steps; by default 150 of a low-rank step, 1500 of a layer.")
-@option("--texts", type=COUNT, default=LessonRecipe.texts, help="Conversations that the model writes for layers to learn on.")
+@option("--texts", type=COUNT, default=ExitRecipe.texts, help="Conversations that the model writes for layers to learn on.")
 @option("--work", type=At(), help="Where layers are trained and go on after a kill, default OUT with .work behind it.")
 @option("--text", type=At(), help="A text to train on instead of Python's library.")
 def exits(model: Path, out: Path, kind: str, exits: tuple[int, ...] | None, text: Path | None, **more: Any) -> None:
@@ -56,15 +52,11 @@ def exits(model: Path, out: Path, kind: str, exits: tuple[int, ...] | None, text
     A low-rank step takes minutes of any text. A layer takes an hour and more, on conversations that the model writes itself.
     """
     source, steps = folder_of(model, "target"), more["exit_steps"]
-    layers = exits or default_layers(source)
-    if kind == "layer":
-        recipe = LessonRecipe(layers, more["texts"], steps=steps or LessonRecipe.steps)
-        for layer, found in train_exit_layers(source, out, more["work"] or out.with_name(out.name + ".work"), recipe).items():
-            click.echo(f"exit {layer}: acceptance {found[0]:.2f} at T = 1, agrees on {found[1]:.0%} of held-out tokens")
-    else:
-        rank = ExitRecipe(layers, more["rank"], steps or ExitRecipe.steps)
-        for layer, (before, after) in train_exits(source, out, rank, text).items():
-            click.echo(f"exit {layer}: agrees with the whole model on {after:.0%} of held-out tokens, {before:.0%} before")
+    recipe = replace(STEPS, rank=more["rank"]) if kind == "rank" else ExitRecipe(texts=more["texts"])
+    recipe = replace(recipe, exits=exits or (), steps=steps or recipe.steps)
+    work = more["work"] or out.with_name(out.name + ".work")
+    for layer, (accept, agree) in train_exits(source, out, work, recipe, text).items():
+        click.echo(f"exit {layer}: acceptance {accept:.2f} at T = 1, agrees on {agree:.0%} of held-out tokens")
     click.echo(f"done: {out}; decode with --target {out}")
 
 
@@ -79,6 +71,5 @@ def quantize(source: Path, target: Path, texts: tuple[Path, ...], group_size: in
 
     Without --text, files of the Python standard library calibrate the search; text like what you will decode serves better.
     """
-    calibration = corpus.sources(texts) if texts else list(islice(corpus.library(0), FILES))
-    quantize_awq(source, target, calibration, group_size, blocks)
+    quantize_awq(source, target, corpus.sources(texts, corpus.FILES), group_size, blocks)
     click.echo(f"done: {target}")

@@ -5,7 +5,7 @@ Shapes without weights are not timed: what a pass over them costs follows from t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 
@@ -22,11 +22,7 @@ from flashspec.theory import Costs, interpolated
 
 SETTLING = 8  # tokens of plain decoding until the caches have settled; a round with a draft needs one
 Turn = Mapping[str, float]
-Say = Callable[[str], None]
-
-
-def unsaid(line: str) -> None:
-    """Progress that nobody waits for."""
+Say = Callable[[str], object]
 
 
 def name_of(method: Method) -> str:
@@ -66,21 +62,14 @@ class PairCosts:
         return Costs(draft, verify, found["finalize"] if eager else 0.0, found["overhead"]), found["step"]
 
 
-def turns_of(turn: Callable[[], Turn]) -> Iterator[Turn]:
-    """Turns without end, each with what the loop adds to a plain token and to a round."""
-    while True:
-        each, plain = turn(), loop_overhead(1)
-        yield {**each, "step": each["step"] + plain, "overhead": loop_overhead(2)}
-
-
-def settled_turn(groups: Sequence[clock.Calls], device: str = "cpu", say: Say = unsaid) -> Turn:
-    """Seconds of every part; a group goes round before, until its caches are as in a decode."""
+def timed_turn(groups: Sequence[clock.Calls], device: str, say: Say) -> Turn:
+    """Seconds of every part and of what the loop adds; a group goes round before, until its caches are as in a decode."""
     found = dict[str, float]()
     for group in groups:
         part = clock.medians(group, clock.Plan(1, SETTLING if "step" in group else 1, device=device))
         say(", ".join(f"{name}: {1000 * seconds:.3g} ms" for name, seconds in part.items()))
         found |= part
-    return found
+    return found | {"step": found["step"] + loop_overhead(1), "overhead": loop_overhead(2)}
 
 
 def parts_of(

@@ -117,53 +117,40 @@ def stage_costs(
     return token, head, checks
 
 
-class Walk:
-    """Reads WALK bytes, as a forward reads weights, and counts its own seconds, to be taken away."""
-
-    def __init__(self) -> None:
-        self.weights, self.seconds = torch.ones(WALK // 4), 0.0
-
-    def __call__(self) -> None:
-        start = clock.now()
-        self.weights.sum()
-        self.seconds += clock.now() - start
-
-    def apart(self, call: Callable[[], object]) -> float:
-        """Seconds of a call without those of the walks in it."""
-        before = self.seconds
-        whole = clock.seconds_of(call)
-        return whole - (self.seconds - before)
-
-
 class Instant(Reader):
-    """A reader that costs nothing but a walk, where it has one: its rows never change."""
+    """A reader whose rows never change: it reads `walk` bytes, as a forward reads weights, and counts their seconds."""
 
-    def __init__(self, context: int, walk: Walk | None) -> None:
+    def __init__(self, context: int, walk: int) -> None:
         super().__init__(context, torch.zeros(context, IDS))
-        self.walk = walk
+        self.weights, self.seconds = torch.ones(walk // 4), 0.0
 
     def _fresh(self, tokens: Tensor) -> Tensor:
-        if self.walk is not None:
-            self.walk()
+        self.seconds += clock.seconds_of(self.weights.sum)
         return self.rows[self.seen : len(tokens)]
 
 
 def loop_overhead(count: int) -> float:
     """Seconds that the loop adds to a round of `count` stages (1: to a token of plain decoding).
 
-    The median round of a decode over stand-ins, less those of its burst and check by themselves; every forward is a walk
-    that empties the caches, whose seconds do not count.
+    The median round of a decode over stand-ins, less those of its burst and check by themselves; every forward of the last
+    stage is a walk that empties the caches, and seconds of walks do not count.
     """
-    walk, rule, context = Walk(), rule_for(GREEDY, IDS), 2 + ROUNDS * (BURST + 1)
+    rule, context, readers = rule_for(GREEDY, IDS), 2 + ROUNDS * (BURST + 1), list[Instant]()
 
     def stages() -> list[Stage]:
-        readers = [*(Instant(context, None) for _ in range(count - 1)), Instant(context, walk)]
-        return [Stage(reader, LogitRows(IDS), rule, BURST if i else 1) for i, reader in enumerate(readers)]
+        mine = [Instant(context, WALK if i == count - 1 else 0) for i in range(count)]
+        readers.extend(mine)
+        return [Stage(reader, LogitRows(IDS), rule, BURST if i else 1) for i, reader in enumerate(mine)]
+
+    def apart(call: Callable[[], object]) -> float:
+        """Seconds of a call without those of the walks in it."""
+        before = sum(reader.seconds for reader in readers)
+        return clock.seconds_of(call) - (sum(reader.seconds for reader in readers) - before)
 
     bench = held(stages(), [0, 1])
     looped = decode(stages(), [0], Limits(ROUNDS * (BURST + 1 if count > 1 else 1)))
     calls: list[Callable[[], object]] = [partial(next, looped), bench.burst, bench.check]
     with torch.inference_mode():
-        turns = [[walk.apart(call) for call in calls[: 1 + count]] for _ in range(ROUNDS)]
+        turns = [[apart(call) for call in calls[: 1 + count]] for _ in range(ROUNDS)]
     whole, *alone = map(median, zip(*turns, strict=True))
     return max(0.0, whole - sum(alone))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,22 +21,15 @@ def _transformers() -> Any:
         raise ImportError("transformers is not installed; install the extra peers: pip install 'flashspec[peers]'") from error
 
 
-@dataclass(frozen=True)
 class Peers:
-    """A target and a draft in transformers' hands."""
+    """Dense checkpoint folders as target and draft in transformers' hands; ImportError names the extra where it is missing."""
 
-    target: Any
-    draft: Any
-
-    @classmethod
-    def load(cls, target: Path, draft: Path, dtype: torch.dtype) -> Peers:
-        """Load dense checkpoint folders; ImportError naming the extra where transformers is missing."""
+    def __init__(self, target: Path, draft: Path, dtype: torch.dtype) -> None:
         auto = _transformers().AutoModelForCausalLM
         with _quiet():
-            models = [auto.from_pretrained(str(folder), dtype=dtype).eval() for folder in (target, draft)]
-        for model in models:
+            self.target, self.draft = (auto.from_pretrained(str(folder), dtype=dtype).eval() for folder in (target, draft))
+        for model in (self.target, self.draft):
             model.generation_config.eos_token_id = None  # timed runs emit a fixed number of tokens
-        return cls(*models)
 
     def greedy(self, prompt: Iterable[int], new_tokens: int, k: int | None = None) -> tuple[int, ...]:
         """Exactly `new_tokens` greedy tokens; `k` assists with the draft on a constant schedule."""

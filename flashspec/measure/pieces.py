@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -45,11 +44,13 @@ def one_token(head: Head, row: Tensor) -> Tensor:
     return scores.pick(scores.logits.argmax(-1))
 
 
-class Ready(NamedTuple):
-    """A reader behind a past, with one token pending."""
+class Ready:
+    """A reader of a model behind `past` tokens, with `rows` tokens pending and room for a burst of k."""
 
-    reader: SpanReader
-    tokens: Tensor
+    def __init__(self, model: Transformer, past: int, k: int, rows: int = 1) -> None:
+        self.tokens = torch.arange(past + rows, device=model.device) % model.config.vocab_size
+        self.reader = SpanReader(model, context=past + rows + k + 1)
+        self.reader.read(self.tokens[:past])
 
     def read(self, rows: int) -> Tensor:
         """Rows of the last `rows` tokens, read anew behind the past."""
@@ -57,14 +58,6 @@ class Ready(NamedTuple):
         self.reader.rewind(count)
         self.reader.read(self.tokens)
         return self.reader.rows[count : len(self.tokens)]
-
-
-def ready(model: Transformer, past: int, k: int, rows: int = 1) -> Ready:
-    """A reader of this model behind `past` tokens, with room for a burst of k."""
-    tokens = torch.arange(past + rows, device=model.device) % model.config.vocab_size
-    made = Ready(SpanReader(model, context=past + rows + k + 1), tokens)
-    made.reader.read(tokens[:past])
-    return made
 
 
 def checked(head: DenseHead, target: Ready, rows: int) -> object:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice, product
+from itertools import product
 from typing import NamedTuple
 
 from msgspec import structs
@@ -17,7 +17,7 @@ from flashspec.decoding.method import Method
 from flashspec.decoding.models import Models, check_pair
 from flashspec.heads.registry import HEADS
 from flashspec.measure import clock
-from flashspec.measure.costs import PairCosts, Say, Turn, name_of, parts_of, pass_bytes, settled_turn, turns_of, unsaid
+from flashspec.measure.costs import PairCosts, Say, Turn, name_of, parts_of, pass_bytes, timed_turn
 from flashspec.measure.prompts import Prompt
 from flashspec.measure.trace import replay_text, tell
 from flashspec.models.synthetic import shape
@@ -183,7 +183,7 @@ def written(models: Models, question: Question, prompts: Sequence[Prompt], say: 
 
 
 def observe(
-    models: Models, question: Question, prompts: Sequence[Prompt], until: float = math.inf, say: Say = unsaid
+    models: Models, question: Question, prompts: Sequence[Prompt], until: float = math.inf, say: Say = print
 ) -> Iterator[tuple[PairCosts, Texts]]:
     """Costs of a pair on this machine, and its writers' chances on the target's texts, turn after turn.
 
@@ -203,8 +203,8 @@ def observe(
         growing = written(models, question, prompts, tick)
         text, texts = next(growing)
         groups = parts_of(models, question.writers, question.timed, text, question.sampling)
-        for turn in islice(turns_of(lambda: settled_turn(groups, device, tick)), question.repeats):
-            turns.append(turn)
+        for _ in range(question.repeats):
+            turns.append(timed_turn(groups, device, tick))
             yield PairCosts(tuple(turns), question.timed), texts
             if 2 * clock.now() - start > until:
                 return

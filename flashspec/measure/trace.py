@@ -92,7 +92,8 @@ def tell(models: Models, prompt: Prompt, sampling: Sampling, new_tokens: int) ->
     if not _drawn_apart(sampling):
         return told
     stage = build(Method(), models, sampling, len(prompt.ids) + len(tokens))[0]
-    return msgspec.structs.replace(told, chances=tuple(_probabilities(stage, told).tolist()))
+    found = _probabilities(_scores(stage, told), told, sampling)
+    return msgspec.structs.replace(told, chances=tuple(found.tolist()))
 
 
 def _drawn_apart(sampling: Sampling) -> bool:
@@ -106,7 +107,7 @@ def replay_texts(trace: Trace, models: Models, method: Method) -> Iterator[list[
 
 
 def replay_text(told: Told, models: Models, method: Method, sampling: Sampling) -> list[float]:
-    """The chance that the draft gets each token of a text behind the true text before it.
+    """The chance that the draft gets each token of a text behind the true text before it: 1 or 0, or min(1, q / p).
 
     `models` needs the draft and, as its target, anything of the same vocabulary.
     """
@@ -120,31 +121,21 @@ def replay_text(told: Told, models: Models, method: Method, sampling: Sampling) 
     stage = build(method, models, sampling, context)[0]
     if isinstance(stage.head, ContextHead):
         raise ValueError(f"head {method.head!r} learns from verifications, which a replay has none of; decode live instead")
-    return acceptance(stage, told)
+    with torch.inference_mode():
+        scores = _scores(stage, told)
+        if _drawn_apart(sampling):
+            proposed = _probabilities(scores, told, sampling)
+            return (proposed / proposed.new_tensor(told.chances)).clamp(max=1.0).tolist()
+        own = [stage.rule.draw(scores.row(i), len(told.prompt) + i, 0).token for i in range(len(told.tokens))]
+    return [float(a == b) for a, b in zip(torch.cat(own).tolist(), told.tokens, strict=True)]
+
+
+def _probabilities(scores: Scores, told: Told, sampling: Sampling) -> Tensor:
+    """Warped probability of each token of a text under its scores."""
+    return probability_of(warp(scores, sampling), torch.tensor(told.tokens, device=scores.logits.device))
 
 
 @torch.inference_mode()
-def acceptance(stage: Stage, told: Told) -> list[float]:
-    """The chance that this writer's proposal for each token of a text is accepted: 1 or 0, or min(1, q / p)."""
-    if _drawn_apart(stage.rule.sampling):
-        proposed = _probabilities(stage, told)
-        return (proposed / proposed.new_tensor(told.chances)).clamp(max=1.0).tolist()
-    return [float(a == b) for a, b in zip(_drawn(stage, told), told.tokens, strict=True)]
-
-
-def _drawn(stage: Stage, told: Told) -> list[int]:
-    """The writer's own token at the place of each of a text's."""
-    scores, start = _scores(stage, told), len(told.prompt)
-    return torch.cat([stage.rule.draw(scores.row(i), start + i, 0).token for i in range(len(told.tokens))]).tolist()
-
-
-@torch.inference_mode()
-def _probabilities(stage: Stage, told: Told) -> Tensor:
-    """Warped probability of each token of a text under the stage's scores."""
-    scores = warp(_scores(stage, told), stage.rule.sampling)
-    return probability_of(scores, torch.tensor(told.tokens, device=scores.logits.device))
-
-
 def _scores(stage: Stage, told: Told) -> Scores:
     """Scores of the rows that speak for each token of a text."""
     reader, start = stage.reader, len(told.prompt)

@@ -16,7 +16,7 @@ from flashspec.heads.candidates import ShortlistHead
 from flashspec.heads.dense import DenseHead
 from flashspec.heads.registry import HEADS, RANKED, VARIANTS, Origin, head_named
 from flashspec.measure import clock
-from flashspec.measure.pieces import Ahead, checked, one_token, ready, stand_in_flash, stand_in_preview
+from flashspec.measure.pieces import Ahead, Ready, checked, one_token, stand_in_flash, stand_in_preview
 from flashspec.measure.runs import stored_bytes
 from flashspec.models.config import ModelConfig
 from flashspec.models.gguf import opened
@@ -177,7 +177,7 @@ def _projections(origin: Origin, facts: dict[str, Any], params: Params) -> Itera
 def _reads(model: Any, facts: dict[str, Any], params: Params, form: str) -> Iterator[Piece]:
     """Steps, bodies, heads and bursts of a draft, and checks of a target, of this model."""
     layers = stored_bytes(model.layers)
-    draft = ready(model, params.past, max(params.k))
+    draft = Ready(model, params.past, max(params.k))
     dense = {"head": "dense", "format": form, "rows_scored": model.config.vocab_size}
     if "body" in params.piece:
         yield Piece({**facts, **dense, "piece": "body", "bytes": layers}, partial(draft.read, 1))
@@ -193,7 +193,7 @@ def _reads(model: Any, facts: dict[str, Any], params: Params, form: str) -> Iter
     head = DenseHead(model.norm, model.vocabulary)
     for rows in params.rows if "check" in params.piece else ():
         size = layers + head.bytes_read(rows)
-        target = ready(model, params.past, max(params.k), rows)
+        target = Ready(model, params.past, max(params.k), rows)
         yield Piece({**facts, **dense, "piece": "check", "rows": rows, "bytes": size}, partial(checked, head, target, rows))
 
 

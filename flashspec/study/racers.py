@@ -182,7 +182,7 @@ def _transformers(params: Any, facts: dict[str, Any]) -> list[Racer]:
         target, draft = Path(place) / "target", Path(place) / "draft"
         models.target.save(target, dtype)
         Transformer.load(source, dtype, weights="dense").save(draft, dtype)  # ours runs on rounded layers
-        theirs = Peers.load(target, draft, getattr(torch, dtype))
+        theirs = Peers(target, draft, getattr(torch, dtype))
     sides = {BASELINE: facts, DRAFT_MODEL: facts | facts_of(name, models)}
     return _theirs(replace(params, weights="dense"), theirs, models, sides)
 

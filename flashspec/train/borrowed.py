@@ -15,7 +15,7 @@ from flashspec.models.transformer import Layer, Transformer
 from flashspec.models.writing import carry, fresh_folder, write_digests, write_json
 from flashspec.train.conversations import TEXTS, LessonRecipe, taught
 from flashspec.train.exits import check_ours
-from flashspec.train.lessons import Pupil, learned, read_lesson
+from flashspec.train.lessons import Pupil, learned
 from flashspec.train.prune import choose, importance
 
 
@@ -41,12 +41,12 @@ def train_borrowed(target: Path, base: Path, out: Path, work: Path, recipe: Borr
         models = load(target, None, "bfloat16", "cpu", "dense")
         check_pair(replace(shape, layers=recipe.layers), check_ours(models.target).config)
         recipe = replace(recipe, length=min(recipe.length, shape.context, models.target.config.context))
-        files = taught(models, target, work, recipe)
+        lessons = taught(models, target, work, recipe)
         lends = models.target if base == target else check_ours(load(base, None, "bfloat16", "cpu", "dense").target)
         del models.target
-        kept = chosen(lends, files[0], recipe.layers)
+        kept = chosen(lends, lessons.rest[0]()["ids"], recipe.layers)
         layers, folder = copied(lends, kept), work / f"{base.stem}-{recipe.layers}"
-        accept, agree = learned(pupil(lends, layers), files, folder, recipe)
+        accept, agree = learned(pupil(lends, layers), lessons, folder, recipe)
         save_borrowed(layers, base, part)
         about = {**asdict(recipe), "texts_a_step": TEXTS, "kept": kept, "accept": accept, "agree": agree}
         write_json(about, part / "record.json")
@@ -55,10 +55,9 @@ def train_borrowed(target: Path, base: Path, out: Path, work: Path, recipe: Borr
     return accept, agree
 
 
-def chosen(base: Transformer, lesson: Path, layers: int) -> list[int]:
-    """The numbers of the layers that matter most on a lesson's texts."""
-    found = importance(base, read_lesson(lesson)["ids"].long())
-    return choose(found, base.config, replace(base.config, layers=layers)).layers
+def chosen(base: Transformer, ids: Tensor, layers: int) -> list[int]:
+    """The numbers of the layers that matter most on ids [n, length]."""
+    return choose(importance(base, ids.long()), base.config, replace(base.config, layers=layers)).layers
 
 
 def copied(base: Transformer, kept: list[int]) -> nn.ModuleList:

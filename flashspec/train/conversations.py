@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,9 +18,11 @@ from tqdm import tqdm
 from flashspec.decoding.models import SHIPPED, Models
 from flashspec.measure.trace import target_digest
 from flashspec.models.chat import chat_prompt
+from flashspec.models.folder import read_tensors
 from flashspec.models.transformer import Transformer
-from flashspec.models.writing import write_json, write_tensors
+from flashspec.models.writing import write_tensors
 from flashspec.train.texts import TOGETHER, Grown, step
+from flashspec.train.trainer import claim
 
 OPENERS = SHIPPED / "openers.json"
 MARK = "@@@"
@@ -27,6 +31,7 @@ COLD = 1e-3
 SHORTEST, LONGEST = 3, 60  # tokens of a user's words behind the opener
 TOP = 64  # likeliest tokens whose probabilities are kept; what is left of 1 is the others' mass
 TEXTS = 8  # of a file
+HELD = 40  # of so many files, one is held out
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,13 @@ class LessonRecipe:
     steps: int = 1500
     rate: float = 1e-3
     seed: int = 0
+
+
+class Lessons(NamedTuple):
+    """What gives each lesson to learn from, and each of those that are held out."""
+
+    rest: Sequence[Callable[[], dict[str, Tensor]]]
+    held: Sequence[Callable[[], dict[str, Tensor]]]
 
 
 class Turns(NamedTuple):
@@ -130,16 +142,19 @@ def written(model: Transformer, turns: Turns, folder: Path, recipe: LessonRecipe
     return found
 
 
-def taught(models: Models, source: Path, work: Path, recipe: LessonRecipe) -> list[Path]:
-    """Files of lessons by the target at `source`, in a folder of work that is this target's, with these exits and seed."""
-    claim(work, {"model": target_digest(source), "exits": recipe.exits, "length": recipe.length, "seed": recipe.seed})
-    return written(models.target, turns_of(source, models.tokenizer), work / "lessons", recipe)
+def read_lesson(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file of lessons; ValueError for a damaged one."""
+    return read_tensors(path, "remove it, and what comes of it is computed anew")[0]
 
 
-def claim(work: Path, facts: dict[str, Any]) -> None:
-    """Note in a folder whose work lies there; ValueError where it is another recipe's."""
-    card, facts = work / "recipe.json", json.loads(json.dumps(facts))
-    if card.is_file() and json.loads(card.read_bytes()) != facts:
-        raise ValueError(f"{work} holds the work on another model, or with other exits, length or seed; give another --work")
-    work.mkdir(parents=True, exist_ok=True)
-    write_json(facts, card)
+def in_files(files: list[Path]) -> Lessons:
+    """Lessons that lie in files, of HELD of which one is held out."""
+    reads = [partial(read_lesson, path) for path in files]
+    return Lessons([read for i, read in enumerate(reads) if i % HELD != HELD - 1], reads[HELD - 1 :: HELD] or reads[:1])
+
+
+def taught(models: Models, source: Path, work: Path, recipe: LessonRecipe) -> Lessons:
+    """Lessons by the target at `source`, in a folder of work that is this target's, with these exits and seed."""
+    facts = {"model": target_digest(source), "exits": recipe.exits, "length": recipe.length, "seed": recipe.seed}
+    claim(work / "recipe.json", facts)
+    return in_files(written(models.target, turns_of(source, models.tokenizer), work / "lessons", recipe))

@@ -9,7 +9,7 @@ import hashlib
 import shutil
 import sys
 import sysconfig
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from flashspec.models.writing import fresh_folder, write_json
 SKIPPED_FOLDERS = ("site-packages", "__pycache__", "encodings", "lib2to3/tests/data", "test/cjkencodings")
 LARGEST_FILE = 300_000
 HELD_OUT_SHARE = 0.04
+FILES = 64  # of the training modules, where a sample is enough
 END = "<|endoftext|>"
 ROLES = {"bos_token": END, "eos_token": END, "pad_token": END}
 
@@ -57,16 +58,20 @@ def split(root: Path) -> tuple[list[Path], list[Path]]:
     return kept
 
 
-def library(seed: int | None = None) -> Iterator[str]:
-    """The texts of the training modules, one after the other: in order, or shuffled by a seed."""
+def sources(paths: Iterable[Path] = (), count: int | None = None) -> list[str]:
+    """The given texts; where none is given those of all training modules, or of so many of them, shuffled."""
+    if found := [read(path) for path in paths]:
+        return found
     files = split(library_root())[0]
-    order = range(len(files)) if seed is None else np.random.default_rng(seed).permutation(len(files))
-    return (read(files[i]) for i in order)
+    order = range(len(files)) if count is None else np.random.default_rng(0).permutation(len(files))[:count]
+    return [read(files[number]) for number in order]
 
 
-def sources(paths: Iterable[Path] = ()) -> list[str]:
-    """The given texts, or those of all training modules where none is given."""
-    return [read(path) for path in paths] or list(library())
+def encoded(tokenizer: Any, texts: Iterable[str]) -> np.ndarray:
+    """Texts as one stream of ids; ValueError where there is no tokenizer."""
+    if tokenizer is None:
+        raise ValueError("the checkpoint has no tokenizer.json and training learns on text; put it beside the weights")
+    return np.concatenate([np.asarray(e.ids, dtype=np.int32) for e in tokenizer.encode_batch(list(texts))])
 
 
 def card(root: Path) -> dict[str, Any]:
@@ -117,14 +122,6 @@ def write_tokenizer(folder: Path, source: Path) -> None:
     write_json(ROLES, folder / "special_tokens_map.json")
 
 
-def encode(tokenizer: Any, texts: Iterable[str]) -> np.ndarray:
-    """All texts as one stream of ids (uint16), each preceded by END."""
-    end, stream = tokenizer.token_to_id(END), list[int]()
-    for encoding in tokenizer.encode_batch(list(texts)):
-        stream += [end, *encoding.ids]
-    return np.asarray(stream, dtype=np.uint16)
-
-
 def prepare(folder: Path, vocab_size: int) -> dict[str, Any]:
     """Write tokenizer.json, train.npy, held_out.npy and corpus.json into folder, once; the corpus's card."""
     path, root = folder / "corpus.json", library_root()
@@ -135,6 +132,7 @@ def prepare(folder: Path, vocab_size: int) -> dict[str, Any]:
         tokenizer = train_tokenizer(texts[0], vocab_size)
         tokenizer.save(str(part / "tokenizer.json"))
         for name, each in zip(("train", "held_out"), texts, strict=True):
-            np.save(part / f"{name}.npy", encode(tokenizer, each))
+            stream = encoded(tokenizer, [END + text for text in each])
+            np.save(part / f"{name}.npy", stream.astype(np.uint16))
         write_json(found, part / path.name)
     return found

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
 
 from flashspec.decoding.models import Models
 from flashspec.models.config import ModelConfig
@@ -17,12 +20,11 @@ from flashspec.models.export import write_speech
 from flashspec.models.family import Design
 from flashspec.models.folder import read_json
 from flashspec.models.transformer import Transformer
-from flashspec.models.writing import carry, fresh_folder, refuse_input, refuse_taken, write_digests, write_json
+from flashspec.models.writing import carry, fresh_folder, refuse_input, write_digests, write_json, write_text
 from flashspec.provenance import model_digests
-from flashspec.train.distill import DraftLoss, acceptance, scheduled
 from flashspec.train.prune import Choice, choose, importance, prune
-from flashspec.train.texts import Texts, windows, write
-from flashspec.train.trainer import Run, computing, cross_entropy
+from flashspec.train.texts import Texts, overlap, save, windows, write
+from flashspec.train.trainer import CHUNK, Run, Schedule, chances, claim, computing, cross_entropy, divergence
 
 CALIBRATION, HELD_OUT = 16, 0.1
 
@@ -33,6 +35,14 @@ class Place(NamedTuple):
     work: Path
     out: Path
     shared: Path | None = None
+
+
+class Material(NamedTuple):
+    """What a draft learns on, the ids that it is judged by, and where the target's rows on each step's texts are kept."""
+
+    texts: Texts
+    held: np.ndarray
+    rows: Path
 
 
 def check_fit(stream: np.ndarray, target: ModelConfig, design: Design) -> None:
@@ -54,35 +64,29 @@ def design_draft(
     `shared` folder. Raises ValueError for a folder of another design.
     """
     check_fit(stream, target.config, design)
-    _claim(folder, facts_of(target.config, design))
+    claim(folder / "design.json", facts_of(target.config, design))
     train, held = np.split(stream, [int(len(stream) * (1 - HELD_OUT))])
-    draft = prune(target, _choice(target, train, folder, design))
-    run = Run(draft, scheduled(design), folder)
-    run.resume()
-    if run.step < design.steps:
-        place = shared or folder
-        own = write(target, train, place / "texts", design) if design.written else None
-        texts = Texts(design.seed, None if design.written else train, own)
-        learn: Callable[[int], float] = partial(learn_text, draft, texts, design)
-        if design.distilled:
-            learn = DraftLoss(draft, target, texts, place / "teacher", design)
-        run.train(learn, lambda: acceptance(target, draft, held, 4, design.length))
+    draft, place = prune(target, _choice(target, train, folder, design)), shared or folder
+    own = write(target, train, place / "texts", design) if design.written and design.steps else None
+    texts = Texts(design.seed, None if design.written else train, own)
+    distill(draft, target, Material(texts, held, place / "teacher"), folder, design)
     return draft.eval().requires_grad_(False)
+
+
+def distill(draft: Transformer, target: Transformer, material: Material, folder: Path, design: Design) -> None:
+    """Train a draft of a float32 target, or continue in `folder`."""
+    rates = {name: getattr(design, name) for name in ("warmup", "muon_lr", "adam_lr", "save_every")}
+    run = Run(draft, Schedule(design.steps, min(design.decay, design.steps), **rates), folder)
+    run.resume()
+    learn: Callable[[int], float] = partial(learn_text, draft, material.texts, design)
+    if design.distilled:
+        learn = partial(learn_target, draft, target, material, design)
+    run.train(learn, lambda: acceptance(target, draft, material.held, design.length))
 
 
 def facts_of(target: ModelConfig, design: Design) -> dict[str, Any]:
     """What tells one draft from another, as JSON has it: its design and the shape of its target."""
     return json.loads(json.dumps({"design": asdict(design), "target": asdict(target)}))
-
-
-def _claim(folder: Path, facts: dict[str, Any]) -> None:
-    """Make the folder this design's; refuse one that holds another."""
-    path = folder / "design.json"
-    if path.exists() and read_json(path, "") != facts:
-        raise ValueError(f"{folder.name} holds another design; give --work another folder, or remove that one")
-    refuse_taken(folder, "design.json")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(facts, path)
 
 
 def _choice(target: Transformer, stream: np.ndarray, folder: Path, design: Design) -> Choice:
@@ -103,45 +107,63 @@ def learn_text(draft: Transformer, texts: Texts, design: Design, step: int) -> f
     return loss.item()
 
 
-def make_draft(models: Models, stream: np.ndarray, place: Place, design: Design, about: dict[str, Any]) -> Path:
-    """The finished folder of a draft, `about` its speculative.json if any; the same one is left alone.
+def learn_target(draft: Transformer, target: Transformer, material: Material, design: Design, step: int) -> float:
+    """Gradients of one step towards the target's distributions, one chunk of them alive at a time; the loss."""
+    ids, total = material.texts.draw(step, design.sequences, design.length)[:, :-1], 0.0
+    with computing(design.dtype):
+        theirs = rows_of(target, ids, material.rows / f"{design.seed}-{step}.npy")
+        mine = draft.rows(ids).flatten(0, 1)
+        leaf = mine.detach().requires_grad_()
+        for own, wanted in zip(leaf.split(CHUNK), theirs.split(CHUNK), strict=True):
+            p, logits = chances(target, wanted), F.linear(draft.norm(own), draft.head_weight)
+            loss = divergence(p, logits, design.variation) / len(leaf)
+            loss.backward()
+            total += loss.item()
+        mine.backward(leaf.grad)
+    return total
+
+
+@torch.no_grad()
+def rows_of(target: Transformer, ids: Tensor, path: Path) -> Tensor:
+    """The target's rows [n, hidden] on a step's ids, before the final norm; computed once and kept."""
+    if path.exists():
+        return torch.from_numpy(np.load(path)).float()
+    rows = target.rows(ids).flatten(0, 1).half()
+    save(path, rows.numpy())
+    return rows.float()
+
+
+def acceptance(target: Transformer, draft: Transformer, held_out: np.ndarray, length: int, windows: int = 4) -> dict[str, float]:
+    """Held-out loss of the draft and its acceptance at T = 1, as `overlap` finds them."""
+    found = overlap(held_out, windows, length, lambda ids: {"": draft(ids)[0], " of the target": target(ids)[0]})
+    return {name: found[name] for name in ("loss", "accept")}
+
+
+def make_draft(models: Models, stream: np.ndarray, place: Place, design: Design, k: int) -> Path:
+    """The finished folder of a draft, with what vLLM's --speculative-config takes; the same one is left alone.
 
     Raises what `design_draft` and `fresh_folder` raise; then nothing is made.
     """
-    source, wanted = models.folders["target"], {"design.json": facts_of(models.target.config, design)}
-    wanted |= {"speculative.json": about} if about else {}
+    source, facts = models.folders["target"], facts_of(models.target.config, design)
+    about = {"method": "draft_model", "model": str(place.out), "num_speculative_tokens": k}
+    wanted = {"design.json": facts, "speculative.json": about}
     if {name: read_json(place.out / name, "") for name in wanted if (place.out / name).is_file()} == wanted:
         return place.out
     refuse_input(place.work, [source])
     with fresh_folder(place.out, [source, place.work]) as part:
         draft = design_draft(models.target, stream, place.work, design, place.shared)
-        package(draft, models, place.work, part)
-        if about:
-            write_json(about, part / "speculative.json")
+        draft.save(part)
+        write_speech(source, models.tokenizer, part)
+        carry(place.work, part, ("curve.jsonl", "choice.json", "design.json"))
+        write_json(about, part / "speculative.json")
+        write_text(card_of(draft, source, facts), part / "README.md")
         write_digests(part)
     return place.out
 
 
-def package(draft: Transformer, models: Models, work: Path, out: Path) -> None:
-    """A draft as a Hugging Face folder with its target's tokenizer, its design, curve and model card."""
-    source = models.folders["target"]
-    draft.save(out)
-    write_speech(source, models.tokenizer, out)
-    carry(work, out, ("curve.jsonl", "choice.json", "design.json"))
-    config, about = draft.config, read_json(out / "design.json", "") | {"target_files": model_digests(source)}
-    facts = f"{config.layers} layers, {config.body_parameters:,} parameters in layers, width {config.hidden}"
-    lines = ["# A draft made by flashspec", "", f"Pruned from {source.name} and trained as this says: {facts}.", ""]
-    card = [*lines, "```json", json.dumps(about, indent=2), "```", ""]
-    (out / "README.md").write_text("\n".join(card), encoding="utf-8")
-
-
-def speculative(out: Path, k: int) -> dict[str, Any]:
-    """What vLLM's --speculative-config takes."""
-    return {"method": "draft_model", "model": str(out), "num_speculative_tokens": k}
-
-
-def encoded(tokenizer: Any, texts: Iterable[str]) -> np.ndarray:
-    """Texts as one stream of ids; ValueError where there is no tokenizer."""
-    if tokenizer is None:
-        raise ValueError("the target's folder has no tokenizer.json; a draft is designed on text, so add it")
-    return np.concatenate([np.asarray(e.ids, dtype=np.int32) for e in tokenizer.encode_batch(list(texts))])
+def card_of(draft: Transformer, source: Path, facts: dict[str, Any]) -> str:
+    """A draft's model card."""
+    config, about = draft.config, facts | {"target_files": model_digests(source)}
+    size = f"{config.layers} layers, {config.body_parameters:,} parameters in layers, width {config.hidden}"
+    lines = ["# A draft made by flashspec", "", f"Pruned from {source.name} and trained as this says: {size}.", ""]
+    return "\n".join([*lines, "```json", json.dumps(about, indent=2), "```", ""])

@@ -1,60 +1,45 @@
-"""Exit adapters on a frozen model: minutes of training that make its lower layers say what its top would.
+"""Exits on a frozen model, trained on its own distribution: a low-rank step on any text, a layer on conversations that it writes.
 
-The model stays as it is; `load` finds the adapters in one file of a copy of its folder.
+The model stays as it is; `load` finds the exits in one file of a copy of it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
-from msgspec import Struct
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm import tqdm
 
-from flashspec.decoding.models import load
-from flashspec.models.exits import EXITS_FILE, ExitAdapter, check_layers, rows_at, save_exits
-from flashspec.models.files import Count, shaped
-from flashspec.models.folder import GGUF, located, read_config
-from flashspec.models.gguf_checkpoint import GgufCheckpoint
+from flashspec.decoding.models import Models, load
+from flashspec.models.exits import Exit, ExitAdapter, ExitLayer, check_layers, exits_file, rows_at, save_exits
+from flashspec.models.folder import GGUF
 from flashspec.models.transformer import Transformer
 from flashspec.models.writing import copy_checkpoint, fresh_folder, sign
 from flashspec.train import corpus
-from flashspec.train.texts import Texts
-from flashspec.train.trainer import divergence
+from flashspec.train.conversations import LessonRecipe, Lessons, lesson, taught
+from flashspec.train.lessons import Pupil, learned
+from flashspec.train.texts import windows
 
-ROWS = 256
+WINDOWS, HELD = 2, 8  # of a text in a lesson, and in those that are held out
 
 
 @dataclass(frozen=True)
-class ExitRecipe:
-    """How adapters are trained: layers, rank, and steps of `sequences` windows of `length` tokens."""
+class ExitRecipe(LessonRecipe):
+    """How exits are trained: with a low-rank step of this width on a text, or at rank 0 with a layer on conversations."""
 
-    layers: tuple[int, ...]
-    rank: int = 64
-    steps: int = 150
-    sequences: int = 2
-    length: int = 256
-    rate: float = 2e-3
-    seed: int = 0
+    rank: int = 0
 
 
-class Depth(Struct):
-    """What a config.json says of any model's depth."""
-
-    num_hidden_layers: Count
+STEPS = ExitRecipe(rank=64, steps=150, length=256, rate=2e-3)  # as low-rank steps are trained
 
 
-def default_layers(folder: Path) -> tuple[int, ...]:
-    """HiSpec's exits for a checkpoint: an eighth and a quarter of the depth (Kumar et al. 2025)."""
-    if folder.suffix == GGUF:
-        depth = GgufCheckpoint(folder, "auto", "auto").config.layers
-    else:
-        depth = shaped(read_config(folder), Depth, folder / "config.json", "name the exits with --exits").num_hidden_layers
+def default_layers(depth: int) -> tuple[int, ...]:
+    """HiSpec's exits in a model of so many layers: an eighth and a quarter of the depth (Kumar et al. 2025)."""
     if depth < 3:
         raise ValueError(f"a model of {depth} layers has no room for two exits; name one with --exits")
     first = max(1, depth // 8)
@@ -68,83 +53,68 @@ def check_ours(model: Transformer) -> Transformer:
     return model
 
 
-def check_exits(model: Transformer, layers: tuple[int, ...]) -> Transformer:
-    """The model; ValueError where exits behind these layers cannot be trained on it."""
-    if not check_layers(layers):
-        raise ValueError("name at least one layer to end in an exit")
-    if layers[-1] >= check_ours(model).config.layers:
-        raise ValueError(f"exits must lie below the model's {model.config.layers} layers, got {layers}")
-    return model
+def fitted(model: Transformer, recipe: ExitRecipe) -> ExitRecipe:
+    """The recipe with its exits named, and texts that fit the model; ValueError for exits that cannot be trained on it."""
+    config = check_ours(model).config
+    exits = check_layers(recipe.exits or default_layers(config.layers))
+    if exits[-1] >= config.layers:
+        raise ValueError(f"exits must lie below the model's {config.layers} layers, got {exits}")
+    return replace(recipe, exits=exits, length=min(recipe.length, config.context))
 
 
-def train_adapters(model: Transformer, stream: np.ndarray, recipe: ExitRecipe) -> dict[int, ExitAdapter]:
-    """Adapters by layer, trained on the model's own distribution; ValueError for exits outside the model."""
-    depth = check_exits(model, recipe.layers).config.layers
+def train_exits(
+    source: Path, out: Path, work: Path, recipe: ExitRecipe, text: Path | None = None
+) -> dict[int, tuple[float, float]]:
+    """Train exits of the model at `source` and write `out`, a folder of that model with them; acceptance and agreement by layer.
+
+    Low-rank steps learn from the text, or the standard library. Layers learn from lessons that lie in `work` with their runs,
+    where a killed run goes on. Raises ValueError for a short text, a model without tokenizer or chat template, for exits
+    outside it, and for one that transformers computes; FileExistsError where `out` has files.
+    """
+    with fresh_folder(out, [source]) as part, TemporaryDirectory() as scratch:
+        models = load(source, None, "bfloat16", "cpu", "dense")
+        model, recipe = models.target, fitted(models.target, recipe)
+        exits, place = untrained(model, recipe), Path(scratch) if recipe.rank else work
+        lessons = of_text(models, text, recipe) if recipe.rank else taught(models, source, work, recipe)
+        found = {n: learned(pupil(model, own, n), lessons, place / f"exit-{n}", recipe) for n, own in exits.items()}
+        copy_checkpoint(source, part)
+        path = exits_file(part / source.name if source.suffix == GGUF else part)
+        save_exits(exits, path)
+        sign(part, path.name)
+    return found
+
+
+def untrained(model: Transformer, recipe: ExitRecipe) -> dict[int, Exit]:
+    """Exits by layer as their training begins."""
     torch.manual_seed(recipe.seed)
-    adapters = {layer: ExitAdapter(model, recipe.rank) for layer in recipe.layers}
-    weights = [weight for adapter in adapters.values() for weight in adapter.parameters()]
-    optimizer, texts = torch.optim.AdamW(weights, lr=recipe.rate, weight_decay=0.0), Texts(recipe.seed, stream)
-    for step in tqdm(range(recipe.steps), desc="exits", delay=2, leave=False):
-        optimizer.param_groups[0]["lr"] = recipe.rate * (1.0 - step / recipe.steps)
-        ids = texts.draw(step, recipe.sequences, recipe.length)[:, :-1]
-        _descend(model, adapters, rows_at(model, ids, (*recipe.layers, depth)))
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-    return {layer: adapter.eval().requires_grad_(False) for layer, adapter in adapters.items()}
+    return {n: ExitAdapter(model, recipe.rank) if recipe.rank else ExitLayer.like_the_last(model) for n in recipe.exits}
 
 
-def _descend(model: Transformer, adapters: dict[int, ExitAdapter], rows: dict[int, Tensor]) -> None:
-    """Gradients of KL and total variation from the model's last distribution, in chunks."""
-    final, weight = rows.pop(model.config.layers), model.head_weight.detach().float()
-    with torch.enable_grad():
-        for start in range(0, len(final), ROWS):
-            part = slice(start, start + ROWS)
-            p = F.linear(model.norm(final[part]).float(), weight).softmax(-1)
-            for layer, adapter in adapters.items():
-                logits = F.linear(adapter(rows[layer][part]).float(), weight)
-                (divergence(p.detach(), logits, 1.0) / len(final)).backward()
+def pupil(model: Transformer, own: Exit, layer: int) -> Pupil:
+    """An exit as lessons teach it, with the rows of its layer that they hold."""
+
+    def said(lesson: dict[str, Tensor]) -> Tensor:
+        return own(lesson[f"rows.{layer}"].float())
+
+    return Pupil(own, model.head_weight.detach(), said)
+
+
+def of_text(models: Models, text: Path | None, recipe: ExitRecipe) -> Lessons:
+    """Lessons on windows of a text, or of the standard library, a new one for every step; the last twentieth is held out."""
+    stream = corpus.encoded(models.tokenizer, corpus.sources([text] if text else (), corpus.FILES))
+    if len(stream) < 4 * recipe.length:
+        raise ValueError(f"the text has {len(stream)} tokens; give at least {4 * recipe.length}, four windows")
+    parts = np.split(stream, [-max(recipe.length, len(stream) // 20)])
+    rest, held = (
+        [partial(heard, models.target, ids, recipe.exits) for ids in windows(part, count, recipe.length).split(WINDOWS)]
+        for part, count in zip(parts, (WINDOWS * recipe.steps, HELD), strict=True)
+    )
+    return Lessons(rest, held)
 
 
 @torch.no_grad()
-def exit_agreement(model: Transformer, adapters: dict[int, ExitAdapter], ids: Tensor) -> dict[int, float]:
-    """Share of the positions of ids [batch, length] at which each exit's best token is the whole model's."""
-    rows = rows_at(model, ids, (*adapters, model.config.layers))
-    weight = model.head_weight.float()
-    final = F.linear(model.norm(rows[model.config.layers]).float(), weight).argmax(-1)
-    return {n: (F.linear(a(rows[n]).float(), weight).argmax(-1) == final).float().mean().item() for n, a in adapters.items()}
-
-
-def train_exits(folder: Path, out: Path, recipe: ExitRecipe, text: Path | None = None) -> dict[int, tuple[float, float]]:
-    """Train exits on a text, or the standard library, and write `out`, a copy of the folder with them.
-
-    The last twentieth of the tokens gives each layer's agreement before and after. Raises FileNotFoundError without a
-    folder or tokenizer, ValueError for exits outside the model or a short text, FileExistsError where `out` has files.
-    """
-    source = located(folder)
-    with fresh_folder(out, [source]) as part:
-        models = load(source, None, dtype="float32", weights="dense")
-        model = check_exits(models.target, recipe.layers)
-        stream = tokens_of(models.tokenizer, text, recipe)
-        train, held = np.split(stream, [-max(recipe.length + 2, len(stream) // 20)])
-        ids = torch.from_numpy(held[: recipe.length])[None]
-        adapters = train_adapters(model, train, recipe)
-        untrained = {layer: ExitAdapter(model, recipe.rank) for layer in recipe.layers}
-        copy_checkpoint(source, part)
-        save_exits(adapters, part / EXITS_FILE)
-        sign(part, EXITS_FILE)
-    before, after = (exit_agreement(model, each, ids) for each in (untrained, adapters))
-    return {layer: (before[layer], after[layer]) for layer in recipe.layers}
-
-
-def tokens_of(tokenizer: Any, text: Path | None, recipe: ExitRecipe) -> np.ndarray:
-    """Token ids of a text file, or of the standard library until there are enough for every step."""
-    if tokenizer is None:
-        raise FileNotFoundError("this checkpoint has no tokenizer.json; exits are trained on text, so put one beside the weights")
-    wanted, ids = 2 * recipe.steps * recipe.sequences * recipe.length, list[int]()
-    for piece in [corpus.read(text)] if text else corpus.library(recipe.seed):
-        ids += tokenizer.encode(piece, add_special_tokens=False).ids
-        if len(ids) >= wanted and text is None:
-            break
-    if len(ids) < 4 * recipe.length:
-        raise ValueError(f"the text has {len(ids)} tokens; give at least {4 * recipe.length}, four windows")
-    return np.asarray(ids, dtype=np.int64)
+def heard(model: Transformer, ids: Tensor, exits: tuple[int, ...]) -> dict[str, Tensor]:
+    """A lesson on ids [batch, n]: what the model says behind each, and rows [batch, n, hidden] behind these layers."""
+    rows = {n: each.unflatten(0, ids.shape) for n, each in rows_at(model, ids, (*exits, model.config.layers)).items()}
+    final = model.norm(rows[model.config.layers]).to(model.head_weight.dtype)
+    return lesson(F.linear(final, model.head_weight).float()) | {f"rows.{n}": rows[n] for n in exits}

@@ -11,11 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flashspec.models.folder import read_tensors
-from flashspec.train.conversations import LessonRecipe
+from flashspec.train.conversations import LessonRecipe, Lessons
 from flashspec.train.trainer import Run, Schedule, computing
 
-HELD = 40  # of so many files of lessons, one is held out
 SAVED = 100  # steps between two checkpoints
 BLIND = 8  # tokens at the start of a text that nothing is learned from
 SHARPEST = 1.0  # norm that gradients are cut to
@@ -31,9 +29,9 @@ class Pupil(NamedTuple):
     said: Callable[[dict[str, Tensor]], Tensor]
 
 
-def learned(pupil: Pupil, files: list[Path], folder: Path, recipe: LessonRecipe) -> tuple[float, float]:
+def learned(pupil: Pupil, lessons: Lessons, folder: Path, recipe: LessonRecipe) -> tuple[float, float]:
     """Train, or go on training, a pupil in a folder; its acceptance at T = 1 and agreement on held-out lessons."""
-    held, rest = files[HELD - 1 :: HELD] or files[:1], [path for i, path in enumerate(files) if i % HELD != HELD - 1]
+    rest = lessons.rest
 
     def rows(lesson: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         with computing("bfloat16"):
@@ -42,7 +40,7 @@ def learned(pupil: Pupil, files: list[Path], folder: Path, recipe: LessonRecipe)
 
     def learn(step: int) -> float:
         epoch, number = divmod(step, len(rest))
-        found, wanted = rows(read_lesson(rest[np.random.default_rng((recipe.seed, epoch)).permutation(len(rest))[number]]))
+        found, wanted = rows(rest[np.random.default_rng((recipe.seed, epoch)).permutation(len(rest))[number]]())
         leaf = found.detach().to(pupil.weight.dtype).requires_grad_()
         loss = sampled_divergence(pupil.weight, leaf, wanted, torch.Generator().manual_seed(recipe.seed * 1_000_003 + step))
         found.backward(leaf.grad.to(found.dtype) if leaf.grad is not None else None)
@@ -51,7 +49,7 @@ def learned(pupil: Pupil, files: list[Path], folder: Path, recipe: LessonRecipe)
 
     @torch.no_grad()
     def evaluate() -> dict[str, float]:
-        pairs = (rows(read_lesson(path)) for path in held)
+        pairs = (rows(read()) for read in lessons.held)
         scores = [agreement(pupil.weight, found.to(pupil.weight.dtype), wanted) for found, wanted in pairs]
         return {"accept": float(np.mean([a for a, _ in scores])), "agree": float(np.mean([s for _, s in scores]))}
 
@@ -61,11 +59,6 @@ def learned(pupil: Pupil, files: list[Path], folder: Path, recipe: LessonRecipe)
     run.train(learn, evaluate)
     scores = evaluate()
     return scores["accept"], scores["agree"]
-
-
-def read_lesson(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file of `lessons`; ValueError for a damaged one."""
-    return read_tensors(path, "remove it, and what comes of it is computed anew")[0]
 
 
 def sampled_divergence(weight: Tensor, rows: Tensor, lesson: dict[str, Tensor], dice: torch.Generator) -> float:

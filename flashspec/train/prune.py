@@ -7,8 +7,6 @@ channels by their activation's norm times their down-projection's (after Wanda, 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -16,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from flashspec.models.config import ModelConfig
-from flashspec.models.transformer import Layer, Transformer
+from flashspec.models.transformer import Transformer
 
 
 class Importance(NamedTuple):
-    """What matters on a text: angles of the layers [L] in half turns, norms of heads [L, H] and channels [L, F]."""
+    """What matters on a text: angles of the layers [L] in half turns, mean norms of what heads add [L, H], channels [L, F]."""
 
     layers: Tensor
     heads: Tensor
@@ -44,33 +42,23 @@ def importance(model: Transformer, ids: Tensor) -> Importance:
     """
     if any(not isinstance(m, nn.Linear) for layer in model.blocks for m in (layer.attention.out, layer.mlp.down)):
         raise ValueError("this model's matrices are packed in 4 bits; load it with weights='dense' to prune it")
-    found = []
+    found, seen = [], dict[nn.Module, Tensor]()
+
+    def see(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        seen[module] = inputs[0].flatten(0, -2)
+
     x = model.place(model.embed(ids), 0)
     for layer in model.blocks:
-        with _inputs(layer.attention.out) as mixed, _inputs(layer.mlp.down) as active:
+        out, down = layer.attention.out, layer.mlp.down
+        with out.register_forward_pre_hook(see), down.register_forward_pre_hook(see):
             y = layer(x, model.rope)
-        channels = active[0].square().mean(0).sqrt() * layer.mlp.down.weight.norm(dim=0)
+        channels = seen[down].square().mean(0).sqrt() * down.weight.norm(dim=0)
         cosine = torch.cosine_similarity(x.float(), y.float(), dim=-1).clamp(-1.0, 1.0)
-        found.append((cosine.arccos().mean() / math.pi, _head_norms(layer, mixed[0], model.config.heads), channels))
+        heads = (part.chunk(model.config.heads, dim=1) for part in (seen[out], out.weight))
+        norms = [(rows @ weight.T).norm(dim=-1).mean() for rows, weight in zip(*heads, strict=True)]
+        found.append((cosine.arccos().mean() / math.pi, torch.stack(norms), channels))
         x = y
     return Importance(*(torch.stack(column) for column in zip(*found, strict=True)))
-
-
-@contextmanager
-def _inputs(module: nn.Module) -> Iterator[list[Tensor]]:
-    """What the module is called with, rows by rows, while the block runs."""
-    seen: list[Tensor] = []
-    hook = module.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].flatten(0, -2)))
-    try:
-        yield seen
-    finally:
-        hook.remove()
-
-
-def _head_norms(layer: Layer, mixed: Tensor, heads: int) -> Tensor:
-    """Mean norm of what each head adds to the residual stream [H]."""
-    parts = zip(mixed.chunk(heads, dim=-1), layer.attention.out.weight.chunk(heads, dim=1), strict=True)
-    return torch.stack([(rows @ weight.T).norm(dim=-1).mean() for rows, weight in parts])
 
 
 def choose(found: Importance, target: ModelConfig, wanted: ModelConfig) -> Choice:
@@ -95,15 +83,12 @@ def prune(model: Transformer, choice: Choice) -> Transformer:
     """A new float32 model with only what was chosen; the old one is left as it was."""
     heads, kv_heads, ffn = (len(kept[0]) for kept in (choice.heads, choice.groups, choice.channels))
     draft = Transformer(replace(model.config, layers=len(choice.layers), heads=heads, kv_heads=kv_heads, ffn=ffn))
-    old = {name: value.float() for name, value in model.state_dict().items()}
-    kept = {name: value for name, value in old.items() if not name.startswith("layers.")}
+    kept = {name: value for name, value in model.state_dict().items() if not name.startswith("layers.")}
     for number, layer in enumerate(choice.layers):
         cuts = _cuts(model.config, choice, number)
-        for name, value in old.items():
-            if name.startswith(prefix := f"layers.{layer}."):
-                inner = name.removeprefix(prefix)
-                kept[f"layers.{number}.{inner}"] = _cut(inner, value, cuts)
-    draft.load_state_dict({name: value.clone() for name, value in kept.items()})
+        for name, value in model.blocks[layer].state_dict().items():
+            kept[f"layers.{number}.{name}"] = _cut(name, value, cuts)
+    draft.load_state_dict(kept)
     return draft
 
 

@@ -5,12 +5,12 @@ Every step is resumable and skipped where its result exists; weights that ship a
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from datetime import date
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,10 @@ from flashspec.models.family import Design
 from flashspec.models.transformer import Transformer
 from flashspec.models.writing import fresh_folder, write_digests, write_text
 from flashspec.train import corpus
-from flashspec.train.distill import distill, narrow, slice_of
+from flashspec.train.design import Material, distill
 from flashspec.train.quantize import quantize_awq
-from flashspec.train.target import WINDOW, Recipe, train_target
+from flashspec.train.target import WINDOW, Recipe, initialise, train_target
+from flashspec.train.texts import Texts, write
 from flashspec.train.texts import windows as windows_of
 from flashspec.train.trainer import Schedule
 
@@ -51,6 +52,7 @@ TARGET_PHASES = (
     ),
 )  # fmt: skip
 WIDTH = 256  # of the narrow draft
+OWN_LENGTH = 256  # tokens of a text that the target writes for the drafts
 NARROW = Design(
     layers=2, heads=4, ffn=1024, length=WINDOW, steps=2800, decay=2200, warmup=100, muon_lr=0.02, adam_lr=2e-3,
     save_every=100, written=0, prompt=48, dtype="bfloat16",
@@ -85,6 +87,29 @@ def build_target(work: Path) -> Path:
     return folder
 
 
+def slice_of(target: Transformer, layers: int) -> Transformer:
+    """A new float32 model with the target's embedding, final norm and first `layers` layers."""
+    draft = Transformer(replace(target.config, layers=layers))
+    mine = target.state_dict()
+    draft.load_state_dict({name: mine[name] for name in draft.state_dict()})
+    return draft
+
+
+def narrow(target: Transformer, design: Design, hidden: int) -> Transformer:
+    """A new float32 model of `hidden` columns: the embedding's principal directions, layers seeded."""
+    c = target.config
+    heads, ffn = design.heads or c.heads, design.ffn or c.ffn
+    shape = replace(c, layers=design.layers, hidden=hidden, ffn=ffn, heads=heads, tied=True)
+    draft = Transformer(replace(shape, kv_heads=min(heads, c.kv_heads)))
+    initialise(draft, design.seed)
+    weight = target.head_weight.detach().float()
+    _, axes = torch.linalg.eigh(weight.T @ weight)
+    with torch.no_grad():
+        draft.embed.weight.copy_(weight @ axes[:, -hidden:])
+        draft.norm.weight.fill_(float(target.norm.weight.square().mean().sqrt()))
+    return draft
+
+
 def build_draft(work: Path, name: str) -> Path:
     """Distil one draft on the quantised target and write it as a bfloat16 folder."""
     folder = work / "models" / name
@@ -93,10 +118,20 @@ def build_draft(work: Path, name: str) -> Path:
         first, *_ = DRAFTS[name]
         draft = narrow(target, first, WIDTH) if name == "narrow" else slice_of(target, first.layers)
         for number, design in enumerate(DRAFTS[name]):
-            distill(draft, target, work, work / f"{name}-{number}", design)
+            distill(draft, target, material_of(target, work, design), work / f"{name}-{number}", design)
         with _finished(folder, work) as part:
             draft.save(part, dtype="bfloat16")
     return folder
+
+
+def material_of(target: Transformer, work: Path, design: Design) -> Material:
+    """The corpus in work/data, and at every other step texts that the target wrote, where the design asks for them."""
+    stream, held = (np.load(work / "data" / name) for name in ("train.npy", "held_out.npy"))
+    own = None
+    if design.written:
+        writer = copy.deepcopy(target).bfloat16() if design.dtype == "bfloat16" else target
+        own = write(writer, stream, work / "own", replace(design, length=OWN_LENGTH))
+    return Material(Texts(design.seed, stream, own), held, work / f"teacher-{design.written}")
 
 
 def add_flash_head(folder: Path, stream: np.ndarray, windows: int = 16) -> None:
@@ -129,8 +164,7 @@ def make(work: Path, card: dict[str, Any]) -> Path:
     """From the corpus in work/data, which `card` describes, to finished folders in work/models; resumable."""
     dense, target = build_target(work), work / "models" / "target"
     if not (target / "config.json").exists():
-        chosen = list(islice(corpus.library(0), CALIBRATION_FILES))
-        quantize_awq(dense, target, chosen, blocks=CALIBRATION_BLOCKS)
+        quantize_awq(dense, target, corpus.sources(count=CALIBRATION_FILES), blocks=CALIBRATION_BLOCKS)
     for name in DRAFTS:
         build_draft(work, name)
         add_flash_head(work / "models" / name, np.load(work / "data" / "train.npy"))

@@ -6,6 +6,7 @@ Depth grows while it trains: the upper layers start as the identity and join in 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -61,50 +62,42 @@ def initialise(model: Transformer, seed: int) -> None:
                 weight.zero_()
 
 
-class TargetLoss:
-    """Gradients of one step: full depth, plus one exit in turn on a share of the rows."""
+def learn_reference(model: Transformer, recipe: Recipe, texts: Texts, step: int) -> float:
+    """Gradients of one step: full depth, plus one exit in turn on a share of the rows; the loss."""
+    ids = texts.draw(step, recipe.sequences, recipe.length).to(model.device)
+    labels = ids[:, 1:].reshape(-1)
+    early, final = rows_with_dropout(model, recipe, ids[:, :-1], step)
+    some = torch.from_numpy(np.random.default_rng((recipe.seed, step, 1)).permutation(len(labels))[: recipe.exit_rows])
+    loss = cross_entropy(model, final, labels)
+    loss = loss + recipe.exit_weight * cross_entropy(model, early[some], labels[some])
+    if recipe.imitation_weight:
+        loss = loss + recipe.imitation_weight * disagreement(model, early[some], final[some])
+    loss.backward()
+    return loss.item()
 
-    def __init__(self, model: Transformer, recipe: Recipe, texts: Texts) -> None:
-        self.model, self.recipe, self.texts = model, recipe, texts
 
-    def __call__(self, step: int) -> float:
-        recipe = self.recipe
-        ids = self.texts.draw(step, recipe.sequences, recipe.length).to(self.model.device)
-        labels = ids[:, 1:].reshape(-1)
-        early, final = self._rows(ids[:, :-1], step, recipe.exits[step % len(recipe.exits)])
-        some = torch.from_numpy(np.random.default_rng((recipe.seed, step, 1)).permutation(len(labels))[: recipe.exit_rows])
-        loss = cross_entropy(self.model, final, labels)
-        loss = loss + recipe.exit_weight * cross_entropy(self.model, early[some], labels[some])
-        if recipe.imitation_weight:
-            loss = loss + recipe.imitation_weight * disagreement(self.model, early[some], final[some])
-        loss.backward()
-        return loss.item()
+def rows_with_dropout(model: Transformer, recipe: Recipe, ids: Tensor, step: int) -> tuple[Tensor, Tensor]:
+    """Rows [n, hidden] at the step's exit and at full depth, without the layers that the dice drop.
 
-    def _rows(self, ids: Tensor, step: int, exit_layer: int) -> tuple[Tensor, Tensor]:
-        """Rows [n, hidden] at the exit and at full depth, without the layers that the dice drop.
-
-        A layer's chance to be dropped grows with depth from 0 to `layer_dropout` (LayerSkip, section 3.1).
-        """
-        depth = self.recipe.depth(step)
-        dice = np.random.default_rng((self.recipe.seed, step, 2)).random(depth)
-        kept = dice >= self.recipe.layer_dropout * (2.0 ** (np.arange(depth) / max(1, depth - 1)) - 1)
-        x = early = self.model.embed(ids)
-        for number, layer in enumerate(self.model.blocks[:depth]):
-            if kept[number]:
-                x = layer(x, self.model.rope)
-            if number + 1 == exit_layer:
-                early = x
-        return early.flatten(0, 1), x.flatten(0, 1)
+    A layer's chance to be dropped grows with depth from 0 to `layer_dropout` (LayerSkip, section 3.1).
+    """
+    depth, exit_layer = recipe.depth(step), recipe.exits[step % len(recipe.exits)]
+    dice = np.random.default_rng((recipe.seed, step, 2)).random(depth)
+    kept = dice >= recipe.layer_dropout * (2.0 ** (np.arange(depth) / max(1, depth - 1)) - 1)
+    x = early = model.embed(ids)
+    for number, layer in enumerate(model.blocks[:depth], start=1):
+        x = layer(x, model.rope) if kept[number - 1] else x
+        early = x if number == exit_layer else early
+    return early.flatten(0, 1), x.flatten(0, 1)
 
 
 def exit_scores(model: Transformer, held_out: np.ndarray, depths: tuple[int, ...], windows: int = 8) -> dict[str, float]:
     """Held-out loss at each depth and the acceptance of each exit by the deepest, as `overlap` finds them."""
 
-    def log_chances(ids: Tensor) -> dict[str, Tensor]:
-        rows = rows_at(model, ids, depths)
-        return {f"_{depth}": F.linear(model.norm(r), model.head_weight).log_softmax(-1) for depth, r in rows.items()}
+    def scored(ids: Tensor) -> dict[str, Tensor]:
+        return {f"_{depth}": F.linear(model.norm(r), model.head_weight) for depth, r in rows_at(model, ids, depths).items()}
 
-    return overlap(held_out, windows, WINDOW, log_chances)
+    return overlap(held_out, windows, WINDOW, scored)
 
 
 def train_target(data: Path, folder: Path, recipe: Recipe, branch: Path | None = None) -> Transformer:
@@ -114,6 +107,7 @@ def train_target(data: Path, folder: Path, recipe: Recipe, branch: Path | None =
     run = Run(model, recipe.schedule, folder)
     run.resume(branch)
     held = np.load(data / "held_out.npy")
-    loss = TargetLoss(model, recipe, Texts(recipe.seed, np.load(data / "train.npy")))
-    run.train(loss, lambda: exit_scores(model, held, (*recipe.exits, model.config.layers)))
+    texts = Texts(recipe.seed, np.load(data / "train.npy"))
+    depths = (*recipe.exits, model.config.layers)
+    run.train(partial(learn_reference, model, recipe, texts), lambda: exit_scores(model, held, depths))
     return model

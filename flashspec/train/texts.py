@@ -18,7 +18,7 @@ from flashspec.models.writing import replaced
 
 TOGETHER = 96
 TEMPERATURES = (0.0, 1.0, 1.0, 0.7)  # of the texts, in turn
-LogChances = Callable[[Tensor], Mapping[str, Tensor]]  # log probabilities [n, vocab] by name, for ids [1, n]
+Scored = Callable[[Tensor], Mapping[str, Tensor]]  # logits [n, vocab] by name, for ids [1, n]
 
 
 def cut(stream: np.ndarray, starts: np.ndarray, length: int) -> Tensor:
@@ -54,14 +54,14 @@ class Texts(NamedTuple):
 
 
 @torch.no_grad()
-def overlap(held: np.ndarray, count: int, length: int, log_chances: LogChances) -> dict[str, float]:
+def overlap(held: np.ndarray, count: int, length: int, scored: Scored) -> dict[str, float]:
     """Held-out loss of named distributions, and the acceptance of each by the last one at T = 1.
 
     Means over `count` windows; acceptance is the mean of sum_v min(p, q) (Leviathan et al. 2023, section 3.2).
     """
     sums: dict[str, float] = {}
     for ids in windows(held[:-1], count, length + 1):
-        found = log_chances(ids[None, :-1])
+        found = {name: logits.log_softmax(-1) for name, logits in scored(ids[None, :-1]).items()}
         *_, last = found.values()
         for name, logs in found.items():
             accepted = torch.minimum(logs, last).exp().sum(-1).mean()
@@ -112,7 +112,6 @@ def continued(model: Transformer, prompts: Tensor, length: int, dice: torch.Gene
 
 def write(target: Transformer, stream: np.ndarray, folder: Path, design: Design) -> np.ndarray:
     """A design's texts [written, length + 1] by the target, behind windows of the stream; kept on disk."""
-    folder.mkdir(parents=True, exist_ok=True)
     pieces = []
     for first in tqdm(range(0, design.written, TOGETHER), desc="texts by the target", delay=1):
         path = folder / f"{first}.npy"
@@ -128,5 +127,6 @@ def write(target: Transformer, stream: np.ndarray, folder: Path, design: Design)
 
 def save(path: Path, array: np.ndarray) -> None:
     """Write an array; a kill leaves nothing half-written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     with replaced(path) as part, part.open("wb") as file:
         np.save(file, array)

@@ -1,29 +1,28 @@
-"""What every recipe shares: a seeded loop that resumes after kill -9, Muon, and the losses.
+"""What every recipe shares: a seeded loop that resumes after kill -9, its optimisers, and the losses.
 
 Losses over the vocabulary are computed in chunks whose distributions stay in cache.
 """
 
 from __future__ import annotations
 
-import functools
 import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from flashspec.models.folder import first_line
+from flashspec.models.folder import first_line, read_json
 from flashspec.models.transformer import Layer, Transformer
-from flashspec.models.writing import replaced, write_text
+from flashspec.models.writing import refuse_taken, replaced, write_json, write_text
 
 CHUNK = 512  # rows whose distributions are alive together
-COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
 @dataclass(frozen=True)
@@ -54,67 +53,17 @@ class Schedule:
         return min(rising, falling)
 
 
-def orthogonalise(matrix: Tensor, steps: int = 4) -> Tensor:
-    """The nearest semi-orthogonal matrix, roughly, by X <- (a + b A + c A^2) X with A = X X^T.
-
-    The iteration is run on A alone and its product applied to the matrix once: a third less arithmetic.
-    """
-    a, b, c = COEFFICIENTS
-    wide = matrix.shape[0] <= matrix.shape[1]
-    short = matrix if wide else matrix.T
-    short = short / (short.norm() + 1e-7)
-    gram = short @ short.T
-    product = None
-    for step in range(steps):
-        poly = torch.addmm(gram, gram, gram, beta=b, alpha=c)
-        poly.diagonal().add_(a)
-        product = poly if product is None else poly @ product
-        if step + 1 < steps:
-            gram = poly @ gram @ poly
-    result = product @ short
-    return result if wide else result.T
-
-
-class Muon(torch.optim.Optimizer):
-    """Nesterov momentum and orthogonalised updates, scaled by sqrt(max(1, rows / columns)) (Jordan et al. 2024).
-
-    A parameter's `row_groups` are the row counts of matrices fused in it; each is orthogonalised alone.
-    """
-
-    def __init__(self, parameters: Iterable[Tensor], lr: float = 0.02, momentum: float = 0.95) -> None:
-        super().__init__(parameters, {"lr": lr, "momentum": momentum})
-
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._update(parameter, parameter.grad, group["lr"], group["momentum"])
-
-    def _update(self, parameter: Tensor, grad: Tensor, lr: float, momentum: float) -> None:
-        state = self.state[parameter]
-        if "momentum" not in state:
-            state["momentum"] = torch.zeros_like(parameter)
-        ahead = grad.lerp(state["momentum"].lerp_(grad, 1 - momentum), momentum)
-        rows = getattr(parameter, "row_groups", (parameter.shape[0],))
-        for weight, update in zip(parameter.split(rows), ahead.split(rows), strict=True):
-            scale = max(1.0, weight.shape[0] / weight.shape[1]) ** 0.5
-            weight.add_(orthogonalise(update), alpha=-lr * scale)
-
-
 def optimizers(model: nn.Module, schedule: Schedule) -> list[torch.optim.Optimizer]:
-    """Muon on the matrices inside layers, AdamW on embeddings, head and norms, or on all at a Muon rate of 0."""
+    """Muon (Jordan et al. 2024) on the matrices inside layers, AdamW on the rest, or on all at a Muon rate of 0."""
     if not schedule.muon_lr:
         return [adam(list(model.parameters()), schedule)]
+    if not hasattr(torch.optim, "Muon"):
+        raise ModuleNotFoundError(f"training needs torch 2.9 or newer, this is {torch.__version__}: pip install 'torch>=2.9'")
     layers = [module for module in model.modules() if isinstance(module, Layer)]
-    for layer in layers:
-        config = layer.attention.config
-        vars(layer.attention.qkv.weight)["row_groups"] = config.qkv_rows
-        if config.gated:
-            vars(layer.mlp.up.weight)["row_groups"] = (config.ffn, config.ffn)
     matrices = [p for layer in layers for p in layer.parameters() if p.ndim == 2]
     rest = [p for p in model.parameters() if all(p is not matrix for matrix in matrices)]
-    return [Muon(matrices, lr=schedule.muon_lr), adam(rest, schedule)]
+    muon = torch.optim.Muon(matrices, schedule.muon_lr, weight_decay=0.0, ns_steps=4)
+    return [muon, adam(rest, schedule)]
 
 
 def adam(weights: list[nn.Parameter], schedule: Schedule) -> torch.optim.Optimizer:
@@ -146,6 +95,8 @@ class Run:
             state = torch.load(source, weights_only=True, map_location=next(self.model.parameters()).device)
             self.model.load_state_dict(state["model"])
             for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+                if lacks := optimizer.state_dict()["param_groups"][0].keys() - saved["param_groups"][0].keys():
+                    raise ValueError(f"its optimiser is an older one, without {min(lacks)}")
                 optimizer.load_state_dict(saved)
             self.step = int(state["step"])
         except (EOFError, KeyError, RuntimeError, TypeError, UnpicklingError, ValueError) as error:
@@ -181,6 +132,16 @@ class Run:
         self.save()
 
 
+def claim(card: Path, facts: dict[str, Any]) -> None:
+    """Note in a folder, on this card, what is made there; ValueError where the card names something else."""
+    facts = json.loads(json.dumps(facts))
+    if card.is_file() and read_json(card, "") != facts:
+        raise ValueError(f"{card.parent} holds the work on another model, design or recipe; give another --work, or remove it")
+    refuse_taken(card.parent, card.name)
+    card.parent.mkdir(parents=True, exist_ok=True)
+    write_json(facts, card)
+
+
 def computing(dtype: str) -> torch.autocast:
     """The context in which matrix products are computed in `dtype`, float32 or bfloat16."""
     return torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16")
@@ -202,23 +163,12 @@ def divergence(p: Tensor, logits: Tensor, variation: float) -> Tensor:
     return cross + variation * (p - log_q.exp()).abs().sum() / 2
 
 
+@torch.no_grad()
+def chances(model: Transformer, rows: Tensor) -> Tensor:
+    """The model's distributions [n, V] for rows [n, hidden] before the final norm."""
+    return F.linear(model.norm(rows), model.head_weight).softmax(-1)
+
+
 def disagreement(model: Transformer, early: Tensor, final: Tensor) -> Tensor:
     """Mean divergence of an exit's rows [n, hidden] from the model's final rows, taken as given."""
-    with torch.no_grad():
-        p = F.linear(model.norm(final), model.head_weight).softmax(-1)
-    return divergence(p, F.linear(model.norm(early), model.head_weight), 1.0) / len(early)
-
-
-def slope(wanted: Tensor, logits: Tensor, variation: float) -> tuple[Tensor, Tensor]:
-    """`divergence` of softmax(wanted) and logits [n, V], and its gradient by the logits, in two passes."""
-    p, log_q = wanted.softmax(-1, dtype=torch.float32), logits.log_softmax(-1, dtype=torch.float32)
-    q = log_q.exp()
-    ahead, side = q - p, torch.sign(q - p)
-    value = variation * ahead.abs().sum() / 2 - (p * log_q).sum()
-    return value, (ahead + variation / 2 * q * (side - (side * q).sum(-1, keepdim=True))).to(logits.dtype)
-
-
-@functools.cache
-def fused() -> Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]]:
-    """`slope`, compiled."""
-    return torch.compile(slope)
+    return divergence(chances(model, final), F.linear(model.norm(early), model.head_weight), 1.0) / len(early)
