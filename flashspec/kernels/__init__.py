@@ -12,10 +12,10 @@ from torch.nn import functional as F
 from flashspec.kernels.build import call, identity, library
 from flashspec.kernels.integers import PANEL, Packed, pack, packed_linear
 from flashspec.kernels.scoring import NOTHING, WEIGHTS, WIDTH, Blocks, Norm, Scoring, best_numbers, matrix, scoring
-from flashspec.kernels.writing import Law, Span, Stretch, Writer, best_columns, draw, gumbel, judge
+from flashspec.kernels.writing import WRITER, Law, Stretch, Writer, best_columns, draw, gumbel, judge
 
 __all__ = [
-    "NOTHING", "WEIGHTS", "WIDTH", "Blocks", "Law", "Norm", "Packed", "Scoring", "Span", "Stretch", "Writer", "available",
+    "NOTHING", "WEIGHTS", "WIDTH", "WRITER", "Blocks", "Law", "Norm", "Packed", "Scoring", "Stretch", "Writer", "available",
     "best_columns", "best_numbers", "draw", "gather_linear", "gumbel", "identity", "judge", "linear", "matrix",
     "normalised", "pack", "packed_linear", "scoring", "serves",
 ]  # fmt: skip
