@@ -88,7 +88,7 @@ class Packed(NamedTuple):
         return self.qweight.shape[0] // self.scales.shape[0]
 
     def numbers(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Codes [in, out] uint8, zeros and scales [in / group, out] float32: w[o, i] = (codes[i, o] - zeros[g, o]) * scales[g, o]."""
+        """Codes [in, out] uint8, zeros and scales [in / group, out] float32: w[o, i] = (codes[i, o] - zeros[g, o]) scales[g, o]."""
         return unpack(self.qweight), unpack(self.qzeros).float(), self.scales.float()
 
 
@@ -100,7 +100,7 @@ def dequantise(weight: Packed, into: Tensor) -> Tensor:
 
 
 def layer(weight: Packed, bias: Tensor | None, shelf: Shelf) -> PackedLinear | Int4Linear:
-    """A linear layer on a 4-bit weight: our integer kernels on the CPU (minima in half precision), torch's int4 matmul on CUDA."""
+    """A linear layer on a 4-bit weight: our integer kernels on the CPU, minima in half precision; torch's int4 matmul on CUDA."""
     if weight.qweight.device.type != "cpu":
         return Int4Linear(weight, bias)
     codes, zeros, scales = weight.numbers()

@@ -263,24 +263,6 @@ class Index(Struct):
     weight_map: Annotated[dict[str, str], Meta(min_length=1)]
 
 
-class Words(Struct):
-    """The vocabulary of a tokenizer.json: ids by token, or tokens with their scores in the order of their ids."""
-
-    vocab: dict[str, Id] | list[tuple[str, Number]] | None = None
-
-
-class Added(Struct):
-    id: Id
-    content: str
-
-
-class Tokenizer(Struct):
-    """tokenizer.json, as far as it names the token of an id."""
-
-    model: Words
-    added_tokens: list[Added] | None = None
-
-
 class PublicHead(Struct):
     """The options of a FlashHead in the public layout."""
 
