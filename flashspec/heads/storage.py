@@ -88,7 +88,7 @@ class StoredHead(WeightHead, ABC):
         tensors, header = read_tensors(path, AGAIN)
         if cls.key not in header:
             raise ValueError(f"{path.name} is a safetensors file, but not of a {kind}; choose one that {kind}.save wrote")
-        file = HeadFile(path, tensors, shaped(parsed(header[cls.key], path, AGAIN), dict[str, Any], path, AGAIN))
+        file = HeadFile(path, tensors, parsed(header[cls.key], dict[str, Any], path, AGAIN))
         known = shaped(file.facts, Identity, path, AGAIN)
         for name, here in (("vocab_size", weight.shape[0]), ("hidden", weight.shape[1])):
             if (there := getattr(known, name)) != here:

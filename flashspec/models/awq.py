@@ -88,7 +88,7 @@ class Packed(NamedTuple):
         return self.qweight.shape[0] // self.scales.shape[0]
 
     def numbers(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Codes [in, out] uint8, zeros and scales [in / group, out] float32: w[o, i] = (codes[i, o] - zeros[g, o]) scales[g, o]."""
+        """Codes [in, out] uint8, zeros and scales [in / group, out] float32; a weight is (code - zero) * scale."""
         return unpack(self.qweight), unpack(self.qzeros).float(), self.scales.float()
 
 

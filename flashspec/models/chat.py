@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from flashspec.models.files import Generation, Speech, shaped
-from flashspec.models.folder import GGUF, first_line, read_as, read_json
+from flashspec.models.folder import GGUF, first_line, read_as
 from flashspec.models.gguf import opened
 from flashspec.models.gguf_tokenizer import special_tokens
 
@@ -35,7 +35,7 @@ def generation_defaults(model: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         raw["do_sample"] = raw["temperature"] is not None
     else:
         path = model / "generation_config.json"
-        raw = read_json(path, "this checkpoint has no defaults of its own: give --temperature and so on")
+        raw = read_as(path, dict, "this checkpoint has no defaults of its own: give --temperature and so on")
     found = shaped(raw, Generation, path)
     ignored = {name: value for name in CHANGES_TEXT if (value := getattr(found, name)) not in NEUTRAL}
     if not found.do_sample:

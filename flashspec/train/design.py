@@ -15,7 +15,7 @@ from flashspec.decoding.models import Models
 from flashspec.models.config import ModelConfig
 from flashspec.models.export import write_speech
 from flashspec.models.family import Design
-from flashspec.models.folder import read_json
+from flashspec.models.folder import read_as
 from flashspec.models.transformer import Transformer
 from flashspec.models.writing import carry, fresh_folder, refuse_input, refuse_taken, write_digests, write_json
 from flashspec.provenance import model_digests
@@ -78,7 +78,7 @@ def facts_of(target: ModelConfig, design: Design) -> dict[str, Any]:
 def _claim(folder: Path, facts: dict[str, Any]) -> None:
     """Make the folder this design's; refuse one that holds another."""
     path = folder / "design.json"
-    if path.exists() and read_json(path, "") != facts:
+    if path.exists() and read_as(path, dict) != facts:
         raise ValueError(f"{folder.name} holds another design; give --work another folder, or remove that one")
     refuse_taken(folder, "design.json")
     folder.mkdir(parents=True, exist_ok=True)
@@ -91,7 +91,7 @@ def _choice(target: Transformer, stream: np.ndarray, folder: Path, design: Desig
     if not path.exists():
         found = importance(target, windows(stream, CALIBRATION, design.length))
         write_json(choose(found, target.config, design.of(target.config))._asdict(), path)
-    return Choice(**read_json(path, ""))
+    return Choice(**read_as(path, dict))
 
 
 def learn_text(draft: Transformer, texts: Texts, design: Design, step: int) -> float:
@@ -110,7 +110,7 @@ def make_draft(models: Models, stream: np.ndarray, place: Place, design: Design,
     """
     source, wanted = models.folders["target"], {"design.json": facts_of(models.target.config, design)}
     wanted |= {"speculative.json": about} if about else {}
-    if {name: read_json(place.out / name, "") for name in wanted if (place.out / name).is_file()} == wanted:
+    if {name: read_as(place.out / name, dict) for name in wanted if (place.out / name).is_file()} == wanted:
         return place.out
     refuse_input(place.work, [source])
     with fresh_folder(place.out, [source, place.work]) as part:
@@ -128,7 +128,7 @@ def package(draft: Transformer, models: Models, work: Path, out: Path) -> None:
     draft.save(out)
     write_speech(source, models.tokenizer, out)
     carry(work, out, ("curve.jsonl", "choice.json", "design.json"))
-    config, about = draft.config, read_json(out / "design.json", "") | {"target_files": model_digests(source)}
+    config, about = draft.config, read_as(out / "design.json", dict) | {"target_files": model_digests(source)}
     facts = f"{config.layers} layers, {config.body_parameters:,} parameters in layers, width {config.hidden}"
     lines = ["# A draft made by flashspec", "", f"Pruned from {source.name} and trained as this says: {facts}.", ""]
     card = [*lines, "```json", json.dumps(about, indent=2), "```", ""]
