@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from flashspec import kernels
-from flashspec.kernels.build import compiled, structure
+from flashspec.kernels.build import call, structure
 from flashspec.kernels.integers import PANEL
 from flashspec.kernels.pages import Shelf
 from flashspec.models.config import OFFSET, ModelConfig, layer_parts
@@ -142,13 +142,11 @@ class KernelEngine:
 
     def _carry(self, x: Tensor, start: int) -> None:
         """Rows of a chunk in place; scratch is as large as the largest chunk needed."""
-        shape = ctypes.byref(self._shape)
-        numbers = [ctypes.c_int64(n) for n in (len(x), start, torch.get_num_threads())]
-        needed = compiled().fs_scratch(shape, numbers[0], numbers[2])
+        shape, threads = ctypes.byref(self._shape), torch.get_num_threads()
+        needed = call("fs_scratch", shape, len(x), threads)
         if needed > len(self._scratch):
             self._scratch = torch.empty(needed)
-        address, scratch = ctypes.c_void_p(x.data_ptr()), ctypes.c_void_p(self._scratch.data_ptr())
-        compiled().fs_span(shape, self._layers, ctypes.c_int64(self.count), address, *numbers, scratch)
+        call("fs_span", shape, self._layers, self.count, x, len(x), start, threads, self._scratch)
 
 
 Engine = TorchEngine | KernelEngine
