@@ -98,11 +98,13 @@ def test_what_was_packed_is_unpacked_and_cut_where_it_lies(bits):
 
 
 @bits
-def test_rows_are_taken_in_the_same_codes_and_none_beside_a_panel(bits):
+def test_rows_are_taken_in_the_same_codes_and_none_beside_a_panel(bits, monkeypatch):
     weight, ids = kernels.pack(noise(50, 40, seed=1), bits), torch.randint(50, (64,), generator=torch.Generator().manual_seed(2))
     taken = weight.taken(ids)
     assert (taken.shape, taken.kind) == ((64, 40), weight.kind) and torch.equal(taken.dequantised(), weight.rows_of(ids))
     assert not torch.equal(taken.dequantised(), weight.rows_of(ids.flip(0)))
+    monkeypatch.setattr(integers, "SOME", 1)
+    assert torch.equal(weight.taken(ids).cells, taken.cells)
     refused("a multiple of 16 ids, got 50", weight.taken, torch.arange(50))
 
 

@@ -18,6 +18,7 @@ PANEL, CELL, HALF = 16, 32, 16  # rows of a panel; columns of a cell and of its 
 BITS = {"u4": 4, "s6": 6, "s8": 8}
 KINDS = {"u4": 2, "s6": 3, "s8": 4}  # what the compiled kernels call them
 CENTRE = {"s6": 32, "s8": 128}
+SOME = 1 << 24  # bytes that are taken at once
 
 
 @dataclass(frozen=True)
@@ -74,11 +75,14 @@ class Packed:
         """The rows of ids [m] in the same codes; ValueError where m is no multiple of sixteen."""
         if len(ids) % PANEL:
             raise ValueError(f"rows are taken by panels of {PANEL}, a multiple of {PANEL} ids, got {len(ids)}")
-        out = room(len(ids), self.depth, self.kind, Shelf())
-        for part, width in (slice(-64), 4), (slice(-64, None), 2):
-            lanes = self.cells[:, :, part].unflatten(2, (-1, PANEL, width))
-            rows = lanes[ids // PANEL, :, :, ids % PANEL].unflatten(0, (-1, PANEL))
-            out[:, :, part] = rows.permute(0, 2, 3, 1, 4).flatten(2)
+        out, panels = room(len(ids), self.depth, self.kind, Shelf()), len(ids) // PANEL
+        some = max(SOME // self.cells[0].nbytes, 1)
+        for at in range(0, panels, some):
+            some_ids, where = ids[at * PANEL : (at + some) * PANEL], out[at : at + some]
+            for part, width in (slice(-64), 4), (slice(-64, None), 2):
+                lanes = self.cells[:, :, part].unflatten(2, (-1, PANEL, width))
+                rows = lanes[some_ids // PANEL, :, :, some_ids % PANEL].unflatten(0, (-1, PANEL))
+                where[:, :, part] = rows.permute(0, 2, 3, 1, 4).flatten(2)
         return Packed(out, self.kind, len(ids), self.depth)
 
     def __getitem__(self, rows: slice) -> Packed:

@@ -42,13 +42,13 @@ class Checkpoint:
 
     def __post_init__(self) -> None:
         """ValueError, naming a tensor, when these are not exactly the tensors of the config."""
-        names = {
+        names = dict.fromkeys(
             f"{source}.{leaf}"
             for _, part in parts(self.config)
             for source in part.rows
             for leaf in ((*PACKED, *part.leaves[1:]) if self._packed(part) else part.leaves)
-        }
-        if lacking := sorted(names - self.tensors.where.keys()):
+        )
+        if lacking := [name for name in names if name not in self.tensors.where]:
             folder = self.tensors.folder
             raise ValueError(f"tensor {lacking[0]} is missing from {folder}; the checkpoint does not match its config.json")
         passed = ("rotary_emb.inv_freq", *(["lm_head.weight"] if self.config.tied else []))  # carries nothing new
