@@ -87,6 +87,11 @@ def matrix(weight: Tensor | Packed) -> ctypes.Structure:
     return MATRIX(weight.data_ptr(), WEIGHTS[weight.dtype], weight.shape[1])
 
 
+def serves(x: Tensor, weight: Tensor) -> bool:
+    """Whether the compiled kernels compute x against weight: CPU, float32 rows, a contiguous weight whose width fits."""
+    return x.dtype is torch.float32 and x.device.type == "cpu" and _served(weight) and library() is not None
+
+
 def _served(weight: Tensor | Packed) -> bool:
     if isinstance(weight, Packed):
         return weight.depth % WIDTH == 0 and weight.cells.device.type == "cpu"
