@@ -8,7 +8,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -110,7 +110,7 @@ class KernelEngine:
 
     def _layer(self, layer: Layer, slot: Slot) -> ctypes.Structure:
         attention, products = layer.attention, _products(layer, self.model.config)
-        matrices = [self._matrix(part) for product, rows in products for part in _parts(product, rows)]
+        matrices = [self._matrix(part) for product, rows in products for part in _parts(product, rows) or ()]
         if not self.model.config.gated:
             matrices.insert(4, kernels.NOTHING)
         biases = [self._wide(getattr(product, "bias", None)) for product, _ in products]
@@ -158,23 +158,21 @@ def _products(layer: Layer, config: ModelConfig) -> list[tuple[nn.Module, tuple[
     return [(layer.get_submodule(name), tuple(part.rows.values())) for name, part in found if part.columns]
 
 
-def _parts(product: nn.Module, rows: tuple[int, ...]) -> list[Any]:
-    if isinstance(product, PackedLinear) and len(product.packed) == len(rows):
-        return list(product.packed)
-    whole = product.packed[0] if isinstance(product, PackedLinear) else cast(Tensor, product.weight).detach()
-    return [whole[stop - count : stop] for count, stop in zip(rows, accumulate(rows), strict=True)]
-
-
-def _served(product: nn.Module, rows: tuple[int, ...], dtype: torch.dtype) -> bool:
-    """Whether the kernels compute a product: plain, or in integers whose parts begin with a panel."""
+def _parts(product: nn.Module, rows: tuple[int, ...]) -> list[Any] | None:
+    """The matrices of so many rows that a product is made of; None for one that the kernels do not compute."""
     if isinstance(product, PackedLinear):
-        return len(product.packed) == len(rows) or not any(start % PANEL for start in accumulate(rows[:-1]))
-    return isinstance(product, nn.Linear) and product.weight.dtype is dtype and dtype in kernels.WEIGHTS
+        if len(product.packed) == len(rows):
+            return list(product.packed)
+        if any(start % PANEL for start in accumulate(rows[:-1])):
+            return None
+    elif not isinstance(product, nn.Linear) or product.weight.dtype not in kernels.WEIGHTS:
+        return None
+    return [product.weight[stop - count : stop] for count, stop in zip(rows, accumulate(rows), strict=True)]
 
 
 def kernel_ready(model: Transformer) -> bool:
-    """Whether the kernels compute this model: plain matrices of one type or integers, on CPU, widths multiples of 8."""
-    c, dtype = model.config, model.embed.weight.dtype
-    products = [pair for layer in model.blocks for pair in _products(layer, c)]
+    """Whether the kernels compute this model: plain matrices or integers, on CPU, widths multiples of 8."""
+    c = model.config
+    served = all(_parts(*each) for layer in model.blocks for each in _products(layer, c))
     even = not any(size % 8 for size in (c.hidden, c.ffn, c.head_dim))
-    return even and all(_served(*each, dtype) for each in products) and model.device.type == "cpu" and kernels.available()
+    return served and even and model.device.type == "cpu" and kernels.available()
