@@ -5,6 +5,7 @@ A `Checkpoint` is a config and named tensors: whatever reads both from its files
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -42,15 +43,12 @@ class Checkpoint:
 
     def __post_init__(self) -> None:
         """ValueError, naming a tensor, when these are not exactly the tensors of the config."""
-        names = dict.fromkeys(
-            f"{source}.{leaf}"
-            for _, part in parts(self.config)
-            for source in part.rows
-            for leaf in ((*PACKED, *part.leaves[1:]) if self._packed(part) else part.leaves)
-        )
-        if lacking := [name for name in names if name not in self.tensors.where]:
-            folder = self.tensors.folder
-            raise ValueError(f"tensor {lacking[0]} is missing from {folder}; the checkpoint does not match its config.json")
+        names = set[str]()
+        for name in self._names():
+            if name not in self.tensors.where:
+                folder = self.tensors.folder
+                raise ValueError(f"tensor {name} is missing from {folder}; the checkpoint does not match its config.json")
+            names.add(name)
         passed = ("rotary_emb.inv_freq", *(["lm_head.weight"] if self.config.tied else []))  # carries nothing new
         extra = [name for name in self.tensors.where if name not in names and not name.endswith(passed)]
         if extra:
@@ -63,6 +61,11 @@ class Checkpoint:
     def dtype(self) -> torch.dtype:
         """The type of what is in floating point."""
         return self.form.dtype
+
+    def _names(self) -> Iterator[str]:
+        for _, part in parts(self.config):
+            leaves = (*PACKED, *part.leaves[1:]) if self._packed(part) else part.leaves
+            yield from (f"{source}.{leaf}" for source in part.rows for leaf in leaves)
 
     def _packed(self, part: Part) -> bool:
         """True where this module is stored in 4 bits; ValueError where only some of its sources are."""

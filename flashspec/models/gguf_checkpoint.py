@@ -102,16 +102,21 @@ class GgufCheckpoint:
         self.dtype = torch.float32 if dtype == "auto" else dtype_named(dtype)
         wide = 0 if self.own_bits else self.dtype.itemsize * (self.config.body_parameters + 2 * self.config.head_parameters)
         refuse_bytes(str(path), path.stat().st_size + wide + 12 * self.config.context * self.config.head_dim, self.device)
-        wanted = {
-            tensor_name(source, leaf): (rows, *part.shape(leaf)[1:])
-            for _, part in parts(self.config)
-            for source, rows in part.rows.items()
-            for leaf in part.leaves
-        }
-        held = {name: entry.shape for name, entry in self.file.tensors.items() if name != DIVISORS}
-        if wrong := [name for name in (*wanted, *held) if wanted.get(name) != held.get(name)]:
-            says = f"{held.get(wrong[0], 'missing')}, its facts ask for {wanted.get(wrong[0], 'none')}"
-            raise ValueError(f"{path}: tensor {wrong[0]!r} is {says} ({len(wrong)} such); {AGAIN}")
+        extra = self.file.tensors.keys() - {DIVISORS}
+        for _, part in parts(self.config):
+            for source, rows in part.rows.items():
+                for leaf in part.leaves:
+                    name = tensor_name(source, leaf)
+                    self._check(name, (rows, *part.shape(leaf)[1:]))
+                    extra.discard(name)
+        if extra:
+            raise ValueError(f"{path}: its facts describe a model without the tensor {min(extra)!r} ({len(extra)} such); {AGAIN}")
+
+    def _check(self, name: str, shape: tuple[int, ...]) -> None:
+        found = self.file.tensors.get(name)
+        if found is None or found.shape != shape:
+            held = found.shape if found else "missing"
+            raise ValueError(f"{self.file.path}: tensor {name!r} is {held}, its facts ask for {shape}; {AGAIN}")
 
     def module(self, name: str, part: Part) -> nn.Module | dict[str, Tensor]:
         """What a module of ours holds; raw bytes are read where they lie in the file."""
