@@ -112,8 +112,8 @@ MINE = {"model_type": "mine", "architectures": ["Mine"]}
 LOST = "transformer.h.1.mlp.c_fc.weight"
 REFUSED = {
     "state": (lambda folder: write(folder, "mamba", MAMBA), "MambaForCausalLM keeps a state that cannot be rewound"),
-    "foreign code": (changed(**MINE, auto_map={"AutoConfig": "mine.py"}), "code of its own"),
-    "unknown": (changed(**MINE), "not known to the installed transformers"),
+    "foreign code": (changed(**MINE, auto_map={"AutoConfig": "mine.py"}), "contains custom code"),
+    "unknown": (changed(**MINE), "does not recognize this architecture"),
     "gptq": (quantised_by("gptq", bits=4), "gptq.*gptqmodel and optimum"),
     "compressed-tensors": (quantised_by("compressed-tensors"), "need compressed-tensors installed"),
     "bitsandbytes": (quantised_by("bitsandbytes", load_in_4bit=True), "need bitsandbytes installed"),

@@ -13,7 +13,7 @@ from flashspec import Transformer
 from flashspec.kernels.integers import rounded
 from flashspec.kernels.pages import Shelf
 from flashspec.models import awq
-from flashspec.models.awq import Int4Linear, Packed, Scheme, layer, panels, unpack
+from flashspec.models.awq import Int4Linear, Packed, Scheme, layer, unpack
 from flashspec.models.checkpoint import hf_tensors, write_folder
 from flashspec.models.config import to_hf
 from flashspec.models.packed import PackedLinear
@@ -92,14 +92,6 @@ def test_int4_matmul_on_cuda_equals_the_panels():
     tiled = layer(Packed(*(part.cuda() for part in weight)), None, Shelf())
     assert isinstance(tiled, Int4Linear)
     assert relative(tiled(x.cuda()).cpu(), layer(weight, None, Shelf())(x)) < 2e-2
-
-
-def test_a_weight_repacked_in_pieces_is_the_weight_repacked_at_once(monkeypatch):
-    weight = random_weight(384, 640)
-    whole = panels(weight, Shelf()), dense(weight)
-    monkeypatch.setattr(awq, "BLOCK", 384 * 128)
-    assert len([*weight.pieces()]) == 5
-    assert torch.equal(panels(weight, Shelf()).cells, whole[0].cells) and torch.equal(dense(weight), whole[1])
 
 
 def write_awq(config, folder, skipped=()):

@@ -16,8 +16,8 @@ from flashspec.decoding.stages import Burst, Stage, in_turn
 from flashspec.decoding.ways import CompiledBurst, CompiledScore, fastest
 from flashspec.heads import DenseHead, FlashHead, quantized
 from flashspec.models.config import ModelConfig
+from flashspec.models.packed import rounded
 from flashspec.models.reader import SpanReader
-from flashspec.models.rounded import rounded
 from flashspec.models.synthetic import synthetic
 
 VOCAB, CONTEXT = 512, 48

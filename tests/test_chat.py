@@ -114,7 +114,7 @@ def test_the_templates_of_published_models_write_what_transformers_writes(name, 
 ])  # fmt: skip
 def test_a_hostile_template_is_refused_in_one_sentence(tmp_path, monkeypatch, template, said):
     before = sys.gettrace()
-    monkeypatch.setattr("flashspec.models.templates.SECONDS", 0.2 if said == "runs longer" else 60)
+    monkeypatch.setattr("flashspec.models.chat.SECONDS", 0.2 if said == "runs longer" else 60)
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
     refused(f"chat template of .* refuses this conversation \\(.*{said}", chat_prompt, tmp_path, "hello")
     assert sys.gettrace() is before

@@ -13,7 +13,7 @@ from shelf import refused
 from flashspec import Transformer, load
 from flashspec.measure.prompts import load_prompts
 from flashspec.models.family import FAMILY
-from flashspec.models.rounded import rounded
+from flashspec.models.packed import rounded
 from flashspec.models.synthetic import reshaped, shape
 from flashspec.models.writing import write_digests
 from flashspec.study import drafts, family

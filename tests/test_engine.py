@@ -10,8 +10,8 @@ from toys import duo, random_model, with_biases
 from flashspec.models import graphs
 from flashspec.models.engine import KernelEngine, TorchEngine
 from flashspec.models.graphs import FixedEngine, wanted
+from flashspec.models.packed import PackedLinear, rounded
 from flashspec.models.reader import SpanReader, engine_for
-from flashspec.models.rounded import PackedLinear, rounded
 
 IDS = torch.randint(0, 61, (40,), generator=torch.Generator().manual_seed(0))
 SHAPES = [

@@ -16,8 +16,8 @@ from flashspec.cli.main import status
 from flashspec.models import graphs
 from flashspec.models.engine import KernelEngine, TorchEngine
 from flashspec.models.exits import ExitLayer, exits_file, load_exits, rows_at, save_exits
+from flashspec.models.packed import rounded
 from flashspec.models.reader import SpanReader, engine_for
-from flashspec.models.rounded import rounded
 from flashspec.train.conversations import TOP, LessonRecipe, Script, Turns, conversations, in_files, lesson, read_lesson, written
 from flashspec.train.exits import pupil
 from flashspec.train.lessons import agreement, learned, sampled_divergence

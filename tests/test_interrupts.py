@@ -25,7 +25,7 @@ from flashspec.decoding import cascade
 from flashspec.decoding.generate import request
 from flashspec.decoding.ways import CompiledBurst
 from flashspec.kernels import Writer
-from flashspec.kernels.build import compiled
+from flashspec.kernels.build import call
 from flashspec.models.engine import KernelEngine
 from flashspec.models.graphs import FixedEngine
 
@@ -144,12 +144,11 @@ def growing():
 
 def early(self, x, start):
     x, threads = (self.model.place(x, start) if self.lowest else x).contiguous(), torch.get_num_threads()
-    shape, numbers = ctypes.byref(self._shape), [ctypes.c_int64(n) for n in (len(x), start, threads)]
+    shape = ctypes.byref(self._shape)
     if len(x) > getattr(self, "room", 0):
         self.room = len(x)
-        self._scratch = torch.empty(compiled().fs_scratch(shape, numbers[0], numbers[2]))
-    address, scratch = ctypes.c_void_p(x.data_ptr()), ctypes.c_void_p(self._scratch.data_ptr())
-    compiled().fs_span(shape, self._layers, ctypes.c_int64(self.count), address, *numbers, scratch)
+        self._scratch = torch.empty(call("fs_scratch", shape, len(x), threads))
+    call("fs_span", shape, self._layers, self.count, x, len(x), start, threads, self._scratch)
     return x
 
 

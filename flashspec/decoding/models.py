@@ -17,9 +17,9 @@ from flashspec.models.adapter import Adapter, AdapterReader, processes
 from flashspec.models.config import ModelConfig, Unsupported
 from flashspec.models.exits import Exit, ExitLayer, exits_file, load_exits
 from flashspec.models.folder import located
+from flashspec.models.packed import ROUNDED, rounded
 from flashspec.models.pairs import PAIRS, published
 from flashspec.models.reader import Reader, SpanReader
-from flashspec.models.rounded import BITS, rounded
 from flashspec.models.transformer import Transformer
 from flashspec.once import Once
 from flashspec.theory.checks import check_smaller
@@ -198,7 +198,7 @@ def opened(folder: Path, dtype: str, device: str, weights: str = "auto", form: s
 def rounding(name: str | Path) -> tuple[str | Path, str]:
     """A draft's name, and the format behind its colon: "int8", "int4", or "" where there is none."""
     base, _, form = str(name).rpartition(":")
-    return (base, form) if base and form in BITS else (name, "")
+    return (base, form) if base and form in ROUNDED else (name, "")
 
 
 def dense_head(norm: Norm | None, model: Transformer) -> Head:

@@ -8,8 +8,7 @@ from typing import Any
 
 from flashspec.models import gguf_tokenizer
 from flashspec.models.borrowed import speaker
-from flashspec.models.files import Tokenizer
-from flashspec.models.folder import GGUF, read_as
+from flashspec.models.folder import GGUF
 from flashspec.models.gguf import opened
 from flashspec.models.transformer import Transformer
 
@@ -21,13 +20,8 @@ def words_of(folder: Path) -> dict[int, str]:
     folder = speaker(folder)
     if folder.suffix == GGUF:
         return gguf_tokenizer.words(opened(folder))
-    path = folder / "tokenizer.json"
-    if not path.exists():
-        return {}
-    found = read_as(path, Tokenizer)
-    table = found.model.vocab or {}
-    named = table if isinstance(table, dict) else {token: i for i, (token, _) in enumerate(table)}
-    return {i: token for token, i in named.items()} | {t.id: t.content for t in found.added_tokens or ()}
+    made = tokenizer_of(folder)
+    return {i: token for token, i in made.get_vocab().items()} if made else {}
 
 
 def tokenizer_of(folder: Path) -> Any:

@@ -87,7 +87,7 @@ class StoredHead(WeightHead):
         tensors, header = read_tensors(path, AGAIN)
         if cls.key not in header:
             raise ValueError(f"{path.name} is a safetensors file, but not of a {kind}; choose one that {kind}.save wrote")
-        file = HeadFile(path, tensors, shaped(parsed(header[cls.key], path, AGAIN), dict[str, Any], path, AGAIN))
+        file = HeadFile(path, tensors, parsed(header[cls.key], dict[str, Any], path, AGAIN))
         known, here = shaped(file.facts, Identity, path, AGAIN), list(weight.shape)
         if known != identity(weight):
             there = [known.vocab_size, known.hidden]

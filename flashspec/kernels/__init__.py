@@ -11,11 +11,11 @@ from torch.nn import functional as F
 
 from flashspec.kernels.build import call, identity, library
 from flashspec.kernels.integers import PANEL, Packed, pack, packed_linear
-from flashspec.kernels.scoring import NOTHING, WEIGHTS, WIDTH, Blocks, Norm, Scoring, best_numbers, matrix, scoring
-from flashspec.kernels.writing import Law, Span, Stretch, Writer, best_columns, draw, gumbel, judge
+from flashspec.kernels.scoring import NOTHING, WEIGHTS, WIDTH, Blocks, Norm, Scoring, best_numbers, matrix, scoring, serves
+from flashspec.kernels.writing import WRITER, Law, Stretch, Writer, best_columns, draw, gumbel, judge
 
 __all__ = [
-    "NOTHING", "WEIGHTS", "WIDTH", "Blocks", "Law", "Norm", "Packed", "Scoring", "Span", "Stretch", "Writer", "available",
+    "NOTHING", "WEIGHTS", "WIDTH", "WRITER", "Blocks", "Law", "Norm", "Packed", "Scoring", "Stretch", "Writer", "available",
     "best_columns", "best_numbers", "draw", "gather_linear", "gumbel", "identity", "judge", "linear", "matrix",
     "normalised", "pack", "packed_linear", "scoring", "serves",
 ]  # fmt: skip
@@ -26,15 +26,9 @@ def available() -> bool:
     return library() is not None
 
 
-def serves(x: Tensor, weight: Tensor) -> bool:
-    """Whether the compiled kernels compute x against weight: CPU, float32 rows, width a multiple of 8."""
-    right_types = x.dtype is torch.float32 and weight.dtype in WEIGHTS
-    return right_types and x.device.type == "cpu" == weight.device.type and weight.shape[-1] % 8 == 0 and available()
-
-
 def linear(x: Tensor, weight: Tensor) -> Tensor:
     """x [n, K] times weight [N, K] transposed: [n, N] in x's dtype."""
-    if not serves(x, weight) or not weight.is_contiguous():
+    if not serves(x, weight):
         return F.linear(x, weight.to(x.dtype)) if x.device.type == "cpu" else F.linear(x.to(weight.dtype), weight).to(x.dtype)
     (rows, depth), outputs = x.shape, len(weight)
     out = torch.empty(rows, outputs)
@@ -51,7 +45,7 @@ def gather_linear(x: Tensor, blocks: Tensor | Packed, chosen: Tensor) -> Tensor:
         picked = [Packed(blocks.cells[row], blocks.kind, len(row) * PANEL, blocks.depth) for row in chosen]
         found = [packed_linear(x[i : i + 1], part) for i, part in enumerate(picked)]
         return torch.cat(found).unflatten(1, (-1, PANEL))
-    if not serves(x, blocks) or not blocks.is_contiguous():
+    if not serves(x, blocks):
         return torch.einsum("npck,nk->npc", blocks[chosen].to(x.dtype), x)
     (rows, probes), (_, cap, depth) = chosen.shape, blocks.shape
     out = torch.empty(rows, probes, cap)

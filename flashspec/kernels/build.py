@@ -69,13 +69,6 @@ def library() -> ctypes.CDLL | None:
     return found.library
 
 
-def compiled() -> ctypes.CDLL:
-    """The compiled kernels of a process that has them."""
-    found = library()
-    assert found is not None
-    return found
-
-
 _BUILT: Once[str, Build] = Once()
 
 
@@ -248,8 +241,8 @@ def with_signatures(library: ctypes.CDLL) -> ctypes.CDLL:
 
 
 def call(function: str, *given: Any) -> Any:
-    """What a compiled function returns for numbers, structures and tensors; null for None."""
-    return getattr(compiled(), function)(*map(address, given))
+    """What a compiled function returns for numbers, structures and tensors; null for None. Only where there is a library."""
+    return getattr(library(), function)(*map(address, given))
 
 
 def address(one: Any) -> Any:

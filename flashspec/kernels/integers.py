@@ -18,7 +18,7 @@ PANEL, CELL, HALF = 16, 32, 16  # rows of a panel; columns of a cell and of its 
 BITS = {"u4": 4, "s6": 6, "s8": 8}
 KINDS = {"u4": 2, "s6": 3, "s8": 4}  # what the compiled kernels call them
 CENTRE = {"s6": 32, "s8": 128}
-SOME = 1 << 24  # weights that are packed at once
+SOME = 1 << 24  # bytes that are taken at once
 
 
 @dataclass(frozen=True)
@@ -100,14 +100,10 @@ def room(rows: int, depth: int, kind: str, shelf: Shelf) -> Tensor:
 
 def packed(codes: Tensor, first: Tensor, second: Tensor, kind: str, shelf: Shelf | None = None) -> Packed:
     """Codes [N, K] (uint8, from zero) with the numbers [N, ceil(K / 32)] of their cells, on the shelf."""
-    (rows, depth), cells = codes.shape, first.shape[1]
-    out = room(rows, depth, kind, shelf or Shelf())
-    some = max(SOME // (PANEL * cells * CELL), 1)
-    for at in range(0, len(out), some):
-        part = slice(at * PANEL, (at + some) * PANEL)
-        widths = (codes, cells * CELL), (first, cells), (second, cells)
-        whole = [F.pad(t[part], (0, width - t.shape[1], 0, -len(t[part]) % PANEL)) for t, width in widths]
-        out[at : at + some] = _cells(*whole, kind)  # type: ignore[call-arg,arg-type]
+    (rows, depth), missing = codes.shape, -len(codes) % PANEL
+    codes = F.pad(codes, (0, first.shape[1] * CELL - depth, 0, missing))
+    first, second = (F.pad(numbers, (0, 0, 0, missing)) for numbers in (first, second))
+    out = room(rows, depth, kind, shelf or Shelf()).copy_(_cells(codes, first, second, kind))
     return Packed(out, kind, rows, depth)
 
 

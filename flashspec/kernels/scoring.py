@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import ctypes
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
-from flashspec.kernels.build import address, call, compiled, library, structure
+from flashspec.kernels.build import address, call, library, structure
 from flashspec.kernels.integers import KINDS, Packed
 
 WEIGHTS = {torch.float32: 0, torch.bfloat16: 1}  # what the compiled kernels call them
@@ -46,7 +46,7 @@ class Scoring:
     def __init__(self, head: ctypes.Structure, columns: int, kept: tuple[object, ...]) -> None:
         self.head, self.columns, self.kept = head, columns, kept
         self.width, self.clustered = head.first.depth, head.probes > 0
-        self._address, self._call = ctypes.addressof(head), compiled().fs_score
+        self._address, self._call = ctypes.addressof(head), cast(Any, library()).fs_score
         self._spare, more = (call("fs_scoring", ctypes.byref(head), rows) for rows in (0, 1))
         self._each = more - self._spare
 
@@ -85,6 +85,11 @@ def matrix(weight: Tensor | Packed) -> ctypes.Structure:
     if isinstance(weight, Packed):
         return MATRIX(weight.cells.data_ptr(), KINDS[weight.kind], weight.depth)
     return MATRIX(weight.data_ptr(), WEIGHTS[weight.dtype], weight.shape[1])
+
+
+def serves(x: Tensor, weight: Tensor) -> bool:
+    """Whether the compiled kernels compute x against weight: CPU, float32 rows, a contiguous weight whose width fits."""
+    return x.dtype is torch.float32 and x.device.type == "cpu" and _served(weight) and library() is not None
 
 
 def _served(weight: Tensor | Packed) -> bool:

@@ -35,27 +35,13 @@ class Stretch(NamedTuple):
     want: int
 
 
-class Span(NamedTuple):
-    """Layers (structures), their number, the embedding before them, what is added to it by position, and rows [context, D] by
-    position that come instead of embeddings (None: embeddings)."""
-
-    shape: ctypes.Structure
-    layers: ctypes.Array
-    depth: int
-    embedding: ctypes.Structure
-    positions: ctypes.Structure
-    before: Tensor | None = None
-
-
 class Writer:
-    """Layers and a head that write together; `times` [3] sums nanoseconds in body, head and draws."""
+    """Layers and a head (a structure and what it points into) that write together; `times` [3] sums nanoseconds in body, head
+    and draws."""
 
-    def __init__(self, span: Span, scoring: Scoring) -> None:
-        self.span, self.scoring = span, scoring
-        self.times = torch.zeros(3, dtype=torch.int64)
-        self._scratch = torch.empty(0)
-        shape, layers, head = (ctypes.addressof(part) for part in (span.shape, span.layers, scoring.head))
-        self._writer = WRITER(shape, layers, *span[2:5], head, address(span.before))
+    def __init__(self, writer: ctypes.Structure, scoring: Scoring, kept: object) -> None:
+        self.scoring, self.times = scoring, torch.zeros(3, dtype=torch.int64)
+        self._writer, self._kept, self._scratch = writer, kept, torch.empty(0)
 
     def __call__(self, place: Stretch, law: Law) -> tuple[Tensor | None, Tensor, Tensor]:
         """Write `want` tokens in place; their ids [want, m] (None: the whole vocabulary), warped logits [want, m], and

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -11,7 +11,7 @@ from msgspec import Struct, field, to_builtins
 from torch import Tensor, nn
 
 from flashspec.kernels import integers
-from flashspec.kernels.integers import CELL, PANEL, room
+from flashspec.kernels.integers import CELL
 from flashspec.kernels.pages import Shelf
 from flashspec.models.config import CONFIG, Unsupported, refuse_others
 from flashspec.models.files import Kind, shaped
@@ -19,7 +19,6 @@ from flashspec.models.packed import PackedLinear
 
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 GROUPS = (32, 64, 128, 256)
-BLOCK = 1 << 22
 
 
 class Scheme(Struct, frozen=True):
@@ -88,42 +87,25 @@ class Packed(NamedTuple):
         """Input columns that share one scale."""
         return self.qweight.shape[0] // self.scales.shape[0]
 
-    def pieces(self) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
-        """Output rows, about BLOCK numbers at a time: which, codes [in, rows] uint8, zeros and scales [in / group, rows] float32.
-
-        w[o, i] = (codes[i, o] - zeros[g, o]) * scales[g, o]; no second copy of the weight exists.
-        """
-        rows, columns = self.shape
-        step = max(64, BLOCK // columns // 64 * 64)
-        for start in range(0, rows, step):
-            part, eights = slice(start, min(start + step, rows)), slice(start // 8, min(start + step, rows) // 8)
-            codes, zeros = unpack(self.qweight[:, eights]), unpack(self.qzeros[:, eights])
-            yield part, codes, zeros.float(), self.scales[:, part].float()
+    def numbers(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Codes [in, out] uint8, zeros and scales [in / group, out] float32; a weight is (code - zero) * scale."""
+        return unpack(self.qweight), unpack(self.qzeros).float(), self.scales.float()
 
 
 def dequantise(weight: Packed, into: Tensor) -> Tensor:
     """Fill a dense weight [out, in], computed in float32 and rounded once."""
-    for part, codes, zeros, scales in weight.pieces():
-        zeros, scales = (table.repeat_interleave(weight.group_size, dim=0) for table in (zeros, scales))
-        into[part] = ((codes.float() - zeros) * scales).t()
-    return into
-
-
-def panels(weight: Packed, shelf: Shelf) -> integers.Packed:
-    """The same weight for the integer kernels; its minima are rounded to half precision."""
-    rows, columns = weight.shape
-    cells, times = room(rows, columns, "u4", shelf), weight.group_size // CELL
-    for part, codes, zeros, scales in weight.pieces():
-        first, second = (table.t().repeat_interleave(times, 1) for table in (scales, zeros * scales))
-        cells[part.start // PANEL : -(-part.stop // PANEL)] = integers.packed(codes.t(), first, second, "u4").cells
-    return integers.Packed(cells, "u4", rows, columns)
+    codes, zeros, scales = weight.numbers()
+    wide = codes.float().unflatten(0, (len(scales), -1)).sub_(zeros[:, None]).mul_(scales[:, None])
+    return into.copy_(wide.flatten(0, 1).t())
 
 
 def layer(weight: Packed, bias: Tensor | None, shelf: Shelf) -> PackedLinear | Int4Linear:
-    """A linear layer on a 4-bit weight: our integer kernels on the CPU, torch's int4 matmul on CUDA."""
-    if weight.qweight.device.type == "cpu":
-        return PackedLinear([panels(weight, shelf)], bias)
-    return Int4Linear(weight, bias)
+    """A linear layer on a 4-bit weight: our integer kernels on the CPU, minima in half precision; torch's int4 matmul on CUDA."""
+    if weight.qweight.device.type != "cpu":
+        return Int4Linear(weight, bias)
+    codes, zeros, scales = weight.numbers()
+    first, second = (table.t().repeat_interleave(weight.group_size // CELL, 1) for table in (scales, zeros * scales))
+    return PackedLinear([integers.packed(codes.t(), first, second, "u4", shelf)], bias)
 
 
 class Int4Linear(nn.Module):
@@ -144,17 +126,13 @@ class Int4Linear(nn.Module):
                 f"torch's int4 matmul cannot take a {self.out_features} x {self.in_features} weight: rows must divide by 8 "
                 f"and columns by the group of {self.group_size}; load with weights='dense'"
             )
-        packed, tables = zip(*(self._repacked(*piece) for _, *piece in weight.pieces()), strict=True)
-        self.register_buffer("packed", torch.cat(packed))
-        self.register_buffer("scales_and_zeros", torch.cat(tables, dim=1))
-        self.register_buffer("bias", None if bias is None else bias.bfloat16())
-
-    def _repacked(self, codes: Tensor, zeros: Tensor, scales: Tensor) -> tuple[Tensor, Tensor]:
-        tables = torch.stack((scales, (8 - zeros) * scales), dim=-1).bfloat16()
+        codes, zeros, scales = weight.numbers()
         rows = codes.t().contiguous()
         pairs = rows[:, ::2] << 4 | rows[:, 1::2]
         tiles = next(tiles for tiles in (8, 4, 2) if self.in_features % (16 * tiles) == 0)
-        return torch.ops.aten._convert_weight_to_int4pack(pairs.contiguous(), tiles), tables
+        self.register_buffer("packed", torch.ops.aten._convert_weight_to_int4pack(pairs.contiguous(), tiles))
+        self.register_buffer("scales_and_zeros", torch.stack((scales, (8 - zeros) * scales), dim=-1).bfloat16())
+        self.register_buffer("bias", None if bias is None else bias.bfloat16())
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., in_features] to [..., out_features], in x's dtype."""

@@ -1,12 +1,27 @@
-"""What a checkpoint or GGUF file says about its own use: its chat template and its sampling defaults."""
+"""What a checkpoint or GGUF file says about its own use: its sampling defaults and its chat template.
+
+Templates are rendered as transformers renders them, in jinja2's sandbox: they may only make a text, soon.
+"""
 
 from __future__ import annotations
 
+import json
+import math
+import sys
+import time
+from datetime import datetime
+from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
+from jinja2 import TemplateError, nodes
+from jinja2.ext import Extension
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
 from flashspec.models.files import Generation, Speech, shaped
-from flashspec.models.folder import GGUF, first_line, read_as, read_json
+from flashspec.models.folder import GGUF, first_line, read_as
 from flashspec.models.gguf import opened
 from flashspec.models.gguf_tokenizer import special_tokens
 
@@ -20,6 +35,7 @@ GGUF_SAMPLED = {
 }
 CHANGES_TEXT = ("repetition_penalty", "no_repeat_ngram_size", "min_p", "typical_p")
 NEUTRAL = (None, 0, 1, 1.0, 0.0)
+SECONDS, LETTERS = 5.0, 30_000_000  # of all texts on the way to the prompt, about nine times its own
 
 
 def generation_defaults(model: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -35,7 +51,7 @@ def generation_defaults(model: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         raw["do_sample"] = raw["temperature"] is not None
     else:
         path = model / "generation_config.json"
-        raw = read_json(path, "this checkpoint has no defaults of its own: give --temperature and so on")
+        raw = read_as(path, dict, "this checkpoint has no defaults of its own: give --temperature and so on")
     found = shaped(raw, Generation, path)
     ignored = {name: value for name in CHANGES_TEXT if (value := getattr(found, name)) not in NEUTRAL}
     if not found.do_sample:
@@ -49,8 +65,6 @@ def chat_prompt(model: Path, message: str, system: str | None = None) -> str:
 
     Raises ValueError where there is no template, or it refuses, fails, or does more than make a prompt.
     """
-    from flashspec.models.templates import rendered
-
     template, tokens = chat_of(model)
     if not template:
         raise ValueError(f"{model} has no chat template; leave --chat out, or use a model trained for conversations")
@@ -72,3 +86,57 @@ def chat_of(model: Path) -> tuple[str, dict[str, str]]:
     found = read_as(path, Speech) if path.is_file() else Speech()
     template = own.read_text(encoding="utf-8") if own.is_file() else found.template
     return template, found.tokens
+
+
+class Marked(Extension):
+    """`{% generation %}` marks what a model says; it changes no text."""
+
+    tags = {"generation"}
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
+
+
+class Environment(ImmutableSandboxedEnvironment):
+    """jinja2's sandbox with the functions that transformers gives to templates; no product may be absurdly long."""
+
+    intercepted_binops = frozenset(("+", "*", "**"))
+
+    def __init__(self) -> None:
+        extensions = [Marked, "jinja2.ext.loopcontrols"]
+        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
+        self.filters["tojson"] = partial(json.dumps, ensure_ascii=False)  # jinja2's own writes it for HTML
+        self.globals |= {"raise_exception": refuse, "strftime_now": lambda form: datetime.now().strftime(form)}
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        sizes = [] if operator == "+" else [len(side) if hasattr(side, "__len__") else abs(side) for side in (left, right)]
+        if math.prod(sizes) > LETTERS:
+            raise TemplateError(f"it multiplies to more than {LETTERS}")
+        return super().call_binop(context, operator, left, right)
+
+
+def refuse(message: str) -> None:
+    """What a template calls on a conversation that it does not take."""
+    raise TemplateError(message)
+
+
+def rendered(template: str, given: dict[str, Any]) -> str:
+    """What a template makes of these variables; TemplateError and others for one that fails or runs too long."""
+    end, before, letters = time.monotonic() + SECONDS, sys.gettrace(), 0
+
+    def watch(frame: FrameType, event: str, argument: Any) -> Any:
+        """Stop at the next line when the time is over, or all texts together are too long."""
+        nonlocal letters
+        letters += len(argument) if event == "return" and isinstance(argument, str) else 0
+        if letters > LETTERS:
+            raise TemplateError(f"it writes more than {LETTERS} letters")
+        if time.monotonic() > end:
+            raise TemplateError(f"it runs longer than {SECONDS:g} s")
+        return watch
+
+    sys.settrace(watch)
+    try:
+        return Environment().from_string(template).render(tools=None, documents=None, **given)
+    finally:
+        sys.settrace(before)

@@ -8,13 +8,13 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from flashspec import kernels
-from flashspec.kernels.build import compiled, structure
+from flashspec.kernels.build import call, structure
 from flashspec.kernels.integers import PANEL
 from flashspec.kernels.pages import Shelf
 from flashspec.models.config import OFFSET, ModelConfig, layer_parts
@@ -87,9 +87,11 @@ class KernelEngine:
         self.model, self.count, self.context = model, stop - start, context
         self._kept: list[Tensor | kernels.Packed | None] = []
         self.slots, self.lowest = _slots(model, self.count, context, torch.float32), start == 0
-        layers = zip(model.blocks[start:stop], self.slots, strict=True)
-        self._layers = (LAYER * self.count)(*(self._layer(layer, slot) for layer, slot in layers))
-        self._shape = self._describe()
+        self._layers = (LAYER * self.count)(*map(self._layer, model.blocks[start:stop], self.slots))
+        c, rope = model.config, model.rope
+        angles = [self._wide(None if c.learned_positions else angle[:context]) for angle in (rope.cos, rope.sin)]
+        sizes = (c.hidden, c.ffn, c.heads, c.kv_heads, c.head_dim, context)
+        self._shape = SHAPE(*sizes, c.qk_norm, c.gated, c.norm_eps, *angles)
         self._scratch = torch.empty(0)
 
     def _keep(self, tensor: Tensor | None) -> int:
@@ -101,15 +103,19 @@ class KernelEngine:
         """Address of a float32 copy of a parameter, null for None."""
         return self._keep(None if parameter is None else parameter.detach().float().contiguous())
 
+    def _matrix(self, table: Tensor | kernels.Packed) -> ctypes.Structure:
+        kept = table if isinstance(table, kernels.Packed) else table.detach().contiguous()
+        self._kept.append(kept)
+        return kernels.matrix(kept)
+
     def _layer(self, layer: Layer, slot: Slot) -> ctypes.Structure:
         attention, products = layer.attention, _products(layer, self.model.config)
-        norms = (layer.attention_norm, layer.mlp_norm, attention.q_norm, attention.k_norm)
-        parts = [part for product, rows in products for part in _parts(product, rows)]
+        matrices = [self._matrix(part) for product, rows in products for part in _parts(product, rows) or ()]
         if not self.model.config.gated:
-            parts.insert(4, None)
-        matrices = [kernels.NOTHING if part is None else self._matrix(part) for part in parts]
-        biases = [self._wide(getattr(m, "bias", None)) for m, _ in products]
-        behind = [(self._wide(getattr(norm, "weight", None)), self._wide(getattr(norm, "bias", None))) for norm in norms]
+            matrices.insert(4, kernels.NOTHING)
+        biases = [self._wide(getattr(product, "bias", None)) for product, _ in products]
+        norms = (layer.attention_norm, layer.mlp_norm, attention.q_norm, attention.k_norm)
+        behind = [tuple(self._wide(getattr(norm, leaf, None)) for leaf in ("weight", "bias")) for norm in norms]
         return LAYER(*matrices, *biases, *behind, self._keep(slot.keys), self._keep(slot.values), 0)
 
     def keep(self, number: int) -> Tensor:
@@ -117,24 +123,13 @@ class KernelEngine:
         self._layers[number].passed = self._keep(kept)
         return kept
 
-    def _describe(self) -> ctypes.Structure:
-        c, rope = self.model.config, self.model.rope
-        turned = not c.learned_positions
-        angles = [self._wide(angle[: self.context] if turned else None) for angle in (rope.cos, rope.sin)]
-        sizes = (c.hidden, c.ffn, c.heads, c.kv_heads, c.head_dim, self.context)
-        return SHAPE(*sizes, c.qk_norm, c.gated, c.norm_eps, *angles)
-
     def writer(self, scoring: kernels.Scoring, before: Tensor | None = None) -> kernels.Writer:
         """These layers and a head as one burst writer, above rows [context, hidden] or the embedding."""
-        places = self.model.positions
+        places, embedding = self.model.positions, self._matrix(self.model.embed.weight)
         added = kernels.NOTHING if places is None else self._matrix(places.weight[OFFSET:])
-        span = kernels.Span(self._shape, self._layers, self.count, self._matrix(self.model.embed.weight), added, before)
-        return kernels.Writer(span, scoring)
-
-    def _matrix(self, table: Tensor | kernels.Packed) -> ctypes.Structure:
-        kept = table if isinstance(table, kernels.Packed) else table.detach().contiguous()
-        self._kept.append(kept)
-        return kernels.matrix(kept)
+        shape, layers, head = map(ctypes.addressof, (self._shape, self._layers, scoring.head))
+        made = kernels.WRITER(shape, layers, self.count, embedding, added, head, self._keep(before))
+        return kernels.Writer(made, scoring, self)
 
     def embed(self, tokens: Tensor) -> Tensor:
         return self.model.embed(tokens).float()
@@ -147,13 +142,11 @@ class KernelEngine:
 
     def _carry(self, x: Tensor, start: int) -> None:
         """Rows of a chunk in place; scratch is as large as the largest chunk needed."""
-        shape = ctypes.byref(self._shape)
-        numbers = [ctypes.c_int64(n) for n in (len(x), start, torch.get_num_threads())]
-        needed = compiled().fs_scratch(shape, numbers[0], numbers[2])
+        shape, threads = ctypes.byref(self._shape), torch.get_num_threads()
+        needed = call("fs_scratch", shape, len(x), threads)
         if needed > len(self._scratch):
             self._scratch = torch.empty(needed)
-        address, scratch = ctypes.c_void_p(x.data_ptr()), ctypes.c_void_p(self._scratch.data_ptr())
-        compiled().fs_span(shape, self._layers, ctypes.c_int64(self.count), address, *numbers, scratch)
+        call("fs_span", shape, self._layers, self.count, x, len(x), start, threads, self._scratch)
 
 
 Engine = TorchEngine | KernelEngine
@@ -165,23 +158,21 @@ def _products(layer: Layer, config: ModelConfig) -> list[tuple[nn.Module, tuple[
     return [(layer.get_submodule(name), tuple(part.rows.values())) for name, part in found if part.columns]
 
 
-def _parts(product: nn.Module, rows: tuple[int, ...]) -> list[Any]:
-    if isinstance(product, PackedLinear) and len(product.packed) == len(rows):
-        return list(product.packed)
-    whole = product.packed[0] if isinstance(product, PackedLinear) else cast(Tensor, product.weight).detach()
-    return [whole[stop - count : stop] for count, stop in zip(rows, accumulate(rows), strict=True)]
-
-
-def _served(product: nn.Module, rows: tuple[int, ...], dtype: torch.dtype) -> bool:
-    """Whether the kernels compute a product: plain, or in integers whose parts begin with a panel."""
+def _parts(product: nn.Module, rows: tuple[int, ...]) -> list[Any] | None:
+    """The matrices of so many rows that a product is made of; None for one that the kernels do not compute."""
     if isinstance(product, PackedLinear):
-        return len(product.packed) == len(rows) or not any(start % PANEL for start in accumulate(rows[:-1]))
-    return isinstance(product, nn.Linear) and product.weight.dtype is dtype and dtype in kernels.WEIGHTS
+        if len(product.packed) == len(rows):
+            return list(product.packed)
+        if any(start % PANEL for start in accumulate(rows[:-1])):
+            return None
+    elif not isinstance(product, nn.Linear) or product.weight.dtype not in kernels.WEIGHTS:
+        return None
+    return [product.weight[stop - count : stop] for count, stop in zip(rows, accumulate(rows), strict=True)]
 
 
 def kernel_ready(model: Transformer) -> bool:
-    """Whether the kernels compute this model: plain matrices of one type or integers, on CPU, widths multiples of 8."""
-    c, dtype = model.config, model.embed.weight.dtype
-    products = [pair for layer in model.blocks for pair in _products(layer, c)]
+    """Whether the kernels compute this model: plain matrices or integers, on CPU, widths multiples of 8."""
+    c = model.config
+    served = all(_parts(*each) for layer in model.blocks for each in _products(layer, c))
     even = not any(size % 8 for size in (c.hidden, c.ffn, c.head_dim))
-    return even and all(_served(*each, dtype) for each in products) and model.device.type == "cpu" and kernels.available()
+    return served and even and model.device.type == "cpu" and kernels.available()

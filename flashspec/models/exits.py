@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flashspec.models.folder import GGUF, read_tensors
-from flashspec.models.packed import PackedLinear
-from flashspec.models.rounded import rounded
+from flashspec.models.packed import PackedLinear, rounded
 from flashspec.models.transformer import Layer, RMSNorm, Transformer, norm_of
 from flashspec.models.writing import write_tensors
 

@@ -69,7 +69,6 @@ class Kind(Struct):
     model_type: str | None = None
     dtype: str | None = None
     torch_dtype: str | None = None
-    auto_map: Any = None
     tie_word_embeddings: bool | None = None
     quantization_config: Method | None = None
 
@@ -92,12 +91,10 @@ class Rotation(Struct):
 
 
 class Shape(Struct, kw_only=True):
-    """What every supported family says, under our names; we compute no other values of `FIXED` fields.
+    """What every supported family says, under our names.
 
-    `settled()` is what other fields of a `ModelConfig` follow from these.
+    Families add `FIXED`, fields of which we compute one value, and `settled()`, what else a `ModelConfig` needs.
     """
-
-    FIXED: ClassVar[dict[str, Any]] = {}
 
     vocab_size: Count
     hidden: Count = field(name="hidden_size")
@@ -108,9 +105,6 @@ class Shape(Struct, kw_only=True):
     is_causal: bool | None = None
     bos: Id | None = field(name="bos_token_id", default=None)
     eos: Ids = field(name="eos_token_id", default=None)
-
-    def settled(self) -> dict[str, Any]:
-        return {"context": self.positions}
 
 
 class Rotary(Shape, kw_only=True):
@@ -261,24 +255,6 @@ class Index(Struct):
     """model.safetensors.index.json: the file of every tensor."""
 
     weight_map: Annotated[dict[str, str], Meta(min_length=1)]
-
-
-class Words(Struct):
-    """The vocabulary of a tokenizer.json: ids by token, or tokens with their scores in the order of their ids."""
-
-    vocab: dict[str, Id] | list[tuple[str, Number]] | None = None
-
-
-class Added(Struct):
-    id: Id
-    content: str
-
-
-class Tokenizer(Struct):
-    """tokenizer.json, as far as it names the token of an id."""
-
-    model: Words
-    added_tokens: list[Added] | None = None
 
 
 class PublicHead(Struct):

@@ -62,28 +62,23 @@ def read_config(folder: Path) -> dict[str, Any]:
     """The dictionary of folder/config.json; FileNotFoundError or ValueError where there is none."""
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no checkpoint folder at {folder}; give a folder with config.json and safetensors")
-    raw = read_json(folder / "config.json", "every Hugging Face checkpoint has one: copy the whole folder")
-    return shaped(raw, dict[str, Any], folder / "config.json")
-
-
-def read_json(path: Path, advice: str) -> Any:
-    """What a JSON file says; FileNotFoundError with the advice where there is none."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing; {advice}")
-    return parsed(path.read_bytes(), path)
+    return read_as(folder / "config.json", dict[str, Any], "every Hugging Face checkpoint has one: copy the whole folder")
 
 
 def read_as(path: Path, kind: type[T], advice: str = AGAIN) -> T:
-    """A JSON file's value of this type; ValueError with the place of what is wrong in it."""
-    return shaped(parsed(path.read_bytes(), path, advice), kind, path, advice)
+    """A JSON file's value of this type; FileNotFoundError, or ValueError with the place of what is wrong in it."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing; {advice}")
+    return parsed(path.read_bytes(), kind, path, advice)
 
 
-def parsed(text: str | bytes, path: Path, advice: str = AGAIN) -> Any:
-    """What JSON from this file says; ValueError where it is none."""
+def parsed(text: str | bytes, kind: type[T], path: Path, advice: str = AGAIN) -> T:
+    """What JSON from this file says, as a value of this type."""
     try:
-        return json.loads(text)
+        raw = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON ({error}); {advice}") from None
+    return shaped(raw, kind, path, advice)
 
 
 def first_line(error: Exception) -> str:

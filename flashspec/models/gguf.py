@@ -7,8 +7,8 @@ for a vocabulary's strings.
 from __future__ import annotations
 
 import mmap
-import struct
 from functools import lru_cache
+from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,9 +16,9 @@ import numpy as np
 
 MAGIC, VERSIONS = b"GGUF", (2, 3)
 AGAIN = "the file is damaged, or not a GGUF file: fetch it again"
-NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+NUMBERS = {0: "u1", 1: "i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "?", 10: "<u8", 11: "<i8", 12: "<f8"}
 STRING, ARRAY = 8, 9
-DIMENSIONS, NAMES = 4, 65_536
+NAMES, ALIGNMENTS = 65_536, [1 << n for n in range(21)]
 # ggml's number of a type: its name, the columns of a block and the block's bytes
 TYPES = {
     0: ("F32", 1, 4), 1: ("F16", 1, 2), 30: ("BF16", 1, 2), 2: ("Q4_0", 32, 18), 3: ("Q4_1", 32, 20), 6: ("Q5_0", 32, 22),
@@ -58,7 +58,7 @@ class Gguf:
             if file.read(4) != MAGIC:
                 raise ValueError(f"{path} does not begin with the letters GGUF; {AGAIN}")
             self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        version = self._number("I")
+        version = self._whole(4)
         if version not in VERSIONS:
             raise ValueError(f"{path} is GGUF of version {version}, readable are 2 and 3; convert it with a current llama.cpp")
         tensors, facts = self._count("tensors"), self._count("facts")
@@ -67,13 +67,13 @@ class Gguf:
             key = self._string()
             if key in self.facts:
                 raise ValueError(f"{path} gives {key[:40]!r} twice; {AGAIN}")
-            self.facts[key] = self._value(self._number("I"))
+            self.facts[key] = self._fact()
         self.tensors = self._tensors(tensors)
 
     def rows(self, name: str) -> np.ndarray:
         """A tensor's bytes [rows, bytes of a row], where they lie in the file."""
         entry = self.tensors[name]
-        rows = entry.shape[0] if len(entry.shape) > 1 else 1
+        rows = prod(entry.shape[:-1])
         return np.frombuffer(self._bytes, np.uint8, rows * entry.row_bytes, entry.start).reshape(rows, entry.row_bytes)
 
     def _take(self, size: int) -> int:
@@ -84,50 +84,46 @@ class Gguf:
         self._at = at + size
         return at
 
-    def _number(self, form: str) -> Any:
-        return struct.unpack_from("<" + form, self._bytes, self._take(struct.calcsize("<" + form)))[0]
+    def _whole(self, size: int) -> int:
+        at = self._take(size)
+        return int.from_bytes(self._bytes[at : at + size], "little")
 
     def _count(self, what: str) -> int:
-        count = self._number("Q")
+        count = self._whole(8)
         if count > NAMES:
             raise ValueError(f"{self.path} announces {count} {what}, a model has fewer than {NAMES}; {AGAIN}")
         return count
 
     def _string(self) -> str:
-        size = self._number("Q")
+        size = self._whole(8)
         at = self._take(size)
         try:
             return self._bytes[at : at + size].decode()
         except UnicodeDecodeError:
             raise ValueError(f"{self.path} holds text that is not UTF-8 at byte {at}; {AGAIN}") from None
 
-    def _value(self, kind: int) -> Any:
-        if kind == STRING:
-            return self._string()
-        if kind == ARRAY:
-            return self._array(self._number("I"), self._number("Q"))
-        if kind not in NUMBERS:
-            raise ValueError(f"{self.path} holds a fact of the unknown type {kind}; {AGAIN}")
-        return self._number(NUMBERS[kind])
+    def _fact(self) -> Any:
+        kind = self._whole(4)
+        return self._list(self._whole(4), self._whole(8)) if kind == ARRAY else self._list(kind, 1)[0]
 
-    def _array(self, kind: int, count: int) -> list[Any]:
+    def _list(self, kind: int, count: int) -> list[Any]:
         if kind == STRING:
             return [self._string() for _ in range(count)]
         if kind not in NUMBERS:
-            raise ValueError(f"{self.path} holds a list of the type {kind}, which is not read; {AGAIN}")
-        size = struct.calcsize("<" + NUMBERS[kind])
-        at = self._take(size * count)
-        return list(np.frombuffer(self._bytes, "<" + {"?": "u1"}.get(NUMBERS[kind], NUMBERS[kind]), count, at).tolist())
+            raise ValueError(f"{self.path} holds facts of the type {kind}, which is not read; {AGAIN}")
+        form = np.dtype(NUMBERS[kind])
+        at = self._take(form.itemsize * count)
+        return list(np.frombuffer(self._bytes, form, count, at).tolist())
 
     def _tensors(self, count: int) -> dict[str, Entry]:
         told = {}
         for _ in range(count):
-            name, dimensions = self._string(), self._number("I")
-            if dimensions > DIMENSIONS or name in told:
+            name, dimensions = self._string(), self._whole(4)
+            if dimensions not in (1, 2) or name in told:
                 raise ValueError(f"{self.path} gives tensor {name[:40]!r} {dimensions} dimensions, or gives it twice; {AGAIN}")
-            told[name] = [self._number("Q") for _ in range(dimensions)], self._number("I"), self._number("Q")
+            told[name] = [self._whole(8) for _ in range(dimensions)], self._whole(4), self._whole(8)
         step = self.facts.get("general.alignment", 32)
-        if not isinstance(step, int) or isinstance(step, bool) or not 0 < step <= 1 << 20 or step & (step - 1):
+        if step not in ALIGNMENTS:
             raise ValueError(f"{self.path} aligns its tensors at {step!r}, expected a power of two; {AGAIN}")
         start = -(-self._at // step) * step
         return {name: self._entry(name, *facts, start) for name, facts in told.items()}
@@ -137,9 +133,9 @@ class Gguf:
             known = ", ".join(kind for kind, *_ in TYPES.values())
             raise ValueError(f"{self.path}: tensor {name[:40]!r} has ggml's type {number}; readable are {known}")
         kind, columns, size = TYPES[number]
-        if not sizes or len(sizes) > 2 or not all(sizes) or sizes[0] % columns:
+        if not all(sizes) or sizes[0] % columns:
             raise ValueError(f"{self.path}: tensor {name[:40]!r} has the shape {sizes}, which no {kind} matrix has; {AGAIN}")
-        row_bytes, rows = sizes[0] // columns * size, sizes[1] if len(sizes) > 1 else 1
-        if start + offset + row_bytes * rows > len(self._bytes):
+        row_bytes = sizes[0] // columns * size
+        if start + offset + row_bytes * prod(sizes[1:]) > len(self._bytes):
             raise ValueError(f"{self.path}: tensor {name[:40]!r} lies behind the end of the file; {AGAIN}")
         return Entry(kind, tuple(reversed(sizes)), start + offset, row_bytes)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -42,6 +41,7 @@ KINDS = {
     "Q5_K": (13, "s8"), "Q6_K": (14, "s6"),
 }  # fmt: skip
 STOPS = ("eos", "eot", "eom")  # the ids that end a text, a turn or a message
+STOP_IDS = [f"tokenizer.ggml.{name}_token_id" for name in STOPS]
 DIVISORS, ODD_ROPE = "rope_freqs.weight", "scales its rotary frequencies in a way that is not read; use its Hugging Face folder"
 LLAMA3 = {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -53,39 +53,29 @@ def config_of(file: Gguf) -> ModelConfig:
     if family not in FAMILIES:
         raise Unsupported(f"{file.path} holds the architecture {family!r}; readable are {', '.join(FAMILIES)}")
 
-    if file.facts.get(f"{family}.rope.scaling.type", "none") not in ("none", "linear"):
+    kind = file.facts.get(f"{family}.rope.scaling.type", "none")
+    if kind not in ("none", "linear"):
         raise Unsupported(f"{file.path} {ODD_ROPE}")
+    scaling = {"rope_type": kind, "factor": file.facts.get(f"{family}.rope.scaling.factor")} if kind == "linear" else None
+    if entry := file.tensors.get(DIVISORS):  # Llama 3's scaling, in which published models differ by one number
+        factors = widened(file.rows(DIVISORS), entry.type).view(-1)
+        scaling = LLAMA3 | {"factor": float(factors.max())}
     embed = file.tensors.get("token_embd.weight")
-    stops = [file.facts[key] for name in STOPS if (key := f"tokenizer.ggml.{name}_token_id") in file.facts]
     raw = {
         "model_type": family,
         "vocab_size": embed.shape[0] if embed else None,
         **{name: file.facts.get(f"{family}.{key}") for name, key in FACTS.items()},
-        "rope_scaling": _scaling(file, family),
+        "rope_scaling": scaling,
         "tie_word_embeddings": "output.weight" not in file.tensors,
         "attention_bias": "blk.0.attn_output.bias" in file.tensors,
         "mlp_bias": "blk.0.ffn_down.bias" in file.tensors,
         "bos_token_id": file.facts.get("tokenizer.ggml.bos_token_id"),
-        "eos_token_id": stops,
+        "eos_token_id": [file.facts[key] for key in STOP_IDS if key in file.facts],
     }
     config = from_hf(raw, file.path)
-    found = _divisors(file) if DIVISORS in file.tensors else divisors(config)
-    if len(found) != config.head_dim // 2 or not torch.allclose(found, divisors(config), rtol=1e-3):
+    if entry and not (len(factors) == config.head_dim // 2 and torch.allclose(factors, divisors(config), rtol=1e-3)):
         raise Unsupported(f"{file.path} {ODD_ROPE}")
     return config
-
-
-def _scaling(file: Gguf, family: str) -> dict[str, Any] | None:
-    """A config.json's rope scaling: linear, or Llama 3's, whose published models differ in one number."""
-    if DIVISORS in file.tensors:
-        return LLAMA3 | {"factor": float(_divisors(file).max())}
-    if file.facts.get(f"{family}.rope.scaling.type") != "linear":
-        return None
-    return {"rope_type": "linear", "factor": file.facts.get(f"{family}.rope.scaling.factor")}
-
-
-def _divisors(file: Gguf) -> Tensor:
-    return widened(file.rows(DIVISORS), file.tensors[DIVISORS].type).view(-1)
 
 
 def tensor_name(source: str, leaf: str) -> str:
@@ -112,16 +102,15 @@ class GgufCheckpoint:
         self.dtype = torch.float32 if dtype == "auto" else dtype_named(dtype)
         wide = 0 if self.own_bits else self.dtype.itemsize * (self.config.body_parameters + 2 * self.config.head_parameters)
         refuse_bytes(str(path), path.stat().st_size + wide + 12 * self.config.context * self.config.head_dim, self.device)
-        told = set()
+        extra = self.file.tensors.keys() - {DIVISORS}
         for _, part in parts(self.config):
             for source, rows in part.rows.items():
                 for leaf in part.leaves:
                     name = tensor_name(source, leaf)
                     self._check(name, (rows, *part.shape(leaf)[1:]))
-                    told.add(name)
-        extra = sorted(self.file.tensors.keys() - told - {DIVISORS})
+                    extra.discard(name)
         if extra:
-            raise ValueError(f"{path}: its facts describe a model without the tensor {extra[0]!r} ({len(extra)} such); {AGAIN}")
+            raise ValueError(f"{path}: its facts describe a model without the tensor {min(extra)!r} ({len(extra)} such); {AGAIN}")
 
     def _check(self, name: str, shape: tuple[int, ...]) -> None:
         found = self.file.tensors.get(name)

@@ -1,13 +1,19 @@
-"""Layers whose weights are packed: the integers that the kernels read, instead of parameters."""
+"""Layers whose weights are packed: the integers that the kernels read, instead of parameters, perhaps rounded for a draft."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
-from flashspec.kernels.integers import Packed, packed_linear
+from flashspec.kernels.integers import BITS, Packed, pack, packed_linear
+from flashspec.kernels.pages import Shelf
+
+ROUNDED = {"int8": 8, "int4": 4}
+Model = TypeVar("Model", bound=nn.Module)
 
 
 class PackedLinear(nn.Module):
@@ -44,3 +50,33 @@ class PackedEmbedding(PackedLinear):
     def forward(self, ids: Tensor) -> Tensor:
         """Rows [..., hidden] of ids [...] in float32."""
         return self.weight.rows_of(ids)
+
+
+def rounded(given: Model, weights: str) -> Model:
+    """A transformer with the matrices of all layers in "int8" or "int4"; embedding, norms and head are the given model's own.
+
+    Matrices in fewer bits already, of a GGUF file say, stay as they are. Raises ValueError for another format, for a model that
+    is not on the CPU, and for layers of another library.
+    """
+    model: Any = given
+    if weights not in ROUNDED:
+        raise ValueError(f"layers can be rounded to int8 or int4, got {weights!r}")
+    if model.device.type != "cpu":
+        where = f"this model is on {model.device}; name the draft without :{weights}"
+        raise ValueError(f"layers are rounded for the CPU kernels, and {where}")
+    twin, shelf = model.with_layers(copy.deepcopy(model.layers)), Shelf()
+    for part in [part for layer in twin.blocks for part in (layer.attention, layer.mlp)]:
+        for name, child in part.named_children():
+            if isinstance(child, nn.Linear | PackedLinear):
+                matrices = child.packed if isinstance(child, PackedLinear) else [child.weight]
+                packed = [_rounded(matrix, ROUNDED[weights], shelf) for matrix in matrices]
+                setattr(part, name, PackedLinear(packed, None if child.bias is None else child.bias.detach()))
+            elif hasattr(child, "in_features"):
+                raise ValueError(f"layers that are quantised cannot be rounded to {weights}; name the draft without its format")
+    return cast(Model, twin)
+
+
+def _rounded(matrix: Tensor | Packed, bits: int, shelf: Shelf) -> Packed:
+    if not isinstance(matrix, Packed):
+        return pack(matrix, bits, shelf)
+    return matrix if BITS[matrix.kind] <= bits else pack(matrix.dequantised(), bits, shelf)

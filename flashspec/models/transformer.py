@@ -72,18 +72,6 @@ class Rope(nn.Module):
         return x * cos + torch.cat((-right, left), dim=-1) * sin
 
 
-class Positions(nn.Module):
-    """A learned vector for every position (OPT, Zhang et al. 2022)."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(config.context + OFFSET, config.hidden).normal_())
-
-    def forward(self, x: Tensor, at: At) -> Tensor:
-        """Embeddings x [..., n, hidden] with their positions added."""
-        return x + self.weight[_span(at, x.shape[-2], OFFSET)]
-
-
 def norm_of(width: int, config: ModelConfig) -> RMSNorm | nn.LayerNorm:
     """The family's norm: root mean square, or mean and variance with a bias (Ba et al. 2016)."""
     return nn.LayerNorm(width, config.norm_eps) if config.family == "opt" else RMSNorm(width, config.norm_eps)
@@ -179,7 +167,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.embed = Embedding(config.vocab_size, config.hidden)
-        self.positions = Positions(config) if config.learned_positions else None
+        self.positions = Embedding(config.context + OFFSET, config.hidden) if config.learned_positions else None
         with torch.device("cpu"):  # angles are numbers, even where the weights have no memory yet
             self.rope = Rope(config)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
@@ -262,8 +250,8 @@ class Transformer(nn.Module):
         self.config = replace(self.config, vocab_size=size)
 
     def place(self, x: Tensor, at: At) -> Tensor:
-        """Embeddings x [..., n, hidden] as the first layer takes them."""
-        return x if self.positions is None else self.positions(x, at)
+        """Embeddings x [..., n, hidden] as the first layer takes them: OPT adds a learned vector for every position."""
+        return x if self.positions is None else x + self.positions.weight[_span(at, x.shape[-2], OFFSET)]
 
     def states(self, ids: Tensor) -> Iterator[Tensor]:
         """Hidden rows [batch, n, hidden] after each layer, for ids [batch, n] read from position 0."""

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from flashspec.models.folder import read_json
+from flashspec.models.folder import read_as
 from flashspec.models.writing import fresh_folder, write_json
 
 SKIPPED_FOLDERS = ("site-packages", "__pycache__", "encodings", "lib2to3/tests/data", "test/cjkencodings")
@@ -126,7 +126,7 @@ def prepare(folder: Path, vocab_size: int) -> dict[str, Any]:
     """Write tokenizer.json, train.npy, held_out.npy and corpus.json into folder, once; the corpus's card."""
     path, root = folder / "corpus.json", library_root()
     if path.exists():
-        return read_json(path, "")
+        return read_as(path, dict)
     found, texts = card(root), [[read(file) for file in files] for files in split(root)]
     with fresh_folder(folder) as part:
         tokenizer = train_tokenizer(texts[0], vocab_size)

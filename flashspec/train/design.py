@@ -18,7 +18,7 @@ from flashspec.decoding.models import Models
 from flashspec.models.config import ModelConfig
 from flashspec.models.export import write_speech
 from flashspec.models.family import Design
-from flashspec.models.folder import read_json
+from flashspec.models.folder import read_as
 from flashspec.models.transformer import Transformer
 from flashspec.models.writing import carry, fresh_folder, refuse_input, write_digests, write_json, write_text
 from flashspec.provenance import model_digests
@@ -95,7 +95,7 @@ def _choice(target: Transformer, stream: np.ndarray, folder: Path, design: Desig
     if not path.exists():
         found = importance(target, windows(stream, CALIBRATION, design.length))
         write_json(choose(found, target.config, design.of(target.config))._asdict(), path)
-    return Choice(**read_json(path, ""))
+    return Choice(**read_as(path, dict))
 
 
 def learn_text(draft: Transformer, texts: Texts, design: Design, step: int) -> float:
@@ -147,7 +147,7 @@ def make_draft(models: Models, stream: np.ndarray, place: Place, design: Design,
     source, facts = models.folders["target"], facts_of(models.target.config, design)
     about = {"method": "draft_model", "model": str(place.out), "num_speculative_tokens": k}
     wanted = {"design.json": facts, "speculative.json": about}
-    if {name: read_json(place.out / name, "") for name in wanted if (place.out / name).is_file()} == wanted:
+    if {name: read_as(place.out / name, dict) for name in wanted if (place.out / name).is_file()} == wanted:
         return place.out
     refuse_input(place.work, [source])
     with fresh_folder(place.out, [source, place.work]) as part:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from flashspec.models.folder import first_line, read_json
+from flashspec.models.folder import first_line, read_as
 from flashspec.models.transformer import Layer, Transformer
 from flashspec.models.writing import refuse_taken, replaced, write_json, write_text
 
@@ -135,7 +135,7 @@ class Run:
 def claim(card: Path, facts: dict[str, Any]) -> None:
     """Note in a folder, on this card, what is made there; ValueError where the card names something else."""
     facts = json.loads(json.dumps(facts))
-    if card.is_file() and read_json(card, "") != facts:
+    if card.is_file() and read_as(card, dict) != facts:
         raise ValueError(f"{card.parent} holds the work on another model, design or recipe; give another --work, or remove it")
     refuse_taken(card.parent, card.name)
     card.parent.mkdir(parents=True, exist_ok=True)
