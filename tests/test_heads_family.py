@@ -45,7 +45,7 @@ def test_many_rows_at_once_give_what_each_gives_alone(name, dtype):
 
 
 def compiled_as_called(head):
-    return head.scoring is None or same(Scores(*head.scoring(hidden())), head(hidden(), POSITIONS, Dice(4)))
+    return head.scoring is None or same(Scores(*head.scoring(hidden())), head.score(head.states(hidden())))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
