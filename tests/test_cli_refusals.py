@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -144,7 +145,7 @@ def refused(home, capsys, call):
     assert call() == 2
     said = capsys.readouterr().err
     assert shelf.listing(home) == before and sorted(SHIPPED.parent.rglob("*.safetensors")) == shipped
-    last = said.rpartition("\r")[2].rpartition("\x1b[A")[2].lstrip("\n")
+    last = re.sub(r"[^\r\n]*\|[^\r\n]*\]", "", said).translate({13: None}).replace("\x1b[A", "").lstrip("\n")  # without bars
     assert last.startswith("error: ") and last.count("\n") == 1 and len(last) > 20, said
     assert "Traceback" not in said and "defect" not in said
     return last
