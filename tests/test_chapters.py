@@ -31,7 +31,7 @@ RACE = {
 OWN = {
     "01_decide": {"prompt": ["0", "5"], "text": ["", "def f("], "k": ["1", "4"], "temperature": ["0", "0.7"], "draft": ["pair"],
                   "max_new_tokens": ["1", "9"]},
-    "02_chain": {"shape": ["reference-shallow", "reference-draft"]},
+    "02_chain": {"shape": ["reference-shallow", "reference-draft"], "format": ["bfloat16", "float32"]},
     "04_inside_a_round": {"shape": ["reference-shallow"], "format": ["bfloat16", "float32,int4"], "rows": ["1", "3", "1,2"]},
     "05_heads": {
         "judged": ["int8", "preview,fr_spec"],
@@ -88,11 +88,12 @@ def small(folders, tmp_path_factory, monkeypatch):
     monkeypatch.setenv("MPLBACKEND", "agg")
     monkeypatch.setenv("FLASHSPEC_RESULTS", str(tmp_path_factory.getbasetemp() / "chapters-results"))
     quick = {"repeats": 3, "past": 8, "cold_megabytes": 1, "probes": (8, 64), "shortlist": (64,)}
-    for name in ("draft_step", "formats", "head_cost", "depth_times_head"):
+    for name in ("draft_step", "qwen", "formats", "head_cost", "depth_times_head"):
         monkeypatch.setitem(parts.PRESETS, name, parts.EXPERIMENT.parse({**vars(parts.PRESETS[name]), **quick}))
     monkeypatch.setitem(recall.PRESETS, "head_build", recall.EXPERIMENT.parse({"rank": 16}))
     monkeypatch.setattr(compare, "DRAWS", 50)
-    return SMALL | {name: str(path) for name, path in folders.items()}
+    ours = {name: str(path) for name, path in folders.items()}
+    return SMALL | ours | {f"peer_{name}": path for name, path in ours.items()}
 
 
 @pytest.mark.parametrize("chapter", CHAPTERS)
@@ -134,7 +135,7 @@ NAMES = {
     "05_heads parts head_cost": {"shape": "shape", "timed": "head", "timed_probes": "probes"},
     "05_heads parts depth_times_head": {"layers": "layers"},
     **dict.fromkeys((
-        "02_chain race end_to_end", "03_final_token race end_to_end", "04_inside_a_round race end_to_end",
+        "02_chain race thesis", "03_final_token race thesis", "04_inside_a_round race thesis",
         "05_heads race head_tar", "06_drafts race draft_throughput", "07_designing_a_draft parts draft_latency",
         "08_throughput_model race smollm2_sweep",
         "09_hierarchies race hispec_end_to_end", "10_all_together race combined",

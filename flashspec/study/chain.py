@@ -10,7 +10,9 @@ from flashspec.study.frames import DataFrame, framed, groups, joined, pivoted
 from flashspec.study.stages import predicted_seconds
 
 STAGES = ("projection", "draft step", "text, eager", "text, deferred")
-SHAPES = {"reference-draft": "main", "reference-shallow": "shallow"}  # shapes that are shipped drafts
+SHAPES = {  # shapes of named models, and what a race calls the drafts among them
+    "reference-draft": "main", "reference-shallow": "shallow", "qwen-draft": "qwen", "qwen": "its target, qwen",
+}  # fmt: skip
 PIECES = {"projection": "projection", "step": "draft step"}
 PLACE = ["shape", "layers", "piece"]
 SIZE = ["head", "format", "probes", "shortlist"]
@@ -41,9 +43,9 @@ def faster(frame: DataFrame) -> DataFrame:
 
 
 def head_share(frame: DataFrame, shape: str) -> float:
-    """Share of a dense draft step's two parts that its head takes; NaN where the pieces were not timed."""
+    """Share of a dense draft step that its projection takes; NaN where these pieces were not timed."""
     dense = frame[(frame["shape"] == shape) & (frame["head"] == "dense")].groupby("piece")["seconds"].median()
-    return float(dense.get("head", np.nan) / (dense.get("head", np.nan) + dense.get("body", np.nan)))
+    return float(dense.get("projection", np.nan) / dense.get("step", np.nan))
 
 
 def chain(race: DataFrame, pieces: DataFrame) -> DataFrame:
