@@ -93,7 +93,7 @@ def small(folders, tmp_path_factory, monkeypatch):
     monkeypatch.setitem(recall.PRESETS, "head_build", recall.EXPERIMENT.parse({"rank": 16}))
     monkeypatch.setattr(compare, "DRAWS", 50)
     ours = {name: str(path) for name, path in folders.items()}
-    return SMALL | ours | {f"peer_{name}": path for name, path in ours.items()}
+    return SMALL | ours | {f"{side}_{name}": path for side in ("peer", "exit") for name, path in ours.items()}
 
 
 @pytest.mark.parametrize("chapter", CHAPTERS)
@@ -138,7 +138,7 @@ NAMES = {
         "02_chain race thesis", "03_final_token race thesis", "04_inside_a_round race thesis",
         "05_heads race head_tar", "06_drafts race draft_throughput", "07_designing_a_draft parts draft_latency",
         "08_throughput_model race smollm2_sweep",
-        "09_hierarchies race hispec_end_to_end", "10_all_together race combined",
+        "09_hierarchies race smollm2_exits", "10_all_together race combined",
     )),
 }  # fmt: skip
 
