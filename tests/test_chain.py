@@ -8,7 +8,7 @@ from tables import HEAD, MACHINE, TOKEN, factorial, line, pieces, race, recall_r
 from flashspec.study import answers, chain, compare, figures, heads, recall, stages
 from flashspec.study.frames import pivoted
 from flashspec.study.quote import NOT_HERE, digits, said, shown, value, verdict
-from flashspec.theory import amdahl
+from flashspec.theory import Level, amdahl, nested
 
 ONE = pieces(layers=(2,))
 
@@ -131,6 +131,20 @@ def test_planted_effects_are_found_and_multiply():
     assert np.allclose(more.loc[(more["effect"] == "flash") & (more["at"] == "deferred"), "ratio"], 1.21)  # the control
     assert stages.effects(FACTORIAL[FACTORIAL["head"] != "dense"]).empty
 
+
+
+def test_the_cost_models_schedule_is_the_best_of_its_grid():
+    dense = FACTORIAL[FACTORIAL["head"] == "dense"]
+    deep, one = (line(stages.schedules(dense), method=name, temperature=1.0) for name in ("hispec", "self_speculation"))
+    assert deep[["draft", "check_1", "check_2", "alpha_1", "alpha_2"]].tolist() == pytest.approx([0.1, 0.2, 0.8, 0.8, 0.8])
+    tried = [nested(0.1, [Level(0.8, n, 0.2), Level(0.8, m, 0.8)]) for n in stages.BURSTS for m in stages.WAITS]
+    assert deep["predicted"] == pytest.approx(max(tokens / time for tokens, time in tried)) and deep["free"] > deep["predicted"]
+    alone = [nested(0.1, [Level(0.8, n, 0.2)]) for n in stages.BURSTS]
+    assert one["predicted"] == one["free"] == pytest.approx(max(tokens / time for tokens, time in alone))
+    assert stages.scheduled(0.1, [0.2, 0.8], [deep["even"]] * 2)[0] == pytest.approx(1.0, abs=0.01)
+    dear = line(stages.schedules(dense.assign(check_1_seconds=0.2)), method="hispec", temperature=1.0)
+    assert np.isnan(dear["even"]) and dear["predicted"] < deep["predicted"]  # the control: no acceptance is enough
+    assert stages.schedules(dense[dense["exits"] == ""]).empty
 
 
 def test_every_change_gives_what_was_planted_and_gains_multiply():

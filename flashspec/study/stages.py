@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -9,6 +11,7 @@ import numpy as np
 from flashspec.study import compare
 from flashspec.study.compare import CONTEXT, DENSE, SETTING, SIDE, UNIT, WHO, best, gain, like_for_like, paired, sampled, speedups
 from flashspec.study.frames import DataFrame, framed, groups, joined
+from flashspec.theory import Level, nested
 
 PARTS = ("prompt", "plain steps", "drafting", "middle checks", "full checks", "final token", "loop")
 PLACE = [*CONTEXT, "method", "draft", "exits", "k", "interval"]
@@ -17,6 +20,7 @@ WHOLE = ["method", "draft", "exits", *CELL]
 JUDGED = [f"{name}_{i}" for name in ("kept", "decided") for i in (1, 2)]
 RUN = [*CONTEXT, *WHO, *SETTING]
 NEAR = 3  # percent that a picked k may lose
+BURSTS, WAITS = (1, 2, 3, 4, 6, 8), (2, 4, 6, 8, 12)  # drafted tokens, and tokens that wait for the whole model, of schedules
 COUNTS = ["rounds", "drafted", "actions_1", "actions_2"]
 SUMS = ["seconds", "emitted", "prompts", "predicted", "plain", "plain_predicted"]
 
@@ -64,6 +68,50 @@ def stages(frame: DataFrame) -> DataFrame:
     table = table.reset_index()
     plain = table[table["method"] == "baseline"].drop_duplicates(CONTEXT).set_index(CONTEXT)["ms"]
     return sampled(table.assign(speedup=table[CONTEXT].join(plain, on=CONTEXT)["ms"] / table["ms"]))
+
+
+def schedules(frame: DataFrame) -> DataFrame:
+    """One line a place that drafts at an exit: what the cost model makes of its parts and its acceptance (HiSpec, section 3).
+
+    `draft`, `check_1` and `check_2` are times of a drafted token and of checks over a plain step, `alpha_1` and `alpha_2` the
+    chances that a waiting token is accepted if all before it are. `predicted` is the speedup over plain decoding of the best
+    `schedule` (tokens that wait for each verifier), `free` that where all but the last check cost nothing, `even` the
+    acceptance at every verifier with which the best schedule would be as fast as plain decoding.
+    """
+    keys, lines = [*CONTEXT, "method", "exits", "head"], list[dict[str, Any]]()
+    rows = frame[(frame["exits"] != "") & ~frame["screened"] & frame["burst_seconds"].notna()]
+    for facts, mine in groups(rows.assign(draft=rows["burst_seconds"] / rows["k"]), keys):
+        levels = [i for i in (1, 2) if mine[f"check_{i}_seconds"].notna().all()]
+        parts = {"draft": mine["draft"], **{f"check_{i}": mine[f"check_{i}_seconds"] for i in levels}}
+        draft, *checks = times = [float((each / mine["step_seconds"]).median()) for each in parts.values()]
+        alphas = [float(mine[f"kept_{i}"].sum() / mine[f"decided_{i}"].sum()) for i in levels]
+        predicted, schedule = scheduled(draft, checks, alphas)
+        told = {**dict(zip(parts, times, strict=True)), **{f"alpha_{i}": a for i, a in zip(levels, alphas, strict=True)}}
+        told |= {"predicted": predicted, "schedule": " ".join(map(str, schedule))}
+        told |= {"free": scheduled(draft, [0.0] * (len(checks) - 1) + checks[-1:], alphas)[0], "even": evened(draft, checks)}
+        lines.append({**facts, **told})
+    names = ["draft", "check_1", "check_2", "alpha_1", "alpha_2", "schedule", "predicted", "free", "even"]
+    return sampled(framed(lines).reindex(columns=[*keys, *names]))
+
+
+def scheduled(draft: float, checks: Sequence[float], alphas: Sequence[float]) -> tuple[float, tuple[int, ...]]:
+    """Tokens a unit of time at the best of all schedules, and that schedule."""
+    found = []
+    for every in product(BURSTS, *[WAITS] * (len(checks) - 1)):
+        tokens, time = nested(draft, [Level(*level) for level in zip(alphas, every, checks, strict=True)])
+        found.append((tokens / time, every))
+    return max(found)
+
+
+def evened(draft: float, checks: Sequence[float]) -> float:
+    """The acceptance at every verifier with which the best schedule settles one token a unit of time; NaN where none does."""
+    low, high = 0.0, 1.0
+    if scheduled(draft, checks, [high] * len(checks))[0] < 1:
+        return float("nan")
+    for _ in range(12):
+        middle = (low + high) / 2
+        low, high = (low, middle) if scheduled(draft, checks, [middle] * len(checks))[0] >= 1 else (middle, high)
+    return high
 
 
 def factors(frame: DataFrame) -> DataFrame:
