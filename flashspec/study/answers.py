@@ -45,6 +45,7 @@ EAGER = {"draft": "qwen", "head": "flash", "finalize": "eager"}
 SMOLLM2 = {"method": "self_speculation", "head": "dense"}
 OWN = {"method": "draft_model", "draft": "qwen:int4", "head": "flash", "finalize": "deferred"}
 SIX = {**OWN, "draft": "qwen-6:int4"}
+TWO = {**OWN, "draft": "smollm2-2"}
 BOTH = {**OWN, "method": "cascade", "draft": "qwen-6:int4+qwen:int4"}
 PLAINLY = {**OWN, "head": "dense", "finalize": "eager"}
 REAL = (
@@ -56,6 +57,7 @@ REAL = (
     Question("six taught layers over all 24 of the 0.5B", "taught", SIX, OWN, 6),
     Question("six taught layers, FlashHead, deferred, over the 0.5B, dense, eager", "combined", SIX, PLAINLY, 10),
     Question("a cascade of six layers, the 0.5B and the 1.5B over the 0.5B alone", "combined", BOTH, OWN, 10),
+    Question("two taught layers with FlashHead over plain decoding, SmolLM2", "smollm2_sweep", TWO, {"method": "baseline"}, 6),
 )
 DECISIONS = (
     *REAL,
