@@ -22,7 +22,7 @@ RUN = [*CONTEXT, *WHO, *SETTING]
 NEAR = 3  # percent that a picked k may lose
 BURSTS, WAITS = (1, 2, 3, 4, 6, 8), (2, 4, 6, 8, 12)  # drafted tokens, and tokens that wait for the whole model, of schedules
 COUNTS = ["rounds", "drafted", "actions_1", "actions_2"]
-SUMS = ["seconds", "emitted", "prompts", "predicted", "plain", "plain_predicted"]
+SUMS = ["seconds", "emitted", "prompts", "predicted", "own", "plain", "plain_predicted"]
 
 
 def predicted_seconds(rows: DataFrame) -> Any:
@@ -178,12 +178,14 @@ def _with_products(table: DataFrame) -> DataFrame:
 def predictions(frame: DataFrame) -> DataFrame:
     """One line a setting and half of its prompts: seconds measured, and predicted from the other half's counts.
 
-    Prompts are dealt to the halves in turns, kind after kind; parts are those timed between the runs. `plain` are the seconds
+    Prompts are dealt to the halves in turns, kind after kind; parts are those timed between the runs. `own` are seconds
+    predicted from the runs' own counts, so that only the parts can be wrong. `plain` are the seconds
     of plain decoding in the same turns, `plain_predicted` those that its parts predict. Settings on a single prompt, and runs
     whose parts were not timed, are left out.
     """
     rows = frame[~frame["screened"]]
-    rows = rows.assign(plain=rows["seconds"], plain_predicted=predicted_seconds(rows))
+    own = predicted_seconds(rows)
+    rows = rows.assign(plain=rows["seconds"], plain_predicted=own, own=own)
     plain = rows["method"] == "baseline"
     beside = rows.loc[plain, [*UNIT, "turn", "plain", "plain_predicted"]]
     rows = rows[~plain & rows[["burst_seconds", "check_1_seconds", "rounds"]].notna().all(axis=1)]
@@ -202,18 +204,20 @@ def predictions(frame: DataFrame) -> DataFrame:
 def errors(table: DataFrame) -> DataFrame:
     """How far predictions are off, in percent, over all runs and at each temperature.
 
-    `median`, `most` (95 % of the runs lie within) and `bias` are of the measured seconds; `gain_median` and `gain_most` of the
-    speedup over plain decoding in the same turns, from which a machine's changes of pace fall out.
+    `median`, `most` (95 % of the runs lie within) and `bias` are of the measured seconds, `own_median` and `own_most` of these
+    from the runs' own counts; `gain_median` and `gain_most` of the speedup over plain decoding in the same turns, from which a
+    machine's changes of pace fall out.
     """
     gains = (table["plain_predicted"] / table["predicted"]) / (table["plain"] / table["seconds"])
-    table, lines = table.assign(off=100 * (table["predicted"] / table["seconds"] - 1), gain_off=100 * (gains - 1)), []
+    ratios = {"": table["predicted"] / table["seconds"], "own_": table["own"] / table["seconds"], "gain_": gains}
+    table, lines = table.assign(**{f"{prefix}off": 100 * (ratio - 1) for prefix, ratio in ratios.items()}), []
     for name, rows in [("all runs", table), *table.groupby("temperature")]:
         told = {"runs of": name if rows is table else f"temperature = {name}", "runs": len(rows), "bias": rows["off"].median()}
-        for prefix in ("", "gain_"):
+        for prefix in ratios:
             off = rows[f"{prefix}off"].abs()
             told |= {f"{prefix}median": off.median(), f"{prefix}most": off.quantile(0.95)}
         lines.append(told)
-    return framed(lines, ["runs of", "runs", "median", "most", "bias", "gain_median", "gain_most"])
+    return framed(lines, ["runs of", "runs", "median", "most", "bias", "own_median", "own_most", "gain_median", "gain_most"])
 
 
 def losses(table: DataFrame) -> Any:
