@@ -21,6 +21,9 @@ def test_the_chain_holds_what_was_put_in():
     texts = found[found["stage"] == "text, deferred"]
     assert len(texts) == 2 and texts["ratio"].to_numpy() == pytest.approx(1.65 / 1.5)  # over bfloat16, not over the faster int8
     assert chain.head_share(ONE, "reference-draft") == pytest.approx(4 / 6)
+    slow = ONE.assign(seconds=ONE["seconds"].where(ONE["piece"] != "projection", 1.0))  # alone, a projection may take longer
+    assert chain.head_share(slow, "reference-draft") == pytest.approx(4 / 6)
+    assert chain.head_share(ONE[ONE["piece"].isin(["projection", "step"])], "reference-draft") == pytest.approx(4 / 6)
     assert np.isnan(chain.head_share(ONE, "opt")) and verdict(found, name="opt") == NOT_HERE
 
 

@@ -43,9 +43,10 @@ def faster(frame: DataFrame) -> DataFrame:
 
 
 def head_share(frame: DataFrame, shape: str) -> float:
-    """Share of a dense draft step that its projection takes; NaN where these pieces were not timed."""
+    """Share of a dense draft step that its head takes, of head and body or else of the step; NaN where they were not timed."""
     dense = frame[(frame["shape"] == shape) & (frame["head"] == "dense")].groupby("piece")["seconds"].median()
-    return float(dense.get("projection", np.nan) / dense.get("step", np.nan))
+    head, step = dense.get("head", np.nan), dense.get("head", np.nan) + dense.get("body", np.nan)
+    return float(head / step if head == head else dense.get("projection", np.nan) / dense.get("step", np.nan))
 
 
 def chain(race: DataFrame, pieces: DataFrame) -> DataFrame:

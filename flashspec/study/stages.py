@@ -86,7 +86,8 @@ def schedules(frame: DataFrame) -> DataFrame:
         draft, *checks = times = [float((each / mine["step_seconds"]).median()) for each in parts.values()]
         alphas = [float(mine[f"kept_{i}"].sum() / mine[f"decided_{i}"].sum()) for i in levels]
         predicted, schedule = scheduled(draft, checks, alphas)
-        told = {**dict(zip(parts, times, strict=True)), **{f"alpha_{i}": a for i, a in zip(levels, alphas, strict=True)}}
+        told: dict[str, Any] = dict(zip(parts, times, strict=True))
+        told |= {f"alpha_{i}": alpha for i, alpha in zip(levels, alphas, strict=True)}
         told |= {"predicted": predicted, "schedule": " ".join(map(str, schedule))}
         told |= {"free": scheduled(draft, [0.0] * (len(checks) - 1) + checks[-1:], alphas)[0], "even": evened(draft, checks)}
         lines.append({**facts, **told})
