@@ -11,7 +11,7 @@ from flashspec.study.stages import predicted_seconds
 
 STAGES = ("projection", "draft step", "text, eager", "text, deferred")
 SHAPES = {  # shapes of named models, and what a race calls the drafts among them
-    "reference-draft": "main", "reference-shallow": "shallow", "qwen-draft": "qwen", "qwen": "its target, qwen",
+    "reference-draft": "main", "reference-shallow": "shallow", "qwen-draft": "qwen", "qwen": "qwen, the target",
 }  # fmt: skip
 PIECES = {"projection": "projection", "step": "draft step"}
 PLACE = ["shape", "layers", "piece"]

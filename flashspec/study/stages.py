@@ -86,11 +86,11 @@ def schedules(frame: DataFrame) -> DataFrame:
         draft, *checks = times = [float((each / mine["step_seconds"]).median()) for each in parts.values()]
         alphas = [float(mine[f"kept_{i}"].sum() / mine[f"decided_{i}"].sum()) for i in levels]
         predicted, schedule = scheduled(draft, checks, alphas)
-        told: dict[str, Any] = dict(zip(parts, times, strict=True))
-        told |= {f"alpha_{i}": alpha for i, alpha in zip(levels, alphas, strict=True)}
-        told |= {"predicted": predicted, "schedule": " ".join(map(str, schedule))}
-        told |= {"free": scheduled(draft, [0.0] * (len(checks) - 1) + checks[-1:], alphas)[0], "even": evened(draft, checks)}
-        lines.append({**facts, **told})
+        line: dict[str, Any] = dict(zip(parts, times, strict=True))
+        line |= {f"alpha_{i}": alpha for i, alpha in zip(levels, alphas, strict=True)}
+        line |= {"predicted": predicted, "schedule": " ".join(map(str, schedule))}
+        line |= {"free": scheduled(draft, [0.0] * (len(checks) - 1) + checks[-1:], alphas)[0], "even": evened(draft, checks)}
+        lines.append({**facts, **line})
     names = ["draft", "check_1", "check_2", "alpha_1", "alpha_2", "schedule", "predicted", "free", "even"]
     return sampled(framed(lines).reindex(columns=[*keys, *names]))
 
@@ -185,12 +185,11 @@ def predictions(frame: DataFrame) -> DataFrame:
     whose parts were not timed, are left out.
     """
     rows = frame[~frame["screened"]]
-    own = predicted_seconds(rows)
-    rows = rows.assign(plain=rows["seconds"], plain_predicted=own, own=own)
+    rows = rows.assign(own=predicted_seconds(rows))
     plain = rows["method"] == "baseline"
-    beside = rows.loc[plain, [*UNIT, "turn", "plain", "plain_predicted"]]
+    beside = rows.loc[plain, [*UNIT, "turn", "seconds", "own"]].rename(columns={"seconds": "plain", "own": "plain_predicted"})
     rows = rows[~plain & rows[["burst_seconds", "check_1_seconds", "rounds"]].notna().all(axis=1)]
-    rows = rows.drop(columns=["plain", "plain_predicted"]).merge(beside, on=[*UNIT, "turn"])
+    rows = rows.merge(beside, on=[*UNIT, "turn"])
     place = rows.groupby(["kind", "prompt"]).ngroup()
     dealt = place.groupby([rows[name] for name in RUN], dropna=False).rank("dense")
     rows = rows.assign(half=dealt.astype(int) % 2)
@@ -213,11 +212,11 @@ def errors(table: DataFrame) -> DataFrame:
     ratios = {"": table["predicted"] / table["seconds"], "own_": table["own"] / table["seconds"], "gain_": gains}
     table, lines = table.assign(**{f"{prefix}off": 100 * (ratio - 1) for prefix, ratio in ratios.items()}), []
     for name, rows in [("all runs", table), *table.groupby("temperature")]:
-        told = {"runs of": name if rows is table else f"temperature = {name}", "runs": len(rows), "bias": rows["off"].median()}
+        line = {"runs of": name if rows is table else f"temperature = {name}", "runs": len(rows), "bias": rows["off"].median()}
         for prefix in ratios:
             off = rows[f"{prefix}off"].abs()
-            told |= {f"{prefix}median": off.median(), f"{prefix}most": off.quantile(0.95)}
-        lines.append(told)
+            line |= {f"{prefix}median": off.median(), f"{prefix}most": off.quantile(0.95)}
+        lines.append(line)
     return framed(lines, ["runs of", "runs", "median", "most", "bias", "own_median", "own_most", "gain_median", "gain_most"])
 
 
