@@ -9,7 +9,6 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,22 +23,21 @@ from flashspec.study.registry import EXPERIMENTS
 
 GLUED = "application/papermill.record/text/plain"
 Values = Mapping[str, Any]
+Result = tuple[list[dict[str, Any]], dict[str, Any]]  # rows and origin
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """An experiment or a preset, the result of a point being its table; `timed` where its rows are of a clock."""
+    """An experiment from certain parameters on, the result of a point being its table."""
 
     name: str
-    suffix = ".parquet"
-    text = ""
-
-    @cached_property
-    def experiment(self) -> Experiment:
-        return EXPERIMENTS[self.name] if self.name in EXPERIMENTS or ":" in self.name else EXPERIMENTS.preset(self.name)
+    experiment: Experiment
+    base: Any
+    suffix, text = ".parquet", ""
 
     @property
     def timed(self) -> bool:
+        """Whether rows are of a clock, so that no two points may run at once on a machine."""
         return self.experiment.measured
 
     @property
@@ -47,15 +45,14 @@ class Measurement:
         """The folder that names of models are relative to."""
         return Path.cwd()
 
-    @cached_property
+    @property
     def facts(self) -> dict[str, Any]:
         """What a point's key holds besides its parameters and models."""
         return {"experiment": self.experiment.name, "version": self.experiment.version}
 
     def settled(self, values: Values) -> dict[str, Any]:
         """All parameters as JSON values in declared types; unknown names and wrong types are refused."""
-        base = self.experiment.presets[self.name] if self.name in self.experiment.presets else self.experiment.params()
-        return canonical(self.experiment.parse({**vars(base), **values}))
+        return canonical(self.experiment.parse({**vars(self.base), **values}))
 
     def models(self, params: Values) -> dict[str, Any]:
         """Digests of the files of the models that parameters name."""
@@ -65,8 +62,8 @@ class Measurement:
         """The file of one point's result, made in a folder that keeps what is unfinished."""
         return self.experiment.run(params, root=folder).path
 
-    def read(self, path: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-        """Rows and origin of a result; Refused where it is damaged."""
+    def read(self, path: Path) -> Result:
+        """What a result holds; Refused where it is damaged."""
         table, origin = tables.opened(path)
         return table.to_pylist(), origin
 
@@ -75,23 +72,16 @@ class Measurement:
 class Notebook:
     """A notebook, the result of a point being the executed one, its row what it glued; verbs as `Measurement` has them."""
 
-    path: Path
-    suffix = ".ipynb"
-    timed = False  # for all that anybody knows
+    name: str
+    home: Path
+    text: str
+    suffix, timed = ".ipynb", False
 
     @property
-    def name(self) -> str:
-        return self.path.name
+    def path(self) -> Path:
+        return self.home / self.name
 
     @property
-    def home(self) -> Path:
-        return self.path.parent
-
-    @cached_property
-    def text(self) -> str:
-        return self.path.read_text(encoding="utf-8")
-
-    @cached_property
     def facts(self) -> dict[str, Any]:
         versions = {name: found.version for name, found in EXPERIMENTS.items()}
         return {"notebook": [(cell["cell_type"], cell["source"]) for cell in cells(self.path)], "versions": versions}
@@ -115,7 +105,7 @@ class Notebook:
     def run(self, params: Values, folder: Path) -> Path:
         started, before = time.monotonic(), _stored()
         try:
-            out = execute(self.path, folder / "executed" / self.path.name, params, None, Path.cwd())
+            out = execute(self.path, folder / "executed" / self.name, params, None, Path.cwd())
         finally:
             for path, _ in _stored() - before:
                 place = folder / "tables" / path.parent.name / path.name
@@ -127,7 +117,7 @@ class Notebook:
         write_text(json.dumps(made, indent=1, ensure_ascii=False) + "\n", out)
         return out
 
-    def read(self, path: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    def read(self, path: Path) -> Result:
         try:
             origin = json.loads(path.read_bytes())["metadata"]["flashspec"]
             return [{**origin["params"], **_glued(path)}], origin
@@ -137,7 +127,12 @@ class Notebook:
 
 def subject_of(name: str) -> Measurement | Notebook:
     """The notebook whose path this is, or the experiment or preset of this name."""
-    return Notebook(Path(name).resolve()) if name.endswith(".ipynb") else Measurement(name)
+    if name.endswith(".ipynb"):
+        path = Path(name).resolve()
+        cells(path)
+        return Notebook(path.name, path.parent, path.read_text(encoding="utf-8"))
+    found = EXPERIMENTS[name] if name in EXPERIMENTS or ":" in name else EXPERIMENTS.preset(name)
+    return Measurement(name, found, found.presets.get(name) or found.params())
 
 
 def _stored() -> set[tuple[Path, int]]:
