@@ -111,7 +111,7 @@ def opened(path: Path) -> tuple[Any, dict[str, Any]]:
     import pyarrow
     from pyarrow import parquet
 
-    table = parquet.read_table(pyarrow.BufferReader(data))
+    table = parquet.ParquetFile(pyarrow.BufferReader(data)).read()
     return table, json.loads(table.schema.metadata[ORIGIN])
 
 
