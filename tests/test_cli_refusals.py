@@ -105,6 +105,16 @@ CASES = {  # a command's beginning, and ends that make it wrong => words of the 
     "run projection --preset smoke --fresh --results": "{home}/text.txt | {target} | ~nobody_such/results",
     "notebooks {home}/book": "{home}/book | {home}/new -p k hot | ~nobody_such/out",
     "notebooks": "{home}/book/a.ipynb {home}/book | {home}/text.txt {home}/new | {home}/traces/list.json {home}/new",
+    "sweep":
+        "nothing => unknown experiment 'nothing' | a:b => No module named 'a' | os:path => names no Experiment | : | "
+        "{home}/nowhere.ipynb => no notebook | {home}/book/a.ipynb -p kk=1 => did you mean 'k' | {home}/book/a.ipynb -p k=x",
+    "sweep exits":
+        "-p dept=1 => did you mean 'depth' | -p depth => NAME=VALUES | -p depth= => no values | -p depth=1..99999 | "
+        "-p depth=[1 | -p depth=1 -p depth=2 => twice | -p depth=x => 'depth' expects | --grid {home}/text.txt => no grid | "
+        "--grid {home}/bytes.txt | --grid {home}/traces/list.json | -p target={home}/notes => no model at | "
+        "-p depth={brackets} | -p depth={parens} | --engine dask => --scheduler | "
+        "--scheduler tcp://127.0.0.1:1 => --engine dask | --timeout nan | --timeout 0 | --sample 0 | --workers 0 | "
+        "--seed x | --out ~nobody_such/out",
     "pages": "{home}/text.txt | {home} | {home}/bytes.txt",
 }  # fmt: skip
 LINES = [f"{start} {end}".strip() for start, ends in CASES.items() for end in map(str.strip, ends.split("|"))]

@@ -14,7 +14,10 @@ FLOORS = {
     "decoding": 2, "measure": 3, "train": 4, "study": 4, "cli": 5,
 }  # fmt: skip
 APART = {("train", "study"), ("study", "train")}  # one floor, and neither imports the other
-HEAVY = {"transformers", "faiss", "pandas", "papermill", "seaborn", "matplotlib", "tokenizers", "triton", "dask", "click"}
+HEAVY = {
+    "transformers", "faiss", "pandas", "papermill", "seaborn", "matplotlib", "tokenizers", "triton", "click", "distributed",
+    "yaml",
+}  # fmt: skip
 LINES, BODY, ARGUMENTS = 300, 40, 5
 PROMISED = {"generate"}  # a public signature fixed by the design
 

@@ -40,6 +40,8 @@ def command(name: str, values: tuple[str, ...], **options: Any) -> int:
 
     Finished points are kept by their content and never made again: run the same command to go on where it stopped.
     """
+    if (options["engine"] == "dask") is not bool(options["scheduler"]):
+        raise Refused("--engine dask and --scheduler ADDRESS go together; start one with `dask scheduler --host 127.0.0.1`")
     out = options["out"] or Path("sweeps") / Path(name).stem.replace(":", ".")
     sweep = Sweep(name, gridded(values, options), out, options["timeout"])
     points = [point for point in sweep.points if options["only"] in (None, point.key)]
@@ -78,11 +80,9 @@ def planned(sweep: Sweep, todo: int, workers: int) -> str:
 
 def run(sweep: Sweep, todo: list[Point], options: dict[str, Any], workers: int) -> dict[str, str]:
     """Make points on the engine that was chosen, with progress on standard error; why some failed, by key."""
-    away = options["engine"] == "dask"
-    if away and not options["scheduler"]:
-        raise Refused("--engine dask needs --scheduler; start one with `dask scheduler --host 127.0.0.1`")
+    address = options["scheduler"] if options["engine"] == "dask" else None
     with (
-        engines.dask(options["scheduler"], options["trusted"]) if away else engines.local(workers) as engine,
+        engines.dask(address, options["trusted"]) if address else engines.local(workers) as engine,
         tqdm(total=len(sweep.points), initial=len(sweep.points) - len(todo), desc=sweep.name, unit="point") as bar,
     ):
         return sweep.run(engine, todo, options["retries"], bar.update)
