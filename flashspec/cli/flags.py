@@ -39,6 +39,7 @@ class Value(click.ParamType):
 option = partial(click.option, show_default=True)
 FILE = At(exists=True, dir_okay=False)
 FOLDER = At(file_okay=False)
+RESULTS: dict[str, Any] = {"type": At(), "help": "Folder of the tables, default book/results."}
 COUNT = click.IntRange(min=1, max=2**31 - 1)
 
 TARGET = option("--target", default="reference", help="A shipped or published name, a folder, a GGUF file or a cached hub name.")
