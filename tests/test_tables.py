@@ -109,7 +109,7 @@ def test_an_older_table_is_read_at_defaults_and_one_of_a_later_schema_is_refused
     with monkeypatch.context() as patch:
         patch.setattr(tables, "SCHEMA", 2)
         path = written(tmp_path, versions={"flashspec": "9.1"})
-    refused(r"schema 2 of flashspec 9.1, this one reads up to 1: install", tables.read, path, Row, error=Refused)
+    refused(r"schema 2 of flashspec 9.1, this one reads up to 1: install that one", tables.read, path, Row, error=Refused)
 
 
 @pytest.mark.parametrize("change", [{}, {b"{": b"["}, {b'"schema": 1': b'"schema":[]'}, {b"PAR1": b"PAR2"}, {b"name": b"\xffame"}])

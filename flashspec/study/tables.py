@@ -122,8 +122,8 @@ def opened(path: Path) -> tuple[Any, dict[str, Any]]:
     except (pyarrow.ArrowException, OSError, LookupError, TypeError, ValueError, RecursionError) as error:
         raise Refused(f"{where} has a sound digest and is no table of ours ({first_line(error)}): restore it") from None
     if schema > SCHEMA:
-        writer = (origin.get("versions") or {}).get("flashspec", "a later release")
-        raise Refused(f"{where} has schema {schema} of flashspec {writer}, this one reads up to {SCHEMA}: install a later flashspec")
+        writer = (origin.get("versions") or {}).get("flashspec", "another")
+        raise Refused(f"{where} has schema {schema} of flashspec {writer}, this one reads up to {SCHEMA}: install that one")
     return table, origin
 
 
