@@ -15,13 +15,16 @@ from flashspec.study.parameters import field_comments, hints, parse_value, type_
 
 
 class At(click.Path):
-    """A path whose leading ~ is a home folder."""
+    """A path whose leading ~ is a home folder; a device, which may have no end, is no file that exists."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(path_type=Path, **options)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        return super().convert(expanded(value), param, ctx)
+        place = super().convert(expanded(value), param, ctx)
+        if self.exists and place.is_char_device():
+            self.fail(f"{place} is a device; name a file", param, ctx)
+        return place
 
 
 class Value(click.ParamType):
