@@ -29,11 +29,11 @@
     const by = field.by || 0.001;
     const range = log ? { min: 0, max: NOTCHES, step: 1 } : { min: low, max: high, step: by };
     const slider = make("input", { type: "range", ...range, "aria-label": `${label}, slider`, id: `decide-${name}-slider` });
-    const told = { "aria-describedby": `decide-${name}-note`, id: `decide-${name}` };
-    const box = make("input", { type: "number", min: low, max: high, step: log ? "any" : by, ...told });
+    const help = { "aria-describedby": `decide-${name}-note`, id: `decide-${name}` };
+    const box = make("input", { type: "number", min: low, max: high, step: log ? "any" : by, ...help });
     const title = make("label", { for: `decide-${name}` }, `${label} `, make("span", { class: "unit" }, unit));
-    const help = make("p", { id: `decide-${name}-note`, class: "note" }, `${note} From ${low} to ${high}.`);
-    const whole = make("div", { class: "field" }, title, slider, box, help);
+    const text = make("p", { id: `decide-${name}-note`, class: "note" }, `${note} From ${low} to ${high}.`);
+    const whole = make("div", { class: "field" }, title, slider, box, text);
     slider.addEventListener("input", () => change(name, denotch(field, Number(slider.value))));
     box.addEventListener("input", () => {
       const value = box.value === "" ? NaN : Number(box.value);
@@ -41,7 +41,7 @@
       box.setAttribute("aria-invalid", String(!valid));
       if (valid) change(name, value);
     });
-    box.addEventListener("change", show);
+    box.addEventListener("blur", show);
     return { field, slider, box, whole };
   });
 

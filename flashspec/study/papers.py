@@ -21,11 +21,20 @@ THESIS = {
     "deferred_flash": 11.374,
     "deferred": 1.060,
 }
+HISPEC_MOST = 2.01  # HiSpec at most; the abstract says over single-layer speculation, its notes say over plain decoding
+HISPEC_OVER_PLAIN = 2.08  # HiSpec over plain decoding, at most; Kumar et al. 2025, reading note
+HISPEC_QUARTER = 0.69  # of tokens are right at a quarter of the layers, at most; the same note
 HISPEC_OVER_SELF = 1.28  # HiSpec over single-layer speculation, average; Kumar et al. 2025, abstract
 YAN_HEADLINE = 1.60  # designed draft over an existing one, LLaMA-65B and OPT-66B; Yan et al. 2024, abstract
+YAN_MOST = 2.11  # the same at most, all LLaMA models; abstract of the version at NAACL 2025, "up to 111 %"
 YAN_EXPERIMENTS = 350  # runs; abstract
 YAN_TUNED = 1.45  # designed draft against a fine-tuned target, Vicuna-33B; "up to 45 %"
-LABELS = {"S": "Printed in the abstract", "N": "From a reading note of the paper", "C": "Computed from printed figures"}
+LABELS = {
+    "S": "Printed in the abstract",
+    "N": "From a reading note of the paper",
+    "C": "Computed from printed figures",
+    "I": "Our reading of the abstract",
+}
 YAN = {"tar": 3.81, "draft_ms": 13.13, "rate": 23.10, "k": 8}  # LLaMA-65B with Sheared-LLaMA-1.3B; Yan et al. 2024, reading note
 YAN_WIDE = {"tar": 3.70, "draft_ms": 6.69, "rate": 32.59, "k": 8}  # with NoFT-Wide-1.3B; the same note
 HISPEC_EXITS = (3, 8)  # layers of Llama-3-8B's exits; Kumar et al. 2025, reading note
@@ -46,6 +55,20 @@ class Work(NamedTuple):
     known: dict[str, Printed]
     rate: float = float("nan")
     head: str = "dense"
+
+
+def claims() -> dict[str, dict[str, Printed]]:
+    """What the three works claim, by the key of each in the bibliography: ratios, a rank correlation and a share."""
+    thesis = {name: Printed(THESIS[name], "S") for name in ("projection", "draft_step", "eager", "deferred")}
+    late = {f"deferral_{head}": Printed(THESIS[f"deferred_{head}"] / THESIS[f"eager_{head}"], "C") for head in ("dense", "flash")}
+    yan = {
+        "designed": Printed(YAN_HEADLINE, "S"), "designed_most": Printed(YAN_MOST, "S"), "tuned": Printed(YAN_TUNED, "N"),
+        "wide": Printed(YAN_WIDE["rate"] / YAN["rate"], "C"), "wide_step": Printed(YAN["draft_ms"] / YAN_WIDE["draft_ms"], "C"),
+        "accuracy": Printed(0.0, "I"),
+    }  # fmt: skip
+    hispec = {"over_self": Printed(HISPEC_OVER_SELF, "S"), "over_self_most": Printed(HISPEC_MOST, "S")}
+    hispec |= {"over_plain": Printed(HISPEC_OVER_PLAIN, "N"), "quarter": Printed(HISPEC_QUARTER, "N")}
+    return {"thesis2026": {**thesis, **late}, "yan2024decoding": yan, "hispec2025": hispec}
 
 
 def works(s: Setting) -> dict[str, Work]:
