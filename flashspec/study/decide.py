@@ -13,7 +13,7 @@ from flashspec.decoding.models import SHIPPED
 from flashspec.study import compare, papers, stages
 from flashspec.study.frames import DataFrame, framed, having
 from flashspec.study.javascript import script
-from flashspec.study.quote import digits, shown
+from flashspec.study.quote import shown
 from flashspec.study.registry import stored
 from flashspec.theory import decision
 
@@ -24,7 +24,7 @@ PAGE = """<section id="decision-tool" aria-label="Decision tool"><p>The sliders 
 <script type="application/json" id="decide-data">{data}</script>
 <script>const decide = (() => {{
 {formulas}return {{decision, at, MOST}};
-}})();</script><details><summary>The presets, tested</summary>{table}</details>"""
+}})();</script><details><summary>How close the presets come</summary>{table}</details>"""
 
 
 class Preset(NamedTuple):
@@ -112,8 +112,9 @@ def tool(root: Path | None = None) -> HTML:
     found, lines = presets(root), []
     for each in found.values():
         number = decision.decision(each.setting)
-        rates = {"tokens/s by these formulas": number["plain"] * number[each.head], "measured or printed": digits(each.rate)}
-        what = {"preset": each.label, "with": f"{each.head}, k = {each.values['k']}"}
+        both = (f"{rate:.3g}" if rate == rate else "not printed" for rate in (number["plain"] * number[each.head], each.rate))
+        rates = dict(zip(("tokens/s by these formulas", "measured or printed"), both, strict=True))
+        what = {"preset": each.label, "with": f"{each.head} head, k = {each.values['k']}"}
         lines.append({**what, **rates, "where its numbers come from": each.note})
     known = [{"name": name, "label": each.label, "note": each.note, "values": each.values} for name, each in found.items()]
     data = json.dumps({"fields": described()["field"], "presets": known}).replace("<", "\\u003c")
