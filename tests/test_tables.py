@@ -15,7 +15,6 @@ from test_study import Counted
 from flashspec.cli.main import status
 from flashspec.study import Refused, run, tables, verify
 
-
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -112,7 +111,9 @@ def test_an_older_table_is_read_at_defaults_and_one_of_a_later_schema_is_refused
     refused(r"schema 2 of flashspec 9.1, this one reads up to 1: install that one", tables.read, path, Row, error=Refused)
 
 
-@pytest.mark.parametrize("change", [{}, {b"{": b"["}, {b'"schema": 1': b'"schema":[]'}, {b"PAR1": b"PAR2"}, {b"name": b"\xffame"}])
+@pytest.mark.parametrize(
+    "change", [{}, {b"{": b"["}, {b'"schema": 1': b'"schema":[]'}, {b"PAR1": b"PAR2"}, {b"name": b"\xffame"}]
+)
 def test_a_forged_file_with_a_sound_digest_is_refused_in_one_sentence(tmp_path, change):
     path = written(tmp_path)
     data = path.read_bytes()

@@ -21,7 +21,7 @@ class At(click.Path):
         super().__init__(path_type=Path, **options)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        place = super().convert(expanded(value), param, ctx)
+        place = Path(str(super().convert(expanded(value), param, ctx)))
         if self.exists and place.is_char_device():
             self.fail(f"{place} is a device; name a file", param, ctx)
         return place

@@ -14,7 +14,8 @@ from flashspec.models.writing import refuse_input, write_text
 from flashspec.study.parameters import Refused, parse_value, refuse_unknown
 
 START_TIMEOUT = 600
-TYPES = {kind.__name__: kind for kind in (int, float, str, bool, list)}
+PLAIN = {kind.__name__: kind for kind in (int, float, str, bool, list)}
+KINDS = PLAIN | {f"list[{name}]": list[kind] for name, kind in PLAIN.items()}  # type: ignore[valid-type]
 
 
 class Parameter(NamedTuple):
@@ -123,8 +124,8 @@ def _parameter(name: str, kind: str, value: str) -> Parameter:
     """Type, else that of the default, and default of a parameter as papermill's reader tells them."""
     try:
         default = ast.literal_eval(value)
-        return Parameter(type(default) if kind == "None" else eval(kind, {"__builtins__": {}}, TYPES), default)
-    except (NameError, SyntaxError, TypeError, ValueError) as error:
+        return Parameter(type(default) if kind == "None" else KINDS[kind], default)
+    except (KeyError, SyntaxError, TypeError, ValueError, RecursionError, MemoryError) as error:
         raise Refused(f"parameter {name!r} needs a type and a literal, as in `k: int = 4  # help`, got {value}") from error
 
 

@@ -109,9 +109,7 @@ def opened(path: Path) -> tuple[Any, dict[str, Any]]:
     """A file's Arrow table and origin; Refused in one sentence if a single bit of it is not as it was written."""
     data, where = path.read_bytes(), f"table {path.name} in {path.parent.name}"
     if not intact(data):
-        raise Refused(
-            f"{where} is damaged, its bytes do not match the digest in it: restore it or measure it afresh (--fresh)"
-        )
+        raise Refused(f"{where} is damaged, its bytes do not match the digest in it: restore it or measure it afresh (--fresh)")
     import pyarrow
     from pyarrow import parquet
 

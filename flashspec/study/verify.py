@@ -40,7 +40,7 @@ def again(path: Path) -> str | None:
     table, facts = consistent(path)
     if "converted_from" in facts:
         return None if facts["measured"] else f"carried over from {facts['converted_from'].get('experiment')} of an older release"
-    if (name := facts.get("experiment")) not in EXPERIMENTS:
+    if (name := str(facts.get("experiment"))) not in EXPERIMENTS:
         return f"this release has no experiment {name}"
     experiment = EXPERIMENTS[name]
     if facts["measured"] and not experiment.timed:
