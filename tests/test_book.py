@@ -5,6 +5,7 @@ import importlib.util
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from shelf import refused
@@ -55,6 +56,19 @@ def test_a_style_sheet_that_loads_a_font_from_elsewhere_is_found(tmp_path):
     assert links.main(str(tmp_path)) == 1
     (tmp_path / "book.css").write_text("@font-face { src: url('https://fonts.example/f.woff2') }")
     assert "from the network" in " ".join(site(tmp_path, ""))
+
+
+def test_a_page_brings_its_notebook_and_links_to_it_under_the_title(tmp_path):
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "notebooks" / "toy.ipynb").write_text("{}")
+    app = SimpleNamespace(srcdir=tmp_path / "book", outdir=tmp_path / "html")
+    pages = {page: {"body": "<h1>Toy</h1><h1>again</h1>"} for page in ("notebooks/toy", "intro")}
+    for page, context in pages.items():
+        extension("offline").bring_notebook(app, page, "", context, None)
+    found = re.findall(r'href="([^"]+)"', pages["notebooks/toy"]["body"])
+    assert pages["notebooks/toy"]["body"].startswith("<h1>Toy</h1><p") and found[0] == "toy.ipynb" == Path(found[1]).name
+    assert (tmp_path / "html" / "notebooks" / found[0]).read_text() == "{}"
+    assert pages["intro"] == {"body": "<h1>Toy</h1><h1>again</h1>"}
 
 
 def test_every_citation_is_in_the_bibliography():
