@@ -97,6 +97,26 @@ def test_a_chapter_keeps_every_number_that_it_cites(notebook):
     assert unquoted(code, text + "{glue:text}`nobody:.1f`") == {"nobody"}  # the control
 
 
+def amiss(notebook, text):
+    """What `name = value` in a text is no value of a parameter of this notebook."""
+    found = re.findall(r"`(\w+) = ([^`]+)`", text)
+    return [name for name, value in found if not fits(notebook, name, value)]
+
+
+def fits(notebook, name, value):
+    try:
+        return bool(books.validated(notebook, {name: ast.literal_eval(value)}))
+    except ValueError:
+        return False
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_exercises_change_parameters_of_their_chapter(notebook):
+    text = "\n".join(cells(notebook, "markdown")).partition("## Try it")[2].partition("\n## ")[0]
+    assert amiss(notebook, text) == []
+    assert amiss(notebook, "`nobody = 1`, `fresh = 7`") == ["nobody", "fresh"]  # the control
+
+
 def test_the_readme_shows_what_is_stored_and_nothing_that_is_not(tmp_path):
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert answers.with_results(text, answers.table(ROOT / "book" / "results")) == text
