@@ -23,7 +23,8 @@ notebooks: .venv/.extra-book $(if $(filter 1,$(FRESH)),.venv/.extra-peers) ## ru
 
 book: notebooks ## install, run the notebooks, build and check the book
 	$(BIN)/flashspec pages README.md
-	$(BIN)/jupyter-book build book -W -n --keep-going -q
+	rm -rf $(OUT)
+	$(BIN)/jupyter-book build book --all -W -n --keep-going -q
 	$(BIN)/python book/_ext/links.py $(OUT)
 	@echo "the book is at $(OUT)/index.html"
 
@@ -32,8 +33,9 @@ check-book: book .venv/.extra-test ## open every page of the book in headless Ch
 
 pdf: book ## the book as one PDF file, printed by Chromium
 	$(BIN)/jupyter-book build book --builder singlehtml -n --keep-going -q
-	chromium --headless --no-sandbox --no-pdf-header-footer --virtual-time-budget=60000 --print-to-pdf=book/_build/flashspec.pdf \
-		book/_build/singlehtml/notebooks/00_start.html
+	cp book/_build/singlehtml/notebooks/00_start.html book/_build/singlehtml/index.html
+	chromium --headless --no-sandbox --no-pdf-header-footer --virtual-time-budget=60000 \
+		--print-to-pdf=book/_build/flashspec.pdf "file://$(CURDIR)/book/_build/singlehtml/index.html"
 	@echo "the book is at book/_build/flashspec.pdf"
 
 serve: book ## show the book at http://localhost:8000

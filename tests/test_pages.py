@@ -2,6 +2,8 @@
 
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -9,6 +11,7 @@ import pytest
 from browser import overflow
 
 BOOK = Path(os.environ.get("FLASHSPEC_BOOK") or "no book")
+NO_BOOK = "no built book; `make check-book` builds it and runs these tests"
 UNITS = ("times", "%", "milliseconds", "megabytes", "tokens a second", "tokens a check", "layers", "nats")
 ALLOWED = {"region", "empty-table-header"}  # the theme's, and the corner of a table with an index
 OWN = {"api.html": {"definition-list"}, "bibliography.html": {"aria-allowed-role", "aria-deprecated-role", "aria-required-children"}}
@@ -63,7 +66,7 @@ def test_an_empty_figure_and_an_axis_without_a_unit_are_found(picture, said):
 def opened(serve, visit):
     """A function that opens a page of the built book."""
     if not PAGES:
-        pytest.skip("no built book; `make check-book` builds it and runs these tests")
+        pytest.skip(NO_BOOK)
     home = serve(BOOK)
     return lambda name: visit(f"{home}/{name}")
 
@@ -105,6 +108,17 @@ def test_search_works_and_the_book_is_small(opened):
     page.wait_for_selector("#search-results li a")
     assert [fault for fault in page.faults if "Anchored content" not in fault] == []  # a remark of Sphinx on its own template
     assert sum(path.stat().st_size for path in BOOK.rglob("*") if path.is_file()) <= 25e6
+
+
+@pytest.mark.skipif(not PAGES, reason=NO_BOOK)
+def test_a_second_build_has_the_same_bytes(tmp_path):
+    command = [Path(sys.executable).with_name("jupyter-book"), "build", BOOK.parents[1], "--path-output", tmp_path, "-n", "-q"]
+    subprocess.run(command, check=True, capture_output=True)
+    one, two = (
+        {path.relative_to(place): path.read_bytes() for path in place.rglob("*") if path.is_file() and path.name != ".buildinfo"}
+        for place in (BOOK, tmp_path / "_build" / "html")
+    )
+    assert one.keys() == two.keys() and [path for path in one if one[path] != two[path]] == []
 
 
 def test_the_control_a_page_that_asks_elsewhere_or_misses_a_picture_is_found(opened):

@@ -70,8 +70,8 @@ def keyed(figure: Figure) -> Figure:
 
 def rows_of(axis: Axes, names: list[str], words: str) -> None:
     """Name the rows of a panel, from below, and what lies along it."""
-    axis.set_yticks(range(len(names)), names, fontsize=8)
-    axis.set(ylim=(-0.6, max(1, len(names)) - 0.4), xlabel=fill(words, 60 // min(ACROSS, len(axis.figure.axes))))
+    axis.set_yticks(range(len(names)), [fill(name, 30) for name in names], fontsize=8)
+    axis.set(ylim=(-0.6, max(1, len(names)) - 0.4), xlabel=fill(words, 44 // min(ACROSS, len(axis.figure.axes))))
     axis.grid(axis="y", visible=False)
 
 

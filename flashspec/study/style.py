@@ -44,7 +44,7 @@ NAMES = {
     "shallow": "1-layer draft",
     "qwen3-0.6b": "Qwen3-0.6B shape",
 }
-WIDTH = 7.2
+WIDTH = 7.0
 
 
 class Picture(NamedTuple):
