@@ -205,6 +205,20 @@ def test_one_value_is_a_list_of_one_and_fresh_reaches_the_notebooks_that_know_it
     assert printed(tmp_path / "out" / "toy.ipynb") == "(3,) True\n" and printed(tmp_path / "out" / "stale.ipynb") == "4\n"
 
 
+def test_a_notebook_runs_again_only_where_what_it_is_made_of_changed(tmp_path, monkeypatch):
+    monkeypatch.setenv("FLASHSPEC_RESULTS", str(tmp_path / "results"))
+    source, runs, out = notebook(tmp_path / "in", f"open({str(tmp_path / 'runs')!r}, 'a').write('x')"), tmp_path / "runs", tmp_path / "out"
+    steps = [{}, {}, {"values": {"k": 5}}, {"values": {"k": 5}}, {"values": {"k": 5}, "fresh": True}, {}, {}]
+    for step, times in zip(steps, (1, 1, 2, 2, 3, 4, 4), strict=True):
+        (page,) = books.execute_all([source], out, **step)
+        assert len(runs.read_text()) == times and page.exists()
+    (tmp_path / "results" / "race").mkdir(parents=True)
+    for change in (tmp_path / "results" / "race" / "new.parquet", source, page):
+        change.write_text(source.read_text().replace("rate", "pace") if change == source else "{}")
+        books.execute_all([source], out)
+    assert len(runs.read_text()) == 7
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
 def test_committed_notebooks_have_no_outputs_and_no_verbs(path):
     for found in json.loads(path.read_text())["cells"]:

@@ -106,7 +106,7 @@ def test_any_legal_parameters_give_a_page(chapter, small, monkeypatch):
         scope, shown = page(chapter, {**small, **values}, typed=turn % 2 == 0)
         assert all("<table" in each or "not in this table" in each or "<pre" in each for each in shown), values
         assert "results" not in scope or len(scope["results"].rows), values
-        monkeypatch.setattr(style, "svg", lambda figure: "")
+        monkeypatch.setattr(style, "svg", lambda *figure: "")
 
 
 def test_the_control_a_reading_that_asks_for_a_fixed_temperature_has_no_page_without_it(small, monkeypatch):
