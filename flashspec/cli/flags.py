@@ -1,4 +1,4 @@
-"""Command-line flags: those that commands share, and one a field of a dataclass."""
+"""Command-line flags: those that commands share, and one per field of a dataclass."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from flashspec.study.parameters import field_comments, hints, parse_value, type_
 
 
 class At(click.Path):
-    """A path whose leading ~ is a home folder."""
+    """A path; a leading ~ is the home folder."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(path_type=Path, **options)
@@ -25,7 +25,7 @@ class At(click.Path):
 
 
 class Value(click.ParamType):
-    """A value of an annotated type, parsed as parameters of experiments are."""
+    """A value of an annotated type, parsed like a parameter of an experiment."""
 
     name = "value"
 
@@ -60,7 +60,7 @@ def with_options(*options: Callable[[Callable], Callable]) -> Callable[[Callable
 
 
 def flags(kind: type, skip: tuple[str, ...] = ()) -> list[click.Option]:
-    """One option a field, `--top-k` for top_k; unset options are None."""
+    """One option per field, `--top-k` for top_k; unset options are None."""
     types, helps = hints(kind), field_comments(kind)
     fields = [field for field in dataclasses.fields(kind) if field.name not in skip]
     return [_flag(field, types[field.name], helps.get(field.name, "")) for field in fields]

@@ -1,4 +1,4 @@
-"""The command line: generate, run, list, train, quantize, doctor. Errors are one sentence and exit status 2."""
+"""The command line. An error is one sentence and exit status 2."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ COMMANDS = {
 
 
 class Lazy(click.Group):
-    """Commands imported when they are asked for, so that `--help` loads nothing."""
+    """Commands imported on first use, so that `--help` loads nothing."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -54,7 +54,7 @@ def group() -> None:
 
 
 def status(arguments: Sequence[str] | None = None) -> int:
-    """Run one command line and return its exit status: 0, 1 for notebooks that failed, 2 for a refusal, 130 if interrupted."""
+    """Run one command line and return its exit status: 0, 1 for failed notebooks, 2 for an error, 130 if interrupted."""
     return guarded(lambda: _status(arguments))
 
 

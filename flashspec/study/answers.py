@@ -1,6 +1,6 @@
-"""The study's questions, each answered by pairing two sides of one stored race: for chapters, and for the README.
+"""The study's questions, each answered by one ratio in a stored race: for chapters and for the README.
 
-`flashspec pages README.md` writes the answers into that page, and its picture beside it.
+`flashspec pages README.md` writes the answers and their picture into that page.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def found(questions: Sequence[Question], root: Path | None = None) -> dict[str, 
 
 
 def answers(questions: Sequence[Question], tables: Mapping[str, Results]) -> DataFrame:
-    """One line a question, temperature and rule: the ratio with its interval; a question without its table says so."""
+    """One line per question, temperature and rule: the ratio with its interval; NOT_HERE where the table is missing."""
     lines = []
     for each in questions:
         same = {"question": each.what, "chapter": each.chapter}
@@ -117,7 +117,7 @@ def shown(lines: DataFrame) -> DataFrame:
 
 
 def said(lines: DataFrame, question: Question, temperature: float = 1.0) -> str:
-    """The verdict of the first line that answers a question at this temperature; says so where there is none."""
+    """The verdict of the first line that answers a question at this temperature; NOT_HERE where there is none."""
     return verdict(lines, question=question.what, temperature=temperature)
 
 
@@ -142,7 +142,7 @@ def with_results(text: str, results: str) -> str:
 
 
 def update(page: Path) -> None:
-    """Bring a page and the picture beside it up to date with the stored tables. ValueError if it has no place for results."""
+    """Update a page and the picture beside it from the stored tables. ValueError if the page has no place for results."""
     text = page.read_text(encoding="utf-8")
     fresh = with_results(text, table())
     if fresh != text:

@@ -19,7 +19,7 @@ COLUMNS = ("work", "claim", "printed", "source", "sampling", "measured", "verdic
 
 
 class Claim(msgspec.Struct, frozen=True):
-    """A ratio that a work prints and where, the preset of race or parts that measures it, its two sides, and why they differ."""
+    """A ratio printed in a work and where, the preset of race or parts that measures it, its two sides, and why they differ."""
 
     work: str
     claim: str
@@ -38,7 +38,7 @@ def claims() -> tuple[Claim, ...]:
 
 
 def measured(claim: Claim, root: Path | None = None) -> DataFrame:
-    """Lines with ratio, low, high and verdict, one a sampling; none where no table is stored."""
+    """Lines with ratio, low, high and verdict, one per sampling; none where no table is stored."""
     if claim.parts and (pieces := stored("parts", root, claim.parts)):
         found = chain.faster(pieces.frame)
         return found[having(found, claim.mine)].assign(temperature=float("nan"))
@@ -48,7 +48,7 @@ def measured(claim: Claim, root: Path | None = None) -> DataFrame:
 
 
 def scoreboard(root: Path | None = None) -> DataFrame:
-    """A line a claim and sampling: what is printed, where, what was measured, whether they agree, and why if not."""
+    """One line per claim and sampling: the printed ratio and where, the measured one, whether they agree, and why if not."""
     lines = []
     for claim in claims():
         facts = {name: getattr(claim, name) for name in ("work", "claim", "printed", "source", "why")}
@@ -59,7 +59,7 @@ def scoreboard(root: Path | None = None) -> DataFrame:
 
 
 def judged(printed: float, line: dict[str, Any]) -> dict[str, str]:
-    """A measured line beside a printed ratio: they agree where the interval holds it."""
+    """A measured line beside a printed ratio: they agree where the interval contains it."""
     agrees = line["low"] <= printed <= line["high"]
     verdict = "agrees" if agrees else "differs: more here" if line["ratio"] > printed else "differs: less here"
     heat = line["temperature"]

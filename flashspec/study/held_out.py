@@ -30,8 +30,7 @@ LIVE = ("in_context",)  # heads that learn from verifications, which stored rows
 class HeldOut:
     """Rows [n, hidden] of a draft before its final norm: half of the texts to tune on, half to judge by.
 
-    `kinds` names the kind of text of every judging row; `counted` are the ids of the tuning texts, `written` those of them
-    that the target wrote.
+    `kinds` gives the kind of text of every judging row; `counted` are the ids of the tuning texts, `written` the target's own.
     """
 
     draft: Transformer
@@ -74,7 +73,7 @@ class HeldOut:
 
 @lru_cache(maxsize=1)
 def held_out(params: Any, name: str) -> HeldOut:
-    """Let the target write behind every prompt and a draft read it; ValueError where no kind has two."""
+    """Let the target continue every prompt and a draft read the result; ValueError where no kind has two prompts."""
     (folder,) = drafts_of((name,)).values()
     models = pair_of(params.target, name, folder, "bfloat16", "dense")
     draft, sampling = models.model("draft"), Sampling(params.temperature, seed=params.seed)
@@ -92,7 +91,7 @@ def held_out(params: Any, name: str) -> HeldOut:
 
 
 def halves(prompts: Sequence[Prompt]) -> tuple[list[Prompt], list[Prompt]]:
-    """Prompts to tune on and prompts to judge by, in turns within each kind; ValueError where no kind has two."""
+    """Prompts to tune on and prompts to judge by, alternating within each kind; ValueError where no kind has two."""
     found, seen = (list[Prompt](), list[Prompt]()), Counter[str]()
     for prompt in prompts:
         found[seen[prompt.kind] % 2].append(prompt)

@@ -1,4 +1,4 @@
-"""Decoding while you watch: every method on one prompt, on this machine, now. Shows texts and counts, never a speedup."""
+"""Live decoding: every method on one prompt, on this machine. Shows texts and counts, never a speedup."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ def keyed(figure: Figure, columns: int = 4) -> Figure:
 
 
 def rows_of(axis: Axes, names: list[str], words: str) -> None:
-    """Name the rows of a panel, from below, and what lies along it."""
+    """Label the rows of a panel, from the bottom, and its horizontal axis."""
     axis.set_yticks(range(len(names)), names, fontsize=8)
     axis.set(ylim=(-0.6, max(1, len(names)) - 0.4), xlabel=words)
     axis.grid(axis="y", visible=False)
@@ -76,7 +76,7 @@ def rows_of(axis: Axes, names: list[str], words: str) -> None:
 def forest(table: DataFrame, words: str, each: float = 0.3) -> Figure:
     """A row for each `line`, by `rank`: its ratio with its interval, hollow where `hollow`, and its prediction; dashed: 1.
 
-    A mark has its `shade`, its `label` in the legend, and lies `up` from the middle of its row.
+    A mark has its `shade`, its `label` in the legend, and is shifted `up` from the middle of its row.
     """
     table = table.assign(**{name: value for name, value in PLAIN.items() if name not in table})
     names = list(dict.fromkeys(table.sort_values("rank", kind="stable")["line"]))[::-1]

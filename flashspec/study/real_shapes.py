@@ -1,6 +1,6 @@
-"""True shapes on the device they are meant for: costs of every part, weights random, acceptance scripted.
+"""True shapes on their intended device: the cost of every part, with random weights and scripted acceptance.
 
-Costs are measured; texts mean nothing; rounds keep as many tokens as a given curve says (simulated acceptance).
+Costs are measured; texts are meaningless; rounds accept as many tokens as a given curve says (simulated acceptance).
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Params:
 
 @dataclass(frozen=True)
 class Row(parts.Row):
-    """One timed call, or one comparison, which `agrees` and takes no time; `tokens` are those that a call wrote."""
+    """One timed call, or one comparison, which has `agrees` and no time; `tokens` are those that a call wrote."""
 
     graphs: str = ""
     finalize: str = ""
@@ -82,7 +82,7 @@ class Row(parts.Row):
 
 
 def measure(params: Params) -> Iterator[Row]:
-    """Time a round part by part at true shapes, weights random and acceptance simulated; stopped, it continues."""
+    """Time a round part by part at true shapes, with random weights and simulated acceptance. A stopped run continues."""
     if params.device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError("torch sees no CUDA device; run this on a machine with one, or take the preset smoke")
     gc.collect()  # readers of the part before and what they recorded hold one another until then
@@ -163,7 +163,7 @@ def correctness(params: Params) -> Iterator[Row]:
 
 
 def _agreed(what: str, where: str, agrees: bool, mode: str = "") -> Row:
-    """The row of a comparison; ValueError where it failed, so that nothing is timed."""
+    """The row of a comparison; ValueError if it failed, so that nothing is timed."""
     if not agrees:
         raise ValueError(f"{what} ({where}, graphs {mode or 'none'}) differs from the reference: nothing is timed")
     return Row("correctness", where, "", "", 0.0, 0, group=what, graphs=mode, agrees=True)
@@ -178,7 +178,7 @@ def _text(model: Transformer, head: Head | None, params: Params, mode: str) -> l
 
 
 def costs(results: Results | None) -> DataFrame:
-    """One line a timed call: its median and roofline in milliseconds, and the share of the roofline it reaches."""
+    """One line per timed call: its median and roofline in milliseconds, and the share of the roofline it reaches."""
     if results is None:
         return framed({"part": [NOT_YET]}).set_index("part")
     frame = results.frame[results.frame["agrees"].isna()]
@@ -192,7 +192,7 @@ def costs(results: Results | None) -> DataFrame:
 
 
 def agreements(results: Results | None) -> DataFrame:
-    """What was compared before anything was timed, and that it agreed."""
+    """The comparisons made before anything was timed; all agreed."""
     if results is None:
         return framed({"what": [NOT_YET]}).set_index("what")
     frame = results.frame.rename(columns={"group": "what"}).set_index("what")

@@ -28,7 +28,7 @@ PARTS = ("clustering", "balancing", "permutation")
 
 @dataclass(frozen=True)
 class Params:
-    """Which heads to judge on whose rows, or which to build. Every list takes one value too."""
+    """Which heads to judge on whose rows, or which to build. Every list also takes a single value."""
 
     target: str = "reference"  # target model, which writes the texts: shipped name or folder
     draft: tuple[str, ...] = ("main",)  # drafts whose rows are judged: shipped names or folders; empty means every shipped one
@@ -64,9 +64,9 @@ class Params:
 class Row:
     """One head on one kind of text in one band of frequency, or one build of a made-up head, which has no `kind`.
 
-    Of `positions` rows, `agreed` have the dense head's best id, and `covered` sums the dense probability that was scored.
-    A FlashHead tells `metric` to `probes` and seconds of its build; `required_50` to `required_99` are of older tables;
-    `plan` is "default" at its own probes, else the share of rows asked for. `kind` is "all" where texts were not told apart.
+    Of `positions` rows, `agreed` have the dense head's best id; `covered` sums the dense probability of the scored ids. A
+    FlashHead fills `metric` to `probes` and the seconds of its build; `required_50` to `required_99` are of older tables;
+    `plan` is "default" at its own probes, else the requested share of rows. `kind` is "all" where kinds were not separated.
     """
 
     target: str
@@ -148,7 +148,7 @@ def of_clusters(held: HeldOut, plain: FlashHead, params: Params, facts: dict[str
 
 
 def banded(held: HeldOut, head: Any, params: Params, facts: dict[str, Any]) -> Iterator[Row]:
-    """One row a kind of text and band of frequency that has positions."""
+    """One row per kind of text and band of frequency that has positions."""
     same, mass = judged(head, held)
     for kind, (band, ranked) in product(dict.fromkeys(held.kinds), held.bands(params.edge).items()):
         inside = ranked & torch.tensor([each == kind for each in held.kinds])
@@ -159,7 +159,7 @@ def banded(held: HeldOut, head: Any, params: Params, facts: dict[str, Any]) -> I
 
 
 def costs(head: Any, weight: Tensor) -> dict[str, Any]:
-    """The columns that say what a head over this weight reads for one row."""
+    """The columns that say what a head over this weight reads per row."""
     vocab, hidden = weight.shape
     return {"vocab": vocab, "hidden": hidden, "rows_scored": head.rows_scored, "bytes": head.bytes_read(1)}
 
@@ -173,7 +173,7 @@ def ids_and_width(shape: str) -> tuple[int, int]:
 
 
 def points(params: Params) -> list[Params]:
-    """One point a clustering, and one for the other heads, of every draft or shape."""
+    """One point per clustering, and one for the other heads, of every draft or shape."""
     sizes: list[dict[str, Any]] = [{"cluster_size": (size,), "head": ()} for size in params.cluster_size]
     if params.shape:
         return [replace(params, shape=(name,), **size) for name, size in product(params.shape, sizes)]
