@@ -57,11 +57,11 @@ class Sampling:
     et al. 2023: more acceptance, same distribution) or "typical" (lossy, Cai et al. 2024).
     """
 
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    seed: int = 0
-    rule: str = "coupling"
+    temperature: float = 0.0  # temperature of sampling; 0 is greedy
+    top_k: int = 0  # draw from the likeliest tokens only; 0 means all
+    top_p: float = 1.0  # draw from the smallest set of this probability; 1 means all
+    seed: int = 0  # seed of the random numbers; same seed, same text
+    rule: str = "coupling"  # acceptance rule: coupling, speculative or typical (lossy)
 
     def __post_init__(self) -> None:
         if not (self.temperature == 0 or COLDEST <= self.temperature < math.inf):

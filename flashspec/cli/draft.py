@@ -37,7 +37,7 @@ def command() -> None:
 
 @command.command("design")
 @option("--out", type=At(), required=True, help="Folder of the finished draft.")
-@option("--work", type=At(), help="Folder of the run, default OUT with .work behind it.")
+@option("--work", type=At(), help="Folder of the run, default OUT.work.")
 @K
 @TARGET
 @TEXTS
@@ -51,13 +51,13 @@ def design(out: Path, work: Path | None, k: int, **options: Any) -> None:
 
 
 @command.command("teach")
-@option("--base", help="The model that layers are cut out of, default the target itself; it lends embedding, norm and head.")
+@option("--base", help="The model to cut layers from; default the target. It lends embedding, norm and head.")
 @option("--out", type=At(), required=True, help="A new folder for the draft.")
-@option("--work", type=At(), help="Folder of lessons and runs, for all drafts of one target; default OUT with .work behind it.")
-@option("--layers", type=COUNT, default=BorrowedRecipe.layers, help="Layers that the draft keeps.")
+@option("--work", type=At(), help="Folder of lessons and runs, shared by drafts of one target; default OUT.work.")
+@option("--layers", type=COUNT, default=BorrowedRecipe.layers, help="Layers of the draft.")
 @option("--lessons", "texts", type=COUNT, default=BorrowedRecipe.texts, help="Conversations that the target writes.")
 @option("--steps", type=COUNT, default=BorrowedRecipe.steps, help="Training steps of eight conversations.")
-@option("--rate", type=click.FloatRange(min=0, min_open=True), default=BorrowedRecipe.rate, help="Learning rate at its highest.")
+@option("--rate", type=click.FloatRange(min=0, min_open=True), default=BorrowedRecipe.rate, help="Highest learning rate.")
 @TARGET
 def teach(target: str, base: str | None, out: Path, work: Path | None, **options: Any) -> None:
     """Teach a few layers of a model to imitate a chat model. An interrupted run continues.
@@ -68,13 +68,13 @@ def teach(target: str, base: str | None, out: Path, work: Path | None, **options
     source = folder_of(target, "target")
     lends, place = (folder_of(base, "draft") if base else source), work or out.with_name(out.name + ".work")
     accept, agree = train_borrowed(source, lends, out, place, BorrowedRecipe(**options))
-    click.echo(f"acceptance {accept:.2f} at T = 1, agrees on {agree:.0%} of held-out tokens; decode with --draft-model {out}")
+    click.echo(f"acceptance {accept:.2f} at T = 1, agrees on {agree:.0%} of held-out tokens; decode with --draft {out}")
 
 
 @command.command("rank")
 @DRAFT
-@option("--head", type=click.Choice(RANKED), default=RANKED[0], help="Head that takes the ranking.")
-@option("--out", type=At(), required=True, help="A new folder: the draft with its ranking; weights are hard links.")
+@option("--head", type=click.Choice(RANKED), default=RANKED[0], help="The head that will use the ranking.")
+@option("--out", type=At(), required=True, help="A new folder for the draft with its ranking; weights are hard links.")
 @TEXTS
 def rank(draft: str, head: str, out: Path, texts: tuple[Path, ...]) -> None:
     """Rank the vocabulary by a text and write a copy of the draft with it. For vocab_trim, give text that the target wrote."""
@@ -86,7 +86,7 @@ def rank(draft: str, head: str, out: Path, texts: tuple[Path, ...]) -> None:
         copy_checkpoint(folder, part)
         ShortlistHead.build(weight, ranked).save(part / file_of(head))
         sign(part, file_of(head))
-    click.echo(f"done: {out}; decode with --draft-model {out} --head {head}")
+    click.echo(f"done: {out}; decode with --draft {out} --head {head}")
 
 
 @command.command("family")

@@ -22,7 +22,7 @@ SHARD_BYTES = 2_000_000_000
 @click.argument("model")
 @click.argument("out", type=At())
 @click.option("--format", "form", type=click.Choice(list(DTYPES)), required=True, help="A Hugging Face folder, or a GGUF file.")
-@option("--bits", type=click.Choice(list(BITS)), default="q8_0", help="Numbers of a GGUF file's matrices.")
+@option("--bits", type=click.Choice(list(BITS)), default="q8_0", help="Number format of a GGUF file's matrices.")
 def command(model: str, out: Path, form: str, bits: str) -> None:
     """Write MODEL (any name that --target takes) to OUT: a folder in bfloat16, or a GGUF file, ready to chat."""
     if (form == "gguf") != (out.suffix == GGUF):

@@ -31,11 +31,11 @@ def command() -> None:
 @command.command("build")
 @click.argument("model")
 @PROMPTS
-@option("--new-tokens", type=COUNT, default=256, help="Tokens that the model writes behind each prompt.")
-@option("--temperature", type=click.FloatRange(min=0), default=0.7, help="Of these texts.")
-@option("--out", type=At(), help="A new folder, instead of the cache: the model with its head; weights are hard links.")
+@option("--new-tokens", type=COUNT, default=256, help="Tokens that the model writes after each prompt.")
+@option("--temperature", type=click.FloatRange(min=0), default=0.7, help="Temperature of the model's texts; 0 is greedy.")
+@option("--out", type=At(), help="A new folder for the model with its head, instead of the cache; weights are hard links.")
 def build(model: str, prompts: Path | None, new_tokens: int, temperature: float, out: Path | None) -> None:
-    """Build a FlashHead for MODEL (any name that --draft-model takes), from prompts of several kinds that the model continues.
+    """Build a FlashHead for MODEL (any name that --draft takes), from prompts of several kinds that the model continues.
 
     The report says how often the head agrees with the dense head on held-out text, one line per kind; the last kind is held out
     completely.
@@ -50,7 +50,7 @@ def build(model: str, prompts: Path | None, new_tokens: int, temperature: float,
     told = {str(share): agreements(head.within(share), DenseHead(norm, weight), found) for share in SHARES}
     keep(head.within(SHARES[1]), {"agreement": told}, place, models.folders["target"] if out else None)
     click.echo(report(head, told, found))
-    click.echo(f"done: {place}; decode with --method flash" + (f" --draft-model {out}" if out else ""))
+    click.echo(f"done: {place}; decode with --method flash" + (f" --draft {out}" if out else ""))
 
 
 def free_place(origin: Origin, folder: Path, out: Path | None) -> Path:

@@ -21,7 +21,7 @@ from flashspec.study.parameters import Refused
 from flashspec.study.registry import EXPERIMENTS
 
 ROWS_SHOWN = 40
-ROLES = {"target": "--target", "draft": "--draft-model"}
+ROLES = {"target": "--target", "draft": "--draft"}
 RESULTS: dict[str, Any] = {"type": At(), "help": "Folder of the tables, default book/results."}
 OPTIONS = (
     click.Option(["--fresh"], is_flag=True, help="Measure on this machine instead of showing the stored table."),

@@ -31,7 +31,7 @@ def command() -> None:
 @TARGET
 @PROMPTS
 @option("--per-kind", type=COUNT, default=4, help="Prompts of each kind.")
-@option("--new-tokens", type=COUNT, default=128, help="Tokens a prompt, whatever the stop tokens.")
+@option("--new-tokens", type=COUNT, default=128, help="Tokens per prompt; stop tokens are ignored.")
 @DTYPE
 @with_flags(Sampling)
 def record_one(file: Path, target: str, **options: Any) -> None:
@@ -48,8 +48,8 @@ def record_one(file: Path, target: str, **options: Any) -> None:
 @command.command("replay")
 @PLACE
 @DRAFT
-@option("--target", help="The target's folder, to make sure that the trace is its own.")
-@option("--ks", type=Value(tuple[int, ...]), default="1,2,3,4,5,6,8,10,12", help="Drafted tokens a check, by commas.")
+@option("--target", help="The target's folder, to check that it wrote the trace.")
+@option("--ks", type=Value(tuple[int, ...]), default="1,2,3,4,5,6,8,10,12", help="Drafted tokens per check, by commas.")
 @DTYPE
 @with_flags(Method, skip=("draft", "k", "exits", "finalize", "interval"))
 def replay_one(file: Path, draft: str, target: str | None, ks: tuple[int, ...], **options: Any) -> None:

@@ -37,14 +37,14 @@ def command(ctx: click.Context, folder: Path) -> None:
 
 
 @command.command("exits")
-@option("--model", type=At(), required=True, help="The checkpoint folder to give exits to.")
-@option("--out", type=At(), required=True, help="A new folder, the model with its exits; weights are hard links.")
-@option("--exits", type=Value(tuple[int, ...]), help="Layers, by commas; an eighth and a quarter of the depth if none are given.")
+@option("--model", type=At(), required=True, help="The checkpoint folder that gets exits.")
+@option("--out", type=At(), required=True, help="A new folder for the model with its exits; weights are hard links.")
+@option("--exits", type=Value(tuple[int, ...]), help="Layers below the exits, by commas; default 1/8 and 1/4 of the depth.")
 @option("--kind", type=click.Choice(("rank", "layer")), default="rank", help="A low-rank step, or a layer with its own cache.")
 @option("--rank", type=COUNT, default=STEPS.rank, help="Width of a low-rank step.")
-@option("--exit-steps", type=COUNT, help="Training steps; by default 150 of a low-rank step, 1500 of a layer.")
-@option("--texts", type=COUNT, default=ExitRecipe.texts, help="Conversations that the model writes for layers to learn on.")
-@option("--work", type=At(), help="Where layers are trained and go on after a kill, default OUT with .work behind it.")
+@option("--exit-steps", type=COUNT, help="Training steps; default 150 for a low-rank step, 1500 for a layer.")
+@option("--texts", type=COUNT, default=ExitRecipe.texts, help="Conversations that the model writes to train a layer.")
+@option("--work", type=At(), help="Folder of the run, where a killed one continues; default OUT.work.")
 @option("--text", type=At(), help="A text to train on instead of Python's library.")
 def exits(model: Path, out: Path, kind: str, exits: tuple[int, ...] | None, text: Path | None, **more: Any) -> None:
     """Train early exits for the frozen model in --model and write a copy of it that drafts with them.

@@ -37,15 +37,15 @@ class Question:
     heads: tuple[str, ...] = ("dense", "flash")  # vocabulary heads of the draft
     probes: tuple[int, ...] = ()  # clusters that heads with clusters score; empty means the head's own default
     shortlists: tuple[int, ...] = ()  # ids that heads with a shortlist score; empty means the head's own default
-    finalizes: tuple[str, ...] = ("deferred", "eager")  # when the target reads its own final token
-    max_k: int = 12  # longest draft considered
-    temperature: float = 0.0  # 0 is greedy
-    rule: str = "speculative"  # acceptance rule above T = 0
+    finalizes: tuple[str, ...] = ("deferred", "eager")  # when the target reads its own final token: deferred, eager
+    max_k: int = 12  # largest k considered
+    temperature: float = 0.0  # temperature of sampling; 0 is greedy
+    rule: str = "speculative"  # acceptance rule: coupling, speculative or typical; ignored at temperature 0
     new_tokens: int = 96  # tokens that the target writes for each prompt
     per_kind: int = 1  # prompts of each kind
-    repeats: int = 9  # turns in which the parts are timed, at most
-    seconds: float = 60.0  # until the answer, loading included
-    seed: int = 0  # of sampling
+    repeats: int = 9  # most turns in which the parts are timed
+    seconds: float = 60.0  # seconds until the answer, loading included
+    seed: int = 0  # seed of sampling
 
     def __post_init__(self) -> None:
         at_least(self, max_k=1, new_tokens=2, per_kind=1, repeats=FEWEST, seconds=0)
@@ -114,7 +114,7 @@ class Given:
         return [Counts(1.0 / tar, method.k / tar, 1.0 - 1.0 / tar, 1)] * 3
 
 
-Acceptance = Texts | Given  # where tokens a check come from
+Acceptance = Texts | Given  # where tokens per check come from
 
 
 class Forecast(NamedTuple):

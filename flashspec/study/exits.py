@@ -29,9 +29,9 @@ MEANS = ("overlap", "loss", "against_loss")
 class Params:
     """Which exits to judge, and where: on the text of prompts, and in the curve that training left beside the weights."""
 
-    target: tuple[str, ...] = ("reference",)  # target models: shipped names or folders
-    depth: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7, 8)  # exits, in layers; those below the target's top, and the whole model
-    source: tuple[str, ...] = ("prompts", "training")  # prompts: text is read; training: the curve beside the weights, if any
+    target: tuple[str, ...] = ("reference",)  # targets: shipped names or folders
+    depth: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7, 8)  # exits, in layers; depths above the target's top are left out
+    source: tuple[str, ...] = ("prompts", "training")  # what to read: prompts (text), training (the curve beside the weights)
     prompts: str = ""  # prompts file; empty means the shipped one
     per_kind: int = 4  # prompts of each kind, the first ones
 

@@ -31,11 +31,11 @@ DRAFTS = ("main", "shallow", "designed", *(f"{FAMILY}/{name}" for name in POINTS
 class Params:
     """Which drafts to judge, on which texts. Every list also takes a single value."""
 
-    target: tuple[str, ...] = ("reference",)  # the first is the model that the drafts are for
-    draft: tuple[str, ...] = DRAFTS  # draft models: shipped names or folders; empty means every shipped one
+    target: tuple[str, ...] = ("reference",)  # the target of these drafts; only the first name counts
+    draft: tuple[str, ...] = DRAFTS  # drafts: shipped names or folders; empty means every shipped one
     prompts: str = ""  # prompts file; empty means the shipped one
     kind: tuple[str, ...] = ()  # kinds of prompts; empty means all
-    texts: int = 8  # prompts of each kind whose own text is read
+    texts: int = 8  # prompts of each kind whose text is read
 
     def __post_init__(self) -> None:
         at_least(self, texts=1)

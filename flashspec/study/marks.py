@@ -1,4 +1,4 @@
-"""What figures are made of: panels, points with intervals and stacked bars, all of tables that name their lines."""
+"""What figures are made of: panels, points with intervals and stacked bars, drawn from tables that name their lines."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def reach(table: DataFrame) -> list[Any]:
 
 
 def stacked(table: DataFrame, parts: Mapping[str, str], whole: str) -> Figure:
-    """A bar for each `line`, its parts one behind the other in their colours, in ms; the tick is the measured whole."""
+    """A bar for each `line`, its parts end to end in their colours, in ms; the tick is the measured total."""
     names = list(dict.fromkeys(table["line"]))[::-1]
     figure, panels = panelled(table, 1.2 + 0.28 * max(3, len(names)))
     for axis, lines in panels:

@@ -39,21 +39,21 @@ ROWS = 64  # hidden rows that projections take in turn
 class Params:
     """Which pieces to time, at which shapes. Every list also takes a single value."""
 
-    piece: tuple[str, ...] = ("projection", "step", "body", "head")  # projection, step, body, head, burst, check
-    shape: tuple[str, ...] = ("reference-draft",)  # shapes by name, or models: qwen, qwen-draft; a projection's also as IDSxWIDTH
-    layers: tuple[int, ...] = (0,)  # layers of it; 0 means the shape's own
-    spread: tuple[int, ...] = (1,)  # the layers' parameters are spread over so many times fewer, wider layers
-    format: tuple[str, ...] = ("bfloat16",)  # of the weights: bfloat16, float32, int4 (layers only); auto: a file's own
-    head: tuple[str, ...] = ("dense", "flash")  # heads
+    piece: tuple[str, ...] = ("projection", "step", "body", "head")  # pieces: projection, step, body, head, burst, check
+    shape: tuple[str, ...] = ("reference-draft",)  # shapes by name, or models: qwen, qwen-draft; for a projection also IDSxWIDTH
+    layers: tuple[int, ...] = (0,)  # layers to build; 0 means the shape's own
+    spread: tuple[int, ...] = (1,)  # the same parameters in this many times fewer, wider layers
+    format: tuple[str, ...] = ("bfloat16",)  # number formats: bfloat16, float32, int4 (layers only), auto (a file's own)
+    head: tuple[str, ...] = ("dense", "flash")  # vocabulary heads
     probes: tuple[int, ...] = (64,)  # clusters that a FlashHead scores
     shortlist: tuple[int, ...] = (2048,)  # ids that a head with a shortlist scores exactly
     rows: tuple[int, ...] = (1, 5)  # tokens that a check reads and scores at once
-    k: tuple[int, ...] = (4,)  # tokens of a burst
+    k: tuple[int, ...] = (4,)  # drafted tokens per burst
     past: int = 256  # tokens already in the cache
-    cold_megabytes: int = 64  # read before each projection, as a body would be
+    cold_megabytes: int = 64  # megabytes read before each projection, as a body would
     device: str = "cpu"  # where to measure
-    repeats: int = 15  # turns
-    seed: int = 0  # of weights and rows
+    repeats: int = 15  # turns; in each, every piece is timed once
+    seed: int = 0  # seed of weights and rows
 
     def __post_init__(self) -> None:
         among("piece", self.piece, PIECES)

@@ -23,33 +23,33 @@ from flashspec.study.racers import BASELINE, BASES, DRAFT_MODEL, SHORT, Racer, r
 class Params:
     """Who runs, on which prompts, how often. Every list also takes a single value; plain decoding always runs too."""
 
-    target: tuple[str, ...] = ("reference",)  # target models: shipped names or folders
-    draft: tuple[str, ...] = ("main",)  # draft models: names or folders, A+B in a cascade; empty means every shipped one
+    target: tuple[str, ...] = ("reference",)  # targets: shipped or published names, or folders
+    draft: tuple[str, ...] = ("main",)  # drafts: names or folders, A+B for a cascade; empty means every shipped one
     method: tuple[str, ...] = (
         DRAFT_MODEL,
-    )  # draft_model, cascade, lookup, self_speculation, hispec, hispec_typical, hispec_adaptive
-    head: tuple[str, ...] = ("dense",)  # heads of whatever drafts
-    k: tuple[int, ...] = (4,)  # drafted tokens a check
+    )  # methods: draft_model, cascade, lookup, self_speculation, hispec, hispec_typical, hispec_adaptive
+    head: tuple[str, ...] = ("dense",)  # vocabulary heads of the draft or exit that drafts
+    k: tuple[int, ...] = (4,)  # drafted tokens per check
     probes: tuple[int, ...] = (64,)  # clusters that a FlashHead scores
     shortlist: tuple[int, ...] = (2048,)  # ids that a head with a shortlist scores exactly
-    exit: tuple[int, ...] = (2,)  # layers of the exit that drafts
-    verify_exit: tuple[int, ...] = (4,)  # layers of a hierarchy's intermediate verifier
-    interval: tuple[int, ...] = (8,)  # tokens that wait before the whole model of a hierarchy acts
+    exit: tuple[int, ...] = (2,)  # layers below the exit that drafts
+    verify_exit: tuple[int, ...] = (4,)  # layers below the exit that verifies in a hierarchy
+    interval: tuple[int, ...] = (8,)  # waiting tokens before the full model of a hierarchy checks
     finalize: tuple[str, ...] = ("deferred",)  # when the target reads its own final token: deferred or eager
-    temperature: tuple[float, ...] = (0.0, 1.0)  # 0 is greedy
-    rule: tuple[str, ...] = ("coupling",)  # acceptance rules: coupling, speculative, typical; at T = 0 only the first
-    engine: tuple[str, ...] = ("flashspec",)  # flashspec, and transformers or llama.cpp at T = 0 beside it
-    weights: str = "dense"  # target weights: dense (widened), int4, or auto for a file's own bits
-    dtype: tuple[str, ...] = ("bfloat16",)  # of the timed runs: bfloat16, float32, or auto for a file's own bits
+    temperature: tuple[float, ...] = (0.0, 1.0)  # temperatures of sampling; 0 is greedy
+    rule: tuple[str, ...] = ("coupling",)  # acceptance rules: coupling, speculative, typical; at temperature 0 only the first
+    engine: tuple[str, ...] = ("flashspec",)  # engines: flashspec; at temperature 0 also transformers, llama.cpp
+    weights: str = "dense"  # weights of the target: dense (widened), int4, or auto for the file's own bits
+    dtype: tuple[str, ...] = ("bfloat16",)  # number formats of the timed runs: bfloat16, float32, or auto for the file's own
     prompts: str = ""  # prompts file; empty means the shipped one
     kind: tuple[str, ...] = ()  # kinds of prompts; empty means all
     per_kind: int = 1  # prompts of each kind, the first ones
-    new_tokens: int = 64  # tokens emitted a prompt, whatever the stop tokens
-    repeats: int = 3  # turns
-    screen: int = 0  # schedules of each method and head that run, the fastest on one prompt; 0 means all
-    parts: int = 4  # prompts between two timings of the parts of a round; 0 times none
-    twins: int = 0  # prompts of each kind whose texts are written in float32 too
-    seed: int = 0  # of sampling
+    new_tokens: int = 64  # tokens per prompt; stop tokens are ignored
+    repeats: int = 3  # turns; in each, every method decodes every prompt once
+    screen: int = 0  # schedules per method and head that run, the fastest on one prompt; 0 means all
+    parts: int = 4  # prompts between two timings of the parts of a round; 0 means no timing
+    twins: int = 0  # prompts of each kind that are decoded in float32 too, to explain differing texts
+    seed: int = 0  # seed of sampling
 
     def __post_init__(self) -> None:
         among("method", self.method, (*BASES, *SHORT))

@@ -51,17 +51,17 @@ TINY = ModelConfig(
 class Params:
     """Which parts to measure, at which shapes, on which device."""
 
-    part: tuple[str, ...] = PARTS  # in this order: nothing is timed before the comparisons agree
+    part: tuple[str, ...] = PARTS  # run in this order; nothing is timed before the comparisons agree
     target: str = "Qwen3-32B-AWQ"  # shape of the target
     draft: str = "Qwen3-0.6B"  # shape of the draft
     device: str = "cuda"  # where to measure
     graphs: tuple[str, ...] = ("auto", "0")  # values of FLASHSPEC_GRAPHS
-    probes: tuple[int, ...] = (256, 512)  # clusters a FlashHead scores
-    k: int = 5  # tokens a verification
-    curve: tuple[float, ...] = (0.8, 0.75, 0.7, 0.65, 0.6)  # acceptance by place in the burst
+    probes: tuple[int, ...] = (256, 512)  # clusters that a FlashHead scores
+    k: int = 5  # drafted tokens per check
+    curve: tuple[float, ...] = (0.8, 0.75, 0.7, 0.65, 0.6)  # acceptance at each place of a burst
     past: int = 256  # tokens already in the cache
     new_tokens: int = 128  # tokens to write
-    repeats: int = 10  # kept repeats
+    repeats: int = 10  # repeats, after discarded warm-up
 
     def __post_init__(self) -> None:
         among("part", self.part, PARTS)

@@ -30,22 +30,22 @@ PARTS = ("clustering", "balancing", "permutation")
 class Params:
     """Which heads to judge on whose rows, or which to build. Every list also takes a single value."""
 
-    target: str = "reference"  # target model, which writes the texts: shipped name or folder
+    target: str = "reference"  # target that writes the texts: shipped name or folder
     draft: tuple[str, ...] = ("main",)  # drafts whose rows are judged: shipped names or folders; empty means every shipped one
     shape: tuple[str, ...] = ()  # made-up heads to build instead, IDSxWIDTH such as 65536x1024; empty means the draft's own
     prompts: str = ""  # prompts file; empty means the shipped one
     per_kind: int = 12  # prompts of each kind; every second text is for calibration
-    new_tokens: int = 96  # tokens that the target writes behind each prompt
-    temperature: float = 1.0  # of these texts
+    new_tokens: int = 96  # tokens that the target writes after each prompt
+    temperature: float = 1.0  # temperature of the target's texts; 0 is greedy
     head: tuple[str, ...] = ("int8", "fr_spec")  # heads to judge beside FlashHead
-    cluster_size: tuple[int, ...] = (16,)  # ids a cluster of a FlashHead; empty means no FlashHead
-    share: tuple[float, ...] = (0.1, 0.2)  # rows scored at most, centroids included; the default probes come beside them
+    cluster_size: tuple[int, ...] = (16,)  # ids per cluster of a FlashHead; empty means no FlashHead
+    share: tuple[float, ...] = (0.1, 0.2)  # largest shares of rows scored, centroids included; the default probes run too
     always: int = 64  # calibrated ids that are always scored
     edge: tuple[int, ...] = (64, 512)  # frequency ranks at which bands end
-    rank: int = 64  # of made-up weights, beside noise of half their size
-    backend: str = "auto"  # of the clustering: faiss, torch, or auto for faiss where it is installed
+    rank: int = 64  # rank of made-up weights, which also get noise of half their size
+    backend: str = "auto"  # what clusters: faiss, torch, or auto (faiss where it is installed)
     repeats: int = 1  # builds of every made-up head
-    seed: int = 0  # of texts, weights and clusters
+    seed: int = 0  # seed of texts, weights and clusters
 
     def __post_init__(self) -> None:
         among("head", self.head, [name for name in HEADS if name not in LIVE])

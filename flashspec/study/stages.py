@@ -177,12 +177,12 @@ def _with_products(table: DataFrame) -> DataFrame:
 
 
 def predictions(frame: DataFrame) -> DataFrame:
-    """One line a setting and half of its prompts: seconds measured, and predicted from the other half's counts.
+    """One line per setting and half of its prompts: seconds measured, and predicted from the other half's counts.
 
     Prompts are dealt to the halves in turns, kind after kind; parts are those timed between the runs. `own` are seconds
-    predicted from the runs' own counts, so that only the parts can be wrong. `plain` are the seconds
-    of plain decoding in the same turns, `plain_predicted` those that its parts predict. Settings on a single prompt, and runs
-    whose parts were not timed, are left out.
+    predicted from the runs' own counts, so that only the parts can be wrong. `plain` are the seconds of plain decoding in the
+    same turns, `plain_predicted` those that its parts predict. Settings on a single prompt, and runs whose parts were not
+    timed, are left out.
     """
     rows = frame[~frame["screened"]]
     rows = rows.assign(own=predicted_seconds(rows))

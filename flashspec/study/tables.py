@@ -123,7 +123,7 @@ def intact(data: bytes) -> bool:
 
 
 def listed(root: Path | None = None) -> DataFrame:
-    """One line a stored table: what it is, where, when, from which code and in how many seconds it was made."""
+    """One line per stored table: what it is, where, when, from which code and in how many seconds it was made."""
     columns, lines = ["table", "rows", "kind", "origin", "commit", "seconds"], []
     for path in sorted((root or default_root()).glob("*/*.parquet")):
         facts = opened(path)[1]
