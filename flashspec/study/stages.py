@@ -12,6 +12,7 @@ from flashspec.study import compare
 from flashspec.study.compare import CONTEXT, DENSE, SETTING, SIDE, UNIT, WHO, best, gain, like_for_like, paired, sampled, speedups
 from flashspec.study.frames import DataFrame, framed, groups, joined
 from flashspec.theory import Level, nested
+from flashspec.theory.nested import BURSTS, WAITS
 
 PARTS = ("prompt", "plain steps", "drafting", "middle checks", "full checks", "final token", "loop")
 PLACE = [*CONTEXT, "method", "draft", "exits", "k", "interval"]
@@ -20,7 +21,6 @@ WHOLE = ["method", "draft", "exits", *CELL]
 JUDGED = [f"{name}_{i}" for name in ("kept", "decided") for i in (1, 2)]
 RUN = [*CONTEXT, *WHO, *SETTING]
 NEAR = 3  # percent that a picked k may lose
-BURSTS, WAITS = (1, 2, 3, 4, 6, 8), (2, 4, 6, 8, 12)  # drafted tokens, and tokens that wait for the whole model, of schedules
 COUNTS = ["rounds", "drafted", "actions_1", "actions_2"]
 SUMS = ["seconds", "emitted", "prompts", "predicted", "own", "plain", "plain_predicted"]
 
@@ -79,20 +79,31 @@ def schedules(frame: DataFrame) -> DataFrame:
     every verifier with which the best schedule would be as fast as plain decoding.
     """
     keys, lines = [*CONTEXT, "method", "exits", "head"], list[dict[str, Any]]()
-    rows = frame[(frame["exits"] != "") & ~frame["screened"] & frame["burst_seconds"].notna()]
-    for facts, mine in groups(rows.assign(draft=rows["burst_seconds"] / rows["k"]), keys):
-        levels = [i for i in (1, 2) if mine[f"check_{i}_seconds"].notna().all()]
-        parts = {"draft": mine["draft"], **{f"check_{i}": mine[f"check_{i}_seconds"] for i in levels}}
-        draft, *checks = times = [float((each / mine["step_seconds"]).median()) for each in parts.values()]
-        alphas = [float(mine[f"kept_{i}"].sum() / mine[f"decided_{i}"].sum()) for i in levels]
+    for line in rounds(frame[frame["exits"] != ""], keys).to_dict("records"):
+        levels = [i for i in (1, 2) if line[f"check_{i}"] == line[f"check_{i}"]]
+        draft, checks, alphas = line["token"], *([line[f"{name}_{i}"] for i in levels] for name in ("check", "alpha"))
         predicted, schedule = scheduled(draft, checks, alphas)
-        line: dict[str, Any] = dict(zip(parts, times, strict=True))
-        line |= {f"alpha_{i}": alpha for i, alpha in zip(levels, alphas, strict=True)}
-        line |= {"predicted": predicted, "schedule": " ".join(map(str, schedule))}
-        line |= {"free": scheduled(draft, [0.0] * (len(checks) - 1) + checks[-1:], alphas)[0], "even": evened(draft, checks)}
-        lines.append({**facts, **line})
+        found = {"draft": draft, "predicted": predicted, "schedule": " ".join(map(str, schedule)), "even": evened(draft, checks)}
+        lines.append({**line, **found, "free": scheduled(draft, [0.0] * (len(checks) - 1) + checks[-1:], alphas)[0]})
     names = ["draft", "check_1", "check_2", "alpha_1", "alpha_2", "schedule", "predicted", "free", "even"]
     return sampled(framed(lines).reindex(columns=[*keys, *names]))
+
+
+def rounds(frame: DataFrame, keys: list[str]) -> DataFrame:
+    """A line a group of runs whose parts were timed: what a round is made of, over a plain step of `step` seconds.
+
+    `token` is a drafted token's time, `scores` its head's, `check_1` and `check_2` those of a check by each verifier, `finalize`
+    that of reading the final token; `alpha_1` and `alpha_2` are the chances that a waiting token is accepted if all before it
+    are, and `waiting` tokens wait for the last verifier.
+    """
+    rows = frame[~frame["screened"] & frame["burst_seconds"].notna()]
+    times = {name: rows[f"{name}_seconds"] for name in ("check_1", "check_2", "finalize")}
+    times |= {"token": rows["burst_seconds"] / rows["k"], "scores": rows["head_seconds"]}
+    found = rows.assign(**{name: time / rows["step_seconds"] for name, time in times.items()}).groupby(keys, dropna=False)
+    sums = found[[*JUDGED, "judged", "rounds"]].sum()
+    shares = {f"alpha_{i}": sums[f"kept_{i}"] / sums[f"decided_{i}"] for i in (1, 2)}
+    step, waiting = found["step_seconds"].median(), sums["judged"] / sums["rounds"]
+    return found[list(times)].median().assign(**shares, step=step, waiting=waiting).reset_index()
 
 
 def scheduled(draft: float, checks: Sequence[float], alphas: Sequence[float]) -> tuple[float, tuple[int, ...]]:

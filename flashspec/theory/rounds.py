@@ -82,8 +82,7 @@ def tokens_from_curve(curve: Sequence[float]) -> float:
 def round_parts(costs: Costs, block: int) -> dict[str, float]:
     """The time ledger of one round: draft, verify, finalize, overhead."""
     check_block(block)
-    fixed = {"finalize": costs.finalize, "overhead": costs.overhead}
-    return {"draft": costs.burst(block), "verify": costs.check(block), **fixed}
+    return {"draft": costs.burst(block), "verify": costs.check(block), "finalize": costs.finalize, "overhead": costs.overhead}
 
 
 def round_time(costs: Costs, block: int) -> float:
