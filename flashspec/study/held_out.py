@@ -31,8 +31,7 @@ LIVE = ("in_context",)  # heads that learn from verifications, which stored rows
 class HeldOut:
     """Rows [n, hidden] of a draft before its final norm: half of the texts to tune on, half to judge by.
 
-    `kinds` names the kind of text of every judging row; `counted` are the ids of the tuning texts, `written` those of them
-    that the target wrote.
+    `kinds` gives the kind of text of every judging row; `counted` are the ids of the tuning texts, `written` the target's own.
     """
 
     draft: Transformer
@@ -75,9 +74,9 @@ class HeldOut:
 
 @lru_cache(maxsize=1)
 def held_out(params: Any, name: str) -> HeldOut:
-    """Let the target write behind every prompt and a draft read it; ValueError where no kind has two.
+    """Let the target continue every prompt and a draft read the result; ValueError where no kind has two prompts.
 
-    Published models are in the bits of their files, others in bfloat16. Of an instruction only the answer is judged.
+    Published models keep the bits of their files, others run in bfloat16. Only the answer to an instruction is judged.
     """
     (folder,) = drafts_of((name,)).values()
     models = pair_of(params.target, name, folder, *(("auto", "auto") if params.target in PAIRS else ("bfloat16", "dense")))
@@ -97,7 +96,7 @@ def held_out(params: Any, name: str) -> HeldOut:
 
 
 def halves(prompts: Sequence[Prompt]) -> tuple[list[Prompt], list[Prompt]]:
-    """Prompts to tune on and prompts to judge by, in turns within each kind; ValueError where no kind has two."""
+    """Prompts to tune on and prompts to judge by, alternating within each kind; ValueError where no kind has two."""
     found, seen = (list[Prompt](), list[Prompt]()), Counter[str]()
     for prompt in prompts:
         found[seen[prompt.kind] % 2].append(prompt)

@@ -1,4 +1,4 @@
-"""Numbers for the text around a figure: a notebook glues them, pages cite them by name, nobody types them."""
+"""Numbers for the text around a figure: a notebook glues them, pages cite them by name, and no one types them."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def quote(**numbers: Any) -> None:
 
 
 def cell(table: DataFrame, column: str, **which: Any) -> Any:
-    """What stands in a column of the first line with these values; None where there is no such line."""
+    """The value of a column in the first line with these values; None where there is no such line."""
     return next(iter(table.loc[having(table, which), column]), None)
 
 
 def verdict(table: DataFrame, **which: Any) -> str:
-    """The verdict of the first line with these values; says so where there is none."""
+    """The verdict of the first line with these values; NOT_HERE where there is none."""
     return cell(table, "verdict", **which) or NOT_HERE
 
 
@@ -38,17 +38,17 @@ def value(table: DataFrame, column: str = "ratio", **which: Any) -> float:
 
 
 def first(table: DataFrame, column: str) -> str:
-    """The first text in a column that is not empty; empty where there is none."""
+    """The first non-empty text in a column; empty where there is none."""
     return next((text for text in table[column] if text), "")
 
 
 def digits(value: float, form: str = ".1f") -> str:
-    """A number in so many digits, or that the table has none."""
+    """A number in this format; NOT_HERE for NaN."""
     return NOT_HERE if value != value else format(value, form)
 
 
 def said(table: DataFrame, column: str = "verdict", **which: Any) -> str:
-    """One column of the lines with these values, a context after the other, the best line of each; or that none is there."""
+    """One column of the best line with these values for each sampling, joined by semicolons; NOT_HERE where there is none."""
     lines = table[having(table, which)]
     lines = sampled(lines.sort_values("ratio", ascending=False) if "ratio" in lines else lines)
     found = lines.drop_duplicates("sampling")[["sampling", column]].itertuples(index=False)
