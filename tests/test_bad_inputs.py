@@ -96,7 +96,7 @@ def home(tmp_path_factory):
 
 
 HARMLESS = {  # a command, and an end that keeps it from doing work for which it would take long, or that would be kept
-    "generate": "x --target {home}/target --draft-model {home}/draft --max-new-tokens 2", "list": "", "doctor": "x", "fetch": "x",
+    "generate": "x --target {home}/target --draft {home}/draft --max-new-tokens 2", "list": "", "doctor": "x", "fetch": "x",
     "results ls": "--results {home}", "results show": "", "results diff": "{home}/toy/k.parquet", "results export": "",
     "results verify": "--results {home}", "notebooks": "{home}/text.txt {home}/none", "pages": "{home}/text.txt",
     "plan": "--acceptance 0.5 --times step=1,draft=0.1,check=1.1", "plan heads": "--k 0",

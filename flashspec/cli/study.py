@@ -17,7 +17,7 @@ from flashspec.study.experiment import Experiment
 from flashspec.study.registry import EXPERIMENTS
 
 ROWS_SHOWN = 40
-ROLES = {"target": "--target", "draft": "--draft-model"}
+ROLES = {"target": "--target", "draft": "--draft"}
 OPTIONS = (
     click.Option(["--fresh"], is_flag=True, help="Measure on this machine instead of showing the stored table."),
     click.Option(["--preset"], metavar="NAME", help="Start from named parameters, such as smoke."),
@@ -26,13 +26,13 @@ OPTIONS = (
 
 
 class Experiments(click.Group):
-    """One command an experiment, made from its parameters when it is asked for."""
+    """One command per experiment, made from its parameters on first use."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(EXPERIMENTS)
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command:
-        """The experiment's fields as flags, on top of a preset where the name is a preset's."""
+        """The experiment's fields as flags; a preset's name gives its experiment with the preset's values."""
         found = EXPERIMENTS[name] if name in EXPERIMENTS else EXPERIMENTS.preset(name)
 
         def call(**options: Any) -> None:
@@ -63,7 +63,7 @@ def run_command(ctx: click.Context, **options: Any) -> None:
 
 @click.command("list")
 def list_command() -> None:
-    """List experiments, methods and models: shipped ones, and published ones by name."""
+    """List experiments, methods and models, shipped and published."""
     models = [(f"{flag} {name}", f"flashspec/data/{at}") for role, flag in ROLES.items() for name, at in REFERENCE[role].items()]
     models += [(f"{ROLES[role]} {name}", model.told) for name, pair in PAIRS.items() for role, model in pair.items()]
     rows = {
@@ -92,7 +92,7 @@ def differing(method: Method) -> str:
 @click.option("--fresh", is_flag=True, help="Measure on this machine instead of showing stored tables.")
 @click.option("-p", "values", nargs=2, multiple=True, metavar="NAME VALUE", help="Set a parameter; can be given again.")
 def notebooks_command(source: Path, out: Path, fresh: bool, values: tuple[tuple[str, str], ...]) -> int:
-    """Run a notebook, or all of a folder, and write them to a folder; status 1 if a cell failed."""
+    """Run a notebook, or all in a folder, and write them to another folder; exit status 1 if a cell failed."""
     from flashspec.study.notebooks import NotebookFailed, execute_all, found_in
 
     try:
@@ -106,7 +106,7 @@ def notebooks_command(source: Path, out: Path, fresh: bool, values: tuple[tuple[
 @click.command("pages")
 @click.argument("readme", type=At())
 def pages_command(readme: Path) -> None:
-    """Bring a page with places for results, and its picture, up to date with the stored tables."""
+    """Update a page's results and its picture from the stored tables."""
     from flashspec.study.answers import update
 
     update(readme)

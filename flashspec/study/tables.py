@@ -1,4 +1,4 @@
-"""Tables on disk: a Parquet file each, typed rows, origin in the metadata, and a digest over every byte.
+"""Tables on disk: one Parquet file each, typed rows, origin in the metadata, and a digest over every byte.
 
 An unfinished table is a journal: its finished points, a line and its digest each, held by one process at a time.
 """
@@ -126,14 +126,14 @@ def opened(path: Path) -> tuple[Any, dict[str, Any]]:
 
 
 def intact(data: bytes) -> bool:
-    """Whether the bytes of a file are those that its digest was taken of."""
+    """Whether the bytes of a file still match its digest."""
     at = data.rfind(SEAL) + len(SEAL)
     blank = data[:at] + BLANK + data[at + 64 :]
     return data.count(SEAL) == 1 and hashlib.sha256(blank).hexdigest().encode() == data[at : at + 64]
 
 
 def listed(root: Path | None = None) -> DataFrame:
-    """One line a stored table: what it is, where, when, from which code and in how many seconds it was made."""
+    """One line per stored table: what it is, where, when, from which code and in how many seconds it was made."""
     columns, lines = ["table", "rows", "kind", "origin", "commit", "seconds"], []
     for path in sorted((root or default_root()).glob("*/*.parquet")):
         facts = opened(path)[1]
