@@ -120,7 +120,7 @@ OUTPUTS = [
     {"text/markdown": "<script>alert(8)</script> *kept in words*"},
     {"text/html": "<img src='https://evil.example/p.png'><meta http-equiv=refresh content='0;url=//evil.example'>"},
 ]  # fmt: skip
-TEXT = "# Title\n\n<script>alert(9)</script>\n\nkept in text <img src=x onerror='alert(10)'>\n"
+TEXT = "# Title\n\n<script>alert(9)</script>\n\n<b>kept</b> in text <img src=x onerror='alert(10)'>\n"
 
 
 def page(folder, extensions):
@@ -147,7 +147,7 @@ def test_what_a_notebook_brings_along_is_shown_and_does_not_run(tmp_path, monkey
     bare, cleaned = page(tmp_path / "bare", []), page(tmp_path / "cleaned", ["clean"])
     assert [word for word in RUNS if word not in bare] == []  # the control
     assert [word for word in RUNS if word in cleaned] == []
-    assert all(word in cleaned for word in ("<b>kept</b>", "kept too", "kept in words", "kept in text", '<path d="M0 0">'))
+    assert all(word in cleaned for word in ("<b>kept</b>", "kept too", "kept in words", "<b>kept</b> in text", '<path d="M0 0">'))
 
 
 def test_a_drawing_and_a_table_keep_what_they_show():

@@ -17,6 +17,7 @@ TAGS = nh3.ALLOWED_TAGS | set(DRAWING.split()) | {"details", "summary", "figure"
 LOADING = re.compile(r"url\s*\(\s*['\"]?(?!#)|@import|\\", re.IGNORECASE)
 OUTSIDE = re.compile(r"\s*(?:[a-z][\w+.-]*:|[/\\]{2})", re.IGNORECASE)
 DATA = re.compile(r'<script type="application/json" id="[\w-]+">[^<]*</script>')
+TAG = re.compile(r'\s*</?(\w+)(?: (?:class|id|tabindex|title)="[^"<>]*")*>\s*')  # one end of an element of a text
 SHEET = re.compile(r"<style\b[^>]*>(.*?)</style>", re.IGNORECASE | re.DOTALL)
 
 
@@ -56,11 +57,12 @@ def clean(html: str) -> str:
 def clean_page(app: Any, doctree: Any, page: str) -> None:
     """Clean every piece of raw HTML of a page, whichever cell, output or line of text it is from."""
     for raw in list(doctree.findall(nodes.raw)):
-        if "html" in raw["format"].split():
+        end = TAG.fullmatch(raw.astext())
+        if "html" in raw["format"].split() and not (end and end[1] in TAGS):
             raw.replace_self(nodes.raw("", clean(raw.astext()), format="html"))
 
 
 def setup(app: Any) -> dict[str, Any]:
-    """Register with Sphinx, behind everything that makes raw HTML."""
-    app.connect("doctree-resolved", clean_page, priority=990)
+    """Register with Sphinx, before what our own extensions add."""
+    app.connect("doctree-resolved", clean_page, priority=10)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
