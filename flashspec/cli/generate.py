@@ -15,40 +15,14 @@ from flashspec.cli.flags import COUNT, PRECISION, TARGET, Value, given, option, 
 from flashspec.decoding.generate import Request, Stats, count, own_method, request, weak_exit
 from flashspec.decoding.method import METHODS, Method, method_named
 from flashspec.decoding.models import Models, folder_of, load, own_draft
-from flashspec.decoding.state import Event, Step
+from flashspec.decoding.state import Event
+from flashspec.decoding.words import Texts, kinds
 from flashspec.models.adapter import speaker
 from flashspec.models.chat import chat_prompt, generation_defaults
 from flashspec.provenance import usable_cores
 from flashspec.sampling import Sampling
 
 COLOURS = {"accepted": "green", "corrected": "red", "bonus": "cyan", "written": None}
-
-
-class Texts:
-    """Ids to text piece by piece; a piece waits until its characters are whole."""
-
-    def __init__(self, models: Models) -> None:
-        self.models, self.ids, self.start, self.shown = models, list[int](), 0, 0
-
-    def push(self, token: int) -> str:
-        """The text that this token completes."""
-        if self.models.tokenizer is None:
-            return f"{token} "
-        self.ids.append(token)
-        known, now = (self.models.decode(self.ids[self.start : end]) for end in (self.shown, len(self.ids)))
-        if now.endswith("\ufffd"):
-            return ""
-        self.start, self.shown = self.shown, len(self.ids)
-        return now[len(known) :]
-
-
-def kinds(step: Step, stages: int) -> list[str]:
-    """What each token of a step is: accepted, corrected or bonus; written where nothing verifies."""
-    verdict = next((e for e in step.events if stages > 1 and e.stage == stages - 1 and e.adds), None)
-    if verdict is None:
-        return ["written"] * len(step.tokens)
-    last = "bonus" if verdict.kept == verdict.waiting else "corrected"
-    return (["accepted"] * verdict.kept + [last])[: len(step.tokens)]
 
 
 class Done(NamedTuple):
@@ -75,7 +49,8 @@ def stream(models: Models, ready: Request, show: bool, heard: bool = True) -> Do
             break
         events += step.events
         tokens += step.tokens
-        for token, kind in zip(step.tokens if heard else (), kinds(step, len(ready.stages)), strict=heard):
+        became = [kind for event in step.events for kind in kinds(event, len(ready.stages) - 1)]
+        for token, kind in zip(step.tokens if heard else (), became, strict=False):
             click.secho(texts.push(token), fg=COLOURS[kind] if show else None, nl=False, color=True if show else None)
         sys.stdout.flush()
     click.echo(nl=heard)

@@ -11,7 +11,7 @@ from flashspec.study.experiment import Experiment
 from flashspec.study.parameters import Refused, hints, parse
 from flashspec.study.tables import Results
 
-NAMES = ["exits", "family", "parts", "real_shapes", "recall", "race"]  # a later one's presets hide an earlier one's
+NAMES = ["decodes", "exits", "family", "parts", "real_shapes", "recall", "race"]  # a later one's presets hide an earlier one's
 
 
 class Registry(Mapping[str, Experiment]):
