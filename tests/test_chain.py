@@ -189,7 +189,7 @@ OF = {
 
 @pytest.mark.parametrize("name", OF)
 def test_a_figure_names_its_source_and_has_a_page_without_lines(name):
-    assert {*OF, "answers"} == set(figures.__all__)
+    assert {*OF, "answers", "timeline"} == set(figures.__all__)
     draw = getattr(figures, name)
     small_print = draw(*OF[name]).figure.get_supxlabel()
     assert f"figures.{name}" in small_print and MACHINE in small_print

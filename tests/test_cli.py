@@ -11,7 +11,6 @@ import shelf
 from flashspec.cli import generate as cli_generate
 from flashspec.cli.main import COMMANDS, status
 from flashspec.decoding.generate import count
-from flashspec.decoding.state import Event, Step
 from flashspec.study import Experiment, registry
 
 
@@ -87,7 +86,7 @@ def test_every_method_streams_plain_decodings_text_and_ends_with_its_counts(writ
     said = write(capsys, options)
     assert said.out == plain["text"]
     assert re.search(r"20 tokens in [\d.]+ s, [\d.]+ tokens/s; .*target forwards", said.err)
-    assert "acceptance" in said.err or "doubt" in options or "adaptive" in options  # an untrained exit may propose nothing
+    assert "acceptance" in said.err or any(word in options for word in ("doubt", "adaptive", "lookup"))  # may propose nothing
 
 
 def test_compare_ends_with_both_speeds_their_ratio_and_whether_the_texts_are_equal(write, capsys):
@@ -119,29 +118,6 @@ def test_show_colours_and_ids_are_a_prompt_too(write, capsys):
     said = write(capsys, "--ids 3,1,4 --method dense --show", prompt="")
     assert "\x1b[32m" in said.out or "\x1b[31m" in said.out
     assert "accepted" in said.err and "bonus" in said.err
-
-
-@pytest.mark.parametrize(("event", "tokens", "expected"), [
-    (Event(1, 4, 4, 5), 5, ["accepted"] * 4 + ["bonus"]),
-    (Event(1, 4, 1, 5), 2, ["accepted", "corrected"]),
-    (Event(1, 4, 0, 5), 1, ["corrected"]),
-    (Event(1, 4, 4, 5), 2, ["accepted"] * 2),
-])  # fmt: skip
-def test_a_token_is_accepted_corrected_or_bonus(event, tokens, expected):
-    finalised = Event(1, 0, 0, 1, 0)
-    assert cli_generate.kinds(Step([0] * tokens, [Event(0, 0, 0, 4, 4), event, finalised]), 2) == expected
-
-
-def test_a_character_of_several_tokens_is_printed_once_and_whole():
-    class Bytes:
-        tokenizer = True
-
-        def decode(self, ids):
-            return bytes(ids).decode("utf-8", errors="replace")
-
-    texts = cli_generate.Texts(Bytes())
-    pieces = [texts.push(byte) for byte in "aé€b".encode()]
-    assert pieces == ["a", "", "é", "", "", "€", "b"]
 
 
 def test_an_experiment_runs_with_its_fields_as_flags(toy, capsys):

@@ -12,6 +12,7 @@ from flashspec.decoding.method import METHODS, Method, build
 from flashspec.decoding.models import Models
 from flashspec.sampling import Sampling
 from flashspec.study.frames import DataFrame, framed
+from flashspec.study.parameters import parse_value
 
 COUNTS = ("emitted", "forwards", "rounds", "drafted", "accepted")
 
@@ -22,9 +23,10 @@ def decode_all(models: Models, prompt: str | list[int], sampling: Sampling, toke
     Of `exits` a method takes as many as it has, from the lowest; where these are fewer it keeps its own. Methods that verify
     are decoded once more with an eager final token, under the name "METHOD, eager".
     """
-    exits, found = tuple(changes.pop("exits", ())), dict[str, Output]()
+    exits, found = parse_value("exits", tuple[int, ...], changes.pop("exits", ())), dict[str, Output]()
     for (name, method), end in product(METHODS.items(), ("deferred", "eager")):
-        own = {**changes, "finalize": end, "exits": exits[: len(method.exits)] if len(exits) >= len(method.exits) else method.exits}
+        enough = len(exits) >= len(method.exits)
+        own = {**changes, "finalize": end, "exits": exits[: len(method.exits)] if enough else method.exits}
         if (end == "eager" and method.writer_is_target) or not offered(models, method := replace(method, **own)):
             continue
         found[name + ", eager" * (end == "eager")] = generate(models, prompt, method, sampling, max_new_tokens=tokens)
@@ -46,3 +48,9 @@ def table(outputs: Mapping[str, Output]) -> DataFrame:
     lines = [[name, *(getattr(output.stats, each) for each in names)] for name, output in outputs.items()]
     found = framed(lines, ["method", *names]).set_index("method").round(2).rename(columns={"tar": "TAR"})
     return found.assign(**{"same text": [output.tokens == outputs["baseline"].tokens for output in outputs.values()]})
+
+
+def beside(outputs: Mapping[str, Output]) -> dict[str, Output]:
+    """Plain decoding, and the first of these methods that was decoded with an eager and a deferred final token."""
+    name = next(name for name in ("flash", "dense", "self_speculation", "lookup") if name in outputs)
+    return {"plain decoding": outputs["baseline"], "eager": outputs[f"{name}, eager"], "deferred": outputs[name]}

@@ -122,10 +122,10 @@ def stored(frame: DataFrame, race: DataFrame | None) -> list[Decode]:
 
     Decodes whose parts were not timed are left out where others' were.
     """
-    drafting, found = frame[frame["method"] != "baseline"], list[Decode]()
-    varied = [name for name in WHO if drafting[name].nunique() > 1 and name not in ("interval", "probes")]
-    for who, rows in groups(frame.assign(late=frame["finalize"] == "deferred", fast=frame["method"] != "baseline"), ["fast", *WHO[:-1], "late", "finalize"]):
-        events = [Event(*map(int, line)) for line in rows[["stage", "waiting", "kept", "rows", "adds"]].itertuples(index=False)]
+    frame, found = frame.assign(late=frame["finalize"] == "deferred", fast=frame["method"] != "baseline"), list[Decode]()
+    varied = [name for name in WHO if frame.loc[frame["fast"], name].nunique() > 1 and name not in ("interval", "probes")]
+    for who, rows in groups(frame, ["fast", *WHO[:-1], "late", "finalize"]):
+        events = [Event._make((*map(int, line), ())) for line in rows[[*Event._fields[:5]]].itertuples(index=False)]
         name = ", ".join(CALLED.get(column, "{}").format(named(str(who[column]))) for column in varied if who[column])
         seconds = {} if race is None else seconds_of(race, {column: who[column] for column in WHO})
         found.append(Decode(name if who["fast"] else "plain decoding", events, list(map(json.loads, rows["words"])), seconds))
