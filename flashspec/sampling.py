@@ -57,11 +57,11 @@ class Sampling:
     (Leviathan et al. 2023: more acceptance, same distribution) or "typical" (lossy, Cai et al. 2024).
     """
 
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    seed: int = 0
-    rule: str = "coupling"
+    temperature: float = 0.0  # 0 is greedy, 1 the model's own distribution
+    top_k: int = 0  # likeliest tokens that may be drawn; 0 means all
+    top_p: float = 1.0  # probability that the likeliest tokens, which may be drawn, have together; 1 means all
+    seed: int = 0  # of the dice: same seed, same text
+    rule: str = "coupling"  # how drafted tokens are accepted
 
     def __post_init__(self) -> None:
         if not (self.temperature == 0 or COLDEST <= self.temperature < math.inf):

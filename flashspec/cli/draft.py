@@ -68,7 +68,7 @@ def teach(target: str, base: str | None, out: Path, work: Path | None, **options
     source = folder_of(target, "target")
     lends, place = (folder_of(base, "draft") if base else source), work or out.with_name(out.name + ".work")
     accept, agree = train_borrowed(source, lends, out, place, BorrowedRecipe(**options))
-    click.echo(f"acceptance {accept:.2f} at T = 1, agrees on {agree:.0%} of held-out tokens; decode with --draft-model {out}")
+    click.echo(f"acceptance {accept:.2f} at T = 1, agrees on {agree:.0%} of held-out tokens; decode with --draft {out}")
 
 
 @command.command("rank")
@@ -86,7 +86,7 @@ def rank(draft: str, head: str, out: Path, texts: tuple[Path, ...]) -> None:
         copy_checkpoint(folder, part)
         ShortlistHead.build(weight, ranked).save(part / file_of(head))
         sign(part, file_of(head))
-    click.echo(f"done: {out}; decode with --draft-model {out} --head {head}")
+    click.echo(f"done: {out}; decode with --draft {out} --head {head}")
 
 
 @command.command("family")

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import click
 
-from flashspec.cli.flags import COUNT, PRECISION, TARGET, Value, given, option, with_flags, with_options
+from flashspec.cli.flags import COUNT, PRECISION, TARGET, Value, busy, given, option, with_flags, with_options
 from flashspec.decoding.generate import Request, Stats, count, own_method, request, weak_exit
 from flashspec.decoding.method import METHODS, Method, method_named
 from flashspec.decoding.models import Models, folder_of, load, own_draft
@@ -87,9 +87,9 @@ def comparison(done: Done, plain: Done, load: float) -> Iterator[str]:
 @click.command("generate", epilog="Colours of --show: accepted green, corrected red, bonus cyan.")
 @click.argument("prompt", required=False)
 @option("--ids", type=Value(tuple[int, ...]), metavar="1,2,3", help="The prompt as token ids instead of text.")
-@option("--method", default="auto", help="auto (flash with a draft, else baseline), " + ", ".join(METHODS) + ".")
+@option("--method", type=click.Choice(("auto", *METHODS)), default="auto", help="auto: flash with a draft, else baseline.")
 @TARGET
-@option("--draft-model", default="auto", help="auto (the target's own, if any), or a model as --target; a cascade's by commas.")
+@option("--draft", default="auto", help="auto (the target's own, if any), or a model as --target; a cascade's by commas.")
 @option("--chat", is_flag=True, help="Put the prompt through the target's chat template.")
 @option("--system", help="With --chat: the system message.")
 @option("--defaults", is_flag=True, help="Sample as the target's generation_config.json asks; flags you give win.")
@@ -110,8 +110,7 @@ def command(prompt: str | None, ids: tuple[int, ...] | None, show: bool, **optio
     system = os.fsencode(options["system"]).decode() if options["system"] else None
     sampling = Sampling(**(own_defaults(options) | given(Sampling, options)))
     method, drafts = chosen(options)
-    if sys.stderr.isatty():
-        click.secho("loading models ...", err=True, dim=True)
+    busy("loading models")
     models = load(options["target"], drafts, options["dtype"], options["device"], options["weights"])
     if options["method"] == "auto" and options["head"] is None and drafts and own_method(models) == "dense":
         method = replace(method, head="dense")
@@ -122,12 +121,13 @@ def command(prompt: str | None, ids: tuple[int, ...] | None, show: bool, **optio
     length = {"max_new_tokens": options["max_new_tokens"]}
     ready = request(models, asked, method, sampling, length)
     if speaker() and options["method"] == "auto" and drafts is None:
-        click.echo("plain decoding: this target has no draft of its own; give --draft-model, or --method lookup", err=True)
+        click.echo("plain decoding: this target has no draft of its own; give --draft, or --method lookup", err=True)
     if speaker() and not method.exact(sampling):
         click.echo("lossy: the text need not follow the target's own law under this method and rule", err=True)
     done = stream(models, ready, show, speaker())
     told = [summary(done, show)]
     if options["compare"]:
+        busy("decoding plainly")
         plain = request(models, ready.ids, "baseline", sampling, length)
         told += comparison(done, stream(models, plain, False, heard=False), load_before)
     if speaker():
@@ -136,9 +136,10 @@ def command(prompt: str | None, ids: tuple[int, ...] | None, show: bool, **optio
 
 def chosen(options: dict[str, Any]) -> tuple[Method, list[str] | None]:
     """The method, and the drafts that it needs."""
-    named = own_draft(options["target"]) if options["draft_model"] == "auto" else options["draft_model"]
+    named = own_draft(options["target"]) if options["draft"] == "auto" else options["draft"]
     plain = "flash" if named else "baseline"
-    method = method_named(plain if options["method"] == "auto" else options["method"], given(Method, options))
+    fields = given(Method, {**options, "draft": None})
+    method = method_named(plain if options["method"] == "auto" else options["method"], fields)
     return method, named.split(",") if named and method.draft in ("model", "cascade") else None
 
 

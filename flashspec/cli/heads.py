@@ -8,7 +8,7 @@ from typing import Any
 import click
 import torch
 
-from flashspec.cli.flags import COUNT, PROMPTS, At, option
+from flashspec.cli.flags import COUNT, PROMPTS, At, busy, option
 from flashspec.decoding.models import folder_of, load
 from flashspec.heads.dense import DenseHead
 from flashspec.heads.flash import FlashHead
@@ -32,11 +32,12 @@ def command() -> None:
 @click.argument("model")
 @PROMPTS
 @option("--new-tokens", type=COUNT, default=256, help="Tokens that the model writes behind each prompt.")
-@option("--temperature", type=click.FloatRange(min=0), default=0.7, help="Of these texts.")
+@option("--temperature", type=click.FloatRange(min=0), default=0.7, help="Temperature of these texts; 0 is greedy.")
 @option("--out", type=At(), help="A new folder, instead of the cache: the model with its head; weights are hard links.")
 def build(model: str, prompts: Path | None, new_tokens: int, temperature: float, out: Path | None) -> None:
     """Let MODEL (as --draft names it) write behind prompts of several kinds, cluster its vocabulary for these rows, and say how
     often the head names the dense head's token on texts that were held out, kind by kind; the last kind is held out whole."""
+    busy("loading the model")
     models = load(folder_of(model, "draft"), None)
     origin = models.origin("target", "flash")
     place, weight, norm = free_place(origin, models.folders["target"], out), origin.weight, origin.norm
@@ -47,7 +48,7 @@ def build(model: str, prompts: Path | None, new_tokens: int, temperature: float,
     told = {str(share): agreements(head.within(share), DenseHead(norm, weight), found) for share in SHARES}
     keep(head.within(SHARES[1]), {"agreement": told}, place, models.folders["target"] if out else None)
     click.echo(report(head, told, found))
-    click.echo(f"done: {place}; decode with --method flash" + (f" --draft-model {out}" if out else ""))
+    click.echo(f"done: {place}; decode with --method flash" + (f" --draft {out}" if out else ""))
 
 
 def free_place(origin: Origin, folder: Path, out: Path | None) -> Path:

@@ -67,7 +67,11 @@ def _status(arguments: Sequence[str] | None) -> int:
     except click.Abort as error:
         raise error.__cause__ or KeyboardInterrupt from None
     except click.UsageError as error:
-        return refuse(f"{error.format_message().rstrip('.')}; see {error.ctx.command_path if error.ctx else 'flashspec'} --help")
+        from flashspec.cli.flags import RENAMED
+
+        old = getattr(error, "option_name", "")
+        said = f"{old} is called {RENAMED[old]} now" if old in RENAMED else error.format_message().rstrip(".")
+        return refuse(f"{said}; see {error.ctx.command_path if error.ctx else 'flashspec'} --help")
     except click.ClickException as error:
         return refuse(error.format_message())
 

@@ -41,17 +41,17 @@ class Method:
     what is typical of them.
     """
 
-    draft: str = "none"
-    head: str = "dense"
-    k: int = 4
-    finalize: str = "deferred"
-    exits: tuple[int, ...] = ()
-    interval: int = 4
-    probes: int | None = None
-    draft_doubt: float | None = None
-    verify_doubt: float | None = None
-    middle: str = "exact"
-    shortlist: int | None = None
+    draft: str = "none"  # who drafts
+    head: str = "dense"  # vocabulary head of whatever drafts
+    k: int = 4  # drafted tokens a check
+    finalize: str = "deferred"  # when the target reads its own final token
+    exits: tuple[int, ...] = ()  # layers at which the target drafts for itself, and checks in between
+    interval: int = 4  # tokens that wait before a later check of a hierarchy
+    probes: int | None = None  # clusters that a FlashHead scores; none: as many as it was built for
+    draft_doubt: float | None = None  # probability of the best token below which drafting stops; none: it never does
+    verify_doubt: float | None = None  # probability below which a middle check calls the next one; none: it never does
+    middle: str = "exact"  # what middle checks accept: what the target would, or what is typical of them
+    shortlist: int | None = None  # ids that a head with a shortlist scores; none: as many as it was built for
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "exits", whole_numbers("exits", self.exits))

@@ -39,7 +39,7 @@ ROWS = 64  # hidden rows that projections take in turn
 class Params:
     """Which pieces to time, at which shapes. Every list takes one value too."""
 
-    piece: tuple[str, ...] = ("projection", "step", "body", "head")  # projection, step, body, head, burst, check
+    piece: tuple[str, ...] = ("projection", "step", "body", "head")  # pieces: projection, step, body, head, burst, check
     shape: tuple[str, ...] = ("reference-draft",)  # shapes by name, or models: qwen, qwen-draft; a projection's also as IDSxWIDTH
     layers: tuple[int, ...] = (0,)  # layers of it; 0 means the shape's own
     spread: tuple[int, ...] = (1,)  # the layers' parameters are spread over so many times fewer, wider layers

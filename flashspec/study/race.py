@@ -27,7 +27,7 @@ class Params:
     draft: tuple[str, ...] = ("main",)  # draft models: names or folders, A+B in a cascade; empty means every shipped one
     method: tuple[str, ...] = (
         DRAFT_MODEL,
-    )  # draft_model, cascade, lookup, self_speculation, hispec, hispec_typical, hispec_adaptive
+    )  # any of draft_model, dense, flash, cascade, lookup, self_speculation, hispec, hispec_flash, hispec_typical, hispec_adaptive
     head: tuple[str, ...] = ("dense",)  # heads of whatever drafts
     k: tuple[int, ...] = (4,)  # drafted tokens a check
     probes: tuple[int, ...] = (64,)  # clusters that a FlashHead scores
@@ -38,7 +38,7 @@ class Params:
     finalize: tuple[str, ...] = ("deferred",)  # when the target reads its own final token: deferred or eager
     temperature: tuple[float, ...] = (0.0, 1.0)  # 0 is greedy
     rule: tuple[str, ...] = ("coupling",)  # acceptance rules: coupling, speculative, typical; at T = 0 only the first
-    engine: tuple[str, ...] = ("flashspec",)  # flashspec, and transformers or llama.cpp at T = 0 beside it
+    engine: tuple[str, ...] = ("flashspec",)  # engines: flashspec, and transformers or llama.cpp at T = 0 beside it
     weights: str = "dense"  # target weights: dense (widened), int4, or auto for a file's own bits
     dtype: tuple[str, ...] = ("bfloat16",)  # of the timed runs: bfloat16, float32, or auto for a file's own bits
     prompts: str = ""  # prompts file; empty means the shipped one
@@ -49,7 +49,7 @@ class Params:
     screen: int = 0  # schedules of each method and head that run, the fastest on one prompt; 0 means all
     parts: int = 4  # prompts between two timings of the parts of a round; 0 times none
     twins: int = 0  # prompts of each kind whose texts are written in float32 too
-    seed: int = 0  # of sampling
+    seed: int = 0  # of the dice that sample
 
     def __post_init__(self) -> None:
         among("method", self.method, (*BASES, *SHORT))
