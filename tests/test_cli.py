@@ -94,7 +94,8 @@ def unexplained(command, choices):
     options = [each for each in command.params if isinstance(each, click.Option)]
     told = {each.name: " ".join((each.help or "", *getattr(each.type, "choices", ()))) for each in options}
     bare = {name for name, text in told.items() if len(text.split()) < 2}
-    return bare | {name for name, names in choices if name in told and not {*names} <= {*re.split(r"[ ,;:()]+|\.(?= |$)", told[name])}}
+    words = {name: {*re.split(r"[\[\] ,;:()]+|\.(?= |$)", text)} for name, text in told.items()}
+    return bare | {name for name, names in choices if name in told and not {*names} <= words[name]}
 
 
 @pytest.mark.parametrize("words", EVERY, ids=" ".join)

@@ -27,7 +27,7 @@ class Params:
     draft: tuple[str, ...] = ("main",)  # draft models: names or folders, A+B in a cascade; empty means every shipped one
     method: tuple[str, ...] = (
         DRAFT_MODEL,
-    )  # any of draft_model, dense, flash, cascade, lookup, self_speculation, hispec, hispec_flash, hispec_typical, hispec_adaptive
+    )  # among draft_model, dense, flash, cascade, lookup, self_speculation, hispec, hispec_flash, hispec_typical, hispec_adaptive
     head: tuple[str, ...] = ("dense",)  # heads of whatever drafts
     k: tuple[int, ...] = (4,)  # drafted tokens a check
     probes: tuple[int, ...] = (64,)  # clusters that a FlashHead scores
