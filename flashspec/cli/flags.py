@@ -1,4 +1,4 @@
-"""Command-line flags: those that commands share, and one a field of a dataclass."""
+"""Command-line flags: those that commands share, and one per field of a dataclass."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Mapping
 from functools import partial, reduce
 from pathlib import Path
-from typing import Any, get_origin
+from typing import Any, get_args, get_origin
 
 import click
 
@@ -20,7 +20,7 @@ from flashspec.study.parameters import field_comments, hints, parse_value
 
 
 class At(click.Path):
-    """A path whose leading ~ is a home folder."""
+    """A path; a leading ~ is the home folder."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(path_type=Path, **options)
@@ -30,7 +30,7 @@ class At(click.Path):
 
 
 class Value(click.ParamType):
-    """A value of an annotated type, parsed as parameters of experiments are."""
+    """A value of an annotated type, parsed like a parameter of an experiment."""
 
     name = "value"
 
@@ -44,12 +44,13 @@ class Value(click.ParamType):
 option = partial(click.option, show_default=True)
 FILE = At(exists=True, dir_okay=False)
 FOLDER = At(file_okay=False)
+METAVARS = {int: "INTEGER", float: "NUMBER", str: "NAME", bool: "true|false"}
 COUNT = click.IntRange(min=1, max=2**31 - 1)
 
 NAMED = ", ".join([*REFERENCE["target"], *PAIRS]) + ", a checkpoint folder, a GGUF file or a cached hub name"
 TARGET = option("--target", default="reference", help=f"{NAMED}.")
 DRAFT = option("--draft", default="reference", help=", ".join(REFERENCE["draft"]) + ", a published name or a checkpoint folder.")
-K = option("--k", type=COUNT, default=4, help="Drafted tokens a check.")
+K = option("--k", type=COUNT, default=4, help="Drafted tokens per check.")
 PROMPTS = option("--prompts", type=FILE, help="A prompts file instead of the shipped one.")
 TEXTS = option("--text", "texts", type=FILE, multiple=True, help="A text; may be repeated. Default: Python's standard library.")
 DTYPES, WEIGHTS = click.Choice(("auto", "float32", "bfloat16")), click.Choice(("auto", "int4", "dense"))
@@ -64,7 +65,6 @@ KNOWN: dict[str, tuple[str, ...]] = {name: CHOICES[name] for name in ("head", "f
 KNOWN |= {"rule": RULES, "dtype": ("float32", "bfloat16")}
 RENAMED = {"--draft-model": "--draft", "--heads": "--head", "--finalizes": "--finalize", "--shortlists": "--shortlist"}
 RENAMED |= {"--ks": "--k", "--model": "--target", "--texts": "--lessons", "--exit-steps": "--steps"}
-PLACEHOLDERS = {"int": "INTEGER", "float": "NUMBER", "str": "TEXT", "bool": "true|false"}
 
 
 def with_options(*options: Callable[[Callable], Callable]) -> Callable[[Callable], Callable]:
@@ -73,7 +73,7 @@ def with_options(*options: Callable[[Callable], Callable]) -> Callable[[Callable
 
 
 def flags(kind: type, skip: tuple[str, ...] = ()) -> list[click.Option]:
-    """One option a field, `--top-k` for top_k; unset options are None."""
+    """One option per field, `--top-k` for top_k; unset options are None."""
     types, helps = hints(kind), field_comments(kind)
     fields = [field for field in dataclasses.fields(kind) if field.name not in skip]
     return [_flag(field, types[field.name], helps.get(field.name, "")) for field in fields]
@@ -106,6 +106,6 @@ def _flag(field: dataclasses.Field, kind: Any, text: str) -> click.Option:
     shown = str(",".join(map(str, default)) if isinstance(default, (tuple, list)) else default) or "empty"
     known, many = KNOWN.get(field.name, ()), get_origin(kind) in (tuple, list)
     names = "" if all(name in text for name in known) else f"; {'some' if many else 'one'} of {', '.join(known)}"
-    word = PLACEHOLDERS[next(name for name in PLACEHOLDERS if name in str(kind))]
+    word = next(word for part, word in METAVARS.items() if part in (kind, *get_args(kind)))
     looks: Any = {"metavar": word + ",..." * many, "help": f"{text[:1].upper()}{text[1:]}{names}.  [default: {shown}]"}
     return click.Option([f"--{field.name.replace('_', '-')}", field.name], type=Value(kind), **looks)

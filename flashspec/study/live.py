@@ -1,4 +1,4 @@
-"""Decoding while you watch: every method on one prompt, on this machine, now. Shows texts and counts, never a speedup."""
+"""Live decoding: every method on one prompt, on this machine. Shows texts and counts, never a speedup."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def offered(models: Models, method: Method) -> bool:
 
 
 def table(outputs: Mapping[str, Output]) -> DataFrame:
-    """One line a method: its counts, the two rates read from them, and whether its text is the baseline's."""
+    """One line per method: its counts, the two rates read from them, and whether its text is the baseline's."""
     names = [*COUNTS, "acceptance", "tar"]
     lines = [[name, *(getattr(output.stats, each) for each in names)] for name, output in outputs.items()]
     found = framed(lines, ["method", *names]).set_index("method").round(2).rename(columns={"tar": "TAR"})
