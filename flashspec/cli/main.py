@@ -15,6 +15,7 @@ COMMANDS = {
     "generate": ("generate:command", "Write text with any method and say what it cost."),
     "run": ("study:run_command", "Run an experiment, or show its stored table."),
     "results": ("study:results_command", "List stored tables, show one with its origin, or verify them all."),
+    "sweep": ("sweep:command", "Run an experiment or a notebook over a grid of parameters."),
     "notebooks": ("study:notebooks_command", "Run notebooks with your own parameters."),
     "pages": ("study:pages_command", "Write the README's table and picture from stored tables."),
     "list": ("study:list_command", "List experiments, methods and models."),

@@ -135,16 +135,17 @@ class Experiment(Generic[Params, Row]):
             "key": self.place(params).stem,
             "params": canonical(params),
             "measured": self.measured,
-            "models": self._digests(params),
+            "models": self.digests(params),
         }
 
-    def _digests(self, params: Params) -> dict[str, Any]:
+    def digests(self, params: Params) -> dict[str, Any]:
+        """Digests of the files of the models that these parameters name."""
         return {name: provenance.model_digests(folder) for name, folder in self.models(params).items()}
 
     def _warn_of_other_models(self, params: Params, origin: Mapping[str, Any]) -> None:
         """Warn if a local model is not the one that a stored table is about."""
         try:
-            here = self._digests(params)
+            here = self.digests(params)
         except (OSError, ValueError):
             return
         other = [name for name, digests in here.items() if origin["models"].get(name, digests) != digests]
