@@ -20,13 +20,16 @@ from flashspec.study.parameters import field_comments, hints, parse_value
 
 
 class At(click.Path):
-    """A path; a leading ~ is the home folder."""
+    """A path; a leading ~ is the home folder; a device, which may have no end, is no file that exists."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(path_type=Path, **options)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        return super().convert(expanded(value), param, ctx)
+        place = Path(str(super().convert(expanded(value), param, ctx)))
+        if self.exists and place.is_char_device():
+            self.fail(f"{place} is a device; name a file", param, ctx)
+        return place
 
 
 class Value(click.ParamType):
@@ -44,6 +47,7 @@ class Value(click.ParamType):
 option = partial(click.option, show_default=True)
 FILE = At(exists=True, dir_okay=False)
 FOLDER = At(file_okay=False)
+RESULTS: dict[str, Any] = {"type": At(), "help": "Folder of the tables, default book/results."}
 METAVARS = {int: "INTEGER", float: "NUMBER", str: "NAME", bool: "true|false"}
 COUNT = click.IntRange(min=1, max=2**31 - 1)
 

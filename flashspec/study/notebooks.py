@@ -185,7 +185,7 @@ def _parameter(name: str, line: ast.AnnAssign | ast.Assign) -> Parameter:
     try:
         default = ast.literal_eval(line.value)  # type: ignore[arg-type]
         return Parameter(KINDS[kind] if kind else type(default), default)
-    except (KeyError, ValueError, TypeError, RecursionError) as error:
+    except (KeyError, SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as error:
         raise Refused(f"parameter {name!r} needs a type and a literal, as in `k: int = 4  # help`: {error}") from error
 
 
