@@ -12,9 +12,9 @@ from flashspec.decoding.method import METHODS, Method
 from flashspec.decoding.models import REFERENCE
 from flashspec.models.pairs import PAIRS
 from flashspec.refusals import refuse
-from flashspec.study.compare import shown
 from flashspec.study.experiment import Experiment
 from flashspec.study.registry import EXPERIMENTS
+from flashspec.study.summary import short, summary
 
 ROWS_SHOWN = 40
 ROLES = {"target": "--target", "draft": "--draft"}
@@ -46,8 +46,8 @@ def run_one(experiment: Experiment, options: dict[str, Any]) -> None:
     base = experiment.preset(options["preset"]) if options["preset"] else experiment.params()
     params = experiment.parse({**vars(base), **given(experiment.params, options)})
     results = experiment.run(params, fresh=options["fresh"], root=options["results"], progress=True)
-    table = shown(results.frame) if results.origin["experiment"] == "race" else results.frame
-    click.echo(table.to_string(index=False, max_rows=ROWS_SHOWN))
+    looks: Any = {"index": False, "max_rows": ROWS_SHOWN, "na_rep": "", "float_format": short}
+    click.echo(summary(results).to_string(**looks))
     click.echo(f"{len(results.rows)} rows in {results.path}; {results.machine}", err=True)
 
 
