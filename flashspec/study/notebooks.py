@@ -41,8 +41,10 @@ def cells(notebook: Path) -> list[dict[str, Any]]:
         raise Refused(f"no notebook {notebook}: check the path")
     try:
         found = json.loads(notebook.read_bytes())["cells"]
-        return [{"metadata": {}, **cell, "source": "".join(cell["source"])} for cell in found]
-    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        whole = [{"metadata": {}, **cell, "source": "".join(cell["source"])} for cell in found]
+        _ = [list(cell["metadata"].get("tags", ())) for cell in whole]
+        return whole
+    except (AttributeError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise Refused(f"{notebook} is no notebook ({type(error).__name__}: {error}): copy it again") from None
 
 
