@@ -65,8 +65,9 @@ def execute(notebook: Path, out: Path, values: Mapping[str, Any] | None = None, 
     import papermill
     from traitlets.config import Config
 
+    chosen = validated(notebook, values or {})
     options = {
-        "parameters": validated(notebook, values or {}),
+        "parameters": chosen,
         "kernel_name": "python3",
         "cwd": str(notebook.parent),
         "progress_bar": False,
@@ -84,7 +85,7 @@ def execute(notebook: Path, out: Path, values: Mapping[str, Any] | None = None, 
     except Exception as error:
         raise NotebookFailed(f"{notebook.name} failed, {_reason(error)}: its output so far is in {part.name}") from error
     page = _reproducible(json.loads(part.read_text()))
-    page["metadata"][MADE_OF] = made_of(notebook, options["parameters"])
+    page["metadata"][MADE_OF] = made_of(notebook, chosen)
     write_text(json.dumps(page, indent=1, ensure_ascii=False) + "\n", part)
     part.replace(out)
     return out
