@@ -5,6 +5,7 @@ import importlib.util
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from shelf import refused
@@ -57,6 +58,19 @@ def test_a_style_sheet_that_loads_a_font_from_elsewhere_is_found(tmp_path):
     assert "from the network" in " ".join(site(tmp_path, ""))
 
 
+def test_a_page_brings_its_notebook_and_links_to_it_under_the_title(tmp_path):
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "notebooks" / "toy.ipynb").write_text("{}")
+    app = SimpleNamespace(srcdir=tmp_path / "book", outdir=tmp_path / "html")
+    pages = {page: {"body": "<h1>Toy</h1><h1>again</h1>"} for page in ("notebooks/toy", "intro")}
+    for page, context in pages.items():
+        extension("offline").bring_notebook(app, page, "", context, None)
+    found = re.findall(r'href="([^"]+)"', pages["notebooks/toy"]["body"])
+    assert pages["notebooks/toy"]["body"].startswith("<h1>Toy</h1><p") and found[0] == "toy.ipynb" == Path(found[1]).name
+    assert (tmp_path / "html" / "notebooks" / found[0]).read_text() == "{}"
+    assert pages["intro"] == {"body": "<h1>Toy</h1><h1>again</h1>"}
+
+
 def test_every_citation_is_in_the_bibliography():
     known = set(re.findall(r"^@\w+\{(\w+),", (ROOT / "book" / "references.bib").read_text(), flags=re.M))
     pages = [*(ROOT / "book").glob("*.md"), *(ROOT / "notebooks").glob("*.ipynb")]
@@ -81,6 +95,26 @@ def test_a_chapter_keeps_every_number_that_it_cites(notebook):
     code, text = cells(notebook, "code"), "\n".join(cells(notebook, "markdown"))
     assert unquoted(code, text) == set()
     assert unquoted(code, text + "{glue:text}`nobody:.1f`") == {"nobody"}  # the control
+
+
+def amiss(notebook, text):
+    """What `name = value` in a text is no value of a parameter of this notebook."""
+    found = re.findall(r"`(\w+) = ([^`]+)`", text)
+    return [name for name, value in found if not fits(notebook, name, value)]
+
+
+def fits(notebook, name, value):
+    try:
+        return bool(books.validated(notebook, {name: ast.literal_eval(value)}))
+    except ValueError:
+        return False
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_exercises_change_parameters_of_their_chapter(notebook):
+    text = "\n".join(cells(notebook, "markdown")).partition("## Try it")[2].partition("\n## ")[0]
+    assert amiss(notebook, text) == []
+    assert amiss(notebook, "`nobody = 1`, `fresh = 7`") == ["nobody", "fresh"]  # the control
 
 
 def test_the_readme_shows_what_is_stored_and_nothing_that_is_not(tmp_path):

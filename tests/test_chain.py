@@ -100,7 +100,7 @@ def test_heads_are_held_against_plain_their_own_format_and_int8():
     one = line(table, head="flash")
     assert one["ratio"] == pytest.approx(1.65 * 1.1)
     assert one["same_format"].startswith("1.10×") and one["over_int8"].startswith("0.92×")
-    assert table["who"].str.contains("×").all()
+    assert table["verdict"].str.contains("×").all()
     assert heads.against(race(temperatures=(0.0,), speed={("baseline", "dense"): 1.0})).empty
 
 

@@ -160,5 +160,5 @@ def test_a_preset_runs_in_every_experiment(toy, capsys):
 def test_list_and_doctor_report(capsys):
     assert status(["list"]) == status(["doctor"]) == 0
     said = capsys.readouterr().out
-    listed = ("experiments:", "flash", "--draft-model", "processor", "bfloat16", "threads", "C compiler", "faiss")
+    listed = ("experiments:", "flash", "--draft", "processor", "bfloat16", "threads", "C compiler", "faiss")
     assert all(word in said for word in listed)

@@ -1,4 +1,4 @@
-"""`flashspec export`: any model of ours for other engines."""
+"""`flashspec export`: write a model for other engines."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ SHARD_BYTES = 2_000_000_000
 @click.argument("model")
 @click.argument("out", type=At())
 @click.option("--format", "form", type=click.Choice(list(DTYPES)), required=True, help="A Hugging Face folder, or a GGUF file.")
-@option("--bits", type=click.Choice(list(BITS)), default="q8_0", help="Numbers of a GGUF file's matrices.")
+@option("--bits", type=click.Choice(list(BITS)), default="q8_0", help="Number format of a GGUF file's matrices.")
 def command(model: str, out: Path, form: str, bits: str) -> None:
-    """Write MODEL (as --target names it) to OUT: a folder in bfloat16, or a GGUF file, with tokenizer and chat template."""
+    """Write MODEL (any name that --target takes) to OUT: a folder in bfloat16, or a GGUF file, ready to chat."""
     if (form == "gguf") != (out.suffix == GGUF):
         raise click.UsageError(f"a GGUF file's name ends in {GGUF} and a folder's does not, got {out.name} for --format {form}")
     found = load(model, None, DTYPES[form], "cpu", "dense")

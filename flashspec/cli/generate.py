@@ -112,15 +112,15 @@ def comparison(done: Done, plain: Done, load: float) -> Iterator[str]:
 @click.command("generate", epilog="Colours of --show: accepted green, corrected red, bonus cyan.")
 @click.argument("prompt", required=False)
 @option("--ids", type=Value(tuple[int, ...]), metavar="1,2,3", help="The prompt as token ids instead of text.")
-@option("--method", default="auto", help="auto (flash with a draft, else baseline), " + ", ".join(METHODS) + ".")
+@option("--method", default="auto", help="One of: auto (flash with a draft, else baseline), " + ", ".join(METHODS) + ".")
 @TARGET
-@option("--draft-model", default="auto", help="auto (the target's own, if any), or a model as --target; a cascade's by commas.")
-@option("--chat", is_flag=True, help="Put the prompt through the target's chat template.")
+@option("--draft", "--draft-model", "draft_model", default="auto", help="auto (the target's own), or one or several models.")
+@option("--chat", is_flag=True, help="Wrap the prompt in the target's chat template.")
 @option("--system", help="With --chat: the system message.")
-@option("--defaults", is_flag=True, help="Sample as the target's generation_config.json asks; flags you give win.")
-@option("--max-new-tokens", type=COUNT, default=128, help="Tokens to write at most.")
+@option("--defaults", is_flag=True, help="Sample as the target's generation_config.json says; your own flags win.")
+@option("--max-new-tokens", type=COUNT, default=128, help="Most tokens to write.")
 @option("--show", is_flag=True, help="Colour accepted, corrected and bonus tokens.")
-@option("--compare", is_flag=True, help="Decode the same prompt plainly as well, and end with both speeds.")
+@option("--compare", is_flag=True, help="Decode the prompt plainly too, and end with both speeds.")
 @with_options(*PRECISION)
 @with_flags(Method, skip=("draft",))
 @with_flags(Sampling)
@@ -147,7 +147,7 @@ def command(prompt: str | None, ids: tuple[int, ...] | None, show: bool, **optio
     length = {"max_new_tokens": options["max_new_tokens"]}
     ready = request(models, asked, method, sampling, length)
     if speaker() and options["method"] == "auto" and drafts is None:
-        click.echo("plain decoding: this target has no draft of its own; give --draft-model, or --method lookup", err=True)
+        click.echo("plain decoding: this target has no draft of its own; give --draft, or --method lookup", err=True)
     if speaker() and not method.exact(sampling):
         click.echo("lossy: the text need not follow the target's own law under this method and rule", err=True)
     done = stream(models, ready, show, speaker())

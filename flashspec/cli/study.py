@@ -21,7 +21,7 @@ from flashspec.study.parameters import Refused
 from flashspec.study.registry import EXPERIMENTS
 
 ROWS_SHOWN = 40
-ROLES = {"target": "--target", "draft": "--draft-model"}
+ROLES = {"target": "--target", "draft": "--draft"}
 RESULTS: dict[str, Any] = {"type": At(), "help": "Folder of the tables, default book/results."}
 OPTIONS = (
     click.Option(["--fresh"], is_flag=True, help="Measure on this machine instead of showing the stored table."),
@@ -31,13 +31,13 @@ OPTIONS = (
 
 
 class Experiments(click.Group):
-    """One command an experiment, made from its parameters when it is asked for."""
+    """One command per experiment, made from its parameters on first use."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(EXPERIMENTS)
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command:
-        """The experiment's fields as flags, on top of a preset where the name is a preset's."""
+        """The experiment's fields as flags; a preset's name gives its experiment with the preset's values."""
         found = EXPERIMENTS[name] if name in EXPERIMENTS else EXPERIMENTS.preset(name)
 
         def call(**options: Any) -> None:
@@ -74,7 +74,7 @@ def results_command() -> None:
 @results_command.command("ls")
 @click.option("--results", "root", **RESULTS)
 def ls(root: Path | None) -> None:
-    """One line a table: file, rows, day and machine."""
+    """List the stored tables, one line each: file, rows, day and machine."""
     for path in paths(root):
         facts = tables.opened(path)[1]
         click.echo(f"{path.parent.name}/{path.name}  {facts['rows']} rows  {provenance.describe(facts)}")
@@ -83,7 +83,7 @@ def ls(root: Path | None) -> None:
 @results_command.command("show")
 @click.argument("path", type=FILE)
 def show(path: Path) -> None:
-    """The origin of a table, and its rows."""
+    """Show a table's origin and its rows."""
     table, facts = tables.opened(path)
     click.echo(json.dumps(facts, indent=2, sort_keys=True))
     click.echo(table.to_pandas().to_string(index=False, max_rows=ROWS_SHOWN))
@@ -92,7 +92,7 @@ def show(path: Path) -> None:
 @results_command.command("verify")
 @click.option("--results", "root", **RESULTS)
 def verify(root: Path | None) -> int:
-    """Check every table below a folder; status 2 and one sentence for each that is not as it was written."""
+    """Check every table in a folder; one sentence for each table that has changed, and exit status 2."""
     found, damaged = paths(root), 0
     for path in found:
         try:
@@ -114,7 +114,7 @@ def paths(root: Path | None) -> list[Path]:
 
 @click.command("list")
 def list_command() -> None:
-    """List experiments, methods and models: shipped ones, and published ones by name."""
+    """List experiments, methods and models, shipped and published."""
     models = [(f"{flag} {name}", f"flashspec/data/{at}") for role, flag in ROLES.items() for name, at in REFERENCE[role].items()]
     models += [(f"{ROLES[role]} {name}", model.told) for name, pair in PAIRS.items() for role, model in pair.items()]
     rows = {
@@ -143,7 +143,7 @@ def differing(method: Method) -> str:
 @click.option("--fresh", is_flag=True, help="Measure on this machine instead of showing stored tables.")
 @click.option("-p", "values", nargs=2, multiple=True, metavar="NAME VALUE", help="Set a parameter; can be given again.")
 def notebooks_command(source: Path, out: Path, fresh: bool, values: tuple[tuple[str, str], ...]) -> int:
-    """Run a notebook, or all of a folder, and write them to a folder; status 1 if a cell failed."""
+    """Run a notebook, or all in a folder, and write them to another folder; exit status 1 if a cell failed."""
     from flashspec.study.notebooks import NotebookFailed, execute_all, found_in
 
     try:
@@ -157,7 +157,7 @@ def notebooks_command(source: Path, out: Path, fresh: bool, values: tuple[tuple[
 @click.command("pages")
 @click.argument("readme", type=At())
 def pages_command(readme: Path) -> None:
-    """Bring a page with places for results, and its picture, up to date with the stored tables."""
+    """Update a page's results and its picture from the stored tables."""
     from flashspec.study.answers import update
 
     update(readme)

@@ -1,4 +1,4 @@
-"""`flashspec trace`: a target's text recorded once, and drafts replayed against it."""
+"""`flashspec trace`: record a target's text once and replay drafts against it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PLACE = click.argument("file", type=At())
 
 @click.group("trace")
 def command() -> None:
-    """Tokens a check without the target: record its text once, then replay any draft, head and k against it."""
+    """Count tokens per check without the target: record its text once, then replay any draft, head and k against it."""
 
 
 @command.command("record")
@@ -31,11 +31,11 @@ def command() -> None:
 @TARGET
 @PROMPTS
 @option("--per-kind", type=COUNT, default=4, help="Prompts of each kind.")
-@option("--new-tokens", type=COUNT, default=128, help="Tokens a prompt, whatever the stop tokens.")
+@option("--new-tokens", type=COUNT, default=128, help="Tokens per prompt; stop tokens are ignored.")
 @DTYPE
 @with_flags(Sampling)
 def record_one(file: Path, target: str, **options: Any) -> None:
-    """Let the target write behind every prompt and store what it wrote in FILE."""
+    """Let the target continue every prompt and store what it wrote in FILE."""
     sampling = Sampling(**given(Sampling, options))
     with new_file(file, [folder_of(target, "target")]) as part:
         models = load(target, None, options["dtype"], weights="dense")
@@ -48,12 +48,12 @@ def record_one(file: Path, target: str, **options: Any) -> None:
 @command.command("replay")
 @PLACE
 @DRAFT
-@option("--target", help="The target's folder, to make sure that the trace is its own.")
-@option("--ks", type=Value(tuple[int, ...]), default="1,2,3,4,5,6,8,10,12", help="Drafted tokens a check, by commas.")
+@option("--target", help="The target's folder, to check that it wrote the trace.")
+@option("--ks", type=Value(tuple[int, ...]), default="1,2,3,4,5,6,8,10,12", help="Drafted tokens per check, by commas.")
 @DTYPE
 @with_flags(Method, skip=("draft", "k", "exits", "finalize", "interval"))
 def replay_one(file: Path, draft: str, target: str | None, ks: tuple[int, ...], **options: Any) -> None:
-    """Print a draft's rounds, drafted and accepted tokens and tokens a check on the text, for each k."""
+    """Print a draft's rounds, drafted tokens, accepted tokens and tokens per check on the recorded text, for each k."""
     trace = Trace.load(file)
     if target:
         check_target(trace, folder_of(target, "target"))
@@ -70,7 +70,7 @@ def replay_one(file: Path, draft: str, target: str | None, ks: tuple[int, ...], 
 
 
 def draft_alone(trace: Trace, name: str, dtype: str) -> Models:
-    """The draft in its target's place too, which a replay never asks."""
+    """The draft in its target's place too: a replay never runs the target."""
     models = load(folder_of(name, "draft"), None, dtype, weights="dense")
     check_words(trace, models.tokenizer)
     check_smaller(models.target.config.body_parameters, trace.parameters)

@@ -23,9 +23,9 @@ LEAST_AGREEMENT, LEAST_DECIDED = 0.3, 16
 class Stats:
     """Counts of one decode, defined once.
 
-    `rounds`: verifications by the last stage. `drafted`: tokens written by stage 0, the unverified rest of a cut
-    text included. `judged`: tokens put to the last stage; `accepted`: those it kept. `emitted`: tokens given to
-    the caller. `forwards` of the last stage include finalising ones. The rounds of plain decoding are its tokens.
+    `rounds`: verifications by the last stage. `drafted`: tokens written by stage 0, including the unverified rest of a cut
+    text. `judged`: tokens that the last stage checked; `accepted`: those it accepted. `emitted`: tokens returned to the caller.
+    `forwards` of the last stage include finalising ones. In plain decoding every token is a round.
     """
 
     rounds: int
@@ -37,17 +37,17 @@ class Stats:
 
     @property
     def acceptance(self) -> float:
-        """Share of the tokens put to the last stage that it kept; 0 where there were none."""
+        """Share of the checked tokens that the last stage accepted; 0 where it checked none."""
         return self.accepted / self.judged if self.judged else 0.0
 
     @property
     def tar(self) -> float:
-        """Tokens a verification settles, its own token included (Decoding Speculative Decoding's TAR)."""
+        """Tokens settled per verification, the last stage's own included (TAR in Decoding Speculative Decoding)."""
         return (self.accepted + self.rounds) / self.rounds if self.rounds else 0.0
 
 
 def count(events: list[Event], emitted: int, stages: int) -> Stats:
-    """Stats of a decode's events, for a method of this many stages."""
+    """Stats of a decode's events, for a method with this many stages."""
     last = [e for e in events if e.stage == stages - 1]
     rounds = sum(e.adds for e in last)
     if stages == 1:
@@ -94,7 +94,7 @@ def request(models: Models, prompt: Prompt, method: str | Method, sampling: Samp
 
 
 def own_method(models: Models) -> str:
-    """What "auto" means: plain decoding without a draft, its FlashHead, or its dense head where none is built."""
+    """What "auto" means: plain decoding without a draft, else its FlashHead, or its dense head where no FlashHead is built."""
     if models.draft is None:
         return "baseline"
     try:
@@ -105,14 +105,14 @@ def own_method(models: Models) -> str:
 
 
 def agreement(events: list[Event], stage: int) -> tuple[int, int]:
-    """Tokens that a stage kept, and those it decided about: these and the first it rejected, of every action."""
+    """Tokens that a stage accepted, and tokens it decided on: the accepted ones and the first rejected one of every action."""
     judged = [e for e in events if e.stage == stage and e.adds]
     kept = sum(e.kept for e in judged)
     return kept, kept + sum(e.kept < e.waiting for e in judged)
 
 
 def weak_exit(method: Method, events: list[Event]) -> str | None:
-    """What is wrong with an exit that the stage above hardly ever agreed with in this decode; None for nothing."""
+    """A warning about an exit that the stage above almost never agreed with in this decode; None if there is no such exit."""
     last = max((e.stage for e in events), default=0)
     for stage, layer in enumerate(method.exits, start=last - len(method.exits)):
         kept, decided = agreement(events, stage + 1)
@@ -130,9 +130,9 @@ def generate(
     """Decode a prompt (text or token ids) and return text, tokens, events and counts.
 
     The method "auto" is "baseline" without a draft; with one it is "flash", or "dense" where no FlashHead has been built.
-    `options`: max_new_tokens (128), stop (ids; the target's own by default) and the fields of Method, such as
-    k, finalize, exits or probes. Raises ValueError in words for an unknown method or option and for an empty
-    or too long prompt; warns, with the agreement measured, where an exit of the target is of no use.
+    `options`: max_new_tokens (128), stop (ids; the target's own by default) and the fields of Method, such as k, finalize,
+    exits or probes. Raises ValueError for an unknown method or option and for an empty or too long prompt; warns where an exit
+    of the target almost never agrees.
     """
     ready = request(models, prompt, method, sampling, options)
     tokens: list[int] = []

@@ -19,10 +19,10 @@ COLUMNS = ("work", "claim", "printed", "source", "sampling", "measured", "verdic
 
 
 class Claim(msgspec.Struct, frozen=True):
-    """One of `papers.claims()` in words, why ours may differ, and what answers it: a reading of a stored table.
+    """One of `papers.claims()`: what it says, why ours may differ, and what answers it: a reading of a stored table.
 
-    The table is a preset's, or that of the defaults. A `ratio` is of the sides `mine` and `over`; in other readings `mine` says
-    which lines count.
+    The table is a preset's, or that of the defaults. A `ratio` is of the sides `mine` and `over`; in other readings `mine`
+    selects the lines.
     """
 
     work: str
@@ -41,7 +41,7 @@ def claims() -> tuple[Claim, ...]:
 
 
 def measured(claim: Claim, root: Path | None = None) -> DataFrame:
-    """Lines with ratio, low, high and verdict, one a sampling; none where a table is not stored."""
+    """Lines with ratio, low, high and verdict, one per sampling; none where a table is not stored."""
     table = stored(EXPERIMENTS[claim.reading], root, claim.preset or None) if claim.reading else None
     family = stored("family", root) if claim.reading == "merit" else None
     nothing = framed([], ["ratio", "low", "high", "verdict", "temperature"])
@@ -68,7 +68,7 @@ READINGS = {"piece": chain.faster, "depth": drafting.depth_gains, "exit": agreei
 
 
 def scoreboard(root: Path | None = None) -> DataFrame:
-    """A line a claim and sampling: what is printed, where, what was measured, whether they agree, and why if not."""
+    """One line per claim and sampling: the printed number and where, the measured one, whether they agree, and why if not."""
     lines, works = [], papers.claims()
     for claim in claims():
         printed = works[claim.work][claim.of]
@@ -81,7 +81,7 @@ def scoreboard(root: Path | None = None) -> DataFrame:
 
 
 def judged(printed: float, line: dict[str, Any]) -> dict[str, str]:
-    """A measured line beside a printed ratio: they agree where the interval holds it."""
+    """A measured line beside a printed ratio: they agree where the interval contains it."""
     agrees = line["low"] <= printed <= line["high"]
     verdict = "agrees" if agrees else "differs: more here" if line["ratio"] > printed else "differs: less here"
     heat = line["temperature"]

@@ -1,4 +1,4 @@
-"""One function a figure: tables in, picture out. Numbers come from readings, marks from `marks`, looks from `style`."""
+"""One function per figure: tables in, picture out. Numbers come from readings, marks from `marks`, looks from `style`."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def who(table: DataFrame, *columns: str) -> DataFrame:
 
 @drawn
 def answers(*results: Any, lines: DataFrame) -> Figure:
-    """Ratios with 95 % intervals over prompts, one line a question, one colour a temperature; 1 is no difference."""
+    """Ratios with 95 % intervals over prompts, one line per question, one colour per temperature; 1 is no difference."""
     known = lines.dropna(subset=["ratio"])
     same = dict.fromkeys(("target", "weights", "dtype", "engine"), "")
     order = {question: place for place, question in enumerate(dict.fromkeys(known["question"]))}
@@ -70,7 +70,7 @@ def waterfall(results: Any, pieces: Any) -> Figure:
 
 @drawn
 def throughput(results: Any) -> Figure:
-    """Speedup over plain decoding of all that drafts at its best setting, with 95 % intervals, one panel a sampling."""
+    """Speedup over plain decoding of everything that drafts at its best setting, with 95 % intervals, one panel per sampling."""
     table = speedups(results.frame, [*WHO, "finalize"])
     more = ["finalize"] if table["finalize"].nunique() > 1 else []
     return forest(who(table, *more).assign(rank=-table["ratio"]), PLAIN)
@@ -98,13 +98,13 @@ def head_share(*results: Any) -> Figure:
 
 @drawn
 def final_token(results: Any) -> Figure:
-    """Deferred over eager final token, measured with its interval and predicted from parts, one panel a sampling."""
+    """Deferred over eager final token, measured with its interval and predicted from parts, one panel per sampling."""
     return forest(who(chain.deferral(results.frame)), "deferred over eager, times faster")
 
 
 @drawn
 def ledger(results: Any) -> Figure:
-    """Milliseconds a token by part as timed alone, stacked; the black tick is what the whole run took."""
+    """Milliseconds per token by part as timed alone, stacked; the black tick is the measured total."""
     table = stages.stages(results.frame).dropna(subset=["predicted"])
     return stacked(who(table, "finalize"), SPENT, "ms")
 
@@ -126,7 +126,7 @@ def head_recall(results: Any) -> Figure:
 
 @drawn
 def draft_race(results: Any) -> Figure:
-    """Every draft's best setting over plain decoding with its interval, the fastest on top, a colour a sampling."""
+    """Every draft's best setting over plain decoding with its interval, the fastest on top, one colour per sampling."""
     table = drafting.beside_plain(results.frame)
     several = table["target"].nunique() > 1
     table = table.assign(line=table["draft"] + (" on " + table["target"] if several else ""), target="")
@@ -151,7 +151,7 @@ def draft_steps(results: Any) -> Figure:
 
 @drawn
 def predicted_measured(results: Any) -> Figure:
-    """Measured against predicted tokens a second, one dot a setting and half of its prompts; the band is 5 % wide."""
+    """Measured against predicted tokens per second, one dot per setting and half of its prompts; the band is 5 % wide."""
     import seaborn
 
     table = sampled(stages.predictions(results.frame))

@@ -1,4 +1,4 @@
-"""Decoding while you watch: every method on one prompt, on this machine, now. Shows texts and counts, never a speedup."""
+"""Live decoding: every method on one prompt, on this machine. Shows texts and counts, never a speedup."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SHADES = {"accepted": "#cfe8d5", "own": "#ffd9b8"}
 
 
 def decode_all(models: Models, prompt: str | list[int], sampling: Sampling, tokens: int, k: int = 4) -> dict[str, Output]:
-    """One decode of every method that these models offer, by name, each with k drafted tokens a check.
+    """One decode of every method that these models offer, by name, each with k drafted tokens per check.
 
     Methods that verify are decoded once more with an eager final token, under the name "METHOD, eager".
     """
@@ -37,7 +37,7 @@ def decode_all(models: Models, prompt: str | list[int], sampling: Sampling, toke
 
 
 def offered(models: Models, method: Method) -> bool:
-    """Whether these models can carry a method out: exits need enough layers of our own, some heads a weight."""
+    """Whether these models can run a method: exits need enough layers of our own models, some heads a weight."""
     try:
         build(method, models, context=1)
     except ValueError:
@@ -46,7 +46,7 @@ def offered(models: Models, method: Method) -> bool:
 
 
 def table(outputs: Mapping[str, Output]) -> DataFrame:
-    """One line a method: its counts, the two rates read from them, and whether its text is the baseline's."""
+    """One line per method: its counts, the two rates read from them, and whether its text is the baseline's."""
     names = [*COUNTS, "acceptance", "tar"]
     lines = [[name, *(getattr(output.stats, each) for each in names)] for name, output in outputs.items()]
     found = framed(lines, ["method", *names]).set_index("method").round(2).rename(columns={"tar": "TAR"})
@@ -54,7 +54,7 @@ def table(outputs: Mapping[str, Output]) -> DataFrame:
 
 
 def coloured(models: Models, prompt: str | list[int], output: Output) -> HTML:
-    """The text behind its prompt: green where the target kept a drafted token, orange where it wrote its own."""
+    """The text after its prompt: green where the target accepted a drafted token, orange where it wrote its own."""
     from IPython.display import HTML
 
     before = prompt if isinstance(prompt, str) else models.decode(list(prompt))
@@ -65,7 +65,7 @@ def coloured(models: Models, prompt: str | list[int], output: Output) -> HTML:
 
 
 def kinds(output: Output) -> Iterator[str]:
-    """For each token in order, whether the last stage kept it or wrote it."""
+    """For each token in order, whether the last stage accepted it or wrote it."""
     last = max(event.stage for event in output.events)
     for event in output.events:
         if event.stage == last:

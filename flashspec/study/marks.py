@@ -1,4 +1,4 @@
-"""What figures are made of: panels, points with intervals and stacked bars, all of tables that name their lines."""
+"""What figures are made of: panels, points with intervals and stacked bars, drawn from tables that name their lines."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def keyed(figure: Figure) -> Figure:
 
 
 def rows_of(axis: Axes, names: list[str], words: str) -> None:
-    """Name the rows of a panel, from below, and what lies along it."""
+    """Label the rows of a panel, from the bottom, and its horizontal axis."""
     axis.set_yticks(range(len(names)), [fill(name, 30) for name in names], fontsize=8)
     axis.set(ylim=(-0.6, max(1, len(names)) - 0.4), xlabel=fill(words, 44 // min(ACROSS, len(axis.figure.axes))))
     axis.grid(axis="y", visible=False)
@@ -78,7 +78,7 @@ def rows_of(axis: Axes, names: list[str], words: str) -> None:
 def forest(table: DataFrame, words: str, each: float = 0.3) -> Figure:
     """A row for each `line`, by `rank`: its ratio with its interval, hollow where `hollow`, and its prediction; dashed: 1.
 
-    A mark has its `shade`, its `label` in the legend, and lies `up` from the middle of its row.
+    A mark has its `shade`, its `label` in the legend, and is shifted `up` from the middle of its row.
     """
     table = table.assign(**{name: value for name, value in PLAIN.items() if name not in table})
     names = list(dict.fromkeys(table.sort_values("rank", kind="stable")["line"]))[::-1]
@@ -101,7 +101,7 @@ def reach(table: DataFrame) -> list[Any]:
 
 
 def stacked(table: DataFrame, parts: Mapping[str, str], whole: str) -> Figure:
-    """A bar for each `line`, its parts one behind the other in their colours, in ms; the tick is the measured whole."""
+    """A bar for each `line`, its parts end to end in their colours, in ms; the tick is the measured total."""
     names = list(dict.fromkeys(table["line"]))[::-1]
     figure, panels = panelled(table, 1.2 + 0.28 * max(3, len(names)))
     for axis, lines in panels:

@@ -1,4 +1,4 @@
-"""Numbers that the reproduced works print, each with where it stands, so that no page types one."""
+"""Numbers printed in the three reproduced works, each with its place, so that no page types one."""
 
 from __future__ import annotations
 
@@ -117,6 +117,6 @@ def _hispec(s: Setting) -> dict[str, Printed]:
 
 
 def head_share() -> float:
-    """Share of the thesis's dense draft step that its head takes, from the time saved and the step's speedup."""
+    """The head's share of the thesis's dense draft step, from the time saved and the step's speedup."""
     saved = THESIS["projection_dense_ms"] - THESIS["projection_flash_ms"]
     return THESIS["projection_dense_ms"] / implied_step(saved, THESIS["draft_step"])

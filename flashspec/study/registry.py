@@ -1,4 +1,4 @@
-"""All experiments by name, each imported when it is asked for."""
+"""All experiments by name, each imported on first use."""
 
 from __future__ import annotations
 
@@ -56,9 +56,9 @@ def stored(experiment: Experiment | str, root: Path | None = None, params: Any =
 
 
 def params(scope: Mapping[str, Any], experiment: Experiment | type | str = "race") -> Any:
-    """Parameters of an experiment or type as a scope's names give them, such as `globals()` behind a cell.
+    """Parameters of an experiment or type from the names in a scope, such as a notebook's `globals()`.
 
-    Single values, lists and strings become what fields are. Functions are passed over: a kernel has an `exit`.
+    Single values, lists and strings become what fields are. Functions are skipped: a notebook's kernel defines `exit`.
     """
     kind = experiment if isinstance(experiment, type) else _named(experiment).params
     return parse(kind, {name: scope[name] for name in hints(kind) if name in scope and not callable(scope[name])})

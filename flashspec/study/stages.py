@@ -50,9 +50,9 @@ def seconds_by_part(rows: DataFrame) -> DataFrame:
 
 
 def stages(frame: DataFrame) -> DataFrame:
-    """A line a method, head, draft and final token at its best setting: ms a token by part and as timed, what was accepted.
+    """One line per method, head, draft and final token at its best setting: ms per token by part and as timed, and acceptance.
 
-    `accepts_1` and `accepts_2` are accepted over judged tokens at the lowest verifier and the next; `check_ratio` is a middle
+    `accepts_1` and `accepts_2` are accepted over checked tokens at the lowest verifier and the next; `check_ratio` is a middle
     check's time over a full one's; `predicted` is predicted over measured time.
     """
     rows = seconds_by_part(best(frame, SIDE))
@@ -71,12 +71,12 @@ def stages(frame: DataFrame) -> DataFrame:
 
 
 def schedules(frame: DataFrame) -> DataFrame:
-    """One line a place that drafts at an exit: what the cost model makes of its parts and its acceptance (HiSpec, section 3).
+    """One line per place that drafts at an exit: the cost model applied to its parts and its acceptance (HiSpec, section 3).
 
     `draft`, `check_1` and `check_2` are times of a drafted token and of checks over a plain step, `alpha_1` and `alpha_2` the
     chances that a waiting token is accepted if all before it are. `predicted` is the speedup over plain decoding of the best
-    `schedule` (tokens that wait for each verifier), `free` that where all but the last check cost nothing, `even` the
-    acceptance at every verifier with which the best schedule would be as fast as plain decoding.
+    `schedule` (tokens that wait for each verifier), `free` that with free checks except the last, `even` the acceptance at
+    every verifier with which the best schedule would be as fast as plain decoding.
     """
     keys, lines = [*CONTEXT, "method", "exits", "head"], list[dict[str, Any]]()
     for line in rounds(frame[frame["exits"] != ""], keys).to_dict("records"):
@@ -127,7 +127,7 @@ def evened(draft: float, checks: Sequence[float]) -> float:
 
 
 def factors(frame: DataFrame) -> DataFrame:
-    """What each change gives, all else equal, paired by prompt and turn: a line a place that drafts, a change and what it is at.
+    """The gain of each change, all else equal, paired by prompt and turn: one line per place that drafts, change and level.
 
     An approximate head over the dense one of its format, a deferred final token over an eager one, and both together;
     `over_plain` is the side with the change over plain decoding, `product` what both would give if the single gains multiplied.
@@ -188,12 +188,12 @@ def _with_products(table: DataFrame) -> DataFrame:
 
 
 def predictions(frame: DataFrame) -> DataFrame:
-    """One line a setting and half of its prompts: seconds measured, and predicted from the other half's counts.
+    """One line per setting and half of its prompts: seconds measured, and predicted from the other half's counts.
 
     Prompts are dealt to the halves in turns, kind after kind; parts are those timed between the runs. `own` are seconds
-    predicted from the runs' own counts, so that only the parts can be wrong. `plain` are the seconds
-    of plain decoding in the same turns, `plain_predicted` those that its parts predict. Settings on a single prompt, and runs
-    whose parts were not timed, are left out.
+    predicted from the runs' own counts, so that only the parts can be wrong. `plain` are the seconds of plain decoding in the
+    same turns, `plain_predicted` those that its parts predict. Settings on a single prompt, and runs whose parts were not
+    timed, are left out.
     """
     rows = frame[~frame["screened"]]
     rows = rows.assign(own=predicted_seconds(rows))
@@ -215,9 +215,9 @@ def predictions(frame: DataFrame) -> DataFrame:
 def errors(table: DataFrame) -> DataFrame:
     """How far predictions are off, in percent, over all runs and at each temperature.
 
-    `median`, `most` (95 % of the runs lie within) and `bias` are of the measured seconds, `own_median` and `own_most` of these
-    from the runs' own counts; `gain_median` and `gain_most` of the speedup over plain decoding in the same turns, from which a
-    machine's changes of pace fall out.
+    `median`, `most` (95 % of the runs are within) and `bias` are of the measured seconds, `own_median` and `own_most` of these
+    from the runs' own counts; `gain_median` and `gain_most` of the speedup over plain decoding in the same turns, where a
+    machine's changes of pace cancel out.
     """
     gains = (table["plain_predicted"] / table["predicted"]) / (table["plain"] / table["seconds"])
     ratios = {"": table["predicted"] / table["seconds"], "own_": table["own"] / table["seconds"], "gain_": gains}
@@ -232,7 +232,7 @@ def errors(table: DataFrame) -> DataFrame:
 
 
 def losses(table: DataFrame) -> Any:
-    """What the model's k loses of the fastest k's tokens a second, in percent, by draft and head: the mean of both halves.
+    """What the model's k loses against the fastest k, in percent of tokens per second, by draft and head: both halves' mean.
 
     Drafts and heads that ran at one k are left out.
     """
@@ -245,7 +245,7 @@ def losses(table: DataFrame) -> Any:
 
 
 def picks(table: DataFrame) -> DataFrame:
-    """How well the model picks k: a line with what its picks lose in percent, and how many percent of them lose at most NEAR."""
+    """How well the model picks k: what its picks lose in percent, and how many percent of them lose at most NEAR."""
     lost = losses(table)
     facts = {"near": 100 * (lost <= NEAR).mean(), "mean": lost.mean(), "worst": lost.max()}
     return framed([{"settings": len(lost), **facts}] if len(lost) else [], ["settings", "near", "mean", "worst"])

@@ -1,4 +1,4 @@
-"""Tables on disk: a Parquet file each, typed rows, origin in the metadata, and a digest over every byte.
+"""Tables on disk: one Parquet file each, typed rows, origin in the metadata, and a digest over every byte.
 
 An unfinished table is a journal: its finished points, one JSON line each, held by one process at a time.
 """
@@ -116,14 +116,14 @@ def opened(path: Path) -> tuple[Any, dict[str, Any]]:
 
 
 def intact(data: bytes) -> bool:
-    """Whether the bytes of a file are those that its digest was taken of."""
+    """Whether the bytes of a file still match its digest."""
     at = data.rfind(SEAL) + len(SEAL)
     blank = data[:at] + BLANK + data[at + 64 :]
     return data.count(SEAL) == 1 and hashlib.sha256(blank).hexdigest().encode() == data[at : at + 64]
 
 
 def listed(root: Path | None = None) -> DataFrame:
-    """One line a stored table: what it is, where, when, from which code and in how many seconds it was made."""
+    """One line per stored table: what it is, where, when, from which code and in how many seconds it was made."""
     columns, lines = ["table", "rows", "kind", "origin", "commit", "seconds"], []
     for path in sorted((root or default_root()).glob("*/*.parquet")):
         facts = opened(path)[1]
@@ -152,7 +152,7 @@ def _sealed(kind: type, rows: Sequence[Any], origin: dict[str, Any]) -> bytes:
 
 
 class Journal:
-    """Rows of finished points by their keys, as a file holds them; lines under another header are dropped."""
+    """Rows of finished points by their keys, as stored in a file; lines under another header are dropped."""
 
     def __init__(self, path: Path, header: dict[str, Any]) -> None:
         self.path, kept = path, _whole_lines(path)
@@ -171,7 +171,7 @@ class Journal:
 
 @contextmanager
 def journal(path: Path, header: dict[str, Any]) -> Iterator[Journal]:
-    """A file's journal, held by one process at a time; only a failure after the first row keeps it."""
+    """A file's journal, held by one process at a time; it is kept only if a failure follows its first row."""
     with made(path.parent), _lock(path):
         found = Journal(path, header)
         try:
