@@ -17,7 +17,7 @@ ALLOWED = {"region", "empty-table-header"}  # the theme's, and the corner of a t
 LIST = {"aria-allowed-role", "aria-deprecated-role", "aria-required-children"}
 OWN = {"api.html": {"definition-list"}, "bibliography.html": LIST}  # what Sphinx itself writes there
 PAGES = sorted(path.relative_to(BOOK).as_posix() for path in BOOK.rglob("*.html") if "_static" not in path.parts)
-CHAPTERS = [page for page in PAGES if page.startswith("notebooks/") or page in OWN]
+CHAPTERS = [page for page in PAGES if page != "index.html" and not page.startswith("_modules/")]
 SVG, NUMBER, FRAME = "{http://www.w3.org/2000/svg}", re.compile(r"[\d.−-]+"), 5  # patches of an axis without bars
 
 
