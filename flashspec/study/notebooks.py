@@ -92,8 +92,9 @@ def execute(
     import papermill
     from traitlets.config import Config
 
+    chosen = validated(parameters(notebook), values or {})
     options = {
-        "parameters": validated(parameters(notebook), values or {}),
+        "parameters": chosen,
         "kernel_name": "python3",
         "cwd": str(home or notebook.parent),
         "progress_bar": False,
@@ -112,7 +113,7 @@ def execute(
     except Exception as error:
         raise NotebookFailed(f"{notebook.name} failed, {_reason(error)}: its output so far is in {part.name}") from error
     page = _reproducible(json.loads(part.read_text()))
-    page["metadata"][MADE_OF] = made_of(notebook, options["parameters"])
+    page["metadata"][MADE_OF] = made_of(notebook, chosen)
     write_text(json.dumps(page, indent=1, ensure_ascii=False) + "\n", part)
     part.replace(out)
     return out
