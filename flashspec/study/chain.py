@@ -68,7 +68,7 @@ def chain(race: DataFrame, pieces: DataFrame) -> DataFrame:
 
 
 def links(chained: DataFrame) -> DataFrame:
-    """The chain as a table: a line for each name, head and sampling, a column for each stage; a name's pieces are in all its lines."""
+    """The chain as a table: a line for each name, head and sampling, a column per stage; pieces are in all lines of a name."""
     keys = ["name", "head", "sampling"]
     table = pivoted(chained, keys, "stage", "verdict").sort_values(keys)
     stages = [name for name in STAGES if name in table]
