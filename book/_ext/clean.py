@@ -14,7 +14,7 @@ DRAWING = "svg g path use defs clippath clipPath rect circle ellipse line polyli
 SHOWN = "class id style title role width height x y x1 y1 x2 y2 cx cy r rx ry d points transform clip-path"
 SHOWN += " viewBox version fill stroke stroke-width text-anchor font-size opacity href xlink:href border type scoped name open"
 SHOWN += " tabindex min value visibility stroke-dasharray stroke-opacity"
-TAGS = nh3.ALLOWED_TAGS | set(DRAWING.split()) | {"details", "summary", "figure", "figcaption", "section", "main", "button", "input", "output"}
+TAGS = nh3.ALLOWED_TAGS | set(f"{DRAWING} details summary figure figcaption section main button input output".split())
 LOADING = re.compile(r"url\s*\(\s*['\"]?(?!#)|@import|\\", re.IGNORECASE)
 OUTSIDE = re.compile(r"\s*(?:[a-z][\w+.-]*:|[/\\]{2})", re.IGNORECASE)
 DATA = re.compile(r'<script type="application/json" id="[\w-]+">[^<]*</script>')
