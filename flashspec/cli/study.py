@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from flashspec.study.parameters import Refused
 from flashspec.study.registry import EXPERIMENTS
 
 ROWS_SHOWN = 40
+SESSION = ("thesis", "taught", "smollm2")  # races whose output the README shows
 ROLES = {"target": "--target", "draft": "--draft"}
 RESULTS: dict[str, Any] = {"type": At(), "help": "Folder of the tables, default book/results."}
 OPTIONS = (
@@ -158,6 +161,18 @@ def notebooks_command(source: Path, out: Path, fresh: bool, values: tuple[tuple[
 @click.argument("readme", type=At())
 def pages_command(readme: Path) -> None:
     """Update a page's results and its picture from the stored tables."""
-    from flashspec.study.answers import update
+    from flashspec.study.answers import table, update
 
-    update(readme)
+    update(readme, table() + session())
+
+
+def session(root: Path | None = None) -> str:
+    """What `flashspec run` prints for the stored races of SESSION, as a block of Markdown; nothing is measured."""
+    said = io.StringIO()
+    for name in SESSION:
+        experiment = EXPERIMENTS.preset(name)
+        if experiment.stored(name, root):
+            said.write(f"$ flashspec run {name}\n")
+            with redirect_stdout(said):
+                run_one(experiment, {"preset": name, "fresh": False, "results": root})
+    return f"\n\n```console\n{said.getvalue()}```" if said.getvalue() else ""
