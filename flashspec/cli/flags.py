@@ -86,7 +86,7 @@ def _flag(field: dataclasses.Field, kind: Any, text: str) -> click.Option:
     default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
     if isinstance(default, (tuple, list)):
         default = ",".join(map(str, default))
-    shown = {"": "empty", None: "none"}.get(default, default)
+    shown = "none" if default is None else default if default != "" else "empty"
     text = f"{text[:1].upper()}{text[1:]}.  " if text else ""
     names = [f"--{field.name.replace('_', '-')}", field.name]
     return click.Option(names, type=Value(kind), metavar=_metavar(kind), help=f"{text}[default: {shown}]")
