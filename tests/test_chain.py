@@ -100,7 +100,7 @@ def test_heads_are_held_against_plain_their_own_format_and_int8():
     one = line(table, head="flash")
     assert one["ratio"] == pytest.approx(1.65 * 1.1)
     assert one["same_format"].startswith("1.10×") and one["over_int8"].startswith("0.92×")
-    assert table["who"].str.contains("×").all()
+    assert table["verdict"].str.contains("×").all()
     assert heads.against(race(temperatures=(0.0,), speed={("baseline", "dense"): 1.0})).empty
 
 
@@ -191,6 +191,8 @@ OF = {
 def test_a_figure_names_its_source_and_has_a_page_without_lines(name):
     assert {*OF, "answers"} == set(figures.__all__)
     draw = getattr(figures, name)
-    small_print = draw(*OF[name]).figure.get_supxlabel()
-    assert f"figures.{name}" in small_print and MACHINE in small_print
+    picture = draw(*OF[name])
+    boxes = [axis.get_position().bounds for axis in picture.figure.axes]
+    assert len(set(boxes)) == len(boxes)  # no two axes in one place
+    assert f"figures.{name}" in picture.source and MACHINE in picture.source and MACHINE in picture.svg
     assert "<svg" in draw(*(results(each.frame[:0]) for each in OF[name])).svg

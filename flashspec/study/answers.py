@@ -9,10 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from flashspec.models.synthetic import shape
 from flashspec.models.writing import write_text
 from flashspec.study import compare, figures
 from flashspec.study.frames import DataFrame, framed, having, pivoted
-from flashspec.study.quote import NOT_HERE, verdict
+from flashspec.study.quote import NOT_HERE, value, verdict
 from flashspec.study.registry import stored
 from flashspec.study.tables import Results
 
@@ -21,6 +22,9 @@ PICTURE = Path("book") / "_static" / "answers.svg"
 BY = (*compare.CONTEXT, "draft", "method", "head", "format", "finalize")
 FACTS = ("temperature", "rule", "draft", "k", *compare.NUMBERS)
 MAIN = {"draft": "main", "head": "dense", "finalize": "deferred"}
+PAIRS = {
+    "qwen": ("Qwen2.5-1.5B", "Qwen2.5-0.5B"), "smollm2": ("SmolLM2-135M",), "reference": ("reference-target", "reference-draft"),
+}  # fmt: skip
 
 
 class Question(NamedTuple):
@@ -119,6 +123,22 @@ def shown(lines: DataFrame) -> DataFrame:
 def said(lines: DataFrame, question: Question, temperature: float = 1.0) -> str:
     """The verdict of the first line that answers a question at this temperature; NOT_HERE where there is none."""
     return verdict(lines, question=question.what, temperature=temperature)
+
+
+def pays(lines: DataFrame, question: Question, temperature: float = 0.0) -> str:
+    """What the interval of the first line that answers a question says: pays, loses, or no difference shown."""
+    which = {"question": question.what, "temperature": temperature}
+    low, high = (value(lines, side, **which) for side in ("low", "high"))
+    return "pays" if low > 1 else "loses" if high < 1 else "no difference shown" if low <= high else NOT_HERE
+
+
+def pairs() -> DataFrame:
+    """The study's models: pair, role, layers, width, thousands of tokens in the vocabulary, millions of parameters."""
+    lines = [
+        (pair, role, each.layers, each.hidden, round(each.vocab_size / 1e3), round((each.body_parameters + each.head_parameters) / 1e6))
+        for pair, names in PAIRS.items() for role, each in zip(("target", "draft"), map(shape, names), strict=False)
+    ]  # fmt: skip
+    return framed(lines, ["pair", "role", "layers", "width", "vocabulary, thousands", "parameters, millions"])
 
 
 def table(root: Path | None = None) -> str:

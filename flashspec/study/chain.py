@@ -68,10 +68,13 @@ def chain(race: DataFrame, pieces: DataFrame) -> DataFrame:
 
 
 def links(chained: DataFrame) -> DataFrame:
-    """The chain as a table: one line per name, head and sampling, one column per stage."""
-    keys = ["name", "sampling", "head"]
-    table = pivoted(chained, keys, "stage", "verdict")
-    return table[[name for name in (*keys, *STAGES) if name in table]].fillna("")
+    """The chain as a table: a line per name, head and sampling, a column per stage; pieces are in every line of their name."""
+    keys = ["name", "head", "sampling"]
+    table = pivoted(chained, keys, "stage", "verdict").sort_values(keys)
+    stages = [name for name in STAGES if name in table]
+    alone = ~table.duplicated(keys[:2], keep=False)
+    table[stages] = table.groupby(keys[:2])[stages].ffill()
+    return table.loc[alone | (table["sampling"] != ""), [*keys, *stages]].fillna("")
 
 
 def samplings(frame: DataFrame) -> tuple[str, str]:

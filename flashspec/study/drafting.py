@@ -16,6 +16,10 @@ from flashspec.theory.rounds import acceptance_for
 NEAR = 4  # TAR is compared at the k nearest to this one
 FEWEST = 5  # drafts that a rank correlation needs
 MERITS = {"perplexity": -1, "right": 1, "chosen": 1, "tar": 1, "layers": -1, "body": -1}  # the sign of better
+WORDS = {
+    "right": "best tokens right", "chosen": "continuations found", "tar": "tokens a check", "rate": "tokens a second",
+    "layers": "fewer layers", "body": "smaller body", "perplexity": "lower perplexity",
+}  # fmt: skip
 ITSELF = ["positions", "loss", "right", "asked", "chosen"]
 KEYS = [*CONTEXT, "draft"]
 SAME = ["base", "head", "format", "probes", "shortlist", "past", "device"]  # what shapes on one line share

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import reduce
 from math import inf
 from typing import TYPE_CHECKING, Any
 
@@ -22,15 +23,15 @@ __all__ = [
 
 SPENT = dict(zip(stages.PARTS, ("#d9d9d9", "#5f6368", "#E69F00", "#009E73", "#0072B2", "#CC79A7", "#F0E442"), strict=True))
 STYLES, MARKS = ("-", ":", "--", "-."), "os^D"
-PLAIN = "times plain decoding"
+PLAIN = "times plain decoding's speed"
 
 
 def who(table: DataFrame, *columns: str) -> DataFrame:
-    """A table by sampling whose lines say who drafts with which head, and these columns, in the head's colour."""
-    names = table["draft"].where(table["draft"] != "", table["method"]).map(named) + ", " + table["head"]
-    for column in columns:
-        names = names + ", " + table[column]
-    return by_sampling(table.assign(line=names, shade=table["head"].map(colour)))
+    """A table by sampling whose lines say who drafts with which head, and these columns, as far as they vary, in its colour."""
+    drafts = table["draft"].where(table["draft"] != "", table["method"]).map(named)
+    words = [drafts, table["head"].map(named), *(table[column] for column in columns)]
+    varied = [each for each in words if each.nunique() > 1] or words
+    return by_sampling(table.assign(line=reduce(lambda a, b: a + ", " + b, varied), shade=table["head"].map(colour)))
 
 
 @drawn
@@ -40,7 +41,7 @@ def answers(*results: Any, lines: DataFrame) -> Figure:
     same = dict.fromkeys(("target", "weights", "dtype", "engine"), "")
     order = {question: place for place, question in enumerate(dict.fromkeys(known["question"]))}
     table = overlaid(known.assign(**same, line=known["question"], rank=known["question"].map(order)))
-    figure = forest(table, "times faster (95 % interval over rows of prompts)", 0.5)
+    figure = forest(table, "times faster", 0.5)
     figure.axes[0].set_xscale("log")
     plain_ticks(figure.axes[0])
     return figure
@@ -58,13 +59,13 @@ def waterfall(results: Any, pieces: Any) -> Figure:
         for number, sampling in enumerate(sorted(set(lines["sampling"]) - {""}) or [""]):
             rows = lines[lines["sampling"].isin(["", sampling])].drop_duplicates("stage")
             mark, label = "o" + STYLES[number % 4], f"{named(name)}, {sampling}".removesuffix(", ")
-            looks: dict[str, Any] = {"color": colour(name), "label": label, "alpha": 0.85, "markersize": 4, "capsize": 2}
+            looks: dict[str, Any] = {"color": SHADES[place % len(SHADES)], "label": label, "markersize": 4, "capsize": 2}
             axis.errorbar(rows["at"] + 0.06 * place + 0.02 * number, rows["ratio"], reach(rows), fmt=mark, **looks)
     axis.axhline(1, color="#666666", linewidth=1)
     axis.set_xticks(range(len(chain.STAGES)), [stage.replace(", ", ",\n") for stage in chain.STAGES])
     axis.set(yscale="log", ylabel="FlashHead over dense, times faster", xlim=(-0.4, len(chain.STAGES) - 0.6))
     plain_ticks(axis)
-    return keyed(figure, 3)
+    return keyed(figure)
 
 
 @drawn
@@ -81,24 +82,24 @@ def head_share(*results: Any) -> Figure:
     figure, (axis,) = canvas(1, 4.2)
     table = sampled(joined(heads.by_share(each.frame) for each in results)).dropna(subset=["share", "ratio"])
     table = table[table["finalize"] == "deferred"]
-    names = table["target"] + ", " + table["draft"].where(table["draft"] != "", table["method"]).map(named)
+    names = table["target"] + " with " + table["draft"].where(table["draft"] != "", table["method"]).map(named)
     for place, (name, lines) in enumerate(table.groupby(names, sort=False)):
         for greedy, rows in lines.groupby(lines["temperature"] == 0):
             shade, mark = SHADES[place % len(SHADES)], MARKS[place // len(SHADES) % len(MARKS)]
-            looks: dict[str, Any] = {"markerfacecolor": shade if greedy else "white", "label": name if greedy else None}
+            looks: dict[str, Any] = {"markerfacecolor": shade if greedy else "white", "label": name}
             axis.errorbar(rows["share"], rows["ratio"], reach(rows), fmt=mark, color=shade, capsize=2, markersize=5, **looks)
     shares = [share / 10 for share in range(int(10 * table["share"].max(skipna=True) + 20) if len(table) else 10)]
     axis.plot(shares, [amdahl(share / 100, inf) for share in shares], "--", color="#666666", label="a head that costs nothing")
     axis.axhline(1, color="#666666", linewidth=1)
     axis.set(xlim=(0, None), ylabel="FlashHead over dense, times faster")
-    axis.set_xlabel("dense head's share of the time, % (filled: greedy)")
-    return keyed(figure, 3)
+    axis.set_xlabel("dense head's share of the time, % (filled: greedy, hollow: sampled)")
+    return keyed(figure)
 
 
 @drawn
 def final_token(results: Any) -> Figure:
     """Deferred over eager final token, measured with its interval and predicted from parts, one panel per sampling."""
-    return forest(who(chain.deferral(results.frame)), "deferred over eager")
+    return forest(who(chain.deferral(results.frame)), "deferred over eager, times faster")
 
 
 @drawn
@@ -159,7 +160,7 @@ def predicted_measured(results: Any) -> Figure:
     seaborn.scatterplot(table, x="predicted", y="seconds", hue="sampling", alpha=0.5, ax=axis)
     if len(table):
         ends = [0.9 * table["seconds"].min(), 1.1 * table["seconds"].max()]
-        axis.fill_between(ends, [0.95 * end for end in ends], [1.05 * end for end in ends], color="#666666", alpha=0.2)
+        axis.fill_between(ends, [0.95 * end for end in ends], [1.05 * end for end in ends], color="#666666", alpha=0.2, label="5 % off")
     axis.set(xlabel="predicted tokens a second", ylabel="measured tokens a second")
     return keyed(figure)
 
@@ -171,5 +172,5 @@ def combined(results: Any) -> Figure:
     where = table["draft"].where(table["draft"] != "", table["exits"].str.replace(" ", "+"))
     late, fast = table["finalize"] == "deferred", ~table["head"].isin(DENSE)
     marks = {"line": (table["method"].map(named) + " " + where).str.strip(), "shade": table["head"].map(colour)}
-    marks |= {"label": table["head"] + " head, " + table["finalize"], "hollow": ~late, "up": 0.3 - 0.2 * late - 0.4 * fast}
+    marks |= {"label": table["head"].map(named) + ", " + table["finalize"], "hollow": ~late, "up": 0.3 - 0.2 * late - 0.4 * fast}
     return forest(by_sampling(table.assign(**marks)), PLAIN, 0.45)

@@ -41,5 +41,5 @@ def groups(table: DataFrame, by: Sequence[str], sort: bool = True) -> Iterator[t
 
 def pivoted(table: DataFrame, down: Sequence[str], across: str, values: str) -> DataFrame:
     """The first value for each line and column, with the values of `down` as columns too."""
-    found = table.pivot_table(values, list(down), across, aggfunc="first")
+    found = table.groupby([*down, across], dropna=False)[values].first().unstack(across)
     return found.reset_index().rename_axis(columns=None)

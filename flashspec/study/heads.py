@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from flashspec.study.chain import PLACE, SIZE, faster
 from flashspec.study.compare import CONTEXT, WHO, best, gain, like_for_like, speedups
 from flashspec.study.frames import DataFrame, framed, having, pivoted
 from flashspec.study.recall import PARTS
+from flashspec.study.style import named
 from flashspec.theory import amdahl
 
 CLUSTERING = ["metric", "homes", "cluster_size"]
@@ -50,7 +53,7 @@ def costs(frame: DataFrame) -> DataFrame:
     table = frame.groupby([*keys, "bytes", "bandwidth"], dropna=False, sort=False)["seconds"].median().reset_index()
     table["ms"], table["megabytes"] = table["seconds"] * 1e3, table["bytes"] / 1e6
     table["speed"] = 100 * table["bytes"] / table["bandwidth"] / table["seconds"]
-    return table.merge(faster(frame), on=keys, how="left")
+    return table.merge(faster(frame), on=keys, how="left").assign(setting=settings(table))
 
 
 def by_shape(table: DataFrame) -> DataFrame:
@@ -89,10 +92,15 @@ def against(frame: DataFrame) -> DataFrame:
     same = like_for_like(frame)[[*PAIR, "head", "verdict"]].rename(columns={"verdict": "same_format"})
     int8 = gain(rows, {"head": "int8"}, PAIR, ["head"])[[*PAIR, "head", "verdict"]].rename(columns={"verdict": "over_int8"})
     found = plain.merge(same, on=[*PAIR, "head"], how="left").merge(int8, on=[*PAIR, "head"], how="left")
-    names = found["head"].astype(str)
+    return found.assign(name=settings(found))
+
+
+def settings(table: DataFrame) -> Any:
+    """What the head of each line is called with its number of probes or the length of its list."""
+    names = table["head"].map(named).astype(str)
     for letter, column in (("P", "probes"), ("N", "shortlist")):
-        names = names + found[column].map(lambda size, letter=letter: f", {letter} = {size:g}" if size else "").astype(str)
-    return found.assign(name=names, who=names + ", " + found["verdict"])
+        names = names + table[column].map(lambda size, letter=letter: f", {letter} = {size:g}" if size else "").astype(str)
+    return names
 
 
 def by_share(frame: DataFrame) -> DataFrame:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 from flashspec.study.compare import sampled
@@ -55,21 +56,22 @@ def overlaid(table: DataFrame) -> DataFrame:
     return found.assign(shade=shades, label=found["sampling"], up=up)
 
 
-def keyed(figure: Figure, columns: int = 4) -> Figure:
-    """A legend of everything labelled, above the panels, in place of their own."""
+def keyed(figure: Figure) -> Figure:
+    """A legend of everything labelled, beside the panels, in place of their own."""
     for own in [axis.get_legend() for axis in figure.axes]:
         if own is not None:
             own.remove()
     found = {name: mark for axis in figure.axes for mark, name in zip(*axis.get_legend_handles_labels(), strict=True)}
     if found:
-        figure.legend(found.values(), found.keys(), loc="outside upper left", ncols=columns, fontsize=8)
+        names = [fill(name, 22) for name in found]
+        figure.legend(found.values(), names, loc="outside right upper", fontsize=8, labelspacing=0.7)
     return figure
 
 
 def rows_of(axis: Axes, names: list[str], words: str) -> None:
     """Label the rows of a panel, from the bottom, and its horizontal axis."""
-    axis.set_yticks(range(len(names)), names, fontsize=8)
-    axis.set(ylim=(-0.6, max(1, len(names)) - 0.4), xlabel=words)
+    axis.set_yticks(range(len(names)), [fill(name, 30) for name in names], fontsize=8)
+    axis.set(ylim=(-0.6, max(1, len(names)) - 0.4), xlabel=fill(words, 44 // min(ACROSS, len(axis.figure.axes))))
     axis.grid(axis="y", visible=False)
 
 
@@ -105,8 +107,8 @@ def stacked(table: DataFrame, parts: Mapping[str, str], whole: str) -> Figure:
     for axis, lines in panels:
         spots, left = lines["line"].map(names.index).astype(float), 0.0 * lines[whole]
         for part, shade in parts.items():
-            axis.barh(spots, lines[part], left=left, height=0.65, color=shade, label=part)
+            axis.barh(spots, lines[part], left=left, height=0.65, color=shade, label=part if lines[part].any() else None)
             left = left + lines[part].fillna(0.0)
         axis.plot(lines[whole], spots, "|", color="black", markersize=11, label="measured whole")
-        rows_of(axis, names, "milliseconds")
+        rows_of(axis, names, "milliseconds a token")
     return keyed(figure)

@@ -6,14 +6,18 @@ import ast
 import json
 import os
 from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib.metadata import distributions
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from flashspec.models.writing import refuse_input, write_text
+from flashspec.provenance import digest, short_hash
 from flashspec.study.parameters import Refused, parse_value, refuse_unknown
+from flashspec.study.tables import default_root
 
-START_TIMEOUT = 600
+START_TIMEOUT, MADE_OF = 600, "made_of"
 TYPES = {kind.__name__: kind for kind in (int, float, str, bool, list)}
 
 
@@ -61,8 +65,9 @@ def execute(notebook: Path, out: Path, values: Mapping[str, Any] | None = None, 
     import papermill
     from traitlets.config import Config
 
+    chosen = validated(notebook, values or {})
     options = {
-        "parameters": validated(notebook, values or {}),
+        "parameters": chosen,
         "kernel_name": "python3",
         "cwd": str(notebook.parent),
         "progress_bar": False,
@@ -79,7 +84,9 @@ def execute(notebook: Path, out: Path, values: Mapping[str, Any] | None = None, 
         papermill.execute_notebook(str(notebook), str(part), **options)
     except Exception as error:
         raise NotebookFailed(f"{notebook.name} failed, {_reason(error)}: its output so far is in {part.name}") from error
-    write_text(json.dumps(_reproducible(json.loads(part.read_text())), indent=1, ensure_ascii=False) + "\n", part)
+    page = _reproducible(json.loads(part.read_text()))
+    page["metadata"][MADE_OF] = made_of(notebook, chosen)
+    write_text(json.dumps(page, indent=1, ensure_ascii=False) + "\n", part)
     part.replace(out)
     return out
 
@@ -89,7 +96,8 @@ def execute_all(
 ) -> list[Path]:
     """Run every notebook, even after one failed; then NotebookFailed lists all failures.
 
-    `fresh` and `values` go to the notebooks that declare such parameters; a value that none declares is refused first.
+    `fresh` and `values` go to the notebooks that declare such parameters; a value that none declares is refused first. One
+    whose output was made of the same (`made_of`) is not run again, unless it measures again.
     """
     from tqdm import tqdm
 
@@ -102,13 +110,20 @@ def execute_all(
         refuse_input(out_dir / notebook.name, [notebook])
     written, failures = [], []
     for notebook in tqdm(notebooks, desc="notebooks", unit="notebook", delay=0.5):
+        out = out_dir / notebook.name
         try:
-            written.append(execute(notebook, out_dir / notebook.name, chosen[notebook]))
+            current = not fresh and out.exists() and made_of(notebook, chosen[notebook]) in out.read_text()
+            written.append(out if current else execute(notebook, out, chosen[notebook]))
         except NotebookFailed as error:
             failures.append(str(error))
     if failures:
         raise NotebookFailed("; ".join(failures))
     return written
+
+
+def made_of(notebook: Path, values: Mapping[str, Any]) -> str:
+    """A digest of all that a page is made of: the notebook, its values, this package, what is installed, the stored tables."""
+    return short_hash([digest(notebook), values, _code(), _digests(default_root())], 64)
 
 
 def found_in(source: Path) -> list[Path]:
@@ -117,6 +132,17 @@ def found_in(source: Path) -> list[Path]:
     if not found:
         raise Refused(f"no notebooks in {source}: expected files named *.ipynb")
     return found
+
+
+@cache
+def _code() -> list[Any]:
+    installed = sorted({f"{each.name} {each.version}" for each in distributions()})
+    return [installed, _digests(Path(__file__).parents[1])]
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and "__pycache__" not in path.parts]
+    return {path.relative_to(folder).as_posix(): digest(path) for path in files}
 
 
 def _parameter(name: str, kind: str, value: str) -> Parameter:

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from flashspec.study.compare import sampled
-from flashspec.study.frames import DataFrame, having
+from flashspec.study.frames import DataFrame, having, pivoted
 from flashspec.study.style import NAMES
 
 NOT_HERE = "not in this table"
+NAMED = ("method", "head", "draft", "name")
 
 
 def quote(**numbers: Any) -> None:
@@ -54,14 +55,28 @@ def said(table: DataFrame, column: str = "verdict", **which: Any) -> str:
     return "; ".join(f"{name}: {value if isinstance(value, str) else f'{value:.2f}'}" for name, value in found) or NOT_HERE
 
 
-def shown(table: DataFrame, columns: Mapping[str, str] | None = None) -> Any:
-    """Columns of a table, all or these under these names, after its sampling, with two digits; empty columns are left out."""
+def shown(table: DataFrame, columns: Mapping[str, str] | None = None, across: bool = False) -> Any:
+    """Columns of a table, all or these under these names, after its sampling: two digits, whole numbers as such.
+
+    With `across` the last of them has a column for each sampling. Columns of nothing are left out, and so are words that are the
+    same in all of several lines, unless they come last.
+    """
     from IPython.display import HTML
 
     if table.empty:
         return HTML(f"<p>{NOT_HERE}</p>")
-    columns, context = columns or {}, ["sampling"] if "rule" in table else []
-    lines = sampled(table) if context else table
-    cells = lines[[*context, *columns] if columns else list(table)].replace({"method": NAMES})
-    cells = cells.replace("", None).dropna(axis=1, how="all").rename(columns=dict(columns))
-    return HTML(cells.to_html(index=False, float_format="{:.2f}".format, na_rep="", border=0, justify="left"))
+    lines = sampled(table) if "rule" in table and "sampling" not in table else table
+    columns, context = columns or {}, ["sampling"] if "sampling" in lines else []
+    cells = lines[[*context, *columns] if columns else list(table)].replace(dict.fromkeys(NAMED, NAMES))
+    cells = cells.rename(columns=dict(columns))
+    last = list(cells)[-1:]
+    if across and context:
+        down, last = list(cells)[1:-1], list(cells["sampling"].unique())
+        cells = pivoted(cells, down, "sampling", list(cells)[-1]).reindex(columns=[*down, *last])
+    cells = cells.replace("", None).dropna(axis=1, how="all")
+    words = cells.columns.difference([*cells.select_dtypes("number"), *last])
+    cells = cells.drop(columns=[name for name in words if len(cells) > 1 and cells[name].nunique(dropna=False) == 1])
+    whole = [name for name in cells.select_dtypes("number") if (cells[name].dropna() % 1 == 0).all()]
+    forms = dict.fromkeys(whole, lambda number: "" if number != number else f"{number:.0f}")
+    looks = {"float_format": "{:.2f}".format, "na_rep": "", "border": 0, "justify": "left"}
+    return HTML(cells.to_html(index=False, formatters=forms, **looks))

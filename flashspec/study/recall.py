@@ -37,8 +37,8 @@ class Params:
     per_kind: int = 12  # prompts of each kind; every second text is for calibration
     new_tokens: int = 96  # tokens that the target writes after each prompt
     temperature: float = 1.0  # temperature of the target's texts; 0 is greedy
-    head: tuple[str, ...] = ("int8", "fr_spec")  # heads to judge beside FlashHead
-    cluster_size: tuple[int, ...] = (16,)  # ids per cluster of a FlashHead; empty means no FlashHead
+    head: tuple[str, ...] = ("int8", "fr_spec")  # heads to judge; flash is the draft's own FlashHead
+    cluster_size: tuple[int, ...] = (16,)  # ids per cluster of FlashHeads to build and judge beside them
     share: tuple[float, ...] = (0.1, 0.2)  # largest shares of rows scored, centroids included; the default probes run too
     always: int = 64  # calibrated ids that are always scored
     edge: tuple[int, ...] = (64, 512)  # frequency ranks at which bands end
@@ -113,12 +113,11 @@ def of_draft(params: Params, draft: str) -> Iterator[Row]:
     """Every head over one draft's rows; those of faiss where it is installed."""
     texts = replace(params, head=(), cluster_size=())  # which every point has in common
     held, who = held_out(texts, draft), {"target": short_name(params.target), "draft": short_name(draft)}
-    weight, norm = held.draft.head_weight, held.draft.norm
     for name in usable(params.head):
-        form = format_of(name, dtype_of(weight))
-        yield from banded(held, held.head(name), params, {**who, "head": name, "format": form})
+        form = format_of(name, dtype_of(held.draft.vocabulary))
+        yield from planned(held, held.head(name), params, {**who, "head": name, "format": form})
     for size in params.cluster_size:
-        head, facts = built(weight, norm, params.recipe(size))
+        head, facts = built(held.draft.head_weight, held.draft.norm, params.recipe(size))
         yield from of_clusters(held, head, params, {**who, **facts})
 
 
@@ -132,19 +131,31 @@ def built(weight: Tensor, norm: Any, recipe: Recipe) -> tuple[FlashHead, dict[st
     head = FlashHead.build(weight, norm, clusters)
     times.append(perf_counter())
     parts = {f"{part}_seconds": after - before for part, before, after in zip(PARTS, times, times[1:], strict=False)}
-    facts: dict[str, Any] = {"metric": "spherical", "homes": 1, "cluster_size": recipe.cluster_size}
-    facts |= {"head": "flash", "format": dtype_of(weight)}
+    facts = {**clustered(head), "head": "flash", "format": dtype_of(weight)}
     return head, {**facts, **parts, "threads": torch.get_num_threads()}
 
 
+def clustered(head: FlashHead) -> dict[str, Any]:
+    """The columns that say how a FlashHead's rows are clustered: by direction, or for the queries of a model."""
+    metric = "spherical" if head.clusters.spherical else "queries"
+    return {"metric": metric, "homes": 1, "cluster_size": head.clusters.size}
+
+
 def of_clusters(held: HeldOut, plain: FlashHead, params: Params, facts: dict[str, Any]) -> Iterator[Row]:
-    """A FlashHead, plain and, if it misses any, calibrated, at its default probes and each share of rows."""
+    """A FlashHead, plain and, if it misses any, calibrated."""
     chronic = calibrate_always(plain, held.dense, held.tuning, params.always)
     for head in (plain, plain.with_plan(always=chronic)) if chronic else (plain,):
-        probes = {"default": plain.probes} | {f"{share:g}": head.within(share).probes for share in params.share}
-        for label, count in probes.items():
-            setting = {"always": len(head.plan.always), "probes": count, "plan": label}
-            yield from banded(held, head.with_probes(count), params, {**facts, **setting})
+        yield from planned(held, head, params, facts)
+
+
+def planned(held: HeldOut, head: Any, params: Params, facts: dict[str, Any]) -> Iterator[Row]:
+    """A FlashHead at its own probes and at each share of rows; any other head as it is."""
+    if not isinstance(head, FlashHead):
+        yield from banded(held, head, params, facts)
+        return
+    for label, count in ({"default": head.probes} | {f"{share:g}": head.within(share).probes for share in params.share}).items():
+        setting = {**clustered(head), "always": len(head.plan.always), "probes": count, "plan": label}
+        yield from banded(held, head.with_probes(count), params, {**facts, **setting})
 
 
 def banded(held: HeldOut, head: Any, params: Params, facts: dict[str, Any]) -> Iterator[Row]:
