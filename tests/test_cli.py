@@ -149,7 +149,7 @@ def test_an_experiment_runs_with_its_fields_as_flags(toy, capsys):
     said = capsys.readouterr()
     assert re.search(r"7\s+0\.5", said.out) and "1 rows in" in said.err
     assert status(["run", "toy", "--help"]) == 0
-    assert "tokens a check; int, default 4" in " ".join(capsys.readouterr().out.split())
+    assert "--k INTEGER Tokens a check. [default: 4] --names NAME,..." in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_preset_runs_in_every_experiment(toy, capsys):
