@@ -35,7 +35,7 @@ WORDS = {  # what nobody says aloud, each with a sentence that it must find
     r"\b(?:as|is|are|was|were) asked for\b": "imported when it is asked for",
     r"\bby these parts alone\b|\bbuys? its\b|\bnowhere in this\b": "Coupling buys its equal texts",
     r"\bbehind\b": "rows behind the norm",
-    r"\bin words\b|\bof ours\b|\bwhoever\b|\bvouch": "ValueError in words for a model of ours",
+    r"\bin words\b|\bof ours\b|\bvouch": "ValueError in words for a model of ours",
     r"\b(?:afresh|anew)\b": "rows are permuted anew",
     r"\b(?:one|a) (?:line|row|point|panel|mark|colour|bar) an? (?!time)\w+": "One line a question",
     r"\bbrought nothing\b": "what was tried and brought nothing",
