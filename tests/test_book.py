@@ -216,7 +216,8 @@ def test_one_value_is_a_list_of_one_and_fresh_reaches_the_notebooks_that_know_it
 
 def test_a_notebook_runs_again_only_where_what_it_is_made_of_changed(tmp_path, monkeypatch):
     monkeypatch.setenv("FLASHSPEC_RESULTS", str(tmp_path / "results"))
-    source, runs, out = notebook(tmp_path / "in", f"open({str(tmp_path / 'runs')!r}, 'a').write('x')"), tmp_path / "runs", tmp_path / "out"
+    runs, out = tmp_path / "runs", tmp_path / "out"
+    source = notebook(tmp_path / "in", f"open({str(runs)!r}, 'a').write('x')")
     steps = [{}, {}, {"values": {"k": 5}}, {"values": {"k": 5}}, {"values": {"k": 5}, "fresh": True}, {}, {}]
     for step, times in zip(steps, (1, 1, 2, 2, 3, 4, 4), strict=True):
         (page,) = books.execute_all([source], out, **step)

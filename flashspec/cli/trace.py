@@ -50,7 +50,7 @@ def record_one(file: Path, target: str, **options: Any) -> None:
 @PLACE
 @DRAFT
 @option("--target", help="The target's folder, to check that it wrote the trace.")
-@option("--k", type=Value(tuple[int, ...]), default="1,2,3,4,6,8,12", metavar="INTEGER,...", help="Drafted tokens per check.")
+@option("--k", type=Value(tuple[int, ...]), default="1,2,3,4,5,6,8,10,12", metavar="INTEGER,...", help="Drafted tokens a check.")
 @DTYPE
 @with_flags(Method, skip=("draft", "k", "exits", "finalize", "interval"))
 def replay_one(file: Path, draft: str, target: str | None, k: tuple[int, ...], **options: Any) -> None:

@@ -67,7 +67,7 @@ def shown(table: DataFrame, columns: Mapping[str, str] | None = None, across: bo
         return HTML(f"<p>{NOT_HERE}</p>")
     lines = sampled(table) if "rule" in table and "sampling" not in table else table
     columns, context = columns or {}, ["sampling"] if "sampling" in lines else []
-    cells = lines[[*context, *columns] if columns else list(table)].replace(dict.fromkeys(NAMED, NAMES))
+    cells = lines[list(dict.fromkeys([*context, *columns])) if columns else list(table)].replace(dict.fromkeys(NAMED, NAMES))
     cells = cells.rename(columns=dict(columns))
     last = list(cells)[-1:]
     if across and context:
