@@ -16,6 +16,7 @@ from papermill.parameterize import parameterize_notebook
 from shelf import refused
 
 from flashspec.cli.main import status
+from flashspec.cli.study import SESSION, session
 from flashspec.study import Refused, answers, experiment
 from flashspec.study import notebooks as books
 
@@ -124,9 +125,12 @@ def test_exercises_change_parameters_of_their_chapter(notebook):
 
 def test_the_readme_shows_what_is_stored_and_nothing_that_is_not(tmp_path):
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert answers.with_results(text, answers.table(ROOT / "book" / "results")) == text
+    root = ROOT / "book" / "results"
+    shown = answers.table(root) + session(root)
+    assert answers.with_results(text, shown) == text
+    assert shown.count("\n| ") <= 11 and all(f"$ flashspec run {name}\n" in shown for name in SESSION)
     assert answers.PICTURE.as_posix() in text and (ROOT / answers.PICTURE).exists()
-    assert not any(sign.isdigit() for sign in answers.table(tmp_path))
+    assert not any(sign.isdigit() for sign in answers.table(tmp_path)) and session(tmp_path) == ""
     fresh = answers.with_results(f"before\n{answers.START}\nold\n{answers.STOP}\nafter\n", "new")
     assert fresh.startswith("before") and fresh.endswith("after\n") and "old" not in fresh
     assert answers.with_results(fresh, "new") == fresh

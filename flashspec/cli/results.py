@@ -29,7 +29,7 @@ def command() -> None:
 @command.command("ls")
 @click.option("--results", "root", **RESULTS)
 def ls(root: Path | None) -> None:
-    """One line a table: file, rows, day and machine."""
+    """List the stored tables, one line each: file, rows, day and machine."""
     for path in below(root, "*.parquet"):
         facts = tables.opened(path)[1]
         click.echo(f"{path.parent.name}/{path.name}  {facts['rows']} rows  {provenance.describe(facts)}")

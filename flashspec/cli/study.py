@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from flashspec.study.registry import EXPERIMENTS
 from flashspec.study.summary import short, summary
 
 ROWS_SHOWN = 40
+SESSION = ("thesis", "taught", "smollm2")  # races whose output the README shows
 ROLES = {"target": "--target", "draft": "--draft"}
 OPTIONS = (
     click.Option(["--fresh"], is_flag=True, help="Measure on this machine instead of showing the stored table."),
@@ -107,6 +110,18 @@ def notebooks_command(source: Path, out: Path, fresh: bool, values: tuple[tuple[
 @click.argument("readme", type=At())
 def pages_command(readme: Path) -> None:
     """Update a page's results and its picture from the stored tables."""
-    from flashspec.study.answers import update
+    from flashspec.study.answers import table, update
 
-    update(readme)
+    update(readme, table() + session())
+
+
+def session(root: Path | None = None) -> str:
+    """What `flashspec run` prints for the stored races of SESSION, as a block of Markdown; nothing is measured."""
+    said = io.StringIO()
+    for name in SESSION:
+        experiment = EXPERIMENTS.preset(name)
+        if experiment.stored(name, root):
+            said.write(f"$ flashspec run {name}\n")
+            with redirect_stdout(said):
+                run_one(experiment, {"preset": name, "fresh": False, "results": root})
+    return f"\n\n```console\n{said.getvalue()}```" if said.getvalue() else ""

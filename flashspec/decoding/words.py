@@ -56,7 +56,7 @@ def kinds(event: Event, last: int) -> list[str]:
 
 
 def said(events: Iterable[Event], words: Words, last: int) -> Iterator[Said]:
-    """For each event the tokens that became final in it, behind the accepted ones those that it rejected."""
+    """For each event the tokens that became final in it, with those that it rejected after the accepted ones."""
     pieces = iter(words.pieces)
     for event in events:
         found = [(piece, kind) for kind, piece in zip(kinds(event, last), pieces, strict=False)]
@@ -65,7 +65,7 @@ def said(events: Iterable[Event], words: Words, last: int) -> Iterator[Said]:
 
 
 def marked(words: Words, tokens: Said) -> str:
-    """A prompt and the text behind it as HTML, every token in the colour of what it is, and a line that names the colours."""
+    """A prompt and its text as HTML, every token in the colour of its kind, and a line that explains the colours."""
     text = "".join(_shaded(piece, kind) for piece, kind in tokens)
     legend = " ".join(_shaded(kind, kind) for kind in SHADES if kind in {kind for _, kind in tokens} - {"written"})
     return f'<pre class="decoded" style="white-space:pre-wrap">{html.escape(words.prompt)}{text}</pre><p>{legend}</p>'

@@ -163,10 +163,10 @@ def with_results(text: str, results: str) -> str:
     return f"{before}{START}\n\n{results}\n\n{STOP}{after}"
 
 
-def update(page: Path) -> None:
-    """Update a page and the picture beside it from the stored tables. ValueError if the page has no place for results."""
+def update(page: Path, results: str) -> None:
+    """Update a page's results, and from the stored tables its picture. ValueError if the page has no place for results."""
     text = page.read_text(encoding="utf-8")
-    fresh = with_results(text, table())
+    fresh = with_results(text, results)
     if fresh != text:
         write_text(fresh, page)
     if tables := found(REAL):

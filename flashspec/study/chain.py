@@ -68,7 +68,7 @@ def chain(race: DataFrame, pieces: DataFrame) -> DataFrame:
 
 
 def links(chained: DataFrame) -> DataFrame:
-    """The chain as a table: a line for each name, head and sampling, a column per stage; pieces are in all lines of a name."""
+    """The chain as a table: a line per name, head and sampling, a column per stage; pieces are in every line of their name."""
     keys = ["name", "head", "sampling"]
     table = pivoted(chained, keys, "stage", "verdict").sort_values(keys)
     stages = [name for name in STAGES if name in table]

@@ -70,7 +70,7 @@ def validated(known: Mapping[str, Parameter], values: Mapping[str, Any]) -> dict
 
 
 def checked(scope: MutableMapping[str, Any]) -> None:
-    """Hold the values that papermill put behind a notebook's parameters against these, in `globals()`.
+    """Check the values that papermill injected after a notebook's parameters against these, in `globals()`.
 
     Unknown names and wrong types are refused, strings become values of the declared types. Without papermill nothing happens.
     """
@@ -125,7 +125,7 @@ def execute_all(
     """Run every notebook, even after one failed; then NotebookFailed lists all failures.
 
     `fresh` and `values` go to the notebooks that declare such parameters; a value that none declares is refused first. One
-    whose output was made of the same (`made_of`) is not run again, unless it measures afresh.
+    whose output was made of the same (`made_of`) is not run again, unless it measures again.
     """
     from tqdm import tqdm
 

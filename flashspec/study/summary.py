@@ -47,7 +47,7 @@ def recalls(frame: DataFrame) -> DataFrame:
 
 
 def rounds(frame: DataFrame) -> DataFrame:
-    """One line a decode: its rounds, and its drafted, accepted and final tokens."""
+    """One line per decode: its rounds, and its drafted, accepted and final tokens."""
     lines = list[dict[str, Any]]()
     for who, rows in groups(frame, [*WHO, "kind", "prompt"], sort=False):
         judged = rows[(rows["stage"] == rows["stage"].max()) & (rows["adds"] > 0)]

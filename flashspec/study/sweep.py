@@ -163,7 +163,7 @@ class Sweep:
 
 @cache
 def _result(subject: Any, path: Path, written: int) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """A result, read once for as long as nobody writes it anew."""
+    """A result, read once until it is written again."""
     return subject.read(path)
 
 

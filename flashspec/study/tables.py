@@ -164,7 +164,7 @@ def _sealed(kind: type, rows: Sequence[Any], origin: dict[str, Any]) -> bytes:
 class Journal:
     """Rows of finished points by their keys, as an open file holds them, each line sealed by a digest.
 
-    A last line that was cut goes. Finished points under another header, or behind a damaged line, are kept in a file of
+    A last line that was cut goes. Finished points under another header, or after a damaged line, are kept in a file of
     their own, and a warning names it.
     """
 

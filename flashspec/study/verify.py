@@ -1,4 +1,4 @@
-"""Stored tables held against what they say of themselves, against the source, and against one another, in words."""
+"""Stored tables checked against their own origin, against the source, and against one another, with one sentence per fault."""
 
 from __future__ import annotations
 
