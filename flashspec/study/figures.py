@@ -11,6 +11,7 @@ from flashspec.study.compare import DENSE, WHO, sampled, speedups
 from flashspec.study.frames import DataFrame, joined
 from flashspec.study.marks import SHADES, by_sampling, canvas, forest, keyed, overlaid, reach, stacked
 from flashspec.study.style import colour, drawn, named, plain_ticks
+from flashspec.study.timeline import SPENT, timeline
 from flashspec.theory import amdahl
 
 if TYPE_CHECKING:
@@ -18,10 +19,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "answers", "combined", "draft_race", "draft_steps", "final_token", "head_recall", "head_share",
-    "ledger", "predicted_measured", "throughput", "waterfall",
+    "ledger", "predicted_measured", "throughput", "timeline", "waterfall",
 ]  # fmt: skip
 
-SPENT = dict(zip(stages.PARTS, ("#d9d9d9", "#5f6368", "#E69F00", "#009E73", "#0072B2", "#CC79A7", "#F0E442"), strict=True))
 STYLES, MARKS = ("-", ":", "--", "-."), "os^D"
 PLAIN = "times plain decoding's speed"
 

@@ -56,7 +56,7 @@ def said(table: DataFrame, column: str = "verdict", **which: Any) -> str:
 
 
 def shown(table: DataFrame, columns: Mapping[str, str] | None = None, across: bool = False) -> Any:
-    """Columns of a table, all or these under these names, behind its sampling: two digits, whole numbers as such.
+    """Columns of a table, all or these under these names, after its sampling: two digits, whole numbers as such.
 
     With `across` the last of them has a column for each sampling. Columns of nothing are left out, and so are words that are the
     same in all of several lines, unless they come last.
