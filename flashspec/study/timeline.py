@@ -45,6 +45,12 @@ class Span(NamedTuple):
     words: Said
 
 
+def script() -> str:
+    """The script of every timeline, with its tags."""
+    page = PAGE.read_text(encoding="utf-8")
+    return page[page.index("<script>") : page.index("</script>") + len("</script>")]
+
+
 def part_of(event: Event, last: int) -> str:
     """What an action is a part of; empty for a reader that catches up within the time of another one's action."""
     if not event.adds:
