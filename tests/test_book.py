@@ -111,7 +111,7 @@ def amiss(notebook, text):
 
 def fits(notebook, name, value):
     try:
-        return bool(books.validated(notebook, {name: ast.literal_eval(value)}))
+        return bool(books.validated(books.parameters(notebook), {name: ast.literal_eval(value)}))
     except ValueError:
         return False
 
