@@ -68,7 +68,7 @@ def chain(race: DataFrame, pieces: DataFrame) -> DataFrame:
 
 
 def links(chained: DataFrame) -> DataFrame:
-    """The chain as a table: a line for each name, head and sampling, one column a stage; pieces are in every line of their name."""
+    """The chain as a table: a line for each name, head and sampling, a column for each stage; pieces are in all of them."""
     keys = ["name", "head", "sampling"]
     table = pivoted(chained, keys, "stage", "verdict").sort_values(keys)
     stages = [name for name in STAGES if name in table]
