@@ -82,7 +82,13 @@ def model_digests(folder: str | Path) -> dict[str, str]:
     found = [folder] if folder.is_file() else sorted(path for pattern in MODEL_FILES for path in folder.glob(pattern))
     if not found:
         raise FileNotFoundError(f"no model files in {folder.name}: expected config.json and *.safetensors")
-    return {path.name: digest(path) for path in found}
+    return {path.name: _digest_of(path.resolve(), path.stat().st_mtime_ns, path.stat().st_size) for path in found}
+
+
+@lru_cache(maxsize=256)
+def _digest_of(path: Path, changed: int, size: int) -> str:
+    """The digest of a model's file, read once a process for as long as nobody changes the file."""
+    return digest(path)
 
 
 def short_hash(value: Any, length: int = 12) -> str:

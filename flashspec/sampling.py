@@ -61,7 +61,7 @@ class Sampling:
     top_k: int = 0  # draw from the likeliest tokens only; 0 means all
     top_p: float = 1.0  # draw from the smallest set of this probability; 1 means all
     seed: int = 0  # seed of the random numbers; same seed, same text
-    rule: str = "coupling"  # acceptance rule: coupling, speculative or typical (lossy)
+    rule: str = "coupling"  # acceptance rule; typical is lossy
 
     def __post_init__(self) -> None:
         if not (self.temperature == 0 or COLDEST <= self.temperature < math.inf):

@@ -4,14 +4,20 @@ import ast
 import importlib.util
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import pytest
+from IPython.core.interactiveshell import InteractiveShell
+from papermill.iorw import load_notebook_node
+from papermill.parameterize import parameterize_notebook
 from shelf import refused
 
 from flashspec.cli.main import status
-from flashspec.study import answers
+from flashspec.cli.study import SESSION, session
+from flashspec.study import Refused, answers, experiment
 from flashspec.study import notebooks as books
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -119,9 +125,12 @@ def test_exercises_change_parameters_of_their_chapter(notebook):
 
 def test_the_readme_shows_what_is_stored_and_nothing_that_is_not(tmp_path):
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert answers.with_results(text, answers.table(ROOT / "book" / "results")) == text
+    root = ROOT / "book" / "results"
+    shown = answers.table(root) + session(root)
+    assert answers.with_results(text, shown) == text
+    assert shown.count("\n| ") <= 11 and all(f"$ flashspec run {name}\n" in shown for name in SESSION)
     assert answers.PICTURE.as_posix() in text and (ROOT / answers.PICTURE).exists()
-    assert not any(sign.isdigit() for sign in answers.table(tmp_path))
+    assert not any(sign.isdigit() for sign in answers.table(tmp_path)) and session(tmp_path) == ""
     fresh = answers.with_results(f"before\n{answers.START}\nold\n{answers.STOP}\nafter\n", "new")
     assert fresh.startswith("before") and fresh.endswith("after\n") and "old" not in fresh
     assert answers.with_results(fresh, "new") == fresh
@@ -207,7 +216,8 @@ def test_one_value_is_a_list_of_one_and_fresh_reaches_the_notebooks_that_know_it
 
 def test_a_notebook_runs_again_only_where_what_it_is_made_of_changed(tmp_path, monkeypatch):
     monkeypatch.setenv("FLASHSPEC_RESULTS", str(tmp_path / "results"))
-    source, runs, out = notebook(tmp_path / "in", f"open({str(tmp_path / 'runs')!r}, 'a').write('x')"), tmp_path / "runs", tmp_path / "out"
+    runs, out = tmp_path / "runs", tmp_path / "out"
+    source = notebook(tmp_path / "in", f"open({str(runs)!r}, 'a').write('x')")
     steps = [{}, {}, {"values": {"k": 5}}, {"values": {"k": 5}}, {"values": {"k": 5}, "fresh": True}, {}, {}]
     for step, times in zip(steps, (1, 1, 2, 2, 3, 4, 4), strict=True):
         (page,) = books.execute_all([source], out, **step)
@@ -225,3 +235,38 @@ def test_committed_notebooks_have_no_outputs_and_no_verbs(path):
         assert not found.get("outputs") and not found.get("execution_count")
         lines = "".join(found["source"]).splitlines() if found["cell_type"] == "code" else []
         assert not {"def", "class", "for", "while", "async"} & {line.split()[0] for line in lines if line.split()}
+
+
+def injected(path, values, *more):
+    """What IPython says of a notebook's cells up to the first behind what papermill injects, and its names."""
+    found = parameterize_notebook(load_notebook_node(str(path)), values, kernel_name="python3", language="python")
+    sources = [cell.source for cell in found.cells if cell.cell_type == "code"]
+    at = next(i for i, source in enumerate(sources) if source.startswith(books.INJECTED))
+    shell = InteractiveShell(user_module=ModuleType("page"))
+    done = [shell.run_cell(source, store_history=True) for source in [*sources[: at + 1], *(more or sources[at + 1 : at + 2])]]
+    return done[-1].error_in_exec, shell.user_ns
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_the_first_cell_behind_papermills_refuses_what_the_notebook_does_not_take(path, monkeypatch, capsys):
+    monkeypatch.chdir(path.parent)
+    monkeypatch.setattr(experiment.Experiment, "run", lambda *given, **named: pytest.fail("it ran"))
+    known = books.parameters(path)
+    whole = [name for name, each in known.items() if each.kind is int]
+    for values, words in [({"kk": 1}, "unknown parameter 'kk'"), *(({name: "x"}, f"{name!r} expects int") for name in whole[:1])]:
+        said, _ = injected(path, values)
+        assert isinstance(said, Refused) and words in str(said)
+
+
+def test_what_papermill_passes_on_takes_its_declared_type(tmp_path, capsys):
+    """Plain papermill passes the string "false", which is true, and one value for a list."""
+    values = {"fresh": "false", "blocks": 3, "rate": 1}
+    line = "from flashspec.study import checked\nchecked(globals())"
+    for lines, found in (((line,), (False, [3], 1.0)), (("1 + 1",), ("false", 3, 1))):
+        error, names = injected(notebook(tmp_path), values, *lines)
+        assert error is None and (names["fresh"], names["blocks"], names["rate"]) == found
+    said = subprocess.run(
+        [sys.executable, "-m", "papermill", str(notebook(tmp_path, line)), str(tmp_path / "out.ipynb"), "-p", "kk", "3"],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert said.returncode == 1 and "unknown parameter 'kk', did you mean 'k'; known parameters: k, rate" in said.stderr

@@ -191,7 +191,7 @@ OF = {
 
 @pytest.mark.parametrize("name", OF)
 def test_a_figure_names_its_source_and_has_a_page_without_lines(name):
-    assert {*OF, "answers"} == set(figures.__all__)
+    assert {*OF, "answers", "timeline"} == set(figures.__all__)
     draw = getattr(figures, name)
     picture = draw(*OF[name])
     boxes = [axis.get_position().bounds for axis in picture.figure.axes]

@@ -29,8 +29,8 @@ RACE = {
     "repeats": ["1", "2"], "screen": ["0", "1"], "parts": ["0", "1"], "twins": ["0", "1"], "seed": ["0", "1"],
 }  # fmt: skip
 OWN = {
-    "01_decide": {"prompt": ["0", "5"], "text": ["", "def f("], "k": ["1", "4"], "temperature": ["0", "0.7"], "draft": ["pair"],
-                  "max_new_tokens": ["1", "9"]},
+    "01_decide": {"prompt": ["0", "5"], "text": ["", "def f("], "k": ["1", "4"], "temperature": ["0", "0.7"],
+                  "draft": ["pair", "auto"], "exits": ["2,4", "1"], "max_new_tokens": ["1", "9"]},
     "02_chain": {"shape": ["reference-shallow", "reference-draft"], "format": ["bfloat16", "float32"]},
     "04_inside_a_round": {"shape": ["reference-shallow"], "format": ["bfloat16", "float32,int4"], "rows": ["1", "3", "1,2"]},
     "05_heads": {

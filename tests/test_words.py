@@ -35,7 +35,7 @@ WORDS = {  # what nobody says aloud, each with a sentence that it must find
     r"\b(?:as|is|are|was|were) asked for\b": "imported when it is asked for",
     r"\bby these parts alone\b|\bbuys? its\b|\bnowhere in this\b": "Coupling buys its equal texts",
     r"\bbehind\b": "rows behind the norm",
-    r"\bin words\b|\bof ours\b|\bwhoever\b|\bvouch": "ValueError in words for a model of ours",
+    r"\bin words\b|\bof ours\b|\bvouch": "ValueError in words for a model of ours",
     r"\b(?:afresh|anew)\b": "rows are permuted anew",
     r"\b(?:one|a) (?:line|row|point|panel|mark|colour|bar) an? (?!time)\w+": "One line a question",
     r"\bbrought nothing\b": "what was tried and brought nothing",
@@ -45,7 +45,7 @@ SOUND = (
     "At k = 3, 1.5 times needs an acceptance of 0.68; one line at a time, what is kept of the text is accepted.",
 )
 NAMES = re.compile(
-    r"\b(?:Qwen|SmolLM2|OPT|LLaMA|Llama)[\w.-]*|\b\d+(?:\.\d+)?[BM]\b|\b(?:qwen|smollm2)-\d+\b"  # models
+    r"\b(?:Qwen|SmolLM2|OPT|LLaMA|Llama)[\w.-]*|\b\d+(?:\.\d+)?[BM]\b|\b(?:qwen-\d+|smollm2(?:-\d+)?)\b"  # models
     r"|\b(?:b?float|int|F|BF)\d+\b|\bQ\d_\w+|\b\d-bit\b|\b\d bits?\b|\bPython \d\.\d+|\btorch \d\.\d+|\bApache-2\.0"  # formats
     r"|\bT = 1\b|\b95 % (?:intervals?\b|of )|\bchapters? \d+\b|^#+ \d+\. |^\d+\. |(?<![\d.,])[01](?!\d|[.,]\d)",
     re.M,

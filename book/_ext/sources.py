@@ -1,4 +1,4 @@
-"""A Sphinx extension: figures scroll in a frame, and captions end with links to the function and the tables behind them.
+"""A Sphinx extension: figures scroll in a frame, and captions end with links to the function and their tables.
 
 Both are read from the figure's own SVG file, into which `flashspec.study.style` writes them.
 """

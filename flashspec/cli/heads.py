@@ -8,7 +8,7 @@ from typing import Any
 import click
 import torch
 
-from flashspec.cli.flags import COUNT, PROMPTS, At, option
+from flashspec.cli.flags import COUNT, PROMPTS, At, busy, option
 from flashspec.decoding.models import folder_of, load
 from flashspec.heads.dense import DenseHead
 from flashspec.heads.flash import FlashHead
@@ -40,6 +40,7 @@ def build(model: str, prompts: Path | None, new_tokens: int, temperature: float,
     The report says how often the head agrees with the dense head on held-out text, one line per kind; the last kind is held out
     completely.
     """
+    busy("loading the model")
     models = load(folder_of(model, "draft"), None)
     origin = models.origin("target", "flash")
     place, weight, norm = free_place(origin, models.folders["target"], out), origin.weight, origin.norm

@@ -14,7 +14,8 @@ from flashspec.refusals import guarded, in_words, readable, refuse
 COMMANDS = {
     "generate": ("generate:command", "Write text with any method and say what it cost."),
     "run": ("study:run_command", "Run an experiment, or show its stored table."),
-    "results": ("study:results_command", "List stored tables, show one with its origin, or verify them all."),
+    "results": ("results:command", "List, show, compare, verify and export stored tables."),
+    "sweep": ("sweep:command", "Run an experiment or a notebook over a grid of parameters."),
     "notebooks": ("study:notebooks_command", "Run notebooks with your own parameters."),
     "pages": ("study:pages_command", "Write the README's table and picture from stored tables."),
     "list": ("study:list_command", "List experiments, methods and models."),
@@ -54,7 +55,7 @@ def group() -> None:
 
 
 def status(arguments: Sequence[str] | None = None) -> int:
-    """Run one command line and return its exit status: 0, 1 for failed notebooks, 2 for an error, 130 if interrupted."""
+    """Run one command line and return its exit status: 0, 1 for failed notebooks or tables that differ, 2 for an error, 130."""
     return guarded(lambda: _status(arguments))
 
 
@@ -67,7 +68,11 @@ def _status(arguments: Sequence[str] | None) -> int:
     except click.Abort as error:
         raise error.__cause__ or KeyboardInterrupt from None
     except click.UsageError as error:
-        return refuse(f"{error.format_message().rstrip('.')}; see {error.ctx.command_path if error.ctx else 'flashspec'} --help")
+        from flashspec.cli.flags import RENAMED
+
+        old = getattr(error, "option_name", "")
+        said = f"{old} is called {RENAMED[old]} now" if old in RENAMED else error.format_message().rstrip(".")
+        return refuse(f"{said}; see {error.ctx.command_path if error.ctx else 'flashspec'} --help")
     except click.ClickException as error:
         return refuse(error.format_message())
 

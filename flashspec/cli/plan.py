@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from flashspec.cli.flags import PRECISION, PROMPTS, K, Value, given, option, with_flags, with_options
+from flashspec.cli.flags import NAMED, PRECISION, PROMPTS, K, Value, busy, given, option, with_flags, with_options
 from flashspec.decoding.generate import own_method
 from flashspec.decoding.models import REFERENCE, load, own_draft
 from flashspec.measure import clock
@@ -33,7 +33,7 @@ from flashspec.provenance import usable_cores
 from flashspec.study.advice import estimate, head_lines, lines, machine
 from flashspec.study.parameters import parse_value
 
-HEADS = {"heads": ("dense", "int8", "flash"), "probes": (32, 64, 128, 256), "shortlists": (512, 2048)}
+HEADS = {"head": ("dense", "int8", "flash"), "probes": (32, 64, 128, 256), "shortlist": (512, 2048)}
 HERE = "measured on this machine"
 GIVEN = {"acceptance": "given, the same for every head"}
 ENDING = 3.0  # seconds kept for the program's start and for the intervals
@@ -62,9 +62,10 @@ def evidence(options: Mapping[str, Any], question: Question) -> Found:
 def _of_models(options: Mapping[str, Any], acceptance: Given | None, question: Question) -> Found:
     """Measured within the question's time limit, with an estimate on standard error after every turn."""
     until, load_before = clock.now() + question.seconds - ENDING, os.getloadavg()[0]
+    busy("loading models")
     models = load(*(options[name] for name in ("target", "draft", "dtype", "device", "weights")))
-    if options["heads"] is None and own_method(models) == "dense":
-        question = replace(question, heads=tuple(head for head in question.heads if not head.startswith("flash")))
+    if options["head"] is None and own_method(models) == "dense":
+        question = replace(question, head=tuple(head for head in question.head if not head.startswith("flash")))
         say("no FlashHead has been built for this draft: planned without; `flashspec heads build` builds one")
     prompts = load_prompts(options["prompts"], question.per_kind, models)[: 1 if acceptance else None]
     if not acceptance and len(prompts) < FEWEST:
@@ -118,21 +119,20 @@ def asked(options: Mapping[str, Any], defaults: Mapping[str, Any]) -> Question:
     """The question of a command line; for shapes or stated times the default head is the dense one."""
     found = {**defaults, **given(Question, options)}
     bare = options["times"] or any(map(is_shape, (options["target"], options["draft"])))
-    if bare and found.setdefault("heads", ("dense",)) != ("dense",):
+    if bare and found.setdefault("head", ("dense",)) != ("dense",):
         raise ValueError("times and shapes tell nothing about heads: give two checkpoints, and heads are timed here")
     return Question(**found)
 
 
 RATES = Value(tuple[float, ...])
 PAIR = with_options(
-    option("--target", default="reference", help="A shipped model, a checkpoint folder or a published shape."),
+    option("--target", default="reference", help=f"{NAMED}, or a published shape such as Qwen3-32B."),
     option("--draft", default="auto", help="auto (the target's own), or a model or shape as --target."),
-    option("--head", "--heads", "heads", type=Value(tuple[str, ...]), help="Heads of the draft, by commas; default dense,flash."),
     option("--acceptance", type=RATES, metavar="RATES", help="Known acceptance: one rate, or one per drafted token, by commas."),
     option("--times", metavar="PARTS", help="Known times in ms, such as step=60,draft=6.7,check=60."),
     PROMPTS,
     *PRECISION,
-    with_flags(Question, skip=("heads",)),
+    with_flags(Question),
 )
 
 
@@ -167,7 +167,7 @@ def heads(k: int, **options: Any) -> None:
     """
     options["draft"] = draft_of(options)
     question = replace(asked(options, HEADS), max_k=k)
-    if "dense" not in question.heads or len(question.writers) < 2:
-        raise ValueError("heads are compared with the dense one: name dense and at least one other in --heads")
+    if "dense" not in question.head or len(question.writers) < 2:
+        raise ValueError("heads are compared with the dense one: name dense and at least one other in --head")
     question, costs, acceptance, sources = evidence(options, question)
     click.echo("\n".join(head_lines(head_cases(costs, acceptance, question.writers, k), sources)))

@@ -1,28 +1,26 @@
-"""`flashspec run`, `results`, `list`, `notebooks` and `pages`: experiments and their stored tables."""
+"""`flashspec run`, `list`, `notebooks` and `pages`: experiments, and what is made of their tables."""
 
 from __future__ import annotations
 
-import json
+import io
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import click
 
-from flashspec import provenance
-from flashspec.cli.flags import FILE, At, flags, given
+from flashspec.cli.flags import RESULTS, At, flags, given
 from flashspec.decoding.method import METHODS, Method
 from flashspec.decoding.models import REFERENCE
 from flashspec.models.pairs import PAIRS
 from flashspec.refusals import refuse
-from flashspec.study import tables
-from flashspec.study.compare import shown
 from flashspec.study.experiment import Experiment
-from flashspec.study.parameters import Refused
 from flashspec.study.registry import EXPERIMENTS
+from flashspec.study.summary import short, summary
 
 ROWS_SHOWN = 40
+SESSION = ("thesis", "taught", "smollm2")  # races whose output the README shows
 ROLES = {"target": "--target", "draft": "--draft"}
-RESULTS: dict[str, Any] = {"type": At(), "help": "Folder of the tables, default book/results."}
 OPTIONS = (
     click.Option(["--fresh"], is_flag=True, help="Measure on this machine instead of showing the stored table."),
     click.Option(["--preset"], metavar="NAME", help="Start from named parameters, such as smoke."),
@@ -51,8 +49,8 @@ def run_one(experiment: Experiment, options: dict[str, Any]) -> None:
     base = experiment.preset(options["preset"]) if options["preset"] else experiment.params()
     params = experiment.parse({**vars(base), **given(experiment.params, options)})
     results = experiment.run(params, fresh=options["fresh"], root=options["results"], progress=True)
-    table = shown(results.frame) if results.origin["experiment"] == "race" else results.frame
-    click.echo(table.to_string(index=False, max_rows=ROWS_SHOWN))
+    looks: Any = {"index": False, "max_rows": ROWS_SHOWN, "na_rep": "", "float_format": short}
+    click.echo(summary(results).to_string(**looks))
     click.echo(f"{len(results.rows)} rows in {results.path}; {results.machine}", err=True)
 
 
@@ -64,52 +62,6 @@ def run_command(ctx: click.Context, **options: Any) -> None:
         click.echo(ctx.get_help())
     for experiment in EXPERIMENTS.values() if ctx.invoked_subcommand is None and options["preset"] else ():
         run_one(experiment, options)
-
-
-@click.group("results")
-def results_command() -> None:
-    """List stored tables, show one with its origin, or verify them all."""
-
-
-@results_command.command("ls")
-@click.option("--results", "root", **RESULTS)
-def ls(root: Path | None) -> None:
-    """List the stored tables, one line each: file, rows, day and machine."""
-    for path in paths(root):
-        facts = tables.opened(path)[1]
-        click.echo(f"{path.parent.name}/{path.name}  {facts['rows']} rows  {provenance.describe(facts)}")
-
-
-@results_command.command("show")
-@click.argument("path", type=FILE)
-def show(path: Path) -> None:
-    """Show a table's origin and its rows."""
-    table, facts = tables.opened(path)
-    click.echo(json.dumps(facts, indent=2, sort_keys=True))
-    click.echo(table.to_pandas().to_string(index=False, max_rows=ROWS_SHOWN))
-
-
-@results_command.command("verify")
-@click.option("--results", "root", **RESULTS)
-def verify(root: Path | None) -> int:
-    """Check every table in a folder; one sentence for each table that has changed, and exit status 2."""
-    found, damaged = paths(root), 0
-    for path in found:
-        try:
-            tables.opened(path)
-        except Refused as error:
-            damaged += 1
-            refuse(str(error))
-    click.echo(f"{len(found) - damaged} of {len(found)} tables are as they were written")
-    return 2 if damaged else 0
-
-
-def paths(root: Path | None) -> list[Path]:
-    """Every Parquet file below a folder; Refused where there is no such folder."""
-    folder = root or tables.default_root()
-    if not folder.is_dir():
-        raise Refused(f"there is no folder {folder.name}; name one with --results")
-    return sorted(folder.rglob("*.parquet"))
 
 
 @click.command("list")
@@ -158,6 +110,18 @@ def notebooks_command(source: Path, out: Path, fresh: bool, values: tuple[tuple[
 @click.argument("readme", type=At())
 def pages_command(readme: Path) -> None:
     """Update a page's results and its picture from the stored tables."""
-    from flashspec.study.answers import update
+    from flashspec.study.answers import table, update
 
-    update(readme)
+    update(readme, table() + session())
+
+
+def session(root: Path | None = None) -> str:
+    """What `flashspec run` prints for the stored races of SESSION, as a block of Markdown; nothing is measured."""
+    said = io.StringIO()
+    for name in SESSION:
+        experiment = EXPERIMENTS.preset(name)
+        if experiment.stored(name, root):
+            said.write(f"$ flashspec run {name}\n")
+            with redirect_stdout(said):
+                run_one(experiment, {"preset": name, "fresh": False, "results": root})
+    return f"\n\n```console\n{said.getvalue()}```" if said.getvalue() else ""

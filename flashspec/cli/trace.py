@@ -8,7 +8,7 @@ from typing import Any
 import click
 from tqdm import tqdm
 
-from flashspec.cli.flags import COUNT, DRAFT, DTYPE, PROMPTS, TARGET, At, Value, given, option, with_flags
+from flashspec.cli.flags import COUNT, DRAFT, DTYPE, PROMPTS, TARGET, At, Value, busy, given, option, with_flags
 from flashspec.decoding.method import Method, method_named
 from flashspec.decoding.models import Models, folder_of, load
 from flashspec.measure.prompts import load_prompts
@@ -37,6 +37,7 @@ def command() -> None:
 def record_one(file: Path, target: str, **options: Any) -> None:
     """Let the target continue every prompt and store what it wrote in FILE."""
     sampling = Sampling(**given(Sampling, options))
+    busy("loading the target")
     with new_file(file, [folder_of(target, "target")]) as part:
         models = load(target, None, options["dtype"], weights="dense")
         prompts = load_prompts(options["prompts"], options["per_kind"], models)
@@ -49,23 +50,25 @@ def record_one(file: Path, target: str, **options: Any) -> None:
 @PLACE
 @DRAFT
 @option("--target", help="The target's folder, to check that it wrote the trace.")
-@option("--ks", type=Value(tuple[int, ...]), default="1,2,3,4,5,6,8,10,12", help="Drafted tokens per check, by commas.")
+@option("--k", type=Value(tuple[int, ...]), default="1,2,3,4,5,6,8,10,12", metavar="INTEGER,...", help="Drafted tokens a check.")
 @DTYPE
 @with_flags(Method, skip=("draft", "k", "exits", "finalize", "interval"))
-def replay_one(file: Path, draft: str, target: str | None, ks: tuple[int, ...], **options: Any) -> None:
+def replay_one(file: Path, draft: str, target: str | None, k: tuple[int, ...], **options: Any) -> None:
     """Print a draft's rounds, drafted tokens, accepted tokens and tokens per check on the recorded text, for each k."""
     trace = Trace.load(file)
     if target:
         check_target(trace, folder_of(target, "target"))
-    if min(ks, default=0) < 1:
-        raise ValueError(f"ks must be whole numbers of at least 1, got {ks}")
+    if min(k, default=0) < 1:
+        raise ValueError(f"k must be whole numbers of at least 1, got {k}")
     method = method_named(Method("model"), given(Method, options))
-    texts = list(replay_texts(trace, draft_alone(trace, draft, options["dtype"]), method))
+    busy("loading the draft")
+    replayed = replay_texts(trace, draft_alone(trace, draft, options["dtype"]), method)
+    texts = list(tqdm(replayed, total=len(trace.told), desc="replay", unit="text", delay=1))
     click.echo("k\trounds\tdrafted\taccepted\tTAR")
-    for k in ks:
-        found = replayed_all(texts, k)
-        click.echo(f"{k}\t{found.rounds:.6g}\t{found.drafted:.6g}\t{found.accepted:.6g}\t{found.tar:.4f}")
-    curve = curve_by_position(texts, max(ks))
+    for each in k:
+        found = replayed_all(texts, each)
+        click.echo(f"{each}\t{found.rounds:.6g}\t{found.drafted:.6g}\t{found.accepted:.6g}\t{found.tar:.4f}")
+    curve = curve_by_position(texts, max(k))
     click.echo("acceptance by position: " + ", ".join(f"{rate:.3f}" for rate in curve), err=True)
 
 

@@ -79,7 +79,7 @@ def check(state: State, i: int) -> list[Event]:
     if i + 1 == len(state.stages):
         state.final = [*found.asked[: found.kept], found.token]
         state.learn(first, found.scores)
-    return [*_below(i, found.reads), Event(i, len(found.asked), found.kept, found.reads[-1])]
+    return [*_below(i, found.reads), Event(i, len(found.asked), found.kept, found.reads[-1], 1, tuple(found.asked))]
 
 
 def promoted(state: State, first: int, found: Judged) -> list[Drawn]:

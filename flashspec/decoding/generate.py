@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from flashspec.decoding.cascade import decode
@@ -12,6 +12,7 @@ from flashspec.decoding.method import Method, build, method_named
 from flashspec.decoding.models import Models
 from flashspec.decoding.stages import Stage
 from flashspec.decoding.state import Event, Limits, Step, check_prompt
+from flashspec.decoding.words import Said, Words, marked, said, words_of
 from flashspec.sampling import GREEDY, Sampling
 from flashspec.typed import typed, whole_numbers
 
@@ -59,12 +60,24 @@ def count(events: list[Event], emitted: int, stages: int) -> Stats:
 
 @dataclass(frozen=True)
 class Output:
-    """What a decode gave: text and ids without the prompt, every event, and their counts."""
+    """What a decode gave: text and ids without the prompt, every event, their counts, and how the ids read.
+
+    In a notebook it shows its text, accepted, corrected and bonus tokens in colours.
+    """
 
     text: str
     tokens: list[int]
     events: list[Event]
     stats: Stats
+    words: Words = field(default=Words(), repr=False)
+
+    @property
+    def said(self) -> list[Said]:
+        """For each event the tokens that became final in it, and those that it rejected."""
+        return list(said(self.events, self.words, max((event.stage for event in self.events), default=0)))
+
+    def _repr_html_(self) -> str:
+        return marked(self.words, [each for tokens in self.said for each in tokens if each[1] != "rejected"])
 
 
 @dataclass(frozen=True)
@@ -143,4 +156,5 @@ def generate(
     weak = weak_exit(ready.method, events)
     if weak:
         warnings.warn(weak, stacklevel=2)
-    return Output(models.decode(tokens), tokens, events, count(events, len(tokens), len(ready.stages)))
+    stats, words = count(events, len(tokens), len(ready.stages)), words_of(models, ready.ids, tokens, events)
+    return Output(models.decode(tokens), tokens, events, stats, words)

@@ -41,15 +41,15 @@ class Method:
     """
 
     draft: str = "none"  # what drafts: none, model, cascade or lookup
-    head: str = "dense"  # vocabulary head of the draft: such as dense, flash, int8 or fr_spec
+    head: str = "dense"  # vocabulary head of the draft
     k: int = 4  # drafted tokens per check
-    finalize: str = "deferred"  # when the target reads its own final token: deferred or eager
+    finalize: str = "deferred"  # when the target reads its own final token
     exits: tuple[int, ...] = ()  # layers below each early exit; the first exit drafts
     interval: int = 4  # waiting tokens before a verifier above the first one checks
     probes: int | None = None  # clusters that a FlashHead scores; none means the head's default
     draft_doubt: float | None = None  # stop drafting where the largest probability is below this share
     verify_doubt: float | None = None  # let the next verifier check early where it is below this share
-    middle: str = "exact"  # rule of middle verifiers: exact or typical (lossy)
+    middle: str = "exact"  # rule of middle verifiers; typical is lossy
     shortlist: int | None = None  # ids that a head with a shortlist scores; none means the head's default
 
     def __post_init__(self) -> None:

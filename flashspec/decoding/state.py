@@ -18,7 +18,8 @@ from flashspec.typed import typed, whole_numbers
 class Event(NamedTuple):
     """One action in whole numbers: `kept` of the `waiting` tokens were accepted, the stage's reader read `rows`.
 
-    `adds` tokens were written: a burst's length at stage 0, 1 at a verification, 0 where a reader only read.
+    `adds` tokens were written: a burst's length at stage 0, 1 at a verification, 0 where a reader only read. `asked` are
+    the ids of the waiting tokens.
     """
 
     stage: int
@@ -26,6 +27,7 @@ class Event(NamedTuple):
     kept: int
     rows: int
     adds: int = 1
+    asked: tuple[int, ...] = ()
 
 
 class Step(NamedTuple):

@@ -34,13 +34,13 @@ FEWEST = 3  # turns and texts that an interval needs
 class Question:
     """What may be recommended, and how much evidence to gather for it."""
 
-    heads: tuple[str, ...] = ("dense", "flash")  # vocabulary heads of the draft
+    head: tuple[str, ...] = ("dense", "flash")  # vocabulary heads of the draft
     probes: tuple[int, ...] = ()  # clusters that heads with clusters score; empty means the head's own default
-    shortlists: tuple[int, ...] = ()  # ids that heads with a shortlist score; empty means the head's own default
-    finalizes: tuple[str, ...] = ("deferred", "eager")  # when the target reads its own final token: deferred, eager
+    shortlist: tuple[int, ...] = ()  # ids that heads with a shortlist score; empty means the head's own default
+    finalize: tuple[str, ...] = ("deferred", "eager")  # when the target reads its own final token
     max_k: int = 12  # largest k considered
     temperature: float = 0.0  # temperature of sampling; 0 is greedy
-    rule: str = "speculative"  # acceptance rule: coupling, speculative or typical; ignored at temperature 0
+    rule: str = "speculative"  # acceptance rule; ignored at temperature 0
     new_tokens: int = 96  # tokens that the target writes for each prompt
     per_kind: int = 1  # prompts of each kind
     repeats: int = 9  # most turns in which the parts are timed
@@ -49,7 +49,7 @@ class Question:
 
     def __post_init__(self) -> None:
         at_least(self, max_k=1, new_tokens=2, per_kind=1, repeats=FEWEST, seconds=0)
-        if not self.heads or not self.finalizes:
+        if not self.head or not self.finalize:
             raise ValueError("a plan needs at least one head and one way to finalise")
         _ = self.sampling, self.methods  # which refuse what they cannot be
 
@@ -62,9 +62,9 @@ class Question:
     def writers(self) -> list[Method]:
         """One method per head, number of probes and length of shortlist, of those that the head takes."""
         found = []
-        for head in self.heads:
+        for head in self.head:
             takes = HEADS[head].options if head in HEADS else ()
-            probes, shortlists = self.probes if "probes" in takes else (), self.shortlists if "shortlist" in takes else ()
+            probes, shortlists = self.probes if "probes" in takes else (), self.shortlist if "shortlist" in takes else ()
             pairs = product(probes or (None,), shortlists or (None,))
             found += [Method("model", head, probes=scored, shortlist=listed) for scored, listed in pairs]
         return found
@@ -72,7 +72,7 @@ class Question:
     @property
     def methods(self) -> list[Method]:
         """Everything that may be recommended."""
-        wanted = product(self.writers, self.finalizes, range(1, self.max_k + 1))
+        wanted = product(self.writers, self.finalize, range(1, self.max_k + 1))
         return [replace(writer, finalize=finalize, k=k) for writer, finalize, k in wanted]
 
     @property

@@ -1,8 +1,9 @@
 """The study: experiments, their stored tables with origin, and the notebooks that show them."""
 
 from flashspec.study.experiment import Experiment
+from flashspec.study.notebooks import checked
 from flashspec.study.parameters import Refused
 from flashspec.study.registry import EXPERIMENTS, params, run, stored
 from flashspec.study.tables import Results
 
-__all__ = ["EXPERIMENTS", "Experiment", "Refused", "Results", "params", "run", "stored"]
+__all__ = ["EXPERIMENTS", "Experiment", "Refused", "Results", "checked", "params", "run", "stored"]

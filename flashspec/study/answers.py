@@ -134,10 +134,11 @@ def pays(lines: DataFrame, question: Question, temperature: float = 0.0) -> str:
 
 def pairs() -> DataFrame:
     """The study's models: pair, role, layers, width, thousands of tokens in the vocabulary, millions of parameters."""
+    named = [(pair, *each) for pair, names in PAIRS.items() for each in zip(("target", "draft"), map(shape, names), strict=False)]
     lines = [
-        (pair, role, each.layers, each.hidden, round(each.vocab_size / 1e3), round((each.body_parameters + each.head_parameters) / 1e6))
-        for pair, names in PAIRS.items() for role, each in zip(("target", "draft"), map(shape, names), strict=False)
-    ]  # fmt: skip
+        (*who, each.layers, each.hidden, round(each.vocab_size / 1e3), round((each.body_parameters + each.head_parameters) / 1e6))
+        for *who, each in named
+    ]
     return framed(lines, ["pair", "role", "layers", "width", "vocabulary, thousands", "parameters, millions"])
 
 
@@ -162,10 +163,10 @@ def with_results(text: str, results: str) -> str:
     return f"{before}{START}\n\n{results}\n\n{STOP}{after}"
 
 
-def update(page: Path) -> None:
-    """Update a page and the picture beside it from the stored tables. ValueError if the page has no place for results."""
+def update(page: Path, results: str) -> None:
+    """Update a page's results, and from the stored tables its picture. ValueError if the page has no place for results."""
     text = page.read_text(encoding="utf-8")
-    fresh = with_results(text, table())
+    fresh = with_results(text, results)
     if fresh != text:
         write_text(fresh, page)
     if tables := found(REAL):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from flashspec.study import compare
-from flashspec.study.compare import CONTEXT, SIDE, WHO, over, sampled
+from flashspec.study.compare import CONTEXT, SETTING, SIDE, WHO, over, sampled
 from flashspec.study.frames import DataFrame, framed, groups, joined, pivoted
 from flashspec.study.stages import predicted_seconds
 
@@ -68,7 +68,7 @@ def chain(race: DataFrame, pieces: DataFrame) -> DataFrame:
 
 
 def links(chained: DataFrame) -> DataFrame:
-    """The chain as a table: a line for each name, head and sampling, a column for each stage; pieces are in all of them."""
+    """The chain as a table: a line per name, head and sampling, a column per stage; pieces are in every line of their name."""
     keys = ["name", "head", "sampling"]
     table = pivoted(chained, keys, "stage", "verdict").sort_values(keys)
     stages = [name for name in STAGES if name in table]
@@ -92,7 +92,7 @@ def rates(frame: DataFrame) -> DataFrame:
         acceptance=sums["accepted"] / sums["drafted"].where(sums["drafted"] > 0),
         tokens_a_check=sums["emitted"] / sums["rounds"].where(sums["rounds"] > 0),
     )
-    gains = compare.speedups(frame, [*WHO, "finalize"])[[*SIDE, "k", "probes", "ratio", "low", "high", "verdict"]]
+    gains = compare.speedups(frame, [*WHO, "finalize"])[[*SIDE, *SETTING[:-1], "ratio", "low", "high", "verdict"]]
     return sampled(table.reset_index().merge(gains, on=SIDE, how="left"))
 
 

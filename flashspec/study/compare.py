@@ -107,13 +107,6 @@ def speedups(frame: DataFrame, each: Sequence[str] = WHO) -> DataFrame:
     return gain(frame, {"method": "baseline"}, CONTEXT, each)
 
 
-def shown(frame: DataFrame) -> DataFrame:
-    """Every method's best setting over plain decoding, without the columns in which nothing differs."""
-    found = speedups(frame)
-    varied = [name for name in found.columns if name in NUMBERS or found[name].nunique(dropna=False) > 1]
-    return found[varied].drop(columns=["ratio", "low", "high"]).rename(columns={"verdict": "speedup over plain decoding"})
-
-
 def spearman(x: Sequence[float], y: Sequence[float]) -> Interval:
     """Rank correlation with its interval over the points; NaN for fewer than three."""
     from scipy.stats import rankdata

@@ -45,15 +45,17 @@ def pace(frame: DataFrame) -> DataFrame:
     return shape.assign(rate=sums["emitted"] / sums["seconds"], tar=tar).reset_index()
 
 
-def merits(frame: DataFrame, family: DataFrame) -> DataFrame:
-    """`pace` beside each draft's quality on held-out text: perplexity, best tokens right, continuations found."""
+def itself(family: DataFrame) -> DataFrame:
+    """What each draft is by itself on held-out text: perplexity, shares of best tokens right and of continuations found."""
     sums = family.groupby("draft")[ITSELF].sum()
-    itself = {
-        "perplexity": np.exp(sums["loss"] / sums["positions"]),
-        "right": sums["right"] / sums["positions"],
-        "chosen": sums["chosen"] / sums["asked"].where(sums["asked"] > 0),
-    }
-    return pace(frame).join(sums.assign(**itself)[list(itself)], on="draft")
+    asked = sums["asked"].where(sums["asked"] > 0)
+    shares = {"right": sums["right"] / sums["positions"], "chosen": sums["chosen"] / asked}
+    return framed({"perplexity": np.exp(sums["loss"] / sums["positions"]), **shares})
+
+
+def merits(frame: DataFrame, family: DataFrame) -> DataFrame:
+    """`pace` beside what each draft is `itself`."""
+    return pace(frame).join(itself(family), on="draft")
 
 
 def correlations(table: DataFrame) -> DataFrame:

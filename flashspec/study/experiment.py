@@ -35,10 +35,11 @@ def by(*names: str) -> Callable[[Any], list[Any]]:
 class Experiment(Generic[Params, Row]):
     """One question with typed parameters and typed rows, both dataclasses.
 
-    `function` measures the rows of one point. `split` cuts parameters into points, themselves parameters: each finished point
-    is journaled, so a killed sweep continues. `models` names the checkpoint folders read, whose digests enter the origin.
-    `measured` marks wall-clock tables; the others are functions of the source. `presets` holds named parameters; "smoke" is the
-    smallest run that exercises everything. `version` counts the meanings of equal parameters and enters the key.
+    `function` measures the rows of one point. `split` cuts parameters into points, themselves parameters: each finished
+    point is journaled, so a killed sweep continues. `models` names the checkpoint folders read, whose digests enter the
+    origin. `measured` marks wall-clock tables; the others are functions of the source, and so are all columns but `timed`
+    where a measured table names those of its clock. `presets` names parameters worth a name; "smoke" is the smallest run that
+    exercises everything. `version` counts the meanings that the same parameters have had: it is part of a table's key.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Experiment(Generic[Params, Row]):
     models: Callable[[Params], Mapping[str, Path]] = lambda params: {}
     presets: Mapping[str, Params] = field(default_factory=dict)
     version: int = 1
+    timed: tuple[str, ...] = ()
 
     @property
     def summary(self) -> str:
@@ -123,6 +125,8 @@ class Experiment(Generic[Params, Row]):
                 rows += [self.row(**cells) for cells in held.done[name]]
             if not rows:
                 raise Refused(f"these parameters of {self.name} leave nothing to measure; a list among them is empty")
+            if path.exists():
+                warnings.warn(f"{path.name}, which was there, is replaced by what was measured now", stacklevel=3)
             took = {"duration_s": round(time.monotonic() - started, 2), "resumed_points": resumed}
             return tables.write(path, self.row, rows, {**self._origin(params), **took})
 
@@ -135,16 +139,17 @@ class Experiment(Generic[Params, Row]):
             "key": self.place(params).stem,
             "params": canonical(params),
             "measured": self.measured,
-            "models": self._digests(params),
+            "models": self.digests(params),
         }
 
-    def _digests(self, params: Params) -> dict[str, Any]:
+    def digests(self, params: Params) -> dict[str, Any]:
+        """Digests of the files of the models that these parameters name."""
         return {name: provenance.model_digests(folder) for name, folder in self.models(params).items()}
 
     def _warn_of_other_models(self, params: Params, origin: Mapping[str, Any]) -> None:
         """Warn if a local model is not the one that a stored table is about."""
         try:
-            here = self._digests(params)
+            here = self.digests(params)
         except (OSError, ValueError):
             return
         other = [name for name, digests in here.items() if origin["models"].get(name, digests) != digests]

@@ -11,6 +11,7 @@ from flashspec.study.compare import DENSE, WHO, sampled, speedups
 from flashspec.study.frames import DataFrame, joined
 from flashspec.study.marks import SHADES, by_sampling, canvas, forest, keyed, overlaid, reach, stacked
 from flashspec.study.style import colour, drawn, named, plain_ticks
+from flashspec.study.timeline import SPENT, timeline
 from flashspec.theory import amdahl
 
 if TYPE_CHECKING:
@@ -18,10 +19,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "answers", "combined", "draft_race", "draft_steps", "final_token", "head_recall", "head_share",
-    "ledger", "predicted_measured", "throughput", "waterfall",
+    "ledger", "predicted_measured", "throughput", "timeline", "waterfall",
 ]  # fmt: skip
 
-SPENT = dict(zip(stages.PARTS, ("#d9d9d9", "#5f6368", "#E69F00", "#009E73", "#0072B2", "#CC79A7", "#F0E442"), strict=True))
 STYLES, MARKS = ("-", ":", "--", "-."), "os^D"
 PLAIN = "times plain decoding's speed"
 
@@ -160,7 +160,8 @@ def predicted_measured(results: Any) -> Figure:
     seaborn.scatterplot(table, x="predicted", y="seconds", hue="sampling", alpha=0.5, ax=axis)
     if len(table):
         ends = [0.9 * table["seconds"].min(), 1.1 * table["seconds"].max()]
-        axis.fill_between(ends, [0.95 * end for end in ends], [1.05 * end for end in ends], color="#666666", alpha=0.2, label="5 % off")
+        low, high = ([share * end for end in ends] for share in (0.95, 1.05))
+        axis.fill_between(ends, low, high, color="#666666", alpha=0.2, label="5 % off")
     axis.set(xlabel="predicted tokens a second", ylabel="measured tokens a second")
     return keyed(figure)
 

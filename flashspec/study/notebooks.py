@@ -5,11 +5,12 @@ from __future__ import annotations
 import ast
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from functools import cache
 from importlib.metadata import distributions
 from itertools import chain
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 from flashspec.models.writing import refuse_input, write_text
@@ -18,7 +19,9 @@ from flashspec.study.parameters import Refused, parse_value, refuse_unknown
 from flashspec.study.tables import default_root
 
 START_TIMEOUT, MADE_OF = 600, "made_of"
-TYPES = {kind.__name__: kind for kind in (int, float, str, bool, list)}
+INJECTED = "# Parameters\n"  # how papermill begins the cell of the values that it was given
+PLAIN = {kind.__name__: kind for kind in (int, float, str, bool, list)}
+KINDS = PLAIN | {f"list[{name}]": list[kind] for name, kind in PLAIN.items()}  # type: ignore[valid-type]
 
 
 class Parameter(NamedTuple):
@@ -32,47 +35,71 @@ class NotebookFailed(RuntimeError):
     """A cell raised, timed out or lost its kernel; the output so far is kept as X.part.ipynb."""
 
 
-def parameters(notebook: Path) -> dict[str, Parameter]:
-    """The parameters a notebook declares in its cell tagged `parameters`, by name; none without such a cell."""
-    import papermill
-
+def cells(notebook: Path) -> list[dict[str, Any]]:
+    """The cells of a notebook's file, each with its source as one text; Refused where it is no notebook."""
     if not notebook.is_file():
         raise Refused(f"no notebook {notebook}: check the path")
     try:
-        found = papermill.inspect_notebook(str(notebook))
-    except Exception as error:
+        found = json.loads(notebook.read_bytes())["cells"]
+        whole = [{"metadata": {}, **cell, "source": "".join(cell["source"])} for cell in found]
+        _ = [list(cell["metadata"].get("tags", ())) for cell in whole]
+        return whole
+    except (AttributeError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise Refused(f"{notebook} is no notebook ({type(error).__name__}: {error}): copy it again") from None
-    return {name: _parameter(name, each["inferred_type_name"], each["default"]) for name, each in found.items()}
 
 
-def validated(notebook: Path, values: Mapping[str, Any]) -> dict[str, Any]:
+def parameters(notebook: Path) -> dict[str, Parameter]:
+    """The parameters a notebook declares in its cell tagged `parameters`, by name; none without such a cell."""
+    tagged = (cell["source"] for cell in cells(notebook) if "parameters" in cell["metadata"].get("tags", ()))
+    return declared(next(tagged, ""))
+
+
+def declared(source: str) -> dict[str, Parameter]:
+    """The parameters of a cell's text, by name."""
+    return {name: _parameter(name, line) for name, line in _assigned(source).items()}
+
+
+def validated(known: Mapping[str, Parameter], values: Mapping[str, Any]) -> dict[str, Any]:
     """Values of the declared types, tuples as lists, from values or strings.
 
     Unknown names and wrong types are refused.
     """
-    known = parameters(notebook)
     refuse_unknown(values, known)
     parsed = {name: parse_value(name, known[name].kind, value) for name, value in values.items()}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in parsed.items()}
 
 
-def execute(notebook: Path, out: Path, values: Mapping[str, Any] | None = None, timeout: int = 3600) -> Path:
+def checked(scope: MutableMapping[str, Any]) -> None:
+    """Check the values that papermill injected after a notebook's parameters against these, in `globals()`.
+
+    Unknown names and wrong types are refused, strings become values of the declared types. Without papermill nothing happens.
+    """
+    ran = scope.get("In", ())
+    at = max((number for number, source in enumerate(ran) if source.startswith(INJECTED)), default=0)
+    if at:
+        scope.update(validated(declared(ran[at - 1]), {name: scope[name] for name in _assigned(ran[at])}))
+
+
+def execute(
+    notebook: Path, out: Path, values: Mapping[str, Any] | None = None, timeout: float | None = 3600, home: Path | None = None
+) -> Path:
     """Run a notebook with the given parameters and write it to `out`, which exists afterwards only if every cell ran.
 
-    Cells run in the notebook's own folder. `timeout` is in seconds a cell. The bytes written are those of the cells and
-    their outputs: run times, identifiers and papermill's notes are taken out. NotebookFailed names what went wrong.
+    Cells run in the folder `home`, the notebook's own by default. `timeout` is in seconds a cell. The bytes written are those
+    of the cells and their outputs: run times, identifiers and papermill's notes are taken out. NotebookFailed names what went
+    wrong.
     """
     import papermill
     from traitlets.config import Config
 
+    chosen = validated(parameters(notebook), values or {})
     options = {
-        "parameters": validated(notebook, values or {}),
+        "parameters": chosen,
         "kernel_name": "python3",
-        "cwd": str(notebook.parent),
+        "cwd": str(home or notebook.parent),
         "progress_bar": False,
         "execution_timeout": timeout,
         "start_timeout": START_TIMEOUT,
-        "config": Config({"KernelManager": {"transport": "ipc" if os.name == "posix" else "tcp"}}),
     }
     part = out.with_suffix(".part.ipynb")
     for place in (out, part):
@@ -80,11 +107,13 @@ def execute(notebook: Path, out: Path, values: Mapping[str, Any] | None = None, 
     out.parent.mkdir(parents=True, exist_ok=True)
     out.unlink(missing_ok=True)
     try:
-        papermill.execute_notebook(str(notebook), str(part), **options)
+        with TemporaryDirectory() as sockets:
+            ways = {"transport": "ipc", "ip": f"{sockets}/kernel"} if os.name == "posix" else {}
+            papermill.execute_notebook(str(notebook), str(part), config=Config({"KernelManager": ways}), **options)
     except Exception as error:
         raise NotebookFailed(f"{notebook.name} failed, {_reason(error)}: its output so far is in {part.name}") from error
     page = _reproducible(json.loads(part.read_text()))
-    page["metadata"][MADE_OF] = made_of(notebook, options["parameters"])
+    page["metadata"][MADE_OF] = made_of(notebook, chosen)
     write_text(json.dumps(page, indent=1, ensure_ascii=False) + "\n", part)
     part.replace(out)
     return out
@@ -96,7 +125,7 @@ def execute_all(
     """Run every notebook, even after one failed; then NotebookFailed lists all failures.
 
     `fresh` and `values` go to the notebooks that declare such parameters; a value that none declares is refused first. One
-    whose output was made of the same (`made_of`) is not run again, unless it measures afresh.
+    whose output was made of the same (`made_of`) is not run again, unless it measures again.
     """
     from tqdm import tqdm
 
@@ -105,7 +134,7 @@ def execute_all(
     refuse_unknown(wanted, dict.fromkeys(chain(*declared.values(), ["fresh"])))
     chosen = {}
     for notebook, known in declared.items():
-        chosen[notebook] = validated(notebook, {name: wanted[name] for name in wanted if name in known})
+        chosen[notebook] = validated(known, {name: wanted[name] for name in wanted if name in known})
         refuse_input(out_dir / notebook.name, [notebook])
     written, failures = [], []
     for notebook in tqdm(notebooks, desc="notebooks", unit="notebook", delay=0.5):
@@ -144,13 +173,23 @@ def _digests(folder: Path) -> dict[str, str]:
     return {path.relative_to(folder).as_posix(): digest(path) for path in files}
 
 
-def _parameter(name: str, kind: str, value: str) -> Parameter:
-    """Type, else that of the default, and default of a parameter as papermill's reader tells them."""
+def _assigned(source: str) -> dict[str, ast.AnnAssign | ast.Assign]:
+    """The lines of a cell's text that give names values, by name."""
     try:
-        default = ast.literal_eval(value)
-        return Parameter(type(default) if kind == "None" else eval(kind, {"__builtins__": {}}, TYPES), default)
-    except (NameError, SyntaxError, TypeError, ValueError) as error:
-        raise Refused(f"parameter {name!r} needs a type and a literal, as in `k: int = 4  # help`, got {value}") from error
+        lines = [line for line in ast.parse(source).body if isinstance(line, (ast.AnnAssign, ast.Assign))]
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise Refused(f"a cell of parameters holds lines such as `k: int = 4  # help`, this one no Python ({error})") from error
+    return {ast.unparse(line.target if isinstance(line, ast.AnnAssign) else line.targets[0]): line for line in lines}
+
+
+def _parameter(name: str, line: ast.AnnAssign | ast.Assign) -> Parameter:
+    """Type, else that of the default, and default of a parameter."""
+    kind = ast.unparse(line.annotation) if isinstance(line, ast.AnnAssign) else None
+    try:
+        default = ast.literal_eval(line.value)  # type: ignore[arg-type]
+        return Parameter(KINDS[kind] if kind else type(default), default)
+    except (KeyError, SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as error:
+        raise Refused(f"parameter {name!r} needs a type and a literal, as in `k: int = 4  # help`: {error}") from error
 
 
 def _reason(error: Exception) -> str:

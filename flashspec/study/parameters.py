@@ -7,6 +7,7 @@ import dataclasses
 import difflib
 import inspect
 import json
+import re
 import textwrap
 import tomllib
 import types
@@ -22,6 +23,8 @@ NOTHING = ("none", "null", "")
 PRESETS = Path(__file__).parents[1] / "data" / "presets.toml"
 UNFIT = (TypeError, ValueError, SyntaxError, OverflowError, RecursionError, MemoryError)
 LARGEST = 2**63  # of a whole number, what torch and numpy count with
+MANY = 10_000  # values of one parameter, points of a sweep
+RANGE = re.compile(r"(-?\d{1,18})\.\.(-?\d{1,18})", re.ASCII)
 
 
 class Refused(ValueError):
@@ -105,6 +108,19 @@ def key(params: Any) -> str:
     return provenance.short_hash(canonical(params))
 
 
+def listed(text: str) -> list[Any]:
+    """The values of a text: a literal in brackets, or parts by commas, where 1..3 is 1,2,3; ValueError for too many."""
+    if text.strip()[:1] in ("(", "["):
+        return list(ast.literal_eval(text))
+    found = list[str]()
+    for part in filter(None, map(str.strip, text.split(","))):
+        ends = [int(end) for end in match.groups()] if (match := RANGE.fullmatch(part)) else []
+        if ends and not 0 <= ends[1] - ends[0] < MANY - len(found):
+            raise ValueError(f"{part} is empty or makes more than {MANY} values")
+        found += map(str, range(ends[0], ends[1] + 1)) if ends else [part]
+    return found
+
+
 def _parse(kind: Any, value: Any) -> Any:
     import msgspec
 
@@ -112,7 +128,7 @@ def _parse(kind: Any, value: Any) -> Any:
     if type(None) in kinds and isinstance(value, str) and value.lower() in NOTHING:
         return None
     if any(each in (tuple, list) or get_origin(each) in (tuple, list) for each in kinds) and value is not None:
-        value = _split(value) if isinstance(value, str) else value if isinstance(value, (tuple, list)) else [value]
+        value = listed(value) if isinstance(value, str) else value if isinstance(value, (tuple, list)) else [value]
     if bool in kinds and isinstance(value, str):
         value = TRUTHS.get(value.lower(), value)
     if str in kinds and isinstance(value, Path):
@@ -124,7 +140,3 @@ def _parse(kind: Any, value: Any) -> Any:
     return found
 
 
-def _split(text: str) -> list[Any]:
-    if text.strip()[:1] in ("(", "["):
-        return list(ast.literal_eval(text))
-    return [part.strip() for part in text.split(",") if part.strip()]

@@ -66,9 +66,8 @@ def shown(table: DataFrame, columns: Mapping[str, str] | None = None, across: bo
     if table.empty:
         return HTML(f"<p>{NOT_HERE}</p>")
     lines = sampled(table) if "rule" in table and "sampling" not in table else table
-    columns = columns or {}
-    context = ["sampling"] if "sampling" in lines and "sampling" not in columns else []
-    cells = lines[[*context, *columns] if columns else list(table)].replace(dict.fromkeys(NAMED, NAMES))
+    columns, context = columns or {}, ["sampling"] if "sampling" in lines else []
+    cells = lines[list(dict.fromkeys([*context, *columns])) if columns else list(table)].replace(dict.fromkeys(NAMED, NAMES))
     last = list(cells)[-1:]
     if across and context:
         down, value, last = list(cells)[1:-1], list(cells)[-1], list(cells["sampling"].unique())

@@ -27,7 +27,7 @@ class Params:
     draft: tuple[str, ...] = ("main",)  # drafts: names or folders, A+B for a cascade; empty means every shipped one
     method: tuple[str, ...] = (
         DRAFT_MODEL,
-    )  # methods: draft_model, cascade, lookup, self_speculation, hispec, hispec_typical, hispec_adaptive
+    )  # among draft_model, dense, flash, cascade, lookup, self_speculation, hispec, hispec_flash, hispec_typical, hispec_adaptive
     head: tuple[str, ...] = ("dense",)  # vocabulary heads of the draft or exit that drafts
     k: tuple[int, ...] = (4,)  # drafted tokens per check
     probes: tuple[int, ...] = (64,)  # clusters that a FlashHead scores

@@ -55,7 +55,7 @@ class Params:
     target: str = "Qwen3-32B-AWQ"  # shape of the target
     draft: str = "Qwen3-0.6B"  # shape of the draft
     device: str = "cuda"  # where to measure
-    graphs: tuple[str, ...] = ("auto", "0")  # values of FLASHSPEC_GRAPHS
+    graphs: tuple[str, ...] = ("auto", "0")  # values of FLASHSPEC_GRAPHS: auto, eager, 0
     probes: tuple[int, ...] = (256, 512)  # clusters that a FlashHead scores
     k: int = 5  # drafted tokens per check
     curve: tuple[float, ...] = (0.8, 0.75, 0.7, 0.65, 0.6)  # acceptance at each place of a burst

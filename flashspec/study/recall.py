@@ -193,6 +193,7 @@ def points(params: Params) -> list[Params]:
 
 
 PRESETS = presets_of("recall", Params)
+TIMED = (*(f"{part}_seconds" for part in PARTS), "threads")
 EXPERIMENT = Experiment(
-    "recall", Params, Row, measure, split=points, models=lambda p: {} if p.shape else folders(p), presets=PRESETS
+    "recall", Params, Row, measure, split=points, models=lambda p: {} if p.shape else folders(p), presets=PRESETS, timed=TIMED
 )

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
 from flashspec.study.experiment import Experiment
+from flashspec.study.notebooks import checked
 from flashspec.study.parameters import Refused, hints, parse
 from flashspec.study.tables import Results
 
-NAMES = ["exits", "family", "parts", "real_shapes", "recall", "race"]  # a later one's presets hide an earlier one's
+NAMES = ["decodes", "exits", "family", "parts", "real_shapes", "recall", "race"]  # a later one's presets hide an earlier one's
 
 
 class Registry(Mapping[str, Experiment]):
@@ -27,9 +28,14 @@ class Registry(Mapping[str, Experiment]):
         return name in NAMES
 
     def __getitem__(self, name: str) -> Experiment:
-        if name not in self:
+        """The experiment of this name, or one of your own by `module:NAME`."""
+        module, _, attribute = name.partition(":")
+        if name not in self and not (module and attribute):
             raise Refused(f"unknown experiment {name!r}; known experiments: {', '.join(self)}")
-        return importlib.import_module(f"flashspec.study.{name}").EXPERIMENT
+        found = importlib.import_module(module if attribute else f"flashspec.study.{name}")
+        if not isinstance(experiment := getattr(found, attribute or "EXPERIMENT", None), Experiment):
+            raise Refused(f"{name!r} names no Experiment; name one as module:NAME")
+        return experiment
 
     def presets(self) -> dict[str, Experiment]:
         """Every preset by name, and the experiment that it is of."""
@@ -55,11 +61,13 @@ def stored(experiment: Experiment | str, root: Path | None = None, params: Any =
     return _named(experiment).stored(params, root)
 
 
-def params(scope: Mapping[str, Any], experiment: Experiment | type | str = "race") -> Any:
+def params(scope: MutableMapping[str, Any], experiment: Experiment | type | str = "race") -> Any:
     """Parameters of an experiment or type from the names in a scope, such as a notebook's `globals()`.
 
     Single values, lists and strings become what fields are. Functions are skipped: a notebook's kernel defines `exit`.
+    What papermill injected is `checked` first.
     """
+    checked(scope)
     kind = experiment if isinstance(experiment, type) else _named(experiment).params
     return parse(kind, {name: scope[name] for name in hints(kind) if name in scope and not callable(scope[name])})
 

@@ -90,7 +90,7 @@ def schedules(frame: DataFrame) -> DataFrame:
 
 
 def rounds(frame: DataFrame, keys: list[str]) -> DataFrame:
-    """A line a group of runs whose parts were timed: what a round is made of, over a plain step of `step` seconds.
+    """One line per group of runs whose parts were timed: what a round is made of, over a plain step of `step` seconds.
 
     `token` is a drafted token's time, `scores` its head's, `check_1` and `check_2` those of a check by each verifier, `finalize`
     that of reading the final token; `alpha_1` and `alpha_2` are the chances that a waiting token is accepted if all before it

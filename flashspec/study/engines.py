@@ -1,0 +1,228 @@
+"""Where the points of a sweep run: processes that a clock can stop, on this machine or on the workers of a Dask scheduler.
+
+A task goes to such a process as a line of JSON and comes back as one; what it makes stays in the task's folder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, cast
+
+import flashspec
+from flashspec import provenance
+from flashspec.refusals import in_words
+from flashspec.study.notebooks import NotebookFailed
+from flashspec.study.parameters import Refused
+from flashspec.study.subject import subject_of
+
+WORKER = "FLASHSPEC_WORKER"  # the variable, and so the fact in an origin, that says who measured
+UNDER_WAY = 256  # tasks handed to an engine at a time
+CONNECT = 60  # seconds for a first Dask worker
+OPEN = re.compile(r"tls://.+:\d+|tcp://(127\.[\d.]+|localhost|\[::1\]):\d+")
+Task = dict[str, Any]
+Answer = dict[str, Any]
+Engine = tuple[Executor, Callable[[Task], Answer]]
+
+_idle = list["Process"]()
+_all = set["Process"]()
+_alone = threading.Lock()
+
+
+class Process:
+    """A Python process that runs one task after another and ends with the process that started it."""
+
+    def __init__(self, variables: dict[str, str]) -> None:
+        command, start, pipe = [sys.executable, "-m", __name__], cast(Any, subprocess.Popen), subprocess.PIPE
+        ways = {"stdin": pipe, "stdout": pipe, "encoding": "utf-8", "start_new_session": True}
+        self.process = start(command, env={**variables, **os.environ}, **ways)
+        _all.add(self)
+        self.process.stdout.readline()
+
+    def ask(self, task: Task) -> Answer:
+        """The answer to a task; a failed one where the process ended, or its seconds were up and it was stopped."""
+        started, clock = time.monotonic(), threading.Timer(task["seconds"], self.stop)
+        clock.start()
+        with suppress(OSError):
+            self.process.stdin.write(json.dumps(task) + "\n")
+            self.process.stdin.flush()
+        line = self.process.stdout.readline()
+        clock.cancel()
+        if line:
+            return dict(json.loads(line))
+        self.stop()
+        late = time.monotonic() - started >= task["seconds"]
+        return {"failed": f"it was stopped after {task['seconds']:g} s" if late else "its process ended before it did"}
+
+    def stop(self) -> None:
+        """End the process and everything that it started."""
+        stop(self.process.pid)
+        self.process.wait()
+        _all.discard(self)
+
+
+def stop(number: int) -> None:
+    """End a process and everything that it started, kernels too."""
+    import psutil
+
+    with suppress(psutil.NoSuchProcess):
+        first = psutil.Process(number)
+        for each in [*first.children(recursive=True), first]:
+            with suppress(psutil.NoSuchProcess):
+                each.kill()
+
+
+def attempt(variables: dict[str, str], task: Task) -> Answer:
+    """Run a task in a process of this machine: one that idles, or a new one with these variables."""
+    process = _idle.pop() if _idle else Process(variables)
+    answer = process.ask(task)
+    if process in _all:
+        _idle.append(process)
+    return answer
+
+
+def attempt_away(here: str, task: Task) -> Answer:
+    """`attempt` on a Dask worker, one task at a time, since a clock may run in it; the files that it made come back."""
+    from distributed import get_worker
+
+    worker = get_worker()
+    refuse_other(worker.address, identity(), here)
+    name = str(worker.name) if worker.name != worker.address else f"worker-{provenance.short_hash(worker.address, 6)}"
+    with _alone, TemporaryDirectory(dir=worker.local_directory) as folder:
+        answer = attempt({WORKER: name}, {**task, "folder": folder, "home": str(Path.cwd())})
+        files = [path for path in Path(folder).rglob("*") if path.is_file()]
+        return {**answer, "files": {str(path.relative_to(folder)): path.read_bytes() for path in files}}
+
+
+@contextmanager
+def local(workers: int) -> Iterator[Engine]:
+    """Processes of this machine, so many at a time; all of them end with the block."""
+    threads = {"OMP_NUM_THREADS": str(max(1, provenance.usable_cores() // workers))} if workers > 1 else {}
+    pool = ThreadPoolExecutor(workers)
+    try:
+        yield pool, partial(attempt, {**threads, WORKER: "local"})
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in list(_all):
+            process.stop()
+        _idle.clear()
+
+
+@contextmanager
+def dask(address: str, trusted: bool = False) -> Iterator[Engine]:
+    """The workers of a Dask scheduler, one at least within a minute; Refused where one has another Python or flashspec.
+
+    Whoever reaches a scheduler runs code as its user: tcp to another machine is Refused unless the network is `trusted`.
+    """
+    from distributed import Client
+
+    if not (OPEN.fullmatch(address) or trusted):
+        raise Refused(
+            f"{address!r:.80} is neither this machine nor encrypted, and whoever reaches a scheduler runs code as you: "
+            "give tls://HOST:8786 or tcp://127.0.0.1:8786, or say --trusted for a network that is yours alone"
+        )
+    try:
+        here, connected = identity(), Client(address)
+    except Exception as error:
+        raise Refused(f"no Dask scheduler answers at {address} ({error}): check that it runs, and its certificates") from error
+    with connected as client:
+        client.wait_for_workers(1, timeout=CONNECT)
+        for worker, found in client.run(identity, on_error="return").items():
+            refuse_other(worker, found, here)
+        try:
+            yield client.get_executor(pure=True), partial(attempt_away, here)
+        except (RuntimeError, CancelledError) as error:
+            raise Refused(f"the scheduler at {address} has gone; start it, and run the same command to go on") from error
+
+
+def identity() -> str:
+    """The versions that runner and workers must have in common."""
+    return f"flashspec {flashspec.__version__} and Python {sys.version_info[0]}.{sys.version_info[1]}"
+
+
+def refuse_other(worker: str, found: Any, here: str) -> None:
+    """Refuse a worker whose versions are not those of the runner."""
+    if found != here:
+        said = found if isinstance(found, str) else f"no flashspec that sweeps ({found})"
+        raise Refused(f"worker {worker} has {said}, the runner has {here}: install the same there")
+
+
+def answered(engine: Engine, tasks: Iterable[Task], retries: int) -> Iterator[tuple[Task, Answer]]:
+    """Tasks with their answers as they come, failed ones after so many more attempts."""
+    (pool, call), running = engine, dict[Future, Task]()
+    waiting = deque({**task, "left": retries} for task in tasks)
+    while waiting or running:
+        while waiting and len(running) < UNDER_WAY:
+            task = waiting.popleft()
+            running[pool.submit(call, task)] = task
+        for future in wait(running, return_when=FIRST_COMPLETED).done:
+            task, answer = running.pop(future), _answer(future)
+            if "failed" in answer and task["left"]:
+                waiting.append({**task, "left": task["left"] - 1})
+            else:
+                yield task, answer
+
+
+def _answer(future: Future) -> Answer:
+    try:
+        return dict(future.result())
+    except CancelledError:
+        raise
+    except Exception as error:
+        return {"failed": " ".join(f"{type(error).__name__}: {error}".split())}
+
+
+def _made(task: Task) -> Answer:
+    """Run a task in this process."""
+    folder, name = Path(task["folder"]), task["name"]
+    try:
+        os.chdir(task["home"])
+        folder.mkdir(parents=True, exist_ok=True)
+        if task["text"]:
+            name = str(folder / name)
+            Path(name).write_text(task["text"], encoding="utf-8")
+        subject = subject_of(name)
+        if other := [name for name, found in subject.models(task["params"]).items() if found != task["models"].get(name)]:
+            raise Refused(f"the model {other[0]!r} is another file here than at the runner: copy the file")
+        return {"made": str(subject.run(task["params"], folder).relative_to(folder))}
+    except NotebookFailed as error:
+        return {"failed": str(error)}
+    except Exception as error:
+        return {"failed": in_words(error)}
+
+
+def _read(lines: Iterable[str], tasks: queue.SimpleQueue) -> None:
+    """Pass tasks on; when their sender has gone, end everything that was started here."""
+    for line in lines:
+        tasks.put(json.loads(line))
+    stop(os.getpid())
+
+
+def serve() -> None:
+    """Answer tasks from standard input, a line each, for as long as somebody sends them."""
+    lines, out = os.fdopen(os.dup(0), encoding="utf-8"), os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(2, 1)
+    tasks = queue.SimpleQueue[Task]()
+    threading.Thread(target=_read, args=(lines, tasks), daemon=True).start()
+    answer: Answer = {"ready": True}
+    while True:
+        print(json.dumps(answer), file=out, flush=True)
+        answer = _made(tasks.get())
+
+
+if __name__ == "__main__":
+    serve()

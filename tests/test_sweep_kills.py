@@ -1,0 +1,65 @@
+"""kill -9 of runner, worker or kernel at any moment: the same command again gives the table of an undisturbed run."""
+
+import os
+import random
+import signal
+import time
+
+import psutil
+import pytest
+from sleeper import NAMES, notebook, start, sweep
+
+KILLS = int(os.environ.get("FLASHSPEC_KILLS", "3"))
+WHO = {"kernel": "ipykernel_launcher", "runner": "flashspec.cli.main", "worker": "flashspec.study.engines"}
+GRID = ("-p", "k=1..3", "-p", "temperature=0,1", "-p", "nap=0.1", "--workers", "2", "--out", "out")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """What undisturbed runs give, and how long they take."""
+    found = {}
+    for kind, name in NAMES.items():
+        folder, started = tmp_path_factory.mktemp(kind), time.monotonic()
+        notebook(folder)
+        assert sweep(folder, name, *GRID)[0] == 0
+        found[kind] = (folder / "out" / "table.csv").read_bytes(), time.monotonic() - started
+    return found
+
+
+def family(runner):
+    found = [runner, *runner.children(recursive=True)] if runner.is_running() else []
+    return {each: " ".join(each.cmdline()) for each in found if each.status() != psutil.STATUS_ZOMBIE}
+
+
+def killed(process, who, moment):
+    """Kill one of a kind after so many seconds, or as soon as there is one; all that had been started until then."""
+    runner = psutil.Process(process.pid)
+    time.sleep(moment)
+    while process.poll() is None:
+        try:
+            there = family(runner)
+        except psutil.Error:
+            continue
+        if victims := [each for each, words in there.items() if WHO[who] in words]:
+            victims[0].kill()
+            return list(there)
+        time.sleep(0.01)
+    return []
+
+
+@pytest.mark.parametrize("number", range(KILLS))
+def test_a_kill_at_any_moment_loses_nothing(number, whole, tmp_path):
+    dice, who = random.Random(number), list(WHO)[number % len(WHO)]
+    kind = "notebook" if who == "kernel" else dice.choice(list(NAMES))
+    notebook(tmp_path)
+    process = start(tmp_path, NAMES[kind], *GRID)
+    there = killed(process, who, dice.uniform(0, whole[kind][1]))
+    said = process.communicate(timeout=200)[1]
+    assert process.returncode == (-signal.SIGKILL if who == "runner" and there else 0), said
+    assert who != "runner" or not psutil.wait_procs(there, timeout=10)[1]  # nothing outlives its runner
+    kept = {path: path.stat().st_mtime_ns for path in tmp_path.glob("out/points/*")}
+    status, said = sweep(tmp_path, NAMES[kind], *GRID)
+    assert status == 0 and f"6 points, {len(kept)} done" in said
+    assert (tmp_path / "out" / "table.csv").read_bytes() == whole[kind][0]
+    assert kept.items() <= {path: path.stat().st_mtime_ns for path in tmp_path.glob("out/points/*")}.items()
+    assert not list(tmp_path.glob("out/unfinished/*"))
