@@ -174,6 +174,8 @@ def test_any_slice_of_a_table_is_read_and_what_is_not_in_it_is_said(monkeypatch)
     assert said(table, "ratio", change="both", method="hispec") == "greedy: 1.32; T = 1, coupling: 1.32"
     page = shown(table, {"method": "who", "product": "product"}).data
     assert "<th>who</th>" in page and "HiSpec" in page and "1.32" in page
+    twice = shown(table.assign(sampling="warm", whole=2.0), {"method": "", "sampling": "how", "whole": "", "product": ""}).data
+    assert twice.count("<th></th>") == 3 and "<td>2</td>" in twice and "1.32" in twice
 
 
 TIMED = {"step_seconds": 0.01, "prefill_seconds": 0.0, "burst_seconds": 0.004, "check_1_seconds": 0.01, "finalize_seconds": 0.01}

@@ -68,15 +68,15 @@ def shown(table: DataFrame, columns: Mapping[str, str] | None = None, across: bo
     lines = sampled(table) if "rule" in table and "sampling" not in table else table
     columns, context = columns or {}, ["sampling"] if "sampling" in lines else []
     cells = lines[list(dict.fromkeys([*context, *columns])) if columns else list(table)].replace(dict.fromkeys(NAMED, NAMES))
-    cells = cells.rename(columns=dict(columns))
     last = list(cells)[-1:]
     if across and context:
-        down, last = list(cells)[1:-1], list(cells["sampling"].unique())
-        cells = pivoted(cells, down, "sampling", list(cells)[-1]).reindex(columns=[*down, *last])
+        down, value, last = list(cells)[1:-1], list(cells)[-1], list(cells["sampling"].unique())
+        cells = pivoted(cells, down, "sampling", value).reindex(columns=[*down, *last])
     cells = cells.replace("", None).dropna(axis=1, how="all")
     words = cells.columns.difference([*cells.select_dtypes("number"), *last])
     cells = cells.drop(columns=[name for name in words if len(cells) > 1 and cells[name].nunique(dropna=False) == 1])
     whole = [name for name in cells.select_dtypes("number") if (cells[name].dropna() % 1 == 0).all()]
-    forms = dict.fromkeys(whole, lambda number: "" if number != number else f"{number:.0f}")
+    forms = [(lambda number: "" if number != number else f"{number:.0f}") if name in whole else None for name in cells]
     looks = {"float_format": "{:.2f}".format, "na_rep": "", "border": 0, "justify": "left"}
+    cells.columns = [columns.get(name, name) for name in cells]
     return HTML(cells.to_html(index=False, formatters=forms, **looks))
