@@ -6,7 +6,7 @@ BIN := .venv/bin
 OUT := book/_build/html
 
 .DEFAULT_GOAL := help
-.PHONY: help lab book test smoke lint models notebooks gpu peer-llama clean
+.PHONY: help lab book check-book pdf serve test smoke lint models notebooks gpu peer-llama clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -23,9 +23,23 @@ notebooks: .venv/.extra-book $(if $(filter 1,$(FRESH)),.venv/.extra-peers) ## ru
 
 book: notebooks ## install, run the notebooks, build and check the book
 	$(BIN)/flashspec pages README.md
-	$(BIN)/jupyter-book build book -W -n --keep-going -q
+	rm -rf $(OUT)
+	$(BIN)/jupyter-book build book --all -W -n --keep-going -q
 	$(BIN)/python book/_ext/links.py $(OUT)
 	@echo "the book is at $(OUT)/index.html"
+
+check-book: book .venv/.extra-test ## open every page of the book in headless Chromium and check it
+	FLASHSPEC_BOOK=$(OUT) $(BIN)/python -m pytest -n auto tests/test_pages.py
+
+pdf: book ## the book as one PDF file, printed by Chromium
+	$(BIN)/jupyter-book build book --builder singlehtml -n --keep-going -q
+	cp book/_build/singlehtml/notebooks/00_start.html book/_build/singlehtml/index.html
+	chromium --headless --no-sandbox --no-pdf-header-footer --virtual-time-budget=60000 \
+		--print-to-pdf=book/_build/flashspec.pdf "file://$(CURDIR)/book/_build/singlehtml/index.html"
+	@echo "the book is at book/_build/flashspec.pdf"
+
+serve: book ## show the book at http://localhost:8000
+	$(BIN)/python -m http.server --directory $(OUT) --bind localhost 8000
 
 lab: .venv/.extra-book .venv/.extra-lab ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab notebooks

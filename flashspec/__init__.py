@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-__version__ = "0.13.0"
+__version__ = "0.14.0"
 
 _HOMES = {
     "flashspec.sampling": ("Scores", "Sampling", "Dice"),
@@ -26,7 +26,7 @@ __all__ = [*_PUBLIC, *_ROOMS]
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name from its room when it is first used."""
+    """Import a public name on first use."""
     if name in _PUBLIC:
         return getattr(importlib.import_module(_PUBLIC[name]), name)
     if name in _ROOMS:

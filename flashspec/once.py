@@ -1,4 +1,4 @@
-"""Values that several threads ask for and one of them makes."""
+"""Values that several threads request and one of them makes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ V = TypeVar("V")
 
 
 class Once(dict[K, V]):
-    """Values by key, each made by the first thread that asks for it; what failed is tried again by the next."""
+    """Values by key, each made by the first thread that requests it; after a failure the next one tries again."""
 
     def __init__(self, *known: dict[K, V]) -> None:
         super().__init__(*known)

@@ -37,7 +37,7 @@ def origin() -> dict[str, Any]:
 
 
 def source() -> dict[str, Any]:
-    """This package's commit, whether tracked files differ from it, and a digest of how they differ."""
+    """This package's commit, whether tracked files differ from it, and a digest of the difference."""
     folder = Path(__file__).resolve().parent
     ours = _git(folder, "ls-files", "--error-unmatch", Path(__file__).name)
     if ours is None:
@@ -98,7 +98,7 @@ def short_hash(value: Any, length: int = 12) -> str:
 
 
 def cpu_name() -> str:
-    """The processor's name as its maker writes it."""
+    """The processor's name."""
     return _cpuinfo("model name") or platform.processor() or platform.machine() or "unknown"
 
 
@@ -113,7 +113,7 @@ def usable_cores() -> int:
 
 
 def memory_gib() -> int | None:
-    """Installed memory in whole GiB, None where the system does not tell."""
+    """Installed memory in whole GiB, None where the system does not say."""
     if "SC_PHYS_PAGES" not in getattr(os, "sysconf_names", {}):
         return None
     return round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30)
@@ -127,7 +127,7 @@ def describe(facts: Mapping[str, Any]) -> str:
 
 
 def _cpuinfo(*labels: str) -> str:
-    """The first value that Linux lists for a processor under one of these labels, "" where it lists none."""
+    """The first value that Linux lists for a processor under one of these labels, "" if there is none."""
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             label, _, value = line.partition(":")

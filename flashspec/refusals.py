@@ -1,4 +1,4 @@
-"""Whatever stops a command, in one sentence and an exit status; a traceback only for those who ask for it."""
+"""Whatever stops a command, as one sentence and an exit status; a traceback only on request."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def in_words(error: BaseException) -> str:
 
 
 def refuse(message: str) -> int:
-    """Say one sentence on standard error; the exit status of a refusal."""
+    """Print one sentence on standard error; returns the exit status of a refusal."""
     print("error: " + " ".join(message.split()).encode(errors="backslashreplace").decode(), file=sys.stderr)
     return 2
 

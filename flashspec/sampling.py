@@ -1,4 +1,4 @@
-"""Scores of candidate tokens, how they are warped, and the dice that belong to positions."""
+"""Scores of candidate tokens, how they are warped, and random numbers that belong to positions."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ N = TypeVar("N", int, Tensor)
 
 
 class Scores(NamedTuple):
-    """Raw logits [n, m] of the ids [n, m] a head scored; ids None means all of the vocabulary, in order.
+    """Raw logits [n, m] of the ids [n, m] that a head scored; ids None means the complete vocabulary, in order.
 
-    Unscored ids have probability zero. An id listed twice in a row, and padding, carry the logit -inf.
+    Unscored ids have probability zero. The second copy of an id in a row, and padding, carry the logit -inf.
     """
 
     ids: Tensor | None
@@ -51,17 +51,17 @@ class Scores(NamedTuple):
 @typed
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are chosen; temperature 0 is greedy, else at least COLDEST; top_k 0 and top_p 1 leave the distribution whole.
+    """How tokens are chosen; temperature 0 is greedy, else at least COLDEST; top_k 0 and top_p 1 switch these filters off.
 
-    `rule` is "coupling" (Gumbel noise shared by all stages: same seed, same text, any exact method), "speculative"
-    (Leviathan et al. 2023: more acceptance, same distribution) or "typical" (lossy, Cai et al. 2024).
+    `rule` is "coupling" (Gumbel noise shared by all stages: same seed, same text, any exact method), "speculative" (Leviathan
+    et al. 2023: more acceptance, same distribution) or "typical" (lossy, Cai et al. 2024).
     """
 
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    seed: int = 0
-    rule: str = "coupling"
+    temperature: float = 0.0  # temperature of sampling; 0 is greedy
+    top_k: int = 0  # draw from the likeliest tokens only; 0 means all
+    top_p: float = 1.0  # draw from the smallest set of this probability; 1 means all
+    seed: int = 0  # seed of the random numbers; same seed, same text
+    rule: str = "coupling"  # acceptance rule; typical is lossy
 
     def __post_init__(self) -> None:
         if not (self.temperature == 0 or COLDEST <= self.temperature < math.inf):
@@ -78,7 +78,7 @@ GREEDY = Sampling()
 
 
 def warp(scores: Scores, sampling: Sampling) -> Scores:
-    """Temperature, then top-k, then top-p, as transformers orders them; a new value, the raw one is left alone."""
+    """Apply temperature, then top-k, then top-p, in transformers' order; returns a new value."""
     if sampling.temperature == 0:
         return scores
     logits = scores.logits if sampling.temperature == 1 else scores.logits / sampling.temperature
@@ -128,7 +128,7 @@ def _mix32(x: Tensor) -> Tensor:
 
 
 def hashed_ids(count: int, device: torch.device) -> Tensor:
-    """First-round hash of the ids 0..count-1, int32; kept for good, as recorded graphs read it."""
+    """First-round hash of the ids 0..count-1, int32; cached for the process, because recorded graphs read it."""
 
     def made() -> Tensor:
         return _mix32(torch.arange(1, count + 1, dtype=torch.int32, device=device) * _signed(0x9E3779B1))
@@ -143,15 +143,15 @@ def _gumbel(hashed: Tensor) -> Tensor:
 
 
 class Dice(NamedTuple):
-    """Random numbers that are functions of (seed, position, ...), so no draw depends on who drew before.
+    """Random numbers that are functions of (seed, position, ...), so no draw depends on earlier draws.
 
-    Those of a tensor of positions are made where it lies, as a graph can record them.
+    For a tensor of positions they are made on its device, where a graph can record them.
     """
 
     seed: int
 
     def key(self, position: N, use: str, stage: int = 0) -> N:
-        """A signed number of 64 bits for one draw at a position, or for each of a tensor of them."""
+        """A signed 64-bit number for one draw at a position, or for each of a tensor of positions."""
         return _mix64(_mix64(position ^ _mix64(_wrapped(self.seed))) ^ (USES[use] << 16 | stage))
 
     def hashed(self, scores: Scores | None, positions: Positions, vocab_size: int) -> tuple[Tensor, Tensor]:
@@ -171,13 +171,13 @@ class Dice(NamedTuple):
         return _gumbel(_mix32(hashed ^ keys.to(hashed.device)[:, None])) if fused is None else fused
 
     def keys(self, positions: Positions, use: str) -> Tensor:
-        """Keys [n] of positions, int32, where a tensor of them lies: noise is a hash of an id and its position's key."""
+        """Keys [n] of positions, int32, on the positions' device: noise is a hash of an id and its position's key."""
         if isinstance(positions, Tensor):
             return self.key(positions, use).to(torch.int32)
         return torch.tensor([_signed(self.key(position, use)) for position in positions], dtype=torch.int32)
 
     def uniform(self, positions: Positions, stage: int, use: str) -> Tensor:
-        """Numbers [n] in (0, 1), float64, for one stage's draws of one use at each position, where a tensor of them lies."""
+        """Numbers [n] in (0, 1), float64, for one stage's draws of one use at each position, on the positions' device."""
         if isinstance(positions, Tensor):
             keys = self.key(positions, use, stage)
             high, low = _shift(keys, 32).double(), (keys & 0xFFFFFFFF).double()

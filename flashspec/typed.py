@@ -1,4 +1,4 @@
-"""Arguments held against their annotations, in one place for every public entry."""
+"""Arguments checked against their annotations, in one place for every public entry."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MANY = {"a whole number": "whole numbers", "a string or Path": "strings"}
 
 
 def typed(entry: Entry) -> Entry:
-    """A function or dataclass that refuses an argument of another type than annotated with a ValueError in words."""
+    """A function or dataclass that refuses an argument of another type than annotated, with a ValueError."""
     call = entry.__init__ if isinstance(entry, type) else entry  # type: ignore[misc]
     signature = inspect.signature(call)
     hints = functools.cache(lambda: get_type_hints(call))
@@ -39,19 +39,19 @@ def typed(entry: Entry) -> Entry:
 
 
 def refuse(name: str, value: Any, hint: Any) -> None:
-    """ValueError where a value is not what its annotation says."""
+    """ValueError where a value does not match its annotation."""
     if not _fits(value, hint):
         raise ValueError(f"{name} must be {_words(hint)}, got {' '.join(reprlib.repr(value).split())}")
 
 
 def whole_numbers(name: str, values: Iterable[int]) -> tuple[int, ...]:
-    """Values, such as ids, as plain whole numbers; ValueError where one is something else."""
+    """Values, such as ids, as plain integers; ValueError for anything else."""
     refuse(name, values, tuple[int, ...])
     return tuple(map(operator.index, values))
 
 
 def changed(value: D, changes: Mapping[str, Any], owner: str) -> D:
-    """A dataclass's value with fields changed; ValueError names one that its `owner` does not have."""
+    """A dataclass's value with fields changed; ValueError names a field that its `owner` does not have."""
     known = [field.name for field in fields(value)]
     unknown = [name for name in changes if name not in known]
     if unknown:
@@ -80,7 +80,7 @@ def _is_list(hint: Any) -> bool:
 
 
 def _is_whole(value: Any) -> bool:
-    """Whether this is an integer of any library, and not a truth value."""
+    """Whether this is an integer of any library, and not a bool."""
     try:
         operator.index(value)
     except TypeError:

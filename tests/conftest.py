@@ -10,6 +10,8 @@ from hypothesis import HealthCheck, settings
 
 from flashspec.heads.index import KINDS
 
+pytest_plugins = ("browser",)
+
 torch.set_num_threads(1)
 settings.register_profile("fixed", deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 settings.load_profile("fixed")

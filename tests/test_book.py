@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
@@ -16,6 +16,7 @@ from papermill.parameterize import parameterize_notebook
 from shelf import refused
 
 from flashspec.cli.main import status
+from flashspec.cli.study import SESSION, session
 from flashspec.study import Refused, answers, experiment
 from flashspec.study import notebooks as books
 
@@ -63,6 +64,19 @@ def test_a_style_sheet_that_loads_a_font_from_elsewhere_is_found(tmp_path):
     assert "from the network" in " ".join(site(tmp_path, ""))
 
 
+def test_a_page_brings_its_notebook_and_links_to_it_under_the_title(tmp_path):
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "notebooks" / "toy.ipynb").write_text("{}")
+    app = SimpleNamespace(srcdir=tmp_path / "book", outdir=tmp_path / "html")
+    pages = {page: {"body": "<h1>Toy</h1><h1>again</h1>"} for page in ("notebooks/toy", "intro")}
+    for page, context in pages.items():
+        extension("offline").bring_notebook(app, page, "", context, None)
+    found = re.findall(r'href="([^"]+)"', pages["notebooks/toy"]["body"])
+    assert pages["notebooks/toy"]["body"].startswith("<h1>Toy</h1><p") and found[0] == "toy.ipynb" == Path(found[1]).name
+    assert (tmp_path / "html" / "notebooks" / found[0]).read_text() == "{}"
+    assert pages["intro"] == {"body": "<h1>Toy</h1><h1>again</h1>"}
+
+
 def test_every_citation_is_in_the_bibliography():
     known = set(re.findall(r"^@\w+\{(\w+),", (ROOT / "book" / "references.bib").read_text(), flags=re.M))
     pages = [*(ROOT / "book").glob("*.md"), *(ROOT / "notebooks").glob("*.ipynb")]
@@ -89,11 +103,34 @@ def test_a_chapter_keeps_every_number_that_it_cites(notebook):
     assert unquoted(code, text + "{glue:text}`nobody:.1f`") == {"nobody"}  # the control
 
 
+def amiss(notebook, text):
+    """What `name = value` in a text is no value of a parameter of this notebook."""
+    found = re.findall(r"`(\w+) = ([^`]+)`", text)
+    return [name for name, value in found if not fits(notebook, name, value)]
+
+
+def fits(notebook, name, value):
+    try:
+        return bool(books.validated(books.parameters(notebook), {name: ast.literal_eval(value)}))
+    except ValueError:
+        return False
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_exercises_change_parameters_of_their_chapter(notebook):
+    text = "\n".join(cells(notebook, "markdown")).partition("## Try it")[2].partition("\n## ")[0]
+    assert amiss(notebook, text) == []
+    assert amiss(notebook, "`nobody = 1`, `fresh = 7`") == ["nobody", "fresh"]  # the control
+
+
 def test_the_readme_shows_what_is_stored_and_nothing_that_is_not(tmp_path):
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert answers.with_results(text, answers.table(ROOT / "book" / "results")) == text
+    root = ROOT / "book" / "results"
+    shown = answers.table(root) + session(root)
+    assert answers.with_results(text, shown) == text
+    assert shown.count("\n| ") <= 11 and all(f"$ flashspec run {name}\n" in shown for name in SESSION)
     assert answers.PICTURE.as_posix() in text and (ROOT / answers.PICTURE).exists()
-    assert not any(sign.isdigit() for sign in answers.table(tmp_path))
+    assert not any(sign.isdigit() for sign in answers.table(tmp_path)) and session(tmp_path) == ""
     fresh = answers.with_results(f"before\n{answers.START}\nold\n{answers.STOP}\nafter\n", "new")
     assert fresh.startswith("before") and fresh.endswith("after\n") and "old" not in fresh
     assert answers.with_results(fresh, "new") == fresh
@@ -175,6 +212,21 @@ def test_one_value_is_a_list_of_one_and_fresh_reaches_the_notebooks_that_know_it
     notebook(tmp_path / "in", "print(k)", name="stale.ipynb", parameters=PARAMETERS[:1])
     assert status(["notebooks", str(source.parent), str(tmp_path / "out"), "-p", "blocks", "3", "--fresh"]) == 0
     assert printed(tmp_path / "out" / "toy.ipynb") == "(3,) True\n" and printed(tmp_path / "out" / "stale.ipynb") == "4\n"
+
+
+def test_a_notebook_runs_again_only_where_what_it_is_made_of_changed(tmp_path, monkeypatch):
+    monkeypatch.setenv("FLASHSPEC_RESULTS", str(tmp_path / "results"))
+    runs, out = tmp_path / "runs", tmp_path / "out"
+    source = notebook(tmp_path / "in", f"open({str(runs)!r}, 'a').write('x')")
+    steps = [{}, {}, {"values": {"k": 5}}, {"values": {"k": 5}}, {"values": {"k": 5}, "fresh": True}, {}, {}]
+    for step, times in zip(steps, (1, 1, 2, 2, 3, 4, 4), strict=True):
+        (page,) = books.execute_all([source], out, **step)
+        assert len(runs.read_text()) == times and page.exists()
+    (tmp_path / "results" / "race").mkdir(parents=True)
+    for change in (tmp_path / "results" / "race" / "new.parquet", source, page):
+        change.write_text(source.read_text().replace("rate", "pace") if change == source else "{}")
+        books.execute_all([source], out)
+    assert len(runs.read_text()) == 7
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)

@@ -100,7 +100,7 @@ def test_heads_are_held_against_plain_their_own_format_and_int8():
     one = line(table, head="flash")
     assert one["ratio"] == pytest.approx(1.65 * 1.1)
     assert one["same_format"].startswith("1.10×") and one["over_int8"].startswith("0.92×")
-    assert table["who"].str.contains("×").all()
+    assert table["verdict"].str.contains("×").all()
     assert heads.against(race(temperatures=(0.0,), speed={("baseline", "dense"): 1.0})).empty
 
 
@@ -174,6 +174,8 @@ def test_any_slice_of_a_table_is_read_and_what_is_not_in_it_is_said(monkeypatch)
     assert said(table, "ratio", change="both", method="hispec") == "greedy: 1.32; T = 1, coupling: 1.32"
     page = shown(table, {"method": "who", "product": "product"}).data
     assert "<th>who</th>" in page and "HiSpec" in page and "1.32" in page
+    twice = shown(table.assign(sampling="warm", whole=2.0), {"method": "", "sampling": "how", "whole": "", "product": ""}).data
+    assert twice.count("<th></th>") == 3 and "<td>2</td>" in twice and "1.32" in twice
 
 
 TIMED = {"step_seconds": 0.01, "prefill_seconds": 0.0, "burst_seconds": 0.004, "check_1_seconds": 0.01, "finalize_seconds": 0.01}
@@ -189,8 +191,10 @@ OF = {
 
 @pytest.mark.parametrize("name", OF)
 def test_a_figure_names_its_source_and_has_a_page_without_lines(name):
-    assert {*OF, "answers"} == set(figures.__all__)
+    assert {*OF, "answers", "timeline"} == set(figures.__all__)
     draw = getattr(figures, name)
-    small_print = draw(*OF[name]).figure.get_supxlabel()
-    assert f"figures.{name}" in small_print and MACHINE in small_print
+    picture = draw(*OF[name])
+    boxes = [axis.get_position().bounds for axis in picture.figure.axes]
+    assert len(set(boxes)) == len(boxes)  # no two axes in one place
+    assert f"figures.{name}" in picture.source and MACHINE in picture.source and MACHINE in picture.svg
     assert "<svg" in draw(*(results(each.frame[:0]) for each in OF[name])).svg

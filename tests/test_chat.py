@@ -141,7 +141,7 @@ def test_a_gguf_file_may_say_how_it_samples(tmp_path):
 
 
 def test_the_command_line_uses_both_and_flags_win(folders, capsys, monkeypatch):
-    pair = ["--target", str(folders["target"]), "--draft-model", str(folders["draft"]), "--max-new-tokens", "12"]
+    pair = ["--target", str(folders["target"]), "--draft", str(folders["draft"]), "--max-new-tokens", "12"]
 
     def said(*arguments):
         assert status(["generate", *arguments, *pair, "--method", "dense"]) == 0

@@ -1,30 +1,30 @@
 """Every claim of the three works has a line; ours agrees where its interval holds the printed ratio."""
 
-import dataclasses
-
 import pytest
 
-from flashspec.study import papers, parts, race
-from flashspec.study.claims import claims, judged, scoreboard
+from flashspec.study import papers
+from flashspec.study.claims import claims, judged, measured, scoreboard
 
 
-def test_every_claim_has_a_line_and_every_work_has_claims():
+def rowless(rows):
+    """What the works claim and no line of the scoreboard answers."""
+    answered = {(claim.work, claim.of) for claim in claims() if claim.claim in set(rows["claim"])}
+    return {(work, name) for work, made in papers.claims().items() for name in made} - answered
+
+
+def test_every_claim_of_the_three_works_has_a_line_with_its_number_its_label_and_a_reason():
     board = scoreboard()
-    assert set(board["claim"]) == {claim.claim for claim in claims()} and board["why"].str.len().gt(20).all()
-    assert set(board["work"]) == {"thesis", "Decoding Speculative Decoding", "HiSpec"}
-    printed = {round(claim.printed, 3) for claim in claims()}
-    stated = [papers.THESIS[name] for name in ("projection", "draft_step", "eager", "deferred")]
-    assert {*stated, papers.YAN_HEADLINE, papers.YAN_TUNED, papers.HISPEC_OVER_SELF} <= printed
+    assert rowless(board) == set() and len(papers.claims()) == board["work"].nunique() == 3
+    assert rowless(board.iloc[1:]) == {("thesis2026", "projection")}  # the control
+    assert board["why"].str.len().gt(20).all() and board["source"].str.contains(r"\[[SNCI]\]$").all()
+    printed = {(claim.claim, papers.claims()[claim.work][claim.of].value) for claim in claims()}
+    assert set(zip(board["claim"], board["printed"], strict=True)) == printed
 
 
 @pytest.mark.parametrize("claim", claims(), ids=lambda claim: claim.claim)
-def test_a_claim_names_a_preset_and_columns_that_there_are(claim):
-    for preset, kind in ((claim.race, race), (claim.parts, parts)):
-        if preset:
-            assert preset in kind.EXPERIMENT.presets
-            columns = {field.name for field in dataclasses.fields(kind.Row)}
-            assert {*claim.mine, *claim.over} <= columns
-    assert not (claim.race and claim.parts) and (claim.mine or not claim.race)
+def test_a_claim_is_answered_by_a_stored_table_or_says_that_it_is_not(claim):
+    found = measured(claim)
+    assert bool(claim.reading) == bool(len(found)) and found[["ratio", "low", "high"]].notna().all(axis=None)
 
 
 @pytest.mark.parametrize(("printed", "verdict"), [(1.2, "agrees"), (1.31, "differs: less here"), (1.09, "differs: more here")])

@@ -40,20 +40,21 @@ TRACES = {
 }  # fmt: skip
 NEW = " --out {home}/new"
 DESIGN = "draft design --target {target} TEXT --length 16 --prompt 4 --written 2 --steps 1"
-EXITS = "train exits --model {target} TEXT --exit-steps 1"
+EXITS = "train exits --target {target} TEXT --steps 1"
 RANK = "draft rank --draft {draft} TEXT"
 HUGE = "99999999999999999999"
 PLACES = {"parens": "(" * 300, "brackets": "[" * 5000, "shipped": SHIPPED, "package": SHIPPED.parent}
 CASES = {  # a command's beginning, and ends that make it wrong => words of the sentence that says so
     "":
         "frob => No such command | generate => give a prompt | doctor now | list all | run race --kk 3 => No such option | "
-        "run race --preset grand => it has: | train exits => Missing option '--model' | train --rank 4 => No such option | "
+        "run race --preset grand => it has: | train exits => Missing option '--target' | train --rank 4 => No such option | "
         "generate --ids 1,x => 'ids' expects | draft family wide-9 => the family has no 'wide-9'",
-    "generate x --target {target} --draft-model {draft}":
+    "generate x --target {target} --draft {draft}":
         f"--max-new-tokens 0 | --max-new-tokens 1.5 | --k 0 | --k nan | --k {HUGE} | --temperature hot | --temperature nan | "
         "--temperature 1e999 | --top-p nan | --seed 1e400 | --probes 0 | --exits 99 --method self_speculation | "
         "--device moon | --system hello | --ids 1 => give a prompt | --tmperature 1 => --temperature | "
-        "--k many => 'k' expects int | --top-p 1.5 => top_p | --method magic => known: baseline | "
+        "--k many => 'k' expects int | --top-p 1.5 => top_p | --method magic => 'baseline' | "
+        "--draft-model x => is called --draft now | "
         "--method dense --head best => in_context",
     DESIGN:
         "--out {target} | --out {target}/below | --out {home} | --out {draft} | --out {home}/link | --out {home}/text.txt | "
@@ -68,7 +69,7 @@ CASES = {  # a command's beginning, and ends that make it wrong => words of the 
         "| --out {draft} | --out {draft}/below | --out {home}/notes | --out {home}/text.txt/below | "
         "--out {home}/new --head flash",
     EXITS: "| --out {target} | --out {target}/below | --out {home}/text.txt/below",
-    EXITS + NEW: f"--exits 0 | --exits 1,99 | --exits 2,1 | --rank 0 | --exit-steps 0 | --exit-steps {HUGE} | --rank {HUGE}",
+    EXITS + NEW: f"--exits 0 | --exits 1,99 | --exits 2,1 | --rank 0 | --steps 0 | --steps {HUGE} | --rank {HUGE}",
     "trace record {home}/new.json --target {target} PROMPTS":
         "--per-kind 0 | --new-tokens 0 | --temperature nan | --rule typical --temperature 1",
     "plan --target {target} --draft {draft} PROMPTS":
@@ -77,14 +78,14 @@ CASES = {  # a command's beginning, and ends that make it wrong => words of the 
     "plan --acceptance 0.5 --times":
         "step=nan,draft=1,check=1 | step=inf,draft=1,check=1 | step=-1,draft=1,check=1 | step | = | "
         "step=1,draft=1,check=1,sleep=1",
-    "generate --target {target} --ids": "[[[ | {parens} | 1,2 --draft-model {home}/text.txt/below",
+    "generate --target {target} --ids": "[[[ | {parens} | 1,2 --draft {home}/text.txt/below",
     "generate --ids 1,2 --target": "~nobody_such/model | {home}/text.txt | /nowhere/at/all => no model at",
     "draft design --target {target} --out {home}/new --text":
         "{home}/bytes.txt | {home} | {home}/short.txt --length 16 --prompt 4",
     "draft rank --draft {draft}": "--out {home}/new --text {home}/bytes.txt",
     "draft family wide-1 TEXT --folder": "{shipped}/target | {home}/text.txt | {home}/new --target {target}",
     "draft family": "wide-9",
-    "train exits --model {target} --out {home}/new --text": "{home}/bytes.txt | {home}",
+    "train exits --target {target} --out {home}/new --text": "{home}/bytes.txt | {home}",
     "train --folder": "{target} | {home} | {package} | {shipped}/mine | {home}/text.txt",
     "quantize":
         "{target} {target} TEXT | {target} {target}/below TEXT | {target} {home}/notes TEXT | {home}/nowhere {home}/new TEXT | "
@@ -95,7 +96,8 @@ CASES = {  # a command's beginning, and ends that make it wrong => words of the 
         "{home}/notes | {target}/trace.json | {draft}/trace.json | {target}/config.json | {home}/text.txt | "
         "{home}/text.txt/below",
     "trace record {home}/new.json --target {target} --prompts": "{home} | {home}/nowhere.json",
-    "trace replay": "{home}/nowhere.json | {home} | {home}/traces/list.json --ks 0 | {home}/traces/list.json --ks ,",
+    "trace replay": "{home}/nowhere.json | {home} | {home}/traces/list.json --k 0 | {home}/traces/list.json --k , | "
+        "{home}/nowhere.json --ks 1 => is called --k now",
     "plan": "heads --k 0 | --prompts {home}/nowhere.json",
     "run acceptance --fresh --results {home}/new": "--per-kind 0 | --temperatures hot | --temperatures nan",
     "run --results {home}/new":
@@ -179,7 +181,7 @@ def test_prompts_or_a_trace_of_another_shape_are_one_sentence(home, capsys, line
 @pytest.mark.parametrize("place", ["prompt", "system"])
 def test_a_text_that_is_not_utf8_is_one_sentence(home, capsys, text, place):
     given = [text] if place == "prompt" else ["x", "--chat", "--system", text]
-    line = words(home, "--target {target} --draft-model {draft}")
+    line = words(home, "--target {target} --draft {draft}")
     assert "UTF-8" in refused(home, capsys, lambda: status(["generate", *given, *line]))
 
 
@@ -276,8 +278,8 @@ def test_what_the_system_refuses_is_no_defect(error, word):
 @pytest.mark.parametrize(("shell", "code", "said"), [
     ("{run} list | head -1 > /dev/null; exit ${{PIPESTATUS[0]}}", (0, 1), r""),
     ("{run} list > /dev/full", (2,), "error: cannot use a file: No space left on device"),
-    ("PYTHONIOENCODING=ascii {run} generate --target {target} --draft-model {draft} --max-new-tokens 60 é > /dev/null", (0,), ""),
-    ("printf '\\xff' | {run} generate --target {target} --draft-model {draft} -", (2,), "error: a text is not UTF-8"),
+    ("PYTHONIOENCODING=ascii {run} generate --target {target} --draft {draft} --max-new-tokens 60 é > /dev/null", (0,), ""),
+    ("printf '\\xff' | {run} generate --target {target} --draft {draft} -", (2,), "error: a text is not UTF-8"),
     ("env -u HOME {run} generate --target '~/model' --ids 1", (2,), "error: no model at"),
 ])  # fmt: skip
 def test_the_console_script_meets_pipes_disks_and_encodings(home, shell, code, said):

@@ -256,7 +256,7 @@ def test_adapters_are_stored_and_refused_for_another_model(trained, tmp_path):
 def test_the_command_trains_and_load_finds_them(folders, tmp_path, capsys):
     folder, out = folders["target"], tmp_path / "out" / "mine"
     before = shelf.listing(folder)
-    line = ["train", "exits", "--model", str(folder), "--exits", "1,3", "--rank", "8", "--exit-steps", "3", "--text", __file__]
+    line = ["train", "exits", "--target", str(folder), "--exits", "1,3", "--rank", "8", "--steps", "3", "--text", __file__]
     assert status([*line, "--out", str(out)]) == 0
     said = capsys.readouterr().out
     assert "exit 1: acceptance" in said and str(out) in said

@@ -229,8 +229,8 @@ def test_the_command_gives_a_model_exits_that_it_drafts_with(tmp_path, capsys, f
     if form == "gguf":
         source = test_export.exported(source, tmp_path / "m.gguf", "gguf")
     before = shelf.listing(source)
-    words = ["train", "exits", "--kind", "layer", "--model", str(source), "--out", str(tmp_path / "out"), "--exits", "1,2"]
-    assert status([*words, "--texts", "96", "--exit-steps", "3"]) == 0
+    words = ["train", "exits", "--kind", "layer", "--target", str(source), "--out", str(tmp_path / "out"), "--exits", "1,2"]
+    assert status([*words, "--lessons", "96", "--steps", "3"]) == 0
     assert "exit 2: acceptance" in capsys.readouterr().out and shelf.listing(source) == before
     made = tmp_path / "out" / "m.gguf" if form == "gguf" else tmp_path / "out"
     models = fs.load(made, None)

@@ -208,7 +208,7 @@ def test_a_missing_faiss_is_said_with_the_extra_to_install_and_other_heads_go_on
     refused("install the extra `ann`", cluster, weight(), Recipe(16, backend="faiss"))
     with pytest.warns(UserWarning, match="left out: head 'ivf' needs faiss-cpu; install the extra `ann`"):
         assert usable(["dense", "ivf", "preview"]) == ["dense", "preview"]
-    flags = ["generate", "--ids", "1,2,3", "--target", str(folders["target"]), "--draft-model", str(folders["draft"])]
+    flags = ["generate", "--ids", "1,2,3", "--target", str(folders["target"]), "--draft", str(folders["draft"])]
     assert status([*flags, "--method", "dense", "--head", "hnsw", "--max-new-tokens", "4"]) == 2
     said = capsys.readouterr()
     assert said.out == "" and "head 'hnsw' needs faiss-cpu; install the extra `ann`, or use a FlashHead" in said.err

@@ -93,10 +93,11 @@ def test_a_pinned_version_satisfies_what_pyproject_asks(package):
 
 
 def test_the_project_needs_the_core_alone_has_its_licence_in_full():
-    core, study = {"torch", "numpy", "safetensors", "tokenizers", "tqdm", "click"}, {"msgspec", "filelock", "jinja2"}
+    core, study = {"torch", "numpy", "safetensors", "tokenizers", "tqdm", "click"}, {"msgspec", "jinja2"}
     assert {name(need) for need in PROJECT["dependencies"]} == core | study
     text = (ROOT / "LICENSE").read_text()
     assert PROJECT["license"]["text"] == "Apache-2.0" and "Apache License" in text and "END OF TERMS AND CONDITIONS" in text
+    assert f"license: {PROJECT['license']['text']}\n" in (ROOT / "CITATION.cff").read_text()
     newest = re.search(r"^## (\S+)$", (ROOT / "CHANGELOG.md").read_text(), flags=re.M)[1]
     assert PROJECT["version"] == flashspec.__version__ == newest
 

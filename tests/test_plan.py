@@ -21,7 +21,7 @@ from flashspec.study import advice
 from flashspec.theory import Costs, Interval, break_even, replayed_all, round_time, speedup, throughput, tokens_per_check
 
 PUBLISHED = {"step": 60.0, "draft": 6.69, "check": 60.0}
-QUESTION = Question(heads=("dense",), finalizes=("deferred", "eager"), max_k=12)
+QUESTION = Question(head=("dense",), finalize=("deferred", "eager"), max_k=12)
 
 NAMES = ("dense", "flash P=2", "flash P=3")
 
@@ -185,8 +185,8 @@ def test_every_part_of_every_writer_is_timed_in_its_place_and_plain_decoding_set
     (lambda: Given(()), "needs one rate"),
     (lambda: Question(max_k=0), "max_k must be at least 1"),
     (lambda: Question(repeats=2), "repeats must be at least 3"),
-    (lambda: Question(heads=("sparse",)), "head must be"),
-    (lambda: Question(heads=()), "at least one head"),
+    (lambda: Question(head=("sparse",)), "head must be"),
+    (lambda: Question(head=()), "at least one head"),
     (lambda: shape_costs("qwen3-0.6b", "qwen3-32b", 1e9), "bigger than its target"),
 ])  # fmt: skip
 def test_what_cannot_be_true_is_refused(call, message):
@@ -221,7 +221,7 @@ def test_a_person_who_waits_sees_every_piece_an_estimate_and_the_machine(folders
     assert "flash" not in out and "8 tokens for each of 3 prompts" in out
     assert status([*pair, *few, "--seconds", "0"]) == 2
     assert "only 0 of the 3 turns that an interval needs fit into 0 s; give more --seconds" in capsys.readouterr().err
-    assert status([*pair, *few, "--heads", "flash"]) == 2 and "heads build" in capsys.readouterr().err
+    assert status([*pair, *few, "--head", "flash"]) == 2 and "heads build" in capsys.readouterr().err
 
 
 def test_measuring_ends_where_one_more_turn_would_end_too_late(observed, monkeypatch):
@@ -257,7 +257,7 @@ def test_flags_that_would_be_lost_or_say_nothing_are_refused(capsys):
     assert status(["plan", "--max-k", "2", "heads"]) == 2
     assert "write --max-k behind `heads`" in capsys.readouterr().err
     shapes = ["--target", "opt-66b", "--draft", "opt-125m", "--acceptance", "0.5"]
-    for line in (["plan", "heads", *shapes], ["plan", "--heads", "dense,flash", *shapes]):
+    for line in (["plan", "heads", *shapes], ["plan", "--head", "dense,flash", *shapes]):
         assert status(line) == 2
         assert "nothing about heads" in capsys.readouterr().err
 
@@ -283,7 +283,7 @@ def test_the_command_records_and_replays(folders, prompts, tmp_path, capsys):
     line = ["--prompts", prompts, "--new-tokens", "4"]
     assert status(["trace", "record", trace, "--target", target, *line]) == 0
     assert status(["trace", "record", other, "--target", draft, *line]) == 0
-    assert status(["trace", "replay", trace, "--draft", draft, "--target", target, "--ks", "1,3"]) == 0
+    assert status(["trace", "replay", trace, "--draft", draft, "--target", target, "--k", "1,3"]) == 0
     assert [row.split("\t")[0] for row in capsys.readouterr().out.splitlines()[-3:]] == ["k", "1", "3"]
     for bad, word in (
         (["replay", trace, "--draft", draft, "--target", draft], "another target"),

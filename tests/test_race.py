@@ -7,10 +7,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 from shelf import refused, refusing
 
 from flashspec import DenseHead
 from flashspec.measure.pieces import low_rank_rows
+from flashspec.measure.prompts import load_prompts
 from flashspec.study import EXPERIMENTS, compare, held_out, parts, race, recall, run, stages
 from flashspec.study.race import EXPERIMENT
 
@@ -162,7 +164,7 @@ def pair(folders):
 @pytest.fixture(scope="module")
 def judged(pair):
     small = {"cluster_size": (8,), "share": (0.3, 3.0), "edge": (16,), "always": 8}
-    params = replace(recall.PRESETS["smoke"], **pair, **small, head=("int8", "vocab_trim"))
+    params = replace(recall.PRESETS["smoke"], **pair, **small, head=("int8", "vocab_trim", "flash"))
     return params, list(recall.measure(params))
 
 
@@ -170,14 +172,24 @@ def test_every_position_is_counted_once_a_head(judged):
     params, rows = judged
     held = held_out.held_out(params, params.draft[0])
     assert len(held.kinds) == len(held.judging) and {r.kind for r in rows} == set(held.kinds) == {"code", "prose"}
-    for key in {(r.head, r.always, r.plan) for r in rows}:
-        mine = [r for r in rows if (r.head, r.always, r.plan) == key]
+    for key in {(r.head, r.cluster_size, r.always, r.plan) for r in rows}:
+        mine = [r for r in rows if (r.head, r.cluster_size, r.always, r.plan) == key]
         for kind in set(held.kinds):
             assert sum(r.positions for r in mine if r.kind == kind) == held.kinds.count(kind)
         assert all(0 <= r.agreed <= r.positions and -1e-4 <= r.covered <= r.positions + 1e-3 for r in mine)
     assert {r.band for r in rows} <= {"1-16", "17-512"}
     assert {r.format for r in rows if r.head == "int8"} == {"int8"} != {r.format for r in rows if r.head == "flash"}
-    assert all(r.clustering_seconds > 0 for r in rows if r.head == "flash")
+    assert all(r.clustering_seconds > 0 for r in rows if r.cluster_size == 8)
+    assert {r.plan for r in rows if r.cluster_size == 16} == {"default", "0.3", "3"}  # the draft's own
+
+
+def test_of_an_instruction_only_the_answer_is_judged(judged, monkeypatch):
+    params, _ = judged
+    asked = [structs.replace(prompt, chat=True) for prompt in load_prompts(params.prompts, params.per_kind)]
+    whole = len(held_out.held_out(params, params.draft[0]).judging)
+    monkeypatch.setattr(held_out, "load_prompts", lambda *_: asked)
+    held = held_out.held_out(replace(params, edge=(9,)), params.draft[0])
+    assert len(held.judging) == len(held.kinds) == len(asked) // 2 * (params.new_tokens + 1) < whole
 
 
 def test_a_head_that_scores_every_cluster_misses_nothing(judged):

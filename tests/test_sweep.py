@@ -77,8 +77,8 @@ test_a_bad_grid_is_refused = refusing([
     (grid_of("produkt: {k: 1}"), "did you mean 'product'"),
     (grid_of("product: [1, 2]"), "'product' expects"),
     (grid_of("[" * 5000), "is no grid"),
-    (grid_of("&a [*a]"), "holds no names"),
-    (grid_of("product: {k: &a [*a]}\nsample: many"), "'sample' expects"),
+    (grid_of("product: {k: 1}\nsample: many"), "'sample' expects"),
+    (grid_of("a: &a [1, 1]\nb: &b [*a, *a]\nproduct: {k: [*b, *b]}"), "holds aliases"),
     (grid_of("x" * 2**17), "more than 65536 bytes"),
 ])  # fmt: skip
 

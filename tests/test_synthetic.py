@@ -20,6 +20,7 @@ from flashspec.models.packed import PackedLinear
 from flashspec.models.synthetic import SHAPES, shape, synthetic
 
 BILLIONS = {
+    "SmolLM2-135M": 0.1345,
     "Qwen3-0.6B": 0.596, "Qwen3-1.7B": 1.72, "Qwen3-4B": 4.02, "Qwen3-8B": 8.19, "Qwen3-14B": 14.77, "Qwen3-32B": 32.76,
     "Qwen2.5-0.5B": 0.494, "Qwen2.5-1.5B": 1.54, "Qwen2.5-7B": 7.62, "Qwen2.5-32B": 32.76,
     "Llama-3.2-1B": 1.236, "Llama-3.2-3B": 3.21, "Llama-3-8B": 8.03, "Llama-3-70B": 70.55, "Llama-3.1-8B": 8.03,

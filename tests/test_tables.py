@@ -1,15 +1,21 @@
-"""A Parquet table comes back as it went in, and is refused if one bit of it has changed."""
+"""A Parquet table comes back as it went in, and is refused if one bit of it has changed; what differs is said in words."""
 
+import hashlib
+import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy
 import pandas
 import pytest
-from shelf import refused
+from shelf import listing, refused
+from test_study import Counted
 
 from flashspec.cli.main import status
-from flashspec.study import Refused, tables
+from flashspec.study import Refused, run, tables, verify
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @dataclass(frozen=True)
@@ -22,11 +28,11 @@ class Row:
 
 ROWS = (Row('a, "b"\n', 3, 0.1), Row("", -(1 << 60), None, False), Row("é", 0, 1e-300), Row("∞", 1, -math.inf))
 MACHINE = {"cpu": "c", "cores": 1, "isa": "i", "device": "cpu"}
-ORIGIN = {"experiment": "toy", "machine": MACHINE, "date": "2030-01-01", "models": {}}
+ORIGIN = {"experiment": "toy", "measured": True, "machine": MACHINE, "date": "2030-01-01", "models": {}}
 
 
-def written(folder, rows=ROWS):
-    return tables.write(folder / "toy" / "k.parquet", Row, rows, ORIGIN).path
+def written(folder, rows=ROWS, name="k", **facts):
+    return tables.write(folder / "toy" / f"{name}.parquet", Row, rows, ORIGIN | facts).path
 
 
 def test_a_table_comes_back_with_its_types_and_origin_and_opens_in_pandas(tmp_path):
@@ -91,3 +97,96 @@ def test_the_command_verifies_lists_and_shows(tmp_path, capsys):
     said = capsys.readouterr()
     assert said.err.count("\n") == 1 and "k.parquet" in said.err and "0 of 1" in said.out
     assert status(["results", "verify", "--results", str(tmp_path / "nowhere")]) == 2
+
+
+def test_an_older_table_is_read_at_defaults_and_one_of_a_later_schema_is_refused(tmp_path, monkeypatch):
+    @dataclass(frozen=True)
+    class Later(Row):
+        since: str = "always"
+
+    assert [row.since for row in tables.read(written(tmp_path), Later).rows] == ["always"] * 4
+    with monkeypatch.context() as patch:
+        patch.setattr(tables, "SCHEMA", 2)
+        path = written(tmp_path, versions={"flashspec": "9.1"})
+    refused(r"schema 2 of flashspec 9.1, this one reads up to 1: install that one", tables.read, path, Row, error=Refused)
+
+
+@pytest.mark.parametrize(
+    "change", [{}, {b"{": b"["}, {b'"schema": 1': b'"schema":[]'}, {b"PAR1": b"PAR2"}, {b"name": b"\xffame"}]
+)
+def test_a_forged_file_with_a_sound_digest_is_refused_in_one_sentence(tmp_path, change):
+    path = written(tmp_path)
+    data = path.read_bytes()
+    at = data.index(tables.SEAL) + len(tables.SEAL)
+    data = data[:at] + tables.BLANK + data[at + 64 :]
+    for old, new in change.items():
+        assert old in data
+        data = data.replace(old, new)
+    path.write_bytes(resealed(data))
+    if change:
+        refused("sound digest and is no table of ours", tables.opened, path, error=Refused)
+    else:
+        tables.opened(path)  # the control
+
+
+def resealed(data):
+    at = data.index(tables.SEAL) + len(tables.SEAL)
+    blank = data[:at] + tables.BLANK + data[at + 64 :]
+    return data[:at] + hashlib.sha256(blank).hexdigest().encode() + data[at + 64 :]
+
+
+def test_diff_says_in_words_what_differs_and_export_writes_into_nothing_that_it_read(tmp_path, capsys):
+    one = written(tmp_path / "s", params={"k": [1, 2]}, threads=1)
+    other = written(tmp_path / "s", [replace(ROWS[0], count=4), *ROWS[1:]], "l", params={"k": [1]}, commit="c")
+    longer = written(tmp_path / "s", [*ROWS, ROWS[0]], "m", params={"k": [1, 2]}, threads=1)
+    before = listing(tmp_path / "s")
+    assert status(["results", "diff", str(one), str(one)]) == 0 and "say the same" in capsys.readouterr().out
+    assert status(["results", "diff", str(one), str(other)]) == 1
+    assert capsys.readouterr().out.splitlines() == [
+        "origin: commit is not said in A and 'c' in B",
+        "parameter k is [1, 2] in A and [1] in B",
+        "origin: threads is 1 in A and not said in B",
+        "count differs in 1 of 4 rows, first in row 0, 3 in A and 4 in B",
+    ]
+    assert status(["results", "diff", str(one), str(longer)]) == 1 and "1 rows are in B alone" in capsys.readouterr().out
+    for name in ("out.csv", "out.parquet"):
+        assert status(["results", "export", str(one), str(tmp_path / name)]) == 0
+        assert status(["results", "export", str(one), str(tmp_path / name)]) == 2  # it is there already
+        assert status(["results", "export", str(one), str(one.with_name(name))]) == 2
+        assert status(["results", "export", str(one), str(tmp_path / "s" / name)]) == 2
+    assert listing(tmp_path / "s") == before and tables.read(tmp_path / "out.parquet", Row).rows == ROWS
+    exported = pandas.read_csv(tmp_path / "out.csv", keep_default_na=False)
+    assert exported["count"].tolist() == [row.count for row in ROWS] and exported["name"].tolist() == [row.name for row in ROWS]
+    assert json.loads((tmp_path / "out.json").read_text())["params"] == {"k": [1, 2]}
+    assert status(["results", "export", str(one), str(tmp_path / "out.xls")]) == 2
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    counted = Counted(measured=False)
+    monkeypatch.setattr(verify, "EXPERIMENTS", {"counted": counted.experiment})
+    return counted
+
+
+def test_verify_computes_again_what_is_a_function_of_the_source(counted, tmp_path, capsys):
+    found = run(counted.experiment, root=tmp_path)
+    line = ["results", "verify", "--results", str(tmp_path)]
+    assert status(line) == 0 and "1 of 1" in capsys.readouterr().out and counted.calls == [1, 2, 3] * 2
+    assert status([*line, "--digests"]) == 0 and counted.calls == [1, 2, 3] * 2
+    for change, origin, code, said in (
+        ({"block": 7}, {}, 2, "block differs in 1 of 3 rows, first in row 0, 7 in A and 1 in B"),
+        ({"time": 0.1 + 1e-9}, {}, 0, "1 computed again"),
+        ({"time": 0.1001}, {"measured": True}, 0, "0 computed again"),
+        ({}, {"key": "another"}, 2, "says key 'another' of itself"),
+        ({}, {"version": 2}, 0, "another version or other parameters"),
+        ({}, {"params": {**found.origin["params"], "blocks": ["x"]}}, 0, "models or parameters are not here"),
+        ({}, {"converted_from": {"experiment": "older"}}, 0, "carried over from older"),
+    ):
+        tables.write(found.path, type(found.rows[0]), [replace(found.rows[0], **change), *found.rows[1:]], found.origin | origin)
+        assert status(line) == code, said
+        told = capsys.readouterr()
+        assert said in told.err + told.out and told.err.count(found.path.name) == told.err.count("\n") == code // 2
+
+
+def test_every_stored_table_and_record_is_as_it_was_written(capsys):
+    assert status(["results", "verify", "--digests", "--results", str(ROOT / "book" / "results")]) == 0

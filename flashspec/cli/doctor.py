@@ -43,7 +43,7 @@ def machine() -> Iterator[Finding]:
 
 
 def compilation() -> Iterator[Finding]:
-    """The C compiler, what it made of the kernels, and whether the next process finds that again."""
+    """The C compiler, the compiled kernels, and whether the next process will find them again."""
     cc, made = compiler(), built()
     yield "C compiler", cc is not None, cc or "none: slower torch kernels serve", "install gcc or clang"
     if made.library is None:
@@ -55,7 +55,7 @@ def compilation() -> Iterator[Finding]:
 
 
 def models() -> Iterator[Finding]:
-    """Shipped models, whole and undamaged."""
+    """Shipped models: whether they are there and undamaged."""
     for folder in sorted({folder for names in REFERENCE.values() for folder in names.values()}):
         present = (SHIPPED / folder / "config.json").is_file()
         found = "whole, digests match" if present else "missing"
@@ -67,7 +67,7 @@ def models() -> Iterator[Finding]:
 
 
 def pairs() -> Iterator[Finding]:
-    """Published models: where they lie."""
+    """Published models: where their files are."""
     for name, role in ((name, role) for name, pair in PAIRS.items() for role in pair):
         try:
             yield f"{name} {role}", True, f"{published(name, role)}, digest matches", ""
@@ -76,7 +76,7 @@ def pairs() -> Iterator[Finding]:
 
 
 def line(finding: Finding) -> str:
-    """A finding as one line of the report."""
+    """One finding as a line of the report."""
     subject, present, found, fix = finding
     mark = click.style("yes", fg="green") if present else click.style("no ", fg="yellow")
     return f"{mark}  {subject:<16}{found}" + (f"  (to get it: {fix})" if fix and not present else "")
@@ -84,7 +84,7 @@ def line(finding: Finding) -> str:
 
 @click.command("doctor")
 def command() -> None:
-    """Say what this machine can do, what is missing and how to get it."""
+    """Show what this machine can do, what is missing and how to get it."""
     click.echo(", ".join(f"{name} {version}" for name, version in provenance.versions().items()))
     for findings in (machine, compilation, models, pairs):
         for finding in findings():

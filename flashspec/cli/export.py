@@ -1,4 +1,4 @@
-"""`flashspec export`: any model of ours for other engines."""
+"""`flashspec export`: write a model for other engines."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from flashspec.cli.flags import At, option
+from flashspec.cli.flags import At, busy, option
 from flashspec.decoding.models import load
 from flashspec.models.borrowed import speaker
 from flashspec.models.export import BITS, text_facts, write_gguf, write_speech
@@ -22,15 +22,17 @@ SHARD_BYTES = 2_000_000_000
 @click.argument("model")
 @click.argument("out", type=At())
 @click.option("--format", "form", type=click.Choice(list(DTYPES)), required=True, help="A Hugging Face folder, or a GGUF file.")
-@option("--bits", type=click.Choice(list(BITS)), default="q8_0", help="Numbers of a GGUF file's matrices.")
+@option("--bits", type=click.Choice(list(BITS)), default="q8_0", help="Number format of a GGUF file's matrices.")
 def command(model: str, out: Path, form: str, bits: str) -> None:
-    """Write MODEL (as --target names it) to OUT: a folder in bfloat16, or a GGUF file, with tokenizer and chat template."""
+    """Write MODEL (any name that --target takes) to OUT: a folder in bfloat16, or a GGUF file, ready to chat."""
     if (form == "gguf") != (out.suffix == GGUF):
         raise click.UsageError(f"a GGUF file's name ends in {GGUF} and a folder's does not, got {out.name} for --format {form}")
+    busy("loading the model")
     found = load(model, None, DTYPES[form], "cpu", "dense")
     target, source = found.target, speaker(found.folders["target"])
     if not isinstance(target, Transformer):
         raise ValueError(f"{model} is computed by transformers; only models of our own architectures are exported")
+    busy(f"writing {out.name}")
     if form == "gguf":
         facts = text_facts(source, found.tokenizer, target.config)
         with new_file(out, [source, found.folders["target"]]) as part:

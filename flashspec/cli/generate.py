@@ -11,44 +11,18 @@ from typing import Any, NamedTuple
 
 import click
 
-from flashspec.cli.flags import COUNT, PRECISION, TARGET, Value, given, option, with_flags, with_options
+from flashspec.cli.flags import COUNT, PRECISION, TARGET, Value, busy, given, option, with_flags, with_options
 from flashspec.decoding.generate import Request, Stats, count, own_method, request, weak_exit
 from flashspec.decoding.method import METHODS, Method, method_named
 from flashspec.decoding.models import Models, folder_of, load, own_draft
-from flashspec.decoding.state import Event, Step
+from flashspec.decoding.state import Event
+from flashspec.decoding.words import Texts, kinds
 from flashspec.models.adapter import speaker
 from flashspec.models.chat import chat_prompt, generation_defaults
 from flashspec.provenance import usable_cores
 from flashspec.sampling import Sampling
 
 COLOURS = {"accepted": "green", "corrected": "red", "bonus": "cyan", "written": None}
-
-
-class Texts:
-    """Ids to text piece by piece; a piece waits until its characters are whole."""
-
-    def __init__(self, models: Models) -> None:
-        self.models, self.ids, self.start, self.shown = models, list[int](), 0, 0
-
-    def push(self, token: int) -> str:
-        """The text that this token completes."""
-        if self.models.tokenizer is None:
-            return f"{token} "
-        self.ids.append(token)
-        known, now = (self.models.decode(self.ids[self.start : end]) for end in (self.shown, len(self.ids)))
-        if now.endswith("\ufffd"):
-            return ""
-        self.start, self.shown = self.shown, len(self.ids)
-        return now[len(known) :]
-
-
-def kinds(step: Step, stages: int) -> list[str]:
-    """What each token of a step is: accepted, corrected or bonus; written where nothing verifies."""
-    verdict = next((e for e in step.events if stages > 1 and e.stage == stages - 1 and e.adds), None)
-    if verdict is None:
-        return ["written"] * len(step.tokens)
-    last = "bonus" if verdict.kept == verdict.waiting else "corrected"
-    return (["accepted"] * verdict.kept + [last])[: len(step.tokens)]
 
 
 class Done(NamedTuple):
@@ -75,7 +49,8 @@ def stream(models: Models, ready: Request, show: bool, heard: bool = True) -> Do
             break
         events += step.events
         tokens += step.tokens
-        for token, kind in zip(step.tokens if heard else (), kinds(step, len(ready.stages)), strict=heard):
+        became = [kind for event in step.events for kind in kinds(event, len(ready.stages) - 1)]
+        for token, kind in zip(step.tokens if heard else (), became, strict=False):
             click.secho(texts.push(token), fg=COLOURS[kind] if show else None, nl=False, color=True if show else None)
         sys.stdout.flush()
     click.echo(nl=heard)
@@ -112,15 +87,15 @@ def comparison(done: Done, plain: Done, load: float) -> Iterator[str]:
 @click.command("generate", epilog="Colours of --show: accepted green, corrected red, bonus cyan.")
 @click.argument("prompt", required=False)
 @option("--ids", type=Value(tuple[int, ...]), metavar="1,2,3", help="The prompt as token ids instead of text.")
-@option("--method", default="auto", help="auto (flash with a draft, else baseline), " + ", ".join(METHODS) + ".")
+@option("--method", type=click.Choice(("auto", *METHODS)), default="auto", help="auto: flash with a draft, else baseline.")
 @TARGET
-@option("--draft-model", default="auto", help="auto (the target's own, if any), or a model as --target; a cascade's by commas.")
-@option("--chat", is_flag=True, help="Put the prompt through the target's chat template.")
+@option("--draft", default="auto", help="auto (the target's own), or a model as --target; several by commas in a cascade.")
+@option("--chat", is_flag=True, help="Wrap the prompt in the target's chat template.")
 @option("--system", help="With --chat: the system message.")
-@option("--defaults", is_flag=True, help="Sample as the target's generation_config.json asks; flags you give win.")
-@option("--max-new-tokens", type=COUNT, default=128, help="Tokens to write at most.")
+@option("--defaults", is_flag=True, help="Sample as the target's generation_config.json says; your own flags win.")
+@option("--max-new-tokens", type=COUNT, default=128, help="Most tokens to write.")
 @option("--show", is_flag=True, help="Colour accepted, corrected and bonus tokens.")
-@option("--compare", is_flag=True, help="Decode the same prompt plainly as well, and end with both speeds.")
+@option("--compare", is_flag=True, help="Decode the prompt plainly too, and end with both speeds.")
 @with_options(*PRECISION)
 @with_flags(Method, skip=("draft",))
 @with_flags(Sampling)
@@ -135,8 +110,7 @@ def command(prompt: str | None, ids: tuple[int, ...] | None, show: bool, **optio
     system = os.fsencode(options["system"]).decode() if options["system"] else None
     sampling = Sampling(**(own_defaults(options) | given(Sampling, options)))
     method, drafts = chosen(options)
-    if sys.stderr.isatty():
-        click.secho("loading models ...", err=True, dim=True)
+    busy("loading models")
     models = load(options["target"], drafts, options["dtype"], options["device"], options["weights"])
     if options["method"] == "auto" and options["head"] is None and drafts and own_method(models) == "dense":
         method = replace(method, head="dense")
@@ -147,12 +121,13 @@ def command(prompt: str | None, ids: tuple[int, ...] | None, show: bool, **optio
     length = {"max_new_tokens": options["max_new_tokens"]}
     ready = request(models, asked, method, sampling, length)
     if speaker() and options["method"] == "auto" and drafts is None:
-        click.echo("plain decoding: this target has no draft of its own; give --draft-model, or --method lookup", err=True)
+        click.echo("plain decoding: this target has no draft of its own; give --draft, or --method lookup", err=True)
     if speaker() and not method.exact(sampling):
         click.echo("lossy: the text need not follow the target's own law under this method and rule", err=True)
     done = stream(models, ready, show, speaker())
     told = [summary(done, show)]
     if options["compare"]:
+        busy("decoding plainly")
         plain = request(models, ready.ids, "baseline", sampling, length)
         told += comparison(done, stream(models, plain, False, heard=False), load_before)
     if speaker():
@@ -161,9 +136,10 @@ def command(prompt: str | None, ids: tuple[int, ...] | None, show: bool, **optio
 
 def chosen(options: dict[str, Any]) -> tuple[Method, list[str] | None]:
     """The method, and the drafts that it needs."""
-    named = own_draft(options["target"]) if options["draft_model"] == "auto" else options["draft_model"]
+    named = own_draft(options["target"]) if options["draft"] == "auto" else options["draft"]
     plain = "flash" if named else "baseline"
-    method = method_named(plain if options["method"] == "auto" else options["method"], given(Method, options))
+    fields = given(Method, {**options, "draft": None})
+    method = method_named(plain if options["method"] == "auto" else options["method"], fields)
     return method, named.split(",") if named and method.draft in ("model", "cascade") else None
 
 

@@ -1,4 +1,4 @@
-"""`flashspec heads`: build a FlashHead for a model from what the model itself writes."""
+"""`flashspec heads`: build a FlashHead for a model from text that the model itself writes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import click
 import torch
 
-from flashspec.cli.flags import COUNT, PROMPTS, At, option
+from flashspec.cli.flags import COUNT, PROMPTS, At, busy, option
 from flashspec.decoding.models import folder_of, load
 from flashspec.heads.dense import DenseHead
 from flashspec.heads.flash import FlashHead
@@ -25,18 +25,22 @@ SHARES = (0.08, 0.1, 0.13)  # of the vocabulary's rows, read at most
 
 @click.group("heads")
 def command() -> None:
-    """Approximate vocabulary heads, built once for a model and found again by every process."""
+    """Build approximate vocabulary heads once; every later process finds them."""
 
 
 @command.command("build")
 @click.argument("model")
 @PROMPTS
-@option("--new-tokens", type=COUNT, default=256, help="Tokens that the model writes behind each prompt.")
-@option("--temperature", type=click.FloatRange(min=0), default=0.7, help="Of these texts.")
-@option("--out", type=At(), help="A new folder, instead of the cache: the model with its head; weights are hard links.")
+@option("--new-tokens", type=COUNT, default=256, help="Tokens that the model writes after each prompt.")
+@option("--temperature", type=click.FloatRange(min=0), default=0.7, help="Temperature of the model's texts; 0 is greedy.")
+@option("--out", type=At(), help="A new folder for the model with its head, instead of the cache; weights are hard links.")
 def build(model: str, prompts: Path | None, new_tokens: int, temperature: float, out: Path | None) -> None:
-    """Let MODEL (as --draft names it) write behind prompts of several kinds, cluster its vocabulary for these rows, and say how
-    often the head names the dense head's token on texts that were held out, kind by kind; the last kind is held out whole."""
+    """Build a FlashHead for MODEL (any name that --draft takes), from prompts of several kinds that the model continues.
+
+    The report says how often the head agrees with the dense head on held-out text, one line per kind; the last kind is held out
+    completely.
+    """
+    busy("loading the model")
     models = load(folder_of(model, "draft"), None)
     origin = models.origin("target", "flash")
     place, weight, norm = free_place(origin, models.folders["target"], out), origin.weight, origin.norm
@@ -47,11 +51,11 @@ def build(model: str, prompts: Path | None, new_tokens: int, temperature: float,
     told = {str(share): agreements(head.within(share), DenseHead(norm, weight), found) for share in SHARES}
     keep(head.within(SHARES[1]), {"agreement": told}, place, models.folders["target"] if out else None)
     click.echo(report(head, told, found))
-    click.echo(f"done: {place}; decode with --method flash" + (f" --draft-model {out}" if out else ""))
+    click.echo(f"done: {place}; decode with --method flash" + (f" --draft {out}" if out else ""))
 
 
 def free_place(origin: Origin, folder: Path, out: Path | None) -> Path:
-    """Where a model's head goes: its file of the cache, or the folder `out`."""
+    """Where a model's head is written: its file in the cache, or the folder `out`."""
     if out is not None:
         if folder.is_file():
             raise ValueError(f"--out copies a checkpoint folder, and {folder.name} is one file; leave --out away for the cache")
@@ -65,7 +69,7 @@ def free_place(origin: Origin, folder: Path, out: Path | None) -> Path:
 
 
 def keep(head: FlashHead, told: dict[str, Any], place: Path, source: Path | None) -> None:
-    """Write a head to its file of the cache, or to a new folder with the rest of its model's `source`."""
+    """Write a head to its file in the cache, or to a new folder with the rest of its model's `source`."""
     if source is None:
         place.parent.mkdir(parents=True, exist_ok=True)
         head.save(place, told)
@@ -77,7 +81,7 @@ def keep(head: FlashHead, told: dict[str, Any], place: Path, source: Path | None
 
 
 def report(head: FlashHead, told: dict[str, dict[str, float]], found: dict[str, Domain]) -> str:
-    """Agreement with the dense head on held-out rows, a line for a number of probes."""
+    """Agreement with the dense head on held-out rows, one line per number of probes."""
     names = [kind + ("" if len(domain.seen) else " (unseen)") for kind, domain in found.items()]
     lines = ["probes  rows read  " + "  ".join(names)]
     for share, agreed in told.items():

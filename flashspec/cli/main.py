@@ -1,4 +1,4 @@
-"""The command line: generate, run, list, train, quantize, doctor. Errors are one sentence and exit status 2."""
+"""The command line. An error is one sentence and exit status 2."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from flashspec.refusals import guarded, in_words, readable, refuse
 COMMANDS = {
     "generate": ("generate:command", "Write text with any method and say what it cost."),
     "run": ("study:run_command", "Run an experiment, or show its stored table."),
-    "results": ("study:results_command", "List stored tables, show one with its origin, or verify them all."),
+    "results": ("results:command", "List, show, compare, verify and export stored tables."),
     "sweep": ("sweep:command", "Run an experiment or a notebook over a grid of parameters."),
-    "notebooks": ("study:notebooks_command", "Run notebooks with parameters of your own."),
+    "notebooks": ("study:notebooks_command", "Run notebooks with your own parameters."),
     "pages": ("study:pages_command", "Write the README's table and picture from stored tables."),
     "list": ("study:list_command", "List experiments, methods and models."),
     "train": ("train:command", "Train the reference models from scratch."),
-    "quantize": ("train:quantize", "Write a checkpoint's 4-bit twin."),
-    "fetch": ("fetch:command", "Bring a published model: smollm2 or qwen."),
+    "quantize": ("train:quantize", "Quantise a checkpoint to 4 bits."),
+    "fetch": ("fetch:command", "Download a published model: smollm2 or qwen."),
     "export": ("export:command", "Write any model as a Hugging Face folder or a GGUF file."),
-    "heads": ("heads:command", "Build a FlashHead from what a model writes."),
+    "heads": ("heads:command", "Build a FlashHead from text that a model writes."),
     "plan": ("plan:command", "Say whether to speculate here, and how."),
     "trace": ("trace:command", "Record a target's text once; replay drafts against it."),
-    "draft": ("draft:command", "Make a wide, shallow draft out of a target."),
-    "doctor": ("doctor:command", "Say what this machine can do, what is missing and how to get it."),
+    "draft": ("draft:command", "Cut a wide, shallow draft out of a target."),
+    "doctor": ("doctor:command", "Show what this machine can do, what is missing and how to get it."),
 }
 
 
 class Lazy(click.Group):
-    """Commands imported when they are asked for, so that `--help` loads nothing."""
+    """Commands imported on first use, so that `--help` loads nothing."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -55,7 +55,7 @@ def group() -> None:
 
 
 def status(arguments: Sequence[str] | None = None) -> int:
-    """Run one command line and return its exit status: 0, 1 for notebooks that failed, 2 for a refusal, 130 if interrupted."""
+    """Run one command line and return its exit status: 0, 1 for failed notebooks or tables that differ, 2 for an error, 130."""
     return guarded(lambda: _status(arguments))
 
 
@@ -68,7 +68,11 @@ def _status(arguments: Sequence[str] | None) -> int:
     except click.Abort as error:
         raise error.__cause__ or KeyboardInterrupt from None
     except click.UsageError as error:
-        return refuse(f"{error.format_message().rstrip('.')}; see {error.ctx.command_path if error.ctx else 'flashspec'} --help")
+        from flashspec.cli.flags import RENAMED
+
+        old = getattr(error, "option_name", "")
+        said = f"{old} is called {RENAMED[old]} now" if old in RENAMED else error.format_message().rstrip(".")
+        return refuse(f"{said}; see {error.ctx.command_path if error.ctx else 'flashspec'} --help")
     except click.ClickException as error:
         return refuse(error.format_message())
 

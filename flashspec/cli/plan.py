@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from flashspec.cli.flags import PRECISION, PROMPTS, K, Value, given, option, with_flags, with_options
+from flashspec.cli.flags import NAMED, PRECISION, PROMPTS, K, Value, busy, given, option, with_flags, with_options
 from flashspec.decoding.generate import own_method
 from flashspec.decoding.models import REFERENCE, load, own_draft
 from flashspec.measure import clock
@@ -33,7 +33,7 @@ from flashspec.provenance import usable_cores
 from flashspec.study.advice import estimate, head_lines, lines, machine
 from flashspec.study.parameters import parse_value
 
-HEADS = {"heads": ("dense", "int8", "flash"), "probes": (32, 64, 128, 256), "shortlists": (512, 2048)}
+HEADS = {"head": ("dense", "int8", "flash"), "probes": (32, 64, 128, 256), "shortlist": (512, 2048)}
 HERE = "measured on this machine"
 GIVEN = {"acceptance": "given, the same for every head"}
 ENDING = 3.0  # seconds kept for the program's start and for the intervals
@@ -41,13 +41,13 @@ Found = tuple[Question, PairCosts, Acceptance, dict[str, str]]
 
 
 def is_shape(name: str) -> bool:
-    """Whether a name stands for a published shape without weights."""
+    """Whether a name is that of a published shape without weights."""
     shipped = name in REFERENCE["target"] | REFERENCE["draft"]
     return not shipped and name.lower().removesuffix("-awq") in map(str.lower, SHAPES)
 
 
 def evidence(options: Mapping[str, Any], question: Question) -> Found:
-    """What was asked about in the end, its costs and acceptance, and where each comes from."""
+    """The final question, its costs and acceptance, and where each of them comes from."""
     rates, names = options["acceptance"], (options["target"], options["draft"])
     acceptance = None if rates is None else Given(rates)
     if options["times"]:
@@ -60,11 +60,12 @@ def evidence(options: Mapping[str, Any], question: Question) -> Found:
 
 
 def _of_models(options: Mapping[str, Any], acceptance: Given | None, question: Question) -> Found:
-    """Measured within the question's seconds, with an estimate on standard error after every turn."""
+    """Measured within the question's time limit, with an estimate on standard error after every turn."""
     until, load_before = clock.now() + question.seconds - ENDING, os.getloadavg()[0]
+    busy("loading models")
     models = load(*(options[name] for name in ("target", "draft", "dtype", "device", "weights")))
-    if options["heads"] is None and own_method(models) == "dense":
-        question = replace(question, heads=tuple(head for head in question.heads if not head.startswith("flash")))
+    if options["head"] is None and own_method(models) == "dense":
+        question = replace(question, head=tuple(head for head in question.head if not head.startswith("flash")))
         say("no FlashHead has been built for this draft: planned without; `flashspec heads build` builds one")
     prompts = load_prompts(options["prompts"], question.per_kind, models)[: 1 if acceptance else None]
     if not acceptance and len(prompts) < FEWEST:
@@ -95,7 +96,7 @@ def _needed(acceptance: Given | None, why: str) -> Given:
 
 
 def _of_shapes(options: Mapping[str, Any], acceptance: Given, question: Question) -> Found:
-    """Predicted for the device's memory; the speedup itself does not depend on how fast that is."""
+    """Predicted from the device's memory bandwidth, which cancels out of the speedup."""
     names = (options["target"], options["draft"])
     odd = [name for name in names if not is_shape(name)]
     if odd:
@@ -106,7 +107,7 @@ def _of_shapes(options: Mapping[str, Any], acceptance: Given, question: Question
 
 
 def draft_of(options: Mapping[str, Any]) -> str:
-    """The draft that was named, or else the target's own; ValueError where costs need one and there is none."""
+    """The named draft, or else the target's own; ValueError where costs need one and there is none."""
     named, target = options["draft"], options["target"]
     found = own_draft(target) if named == "auto" else named
     if not found and not options["times"]:
@@ -115,24 +116,23 @@ def draft_of(options: Mapping[str, Any]) -> str:
 
 
 def asked(options: Mapping[str, Any], defaults: Mapping[str, Any]) -> Question:
-    """The question of a command line; shapes or times without heads are asked about the dense head."""
+    """The question of a command line; for shapes or stated times the default head is the dense one."""
     found = {**defaults, **given(Question, options)}
     bare = options["times"] or any(map(is_shape, (options["target"], options["draft"])))
-    if bare and found.setdefault("heads", ("dense",)) != ("dense",):
+    if bare and found.setdefault("head", ("dense",)) != ("dense",):
         raise ValueError("times and shapes tell nothing about heads: give two checkpoints, and heads are timed here")
     return Question(**found)
 
 
 RATES = Value(tuple[float, ...])
 PAIR = with_options(
-    option("--target", default="reference", help="A shipped model, a checkpoint folder or a published shape."),
+    option("--target", default="reference", help=f"{NAMED}, or a published shape such as Qwen3-32B."),
     option("--draft", default="auto", help="auto (the target's own), or a model or shape as --target."),
-    option("--head", "--heads", "heads", type=Value(tuple[str, ...]), help="Heads of the draft, by commas; default dense,flash."),
-    option("--acceptance", type=RATES, metavar="RATES", help="Acceptance you know: one rate, or one a position, by commas."),
-    option("--times", metavar="PARTS", help="Costs you know, in ms: step=60,draft=6.7,check=60."),
+    option("--acceptance", type=RATES, metavar="RATES", help="Known acceptance: one rate, or one per drafted token, by commas."),
+    option("--times", metavar="PARTS", help="Known times in ms, such as step=60,draft=6.7,check=60."),
     PROMPTS,
     *PRECISION,
-    with_flags(Question, skip=("heads",)),
+    with_flags(Question),
 )
 
 
@@ -140,10 +140,10 @@ PAIR = with_options(
 @PAIR
 @click.pass_context
 def command(ctx: click.Context, **options: Any) -> None:
-    """Say whether to speculate here, with which k, head and finalisation, and what it is predicted to bring.
+    """Say whether to speculate on this machine, with which k, head and final token, and predict the speedup.
 
-    Costs are measured on this machine, part by part; tokens a check come from the target's own texts, or from --acceptance.
-    Published shapes (Qwen3-32B, LLaMA-65B, OPT-66B, ...) need no weights.
+    Each part of a round is timed here; acceptance is counted on the target's own texts, or taken from --acceptance. Published
+    shapes (Qwen3-32B, LLaMA-65B, OPT-66B, ...) need no weights.
     """
     if ctx.invoked_subcommand is None:
         options["draft"] = draft_of(options)
@@ -159,15 +159,15 @@ def command(ctx: click.Context, **options: Any) -> None:
 @K
 @PAIR
 def heads(k: int, **options: Any) -> None:
-    """Say which vocabulary head pays on this draft, by the cheap-head gate: costs and tokens a check measured here.
+    """Say which vocabulary head pays on this draft; costs and tokens per check are measured here.
 
-    A cheap head pays if it keeps more of the dense head's tokens a check than (1 + nu kappa) / (1 + kappa), its round over
-    the dense head's: kappa is the drafts' time over the rest of a round with the dense head, nu a drafted token's time over
-    one with the dense head.
+    A cheap head pays if its tokens per check, over the dense head's, exceed (1 + nu kappa) / (1 + kappa): the time of its round
+    over the dense head's. kappa is the drafting time over the rest of a round with the dense head, nu a drafted token's time
+    over one with the dense head.
     """
     options["draft"] = draft_of(options)
     question = replace(asked(options, HEADS), max_k=k)
-    if "dense" not in question.heads or len(question.writers) < 2:
-        raise ValueError("heads are compared with the dense one: name dense and at least one other in --heads")
+    if "dense" not in question.head or len(question.writers) < 2:
+        raise ValueError("heads are compared with the dense one: name dense and at least one other in --head")
     question, costs, acceptance, sources = evidence(options, question)
     click.echo("\n".join(head_lines(head_cases(costs, acceptance, question.writers, k), sources)))

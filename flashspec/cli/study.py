@@ -1,28 +1,26 @@
-"""`flashspec run`, `results`, `list`, `notebooks` and `pages`: experiments and their stored tables."""
+"""`flashspec run`, `list`, `notebooks` and `pages`: experiments, and what is made of their tables."""
 
 from __future__ import annotations
 
-import json
+import io
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import click
 
-from flashspec import provenance
-from flashspec.cli.flags import FILE, At, flags, given
+from flashspec.cli.flags import RESULTS, At, flags, given
 from flashspec.decoding.method import METHODS, Method
 from flashspec.decoding.models import REFERENCE
 from flashspec.models.pairs import PAIRS
 from flashspec.refusals import refuse
-from flashspec.study import tables
-from flashspec.study.compare import shown
 from flashspec.study.experiment import Experiment
-from flashspec.study.parameters import Refused
 from flashspec.study.registry import EXPERIMENTS
+from flashspec.study.summary import short, summary
 
 ROWS_SHOWN = 40
-ROLES = {"target": "--target", "draft": "--draft-model"}
-RESULTS: dict[str, Any] = {"type": At(), "help": "Folder of the tables, default book/results."}
+SESSION = ("thesis", "taught", "smollm2")  # races whose output the README shows
+ROLES = {"target": "--target", "draft": "--draft"}
 OPTIONS = (
     click.Option(["--fresh"], is_flag=True, help="Measure on this machine instead of showing the stored table."),
     click.Option(["--preset"], metavar="NAME", help="Start from named parameters, such as smoke."),
@@ -31,13 +29,13 @@ OPTIONS = (
 
 
 class Experiments(click.Group):
-    """One command an experiment, made from its parameters when it is asked for."""
+    """One command per experiment, made from its parameters on first use."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(EXPERIMENTS)
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command:
-        """The experiment's fields as flags, on top of a preset where the name is a preset's."""
+        """The experiment's fields as flags; a preset's name gives its experiment with the preset's values."""
         found = EXPERIMENTS[name] if name in EXPERIMENTS else EXPERIMENTS.preset(name)
 
         def call(**options: Any) -> None:
@@ -51,8 +49,8 @@ def run_one(experiment: Experiment, options: dict[str, Any]) -> None:
     base = experiment.preset(options["preset"]) if options["preset"] else experiment.params()
     params = experiment.parse({**vars(base), **given(experiment.params, options)})
     results = experiment.run(params, fresh=options["fresh"], root=options["results"], progress=True)
-    table = shown(results.frame) if results.origin["experiment"] == "race" else results.frame
-    click.echo(table.to_string(index=False, max_rows=ROWS_SHOWN))
+    looks: Any = {"index": False, "max_rows": ROWS_SHOWN, "na_rep": "", "float_format": short}
+    click.echo(summary(results).to_string(**looks))
     click.echo(f"{len(results.rows)} rows in {results.path}; {results.machine}", err=True)
 
 
@@ -66,55 +64,9 @@ def run_command(ctx: click.Context, **options: Any) -> None:
         run_one(experiment, options)
 
 
-@click.group("results")
-def results_command() -> None:
-    """List stored tables, show one with its origin, or verify them all."""
-
-
-@results_command.command("ls")
-@click.option("--results", "root", **RESULTS)
-def ls(root: Path | None) -> None:
-    """One line a table: file, rows, day and machine."""
-    for path in paths(root):
-        facts = tables.opened(path)[1]
-        click.echo(f"{path.parent.name}/{path.name}  {facts['rows']} rows  {provenance.describe(facts)}")
-
-
-@results_command.command("show")
-@click.argument("path", type=FILE)
-def show(path: Path) -> None:
-    """The origin of a table, and its rows."""
-    table, facts = tables.opened(path)
-    click.echo(json.dumps(facts, indent=2, sort_keys=True))
-    click.echo(table.to_pandas().to_string(index=False, max_rows=ROWS_SHOWN))
-
-
-@results_command.command("verify")
-@click.option("--results", "root", **RESULTS)
-def verify(root: Path | None) -> int:
-    """Check every table below a folder; status 2 and one sentence for each that is not as it was written."""
-    found, damaged = paths(root), 0
-    for path in found:
-        try:
-            tables.opened(path)
-        except Refused as error:
-            damaged += 1
-            refuse(str(error))
-    click.echo(f"{len(found) - damaged} of {len(found)} tables are as they were written")
-    return 2 if damaged else 0
-
-
-def paths(root: Path | None) -> list[Path]:
-    """Every Parquet file below a folder; Refused where there is no such folder."""
-    folder = root or tables.default_root()
-    if not folder.is_dir():
-        raise Refused(f"there is no folder {folder.name}; name one with --results")
-    return sorted(folder.rglob("*.parquet"))
-
-
 @click.command("list")
 def list_command() -> None:
-    """List experiments, methods and models: shipped ones, and published ones by name."""
+    """List experiments, methods and models, shipped and published."""
     models = [(f"{flag} {name}", f"flashspec/data/{at}") for role, flag in ROLES.items() for name, at in REFERENCE[role].items()]
     models += [(f"{ROLES[role]} {name}", model.told) for name, pair in PAIRS.items() for role, model in pair.items()]
     rows = {
@@ -143,7 +95,7 @@ def differing(method: Method) -> str:
 @click.option("--fresh", is_flag=True, help="Measure on this machine instead of showing stored tables.")
 @click.option("-p", "values", nargs=2, multiple=True, metavar="NAME VALUE", help="Set a parameter; can be given again.")
 def notebooks_command(source: Path, out: Path, fresh: bool, values: tuple[tuple[str, str], ...]) -> int:
-    """Run a notebook, or all of a folder, and write them to a folder; status 1 if a cell failed."""
+    """Run a notebook, or all in a folder, and write them to another folder; exit status 1 if a cell failed."""
     from flashspec.study.notebooks import NotebookFailed, execute_all, found_in
 
     try:
@@ -157,7 +109,19 @@ def notebooks_command(source: Path, out: Path, fresh: bool, values: tuple[tuple[
 @click.command("pages")
 @click.argument("readme", type=At())
 def pages_command(readme: Path) -> None:
-    """Bring a page with places for results, and its picture, up to date with the stored tables."""
-    from flashspec.study.answers import update
+    """Update a page's results and its picture from the stored tables."""
+    from flashspec.study.answers import table, update
 
-    update(readme)
+    update(readme, table() + session())
+
+
+def session(root: Path | None = None) -> str:
+    """What `flashspec run` prints for the stored races of SESSION, as a block of Markdown; nothing is measured."""
+    said = io.StringIO()
+    for name in SESSION:
+        experiment = EXPERIMENTS.preset(name)
+        if experiment.stored(name, root):
+            said.write(f"$ flashspec run {name}\n")
+            with redirect_stdout(said):
+                run_one(experiment, {"preset": name, "fresh": False, "results": root})
+    return f"\n\n```console\n{said.getvalue()}```" if said.getvalue() else ""

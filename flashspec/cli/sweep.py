@@ -18,6 +18,8 @@ from flashspec.study.grid import Grid, read, spoken
 from flashspec.study.parameters import Refused
 from flashspec.study.sweep import Point, Sweep
 
+ROWS_SHOWN = 40
+
 
 @click.command("sweep")
 @click.argument("name", metavar="NOTEBOOK_OR_EXPERIMENT")
@@ -45,7 +47,7 @@ def command(name: str, values: tuple[str, ...], **options: Any) -> int:
     out = options["out"] or Path("sweeps") / Path(name).stem.replace(":", ".")
     sweep = Sweep(name, gridded(values, options), out, options["timeout"])
     points = [point for point in sweep.points if options["only"] in (None, point.key)]
-    todo = [point for point in points if options["force"] or point.key not in sweep.ready]
+    todo = [point for point in points if options["force"] or point.key not in sweep.finished()]
     workers = 1 if sweep.subject.timed else options["workers"]
     click.echo(planned(sweep, len(todo), workers), err=True)
     if options["only_plan"]:
@@ -53,7 +55,7 @@ def command(name: str, values: tuple[str, ...], **options: Any) -> int:
     failed = run(sweep, todo, options, workers) if todo else {}
     lines, path = sweep.table()
     if lines:
-        click.echo(framed(lines).to_string(index=False, max_rows=40))
+        click.echo(framed(lines).to_string(index=False, max_rows=ROWS_SHOWN))
     click.echo(f"{len(lines)} rows in {path}", err=True)
     again = ["flashspec", *(word for word in sys.argv[1:] if word not in ("--only", options["only"])), "--only"]
     for point in [point for point in todo if point.key in failed]:
@@ -75,7 +77,7 @@ def planned(sweep: Sweep, todo: int, workers: int) -> str:
     """How many points there are, are finished and are to do, and how long that may take."""
     each = sweep.seconds_a_point() if todo else None
     long = f", about {tqdm.format_interval(each * todo / workers)} with --workers {workers}" if each else ""
-    return f"{sweep.name}: {len(sweep.points)} points, {len(sweep.ready)} done, {todo} to do{long}"
+    return f"{sweep.name}: {len(sweep.points)} points, {len(sweep.finished())} done, {todo} to do{long}"
 
 
 def run(sweep: Sweep, todo: list[Point], options: dict[str, Any], workers: int) -> dict[str, str]:

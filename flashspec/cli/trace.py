@@ -1,4 +1,4 @@
-"""`flashspec trace`: a target's text recorded once, and drafts replayed against it."""
+"""`flashspec trace`: record a target's text once and replay drafts against it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import click
 from tqdm import tqdm
 
-from flashspec.cli.flags import COUNT, DRAFT, DTYPE, PROMPTS, TARGET, At, Value, given, option, with_flags
+from flashspec.cli.flags import COUNT, DRAFT, DTYPE, PROMPTS, TARGET, At, Value, busy, given, option, with_flags
 from flashspec.decoding.method import Method, method_named
 from flashspec.decoding.models import Models, folder_of, load
 from flashspec.measure.prompts import load_prompts
@@ -23,7 +23,7 @@ PLACE = click.argument("file", type=At())
 
 @click.group("trace")
 def command() -> None:
-    """Tokens a check without the target: record its text once, then replay any draft, head and k against it."""
+    """Count tokens per check without the target: record its text once, then replay any draft, head and k against it."""
 
 
 @command.command("record")
@@ -31,12 +31,13 @@ def command() -> None:
 @TARGET
 @PROMPTS
 @option("--per-kind", type=COUNT, default=4, help="Prompts of each kind.")
-@option("--new-tokens", type=COUNT, default=128, help="Tokens a prompt, whatever the stop tokens.")
+@option("--new-tokens", type=COUNT, default=128, help="Tokens per prompt; stop tokens are ignored.")
 @DTYPE
 @with_flags(Sampling)
 def record_one(file: Path, target: str, **options: Any) -> None:
-    """Let the target write behind every prompt and store what it wrote in FILE."""
+    """Let the target continue every prompt and store what it wrote in FILE."""
     sampling = Sampling(**given(Sampling, options))
+    busy("loading the target")
     with new_file(file, [folder_of(target, "target")]) as part:
         models = load(target, None, options["dtype"], weights="dense")
         prompts = load_prompts(options["prompts"], options["per_kind"], models)
@@ -48,29 +49,31 @@ def record_one(file: Path, target: str, **options: Any) -> None:
 @command.command("replay")
 @PLACE
 @DRAFT
-@option("--target", help="The target's folder, to make sure that the trace is its own.")
-@option("--ks", type=Value(tuple[int, ...]), default="1,2,3,4,5,6,8,10,12", help="Drafted tokens a check, by commas.")
+@option("--target", help="The target's folder, to check that it wrote the trace.")
+@option("--k", type=Value(tuple[int, ...]), default="1,2,3,4,5,6,8,10,12", metavar="INTEGER,...", help="Drafted tokens a check.")
 @DTYPE
 @with_flags(Method, skip=("draft", "k", "exits", "finalize", "interval"))
-def replay_one(file: Path, draft: str, target: str | None, ks: tuple[int, ...], **options: Any) -> None:
-    """Print a draft's rounds, drafted and accepted tokens and tokens a check on the text, for each k."""
+def replay_one(file: Path, draft: str, target: str | None, k: tuple[int, ...], **options: Any) -> None:
+    """Print a draft's rounds, drafted tokens, accepted tokens and tokens per check on the recorded text, for each k."""
     trace = Trace.load(file)
     if target:
         check_target(trace, folder_of(target, "target"))
-    if min(ks, default=0) < 1:
-        raise ValueError(f"ks must be whole numbers of at least 1, got {ks}")
+    if min(k, default=0) < 1:
+        raise ValueError(f"k must be whole numbers of at least 1, got {k}")
     method = method_named(Method("model"), given(Method, options))
-    texts = list(replay_texts(trace, draft_alone(trace, draft, options["dtype"]), method))
+    busy("loading the draft")
+    replayed = replay_texts(trace, draft_alone(trace, draft, options["dtype"]), method)
+    texts = list(tqdm(replayed, total=len(trace.told), desc="replay", unit="text", delay=1))
     click.echo("k\trounds\tdrafted\taccepted\tTAR")
-    for k in ks:
-        found = replayed_all(texts, k)
-        click.echo(f"{k}\t{found.rounds:.6g}\t{found.drafted:.6g}\t{found.accepted:.6g}\t{found.tar:.4f}")
-    curve = curve_by_position(texts, max(ks))
+    for each in k:
+        found = replayed_all(texts, each)
+        click.echo(f"{each}\t{found.rounds:.6g}\t{found.drafted:.6g}\t{found.accepted:.6g}\t{found.tar:.4f}")
+    curve = curve_by_position(texts, max(k))
     click.echo("acceptance by position: " + ", ".join(f"{rate:.3f}" for rate in curve), err=True)
 
 
 def draft_alone(trace: Trace, name: str, dtype: str) -> Models:
-    """The draft in its target's place too, which a replay never asks."""
+    """The draft in its target's place too: a replay never runs the target."""
     models = load(folder_of(name, "draft"), None, dtype, weights="dense")
     check_words(trace, models.tokenizer)
     check_smaller(models.target.config.body_parameters, trace.parameters)

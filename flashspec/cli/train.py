@@ -22,10 +22,10 @@ from flashspec.train.target import REFERENCE
 @option("--folder", type=At(), default=Path("runs/train"), help="Where to work.")
 @click.pass_context
 def command(ctx: click.Context, folder: Path) -> None:
-    """Train the reference models: hours on two cores, resumable at any point.
+    """Train the reference models from scratch: hours on two cores, resumable at any point.
 
-    Finished models appear in FOLDER/models; the shipped ones stay as they are. `exits` is apart: minutes of training that write
-    a copy of a frozen model with exits to draft with.
+    Finished models appear in FOLDER/models; the shipped ones are left alone. `flashspec train exits` is separate: it copies a
+    frozen model and adds early exits.
     """
     if ctx.invoked_subcommand is not None:
         return
@@ -37,22 +37,22 @@ def command(ctx: click.Context, folder: Path) -> None:
 
 
 @command.command("exits")
-@option("--model", type=At(), required=True, help="The checkpoint folder to give exits to.")
-@option("--out", type=At(), required=True, help="A new folder, the model with its exits; weights are hard links.")
-@option("--exits", type=Value(tuple[int, ...]), help="Layers, by commas; an eighth and a quarter of the depth if none are given.")
+@option("--target", type=At(), required=True, help="The checkpoint folder or published name of the model that gets exits.")
+@option("--out", type=At(), required=True, help="A new folder for the model with its exits; weights are hard links.")
+@option("--exits", type=Value(tuple[int, ...]), metavar="INTEGER,...", help="Layers below the exits; default 1/8 and 1/4 of all.")
 @option("--kind", type=click.Choice(("rank", "layer")), default="rank", help="A low-rank step, or a layer with its own cache.")
 @option("--rank", type=COUNT, default=STEPS.rank, help="Width of a low-rank step.")
-@option("--exit-steps", type=COUNT, help="Training steps; by default 150 of a low-rank step, 1500 of a layer.")
-@option("--texts", type=COUNT, default=ExitRecipe.texts, help="Conversations that the model writes for layers to learn on.")
-@option("--work", type=At(), help="Where layers are trained and go on after a kill, default OUT with .work behind it.")
+@option("--steps", type=COUNT, help="Training steps; default 150 for a low-rank step, 1500 for a layer.")
+@option("--lessons", type=COUNT, default=ExitRecipe.texts, help="Conversations that the model writes to train a layer.")
+@option("--work", type=At(), help="Folder of the run, where a killed one continues; default OUT.work.")
 @option("--text", type=At(), help="A text to train on instead of Python's library.")
-def exits(model: Path, out: Path, kind: str, exits: tuple[int, ...] | None, text: Path | None, **more: Any) -> None:
-    """Train exits for the frozen model in --model and write a folder of it that drafts with them.
+def exits(target: Path, out: Path, kind: str, exits: tuple[int, ...] | None, text: Path | None, **more: Any) -> None:
+    """Train early exits for a frozen model and write a copy of it that drafts with them.
 
-    A low-rank step takes minutes of any text. A layer takes an hour and more, on conversations that the model writes itself.
+    A low-rank step trains in minutes on any text, a layer in hours on conversations that the model writes itself.
     """
-    source, steps = folder_of(model, "target"), more["exit_steps"]
-    recipe = replace(STEPS, rank=more["rank"]) if kind == "rank" else ExitRecipe(texts=more["texts"])
+    source, steps = folder_of(target, "target"), more["steps"]
+    recipe = replace(STEPS, rank=more["rank"]) if kind == "rank" else ExitRecipe(texts=more["lessons"])
     recipe = replace(recipe, exits=exits or (), steps=steps or recipe.steps)
     work = more["work"] or out.with_name(out.name + ".work")
     for layer, (accept, agree) in train_exits(source, out, work, recipe, text).items():
@@ -62,14 +62,14 @@ def exits(model: Path, out: Path, kind: str, exits: tuple[int, ...] | None, text
 
 @click.command("quantize")
 @click.argument("source", type=At())
-@click.argument("target", type=At())
+@click.argument("out", type=At())
 @option("--text", "texts", multiple=True, type=At(), help="Calibration text; may be repeated.")
 @option("--group-size", default=128, help="Weights that share a scale: 32, 64 or 128.")
 @option("--blocks", type=COUNT, default=16, help="Calibration blocks of 512 tokens.")
-def quantize(source: Path, target: Path, texts: tuple[Path, ...], group_size: int, blocks: int) -> None:
-    """Quantise the dense checkpoint in SOURCE to 4 bits and write it to TARGET.
+def quantize(source: Path, out: Path, texts: tuple[Path, ...], group_size: int, blocks: int) -> None:
+    """Quantise the dense checkpoint SOURCE to 4 bits and write it to OUT.
 
-    Without --text, files of the Python standard library calibrate the search; text like what you will decode serves better.
+    Without --text, files of the Python standard library calibrate the search; text like what you will decode works better.
     """
-    quantize_awq(source, target, corpus.sources(texts, corpus.FILES), group_size, blocks)
-    click.echo(f"done: {target}")
+    quantize_awq(source, out, corpus.sources(texts, corpus.FILES), group_size, blocks)
+    click.echo(f"done: {out}")

@@ -1,7 +1,7 @@
-"""Bursts and scores over static buffers: recorded once as CUDA graphs, replayed without a word from the host.
+"""Bursts and scores over static buffers: recorded once as CUDA graphs and replayed without the host.
 
-A step reads tokens where they lie on the device, and knows its place through a tensor alone. Recorded on
-CUDA; called as it is where FLASHSPEC_GRAPHS is "eager", the twin that a recording must equal.
+A step reads tokens in place on the device and takes its position from a tensor. With FLASHSPEC_GRAPHS "eager" it is called
+without recording: the twin that a recording must equal.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from flashspec.sampling import Dice, Scores
 
 
 def replayed(stage: Stage) -> tuple[Score | None, Write | None] | None:
-    """Scores of dense heads, and bursts that no doubt could end; None off fixed shapes and other heads."""
+    """Replayed scores of dense heads, and replayed bursts where no doubt can end them; None for anything else."""
     reader, head = stage.reader, stage.head
     known = isinstance(head, WeightHead) and not isinstance(head, IndexHead) and isinstance(head.weight, Tensor)
     if not (known and isinstance(reader, SpanReader) and isinstance(reader.engine, FixedEngine)):
@@ -52,8 +52,8 @@ class CapturedScore:
         return scores, reads
 
     def take(self, tokens: Tensor, first: int, stop: int) -> tuple[int, Reads]:
-        """Copy tokens up to `stop`; how many of them a step has to read, and the rows that were read here: below, and
-        all of them where they are more than a fixed shape holds."""
+        """Copy tokens up to `stop`; returns how many of them a step must read, the rows already read below, and the rows of all
+        tokens if they exceed a fixed shape."""
         reader = self.reader
         first = min(first, reader.seen)
         self.tokens[first:stop] = tokens[first:stop]
@@ -62,7 +62,7 @@ class CapturedScore:
         return stop - reader.seen, (*(() if reader.below is None else reader.below.read(tokens[:stop])), stop - reader.seen)
 
     def run(self, *shape: int) -> Any:
-        """What a step of this shape gives, made and recorded where it is new."""
+        """The result of a step of this shape, recorded first if the shape is new."""
         if shape not in self._steps:
             step = self.step(*shape)
             self._steps[shape] = Replay(step, self.tokens.device) if self.engine.record else step
@@ -121,5 +121,5 @@ class CapturedBurst(CapturedScore):
 
 
 def kept(scores: Scores) -> Scores:
-    """A copy that the next replay leaves alone."""
+    """A copy that the next replay does not overwrite."""
     return Scores(None if scores.ids is None else scores.ids.clone(), scores.logits.clone())

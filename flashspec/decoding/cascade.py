@@ -53,7 +53,7 @@ def advance(state: State) -> Iterator[Event]:
 
 
 def draft(state: State) -> list[Event]:
-    """Stage 0 writes as many tokens as the next stage waits for, with room for its own; alone, they are final."""
+    """Stage 0 writes as many tokens as the next stage waits for, with room for that stage's own; alone, its tokens are final."""
     stages, start, above = state.stages, state.length, min(1, len(state.stages) - 1)
     want = min(stages[above].every, state.room - above)
     drawn, rows = stages[0].write(state.tokens, start, want)
@@ -66,7 +66,7 @@ def draft(state: State) -> list[Event]:
 
 
 def check(state: State, i: int) -> list[Event]:
-    """Stage i judges what waits below it, keeps a prefix and adds one token; the last stage makes these final."""
+    """Stage i checks what waits below it, keeps a prefix and adds one token; the last stage makes these final."""
     first, waiting = state.marks[i], state.waiting[state.marks[i] - state.marks[-1] :]
     found = state.stages[i].judge(state.tokens[: state.length], first, waiting, i)
     newest = first + found.kept
@@ -79,17 +79,17 @@ def check(state: State, i: int) -> list[Event]:
     if i + 1 == len(state.stages):
         state.final = [*found.asked[: found.kept], found.token]
         state.learn(first, found.scores)
-    return [*_below(i, found.reads), Event(i, len(found.asked), found.kept, found.reads[-1])]
+    return [*_below(i, found.reads), Event(i, len(found.asked), found.kept, found.reads[-1], 1, tuple(found.asked))]
 
 
 def promoted(state: State, first: int, found: Judged) -> list[Drawn]:
-    """Whoever keeps a token vouches for it: kept tokens and the new one carry the scores of their judge."""
+    """Promotion: kept tokens and the new one carry the scores of the stage that kept them."""
     rows = range(found.kept + 1)
     return [Drawn(state.tokens[first + j : first + j + 1], found.scores.row(j), found.sound) for j in rows]
 
 
 def finalize(state: State) -> list[Event]:
-    """The last stage reads its own new token, where there is room for more and a check that this shortens."""
+    """The last stage reads its own new token, if there is room for more and a next check that this shortens."""
     last = len(state.stages) - 1
     if not state.room or not last:
         return []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from flashspec.decoding.cascade import decode
@@ -12,6 +12,7 @@ from flashspec.decoding.method import Method, build, method_named
 from flashspec.decoding.models import Models
 from flashspec.decoding.stages import Stage
 from flashspec.decoding.state import Event, Limits, Step, check_prompt
+from flashspec.decoding.words import Said, Words, marked, said, words_of
 from flashspec.sampling import GREEDY, Sampling
 from flashspec.typed import typed, whole_numbers
 
@@ -23,9 +24,9 @@ LEAST_AGREEMENT, LEAST_DECIDED = 0.3, 16
 class Stats:
     """Counts of one decode, defined once.
 
-    `rounds`: verifications by the last stage. `drafted`: tokens written by stage 0, the unverified rest of a cut
-    text included. `judged`: tokens put to the last stage; `accepted`: those it kept. `emitted`: tokens given to
-    the caller. `forwards` of the last stage include finalising ones. The rounds of plain decoding are its tokens.
+    `rounds`: verifications by the last stage. `drafted`: tokens written by stage 0, including the unverified rest of a cut
+    text. `judged`: tokens that the last stage checked; `accepted`: those it accepted. `emitted`: tokens returned to the caller.
+    `forwards` of the last stage include finalising ones. In plain decoding every token is a round.
     """
 
     rounds: int
@@ -37,17 +38,17 @@ class Stats:
 
     @property
     def acceptance(self) -> float:
-        """Share of the tokens put to the last stage that it kept; 0 where there were none."""
+        """Share of the checked tokens that the last stage accepted; 0 where it checked none."""
         return self.accepted / self.judged if self.judged else 0.0
 
     @property
     def tar(self) -> float:
-        """Tokens a verification settles, its own token included (Decoding Speculative Decoding's TAR)."""
+        """Tokens settled per verification, the last stage's own included (TAR in Decoding Speculative Decoding)."""
         return (self.accepted + self.rounds) / self.rounds if self.rounds else 0.0
 
 
 def count(events: list[Event], emitted: int, stages: int) -> Stats:
-    """Stats of a decode's events, for a method of this many stages."""
+    """Stats of a decode's events, for a method with this many stages."""
     last = [e for e in events if e.stage == stages - 1]
     rounds = sum(e.adds for e in last)
     if stages == 1:
@@ -59,12 +60,24 @@ def count(events: list[Event], emitted: int, stages: int) -> Stats:
 
 @dataclass(frozen=True)
 class Output:
-    """What a decode gave: text and ids without the prompt, every event, and their counts."""
+    """What a decode gave: text and ids without the prompt, every event, their counts, and how the ids read.
+
+    In a notebook it shows its text, accepted, corrected and bonus tokens in colours.
+    """
 
     text: str
     tokens: list[int]
     events: list[Event]
     stats: Stats
+    words: Words = field(default=Words(), repr=False)
+
+    @property
+    def said(self) -> list[Said]:
+        """For each event the tokens that became final in it, and those that it rejected."""
+        return list(said(self.events, self.words, max((event.stage for event in self.events), default=0)))
+
+    def _repr_html_(self) -> str:
+        return marked(self.words, [each for tokens in self.said for each in tokens if each[1] != "rejected"])
 
 
 @dataclass(frozen=True)
@@ -94,7 +107,7 @@ def request(models: Models, prompt: Prompt, method: str | Method, sampling: Samp
 
 
 def own_method(models: Models) -> str:
-    """What "auto" means: plain decoding without a draft, its FlashHead, or its dense head where none is built."""
+    """What "auto" means: plain decoding without a draft, else its FlashHead, or its dense head where no FlashHead is built."""
     if models.draft is None:
         return "baseline"
     try:
@@ -105,14 +118,14 @@ def own_method(models: Models) -> str:
 
 
 def agreement(events: list[Event], stage: int) -> tuple[int, int]:
-    """Tokens that a stage kept, and those it decided about: these and the first it rejected, of every action."""
+    """Tokens that a stage accepted, and tokens it decided on: the accepted ones and the first rejected one of every action."""
     judged = [e for e in events if e.stage == stage and e.adds]
     kept = sum(e.kept for e in judged)
     return kept, kept + sum(e.kept < e.waiting for e in judged)
 
 
 def weak_exit(method: Method, events: list[Event]) -> str | None:
-    """What is wrong with an exit that the stage above hardly ever agreed with in this decode; None for nothing."""
+    """A warning about an exit that the stage above almost never agreed with in this decode; None if there is no such exit."""
     last = max((e.stage for e in events), default=0)
     for stage, layer in enumerate(method.exits, start=last - len(method.exits)):
         kept, decided = agreement(events, stage + 1)
@@ -130,9 +143,9 @@ def generate(
     """Decode a prompt (text or token ids) and return text, tokens, events and counts.
 
     The method "auto" is "baseline" without a draft; with one it is "flash", or "dense" where no FlashHead has been built.
-    `options`: max_new_tokens (128), stop (ids; the target's own by default) and the fields of Method, such as
-    k, finalize, exits or probes. Raises ValueError in words for an unknown method or option and for an empty
-    or too long prompt; warns, with the agreement measured, where an exit of the target is of no use.
+    `options`: max_new_tokens (128), stop (ids; the target's own by default) and the fields of Method, such as k, finalize,
+    exits or probes. Raises ValueError for an unknown method or option and for an empty or too long prompt; warns where an exit
+    of the target almost never agrees.
     """
     ready = request(models, prompt, method, sampling, options)
     tokens: list[int] = []
@@ -143,4 +156,5 @@ def generate(
     weak = weak_exit(ready.method, events)
     if weak:
         warnings.warn(weak, stacklevel=2)
-    return Output(models.decode(tokens), tokens, events, count(events, len(tokens), len(ready.stages)))
+    stats, words = count(events, len(tokens), len(ready.stages)), words_of(models, ready.ids, tokens, events)
+    return Output(models.decode(tokens), tokens, events, stats, words)

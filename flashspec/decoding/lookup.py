@@ -1,4 +1,4 @@
-"""Prompt lookup: drafts copied from where the last tokens stood before, by no model at all (Saxena 2023)."""
+"""Prompt lookup: the draft copies what followed the last tokens earlier in the text; no model is involved (Saxena 2023)."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ LONGEST, SHORTEST = 3, 2  # tokens that are compared, and that must agree
 
 
 def continuation(tokens: Tensor, longest: int, shortest: int) -> Tensor:
-    """The id [1] that followed the latest longest earlier occurrence of the last tokens of [n], NOTHING where there is none.
+    """The id [1] that followed the latest longest earlier occurrence of the last tokens of [n]; NOTHING if there is none.
 
-    Occurrences are compared over at most `longest` tokens and count from `shortest`; no host synchronisation.
+    Occurrences are compared over at most `longest` and at least `shortest` tokens; no host synchronisation.
     """
     n = len(tokens)
     if n <= shortest:
@@ -33,7 +33,7 @@ def continuation(tokens: Tensor, longest: int, shortest: int) -> Tensor:
 
 
 class LookupReader(Reader):
-    """A reader whose newest row is the id that lookup proposes next; nobody asks a stage 0 for older ones."""
+    """A reader whose newest row is the id that lookup proposes next; stage 0 needs no older rows."""
 
     def __init__(self, context: int, device: torch.device | str = "cpu") -> None:
         super().__init__(context, torch.full((context,), NOTHING, dtype=torch.int64, device=device))
@@ -59,5 +59,5 @@ class LookupHead(Fixed):
 
 
 def nothing_to_say(scores: Scores) -> Tensor:
-    """In doubt where no candidate has a probability: without a match."""
+    """In doubt where no candidate has a probability, which means no match."""
     return torch.isinf(scores.logits).all(-1)

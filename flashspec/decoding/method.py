@@ -30,28 +30,27 @@ CHOICES = {
 class Method:
     """One way of decoding.
 
-    `draft` "model" lets a second model write, "cascade" the smallest of several models that then verify in a
-    row, "lookup" copies from the text itself, "none" the target: at its top (plain decoding), or at the first
-    of `exits` (layers counted from the bottom). Every exit is a stage: the one above the writer verifies `k`,
-    later ones `interval`, waiting tokens. `head` names the writer's head (see HEADS): a "flash" one scores
-    the best `probes` clusters, others a `shortlist` of ids (None: the head's own default).
+    `draft`: "model" is a second model; "cascade" the smallest of several models, of which the others verify in a row; "lookup"
+    copies from the text itself; "none" is the target, at its top (plain decoding) or at the first of `exits` (layers counted
+    from the bottom). Every exit is a stage: the one above the drafting exit verifies `k` waiting tokens, later ones `interval`.
+    `head` is the drafting stage's head (see HEADS): "flash" scores the best `probes` clusters, others a `shortlist` of ids
+    (None: the head's own default).
 
-    Stages may ask the one above early: the writer before a draw, a middle verifier after its check, where the
-    largest probability lies below `draft_doubt` or `verify_doubt`. `middle` "typical" lets middle verifiers keep
-    what is typical of them.
+    A stage may ask the next one to act early when its largest probability is below `draft_doubt` (before a draw) or
+    `verify_doubt` (after a middle check). With `middle` "typical", middle verifiers use typical acceptance.
     """
 
-    draft: str = "none"
-    head: str = "dense"
-    k: int = 4
-    finalize: str = "deferred"
-    exits: tuple[int, ...] = ()
-    interval: int = 4
-    probes: int | None = None
-    draft_doubt: float | None = None
-    verify_doubt: float | None = None
-    middle: str = "exact"
-    shortlist: int | None = None
+    draft: str = "none"  # what drafts: none, model, cascade or lookup
+    head: str = "dense"  # vocabulary head of the draft
+    k: int = 4  # drafted tokens per check
+    finalize: str = "deferred"  # when the target reads its own final token
+    exits: tuple[int, ...] = ()  # layers below each early exit; the first exit drafts
+    interval: int = 4  # waiting tokens before a verifier above the first one checks
+    probes: int | None = None  # clusters that a FlashHead scores; none means the head's default
+    draft_doubt: float | None = None  # stop drafting where the largest probability is below this share
+    verify_doubt: float | None = None  # let the next verifier check early where it is below this share
+    middle: str = "exact"  # rule of middle verifiers; typical is lossy
+    shortlist: int | None = None  # ids that a head with a shortlist scores; none means the head's default
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "exits", whole_numbers("exits", self.exits))
@@ -74,17 +73,17 @@ class Method:
         return self.draft == "none" and not self.exits
 
     def exact(self, sampling: Sampling) -> bool:
-        """Whether the text follows the target's own law under this sampling.
+        """Whether the text follows the target's own distribution under this sampling.
 
-        A lossy middle stage hands on tokens that no longer follow the law it claims for them, so speculative
-        sampling above it is lossy too; the coupling and greedy decoding compare tokens alone and stay exact.
+        Tokens that pass a lossy middle stage no longer follow the distribution it claims for them, so speculative sampling
+        above it is lossy too; coupling and greedy decoding compare tokens only and stay exact.
         """
         claims = sampling.rule == "speculative" and sampling.temperature > 0
         return self.writer_is_target or (sampling.rule != "typical" and not (self.middle == "typical" and claims))
 
 
 def _check_options(method: Method) -> None:
-    """Refuse options that the method's head does not take; the dense head ignores those of others."""
+    """Refuse options that the method's head does not take; the dense head ignores options of other heads."""
     takes = HEADS[method.head].options
     for name in ("probes", "shortlist"):
         if getattr(method, name) is not None and name not in takes and method.head != "dense":
@@ -114,7 +113,7 @@ def method_named(method: str | Method, changes: dict[str, Any]) -> Method:
 
 @typed
 def build(method: Method, models: Models, sampling: Sampling = GREEDY, context: int | None = None) -> list[Stage]:
-    """The stages of a method over these models, with fresh caches of `context` tokens (None: all)."""
+    """The stages of a method over these models, with empty caches of `context` tokens (None: the models' full context)."""
     layers, vocab_size = models.target.config.layers, models.target.config.vocab_size
     if context is not None and context < 1:
         raise ValueError(f"context must be at least 1, got {context}")
@@ -145,7 +144,7 @@ def _chain(method: Method, models: Models, context: int) -> list[tuple[Reader, H
 
 
 def _writer_head(method: Method, models: Models, dense: Any) -> Head:
-    """The head of stage 0: the exact one, or the method's with its options, made afresh if it keeps state."""
+    """The head of stage 0: the exact one, or the method's with its options, newly made if it keeps state."""
     if method.head == "dense":
         return dense
     head: Any = models.head("target" if method.draft == "none" else "draft", method.head)

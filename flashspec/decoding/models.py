@@ -31,7 +31,7 @@ REFERENCE = {"target": {"reference": "target"}, "draft": {"reference": "narrow",
 
 
 def check_pair(draft: ModelConfig, target: ModelConfig) -> None:
-    """Refuse a draft that is bigger than its target, where both shapes are known, or of another vocabulary."""
+    """Refuse a draft that is larger than its target, where both shapes are known, or has another vocabulary."""
     if isinstance(draft, ModelConfig) and isinstance(target, ModelConfig):
         check_smaller(draft.body_parameters, target.body_parameters)
     if draft.vocab_size != target.vocab_size:
@@ -43,12 +43,12 @@ def check_pair(draft: ModelConfig, target: ModelConfig) -> None:
 
 @dataclass
 class Models:
-    """Target, draft and tokenizer that belong together; they are never changed.
+    """Target, draft and tokenizer that belong together; immutable.
 
-    `between` verify below the target in a cascade, from the smallest; `exits` are the adapters of the target's
-    exits by layer. A model that only transformers computes is an `Adapter`: it is read whole, and gives a FlashHead
-    only where its rows are hidden ones. `cut` names models whose padding rows were cut, `heads` holds the draft
-    heads that were made, by model ("target" or "draft") and name.
+    `between` are the verifiers of a cascade below the target, smallest first; `exits` maps a layer of the target to its exit's
+    adapter. An `Adapter` is a model that only transformers computes: it is read from end to end, and takes a FlashHead only if
+    its rows are hidden rows. `cut` names models whose padding rows were cut, `heads` holds the draft heads made so far, by
+    model ("target" or "draft") and name.
     """
 
     target: Transformer
@@ -66,7 +66,7 @@ class Models:
 
     @property
     def drafts(self) -> tuple[Transformer, ...]:
-        """All models but the target, from the smallest."""
+        """All models but the target, smallest first."""
         return (() if self.draft is None else (self.draft,)) + self.between
 
     @property
@@ -75,7 +75,7 @@ class Models:
         return min(model.config.context for model in (self.target, *self.drafts))
 
     def exit_norm(self, layer: int) -> Norm:
-        """What the target's rows at a layer pass on the way to its head: an adapter, or the final norm."""
+        """What the target's rows at a layer pass through before the head: an adapter, or the final norm."""
         found = self.exits.get(layer, self.target.norm)
         return found.norm if isinstance(found, ExitLayer) else found
 
@@ -93,16 +93,16 @@ class Models:
         return self.heads.made((which, name), lambda: head_named(name, self.origin(which, name)))
 
     def origin(self, which: str, name: str) -> Origin:
-        """What a head is made from; no stored heads where rows were cut. ValueError for a model that gives logits."""
+        """What a head is made from; no stored heads where rows were cut. ValueError for a model whose rows are logits."""
         model = self.model(which)
         if model.vocabulary is None:
             raise ValueError(f"{model.config.family} gives logits and no vocabulary weight; head {name!r} needs one: use 'dense'")
         return Origin(model.vocabulary, model.norm, None if which in self.cut else self.folders.get(which))
 
     def encode(self, text: str, rendered: bool = False) -> list[int]:
-        """Token ids of a text, a beginning-of-text id included where the checkpoint's tokenizer adds one.
+        """Token ids of a text, with a beginning-of-text id if the checkpoint's tokenizer adds one.
 
-        A `rendered` chat template holds its special tokens already. ValueError where no tokenizer was loaded.
+        A `rendered` chat template already contains its special tokens. ValueError where no tokenizer was loaded.
         """
         if self.tokenizer is None:
             raise ValueError(
@@ -154,13 +154,12 @@ def load(
 ) -> Models:
     """Load a target and a draft (None for none): shipped or published names, folders, GGUF files or cached hub names.
 
-    The draft "auto" is the target's own where "reference" or "qwen" is the target, else none. Several drafts, from
-    the smallest, are the lower models of a cascade; the first is also the draft of two-model methods. The layers
-    of "NAME:int8" or "NAME:int4" are rounded as it is loaded, on CPU. Under torchrun the target is split over the
-    processes. `dtype` is "auto", "float32" or "bfloat16"; `weights` is "int4", "dense" or "auto" for AWQ
-    checkpoints. Models of one tokenizer with embeddings of different sizes are cut to the smallest. Raises
-    FileNotFoundError for a missing file, ValueError for wrong digests, architectures or vocabularies, or a draft
-    whose layers hold more parameters than the target's.
+    The draft "auto" is the target's own if the target is "reference" or "qwen", else none. Several drafts, smallest first, are
+    the lower models of a cascade; the first is also the draft of two-model methods. "NAME:int8" and "NAME:int4" round a draft's
+    layers while loading, on CPU. Under torchrun the target is split over the processes. `dtype` is "auto", "float32" or
+    "bfloat16"; `weights` is "int4", "dense" or "auto" for AWQ checkpoints. Models that share a tokenizer but not the size of
+    their embeddings are cut to the smallest. Raises FileNotFoundError for a missing file, ValueError for wrong digests,
+    architectures or vocabularies, or for a draft whose layers hold more parameters than the target's.
     """
     device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     draft = own_draft(target) if draft == "auto" else draft
@@ -182,7 +181,7 @@ def load(
 
 
 def opened(folder: Path, dtype: str, device: str, weights: str = "auto", form: str = "") -> Transformer:
-    """The model of a folder, an `Adapter` where only transformers computes it; rounded to `form` if not ""."""
+    """The model of a folder, an `Adapter` if only transformers computes it; rounded to `form` unless that is ""."""
     try:
         model = Transformer.load(folder, dtype, device, weights)
     except Unsupported as ours:
@@ -196,7 +195,7 @@ def opened(folder: Path, dtype: str, device: str, weights: str = "auto", form: s
 
 
 def rounding(name: str | Path) -> tuple[str | Path, str]:
-    """A draft's name, and the format behind its colon: "int8", "int4", or "" where there is none."""
+    """Split a draft's name at the colon: the name, and "int8", "int4", or "" where there is no colon."""
     base, _, form = str(name).rpartition(":")
     return (base, form) if base and form in ROUNDED else (name, "")
 
@@ -209,7 +208,7 @@ def dense_head(norm: Norm | None, model: Transformer) -> Head:
 def spans(
     model: Transformer, stops: Sequence[int], context: int | None = None, exits: Mapping[int, Exit] | None = None
 ) -> list[Reader]:
-    """Readers of one model up to each of `stops`, from the rows of the one below, with exits' layers."""
+    """Readers of one model up to each of `stops`, each continuing from the rows of the one below, with the layers of exits."""
     if isinstance(model, Adapter):
         if len(stops) > 1:
             raise ValueError(f"{model.config.family} is read whole by transformers; exits need one of our own architectures")

@@ -1,6 +1,6 @@
-"""Acceptance rules: how many waiting tokens are kept, and which comes next; one law for every device.
+"""Acceptance rules: how many waiting tokens are accepted and which token comes next, the same on every device.
 
-A rule warps proposer's and verifier's scores once and alike. All of its random numbers are functions of (seed,
+A rule warps the scores of proposer and verifier once and in the same way. All its random numbers are functions of (seed,
 position, stage, use). Nothing here waits for a device.
 """
 
@@ -26,7 +26,7 @@ class Drawn(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """How many waiting tokens are kept [1], the token behind them [1], whether there was no NaN [1], warped scores."""
+    """How many waiting tokens are accepted [1], the token after them [1], whether there was no NaN [1], warped scores."""
 
     kept: Tensor
     token: Tensor
@@ -35,7 +35,7 @@ class Verdict(NamedTuple):
 
 
 class Waiting(NamedTuple):
-    """Tokens [m] that a stage is asked about, their proposals' scores, the first one's position, and the stage."""
+    """Tokens [m] waiting for a stage, the scores they were proposed with, the position of the first, and the stage's number."""
 
     tokens: Tensor
     proposals: list[Scores]
@@ -44,12 +44,12 @@ class Waiting(NamedTuple):
 
     @property
     def positions(self) -> list[int]:
-        """The m + 1 positions that the verifier's rows speak for."""
+        """The m + 1 positions that the verifier's rows predict."""
         return list(range(self.position, self.position + len(self.tokens) + 1))
 
 
 class AcceptanceRule(Protocol):
-    """Draws tokens and judges those others drew; `exact` says whether the text keeps the verifier's law."""
+    """Draws tokens and verifies drawn ones; `exact` says whether the text keeps the verifier's distribution."""
 
     exact: bool
     sampling: Sampling
@@ -58,7 +58,7 @@ class AcceptanceRule(Protocol):
         """Propose one token from one row of raw scores, without host synchronisation."""
 
     def verify(self, scores: Scores, waiting: Waiting) -> Verdict:
-        """Judge m waiting tokens by m + 1 rows of raw scores, without host synchronisation."""
+        """Verify m waiting tokens with m + 1 rows of raw scores, without host synchronisation."""
 
 
 def prefix(flags: Tensor) -> Tensor:
@@ -96,7 +96,7 @@ def probability_of(scores: Scores, tokens: Tensor) -> Tensor:
 
 @typed
 class GumbelCoupling:
-    """Every stage adds a position's noise and takes the best: all exact methods print one text per seed.
+    """Every stage adds the position's noise and takes the best token: all exact methods print one text per seed.
 
     The Gumbel-max coupling of drafter-invariant speculative decoding (Daliri et al. 2025); greedy at temperature 0.
     """
@@ -107,11 +107,11 @@ class GumbelCoupling:
         self.sampling, self.vocab_size, self.dice = sampling, vocab_size, dice or Dice(sampling.seed)
 
     def hashed(self, scores: Scores | None, positions: Positions) -> tuple[Tensor, ...]:
-        """What `Dice.noise` makes noise of for these scores, as Dice.hashed; nothing at temperature 0."""
+        """What `Dice.noise` turns into noise for these scores, as returned by Dice.hashed; nothing at temperature 0."""
         return self.dice.hashed(scores, positions, self.vocab_size) if self.sampling.temperature else ()
 
     def best(self, scores: Scores, positions: Positions) -> tuple[Tensor, Tensor]:
-        """Ids [n] of the best of warped scores [n, m] under each position's noise, and whether there was no NaN."""
+        """Ids [n] of the best of the warped scores [n, m] plus each position's noise, and whether there was no NaN."""
         noise = self.hashed(scores, positions)
         columns = kernels.best_columns(scores.logits, *noise)
         if columns is not None:
@@ -126,7 +126,7 @@ class GumbelCoupling:
         return Drawn(token, warped, sound)
 
     def law(self, positions: list[int], stage: int) -> kernels.Law:
-        """What `draw` does at these positions, in the kernels' words; top-k and top-p apart."""
+        """How `draw` works at these positions, in the terms of the kernels; without top-k and top-p."""
         return kernels.Law(self.sampling.temperature, *self.hashed(None, positions))
 
     def verify(self, scores: Scores, waiting: Waiting) -> Verdict:
@@ -165,13 +165,13 @@ class SpeculativeSampling(GumbelCoupling):
         return Verdict(found[:1], found[1:].clamp(min=0), found[1:] >= 0, warped)
 
     def numbers(self, waiting: Waiting) -> Tensor:
-        """Numbers [2 m + 1] for m acceptances, m corrections and one more draw."""
+        """Random numbers [2 m + 1]: m acceptances, m corrections and one more draw."""
         *among, behind = waiting.positions
         uses = ((among, "accept"), (among, "residual"), ([behind], "draw"))
         return torch.cat([self.dice.uniform(positions, waiting.stage, use) for positions, use in uses])
 
     def judged(self, warped: Scores, waiting: Waiting, numbers: Tensor) -> Verdict:
-        """The verdict by warped scores and the law's own numbers; the last draw is from all of p."""
+        """The verdict on warped scores with these random numbers; the last draw is from all of p."""
         m, sound = len(waiting.tokens), ~torch.isnan(warped.logits).any()[None]
         p, numbers = warped.dense(self.vocab_size), numbers.to(warped.logits.device)
         q = torch.cat([*(proposal.dense(self.vocab_size) for proposal in waiting.proposals), torch.zeros_like(p[:1])])
@@ -184,7 +184,7 @@ class SpeculativeSampling(GumbelCoupling):
         return numbers * theirs < mine
 
     def residual(self, p: Tensor, q: Tensor) -> Tensor:
-        """Weights [1, V] of the token in place of a rejected one; p itself where nothing of it is left."""
+        """Weights [1, V] of the token that replaces a rejected one; p itself where no weight is left."""
         rest = (p - q).clamp_(min=0)
         return torch.where(rest.sum() > 0, rest, p)
 
@@ -201,9 +201,9 @@ class TypicalAcceptance(SpeculativeSampling):
 
 
 class ScriptedAcceptance:
-    """Simulated: judges as `inner` does, at the same cost, then accepts the j-th waiting token with probability curve[j].
+    """Simulated: does the work of `inner`, then accepts waiting token j with probability curve[j].
 
-    Beyond the curve its last entry holds. Coin flips are functions of the seed and the position.
+    Past its end the curve keeps its last entry. Coin flips are functions of the seed and the position.
     """
 
     exact = False
@@ -232,5 +232,5 @@ KINDS: dict[str, Callable[..., AcceptanceRule]] = {
 
 
 def rule_for(sampling: Sampling, vocab_size: int) -> AcceptanceRule:
-    """The acceptance rule a Sampling names."""
+    """The acceptance rule that a Sampling names."""
     return KINDS[sampling.rule](sampling, vocab_size)

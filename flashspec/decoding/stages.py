@@ -1,4 +1,4 @@
-"""A stage of the cascade: a reader, a head on its rows, a rule, a doubt, and the two verbs by which it acts."""
+"""A stage of the cascade: a reader, a head on its rows, a rule, a doubt, and its two verbs, write and judge."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from flashspec.sampling import Dice, Scores
 
 
 class Burst(NamedTuple):
-    """What a stage has written, token by token, and how many rows its reader has read for it."""
+    """What a stage has written, token by token, and how many rows its reader read for it."""
 
     drawn: list[Drawn]
     rows: int
 
 
 class Judged(NamedTuple):
-    """The verdict on the tokens asked about, on the host: how many are kept, the token behind them, warped scores of
-    all rows, whether they were sound, whether the stage above should act early, and the rows read for it."""
+    """The verdict on the waiting tokens, on the host: how many are accepted, the token after them, warped scores of all rows,
+    whether they were free of NaN, whether the stage above should act early, and the rows read."""
 
     asked: list[int]
     kept: int
@@ -42,15 +42,15 @@ Doubt = Callable[[Scores], Tensor]
 
 
 def confidence(scores: Scores, threshold: float) -> Tensor:
-    """In doubt [n] where the largest probability lies below the threshold, a share in [0, 1]."""
+    """In doubt [n] where the largest probability is below the threshold, a share in [0, 1]."""
     return scores.logits.softmax(-1).amax(-1) < threshold
 
 
 def unsure(threshold: float | None) -> Doubt | None:
-    """A doubt by `confidence`, None without a threshold; ValueError for one that means nothing.
+    """A doubt by `confidence`, None without a threshold; ValueError for an impossible threshold.
 
-    A drafter may not withdraw what it has drawn: that would favour the tokens it is sure of. Stopping before the
-    draw depends on the prefix alone and keeps the law (Leviathan et al. 2023, section 2.3).
+    A drafter may not withdraw a drawn token: that would favour the tokens it is sure of. Stopping before the draw depends on
+    the prefix alone and keeps the distribution (Leviathan et al. 2023, section 2.3).
     """
     if threshold is None:
         return None
@@ -60,7 +60,7 @@ def unsure(threshold: float | None) -> Doubt | None:
 
 
 def listed(numbers: Sequence[Tensor], sound: Sequence[Tensor]) -> list[int]:
-    """Numbers on the host, in one transfer with the flags; FloatingPointError where one does not hold."""
+    """Numbers on the host, in one transfer with the flags; FloatingPointError where a flag is False."""
     count = sum(map(len, numbers))
     packed = torch.cat([*numbers, *sound]).tolist()
     if not all(packed[count:]):
@@ -69,23 +69,22 @@ def listed(numbers: Sequence[Tensor], sound: Sequence[Tensor]) -> list[int]:
 
 
 def stops(doubt: Tensor, doubts: list[Tensor]) -> bool:
-    """Note a doubt [1]; whether to stop here, which only a CPU knows without waiting."""
+    """Record a doubt [1] and return whether to stop here, which only a CPU knows without waiting."""
     doubts.append(doubt)
     return doubt.device.type == "cpu" and bool(doubt)
 
 
 def in_turn(stage: Stage) -> tuple[Score | None, Write | None]:
-    """Nothing faster than a stage's own verbs, which every faster way must equal."""
+    """No faster way: a stage's own verbs, which every faster way must equal."""
     return None, None
 
 
 @dataclass(frozen=True, eq=False)
 class Stage:
-    """A reader, a head on its rows and a rule; acts once `every` tokens wait below it, or the stage below asks.
+    """A reader, a head on its rows and a rule; acts once `every` tokens wait below it, or when the stage below asks.
 
-    A stage asks where its `doubt` says so: stage 0 before it draws the next token, which ends its burst, a
-    verifier after it has judged, about the tokens it keeps and its own. `way` chooses what it scores and writes
-    by, once, as the stage is made.
+    A stage asks when its `doubt` says so: stage 0 before it draws the next token, which ends its burst; a verifier after a
+    check, about the accepted tokens and its own. `way` picks the fastest implementation once, when the stage is made.
     """
 
     reader: Reader
@@ -104,7 +103,7 @@ class Stage:
     _replace = replace
 
     def score(self, tokens: Tensor, first: int) -> tuple[Scores, Reads]:
-        """Read what is missing of tokens [n], then score the rows that speak for positions `first` to n."""
+        """Read the unread part of tokens [n], then score the rows that predict positions `first` to n."""
         if self.fast_score:
             return self.fast_score(tokens, first)
         reads = self.reader.read(tokens)
@@ -112,9 +111,9 @@ class Stage:
         return self.head(rows, positions, Dice(self.rule.sampling.seed)), reads
 
     def write(self, tokens: Tensor, start: int, want: int) -> Burst:
-        """Put up to `want` tokens into tokens [room] from position `start` on, fewer where in doubt; none reads nothing.
+        """Write up to `want` tokens into tokens [room] from position `start` on, fewer if in doubt.
 
-        Waits for no accelerator, but once where there are doubts: off the CPU a burst is cut afterwards.
+        Never waits for an accelerator unless there are doubts: off the CPU a burst is then cut afterwards, with one wait.
         """
         if self.fast_write:
             return self.fast_write(tokens, start, want)
@@ -130,7 +129,7 @@ class Stage:
         return Burst(drawn[: flags.index(True)] if any(flags) else drawn, rows)
 
     def judge(self, tokens: Tensor, first: int, drawn: Sequence[Drawn], number: int) -> Judged:
-        """Judge tokens [n] from position `first` on for stage `number`; waits once. FloatingPointError for NaN."""
+        """Check tokens [n] from position `first` on as stage `number`; waits once. FloatingPointError for NaN."""
         scores, reads = self.score(tokens, first)
         waiting = Waiting(tokens[first:], [each.scores for each in drawn], first, number)
         verdict = self.rule.verify(scores, waiting)
@@ -142,7 +141,7 @@ class Stage:
 
 
 def scripted(stages: list[Stage], curve: Sequence[float]) -> list[Stage]:
-    """The same stages, each verifier's verdicts scripted by the curve: a cost, never a text. The given ones are left alone."""
+    """The same stages with each verifier's verdicts scripted by the curve: true costs, meaningless text."""
     lower, *upper = stages
     if not upper:
         raise ValueError("plain decoding verifies nothing; script a method with a draft")

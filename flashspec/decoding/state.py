@@ -1,4 +1,4 @@
-"""What a decode knows between two actions, what it tells of them, and when it ends."""
+"""The state of a decode between two actions, the events it reports, and when it ends."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from flashspec.typed import typed, whole_numbers
 class Event(NamedTuple):
     """One action in whole numbers: `kept` of the `waiting` tokens were accepted, the stage's reader read `rows`.
 
-    `adds` tokens were written: a burst's length at stage 0, 1 at a verification, 0 where a reader only read.
+    `adds` tokens were written: a burst's length at stage 0, 1 at a verification, 0 where a reader only read. `asked` are
+    the ids of the waiting tokens.
     """
 
     stage: int
@@ -26,6 +27,7 @@ class Event(NamedTuple):
     kept: int
     rows: int
     adds: int = 1
+    asked: tuple[int, ...] = ()
 
 
 class Step(NamedTuple):
@@ -54,9 +56,9 @@ class Limits:
 
 @dataclass
 class State:
-    """Tokens [room] of which `length` are written, how many each stage vouches for, and the draws that the last has not judged.
+    """Tokens [room] of which `length` are written, how many each stage has kept, and the draws not yet checked by the last.
 
-    `asked` says that the stage below wants the next one to act now, `final` holds the tokens that became final last.
+    `asked` says that the stage below wants the next one to act now, `final` holds the latest final tokens.
     """
 
     stages: list[Stage]
@@ -75,7 +77,7 @@ class State:
 
     @classmethod
     def start(cls, stages: list[Stage], prompt: Sequence[int], limits: Limits) -> State:
-        """The state behind a prompt; readers have read nothing, and heads have learned it alone."""
+        """The state after a prompt; readers have read nothing, and heads have learned only the prompt."""
         _validate(stages, prompt)
         room = min(min(s.reader.context for s in stages), len(prompt) + limits.max_new_tokens)
         tokens = torch.zeros(room, dtype=torch.int64, device=stages[0].reader.rows.device)
@@ -104,7 +106,7 @@ class State:
         return i + 1 == len(self.stages)
 
     def learn(self, first: int, scores: Scores | None) -> None:
-        """Tell heads the tokens from `first` on, now final, and the last stage's scores; None as a text begins."""
+        """Pass heads the newly final tokens from `first` on and the last stage's scores, None at the start of a text."""
         for stage in self.stages:
             stage.head.learn(self.tokens[first : self.length], scores)
 

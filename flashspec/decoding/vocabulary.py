@@ -1,4 +1,4 @@
-"""Whether models share one vocabulary: their tokenizers' words, and rows that only pad embeddings."""
+"""Whether models share one vocabulary: the words of their tokenizers, and embedding rows that are only padding."""
 
 from __future__ import annotations
 
@@ -56,9 +56,9 @@ def check_tokenizers(target: Path, draft: Path) -> None:
 
 
 def cut_padding(models: Mapping[str, Transformer], folders: Mapping[str, Path]) -> tuple[str, ...]:
-    """Cut models of one tokenizer to as many ids as the smallest of them has; the roles that were cut.
+    """Cut models of one tokenizer to the smallest vocabulary among them; returns the roles that were cut.
 
-    Left alone where sizes agree or a folder has no tokenizer; ValueError for fewer rows than a tokenizer has ids.
+    Does nothing where sizes agree or a folder has no tokenizer; ValueError for fewer rows than a tokenizer has ids.
     """
     sizes = {role: model.config.vocab_size for role, model in models.items()}
     smallest = min(sizes, key=lambda role: sizes[role])

@@ -1,4 +1,4 @@
-"""Which way a stage acts: replayed on CUDA, in one call of the kernels on the CPU, or in turn."""
+"""How a stage acts: replayed on CUDA, in one call of the kernels on the CPU, or step by step."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from flashspec.sampling import Scores
 
 
 def fastest(stage: Stage) -> tuple[Score | None, Write | None]:
-    """The fastest ways that serve this stage, None where it acts in turn."""
+    """The fastest ways that serve this stage, None where it acts step by step."""
     return replayed(stage) or compiled(stage)
 
 
@@ -36,7 +36,7 @@ def compiled(stage: Stage) -> tuple[Score | None, Write | None]:
 
 
 def drawn_by_kernels(rule: AcceptanceRule, scoring: kernels.Scoring) -> TypeGuard[GumbelCoupling]:
-    """Whether the kernels draw as this rule does: a draw of ours, nothing cut off, widths that fit."""
+    """Whether the kernels draw as this rule does: one of our own rules, no top-k or top-p, supported widths."""
     if not isinstance(rule, GumbelCoupling) or type(rule).draw not in (GumbelCoupling.draw, SpeculativeSampling.draw):
         return False
     fits = scoring.columns % kernels.WIDTH == 0 and (scoring.clustered or scoring.columns == rule.vocab_size)
@@ -45,7 +45,7 @@ def drawn_by_kernels(rule: AcceptanceRule, scoring: kernels.Scoring) -> TypeGuar
 
 @dataclass(frozen=True)
 class CompiledScore:
-    """Reads and scores in one call, behind what the reader below has still to read."""
+    """Reads and scores in one call, once the reader below has read what it lacks."""
 
     reader: SpanReader
     writer: kernels.Writer

@@ -1,4 +1,4 @@
-"""Clusters that know their queries: ids lie together whose scores on a model's own hidden rows are alike.
+"""Query-aware clusters: ids share a cluster if their scores are alike on hidden rows that the model really produced.
 
 A cluster is found by the plain mean of its rows.
 """
@@ -22,21 +22,21 @@ AT_ONCE = 1 << 26  # numbers gathered at once
 
 
 class Asked(NamedTuple):
-    """What a head is asked: states [n, D] behind the norm, and every id's mean probability [V] over them."""
+    """Queries for a head: states [n, D] after the norm, and every id's mean probability [V] over them."""
 
     states: Tensor
     likely: Tensor
 
     @property
     def always(self) -> tuple[int, ...]:
-        """The likeliest ids, first to last: up to 512, fewer of a vocabulary below 65,536."""
+        """The likeliest ids, best first: up to 512, fewer for a vocabulary below 65,536."""
         count = min(ALWAYS, len(self.likely) // SPARSE)
         return tuple(self.likely.argsort(descending=True, stable=True)[:count].tolist())
 
 
 @torch.no_grad()
 def asked_of(weight: Tensor | Packed, queries: Tensor, norm: Norm | None) -> Asked:
-    """Queries [n, D], rows before the norm, asked of weight [V, D]; ValueError for none, another width or NaN."""
+    """The queries of rows [n, D] before the norm, against weight [V, D]; ValueError for no rows, another width or NaN."""
     check_rows(queries, weight.shape[1])
     states = fused(norm)(queries.float())
     if not len(states) or not bool(torch.isfinite(states).all()):
@@ -49,9 +49,9 @@ def asked_of(weight: Tensor | Packed, queries: Tensor, norm: Norm | None) -> Ask
 
 @torch.no_grad()
 def cluster_for(weight: Tensor, asked: Asked, recipe: Recipe) -> Clusters:
-    """Clusters of the rows of weight [V, D] for what is asked of it, by size and seed; ValueError as `cluster`.
+    """Clusters of the rows of weight [V, D] for these queries, by size and seed; ValueError as `cluster`.
 
-    In means a row counts by the fourth root of its id's probability.
+    In a mean, a row counts by the fourth root of its id's probability.
     """
     refuse_weight(weight, recipe.cluster_size)
     size, rows, shares = recipe.cluster_size, weight.float(), (asked.likely + RARE).pow(0.25)
@@ -68,7 +68,7 @@ def cluster_for(weight: Tensor, asked: Asked, recipe: Recipe) -> Clusters:
 
 
 def bisected(points: Tensor, size: int, seed: int = 0) -> Tensor:
-    """Assign points [V, D] to clusters of `size` by halving, again and again, along the axis between two means."""
+    """Assign points [V, D] to clusters of `size` by halving repeatedly along the axis between two means."""
     dice = torch.Generator(points.device).manual_seed(seed)
     groups = {len(points): torch.arange(len(points), device=points.device)[None]}
     while max(groups) > size:

@@ -1,4 +1,4 @@
-"""What every vocabulary head promises, and the two products all of them are made of."""
+"""The interface of every vocabulary head, and the two products that all of them are built on."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ class Head(Protocol):
         """Scores of rows [n, hidden]; `positions` [n] and `dice` matter to heads that draw."""
 
     def bytes_read(self, rows: int) -> int:
-        """Bytes of weights that scoring this many rows at once has to read."""
+        """Bytes of weights read to score this many rows at once."""
 
     def learn(self, tokens: Tensor, scores: Scores | None) -> None:
-        """Take in final tokens and the last stage's scores behind them, None as a text begins; most heads do not."""
+        """Take in newly final tokens and the last stage's scores after them (None as a text starts); most heads do nothing."""
 
 
 class Fixed:
-    """A head whose scores follow from the row alone."""
+    """A head whose scores depend on the row alone."""
 
     def learn(self, tokens: Tensor, scores: Scores | None) -> None:
         """Nothing."""
@@ -43,9 +43,9 @@ class Fixed:
 
 @dataclass(frozen=True, eq=False)
 class WeightHead(Fixed, ABC):
-    """A head over one weight [vocab, hidden], a Tensor or Packed, which scores rows behind the norm.
+    """A head over one weight [vocab, hidden], a Tensor or Packed, that scores rows after the norm.
 
-    `scoring` is the head in one call of the compiled kernels, None where they do not serve it.
+    `scoring` is the head as one call of the compiled kernels, None where they do not serve it.
     """
 
     norm: Norm | None
@@ -77,12 +77,12 @@ class WeightHead(Fixed, ABC):
         return self.weight.shape[1]
 
     def states(self, rows: Tensor) -> Tensor:
-        """Rows [n, hidden] behind the norm; ValueError in words where they have another shape."""
+        """Rows [n, hidden] after the norm; ValueError for another shape."""
         check_rows(rows, self.hidden)
         return fused(self.norm)(rows)
 
     def compiled(self, first: Tensor | kernels.Packed, blocks: kernels.Blocks | None = None) -> kernels.Scoring | None:
-        """Norm, product with `first` and choice of `blocks` in one call; None for a norm of somebody else's."""
+        """Norm, product with `first` and choice of `blocks` in one call; None for a norm that is not our own."""
         return kernels.scoring(self.norm.norm, first, blocks) if isinstance(self.norm, FusedNorm) else None
 
 
@@ -97,7 +97,7 @@ class FusedNorm:
 
 
 def fused(norm: Norm | None) -> Norm:
-    """The norm as one kernel call, where it is one of our models' or none."""
+    """The norm as one kernel call; None if it is neither one of our own norms nor missing."""
     if not isinstance(norm, RMSNorm | nn.LayerNorm):
         return norm or FusedNorm(None)
     wide = torch.promote_types(norm.weight.dtype, torch.float32)
@@ -109,7 +109,7 @@ W = TypeVar("W", Tensor, kernels.Packed, Tensor | kernels.Packed)
 
 
 def weight_of(weight: W) -> W:
-    """A head's weight [vocab, hidden], detached and contiguous; ValueError where it cannot be one."""
+    """A head's weight [vocab, hidden], detached and contiguous; ValueError for anything that is no such weight."""
     if isinstance(weight, kernels.Packed):
         return weight
     if weight.ndim != 2:
@@ -126,19 +126,19 @@ def check_rows(rows: Tensor, width: int) -> None:
 
 
 def check_count(name: str, count: int, most: int, of: str) -> int:
-    """Refuse a count that does not lie between 1 and the `most` there are."""
+    """Refuse a count that is not between 1 and `most`."""
     if not 1 <= count <= most:
         raise ValueError(f"{name} must lie between 1 and the {most} {of}, got {count}")
     return count
 
 
 def wide(weight: Tensor | kernels.Packed) -> torch.dtype:
-    """The type that products with a weight are computed in: float64 where the weight is, else float32."""
+    """The dtype that products with a weight are computed in: float64 for a float64 weight, else float32."""
     return torch.float64 if isinstance(weight, Tensor) and weight.dtype is torch.float64 else torch.float32
 
 
 def widened(weight: Tensor | kernels.Packed) -> Tensor:
-    """A weight in floating point; a packed one in float32."""
+    """A weight in floating point; a packed one becomes float32."""
     return weight.dequantised() if isinstance(weight, kernels.Packed) else weight
 
 

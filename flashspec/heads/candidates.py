@@ -1,8 +1,8 @@
 """Heads that score a list of candidates exactly; every other id has probability zero and is left to the verifier.
 
-One list for all rows: the most frequent ids (FR-Spec, arXiv 2502.14856; VocabTrim, arXiv 2506.22694) or those of
-the context (NanoSpec, arXiv 2605.26444). Or a list a row: the best of a low-rank preview of all logits
-(SVD-softmax, Shim et al., NeurIPS 2017, section 3), or of a search index (`heads.index`).
+Either one list for all rows: the most frequent ids (FR-Spec, arXiv 2502.14856; VocabTrim, arXiv 2506.22694) or those of the
+context (NanoSpec, arXiv 2605.26444). Or one list per row: the best of a low-rank preview of all logits (SVD-softmax, Shim et
+al., NeurIPS 2017, section 3), or the hits of a search index (`heads.index`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SIZE, TOP = 2048, 16  # ids of a context, and of a verification that enter it
 
 
 class ListedHead(WeightHead):
-    """A head with one list for all rows: `ids` [m] rise, and `rows` [m, hidden] is a copy of their rows."""
+    """A head with one list for all rows: rising `ids` [m], and `rows` [m, hidden], a copy of their rows."""
 
     ids: Tensor
     rows: Tensor
@@ -43,9 +43,9 @@ class ListedHead(WeightHead):
 
 
 def ranked_by_frequency(tokens: Tensor, vocab_size: int) -> Tensor:
-    """Ids [V], the most frequent in `tokens` first; ties and ids that never occur go by their number.
+    """Ids [V], the most frequent in `tokens` first; ties and unseen ids in order of their number.
 
-    ValueError where there are no tokens or one is no id.
+    ValueError where there are no tokens or a token is not an id.
     """
     if not tokens.numel():
         raise ValueError("there are no tokens to rank ids by; give the ids of a text")
@@ -56,7 +56,7 @@ def ranked_by_frequency(tokens: Tensor, vocab_size: int) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class ShortlistHead(ListedHead, StoredHead):
-    """Lists the first of the ids `ranked` [m]."""
+    """Scores the first of the ids `ranked` [m]."""
 
     ranked: Tensor
     ids: Tensor
@@ -65,7 +65,7 @@ class ShortlistHead(ListedHead, StoredHead):
 
     @classmethod
     def build(cls, weight: Tensor, ranked: Tensor, norm: Norm | None = None, size: int | None = None) -> ShortlistHead:
-        """List `size` (a quarter of the vocabulary, if not given) of the ids `ranked` [m], best first.
+        """Take `size` (default: a quarter of the vocabulary) of the ids `ranked` [m], best first.
 
         Raises ValueError where ids repeat or do not exist, or there are fewer than `size`.
         """
@@ -89,17 +89,17 @@ class ShortlistHead(ListedHead, StoredHead):
 
     @classmethod
     def restored(cls, file: HeadFile, weight: Tensor, norm: Norm | None) -> ShortlistHead:
-        """The list of a file."""
+        """The head of a stored list."""
         return cls.build(weight, file.numbers("ranked", 1), norm, file.fact("size", int))
 
 
 @dataclass(frozen=True, eq=False)
 class ContextHead(ListedHead):
-    """Lists the `size` ids seen last in the prompt, the text so far and the verifier's `top` best guesses.
+    """Scores the `size` ids seen last in the prompt, the text so far and the verifier's `top` best guesses.
 
-    `learn` alone changes the list, between rounds: it is settled before a token is drawn, so every exact rule
-    keeps its law. Until enough ids were seen, the smallest ones, in a BPE vocabulary the most frequent, fill it.
-    Shapes and addresses never change.
+    Only `learn` changes the list, between rounds: it is fixed before a token is drawn, so every exact rule stays exact. Until
+    enough ids were seen, the smallest ids fill it, the most frequent ones in a BPE vocabulary. Shapes and addresses never
+    change.
     """
 
     size: int = SIZE
@@ -119,13 +119,13 @@ class ContextHead(ListedHead):
         self.learn(self.seen[:0], None)
 
     def score(self, states: Tensor) -> Scores:
-        """Scores [n, size] of normalised rows, which later lists leave alone."""
+        """Scores [n, size] of normalised rows; later lists do not overwrite them."""
         ids, logits = super().score(states)
         return Scores(ids.clone(), logits)  # type: ignore[union-attr]
 
     @torch.inference_mode()
     def learn(self, tokens: Tensor, scores: Scores | None) -> None:
-        """Take in final tokens [n] and the verifier's scores, None as a text begins; waits for nothing."""
+        """Take in final tokens [n] and the verifier's scores, None at the start of a text; waits for nothing."""
         if scores is None:
             torch.arange(-1, -self.vocab_size - 1, -1, out=self.seen)
         else:
@@ -138,13 +138,13 @@ class ContextHead(ListedHead):
         torch.index_select(self.weight, 0, self.ids, out=self.rows)
 
     def with_shortlist(self, size: int) -> ContextHead:
-        """A fresh head with another number of ids."""
+        """A new head with another number of ids."""
         return replace(self, size=size)
 
 
 @dataclass(frozen=True, eq=False)
 class SoughtHead(WeightHead):
-    """Seeks `candidates` ids for every row; where it finds fewer, but one at least, pads with logits of -inf."""
+    """Searches `candidates` ids for every row; where it finds fewer, but at least one, pads with logits of -inf."""
 
     candidates: int
 
@@ -171,9 +171,9 @@ class SoughtHead(WeightHead):
 
 @dataclass(frozen=True, eq=False)
 class PreviewHead(SoughtHead):
-    """Lists the ids that look best in the weight's strongest directions.
+    """Scores the ids that look best along the weight's strongest directions.
 
-    `basis` [rank, hidden] are right singular vectors, `preview` [vocab, rank] is the weight in them.
+    `basis` [rank, hidden] holds right singular vectors, `preview` [vocab, rank] the weight in that basis.
     """
 
     basis: Tensor
@@ -181,7 +181,7 @@ class PreviewHead(SoughtHead):
 
     @classmethod
     def build(cls, weight: Tensor, norm: Norm | None = None) -> PreviewHead:
-        """Rotate weight [vocab, hidden]; rank is an eighth of the width, candidates 1/64 of the ids."""
+        """Rotate weight [vocab, hidden]; the rank is an eighth of the width, the candidates 1/64 of the ids."""
         weight, parts = weight_of(weight), weight.detach().split(1 << 14)
         rank, candidates = sizes(*weight.shape)
         square = torch.zeros(weight.shape[1], weight.shape[1], dtype=torch.float64, device=weight.device)
@@ -194,7 +194,7 @@ class PreviewHead(SoughtHead):
 
     @property
     def rows_scored(self) -> int:
-        """Inner products of the full width that cost as much as those of one hidden row, rounded up."""
+        """Full-width inner products that cost as much as scoring one hidden row, rounded up."""
         rank = len(self.basis)
         return rank + self.candidates - (-self.vocab_size * rank // self.hidden)
 
@@ -203,10 +203,10 @@ class PreviewHead(SoughtHead):
         return looks.topk(self.candidates, sorted=False).indices.sort(1).values
 
     def bytes_read(self, rows: int) -> int:
-        """Basis and preview once, the candidates' rows once for each hidden row."""
+        """Basis and preview once, the candidates' rows once per hidden row."""
         return self.basis.nbytes + self.preview.nbytes + rows * self.candidates * self.hidden * self.weight.element_size()
 
 
 def sizes(vocab: int, width: int) -> tuple[int, int]:
-    """Rank and candidates of a preview."""
+    """Rank and number of candidates of a preview."""
     return min(width, -(-width // 64) * 8), -(-vocab // 64)

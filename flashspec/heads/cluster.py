@@ -25,7 +25,7 @@ SHORTLIST = 32  # clusters a point bids for before a longer list is drawn up
 @typed
 @dataclass(frozen=True)
 class Recipe:
-    """How rows are clustered; the backend "auto" is faiss for rows on the CPU, where it is installed."""
+    """How rows are clustered; the backend "auto" is faiss for rows on the CPU where it is installed."""
 
     cluster_size: int = 16
     seed: int = 0
@@ -42,9 +42,9 @@ class Recipe:
 class Clusters:
     """A partition of the ids 0..V-1 into K clusters of `size` slots.
 
-    `assignments` [V] names each id's cluster; `members` [K, size] lists a cluster's ids in rising order, then
-    -1 for slots without one; `centroids` [K, D] are float32: where the clustering is `spherical`, the mean of the
-    members' unit rows times the mean of their lengths, found by direction; else the plain mean of the rows.
+    `assignments` [V] gives each id's cluster; `members` [K, size] lists a cluster's ids in rising order, then -1 for empty
+    slots; `centroids` [K, D] are float32: for a `spherical` clustering the mean of the members' unit rows times the mean of
+    their lengths, else the plain mean of the rows.
     """
 
     assignments: Tensor
@@ -75,14 +75,14 @@ def cluster(weight: Tensor, recipe: Recipe = Recipe()) -> Clusters:
 
 
 def passes(count: int) -> Iterable[int]:
-    """Numbers of a clustering's passes, with a bar where they take long."""
+    """The numbers of a clustering's passes, with a progress bar if they take long."""
     from tqdm import tqdm
 
     return tqdm(range(count), desc="clustering", unit="pass", delay=2, leave=False)
 
 
 def refuse_weight(weight: Tensor, cluster_size: int) -> None:
-    """ValueError in words for a weight [V, D] that has no clusters of this size."""
+    """ValueError for a weight [V, D] that has no clusters of this size."""
     if weight.shape[0] < cluster_size:
         raise ValueError(f"cluster_size {cluster_size} exceeds the vocabulary of {weight.shape[0]}; choose a smaller one")
     if not bool(torch.isfinite(weight.sum(dtype=torch.float64))):
@@ -91,7 +91,7 @@ def refuse_weight(weight: Tensor, cluster_size: int) -> None:
 
 @torch.no_grad()
 def unconstrained(weight: Tensor, recipe: Recipe) -> Tensor:
-    """The first half of `cluster`: unit centroids after the Lloyd iterations."""
+    """First half of `cluster`: unit centroids after the Lloyd iterations."""
     points, dice = F.normalize(weight.detach().float(), dim=1), torch.Generator().manual_seed(recipe.seed)
     first = torch.randperm(len(points), generator=dice)[: -(-len(points) // recipe.cluster_size)]
     centroids, faiss = F.normalize(points[first.to(points.device)], dim=1), _faiss(points, recipe.backend)
@@ -105,7 +105,7 @@ def unconstrained(weight: Tensor, recipe: Recipe) -> Tensor:
 
 @torch.no_grad()
 def balanced(weight: Tensor, centroids: Tensor, recipe: Recipe) -> Clusters:
-    """The second half: clusters of one size, from the centroids of `unconstrained`."""
+    """Second half of `cluster`: clusters of one size, from the centroids of `unconstrained`."""
     points, size = F.normalize(weight.detach().float(), dim=1), recipe.cluster_size
     for _ in passes(BALANCED):
         assignments = assign_balanced(points, centroids, size)
@@ -114,7 +114,7 @@ def balanced(weight: Tensor, centroids: Tensor, recipe: Recipe) -> Clusters:
 
 
 def from_assignments(weight: Tensor, assignments: Tensor, size: int) -> Clusters:
-    """Id v of weight [V, D] belongs to cluster assignments[v]; ValueError where one holds over `size`."""
+    """Clusters in which id v of weight [V, D] belongs to cluster assignments[v]; ValueError for a cluster over `size`."""
     rows, members = weight.detach().float(), members_of(assignments, -(-weight.shape[0] // size), size)
     lengths = rows.norm(dim=1, keepdim=True).clamp(min=1e-12)
     shares = torch.ones(len(rows), device=rows.device)
@@ -123,14 +123,14 @@ def from_assignments(weight: Tensor, assignments: Tensor, size: int) -> Clusters
 
 
 def means_of(points: Tensor, assignments: Tensor, shares: Tensor) -> Tensor:
-    """The mean of every cluster's points [V, d], each counted by its share."""
+    """The mean of every cluster's points [V, d], weighted by `share`."""
     total = torch.bincount(assignments, shares)
     sums = torch.zeros(len(total), points.shape[1], device=points.device)
     return sums.index_add_(0, assignments, points * shares[:, None]) / total[:, None]
 
 
 def members_of(assignments: Tensor, count: int, size: int) -> Tensor:
-    """Rising ids of every cluster [count, size], -1 behind them; ValueError where one holds too many."""
+    """Rising ids of every cluster [count, size], padded with -1; ValueError for a cluster over `size`."""
     filled = torch.bincount(assignments, minlength=count)
     if len(filled) > count or int(filled.max()) > size:
         raise ValueError(f"{count} clusters of {size} expected, but one of {len(filled)} clusters holds {int(filled.max())} ids")
@@ -143,7 +143,7 @@ def members_of(assignments: Tensor, count: int, size: int) -> Tensor:
 
 
 def centres(points: Tensor, assignments: Tensor, before: Tensor) -> Tensor:
-    """Centroid of every cluster's points; one without points, or whose points cancel, stays as before."""
+    """Centroid of every cluster's points; unchanged for a cluster that is empty or whose points cancel."""
     sums = torch.zeros_like(before).index_add_(0, assignments, points)
     filled = torch.bincount(assignments, minlength=len(before)).clamp(min=1)
     alive = sums.square().sum(1, keepdim=True) > 0
@@ -179,15 +179,15 @@ def _faiss_step(faiss: Any, points: Tensor, centroids: Tensor, seed: int) -> Ten
 
 
 def chunks(points: Tensor, width: int) -> Iterator[Tensor]:
-    """Points [V, D] in pieces whose scores against `width` others stay within a fixed amount of memory."""
+    """Points [V, D] in pieces whose scores against `width` others fit a fixed amount of memory."""
     return iter(points.split(max(1, CHUNK_SCORES // max(1, width))))
 
 
 def assign_balanced(points: Tensor, centroids: Tensor, size: int) -> Tensor:
     """Assign points [V, D] to centroids [K, D] so that no cluster holds more than `size`; K * size must be at least V.
 
-    Returns clusters [V]. A capacity auction: in every round each waiting point bids its inner product to the best
-    cluster that still has room, which takes its highest bidders; so every round places a point.
+    Returns clusters [V]. A capacity auction: in every round each waiting point bids its inner product on the best cluster with
+    free slots, and the cluster takes its highest bidders; so every round places at least one point.
     """
     free = torch.full((len(centroids),), size, dtype=torch.int64, device=points.device)
     placed = torch.full((len(points),), -1, dtype=torch.int64, device=points.device)
@@ -209,7 +209,7 @@ def _shortlists(points: Tensor, centroids: Tensor, free: Tensor, length: int) ->
 
 
 def _auction(bids: Tensor, lists: Tensor, free: Tensor) -> Tensor:
-    """Clusters [n] won with these shortlists, -1 where all of them filled up; `free` falls as slots go."""
+    """Clusters [n] won with these shortlists, -1 for points whose whole shortlist filled up; `free` decreases as slots go."""
     won = torch.full((len(bids),), -1, dtype=torch.int64, device=bids.device)
     waiting = torch.arange(len(bids), device=bids.device)
     while len(waiting):
@@ -225,7 +225,7 @@ def _auction(bids: Tensor, lists: Tensor, free: Tensor) -> Tensor:
 
 
 def _highest(wanted: Tensor, value: Tensor, free: Tensor) -> Tensor:
-    """Which bids [n] win: the highest of each wanted cluster, as many as it has room for; earlier points in a tie."""
+    """Which bids [n] win: the highest for each cluster, as many as it has slots; earlier points win ties."""
     order = torch.argsort(value, descending=True, stable=True)
     order = order[torch.argsort(wanted[order], stable=True)]
     filled = torch.bincount(wanted, minlength=len(free))

@@ -1,4 +1,4 @@
-"""Heads that leave no id out: every row of the weight, exact or rounded to integers, or logits already."""
+"""Heads that score every id: an exact weight, one rounded to integers, or rows that are logits already."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from flashspec.typed import typed
 class DenseHead(WeightHead):
     """Logits of the whole vocabulary: weight [vocab, hidden] times the normalised row, exact.
 
-    A `Packed` weight of 8 or 4 bits is the plain cheap head that others have to beat; its products round activations too.
+    A `Packed` weight of 8 or 4 bits is the plain cheap head that the others have to beat; its products round activations too.
     """
 
     weight: Tensor | Packed
@@ -38,7 +38,7 @@ class DenseHead(WeightHead):
         return Scores(None, project(states, self.weight))
 
     def bytes_read(self, rows: int) -> int:
-        """The weight, once, however many rows share the reading."""
+        """The weight, once, however many rows share the read."""
         return self.weight.nbytes
 
 

@@ -1,4 +1,4 @@
-"""FlashHead (arXiv 2603.14591): score the clusters, then exactly the rows of the best of them."""
+"""FlashHead (arXiv 2603.14591): score the clusters, then score the rows of the best ones exactly."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ FORMATS = ("weight", "int8", "int4")
 class FlashPlan:
     """What a FlashHead scores.
 
-    The `probes` best clusters are scored for each hidden row (None: one in sixteen, as in the authors' code), and the
-    ids in `always` in any case. `stage1` is the format of the centroids ("weight": the weight's own).
+    The `probes` best clusters for each hidden row (None: one in sixteen, as in the authors' code), and always the ids in
+    `always`. `stage1` is the format of the centroids ("weight": the weight's own).
     """
 
     probes: int | None = None
@@ -48,7 +48,7 @@ class FlashPlan:
             raise ValueError("always lists an id twice; list each once")
 
     def resolve(self, clusters: Clusters) -> FlashPlan:
-        """This plan for these clusters, probes filled in; ValueError where it asks for more than there is."""
+        """This plan for these clusters, with probes filled in; ValueError where it asks for more than there is."""
         probes = self.probes if self.probes is not None else -(-clusters.count // 16)
         if probes > clusters.count:
             raise ValueError(f"probes must be at most the {clusters.count} clusters of this head, got {probes}")
@@ -59,7 +59,7 @@ class FlashPlan:
 
 
 class Table(NamedTuple):
-    """K clusters of rows, then the blocks of always-scored rows; a block is contiguous and probed as a whole.
+    """K clusters of rows, then the blocks of always-scored rows; a block is contiguous and is scored as a unit.
 
     A slot that must not count (padding, or an always-scored id in its own cluster) has bias -inf and a valid id.
     """
@@ -76,7 +76,7 @@ class Table(NamedTuple):
 
     @property
     def slots(self) -> int:
-        """Rows of a block."""
+        """Rows per block."""
         return self.ids.shape[1]
 
     @property
@@ -86,9 +86,9 @@ class Table(NamedTuple):
 
 
 def build_table(weight: Tensor | Packed, clusters: Clusters, plan: FlashPlan) -> Table:
-    """Permute weight [V, D] once, with the rows of the plan's `always` in blocks of their own behind.
+    """Permute weight [V, D] once; the rows of the plan's `always` follow in blocks of their own.
 
-    A packed weight keeps its codes where a cluster is a panel of sixteen rows, and is widened where it is not.
+    A packed weight stays packed where a cluster is a panel of sixteen rows, and is widened otherwise.
     """
     if isinstance(weight, Packed) and clusters.size != PANEL:
         weight = weight.dequantised()
@@ -105,7 +105,7 @@ def build_table(weight: Tensor | Packed, clusters: Clusters, plan: FlashPlan) ->
 
 
 def _taken(weight: Tensor | Packed, ids: Tensor, shelf: Shelf) -> Tensor | Packed:
-    """The rows of ids [blocks, slots], a block behind the other."""
+    """The rows of ids [blocks, slots], block after block."""
     if isinstance(weight, Packed):
         return weight.taken(ids.flatten())
     blocks = shelf.zeros((ids.numel(), weight.shape[1]), weight.dtype, weight.device)
@@ -113,7 +113,7 @@ def _taken(weight: Tensor | Packed, ids: Tensor, shelf: Shelf) -> Tensor | Packe
 
 
 def stage_one(clusters: Clusters, weight: Tensor | Packed, kind: str) -> Tensor | Packed:
-    """What clusters [K, D] are found by, directions or means, in the format `kind` ("weight": the weight's)."""
+    """The vectors that find clusters [K, D], directions or means, in the format `kind` ("weight": the weight's)."""
     means = clusters.centroids.to(wide(weight))
     unit = F.normalize(means, dim=1) if clusters.spherical else means
     if isinstance(weight, Packed) and kind == "weight":
@@ -123,9 +123,9 @@ def stage_one(clusters: Clusters, weight: Tensor | Packed, kind: str) -> Tensor 
 
 @dataclass(frozen=True, eq=False)
 class FlashHead(StoredHead):
-    """Approximate scores at the cost of few rows; logits it gives are exact, ids it does not list count as -inf.
+    """Approximate scores from few rows; the logits it gives are exact, ids it does not list count as -inf.
 
-    `weight` is the model's own, in the order of the vocabulary; `table` is the permuted copy that is read.
+    `weight` is the model's own, in vocabulary order; `table` is the permuted copy that scoring reads.
     """
 
     clusters: Clusters
@@ -145,9 +145,9 @@ class FlashHead(StoredHead):
     ) -> FlashHead:
         """Cluster weight [vocab, hidden] (unless `clusters` are given) and permute it.
 
-        With `queries`, hidden rows [n, hidden] before the norm, clusters are made for them, and the ids likeliest
-        behind them are scored always unless the plan names others; without, clusters are by direction. `changes`
-        are fields of FlashPlan, or cluster_size and seed. Raises ValueError for a plan that does not fit.
+        With `queries`, hidden rows [n, hidden] before the norm, the clusters are query-aware and the likeliest ids after these
+        rows are always scored, unless the plan names others; without, clusters go by direction. `changes` are fields of
+        FlashPlan, or cluster_size and seed. Raises ValueError for a plan that does not fit.
         """
         weight = weight_of(weight)
         chosen = {name: changes.pop(name) for name in CHOICES if name in changes}
@@ -168,22 +168,22 @@ class FlashHead(StoredHead):
 
     @cached_property
     def scoring(self) -> kernels.Scoring | None:
-        """Norm, clusters, choice and blocks in one call of the compiled kernels."""
+        """Norm, clusters, choice and blocks as one call of the compiled kernels."""
         table = self.table
         return self.compiled(table.directions, kernels.Blocks(table.blocks, table.ids, table.bias, self.probes, table.forced))
 
     @property
     def probes(self) -> int:
-        """Clusters scored for each row."""
+        """Clusters scored per row."""
         return self.plan.probes or 1
 
     @property
     def rows_scored(self) -> int:
-        """Inner products for each hidden row: centroids, probed and always-scored rows, with padding."""
+        """Inner products per hidden row: centroids, probed and always-scored rows, with padding."""
         return self.table.clusters + (self.probes + self.table.forced) * self.table.slots
 
     def bytes_read(self, rows: int) -> int:
-        """Centroids (in stage 1's format) and always-scored blocks once, probed blocks once for each row."""
+        """Centroids (in stage 1's format) and always-scored blocks once, probed blocks once per row."""
         blocks = self.table.forced + rows * self.probes
         return self.table.directions.nbytes + blocks * (self.table.blocks.nbytes // len(self.table.ids))
 
@@ -203,7 +203,7 @@ class FlashHead(StoredHead):
         return torch.cat((forced.expand(len(chosen), -1), chosen), 1)
 
     def with_plan(self, **changes: Any) -> FlashHead:
-        """This head with another plan; rows are permuted anew where `always` changes, and the clusters stay."""
+        """This head with another plan and the same clusters; rows are permuted again if `always` changes."""
         plan, table = changed(self.plan, changes, "a FlashHead").resolve(self.clusters), self.table
         if plan.always != self.plan.always:
             return FlashHead.build(self.weight, self.norm, self.clusters, **asdict(plan))
@@ -228,12 +228,12 @@ class FlashHead(StoredHead):
 
     @classmethod
     def restored(cls, file: HeadFile, weight: Tensor | Packed, norm: Norm | None) -> FlashHead:
-        """The clusters of a file, over the weight permuted anew."""
+        """The head of stored clusters; the weight is permuted again."""
         return cls.build(weight, norm, _clusters(file, weight), **asdict(file.fact("plan", FlashPlan)))
 
 
 def _clusters(file: HeadFile, weight: Tensor | Packed) -> Clusters:
-    """The clusters that a file holds for this weight; ValueError where they cannot be."""
+    """The stored clusters for this weight; ValueError where they do not fit it."""
     members, means, vocab = file.numbers("members", 2).long(), file.tensors.get("centroids"), weight.shape[0]
     count, listed = len(members), members >= 0
     if not bool(listed.any(1).all()) or not torch.equal(members[listed].sort().values, torch.arange(vocab)):

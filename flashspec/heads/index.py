@@ -28,7 +28,7 @@ LINKS, DEPTH = 32, 64  # of a graph's nodes, and nodes that a search keeps in vi
 
 @dataclass(frozen=True, eq=False)
 class IndexHead(SoughtHead):
-    """Lists the ids that a search finds; of about 4 sqrt(vocab) inverted lists `probes` are searched."""
+    """Scores the ids that a search finds; of about 4 sqrt(vocab) inverted lists it searches `probes`."""
 
     kind: str
     index: Any
@@ -46,12 +46,12 @@ class IndexHead(SoughtHead):
 
     @property
     def lists(self) -> int:
-        """Inverted lists; a graph is one."""
+        """Inverted lists; a graph counts as one."""
         return getattr(self.index, "nlist", 1)
 
     @property
     def rows_scored(self) -> int:
-        """Vectors compared for each hidden row, short codes included, and rows scored exactly."""
+        """Vectors compared per hidden row, short codes included, and rows scored exactly."""
         return self.visited + self.candidates
 
     def find(self, states: Tensor) -> Tensor:
@@ -66,7 +66,7 @@ class IndexHead(SoughtHead):
 
     @cached_property
     def visited(self) -> int:
-        """Vectors one search compares: an even share of the lists and their centres; of a graph as counted here."""
+        """Vectors that one search compares: an even share of the lists and their centres; for a graph, counted here."""
         if self.kind != "hnsw":
             return self.lists + -(-self.vocab_size * self.probes // self.lists)
         statistics = faiss_for("head 'hnsw'").cvar.hnsw_stats
@@ -76,7 +76,7 @@ class IndexHead(SoughtHead):
         return -(-int(statistics.ndis) // len(sample))
 
     def bytes_read(self, rows: int) -> int:
-        """For each row, the vectors or codes that its search compares and the candidates' own rows."""
+        """Per row, the vectors or codes that the search compares, and the candidates' own rows."""
         exact = self.candidates * self.hidden * self.weight.element_size()
         if self.kind != "ivfpq":
             return rows * (4 * self.visited * self.hidden + exact)

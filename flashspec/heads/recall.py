@@ -1,4 +1,4 @@
-"""How often a clustered head finds what the dense head would have said, on given hidden rows."""
+"""How often a clustered head finds the dense head's token, on given hidden rows."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def agreement(head: FlashHead, dense: DenseHead, rows: Tensor) -> float:
 
 @torch.no_grad()
 def required_probes(head: FlashHead, dense: DenseHead, rows: Tensor) -> Tensor:
-    """Probes [n] until top selection scores the dense head's best id; 0 where it is always scored."""
+    """Probes [n] needed to score the dense head's best id; 0 where it is always scored."""
     found = list[Tensor]()
     always = torch.tensor(head.plan.always, dtype=torch.int64, device=rows.device)
     for part in _parts(rows):
@@ -33,7 +33,7 @@ def required_probes(head: FlashHead, dense: DenseHead, rows: Tensor) -> Tensor:
 
 
 def calibrate_always(head: FlashHead, dense: DenseHead, rows: Tensor, count: int = 64) -> tuple[int, ...]:
-    """Up to `count` ids to score always: those it does now, then those missed most often on held-out rows [n, hidden].
+    """Up to `count` ids to score always: the current ones, then those missed most often on held-out rows [n, hidden].
 
     ValueError where there are no rows.
     """

@@ -36,7 +36,7 @@ class Origin(NamedTuple):
         return widened(self.weight)
 
     def stored(self, name: str) -> Path | None:
-        """The file in which the folder keeps the state of the head of this name, if it does."""
+        """The file in which the folder keeps the state of this head, if it does."""
         path = None if self.folder is None else self.folder / file_of(name)
         return path if path is not None and path.is_file() else None
 
@@ -61,12 +61,12 @@ def is_public(folder: Path | str) -> bool:
 def load_public(folder: Path | str, weight: Tensor, norm: Norm | None = None) -> FlashHead:
     """The FlashHead of a checkpoint folder in the public layout, over its model's `weight` [V, D].
 
-    The layout is what Embedl's repository reads. config.json, or its `text_config`, switches the head on with
-    `flash_head_cache_dir`. That folder holds clustering_cache.safetensors with `centroids` [1, 1, D, K] (or [D, K];
-    columns of any length) and `cluster_assignments` [V], every cluster equally often.
+    This is the layout that Embedl's repository reads. config.json, or its `text_config`, switches the head on with
+    `flash_head_cache_dir`. That folder holds clustering_cache.safetensors with `centroids` [1, 1, D, K] (or [D, K]; columns of
+    any length) and `cluster_assignments` [V], every cluster equally often.
 
-    Raises FileNotFoundError where a file is missing; ValueError where clusters are unequal, belong to another
-    vocabulary or width, or the folder's probes or special ids do not exist.
+    Raises FileNotFoundError where a file is missing; ValueError where clusters are unequal, belong to another vocabulary or
+    width, or the folder's probes or special ids do not exist.
     """
     folder = Path(folder)
     options = _options(folder)
@@ -85,7 +85,7 @@ def load_public(folder: Path | str, weight: Tensor, norm: Norm | None = None) ->
 
 
 def _options(folder: Path) -> PublicHead:
-    """The options at the top of config.json, those of its text_config where the top has none."""
+    """The options at the top of config.json, or those of its text_config where the top has none."""
     raw, path = read_config(folder), folder / "config.json"
     nested = shaped(raw.get("text_config") or {}, dict[str, Any], path)
     return shaped(nested | {name: value for name, value in raw.items() if value is not None}, PublicHead, path)
@@ -105,7 +105,7 @@ def _public_clusters(centroids: Tensor, assignments: Tensor, weight: Tensor) -> 
 
 
 def _flash(origin: Origin) -> FlashHead:
-    """The model's own FlashHead, of its folder (in either layout) or the cache, or built now if small."""
+    """The model's FlashHead: from its folder (in either layout), from the cache, or built now if small."""
     weight, norm, folder = origin
     if path := origin.stored("flash"):
         head = FlashHead.load(path, weight, norm)

@@ -36,7 +36,7 @@ class Identity(Struct):
 
 
 class HeadFile(NamedTuple):
-    """What a head's file holds."""
+    """The contents of a head's file."""
 
     path: Path
     tensors: dict[str, Tensor]
@@ -55,7 +55,7 @@ class HeadFile(NamedTuple):
 
 
 class StoredHead(WeightHead):
-    """A head with a state of tensors and facts beside the weight, from which `restored` makes it again."""
+    """A head whose state, tensors and facts beside the weight, can be stored and restored."""
 
     key: ClassVar[str]
     file: ClassVar[str] = ""
@@ -67,10 +67,10 @@ class StoredHead(WeightHead):
     @classmethod
     @abstractmethod
     def restored(cls, file: HeadFile, weight: Any, norm: Norm | None) -> Self:
-        """The head that a file holds for this weight; ValueError where it cannot be one."""
+        """The head of this stored state over this weight; ValueError where they do not fit."""
 
     def save(self, path: Path | str, told: dict[str, Any] | None = None) -> None:
-        """Write the head's state and what is `told` about it; an interrupted write leaves the old file."""
+        """Write the head's state with these facts about it; an interrupted write leaves the old file."""
         tensors, facts = self.state()
         facts |= {"told": told} if told else {}
         belongs = asdict(identity(self.weight))
@@ -80,7 +80,7 @@ class StoredHead(WeightHead):
     @classmethod
     @typed
     def load(cls, path: Path | str, weight: Tensor | Packed, norm: Norm | None = None) -> Self:
-        """The head that `save` wrote for this weight; FileNotFoundError or ValueError in words for any other file."""
+        """The head that `save` wrote for this weight; FileNotFoundError or ValueError for any other file."""
         weight, path, kind = weight_of(weight), cls._place(path), cls.__name__
         if not path.exists():
             raise FileNotFoundError(f"there is no {kind} file {path}; build one with {kind}.build(...).save(path)")
@@ -101,9 +101,9 @@ class StoredHead(WeightHead):
 
 
 def kept(weight: Tensor | Packed, norm: Norm | None) -> Path | None:
-    """The cache's file of a head over this weight and norm, whether it is there or not; None for a user without a home.
+    """The cache's file for a head over this weight and norm, whether it exists or not; None for a user without a home.
 
-    A model is told by its vocabulary weight and final norm: models that share the one hardly share the other.
+    A model is recognised by its vocabulary weight and final norm: models that share the weight rarely share the norm.
     """
     home, scale = cache_folder(), getattr(getattr(norm, "norm", norm), "weight", None)
     if home is None:
@@ -119,7 +119,7 @@ def identity(weight: Tensor | Packed) -> Identity:
 
 
 def weight_digest(weight: Tensor | Packed) -> str:
-    """SHA-256 of the rows as float32 numbers, the same for every wider copy; of a packed weight's codes."""
+    """SHA-256 of the rows as float32 numbers, the same for every wider copy; of the codes for a packed weight."""
     found, packed = hashlib.sha256(), isinstance(weight, Packed)
     for part in (weight.cells if isinstance(weight, Packed) else weight.detach()).split(4096):
         found.update((part if packed else part.float()).cpu().contiguous().view(torch.uint8).numpy().data)

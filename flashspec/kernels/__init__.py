@@ -1,6 +1,6 @@
-"""Matrix products for decoding on CPU: C where a compiler is at hand, the same values in torch where not.
+"""Matrix products for decoding on CPU: C where a compiler is available, the same values in torch otherwise.
 
-A product's row never depends on how many rows are computed with it, and a weight is read once for up to eight rows.
+A row of a product never depends on how many rows are computed with it, and a weight is read once for up to eight rows.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def gather_linear(x: Tensor, blocks: Tensor | Packed, chosen: Tensor) -> Tensor:
-    """x [n, K] against the chosen [n, P] of blocks [C, cap, K]: [n, P, cap]; each block is read where it lies.
+    """x [n, K] against the chosen [n, P] of blocks [C, cap, K]: [n, P, cap]; each block is read in place.
 
     The blocks of a packed weight are its panels of sixteen rows.
     """
@@ -55,7 +55,7 @@ def gather_linear(x: Tensor, blocks: Tensor | Packed, chosen: Tensor) -> Tensor:
 
 
 def normalised(x: Tensor, norm: Norm) -> Tensor:
-    """Rows x [n, K] behind a norm over K columns."""
+    """Rows x [n, K] after a norm over K columns."""
     if serves(x, norm.weight) and norm.weight.dtype is torch.float32:
         x, out = x.contiguous(), torch.empty(x.shape)
         call("fs_norm", x, len(x), norm.weight, norm.bias, norm.eps, x.shape[1], out)

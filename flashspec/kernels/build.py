@@ -1,6 +1,6 @@
-"""Compile the C kernels once for this machine, with whatever C compiler it has, and load no library but one's own.
+"""Compile the C kernels once for this machine, with the C compiler it has, and load only libraries of one's own.
 
-They are kept in a folder that its user alone may open; a digest of their bytes in the name tells a damaged file.
+They are kept in a folder that only the user may open; the name holds a digest of their bytes, so a damaged file is noticed.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ class Build(NamedTuple):
 
 
 def compiler() -> str | None:
-    """The C compiler this machine offers, $CC, cc, gcc or clang; None for none, or no POSIX system."""
+    """This machine's C compiler: $CC, cc, gcc or clang; None without one, or off POSIX."""
     names = (os.environ.get("CC"), "cc", "gcc", "clang") if os.name == "posix" else ()
     return next((found for name in names if name and (found := shutil.which(name))), None)
 
 
 def cache_folder() -> Path | None:
-    """The user's cache, below $XDG_CACHE_HOME if that is absolute, or ~/.cache; None without a home."""
+    """The user's cache, below $XDG_CACHE_HOME if that is absolute, or ~/.cache; None for a user without a home."""
     named = Path(os.environ.get("XDG_CACHE_HOME", ""))
     if not named.is_absolute():
         with suppress(RuntimeError):
@@ -62,7 +62,7 @@ def cache_folder() -> Path | None:
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """The compiled kernels, None where torch computes; what went wrong is a warning, once in a process."""
+    """The compiled kernels, None where torch computes; the reason is a warning, once per process."""
     found = built()
     if found.trouble:
         warnings.warn(f"{found.trouble}; {found.fix}", RuntimeWarning, stacklevel=2)
@@ -73,12 +73,12 @@ _BUILT: Once[str, Build] = Once()
 
 
 def built() -> Build:
-    """How this process came by its kernels, or why it has none."""
+    """Where this process got its kernels from, or why it has none."""
     return _BUILT.made("cpu", _build)
 
 
 def identity() -> dict[str, str]:
-    """Which kernels compute here: digest of their source, compiler's version and flags, or torch's own."""
+    """Which kernels compute here: digest of their source, compiler version and flags, or torch."""
     found = built()
     if found.library is None:
         return {"kernels": "torch"}
@@ -105,7 +105,7 @@ def _build() -> Build:
 
 
 def use_isa(loaded: ctypes.CDLL, name: str) -> str:
-    """Let integer products go by the named instruction set, by the fastest one for ""; the name of the one in use.
+    """Compute integer products with the named instruction set, or the fastest one for ""; returns the name of the one in use.
 
     All of them give the same bits. Raises ValueError for a set that this processor does not have.
     """
@@ -117,7 +117,7 @@ def use_isa(loaded: ctypes.CDLL, name: str) -> str:
 
 
 def _version(cc: str) -> str:
-    """The first line in which a compiler names itself, empty where it does not."""
+    """The first line in which a compiler names itself, empty if it does not."""
     with suppress(OSError):
         said = subprocess.run([cc, "--version"], capture_output=True, text=True, errors="replace").stdout
         return said.partition("\n")[0]
@@ -133,7 +133,7 @@ def _digest(*parts: bytes) -> str:
 
 
 def _library_in(cache: Path | None, cc: str, version: str) -> ctypes.CDLL:
-    """The library in a folder, compiled where it is missing: by one process, for which the others wait."""
+    """The library in a folder, compiled if it is missing: by one process, while the others wait."""
     import fcntl
 
     facts = (_source(), *FLAGS, cc, version, platform.machine(), cpu_name(), *sorted(cpu_flags()))
@@ -150,7 +150,7 @@ def _library_in(cache: Path | None, cc: str, version: str) -> ctypes.CDLL:
 
 
 def _ours_alone(place: Path | None) -> Path:
-    """A folder closed to others; PermissionError where it or the link to it is somebody else's, or its mode cannot change."""
+    """A folder closed to others; PermissionError if it or the link to it belongs to someone else, or its mode cannot change."""
     if place is None:
         raise FileNotFoundError("this user has no home folder")
     place.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -164,17 +164,17 @@ def _ours_alone(place: Path | None) -> Path:
 
 
 def _ours(facts: os.stat_result) -> bool:
-    """Whether a file is this user's, and nobody else may write it."""
+    """Whether a file belongs to this user and only the user may write it."""
     return facts.st_uid == os.geteuid() and not facts.st_mode & 0o022
 
 
 def _opened(path: str, flags: int) -> int:
-    """Opens no link, and never waits for the other end of a pipe."""
+    """Opens no link, and never waits on a pipe."""
     return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
 
 
 def _kept(folder: Path, name: str) -> ctypes.CDLL | None:
-    """The library of a name in a folder of ours, if a file there is ours and whole."""
+    """The library of this name in our folder, if the file there is ours and complete."""
     for path in sorted(folder.glob(f"{name}-*.so")):
         with suppress(OSError), open(path, "rb", opener=_opened) as file:
             facts = os.fstat(file.fileno())
@@ -188,7 +188,7 @@ def _named(name: str, code: bytes) -> str:
 
 
 def _fresh(folder: Path, name: str, cc: str) -> ctypes.CDLL:
-    """The library compiled now, and kept once loaded; what a killed compilation left is removed first."""
+    """The library compiled now, and kept once loaded; leftovers of a killed compilation are removed first."""
     for left in folder.glob("building-*"):
         shutil.rmtree(left, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix="building-", dir=folder) as place:
@@ -201,7 +201,7 @@ def _fresh(folder: Path, name: str, cc: str) -> ctypes.CDLL:
 
 
 def _compile(cc: str, place: Path, name: str) -> None:
-    """Leave a library in a folder, in which the compiler also works; OSError in the compiler's own words."""
+    """Compile a library into a folder, in which the compiler also works; OSError with the compiler's message."""
     command, there = [cc, *FLAGS, "-o", name, str(SOURCE), "-lm"], os.environ | {"TMPDIR": "."}
     try:
         done = subprocess.run(command, cwd=place, env=there, capture_output=True, text=True, errors="replace")
@@ -215,7 +215,7 @@ def _compile(cc: str, place: Path, name: str) -> None:
 
 @functools.cache
 def structure(name: str) -> type[ctypes.Structure]:
-    """A structure of the headers, its fields by their names there."""
+    """A structure of the headers, with their field names."""
     bodies = {found[2]: found[1] for path in SOURCES for found in STRUCTURE.finditer(path.read_text())}
     return type(name, (ctypes.Structure,), {"_fields_": _declared(bodies[name])})
 
@@ -232,7 +232,7 @@ def _declared(text: str) -> list[tuple[str, Any]]:
 
 
 def with_signatures(library: ctypes.CDLL) -> ctypes.CDLL:
-    """A compiled library whose functions know what they take and give back."""
+    """A compiled library whose functions know their argument and result types."""
     for result, name, given in FUNCTION.findall(SOURCE.read_text()):
         function = getattr(library, name)
         function.restype = NUMBERS.get(result)
@@ -241,10 +241,10 @@ def with_signatures(library: ctypes.CDLL) -> ctypes.CDLL:
 
 
 def call(function: str, *given: Any) -> Any:
-    """What a compiled function returns for numbers, structures and tensors; null for None. Only where there is a library."""
+    """Call a compiled function with numbers, structures and tensors; None becomes null. Needs a compiled library."""
     return getattr(library(), function)(*map(address, given))
 
 
 def address(one: Any) -> Any:
-    """Where a tensor lies; anything else as it is."""
+    """The address of a tensor; anything else unchanged."""
     return one.data_ptr() if isinstance(one, Tensor) else one

@@ -1,6 +1,6 @@
-"""Weights of 4, 6 or 8 bits in panels of sixteen rows: packed once, multiplied as they are; activations are rounded on the way.
+"""Weights of 4, 6 or 8 bits in panels of sixteen rows, multiplied as integers; activations are rounded on the way.
 
-A product's row is the same bits with every instruction set and however many rows are computed with it (integers.h).
+A row of a product has the same bits with every instruction set and however many rows are computed with it (integers.h).
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ SOME = 1 << 24  # bytes that are taken at once
 
 @dataclass(frozen=True)
 class Packed:
-    """A weight [rows, depth] of one kind: "u4" codes of 4 bits with scale and minimum for 32 columns, "s6" and "s8" centred
-    codes of 6 and 8 bits with a scale for 16 columns; scales are half precision.
+    """A weight [rows, depth] of one kind: "u4" is 4-bit codes with a scale and a minimum per 32 columns, "s6" and "s8" are
+    centred 6- and 8-bit codes with a scale per 16 columns; scales are half precision.
 
-    `cells` [panels, depth / 32, bytes] uint8 holds sixteen rows by 32 columns a cell; missing rows and columns are zeros.
+    `cells` [panels, depth / 32, bytes] uint8 holds sixteen rows by 32 columns per cell; missing rows and columns are zeros.
     """
 
     cells: Tensor
@@ -46,12 +46,12 @@ class Packed:
 
     @property
     def device(self) -> torch.device:
-        """Where the codes lie."""
+        """Where the codes are."""
         return self.cells.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the weight's rows and products are in."""
+        """The dtype of the weight's rows and products."""
         return torch.float32
 
     def rows_of(self, ids: Tensor) -> Tensor:
@@ -61,7 +61,7 @@ class Packed:
         return panels.view(len(flat), PANEL, self.depth)[torch.arange(len(flat)), flat % PANEL].view(*ids.shape, self.depth)
 
     def dequantised(self) -> Tensor:
-        """The weight [rows, depth] in float32 that the codes mean."""
+        """The weight [rows, depth] in float32 that the codes encode."""
         codes, first, second = unpacked(self)
         codes = codes.float().unflatten(1, (-1, CELL))
         if self.kind == "u4":
@@ -72,7 +72,7 @@ class Packed:
         return wide.flatten(1)[: self.rows, : self.depth]
 
     def taken(self, ids: Tensor) -> Packed:
-        """The rows of ids [m] in the same codes; ValueError where m is no multiple of sixteen."""
+        """The rows of ids [m] in the same codes; ValueError unless m is a multiple of sixteen."""
         if len(ids) % PANEL:
             raise ValueError(f"rows are taken by panels of {PANEL}, a multiple of {PANEL} ids, got {len(ids)}")
         out, panels = room(len(ids), self.depth, self.kind, Shelf()), len(ids) // PANEL
@@ -86,7 +86,7 @@ class Packed:
         return Packed(out, self.kind, len(ids), self.depth)
 
     def __getitem__(self, rows: slice) -> Packed:
-        """Rows of the weight from a multiple of sixteen on, in place."""
+        """Rows of the weight, starting at a multiple of sixteen, without a copy."""
         start, stop, _ = rows.indices(self.rows)
         if start % PANEL:
             raise ValueError(f"a packed weight is cut at multiples of {PANEL} rows, got {start}")
@@ -94,12 +94,12 @@ class Packed:
 
 
 def room(rows: int, depth: int, kind: str, shelf: Shelf) -> Tensor:
-    """Cells of zeros for a weight [rows, depth] of a kind, on the shelf."""
+    """Zero cells for a weight [rows, depth] of a kind, on the shelf."""
     return shelf.zeros((-(-rows // PANEL), -(-depth // CELL), CELL * PANEL * BITS[kind] // 8 + 64), torch.uint8)
 
 
 def packed(codes: Tensor, first: Tensor, second: Tensor, kind: str, shelf: Shelf | None = None) -> Packed:
-    """Codes [N, K] (uint8, from zero) with the numbers [N, ceil(K / 32)] of their cells, on the shelf."""
+    """Pack codes [N, K] (uint8, from zero) with the numbers [N, ceil(K / 32)] of their cells, on the shelf."""
     (rows, depth), missing = codes.shape, -len(codes) % PANEL
     codes = F.pad(codes, (0, first.shape[1] * CELL - depth, 0, missing))
     first, second = (F.pad(numbers, (0, 0, 0, missing)) for numbers in (first, second))
@@ -108,7 +108,7 @@ def packed(codes: Tensor, first: Tensor, second: Tensor, kind: str, shelf: Shelf
 
 
 def _cells(codes: Tensor, first: Tensor, second: Tensor, kind: str) -> Tensor:
-    """Whole panels as the kernels read them."""
+    """Complete panels in the layout of the kernels."""
     panels, cells = codes.shape[0] // PANEL, first.shape[1]
     vectors = codes.view(panels, PANEL, cells, 8, 4).permute(0, 2, 3, 1, 4).reshape(panels, cells, 8, 64)
     low, high = vectors[:, :, :4], vectors[:, :, 4:]
@@ -121,7 +121,7 @@ def _cells(codes: Tensor, first: Tensor, second: Tensor, kind: str) -> Tensor:
 
 
 def unpacked(weight: Packed) -> tuple[Tensor, Tensor, Tensor]:
-    """Codes [rows, columns] uint8 and float32 numbers [rows, cells] of whole panels: what `packed` got."""
+    """Codes [rows, columns] uint8 and float32 numbers [rows, cells] of complete panels: the inverse of `packed`."""
     panels, cells, size = weight.cells.shape
     codes, numbers = weight.cells.split((size - 64, 64), 2)
     if weight.kind == "s8":
@@ -139,7 +139,7 @@ def unpacked(weight: Packed) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def pack(weight: Tensor, bits: int, shelf: Shelf | None = None) -> Packed:
-    """Round weight [N, K] to the nearest codes of 8, 6 or 4 bits, on the shelf."""
+    """Round weight [N, K] to the nearest 8-, 6- or 4-bit codes, on the shelf."""
     kind = {count: kind for kind, count in BITS.items()}.get(bits)
     if kind is None:
         raise ValueError(f"a packed weight has 8, 6 or 4 bits, got {bits}")
@@ -161,7 +161,7 @@ def _divisor(scales: Tensor) -> Tensor:
 
 
 def rounded(x: Tensor) -> Tensor:
-    """Rows x [n, K] as integer products see them: up to 127 times the largest of 32 columns over 127."""
+    """Rows x [n, K] as integer products see them: per 32 columns, multiples of 1/127 of the largest."""
     groups = F.pad(x.float(), (0, -x.shape[1] % CELL)).unflatten(1, (-1, CELL))
     most = groups.abs().amax(2, keepdim=True)
     codes = (groups * torch.where(most == 0, 0.0, 127.0 / most)).round_()

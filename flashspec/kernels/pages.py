@@ -1,7 +1,7 @@
-"""Memory that weights are read from: tensors behind one another on huge pages, for streaming.
+"""Memory for weights: tensors one after another on huge pages, for streaming.
 
-Linux gives 2-megabyte pages to memory that asks for them (madvise(2), MADV_HUGEPAGE); where it does not, this is ordinary
-memory. A block is given back when its last tensor goes: share a shelf only between tensors that live and die together.
+Linux gives 2-megabyte pages to memory that asks for them (madvise(2), MADV_HUGEPAGE); elsewhere this is ordinary memory. A
+block is freed with its last tensor: share a shelf only between tensors that live and die together.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ ALIGNMENT = 64  # a cache line
 
 
 class Shelf:
-    """Room for tensors on the CPU, in the order of asking; a block lives as long as a tensor in it."""
+    """Room for tensors on the CPU, in order of request; a block lives as long as any tensor in it."""
 
     def __init__(self) -> None:
         self._block: mmap.mmap | None = None
@@ -38,13 +38,13 @@ class Shelf:
         return torch.frombuffer(self._block, dtype=dtype, count=prod(shape), offset=start).view(tuple(shape))
 
     def moved(self, tensor: Tensor) -> Tensor:
-        """A contiguous copy of a tensor on the shelf; the tensor itself where that lies on another device."""
+        """A contiguous copy of a tensor on the shelf; the tensor itself if it is on another device."""
         if tensor.device.type != "cpu":
             return tensor
         return self.zeros(tensor.shape, tensor.dtype).copy_(tensor)
 
     def _more(self, size: int) -> int:
-        """Begin another block with room for this many bytes; where its first huge page starts."""
+        """Start another block with room for this many bytes; returns where its first huge page starts."""
         room = max(BLOCK, -(-size // PAGE) * PAGE)
         block = mmap.mmap(-1, room + PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         with suppress(OSError):  # EINVAL of a kernel built without huge pages

@@ -1,4 +1,4 @@
-"""A vocabulary head as the compiled kernels see it: norm, product and the choice of clusters in one call."""
+"""A vocabulary head in the compiled kernels: norm, product and the choice of clusters in one call."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Norm(NamedTuple):
 class Blocks(NamedTuple):
     """Rows [C, slots, D], or the panels of a packed weight, with their ids and biases [C, slots].
 
-    The last `forced` blocks are always scored, and the `probes` best of those before them.
+    The last `forced` blocks are always scored, plus the `probes` best of the others.
     """
 
     rows: Tensor | Packed
@@ -41,7 +41,7 @@ class Blocks(NamedTuple):
 
 
 class Scoring:
-    """A head that the kernels serve: its structure, scores a row, and the tensors that it points into."""
+    """A head that the kernels serve: its structure, its scores per row, and the tensors that it points into."""
 
     def __init__(self, head: ctypes.Structure, columns: int, kept: tuple[object, ...]) -> None:
         self.head, self.columns, self.kept = head, columns, kept
@@ -81,7 +81,7 @@ def scoring(norm: Norm | None, first: Tensor | Packed, blocks: Blocks | None = N
 
 
 def matrix(weight: Tensor | Packed) -> ctypes.Structure:
-    """A weight [N, K] that the kernels serve, as they see it; the tensor has to outlive it."""
+    """The kernels' view of a weight [N, K] that they serve; the tensor has to outlive it."""
     if isinstance(weight, Packed):
         return MATRIX(weight.cells.data_ptr(), KINDS[weight.kind], weight.depth)
     return MATRIX(weight.data_ptr(), WEIGHTS[weight.dtype], weight.shape[1])
@@ -100,7 +100,7 @@ def _served(weight: Tensor | Packed) -> bool:
 
 
 def best_numbers(values: Tensor, count: int) -> Tensor:
-    """Rising numbers [n, count] of the largest of values [n, m]; the kernels let the smallest win a tie."""
+    """Rising numbers [n, count] of the largest of values [n, m]; ties go to the smallest number."""
     if values.device.type != "cpu" or values.dtype is not torch.float32 or library() is None:
         return values.topk(count, sorted=False).indices.sort(dim=1).values
     values, (rows, width) = values.contiguous(), values.shape

@@ -16,8 +16,8 @@ WRITER, LAW, BURST, ROW = (structure(name) for name in ("Writer", "Law", "Burst"
 
 
 class Law(NamedTuple):
-    """How tokens follow from logits: the best one at temperature 0; the best behind noise of `hashed` ids [V] and
-    `keys` [n] (int32); else a draw from the running sum at `uniform` [n] (float64)."""
+    """How tokens follow from logits: the best one at temperature 0; the best after adding noise of `hashed` ids [V] and `keys`
+    [n] (int32); else a draw from the running sum at `uniform` [n] (float64)."""
 
     temperature: float
     hashed: Tensor | None = None
@@ -26,7 +26,7 @@ class Law(NamedTuple):
 
 
 class Stretch(NamedTuple):
-    """Tokens [room] and rows [room, D] by position, how far they were read, and what is wanted."""
+    """Tokens [room] and rows [room, D] by position, how far they were read, and what is requested."""
 
     tokens: Tensor
     rows: Tensor
@@ -36,16 +36,15 @@ class Stretch(NamedTuple):
 
 
 class Writer:
-    """Layers and a head (a structure and what it points into) that write together; `times` [3] sums nanoseconds in body, head
-    and draws."""
+    """Layers and a head (a structure and what it points into) that write together; `times` [3]: ns in body, head and draws."""
 
     def __init__(self, writer: ctypes.Structure, scoring: Scoring, kept: object) -> None:
         self.scoring, self.times = scoring, torch.zeros(3, dtype=torch.int64)
         self._writer, self._kept, self._scratch = writer, kept, torch.empty(0)
 
     def __call__(self, place: Stretch, law: Law) -> tuple[Tensor | None, Tensor, Tensor]:
-        """Write `want` tokens in place; their ids [want, m] (None: the whole vocabulary), warped logits [want, m], and
-        whether each was sound."""
+        """Write `want` tokens in place; returns their ids [want, m] (None: the whole vocabulary), warped logits [want, m], and
+        whether each was free of NaN."""
         sound, rules = torch.empty(place.want, dtype=torch.bool), LAW(law.temperature, *map(address, law[1:]))
         return *self._call("fs_burst", place, sound, ctypes.byref(rules)), sound
 
@@ -91,8 +90,8 @@ def draw(logits: Tensor, uniform: Tensor) -> Tensor | None:
 
 
 def best_columns(logits: Tensor, hashed: Tensor | None = None, keys: Tensor | None = None) -> Tensor | None:
-    """Columns [n] of the largest of logits [n, m], the first in a tie, -1 where a row holds NaN; with noise of hashed
-    ids [1 or n, m] under keys [n], both int32."""
+    """Columns [n] of the largest of logits [n, m], the first in a tie, -1 for a row with NaN; with noise of hashed ids [1 or n,
+    m] under keys [n], both int32."""
     if not _served(logits) or (hashed is not None and logits.shape[1] % 8):
         return None
     columns = torch.empty(len(logits), dtype=torch.int64)
@@ -104,10 +103,10 @@ def best_columns(logits: Tensor, hashed: Tensor | None = None, keys: Tensor | No
 def judge(
     logits: Tensor, proposals: Sequence[tuple[Tensor | None, Tensor]], tokens: Tensor, uniforms: Tensor
 ) -> Tensor | None:
-    """Speculative sampling's verdict [2]: how many tokens [n] are kept, and the one that follows, -1 for NaN.
+    """Speculative sampling's verdict [2]: how many tokens [n] are accepted, and the one that follows, -1 for NaN.
 
-    `logits` [n + 1, V] are the verifier's warped ones, `proposals` ids [1, m] (None: all) and warped logits [1, m] behind each
-    token, `uniforms` [2 n + 1] (float64) decide acceptances, corrections and the last draw.
+    `logits` [n + 1, V] are the verifier's warped ones, `proposals` the ids [1, m] (None: all) and warped logits [1, m] that
+    each token was drawn from, `uniforms` [2 n + 1] (float64) decide acceptances, corrections and the last draw.
     """
     if not all(map(_served, (logits, *(row for _, row in proposals)))):
         return None

@@ -20,10 +20,10 @@ CONTENDERS = 16
 
 
 class Certificate(NamedTuple):
-    """Why two texts part at `position`.
+    """Why two texts differ at `position`.
 
-    `tokens` were written there; `gap` is how far the worse of them lies under the target's best logit; `noise` is the
-    spread of that row's leading logits over blockings.
+    `tokens` are the two tokens there; `gap` is how far the worse one is below the target's best logit; `noise` is the spread of
+    that row's leading logits over blockings.
     """
 
     position: int
@@ -38,7 +38,7 @@ class Certificate(NamedTuple):
 
 
 def first_difference(one: Sequence[int], other: Sequence[int]) -> int | None:
-    """Index of the first differing token, the shorter length where one continues the other, or None."""
+    """Index of the first differing token; the shorter length if one text continues the other; None if they are equal."""
     pairs = enumerate(zip(one, other, strict=False))
     shorter = None if len(one) == len(other) else min(len(one), len(other))
     return next((index for index, (a, b) in pairs if a != b), shorter)
@@ -52,10 +52,10 @@ def shape_noise(rows: Tensor) -> float:
 
 
 def certify(one: Sequence[int], other: Sequence[int], prompt: Sequence[int], scorer: Scorer) -> Certificate | None:
-    """Certificate of the first difference between two continuations of `prompt`, or None where they are equal.
+    """Certificate of the first difference between two continuations of `prompt`, or None if they are equal.
 
-    `scorer(prefix, block)` gives the target's logits [vocab] after `prefix`, read `block` tokens at a time.
-    Raises ValueError where one text is a prefix of the other, which rounding cannot explain.
+    `scorer(prefix, block)` gives the target's logits [vocab] after `prefix`, read `block` tokens at a time. Raises ValueError
+    where one text is a prefix of the other, which rounding cannot explain.
     """
     at = first_difference(one, other)
     if at is None:

@@ -1,4 +1,4 @@
-"""Seconds: one clock, and repeated timing of small calls with warm-up thrown away."""
+"""Seconds: one clock, and repeated timing of short calls with the warm-up discarded."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Calls = Mapping[str, Callable[[], object]]
 
 @dataclass(frozen=True)
 class Plan:
-    """How often to time, and where: kept turns, discarded turns, megabytes read before every call."""
+    """How to time: kept turns, discarded turns, megabytes read before every call, and the device."""
 
     repeats: int = 7
     warmup: int = 2
@@ -30,7 +30,7 @@ class Plan:
 
 
 def settle(device: torch.device | str = "cpu") -> None:
-    """Wait until the device has done all queued work; nothing to wait for on a CPU."""
+    """Wait until the device has finished all queued work; returns at once on a CPU."""
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -45,7 +45,7 @@ def seconds_of(call: Callable[[], object], device: torch.device | str = "cpu") -
 
 
 def roof(device: str) -> float:
-    """Bytes a second at which the device reads memory larger than its caches: the best of several sums."""
+    """Bytes per second at which the device reads memory larger than its caches: the best of several sums."""
     block = torch.ones((1024 if device != "cpu" else 64) << 18, device=device)
     seconds = [seconds_of(block.sum, device) for _ in range(8)]
     return block.nbytes / min(seconds)
@@ -65,7 +65,7 @@ def interleaved_seconds(calls: Calls, plan: Plan) -> dict[str, list[float]]:
 
 
 def medians(calls: Calls, plan: Plan) -> dict[str, float]:
-    """Median seconds of each call, in turns without gradients; those named UNUSED are left out."""
+    """Median seconds of each call, in turns without gradients; calls named UNUSED are skipped."""
     with torch.inference_mode():
         raw = interleaved_seconds(calls, plan)
     return {name: median(seconds) for name, seconds in raw.items() if not name.startswith(UNUSED)}

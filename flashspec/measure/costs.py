@@ -1,6 +1,6 @@
-"""What a pair spends on this machine: every part of a round timed alone, in turns.
+"""The costs of a pair on this machine: every part of a round timed alone, in turns.
 
-Shapes without weights are not timed: what a pass over them costs follows from the bytes that it reads.
+Shapes without weights are not timed: the cost of a pass follows from the bytes that it reads.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Say = Callable[[str], object]
 
 
 def name_of(method: Method) -> str:
-    """What a table calls a writer: its head, the clusters it probes and the ids it lists."""
+    """A writer's name in tables: its head, the clusters it probes and the ids it lists."""
     options = {"P": method.probes, "N": method.shortlist}
     return " ".join([method.head, *(f"{name}={value}" for name, value in options.items() if value is not None)])
 
@@ -44,17 +44,17 @@ class PairCosts:
 
     @property
     def spread(self) -> float:
-        """Slowest less fastest plain step, as a share of the median; 0 before the first turn."""
+        """Slowest minus fastest plain step, as a share of the median; 0 before the first turn."""
         steps = [turn["step"] for turn in self.turns]
         return (max(steps) - min(steps)) / median(steps) if steps else 0.0
 
     def medians(self, turns: Sequence[Turn] | None = None) -> dict[str, float]:
-        """The middle value of every part over these turns, or over all."""
+        """The median of every part over these turns, or over all."""
         chosen = self.turns if turns is None else turns
         return {name: median([turn[name] for turn in chosen]) for name in chosen[0]}
 
     def costs(self, method: Method, turns: Sequence[Turn] | None = None) -> tuple[Costs, float]:
-        """What a round of this method spends, and the step of plain decoding it is compared with."""
+        """The costs of a round of this method, and the step of plain decoding that it is compared with."""
         found, name, eager = self.medians(turns), name_of(method), method.finalize == "eager"
         checks = {k + eager: found[f"check {k}"] for k in self.ks}
         verify = interpolated({int(eager): found["step"], **checks})  # an eager check of k tokens reads one row less
@@ -63,7 +63,7 @@ class PairCosts:
 
 
 def timed_turn(groups: Sequence[clock.Calls], device: str, say: Say) -> Turn:
-    """Seconds of every part and of what the loop adds; a group goes round before, until its caches are as in a decode."""
+    """Seconds of every part and of the loop's overhead; each group runs once before, so that caches are as in a decode."""
     found = dict[str, float]()
     for group in groups:
         part = clock.medians(group, clock.Plan(1, SETTLING if "step" in group else 1, device=device))
@@ -75,7 +75,7 @@ def timed_turn(groups: Sequence[clock.Calls], device: str, say: Say) -> Turn:
 def parts_of(
     models: Models, writers: Sequence[Method], ks: Sequence[int], text: Sequence[int], sampling: Sampling = GREEDY
 ) -> list[clock.Calls]:
-    """The parts of a pair's rounds behind a text, in groups of calls that follow each other as in a decode."""
+    """The parts of a pair's rounds after a text, in groups of calls that follow each other as in a decode."""
     context = min(models.context, len(text) + max(ks) + 1)
 
     def bench(method: Method) -> Bench:
@@ -94,6 +94,6 @@ def parts_of(
 
 
 def pass_bytes(name: str) -> float:
-    """Bytes that one pass over a published shape reads; its layers are in 4 bits where the name says AWQ."""
+    """Bytes that one pass over a published shape reads; "AWQ" in the name means layers in 4 bits."""
     config, form = shape(name), Form(torch.bfloat16, GROUP if is_awq(name) else 0)
     return config.body_parameters * form.body_bytes + config.head_parameters * form.dtype.itemsize

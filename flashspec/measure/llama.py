@@ -1,4 +1,4 @@
-"""llama.cpp on the same GGUF files, in an environment of its own: `make peer-llama` builds it."""
+"""llama.cpp on the same GGUF files, in an environment of its own that `make peer-llama` builds."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ MISSING = f"llama.cpp is not here: `make peer-llama` builds it, or {PYTHON} name
 
 
 class Llama:
-    """A target and perhaps a draft in llama.cpp's hands, greedy, on as many threads as torch has here.
+    """A target and perhaps a draft run by llama.cpp, greedy, on as many threads as torch has here.
 
-    Its process waits without turning. Raises FileNotFoundError where llama.cpp is missing, and ValueError for models that are
-    no GGUF files, or where its process ends.
+    Its process sleeps between calls. Raises FileNotFoundError where llama.cpp is missing, and ValueError for models that are
+    not GGUF files, or where its process ends.
     """
 
     def __init__(self, target: Path, draft: Path | None, context: int) -> None:
@@ -39,9 +39,9 @@ class Llama:
         self._answer()
 
     def greedy(self, prompt: Iterable[int], new_tokens: int, k: int | None = None, how: str = "draft") -> dict[str, Any]:
-        """`new_tokens` tokens behind a prompt and the counts rounds, drafted and accepted; plain without `k`.
+        """`new_tokens` tokens after a prompt and the counts rounds, drafted and accepted; plain without `k`.
 
-        `prefill_seconds` tell the target's reading of the prompt. ValueError where the text outgrows the context.
+        `prefill_seconds` is the time of reading the prompt. ValueError where the text outgrows the context.
         """
         call = {"ids": list(prompt), "tokens": new_tokens, "how": how if k else "plain", "k": k or 0}
         stdin: Any = self._process.stdin
@@ -58,6 +58,6 @@ class Llama:
         return found
 
     def close(self) -> None:
-        """End its process."""
+        """Stop its process."""
         self._process.kill()
         self._process.wait()

@@ -1,4 +1,4 @@
-"""llama.cpp as a contestant: run by the Python that has llama-cpp-python, it answers one JSON line with one.
+"""llama.cpp as a peer: run by the Python that has llama-cpp-python; it answers each JSON line with one.
 
 The loop is that of llama.cpp's own example of speculation. Nothing of flashspec is imported.
 """
@@ -19,7 +19,7 @@ LONGEST, SHORTEST = 3, 2  # tokens that prompt lookup compares, as ours
 
 
 class Model:
-    """One GGUF file with a context: tokens that its cache holds, and logits of the newest batch."""
+    """One GGUF file with a context: the tokens in its cache, and the logits of the newest batch."""
 
     def __init__(self, api: Any, path: str, threads: int, context: int) -> None:
         self.api, self.held = api, list[int]()
@@ -39,7 +39,7 @@ class Model:
         del self.held[length:]
 
     def read(self, tokens: list[int], scored: int) -> list[int]:
-        """Read tokens behind those held; the best ids behind the last `scored` of them."""
+        """Read tokens after those in the cache; returns the best ids after each of the last `scored` of them."""
         for start in range(0, len(tokens), BATCH):
             part, batch = tokens[start : start + BATCH], self.batch
             batch.n_tokens = len(part)
@@ -66,9 +66,9 @@ def looked_up(text: list[int], k: int) -> list[int]:
 
 
 def drafted(draft: Model, text: list[int], k: int) -> list[int]:
-    """k greedy tokens of the draft, whose cache keeps what is still right.
+    """k greedy tokens of the draft, whose cache keeps what is still valid.
 
-    The newest token is read alone, as in llama.cpp's example: two rows together cost it more than two reads of one.
+    The newest token is read alone, as in llama.cpp's example: two rows together take it longer than two reads of one.
     """
     same = 0
     while same < min(len(draft.held), len(text) - 1) and draft.held[same] == text[same]:
@@ -83,7 +83,7 @@ def drafted(draft: Model, text: list[int], k: int) -> list[int]:
 
 
 def decode(target: Model, draft: Model | None, call: dict[str, Any]) -> dict[str, Any]:
-    """Greedy tokens behind the ids of a call, plain or speculative, and what they took."""
+    """Greedy tokens after the ids of a call, plain or speculative, with counts and times."""
     ids, wanted, how, k = call["ids"], call["tokens"], call["how"], call["k"]
     target.forget(0)
     if draft:
@@ -108,7 +108,7 @@ def decode(target: Model, draft: Model | None, call: dict[str, Any]) -> dict[str
 
 
 def main() -> None:
-    """Load the models that the argument names, then answer calls; errors are answers too."""
+    """Load the models named in the argument, then answer calls; errors are answers too."""
     import llama_cpp as api
 
     asked = json.loads(sys.argv[1])

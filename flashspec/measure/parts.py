@@ -1,4 +1,4 @@
-"""Parts of a round measured alone, un-instrumented: what a prediction may use."""
+"""Parts of a round measured alone, un-instrumented: the only times that a prediction may use."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ WALK = 32 << 20
 
 @dataclass(eq=False)
 class Bench:
-    """A decode held behind the first `start` tokens of a text, before one and the same action of any stage.
+    """A decode paused after the first `start` tokens of a text, so that one action of any stage can be repeated.
 
-    The loop's own actions are timed, in the order of a decode: burst, check, and step last; with an eager final token burst,
-    step, check. `behind` are tokens of the text that can wait for a check, drawn as `proposal` tells.
+    The loop's own actions are timed in the order of a decode: burst, check, step; with an eager final token burst, step, check.
+    `behind` are the next tokens of the text, which can wait for a check; `proposal` says how they were drawn.
     """
 
     state: State
@@ -45,13 +45,13 @@ class Bench:
         return self.state.stages
 
     def with_bursts(self, k: int) -> Bench:
-        """The same decode of a draft and a target at bursts of k tokens, over the same readers."""
+        """The same decode of a draft and a target with bursts of k tokens, over the same readers."""
         writer, target = self.stages
         state = State.at([writer, target._replace(every=k)], self.state.tokens.clone(), self.start)
         return replace(self, state=state)
 
     def hold(self, level: int = 0, wait: int = 0) -> None:
-        """Let `wait` tokens of the text wait for a level; those below have read all but the newest."""
+        """Let `wait` tokens of the text wait for a level; the readers below have read all but the newest."""
         tokens, length = self.state.tokens, self.start + wait
         tokens[self.start : length] = self.behind[:wait]
         self.state = State.at(self.stages, tokens, length, level, [self.proposal] * wait)
@@ -66,7 +66,7 @@ class Bench:
         return draft(self.state)
 
     def check(self, level: int = 1) -> list[Event]:
-        """Judge what waits for a level: the burst just written, or what is held before it."""
+        """Check what waits for a level: the burst just written, or the tokens held before it."""
         return check(self.state, level)
 
     def step(self) -> None:
@@ -82,7 +82,7 @@ class Bench:
 
 
 def held(stages: list[Stage], text: Sequence[int], behind: Sequence[int] = (), room: int = 0) -> Bench:
-    """Stages behind a text, with `room` tokens more (0: a burst and the verifier's own)."""
+    """Stages after a text, with room for `room` more tokens (0: a burst and the verifier's own)."""
     state = State.start(stages, list(text), Limits(room or stages[-1].every + 1))
     ids = torch.tensor(list(behind) or [0], device=state.tokens.device)
     own = Scores(ids[:1, None], torch.zeros(1, 1, device=ids.device))
@@ -100,7 +100,7 @@ def stage_costs(
 ) -> tuple[float, float, list[float]]:
     """Median seconds of a token of stage 0, of the head in it, and of each check with `waits[i]` tokens for level i + 1.
 
-    The head in a token costs what the kernels' own clock says, or a projection alone.
+    The head's share of a token is timed by the kernels' own clock, or else as a projection alone.
     """
     start, most = len(text) - max([1, *waits]), max([stages[min(1, len(stages) - 1)].every, *waits])
     bench = held(stages, text[:start], text[start:], most + 2)
@@ -118,7 +118,7 @@ def stage_costs(
 
 
 class Instant(Reader):
-    """A reader whose rows never change: it reads `walk` bytes, as a forward reads weights, and counts their seconds."""
+    """A reader whose rows never change: it reads `walk` bytes, as a forward reads weights, and sums the seconds this takes."""
 
     def __init__(self, context: int, walk: int) -> None:
         super().__init__(context, torch.zeros(context, IDS))
@@ -132,8 +132,8 @@ class Instant(Reader):
 def loop_overhead(count: int) -> float:
     """Seconds that the loop adds to a round of `count` stages (1: to a token of plain decoding).
 
-    The median round of a decode over stand-ins, less those of its burst and check by themselves; every forward of the last
-    stage is a walk that empties the caches, and seconds of walks do not count.
+    The median round of a decode over stand-ins, minus the same burst and check alone. Every forward of the last stage is a walk
+    through memory that empties the caches; the walks themselves do not count.
     """
     rule, context, readers = rule_for(GREEDY, IDS), 2 + ROUNDS * (BURST + 1), list[Instant]()
 
@@ -143,7 +143,7 @@ def loop_overhead(count: int) -> float:
         return [Stage(reader, LogitRows(IDS), rule, BURST if i else 1) for i, reader in enumerate(mine)]
 
     def apart(call: Callable[[], object]) -> float:
-        """Seconds of a call without those of the walks in it."""
+        """Seconds of a call without the walks in it."""
         before = sum(reader.seconds for reader in readers)
         return clock.seconds_of(call) - (sum(reader.seconds for reader in readers) - before)
 

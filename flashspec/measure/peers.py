@@ -1,4 +1,4 @@
-"""transformers' own generate and assisted generation, as contestants. Needs the extra `peers`."""
+"""transformers' own generate and assisted generation, as peers. Needs the extra `peers`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CONSTANT = {"num_assistant_tokens_schedule": "constant", "assistant_confidence_t
 
 
 def _transformers() -> Any:
-    """The transformers package, or an error that says how to get it."""
+    """The transformers package, or an error that says how to install it."""
     try:
         return importlib.import_module("transformers")
     except ImportError as error:
@@ -22,7 +22,7 @@ def _transformers() -> Any:
 
 
 class Peers:
-    """Dense checkpoint folders as target and draft in transformers' hands; ImportError names the extra where it is missing."""
+    """Dense checkpoint folders as target and draft, run by transformers; ImportError names the extra where it is missing."""
 
     def __init__(self, target: Path, draft: Path, dtype: torch.dtype) -> None:
         auto = _transformers().AutoModelForCausalLM
@@ -32,7 +32,7 @@ class Peers:
             model.generation_config.eos_token_id = None  # timed runs emit a fixed number of tokens
 
     def greedy(self, prompt: Iterable[int], new_tokens: int, k: int | None = None) -> tuple[int, ...]:
-        """Exactly `new_tokens` greedy tokens; `k` assists with the draft on a constant schedule."""
+        """Exactly `new_tokens` greedy tokens; with `k`, assisted by the draft on a constant schedule."""
         ids = torch.tensor([list(prompt)])
         settings: dict[str, Any] = {"max_new_tokens": new_tokens, "do_sample": False}
         if k is not None:

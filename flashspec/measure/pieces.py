@@ -1,4 +1,4 @@
-"""Pieces of a round ready to be timed, and heads with random weights: true costs, nothing of quality."""
+"""Pieces of a round ready to be timed, and heads with random weights: true costs, meaningless quality."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from flashspec.sampling import GREEDY, Dice
 
 @contextmanager
 def flag(value: str) -> Iterator[None]:
-    """FLASHSPEC_GRAPHS set for a while."""
+    """Set FLASHSPEC_GRAPHS inside the block."""
     before = os.environ.get(graphs.FLAG)
     os.environ[graphs.FLAG] = value
     try:
@@ -45,7 +45,7 @@ def one_token(head: Head, row: Tensor) -> Tensor:
 
 
 class Ready:
-    """A reader of a model behind `past` tokens, with `rows` tokens pending and room for a burst of k."""
+    """A reader of a model after `past` tokens, with `rows` tokens pending and room for a burst of k."""
 
     def __init__(self, model: Transformer, past: int, k: int, rows: int = 1) -> None:
         self.tokens = torch.arange(past + rows, device=model.device) % model.config.vocab_size
@@ -53,7 +53,7 @@ class Ready:
         self.reader.read(self.tokens[:past])
 
     def read(self, rows: int) -> Tensor:
-        """Rows of the last `rows` tokens, read anew behind the past."""
+        """Rows of the last `rows` tokens, read again after the past."""
         count = len(self.tokens) - rows
         self.reader.rewind(count)
         self.reader.read(self.tokens)
@@ -66,7 +66,7 @@ def checked(head: DenseHead, target: Ready, rows: int) -> object:
 
 
 class Ahead:
-    """Tokens drafted one after another behind a past, greedily, and forgotten."""
+    """Tokens drafted one by one after a past, greedily, and then forgotten."""
 
     def __init__(self, draft: Ready, head: Head, count: int) -> None:
         stage = Stage(draft.reader, head, rule_for(GREEDY, head.vocab_size), way=fastest)
@@ -80,7 +80,7 @@ class Ahead:
 
 
 def stand_in_flash(weight: Tensor | Packed, norm: Norm | None, probes: int, cluster_size: int = 16, seed: int = 0) -> FlashHead:
-    """A FlashHead over seeded arbitrary clusters: costs what a trained one costs, agrees with nothing."""
+    """A FlashHead over seeded arbitrary clusters: the cost of a trained one, without its quality."""
     vocab, width = weight.shape
     count = -(-vocab // cluster_size)
     order = torch.randperm(vocab, generator=torch.Generator().manual_seed(seed))
@@ -93,7 +93,7 @@ def stand_in_flash(weight: Tensor | Packed, norm: Norm | None, probes: int, clus
 def low_rank_rows(vocab: int, width: int, rank: int, noise: float = 0.5, seed: int = 0) -> Tensor:
     """Seeded weight [vocab, width], float32: products of rank `rank` plus noise of `noise` times their size.
 
-    As in trained weights, many rows share directions to cluster by.
+    As in trained weights, many rows share directions that they can be clustered by.
     """
     if rank > width:
         raise ValueError(f"rank must be at most the width {width}, got {rank}")

@@ -1,4 +1,4 @@
-"""Whether to speculate, and how: costs and tokens a check, joined into forecasts with intervals."""
+"""Whether to speculate, and how: costs and tokens per check, combined into forecasts with intervals."""
 
 from __future__ import annotations
 
@@ -34,22 +34,22 @@ FEWEST = 3  # turns and texts that an interval needs
 class Question:
     """What may be recommended, and how much evidence to gather for it."""
 
-    heads: tuple[str, ...] = ("dense", "flash")  # vocabulary heads of the draft
+    head: tuple[str, ...] = ("dense", "flash")  # vocabulary heads of the draft
     probes: tuple[int, ...] = ()  # clusters that heads with clusters score; empty means the head's own default
-    shortlists: tuple[int, ...] = ()  # ids that heads with a shortlist score; empty means the head's own default
-    finalizes: tuple[str, ...] = ("deferred", "eager")  # when the target reads its own final token
-    max_k: int = 12  # longest draft considered
-    temperature: float = 0.0  # 0 is greedy
-    rule: str = "speculative"  # acceptance rule above T = 0
+    shortlist: tuple[int, ...] = ()  # ids that heads with a shortlist score; empty means the head's own default
+    finalize: tuple[str, ...] = ("deferred", "eager")  # when the target reads its own final token
+    max_k: int = 12  # largest k considered
+    temperature: float = 0.0  # temperature of sampling; 0 is greedy
+    rule: str = "speculative"  # acceptance rule; ignored at temperature 0
     new_tokens: int = 96  # tokens that the target writes for each prompt
     per_kind: int = 1  # prompts of each kind
-    repeats: int = 9  # turns in which the parts are timed, at most
-    seconds: float = 60.0  # until the answer, loading included
-    seed: int = 0  # of sampling
+    repeats: int = 9  # most turns in which the parts are timed
+    seconds: float = 60.0  # seconds until the answer, loading included
+    seed: int = 0  # seed of sampling
 
     def __post_init__(self) -> None:
         at_least(self, max_k=1, new_tokens=2, per_kind=1, repeats=FEWEST, seconds=0)
-        if not self.heads or not self.finalizes:
+        if not self.head or not self.finalize:
             raise ValueError("a plan needs at least one head and one way to finalise")
         _ = self.sampling, self.methods  # which refuse what they cannot be
 
@@ -60,11 +60,11 @@ class Question:
 
     @property
     def writers(self) -> list[Method]:
-        """One method a head, number of probes and length of shortlist, of those that the head takes."""
+        """One method per head, number of probes and length of shortlist, of those that the head takes."""
         found = []
-        for head in self.heads:
+        for head in self.head:
             takes = HEADS[head].options if head in HEADS else ()
-            probes, shortlists = self.probes if "probes" in takes else (), self.shortlists if "shortlist" in takes else ()
+            probes, shortlists = self.probes if "probes" in takes else (), self.shortlist if "shortlist" in takes else ()
             pairs = product(probes or (None,), shortlists or (None,))
             found += [Method("model", head, probes=scored, shortlist=listed) for scored, listed in pairs]
         return found
@@ -72,34 +72,34 @@ class Question:
     @property
     def methods(self) -> list[Method]:
         """Everything that may be recommended."""
-        wanted = product(self.writers, self.finalizes, range(1, self.max_k + 1))
+        wanted = product(self.writers, self.finalize, range(1, self.max_k + 1))
         return [replace(writer, finalize=finalize, k=k) for writer, finalize, k in wanted]
 
     @property
     def timed(self) -> tuple[int, ...]:
-        """Draft lengths that are timed; the others are interpolated."""
+        """Draft lengths that are timed; others are interpolated."""
         return tuple(sorted({*(k for k in TIMED if k < self.max_k), self.max_k}))
 
 
 @dataclass(frozen=True)
 class Texts:
-    """Known texts, and the chance that each writer gets each of their tokens."""
+    """Known texts, and each writer's chance of drafting each of their tokens."""
 
     chances: Mapping[str, Sequence[Shares]]
 
     @property
     def length(self) -> int:
-        """Tokens of a text; all are as long."""
+        """Tokens per text; all have the same length."""
         return len(next(iter(self.chances.values()))[0])
 
     def counts(self, method: Method) -> list[Counts]:
-        """One count a text."""
+        """One count per text."""
         return [theory.replayed(text, method.k) for text in self.chances[name_of(method)]]
 
 
 @dataclass(frozen=True)
 class Given:
-    """Acceptance that the user states: one rate, or one a position; every head is taken to have it."""
+    """Acceptance that the user states: one rate, or one per position; it applies to every head."""
 
     rates: tuple[float, ...]
 
@@ -109,16 +109,16 @@ class Given:
         theory.tokens_from_curve(self.rates)
 
     def counts(self, method: Method) -> list[Counts]:
-        """The same expected count, as often as an interval needs; a curve's last rate goes on."""
+        """The same expected count, repeated as often as an interval needs; beyond the curve its last rate applies."""
         tar = theory.tokens_from_curve((*self.rates, *self.rates[-1:] * method.k)[: method.k])
         return [Counts(1.0 / tar, method.k / tar, 1.0 - 1.0 / tar, 1)] * 3
 
 
-Acceptance = Texts | Given  # where tokens a check come from
+Acceptance = Texts | Given  # where tokens per check come from
 
 
 class Forecast(NamedTuple):
-    """One method's predicted speedup over plain decoding, and all it is made of; seconds."""
+    """One method's predicted speedup over plain decoding, and everything it is computed from; times in seconds."""
 
     method: Method
     tar: float
@@ -129,17 +129,17 @@ class Forecast(NamedTuple):
 
     @property
     def rate(self) -> float:
-        """Predicted tokens a second."""
+        """Predicted tokens per second."""
         return self.speedup.value / self.step
 
 
 def tar_of(counts: Sequence[Counts]) -> float:
-    """Tokens a check over all items."""
+    """Tokens per check over all items."""
     return sum(c.emitted for c in counts) / sum(c.rounds for c in counts)
 
 
 def predicted(pair: PairCosts, method: Method, counts: Sequence[Counts], turns: Sequence[Turn] | None = None) -> float:
-    """A method's speedup by these counts and the parts of these turns, or of all."""
+    """A method's speedup from these counts and the parts of these turns, or of all."""
     costs, step = pair.costs(method, turns)
     return theory.speedup(tar_of(counts), costs, method.k, step)
 
@@ -153,7 +153,7 @@ def forecast(pair: PairCosts, acceptance: Acceptance, method: Method) -> Forecas
 
 
 def ranked(pair: PairCosts, acceptance: Acceptance, methods: Sequence[Method]) -> list[tuple[Method, float]]:
-    """The fastest method of every head and finalisation with its predicted speedup, from the best."""
+    """The fastest method for every head and final token with its predicted speedup, best first."""
     speeds = {method: predicted(pair, method, acceptance.counts(method)) for method in methods}
     fastest = dict[tuple[str, str], Method]()
     for method in sorted(methods, key=lambda method: -speeds[method]):
@@ -162,7 +162,7 @@ def ranked(pair: PairCosts, acceptance: Acceptance, methods: Sequence[Method]) -
 
 
 def advise(pair: PairCosts, acceptance: Acceptance, methods: Sequence[Method]) -> list[Forecast]:
-    """Forecasts of the fastest method of every head and finalisation, from the best."""
+    """Forecasts of the fastest method for every head and final token, best first."""
     return [forecast(pair, acceptance, method) for method, _ in ranked(pair, acceptance, methods)]
 
 
@@ -187,8 +187,8 @@ def observe(
 ) -> Iterator[tuple[PairCosts, Texts]]:
     """Costs of a pair on this machine, and its writers' chances on the target's texts, turn after turn.
 
-    A turn lengthens the texts and times every part once; `say` is told of each in the first. Ends after the question's
-    repeats, where one more turn would end after `until`, or within a turn at that time, by `clock.now`.
+    A turn lengthens the texts and times every part once; `say` reports each part of the first turn. Ends after the question's
+    repeats, before a turn that would end after `until`, or within a turn at that time, by `clock.now`.
     """
     check_smaller(models.model("draft").config.body_parameters, models.target.config.body_parameters)
     turns, start, device = list[Turn](), clock.now(), str(models.target.device)
@@ -212,7 +212,7 @@ def observe(
 
 
 def stated_costs(times: Mapping[str, float]) -> PairCosts:
-    """Costs that the user states: step, draft and check, and perhaps finalize and overhead; none may be 0."""
+    """Costs that the user states: step, draft and check, optionally finalize and overhead; none may be 0."""
     known = ("step", "draft", "check", "finalize", "overhead")
     wrong = [f"lack {name}" for name in known[:3] if name not in times]
     wrong += [f"have no part {name!r}" for name in times if name not in known]
@@ -227,17 +227,17 @@ def stated_costs(times: Mapping[str, float]) -> PairCosts:
 
 
 def shape_costs(target: str, draft: str, bandwidth: float) -> PairCosts:
-    """Costs of a pair of published shapes at so many bytes a second: each pass reads its weights once, a check as a step."""
+    """Costs of a pair of published shapes at this memory bandwidth: each pass reads its weights once, a check costs a step."""
     check_pair(shape(draft), shape(target))
     step, token = (pass_bytes(name) / bandwidth for name in (target, draft))
     return stated_costs({"step": step, "draft": token, "check": step})
 
 
 class HeadCase(NamedTuple):
-    """One head on one draft at one k: what it keeps of the dense head's TAR, and what it must keep to pay.
+    """One head on one draft at one k: the share of the dense head's TAR that it keeps, and the share it must keep to pay.
 
-    `seconds` are a drafted token's, body and head, in a burst of k; `nu` those over a dense one's; `kappa` the dense drafts'
-    time over the rest of a round.
+    `seconds` is the time of a drafted token, body and head, in a burst of k; `nu` that over a dense one's; `kappa` the dense
+    drafts' time over the rest of a round.
     """
 
     method: Method
@@ -250,7 +250,7 @@ class HeadCase(NamedTuple):
 
     @property
     def pays(self) -> bool:
-        """Whether it keeps more than it must."""
+        """Whether it keeps enough."""
         return self.kept > self.gate
 
 

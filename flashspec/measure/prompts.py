@@ -1,4 +1,4 @@
-"""Prompts of several kinds: texts to continue, and instructions for models that answer."""
+"""Prompts of several kinds: texts to continue, and instructions for chat models."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ class File(msgspec.Struct):
 
 
 def load_prompts(path: Path | str | None = None, per_kind: int | None = None, models: Models | None = None) -> list[Prompt]:
-    """Prompts of a file, the first `per_kind` of each kind, in the ids of these models.
+    """Prompts of a file, the first `per_kind` of each kind, as token ids of these models.
 
-    The shipped texts are the default, and "instructions" are shipped too. Raises FileNotFoundError for a missing
-    file, ValueError for one without prompts or of another shape.
+    The default is the shipped texts; "instructions" is shipped too. Raises FileNotFoundError for a missing file, ValueError for
+    one without prompts or of another shape.
     """
     file = NAMED.get(str(path)) or expanded(path or PROMPTS)
     if not file.is_file():
@@ -54,7 +54,7 @@ def load_prompts(path: Path | str | None = None, per_kind: int | None = None, mo
 
 
 def in_ids_of(models: Models, prompt: Prompt) -> Prompt:
-    """The prompt in the models' ids; as it is where its ids spell its text, or nothing can tell.
+    """The prompt in the models' ids; unchanged if its ids already spell its text, or if this cannot be checked.
 
     ValueError for an instruction where the target has no chat template.
     """

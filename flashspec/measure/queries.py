@@ -1,4 +1,4 @@
-"""Hidden rows that a draft head is asked with: a model's own, over texts that it writes, by domain."""
+"""Hidden rows that a draft head will be queried with: a model's own, over texts that it writes, by domain."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ EVERY = 4  # of so many texts of a domain, the last is held out
 
 
 class Domain(NamedTuple):
-    """Rows [n, hidden] before the final norm: to build on (none of an unseen domain), and to judge by."""
+    """Rows [n, hidden] before the final norm: some to build on (none for an unseen domain), some to judge by."""
 
     seen: Tensor
     held: Tensor
@@ -36,7 +36,7 @@ def written(models: Models, prompt: Prompt, new_tokens: int, sampling: Sampling)
 
 
 def domains(models: Models, prompts: Sequence[Prompt], unseen: str, new_tokens: int, sampling: Sampling) -> dict[str, Domain]:
-    """Rows of every kind of prompt, equal prompts once; of the kind `unseen` none is to build on.
+    """Rows for every kind of prompt, equal prompts once; the kind `unseen` is kept out of building.
 
     ValueError, before any work, where a kind has too few prompts, or `unseen` is no kind or the only one.
     """

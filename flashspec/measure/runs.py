@@ -19,7 +19,7 @@ Text = tuple[int, ...]
 
 
 class Entry(NamedTuple):
-    """A contestant: a method under a sampling, with a name of its own."""
+    """A method under a sampling that takes part in a race, with a name of its own."""
 
     name: str
     method: Method
@@ -35,7 +35,7 @@ class Run(NamedTuple):
 
 
 def timed(models: Models, entry: Entry, prompt: Sequence[int], new_tokens: int) -> Run:
-    """One decode whatever the stop tokens, its set-up inside the timed region."""
+    """One decode that ignores stop tokens; its set-up is inside the timed region."""
     tokens, events = list[int](), list[Event]()
     start = clock.now()
     ready = request(models, list(prompt), entry.method, entry.sampling, {"max_new_tokens": new_tokens, "stop": ()})
@@ -59,7 +59,7 @@ def text_digest(tokens: Iterable[int]) -> str:
 
 
 def repeated_share(tokens: Sequence[int], n: int) -> float:
-    """Share of the n-grams of a text that were in it before; 0 where the text has none."""
+    """Share of a text's n-grams that occurred in it before; 0 where the text has none."""
     grams = [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
     return 1.0 - len(set(grams)) / len(grams) if grams else 0.0
 

@@ -1,7 +1,7 @@
-"""Tokens a check settles, without the target: drafts replayed against its recorded texts.
+"""Tokens per check without the target: drafts replayed against its recorded texts.
 
-Every lossless method prints the target's own text, so one recording serves every draft, head and k (Yan et al. 2024).
-Sampled text is replayed exactly where stages share their noise (rule "coupling"), else in expectation.
+Every lossless method prints the target's own text, so one recording serves every draft, head and k (Yan et al. 2024). Sampled
+text is replayed exactly where stages share their noise (rule "coupling"), else in expectation.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ NO_TRACE = "it is no trace: record one with `flashspec trace record`"
 
 
 class Told(msgspec.Struct, frozen=True):
-    """A prompt, what the target wrote, and its tokens' probabilities, 1 where nothing was drawn."""
+    """A prompt, what the target wrote, and the probability of each written token (1 if nothing was drawn)."""
 
     kind: str
     prompt: tuple[Id, ...]
@@ -42,7 +42,7 @@ class Told(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Trace:
-    """Recorded texts of one target: its digest and body parameters, the sampling, the words of the ids."""
+    """Recorded texts of one target: its digest, its body parameters, the sampling, and the words of the ids."""
 
     target: str
     parameters: int
@@ -57,7 +57,7 @@ class Trace:
 
     @classmethod
     def load(cls, path: Path) -> Trace:
-        """Read what `save` wrote; FileNotFoundError or ValueError in words for anything else."""
+        """Read what `save` wrote; FileNotFoundError or ValueError for any other file."""
         if not path.is_file():
             raise FileNotFoundError(f"no trace at {path}; record one with `flashspec trace record`")
         trace = read_as(path, Trace, NO_TRACE)
@@ -67,12 +67,12 @@ class Trace:
 
 
 def target_digest(folder: Path) -> str:
-    """What a trace calls its target: a hash over the digests of weights, config.json and tokenizer.json."""
+    """Identifies the target of a trace: a hash over the digests of weights, config.json and tokenizer.json."""
     return short_hash(model_digests(folder))
 
 
 def record(models: Models, prompts: Iterable[Prompt], sampling: Sampling, new_tokens: int) -> Trace:
-    """Let the target write `new_tokens` behind every prompt, as `tell` does."""
+    """Let the target write `new_tokens` after every prompt, as `tell` does."""
     told = tuple(tell(models, prompt, sampling, new_tokens) for prompt in prompts)
     folder, tokenizer = models.folders.get("target"), models.tokenizer
     ids = sorted({number for text in told for number in (*text.prompt, *text.tokens)}) if tokenizer else []
@@ -81,7 +81,7 @@ def record(models: Models, prompts: Iterable[Prompt], sampling: Sampling, new_to
 
 
 def tell(models: Models, prompt: Prompt, sampling: Sampling, new_tokens: int) -> Told:
-    """What the target writes behind a prompt, whatever its stop tokens.
+    """Let the target write after a prompt, ignoring stop tokens.
 
     Raises ValueError under typical acceptance, whose text depends on the draft.
     """
@@ -97,19 +97,19 @@ def tell(models: Models, prompt: Prompt, sampling: Sampling, new_tokens: int) ->
 
 
 def _drawn_apart(sampling: Sampling) -> bool:
-    """Whether draft and target draw with different numbers."""
+    """Whether draft and target draw with different random numbers."""
     return sampling.rule != "coupling" and sampling.temperature > 0
 
 
 def replay_texts(trace: Trace, models: Models, method: Method) -> Iterator[list[float]]:
-    """The chances that `replay_text` gives, for each text."""
+    """The chances of `replay_text` for each text."""
     return (replay_text(told, models, method, trace.sampling) for told in trace.told)
 
 
 def replay_text(told: Told, models: Models, method: Method, sampling: Sampling) -> list[float]:
-    """The chance that the draft gets each token of a text behind the true text before it: 1 or 0, or min(1, q / p).
+    """The chance that the draft proposes each token of a text after the true text before it: 1 or 0, or min(1, q / p).
 
-    `models` needs the draft and, as its target, anything of the same vocabulary.
+    `models` needs the draft and, as its target, any model of the same vocabulary.
     """
     config = models.model("draft").config
     context, highest = len(told.prompt) + len(told.tokens), max(*told.prompt, *told.tokens)
@@ -137,7 +137,7 @@ def _probabilities(scores: Scores, told: Told, sampling: Sampling) -> Tensor:
 
 @torch.inference_mode()
 def _scores(stage: Stage, told: Told) -> Scores:
-    """Scores of the rows that speak for each token of a text."""
+    """Scores of the rows that predict each token of a text."""
     reader, start = stage.reader, len(told.prompt)
     ids = torch.tensor([*told.prompt, *told.tokens], device=reader.rows.device)
     reader.rewind(0)

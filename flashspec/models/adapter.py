@@ -1,6 +1,6 @@
-"""Any causal language model of transformers through its own code: other architectures and quantisations, several GPUs.
+"""Any causal language model of transformers, run by its own code: other architectures and quantisations, several GPUs.
 
-Only safetensors are read and only code that transformers itself contains is run.
+Only safetensors are read and only code that is part of transformers runs.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ LOADERS = {
 
 
 class AdapterConfig(NamedTuple):
-    """The facts of a transformers model that decoding needs; `context` is in tokens."""
+    """The facts about a transformers model that decoding needs; `context` is in tokens."""
 
     family: str
     vocab_size: int
@@ -41,7 +41,7 @@ class AdapterConfig(NamedTuple):
 
 
 class Adapter:
-    """A transformers model whose rows are its hidden states where these alone give the logits, else its logits.
+    """A transformers model whose rows are hidden states if logits follow from these alone, else logits.
 
     `head_weight` is the vocabulary weight, None where rows are logits. `norm` is None: rows are normalised already.
     """
@@ -57,10 +57,10 @@ class Adapter:
 
     @classmethod
     def load(cls, folder: Path, dtype: str = "auto", device: str = "cpu", shared: bool = False) -> Adapter:
-        """The model of a checkpoint folder; if `shared`, its matrices are split over all processes that torchrun started.
+        """The model of a checkpoint folder; with `shared`, its matrices are split over all processes that torchrun started.
 
-        Raises ModuleNotFoundError without transformers or the package that the checkpoint's quantisation needs, ValueError
-        for checkpoints that need their own code, keep their weights pickled or cannot be rewound.
+        Raises ModuleNotFoundError without transformers or the package that the checkpoint's quantisation needs, ValueError for
+        checkpoints that need code of their own, keep their weights pickled or cannot be rewound.
         """
         about, place = shaped(read_config(folder), Kind, folder / "config.json"), device_named(device)
         _refuse(folder, about)
@@ -76,23 +76,23 @@ class Adapter:
 
     @property
     def width(self) -> int:
-        """Numbers in a row: hidden ones, or one for every id."""
+        """Numbers per row: hidden width, or the vocabulary size."""
         return self.config.vocab_size if self.head_weight is None else self.config.hidden
 
     def cut_vocabulary(self, size: int) -> None:
-        """Score no id from `size` on; the model itself stays whole."""
+        """Score no id from `size` on; the model itself is not changed."""
         self.config = self.config._replace(vocab_size=size)
         self.head_weight = None if self.head_weight is None else self.head_weight[:size]
 
     def cache(self) -> Any:
-        """An empty cache that keeps every token, also where the model looks back only a window."""
+        """An empty cache that keeps every token, even if the model attends to a window only."""
         from transformers import DynamicCache
 
         return DynamicCache()
 
     @torch.inference_mode()
     def run(self, tokens: Tensor, cache: Any) -> Tensor:
-        """Rows [n, width] in float32 for tokens [n] behind the cache, which grows by them."""
+        """Rows [n, width] in float32 for tokens [n] after those in the cache, which grows by them."""
         part = self.model if self.head_weight is None else self.model.base_model
         out = part(input_ids=tokens[None].to(self.device), past_key_values=cache, use_cache=True)
         rows = out.logits[..., : self.config.vocab_size] if self.head_weight is None else out.last_hidden_state
@@ -100,7 +100,7 @@ class Adapter:
 
     @torch.inference_mode()
     def _certify(self, shared: bool) -> None:
-        """Decide what rows are, and refuse a model whose cache does not come back after a rewind."""
+        """Decide what rows are, and refuse a model whose cache cannot be rewound."""
         ids = torch.tensor(PROBE, device=self.device) % self.config.vocab_size
         self.head_weight = None if shared else self._plain_weight(ids)
         tolerance = 1e-3 if self.model.dtype.itemsize >= 4 else 0.05  # read in parts, only the rounding differs
@@ -110,7 +110,7 @@ class Adapter:
             )
 
     def _plain_weight(self, ids: Tensor) -> Tensor | None:
-        """The vocabulary weight, None where logits are more than its products with the last hidden states."""
+        """The vocabulary weight; None where logits are more than its product with the last hidden states."""
         if self.model.base_model is self.model:
             return None
         logits = self.model(input_ids=ids[None], use_cache=False).logits  # first: compressed-tensors unpacks here
@@ -122,7 +122,7 @@ class Adapter:
         return weight.detach() if plain else None
 
     def _rewound(self, ids: Tensor) -> Tensor:
-        """Rows of ids read in two parts, two wrong tokens read and forgotten between them."""
+        """Rows of ids read in two parts, with two wrong tokens read and rewound in between."""
         try:
             cache = self.cache()
             first = self.run(ids[:3], cache)
@@ -151,17 +151,17 @@ def _facts(model: Any) -> AdapterConfig:
 
 
 def processes() -> int:
-    """Processes that torchrun started; 1 without it."""
+    """Number of processes that torchrun started; 1 without it."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def speaker() -> bool:
-    """Whether this process is the one that prints: the only one, or the first that torchrun started."""
+    """Whether this process prints: the only one, or the first that torchrun started."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def _refuse(folder: Path, about: Kind) -> None:
-    """Refuse what only pickles or weights drawn at random would load; transformers itself refuses code of a checkpoint's own."""
+    """Refuse what would load from pickles only or with random weights; transformers itself refuses a checkpoint's own code."""
     if not any(folder.glob("*.safetensors")):
         raise ValueError(f"{folder} holds no safetensors, and pickled weights are never read: convert them to safetensors")
     try:
@@ -208,7 +208,7 @@ def _from_pretrained(folder: Path, about: Kind, options: dict[str, Any]) -> Any:
 
 
 class AdapterReader(Reader):
-    """Reads tokens through a whole transformers model; rewinding crops its cache."""
+    """Reads tokens through a complete transformers model; rewinding crops its cache."""
 
     def __init__(self, model: Adapter, context: int | None = None) -> None:
         room = min(model.config.context, context or model.config.context)

@@ -22,7 +22,7 @@ GROUPS = (32, 64, 128, 256)
 
 
 class Scheme(Struct, frozen=True):
-    """What a quantization_config promises: weights a group shares a scale with, and modules left dense."""
+    """The scheme of a quantization_config: how many weights share a scale, and which modules stay dense."""
 
     FIXED: ClassVar = {"bits": 4, "version": "gemm", "zero_point": True}
 
@@ -38,7 +38,7 @@ class Scheme(Struct, frozen=True):
             raise ValueError(f"AWQ group_size {self.group_size} is not supported; supported: {', '.join(map(str, GROUPS))}")
 
     def covers(self, module: str) -> bool:
-        """True when the Hugging Face module of this name is stored in 4 bits."""
+        """Whether the Hugging Face module of this name is stored in 4 bits."""
         return ".layers." in module and not any(key in module for key in self.skipped or ())
 
 
@@ -71,7 +71,7 @@ def unpack(packed: Tensor) -> Tensor:
 
 
 class Packed(NamedTuple):
-    """One weight as an AWQ checkpoint holds it, transposed, eight integers to an int32."""
+    """One weight as stored in an AWQ checkpoint: transposed, eight integers per int32."""
 
     qweight: Tensor  # [in, out / 8] int32
     qzeros: Tensor  # [in / group, out / 8] int32
@@ -100,7 +100,8 @@ def dequantise(weight: Packed, into: Tensor) -> Tensor:
 
 
 def layer(weight: Packed, bias: Tensor | None, shelf: Shelf) -> PackedLinear | Int4Linear:
-    """A linear layer on a 4-bit weight: our integer kernels on the CPU, minima in half precision; torch's int4 matmul on CUDA."""
+    """A linear layer on a 4-bit weight: our integer kernels on the CPU, with half-precision minima; on CUDA torch's int4
+    matmul."""
     if weight.qweight.device.type != "cpu":
         return Int4Linear(weight, bias)
     codes, zeros, scales = weight.numbers()
@@ -111,7 +112,7 @@ def layer(weight: Packed, bias: Tensor | None, shelf: Shelf) -> PackedLinear | I
 class Int4Linear(nn.Module):
     """A linear layer on torch's int4 matmul for CUDA: w = (q - 8) * scale + zero, with zero = (8 - z) * scale.
 
-    The packed weight belongs to the device it was made on; load again instead of moving it.
+    The packed weight is tied to the device it was made on; load again instead of moving it.
     """
 
     packed: Tensor

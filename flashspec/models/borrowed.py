@@ -1,4 +1,4 @@
-"""Drafts that own their layers alone and borrow embedding, final norm and vocabulary head from a model made elsewhere."""
+"""Drafts that hold their layers alone and borrow embedding, final norm and vocabulary head from a published model."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ KIND, LAYERS = "borrowed", "layers."
 
 
 class Card(Struct):
-    """The config.json of such a draft: where its lender lies ("" for a published model), the SHA-256 of the lender's files, and
-    how many layers the draft owns."""
+    """The config.json of such a draft: the path of its lender ("" for a published model), the SHA-256 of the lender's files,
+    and how many layers the draft holds."""
 
     base: str
     files: dict[str, str]
@@ -52,12 +52,12 @@ def borrows(source: Path) -> bool:
 
 
 def speaker(source: Path) -> Path:
-    """The checkpoint whose tokenizer and chat template another one's text is in: its lender's, or its own."""
+    """The checkpoint with a model's tokenizer and chat template: its lender's, or its own."""
     return lender(read_as(source / "config.json", Card)) if borrows(source) else source
 
 
 def save_borrowed(layers: nn.ModuleList, base: Path, folder: Path) -> None:
-    """Write layers, in bfloat16, and who lends the rest, into a folder."""
+    """Write layers, in bfloat16, and the identity of the lender into a folder."""
     tensors = {LAYERS + name: value.detach().bfloat16() for name, value in layers.state_dict().items()}
     write_tensors(tensors, folder / "model.safetensors")
     files = model_digests(base)
@@ -66,7 +66,7 @@ def save_borrowed(layers: nn.ModuleList, base: Path, folder: Path) -> None:
 
 
 def lender(card: Card) -> Path:
-    """The model that lends; ValueError where it is another one now, FileNotFoundError where it is gone."""
+    """The lending model; ValueError if its files have changed, FileNotFoundError if they are gone."""
     if known := _published(card.files):
         return published(*known)
     base = located(card.base)
@@ -76,15 +76,15 @@ def lender(card: Card) -> Path:
 
 
 def _published(files: dict[str, str]) -> tuple[str, str] | None:
-    """Name and role of the published model that these files are, wherever they lie."""
+    """Name and role of the published model with these files, whatever their path."""
     named = [(name, role) for name, roles in PAIRS.items() for role, each in roles.items() if [*files.values()] == [each.sha256]]
     return named[0] if named else None
 
 
 class BorrowedCheckpoint:
-    """What a transformer is filled from: a draft's own layers, the rest as its lender has it.
+    """What a transformer is filled from: a draft's own layers, and the rest of its lender.
 
-    Matrices of layers become int8 where the lender's are integers. Raises what reading the lender raises.
+    Matrices of layers become int8 if the lender's are integers. Raises whatever reading the lender raises.
     """
 
     def __init__(self, folder: Path, dtype: str, device: str, weights: str) -> None:
@@ -98,7 +98,7 @@ class BorrowedCheckpoint:
         self.config: ModelConfig = replace(base.config, layers=card.layers)
 
     def module(self, name: str, part: Part) -> nn.Module | dict[str, Tensor]:
-        """What a module of ours holds."""
+        """The weights of one of our modules."""
         if not name.startswith(LAYERS):
             return self.base.module(name, part)
         found = {leaf: self.tensors.read(f"{name}.{leaf}", part.shape(leaf)).to(self.device, self.dtype) for leaf in part.leaves}

@@ -1,6 +1,6 @@
-"""What a checkpoint or GGUF file says about its own use: its sampling defaults and its chat template.
+"""A checkpoint's or GGUF file's own advice: its sampling defaults and its chat template.
 
-Templates are rendered as transformers renders them, in jinja2's sandbox: they may only make a text, soon.
+Templates are rendered as transformers renders them, in jinja2's sandbox: they may only produce text, within a time limit.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ SECONDS, LETTERS = 5.0, 30_000_000  # of all texts on the way to the prompt, abo
 
 
 def generation_defaults(model: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Sampling fields that generation_config.json or a GGUF file asks for, and what it asks for that is not applied here.
+    """Sampling fields that generation_config.json or a GGUF file sets, and what it sets that is not applied here.
 
     Without do_sample decoding is greedy, and there are no fields.
 
@@ -61,7 +61,7 @@ def generation_defaults(model: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def chat_prompt(model: Path, message: str, system: str | None = None) -> str:
-    """What the chat template of a folder or GGUF file makes of one user message, up to the answer.
+    """One user message in the chat template of a folder or GGUF file, up to the answer.
 
     Raises ValueError where there is no template, or it refuses, fails, or does more than make a prompt.
     """
@@ -78,7 +78,7 @@ def chat_prompt(model: Path, message: str, system: str | None = None) -> str:
 
 
 def chat_of(model: Path) -> tuple[str, dict[str, str]]:
-    """A model's chat template, "" where it has none, and the texts of its special tokens by name."""
+    """A model's chat template ("" without one) and the texts of its special tokens by name."""
     if model.suffix == GGUF:
         file = opened(model)
         return str(file.facts.get("tokenizer.chat_template", "")), special_tokens(file)
@@ -89,7 +89,7 @@ def chat_of(model: Path) -> tuple[str, dict[str, str]]:
 
 
 class Marked(Extension):
-    """`{% generation %}` marks what a model says; it changes no text."""
+    """`{% generation %}` marks the model's own words; it changes no text."""
 
     tags = {"generation"}
 
@@ -99,7 +99,7 @@ class Marked(Extension):
 
 
 class Environment(ImmutableSandboxedEnvironment):
-    """jinja2's sandbox with the functions that transformers gives to templates; no product may be absurdly long."""
+    """jinja2's sandbox with the functions that transformers gives to templates; results of `*` have a limited length."""
 
     intercepted_binops = frozenset(("+", "*", "**"))
 
@@ -117,12 +117,12 @@ class Environment(ImmutableSandboxedEnvironment):
 
 
 def refuse(message: str) -> None:
-    """What a template calls on a conversation that it does not take."""
+    """What a template calls for a conversation that it does not accept."""
     raise TemplateError(message)
 
 
 def rendered(template: str, given: dict[str, Any]) -> str:
-    """What a template makes of these variables; TemplateError and others for one that fails or runs too long."""
+    """A template filled with these variables; TemplateError and others for one that fails or runs too long."""
     end, before, letters = time.monotonic() + SECONDS, sys.gettrace(), 0
 
     def watch(frame: FrameType, event: str, argument: Any) -> Any:

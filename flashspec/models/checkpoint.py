@@ -1,6 +1,6 @@
-"""Hugging Face checkpoint folders: what a transformer is filled from, and what it is written to; dense or AWQ.
+"""Hugging Face checkpoint folders: what a transformer is filled from and written to; dense or AWQ.
 
-A `Checkpoint` is a config and named tensors: whatever reads both from its files can fill a transformer.
+A `Checkpoint` is a config and named tensors: anything that can read both from its files can fill a transformer.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Checkpoint:
     own_bits: ClassVar[bool] = False  # whether matrices are packed in the file's own bits
 
     def __post_init__(self) -> None:
-        """ValueError, naming a tensor, when these are not exactly the tensors of the config."""
+        """ValueError, naming a tensor, unless these are exactly the tensors of the config."""
         names = set[str]()
         for name in self._names():
             if name not in self.tensors.where:
@@ -59,7 +59,7 @@ class Checkpoint:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type of what is in floating point."""
+        """The dtype of everything in floating point."""
         return self.form.dtype
 
     def _names(self) -> Iterator[str]:
@@ -68,7 +68,7 @@ class Checkpoint:
             yield from (f"{source}.{leaf}" for source in part.rows for leaf in leaves)
 
     def _packed(self, part: Part) -> bool:
-        """True where this module is stored in 4 bits; ValueError where only some of its sources are."""
+        """Whether this module is stored in 4 bits; ValueError if only some of its sources are."""
         kinds = {bool(part.columns) and self.scheme.covers(source) for source in part.rows}
         if len(kinds) > 1:
             raise ValueError(
@@ -78,7 +78,7 @@ class Checkpoint:
         return kinds.pop()
 
     def module(self, name: str, part: Part) -> nn.Module | dict[str, Tensor]:
-        """What a module of ours holds, from the files to its place, 4-bit weights a few rows at a time."""
+        """The weights of one of our modules, read to their device, 4-bit weights a few rows at a time."""
         packed = self._packed(part)
         kept = packed and self.form.group > 0
         dense = {leaf: self.shelf.zeros(part.shape(leaf), self.form.dtype, self.device) for leaf in part.leaves[kept:]}
@@ -127,7 +127,7 @@ def opened(folder: str | Path, dtype: str = "auto", device: str = "cpu", weights
 
 
 def _other_head(tensors: Tensors, config: ModelConfig, dtype: torch.dtype) -> bool:
-    """Whether the files hold a vocabulary weight that differs from the embedding: transformers uses it."""
+    """Whether the files hold a vocabulary weight that differs from the embedding: then transformers uses it."""
     _, part = next(parts(config))
     names = ("lm_head.weight", *(f"{source}.weight" for source in part.rows))
     if not tensors.where.keys() >= set(names):
@@ -136,7 +136,7 @@ def _other_head(tensors: Tensors, config: ModelConfig, dtype: torch.dtype) -> bo
 
 
 def _int4(weights: str, scheme: Scheme | None, device: torch.device, folder: Path, dtype: str) -> bool:
-    """Whether 4-bit layers stay in 4 bits; on the CPU only where no other type is asked for."""
+    """Whether 4-bit layers stay in 4 bits; on the CPU only if no other dtype was requested."""
     if weights not in WEIGHTS:
         raise ValueError(f"weights {weights!r} is not one of: {', '.join(WEIGHTS)}")
     if weights == "int4" and scheme is None:
@@ -162,7 +162,7 @@ def hf_tensors(model: nn.Module, config: ModelConfig, dtype: str = "bfloat16") -
 def write_folder(folder: str | Path, tensors: dict[str, Tensor], config: dict[str, Any], shard_bytes: int = SHARD_BYTES) -> None:
     """Write named tensors and a config.json dictionary: everything under temporary names first, then renamed.
 
-    What an earlier save left beside them, its weights, index and digests, goes.
+    Weights, index and digests of an earlier save are removed.
     """
     from huggingface_hub import split_torch_state_dict_into_shards
 

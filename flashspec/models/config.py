@@ -1,4 +1,4 @@
-"""What a transformer looks like: its shape, its tensors under their Hugging Face names, its config.json and its angles."""
+"""The shape of a transformer: its config.json, its tensors under their Hugging Face names, and its rotary angles."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ OFFSET = 2  # rows of OPT's table of positions that stand before the first (Zhan
 
 
 class Unsupported(ValueError):
-    """A checkpoint that our own transformer does not compute, though transformers may."""
+    """A checkpoint that our own transformer cannot compute, though transformers may."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class RopeScaling:
 
 
 class Part(NamedTuple):
-    """One of our modules: the Hugging Face modules whose rows make its weight, its columns (0: a vector), its bias."""
+    """One of our modules: the Hugging Face modules whose rows make up its weight, its columns (0: a vector), its bias."""
 
     rows: dict[str, int]
     columns: int = 0
@@ -71,7 +71,7 @@ class Part(NamedTuple):
         return (rows, self.columns) if self.columns and leaf == "weight" else (rows,)
 
     def split(self, tensor: Tensor) -> dict[str, Tensor]:
-        """The rows of one of our tensors by the Hugging Face module that they belong to."""
+        """The rows of one of our tensors, by the Hugging Face module that they come from."""
         return dict(zip(self.rows, tensor.split(list(self.rows.values())), strict=True))
 
 
@@ -79,8 +79,8 @@ class Part(NamedTuple):
 class ModelConfig:
     """Shape of one decoder-only transformer; `context` is in tokens.
 
-    The family settles the rest: Qwen3 normalises queries and keys, Qwen2 biases its queries, keys and values, OPT adds
-    learned positions, normalises with mean and bias and has an ungated ReLU MLP.
+    The rest follows from the family: Qwen3 normalises queries and keys, Qwen2 has biases on its queries, keys and values, OPT
+    adds learned positions, normalises with mean and bias and has an ungated ReLU MLP.
     """
 
     family: str
@@ -159,7 +159,7 @@ class ModelConfig:
 
 
 def parts(config: ModelConfig) -> Iterator[tuple[str, Part]]:
-    """Every module of ours that owns weights, by name."""
+    """All our modules that own weights, by name."""
     opt, width = config.family == "opt", config.hidden
     stem = "model.decoder" if opt else "model"
     yield "embed", Part({f"{stem}.embed_tokens": config.vocab_size}, width)
@@ -174,7 +174,7 @@ def parts(config: ModelConfig) -> Iterator[tuple[str, Part]]:
 
 
 def layer_parts(c: ModelConfig, stem: str) -> dict[str, Part]:
-    """The modules of one layer; `stem` stands before their Hugging Face names."""
+    """The modules of one layer; `stem` is the prefix of their Hugging Face names."""
     opt = c.family == "opt"
     before, out, behind, up, down = OPT_LAYER if opt else LLAMA_LAYER
     qkv = {f"{stem}self_attn.{name}_proj": rows for name, rows in zip("qkv", c.qkv_rows, strict=True)}
@@ -191,7 +191,7 @@ def layer_parts(c: ModelConfig, stem: str) -> dict[str, Part]:
 
 
 def family_of(raw: Any, path: Path = CONFIG) -> str:
-    """The architecture family of a config.json, with or without a FlashHead, or a refusal that names it."""
+    """The architecture family of a config.json, with or without a FlashHead; an unknown one is refused by name."""
     about = shaped(raw, Kind, path)
     name = (about.architectures or [""])[0].removeprefix(FLASH_HEAD["architectures"])
     kind = (about.model_type or "").removeprefix(FLASH_HEAD["model_type"])
@@ -204,9 +204,9 @@ def family_of(raw: Any, path: Path = CONFIG) -> str:
 
 
 def from_hf(raw: dict[str, Any], path: Path = CONFIG) -> ModelConfig:
-    """Read a config.json dictionary; what it leaves out is what transformers takes.
+    """Read a config.json dictionary; missing fields get transformers' defaults.
 
-    Raises ValueError for a field that is missing or wrong, and Unsupported, which is one, for what we do not compute.
+    Raises ValueError for a field that is missing or wrong, and its subclass Unsupported for what we do not compute.
     """
     family = family_of(raw, path)
     facts = shape_of(raw, family, path)
@@ -224,7 +224,7 @@ def from_hf(raw: dict[str, Any], path: Path = CONFIG) -> ModelConfig:
 
 
 def refuse_others(facts: Struct, fixed: dict[str, Any], path: Path) -> None:
-    """Unsupported where a field holds something other than the one value that we compute."""
+    """Unsupported where a field holds anything but the one value that we compute."""
     for name, value in fixed.items():
         found = getattr(facts, name)
         if found not in (None, value):
@@ -271,7 +271,7 @@ def to_hf(config: ModelConfig, dtype: str = "bfloat16") -> dict[str, Any]:
 
 
 def inverse_frequencies(config: ModelConfig) -> Tensor:
-    """Rotary radians a position, [head_dim / 2]: scaled as the config says (Su et al. 2021)."""
+    """Rotary radians per position, [head_dim / 2], scaled as the config says (Su et al. 2021)."""
     steps = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
     inverse, rope = 1.0 / config.rope_theta**steps, config.rope
     if rope.kind == "linear":

@@ -1,6 +1,6 @@
-"""How a span of layers is carried out: in torch on any device, or by the compiled kernels on CPU.
+"""How a span of layers is computed: in torch on any device, or by the compiled kernels on CPU.
 
-Both hold the span's key/value cache, allocated once. The torch engine is the naive twin the kernels must equal.
+Both hold the span's key/value cache, allocated once. The torch engine is the naive twin that the kernels must equal.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class TorchEngine:
         self.lowest, self.context, self._kept = start == 0, context, (-1, torch.empty(0))
 
     def keep(self, number: int) -> Tensor:
-        """Rows [context, hidden] by position as they come into the span's layer of that number, from now on."""
+        """From now on, keep the rows that enter the span's layer of this number, by position, in [context, hidden]."""
         self._kept = number, self.model.embed.weight.new_zeros(self.context, self.model.config.hidden)
         return self._kept[1]
 
@@ -64,7 +64,7 @@ class TorchEngine:
         return self.through(x, start, self.slots)
 
     def through(self, x: Tensor, at: At, slots: Sequence[LayerCache]) -> Tensor:
-        """Rows [n, hidden] after the span, over these caches."""
+        """Rows [n, hidden] after the span, with these caches."""
         x = self.model.place(x[None], at) if self.lowest else x[None]
         number, kept = self._kept
         for i, (layer, slot) in enumerate(zip(self.layers, slots, strict=True)):
@@ -95,7 +95,7 @@ class KernelEngine:
         self._scratch = torch.empty(0)
 
     def _keep(self, tensor: Tensor | None) -> int:
-        """Address of a tensor that stays alive with the engine, null for None."""
+        """Address of a tensor, which is kept alive with the engine; null for None."""
         self._kept.append(tensor)
         return 0 if tensor is None else tensor.data_ptr()
 
@@ -141,7 +141,7 @@ class KernelEngine:
         return x
 
     def _carry(self, x: Tensor, start: int) -> None:
-        """Rows of a chunk in place; scratch is as large as the largest chunk needed."""
+        """Compute the rows of a chunk in place; scratch is as large as the largest chunk needed."""
         shape, threads = ctypes.byref(self._shape), torch.get_num_threads()
         needed = call("fs_scratch", shape, len(x), threads)
         if needed > len(self._scratch):
@@ -153,13 +153,13 @@ Engine = TorchEngine | KernelEngine
 
 
 def _products(layer: Layer, config: ModelConfig) -> list[tuple[nn.Module, tuple[int, ...]]]:
-    """A layer's products in their order, and the rows of the matrices that each is made of."""
+    """A layer's products in order, and the rows of the matrices that make up each."""
     found = layer_parts(config, "").items()
     return [(layer.get_submodule(name), tuple(part.rows.values())) for name, part in found if part.columns]
 
 
 def _parts(product: nn.Module, rows: tuple[int, ...]) -> list[Any] | None:
-    """The matrices of so many rows that a product is made of; None for one that the kernels do not compute."""
+    """The matrices, of these many rows, that make up a product; None for one that the kernels do not compute."""
     if isinstance(product, PackedLinear):
         if len(product.packed) == len(rows):
             return list(product.packed)

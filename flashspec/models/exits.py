@@ -1,4 +1,4 @@
-"""Exits of a frozen model: what is learned between the rows of a layer and the shared vocabulary head."""
+"""Exits of a frozen model: what is trained between the rows of a layer and the shared vocabulary head."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ EXITS_FILE = "exits.safetensors"
 
 
 def check_layers(layers: tuple[int, ...]) -> tuple[int, ...]:
-    """The layers of exits; ValueError unless they are numbers from 1 in rising order."""
+    """The layers of exits; ValueError unless they are rising numbers from 1."""
     if list(layers) != sorted(set(layers)) or min(layers, default=1) < 1:
         raise ValueError(f"exits must be layer numbers from 1, in rising order, got {layers}")
     return layers
@@ -51,7 +51,7 @@ class ExitAdapter(nn.Module):
 def rows_at(
     model: Transformer, ids: Tensor, depths: Collection[int], exits: Mapping[int, Exit] | None = None
 ) -> dict[int, Tensor]:
-    """Rows [n, hidden] of a model at each depth, in float32, for ids [batch, length]; behind the layers of `exits`."""
+    """Rows [n, hidden] of a model at each depth, in float32, for ids [batch, length]; after the layers of `exits`."""
     found = {}
     for depth, x in enumerate(model.states(ids), start=1):
         last = (exits or {}).get(depth)
@@ -61,7 +61,7 @@ def rows_at(
 
 
 class ExitLayer(nn.Module):
-    """A layer with a cache of its own behind an exit's rows, and a norm: norm(layer(rows)) (Kangaroo, Liu et al. 2024)."""
+    """A layer with its own cache on top of an exit's rows, and a norm: norm(layer(rows)) (Kangaroo, Liu et al. 2024)."""
 
     def __init__(self, model: Transformer) -> None:
         super().__init__()
@@ -70,18 +70,18 @@ class ExitLayer(nn.Module):
 
     @classmethod
     def like_the_last(cls, model: Transformer) -> ExitLayer:
-        """One in float32 that begins as the model's last layer and final norm; for models in floating point."""
+        """A float32 exit that starts as the model's last layer and final norm; for models in floating point."""
         found = cls(model)
         found.layer.load_state_dict(model.blocks[-1].state_dict())
         found.norm.load_state_dict(model.norm.state_dict())
         return found
 
     def forward(self, rows: Tensor) -> Tensor:
-        """Normalised rows [batch, n, hidden] for the shared head, for rows of whole texts."""
+        """Normalised rows [batch, n, hidden] for the shared head, from the rows of complete texts."""
         return self.norm(self.layer(rows, self.rope))
 
     def fitted(self, model: Transformer) -> ExitLayer:
-        """This one in the model's own type: a layer in int8 where the model's are integers."""
+        """This exit in the model's own dtype: a layer in int8 if the model's are integers."""
         if isinstance(model.blocks[0].attention.out, PackedLinear):
             self.layer = rounded(model.with_layers(nn.ModuleList([self.layer])), "int8").blocks[0]
             return self
@@ -92,7 +92,7 @@ Exit = ExitAdapter | ExitLayer
 
 
 def exits_file(source: Path) -> Path:
-    """Where a checkpoint folder's exits lie, or beside a GGUF file those of that file."""
+    """The file with a checkpoint folder's exits, or the one beside a GGUF file with that file's exits."""
     return source.with_suffix(f".{EXITS_FILE}") if source.suffix == GGUF else source / EXITS_FILE
 
 
@@ -107,7 +107,7 @@ def save_exits(exits: Mapping[int, Exit], path: Path) -> None:
 
 
 def load_exits(path: Path, model: Transformer) -> dict[int, Exit]:
-    """Exits by layer; ValueError in words for a file that another model's exits were written to."""
+    """Exits by layer; ValueError for a file written for another model."""
     tensors, _ = read_tensors(path, "fetch it again, or train exits anew with flashspec train exits")
     by_layer: dict[str, dict[str, Tensor]] = {}
     for name, value in tensors.items():
@@ -128,7 +128,7 @@ def load_exits(path: Path, model: Transformer) -> dict[int, Exit]:
 
 
 def _empty(own: dict[str, Tensor], model: Transformer) -> Exit | None:
-    """An exit of the kind that the tensors' names tell, None where they tell of none."""
+    """An empty exit of the kind that the tensor names show, None for other names."""
     if any(name.startswith("layer.") for name in own):
         return ExitLayer(model)
     rank = (0, *own.get("down.weight", torch.empty(0)).shape)[-2:][0]

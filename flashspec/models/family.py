@@ -1,8 +1,8 @@
 """Drafts by design: what is cut out of a target and how it is trained, and a family of them for the reference target.
 
-Every point keeps the target's hidden width, so all of them read the same vocabulary head and differ in the body alone. Those
+Every member keeps the target's hidden width, so all of them read the same vocabulary head and differ in the body alone. Those
 named wide- or deep- have the body parameters of one layer of the target within TOLERANCE, wide2- and deep2- of two; the others
-are one of them, trained for longer, shorter or otherwise.
+are one of them with longer, shorter or other training.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ class Design:
     warmup: int = 10  # steps of rising learning rate at the start
     muon_lr: float = 0.01  # learning rate of the matrices
     adam_lr: float = 1e-3  # learning rate of embedding, head and norms
-    sequences: int = 4  # texts a step
-    length: int = 256  # tokens a text
-    written: int = 512  # texts that the target writes, once; 0 learns on the given text
-    prompt: int = 32  # tokens of the given text in front of each
-    distilled: bool = True  # learn the target's distributions, or only its texts
+    sequences: int = 4  # texts per training step
+    length: int = 256  # tokens per text
+    written: int = 512  # texts that the target writes to learn from; 0 uses the given text
+    prompt: int = 32  # tokens of the given text that start each of them
+    distilled: bool = True  # whether to learn the target's distributions, or only its texts
     variation: float = 1.0  # weight of total variation beside the KL divergence
     save_every: int = 50  # steps between checkpoints
-    dtype: str = "float32"  # of the matrix products in training; bfloat16 is faster where the processor multiplies it
-    seed: int = 1  # of windows, texts and batches
+    dtype: str = "float32"  # number format of products in training; bfloat16 is faster on processors that support it
+    seed: int = 1  # seed of windows, texts and batches
 
     def __post_init__(self) -> None:
         at_least(self, layers=1, heads=0, kv_heads=0, ffn=0, steps=0, decay=0, warmup=0, muon_lr=0, adam_lr=0)

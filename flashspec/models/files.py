@@ -1,6 +1,6 @@
-"""The JSON files that come from outside, as types: a wrong value is refused by the name of its field.
+"""The JSON files of a checkpoint as types: a wrong value is refused by the name of its field.
 
-What a file leaves out is what transformers takes for its family; fields that change no number here are not read.
+Missing fields get transformers' defaults for the family; fields that change no number here are not read.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ AGAIN = "copy the file again from its source"
 
 
 def shaped(raw: Any, kind: type[T], path: Path, advice: str = AGAIN) -> T:
-    """`raw`, as it was read from `path`, as a value of this type; ValueError that names the wrong field."""
+    """`raw`, read from `path`, as a value of this type; ValueError names the wrong field."""
     try:
         return msgspec.convert(raw, kind, str_keys=True)
     except UnicodeEncodeError:
@@ -41,21 +41,21 @@ def shaped(raw: Any, kind: type[T], path: Path, advice: str = AGAIN) -> T:
 
 
 def _found(raw: Any, place: str) -> str:
-    """What stands at a place such as `a.b[3]`, shortened; an unnamed key gives all keys around it."""
+    """The value at a place such as `a.b[3]`, shortened; an unnamed key gives all keys around it."""
     for step in re.findall(r"\w+", place):
         raw = raw[int(step)] if isinstance(raw, list) else raw[step]
     return reprlib.repr(raw)
 
 
 def ids_of(value: int | list[int] | None) -> tuple[int, ...]:
-    """One id, several or none, as a file gives them."""
+    """One id, several or none, as a list."""
     if value is None:
         return ()
     return tuple(value) if isinstance(value, list) else (value,)
 
 
 class Method(Struct):
-    """Which quantisation a config.json names."""
+    """The quantisation named in a config.json."""
 
     quant_method: str | None = None
     load_in_8bit: bool | None = None
@@ -63,7 +63,7 @@ class Method(Struct):
 
 
 class Kind(Struct):
-    """What a config.json says whatever its architecture is."""
+    """The fields of a config.json that every architecture has."""
 
     architectures: list[str] | None = None
     model_type: str | None = None
@@ -91,9 +91,9 @@ class Rotation(Struct):
 
 
 class Shape(Struct, kw_only=True):
-    """What every supported family says, under our names.
+    """The fields that every supported family has, under our names.
 
-    Families add `FIXED`, fields of which we compute one value, and `settled()`, what else a `ModelConfig` needs.
+    Families add `FIXED`, fields of which we compute one value, and `settled()`, the rest of what a `ModelConfig` needs.
     """
 
     vocab_size: Count
@@ -131,11 +131,11 @@ class Rotary(Shape, kw_only=True):
 
     @property
     def rotation(self) -> Rotation:
-        """How heads are rotated; transformers 5 nests it all in rope_parameters, older files keep theta outside."""
+        """How heads are rotated; transformers 5 nests this in rope_parameters, older files keep theta outside."""
         return next((table for table in (self.rope_scaling, self.rope_parameters) if table not in (None, Rotation())), Rotation())
 
     def settled(self) -> dict[str, Any]:
-        """With a sliding window in some layer the context is no longer than the window, inside which attention is full."""
+        """If any layer has a sliding window, the context is cut to the window, inside which attention is full."""
         named = "sliding_attention" in self.layer_types if self.layer_types else self.max_window_layers < self.layers
         window = self.sliding_window if self.use_sliding_window and named else None
         return {
@@ -193,7 +193,7 @@ NOT_READ: dict[str, dict[str, Any]] = {
 
 
 def shape_of(raw: dict[str, Any], family: str, path: Path) -> Opt | Rotary:
-    """A config.json as transformers reads it for this family: with its defaults, and without what it passes over."""
+    """A config.json as transformers reads it for this family: with its defaults, and without the fields it ignores."""
     whole = {**LEFT_OUT.get(family, {}), **raw, **NOT_READ.get(family, {})}
     return shaped(whole, Opt, path) if family == "opt" else shaped(whole, Rotary, path)
 
@@ -224,7 +224,7 @@ class Template(Struct):
 
 
 class Speech(Struct):
-    """tokenizer_config.json, as far as chat templates ask: the template, or several by name, and special tokens."""
+    """tokenizer_config.json, as far as chat templates need it: the template, or several by name, and special tokens."""
 
     chat_template: str | list[Template] | dict[str, str] | None = None
     bos_token: str | Text | None = None
@@ -237,7 +237,7 @@ class Speech(Struct):
 
     @property
     def template(self) -> str:
-        """The template of a conversation, "" where there is none."""
+        """The template of a conversation, "" without one."""
         named = self.chat_template or ""
         if isinstance(named, list):
             named = {each.name: each.template for each in named}
@@ -245,7 +245,7 @@ class Speech(Struct):
 
     @property
     def tokens(self) -> dict[str, str]:
-        """The texts of the special tokens that there are."""
+        """The texts of the special tokens that exist."""
         given = {name: getattr(self, name) for name in self.__struct_fields__ if name.endswith("_token")}
         texts = {name: token.content if isinstance(token, Text) else token for name, token in given.items()}
         return {name: text for name, text in texts.items() if text}

@@ -1,6 +1,6 @@
 """A checkpoint folder: found by path or hub name, its JSON files, digests, and safetensors read one tensor at a time.
 
-Pickle is never read and nothing is ever fetched.
+Pickle is never read and nothing is ever downloaded.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ HUB_NAME = re.compile(r"([A-Za-z0-9][\w.-]*/[\w.-]+)(/[\w.-]+\.gguf)?")
 def located(name: str | Path) -> Path:
     """A checkpoint folder or GGUF file by its path or cached hub name (OWNER/NAME, or OWNER/NAME/FILE.gguf).
 
-    Raises FileNotFoundError in words where there is neither, ValueError for a name with several GGUF files.
+    Raises FileNotFoundError where there is neither, ValueError for a name with several GGUF files.
     """
     folder, hub = expanded(name), HUB_NAME.fullmatch(str(name))
     if (folder / "config.json").is_file() or (folder.suffix == GGUF and folder.is_file()):
@@ -43,7 +43,7 @@ def located(name: str | Path) -> Path:
 
 
 def _cached(repo: str, file: str) -> Path | None:
-    """What the hub's local cache holds of a repository: this GGUF file, the checkpoint, or the one GGUF file."""
+    """What the local hub cache holds for a repository: this GGUF file, the checkpoint, or the only GGUF file."""
     from huggingface_hub import snapshot_download
 
     try:
@@ -66,14 +66,14 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def read_as(path: Path, kind: type[T], advice: str = AGAIN) -> T:
-    """A JSON file's value of this type; FileNotFoundError, or ValueError with the place of what is wrong in it."""
+    """A JSON file's value of this type; FileNotFoundError, or ValueError with the place of the mistake."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; {advice}")
     return parsed(path.read_bytes(), kind, path, advice)
 
 
 def parsed(text: str | bytes, kind: type[T], path: Path, advice: str = AGAIN) -> T:
-    """What JSON from this file says, as a value of this type."""
+    """The JSON of this file as a value of this type."""
     try:
         raw = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -82,21 +82,24 @@ def parsed(text: str | bytes, kind: type[T], path: Path, advice: str = AGAIN) ->
 
 
 def first_line(error: Exception) -> str:
-    """The first line of another library's message, without characters that no terminal shows."""
+    """The first line of another library's message, without unprintable characters."""
     line = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return "".join(letter if letter.isprintable() else "?" for letter in line)
 
 
-def verify_digests(folder: str | Path) -> None:
-    """Compare the folder's files with its digests.json ({file: sha256}); nothing to do where there is none.
+def verify_digests(folder: str | Path, apart: tuple[str, ...] = ()) -> None:
+    """Compare the folder's files with its digests.json ({file: sha256}); does nothing without that file.
 
-    Raises FileNotFoundError for a listed file that is missing and ValueError for one that differs.
+    Raises FileNotFoundError for a listed file that is missing, unless its name ends as one of `apart`, which a record may lack,
+    and ValueError for one that differs.
     """
     path = Path(folder) / "digests.json"
     if not path.is_file():
         return
     for name, expected in read_as(path, Digests).items():
         file = inside(Path(folder), name, path)
+        if not file.is_file() and name.endswith(apart):
+            continue
         if not file.is_file():
             raise FileNotFoundError(f"{file} is listed in digests.json but missing; copy the whole folder again")
         found = digest(file)
@@ -108,7 +111,7 @@ def verify_digests(folder: str | Path) -> None:
 
 
 def inside(folder: Path, name: str, told: Path) -> Path:
-    """The file that `told` puts under this name in a folder; ValueError for one that would lie anywhere else.
+    """The file of a folder that `told` names; ValueError for a path outside the folder.
 
     A link may lead to the folder itself or, in the cache of a model hub, to the blobs beside its snapshots.
     """
@@ -121,7 +124,7 @@ def inside(folder: Path, name: str, told: Path) -> Path:
 
 
 def read_tensors(path: Path, advice: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """All tensors of a safetensors file and the facts of its header; ValueError in words where it is damaged."""
+    """All tensors of a safetensors file and the facts of its header; ValueError for a damaged file."""
     with _opened(path, advice) as file:
         return {name: _whole(file, name, path) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
 
@@ -169,7 +172,7 @@ class Tensors:
         return {name: files[file] for name, file in table.items()}
 
     def read(self, name: str, shape: tuple[int, ...], kinds: tuple[str, ...] = FLOATS) -> Tensor:
-        """The tensor of this name; ValueError for another shape than config.json implies, or other numbers."""
+        """The tensor of this name; ValueError for another shape than config.json implies, or unusable numbers."""
         path = self.where[name]
         stored = self._open[path].get_slice(name)
         if (found := tuple(stored.get_shape())) != shape:

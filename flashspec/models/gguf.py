@@ -1,6 +1,6 @@
-"""GGUF files: metadata and tensors of one model in one file, read without copying; everything is checked before it is used.
+"""GGUF files: metadata and tensors of one model in one file, read without copying; everything is checked before use.
 
-The format is ggml's (version 2 and 3, little-endian). Tests hold this reader against the `gguf` library, which takes seconds
+The format is ggml's (versions 2 and 3, little-endian). Tests compare this reader with the `gguf` library, which takes seconds
 for a vocabulary's strings.
 """
 
@@ -27,7 +27,7 @@ TYPES = {
 
 
 class Entry(NamedTuple):
-    """A tensor as it lies in the file: type, shape [rows, columns] or [columns], and first byte."""
+    """A tensor in the file: type, shape [rows, columns] or [columns], and first byte."""
 
     type: str
     shape: tuple[int, ...]
@@ -36,7 +36,7 @@ class Entry(NamedTuple):
 
 
 def opened(path: Path) -> Gguf:
-    """A file's facts and tensors, kept for whoever asks next while the file is as it is."""
+    """A file's facts and tensors, cached until the file changes."""
     about = path.stat()
     return _opened(path, about.st_size, about.st_mtime_ns)
 
@@ -49,7 +49,7 @@ def _opened(path: Path, size: int, changed: int) -> Gguf:
 class Gguf:
     """An open file's `facts` by key and `tensors` by name.
 
-    Raises ValueError for a file that is cut, damaged, or holds what we do not read; nothing is allocated for what it lacks.
+    Raises ValueError for a file that is cut, damaged, or of an unknown kind; nothing is allocated for data that is not there.
     """
 
     def __init__(self, path: Path) -> None:
@@ -71,13 +71,13 @@ class Gguf:
         self.tensors = self._tensors(tensors)
 
     def rows(self, name: str) -> np.ndarray:
-        """A tensor's bytes [rows, bytes of a row], where they lie in the file."""
+        """A tensor's bytes [rows, bytes per row], in place in the file."""
         entry = self.tensors[name]
         rows = prod(entry.shape[:-1])
         return np.frombuffer(self._bytes, np.uint8, rows * entry.row_bytes, entry.start).reshape(rows, entry.row_bytes)
 
     def _take(self, size: int) -> int:
-        """The place of the next bytes, behind which reading goes on."""
+        """The offset of the next bytes, which are skipped."""
         at = self._at
         if size > len(self._bytes) - at:
             raise ValueError(f"{self.path} ends at byte {len(self._bytes)} inside what it announces; {AGAIN}")

@@ -1,4 +1,4 @@
-"""What a transformer is filled from, out of a GGUF file: matrices in the file's own bits, or widened."""
+"""Fill a transformer from a GGUF file: matrices in the file's own bits, or widened."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def config_of(file: Gguf) -> ModelConfig:
 
 
 def tensor_name(source: str, leaf: str) -> str:
-    """What GGUF files call a tensor of a Hugging Face checkpoint."""
+    """The GGUF name of a Hugging Face tensor."""
     if source in NAMES:
         return f"{NAMES[source]}.{leaf}"
     index, _, name = source.removeprefix("model.layers.").partition(".")
@@ -90,7 +90,7 @@ class GgufCheckpoint:
     """The config and tensors of a GGUF file, and the form that its weights take on the CPU.
 
     `dtype` "auto" keeps quantised matrices in their own bits (without a C compiler: float32); another dtype, or `weights`
-    "dense", widens all of them. ValueError, naming a tensor, when the file does not hold exactly the model of its facts.
+    "dense", widens all of them. ValueError, naming a tensor, unless the file holds exactly the model that its facts describe.
     """
 
     device = torch.device("cpu")
@@ -119,7 +119,7 @@ class GgufCheckpoint:
             raise ValueError(f"{self.file.path}: tensor {name!r} is {held}, its facts ask for {shape}; {AGAIN}")
 
     def module(self, name: str, part: Part) -> nn.Module | dict[str, Tensor]:
-        """What a module of ours holds; raw bytes are read where they lie in the file."""
+        """The weights of one of our modules; raw bytes are read in place from the file."""
         weights = [tensor_name(source, "weight") for source in part.rows]
         if not self.own_bits or any(self.file.tensors[weight].type not in KINDS for weight in weights):
             return {leaf: self._wide(part, leaf) for leaf in part.leaves}
@@ -128,7 +128,7 @@ class GgufCheckpoint:
         return PackedEmbedding(packed) if name == "embed" else PackedLinear(packed, bias)
 
     def _rows(self, name: str) -> np.ndarray:
-        """A tensor's raw rows in our order: Llama's queries and keys lie in llama.cpp's."""
+        """A tensor's raw rows in our order: the file has Llama's queries and keys in llama.cpp's order."""
         rows = self.file.rows(name)
         if self.config.family not in PAIRED or name.split(".")[-2] not in ("attn_q", "attn_k"):
             return rows
@@ -136,7 +136,7 @@ class GgufCheckpoint:
         return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(rows.shape)
 
     def _packed(self, name: str) -> Packed:
-        """A matrix in panels, its scales rounded to half precision, by less than 0.05 %."""
+        """A matrix in panels; rounding its scales to half precision changes them by less than 0.05 %."""
         (rows, depth), (number, kind) = self.file.tensors[name].shape, KINDS[self.file.tensors[name].type]
         cells = room(rows, depth, kind, self.shelf)
         raw = self._rows(name)  # alive until the call has ended

@@ -1,4 +1,4 @@
-"""The tokenizer and the chat template that a GGUF file carries, for the `tokenizers` library."""
+"""A GGUF file's tokenizer and chat template, for the `tokenizers` library."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def _pieces(tokenizer: Any) -> list[str]:
 
 
 def words(file: Gguf) -> dict[int, str]:
-    """The token of every id that stands for one; empty where the file has no tokens."""
+    """The token of every id that has one; empty where the file has no tokens."""
     kinds = file.facts.get("tokenizer.ggml.token_type", [])
     tokens = file.facts.get("tokenizer.ggml.tokens", [])
     return {i: token for i, token in enumerate(tokens) if i >= len(kinds) or kinds[i] != UNUSED}

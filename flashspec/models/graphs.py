@@ -1,6 +1,6 @@
 """Fixed shapes: a forward whose position is a tensor, so that CUDA can record it once.
 
-FLASHSPEC_GRAPHS is "auto" (record on CUDA), "0" (the torch engine) or "eager" (fixed shapes, nothing recorded: the twin).
+FLASHSPEC_GRAPHS is "auto" (record on CUDA), "0" (the torch engine) or "eager" (fixed shapes without recording: the twin).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Forward = Callable[[Tensor], Tensor]
 
 
 def choice() -> str:
-    """The flag's value; ValueError for one that is not known."""
+    """The flag's value; ValueError for an unknown one."""
     found = os.environ.get(FLAG, "auto")
     if found not in CHOICES:
         raise ValueError(f"{FLAG} must be one of {', '.join(CHOICES)}, got {found!r}")
@@ -52,9 +52,9 @@ class FixedSlot(NamedTuple):
 
 
 class FixedEngine(TorchEngine):
-    """The torch engine for up to LARGEST rows at fixed shapes, recorded as CUDA graphs where there is CUDA.
+    """The torch engine for up to LARGEST rows at fixed shapes, recorded as CUDA graphs on CUDA.
 
-    One graph serves every position of the same number of rows and the same length of cache, rounded up to KEYS.
+    One graph serves every position with the same number of rows and the same length of cache, rounded up to KEYS.
     """
 
     def __init__(self, model: Transformer, start: int, stop: int, context: int) -> None:
@@ -94,7 +94,7 @@ Result = TypeVar("Result")
 
 
 def recorded(call: Callable[[], Result], device: torch.device) -> tuple[torch.cuda.CUDAGraph, Result]:
-    """A graph of a call, after two calls aside to warm up, and the result that every replay fills anew."""
+    """A graph of a call, recorded after two warm-up calls, and the result, which every replay overwrites."""
     with torch.cuda.device(device):
         aside = torch.cuda.Stream()
         aside.wait_stream(torch.cuda.current_stream())
@@ -111,7 +111,7 @@ def recorded(call: Callable[[], Result], device: torch.device) -> tuple[torch.cu
 class Replay(Generic[Result]):
     """A call recorded as a CUDA graph; each replay overwrites its result.
 
-    The call is kept: a graph reads the tensors that it closes over, and keeps none of them alive.
+    The call is kept: a graph reads the tensors that it closes over, but keeps none of them alive.
     """
 
     def __init__(self, call: Callable[[], Result], device: torch.device) -> None:

@@ -1,4 +1,4 @@
-"""Where a model lies and what it takes there, said before it is loaded: number types, devices, bytes."""
+"""Where a model is loaded and how much memory it takes, known before loading: dtypes, devices, bytes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def dtype_named(name: str) -> torch.dtype:
 
 
 def device_named(name: str) -> torch.device:
-    """The device of a name, "auto" for CUDA where there is one; ValueError for one that this machine does not have."""
+    """The device of a name, "auto" for CUDA if available; ValueError for one that this machine does not have."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -35,31 +35,31 @@ def device_named(name: str) -> torch.device:
 
 
 class Form(NamedTuple):
-    """How weights lie in memory: their floating type, and the group of 4-bit layers (0: none)."""
+    """The form of weights in memory: their floating dtype, and the group size of 4-bit layers (0: none)."""
 
     dtype: torch.dtype
     group: int = 0
 
     @property
     def body_bytes(self) -> float:
-        """Bytes a layer weight takes, its share of scales and zero points included."""
+        """Bytes per layer weight, with its share of scales and zero points."""
         return 0.5 + 2 * self.dtype.itemsize / self.group if self.group else self.dtype.itemsize
 
 
 def weight_bytes(config: ModelConfig, form: Form) -> int:
-    """Bytes of the matrices: layers in their form, embedding and head in the floating type."""
+    """Bytes of the matrices: layers in their form, embedding and head in the floating dtype."""
     ends = config.head_parameters * (1 if config.tied else 2)
     return int(config.body_parameters * form.body_bytes) + ends * form.dtype.itemsize
 
 
 def needed_bytes(config: ModelConfig, form: Form) -> int:
-    """Bytes that loading takes: the matrices, vectors of positions, and torch's own of a layer."""
+    """Bytes that loading takes: the matrices, position tables, and torch's own per layer."""
     learned = config.hidden * form.dtype.itemsize if config.learned_positions else 0
     return weight_bytes(config, form) + config.context * (12 * config.head_dim + learned) + config.layers * LAYER_BYTES
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """Free memory of a device, with what torch keeps for reuse; None where the system does not tell."""
+    """Free memory of a device, with what torch keeps for reuse; None where the system does not say."""
     if device.type == "cuda":
         idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + idle

@@ -1,4 +1,4 @@
-"""Layers whose weights are packed: the integers that the kernels read, instead of parameters, perhaps rounded for a draft."""
+"""Layers with packed weights: the integers that the kernels read instead of parameters, perhaps rounded for a draft."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 class PackedLinear(nn.Module):
-    """A linear layer on packed weights, whose rows follow one another; the bias stays as it is."""
+    """A linear layer on one or more packed weights, whose rows follow each other; the bias stays as it is."""
 
     def __init__(self, packed: Sequence[Packed], bias: Tensor | None = None) -> None:
         super().__init__()
@@ -27,13 +27,13 @@ class PackedLinear(nn.Module):
             self.register_buffer(f"cells_{number}", part.cells)
 
     def cut(self, rows: int) -> None:
-        """Forget all but the first rows of a layer that has one weight."""
+        """Drop all but the first rows of a layer with one weight."""
         self.packed = (self.weight[:rows],)
         self.cells_0 = self.weight.cells
 
     @property
     def weight(self) -> Packed:
-        """The packed weight of a layer that has one."""
+        """The packed weight of a layer with one weight."""
         (whole,) = self.packed
         return whole
 
@@ -45,7 +45,7 @@ class PackedLinear(nn.Module):
 
 
 class PackedEmbedding(PackedLinear):
-    """Embeddings whose table is packed; perhaps the vocabulary weight too."""
+    """Embeddings with a packed table, which may also be the vocabulary weight."""
 
     def forward(self, ids: Tensor) -> Tensor:
         """Rows [..., hidden] of ids [...] in float32."""
@@ -55,8 +55,8 @@ class PackedEmbedding(PackedLinear):
 def rounded(given: Model, weights: str) -> Model:
     """A transformer with the matrices of all layers in "int8" or "int4"; embedding, norms and head are the given model's own.
 
-    Matrices in fewer bits already, of a GGUF file say, stay as they are. Raises ValueError for another format, for a model that
-    is not on the CPU, and for layers of another library.
+    Matrices that already have fewer bits, such as a GGUF file's, stay as they are. Raises ValueError for another format, for a
+    model that is not on the CPU, and for layers of another library.
     """
     model: Any = given
     if weights not in ROUNDED:

@@ -1,6 +1,6 @@
-"""Published models by name: which files they are, where they lie, and that they are the right ones.
+"""Published models by name: which files they are, where to find them, and their digests.
 
-Nothing is fetched here; `flashspec fetch NAME` does.
+Nothing is downloaded here; `flashspec fetch NAME` does that.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from flashspec.provenance import MODELS, digest, short_hash
 
 
 class Published(Struct, frozen=True):
-    """A model file made elsewhere: its name, its SHA-256, and its hub repository, or a wheel and its member."""
+    """A published model file: its name, its SHA-256, and its hub repository, or a wheel and its member."""
 
     file: str
     sha256: str
@@ -29,12 +29,12 @@ class Published(Struct, frozen=True):
 
     @property
     def told(self) -> str:
-        """Where it comes from, in words."""
+        """Where it comes from, as text."""
         return f"the Python package {self.source} ({Path(self.member).name})" if self.member else f"{self.source} on the hub"
 
     @property
     def by_hand(self) -> str:
-        """What to do without a network, in words."""
+        """What to do without a network, as text."""
         where = " or ".join([*map(str, homes()[-1:]), f"the folder that {MODELS} names"])
         return f"without a network copy it from {self.told}, as {self.file}, into {where}"
 
@@ -46,7 +46,7 @@ PAIRS: dict[str, dict[str, Published]] = msgspec.json.decode(TABLE.read_bytes(),
 def published(name: str, role: str) -> Path:
     """The file of a published model, which may draft for a larger one too; its digest is checked.
 
-    Raises FileNotFoundError that says what to bring where, and ValueError for another file of that name.
+    Raises FileNotFoundError that says which file to copy where, and ValueError for another file of that name.
     """
     model = PAIRS[name].get(role) or PAIRS[name]["target"]
     found = next((path for path in _places(model) if path.is_file()), None)
@@ -57,13 +57,13 @@ def published(name: str, role: str) -> Path:
 
 
 def homes() -> list[Path]:
-    """Folders of model files: the one that $FLASHSPEC_MODELS names, and models/ in the cache folder."""
+    """Folders of model files: the one named by $FLASHSPEC_MODELS, and models/ in the cache folder."""
     named, cache = os.environ.get(MODELS), cache_folder()
     return ([expanded(named)] if named else []) + ([cache / "models"] if cache else [])
 
 
 def _places(model: Published) -> Iterator[Path]:
-    """Where a file may lie, in the order of looking: those folders, then what brings it."""
+    """Where a file may be, in the order of searching: those folders, then an installed wheel or the hub's cache."""
     yield from (home / model.file for home in homes())
     if model.member:
         package = find_spec(model.member.partition("/")[0])
@@ -76,7 +76,7 @@ def _places(model: Published) -> Iterator[Path]:
 
 
 def verify(path: Path, sha256: str) -> None:
-    """ValueError where a file has another digest; a right one is remembered by size and date."""
+    """ValueError where a file has another digest; a correct one is remembered by size and date."""
     about, cache = path.stat(), cache_folder()
     key = short_hash([str(path.resolve()), about.st_size, about.st_mtime_ns, sha256])
     if cache and (cache / "verified" / key).exists():

@@ -1,4 +1,4 @@
-"""Readers: a span of one model's layers that knows how far it has read, and forgets by one integer."""
+"""Readers: a span of one model's layers that knows how far it has read, and rewinds by changing one integer."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Reads = tuple[int, ...]
 class Reader(ABC):
     """Turns tokens into hidden rows by position [context, width], before the final norm; valid below `seen`.
 
-    Row j speaks for token j + 1. `below` is the reader whose rows it goes on with, `text` that of the last decode over it.
+    Row j predicts token j + 1. `below` is the reader whose rows it continues from, `text` marks the last decode that used it.
     """
 
     below: Reader | None = None
@@ -29,7 +29,7 @@ class Reader(ABC):
 
     @torch.inference_mode()
     def read(self, tokens: Tensor) -> Reads:
-        """Read what is missing of tokens [n] (int64, on the model's device); how many, lower readers first."""
+        """Read the unread part of tokens [n] (int64, on the model's device); returns how many, lower readers first."""
         n = len(tokens)
         self.check_room(n)
         lower = () if self.below is None else self.below.read(tokens)
@@ -43,14 +43,14 @@ class Reader(ABC):
             raise ValueError(f"{n} tokens do not fit the context of {self.context}; shorten the prompt or max_new_tokens")
 
     def advance(self, n: int) -> int:
-        """Count the first n tokens as read; how many of them are new."""
+        """Count the first n tokens as read; returns how many of them are new."""
         new = max(0, n - self.seen)
         self.seen += new
         return new
 
     @abstractmethod
     def _fresh(self, tokens: Tensor) -> Tensor:
-        """Rows [n - seen, width] of the tokens that were not read yet."""
+        """Rows [n - seen, width] of the unread tokens."""
 
     def rewind(self, n: int) -> None:
         """Forget all but the first n tokens."""
@@ -58,10 +58,10 @@ class Reader(ABC):
 
 
 class SpanReader(Reader):
-    """Reads tokens through layers start..stop of a model, or the rows of the reader below it.
+    """Reads tokens, or the rows of the reader below it, through layers start..stop of a model.
 
-    The cache is allocated once; rewinding moves one integer, and stale entries are overwritten before they are read.
-    A `last` layer, an exit's own, comes behind the span; the reader above goes on with `trunk`, the rows before it.
+    The cache is allocated once; rewinding changes one integer, and stale entries are overwritten before they are read. A `last`
+    layer, an exit's own, follows the span; the reader above continues from `trunk`, the rows before it.
     """
 
     below: SpanReader | None
@@ -90,7 +90,7 @@ class SpanReader(Reader):
 
     @property
     def layers(self) -> int:
-        """Layers a token passes in this span."""
+        """Layers that a token passes in this span."""
         return len(self.blocks)
 
     def _fresh(self, tokens: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Shape-faithful models: true shapes, random weights. They tell what a step costs and nothing about what it says."""
+"""Models with true shapes and random weights: they show what a step costs and nothing about quality."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SHAPES = {  # published ones by name, their contexts cut, so that no step pays f
 
 
 def shape(name: str | ModelConfig, depth: int | None = None) -> ModelConfig:
-    """A published shape by name (in any case, "-AWQ" or not), or the given one, perhaps at another depth.
+    """A published shape by name (any case, with or without "-AWQ"), or the given one, perhaps at another depth.
 
     Contexts are at most CONTEXT tokens; `dataclasses.replace` gives more.
     """
@@ -54,10 +54,10 @@ def is_awq(name: str | ModelConfig) -> bool:
 
 
 def reshaped(config: ModelConfig, layers: int) -> ModelConfig:
-    """A shape of `layers` layers with as many body parameters, within the rounding of heads and channels.
+    """A shape with `layers` layers and the same number of body parameters, up to the rounding of heads and channels.
 
-    Heads and hidden width grow with the root of the ratio of depths, head width stays, feed-forward channels make up the
-    rest. Raises ValueError for less than one layer, or where nothing is left for channels.
+    Heads and hidden width grow with the root of the ratio of depths, head width stays, feed-forward channels make up the rest.
+    Raises ValueError for less than one layer, or where nothing is left for channels.
     """
     if layers < 1:
         raise ValueError(f"layers must be at least 1, got {layers}")
@@ -79,7 +79,7 @@ def synthetic(
     depth: int | None = None,
     device: str | torch.device = "cpu",
 ) -> Transformer:
-    """A model of a given shape with seeded random weights: int4 layers for a name on -AWQ, else dense in `dtype`.
+    """A model of a given shape with seeded random weights: int4 layers for a name in -AWQ, else dense in `dtype`.
 
     Raises ValueError for an unknown shape, and with an estimate when the weights do not fit the free memory.
     """
@@ -122,7 +122,7 @@ def random_rows(rows: int, width: int, dtype: torch.dtype = torch.float32, seed:
 
 
 def fill(weight: Tensor, noise: Tensor, shift: int = 0) -> Tensor:
-    """A matrix becomes noise of variance 1 / fan-in; `shift` moves where the noise starts."""
+    """Fill a matrix with noise of variance 1 / fan-in; `shift` moves where the noise starts."""
     flat, half = weight.view(-1), len(noise) // 2
     for turn, part in enumerate(flat.split(half)):
         begin = (shift + turn) * 7919 % half

@@ -24,7 +24,7 @@ At = int | Tensor  # where rows stand: the position of the first, or those of al
 
 
 def _span(at: At, rows: int, offset: int = 0) -> slice | Tensor:
-    """The index of that many rows in a table of positions that begins `offset` rows down."""
+    """The index of these many rows in a table of positions that starts `offset` rows down."""
     return at + offset if isinstance(at, Tensor) else slice(at + offset, at + offset + rows)
 
 
@@ -32,7 +32,7 @@ class LayerCache(Protocol):
     """Where one layer keeps keys and values."""
 
     def write(self, at: At, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Store [batch, kv_heads, n, head_dim] there; return what to attend to, and a mask [n, seen] where one is needed.
+        """Store [batch, kv_heads, n, head_dim]; returns what to attend to, and a mask [n, seen] where one is needed.
 
         Without a mask the last query row belongs to the last key.
         """
@@ -149,7 +149,7 @@ class Layer(nn.Module):
 
 
 class Embedding(nn.Embedding):
-    """An embedding that draws no numbers without memory: torch would import its compiler for a second."""
+    """An embedding that does not initialise without memory: torch would import its compiler for a second."""
 
     def reset_parameters(self) -> None:
         if not self.weight.is_meta:
@@ -189,7 +189,7 @@ class Transformer(nn.Module):
 
     @classmethod
     def filled(cls, config: ModelConfig, module: Callable[[str, Part], Filling], device: torch.device) -> Transformer:
-        """A model of what `module` gives for the name and part of each of its modules: a layer, or tensors by leaf."""
+        """A model filled by `module`, which returns for the name and part of each module a layer, or tensors by leaf."""
         with torch.device("meta"):
             model = cls(config)
         model.rope.to(device)
@@ -203,7 +203,7 @@ class Transformer(nn.Module):
         return model.eval()
 
     def save(self, folder: str | Path, dtype: str = "bfloat16", shard_bytes: int = checkpoint.SHARD_BYTES) -> None:
-        """Write config.json and safetensors (several, with an index, above `shard_bytes`; one tensor is never split).
+        """Write config.json and safetensors (several, with an index, above `shard_bytes`; a tensor is never split).
 
         An interrupted save leaves the folder as it was; a completed one removes an earlier save's weights and digests.json.
         Raises ValueError for a model on int4 weights: load it with weights="dense" to save it.
@@ -218,7 +218,7 @@ class Transformer(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the model lies."""
+        """The device of the model."""
         return self.embed.weight.device
 
     @property
@@ -240,7 +240,7 @@ class Transformer(nn.Module):
         return twin
 
     def cut_vocabulary(self, size: int) -> None:
-        """Forget all ids from `size` on, in place; no row is copied."""
+        """Drop all ids from `size` on, in place; no row is copied."""
         for module in cast(list[Any], [self.embed, *([] if self.head is None else [self.head])]):
             if isinstance(module, PackedLinear):
                 module.cut(size)
@@ -261,7 +261,7 @@ class Transformer(nn.Module):
             yield x
 
     def rows(self, ids: Tensor) -> Tensor:
-        """Those after the last layer, before the final norm."""
+        """Hidden rows after the last layer, before the final norm."""
         return deque(self.states(ids), maxlen=1).pop()
 
     def forward(self, ids: Tensor) -> Tensor:

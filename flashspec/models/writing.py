@@ -1,4 +1,4 @@
-"""Outputs that are whole or absent: checked before any work, made under another name, then renamed."""
+"""Outputs that are complete or absent: checked before any work, written under another name, then renamed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ UNFINISHED = ".flashspec-part"
 
 
 def expanded(path: str | Path) -> Path:
-    """A path with its leading ~ replaced by a home folder; ValueError where nobody knows that home."""
+    """A path with its leading ~ replaced by the home folder; ValueError where there is none."""
     try:
         return Path(path).expanduser()
     except RuntimeError:
@@ -31,7 +31,7 @@ def _weights(folder: Path) -> list[Path]:
 
 
 def refuse_input(out: Path, inputs: Iterable[Path] = ()) -> None:
-    """Refuse a place that is, holds or lies in one of the inputs, or lies in any checkpoint folder."""
+    """Refuse a place that is, contains or is inside one of the inputs, or is inside any checkpoint folder."""
     place = out.resolve()
     for source in inputs:
         read = source.resolve()
@@ -43,7 +43,7 @@ def refuse_input(out: Path, inputs: Iterable[Path] = ()) -> None:
 
 
 def refuse_taken(folder: Path, ours: str = "") -> None:
-    """Refuse a folder that holds anything; one with the file `ours` and no weights may be used or replaced."""
+    """Refuse a folder with content; one with the file `ours` and no weights may be used or replaced."""
     if not folder.exists():
         return
     if not folder.is_dir():
@@ -63,7 +63,7 @@ def check_free(out: Path, inputs: Iterable[Path] = (), ours: str = "") -> None:
 def fresh_folder(out: Path, inputs: Iterable[Path] = (), ours: str = "") -> Iterator[Path]:
     """A folder under a temporary name that becomes `out` when the block ends; nothing is left where the block raises.
 
-    `check_free` speaks before anything is made.
+    `check_free` is called before anything is made.
     """
     check_free(out, inputs, ours)
     place = out.resolve()
@@ -76,7 +76,7 @@ def fresh_folder(out: Path, inputs: Iterable[Path] = (), ours: str = "") -> Iter
 
 @contextmanager
 def new_file(path: Path, inputs: Iterable[Path] = ()) -> Iterator[Path]:
-    """As `replaced`, for a file that is not there yet and lies in no input."""
+    """Like `replaced`, for a file that does not exist yet and is in no input."""
     refuse_input(path, inputs)
     if path.exists():
         raise FileExistsError(f"{path} is there already; give another name, or remove it")
@@ -87,7 +87,7 @@ def new_file(path: Path, inputs: Iterable[Path] = ()) -> Iterator[Path]:
 
 @contextmanager
 def replaced(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path` that takes its place when the block ends; nothing changes where it raises."""
+    """A temporary name beside `path` that replaces it when the block ends; nothing changes where it raises."""
     part = _unfinished(path)
     _remove(part)
     try:
@@ -103,7 +103,7 @@ def replaced(path: Path) -> Iterator[Path]:
 
 
 def write_text(text: str, path: Path) -> None:
-    """Replace a file by a text, line ends as they are."""
+    """Replace a file by a text; line ends are kept."""
     with replaced(path) as part:
         part.write_text(text, encoding="utf-8", newline="")
 
@@ -130,7 +130,7 @@ def carry(source: Path, folder: Path, names: Iterable[str]) -> None:
 
 
 def sign(folder: Path, name: str) -> None:
-    """Bring one file's entry in a folder's digests.json, if it has one, up to date."""
+    """Update one file's entry in a folder's digests.json, if it has one."""
     path = folder / "digests.json"
     if path.is_file():
         write_json({**json.loads(path.read_bytes()), name: digest(folder / name)}, path)
@@ -155,7 +155,7 @@ def copy_checkpoint(source: Path, folder: Path) -> None:
 
 @contextmanager
 def made(folder: Path) -> Iterator[None]:
-    """The folder made for the block; the parents that it lacked are gone again where the block raises."""
+    """A folder made for the block; if the block raises, the parents made for it are removed again."""
     missing = [place for place in (folder, *folder.parents) if not place.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -168,7 +168,7 @@ def made(folder: Path) -> Iterator[None]:
 
 
 def _unfinished(path: Path) -> Path:
-    """The name of a file or folder while it is being made; what a killed process left there goes."""
+    """The temporary name of a file or folder; leftovers of a killed process under it are removed."""
     return path.with_name(f".{path.name}{UNFINISHED}")
 
 

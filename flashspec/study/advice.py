@@ -1,4 +1,4 @@
-"""Plans in words: what to run, what it is predicted to bring, and what would have to change."""
+"""A plan as text: what to run, the predicted speedup, and what would have to change."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ def setting(method: Method) -> str:
 
 
 def ms(seconds: float) -> str:
-    """A time for people."""
+    """Seconds as text in milliseconds."""
     return f"{1000 * seconds:.3g} ms"
 
 
 def columns(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """A small table: rows of cells, the first one its heads."""
+    """A small table as lines of text; the first row holds the column heads."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
 
 def machine(load: float, cores: int, spread: float = 0.0) -> str:
-    """How idle the machine was: its load before the run, and how far apart the turns of plain decoding lie, where known."""
+    """How idle the machine was: its load before the run, and the spread of plain decoding over the turns, where known."""
     told = f"a load of {load:.1f} on {cores} cores before the run" + (f"; turns lie {spread:.0%} apart" if spread else "")
     return f"this machine is busy, measure again when it is idle: {told}" if load > cores / 2 or spread > VARIES else told
 
 
 def estimate(found: tuple[Method, float], turns: int) -> str:
-    """What the evidence of this many turns says, without an interval."""
+    """The estimate after this many turns, without an interval."""
     method, speed = found
     return f"{'first estimate' if turns == 1 else f'after {turns} turns'}: {setting(method)}: about {speed:.2f}x plain decoding"
 
@@ -78,7 +78,7 @@ def ledger(found: Forecast) -> str:
 
 
 def needs(found: Forecast) -> str:
-    """What one change alone would have to reach for speculation to cost what plain decoding does."""
+    """What each change alone would have to reach for speculation to break even with plain decoding."""
     acceptance, tar, draft = found.needs
     first = "no acceptance is enough" if acceptance is None else f"acceptance {acceptance:.2f}"
     last = "not even a free draft pays" if draft is None else f"a draft step of {ms(draft)}"
@@ -86,7 +86,7 @@ def needs(found: Forecast) -> str:
 
 
 def head_lines(cases: Sequence[HeadCase], sources: Mapping[str, str]) -> Iterator[str]:
-    """The head to take, the reason and the runners-up, each beside the dense head."""
+    """The head to use, the reason and the runners-up, each compared with the dense head."""
     best, *others = cases
     why = "no cheap head keeps enough; " if name_of(best.method) == "dense" else ""
     yield f"take the {name_of(best.method)} head at k = {best.method.k}: {why}{reason_of(best)}"

@@ -1,6 +1,6 @@
-"""The study's questions, each answered by pairing two sides of one stored race: for chapters, and for the README.
+"""The study's questions, each answered by one ratio in a stored race: for chapters and for the README.
 
-`flashspec pages README.md` writes the answers into that page, and its picture beside it.
+`flashspec pages README.md` writes the answers and their picture into that page.
 """
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from flashspec.models.synthetic import shape
 from flashspec.models.writing import write_text
 from flashspec.study import compare, figures
-from flashspec.study.frames import DataFrame, framed, having
-from flashspec.study.quote import NOT_HERE, verdict
+from flashspec.study.frames import DataFrame, framed, having, pivoted
+from flashspec.study.quote import NOT_HERE, value, verdict
 from flashspec.study.registry import stored
 from flashspec.study.tables import Results
 
@@ -21,6 +22,9 @@ PICTURE = Path("book") / "_static" / "answers.svg"
 BY = (*compare.CONTEXT, "draft", "method", "head", "format", "finalize")
 FACTS = ("temperature", "rule", "draft", "k", *compare.NUMBERS)
 MAIN = {"draft": "main", "head": "dense", "finalize": "deferred"}
+PAIRS = {
+    "qwen": ("Qwen2.5-1.5B", "Qwen2.5-0.5B"), "smollm2": ("SmolLM2-135M",), "reference": ("reference-target", "reference-draft"),
+}  # fmt: skip
 
 
 class Question(NamedTuple):
@@ -39,6 +43,7 @@ def heads(what: str, head: str, race: str = "head_tar", draft: str = "main") -> 
     return Question(what, race, {"head": head, **same}, {"head": "dense", **same}, 5)
 
 
+PLAIN, ONE_EXIT, EXITS = {"method": "baseline"}, {"method": "self_speculation"}, "hispec_end_to_end"
 INT8 = {"head": "int8", "format": "int8", "draft": "main"}
 QWEN = {"draft": "qwen", "finalize": "deferred"}
 EAGER = {"draft": "qwen", "head": "flash", "finalize": "eager"}
@@ -49,40 +54,39 @@ TWO = {**OWN, "draft": "smollm2-2"}
 BOTH = {**OWN, "method": "cascade", "draft": "qwen-6:int4+qwen:int4"}
 PLAINLY = {**OWN, "head": "dense", "finalize": "eager"}
 REAL = (
-    Question("Qwen 1.5B with its 0.5B over plain decoding", "thesis", {**QWEN, "head": "flash"}, {"method": "baseline"}, 2),
-    heads("FlashHead over the dense head, Qwen 0.5B", "flash", "thesis", "qwen")._replace(chapter=2),
-    Question("deferred over eager final token, Qwen pair", "thesis", {**QWEN, "head": "flash"}, EAGER, 2),
-    Question("SmolLM2's own exit over plain decoding", "smollm2_exits", SMOLLM2, {"method": "baseline"}, 9),
-    Question("HiSpec over one exit, SmolLM2", "smollm2_exits", {**SMOLLM2, "method": "hispec"}, SMOLLM2, 9),
-    Question("six taught layers over all 24 of the 0.5B", "taught", SIX, OWN, 6),
-    Question("six taught layers, FlashHead, deferred, over the 0.5B, dense, eager", "combined", SIX, PLAINLY, 10),
-    Question("a cascade of six layers, the 0.5B and the 1.5B over the 0.5B alone", "combined", BOTH, OWN, 10),
-    Question("two taught layers with FlashHead over plain decoding, SmolLM2", "smollm2_sweep", TWO, {"method": "baseline"}, 6),
+    Question("Qwen 1.5B with its 0.5B draft over plain decoding", "thesis", {**QWEN, "head": "flash"}, PLAIN, 2),
+    heads("FlashHead over the dense head, 0.5B draft", "flash", "thesis", "qwen")._replace(chapter=2),
+    Question("deferred over eager final token, 0.5B draft", "thesis", {**QWEN, "head": "flash"}, EAGER, 2),
+    Question("SmolLM2 with its own exit over plain decoding", "smollm2_exits", SMOLLM2, PLAIN, 9),
+    Question("HiSpec over a single exit, SmolLM2", "smollm2_exits", {**SMOLLM2, "method": "hispec"}, SMOLLM2, 9),
+    Question("a six-layer draft over the full 0.5B draft", "taught", SIX, OWN, 6),
+    Question("six layers, FlashHead and deferral over the 0.5B without them", "combined", SIX, PLAINLY, 10),
+    Question("a cascade of both drafts over the 0.5B draft alone", "combined", BOTH, OWN, 10),
+    Question("SmolLM2 with a two-layer draft over plain decoding", "smollm2_sweep", TWO, PLAIN, 6),
 )
 DECISIONS = (
     *REAL,
-    Question("a two-layer draft over plain decoding", "many-1", MAIN, {"method": "baseline"}, 6),
-    heads("FlashHead over the dense head, two-layer draft", "flash", "sweep_350"),
-    heads("FlashHead over the dense head, one-layer draft", "flash", "sweep_350", "shallow"),
-    Question("int8 head over bfloat16 head, both dense", "sweep_350", INT8, {**INT8, "head": "dense", "format": "bfloat16"}, 5),
-    Question("deferred over eager final token", "end_to_end", MAIN, {**MAIN, "finalize": "eager"}, 3),
-    Question("designed draft over trained draft", "many-1", {"draft": "designed"}, {"draft": "main"}, 7),
-    Question("one exit over plain decoding", "hispec_end_to_end", {"method": "self_speculation"}, {"method": "baseline"}, 9),
-    Question("HiSpec over one exit", "hispec_end_to_end", {"method": "hispec"}, {"method": "self_speculation"}, 9),
+    Question("reference: a two-layer draft over plain decoding", "many-1", MAIN, PLAIN, 6),
+    heads("reference: FlashHead over the dense head, two-layer draft", "flash", "sweep_350"),
+    heads("reference: FlashHead over the dense head, one-layer draft", "flash", "sweep_350", "shallow"),
+    Question("reference: int8 head over bfloat16 head", "sweep_350", INT8, {**INT8, "head": "dense", "format": "bfloat16"}, 5),
+    Question("reference: deferred over eager final token", "end_to_end", MAIN, {**MAIN, "finalize": "eager"}, 3),
+    Question("reference: designed draft over trained draft", "many-1", {"draft": "designed"}, {"draft": "main"}, 7),
+    Question("reference: a single exit over plain decoding", EXITS, ONE_EXIT, PLAIN, 9),
+    Question("reference: HiSpec over a single exit", EXITS, {"method": "hispec"}, ONE_EXIT, 9),
 )
 LOST = (
-    heads("FlashHead, two-layer draft", "flash", "end_to_end"),
-    Question("HiSpec over one exit", "hispec_end_to_end", {"method": "hispec"}, {"method": "self_speculation"}, 9),
-    Question("adaptive schedule over fixed", "hispec_end_to_end", {"method": "hispec_adaptive"}, {"method": "hispec"}, 9),
-    Question("designed draft over trained draft", "many-1", {"draft": "designed"}, {"draft": "main"}, 7),
-    Question("prompt lookup over plain decoding", "hispec_end_to_end", {"method": "lookup"}, {"method": "baseline"}, 9),
+    *REAL[3:6], *REAL[7:],
+    heads("reference: FlashHead over the dense head, two-layer draft", "flash", "end_to_end"),
+    Question("reference: adaptive schedule over a fixed one", EXITS, {"method": "hispec_adaptive"}, {"method": "hispec"}, 9),
+    Question("reference: designed draft over trained draft", "many-1", {"draft": "designed"}, {"draft": "main"}, 7),
+    Question("reference: prompt lookup over plain decoding", EXITS, {"method": "lookup"}, PLAIN, 9),
     Question(
-        "int4 head over bfloat16 head, both dense", "head_tar", {"head": "int4", "format": "int4", "draft": "main"},
+        "reference: int4 head over bfloat16 head", "head_tar", {"head": "int4", "format": "int4", "draft": "main"},
         {"head": "dense", "format": "bfloat16", "draft": "main"}, 5,
     ),
-    heads("frequent ids only (FR-Spec)", "fr_spec"),
-    heads("ids of the context only", "in_context"),
-    heads("graph index (HNSW)", "hnsw"),
+    heads("reference: ids of the context only", "in_context"),
+    heads("reference: graph index (HNSW)", "hnsw"),
 )  # fmt: skip
 
 
@@ -93,7 +97,7 @@ def found(questions: Sequence[Question], root: Path | None = None) -> dict[str, 
 
 
 def answers(questions: Sequence[Question], tables: Mapping[str, Results]) -> DataFrame:
-    """One line a question, temperature and rule: the ratio with its interval; a question without its table says so."""
+    """One line per question, temperature and rule: the ratio with its interval; NOT_HERE where the table is missing."""
     lines = []
     for each in questions:
         same = {"question": each.what, "chapter": each.chapter}
@@ -117,20 +121,38 @@ def shown(lines: DataFrame) -> DataFrame:
 
 
 def said(lines: DataFrame, question: Question, temperature: float = 1.0) -> str:
-    """The verdict of the first line that answers a question at this temperature; says so where there is none."""
+    """The verdict of the first line that answers a question at this temperature; NOT_HERE where there is none."""
     return verdict(lines, question=question.what, temperature=temperature)
 
 
+def pays(lines: DataFrame, question: Question, temperature: float = 0.0) -> str:
+    """What the interval of the first line that answers a question says: pays, loses, or no difference shown."""
+    which = {"question": question.what, "temperature": temperature}
+    low, high = (value(lines, side, **which) for side in ("low", "high"))
+    return "pays" if low > 1 else "loses" if high < 1 else "no difference shown" if low <= high else NOT_HERE
+
+
+def pairs() -> DataFrame:
+    """The study's models: pair, role, layers, width, thousands of tokens in the vocabulary, millions of parameters."""
+    named = [(pair, *each) for pair, names in PAIRS.items() for each in zip(("target", "draft"), map(shape, names), strict=False)]
+    lines = [
+        (*who, each.layers, each.hidden, round(each.vocab_size / 1e3), round((each.body_parameters + each.head_parameters) / 1e6))
+        for *who, each in named
+    ]
+    return framed(lines, ["pair", "role", "layers", "width", "vocabulary, thousands", "parameters, millions"])
+
+
 def table(root: Path | None = None) -> str:
-    """The study's answers as Markdown, one line each, with the machines underneath."""
-    tables = found(DECISIONS, root)
+    """The answers on real pairs as Markdown, one line per question, with the machines underneath."""
+    tables = found(REAL, root)
     if not tables:
         return "No table is stored yet: `make book` measures them."
-    lines = answers(DECISIONS, tables).dropna(subset=["ratio"])
-    columns = zip(lines["question"], lines["temperature"], lines["rule"], lines["verdict"], strict=True)
-    body = "\n".join(f"| {what} | {hot:g} | {rule if hot else ''} | {said} |" for what, hot, rule, said in columns)
+    lines = answers(REAL, tables).dropna(subset=["ratio"])
+    asked = pivoted(lines, ["question"], "temperature", "verdict").set_index("question").fillna("")
+    asked = asked.reindex(lines["question"].unique()).rename(columns=lambda hot: f"T = {hot:g}" if hot else "greedy")
+    rows = [["", *asked], ["---"] * (len(asked.columns) + 1), *asked.itertuples()]
     machines = "; ".join(dict.fromkeys(each.machine for each in tables.values()))
-    return f"| | T | rule | measured |\n|---|---|---|---|\n{body}\n\nMeasured on {machines}."
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows) + f"\n\nMeasured on {machines}."
 
 
 def with_results(text: str, results: str) -> str:
@@ -141,12 +163,12 @@ def with_results(text: str, results: str) -> str:
     return f"{before}{START}\n\n{results}\n\n{STOP}{after}"
 
 
-def update(page: Path) -> None:
-    """Bring a page and the picture beside it up to date with the stored tables. ValueError if it has no place for results."""
+def update(page: Path, results: str) -> None:
+    """Update a page's results, and from the stored tables its picture. ValueError if the page has no place for results."""
     text = page.read_text(encoding="utf-8")
-    fresh = with_results(text, table())
+    fresh = with_results(text, results)
     if fresh != text:
         write_text(fresh, page)
-    if tables := found(DECISIONS):
-        lines = answers(DECISIONS, tables)
+    if tables := found(REAL):
+        lines = answers(REAL, tables)
         figures.answers(*tables.values(), lines=lines).save(page.parent / PICTURE)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from flashspec.study import compare
-from flashspec.study.compare import CONTEXT, SIDE, WHO, over, sampled
+from flashspec.study.compare import CONTEXT, SETTING, SIDE, WHO, over, sampled
 from flashspec.study.frames import DataFrame, framed, groups, joined, pivoted
 from flashspec.study.stages import predicted_seconds
 
@@ -22,8 +22,8 @@ SHARE = 0.1  # of the rows of a head that a FlashHead in the chain scores, as ne
 def faster(frame: DataFrame) -> DataFrame:
     """How many times faster each head is than the dense one, piece by piece, paired by turn.
 
-    The dense head has the same number format where the table holds it, else the one that `over` names: a head in int8 or
-    int4 is a line of its own. `limit` is the ratio of their bytes, `share` that of the rows they score.
+    The dense head has the same number format where the table holds it, else the one that `over` names: a head in int8 or int4
+    has a line of its own. `limit` is the ratio of their bytes, `share` that of the rows they score.
     """
     rows = frame[frame["piece"] != "body"]
     dense = rows["head"] == "dense"
@@ -43,17 +43,17 @@ def faster(frame: DataFrame) -> DataFrame:
 
 
 def head_share(frame: DataFrame, shape: str) -> float:
-    """Share of a dense draft step that its head takes, of head and body or else of the step; NaN where they were not timed."""
+    """The head's share of a dense draft step, of head plus body or else of the step; NaN where they were not timed."""
     dense = frame[(frame["shape"] == shape) & (frame["head"] == "dense")].groupby("piece")["seconds"].median()
     head, step = dense.get("head", np.nan), dense.get("head", np.nan) + dense.get("body", np.nan)
     return float(head / step if head == head else dense.get("projection", np.nan) / dense.get("step", np.nan))
 
 
 def chain(race: DataFrame, pieces: DataFrame) -> DataFrame:
-    """FlashHead over the dense head of the same format at every stage: one line a name, stage and sampling.
+    """FlashHead over the dense head of the same format at every stage: one line per name, stage and sampling.
 
-    Projection and step come from pieces of the same shape, text from the race; a piece has no sampling and shows the number
-    of probes that scores nearest to a tenth of the vocabulary.
+    Projection and step come from pieces of the same shape, text from the race. A piece has no sampling; its number of probes is
+    the one that scores nearest to a tenth of the vocabulary.
     """
     steps = faster(pieces)
     steps = steps[steps["piece"].isin(PIECES) & steps["head"].str.startswith("flash") & (steps["over"] == steps["format"])]
@@ -68,28 +68,31 @@ def chain(race: DataFrame, pieces: DataFrame) -> DataFrame:
 
 
 def links(chained: DataFrame) -> DataFrame:
-    """The chain as a table: one line a name, head and sampling, one column a stage."""
-    keys = ["name", "sampling", "head"]
-    table = pivoted(chained, keys, "stage", "verdict")
-    return table[[name for name in (*keys, *STAGES) if name in table]].fillna("")
+    """The chain as a table: a line per name, head and sampling, a column per stage; pieces are in every line of their name."""
+    keys = ["name", "head", "sampling"]
+    table = pivoted(chained, keys, "stage", "verdict").sort_values(keys)
+    stages = [name for name in STAGES if name in table]
+    alone = ~table.duplicated(keys[:2], keep=False)
+    table[stages] = table.groupby(keys[:2])[stages].ffill()
+    return table.loc[alone | (table["sampling"] != ""), [*keys, *stages]].fillna("")
 
 
 def samplings(frame: DataFrame) -> tuple[str, str]:
-    """How the warmest and the coldest rows of a race sample, in words, under the first rule."""
+    """The warmest and the coldest sampling of a race as text, under the first rule."""
     found = sampled(frame.drop_duplicates(CONTEXT)).sort_values("temperature", kind="stable")
     warmest = found[found["temperature"] == found["temperature"].max()]
     return str(warmest["sampling"].iloc[0]), str(found["sampling"].iloc[0])
 
 
 def rates(frame: DataFrame) -> DataFrame:
-    """Tokens a second, acceptance, tokens a check and speedup over plain decoding of every method at its best setting."""
+    """Tokens per second, acceptance, tokens per check and speedup over plain decoding of every method at its best setting."""
     sums = compare.best(frame, SIDE).groupby(SIDE, dropna=False)[["emitted", "seconds", "accepted", "drafted", "rounds"]].sum()
     table = sums.assign(
         rate=sums["emitted"] / sums["seconds"],
         acceptance=sums["accepted"] / sums["drafted"].where(sums["drafted"] > 0),
         tokens_a_check=sums["emitted"] / sums["rounds"].where(sums["rounds"] > 0),
     )
-    gains = compare.speedups(frame, [*WHO, "finalize"])[[*SIDE, "k", "probes", "ratio", "low", "high", "verdict"]]
+    gains = compare.speedups(frame, [*WHO, "finalize"])[[*SIDE, *SETTING[:-1], "ratio", "low", "high", "verdict"]]
     return sampled(table.reset_index().merge(gains, on=SIDE, how="left"))
 
 
@@ -104,7 +107,7 @@ def deferral(frame: DataFrame) -> DataFrame:
 
 
 def checks(frame: DataFrame) -> DataFrame:
-    """What a check of n rows costs in each format: median milliseconds, and how many times a check of one row."""
+    """What a check of n rows costs in each format: median milliseconds, and the ratio to a check of one row."""
     keys = ["shape", "format"]
     rows = frame[frame["piece"] == "check"]
     table = rows.groupby([*keys, "rows"], dropna=False)["seconds"].median().mul(1e3).rename("ms").reset_index()

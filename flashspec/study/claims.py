@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from flashspec.decoding.models import SHIPPED
-from flashspec.study import answers, chain
+from flashspec.study import answers, chain, drafting, exits, papers
 from flashspec.study.frames import DataFrame, framed, having
 from flashspec.study.quote import NOT_HERE
 from flashspec.study.registry import stored
@@ -19,15 +19,18 @@ COLUMNS = ("work", "claim", "printed", "source", "sampling", "measured", "verdic
 
 
 class Claim(msgspec.Struct, frozen=True):
-    """A ratio that a work prints and where, the preset of race or parts that measures it, its two sides, and why they differ."""
+    """One of `papers.claims()`: what it says, why ours may differ, and what answers it: a reading of a stored table.
+
+    The table is a preset's, or that of the defaults. A `ratio` is of the sides `mine` and `over`; in other readings `mine`
+    selects the lines.
+    """
 
     work: str
+    of: str
     claim: str
-    printed: float
-    source: str
     why: str
-    race: str = ""
-    parts: str = ""
+    reading: str = ""
+    preset: str = ""
     mine: dict[str, Any] = {}
     over: dict[str, Any] = {}
 
@@ -38,28 +41,47 @@ def claims() -> tuple[Claim, ...]:
 
 
 def measured(claim: Claim, root: Path | None = None) -> DataFrame:
-    """Lines with ratio, low, high and verdict, one a sampling; none where no table is stored."""
-    if claim.parts and (pieces := stored("parts", root, claim.parts)):
-        found = chain.faster(pieces.frame)
-        return found[having(found, claim.mine)].assign(temperature=float("nan"))
-    if claim.race and (race := stored("race", root, claim.race)):
-        return answers.ratio(race.frame, answers.Question(claim.claim, claim.race, claim.mine, claim.over, 0))
-    return framed([], ["ratio", "low", "high", "verdict", "temperature"])
+    """Lines with ratio, low, high and verdict, one per sampling; none where a table is not stored."""
+    table = stored(EXPERIMENTS[claim.reading], root, claim.preset or None) if claim.reading else None
+    family = stored("family", root) if claim.reading == "merit" else None
+    nothing = framed([], ["ratio", "low", "high", "verdict", "temperature"])
+    if table is None or (claim.reading == "merit" and family is None):
+        return nothing
+    if claim.reading == "ratio":
+        return answers.ratio(table.frame, answers.Question(claim.claim, claim.preset, claim.mine, claim.over, 0))
+    if family is not None:
+        found = drafting.correlations(drafting.merits(table.frame, family.frame)).rename(columns={"value": "ratio"})
+    else:
+        found = READINGS[claim.reading](table.frame).assign(temperature=float("nan"))
+    return found[having(found, claim.mine)]
+
+
+def agreeing(frame: DataFrame) -> DataFrame:
+    """How often an exit's best token is that of a deeper layer; one count of all positions, without an interval."""
+    found = exits.shares(frame)
+    share = found["agreement"]
+    return found.assign(ratio=share, low=share, high=share, verdict=share.map("{:.2f}".format))
+
+
+EXPERIMENTS = {"ratio": "race", "merit": "race", "piece": "parts", "depth": "parts", "exit": "exits"}
+READINGS = {"piece": chain.faster, "depth": drafting.depth_gains, "exit": agreeing}
 
 
 def scoreboard(root: Path | None = None) -> DataFrame:
-    """A line a claim and sampling: what is printed, where, what was measured, whether they agree, and why if not."""
-    lines = []
+    """One line per claim and sampling: the printed number and where, the measured one, whether they agree, and why if not."""
+    lines, works = [], papers.claims()
     for claim in claims():
-        facts = {name: getattr(claim, name) for name in ("work", "claim", "printed", "source", "why")}
+        printed = works[claim.work][claim.of]
+        source = f"{papers.LABELS[printed.label]} [{printed.label}]"
+        facts = {"work": claim.work, "claim": claim.claim, "printed": printed.value, "source": source, "why": claim.why}
         found = measured(claim, root).to_dict("records")
         untested = {"sampling": "", "measured": NOT_HERE, "verdict": "not testable here"}
-        lines += [{**facts, **judged(claim.printed, line)} for line in found] or [{**facts, **untested}]
+        lines += [{**facts, **judged(printed.value, line)} for line in found] or [{**facts, **untested}]
     return framed(lines, COLUMNS).replace({"work": WORKS})
 
 
 def judged(printed: float, line: dict[str, Any]) -> dict[str, str]:
-    """A measured line beside a printed ratio: they agree where the interval holds it."""
+    """A measured line beside a printed ratio: they agree where the interval contains it."""
     agrees = line["low"] <= printed <= line["high"]
     verdict = "agrees" if agrees else "differs: more here" if line["ratio"] > printed else "differs: less here"
     heat = line["temperature"]

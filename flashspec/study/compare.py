@@ -1,4 +1,4 @@
-"""Comparisons over what a race's table holds: rates, the best setting of each side, and gains paired by prompt and turn."""
+"""Comparisons within a race's table: rates, the best setting of each side, and gains paired by prompt and turn."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ def best(frame: DataFrame, by: Sequence[str] = (*CONTEXT, *WHO)) -> DataFrame:
 
 
 def gain(frame: DataFrame, over: Mapping[str, Any], by: Sequence[str] = CONTEXT, each: Sequence[str] = WHO) -> DataFrame:
-    """How many times faster every other side runs than the side that `over` names, each at its best setting.
+    """How many times faster every other side is than the side that `over` names, each at its best setting.
 
-    One line for each group of `by` (which both sides share) and each value of `each` on the other side; runs are paired by
-    prompt and turn, and intervals are bootstrapped over prompts. A group without both sides gives no line. Plain decoding is
-    a side of its own where `over` names an engine, a dtype or the like, and otherwise only where `over` names it.
+    One line for each group of `by` (shared by both sides) and each value of `each` on the other side; runs are paired by prompt
+    and turn, and intervals are bootstrapped over prompts. A group without both sides gives no line. Plain decoding counts as
+    another side only if `over` names an engine, a dtype or the like, or plain decoding itself.
     """
     rows = frame[~frame["screened"]]
     named = having(rows, over)
@@ -65,14 +65,14 @@ def paired(above: DataFrame, below: DataFrame, on: Sequence[str]) -> DataFrame:
 
 
 def owes_text(rows: DataFrame) -> Any:
-    """Which runs owe plain decoding's text: those of exact methods where rule and temperature promise one text a seed."""
+    """Which runs must print plain decoding's text: exact methods under a rule and temperature with one text per seed."""
     return (rows["method"] != "hispec_typical") & ((rows["temperature"] == 0) | (rows["rule"] == "coupling"))
 
 
 def over_prompts(pairs: DataFrame, unit: Sequence[str]) -> dict[str, Any]:
     """Ratio of summed seconds with its interval over prompts, how many prompts, the share of equal texts, and a verdict.
 
-    No ratio is given where the float32 twins of two runs that owe one text give different ones.
+    No ratio is given where two runs must print the same text and their float32 twins do not.
     """
     how = {"seconds": "sum", "below": "sum", "prompts": "max", "same": "mean"}
     sums = pairs.groupby(list(unit), dropna=False).agg(how)
@@ -84,7 +84,7 @@ def over_prompts(pairs: DataFrame, unit: Sequence[str]) -> dict[str, Any]:
 
 
 def over(below: Any, above: Any, statistic: Callable[..., Any] = np.sum, prompts: int | None = None) -> dict[str, Any]:
-    """Ratio of a statistic of paired samples, its interval over the pairs, and both in words; turns unless there are prompts."""
+    """Ratio of a statistic of paired samples, its interval over the pairs (turns unless there are prompts), and both as text."""
     found = bootstrapped(lambda a, b, axis: statistic(a, axis) / statistic(b, axis), (below, above))
     words = f"{found.value:.2f}× ({found.low:.2f} to {found.high:.2f})"
     if len(below) < FEWEST:
@@ -105,13 +105,6 @@ def like_for_like(frame: DataFrame, by: Sequence[str] = (*CONTEXT, "draft", "met
 def speedups(frame: DataFrame, each: Sequence[str] = WHO) -> DataFrame:
     """Every method's best setting over plain decoding."""
     return gain(frame, {"method": "baseline"}, CONTEXT, each)
-
-
-def shown(frame: DataFrame) -> DataFrame:
-    """Every method's best setting over plain decoding, without the columns in which nothing differs."""
-    found = speedups(frame)
-    varied = [name for name in found.columns if name in NUMBERS or found[name].nunique(dropna=False) > 1]
-    return found[varied].drop(columns=["ratio", "low", "high"]).rename(columns={"verdict": "speedup over plain decoding"})
 
 
 def spearman(x: Sequence[float], y: Sequence[float]) -> Interval:
@@ -141,7 +134,7 @@ def bootstrapped(statistic: Callable[..., Any], samples: Sequence[Any]) -> Inter
 
 
 def sampled(table: DataFrame) -> DataFrame:
-    """A table by context, with a column that tells it: greedy, or T = 1, speculative, and what else varies in the table."""
+    """A table by context, with a column `sampling`: greedy, or T = 1, speculative, and whatever else varies in the table."""
     varied = [name for name in CONTEXT if name not in ("temperature", "rule") and table[name].nunique() > 1]
     warm = "T = " + table["temperature"].map("{:g}".format).astype(str) + ", " + table["rule"].astype(str)
     words = warm.mask(table["temperature"] == 0, "greedy")

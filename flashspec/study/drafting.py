@@ -1,4 +1,4 @@
-"""Readings about drafts: how fast each is, whether the better language model drafts better, and what a shape's step costs."""
+"""Readings about drafts: how fast each is, whether the better language model drafts better, and what a step costs by shape."""
 
 from __future__ import annotations
 
@@ -16,6 +16,10 @@ from flashspec.theory.rounds import acceptance_for
 NEAR = 4  # TAR is compared at the k nearest to this one
 FEWEST = 5  # drafts that a rank correlation needs
 MERITS = {"perplexity": -1, "right": 1, "chosen": 1, "tar": 1, "layers": -1, "body": -1}  # the sign of better
+WORDS = {
+    "right": "best tokens right", "chosen": "continuations found", "tar": "tokens a check", "rate": "tokens a second",
+    "layers": "fewer layers", "body": "smaller body", "perplexity": "lower perplexity",
+}  # fmt: skip
 ITSELF = ["positions", "loss", "right", "asked", "chosen"]
 KEYS = [*CONTEXT, "draft"]
 SAME = ["base", "head", "format", "probes", "shortlist", "past", "device"]  # what shapes on one line share
@@ -30,7 +34,7 @@ def drafted(frame: DataFrame) -> DataFrame:
 
 
 def pace(frame: DataFrame) -> DataFrame:
-    """One line a draft and context: tokens a second at its best setting, and tokens a check at the k nearest to NEAR."""
+    """One line per draft and context: tokens per second at its best setting, and tokens per check at the k nearest to NEAR."""
     rows = drafted(frame)
     sums = best(rows, KEYS).groupby(KEYS)[["emitted", "seconds"]].sum()
     apart = (rows["k"] - NEAR).abs()
@@ -41,19 +45,21 @@ def pace(frame: DataFrame) -> DataFrame:
     return shape.assign(rate=sums["emitted"] / sums["seconds"], tar=tar).reset_index()
 
 
-def merits(frame: DataFrame, family: DataFrame) -> DataFrame:
-    """`pace` beside what each draft is by itself on held-out text: perplexity, best tokens right, continuations found."""
+def itself(family: DataFrame) -> DataFrame:
+    """What each draft is by itself on held-out text: perplexity, shares of best tokens right and of continuations found."""
     sums = family.groupby("draft")[ITSELF].sum()
-    itself = {
-        "perplexity": np.exp(sums["loss"] / sums["positions"]),
-        "right": sums["right"] / sums["positions"],
-        "chosen": sums["chosen"] / sums["asked"].where(sums["asked"] > 0),
-    }
-    return pace(frame).join(sums.assign(**itself)[list(itself)], on="draft")
+    asked = sums["asked"].where(sums["asked"] > 0)
+    shares = {"right": sums["right"] / sums["positions"], "chosen": sums["chosen"] / asked}
+    return framed({"perplexity": np.exp(sums["loss"] / sums["positions"]), **shares})
+
+
+def merits(frame: DataFrame, family: DataFrame) -> DataFrame:
+    """`pace` beside what each draft is `itself`."""
+    return pace(frame).join(itself(family), on="draft")
 
 
 def correlations(table: DataFrame) -> DataFrame:
-    """Spearman's rank correlation of every merit with TAR and with throughput over the drafts of a context; + is better."""
+    """Spearman's rank correlation of every quality with TAR and with throughput over the drafts of a context; + is better."""
     lines = []
     pairs = [(merit, sign, outcome) for merit, sign in MERITS.items() for outcome in ("tar", "rate") if merit != outcome]
     for facts, rows in groups(table, CONTEXT):
@@ -75,18 +81,18 @@ def _correlated(found: Interval) -> str:
 
 
 def beside_plain(frame: DataFrame) -> DataFrame:
-    """Every draft's best setting over plain decoding, with its tokens a check, the fastest first within a context."""
+    """Every draft's best setting over plain decoding, with its tokens per check, the fastest first within a context."""
     found = speedups(frame, ["draft"])
     found = found[found["draft"] != ""].merge(pace(frame)[[*KEYS, "tar", "layers", "body", "rate"]], on=KEYS)
     return found.sort_values([*CONTEXT, "ratio"], ascending=[True] * len(CONTEXT) + [False])
 
 
 def required(frame: DataFrame) -> DataFrame:
-    """One line a draft and head at its best k: its step over the target's, and the acceptance that it has and would need.
+    """One line per draft and head at its best k: its step over the target's, and the acceptance that it has and would need.
 
-    `alpha` is the acceptance at which so many drafted tokens would settle as many as they did (Leviathan et al. 2023); `even` is
-    the one at which the draft's rounds, as they were timed, are as fast as plain decoding, `best` as the fastest draft and head.
-    NaN where no acceptance is enough.
+    `alpha` is the acceptance that would settle as many tokens per check as it did (Leviathan et al. 2023); `even` is the
+    acceptance at which the draft's rounds, as timed, are as fast as plain decoding, `best` as fast as the fastest draft and
+    head. NaN where no acceptance is enough.
     """
     rows = drafted(frame)
     rows = best(rows[(rows["method"] == "draft_model") & (rows["finalize"] == "deferred")], [*KEYS, "head"])
@@ -105,7 +111,7 @@ def required(frame: DataFrame) -> DataFrame:
 
 
 def designed(frame: DataFrame) -> str:
-    """The draft called "designed", or the point of the family that ships under this name; without them the fastest one."""
+    """The draft called "designed", or the member of the family that ships under this name; without them the fastest one."""
     ranked = list(pace(frame).sort_values("rate")["draft"])
     known = [name for name in (point_of_designed(), DESIGNED) if name in set(frame["draft"])]
     return str(["", *ranked, *known][-1])
@@ -119,7 +125,7 @@ def against(frame: DataFrame, name: str) -> DataFrame:
 
 
 def deepest(frame: DataFrame, name: str) -> str:
-    """The deepest draft whose layers hold as many parameters as this one's, within a twentieth; "" where there is none deeper."""
+    """The deepest draft with as many layer parameters as this one, within a twentieth; "" where none is deeper."""
     facts: Any = frame[frame["draft"] != ""].drop_duplicates("draft").set_index("draft")
     if name not in facts.index:
         return ""
@@ -129,12 +135,12 @@ def deepest(frame: DataFrame, name: str) -> str:
 
 
 def timed_steps(frame: DataFrame) -> DataFrame:
-    """The timed steps, with the name of what their shapes are compared within: a group, or the shape that was spread."""
+    """The timed steps, each with the name of the group it is compared in: a group of shapes, or the shape that was spread."""
     return frame[frame["piece"] == "step"].assign(base=frame["group"].where(frame["group"] != "", frame["shape"]))
 
 
 def steps(frame: DataFrame) -> DataFrame:
-    """One line a shape and head: the median seconds and milliseconds of a step, and the bytes that it reads."""
+    """One line per shape and head: the median seconds and milliseconds of a step, and the bytes that it reads."""
     table = timed_steps(frame).groupby(SHAPE, dropna=False, sort=False)[["seconds", "bytes"]].median().reset_index()
     return table.assign(ms=1e3 * table["seconds"])
 
@@ -162,7 +168,7 @@ class Fit(NamedTuple):
 
 
 def fit(frame: DataFrame) -> Fit:
-    """Least squares over all shapes, each weighed by its own time; NaN for fewer than three shapes."""
+    """Least squares over all shapes, each weighted by its own time; NaN for fewer than three shapes."""
     table = steps(frame)
     if len(table) < 3:
         return Fit(np.nan, np.nan, np.nan)

@@ -1,4 +1,4 @@
-"""A target and its drafts by the names that tables use: shipped ones, and folders."""
+"""A target and its drafts by the names that tables use: shipped names, and folders."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ TABLES = {"reference": "main"}  # what tables call a shipped draft that has anot
 
 
 def shipped() -> dict[str, Path]:
-    """Every shipped draft whose folder is there, by the name that tables use."""
+    """Every shipped draft whose folder exists, by the name that tables use."""
     found = {TABLES.get(name, name): SHIPPED / folder for name, folder in REFERENCE["draft"].items()}
     return {name: folder for name, folder in found.items() if (folder / "config.json").exists()}
 
 
 def point_of_designed() -> str | None:
-    """The point of the family that ships as the designed draft, by its recipe; None while no such draft ships."""
+    """The member of the family that ships as the designed draft, by its recipe; None while no such draft ships."""
     design = design_of(shipped()[DESIGNED]) if DESIGNED in shipped() else None
     return next((name for name, point in POINTS.items() if design is not None and point == Design(**design)), None)
 
 
 def design_of(folder: Path) -> dict[str, Any] | None:
-    """The recipe in a draft's folder; None for a draft that does not tell."""
+    """The recipe in a draft's folder; None for a draft without one."""
     path = folder / "design.json"
     return dict(json.loads(path.read_text(encoding="utf-8"))["design"]) if path.exists() else None
 
@@ -60,7 +60,7 @@ def _with_form(folder: Path, name: str) -> str:
 
 
 def chains_of(names: Sequence[str]) -> list[dict[str, Path]]:
-    """Folders of drafts by name; of the models of a cascade, smallest first, where a name joins several by +."""
+    """Folders of drafts by name; for a cascade the folders of its models, smallest first, where a name joins several by +."""
     joined = [tuple(name.split("+")) for name in names if "+" in name]
     alone = tuple(name for name in names if "+" not in name)
     singles = drafts_of(alone) if alone or not joined else {}
@@ -77,7 +77,7 @@ def folders(params: Any) -> dict[str, Path]:
 
 
 def prompts_of(params: Any, per_kind: int, models: Models | None = None) -> list[Prompt]:
-    """The prompts of the kinds asked for, in these models' ids; ValueError for a kind the file has not."""
+    """The prompts of these kinds, in these models' ids; ValueError for a kind that the file does not have."""
     found = load_prompts(params.prompts or None, per_kind, models)
     among("kind", params.kind, dict.fromkeys(prompt.kind for prompt in found))
     return [prompt for prompt in found if prompt.kind in (params.kind or (prompt.kind,))]
@@ -85,17 +85,15 @@ def prompts_of(params: Any, per_kind: int, models: Models | None = None) -> list
 
 @lru_cache(maxsize=2)
 def target_of(target: str, dtype: str, weights: str) -> Models:
-    """A target without a draft, loaded once a process for each dtype."""
+    """A target without a draft, loaded once per process and dtype."""
     return load(target, None, dtype=dtype, weights=weights)
 
 
 @lru_cache(maxsize=8)
 def pair_of(target: str, name: str, folder: Path, dtype: str, weights: str) -> Models:
-    """A draft, on CPU in the bits behind its name's colon or else int8, beside a target, whose weights all pairs share.
+    """A draft with a target whose weights all pairs share; on CPU in the bits after its name's colon, or else int8.
 
-    With dtype "auto" a draft without a colon keeps the bits of its file.
-
-    Raises ValueError for another vocabulary or a bigger draft.
+    With dtype "auto" a draft without a colon keeps its file's bits. Raises ValueError for another vocabulary or a larger draft.
     """
     alone = target_of(target, dtype, weights)
     check_tokenizers(alone.folders["target"], folder)
@@ -107,7 +105,7 @@ def pair_of(target: str, name: str, folder: Path, dtype: str, weights: str) -> M
 
 
 def facts_of(name: str, models: Models) -> dict[str, Any]:
-    """The columns that say which draft a row is about; `steps` of its training are None where it does not tell."""
+    """The columns that describe a row's draft; `steps` of its training are None where they are not recorded."""
     config, folder = models.model("draft").config, Path(models.folders["draft"])
     weight = models.model("draft").vocabulary
     stored = weight.nbytes if isinstance(weight, Packed) else 2 * config.head_parameters

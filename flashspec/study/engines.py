@@ -1,4 +1,4 @@
-"""Where the points of a sweep run: processes that a clock can stop, on this machine or behind the workers of a Dask scheduler.
+"""Where the points of a sweep run: processes that a clock can stop, on this machine or on the workers of a Dask scheduler.
 
 A task goes to such a process as a line of JSON and comes back as one; what it makes stays in the task's folder.
 """
@@ -43,7 +43,7 @@ _alone = threading.Lock()
 
 
 class Process:
-    """A Python process that runs one task after another and ends with whoever started it."""
+    """A Python process that runs one task after another and ends with the process that started it."""
 
     def __init__(self, variables: dict[str, str]) -> None:
         command, start, pipe = [sys.executable, "-m", __name__], cast(Any, subprocess.Popen), subprocess.PIPE

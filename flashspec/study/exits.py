@@ -1,4 +1,4 @@
-"""How good an exit is: counted against deeper layers on given text, and as its training wrote it down. No clock."""
+"""How good an exit is: counted against deeper layers on given text, and as recorded during its training. No clock."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ MEANS = ("overlap", "loss", "against_loss")
 
 @dataclass(frozen=True)
 class Params:
-    """Which exits to look at, and where: on the text of prompts, and in the curve that training left beside the weights."""
+    """Which exits to judge, and where: on the text of prompts, and in the curve that training left beside the weights."""
 
-    target: tuple[str, ...] = ("reference",)  # target models: shipped names or folders
-    depth: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7, 8)  # exits, in layers; those below the target's top, and the whole model
-    source: tuple[str, ...] = ("prompts", "training")  # prompts: text is read; training: the curve beside the weights, if any
+    target: tuple[str, ...] = ("reference",)  # targets: shipped names or folders
+    depth: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7, 8)  # exits, in layers; depths above the target's top are left out
+    source: tuple[str, ...] = ("prompts", "training")  # what to read: prompts (text), training (the curve beside the weights)
     prompts: str = ""  # prompts file; empty means the shipped one
     per_kind: int = 4  # prompts of each kind, the first ones
 
@@ -44,9 +44,9 @@ class Params:
 class Row:
     """One depth against a deeper one on all positions of one kind of prompt, or at one step of training.
 
-    `same`: the two best tokens agree. `right`: the shallower one's is the whole model's. `both`: all three agree.
-    `in_top_5`: the deeper one's best token is among the shallower one's five best. `overlap` (sum of min(p, q), the acceptance
-    of speculative sampling at T = 1) and the losses at the text's next token, in nats, are means a position.
+    `same`: the two best tokens agree. `right`: the shallower one's is the full model's. `both`: all three agree. `in_top_5`:
+    the deeper one's best token is among the shallower one's five best. `overlap` (sum of min(p, q), the acceptance of
+    speculative sampling at T = 1) and the losses at the text's next token, in nats, are means per position.
     """
 
     target: str
@@ -77,7 +77,7 @@ def measure(params: Params) -> Iterator[Row]:
 
 
 def counted(params: Params, target: str) -> Iterator[Row]:
-    """All pairs of depths, a row a kind of prompt. Raises ValueError where no exit lies below the target's top."""
+    """All pairs of depths, one row per kind of prompt. Raises ValueError where no exit is below the target's top."""
     models = target_of(target, "float32", "dense")
     layers = models.target.config.layers
     depths = [*sorted({depth for depth in params.depth if depth < layers}), layers]
@@ -113,7 +113,7 @@ def compared(models: Models, prompt: Prompt, depths: list[int]) -> dict[tuple[in
 
 
 def trained(target: str) -> Iterator[Row]:
-    """The curve that `flashspec train` left beside a model's weights; none where there is no such file."""
+    """The curve that `flashspec train` left beside a model's weights; no rows without such a file."""
     path = folder_of(target, "target") / CURVE
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
         point = json.loads(line)
@@ -125,10 +125,10 @@ def trained(target: str) -> Iterator[Row]:
 
 
 def shares(frame: DataFrame) -> DataFrame:
-    """Shares of positions by target and pair of depths, kinds together, and what `against` gets wrong as a verifier.
+    """Shares of positions by target and pair of depths, all kinds together, and the errors of `against` as a verifier.
 
-    `wrongly_accepted`: of what the verifier at `against` accepts, the share that the whole model rejects. `wrongly_rejected`: of
-    what it rejects, the share that the whole model would have accepted.
+    `wrongly_accepted`: of what the verifier at `against` accepts, the share that the full model rejects. `wrongly_rejected`: of
+    what it rejects, the share that the full model would have accepted.
     """
     rows = frame[frame["source"] == "prompts"]
     sums = rows.assign(**{name: rows[name] * rows["positions"] for name in MEANS})

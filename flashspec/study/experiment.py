@@ -1,4 +1,4 @@
-"""An experiment is a type of parameters, a type of rows and a function; running it gives a table with its origin."""
+"""An experiment is a type of parameters, a type of rows and a function; running it gives a table that records its origin."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Row = TypeVar("Row")
 
 
 def by(*names: str) -> Callable[[Any], list[Any]]:
-    """One point for every combination of members of these list fields, so that a killed sweep continues."""
+    """One point for every combination of members of these list fields, so that a killed sweep can continue."""
 
     def points(params: Any) -> list[Any]:
         members = product(*(getattr(params, name) for name in names))
@@ -37,9 +37,9 @@ class Experiment(Generic[Params, Row]):
 
     `function` measures the rows of one point. `split` cuts parameters into points, themselves parameters: each finished
     point is journaled, so a killed sweep continues. `models` names the checkpoint folders read, whose digests enter the
-    origin. `measured` marks wall-clock tables; the others are functions of the source. `presets` names parameters worth a
-    name; "smoke" is the smallest run that exercises everything. `version` counts the meanings that the same parameters have
-    had: it is part of a table's key.
+    origin. `measured` marks wall-clock tables; the others are functions of the source, and so are all columns but `timed`
+    where a measured table names those of its clock. `presets` names parameters worth a name; "smoke" is the smallest run that
+    exercises everything. `version` counts the meanings that the same parameters have had: it is part of a table's key.
     """
 
     name: str
@@ -51,6 +51,7 @@ class Experiment(Generic[Params, Row]):
     models: Callable[[Params], Mapping[str, Path]] = lambda params: {}
     presets: Mapping[str, Params] = field(default_factory=dict)
     version: int = 1
+    timed: tuple[str, ...] = ()
 
     @property
     def summary(self) -> str:
@@ -67,7 +68,7 @@ class Experiment(Generic[Params, Row]):
         return parse(self.params, values)
 
     def preset(self, name: str, **changes: Any) -> Params:
-        """The parameters of a preset, some of them changed; an experiment without it refuses with the list."""
+        """The parameters of a preset, some of them changed; an unknown preset is refused with the list."""
         if name not in self.presets:
             raise Refused(f"experiment {self.name} has no preset {name!r}; it has: {', '.join(self.presets) or 'none'}")
         return self.parse({**vars(self.presets[name]), **changes})
@@ -85,8 +86,8 @@ class Experiment(Generic[Params, Row]):
     def run(self, params: Any = None, fresh: bool = False, root: Path | None = None, progress: bool = False) -> Results:
         """The stored table of these parameters, or measure and store it.
 
-        `fresh` measures here: the table of a measured experiment is written beside the one another machine stored, keyed by
-        this machine; any other is replaced. Damaged tables and unknown parameters are refused.
+        `fresh` measures here: a measured table is written beside the one another machine stored, keyed by this machine; any
+        other is replaced. Damaged tables and unknown parameters are refused.
         """
         params = self.meant(params)
         path = self._free(self.place(params, root)) if fresh else self.place(params, root)
@@ -98,7 +99,7 @@ class Experiment(Generic[Params, Row]):
         return found
 
     def _free(self, path: Path) -> Path:
-        """The path itself if nothing readable of another machine's clock is there, else one beside it."""
+        """The path itself unless it holds a readable measurement of another machine, else one beside it."""
         here = provenance.short_hash(provenance.machine())
         try:
             found = tables.read(path, self.row) if self.measured else None
@@ -108,7 +109,7 @@ class Experiment(Generic[Params, Row]):
         return path.with_stem(f"{path.stem}-{here}") if elsewhere else path
 
     def _measured(self, params: Params, path: Path, fresh: bool, progress: bool) -> Results:
-        """Measure and store, unless another process did so while this one waited."""
+        """Measure and store, unless another process did so during the wait."""
         from tqdm import tqdm
 
         facts = {"code": provenance.source(), "machine": provenance.short_hash(provenance.machine())}
@@ -124,6 +125,8 @@ class Experiment(Generic[Params, Row]):
                 rows += [self.row(**cells) for cells in held.done[name]]
             if not rows:
                 raise Refused(f"these parameters of {self.name} leave nothing to measure; a list among them is empty")
+            if path.exists():
+                warnings.warn(f"{path.name}, which was there, is replaced by what was measured now", stacklevel=3)
             took = {"duration_s": round(time.monotonic() - started, 2), "resumed_points": resumed}
             return tables.write(path, self.row, rows, {**self._origin(params), **took})
 
@@ -144,7 +147,7 @@ class Experiment(Generic[Params, Row]):
         return {name: provenance.model_digests(folder) for name, folder in self.models(params).items()}
 
     def _warn_of_other_models(self, params: Params, origin: Mapping[str, Any]) -> None:
-        """Say so where a model that is here is not the one that a stored table is about."""
+        """Warn if a local model is not the one that a stored table is about."""
         try:
             here = self.digests(params)
         except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""The family of drafts by itself: how good each is as a language model, and the records of how each was made."""
+"""The family of drafts by itself: the quality of each as a language model, and the records of its training."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ DRAFTS = ("main", "shallow", "designed", *(f"{FAMILY}/{name}" for name in POINTS
 
 @dataclass(frozen=True)
 class Params:
-    """Which drafts to judge, on which texts. Every list takes one value too."""
+    """Which drafts to judge, on which texts. Every list also takes a single value."""
 
-    target: tuple[str, ...] = ("reference",)  # the first is the model that the drafts are for
-    draft: tuple[str, ...] = DRAFTS  # draft models: shipped names or folders; empty means every shipped one
+    target: tuple[str, ...] = ("reference",)  # the target of these drafts; only the first name counts
+    draft: tuple[str, ...] = DRAFTS  # drafts: shipped names or folders; empty means every shipped one
     prompts: str = ""  # prompts file; empty means the shipped one
     kind: tuple[str, ...] = ()  # kinds of prompts; empty means all
-    texts: int = 8  # prompts of each kind whose own text is read
+    texts: int = 8  # prompts of each kind whose text is read
 
     def __post_init__(self) -> None:
         at_least(self, texts=1)
@@ -43,10 +43,10 @@ class Params:
 
 @dataclass(frozen=True)
 class Row:
-    """What a draft knows about texts of one kind, which no model was trained on.
+    """A draft's quality on texts of one kind, which no model was trained on.
 
-    `loss` is its surprise in nats summed over `positions`, `right` how often its best token is the text's, `chosen` of `asked`
-    how often it finds the true second half of a prompt the likeliest among those of CHOICES prompts.
+    `loss` is summed over `positions`, in nats; `right` counts how often its best token is the text's; `chosen` of `asked` how
+    often it finds the true second half of a prompt the likeliest among those of CHOICES prompts.
     """
 
     draft: str
@@ -88,7 +88,7 @@ def merit_of(model: Transformer, prompts: Sequence[Prompt]) -> dict[str, Any]:
 
 
 def chooses(model: Transformer, prompts: Sequence[Prompt], number: int) -> bool:
-    """Whether the true second half of a prompt is likelier a token than the second halves of the prompts behind it."""
+    """Whether the true second half of a prompt is likelier per token than the second halves of the next prompts."""
     start = prompts[number].ids[: len(prompts[number].ids) // 2]
     others = [prompts[(number + step) % len(prompts)] for step in range(min(CHOICES, len(prompts)))]
     means = [mean_chance(model, start, other.ids[len(other.ids) // 2 :]) for other in others]
@@ -96,7 +96,7 @@ def chooses(model: Transformer, prompts: Sequence[Prompt], number: int) -> bool:
 
 
 def mean_chance(model: Transformer, start: Sequence[int], rest: Sequence[int]) -> float:
-    """Mean log probability of the tokens of `rest` behind `start`."""
+    """Mean log probability of the tokens of `rest` after `start`."""
     chances = log_chances(model, [*start, *rest])[len(start) - 1 :]
     return float(chances.gather(1, torch.tensor(rest)[:, None]).mean())
 
@@ -107,7 +107,7 @@ def log_chances(model: Transformer, ids: Sequence[int]) -> Tensor:
 
 
 def records(k: int = 4, root: Path | None = None) -> DataFrame:
-    """One line a recorded point, the highest greedy TAR at k first, counted from what it proposed."""
+    """One line per recorded point, the highest greedy TAR at k first, counted from its recorded proposals."""
     names = ["draft", "layers", "heads", "ffn", "body", "head bytes", "steps", "distilled", "TAR", "digest"]
     lines = []
     for path in sorted(((root or default_root()) / "family").glob("*/proposals.json")):
@@ -121,8 +121,8 @@ def records(k: int = 4, root: Path | None = None) -> DataFrame:
 
 
 def taught(root: Path | None = None) -> DataFrame:
-    """One line a checkpoint of a draft that borrows, shipped or recorded: tokens that it had learned from, repeats counted, its
-    acceptance at T = 1 (an upper estimate) and how often its best token was the target's, on held-out conversations."""
+    """One line per checkpoint of a draft that borrows, shipped or recorded: tokens learned from (repeats counted), acceptance
+    at T = 1 (an upper estimate), and how often its best token was the target's, on held-out conversations."""
     places = (*shipped().values(), *((root or default_root()) / "drafts").glob("*"))
     lines = []
     for path in sorted(places, key=lambda place: place.name):
@@ -134,7 +134,7 @@ def taught(root: Path | None = None) -> DataFrame:
 
 
 def accepted(record: Path) -> list[list[float]]:
-    """Of a record's texts, which tokens its draft proposes: 1 or 0, as `theory.replayed` counts them."""
+    """Which tokens of a record's texts its draft proposes: 1 or 0, as `theory.replayed` counts them."""
     pairs = (zip(text["tokens"], text["proposed"], strict=True) for text in _read(record / "proposals.json")["texts"])
     return [[float(token == proposed) for token, proposed in pair] for pair in pairs]
 

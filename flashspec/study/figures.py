@@ -1,7 +1,8 @@
-"""One function a figure: tables in, picture out. Numbers come from readings, marks from `marks`, looks from `style`."""
+"""One function per figure: tables in, picture out. Numbers come from readings, marks from `marks`, looks from `style`."""
 
 from __future__ import annotations
 
+from functools import reduce
 from math import inf
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ from flashspec.study.compare import DENSE, WHO, sampled, speedups
 from flashspec.study.frames import DataFrame, joined
 from flashspec.study.marks import SHADES, by_sampling, canvas, forest, keyed, overlaid, reach, stacked
 from flashspec.study.style import colour, drawn, named, plain_ticks
+from flashspec.study.timeline import SPENT, timeline
 from flashspec.theory import amdahl
 
 if TYPE_CHECKING:
@@ -17,30 +19,29 @@ if TYPE_CHECKING:
 
 __all__ = [
     "answers", "combined", "draft_race", "draft_steps", "final_token", "head_recall", "head_share",
-    "ledger", "predicted_measured", "throughput", "waterfall",
+    "ledger", "predicted_measured", "throughput", "timeline", "waterfall",
 ]  # fmt: skip
 
-SPENT = dict(zip(stages.PARTS, ("#d9d9d9", "#5f6368", "#E69F00", "#009E73", "#0072B2", "#CC79A7", "#F0E442"), strict=True))
 STYLES, MARKS = ("-", ":", "--", "-."), "os^D"
-PLAIN = "times plain decoding"
+PLAIN = "times plain decoding's speed"
 
 
 def who(table: DataFrame, *columns: str) -> DataFrame:
-    """A table by sampling whose lines say who drafts with which head, and these columns, in the head's colour."""
-    names = table["draft"].where(table["draft"] != "", table["method"]).map(named) + ", " + table["head"]
-    for column in columns:
-        names = names + ", " + table[column]
-    return by_sampling(table.assign(line=names, shade=table["head"].map(colour)))
+    """A table by sampling whose lines say who drafts with which head, and these columns, as far as they vary, in its colour."""
+    drafts = table["draft"].where(table["draft"] != "", table["method"]).map(named)
+    words = [drafts, table["head"].map(named), *(table[column] for column in columns)]
+    varied = [each for each in words if each.nunique() > 1] or words
+    return by_sampling(table.assign(line=reduce(lambda a, b: a + ", " + b, varied), shade=table["head"].map(colour)))
 
 
 @drawn
 def answers(*results: Any, lines: DataFrame) -> Figure:
-    """Ratios with 95 % intervals over prompts, one line a question, one colour a temperature; 1 is no difference."""
+    """Ratios with 95 % intervals over prompts, one line per question, one colour per temperature; 1 is no difference."""
     known = lines.dropna(subset=["ratio"])
     same = dict.fromkeys(("target", "weights", "dtype", "engine"), "")
     order = {question: place for place, question in enumerate(dict.fromkeys(known["question"]))}
     table = overlaid(known.assign(**same, line=known["question"], rank=known["question"].map(order)))
-    figure = forest(table, "times faster (95 % interval over rows of prompts)", 0.5)
+    figure = forest(table, "times faster", 0.5)
     figure.axes[0].set_xscale("log")
     plain_ticks(figure.axes[0])
     return figure
@@ -58,18 +59,18 @@ def waterfall(results: Any, pieces: Any) -> Figure:
         for number, sampling in enumerate(sorted(set(lines["sampling"]) - {""}) or [""]):
             rows = lines[lines["sampling"].isin(["", sampling])].drop_duplicates("stage")
             mark, label = "o" + STYLES[number % 4], f"{named(name)}, {sampling}".removesuffix(", ")
-            looks: dict[str, Any] = {"color": colour(name), "label": label, "alpha": 0.85, "markersize": 4, "capsize": 2}
+            looks: dict[str, Any] = {"color": SHADES[place % len(SHADES)], "label": label, "markersize": 4, "capsize": 2}
             axis.errorbar(rows["at"] + 0.06 * place + 0.02 * number, rows["ratio"], reach(rows), fmt=mark, **looks)
     axis.axhline(1, color="#666666", linewidth=1)
     axis.set_xticks(range(len(chain.STAGES)), [stage.replace(", ", ",\n") for stage in chain.STAGES])
     axis.set(yscale="log", ylabel="FlashHead over dense, times faster", xlim=(-0.4, len(chain.STAGES) - 0.6))
     plain_ticks(axis)
-    return keyed(figure, 3)
+    return keyed(figure)
 
 
 @drawn
 def throughput(results: Any) -> Figure:
-    """Speedup over plain decoding of all that drafts at its best setting, with 95 % intervals, one panel a sampling."""
+    """Speedup over plain decoding of everything that drafts at its best setting, with 95 % intervals, one panel per sampling."""
     table = speedups(results.frame, [*WHO, "finalize"])
     more = ["finalize"] if table["finalize"].nunique() > 1 else []
     return forest(who(table, *more).assign(rank=-table["ratio"]), PLAIN)
@@ -81,29 +82,29 @@ def head_share(*results: Any) -> Figure:
     figure, (axis,) = canvas(1, 4.2)
     table = sampled(joined(heads.by_share(each.frame) for each in results)).dropna(subset=["share", "ratio"])
     table = table[table["finalize"] == "deferred"]
-    names = table["target"] + ", " + table["draft"].where(table["draft"] != "", table["method"]).map(named)
+    names = table["target"] + " with " + table["draft"].where(table["draft"] != "", table["method"]).map(named)
     for place, (name, lines) in enumerate(table.groupby(names, sort=False)):
         for greedy, rows in lines.groupby(lines["temperature"] == 0):
             shade, mark = SHADES[place % len(SHADES)], MARKS[place // len(SHADES) % len(MARKS)]
-            looks: dict[str, Any] = {"markerfacecolor": shade if greedy else "white", "label": name if greedy else None}
+            looks: dict[str, Any] = {"markerfacecolor": shade if greedy else "white", "label": name}
             axis.errorbar(rows["share"], rows["ratio"], reach(rows), fmt=mark, color=shade, capsize=2, markersize=5, **looks)
     shares = [share / 10 for share in range(int(10 * table["share"].max(skipna=True) + 20) if len(table) else 10)]
     axis.plot(shares, [amdahl(share / 100, inf) for share in shares], "--", color="#666666", label="a head that costs nothing")
     axis.axhline(1, color="#666666", linewidth=1)
     axis.set(xlim=(0, None), ylabel="FlashHead over dense, times faster")
-    axis.set_xlabel("dense head's share of the time, % (filled: greedy)")
-    return keyed(figure, 3)
+    axis.set_xlabel("dense head's share of the time, % (filled: greedy, hollow: sampled)")
+    return keyed(figure)
 
 
 @drawn
 def final_token(results: Any) -> Figure:
-    """Deferred over eager final token, measured with its interval and predicted from parts, one panel a sampling."""
-    return forest(who(chain.deferral(results.frame)), "deferred over eager")
+    """Deferred over eager final token, measured with its interval and predicted from parts, one panel per sampling."""
+    return forest(who(chain.deferral(results.frame)), "deferred over eager, times faster")
 
 
 @drawn
 def ledger(results: Any) -> Figure:
-    """Milliseconds a token by part as timed alone, stacked; the black tick is what the whole run took."""
+    """Milliseconds per token by part as timed alone, stacked; the black tick is the measured total."""
     table = stages.stages(results.frame).dropna(subset=["predicted"])
     return stacked(who(table, "finalize"), SPENT, "ms")
 
@@ -125,7 +126,7 @@ def head_recall(results: Any) -> Figure:
 
 @drawn
 def draft_race(results: Any) -> Figure:
-    """Every draft's best setting over plain decoding with its interval, the fastest on top, a colour a sampling."""
+    """Every draft's best setting over plain decoding with its interval, the fastest on top, one colour per sampling."""
     table = drafting.beside_plain(results.frame)
     several = table["target"].nunique() > 1
     table = table.assign(line=table["draft"] + (" on " + table["target"] if several else ""), target="")
@@ -150,7 +151,7 @@ def draft_steps(results: Any) -> Figure:
 
 @drawn
 def predicted_measured(results: Any) -> Figure:
-    """Measured against predicted tokens a second, one dot a setting and half of its prompts; the band is 5 % wide."""
+    """Measured against predicted tokens per second, one dot per setting and half of its prompts; the band is 5 % wide."""
     import seaborn
 
     table = sampled(stages.predictions(results.frame))
@@ -159,7 +160,8 @@ def predicted_measured(results: Any) -> Figure:
     seaborn.scatterplot(table, x="predicted", y="seconds", hue="sampling", alpha=0.5, ax=axis)
     if len(table):
         ends = [0.9 * table["seconds"].min(), 1.1 * table["seconds"].max()]
-        axis.fill_between(ends, [0.95 * end for end in ends], [1.05 * end for end in ends], color="#666666", alpha=0.2)
+        low, high = ([share * end for end in ends] for share in (0.95, 1.05))
+        axis.fill_between(ends, low, high, color="#666666", alpha=0.2, label="5 % off")
     axis.set(xlabel="predicted tokens a second", ylabel="measured tokens a second")
     return keyed(figure)
 
@@ -171,5 +173,5 @@ def combined(results: Any) -> Figure:
     where = table["draft"].where(table["draft"] != "", table["exits"].str.replace(" ", "+"))
     late, fast = table["finalize"] == "deferred", ~table["head"].isin(DENSE)
     marks = {"line": (table["method"].map(named) + " " + where).str.strip(), "shade": table["head"].map(colour)}
-    marks |= {"label": table["head"] + " head, " + table["finalize"], "hollow": ~late, "up": 0.3 - 0.2 * late - 0.4 * fast}
+    marks |= {"label": table["head"].map(named) + ", " + table["finalize"], "hollow": ~late, "up": 0.3 - 0.2 * late - 0.4 * fast}
     return forest(by_sampling(table.assign(**marks)), PLAIN, 0.45)

@@ -1,4 +1,4 @@
-"""Pandas frames, imported where the first one is made: their type, making and joining them, and choosing lines."""
+"""Pandas frames, imported on first use: their type, making and joining them, and selecting lines."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def framed(lines: Any, columns: Sequence[str] | None = None) -> DataFrame:
 
 
 def joined(frames: Iterable[DataFrame]) -> DataFrame:
-    """Tables below one another, numbered anew; an empty one where there is none."""
+    """Tables stacked and renumbered; an empty one for no tables."""
     import pandas
 
     found = list(frames)
@@ -40,6 +40,6 @@ def groups(table: DataFrame, by: Sequence[str], sort: bool = True) -> Iterator[t
 
 
 def pivoted(table: DataFrame, down: Sequence[str], across: str, values: str) -> DataFrame:
-    """The first value of each line and column, the values of `down` being columns too."""
-    found = table.pivot_table(values, list(down), across, aggfunc="first")
+    """The first value for each line and column, with the values of `down` as columns too."""
+    found = table.groupby([*down, across], dropna=False)[values].first().unstack(across)
     return found.reset_index().rename_axis(columns=None)

@@ -52,7 +52,10 @@ def read(path: Path) -> Grid:
     try:
         if path.stat().st_size > LARGEST_FILE:
             raise TypeError(f"it has more than {LARGEST_FILE} bytes")
-        found = yaml.load(path.read_bytes(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        text, loader = path.read_bytes(), getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, loader)):
+            raise TypeError("it holds aliases, by which a small file becomes a large one")
+        found = yaml.load(text, loader)
         if not isinstance(found, dict):
             raise TypeError("it holds no names with values")
         return parse(Grid, {str(name): value for name, value in found.items()})

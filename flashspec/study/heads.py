@@ -1,6 +1,8 @@
-"""Draft heads: what each covers, what it costs, who is fastest under verification, and what depth and building do."""
+"""Draft heads: what each covers and costs, which is fastest under verification, and the effects of depth and building."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 
@@ -8,6 +10,7 @@ from flashspec.study.chain import PLACE, SIZE, faster
 from flashspec.study.compare import CONTEXT, WHO, best, gain, like_for_like, speedups
 from flashspec.study.frames import DataFrame, framed, having, pivoted
 from flashspec.study.recall import PARTS
+from flashspec.study.style import named
 from flashspec.theory import amdahl
 
 CLUSTERING = ["metric", "homes", "cluster_size"]
@@ -16,7 +19,7 @@ PAIR = [*CONTEXT, "draft", "method", "finalize"]
 
 
 def recalls(frame: DataFrame, *by: str) -> DataFrame:
-    """One line a draft, head and plan for each value of `by`: what it reads, how often it agrees, what it covers."""
+    """One line per draft, head and plan for each value of `by`: what it reads, how often it agrees, what it covers."""
     table = frame[frame["kind"] != ""].assign(calibrated=frame["always"] > 0, share=100 * frame["rows_scored"] / frame["vocab"])
     table["megabytes"] = table["bytes"] / 1e6
     keys = ["target", "draft", "head", *CLUSTERING, "calibrated", "plan", "probes", "share", "megabytes"]
@@ -28,7 +31,7 @@ def recalls(frame: DataFrame, *by: str) -> DataFrame:
 
 
 def usual(table: DataFrame) -> DataFrame:
-    """The lines of heads as they come and of FlashHeads of one clustering: the table's first, at about 16 ids a cluster."""
+    """The lines of heads at their defaults and of FlashHeads of one clustering: the first, at about 16 ids per cluster."""
     flash = table[table["head"] == "flash"]
     if flash.empty:
         return table
@@ -45,23 +48,23 @@ def by_kind(frame: DataFrame) -> DataFrame:
 
 
 def costs(frame: DataFrame) -> DataFrame:
-    """One line a piece and head: median milliseconds, megabytes, percentage of the memory's speed, and its gain over dense."""
+    """One line per piece and head: median milliseconds, megabytes, percentage of the memory's speed, and its gain over dense."""
     keys = [*PLACE, *SIZE]
     table = frame.groupby([*keys, "bytes", "bandwidth"], dropna=False, sort=False)["seconds"].median().reset_index()
     table["ms"], table["megabytes"] = table["seconds"] * 1e3, table["bytes"] / 1e6
     table["speed"] = 100 * table["bytes"] / table["bandwidth"] / table["seconds"]
-    return table.merge(faster(frame), on=keys, how="left")
+    return table.merge(faster(frame), on=keys, how="left").assign(setting=settings(table))
 
 
 def by_shape(table: DataFrame) -> DataFrame:
-    """How many times faster than the dense head of its format FlashHead with the most probes is: ids down, widths across."""
+    """FlashHead with the most probes over the dense head of its format, times faster: ids down, widths across."""
     rows = table[(table["head"] == "flash") & (table["probes"] == table["probes"].max())]
     sides = rows["shape"].str.split("x", expand=True).reindex(columns=[0, 1]).astype(int)
     return pivoted(rows.assign(ids=sides[0], width=sides[1]), ["ids"], "width", "ratio")
 
 
 def depths(frame: DataFrame) -> DataFrame:
-    """One line a depth and head: the head's share of a dense step, the step's measured gain, and Amdahl's prediction."""
+    """One line per depth and head: the head's share of a dense step, the step's measured gain, and Amdahl's prediction."""
     lines = faster(frame)
     place = ["shape", "layers", *SIZE, "over"]
     cheaper = lines[lines["piece"] == "head"].set_index(place)["ratio"].rename("cheaper")
@@ -75,7 +78,7 @@ def depths(frame: DataFrame) -> DataFrame:
 
 
 def builds(frame: DataFrame) -> DataFrame:
-    """One line a clustering that was timed: the median minutes of its build."""
+    """One line per timed clustering: the median minutes of its build."""
     keys = ["draft", "vocab", "hidden", "metric", "cluster_size"]
     seconds = frame[[f"{part}_seconds" for part in PARTS]].sum(axis=1, skipna=False)
     rows = frame.assign(minutes=seconds / 60).dropna(subset="minutes").drop_duplicates([*keys, "minutes"])
@@ -83,23 +86,28 @@ def builds(frame: DataFrame) -> DataFrame:
 
 
 def against(frame: DataFrame) -> DataFrame:
-    """One line a head and sampling at its best setting: over plain decoding, the dense head of its format, and the int8 head."""
+    """One line per head and sampling at its best setting: over plain decoding, the dense head of its format and the int8 head."""
     plain = speedups(frame, [*WHO, "finalize"])
     rows = frame[frame["method"] != "baseline"]
     same = like_for_like(frame)[[*PAIR, "head", "verdict"]].rename(columns={"verdict": "same_format"})
     int8 = gain(rows, {"head": "int8"}, PAIR, ["head"])[[*PAIR, "head", "verdict"]].rename(columns={"verdict": "over_int8"})
     found = plain.merge(same, on=[*PAIR, "head"], how="left").merge(int8, on=[*PAIR, "head"], how="left")
-    names = found["head"].astype(str)
+    return found.assign(name=settings(found))
+
+
+def settings(table: DataFrame) -> Any:
+    """What the head of each line is called with its number of probes or the length of its list."""
+    names = table["head"].map(named).astype(str)
     for letter, column in (("P", "probes"), ("N", "shortlist")):
-        names = names + found[column].map(lambda size, letter=letter: f", {letter} = {size:g}" if size else "").astype(str)
-    return found.assign(name=names, who=names + ", " + found["verdict"])
+        names = names + table[column].map(lambda size, letter=letter: f", {letter} = {size:g}" if size else "").astype(str)
+    return names
 
 
 def by_share(frame: DataFrame) -> DataFrame:
-    """One line a place that drafts with FlashHead: its gain over the dense head of its format, each at its best setting.
+    """One line per place that drafts with FlashHead: its gain over the dense head of its format, each at its best setting.
 
-    `share` is what the dense head's scoring of drafted tokens takes of the dense side's time, in percent; `kept` the acceptance
-    under FlashHead over that under the dense head. Both are NaN where parts were not timed or tokens not counted.
+    `share` is the percentage of the dense side's time spent in the dense head while drafting; `kept` is the acceptance under
+    FlashHead over that under the dense head. Both are NaN where parts were not timed or tokens not counted.
     """
     rows = frame[(frame["method"] != "baseline") & frame["head"].isin(["dense", "flash"])]
     place = [*PAIR, "format", "exits"]

@@ -17,6 +17,7 @@ from flashspec.heads.candidates import ShortlistHead, ranked_by_frequency
 from flashspec.heads.dense import DenseHead
 from flashspec.heads.registry import RANKED, Origin, head_named
 from flashspec.measure.prompts import Prompt, load_prompts
+from flashspec.models.pairs import PAIRS
 from flashspec.models.reader import SpanReader
 from flashspec.models.transformer import Transformer
 from flashspec.sampling import Dice, Sampling
@@ -30,8 +31,7 @@ LIVE = ("in_context",)  # heads that learn from verifications, which stored rows
 class HeldOut:
     """Rows [n, hidden] of a draft before its final norm: half of the texts to tune on, half to judge by.
 
-    `kinds` names the kind of text of every judging row; `counted` are the ids of the tuning texts, `written` those of them
-    that the target wrote.
+    `kinds` gives the kind of text of every judging row; `counted` are the ids of the tuning texts, `written` the target's own.
     """
 
     draft: Transformer
@@ -44,7 +44,7 @@ class HeldOut:
     @cached_property
     def dense(self) -> DenseHead:
         """The head that the others are compared with."""
-        return DenseHead(self.draft.norm, self.draft.head_weight)
+        return DenseHead(self.draft.norm, self.draft.vocabulary)
 
     @cached_property
     def chances(self) -> Tensor:
@@ -65,34 +65,38 @@ class HeldOut:
 
     def head(self, name: str) -> Any:
         """A head of the draft by name; those that rank ids count them in the tuning texts."""
-        weight, norm = self.draft.head_weight, self.draft.norm
+        origin = Origin(self.draft.vocabulary, self.draft.norm)
         if name not in RANKED:
-            return head_named(name, Origin(weight, norm))
+            return head_named(name, origin)
         ids = self.written if name == "vocab_trim" else self.counted
-        return ShortlistHead.build(weight, ranked_by_frequency(ids, self.dense.vocab_size), norm)
+        return ShortlistHead.build(origin.wide, ranked_by_frequency(ids, self.dense.vocab_size), origin.norm)
 
 
 @lru_cache(maxsize=1)
 def held_out(params: Any, name: str) -> HeldOut:
-    """Let the target write behind every prompt and a draft read it; ValueError where no kind has two."""
+    """Let the target continue every prompt and a draft read the result; ValueError where no kind has two prompts.
+
+    Published models keep the bits of their files, others run in bfloat16. Only the answer to an instruction is judged.
+    """
     (folder,) = drafts_of((name,)).values()
-    models = pair_of(params.target, name, folder, "bfloat16", "dense")
+    models = pair_of(params.target, name, folder, *(("auto", "auto") if params.target in PAIRS else ("bfloat16", "dense")))
     draft, sampling = models.model("draft"), Sampling(params.temperature, seed=params.seed)
     asked = {"max_new_tokens": params.new_tokens, "stop": ()}
     written, whole, rows, kinds = [], [], [], tuple[str, ...]()
-    for half in halves(load_prompts(params.prompts or None, params.per_kind)):
+    for half in halves(load_prompts(params.prompts or None, params.per_kind, models)):
         texts = [generate(models, list(prompt.ids), "baseline", sampling, **asked).tokens for prompt in half]
         read = [[*prompt.ids, *text] for prompt, text in zip(half, texts, strict=True)]
         written.append(torch.tensor(sum(texts, [])))
         whole.append(torch.tensor(sum(read, [])))
-        rows.append(torch.cat([rows_of(draft, ids) for ids in read]))
-        kinds = tuple(prompt.kind for prompt, ids in zip(half, read, strict=True) for _ in ids)
+        own = [rows_of(draft, ids)[prompt.chat * (len(prompt.ids) - 1) :] for prompt, ids in zip(half, read, strict=True)]
+        rows.append(torch.cat(own))
+        kinds = tuple(prompt.kind for prompt, each in zip(half, own, strict=True) for _ in each)
     tuning, judging = rows
     return HeldOut(draft, tuning, judging, kinds, whole[0], written[0])
 
 
 def halves(prompts: Sequence[Prompt]) -> tuple[list[Prompt], list[Prompt]]:
-    """Prompts to tune on and prompts to judge by, in turns within each kind; ValueError where no kind has two."""
+    """Prompts to tune on and prompts to judge by, alternating within each kind; ValueError where no kind has two."""
     found, seen = (list[Prompt](), list[Prompt]()), Counter[str]()
     for prompt in prompts:
         found[seen[prompt.kind] % 2].append(prompt)

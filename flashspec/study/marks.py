@@ -1,8 +1,9 @@
-"""What figures are made of: panels, points with intervals and stacked bars, all of tables that name their lines."""
+"""What figures are made of: panels, points with intervals and stacked bars, drawn from tables that name their lines."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 from flashspec.study.compare import sampled
@@ -55,28 +56,29 @@ def overlaid(table: DataFrame) -> DataFrame:
     return found.assign(shade=shades, label=found["sampling"], up=up)
 
 
-def keyed(figure: Figure, columns: int = 4) -> Figure:
-    """A legend of everything labelled, above the panels, in place of their own."""
+def keyed(figure: Figure) -> Figure:
+    """A legend of everything labelled, beside the panels, in place of their own."""
     for own in [axis.get_legend() for axis in figure.axes]:
         if own is not None:
             own.remove()
     found = {name: mark for axis in figure.axes for mark, name in zip(*axis.get_legend_handles_labels(), strict=True)}
     if found:
-        figure.legend(found.values(), found.keys(), loc="outside upper left", ncols=columns, fontsize=8)
+        names = [fill(name, 22) for name in found]
+        figure.legend(found.values(), names, loc="outside right upper", fontsize=8, labelspacing=0.7)
     return figure
 
 
 def rows_of(axis: Axes, names: list[str], words: str) -> None:
-    """Name the rows of a panel, from below, and what lies along it."""
-    axis.set_yticks(range(len(names)), names, fontsize=8)
-    axis.set(ylim=(-0.6, max(1, len(names)) - 0.4), xlabel=words)
+    """Label the rows of a panel, from the bottom, and its horizontal axis."""
+    axis.set_yticks(range(len(names)), [fill(name, 30) for name in names], fontsize=8)
+    axis.set(ylim=(-0.6, max(1, len(names)) - 0.4), xlabel=fill(words, 44 // min(ACROSS, len(axis.figure.axes))))
     axis.grid(axis="y", visible=False)
 
 
 def forest(table: DataFrame, words: str, each: float = 0.3) -> Figure:
     """A row for each `line`, by `rank`: its ratio with its interval, hollow where `hollow`, and its prediction; dashed: 1.
 
-    A mark has its `shade`, its `label` in the legend, and lies `up` from the middle of its row.
+    A mark has its `shade`, its `label` in the legend, and is shifted `up` from the middle of its row.
     """
     table = table.assign(**{name: value for name, value in PLAIN.items() if name not in table})
     names = list(dict.fromkeys(table.sort_values("rank", kind="stable")["line"]))[::-1]
@@ -99,14 +101,14 @@ def reach(table: DataFrame) -> list[Any]:
 
 
 def stacked(table: DataFrame, parts: Mapping[str, str], whole: str) -> Figure:
-    """A bar for each `line`, its parts one behind the other in their colours, in ms; the tick is the measured whole."""
+    """A bar for each `line`, its parts end to end in their colours, in ms; the tick is the measured total."""
     names = list(dict.fromkeys(table["line"]))[::-1]
     figure, panels = panelled(table, 1.2 + 0.28 * max(3, len(names)))
     for axis, lines in panels:
         spots, left = lines["line"].map(names.index).astype(float), 0.0 * lines[whole]
         for part, shade in parts.items():
-            axis.barh(spots, lines[part], left=left, height=0.65, color=shade, label=part)
+            axis.barh(spots, lines[part], left=left, height=0.65, color=shade, label=part if lines[part].any() else None)
             left = left + lines[part].fillna(0.0)
         axis.plot(lines[whole], spots, "|", color="black", markersize=11, label="measured whole")
-        rows_of(axis, names, "milliseconds")
+        rows_of(axis, names, "milliseconds a token")
     return keyed(figure)

@@ -6,15 +6,19 @@ import ast
 import json
 import os
 from collections.abc import Mapping, MutableMapping, Sequence
+from functools import cache
+from importlib.metadata import distributions
 from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 from flashspec.models.writing import refuse_input, write_text
+from flashspec.provenance import digest, short_hash
 from flashspec.study.parameters import Refused, parse_value, refuse_unknown
+from flashspec.study.tables import default_root
 
-START_TIMEOUT = 600
+START_TIMEOUT, MADE_OF = 600, "made_of"
 INJECTED = "# Parameters\n"  # how papermill begins the cell of the values that it was given
 PLAIN = {kind.__name__: kind for kind in (int, float, str, bool, list)}
 KINDS = PLAIN | {f"list[{name}]": list[kind] for name, kind in PLAIN.items()}  # type: ignore[valid-type]
@@ -37,8 +41,10 @@ def cells(notebook: Path) -> list[dict[str, Any]]:
         raise Refused(f"no notebook {notebook}: check the path")
     try:
         found = json.loads(notebook.read_bytes())["cells"]
-        return [{"metadata": {}, **cell, "source": "".join(cell["source"])} for cell in found]
-    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        whole = [{"metadata": {}, **cell, "source": "".join(cell["source"])} for cell in found]
+        _ = [list(cell["metadata"].get("tags", ())) for cell in whole]
+        return whole
+    except (AttributeError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise Refused(f"{notebook} is no notebook ({type(error).__name__}: {error}): copy it again") from None
 
 
@@ -64,7 +70,7 @@ def validated(known: Mapping[str, Parameter], values: Mapping[str, Any]) -> dict
 
 
 def checked(scope: MutableMapping[str, Any]) -> None:
-    """Hold the values that papermill put behind a notebook's parameters against these, in `globals()`.
+    """Check the values that papermill injected after a notebook's parameters against these, in `globals()`.
 
     Unknown names and wrong types are refused, strings become values of the declared types. Without papermill nothing happens.
     """
@@ -86,8 +92,9 @@ def execute(
     import papermill
     from traitlets.config import Config
 
+    chosen = validated(parameters(notebook), values or {})
     options = {
-        "parameters": validated(parameters(notebook), values or {}),
+        "parameters": chosen,
         "kernel_name": "python3",
         "cwd": str(home or notebook.parent),
         "progress_bar": False,
@@ -105,7 +112,9 @@ def execute(
             papermill.execute_notebook(str(notebook), str(part), config=Config({"KernelManager": ways}), **options)
     except Exception as error:
         raise NotebookFailed(f"{notebook.name} failed, {_reason(error)}: its output so far is in {part.name}") from error
-    write_text(json.dumps(_reproducible(json.loads(part.read_text())), indent=1, ensure_ascii=False) + "\n", part)
+    page = _reproducible(json.loads(part.read_text()))
+    page["metadata"][MADE_OF] = made_of(notebook, chosen)
+    write_text(json.dumps(page, indent=1, ensure_ascii=False) + "\n", part)
     part.replace(out)
     return out
 
@@ -115,7 +124,8 @@ def execute_all(
 ) -> list[Path]:
     """Run every notebook, even after one failed; then NotebookFailed lists all failures.
 
-    `fresh` and `values` go to the notebooks that declare such parameters; a value that none declares is refused first.
+    `fresh` and `values` go to the notebooks that declare such parameters; a value that none declares is refused first. One
+    whose output was made of the same (`made_of`) is not run again, unless it measures again.
     """
     from tqdm import tqdm
 
@@ -128,13 +138,20 @@ def execute_all(
         refuse_input(out_dir / notebook.name, [notebook])
     written, failures = [], []
     for notebook in tqdm(notebooks, desc="notebooks", unit="notebook", delay=0.5):
+        out = out_dir / notebook.name
         try:
-            written.append(execute(notebook, out_dir / notebook.name, chosen[notebook]))
+            current = not fresh and out.exists() and made_of(notebook, chosen[notebook]) in out.read_text()
+            written.append(out if current else execute(notebook, out, chosen[notebook]))
         except NotebookFailed as error:
             failures.append(str(error))
     if failures:
         raise NotebookFailed("; ".join(failures))
     return written
+
+
+def made_of(notebook: Path, values: Mapping[str, Any]) -> str:
+    """A digest of all that a page is made of: the notebook, its values, this package, what is installed, the stored tables."""
+    return short_hash([digest(notebook), values, _code(), _digests(default_root())], 64)
 
 
 def found_in(source: Path) -> list[Path]:
@@ -143,6 +160,17 @@ def found_in(source: Path) -> list[Path]:
     if not found:
         raise Refused(f"no notebooks in {source}: expected files named *.ipynb")
     return found
+
+
+@cache
+def _code() -> list[Any]:
+    installed = sorted({f"{each.name} {each.version}" for each in distributions()})
+    return [installed, _digests(Path(__file__).parents[1])]
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and "__pycache__" not in path.parts]
+    return {path.relative_to(folder).as_posix(): digest(path) for path in files}
 
 
 def _assigned(source: str) -> dict[str, ast.AnnAssign | ast.Assign]:
@@ -160,7 +188,7 @@ def _parameter(name: str, line: ast.AnnAssign | ast.Assign) -> Parameter:
     try:
         default = ast.literal_eval(line.value)  # type: ignore[arg-type]
         return Parameter(KINDS[kind] if kind else type(default), default)
-    except (KeyError, ValueError, TypeError, RecursionError) as error:
+    except (KeyError, SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as error:
         raise Refused(f"parameter {name!r} needs a type and a literal, as in `k: int = 4  # help`: {error}") from error
 
 

@@ -1,4 +1,4 @@
-"""Parameters of experiments and notebooks: typed, validated in words, canonical, parsed from strings."""
+"""Parameters of experiments and notebooks: typed, validated, canonical, parsed from strings."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ RANGE = re.compile(r"(-?\d{1,18})\.\.(-?\d{1,18})", re.ASCII)
 
 
 class Refused(ValueError):
-    """A parameter, notebook or table that cannot be used, said in one sentence with the way out."""
+    """A parameter, notebook or table that cannot be used, with one sentence that says what to do."""
 
 
 def hints(kind: type) -> dict[str, Any]:
@@ -60,7 +60,7 @@ def parse(kind: type, values: Mapping[str, Any]) -> Any:
 
 
 def presets_of(experiment: str, kind: type) -> dict[str, Any]:
-    """The parameters worth a name that an experiment comes with, by name."""
+    """An experiment's presets by name."""
     known = tomllib.loads(PRESETS.read_text(encoding="utf-8"))
     return {name: parse(kind, values) for name, values in known[experiment].items()}
 

@@ -37,23 +37,23 @@ ROWS = 64  # hidden rows that projections take in turn
 
 @dataclass(frozen=True)
 class Params:
-    """Which pieces to time, at which shapes. Every list takes one value too."""
+    """Which pieces to time, at which shapes. Every list also takes a single value."""
 
-    piece: tuple[str, ...] = ("projection", "step", "body", "head")  # projection, step, body, head, burst, check
-    shape: tuple[str, ...] = ("reference-draft",)  # shapes by name, or models: qwen, qwen-draft; a projection's also as IDSxWIDTH
-    layers: tuple[int, ...] = (0,)  # layers of it; 0 means the shape's own
-    spread: tuple[int, ...] = (1,)  # the layers' parameters are spread over so many times fewer, wider layers
-    format: tuple[str, ...] = ("bfloat16",)  # of the weights: bfloat16, float32, int4 (layers only); auto: a file's own
-    head: tuple[str, ...] = ("dense", "flash")  # heads
+    piece: tuple[str, ...] = ("projection", "step", "body", "head")  # pieces: projection, step, body, head, burst, check
+    shape: tuple[str, ...] = ("reference-draft",)  # shapes by name, or models: qwen, qwen-draft; for a projection also IDSxWIDTH
+    layers: tuple[int, ...] = (0,)  # layers to build; 0 means the shape's own
+    spread: tuple[int, ...] = (1,)  # the same parameters in this many times fewer, wider layers
+    format: tuple[str, ...] = ("bfloat16",)  # number formats: bfloat16, float32, int4 (layers only), auto (a file's own)
+    head: tuple[str, ...] = ("dense", "flash")  # vocabulary heads
     probes: tuple[int, ...] = (64,)  # clusters that a FlashHead scores
     shortlist: tuple[int, ...] = (2048,)  # ids that a head with a shortlist scores exactly
     rows: tuple[int, ...] = (1, 5)  # tokens that a check reads and scores at once
-    k: tuple[int, ...] = (4,)  # tokens of a burst
+    k: tuple[int, ...] = (4,)  # drafted tokens per burst
     past: int = 256  # tokens already in the cache
-    cold_megabytes: int = 64  # read before each projection, as a body would be
+    cold_megabytes: int = 64  # megabytes read before each projection, as a body would
     device: str = "cpu"  # where to measure
-    repeats: int = 15  # turns
-    seed: int = 0  # of weights and rows
+    repeats: int = 15  # turns; in each, every piece is timed once
+    seed: int = 0  # seed of weights and rows
 
     def __post_init__(self) -> None:
         among("piece", self.piece, PIECES)
@@ -73,7 +73,7 @@ class Params:
 class Row:
     """Seconds of one piece in one turn. `format` is that of the rows a head scores, or of the layers of a check.
 
-    `layers` were built and `depth` the shape has; `bandwidth` is what the memory gave in the same run, in bytes a second.
+    `layers` were built, `depth` is the shape's own; `bandwidth` is the memory's speed in the same run, in bytes per second.
     """
 
     piece: str
@@ -111,7 +111,7 @@ class Piece(NamedTuple):
 
 
 def measure(params: Params) -> Iterator[Row]:
-    """Time pieces of a round, all of one shape and of its spreads in turns."""
+    """Time the pieces of a round, all of one shape and of its spreads in turns."""
     configs = [config_of(params.shape[0], params.layers[0], spread) for spread in params.spread]
     speed, pieces = clock.roof(params.device), [piece for config in configs for piece in pieces_of(config, params)]
     for megabytes in dict.fromkeys((params.cold_megabytes, 0)):
@@ -130,7 +130,7 @@ def timed(pieces: Sequence[Piece], plan: clock.Plan) -> Iterator[dict[str, Any]]
 
 
 def config_of(name: str, layers: int, spread: int) -> ModelConfig:
-    """A shape's configuration at so many layers (0: its own), its parameters spread over fewer; IDSxWIDTH has one."""
+    """A shape's configuration with this many layers (0: its own), its parameters spread over fewer; IDSxWIDTH has one."""
     if name in FILES:
         return gguf_config(opened(published(*FILES[name])))
     if bare(name):
@@ -147,7 +147,7 @@ def bare(name: str) -> bool:
 
 
 def pieces_of(config: ModelConfig, params: Params) -> Iterator[Piece]:
-    """Every piece of one shape, weights shared where formats are."""
+    """Every piece of one shape; pieces of the same format share weights."""
     for form in params.format:
         facts = {"shape": params.shape[0], "hidden": config.hidden, "vocab": config.vocab_size}
         if set(params.piece) == {"projection"} and form != OWN:
@@ -198,7 +198,7 @@ def _reads(model: Any, facts: dict[str, Any], params: Params, form: str) -> Iter
 
 
 def heads_over(origin: Origin, params: Params) -> Iterator[tuple[dict[str, Any], Any]]:
-    """Every head at every setting that fits the vocabulary, untrained, and the columns that say which."""
+    """Every head at every setting that fits the vocabulary, untrained, and the columns that describe it."""
     ids, dtype = origin.weight.shape[0], dtype_of(origin.weight)
     flash = functools.cache(partial(stand_in_flash, origin.weight, origin.norm, 1, seed=params.seed))
     for name in params.head:

@@ -1,4 +1,4 @@
-"""Numbers for the text around a figure: a notebook glues them, pages cite them by name, nobody types them."""
+"""Numbers for the text around a figure: a notebook glues them, pages cite them by name, and no one types them."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from flashspec.study.compare import sampled
-from flashspec.study.frames import DataFrame, having
+from flashspec.study.frames import DataFrame, having, pivoted
 from flashspec.study.style import NAMES
 
 NOT_HERE = "not in this table"
+NAMED = ("method", "head", "draft", "name")
 
 
 def quote(**numbers: Any) -> None:
@@ -21,12 +22,12 @@ def quote(**numbers: Any) -> None:
 
 
 def cell(table: DataFrame, column: str, **which: Any) -> Any:
-    """What stands in a column of the first line with these values; None where there is no such line."""
+    """The value of a column in the first line with these values; None where there is no such line."""
     return next(iter(table.loc[having(table, which), column]), None)
 
 
 def verdict(table: DataFrame, **which: Any) -> str:
-    """The verdict of the first line with these values; says so where there is none."""
+    """The verdict of the first line with these values; NOT_HERE where there is none."""
     return cell(table, "verdict", **which) or NOT_HERE
 
 
@@ -37,31 +38,45 @@ def value(table: DataFrame, column: str = "ratio", **which: Any) -> float:
 
 
 def first(table: DataFrame, column: str) -> str:
-    """The first text in a column that is not empty; empty where there is none."""
+    """The first non-empty text in a column; empty where there is none."""
     return next((text for text in table[column] if text), "")
 
 
 def digits(value: float, form: str = ".1f") -> str:
-    """A number in so many digits, or that the table has none."""
+    """A number in this format; NOT_HERE for NaN."""
     return NOT_HERE if value != value else format(value, form)
 
 
 def said(table: DataFrame, column: str = "verdict", **which: Any) -> str:
-    """One column of the lines with these values, a context after the other, the best line of each; or that none is there."""
+    """One column of the best line with these values for each sampling, joined by semicolons; NOT_HERE where there is none."""
     lines = table[having(table, which)]
     lines = sampled(lines.sort_values("ratio", ascending=False) if "ratio" in lines else lines)
     found = lines.drop_duplicates("sampling")[["sampling", column]].itertuples(index=False)
     return "; ".join(f"{name}: {value if isinstance(value, str) else f'{value:.2f}'}" for name, value in found) or NOT_HERE
 
 
-def shown(table: DataFrame, columns: Mapping[str, str] | None = None) -> Any:
-    """Columns of a table, all or these under these names, behind its sampling, two digits; columns of nothing left out."""
+def shown(table: DataFrame, columns: Mapping[str, str] | None = None, across: bool = False) -> Any:
+    """Columns of a table, all or these under these names, after its sampling: two digits, whole numbers as such.
+
+    With `across` the last of them has a column for each sampling. Columns of nothing are left out, and so are words that are the
+    same in all of several lines, unless they come last.
+    """
     from IPython.display import HTML
 
     if table.empty:
         return HTML(f"<p>{NOT_HERE}</p>")
-    columns, context = columns or {}, ["sampling"] if "rule" in table else []
-    lines = sampled(table) if context else table
-    cells = lines[[*context, *columns] if columns else list(table)].replace({"method": NAMES})
-    cells = cells.replace("", None).dropna(axis=1, how="all").rename(columns=dict(columns))
-    return HTML(cells.to_html(index=False, float_format="{:.2f}".format, na_rep="", border=0, justify="left"))
+    lines = sampled(table) if "rule" in table and "sampling" not in table else table
+    columns, context = columns or {}, ["sampling"] if "sampling" in lines else []
+    cells = lines[list(dict.fromkeys([*context, *columns])) if columns else list(table)].replace(dict.fromkeys(NAMED, NAMES))
+    last = list(cells)[-1:]
+    if across and context:
+        down, value, last = list(cells)[1:-1], list(cells)[-1], list(cells["sampling"].unique())
+        cells = pivoted(cells, down, "sampling", value).reindex(columns=[*down, *last])
+    cells = cells.replace("", None).dropna(axis=1, how="all")
+    words = cells.columns.difference([*cells.select_dtypes("number"), *last])
+    cells = cells.drop(columns=[name for name in words if len(cells) > 1 and cells[name].nunique(dropna=False) == 1])
+    whole = [name for name in cells.select_dtypes("number") if (cells[name].dropna() % 1 == 0).all()]
+    forms = [(lambda number: "" if number != number else f"{number:.0f}") if name in whole else None for name in cells]
+    looks = {"float_format": "{:.2f}".format, "na_rep": "", "border": 0, "justify": "left"}
+    cells.columns = [columns.get(name, name) for name in cells]
+    return HTML(cells.to_html(index=False, formatters=forms, **looks))

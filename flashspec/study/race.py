@@ -1,4 +1,4 @@
-"""The race: models, methods, samplings and prompts in turns beside plain decoding, parts timed in between."""
+"""The race: models, methods, samplings and prompts in turns, with plain decoding beside them and parts timed in between."""
 
 from __future__ import annotations
 
@@ -21,35 +21,35 @@ from flashspec.study.racers import BASELINE, BASES, DRAFT_MODEL, SHORT, Racer, r
 
 @dataclass(frozen=True)
 class Params:
-    """Who runs, on which prompts, how often. Every list takes one value too; plain decoding always runs beside the rest."""
+    """Who runs, on which prompts, how often. Every list also takes a single value; plain decoding always runs too."""
 
-    target: tuple[str, ...] = ("reference",)  # target models: shipped names or folders
-    draft: tuple[str, ...] = ("main",)  # draft models: names or folders, A+B in a cascade; empty means every shipped one
+    target: tuple[str, ...] = ("reference",)  # targets: shipped or published names, or folders
+    draft: tuple[str, ...] = ("main",)  # drafts: names or folders, A+B for a cascade; empty means every shipped one
     method: tuple[str, ...] = (
         DRAFT_MODEL,
-    )  # draft_model, cascade, lookup, self_speculation, hispec, hispec_typical, hispec_adaptive
-    head: tuple[str, ...] = ("dense",)  # heads of whatever drafts
-    k: tuple[int, ...] = (4,)  # drafted tokens a check
+    )  # among draft_model, dense, flash, cascade, lookup, self_speculation, hispec, hispec_flash, hispec_typical, hispec_adaptive
+    head: tuple[str, ...] = ("dense",)  # vocabulary heads of the draft or exit that drafts
+    k: tuple[int, ...] = (4,)  # drafted tokens per check
     probes: tuple[int, ...] = (64,)  # clusters that a FlashHead scores
     shortlist: tuple[int, ...] = (2048,)  # ids that a head with a shortlist scores exactly
-    exit: tuple[int, ...] = (2,)  # layers of the exit that drafts
-    verify_exit: tuple[int, ...] = (4,)  # layers of a hierarchy's intermediate verifier
-    interval: tuple[int, ...] = (8,)  # tokens that wait before the whole model of a hierarchy acts
+    exit: tuple[int, ...] = (2,)  # layers below the exit that drafts
+    verify_exit: tuple[int, ...] = (4,)  # layers below the exit that verifies in a hierarchy
+    interval: tuple[int, ...] = (8,)  # waiting tokens before the full model of a hierarchy checks
     finalize: tuple[str, ...] = ("deferred",)  # when the target reads its own final token: deferred or eager
-    temperature: tuple[float, ...] = (0.0, 1.0)  # 0 is greedy
-    rule: tuple[str, ...] = ("coupling",)  # acceptance rules: coupling, speculative, typical; at T = 0 only the first
-    engine: tuple[str, ...] = ("flashspec",)  # flashspec, and transformers or llama.cpp at T = 0 beside it
-    weights: str = "dense"  # target weights: dense (widened), int4, or auto for a file's own bits
-    dtype: tuple[str, ...] = ("bfloat16",)  # of the timed runs: bfloat16, float32, or auto for a file's own bits
+    temperature: tuple[float, ...] = (0.0, 1.0)  # temperatures of sampling; 0 is greedy
+    rule: tuple[str, ...] = ("coupling",)  # acceptance rules: coupling, speculative, typical; at temperature 0 only the first
+    engine: tuple[str, ...] = ("flashspec",)  # engines: flashspec; at temperature 0 also transformers, llama.cpp
+    weights: str = "dense"  # weights of the target: dense (widened), int4, or auto for the file's own bits
+    dtype: tuple[str, ...] = ("bfloat16",)  # number formats of the timed runs: bfloat16, float32, or auto for the file's own
     prompts: str = ""  # prompts file; empty means the shipped one
     kind: tuple[str, ...] = ()  # kinds of prompts; empty means all
     per_kind: int = 1  # prompts of each kind, the first ones
-    new_tokens: int = 64  # tokens emitted a prompt, whatever the stop tokens
-    repeats: int = 3  # turns
-    screen: int = 0  # schedules of each method and head that run, the fastest on one prompt; 0 means all
-    parts: int = 4  # prompts between two timings of the parts of a round; 0 times none
-    twins: int = 0  # prompts of each kind whose texts are written in float32 too
-    seed: int = 0  # of sampling
+    new_tokens: int = 64  # tokens per prompt; stop tokens are ignored
+    repeats: int = 3  # turns; in each, every method decodes every prompt once
+    screen: int = 0  # schedules per method and head that run, the fastest on one prompt; 0 means all
+    parts: int = 4  # prompts between two timings of the parts of a round; 0 means no timing
+    twins: int = 0  # prompts of each kind that are decoded in float32 too, to explain differing texts
+    seed: int = 0  # seed of sampling
 
     def __post_init__(self) -> None:
         among("method", self.method, (*BASES, *SHORT))
@@ -66,14 +66,14 @@ class Params:
 
 @dataclass(frozen=True)
 class Row:
-    """One run on one prompt in one turn (rows of older tables sum `prompts` of them), with the parts timed last, behind
-    its own prompt or an earlier one.
+    """One run on one prompt in one turn (rows of older tables sum `prompts` of them), with the latest timing of the parts, made
+    after this prompt or an earlier one.
 
-    `format` is that of the rows the writer's head scores. `judged` tokens were put to the last stage, `kept_1` of `decided_1`
-    stood at the lowest verifier. `twin_digest` is the same text in float32 ("" where none was written). `divergence_at` is the
-    first token that is not plain decoding's; `gap` and `noise` explain it where a certificate was made. A burst is k tokens,
-    a step one token of plain decoding, `finalize_seconds` the reading of one token. `layer_tokens` are rows times layers; `bytes`
-    and `flops` are of older tables.
+    `format` is that of the rows that the drafting head scores. `judged` tokens were checked by the last stage; the lowest
+    verifier accepted `kept_1` of the `decided_1` that it decided on. `twin_digest` is the same text in float32 ("" where none
+    was written). `divergence_at` is the first token that is not plain decoding's; `gap` and `noise` explain it where a
+    certificate was made. A burst is k tokens, a step one token of plain decoding, `finalize_seconds` the reading of one token.
+    `layer_tokens` are rows times layers; `bytes` and `flops` are of older tables.
     """
 
     target: str
@@ -140,7 +140,7 @@ class Row:
 def measure(params: Params) -> Iterator[Row]:
     """Decode the same prompts with every method in turns, beside plain decoding.
 
-    A warm-up comes first, and who starts changes from prompt to prompt.
+    A warm-up comes first, and the first method changes from prompt to prompt.
     """
     from tqdm import tqdm
 
@@ -168,7 +168,7 @@ def measure(params: Params) -> Iterator[Row]:
 
 
 def points(params: Params) -> list[Params]:
-    """One point a target, dtype and sampling, so that a killed race continues."""
+    """One point per target, dtype and sampling, so that a killed race can continue."""
     several = by("target", "dtype")(params)
     return [replace(one, temperature=(s.temperature,), rule=(s.rule,)) for one in several for s in samplings(params)]
 
@@ -189,7 +189,7 @@ def twin_digests(field: Sequence[Racer], prompts: Sequence[Prompt], params: Para
 
 
 def _divergence(racer: Racer, prompt: Prompt, plain: Text, text: Text, explained: set[str]) -> dict[str, Any]:
-    """Where a text that owes plain decoding's parts from it, with a certificate once a racer and kind."""
+    """Where a text that must be plain decoding's differs from it, with one certificate per racer and kind."""
     at = first_difference(plain, text) if racer.owes_the_text else None
     if at is None:
         return {}
@@ -203,7 +203,7 @@ def _divergence(racer: Racer, prompt: Prompt, plain: Text, text: Text, explained
 
 
 def _parts(field: Sequence[Racer], prompt: Prompt, runs: Mapping[str, Run]) -> dict[str, dict[str, float]]:
-    """Parts of every racer, timed now, beside a step of plain decoding and what the loop adds."""
+    """Parts of every racer, timed now, beside a step of plain decoding and the loop's overhead."""
     found = {racer.name: racer.parts(prompt, runs[racer.name]) for racer in field if not racer.theirs}
     step, loop = found[field[0].name]["step_seconds"], {True: loop_overhead(1), False: loop_overhead(2)}
     for racer in field:
@@ -213,7 +213,7 @@ def _parts(field: Sequence[Racer], prompt: Prompt, runs: Mapping[str, Run]) -> d
 
 
 def _fastest(field: Sequence[Racer], runs: Mapping[str, Run], keep: int) -> list[Racer]:
-    """The fastest of each method, draft, head and finalize, in their order; plain decoding always stays."""
+    """The fastest of each method, draft, head and final token, in their order; plain decoding always stays."""
     left = Counter[tuple[Any, ...]]()
     best = set()
     for racer in sorted(field, key=lambda racer: runs[racer.name].seconds):

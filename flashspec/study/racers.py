@@ -1,4 +1,4 @@
-"""Who runs in a race: every method, head and schedule that its parameters mean, on the models they run on."""
+"""Who runs in a race: every method, head and schedule that its parameters mean, and the models they run on."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ BASES = {DRAFT_MODEL: METHODS["dense"], **{n: METHODS[n] for n in ("lookup", "ca
 
 @dataclass(frozen=True)
 class Racer:
-    """A method on its models under a name unique in its race, and the columns that say who it is.
+    """A method on its models under a name unique in its race, and the columns that describe it.
 
-    `theirs` is the pair of another engine where that decodes.
+    `theirs` is the pair of another engine, if that decodes.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Racer:
 
     @property
     def owes_the_text(self) -> bool:
-        """Whether its text is to be plain decoding's, token for token."""
+        """Whether its text must be plain decoding's, token for token."""
         sampling = self.entry.sampling
         return self.entry.method.exact(sampling) and (sampling.rule == "coupling" or not sampling.temperature)
 
@@ -66,7 +66,7 @@ class Racer:
         return Run(clock.now() - start, tokens, {"emitted": len(tokens)})
 
     def parts(self, prompt: Prompt, before: Run) -> dict[str, float]:
-        """Seconds of the parts of a round now, in the middle of the text of a run before this one."""
+        """Seconds of the parts of a round now, in the middle of the text of an earlier run."""
         levels = range(1, 1 + sum(f"actions_{i}" in before.counts for i in (1, 2)))
         waits = [max(1, round(before.counts[f"waiting_{i}"] / max(1, before.counts[f"actions_{i}"]))) for i in levels]
         method, half = self.entry.method, len(prompt.ids) + len(before.tokens) // 2
@@ -166,13 +166,13 @@ def schedules(params: Any, name: str, layers: int) -> list[tuple[tuple[int, ...]
 
 
 def options_of(params: Any, head: str) -> list[dict[str, Any]]:
-    """What a head's own options are set to, one after the other."""
+    """The values that a head's own options take, one after the other."""
     name = next((name for name in ("probes", "shortlist") if name in HEADS[head].options), None)
     return [{name: value} for value in getattr(params, name)] if name else [{}]
 
 
 def _transformers(params: Any, facts: dict[str, Any]) -> list[Racer]:
-    """Plain and assisted generation by transformers, of the models of the first draft, written into a folder for it."""
+    """Plain and assisted generation by transformers, with the models of the first draft, written into a folder for it."""
     from flashspec.measure.peers import Peers
 
     dtype = params.dtype[0]
@@ -188,7 +188,7 @@ def _transformers(params: Any, facts: dict[str, Any]) -> list[Racer]:
 
 
 def _llama(params: Any, facts: dict[str, Any]) -> list[Racer]:
-    """Plain, drafting and looking-up decoding by llama.cpp, with the first draft whose file it can read."""
+    """Plain, drafting and lookup decoding by llama.cpp, with the first draft whose file it can read."""
     models, folder = target_of(params.target[0], params.dtype[0], params.weights), None
     sides, wanted = {BASELINE: facts}, [SHORT.get(short, (short,))[0] for short in params.method]
     if DRAFT_MODEL in wanted:

@@ -1,6 +1,6 @@
-"""True shapes on the device they are meant for: costs of every part, weights random, acceptance scripted.
+"""True shapes on their intended device: the cost of every part, with random weights and scripted acceptance.
 
-Costs are measured; texts mean nothing; rounds keep as many tokens as a given curve says (simulated acceptance).
+Costs are measured; texts are meaningless; rounds accept as many tokens as a given curve says (simulated acceptance).
 """
 
 from __future__ import annotations
@@ -51,17 +51,17 @@ TINY = ModelConfig(
 class Params:
     """Which parts to measure, at which shapes, on which device."""
 
-    part: tuple[str, ...] = PARTS  # in this order: nothing is timed before the comparisons agree
+    part: tuple[str, ...] = PARTS  # run in this order; nothing is timed before the comparisons agree
     target: str = "Qwen3-32B-AWQ"  # shape of the target
     draft: str = "Qwen3-0.6B"  # shape of the draft
     device: str = "cuda"  # where to measure
-    graphs: tuple[str, ...] = ("auto", "0")  # values of FLASHSPEC_GRAPHS
-    probes: tuple[int, ...] = (256, 512)  # clusters a FlashHead scores
-    k: int = 5  # tokens a verification
-    curve: tuple[float, ...] = (0.8, 0.75, 0.7, 0.65, 0.6)  # acceptance by place in the burst
+    graphs: tuple[str, ...] = ("auto", "0")  # values of FLASHSPEC_GRAPHS: auto, eager, 0
+    probes: tuple[int, ...] = (256, 512)  # clusters that a FlashHead scores
+    k: int = 5  # drafted tokens per check
+    curve: tuple[float, ...] = (0.8, 0.75, 0.7, 0.65, 0.6)  # acceptance at each place of a burst
     past: int = 256  # tokens already in the cache
     new_tokens: int = 128  # tokens to write
-    repeats: int = 10  # kept repeats
+    repeats: int = 10  # repeats, after discarded warm-up
 
     def __post_init__(self) -> None:
         among("part", self.part, PARTS)
@@ -73,7 +73,7 @@ class Params:
 
 @dataclass(frozen=True)
 class Row(parts.Row):
-    """One timed call, or one comparison, which `agrees` and takes no time; `tokens` are those that a call wrote."""
+    """One timed call, or one comparison, which has `agrees` and no time; `tokens` are those that a call wrote."""
 
     graphs: str = ""
     finalize: str = ""
@@ -82,7 +82,7 @@ class Row(parts.Row):
 
 
 def measure(params: Params) -> Iterator[Row]:
-    """Time a round part by part at true shapes, weights random and acceptance simulated; stopped, it continues."""
+    """Time a round part by part at true shapes, with random weights and simulated acceptance. A stopped run continues."""
     if params.device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError("torch sees no CUDA device; run this on a machine with one, or take the preset smoke")
     gc.collect()  # readers of the part before and what they recorded hold one another until then
@@ -163,7 +163,7 @@ def correctness(params: Params) -> Iterator[Row]:
 
 
 def _agreed(what: str, where: str, agrees: bool, mode: str = "") -> Row:
-    """The row of a comparison; ValueError where it failed, so that nothing is timed."""
+    """The row of a comparison; ValueError if it failed, so that nothing is timed."""
     if not agrees:
         raise ValueError(f"{what} ({where}, graphs {mode or 'none'}) differs from the reference: nothing is timed")
     return Row("correctness", where, "", "", 0.0, 0, group=what, graphs=mode, agrees=True)
@@ -178,7 +178,7 @@ def _text(model: Transformer, head: Head | None, params: Params, mode: str) -> l
 
 
 def costs(results: Results | None) -> DataFrame:
-    """One line a timed call: its median and roofline in milliseconds, and the share of the roofline it reaches."""
+    """One line per timed call: its median and roofline in milliseconds, and the share of the roofline it reaches."""
     if results is None:
         return framed({"part": [NOT_YET]}).set_index("part")
     frame = results.frame[results.frame["agrees"].isna()]
@@ -192,7 +192,7 @@ def costs(results: Results | None) -> DataFrame:
 
 
 def agreements(results: Results | None) -> DataFrame:
-    """What was compared before anything was timed, and that it agreed."""
+    """The comparisons made before anything was timed; all agreed."""
     if results is None:
         return framed({"what": [NOT_YET]}).set_index("what")
     frame = results.frame.rename(columns={"group": "what"}).set_index("what")

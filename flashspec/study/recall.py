@@ -28,24 +28,24 @@ PARTS = ("clustering", "balancing", "permutation")
 
 @dataclass(frozen=True)
 class Params:
-    """Which heads to judge on whose rows, or which to build. Every list takes one value too."""
+    """Which heads to judge on whose rows, or which to build. Every list also takes a single value."""
 
-    target: str = "reference"  # target model, which writes the texts: shipped name or folder
+    target: str = "reference"  # target that writes the texts: shipped name or folder
     draft: tuple[str, ...] = ("main",)  # drafts whose rows are judged: shipped names or folders; empty means every shipped one
     shape: tuple[str, ...] = ()  # made-up heads to build instead, IDSxWIDTH such as 65536x1024; empty means the draft's own
     prompts: str = ""  # prompts file; empty means the shipped one
     per_kind: int = 12  # prompts of each kind; every second text is for calibration
-    new_tokens: int = 96  # tokens that the target writes behind each prompt
-    temperature: float = 1.0  # of these texts
-    head: tuple[str, ...] = ("int8", "fr_spec")  # heads to judge beside FlashHead
-    cluster_size: tuple[int, ...] = (16,)  # ids a cluster of a FlashHead; empty means no FlashHead
-    share: tuple[float, ...] = (0.1, 0.2)  # rows scored at most, centroids included; the default probes come beside them
+    new_tokens: int = 96  # tokens that the target writes after each prompt
+    temperature: float = 1.0  # temperature of the target's texts; 0 is greedy
+    head: tuple[str, ...] = ("int8", "fr_spec")  # heads to judge; flash is the draft's own FlashHead
+    cluster_size: tuple[int, ...] = (16,)  # ids per cluster of FlashHeads to build and judge beside them
+    share: tuple[float, ...] = (0.1, 0.2)  # largest shares of rows scored, centroids included; the default probes run too
     always: int = 64  # calibrated ids that are always scored
     edge: tuple[int, ...] = (64, 512)  # frequency ranks at which bands end
-    rank: int = 64  # of made-up weights, beside noise of half their size
-    backend: str = "auto"  # of the clustering: faiss, torch, or auto for faiss where it is installed
+    rank: int = 64  # rank of made-up weights, which also get noise of half their size
+    backend: str = "auto"  # what clusters: faiss, torch, or auto (faiss where it is installed)
     repeats: int = 1  # builds of every made-up head
-    seed: int = 0  # of texts, weights and clusters
+    seed: int = 0  # seed of texts, weights and clusters
 
     def __post_init__(self) -> None:
         among("head", self.head, [name for name in HEADS if name not in LIVE])
@@ -64,9 +64,9 @@ class Params:
 class Row:
     """One head on one kind of text in one band of frequency, or one build of a made-up head, which has no `kind`.
 
-    Of `positions` rows, `agreed` have the dense head's best id, and `covered` sums the dense probability that was scored.
-    A FlashHead tells `metric` to `probes` and seconds of its build; `required_50` to `required_99` are of older tables;
-    `plan` is "default" at its own probes, else the share of rows asked for. `kind` is "all" where texts were not told apart.
+    Of `positions` rows, `agreed` have the dense head's best id; `covered` sums the dense probability of the scored ids. A
+    FlashHead fills `metric` to `probes` and the seconds of its build; `required_50` to `required_99` are of older tables;
+    `plan` is "default" at its own probes, else the requested share of rows. `kind` is "all" where kinds were not separated.
     """
 
     target: str
@@ -113,12 +113,11 @@ def of_draft(params: Params, draft: str) -> Iterator[Row]:
     """Every head over one draft's rows; those of faiss where it is installed."""
     texts = replace(params, head=(), cluster_size=())  # which every point has in common
     held, who = held_out(texts, draft), {"target": short_name(params.target), "draft": short_name(draft)}
-    weight, norm = held.draft.head_weight, held.draft.norm
     for name in usable(params.head):
-        form = format_of(name, dtype_of(weight))
-        yield from banded(held, held.head(name), params, {**who, "head": name, "format": form})
+        form = format_of(name, dtype_of(held.draft.vocabulary))
+        yield from planned(held, held.head(name), params, {**who, "head": name, "format": form})
     for size in params.cluster_size:
-        head, facts = built(weight, norm, params.recipe(size))
+        head, facts = built(held.draft.head_weight, held.draft.norm, params.recipe(size))
         yield from of_clusters(held, head, params, {**who, **facts})
 
 
@@ -132,23 +131,35 @@ def built(weight: Tensor, norm: Any, recipe: Recipe) -> tuple[FlashHead, dict[st
     head = FlashHead.build(weight, norm, clusters)
     times.append(perf_counter())
     parts = {f"{part}_seconds": after - before for part, before, after in zip(PARTS, times, times[1:], strict=False)}
-    facts: dict[str, Any] = {"metric": "spherical", "homes": 1, "cluster_size": recipe.cluster_size}
-    facts |= {"head": "flash", "format": dtype_of(weight)}
+    facts = {**clustered(head), "head": "flash", "format": dtype_of(weight)}
     return head, {**facts, **parts, "threads": torch.get_num_threads()}
 
 
+def clustered(head: FlashHead) -> dict[str, Any]:
+    """The columns that say how a FlashHead's rows are clustered: by direction, or for the queries of a model."""
+    metric = "spherical" if head.clusters.spherical else "queries"
+    return {"metric": metric, "homes": 1, "cluster_size": head.clusters.size}
+
+
 def of_clusters(held: HeldOut, plain: FlashHead, params: Params, facts: dict[str, Any]) -> Iterator[Row]:
-    """A FlashHead, plain and, if it misses any, calibrated, at its default probes and each share of rows."""
+    """A FlashHead, plain and, if it misses any, calibrated."""
     chronic = calibrate_always(plain, held.dense, held.tuning, params.always)
     for head in (plain, plain.with_plan(always=chronic)) if chronic else (plain,):
-        probes = {"default": plain.probes} | {f"{share:g}": head.within(share).probes for share in params.share}
-        for label, count in probes.items():
-            setting = {"always": len(head.plan.always), "probes": count, "plan": label}
-            yield from banded(held, head.with_probes(count), params, {**facts, **setting})
+        yield from planned(held, head, params, facts)
+
+
+def planned(held: HeldOut, head: Any, params: Params, facts: dict[str, Any]) -> Iterator[Row]:
+    """A FlashHead at its own probes and at each share of rows; any other head as it is."""
+    if not isinstance(head, FlashHead):
+        yield from banded(held, head, params, facts)
+        return
+    for label, count in ({"default": head.probes} | {f"{share:g}": head.within(share).probes for share in params.share}).items():
+        setting = {**clustered(head), "always": len(head.plan.always), "probes": count, "plan": label}
+        yield from banded(held, head.with_probes(count), params, {**facts, **setting})
 
 
 def banded(held: HeldOut, head: Any, params: Params, facts: dict[str, Any]) -> Iterator[Row]:
-    """One row a kind of text and band of frequency that has positions."""
+    """One row per kind of text and band of frequency that has positions."""
     same, mass = judged(head, held)
     for kind, (band, ranked) in product(dict.fromkeys(held.kinds), held.bands(params.edge).items()):
         inside = ranked & torch.tensor([each == kind for each in held.kinds])
@@ -159,7 +170,7 @@ def banded(held: HeldOut, head: Any, params: Params, facts: dict[str, Any]) -> I
 
 
 def costs(head: Any, weight: Tensor) -> dict[str, Any]:
-    """The columns that say what a head over this weight reads for one row."""
+    """The columns that say what a head over this weight reads per row."""
     vocab, hidden = weight.shape
     return {"vocab": vocab, "hidden": hidden, "rows_scored": head.rows_scored, "bytes": head.bytes_read(1)}
 
@@ -173,7 +184,7 @@ def ids_and_width(shape: str) -> tuple[int, int]:
 
 
 def points(params: Params) -> list[Params]:
-    """One point a clustering, and one for the other heads, of every draft or shape."""
+    """One point per clustering, and one for the other heads, of every draft or shape."""
     sizes: list[dict[str, Any]] = [{"cluster_size": (size,), "head": ()} for size in params.cluster_size]
     if params.shape:
         return [replace(params, shape=(name,), **size) for name, size in product(params.shape, sizes)]
@@ -182,6 +193,7 @@ def points(params: Params) -> list[Params]:
 
 
 PRESETS = presets_of("recall", Params)
+TIMED = (*(f"{part}_seconds" for part in PARTS), "threads")
 EXPERIMENT = Experiment(
-    "recall", Params, Row, measure, split=points, models=lambda p: {} if p.shape else folders(p), presets=PRESETS
+    "recall", Params, Row, measure, split=points, models=lambda p: {} if p.shape else folders(p), presets=PRESETS, timed=TIMED
 )

@@ -1,4 +1,4 @@
-"""All experiments by name, each imported when it is asked for."""
+"""All experiments by name, each imported on first use."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from flashspec.study.notebooks import checked
 from flashspec.study.parameters import Refused, hints, parse
 from flashspec.study.tables import Results
 
-NAMES = ["exits", "family", "parts", "real_shapes", "recall", "race"]  # a later one's presets hide an earlier one's
+NAMES = ["decodes", "exits", "family", "parts", "real_shapes", "recall", "race"]  # a later one's presets hide an earlier one's
 
 
 class Registry(Mapping[str, Experiment]):
@@ -62,9 +62,9 @@ def stored(experiment: Experiment | str, root: Path | None = None, params: Any =
 
 
 def params(scope: MutableMapping[str, Any], experiment: Experiment | type | str = "race") -> Any:
-    """Parameters of an experiment or type as a scope's names give them, such as `globals()` behind a cell.
+    """Parameters of an experiment or type from the names in a scope, such as a notebook's `globals()`.
 
-    Single values, lists and strings become what fields are. Functions are passed over: a kernel has an `exit`.
+    Single values, lists and strings become what fields are. Functions are skipped: a notebook's kernel defines `exit`.
     What papermill injected is `checked` first.
     """
     checked(scope)

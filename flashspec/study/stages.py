@@ -12,6 +12,7 @@ from flashspec.study import compare
 from flashspec.study.compare import CONTEXT, DENSE, SETTING, SIDE, UNIT, WHO, best, gain, like_for_like, paired, sampled, speedups
 from flashspec.study.frames import DataFrame, framed, groups, joined
 from flashspec.theory import Level, nested
+from flashspec.theory.nested import BURSTS, WAITS
 
 PARTS = ("prompt", "plain steps", "drafting", "middle checks", "full checks", "final token", "loop")
 PLACE = [*CONTEXT, "method", "draft", "exits", "k", "interval"]
@@ -20,7 +21,6 @@ WHOLE = ["method", "draft", "exits", *CELL]
 JUDGED = [f"{name}_{i}" for name in ("kept", "decided") for i in (1, 2)]
 RUN = [*CONTEXT, *WHO, *SETTING]
 NEAR = 3  # percent that a picked k may lose
-BURSTS, WAITS = (1, 2, 3, 4, 6, 8), (2, 4, 6, 8, 12)  # drafted tokens, and tokens that wait for the whole model, of schedules
 COUNTS = ["rounds", "drafted", "actions_1", "actions_2"]
 SUMS = ["seconds", "emitted", "prompts", "predicted", "own", "plain", "plain_predicted"]
 
@@ -50,9 +50,9 @@ def seconds_by_part(rows: DataFrame) -> DataFrame:
 
 
 def stages(frame: DataFrame) -> DataFrame:
-    """A line a method, head, draft and final token at its best setting: ms a token by part and as timed, what was accepted.
+    """One line per method, head, draft and final token at its best setting: ms per token by part and as timed, and acceptance.
 
-    `accepts_1` and `accepts_2` are accepted over judged tokens at the lowest verifier and the next; `check_ratio` is a middle
+    `accepts_1` and `accepts_2` are accepted over checked tokens at the lowest verifier and the next; `check_ratio` is a middle
     check's time over a full one's; `predicted` is predicted over measured time.
     """
     rows = seconds_by_part(best(frame, SIDE))
@@ -71,28 +71,39 @@ def stages(frame: DataFrame) -> DataFrame:
 
 
 def schedules(frame: DataFrame) -> DataFrame:
-    """One line a place that drafts at an exit: what the cost model makes of its parts and its acceptance (HiSpec, section 3).
+    """One line per place that drafts at an exit: the cost model applied to its parts and its acceptance (HiSpec, section 3).
 
     `draft`, `check_1` and `check_2` are times of a drafted token and of checks over a plain step, `alpha_1` and `alpha_2` the
     chances that a waiting token is accepted if all before it are. `predicted` is the speedup over plain decoding of the best
-    `schedule` (tokens that wait for each verifier), `free` that where all but the last check cost nothing, `even` the
-    acceptance at every verifier with which the best schedule would be as fast as plain decoding.
+    `schedule` (tokens that wait for each verifier), `free` that with free checks except the last, `even` the acceptance at
+    every verifier with which the best schedule would be as fast as plain decoding.
     """
     keys, lines = [*CONTEXT, "method", "exits", "head"], list[dict[str, Any]]()
-    rows = frame[(frame["exits"] != "") & ~frame["screened"] & frame["burst_seconds"].notna()]
-    for facts, mine in groups(rows.assign(draft=rows["burst_seconds"] / rows["k"]), keys):
-        levels = [i for i in (1, 2) if mine[f"check_{i}_seconds"].notna().all()]
-        parts = {"draft": mine["draft"], **{f"check_{i}": mine[f"check_{i}_seconds"] for i in levels}}
-        draft, *checks = times = [float((each / mine["step_seconds"]).median()) for each in parts.values()]
-        alphas = [float(mine[f"kept_{i}"].sum() / mine[f"decided_{i}"].sum()) for i in levels]
+    for line in rounds(frame[frame["exits"] != ""], keys).to_dict("records"):
+        levels = [i for i in (1, 2) if line[f"check_{i}"] == line[f"check_{i}"]]
+        draft, checks, alphas = line["token"], *([line[f"{name}_{i}"] for i in levels] for name in ("check", "alpha"))
         predicted, schedule = scheduled(draft, checks, alphas)
-        line: dict[str, Any] = dict(zip(parts, times, strict=True))
-        line |= {f"alpha_{i}": alpha for i, alpha in zip(levels, alphas, strict=True)}
-        line |= {"predicted": predicted, "schedule": " ".join(map(str, schedule))}
-        line |= {"free": scheduled(draft, [0.0] * (len(checks) - 1) + checks[-1:], alphas)[0], "even": evened(draft, checks)}
-        lines.append({**facts, **line})
+        found = {"draft": draft, "predicted": predicted, "schedule": " ".join(map(str, schedule)), "even": evened(draft, checks)}
+        lines.append({**line, **found, "free": scheduled(draft, [0.0] * (len(checks) - 1) + checks[-1:], alphas)[0]})
     names = ["draft", "check_1", "check_2", "alpha_1", "alpha_2", "schedule", "predicted", "free", "even"]
     return sampled(framed(lines).reindex(columns=[*keys, *names]))
+
+
+def rounds(frame: DataFrame, keys: list[str]) -> DataFrame:
+    """One line per group of runs whose parts were timed: what a round is made of, over a plain step of `step` seconds.
+
+    `token` is a drafted token's time, `scores` its head's, `check_1` and `check_2` those of a check by each verifier, `finalize`
+    that of reading the final token; `alpha_1` and `alpha_2` are the chances that a waiting token is accepted if all before it
+    are, and `waiting` tokens wait for the last verifier.
+    """
+    rows = frame[~frame["screened"] & frame["burst_seconds"].notna()]
+    times = {name: rows[f"{name}_seconds"] for name in ("check_1", "check_2", "finalize")}
+    times |= {"token": rows["burst_seconds"] / rows["k"], "scores": rows["head_seconds"]}
+    found = rows.assign(**{name: time / rows["step_seconds"] for name, time in times.items()}).groupby(keys, dropna=False)
+    sums = found[[*JUDGED, "judged", "rounds"]].sum()
+    shares = {f"alpha_{i}": sums[f"kept_{i}"] / sums[f"decided_{i}"] for i in (1, 2)}
+    step, waiting = found["step_seconds"].median(), sums["judged"] / sums["rounds"]
+    return found[list(times)].median().assign(**shares, step=step, waiting=waiting).reset_index()
 
 
 def scheduled(draft: float, checks: Sequence[float], alphas: Sequence[float]) -> tuple[float, tuple[int, ...]]:
@@ -116,7 +127,7 @@ def evened(draft: float, checks: Sequence[float]) -> float:
 
 
 def factors(frame: DataFrame) -> DataFrame:
-    """What each change gives, all else equal, paired by prompt and turn: a line a place that drafts, a change and what it is at.
+    """The gain of each change, all else equal, paired by prompt and turn: one line per place that drafts, change and level.
 
     An approximate head over the dense one of its format, a deferred final token over an eager one, and both together;
     `over_plain` is the side with the change over plain decoding, `product` what both would give if the single gains multiplied.
@@ -177,12 +188,12 @@ def _with_products(table: DataFrame) -> DataFrame:
 
 
 def predictions(frame: DataFrame) -> DataFrame:
-    """One line a setting and half of its prompts: seconds measured, and predicted from the other half's counts.
+    """One line per setting and half of its prompts: seconds measured, and predicted from the other half's counts.
 
     Prompts are dealt to the halves in turns, kind after kind; parts are those timed between the runs. `own` are seconds
-    predicted from the runs' own counts, so that only the parts can be wrong. `plain` are the seconds
-    of plain decoding in the same turns, `plain_predicted` those that its parts predict. Settings on a single prompt, and runs
-    whose parts were not timed, are left out.
+    predicted from the runs' own counts, so that only the parts can be wrong. `plain` are the seconds of plain decoding in the
+    same turns, `plain_predicted` those that its parts predict. Settings on a single prompt, and runs whose parts were not
+    timed, are left out.
     """
     rows = frame[~frame["screened"]]
     rows = rows.assign(own=predicted_seconds(rows))
@@ -204,9 +215,9 @@ def predictions(frame: DataFrame) -> DataFrame:
 def errors(table: DataFrame) -> DataFrame:
     """How far predictions are off, in percent, over all runs and at each temperature.
 
-    `median`, `most` (95 % of the runs lie within) and `bias` are of the measured seconds, `own_median` and `own_most` of these
-    from the runs' own counts; `gain_median` and `gain_most` of the speedup over plain decoding in the same turns, from which a
-    machine's changes of pace fall out.
+    `median`, `most` (95 % of the runs are within) and `bias` are of the measured seconds, `own_median` and `own_most` of these
+    from the runs' own counts; `gain_median` and `gain_most` of the speedup over plain decoding in the same turns, where a
+    machine's changes of pace cancel out.
     """
     gains = (table["plain_predicted"] / table["predicted"]) / (table["plain"] / table["seconds"])
     ratios = {"": table["predicted"] / table["seconds"], "own_": table["own"] / table["seconds"], "gain_": gains}
@@ -221,7 +232,7 @@ def errors(table: DataFrame) -> DataFrame:
 
 
 def losses(table: DataFrame) -> Any:
-    """What the model's k loses of the fastest k's tokens a second, in percent, by draft and head: the mean of both halves.
+    """What the model's k loses against the fastest k, in percent of tokens per second, by draft and head: both halves' mean.
 
     Drafts and heads that ran at one k are left out.
     """
@@ -234,7 +245,7 @@ def losses(table: DataFrame) -> Any:
 
 
 def picks(table: DataFrame) -> DataFrame:
-    """How well the model picks k: a line with what its picks lose in percent, and how many percent of them lose at most NEAR."""
+    """How well the model picks k: what its picks lose in percent, and how many percent of them lose at most NEAR."""
     lost = losses(table)
     facts = {"near": 100 * (lost <= NEAR).mean(), "mean": lost.mean(), "worst": lost.max()}
     return framed([{"settings": len(lost), **facts}] if len(lost) else [], ["settings", "near", "mean", "worst"])

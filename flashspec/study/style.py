@@ -1,4 +1,4 @@
-"""How every figure looks, and the line under it that says which function drew it from which table on which machine."""
+"""How every figure looks, and what its file says of the function, the tables and the machines that it comes from."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SHADES = {
     "#0072B2": "dense draft_model main bfloat16 flashspec",
     "#D55E00": "flash",
     "#56B4E9": "self_speculation float32 ivf",
-    "#88CCEE": "ivfpq",
+    "#44AA99": "ivfpq",
     "#009E73": "hispec shallow int8",
     "#117733": "hispec_adaptive in_context",
     "#882255": "hispec_typical vocab_trim",
@@ -29,7 +29,7 @@ SHADES = {
     "#B8860B": "flash_int4",
     "#A0522D": "int4",
     "#332288": "hnsw",
-    "#F0E442": "preview",
+    "#999933": "preview",
 }
 COLOURS = {name: shade for shade, names in SHADES.items() for name in names.split()}
 NAMES = {
@@ -44,20 +44,21 @@ NAMES = {
     "shallow": "1-layer draft",
     "qwen3-0.6b": "Qwen3-0.6B shape",
 }
-WIDTH = 8.4
+WIDTH = 7.0
 
 
 class Picture(NamedTuple):
-    """A drawn figure: the matplotlib object, and the SVG that notebooks and pages show."""
+    """A drawn figure: the matplotlib object, the SVG that pages show, and the line that a notebook writes under it."""
 
     figure: Figure
     svg: str
+    source: str
 
     def __repr__(self) -> str:
         return f"Picture of {len(self.svg)} characters"
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
-        return {"image/svg+xml": self.svg}
+        return {"image/svg+xml": self.svg, "text/html": f"{self.svg}<p><small>{self.source}</small></p>"}
 
     def save(self, path: str | Path) -> None:
         """Write the SVG to a file, only if it would change it."""
@@ -73,7 +74,7 @@ def named(name: str) -> str:
 
 
 def drawn(draw: Callable[..., Figure]) -> Callable[..., Picture]:
-    """A figure function whose picture names it, its tables and their machines underneath."""
+    """A figure function whose picture names it, its tables and their machines."""
 
     @functools.wraps(draw)
     def picture(*results: Any, **options: Any) -> Picture:
@@ -82,8 +83,8 @@ def drawn(draw: Callable[..., Figure]) -> Callable[..., Picture]:
         settings: Any = look()
         with matplotlib.rc_context(settings):
             figure = draw(*results, **options)
-            footer(figure, draw.__name__, results)
-            return Picture(figure, svg(figure))
+            facts = origin(draw.__name__, results)
+            return Picture(figure, svg(figure, facts), " · ".join(filter(None, facts.values())))
 
     return picture
 
@@ -118,17 +119,17 @@ def page(height: float) -> Figure:
     return Figure(figsize=(WIDTH, height), layout="constrained")
 
 
-def footer(figure: Figure, function: str, results: tuple[Any, ...]) -> None:
-    """Write function, tables, machines and days in small print under the figure."""
-    tables = ", ".join(f"{each.path.parent.name}/{each.path.stem}" for each in results)
-    machines = "; ".join(dict.fromkeys(each.machine for each in results))
-    figure.supxlabel(f"figures.{function} · {tables}\n{machines}", fontsize=7, color="#777777", x=0.01, ha="left")
+def origin(function: str, results: tuple[Any, ...]) -> dict[str, str]:
+    """Function, tables, and machines with their days, under the names that an SVG file has for them."""
+    tables = dict.fromkeys(f"{each.path.parent.name}/{each.path.stem}" for each in results)
+    machines = dict.fromkeys(each.machine for each in results)
+    return {"Identifier": f"figures.{function}", "Relation": " ".join(tables), "Coverage": "; ".join(machines)}
 
 
-def svg(figure: Figure) -> str:
-    """The figure as SVG text without a date, so that the same table gives the same bytes."""
+def svg(figure: Figure, facts: dict[str, str]) -> str:
+    """The figure as SVG text with its origin and without a date, so that the same table gives the same bytes."""
     page = io.StringIO()
-    figure.savefig(page, format="svg", metadata={"Date": None, "Creator": None})
+    figure.savefig(page, format="svg", metadata={"Date": None, "Creator": None, **facts})
     return "\n".join(line.rstrip() for line in page.getvalue().splitlines()) + "\n"
 
 

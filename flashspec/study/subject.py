@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,21 +24,22 @@ from flashspec.study.registry import EXPERIMENTS
 
 GLUED = "application/papermill.record/text/plain"
 Values = Mapping[str, Any]
-Result = tuple[list[dict[str, Any]], dict[str, Any]]  # rows and origin
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """An experiment from certain parameters on, the result of a point being its table."""
+    """An experiment or a preset, the result of a point being its table; `timed` where its rows are of a clock."""
 
     name: str
-    experiment: Experiment
-    base: Any
-    suffix, text = ".parquet", ""
+    suffix = ".parquet"
+    text = ""
+
+    @cached_property
+    def experiment(self) -> Experiment:
+        return EXPERIMENTS[self.name] if self.name in EXPERIMENTS or ":" in self.name else EXPERIMENTS.preset(self.name)
 
     @property
     def timed(self) -> bool:
-        """Whether rows are of a clock, so that no two points may run at once on a machine."""
         return self.experiment.measured
 
     @property
@@ -45,14 +47,15 @@ class Measurement:
         """The folder that names of models are relative to."""
         return Path.cwd()
 
-    @property
+    @cached_property
     def facts(self) -> dict[str, Any]:
         """What a point's key holds besides its parameters and models."""
         return {"experiment": self.experiment.name, "version": self.experiment.version}
 
     def settled(self, values: Values) -> dict[str, Any]:
         """All parameters as JSON values in declared types; unknown names and wrong types are refused."""
-        return canonical(self.experiment.parse({**vars(self.base), **values}))
+        base = self.experiment.presets[self.name] if self.name in self.experiment.presets else self.experiment.params()
+        return canonical(self.experiment.parse({**vars(base), **values}))
 
     def models(self, params: Values) -> dict[str, Any]:
         """Digests of the files of the models that parameters name."""
@@ -62,8 +65,8 @@ class Measurement:
         """The file of one point's result, made in a folder that keeps what is unfinished."""
         return self.experiment.run(params, root=folder).path
 
-    def read(self, path: Path) -> Result:
-        """What a result holds; Refused where it is damaged."""
+    def read(self, path: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        """Rows and origin of a result; Refused where it is damaged."""
         table, origin = tables.opened(path)
         return table.to_pylist(), origin
 
@@ -72,16 +75,23 @@ class Measurement:
 class Notebook:
     """A notebook, the result of a point being the executed one, its row what it glued; verbs as `Measurement` has them."""
 
-    name: str
-    home: Path
-    text: str
-    suffix, timed = ".ipynb", False
+    path: Path
+    suffix = ".ipynb"
+    timed = False  # for all that anybody knows
 
     @property
-    def path(self) -> Path:
-        return self.home / self.name
+    def name(self) -> str:
+        return self.path.name
 
     @property
+    def home(self) -> Path:
+        return self.path.parent
+
+    @cached_property
+    def text(self) -> str:
+        return self.path.read_text(encoding="utf-8")
+
+    @cached_property
     def facts(self) -> dict[str, Any]:
         versions = {name: found.version for name, found in EXPERIMENTS.items()}
         return {"notebook": [(cell["cell_type"], cell["source"]) for cell in cells(self.path)], "versions": versions}
@@ -105,7 +115,7 @@ class Notebook:
     def run(self, params: Values, folder: Path) -> Path:
         started, before = time.monotonic(), _stored()
         try:
-            out = execute(self.path, folder / "executed" / self.name, params, None, Path.cwd())
+            out = execute(self.path, folder / "executed" / self.path.name, params, None, Path.cwd())
         finally:
             for path, _ in _stored() - before:
                 place = folder / "tables" / path.parent.name / path.name
@@ -117,7 +127,7 @@ class Notebook:
         write_text(json.dumps(made, indent=1, ensure_ascii=False) + "\n", out)
         return out
 
-    def read(self, path: Path) -> Result:
+    def read(self, path: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         try:
             origin = json.loads(path.read_bytes())["metadata"]["flashspec"]
             return [{**origin["params"], **_glued(path)}], origin
@@ -127,12 +137,7 @@ class Notebook:
 
 def subject_of(name: str) -> Measurement | Notebook:
     """The notebook whose path this is, or the experiment or preset of this name."""
-    if name.endswith(".ipynb"):
-        path = Path(name).resolve()
-        cells(path)
-        return Notebook(path.name, path.parent, path.read_text(encoding="utf-8"))
-    found = EXPERIMENTS[name] if name in EXPERIMENTS or ":" in name else EXPERIMENTS.preset(name)
-    return Measurement(name, found, found.presets.get(name) or found.params())
+    return Notebook(Path(name).resolve()) if name.endswith(".ipynb") else Measurement(name)
 
 
 def _stored() -> set[tuple[Path, int]]:

@@ -1,6 +1,6 @@
-"""Tables on disk: a Parquet file each, typed rows, origin in the metadata, and a digest over every byte.
+"""Tables on disk: one Parquet file each, typed rows, origin in the metadata, and a digest over every byte.
 
-An unfinished table is a journal: its finished points, one JSON line each, held by one process at a time.
+An unfinished table is a journal: its finished points, a line and its digest each, held by one process at a time.
 """
 
 from __future__ import annotations
@@ -8,23 +8,24 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from functools import cached_property
 from operator import methodcaller
 from pathlib import Path
 from types import NoneType
-from typing import Any, get_args
+from typing import IO, Any, get_args
 
 from flashspec import provenance
-from flashspec.models.writing import made, replaced, write_text
+from flashspec.models.folder import first_line
+from flashspec.models.writing import made, replaced
 from flashspec.study.frames import DataFrame, framed
 from flashspec.study.parameters import Refused, hints
 
 ORIGIN, SEAL, BLANK = b"flashspec", b"flashspec-sha256:", b"0" * 64
+SCHEMA = 1  # of a table's file; a file that names none is of the first
 ARROW = {bool: "bool_", int: "int64", float: "float64", str: "string"}
 
 
@@ -80,7 +81,7 @@ def cells(row: Any, kind: type) -> dict[str, Any]:
 
 def write(path: Path, kind: type, rows: Sequence[Any], origin: dict[str, Any]) -> Results:
     """Store a table in one step: temporary name, flush, rename."""
-    origin = {**origin, "rows": len(rows), "columns": list(columns(kind))}
+    origin = {**origin, "schema": SCHEMA, "rows": len(rows), "columns": list(columns(kind))}
     data = _sealed(kind, rows, origin)
     with made(path.parent), replaced(path) as part:
         part.write_bytes(data)
@@ -88,11 +89,15 @@ def write(path: Path, kind: type, rows: Sequence[Any], origin: dict[str, Any]) -
 
 
 def read(path: Path, kind: type) -> Results | None:
-    """The stored table; None if there is none; Refused if it is damaged or has other columns."""
+    """The stored table, columns that it lacks at their defaults; None if there is none.
+
+    Refused if it is damaged, of a later schema, has a column that `kind` has not, or lacks one without a default.
+    """
     if not path.exists():
         return None
     table, origin = opened(path)
-    if other := set(table.column_names) ^ set(columns(kind)):
+    had, needed = set(table.column_names), {field.name for field in fields(kind) if field.default is MISSING}
+    if other := (had - columns(kind).keys()) | (needed - had):
         raise Refused(
             f"table {path.name} in {path.parent.name} has other columns than the experiment now makes "
             f"({', '.join(sorted(other))}): delete it or measure it afresh (--fresh)"
@@ -102,28 +107,33 @@ def read(path: Path, kind: type) -> Results | None:
 
 def opened(path: Path) -> tuple[Any, dict[str, Any]]:
     """A file's Arrow table and origin; Refused in one sentence if a single bit of it is not as it was written."""
-    data = path.read_bytes()
+    data, where = path.read_bytes(), f"table {path.name} in {path.parent.name}"
     if not intact(data):
-        raise Refused(
-            f"table {path.name} in {path.parent.name} is damaged, its bytes do not match the digest in it: "
-            "restore it or measure it afresh (--fresh)"
-        )
+        raise Refused(f"{where} is damaged, its bytes do not match the digest in it: restore it or measure it afresh (--fresh)")
     import pyarrow
     from pyarrow import parquet
 
-    table = parquet.ParquetFile(pyarrow.BufferReader(data)).read()
-    return table, json.loads(table.schema.metadata[ORIGIN])
+    try:
+        table = parquet.ParquetFile(pyarrow.BufferReader(data)).read(use_threads=False)
+        origin = dict(json.loads(table.schema.metadata[ORIGIN]))
+        schema = int(origin.get("schema", 1))
+    except (pyarrow.ArrowException, OSError, LookupError, TypeError, ValueError, RecursionError) as error:
+        raise Refused(f"{where} has a sound digest and is no table of ours ({first_line(error)}): restore it") from None
+    if schema > SCHEMA:
+        writer = (origin.get("versions") or {}).get("flashspec", "another")
+        raise Refused(f"{where} has schema {schema} of flashspec {writer}, this one reads up to {SCHEMA}: install that one")
+    return table, origin
 
 
 def intact(data: bytes) -> bool:
-    """Whether the bytes of a file are those that its digest was taken of."""
+    """Whether the bytes of a file still match its digest."""
     at = data.rfind(SEAL) + len(SEAL)
     blank = data[:at] + BLANK + data[at + 64 :]
     return data.count(SEAL) == 1 and hashlib.sha256(blank).hexdigest().encode() == data[at : at + 64]
 
 
 def listed(root: Path | None = None) -> DataFrame:
-    """One line a stored table: what it is, where, when, from which code and in how many seconds it was made."""
+    """One line per stored table: what it is, where, when, from which code and in how many seconds it was made."""
     columns, lines = ["table", "rows", "kind", "origin", "commit", "seconds"], []
     for path in sorted((root or default_root()).glob("*/*.parquet")):
         facts = opened(path)[1]
@@ -152,55 +162,80 @@ def _sealed(kind: type, rows: Sequence[Any], origin: dict[str, Any]) -> bytes:
 
 
 class Journal:
-    """Rows of finished points by their keys, as a file holds them; lines under another header are dropped."""
+    """Rows of finished points by their keys, as an open file holds them, each line sealed by a digest.
 
-    def __init__(self, path: Path, header: dict[str, Any]) -> None:
-        self.path, kept = path, _whole_lines(path)
-        kept = kept if kept[:1] == [header] else [header]
-        self.done: dict[str, list[Any]] = {line["point"]: line["rows"] for line in kept[1:]}
-        write_text("".join(json.dumps(line) + "\n" for line in kept), path)
+    A last line that was cut goes. Finished points under another header, or after a damaged line, are kept in a file of
+    their own, and a warning names it.
+    """
+
+    def __init__(self, file: IO[bytes], path: Path, header: dict[str, Any]) -> None:
+        file.seek(0)
+        data, self._file = file.read(), file
+        lines, kept = data.split(b"\n"), list(_sound(data))
+        ours = kept[:1] == [header]
+        used = len(kept) if ours else 0
+        if len(lines) - 1 > max(used, 1):
+            aside = path.with_suffix(f".{hashlib.sha256(data).hexdigest()[:12]}.jsonl")
+            with replaced(aside) as part:
+                part.write_bytes(data)
+            words = "finished points of other code, another machine or other columns, or damaged ones"
+            warnings.warn(f"{path.name} held {words}: they are kept in {aside.name} and measured again", stacklevel=6)
+        file.truncate(sum(len(line) + 1 for line in lines[:used]))
+        self.done: dict[str, list[Any]] = {line["point"]: line["rows"] for line in kept[1:used]}
+        if not ours:
+            self._append(header)
 
     def add(self, point: str, rows: list[Any]) -> None:
         """Record a finished point, flushed to disk before the next one starts."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"point": point, "rows": rows}) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        self._append({"point": point, "rows": rows})
         self.done[point] = rows
+
+    def _append(self, line: dict[str, Any]) -> None:
+        text = json.dumps(line).encode()
+        self._file.write(b"%s\t%s\n" % (text, _seal(text)))
+        self._file.flush()
+        os.fsync(self._file.fileno())
 
 
 @contextmanager
 def journal(path: Path, header: dict[str, Any]) -> Iterator[Journal]:
-    """A file's journal, held by one process at a time; only a failure after the first row keeps it."""
-    with made(path.parent), _lock(path):
-        found = Journal(path, header)
+    """A file's journal, held by one process at a time on whichever machine; only a failure after the first row keeps it."""
+    with made(path.parent), _locked(path) as file:
+        found = None
         try:
-            yield found
+            yield (found := Journal(file, path, header))
         except BaseException:
-            if not any(found.done.values()):
+            if not (any(found.done.values()) if found else b"\n" in path.read_bytes()):
                 path.unlink(missing_ok=True)
             raise
         path.unlink(missing_ok=True)
 
 
-def _lock(path: Path) -> Any:
-    """A lock of a file's own, with a warning where another process holds it now."""
-    from filelock import FileLock, Timeout
+def _locked(path: Path) -> IO[bytes]:
+    """The file, made where there is none, open and locked; a warning where another process holds it and this one waits."""
+    import fcntl
 
-    name = provenance.short_hash([str(path.resolve()), getattr(os, "getuid", int)()])
-    lock = FileLock(Path(tempfile.gettempdir()) / f"flashspec-{name}.lock")
-    try:
-        with lock.acquire(blocking=False):
-            return lock
-    except Timeout:
-        warnings.warn("another process is measuring this table: waiting for it", stacklevel=5)
-        return lock
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):  # whoever held it has finished and removed it, or its folder
+            file = path.open("a+b")
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                warnings.warn("another process is measuring this table: waiting for it", stacklevel=5)
+                fcntl.flock(file, fcntl.LOCK_EX)
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file
 
 
-def _whole_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a file, up to the first that is cut or unreadable."""
-    found = list[dict[str, Any]]()
-    with suppress(FileNotFoundError, TypeError, ValueError):
-        for text in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
-            found.append(dict(json.loads(text.removesuffix("\n") if text.endswith("\n") else "")))
-    return found
+def _sound(data: bytes) -> Iterator[dict[str, Any]]:
+    """The lines of a journal, up to the first that is cut, damaged or unreadable."""
+    for line in data.split(b"\n")[:-1]:
+        text, _, seal = line.rpartition(b"\t")
+        if seal != _seal(text):
+            return
+        yield json.loads(text)
+
+
+def _seal(text: bytes) -> bytes:
+    return hashlib.sha256(text).hexdigest()[:16].encode()

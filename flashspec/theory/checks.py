@@ -1,4 +1,4 @@
-"""Refusals that formulas and parameters share: an impossible number is named, never computed with."""
+"""Checks that formulas and parameters share: an impossible number is refused by name, never computed with."""
 
 from __future__ import annotations
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from flashspec.theory.checks import check_block, check_latency, check_share
 
-Chances = dict[int, float]  # of every number of tokens
+BURSTS, WAITS = (1, 2, 3, 4, 6, 8), (2, 4, 6, 8, 12)  # drafted tokens, and tokens that wait for the whole model, of schedules
 
 
 class Level(NamedTuple):
@@ -34,36 +34,33 @@ def nested(draft: float, levels: Sequence[Level]) -> tuple[float, float]:
     if not levels:
         raise ValueError("a cascade needs at least one verifier above the writer")
     burst = check_block(levels[0].every)
-    delivery, time = {burst: 1.0}, burst * check_latency("draft", draft)
+    delivery, time = [*[0.0] * burst, 1.0], burst * check_latency("draft", draft)
     for level in levels:
         waiting = _gathered(delivery, check_block(level.every))
         time *= _mean(waiting) / _mean(delivery)
-        time += sum(chance * level.time(count) for count, chance in waiting.items())
-        delivery = _checked(waiting, check_share("alpha", level.alpha))
+        time += sum(chance * level.time(count) for count, chance in enumerate(waiting) if chance)
+        delivery = _delivered(waiting, check_share("alpha", level.alpha))
     return _mean(delivery), time
 
 
-def _mean(chances: Mapping[int, float]) -> float:
-    return sum(count * chance for count, chance in chances.items())
+def _mean(chances: Sequence[float]) -> float:
+    return sum(count * chance for count, chance in enumerate(chances))
 
 
-def _gathered(delivery: Chances, every: int) -> Chances:
+def _gathered(delivery: Sequence[float], every: int) -> list[float]:
     """Deliveries added up until at least `every` tokens wait."""
-    few, enough = {0: 1.0}, Chances()
-    while few:
-        start = min(few)
-        before = few.pop(start)
-        for more, chance in delivery.items():
-            sums = enough if start + more >= every else few
-            sums[start + more] = sums.get(start + more, 0.0) + before * chance
-    return enough
+    waiting = [1.0, *[0.0] * (every + len(delivery) - 2)]
+    for start in range(every):
+        before, waiting[start] = waiting[start], 0.0
+        for more, chance in enumerate(delivery):
+            waiting[start + more] += before * chance
+    return waiting
 
 
-def _checked(waiting: Chances, alpha: float) -> Chances:
+def _delivered(waiting: Sequence[float], alpha: float) -> list[float]:
     """What is delivered upwards: the accepted tokens, and one of the level's own."""
-    delivered = Chances()
-    for count, chance in waiting.items():
+    delivered = [0.0] * (len(waiting) + 1)
+    for count, chance in enumerate(waiting):
         for kept in range(count + 1):
-            share = alpha**kept * (1.0 if kept == count else 1.0 - alpha)
-            delivered[kept + 1] = delivered.get(kept + 1, 0.0) + chance * share
+            delivered[kept + 1] += chance * alpha**kept * (1.0 if kept == count else 1.0 - alpha)
     return delivered

@@ -1,8 +1,8 @@
-"""A text that is known in advance, and how a draft would have fared on it, without the target.
+"""A text that is known in advance, and how a draft would have done on it, without the target.
 
-A lossless method prints the target's own text. Given that text, its tokens came from the draft independently of each other:
-token x with probability min(1, q(x) / p(x)) under speculative sampling (Leviathan et al. 2023, section 2.3), and 1 or 0
-where draft and target share their noise or are greedy; one forward over the text gives all of these numbers.
+A lossless method prints the target's own text. Given that text, each of its tokens came from the draft independently: token x
+with probability min(1, q(x) / p(x)) under speculative sampling (Leviathan et al. 2023, section 2.3), and 1 or 0 where draft and
+target share their noise or are greedy. One forward over the text gives all of these numbers.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Shares = Sequence[float]  # of a text: the probability that each token is accept
 
 
 class Counts(NamedTuple):
-    """Expected counts of decoding known texts; exact ones where every probability is 1 or 0."""
+    """Expected counts of decoding known texts; exact where every probability is 1 or 0."""
 
     rounds: float = 0.0
     drafted: float = 0.0
@@ -27,14 +27,14 @@ class Counts(NamedTuple):
 
     @property
     def tar(self) -> float:
-        """Tokens a check settles, its own included; ValueError where nothing was emitted."""
+        """Tokens per check, its own included; ValueError where nothing was emitted."""
         if not self.rounds:
             raise ValueError("no round, so no tokens a round: give texts of at least one token")
         return self.emitted / self.rounds
 
 
 def rounds_of(shares: Shares, block: int) -> Iterator[tuple[float, tuple[float, ...]]]:
-    """For every token, the chance that a round starts there, and those that its first 0, 1, ... drafts are all accepted.
+    """For every token, the chance that a round starts there, and the chances that its first 0, 1, ... drafts are all accepted.
 
     A round drafts min(k, tokens left - 1), accepts some from the front and adds one, as the loop does.
     """
@@ -51,7 +51,7 @@ def rounds_of(shares: Shares, block: int) -> Iterator[tuple[float, tuple[float, 
 
 
 def replayed(shares: Shares, block: int) -> Counts:
-    """Counts of one text whose token n the draft gets with probability shares[n]."""
+    """Counts of one text whose token n is proposed by the draft with probability shares[n]."""
     rounds = list(rounds_of(shares, block))
     drafted = sum(probability * (len(reach) - 1) for probability, reach in rounds)
     accepted = sum(probability * sum(reach[1:]) for probability, reach in rounds)

@@ -1,7 +1,7 @@
-"""Closed forms of speculative decoding: tokens a check, time a round, and when a cheaper draft or head pays.
+"""Closed forms of speculative decoding: tokens per check, time per round, and when a cheaper draft or head pays.
 
-Letters: alpha is the acceptance rate of one drafted token, k the block (drafted tokens a check), TAR the tokens one
-check settles, its own included. Times are in any one unit; rates are per that unit.
+Letters: alpha is the acceptance rate of one drafted token, k the block (drafted tokens per check), TAR the tokens settled per
+check, its own included. Times are in any one unit; rates are per that unit.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from flashspec.theory.checks import check_block, check_latency, check_positive, 
 
 @dataclass(frozen=True)
 class Costs:
-    """What one round spends: `draft` a drafted token, `verify` a check, `finalize` and `overhead` a round.
+    """The times of one round: `draft` per drafted token, `verify` per check, `finalize` and `overhead` per round.
 
-    `draft` is a constant a token, or a function of the block that gives the whole burst; `verify` is a constant or a
-    function of the block. `finalize` is the extra target pass of eager finalisation, `overhead` what else a round costs.
+    `draft` is a constant per token, or a function of the block that gives the whole burst; `verify` is a constant or a function
+    of the block. `finalize` is the extra target pass of eager finalisation, `overhead` everything else.
     """
 
     draft: float | Callable[[int], float]
@@ -53,9 +53,9 @@ class Interval(NamedTuple):
 
 
 class BreakEven(NamedTuple):
-    """What one change alone would have to be for speculation to be as fast as plain decoding.
+    """What one change alone would have to reach for speculation to be as fast as plain decoding.
 
-    The alpha (None: no alpha is enough), the tokens a check, the longest draft step (None: not even a free draft pays).
+    The alpha (None: no alpha is enough), the tokens per check, the longest draft step (None: not even a free draft pays).
     """
 
     acceptance: float | None
@@ -82,8 +82,7 @@ def tokens_from_curve(curve: Sequence[float]) -> float:
 def round_parts(costs: Costs, block: int) -> dict[str, float]:
     """The time ledger of one round: draft, verify, finalize, overhead."""
     check_block(block)
-    fixed = {"finalize": costs.finalize, "overhead": costs.overhead}
-    return {"draft": costs.burst(block), "verify": costs.check(block), **fixed}
+    return {"draft": costs.burst(block), "verify": costs.check(block), "finalize": costs.finalize, "overhead": costs.overhead}
 
 
 def round_time(costs: Costs, block: int) -> float:
@@ -104,7 +103,7 @@ def speedup(tar: float, costs: Costs, block: int, step: float) -> float:
 
 
 def break_even(tar: float, costs: Costs, block: int, step: float) -> BreakEven:
-    """What would have to be true, one change at a time, for speculation to cost what plain decoding does.
+    """What it would take, one change at a time, for speculation to break even with plain decoding.
 
     The acceptance solves tokens_per_check(alpha, k) = round time / step (Leviathan et al. 2023, corollary 3.9).
     """
@@ -116,7 +115,7 @@ def break_even(tar: float, costs: Costs, block: int, step: float) -> BreakEven:
 
 
 def acceptance_for(tar: float, block: int) -> float:
-    """The alpha at which a check of `block` drafted tokens settles `tar`; 0 for no more than one, 1 for all."""
+    """The alpha at which a check of `block` drafted tokens settles `tar`; 0 for at most one, 1 for all."""
     low, high = 0.0, 1.0
     for _ in range(60):
         middle = (low + high) / 2
@@ -169,7 +168,7 @@ def interpolated(times: Mapping[int, float]) -> Callable[[float], float]:
 
 
 def bootstrap(samples: Sequence[Sequence[Any]], statistic: Callable[..., float], draws: int = 1000, seed: int = 0) -> Interval:
-    """A statistic of samples and its 95 % percentile interval, each sample drawn anew with replacement (Efron 1979).
+    """A statistic of samples and its 95 % percentile interval, by resampling with replacement (Efron 1979).
 
     Items must be independent: whole texts, not tokens; whole turns, not calls. ValueError for a sample of fewer than 3.
     """

@@ -1,4 +1,4 @@
-"""Drafts for models made elsewhere: layers of a base, taught by the target's conversations; the rest stays the base's."""
+"""Drafts for published models: layers of a base, taught by the target's conversations; the rest stays the base's."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class BorrowedRecipe(LessonRecipe):
 
 
 def train_borrowed(target: Path, base: Path, out: Path, work: Path, recipe: BorrowedRecipe) -> tuple[float, float]:
-    """Cut layers out of the model at `base`, teach them what `target` says, and write the draft to `out` (Yan et al. 2024).
+    """Cut layers out of the model at `base`, train them on what `target` writes, and write `out` (Yan et al. 2024).
 
-    Gives acceptance at T = 1 and agreement on held-out lessons. Lessons and runs lie in `work`, where a killed run goes on and
-    other drafts of that target find the lessons. Raises ValueError for models of different vocabularies, of too few layers,
-    without chat template, or that transformers computes; FileExistsError where `out` has files.
+    Returns acceptance at T = 1 and agreement on held-out lessons. Lessons and runs are kept in `work`, where a killed run
+    continues and other drafts of that target find the lessons. Raises ValueError for models of different vocabularies, of too
+    few layers, without chat template, or computed by transformers only; FileExistsError where `out` has files.
     """
     with fresh_folder(out, [target, base]) as part:
         check_tokenizers(target, base)
@@ -61,7 +61,7 @@ def chosen(base: Transformer, ids: Tensor, layers: int) -> list[int]:
 
 
 def copied(base: Transformer, kept: list[int]) -> nn.ModuleList:
-    """Copies in float32 of some of a model's layers, from the bottom."""
+    """Float32 copies of some of a model's layers, from the bottom."""
     layers = [Layer(base.config) for _ in kept]
     for mine, number in zip(layers, kept, strict=True):
         mine.load_state_dict(base.blocks[number].state_dict())
@@ -69,7 +69,7 @@ def copied(base: Transformer, kept: list[int]) -> nn.ModuleList:
 
 
 def pupil(base: Transformer, layers: nn.ModuleList) -> Pupil:
-    """Such a draft as lessons teach it: embedding, norm and head stay as they are."""
+    """A borrowing draft in training: embedding, norm and head stay as they are."""
 
     def said(lesson: dict[str, Tensor]) -> Tensor:
         x = base.place(base.embed(lesson["ids"].long()), 0).to(torch.float32)

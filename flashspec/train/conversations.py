@@ -1,4 +1,4 @@
-"""Lessons: conversations that a chat model writes, the user's words too (Magpie, Xu et al. 2024), and its next-token chances."""
+"""Lessons: conversations that a chat model writes, the user's turns too (Magpie, Xu et al. 2024), and its token probabilities."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ HELD = 40  # of so many files, one is held out
 
 @dataclass(frozen=True)
 class LessonRecipe:
-    """How layers are taught: by how many texts of which length, for how long; `exits` are the layers whose rows lessons keep."""
+    """How layers are taught: how many texts, how long, for how many steps; lessons keep the rows of the layers `exits`."""
 
     exits: tuple[int, ...] = ()
     texts: int = 1728
@@ -47,14 +47,14 @@ class LessonRecipe:
 
 
 class Lessons(NamedTuple):
-    """What gives each lesson to learn from, and each of those that are held out."""
+    """Functions that return each lesson to learn from, and each one that is held out."""
 
     rest: Sequence[Callable[[], dict[str, Tensor]]]
     held: Sequence[Callable[[], dict[str, Tensor]]]
 
 
 class Turns(NamedTuple):
-    """A chat template in ids: all that stands before a user's words and the first of these, and what lets the model answer."""
+    """A chat template in ids: everything before a user's words with the first of these, and what lets the model answer."""
 
     openings: list[list[int]]
     answer: list[int]
@@ -69,13 +69,13 @@ def turns_of(source: Path, tokenizer: Any) -> Turns:
 
 
 class Script:
-    """Who speaks in each of a batch of conversations: a user, who ends in time, then the template, then the model."""
+    """Who speaks in each of a batch of conversations: first the user, then the template, then the model."""
 
     def __init__(self, answer: list[int]) -> None:
         self.answer, self.at = torch.tensor(answer), torch.full((TOGETHER,), -1)
 
     def follow(self, drawn: Tensor, written: int) -> Tensor:
-        """The next tokens [batch]: those drawn, or the template's, once the user's words have ended."""
+        """The next tokens [batch]: the drawn ones, or the template's, once the user's words have ended."""
         ends = (self.at < 0) & ((drawn == self.answer[0]) | (written >= LONGEST))
         self.at[ends] = 0
         told = (self.at >= 0) & (self.at < len(self.answer))
@@ -85,14 +85,14 @@ class Script:
 
     @property
     def answering(self) -> Tensor:
-        """Which of them the model itself goes on with."""
+        """Which conversations the model itself continues."""
         return self.at == len(self.answer)
 
 
 @torch.inference_mode()
 def conversations(model: Transformer, turns: Turns, recipe: LessonRecipe, number: int) -> dict[str, Tensor]:
-    """Lessons of TOGETHER conversations that begin with openers of one length: `ids` [TOGETHER, length], `top` ids and `logs` of
-    their probabilities [TOGETHER, length, TOP], and half-precision `rows` [TOGETHER, length, hidden] behind the recipe's layers.
+    """Lessons of TOGETHER conversations whose openers have the same length: `ids` [TOGETHER, length], `top` ids and `logs` of
+    their probabilities [TOGETHER, length, TOP], and half-precision `rows` [TOGETHER, length, hidden] after the recipe's layers.
     """
     dice = np.random.default_rng((recipe.seed, number))
     noise = torch.Generator().manual_seed(int(dice.integers(2**31)))
@@ -123,13 +123,13 @@ def conversations(model: Transformer, turns: Turns, recipe: LessonRecipe, number
 
 
 def lesson(logits: Tensor) -> dict[str, Tensor]:
-    """What is kept of logits [batch, n, V]."""
+    """The part of logits [batch, n, V] that a lesson keeps."""
     best, top = logits.topk(min(TOP, logits.shape[-1]), -1)
     return {"top": top.int(), "logs": (best - logits.logsumexp(-1, keepdim=True)).half()}
 
 
 def written(model: Transformer, turns: Turns, folder: Path, recipe: LessonRecipe) -> list[Path]:
-    """Files of lessons, TEXTS conversations each, the recipe's texts in all; those on disk are kept."""
+    """Files of lessons, TEXTS conversations each, the recipe's texts in all; existing files are kept."""
     folder.mkdir(parents=True, exist_ok=True)
     found = []
     for number, first in enumerate(tqdm(range(0, recipe.texts, TOGETHER), desc="conversations", delay=1)):
@@ -148,13 +148,13 @@ def read_lesson(path: Path) -> dict[str, Tensor]:
 
 
 def in_files(files: list[Path]) -> Lessons:
-    """Lessons that lie in files, of HELD of which one is held out."""
+    """Lessons from files; one file in HELD is held out."""
     reads = [partial(read_lesson, path) for path in files]
     return Lessons([read for i, read in enumerate(reads) if i % HELD != HELD - 1], reads[HELD - 1 :: HELD] or reads[:1])
 
 
 def taught(models: Models, source: Path, work: Path, recipe: LessonRecipe) -> Lessons:
-    """Lessons by the target at `source`, in a folder of work that is this target's, with these exits and seed."""
+    """Lessons by the target at `source`, in a folder of `work` for this target, these exits and this seed."""
     facts = {"model": target_digest(source), "exits": recipe.exits, "length": recipe.length, "seed": recipe.seed}
     claim(work / "recipe.json", facts)
     return in_files(written(models.target, turns_of(source, models.tokenizer), work / "lessons", recipe))

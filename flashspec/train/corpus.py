@@ -33,7 +33,7 @@ def library_root() -> Path:
 
 
 def read(path: Path) -> str:
-    """A text that the user gave; ValueError in words where it is not UTF-8."""
+    """A text that the user gave; ValueError where it is not UTF-8."""
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -59,7 +59,7 @@ def split(root: Path) -> tuple[list[Path], list[Path]]:
 
 
 def sources(paths: Iterable[Path] = (), count: int | None = None) -> list[str]:
-    """The given texts; where none is given those of all training modules, or of so many of them, shuffled."""
+    """The given texts, or else those of all training modules, or of this many of them, shuffled."""
     if found := [read(path) for path in paths]:
         return found
     files = split(library_root())[0]
@@ -68,7 +68,7 @@ def sources(paths: Iterable[Path] = (), count: int | None = None) -> list[str]:
 
 
 def encoded(tokenizer: Any, texts: Iterable[str]) -> np.ndarray:
-    """Texts as one stream of ids; ValueError where there is no tokenizer."""
+    """Texts as one stream of ids; ValueError without a tokenizer."""
     if tokenizer is None:
         raise ValueError("the checkpoint has no tokenizer.json and training learns on text; put it beside the weights")
     return np.concatenate([np.asarray(e.ids, dtype=np.int32) for e in tokenizer.encode_batch(list(texts))])
@@ -100,7 +100,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, end: str = END) -> An
 
 
 def write_tokenizer(folder: Path, source: Path) -> None:
-    """Copy tokenizer.json into the folder, described so that AutoTokenizer gives the same ids.
+    """Copy tokenizer.json into the folder, with the settings that make AutoTokenizer give the same ids.
 
     The end-of-text token begins, ends and pads. Raises ValueError when the tokenizer does not have it.
     """

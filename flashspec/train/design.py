@@ -30,7 +30,7 @@ CALIBRATION, HELD_OUT = 16, 0.1
 
 
 class Place(NamedTuple):
-    """Where a draft is made, where it is finished, and where designs of one target share its texts."""
+    """Where a draft is made and finished, and where designs of one target share its texts."""
 
     work: Path
     out: Path
@@ -46,7 +46,7 @@ class Material(NamedTuple):
 
 
 def check_fit(stream: np.ndarray, target: ModelConfig, design: Design) -> None:
-    """Refuse a form that is no part of the target, too short a text, and texts longer than the context."""
+    """Refuse a form that is not part of the target, a text that is too short, and texts longer than the context."""
     design.of(target)
     if design.length + bool(design.written) > target.context:
         raise ValueError(f"texts of {design.length} tokens do not fit the target's context of {target.context}; shorten length")
@@ -58,10 +58,10 @@ def check_fit(stream: np.ndarray, target: ModelConfig, design: Design) -> None:
 def design_draft(
     target: Transformer, stream: np.ndarray, folder: Path, design: Design, shared: Path | None = None
 ) -> Transformer:
-    """Prune a dense float32 target on a stream of ids, then train; run again in the same folder, it continues.
+    """Prune a dense float32 target on a stream of ids, then train; a second run in the same folder continues the first.
 
-    The last tenth of the stream is held out. Designs of one target, seed and batch may keep its texts and rows in one
-    `shared` folder. Raises ValueError for a folder of another design.
+    The last tenth of the stream is held out. Designs of one target, seed and batch may keep its texts and rows in one `shared`
+    folder. Raises ValueError for a folder of another design.
     """
     check_fit(stream, target.config, design)
     claim(folder / "design.json", facts_of(target.config, design))
@@ -85,12 +85,12 @@ def distill(draft: Transformer, target: Transformer, material: Material, folder:
 
 
 def facts_of(target: ModelConfig, design: Design) -> dict[str, Any]:
-    """What tells one draft from another, as JSON has it: its design and the shape of its target."""
+    """What distinguishes drafts, as JSON: the design and the shape of the target."""
     return json.loads(json.dumps({"design": asdict(design), "target": asdict(target)}))
 
 
 def _choice(target: Transformer, stream: np.ndarray, folder: Path, design: Design) -> Choice:
-    """What stays, chosen once and kept beside the run."""
+    """What is kept of the target, chosen once and stored with the run."""
     path = folder / "choice.json"
     if not path.exists():
         found = importance(target, windows(stream, CALIBRATION, design.length))
@@ -99,7 +99,7 @@ def _choice(target: Transformer, stream: np.ndarray, folder: Path, design: Desig
 
 
 def learn_text(draft: Transformer, texts: Texts, design: Design, step: int) -> float:
-    """Gradients of one step on texts alone, without the target's distributions; the loss."""
+    """Gradients of one step on texts alone, without the target's distributions; returns the loss."""
     ids = texts.draw(step, design.sequences, design.length)
     with computing(design.dtype):
         loss = cross_entropy(draft, draft.rows(ids[:, :-1]).flatten(0, 1), ids[:, 1:].reshape(-1))
@@ -108,7 +108,7 @@ def learn_text(draft: Transformer, texts: Texts, design: Design, step: int) -> f
 
 
 def learn_target(draft: Transformer, target: Transformer, material: Material, design: Design, step: int) -> float:
-    """Gradients of one step towards the target's distributions, one chunk of them alive at a time; the loss."""
+    """Gradients of one step towards the target's distributions, one chunk of them in memory at a time; returns the loss."""
     ids, total = material.texts.draw(step, design.sequences, design.length)[:, :-1], 0.0
     with computing(design.dtype):
         theirs = rows_of(target, ids, material.rows / f"{design.seed}-{step}.npy")
@@ -140,7 +140,7 @@ def acceptance(target: Transformer, draft: Transformer, held_out: np.ndarray, le
 
 
 def make_draft(models: Models, stream: np.ndarray, place: Place, design: Design, k: int) -> Path:
-    """The finished folder of a draft, with what vLLM's --speculative-config takes; the same one is left alone.
+    """The finished folder of a draft, with vLLM's --speculative-config; an existing one of the same design is kept.
 
     Raises what `design_draft` and `fresh_folder` raise; then nothing is made.
     """

@@ -1,6 +1,6 @@
-"""Exits on a frozen model, trained on its own distribution: a low-rank step on any text, a layer on conversations that it writes.
+"""Train a frozen model's exits towards its own distribution: a low-rank step on any text, or a layer on its own conversations.
 
-The model stays as it is; `load` finds the exits in one file of a copy of it.
+The model is not changed; `load` finds the exits in one file of a copy of it.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ STEPS = ExitRecipe(rank=64, steps=150, length=256, rate=2e-3)  # as low-rank ste
 
 
 def default_layers(depth: int) -> tuple[int, ...]:
-    """HiSpec's exits in a model of so many layers: an eighth and a quarter of the depth (Kumar et al. 2025)."""
+    """HiSpec's exits for this many layers: an eighth and a quarter of the depth (Kumar et al. 2025)."""
     if depth < 3:
         raise ValueError(f"a model of {depth} layers has no room for two exits; name one with --exits")
     first = max(1, depth // 8)
@@ -54,7 +54,7 @@ def check_ours(model: Transformer) -> Transformer:
 
 
 def fitted(model: Transformer, recipe: ExitRecipe) -> ExitRecipe:
-    """The recipe with its exits named, and texts that fit the model; ValueError for exits that cannot be trained on it."""
+    """The recipe with its exits filled in, and texts that fit the model; ValueError for exits that cannot be trained on it."""
     config = check_ours(model).config
     exits = check_layers(recipe.exits or default_layers(config.layers))
     if exits[-1] >= config.layers:
@@ -65,10 +65,10 @@ def fitted(model: Transformer, recipe: ExitRecipe) -> ExitRecipe:
 def train_exits(
     source: Path, out: Path, work: Path, recipe: ExitRecipe, text: Path | None = None
 ) -> dict[int, tuple[float, float]]:
-    """Train exits of the model at `source` and write `out`, a folder of that model with them; acceptance and agreement by layer.
+    """Train exits of the model at `source` and write `out`, a copy of it with them; returns acceptance and agreement by layer.
 
-    Low-rank steps learn from the text, or the standard library. Layers learn from lessons that lie in `work` with their runs,
-    where a killed run goes on. Raises ValueError for a short text, a model without tokenizer or chat template, for exits
+    Low-rank steps learn from the text, or the standard library. Layers learn from lessons, kept in `work` with their runs,
+    where a killed run continues. Raises ValueError for a short text, a model without tokenizer or chat template, for exits
     outside it, and for one that transformers computes; FileExistsError where `out` has files.
     """
     with fresh_folder(out, [source]) as part, TemporaryDirectory() as scratch:
@@ -85,13 +85,13 @@ def train_exits(
 
 
 def untrained(model: Transformer, recipe: ExitRecipe) -> dict[int, Exit]:
-    """Exits by layer as their training begins."""
+    """Exits by layer at the start of their training."""
     torch.manual_seed(recipe.seed)
     return {n: ExitAdapter(model, recipe.rank) if recipe.rank else ExitLayer.like_the_last(model) for n in recipe.exits}
 
 
 def pupil(model: Transformer, own: Exit, layer: int) -> Pupil:
-    """An exit as lessons teach it, with the rows of its layer that they hold."""
+    """An exit in training, with the rows of its layer from the lessons."""
 
     def said(lesson: dict[str, Tensor]) -> Tensor:
         return own(lesson[f"rows.{layer}"].float())
@@ -114,7 +114,7 @@ def of_text(models: Models, text: Path | None, recipe: ExitRecipe) -> Lessons:
 
 @torch.no_grad()
 def heard(model: Transformer, ids: Tensor, exits: tuple[int, ...]) -> dict[str, Tensor]:
-    """A lesson on ids [batch, n]: what the model says behind each, and rows [batch, n, hidden] behind these layers."""
+    """A lesson on ids [batch, n]: the model's predictions at each, and rows [batch, n, hidden] after these layers."""
     rows = {n: each.unflatten(0, ids.shape) for n, each in rows_at(model, ids, (*exits, model.config.layers)).items()}
     final = model.norm(rows[model.config.layers]).to(model.head_weight.dtype)
     return lesson(F.linear(final, model.head_weight).float()) | {f"rows.{n}": rows[n] for n in exits}

@@ -1,4 +1,4 @@
-"""How an exit or a draft learns from lessons, a model's likeliest next tokens: the loss and what it came to."""
+"""How an exit or a draft learns from lessons, a model's likeliest next tokens: the loss and the results."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Pupil(NamedTuple):
 
 
 def learned(pupil: Pupil, lessons: Lessons, folder: Path, recipe: LessonRecipe) -> tuple[float, float]:
-    """Train, or go on training, a pupil in a folder; its acceptance at T = 1 and agreement on held-out lessons."""
+    """Train a pupil in a folder, or continue; returns its acceptance at T = 1 and agreement on held-out lessons."""
     rest = lessons.rest
 
     def rows(lesson: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -65,7 +65,7 @@ def sampled_divergence(weight: Tensor, rows: Tensor, lesson: dict[str, Tensor], 
     """Mean KL divergence and total variation of rows' [n, hidden] distributions from the lesson's; adds to the rows' gradient.
 
     The sum over the vocabulary is that over the likeliest tokens of every row of a chunk and over OTHERS drawn from the rest,
-    each for its share of them: an estimate without bias of the partition function (Bengio and Senécal 2008).
+    each weighted by its share: an unbiased estimate of the partition function (Bengio and Senécal 2008).
     """
     total, share = 0.0, 1 / len(rows)
     for start in range(0, len(rows), CHUNK):
@@ -97,7 +97,7 @@ def _chunk(weight: Tensor, rows: Tensor, top: Tensor, logs: Tensor, dice: torch.
 def agreement(weight: Tensor, rows: Tensor, lesson: dict[str, Tensor]) -> tuple[float, float]:
     """Means over rows [n, hidden]: acceptance under speculative sampling at T = 1, and agreement of the best token.
 
-    Of the likeliest TOP tokens each counts, of the others only their mass, so the acceptance is an upper estimate.
+    The likeliest TOP tokens count one by one, the others only as a sum, so the acceptance is an upper estimate.
     """
     accepted, same = 0.0, 0.0
     parts = zip(rows.split(CHUNK), lesson["top"].long().split(CHUNK), lesson["logs"].float().split(CHUNK), strict=True)

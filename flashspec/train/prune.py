@@ -1,7 +1,7 @@
-"""Structured pruning: which layers, heads and channels of a model matter on a text, and a model of those.
+"""Structured pruning: which layers, heads and channels of a model matter on a text, and a model made of those.
 
-Layers count by how far they turn the residual stream (Gromov et al. 2024), heads by the norm of what they add to it,
-channels by their activation's norm times their down-projection's (after Wanda, Sun et al. 2023). The width stays.
+Layers count by how far they turn the residual stream (Gromov et al. 2024), heads by the norm of what they add to it, channels
+by their activation's norm times their down-projection's (after Wanda, Sun et al. 2023). The width is kept.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Importance(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """What stays: layers, and for each its key/value heads, query heads and channels."""
+    """What is kept: layers, and for each its key/value heads, query heads and channels."""
 
     layers: list[int]
     groups: list[list[int]]
@@ -36,7 +36,7 @@ class Choice(NamedTuple):
 
 @torch.no_grad()
 def importance(model: Transformer, ids: Tensor) -> Importance:
-    """Importance on ids [n, length]; the model is left as it was.
+    """Importance on ids [n, length]; the model is not changed.
 
     Raises ValueError for a model whose matrices are packed.
     """
@@ -62,7 +62,7 @@ def importance(model: Transformer, ids: Tensor) -> Importance:
 
 
 def choose(found: Importance, target: ModelConfig, wanted: ModelConfig) -> Choice:
-    """What stays of a target's shape in the wanted one: what matters most, everything in its old order."""
+    """What to keep of a target's shape for the wanted one: what matters most, in the old order."""
     layers = _top(found.layers, wanted.layers)
     share, groups, heads = wanted.heads // wanted.kv_heads, [], []
     for layer in layers:
@@ -80,7 +80,7 @@ def _top(scores: Tensor, count: int) -> list[int]:
 
 @torch.no_grad()
 def prune(model: Transformer, choice: Choice) -> Transformer:
-    """A new float32 model with only what was chosen; the old one is left as it was."""
+    """A new float32 model with only what was chosen; the old one is not changed."""
     heads, kv_heads, ffn = (len(kept[0]) for kept in (choice.heads, choice.groups, choice.channels))
     draft = Transformer(replace(model.config, layers=len(choice.layers), heads=heads, kv_heads=kv_heads, ffn=ffn))
     kept = {name: value for name, value in model.state_dict().items() if not name.startswith("layers.")}
@@ -93,7 +93,7 @@ def prune(model: Transformer, choice: Choice) -> Transformer:
 
 
 def _cuts(config: ModelConfig, choice: Choice, number: int) -> dict[str, tuple[int, Tensor]]:
-    """For each fused matrix of one layer, the dimension that is cut and the rows or columns that stay."""
+    """For each fused matrix of one layer, the dimension that is cut and the rows or columns that are kept."""
     query, key, _ = config.qkv_rows
     width = torch.arange(config.head_dim)
     heads, groups = (
@@ -109,7 +109,7 @@ def _cuts(config: ModelConfig, choice: Choice, number: int) -> dict[str, tuple[i
 
 
 def _cut(name: str, value: Tensor, cuts: dict[str, tuple[int, Tensor]]) -> Tensor:
-    """What stays of one tensor: a bias follows its matrix's rows, and is whole where columns are cut."""
+    """The kept part of one tensor: a bias follows its matrix's rows, and is kept completely where columns are cut."""
     module = name.rpartition(".")[0]
     if module not in cuts or (cuts[module][0] == 1 and value.ndim == 1):
         return value

@@ -24,9 +24,9 @@ def quantize_awq(
 ) -> None:
     """Write the dense Hugging Face model of source_folder with its layers in 4 bits, the rest in float16.
 
-    `texts` calibrate the search for scales and clipping: of their blocks of 512 tokens at most `blocks`, evenly spread, are
-    used. Raises ModuleNotFoundError without the `quantize` extra, FileNotFoundError without a tokenizer, ValueError for
-    fewer than 512 tokens or a folder that is quantised already, FileExistsError for a target with files in it.
+    `texts` calibrate the search for scales and clipping: at most `blocks` of their 512-token blocks, evenly spread, are used.
+    Raises ModuleNotFoundError without the `quantize` extra, FileNotFoundError without a tokenizer, ValueError for fewer than
+    512 tokens or a folder that is quantised already, FileExistsError for a target with files in it.
     """
     source, scheme = Path(source_folder), Scheme(group_size)
     raw, samples = _calibration(source, texts, blocks)
@@ -61,10 +61,10 @@ def _calibration(source: Path, texts: list[str], count: int) -> tuple[dict[str, 
 
 
 def _search(source: Path, samples: list[list[int]], group_size: int) -> Any:
-    """AutoAWQ's scale and clipping search on the CPU or GPU; the model with its layers packed.
+    """AutoAWQ's scale and clipping search on the CPU or GPU; returns the model with its layers packed.
 
-    Channel scales follow the activations alone: with the weights' magnitudes in them as well, the reference target lost
-    16 % perplexity instead of 1 %.
+    Channel scales depend on the activations alone: with the weights' magnitudes as well, the reference target lost 16 %
+    perplexity instead of 1 %.
     """
     try:
         with warnings.catch_warnings():

@@ -1,4 +1,4 @@
-"""The reference models from scratch: corpus, target, 4-bit target, drafts, and the record of the family.
+"""The reference models from scratch: corpus, target, 4-bit target, drafts, and the records of the family.
 
 Every step is resumable and skipped where its result exists; weights that ship are written once and then frozen.
 """
@@ -68,7 +68,7 @@ LICENCE = "Weights: Apache-2.0. Training text: the Python standard library, PSF 
 
 @contextmanager
 def _finished(folder: Path, work: Path) -> Iterator[Path]:
-    """A model's folder while it is made, completed with the corpus's tokenizer."""
+    """A model's folder in the making, completed with the corpus's tokenizer."""
     with fresh_folder(folder) as part:
         yield part
         corpus.write_tokenizer(part, work / "data" / "tokenizer.json")
@@ -125,7 +125,7 @@ def build_draft(work: Path, name: str) -> Path:
 
 
 def material_of(target: Transformer, work: Path, design: Design) -> Material:
-    """The corpus in work/data, and at every other step texts that the target wrote, where the design asks for them."""
+    """The corpus in work/data, and at every other step texts that the target wrote, if the design wants them."""
     stream, held = (np.load(work / "data" / name) for name in ("train.npy", "held_out.npy"))
     own = None
     if design.written:
@@ -135,7 +135,7 @@ def material_of(target: Transformer, work: Path, design: Design) -> Material:
 
 
 def add_flash_head(folder: Path, stream: np.ndarray, windows: int = 16) -> None:
-    """Cluster a draft's head and put it into the draft's folder, with its default probes.
+    """Cluster a draft's head and store it in the draft's folder, with its default probes.
 
     The tokens that it misses most often, on windows of a stream of training text, are always scored.
     """
@@ -148,7 +148,7 @@ def add_flash_head(folder: Path, stream: np.ndarray, windows: int = 16) -> None:
 
 
 def finish(work: Path, card: dict[str, Any]) -> None:
-    """Model cards, curves and digests; after this a folder is complete."""
+    """Write model cards, curves and digests; after this a folder is complete."""
     recipes: dict[str, Any] = {"target": TARGET_PHASES, **DRAFTS}
     for name, phases in recipes.items():
         folder, recipe = work / "models" / name, [asdict(phase) for phase in phases]
@@ -161,7 +161,7 @@ def finish(work: Path, card: dict[str, Any]) -> None:
 
 
 def make(work: Path, card: dict[str, Any]) -> Path:
-    """From the corpus in work/data, which `card` describes, to finished folders in work/models; resumable."""
+    """From the corpus in work/data, described by `card`, to finished folders in work/models; resumable."""
     dense, target = build_target(work), work / "models" / "target"
     if not (target / "config.json").exists():
         quantize_awq(dense, target, corpus.sources(count=CALIBRATION_FILES), blocks=CALIBRATION_BLOCKS)

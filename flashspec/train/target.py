@@ -1,6 +1,6 @@
 """The reference target: an early-exit model trained from scratch after LayerSkip (Elhoushi et al. 2024).
 
-Depth grows while it trains: the upper layers start as the identity and join in stages.
+It grows while it trains: the upper layers start as the identity and join in stages.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ WINDOW = 512
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the target is trained. `growth` maps a first step to the number of layers in use from then on.
+    """How the target is trained. `growth` maps a step to the number of layers in use from then on.
 
-    `exits` are trained in turn, one a step, on `exit_rows` rows: on the text with `exit_weight`, and with
-    `imitation_weight` on the model's own final distribution, which is what verification compares them with.
+    `exits` are trained in turn, one per step, on `exit_rows` rows: on the text with `exit_weight`, and with `imitation_weight`
+    on the model's own final distribution, which is what verification compares them with.
     """
 
     schedule: Schedule
@@ -63,7 +63,7 @@ def initialise(model: Transformer, seed: int) -> None:
 
 
 def learn_reference(model: Transformer, recipe: Recipe, texts: Texts, step: int) -> float:
-    """Gradients of one step: full depth, plus one exit in turn on a share of the rows; the loss."""
+    """Gradients of one step: full depth, plus one exit in turn on a share of the rows; returns the loss."""
     ids = texts.draw(step, recipe.sequences, recipe.length).to(model.device)
     labels = ids[:, 1:].reshape(-1)
     early, final = rows_with_dropout(model, recipe, ids[:, :-1], step)
@@ -77,7 +77,7 @@ def learn_reference(model: Transformer, recipe: Recipe, texts: Texts, step: int)
 
 
 def rows_with_dropout(model: Transformer, recipe: Recipe, ids: Tensor, step: int) -> tuple[Tensor, Tensor]:
-    """Rows [n, hidden] at the step's exit and at full depth, without the layers that the dice drop.
+    """Rows [n, hidden] at the step's exit and at full depth, with layers dropped at random.
 
     A layer's chance to be dropped grows with depth from 0 to `layer_dropout` (LayerSkip, section 3.1).
     """
@@ -101,7 +101,7 @@ def exit_scores(model: Transformer, held_out: np.ndarray, depths: tuple[int, ...
 
 
 def train_target(data: Path, folder: Path, recipe: Recipe, branch: Path | None = None) -> Transformer:
-    """Train, or continue, the target in `folder` on the corpus in `data`, from `branch` if it is new."""
+    """Train the target in `folder` on the corpus in `data`, or continue; a new run starts from `branch`."""
     model = Transformer(REFERENCE)
     initialise(model, recipe.seed)
     run = Run(model, recipe.schedule, folder)

@@ -22,7 +22,7 @@ Scored = Callable[[Tensor], Mapping[str, Tensor]]  # logits [n, vocab] by name, 
 
 
 def cut(stream: np.ndarray, starts: np.ndarray, length: int) -> Tensor:
-    """Ids [count, length] of a stream, from each of the starts."""
+    """Ids [count, length] of a stream, from each of these starts."""
     return torch.from_numpy(np.stack([stream[s : s + length] for s in starts]).astype(np.int64))
 
 
@@ -42,7 +42,7 @@ class Texts(NamedTuple):
     own: np.ndarray | None = None
 
     def draw(self, step: int, count: int, length: int) -> Tensor:
-        """Ids [count, length + 1]; of more and shorter texts where the target's own are shorter."""
+        """Ids [count, length + 1]; more and shorter texts where the target's own are shorter."""
         dice = np.random.default_rng((self.seed, step))
         if self.stream is not None and (self.own is None or step % 2 == 0):
             return cut(self.stream, dice.integers(0, len(self.stream) - length - 1, size=count), length + 1)
@@ -78,15 +78,14 @@ class Grown:
         self.keys, self.values = torch.zeros(shape, dtype=model.embed.weight.dtype)
 
     def write(self, start: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, None]:
-        """Everything up to and with these rows [batch, kv_heads, n, head_dim]."""
+        """All rows up to these [batch, kv_heads, n, head_dim], which are stored."""
         stop = start + keys.shape[2]
         self.keys[:, :, start:stop], self.values[:, :, start:stop] = keys, values
         return self.keys[:, :, :stop], self.values[:, :, :stop], None
 
 
 def step(model: Transformer, caches: list[Grown], fresh: Tensor, stop: int, depths: tuple[int, ...] = ()) -> dict[int, Tensor]:
-    """Rows [batch, n, hidden] by depth behind the tokens [batch, n] that end at `stop`: those of `depths`, and at 0 the last ones
-    behind the final norm."""
+    """Rows [batch, n, hidden] by depth after tokens [batch, n] that end at `stop`: of `depths`, and at 0 after the norm."""
     start, found = stop - fresh.shape[1], {}
     x = model.place(model.embed(fresh), start)
     for depth, (layer, cache) in enumerate(zip(model.blocks, caches, strict=True), start=1):
@@ -111,7 +110,7 @@ def continued(model: Transformer, prompts: Tensor, length: int, dice: torch.Gene
 
 
 def write(target: Transformer, stream: np.ndarray, folder: Path, design: Design) -> np.ndarray:
-    """A design's texts [written, length + 1] by the target, behind windows of the stream; kept on disk."""
+    """A design's texts [written, length + 1] by the target, after windows of the stream; kept on disk."""
     pieces = []
     for first in tqdm(range(0, design.written, TOGETHER), desc="texts by the target", delay=1):
         path = folder / f"{first}.npy"
@@ -126,7 +125,7 @@ def write(target: Transformer, stream: np.ndarray, folder: Path, design: Design)
 
 
 def save(path: Path, array: np.ndarray) -> None:
-    """Write an array; a kill leaves nothing half-written."""
+    """Write an array; a kill leaves no partial file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with replaced(path) as part, part.open("wb") as file:
         np.save(file, array)

@@ -30,7 +30,7 @@ class Schedule:
     """Steps and learning rates of one run.
 
     `decay` steps at the end fall linearly to zero; before them the rate is constant after `warmup` steps (Hu et al. 2024,
-    warmup-stable-decay). `handover` ends the run early, with the rate it then has, for another phase to take up.
+    warmup-stable-decay). `handover` ends the run early, at its current rate, for another phase to continue.
     """
 
     steps: int
@@ -81,13 +81,13 @@ class Run:
         folder.mkdir(parents=True, exist_ok=True)
 
     def save(self) -> None:
-        """Write the state; a kill leaves the old or the new one whole."""
+        """Write the state; a kill leaves a complete old or new one."""
         states = [optimizer.state_dict() for optimizer in self.optimizers]
         with replaced(self.checkpoint) as part, part.open("wb") as file:
             torch.save({"model": self.model.state_dict(), "optimizers": states, "step": self.step}, file)
 
     def resume(self, branch: Path | None = None) -> None:
-        """Continue from this run's checkpoint or, where there is none yet, branch off from another run's."""
+        """Continue from this run's checkpoint or, if there is none yet, branch off from another run's."""
         source = self.checkpoint if self.checkpoint.exists() else branch
         if source is None:
             return
@@ -133,7 +133,7 @@ class Run:
 
 
 def claim(card: Path, facts: dict[str, Any]) -> None:
-    """Note in a folder, on this card, what is made there; ValueError where the card names something else."""
+    """Record in a folder, on this card, what is made there; ValueError where the card names something else."""
     facts = json.loads(json.dumps(facts))
     if card.is_file() and read_as(card, dict) != facts:
         raise ValueError(f"{card.parent} holds the work on another model, design or recipe; give another --work, or remove it")
@@ -170,5 +170,5 @@ def chances(model: Transformer, rows: Tensor) -> Tensor:
 
 
 def disagreement(model: Transformer, early: Tensor, final: Tensor) -> Tensor:
-    """Mean divergence of an exit's rows [n, hidden] from the model's final rows, taken as given."""
+    """Mean divergence of an exit's rows [n, hidden] from the model's final rows, which get no gradient."""
     return divergence(chances(model, final), F.linear(model.norm(early), model.head_weight), 1.0) / len(early)
