@@ -211,7 +211,7 @@ def test_every_registered_experiment_bears_its_name_and_a_smoke_preset():
     assert EXPERIMENTS.preset("head_build").name == "recall" and EXPERIMENTS.preset("head_cost").name == "parts"
     assert EXPERIMENTS.preset("many-1") is EXPERIMENTS.preset("smoke") is EXPERIMENTS["race"]
     for asked in (EXPERIMENTS.preset, run):
-        refused("unknown experiment 'no'; known experiments: exits, .*recall", asked, "no", error=Refused)
+        refused("unknown experiment 'no'; known experiments: decodes, exits, .*recall", asked, "no", error=Refused)
 
 
 def test_the_results_live_in_the_book_of_the_nearest_folder_upwards(tmp_path, monkeypatch):

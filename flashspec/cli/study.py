@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from contextlib import redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +122,6 @@ def session(root: Path | None = None) -> str:
         experiment = EXPERIMENTS.preset(name)
         if experiment.stored(name, root):
             said.write(f"$ flashspec run {name}\n")
-            with redirect_stdout(said):
+            with redirect_stdout(said), redirect_stderr(io.StringIO()):
                 run_one(experiment, {"preset": name, "fresh": False, "results": root})
     return f"\n\n```console\n{said.getvalue()}```" if said.getvalue() else ""

@@ -52,10 +52,10 @@ def read(path: Path) -> Grid:
     try:
         if path.stat().st_size > LARGEST_FILE:
             raise TypeError(f"it has more than {LARGEST_FILE} bytes")
-        text, loader = path.read_bytes(), getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, loader)):
+        text = path.read_bytes()
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
             raise TypeError("it holds aliases, by which a small file becomes a large one")
-        found = yaml.load(text, loader)
+        found = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
         if not isinstance(found, dict):
             raise TypeError("it holds no names with values")
         return parse(Grid, {str(name): value for name, value in found.items()})
