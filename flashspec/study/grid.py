@@ -55,7 +55,7 @@ def read(path: Path) -> Grid:
         text = path.read_bytes()
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
             raise TypeError("it holds aliases, by which a small file becomes a large one")
-        found = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        found = yaml.safe_load(text)
         if not isinstance(found, dict):
             raise TypeError("it holds no names with values")
         return parse(Grid, {str(name): value for name, value in found.items()})
