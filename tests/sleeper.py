@@ -67,8 +67,8 @@ def start(folder: Path, *words: str) -> subprocess.Popen:
     return subprocess.Popen([*SWEEP, *words], cwd=folder, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def sweep(folder: Path, *words: str) -> tuple[int, str]:
+def sweep(folder: Path, *words: str, limit: float = 300) -> tuple[int, str]:
     """Status and words of a sweep."""
     runner = start(folder, *words)
-    out, said = runner.communicate(timeout=300)
+    out, said = runner.communicate(timeout=limit)
     return runner.returncode, out + said
