@@ -112,7 +112,7 @@ CASES = {  # a command's beginning, and ends that make it wrong => words of the 
         "{home}/nowhere.ipynb => no notebook | {home}/book/a.ipynb -p kk=1 => did you mean 'k' | {home}/book/a.ipynb -p k=x",
     "sweep exits":
         "-p dept=1 => did you mean 'depth' | -p depth => NAME=VALUES | -p depth= => no values | -p depth=1..99999 | "
-        "-p depth=[1 | -p depth=1 -p depth=2 => twice | -p depth=x => 'depth' expects | --grid {home}/text.txt => no grid | "
+        "-p depth=[1 | -p depth=1 -p depth=2 => twice | -p depth=x => 'depth' expects | --grid {home}/text.txt => unknown | "
         "--grid {home}/bytes.txt | --grid {home}/traces/list.json | -p target={home}/notes => no model at | "
         "-p depth={brackets} | -p depth={parens} | --engine dask => --scheduler | "
         "--scheduler tcp://127.0.0.1:1 => --engine dask | --timeout nan | --timeout 0 | --sample 0 | --workers 0 | "

@@ -32,7 +32,7 @@ ROWS_SHOWN = 40
 @option("--workers", type=COUNT, default=1, help="Processes here; timed experiments run one at a time.")
 @click.option("--scheduler", metavar="ADDRESS", help="Of Dask: tcp://127.0.0.1:8786, or tls://HOST:8786.")
 @click.option("--trusted", is_flag=True, help="Allow tcp:// to another machine, in a network that is yours alone.")
-@option("--timeout", type=click.FloatRange(0.1, 10**6), default=3600.0, help="Seconds after which a point is stopped.")
+@option("--timeout", type=click.IntRange(1, 10**6), default=3600, help="Seconds after which a point is stopped.")
 @option("--retries", type=click.IntRange(0, 100), default=1, help="More attempts at a point that failed.")
 @click.option("--only", metavar="KEY", help="One point alone, as a failure names it.")
 @click.option("--force", is_flag=True, help="Make finished points again.")
