@@ -27,15 +27,10 @@ from flashspec.cli.main import COMMANDS, group, status
 from flashspec.measure.prompts import load_prompts
 from flashspec.measure.trace import Trace
 from flashspec.refusals import in_words
+from flashspec.study import grid, tables, verify
 from flashspec.study import notebooks as books
-from flashspec.study import tables, verify
 from flashspec.study.parameters import parse
 from flashspec.study.race import Params
-
-try:
-    from flashspec.study import grid
-except ImportError:
-    grid = None
 
 CASES = int(os.environ.get("FLASHSPEC_BAD_INPUTS", "2000"))
 SECONDS, GIB = 20, 2**20
@@ -174,7 +169,7 @@ def a_grid(home, data):
 
 
 def validated(path, values):
-    return books.validated(books.parameters(path) if grid else path, values)
+    return books.validated(books.parameters(path), values)
 
 
 def a_notebook(home, data):
@@ -231,7 +226,7 @@ KINDS = {  # what is drawn, what is called with it, and which share of all cases
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if grid or "grid" not in kind])
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_bad_input_is_one_sentence(kind, home, tmp_path, monkeypatch):
     drawn, call, share = KINDS[kind]
     monkeypatch.chdir(tmp_path)

@@ -131,13 +131,14 @@ class Sweep:
     @contextmanager
     def _held(self) -> Iterator[None]:
         """The folder of results for one runner at a time."""
-        from filelock import FileLock, Timeout
+        import fcntl
 
-        try:
-            with FileLock(self.out / ".lock").acquire(blocking=False):
-                yield
-        except Timeout:
-            raise Refused(f"another runner is at work in {self.out}; wait for it, or give another folder with --out") from None
+        with (self.out / ".lock").open("ab") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise Refused(f"another runner is at work in {self.out}; wait for it, or give another --out") from None
+            yield
 
     def table(self) -> tuple[list[dict[str, Any]], Path]:
         """The rows of every finished point in the order of the grid, and the CSV file with them.
