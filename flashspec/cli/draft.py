@@ -14,7 +14,7 @@ from flashspec.decoding.models import Models, folder_of, load
 from flashspec.heads.candidates import ShortlistHead, ranked_by_frequency
 from flashspec.heads.registry import RANKED, file_of
 from flashspec.models.family import FAMILY, Design
-from flashspec.models.writing import copy_checkpoint, fresh_folder, sign
+from flashspec.models.writing import copy_checkpoint, fresh_folder, made, sign
 from flashspec.train import corpus
 from flashspec.train.borrowed import BorrowedRecipe, train_borrowed
 from flashspec.train.design import Place, make_draft
@@ -99,8 +99,9 @@ def family(names: tuple[str, ...], folder: Path, target: str, texts: tuple[Path,
     unknown = [name for name in names if name not in FAMILY]
     if unknown:
         raise ValueError(f"the family has no {unknown[0]!r}; it has: {', '.join(FAMILY)}")
-    models, work = dense(target), folder / "work"
-    stream = stream_of(models, texts)
-    for name in names or FAMILY:
-        place = Place(work / name, folder / "models" / name, work / "shared")
-        click.echo(f"done: {make_draft(models, stream, place, FAMILY[name], 4)}")
+    with made(work := folder / "work"):
+        models = dense(target)
+        stream = stream_of(models, texts)
+        for name in names or FAMILY:
+            place = Place(work / name, folder / "models" / name, work / "shared")
+            click.echo(f"done: {make_draft(models, stream, place, FAMILY[name], 4)}")
