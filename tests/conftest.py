@@ -8,6 +8,7 @@ import tiny
 import torch
 from hypothesis import HealthCheck, settings
 
+from flashspec.cli.main import status
 from flashspec.heads.index import KINDS
 
 pytest_plugins = ("browser",)
@@ -21,6 +22,18 @@ settings.load_profile("fixed")
 def folders(tmp_path_factory):
     home = tmp_path_factory.mktemp("folders")
     return {**shelf.write_pair(home), "prompts": tiny.prompts_file(home, each=2)}
+
+
+@pytest.fixture
+def cli(capsys):
+    """A function that runs a command line to this status; what it wrote, as `out` and `err`."""
+
+    def run(*words, code=0):
+        capsys.readouterr()
+        assert status([*map(str, words)]) == code
+        return capsys.readouterr()
+
+    return run
 
 
 def pytest_collection_modifyitems(items):

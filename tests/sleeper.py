@@ -1,6 +1,5 @@
 """Something to sweep over: arithmetic after a nap, as an experiment and as a notebook, that fails in the way it is told to."""
 
-import json
 import os
 import subprocess
 import sys
@@ -8,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from trouble import troubled
+from trouble import ipynb, troubled
 
 from flashspec.study import Experiment
 
@@ -52,14 +51,7 @@ CELLS = [
 
 def notebook(folder: Path, *more: str, name: str = "nap.ipynb") -> Path:
     """A notebook of the same parameters that glues the same value."""
-    kernel = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
-    cells = [
-        {"cell_type": "code", "id": f"c{i}", "metadata": {"tags": [] if i else ["parameters"]}, "execution_count": None,
-         "outputs": [], "source": source}
-        for i, source in enumerate([*CELLS, *more])
-    ]  # fmt: skip
-    (folder / name).write_text(json.dumps({"cells": cells, "metadata": kernel, "nbformat": 4, "nbformat_minor": 5}))
-    return folder / name
+    return ipynb(folder / name, *CELLS, *more)
 
 
 def start(folder: Path, *words: str) -> subprocess.Popen:

@@ -14,8 +14,8 @@ from IPython.core.interactiveshell import InteractiveShell
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 from shelf import refused
+from trouble import ipynb
 
-from flashspec.cli.main import status
 from flashspec.cli.study import SESSION, session
 from flashspec.study import Refused, answers, experiment
 from flashspec.study import notebooks as books
@@ -34,12 +34,6 @@ def extension(name):
 links = extension("links")
 
 
-def site(folder, body):
-    (folder / "index.html").write_text(f"<html><body>{body}</body></html>")
-    (folder / "other.html").write_text('<html><body><h1 id="place">here</h1></body></html>')
-    return list(links.faults(folder))
-
-
 SOUND = '<a href="other.html#place"><a href="#"><a href="https://arxiv.org/abs/1"><img src="data:image/png;base64,AA">'
 
 
@@ -54,14 +48,12 @@ SOUND = '<a href="other.html#place"><a href="#"><a href="https://arxiv.org/abs/1
     ('<p style="background:url(https://img.example/a.png)">', "from the network"),
 ])  # fmt: skip
 def test_every_kind_of_fault_is_found(tmp_path, body, said):
-    found = " ".join(site(tmp_path, body))
+    (tmp_path / "index.html").write_text(f"<html><body>{body}</body></html>")
+    (tmp_path / "other.html").write_text('<html><body><h1 id="place">here</h1></body></html>')
+    found = " ".join(links.faults(tmp_path))
     assert said in found and bool(found) == bool(said)
-
-
-def test_a_style_sheet_that_loads_a_font_from_elsewhere_is_found(tmp_path):
-    assert links.main(str(tmp_path)) == 1
     (tmp_path / "book.css").write_text("@font-face { src: url('https://fonts.example/f.woff2') }")
-    assert "from the network" in " ".join(site(tmp_path, ""))
+    assert "from the network" in " ".join(links.faults(tmp_path))
 
 
 def test_a_page_brings_its_notebook_and_links_to_it_under_the_title(tmp_path):
@@ -77,50 +69,21 @@ def test_a_page_brings_its_notebook_and_links_to_it_under_the_title(tmp_path):
     assert pages["intro"] == {"body": "<h1>Toy</h1><h1>again</h1>"}
 
 
-def test_every_citation_is_in_the_bibliography():
-    known = set(re.findall(r"^@\w+\{(\w+),", (ROOT / "book" / "references.bib").read_text(), flags=re.M))
-    pages = [*(ROOT / "book").glob("*.md"), *(ROOT / "notebooks").glob("*.ipynb")]
-    found = [keys for page in pages for keys in re.findall(r"\{cite(?::\w+)?\}`([^`]+)`", page.read_text())]
-    cited = {key for keys in found for key in keys.split(",")}
-    assert cited and cited <= known
-
-
-def cells(notebook, kind):
-    return ["".join(cell["source"]) for cell in json.loads(notebook.read_text())["cells"] if cell["cell_type"] == kind]
-
-
-def unquoted(code, text):
-    calls = [node for source in code for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
-    kept = {word.arg for call in calls if getattr(call.func, "id", "") == "quote" for word in call.keywords}
-    cited = {name.partition(":")[0] for name in re.findall(r"\{glue:text\}`([^`]+)`", text) if "::" not in name}
-    return {name for name in cited if name.removesuffix("_value") not in kept and name not in kept}
-
-
-@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_chapter_keeps_every_number_that_it_cites(notebook):
-    code, text = cells(notebook, "code"), "\n".join(cells(notebook, "markdown"))
-    assert unquoted(code, text) == set()
-    assert unquoted(code, text + "{glue:text}`nobody:.1f`") == {"nobody"}  # the control
-
-
 def amiss(notebook, text):
     """What `name = value` in a text is no value of a parameter of this notebook."""
-    found = re.findall(r"`(\w+) = ([^`]+)`", text)
-    return [name for name, value in found if not fits(notebook, name, value)]
-
-
-def fits(notebook, name, value):
-    try:
-        return bool(books.validated(books.parameters(notebook), {name: ast.literal_eval(value)}))
-    except ValueError:
-        return False
+    for name, value in re.findall(r"`(\w+) = ([^`]+)`", text):
+        try:
+            books.validated(books.parameters(notebook), {name: ast.literal_eval(value)})
+        except ValueError:
+            yield name
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
 def test_exercises_change_parameters_of_their_chapter(notebook):
-    text = "\n".join(cells(notebook, "markdown")).partition("## Try it")[2].partition("\n## ")[0]
-    assert amiss(notebook, text) == []
-    assert amiss(notebook, "`nobody = 1`, `fresh = 7`") == ["nobody", "fresh"]  # the control
+    cells = json.loads(notebook.read_text())["cells"]
+    text = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+    assert [*amiss(notebook, text.partition("## Try it")[2].partition("\n## ")[0])] == []
+    assert [*amiss(notebook, "`nobody = 1`, `fresh = 7`")] == ["nobody", "fresh"]  # the control
 
 
 def test_the_readme_shows_what_is_stored_and_nothing_that_is_not(tmp_path):
@@ -144,15 +107,7 @@ PARAMETERS = [
 
 
 def notebook(folder, *lines, name="toy.ipynb", parameters=PARAMETERS):
-    kernel = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
-    cells = [
-        {"cell_type": "code", "id": f"c{i}", "metadata": {"tags": [] if i else ["parameters"]}, "execution_count": None,
-         "outputs": [], "source": source}
-        for i, source in enumerate([parameters, *([line] for line in lines)])
-    ]  # fmt: skip
-    folder.mkdir(exist_ok=True)
-    (folder / name).write_text(json.dumps({"cells": cells, "metadata": kernel, "nbformat": 4, "nbformat_minor": 5}))
-    return folder / name
+    return ipynb(folder / name, parameters, *lines)
 
 
 def printed(path):
@@ -187,30 +142,21 @@ def test_bad_parameters_are_refused_before_anything_runs(tmp_path):
     assert not out.exists()
 
 
-def test_a_failed_cell_leaves_no_output_and_the_exit_status_says_so(tmp_path, capsys):
+def test_a_failed_cell_leaves_no_output_and_the_exit_status_says_so(tmp_path, cli):
     notebook(tmp_path / "in", "print(k)", name="a_good.ipynb")
     notebook(tmp_path / "in", "raise ValueError('the cache is cold')", name="b_bad.ipynb")
     out = tmp_path / "out"
     out.mkdir()
     (out / "b_bad.ipynb").write_text("{}")
-    assert status(["notebooks", str(tmp_path / "in"), str(out)]) == 1
-    said = capsys.readouterr().err.splitlines()[-1]
+    said = cli("notebooks", tmp_path / "in", out, code=1).err.splitlines()[-1]
     assert "b_bad.ipynb failed" in said and "the cache is cold" in said and "Traceback" not in said
     assert (out / "a_good.ipynb").exists() and not (out / "b_bad.ipynb").exists()
 
 
-@pytest.mark.parametrize("deadly", ["import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "import time; time.sleep(60)"])
-def test_a_dead_or_hanging_kernel_is_no_success(tmp_path, deadly):
-    source = notebook(tmp_path / "in", deadly)
-    with pytest.raises(books.NotebookFailed, match="toy.ipynb failed"):
-        books.execute(source, tmp_path / "toy.ipynb", timeout=3)
-    assert not (tmp_path / "toy.ipynb").exists()
-
-
-def test_one_value_is_a_list_of_one_and_fresh_reaches_the_notebooks_that_know_it(tmp_path):
+def test_one_value_is_a_list_of_one_and_fresh_reaches_the_notebooks_that_know_it(tmp_path, cli):
     source = notebook(tmp_path / "in", "print(tuple(blocks), fresh)")
     notebook(tmp_path / "in", "print(k)", name="stale.ipynb", parameters=PARAMETERS[:1])
-    assert status(["notebooks", str(source.parent), str(tmp_path / "out"), "-p", "blocks", "3", "--fresh"]) == 0
+    cli("notebooks", source.parent, tmp_path / "out", "-p", "blocks", "3", "--fresh")
     assert printed(tmp_path / "out" / "toy.ipynb") == "(3,) True\n" and printed(tmp_path / "out" / "stale.ipynb") == "4\n"
 
 

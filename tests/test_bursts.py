@@ -159,14 +159,6 @@ def test_the_best_numbers_are_a_stable_sorts():
     assert torch.equal(kernels.best_numbers(values, 64), wanted) and not torch.equal(kernels.best_numbers(-values, 64), wanted)
 
 
-def test_heads_of_other_probes_share_no_addresses(model):
-    rows, head = torch.randn(2, 128), HEADS["flash"](model)
-    wide, before = head.with_probes(40), head(rows)
-    twin = replace(wide, norm=lambda x: wide.norm(x))
-    assert torch.equal(twin(rows).ids, wide(rows).ids) and torch.allclose(twin(rows).logits, wide(rows).logits, 1e-5, 1e-5)
-    assert before.logits.shape != wide(rows).logits.shape and torch.equal(before.logits, head(rows).logits)
-
-
 def proposals(sparse, count, dice):
     if not sparse:
         return [Scores(None, torch.randn(1, VOCAB, generator=dice)) for _ in range(count)]

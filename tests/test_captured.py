@@ -19,7 +19,7 @@ from flashspec.decoding.stages import in_turn, scripted
 from flashspec.decoding.ways import fastest
 from flashspec.models import graphs
 from flashspec.models.reader import SpanReader
-from flashspec.sampling import Dice, Sampling, Scores
+from flashspec.sampling import Sampling
 
 SAMPLINGS = {
     "greedy": Sampling(),
@@ -117,13 +117,3 @@ def test_stages_that_cannot_be_recorded_go_in_turn(monkeypatch):
     monkeypatch.setenv(graphs.FLAG, "0")
     plain = stages_of("dense", Sampling())
     assert fastest(plain[0]) == fastest(plain[1]) == (None, None)
-
-
-@pytest.mark.parametrize("seed", [0, 7, 2**63 + 5, -1])
-def test_the_dice_of_tensors_are_those_of_numbers(seed):
-    places, scores = [0, 1, 7, 100, 40_000, 2**40], Scores(None, torch.zeros(6, 61))
-    on_device, dice = torch.tensor(places), Dice(seed)
-    for use in ("draw", "accept", "residual"):
-        assert torch.equal(dice.uniform(places, 3, use), dice.uniform(on_device, 3, use))
-    assert torch.equal(dice.gumbel(scores, places, 61), dice.gumbel(scores, on_device, 61))
-    assert not torch.equal(dice.uniform(places, 3, "draw"), Dice(seed + 1).uniform(on_device, 3, "draw"))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from shelf import refused, refusing
 from toys import PROMPT, duo, random_model, run, text
 
-from flashspec import Limits, Models, Sampling, Scores, State
+from flashspec import Limits, Models, Sampling, Scores
 from flashspec.decoding import stages as staging
 from flashspec.decoding.cascade import decode
 from flashspec.decoding.generate import agreement, generate, request, weak_exit
@@ -54,17 +54,6 @@ def test_going_on_after_another_decode_began_over_the_same_stages_is_refused(nam
     refused("another decode has begun over these stages", next, first, error=RuntimeError)
     assert [step.tokens for step in second] == expected[1:]
     assert streamed(ready) == expected
-
-
-def test_decodes_in_turns_over_stages_of_their_own_are_as_alone(monkeypatch):
-    alone, other = streamed(prepare("dense")), prepare("dense", [2, 7, 1, 8, 2, 8])
-    turns = zip(prepare("dense").steps(), other.steps(), strict=False)
-    assert [mine.tokens for mine, _ in turns] == alone[: len(streamed(other))]
-    monkeypatch.setattr(State, "check_ours", lambda self: None)
-    ready = prepare("dense")
-    turns = zip(ready.steps(), decode(ready.stages, other.ids, other.limits), strict=False)
-    spoiled = [mine.tokens for mine, _ in turns]
-    assert spoiled != alone[: len(spoiled)]
 
 
 ADAPTIVE = {

@@ -14,7 +14,7 @@ import flashspec as fs
 from flashspec import Models
 from flashspec.cli.main import status
 from flashspec.models import graphs
-from flashspec.models.engine import KernelEngine, TorchEngine
+from flashspec.models.engine import KernelEngine
 from flashspec.models.exits import ExitLayer, exits_file, load_exits, rows_at, save_exits
 from flashspec.models.packed import rounded
 from flashspec.models.reader import SpanReader, engine_for
@@ -80,18 +80,6 @@ def test_rows_are_the_layers_and_the_trunk_is_untouched(form):
     whole = SpanReader(model, 4, None, 64)
     above.read(IDS), whole.read(IDS)
     assert torch.equal(above.rows[:20], whole.rows[:20])
-
-
-def test_the_torch_engine_keeps_the_same_rows():
-    model = random_model(3, **WIDE)
-    last = exits_of(model, (2,))[2].layer
-    made = model.with_layers(torch.nn.ModuleList([*model.layers[:2], last]))
-    engines = [kind(made, 0, 3, 64) for kind in (KernelEngine, TorchEngine)]
-    kept = [engine.keep(2) for engine in engines]
-    for at, stop in ((0, 5), (5, 6), (6, 20)):
-        rows = [engine.run(engine.embed(IDS[at:stop]), at) for engine in engines]
-        assert torch.allclose(*rows, atol=1e-4)
-    assert torch.allclose(kept[0][:20], kept[1][:20], atol=1e-5) and kept[0][:20].any()
 
 
 def test_files_come_back_and_refuse_others(tmp_path):

@@ -2,15 +2,13 @@
 
 import json
 import math
-import struct
-import time
 from dataclasses import replace
 
 import pytest
 import test_heads_public
 import torch
+from fuzz import outcome, spoiled
 from hypothesis import given, settings
-from hypothesis import strategies as st
 from test_awq import SMALL, write_awq
 from test_transformer import BASE, randomised
 
@@ -22,7 +20,7 @@ from flashspec.heads.storage import FILE
 from flashspec.models.adapter import Adapter
 from flashspec.models.awq import scheme_of
 from flashspec.models.chat import chat_prompt, generation_defaults
-from flashspec.models.config import Unsupported, from_hf
+from flashspec.models.config import from_hf
 from flashspec.models.exits import EXITS_FILE, ExitAdapter, load_exits, save_exits
 from flashspec.models.folder import Tensors, read_config, verify_digests
 from flashspec.models.writing import write_digests
@@ -79,7 +77,6 @@ def _named(folder):
     tokenizer_of(folder).encode("w1 w2")
 
 
-KINDS = (ValueError, Unsupported, FileNotFoundError, ModuleNotFoundError)
 ROWS = torch.ones(2, CONFIG.hidden)
 
 
@@ -112,103 +109,23 @@ CASES = {  # a file, what reads it, and how often it is spoiled
 }
 assert sum(cases for *_, cases in CASES.values()) >= 5000
 
-ODD = st.one_of(
-    st.sampled_from([None, True, False, 0, -1, 1, 2, 3, 2**31, 2**63, 10**40, -(2**70), 10**400, 0.0, -0.5, 1e308, math.nan]),
-    st.sampled_from([math.inf, -math.inf, "", "no", "1", "../x", "/", "\0", "\ud800", "\n", "x" * 300, [], {}, [[]], {"": {}}]),
-    st.lists(st.sampled_from([None, 1, -1, "a", 2.5, []]), max_size=3),
-    st.dictionaries(st.sampled_from(["rope_type", "factor", "quant_method"]), st.sampled_from([1, "llama3", "awq", None, []])),
-    st.integers(),
-    st.floats(),
-    st.text(max_size=4),
-)  # fmt: skip
-
-
-def _places(tree):
-    for key in list(tree) if isinstance(tree, dict) else range(len(tree)) if isinstance(tree, list) else ():
-        yield tree, key
-        yield from _places(tree[key])
-
-
-def _spoiled_tree(draw, text):
-    tree = json.loads(text)
-    places = list(_places(tree))
-    for _ in range(draw(st.sampled_from([1, 1, 1, 2, 3]))):
-        holder, key = draw(st.sampled_from(places))
-        how = draw(st.sampled_from(["replace", "replace", "replace", "delete", "twice", "deep", "nested json"]))
-        if how == "delete" and (key in holder if isinstance(holder, dict) else key < len(holder)):
-            del holder[key]
-        elif how == "nested json" and isinstance(holder, dict) and isinstance(holder.get(key), str) and holder[key][:2] == '{"':
-            holder[key] = _spoiled_tree(draw, holder[key].encode()).decode(errors="replace")
-        elif isinstance(holder, dict) or key < len(holder):
-            holder[key] = "DEEP" if how == "deep" else draw(ODD)
-        if how == "twice" and isinstance(tree, dict):
-            return json.dumps(tree).encode()[:-1] + b"," + json.dumps({str(key): draw(ODD)}).encode()[1:]
-    return json.dumps(tree).encode().replace(b'"DEEP"', draw(st.sampled_from([b"[" * 90_000, b"[" * 400 + b"]" * 400])))
-
-
-def _spoiled_bytes(draw, text):
-    if draw(st.booleans()):
-        return text[: draw(st.integers(0, len(text) - 1))]
-    found = bytearray(text)
-    for _ in range(draw(st.integers(1, 3))):
-        found[draw(st.one_of(st.integers(0, min(len(text), 200) - 1), st.integers(0, len(text) - 1)))] = draw(st.integers(0, 255))
-    return bytes(found)
-
-
-@st.composite
-def spoiled(draw, text, tensors):
-    if draw(st.integers(0, 3)) == 0:
-        return _spoiled_bytes(draw, text)
-    if not tensors:
-        return _spoiled_tree(draw, text)
-    (size,) = struct.unpack("<Q", text[:8])
-    header = _spoiled_tree(draw, text[8 : 8 + size])
-    return struct.pack("<Q", len(header)) + header + text[8 + size :]
-
-
-def outcome(read, path):
-    began = time.perf_counter()
-    try:
-        read(path.parent)
-        return "read"
-    except KINDS as error:
-        said = str(error)
-        assert type(error) in KINDS, f"{type(error).__name__}: {said}"
-        assert said and said.isprintable() and len(said) < 2000, said
-        return said
-    finally:
-        assert time.perf_counter() - began < 20
-
-
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", CASES)
 def test_a_spoiled_file_is_usable_or_refused_in_one_sentence(name, home):
     file, read, cases = CASES[name]
     path, outcomes = home / file, set()
     text = path.read_bytes()
-    assert outcome(read, path) == "read" or read is Adapter.load
+    assert outcome(lambda: read(path.parent)) == "fine" or read is Adapter.load
 
     @settings(max_examples=cases)
     @given(spoiled(text, path.suffix == ".safetensors"))
     def check(changed):
         path.write_bytes(changed)
-        outcomes.add(outcome(read, path))
+        outcomes.add(said := outcome(lambda: read(path.parent)))
+        assert said.isprintable() and len(said) < 2000, said
 
     try:
         check()
     finally:
         path.write_bytes(text)
     assert len(outcomes) > min(cases, 60) // 6
-
-
-def test_the_control_a_lenient_reader_is_caught(home):
-    def lenient(folder):
-        raw = json.loads((folder / "config.json").read_text())
-        return raw["hidden_size"] // raw["num_attention_heads"]
-
-    path = home / "model" / "config.json"
-    text = path.read_bytes()
-    path.write_bytes(b'{"hidden_size": "16", "num_attention_heads": 2}')
-    with pytest.raises((TypeError, AssertionError)):
-        outcome(lenient, path)
-    path.write_bytes(text)

@@ -140,14 +140,6 @@ def test_calibrated_ids_are_those_missed_and_end_those_misses():
     assert calibrate_always(head, dense(), often, count=1) == (int(dense()(often[-1:]).logits.argmax()),)
 
 
-def test_rows_scored_and_bytes_read_count_every_row_once():
-    head = flash(torch.bfloat16, cluster_size=16, probes=4, always=tuple(range(20)))
-    assert head.clusters.count == 33 and head.rows_scored == 33 + 4 * 16 + 2 * 16
-    assert head(hidden()).ids.shape == (ROWS, head.rows_scored - 33)
-    assert head.bytes_read(1) == head.rows_scored * WIDTH * 2
-    assert head.bytes_read(3) - head.bytes_read(1) == 2 * 4 * 16 * WIDTH * 2
-
-
 NONE = hidden()[:0]
 test_what_cannot_be_is_refused = refusing([
     (lambda: flash(probes=0), "probes must be at least 1"),

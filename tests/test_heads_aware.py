@@ -64,13 +64,6 @@ def test_bisection_gathers_what_is_near_and_lloyd_rounds_more_so():
     assert spread(points * 20, settled) < spread(points * 20, near)
 
 
-def test_means_are_those_of_a_loop_over_clusters():
-    rows, shares = weight(48), torch.rand(48, generator=torch.Generator().manual_seed(4))
-    where = torch.arange(48) % 3
-    plain = [sum(shares[v] * rows[v] for v in range(k, 48, 3)) / shares[k::3].sum() for k in range(3)]
-    assert torch.allclose(means_of(rows, where, shares), torch.stack(plain), atol=1e-6)
-
-
 def found_within(rows, probes, head):
     return float((required_probes(head, DenseHead(None, weight()), rows) <= probes).double().mean())
 

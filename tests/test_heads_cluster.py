@@ -8,7 +8,7 @@ from shelf import refused
 from torch.nn import functional as F
 
 from flashspec.heads import cluster
-from flashspec.heads.cluster import Recipe, assign_balanced, balanced, from_assignments, members_of, nearest, unconstrained
+from flashspec.heads.cluster import Recipe, assign_balanced, from_assignments, members_of, nearest
 
 
 def rows(count, width=24, seed=0):
@@ -89,14 +89,6 @@ def test_memory_chunks_change_nothing(monkeypatch):
     monkeypatch.setattr(sys.modules[Recipe.__module__], "CHUNK_SCORES", 64 * 32)
     monkeypatch.setattr(sys.modules[Recipe.__module__], "SHORTLIST", 32)
     assert torch.equal(whole, assign_balanced(points, centroids, 16))
-
-
-def test_the_two_halves_are_the_whole(monkeypatch):
-    recipe = Recipe(16)
-    iterations(monkeypatch, 3, 2)
-    halves = balanced(rows(500), unconstrained(rows(500), recipe), recipe)
-    whole = cluster(rows(500), recipe)
-    assert torch.equal(halves.members, whole.members) and torch.equal(halves.centroids, whole.centroids)
 
 
 def test_recipes_that_make_no_sense_are_refused():

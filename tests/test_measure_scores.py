@@ -11,7 +11,6 @@ from torch import Tensor
 from toys import PROMPT, duo
 
 from flashspec import METHODS, Limits, Method, Models, Sampling, Transformer, build, decode, generate
-from flashspec.decoding.generate import count
 from flashspec.decoding.method import method_named
 from flashspec.decoding.models import SHIPPED
 from flashspec.measure import clock
@@ -34,26 +33,10 @@ def stages(models, name, **changes):
     return build(method_named(name, changes), models, WARM, 128)
 
 
-def events_of(models, name, **changes):
-    used = stages(models, name, **changes)
-    steps = list(decode(used, START, Limits(40, finalize=changes.get("finalize", "deferred"))))
-    return [e for s in steps for e in s.events], used, sum(len(s.tokens) for s in steps)
-
-
-def test_eager_costs_one_forward_a_round_more_and_plain_decoding_one_a_token(models):
-    names = ({"finalize": "eager"}, {"finalize": "deferred"})
-    eager, deferred = (count(events, emitted, 2) for events, _, emitted in (events_of(models, "dense", **each) for each in names))
-    assert eager.forwards == 2 * deferred.forwards - 1 and eager.emitted == deferred.emitted == 40
-    events, _, emitted = events_of(models, "baseline")
-    assert count(events, emitted, 1).forwards == 40
-    body = sum(p.nbytes for p in models.target.layers.parameters())
-    assert stored_bytes(models.target.layers, models.target.layers) == body
-
-
 def test_costs_of_a_hierarchy_leave_nothing_out_and_its_stages_ready(models):
     used, fresh = stages(models, "hispec"), stages(models, "hispec")
     token, head, checks = stage_costs(used, list(range(1, 40)), [2, 5], clock.Plan(3, 1))
-    assert len(checks) == 2 and min(token, head, *checks) > 0 and token > head
+    assert len(checks) == 2 and min(token, head, *checks) > 0
     again, expected = ([t for step in decode(each, START, Limits(12)) for t in step.tokens] for each in (used, fresh))
     assert again == expected
 
@@ -105,7 +88,7 @@ def test_a_timed_decode_is_recorded_as_the_untimed_one_writes_whatever_the_stop_
 def test_repetition_is_counted_as_by_hand():
     assert repeated_share([1, 2, 1, 2, 1], 2) == 0.5 and repeated_share([5] * 10, 1) == 0.9
     assert repeated_share([1, 2, 3], 1) == 0.0 and repeated_share([], 3) == 0.0
-    assert clock.roof("cpu") > 0
+    assert clock.roof("cpu") > 0 and stored_bytes(*[layers := duo().target.layers] * 2) == sum(p.nbytes for p in layers.parameters())
     assert len(torch.unique(random_rows(3000, 1024)[:, :2], dim=0)) == 3000
 
 

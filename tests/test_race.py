@@ -1,6 +1,5 @@
 """Races, pieces and recalls measure every legal choice, and refuse the others in words."""
 
-import sys
 from dataclasses import replace
 
 import pytest
@@ -207,16 +206,6 @@ def test_the_dense_head_agrees_with_itself_and_a_broken_one_does_not(judged):
     assert bool(same.all()) and torch.allclose(mass, torch.ones(len(mass)))
     broken = DenseHead(held.draft.norm, held.draft.head_weight.flip(0))
     assert not bool(held_out.judged(broken, held)[0].all())
-
-
-def test_without_faiss_its_heads_are_left_out_with_a_warning(pair, monkeypatch):
-    monkeypatch.setitem(sys.modules, "faiss", None)
-    params = replace(recall.PRESETS["smoke"], **pair, head=("int8", "ivf"), cluster_size=())
-    with pytest.warns(UserWarning, match="left out: head 'ivf' needs faiss-cpu"):
-        assert {row.head for row in recall.measure(params)} == {"int8"}
-    race = EXPERIMENTS["race"].parse({**pair, "head": "dense,hnsw", "new_tokens": 4, "repeats": 1, "k": 2, "parts": 0})
-    with pytest.warns(UserWarning, match="left out: head 'hnsw'"):
-        assert {row.head for row in EXPERIMENTS["race"].function(replace(race, temperature=(0.0,)))} == {"dense"}
 
 
 def test_a_build_is_timed_part_by_part(tmp_path):
