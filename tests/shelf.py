@@ -16,6 +16,32 @@ def normal(*shape, seed=0, dtype=torch.float32):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
+def far(found, wanted):
+    """The distance of two tensors, as a part of the second."""
+    return float(((found.float() - wanted.float()).norm() / wanted.float().norm()).detach())
+
+
+def interrupting(patch, owner, name, after):
+    """Let a function be interrupted once it was called so many times."""
+    calls, real = [], getattr(owner, name)
+
+    def stopping(*given):
+        calls.append(given)
+        if len(calls) > after:
+            raise KeyboardInterrupt
+        return real(*given)
+
+    patch.setattr(owner, name, stopping)
+
+
+def here(find, *names):
+    """What is found under these names; the test is skipped where it is not on this machine."""
+    try:
+        return find(*names)
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+
+
 def refused(words, call, *given, error=ValueError, **named):
     """The one sentence in which a call is refused, which matches these words."""
     with pytest.raises(error, match=words) as found:

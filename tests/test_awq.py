@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from shelf import refused
+from shelf import far, refused
 from test_checkpoint import tensors, without
 from test_transformer import BASE, prompt, randomised
 
@@ -58,17 +58,13 @@ def gemm_dequantised(weight):
     return (whole - zeros) * weight.scales.repeat_interleave(group, 0)
 
 
-def relative(a, b):
-    return ((a.float() - b.float()).norm() / b.float().norm()).item()
-
-
 @pytest.mark.parametrize("group", [32, 64, 128])
 def test_dequantising_equals_autoawqs_formula(group, monkeypatch):
     assert unpack(torch.tensor([[0x75316420]], dtype=torch.int32)).tolist() == [list(range(8))]
     weight = random_weight(256, 48, group)
     assert torch.equal(awq.dequantise(weight, torch.empty(48, 256, dtype=torch.float16)).t(), gemm_dequantised(weight))
     monkeypatch.setattr(awq, "ORDER", tuple(range(8)))
-    assert relative(dense(weight), gemm_dequantised(weight).t()) > 0.1
+    assert far(dense(weight), gemm_dequantised(weight).t()) > 0.1
 
 
 @pytest.mark.parametrize("group", [32, 64, 128])
@@ -77,11 +73,11 @@ def test_an_awq_weight_in_panels_means_the_same_numbers(shape, group):
     weight, bias = random_weight(*shape, group), torch.linspace(-1, 1, shape[1])
     x = torch.randn(9, shape[0], generator=torch.Generator().manual_seed(1))
     narrow, wanted = layer(weight, bias, Shelf()), rounded(x) @ dense(weight).t() + bias
-    assert isinstance(narrow, PackedLinear) and relative(narrow.weight.dequantised(), dense(weight)) < 1e-3
-    assert relative(narrow(x), wanted) < 1e-3
+    assert isinstance(narrow, PackedLinear) and far(narrow.weight.dequantised(), dense(weight)) < 1e-3
+    assert far(narrow(x), wanted) < 1e-3
     assert torch.equal(narrow(x), torch.cat([narrow(row[None]) for row in x]))
     shifted = weight._replace(qzeros=packed((unpack(weight.qzeros) + 1) % 16))
-    assert relative(layer(shifted, bias, Shelf())(x), wanted) > 5e-3
+    assert far(layer(shifted, bias, Shelf())(x), wanted) > 5e-3
 
 
 @pytest.mark.gpu
@@ -91,7 +87,7 @@ def test_int4_matmul_on_cuda_equals_the_panels():
     x = torch.randn(3, 3, 1024).bfloat16()
     tiled = layer(Packed(*(part.cuda() for part in weight)), None, Shelf())
     assert isinstance(tiled, Int4Linear)
-    assert relative(tiled(x.cuda()).cpu(), layer(weight, None, Shelf())(x)) < 2e-2
+    assert far(tiled(x.cuda()).cpu(), layer(weight, None, Shelf())(x)) < 2e-2
 
 
 def write_awq(config, folder, skipped=()):
@@ -117,8 +113,8 @@ def test_an_awq_folder_loads_dense_and_int4(skipped, tmp_path):
     with torch.inference_mode():
         wanted = twin(ids)
         assert torch.equal(Transformer.load(tmp_path, "float32", weights="dense")(ids), wanted)
-        assert relative(Transformer.load(tmp_path, "float32", weights="int4")(ids), wanted) < 3e-2
-        assert relative(Transformer.load(tmp_path, weights="int4")(ids), wanted) < 5e-2
+        assert far(Transformer.load(tmp_path, "float32", weights="int4")(ids), wanted) < 3e-2
+        assert far(Transformer.load(tmp_path, weights="int4")(ids), wanted) < 5e-2
 
 
 def test_int4_swaps_the_fused_modules_in(tmp_path):
@@ -170,5 +166,5 @@ def test_autoawq_writes_a_folder_that_loads_both_ways(tmp_path):
         wanted = Transformer.load(folder)(ids)
         dense = Transformer.load(tmp_path / "awq", "float32", weights="dense")(ids)
         int4 = Transformer.load(tmp_path / "awq", "float32", weights="int4")(ids)
-    assert relative(dense, wanted) < 0.5
-    assert relative(int4, dense) < 3e-2
+    assert far(dense, wanted) < 0.5
+    assert far(int4, dense) < 3e-2

@@ -100,7 +100,7 @@ def test_export_writes_it_whole(source, tmp_path):
     assert taught(source, tmp_path / "draft") == 0
     assert status(["export", str(tmp_path / "draft"), str(tmp_path / "whole"), "--format", "hf"]) == 0
     lent, whole = (fs.load(tmp_path / name, None, "float32", weights="dense").target for name in ("draft", "whole"))
-    same, other = (test_export.far(whole(ids), lent(IDS[None])) for ids in (IDS[None], IDS[None].flip(1)))
+    same, other = (shelf.far(whole(ids), lent(IDS[None])) for ids in (IDS[None], IDS[None].flip(1)))
     assert same < 0.02 < other and whole.config.layers == 2
     assert fs.load(tmp_path / "whole", None).encode("def f") == fs.load(source, None).encode("def f")
     assert not (tmp_path / "draft" / "tokenizer.json").exists() and (tmp_path / "whole" / "tokenizer.json").is_file()

@@ -20,6 +20,7 @@ from flashspec.models.packed import rounded
 from flashspec.models.reader import SpanReader
 from flashspec.models.synthetic import synthetic
 
+pytestmark = pytest.mark.skipif(not kernels.available(), reason="no C compiler on this machine")
 VOCAB, CONTEXT = 512, 48
 SHAPE = ModelConfig("qwen3", VOCAB, 128, 128, 2, 4, 2, 32, context=64, eos=(0,))
 OPT = replace(SHAPE, family="opt", kv_heads=4, attention_bias=True, mlp_bias=True)
@@ -35,12 +36,6 @@ HEADS = {
 
 def packed_flash(model, bits, **changes):
     return FlashHead.build(kernels.pack(model.head_weight, bits), model.norm, probes=5, always=(3, 7, 500), **changes)
-
-
-@pytest.fixture(autouse=True)
-def compiled():
-    if not kernels.available():
-        pytest.skip("no C compiler on this machine")
 
 
 @pytest.fixture(scope="module", params=["float32", "bfloat16", "int8", "opt"])

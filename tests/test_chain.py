@@ -135,7 +135,6 @@ def test_planted_effects_are_found_and_multiply():
     assert stages.effects(FACTORIAL[FACTORIAL["head"] != "dense"]).empty
 
 
-
 def test_the_cost_models_schedule_is_the_best_of_its_grid():
     dense = FACTORIAL[FACTORIAL["head"] == "dense"]
     deep, one = (line(stages.schedules(dense), method=name, temperature=1.0) for name in ("hispec", "self_speculation"))

@@ -91,10 +91,7 @@ def test_a_template_needs_no_transformers(folders):
 
 @pytest.mark.parametrize(("name", "role"), [(name, role) for name, pair in PAIRS.items() for role in pair])
 def test_the_templates_of_published_models_write_what_transformers_writes(name, role):
-    try:
-        path = folder_of(name, role)
-    except FileNotFoundError as error:
-        pytest.skip(str(error))
+    path = shelf.here(folder_of, name, role)
     template, tokens = chat_of(path)
     for message, system in CONVERSATIONS:
         assert chat_prompt(path, message, system) == theirs(template, message, system, **tokens)

@@ -31,12 +31,6 @@ class Row:
     time: float
 
 
-def toy_experiment(time):
-    presets = {"smoke": Params(k=1)}
-    experiment = Experiment("toy", Params, Row, lambda params: [Row(params.k, time)], measured=False, presets=presets)
-    return SimpleNamespace(EXPERIMENT=experiment)
-
-
 @pytest.fixture(scope="module")
 def write(tmp_path_factory):
     """Write with a target and its draft, complete checkpoint folders; standard output and error."""
@@ -54,18 +48,15 @@ def write(tmp_path_factory):
 
 @pytest.fixture
 def toy(monkeypatch, tmp_path):
+    made = Experiment("toy", Params, Row, lambda params: [Row(params.k, 0.5)], measured=False, presets={"smoke": Params(k=1)})
     monkeypatch.setattr(registry, "NAMES", ["toy"])
-    monkeypatch.setitem(sys.modules, "flashspec.study.toy", toy_experiment(0.5))
+    monkeypatch.setitem(sys.modules, "flashspec.study.toy", SimpleNamespace(EXPERIMENT=made))
     return ["--results", str(tmp_path / "results")]
 
 
-def test_every_command_says_what_it_is_for(capsys):
-    assert status([]) == status(["--help"]) == 0
-    said = capsys.readouterr().out
-    assert all(f"\n  {name} " in said for name in COMMANDS)
-    for name in COMMANDS:
-        assert status([name, "--help"]) == 0
-        assert capsys.readouterr().out.startswith(f"Usage: flashspec {name}")
+def test_every_command_says_what_it_is_for(cli):
+    assert (said := cli().out) == cli("--help").out and all(f"\n  {name} " in said for name in COMMANDS)
+    assert all(cli(name, "--help").out.startswith(f"Usage: flashspec {name}") for name in COMMANDS)
 
 
 def walk(command, *words):
@@ -117,19 +108,14 @@ SAME_TEXT = [
 ]  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def plain():
-    return {}
+PLAIN = {}  # decoding, once
 
 
 @pytest.mark.parametrize("options", SAME_TEXT)
-def test_every_method_streams_plain_decodings_text_and_ends_with_its_counts(write, plain, capsys, options):
-    if not plain:
-        said = write(capsys, "--method baseline")
-        plain["text"] = said.out
-        assert "acceptance" not in said.err
+def test_every_method_streams_plain_decodings_text_and_ends_with_its_counts(write, capsys, options):
+    plain = PLAIN.setdefault(0, PLAIN.get(0) or write(capsys, "--method baseline"))
     said = write(capsys, options)
-    assert said.out == plain["text"]
+    assert said.out == plain.out and "acceptance" not in plain.err
     assert re.search(r"20 tokens in [\d.]+ s, [\d.]+ tokens/s; .*target forwards", said.err)
     assert "acceptance" in said.err or any(word in options for word in ("doubt", "adaptive", "lookup"))  # may propose nothing
 
@@ -165,21 +151,14 @@ def test_show_colours_and_ids_are_a_prompt_too(write, capsys):
     assert "accepted" in said.err and "bonus" in said.err
 
 
-def test_an_experiment_runs_with_its_fields_as_flags(toy, capsys):
-    assert status(["run", "toy", "--k", "7", *toy]) == 0
-    said = capsys.readouterr()
+def test_an_experiment_runs_with_its_fields_as_flags_and_a_preset_in_every_one(toy, cli):
+    said = cli("run", "toy", "--k", "7", *toy)
     assert re.search(r"7\s+0\.5", said.out) and "1 rows in" in said.err
-    assert status(["run", "toy", "--help"]) == 0
-    assert "--k INTEGER Tokens a check. [default: 4]" in " ".join(capsys.readouterr().out.split())
+    assert "--k INTEGER Tokens a check. [default: 4]" in " ".join(cli("run", "toy", "--help").out.split())
+    assert re.search(r"1\s+0\.5", cli("run", "--preset", "smoke", *toy).out)
 
 
-def test_a_preset_runs_in_every_experiment(toy, capsys):
-    assert status(["run", "--preset", "smoke", *toy]) == 0
-    assert re.search(r"1\s+0\.5", capsys.readouterr().out)
-
-
-def test_list_and_doctor_report(capsys):
-    assert status(["list"]) == status(["doctor"]) == 0
-    said = capsys.readouterr().out
+def test_list_and_doctor_report(cli):
+    said = cli("list").out + cli("doctor").out
     listed = ("experiments:", "flash", "--draft", "processor", "bfloat16", "threads", "C compiler", "faiss")
     assert all(word in said for word in listed)

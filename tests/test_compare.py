@@ -114,7 +114,6 @@ def test_flashhead_pays_what_the_head_takes():
     assert np.allclose(heads.by_share(fewer)["kept"], 0.5)  # the control
 
 
-
 def test_a_draft_that_ran_under_two_names_counts_once(monkeypatch):
     monkeypatch.setattr(drafting, "point_of_designed", lambda: "middle")
     both = runs().replace({"draft": {"deep": drafting.DESIGNED}})

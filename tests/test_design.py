@@ -129,18 +129,9 @@ def test_text_written_in_batches_is_what_the_plain_model_would_write(target):
 
 def test_a_design_in_two_pieces_is_the_same_draft(target, tmp_path, monkeypatch):
     whole = design_draft(target, stream(), tmp_path / "whole", TINY)
-    advance, calls = Run._advance, []
-
-    def stopped(self, loss_of, step):
-        calls.append(step)
-        if len(calls) == 4:
-            raise KeyboardInterrupt
-        return advance(self, loss_of, step)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Run, "_advance", stopped)
-        with pytest.raises(KeyboardInterrupt):
-            design_draft(target, stream(), tmp_path / "cut", TINY)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        shelf.interrupting(patch, Run, "_advance", after=3)
+        design_draft(target, stream(), tmp_path / "cut", TINY)
     assert same(design_draft(target, stream(), tmp_path / "cut", TINY), whole)
     assert not same(design_draft(target, stream(), tmp_path / "other", replace(TINY, seed=2)), whole)
     curve = (tmp_path / "whole" / "curve.jsonl").read_text().splitlines()

@@ -18,6 +18,7 @@ from flashspec.models.engine import KernelEngine
 from flashspec.models.exits import ExitLayer, exits_file, load_exits, rows_at, save_exits
 from flashspec.models.packed import rounded
 from flashspec.models.reader import SpanReader, engine_for
+from flashspec.train import lessons
 from flashspec.train.conversations import TOP, LessonRecipe, Script, Turns, conversations, in_files, lesson, read_lesson, written
 from flashspec.train.exits import pupil
 from flashspec.train.lessons import agreement, learned, sampled_divergence
@@ -96,22 +97,20 @@ def test_files_come_back_and_refuse_others(tmp_path):
 
 
 def test_the_sampled_loss_is_the_whole_one_where_all_are_drawn_and_near_it_otherwise(monkeypatch):
-    from flashspec.train import lessons as module
-
     dice = torch.Generator().manual_seed(0)
     weight, rows = torch.randn(400, 16, generator=dice), torch.randn(64, 16, generator=dice)
     logs = torch.randn(64, 400, generator=dice).mul(2).log_softmax(-1)
     best, top = logs.topk(TOP, -1)
-    lesson = {"top": top, "logs": best}
+    given = {"top": top, "logs": best}
 
     def found(others):
-        monkeypatch.setattr(module, "OTHERS", others)
+        monkeypatch.setattr(lessons, "OTHERS", others)
         leaf = rows.clone().requires_grad_()
-        return sampled_divergence(weight, leaf, lesson, torch.Generator().manual_seed(1)), leaf.grad
+        return sampled_divergence(weight, leaf, given, torch.Generator().manual_seed(1)), leaf.grad
 
     log_q = (rows @ weight.T).log_softmax(-1).gather(1, top)
     scored = torch.zeros(400, dtype=torch.bool)
-    scored[top[:, : module.SOLID].unique()] = True
+    scored[top[:, : lessons.SOLID].unique()] = True
     p, q = best.exp() * scored[top], log_q.exp() * scored[top]
     whole = (((p - q).abs().sum() + (p.sum(-1) - q.sum(-1)).abs().sum()) / 2 - (p * log_q).sum()) / 64
     near, _ = found(20_000)
@@ -147,37 +146,19 @@ def taught(tmp_path):
     return model, recipe, written(model, TURNS, tmp_path / "lessons", recipe)
 
 
-def test_training_resumes_to_the_same_layer(taught, tmp_path):
+def test_training_resumes_to_the_same_layer(taught, tmp_path, monkeypatch):
     model, recipe, files = taught
     whole, parts = ExitLayer.like_the_last(model), ExitLayer.like_the_last(model)
     learned(pupil(model, whole, 2), in_files(files), tmp_path / "whole", recipe)
-    with pytest.raises(KeyboardInterrupt):
-        interrupted(pupil(model, parts, 2), in_files(files), tmp_path / "cut", recipe)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(lessons, "SAVED", 2)
+        shelf.interrupting(patch, lessons, "sampled_divergence", after=4)
+        learned(pupil(model, parts, 2), in_files(files), tmp_path / "cut", recipe)
     again = ExitLayer.like_the_last(model)
     learned(pupil(model, again, 2), in_files(files), tmp_path / "cut", recipe)
     for name, weight in whole.state_dict().items():
         assert torch.equal(weight, again.state_dict()[name]), name
     assert not torch.equal(whole.norm.weight, ExitLayer.like_the_last(model).norm.weight)
-
-
-def interrupted(own, given, folder, recipe):
-    from flashspec.train import lessons
-
-    calls, real = [], lessons.sampled_divergence
-
-    def stops(*args):
-        calls.append(1)
-        if len(calls) > 4:
-            raise KeyboardInterrupt
-        return real(*args)
-
-    patch = pytest.MonkeyPatch()
-    patch.setattr(lessons, "sampled_divergence", stops)
-    patch.setattr(lessons, "SAVED", 2)
-    try:
-        learned(own, given, folder, recipe)
-    finally:
-        patch.undo()
 
 
 def test_lessons_are_made_once_and_damage_is_told(taught, tmp_path):

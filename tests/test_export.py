@@ -8,6 +8,7 @@ import pytest
 import shelf
 import test_gguf
 import torch
+from shelf import far
 from toys import with_biases
 
 import flashspec as fs
@@ -47,10 +48,6 @@ def checkpoint(folder, **changes):
 def exported(source, out, form, *flags):
     assert status(["export", str(source), str(out), "--format", form, *flags]) == 0
     return out
-
-
-def far(found, wanted):
-    return test_gguf.far(found.float(), wanted.float())
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -103,23 +100,19 @@ def test_transformers_reads_the_folder_of_a_gguf_file(tmp_path, name):
     assert talker.apply_chat_template(said, tokenize=False) == chat_prompt(path, "hi")
 
 
-def test_what_cannot_be_exported_is_refused_in_one_sentence(tmp_path, capsys):
-    checkpoint(tmp_path / "m", family="llama")
-
-    def refused(*arguments):
-        assert status(["export", *map(str, arguments)]) == 2
-        return capsys.readouterr().err
-
-    assert "ends in .gguf" in refused(tmp_path / "m", tmp_path / "x", "--format", "gguf")
-    assert "ends in .gguf" in refused(tmp_path / "m", tmp_path / "x.gguf", "--format", "hf")
-    assert "which this command reads" in refused(tmp_path / "m", tmp_path / "m" / "x.gguf", "--format", "gguf")
-    raw = json.loads((tmp_path / "m" / "tokenizer.json").read_text())
-    raw["pre_tokenizer"] = {"type": "Whitespace"}
-    (tmp_path / "m" / "tokenizer.json").write_text(json.dumps(raw))
-    assert "is none of gpt-2, smollm, qwen2, llama-bpe" in refused(tmp_path / "m", tmp_path / "x.gguf", "--format", "gguf")
-    (tmp_path / "m" / "tokenizer.json").unlink()
-    assert "has no tokenizer.json" in refused(tmp_path / "m", tmp_path / "x.gguf", "--format", "gguf")
-    assert not (tmp_path / "x.gguf").exists()
+def test_what_cannot_be_exported_is_refused_in_one_sentence(tmp_path, cli):
+    source, out, words = tmp_path / "m", tmp_path / "x.gguf", tmp_path / "m" / "tokenizer.json"
+    checkpoint(source, family="llama")
+    for place, form, said in (
+        (tmp_path / "x", "gguf", "ends in .gguf"),
+        (out, "hf", "ends in .gguf"),
+        (source / "x.gguf", "gguf", "which this command reads"),
+    ):
+        assert said in cli("export", source, place, "--format", form, code=2).err
+    words.write_text(json.dumps(json.loads(words.read_text()) | {"pre_tokenizer": {"type": "Whitespace"}}))
+    assert "is none of gpt-2, smollm, qwen2, llama-bpe" in cli("export", source, out, "--format", "gguf", code=2).err
+    words.unlink()
+    assert "has no tokenizer.json" in cli("export", source, out, "--format", "gguf", code=2).err and not out.exists()
 
 
 def test_an_unknown_rotary_scaling_of_a_file_is_refused(tmp_path):

@@ -27,10 +27,6 @@ from flashspec.study import Refused, run, tables
 MANY = Params(tuple(range(1, 41)))
 
 
-def rows(found):
-    return [(row.block, row.time) for row in found.rows]
-
-
 WHOLE = [(block, 0.1 * block) for block in MANY.blocks]
 
 
@@ -65,7 +61,7 @@ def test_a_full_disk_is_one_sentence_keeps_what_was_measured_and_the_run_goes_on
         kept = len(counted.calls)
         assert 5 < kept < 40  # the last of them found no room
         found = run(counted.experiment, MANY, root=root)
-        assert rows(found) == WHOLE and found.origin["resumed_points"] == kept - 1
+        assert [(row.block, row.time) for row in found.rows] == WHOLE and found.origin["resumed_points"] == kept - 1
         assert counted.calls == [*range(1, kept + 1), *range(kept, 41)] and list(found.path.parent.iterdir()) == [found.path]
 
 

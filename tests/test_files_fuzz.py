@@ -109,6 +109,7 @@ CASES = {  # a file, what reads it, and how often it is spoiled
 }
 assert sum(cases for *_, cases in CASES.values()) >= 5000
 
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", CASES)
 def test_a_spoiled_file_is_usable_or_refused_in_one_sentence(name, home):

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from shelf import refused
+from shelf import far, refused
 
 import flashspec as fs
 from flashspec import kernels
@@ -93,10 +93,6 @@ def words(writer, count):
     speak(writer, "gpt-2", ["t", "1", *(f"t{i}" for i in range(1, count - 1))], ["t 1"])
     writer.add_token_types([1] * count)
     writer.add_eos_token_id(3)
-
-
-def far(found, wanted):
-    return float(((found - wanted).norm() / wanted.norm()).detach())
 
 
 IDS = torch.arange(20)[None] * 7 % 48

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from flashspec import kernels
 
 SHAPES = [(8, 1), (16, 7), (40, 33), (104, 8), (256, 130)]
+pytestmark = pytest.mark.skipif(not kernels.available(), reason="no C compiler on this machine")
 dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 
 
@@ -19,12 +20,6 @@ def row_invariant(product, x):
     """Whether each row of x gives bit for bit the same, alone and among the first n."""
     alone = torch.cat([product(x[i : i + 1]) for i in range(len(x))])
     return all(torch.equal(product(x[:n]), alone[:n]) for n in range(1, len(x) + 1))
-
-
-@pytest.fixture(autouse=True)
-def compiled():
-    if not kernels.available():
-        pytest.skip("no C compiler on this machine")
 
 
 @dtypes

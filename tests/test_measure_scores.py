@@ -15,7 +15,7 @@ from flashspec.decoding.method import method_named
 from flashspec.decoding.models import SHIPPED
 from flashspec.measure import clock
 from flashspec.measure.parts import held, stage_costs
-from flashspec.measure.runs import Entry, repeated_share, stored_bytes, timed
+from flashspec.measure.runs import Entry, repeated_share, timed
 from flashspec.models.checkpoint import read_config
 from flashspec.models.config import from_hf
 from flashspec.models.synthetic import SHAPES, random_rows, shape, synthetic
@@ -88,7 +88,7 @@ def test_a_timed_decode_is_recorded_as_the_untimed_one_writes_whatever_the_stop_
 def test_repetition_is_counted_as_by_hand():
     assert repeated_share([1, 2, 1, 2, 1], 2) == 0.5 and repeated_share([5] * 10, 1) == 0.9
     assert repeated_share([1, 2, 3], 1) == 0.0 and repeated_share([], 3) == 0.0
-    assert clock.roof("cpu") > 0 and stored_bytes(*[layers := duo().target.layers] * 2) == sum(p.nbytes for p in layers.parameters())
+    assert clock.roof("cpu") > 0
     assert len(torch.unique(random_rows(3000, 1024)[:, :2], dim=0)) == 3000
 
 

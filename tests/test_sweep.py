@@ -132,20 +132,20 @@ def test_finished_points_stay_and_only_new_ones_are_made(name, run):
 
 @pytest.mark.parametrize("kind", NAMES)
 def test_every_failure_is_one_and_its_command_runs_that_point_alone(kind, run, tmp_path):
-    words = ["-p", "k=1,2", "-p", 'fail=["", "error", "die", "hang"]', "-p", "temperature=1", "--out", "o"]
-    late = {"experiment": "5", "notebook": "30"}[kind]  # a kernel's start takes seconds on a busy machine
+    words = ["-p", "k=2", "-p", 'fail=["", "error", "die", "hang"]', "-p", "temperature=1", "--out", "o"]
+    late = {"experiment": "10", "notebook": "30"}[kind]  # a kernel's start takes seconds on a busy machine
     found, said = run(NAMES[kind], *words, "--timeout", late, "--workers", "3", "--retries", "0")
     left = [each for each in psutil.Process().children(recursive=True) if each.status() != psutil.STATUS_ZOMBIE]
-    assert found == 1 and len(stamps("o")) == 2 and not left
+    assert found == 1 and len(stamps("o")) == 1 and not left
     died = {"experiment": "its process ended", "notebook": "Kernel died"}[kind]
     for way, reason in {"error": "the cache is cold", "die": died, "hang": f"stopped after {late} s"}.items():
-        assert said.count(reason) == 2 and f"k=2 fail={way} temperature=1: " in said
-    assert len(list(tmp_path.glob("o/unfinished/*/executed/nap.part.ipynb"))) == (6 if kind == "notebook" else 0)
+        assert said.count(reason) == 1 and f"k=2 fail={way} temperature=1: " in said
+    assert len(list(tmp_path.glob("o/unfinished/*/executed/nap.part.ipynb"))) == (3 if kind == "notebook" else 0)
     again = shlex.split(said[said.index("again: ") + 7 :].splitlines()[0])
     assert again[:3] == ["flashspec", "sweep", NAMES[kind]]
     found, said = run(*again[2:])
-    assert found == 1 and "8 points, 2 done, 1 to do" in said and said.count("failed: ") == said.count("--only") == 1
-    assert len(Path("o/table.csv").read_text().splitlines()) == 3
+    assert found == 1 and "4 points, 1 done, 1 to do" in said and said.count("failed: ") == said.count("--only") == 1
+    assert len(Path("o/table.csv").read_text().splitlines()) == 2
 
 
 def test_a_retry_is_another_attempt(tmp_path):
@@ -173,7 +173,7 @@ def test_another_runner_is_refused_and_an_interrupt_ends_everything(tmp_path):
         refused("another runner is at work in .*out", busy.run, engine, busy.points, 0, lambda: None)
     there = psutil.Process(runner.pid).children(recursive=True)
     runner.send_signal(2)
-    assert runner.wait(timeout=30) == 130 and there and not psutil.wait_procs(there, timeout=10)[1]
+    assert runner.wait(timeout=120) == 130 and there and not psutil.wait_procs(there, timeout=60)[1]
 
 
 def test_timed_experiments_run_one_at_a_time_and_name_the_worker(run, monkeypatch):

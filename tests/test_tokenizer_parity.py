@@ -132,8 +132,4 @@ def test_ids_are_those_of_a_slow_tokenizer_and_of_transformers(trained, tmp_path
 
 @pytest.mark.parametrize(("name", "role"), [(name, role) for name, pair in PAIRS.items() for role in pair])
 def test_ids_of_published_models_are_those_of_transformers(name, role):
-    try:
-        path = published(name, role)
-    except FileNotFoundError as error:
-        pytest.skip(str(error))
-    assert check(opened(path), 2000) > 100  # the control
+    assert check(opened(shelf.here(published, name, role)), 2000) > 100  # the control
