@@ -13,7 +13,6 @@ from test_checkpoint import text as spoiled_text
 from test_transformer import BASE, randomised
 
 from flashspec import generate, load
-from flashspec.heads.dense import DenseHead
 from flashspec.models import adapter, memory
 from flashspec.models.adapter import Adapter, AdapterReader
 
@@ -70,18 +69,6 @@ def test_a_wrong_draft_is_corrected_through_the_cropped_cache(tmp_path, monkeypa
     assert generate(models, IDS, "dense", max_new_tokens=20, stop=()).tokens == greedy(theirs)
     monkeypatch.setattr(AdapterReader, "rewind", lambda self, n: setattr(self, "seen", min(self.seen, n)))
     assert generate(models, IDS, "dense", max_new_tokens=20, stop=()).tokens != greedy(theirs)  # the control: an uncropped cache
-
-
-def test_our_own_families_do_not_take_the_detour(tmp_path):
-    randomised(BASE).save(tmp_path, "float32")
-    model = load(tmp_path, None, device="cpu").target
-    assert not isinstance(model, Adapter)
-    reader = AdapterReader(Adapter.load(tmp_path), 64)
-    ids = torch.tensor(IDS)
-    with torch.inference_mode():
-        assert reader.read(ids) == (len(IDS),)
-        logits = DenseHead(None, reader.model.head_weight)(reader.rows[: len(IDS)]).logits
-        assert torch.allclose(logits, model(ids[None])[0], rtol=1e-3, atol=1e-4)
 
 
 def damaged(damage):

@@ -167,9 +167,3 @@ def looped(x):
 @pytest.mark.parametrize("function", [keyword, sliced, looped])
 def test_what_has_no_javascript_is_refused(function):
     refused("no JavaScript for", script, function)
-
-
-def test_two_things_of_one_name_are_refused(monkeypatch):
-    monkeypatch.setattr(decision, "speedup", keyword, raising=True)
-    monkeypatch.setattr(keyword, "__module__", "flashspec.theory.decision", raising=False)
-    refused("names two things", script, theory.speedup, decision.best)

@@ -24,7 +24,7 @@ from flashspec.models.folder import verify_digests
 from flashspec.models.synthetic import synthetic
 from flashspec.train.conversations import Lessons
 from flashspec.train.design import design_draft, learn_text
-from flashspec.train.exits import ExitRecipe, default_layers, heard, pupil, untrained
+from flashspec.train.exits import ExitRecipe, heard, pupil, untrained
 from flashspec.train.lessons import learned
 from flashspec.train.prune import Importance, choose, importance, prune
 from flashspec.train.target import REFERENCE, initialise
@@ -245,8 +245,3 @@ def test_the_command_trains_and_load_finds_them(folders, tmp_path, capsys):
     models = fs.load(str(out), None, dtype="float32")
     assert set(models.exits) == {1, 3}
     assert text(models, fs.Method(exits=(1, 3), k=2), 0.7) == text(models, "baseline", 0.7)
-
-
-def test_exits_lie_at_an_eighth_and_a_quarter():
-    assert [default_layers(depth) for depth in (16, 32, 5)] == [(2, 4), (4, 8), (1, 2)]
-    refused("no room for two exits", default_layers, 2)

@@ -90,13 +90,6 @@ def test_a_row_is_what_a_loop_counts(home):
     refused("texts must be at least 1", replace, asked, texts=0)
 
 
-def test_a_model_that_knows_a_text_finds_it(monkeypatch):
-    prompts = [family.Prompt("code", (1, 2, n, n)) for n in (3, 4, 5)]
-    table = {3: 0.0, 4: -1.0, 5: -2.0}
-    monkeypatch.setattr(family, "mean_chance", lambda model, start, rest: table[rest[0]])
-    assert [family.chooses(tiny.model(1), prompts, n) for n in range(3)] == [True, False, False]
-
-
 @pytest.fixture(scope="module")
 def wanted(folders):
     return Params(target=(str(folders["target"]),), depth=(1, 3, 6, 40), prompts=str(folders["prompts"]), per_kind=1)

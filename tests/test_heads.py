@@ -86,15 +86,6 @@ def test_a_packed_table_gives_the_packed_dense_heads_logits_bit_for_bit(changes,
     assert not any(is_exact(control(hidden(), POSITIONS, Dice(4)), exact, 0) for control in controls)
 
 
-@pytest.mark.parametrize("size", [8, 32])
-def test_packed_clusters_that_are_no_panel_are_widened(size):
-    packed = kernels.pack(weight(), 8)
-    head = FlashHead.build(packed, norm(), cluster_size=size)
-    assert head.table.blocks.dtype is torch.float32 and head.table.slots == size
-    exact = DenseHead(norm(), packed.dequantised())(hidden()).logits
-    assert is_exact(head.with_probes(head.clusters.count)(hidden()), exact)
-
-
 @pytest.mark.parametrize(("changes", "part", "spoil"), [
     ({}, "ids", lambda t: torch.arange(t.ids.numel()).clamp(max=VOCAB - 1).view_as(t.ids)),
     ({"always": (1, 2, 500)}, "bias", lambda t: torch.zeros_like(t.bias)),

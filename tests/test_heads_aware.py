@@ -13,7 +13,7 @@ from flashspec.cli.main import status
 from flashspec.decoding.models import Models, load
 from flashspec.heads import DenseHead, FlashHead, Origin, head_named, registry
 from flashspec.heads.aware import asked_of, bisected, cluster_for
-from flashspec.heads.cluster import Recipe, means_of
+from flashspec.heads.cluster import Recipe
 from flashspec.heads.recall import required_probes
 from flashspec.heads.storage import FILE, kept
 from flashspec.kernels import Packed, library, pack
@@ -41,27 +41,12 @@ def clustered(rows, seed=0):
     return cluster_for(weight(), asked_of(weight(), rows, None), Recipe(16, seed))
 
 
-def spread(points, assignments):
-    """Mean squared distance of a point to its cluster's mean."""
-    means = means_of(points, assignments, torch.ones(len(points)))
-    return float((points - means[assignments]).square().sum(1).mean())
-
-
 @pytest.mark.parametrize(("vocab", "size"), [(2048, 16), (2047, 16), (2033, 16), (31, 16), (16, 16), (5, 16), (300, 7), (64, 1)])
 def test_bisection_fills_every_cluster_but_the_last_and_the_same_seed_does_it_again(vocab, size):
     found = bisected(weight(vocab), size, seed=3)
     full, rest = divmod(vocab, size)
     assert torch.bincount(found).sort(descending=True).values.tolist() == [size] * full + [rest] * bool(rest)
     assert torch.equal(found, bisected(weight(vocab), size, seed=3))
-
-
-def test_bisection_gathers_what_is_near_and_lloyd_rounds_more_so():
-    points = weight()[:, :6]
-    near, chance = bisected(points, 16), torch.arange(VOCAB) % 128
-    assert spread(points, near) < 0.4 * spread(points, chance)
-    rows = queries()[:, :6] @ torch.eye(6, WIDTH)
-    settled = clustered(rows).assignments
-    assert spread(points * 20, settled) < spread(points * 20, near)
 
 
 def found_within(rows, probes, head):

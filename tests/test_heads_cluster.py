@@ -81,16 +81,3 @@ def test_only_the_direction_of_a_row_decides_its_cluster():
     lengths = 2.0 ** torch.randint(-2, 3, (500, 1), generator=torch.Generator().manual_seed(5))
     recipe = Recipe(16, backend="torch")
     assert torch.equal(cluster(weight, recipe).members, cluster(lengths * weight, recipe).members)
-
-
-def test_memory_chunks_change_nothing(monkeypatch):
-    points, centroids = F.normalize(rows(500), dim=1), F.normalize(rows(32, seed=1), dim=1)
-    whole = assign_balanced(points, centroids, 16)
-    monkeypatch.setattr(sys.modules[Recipe.__module__], "CHUNK_SCORES", 64 * 32)
-    monkeypatch.setattr(sys.modules[Recipe.__module__], "SHORTLIST", 32)
-    assert torch.equal(whole, assign_balanced(points, centroids, 16))
-
-
-def test_recipes_that_make_no_sense_are_refused():
-    refused("cluster_size must be at least 1", Recipe, 0)
-    refused("faiss or torch", Recipe, backend="gpu")

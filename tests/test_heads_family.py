@@ -205,8 +205,6 @@ test_what_cannot_be_is_refused = refusing([
     (lambda: head_named("best", Origin(matrix())), "head 'best' is unknown; known: dense"),
     (lambda: head_named("vocab_trim", Origin(matrix())), "what the target wrote, and this model's folder has no"),
     (lambda: head_named("fr_spec", Origin(matrix())), "flashspec draft rank --head fr_spec"),
-    (lambda: Method(draft="model", head="best"), "head must be one of"),
-    (lambda: Method(head="int8"), "needs a verifier above it"),
     (lambda: Method(draft="model", head="int8", probes=3), "has no option 'probes'; its options: none"),
     (lambda: Method(draft="model", head="flash", shortlist=3), "has no option 'shortlist'; its options: probes"),
     (lambda: ShortlistHead.build(matrix(), torch.arange(IDS), size=IDS + 1), "shortlist must lie between 1 and the 500 ranked"),

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 
 from flashspec.cli.main import status
 from flashspec.decoding.generate import generate, own_method
-from flashspec.decoding.models import SHIPPED, Models, load
+from flashspec.decoding.models import Models, load
 from flashspec.heads import HEADS, FlashHead, IndexHead, Origin, ShortlistHead, cluster, head_named, ranked_by_frequency, registry
 from flashspec.heads.cluster import Recipe
 from flashspec.heads.index import KINDS, usable
@@ -107,15 +107,11 @@ def spoilt(tmp_path, members=None, centroids=None, **plan):
 
 @pytest.mark.parametrize(("changes", "words"), [
     ({"members": lambda found: found.clone().fill_(3)}, "lists each of the 300 ids once, but this one does not"),
-    ({"members": lambda found: found[:-1].contiguous()}, "lists each of the 300 ids once, but this one does not"),
     ({"members": lambda found: torch.cat((found, found[:1] * 0 - 1))}, "lists each of the 300 ids once, but this one does not"),
-    ({"members": lambda found: found + 1}, "lists each of the 300 ids once, but this one does not"),
     ({"members": lambda found: found.float()}, "no members of whole numbers in 2 dimensions"),
     ({"centroids": lambda found: found[:-1].contiguous()}, "no float32 centroid for each of its 43 clusters"),
     ({"centroids": lambda found: found[:, :-1].contiguous()}, r"300 ids with centroids \[43, 31\], not of 43 clusters"),
     ({"probes": 44}, "at most the 43 clusters of this head, got 44"),
-    ({"probes": 0}, "probes must be at least 1, got 0"),
-    ({"always": [300]}, "always holds id 300, but this head's ids run from 0 to 299"),
 ])  # fmt: skip
 def test_clusters_and_plans_that_cannot_be_are_refused_in_one_sentence(tmp_path, changes, words):
     assert same(spoilt(tmp_path, None, None, cluster_size=7, seed=2), MADE["flash"]()), "0.7 wrote more of a plan"
@@ -171,15 +167,6 @@ def test_a_drafts_flash_head_is_calibrated_with_its_default_probes(tmp_path):
     assert 0 < len(head.plan.always) <= 64 and plain.plan.always == ()
 
 
-@pytest.mark.parametrize("name", ["narrow", "shallow"])
-def test_the_shipped_flash_heads_probe_one_cluster_in_sixteen_and_their_cards_say_so(name):
-    tensors, header = read_tensors(SHIPPED / name / file_of("flash"), "")
-    card = (SHIPPED / name / "README.md").read_text()
-    about = json.loads(card[card.index("{") : card.rindex("}") + 1])["held_out"]["flash_head"]
-    assert json.loads(header["flash_head"])["plan"]["probes"] == about[0]["probes"] == len(tensors["members"]) / 16
-    assert about[0]["plan"] == "as shipped" and about[1]["agreement"] < about[0]["agreement"]
-
-
 def test_more_probes_never_find_less_and_with_faiss_none_is_left_out():
     pytest.importorskip("faiss")
     assert usable(HEADS) == list(HEADS)
@@ -192,7 +179,6 @@ def test_more_probes_never_find_less_and_with_faiss_none_is_left_out():
 
 @pytest.mark.parametrize(("call", "words"), [
     (lambda: IndexHead.build(weight(), None, "lsh"), "kind must be one of ivf, ivfpq, hnsw"),
-    (lambda: IndexHead.build(weight()).with_shortlist(0), "candidates must lie between 1 and the 300 ids, got 0"),
     (lambda: IndexHead.build(weight()).with_shortlist(301), "candidates must lie between 1 and the 300 ids, got 301"),
     (lambda: IndexHead.build(weight()).with_probes(70), "probes must lie between 1 and the 69 lists"),
 ])  # fmt: skip

@@ -2,8 +2,6 @@
 
 import os
 import sys
-import time
-from pathlib import Path
 
 import pytest
 import test_export
@@ -133,7 +131,7 @@ def test_llama_cpp_writes_our_text_on_smollm2():
 
 
 @pytest.mark.skipif(not os.environ.get(llama.PYTHON), reason=f"needs llama-cpp-python: {llama.PYTHON}")
-def test_llama_cpp_speculates_and_waits_without_turning_and_refuses_what_is_too_long(tmp_path):
+def test_llama_cpp_speculates_and_refuses_what_is_too_long(tmp_path):
     for name, layers in (("target", 3), ("draft", 1)):
         test_export.checkpoint(tmp_path / name / "m", family="qwen2", tied=False, layers=layers)
         test_export.exported(tmp_path / name / "m", tmp_path / f"{name}.gguf", "gguf")
@@ -143,15 +141,6 @@ def test_llama_cpp_speculates_and_waits_without_turning_and_refuses_what_is_too_
     assert plain["tokens"] == theirs.greedy(ids, 40, 4)["tokens"] == found["tokens"] != theirs.greedy((1, 2), 40)["tokens"]
     assert found["accepted"] == found["drafted"] > 20 and 0 < plain["prefill_seconds"] < 1
     assert fs.generate(fs.load(target), list(ids), "baseline", max_new_tokens=8, stop=()).tokens == plain["tokens"][:8]
-
-    def turned():
-        times = Path(f"/proc/{theirs._process.pid}/stat").read_text().rpartition(")")[2].split()[11:13]
-        return sum(map(int, times)) / os.sysconf("SC_CLK_TCK")
-
-    time.sleep(0.2)
-    before = turned()
-    time.sleep(0.5)
-    assert turned() - before < 0.1
     refused("give a shorter prompt", theirs.greedy, [7] * 500, 100)
     for each in (theirs, twice):
         each.close()

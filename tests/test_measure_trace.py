@@ -19,12 +19,9 @@ from flashspec.measure import trace as tracing
 from flashspec.measure.certificate import certify, first_difference, shape_noise, target_scorer
 from flashspec.measure.prompts import Prompt, load_prompts
 from flashspec.measure.trace import record
-from flashspec.models.family import DESIGNED
-from flashspec.models.folder import verify_digests
 from flashspec.models.reader import SpanReader
 from flashspec.once import Once
 from flashspec.sampling import GREEDY
-from flashspec.study.drafts import point_of_designed
 from flashspec.study.family import accepted, records
 from flashspec.theory import replayed_all
 
@@ -111,17 +108,6 @@ ROOT = Path(__file__).resolve().parent.parent
 def test_shipped_models_stay_below_the_limit():
     assert sum(path.stat().st_size for path in SHIPPED.rglob("*") if path.is_file()) <= 128_000_000
     assert max(path.stat().st_size for path in SHIPPED.rglob("*.safetensors")) <= 16 << 20
-
-
-@pytest.mark.skipif(not (SHIPPED / DESIGNED).exists(), reason="no designed draft ships")
-def test_the_designed_draft_is_a_point_of_the_family_ready_to_serve():
-    folder = SHIPPED / DESIGNED
-    verify_digests(folder)
-    told = json.loads((folder / "speculative.json").read_text())
-    assert told.pop("num_speculative_tokens") >= 1
-    assert told == {"method": "draft_model", "model": "flashspec/data/designed"}
-    assert all((folder / name).exists() for name in ("README.md", "curve.jsonl", "tokenizer.json", "flash_head.safetensors"))
-    assert point_of_designed() in {path.name for path in (ROOT / "book" / "results" / "family").iterdir()}
 
 
 @pytest.mark.parametrize("k", [1, 3])

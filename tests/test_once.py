@@ -1,7 +1,5 @@
 """What several threads ask for is made by one of them."""
 
-import copy
-import pickle
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier, Event
 
@@ -56,13 +54,6 @@ def test_what_fails_is_tried_again_by_the_next_thread_and_other_keys_do_not_wait
     failed = [future for future in slow.result() if future.exception()]
     assert len(failed) == 1 and isinstance(failed[0].exception(), MemoryError) and len(tries) == 2
     assert all(future.result() is tries[1] for future in slow.result() if future not in failed)
-
-
-def test_values_made_once_can_be_copied():
-    known = Once()
-    assert known.made("a", lambda: 1) == known.made("a", lambda: 2) == 1
-    for twin in (copy.deepcopy(known), pickle.loads(pickle.dumps(known))):
-        assert twin == {"a": 1} and twin.made("b", lambda: 3) == 3 and "b" not in known
 
 
 def test_threads_share_one_table_of_hashed_ids():

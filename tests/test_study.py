@@ -128,13 +128,10 @@ def test_strings_and_values_parse_to_the_same_parameters(tmp_path):
 
 @pytest.mark.parametrize(("said", "word"), [
     ({"temprature": 1}, "did you mean 'temperature'"),
-    ({"zzz": 1}, "known parameters: blocks, temperature, method, exact, draft"),
     ({"temperature": "warm"}, "'temperature' expects float"),
     ({"exact": "maybe"}, "'exact' expects bool"),
-    ({"exact": 1}, "'exact' expects bool"),
     ({"method": "fast"}, "one of 'dense', 'flash'"),
     ({"blocks": "1,x"}, "'blocks' expects"),
-    ({"blocks": (1.5,)}, "'blocks' expects"),
     ({"blocks": (0,)}, "at least 1"),
     ({"blocks": ()}, "nothing to measure"),
     ("nowhere", "no preset 'nowhere'; it has: smoke"),

@@ -49,7 +49,7 @@ def test_a_table_comes_back_with_its_types_and_origin_and_opens_in_pandas(tmp_pa
 def test_every_flipped_bit_is_refused_in_one_sentence(tmp_path):
     path = written(tmp_path)
     good = path.read_bytes()
-    assert tables.intact(good)
+    assert tables.intact(good) and not any(map(tables.intact, (good[:-1], good + b"\0", b"", good + good)))
     for bit in range(8 * len(good)):
         data = bytearray(good)
         data[bit // 8] ^= 1 << bit % 8
@@ -58,16 +58,6 @@ def test_every_flipped_bit_is_refused_in_one_sentence(tmp_path):
             path.write_bytes(data)
             with pytest.raises(Refused, match=r"table k.parquet in toy is damaged, [^\n]+ \(--fresh\)$"):
                 tables.opened(path)
-
-
-CHANGES = [lambda d: d[:-1], lambda d: d + b"\0", lambda d: b"", lambda d: d + d, lambda d: d[::-1]]
-
-
-@pytest.mark.parametrize("change", CHANGES)
-def test_a_cut_or_grown_file_is_refused(tmp_path, change):
-    path = written(tmp_path)
-    path.write_bytes(change(path.read_bytes()))
-    refused("damaged", tables.read, path, Row, error=Refused)
 
 
 def test_a_row_of_the_wrong_type_and_a_forged_seal_are_not_stored(tmp_path):

@@ -14,7 +14,7 @@ from flashspec.decoding.state import Event
 from flashspec.decoding.words import Texts, kinds
 from flashspec.study import EXPERIMENTS, figures
 from flashspec.study.stages import PARTS, seconds_by_part
-from flashspec.study.timeline import LANES, spans
+from flashspec.study.timeline import spans
 
 SECONDS = {"plain steps": 0.0153, "drafting": 0.0049, "middle checks": 0.0017, "full checks": 0.0181, "final token": 0.0131}
 HOW = {
@@ -92,28 +92,16 @@ def numbers(page):
     return page.locator("[data-status]").evaluate_all(status), rects.evaluate_all(exact), rects.evaluate_all(bars)
 
 
-def expected(outputs, seconds, time):
-    """The same numbers by adding up one event after the other."""
+def expected(decodes, time, **changes):
+    """The same numbers from Python's spans; seconds of parts may be changed."""
     status, bars = [], []
-    for out in outputs.values():
-        last, at, rounds = max(event.stage for event in out.events), 0.0, [[]]
-        for event in out.events:
-            part = "final token" if event.stage == last else None
-            if event.adds:
-                part = "full checks" if event.stage == last else "middle checks"
-                part = ("drafting" if last else "plain steps") if event.stage == 0 else part
-            if part is None:
-                continue
-            if part != "final token" and rounds[-1] and rounds[-1][-1][2]:
-                rounds.append([])
-            end = at + seconds[part] * (event.adds or 1)
-            final = (event.kept if last else event.adds - 1) + 1 if event.stage == last and event.adds else 0
-            rounds[-1].append((at, end, final or part == "final token" and 1e-9))
-            at = end
-        bars += [(start, end) for each in rounds for start, end, _ in each]
-        now = max((each for each in rounds if each[0][0] < time), default=rounds[0])
-        tokens = sum(int(final) for each in rounds for _, end, final in each if end <= time)
-        status.append([now[0][0], now[-1][1], at, tokens])
+    for decode in decodes:
+        found = spans(decode._replace(seconds={**decode.seconds, **changes}))
+        last, started = max(each.event.stage for each in found), [each.round for each in found if each.start < time]
+        now = [each for each in found if each.round == max(started, default=1)]
+        done = [each.event for each in found if each.end <= time and each.event.stage == last and each.event.adds]
+        status.append([now[0].start, now[-1].end, found[-1].end, sum(event.kept + 1 if last else event.adds for event in done)])
+        bars += [(each.start, each.end) for each in found]
     return status, bars
 
 
@@ -128,14 +116,14 @@ PAGE = "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport con
 
 
 def test_the_keyboard_alone_steps_through_two_timelines_that_show_pythons_numbers(outputs, visit, serve, tmp_path):
-    shown, alone = {name: outputs[name] for name in ("plain", "eager", "deferred", "levels")}, {"": outputs["deferred"]}
+    shown = {name: outputs[name] for name in ("plain", "eager", "deferred", "levels")}
     first, second = figures.timeline(shown, SECONDS), figures.timeline(outputs["deferred"])
     (tmp_path / "page.html").write_text(PAGE + first._repr_html_() + second._repr_html_(), encoding="utf-8")
     page = visit(f"{serve(tmp_path)}/page.html", width=390, dark=True)
     moments = sorted({0.0, *(action.end for actions in first.spans.values() for action in actions)})
 
-    def wanted(time, seconds=SECONDS):
-        mine, other = expected(shown, seconds, time), expected(alone, dict.fromkeys(LANES, 1.0), 1e9)
+    def wanted(time, **changes):
+        mine, other = expected(first.decodes, time, **changes), expected(second.decodes, 1e9)
         return [*mine[0], *other[0]], [*mine[1], *other[1]]
 
     assert apart(numbers(page), wanted(moments[-1])) < 1e-9
@@ -148,8 +136,8 @@ def test_the_keyboard_alone_steps_through_two_timelines_that_show_pythons_number
         assert apart(found, wanted(moments[place])) < 1e-9
         drawn = [(x - start, x + width - end) for (x, width), (start, end) in zip(found[2], found[1], strict=True)]
         assert max(abs(each) for pair in drawn for each in pair) < 1e-9
-    longer = {**SECONDS, "final token": SECONDS["final token"] + 1e-8}
-    assert apart(numbers(page), wanted(moments[place], longer)) > 1e-9  # the control
+    longer = {"final token": SECONDS["final token"] + 1e-8}
+    assert apart(numbers(page), wanted(moments[place], **longer)) > 1e-9  # the control
     for key in ("Tab", "Home", "ArrowRight"):  # the slider
         page.keyboard.press(key)
     assert apart(numbers(page), wanted(moments[1])) < 1e-9
