@@ -112,7 +112,8 @@ def test_the_page_fits_a_phone_and_every_control_has_a_name(visit, address, dark
     assert page.locator("svg path.curve").count() == 4 and "break-even" in page.text_content("svg >> nth=1")
 
 
-def test_presets_come_close_to_what_was_measured_and_to_what_a_paper_prints():
+def test_presets_come_close_to_what_was_measured_and_to_what_a_paper_prints(tmp_path):
+    assert list(decide.presets(tmp_path)) == ["start", *papers.works(PLAIN)]  # without tables
     found = decide.presets()
     assert list(found)[:3] == ["qwen", "smollm2", "reference"] and len(found) == 3 + len(papers.works(PLAIN))
     for preset in found.values():
@@ -124,10 +125,6 @@ def test_presets_come_close_to_what_was_measured_and_to_what_a_paper_prints():
     assert off["yan-deep"] == pytest.approx(1, rel=0.01) and off["yan-wide"] == pytest.approx(1, rel=0.01)
     other = decision.decision(found["yan-wide"].setting._replace(k=7))  # the control
     assert other["dense"] != pytest.approx(rates["yan-wide"]["dense"], rel=0.01)
-
-
-def test_without_tables_the_presets_are_the_papers_beside_made_up_numbers(tmp_path):
-    assert list(decide.presets(tmp_path)) == ["start", *papers.works(PLAIN)]
 
 
 def test_a_decision_is_what_the_formulas_of_theory_give():
