@@ -36,7 +36,15 @@ def cli(capsys):
     return run
 
 
+FIRST = ("chapters", "sweep", "sweep_dask", "sweep_kills", "your_models", "bad_inputs", "files_fuzz", "law", "gguf", "interrupts")
+
+
+def pytest_configure(config):
+    config.option.loadscopereorder = False  # xdist: files start in the order below, the longest first
+
+
 def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: FIRST.index(name) if (name := item.path.stem.removeprefix("test_")) in FIRST else len(FIRST))
     if importlib.util.find_spec("faiss"):
         return
     for item in items:

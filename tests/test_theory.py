@@ -24,21 +24,18 @@ def settled(curve, dice):
     return standing + 1
 
 
-def simulated(curve, rounds=200_000, seed=1):
-    dice = random.Random(seed)
-    return sum(settled(curve, dice) for _ in range(rounds)) / rounds
+FLAT = [(alpha,) * block for alpha in (0.0, 0.3, 0.75, 0.97, 1.0) for block in (1, 4, 8)]
 
 
-@pytest.mark.parametrize("alpha", [0.0, 0.3, 0.75, 0.97, 1.0])
-@pytest.mark.parametrize("block", [1, 4, 8])
-def test_tokens_of_a_check_and_of_a_curve_equal_coin_flips(alpha, block):
-    expected = simulated([alpha] * block)
-    assert theory.tokens_per_check(alpha, block) == pytest.approx(expected, rel=0.01)
-    assert theory.tokens_from_curve([alpha] * block) == pytest.approx(theory.tokens_per_check(alpha, block))
-    if 0.5 < alpha < 1.0:  # the control: the bonus token forgotten
-        assert (1 - alpha**block) / (1 - alpha) != pytest.approx(expected, rel=0.01)
-    for curve in ((0.9, 0.8, 0.7), (1.0, 0.0, 0.9), (0.6, 0.95, 0.95, 0.2)):
-        assert theory.tokens_from_curve(curve) == pytest.approx(simulated(curve), rel=0.01)
+@pytest.mark.parametrize("curve", [*FLAT, (0.9, 0.8, 0.7), (1.0, 0.0, 0.9), (0.6, 0.95, 0.95, 0.2)])
+def test_tokens_of_a_check_and_of_a_curve_equal_coin_flips(curve):
+    dice, rounds = random.Random(1), 50_000
+    expected, (alpha, *_) = sum(settled(curve, dice) for _ in range(rounds)) / rounds, curve
+    assert theory.tokens_from_curve(curve) == pytest.approx(expected, rel=0.02)
+    if curve in FLAT:
+        assert theory.tokens_per_check(alpha, len(curve)) == pytest.approx(theory.tokens_from_curve(curve))
+        if 0.5 < alpha < 1.0:  # the control: the bonus token forgotten
+            assert (1 - alpha ** len(curve)) / (1 - alpha) != pytest.approx(expected, rel=0.02)
 
 
 @pytest.mark.parametrize(("kappa", "nu"), [(0.2, 0.25), (1.5, 0.1), (3.0, 0.9)])
