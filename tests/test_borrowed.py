@@ -14,8 +14,7 @@ from flashspec.cli.main import status
 from flashspec.models.borrowed import save_borrowed
 from flashspec.models.packed import PackedLinear
 from flashspec.models.transformer import Transformer
-from flashspec.train.borrowed import chosen, copied, pupil
-from flashspec.train.conversations import read_lesson
+from flashspec.train.borrowed import copied, pupil
 
 IDS = torch.arange(20) * 7 % 61
 
@@ -104,14 +103,3 @@ def test_export_writes_it_whole(source, tmp_path):
     assert same < 0.02 < other and whole.config.layers == 2
     assert fs.load(tmp_path / "whole", None).encode("def f") == fs.load(source, None).encode("def f")
     assert not (tmp_path / "draft" / "tokenizer.json").exists() and (tmp_path / "whole" / "tokenizer.json").is_file()
-
-
-def test_layers_that_turn_the_rows_most_are_kept(source, tmp_path):
-    assert taught(source, tmp_path / "draft", "--work", str(tmp_path / "work")) == 0
-    ids = read_lesson(sorted((tmp_path / "work" / "lessons").iterdir())[0])["ids"].long()
-    base = fs.load(source, None, weights="dense", dtype="float32").target
-    rows = [base.embed(ids), *base.states(ids)]
-    turned = [
-        1 - torch.cosine_similarity(x, y, dim=-1).clamp(-1, 1).arccos().mean() for x, y in zip(rows, rows[1:], strict=False)
-    ]
-    assert chosen(base, ids, 1) == [min(range(4), key=lambda i: turned[i])]

@@ -8,11 +8,9 @@ from shelf import refused
 from toys import run, with_biases
 
 from flashspec import Models, Sampling, Scores, kernels
-from flashspec.decoding.captured import CapturedBurst
 from flashspec.decoding.generate import agreement
-from flashspec.decoding.lookup import LookupHead, LookupReader
 from flashspec.decoding.rules import KINDS, Drawn, SpeculativeSampling, Waiting
-from flashspec.decoding.stages import Burst, Stage, in_turn
+from flashspec.decoding.stages import Stage, in_turn
 from flashspec.decoding.ways import CompiledBurst, CompiledScore, fastest
 from flashspec.heads import DenseHead, FlashHead, quantized
 from flashspec.models.config import ModelConfig
@@ -88,23 +86,6 @@ def test_one_call_writes_what_the_parts_write_in_turn(model, head, rule, tempera
     found = played(fast)
     assert same(found, played(slow)) and found[2] == [0, 12, 5, 1]
     assert (fast.fast_write.writer.times > 0).all()
-
-
-@pytest.mark.parametrize("kind", ["compiled", "step by step", "captured", "lookup"])
-def test_a_burst_of_nothing_reads_nothing_and_the_next_one_is_as_ever(model, kind, monkeypatch):
-    if kind == "captured":
-        monkeypatch.setenv("FLASHSPEC_GRAPHS", "eager")
-    tokens, told = torch.arange(20, 20 + CONTEXT), []
-    for nothing in (False, True):
-        used = (slow_stage if kind == "step by step" else stage)(model, "dense", "coupling", 1.0)
-        if kind == "lookup":
-            used = used._replace(reader=LookupReader(CONTEXT), head=LookupHead(VOCAB))
-        if nothing:
-            assert used.write(tokens.clone(), 9, 0) == Burst([], 0) and used.reader.seen == 0
-        text = tokens.clone()
-        told.append((text, *used.write(text, 9, 3)))
-    assert type(used.fast_write) is {"compiled": CompiledBurst, "captured": CapturedBurst}.get(kind, type(None))
-    assert same(*told)
 
 
 @pytest.mark.parametrize("changes", [{}, {"cluster_size": 8}], ids=str)

@@ -68,7 +68,6 @@ CASES = {  # a command's beginning, and ends that make it wrong => words of the 
         "{home}/bytes.txt | {home} | {home}/short.txt --length 16 --prompt 4",
     "draft rank --draft {draft}": "--out {home}/new --text {home}/bytes.txt",
     "draft family wide-1 TEXT --folder": "{shipped}/target | {home}/text.txt | {home}/new --target {target}",
-    "draft family": "wide-9",
     "train exits --target {target} --out {home}/new --text": "{home}/bytes.txt | {home}",
     "train --folder": "{target} | {home} | {package} | {shipped}/mine | {home}/text.txt",
     "quantize":

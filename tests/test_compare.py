@@ -8,8 +8,8 @@ import pytest
 import tables
 from tables import ALPHA, LAYERS, PER_BYTE, PER_LAYER, READ, SPEED, STEP, TURNS, drafted, family, line, race, runs, steps
 
-from flashspec.study import compare, drafting, heads, papers, stages
-from flashspec.theory import amdahl, tokens_per_check
+from flashspec.study import compare, drafting, heads, stages
+from flashspec.theory import tokens_per_check
 
 
 def test_speedups_are_those_planted_and_a_slower_method_is_shown_as_slower():
@@ -181,9 +181,3 @@ def test_a_step_is_taken_apart_into_layers_and_bytes():
     (gain,) = drafting.depth_gains(steps()).to_dict("records")
     assert (gain["deep"], gain["shallow"]) == (24, 6)  # three layers hold other parameters
     assert gain["ratio"] == pytest.approx((24 * PER_LAYER + 1e-3) / (6 * PER_LAYER + 2e-3)) and gain["turns"] == TURNS
-
-
-def test_the_thesis_agrees_with_itself():
-    thesis = papers.THESIS
-    assert thesis["projection"] == pytest.approx(thesis["projection_dense_ms"] / thesis["projection_flash_ms"], rel=1e-3)
-    assert amdahl(papers.head_share(), thesis["projection"]) == pytest.approx(thesis["draft_step"], rel=1e-3)

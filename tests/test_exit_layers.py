@@ -19,10 +19,9 @@ from flashspec.models.exits import ExitLayer, exits_file, load_exits, rows_at, s
 from flashspec.models.packed import rounded
 from flashspec.models.reader import SpanReader, engine_for
 from flashspec.train import lessons
-from flashspec.train.conversations import TOP, LessonRecipe, Script, Turns, conversations, in_files, read_lesson, written
+from flashspec.train.conversations import TOP, LessonRecipe, Turns, conversations, in_files, read_lesson, written
 from flashspec.train.exits import pupil
 from flashspec.train.lessons import learned, sampled_divergence
-from flashspec.train.trainer import claim
 
 WIDE = {"vocab_size": 64, "hidden": 32, "head_dim": 8, "ffn": 48}  # the compiled path; the odd one is toys' default
 IDS = torch.arange(20) * 7 % 61
@@ -118,16 +117,6 @@ def test_the_sampled_loss_is_the_whole_one_where_all_are_drawn_and_near_it_other
     assert abs(near - whole) < 0.02 < abs(far - whole) and gradient.any()
 
 
-def test_a_user_ends_in_time_and_the_template_follows():
-    script = Script([9, 8, 7])
-    drawn = torch.full((96,), 5)
-    drawn[0] = 9
-    assert script.follow(drawn, 4)[:2].tolist() == [9, 5] and not script.answering.any()
-    assert script.follow(torch.full((96,), 5), 5)[:2].tolist() == [8, 5]
-    assert script.follow(torch.full((96,), 5), 6)[0] == 7 and script.answering[0]
-    assert script.follow(torch.full((96,), 5), 60)[:2].tolist() == [5, 9]  # the other was cut off
-
-
 @pytest.fixture
 def taught(tmp_path):
     model = tiny_model(6)
@@ -171,13 +160,6 @@ def test_lessons_are_what_the_model_says_of_whole_texts(taught):
     assert torch.allclose(logs.gather(2, made["top"].long()), made["logs"].float(), atol=5e-3)
     assert torch.allclose(early[1], made["rows.2"].float(), atol=5e-3)
     assert not torch.allclose(early[0], made["rows.2"].float(), atol=5e-3)  # the control
-
-
-def test_work_on_another_model_is_not_taken_up(tmp_path):
-    claim(tmp_path / "work" / "recipe.json", {"model": "a", "layers": (2, 4)})
-    claim(tmp_path / "work" / "recipe.json", {"model": "a", "layers": (2, 4)})
-    with pytest.raises(ValueError, match="give another --work"):
-        claim(tmp_path / "work" / "recipe.json", {"model": "b", "layers": (2, 4)})
 
 
 @pytest.mark.parametrize("form", ["hf", "gguf"])

@@ -118,17 +118,6 @@ def test_clusters_and_plans_that_cannot_be_are_refused_in_one_sentence(tmp_path,
     refused(words, spoilt, tmp_path, **changes)
 
 
-def test_a_file_that_does_not_say_how_it_was_clustered_is_by_direction(tmp_path):
-    for name, alike in (("flash", True), ("flash for queries", False)):
-        MADE[name]().save(tmp_path)
-        tensors, (_, header) = load_file(tmp_path / file_of("flash")), read_tensors(tmp_path / file_of("flash"), "")
-        facts = json.loads(header["flash_head"])
-        assert facts.pop("spherical") is alike is MADE[name]().clusters.spherical
-        save_file(tensors, tmp_path / file_of("flash"), {"flash_head": json.dumps(facts)})
-        found = FlashHead.load(tmp_path, weight())
-        assert found.clusters.spherical and same(found, MADE[name]()) is alike
-
-
 def test_a_large_vocabulary_waits_for_a_head_that_every_process_finds(folders, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(registry, "BUILT_NOW", tiny.VOCAB - 1)

@@ -10,28 +10,10 @@ import torch
 
 from flashspec import load
 from flashspec.kernels import build
-from flashspec.kernels.pages import ALIGNMENT, BLOCK, PAGE, Shelf
+from flashspec.kernels.pages import BLOCK, Shelf
 
 HUGE = hasattr(mmap, "MADV_HUGEPAGE")
-SHAPES = [((3, 5), torch.float32), ((7,), torch.int8), ((2, 3, 4), torch.bfloat16), ((), torch.int64)]
 needs_huge = pytest.mark.skipif(not HUGE, reason="this system has no madvise(MADV_HUGEPAGE)")
-
-
-@needs_huge
-def test_tensors_are_zeros_of_their_own_behind_one_another():
-    shelf = Shelf()
-    made = [shelf.zeros(shape, dtype) for shape, dtype in SHAPES]
-    for number, (tensor, (shape, dtype)) in enumerate(zip(made, SHAPES, strict=True)):
-        assert not tensor.any() and tensor.shape == shape and tensor.dtype is dtype
-        tensor.fill_(number + 1)
-    assert all((tensor == number + 1).all() for number, tensor in enumerate(made))
-    starts = [tensor.data_ptr() for tensor in made]
-    assert starts == sorted(starts) and not any(start % ALIGNMENT for start in starts)
-    assert starts[-1] - starts[0] < 4 * ALIGNMENT + sum(tensor.nbytes for tensor in made)
-    large = shelf.zeros((BLOCK + 1,), torch.int8)
-    large[-1] = 1
-    assert large.data_ptr() % PAGE == 0
-    assert shelf.zeros((PAGE - 1 - ALIGNMENT,), torch.int8).data_ptr() > large.data_ptr() + BLOCK
 
 
 class Noting(mmap.mmap):

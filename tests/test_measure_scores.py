@@ -8,7 +8,6 @@ import tiny
 import torch
 from shelf import refused
 from torch import Tensor
-from toys import PROMPT, duo
 
 from flashspec import METHODS, Limits, Method, Models, Sampling, Transformer, build, decode, generate
 from flashspec.decoding.method import method_named
@@ -136,14 +135,3 @@ def test_a_hierarchy_needs_at_most_a_tenth_more(name):
 
 def test_the_control_a_second_model_is_seen():
     assert ratio([("reference-target",), ("reference-target", 4)], METHODS["dense"]) > ALLOWED
-
-
-@pytest.mark.parametrize(("name", "readers"), [("baseline", 1), ("self_speculation", 2), ("hispec", 3)])
-def test_a_process_gains_the_rows_of_every_reader_and_one_cache(name, readers):
-    models = duo(0, torch.float32)
-    list(decode(build(METHODS[name], models, context=64), PROMPT, Limits(12)))
-    before, config = live(), models.target.config
-    stages = build(METHODS[name], models, context=64)
-    list(decode(stages, PROMPT, Limits(12)))
-    wanted = readers * 64 * config.hidden * 4 + config.kv_bytes_per_token(4) * 64
-    assert wanted <= live() - before < 2 * wanted

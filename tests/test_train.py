@@ -97,14 +97,6 @@ def test_a_checkpoint_that_is_none_is_refused_and_kept(tmp_path, garbage):
     assert path.read_bytes() == kept
 
 
-def test_a_checkpoint_of_an_older_optimiser_is_refused(tmp_path):
-    trained(tmp_path, replace(RECIPE, schedule=SHORT["stopped"]))
-    state = torch.load(tmp_path / "checkpoint.pt")
-    del state["optimizers"][0]["param_groups"][0]["ns_steps"]
-    torch.save(state, tmp_path / "checkpoint.pt")
-    refused("older one, without ns_steps", trained, tmp_path)
-
-
 def test_chunked_distillation_has_the_gradient_of_the_plain_loss(tmp_path, monkeypatch):
     monkeypatch.setattr("flashspec.train.design.CHUNK", 10)
     target, recipe = seeded(), Design(1, steps=2, sequences=2, length=16, prompt=1)
