@@ -47,6 +47,8 @@ def test_a_public_checkpoint_is_read(tmp_path, nested, shape):
     assert (head.probes, head.clusters.count, head.clusters.size, head.plan.always) == (5, CLUSTERS, 8, (3, 90))
     assert head.clusters.members[7].tolist() == list(range(7, VOCAB, CLUSTERS))
     assert torch.equal(head.clusters.centroids, centroids()[0, 0].T)
+    (tmp_path / "flash_head_assets" / "clustering_cache.safetensors").unlink()
+    refused("assets included", read, tmp_path, error=FileNotFoundError)
 
 
 def naive(row, probes):
@@ -82,16 +84,6 @@ BROKEN = [
 @pytest.mark.parametrize(("case", "words"), BROKEN)
 def test_a_public_checkpoint_that_cannot_be_is_refused(tmp_path, case, words):
     refused(words, read, fabricate(tmp_path, **case))
-
-
-def test_a_checkpoint_without_its_assets_or_with_half_of_them_is_refused(tmp_path):
-    cache = fabricate(tmp_path) / "flash_head_assets" / "clustering_cache.safetensors"
-    cache.write_bytes(cache.read_bytes()[:500])
-    refused("truncated or not a safetensors", read, tmp_path)
-    save_file({"centroids": centroids()}, cache)
-    refused("not a FlashHead cache", read, tmp_path)
-    cache.unlink()
-    refused("assets included", read, tmp_path, error=FileNotFoundError)
 
 
 def test_the_model_of_a_public_checkpoint_is_read_with_its_head(tmp_path):

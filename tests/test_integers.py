@@ -108,15 +108,6 @@ def test_rows_are_taken_in_the_same_codes_and_none_beside_a_panel(bits, monkeypa
     refused("a multiple of 16 ids, got 50", weight.taken, torch.arange(50))
 
 
-@bits
-@compiled
-def test_without_the_compiled_kernels_products_are_the_same_but_for_rounding(bits, monkeypatch):
-    x, weight = noise(5, 48), kernels.pack(noise(33, 48, seed=1), bits)
-    fast = integers.packed_linear(x, weight)
-    monkeypatch.setattr(integers, "library", lambda: None)
-    assert error(integers.packed_linear(x, weight), fast) < 2e-6
-
-
 @compiled
 def test_an_instruction_set_is_forced_and_one_that_is_not_here_is_refused():
     script = "from flashspec import kernels; kernels.available(); print(kernels.identity()['isa'])"

@@ -24,34 +24,21 @@ def row_invariant(product, x):
 
 @dtypes
 @pytest.mark.parametrize(("depth", "outputs"), SHAPES)
-def test_linear_is_its_naive_twin_and_row_invariant(depth, outputs, dtype):
-    x, weight = noise(11, depth), noise(outputs, depth, dtype=dtype, seed=1)
-    assert kernels.serves(x, weight)
-    assert close(kernels.linear(x, weight), x.double() @ weight.double().T)
-    assert row_invariant(lambda part: kernels.linear(part, weight), x)
-
-
-@dtypes
-@pytest.mark.parametrize(("depth", "cap"), [(8, 1), (40, 4), (64, 16), (24, 3)])
-def test_gather_linear_is_its_naive_twin_and_row_invariant(depth, cap, dtype):
-    x, blocks = noise(11, depth), noise(9, cap, depth, dtype=dtype, seed=1)
-    chosen = torch.randint(0, 9, (11, 5), generator=torch.Generator().manual_seed(2))
-    gathered = kernels.gather_linear(x, blocks, chosen)
-    assert close(gathered, torch.einsum("npck,nk->npc", blocks[chosen].double(), x.double()))
-    assert torch.equal(gathered, torch.cat([kernels.gather_linear(x[i, None], blocks, chosen[i, None]) for i in range(11)]))
-    whole = kernels.linear(x, blocks.flatten(0, 1)).view(11, 9, cap)
-    assert torch.equal(gathered, whole[torch.arange(11)[:, None], chosen]), "the same bits as in the whole product"
-
-
-@pytest.mark.parametrize("width", [8, 40, 256])
-def test_a_norm_is_its_naive_twin_and_row_invariant(width):
-    x, weight, bias = noise(11, width) * 3 + 2, noise(width, seed=1), noise(width, seed=2)
-    wide, centred = x.double(), x.double() - x.double().mean(-1, keepdim=True)
-    exact = [weight.double() * v * torch.rsqrt(v.square().mean(-1, keepdim=True) + 1e-5) for v in (wide, centred)]
-    for norm, mine in ((kernels.Norm(weight, 1e-5), exact[0]), (kernels.Norm(weight, 1e-5, bias), exact[1] + bias.double())):
-        assert close(kernels.normalised(x, norm), mine)
-        assert row_invariant(lambda part, norm=norm: kernels.normalised(part, norm), x)
-    assert not close(exact[0], exact[1] + bias.double())
+def test_products_and_norms_are_their_torch_twins_and_row_invariant(depth, outputs, dtype, monkeypatch):
+    x, weight, blocks = noise(11, depth), noise(outputs, depth, dtype=dtype, seed=1), noise(9, 3, depth, dtype=dtype, seed=2)
+    chosen, gain, bias = torch.randint(0, 9, (11, 5), generator=torch.Generator().manual_seed(2)), *noise(2, depth, seed=3)
+    calls = [
+        lambda part: kernels.linear(part, weight),
+        lambda part: kernels.gather_linear(part, blocks, torch.full((len(part), 5), 4)),
+        *(lambda part, more=more: kernels.normalised(3 * part + 2, kernels.Norm(gain, 1e-5, *more)) for more in ((), (bias,))),
+    ]
+    assert kernels.serves(x, weight) and all(row_invariant(call, x) for call in calls)
+    fast = [*(call(x) for call in calls), kernels.gather_linear(x, blocks, chosen)]
+    whole = kernels.linear(x, blocks.flatten(0, 1)).view(11, 9, 3)
+    assert torch.equal(fast[-1], whole[torch.arange(11)[:, None], chosen]), "the same bits as in the whole product"
+    monkeypatch.setattr("flashspec.kernels.library", lambda: None)
+    slow = [*(call(x) for call in calls), kernels.gather_linear(x, blocks, chosen)]
+    assert not kernels.available() and all(map(close, fast, slow)) and not close(fast[2], fast[3])
 
 
 def test_the_controls_a_wrong_weight_and_a_product_that_rounds_by_batch_are_caught():
@@ -74,20 +61,6 @@ def test_inputs_the_kernels_do_not_serve_are_computed_in_torch():
     turned = noise(16, 5, seed=3).T
     assert close(kernels.linear(single, turned), single.double() @ turned.double().T)
     assert close(kernels.linear(single.T.contiguous().T, noise(5, 16)), single.double() @ noise(5, 16).double().T)
-
-
-@dtypes
-def test_without_the_compiled_kernels_the_values_are_the_same(dtype, monkeypatch):
-    x, weight, blocks = noise(5, 48), noise(33, 48, dtype=dtype, seed=1), noise(9, 4, 48, dtype=dtype, seed=2)
-    chosen, gain = torch.tensor([[1, 8]] * 5), noise(48, seed=3)
-
-    def every_one():
-        yield from (kernels.linear(x, weight), kernels.gather_linear(x, blocks, chosen))
-        yield from (kernels.normalised(x, kernels.Norm(gain, 1e-6, bias)) for bias in (None, noise(48, seed=4)))
-
-    fast = list(every_one())
-    monkeypatch.setattr("flashspec.kernels.library", lambda: None)
-    assert not kernels.available() and all(close(mine, slow) for mine, slow in zip(fast, every_one(), strict=True))
 
 
 def slow_draw(logits, uniform):

@@ -11,7 +11,6 @@ from shelf import refused
 import flashspec as fs
 from flashspec.decoding.lookup import LONGEST, SHORTEST, continuation
 from flashspec.measure import llama, llama_driver, peers
-from flashspec.models import pairs
 
 PROMPT = (1, 2, 3)
 
@@ -116,18 +115,6 @@ def test_llama_cpp_is_refused_in_words_where_it_is_missing_or_fails(tmp_path, mo
     monkeypatch.setenv(llama.PYTHON, sys.executable)
     refused("reads GGUF files, got folder", llama.Llama, tmp_path / "folder", None, 64)
     refused("ended without an answer", llama.Llama, file, None, 64)
-
-
-@pytest.mark.skipif(not os.environ.get(llama.PYTHON), reason=f"needs llama-cpp-python: {llama.PYTHON}")
-def test_llama_cpp_writes_our_text_on_smollm2():
-    if not any((home / pairs.PAIRS["smollm2"]["target"].file).is_file() for home in pairs.homes()):
-        pytest.skip("needs SmolLM2's file: flashspec fetch smollm2")
-    models = fs.load(target="smollm2")
-    ids = models.encode("def add(a, b):\n    return")
-    theirs = llama.Llama(models.folders["target"], None, 256)
-    wanted = fs.generate(models, ids, "baseline", max_new_tokens=12, stop=()).tokens
-    assert theirs.greedy(ids, 12)["tokens"] == theirs.greedy(ids, 12, 4, "lookup")["tokens"] == wanted
-    theirs.close()
 
 
 @pytest.mark.skipif(not os.environ.get(llama.PYTHON), reason=f"needs llama-cpp-python: {llama.PYTHON}")

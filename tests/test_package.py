@@ -8,7 +8,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from shelf import digest, listing, refused, train_tokenizer
+from shelf import refused, train_tokenizer
 
 import flashspec
 from flashspec import provenance
@@ -123,18 +123,6 @@ def test_what_is_hidden_is_no_less_its_owners(tmp_path, hidden):
     with fresh_folder(tmp_path / "new") as part:
         (part / "whole").write_text("x")
     assert taken.read_text() == beside.read_text() == "keep me" and (tmp_path / "new" / "whole").exists()
-
-
-def test_what_somebody_puts_there_meanwhile_is_kept(tmp_path):
-    mine = tmp_path / "new" / "mine"
-    with TAKEN, fresh_folder(tmp_path / "new"):
-        mine.parent.mkdir()
-        mine.write_text("keep me")
-    assert listing(tmp_path) == {"new/mine": digest(mine)}
-    (tmp_path / f".file{UNFINISHED}").symlink_to(mine)
-    with replaced(tmp_path / "file") as part:
-        part.write_text("x")
-    assert mine.read_text() == "keep me"
 
 
 def test_only_a_record_of_ours_is_replaced(tmp_path):
