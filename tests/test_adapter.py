@@ -131,7 +131,6 @@ torch.distributed.destroy_process_group()
 """
 
 
-@pytest.mark.slow
 def test_two_processes_that_share_a_target_print_the_text_of_one(tmp_path):
     theirs = write(tmp_path / "target", "llama", LLAMA_LIKE)
     write(tmp_path / "draft", "llama", LLAMA_LIKE | {"num_hidden_layers": 1})

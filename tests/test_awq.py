@@ -147,7 +147,6 @@ def quantisable(folder):
     return folder / "dense"
 
 
-@pytest.mark.slow
 def test_autoawq_writes_a_folder_that_loads_both_ways(tmp_path):
     pytest.importorskip("awq")
     folder = quantisable(tmp_path)

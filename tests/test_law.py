@@ -118,7 +118,6 @@ def spans(n_d, n_i):
     return lambda sampling: [stage._replace(rule=SpeculativeSampling(sampling, VOCAB)) for stage in stages]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("draft", [dense, sparse])
 def test_two_stages_print_the_law_of_the_target(draft):
     assert p_of(two(draft=draft), 20_000, law(0)) > 1e-4

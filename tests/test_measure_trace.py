@@ -30,11 +30,9 @@ DENSE, FLASH = Method("model"), Method("model", "flash")
 
 
 def live(models, method, sampling, k, new=24):
-    runs = [
-        run(models, replace(method, k=k), sampling.temperature, sampling.rule, prompt=list(p.ids), max_new_tokens=new,
-                 seed=sampling.seed).stats
-        for p in PROMPTS
-    ]  # fmt: skip
+    how = {"max_new_tokens": new, "seed": sampling.seed}
+    asked = (models, replace(method, k=k), sampling.temperature, sampling.rule)
+    runs = [run(*asked, prompt=list(p.ids), **how).stats for p in PROMPTS]
     return tuple(sum(getattr(one, name) for one in runs) for name in ("rounds", "drafted", "accepted", "emitted"))
 
 

@@ -40,11 +40,6 @@ STEPS = ("doctor", "generate", "quantize", "plan", "plan heads", "trace record",
          "torchrun", "make gpu", "-p target TARGET -p draft DRAFT", "--chat")  # fmt: skip
 
 
-def marked(line):
-    slow = line.split()[0] in (*PROCESSES, "make") or " run " in line
-    return pytest.param(line, marks=pytest.mark.slow if slow else ())
-
-
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """A folder with a target that can chat, its draft, its 4-bit twin under another name, a text and the notebooks."""
@@ -87,7 +82,7 @@ def outcome(words, place):
     return done.returncode
 
 
-@pytest.mark.parametrize("line", [marked(line) for line in commands()])
+@pytest.mark.parametrize("line", commands())
 def test_a_command_of_the_page_succeeds_and_the_page_names_every_step(line, place, monkeypatch):
     for needed in ("transformers", "papermill", "myst_nb"):
         pytest.importorskip(needed)
