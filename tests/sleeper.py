@@ -59,7 +59,7 @@ def start(folder: Path, *words: str) -> subprocess.Popen:
     return subprocess.Popen([*SWEEP, *words], cwd=folder, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def sweep(folder: Path, *words: str, limit: float = 300) -> tuple[int, str]:
+def sweep(folder: Path, *words: str, limit: float = 600) -> tuple[int, str]:
     """Status and words of a sweep."""
     runner = start(folder, *words)
     out, said = runner.communicate(timeout=limit)

@@ -140,7 +140,7 @@ def kill_runners(root):
 
 
 def test_runners_on_one_store_that_are_killed_at_random_leave_whole_tables_and_lose_none(tmp_path):
-    done = subprocess.run([sys.executable, "-W", "ignore", __file__, tmp_path], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, "-W", "ignore", __file__, tmp_path], capture_output=True, text=True, timeout=600)
     killed, last = json.loads(done.stdout)
     assert killed > 20 and last == [0, 0, 0]
     for number in range(3, 9):

@@ -31,8 +31,12 @@ class Cluster:
         return subprocess.Popen(line, env=self.env, cwd=self.folder, stderr=subprocess.DEVNULL)
 
     def worker(self, name, *words):
+        """A worker, which has reported for work where the connection is plain."""
         new = self.dask("worker", self.address, "--nthreads", "2", "--no-nanny", "--name", name, *words)
         self.processes.append(new)
+        if self.protocol == "tcp":
+            with distributed.Client(self.address) as client:
+                until(lambda: name in {each["name"] for each in client.scheduler_info()["workers"].values()})
         return psutil.Process(new.pid)
 
     def close(self):
@@ -57,11 +61,7 @@ def cluster(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def workers(cluster):
-    """Two workers that have reported for work."""
-    made = [cluster.worker(name) for name in ("box-1", "box-2")]
-    with distributed.Client(cluster.address) as client:
-        client.wait_for_workers(2, timeout=300)
-    return made
+    return [cluster.worker(name) for name in ("box-1", "box-2")]
 
 
 def away(cluster):
@@ -89,7 +89,7 @@ def test_two_workers_give_the_local_table_and_one_may_die(cluster, workers, tmp_
     until(lambda: len(list(tmp_path.glob("third/points/*"))) > 2 and spare.children())
     (busy,) = spare.children()
     spare.kill()
-    assert runner.wait(timeout=200) == 0 and table(tmp_path, "third")[0] == table(tmp_path, "sleeper:TIMED-here")[0]
+    assert runner.wait(timeout=600) == 0 and table(tmp_path, "third")[0] == table(tmp_path, "sleeper:TIMED-here")[0]
     assert not psutil.wait_procs([busy], timeout=60)[1]
 
 

@@ -39,7 +39,7 @@ def killed(process, who, moment):
         if victims := [each for each, words in there.items() if WHO[who] in words]:
             victims[0].kill()
             return list(there)
-        time.sleep(0.01)
+        time.sleep(0.05)
     return []
 
 
@@ -50,7 +50,7 @@ def test_a_kill_at_any_moment_loses_nothing(number, whole, tmp_path):
     notebook(tmp_path)
     process = start(tmp_path, NAMES[kind], *GRID)
     there = killed(process, who, dice.uniform(0, whole[kind][1]))
-    said = process.communicate(timeout=200)[1]
+    said = process.communicate(timeout=600)[1]
     assert process.returncode == (-signal.SIGKILL if who == "runner" and there else 0), said
     assert who != "runner" or not psutil.wait_procs(there, timeout=60)[1]  # nothing outlives its runner
     kept = {path: path.stat().st_mtime_ns for path in tmp_path.glob("out/points/*")}
