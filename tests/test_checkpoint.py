@@ -21,7 +21,7 @@ DOWN = "model.layers.1.mlp.down_proj.weight"
 
 
 def refusal(folder):
-    return refused("", Transformer.load, folder, error=(ValueError, FileNotFoundError))
+    return refused(".", Transformer.load, folder, error=(ValueError, FileNotFoundError))
 
 
 @pytest.fixture

@@ -79,7 +79,7 @@ def test_a_head_built_in_bfloat16_loads_beside_the_same_weight_in_float32(tmp_pa
 @pytest.mark.parametrize("name", ["flash", "fr_spec"])
 def test_a_head_beside_another_weight_is_refused(tmp_path, name):
     MADE[name]().save(tmp_path / file_of(name))
-    for other in (weight(vocab=301), weight(width=40), weight(seed=1), weight().index_fill(0, torch.tensor(5), 0)):
+    for other in (weight(vocab=301), weight(width=40), weight(seed=1), weight().index_fill(0, torch.tensor([5]), 0)):
         words = rf"another weight, \[300, 32\], than this one, \[{len(other)}, {other.shape[1]}\]"
         refused(words, head_named, name, Origin(other, None, tmp_path))
 
