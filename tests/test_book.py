@@ -135,14 +135,6 @@ def test_strings_arrive_as_values_and_the_bytes_repeat(tmp_path):
     assert [path.name for path in one.parent.iterdir()] == ["toy.ipynb"]
 
 
-def test_bad_parameters_are_refused_before_anything_runs(tmp_path):
-    source, out = notebook(tmp_path / "in", "print(k)"), tmp_path / "out"
-    for values, word in (({"kk": 1}, "did you mean 'k'"), ({"z": 1}, "parameters: k, rate"), ({"k": "x"}, "'k' expects int")):
-        refused(word, books.execute_all, [source], out, values=values)
-        refused(word, books.execute, source, out / "toy.ipynb", values)
-    assert not out.exists()
-
-
 def test_a_failed_cell_leaves_no_output_and_the_exit_status_says_so(tmp_path, cli):
     notebook(tmp_path / "in", "print(k)", name="a_good.ipynb")
     notebook(tmp_path / "in", "raise ValueError('the cache is cold')", name="b_bad.ipynb")

@@ -10,8 +10,7 @@ from test_book import extension
 
 from flashspec import Sampling, load
 from flashspec.decoding.generate import generate
-from flashspec.decoding.state import Event
-from flashspec.decoding.words import Texts, kinds
+from flashspec.decoding.words import Texts
 from flashspec.study import EXPERIMENTS, figures
 from flashspec.study.stages import PARTS, seconds_by_part
 from flashspec.study.timeline import spans
@@ -22,16 +21,6 @@ HOW = {
     "deferred": {"method": "dense", "k": 3}, "levels": {"method": "hispec", "exits": (1, 3), "finalize": "eager"},
     "lookup": {"method": "lookup"},
 }  # fmt: skip
-
-
-BECAME = [(4, ["accepted"] * 4 + ["bonus"]), (1, ["accepted", "corrected"]), (0, ["corrected"])]
-
-
-@pytest.mark.parametrize(("kept", "expected"), BECAME)
-def test_a_token_is_accepted_corrected_or_bonus(kept, expected):
-    burst, check, finalised = Event(0, 0, 0, 4, 4), Event(1, 4, kept, 5), Event(1, 0, 0, 1, 0)
-    assert [kind for event in (burst, check, finalised) for kind in kinds(event, 1)] == expected
-    assert kinds(burst, 0) == ["written"] * 4
 
 
 def test_a_character_of_several_tokens_is_printed_once_and_whole():
