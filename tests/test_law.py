@@ -120,7 +120,7 @@ def spans(n_d, n_i):
 
 @pytest.mark.parametrize("draft", [dense, sparse])
 def test_two_stages_print_the_law_of_the_target(draft):
-    assert p_of(two(draft=draft), 20_000, law(0)) > 1e-4
+    assert p_of(two(draft=draft), 8000, law(0)) > 1e-4
 
 
 WARPS = [Sampling(0.7, rule="speculative"), Sampling(1.3, 3, rule="speculative"), Sampling(1.0, 0, 0.8, rule="speculative")]
