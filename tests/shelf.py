@@ -1,5 +1,6 @@
 """Complete checkpoint folders of tiny models, with a tokenizer; refusals in one sentence; normal numbers."""
 
+import functools
 from pathlib import Path
 
 import pytest
@@ -60,8 +61,13 @@ def refusing(cases, error=ValueError):
     return test
 
 
+@functools.cache
+def trained(text, size, end):
+    return corpus.train_tokenizer([text], size, end).to_str(pretty=True)
+
+
 def train_tokenizer(path, text, size=tiny.VOCAB, end=END):
-    corpus.train_tokenizer([text], size, end).save(str(path))
+    path.write_text(trained(text, size, end), encoding="utf-8")
 
 
 def listing(*places):
