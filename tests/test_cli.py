@@ -7,10 +7,9 @@ from types import SimpleNamespace
 
 import click
 import pytest
-import shelf
 
 from flashspec.cli import generate as cli_generate
-from flashspec.cli.main import COMMANDS, group, status
+from flashspec.cli.main import COMMANDS, group
 from flashspec.decoding.generate import count
 from flashspec.decoding.method import Method
 from flashspec.measure.planning import Question
@@ -31,19 +30,11 @@ class Row:
     time: float
 
 
-@pytest.fixture(scope="module")
-def write(tmp_path_factory):
-    """Write with a target and its draft, complete checkpoint folders; standard output and error."""
-    made = shelf.write_pair(tmp_path_factory.mktemp("models"))
-    pair = ["--target", str(made["target"]), "--draft", str(made["draft"])]
-
-    def write(capsys, options, prompt="def f(x):"):
-        line = ["generate", *[prompt] * bool(prompt), *pair, "--max-new-tokens", "20"]
-        assert status([*line, *options.format(draft=made["draft"]).split()]) == 0
-        return capsys.readouterr()
-
-    write.pair = pair
-    return write
+@pytest.fixture
+def write(folders, cli):
+    """Write with a target and its draft; what it wrote, as `out` and `err`."""
+    pair = ["--target", folders["target"], "--draft", folders["draft"], "--max-new-tokens", "20"]
+    return lambda options, *prompt: cli("generate", *(prompt or ["def f(x):"]), *pair, *options.format(**folders).split())
 
 
 @pytest.fixture
@@ -55,7 +46,7 @@ def toy(monkeypatch, tmp_path):
 
 
 def test_every_command_says_what_it_is_for(cli):
-    assert (said := cli().out) == cli("--help").out and all(f"\n  {name} " in said for name in COMMANDS)
+    assert all(f"\n  {name} " in said for name in COMMANDS for said in (cli().out, cli("--help").out))
     assert all(cli(name, "--help").out.startswith(f"Usage: flashspec {name}") for name in COMMANDS)
 
 
@@ -112,19 +103,19 @@ PLAIN = {}  # decoding, once
 
 
 @pytest.mark.parametrize("options", SAME_TEXT)
-def test_every_method_streams_plain_decodings_text_and_ends_with_its_counts(write, capsys, options):
-    plain = PLAIN.setdefault(0, PLAIN.get(0) or write(capsys, "--method baseline"))
-    said = write(capsys, options)
+def test_every_method_streams_plain_decodings_text_and_ends_with_its_counts(write, options):
+    plain = PLAIN.setdefault(0, PLAIN.get(0) or write("--method baseline"))
+    said = write(options)
     assert said.out == plain.out and "acceptance" not in plain.err
     assert re.search(r"20 tokens in [\d.]+ s, [\d.]+ tokens/s; .*target forwards", said.err)
     assert "acceptance" in said.err or any(word in options for word in ("doubt", "adaptive", "lookup"))  # may propose nothing
 
 
-def test_compare_ends_with_both_speeds_their_ratio_and_whether_the_texts_are_equal(write, capsys):
-    said = write(capsys, "--method dense --k 3 --compare")
+def test_compare_ends_with_both_speeds_their_ratio_and_whether_the_texts_are_equal(write):
+    said = write("--method dense --k 3 --compare")
     *_, heads, ours, plain, ratio, machine = said.err.splitlines()
     assert heads.split() == ["tokens", "seconds", "tokens/s"] and "this decoding" in ours and "plain decoding" in plain
-    assert said.out == write(capsys, "--method baseline").out and ratio.endswith("the texts are equal")
+    assert said.out == write("--method baseline").out and ratio.endswith("the texts are equal")
     assert "cores before the run" in machine
     rates = [float(line.split()[-1]) for line in (ours, plain)]
     found, word = re.match(r"([\d.]+)x (faster|slower) than plain", ratio).groups()
@@ -140,13 +131,13 @@ def test_a_text_that_differs_from_plain_decodings_is_told_with_its_place():
 
 
 @pytest.mark.parametrize("method", ["hispec_typical", "hispec"])
-def test_a_lossy_method_says_so_and_an_exact_one_does_not(write, capsys, method):
-    said = write(capsys, f"--temperature 1 --rule speculative --method {method}").err
+def test_a_lossy_method_says_so_and_an_exact_one_does_not(write, method):
+    said = write(f"--temperature 1 --rule speculative --method {method}").err
     assert ("lossy: the text need not follow the target's own law" in said) == (method == "hispec_typical")
 
 
-def test_show_colours_and_ids_are_a_prompt_too(write, capsys):
-    said = write(capsys, "--ids 3,1,4 --method dense --show", prompt="")
+def test_show_colours_and_ids_are_a_prompt_too(write):
+    said = write("--method dense --show", "--ids", "3,1,4")
     assert "\x1b[32m" in said.out or "\x1b[31m" in said.out
     assert "accepted" in said.err and "bonus" in said.err
 

@@ -96,8 +96,8 @@ def text(models, method, temperature=0.0):
 
 
 @pytest.mark.parametrize("who", EXTRA)
-def test_padding_of_different_sizes_changes_no_text(who, tmp_path):
-    plain, cut = pair(written(tmp_path / "plain", {})), pair(written(tmp_path / "padded", EXTRA[who]))
+def test_padding_of_different_sizes_changes_no_text(who, folders, tmp_path):
+    plain, cut = pair(folders), pair(written(tmp_path, EXTRA[who]))
     size = tiny.VOCAB + min(EXTRA[who].get(role, 0) for role in ("target", "draft"))
     assert {model.config.vocab_size for model in (cut.target, cut.draft)} == {size} and plain.cut == ()
     for temperature in (0.0, 0.7):
@@ -119,13 +119,13 @@ def test_a_stored_head_of_the_whole_weight_is_left_aside(tmp_path):
     assert cut.cut == ("draft",) and cut.head("draft", "flash").vocab_size == tiny.VOCAB
 
 
-def test_a_model_that_transformers_reads_is_cut_too(tmp_path):
+def test_a_model_that_transformers_reads_is_cut_too(folders, tmp_path):
     pytest.importorskip("transformers")
     from flashspec.models.adapter import Adapter
 
-    folders, plain = written(tmp_path / "padded", EXTRA["target"]), pair(written(tmp_path / "plain", {}))
+    long, plain = written(tmp_path, EXTRA["target"]), pair(folders)
     for hidden in (True, False):
-        model = Adapter.load(folders["target"], "float32")
+        model = Adapter.load(long["target"], "float32")
         model.head_weight = model.head_weight if hidden else None
         model.cut_vocabulary(tiny.VOCAB)
         assert model.width == (model.config.hidden if hidden else tiny.VOCAB)
