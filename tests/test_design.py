@@ -19,7 +19,7 @@ from flashspec.cli.main import status
 from flashspec.decoding.generate import agreement
 from flashspec.models import family
 from flashspec.models.config import ModelConfig
-from flashspec.models.exits import EXITS_FILE, ExitAdapter, load_exits, rows_at, save_exits
+from flashspec.models.exits import EXITS_FILE, ExitAdapter, rows_at
 from flashspec.models.family import Design
 from flashspec.models.folder import verify_digests
 from flashspec.models.synthetic import synthetic
@@ -216,15 +216,6 @@ def test_adapters_raise_acceptance_and_change_no_text(trained, method):
     if method == "self_speculation":
         (kept, of), (more, all_) = (agreement(out.events, 1) for out in outs)
         assert more / all_ > kept / of
-
-
-def test_adapters_are_stored_and_refused_for_another_model(trained, tmp_path):
-    model, adapters, *_ = trained
-    save_exits(adapters, tmp_path / EXITS_FILE)
-    again, rows = load_exits(tmp_path / EXITS_FILE, model), torch.randn(3, 32)
-    assert all(torch.equal(again[n](rows), adapters[n](rows)) for n in adapters)
-    for other in (random_model(0, hidden=64), random_model(0, layers=4)):
-        refused("an exit of another model", load_exits, tmp_path / EXITS_FILE, other)
 
 
 def test_the_command_trains_and_load_finds_them(folders, tmp_path, capsys):

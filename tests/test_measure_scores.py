@@ -55,16 +55,6 @@ def test_the_timed_round_is_the_decodes_own(models, name, options):
     assert written([4, 5, 6]) == behind.tokens != written([6, 5, 4])
 
 
-def test_lengths_share_one_prompt_and_act_as_if_alone(models):
-    whole = held(build(Method("model", k=3), models, WARM, 20), START)
-    for k in (1, 3):
-        shared, alone = whole.with_bursts(k), held(build(Method("model", k=k), models, WARM, 20), START)
-        rows = [[*one.burst(), *one.check()] for one in (shared, alone)]
-        assert [stage.reader for stage in shared.stages] == [stage.reader for stage in whole.stages]
-        assert [(event.stage, event.rows) for event in rows[0]] == [(0, k), (1, k + 1)] and rows[0] == rows[1]
-        assert (shared.state.final, shared.state.length) == (alone.state.final, alone.state.length)
-
-
 def test_interleaved_seconds_keep_raw_repeats():
     calls = []
     plan = clock.Plan(3, 1, evict_megabytes=1)

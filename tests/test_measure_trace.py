@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import shelf
-import tiny
 import torch
 from shelf import refused
 from toys import PROMPT as START
@@ -46,13 +45,7 @@ def replayed(models, method, sampling, k, new=24):
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(0.8, seed=5)], ids=["greedy", "coupled"])
 @pytest.mark.parametrize("k", [1, 3, 8])
 def test_a_replay_counts_what_the_live_decode_counts(method, sampling, k):
-    assert replayed(duo(), method, sampling, k) == live(duo(), method, sampling, k)
-
-
-def test_the_same_holds_in_float32_and_on_the_compiled_kernels():
-    models = tiny.pair()
-    assert replayed(models, DENSE, Sampling(), 4) == live(models, DENSE, Sampling(), 4)
-    assert replayed(duo(noise=0.5), DENSE, Sampling(), 4) != live(duo(), DENSE, Sampling(), 4)
+    assert replayed(duo(), method, sampling, k) == live(duo(), method, sampling, k) != live(duo(noise=2.0), method, sampling, k)
 
 
 def test_speculative_sampling_is_replayed_in_expectation():

@@ -36,12 +36,8 @@ def test_the_recommended_k_is_the_closed_forms_best(alpha):
     assert best.method.k == max(rates, key=rates.get) and best.rate == pytest.approx(rates[best.method.k])
     assert best.method.finalize == "deferred"  # an eager final token costs a step and brings nothing
     assert best.speedup.low == best.speedup.high == pytest.approx(best.speedup.value)  # stated numbers carry no noise
-
-
-def test_a_draft_as_slow_as_its_target_is_not_speculated_with():
-    found = advise(stated(draft=60.0), Given((0.8,)), QUESTION.methods)
-    assert next(advice.lines(found, {})).startswith("do not speculate") and found[0].speedup.value < 1.0
-    assert advice.verdict(advise(stated(draft=6.0), Given((0.8,)), QUESTION.methods)[0]) == "speculate:"
+    slow = advise(stated(draft=60.0), Given((0.8,)), QUESTION.methods)
+    assert next(advice.lines(slow, {})).startswith("do not speculate") and advice.verdict(best) == "speculate:"
 
 
 def noisy(spread):
@@ -55,13 +51,6 @@ def made(ks=(1, 4), **parts):
     turn = {"step": 1.0, "check 1": 1.0, "check 4": 1.2, "overhead": 0.0, "finalize": 1.0}
     bursts = {f"burst {k} {name}": k * token for name, token in parts.pop("tokens", {}).items() for k in ks}
     return PairCosts(({**turn, **bursts, **parts},) * 3, ks)
-
-
-def test_an_eager_round_costs_its_read_and_the_shorter_check():
-    pair = made(tokens={"dense": 1.0}, **{"check 1": 2.0, "check 4": 60.0, "finalize": 58.0})
-    (eager, _), (deferred, _) = (pair.costs(Method("model", finalize=finalize)) for finalize in ("eager", "deferred"))
-    assert [eager.check(k) for k in (1, 2, 5)] == [1.0, 2.0, 60.0] and eager.finalize == 58.0
-    assert [deferred.check(k) for k in (1, 4)] == [2.0, 60.0] and deferred.finalize == 0.0
 
 
 def test_a_burst_is_no_multiple_of_a_token():

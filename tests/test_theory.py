@@ -175,15 +175,6 @@ def test_a_text_of_hits_and_misses_is_replayed_exactly(block):
     assert theory.replayed(shares, block) != theory.replayed(shares[::-1], block)  # the control: the order matters
 
 
-def test_a_curve_read_from_texts_gives_their_tokens_a_check():
-    dice, block = random.Random(3), 4
-    texts = [[dice.random() for _ in range(400)] for _ in range(6)]
-    curve = theory.curve_by_position(texts, block)
-    assert theory.tokens_from_curve(curve) == pytest.approx(theory.replayed_all(texts, block).tar, rel=0.02)
-    assert theory.curve_by_position([[0.6] * 50], block) == pytest.approx((0.6,) * block)
-    assert len(theory.curve_by_position([[0.0] * 9], block)) == 1  # nothing beyond the first position was ever reached
-
-
 def test_an_interval_covers_the_truth_about_as_often_as_it_says():
     dice, hits = random.Random(4), 0
     for seed in range(120):
