@@ -33,8 +33,6 @@ def extension(name):
 
 
 links = extension("links")
-
-
 SOUND = '<a href="other.html#place"><a href="#"><a href="https://arxiv.org/abs/1"><img src="data:image/png;base64,AA">'
 
 
