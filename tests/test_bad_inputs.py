@@ -123,11 +123,6 @@ def a_grid(home, data):
         parse(Params, point)
 
 
-def a_notebook(home, data):
-    (home / "spoiled.ipynb").write_bytes(data)
-    books.parameters(home / "spoiled.ipynb")
-
-
 def a_table(home, data):
     place = home / "toy" / "k.parquet"
     good, _ = tables.opened(place)
@@ -150,7 +145,8 @@ def stored(file, read, spoil=spoiled_bytes):
 
 
 def loading(file, load):
-    return stored(file, lambda home, data: ((home / "spoiled.json").write_bytes(data), load(home / "spoiled.json")), spoiled)
+    place = f"spoiled{Path(file).suffix}"
+    return stored(file, lambda home, data: ((home / place).write_bytes(data), load(home / place)), spoiled)
 
 
 KINDS = {  # what is drawn, what is called with it, and which share of all cases it takes
@@ -164,7 +160,7 @@ KINDS = {  # what is drawn, what is called with it, and which share of all cases
                    lambda given: books.validated(books.parameters(given[0] / "toy.ipynb"), given[1]), 0.15),
     "cell": (lambda home: st.one_of(st.sampled_from(CELLS), WORDS).map(lambda line: (home, line)),
              lambda given: books.parameters(notebook(given[0] / "cells", parameters=[*PARAMETERS, "\n", given[1]])), 0.05),
-    "notebook": (*stored("toy.ipynb", a_notebook, spoiled), 0.08),
+    "notebook": (*loading("toy.ipynb", books.parameters), 0.08),
     "table": (*stored("toy/k.parquet", a_table), 0.08),
     "journal": (*stored("kept.jsonl", a_journal), 0.04),
     "trace": (*loading("trace.json", Trace.load), 0.04),

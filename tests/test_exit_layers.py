@@ -58,17 +58,13 @@ def test_texts_are_plain_decodings_on_fixed_shapes(monkeypatch, method):
     assert type(engine_for(target, 0, 2, 64)) is graphs.FixedEngine and text(models, method) == wanted
 
 
-def reader_of(model, last, below=None, stop=2):
-    return SpanReader(model, stop, below, 64, last)
-
-
 @pytest.mark.parametrize("form", ["float32", "int8"])
 def test_rows_are_the_layers_and_the_trunk_is_untouched(form):
     model = random_model(2, **WIDE)
     model = rounded(model, form) if form == "int8" else model
     plain = random_model(2, **WIDE)
     last = exits_of(plain, (2,))[2].fitted(model)
-    reader, bare = reader_of(model, last.layer), reader_of(model, None)
+    reader, bare = (SpanReader(model, 2, None, 64, layer) for layer in (last.layer, None))
     assert isinstance(reader.engine, KernelEngine) and reader.layers == 3
     for stop in (7, 8, 20):  # a prompt, one token, several
         reader.read(IDS[:stop]), bare.read(IDS[:stop])

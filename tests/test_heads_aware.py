@@ -37,10 +37,6 @@ def queries(count=400, seed=2, strong=slice(0, 8)):
     return rows
 
 
-def clustered(rows, seed=0):
-    return cluster_for(weight(), asked_of(weight(), rows, None), Recipe(16, seed))
-
-
 @pytest.mark.parametrize(("vocab", "size"), [(2048, 16), (2047, 16), (2033, 16), (31, 16), (16, 16), (5, 16), (300, 7), (64, 1)])
 def test_bisection_fills_every_cluster_but_the_last_and_the_same_seed_does_it_again(vocab, size):
     found = bisected(weight(vocab), size, seed=3)
@@ -50,7 +46,8 @@ def test_bisection_fills_every_cluster_but_the_last_and_the_same_seed_does_it_ag
 
 
 def test_clusters_for_queries_find_more_on_new_rows_of_their_kind_and_less_on_another():
-    aware, other = (FlashHead.build(weight(), clusters=clustered(queries(strong=s))) for s in (slice(0, 8), slice(40, 48)))
+    asked = [asked_of(weight(), queries(strong=strong), None) for strong in (slice(0, 8), slice(40, 48))]
+    aware, other = (FlashHead.build(weight(), clusters=cluster_for(weight(), each, Recipe(16))) for each in asked)
     plain, new = FlashHead.build(weight()), queries(seed=9)
     exact = DenseHead(None, weight())
     rates = [float((required_probes(head, exact, new) <= 4).double().mean()) for head in (aware, plain, other)]

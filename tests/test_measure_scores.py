@@ -101,19 +101,16 @@ def live():
     return sum({storage._cdata: storage.nbytes() for storage in found}.values())
 
 
-def ghost(name, depth=None):
-    with torch.device("meta"):
-        return Transformer(shape(name, depth)).to(torch.bfloat16).eval().requires_grad_(False)
-
-
 def ratio(shapes, method):
     """Bytes of models and stages of a method over those of plain decoding with the first of them."""
     totals = []
     for wanted, used in ((method, shapes), (METHODS["baseline"], shapes[:1])):
         before = live()
-        stages = build(wanted, Models(*(ghost(*each) for each in used)))
+        with torch.device("meta"):
+            made = [Transformer(shape(*each)).to(torch.bfloat16).eval().requires_grad_(False) for each in used]
+        stages = build(wanted, Models(*made))
         totals.append(live() - before)
-        del stages
+        del stages, made
     return totals[0] / totals[1]
 
 
