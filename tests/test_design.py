@@ -133,13 +133,6 @@ def test_a_design_in_two_pieces_is_the_same_draft(target, tmp_path, monkeypatch)
     refused("holds the work on another model, design", design_draft, target, stream(), tmp_path / "whole", replace(TINY, ffn=32))
 
 
-def test_distilling_brings_a_pruned_draft_closer_than_texts_alone(target, tmp_path):
-    longer = replace(TINY, layers=3, steps=30, decay=20, sequences=8, length=32, written=32, save_every=30)
-    designs = {"bare": replace(longer, steps=0), "texts": replace(longer, distilled=False), "taught": longer}
-    far = {name: divergence(target, design_draft(target, stream(), tmp_path / name, d)) for name, d in designs.items()}
-    assert far["taught"] < far["bare"] and far["taught"] != far["texts"]
-
-
 def test_the_family_is_matched_and_covers_one_to_eight_layers():
     def off(design, layers):
         return abs(design.of(REFERENCE).body_parameters / (layers * REFERENCE.layer_parameters) - 1)

@@ -4,12 +4,10 @@ from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier, Event
 
 import pytest
-import torch
 from toys import random_model
 
 from flashspec import FlashHead, Models
 from flashspec.once import Once
-from flashspec.sampling import hashed_ids
 
 THREADS = 4
 
@@ -54,8 +52,3 @@ def test_what_fails_is_tried_again_by_the_next_thread_and_other_keys_do_not_wait
     failed = [future for future in slow.result() if future.exception()]
     assert len(failed) == 1 and isinstance(failed[0].exception(), MemoryError) and len(tries) == 2
     assert all(future.result() is tries[1] for future in slow.result() if future not in failed)
-
-
-def test_threads_share_one_table_of_hashed_ids():
-    tables = [asked.result() for asked in together(lambda: hashed_ids(1_000_003, torch.device("cpu")))]
-    assert all(table is tables[0] for table in tables)

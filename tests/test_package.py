@@ -12,7 +12,7 @@ from shelf import refused, train_tokenizer
 
 import flashspec
 from flashspec import provenance
-from flashspec.models.writing import UNFINISHED, fresh_folder, new_file, replaced, write_digests
+from flashspec.models.writing import UNFINISHED, fresh_folder, new_file, replaced
 from flashspec.train.corpus import write_tokenizer
 
 
@@ -20,14 +20,6 @@ def test_a_tokenizer_without_the_end_token_is_refused(tmp_path):
     train_tokenizer(tmp_path / "source.json", "a text", end="<stop>")
     refused("has no token", write_tokenizer, tmp_path / "model", tmp_path / "source.json")
     assert not (tmp_path / "model").exists()
-
-
-def test_digests_cover_every_file_but_themselves(tmp_path):
-    for name in ("config.json", "README.md", ".hidden"):
-        (tmp_path / name).write_text(name)
-    write_digests(tmp_path)
-    write_digests(tmp_path)
-    assert list(json.loads((tmp_path / "digests.json").read_text())) == ["README.md", "config.json"]
 
 
 def test_origin_names_code_machine_and_versions_and_betrays_no_host():
@@ -48,16 +40,6 @@ def test_without_git_or_a_checkout_the_commit_is_open(lacking, monkeypatch, tmp_
     else:
         monkeypatch.setattr(provenance, "__file__", str(tmp_path / "provenance.py"))
     assert provenance.source() == {"commit": None, "dirty": None}
-
-
-def test_models_are_told_by_their_weights_and_a_hash_sees_values(tmp_path):
-    with pytest.raises(FileNotFoundError, match="config.json"):
-        provenance.model_digests(tmp_path)
-    for name in ("model-00001.safetensors", "config.json", "tokenizer.json", "notes.txt"):
-        (tmp_path / name).write_text(name)
-    assert set(provenance.model_digests(tmp_path)) == {"model-00001.safetensors", "config.json", "tokenizer.json"}
-    hashed = [provenance.short_hash(value) for value in ({"a": 1, "b": 2}, {"b": 2, "a": 1}, {"a": 1, "b": 3})]
-    assert hashed[0] == hashed[1] != hashed[2]
 
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -14,7 +14,7 @@ from flashspec import Transformer
 from flashspec.models.config import ModelConfig
 from flashspec.models.family import Design
 from flashspec.train.design import Material, acceptance, learn_target
-from flashspec.train.reference import narrow, slice_of
+from flashspec.train.reference import slice_of
 from flashspec.train.target import Recipe, exit_scores, initialise, learn_reference
 from flashspec.train.texts import Texts
 from flashspec.train.trainer import Run, Schedule, disagreement, divergence
@@ -123,15 +123,3 @@ def test_the_whole_model_accepts_itself_and_a_random_draft_is_not_accepted():
     assert acceptance(target, slice_of(target, 4), held, 512, 1)["accept"] == pytest.approx(1.0, abs=1e-5)
     assert exit_scores(target, held, (2, 4), windows=1)["accept_4"] == pytest.approx(1.0, abs=1e-5)
     assert acceptance(target, other, held, 512, 1)["accept"] < 0.7
-
-
-def test_a_narrower_draft_starts_on_the_principal_directions_of_the_targets_head():
-    target, c = seeded(), SHAPE
-    whole, half = narrow(target, Design(1), c.hidden), narrow(target, Design(1, ffn=24), c.hidden // 2)
-    h = half.config
-    assert (h.hidden, h.ffn, h.layers, h.vocab_size) == (c.hidden // 2, 24, 1, c.vocab_size)
-    likeness = [w.detach() @ w.detach().T for w in (target.head_weight, whole.embed.weight, half.embed.weight)]
-    other = target.head_weight.detach()[:, : c.hidden // 2]
-    lost = [float((found - likeness[0]).norm()) for found in (*likeness[1:], other @ other.T)]
-    assert lost[0] < 1e-4 * float(likeness[0].norm())
-    assert lost[1] < lost[2]  # the control: any other columns lose more
