@@ -101,22 +101,14 @@ def test_an_older_table_is_read_at_defaults_and_one_of_a_later_schema_is_refused
     refused(r"schema 2 of flashspec 9.1, this one reads up to 1: install that one", tables.read, path, Row, error=Refused)
 
 
-@pytest.mark.parametrize(
-    "change", [{}, {b"{": b"["}, {b'"schema": 1': b'"schema":[]'}, {b"PAR1": b"PAR2"}, {b"name": b"\xffame"}]
-)
-def test_a_forged_file_with_a_sound_digest_is_refused_in_one_sentence(tmp_path, change):
+def test_a_forged_file_with_a_sound_digest_is_refused_in_one_sentence(tmp_path):
     path = written(tmp_path)
     data = path.read_bytes()
-    at = data.index(tables.SEAL) + len(tables.SEAL)
-    data = data[:at] + tables.BLANK + data[at + 64 :]
-    for old, new in change.items():
-        assert old in data
-        data = data.replace(old, new)
+    for old, new in ((b"{", b"["), (b'"schema": 1', b'"schema":[]'), (b"PAR1", b"PAR2"), (b"name", b"\xffame")):
+        path.write_bytes(resealed(data.replace(old, new)))
+        assert old in data and refused("sound digest and is no table of ours", tables.opened, path, error=Refused)
     path.write_bytes(resealed(data))
-    if change:
-        refused("sound digest and is no table of ours", tables.opened, path, error=Refused)
-    else:
-        tables.opened(path)  # the control
+    tables.opened(path)  # the control
 
 
 def resealed(data):
