@@ -3,7 +3,6 @@
 import json
 import shutil
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import shelf
@@ -91,9 +90,6 @@ def test_texts_that_depend_on_the_draft_and_texts_too_long_for_it_are_refused():
     refused("'in_context' learns from verifications", list, learning)
     short = Models(models.target, random_model(0, layers=2, context=64))
     refused("draft's context holds 64", list, tracing.replay_texts(trace, short, DENSE))
-
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def test_shipped_models_stay_below_the_limit():
