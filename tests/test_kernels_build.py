@@ -1,6 +1,7 @@
 """Nobody but the user can have a library loaded; a damaged one is made anew; what fails says so once, and decoding goes on."""
 
 import hashlib
+import json
 import os
 import shutil
 import signal
@@ -8,14 +9,11 @@ import subprocess
 import sys
 import tempfile
 import time
-import warnings
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from flashspec.cli import doctor
 from flashspec.kernels import build
 
 CC = build.compiler()
@@ -35,46 +33,60 @@ while [ "$1" != -o ]; do shift; done
 sleep 0.1
 cp {place}/real.so "$2"
 """
+SERVER = """
+import json, os, sys, threading, warnings
+import flashspec
+from flashspec.cli import doctor
+from flashspec.kernels import build
 
+def told(case):
+    os.environ.clear()
+    os.environ.update(case["env"])
+    os.chdir(case["cwd"])
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        together = [threading.Thread(target=build.library) for _ in range(case["threads"])]
+        [thread.start() for thread in together]
+        [thread.join() for thread in together]
+        built = build.library() is not None
+    lines = [doctor.line(finding) for finding in doctor.compilation()]
+    return {"built": built, "said": [str(w.message) for w in said], "doctor": lines, "identity": build.identity()}
 
-def forget():
-    """Let the next question for the kernels be the first of this process."""
-    build.library.cache_clear(), build._BUILT.clear()
+def forked(case):
+    ours, theirs = os.pipe()
+    child = os.fork()
+    if not child:
+        os.write(theirs, json.dumps(told(case)).encode())
+        os._exit(0)
+    os.close(theirs)
+    return child, ours
+
+for line in sys.stdin:
+    case = json.loads(line)
+    children = [forked(case) for _ in range(case["processes"])]
+    print(json.dumps([[os.waitpid(child, 0)[1], os.fdopen(ours).read()] for child, ours in children]), flush=True)
+"""
 
 
 class World:
-    """A folder that every user may enter, in which this process looks for its kernels as a new one would."""
+    """A folder that every user may enter, and a server that forks processes in it."""
 
-    def __init__(self, place):
-        self.place, self.tmp, self.marker = place, place / "tmp", place / "anyone" / "marker"
-        self.cache = place / "home" / ".cache" / "flashspec"
-        self.env = {"HOME": str(place / "home"), "TMPDIR": str(self.tmp), "CC": str(place / "copier")}
+    def __init__(self, place, server):
+        self.place, self.server = place, server
+        self.cache, self.tmp, self.marker = place / "home/.cache/flashspec", place / "tmp", place / "anyone/marker"
 
-    def ask(self, threads=1, **env):
-        """What a process with these environment variables tells."""
-        with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(record=True) as said:
-            for name in ("XDG_CACHE_HOME", "FLASHSPEC_KERNELS", "FLASHSPEC_ISA"):
-                patch.delenv(name, raising=False)
-            for name, value in {**self.env, **env}.items():
-                patch.setenv(name, str(value))
-            patch.setattr(tempfile, "tempdir", None)
-            patch.chdir(self.place)
-            warnings.simplefilter("always")
-            forget()
-            with ThreadPoolExecutor(threads) as pool:
-                list(pool.map(lambda _: build.library(), range(threads)))
-            built, lines = build.library() is not None, [doctor.line(finding) for finding in doctor.compilation()]
-            told = {"built": built, "said": [str(w.message) for w in said], "doctor": lines, "identity": build.identity()}
-        return SimpleNamespace(**told)
-
-    def others(self, count, **env):
-        """So many new processes that look for their kernels."""
-        line = [sys.executable, "-c", "from flashspec.kernels import build; build.library()"]
-        place = {**os.environ, **self.env, **{name: str(value) for name, value in env.items()}}
-        return [subprocess.Popen(line, cwd=ROOT, env=place, start_new_session=True) for _ in range(count)]
+    def ask(self, processes=1, threads=1, **env):
+        """What processes with these environment variables (None: unset) tell; each has to end by itself."""
+        known = {"PATH": os.environ["PATH"], "HOME": self.place / "home", "TMPDIR": self.tmp, "CC": self.place / "copier"} | env
+        case = {"env": {name: str(value) for name, value in known.items() if value is not None}, "cwd": str(self.place)}
+        case |= {"threads": threads, "processes": processes}
+        print(json.dumps(case), file=self.server.stdin, flush=True)
+        ended = json.loads(self.server.stdout.readline())
+        assert [status for status, _ in ended] == [0] * processes, "a process was killed or ended with an error"
+        return [SimpleNamespace(**json.loads(text)) for _, text in ended]
 
     def one(self, words="", **case):
-        told = self.ask(**case)
+        (told,) = self.ask(**case)
         assert told.built and len(told.said) == bool(words) and words in "".join(told.said)
         assert not list(self.tmp.iterdir()) and not list(self.cache.glob("building-*")), "nothing is left behind"
         return told
@@ -117,7 +129,9 @@ def started():
             subprocess.run([CC, "-O0", *build.FLAGS[1:], "-o", str(place / f"{name}.so"), str(source), "-lm"], check=True)
         (place / "copier").write_text(COPIER.format(place=place))
         (place / "copier").chmod(0o755)
-        yield World(place)
+        with subprocess.Popen([sys.executable, "-c", SERVER], cwd=ROOT, text=True, stdin=-1, stdout=-1) as server:
+            yield World(place, server)
+            server.stdin.close()
 
 
 @pytest.fixture
@@ -129,8 +143,8 @@ def world(started):
         (started.place / name).mkdir()
         (started.place / name).chmod(mode)
     (started.place / "log").write_text("")
-    yield started
-    forget()
+    (started.place / "log").chmod(0o666)
+    return started
 
 
 def test_a_library_is_compiled_once_and_kept_for_its_user_alone(world):
@@ -138,7 +152,7 @@ def test_a_library_is_compiled_once_and_kept_for_its_user_alone(world):
     assert world.compilations == 1 and first.identity == second.identity
     assert world.cache.stat().st_mode & 0o777 == 0o700 and not world.kept().stat().st_mode & 0o077
     assert first.identity["compiler"] == "copier 1.0" and "-O3" in first.identity["flags"]
-    assert world.ask(FLASHSPEC_KERNELS=0).identity == {"kernels": "torch"}
+    assert world.ask(FLASHSPEC_KERNELS=0)[0].identity == {"kernels": "torch"}
     world.plant(world.cache)  # the control
     assert world.one() and world.marker.exists()
 
@@ -147,7 +161,7 @@ def test_a_library_is_compiled_once_and_kept_for_its_user_alone(world):
 def test_no_library_is_looked_for_below_the_working_directory(world, env):
     for folder in ("", "here", "here/.cache"):
         world.plant(world.place / folder / "flashspec")
-    assert world.ask(**env).built and not world.marker.exists()
+    assert world.ask(**env)[0].built and not world.marker.exists()
 
 
 @needs_root
@@ -183,9 +197,8 @@ def test_what_others_could_have_changed_is_not_loaded(world, disguise):
 @pytest.mark.parametrize("left", [0, 100, 5000, -1])
 def test_a_truncated_library_which_would_kill_the_process_that_loads_it_is_made_anew(world, left):
     world.one()
-    path, whole = world.kept(), world.kept().read_bytes()
-    path.unlink()  # this process still runs the old one
-    path.write_bytes(whole[:left])
+    whole = world.kept().read_bytes()
+    world.kept().write_bytes(whole[:left])
     assert world.one() and world.kept().read_bytes() == whole and world.compilations == 2
     (world.place / "anyone" / "cut.so").write_bytes((world.place / "real.so").read_bytes()[:5000])  # the control
     load = "import ctypes, sys; ctypes.CDLL(sys.argv[1])"
@@ -200,7 +213,7 @@ def test_a_truncated_library_which_would_kill_the_process_that_loads_it_is_made_
     ("", "could not be compiled"),
 ])  # fmt: skip
 def test_a_compiler_that_fails_is_quoted_once_and_leaves_torch_in_charge(world, script, words):
-    told = world.ask(CC=world.compiler(script))
+    (told,) = world.ask(CC=world.compiler(script))
     assert not told.built and told.identity == {"kernels": "torch"}
     assert len(told.said) == 1 and words in told.said[0] and "line 6" not in told.said[0]
     assert "FLASHSPEC_KERNELS=0" in told.said[0]
@@ -210,18 +223,21 @@ def test_a_compiler_that_fails_is_quoted_once_and_leaves_torch_in_charge(world, 
 
 
 def test_what_a_killed_compilation_left_is_removed_by_the_next(world):
-    (caught,) = world.others(1, CC=world.compiler("echo half > half.s\nexec sleep 600"))
-    while not list(world.cache.glob("building-*/half.s")):
-        assert caught.poll() is None
-        time.sleep(0.05)
-    os.killpg(caught.pid, signal.SIGKILL)
-    assert caught.wait() and list(world.cache.glob("building-*")) and world.one()
+    slow = world.compiler("echo half > half.s\nexec sleep 60")
+    env = {"PATH": os.environ["PATH"], "HOME": str(world.place / "home"), "CC": str(slow)}
+    script = "from flashspec.kernels import build; build.library()"
+    with subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, env=env, start_new_session=True) as caught:
+        while not list(world.cache.glob("building-*/half.s")):
+            assert caught.poll() is None
+            time.sleep(0.05)
+        os.killpg(caught.pid, signal.SIGKILL)
+    assert list(world.cache.glob("building-*")) and world.one()
 
 
 def test_processes_and_threads_that_ask_together_compile_once(world):
-    assert [each.wait() for each in world.others(3)] == [0] * 3
+    assert [told.built for told in world.ask(processes=4)] == [True] * 4
     assert world.compilations == 1 and world.kept()
     shutil.rmtree(world.cache)
     for count, env in enumerate(({}, {"HOME": "/dev/null"})):
-        told = world.ask(threads=4, **env)
+        (told,) = world.ask(threads=4, **env)
         assert told.built and world.compilations == 2 + count and len(set(told.said)) == count
