@@ -47,7 +47,9 @@ def test_a_public_checkpoint_is_read(tmp_path, nested, shape):
     assert (head.probes, head.clusters.count, head.clusters.size, head.plan.always) == (5, CLUSTERS, 8, (3, 90))
     assert head.clusters.members[7].tolist() == list(range(7, VOCAB, CLUSTERS))
     assert torch.equal(head.clusters.centroids, centroids()[0, 0].T)
-    (tmp_path / "flash_head_assets" / "clustering_cache.safetensors").unlink()
+    save_file({"centroids": centroids()}, cache := tmp_path / "flash_head_assets" / "clustering_cache.safetensors")
+    refused("not a FlashHead cache", read, tmp_path)
+    cache.unlink()
     refused("assets included", read, tmp_path, error=FileNotFoundError)
 
 

@@ -106,3 +106,9 @@ def test_a_model_that_does_not_fit_is_refused_with_the_estimate(tmp_path, monkey
     big = r"Qwen3-32B-AWQ needs about 2\d\.\d GB of cpu memory in 4 bits and 1.0 GB are free"
     refused(big, synthetic, "Qwen3-32B-AWQ")
     refused("LLaMA-65B needs about 130.6 GB of cpu memory in bfloat16", synthetic, "LLaMA-65B")
+
+
+def test_memory_that_torch_keeps_for_the_next_model_is_free(monkeypatch):
+    for name, value in {"mem_get_info": (30, 100), "memory_reserved": 60, "memory_allocated": 20}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
+    assert memory.free_bytes(torch.device("cuda")) == 70 and (memory.free_bytes(torch.device("cpu")) or 2**30) > 2**20
