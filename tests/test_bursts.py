@@ -8,12 +8,11 @@ from shelf import refused
 from toys import run, with_biases
 
 from flashspec import Models, Sampling, Scores, kernels
-from flashspec.decoding.captured import CapturedBurst
 from flashspec.decoding.generate import agreement
 from flashspec.decoding.lookup import LookupHead, LookupReader
 from flashspec.decoding.rules import KINDS, Drawn, SpeculativeSampling, Waiting
 from flashspec.decoding.stages import Burst, Stage, in_turn
-from flashspec.decoding.ways import CompiledBurst, CompiledScore, fastest
+from flashspec.decoding.ways import CapturedBurst, CompiledBurst, CompiledScore, fastest
 from flashspec.heads import DenseHead, FlashHead, quantized
 from flashspec.models.config import ModelConfig
 from flashspec.models.packed import rounded

@@ -11,12 +11,11 @@ from torch.utils._pytree import tree_leaves
 from toys import PROMPT, duo
 
 from flashspec import Limits, Models, decode
-from flashspec.decoding import captured
-from flashspec.decoding.captured import CapturedBurst, CapturedScore
+from flashspec.decoding import ways
 from flashspec.decoding.method import build, method_named
 from flashspec.decoding.rules import rule_for
 from flashspec.decoding.stages import in_turn, scripted
-from flashspec.decoding.ways import fastest
+from flashspec.decoding.ways import CapturedBurst, CapturedScore, fastest
 from flashspec.models import graphs
 from flashspec.models.reader import SpanReader
 from flashspec.sampling import Dice, Sampling, Scores
@@ -92,7 +91,7 @@ def test_the_control_a_step_at_the_wrong_place_and_another_seed_are_caught(monke
         patch.setattr(CapturedBurst, "step", lambda self, n, rows, keys: honest(self, n, rows, 8))
         assert not alike(stages_of("dense", SAMPLINGS["coupling"]))
     other = rule_for(replace(SAMPLINGS["coupling"], seed=6), 61)
-    monkeypatch.setattr(captured, "CapturedBurst", lambda reader, head, rule: CapturedBurst(reader, head, other))
+    monkeypatch.setattr(ways, "CapturedBurst", lambda reader, head, rule: CapturedBurst(reader, head, other))
     assert not alike(stages_of("dense", SAMPLINGS["coupling"]))
 
 

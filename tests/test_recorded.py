@@ -13,8 +13,8 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from toys import PROMPT, duo
 
 from flashspec import Limits, Models, Sampling, decode
-from flashspec.decoding.captured import CapturedBurst, CapturedScore
 from flashspec.decoding.method import build, method_named
+from flashspec.decoding.ways import CapturedBurst, CapturedScore
 from flashspec.models import graphs, synthetic
 from flashspec.models.graphs import Replay
 from flashspec.models.packed import PackedLinear
@@ -122,7 +122,7 @@ def test_recorded_bursts_and_verifications_write_the_text_of_their_eager_twin(na
 
 
 def test_4_bit_layers_in_bfloat16_are_recorded_too(recording, monkeypatch):
-    for module in ("kernels", "kernels.integers", "kernels.scoring", "kernels.writing"):
+    for module in ("kernels", "kernels.integers", "kernels.scoring"):
         monkeypatch.setattr(import_module(f"flashspec.{module}"), "library", lambda: None)
     monkeypatch.setitem(synthetic.SHAPES, "tiny", TINY)
     models = Models(synthetic.synthetic("tiny-AWQ"), synthetic.synthetic("tiny", depth=2))

@@ -60,7 +60,10 @@ class Method:
         if self.k < 1 or self.interval < 1:
             raise ValueError(f"k and interval must be at least 1, got k={self.k}, interval={self.interval}")
         check_layers(self.exits)
-        _check_options(self)
+        takes = HEADS[self.head].options  # the dense head ignores options of other heads
+        for name in ("probes", "shortlist"):
+            if getattr(self, name) is not None and name not in takes and self.head != "dense":
+                raise ValueError(f"head {self.head!r} has no option {name!r}; its options: {', '.join(takes) or 'none'}")
         if self.writer_is_target and self.head != "dense":
             raise ValueError(f"head {self.head!r} approximates and needs a verifier above it; set draft='model' or give exits")
         if self.draft == "lookup" and self.head != "dense":
@@ -80,14 +83,6 @@ class Method:
         """
         claims = sampling.rule == "speculative" and sampling.temperature > 0
         return self.writer_is_target or (sampling.rule != "typical" and not (self.middle == "typical" and claims))
-
-
-def _check_options(method: Method) -> None:
-    """Refuse options that the method's head does not take; the dense head ignores options of other heads."""
-    takes = HEADS[method.head].options
-    for name in ("probes", "shortlist"):
-        if getattr(method, name) is not None and name not in takes and method.head != "dense":
-            raise ValueError(f"head {method.head!r} has no option {name!r}; its options: {', '.join(takes) or 'none'}")
 
 
 METHODS = {

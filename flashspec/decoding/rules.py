@@ -6,7 +6,7 @@ position, stage, use). Nothing here waits for a device.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -77,15 +77,6 @@ def draw_from(weights: Tensor, uniform: Tensor) -> Tensor:
     return torch.searchsorted(running, goal, right=True)[:, 0].clamp_(max=weights.shape[-1] - 1)
 
 
-def _draw_one(logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
-    """Column [1] drawn from softmax(logits [1, m]), and whether there was one: no NaN, not all of them -inf."""
-    drawn = kernels.draw(logits, uniform)
-    if drawn is not None:
-        return drawn.clamp(min=0), drawn >= 0
-    probs = logits.softmax(-1)
-    return draw_from(probs, uniform), ~torch.isnan(probs[:, 0])
-
-
 def probability_of(scores: Scores, tokens: Tensor) -> Tensor:
     """Probability [n] of tokens [n] under each row of warped scores."""
     probs = scores.logits.softmax(-1)
@@ -145,9 +136,12 @@ class SpeculativeSampling(GumbelCoupling):
     def draw(self, scores: Scores, position: int | Tensor, stage: int) -> Drawn:
         if self.sampling.temperature == 0:
             return super().draw(scores, position, stage)
-        warped = warp(scores, self.sampling)
-        column, sound = _draw_one(warped.logits, self.dice.uniform(_one(position), stage, "draw"))
-        return Drawn(warped.pick(column), warped, sound)
+        warped, uniform = warp(scores, self.sampling), self.dice.uniform(_one(position), stage, "draw")
+        column = kernels.draw(warped.logits, uniform)
+        if column is not None:
+            return Drawn(warped.pick(column.clamp(min=0)), warped, column >= 0)
+        probs = warped.logits.softmax(-1)
+        return Drawn(warped.pick(draw_from(probs, uniform)), warped, ~torch.isnan(probs[:, 0]))
 
     def law(self, positions: list[int], stage: int) -> kernels.Law:
         if self.sampling.temperature == 0:
@@ -224,11 +218,7 @@ class ScriptedAcceptance:
         return verdict._replace(kept=kept, token=verdict.scores.pick(best)[kept])
 
 
-KINDS: dict[str, Callable[..., AcceptanceRule]] = {
-    "coupling": GumbelCoupling,
-    "speculative": SpeculativeSampling,
-    "typical": TypicalAcceptance,
-}
+KINDS = {"coupling": GumbelCoupling, "speculative": SpeculativeSampling, "typical": TypicalAcceptance}
 
 
 def rule_for(sampling: Sampling, vocab_size: int) -> AcceptanceRule:

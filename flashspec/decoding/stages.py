@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -41,13 +40,8 @@ Write = Callable[[Tensor, int, int], Burst]
 Doubt = Callable[[Scores], Tensor]
 
 
-def confidence(scores: Scores, threshold: float) -> Tensor:
-    """In doubt [n] where the largest probability is below the threshold, a share in [0, 1]."""
-    return scores.logits.softmax(-1).amax(-1) < threshold
-
-
 def unsure(threshold: float | None) -> Doubt | None:
-    """A doubt by `confidence`, None without a threshold; ValueError for an impossible threshold.
+    """In doubt where the largest probability is below a threshold, None without one; ValueError for an impossible one.
 
     A drafter may not withdraw a drawn token: that would favour the tokens it is sure of. Stopping before the draw depends on
     the prefix alone and keeps the distribution (Leviathan et al. 2023, section 2.3).
@@ -56,7 +50,7 @@ def unsure(threshold: float | None) -> Doubt | None:
         return None
     if not 0.0 <= threshold <= 1.0:
         raise ValueError(f"a threshold of doubt is a probability in [0, 1], got {threshold}")
-    return partial(confidence, threshold=threshold)
+    return lambda scores: scores.logits.softmax(-1).amax(-1) < threshold
 
 
 def listed(numbers: Sequence[Tensor], sound: Sequence[Tensor]) -> list[int]:
@@ -66,12 +60,6 @@ def listed(numbers: Sequence[Tensor], sound: Sequence[Tensor]) -> list[int]:
     if not all(packed[count:]):
         raise FloatingPointError("a model gave NaN logits; check the checkpoint, or load it with dtype='float32'")
     return packed[:count]
-
-
-def stops(doubt: Tensor, doubts: list[Tensor]) -> bool:
-    """Record a doubt [1] and return whether to stop here, which only a CPU knows without waiting."""
-    doubts.append(doubt)
-    return doubt.device.type == "cpu" and bool(doubt)
 
 
 def in_turn(stage: Stage) -> tuple[Score | None, Write | None]:
@@ -121,8 +109,10 @@ class Stage:
         for position in range(start, start + want):
             scores, reads = self.score(tokens[:position], position)
             rows += reads[-1]
-            if self.doubt is not None and stops(self.doubt(scores), doubts):
-                break
+            if self.doubt is not None:
+                doubts.append(self.doubt(scores))
+                if tokens.is_cpu and doubts[-1]:  # only a CPU knows without waiting
+                    break
             drawn.append(self.rule.draw(scores, position, 0))
             tokens[position] = drawn[-1].token[0]
         flags = torch.cat(doubts).tolist() if doubts else []

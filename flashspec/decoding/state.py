@@ -77,8 +77,20 @@ class State:
 
     @classmethod
     def start(cls, stages: list[Stage], prompt: Sequence[int], limits: Limits) -> State:
-        """The state after a prompt; readers have read nothing, and heads have learned only the prompt."""
-        _validate(stages, prompt)
+        """The state after a prompt; readers have read nothing, and heads have learned only the prompt.
+
+        ValueError for an impossible prompt, and for stages of different vocabularies.
+        """
+        if not stages:
+            raise ValueError("decode needs at least one stage")
+        check_prompt(prompt, min(stage.reader.context for stage in stages))
+        sizes = {stage.head.vocab_size for stage in stages}
+        if len(sizes) > 1:
+            raise ValueError(f"the stages' vocabularies differ ({sorted(sizes)}); draft and target must share one tokenizer")
+        if min(prompt) < 0 or max(prompt) >= min(sizes):
+            raise ValueError(f"prompt ids must lie between 0 and {min(sizes) - 1}, got {min(prompt)}..{max(prompt)}")
+        if any(stage.every < 1 for stage in stages):
+            raise ValueError(f"every stage must act on at least 1 waiting token, got {[s.every for s in stages]}")
         room = min(min(s.reader.context for s in stages), len(prompt) + limits.max_new_tokens)
         tokens = torch.zeros(room, dtype=torch.int64, device=stages[0].reader.rows.device)
         tokens[: len(prompt)] = torch.tensor(prompt)
@@ -117,16 +129,3 @@ def check_prompt(prompt: Sequence[int], context: int) -> None:
         raise ValueError("the prompt is empty; give at least one token")
     if len(prompt) >= context:
         raise ValueError(f"the prompt has {len(prompt)} tokens and the context holds {context}; shorten it to {context - 1}")
-
-
-def _validate(stages: list[Stage], prompt: Sequence[int]) -> None:
-    if not stages:
-        raise ValueError("decode needs at least one stage")
-    check_prompt(prompt, min(stage.reader.context for stage in stages))
-    sizes = {stage.head.vocab_size for stage in stages}
-    if len(sizes) > 1:
-        raise ValueError(f"the stages' vocabularies differ ({sorted(sizes)}); draft and target must share one tokenizer")
-    if min(prompt) < 0 or max(prompt) >= min(sizes):
-        raise ValueError(f"prompt ids must lie between 0 and {min(sizes) - 1}, got {min(prompt)}..{max(prompt)}")
-    if any(stage.every < 1 for stage in stages):
-        raise ValueError(f"every stage must act on at least 1 waiting token, got {[s.every for s in stages]}")

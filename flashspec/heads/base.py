@@ -79,30 +79,20 @@ class WeightHead(Fixed, ABC):
     def states(self, rows: Tensor) -> Tensor:
         """Rows [n, hidden] after the norm; ValueError for another shape."""
         check_rows(rows, self.hidden)
-        return fused(self.norm)(rows)
+        return rows if self.norm is None else self.norm(rows)
 
     def compiled(self, first: Tensor | kernels.Packed, blocks: kernels.Blocks | None = None) -> kernels.Scoring | None:
         """Norm, product with `first` and choice of `blocks` in one call; None for a norm that is not our own."""
-        return kernels.scoring(self.norm.norm, first, blocks) if isinstance(self.norm, FusedNorm) else None
+        return kernels.scoring(self.norm, first, blocks) if isinstance(self.norm, kernels.Norm | None) else None
 
 
-@dataclass(frozen=True)
-class FusedNorm:
-    """A norm of rows [n, hidden] as one kernel call; None leaves them alone."""
-
-    norm: kernels.Norm | None
-
-    def __call__(self, rows: Tensor) -> Tensor:
-        return rows if self.norm is None else kernels.normalised(rows.to(self.norm.weight.dtype), self.norm)
-
-
-def fused(norm: Norm | None) -> Norm:
-    """The norm as one kernel call; None if it is neither one of our own norms nor missing."""
+def fused(norm: Norm | None) -> Norm | None:
+    """The norm as one kernel call if it is one of our own; another norm, or none, as it is."""
     if not isinstance(norm, RMSNorm | nn.LayerNorm):
-        return norm or FusedNorm(None)
+        return norm
     wide = torch.promote_types(norm.weight.dtype, torch.float32)
     weight, bias = (None if t is None else t.detach().to(wide).contiguous() for t in (norm.weight, getattr(norm, "bias", None)))
-    return FusedNorm(kernels.Norm(cast(Tensor, weight), norm.eps, bias))
+    return kernels.Norm(cast(Tensor, weight), norm.eps, bias)
 
 
 W = TypeVar("W", Tensor, kernels.Packed, Tensor | kernels.Packed)

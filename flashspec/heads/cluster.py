@@ -94,7 +94,10 @@ def unconstrained(weight: Tensor, recipe: Recipe) -> Tensor:
     """First half of `cluster`: unit centroids after the Lloyd iterations."""
     points, dice = F.normalize(weight.detach().float(), dim=1), torch.Generator().manual_seed(recipe.seed)
     first = torch.randperm(len(points), generator=dice)[: -(-len(points) // recipe.cluster_size)]
-    centroids, faiss = F.normalize(points[first.to(points.device)], dim=1), _faiss(points, recipe.backend)
+    centroids = F.normalize(points[first.to(points.device)], dim=1)
+    served = points.device.type == "cpu" and importlib.util.find_spec("faiss") is not None
+    wanted = recipe.backend == "faiss" or (recipe.backend == "auto" and served)
+    faiss = faiss_for("backend 'faiss'") if wanted else None
     for number in passes(LLOYD):
         if faiss is None:
             centroids = centres(points, nearest(points, centroids), centroids)
@@ -156,12 +159,6 @@ def nearest(points: Tensor, centroids: Tensor) -> Tensor:
     return torch.cat(found)
 
 
-def _faiss(points: Tensor, backend: str) -> Any:
-    """The module that runs a backend's iterations, None for torch; ValueError where it is missing."""
-    served = points.device.type == "cpu" and importlib.util.find_spec("faiss") is not None
-    return faiss_for("backend 'faiss'") if backend == "faiss" or (backend == "auto" and served) else None
-
-
 def faiss_for(user: str) -> Any:
     """The faiss module; ValueError with the extra to install where it is missing."""
     try:
@@ -193,23 +190,21 @@ def assign_balanced(points: Tensor, centroids: Tensor, size: int) -> Tensor:
     placed = torch.full((len(points),), -1, dtype=torch.int64, device=points.device)
     waiting, length = torch.arange(len(points), device=points.device), SHORTLIST
     while len(waiting):
-        most = min(length, max(SHORTLIST, CHUNK_SCORES // len(waiting)))
-        won = _auction(*_shortlists(points[waiting], centroids, free, most), free)
+        still_open = free.nonzero()[:, 0]
+        most = min(length, max(SHORTLIST, CHUNK_SCORES // len(waiting)), len(still_open))
+        found = [(part @ centroids[still_open].T).topk(most) for part in chunks(points[waiting], len(still_open))]
+        bids, lists = torch.cat([f.values for f in found]), still_open[torch.cat([f.indices for f in found])]
+        won = _auction(bids, lists, free)
         placed[waiting] = won
         waiting, length = waiting[won < 0], 2 * length
     return placed
 
 
-def _shortlists(points: Tensor, centroids: Tensor, free: Tensor, length: int) -> tuple[Tensor, Tensor]:
-    """Best `length` (or fewer) open clusters of points: scores and numbers, best first."""
-    still_open = free.nonzero()[:, 0]
-    width = len(still_open)
-    found = [(part @ centroids[still_open].T).topk(min(length, width)) for part in chunks(points, width)]
-    return torch.cat([f.values for f in found]), still_open[torch.cat([f.indices for f in found])]
-
-
 def _auction(bids: Tensor, lists: Tensor, free: Tensor) -> Tensor:
-    """Clusters [n] won with these shortlists, -1 for points whose whole shortlist filled up; `free` decreases as slots go."""
+    """Clusters [n] won with shortlists of bids and their clusters, best first; -1 where a whole shortlist filled up.
+
+    `free` decreases as slots go.
+    """
     won = torch.full((len(bids),), -1, dtype=torch.int64, device=bids.device)
     waiting = torch.arange(len(bids), device=bids.device)
     while len(waiting):

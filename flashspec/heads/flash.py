@@ -100,16 +100,12 @@ def build_table(weight: Tensor | Packed, clusters: Clusters, plan: FlashPlan) ->
     ids = members.where(members >= 0, members[:, :1])
     bias = torch.zeros(ids.shape, dtype=wide(weight), device=weight.device).masked_fill(off, -torch.inf)
     shelf = Shelf()
-    blocks, directions = _taken(weight, ids, shelf), stage_one(clusters, weight, plan.stage1)
-    return Table(blocks, shelf.moved(ids), shelf.moved(bias), directions)
-
-
-def _taken(weight: Tensor | Packed, ids: Tensor, shelf: Shelf) -> Tensor | Packed:
-    """The rows of ids [blocks, slots], block after block."""
     if isinstance(weight, Packed):
-        return weight.taken(ids.flatten())
-    blocks = shelf.zeros((ids.numel(), weight.shape[1]), weight.dtype, weight.device)
-    return torch.index_select(weight, 0, ids.flatten(), out=blocks).view(*ids.shape, -1)
+        blocks: Tensor | Packed = weight.taken(ids.flatten())
+    else:
+        room = shelf.zeros((ids.numel(), weight.shape[1]), weight.dtype, weight.device)
+        blocks = torch.index_select(weight, 0, ids.flatten(), out=room).view(*ids.shape, -1)
+    return Table(blocks, shelf.moved(ids), shelf.moved(bias), stage_one(clusters, weight, plan.stage1))
 
 
 def stage_one(clusters: Clusters, weight: Tensor | Packed, kind: str) -> Tensor | Packed:

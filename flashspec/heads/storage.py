@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 
 import torch
-from msgspec import Struct
-from msgspec.structs import asdict
 from torch import Tensor
 
 from flashspec.heads.base import Norm, WeightHead, weight_of
@@ -25,14 +23,6 @@ from flashspec.typed import typed
 FILE, AGAIN = "flash_head.safetensors", "build the head again"
 T = TypeVar("T")
 WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-
-
-class Identity(Struct):
-    """Which weight a head's file belongs to."""
-
-    vocab_size: int
-    hidden: int
-    weight_sha256: str
 
 
 class HeadFile(NamedTuple):
@@ -73,9 +63,8 @@ class StoredHead(WeightHead):
         """Write the head's state with these facts about it; an interrupted write leaves the old file."""
         tensors, facts = self.state()
         facts |= {"told": told} if told else {}
-        belongs = asdict(identity(self.weight))
         ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        write_tensors(ready, self._place(path), {self.key: json.dumps({**belongs, **facts})})
+        write_tensors(ready, self._place(path), {self.key: json.dumps(identity(self.weight) | facts)})
 
     @classmethod
     @typed
@@ -87,11 +76,11 @@ class StoredHead(WeightHead):
         tensors, header = read_tensors(path, AGAIN)
         if cls.key not in header:
             raise ValueError(f"{path.name} is a safetensors file, but not of a {kind}; choose one that {kind}.save wrote")
-        file = HeadFile(path, tensors, parsed(header[cls.key], dict[str, Any], path, AGAIN))
-        known, here = shaped(file.facts, Identity, path, AGAIN), list(weight.shape)
-        if known != identity(weight):
-            there = [known.vocab_size, known.hidden]
-            raise ValueError(f"{path.name} was built from another weight, {there}, than this one, {here}; build one for it")
+        file, here = HeadFile(path, tensors, parsed(header[cls.key], dict[str, Any], path, AGAIN)), identity(weight)
+        if {name: file.facts.get(name) for name in here} != here:
+            there = [file.facts.get("vocab_size"), file.facts.get("hidden")]
+            what = f"was built from another weight, {there}, than this one, {list(weight.shape)}"
+            raise ValueError(f"{path.name} {what}; build one for it")
         return cls.restored(file, weight, norm)
 
     @classmethod
@@ -105,17 +94,14 @@ def kept(weight: Tensor | Packed, norm: Norm | None) -> Path | None:
 
     A model is recognised by its vocabulary weight and final norm: models that share the weight rarely share the norm.
     """
-    home, scale = cache_folder(), getattr(getattr(norm, "norm", norm), "weight", None)
-    if home is None:
-        return None
+    home, scale = cache_folder(), getattr(norm, "weight", None)
     key = short_hash([weight_digest(weight), "" if scale is None else weight_digest(scale.detach()[None])], 16)
-    return home / "heads" / key / FILE
+    return home and home / "heads" / key / FILE
 
 
-def identity(weight: Tensor | Packed) -> Identity:
-    """Shape and digest of a weight."""
-    vocab, hidden = weight.shape
-    return Identity(vocab, hidden, weight_digest(weight))
+def identity(weight: Tensor | Packed) -> dict[str, Any]:
+    """Which weight a head's file belongs to."""
+    return {"vocab_size": weight.shape[0], "hidden": weight.shape[1], "weight_sha256": weight_digest(weight)}
 
 
 def weight_digest(weight: Tensor | Packed) -> str:

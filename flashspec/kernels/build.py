@@ -90,7 +90,10 @@ def _build() -> Build:
     cc = compiler()
     if cc is None or os.environ.get("FLASHSPEC_KERNELS") == "0":
         return Build()
-    version = _version(cc)
+    version = ""
+    with suppress(OSError):
+        said = subprocess.run([cc, "--version"], capture_output=True, text=True, errors="replace").stdout
+        version = said.partition("\n")[0]
     try:
         return Build(_library_in(cache_folder(), cc, version), version)
     except OSError as error:
@@ -114,14 +117,6 @@ def use_isa(loaded: ctypes.CDLL, name: str) -> str:
         has = ", ".join(known for i, known in enumerate(ISAS) if loaded.fs_isa(i) >= 0)
         raise ValueError(f"FLASHSPEC_ISA={name} is no instruction set of this machine; it has {has}")
     return ISAS[chosen]
-
-
-def _version(cc: str) -> str:
-    """The first line in which a compiler names itself, empty if it does not."""
-    with suppress(OSError):
-        said = subprocess.run([cc, "--version"], capture_output=True, text=True, errors="replace").stdout
-        return said.partition("\n")[0]
-    return ""
 
 
 def _source() -> str:
@@ -188,29 +183,27 @@ def _named(name: str, code: bytes) -> str:
 
 
 def _fresh(folder: Path, name: str, cc: str) -> ctypes.CDLL:
-    """The library compiled now, and kept once loaded; leftovers of a killed compilation are removed first."""
+    """The library compiled now, and kept once loaded; OSError with the compiler's message.
+
+    Leftovers of a killed compilation are removed first. The compiler works in the folder that it writes into.
+    """
     for left in folder.glob("building-*"):
         shutil.rmtree(left, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix="building-", dir=folder) as place:
-        part = Path(place) / "cpu.so"
-        _compile(cc, Path(place), part.name)
+        part, command = Path(place) / "cpu.so", [cc, *FLAGS, "-o", "cpu.so", str(SOURCE), "-lm"]
+        there = os.environ | {"TMPDIR": "."}
+        try:
+            done = subprocess.run(command, cwd=place, env=there, capture_output=True, text=True, errors="replace")
+        except OSError as error:
+            raise OSError(f"{cc} does not start: {error.strerror}") from None
+        if done.returncode:
+            ended = f"exit status {done.returncode}" if done.returncode > 0 else f"killed by signal {-done.returncode}"
+            said = [line.rstrip() for line in (done.stderr or done.stdout).splitlines() if line.strip()]
+            raise OSError("\n  ".join([f"{cc}, {ended}", *said[:LINES]]))
         part.chmod(0o600)
         loaded = ctypes.CDLL(str(part))
         part.replace(folder / _named(name, part.read_bytes()))
     return loaded
-
-
-def _compile(cc: str, place: Path, name: str) -> None:
-    """Compile a library into a folder, in which the compiler also works; OSError with the compiler's message."""
-    command, there = [cc, *FLAGS, "-o", name, str(SOURCE), "-lm"], os.environ | {"TMPDIR": "."}
-    try:
-        done = subprocess.run(command, cwd=place, env=there, capture_output=True, text=True, errors="replace")
-    except OSError as error:
-        raise OSError(f"{cc} does not start: {error.strerror}") from None
-    if done.returncode:
-        ended = f"exit status {done.returncode}" if done.returncode > 0 else f"killed by signal {-done.returncode}"
-        said = [line.rstrip() for line in (done.stderr or done.stdout).splitlines() if line.strip()]
-        raise OSError("\n  ".join([f"{cc}, {ended}", *said[:LINES]]))
 
 
 @functools.cache

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from msgspec import Struct, field, to_builtins
@@ -13,18 +13,17 @@ from torch import Tensor, nn
 from flashspec.kernels import integers
 from flashspec.kernels.integers import CELL
 from flashspec.kernels.pages import Shelf
-from flashspec.models.config import CONFIG, Unsupported, refuse_others
-from flashspec.models.files import Kind, shaped
+from flashspec.models.config import CONFIG
+from flashspec.models.files import Kind, Unsupported, refuse_others, shaped
 from flashspec.models.packed import PackedLinear
 
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 GROUPS = (32, 64, 128, 256)
+FIXED = {"bits": 4, "version": "gemm", "zero_point": True}  # fields of a scheme of which one value is computed
 
 
 class Scheme(Struct, frozen=True):
     """The scheme of a quantization_config: how many weights share a scale, and which modules stay dense."""
-
-    FIXED: ClassVar = {"bits": 4, "version": "gemm", "zero_point": True}
 
     group_size: int = 128
     skipped: Sequence[str] | None = field(name="modules_to_not_convert", default=None)
@@ -53,7 +52,7 @@ def scheme_of(raw: dict[str, Any], path: Path = CONFIG) -> Scheme | None:
     if method.quant_method != "awq":
         raise Unsupported(f"{path}: quantised by {method.quant_method!r}, which is not supported; supported: 'awq'")
     scheme = shaped(raw["quantization_config"], Scheme, path)
-    refuse_others(scheme, Scheme.FIXED, path)
+    refuse_others(raw["quantization_config"], FIXED, path)
     return scheme
 
 

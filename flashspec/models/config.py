@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-import reprlib
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from msgspec import Struct, structs
+from msgspec import structs
 from torch import Tensor
 
-from flashspec.models.files import Kind, Opt, Rotary, Rotation, ids_of, shape_of, shaped
+from flashspec.models.files import FIXED_OPT, NOT_READ, OPT_NAMES, Kind, Shape, Unsupported, ids_of, shape_of, shaped
 
 FAMILIES = {
     "qwen3": "Qwen3ForCausalLM",
@@ -29,10 +28,6 @@ UP = ("mlp.gate_proj", "mlp.up_proj")
 LLAMA_LAYER = ("input_layernorm", "self_attn.o_proj", "post_attention_layernorm", UP, "mlp.down_proj")
 OPT_LAYER = ("self_attn_layer_norm", "self_attn.out_proj", "final_layer_norm", ("fc1",), "fc2")
 OFFSET = 2  # rows of OPT's table of positions that stand before the first (Zhang et al. 2022)
-
-
-class Unsupported(ValueError):
-    """A checkpoint that our own transformer cannot compute, though transformers may."""
 
 
 @dataclass(frozen=True)
@@ -211,29 +206,20 @@ def from_hf(raw: dict[str, Any], path: Path = CONFIG) -> ModelConfig:
     family = family_of(raw, path)
     facts = shape_of(raw, family, path)
     given = {field.name: getattr(facts, field.name) for field in fields(ModelConfig) if hasattr(facts, field.name)}
+    given |= {"kv_heads": facts.kv_heads or facts.heads, "head_dim": facts.head_dim or facts.hidden // facts.heads}
+    given |= {"rope_theta": facts.rotation.rope_theta or facts.rope_theta or 10000.0, "eos": ids_of(facts.eos)}
     try:
-        given |= {**facts.settled(), "eos": ids_of(facts.eos)}
-        width = {"word_embed_proj_dim": facts.hidden} if family == "opt" else {}
-        refuse_others(facts, {"is_causal": True, **facts.FIXED, **width}, path)
-        rope = _rope(facts, path) if isinstance(facts, Rotary) else RopeScaling()
-        return ModelConfig(family=family, rope=rope, **given)
+        if family == "opt" and facts.hidden % facts.heads:
+            raise ValueError(f"{facts.heads} heads cannot share a width of {facts.hidden} evenly")
+        return ModelConfig(family=family, rope=_rope(facts), **given)
     except Unsupported:
         raise
     except ValueError as error:
         raise ValueError(f"{path}: {error}; copy the file again from its source") from None
 
 
-def refuse_others(facts: Struct, fixed: dict[str, Any], path: Path) -> None:
-    """Unsupported where a field holds anything but the one value that we compute."""
-    for name, value in fixed.items():
-        found = getattr(facts, name)
-        if found not in (None, value):
-            raise Unsupported(f"{path}: {name} = {reprlib.repr(found)} is not supported; supported: {name} = {value!r}")
-
-
-def _rope(facts: Rotary, path: Path) -> RopeScaling:
+def _rope(facts: Shape) -> RopeScaling:
     table = facts.rotation
-    refuse_others(table, Rotation.FIXED, path)
     if unknown := set(facts.layer_types or ()) - {"full_attention", "sliding_attention"}:
         raise Unsupported(f"layers of type {min(unknown)!r} are not supported; supported: full_attention, sliding_attention")
     kind = table.rope_type or table.type or "default"
@@ -248,8 +234,11 @@ def _rope(facts: Rotary, path: Path) -> RopeScaling:
 
 def to_hf(config: ModelConfig, dtype: str = "bfloat16") -> dict[str, Any]:
     """The config.json dictionary that transformers reads back as the same model."""
-    known = structs.fields(Opt if config.family == "opt" else Rotary)
-    named = {field.encode_name: getattr(config, field.name) for field in known if hasattr(config, field.name)}
+    opt = config.family == "opt"
+    named = {field.encode_name: getattr(config, field.name) for field in structs.fields(Shape) if hasattr(config, field.name)}
+    if opt:
+        unread = {*NOT_READ["opt"], "mlp_bias"}
+        named = {OPT_NAMES.get(name, name): value for name, value in named.items() if name not in unread}
     rope = {"rope_type": config.rope.kind, "rope_theta": config.rope_theta}
     rope |= {name: getattr(config.rope, name) for name in SCALED[config.rope.kind]}
     if config.rope.kind == "llama3":
@@ -263,7 +252,7 @@ def to_hf(config: ModelConfig, dtype: str = "bfloat16") -> dict[str, Any]:
         **named,
         "max_position_embeddings": config.context,
         "eos_token_id": list(config.eos) if len(config.eos) != 1 else config.eos[0],
-        **(Opt.FIXED | unpadded if config.family == "opt" else rotary),
+        **(FIXED_OPT | unpadded if opt else rotary),
         "dtype": dtype,
         "torch_dtype": dtype,
         "use_cache": True,

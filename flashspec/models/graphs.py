@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from functools import partial
-from typing import Generic, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -20,8 +20,6 @@ FLAG = "FLASHSPEC_GRAPHS"
 CHOICES = ("auto", "0", "eager")
 LARGEST = 16
 KEYS = 256
-
-Forward = Callable[[Tensor], Tensor]
 
 
 def choice() -> str:
@@ -61,23 +59,29 @@ class FixedEngine(TorchEngine):
         super().__init__(model, start, stop, context)
         self.begin = torch.zeros((), dtype=torch.int64, device=model.device)
         self.record = model.device.type == "cuda" and choice() == "auto"
-        self._forwards: dict[tuple[int, int], Forward] = {}
+        self._forwards: dict[tuple[int, int], tuple[Tensor, Callable[[], Any]]] = {}
 
     def run(self, x: Tensor, start: int) -> Tensor:
         if len(x) > LARGEST:
             return super().run(x, start)
         self.begin.fill_(start)
-        keys = self.keys(start + len(x))
-        if (len(x), keys) not in self._forwards:
-            forward = self.forward(len(x), keys)
-            self._forwards[len(x), keys] = repeated(forward, x) if self.record else forward
-        return self._forwards[len(x), keys](x)
+        shape = len(x), self.keys(start + len(x))
+        if shape not in self._forwards:
+            rows = x.clone()
+            self._forwards[shape] = rows, self.repeatable(partial(self.forward(*shape), rows))
+        rows, again = self._forwards[shape]
+        rows.copy_(x)
+        return again().clone()
+
+    def repeatable(self, step: Callable[[], Any]) -> Callable[[], Any]:
+        """A step of this engine as a recorded graph where it records, whose result the next call overwrites."""
+        return Replay(step, self.begin.device) if self.record else step
 
     def keys(self, stop: int) -> int:
         """The fixed length of cache that rows before `stop` are read at."""
         return min(self.context, -(-stop // KEYS) * KEYS)
 
-    def forward(self, n: int, keys: int) -> Forward:
+    def forward(self, n: int, keys: int) -> Callable[[Tensor], Tensor]:
         """A function of rows [n, hidden] and of `begin` alone."""
         steps = torch.arange(n, device=self.begin.device)
         columns = torch.arange(keys, device=self.begin.device)
@@ -90,10 +94,7 @@ class FixedEngine(TorchEngine):
         return forward
 
 
-Result = TypeVar("Result")
-
-
-def recorded(call: Callable[[], Result], device: torch.device) -> tuple[torch.cuda.CUDAGraph, Result]:
+def recorded(call: Callable[[], Any], device: torch.device) -> tuple[torch.cuda.CUDAGraph, Any]:
     """A graph of a call, recorded after two warm-up calls, and the result, which every replay overwrites."""
     with torch.cuda.device(device):
         aside = torch.cuda.Stream()
@@ -108,28 +109,16 @@ def recorded(call: Callable[[], Result], device: torch.device) -> tuple[torch.cu
     return graph, result
 
 
-class Replay(Generic[Result]):
+class Replay:
     """A call recorded as a CUDA graph; each replay overwrites its result.
 
     The call is kept: a graph reads the tensors that it closes over, but keeps none of them alive.
     """
 
-    def __init__(self, call: Callable[[], Result], device: torch.device) -> None:
+    def __init__(self, call: Callable[[], Any], device: torch.device) -> None:
         self.call = call
         self.graph, self.result = recorded(call, device)
 
-    def __call__(self) -> Result:
+    def __call__(self) -> Any:
         self.graph.replay()
         return self.result
-
-
-def repeated(forward: Forward, x: Tensor) -> Forward:
-    """A forward recorded once as a CUDA graph and replayed on new rows like x."""
-    rows = x.clone()
-    replay = Replay(partial(forward, rows), x.device)
-
-    def again(x: Tensor) -> Tensor:
-        rows.copy_(x)
-        return replay().clone()
-
-    return again
