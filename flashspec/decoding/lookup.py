@@ -54,7 +54,6 @@ class LookupHead(Fixed):
         return Scores(rows.clamp(min=0)[:, None], logits.masked_fill(rows[:, None] == NOTHING, -torch.inf))
 
     def bytes_read(self, rows: int) -> int:
-        """No weights."""
         return 0
 
 

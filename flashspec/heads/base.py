@@ -28,7 +28,7 @@ class Head(Protocol):
         """Scores of rows [n, hidden]; `positions` [n] and `dice` matter to heads that draw."""
 
     def bytes_read(self, rows: int) -> int:
-        """Bytes of weights read to score this many rows at once."""
+        """Bytes of weights read to score this many rows at once: what all rows need once, what each chooses once for each."""
 
     def learn(self, tokens: Tensor, scores: Scores | None) -> None:
         """Take in newly final tokens and the last stage's scores after them (None as a text starts); most heads do nothing."""
@@ -68,7 +68,6 @@ class WeightHead(Fixed, ABC):
 
     @property
     def vocab_size(self) -> int:
-        """Ids run from 0 to vocab_size - 1, whether or not a call scores them."""
         return self.weight.shape[0]
 
     @property

@@ -34,11 +34,9 @@ class ListedHead(WeightHead):
         return len(self.ids)
 
     def score(self, states: Tensor) -> Scores:
-        """Scores [n, m] of normalised rows."""
         return Scores(self.ids.expand(len(states), -1), project(states, self.rows))
 
     def bytes_read(self, rows: int) -> int:
-        """The listed rows, once, however many hidden rows share the reading."""
         return self.rows.nbytes
 
 
@@ -84,12 +82,10 @@ class ShortlistHead(ListedHead, StoredHead):
         return ShortlistHead.build(self.weight, self.ranked, self.norm, size)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """The ranking, and how many of its ids are listed."""
         return {"ranked": self.ranked.int()}, {"size": len(self.ids)}
 
     @classmethod
     def restored(cls, file: HeadFile, weight: Tensor, norm: Norm | None) -> ShortlistHead:
-        """The head of a stored list."""
         return cls.build(weight, file.numbers("ranked", 1), norm, file.fact("size", int))
 
 
@@ -119,9 +115,7 @@ class ContextHead(ListedHead):
         self.learn(self.seen[:0], None)
 
     def score(self, states: Tensor) -> Scores:
-        """Scores [n, size] of normalised rows; later lists do not overwrite them."""
-        ids, logits = super().score(states)
-        return Scores(ids.clone(), logits)  # type: ignore[union-attr]
+        return Scores(self.ids.clone().expand(len(states), -1), project(states, self.rows))  # later lists do not overwrite
 
     @torch.inference_mode()
     def learn(self, tokens: Tensor, scores: Scores | None) -> None:
@@ -157,7 +151,6 @@ class SoughtHead(WeightHead):
         """Rising ids [n, candidates] for normalised rows [n, hidden], -1 where there are fewer."""
 
     def score(self, states: Tensor) -> Scores:
-        """Scores [n, candidates] of normalised rows."""
         found = self.find(states)
         ids, off = found.clamp(min=0), found < 0
         off[:, -1] &= ~off.all(1)
@@ -203,7 +196,6 @@ class PreviewHead(SoughtHead):
         return looks.topk(self.candidates, sorted=False).indices.sort(1).values
 
     def bytes_read(self, rows: int) -> int:
-        """Basis and preview once, the candidates' rows once per hidden row."""
         return self.basis.nbytes + self.preview.nbytes + rows * self.candidates * self.hidden * self.weight.element_size()
 
 

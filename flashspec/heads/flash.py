@@ -164,7 +164,6 @@ class FlashHead(StoredHead):
 
     @cached_property
     def scoring(self) -> kernels.Scoring | None:
-        """Norm, clusters, choice and blocks as one call of the compiled kernels."""
         table = self.table
         return self.compiled(table.directions, kernels.Blocks(table.blocks, table.ids, table.bias, self.probes, table.forced))
 
@@ -179,7 +178,6 @@ class FlashHead(StoredHead):
         return self.table.clusters + (self.probes + self.table.forced) * self.table.slots
 
     def bytes_read(self, rows: int) -> int:
-        """Centroids (in stage 1's format) and always-scored blocks once, probed blocks once per row."""
         blocks = self.table.forced + rows * self.probes
         return self.table.directions.nbytes + blocks * (self.table.blocks.nbytes // len(self.table.ids))
 
@@ -218,13 +216,11 @@ class FlashHead(StoredHead):
         return self.with_probes(min(self.table.clusters, max(1, spare // self.table.slots)))
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Clusters and plan."""
         tensors = {"members": self.clusters.members.int(), "centroids": self.clusters.centroids}
         return tensors, {"plan": asdict(self.plan), "spherical": self.clusters.spherical}
 
     @classmethod
     def restored(cls, file: HeadFile, weight: Tensor | Packed, norm: Norm | None) -> FlashHead:
-        """The head of stored clusters; the weight is permuted again."""
         return cls.build(weight, norm, _clusters(file, weight), **asdict(file.fact("plan", FlashPlan)))
 
 
@@ -238,6 +234,5 @@ def _clusters(file: HeadFile, weight: Tensor | Packed) -> Clusters:
         raise ValueError(f"{file.path.name} has no float32 centroid for each of its {count} clusters; {AGAIN}")
     assignments = torch.empty(vocab, dtype=torch.int64)
     assignments[members[listed]] = listed.nonzero()[:, 0]
-    spherical = file.facts.get("spherical", True) is not False
-    place = weight.device
+    place, spherical = weight.device, file.facts.get("spherical", True) is not False
     return Clusters(assignments.to(place), members.to(place), means.to(place), spherical)

@@ -76,7 +76,6 @@ class IndexHead(SoughtHead):
         return -(-int(statistics.ndis) // len(sample))
 
     def bytes_read(self, rows: int) -> int:
-        """Per row, the vectors or codes that the search compares, and the candidates' own rows."""
         exact = self.candidates * self.hidden * self.weight.element_size()
         if self.kind != "ivfpq":
             return rows * (4 * self.visited * self.hidden + exact)

@@ -48,12 +48,28 @@ class Adapter:
 
     norm = None
 
+    @torch.inference_mode()
     def __init__(self, model: Any, shared: bool = False) -> None:
+        """Decide what rows are; ValueError for a model whose cache cannot be rewound."""
+        config = model.config.get_text_config()
+        stops = model.generation_config.eos_token_id if model.generation_config else config.eos_token_id
         self.model = model.eval().requires_grad_(False)
-        self.config = _facts(model)
+        self.config = AdapterConfig(
+            family=type(model).__name__,
+            vocab_size=config.vocab_size,
+            hidden=config.hidden_size,
+            layers=config.num_hidden_layers,
+            context=getattr(config, "max_position_embeddings", None) or 2048,
+            eos=ids_of(stops),
+        )
         self.device: torch.device = next(model.parameters()).device
-        self.head_weight: Tensor | None = None
-        self._certify(shared)
+        ids = torch.tensor(PROBE, device=self.device) % config.vocab_size
+        self.head_weight = None if shared else self._plain_weight(ids)
+        tolerance = 1e-3 if model.dtype.itemsize >= 4 else 0.05  # read in parts, only the rounding differs
+        if not _same(self._rewound(ids), self.run(ids, self.cache()), tolerance):
+            raise ValueError(
+                f"{self.config.family} keeps a state that cannot be rewound; use a model whose cache holds every token"
+            )
 
     @classmethod
     def load(cls, folder: Path, dtype: str = "auto", device: str = "cpu", shared: bool = False) -> Adapter:
@@ -98,17 +114,6 @@ class Adapter:
         rows = out.logits[..., : self.config.vocab_size] if self.head_weight is None else out.last_hidden_state
         return rows[0].float()
 
-    @torch.inference_mode()
-    def _certify(self, shared: bool) -> None:
-        """Decide what rows are, and refuse a model whose cache cannot be rewound."""
-        ids = torch.tensor(PROBE, device=self.device) % self.config.vocab_size
-        self.head_weight = None if shared else self._plain_weight(ids)
-        tolerance = 1e-3 if self.model.dtype.itemsize >= 4 else 0.05  # read in parts, only the rounding differs
-        if not _same(self._rewound(ids), self.run(ids, self.cache()), tolerance):
-            raise ValueError(
-                f"{self.config.family} keeps a state that cannot be rewound; use a model whose cache holds every token"
-            )
-
     def _plain_weight(self, ids: Tensor) -> Tensor | None:
         """The vocabulary weight; None where logits are more than its product with the last hidden states."""
         if self.model.base_model is self.model:
@@ -135,19 +140,6 @@ class Adapter:
 
 def _same(a: Tensor, b: Tensor, tolerance: float) -> bool:
     return a.shape == b.shape and bool((a.to(b.device) - b).abs().max() <= tolerance * b.abs().max())
-
-
-def _facts(model: Any) -> AdapterConfig:
-    config = model.config.get_text_config()
-    stops = model.generation_config.eos_token_id if model.generation_config else config.eos_token_id
-    return AdapterConfig(
-        family=type(model).__name__,
-        vocab_size=config.vocab_size,
-        hidden=config.hidden_size,
-        layers=config.num_hidden_layers,
-        context=getattr(config, "max_position_embeddings", None) or 2048,
-        eos=ids_of(stops),
-    )
 
 
 def processes() -> int:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from flashspec import kernels
 from flashspec.kernels.pages import Shelf
-from flashspec.models import checkpoint
+from flashspec.models.checkpoint import Checkpoint
 from flashspec.models.config import ModelConfig, Part
 from flashspec.models.files import Count
 from flashspec.models.folder import GGUF, Tensors, located, read_as, read_config, verify_digests
@@ -34,7 +34,7 @@ class Card(Struct):
     model_type: str = KIND
 
 
-Source = checkpoint.Checkpoint | GgufCheckpoint
+Source = Checkpoint | GgufCheckpoint
 
 
 def opened(source: Path, dtype: str = "auto", device: str = "cpu", weights: str = "auto") -> Source | BorrowedCheckpoint:
@@ -43,7 +43,7 @@ def opened(source: Path, dtype: str = "auto", device: str = "cpu", weights: str 
         return GgufCheckpoint(source, dtype, weights)
     if borrows(source):
         return BorrowedCheckpoint(source, dtype, device, weights)
-    return checkpoint.opened(source, dtype, device, weights)
+    return Checkpoint(source, dtype, device, weights)
 
 
 def borrows(source: Path) -> bool:

@@ -5,11 +5,10 @@ A `Checkpoint` is a config and named tensors: anything that can read both from i
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from flashspec.kernels.build import library
 from flashspec.kernels.integers import CELL
 from flashspec.kernels.pages import Shelf
-from flashspec.models.awq import NOTHING, Packed, Scheme, dequantise, layer, scheme_of
+from flashspec.models.awq import NOTHING, Packed, dequantise, layer, scheme_of
 from flashspec.models.config import ModelConfig, Part, from_hf, parts
 from flashspec.models.files import Generation, Kind, ids_of, shaped
 from flashspec.models.folder import FLOATS, INDEX, INTEGERS, Tensors, read_as, read_config, verify_digests
@@ -29,43 +28,63 @@ PACKED, NUMBERS = ("qweight", "qzeros", "scales"), (INTEGERS, INTEGERS, FLOATS)
 SHARD_BYTES = 16_000_000
 
 
-@dataclass
 class Checkpoint:
-    """The config and named tensors of a model, and the form and place that its weights take."""
+    """The config and named tensors of a folder, and the form and place that its weights take; see `Transformer.load`.
 
-    config: ModelConfig
-    tensors: Tensors
-    scheme: Scheme
-    form: Form
-    device: torch.device
-    shelf: Shelf = field(default_factory=Shelf)
-    own_bits: ClassVar[bool] = False  # whether matrices are packed in the file's own bits
+    ValueError, naming a tensor, unless the folder holds exactly the tensors of its config.
+    """
 
-    def __post_init__(self) -> None:
-        """ValueError, naming a tensor, unless these are exactly the tensors of the config."""
-        names = set[str]()
-        for name in self._names():
-            if name not in self.tensors.where:
-                folder = self.tensors.folder
-                raise ValueError(f"tensor {name} is missing from {folder}; the checkpoint does not match its config.json")
-            names.add(name)
-        passed = ("rotary_emb.inv_freq", *(["lm_head.weight"] if self.config.tied else []))  # carries nothing new
-        extra = [name for name in self.tensors.where if name not in names and not name.endswith(passed)]
-        if extra:
-            raise ValueError(
-                f"tensor {extra[0]!r} in {self.tensors.where[extra[0]]} is not part of the model config.json describes "
-                f"({len(extra)} such); the weights and config.json belong to different models"
-            )
+    own_bits = False  # no matrix is packed in the file's own bits
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of everything in floating point."""
-        return self.form.dtype
+    def __init__(self, folder: Path, dtype: str = "auto", device: str = "cpu", weights: str = "auto") -> None:
+        raw, path, self.device = read_config(folder), folder / "config.json", device_named(device)
+        config, scheme, generation = from_hf(raw, path), scheme_of(raw, path), folder / "generation_config.json"
+        stops = read_as(generation, Generation).eos_token_id if generation.is_file() else None  # transformers prefers these
+        config = config if stops is None else replace(config, eos=ids_of(stops))
+        if weights not in WEIGHTS:
+            raise ValueError(f"weights {weights!r} is not one of: {', '.join(WEIGHTS)}")
+        if weights == "int4" and scheme is None:
+            raise ValueError(f"{folder} holds no 4-bit weights; use weights='auto', or quantise it first (extra `quantize`)")
+        fast = self.device.type == "cuda" or (dtype == "auto" and library() is not None)  # another dtype is widened on the CPU
+        int4 = scheme is not None and (weights == "int4" or (weights == "auto" and fast))
+        self.scheme, self.shelf, about = scheme or NOTHING, Shelf(), shaped(raw, Kind, path)
+        own = torch.float32 if (about.dtype or about.torch_dtype) == "float32" else torch.bfloat16
+        self.dtype = own if dtype == "auto" else dtype_named(dtype)
+        group = CELL if self.device.type == "cpu" else self.scheme.group_size  # panels have a scale for every cell
+        self.form = Form(self.dtype, group if int4 else 0)
+        refuse_too_large(str(folder), config, self.form, self.device)
+        verify_digests(folder)
+        self.tensors = Tensors(folder)
+        if config.tied and self._other_head(config):
+            config = replace(config, tied=False)
+            refuse_too_large(str(folder), config, self.form, self.device)
+        self.config = config
+        self._check_names()
 
-    def _names(self) -> Iterator[str]:
+    def _other_head(self, config: ModelConfig) -> bool:
+        """Whether the files hold a vocabulary weight that differs from the embedding: then transformers uses it."""
+        _, part = next(parts(config))
+        names = ("lm_head.weight", *(f"{source}.weight" for source in part.rows))
+        if not self.tensors.where.keys() >= set(names):
+            return False
+        return not torch.equal(*(self.tensors.read(name, part.shape("weight")).to(self.dtype) for name in names))
+
+    def _check_names(self) -> None:
+        names, where = set[str](), self.tensors.where
         for _, part in parts(self.config):
             leaves = (*PACKED, *part.leaves[1:]) if self._packed(part) else part.leaves
-            yield from (f"{source}.{leaf}" for source in part.rows for leaf in leaves)
+            for name in (f"{source}.{leaf}" for source in part.rows for leaf in leaves):
+                if name not in where:
+                    folder = self.tensors.folder
+                    raise ValueError(f"tensor {name} is missing from {folder}; the checkpoint does not match its config.json")
+                names.add(name)
+        passed = ("rotary_emb.inv_freq", *(["lm_head.weight"] if self.config.tied else []))  # carries nothing new
+        extra = [name for name in where if name not in names and not name.endswith(passed)]
+        if extra:
+            raise ValueError(
+                f"tensor {extra[0]!r} in {where[extra[0]]} is not part of the model config.json describes "
+                f"({len(extra)} such); the weights and config.json belong to different models"
+            )
 
     def _packed(self, part: Part) -> bool:
         """Whether this module is stored in 4 bits; ValueError if only some of its sources are."""
@@ -81,7 +100,7 @@ class Checkpoint:
         """The weights of one of our modules, read to their device, 4-bit weights a few rows at a time."""
         packed = self._packed(part)
         kept = packed and self.form.group > 0
-        dense = {leaf: self.shelf.zeros(part.shape(leaf), self.form.dtype, self.device) for leaf in part.leaves[kept:]}
+        dense = {leaf: self.shelf.zeros(part.shape(leaf), self.dtype, self.device) for leaf in part.leaves[kept:]}
         for leaf in part.leaves[packed:]:
             for source, rows in part.split(dense[leaf]).items():
                 rows.copy_(self.tensors.read(f"{source}.{leaf}", tuple(rows.shape)))
@@ -101,48 +120,7 @@ class Checkpoint:
             shapes = ((columns, rows // 8), (columns // group, rows // 8), (columns // group, rows))
             facts = zip(PACKED, shapes, NUMBERS, strict=True)
             found.append([self.tensors.read(f"{source}.{leaf}", shape, kinds).to(self.device) for leaf, shape, kinds in facts])
-        joined = (torch.cat(pieces, dim=1) if len(pieces) > 1 else pieces[0] for pieces in zip(*found, strict=True))
-        return Packed(*joined)
-
-
-def opened(folder: str | Path, dtype: str = "auto", device: str = "cpu", weights: str = "auto") -> Checkpoint:
-    """The checkpoint of a Hugging Face folder; see `Transformer.load` for the choices and errors."""
-    folder = Path(folder)
-    raw, path, place = read_config(folder), folder / "config.json", device_named(device)
-    config, scheme, generation = from_hf(raw, path), scheme_of(raw, path), folder / "generation_config.json"
-    stops = read_as(generation, Generation).eos_token_id if generation.is_file() else None  # transformers prefers these
-    config = config if stops is None else replace(config, eos=ids_of(stops))
-    int4 = _int4(weights, scheme, place, folder, dtype)
-    group = CELL if place.type == "cpu" else (scheme or NOTHING).group_size  # panels have a scale for every cell
-    about = shaped(raw, Kind, path)
-    own = torch.float32 if (about.dtype or about.torch_dtype) == "float32" else torch.bfloat16
-    form = Form(own if dtype == "auto" else dtype_named(dtype), group if int4 else 0)
-    refuse_too_large(str(folder), config, form, place)
-    verify_digests(folder)
-    tensors = Tensors(folder)
-    if config.tied and _other_head(tensors, config, form.dtype):
-        config = replace(config, tied=False)
-        refuse_too_large(str(folder), config, form, place)
-    return Checkpoint(config, tensors, scheme or NOTHING, form, place)
-
-
-def _other_head(tensors: Tensors, config: ModelConfig, dtype: torch.dtype) -> bool:
-    """Whether the files hold a vocabulary weight that differs from the embedding: then transformers uses it."""
-    _, part = next(parts(config))
-    names = ("lm_head.weight", *(f"{source}.weight" for source in part.rows))
-    if not tensors.where.keys() >= set(names):
-        return False
-    return not torch.equal(*(tensors.read(name, part.shape("weight")).to(dtype) for name in names))
-
-
-def _int4(weights: str, scheme: Scheme | None, device: torch.device, folder: Path, dtype: str) -> bool:
-    """Whether 4-bit layers stay in 4 bits; on the CPU only if no other dtype was requested."""
-    if weights not in WEIGHTS:
-        raise ValueError(f"weights {weights!r} is not one of: {', '.join(WEIGHTS)}")
-    if weights == "int4" and scheme is None:
-        raise ValueError(f"{folder} holds no 4-bit weights; use weights='auto', or quantise it first (extra `quantize`)")
-    kept = device.type == "cuda" or (dtype == "auto" and library() is not None)
-    return scheme is not None and (weights == "int4" or (weights == "auto" and kept))
+        return Packed(*(torch.cat(pieces, dim=1) for pieces in zip(*found, strict=True)))
 
 
 def hf_tensors(model: nn.Module, config: ModelConfig, dtype: str = "bfloat16") -> dict[str, Tensor]:

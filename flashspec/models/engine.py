@@ -19,7 +19,7 @@ from flashspec.kernels.integers import PANEL
 from flashspec.kernels.pages import Shelf
 from flashspec.models.config import OFFSET, ModelConfig, layer_parts
 from flashspec.models.packed import PackedLinear
-from flashspec.models.transformer import At, Layer, LayerCache, Transformer
+from flashspec.models.transformer import At, Layer, Transformer
 
 
 class Slot:
@@ -29,7 +29,10 @@ class Slot:
         self.keys, self.values = keys, values
 
     def write(self, at: At, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, None]:
-        """Store [1, kv_heads, n, head_dim] from position `at` on; views of everything up to at + n."""
+        """Store [1, kv_heads, n, head_dim] from position `at` on; views of everything up to at + n, and no mask.
+
+        Without a mask the last query row belongs to the last key.
+        """
         start, stop = int(at), int(at) + keys.shape[2]
         self.keys[:, start:stop], self.values[:, start:stop] = keys[0], values[0]
         return self.keys[None, :, :stop], self.values[None, :, :stop], None
@@ -63,7 +66,7 @@ class TorchEngine:
         """Rows [n, hidden] after the span, for x at positions start..start+n-1; x may be overwritten."""
         return self.through(x, start, self.slots)
 
-    def through(self, x: Tensor, at: At, slots: Sequence[LayerCache]) -> Tensor:
+    def through(self, x: Tensor, at: At, slots: Sequence[Any]) -> Tensor:
         """Rows [n, hidden] after the span, with these caches."""
         x = self.model.place(x[None], at) if self.lowest else x[None]
         number, kept = self._kept
@@ -104,9 +107,8 @@ class KernelEngine:
         return self._keep(None if parameter is None else parameter.detach().float().contiguous())
 
     def _matrix(self, table: Tensor | kernels.Packed) -> ctypes.Structure:
-        kept = table if isinstance(table, kernels.Packed) else table.detach().contiguous()
-        self._kept.append(kept)
-        return kernels.matrix(kept)
+        self._kept.append(table if isinstance(table, kernels.Packed) else table.detach().contiguous())
+        return kernels.matrix(self._kept[-1])
 
     def _layer(self, layer: Layer, slot: Slot) -> ctypes.Structure:
         attention, products = layer.attention, _products(layer, self.model.config)
@@ -136,17 +138,14 @@ class KernelEngine:
 
     def run(self, x: Tensor, start: int) -> Tensor:
         x = (self.model.place(x, start) if self.lowest else x).contiguous()
-        for at in range(0, len(x), CHUNK):
-            self._carry(x[at : at + CHUNK], start + at)
-        return x
-
-    def _carry(self, x: Tensor, start: int) -> None:
-        """Compute the rows of a chunk in place; scratch is as large as the largest chunk needed."""
         shape, threads = ctypes.byref(self._shape), torch.get_num_threads()
-        needed = call("fs_scratch", shape, len(x), threads)
-        if needed > len(self._scratch):
-            self._scratch = torch.empty(needed)
-        call("fs_span", shape, self._layers, self.count, x, len(x), start, threads, self._scratch)
+        for at in range(0, len(x), CHUNK):
+            part = x[at : at + CHUNK]
+            needed = call("fs_scratch", shape, len(part), threads)
+            if needed > len(self._scratch):  # as large as the largest chunk needed
+                self._scratch = torch.empty(needed)
+            call("fs_span", shape, self._layers, self.count, part, len(part), start + at, threads, self._scratch)
+        return x
 
 
 Engine = TorchEngine | KernelEngine

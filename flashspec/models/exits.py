@@ -115,7 +115,11 @@ def load_exits(path: Path, model: Transformer) -> dict[int, Exit]:
         by_layer.setdefault(layer, {})[leaf] = value
     exits = {}
     for layer, own in by_layer.items():
-        found = _empty(own, model) if layer in map(str, range(1, model.config.layers)) else None
+        found: Exit | None = None
+        if layer in map(str, range(1, model.config.layers)):
+            rank = len(own["down.weight"]) if own.get("down.weight", torch.empty(())).ndim else 0
+            deep = any(name.startswith("layer.") for name in own)
+            found = ExitLayer(model) if deep else ExitAdapter(model, rank) if rank else None
         shapes = {name: value.shape for name, value in own.items() if value.is_floating_point()}
         if found is None or shapes != {name: value.shape for name, value in found.state_dict().items()}:
             raise ValueError(
@@ -125,11 +129,3 @@ def load_exits(path: Path, model: Transformer) -> dict[int, Exit]:
         found = found.eval().requires_grad_(False)
         exits[int(layer)] = found.fitted(model) if isinstance(found, ExitLayer) else found.to(model.device)
     return dict(sorted(exits.items()))
-
-
-def _empty(own: dict[str, Tensor], model: Transformer) -> Exit | None:
-    """An empty exit of the kind that the tensor names show, None for other names."""
-    if any(name.startswith("layer.") for name in own):
-        return ExitLayer(model)
-    rank = (0, *own.get("down.weight", torch.empty(0)).shape)[-2:][0]
-    return ExitAdapter(model, rank) if rank else None

@@ -51,7 +51,12 @@ def write_gguf(model: Transformer, facts: dict[str, Any], path: Path, bits: str)
         raise ValueError(f"{config.family} models are not written as GGUF; readable are {', '.join(FAMILIES)}: use --format hf")
     family = "llama" if config.family == "mistral" else config.family
     writer = GGUFWriter(path, family)
-    about = {f"{family}.{key}": value for key, value in _shape(config).items()}
+    told = to_hf(config)
+    shape = {key: told[name] for name, key in FACTS.items() if told[name] is not None}
+    shape |= dict.fromkeys(("attention.value_length", "rope.dimension_count"), config.head_dim)
+    if config.rope.kind == "linear":
+        shape |= {"rope.scaling.type": "linear", "rope.scaling.factor": config.rope.factor}
+    about = {f"{family}.{key}": value for key, value in (shape | {"vocab_size": config.vocab_size}).items()}
     for key, value in {"general.file_type": number, "general.quantization_version": 2, **about, **facts}.items():
         getattr(writer, KINDS.get(type(value), "add_array"))(key, value)
     for name, weight in _tensors(model):
@@ -60,15 +65,6 @@ def write_gguf(model: Transformer, facts: dict[str, Any], path: Path, bits: str)
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-
-
-def _shape(config: ModelConfig) -> dict[str, Any]:
-    told = to_hf(config)
-    facts = {key: told[name] for name, key in FACTS.items() if told[name] is not None}
-    facts |= dict.fromkeys(("attention.value_length", "rope.dimension_count"), config.head_dim)
-    if config.rope.kind == "linear":
-        facts |= {"rope.scaling.type": "linear", "rope.scaling.factor": config.rope.factor}
-    return facts | {"vocab_size": config.vocab_size}
 
 
 def _tensors(model: Transformer) -> Iterator[tuple[str, Tensor]]:

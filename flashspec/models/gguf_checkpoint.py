@@ -106,17 +106,14 @@ class GgufCheckpoint:
         for _, part in parts(self.config):
             for source, rows in part.rows.items():
                 for leaf in part.leaves:
-                    name = tensor_name(source, leaf)
-                    self._check(name, (rows, *part.shape(leaf)[1:]))
+                    name, shape = tensor_name(source, leaf), (rows, *part.shape(leaf)[1:])
+                    found = self.file.tensors.get(name)
+                    if found is None or found.shape != shape:
+                        held = found.shape if found else "missing"
+                        raise ValueError(f"{path}: tensor {name!r} is {held}, its facts ask for {shape}; {AGAIN}")
                     extra.discard(name)
         if extra:
             raise ValueError(f"{path}: its facts describe a model without the tensor {min(extra)!r} ({len(extra)} such); {AGAIN}")
-
-    def _check(self, name: str, shape: tuple[int, ...]) -> None:
-        found = self.file.tensors.get(name)
-        if found is None or found.shape != shape:
-            held = found.shape if found else "missing"
-            raise ValueError(f"{self.file.path}: tensor {name!r} is {held}, its facts ask for {shape}; {AGAIN}")
 
     def module(self, name: str, part: Part) -> nn.Module | dict[str, Tensor]:
         """The weights of one of our modules; raw bytes are read in place from the file."""

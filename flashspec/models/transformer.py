@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -26,16 +26,6 @@ At = int | Tensor  # where rows stand: the position of the first, or those of al
 def _span(at: At, rows: int, offset: int = 0) -> slice | Tensor:
     """The index of these many rows in a table of positions that starts `offset` rows down."""
     return at + offset if isinstance(at, Tensor) else slice(at + offset, at + offset + rows)
-
-
-class LayerCache(Protocol):
-    """Where one layer keeps keys and values."""
-
-    def write(self, at: At, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Store [batch, kv_heads, n, head_dim]; returns what to attend to, and a mask [n, seen] where one is needed.
-
-        Without a mask the last query row belongs to the last key.
-        """
 
 
 class RMSNorm(nn.Module):
@@ -88,8 +78,8 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
 
-    def forward(self, x: Tensor, rope: Rope, at: At, cache: LayerCache | None) -> Tensor:
-        """x [batch, n, hidden]; without a cache the rows attend to themselves only."""
+    def forward(self, x: Tensor, rope: Rope, at: At, cache: Any | None) -> Tensor:
+        """x [batch, n, hidden]; without a cache, such as an engine's `Slot`, the rows attend to themselves only."""
         batch, n, _ = x.shape
         heads = self.qkv(x).view(batch, n, -1, self.config.head_dim).transpose(1, 2)
         q, k, v = heads.split((self.config.heads, self.config.kv_heads, self.config.kv_heads), dim=1)
@@ -99,8 +89,7 @@ class Attention(nn.Module):
         mask = None
         if cache is not None:
             k, v, mask = cache.write(at, k, v)
-        mixed = _attend(q, k, v, mask)
-        return self.out(mixed.transpose(1, 2).reshape(batch, n, -1))
+        return self.out(_attend(q, k, v, mask).transpose(1, 2).reshape(batch, n, -1))
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -143,7 +132,7 @@ class Layer(nn.Module):
         self.mlp_norm = norm_of(config.hidden, config)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, rope: Rope, at: At = 0, cache: LayerCache | None = None) -> Tensor:
+    def forward(self, x: Tensor, rope: Rope, at: At = 0, cache: Any | None = None) -> Tensor:
         x = x + self.attention(self.attention_norm(x), rope, at, cache)
         return x + self.mlp(self.mlp_norm(x))
 

@@ -60,18 +60,18 @@ def check_free(out: Path, inputs: Iterable[Path] = (), ours: str = "") -> None:
 
 
 @contextmanager
-def fresh_folder(out: Path, inputs: Iterable[Path] = (), ours: str = "") -> Iterator[Path]:
+def fresh_folder(out: Path, inputs: Iterable[Path] = ()) -> Iterator[Path]:
     """A folder under a temporary name that becomes `out` when the block ends; nothing is left where the block raises.
 
     `check_free` is called before anything is made.
     """
-    check_free(out, inputs, ours)
+    check_free(out, inputs)
     place = out.resolve()
     refuse_input(_unfinished(place), inputs)
     with made(place.parent), replaced(place) as part:
         part.mkdir()
         yield part
-        refuse_taken(place, ours)
+        refuse_taken(place)
 
 
 @contextmanager
@@ -93,7 +93,11 @@ def replaced(path: Path) -> Iterator[Path]:
     try:
         yield part
         for written in (part, *part.rglob("*")):
-            _flush(written)
+            number = os.open(written, os.O_RDONLY)
+            try:
+                os.fsync(number)
+            finally:
+                os.close(number)
         if part.is_dir():
             _remove(path)
         part.replace(path)
@@ -177,11 +181,3 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     with suppress(OSError):
         path.unlink()
-
-
-def _flush(path: Path) -> None:
-    number = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)
