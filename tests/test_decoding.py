@@ -138,7 +138,7 @@ test_nonsense_is_refused_in_words = refusing([
     (called(method="flash", probes=17), "probes must be at most the 16 clusters"),
     (lambda: generate(Models(duo().target), PROMPT, "dense"), "none is loaded"),
     (lambda: Method(exits=(4, 2)), r"exits must be layer numbers from 1, in rising order, got \(4, 2\)"),
-    (lambda: Method(k=0), "k and interval must be at least 1, got k=0"),
+    (lambda: Method(k=0), "k must be at least 1, got 0"),
     (lambda: Method(head="flash"), "needs a verifier above it"),
     (lambda: Method(draft="lookup", head="flash"), "prompt lookup has no vocabulary head"),
     (lambda: Method(middle="sloppy"), "middle must be one of exact, typical"),

@@ -15,6 +15,7 @@ from flashspec.heads.registry import HEADS
 from flashspec.models.exits import check_layers
 from flashspec.models.reader import Reader
 from flashspec.sampling import GREEDY, Sampling
+from flashspec.theory.checks import at_least
 from flashspec.typed import changed, typed, whole_numbers
 
 CHOICES = {
@@ -57,8 +58,7 @@ class Method:
         for name, known in CHOICES.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
-        if self.k < 1 or self.interval < 1:
-            raise ValueError(f"k and interval must be at least 1, got k={self.k}, interval={self.interval}")
+        at_least(self, k=1, interval=1)
         check_layers(self.exits)
         takes = HEADS[self.head].options  # the dense head ignores options of other heads
         for name in ("probes", "shortlist"):

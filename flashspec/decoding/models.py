@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-import torch
-
 from flashspec.decoding.vocabulary import check_tokenizers, cut_padding, tokenizer_of
 from flashspec.heads.base import Head, Norm
 from flashspec.heads.dense import DenseHead, LogitRows
@@ -161,7 +159,6 @@ def load(
     their embeddings are cut to the smallest. Raises FileNotFoundError for a missing file, ValueError for wrong digests,
     architectures or vocabularies, or for a draft whose layers hold more parameters than the target's.
     """
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     draft = own_draft(target) if draft == "auto" else draft
     names = [] if draft is None else [draft] if isinstance(draft, (str, Path)) else draft
     drafts = {f"between-{i}" if i else "draft": name for i, name in enumerate(names)}

@@ -63,8 +63,7 @@ class CompiledScore:
 
     def __call__(self, tokens: Tensor, first: int) -> tuple[Scores, Reads]:
         reader, stop = self.reader, len(tokens)
-        reader.check_room(stop)
-        lower = () if reader.below is None else reader.below.read(tokens)
+        lower = reader.lower(tokens)
         scores = self.writer.check(kernels.Stretch(tokens, reader.rows, reader.seen, first - 1, stop - first + 1))
         return Scores(*scores), (*lower, reader.advance(stop))
 
@@ -81,7 +80,7 @@ class CompiledBurst:
         if not want:
             return Burst([], 0)
         reader, stop = self.reader, start + want - 1
-        reader.check_room(stop)
+        reader.lower(tokens[:stop])
         law = self.rule.law(list(range(start, start + want)), 0)
         ids, logits, sound = self.writer(kernels.Stretch(tokens, reader.rows, reader.seen, start, want), law)
         rows, token, scores = reader.advance(stop), tokens[start : start + want].clone(), Scores(ids, logits)
@@ -99,7 +98,6 @@ class CapturedScore:
     @torch.inference_mode()
     def __call__(self, tokens: Tensor, first: int) -> tuple[Scores, Reads]:
         stop = len(tokens)
-        self.reader.check_room(stop)
         n, reads = self.take(tokens, first, stop)
         self.engine.begin.fill_(stop - n)
         scores = kept(self.run(n, stop - first + 1, self.engine.keys(stop)))
@@ -108,12 +106,12 @@ class CapturedScore:
 
     def take(self, tokens: Tensor, first: int, stop: int) -> tuple[int, Reads]:
         """Copy tokens up to `stop`; returns how many of them a step must read, and the rows read below and here in all."""
-        reader = self.reader
+        reader, lower = self.reader, self.reader.lower(tokens[:stop])
         first, new = min(first, reader.seen), stop - reader.seen
         self.tokens[first:stop] = tokens[first:stop]
         if new > LARGEST:  # more than a fixed shape holds
-            return 0, reader.read(tokens[:stop])
-        return new, (*(() if reader.below is None else reader.below.read(tokens[:stop])), new)
+            return 0, (*lower, reader.read(tokens[:stop])[-1])
+        return new, (*lower, new)
 
     def run(self, *shape: int) -> Any:
         """The result of a step of this shape, recorded first if the shape is new."""
@@ -149,7 +147,7 @@ class CapturedBurst(CapturedScore):
     def __call__(self, tokens: Tensor, start: int, want: int) -> Burst:  # type: ignore[override]
         if not want:
             return Burst([], 0)
-        self.reader.check_room(start + want - 1)
+        self.reader.lower(tokens[: start + want - 1])
         drawn, (n, reads) = list[Drawn](), self.take(tokens, start, start)
         for position in range(start, start + want):
             self.engine.begin.fill_(position - n)

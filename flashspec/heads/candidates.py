@@ -18,6 +18,7 @@ from flashspec.heads.base import Norm, WeightHead, check_count, project, project
 from flashspec.heads.storage import HeadFile, StoredHead
 from flashspec.kernels.pages import Shelf
 from flashspec.sampling import Scores
+from flashspec.theory.checks import at_least
 
 SIZE, TOP = 2048, 16  # ids of a context, and of a verification that enter it
 
@@ -106,8 +107,7 @@ class ContextHead(ListedHead):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.size < 1 or self.top < 1:
-            raise ValueError(f"size and top must be at least 1, got {self.size} and {self.top}")
+        at_least(self, size=1, top=1)
         size, device = min(self.size, self.vocab_size), self.weight.device
         ids = torch.zeros(size, dtype=torch.int64, device=device)
         rows = Shelf().zeros((size, self.hidden), self.weight.dtype, device)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from flashspec.theory.checks import at_least
 from flashspec.typed import typed
 
 LLOYD, BALANCED = 12, 4  # iterations without and with the size constraint
@@ -32,8 +33,7 @@ class Recipe:
     backend: str = "auto"
 
     def __post_init__(self) -> None:
-        if self.cluster_size < 1:
-            raise ValueError(f"cluster_size must be at least 1, got {self.cluster_size}")
+        at_least(self, cluster_size=1)
         if self.backend not in ("auto", "faiss", "torch"):
             raise ValueError(f"backend must be auto, faiss or torch, got {self.backend!r}")
 

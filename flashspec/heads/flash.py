@@ -69,21 +69,6 @@ class Table(NamedTuple):
     bias: Tensor  # [K + B, slots], 0 or -inf
     directions: Tensor | Packed  # [K, D] unit or plain centroids, in the format of stage 1
 
-    @property
-    def clusters(self) -> int:
-        """Clusters that compete for probes, K."""
-        return self.directions.shape[0]
-
-    @property
-    def slots(self) -> int:
-        """Rows per block."""
-        return self.ids.shape[1]
-
-    @property
-    def forced(self) -> int:
-        """Blocks of always-scored rows, B."""
-        return len(self.ids) - self.clusters
-
 
 def build_table(weight: Tensor | Packed, clusters: Clusters, plan: FlashPlan) -> Table:
     """Permute weight [V, D] once; the rows of the plan's `always` follow in blocks of their own.
@@ -165,7 +150,7 @@ class FlashHead(StoredHead):
     @cached_property
     def scoring(self) -> kernels.Scoring | None:
         table = self.table
-        return self.compiled(table.directions, kernels.Blocks(table.blocks, table.ids, table.bias, self.probes, table.forced))
+        return self.compiled(table.directions, kernels.Blocks(table.blocks, table.ids, table.bias, self.probes, self.forced))
 
     @property
     def probes(self) -> int:
@@ -173,12 +158,17 @@ class FlashHead(StoredHead):
         return self.plan.probes or 1
 
     @property
+    def forced(self) -> int:
+        """Blocks of always-scored rows, B."""
+        return len(self.table.ids) - self.clusters.count
+
+    @property
     def rows_scored(self) -> int:
         """Inner products per hidden row: centroids, probed and always-scored rows, with padding."""
-        return self.table.clusters + (self.probes + self.table.forced) * self.table.slots
+        return self.clusters.count + (self.probes + self.forced) * self.clusters.size
 
     def bytes_read(self, rows: int) -> int:
-        blocks = self.table.forced + rows * self.probes
+        blocks = self.forced + rows * self.probes
         return self.table.directions.nbytes + blocks * (self.table.blocks.nbytes // len(self.table.ids))
 
     def score(self, states: Tensor) -> Scores:
@@ -191,9 +181,9 @@ class FlashHead(StoredHead):
         """Numbers [n, B + probes] of the blocks that normalised rows [n, hidden] are scored against."""
         table = self.table
         chosen = kernels.best_numbers(project(states, table.directions), self.probes)
-        if not table.forced:
+        if not self.forced:
             return chosen
-        forced = torch.arange(table.clusters, len(table.ids), device=chosen.device)
+        forced = torch.arange(self.clusters.count, len(table.ids), device=chosen.device)
         return torch.cat((forced.expand(len(chosen), -1), chosen), 1)
 
     def with_plan(self, **changes: Any) -> FlashHead:
@@ -212,8 +202,8 @@ class FlashHead(StoredHead):
 
     def within(self, share: float) -> FlashHead:
         """This head with the most probes that score at most this share of the vocabulary, centroids included."""
-        spare = int(share * self.vocab_size) - (self.rows_scored - self.probes * self.table.slots)
-        return self.with_probes(min(self.table.clusters, max(1, spare // self.table.slots)))
+        spare = int(share * self.vocab_size) - (self.rows_scored - self.probes * self.clusters.size)
+        return self.with_probes(min(self.clusters.count, max(1, spare // self.clusters.size)))
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors = {"members": self.clusters.members.int(), "centroids": self.clusters.centroids}

@@ -13,6 +13,7 @@ from msgspec import structs
 from torch import Tensor
 
 from flashspec.models.files import FIXED_OPT, NOT_READ, OPT_NAMES, Kind, Shape, Unsupported, ids_of, shape_of, shaped
+from flashspec.theory.checks import at_least
 
 FAMILIES = {
     "qwen3": "Qwen3ForCausalLM",
@@ -99,9 +100,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if self.family not in FAMILIES:
             raise Unsupported(f"architecture {self.family!r} is not supported; supported: {', '.join(FAMILIES)}")
-        for name in ("vocab_size", "hidden", "ffn", "layers", "heads", "kv_heads", "head_dim", "context"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        at_least(self, vocab_size=1, hidden=1, ffn=1, layers=1, heads=1, kv_heads=1, head_dim=1, context=1)
         if self.heads % self.kv_heads:
             raise ValueError(f"{self.heads} query heads cannot share {self.kv_heads} key/value heads evenly")
         if self.family != "opt" and self.head_dim % 2:

@@ -30,17 +30,16 @@ class Reader(ABC):
     @torch.inference_mode()
     def read(self, tokens: Tensor) -> Reads:
         """Read the unread part of tokens [n] (int64, on the model's device); returns how many, lower readers first."""
-        n = len(tokens)
-        self.check_room(n)
-        lower = () if self.below is None else self.below.read(tokens)
+        lower, n = self.lower(tokens), len(tokens)
         if n > self.seen:
             self.rows[self.seen : n] = self._fresh(tokens)
         return (*lower, self.advance(n))
 
-    def check_room(self, n: int) -> None:
-        """Refuse more tokens than the context holds."""
-        if n > self.context:
+    def lower(self, tokens: Tensor) -> Reads:
+        """Let the readers below read tokens [n]; ValueError for more tokens than the context holds."""
+        if (n := len(tokens)) > self.context:
             raise ValueError(f"{n} tokens do not fit the context of {self.context}; shorten the prompt or max_new_tokens")
+        return () if self.below is None else self.below.read(tokens)
 
     def advance(self, n: int) -> int:
         """Count the first n tokens as read; returns how many of them are new."""

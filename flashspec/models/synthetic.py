@@ -41,11 +41,7 @@ def shape(name: str | ModelConfig, depth: int | None = None) -> ModelConfig:
         if plain not in known:
             raise ValueError(f"shape {name!r} is not known; known: {', '.join(SHAPES)}, each also with -AWQ behind it")
         name = known[plain]
-    if depth is None:
-        return name
-    if depth < 1:
-        raise ValueError(f"depth must be at least 1 layer, got {depth}")
-    return replace(name, layers=depth)
+    return name if depth is None else replace(name, layers=depth)
 
 
 def is_awq(name: str | ModelConfig) -> bool:
@@ -59,12 +55,11 @@ def reshaped(config: ModelConfig, layers: int) -> ModelConfig:
     Heads and hidden width grow with the root of the ratio of depths, head width stays, feed-forward channels make up the rest.
     Raises ValueError for less than one layer, or where nothing is left for channels.
     """
-    if layers < 1:
-        raise ValueError(f"layers must be at least 1, got {layers}")
+    flat = replace(config, layers=layers)
     group, scale = config.heads // config.kv_heads, (config.layers / layers) ** 0.5
     kv_heads = max(1, round(config.kv_heads * scale))
     hidden = config.hidden * kv_heads * group // config.heads
-    wide = replace(config, layers=layers, hidden=hidden, heads=kv_heads * group, kv_heads=kv_heads, ffn=STEP)
+    wide = replace(flat, hidden=hidden, heads=kv_heads * group, kv_heads=kv_heads, ffn=STEP)
     channels = (config.body_parameters - wide.body_parameters) / (layers * hidden * (3 if config.gated else 2))
     ffn = STEP + STEP * round(channels / STEP)
     if ffn < STEP:

@@ -212,7 +212,7 @@ def heads_over(origin: Origin, params: Params) -> Iterator[tuple[dict[str, Any],
         else:
             made = head_named(name, origin)
         for options in options_of(params, name):
-            if "probes" in options and options["probes"] > flash().table.clusters:
+            if "probes" in options and options["probes"] > flash().clusters.count:
                 continue
             if options.get("shortlist", 0) <= ids:
                 head = made.with_probes(options["probes"]) if "probes" in options else made
