@@ -85,17 +85,12 @@ def warp(scores: Scores, sampling: Sampling) -> Scores:
     if 0 < sampling.top_k < logits.shape[-1]:
         least = logits.topk(sampling.top_k).values[:, -1:]
         logits = logits.masked_fill(logits < least, -math.inf)
-    if sampling.top_p < 1:
-        logits = _top_p(logits, sampling.top_p)
+    if sampling.top_p < 1:  # the smallest set of tokens whose probability reaches it, and always the best one
+        ordered, order = logits.sort(dim=-1)
+        below = ordered.softmax(-1).cumsum(-1) <= 1 - sampling.top_p
+        below[..., -1].fill_(False)
+        logits = logits.masked_fill(torch.zeros_like(below).scatter(-1, order, below), -math.inf)
     return Scores(scores.ids, logits)
-
-
-def _top_p(logits: Tensor, top_p: float) -> Tensor:
-    """Keep the smallest set of tokens whose probability reaches top_p, and always the best one."""
-    ordered, order = logits.sort(dim=-1)
-    below = ordered.softmax(-1).cumsum(-1) <= 1 - top_p
-    below[..., -1].fill_(False)
-    return logits.masked_fill(torch.zeros_like(below).scatter(-1, order, below), -math.inf)
 
 
 def _mix64(x: N) -> N:

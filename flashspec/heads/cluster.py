@@ -101,8 +101,11 @@ def unconstrained(weight: Tensor, recipe: Recipe) -> Tensor:
     for number in passes(LLOYD):
         if faiss is None:
             centroids = centres(points, nearest(points, centroids), centroids)
-        else:
-            centroids = _faiss_step(faiss, points, centroids, recipe.seed + number)
+            continue
+        limits = {"min_points_per_centroid": 1, "max_points_per_centroid": len(points), "seed": recipe.seed + number}
+        means = faiss.Kmeans(points.shape[1], len(centroids), niter=1, spherical=True, **limits)  # splits clusters for empty ones
+        means.train(points.contiguous().numpy(), init_centroids=centroids.contiguous().numpy())
+        centroids = F.normalize(torch.tensor(means.centroids), dim=1)
     return centroids
 
 
@@ -165,14 +168,6 @@ def faiss_for(user: str) -> Any:
         return importlib.import_module("faiss")
     except ImportError:
         raise ValueError(f"{user} needs faiss-cpu; install the extra `ann`, or use a FlashHead of the backend 'torch'") from None
-
-
-def _faiss_step(faiss: Any, points: Tensor, centroids: Tensor, seed: int) -> Tensor:
-    """One Lloyd iteration by faiss, which also splits a large cluster wherever one is empty."""
-    limits = {"min_points_per_centroid": 1, "max_points_per_centroid": len(points)}
-    means = faiss.Kmeans(points.shape[1], len(centroids), niter=1, spherical=True, seed=seed, **limits)
-    means.train(points.contiguous().numpy(), init_centroids=centroids.contiguous().numpy())
-    return F.normalize(torch.tensor(means.centroids), dim=1)
 
 
 def chunks(points: Tensor, width: int) -> Iterator[Tensor]:

@@ -211,18 +211,14 @@ class FlashHead(StoredHead):
 
     @classmethod
     def restored(cls, file: HeadFile, weight: Tensor | Packed, norm: Norm | None) -> FlashHead:
-        return cls.build(weight, norm, _clusters(file, weight), **asdict(file.fact("plan", FlashPlan)))
-
-
-def _clusters(file: HeadFile, weight: Tensor | Packed) -> Clusters:
-    """The stored clusters for this weight; ValueError where they do not fit it."""
-    members, means, vocab = file.numbers("members", 2).long(), file.tensors.get("centroids"), weight.shape[0]
-    count, listed = len(members), members >= 0
-    if not bool(listed.any(1).all()) or not torch.equal(members[listed].sort().values, torch.arange(vocab)):
-        raise ValueError(f"a clustering lists each of the {vocab} ids once, but this one does not; {AGAIN}")
-    if means is None or means.dtype is not torch.float32 or means.ndim != 2 or len(means) != count:
-        raise ValueError(f"{file.path.name} has no float32 centroid for each of its {count} clusters; {AGAIN}")
-    assignments = torch.empty(vocab, dtype=torch.int64)
-    assignments[members[listed]] = listed.nonzero()[:, 0]
-    place, spherical = weight.device, file.facts.get("spherical", True) is not False
-    return Clusters(assignments.to(place), members.to(place), means.to(place), spherical)
+        members, means, vocab = file.numbers("members", 2).long(), file.tensors.get("centroids"), weight.shape[0]
+        count, listed = len(members), members >= 0
+        if not bool(listed.any(1).all()) or not torch.equal(members[listed].sort().values, torch.arange(vocab)):
+            raise ValueError(f"a clustering lists each of the {vocab} ids once, but this one does not; {AGAIN}")
+        if means is None or means.dtype is not torch.float32 or means.ndim != 2 or len(means) != count:
+            raise ValueError(f"{file.path.name} has no float32 centroid for each of its {count} clusters; {AGAIN}")
+        assignments = torch.empty(vocab, dtype=torch.int64)
+        assignments[members[listed]] = listed.nonzero()[:, 0]
+        place, spherical = weight.device, file.facts.get("spherical", True) is not False
+        clusters = Clusters(assignments.to(place), members.to(place), means.to(place), spherical)
+        return cls.build(weight, norm, clusters, **asdict(file.fact("plan", FlashPlan)))

@@ -32,8 +32,13 @@ class Shelf:
         if torch.device(device).type != "cpu" or not size or not hasattr(mmap, "MADV_HUGEPAGE"):
             return torch.zeros(tuple(shape), dtype=dtype, device=device)
         start = -(-self._next // ALIGNMENT) * ALIGNMENT
-        if self._block is None or start + size > self._end:
-            start = self._more(size)
+        if self._block is None or start + size > self._end:  # another block, from its first huge page on
+            room = max(BLOCK, -(-size // PAGE) * PAGE)
+            block = mmap.mmap(-1, room + PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            with suppress(OSError):  # EINVAL of a kernel built without huge pages
+                block.madvise(mmap.MADV_HUGEPAGE)
+            start = -torch.frombuffer(block, dtype=torch.uint8, count=1).data_ptr() % PAGE
+            self._block, self._end = block, start + room
         self._next = start + size
         return torch.frombuffer(self._block, dtype=dtype, count=prod(shape), offset=start).view(tuple(shape))
 
@@ -42,13 +47,3 @@ class Shelf:
         if tensor.device.type != "cpu":
             return tensor
         return self.zeros(tensor.shape, tensor.dtype).copy_(tensor)
-
-    def _more(self, size: int) -> int:
-        """Start another block with room for this many bytes; returns where its first huge page starts."""
-        room = max(BLOCK, -(-size // PAGE) * PAGE)
-        block = mmap.mmap(-1, room + PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        with suppress(OSError):  # EINVAL of a kernel built without huge pages
-            block.madvise(mmap.MADV_HUGEPAGE)
-        start = -torch.frombuffer(block, dtype=torch.uint8, count=1).data_ptr() % PAGE
-        self._block, self._end = block, start + room
-        return start

@@ -43,7 +43,7 @@ def write_gguf(model: Transformer, facts: dict[str, Any], path: Path, bits: str)
     Raises ValueError for a family that GGUF files are not read for, ModuleNotFoundError without the gguf library.
     """
     try:
-        from gguf import GGUFWriter
+        from gguf import GGMLQuantizationType, GGUFWriter, quants
     except ModuleNotFoundError:
         raise ModuleNotFoundError('GGUF files are written by the gguf library: pip install -e ".[gguf]"') from None
     config, (kind, number) = model.config, BITS[bits]
@@ -60,7 +60,10 @@ def write_gguf(model: Transformer, facts: dict[str, Any], path: Path, bits: str)
     for key, value in {"general.file_type": number, "general.quantization_version": 2, **about, **facts}.items():
         getattr(writer, KINDS.get(type(value), "add_array"))(key, value)
     for name, weight in _tensors(model):
-        _put(writer, name, weight, "Q8_0" if name in ("token_embd.weight", "output.weight") else kind)
+        form = "Q8_0" if name in ("token_embd.weight", "output.weight") else kind
+        form = "F32" if weight.dim() == 1 else form if weight.shape[1] % COLUMNS == 0 else "F16"
+        raw = quants.quantize(np.ascontiguousarray(weight.numpy()), GGMLQuantizationType[form])
+        writer.add_tensor(name, raw, raw_dtype=GGMLQuantizationType[form])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -78,14 +81,6 @@ def _tensors(model: Transformer) -> Iterator[tuple[str, Tensor]]:
                 yield tensor_name(source, leaf), weight
     if model.config.rope.kind == "llama3":
         yield DIVISORS, divisors(model.config)
-
-
-def _put(writer: Any, name: str, weight: Tensor, kind: str) -> None:
-    from gguf import GGMLQuantizationType, quants
-
-    kind = "F32" if weight.dim() == 1 else kind if weight.shape[1] % COLUMNS == 0 else "F16"
-    number = GGMLQuantizationType[kind]
-    writer.add_tensor(name, quants.quantize(np.ascontiguousarray(weight.numpy()), number), raw_dtype=number)
 
 
 def text_facts(source: Path, tokenizer: Any, config: ModelConfig) -> dict[str, Any]:

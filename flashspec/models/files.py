@@ -36,15 +36,10 @@ def shaped(raw: Any, kind: type[T], path: Path, advice: str = AGAIN) -> T:
     if said.startswith("Object missing required field "):
         raise ValueError(f"{path} has no {place + '.' if place else ''}{said.split()[-1]}; {advice}")
     if said.startswith("Expected"):
-        said = f"{place or 'the whole file'} holds {_found(raw, place)}, expected{said.split(', got')[0][8:]}"
+        for step in re.findall(r"\w+", place):  # such as a.b[3]
+            raw = raw[int(step)] if isinstance(raw, list) else raw[step]
+        said = f"{place or 'the whole file'} holds {reprlib.repr(raw)}, expected{said.split(', got')[0][8:]}"
     raise ValueError(f"{path}: {said}; {advice}")
-
-
-def _found(raw: Any, place: str) -> str:
-    """The value at a place such as `a.b[3]`, shortened; an unnamed key gives all keys around it."""
-    for step in re.findall(r"\w+", place):
-        raw = raw[int(step)] if isinstance(raw, list) else raw[step]
-    return reprlib.repr(raw)
 
 
 def ids_of(value: int | list[int] | None) -> tuple[int, ...]:
