@@ -1,23 +1,25 @@
-"""Generate: prompt in, text and counts out."""
+"""Generate: prompt in, text and counts out, and the tokens as people read them: pieces of text, and what became of each."""
 
 from __future__ import annotations
 
+import html
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from flashspec.decoding.cascade import decode
 from flashspec.decoding.method import Method, build, method_named
 from flashspec.decoding.models import Models
 from flashspec.decoding.stages import Stage
 from flashspec.decoding.state import Event, Limits, Step, check_prompt
-from flashspec.decoding.words import Said, Words, marked, said, words_of
 from flashspec.sampling import GREEDY, Sampling
 from flashspec.typed import typed, whole_numbers
 
 Prompt = str | list[int]
 LEAST_AGREEMENT, LEAST_DECIDED = 0.3, 16
+SHADES = {"accepted": "#cfe8d5", "corrected": "#ffd9b8", "bonus": "#cfe0f5", "rejected": "#e4e4e4", "written": "transparent"}
+Said = list[tuple[str, str]]  # pieces of text, each with what became of it: a name of SHADES
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,46 @@ def count(events: list[Event], emitted: int, stages: int) -> Stats:
     return Stats(rounds, drafted, judged, accepted, emitted, forwards=sum(e.rows > 0 for e in last))
 
 
+class Words(NamedTuple):
+    """How a decode's ids read: its prompt, what each final token adds to the text, and rejected tokens by themselves."""
+
+    prompt: str = ""
+    pieces: tuple[str, ...] = ()
+    alone: Mapping[int, str] = {}
+
+
+class Texts:
+    """Ids to text piece by piece; a piece waits until its characters are whole. Without a tokenizer ids are written."""
+
+    def __init__(self, models: Models) -> None:
+        self.models, self.ids, self.start, self.shown = models, list[int](), 0, 0
+
+    def push(self, token: int) -> str:
+        """The text that this token completes."""
+        if self.models.tokenizer is None:
+            return f"{token} "
+        self.ids.append(token)
+        known, now = (self.models.decode(self.ids[self.start : end]) for end in (self.shown, len(self.ids)))
+        if now.endswith("\ufffd"):
+            return ""
+        self.start, self.shown = self.shown, len(self.ids)
+        return now[len(known) :]
+
+
+def kinds(event: Event, last: int) -> list[str]:
+    """What each token is that became final in an event: accepted, corrected or bonus; written where stage `last` is 0."""
+    if event.stage != last or not event.adds:
+        return []
+    if not last:
+        return ["written"] * event.adds
+    return ["accepted"] * event.kept + ["bonus" if event.kept == event.waiting else "corrected"]
+
+
+def _shaded(piece: str, kind: str) -> str:
+    ink = "" if kind == "written" else ";color:#000"
+    return f'<span title="{kind}" style="background:{SHADES[kind]}{ink}">{html.escape(piece)}</span>'
+
+
 @dataclass(frozen=True)
 class Output:
     """What a decode gave: text and ids without the prompt, every event, their counts, and how the ids read.
@@ -73,11 +115,20 @@ class Output:
 
     @property
     def said(self) -> list[Said]:
-        """For each event the tokens that became final in it, and those that it rejected."""
-        return list(said(self.events, self.words, max((event.stage for event in self.events), default=0)))
+        """For each event the tokens that became final in it, with those that it rejected after the accepted ones."""
+        lines, pieces, last = list[Said](), iter(self.words.pieces), max((event.stage for event in self.events), default=0)
+        for event in self.events:
+            found = [(piece, kind) for kind, piece in zip(kinds(event, last), pieces, strict=False)]
+            rejected = event.asked[event.kept :] if len(found) > event.kept else ()
+            alone = [(self.words.alone[token], "rejected") for token in rejected]
+            lines.append([*found[: event.kept], *alone, *found[event.kept :]])
+        return lines
 
     def _repr_html_(self) -> str:
-        return marked(self.words, [each for tokens in self.said for each in tokens if each[1] != "rejected"])
+        tokens = [each for line in self.said for each in line if each[1] != "rejected"]
+        text = "".join(_shaded(piece, kind) for piece, kind in tokens)
+        legend = " ".join(_shaded(kind, kind) for kind in SHADES if kind in {kind for _, kind in tokens} - {"written"})
+        return f'<pre class="decoded" style="white-space:pre-wrap">{html.escape(self.words.prompt)}{text}</pre><p>{legend}</p>'
 
 
 @dataclass(frozen=True)
@@ -143,13 +194,13 @@ def generate(
     of the target almost never agrees.
     """
     ready = request(models, prompt, method, sampling, options)
-    tokens: list[int] = []
-    events: list[Event] = []
+    tokens, events = list[int](), list[Event]()
     for step in ready.steps():
         tokens += step.tokens
         events += step.events
-    weak = weak_exit(ready.method, events)
-    if weak:
+    if weak := weak_exit(ready.method, events):
         warnings.warn(weak, stacklevel=2)
-    stats, words = count(events, len(tokens), len(ready.stages)), words_of(models, ready.ids, tokens, events)
-    return Output(models.decode(tokens), tokens, events, stats, words)
+    rejected = {token for event in events for token in event.asked[event.kept :]}
+    alone = {token: Texts(models).push(token) or "\ufffd" for token in sorted(rejected)}
+    words = Words(models.decode(ready.ids), tuple(map(Texts(models).push, tokens)), alone)
+    return Output(models.decode(tokens), tokens, events, count(events, len(tokens), len(ready.stages)), words)

@@ -34,11 +34,7 @@ class Method:
     `draft`: "model" is a second model; "cascade" the smallest of several models, of which the others verify in a row; "lookup"
     copies from the text itself; "none" is the target, at its top (plain decoding) or at the first of `exits` (layers counted
     from the bottom). Every exit is a stage: the one above the drafting exit verifies `k` waiting tokens, later ones `interval`.
-    `head` is the drafting stage's head (see HEADS): "flash" scores the best `probes` clusters, others a `shortlist` of ids
-    (None: the head's own default).
-
-    A stage may ask the next one to act early when its largest probability is below `draft_doubt` (before a draw) or
-    `verify_doubt` (after a middle check). With `middle` "typical", middle verifiers use typical acceptance.
+    `head` is one of HEADS.
     """
 
     draft: str = "none"  # what drafts: none, model, cascade or lookup

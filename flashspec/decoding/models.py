@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-from flashspec.decoding.vocabulary import check_tokenizers, cut_padding, tokenizer_of
 from flashspec.heads.base import Head, Norm
 from flashspec.heads.dense import DenseHead, LogitRows
 from flashspec.heads.registry import VARIANTS, Origin, head_named
@@ -18,6 +17,7 @@ from flashspec.models.folder import located
 from flashspec.models.packed import ROUNDED, rounded
 from flashspec.models.pairs import PAIRS, published
 from flashspec.models.reader import Reader, SpanReader
+from flashspec.models.tokenizer import check_tokenizers, cut_padding, tokenizer_of
 from flashspec.models.transformer import Transformer
 from flashspec.once import Once
 from flashspec.theory.checks import check_smaller

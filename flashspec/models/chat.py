@@ -23,7 +23,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from flashspec.models.files import Generation, Speech, shaped
 from flashspec.models.folder import GGUF, first_line, read_as
 from flashspec.models.gguf import opened
-from flashspec.models.gguf_tokenizer import special_tokens
+from flashspec.models.tokenizer import special_tokens
 
 SAMPLED = ("temperature", "top_k", "top_p")
 GGUF_SAMPLED = {

@@ -15,7 +15,7 @@ from flashspec.models.config import ModelConfig, divisors, parts, to_hf
 from flashspec.models.folder import GGUF
 from flashspec.models.gguf import opened
 from flashspec.models.gguf_checkpoint import DIVISORS, FACTS, FAMILIES, PAIRED, STOPS, tensor_name
-from flashspec.models.gguf_tokenizer import CONTROL, SPECIAL, UNUSED, USER, pre_of
+from flashspec.models.tokenizer import CONTROL, SPECIAL, UNUSED, USER, pre_of
 from flashspec.models.transformer import Transformer
 from flashspec.models.writing import carry, write_json
 
