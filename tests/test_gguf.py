@@ -14,6 +14,7 @@ from flashspec import kernels
 from flashspec.kernels.build import library
 from flashspec.models.config import ModelConfig, parts
 from flashspec.models.gguf import TYPES, Gguf
+from flashspec.models.tokenizer import from_gguf
 from flashspec.models.transformer import Transformer
 
 gguf = pytest.importorskip("gguf")

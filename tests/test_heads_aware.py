@@ -14,7 +14,7 @@ from flashspec.decoding.models import Models, load
 from flashspec.heads import DenseHead, FlashHead, Origin, head_named, registry
 from flashspec.heads.aware import asked_of, bisected, cluster_for
 from flashspec.heads.cluster import Recipe, means_of
-from flashspec.heads.recall import required_probes
+from flashspec.heads.flash import required_probes
 from flashspec.heads.storage import FILE, kept
 from flashspec.kernels import Packed, library, pack
 from flashspec.measure.prompts import Prompt, load_prompts

@@ -11,7 +11,7 @@ import test_gguf
 
 from flashspec.models.gguf import Gguf, opened
 from flashspec.models.pairs import PAIRS, published
-from flashspec.models.tokenizer import PRE, pre_of
+from flashspec.models.tokenizer import PRE, from_gguf, pre_of
 
 regex, transformers = pytest.importorskip("regex"), pytest.importorskip("transformers")
 gguf, slow = pytest.importorskip("gguf"), pytest.importorskip("transformers.convert_slow_tokenizer")

@@ -1,7 +1,8 @@
-"""FlashHead (arXiv 2603.14591): score the clusters, then score the rows of the best ones exactly."""
+"""FlashHead (arXiv 2603.14591): score the clusters, then score the rows of the best ones exactly; and what it misses."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ from flashspec import kernels
 from flashspec.heads.aware import asked_of, cluster_for
 from flashspec.heads.base import Norm, project, project_blocks, weight_of, wide, widened
 from flashspec.heads.cluster import Clusters, Recipe, cluster
+from flashspec.heads.dense import DenseHead
 from flashspec.heads.storage import AGAIN, FILE, HeadFile, StoredHead
 from flashspec.kernels import Packed, pack
 from flashspec.kernels.integers import BITS, PANEL
@@ -23,6 +25,7 @@ from flashspec.typed import changed, typed, whole_numbers
 
 CHOICES = ("cluster_size", "seed")  # of a clustering
 FORMATS = ("weight", "int8", "int4")
+ROWS = 256  # scored at once where two heads are compared
 
 
 @typed
@@ -222,3 +225,45 @@ class FlashHead(StoredHead):
         place, spherical = weight.device, file.facts.get("spherical", True) is not False
         clusters = Clusters(assignments.to(place), members.to(place), means.to(place), spherical)
         return cls.build(weight, norm, clusters, **asdict(file.fact("plan", FlashPlan)))
+
+
+def agreement(head: FlashHead, dense: DenseHead, rows: Tensor) -> float:
+    """Share of rows [n, hidden] whose best id is the dense head's."""
+    same = [_best(head, part) == _best(dense, part) for part in _parts(rows)]
+    return torch.cat(same).double().mean().item()
+
+
+@torch.no_grad()
+def required_probes(head: FlashHead, dense: DenseHead, rows: Tensor) -> Tensor:
+    """Probes [n] needed to score the dense head's best id; 0 where it is always scored."""
+    found = list[Tensor]()
+    always = torch.tensor(head.plan.always, dtype=torch.int64, device=rows.device)
+    for part in _parts(rows):
+        wanted, likeness = _best(dense, part), project(head.states(part), head.table.directions)
+        mine = likeness.gather(1, head.clusters.assignments[wanted][:, None])
+        found.append(((likeness > mine).sum(1) + 1).masked_fill(torch.isin(wanted, always), 0))
+    return torch.cat(found)
+
+
+def calibrate_always(head: FlashHead, dense: DenseHead, rows: Tensor, count: int = 64) -> tuple[int, ...]:
+    """Up to `count` ids to score always: the current ones, then those missed most often on held-out rows [n, hidden].
+
+    ValueError where there are no rows.
+    """
+    if count < 1:
+        raise ValueError(f"count must be at least 1, got {count}")
+    wanted = torch.cat([_best(dense, part) for part in _parts(rows)])
+    often = torch.bincount(wanted[required_probes(head, dense, rows) > head.probes], minlength=head.vocab_size)
+    order = torch.argsort(often, descending=True, stable=True)[:count]
+    return (*head.plan.always, *order[often[order] > 0].tolist())[:count]
+
+
+def _best(head: FlashHead | DenseHead, rows: Tensor) -> Tensor:
+    scores = head(rows)
+    return scores.pick(scores.logits.argmax(1))
+
+
+def _parts(rows: Tensor) -> Iterator[Tensor]:
+    if not len(rows):
+        raise ValueError("at least one hidden row of held-out text is needed to compare two heads, got none")
+    return iter(rows.split(ROWS))

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from flashspec.heads.cluster import Recipe, balanced, unconstrained
-from flashspec.heads.flash import FlashHead
+from flashspec.heads.flash import FlashHead, calibrate_always
 from flashspec.heads.index import usable
-from flashspec.heads.recall import calibrate_always
 from flashspec.heads.registry import HEADS
 from flashspec.measure.pieces import low_rank_rows
 from flashspec.study.drafts import drafts_of, folders, short_name
