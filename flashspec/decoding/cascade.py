@@ -23,10 +23,8 @@ def decode(stages: list[Stage], prompt: list[int], limits: Limits = USUAL) -> It
     """Decode from prompt ids; yields a Step whenever tokens became final.
 
     Stops after max_new_tokens, at the first final stop token (which is emitted), or when a context is full.
-    Closing the generator at any point leaves stages ready for the next decode. Stages hold one text at a
-    time: going on after another decode has begun over them raises RuntimeError. Raises ValueError for an
-    empty or too long prompt, ids outside the vocabulary or stages of different vocabularies,
-    FloatingPointError where a model gives NaN.
+    Raises RuntimeError where another decode has begun over these stages, ValueError for an empty or too long
+    prompt, ids outside the vocabulary or stages of different vocabularies, FloatingPointError for NaN.
     """
     state, events, done = State.start(stages, prompt, limits), list[Event](), False
     while state.room and not done:
@@ -53,7 +51,7 @@ def advance(state: State) -> Iterator[Event]:
 
 
 def draft(state: State) -> list[Event]:
-    """Stage 0 writes as many tokens as the next stage waits for, with room for that stage's own; alone, its tokens are final."""
+    """Stage 0 writes as many tokens as the next stage waits for; alone, its tokens are final."""
     stages, start, above = state.stages, state.length, min(1, len(state.stages) - 1)
     want = min(stages[above].every, state.room - above)
     drawn, rows = stages[0].write(state.tokens, start, want)
@@ -66,7 +64,7 @@ def draft(state: State) -> list[Event]:
 
 
 def check(state: State, i: int) -> list[Event]:
-    """Stage i checks what waits below it, keeps a prefix and adds one token; the last stage makes these final."""
+    """Stage i checks what waits below it, keeps a prefix and adds one token."""
     first, waiting = state.marks[i], state.waiting[state.marks[i] - state.marks[-1] :]
     found = state.stages[i].judge(state.tokens[: state.length], first, waiting, i)
     newest = first + found.kept
@@ -89,7 +87,7 @@ def promoted(state: State, first: int, found: Judged) -> list[Drawn]:
 
 
 def finalize(state: State) -> list[Event]:
-    """The last stage reads its own new token, if there is room for more and a next check that this shortens."""
+    """The last stage reads its own new token, if there is a next check that this shortens."""
     last = len(state.stages) - 1
     if not state.room or not last:
         return []

@@ -1,4 +1,4 @@
-"""Generate: prompt in, text and counts out, and the tokens as people read them: pieces of text, and what became of each."""
+"""Generate: prompt in, text and counts out, and what became of every token."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def count(events: list[Event], emitted: int, stages: int) -> Stats:
 
 
 class Words(NamedTuple):
-    """How a decode's ids read: its prompt, what each final token adds to the text, and rejected tokens by themselves."""
+    """A decode's ids as text: the prompt, what each final token adds, and rejected tokens by themselves."""
 
     prompt: str = ""
     pieces: tuple[str, ...] = ()
@@ -69,7 +69,7 @@ class Words(NamedTuple):
 
 
 class Texts:
-    """Ids to text piece by piece; a piece waits until its characters are whole. Without a tokenizer ids are written."""
+    """Ids to text piece by piece, in whole characters; without a tokenizer the ids themselves."""
 
     def __init__(self, models: Models) -> None:
         self.models, self.ids, self.start, self.shown = models, list[int](), 0, 0
@@ -87,7 +87,7 @@ class Texts:
 
 
 def kinds(event: Event, last: int) -> list[str]:
-    """What each token is that became final in an event: accepted, corrected or bonus; written where stage `last` is 0."""
+    """The kind of each token that became final in an event: accepted, corrected, bonus or written."""
     if event.stage != last or not event.adds:
         return []
     if not last:
@@ -115,8 +115,9 @@ class Output:
 
     @property
     def said(self) -> list[Said]:
-        """For each event the tokens that became final in it, with those that it rejected after the accepted ones."""
-        lines, pieces, last = list[Said](), iter(self.words.pieces), max((event.stage for event in self.events), default=0)
+        """For each event the tokens that became final in it, and those that it rejected."""
+        last = max((event.stage for event in self.events), default=0)
+        lines, pieces = list[Said](), iter(self.words.pieces)
         for event in self.events:
             found = [(piece, kind) for kind, piece in zip(kinds(event, last), pieces, strict=False)]
             rejected = event.asked[event.kept :] if len(found) > event.kept else ()
@@ -127,8 +128,9 @@ class Output:
     def _repr_html_(self) -> str:
         tokens = [each for line in self.said for each in line if each[1] != "rejected"]
         text = "".join(_shaded(piece, kind) for piece, kind in tokens)
-        legend = " ".join(_shaded(kind, kind) for kind in SHADES if kind in {kind for _, kind in tokens} - {"written"})
-        return f'<pre class="decoded" style="white-space:pre-wrap">{html.escape(self.words.prompt)}{text}</pre><p>{legend}</p>'
+        shown, prompt = {kind for _, kind in tokens} - {"written"}, html.escape(self.words.prompt)
+        legend = " ".join(_shaded(kind, kind) for kind in SHADES if kind in shown)
+        return f'<pre class="decoded" style="white-space:pre-wrap">{prompt}{text}</pre><p>{legend}</p>'
 
 
 @dataclass(frozen=True)
@@ -158,7 +160,7 @@ def request(models: Models, prompt: Prompt, method: str | Method, sampling: Samp
 
 
 def own_method(models: Models) -> str:
-    """What "auto" means: plain decoding without a draft, else its FlashHead, or its dense head where no FlashHead is built."""
+    """What "auto" means: plain decoding without a draft, else its FlashHead, or its dense head without one."""
     if models.draft is None:
         return "baseline"
     try:
@@ -169,12 +171,12 @@ def own_method(models: Models) -> str:
 
 
 def weak_exit(method: Method, events: list[Event]) -> str | None:
-    """A warning about an exit that the stage above almost never agreed with in this decode; None if there is no such exit."""
+    """A warning about an exit that the stage above almost never agreed with; None if there is none."""
     last = max((e.stage for e in events), default=0)
     for stage, layer in enumerate(method.exits, start=last - len(method.exits)):
         judged = [e for e in events if e.stage == stage + 1 and e.adds]
         kept = sum(e.kept for e in judged)
-        decided = kept + sum(e.kept < e.waiting for e in judged)  # the accepted tokens, and the first rejected one of each action
+        decided = kept + sum(e.kept < e.waiting for e in judged)  # with the first rejected one of each action
         if decided >= LEAST_DECIDED and kept < LEAST_AGREEMENT * decided:
             return (
                 f"exit {layer} agreed with the layers above it on {kept} of {decided} tokens ({kept / decided:.0%}): this model "
@@ -189,9 +191,8 @@ def generate(
     """Decode a prompt (text or token ids) and return text, tokens, events and counts.
 
     The method "auto" is "baseline" without a draft; with one it is "flash", or "dense" where no FlashHead has been built.
-    `options`: max_new_tokens (128), stop (ids; the target's own by default) and the fields of Method, such as k, finalize,
-    exits or probes. Raises ValueError for an unknown method or option and for an empty or too long prompt; warns where an exit
-    of the target almost never agrees.
+    `options`: max_new_tokens (128), stop (ids; the target's own by default) and the fields of Method. Raises ValueError for
+    an unknown method or option and an impossible prompt; warns where an exit almost never agrees.
     """
     ready = request(models, prompt, method, sampling, options)
     tokens, events = list[int](), list[Event]()

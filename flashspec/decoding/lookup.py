@@ -1,4 +1,4 @@
-"""Prompt lookup: the draft copies what followed the last tokens earlier in the text; no model is involved (Saxena 2023)."""
+"""Prompt lookup: the draft copies what followed the last tokens earlier in the text (Saxena 2023)."""
 
 from __future__ import annotations
 

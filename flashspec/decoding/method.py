@@ -74,8 +74,8 @@ class Method:
     def exact(self, sampling: Sampling) -> bool:
         """Whether the text follows the target's own distribution under this sampling.
 
-        Tokens that pass a lossy middle stage no longer follow the distribution it claims for them, so speculative sampling
-        above it is lossy too; coupling and greedy decoding compare tokens only and stay exact.
+        Tokens of a lossy middle stage do not follow the distribution it claims, so speculative sampling above it is lossy
+        too; coupling and greedy decoding compare tokens only.
         """
         claims = sampling.rule == "speculative" and sampling.temperature > 0
         return self.writer_is_target or (sampling.rule != "typical" and not (self.middle == "typical" and claims))
@@ -104,7 +104,7 @@ def method_named(method: str | Method, changes: dict[str, Any]) -> Method:
 
 @typed
 def build(method: Method, models: Models, sampling: Sampling = GREEDY, context: int | None = None) -> list[Stage]:
-    """The stages of a method over these models, with empty caches of `context` tokens (None: the models' full context)."""
+    """The stages of a method, with empty caches of `context` tokens (None: the models' full context)."""
     layers, vocab_size = models.target.config.layers, models.target.config.vocab_size
     if context is not None and context < 1:
         raise ValueError(f"context must be at least 1, got {context}")
@@ -122,7 +122,7 @@ def build(method: Method, models: Models, sampling: Sampling = GREEDY, context: 
 
 
 def _chain(method: Method, models: Models, context: int) -> list[tuple[Reader, Head]]:
-    """Readers from the writer up, the target's at every exit and its top, with the exact heads of their rows."""
+    """Readers from the writer up, with the exact heads of their rows."""
     target, below = models.target, list[tuple[Reader, Head]]()
     if method.draft == "lookup":
         below = [(LookupReader(context, target.device), LookupHead(target.config.vocab_size))]

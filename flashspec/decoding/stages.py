@@ -23,8 +23,8 @@ class Burst(NamedTuple):
 
 
 class Judged(NamedTuple):
-    """The verdict on the waiting tokens, on the host: how many are accepted, the token after them, warped scores of all rows,
-    whether they were free of NaN, whether the stage above should act early, and the rows read."""
+    """The verdict on the tokens `asked`, on the host: how many are accepted, the token after them, warped scores of all
+    rows, whether they were free of NaN, whether the stage above should act early, and the rows read."""
 
     asked: list[int]
     kept: int
@@ -43,8 +43,7 @@ Doubt = Callable[[Scores], Tensor]
 def unsure(threshold: float | None) -> Doubt | None:
     """In doubt where the largest probability is below a threshold, None without one; ValueError for an impossible one.
 
-    A drafter may not withdraw a drawn token: that would favour the tokens it is sure of. Stopping before the draw depends on
-    the prefix alone and keeps the distribution (Leviathan et al. 2023, section 2.3).
+    Stopping before a draw depends on the prefix alone and keeps the distribution (Leviathan et al. 2023, section 2.3).
     """
     if threshold is None:
         return None
@@ -71,8 +70,8 @@ def in_turn(stage: Stage) -> tuple[Score | None, Write | None]:
 class Stage:
     """A reader, a head on its rows and a rule; acts once `every` tokens wait below it, or when the stage below asks.
 
-    A stage asks when its `doubt` says so: stage 0 before it draws the next token, which ends its burst; a verifier after a
-    check, about the accepted tokens and its own. `way` picks the fastest implementation once, when the stage is made.
+    A stage asks when its `doubt` says so: stage 0 before a draw, which ends its burst; a verifier after a check, about the
+    accepted tokens and its own. `way` picks the fastest implementation when the stage is made.
     """
 
     reader: Reader
@@ -101,7 +100,7 @@ class Stage:
     def write(self, tokens: Tensor, start: int, want: int) -> Burst:
         """Write up to `want` tokens into tokens [room] from position `start` on, fewer if in doubt.
 
-        Never waits for an accelerator unless there are doubts: off the CPU a burst is then cut afterwards, with one wait.
+        Never waits for an accelerator unless there are doubts: then a burst is cut afterwards, with one wait.
         """
         if self.fast_write:
             return self.fast_write(tokens, start, want)

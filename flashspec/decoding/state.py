@@ -17,10 +17,9 @@ from flashspec.typed import typed, whole_numbers
 
 
 class Event(NamedTuple):
-    """One action in whole numbers: `kept` of the `waiting` tokens were accepted, the stage's reader read `rows`.
+    """One action: `kept` of the `waiting` tokens, whose ids are `asked`, were accepted; the stage's reader read `rows`.
 
-    `adds` tokens were written: a burst's length at stage 0, 1 at a verification, 0 where a reader only read. `asked` are
-    the ids of the waiting tokens.
+    `adds` tokens were written: a burst's length at stage 0, 1 at a verification, 0 where a reader only read.
     """
 
     stage: int
@@ -41,7 +40,7 @@ class Step(NamedTuple):
 @typed
 @dataclass(frozen=True)
 class Limits:
-    """When decoding ends, and whether the target reads its final token at once ("eager") or with the next block."""
+    """When decoding ends, and whether the target reads its final token at once or with the next block."""
 
     max_new_tokens: int = 128
     stop: tuple[int, ...] = ()
@@ -56,9 +55,9 @@ class Limits:
 
 @dataclass
 class State:
-    """Tokens [room] of which `length` are written, how many each stage has kept, and the draws not yet checked by the last.
+    """Tokens [room], `length` of them written, how many each stage has kept, and the draws not yet checked by the last.
 
-    `asked` says that the stage below wants the next one to act now, `final` holds the latest final tokens.
+    `asked`: the stage below wants the next one to act now. `final`: the latest final tokens.
     """
 
     stages: list[Stage]
@@ -71,7 +70,7 @@ class State:
 
     @classmethod
     def at(cls, stages: list[Stage], tokens: Tensor, length: int, level: int = 1, waiting: Sequence[Drawn] = ()) -> State:
-        """The state whose last tokens are `waiting` for the stages from `level` on; readers stay where they are."""
+        """The state whose last tokens are `waiting` for the stages from `level` on."""
         marks = [length] * level + [length - len(waiting)] * (len(stages) - level)
         return cls(stages, tokens, length, marks, list(waiting))
 

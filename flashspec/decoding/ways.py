@@ -1,7 +1,7 @@
 """How a stage acts: replayed on CUDA, in one call of the kernels on the CPU, or step by step.
 
-A replayed step reads tokens in place on the device and takes its position from a tensor: recorded once as a CUDA graph, it
-runs without the host. With FLASHSPEC_GRAPHS "eager" it is called without recording: the twin that a recording must equal.
+A replayed step reads tokens in place and takes its position from a tensor: recorded as a CUDA graph, it runs without the
+host. With FLASHSPEC_GRAPHS "eager" it is called without recording: the twin that a recording must equal.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ def fastest(stage: Stage) -> tuple[Score | None, Write | None]:
     if type(reader) is not SpanReader or not isinstance(head, WeightHead):
         return None, None
     alone = reader.below is None and stage.doubt is None
-    if isinstance(reader.engine, FixedEngine) and not isinstance(head, IndexHead) and isinstance(head.weight, Tensor):
+    fixed = isinstance(head.weight, Tensor) and not isinstance(head, IndexHead)
+    if fixed and isinstance(reader.engine, FixedEngine):
         score = CapturedScore(reader, head) if isinstance(head, DenseHead) else None
         return score, CapturedBurst(reader, head, stage.rule) if alone else None
     before = None if reader.below is None else reader.below.trunk
@@ -88,7 +89,7 @@ class CompiledBurst:
 
 
 class CapturedScore:
-    """Reads and scores at fixed shapes in one replay: the static side of a reader, with its tokens by position."""
+    """Reads and scores at fixed shapes in one replay; its tokens lie by position."""
 
     def __init__(self, reader: SpanReader, head: Head) -> None:
         self.reader, self.engine, self.head = reader, cast(FixedEngine, reader.engine), head
@@ -105,7 +106,7 @@ class CapturedScore:
         return scores, reads
 
     def take(self, tokens: Tensor, first: int, stop: int) -> tuple[int, Reads]:
-        """Copy tokens up to `stop`; returns how many of them a step must read, and the rows read below and here in all."""
+        """Copy tokens up to `stop`; returns how many a step must read, and the rows read in all."""
         reader, lower = self.reader, self.reader.lower(tokens[:stop])
         first, new = min(first, reader.seen), stop - reader.seen
         self.tokens[first:stop] = tokens[first:stop]

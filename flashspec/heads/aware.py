@@ -1,7 +1,4 @@
-"""Query-aware clusters: ids share a cluster if their scores are alike on hidden rows that the model really produced.
-
-A cluster is found by the plain mean of its rows.
-"""
+"""Query-aware clusters: ids share a cluster if their scores are alike on hidden rows that the model produced."""
 
 from __future__ import annotations
 
@@ -36,7 +33,7 @@ class Asked(NamedTuple):
 
 @torch.no_grad()
 def asked_of(weight: Tensor | Packed, queries: Tensor, norm: Norm | None) -> Asked:
-    """The queries of rows [n, D] before the norm, against weight [V, D]; ValueError for no rows, another width or NaN."""
+    """The queries of rows [n, D] before the norm; ValueError for no rows, another width or NaN."""
     check_rows(queries, weight.shape[1])
     ready = fused(norm)
     states = queries.float() if ready is None else ready(queries.float())

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from flashspec import kernels
+from flashspec.kernels import Packed
 from flashspec.models.transformer import RMSNorm
 from flashspec.sampling import Dice, Scores
 
@@ -28,10 +29,10 @@ class Head(Protocol):
         """Scores of rows [n, hidden]; `positions` [n] and `dice` matter to heads that draw."""
 
     def bytes_read(self, rows: int) -> int:
-        """Bytes of weights read to score this many rows at once: what all rows need once, what each chooses once for each."""
+        """Bytes of weights read to score this many rows at once; what rows share is read once."""
 
     def learn(self, tokens: Tensor, scores: Scores | None) -> None:
-        """Take in newly final tokens and the last stage's scores after them (None as a text starts); most heads do nothing."""
+        """Take in newly final tokens and the last stage's scores after them, None as a text starts."""
 
 
 class Fixed:
@@ -80,26 +81,27 @@ class WeightHead(Fixed, ABC):
         check_rows(rows, self.hidden)
         return rows if self.norm is None else self.norm(rows)
 
-    def compiled(self, first: Tensor | kernels.Packed, blocks: kernels.Blocks | None = None) -> kernels.Scoring | None:
-        """Norm, product with `first` and choice of `blocks` in one call; None for a norm that is not our own."""
-        return kernels.scoring(self.norm, first, blocks) if isinstance(self.norm, kernels.Norm | None) else None
+    def compiled(self, first: Tensor | Packed, blocks: kernels.Blocks | None = None) -> kernels.Scoring | None:
+        """Norm, product with `first` and choice of `blocks` in one call; None for another library's norm."""
+        ours = self.norm is None or isinstance(self.norm, kernels.Norm)
+        return kernels.scoring(cast(Any, self.norm), first, blocks) if ours else None
 
 
 def fused(norm: Norm | None) -> Norm | None:
     """The norm as one kernel call if it is one of our own; another norm, or none, as it is."""
     if not isinstance(norm, RMSNorm | nn.LayerNorm):
         return norm
-    wide = torch.promote_types(norm.weight.dtype, torch.float32)
-    weight, bias = (None if t is None else t.detach().to(wide).contiguous() for t in (norm.weight, getattr(norm, "bias", None)))
+    wide, both = torch.promote_types(norm.weight.dtype, torch.float32), (norm.weight, getattr(norm, "bias", None))
+    weight, bias = (None if t is None else t.detach().to(wide).contiguous() for t in both)
     return kernels.Norm(cast(Tensor, weight), norm.eps, bias)
 
 
-W = TypeVar("W", Tensor, kernels.Packed, Tensor | kernels.Packed)
+W = TypeVar("W", Tensor, Packed, Tensor | Packed)
 
 
 def weight_of(weight: W) -> W:
-    """A head's weight [vocab, hidden], detached and contiguous; ValueError for anything that is no such weight."""
-    if isinstance(weight, kernels.Packed):
+    """A head's weight [vocab, hidden], detached and contiguous; ValueError for anything else."""
+    if isinstance(weight, Packed):
         return weight
     if weight.ndim != 2:
         raise ValueError(f"a head weight has the shape [vocabulary, hidden width], got {list(weight.shape)}")
@@ -121,23 +123,23 @@ def check_count(name: str, count: int, most: int, of: str) -> int:
     return count
 
 
-def wide(weight: Tensor | kernels.Packed) -> torch.dtype:
+def wide(weight: Tensor | Packed) -> torch.dtype:
     """The dtype that products with a weight are computed in: float64 for a float64 weight, else float32."""
     return torch.float64 if isinstance(weight, Tensor) and weight.dtype is torch.float64 else torch.float32
 
 
-def widened(weight: Tensor | kernels.Packed) -> Tensor:
+def widened(weight: Tensor | Packed) -> Tensor:
     """A weight in floating point; a packed one becomes float32."""
-    return weight.dequantised() if isinstance(weight, kernels.Packed) else weight
+    return weight.dequantised() if isinstance(weight, Packed) else weight
 
 
-def project(states: Tensor, weight: Tensor | kernels.Packed) -> Tensor:
+def project(states: Tensor, weight: Tensor | Packed) -> Tensor:
     """Logits [n, N] of states [n, D] against weight [N, D]."""
-    if isinstance(weight, kernels.Packed):
+    if isinstance(weight, Packed):
         return kernels.packed_linear(states, weight)
     return kernels.linear(states.to(wide(weight)), weight)
 
 
-def project_blocks(states: Tensor, blocks: Tensor | kernels.Packed, chosen: Tensor) -> Tensor:
+def project_blocks(states: Tensor, blocks: Tensor | Packed, chosen: Tensor) -> Tensor:
     """Logits [n, P, size] of states [n, D] against the chosen [n, P] of blocks [C, size, D]."""
     return kernels.gather_linear(states.to(wide(blocks)), blocks, chosen)

@@ -94,9 +94,8 @@ class ShortlistHead(ListedHead, StoredHead):
 class ContextHead(ListedHead):
     """Scores the `size` ids seen last in the prompt, the text so far and the verifier's `top` best guesses.
 
-    Only `learn` changes the list, between rounds: it is fixed before a token is drawn, so every exact rule stays exact. Until
-    enough ids were seen, the smallest ids fill it, the most frequent ones in a BPE vocabulary. Shapes and addresses never
-    change.
+    Only `learn` changes the list, between rounds, so every exact rule stays exact. Until enough ids were seen, the smallest
+    ids fill it, the most frequent ones in a BPE vocabulary. Shapes and addresses never change.
     """
 
     size: int = SIZE
@@ -115,11 +114,12 @@ class ContextHead(ListedHead):
         self.learn(self.seen[:0], None)
 
     def score(self, states: Tensor) -> Scores:
-        return Scores(self.ids.clone().expand(len(states), -1), project(states, self.rows))  # later lists do not overwrite
+        ids = self.ids.clone()  # which later lists do not overwrite
+        return Scores(ids.expand(len(states), -1), project(states, self.rows))
 
     @torch.inference_mode()
     def learn(self, tokens: Tensor, scores: Scores | None) -> None:
-        """Take in final tokens [n] and the verifier's scores, None at the start of a text; waits for nothing."""
+        """Take in final tokens [n] and the verifier's scores; waits for nothing."""
         if scores is None:
             torch.arange(-1, -self.vocab_size - 1, -1, out=self.seen)
         else:
@@ -196,7 +196,8 @@ class PreviewHead(SoughtHead):
         return looks.topk(self.candidates, sorted=False).indices.sort(1).values
 
     def bytes_read(self, rows: int) -> int:
-        return self.basis.nbytes + self.preview.nbytes + rows * self.candidates * self.hidden * self.weight.element_size()
+        exact = rows * self.candidates * self.hidden * self.weight.element_size()
+        return self.basis.nbytes + self.preview.nbytes + exact
 
 
 def sizes(vocab: int, width: int) -> tuple[int, int]:

@@ -1,7 +1,6 @@
 """Balanced k-means over the rows of a vocabulary weight: every cluster has exactly the same size.
 
-FlashHead (arXiv 2603.14591) clusters by direction and fixes the size, so that a probe is one contiguous block. Lloyd
-iterations without the constraint come first, then a few under it.
+FlashHead (arXiv 2603.14591) clusters by direction and fixes the size, so that a probe is one contiguous block.
 """
 
 from __future__ import annotations
@@ -42,9 +41,9 @@ class Recipe:
 class Clusters:
     """A partition of the ids 0..V-1 into K clusters of `size` slots.
 
-    `assignments` [V] gives each id's cluster; `members` [K, size] lists a cluster's ids in rising order, then -1 for empty
-    slots; `centroids` [K, D] are float32: for a `spherical` clustering the mean of the members' unit rows times the mean of
-    their lengths, else the plain mean of the rows.
+    `assignments` [V] gives each id's cluster; `members` [K, size] lists a cluster's ids in rising order, then -1;
+    `centroids` [K, D] are float32: for a `spherical` clustering the mean of the members' unit rows times the mean of their
+    lengths, else the plain mean of the rows.
     """
 
     assignments: Tensor
@@ -102,8 +101,9 @@ def unconstrained(weight: Tensor, recipe: Recipe) -> Tensor:
         if faiss is None:
             centroids = centres(points, nearest(points, centroids), centroids)
             continue
-        limits = {"min_points_per_centroid": 1, "max_points_per_centroid": len(points), "seed": recipe.seed + number}
-        means = faiss.Kmeans(points.shape[1], len(centroids), niter=1, spherical=True, **limits)  # splits clusters for empty ones
+        limits = {"min_points_per_centroid": 1, "max_points_per_centroid": len(points)}
+        size, seed = (points.shape[1], len(centroids)), recipe.seed + number
+        means = faiss.Kmeans(*size, niter=1, spherical=True, seed=seed, **limits)  # splits a cluster for an empty one
         means.train(points.contiguous().numpy(), init_centroids=centroids.contiguous().numpy())
         centroids = F.normalize(torch.tensor(means.centroids), dim=1)
     return centroids
@@ -120,7 +120,7 @@ def balanced(weight: Tensor, centroids: Tensor, recipe: Recipe) -> Clusters:
 
 
 def from_assignments(weight: Tensor, assignments: Tensor, size: int) -> Clusters:
-    """Clusters in which id v of weight [V, D] belongs to cluster assignments[v]; ValueError for a cluster over `size`."""
+    """Clusters of weight [V, D] with these assignments [V]; ValueError for a cluster over `size`."""
     rows, members = weight.detach().float(), members_of(assignments, -(-weight.shape[0] // size), size)
     lengths = rows.norm(dim=1, keepdim=True).clamp(min=1e-12)
     shares = torch.ones(len(rows), device=rows.device)
@@ -176,10 +176,10 @@ def chunks(points: Tensor, width: int) -> Iterator[Tensor]:
 
 
 def assign_balanced(points: Tensor, centroids: Tensor, size: int) -> Tensor:
-    """Assign points [V, D] to centroids [K, D] so that no cluster holds more than `size`; K * size must be at least V.
+    """Clusters [V] of points [V, D] around centroids [K, D], at most `size` in each; K * size must be at least V.
 
-    Returns clusters [V]. A capacity auction: in every round each waiting point bids its inner product on the best cluster with
-    free slots, and the cluster takes its highest bidders; so every round places at least one point.
+    A capacity auction: in every round each waiting point bids its inner product on the best cluster with free slots, and
+    the cluster takes its highest bidders; so every round places at least one point.
     """
     free = torch.full((len(centroids),), size, dtype=torch.int64, device=points.device)
     placed = torch.full((len(points),), -1, dtype=torch.int64, device=points.device)
@@ -196,10 +196,7 @@ def assign_balanced(points: Tensor, centroids: Tensor, size: int) -> Tensor:
 
 
 def _auction(bids: Tensor, lists: Tensor, free: Tensor) -> Tensor:
-    """Clusters [n] won with shortlists of bids and their clusters, best first; -1 where a whole shortlist filled up.
-
-    `free` decreases as slots go.
-    """
+    """Clusters [n] won with shortlists of bids, best first; -1 where a whole shortlist filled up. `free` decreases."""
     won = torch.full((len(bids),), -1, dtype=torch.int64, device=bids.device)
     waiting = torch.arange(len(bids), device=bids.device)
     while len(waiting):

@@ -18,7 +18,7 @@ from flashspec.typed import typed
 class DenseHead(WeightHead):
     """Logits of the whole vocabulary: weight [vocab, hidden] times the normalised row, exact.
 
-    A `Packed` weight of 8 or 4 bits is the plain cheap head that the others have to beat; its products round activations too.
+    A `Packed` weight of 8 or 4 bits is the plain cheap head that the others have to beat.
     """
 
     weight: Tensor | Packed

@@ -1,4 +1,4 @@
-"""FlashHead (arXiv 2603.14591): score the clusters, then score the rows of the best ones exactly; and what it misses."""
+"""FlashHead (arXiv 2603.14591): score the clusters, then score the rows of the best ones exactly."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ ROWS = 256  # scored at once where two heads are compared
 class FlashPlan:
     """What a FlashHead scores.
 
-    The `probes` best clusters for each hidden row (None: one in sixteen, as in the authors' code), and always the ids in
-    `always`. `stage1` is the format of the centroids ("weight": the weight's own).
+    The `probes` best clusters for each hidden row (None: one in sixteen), and always the ids in `always`. `stage1` is the
+    format of the centroids ("weight": the weight's own).
     """
 
     probes: int | None = None
@@ -51,7 +51,7 @@ class FlashPlan:
             raise ValueError("always lists an id twice; list each once")
 
     def resolve(self, clusters: Clusters) -> FlashPlan:
-        """This plan for these clusters, with probes filled in; ValueError where it asks for more than there is."""
+        """This plan with probes filled in; ValueError where it asks for more than there is."""
         probes = self.probes if self.probes is not None else -(-clusters.count // 16)
         if probes > clusters.count:
             raise ValueError(f"probes must be at most the {clusters.count} clusters of this head, got {probes}")
@@ -97,7 +97,7 @@ def build_table(weight: Tensor | Packed, clusters: Clusters, plan: FlashPlan) ->
 
 
 def stage_one(clusters: Clusters, weight: Tensor | Packed, kind: str) -> Tensor | Packed:
-    """The vectors that find clusters [K, D], directions or means, in the format `kind` ("weight": the weight's)."""
+    """The vectors that find clusters [K, D], directions or means, in the format `kind`."""
     means = clusters.centroids.to(wide(weight))
     unit = F.normalize(means, dim=1) if clusters.spherical else means
     if isinstance(weight, Packed) and kind == "weight":
@@ -129,9 +129,9 @@ class FlashHead(StoredHead):
     ) -> FlashHead:
         """Cluster weight [vocab, hidden] (unless `clusters` are given) and permute it.
 
-        With `queries`, hidden rows [n, hidden] before the norm, the clusters are query-aware and the likeliest ids after these
-        rows are always scored, unless the plan names others; without, clusters go by direction. `changes` are fields of
-        FlashPlan, or cluster_size and seed. Raises ValueError for a plan that does not fit.
+        With `queries`, hidden rows [n, hidden] before the norm, clusters are query-aware and the likeliest ids after these
+        rows are always scored, unless the plan names others. `changes` are fields of FlashPlan, or cluster_size and seed.
+        Raises ValueError for a plan that does not fit.
         """
         weight = weight_of(weight)
         chosen = {name: changes.pop(name) for name in CHOICES if name in changes}
@@ -153,7 +153,8 @@ class FlashHead(StoredHead):
     @cached_property
     def scoring(self) -> kernels.Scoring | None:
         table = self.table
-        return self.compiled(table.directions, kernels.Blocks(table.blocks, table.ids, table.bias, self.probes, self.forced))
+        blocks = kernels.Blocks(*table[:3], self.probes, self.forced)
+        return self.compiled(table.directions, blocks)
 
     @property
     def probes(self) -> int:
@@ -204,7 +205,7 @@ class FlashHead(StoredHead):
         return self.with_plan(probes=probes)
 
     def within(self, share: float) -> FlashHead:
-        """This head with the most probes that score at most this share of the vocabulary, centroids included."""
+        """This head with the most probes that score at most this share of the vocabulary."""
         spare = int(share * self.vocab_size) - (self.rows_scored - self.probes * self.clusters.size)
         return self.with_probes(min(self.clusters.count, max(1, spare // self.clusters.size)))
 
@@ -214,8 +215,8 @@ class FlashHead(StoredHead):
 
     @classmethod
     def restored(cls, file: HeadFile, weight: Tensor | Packed, norm: Norm | None) -> FlashHead:
-        members, means, vocab = file.numbers("members", 2).long(), file.tensors.get("centroids"), weight.shape[0]
-        count, listed = len(members), members >= 0
+        members, means = file.numbers("members", 2).long(), file.tensors.get("centroids")
+        vocab, count, listed = weight.shape[0], len(members), members >= 0
         if not bool(listed.any(1).all()) or not torch.equal(members[listed].sort().values, torch.arange(vocab)):
             raise ValueError(f"a clustering lists each of the {vocab} ids once, but this one does not; {AGAIN}")
         if means is None or means.dtype is not torch.float32 or means.ndim != 2 or len(means) != count:
@@ -246,14 +247,12 @@ def required_probes(head: FlashHead, dense: DenseHead, rows: Tensor) -> Tensor:
 
 
 def calibrate_always(head: FlashHead, dense: DenseHead, rows: Tensor, count: int = 64) -> tuple[int, ...]:
-    """Up to `count` ids to score always: the current ones, then those missed most often on held-out rows [n, hidden].
-
-    ValueError where there are no rows.
-    """
+    """Up to `count` ids to score always: the current ones, then those missed most often on rows [n, hidden]."""
     if count < 1:
         raise ValueError(f"count must be at least 1, got {count}")
     wanted = torch.cat([_best(dense, part) for part in _parts(rows)])
-    often = torch.bincount(wanted[required_probes(head, dense, rows) > head.probes], minlength=head.vocab_size)
+    missed = wanted[required_probes(head, dense, rows) > head.probes]
+    often = torch.bincount(missed, minlength=head.vocab_size)
     order = torch.argsort(often, descending=True, stable=True)[:count]
     return (*head.plan.always, *order[often[order] > 0].tolist())[:count]
 

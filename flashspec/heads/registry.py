@@ -61,12 +61,9 @@ def is_public(folder: Path | str) -> bool:
 def load_public(folder: Path | str, weight: Tensor, norm: Norm | None = None) -> FlashHead:
     """The FlashHead of a checkpoint folder in the public layout, over its model's `weight` [V, D].
 
-    This is the layout that Embedl's repository reads. config.json, or its `text_config`, switches the head on with
-    `flash_head_cache_dir`. That folder holds clustering_cache.safetensors with `centroids` [1, 1, D, K] (or [D, K]; columns of
-    any length) and `cluster_assignments` [V], every cluster equally often.
-
-    Raises FileNotFoundError where a file is missing; ValueError where clusters are unequal, belong to another vocabulary or
-    width, or the folder's probes or special ids do not exist.
+    config.json, or its `text_config`, switches it on with `flash_head_cache_dir`. That folder holds
+    clustering_cache.safetensors with `centroids` [1, 1, D, K] or [D, K] and `cluster_assignments` [V], every cluster equally
+    often. Raises FileNotFoundError where a file is missing, ValueError where the clusters or options do not fit.
     """
     folder, (vocab, width) = Path(folder), weight.shape
     options = _options(folder)
@@ -78,12 +75,13 @@ def load_public(folder: Path | str, weight: Tensor, norm: Norm | None = None) ->
     file = HeadFile(path, read_tensors(path, "fetch it again")[0], {})
     if not {"centroids", "cluster_assignments"} <= file.tensors.keys():
         raise ValueError(f"{path.name} holds no centroids and cluster_assignments; it is not a FlashHead cache")
-    columns, assignments = file.tensors["centroids"], file.numbers("cluster_assignments", 1).long().to(weight.device)
+    assignments = file.numbers("cluster_assignments", 1).long().to(weight.device)
+    columns = file.tensors["centroids"]
     count = columns.shape[-1] if columns.ndim else 0
     if list(columns.shape) not in ([width, count], [1, 1, width, count]):
         raise ValueError(f"centroids have the shape [1, 1, {width}, clusters] here, got {list(columns.shape)}")
     if int(assignments.min()) < 0 or int(assignments.max()) >= count:
-        raise ValueError(f"cluster numbers run from 0 to {count - 1}, got {int(assignments.min())}..{int(assignments.max())}")
+        raise ValueError(f"cluster numbers run from 0 to {count - 1}, and these do not")
     means = columns.reshape(width, count).T.float().contiguous().to(weight.device)
     clusters = Clusters(assignments, members_of(assignments, count, vocab // count), means)
     special = tuple(dict.fromkeys(ids_of(options.flash_head_special_token_ids)))
@@ -144,7 +142,7 @@ HEADS: dict[str, Kind] = {
 
 
 def head_named(name: str, origin: Origin) -> Head:
-    """A head by name for one model; ValueError where the name is unknown or its state or library is missing."""
+    """A head by name for one model; ValueError for an unknown name, a missing state or library."""
     if name not in HEADS:
         raise ValueError(f"head {name!r} is unknown; known: {', '.join(HEADS)}")
     head: Any = HEADS[name].make(origin)

@@ -90,12 +90,10 @@ class StoredHead(WeightHead):
 
 
 def kept(weight: Tensor | Packed, norm: Norm | None) -> Path | None:
-    """The cache's file for a head over this weight and norm, whether it exists or not; None for a user without a home.
-
-    A model is recognised by its vocabulary weight and final norm: models that share the weight rarely share the norm.
-    """
+    """The cache's file for a head over this weight and norm, whether it exists or not; None without a home."""
     home, scale = cache_folder(), getattr(norm, "weight", None)
-    key = short_hash([weight_digest(weight), "" if scale is None else weight_digest(scale.detach()[None])], 16)
+    own = "" if scale is None else weight_digest(scale.detach()[None])  # models of one weight rarely share the norm
+    key = short_hash([weight_digest(weight), own], 16)
     return home and home / "heads" / key / FILE
 
 
@@ -105,7 +103,7 @@ def identity(weight: Tensor | Packed) -> dict[str, Any]:
 
 
 def weight_digest(weight: Tensor | Packed) -> str:
-    """SHA-256 of the rows as float32 numbers, the same for every wider copy; of the codes for a packed weight."""
+    """SHA-256 of the rows as float32 numbers, or of a packed weight's codes."""
     found, packed = hashlib.sha256(), isinstance(weight, Packed)
     for part in (weight.cells if isinstance(weight, Packed) else weight.detach()).split(4096):
         found.update((part if packed else part.float()).cpu().contiguous().view(torch.uint8).numpy().data)

@@ -1,6 +1,6 @@
 """Matrix products for decoding on CPU: C where a compiler is available, the same values in torch otherwise.
 
-A row of a product never depends on how many rows are computed with it, and a weight is read once for up to eight rows.
+A row of a product never depends on how many rows are computed with it.
 """
 
 from __future__ import annotations

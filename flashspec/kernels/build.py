@@ -1,6 +1,6 @@
 """Compile the C kernels once for this machine, with the C compiler it has, and load only libraries of one's own.
 
-They are kept in a folder that only the user may open; the name holds a digest of their bytes, so a damaged file is noticed.
+They are kept in a folder that only the user may open, under a name with a digest of their bytes.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def _build() -> Build:
 
 
 def use_isa(loaded: ctypes.CDLL, name: str) -> str:
-    """Compute integer products with the named instruction set, or the fastest one for ""; returns the name of the one in use.
+    """Compute integer products with this instruction set, or the fastest for ""; returns the one in use.
 
     All of them give the same bits. Raises ValueError for a set that this processor does not have.
     """
@@ -145,7 +145,7 @@ def _library_in(cache: Path | None, cc: str, version: str) -> ctypes.CDLL:
 
 
 def _ours_alone(place: Path | None) -> Path:
-    """A folder closed to others; PermissionError if it or the link to it belongs to someone else, or its mode cannot change."""
+    """A folder closed to others; PermissionError if it or the link to it belongs to someone else."""
     if place is None:
         raise FileNotFoundError("this user has no home folder")
     place.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -183,11 +183,8 @@ def _named(name: str, code: bytes) -> str:
 
 
 def _fresh(folder: Path, name: str, cc: str) -> ctypes.CDLL:
-    """The library compiled now, and kept once loaded; OSError with the compiler's message.
-
-    Leftovers of a killed compilation are removed first. The compiler works in the folder that it writes into.
-    """
-    for left in folder.glob("building-*"):
+    """The library compiled now, and kept once loaded; OSError with the compiler's message."""
+    for left in folder.glob("building-*"):  # of a killed compilation
         shutil.rmtree(left, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix="building-", dir=folder) as place:
         part, command = Path(place) / "cpu.so", [cc, *FLAGS, "-o", "cpu.so", str(SOURCE), "-lm"]
@@ -234,7 +231,7 @@ def with_signatures(library: ctypes.CDLL) -> ctypes.CDLL:
 
 
 def call(function: str, *given: Any) -> Any:
-    """Call a compiled function with numbers, structures and tensors; None becomes null. Needs a compiled library."""
+    """Call a compiled function with numbers, structures and tensors; None becomes null."""
     return getattr(library(), function)(*map(address, given))
 
 

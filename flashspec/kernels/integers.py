@@ -1,6 +1,6 @@
 """Weights of 4, 6 or 8 bits in panels of sixteen rows, multiplied as integers; activations are rounded on the way.
 
-A row of a product has the same bits with every instruction set and however many rows are computed with it (integers.h).
+A row of a product has the same bits with every instruction set and any number of rows (integers.h).
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def _cells(codes: Tensor, first: Tensor, second: Tensor, kind: str) -> Tensor:
 
 
 def unpacked(weight: Packed) -> tuple[Tensor, Tensor, Tensor]:
-    """Codes [rows, columns] uint8 and float32 numbers [rows, cells] of complete panels: the inverse of `packed`."""
+    """Codes [rows, columns] uint8 and float32 numbers [rows, cells] of panels: the inverse of `packed`."""
     panels, cells, size = weight.cells.shape
     codes, numbers = weight.cells.split((size - 64, 64), 2)
     if weight.kind == "s8":

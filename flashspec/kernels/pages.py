@@ -1,7 +1,7 @@
 """Memory for weights: tensors one after another on huge pages, for streaming.
 
-Linux gives 2-megabyte pages to memory that asks for them (madvise(2), MADV_HUGEPAGE); elsewhere this is ordinary memory. A
-block is freed with its last tensor: share a shelf only between tensors that live and die together.
+Linux gives 2-megabyte pages to memory that asks for them; elsewhere this is ordinary memory. A block is freed with its
+last tensor: share a shelf only between tensors that live and die together.
 """
 
 from __future__ import annotations

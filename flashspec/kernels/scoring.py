@@ -1,4 +1,4 @@
-"""Heads in the compiled kernels, bursts of draft tokens in one call, and noise, draws and verdicts on logits."""
+"""Heads in the compiled kernels, bursts in one call, and noise, draws and verdicts on logits."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Blocks(NamedTuple):
 
 
 class Scoring:
-    """A head that the kernels serve: its structure, its scores per row, and the tensors that it points into."""
+    """A head that the kernels serve: its structure, its scores per row, and what it points into."""
 
     def __init__(self, head: ctypes.Structure, columns: int, kept: tuple[object, ...]) -> None:
         self.head, self.columns, self.kept = head, columns, kept
@@ -68,7 +68,7 @@ class Scoring:
         return rows.dim() == 2 and rows.size(1) == self.width and rows.dtype is torch.float32 and rows.is_cpu
 
     def __call__(self, rows: Tensor) -> tuple[Tensor | None, Tensor]:
-        """Ids [n, m] (None: the whole vocabulary) and logits [n, m] of float32 rows [n, D] before the norm."""
+        """Ids [n, m] (None: all) and logits [n, m] of float32 rows [n, D] before the norm."""
         rows, count = rows.contiguous(), rows.size(0)
         scratch = torch.empty(self._spare + count * self._each, dtype=torch.uint8)
         logits = torch.empty(count, self.columns)
@@ -78,7 +78,7 @@ class Scoring:
 
 
 def scoring(norm: Norm | None, first: Tensor | Packed, blocks: Blocks | None = None) -> Scoring | None:
-    """The head over ids' rows `first` [V, D], or directions `first` [K, D] of `blocks`; None if not served."""
+    """The head over rows `first` [V, D], or directions `first` [K, D] of `blocks`; None if not served."""
     weights = [first, *([blocks.rows] if blocks else []), *([norm.weight] if norm else [])]
     if library() is None or not all(map(_served, weights)) or (norm and norm.weight.dtype is not torch.float32):
         return None
@@ -101,7 +101,7 @@ def matrix(weight: Tensor | Packed) -> ctypes.Structure:
 
 
 def serves(x: Tensor, weight: Tensor) -> bool:
-    """Whether the compiled kernels compute x against weight: CPU, float32 rows, a contiguous weight whose width fits."""
+    """Whether the kernels compute x against weight: CPU, float32 rows, a contiguous weight whose width fits."""
     return x.dtype is torch.float32 and x.device.type == "cpu" and _served(weight) and library() is not None
 
 
@@ -127,8 +127,8 @@ def best_numbers(values: Tensor, count: int) -> Tensor:
 
 
 class Law(NamedTuple):
-    """How tokens follow from logits: the best one at temperature 0; the best after adding noise of `hashed` ids [V] and `keys`
-    [n] (int32); else a draw from the running sum at `uniform` [n] (float64)."""
+    """How tokens follow from logits: the best one at temperature 0; the best with noise of `hashed` ids [V] and `keys` [n]
+    (int32); else a draw from the running sum at `uniform` [n] (float64)."""
 
     temperature: float
     hashed: Tensor | None = None
@@ -147,20 +147,20 @@ class Stretch(NamedTuple):
 
 
 class Writer:
-    """Layers and a head (a structure and what it points into) that write together; `times` [3]: ns in body, head and draws."""
+    """Layers and a head that write together; `times` [3]: ns in body, head and draws."""
 
     def __init__(self, writer: ctypes.Structure, scoring: Scoring, kept: object) -> None:
         self.scoring, self.times = scoring, torch.zeros(3, dtype=torch.int64)
         self._writer, self._kept, self._scratch = writer, kept, torch.empty(0)
 
     def __call__(self, place: Stretch, law: Law) -> tuple[Tensor | None, Tensor, Tensor]:
-        """Write `want` tokens in place; returns their ids [want, m] (None: the whole vocabulary), warped logits [want, m], and
-        whether each was free of NaN."""
+        """Write `want` tokens in place; returns ids [want, m] (None: all), warped logits [want, m], and whether each was
+        free of NaN."""
         sound, rules = torch.empty(place.want, dtype=torch.bool), LAW(law.temperature, *map(address, law[1:]))
         return *self._call("fs_burst", place, sound, ctypes.byref(rules)), sound
 
     def check(self, place: Stretch) -> tuple[Tensor | None, Tensor]:
-        """Read the tokens up to `start` + `want` and score the rows from `start` on: ids and raw logits [want, m]."""
+        """Read tokens up to `start` + `want` and score rows from `start` on: ids and raw logits [want, m]."""
         return self._call("fs_check", place, None)
 
     def _call(self, kernel: str, place: Stretch, sound: Tensor | None, *law: object) -> tuple[Tensor | None, Tensor]:
@@ -188,7 +188,7 @@ def gumbel(hashed: Tensor, keys: Tensor) -> Tensor | None:
 
 
 def draw(logits: Tensor, uniform: Tensor) -> Tensor | None:
-    """Columns [n] where the running sums of softmax(logits [n, m]) pass uniform [n] (float64), -1 for none."""
+    """Columns [n] where running sums of softmax(logits [n, m]) pass uniform [n] (float64), -1 for none."""
     if not _plain(logits):
         return None
     columns = torch.empty(len(logits), dtype=torch.int64)
@@ -197,8 +197,8 @@ def draw(logits: Tensor, uniform: Tensor) -> Tensor | None:
 
 
 def best_columns(logits: Tensor, hashed: Tensor | None = None, keys: Tensor | None = None) -> Tensor | None:
-    """Columns [n] of the largest of logits [n, m], the first in a tie, -1 for a row with NaN; with noise of hashed ids [1 or n,
-    m] under keys [n], both int32."""
+    """Columns [n] of the largest of logits [n, m], the first in a tie, -1 for a row with NaN; with noise of hashed ids
+    [1 or n, m] under keys [n], both int32."""
     if not _plain(logits) or (hashed is not None and logits.shape[1] % 8):
         return None
     columns = torch.empty(len(logits), dtype=torch.int64)

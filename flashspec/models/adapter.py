@@ -1,4 +1,4 @@
-"""Any causal language model of transformers, run by its own code: other architectures and quantisations, several GPUs.
+"""Any causal language model of transformers, run by its own code, perhaps on several GPUs.
 
 Only safetensors are read and only code that is part of transformers runs.
 """
@@ -43,7 +43,7 @@ class AdapterConfig(NamedTuple):
 class Adapter:
     """A transformers model whose rows are hidden states if logits follow from these alone, else logits.
 
-    `head_weight` is the vocabulary weight, None where rows are logits. `norm` is None: rows are normalised already.
+    `head_weight` is the vocabulary weight, None where rows are logits, which are normalised already.
     """
 
     norm = None
@@ -73,10 +73,10 @@ class Adapter:
 
     @classmethod
     def load(cls, folder: Path, dtype: str = "auto", device: str = "cpu", shared: bool = False) -> Adapter:
-        """The model of a checkpoint folder; with `shared`, its matrices are split over all processes that torchrun started.
+        """The model of a checkpoint folder; with `shared`, split over all processes that torchrun started.
 
-        Raises ModuleNotFoundError without transformers or the package that the checkpoint's quantisation needs, ValueError for
-        checkpoints that need code of their own, keep their weights pickled or cannot be rewound.
+        Raises ModuleNotFoundError without transformers or a package that the quantisation needs, ValueError for checkpoints
+        that need code of their own, keep their weights pickled or cannot be rewound.
         """
         about, place = shaped(read_config(folder), Kind, folder / "config.json"), device_named(device)
         _refuse(folder, about)
@@ -153,7 +153,7 @@ def speaker() -> bool:
 
 
 def _refuse(folder: Path, about: Kind) -> None:
-    """Refuse what would load from pickles only or with random weights; transformers itself refuses a checkpoint's own code."""
+    """Refuse what would load from pickles only or with random weights."""
     if not any(folder.glob("*.safetensors")):
         raise ValueError(f"{folder} holds no safetensors, and pickled weights are never read: convert them to safetensors")
     try:

@@ -19,7 +19,7 @@ from flashspec.models.packed import PackedLinear
 
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 GROUPS = (32, 64, 128, 256)
-FIXED = {"bits": 4, "version": "gemm", "zero_point": True}  # fields of a scheme of which one value is computed
+FIXED = {"bits": 4, "version": "gemm", "zero_point": True}  # the only values that we compute
 
 
 class Scheme(Struct, frozen=True):
@@ -62,7 +62,7 @@ def scheme_to_hf(scheme: Scheme) -> dict[str, Any]:
 
 
 def unpack(packed: Tensor) -> Tensor:
-    """int32 [rows, columns / 8] to uint8 [rows, columns] in 0..15; nibble i holds column ORDER[i] of each eight."""
+    """int32 [rows, columns / 8] to uint8 [rows, columns]; nibble i holds column ORDER[i] of each eight."""
     eights = torch.empty(*packed.shape, 8, dtype=torch.uint8, device=packed.device)
     for nibble, column in enumerate(ORDER):
         eights[..., column] = ((packed >> (4 * nibble)) & 15).to(torch.uint8)
@@ -87,7 +87,7 @@ class Packed(NamedTuple):
         return self.qweight.shape[0] // self.scales.shape[0]
 
     def numbers(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Codes [in, out] uint8, zeros and scales [in / group, out] float32; a weight is (code - zero) * scale."""
+        """Codes [in, out] uint8, zeros and scales [in / group, out]; a weight is (code - zero) * scale."""
         return unpack(self.qweight), unpack(self.qzeros).float(), self.scales.float()
 
 
@@ -99,8 +99,7 @@ def dequantise(weight: Packed, into: Tensor) -> Tensor:
 
 
 def layer(weight: Packed, bias: Tensor | None, shelf: Shelf) -> PackedLinear | Int4Linear:
-    """A linear layer on a 4-bit weight: our integer kernels on the CPU, with half-precision minima; on CUDA torch's int4
-    matmul."""
+    """A linear layer on a 4-bit weight: our integer kernels on the CPU, torch's int4 matmul on CUDA."""
     if weight.qweight.device.type != "cpu":
         return Int4Linear(weight, bias)
     codes, zeros, scales = weight.numbers()

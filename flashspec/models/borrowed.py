@@ -1,4 +1,4 @@
-"""Drafts that hold their layers alone and borrow embedding, final norm and vocabulary head from a published model."""
+"""Drafts that hold their layers alone and borrow embedding, final norm and vocabulary head from another model."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ KIND, LAYERS = "borrowed", "layers."
 
 
 class Card(Struct):
-    """The config.json of such a draft: the path of its lender ("" for a published model), the SHA-256 of the lender's files,
-    and how many layers the draft holds."""
+    """The config.json of such a draft: the path of its lender ("" for a published model), the SHA-256 of its files, and how
+    many layers the draft holds."""
 
     base: str
     files: dict[str, str]
@@ -82,10 +82,7 @@ def _published(files: dict[str, str]) -> tuple[str, str] | None:
 
 
 class BorrowedCheckpoint:
-    """What a transformer is filled from: a draft's own layers, and the rest of its lender.
-
-    Matrices of layers become int8 if the lender's are integers. Raises whatever reading the lender raises.
-    """
+    """A draft's own layers, in int8 if the lender's are integers, and the rest of its lender."""
 
     def __init__(self, folder: Path, dtype: str, device: str, weights: str) -> None:
         verify_digests(folder)

@@ -1,7 +1,4 @@
-"""Hugging Face checkpoint folders: what a transformer is filled from and written to; dense or AWQ.
-
-A `Checkpoint` is a config and named tensors: anything that can read both from its files can fill a transformer.
-"""
+"""Hugging Face checkpoint folders: what a transformer is filled from and written to; dense or AWQ."""
 
 from __future__ import annotations
 
@@ -29,10 +26,7 @@ SHARD_BYTES = 16_000_000
 
 
 class Checkpoint:
-    """The config and named tensors of a folder, and the form and place that its weights take; see `Transformer.load`.
-
-    ValueError, naming a tensor, unless the folder holds exactly the tensors of its config.
-    """
+    """The config and tensors of a folder, and the form and place that its weights take; see `Transformer.load`."""
 
     own_bits = False  # no matrix is packed in the file's own bits
 
@@ -45,7 +39,7 @@ class Checkpoint:
             raise ValueError(f"weights {weights!r} is not one of: {', '.join(WEIGHTS)}")
         if weights == "int4" and scheme is None:
             raise ValueError(f"{folder} holds no 4-bit weights; use weights='auto', or quantise it first (extra `quantize`)")
-        fast = self.device.type == "cuda" or (dtype == "auto" and library() is not None)  # another dtype is widened on the CPU
+        fast = self.device.type == "cuda" or (dtype == "auto" and library() is not None)
         int4 = scheme is not None and (weights == "int4" or (weights == "auto" and fast))
         self.scheme, self.shelf, about = scheme or NOTHING, Shelf(), shaped(raw, Kind, path)
         own = torch.float32 if (about.dtype or about.torch_dtype) == "float32" else torch.bfloat16
@@ -62,7 +56,7 @@ class Checkpoint:
         self._check_names()
 
     def _other_head(self, config: ModelConfig) -> bool:
-        """Whether the files hold a vocabulary weight that differs from the embedding: then transformers uses it."""
+        """Whether the files hold a vocabulary weight of their own: then transformers uses it."""
         _, part = next(parts(config))
         names = ("lm_head.weight", *(f"{source}.weight" for source in part.rows))
         if not self.tensors.where.keys() >= set(names):

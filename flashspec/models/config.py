@@ -1,4 +1,4 @@
-"""The shape of a transformer: its config.json, its tensors under their Hugging Face names, and its rotary angles."""
+"""The shape of a transformer: its config.json, its tensors by Hugging Face's names, and its rotary angles."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class RopeScaling:
 
 
 class Part(NamedTuple):
-    """One of our modules: the Hugging Face modules whose rows make up its weight, its columns (0: a vector), its bias."""
+    """One of our modules: Hugging Face's, whose rows make up its weight, its columns (0: a vector), its bias."""
 
     rows: dict[str, int]
     columns: int = 0
@@ -75,8 +75,8 @@ class Part(NamedTuple):
 class ModelConfig:
     """Shape of one decoder-only transformer; `context` is in tokens.
 
-    The rest follows from the family: Qwen3 normalises queries and keys, Qwen2 has biases on its queries, keys and values, OPT
-    adds learned positions, normalises with mean and bias and has an ungated ReLU MLP.
+    The rest follows from the family: Qwen3 normalises queries and keys, Qwen2 has biases on them and on its values, OPT adds
+    learned positions, normalises with mean and bias and has an ungated ReLU MLP.
     """
 
     family: str
@@ -185,7 +185,7 @@ def layer_parts(c: ModelConfig, stem: str) -> dict[str, Part]:
 
 
 def family_of(raw: Any, path: Path = CONFIG) -> str:
-    """The architecture family of a config.json, with or without a FlashHead; an unknown one is refused by name."""
+    """The family of a config.json, with or without a FlashHead; Unsupported for an unknown one."""
     about = shaped(raw, Kind, path)
     name = (about.architectures or [""])[0].removeprefix(FLASH_HEAD["architectures"])
     kind = (about.model_type or "").removeprefix(FLASH_HEAD["model_type"])
@@ -200,7 +200,7 @@ def family_of(raw: Any, path: Path = CONFIG) -> str:
 def from_hf(raw: dict[str, Any], path: Path = CONFIG) -> ModelConfig:
     """Read a config.json dictionary; missing fields get transformers' defaults.
 
-    Raises ValueError for a field that is missing or wrong, and its subclass Unsupported for what we do not compute.
+    Raises ValueError for a missing or wrong field, and its subclass Unsupported for what we do not compute.
     """
     family = family_of(raw, path)
     facts = shape_of(raw, family, path)

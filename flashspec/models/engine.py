@@ -1,6 +1,6 @@
 """How a span of layers is computed: in torch on any device, or by the compiled kernels on CPU.
 
-Both hold the span's key/value cache, allocated once. The torch engine is the naive twin that the kernels must equal.
+Both hold the span's key/value cache. The torch engine is the naive twin that the kernels must equal.
 """
 
 from __future__ import annotations
@@ -29,10 +29,7 @@ class Slot:
         self.keys, self.values = keys, values
 
     def write(self, at: At, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, None]:
-        """Store [1, kv_heads, n, head_dim] from position `at` on; views of everything up to at + n, and no mask.
-
-        Without a mask the last query row belongs to the last key.
-        """
+        """Store [1, kv_heads, n, head_dim] from position `at` on; everything so far, for rows that end with it."""
         start, stop = int(at), int(at) + keys.shape[2]
         self.keys[:, start:stop], self.values[:, start:stop] = keys[0], values[0]
         return self.keys[None, :, :stop], self.values[None, :, :stop], None
@@ -54,7 +51,7 @@ class TorchEngine:
         self.lowest, self.context, self._kept = start == 0, context, (-1, torch.empty(0))
 
     def keep(self, number: int) -> Tensor:
-        """From now on, keep the rows that enter the span's layer of this number, by position, in [context, hidden]."""
+        """From now on, keep the rows that enter the layer of this number, by position [context, hidden]."""
         self._kept = number, self.model.embed.weight.new_zeros(self.context, self.model.config.hidden)
         return self._kept[1]
 
@@ -158,7 +155,7 @@ def _products(layer: Layer, config: ModelConfig) -> list[tuple[nn.Module, tuple[
 
 
 def _parts(product: nn.Module, rows: tuple[int, ...]) -> list[Any] | None:
-    """The matrices, of these many rows, that make up a product; None for one that the kernels do not compute."""
+    """The matrices, of these many rows, of a product; None for one that the kernels do not compute."""
     if isinstance(product, PackedLinear):
         if len(product.packed) == len(rows):
             return list(product.packed)

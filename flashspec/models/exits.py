@@ -51,7 +51,7 @@ class ExitAdapter(nn.Module):
 def rows_at(
     model: Transformer, ids: Tensor, depths: Collection[int], exits: Mapping[int, Exit] | None = None
 ) -> dict[int, Tensor]:
-    """Rows [n, hidden] of a model at each depth, in float32, for ids [batch, length]; after the layers of `exits`."""
+    """Float32 rows [n, hidden] of a model at each depth, for ids [batch, length]; after the layers of `exits`."""
     found = {}
     for depth, x in enumerate(model.states(ids), start=1):
         last = (exits or {}).get(depth)
@@ -61,7 +61,7 @@ def rows_at(
 
 
 class ExitLayer(nn.Module):
-    """A layer with its own cache on top of an exit's rows, and a norm: norm(layer(rows)) (Kangaroo, Liu et al. 2024)."""
+    """A layer with its own cache on an exit's rows, and a norm: norm(layer(rows)) (Kangaroo, Liu et al. 2024)."""
 
     def __init__(self, model: Transformer) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ class ExitLayer(nn.Module):
 
     @classmethod
     def like_the_last(cls, model: Transformer) -> ExitLayer:
-        """A float32 exit that starts as the model's last layer and final norm; for models in floating point."""
+        """A float32 exit that starts as the last layer and final norm of a model in floating point."""
         found = cls(model)
         found.layer.load_state_dict(model.blocks[-1].state_dict())
         found.norm.load_state_dict(model.norm.state_dict())

@@ -1,4 +1,4 @@
-"""Write our models as files for other engines: the tokenizer and chat template of a folder, and GGUF files."""
+"""Write our models for other engines: the tokenizer and chat template of a folder, and GGUF files."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ COLUMNS = 32  # of a block; matrices of other widths stay in half precision
 
 
 def write_speech(source: Path, tokenizer: Any, folder: Path) -> None:
-    """Write what a model's text needs beside its weights: a folder's own files, or what its GGUF file holds."""
+    """Write what a model's text needs: a folder's own files, or what its GGUF file holds."""
     if source.suffix != GGUF:
         carry(source, folder, CARRIED)
         return
@@ -38,9 +38,9 @@ def write_speech(source: Path, tokenizer: Any, folder: Path) -> None:
 
 
 def write_gguf(model: Transformer, facts: dict[str, Any], path: Path, bits: str) -> None:
-    """Write a GGUF file of a model in floating point, with `facts` about its tokenizer; vectors stay in float32.
+    """Write a GGUF file of a model in floating point, with `facts` about its tokenizer.
 
-    Raises ValueError for a family that GGUF files are not read for, ModuleNotFoundError without the gguf library.
+    Raises ValueError for a family that is not read from GGUF files, ModuleNotFoundError without the gguf library.
     """
     try:
         from gguf import GGMLQuantizationType, GGUFWriter, quants
@@ -86,7 +86,7 @@ def _tensors(model: Transformer) -> Iterator[tuple[str, Tensor]]:
 def text_facts(source: Path, tokenizer: Any, config: ModelConfig) -> dict[str, Any]:
     """GGUF facts about a model's text: those of the file that the model came from, or made from its folder.
 
-    Raises ValueError for a tokenizer that is not byte-pair, or splits texts in a way that GGUF has no name for.
+    Raises ValueError for a tokenizer that GGUF has no name for.
     """
     if source.suffix == GGUF:
         return {key: value for key, value in opened(source).facts.items() if key.startswith("tokenizer.")}

@@ -1,8 +1,7 @@
 """Drafts by design: what is cut out of a target and how it is trained, and a family of them for the reference target.
 
-Every member keeps the target's hidden width, so all of them read the same vocabulary head and differ in the body alone. Those
-named wide- or deep- have the body parameters of one layer of the target within TOLERANCE, wide2- and deep2- of two; the others
-are one of them with longer, shorter or other training.
+Every member keeps the target's hidden width, so they differ in the body alone. Those named wide- or deep- have the body
+parameters of one layer of the target within TOLERANCE, wide2- and deep2- of two; the others are trained otherwise.
 """
 
 from __future__ import annotations

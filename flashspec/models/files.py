@@ -85,7 +85,7 @@ class Rotation(Struct):
 
 
 class Shape(Struct, kw_only=True):
-    """The fields of a config.json that every supported family is computed from, under our names; OPT's go by Llama's."""
+    """The fields of a config.json that a model is computed from, under our names; OPT's go by Llama's."""
 
     vocab_size: Count
     hidden: Count = field(name="hidden_size")
@@ -112,12 +112,12 @@ class Shape(Struct, kw_only=True):
 
     @property
     def rotation(self) -> Rotation:
-        """How heads are rotated; transformers 5 nests this in rope_parameters, older files keep theta outside."""
+        """How heads are rotated; older files have rope_scaling, and keep theta outside."""
         return next((table for table in (self.rope_scaling, self.rope_parameters) if table not in (None, Rotation())), Rotation())
 
     @property
     def context(self) -> int:
-        """Tokens in all; if any layer has a sliding window, those of the window, inside which attention is full."""
+        """Tokens in all, or those of a sliding window, inside which attention is full."""
         named = "sliding_attention" in self.layer_types if self.layer_types else self.max_window_layers < self.layers
         window = self.sliding_window if self.use_sliding_window and named else None
         return self.positions if window is None else min(self.positions, window)
@@ -160,7 +160,7 @@ def refuse_others(facts: dict[str, Any], fixed: dict[str, Any], path: Path) -> N
 
 
 def shape_of(raw: dict[str, Any], family: str, path: Path) -> Shape:
-    """A config.json as transformers reads it for this family: with its defaults, and without the fields it ignores."""
+    """A config.json as transformers reads it: with a family's defaults, and without fields it ignores."""
     whole = LEFT_OUT[family] | raw | NOT_READ.get(family, {})
     if family == "opt":
         whole |= {ours: whole[theirs] for ours, theirs in OPT_NAMES.items()} | {"mlp_bias": whole["enable_bias"]}
@@ -199,7 +199,7 @@ class Template(Struct):
 
 
 class Speech(Struct):
-    """tokenizer_config.json, as far as chat templates need it: the template, or several by name, and special tokens."""
+    """tokenizer_config.json, as far as chat templates need it: the template or several, and special tokens."""
 
     chat_template: str | list[Template] | dict[str, str] | None = None
     bos_token: str | Text | None = None

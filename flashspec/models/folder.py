@@ -1,4 +1,4 @@
-"""A checkpoint folder: found by path or hub name, its JSON files, digests, and safetensors read one tensor at a time.
+"""A checkpoint folder: found by path or hub name, its JSON files, digests and safetensors.
 
 Pickle is never read and nothing is ever downloaded.
 """
@@ -43,7 +43,7 @@ def located(name: str | Path) -> Path:
 
 
 def _cached(repo: str, file: str) -> Path | None:
-    """What the local hub cache holds for a repository: this GGUF file, the checkpoint, or the only GGUF file."""
+    """What the local hub cache holds: this GGUF file, the checkpoint, or the only GGUF file."""
     from huggingface_hub import snapshot_download
 
     try:
@@ -90,8 +90,8 @@ def first_line(error: Exception) -> str:
 def verify_digests(folder: str | Path, apart: tuple[str, ...] = ()) -> None:
     """Compare the folder's files with its digests.json ({file: sha256}); does nothing without that file.
 
-    Raises FileNotFoundError for a listed file that is missing, unless its name ends as one of `apart`, which a record may lack,
-    and ValueError for one that differs.
+    Raises FileNotFoundError for a listed file that is missing, unless its name ends as one of `apart`, and ValueError for one
+    that differs.
     """
     path = Path(folder) / "digests.json"
     if not path.is_file():
@@ -146,7 +146,7 @@ def _whole(file: Any, name: str, path: Path) -> Tensor:
 
 
 class Tensors:
-    """The named tensors of a folder's safetensors files, read one at a time; `where` is the file of each name."""
+    """The tensors of a folder's safetensors files, read one at a time; `where` is the file of each name."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, index = folder, dict[str, Path]()
@@ -167,7 +167,7 @@ class Tensors:
                 raise ValueError(f"tensor {name!r} is not in {path}, where the index puts it; copy the folder again")
 
     def read(self, name: str, shape: tuple[int, ...], kinds: tuple[str, ...] = FLOATS) -> Tensor:
-        """The tensor of this name; ValueError for another shape than config.json implies, or unusable numbers."""
+        """The tensor of this name; ValueError for another shape or unusable numbers."""
         path = self.where[name]
         stored = self._open[path].get_slice(name)
         if (found := tuple(stored.get_shape())) != shape:

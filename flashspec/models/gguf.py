@@ -1,7 +1,6 @@
 """GGUF files: metadata and tensors of one model in one file, read without copying; everything is checked before use.
 
-The format is ggml's (versions 2 and 3, little-endian). Tests compare this reader with the `gguf` library, which takes seconds
-for a vocabulary's strings.
+The format is ggml's (versions 2 and 3). The `gguf` library would take seconds for a vocabulary's strings.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ def opened(path: Path) -> Gguf:
 class Gguf:
     """An open file's `facts` by key and `tensors` by name.
 
-    Raises ValueError for a file that is cut, damaged, or of an unknown kind; nothing is allocated for data that is not there.
+    Raises ValueError for a file that is cut, damaged, or of an unknown kind.
     """
 
     def __init__(self, path: Path) -> None:

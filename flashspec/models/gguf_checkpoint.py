@@ -90,7 +90,7 @@ class GgufCheckpoint:
     """The config and tensors of a GGUF file, and the form that its weights take on the CPU.
 
     `dtype` "auto" keeps quantised matrices in their own bits (without a C compiler: float32); another dtype, or `weights`
-    "dense", widens all of them. ValueError, naming a tensor, unless the file holds exactly the model that its facts describe.
+    "dense", widens all of them. ValueError unless the file holds exactly the model that its facts describe.
     """
 
     device = torch.device("cpu")

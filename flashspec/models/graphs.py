@@ -1,6 +1,6 @@
 """Fixed shapes: a forward whose position is a tensor, so that CUDA can record it once.
 
-FLASHSPEC_GRAPHS is "auto" (record on CUDA), "0" (the torch engine) or "eager" (fixed shapes without recording: the twin).
+FLASHSPEC_GRAPHS is "auto" (record on CUDA), "0" (the torch engine) or "eager" (fixed shapes without recording).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class FixedSlot(NamedTuple):
     mask: Tensor
 
     def write(self, at: At, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Store [1, kv_heads, n, head_dim] at positions [n]; the first keys of the cache, and the mask over them."""
+        """Store [1, kv_heads, n, head_dim] at positions [n]; the cache's first keys, and the mask over them."""
         for table, rows in ((self.slot.keys, keys), (self.slot.values, values)):
             table.index_copy_(1, cast(Tensor, at), rows[0])
         stop = self.mask.shape[1]
@@ -52,7 +52,7 @@ class FixedSlot(NamedTuple):
 class FixedEngine(TorchEngine):
     """The torch engine for up to LARGEST rows at fixed shapes, recorded as CUDA graphs on CUDA.
 
-    One graph serves every position with the same number of rows and the same length of cache, rounded up to KEYS.
+    One graph serves every position with the same number of rows and length of cache, rounded up to KEYS.
     """
 
     def __init__(self, model: Transformer, start: int, stop: int, context: int) -> None:
@@ -74,7 +74,7 @@ class FixedEngine(TorchEngine):
         return again().clone()
 
     def repeatable(self, step: Callable[[], Any]) -> Callable[[], Any]:
-        """A step of this engine as a recorded graph where it records, whose result the next call overwrites."""
+        """A step, as a graph where this engine records; the next call overwrites its result."""
         return Replay(step, self.begin.device) if self.record else step
 
     def keys(self, stop: int) -> int:

@@ -31,10 +31,7 @@ SHAPES = {  # published ones by name, their contexts cut, so that no step pays f
 
 
 def shape(name: str | ModelConfig, depth: int | None = None) -> ModelConfig:
-    """A published shape by name (any case, with or without "-AWQ"), or the given one, perhaps at another depth.
-
-    Contexts are at most CONTEXT tokens; `dataclasses.replace` gives more.
-    """
+    """A published shape by name (any case, with or without "-AWQ"), or the given one, perhaps at another depth."""
     if isinstance(name, str):
         known = {known.lower(): config for known, config in SHAPES.items()}
         plain = name.lower().removesuffix("-awq")
@@ -50,10 +47,10 @@ def is_awq(name: str | ModelConfig) -> bool:
 
 
 def reshaped(config: ModelConfig, layers: int) -> ModelConfig:
-    """A shape with `layers` layers and the same number of body parameters, up to the rounding of heads and channels.
+    """A shape with `layers` layers and the same number of body parameters, up to rounding.
 
-    Heads and hidden width grow with the root of the ratio of depths, head width stays, feed-forward channels make up the rest.
-    Raises ValueError for less than one layer, or where nothing is left for channels.
+    Heads and hidden width grow with the root of the ratio of depths, feed-forward channels make up the rest. Raises
+    ValueError for less than one layer, or where nothing is left for channels.
     """
     flat = replace(config, layers=layers)
     group, scale = config.heads // config.kv_heads, (config.layers / layers) ** 0.5
@@ -74,9 +71,9 @@ def synthetic(
     depth: int | None = None,
     device: str | torch.device = "cpu",
 ) -> Transformer:
-    """A model of a given shape with seeded random weights: int4 layers for a name in -AWQ, else dense in `dtype`.
+    """A model of a given shape with seeded random weights: int4 layers for a name in -AWQ, else in `dtype`.
 
-    Raises ValueError for an unknown shape, and with an estimate when the weights do not fit the free memory.
+    Raises ValueError for an unknown shape, and where the weights do not fit the free memory.
     """
     config, place = shape(name, depth), torch.device(device)
     group = GROUP if is_awq(name) else 0

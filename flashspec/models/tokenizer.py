@@ -1,4 +1,4 @@
-"""Tokenizers for the `tokenizers` library, read from a folder or a GGUF file, and whether models share one vocabulary."""
+"""Tokenizers, read from a folder or a GGUF file, and whether models share one vocabulary."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def check_tokenizers(target: Path, draft: Path) -> None:
 def cut_padding(models: Mapping[str, Any], folders: Mapping[str, Path]) -> tuple[str, ...]:
     """Cut models of one tokenizer to the smallest vocabulary among them; returns the roles that were cut.
 
-    Does nothing where sizes agree or a folder has no tokenizer; ValueError for fewer rows than a tokenizer has ids.
+    Does nothing for a folder without tokenizer; ValueError for fewer rows than a tokenizer has ids.
     """
     sizes = {role: model.config.vocab_size for role, model in models.items()}
     smallest = min(sizes, key=lambda role: sizes[role])
@@ -112,7 +112,7 @@ def from_gguf(file: Gguf) -> Any:
 
 
 def pre_of(tokenizer: Any, told: Path) -> str:
-    """GGUF's name for how a byte-level tokenizer, read from `told`, splits texts; ValueError for an unknown way."""
+    """GGUF's name for how a tokenizer, read from `told`, splits texts; ValueError for an unknown way."""
     raw = json.loads(tokenizer.to_str())
     pieces = _pieces(tokenizer) if raw["model"]["type"] == "BPE" and not raw["model"]["byte_fallback"] else None
     for pre in PRE:

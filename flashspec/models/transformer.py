@@ -1,4 +1,4 @@
-"""A lean decoder-only transformer: fused projections, rows kept before the final norm, layers callable as spans."""
+"""A lean decoder-only transformer: fused projections, rows before the final norm, layers callable as spans."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class RMSNorm(nn.Module):
 
 
 class Rope(nn.Module):
-    """Rotary position angles for every position of the context, as [positions, head_dim] cosines and sines."""
+    """Rotary angles for every position of the context, as [positions, head_dim] cosines and sines."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ def norm_of(width: int, config: ModelConfig) -> RMSNorm | nn.LayerNorm:
 
 
 class Attention(nn.Module):
-    """Grouped-query attention with a fused query/key/value projection; rotary unless positions are learned."""
+    """Grouped-query attention with a fused projection; rotary unless positions are learned."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
 
     def forward(self, x: Tensor, rope: Rope, at: At, cache: Any | None) -> Tensor:
-        """x [batch, n, hidden]; without a cache, such as an engine's `Slot`, the rows attend to themselves only."""
+        """x [batch, n, hidden]; without a cache (an engine's `Slot`) the rows attend to themselves only."""
         batch, n, _ = x.shape
         heads = self.qkv(x).view(batch, n, -1, self.config.head_dim).transpose(1, 2)
         q, k, v = heads.split((self.config.heads, self.config.kv_heads, self.config.kv_heads), dim=1)
@@ -169,16 +169,15 @@ class Transformer(nn.Module):
         """The model of a Hugging Face folder, of a GGUF file or of a draft that borrows, ready to read tokens.
 
         `dtype` "auto" keeps float32 and takes everything else as bfloat16. `weights` "int4" keeps an AWQ checkpoint's bits,
-        "dense" widens them, "auto" keeps them where that is fast. A GGUF file is read on the CPU, in its own bits if both
-        are "auto". Raises FileNotFoundError or ValueError, naming the file or tensor, when the folder does not hold exactly
-        this model, and ValueError with an estimate when the free memory does not hold it.
+        "dense" widens them, "auto" keeps them where that is fast. A GGUF file is read on the CPU. Raises FileNotFoundError or
+        ValueError, naming the file or tensor, unless the files hold exactly this model and the free memory holds it.
         """
         found = borrowed.opened(Path(folder), dtype, device, weights)
         return cls.filled(found.config, found.module, found.device)
 
     @classmethod
     def filled(cls, config: ModelConfig, module: Callable[[str, Part], Filling], device: torch.device) -> Transformer:
-        """A model filled by `module`, which returns for the name and part of each module a layer, or tensors by leaf."""
+        """A model filled by `module`, which returns a layer, or tensors by leaf, for each of our modules."""
         with torch.device("meta"):
             model = cls(config)
         model.rope.to(device)
@@ -192,10 +191,10 @@ class Transformer(nn.Module):
         return model.eval()
 
     def save(self, folder: str | Path, dtype: str = "bfloat16", shard_bytes: int = checkpoint.SHARD_BYTES) -> None:
-        """Write config.json and safetensors (several, with an index, above `shard_bytes`; a tensor is never split).
+        """Write config.json and safetensors, several with an index above `shard_bytes`.
 
         An interrupted save leaves the folder as it was; a completed one removes an earlier save's weights and digests.json.
-        Raises ValueError for a model on int4 weights: load it with weights="dense" to save it.
+        Raises ValueError for a model on integer weights.
         """
         tensors = checkpoint.hf_tensors(self, self.config, dtype)
         checkpoint.write_folder(folder, tensors, to_hf(self.config, dtype), shard_bytes)
@@ -239,7 +238,7 @@ class Transformer(nn.Module):
         self.config = replace(self.config, vocab_size=size)
 
     def place(self, x: Tensor, at: At) -> Tensor:
-        """Embeddings x [..., n, hidden] as the first layer takes them: OPT adds a learned vector for every position."""
+        """Embeddings x [..., n, hidden] as the first layer takes them: OPT adds learned positions."""
         return x if self.positions is None else x + self.positions.weight[_span(at, x.shape[-2], OFFSET)]
 
     def states(self, ids: Tensor) -> Iterator[Tensor]:

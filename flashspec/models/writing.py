@@ -61,10 +61,7 @@ def check_free(out: Path, inputs: Iterable[Path] = (), ours: str = "") -> None:
 
 @contextmanager
 def fresh_folder(out: Path, inputs: Iterable[Path] = ()) -> Iterator[Path]:
-    """A folder under a temporary name that becomes `out` when the block ends; nothing is left where the block raises.
-
-    `check_free` is called before anything is made.
-    """
+    """A folder under a temporary name that becomes `out` when the block ends; `check_free` is called first."""
     check_free(out, inputs)
     place = out.resolve()
     refuse_input(_unfinished(place), inputs)
@@ -87,7 +84,7 @@ def new_file(path: Path, inputs: Iterable[Path] = ()) -> Iterator[Path]:
 
 @contextmanager
 def replaced(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path` that replaces it when the block ends; nothing changes where it raises."""
+    """A temporary name beside `path` that replaces it when the block ends, unless it raises."""
     part = _unfinished(path)
     _remove(part)
     try:
@@ -147,7 +144,7 @@ def write_digests(folder: Path) -> None:
 
 
 def copy_checkpoint(source: Path, folder: Path) -> None:
-    """A checkpoint's files, or its one file, in a folder: weights as hard links where the disk allows, the rest as copies."""
+    """A checkpoint's files, or its one file, in a folder: weights as hard links, if possible, the rest as copies."""
     weights, files = (_weights(source), source.iterdir()) if source.is_dir() else ([source], iter([source]))
     for path in [path for path in files if path.is_file() and not path.name.startswith(".")]:
         with suppress(OSError):
