@@ -63,7 +63,7 @@ CASES = {  # a command's beginning, and ends that make it wrong => words of the 
         "--work {home}/text.txt | --work {home}/notes | --k 0 | --layers 0 | --layers 99 | --heads -1 | --heads 3 | "
         "--length 99999 | --length 8 --prompt 9 => no room for a prompt | --steps -1 | "
         "--save-every 0 | --warmup -1 | --muon-lr nan | --muon-lr -1 | --variation inf | --seed -1 | "
-        "--seed 9223372036854775807 | --dtype half => 'float32' or 'bfloat16', got 'half' | "
+        "--seed 9223372036854775807 | --dtype half => dtype must be one of float32, bfloat16, got 'half' | "
         "--work {target} | --work {target}/work | --work {home}/new",
     RANK:
         "| --out {draft} | --out {draft}/below | --out {home}/notes | --out {home}/text.txt/below | "

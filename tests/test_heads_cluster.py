@@ -101,4 +101,4 @@ def test_the_two_halves_are_the_whole(monkeypatch):
 
 def test_recipes_that_make_no_sense_are_refused():
     refused("cluster_size must be at least 1", Recipe, 0)
-    refused("faiss or torch", Recipe, backend="gpu")
+    refused("one of auto, faiss, torch", Recipe, backend="gpu")

@@ -235,7 +235,7 @@ test_what_cannot_be_is_refused = refusing([
     (lambda: recall.Params(head=("in_context",)), "head must be among"),
     (lambda: recall.Params(shape=("65536x32",)), "rank must be at most the width"),
     (lambda: recall.Params(shape=("wide",)), "IDSxWIDTH"),
-    (lambda: recall.Params(backend="gpu"), "auto, faiss or torch"),
+    (lambda: recall.Params(backend="gpu"), "one of auto, faiss, torch"),
     (lambda: recall.Params(per_kind=1), "per_kind must be at least 2"),
     (lambda: held_out.halves([]), "two prompts of a kind"),
 ])  # fmt: skip

@@ -15,7 +15,7 @@ from flashspec.heads.registry import HEADS
 from flashspec.models.exits import check_layers
 from flashspec.models.reader import Reader
 from flashspec.sampling import GREEDY, Sampling
-from flashspec.theory.checks import at_least
+from flashspec.theory.checks import at_least, one_of
 from flashspec.typed import changed, typed, whole_numbers
 
 CHOICES = {
@@ -52,8 +52,7 @@ class Method:
     def __post_init__(self) -> None:
         object.__setattr__(self, "exits", whole_numbers("exits", self.exits))
         for name, known in CHOICES.items():
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+            one_of(name, getattr(self, name), known)
         at_least(self, k=1, interval=1)
         check_layers(self.exits)
         takes = HEADS[self.head].options  # the dense head ignores options of other heads
@@ -97,9 +96,10 @@ METHODS = {
 
 def method_named(method: str | Method, changes: dict[str, Any]) -> Method:
     """A method by name or value, with fields changed; ValueError names what is unknown."""
-    if isinstance(method, str) and method not in METHODS:
-        raise ValueError(f"method {method!r} is unknown; known: {', '.join(METHODS)}")
-    return changed(METHODS[method] if isinstance(method, str) else method, changes, "a method")
+    if isinstance(method, str):
+        one_of("method", method, METHODS)
+        method = METHODS[method]
+    return changed(method, changes, "a method")
 
 
 @typed

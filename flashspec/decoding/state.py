@@ -12,7 +12,7 @@ from torch import Tensor
 from flashspec.decoding.rules import Drawn
 from flashspec.decoding.stages import Stage
 from flashspec.sampling import Scores
-from flashspec.theory.checks import at_least
+from flashspec.theory.checks import at_least, one_of
 from flashspec.typed import typed, whole_numbers
 
 
@@ -49,8 +49,7 @@ class Limits:
     def __post_init__(self) -> None:
         object.__setattr__(self, "stop", whole_numbers("stop", self.stop))
         at_least(self, max_new_tokens=1)
-        if self.finalize not in ("eager", "deferred"):
-            raise ValueError(f"finalize must be 'eager' or 'deferred', got {self.finalize!r}")
+        one_of("finalize", self.finalize, ("eager", "deferred"))
 
 
 @dataclass

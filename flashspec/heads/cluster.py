@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from flashspec.theory.checks import at_least
+from flashspec.theory.checks import at_least, one_of
 from flashspec.typed import typed
 
 LLOYD, BALANCED = 12, 4  # iterations without and with the size constraint
@@ -33,8 +33,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         at_least(self, cluster_size=1)
-        if self.backend not in ("auto", "faiss", "torch"):
-            raise ValueError(f"backend must be auto, faiss or torch, got {self.backend!r}")
+        one_of("backend", self.backend, ("auto", "faiss", "torch"))
 
 
 @dataclass(frozen=True)
