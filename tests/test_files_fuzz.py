@@ -16,8 +16,8 @@ from test_transformer import BASE, randomised
 
 import flashspec as fs
 from flashspec import FlashHead
+from flashspec.heads.base import FILE
 from flashspec.heads.candidates import ShortlistHead
-from flashspec.heads.storage import FILE
 from flashspec.models.adapter import Adapter
 from flashspec.models.awq import scheme_of
 from flashspec.models.chat import chat_prompt, generation_defaults

@@ -11,7 +11,7 @@ import torch
 
 from flashspec import load
 from flashspec.kernels import build
-from flashspec.kernels.pages import ALIGNMENT, BLOCK, PAGE, Shelf
+from flashspec.kernels.integers import ALIGNMENT, BLOCK, PAGE, Shelf
 
 HUGE = hasattr(mmap, "MADV_HUGEPAGE")
 SHAPES = [((3, 5), torch.float32), ((7,), torch.int8), ((2, 3, 4), torch.bfloat16), ((), torch.int64)]

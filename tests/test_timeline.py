@@ -9,8 +9,8 @@ from browser import overflow
 from test_book import extension
 
 from flashspec import Sampling, load
+from flashspec.decoding.cascade import Event
 from flashspec.decoding.generate import Texts, generate, kinds
-from flashspec.decoding.state import Event
 from flashspec.study import EXPERIMENTS, figures
 from flashspec.study.stages import PARTS, seconds_by_part
 from flashspec.study.timeline import LANES, spans

@@ -8,7 +8,7 @@ import click
 
 from flashspec.cli.flags import At, busy, option
 from flashspec.decoding.models import load
-from flashspec.models.borrowed import speaker
+from flashspec.models.checkpoint import speaker
 from flashspec.models.export import BITS, text_facts, write_gguf, write_speech
 from flashspec.models.folder import GGUF
 from flashspec.models.transformer import Transformer

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import click
 
 from flashspec.cli.flags import COUNT, PRECISION, TARGET, Value, busy, given, option, with_flags, with_options
+from flashspec.decoding.cascade import Event
 from flashspec.decoding.generate import Request, Stats, Texts, count, kinds, own_method, request, weak_exit
 from flashspec.decoding.method import METHODS, Method, method_named
 from flashspec.decoding.models import Models, folder_of, load, own_draft
-from flashspec.decoding.state import Event
 from flashspec.models.adapter import speaker
 from flashspec.models.chat import chat_prompt, generation_defaults
 from flashspec.provenance import usable_cores

@@ -10,10 +10,10 @@ import torch
 
 from flashspec.cli.flags import COUNT, PROMPTS, At, busy, option
 from flashspec.decoding.models import folder_of, load
+from flashspec.heads.base import FILE, kept
 from flashspec.heads.dense import DenseHead
 from flashspec.heads.flash import FlashHead
 from flashspec.heads.registry import Origin, is_public
-from flashspec.heads.storage import FILE, kept
 from flashspec.measure.prompts import load_prompts
 from flashspec.measure.queries import Domain, agreements, domains
 from flashspec.models.chat import chat_of

@@ -8,11 +8,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from flashspec.decoding.cascade import decode
+from flashspec.decoding.cascade import Event, Limits, Step, check_prompt, decode
 from flashspec.decoding.method import Method, build, method_named
 from flashspec.decoding.models import Models
 from flashspec.decoding.stages import Stage
-from flashspec.decoding.state import Event, Limits, Step, check_prompt
 from flashspec.sampling import GREEDY, Sampling
 from flashspec.typed import typed, whole_numbers
 

@@ -14,9 +14,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from flashspec.heads.base import Norm, WeightHead, check_count, project, project_blocks, weight_of
-from flashspec.heads.storage import HeadFile, StoredHead
-from flashspec.kernels.pages import Shelf
+from flashspec.heads.base import HeadFile, Norm, StoredHead, WeightHead, check_count, project, project_blocks, weight_of
+from flashspec.kernels.integers import Shelf
 from flashspec.sampling import Scores
 from flashspec.theory.checks import at_least
 

@@ -13,13 +13,11 @@ from torch.nn import functional as F
 
 from flashspec import kernels
 from flashspec.heads.aware import asked_of, cluster_for
-from flashspec.heads.base import Norm, project, project_blocks, weight_of, wide, widened
+from flashspec.heads.base import AGAIN, FILE, HeadFile, Norm, StoredHead, project, project_blocks, weight_of, wide, widened
 from flashspec.heads.cluster import Clusters, Recipe, cluster
 from flashspec.heads.dense import DenseHead
-from flashspec.heads.storage import AGAIN, FILE, HeadFile, StoredHead
 from flashspec.kernels import Packed, pack
-from flashspec.kernels.integers import BITS, PANEL
-from flashspec.kernels.pages import Shelf
+from flashspec.kernels.integers import BITS, PANEL, Shelf
 from flashspec.sampling import Scores
 from flashspec.typed import changed, typed, whole_numbers
 

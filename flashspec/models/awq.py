@@ -11,8 +11,7 @@ from msgspec import Struct, field, to_builtins
 from torch import Tensor, nn
 
 from flashspec.kernels import integers
-from flashspec.kernels.integers import CELL
-from flashspec.kernels.pages import Shelf
+from flashspec.kernels.integers import CELL, Shelf
 from flashspec.models.config import CONFIG
 from flashspec.models.files import Kind, Unsupported, refuse_others, shaped
 from flashspec.models.packed import PackedLinear

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 from flashspec import kernels
 from flashspec.kernels.build import call, structure
-from flashspec.kernels.integers import PANEL
-from flashspec.kernels.pages import Shelf
+from flashspec.kernels.integers import PANEL, Shelf
 from flashspec.models.config import OFFSET, ModelConfig, layer_parts
 from flashspec.models.packed import PackedLinear
 from flashspec.models.transformer import At, Layer, Transformer

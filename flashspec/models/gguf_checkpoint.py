@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from flashspec.kernels.build import call, library
-from flashspec.kernels.integers import Packed, room
-from flashspec.kernels.pages import Shelf
+from flashspec.kernels.integers import Packed, Shelf, room
 from flashspec.models.config import ModelConfig, Part, Unsupported, divisors, from_hf, parts
 from flashspec.models.gguf import AGAIN, Gguf, opened
 from flashspec.models.memory import dtype_named, refuse_bytes

@@ -9,8 +9,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from flashspec.kernels.integers import BITS, Packed, pack, packed_linear
-from flashspec.kernels.pages import Shelf
+from flashspec.kernels.integers import BITS, Packed, Shelf, pack, packed_linear
 
 ROUNDED = {"int8": 8, "int4": 4}
 Model = TypeVar("Model", bound=nn.Module)

@@ -10,8 +10,7 @@ import msgspec
 import torch
 from torch import Tensor, nn
 
-from flashspec.kernels.integers import CELL
-from flashspec.kernels.pages import Shelf
+from flashspec.kernels.integers import CELL, Shelf
 from flashspec.models.awq import Packed, layer
 from flashspec.models.config import ModelConfig, Part
 from flashspec.models.memory import Form, refuse_too_large

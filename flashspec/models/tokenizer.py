@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flashspec.models.borrowed import speaker
+from flashspec.models.checkpoint import speaker
 from flashspec.models.folder import GGUF
 from flashspec.models.gguf import Gguf, opened
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flashspec.kernels.integers import Packed
-from flashspec.models import borrowed, checkpoint
+from flashspec.models import checkpoint
 from flashspec.models.config import OFFSET, ModelConfig, Part, inverse_frequencies, parts, to_hf
 from flashspec.models.packed import PackedLinear
 from flashspec.typed import typed
@@ -172,7 +172,7 @@ class Transformer(nn.Module):
         "dense" widens them, "auto" keeps them where that is fast. A GGUF file is read on the CPU. Raises FileNotFoundError or
         ValueError, naming the file or tensor, unless the files hold exactly this model and the free memory holds it.
         """
-        found = borrowed.opened(Path(folder), dtype, device, weights)
+        found = checkpoint.opened(Path(folder), dtype, device, weights)
         return cls.filled(found.config, found.module, found.device)
 
     @classmethod

@@ -13,15 +13,14 @@ from typing import Any
 
 import torch
 
-from flashspec.decoding.cascade import decode
+from flashspec.decoding.cascade import Limits, decode
 from flashspec.decoding.rules import rule_for
 from flashspec.decoding.stages import Stage, scripted
-from flashspec.decoding.state import Limits
 from flashspec.decoding.ways import fastest
 from flashspec.heads.base import Head
 from flashspec.heads.dense import DenseHead
 from flashspec.heads.registry import Origin
-from flashspec.kernels.pages import Shelf
+from flashspec.kernels.integers import Shelf
 from flashspec.measure import clock
 from flashspec.measure.pieces import flag
 from flashspec.models import graphs

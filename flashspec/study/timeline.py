@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from flashspec.decoding.cascade import Event
 from flashspec.decoding.generate import SHADES, Output, Said
-from flashspec.decoding.state import Event
 from flashspec.study.frames import DataFrame, groups, having
 from flashspec.study.stages import PARTS, seconds_by_part
 from flashspec.study.style import named
