@@ -177,12 +177,12 @@ class Card(Struct):
 Source = Checkpoint | GgufCheckpoint
 
 
-def opened(source: Path, dtype: str = "auto", device: str = "cpu", weights: str = "auto") -> Source | BorrowedCheckpoint:
+def opened(source: Path, dtype: str = "auto", device: str = "cpu", weights: str = "auto") -> Source:
     """What a transformer is filled from, for a Hugging Face folder, a GGUF file or a draft that borrows."""
     if source.suffix == GGUF:
         return GgufCheckpoint(source, dtype, weights)
     if borrows(source):
-        return BorrowedCheckpoint(source, dtype, device, weights)
+        return borrowed(source, dtype, device, weights)
     return Checkpoint(source, dtype, device, weights)
 
 
@@ -217,28 +217,25 @@ def lender(card: Card) -> Path:
 
 def _published(files: dict[str, str]) -> tuple[str, str] | None:
     """Name and role of the published model with these files, whatever their path."""
-    named = [(name, role) for name, roles in PAIRS.items() for role, each in roles.items() if [*files.values()] == [each.sha256]]
-    return named[0] if named else None
+    known = {model.sha256: (name, role) for name, roles in PAIRS.items() for role, model in roles.items()}
+    return known.get(min(files.values())) if len(files) == 1 else None
 
 
-class BorrowedCheckpoint:
-    """A draft's own layers, in int8 if the lender's are integers, and the rest of its lender."""
+def borrowed(folder: Path, dtype: str, device: str, weights: str) -> Source:
+    """The lender of a draft, with the draft's layers in place of its own: in int8 if those are integers."""
+    verify_digests(folder)
+    card = read_as(folder / "config.json", Card)
+    base = opened(lender(card), dtype, device, weights)
+    lent, tensors, shelf = base.module, Tensors(folder), Shelf()
 
-    def __init__(self, folder: Path, dtype: str, device: str, weights: str) -> None:
-        verify_digests(folder)
-        card = read_as(folder / "config.json", Card)
-        self.base = base = opened(lender(card), dtype, device, weights)
-        self.tensors, self.shelf = Tensors(folder), Shelf()
-        self.device: torch.device = base.device
-        self.dtype: torch.dtype = base.dtype
-        self.own_bits: bool = base.own_bits
-        self.config: ModelConfig = replace(base.config, layers=card.layers)
-
-    def module(self, name: str, part: Part) -> nn.Module | dict[str, Tensor]:
-        """The weights of one of our modules."""
+    def module(name: str, part: Part) -> nn.Module | dict[str, Tensor]:
         if not name.startswith(LAYERS):
-            return self.base.module(name, part)
-        found = {leaf: self.tensors.read(f"{name}.{leaf}", part.shape(leaf)).to(self.device, self.dtype) for leaf in part.leaves}
-        if not (self.own_bits and part.columns):
-            return found
-        return PackedLinear([kernels.pack(found["weight"], 8, self.shelf)], found.get("bias"))
+            return lent(name, part)
+        own = {leaf: tensors.read(f"{name}.{leaf}", part.shape(leaf)) for leaf in part.leaves}
+        own = {leaf: tensor.to(base.device, base.dtype) for leaf, tensor in own.items()}
+        if not (base.own_bits and part.columns):
+            return own
+        return PackedLinear([kernels.pack(own["weight"], 8, shelf)], own.get("bias"))
+
+    vars(base).update(config=replace(base.config, layers=card.layers), module=module)
+    return base
