@@ -214,7 +214,6 @@ def finalize(state: State) -> list[Event]:
 
 
 def _below(i: int, reads: tuple[int, ...]) -> list[Event]:
-    """One event for every reader that had to read so that stage i could."""
     return [Event(j, 0, 0, rows, 0) for j, rows in enumerate(reads[:-1], start=i + 1 - len(reads)) if rows]
 
 

@@ -122,7 +122,6 @@ def build(method: Method, models: Models, sampling: Sampling = GREEDY, context: 
 
 
 def _chain(method: Method, models: Models, context: int) -> list[tuple[Reader, Head]]:
-    """Readers from the writer up, with the exact heads of their rows."""
     target, below = models.target, list[tuple[Reader, Head]]()
     if method.draft == "lookup":
         below = [(LookupReader(context, target.device), LookupHead(target.config.vocab_size))]
@@ -135,7 +134,6 @@ def _chain(method: Method, models: Models, context: int) -> list[tuple[Reader, H
 
 
 def _writer_head(method: Method, models: Models, dense: Any) -> Head:
-    """The head of stage 0: the exact one, or the method's with its options, newly made if it keeps state."""
     if method.head == "dense":
         return dense
     head: Any = models.head("target" if method.draft == "none" else "draft", method.head)

@@ -219,7 +219,6 @@ class StoredHead(WeightHead):
 
     @classmethod
     def _place(cls, path: Path | str) -> Path:
-        """A file, or the one of the usual name in a folder."""
         return Path(path) / cls.file if Path(path).is_dir() else Path(path)
 
 

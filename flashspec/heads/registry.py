@@ -88,14 +88,12 @@ def load_public(folder: Path | str, weight: Tensor, norm: Norm | None = None) ->
 
 
 def _options(folder: Path) -> PublicHead:
-    """The options at the top of config.json, or those of its text_config where the top has none."""
     raw, path = read_config(folder), folder / "config.json"
     nested = shaped(raw.get("text_config") or {}, dict[str, Any], path)
     return shaped(nested | {name: value for name, value in raw.items() if value is not None}, PublicHead, path)
 
 
 def _flash(origin: Origin) -> FlashHead:
-    """The model's FlashHead: from its folder (in either layout), from the cache, or built now if small."""
     weight, norm, folder = origin
     if path := origin.stored("flash"):
         return FlashHead.load(path, weight, norm)

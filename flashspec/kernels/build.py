@@ -159,7 +159,6 @@ def _ours_alone(place: Path | None) -> Path:
 
 
 def _ours(facts: os.stat_result) -> bool:
-    """Whether a file belongs to this user and only the user may write it."""
     return facts.st_uid == os.geteuid() and not facts.st_mode & 0o022
 
 
@@ -169,7 +168,6 @@ def _opened(path: str, flags: int) -> int:
 
 
 def _kept(folder: Path, name: str) -> ctypes.CDLL | None:
-    """The library of this name in our folder, if the file there is ours and complete."""
     for path in sorted(folder.glob(f"{name}-*.so")):
         with suppress(OSError), open(path, "rb", opener=_opened) as file:
             facts = os.fstat(file.fileno())
@@ -183,7 +181,6 @@ def _named(name: str, code: bytes) -> str:
 
 
 def _fresh(folder: Path, name: str, cc: str) -> ctypes.CDLL:
-    """The library compiled now, and kept once loaded; OSError with the compiler's message."""
     for left in folder.glob("building-*"):  # of a killed compilation
         shutil.rmtree(left, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix="building-", dir=folder) as place:

@@ -65,7 +65,6 @@ class Checkpoint:
         self._check_names()
 
     def _other_head(self, config: ModelConfig) -> bool:
-        """Whether the files hold a vocabulary weight of their own: then transformers uses it."""
         _, part = next(parts(config))
         names = ("lm_head.weight", *(f"{source}.weight" for source in part.rows))
         if not self.tensors.where.keys() >= set(names):
@@ -90,7 +89,6 @@ class Checkpoint:
             )
 
     def _packed(self, part: Part) -> bool:
-        """Whether this module is stored in 4 bits; ValueError if only some of its sources are."""
         kinds = {bool(part.columns) and self.scheme.covers(source) for source in part.rows}
         if len(kinds) > 1:
             raise ValueError(
@@ -216,7 +214,6 @@ def lender(card: Card) -> Path:
 
 
 def _published(files: dict[str, str]) -> tuple[str, str] | None:
-    """Name and role of the published model with these files, whatever their path."""
     known = {model.sha256: (name, role) for name, roles in PAIRS.items() for role, model in roles.items()}
     return known.get(min(files.values())) if len(files) == 1 else None
 

@@ -94,12 +94,10 @@ class KernelEngine:
         self._scratch = torch.empty(0)
 
     def _keep(self, tensor: Tensor | None) -> int:
-        """Address of a tensor, which is kept alive with the engine; null for None."""
         self._kept.append(tensor)
         return 0 if tensor is None else tensor.data_ptr()
 
     def _wide(self, parameter: Tensor | None) -> int:
-        """Address of a float32 copy of a parameter, null for None."""
         return self._keep(None if parameter is None else parameter.detach().float().contiguous())
 
     def _matrix(self, table: Tensor | kernels.Packed) -> ctypes.Structure:
@@ -148,7 +146,6 @@ Engine = TorchEngine | KernelEngine
 
 
 def _products(layer: Layer, config: ModelConfig) -> list[tuple[nn.Module, tuple[int, ...]]]:
-    """A layer's products in order, and the rows of the matrices that make up each."""
     found = layer_parts(config, "").items()
     return [(layer.get_submodule(name), tuple(part.rows.values())) for name, part in found if part.columns]
 

@@ -71,7 +71,6 @@ def write_gguf(model: Transformer, facts: dict[str, Any], path: Path, bits: str)
 
 
 def _tensors(model: Transformer) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor in float32 under the file's name for it; Llama's queries and keys in llama.cpp's order."""
     for name, part in parts(model.config):
         for leaf in part.leaves:
             for source, weight in part.split(model.get_parameter(f"{name}.{leaf}").detach().float()).items():

@@ -43,7 +43,6 @@ def located(name: str | Path) -> Path:
 
 
 def _cached(repo: str, file: str) -> Path | None:
-    """What the local hub cache holds: this GGUF file, the checkpoint, or the only GGUF file."""
     from huggingface_hub import snapshot_download
 
     try:

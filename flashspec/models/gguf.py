@@ -77,7 +77,6 @@ class Gguf:
         return np.frombuffer(self._bytes, np.uint8, rows * entry.row_bytes, entry.start).reshape(rows, entry.row_bytes)
 
     def _take(self, size: int) -> int:
-        """The offset of the next bytes, which are skipped."""
         at = self._at
         if size > len(self._bytes) - at:
             raise ValueError(f"{self.path} ends at byte {len(self._bytes)} inside what it announces; {AGAIN}")

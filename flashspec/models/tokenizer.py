@@ -127,7 +127,6 @@ def _pieces(tokenizer: Any) -> list[str]:
 
 
 def _words(file: Gguf) -> dict[int, str]:
-    """The token of every id that has one; empty where the file has no tokens."""
     kinds = file.facts.get("tokenizer.ggml.token_type", [])
     tokens = file.facts.get("tokenizer.ggml.tokens", [])
     return {i: token for i, token in enumerate(tokens) if i >= len(kinds) or kinds[i] != UNUSED}

@@ -24,7 +24,6 @@ At = int | Tensor  # where rows stand: the position of the first, or those of al
 
 
 def _span(at: At, rows: int, offset: int = 0) -> slice | Tensor:
-    """The index of these many rows in a table of positions that starts `offset` rows down."""
     return at + offset if isinstance(at, Tensor) else slice(at + offset, at + offset + rows)
 
 

@@ -169,7 +169,6 @@ def made(folder: Path) -> Iterator[None]:
 
 
 def _unfinished(path: Path) -> Path:
-    """The temporary name of a file or folder; leftovers of a killed process under it are removed."""
     return path.with_name(f".{path.name}{UNFINISHED}")
 
 
