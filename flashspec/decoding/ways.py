@@ -89,7 +89,7 @@ class CompiledBurst:
 
 
 class CapturedScore:
-    """Reads and scores at fixed shapes in one replay; its tokens lie by position."""
+    """Reads and scores at fixed shapes in one replay; its tokens are stored by position."""
 
     def __init__(self, reader: SpanReader, head: Head) -> None:
         self.reader, self.engine, self.head = reader, cast(FixedEngine, reader.engine), head
