@@ -169,13 +169,18 @@ def own_method(models: Models) -> str:
     return "flash"
 
 
+def agreement(events: list[Event], stage: int) -> tuple[int, int]:
+    """Tokens that a stage accepted, and tokens it decided on: these and the first rejected one of every action."""
+    judged = [e for e in events if e.stage == stage and e.adds]
+    kept = sum(e.kept for e in judged)
+    return kept, kept + sum(e.kept < e.waiting for e in judged)
+
+
 def weak_exit(method: Method, events: list[Event]) -> str | None:
     """A warning about an exit that the stage above almost never agreed with; None if there is none."""
     last = max((e.stage for e in events), default=0)
     for stage, layer in enumerate(method.exits, start=last - len(method.exits)):
-        judged = [e for e in events if e.stage == stage + 1 and e.adds]
-        kept = sum(e.kept for e in judged)
-        decided = kept + sum(e.kept < e.waiting for e in judged)  # with the first rejected one of each action
+        kept, decided = agreement(events, stage + 1)
         if decided >= LEAST_DECIDED and kept < LEAST_AGREEMENT * decided:
             return (
                 f"exit {layer} agreed with the layers above it on {kept} of {decided} tokens ({kept / decided:.0%}): this model "

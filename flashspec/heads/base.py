@@ -107,7 +107,7 @@ def fused(norm: Norm | None) -> Norm | None:
         return norm
     wide, both = torch.promote_types(norm.weight.dtype, torch.float32), (norm.weight, getattr(norm, "bias", None))
     weight, bias = (None if t is None else t.detach().to(wide).contiguous() for t in both)
-    return kernels.Norm(cast(Tensor, weight), norm.eps, bias)
+    return cast(Norm, kernels.Norm(cast(Tensor, weight), norm.eps, bias))
 
 
 W = TypeVar("W", Tensor, Packed, Tensor | Packed)

@@ -101,8 +101,9 @@ class KernelEngine:
         return self._keep(None if parameter is None else parameter.detach().float().contiguous())
 
     def _matrix(self, table: Tensor | kernels.Packed) -> ctypes.Structure:
-        self._kept.append(table if isinstance(table, kernels.Packed) else table.detach().contiguous())
-        return kernels.matrix(self._kept[-1])
+        kept = table if isinstance(table, kernels.Packed) else table.detach().contiguous()
+        self._kept.append(kept)
+        return kernels.matrix(kept)
 
     def _layer(self, layer: Layer, slot: Slot) -> ctypes.Structure:
         attention, products = layer.attention, _products(layer, self.model.config)
