@@ -54,8 +54,8 @@ def test_a_norm_is_its_naive_twin_and_row_invariant(width):
     wide, centred = x.double(), x.double() - x.double().mean(-1, keepdim=True)
     exact = [weight.double() * v * torch.rsqrt(v.square().mean(-1, keepdim=True) + 1e-5) for v in (wide, centred)]
     for norm, mine in ((kernels.Norm(weight, 1e-5), exact[0]), (kernels.Norm(weight, 1e-5, bias), exact[1] + bias.double())):
-        assert close(kernels.normalised(x, norm), mine)
-        assert row_invariant(lambda part, norm=norm: kernels.normalised(part, norm), x)
+        assert close(norm(x), mine)
+        assert row_invariant(norm, x)
     assert not close(exact[0], exact[1] + bias.double())
 
 
@@ -94,7 +94,7 @@ def test_without_the_compiled_kernels_the_values_are_the_same(dtype, monkeypatch
 
     def every_one():
         yield from (kernels.linear(x, weight), kernels.gather_linear(x, blocks, chosen))
-        yield from (kernels.normalised(x, kernels.Norm(gain, 1e-6, bias)) for bias in (None, noise(48, seed=4)))
+        yield from (kernels.Norm(gain, 1e-6, bias)(x) for bias in (None, noise(48, seed=4)))
 
     fast = list(every_one())
     monkeypatch.setattr("flashspec.kernels.library", lambda: None)

@@ -61,6 +61,12 @@ def listed(numbers: Sequence[Tensor], sound: Sequence[Tensor]) -> list[int]:
     return packed[:count]
 
 
+def stops(doubt: Tensor, doubts: list[Tensor]) -> bool:
+    """Record a doubt [1] and return whether to stop here, which only a CPU knows without waiting."""
+    doubts.append(doubt)
+    return doubt.is_cpu and bool(doubt)
+
+
 def in_turn(stage: Stage) -> tuple[Score | None, Write | None]:
     """No faster way: a stage's own verbs, which every faster way must equal."""
     return None, None
@@ -108,10 +114,8 @@ class Stage:
         for position in range(start, start + want):
             scores, reads = self.score(tokens[:position], position)
             rows += reads[-1]
-            if self.doubt is not None:
-                doubts.append(self.doubt(scores))
-                if tokens.is_cpu and doubts[-1]:  # only a CPU knows without waiting
-                    break
+            if self.doubt is not None and stops(self.doubt(scores), doubts):
+                break
             drawn.append(self.rule.draw(scores, position, 0))
             tokens[position] = drawn[-1].token[0]
         flags = torch.cat(doubts).tolist() if doubts else []
