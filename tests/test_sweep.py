@@ -1,8 +1,10 @@
 """A sweep makes every point of its grid once, keeps it by its content, and says which failed and how to run that one again."""
 
+import io
 import re
 import shlex
 import sys
+import tarfile
 import threading
 import time
 from dataclasses import replace
@@ -189,9 +191,14 @@ def test_timed_experiments_run_one_at_a_time_and_name_the_worker(run, monkeypatc
 def test_a_worker_that_names_files_elsewhere_is_refused(tmp_path):
     sweep = Sweep(NAME, Grid({"k": 1}), tmp_path / "out")
     (task,) = map(sweep._task, sweep.points)
-    for answer in ({"failed": "", "files": {"../../mine": b"x"}}, {"made": "/etc/hostname", "files": {}}):
-        refused("outside of its point's folder", sweep._keep, task, answer)
-    assert [path.name for path in tmp_path.iterdir()] == ["nap.ipynb"]
+    for name in ("../../mine", "/tmp/../mine", "result"):
+        packed = io.BytesIO()
+        with tarfile.open(fileobj=packed, mode="w") as files:
+            entry = tarfile.TarInfo(name)
+            entry.type, entry.linkname = (tarfile.SYMTYPE, "/etc/hostname") if name == "result" else (tarfile.REGTYPE, "")
+            files.addfile(entry)
+        refused("not of its point's folder", sweep._keep, task, {"failed": "", "files": packed.getvalue()})
+    assert not list(tmp_path.rglob("mine")) and not list(tmp_path.rglob("result"))
 
 
 def test_the_books_page_has_commands_that_plan(run, monkeypatch):

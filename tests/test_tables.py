@@ -178,9 +178,9 @@ def test_verify_computes_again_what_is_a_function_of_the_source(counted, tmp_pat
         ({"time": 0.1 + 1e-9}, {}, 0, "1 computed again"),
         ({"time": 0.1001}, {"measured": True}, 0, "0 computed again"),
         ({}, {"key": "another"}, 2, "says key 'another' of itself"),
-        ({}, {"version": 2}, 0, "another version or other parameters"),
-        ({}, {"params": {**found.origin["params"], "blocks": ["x"]}}, 0, "models or parameters are not here"),
-        ({}, {"converted_from": {"experiment": "older"}}, 0, "carried over from older"),
+        ({}, {"version": 2}, 0, "another version, other parameters"),
+        ({}, {"params": {**found.origin["params"], "blocks": ["x"]}}, 0, "parameters or models are not here"),
+        ({}, {"converted_from": {"experiment": "older"}}, 0, "0 computed again"),
     ):
         tables.write(found.path, type(found.rows[0]), [replace(found.rows[0], **change), *found.rows[1:]], found.origin | origin)
         assert status(line) == code, said

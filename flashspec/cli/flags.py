@@ -44,9 +44,13 @@ class Value(click.ParamType):
         return parse_value(str(param and param.name), self.kind, value)
 
 
+def with_options(*options: Callable[[Callable], Callable]) -> Callable[[Callable], Callable]:
+    """Decorate a command's function with these options, shown in this order."""
+    return lambda function: reduce(lambda inner, each: each(inner), reversed(options), function)
+
+
 option = partial(click.option, show_default=True)
 FILE = At(exists=True, dir_okay=False)
-FOLDER = At(file_okay=False)
 RESULTS: dict[str, Any] = {"type": At(), "help": "Folder of the tables, default book/results."}
 METAVARS = {int: "INTEGER", float: "NUMBER", str: "NAME", bool: "true|false"}
 COUNT = click.IntRange(min=1, max=2**31 - 1)
@@ -59,21 +63,14 @@ PROMPTS = option("--prompts", type=FILE, help="A prompts file instead of the shi
 TEXTS = option("--text", "texts", type=FILE, multiple=True, help="A text; may be repeated. Default: Python's standard library.")
 DTYPES, WEIGHTS = click.Choice(("auto", "float32", "bfloat16")), click.Choice(("auto", "int4", "dense"))
 DTYPE = option("--dtype", type=DTYPES, default="float32", help="Numbers that models compute in.")
-PRECISION = (
+PRECISION = with_options(
     option("--dtype", type=DTYPES, default="auto", help="Numbers that models compute in; auto: those of their files."),
     option("--device", default="auto", help="auto, cpu, cuda or cuda:1; auto: CUDA where there is any."),
     option("--weights", type=WEIGHTS, default="auto", help="Of 4-bit checkpoints; auto: as they are, dense: widened."),
 )
-# What options take by their names, and what old names of options are called now.
+# What options take by their names.
 KNOWN: dict[str, tuple[str, ...]] = {name: CHOICES[name] for name in ("head", "finalize", "middle")}
 KNOWN |= {"rule": RULES, "dtype": ("float32", "bfloat16")}
-RENAMED = {"--draft-model": "--draft", "--heads": "--head", "--finalizes": "--finalize", "--shortlists": "--shortlist"}
-RENAMED |= {"--ks": "--k", "--model": "--target", "--texts": "--lessons", "--exit-steps": "--steps"}
-
-
-def with_options(*options: Callable[[Callable], Callable]) -> Callable[[Callable], Callable]:
-    """Decorate a command's function with these options, shown in this order."""
-    return lambda function: reduce(lambda inner, each: each(inner), reversed(options), function)
 
 
 def flags(kind: type, skip: tuple[str, ...] = ()) -> list[click.Option]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, field
+from itertools import product
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from flashspec.study.parameters import MANY, UNFIT, Refused, at_least, listed, parse
 
 LARGEST_FILE = 2**16
+LARGEST_GRID = 100 * MANY  # points, of which a sample is drawn
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Grid:
             raise Refused(f"parameter {both[0]!r} is in the product and in the zip; leave it in one")
 
     def points(self) -> list[dict[str, Any]]:
-        """The values of each point by parameter, the last parameter running fastest; one empty point for an empty grid."""
+        """The values of each point by parameter, the last one running fastest; one empty point for no values."""
         axes = [[{name: value} for value in _values(name, given)] for name, given in self.product.items()]
         if self.zip:
             paired = {name: _values(name, given) for name, given in self.zip.items()}
@@ -39,10 +41,11 @@ class Grid:
             axes.insert(0, [dict(zip(paired, each, strict=True)) for each in zip(*paired.values(), strict=True)])
         total = prod(map(len, axes))
         wanted = min(self.sample or total, total)
-        if wanted > MANY or total >= 2**62:
+        if wanted > MANY or total > LARGEST_GRID:
             raise Refused(f"a sweep takes at most {MANY} points, and this grid has {total}; give fewer values, or --sample")
-        chosen = sorted(random.Random(self.seed).sample(range(total), wanted))
-        return [_at(axes, number) for number in chosen]
+        chosen = set(random.Random(self.seed).sample(range(total), wanted))
+        drawn = [each for number, each in enumerate(product(*axes)) if number in chosen]
+        return [{name: value for part in each for name, value in part.items()} for each in drawn]
 
 
 def read(path: Path) -> Grid:
@@ -68,7 +71,7 @@ def spoken(text: str) -> tuple[str, str]:
     """Name and values of `NAME=VALUES`, as a command line has them."""
     name, given, values = text.partition("=")
     if not (name and given):
-        raise Refused(f"{text!r:.80} names no values; write NAME=VALUES, as in -p k=1..12 or -p head=dense,flash")
+        raise Refused(f"{text!r:.80} names no values; write NAME=VALUES, as in k=1..12 or head=dense,flash")
     return name, values
 
 
@@ -78,13 +81,5 @@ def _values(name: str, given: Any) -> list[Any]:
     except UNFIT as error:
         raise Refused(f"the values of {name!r} cannot be read ({error}): write 1..12, dense,flash or [[1, 2], 3]") from error
     if not 0 < len(found) <= MANY:
-        raise Refused(f"parameter {name!r} has {len(found) or 'no'} values; give at least one and at most {MANY}")
-    return found
-
-
-def _at(axes: list[list[dict[str, Any]]], number: int) -> dict[str, Any]:
-    found = dict[str, Any]()
-    for axis in reversed(axes):
-        number, place = divmod(number, len(axis))
-        found = {**axis[place], **found}
+        raise Refused(f"parameter {name!r} has {len(found) or 'no'} values; give 1 to {MANY} of them")
     return found

@@ -116,8 +116,11 @@ def racers(params: Any) -> list[Racer]:
     chains = [chain for chain in chains_of(params.draft) if ("cascade" if len(chain) > 1 else "model") in needed]
     if "cascade" in needed and all(len(chain) < 2 for chain in chains):
         raise ValueError("a cascade takes drafts joined by +, from the smallest, such as draft = SMALL+LARGER; name some")
-    pairs = [("+".join(chain), _beside(params, chain)) for chain in chains]
-    beside = [(models, facts | facts_of(name, models)) for name, models in pairs]
+    beside = []
+    for chain in chains:
+        lowest, *others = (pair_of(target, name, folder, params.dtype[0], params.weights) for name, folder in chain.items())
+        models = replace(lowest, between=tuple(each.model("draft") for each in others))
+        beside.append((models, facts | facts_of("+".join(chain), models)))
     found = [_racer(params, BASELINE, METHODS[BASELINE], alone, facts)]
     for name, method in wanted:
         drafting = [each for each in beside if bool(each[0].between) == (name == "cascade")]
@@ -126,13 +129,6 @@ def racers(params: Any) -> list[Racer]:
     for engine, other in (("transformers", _transformers), ("llama.cpp", _llama)):
         found += other(params, {**facts, "engine": engine}) if engine in params.engine else []
     return found
-
-
-def _beside(params: Any, chain: dict[str, Path]) -> Models:
-    """The target with its draft, or with the models of a cascade from the smallest."""
-    target, dtype, weights = params.target[0], params.dtype[0], params.weights
-    lowest, *others = (pair_of(target, name, folder, dtype, weights) for name, folder in chain.items())
-    return replace(lowest, between=tuple(each.model("draft") for each in others))
 
 
 def methods(params: Any, layers: int) -> Iterator[tuple[str, Method]]:

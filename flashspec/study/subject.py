@@ -1,4 +1,4 @@
-"""What a sweep varies, an experiment or a notebook: settle parameters, know models by digests, run one point, read it again."""
+"""What a sweep varies, an experiment or a notebook: parameters, digests of models, running a point, reading it."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from flashspec.study.notebooks import cells, execute, parameters, validated
 from flashspec.study.parameters import Refused, canonical
 from flashspec.study.registry import EXPERIMENTS
 
+RESULT = "result"
 GLUED = "application/papermill.record/text/plain"
 Values = Mapping[str, Any]
 
@@ -36,7 +37,7 @@ class Measurement:
 
     @cached_property
     def experiment(self) -> Experiment:
-        return EXPERIMENTS[self.name] if self.name in EXPERIMENTS or ":" in self.name else EXPERIMENTS.preset(self.name)
+        return EXPERIMENTS.preset(self.name)
 
     @property
     def timed(self) -> bool:
@@ -54,16 +55,15 @@ class Measurement:
 
     def settled(self, values: Values) -> dict[str, Any]:
         """All parameters as JSON values in declared types; unknown names and wrong types are refused."""
-        base = self.experiment.presets[self.name] if self.name in self.experiment.presets else self.experiment.params()
-        return canonical(self.experiment.parse({**vars(base), **values}))
+        return canonical(self.experiment.preset(self.name if self.name in self.experiment.presets else "", **values))
 
     def models(self, params: Values) -> dict[str, Any]:
         """Digests of the files of the models that parameters name."""
         return self.experiment.digests(self.experiment.parse(params))
 
-    def run(self, params: Values, folder: Path) -> Path:
-        """The file of one point's result, made in a folder that keeps what is unfinished."""
-        return self.experiment.run(params, root=folder).path
+    def run(self, params: Values, folder: Path) -> None:
+        """Write one point's result to the file RESULT of a folder that keeps what is unfinished."""
+        self.experiment.run(params, root=folder).path.replace(folder / RESULT)
 
     def read(self, path: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         """Rows and origin of a result; Refused where it is damaged."""
@@ -73,7 +73,7 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Notebook:
-    """A notebook, the result of a point being the executed one, its row what it glued; verbs as `Measurement` has them."""
+    """A notebook: the result of a point is the executed one, its row what it glued; see `Measurement`."""
 
     path: Path
     suffix = ".ipynb"
@@ -112,7 +112,7 @@ class Notebook:
                     found[each] = provenance.model_digests(folder_of(each, role))
         return found
 
-    def run(self, params: Values, folder: Path) -> Path:
+    def run(self, params: Values, folder: Path) -> None:
         started, before = time.monotonic(), _stored()
         try:
             out = execute(self.path, folder / "executed" / self.path.name, params, None, Path.cwd())
@@ -124,8 +124,7 @@ class Notebook:
         made = json.loads(out.read_bytes())
         took = {"duration_s": round(time.monotonic() - started, 2), "params": dict(params)}
         made["metadata"]["flashspec"] = {**provenance.origin(), **took, "models": self.models(params)}
-        write_text(json.dumps(made, indent=1, ensure_ascii=False) + "\n", out)
-        return out
+        write_text(json.dumps(made, indent=1, ensure_ascii=False) + "\n", folder / RESULT)
 
     def read(self, path: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         try:

@@ -1,31 +1,32 @@
-"""Sweeps: the points of a grid, each made once, kept under a key of its content, and put together in one table."""
+"""Sweeps: the points of a grid, each made once, kept under a key of its content, and put into one table."""
 
 from __future__ import annotations
 
-import csv
 import io
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import chdir, contextmanager, suppress
+import tarfile
+from collections.abc import Callable, Sequence
+from contextlib import chdir, suppress
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
-from statistics import median
 from typing import Any, NamedTuple
 
 from flashspec import provenance
 from flashspec.models.writing import made, replaced, write_text
 from flashspec.study import tables
 from flashspec.study.engines import WORKER, Answer, Engine, Task, answered
+from flashspec.study.frames import DataFrame
 from flashspec.study.grid import Grid
 from flashspec.study.parameters import Refused
-from flashspec.study.subject import subject_of
+from flashspec.study.subject import RESULT, subject_of
 
 TABLE = "table.csv"
+Result = tuple[list[dict[str, Any]], dict[str, Any]]  # rows and origin
 
 
 class Point(NamedTuple):
-    """One point: the grid's values, all parameters, the models' digests, and the key of all that makes its result."""
+    """One point: the grid's values, all parameters, the models' digests, and the key of all three."""
 
     values: dict[str, Any]
     params: dict[str, Any]
@@ -35,7 +36,7 @@ class Point(NamedTuple):
 
 @dataclass(frozen=True)
 class Sweep:
-    """An experiment or notebook over a grid; results live in `out`/points, what failed or was cut short in `out`/unfinished."""
+    """An experiment or notebook over a grid; results are in `out`/points, what failed in `out`/unfinished."""
 
     name: str
     grid: Grid
@@ -53,12 +54,6 @@ class Sweep:
             found = [self._point(values) for values in self.grid.points()]
         return list({point.key: point for point in found}.values())
 
-    @cached_property
-    def results(self) -> Path:
-        """The folder of the tables that notebooks measure."""
-        with chdir(self.subject.home):
-            return tables.default_root()
-
     def _point(self, values: dict[str, Any]) -> Point:
         params = self.subject.settled(values)
         models = self.subject.models(params)
@@ -68,25 +63,13 @@ class Sweep:
         """The file of a point's result, there if and only if the point is finished."""
         return self.out / "points" / f"{key}{self.subject.suffix}"
 
-    def finished(self) -> dict[str, tuple[list[dict[str, Any]], dict[str, Any]]]:
+    def finished(self) -> dict[str, Result]:
         """Rows and origin of every finished point by its key; a damaged file counts as none."""
         found = {}
         for point in self.points:
-            try:
-                path = self.place(point.key)
-                found[point.key] = _result(self.subject, path, path.stat().st_mtime_ns)
-            except (Refused, FileNotFoundError):
-                continue
+            with suppress(Refused, FileNotFoundError):
+                found[point.key] = self.subject.read(self.place(point.key))
         return found
-
-    def seconds_a_point(self) -> float | None:
-        """The median of stored durations: of finished points, else of the experiment's stored tables; None without any."""
-        origins = [origin for _, origin in self.finished().values()]
-        if not origins and "experiment" in self.subject.facts:
-            for path in (self.results / self.subject.facts["experiment"]).glob("*.parquet"):
-                with suppress(Refused):
-                    origins.append(tables.opened(path)[1])
-        return median(origin["duration_s"] for origin in origins) if origins else None
 
     def run(self, engine: Engine, waiting: Sequence[Point], retries: int, seen: Callable[[], Any]) -> dict[str, str]:
         """Make these points; why points failed, by their keys.
@@ -94,7 +77,7 @@ class Sweep:
         `seen` is called after each. An earlier result stays until its successor is whole.
         """
         failed = dict[str, str]()
-        with made(self.out / "points"), self._held():
+        with tables.held(self.out / "points", wait=False), made(self.out / "points"):
             for task, answer in answered(engine, map(self._task, waiting), retries):
                 if "failed" in answer:
                     failed[task["key"]] = answer["failed"]
@@ -105,67 +88,47 @@ class Sweep:
     def _task(self, point: Point) -> Task:
         folder = self.out.resolve() / "unfinished" / point.key
         what = {"name": self.subject.name, "text": self.subject.text, "home": str(self.subject.home), "folder": str(folder)}
-        return {**what, "key": point.key, "params": point.params, "models": point.models, "seconds": self.seconds}
+        return {**what, **point._asdict(), "seconds": self.seconds}
 
     def _keep(self, task: Task, answer: Answer) -> None:
         """Write down what came over the network, and put a result in its place."""
         folder = Path(task["folder"])
-        for name in (*answer.get("files", ()), answer.get("made", "")):
-            if not (folder / name).resolve().is_relative_to(folder):
-                raise Refused(f"a worker names the file {name!r:.80}, outside of its point's folder: look at that worker")
-        for name, data in answer.get("files", {}).items():
-            path = folder / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with replaced(path) as part:
-                part.write_bytes(data)
+        if "files" in answer:
+            try:
+                with tarfile.open(fileobj=io.BytesIO(answer["files"])) as files:
+                    files.extractall(folder, filter="data")
+            except tarfile.TarError as error:
+                raise Refused(f"a worker sent files that are not of its point's folder: {error}") from error
+        with chdir(self.subject.home):
+            results = tables.default_root()
         for path in folder.glob("tables/*/*.parquet"):
-            place = self.results / path.relative_to(folder / "tables")
+            place = results / path.relative_to(folder / "tables")
             if not place.exists():
                 place.parent.mkdir(parents=True, exist_ok=True)
                 path.replace(place)
-        if "failed" in answer:
-            return
-        (folder / answer["made"]).replace(self.place(task["key"]))
-        shutil.rmtree(folder, ignore_errors=True)
+        if "failed" not in answer:
+            with replaced(self.place(task["key"])) as part:
+                (folder / RESULT).replace(part)
+            shutil.rmtree(folder, ignore_errors=True)
 
-    @contextmanager
-    def _held(self) -> Iterator[None]:
-        """The folder of results for one runner at a time."""
-        import fcntl
-
-        with (self.out / ".lock").open("ab") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise Refused(f"another runner is at work in {self.out}; wait for it, or give another --out") from None
-            yield
-
-    def table(self) -> tuple[list[dict[str, Any]], Path]:
-        """The rows of every finished point in the order of the grid, and the CSV file with them.
+    def table(self, ready: dict[str, Result]) -> tuple[DataFrame, Path]:
+        """The rows of finished points in the order of the grid, and the CSV file with them.
 
         Columns before an experiment's own are the parameters that were swept and are none of its columns; the last, where a
         clock ran, is the worker that measured.
         """
-        lines, ready = list[dict[str, Any]](), self.finished()
+        import pandas
+
+        lines = list[dict[str, Any]]()
         for point in self.points:
             rows, origin = ready.get(point.key, ([], {}))
             who = {"worker": origin["variables"].get(WORKER)} if rows and (self.subject.timed or self.subject.text) else {}
             swept = {name: _plain(point.params[name]) for name in point.values}
             lines += [{**swept, **{name: _plain(value) for name, value in row.items()}, **who} for row in rows]
-        with io.StringIO(newline="") as text:
-            names = dict.fromkeys(name for line in lines for name in line)
-            sheet = csv.DictWriter(text, list(names), lineterminator="\n")
-            sheet.writeheader()
-            sheet.writerows(lines)
-            with made(self.out):
-                write_text(text.getvalue(), self.out / TABLE)
-        return lines, self.out / TABLE
-
-
-@cache
-def _result(subject: Any, path: Path, written: int) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """A result, read once until it is written again."""
-    return subject.read(path)
+        found = pandas.DataFrame(lines, dtype=object)
+        with made(self.out):
+            write_text(found.to_csv(index=False), self.out / TABLE)
+        return found, self.out / TABLE
 
 
 def _plain(value: Any) -> Any:
