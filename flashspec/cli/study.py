@@ -123,7 +123,7 @@ def sweep_command(name: str, values: tuple[str, ...], **options: Any) -> int:
         raise Refused("--engine dask and --scheduler ADDRESS go together; start one with `dask scheduler --host 127.0.0.1`")
     out = options["out"] or Path("sweeps") / Path(name).stem.replace(":", ".")
     sweep = Sweep(name, gridded(values, options), out, options["timeout"])
-    ready, workers = sweep.finished(), 1 if sweep.subject.timed else options["workers"]
+    ready, workers = sweep.finished(), 1 if sweep.experiment.measured else options["workers"]
     chosen = [point for point in sweep.points if options["only"] in (None, point.key)]
     todo = [point for point in chosen if options["force"] or point.key not in ready]
     long = ""

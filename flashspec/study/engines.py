@@ -28,6 +28,7 @@ from flashspec.refusals import in_words
 from flashspec.study.parameters import Refused
 from flashspec.study.subject import subject_of
 
+RESULT = "result"  # of a task, in its folder
 WORKER = "FLASHSPEC_WORKER"  # the variable, and so the fact in an origin, that says who measured
 UNDER_WAY = 256  # tasks handed to an engine at a time
 CONNECT = 60  # seconds for a first Dask worker
@@ -165,20 +166,17 @@ def answered(engine: Engine, tasks: Iterable[Task], retries: int) -> Iterator[tu
             task, left = waiting.popleft()
             running[pool.submit(call, task)] = task, left
         for future in wait(running, return_when=FIRST_COMPLETED).done:
-            (task, left), answer = running.pop(future), _answer(future)
+            task, left = running.pop(future)
+            try:
+                answer = future.result()
+            except CancelledError:
+                raise
+            except Exception as error:
+                answer = {"failed": " ".join(f"{type(error).__name__}: {error}".split())}
             if "failed" in answer and left:
                 waiting.append((task, left - 1))
             else:
                 yield task, answer
-
-
-def _answer(future: Future) -> Answer:
-    try:
-        return dict(future.result())
-    except CancelledError:
-        raise
-    except Exception as error:
-        return {"failed": " ".join(f"{type(error).__name__}: {error}".split())}
 
 
 def _made(task: Task) -> Answer:
@@ -190,10 +188,11 @@ def _made(task: Task) -> Answer:
         if task["text"]:
             name = str(folder / name)
             Path(name).write_text(task["text"], encoding="utf-8")
-        subject = subject_of(name)
-        if other := [name for name, found in subject.models(task["params"]).items() if found != task["models"].get(name)]:
+        experiment = subject_of(name, folder)
+        here = experiment.digests(experiment.parse(task["params"]))
+        if other := [name for name, found in here.items() if found != task["models"].get(name)]:
             raise Refused(f"the model {other[0]!r} is another file here than at the runner: copy the file")
-        subject.run(task["params"], folder)
+        experiment.run(task["params"], root=folder).path.replace(folder / RESULT)
         return {}
     except Exception as error:
         return {"failed": in_words(error)}

@@ -66,7 +66,7 @@ class Experiment:
         """Parameters from values or strings by name; unknown names and wrong types are refused."""
         return parse(self.params, values)
 
-    def preset(self, name: str, **changes: Any) -> Any:
+    def preset(self, name: str, /, **changes: Any) -> Any:
         """The parameters of a preset ("": the defaults), some of them changed; an unknown one is refused."""
         if name and name not in self.presets:
             raise Refused(f"experiment {self.name} has no preset {name!r}; it has: {', '.join(self.presets) or 'none'}")

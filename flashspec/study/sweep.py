@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import io
 import shutil
 import tarfile
@@ -15,11 +16,14 @@ from typing import Any, NamedTuple
 from flashspec import provenance
 from flashspec.models.writing import made, replaced, write_text
 from flashspec.study import tables
-from flashspec.study.engines import WORKER, Answer, Engine, Task, answered
+from flashspec.study.engines import RESULT, WORKER, Answer, Engine, Task, answered
+from flashspec.study.experiment import Experiment
 from flashspec.study.frames import DataFrame
 from flashspec.study.grid import Grid
-from flashspec.study.parameters import Refused
-from flashspec.study.subject import RESULT, subject_of
+from flashspec.study.notebooks import cells
+from flashspec.study.parameters import Refused, canonical
+from flashspec.study.registry import EXPERIMENTS
+from flashspec.study.subject import EXECUTED, subject_of
 
 TABLE = "table.csv"
 Result = tuple[list[dict[str, Any]], dict[str, Any]]  # rows and origin
@@ -44,31 +48,50 @@ class Sweep:
     seconds: float = 3600
 
     @cached_property
-    def subject(self) -> Any:
-        return subject_of(self.name)
+    def home(self) -> Path:
+        """The folder that names of models are relative to: a notebook's own, or this process's."""
+        return Path(self.name).resolve().parent if self.name.endswith(".ipynb") else Path.cwd()
+
+    @cached_property
+    def text(self) -> str:
+        """The text of a notebook, "" for an experiment."""
+        return Path(self.name).read_text(encoding="utf-8") if self.name.endswith(".ipynb") else ""
+
+    @cached_property
+    def experiment(self) -> Experiment:
+        return subject_of(self.name, self.out)
 
     @cached_property
     def points(self) -> list[Point]:
         """Every point once, in the order of the grid; unknown names, wrong types and missing models are refused."""
-        with chdir(self.subject.home):
-            found = [self._point(values) for values in self.grid.points()]
+        base, found = self.experiment.presets.get(self.name, self.experiment.params()), list[Point]()
+        facts = self._facts()
+        with chdir(self.home):
+            for values in self.grid.points():
+                params = self.experiment.parse({**vars(base), **values})
+                plain, models = canonical(params), self.experiment.digests(params)
+                found.append(Point(values, plain, models, provenance.short_hash([facts, plain, models], 16)))
         return list({point.key: point for point in found}.values())
 
-    def _point(self, values: dict[str, Any]) -> Point:
-        params = self.subject.settled(values)
-        models = self.subject.models(params)
-        return Point(values, params, models, provenance.short_hash([self.subject.facts, params, models], 16))
+    def _facts(self) -> dict[str, Any]:
+        """What a point's key holds besides parameters and models: a version, or a notebook's text and all versions."""
+        if not self.text:
+            return {"experiment": self.experiment.name, "version": self.experiment.version}
+        whole = [(cell["cell_type"], cell["source"]) for cell in cells(Path(self.name))]
+        return {"notebook": whole, "versions": {name: each.version for name, each in EXPERIMENTS.items()}}
 
     def place(self, key: str) -> Path:
         """The file of a point's result, there if and only if the point is finished."""
-        return self.out / "points" / f"{key}{self.subject.suffix}"
+        return self.out / "points" / f"{key}.parquet"
 
     def finished(self) -> dict[str, Result]:
         """Rows and origin of every finished point by its key; a damaged file counts as none."""
         found = {}
         for point in self.points:
             with suppress(Refused, FileNotFoundError):
-                found[point.key] = self.subject.read(self.place(point.key))
+                table, origin = tables.opened(self.place(point.key))
+                rows = table.to_pylist()
+                found[point.key] = [{row["name"]: _literal(row["value"]) for row in rows}] if self.text else rows, origin
         return found
 
     def run(self, engine: Engine, waiting: Sequence[Point], retries: int, seen: Callable[[], Any]) -> dict[str, str]:
@@ -87,8 +110,8 @@ class Sweep:
 
     def _task(self, point: Point) -> Task:
         folder = self.out.resolve() / "unfinished" / point.key
-        what = {"name": self.subject.name, "text": self.subject.text, "home": str(self.subject.home), "folder": str(folder)}
-        return {**what, **point._asdict(), "seconds": self.seconds}
+        what = {"name": Path(self.name).name if self.text else self.name, "text": self.text}
+        return {**what, "home": str(self.home), "folder": str(folder), **point._asdict(), "seconds": self.seconds}
 
     def _keep(self, task: Task, answer: Answer) -> None:
         """Write down what came over the network, and put a result in its place."""
@@ -99,14 +122,16 @@ class Sweep:
                     files.extractall(folder, filter="data")
             except tarfile.TarError as error:
                 raise Refused(f"a worker sent files that are not of its point's folder: {error}") from error
-        with chdir(self.subject.home):
-            results = tables.default_root()
+        results = self.home / tables.default_root(self.home)
         for path in folder.glob("tables/*/*.parquet"):
             place = results / path.relative_to(folder / "tables")
             if not place.exists():
                 place.parent.mkdir(parents=True, exist_ok=True)
                 path.replace(place)
         if "failed" not in answer:
+            for path in folder.glob(f"{EXECUTED}/*.ipynb"):
+                (self.out / EXECUTED).mkdir(exist_ok=True)
+                path.replace(self.out / EXECUTED / f"{task['key']}.ipynb")
             with replaced(self.place(task["key"])) as part:
                 (folder / RESULT).replace(part)
             shutil.rmtree(folder, ignore_errors=True)
@@ -122,7 +147,7 @@ class Sweep:
         lines = list[dict[str, Any]]()
         for point in self.points:
             rows, origin = ready.get(point.key, ([], {}))
-            who = {"worker": origin["variables"].get(WORKER)} if rows and (self.subject.timed or self.subject.text) else {}
+            who = {"worker": origin["variables"].get(WORKER)} if rows and (self.experiment.measured or self.text) else {}
             swept = {name: _plain(point.params[name]) for name in point.values}
             lines += [{**swept, **{name: _plain(value) for name, value in row.items()}, **who} for row in rows]
         found = pandas.DataFrame(lines, dtype=object)
@@ -134,3 +159,11 @@ class Sweep:
 def _plain(value: Any) -> Any:
     """A list of one as its member, a longer one by commas."""
     return ",".join(map(str, value)) if isinstance(value, (list, tuple)) else value
+
+
+def _literal(text: str) -> Any:
+    """The value that Python writes so, else the text."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text

@@ -47,11 +47,11 @@ class Results:
         return provenance.describe(self.origin)
 
 
-def default_root() -> Path:
-    """FLASHSPEC_RESULTS, else book/results of the nearest folder upwards that has a book."""
+def default_root(here: Path | None = None) -> Path:
+    """FLASHSPEC_RESULTS, else book/results of the nearest folder upwards from `here` that has a book."""
     if named := os.environ.get("FLASHSPEC_RESULTS"):
         return Path(named)
-    here = Path.cwd()
+    here = here or Path.cwd()
     home = next((folder for folder in (here, *here.parents) if (folder / "book").is_dir()), here)
     return home / "book" / "results"
 
