@@ -27,8 +27,8 @@ from flashspec.cli.main import COMMANDS, group, status
 from flashspec.measure.prompts import load_prompts
 from flashspec.measure.trace import Trace
 from flashspec.refusals import in_words
-from flashspec.study import grid, tables, verify
 from flashspec.study import notebooks as books
+from flashspec.study import sweep, tables
 from flashspec.study.parameters import parse
 from flashspec.study.race import Params
 
@@ -154,13 +154,13 @@ GRIDS = st.fixed_dictionaries({}, optional={"product": MAPS, "zip": MAPS, "sampl
 
 
 def points(given):
-    for point in grid.Grid(**given).points()[:3]:
+    for point in sweep.Grid(**given).points()[:3]:
         parse(Params, point)
 
 
 def a_grid(home, data):
     (home / "spoiled.yaml").write_bytes(data)
-    for point in grid.read(home / "spoiled.yaml").points()[:3]:
+    for point in sweep.read_grid(home / "spoiled.yaml").points()[:3]:
         parse(Params, point)
 
 
@@ -178,8 +178,8 @@ def a_table(home, data):
     good, _ = tables.opened(place)
     (home / "spoiled.parquet").write_bytes(resealed(data) if tables.SEAL in data[:-99] else data)
     found = tables.read(home / "spoiled.parquet", Row)
-    list(verify.unlike_rows(good.to_pandas(), found.frame))
-    verify.consistent(home / "spoiled.parquet")
+    list(tables.unlike_rows(good.to_pandas(), found.frame))
+    tables.consistent(home / "spoiled.parquet")
 
 
 tree = partial(spoiled, tensors=False)
@@ -196,7 +196,7 @@ def loading(file, load):
 
 KINDS = {  # what is drawn, what is called with it, and which share of all cases it takes
     "line": (lambda home: lines().map(lambda line: (home, line)), lambda given: say(*given), 0.3),
-    "words of a grid": (lambda home: WORDS, lambda word: grid.spoken(word), 0.02),
+    "words of a grid": (lambda home: WORDS, lambda word: sweep.spoken(word), 0.02),
     "grid": (lambda home: GRIDS, points, 0.13),
     "grid by text": (lambda home: st.tuples(st.just(home), st.sampled_from(YAMLS).map(str.encode)),
                      lambda given: a_grid(*given), 0.002),

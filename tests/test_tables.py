@@ -13,7 +13,7 @@ from shelf import listing, refused
 from test_study import Counted
 
 from flashspec.cli.main import status
-from flashspec.study import Refused, run, tables, verify
+from flashspec.study import Refused, registry, run, tables
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -164,7 +164,7 @@ def test_diff_says_in_words_what_differs_and_export_writes_into_nothing_that_it_
 @pytest.fixture
 def counted(monkeypatch):
     counted = Counted(measured=False)
-    monkeypatch.setattr(verify, "EXPERIMENTS", {"counted": counted.experiment})
+    monkeypatch.setattr(registry, "EXPERIMENTS", {"counted": counted.experiment})
     return counted
 
 

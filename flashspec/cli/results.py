@@ -46,10 +46,8 @@ def show(path: Path) -> None:
 @click.argument("other", type=FILE)
 def diff(one: Path, other: Path) -> int:
     """Say which parameters, facts of the origin and rows differ between two tables, A and B; status 1 if any does."""
-    from flashspec.study.verify import unlike_facts, unlike_rows
-
     (here, mine), (there, theirs) = tables.opened(one), tables.opened(other)
-    found = [*unlike_facts(mine, theirs), *unlike_rows(here.to_pandas(), there.to_pandas())]
+    found = [*tables.unlike_facts(mine, theirs), *tables.unlike_rows(here.to_pandas(), there.to_pandas())]
     click.echo("\n".join(found) or "the two tables say the same")
     return 1 if found else 0
 
@@ -85,7 +83,7 @@ def verify(root: Path | None, digests: bool) -> int:
     """
     from tqdm import tqdm
 
-    from flashspec.study.verify import again, consistent
+    from flashspec.study.registry import again
 
     found = sorted(path for pattern in ("*.parquet", "digests.json") for path in folder(root).rglob(pattern))
     wrong = afresh = 0
@@ -94,7 +92,7 @@ def verify(root: Path | None, digests: bool) -> int:
             if path.suffix == ".json":
                 verify_digests(path.parent, APART)
             elif digests:
-                consistent(path)
+                tables.consistent(path)
             elif left := again(path):
                 click.echo(f"{path.parent.name}/{path.name} is not computed again: {left}")
             else:

@@ -21,12 +21,11 @@ from flashspec.models.pairs import PAIRS
 from flashspec.refusals import refuse
 from flashspec.study import engines
 from flashspec.study.experiment import Experiment
-from flashspec.study.grid import Grid, read, spoken
 from flashspec.study.notebooks import NotebookFailed, execute_all, found_in
 from flashspec.study.parameters import Refused
 from flashspec.study.registry import EXPERIMENTS
 from flashspec.study.summary import short, summary
-from flashspec.study.sweep import Point, Sweep
+from flashspec.study.sweep import Grid, Point, Sweep, read_grid, spoken
 
 ROWS_SHOWN = 40
 SESSION = ("thesis", "taught", "smollm2")  # races whose output the README shows
@@ -147,7 +146,7 @@ def sweep_command(name: str, values: tuple[str, ...], **options: Any) -> int:
 
 def gridded(values: tuple[str, ...], options: dict[str, Any]) -> Grid:
     """The grid of a command line: that of its file, with its own values, sample and seed."""
-    grid = read(options["grid"]) if options["grid"] else Grid()
+    grid = read_grid(options["grid"]) if options["grid"] else Grid()
     if len(given := dict(map(spoken, values))) < len(values):
         raise Refused("a parameter is given twice; give all its values in one -p, by commas")
     named = {name: options[name] for name in ("sample", "seed") if options[name] is not None}

@@ -26,7 +26,7 @@ import flashspec
 from flashspec import provenance
 from flashspec.refusals import in_words
 from flashspec.study.parameters import Refused
-from flashspec.study.subject import subject_of
+from flashspec.study.registry import experiment_of
 
 RESULT = "result"  # of a task, in its folder
 WORKER = "FLASHSPEC_WORKER"  # the variable, and so the fact in an origin, that says who measured
@@ -188,7 +188,7 @@ def _made(task: Task) -> Answer:
         if task["text"]:
             name = str(folder / name)
             Path(name).write_text(task["text"], encoding="utf-8")
-        experiment = subject_of(name, folder)
+        experiment = experiment_of(name, folder)
         here = experiment.digests(experiment.parse(task["params"]))
         if other := [name for name, found in here.items() if found != task["models"].get(name)]:
             raise Refused(f"the model {other[0]!r} is another file here than at the runner: copy the file")

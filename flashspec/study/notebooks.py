@@ -137,12 +137,10 @@ def execute_all(
     from tqdm import tqdm
 
     wanted = {**(values or {}), **({"fresh": True} if fresh else {})}
-    declared = {notebook: parameters(notebook) for notebook in notebooks}
-    refuse_unknown(wanted, dict.fromkeys(chain(*declared.values(), ["fresh"])))
-    chosen = {}
-    for notebook, known in declared.items():
-        chosen[notebook] = validated(known, {name: wanted[name] for name in wanted if name in known})
-        refuse_input(out_dir / notebook.name, [notebook])
+    known = {notebook: parameters(notebook) for notebook in notebooks}
+    refuse_unknown(wanted, dict.fromkeys(chain(*known.values(), ["fresh"])))
+    mine = {notebook: {name: wanted[name] for name in wanted if name in names} for notebook, names in known.items()}
+    chosen = {notebook: validated(names, mine[notebook]) for notebook, names in known.items()}
     written, failures = [], []
     for notebook in tqdm(notebooks, desc="notebooks", unit="notebook", delay=0.5):
         out = out_dir / notebook.name

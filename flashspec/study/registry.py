@@ -1,16 +1,22 @@
-"""All experiments by name, and the short ways to run one."""
+"""All experiments by name, the short ways to run one, and notebooks as experiments."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import MutableMapping
+import shutil
+from collections.abc import Iterator, MutableMapping
+from contextlib import suppress
+from dataclasses import dataclass, field, make_dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from flashspec.study import decodes, exits, family, parts, race, real_shapes, recall
+from flashspec.decoding.models import folder_of
+from flashspec.study import decodes, exits, family, parts, race, real_shapes, recall, tables
 from flashspec.study.experiment import Experiment
-from flashspec.study.notebooks import checked
-from flashspec.study.parameters import Refused, hints, parse
+from flashspec.study.frames import framed
+from flashspec.study.notebooks import cells, checked, execute, parameters
+from flashspec.study.parameters import Refused, canonical, hints, parse
 from flashspec.study.tables import Results
 
 
@@ -35,6 +41,9 @@ class Experiments(dict[str, Experiment]):
         return self[name] if name in self else self.presets().get(name) or self[name]
 
 
+NEAR = 1e-4  # relative, of numbers computed again on another machine or with another number of threads
+EXECUTED = "executed"
+GLUED = "application/papermill.record/text/plain"
 ALL = (decodes, exits, family, parts, real_shapes, recall, race)
 EXPERIMENTS = Experiments({each.EXPERIMENT.name: each.EXPERIMENT for each in ALL})
 
@@ -62,3 +71,84 @@ def params(scope: MutableMapping[str, Any], experiment: Experiment | str = "race
 
 def _named(experiment: Experiment | str) -> Experiment:
     return EXPERIMENTS[experiment] if isinstance(experiment, str) else experiment
+
+
+def again(path: Path) -> str | None:
+    """Compute a table again where all of it, or all but the columns of a clock, is a function of source and models.
+
+    Nothing said where it agrees, else why it cannot be computed here, None for an observation; Refused where it differs.
+    """
+    table, facts = tables.consistent(path)
+    try:
+        experiment = EXPERIMENTS[facts["experiment"]]
+        if "converted_from" in facts or (facts["measured"] and not experiment.timed):
+            return None
+        params = experiment.parse(facts["params"])
+        here, there = experiment.digests(params), facts["models"]
+    except (LookupError, OSError, ValueError) as error:
+        return f"its experiment, parameters or models are not here ({error})"
+    same = {name: there.get(name) for name in here} == here
+    if not same or (experiment.version, canonical(params)) != (facts["version"], facts["params"]):
+        return f"{experiment.name} has another version, other parameters or other models now"
+    rows = [tables.cells(row, experiment.row) for point in experiment.split(params) for row in experiment.function(point)]
+    kept = [name for name in table.column_names if name not in experiment.timed]
+    if found := list(tables.unlike_rows(table.to_pandas()[kept], framed(rows)[kept], NEAR)):
+        raise Refused(
+            f"table {path.name} in {path.parent.name} (A) is not what the source computes here (B): {'; '.join(found)}; "
+            "find what changed, or measure it afresh (--fresh)"
+        )
+    return ""
+
+
+@dataclass(frozen=True)
+class Named:
+    """A parameter of a notebook, or what one of its cells glued, by name; values as Python writes them."""
+
+    name: str
+    value: str
+
+
+def experiment_of(name: str, folder: Path) -> Experiment:
+    """An experiment by its name or that of a preset, or the one that a notebook is, by its path.
+
+    A notebook's executed copy stays in `folder`/executed, and copies of the tables that it measured in `folder`/tables.
+    """
+    if not name.endswith(".ipynb"):
+        return EXPERIMENTS.preset(name)
+    path = Path(name).resolve()
+    known = [(each, kind, field(default_factory=lambda d=d: d)) for each, (kind, d) in parameters(path).items()]
+    params = make_dataclass("Params", known, frozen=True)
+    return Experiment(path.stem, params, Named, partial(_ran, path, folder), measured=False, models=_models)
+
+
+def _models(params: Any) -> dict[str, Path]:
+    """The models here that parameters named target, draft or ..._target name."""
+    found = dict[str, Path]()
+    for name, value in vars(params).items():
+        role = name.rpartition("_")[2]
+        named = "+".join(map(str, value if isinstance(value, list) else [value])).split("+")
+        for each in named if role in ("target", "draft") else ():
+            with suppress(OSError, ValueError):
+                found[each] = folder_of(each, role)
+    return found
+
+
+def _ran(path: Path, folder: Path, params: Any) -> Iterator[Named]:
+    """Run a notebook in this process's folder."""
+    given, before = canonical(params), _stored()
+    try:
+        out = execute(path, folder / EXECUTED / path.name, given, None, Path.cwd())
+    finally:
+        for table, _ in _stored() - before:
+            place = folder / "tables" / table.parent.name / table.name
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(table, place)
+    found = {name: repr(value) for name, value in given.items()}
+    for shown in (shown for cell in cells(out) for shown in cell.get("outputs", ()) if GLUED in shown.get("data", ())):
+        found[shown["metadata"]["scrapbook"]["name"]] = "".join(shown["data"][GLUED])
+    yield from (Named(name, value) for name, value in found.items())
+
+
+def _stored() -> set[tuple[Path, int]]:
+    """Stored tables, and when each was written."""
+    return {(path, path.stat().st_mtime_ns) for path in tables.default_root().glob("*/*.parquet")}

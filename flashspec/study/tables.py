@@ -6,7 +6,8 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import MISSING, dataclass, fields
 from functools import cached_property
@@ -14,6 +15,8 @@ from operator import methodcaller
 from pathlib import Path
 from types import NoneType
 from typing import IO, Any, get_args
+
+import numpy as np
 
 from flashspec import provenance
 from flashspec.models.folder import first_line
@@ -123,6 +126,21 @@ def opened(path: Path) -> tuple[Any, dict[str, Any]]:
     return table, origin
 
 
+def consistent(path: Path) -> tuple[Any, dict[str, Any]]:
+    """Table and origin of a file; Refused where they are damaged, or the origin is about another file."""
+    table, facts = opened(path)
+    found = {"rows": table.num_rows, "columns": table.column_names}
+    if path.parent.name != "points":  # where a sweep names the files
+        found |= {"experiment": path.parent.name, "key": path.stem.partition("-")[0]}
+    for name, value in found.items():
+        if (said := facts.get(name, value)) != value:
+            raise Refused(
+                f"table {path.name} in {path.parent.name} says {name} {said!r:.80} of itself, and here it is {value!r:.80}: "
+                "put it back where it was made, or restore it"
+            )
+    return table, facts
+
+
 def intact(data: bytes) -> bool:
     """Whether the bytes of a file still match its digest."""
     at = data.rfind(SEAL) + len(SEAL)
@@ -140,6 +158,40 @@ def listed(root: Path | None = None) -> DataFrame:
         made = (provenance.describe(facts), commit, round(facts.get("duration_s", 0)))
         lines.append((f"{path.parent.name}/{path.stem}", facts["rows"], kind, *made))
     return framed(lines, columns).set_index("table")
+
+
+def unlike_facts(one: Mapping[str, Any], other: Mapping[str, Any]) -> Iterator[str]:
+    """One sentence for each parameter and each fact of the origin that two tables, A and B, do not share."""
+    import pandas
+
+    flat = [pandas.json_normalize(dict(facts)).to_dict("records")[0] for facts in (one, other)]
+    for name in sorted({*flat[0], *flat[1]}):
+        if flat[0].get(name, flat) != flat[1].get(name, flat):
+            here, there = (f"{facts[name]!r:.200}" if name in facts else "not said" for facts in flat)
+            what = f"parameter {name[7:]}" if name.startswith("params.") else f"origin: {name}"
+            yield f"{what} is {here} in A and {there} in B"
+
+
+def unlike_rows(one: DataFrame, other: DataFrame, near: float = 0.0) -> Iterator[str]:
+    """One sentence for each difference between two tables' rows; numbers are equal within `near`, relative."""
+    for name, here, there in (("A", one, other), ("B", other, one)):
+        if alone := [column for column in here if column not in there]:
+            yield f"{name} alone has the columns {', '.join(alone)}"
+    shared = [column for column in one if column in other]
+    if len(one) != len(other):
+        words = one[shared].select_dtypes(exclude="floating").columns  # what no clock moves
+        mine, theirs = (Counter(map(tuple, frame[words].astype(str).to_numpy())) for frame in (one, other))
+        alone = f"{(mine - theirs).total()} rows are in A alone, {(theirs - mine).total()} rows are in B alone"
+        yield f"A has {len(one)} rows and B has {len(other)}: {alone}"
+        return
+    for column in shared:
+        here, there = one[column].to_numpy(), other[column].to_numpy()
+        like = (here == there) | (one[column].isna() & other[column].isna()).to_numpy()
+        if near and here.dtype.kind == there.dtype.kind == "f":
+            like |= np.isclose(here, there, rtol=near, atol=0)
+        if len(rows := np.flatnonzero(~like)):
+            said = f"first in row {rows[0]}, {here[rows[0]]} in A and {there[rows[0]]} in B"
+            yield f"{column} differs in {len(rows)} of {len(one)} rows, {said}"
 
 
 def _sealed(kind: type, lines: list[dict[str, Any]], origin: dict[str, Any]) -> bytes:
