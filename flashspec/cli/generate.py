@@ -97,10 +97,10 @@ def comparison(done: Done, plain: Done, load: float) -> Iterator[str]:
 @option("--ids", type=Value(tuple[int, ...]), metavar="1,2,3", help="The prompt as token ids instead of text.")
 @option("--method", type=click.Choice(("auto", *METHODS)), default="auto", help="auto: flash with a draft, else baseline.")
 @TARGET
-@option("--draft", default="auto", help="auto (the target's own), or a model as --target; several by commas in a cascade.")
+@option("--draft", default="auto", help="auto (the target's own), or a model as --target; a cascade's by commas.")
 @option("--chat", is_flag=True, help="Wrap the prompt in the target's chat template.")
 @option("--system", help="With --chat: the system message.")
-@option("--defaults", is_flag=True, help="Sample as the target's generation_config.json says; your own flags win.")
+@option("--defaults", is_flag=True, help="Sample as the target's generation_config.json says, but for your flags.")
 @option("--max-new-tokens", type=COUNT, default=128, help="Most tokens to write.")
 @option("--show", is_flag=True, help="Colour accepted, corrected and bonus tokens.")
 @option("--compare", is_flag=True, help="Decode the prompt plainly too, and end with both speeds.")
@@ -108,7 +108,7 @@ def comparison(done: Done, plain: Done, load: float) -> Iterator[str]:
 @with_flags(Method, skip=("draft",))
 @with_flags(Sampling)
 def generate(prompt: str | None, ids: tuple[int, ...] | None, show: bool, **options: Any) -> None:
-    """Write text from PROMPT (- for standard input); end with tokens per second, acceptance and target forwards."""
+    """Write text from PROMPT (- for standard input); end with speed, acceptance and target forwards."""
     if (prompt is None) == (ids is None):
         raise click.UsageError("give a prompt, - for standard input, or --ids")
     if (options["chat"] and ids is not None) or (options["system"] and not options["chat"]):
@@ -122,7 +122,7 @@ def generate(prompt: str | None, ids: tuple[int, ...] | None, show: bool, **opti
     models = load(options["target"], drafts, options["dtype"], options["device"], options["weights"])
     if options["method"] == "auto" and options["head"] is None and drafts and own_method(models) == "dense":
         method = replace(method, head="dense")
-        click.echo("dense draft head: no FlashHead is built for this draft; `flashspec heads build MODEL` builds one", err=True)
+        click.echo("dense draft head: this draft has no FlashHead; `flashspec heads build MODEL` builds one", err=True)
     asked: str | list[int] = text if ids is None else list(ids)
     if options["chat"]:
         asked = models.encode(chat_prompt(models.folders["target"], text, system), rendered=True)
@@ -163,7 +163,7 @@ def own_defaults(options: dict[str, Any]) -> dict[str, Any]:
 
 @click.group("trace")
 def trace() -> None:
-    """Count tokens per check without the target: record its text once, then replay any draft, head and k against it."""
+    """Count tokens per check without the target: record its text once, then replay any draft against it."""
 
 
 @trace.command("record")
@@ -194,7 +194,7 @@ def record_one(file: Path, target: str, **options: Any) -> None:
 @DTYPE
 @with_flags(Method, skip=("draft", "k", "exits", "finalize", "interval"))
 def replay_one(file: Path, draft: str, target: str | None, k: tuple[int, ...], **options: Any) -> None:
-    """Print a draft's rounds, drafted tokens, accepted tokens and tokens per check on the recorded text, for each k."""
+    """Print rounds, drafted tokens, accepted tokens and tokens per check on the recorded text, for each k."""
     text = Trace.load(file)
     if target:
         check_target(text, folder_of(target, "target"))

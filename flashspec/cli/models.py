@@ -49,7 +49,7 @@ def fetch(name: str) -> None:
 def fetched(model: Published) -> Path:
     """Download one file; OSError says what to copy where when its source is out of reach."""
     if not homes():
-        raise FileNotFoundError("there is no home folder to keep models in; set XDG_CACHE_HOME to a folder of yours")
+        raise FileNotFoundError("there is no home folder to keep models in; set XDG_CACHE_HOME")
     place = homes()[-1] / model.file
     place.parent.mkdir(parents=True, exist_ok=True)
     click.echo(f"fetching {model.file} from {model.told}", err=True)
@@ -83,7 +83,7 @@ def _from_hub(model: Published, work: Path, part: Path) -> None:
 @click.option("--format", "form", type=click.Choice(list(DTYPES)), required=True, help="A Hugging Face folder, or a GGUF file.")
 @option("--bits", type=click.Choice(list(BITS)), default="q8_0", help="Number format of a GGUF file's matrices.")
 def export(model: str, out: Path, form: str, bits: str) -> None:
-    """Write MODEL (any name that --target takes) to OUT: a folder in bfloat16, or a GGUF file, ready to chat."""
+    """Write MODEL (any name that --target takes) to OUT: a folder in bfloat16, or a GGUF file."""
     if (form == "gguf") != (out.suffix == GGUF):
         raise click.UsageError(f"a GGUF file's name ends in {GGUF} and a folder's does not, got {out.name} for --format {form}")
     busy("loading the model")
@@ -114,7 +114,7 @@ def heads() -> None:
 @PROMPTS
 @option("--new-tokens", type=COUNT, default=256, help="Tokens that the model writes after each prompt.")
 @option("--temperature", type=click.FloatRange(min=0), default=0.7, help="Temperature of the model's texts; 0 is greedy.")
-@option("--out", type=At(), help="A new folder for the model with its head, instead of the cache; weights are hard links.")
+@option("--out", type=At(), help="A new folder for model and head, instead of the cache; weights are hard links.")
 def build(model: str, prompts: Path | None, new_tokens: int, temperature: float, out: Path | None) -> None:
     """Build a FlashHead for MODEL (any name that --draft takes), from prompts of several kinds that the model continues.
 
@@ -147,11 +147,11 @@ def free_place(origin: Origin, folder: Path, out: Path | None) -> Path:
     """Where a model's head is written: its file in the cache, or the folder `out`."""
     if out is not None:
         if folder.is_file():
-            raise ValueError(f"--out copies a checkpoint folder, and {folder.name} is one file; leave --out away for the cache")
+            raise ValueError(f"--out copies a checkpoint folder, and {folder.name} is one file; leave --out away")
         check_free(out, [folder])
         return out
     if origin.stored("flash") or is_public(folder):
-        raise ValueError(f"{folder.name} holds a FlashHead of its own, which is found first; give --out for a copy with another")
+        raise ValueError(f"{folder.name} holds a FlashHead, which is found first; give --out for a copy with another")
     if (place := kept(origin.weight, origin.norm)) is None:
         raise FileNotFoundError("there is no home folder to keep heads in; give --out FOLDER")
     return place

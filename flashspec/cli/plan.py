@@ -107,9 +107,7 @@ def draft_of(options: Options) -> str:
 @option("--k", type=COUNT, help="With `plan heads`: drafted tokens per check, default 4.")
 @option("--target", default="reference", help=f"{NAMED}, or a published shape such as Qwen3-32B.")
 @option("--draft", default="auto", help="auto (the target's own), or a model or shape as --target.")
-@option(
-    "--acceptance", type=Value(tuple[float, ...]), metavar="RATES", help="Known acceptance: one rate, or one for each position."
-)
+@option("--acceptance", type=Value(tuple[float, ...]), metavar="RATES", help="Known acceptance: one rate, or one a position.")
 @option("--times", metavar="PARTS", help="Known times in ms, such as step=60,draft=6.7,check=60.")
 @PROMPTS
 @PRECISION

@@ -1,4 +1,4 @@
-"""`flashspec run`, `list`, `sweep`, `notebooks` and `pages`: experiments, and what is made of their tables."""
+"""`flashspec run`, `list`, `sweep`, `notebooks` and `pages`: experiments, and pages made of their tables."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Experiments(click.Group):
         return list(EXPERIMENTS)
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command:
-        """The experiment's fields as flags; a preset's name gives its experiment with the preset's values."""
+        """The experiment's fields as flags; a preset's name gives its experiment with its values."""
         found = EXPERIMENTS.preset(name)
 
         def call(**options: Any) -> None:
@@ -99,7 +99,7 @@ def differing(method: Method) -> str:
 
 @click.command("sweep")
 @click.argument("name", metavar="NOTEBOOK_OR_EXPERIMENT")
-@click.option("-p", "values", multiple=True, metavar="NAME=VALUES", help="Values by commas, or a range as 1..12.")
+@click.option("-p", "values", multiple=True, metavar="NAME=VALUES", help="Values by commas, or a range, 1..12.")
 @click.option("--grid", type=FILE, help="A YAML file with product, zip, sample and seed.")
 @click.option("--sample", type=COUNT, metavar="N", help="Only so many points, drawn from the grid.")
 @click.option("--seed", type=int, help="Of that draw; default 0.")
@@ -154,7 +154,7 @@ def gridded(values: tuple[str, ...], options: dict[str, Any]) -> Grid:
 
 
 def run(sweep: Sweep, todo: list[Point], options: dict[str, Any], workers: int) -> dict[str, str]:
-    """Make points on the engine that was chosen, with progress on standard error; why some failed, by key."""
+    """Make points on the chosen engine, with progress on standard error; why some failed, by key."""
     address, total = options["scheduler"], len(sweep.points)
     with (
         engines.dask(address, options["trusted"]) if address else engines.local(workers) as engine,
@@ -169,7 +169,7 @@ def run(sweep: Sweep, todo: list[Point], options: dict[str, Any], workers: int) 
 @click.option("--fresh", is_flag=True, help="Measure on this machine instead of showing stored tables.")
 @click.option("-p", "values", nargs=2, multiple=True, metavar="NAME VALUE", help="Set a parameter; can be given again.")
 def notebooks_command(source: Path, out: Path, fresh: bool, values: tuple[tuple[str, str], ...]) -> int:
-    """Run a notebook, or all in a folder, and write them to another folder; exit status 1 if a cell failed."""
+    """Run a notebook, or all in a folder, and write them to another; exit status 1 if a cell failed."""
     try:
         execute_all(found_in(source), out, fresh, dict(values))
     except NotebookFailed as error:
@@ -188,7 +188,7 @@ def pages_command(readme: Path) -> None:
 
 
 def session(root: Path | None = None) -> str:
-    """What `flashspec run` prints for the stored races of SESSION, as a block of Markdown; nothing is measured."""
+    """What `flashspec run` prints for the stored races of SESSION, in Markdown; nothing is measured."""
     said = io.StringIO()
     for name in SESSION:
         experiment = EXPERIMENTS.preset(name)

@@ -1,4 +1,4 @@
-"""`flashspec train`, `quantize` and `draft`: the reference models, exits, 4-bit twins, and drafts cut out of a model."""
+"""`flashspec train`, `quantize` and `draft`: reference models, exits, 4-bit twins, and drafts cut out of a model."""
 
 from __future__ import annotations
 
@@ -39,18 +39,18 @@ def train(ctx: click.Context, folder: Path) -> None:
     check_free(folder, [SHIPPED], "data/corpus.json")
     card, about = corpus.prepare(folder / "data", REFERENCE.vocab_size), SHIPPED / "target" / "README.md"
     if about.is_file() and card["sha256"] not in about.read_text(encoding="utf-8"):
-        click.echo(f"Python {card['python']}'s library is not the corpus of the shipped models; expect other numbers", err=True)
+        click.echo(f"Python {card['python']}'s library is not the shipped models' corpus; expect other numbers", err=True)
     click.echo(f"done: {make(folder, card)}")
 
 
 @train.command("exits")
-@option("--target", type=At(), required=True, help="The checkpoint folder or published name of the model that gets exits.")
-@option("--out", type=At(), required=True, help="A new folder for the model with its exits; weights are hard links.")
-@option("--exits", type=Value(tuple[int, ...]), metavar="INTEGER,...", help="Layers below the exits; default 1/8 and 1/4 of all.")
+@option("--target", type=At(), required=True, help="The model that gets exits: a checkpoint folder or a published name.")
+@option("--out", type=At(), required=True, help="A new folder for the copy; weights are hard links.")
+@option("--exits", type=Value(tuple[int, ...]), metavar="INTEGER,...", help="Layers below the exits; default 1/8 and 1/4.")
 @option("--kind", type=click.Choice(("rank", "layer")), default="rank", help="A low-rank step, or a layer with its own cache.")
 @option("--rank", type=COUNT, default=STEPS.rank, help="Width of a low-rank step.")
 @option("--steps", type=COUNT, help="Training steps; default 150 for a low-rank step, 1500 for a layer.")
-@option("--lessons", type=COUNT, default=ExitRecipe.texts, help="Conversations that the model writes to train a layer.")
+@option("--lessons", type=COUNT, default=ExitRecipe.texts, help="Conversations that train a layer.")
 @option("--work", type=At(), help="Folder of the run, where a killed one continues; default OUT.work.")
 @option("--text", type=At(), help="A text to train on instead of Python's library.")
 def exits(target: Path, out: Path, kind: str, exits: tuple[int, ...] | None, text: Path | None, **more: Any) -> None:
@@ -105,7 +105,7 @@ def draft() -> None:
 @TEXTS
 @with_flags(Design)
 def design(out: Path, work: Path | None, k: int, **options: Any) -> None:
-    """Prune a target, distil the draft, and write a Hugging Face folder with speculative.json. An interrupted run continues."""
+    """Prune a target, distil the draft, write a Hugging Face folder with speculative.json; resumable."""
     recipe, place = Design(**given(Design, options)), Place(work or out.with_name(out.name + ".work"), out)
     models = dense(options["target"])
     make_draft(models, stream_of(models, options["texts"]), place, recipe, k)
@@ -113,7 +113,7 @@ def design(out: Path, work: Path | None, k: int, **options: Any) -> None:
 
 
 @draft.command("teach")
-@option("--base", help="The model to cut layers from; default the target. It lends embedding, norm and head.")
+@option("--base", help="The model to cut layers from, which lends embedding, norm and head; default the target.")
 @option("--out", type=At(), required=True, help="A new folder for the draft.")
 @option("--work", type=At(), help="Folder of lessons and runs, shared by drafts of one target; default OUT.work.")
 @option("--layers", type=COUNT, default=BorrowedRecipe.layers, help="Layers of the draft.")
@@ -136,10 +136,10 @@ def teach(target: str, base: str | None, out: Path, work: Path | None, **options
 @draft.command("rank")
 @DRAFT
 @option("--head", type=click.Choice(RANKED), default=RANKED[0], help="The head that will use the ranking.")
-@option("--out", type=At(), required=True, help="A new folder for the draft with its ranking; weights are hard links.")
+@option("--out", type=At(), required=True, help="A new folder for the copy; weights are hard links.")
 @TEXTS
 def rank(draft: str, head: str, out: Path, texts: tuple[Path, ...]) -> None:
-    """Rank the vocabulary by a text and write a copy of the draft with it. For vocab_trim, give text that the target wrote."""
+    """Rank the vocabulary by a text in a copy of the draft. For vocab_trim, give text that the target wrote."""
     folder = folder_of(draft, "draft")
     with fresh_folder(out, [folder]) as part:
         models = dense(folder)

@@ -110,7 +110,7 @@ class Experiment:
     def _measured(self, params: Any, path: Path, fresh: bool, progress: bool) -> Results:
         """Measure and store, unless another process did so during the wait.
 
-        Finished points lie beside the table until all are; those of other code, machine or columns in a folder of their own.
+        Finished points are kept beside the table until all are; those of other code, machine or columns in a folder of their own.
         """
         from tqdm import tqdm
 
