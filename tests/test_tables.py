@@ -177,7 +177,7 @@ def test_verify_computes_again_what_is_a_function_of_the_source(counted, tmp_pat
         ({"block": 7}, {}, 2, "block differs in 1 of 3 rows, first in row 0, 7 in A and 1 in B"),
         ({"time": 0.1 + 1e-9}, {}, 0, "1 computed again"),
         ({"time": 0.1001}, {"measured": True}, 0, "0 computed again"),
-        ({}, {"key": "another"}, 2, "says key 'another' of itself"),
+        ({}, {"key": "another"}, 2, "calls itself counted/another"),
         ({}, {"version": 2}, 0, "another version, other parameters"),
         ({}, {"params": {**found.origin["params"], "blocks": ["x"]}}, 0, "parameters or models are not here"),
         ({}, {"converted_from": {"experiment": "older"}}, 0, "0 computed again"),

@@ -73,21 +73,11 @@ KNOWN: dict[str, tuple[str, ...]] = {name: CHOICES[name] for name in ("head", "f
 KNOWN |= {"rule": RULES, "dtype": ("float32", "bfloat16")}
 
 
-def flags(kind: type, skip: tuple[str, ...] = ()) -> list[click.Option]:
-    """One option per field, `--top-k` for top_k; unset options are None."""
+def with_flags(kind: type, skip: tuple[str, ...] = ()) -> Callable[[Callable], Callable]:
+    """Decorate a command's function with one option per field, `--top-k` for top_k; unset options are None."""
     types, helps = hints(kind), field_comments(kind)
     fields = [field for field in dataclasses.fields(kind) if field.name not in skip]
-    return [_flag(field, types[field.name], helps.get(field.name, "")) for field in fields]
-
-
-def with_flags(kind: type, skip: tuple[str, ...] = ()) -> Callable[[Callable], Callable]:
-    """Decorate a command's function with the flags of a dataclass."""
-
-    def decorate(function: Callable) -> Callable:
-        function.__dict__.setdefault("__click_params__", []).extend(reversed(flags(kind, skip)))
-        return function
-
-    return decorate
+    return with_options(*(_flag(field, types[field.name], helps.get(field.name, "")) for field in fields))
 
 
 def given(kind: type, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -101,7 +91,7 @@ def busy(words: str) -> None:
         click.secho(f"{words} ...", err=True, dim=True)
 
 
-def _flag(field: dataclasses.Field, kind: Any, text: str) -> click.Option:
+def _flag(field: dataclasses.Field, kind: Any, text: str) -> Callable[[Callable], Callable]:
     """An option for a field: its comment, what it takes where that is a list of names, and its default."""
     default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
     shown = str(",".join(map(str, default)) if isinstance(default, (tuple, list)) else default) or "empty"
@@ -109,4 +99,4 @@ def _flag(field: dataclasses.Field, kind: Any, text: str) -> click.Option:
     names = "" if all(name in text for name in known) else f"; {'some' if many else 'one'} of {', '.join(known)}"
     word = next(word for part, word in METAVARS.items() if part in (kind, *get_args(kind)))
     looks: Any = {"metavar": word + ",..." * many, "help": f"{text[:1].upper()}{text[1:]}{names}.  [default: {shown}]"}
-    return click.Option([f"--{field.name.replace('_', '-')}", field.name], type=Value(kind), **looks)
+    return click.option(f"--{field.name.replace('_', '-')}", field.name, type=Value(kind), **looks)

@@ -14,7 +14,7 @@ from typing import Any
 import click
 from tqdm import tqdm
 
-from flashspec.cli.flags import COUNT, FILE, RESULTS, At, flags, given, option
+from flashspec.cli.flags import COUNT, FILE, RESULTS, At, given, option, with_flags, with_options
 from flashspec.decoding.method import METHODS, Method
 from flashspec.decoding.models import REFERENCE
 from flashspec.models.pairs import PAIRS
@@ -30,10 +30,10 @@ from flashspec.study.sweep import Grid, Point, Sweep, read_grid, spoken
 ROWS_SHOWN = 40
 SESSION = ("thesis", "taught", "smollm2")  # races whose output the README shows
 ROLES = {"target": "--target", "draft": "--draft"}
-OPTIONS = (
-    click.Option(["--fresh"], is_flag=True, help="Measure on this machine instead of showing the stored table."),
-    click.Option(["--preset"], metavar="NAME", help="Start from named parameters, such as smoke."),
-    click.Option(["--results"], **RESULTS),
+OPTIONS = with_options(
+    click.option("--fresh", is_flag=True, help="Measure on this machine instead of showing the stored table."),
+    click.option("--preset", default="", metavar="NAME", help="Start from named parameters, such as smoke."),
+    click.option("--results", **RESULTS),
 )
 
 
@@ -47,10 +47,13 @@ class Experiments(click.Group):
         """The experiment's fields as flags; a preset's name gives its experiment with its values."""
         found = EXPERIMENTS.preset(name)
 
+        @click.command(name, help=found.summary)
+        @with_flags(found.params)
+        @OPTIONS
         def call(**options: Any) -> None:
             run_one(found, {**options, "preset": options["preset"] or ("" if name in EXPERIMENTS else name)})
 
-        return click.Command(name, callback=call, params=[*flags(found.params), *OPTIONS], help=found.summary)
+        return call
 
 
 def run_one(experiment: Experiment, options: dict[str, Any]) -> None:
@@ -62,7 +65,8 @@ def run_one(experiment: Experiment, options: dict[str, Any]) -> None:
     click.echo(f"{len(results.rows)} rows in {results.path}; {results.machine}", err=True)
 
 
-@click.command("run", cls=Experiments, params=list(OPTIONS), invoke_without_command=True)
+@click.command("run", cls=Experiments, invoke_without_command=True)
+@OPTIONS
 @click.pass_context
 def run_command(ctx: click.Context, **options: Any) -> None:
     """Run an experiment; without a name and with --preset, run that preset of every experiment."""

@@ -129,15 +129,10 @@ def opened(path: Path) -> tuple[Any, dict[str, Any]]:
 def consistent(path: Path) -> tuple[Any, dict[str, Any]]:
     """Table and origin of a file; Refused where they are damaged, or the origin is about another file."""
     table, facts = opened(path)
-    found = {"rows": table.num_rows, "columns": table.column_names}
-    if path.parent.name != "points":  # where a sweep names the files
-        found |= {"experiment": path.parent.name, "key": path.stem.partition("-")[0]}
-    for name, value in found.items():
-        if (said := facts.get(name, value)) != value:
-            raise Refused(
-                f"table {path.name} in {path.parent.name} says {name} {said!r:.80} of itself, and here it is {value!r:.80}: "
-                "put it back where it was made, or restore it"
-            )
+    here = (path.parent.name, path.stem.partition("-")[0])
+    said = (facts.get("experiment", here[0]), facts.get("key", here[1]))
+    if said != here and path.parent.name != "points":  # where a sweep names the files
+        raise Refused(f"table {'/'.join(here)} calls itself {said[0]}/{said[1]}: put it back, or restore it")
     return table, facts
 
 
