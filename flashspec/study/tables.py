@@ -132,7 +132,7 @@ def consistent(path: Path) -> tuple[Any, dict[str, Any]]:
     here = (path.parent.name, path.stem.partition("-")[0])
     said = (facts.get("experiment", here[0]), facts.get("key", here[1]))
     if said != here and path.parent.name != "points":  # where a sweep names the files
-        raise Refused(f"table {'/'.join(here)} calls itself {said[0]}/{said[1]}: put it back, or restore it")
+        raise Refused(f"table {path.name} in {path.parent.name} calls itself {'/'.join(said)}: put it back, or restore it")
     return table, facts
 
 
