@@ -54,7 +54,7 @@ def filled(disk, room=2**16):
 
 @pytest.mark.parametrize(("disk", "full", "said"), [
     (mounted, filled, "No space left on device"),
-    (nullcontext, lambda place: full_disk(4096), "File too large"),
+    (nullcontext, lambda place: full_disk(2048), "File too large"),
 ])  # fmt: skip
 def test_a_full_disk_is_one_sentence_keeps_what_was_measured_and_the_run_goes_on(tmp_path, disk, full, said):
     counted = Counted()

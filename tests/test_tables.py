@@ -89,7 +89,7 @@ def test_the_command_verifies_lists_and_shows(tmp_path, capsys):
     path = written(tmp_path)
     assert status(["results", "verify", "--results", str(tmp_path)]) == 0
     assert status(["results", "ls", "--results", str(tmp_path)]) == 0
-    assert status(["results", "show", str(path)]) == 0 and "4 rows" in capsys.readouterr().out
+    assert status(["results", "show", str(path)]) == 0 and "toy/k     4  measured" in capsys.readouterr().out
     data = bytearray(path.read_bytes())
     data[9] ^= 4
     path.write_bytes(data)

@@ -6,6 +6,7 @@ import importlib
 import shutil
 from collections.abc import Iterator, MutableMapping
 from contextlib import suppress
+from copy import copy
 from dataclasses import dataclass, field, make_dataclass
 from functools import partial
 from pathlib import Path
@@ -116,7 +117,7 @@ def experiment_of(name: str, folder: Path) -> Experiment:
     if not name.endswith(".ipynb"):
         return EXPERIMENTS.preset(name)
     path = Path(name).resolve()
-    known = [(each, kind, field(default_factory=lambda d=d: d)) for each, (kind, d) in parameters(path).items()]
+    known: Any = [(each, kind, field(default_factory=partial(copy, d))) for each, (kind, d) in parameters(path).items()]
     params = make_dataclass("Params", known, frozen=True)
     return Experiment(path.stem, params, Named, partial(_ran, path, folder), measured=False, models=_models)
 

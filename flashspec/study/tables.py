@@ -176,8 +176,8 @@ def unlike_rows(one: DataFrame, other: DataFrame, near: float = 0.0) -> Iterator
     if len(one) != len(other):
         words = one[shared].select_dtypes(exclude="floating").columns  # what no clock moves
         mine, theirs = (Counter(map(tuple, frame[words].astype(str).to_numpy())) for frame in (one, other))
-        alone = f"{(mine - theirs).total()} rows are in A alone, {(theirs - mine).total()} rows are in B alone"
-        yield f"A has {len(one)} rows and B has {len(other)}: {alone}"
+        apart = f"{(mine - theirs).total()} rows are in A alone, {(theirs - mine).total()} rows are in B alone"
+        yield f"A has {len(one)} rows and B has {len(other)}: {apart}"
         return
     for column in shared:
         here, there = one[column].to_numpy(), other[column].to_numpy()
