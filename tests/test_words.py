@@ -96,7 +96,7 @@ def faults(places):
         said = " ".join(prose(text).split())
         for pattern in WORDS:
             found = (match.span() for match in re.finditer(pattern, said, re.I))
-            yield from (f"{place}: ... {said[max(start - 30, 0) : end + 20]}" for start, end in found)
+            yield from (f"{place}: ... {said[max(start - 30, 0):end + 20]}" for start, end in found)
 
 
 @pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=lambda page: page.name)
