@@ -48,9 +48,14 @@ class Process:
     def __init__(self, variables: dict[str, str]) -> None:
         self.pipe, theirs = Pipe()
         with theirs:
-            number, ways = theirs.fileno(), {"stdin": subprocess.DEVNULL, "stdout": 2, "start_new_session": True}
-            line, there = [sys.executable, "-m", __name__, str(number)], {**variables, **os.environ}
-            self.process = subprocess.Popen(line, env=there, pass_fds=[number], **ways)  # type: ignore[call-overload]
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", __name__, str(theirs.fileno())],
+                env={**variables, **os.environ},
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=2,
+                start_new_session=True,
+            )
         _all.add(self)
         with suppress(EOFError):
             self.pipe.recv()

@@ -164,7 +164,9 @@ class Sweep:
             with suppress(Refused, FileNotFoundError):
                 table, origin = tables.opened(self.place(point.key))
                 rows = table.to_pylist()
-                found[point.key] = [{row["name"]: _literal(row["value"]) for row in rows}] if self.text else rows, origin
+                if self.text:
+                    rows = [{row["name"]: _literal(row["value"]) for row in rows}]
+                found[point.key] = rows, origin
         return found
 
     def run(self, engine: Engine, waiting: Sequence[Point], retries: int, seen: Callable[[], Any]) -> dict[str, str]:
