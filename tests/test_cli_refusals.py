@@ -54,7 +54,6 @@ CASES = {  # a command's beginning, and ends that make it wrong => words of the 
         "--temperature 1e999 | --top-p nan | --seed 1e400 | --probes 0 | --exits 99 --method self_speculation | "
         "--device moon | --system hello | --ids 1 => give a prompt | --tmperature 1 => --temperature | "
         "--k many => 'k' expects int | --top-p 1.5 => top_p | --method magic => 'baseline' | "
-        "--draft-model x => is called --draft now | "
         "--method dense --head best => in_context",
     DESIGN:
         "--out {target} | --out {target}/below | --out {home} | --out {draft} | --out {home}/link | --out {home}/text.txt | "
@@ -97,7 +96,7 @@ CASES = {  # a command's beginning, and ends that make it wrong => words of the 
         "{home}/text.txt/below",
     "trace record {home}/new.json --target {target} --prompts": "{home} | {home}/nowhere.json",
     "trace replay": "{home}/nowhere.json | {home} | {home}/traces/list.json --k 0 | {home}/traces/list.json --k , | "
-        "{home}/nowhere.json --ks 1 => is called --k now",
+        "{home}/nowhere.json --ks 1 => No such option",
     "plan": "heads --k 0 | --prompts {home}/nowhere.json",
     "run acceptance --fresh --results {home}/new": "--per-kind 0 | --temperatures hot | --temperatures nan",
     "run --results {home}/new":

@@ -254,8 +254,8 @@ def test_an_interval_wider_than_a_factor_of_two_gives_no_advice():
 
 
 def test_flags_that_would_be_lost_or_say_nothing_are_refused(capsys):
-    assert status(["plan", "--max-k", "2", "heads"]) == 2
-    assert "write --max-k behind `heads`" in capsys.readouterr().err
+    assert status(["plan", "--k", "2"]) == 2
+    assert "--k goes with `plan heads`" in capsys.readouterr().err
     shapes = ["--target", "opt-66b", "--draft", "opt-125m", "--acceptance", "0.5"]
     for line in (["plan", "heads", *shapes], ["plan", "--head", "dense,flash", *shapes]):
         assert status(line) == 2
