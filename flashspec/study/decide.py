@@ -1,4 +1,4 @@
-"""The decision page: sliders of `data/decision.toml`, presets out of stored tables and papers, and the formulas as a script."""
+"""The decision page: sliders of `data/decision.toml`, and presets out of stored tables and papers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from flashspec.decoding.models import SHIPPED
 from flashspec.study import compare, papers, stages
 from flashspec.study.frames import DataFrame, framed, having
-from flashspec.study.javascript import script
 from flashspec.study.quote import shown
 from flashspec.study.registry import stored
 from flashspec.theory import decision
@@ -22,10 +21,7 @@ if TYPE_CHECKING:
 
 PAGE = """<section id="decision-tool" aria-label="Decision tool"><p>The sliders are in the built book.</p></section>
 <script type="application/json" id="decide-data">{data}</script>
-{formulas}<details><summary>How close the presets come</summary>{table}</details>"""
-SCRIPT = """<script>const decide = (() => {{
-{formulas}return {{decision, at, MOST}};
-}})();</script>"""
+<details><summary>How close the presets come</summary>{table}</details>"""
 
 
 class Preset(NamedTuple):
@@ -102,12 +98,6 @@ def printed(work: papers.Work, base: Preset) -> Preset:
     return Preset(work.title, " ".join(said), _rounded(values), work.rate, work.head)
 
 
-@cache
-def formulas() -> str:
-    """The script of the formulas, the only one that a page of the book may bring along."""
-    return SCRIPT.format(formulas=script(decision.decision, decision.at))
-
-
 def _rounded(values: Mapping[str, float]) -> dict[str, float]:
     return {name: int(value) if name in ("k", "exits") else float(f"{value:.3g}") for name, value in values.items()}
 
@@ -125,4 +115,4 @@ def tool(root: Path | None = None) -> HTML:
         lines.append({**what, **rates, "where its numbers come from": each.note})
     known = [{"name": name, "label": each.label, "note": each.note, "values": each.values} for name, each in found.items()]
     data = json.dumps({"fields": described()["field"], "presets": known}).replace("<", "\\u003c")
-    return HTML(PAGE.format(data=data, formulas=formulas(), table=shown(framed(lines)).data))
+    return HTML(PAGE.format(data=data, table=shown(framed(lines)).data))
