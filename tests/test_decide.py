@@ -15,7 +15,7 @@ from flashspec.theory import decision
 from flashspec.theory.decision import Setting
 
 STATIC = Path(__file__).resolve().parent.parent / "book" / "_static"
-FIELDS = decide.described()["field"]
+FIELDS = decide.DESCRIBED["field"]
 PLAIN = Setting(15.4, 0.06, 0.85, 6.7, 0.3, 0.8, 6.9, 0.02, 3, 2, 1.2, 0.41, 1.0, 7.3, 0.4, 0.79, 1.1)
 FORMULAS = (STATIC / "decision.js").read_text()
 RANGES = {field["name"]: (field["low"], field["high"]) for field in FIELDS} | {"exits": (0, 2)}
