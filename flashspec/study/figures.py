@@ -37,8 +37,9 @@ def who(table: DataFrame, *columns: str) -> DataFrame:
 @drawn
 def answers(*results: Any, lines: DataFrame) -> Figure:
     """Ratios with 95 % intervals over prompts, one line per question, one colour per temperature; 1 is no difference."""
-    known = lines.dropna(subset=["ratio"]).rename(columns={"question": "line"})
-    figure = forest(overlaid(known), "times faster", 0.5)
+    known = lines.dropna(subset=["ratio"])
+    table = known.assign(line=known["question"], rank=known["question"].factorize()[0])
+    figure = forest(overlaid(table.sort_values(["temperature", "rule"], kind="stable")), "times faster", 0.5)
     figure.axes[0].set_xscale("log")
     plain_ticks(figure.axes[0])
     return figure
