@@ -1,6 +1,6 @@
-"""A Sphinx extension: figures scroll in a frame, and captions end with links to the function and their tables.
+"""A Sphinx extension: figures scroll in a frame, captions end with links to the function and their tables, code comes later.
 
-Both are read from the figure's own SVG file, into which `flashspec.study.style` writes them.
+What a caption links to is read from the figure's own SVG file, into which `flashspec.study.style` writes it.
 """
 
 from __future__ import annotations
@@ -54,8 +54,19 @@ def name_tables(app: Any, page: str, template: str, context: dict[str, Any], doc
         context["body"] = TABLE.sub(r'<th id="\1-\2">\1/\2</th>', context["body"])
 
 
+def show_first(app: Any, doctree: nodes.document) -> None:
+    """Move the code above a page's first picture or table behind it, since a reader wants the answer first."""
+    cells = [each for each in doctree.findall(nodes.container) if "cell" in each["classes"]]
+    shows = [any("cell_output" in part["classes"] for part in each.findall(nodes.container)) for each in cells]
+    place = cells[shows.index(True)] if any(shows) else None
+    for cell in reversed(cells[: cells.index(place)] if place else []):
+        cell.parent.remove(cell)
+        place.parent.insert(place.parent.index(place) + 1, cell)
+
+
 def setup(app: Any) -> dict[str, Any]:
     """Register with Sphinx."""
+    app.connect("doctree-read", show_first)
     app.connect("doctree-resolved", add_sources)
     app.connect("html-page-context", name_tables)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
