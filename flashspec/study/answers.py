@@ -47,7 +47,7 @@ def found(questions: Questions, root: Path | None = None) -> dict[str, Results]:
 def answers(questions: Questions, tables: Mapping[str, Results]) -> DataFrame:
     """One line per question, temperature and rule: the ratio with its interval; NOT_HERE where the table is missing.
 
-    Its column `pays` has in words whether the interval is above 1, below 1, or holds 1.
+    Its column `pays` says whether the interval is above 1, below 1, or holds 1.
     """
     lines = []
     for name, each in questions.items():

@@ -32,7 +32,7 @@ def measured(claim: dict[str, Any], root: Path | None = None) -> DataFrame:
     if not frames or len(frames) < len(tables):
         return framed([], ["ratio", "low", "high", "verdict", "temperature"])
     if reading == "ratio":
-        return answers.ratio(*frames, claim["mine"], claim["over"])
+        return answers.ratio(frames[0], claim["mine"], claim["over"])
     found = READINGS[reading](*frames)
     return found[having(found, claim["mine"])]
 

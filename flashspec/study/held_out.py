@@ -98,7 +98,8 @@ def held_out(params: Any, name: str) -> HeldOut:
             kinds += [prompt.kind] * len(own)
         else:
             counted, written = counted + ids, written + text
-    return HeldOut(draft, *map(torch.cat, rows), tuple(kinds), torch.tensor(counted), torch.tensor(written))
+    tuning, judging = map(torch.cat, rows)
+    return HeldOut(draft, tuning, judging, tuple(kinds), torch.tensor(counted), torch.tensor(written))
 
 
 @torch.inference_mode()
