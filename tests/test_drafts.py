@@ -1,7 +1,7 @@
 """Drafts are found by name, folder, family and recipe; drafts and exits are measured as a loop counts."""
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import pytest
 import shelf
@@ -12,7 +12,6 @@ from shelf import refused
 
 from flashspec import Transformer, load
 from flashspec.measure.prompts import load_prompts
-from flashspec.models.family import FAMILY
 from flashspec.models.packed import rounded
 from flashspec.models.synthetic import reshaped, shape
 from flashspec.models.writing import write_digests
@@ -57,17 +56,6 @@ def test_drafts_are_found_by_name_and_folder(home):
     refused("nowhere", drafts.drafts_of, ("nowhere",), error=FileNotFoundError)
 
 
-def test_the_point_that_ships_is_known_by_its_recipe(tmp_path, monkeypatch):
-    monkeypatch.setattr(drafts, "SHIPPED", tmp_path)
-    assert drafts.point_of_designed() is None
-    (tmp_path / "designed").mkdir()
-    (tmp_path / "designed" / "config.json").write_text("{}")
-    assert drafts.point_of_designed() is None
-    for recipe, name in ((FAMILY["wide-2"], "wide-2"), (replace(FAMILY["wide-2"], seed=9), None)):
-        (tmp_path / "designed" / "design.json").write_text(json.dumps({"design": asdict(recipe), "target": {}}))
-        assert drafts.point_of_designed() == name
-
-
 def test_a_row_is_what_a_loop_counts(home):
     asked = family.EXPERIMENT.parse({"prompts": str(home / "prompts.json"), "texts": 2}
                                     | {name: str(home / name) for name in ("target", "draft")})  # fmt: skip
@@ -88,13 +76,6 @@ def test_a_row_is_what_a_loop_counts(home):
     assert [r.kind for r in family.measure(replace(asked, kind=("prose",)))] == ["prose"]
     refused("kind must be among code, prose", list, family.measure(replace(asked, kind=("song",))))
     refused("texts must be at least 1", replace, asked, texts=0)
-
-
-def test_a_model_that_knows_a_text_finds_it(monkeypatch):
-    prompts = [family.Prompt("code", (1, 2, n, n)) for n in (3, 4, 5)]
-    table = {3: 0.0, 4: -1.0, 5: -2.0}
-    monkeypatch.setattr(family, "mean_chance", lambda model, start, rest: table[rest[0]])
-    assert [family.chooses(tiny.model(1), prompts, n) for n in range(3)] == [True, False, False]
 
 
 @pytest.fixture(scope="module")

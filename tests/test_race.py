@@ -190,6 +190,8 @@ def test_of_an_instruction_only_the_answer_is_judged(judged, monkeypatch):
     monkeypatch.setattr(held_out, "load_prompts", lambda *_: asked)
     held = held_out.held_out(replace(params, edge=(9,)), params.draft[0])
     assert len(held.judging) == len(held.kinds) == len(asked) // 2 * (params.new_tokens + 1) < whole
+    asked[:] = [next(prompt for prompt in asked if prompt.kind == kind) for kind in ("code", "prose")]
+    refused("two prompts of a kind", held_out.held_out, replace(params, edge=(10,)), params.draft[0])
 
 
 def test_a_head_that_scores_every_cluster_misses_nothing(judged):
@@ -237,5 +239,4 @@ test_what_cannot_be_is_refused = refusing([
     (lambda: recall.Params(shape=("wide",)), "IDSxWIDTH"),
     (lambda: recall.Params(backend="gpu"), "one of auto, faiss, torch"),
     (lambda: recall.Params(per_kind=1), "per_kind must be at least 2"),
-    (lambda: held_out.halves([]), "two prompts of a kind"),
 ])  # fmt: skip

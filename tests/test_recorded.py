@@ -16,10 +16,13 @@ from flashspec import Limits, Models, Sampling, decode
 from flashspec.decoding.method import build, method_named
 from flashspec.decoding.ways import CapturedBurst, CapturedScore
 from flashspec.models import graphs, synthetic
+from flashspec.models.config import ModelConfig
 from flashspec.models.graphs import Replay
 from flashspec.models.packed import PackedLinear
-from flashspec.study.real_shapes import TINY
 
+TINY = ModelConfig(
+    family="qwen3", vocab_size=512, hidden=128, ffn=256, layers=4, heads=4, kv_heads=2, head_dim=32, context=256, tied=False
+)
 NAMES = ("dense", "flash", "preview", "hispec", "cascade", "baseline")
 WAITS = {
     "item", "_local_scalar_dense", "is_nonzero", "nonzero", "masked_select", "equal", "bincount", "_unique2", "lift_fresh",
