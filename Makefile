@@ -57,7 +57,8 @@ lint: .venv/.extra-book .venv/.extra-test ## style and types
 models: .venv/.extra-book ## train the reference models from scratch (hours; can be stopped and resumed); FAMILY=1 the drafts' family
 	$(BIN)/flashspec $(if $(filter 1,$(FAMILY)),draft family,train)
 
-gpu: ## true shapes on a CUDA device, resumable, with the Python at hand (flashspec's own needs, transformers, pandas, pyarrow)
+gpu: ## true shapes on a CUDA device, resumable, after the tests that need one, with the Python at hand (its extras book and test)
+	$(PYTHON) -m pytest -q -m gpu tests/test_captured.py tests/test_awq.py
 	$(PYTHON) -m flashspec.cli.main run real_shapes $(GPU_FLAGS)
 
 peer-llama: ## build llama.cpp (its Python wheel, from source) into .venv-llama, for races beside it

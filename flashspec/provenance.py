@@ -17,9 +17,8 @@ from typing import Any
 
 import torch
 
-PACKAGES = ("numpy", "safetensors", "tokenizers", "transformers", "faiss-cpu", "papermill")
-RESULTS, MODELS = "FLASHSPEC_RESULTS", "FLASHSPEC_MODELS"
-PLACES = {RESULTS, MODELS}  # which no origin tells
+PACKAGES = ("flashspec", "numpy", "safetensors", "tokenizers", "transformers", "faiss-cpu", "papermill")
+RESULTS, MODELS = "FLASHSPEC_RESULTS", "FLASHSPEC_MODELS"  # places, which no origin tells
 MODEL_FILES = ("*.safetensors", "config.json", "tokenizer.json")
 
 
@@ -32,19 +31,20 @@ def origin() -> dict[str, Any]:
         "machine_key": short_hash(machine()),
         "threads": torch.get_num_threads(),
         "versions": versions(),
-        "variables": {name: os.environ[name] for name in sorted(set(os.environ) - PLACES) if name.startswith("FLASHSPEC_")},
+        "variables": {
+            name: os.environ[name] for name in sorted(set(os.environ) - {RESULTS, MODELS}) if name.startswith("FLASHSPEC_")
+        },
     }
 
 
 def source() -> dict[str, Any]:
     """This package's commit, whether tracked files differ from it, and a digest of the difference."""
     folder = Path(__file__).resolve().parent
-    ours = _git(folder, "ls-files", "--error-unmatch", Path(__file__).name)
-    if ours is None:
+    if _git(folder, "ls-files", "--error-unmatch", Path(__file__).name) is None:
         return {"commit": None, "dirty": None}
-    changed = _git(folder, "status", "--porcelain", "--untracked-files=no", "--", str(folder))
-    found = {"commit": _git(folder, "rev-parse", "HEAD"), "dirty": None if changed is None else bool(changed)}
-    return {**found, "diff": short_hash(_git(folder, "diff", "HEAD", "--", str(folder)))} if changed else found
+    changed = _git(folder, "diff", "HEAD", "--", str(folder))
+    found = {"commit": _git(folder, "rev-parse", "HEAD"), "dirty": bool(changed)}
+    return {**found, "diff": short_hash(changed)} if changed else found
 
 
 @lru_cache(maxsize=1)
@@ -62,9 +62,11 @@ def machine() -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Versions of Python, flashspec, torch and the optional packages that are installed."""
-    found = {"python": platform.python_version(), "flashspec": _version("flashspec"), "torch": torch.__version__}
-    found |= {name: _version(name) for name in PACKAGES}
-    return {name: version for name, version in found.items() if version is not None}
+    found = {"python": platform.python_version(), "torch": torch.__version__}
+    for package in PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found
 
 
 def digest(path: str | Path) -> str:
@@ -142,9 +144,3 @@ def _git(folder: Path, *words: str) -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()
-
-
-def _version(package: str) -> str | None:
-    with suppress(metadata.PackageNotFoundError):
-        return metadata.version(package)
-    return None

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Callable
 
 ASKED = "FLASHSPEC_TRACEBACK"
 EXPECTED = (ValueError, OSError, ModuleNotFoundError, FloatingPointError)
@@ -34,23 +32,3 @@ def refuse(message: str) -> int:
     """Print one sentence on standard error; returns the exit status of a refusal."""
     print("error: " + " ".join(message.split()).encode(errors="backslashreplace").decode(), file=sys.stderr)
     return 2
-
-
-def guarded(call: Callable[[], int]) -> int:
-    """The status that `call` returns; 2 and a sentence where it raises, 130 where it is interrupted."""
-    try:
-        return call()
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
-    except Exception as error:
-        if os.environ.get(ASKED):
-            raise
-        return refuse(in_words(error))
-
-
-def readable() -> None:
-    """Let standard output replace characters that its encoding lacks."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")

@@ -51,7 +51,7 @@ class Scores(NamedTuple):
 @typed
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are chosen; temperature 0 is greedy, else at least COLDEST; top_k 0 and top_p 1 switch these filters off.
+    """How tokens are chosen.
 
     `rule` is "coupling" (Gumbel noise shared by all stages: same seed, same text, any exact method), "speculative" (Leviathan
     et al. 2023: more acceptance, same distribution) or "typical" (lossy, Cai et al. 2024).
@@ -85,21 +85,16 @@ def warp(scores: Scores, sampling: Sampling) -> Scores:
     if 0 < sampling.top_k < logits.shape[-1]:
         least = logits.topk(sampling.top_k).values[:, -1:]
         logits = logits.masked_fill(logits < least, -math.inf)
-    if sampling.top_p < 1:
-        logits = _top_p(logits, sampling.top_p)
+    if sampling.top_p < 1:  # the smallest set of tokens whose probability reaches it, and always the best one
+        ordered, order = logits.sort(dim=-1)
+        below = ordered.softmax(-1).cumsum(-1) <= 1 - sampling.top_p
+        below[..., -1].fill_(False)
+        logits = logits.masked_fill(torch.zeros_like(below).scatter(-1, order, below), -math.inf)
     return Scores(scores.ids, logits)
 
 
-def _top_p(logits: Tensor, top_p: float) -> Tensor:
-    """Keep the smallest set of tokens whose probability reaches top_p, and always the best one."""
-    ordered, order = logits.sort(dim=-1)
-    below = ordered.softmax(-1).cumsum(-1) <= 1 - top_p
-    below[..., -1].fill_(False)
-    return logits.masked_fill(torch.zeros_like(below).scatter(-1, order, below), -math.inf)
-
-
 def _mix64(x: N) -> N:
-    """One step of splitmix64, a bijection on signed 64-bit numbers, or tensors of them, whose outputs look independent."""
+    """One step of splitmix64, a bijection on signed 64-bit numbers or tensors of them."""
     x = _wrapped(x + _signed(0x9E3779B97F4A7C15, 64))
     x = _wrapped((x ^ _shift(x, 30)) * _signed(0xBF58476D1CE4E5B9, 64))
     x = _wrapped((x ^ _shift(x, 27)) * _signed(0x94D049BB133111EB, 64))
@@ -128,7 +123,7 @@ def _mix32(x: Tensor) -> Tensor:
 
 
 def hashed_ids(count: int, device: torch.device) -> Tensor:
-    """First-round hash of the ids 0..count-1, int32; cached for the process, because recorded graphs read it."""
+    """First-round hash of the ids 0..count-1, int32; kept for the process, because recorded graphs read it."""
 
     def made() -> Tensor:
         return _mix32(torch.arange(1, count + 1, dtype=torch.int32, device=device) * _signed(0x9E3779B1))
@@ -155,7 +150,7 @@ class Dice(NamedTuple):
         return _mix64(_mix64(position ^ _mix64(_wrapped(self.seed))) ^ (USES[use] << 16 | stage))
 
     def hashed(self, scores: Scores | None, positions: Positions, vocab_size: int) -> tuple[Tensor, Tensor]:
-        """Hashed ids [1 or n, m] of scores [n, m] (None: of all ids) and the positions' keys [n], for `noise`."""
+        """Hashed ids [1 or n, m] of scores [n, m] (None: all ids) and the positions' keys [n], for `noise`."""
         table = hashed_ids(vocab_size, scores.logits.device if scores else torch.device("cpu"))
         ids = None if scores is None else scores.ids
         return table[None] if ids is None else table[ids], self.keys(positions, "gumbel")
@@ -171,13 +166,13 @@ class Dice(NamedTuple):
         return _gumbel(_mix32(hashed ^ keys.to(hashed.device)[:, None])) if fused is None else fused
 
     def keys(self, positions: Positions, use: str) -> Tensor:
-        """Keys [n] of positions, int32, on the positions' device: noise is a hash of an id and its position's key."""
+        """Keys [n] of positions, int32, on their device: noise is a hash of an id and its position's key."""
         if isinstance(positions, Tensor):
             return self.key(positions, use).to(torch.int32)
         return torch.tensor([_signed(self.key(position, use)) for position in positions], dtype=torch.int32)
 
     def uniform(self, positions: Positions, stage: int, use: str) -> Tensor:
-        """Numbers [n] in (0, 1), float64, for one stage's draws of one use at each position, on the positions' device."""
+        """Numbers [n] in (0, 1), float64, for one stage's draws of one use, on the positions' device."""
         if isinstance(positions, Tensor):
             keys = self.key(positions, use, stage)
             high, low = _shift(keys, 32).double(), (keys & 0xFFFFFFFF).double()

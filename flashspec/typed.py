@@ -28,8 +28,7 @@ def typed(entry: Entry) -> Entry:
     @functools.wraps(call)
     def checked(*given: Any, **named: Any) -> Any:
         for name, value in signature.bind(*given, **named).arguments.items():
-            if signature.parameters[name].kind is not inspect.Parameter.VAR_KEYWORD:
-                refuse(name, value, hints().get(name, Any))
+            refuse(name, value, hints().get(name, Any))
         return call(*given, **named)
 
     if not isinstance(entry, type):

@@ -10,8 +10,7 @@ from test_checkpoint import tensors, without
 from test_transformer import BASE, prompt, randomised
 
 from flashspec import Transformer
-from flashspec.kernels.integers import rounded
-from flashspec.kernels.pages import Shelf
+from flashspec.kernels.integers import Shelf, rounded
 from flashspec.models import awq
 from flashspec.models.awq import Int4Linear, Packed, Scheme, layer, unpack
 from flashspec.models.checkpoint import hf_tensors, write_folder

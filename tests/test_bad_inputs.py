@@ -22,8 +22,8 @@ from test_tables import Row, resealed, written
 from flashspec.cli.main import COMMANDS, group, status
 from flashspec.measure.prompts import load_prompts
 from flashspec.measure.trace import Trace
-from flashspec.study import grid, tables, verify
 from flashspec.study import notebooks as books
+from flashspec.study import sweep, tables
 from flashspec.study.parameters import parse
 from flashspec.study.race import Params
 
@@ -47,10 +47,6 @@ def home(tmp_path_factory):
     (home / "trace.json").write_text(json.dumps({**TRACE, "sampling": SAMPLING, "told": [TOLD, {**TOLD, "prompt": [5]}]}))
     (home / "prompts.json").write_text(json.dumps({"prompts": [{"kind": "code", "ids": [1, 2]}, {"kind": "chat", "text": "hi"}]}))
     (home / "grid.yaml").write_text("product: {k: 1..3, head: [dense, flash]}\nzip: {a: [1, 2], b: [x, y]}\nsample: 4\nseed: 1\n")
-    with tables.journal(home / "journal.jsonl", {"header": 1}) as held:
-        for point in "abc":
-            held.add(point, [{"row": point}] * 2)
-        (home / "kept.jsonl").write_bytes((home / "journal.jsonl").read_bytes())
     notebook(home)
     return home
 
@@ -59,7 +55,7 @@ HARMLESS = {  # a command, and an end that keeps it from doing work for which it
     "generate": "x --target {home}/target --draft {home}/draft --max-new-tokens 2", "list": "", "doctor": "x", "fetch": "x",
     "results ls": "--results {home}", "results show": "", "results diff": "{home}/toy/k.parquet", "results export": "",
     "results verify": "--results {home}", "notebooks": "{home}/text.txt {home}/none", "pages": "{home}/text.txt",
-    "plan": "--acceptance 0.5 --times step=1,draft=0.1,check=1.1", "plan heads": "--k 0",
+    "plan": "--acceptance 0.5 --times step=1,draft=0.1,check=1.1",
     "trace replay": "{home}/trace.json --draft {home}/draft", "trace record": "{home}/trace.json",
     "export": "{home}/target {home}/target", "heads build": "{home}/text.txt", "quantize": "{home}/target {home}/target",
     "draft design": "--text {home}/none", "draft rank": "--text {home}/none", "draft family": "--folder {home}/text.txt",
@@ -113,13 +109,13 @@ GRIDS = st.fixed_dictionaries({}, optional={"product": MAPS, "zip": MAPS, "sampl
 
 
 def points(given):
-    for point in grid.Grid(**given).points()[:3]:
+    for point in sweep.Grid(**given).points()[:3]:
         parse(Params, point)
 
 
 def a_grid(home, data):
     (home / "spoiled.yaml").write_bytes(data)
-    for point in grid.read(home / "spoiled.yaml").points()[:3]:
+    for point in sweep.read_grid(home / "spoiled.yaml").points()[:3]:
         parse(Params, point)
 
 
@@ -128,16 +124,8 @@ def a_table(home, data):
     good, _ = tables.opened(place)
     (home / "spoiled.parquet").write_bytes(resealed(data) if tables.SEAL in data[:-99] else data)
     found = tables.read(home / "spoiled.parquet", Row)
-    list(verify.unlike_rows(good.to_pandas(), found.frame))
-    verify.consistent(home / "spoiled.parquet")
-
-
-def a_journal(home, data):
-    (home / "journal.jsonl").write_bytes(data)
-    with tables.journal(home / "journal.jsonl", {"header": 1}) as held:
-        assert all(rows == [{"row": point}] * 2 for point, rows in held.done.items()) and set(held.done) <= set("abc")
-    for aside in home.glob("journal.*.jsonl"):
-        aside.unlink()
+    list(tables.unlike_rows(good.to_pandas(), found.frame))
+    tables.consistent(home / "spoiled.parquet")
 
 
 def stored(file, read, spoil=spoiled_bytes):
@@ -151,7 +139,7 @@ def loading(file, load):
 
 KINDS = {  # what is drawn, what is called with it, and which share of all cases it takes
     "line": (lambda home: lines().map(lambda line: (home, line)), lambda given: say(*given), 0.3),
-    "words of a grid": (lambda home: WORDS, lambda word: grid.spoken(word), 0.02),
+    "words of a grid": (lambda home: WORDS, lambda word: sweep.spoken(word), 0.02),
     "grid": (lambda home: GRIDS, points, 0.13),
     "grid by text": (lambda home: st.tuples(st.just(home), st.sampled_from(YAMLS).map(str.encode)),
                      lambda given: a_grid(*given), 0.002),
@@ -161,8 +149,7 @@ KINDS = {  # what is drawn, what is called with it, and which share of all cases
     "cell": (lambda home: st.one_of(st.sampled_from(CELLS), WORDS).map(lambda line: (home, line)),
              lambda given: books.parameters(notebook(given[0] / "cells", parameters=[*PARAMETERS, "\n", given[1]])), 0.05),
     "notebook": (*loading("toy.ipynb", books.parameters), 0.08),
-    "table": (*stored("toy/k.parquet", a_table), 0.08),
-    "journal": (*stored("kept.jsonl", a_journal), 0.04),
+    "table": (*stored("toy/k.parquet", a_table), 0.12),
     "trace": (*loading("trace.json", Trace.load), 0.04),
     "prompts": (*loading("prompts.json", load_prompts), 0.04),
 }  # fmt: skip
@@ -183,7 +170,7 @@ def test_a_bad_input_is_one_sentence(kind, home, tmp_path, monkeypatch):
             outcomes.add(outcome(lambda: call(given)))
 
         check()
-    assert not list(tmp_path.iterdir()) and (len(outcomes) > 3 or kind in ("line", "journal"))
+    assert not list(tmp_path.iterdir()) and (len(outcomes) > 3 or kind == "line")
 
 
 def test_the_control_a_crash_a_hog_and_a_snail_are_caught():

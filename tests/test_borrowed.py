@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 import flashspec as fs
 from flashspec.cli.main import status
-from flashspec.models.borrowed import save_borrowed
+from flashspec.models.checkpoint import save_borrowed
 from flashspec.models.packed import PackedLinear
 from flashspec.models.transformer import Transformer
 from flashspec.train.borrowed import copied, pupil

@@ -18,19 +18,21 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from toys import PROMPT, duo
 
 from flashspec import Limits, Models, decode
-from flashspec.decoding import captured
-from flashspec.decoding.captured import CapturedBurst, CapturedScore
+from flashspec.decoding import ways
 from flashspec.decoding.method import build, method_named
 from flashspec.decoding.rules import rule_for
 from flashspec.decoding.stages import in_turn, scripted
-from flashspec.decoding.ways import fastest
+from flashspec.decoding.ways import CapturedBurst, CapturedScore, fastest
 from flashspec.models import graphs, synthetic
+from flashspec.models.config import ModelConfig
 from flashspec.models.graphs import Replay
 from flashspec.models.packed import PackedLinear
 from flashspec.models.reader import SpanReader
 from flashspec.sampling import Sampling
-from flashspec.study.real_shapes import TINY
 
+TINY = ModelConfig(
+    family="qwen3", vocab_size=512, hidden=128, ffn=256, layers=4, heads=4, kv_heads=2, head_dim=32, context=256, tied=False
+)
 SAMPLINGS = {
     "greedy": Sampling(),
     "coupling": Sampling(0.7, top_k=20, seed=5),
@@ -179,7 +181,7 @@ def test_the_control_a_step_at_the_wrong_place_and_another_seed_are_caught(monke
         patch.setattr(CapturedBurst, "step", lambda self, n, rows, keys: honest(self, n, rows, 8))
         assert not alike(lambda: stages_of("dense", SAMPLINGS["coupling"]))
     other = rule_for(replace(SAMPLINGS["coupling"], seed=6), 61)
-    monkeypatch.setattr(captured, "CapturedBurst", lambda reader, head, rule: CapturedBurst(reader, head, other))
+    monkeypatch.setattr(ways, "CapturedBurst", lambda reader, head, rule: CapturedBurst(reader, head, other))
     assert not alike(lambda: stages_of("dense", SAMPLINGS["coupling"]))
 
 
@@ -218,7 +220,7 @@ def test_a_second_text_records_nothing(tapes):
 
 
 def test_4_bit_layers_in_bfloat16_are_recorded_too(tapes, monkeypatch):
-    for module in ("kernels", "kernels.integers", "kernels.scoring", "kernels.writing"):
+    for module in ("kernels", "kernels.integers", "kernels.scoring"):
         monkeypatch.setattr(import_module(f"flashspec.{module}"), "library", lambda: None)
     monkeypatch.setitem(synthetic.SHAPES, "tiny", TINY)
     models = Models(synthetic.synthetic("tiny-AWQ"), synthetic.synthetic("tiny", depth=2))

@@ -7,7 +7,7 @@ from tables import HEAD, MACHINE, TOKEN, factorial, line, pieces, race, recall_r
 
 from flashspec.study import answers, chain, compare, figures, heads, recall, stages
 from flashspec.study.frames import pivoted
-from flashspec.study.quote import NOT_HERE, digits, said, shown, value, verdict
+from flashspec.study.quote import NOT_HERE, digits, shown, value, verdict
 from flashspec.theory import Level, amdahl, nested
 
 ONE = pieces(layers=(2,))
@@ -28,14 +28,16 @@ def test_the_chain_holds_what_was_put_in():
 
 
 def test_a_question_is_answered_by_the_same_format_or_not_at_all():
-    flash, frame = answers.Question("FlashHead", "many-1", {"head": "flash"}, {"head": "dense"}, 5), race(noise=0.0)
-    assert answers.ratio(frame, flash)["ratio"].to_numpy() == pytest.approx(1.65 / 1.5)
-    assert answers.ratio(frame[frame["head"] != "flash"], flash).empty
+    sides, frame = ({"head": "flash"}, {"head": "dense"}), race(noise=0.0)
+    assert answers.ratio(frame, *sides)["ratio"].to_numpy() == pytest.approx(1.65 / 1.5)
+    assert answers.ratio(frame[frame["head"] != "flash"], *sides).empty
     lines = answers.answers(answers.DECISIONS, {})
-    assert set(lines["verdict"]) == {NOT_HERE} and len(answers.shown(lines)) == len(lines) == len(answers.DECISIONS)
-    assert answers.said(lines, flash) == answers.said(lines, answers.DECISIONS[0]) == NOT_HERE
-    told = answers.answers([flash], {"many-1": results(frame)})
-    assert answers.said(told, flash).startswith("1.10×") and "<svg" in figures.answers(lines=told).svg
+    assert set(lines["verdict"]) == set(lines["pays"]) == {NOT_HERE} and len(lines) == len(answers.DECISIONS)
+    assert NOT_HERE in shown(lines, answers.SHOWN).data
+    question = {"what": "FlashHead", "race": "many-1", "chapter": 5, "mine": sides[0], "over": sides[1]}
+    told = answers.answers({"x": question}, {"many-1": results(frame)})
+    assert verdict(told, name="x", temperature=0.0).startswith("1.10×") and verdict(told, "pays", name="x") == "pays"
+    assert "<svg" in figures.answers(lines=told).svg
 
 
 def test_deferral_compares_one_format_with_itself():
@@ -93,15 +95,6 @@ def test_agreement_is_told_by_kind_and_calibration_halves_what_is_missed():
                        balancing_seconds=20.0, permutation_seconds=10.0)  # fmt: skip
     found = heads.builds(pandas.DataFrame([vars(timed)]))
     assert found["minutes"].tolist() == [1.0] and heads.builds(recall_rows()).empty
-
-
-def test_heads_are_held_against_plain_their_own_format_and_int8():
-    table = heads.against(race(noise=0.0, temperatures=(0.0,)))
-    one = line(table, head="flash")
-    assert one["ratio"] == pytest.approx(1.65 * 1.1)
-    assert one["same_format"].startswith("1.10×") and one["over_int8"].startswith("0.92×")
-    assert table["verdict"].str.contains("×").all()
-    assert heads.against(race(temperatures=(0.0,), speed={("baseline", "dense"): 1.0})).empty
 
 
 FACTORIAL = factorial().frame
@@ -168,9 +161,7 @@ def test_any_slice_of_a_table_is_read_and_what_is_not_in_it_is_said(monkeypatch)
     for reading in (stages.stages, stages.factors):
         assert all(set(reading(part).columns) == set(reading(few).columns) for part in slices)
     table = stages.factors(FACTORIAL)
-    assert said(table, method="magic") == NOT_HERE
     assert NOT_HERE in shown(table[table["method"] == "magic"], {"method": "who"}).data
-    assert said(table, "ratio", change="both", method="hispec") == "greedy: 1.32; T = 1, coupling: 1.32"
     page = shown(table, {"method": "who", "product": "product"}).data
     assert "<th>who</th>" in page and "HiSpec" in page and "1.32" in page
     twice = shown(table.assign(sampling="warm", whole=2.0), {"method": "", "sampling": "how", "whole": "", "product": ""}).data

@@ -1,9 +1,7 @@
 """The command line says what it does, and counts what it did."""
 
 import re
-import sys
 from dataclasses import dataclass
-from types import SimpleNamespace
 
 import click
 import pytest
@@ -14,7 +12,7 @@ from flashspec.decoding.generate import count
 from flashspec.decoding.method import Method
 from flashspec.measure.planning import Question
 from flashspec.sampling import RULES, Sampling
-from flashspec.study import EXPERIMENTS, Experiment, registry
+from flashspec.study import EXPERIMENTS, Experiment
 from flashspec.study.parameters import hints, parse
 
 
@@ -40,8 +38,9 @@ def write(folders, cli):
 @pytest.fixture
 def toy(monkeypatch, tmp_path):
     made = Experiment("toy", Params, Row, lambda params: [Row(params.k, 0.5)], measured=False, presets={"smoke": Params(k=1)})
-    monkeypatch.setattr(registry, "NAMES", ["toy"])
-    monkeypatch.setitem(sys.modules, "flashspec.study.toy", SimpleNamespace(EXPERIMENT=made))
+    for name in list(EXPERIMENTS):
+        monkeypatch.delitem(EXPERIMENTS, name)
+    monkeypatch.setitem(EXPERIMENTS, "toy", made)
     return ["--results", str(tmp_path / "results")]
 
 
@@ -57,7 +56,7 @@ def walk(command, *words):
 
 
 EVERY = dict(walk(group))
-KINDS = [*(("run", name, found.params) for name, found in EXPERIMENTS.items()), ("plan", "heads", Question), ("plan", Question)]
+KINDS = [*(("run", name, found.params) for name, found in EXPERIMENTS.items()), ("plan", Question)]
 KINDS += [("generate", Method), ("generate", Sampling), ("trace", "record", Sampling), ("trace", "replay", Method)]
 
 

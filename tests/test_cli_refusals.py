@@ -45,7 +45,6 @@ CASES = {  # a command's beginning, and ends that make it wrong => words of the 
         f"--max-new-tokens 1.5 | --k 0 | --k {HUGE} | --temperature nan | --seed 1e400 | --exits 99 --method self_speculation | "
         "--device moon | --system hello | --ids 1 => give a prompt | --tmperature 1 => --temperature | "
         "--k many => 'k' expects int | --top-p 1.5 => top_p | --method magic => 'baseline' | "
-        "--draft-model x => is called --draft now | "
         "--method dense --head best => in_context",
     DESIGN:
         "--out {target} | --out {target}/below | --out {home} | --out {draft} | --out {home}/link | --out {home}/text.txt | "
@@ -53,7 +52,7 @@ CASES = {  # a command's beginning, and ends that make it wrong => words of the 
     DESIGN + NEW:
         "--work {home}/text.txt | --work {home}/notes | --k 0 | --layers 99 | --heads 3 | --length 99999 | "
         "--length 8 --prompt 9 => no room for a prompt | --steps -1 | --save-every 0 | --muon-lr nan | --variation inf | "
-        "--seed 9223372036854775807 | --dtype half => 'float32' or 'bfloat16', got 'half' | "
+        "--seed 9223372036854775807 | --dtype half => dtype must be one of float32, bfloat16, got 'half' | "
         "--work {target} | --work {target}/work | --work {home}/new",
     RANK:
         "| --out {draft} | --out {draft}/below | --out {home}/notes | --out {home}/text.txt/below | "
@@ -82,7 +81,7 @@ CASES = {  # a command's beginning, and ends that make it wrong => words of the 
         "{home} | {home}/nowhere.json | " + " | ".join(f"{{home}}/prompts/{name}.json" for name in PROMPTS),
     "trace replay --draft {draft}": " | ".join(f"{{home}}/traces/{name}.json" for name in TRACES),
     "trace replay": "{home}/nowhere.json | {home} | {home}/traces/list.json --k 0 | {home}/traces/list.json --k , | "
-        "{home}/nowhere.json --ks 1 => is called --k now",
+        "{home}/nowhere.json --ks 1 => No such option",
     "plan": "heads --k 0 | --prompts {home}/nowhere.json",
     "run --results {home}/new":
         "nothing => unknown experiment 'nothing' | race --preset smoke --target , | "

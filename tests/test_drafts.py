@@ -1,7 +1,7 @@
 """Drafts are found by name, folder, family and recipe; drafts and exits are measured as a loop counts."""
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import pytest
 import shelf
@@ -12,7 +12,6 @@ from shelf import refused
 
 from flashspec import Transformer, load
 from flashspec.measure.prompts import load_prompts
-from flashspec.models.family import FAMILY
 from flashspec.models.packed import rounded
 from flashspec.models.synthetic import reshaped, shape
 from flashspec.models.writing import write_digests
@@ -52,17 +51,6 @@ def test_drafts_are_found_by_name_and_folder(home):
     assert set(drafts.drafts_of(("main", str(home / "flat")))) == {"main", "flat"}
     refused("different names", drafts.drafts_of, (str(home / "flat"), str(home / "family" / "flat")))
     refused("nowhere", drafts.drafts_of, ("nowhere",), error=FileNotFoundError)
-
-
-def test_the_point_that_ships_is_known_by_its_recipe(tmp_path, monkeypatch):
-    monkeypatch.setattr(drafts, "SHIPPED", tmp_path)
-    assert drafts.point_of_designed() is None
-    (tmp_path / "designed").mkdir()
-    (tmp_path / "designed" / "config.json").write_text("{}")
-    assert drafts.point_of_designed() is None
-    for recipe, name in ((FAMILY["wide-2"], "wide-2"), (replace(FAMILY["wide-2"], seed=9), None)):
-        (tmp_path / "designed" / "design.json").write_text(json.dumps({"design": asdict(recipe), "target": {}}))
-        assert drafts.point_of_designed() == name
 
 
 def test_a_row_is_what_a_loop_counts(home):

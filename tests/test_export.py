@@ -13,9 +13,9 @@ from toys import with_biases
 
 import flashspec as fs
 from flashspec.cli.main import status
-from flashspec.decoding.vocabulary import tokenizer_of, words_of
 from flashspec.models.chat import chat_of, chat_prompt
 from flashspec.models.config import RopeScaling
+from flashspec.models.tokenizer import tokenizer_of, words_of
 from flashspec.models.transformer import Transformer
 from flashspec.train.corpus import write_tokenizer
 

@@ -14,15 +14,15 @@ from test_transformer import BASE, randomised
 
 import flashspec as fs
 from flashspec import FlashHead
-from flashspec.decoding.vocabulary import tokenizer_of, words_of
+from flashspec.heads.base import FILE
 from flashspec.heads.candidates import ShortlistHead
-from flashspec.heads.storage import FILE
 from flashspec.models.adapter import Adapter
 from flashspec.models.awq import scheme_of
 from flashspec.models.chat import chat_prompt, generation_defaults
 from flashspec.models.config import from_hf
 from flashspec.models.exits import EXITS_FILE, ExitAdapter, load_exits, save_exits
 from flashspec.models.folder import Tensors, read_config, verify_digests
+from flashspec.models.tokenizer import tokenizer_of, words_of
 from flashspec.models.writing import write_digests
 
 CONFIG = replace(BASE, vocab_size=32, hidden=16, ffn=24, layers=2, heads=2, kv_heads=1, head_dim=8, context=64)

@@ -14,7 +14,7 @@ from flashspec import kernels
 from flashspec.kernels.build import library
 from flashspec.models.config import ModelConfig, parts
 from flashspec.models.gguf import TYPES, Gguf
-from flashspec.models.gguf_tokenizer import tokenizer
+from flashspec.models.tokenizer import from_gguf
 from flashspec.models.transformer import Transformer
 
 gguf = pytest.importorskip("gguf")
@@ -148,7 +148,7 @@ def test_every_exact_method_writes_the_text_of_plain_decoding(pair, method, temp
 
 def read_all(path):
     file = Gguf(path)
-    tokenizer(file)
+    from_gguf(file)
     return Transformer.load(path)
 
 

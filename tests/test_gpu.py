@@ -27,11 +27,7 @@ def measured(tmp_path_factory):
 
 def test_the_parts_hold_what_a_round_is_made_of(measured):
     # both final tokens, with and without graphs, every length of a check, and the roofline of each
-    frame = measured.frame
-    compared = frame["agrees"].notna()
-    texts, costs = frame[compared], frame[~compared]
-    assert set(texts["group"]) == {"baseline text", "dense text", "flash text", "int4 product"}
-    assert list(compared) == sorted(compared, reverse=True) and texts["agrees"].all()  # first of all
+    costs = measured.frame
     assert (costs["seconds"] > 0).all() and (costs["bandwidth"] > 0).all()
     assert (costs.loc[costs["piece"] != "text", "bytes"] > 0).all()
     drafts, ends, checks = (costs[costs["piece"] == piece] for piece in ("burst", "text", "check"))
@@ -59,21 +55,14 @@ def test_what_a_part_made_is_gone_before_the_next_starts(tmp_path, monkeypatch):
 
     for name in ("pieces", "end_to_end"):
         monkeypatch.setattr(real_shapes, name, part_of)
-    found = EXPERIMENT.run(replace(SMOKE, part=PARTS[1:], graphs=("0",)), root=tmp_path)
-    assert list(found.frame["group"]) == list(PARTS[1:]) and len(made) == len(PARTS) - 1
+    found = EXPERIMENT.run(replace(SMOKE, part=PARTS, graphs=("0",)), root=tmp_path)
+    assert list(found.frame["group"]) == list(PARTS) and len(made) == len(PARTS)
 
 
 def test_without_a_device_it_says_so(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert status(["run", "real_shapes", "--results", str(tmp_path)]) == 2
     assert "no CUDA device" in capsys.readouterr().err and not list(tmp_path.rglob("*.*"))
-
-
-def test_a_wrong_result_stops_before_anything_is_timed(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(real_shapes, "_text", lambda model, head, params, mode: [mode])
-    assert status(["run", "real_shapes", "--preset", "smoke", "--results", str(tmp_path)]) == 2
-    assert "baseline text (tiny, graphs eager) differs from the reference: nothing is timed" in capsys.readouterr().err
-    assert not list(tmp_path.rglob("*.parquet"))
 
 
 test_nonsense_is_refused = refusing([
@@ -87,13 +76,11 @@ MACHINE = {"machine": {"cpu": "a made-up processor", "cores": 2, "isa": "", "dev
 
 
 def test_a_table_gives_medians_and_shares_of_the_roofline(tmp_path):
-    assert real_shapes.costs(None).index.tolist() == real_shapes.agreements(None).index.tolist() == [real_shapes.NOT_YET]
+    assert real_shapes.costs(None).index.tolist() == [real_shapes.NOT_YET]
     what = {"bytes": 1000, "bandwidth": 1e6, "probes": 8, "graphs": "auto"}
     steps = [Row("burst", "Q", "flash", "bfloat16", s, i, **what) for i, s in enumerate((1e-3, 2e-3, 9e-3))]
-    agreed = Row("correctness", "tiny", "", "", 0.0, 0, group="text", graphs="auto", agrees=True)
-    tables.write(EXPERIMENT.place(Params(), tmp_path), Row, [agreed, *steps], MACHINE)
+    tables.write(EXPERIMENT.place(Params(), tmp_path), Row, steps, MACHINE)
     found = EXPERIMENT.stored(root=tmp_path)
-    assert real_shapes.agreements(found)["agrees"].to_dict() == {"text": True}
     line = real_shapes.costs(found).loc["burst"]
     assert (line["what"], line["ms"], line["roofline ms"], line["of roofline"]) == ("flash 8", 2.0, 1.0, 0.5)
 

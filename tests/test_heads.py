@@ -95,7 +95,7 @@ def test_the_control_a_head_with_a_spoilt_table_is_caught(changes, part, spoil):
 def test_a_rounded_first_stage_reads_fewer_bytes_and_finds_nearly_the_same():
     head = flash(torch.bfloat16, probes=8)
     rounded = {kind: head.with_plan(stage1=kind) for kind in ("weight", "int8", "int4")}
-    count, size = head.table.clusters, {kind: each.table.directions.nbytes for kind, each in rounded.items()}
+    count, size = head.clusters.count, {kind: each.table.directions.nbytes for kind, each in rounded.items()}
     panels = -(-count // 16) * 16
     assert size["weight"] / count > size["int8"] / panels > size["int4"] / panels
     chosen = [rounded[kind].blocks_of(head.norm(hidden())).tolist() for kind in ("weight", "int8")]

@@ -210,7 +210,7 @@ test_what_cannot_be_is_refused = refusing([
     (lambda: ShortlistHead.build(matrix(), torch.arange(IDS), size=IDS + 1), "shortlist must lie between 1 and the 500 ranked"),
     (lambda: ShortlistHead.build(matrix(), ranked=torch.tensor([0, IDS])), "lists ids from 0 to 499"),
     (lambda: ShortlistHead.build(matrix(), ranked=torch.tensor([4, 4])), "every id once"),
-    (lambda: ContextHead(None, matrix(), size=0), "size and top must be at least 1"),
+    (lambda: ContextHead(None, matrix(), size=0), "size must be at least 1"),
     (lambda: PreviewHead.build(matrix()).with_shortlist(IDS + 1), "candidates must lie between 1 and the 500 ids"),
     (lambda: quantized(matrix(), bits=3), "8, 6 or 4 bits"),
 ])  # fmt: skip

@@ -18,10 +18,10 @@ from flashspec.cli.main import status
 from flashspec.decoding.generate import generate, own_method
 from flashspec.decoding.models import Models, load
 from flashspec.heads import HEADS, FlashHead, IndexHead, Origin, ShortlistHead, cluster, head_named, ranked_by_frequency, registry
+from flashspec.heads.base import kept, weight_digest
 from flashspec.heads.cluster import Recipe
 from flashspec.heads.index import KINDS, usable
 from flashspec.heads.registry import RANKED, file_of
-from flashspec.heads.storage import kept, weight_digest
 from flashspec.models.folder import read_tensors
 from flashspec.models.transformer import Transformer
 from flashspec.train import reference

@@ -30,7 +30,7 @@ def test_products_and_norms_are_their_torch_twins_and_row_invariant(depth, outpu
     calls = [
         lambda part: kernels.linear(part, weight),
         lambda part: kernels.gather_linear(part, blocks, torch.full((len(part), 5), 4)),
-        *(lambda part, more=more: kernels.normalised(3 * part + 2, kernels.Norm(gain, 1e-5, *more)) for more in ((), (bias,))),
+        *(lambda part, more=more: kernels.Norm(gain, 1e-5, *more)(3 * part + 2) for more in ((), (bias,))),
     ]
     assert kernels.serves(x, weight) and all(row_invariant(call, x) for call in calls)
     fast = [*(call(x) for call in calls), kernels.gather_linear(x, blocks, chosen)]

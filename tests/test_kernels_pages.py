@@ -10,7 +10,7 @@ import torch
 
 from flashspec import load
 from flashspec.kernels import build
-from flashspec.kernels.pages import BLOCK, Shelf
+from flashspec.kernels.integers import BLOCK, Shelf
 
 HUGE = hasattr(mmap, "MADV_HUGEPAGE")
 needs_huge = pytest.mark.skipif(not HUGE, reason="this system has no madvise(MADV_HUGEPAGE)")

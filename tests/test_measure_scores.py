@@ -85,7 +85,7 @@ def test_a_synthetic_model_is_that_of_its_seed_and_shipped_shapes_are_known():
     one, two = (synthetic(shape("reference-target", depth=2), torch.float32, seed=1)(torch.tensor([[1, 2, 3]])) for _ in "12")
     assert one.shape == (1, 3, 16384) and bool(one.isfinite().all()) and torch.equal(one, two)
     refused("known: reference-target", synthetic, "qwen9")
-    refused("depth must be at least 1", shape, "qwen3-0.6b", depth=0)
+    refused("layers must be at least 1", shape, "qwen3-0.6b", depth=0)
     for folder, name in {"target": "reference-target", "narrow": "reference-draft", "shallow": "reference-shallow"}.items():
         assert replace(from_hf(read_config(SHIPPED / folder)), bos=None, eos=()) == SHAPES[name]
 

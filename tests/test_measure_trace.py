@@ -17,9 +17,12 @@ from flashspec.measure import trace as tracing
 from flashspec.measure.certificate import certify, first_difference, shape_noise, target_scorer
 from flashspec.measure.prompts import Prompt, load_prompts
 from flashspec.measure.trace import record
+from flashspec.models.family import DESIGNED, FAMILY, Design
+from flashspec.models.folder import verify_digests
 from flashspec.models.reader import SpanReader
 from flashspec.once import Once
 from flashspec.sampling import GREEDY
+from flashspec.study.drafting import TWINS
 from flashspec.study.family import accepted, records
 from flashspec.theory import replayed_all
 
@@ -97,13 +100,25 @@ def test_shipped_models_stay_below_the_limit():
     assert max(path.stat().st_size for path in SHIPPED.rglob("*.safetensors")) <= 16 << 20
 
 
+@pytest.mark.skipif(not (SHIPPED / DESIGNED).exists(), reason="no designed draft ships")
+def test_the_designed_draft_is_a_point_of_the_family_ready_to_serve():
+    folder = SHIPPED / DESIGNED
+    verify_digests(folder)
+    told = json.loads((folder / "speculative.json").read_text())
+    assert told.pop("num_speculative_tokens") >= 1
+    assert told == {"method": "draft_model", "model": "flashspec/data/designed"}
+    assert all((folder / name).exists() for name in ("README.md", "curve.jsonl", "tokenizer.json", "flash_head.safetensors"))
+    recipe = Design(**json.loads((folder / "design.json").read_text())["design"])
+    assert [name for name, point in FAMILY.items() if point == recipe] == [TWINS[0]] and TWINS[1] == DESIGNED
+    assert (SHIPPED.parents[1] / "book" / "results" / "family" / TWINS[0]).is_dir()
+
+
 @pytest.mark.parametrize("k", [1, 3])
 def test_a_record_counts_what_a_live_decode_counts(folders, tmp_path, k):
     """As records of the family are stored: the target's text, and the draft's best id at every token of it."""
     found = tmp_path / "family" / "point"
     found.mkdir(parents=True)
-    for name in ("config.json", "digests.json"):
-        shutil.copy(folders["draft"] / name, found)
+    shutil.copy(folders["draft"] / "config.json", found)
     models = load(folders["target"], folders["draft"], "float32", "cpu", "dense")
     prompts = load_prompts(folders["prompts"], 2)
     texts = [tracing.tell(models, prompt, GREEDY, 16) for prompt in prompts]
@@ -113,8 +128,8 @@ def test_a_record_counts_what_a_live_decode_counts(folders, tmp_path, k):
     live = [generate(models, list(p.ids), Method("model", k=k), GREEDY, max_new_tokens=16, stop=()).stats for p in prompts]
     counts = replayed_all(accepted(found), k)
     assert (counts.rounds, counts.accepted) == (sum(s.rounds for s in live), sum(s.accepted for s in live))
-    line = records(k, tmp_path).loc["point"]
-    assert line["TAR"] == pytest.approx(sum(s.emitted for s in live) / counts.rounds)
+    (line,) = records(k, tmp_path).to_dict("records")
+    assert line["draft"] == "point" and line["TAR"] == pytest.approx(sum(s.emitted for s in live) / counts.rounds)
     assert line["layers"] == models.draft.config.layers and line["body"] == models.draft.config.body_parameters
     assert records(k, tmp_path / "nowhere").empty
 

@@ -11,7 +11,7 @@ from msgspec import structs
 from shelf import refused
 
 import flashspec as fs
-from flashspec.cli import fetch
+from flashspec.cli import models as fetch
 from flashspec.cli.main import status
 from flashspec.decoding.models import folder_of, load, own_draft
 from flashspec.models import pairs

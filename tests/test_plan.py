@@ -232,7 +232,7 @@ def test_an_interval_wider_than_a_factor_of_two_gives_no_advice():
 
 
 def test_flags_that_would_be_lost_or_say_nothing_are_refused(cli):
-    assert "write --max-k behind `heads`" in cli("plan", "--max-k", "2", "heads", code=2).err
+    assert "--k goes with `plan heads`" in cli("plan", "--k", "2", code=2).err
     shapes = ["--target", "opt-66b", "--draft", "opt-125m", "--acceptance", "0.5"]
     for line in (["heads", *shapes], ["--head", "dense,flash", *shapes]):
         assert "nothing about heads" in cli("plan", *line, code=2).err

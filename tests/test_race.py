@@ -187,6 +187,8 @@ def test_of_an_instruction_only_the_answer_is_judged(judged, monkeypatch):
     monkeypatch.setattr(held_out, "load_prompts", lambda *_: asked)
     held = held_out.held_out(replace(params, edge=(9,)), params.draft[0])
     assert len(held.judging) == len(held.kinds) == len(asked) // 2 * (params.new_tokens + 1) < whole
+    asked[:] = [next(prompt for prompt in asked if prompt.kind == kind) for kind in ("code", "prose")]
+    refused("two prompts of a kind", held_out.held_out, replace(params, edge=(10,)), params.draft[0])
 
 
 def test_a_head_that_scores_every_cluster_misses_nothing(judged):
@@ -221,7 +223,6 @@ test_what_cannot_be_is_refused = refusing([
     (lambda: recall.Params(cluster_size=(0,)), "cluster_size must be at least 1"),
     (lambda: recall.Params(shape=("65536x32",)), "rank must be at most the width"),
     (lambda: recall.Params(shape=("wide",)), "IDSxWIDTH"),
-    (lambda: recall.Params(backend="gpu"), "auto, faiss or torch"),
+    (lambda: recall.Params(backend="gpu"), "one of auto, faiss, torch"),
     (lambda: recall.Params(per_kind=1), "per_kind must be at least 2"),
-    (lambda: held_out.halves([]), "two prompts of a kind"),
 ])  # fmt: skip

@@ -1,8 +1,10 @@
 """A sweep makes every point of its grid once, keeps it by its content, and says which failed and how to run that one again."""
 
+import io
 import re
 import shlex
 import sys
+import tarfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -15,8 +17,7 @@ from sleeper import ENV, EXPERIMENT, NAMES, notebook
 
 from flashspec.cli.main import status
 from flashspec.study import engines
-from flashspec.study.grid import Grid, read, spoken
-from flashspec.study.sweep import Sweep
+from flashspec.study.sweep import Grid, Sweep, read_grid, spoken
 
 NAME = "sleeper:EXPERIMENT"
 
@@ -27,7 +28,7 @@ def test_a_grid_crosses_pairs_and_draws(tmp_path):
     assert Grid({"k": "-1..1,7"}).points() == [{"k": k} for k in ("-1", "0", "1", "7")] and Grid().points() == [{}]
     assert Grid({"k": "[[1, 2], 3]"}).points() == [{"k": [1, 2]}, {"k": 3}]
     (tmp_path / "grid.yaml").write_text("product: {k: 1..1000, nap: [0, 1]}\nzip: {a: [1, 2], b: [x, y]}\nsample: 5\n")
-    grid = read(tmp_path / "grid.yaml")
+    grid = read_grid(tmp_path / "grid.yaml")
     drawn, everything = grid.points(), replace(grid, product={"k": "1..1000"}, sample=None).points()
     assert len(everything) == 2000 and everything[1000] == {"a": 2, "b": "y", "k": "1"}
     assert len(set(map(str, drawn))) == 5 and {(point["a"], point["b"]) for point in drawn} <= {(1, "x"), (2, "y")}
@@ -37,7 +38,7 @@ def test_a_grid_crosses_pairs_and_draws(tmp_path):
 def grid_of(text):
     def call():
         Path("grid.yaml").write_text(text)
-        read(Path("grid.yaml")).points()
+        read_grid(Path("grid.yaml")).points()
 
     return call
 
@@ -125,6 +126,7 @@ def test_finished_points_stay_and_only_new_ones_are_made(name, run):
     after = stamps("out")
     assert run(*words, "k=1..3")[0] == 0 and stamps("out") == after
     assert run(*words, "k=3", "--force")[0] == 0 and len(stamps("out").items() - after.items()) == 1
+    assert status(["results", "verify", "--digests", "--results", "out"]) == 0
 
 
 @pytest.mark.parametrize("kind", NAMES)
@@ -179,9 +181,14 @@ def test_timed_experiments_run_one_at_a_time_and_name_the_worker(run, monkeypatc
 def test_a_worker_that_names_files_elsewhere_is_refused(tmp_path):
     sweep = Sweep(NAME, Grid({"k": 1}), tmp_path / "out")
     (task,) = map(sweep._task, sweep.points)
-    for answer in ({"failed": "", "files": {"../../mine": b"x"}}, {"made": "/etc/hostname", "files": {}}):
-        refused("outside of its point's folder", sweep._keep, task, answer)
-    assert [path.name for path in tmp_path.iterdir()] == ["nap.ipynb"]
+    for name in ("../../mine", "result"):
+        packed = io.BytesIO()
+        with tarfile.open(fileobj=packed, mode="w") as files:
+            entry = tarfile.TarInfo(name)
+            entry.type, entry.linkname = (tarfile.SYMTYPE, "/etc/hostname") if name == "result" else (tarfile.REGTYPE, "")
+            files.addfile(entry)
+        refused("not of its point's folder", sweep._keep, task, {"failed": "", "files": packed.getvalue()})
+    assert not list(tmp_path.rglob("mine")) and not list(tmp_path.rglob("result"))
 
 
 def test_the_books_page_has_commands_that_plan(run, monkeypatch):

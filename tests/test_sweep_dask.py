@@ -98,7 +98,7 @@ def test_what_a_notebook_measures_there_and_what_fails_comes_back(cluster, worke
     notebook(tmp_path, "from flashspec.study import run\nrun('sleeper:TIMED', {'k': k})", "print(1 / (k - 2))")
     status, said = sweep(tmp_path, "nap.ipynb", "-p", "k=1..3", *away(cluster))
     assert status == 1 and "k=2: nap.ipynb failed, ZeroDivisionError" in said
-    assert len(list(tmp_path.glob("sweeps/nap/points/*.ipynb"))) == 2
+    assert len(list(tmp_path.glob("sweeps/nap/executed/*.ipynb"))) == 2
     assert len(list(tmp_path.glob("book/results/timed/*.parquet"))) == 3  # what was measured before a failure, too
     (part,) = tmp_path.glob("sweeps/nap/unfinished/*/executed/nap.part.ipynb")
     assert "ZeroDivisionError" in part.read_text()

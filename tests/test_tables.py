@@ -13,7 +13,7 @@ from shelf import listing, refused
 from test_study import Counted
 
 from flashspec.cli.main import status
-from flashspec.study import Refused, run, tables, verify
+from flashspec.study import Refused, registry, run, tables
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -79,7 +79,7 @@ def test_the_command_verifies_lists_and_shows(tmp_path, capsys):
     path = written(tmp_path)
     assert status(["results", "verify", "--results", str(tmp_path)]) == 0
     assert status(["results", "ls", "--results", str(tmp_path)]) == 0
-    assert status(["results", "show", str(path)]) == 0 and "4 rows" in capsys.readouterr().out
+    assert status(["results", "show", str(path)]) == 0 and "toy/k     4  measured" in capsys.readouterr().out
     data = bytearray(path.read_bytes())
     data[9] ^= 4
     path.write_bytes(data)
@@ -146,7 +146,7 @@ def test_diff_says_in_words_what_differs_and_export_writes_into_nothing_that_it_
 @pytest.fixture
 def counted(monkeypatch):
     counted = Counted(measured=False)
-    monkeypatch.setattr(verify, "EXPERIMENTS", {"counted": counted.experiment})
+    monkeypatch.setattr(registry, "EXPERIMENTS", {"counted": counted.experiment})
     return counted
 
 
@@ -159,10 +159,10 @@ def test_verify_computes_again_what_is_a_function_of_the_source(counted, tmp_pat
         ({"block": 7}, {}, 2, "block differs in 1 of 3 rows, first in row 0, 7 in A and 1 in B"),
         ({"time": 0.1 + 1e-9}, {}, 0, "1 computed again"),
         ({"time": 0.1001}, {"measured": True}, 0, "0 computed again"),
-        ({}, {"key": "another"}, 2, "says key 'another' of itself"),
-        ({}, {"version": 2}, 0, "another version or other parameters"),
-        ({}, {"params": {**found.origin["params"], "blocks": ["x"]}}, 0, "models or parameters are not here"),
-        ({}, {"converted_from": {"experiment": "older"}}, 0, "carried over from older"),
+        ({}, {"key": "another"}, 2, "calls itself counted/another"),
+        ({}, {"version": 2}, 0, "another version, other parameters"),
+        ({}, {"params": {**found.origin["params"], "blocks": ["x"]}}, 0, "parameters or models are not here"),
+        ({}, {"converted_from": {"experiment": "older"}}, 0, "0 computed again"),
     ):
         tables.write(found.path, type(found.rows[0]), [replace(found.rows[0], **change), *found.rows[1:]], found.origin | origin)
         assert status(line) == code, said

@@ -9,8 +9,7 @@ from browser import overflow
 from test_book import extension
 
 from flashspec import Sampling, load
-from flashspec.decoding.generate import generate
-from flashspec.decoding.words import Texts
+from flashspec.decoding.generate import Texts, generate
 from flashspec.study import EXPERIMENTS, figures
 from flashspec.study.stages import PARTS, seconds_by_part
 from flashspec.study.timeline import spans
@@ -109,7 +108,7 @@ def test_the_keyboard_alone_steps_through_two_timelines_that_show_pythons_number
     first, second = figures.timeline(shown, SECONDS), figures.timeline(outputs["deferred"])
     (tmp_path / "page.html").write_text(PAGE + first._repr_html_() + second._repr_html_(), encoding="utf-8")
     page = visit(f"{serve(tmp_path)}/page.html", width=390, dark=True)
-    moments = sorted({0.0, *(action.end for actions in first.spans.values() for action in actions)})
+    moments = sorted({0.0, *(action.end for decode in first.decodes for action in spans(decode))})
 
     def wanted(time, **changes):
         mine, other = expected(first.decodes, time, **changes), expected(second.decodes, 1e9)
@@ -143,12 +142,12 @@ def test_a_stored_decode_takes_the_times_of_a_race_of_the_same_models_and_settin
     ours |= {"finalize": "eager,deferred", "repeats": 1, "parts": 1}
     race, kept = (EXPERIMENTS[name].run(ours, root=tmp_path) for name in ("race", "decodes"))
     found = figures.timeline(kept, race)
-    ends = [actions[-1].end for actions in found.spans.values()]
+    ends = [spans(decode)[-1].end for decode in found.decodes]
     rows = race.frame
     spent = seconds_by_part(rows)[[part for part in PARTS if part not in ("prompt", "loop")]].sum(axis=1)
     spent -= rows["finalize_seconds"].where((rows["finalize"] == "eager") & (rows["k"] > 0), 0.0)  # the last token is not read
     assert sorted(ends) == pytest.approx(sorted(spent), abs=1e-12)
-    names = list(found.spans)
+    names = [decode.name for decode in found.decodes]
     assert names[0] == "plain decoding" and [name.endswith("eager") for name in names[1:]] == [True, False, True, False]
     assert race.path.stem in found.source and kept.path.stem in found._repr_html_() and " ms" in found._repr_html_()
     other = replace(race, rows=tuple(replace(row, k=row.k + 1) for row in race.rows))

@@ -10,8 +10,8 @@ import shelf
 import test_gguf
 
 from flashspec.models.gguf import Gguf, opened
-from flashspec.models.gguf_tokenizer import PRE, pre_of, tokenizer
 from flashspec.models.pairs import PAIRS, published
+from flashspec.models.tokenizer import PRE, from_gguf, pre_of
 
 regex, transformers = pytest.importorskip("regex"), pytest.importorskip("transformers")
 gguf, slow = pytest.importorskip("gguf"), pytest.importorskip("transformers.convert_slow_tokenizer")
@@ -97,7 +97,7 @@ def theirs(facts):
 
 def check(file, count):
     """Equal ids for that many texts; how many texts a tokenizer of another family would have split otherwise."""
-    ours, naive, other = tokenizer(file), Slow(file.facts), theirs(file.facts)
+    ours, naive, other = from_gguf(file), Slow(file.facts), theirs(file.facts)
     assert pre_of(ours, file.path) == file.facts["tokenizer.ggml.pre"]
     wrong, differing = Slow(file.facts), 0
     wrong.pre = "smollm" if naive.pre == "gpt-2" else "gpt-2"
@@ -127,7 +127,7 @@ def test_ids_are_those_of_a_slow_tokenizer_and_of_transformers(trained, tmp_path
     writer.add_token_types([3 if token == END else 1 for token in tokens])
     test_gguf.finish(writer)
     assert check(Gguf(tmp_path / "t.gguf"), 500) > 50  # the control
-    assert tokenizer(Gguf(tmp_path / "t.gguf")).encode(f"x{END}").ids[-1] == tokens.index(END)
+    assert from_gguf(Gguf(tmp_path / "t.gguf")).encode(f"x{END}").ids[-1] == tokens.index(END)
 
 
 @pytest.mark.parametrize(("name", "role"), [(name, role) for name, pair in PAIRS.items() for role in pair])

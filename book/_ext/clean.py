@@ -8,7 +8,7 @@ from typing import Any
 import nh3
 from docutils import nodes
 
-from flashspec.study import decide, timeline
+from flashspec.study import timeline
 
 DRAWING = "svg g path use defs clippath clipPath rect circle ellipse line polyline polygon text tspan title metadata style"
 SHOWN = "class id style title role width height x y x1 y1 x2 y2 cx cy r rx ry d points transform clip-path"
@@ -33,10 +33,10 @@ def kept(tag: str, name: str, value: str) -> str | None:
 def clean(html: str) -> str:
     """The same HTML without frames, forms, handlers and whatever loads from elsewhere, and with no script but ours.
 
-    A script of data, which does not run, stays, and so do those of the decision page and of timelines, if every letter is as
-    the package writes it.
+    A script of data, which does not run, stays, and so does that of timelines, if every letter is as the package writes
+    it.
     """
-    ours = [*DATA.findall(html), *filter(html.__contains__, [decide.formulas(), timeline.script()])]
+    ours = [*DATA.findall(html), *filter(html.__contains__, [timeline.script()])]
     marks = [f'<span data-kept="{number}"></span>' for number in range(len(ours))]
     for mark, script in zip(marks, ours, strict=True):
         html = html.replace(script, mark)

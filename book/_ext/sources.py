@@ -55,7 +55,7 @@ def name_tables(app: Any, page: str, template: str, context: dict[str, Any], doc
 
 
 def show_first(app: Any, doctree: nodes.document) -> None:
-    """Move the code above a page's first picture or table behind it, since a reader wants the answer first."""
+    """Move the code above a page's first picture or table below it, since a reader wants the answer first."""
     cells = [each for each in doctree.findall(nodes.container) if "cell" in each["classes"]]
     shows = [any("cell_output" in part["classes"] for part in each.findall(nodes.container)) for each in cells]
     place = cells[shows.index(True)] if any(shows) else None

@@ -1,4 +1,4 @@
-/* The decision tool: sliders in, one sentence and two drawings out. The formulas are `decide`, made from flashspec.theory. */
+/* The decision tool: sliders in, one sentence and two drawings out. The formulas are `decide`, of decision.js. */
 (() => {
   const root = document.getElementById("decision-tool");
   if (!root) return;

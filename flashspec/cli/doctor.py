@@ -11,7 +11,7 @@ import torch
 from flashspec import provenance
 from flashspec.decoding.models import REFERENCE, SHIPPED
 from flashspec.kernels.build import built, cache_folder, compiler, identity
-from flashspec.models.folder import verify_digests
+from flashspec.models.folder import first_line, read_config, verify_digests
 from flashspec.models.pairs import PAIRS, published
 
 PACKAGES = {
@@ -22,8 +22,6 @@ PACKAGES = {
     "papermill": ("running notebooks", "pip install 'flashspec[book]'"),
     "jupyter_book": ("building the book", "pip install 'flashspec[book]'"),
 }
-
-
 Finding = tuple[str, bool, str, str]  # what, whether it is there, what was found, how to get it
 
 
@@ -55,19 +53,14 @@ def compilation() -> Iterator[Finding]:
 
 
 def models() -> Iterator[Finding]:
-    """Shipped models: whether they are there and undamaged."""
+    """Shipped models, whether they are there and undamaged, and published ones, where their files are."""
     for folder in sorted({folder for names in REFERENCE.values() for folder in names.values()}):
-        present = (SHIPPED / folder / "config.json").is_file()
-        found = "whole, digests match" if present else "missing"
         try:
+            read_config(SHIPPED / folder)
             verify_digests(SHIPPED / folder)
+            yield f"model {folder}", True, "whole, digests match", ""
         except (FileNotFoundError, ValueError) as error:
-            present, found = False, str(error).partition(";")[0]
-        yield f"model {folder}", present, found, "make models, or clone the repository again"
-
-
-def pairs() -> Iterator[Finding]:
-    """Published models: where their files are."""
+            yield f"model {folder}", False, first_line(error), "make models, or clone the repository again"
     for name, role in ((name, role) for name, pair in PAIRS.items() for role in pair):
         try:
             yield f"{name} {role}", True, f"{published(name, role)}, digest matches", ""
@@ -86,6 +79,5 @@ def line(finding: Finding) -> str:
 def command() -> None:
     """Show what this machine can do, what is missing and how to get it."""
     click.echo(", ".join(f"{name} {version}" for name, version in provenance.versions().items()))
-    for findings in (machine, compilation, models, pairs):
-        for finding in findings():
-            click.echo(line(finding))
+    for finding in (*machine(), *compilation(), *models()):
+        click.echo(line(finding))

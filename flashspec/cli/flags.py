@@ -44,9 +44,13 @@ class Value(click.ParamType):
         return parse_value(str(param and param.name), self.kind, value)
 
 
+def with_options(*options: Callable[[Callable], Callable]) -> Callable[[Callable], Callable]:
+    """Decorate a command's function with these options, shown in this order."""
+    return lambda function: reduce(lambda inner, each: each(inner), reversed(options), function)
+
+
 option = partial(click.option, show_default=True)
 FILE = At(exists=True, dir_okay=False)
-FOLDER = At(file_okay=False)
 RESULTS: dict[str, Any] = {"type": At(), "help": "Folder of the tables, default book/results."}
 METAVARS = {int: "INTEGER", float: "NUMBER", str: "NAME", bool: "true|false"}
 COUNT = click.IntRange(min=1, max=2**31 - 1)
@@ -59,38 +63,21 @@ PROMPTS = option("--prompts", type=FILE, help="A prompts file instead of the shi
 TEXTS = option("--text", "texts", type=FILE, multiple=True, help="A text; may be repeated. Default: Python's standard library.")
 DTYPES, WEIGHTS = click.Choice(("auto", "float32", "bfloat16")), click.Choice(("auto", "int4", "dense"))
 DTYPE = option("--dtype", type=DTYPES, default="float32", help="Numbers that models compute in.")
-PRECISION = (
+PRECISION = with_options(
     option("--dtype", type=DTYPES, default="auto", help="Numbers that models compute in; auto: those of their files."),
     option("--device", default="auto", help="auto, cpu, cuda or cuda:1; auto: CUDA where there is any."),
     option("--weights", type=WEIGHTS, default="auto", help="Of 4-bit checkpoints; auto: as they are, dense: widened."),
 )
-# What options take by their names, and what old names of options are called now.
+# What options take by their names.
 KNOWN: dict[str, tuple[str, ...]] = {name: CHOICES[name] for name in ("head", "finalize", "middle")}
 KNOWN |= {"rule": RULES, "dtype": ("float32", "bfloat16")}
-RENAMED = {"--draft-model": "--draft", "--heads": "--head", "--finalizes": "--finalize", "--shortlists": "--shortlist"}
-RENAMED |= {"--ks": "--k", "--model": "--target", "--texts": "--lessons", "--exit-steps": "--steps"}
-
-
-def with_options(*options: Callable[[Callable], Callable]) -> Callable[[Callable], Callable]:
-    """Decorate a command's function with these options, shown in this order."""
-    return lambda function: reduce(lambda inner, each: each(inner), reversed(options), function)
-
-
-def flags(kind: type, skip: tuple[str, ...] = ()) -> list[click.Option]:
-    """One option per field, `--top-k` for top_k; unset options are None."""
-    types, helps = hints(kind), field_comments(kind)
-    fields = [field for field in dataclasses.fields(kind) if field.name not in skip]
-    return [_flag(field, types[field.name], helps.get(field.name, "")) for field in fields]
 
 
 def with_flags(kind: type, skip: tuple[str, ...] = ()) -> Callable[[Callable], Callable]:
-    """Decorate a command's function with the flags of a dataclass."""
-
-    def decorate(function: Callable) -> Callable:
-        function.__dict__.setdefault("__click_params__", []).extend(reversed(flags(kind, skip)))
-        return function
-
-    return decorate
+    """Decorate a command's function with one option per field, `--top-k` for top_k; unset options are None."""
+    types, helps = hints(kind), field_comments(kind)
+    fields = [field for field in dataclasses.fields(kind) if field.name not in skip]
+    return with_options(*(_flag(field, types[field.name], helps.get(field.name, "")) for field in fields))
 
 
 def given(kind: type, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -104,7 +91,7 @@ def busy(words: str) -> None:
         click.secho(f"{words} ...", err=True, dim=True)
 
 
-def _flag(field: dataclasses.Field, kind: Any, text: str) -> click.Option:
+def _flag(field: dataclasses.Field, kind: Any, text: str) -> Callable[[Callable], Callable]:
     """An option for a field: its comment, what it takes where that is a list of names, and its default."""
     default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
     shown = str(",".join(map(str, default)) if isinstance(default, (tuple, list)) else default) or "empty"
@@ -112,4 +99,4 @@ def _flag(field: dataclasses.Field, kind: Any, text: str) -> click.Option:
     names = "" if all(name in text for name in known) else f"; {'some' if many else 'one'} of {', '.join(known)}"
     word = next(word for part, word in METAVARS.items() if part in (kind, *get_args(kind)))
     looks: Any = {"metavar": word + ",..." * many, "help": f"{text[:1].upper()}{text[1:]}{names}.  [default: {shown}]"}
-    return click.Option([f"--{field.name.replace('_', '-')}", field.name], type=Value(kind), **looks)
+    return click.option(f"--{field.name.replace('_', '-')}", field.name, type=Value(kind), **looks)

@@ -1,4 +1,4 @@
-"""`flashspec generate`: text as it becomes final, then what it cost."""
+"""`flashspec generate` and `trace`: text as it becomes final; drafts replayed against recorded text."""
 
 from __future__ import annotations
 
@@ -7,22 +7,29 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
+from tqdm import tqdm
 
-from flashspec.cli.flags import COUNT, PRECISION, TARGET, Value, busy, given, option, with_flags, with_options
-from flashspec.decoding.generate import Request, Stats, count, own_method, request, weak_exit
+from flashspec.cli.flags import COUNT, DRAFT, DTYPE, PRECISION, PROMPTS, TARGET, At, Value, busy, given, option, with_flags
+from flashspec.decoding.cascade import Event
+from flashspec.decoding.generate import Request, Stats, Texts, count, kinds, own_method, request, weak_exit
 from flashspec.decoding.method import METHODS, Method, method_named
 from flashspec.decoding.models import Models, folder_of, load, own_draft
-from flashspec.decoding.state import Event
-from flashspec.decoding.words import Texts, kinds
+from flashspec.measure.prompts import load_prompts
+from flashspec.measure.trace import Trace, check_target, check_words, record, replay_texts
 from flashspec.models.adapter import speaker
 from flashspec.models.chat import chat_prompt, generation_defaults
+from flashspec.models.writing import new_file
 from flashspec.provenance import usable_cores
 from flashspec.sampling import Sampling
+from flashspec.theory import curve_by_position, replayed_all
+from flashspec.theory.checks import check_smaller
 
 COLOURS = {"accepted": "green", "corrected": "red", "bonus": "cyan", "written": None}
+PLACE = click.argument("file", type=At())
 
 
 class Done(NamedTuple):
@@ -89,18 +96,18 @@ def comparison(done: Done, plain: Done, load: float) -> Iterator[str]:
 @option("--ids", type=Value(tuple[int, ...]), metavar="1,2,3", help="The prompt as token ids instead of text.")
 @option("--method", type=click.Choice(("auto", *METHODS)), default="auto", help="auto: flash with a draft, else baseline.")
 @TARGET
-@option("--draft", default="auto", help="auto (the target's own), or a model as --target; several by commas in a cascade.")
+@option("--draft", default="auto", help="auto (the target's own), or a model as --target; a cascade's by commas.")
 @option("--chat", is_flag=True, help="Wrap the prompt in the target's chat template.")
 @option("--system", help="With --chat: the system message.")
-@option("--defaults", is_flag=True, help="Sample as the target's generation_config.json says; your own flags win.")
+@option("--defaults", is_flag=True, help="Sample as the target's generation_config.json says, but for your flags.")
 @option("--max-new-tokens", type=COUNT, default=128, help="Most tokens to write.")
 @option("--show", is_flag=True, help="Colour accepted, corrected and bonus tokens.")
 @option("--compare", is_flag=True, help="Decode the prompt plainly too, and end with both speeds.")
-@with_options(*PRECISION)
+@PRECISION
 @with_flags(Method, skip=("draft",))
 @with_flags(Sampling)
-def command(prompt: str | None, ids: tuple[int, ...] | None, show: bool, **options: Any) -> None:
-    """Write text from PROMPT (- for standard input); end with tokens per second, acceptance and target forwards."""
+def generate(prompt: str | None, ids: tuple[int, ...] | None, show: bool, **options: Any) -> None:
+    """Write text from PROMPT (- for standard input); end with speed, acceptance and target forwards."""
     if (prompt is None) == (ids is None):
         raise click.UsageError("give a prompt, - for standard input, or --ids")
     if (options["chat"] and ids is not None) or (options["system"] and not options["chat"]):
@@ -114,7 +121,7 @@ def command(prompt: str | None, ids: tuple[int, ...] | None, show: bool, **optio
     models = load(options["target"], drafts, options["dtype"], options["device"], options["weights"])
     if options["method"] == "auto" and options["head"] is None and drafts and own_method(models) == "dense":
         method = replace(method, head="dense")
-        click.echo("dense draft head: no FlashHead is built for this draft; `flashspec heads build MODEL` builds one", err=True)
+        click.echo("dense draft head: this draft has no FlashHead; `flashspec heads build MODEL` builds one", err=True)
     asked: str | list[int] = text if ids is None else list(ids)
     if options["chat"]:
         asked = models.encode(chat_prompt(models.folders["target"], text, system), rendered=True)
@@ -151,3 +158,58 @@ def own_defaults(options: dict[str, Any]) -> dict[str, Any]:
     if ignored:
         click.echo("not applied: " + ", ".join(f"{name} {value}" for name, value in ignored.items()), err=True)
     return sampling
+
+
+@click.group("trace")
+def trace() -> None:
+    """Count tokens per check without the target: record its text once, then replay any draft against it."""
+
+
+@trace.command("record")
+@PLACE
+@TARGET
+@PROMPTS
+@option("--per-kind", type=COUNT, default=4, help="Prompts of each kind.")
+@option("--new-tokens", type=COUNT, default=128, help="Tokens per prompt; stop tokens are ignored.")
+@DTYPE
+@with_flags(Sampling)
+def record_one(file: Path, target: str, **options: Any) -> None:
+    """Let the target continue every prompt and store what it wrote in FILE."""
+    sampling = Sampling(**given(Sampling, options))
+    busy("loading the target")
+    with new_file(file, [folder_of(target, "target")]) as part:
+        models = load(target, None, options["dtype"], weights="dense")
+        prompts = load_prompts(options["prompts"], options["per_kind"], models)
+        text = record(models, tqdm(prompts, desc="trace", unit="prompt", delay=1), sampling, options["new_tokens"])
+        text.save(part)
+    click.echo(f"{sum(len(each.tokens) for each in text.told)} tokens behind {len(text.told)} prompts in {file}")
+
+
+@trace.command("replay")
+@PLACE
+@DRAFT
+@option("--target", help="The target's folder, to check that it wrote the trace.")
+@option("--k", type=Value(tuple[int, ...]), default="1,2,3,4,5,6,8,10,12", metavar="INTEGER,...", help="Drafted tokens a check.")
+@DTYPE
+@with_flags(Method, skip=("draft", "k", "exits", "finalize", "interval"))
+def replay_one(file: Path, draft: str, target: str | None, k: tuple[int, ...], **options: Any) -> None:
+    """Print rounds, drafted tokens, accepted tokens and tokens per check on the recorded text, for each k."""
+    text = Trace.load(file)
+    if target:
+        check_target(text, folder_of(target, "target"))
+    if min(k, default=0) < 1:
+        raise ValueError(f"k must be whole numbers of at least 1, got {k}")
+    method = method_named(Method("model"), given(Method, options))
+    busy("loading the draft")
+    alone = load(folder_of(draft, "draft"), None, options["dtype"], weights="dense")
+    check_words(text, alone.tokenizer)
+    check_smaller(alone.target.config.body_parameters, text.parameters)
+    own = Models(alone.target, alone.target, alone.tokenizer, {"draft": alone.folders["target"]})
+    replayed = replay_texts(text, own, method)
+    texts = list(tqdm(replayed, total=len(text.told), desc="replay", unit="text", delay=1))
+    click.echo("k\trounds\tdrafted\taccepted\tTAR")
+    for each in k:
+        found = replayed_all(texts, each)
+        click.echo(f"{each}\t{found.rounds:.6g}\t{found.drafted:.6g}\t{found.accepted:.6g}\t{found.tar:.4f}")
+    curve = curve_by_position(texts, max(k))
+    click.echo("acceptance by position: " + ", ".join(f"{rate:.3f}" for rate in curve), err=True)

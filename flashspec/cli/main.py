@@ -9,24 +9,24 @@ from collections.abc import Sequence
 
 import click
 
-from flashspec.refusals import guarded, in_words, readable, refuse
+from flashspec.refusals import ASKED, in_words, refuse
 
 COMMANDS = {
-    "generate": ("generate:command", "Write text with any method and say what it cost."),
+    "generate": ("generate:generate", "Write text with any method and say what it cost."),
     "run": ("study:run_command", "Run an experiment, or show its stored table."),
     "results": ("results:command", "List, show, compare, verify and export stored tables."),
-    "sweep": ("sweep:command", "Run an experiment or a notebook over a grid of parameters."),
+    "sweep": ("study:sweep_command", "Run an experiment or a notebook over a grid of parameters."),
     "notebooks": ("study:notebooks_command", "Run notebooks with your own parameters."),
     "pages": ("study:pages_command", "Write the README's table and picture from stored tables."),
     "list": ("study:list_command", "List experiments, methods and models."),
-    "train": ("train:command", "Train the reference models from scratch."),
+    "train": ("train:train", "Train the reference models from scratch."),
     "quantize": ("train:quantize", "Quantise a checkpoint to 4 bits."),
-    "fetch": ("fetch:command", "Download a published model: smollm2 or qwen."),
-    "export": ("export:command", "Write any model as a Hugging Face folder or a GGUF file."),
-    "heads": ("heads:command", "Build a FlashHead from text that a model writes."),
+    "fetch": ("models:fetch", "Download a published model: smollm2 or qwen."),
+    "export": ("models:export", "Write any model as a Hugging Face folder or a GGUF file."),
+    "heads": ("models:heads", "Build a FlashHead from text that a model writes."),
     "plan": ("plan:command", "Say whether to speculate here, and how."),
-    "trace": ("trace:command", "Record a target's text once; replay drafts against it."),
-    "draft": ("draft:command", "Cut a wide, shallow draft out of a target."),
+    "trace": ("generate:trace", "Record a target's text once; replay drafts against it."),
+    "draft": ("train:draft", "Cut a wide, shallow draft out of a target."),
     "doctor": ("doctor:command", "Show what this machine can do, what is missing and how to get it."),
 }
 
@@ -56,30 +56,32 @@ def group() -> None:
 
 def status(arguments: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit status: 0, 1 for failed notebooks or tables that differ, 2 for an error, 130."""
-    return guarded(lambda: _status(arguments))
-
-
-def _status(arguments: Sequence[str] | None) -> int:
     try:
         return group.main(args=None if arguments is None else list(arguments), prog_name="flashspec", standalone_mode=False) or 0
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message())
         return 0
-    except click.Abort as error:
-        raise error.__cause__ or KeyboardInterrupt from None
+    except (click.Abort, KeyboardInterrupt) as error:
+        if isinstance(error.__cause__, EOFError):  # which click takes for an interrupt
+            return refuse(in_words(error.__cause__))
+        print("stopped", file=sys.stderr)
+        return 130
     except click.UsageError as error:
-        from flashspec.cli.flags import RENAMED
-
-        old = getattr(error, "option_name", "")
-        said = f"{old} is called {RENAMED[old]} now" if old in RENAMED else error.format_message().rstrip(".")
+        said = error.format_message().rstrip(".")
         return refuse(f"{said}; see {error.ctx.command_path if error.ctx else 'flashspec'} --help")
     except click.ClickException as error:
         return refuse(error.format_message())
+    except Exception as error:
+        if os.environ.get(ASKED):
+            raise
+        return refuse(in_words(error))
 
 
 def main() -> None:
-    """The console script."""
-    readable()
+    """The console script; standard output replaces characters that its encoding lacks."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     done = status()
     try:
         sys.stdout.flush()

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import click
 
-from flashspec import provenance
 from flashspec.cli.flags import FILE, RESULTS, At
 from flashspec.models.folder import verify_digests
 from flashspec.models.writing import new_file
@@ -29,10 +28,8 @@ def command() -> None:
 @command.command("ls")
 @click.option("--results", "root", **RESULTS)
 def ls(root: Path | None) -> None:
-    """List the stored tables, one line each: file, rows, day and machine."""
-    for path in below(root, "*.parquet"):
-        facts = tables.opened(path)[1]
-        click.echo(f"{path.parent.name}/{path.name}  {facts['rows']} rows  {provenance.describe(facts)}")
+    """List the stored tables: rows, kind, machine, day, commit and seconds."""
+    click.echo(tables.listed(folder(root)).to_string())
 
 
 @command.command("show")
@@ -41,7 +38,7 @@ def show(path: Path) -> None:
     """The origin of a table, and its rows."""
     table, facts = tables.opened(path)
     click.echo(json.dumps(facts, indent=2, sort_keys=True))
-    click.echo(table.to_pandas(use_threads=False).to_string(index=False, max_rows=ROWS_SHOWN))
+    click.echo(table.to_pandas().to_string(index=False, max_rows=ROWS_SHOWN))
 
 
 @command.command("diff")
@@ -49,10 +46,8 @@ def show(path: Path) -> None:
 @click.argument("other", type=FILE)
 def diff(one: Path, other: Path) -> int:
     """Say which parameters, facts of the origin and rows differ between two tables, A and B; status 1 if any does."""
-    from flashspec.study.verify import unlike_facts, unlike_rows
-
     (here, mine), (there, theirs) = tables.opened(one), tables.opened(other)
-    found = [*unlike_facts(mine, theirs), *unlike_rows(here.to_pandas(use_threads=False), there.to_pandas(use_threads=False))]
+    found = [*tables.unlike_facts(mine, theirs), *tables.unlike_rows(here.to_pandas(), there.to_pandas())]
     click.echo("\n".join(found) or "the two tables say the same")
     return 1 if found else 0
 
@@ -88,15 +83,16 @@ def verify(root: Path | None, digests: bool) -> int:
     """
     from tqdm import tqdm
 
-    from flashspec.study.verify import again, consistent
+    from flashspec.study.registry import again
 
-    found, wrong, afresh = [*below(root, "*.parquet"), *below(root, "digests.json")], 0, 0
+    found = sorted(path for pattern in ("*.parquet", "digests.json") for path in folder(root).rglob(pattern))
+    wrong = afresh = 0
     for path in tqdm(found, desc="verifying", unit="file", delay=0.5):
         try:
             if path.suffix == ".json":
                 verify_digests(path.parent, APART)
             elif digests:
-                consistent(path)
+                tables.consistent(path)
             elif left := again(path):
                 click.echo(f"{path.parent.name}/{path.name} is not computed again: {left}")
             else:
@@ -108,9 +104,9 @@ def verify(root: Path | None, digests: bool) -> int:
     return 2 if wrong else 0
 
 
-def below(root: Path | None, pattern: str) -> list[Path]:
-    """The files of this pattern below a folder; Refused where there is no such folder."""
-    folder = root or tables.default_root()
-    if not folder.is_dir():
-        raise Refused(f"there is no folder {folder.name}; name one with --results")
-    return sorted(folder.rglob(pattern))
+def folder(root: Path | None) -> Path:
+    """The folder of tables; Refused where there is none."""
+    found = root or tables.default_root()
+    if not found.is_dir():
+        raise Refused(f"there is no folder {found.name}; name one with --results")
+    return found

@@ -1,30 +1,39 @@
-"""`flashspec run`, `list`, `notebooks` and `pages`: experiments, and what is made of their tables."""
+"""`flashspec run`, `list`, `sweep`, `notebooks` and `pages`: experiments, and pages made of their tables."""
 
 from __future__ import annotations
 
 import io
+import shlex
+import sys
 from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import click
+from tqdm import tqdm
 
-from flashspec.cli.flags import RESULTS, At, flags, given
+from flashspec.cli.flags import COUNT, FILE, RESULTS, At, given, option, with_flags, with_options
 from flashspec.decoding.method import METHODS, Method
 from flashspec.decoding.models import REFERENCE
 from flashspec.models.pairs import PAIRS
 from flashspec.refusals import refuse
+from flashspec.study import engines
 from flashspec.study.experiment import Experiment
+from flashspec.study.notebooks import NotebookFailed, execute_all, found_in
+from flashspec.study.parameters import Refused
 from flashspec.study.registry import EXPERIMENTS
 from flashspec.study.summary import short, summary
+from flashspec.study.sweep import Grid, Point, Sweep, read_grid, spoken
 
 ROWS_SHOWN = 40
 SESSION = ("thesis", "taught", "smollm2")  # races whose output the README shows
 ROLES = {"target": "--target", "draft": "--draft"}
-OPTIONS = (
-    click.Option(["--fresh"], is_flag=True, help="Measure on this machine instead of showing the stored table."),
-    click.Option(["--preset"], metavar="NAME", help="Start from named parameters, such as smoke."),
-    click.Option(["--results"], **RESULTS),
+OPTIONS = with_options(
+    click.option("--fresh", is_flag=True, help="Measure on this machine instead of showing the stored table."),
+    click.option("--preset", default="", metavar="NAME", help="Start from named parameters, such as smoke."),
+    click.option("--results", **RESULTS),
 )
 
 
@@ -35,26 +44,29 @@ class Experiments(click.Group):
         return list(EXPERIMENTS)
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command:
-        """The experiment's fields as flags; a preset's name gives its experiment with the preset's values."""
-        found = EXPERIMENTS[name] if name in EXPERIMENTS else EXPERIMENTS.preset(name)
+        """The experiment's fields as flags; a preset's name gives its experiment with its values."""
+        found = EXPERIMENTS.preset(name)
 
+        @click.command(name, help=found.summary)
+        @with_flags(found.params)
+        @OPTIONS
         def call(**options: Any) -> None:
-            run_one(found, {**options, "preset": options["preset"] or (name if name not in EXPERIMENTS else None)})
+            run_one(found, {**options, "preset": options["preset"] or ("" if name in EXPERIMENTS else name)})
 
-        return click.Command(name, callback=call, params=[*flags(found.params), *OPTIONS], help=found.summary)
+        return call
 
 
 def run_one(experiment: Experiment, options: dict[str, Any]) -> None:
     """Run one experiment, or find its stored table, and show it."""
-    base = experiment.preset(options["preset"]) if options["preset"] else experiment.params()
-    params = experiment.parse({**vars(base), **given(experiment.params, options)})
+    params = experiment.preset(options["preset"], **given(experiment.params, options))
     results = experiment.run(params, fresh=options["fresh"], root=options["results"], progress=True)
     looks: Any = {"index": False, "max_rows": ROWS_SHOWN, "na_rep": "", "float_format": short}
     click.echo(summary(results).to_string(**looks))
     click.echo(f"{len(results.rows)} rows in {results.path}; {results.machine}", err=True)
 
 
-@click.command("run", cls=Experiments, params=list(OPTIONS), invoke_without_command=True)
+@click.command("run", cls=Experiments, invoke_without_command=True)
+@OPTIONS
 @click.pass_context
 def run_command(ctx: click.Context, **options: Any) -> None:
     """Run an experiment; without a name and with --preset, run that preset of every experiment."""
@@ -89,15 +101,79 @@ def differing(method: Method) -> str:
     return ", ".join(changed) or "the target alone"
 
 
+@click.command("sweep")
+@click.argument("name", metavar="NOTEBOOK_OR_EXPERIMENT")
+@click.option("-p", "values", multiple=True, metavar="NAME=VALUES", help="Values by commas, or a range, 1..12.")
+@click.option("--grid", type=FILE, help="A YAML file with product, zip, sample and seed.")
+@click.option("--sample", type=COUNT, metavar="N", help="Only so many points, drawn from the grid.")
+@click.option("--seed", type=int, help="Of that draw; default 0.")
+@click.option("--out", type=At(), help="Folder of the results; default sweeps/NAME.")
+@option("--engine", type=click.Choice(["local", "dask"]), default="local", help="Processes here, or the workers of a scheduler.")
+@option("--workers", type=COUNT, default=1, help="Processes here; timed experiments run one at a time.")
+@click.option("--scheduler", metavar="ADDRESS", help="Of Dask: tcp://127.0.0.1:8786, or tls://HOST:8786.")
+@click.option("--trusted", is_flag=True, help="Allow tcp:// to another machine, in a network that is yours alone.")
+@option("--timeout", type=click.IntRange(1, 10**6), default=3600, help="Seconds after which a point is stopped.")
+@option("--retries", type=click.IntRange(0, 100), default=1, help="More attempts at a point that failed.")
+@click.option("--only", metavar="KEY", help="One point alone, as a failure names it.")
+@click.option("--force", is_flag=True, help="Make finished points again.")
+@click.option("--plan", is_flag=True, help="Say what there is to do, and do nothing.")
+def sweep_command(name: str, values: tuple[str, ...], **options: Any) -> int:
+    """Run an experiment or a notebook at every point of a grid; status 1 if a point failed.
+
+    Finished points are kept by their content and never made again: run the same command to go on where it stopped.
+    """
+    if (options["engine"] == "dask") is not bool(options["scheduler"]):
+        raise Refused("--engine dask and --scheduler ADDRESS go together; start one with `dask scheduler --host 127.0.0.1`")
+    out = options["out"] or Path("sweeps") / Path(name).stem.replace(":", ".")
+    sweep = Sweep(name, gridded(values, options), out, options["timeout"])
+    ready, workers = sweep.finished(), 1 if sweep.experiment.measured else options["workers"]
+    chosen = [point for point in sweep.points if options["only"] in (None, point.key)]
+    todo = [point for point in chosen if options["force"] or point.key not in ready]
+    long = ""
+    if ready and todo:
+        each = median(origin["duration_s"] for _, origin in ready.values())
+        long = f", about {tqdm.format_interval(each * len(todo) / workers)} with --workers {workers}"
+    click.echo(f"{name}: {len(sweep.points)} points, {len(ready)} done, {len(todo)} to do{long}", err=True)
+    if options["plan"]:
+        return 0
+    failed = run(sweep, todo, options, workers) if todo else {}
+    table, path = sweep.table(sweep.finished() if todo else ready)
+    if len(table):
+        click.echo(table.to_string(index=False, max_rows=ROWS_SHOWN))
+    click.echo(f"{len(table)} rows in {path}", err=True)
+    again = ["flashspec", *(word for word in sys.argv[1:] if word not in ("--only", options["only"])), "--only"]
+    for point in [point for point in todo if point.key in failed]:
+        said = " ".join(f"{name}={value}" for name, value in point.values.items())
+        click.echo(f"failed: {said}: {failed[point.key]}\n  again: {shlex.join([*again, point.key])}", err=True)
+    return 1 if failed else 0
+
+
+def gridded(values: tuple[str, ...], options: dict[str, Any]) -> Grid:
+    """The grid of a command line: that of its file, with its own values, sample and seed."""
+    grid = read_grid(options["grid"]) if options["grid"] else Grid()
+    if len(given := dict(map(spoken, values))) < len(values):
+        raise Refused("a parameter is given twice; give all its values in one -p, by commas")
+    named = {name: options[name] for name in ("sample", "seed") if options[name] is not None}
+    return replace(grid, product={**grid.product, **given}, **named)
+
+
+def run(sweep: Sweep, todo: list[Point], options: dict[str, Any], workers: int) -> dict[str, str]:
+    """Make points on the chosen engine, with progress on standard error; why some failed, by key."""
+    address, total = options["scheduler"], len(sweep.points)
+    with (
+        engines.dask(address, options["trusted"]) if address else engines.local(workers) as engine,
+        tqdm(total=total, initial=total - len(todo), desc=sweep.name, unit="point") as bar,
+    ):
+        return sweep.run(engine, todo, options["retries"], bar.update)
+
+
 @click.command("notebooks")
 @click.argument("source", type=At())
 @click.argument("out", type=At())
 @click.option("--fresh", is_flag=True, help="Measure on this machine instead of showing stored tables.")
 @click.option("-p", "values", nargs=2, multiple=True, metavar="NAME VALUE", help="Set a parameter; can be given again.")
 def notebooks_command(source: Path, out: Path, fresh: bool, values: tuple[tuple[str, str], ...]) -> int:
-    """Run a notebook, or all in a folder, and write them to another folder; exit status 1 if a cell failed."""
-    from flashspec.study.notebooks import NotebookFailed, execute_all, found_in
-
+    """Run a notebook, or all in a folder, and write them to another; exit status 1 if a cell failed."""
     try:
         execute_all(found_in(source), out, fresh, dict(values))
     except NotebookFailed as error:
@@ -116,7 +192,7 @@ def pages_command(readme: Path) -> None:
 
 
 def session(root: Path | None = None) -> str:
-    """What `flashspec run` prints for the stored races of SESSION, as a block of Markdown; nothing is measured."""
+    """What `flashspec run` prints for the stored races of SESSION, in Markdown; nothing is measured."""
     said = io.StringIO()
     for name in SESSION:
         experiment = EXPERIMENTS.preset(name)

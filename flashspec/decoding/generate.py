@@ -1,23 +1,24 @@
-"""Generate: prompt in, text and counts out."""
+"""Generate: prompt in, text and counts out, and what became of every token."""
 
 from __future__ import annotations
 
+import html
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
-from flashspec.decoding.cascade import decode
+from flashspec.decoding.cascade import Event, Limits, Step, check_prompt, decode
 from flashspec.decoding.method import Method, build, method_named
 from flashspec.decoding.models import Models
 from flashspec.decoding.stages import Stage
-from flashspec.decoding.state import Event, Limits, Step, check_prompt
-from flashspec.decoding.words import Said, Words, marked, said, words_of
 from flashspec.sampling import GREEDY, Sampling
 from flashspec.typed import typed, whole_numbers
 
 Prompt = str | list[int]
 LEAST_AGREEMENT, LEAST_DECIDED = 0.3, 16
+SHADES = {"accepted": "#cfe8d5", "corrected": "#ffd9b8", "bonus": "#cfe0f5", "rejected": "#e4e4e4", "written": "transparent"}
+Said = list[tuple[str, str]]  # pieces of text, each with what became of it: a name of SHADES
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,46 @@ def count(events: list[Event], emitted: int, stages: int) -> Stats:
     return Stats(rounds, drafted, judged, accepted, emitted, forwards=sum(e.rows > 0 for e in last))
 
 
+class Words(NamedTuple):
+    """A decode's ids as text: the prompt, what each final token adds, and rejected tokens by themselves."""
+
+    prompt: str = ""
+    pieces: tuple[str, ...] = ()
+    alone: Mapping[int, str] = {}
+
+
+class Texts:
+    """Ids to text piece by piece, in whole characters; without a tokenizer the ids themselves."""
+
+    def __init__(self, models: Models) -> None:
+        self.models, self.ids, self.start, self.shown = models, list[int](), 0, 0
+
+    def push(self, token: int) -> str:
+        """The text that this token completes."""
+        if self.models.tokenizer is None:
+            return f"{token} "
+        self.ids.append(token)
+        known, now = (self.models.decode(self.ids[self.start : end]) for end in (self.shown, len(self.ids)))
+        if now.endswith("\ufffd"):
+            return ""
+        self.start, self.shown = self.shown, len(self.ids)
+        return now[len(known) :]
+
+
+def kinds(event: Event, last: int) -> list[str]:
+    """The kind of each token that became final in an event: accepted, corrected, bonus or written."""
+    if event.stage != last or not event.adds:
+        return []
+    if not last:
+        return ["written"] * event.adds
+    return ["accepted"] * event.kept + ["bonus" if event.kept == event.waiting else "corrected"]
+
+
+def _shaded(piece: str, kind: str) -> str:
+    ink = "" if kind == "written" else ";color:#000"
+    return f'<span title="{kind}" style="background:{SHADES[kind]}{ink}">{html.escape(piece)}</span>'
+
+
 @dataclass(frozen=True)
 class Output:
     """What a decode gave: text and ids without the prompt, every event, their counts, and how the ids read.
@@ -74,10 +115,21 @@ class Output:
     @property
     def said(self) -> list[Said]:
         """For each event the tokens that became final in it, and those that it rejected."""
-        return list(said(self.events, self.words, max((event.stage for event in self.events), default=0)))
+        last = max((event.stage for event in self.events), default=0)
+        lines, pieces = list[Said](), iter(self.words.pieces)
+        for event in self.events:
+            found = [(piece, kind) for kind, piece in zip(kinds(event, last), pieces, strict=False)]
+            rejected = event.asked[event.kept :] if len(found) > event.kept else ()
+            alone = [(self.words.alone[token], "rejected") for token in rejected]
+            lines.append([*found[: event.kept], *alone, *found[event.kept :]])
+        return lines
 
     def _repr_html_(self) -> str:
-        return marked(self.words, [each for tokens in self.said for each in tokens if each[1] != "rejected"])
+        tokens = [each for line in self.said for each in line if each[1] != "rejected"]
+        text = "".join(_shaded(piece, kind) for piece, kind in tokens)
+        shown, prompt = {kind for _, kind in tokens} - {"written"}, html.escape(self.words.prompt)
+        legend = " ".join(_shaded(kind, kind) for kind in SHADES if kind in shown)
+        return f'<pre class="decoded" style="white-space:pre-wrap">{prompt}{text}</pre><p>{legend}</p>'
 
 
 @dataclass(frozen=True)
@@ -107,7 +159,7 @@ def request(models: Models, prompt: Prompt, method: str | Method, sampling: Samp
 
 
 def own_method(models: Models) -> str:
-    """What "auto" means: plain decoding without a draft, else its FlashHead, or its dense head where no FlashHead is built."""
+    """What "auto" means: plain decoding without a draft, else its FlashHead, or its dense head without one."""
     if models.draft is None:
         return "baseline"
     try:
@@ -118,14 +170,14 @@ def own_method(models: Models) -> str:
 
 
 def agreement(events: list[Event], stage: int) -> tuple[int, int]:
-    """Tokens that a stage accepted, and tokens it decided on: the accepted ones and the first rejected one of every action."""
+    """Tokens that a stage accepted, and tokens it decided on: these and the first rejected one of every action."""
     judged = [e for e in events if e.stage == stage and e.adds]
     kept = sum(e.kept for e in judged)
     return kept, kept + sum(e.kept < e.waiting for e in judged)
 
 
 def weak_exit(method: Method, events: list[Event]) -> str | None:
-    """A warning about an exit that the stage above almost never agreed with in this decode; None if there is no such exit."""
+    """A warning about an exit that the stage above almost never agreed with; None if there is none."""
     last = max((e.stage for e in events), default=0)
     for stage, layer in enumerate(method.exits, start=last - len(method.exits)):
         kept, decided = agreement(events, stage + 1)
@@ -143,18 +195,17 @@ def generate(
     """Decode a prompt (text or token ids) and return text, tokens, events and counts.
 
     The method "auto" is "baseline" without a draft; with one it is "flash", or "dense" where no FlashHead has been built.
-    `options`: max_new_tokens (128), stop (ids; the target's own by default) and the fields of Method, such as k, finalize,
-    exits or probes. Raises ValueError for an unknown method or option and for an empty or too long prompt; warns where an exit
-    of the target almost never agrees.
+    `options`: max_new_tokens (128), stop (ids; the target's own by default) and the fields of Method. Raises ValueError for
+    an unknown method or option and an impossible prompt; warns where an exit almost never agrees.
     """
     ready = request(models, prompt, method, sampling, options)
-    tokens: list[int] = []
-    events: list[Event] = []
+    tokens, events = list[int](), list[Event]()
     for step in ready.steps():
         tokens += step.tokens
         events += step.events
-    weak = weak_exit(ready.method, events)
-    if weak:
+    if weak := weak_exit(ready.method, events):
         warnings.warn(weak, stacklevel=2)
-    stats, words = count(events, len(tokens), len(ready.stages)), words_of(models, ready.ids, tokens, events)
-    return Output(models.decode(tokens), tokens, events, stats, words)
+    rejected = {token for event in events for token in event.asked[event.kept :]}
+    alone = {token: Texts(models).push(token) or "\ufffd" for token in sorted(rejected)}
+    words = Words(models.decode(ready.ids), tuple(map(Texts(models).push, tokens)), alone)
+    return Output(models.decode(tokens), tokens, events, count(events, len(tokens), len(ready.stages)), words)

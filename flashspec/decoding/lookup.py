@@ -1,4 +1,4 @@
-"""Prompt lookup: the draft copies what followed the last tokens earlier in the text; no model is involved (Saxena 2023)."""
+"""Prompt lookup: the draft copies what followed the last tokens earlier in the text (Saxena 2023)."""
 
 from __future__ import annotations
 
@@ -54,7 +54,6 @@ class LookupHead(Fixed):
         return Scores(rows.clamp(min=0)[:, None], logits.masked_fill(rows[:, None] == NOTHING, -torch.inf))
 
     def bytes_read(self, rows: int) -> int:
-        """No weights."""
         return 0
 
 

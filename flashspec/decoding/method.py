@@ -15,6 +15,7 @@ from flashspec.heads.registry import HEADS
 from flashspec.models.exits import check_layers
 from flashspec.models.reader import Reader
 from flashspec.sampling import GREEDY, Sampling
+from flashspec.theory.checks import at_least, one_of
 from flashspec.typed import changed, typed, whole_numbers
 
 CHOICES = {
@@ -33,11 +34,7 @@ class Method:
     `draft`: "model" is a second model; "cascade" the smallest of several models, of which the others verify in a row; "lookup"
     copies from the text itself; "none" is the target, at its top (plain decoding) or at the first of `exits` (layers counted
     from the bottom). Every exit is a stage: the one above the drafting exit verifies `k` waiting tokens, later ones `interval`.
-    `head` is the drafting stage's head (see HEADS): "flash" scores the best `probes` clusters, others a `shortlist` of ids
-    (None: the head's own default).
-
-    A stage may ask the next one to act early when its largest probability is below `draft_doubt` (before a draw) or
-    `verify_doubt` (after a middle check). With `middle` "typical", middle verifiers use typical acceptance.
+    `head` is one of HEADS.
     """
 
     draft: str = "none"  # what drafts: none, model, cascade or lookup
@@ -55,12 +52,13 @@ class Method:
     def __post_init__(self) -> None:
         object.__setattr__(self, "exits", whole_numbers("exits", self.exits))
         for name, known in CHOICES.items():
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
-        if self.k < 1 or self.interval < 1:
-            raise ValueError(f"k and interval must be at least 1, got k={self.k}, interval={self.interval}")
+            one_of(name, getattr(self, name), known)
+        at_least(self, k=1, interval=1)
         check_layers(self.exits)
-        _check_options(self)
+        takes = HEADS[self.head].options  # the dense head ignores options of other heads
+        for name in ("probes", "shortlist"):
+            if getattr(self, name) is not None and name not in takes and self.head != "dense":
+                raise ValueError(f"head {self.head!r} has no option {name!r}; its options: {', '.join(takes) or 'none'}")
         if self.writer_is_target and self.head != "dense":
             raise ValueError(f"head {self.head!r} approximates and needs a verifier above it; set draft='model' or give exits")
         if self.draft == "lookup" and self.head != "dense":
@@ -75,19 +73,11 @@ class Method:
     def exact(self, sampling: Sampling) -> bool:
         """Whether the text follows the target's own distribution under this sampling.
 
-        Tokens that pass a lossy middle stage no longer follow the distribution it claims for them, so speculative sampling
-        above it is lossy too; coupling and greedy decoding compare tokens only and stay exact.
+        Tokens of a lossy middle stage do not follow the distribution it claims, so speculative sampling above it is lossy
+        too; coupling and greedy decoding compare tokens only.
         """
         claims = sampling.rule == "speculative" and sampling.temperature > 0
         return self.writer_is_target or (sampling.rule != "typical" and not (self.middle == "typical" and claims))
-
-
-def _check_options(method: Method) -> None:
-    """Refuse options that the method's head does not take; the dense head ignores options of other heads."""
-    takes = HEADS[method.head].options
-    for name in ("probes", "shortlist"):
-        if getattr(method, name) is not None and name not in takes and method.head != "dense":
-            raise ValueError(f"head {method.head!r} has no option {name!r}; its options: {', '.join(takes) or 'none'}")
 
 
 METHODS = {
@@ -106,14 +96,15 @@ METHODS = {
 
 def method_named(method: str | Method, changes: dict[str, Any]) -> Method:
     """A method by name or value, with fields changed; ValueError names what is unknown."""
-    if isinstance(method, str) and method not in METHODS:
-        raise ValueError(f"method {method!r} is unknown; known: {', '.join(METHODS)}")
-    return changed(METHODS[method] if isinstance(method, str) else method, changes, "a method")
+    if isinstance(method, str):
+        one_of("method", method, METHODS)
+        method = METHODS[method]
+    return changed(method, changes, "a method")
 
 
 @typed
 def build(method: Method, models: Models, sampling: Sampling = GREEDY, context: int | None = None) -> list[Stage]:
-    """The stages of a method over these models, with empty caches of `context` tokens (None: the models' full context)."""
+    """The stages of a method, with empty caches of `context` tokens (None: the models' full context)."""
     layers, vocab_size = models.target.config.layers, models.target.config.vocab_size
     if context is not None and context < 1:
         raise ValueError(f"context must be at least 1, got {context}")
@@ -131,7 +122,6 @@ def build(method: Method, models: Models, sampling: Sampling = GREEDY, context: 
 
 
 def _chain(method: Method, models: Models, context: int) -> list[tuple[Reader, Head]]:
-    """Readers from the writer up, the target's at every exit and its top, with the exact heads of their rows."""
     target, below = models.target, list[tuple[Reader, Head]]()
     if method.draft == "lookup":
         below = [(LookupReader(context, target.device), LookupHead(target.config.vocab_size))]
@@ -144,7 +134,6 @@ def _chain(method: Method, models: Models, context: int) -> list[tuple[Reader, H
 
 
 def _writer_head(method: Method, models: Models, dense: Any) -> Head:
-    """The head of stage 0: the exact one, or the method's with its options, newly made if it keeps state."""
     if method.head == "dense":
         return dense
     head: Any = models.head("target" if method.draft == "none" else "draft", method.head)

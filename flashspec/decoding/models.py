@@ -7,9 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-import torch
-
-from flashspec.decoding.vocabulary import check_tokenizers, cut_padding, tokenizer_of
 from flashspec.heads.base import Head, Norm
 from flashspec.heads.dense import DenseHead, LogitRows
 from flashspec.heads.registry import VARIANTS, Origin, head_named
@@ -20,6 +17,7 @@ from flashspec.models.folder import located
 from flashspec.models.packed import ROUNDED, rounded
 from flashspec.models.pairs import PAIRS, published
 from flashspec.models.reader import Reader, SpanReader
+from flashspec.models.tokenizer import check_tokenizers, cut_padding, tokenizer_of
 from flashspec.models.transformer import Transformer
 from flashspec.once import Once
 from flashspec.theory.checks import check_smaller
@@ -31,7 +29,7 @@ REFERENCE = {"target": {"reference": "target"}, "draft": {"reference": "narrow",
 
 
 def check_pair(draft: ModelConfig, target: ModelConfig) -> None:
-    """Refuse a draft that is larger than its target, where both shapes are known, or has another vocabulary."""
+    """Refuse a draft that is larger than its target or has another vocabulary."""
     if isinstance(draft, ModelConfig) and isinstance(target, ModelConfig):
         check_smaller(draft.body_parameters, target.body_parameters)
     if draft.vocab_size != target.vocab_size:
@@ -45,10 +43,9 @@ def check_pair(draft: ModelConfig, target: ModelConfig) -> None:
 class Models:
     """Target, draft and tokenizer that belong together; immutable.
 
-    `between` are the verifiers of a cascade below the target, smallest first; `exits` maps a layer of the target to its exit's
-    adapter. An `Adapter` is a model that only transformers computes: it is read from end to end, and takes a FlashHead only if
-    its rows are hidden rows. `cut` names models whose padding rows were cut, `heads` holds the draft heads made so far, by
-    model ("target" or "draft") and name.
+    `between` are the verifiers of a cascade below the target, smallest first; `exits` maps layers of the target to exits; an
+    `Adapter` is a model that only transformers computes. `cut` names models whose padding rows were cut, `heads` holds the
+    draft heads made so far, by model ("target" or "draft") and name.
     """
 
     target: Transformer
@@ -87,13 +84,13 @@ class Models:
         return found
 
     def head(self, which: str, name: str) -> Head:
-        """A draft head by name over one model, made once; FlashHeads share one clustering. ValueError as head_named."""
+        """A draft head by name, made once; FlashHeads share one clustering. ValueError as head_named."""
         if name in VARIANTS:
             return self.heads.made((which, name), lambda: cast(Any, self.head(which, "flash")).with_plan(**VARIANTS[name]))
         return self.heads.made((which, name), lambda: head_named(name, self.origin(which, name)))
 
     def origin(self, which: str, name: str) -> Origin:
-        """What a head is made from; no stored heads where rows were cut. ValueError for a model whose rows are logits."""
+        """What a head is made from, without stored heads where rows were cut; ValueError if rows are logits."""
         model = self.model(which)
         if model.vocabulary is None:
             raise ValueError(f"{model.config.family} gives logits and no vocabulary weight; head {name!r} needs one: use 'dense'")
@@ -102,7 +99,7 @@ class Models:
     def encode(self, text: str, rendered: bool = False) -> list[int]:
         """Token ids of a text, with a beginning-of-text id if the checkpoint's tokenizer adds one.
 
-        A `rendered` chat template already contains its special tokens. ValueError where no tokenizer was loaded.
+        A `rendered` chat template contains its special tokens. ValueError where no tokenizer was loaded.
         """
         if self.tokenizer is None:
             raise ValueError(
@@ -154,14 +151,12 @@ def load(
 ) -> Models:
     """Load a target and a draft (None for none): shipped or published names, folders, GGUF files or cached hub names.
 
-    The draft "auto" is the target's own if the target is "reference" or "qwen", else none. Several drafts, smallest first, are
-    the lower models of a cascade; the first is also the draft of two-model methods. "NAME:int8" and "NAME:int4" round a draft's
-    layers while loading, on CPU. Under torchrun the target is split over the processes. `dtype` is "auto", "float32" or
-    "bfloat16"; `weights` is "int4", "dense" or "auto" for AWQ checkpoints. Models that share a tokenizer but not the size of
-    their embeddings are cut to the smallest. Raises FileNotFoundError for a missing file, ValueError for wrong digests,
-    architectures or vocabularies, or for a draft whose layers hold more parameters than the target's.
+    The draft "auto" is that of the target "reference" or "qwen", else none. Several drafts, smallest first, are the lower
+    models of a cascade. "NAME:int8" and "NAME:int4" round a draft's layers, on CPU. Under torchrun the target is split over
+    the processes. `dtype` is "auto", "float32" or "bfloat16"; `weights` is "int4", "dense" or "auto". Models of one tokenizer
+    are cut to the smallest vocabulary. Raises FileNotFoundError for a missing file, ValueError for wrong digests,
+    architectures or vocabularies, and for a draft that is bigger than its target.
     """
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     draft = own_draft(target) if draft == "auto" else draft
     names = [] if draft is None else [draft] if isinstance(draft, (str, Path)) else draft
     drafts = {f"between-{i}" if i else "draft": name for i, name in enumerate(names)}
@@ -181,7 +176,7 @@ def load(
 
 
 def opened(folder: Path, dtype: str, device: str, weights: str = "auto", form: str = "") -> Transformer:
-    """The model of a folder, an `Adapter` if only transformers computes it; rounded to `form` unless that is ""."""
+    """The model of a folder, rounded to `form` unless that is ""; an `Adapter` if only transformers computes it."""
     try:
         model = Transformer.load(folder, dtype, device, weights)
     except Unsupported as ours:
@@ -208,7 +203,7 @@ def dense_head(norm: Norm | None, model: Transformer) -> Head:
 def spans(
     model: Transformer, stops: Sequence[int], context: int | None = None, exits: Mapping[int, Exit] | None = None
 ) -> list[Reader]:
-    """Readers of one model up to each of `stops`, each continuing from the rows of the one below, with the layers of exits."""
+    """Readers of one model up to each of `stops`, one on top of another, with the layers of exits."""
     if isinstance(model, Adapter):
         if len(stops) > 1:
             raise ValueError(f"{model.config.family} is read whole by transformers; exits need one of our own architectures")

@@ -1,12 +1,11 @@
 """Acceptance rules: how many waiting tokens are accepted and which token comes next, the same on every device.
 
-A rule warps the scores of proposer and verifier once and in the same way. All its random numbers are functions of (seed,
-position, stage, use). Nothing here waits for a device.
+A rule warps the scores of proposer and verifier once and in the same way. Nothing here waits for a device.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -18,7 +17,7 @@ from flashspec.typed import typed
 
 
 class Drawn(NamedTuple):
-    """A proposal: token [1] on the device, the warped scores it was drawn from, and whether they had no NaN."""
+    """A proposal: token [1], the warped scores it was drawn from, and whether they had no NaN [1]."""
 
     token: Tensor
     scores: Scores
@@ -26,7 +25,7 @@ class Drawn(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """How many waiting tokens are accepted [1], the token after them [1], whether there was no NaN [1], warped scores."""
+    """How many tokens are accepted [1], the token after them [1], whether there was no NaN [1], warped scores."""
 
     kept: Tensor
     token: Tensor
@@ -35,7 +34,7 @@ class Verdict(NamedTuple):
 
 
 class Waiting(NamedTuple):
-    """Tokens [m] waiting for a stage, the scores they were proposed with, the position of the first, and the stage's number."""
+    """Tokens [m] waiting for a stage, the scores they were drawn from, the first one's position, the stage's number."""
 
     tokens: Tensor
     proposals: list[Scores]
@@ -49,7 +48,7 @@ class Waiting(NamedTuple):
 
 
 class AcceptanceRule(Protocol):
-    """Draws tokens and verifies drawn ones; `exact` says whether the text keeps the verifier's distribution."""
+    """Draws and verifies tokens; `exact` says whether the text keeps the verifier's distribution."""
 
     exact: bool
     sampling: Sampling
@@ -77,15 +76,6 @@ def draw_from(weights: Tensor, uniform: Tensor) -> Tensor:
     return torch.searchsorted(running, goal, right=True)[:, 0].clamp_(max=weights.shape[-1] - 1)
 
 
-def _draw_one(logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
-    """Column [1] drawn from softmax(logits [1, m]), and whether there was one: no NaN, not all of them -inf."""
-    drawn = kernels.draw(logits, uniform)
-    if drawn is not None:
-        return drawn.clamp(min=0), drawn >= 0
-    probs = logits.softmax(-1)
-    return draw_from(probs, uniform), ~torch.isnan(probs[:, 0])
-
-
 def probability_of(scores: Scores, tokens: Tensor) -> Tensor:
     """Probability [n] of tokens [n] under each row of warped scores."""
     probs = scores.logits.softmax(-1)
@@ -107,11 +97,11 @@ class GumbelCoupling:
         self.sampling, self.vocab_size, self.dice = sampling, vocab_size, dice or Dice(sampling.seed)
 
     def hashed(self, scores: Scores | None, positions: Positions) -> tuple[Tensor, ...]:
-        """What `Dice.noise` turns into noise for these scores, as returned by Dice.hashed; nothing at temperature 0."""
+        """What `Dice.noise` turns into noise for these scores; nothing at temperature 0."""
         return self.dice.hashed(scores, positions, self.vocab_size) if self.sampling.temperature else ()
 
     def best(self, scores: Scores, positions: Positions) -> tuple[Tensor, Tensor]:
-        """Ids [n] of the best of the warped scores [n, m] plus each position's noise, and whether there was no NaN."""
+        """Ids [n] of the best of warped scores [n, m] with noise, and whether there was no NaN [n]."""
         noise = self.hashed(scores, positions)
         columns = kernels.best_columns(scores.logits, *noise)
         if columns is not None:
@@ -145,9 +135,12 @@ class SpeculativeSampling(GumbelCoupling):
     def draw(self, scores: Scores, position: int | Tensor, stage: int) -> Drawn:
         if self.sampling.temperature == 0:
             return super().draw(scores, position, stage)
-        warped = warp(scores, self.sampling)
-        column, sound = _draw_one(warped.logits, self.dice.uniform(_one(position), stage, "draw"))
-        return Drawn(warped.pick(column), warped, sound)
+        warped, uniform = warp(scores, self.sampling), self.dice.uniform(_one(position), stage, "draw")
+        column = kernels.draw(warped.logits, uniform)
+        if column is not None:
+            return Drawn(warped.pick(column.clamp(min=0)), warped, column >= 0)
+        probs = warped.logits.softmax(-1)
+        return Drawn(warped.pick(draw_from(probs, uniform)), warped, ~torch.isnan(probs[:, 0]))
 
     def law(self, positions: list[int], stage: int) -> kernels.Law:
         if self.sampling.temperature == 0:
@@ -224,11 +217,7 @@ class ScriptedAcceptance:
         return verdict._replace(kept=kept, token=verdict.scores.pick(best)[kept])
 
 
-KINDS: dict[str, Callable[..., AcceptanceRule]] = {
-    "coupling": GumbelCoupling,
-    "speculative": SpeculativeSampling,
-    "typical": TypicalAcceptance,
-}
+KINDS = {"coupling": GumbelCoupling, "speculative": SpeculativeSampling, "typical": TypicalAcceptance}
 
 
 def rule_for(sampling: Sampling, vocab_size: int) -> AcceptanceRule:

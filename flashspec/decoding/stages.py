@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -24,8 +23,8 @@ class Burst(NamedTuple):
 
 
 class Judged(NamedTuple):
-    """The verdict on the waiting tokens, on the host: how many are accepted, the token after them, warped scores of all rows,
-    whether they were free of NaN, whether the stage above should act early, and the rows read."""
+    """The verdict on the tokens `asked`, on the host: how many are accepted, the token after them, warped scores of all
+    rows, whether they were free of NaN, whether the stage above should act early, and the rows read."""
 
     asked: list[int]
     kept: int
@@ -41,22 +40,16 @@ Write = Callable[[Tensor, int, int], Burst]
 Doubt = Callable[[Scores], Tensor]
 
 
-def confidence(scores: Scores, threshold: float) -> Tensor:
-    """In doubt [n] where the largest probability is below the threshold, a share in [0, 1]."""
-    return scores.logits.softmax(-1).amax(-1) < threshold
-
-
 def unsure(threshold: float | None) -> Doubt | None:
-    """A doubt by `confidence`, None without a threshold; ValueError for an impossible threshold.
+    """In doubt where the largest probability is below a threshold, None without one; ValueError for an impossible one.
 
-    A drafter may not withdraw a drawn token: that would favour the tokens it is sure of. Stopping before the draw depends on
-    the prefix alone and keeps the distribution (Leviathan et al. 2023, section 2.3).
+    Stopping before a draw depends on the prefix alone and keeps the distribution (Leviathan et al. 2023, section 2.3).
     """
     if threshold is None:
         return None
     if not 0.0 <= threshold <= 1.0:
         raise ValueError(f"a threshold of doubt is a probability in [0, 1], got {threshold}")
-    return partial(confidence, threshold=threshold)
+    return lambda scores: scores.logits.softmax(-1).amax(-1) < threshold
 
 
 def listed(numbers: Sequence[Tensor], sound: Sequence[Tensor]) -> list[int]:
@@ -71,7 +64,7 @@ def listed(numbers: Sequence[Tensor], sound: Sequence[Tensor]) -> list[int]:
 def stops(doubt: Tensor, doubts: list[Tensor]) -> bool:
     """Record a doubt [1] and return whether to stop here, which only a CPU knows without waiting."""
     doubts.append(doubt)
-    return doubt.device.type == "cpu" and bool(doubt)
+    return doubt.is_cpu and bool(doubt)
 
 
 def in_turn(stage: Stage) -> tuple[Score | None, Write | None]:
@@ -83,8 +76,8 @@ def in_turn(stage: Stage) -> tuple[Score | None, Write | None]:
 class Stage:
     """A reader, a head on its rows and a rule; acts once `every` tokens wait below it, or when the stage below asks.
 
-    A stage asks when its `doubt` says so: stage 0 before it draws the next token, which ends its burst; a verifier after a
-    check, about the accepted tokens and its own. `way` picks the fastest implementation once, when the stage is made.
+    A stage asks when its `doubt` says so: stage 0 before a draw, which ends its burst; a verifier after a check, about the
+    accepted tokens and its own. `way` picks the fastest implementation when the stage is made.
     """
 
     reader: Reader
@@ -113,7 +106,7 @@ class Stage:
     def write(self, tokens: Tensor, start: int, want: int) -> Burst:
         """Write up to `want` tokens into tokens [room] from position `start` on, fewer if in doubt.
 
-        Never waits for an accelerator unless there are doubts: off the CPU a burst is then cut afterwards, with one wait.
+        Never waits for an accelerator unless there are doubts: then a burst is cut afterwards, with one wait.
         """
         if self.fast_write:
             return self.fast_write(tokens, start, want)

@@ -1,7 +1,4 @@
-"""Query-aware clusters: ids share a cluster if their scores are alike on hidden rows that the model really produced.
-
-A cluster is found by the plain mean of its rows.
-"""
+"""Query-aware clusters: ids share a cluster if their scores are alike on hidden rows that the model produced."""
 
 from __future__ import annotations
 
@@ -36,9 +33,10 @@ class Asked(NamedTuple):
 
 @torch.no_grad()
 def asked_of(weight: Tensor | Packed, queries: Tensor, norm: Norm | None) -> Asked:
-    """The queries of rows [n, D] before the norm, against weight [V, D]; ValueError for no rows, another width or NaN."""
+    """The queries of rows [n, D] before the norm; ValueError for no rows, another width or NaN."""
     check_rows(queries, weight.shape[1])
-    states = fused(norm)(queries.float())
+    ready = fused(norm)
+    states = queries.float() if ready is None else ready(queries.float())
     if not len(states) or not bool(torch.isfinite(states).all()):
         raise ValueError(f"queries are finite hidden rows of the model, at least one; these {len(states)} are not")
     likely = torch.zeros(weight.shape[0], device=states.device)

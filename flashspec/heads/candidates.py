@@ -14,10 +14,10 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from flashspec.heads.base import Norm, WeightHead, check_count, project, project_blocks, weight_of
-from flashspec.heads.storage import HeadFile, StoredHead
-from flashspec.kernels.pages import Shelf
+from flashspec.heads.base import HeadFile, Norm, StoredHead, WeightHead, check_count, project, project_blocks, weight_of
+from flashspec.kernels.integers import Shelf
 from flashspec.sampling import Scores
+from flashspec.theory.checks import at_least
 
 SIZE, TOP = 2048, 16  # ids of a context, and of a verification that enter it
 
@@ -34,11 +34,9 @@ class ListedHead(WeightHead):
         return len(self.ids)
 
     def score(self, states: Tensor) -> Scores:
-        """Scores [n, m] of normalised rows."""
         return Scores(self.ids.expand(len(states), -1), project(states, self.rows))
 
     def bytes_read(self, rows: int) -> int:
-        """The listed rows, once, however many hidden rows share the reading."""
         return self.rows.nbytes
 
 
@@ -84,12 +82,10 @@ class ShortlistHead(ListedHead, StoredHead):
         return ShortlistHead.build(self.weight, self.ranked, self.norm, size)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """The ranking, and how many of its ids are listed."""
         return {"ranked": self.ranked.int()}, {"size": len(self.ids)}
 
     @classmethod
     def restored(cls, file: HeadFile, weight: Tensor, norm: Norm | None) -> ShortlistHead:
-        """The head of a stored list."""
         return cls.build(weight, file.numbers("ranked", 1), norm, file.fact("size", int))
 
 
@@ -97,9 +93,8 @@ class ShortlistHead(ListedHead, StoredHead):
 class ContextHead(ListedHead):
     """Scores the `size` ids seen last in the prompt, the text so far and the verifier's `top` best guesses.
 
-    Only `learn` changes the list, between rounds: it is fixed before a token is drawn, so every exact rule stays exact. Until
-    enough ids were seen, the smallest ids fill it, the most frequent ones in a BPE vocabulary. Shapes and addresses never
-    change.
+    Only `learn` changes the list, between rounds, so every exact rule stays exact. Until enough ids were seen, the smallest
+    ids fill it, the most frequent ones in a BPE vocabulary. Shapes and addresses never change.
     """
 
     size: int = SIZE
@@ -110,8 +105,7 @@ class ContextHead(ListedHead):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.size < 1 or self.top < 1:
-            raise ValueError(f"size and top must be at least 1, got {self.size} and {self.top}")
+        at_least(self, size=1, top=1)
         size, device = min(self.size, self.vocab_size), self.weight.device
         ids = torch.zeros(size, dtype=torch.int64, device=device)
         rows = Shelf().zeros((size, self.hidden), self.weight.dtype, device)
@@ -119,13 +113,12 @@ class ContextHead(ListedHead):
         self.learn(self.seen[:0], None)
 
     def score(self, states: Tensor) -> Scores:
-        """Scores [n, size] of normalised rows; later lists do not overwrite them."""
-        ids, logits = super().score(states)
-        return Scores(ids.clone(), logits)  # type: ignore[union-attr]
+        ids = self.ids.clone()  # which later lists do not overwrite
+        return Scores(ids.expand(len(states), -1), project(states, self.rows))
 
     @torch.inference_mode()
     def learn(self, tokens: Tensor, scores: Scores | None) -> None:
-        """Take in final tokens [n] and the verifier's scores, None at the start of a text; waits for nothing."""
+        """Take in final tokens [n] and the verifier's scores; waits for nothing."""
         if scores is None:
             torch.arange(-1, -self.vocab_size - 1, -1, out=self.seen)
         else:
@@ -157,7 +150,6 @@ class SoughtHead(WeightHead):
         """Rising ids [n, candidates] for normalised rows [n, hidden], -1 where there are fewer."""
 
     def score(self, states: Tensor) -> Scores:
-        """Scores [n, candidates] of normalised rows."""
         found = self.find(states)
         ids, off = found.clamp(min=0), found < 0
         off[:, -1] &= ~off.all(1)
@@ -203,8 +195,8 @@ class PreviewHead(SoughtHead):
         return looks.topk(self.candidates, sorted=False).indices.sort(1).values
 
     def bytes_read(self, rows: int) -> int:
-        """Basis and preview once, the candidates' rows once per hidden row."""
-        return self.basis.nbytes + self.preview.nbytes + rows * self.candidates * self.hidden * self.weight.element_size()
+        exact = rows * self.candidates * self.hidden * self.weight.element_size()
+        return self.basis.nbytes + self.preview.nbytes + exact
 
 
 def sizes(vocab: int, width: int) -> tuple[int, int]:

@@ -1,7 +1,6 @@
 """Balanced k-means over the rows of a vocabulary weight: every cluster has exactly the same size.
 
-FlashHead (arXiv 2603.14591) clusters by direction and fixes the size, so that a probe is one contiguous block. Lloyd
-iterations without the constraint come first, then a few under it.
+FlashHead (arXiv 2603.14591) clusters by direction and fixes the size, so that a probe is one contiguous block.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from flashspec.theory.checks import at_least, one_of
 from flashspec.typed import typed
 
 LLOYD, BALANCED = 12, 4  # iterations without and with the size constraint
@@ -32,19 +32,17 @@ class Recipe:
     backend: str = "auto"
 
     def __post_init__(self) -> None:
-        if self.cluster_size < 1:
-            raise ValueError(f"cluster_size must be at least 1, got {self.cluster_size}")
-        if self.backend not in ("auto", "faiss", "torch"):
-            raise ValueError(f"backend must be auto, faiss or torch, got {self.backend!r}")
+        at_least(self, cluster_size=1)
+        one_of("backend", self.backend, ("auto", "faiss", "torch"))
 
 
 @dataclass(frozen=True)
 class Clusters:
     """A partition of the ids 0..V-1 into K clusters of `size` slots.
 
-    `assignments` [V] gives each id's cluster; `members` [K, size] lists a cluster's ids in rising order, then -1 for empty
-    slots; `centroids` [K, D] are float32: for a `spherical` clustering the mean of the members' unit rows times the mean of
-    their lengths, else the plain mean of the rows.
+    `assignments` [V] gives each id's cluster; `members` [K, size] lists a cluster's ids in rising order, then -1;
+    `centroids` [K, D] are float32: for a `spherical` clustering the mean of the members' unit rows times the mean of their
+    lengths, else the plain mean of the rows.
     """
 
     assignments: Tensor
@@ -94,12 +92,19 @@ def unconstrained(weight: Tensor, recipe: Recipe) -> Tensor:
     """First half of `cluster`: unit centroids after the Lloyd iterations."""
     points, dice = F.normalize(weight.detach().float(), dim=1), torch.Generator().manual_seed(recipe.seed)
     first = torch.randperm(len(points), generator=dice)[: -(-len(points) // recipe.cluster_size)]
-    centroids, faiss = F.normalize(points[first.to(points.device)], dim=1), _faiss(points, recipe.backend)
+    centroids = F.normalize(points[first.to(points.device)], dim=1)
+    served = points.device.type == "cpu" and importlib.util.find_spec("faiss") is not None
+    wanted = recipe.backend == "faiss" or (recipe.backend == "auto" and served)
+    faiss = faiss_for("backend 'faiss'") if wanted else None
     for number in passes(LLOYD):
         if faiss is None:
             centroids = centres(points, nearest(points, centroids), centroids)
-        else:
-            centroids = _faiss_step(faiss, points, centroids, recipe.seed + number)
+            continue
+        limits = {"min_points_per_centroid": 1, "max_points_per_centroid": len(points)}
+        size, seed = (points.shape[1], len(centroids)), recipe.seed + number
+        means = faiss.Kmeans(*size, niter=1, spherical=True, seed=seed, **limits)  # splits a cluster for an empty one
+        means.train(points.contiguous().numpy(), init_centroids=centroids.contiguous().numpy())
+        centroids = F.normalize(torch.tensor(means.centroids), dim=1)
     return centroids
 
 
@@ -114,7 +119,7 @@ def balanced(weight: Tensor, centroids: Tensor, recipe: Recipe) -> Clusters:
 
 
 def from_assignments(weight: Tensor, assignments: Tensor, size: int) -> Clusters:
-    """Clusters in which id v of weight [V, D] belongs to cluster assignments[v]; ValueError for a cluster over `size`."""
+    """Clusters of weight [V, D] with these assignments [V]; ValueError for a cluster over `size`."""
     rows, members = weight.detach().float(), members_of(assignments, -(-weight.shape[0] // size), size)
     lengths = rows.norm(dim=1, keepdim=True).clamp(min=1e-12)
     shares = torch.ones(len(rows), device=rows.device)
@@ -156,12 +161,6 @@ def nearest(points: Tensor, centroids: Tensor) -> Tensor:
     return torch.cat(found)
 
 
-def _faiss(points: Tensor, backend: str) -> Any:
-    """The module that runs a backend's iterations, None for torch; ValueError where it is missing."""
-    served = points.device.type == "cpu" and importlib.util.find_spec("faiss") is not None
-    return faiss_for("backend 'faiss'") if backend == "faiss" or (backend == "auto" and served) else None
-
-
 def faiss_for(user: str) -> Any:
     """The faiss module; ValueError with the extra to install where it is missing."""
     try:
@@ -170,46 +169,33 @@ def faiss_for(user: str) -> Any:
         raise ValueError(f"{user} needs faiss-cpu; install the extra `ann`, or use a FlashHead of the backend 'torch'") from None
 
 
-def _faiss_step(faiss: Any, points: Tensor, centroids: Tensor, seed: int) -> Tensor:
-    """One Lloyd iteration by faiss, which also splits a large cluster wherever one is empty."""
-    limits = {"min_points_per_centroid": 1, "max_points_per_centroid": len(points)}
-    means = faiss.Kmeans(points.shape[1], len(centroids), niter=1, spherical=True, seed=seed, **limits)
-    means.train(points.contiguous().numpy(), init_centroids=centroids.contiguous().numpy())
-    return F.normalize(torch.tensor(means.centroids), dim=1)
-
-
 def chunks(points: Tensor, width: int) -> Iterator[Tensor]:
     """Points [V, D] in pieces whose scores against `width` others fit a fixed amount of memory."""
     return iter(points.split(max(1, CHUNK_SCORES // max(1, width))))
 
 
 def assign_balanced(points: Tensor, centroids: Tensor, size: int) -> Tensor:
-    """Assign points [V, D] to centroids [K, D] so that no cluster holds more than `size`; K * size must be at least V.
+    """Clusters [V] of points [V, D] around centroids [K, D], at most `size` in each; K * size must be at least V.
 
-    Returns clusters [V]. A capacity auction: in every round each waiting point bids its inner product on the best cluster with
-    free slots, and the cluster takes its highest bidders; so every round places at least one point.
+    A capacity auction: in every round each waiting point bids its inner product on the best cluster with free slots, and
+    the cluster takes its highest bidders; so every round places at least one point.
     """
     free = torch.full((len(centroids),), size, dtype=torch.int64, device=points.device)
     placed = torch.full((len(points),), -1, dtype=torch.int64, device=points.device)
     waiting, length = torch.arange(len(points), device=points.device), SHORTLIST
     while len(waiting):
-        most = min(length, max(SHORTLIST, CHUNK_SCORES // len(waiting)))
-        won = _auction(*_shortlists(points[waiting], centroids, free, most), free)
+        still_open = free.nonzero()[:, 0]
+        most = min(length, max(SHORTLIST, CHUNK_SCORES // len(waiting)), len(still_open))
+        found = [(part @ centroids[still_open].T).topk(most) for part in chunks(points[waiting], len(still_open))]
+        bids, lists = torch.cat([f.values for f in found]), still_open[torch.cat([f.indices for f in found])]
+        won = _auction(bids, lists, free)
         placed[waiting] = won
         waiting, length = waiting[won < 0], 2 * length
     return placed
 
 
-def _shortlists(points: Tensor, centroids: Tensor, free: Tensor, length: int) -> tuple[Tensor, Tensor]:
-    """Best `length` (or fewer) open clusters of points: scores and numbers, best first."""
-    still_open = free.nonzero()[:, 0]
-    width = len(still_open)
-    found = [(part @ centroids[still_open].T).topk(min(length, width)) for part in chunks(points, width)]
-    return torch.cat([f.values for f in found]), still_open[torch.cat([f.indices for f in found])]
-
-
 def _auction(bids: Tensor, lists: Tensor, free: Tensor) -> Tensor:
-    """Clusters [n] won with these shortlists, -1 for points whose whole shortlist filled up; `free` decreases as slots go."""
+    """Clusters [n] won with shortlists of bids, best first; -1 where a whole shortlist filled up. `free` decreases."""
     won = torch.full((len(bids),), -1, dtype=torch.int64, device=bids.device)
     waiting = torch.arange(len(bids), device=bids.device)
     while len(waiting):

@@ -18,7 +18,7 @@ from flashspec.typed import typed
 class DenseHead(WeightHead):
     """Logits of the whole vocabulary: weight [vocab, hidden] times the normalised row, exact.
 
-    A `Packed` weight of 8 or 4 bits is the plain cheap head that the others have to beat; its products round activations too.
+    A `Packed` weight of 8 or 4 bits is the plain cheap head that the others have to beat.
     """
 
     weight: Tensor | Packed
@@ -30,15 +30,12 @@ class DenseHead(WeightHead):
 
     @cached_property
     def scoring(self) -> Scoring | None:
-        """Norm and product in one call of the compiled kernels."""
         return self.compiled(self.weight)
 
     def score(self, states: Tensor) -> Scores:
-        """Logits [n, vocab] of normalised rows."""
         return Scores(None, project(states, self.weight))
 
     def bytes_read(self, rows: int) -> int:
-        """The weight, once, however many rows share the read."""
         return self.weight.nbytes
 
 
@@ -54,10 +51,8 @@ class LogitRows(Fixed):
     vocab_size: int
 
     def __call__(self, rows: Tensor, positions: Tensor | None = None, dice: Dice | None = None) -> Scores:
-        """The rows themselves."""
         check_rows(rows, self.vocab_size)
         return Scores(None, rows)
 
     def bytes_read(self, rows: int) -> int:
-        """Nothing."""
         return 0

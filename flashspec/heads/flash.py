@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -12,17 +13,17 @@ from torch.nn import functional as F
 
 from flashspec import kernels
 from flashspec.heads.aware import asked_of, cluster_for
-from flashspec.heads.base import Norm, project, project_blocks, weight_of, wide, widened
+from flashspec.heads.base import AGAIN, FILE, HeadFile, Norm, StoredHead, project, project_blocks, weight_of, wide, widened
 from flashspec.heads.cluster import Clusters, Recipe, cluster
-from flashspec.heads.storage import AGAIN, FILE, HeadFile, StoredHead
+from flashspec.heads.dense import DenseHead
 from flashspec.kernels import Packed, pack
-from flashspec.kernels.integers import BITS, PANEL
-from flashspec.kernels.pages import Shelf
+from flashspec.kernels.integers import BITS, PANEL, Shelf
 from flashspec.sampling import Scores
 from flashspec.typed import changed, typed, whole_numbers
 
 CHOICES = ("cluster_size", "seed")  # of a clustering
 FORMATS = ("weight", "int8", "int4")
+ROWS = 256  # scored at once where two heads are compared
 
 
 @typed
@@ -30,8 +31,8 @@ FORMATS = ("weight", "int8", "int4")
 class FlashPlan:
     """What a FlashHead scores.
 
-    The `probes` best clusters for each hidden row (None: one in sixteen, as in the authors' code), and always the ids in
-    `always`. `stage1` is the format of the centroids ("weight": the weight's own).
+    The `probes` best clusters for each hidden row (None: one in sixteen), and always the ids in `always`. `stage1` is the
+    format of the centroids ("weight": the weight's own).
     """
 
     probes: int | None = None
@@ -48,7 +49,7 @@ class FlashPlan:
             raise ValueError("always lists an id twice; list each once")
 
     def resolve(self, clusters: Clusters) -> FlashPlan:
-        """This plan for these clusters, with probes filled in; ValueError where it asks for more than there is."""
+        """This plan with probes filled in; ValueError where it asks for more than there is."""
         probes = self.probes if self.probes is not None else -(-clusters.count // 16)
         if probes > clusters.count:
             raise ValueError(f"probes must be at most the {clusters.count} clusters of this head, got {probes}")
@@ -69,21 +70,6 @@ class Table(NamedTuple):
     bias: Tensor  # [K + B, slots], 0 or -inf
     directions: Tensor | Packed  # [K, D] unit or plain centroids, in the format of stage 1
 
-    @property
-    def clusters(self) -> int:
-        """Clusters that compete for probes, K."""
-        return self.directions.shape[0]
-
-    @property
-    def slots(self) -> int:
-        """Rows per block."""
-        return self.ids.shape[1]
-
-    @property
-    def forced(self) -> int:
-        """Blocks of always-scored rows, B."""
-        return len(self.ids) - self.clusters
-
 
 def build_table(weight: Tensor | Packed, clusters: Clusters, plan: FlashPlan) -> Table:
     """Permute weight [V, D] once; the rows of the plan's `always` follow in blocks of their own.
@@ -100,20 +86,16 @@ def build_table(weight: Tensor | Packed, clusters: Clusters, plan: FlashPlan) ->
     ids = members.where(members >= 0, members[:, :1])
     bias = torch.zeros(ids.shape, dtype=wide(weight), device=weight.device).masked_fill(off, -torch.inf)
     shelf = Shelf()
-    blocks, directions = _taken(weight, ids, shelf), stage_one(clusters, weight, plan.stage1)
-    return Table(blocks, shelf.moved(ids), shelf.moved(bias), directions)
-
-
-def _taken(weight: Tensor | Packed, ids: Tensor, shelf: Shelf) -> Tensor | Packed:
-    """The rows of ids [blocks, slots], block after block."""
     if isinstance(weight, Packed):
-        return weight.taken(ids.flatten())
-    blocks = shelf.zeros((ids.numel(), weight.shape[1]), weight.dtype, weight.device)
-    return torch.index_select(weight, 0, ids.flatten(), out=blocks).view(*ids.shape, -1)
+        blocks: Tensor | Packed = weight.taken(ids.flatten())
+    else:
+        room = shelf.zeros((ids.numel(), weight.shape[1]), weight.dtype, weight.device)
+        blocks = torch.index_select(weight, 0, ids.flatten(), out=room).view(*ids.shape, -1)
+    return Table(blocks, shelf.moved(ids), shelf.moved(bias), stage_one(clusters, weight, plan.stage1))
 
 
 def stage_one(clusters: Clusters, weight: Tensor | Packed, kind: str) -> Tensor | Packed:
-    """The vectors that find clusters [K, D], directions or means, in the format `kind` ("weight": the weight's)."""
+    """The vectors that find clusters [K, D], directions or means, in the format `kind`."""
     means = clusters.centroids.to(wide(weight))
     unit = F.normalize(means, dim=1) if clusters.spherical else means
     if isinstance(weight, Packed) and kind == "weight":
@@ -145,9 +127,9 @@ class FlashHead(StoredHead):
     ) -> FlashHead:
         """Cluster weight [vocab, hidden] (unless `clusters` are given) and permute it.
 
-        With `queries`, hidden rows [n, hidden] before the norm, the clusters are query-aware and the likeliest ids after these
-        rows are always scored, unless the plan names others; without, clusters go by direction. `changes` are fields of
-        FlashPlan, or cluster_size and seed. Raises ValueError for a plan that does not fit.
+        With `queries`, hidden rows [n, hidden] before the norm, clusters are query-aware and the likeliest ids after these
+        rows are always scored, unless the plan names others. `changes` are fields of FlashPlan, or cluster_size and seed.
+        Raises ValueError for a plan that does not fit.
         """
         weight = weight_of(weight)
         chosen = {name: changes.pop(name) for name in CHOICES if name in changes}
@@ -168,9 +150,9 @@ class FlashHead(StoredHead):
 
     @cached_property
     def scoring(self) -> kernels.Scoring | None:
-        """Norm, clusters, choice and blocks as one call of the compiled kernels."""
         table = self.table
-        return self.compiled(table.directions, kernels.Blocks(table.blocks, table.ids, table.bias, self.probes, table.forced))
+        blocks = kernels.Blocks(*table[:3], self.probes, self.forced)
+        return self.compiled(table.directions, blocks)
 
     @property
     def probes(self) -> int:
@@ -178,13 +160,17 @@ class FlashHead(StoredHead):
         return self.plan.probes or 1
 
     @property
+    def forced(self) -> int:
+        """Blocks of always-scored rows, B."""
+        return len(self.table.ids) - self.clusters.count
+
+    @property
     def rows_scored(self) -> int:
         """Inner products per hidden row: centroids, probed and always-scored rows, with padding."""
-        return self.table.clusters + (self.probes + self.table.forced) * self.table.slots
+        return self.clusters.count + (self.probes + self.forced) * self.clusters.size
 
     def bytes_read(self, rows: int) -> int:
-        """Centroids (in stage 1's format) and always-scored blocks once, probed blocks once per row."""
-        blocks = self.table.forced + rows * self.probes
+        blocks = self.forced + rows * self.probes
         return self.table.directions.nbytes + blocks * (self.table.blocks.nbytes // len(self.table.ids))
 
     def score(self, states: Tensor) -> Scores:
@@ -197,9 +183,9 @@ class FlashHead(StoredHead):
         """Numbers [n, B + probes] of the blocks that normalised rows [n, hidden] are scored against."""
         table = self.table
         chosen = kernels.best_numbers(project(states, table.directions), self.probes)
-        if not table.forced:
+        if not self.forced:
             return chosen
-        forced = torch.arange(table.clusters, len(table.ids), device=chosen.device)
+        forced = torch.arange(self.clusters.count, len(table.ids), device=chosen.device)
         return torch.cat((forced.expand(len(chosen), -1), chosen), 1)
 
     def with_plan(self, **changes: Any) -> FlashHead:
@@ -217,31 +203,64 @@ class FlashHead(StoredHead):
         return self.with_plan(probes=probes)
 
     def within(self, share: float) -> FlashHead:
-        """This head with the most probes that score at most this share of the vocabulary, centroids included."""
-        spare = int(share * self.vocab_size) - (self.rows_scored - self.probes * self.table.slots)
-        return self.with_probes(min(self.table.clusters, max(1, spare // self.table.slots)))
+        """This head with the most probes that score at most this share of the vocabulary."""
+        spare = int(share * self.vocab_size) - (self.rows_scored - self.probes * self.clusters.size)
+        return self.with_probes(min(self.clusters.count, max(1, spare // self.clusters.size)))
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Clusters and plan."""
         tensors = {"members": self.clusters.members.int(), "centroids": self.clusters.centroids}
         return tensors, {"plan": asdict(self.plan), "spherical": self.clusters.spherical}
 
     @classmethod
     def restored(cls, file: HeadFile, weight: Tensor | Packed, norm: Norm | None) -> FlashHead:
-        """The head of stored clusters; the weight is permuted again."""
-        return cls.build(weight, norm, _clusters(file, weight), **asdict(file.fact("plan", FlashPlan)))
+        members, means = file.numbers("members", 2).long(), file.tensors.get("centroids")
+        vocab, count, listed = weight.shape[0], len(members), members >= 0
+        if not bool(listed.any(1).all()) or not torch.equal(members[listed].sort().values, torch.arange(vocab)):
+            raise ValueError(f"a clustering lists each of the {vocab} ids once, but this one does not; {AGAIN}")
+        if means is None or means.dtype is not torch.float32 or means.ndim != 2 or len(means) != count:
+            raise ValueError(f"{file.path.name} has no float32 centroid for each of its {count} clusters; {AGAIN}")
+        assignments = torch.empty(vocab, dtype=torch.int64)
+        assignments[members[listed]] = listed.nonzero()[:, 0]
+        place, spherical = weight.device, file.facts.get("spherical", True) is not False
+        clusters = Clusters(assignments.to(place), members.to(place), means.to(place), spherical)
+        return cls.build(weight, norm, clusters, **asdict(file.fact("plan", FlashPlan)))
 
 
-def _clusters(file: HeadFile, weight: Tensor | Packed) -> Clusters:
-    """The stored clusters for this weight; ValueError where they do not fit it."""
-    members, means, vocab = file.numbers("members", 2).long(), file.tensors.get("centroids"), weight.shape[0]
-    count, listed = len(members), members >= 0
-    if not bool(listed.any(1).all()) or not torch.equal(members[listed].sort().values, torch.arange(vocab)):
-        raise ValueError(f"a clustering lists each of the {vocab} ids once, but this one does not; {AGAIN}")
-    if means is None or means.dtype is not torch.float32 or means.ndim != 2 or len(means) != count:
-        raise ValueError(f"{file.path.name} has no float32 centroid for each of its {count} clusters; {AGAIN}")
-    assignments = torch.empty(vocab, dtype=torch.int64)
-    assignments[members[listed]] = listed.nonzero()[:, 0]
-    spherical = file.facts.get("spherical", True) is not False
-    place = weight.device
-    return Clusters(assignments.to(place), members.to(place), means.to(place), spherical)
+def agreement(head: FlashHead, dense: DenseHead, rows: Tensor) -> float:
+    """Share of rows [n, hidden] whose best id is the dense head's."""
+    same = [_best(head, part) == _best(dense, part) for part in _parts(rows)]
+    return torch.cat(same).double().mean().item()
+
+
+@torch.no_grad()
+def required_probes(head: FlashHead, dense: DenseHead, rows: Tensor) -> Tensor:
+    """Probes [n] needed to score the dense head's best id; 0 where it is always scored."""
+    found = list[Tensor]()
+    always = torch.tensor(head.plan.always, dtype=torch.int64, device=rows.device)
+    for part in _parts(rows):
+        wanted, likeness = _best(dense, part), project(head.states(part), head.table.directions)
+        mine = likeness.gather(1, head.clusters.assignments[wanted][:, None])
+        found.append(((likeness > mine).sum(1) + 1).masked_fill(torch.isin(wanted, always), 0))
+    return torch.cat(found)
+
+
+def calibrate_always(head: FlashHead, dense: DenseHead, rows: Tensor, count: int = 64) -> tuple[int, ...]:
+    """Up to `count` ids to score always: the current ones, then those missed most often on rows [n, hidden]."""
+    if count < 1:
+        raise ValueError(f"count must be at least 1, got {count}")
+    wanted = torch.cat([_best(dense, part) for part in _parts(rows)])
+    missed = wanted[required_probes(head, dense, rows) > head.probes]
+    often = torch.bincount(missed, minlength=head.vocab_size)
+    order = torch.argsort(often, descending=True, stable=True)[:count]
+    return (*head.plan.always, *order[often[order] > 0].tolist())[:count]
+
+
+def _best(head: FlashHead | DenseHead, rows: Tensor) -> Tensor:
+    scores = head(rows)
+    return scores.pick(scores.logits.argmax(1))
+
+
+def _parts(rows: Tensor) -> Iterator[Tensor]:
+    if not len(rows):
+        raise ValueError("at least one hidden row of held-out text is needed to compare two heads, got none")
+    return iter(rows.split(ROWS))

@@ -1,7 +1,4 @@
-"""Search indexes of faiss as draft heads: inverted lists, the same with product codes, and a navigable graph.
-
-Searching runs on the CPU, one row at a time, so that a row's candidates never depend on its neighbours.
-"""
+"""Search indexes of faiss as draft heads: inverted lists, the same with product codes, and a navigable graph."""
 
 from __future__ import annotations
 
@@ -61,12 +58,13 @@ class IndexHead(SoughtHead):
         else:
             limits = faiss.SearchParametersIVF(nprobe=self.probes)
         rows = states.float().cpu().contiguous().numpy()
-        found = [self.index.search(rows[i : i + 1], self.candidates, params=limits)[1] for i in range(len(rows))]
+        each = (rows[i : i + 1] for i in range(len(rows)))  # a row's candidates never depend on its neighbours
+        found = [self.index.search(row, self.candidates, params=limits)[1] for row in each]
         return torch.cat([torch.from_numpy(ids) for ids in found]).sort(1).values.to(states.device)
 
     @cached_property
     def visited(self) -> int:
-        """Vectors that one search compares: an even share of the lists and their centres; for a graph, counted here."""
+        """Vectors that one search compares: an even share of the lists and their centres; for a graph, counted."""
         if self.kind != "hnsw":
             return self.lists + -(-self.vocab_size * self.probes // self.lists)
         statistics = faiss_for("head 'hnsw'").cvar.hnsw_stats
@@ -76,7 +74,6 @@ class IndexHead(SoughtHead):
         return -(-int(statistics.ndis) // len(sample))
 
     def bytes_read(self, rows: int) -> int:
-        """Per row, the vectors or codes that the search compares, and the candidates' own rows."""
         exact = self.candidates * self.hidden * self.weight.element_size()
         if self.kind != "ivfpq":
             return rows * (4 * self.visited * self.hidden + exact)

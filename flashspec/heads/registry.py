@@ -9,13 +9,12 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from flashspec.heads.base import Head, Norm, widened
+from flashspec.heads.base import FILE, Head, HeadFile, Norm, kept, widened
 from flashspec.heads.candidates import ContextHead, PreviewHead, ShortlistHead
 from flashspec.heads.cluster import Clusters, members_of
 from flashspec.heads.dense import DenseHead, quantized
 from flashspec.heads.flash import FlashHead
 from flashspec.heads.index import IndexHead
-from flashspec.heads.storage import FILE, HeadFile, kept
 from flashspec.kernels import Packed
 from flashspec.models.files import PublicHead, ids_of, shaped
 from flashspec.models.folder import inside, read_config, read_tensors
@@ -61,14 +60,11 @@ def is_public(folder: Path | str) -> bool:
 def load_public(folder: Path | str, weight: Tensor, norm: Norm | None = None) -> FlashHead:
     """The FlashHead of a checkpoint folder in the public layout, over its model's `weight` [V, D].
 
-    This is the layout that Embedl's repository reads. config.json, or its `text_config`, switches the head on with
-    `flash_head_cache_dir`. That folder holds clustering_cache.safetensors with `centroids` [1, 1, D, K] (or [D, K]; columns of
-    any length) and `cluster_assignments` [V], every cluster equally often.
-
-    Raises FileNotFoundError where a file is missing; ValueError where clusters are unequal, belong to another vocabulary or
-    width, or the folder's probes or special ids do not exist.
+    config.json, or its `text_config`, switches it on with `flash_head_cache_dir`. That folder holds
+    clustering_cache.safetensors with `centroids` [1, 1, D, K] or [D, K] and `cluster_assignments` [V], every cluster equally
+    often. Raises FileNotFoundError where a file is missing, ValueError where the clusters or options do not fit.
     """
-    folder = Path(folder)
+    folder, (vocab, width) = Path(folder), weight.shape
     options = _options(folder)
     if options.flash_head_cache_dir is None:
         raise ValueError(f"{folder / 'config.json'} has no flash_head_cache_dir; this is not a checkpoint with a FlashHead")
@@ -78,49 +74,39 @@ def load_public(folder: Path | str, weight: Tensor, norm: Norm | None = None) ->
     file = HeadFile(path, read_tensors(path, "fetch it again")[0], {})
     if not {"centroids", "cluster_assignments"} <= file.tensors.keys():
         raise ValueError(f"{path.name} holds no centroids and cluster_assignments; it is not a FlashHead cache")
-    clusters = _public_clusters(file.tensors["centroids"], file.numbers("cluster_assignments", 1).long(), weight)
+    assignments = file.numbers("cluster_assignments", 1).long().to(weight.device)
+    columns = file.tensors["centroids"]
+    count = columns.shape[-1] if columns.ndim else 0
+    if list(columns.shape) not in ([width, count], [1, 1, width, count]):
+        raise ValueError(f"centroids have the shape [1, 1, {width}, clusters] here, got {list(columns.shape)}")
+    if int(assignments.min()) < 0 or int(assignments.max()) >= count:
+        raise ValueError(f"cluster numbers run from 0 to {count - 1}, and these do not")
+    means = columns.reshape(width, count).T.float().contiguous().to(weight.device)
+    clusters = Clusters(assignments, members_of(assignments, count, vocab // count), means)
     special = tuple(dict.fromkeys(ids_of(options.flash_head_special_token_ids)))
-    probes = options.n_probes or max(1, clusters.count // 16)
-    return FlashHead.build(weight, norm, clusters, probes=probes, always=special)
+    return FlashHead.build(weight, norm, clusters, probes=options.n_probes or max(1, count // 16), always=special)
 
 
 def _options(folder: Path) -> PublicHead:
-    """The options at the top of config.json, or those of its text_config where the top has none."""
     raw, path = read_config(folder), folder / "config.json"
     nested = shaped(raw.get("text_config") or {}, dict[str, Any], path)
     return shaped(nested | {name: value for name, value in raw.items() if value is not None}, PublicHead, path)
 
 
-def _public_clusters(centroids: Tensor, assignments: Tensor, weight: Tensor) -> Clusters:
-    """Clusters of centroids [.., D, K] and assignments [V]; ValueError where they cannot be."""
-    vocab, width = weight.shape
-    if centroids.ndim < 2 or centroids.shape[-2] != width or centroids.numel() != width * centroids.shape[-1]:
-        raise ValueError(f"centroids have the shape [1, 1, {width}, clusters] here, got {list(centroids.shape)}")
-    count = centroids.shape[-1]
-    if int(assignments.min()) < 0 or int(assignments.max()) >= count:
-        raise ValueError(f"cluster numbers run from 0 to {count - 1}, got {int(assignments.min())}..{int(assignments.max())}")
-    means = centroids.reshape(width, count).T.float().contiguous().to(weight.device)
-    assignments = assignments.to(weight.device)
-    return Clusters(assignments, members_of(assignments, count, vocab // count), means)
-
-
 def _flash(origin: Origin) -> FlashHead:
-    """The model's FlashHead: from its folder (in either layout), from the cache, or built now if small."""
     weight, norm, folder = origin
     if path := origin.stored("flash"):
-        head = FlashHead.load(path, weight, norm)
-    elif folder is not None and is_public(folder):
-        head = load_public(folder, origin.wide, norm)
-    elif (cached := kept(weight, norm)) and cached.is_file():
-        head = FlashHead.load(cached, weight, norm)
-    elif weight.shape[0] <= BUILT_NOW:
-        head = FlashHead.build(weight, norm)
-    else:
-        raise FileNotFoundError(
-            f"no FlashHead has been built for this vocabulary of {weight.shape[0]} ids: `flashspec heads build MODEL` builds one "
-            "once, in minutes; or draft with the dense head (method 'dense')"
-        )
-    return head
+        return FlashHead.load(path, weight, norm)
+    if folder is not None and is_public(folder):
+        return load_public(folder, origin.wide, norm)
+    if (cached := kept(weight, norm)) and cached.is_file():
+        return FlashHead.load(cached, weight, norm)
+    if weight.shape[0] <= BUILT_NOW:
+        return FlashHead.build(weight, norm)
+    raise FileNotFoundError(
+        f"no FlashHead has been built for this vocabulary of {weight.shape[0]} ids: `flashspec heads build MODEL` builds one "
+        "once, in minutes; or draft with the dense head (method 'dense')"
+    )
 
 
 def _ranked(name: str, counted: str, origin: Origin) -> ShortlistHead:
@@ -153,7 +139,7 @@ HEADS: dict[str, Kind] = {
 
 
 def head_named(name: str, origin: Origin) -> Head:
-    """A head by name for one model; ValueError where the name is unknown or its state or library is missing."""
+    """A head by name for one model; ValueError for an unknown name, a missing state or library."""
     if name not in HEADS:
         raise ValueError(f"head {name!r} is unknown; known: {', '.join(HEADS)}")
     head: Any = HEADS[name].make(origin)

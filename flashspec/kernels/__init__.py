@@ -1,6 +1,6 @@
 """Matrix products for decoding on CPU: C where a compiler is available, the same values in torch otherwise.
 
-A row of a product never depends on how many rows are computed with it, and a weight is read once for up to eight rows.
+A row of a product never depends on how many rows are computed with it.
 """
 
 from __future__ import annotations
@@ -11,14 +11,10 @@ from torch.nn import functional as F
 
 from flashspec.kernels.build import call, identity, library
 from flashspec.kernels.integers import PANEL, Packed, pack, packed_linear
-from flashspec.kernels.scoring import NOTHING, WEIGHTS, WIDTH, Blocks, Norm, Scoring, best_numbers, matrix, scoring, serves
-from flashspec.kernels.writing import WRITER, Law, Stretch, Writer, best_columns, draw, gumbel, judge
+from flashspec.kernels.scoring import NOTHING, WEIGHTS, WIDTH, WRITER, Blocks, Law, Norm, Scoring, Stretch, Writer
 
-__all__ = [
-    "NOTHING", "WEIGHTS", "WIDTH", "WRITER", "Blocks", "Law", "Norm", "Packed", "Scoring", "Stretch", "Writer", "available",
-    "best_columns", "best_numbers", "draw", "gather_linear", "gumbel", "identity", "judge", "linear", "matrix",
-    "normalised", "pack", "packed_linear", "scoring", "serves",
-]  # fmt: skip
+# isort: split
+from flashspec.kernels.scoring import best_columns, best_numbers, draw, gumbel, judge, matrix, scoring, serves
 
 
 def available() -> bool:
@@ -52,15 +48,3 @@ def gather_linear(x: Tensor, blocks: Tensor | Packed, chosen: Tensor) -> Tensor:
     kind = WEIGHTS[blocks.dtype]
     call("fs_gather_linear", x.contiguous(), rows, blocks, kind, cap, depth, chosen.contiguous(), probes, out)
     return out
-
-
-def normalised(x: Tensor, norm: Norm) -> Tensor:
-    """Rows x [n, K] after a norm over K columns."""
-    if serves(x, norm.weight) and norm.weight.dtype is torch.float32:
-        x, out = x.contiguous(), torch.empty(x.shape)
-        call("fs_norm", x, len(x), norm.weight, norm.bias, norm.eps, x.shape[1], out)
-        return out
-    wide = x.float() if x.dtype is not torch.float64 else x
-    if norm.bias is not None:
-        return F.layer_norm(wide, wide.shape[-1:], norm.weight.to(wide.dtype), norm.bias.to(wide.dtype), norm.eps).to(x.dtype)
-    return norm.weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + norm.eps)).to(x.dtype)

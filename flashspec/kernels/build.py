@@ -1,6 +1,6 @@
 """Compile the C kernels once for this machine, with the C compiler it has, and load only libraries of one's own.
 
-They are kept in a folder that only the user may open; the name holds a digest of their bytes, so a damaged file is noticed.
+They are kept in a folder that only the user may open, under a name with a digest of their bytes.
 """
 
 from __future__ import annotations
@@ -90,7 +90,10 @@ def _build() -> Build:
     cc = compiler()
     if cc is None or os.environ.get("FLASHSPEC_KERNELS") == "0":
         return Build()
-    version = _version(cc)
+    version = ""
+    with suppress(OSError):
+        said = subprocess.run([cc, "--version"], capture_output=True, text=True, errors="replace").stdout
+        version = said.partition("\n")[0]
     try:
         return Build(_library_in(cache_folder(), cc, version), version)
     except OSError as error:
@@ -105,7 +108,7 @@ def _build() -> Build:
 
 
 def use_isa(loaded: ctypes.CDLL, name: str) -> str:
-    """Compute integer products with the named instruction set, or the fastest one for ""; returns the name of the one in use.
+    """Compute integer products with this instruction set, or the fastest for ""; returns the one in use.
 
     All of them give the same bits. Raises ValueError for a set that this processor does not have.
     """
@@ -114,14 +117,6 @@ def use_isa(loaded: ctypes.CDLL, name: str) -> str:
         has = ", ".join(known for i, known in enumerate(ISAS) if loaded.fs_isa(i) >= 0)
         raise ValueError(f"FLASHSPEC_ISA={name} is no instruction set of this machine; it has {has}")
     return ISAS[chosen]
-
-
-def _version(cc: str) -> str:
-    """The first line in which a compiler names itself, empty if it does not."""
-    with suppress(OSError):
-        said = subprocess.run([cc, "--version"], capture_output=True, text=True, errors="replace").stdout
-        return said.partition("\n")[0]
-    return ""
 
 
 def _source() -> str:
@@ -150,7 +145,7 @@ def _library_in(cache: Path | None, cc: str, version: str) -> ctypes.CDLL:
 
 
 def _ours_alone(place: Path | None) -> Path:
-    """A folder closed to others; PermissionError if it or the link to it belongs to someone else, or its mode cannot change."""
+    """A folder closed to others; PermissionError if it or the link to it belongs to someone else."""
     if place is None:
         raise FileNotFoundError("this user has no home folder")
     place.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -164,7 +159,6 @@ def _ours_alone(place: Path | None) -> Path:
 
 
 def _ours(facts: os.stat_result) -> bool:
-    """Whether a file belongs to this user and only the user may write it."""
     return facts.st_uid == os.geteuid() and not facts.st_mode & 0o022
 
 
@@ -174,7 +168,6 @@ def _opened(path: str, flags: int) -> int:
 
 
 def _kept(folder: Path, name: str) -> ctypes.CDLL | None:
-    """The library of this name in our folder, if the file there is ours and complete."""
     for path in sorted(folder.glob(f"{name}-*.so")):
         with suppress(OSError), open(path, "rb", opener=_opened) as file:
             facts = os.fstat(file.fileno())
@@ -188,29 +181,23 @@ def _named(name: str, code: bytes) -> str:
 
 
 def _fresh(folder: Path, name: str, cc: str) -> ctypes.CDLL:
-    """The library compiled now, and kept once loaded; leftovers of a killed compilation are removed first."""
-    for left in folder.glob("building-*"):
+    for left in folder.glob("building-*"):  # of a killed compilation
         shutil.rmtree(left, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix="building-", dir=folder) as place:
-        part = Path(place) / "cpu.so"
-        _compile(cc, Path(place), part.name)
+        part, command = Path(place) / "cpu.so", [cc, *FLAGS, "-o", "cpu.so", str(SOURCE), "-lm"]
+        there = os.environ | {"TMPDIR": "."}
+        try:
+            done = subprocess.run(command, cwd=place, env=there, capture_output=True, text=True, errors="replace")
+        except OSError as error:
+            raise OSError(f"{cc} does not start: {error.strerror}") from None
+        if done.returncode:
+            ended = f"exit status {done.returncode}" if done.returncode > 0 else f"killed by signal {-done.returncode}"
+            said = [line.rstrip() for line in (done.stderr or done.stdout).splitlines() if line.strip()]
+            raise OSError("\n  ".join([f"{cc}, {ended}", *said[:LINES]]))
         part.chmod(0o600)
         loaded = ctypes.CDLL(str(part))
         part.replace(folder / _named(name, part.read_bytes()))
     return loaded
-
-
-def _compile(cc: str, place: Path, name: str) -> None:
-    """Compile a library into a folder, in which the compiler also works; OSError with the compiler's message."""
-    command, there = [cc, *FLAGS, "-o", name, str(SOURCE), "-lm"], os.environ | {"TMPDIR": "."}
-    try:
-        done = subprocess.run(command, cwd=place, env=there, capture_output=True, text=True, errors="replace")
-    except OSError as error:
-        raise OSError(f"{cc} does not start: {error.strerror}") from None
-    if done.returncode:
-        ended = f"exit status {done.returncode}" if done.returncode > 0 else f"killed by signal {-done.returncode}"
-        said = [line.rstrip() for line in (done.stderr or done.stdout).splitlines() if line.strip()]
-        raise OSError("\n  ".join([f"{cc}, {ended}", *said[:LINES]]))
 
 
 @functools.cache
@@ -241,7 +228,7 @@ def with_signatures(library: ctypes.CDLL) -> ctypes.CDLL:
 
 
 def call(function: str, *given: Any) -> Any:
-    """Call a compiled function with numbers, structures and tensors; None becomes null. Needs a compiled library."""
+    """Call a compiled function with numbers, structures and tensors; None becomes null."""
     return getattr(library(), function)(*map(address, given))
 
 

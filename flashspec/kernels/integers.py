@@ -1,24 +1,63 @@
-"""Weights of 4, 6 or 8 bits in panels of sixteen rows, multiplied as integers; activations are rounded on the way.
+"""Memory for weights on huge pages, and weights of 4, 6 or 8 bits in panels of sixteen rows, multiplied as integers.
 
-A row of a product has the same bits with every instruction set and however many rows are computed with it (integers.h).
+A row of a product has the same bits with every instruction set and any number of rows (integers.h).
 """
 
 from __future__ import annotations
 
+import mmap
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from flashspec.kernels.build import call, library
-from flashspec.kernels.pages import Shelf
 
 PANEL, CELL, HALF = 16, 32, 16  # rows of a panel; columns of a cell and of its half
 BITS = {"u4": 4, "s6": 6, "s8": 8}
 KINDS = {"u4": 2, "s6": 3, "s8": 4}  # what the compiled kernels call them
 CENTRE = {"s6": 32, "s8": 128}
 SOME = 1 << 24  # bytes that are taken at once
+PAGE = 1 << 21  # bytes of a huge page
+BLOCK = 1 << 24  # bytes asked for at once; what is never written takes no memory
+ALIGNMENT = 64  # a cache line
+
+
+class Shelf:
+    """Room for tensors on the CPU, in order of request, on huge pages where the system has them (madvise(2)).
+
+    A block is freed with its last tensor: share a shelf only between tensors that live and die together.
+    """
+
+    def __init__(self) -> None:
+        self._block: mmap.mmap | None = None
+        self._next, self._end = 0, 0
+
+    def zeros(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
+        """Contiguous zeros [*shape] on the shelf; an ordinary tensor off the CPU and without huge pages."""
+        size = prod(shape) * dtype.itemsize
+        if torch.device(device).type != "cpu" or not size or not hasattr(mmap, "MADV_HUGEPAGE"):
+            return torch.zeros(tuple(shape), dtype=dtype, device=device)
+        start = -(-self._next // ALIGNMENT) * ALIGNMENT
+        if self._block is None or start + size > self._end:  # another block, from its first huge page on
+            room = max(BLOCK, -(-size // PAGE) * PAGE)
+            block = mmap.mmap(-1, room + PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            with suppress(OSError):  # EINVAL of a kernel built without huge pages
+                block.madvise(mmap.MADV_HUGEPAGE)
+            start = -torch.frombuffer(block, dtype=torch.uint8, count=1).data_ptr() % PAGE
+            self._block, self._end = block, start + room
+        self._next = start + size
+        return torch.frombuffer(self._block, dtype=dtype, count=prod(shape), offset=start).view(tuple(shape))
+
+    def moved(self, tensor: Tensor) -> Tensor:
+        """A contiguous copy of a tensor on the shelf; the tensor itself if it is on another device."""
+        if tensor.device.type != "cpu":
+            return tensor
+        return self.zeros(tensor.shape, tensor.dtype).copy_(tensor)
 
 
 @dataclass(frozen=True)
@@ -121,7 +160,7 @@ def _cells(codes: Tensor, first: Tensor, second: Tensor, kind: str) -> Tensor:
 
 
 def unpacked(weight: Packed) -> tuple[Tensor, Tensor, Tensor]:
-    """Codes [rows, columns] uint8 and float32 numbers [rows, cells] of complete panels: the inverse of `packed`."""
+    """Codes [rows, columns] uint8 and float32 numbers [rows, cells] of panels: the inverse of `packed`."""
     panels, cells, size = weight.cells.shape
     codes, numbers = weight.cells.split((size - 64, 64), 2)
     if weight.kind == "s8":

@@ -1,12 +1,14 @@
-"""A vocabulary head in the compiled kernels: norm, product and the choice of clusters in one call."""
+"""Heads in the compiled kernels, bursts in one call, and noise, draws and verdicts on logits."""
 
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from flashspec.kernels.build import address, call, library, structure
 from flashspec.kernels.integers import KINDS, Packed
@@ -15,7 +17,7 @@ WEIGHTS = {torch.float32: 0, torch.bfloat16: 1}  # what the compiled kernels cal
 WIDTH = 8  # columns that the compiled kernels take at once
 
 
-MATRIX, HEAD = structure("Matrix"), structure("Head")
+MATRIX, HEAD, WRITER, LAW, BURST, ROW = map(structure, ("Matrix", "Head", "Writer", "Law", "Burst", "Row"))
 NOTHING = MATRIX()  # no rows
 
 
@@ -25,6 +27,17 @@ class Norm(NamedTuple):
     weight: Tensor
     eps: float
     bias: Tensor | None = None
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """Rows [n, D] after this norm, in the weight's dtype."""
+        x = rows.to(self.weight.dtype)
+        if serves(x, self.weight) and self.weight.dtype is torch.float32:
+            x, out = x.contiguous(), torch.empty(x.shape)
+            call("fs_norm", x, len(x), self.weight, self.bias, self.eps, x.shape[1], out)
+            return out
+        if self.bias is not None:
+            return F.layer_norm(x, x.shape[-1:], self.weight, self.bias, self.eps)
+        return self.weight * (x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps))
 
 
 class Blocks(NamedTuple):
@@ -41,7 +54,7 @@ class Blocks(NamedTuple):
 
 
 class Scoring:
-    """A head that the kernels serve: its structure, its scores per row, and the tensors that it points into."""
+    """A head that the kernels serve: its structure, its scores per row, and what it points into."""
 
     def __init__(self, head: ctypes.Structure, columns: int, kept: tuple[object, ...]) -> None:
         self.head, self.columns, self.kept = head, columns, kept
@@ -55,7 +68,7 @@ class Scoring:
         return rows.dim() == 2 and rows.size(1) == self.width and rows.dtype is torch.float32 and rows.is_cpu
 
     def __call__(self, rows: Tensor) -> tuple[Tensor | None, Tensor]:
-        """Ids [n, m] (None: the whole vocabulary) and logits [n, m] of float32 rows [n, D] before the norm."""
+        """Ids [n, m] (None: all) and logits [n, m] of float32 rows [n, D] before the norm."""
         rows, count = rows.contiguous(), rows.size(0)
         scratch = torch.empty(self._spare + count * self._each, dtype=torch.uint8)
         logits = torch.empty(count, self.columns)
@@ -65,7 +78,7 @@ class Scoring:
 
 
 def scoring(norm: Norm | None, first: Tensor | Packed, blocks: Blocks | None = None) -> Scoring | None:
-    """The head over ids' rows `first` [V, D], or directions `first` [K, D] of `blocks`; None if not served."""
+    """The head over rows `first` [V, D], or directions `first` [K, D] of `blocks`; None if not served."""
     weights = [first, *([blocks.rows] if blocks else []), *([norm.weight] if norm else [])]
     if library() is None or not all(map(_served, weights)) or (norm and norm.weight.dtype is not torch.float32):
         return None
@@ -88,7 +101,7 @@ def matrix(weight: Tensor | Packed) -> ctypes.Structure:
 
 
 def serves(x: Tensor, weight: Tensor) -> bool:
-    """Whether the compiled kernels compute x against weight: CPU, float32 rows, a contiguous weight whose width fits."""
+    """Whether the kernels compute x against weight: CPU, float32 rows, a contiguous weight whose width fits."""
     return x.dtype is torch.float32 and x.device.type == "cpu" and _served(weight) and library() is not None
 
 
@@ -99,11 +112,113 @@ def _served(weight: Tensor | Packed) -> bool:
     return plain and weight.dtype in WEIGHTS and weight.shape[-1] % WIDTH == 0
 
 
+def _plain(values: Tensor) -> bool:
+    return values.dtype is torch.float32 and values.is_cpu and values.is_contiguous() and library() is not None
+
+
 def best_numbers(values: Tensor, count: int) -> Tensor:
     """Rising numbers [n, count] of the largest of values [n, m]; ties go to the smallest number."""
-    if values.device.type != "cpu" or values.dtype is not torch.float32 or library() is None:
+    if not _plain(values := values.contiguous()):
         return values.topk(count, sorted=False).indices.sort(dim=1).values
-    values, (rows, width) = values.contiguous(), values.shape
+    rows, width = values.shape
     numbers = torch.empty(rows, count, dtype=torch.int64)
     call("fs_best_numbers", values, rows, width, count, torch.empty(width, dtype=torch.int32), numbers)
     return numbers
+
+
+class Law(NamedTuple):
+    """How tokens follow from logits: the best one at temperature 0; the best with noise of `hashed` ids [V] and `keys` [n]
+    (int32); else a draw from the running sum at `uniform` [n] (float64)."""
+
+    temperature: float
+    hashed: Tensor | None = None
+    keys: Tensor | None = None
+    uniform: Tensor | None = None
+
+
+class Stretch(NamedTuple):
+    """Tokens [room] and rows [room, D] by position, how far they were read, and what is requested."""
+
+    tokens: Tensor
+    rows: Tensor
+    seen: int
+    start: int
+    want: int
+
+
+class Writer:
+    """Layers and a head that write together; `times` [3]: ns in body, head and draws."""
+
+    def __init__(self, writer: ctypes.Structure, scoring: Scoring, kept: object) -> None:
+        self.scoring, self.times = scoring, torch.zeros(3, dtype=torch.int64)
+        self._writer, self._kept, self._scratch = writer, kept, torch.empty(0)
+
+    def __call__(self, place: Stretch, law: Law) -> tuple[Tensor | None, Tensor, Tensor]:
+        """Write `want` tokens in place; returns ids [want, m] (None: all), warped logits [want, m], and whether each was
+        free of NaN."""
+        sound, rules = torch.empty(place.want, dtype=torch.bool), LAW(law.temperature, *map(address, law[1:]))
+        return *self._call("fs_burst", place, sound, ctypes.byref(rules)), sound
+
+    def check(self, place: Stretch) -> tuple[Tensor | None, Tensor]:
+        """Read tokens up to `start` + `want` and score rows from `start` on: ids and raw logits [want, m]."""
+        return self._call("fs_check", place, None)
+
+    def _call(self, kernel: str, place: Stretch, sound: Tensor | None, *law: object) -> tuple[Tensor | None, Tensor]:
+        size = (place.want, self.scoring.columns)
+        ids = torch.empty(size, dtype=torch.int64) if self.scoring.clustered else None
+        logits = torch.empty(size)
+        given = [address(t) for t in (place.tokens, place.rows, ids, logits, sound, self.times)]
+        burst = ctypes.byref(BURST(*given[:2], *place[2:], *given[2:]))
+        writer, threads = ctypes.byref(self._writer), torch.get_num_threads()
+        needed = call("fs_bursting", writer, burst, threads)
+        if needed > len(self._scratch):
+            self._scratch = torch.empty(needed)
+        call(kernel, writer, *law, burst, threads, self._scratch)
+        return ids, logits
+
+
+def gumbel(hashed: Tensor, keys: Tensor) -> Tensor | None:
+    """Gumbel noise [n, m] for hashed ids [1 or n, m] under keys [n], both int32."""
+    rows, count = len(keys), hashed.shape[1]
+    if hashed.device.type != "cpu" or count % 8 or library() is None:
+        return None
+    hashed, out = hashed.contiguous(), torch.empty(rows, count)
+    call("fs_gumbel", hashed, len(hashed) == 1, keys, rows, count, out)
+    return out
+
+
+def draw(logits: Tensor, uniform: Tensor) -> Tensor | None:
+    """Columns [n] where running sums of softmax(logits [n, m]) pass uniform [n] (float64), -1 for none."""
+    if not _plain(logits):
+        return None
+    columns = torch.empty(len(logits), dtype=torch.int64)
+    call("fs_draw", logits, *logits.shape, uniform, columns)
+    return columns
+
+
+def best_columns(logits: Tensor, hashed: Tensor | None = None, keys: Tensor | None = None) -> Tensor | None:
+    """Columns [n] of the largest of logits [n, m], the first in a tie, -1 for a row with NaN; with noise of hashed ids
+    [1 or n, m] under keys [n], both int32."""
+    if not _plain(logits) or (hashed is not None and logits.shape[1] % 8):
+        return None
+    columns = torch.empty(len(logits), dtype=torch.int64)
+    hashed = None if hashed is None else hashed.contiguous()
+    call("fs_best_columns", logits, *logits.shape, hashed, hashed is not None and len(hashed) == 1, keys, columns)
+    return columns
+
+
+def judge(logits: Tensor, proposals: Sequence[tuple[Tensor | None, Tensor]], tokens: Tensor, uniforms: Tensor) -> Tensor | None:
+    """Speculative sampling's verdict [2]: how many tokens [n] are accepted, and the one that follows, -1 for NaN.
+
+    `logits` [n + 1, V] are the verifier's warped ones, `proposals` the ids [1, m] (None: all) and warped logits [1, m] that
+    each token was drawn from, `uniforms` [2 n + 1] (float64) decide acceptances, corrections and the last draw.
+    """
+    if not all(map(_plain, (logits, *(row for _, row in proposals)))):
+        return None
+    kept = [None if ids is None else ids.contiguous() for ids, _ in proposals]
+    theirs = (ROW * max(1, len(kept)))()
+    for place, ids, (_, row) in zip(theirs, kept, proposals, strict=False):
+        place.logits, place.ids, place.count = row.data_ptr(), address(ids), row.shape[1]
+    verdict, count = torch.empty(2, dtype=torch.int64), logits.shape[1]
+    call("fs_judge", logits, count, theirs, len(kept), tokens.contiguous(), uniforms, torch.empty(count), verdict)
+    return verdict

@@ -10,10 +10,9 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from flashspec.decoding.cascade import check, decode, draft
+from flashspec.decoding.cascade import Event, Limits, State, check, decode, draft
 from flashspec.decoding.rules import Drawn, rule_for
 from flashspec.decoding.stages import Stage
-from flashspec.decoding.state import Event, Limits, State
 from flashspec.decoding.ways import CompiledBurst
 from flashspec.heads.dense import LogitRows
 from flashspec.measure import clock

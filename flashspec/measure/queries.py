@@ -12,8 +12,7 @@ from torch import Tensor
 from flashspec.decoding.generate import request
 from flashspec.decoding.models import Models
 from flashspec.heads.dense import DenseHead
-from flashspec.heads.flash import FlashHead
-from flashspec.heads.recall import agreement
+from flashspec.heads.flash import FlashHead, agreement
 from flashspec.measure.prompts import Prompt
 from flashspec.sampling import Sampling
 

@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from flashspec.decoding.cascade import Event
 from flashspec.decoding.generate import agreement, count, request
 from flashspec.decoding.method import Method
 from flashspec.decoding.models import Models
-from flashspec.decoding.state import Event
 from flashspec.measure import clock
 from flashspec.sampling import Sampling
 

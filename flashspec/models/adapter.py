@@ -1,4 +1,4 @@
-"""Any causal language model of transformers, run by its own code: other architectures and quantisations, several GPUs.
+"""Any causal language model of transformers, run by its own code, perhaps on several GPUs.
 
 Only safetensors are read and only code that is part of transformers runs.
 """
@@ -43,24 +43,40 @@ class AdapterConfig(NamedTuple):
 class Adapter:
     """A transformers model whose rows are hidden states if logits follow from these alone, else logits.
 
-    `head_weight` is the vocabulary weight, None where rows are logits. `norm` is None: rows are normalised already.
+    `head_weight` is the vocabulary weight, None where rows are logits, which are normalised already.
     """
 
     norm = None
 
+    @torch.inference_mode()
     def __init__(self, model: Any, shared: bool = False) -> None:
+        """Decide what rows are; ValueError for a model whose cache cannot be rewound."""
+        config = model.config.get_text_config()
+        stops = model.generation_config.eos_token_id if model.generation_config else config.eos_token_id
         self.model = model.eval().requires_grad_(False)
-        self.config = _facts(model)
+        self.config = AdapterConfig(
+            family=type(model).__name__,
+            vocab_size=config.vocab_size,
+            hidden=config.hidden_size,
+            layers=config.num_hidden_layers,
+            context=getattr(config, "max_position_embeddings", None) or 2048,
+            eos=ids_of(stops),
+        )
         self.device: torch.device = next(model.parameters()).device
-        self.head_weight: Tensor | None = None
-        self._certify(shared)
+        ids = torch.tensor(PROBE, device=self.device) % config.vocab_size
+        self.head_weight = None if shared else self._plain_weight(ids)
+        tolerance = 1e-3 if model.dtype.itemsize >= 4 else 0.05  # read in parts, only the rounding differs
+        if not _same(self._rewound(ids), self.run(ids, self.cache()), tolerance):
+            raise ValueError(
+                f"{self.config.family} keeps a state that cannot be rewound; use a model whose cache holds every token"
+            )
 
     @classmethod
     def load(cls, folder: Path, dtype: str = "auto", device: str = "cpu", shared: bool = False) -> Adapter:
-        """The model of a checkpoint folder; with `shared`, its matrices are split over all processes that torchrun started.
+        """The model of a checkpoint folder; with `shared`, split over all processes that torchrun started.
 
-        Raises ModuleNotFoundError without transformers or the package that the checkpoint's quantisation needs, ValueError for
-        checkpoints that need code of their own, keep their weights pickled or cannot be rewound.
+        Raises ModuleNotFoundError without transformers or a package that the quantisation needs, ValueError for checkpoints
+        that need code of their own, keep their weights pickled or cannot be rewound.
         """
         about, place = shaped(read_config(folder), Kind, folder / "config.json"), device_named(device)
         _refuse(folder, about)
@@ -98,17 +114,6 @@ class Adapter:
         rows = out.logits[..., : self.config.vocab_size] if self.head_weight is None else out.last_hidden_state
         return rows[0].float()
 
-    @torch.inference_mode()
-    def _certify(self, shared: bool) -> None:
-        """Decide what rows are, and refuse a model whose cache cannot be rewound."""
-        ids = torch.tensor(PROBE, device=self.device) % self.config.vocab_size
-        self.head_weight = None if shared else self._plain_weight(ids)
-        tolerance = 1e-3 if self.model.dtype.itemsize >= 4 else 0.05  # read in parts, only the rounding differs
-        if not _same(self._rewound(ids), self.run(ids, self.cache()), tolerance):
-            raise ValueError(
-                f"{self.config.family} keeps a state that cannot be rewound; use a model whose cache holds every token"
-            )
-
     def _plain_weight(self, ids: Tensor) -> Tensor | None:
         """The vocabulary weight; None where logits are more than its product with the last hidden states."""
         if self.model.base_model is self.model:
@@ -137,19 +142,6 @@ def _same(a: Tensor, b: Tensor, tolerance: float) -> bool:
     return a.shape == b.shape and bool((a.to(b.device) - b).abs().max() <= tolerance * b.abs().max())
 
 
-def _facts(model: Any) -> AdapterConfig:
-    config = model.config.get_text_config()
-    stops = model.generation_config.eos_token_id if model.generation_config else config.eos_token_id
-    return AdapterConfig(
-        family=type(model).__name__,
-        vocab_size=config.vocab_size,
-        hidden=config.hidden_size,
-        layers=config.num_hidden_layers,
-        context=getattr(config, "max_position_embeddings", None) or 2048,
-        eos=ids_of(stops),
-    )
-
-
 def processes() -> int:
     """Number of processes that torchrun started; 1 without it."""
     return int(os.environ.get("WORLD_SIZE", "1"))
@@ -161,7 +153,6 @@ def speaker() -> bool:
 
 
 def _refuse(folder: Path, about: Kind) -> None:
-    """Refuse what would load from pickles only or with random weights; transformers itself refuses a checkpoint's own code."""
     if not any(folder.glob("*.safetensors")):
         raise ValueError(f"{folder} holds no safetensors, and pickled weights are never read: convert them to safetensors")
     try:

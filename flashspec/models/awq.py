@@ -4,27 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from msgspec import Struct, field, to_builtins
 from torch import Tensor, nn
 
 from flashspec.kernels import integers
-from flashspec.kernels.integers import CELL
-from flashspec.kernels.pages import Shelf
-from flashspec.models.config import CONFIG, Unsupported, refuse_others
-from flashspec.models.files import Kind, shaped
+from flashspec.kernels.integers import CELL, Shelf
+from flashspec.models.config import CONFIG
+from flashspec.models.files import Kind, Unsupported, refuse_others, shaped
 from flashspec.models.packed import PackedLinear
 
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 GROUPS = (32, 64, 128, 256)
+FIXED = {"bits": 4, "version": "gemm", "zero_point": True}  # the only values that we compute
 
 
 class Scheme(Struct, frozen=True):
     """The scheme of a quantization_config: how many weights share a scale, and which modules stay dense."""
-
-    FIXED: ClassVar = {"bits": 4, "version": "gemm", "zero_point": True}
 
     group_size: int = 128
     skipped: Sequence[str] | None = field(name="modules_to_not_convert", default=None)
@@ -53,7 +51,7 @@ def scheme_of(raw: dict[str, Any], path: Path = CONFIG) -> Scheme | None:
     if method.quant_method != "awq":
         raise Unsupported(f"{path}: quantised by {method.quant_method!r}, which is not supported; supported: 'awq'")
     scheme = shaped(raw["quantization_config"], Scheme, path)
-    refuse_others(scheme, Scheme.FIXED, path)
+    refuse_others(raw["quantization_config"], FIXED, path)
     return scheme
 
 
@@ -63,7 +61,7 @@ def scheme_to_hf(scheme: Scheme) -> dict[str, Any]:
 
 
 def unpack(packed: Tensor) -> Tensor:
-    """int32 [rows, columns / 8] to uint8 [rows, columns] in 0..15; nibble i holds column ORDER[i] of each eight."""
+    """int32 [rows, columns / 8] to uint8 [rows, columns]; nibble i holds column ORDER[i] of each eight."""
     eights = torch.empty(*packed.shape, 8, dtype=torch.uint8, device=packed.device)
     for nibble, column in enumerate(ORDER):
         eights[..., column] = ((packed >> (4 * nibble)) & 15).to(torch.uint8)
@@ -88,7 +86,7 @@ class Packed(NamedTuple):
         return self.qweight.shape[0] // self.scales.shape[0]
 
     def numbers(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Codes [in, out] uint8, zeros and scales [in / group, out] float32; a weight is (code - zero) * scale."""
+        """Codes [in, out] uint8, zeros and scales [in / group, out]; a weight is (code - zero) * scale."""
         return unpack(self.qweight), unpack(self.qzeros).float(), self.scales.float()
 
 
@@ -100,8 +98,7 @@ def dequantise(weight: Packed, into: Tensor) -> Tensor:
 
 
 def layer(weight: Packed, bias: Tensor | None, shelf: Shelf) -> PackedLinear | Int4Linear:
-    """A linear layer on a 4-bit weight: our integer kernels on the CPU, with half-precision minima; on CUDA torch's int4
-    matmul."""
+    """A linear layer on a 4-bit weight: our integer kernels on the CPU, torch's int4 matmul on CUDA."""
     if weight.qweight.device.type != "cpu":
         return Int4Linear(weight, bias)
     codes, zeros, scales = weight.numbers()

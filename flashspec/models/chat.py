@@ -1,6 +1,6 @@
 """A checkpoint's or GGUF file's own advice: its sampling defaults and its chat template.
 
-Templates are rendered as transformers renders them, in jinja2's sandbox: they may only produce text, within a time limit.
+Templates are rendered as transformers does it, in jinja2's sandbox: they may only produce text, within a time limit.
 """
 
 from __future__ import annotations
@@ -23,25 +23,17 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from flashspec.models.files import Generation, Speech, shaped
 from flashspec.models.folder import GGUF, first_line, read_as
 from flashspec.models.gguf import opened
-from flashspec.models.gguf_tokenizer import special_tokens
+from flashspec.models.tokenizer import special_tokens
 
 SAMPLED = ("temperature", "top_k", "top_p")
-GGUF_SAMPLED = {
-    "temperature": "temp",
-    "top_k": "top_k",
-    "top_p": "top_p",
-    "min_p": "min_p",
-    "repetition_penalty": "penalty_repeat",
-}
+GGUF_SAMPLED = {"temperature": "temp", "repetition_penalty": "penalty_repeat"} | {n: n for n in ("top_k", "top_p", "min_p")}
 CHANGES_TEXT = ("repetition_penalty", "no_repeat_ngram_size", "min_p", "typical_p")
 NEUTRAL = (None, 0, 1, 1.0, 0.0)
 SECONDS, LETTERS = 5.0, 30_000_000  # of all texts on the way to the prompt, about nine times its own
 
 
 def generation_defaults(model: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Sampling fields that generation_config.json or a GGUF file sets, and what it sets that is not applied here.
-
-    Without do_sample decoding is greedy, and there are no fields.
+    """Sampling fields that generation_config.json or a GGUF file sets, none without do_sample, and what is not applied here.
 
     Raises FileNotFoundError where a folder has no such file.
     """
@@ -99,7 +91,7 @@ class Marked(Extension):
 
 
 class Environment(ImmutableSandboxedEnvironment):
-    """jinja2's sandbox with the functions that transformers gives to templates; results of `*` have a limited length."""
+    """jinja2's sandbox with the functions that transformers gives to templates; results have a limited length."""
 
     intercepted_binops = frozenset(("+", "*", "**"))
 

@@ -1,74 +1,94 @@
-"""Hugging Face checkpoint folders: what a transformer is filled from and written to; dense or AWQ.
+"""What a transformer is filled from and written to: Hugging Face folders, dense or AWQ, and drafts that borrow.
 
-A `Checkpoint` is a config and named tensors: anything that can read both from its files can fill a transformer.
+Such a draft holds its layers alone: embedding, final norm and vocabulary head are another model's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
+from msgspec import Struct, structs
 from torch import Tensor, nn
 
+from flashspec import kernels
 from flashspec.kernels.build import library
-from flashspec.kernels.integers import CELL
-from flashspec.kernels.pages import Shelf
-from flashspec.models.awq import NOTHING, Packed, Scheme, dequantise, layer, scheme_of
+from flashspec.kernels.integers import CELL, Shelf
+from flashspec.models.awq import NOTHING, Packed, dequantise, layer, scheme_of
 from flashspec.models.config import ModelConfig, Part, from_hf, parts
-from flashspec.models.files import Generation, Kind, ids_of, shaped
-from flashspec.models.folder import FLOATS, INDEX, INTEGERS, Tensors, read_as, read_config, verify_digests
+from flashspec.models.files import Count, Generation, Kind, ids_of, shaped
+from flashspec.models.folder import FLOATS, GGUF, INDEX, INTEGERS, Tensors, located, read_as, read_config, verify_digests
+from flashspec.models.gguf_checkpoint import GgufCheckpoint
 from flashspec.models.memory import DTYPES, Form, device_named, dtype_named, refuse_too_large
+from flashspec.models.packed import PackedLinear
+from flashspec.models.pairs import PAIRS, published
 from flashspec.models.writing import replaced, write_json, write_tensors
+from flashspec.provenance import model_digests
 
 WEIGHTS = ("auto", "int4", "dense")
 PACKED, NUMBERS = ("qweight", "qzeros", "scales"), (INTEGERS, INTEGERS, FLOATS)
 SHARD_BYTES = 16_000_000
+KIND, LAYERS = "borrowed", "layers."
 
 
-@dataclass
 class Checkpoint:
-    """The config and named tensors of a model, and the form and place that its weights take."""
+    """The config and tensors of a folder, and the form and place that its weights take; see `Transformer.load`."""
 
-    config: ModelConfig
-    tensors: Tensors
-    scheme: Scheme
-    form: Form
-    device: torch.device
-    shelf: Shelf = field(default_factory=Shelf)
-    own_bits: ClassVar[bool] = False  # whether matrices are packed in the file's own bits
+    own_bits = False  # no matrix is packed in the file's own bits
 
-    def __post_init__(self) -> None:
-        """ValueError, naming a tensor, unless these are exactly the tensors of the config."""
-        names = set[str]()
-        for name in self._names():
-            if name not in self.tensors.where:
-                folder = self.tensors.folder
-                raise ValueError(f"tensor {name} is missing from {folder}; the checkpoint does not match its config.json")
-            names.add(name)
+    def __init__(self, folder: Path, dtype: str = "auto", device: str = "cpu", weights: str = "auto") -> None:
+        raw, path, self.device = read_config(folder), folder / "config.json", device_named(device)
+        config, scheme, generation = from_hf(raw, path), scheme_of(raw, path), folder / "generation_config.json"
+        stops = read_as(generation, Generation).eos_token_id if generation.is_file() else None  # transformers prefers these
+        config = config if stops is None else replace(config, eos=ids_of(stops))
+        if weights not in WEIGHTS:
+            raise ValueError(f"weights {weights!r} is not one of: {', '.join(WEIGHTS)}")
+        if weights == "int4" and scheme is None:
+            raise ValueError(f"{folder} holds no 4-bit weights; use weights='auto', or quantise it first (extra `quantize`)")
+        fast = self.device.type == "cuda" or (dtype == "auto" and library() is not None)
+        int4 = scheme is not None and (weights == "int4" or (weights == "auto" and fast))
+        self.scheme, self.shelf, about = scheme or NOTHING, Shelf(), shaped(raw, Kind, path)
+        own = torch.float32 if (about.dtype or about.torch_dtype) == "float32" else torch.bfloat16
+        self.dtype = own if dtype == "auto" else dtype_named(dtype)
+        group = CELL if self.device.type == "cpu" else self.scheme.group_size  # panels have a scale for every cell
+        self.form = Form(self.dtype, group if int4 else 0)
+        refuse_too_large(str(folder), config, self.form, self.device)
+        verify_digests(folder)
+        self.tensors = Tensors(folder)
+        if config.tied and self._other_head(config):
+            config = replace(config, tied=False)
+            refuse_too_large(str(folder), config, self.form, self.device)
+        self.config = config
+        self._check_names()
+
+    def _other_head(self, config: ModelConfig) -> bool:
+        _, part = next(parts(config))
+        names = ("lm_head.weight", *(f"{source}.weight" for source in part.rows))
+        if not self.tensors.where.keys() >= set(names):
+            return False
+        return not torch.equal(*(self.tensors.read(name, part.shape("weight")).to(self.dtype) for name in names))
+
+    def _check_names(self) -> None:
+        names, where = set[str](), self.tensors.where
+        for _, part in parts(self.config):
+            leaves = (*PACKED, *part.leaves[1:]) if self._packed(part) else part.leaves
+            for name in (f"{source}.{leaf}" for source in part.rows for leaf in leaves):
+                if name not in where:
+                    folder = self.tensors.folder
+                    raise ValueError(f"tensor {name} is missing from {folder}; the checkpoint does not match its config.json")
+                names.add(name)
         passed = ("rotary_emb.inv_freq", *(["lm_head.weight"] if self.config.tied else []))  # carries nothing new
-        extra = [name for name in self.tensors.where if name not in names and not name.endswith(passed)]
+        extra = [name for name in where if name not in names and not name.endswith(passed)]
         if extra:
             raise ValueError(
-                f"tensor {extra[0]!r} in {self.tensors.where[extra[0]]} is not part of the model config.json describes "
+                f"tensor {extra[0]!r} in {where[extra[0]]} is not part of the model config.json describes "
                 f"({len(extra)} such); the weights and config.json belong to different models"
             )
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of everything in floating point."""
-        return self.form.dtype
-
-    def _names(self) -> Iterator[str]:
-        for _, part in parts(self.config):
-            leaves = (*PACKED, *part.leaves[1:]) if self._packed(part) else part.leaves
-            yield from (f"{source}.{leaf}" for source in part.rows for leaf in leaves)
-
     def _packed(self, part: Part) -> bool:
-        """Whether this module is stored in 4 bits; ValueError if only some of its sources are."""
         kinds = {bool(part.columns) and self.scheme.covers(source) for source in part.rows}
         if len(kinds) > 1:
             raise ValueError(
@@ -81,7 +101,7 @@ class Checkpoint:
         """The weights of one of our modules, read to their device, 4-bit weights a few rows at a time."""
         packed = self._packed(part)
         kept = packed and self.form.group > 0
-        dense = {leaf: self.shelf.zeros(part.shape(leaf), self.form.dtype, self.device) for leaf in part.leaves[kept:]}
+        dense = {leaf: self.shelf.zeros(part.shape(leaf), self.dtype, self.device) for leaf in part.leaves[kept:]}
         for leaf in part.leaves[packed:]:
             for source, rows in part.split(dense[leaf]).items():
                 rows.copy_(self.tensors.read(f"{source}.{leaf}", tuple(rows.shape)))
@@ -101,48 +121,7 @@ class Checkpoint:
             shapes = ((columns, rows // 8), (columns // group, rows // 8), (columns // group, rows))
             facts = zip(PACKED, shapes, NUMBERS, strict=True)
             found.append([self.tensors.read(f"{source}.{leaf}", shape, kinds).to(self.device) for leaf, shape, kinds in facts])
-        joined = (torch.cat(pieces, dim=1) if len(pieces) > 1 else pieces[0] for pieces in zip(*found, strict=True))
-        return Packed(*joined)
-
-
-def opened(folder: str | Path, dtype: str = "auto", device: str = "cpu", weights: str = "auto") -> Checkpoint:
-    """The checkpoint of a Hugging Face folder; see `Transformer.load` for the choices and errors."""
-    folder = Path(folder)
-    raw, path, place = read_config(folder), folder / "config.json", device_named(device)
-    config, scheme, generation = from_hf(raw, path), scheme_of(raw, path), folder / "generation_config.json"
-    stops = read_as(generation, Generation).eos_token_id if generation.is_file() else None  # transformers prefers these
-    config = config if stops is None else replace(config, eos=ids_of(stops))
-    int4 = _int4(weights, scheme, place, folder, dtype)
-    group = CELL if place.type == "cpu" else (scheme or NOTHING).group_size  # panels have a scale for every cell
-    about = shaped(raw, Kind, path)
-    own = torch.float32 if (about.dtype or about.torch_dtype) == "float32" else torch.bfloat16
-    form = Form(own if dtype == "auto" else dtype_named(dtype), group if int4 else 0)
-    refuse_too_large(str(folder), config, form, place)
-    verify_digests(folder)
-    tensors = Tensors(folder)
-    if config.tied and _other_head(tensors, config, form.dtype):
-        config = replace(config, tied=False)
-        refuse_too_large(str(folder), config, form, place)
-    return Checkpoint(config, tensors, scheme or NOTHING, form, place)
-
-
-def _other_head(tensors: Tensors, config: ModelConfig, dtype: torch.dtype) -> bool:
-    """Whether the files hold a vocabulary weight that differs from the embedding: then transformers uses it."""
-    _, part = next(parts(config))
-    names = ("lm_head.weight", *(f"{source}.weight" for source in part.rows))
-    if not tensors.where.keys() >= set(names):
-        return False
-    return not torch.equal(*(tensors.read(name, part.shape("weight")).to(dtype) for name in names))
-
-
-def _int4(weights: str, scheme: Scheme | None, device: torch.device, folder: Path, dtype: str) -> bool:
-    """Whether 4-bit layers stay in 4 bits; on the CPU only if no other dtype was requested."""
-    if weights not in WEIGHTS:
-        raise ValueError(f"weights {weights!r} is not one of: {', '.join(WEIGHTS)}")
-    if weights == "int4" and scheme is None:
-        raise ValueError(f"{folder} holds no 4-bit weights; use weights='auto', or quantise it first (extra `quantize`)")
-    kept = device.type == "cuda" or (dtype == "auto" and library() is not None)
-    return scheme is not None and (weights == "int4" or (weights == "auto" and kept))
+        return Packed(*(torch.cat(pieces, dim=1) for pieces in zip(*found, strict=True)))
 
 
 def hf_tensors(model: nn.Module, config: ModelConfig, dtype: str = "bfloat16") -> dict[str, Tensor]:
@@ -181,3 +160,79 @@ def write_folder(folder: str | Path, tensors: dict[str, Tensor], config: dict[st
     for path in [*folder.glob("model*.safetensors"), folder / INDEX, folder / "digests.json"]:
         if path.name not in places:
             path.unlink(missing_ok=True)
+
+
+class Card(Struct):
+    """The config.json of such a draft: the path of its lender ("" for a published model), the SHA-256 of its files, and how
+    many layers the draft holds."""
+
+    base: str
+    files: dict[str, str]
+    layers: Count
+    model_type: str = KIND
+
+
+Source = Checkpoint | GgufCheckpoint
+
+
+def opened(source: Path, dtype: str = "auto", device: str = "cpu", weights: str = "auto") -> Source:
+    """What a transformer is filled from, for a Hugging Face folder, a GGUF file or a draft that borrows."""
+    if source.suffix == GGUF:
+        return GgufCheckpoint(source, dtype, weights)
+    if borrows(source):
+        return borrowed(source, dtype, device, weights)
+    return Checkpoint(source, dtype, device, weights)
+
+
+def borrows(source: Path) -> bool:
+    """Whether a checkpoint is a draft that borrows."""
+    return source.is_dir() and (source / "config.json").is_file() and read_config(source).get("model_type") == KIND
+
+
+def speaker(source: Path) -> Path:
+    """The checkpoint with a model's tokenizer and chat template: its lender's, or its own."""
+    return lender(read_as(source / "config.json", Card)) if borrows(source) else source
+
+
+def save_borrowed(layers: nn.ModuleList, base: Path, folder: Path) -> None:
+    """Write layers, in bfloat16, and the identity of the lender into a folder."""
+    tensors = {LAYERS + name: value.detach().bfloat16() for name, value in layers.state_dict().items()}
+    write_tensors(tensors, folder / "model.safetensors")
+    files = model_digests(base)
+    name = "" if _published(files) else str(base.resolve())
+    write_json(structs.asdict(Card(name, files, len(layers))), folder / "config.json")
+
+
+def lender(card: Card) -> Path:
+    """The lending model; ValueError if its files have changed, FileNotFoundError if they are gone."""
+    if known := _published(card.files):
+        return published(*known)
+    base = located(card.base)
+    if model_digests(base) != card.files:
+        raise ValueError(f"{base} is not the model whose embedding this draft borrows any more; bring that back, or train anew")
+    return base
+
+
+def _published(files: dict[str, str]) -> tuple[str, str] | None:
+    known = {model.sha256: (name, role) for name, roles in PAIRS.items() for role, model in roles.items()}
+    return known.get(min(files.values())) if len(files) == 1 else None
+
+
+def borrowed(folder: Path, dtype: str, device: str, weights: str) -> Source:
+    """The lender of a draft, with the draft's layers in place of its own: in int8 if those are integers."""
+    verify_digests(folder)
+    card = read_as(folder / "config.json", Card)
+    base = opened(lender(card), dtype, device, weights)
+    lent, tensors, shelf = base.module, Tensors(folder), Shelf()
+
+    def module(name: str, part: Part) -> nn.Module | dict[str, Tensor]:
+        if not name.startswith(LAYERS):
+            return lent(name, part)
+        own = {leaf: tensors.read(f"{name}.{leaf}", part.shape(leaf)) for leaf in part.leaves}
+        own = {leaf: tensor.to(base.device, base.dtype) for leaf, tensor in own.items()}
+        if not (base.own_bits and part.columns):
+            return own
+        return PackedLinear([kernels.pack(own["weight"], 8, shelf)], own.get("bias"))
+
+    vars(base).update(config=replace(base.config, layers=card.layers), module=module)
+    return base

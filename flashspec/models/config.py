@@ -1,19 +1,19 @@
-"""The shape of a transformer: its config.json, its tensors under their Hugging Face names, and its rotary angles."""
+"""The shape of a transformer: its config.json, its tensors by Hugging Face's names, and its rotary angles."""
 
 from __future__ import annotations
 
 import math
-import reprlib
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from msgspec import Struct, structs
+from msgspec import structs
 from torch import Tensor
 
-from flashspec.models.files import Kind, Opt, Rotary, Rotation, ids_of, shape_of, shaped
+from flashspec.models.files import FIXED_OPT, NOT_READ, OPT_NAMES, Kind, Shape, Unsupported, ids_of, shape_of, shaped
+from flashspec.theory.checks import at_least
 
 FAMILIES = {
     "qwen3": "Qwen3ForCausalLM",
@@ -29,10 +29,6 @@ UP = ("mlp.gate_proj", "mlp.up_proj")
 LLAMA_LAYER = ("input_layernorm", "self_attn.o_proj", "post_attention_layernorm", UP, "mlp.down_proj")
 OPT_LAYER = ("self_attn_layer_norm", "self_attn.out_proj", "final_layer_norm", ("fc1",), "fc2")
 OFFSET = 2  # rows of OPT's table of positions that stand before the first (Zhang et al. 2022)
-
-
-class Unsupported(ValueError):
-    """A checkpoint that our own transformer cannot compute, though transformers may."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +50,7 @@ class RopeScaling:
 
 
 class Part(NamedTuple):
-    """One of our modules: the Hugging Face modules whose rows make up its weight, its columns (0: a vector), its bias."""
+    """One of our modules: Hugging Face's, whose rows make up its weight, its columns (0: a vector), its bias."""
 
     rows: dict[str, int]
     columns: int = 0
@@ -79,8 +75,8 @@ class Part(NamedTuple):
 class ModelConfig:
     """Shape of one decoder-only transformer; `context` is in tokens.
 
-    The rest follows from the family: Qwen3 normalises queries and keys, Qwen2 has biases on its queries, keys and values, OPT
-    adds learned positions, normalises with mean and bias and has an ungated ReLU MLP.
+    The rest follows from the family: Qwen3 normalises queries and keys, Qwen2 has biases on them and on its values, OPT adds
+    learned positions, normalises with mean and bias and has an ungated ReLU MLP.
     """
 
     family: str
@@ -104,9 +100,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if self.family not in FAMILIES:
             raise Unsupported(f"architecture {self.family!r} is not supported; supported: {', '.join(FAMILIES)}")
-        for name in ("vocab_size", "hidden", "ffn", "layers", "heads", "kv_heads", "head_dim", "context"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        at_least(self, vocab_size=1, hidden=1, ffn=1, layers=1, heads=1, kv_heads=1, head_dim=1, context=1)
         if self.heads % self.kv_heads:
             raise ValueError(f"{self.heads} query heads cannot share {self.kv_heads} key/value heads evenly")
         if self.family != "opt" and self.head_dim % 2:
@@ -191,7 +185,7 @@ def layer_parts(c: ModelConfig, stem: str) -> dict[str, Part]:
 
 
 def family_of(raw: Any, path: Path = CONFIG) -> str:
-    """The architecture family of a config.json, with or without a FlashHead; an unknown one is refused by name."""
+    """The family of a config.json, with or without a FlashHead; Unsupported for an unknown one."""
     about = shaped(raw, Kind, path)
     name = (about.architectures or [""])[0].removeprefix(FLASH_HEAD["architectures"])
     kind = (about.model_type or "").removeprefix(FLASH_HEAD["model_type"])
@@ -206,34 +200,25 @@ def family_of(raw: Any, path: Path = CONFIG) -> str:
 def from_hf(raw: dict[str, Any], path: Path = CONFIG) -> ModelConfig:
     """Read a config.json dictionary; missing fields get transformers' defaults.
 
-    Raises ValueError for a field that is missing or wrong, and its subclass Unsupported for what we do not compute.
+    Raises ValueError for a missing or wrong field, and its subclass Unsupported for what we do not compute.
     """
     family = family_of(raw, path)
     facts = shape_of(raw, family, path)
     given = {field.name: getattr(facts, field.name) for field in fields(ModelConfig) if hasattr(facts, field.name)}
+    given |= {"kv_heads": facts.kv_heads or facts.heads, "head_dim": facts.head_dim or facts.hidden // facts.heads}
+    given |= {"rope_theta": facts.rotation.rope_theta or facts.rope_theta or 10000.0, "eos": ids_of(facts.eos)}
     try:
-        given |= {**facts.settled(), "eos": ids_of(facts.eos)}
-        width = {"word_embed_proj_dim": facts.hidden} if family == "opt" else {}
-        refuse_others(facts, {"is_causal": True, **facts.FIXED, **width}, path)
-        rope = _rope(facts, path) if isinstance(facts, Rotary) else RopeScaling()
-        return ModelConfig(family=family, rope=rope, **given)
+        if family == "opt" and facts.hidden % facts.heads:
+            raise ValueError(f"{facts.heads} heads cannot share a width of {facts.hidden} evenly")
+        return ModelConfig(family=family, rope=_rope(facts), **given)
     except Unsupported:
         raise
     except ValueError as error:
         raise ValueError(f"{path}: {error}; copy the file again from its source") from None
 
 
-def refuse_others(facts: Struct, fixed: dict[str, Any], path: Path) -> None:
-    """Unsupported where a field holds anything but the one value that we compute."""
-    for name, value in fixed.items():
-        found = getattr(facts, name)
-        if found not in (None, value):
-            raise Unsupported(f"{path}: {name} = {reprlib.repr(found)} is not supported; supported: {name} = {value!r}")
-
-
-def _rope(facts: Rotary, path: Path) -> RopeScaling:
+def _rope(facts: Shape) -> RopeScaling:
     table = facts.rotation
-    refuse_others(table, Rotation.FIXED, path)
     if unknown := set(facts.layer_types or ()) - {"full_attention", "sliding_attention"}:
         raise Unsupported(f"layers of type {min(unknown)!r} are not supported; supported: full_attention, sliding_attention")
     kind = table.rope_type or table.type or "default"
@@ -248,8 +233,11 @@ def _rope(facts: Rotary, path: Path) -> RopeScaling:
 
 def to_hf(config: ModelConfig, dtype: str = "bfloat16") -> dict[str, Any]:
     """The config.json dictionary that transformers reads back as the same model."""
-    known = structs.fields(Opt if config.family == "opt" else Rotary)
-    named = {field.encode_name: getattr(config, field.name) for field in known if hasattr(config, field.name)}
+    opt = config.family == "opt"
+    named = {field.encode_name: getattr(config, field.name) for field in structs.fields(Shape) if hasattr(config, field.name)}
+    if opt:
+        unread = {*NOT_READ["opt"], "mlp_bias"}
+        named = {OPT_NAMES.get(name, name): value for name, value in named.items() if name not in unread}
     rope = {"rope_type": config.rope.kind, "rope_theta": config.rope_theta}
     rope |= {name: getattr(config.rope, name) for name in SCALED[config.rope.kind]}
     if config.rope.kind == "llama3":
@@ -263,7 +251,7 @@ def to_hf(config: ModelConfig, dtype: str = "bfloat16") -> dict[str, Any]:
         **named,
         "max_position_embeddings": config.context,
         "eos_token_id": list(config.eos) if len(config.eos) != 1 else config.eos[0],
-        **(Opt.FIXED | unpadded if config.family == "opt" else rotary),
+        **(FIXED_OPT | unpadded if opt else rotary),
         "dtype": dtype,
         "torch_dtype": dtype,
         "use_cache": True,

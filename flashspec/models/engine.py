@@ -1,6 +1,6 @@
 """How a span of layers is computed: in torch on any device, or by the compiled kernels on CPU.
 
-Both hold the span's key/value cache, allocated once. The torch engine is the naive twin that the kernels must equal.
+Both hold the span's key/value cache. The torch engine is the naive twin that the kernels must equal.
 """
 
 from __future__ import annotations
@@ -15,11 +15,10 @@ from torch import Tensor, nn
 
 from flashspec import kernels
 from flashspec.kernels.build import call, structure
-from flashspec.kernels.integers import PANEL
-from flashspec.kernels.pages import Shelf
+from flashspec.kernels.integers import PANEL, Shelf
 from flashspec.models.config import OFFSET, ModelConfig, layer_parts
 from flashspec.models.packed import PackedLinear
-from flashspec.models.transformer import At, Layer, LayerCache, Transformer
+from flashspec.models.transformer import At, Layer, Transformer
 
 
 class Slot:
@@ -29,7 +28,7 @@ class Slot:
         self.keys, self.values = keys, values
 
     def write(self, at: At, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, None]:
-        """Store [1, kv_heads, n, head_dim] from position `at` on; views of everything up to at + n."""
+        """Store [1, kv_heads, n, head_dim] from position `at` on; everything so far, for rows that end with it."""
         start, stop = int(at), int(at) + keys.shape[2]
         self.keys[:, start:stop], self.values[:, start:stop] = keys[0], values[0]
         return self.keys[None, :, :stop], self.values[None, :, :stop], None
@@ -51,7 +50,7 @@ class TorchEngine:
         self.lowest, self.context, self._kept = start == 0, context, (-1, torch.empty(0))
 
     def keep(self, number: int) -> Tensor:
-        """From now on, keep the rows that enter the span's layer of this number, by position, in [context, hidden]."""
+        """From now on, keep the rows that enter the layer of this number, by position [context, hidden]."""
         self._kept = number, self.model.embed.weight.new_zeros(self.context, self.model.config.hidden)
         return self._kept[1]
 
@@ -63,7 +62,7 @@ class TorchEngine:
         """Rows [n, hidden] after the span, for x at positions start..start+n-1; x may be overwritten."""
         return self.through(x, start, self.slots)
 
-    def through(self, x: Tensor, at: At, slots: Sequence[LayerCache]) -> Tensor:
+    def through(self, x: Tensor, at: At, slots: Sequence[Any]) -> Tensor:
         """Rows [n, hidden] after the span, with these caches."""
         x = self.model.place(x[None], at) if self.lowest else x[None]
         number, kept = self._kept
@@ -95,12 +94,10 @@ class KernelEngine:
         self._scratch = torch.empty(0)
 
     def _keep(self, tensor: Tensor | None) -> int:
-        """Address of a tensor, which is kept alive with the engine; null for None."""
         self._kept.append(tensor)
         return 0 if tensor is None else tensor.data_ptr()
 
     def _wide(self, parameter: Tensor | None) -> int:
-        """Address of a float32 copy of a parameter, null for None."""
         return self._keep(None if parameter is None else parameter.detach().float().contiguous())
 
     def _matrix(self, table: Tensor | kernels.Packed) -> ctypes.Structure:
@@ -136,30 +133,26 @@ class KernelEngine:
 
     def run(self, x: Tensor, start: int) -> Tensor:
         x = (self.model.place(x, start) if self.lowest else x).contiguous()
-        for at in range(0, len(x), CHUNK):
-            self._carry(x[at : at + CHUNK], start + at)
-        return x
-
-    def _carry(self, x: Tensor, start: int) -> None:
-        """Compute the rows of a chunk in place; scratch is as large as the largest chunk needed."""
         shape, threads = ctypes.byref(self._shape), torch.get_num_threads()
-        needed = call("fs_scratch", shape, len(x), threads)
-        if needed > len(self._scratch):
-            self._scratch = torch.empty(needed)
-        call("fs_span", shape, self._layers, self.count, x, len(x), start, threads, self._scratch)
+        for at in range(0, len(x), CHUNK):
+            part = x[at : at + CHUNK]
+            needed = call("fs_scratch", shape, len(part), threads)
+            if needed > len(self._scratch):  # as large as the largest chunk needed
+                self._scratch = torch.empty(needed)
+            call("fs_span", shape, self._layers, self.count, part, len(part), start + at, threads, self._scratch)
+        return x
 
 
 Engine = TorchEngine | KernelEngine
 
 
 def _products(layer: Layer, config: ModelConfig) -> list[tuple[nn.Module, tuple[int, ...]]]:
-    """A layer's products in order, and the rows of the matrices that make up each."""
     found = layer_parts(config, "").items()
     return [(layer.get_submodule(name), tuple(part.rows.values())) for name, part in found if part.columns]
 
 
 def _parts(product: nn.Module, rows: tuple[int, ...]) -> list[Any] | None:
-    """The matrices, of these many rows, that make up a product; None for one that the kernels do not compute."""
+    """The matrices, of these many rows, of a product; None for one that the kernels do not compute."""
     if isinstance(product, PackedLinear):
         if len(product.packed) == len(rows):
             return list(product.packed)

@@ -51,7 +51,7 @@ class ExitAdapter(nn.Module):
 def rows_at(
     model: Transformer, ids: Tensor, depths: Collection[int], exits: Mapping[int, Exit] | None = None
 ) -> dict[int, Tensor]:
-    """Rows [n, hidden] of a model at each depth, in float32, for ids [batch, length]; after the layers of `exits`."""
+    """Float32 rows [n, hidden] of a model at each depth, for ids [batch, length]; after the layers of `exits`."""
     found = {}
     for depth, x in enumerate(model.states(ids), start=1):
         last = (exits or {}).get(depth)
@@ -61,7 +61,7 @@ def rows_at(
 
 
 class ExitLayer(nn.Module):
-    """A layer with its own cache on top of an exit's rows, and a norm: norm(layer(rows)) (Kangaroo, Liu et al. 2024)."""
+    """A layer with its own cache on an exit's rows, and a norm: norm(layer(rows)) (Kangaroo, Liu et al. 2024)."""
 
     def __init__(self, model: Transformer) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ class ExitLayer(nn.Module):
 
     @classmethod
     def like_the_last(cls, model: Transformer) -> ExitLayer:
-        """A float32 exit that starts as the model's last layer and final norm; for models in floating point."""
+        """A float32 exit that starts as the last layer and final norm of a model in floating point."""
         found = cls(model)
         found.layer.load_state_dict(model.blocks[-1].state_dict())
         found.norm.load_state_dict(model.norm.state_dict())
@@ -115,7 +115,11 @@ def load_exits(path: Path, model: Transformer) -> dict[int, Exit]:
         by_layer.setdefault(layer, {})[leaf] = value
     exits = {}
     for layer, own in by_layer.items():
-        found = _empty(own, model) if layer in map(str, range(1, model.config.layers)) else None
+        found: Exit | None = None
+        if layer in map(str, range(1, model.config.layers)):
+            rank = len(own["down.weight"]) if own.get("down.weight", torch.empty(())).ndim else 0
+            deep = any(name.startswith("layer.") for name in own)
+            found = ExitLayer(model) if deep else ExitAdapter(model, rank) if rank else None
         shapes = {name: value.shape for name, value in own.items() if value.is_floating_point()}
         if found is None or shapes != {name: value.shape for name, value in found.state_dict().items()}:
             raise ValueError(
@@ -125,11 +129,3 @@ def load_exits(path: Path, model: Transformer) -> dict[int, Exit]:
         found = found.eval().requires_grad_(False)
         exits[int(layer)] = found.fitted(model) if isinstance(found, ExitLayer) else found.to(model.device)
     return dict(sorted(exits.items()))
-
-
-def _empty(own: dict[str, Tensor], model: Transformer) -> Exit | None:
-    """An empty exit of the kind that the tensor names show, None for other names."""
-    if any(name.startswith("layer.") for name in own):
-        return ExitLayer(model)
-    rank = (0, *own.get("down.weight", torch.empty(0)).shape)[-2:][0]
-    return ExitAdapter(model, rank) if rank else None

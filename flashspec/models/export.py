@@ -1,4 +1,4 @@
-"""Write our models as files for other engines: the tokenizer and chat template of a folder, and GGUF files."""
+"""Write our models for other engines: the tokenizer and chat template of a folder, and GGUF files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from flashspec.models.config import ModelConfig, divisors, parts, to_hf
 from flashspec.models.folder import GGUF
 from flashspec.models.gguf import opened
 from flashspec.models.gguf_checkpoint import DIVISORS, FACTS, FAMILIES, PAIRED, STOPS, tensor_name
-from flashspec.models.gguf_tokenizer import CONTROL, SPECIAL, UNUSED, USER, pre_of
+from flashspec.models.tokenizer import CONTROL, SPECIAL, UNUSED, USER, pre_of
 from flashspec.models.transformer import Transformer
 from flashspec.models.writing import carry, write_json
 
@@ -27,7 +27,7 @@ COLUMNS = 32  # of a block; matrices of other widths stay in half precision
 
 
 def write_speech(source: Path, tokenizer: Any, folder: Path) -> None:
-    """Write what a model's text needs beside its weights: a folder's own files, or what its GGUF file holds."""
+    """Write what a model's text needs: a folder's own files, or what its GGUF file holds."""
     if source.suffix != GGUF:
         carry(source, folder, CARRIED)
         return
@@ -38,12 +38,12 @@ def write_speech(source: Path, tokenizer: Any, folder: Path) -> None:
 
 
 def write_gguf(model: Transformer, facts: dict[str, Any], path: Path, bits: str) -> None:
-    """Write a GGUF file of a model in floating point, with `facts` about its tokenizer; vectors stay in float32.
+    """Write a GGUF file of a model in floating point, with `facts` about its tokenizer.
 
-    Raises ValueError for a family that GGUF files are not read for, ModuleNotFoundError without the gguf library.
+    Raises ValueError for a family that is not read from GGUF files, ModuleNotFoundError without the gguf library.
     """
     try:
-        from gguf import GGUFWriter
+        from gguf import GGMLQuantizationType, GGUFWriter, quants
     except ModuleNotFoundError:
         raise ModuleNotFoundError('GGUF files are written by the gguf library: pip install -e ".[gguf]"') from None
     config, (kind, number) = model.config, BITS[bits]
@@ -51,28 +51,26 @@ def write_gguf(model: Transformer, facts: dict[str, Any], path: Path, bits: str)
         raise ValueError(f"{config.family} models are not written as GGUF; readable are {', '.join(FAMILIES)}: use --format hf")
     family = "llama" if config.family == "mistral" else config.family
     writer = GGUFWriter(path, family)
-    about = {f"{family}.{key}": value for key, value in _shape(config).items()}
+    told = to_hf(config)
+    shape = {key: told[name] for name, key in FACTS.items() if told[name] is not None}
+    shape |= dict.fromkeys(("attention.value_length", "rope.dimension_count"), config.head_dim)
+    if config.rope.kind == "linear":
+        shape |= {"rope.scaling.type": "linear", "rope.scaling.factor": config.rope.factor}
+    about = {f"{family}.{key}": value for key, value in (shape | {"vocab_size": config.vocab_size}).items()}
     for key, value in {"general.file_type": number, "general.quantization_version": 2, **about, **facts}.items():
         getattr(writer, KINDS.get(type(value), "add_array"))(key, value)
     for name, weight in _tensors(model):
-        _put(writer, name, weight, "Q8_0" if name in ("token_embd.weight", "output.weight") else kind)
+        form = "Q8_0" if name in ("token_embd.weight", "output.weight") else kind
+        form = "F32" if weight.dim() == 1 else form if weight.shape[1] % COLUMNS == 0 else "F16"
+        raw = quants.quantize(np.ascontiguousarray(weight.numpy()), GGMLQuantizationType[form])
+        writer.add_tensor(name, raw, raw_dtype=GGMLQuantizationType[form])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
 
 
-def _shape(config: ModelConfig) -> dict[str, Any]:
-    told = to_hf(config)
-    facts = {key: told[name] for name, key in FACTS.items() if told[name] is not None}
-    facts |= dict.fromkeys(("attention.value_length", "rope.dimension_count"), config.head_dim)
-    if config.rope.kind == "linear":
-        facts |= {"rope.scaling.type": "linear", "rope.scaling.factor": config.rope.factor}
-    return facts | {"vocab_size": config.vocab_size}
-
-
 def _tensors(model: Transformer) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor in float32 under the file's name for it; Llama's queries and keys in llama.cpp's order."""
     for name, part in parts(model.config):
         for leaf in part.leaves:
             for source, weight in part.split(model.get_parameter(f"{name}.{leaf}").detach().float()).items():
@@ -84,18 +82,10 @@ def _tensors(model: Transformer) -> Iterator[tuple[str, Tensor]]:
         yield DIVISORS, divisors(model.config)
 
 
-def _put(writer: Any, name: str, weight: Tensor, kind: str) -> None:
-    from gguf import GGMLQuantizationType, quants
-
-    kind = "F32" if weight.dim() == 1 else kind if weight.shape[1] % COLUMNS == 0 else "F16"
-    number = GGMLQuantizationType[kind]
-    writer.add_tensor(name, quants.quantize(np.ascontiguousarray(weight.numpy()), number), raw_dtype=number)
-
-
 def text_facts(source: Path, tokenizer: Any, config: ModelConfig) -> dict[str, Any]:
     """GGUF facts about a model's text: those of the file that the model came from, or made from its folder.
 
-    Raises ValueError for a tokenizer that is not byte-pair, or splits texts in a way that GGUF has no name for.
+    Raises ValueError for a tokenizer that GGUF has no name for.
     """
     if source.suffix == GGUF:
         return {key: value for key, value in opened(source).facts.items() if key.startswith("tokenizer.")}

@@ -1,8 +1,7 @@
 """Drafts by design: what is cut out of a target and how it is trained, and a family of them for the reference target.
 
-Every member keeps the target's hidden width, so all of them read the same vocabulary head and differ in the body alone. Those
-named wide- or deep- have the body parameters of one layer of the target within TOLERANCE, wide2- and deep2- of two; the others
-are one of them with longer, shorter or other training.
+Every member keeps the target's hidden width, so they differ in the body alone. Those named wide- or deep- have the body
+parameters of one layer of the target within TOLERANCE, wide2- and deep2- of two; the others are trained otherwise.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from flashspec.models.config import ModelConfig
-from flashspec.theory.checks import at_least
+from flashspec.theory.checks import at_least, one_of
 
 POINTS = Path(__file__).parents[1] / "data" / "family.json"
 DESIGNED = "designed"  # the point that ships
@@ -49,8 +48,7 @@ class Design:
         at_least(self, sequences=1, length=2, written=0, prompt=1, variation=0, save_every=1, seed=0)
         if self.seed >= 2**32:
             raise ValueError(f"seed must be below 2**32, got {self.seed}")
-        if self.dtype not in ("float32", "bfloat16"):
-            raise ValueError(f"dtype must be 'float32' or 'bfloat16', got {self.dtype!r}")
+        one_of("dtype", self.dtype, ("float32", "bfloat16"))
         if self.prompt > self.length:
             raise ValueError(f"a text of {self.length} tokens has no room for a prompt of {self.prompt}; shorten the prompt")
 

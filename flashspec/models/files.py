@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import reprlib
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 from msgspec import Meta, Struct, field
@@ -36,15 +36,10 @@ def shaped(raw: Any, kind: type[T], path: Path, advice: str = AGAIN) -> T:
     if said.startswith("Object missing required field "):
         raise ValueError(f"{path} has no {place + '.' if place else ''}{said.split()[-1]}; {advice}")
     if said.startswith("Expected"):
-        said = f"{place or 'the whole file'} holds {_found(raw, place)}, expected{said.split(', got')[0][8:]}"
+        for step in re.findall(r"\w+", place):  # such as a.b[3]
+            raw = raw[int(step)] if isinstance(raw, list) else raw[step]
+        said = f"{place or 'the whole file'} holds {reprlib.repr(raw)}, expected{said.split(', got')[0][8:]}"
     raise ValueError(f"{path}: {said}; {advice}")
-
-
-def _found(raw: Any, place: str) -> str:
-    """The value at a place such as `a.b[3]`, shortened; an unnamed key gives all keys around it."""
-    for step in re.findall(r"\w+", place):
-        raw = raw[int(step)] if isinstance(raw, list) else raw[step]
-    return reprlib.repr(raw)
 
 
 def ids_of(value: int | list[int] | None) -> tuple[int, ...]:
@@ -52,6 +47,10 @@ def ids_of(value: int | list[int] | None) -> tuple[int, ...]:
     if value is None:
         return ()
     return tuple(value) if isinstance(value, list) else (value,)
+
+
+class Unsupported(ValueError):
+    """A checkpoint that our own transformer cannot compute, though transformers may."""
 
 
 class Method(Struct):
@@ -76,8 +75,6 @@ class Kind(Struct):
 class Rotation(Struct):
     """rope_scaling of older config.json files, and rope_parameters of newer ones."""
 
-    FIXED: ClassVar = {"partial_rotary_factor": 1.0, "full_attention": None, "sliding_attention": None}
-
     rope_type: str | None = None
     type: str | None = None
     rope_theta: Positive | None = None
@@ -85,96 +82,49 @@ class Rotation(Struct):
     low_freq_factor: Positive | None = None
     high_freq_factor: Positive | None = None
     original_max_position_embeddings: Count | None = None
-    partial_rotary_factor: Number | None = None
-    full_attention: Any = None
-    sliding_attention: Any = None
 
 
 class Shape(Struct, kw_only=True):
-    """The fields that every supported family has, under our names.
-
-    Families add `FIXED`, fields of which we compute one value, and `settled()`, the rest of what a `ModelConfig` needs.
-    """
+    """The fields of a config.json that a model is computed from, under our names; OPT's go by Llama's."""
 
     vocab_size: Count
     hidden: Count = field(name="hidden_size")
     layers: Count = field(name="num_hidden_layers")
     heads: Count = field(name="num_attention_heads")
-    positions: Count = field(name="max_position_embeddings", default=2048)
-    tied: bool = field(name="tie_word_embeddings", default=False)
-    is_causal: bool | None = None
-    bos: Id | None = field(name="bos_token_id", default=None)
-    eos: Ids = field(name="eos_token_id", default=None)
-
-
-class Rotary(Shape, kw_only=True):
-    """config.json of the families that grew out of Llama."""
-
-    FIXED: ClassVar = {"hidden_act": "silu", "partial_rotary_factor": 1.0}
-
     ffn: Count = field(name="intermediate_size")
     kv_heads: Count | None = field(name="num_key_value_heads", default=None)
     head_dim: Count | None = None
-    hidden_act: str = "silu"
+    positions: Count = field(name="max_position_embeddings", default=2048)
     norm_eps: Annotated[float, Meta(ge=0, le=1e30)] = field(name="rms_norm_eps", default=1e-6)
     rope_theta: Positive | None = None
     rope_scaling: Rotation | None = None
     rope_parameters: Rotation | None = None
     original_max_position_embeddings: Count | None = None
-    partial_rotary_factor: Number | None = None
     use_sliding_window: bool = True
     sliding_window: Id | None = None
     max_window_layers: Id = 0
     layer_types: list[str] | None = None
+    tied: bool = field(name="tie_word_embeddings", default=False)
     attention_bias: bool = False
     mlp_bias: bool = False
+    bos: Id | None = field(name="bos_token_id", default=None)
+    eos: Ids = field(name="eos_token_id", default=None)
 
     @property
     def rotation(self) -> Rotation:
-        """How heads are rotated; transformers 5 nests this in rope_parameters, older files keep theta outside."""
+        """How heads are rotated; older files have rope_scaling, and keep theta outside."""
         return next((table for table in (self.rope_scaling, self.rope_parameters) if table not in (None, Rotation())), Rotation())
 
-    def settled(self) -> dict[str, Any]:
-        """If any layer has a sliding window, the context is cut to the window, inside which attention is full."""
+    @property
+    def context(self) -> int:
+        """Tokens in all, or those of a sliding window, inside which attention is full."""
         named = "sliding_attention" in self.layer_types if self.layer_types else self.max_window_layers < self.layers
         window = self.sliding_window if self.use_sliding_window and named else None
-        return {
-            "context": self.positions if window is None else min(self.positions, window),
-            "kv_heads": self.kv_heads or self.heads,
-            "head_dim": self.head_dim or self.hidden // self.heads,
-            "rope_theta": self.rotation.rope_theta or self.rope_theta or 10000.0,
-        }
+        return self.positions if window is None else min(self.positions, window)
 
 
-class Opt(Shape, kw_only=True):
-    """config.json of OPT (Zhang et al. 2022); its norm adds 1e-5 to the variance."""
-
-    FIXED: ClassVar = {
-        "activation_function": "relu",
-        "do_layer_norm_before": True,
-        "_remove_final_layer_norm": False,
-        "layer_norm_elementwise_affine": True,
-    }
-
-    ffn: Count = field(name="ffn_dim", default=3072)
-    attention_bias: bool = field(name="enable_bias", default=True)
-    tied: bool = field(name="tie_word_embeddings", default=True)
-    bos: Id | None = field(name="bos_token_id", default=2)
-    eos: Ids = field(name="eos_token_id", default=2)
-    word_embed_proj_dim: Count | None = None
-    activation_function: str = "relu"
-    do_layer_norm_before: bool = True
-    _remove_final_layer_norm: bool = False
-    layer_norm_elementwise_affine: bool = True
-
-    def settled(self) -> dict[str, Any]:
-        """Queries, keys and values are as wide as the hidden rows."""
-        if self.hidden % self.heads:
-            raise ValueError(f"{self.heads} heads cannot share a width of {self.hidden} evenly")
-        width = {"kv_heads": self.heads, "head_dim": self.hidden // self.heads}
-        return {"context": self.positions, "norm_eps": 1e-5, "mlp_bias": self.attention_bias, **width}
-
-
+OPT_NAMES = {"intermediate_size": "ffn_dim", "attention_bias": "enable_bias"}  # Llama's, and what a config.json of OPT has
+# What transformers takes for a missing field, by family
 QWEN = {"num_key_value_heads": 32, "max_position_embeddings": 32768, "use_sliding_window": False, "sliding_window": 4096,
         "max_window_layers": 28}  # fmt: skip
 LEFT_OUT: dict[str, dict[str, Any]] = {
@@ -183,19 +133,42 @@ LEFT_OUT: dict[str, dict[str, Any]] = {
                 "eos_token_id": 2},
     "qwen2": QWEN,
     "qwen3": QWEN | {"head_dim": 128},
+    "opt": {"ffn_dim": 3072, "enable_bias": True, "tie_word_embeddings": True, "bos_token_id": 2, "eos_token_id": 2},
 }  # fmt: skip
+# Fields that a family does not read, and what they amount to; OPT's norm adds 1e-5 to the variance
+ROTATED = ("rope_theta", "rope_scaling", "rope_parameters", "sliding_window", "num_key_value_heads", "head_dim")
 UNBIASED = {"attention_bias": False, "mlp_bias": False}
 NOT_READ: dict[str, dict[str, Any]] = {
     "mistral": UNBIASED | {"layer_types": None, "use_sliding_window": True, "max_window_layers": 0},
     "qwen2": UNBIASED,
     "qwen3": {"mlp_bias": False},
+    "opt": dict.fromkeys(ROTATED) | {"rms_norm_eps": 1e-5},
 }
+# Fields of which one value is computed; in a table of rotations those that such tables may hold too
+FIXED = {"is_causal": True, "hidden_act": "silu", "partial_rotary_factor": 1.0}
+FIXED_ROTATION = {"partial_rotary_factor": 1.0, "full_attention": None, "sliding_attention": None}
+FIXED_OPT = {"is_causal": True, "activation_function": "relu", "do_layer_norm_before": True, "_remove_final_layer_norm": False,
+             "layer_norm_elementwise_affine": True}  # fmt: skip
 
 
-def shape_of(raw: dict[str, Any], family: str, path: Path) -> Opt | Rotary:
-    """A config.json as transformers reads it for this family: with its defaults, and without the fields it ignores."""
-    whole = {**LEFT_OUT.get(family, {}), **raw, **NOT_READ.get(family, {})}
-    return shaped(whole, Opt, path) if family == "opt" else shaped(whole, Rotary, path)
+def refuse_others(facts: dict[str, Any], fixed: dict[str, Any], path: Path) -> None:
+    """Unsupported where a field holds anything but the one value that we compute."""
+    for name, value in fixed.items():
+        found = facts.get(name)
+        if found not in (None, value):
+            raise Unsupported(f"{path}: {name} = {reprlib.repr(found)} is not supported; supported: {name} = {value!r}")
+
+
+def shape_of(raw: dict[str, Any], family: str, path: Path) -> Shape:
+    """A config.json as transformers reads it: with a family's defaults, and without fields it ignores."""
+    whole = LEFT_OUT[family] | raw | NOT_READ.get(family, {})
+    if family == "opt":
+        whole |= {ours: whole[theirs] for ours, theirs in OPT_NAMES.items()} | {"mlp_bias": whole["enable_bias"]}
+    facts = shaped(whole, Shape, path)
+    refuse_others(whole, FIXED_OPT | {"word_embed_proj_dim": facts.hidden} if family == "opt" else FIXED, path)
+    for table in (whole.get("rope_scaling"), whole.get("rope_parameters")):
+        refuse_others(table or {}, FIXED_ROTATION, path)
+    return facts
 
 
 class Generation(Struct):
@@ -219,12 +192,14 @@ class Text(Struct):
 
 
 class Template(Struct):
+    """One of several chat templates."""
+
     name: str
     template: str
 
 
 class Speech(Struct):
-    """tokenizer_config.json, as far as chat templates need it: the template, or several by name, and special tokens."""
+    """tokenizer_config.json, as far as chat templates need it: the template or several, and special tokens."""
 
     chat_template: str | list[Template] | dict[str, str] | None = None
     bos_token: str | Text | None = None
@@ -246,9 +221,8 @@ class Speech(Struct):
     @property
     def tokens(self) -> dict[str, str]:
         """The texts of the special tokens that exist."""
-        given = {name: getattr(self, name) for name in self.__struct_fields__ if name.endswith("_token")}
-        texts = {name: token.content if isinstance(token, Text) else token for name, token in given.items()}
-        return {name: text for name, text in texts.items() if text}
+        given = {name: getattr(self, name) for name in self.__struct_fields__[1:]}
+        return {name: token.content if isinstance(token, Text) else token for name, token in given.items() if token}
 
 
 class Index(Struct):

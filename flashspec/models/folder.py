@@ -1,4 +1,4 @@
-"""A checkpoint folder: found by path or hub name, its JSON files, digests, and safetensors read one tensor at a time.
+"""A checkpoint folder: found by path or hub name, its JSON files, digests and safetensors.
 
 Pickle is never read and nothing is ever downloaded.
 """
@@ -43,7 +43,6 @@ def located(name: str | Path) -> Path:
 
 
 def _cached(repo: str, file: str) -> Path | None:
-    """What the local hub cache holds for a repository: this GGUF file, the checkpoint, or the only GGUF file."""
     from huggingface_hub import snapshot_download
 
     try:
@@ -90,8 +89,8 @@ def first_line(error: Exception) -> str:
 def verify_digests(folder: str | Path, apart: tuple[str, ...] = ()) -> None:
     """Compare the folder's files with its digests.json ({file: sha256}); does nothing without that file.
 
-    Raises FileNotFoundError for a listed file that is missing, unless its name ends as one of `apart`, which a record may lack,
-    and ValueError for one that differs.
+    Raises FileNotFoundError for a listed file that is missing, unless its name ends as one of `apart`, and ValueError for one
+    that differs.
     """
     path = Path(folder) / "digests.json"
     if not path.is_file():
@@ -146,33 +145,28 @@ def _whole(file: Any, name: str, path: Path) -> Tensor:
 
 
 class Tensors:
-    """The named tensors of a folder's safetensors files, read one at a time; `where` is the file of each name."""
+    """The tensors of a folder's safetensors files, read one at a time; `where` is the file of each name."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        whole = folder / "model.safetensors"
-        index = {} if whole.is_file() else self._index()
+        self.folder, index = folder, dict[str, Path]()
+        whole, path = folder / "model.safetensors", folder / INDEX
+        if not whole.is_file():
+            if not path.is_file():
+                pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt"))
+                advice = "pickled weights are never read: convert them to safetensors" if pickled else "copy the whole folder"
+                raise FileNotFoundError(f"{folder} holds neither model.safetensors nor its index; {advice}")
+            index = {name: inside(folder, file, path) for name, file in read_as(path, Index).weight_map.items()}
+        for file in index.values():
+            if not file.is_file():
+                raise FileNotFoundError(f"{file} is named in the index but missing; copy the whole folder again")
         self._open = {path: _opened(path, "fetch it again") for path in sorted(set(index.values())) or [whole]}
         self.where = {name: path for path, file in self._open.items() for name in list(file.keys())}
         for name, path in index.items():
             if self.where.get(name) != path:
                 raise ValueError(f"tensor {name!r} is not in {path}, where the index puts it; copy the folder again")
 
-    def _index(self) -> dict[str, Path]:
-        path = self.folder / INDEX
-        if not path.is_file():
-            pickled = any(self.folder.glob("*.bin")) or any(self.folder.glob("*.pt"))
-            advice = "pickled weights are never read: convert them to safetensors" if pickled else "copy the whole folder"
-            raise FileNotFoundError(f"{self.folder} holds neither model.safetensors nor its index; {advice}")
-        table = read_as(path, Index).weight_map
-        files = {file: inside(self.folder, file, path) for file in sorted(set(table.values()))}
-        for file in files.values():
-            if not file.is_file():
-                raise FileNotFoundError(f"{file} is named in the index but missing; copy the whole folder again")
-        return {name: files[file] for name, file in table.items()}
-
     def read(self, name: str, shape: tuple[int, ...], kinds: tuple[str, ...] = FLOATS) -> Tensor:
-        """The tensor of this name; ValueError for another shape than config.json implies, or unusable numbers."""
+        """The tensor of this name; ValueError for another shape or unusable numbers."""
         path = self.where[name]
         stored = self._open[path].get_slice(name)
         if (found := tuple(stored.get_shape())) != shape:

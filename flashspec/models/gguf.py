@@ -1,7 +1,6 @@
 """GGUF files: metadata and tensors of one model in one file, read without copying; everything is checked before use.
 
-The format is ggml's (versions 2 and 3, little-endian). Tests compare this reader with the `gguf` library, which takes seconds
-for a vocabulary's strings.
+The format is ggml's (versions 2 and 3). The `gguf` library would take seconds for a vocabulary's strings.
 """
 
 from __future__ import annotations
@@ -35,21 +34,19 @@ class Entry(NamedTuple):
     row_bytes: int
 
 
+_cached = lru_cache(maxsize=4)(lambda path, size, changed: Gguf(path))
+
+
 def opened(path: Path) -> Gguf:
     """A file's facts and tensors, cached until the file changes."""
     about = path.stat()
-    return _opened(path, about.st_size, about.st_mtime_ns)
-
-
-@lru_cache(maxsize=4)
-def _opened(path: Path, size: int, changed: int) -> Gguf:
-    return Gguf(path)
+    return _cached(path, about.st_size, about.st_mtime_ns)
 
 
 class Gguf:
     """An open file's `facts` by key and `tensors` by name.
 
-    Raises ValueError for a file that is cut, damaged, or of an unknown kind; nothing is allocated for data that is not there.
+    Raises ValueError for a file that is cut, damaged, or of an unknown kind.
     """
 
     def __init__(self, path: Path) -> None:
@@ -61,13 +58,16 @@ class Gguf:
         version = self._whole(4)
         if version not in VERSIONS:
             raise ValueError(f"{path} is GGUF of version {version}, readable are 2 and 3; convert it with a current llama.cpp")
-        tensors, facts = self._count("tensors"), self._count("facts")
+        tensors, facts = self._whole(8), self._whole(8)
+        if max(tensors, facts) > NAMES:
+            raise ValueError(f"{path} announces {tensors} tensors and {facts} facts, a model has fewer than {NAMES}; {AGAIN}")
         self.facts: dict[str, Any] = {}
         for _ in range(facts):
             key = self._string()
             if key in self.facts:
                 raise ValueError(f"{path} gives {key[:40]!r} twice; {AGAIN}")
-            self.facts[key] = self._fact()
+            kind = self._whole(4)
+            self.facts[key] = self._list(self._whole(4), self._whole(8)) if kind == ARRAY else self._list(kind, 1)[0]
         self.tensors = self._tensors(tensors)
 
     def rows(self, name: str) -> np.ndarray:
@@ -77,7 +77,6 @@ class Gguf:
         return np.frombuffer(self._bytes, np.uint8, rows * entry.row_bytes, entry.start).reshape(rows, entry.row_bytes)
 
     def _take(self, size: int) -> int:
-        """The offset of the next bytes, which are skipped."""
         at = self._at
         if size > len(self._bytes) - at:
             raise ValueError(f"{self.path} ends at byte {len(self._bytes)} inside what it announces; {AGAIN}")
@@ -88,12 +87,6 @@ class Gguf:
         at = self._take(size)
         return int.from_bytes(self._bytes[at : at + size], "little")
 
-    def _count(self, what: str) -> int:
-        count = self._whole(8)
-        if count > NAMES:
-            raise ValueError(f"{self.path} announces {count} {what}, a model has fewer than {NAMES}; {AGAIN}")
-        return count
-
     def _string(self) -> str:
         size = self._whole(8)
         at = self._take(size)
@@ -101,10 +94,6 @@ class Gguf:
             return self._bytes[at : at + size].decode()
         except UnicodeDecodeError:
             raise ValueError(f"{self.path} holds text that is not UTF-8 at byte {at}; {AGAIN}") from None
-
-    def _fact(self) -> Any:
-        kind = self._whole(4)
-        return self._list(self._whole(4), self._whole(8)) if kind == ARRAY else self._list(kind, 1)[0]
 
     def _list(self, kind: int, count: int) -> list[Any]:
         if kind == STRING:

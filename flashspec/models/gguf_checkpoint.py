@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from flashspec.kernels.build import call, library
-from flashspec.kernels.integers import Packed, room
-from flashspec.kernels.pages import Shelf
+from flashspec.kernels.integers import Packed, Shelf, room
 from flashspec.models.config import ModelConfig, Part, Unsupported, divisors, from_hf, parts
 from flashspec.models.gguf import AGAIN, Gguf, opened
 from flashspec.models.memory import dtype_named, refuse_bytes
@@ -90,7 +89,7 @@ class GgufCheckpoint:
     """The config and tensors of a GGUF file, and the form that its weights take on the CPU.
 
     `dtype` "auto" keeps quantised matrices in their own bits (without a C compiler: float32); another dtype, or `weights`
-    "dense", widens all of them. ValueError, naming a tensor, unless the file holds exactly the model that its facts describe.
+    "dense", widens all of them. ValueError unless the file holds exactly the model that its facts describe.
     """
 
     device = torch.device("cpu")
@@ -106,17 +105,14 @@ class GgufCheckpoint:
         for _, part in parts(self.config):
             for source, rows in part.rows.items():
                 for leaf in part.leaves:
-                    name = tensor_name(source, leaf)
-                    self._check(name, (rows, *part.shape(leaf)[1:]))
+                    name, shape = tensor_name(source, leaf), (rows, *part.shape(leaf)[1:])
+                    found = self.file.tensors.get(name)
+                    if found is None or found.shape != shape:
+                        held = found.shape if found else "missing"
+                        raise ValueError(f"{path}: tensor {name!r} is {held}, its facts ask for {shape}; {AGAIN}")
                     extra.discard(name)
         if extra:
             raise ValueError(f"{path}: its facts describe a model without the tensor {min(extra)!r} ({len(extra)} such); {AGAIN}")
-
-    def _check(self, name: str, shape: tuple[int, ...]) -> None:
-        found = self.file.tensors.get(name)
-        if found is None or found.shape != shape:
-            held = found.shape if found else "missing"
-            raise ValueError(f"{self.file.path}: tensor {name!r} is {held}, its facts ask for {shape}; {AGAIN}")
 
     def module(self, name: str, part: Part) -> nn.Module | dict[str, Tensor]:
         """The weights of one of our modules; raw bytes are read in place from the file."""
@@ -136,7 +132,6 @@ class GgufCheckpoint:
         return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(rows.shape)
 
     def _packed(self, name: str) -> Packed:
-        """A matrix in panels; rounding its scales to half precision changes them by less than 0.05 %."""
         (rows, depth), (number, kind) = self.file.tensors[name].shape, KINDS[self.file.tensors[name].type]
         cells = room(rows, depth, kind, self.shelf)
         raw = self._rows(name)  # alive until the call has ended

@@ -1,6 +1,6 @@
 """Fixed shapes: a forward whose position is a tensor, so that CUDA can record it once.
 
-FLASHSPEC_GRAPHS is "auto" (record on CUDA), "0" (the torch engine) or "eager" (fixed shapes without recording: the twin).
+FLASHSPEC_GRAPHS is "auto" (record on CUDA), "0" (the torch engine) or "eager" (fixed shapes without recording).
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from functools import partial
-from typing import Generic, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -20,8 +20,6 @@ FLAG = "FLASHSPEC_GRAPHS"
 CHOICES = ("auto", "0", "eager")
 LARGEST = 16
 KEYS = 256
-
-Forward = Callable[[Tensor], Tensor]
 
 
 def choice() -> str:
@@ -44,7 +42,7 @@ class FixedSlot(NamedTuple):
     mask: Tensor
 
     def write(self, at: At, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Store [1, kv_heads, n, head_dim] at positions [n]; the first keys of the cache, and the mask over them."""
+        """Store [1, kv_heads, n, head_dim] at positions [n]; the cache's first keys, and the mask over them."""
         for table, rows in ((self.slot.keys, keys), (self.slot.values, values)):
             table.index_copy_(1, cast(Tensor, at), rows[0])
         stop = self.mask.shape[1]
@@ -54,30 +52,36 @@ class FixedSlot(NamedTuple):
 class FixedEngine(TorchEngine):
     """The torch engine for up to LARGEST rows at fixed shapes, recorded as CUDA graphs on CUDA.
 
-    One graph serves every position with the same number of rows and the same length of cache, rounded up to KEYS.
+    One graph serves every position with the same number of rows and length of cache, rounded up to KEYS.
     """
 
     def __init__(self, model: Transformer, start: int, stop: int, context: int) -> None:
         super().__init__(model, start, stop, context)
         self.begin = torch.zeros((), dtype=torch.int64, device=model.device)
         self.record = model.device.type == "cuda" and choice() == "auto"
-        self._forwards: dict[tuple[int, int], Forward] = {}
+        self._forwards: dict[tuple[int, int], tuple[Tensor, Callable[[], Any]]] = {}
 
     def run(self, x: Tensor, start: int) -> Tensor:
         if len(x) > LARGEST:
             return super().run(x, start)
         self.begin.fill_(start)
-        keys = self.keys(start + len(x))
-        if (len(x), keys) not in self._forwards:
-            forward = self.forward(len(x), keys)
-            self._forwards[len(x), keys] = repeated(forward, x) if self.record else forward
-        return self._forwards[len(x), keys](x)
+        shape = len(x), self.keys(start + len(x))
+        if shape not in self._forwards:
+            rows = x.clone()
+            self._forwards[shape] = rows, self.repeatable(partial(self.forward(*shape), rows))
+        rows, again = self._forwards[shape]
+        rows.copy_(x)
+        return again().clone()
+
+    def repeatable(self, step: Callable[[], Any]) -> Callable[[], Any]:
+        """A step, as a graph where this engine records; the next call overwrites its result."""
+        return Replay(step, self.begin.device) if self.record else step
 
     def keys(self, stop: int) -> int:
         """The fixed length of cache that rows before `stop` are read at."""
         return min(self.context, -(-stop // KEYS) * KEYS)
 
-    def forward(self, n: int, keys: int) -> Forward:
+    def forward(self, n: int, keys: int) -> Callable[[Tensor], Tensor]:
         """A function of rows [n, hidden] and of `begin` alone."""
         steps = torch.arange(n, device=self.begin.device)
         columns = torch.arange(keys, device=self.begin.device)
@@ -90,10 +94,7 @@ class FixedEngine(TorchEngine):
         return forward
 
 
-Result = TypeVar("Result")
-
-
-def recorded(call: Callable[[], Result], device: torch.device) -> tuple[torch.cuda.CUDAGraph, Result]:
+def recorded(call: Callable[[], Any], device: torch.device) -> tuple[torch.cuda.CUDAGraph, Any]:
     """A graph of a call, recorded after two warm-up calls, and the result, which every replay overwrites."""
     with torch.cuda.device(device):
         aside = torch.cuda.Stream()
@@ -108,28 +109,16 @@ def recorded(call: Callable[[], Result], device: torch.device) -> tuple[torch.cu
     return graph, result
 
 
-class Replay(Generic[Result]):
+class Replay:
     """A call recorded as a CUDA graph; each replay overwrites its result.
 
     The call is kept: a graph reads the tensors that it closes over, but keeps none of them alive.
     """
 
-    def __init__(self, call: Callable[[], Result], device: torch.device) -> None:
+    def __init__(self, call: Callable[[], Any], device: torch.device) -> None:
         self.call = call
         self.graph, self.result = recorded(call, device)
 
-    def __call__(self) -> Result:
+    def __call__(self) -> Any:
         self.graph.replay()
         return self.result
-
-
-def repeated(forward: Forward, x: Tensor) -> Forward:
-    """A forward recorded once as a CUDA graph and replayed on new rows like x."""
-    rows = x.clone()
-    replay = Replay(partial(forward, rows), x.device)
-
-    def again(x: Tensor) -> Tensor:
-        rows.copy_(x)
-        return replay().clone()
-
-    return again

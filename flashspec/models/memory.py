@@ -21,7 +21,7 @@ def dtype_named(name: str) -> torch.dtype:
 
 
 def device_named(name: str) -> torch.device:
-    """The device of a name, "auto" for CUDA if available; ValueError for one that this machine does not have."""
+    """The device of a name, "auto" for CUDA if available; ValueError for one that is not here."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:

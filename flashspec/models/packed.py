@@ -1,4 +1,4 @@
-"""Layers with packed weights: the integers that the kernels read instead of parameters, perhaps rounded for a draft."""
+"""Layers with packed weights: the integers that the kernels read instead of parameters."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from flashspec.kernels.integers import BITS, Packed, pack, packed_linear
-from flashspec.kernels.pages import Shelf
+from flashspec.kernels.integers import BITS, Packed, Shelf, pack, packed_linear
 
 ROUNDED = {"int8": 8, "int4": 4}
 Model = TypeVar("Model", bound=nn.Module)
@@ -53,10 +52,10 @@ class PackedEmbedding(PackedLinear):
 
 
 def rounded(given: Model, weights: str) -> Model:
-    """A transformer with the matrices of all layers in "int8" or "int4"; embedding, norms and head are the given model's own.
+    """A transformer with the matrices of all layers in "int8" or "int4"; the rest is the given model's own.
 
-    Matrices that already have fewer bits, such as a GGUF file's, stay as they are. Raises ValueError for another format, for a
-    model that is not on the CPU, and for layers of another library.
+    Matrices that already have fewer bits stay as they are. Raises ValueError for another format, for a model that is not on
+    the CPU, and for layers of another library.
     """
     model: Any = given
     if weights not in ROUNDED:

@@ -63,7 +63,6 @@ def homes() -> list[Path]:
 
 
 def _places(model: Published) -> Iterator[Path]:
-    """Where a file may be, in the order of searching: those folders, then an installed wheel or the hub's cache."""
     yield from (home / model.file for home in homes())
     if model.member:
         package = find_spec(model.member.partition("/")[0])

@@ -1,4 +1,4 @@
-"""Readers: a span of one model's layers that knows how far it has read, and rewinds by changing one integer."""
+"""Readers: a span of one model's layers that knows how far it has read."""
 
 from __future__ import annotations
 
@@ -29,18 +29,17 @@ class Reader(ABC):
 
     @torch.inference_mode()
     def read(self, tokens: Tensor) -> Reads:
-        """Read the unread part of tokens [n] (int64, on the model's device); returns how many, lower readers first."""
-        n = len(tokens)
-        self.check_room(n)
-        lower = () if self.below is None else self.below.read(tokens)
+        """Read the unread part of tokens [n], on the model's device; returns how many, lower readers first."""
+        lower, n = self.lower(tokens), len(tokens)
         if n > self.seen:
             self.rows[self.seen : n] = self._fresh(tokens)
         return (*lower, self.advance(n))
 
-    def check_room(self, n: int) -> None:
-        """Refuse more tokens than the context holds."""
-        if n > self.context:
+    def lower(self, tokens: Tensor) -> Reads:
+        """Let the readers below read tokens [n]; ValueError for more tokens than the context holds."""
+        if (n := len(tokens)) > self.context:
             raise ValueError(f"{n} tokens do not fit the context of {self.context}; shorten the prompt or max_new_tokens")
+        return () if self.below is None else self.below.read(tokens)
 
     def advance(self, n: int) -> int:
         """Count the first n tokens as read; returns how many of them are new."""
@@ -60,8 +59,8 @@ class Reader(ABC):
 class SpanReader(Reader):
     """Reads tokens, or the rows of the reader below it, through layers start..stop of a model.
 
-    The cache is allocated once; rewinding changes one integer, and stale entries are overwritten before they are read. A `last`
-    layer, an exit's own, follows the span; the reader above continues from `trunk`, the rows before it.
+    Rewinding changes one integer: stale entries of the cache are overwritten before they are read. A `last` layer, an exit's
+    own, follows the span; the reader above continues from `trunk`, the rows before it.
     """
 
     below: SpanReader | None

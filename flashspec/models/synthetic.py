@@ -10,8 +10,7 @@ import msgspec
 import torch
 from torch import Tensor, nn
 
-from flashspec.kernels.integers import CELL
-from flashspec.kernels.pages import Shelf
+from flashspec.kernels.integers import CELL, Shelf
 from flashspec.models.awq import Packed, layer
 from flashspec.models.config import ModelConfig, Part
 from flashspec.models.memory import Form, refuse_too_large
@@ -31,21 +30,14 @@ SHAPES = {  # published ones by name, their contexts cut, so that no step pays f
 
 
 def shape(name: str | ModelConfig, depth: int | None = None) -> ModelConfig:
-    """A published shape by name (any case, with or without "-AWQ"), or the given one, perhaps at another depth.
-
-    Contexts are at most CONTEXT tokens; `dataclasses.replace` gives more.
-    """
+    """A published shape by name (any case, with or without "-AWQ"), or the given one, perhaps at another depth."""
     if isinstance(name, str):
         known = {known.lower(): config for known, config in SHAPES.items()}
         plain = name.lower().removesuffix("-awq")
         if plain not in known:
             raise ValueError(f"shape {name!r} is not known; known: {', '.join(SHAPES)}, each also with -AWQ behind it")
         name = known[plain]
-    if depth is None:
-        return name
-    if depth < 1:
-        raise ValueError(f"depth must be at least 1 layer, got {depth}")
-    return replace(name, layers=depth)
+    return name if depth is None else replace(name, layers=depth)
 
 
 def is_awq(name: str | ModelConfig) -> bool:
@@ -54,17 +46,16 @@ def is_awq(name: str | ModelConfig) -> bool:
 
 
 def reshaped(config: ModelConfig, layers: int) -> ModelConfig:
-    """A shape with `layers` layers and the same number of body parameters, up to the rounding of heads and channels.
+    """A shape with `layers` layers and the same number of body parameters, up to rounding.
 
-    Heads and hidden width grow with the root of the ratio of depths, head width stays, feed-forward channels make up the rest.
-    Raises ValueError for less than one layer, or where nothing is left for channels.
+    Heads and hidden width grow with the root of the ratio of depths, feed-forward channels make up the rest. Raises
+    ValueError for less than one layer, or where nothing is left for channels.
     """
-    if layers < 1:
-        raise ValueError(f"layers must be at least 1, got {layers}")
+    flat = replace(config, layers=layers)
     group, scale = config.heads // config.kv_heads, (config.layers / layers) ** 0.5
     kv_heads = max(1, round(config.kv_heads * scale))
     hidden = config.hidden * kv_heads * group // config.heads
-    wide = replace(config, layers=layers, hidden=hidden, heads=kv_heads * group, kv_heads=kv_heads, ffn=STEP)
+    wide = replace(flat, hidden=hidden, heads=kv_heads * group, kv_heads=kv_heads, ffn=STEP)
     channels = (config.body_parameters - wide.body_parameters) / (layers * hidden * (3 if config.gated else 2))
     ffn = STEP + STEP * round(channels / STEP)
     if ffn < STEP:
@@ -79,9 +70,9 @@ def synthetic(
     depth: int | None = None,
     device: str | torch.device = "cpu",
 ) -> Transformer:
-    """A model of a given shape with seeded random weights: int4 layers for a name in -AWQ, else dense in `dtype`.
+    """A model of a given shape with seeded random weights: int4 layers for a name in -AWQ, else in `dtype`.
 
-    Raises ValueError for an unknown shape, and with an estimate when the weights do not fit the free memory.
+    Raises ValueError for an unknown shape, and where the weights do not fit the free memory.
     """
     config, place = shape(name, depth), torch.device(device)
     group = GROUP if is_awq(name) else 0

@@ -1,4 +1,4 @@
-"""A lean decoder-only transformer: fused projections, rows kept before the final norm, layers callable as spans."""
+"""A lean decoder-only transformer: fused projections, rows before the final norm, layers callable as spans."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flashspec.kernels.integers import Packed
-from flashspec.models import borrowed, checkpoint
+from flashspec.models import checkpoint
 from flashspec.models.config import OFFSET, ModelConfig, Part, inverse_frequencies, parts, to_hf
 from flashspec.models.packed import PackedLinear
 from flashspec.typed import typed
@@ -24,18 +24,7 @@ At = int | Tensor  # where rows stand: the position of the first, or those of al
 
 
 def _span(at: At, rows: int, offset: int = 0) -> slice | Tensor:
-    """The index of these many rows in a table of positions that starts `offset` rows down."""
     return at + offset if isinstance(at, Tensor) else slice(at + offset, at + offset + rows)
-
-
-class LayerCache(Protocol):
-    """Where one layer keeps keys and values."""
-
-    def write(self, at: At, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Store [batch, kv_heads, n, head_dim]; returns what to attend to, and a mask [n, seen] where one is needed.
-
-        Without a mask the last query row belongs to the last key.
-        """
 
 
 class RMSNorm(nn.Module):
@@ -53,7 +42,7 @@ class RMSNorm(nn.Module):
 
 
 class Rope(nn.Module):
-    """Rotary position angles for every position of the context, as [positions, head_dim] cosines and sines."""
+    """Rotary angles for every position of the context, as [positions, head_dim] cosines and sines."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -78,7 +67,7 @@ def norm_of(width: int, config: ModelConfig) -> RMSNorm | nn.LayerNorm:
 
 
 class Attention(nn.Module):
-    """Grouped-query attention with a fused query/key/value projection; rotary unless positions are learned."""
+    """Grouped-query attention with a fused projection; rotary unless positions are learned."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -88,8 +77,8 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
 
-    def forward(self, x: Tensor, rope: Rope, at: At, cache: LayerCache | None) -> Tensor:
-        """x [batch, n, hidden]; without a cache the rows attend to themselves only."""
+    def forward(self, x: Tensor, rope: Rope, at: At, cache: Any | None) -> Tensor:
+        """x [batch, n, hidden]; without a cache (an engine's `Slot`) the rows attend to themselves only."""
         batch, n, _ = x.shape
         heads = self.qkv(x).view(batch, n, -1, self.config.head_dim).transpose(1, 2)
         q, k, v = heads.split((self.config.heads, self.config.kv_heads, self.config.kv_heads), dim=1)
@@ -99,8 +88,7 @@ class Attention(nn.Module):
         mask = None
         if cache is not None:
             k, v, mask = cache.write(at, k, v)
-        mixed = _attend(q, k, v, mask)
-        return self.out(mixed.transpose(1, 2).reshape(batch, n, -1))
+        return self.out(_attend(q, k, v, mask).transpose(1, 2).reshape(batch, n, -1))
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -143,7 +131,7 @@ class Layer(nn.Module):
         self.mlp_norm = norm_of(config.hidden, config)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, rope: Rope, at: At = 0, cache: LayerCache | None = None) -> Tensor:
+    def forward(self, x: Tensor, rope: Rope, at: At = 0, cache: Any | None = None) -> Tensor:
         x = x + self.attention(self.attention_norm(x), rope, at, cache)
         return x + self.mlp(self.mlp_norm(x))
 
@@ -180,16 +168,15 @@ class Transformer(nn.Module):
         """The model of a Hugging Face folder, of a GGUF file or of a draft that borrows, ready to read tokens.
 
         `dtype` "auto" keeps float32 and takes everything else as bfloat16. `weights` "int4" keeps an AWQ checkpoint's bits,
-        "dense" widens them, "auto" keeps them where that is fast. A GGUF file is read on the CPU, in its own bits if both
-        are "auto". Raises FileNotFoundError or ValueError, naming the file or tensor, when the folder does not hold exactly
-        this model, and ValueError with an estimate when the free memory does not hold it.
+        "dense" widens them, "auto" keeps them where that is fast. A GGUF file is read on the CPU. Raises FileNotFoundError or
+        ValueError, naming the file or tensor, unless the files hold exactly this model and the free memory holds it.
         """
-        found = borrowed.opened(Path(folder), dtype, device, weights)
+        found = checkpoint.opened(Path(folder), dtype, device, weights)
         return cls.filled(found.config, found.module, found.device)
 
     @classmethod
     def filled(cls, config: ModelConfig, module: Callable[[str, Part], Filling], device: torch.device) -> Transformer:
-        """A model filled by `module`, which returns for the name and part of each module a layer, or tensors by leaf."""
+        """A model filled by `module`, which returns a layer, or tensors by leaf, for each of our modules."""
         with torch.device("meta"):
             model = cls(config)
         model.rope.to(device)
@@ -203,10 +190,10 @@ class Transformer(nn.Module):
         return model.eval()
 
     def save(self, folder: str | Path, dtype: str = "bfloat16", shard_bytes: int = checkpoint.SHARD_BYTES) -> None:
-        """Write config.json and safetensors (several, with an index, above `shard_bytes`; a tensor is never split).
+        """Write config.json and safetensors, several with an index above `shard_bytes`.
 
         An interrupted save leaves the folder as it was; a completed one removes an earlier save's weights and digests.json.
-        Raises ValueError for a model on int4 weights: load it with weights="dense" to save it.
+        Raises ValueError for a model on integer weights.
         """
         tensors = checkpoint.hf_tensors(self, self.config, dtype)
         checkpoint.write_folder(folder, tensors, to_hf(self.config, dtype), shard_bytes)
@@ -250,7 +237,7 @@ class Transformer(nn.Module):
         self.config = replace(self.config, vocab_size=size)
 
     def place(self, x: Tensor, at: At) -> Tensor:
-        """Embeddings x [..., n, hidden] as the first layer takes them: OPT adds a learned vector for every position."""
+        """Embeddings x [..., n, hidden] as the first layer takes them: OPT adds learned positions."""
         return x if self.positions is None else x + self.positions.weight[_span(at, x.shape[-2], OFFSET)]
 
     def states(self, ids: Tensor) -> Iterator[Tensor]:

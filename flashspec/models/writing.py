@@ -60,18 +60,15 @@ def check_free(out: Path, inputs: Iterable[Path] = (), ours: str = "") -> None:
 
 
 @contextmanager
-def fresh_folder(out: Path, inputs: Iterable[Path] = (), ours: str = "") -> Iterator[Path]:
-    """A folder under a temporary name that becomes `out` when the block ends; nothing is left where the block raises.
-
-    `check_free` is called before anything is made.
-    """
-    check_free(out, inputs, ours)
+def fresh_folder(out: Path, inputs: Iterable[Path] = ()) -> Iterator[Path]:
+    """A folder under a temporary name that becomes `out` when the block ends; `check_free` is called first."""
+    check_free(out, inputs)
     place = out.resolve()
     refuse_input(_unfinished(place), inputs)
     with made(place.parent), replaced(place) as part:
         part.mkdir()
         yield part
-        refuse_taken(place, ours)
+        refuse_taken(place)
 
 
 @contextmanager
@@ -87,13 +84,17 @@ def new_file(path: Path, inputs: Iterable[Path] = ()) -> Iterator[Path]:
 
 @contextmanager
 def replaced(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path` that replaces it when the block ends; nothing changes where it raises."""
+    """A temporary name beside `path` that replaces it when the block ends, unless it raises."""
     part = _unfinished(path)
     _remove(part)
     try:
         yield part
         for written in (part, *part.rglob("*")):
-            _flush(written)
+            number = os.open(written, os.O_RDONLY)
+            try:
+                os.fsync(number)
+            finally:
+                os.close(number)
         if part.is_dir():
             _remove(path)
         part.replace(path)
@@ -143,7 +144,7 @@ def write_digests(folder: Path) -> None:
 
 
 def copy_checkpoint(source: Path, folder: Path) -> None:
-    """A checkpoint's files, or its one file, in a folder: weights as hard links where the disk allows, the rest as copies."""
+    """A checkpoint's files, or its one file, in a folder: weights as hard links, if possible, the rest as copies."""
     weights, files = (_weights(source), source.iterdir()) if source.is_dir() else ([source], iter([source]))
     for path in [path for path in files if path.is_file() and not path.name.startswith(".")]:
         with suppress(OSError):
@@ -168,7 +169,6 @@ def made(folder: Path) -> Iterator[None]:
 
 
 def _unfinished(path: Path) -> Path:
-    """The temporary name of a file or folder; leftovers of a killed process under it are removed."""
     return path.with_name(f".{path.name}{UNFINISHED}")
 
 
@@ -177,11 +177,3 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     with suppress(OSError):
         path.unlink()
-
-
-def _flush(path: Path) -> None:
-    number = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)

@@ -8,9 +8,6 @@ from flashspec.decoding.method import Method
 from flashspec.measure.costs import name_of
 from flashspec.measure.planning import Forecast, HeadCase
 
-BEWARE = "a check was timed shorter than one plain token, so part of this gain is how single rows were timed"
-
-HEADS = ["head", "k", "final token", "tokens/s", "x plain", "95 % interval"]
 WIDE = 2.0
 VARIES = 0.2  # of the median step, between the fastest and the slowest turn of a machine that is called idle
 
@@ -45,21 +42,25 @@ def estimate(found: tuple[Method, float], turns: int) -> str:
 
 def lines(found: Sequence[Forecast], sources: Mapping[str, str]) -> Iterator[str]:
     """The recommendation, which is the first forecast, and a table of all; `sources` say where numbers come from."""
-    best = found[0]
+    best, k = found[0], found[0].method.k
     speed = "{:.2f}x plain decoding (95 % interval {:.2f} to {:.2f})".format(*best.speedup)
     yield f"{verdict(best)} {setting(best.method)}: predicted {speed}, {best.rate:.3g} tokens/s"
-    yield f"a round: {ledger(best)}; {best.tar:.2f} tokens a check; plain decoding {ms(best.step)} a token"
-    yield f"break-even at k = {best.method.k}, each alone: {needs(best)}"
+    names = {"draft": f"{k} drafts"}
+    spent = [f"{names.get(name, name)} {ms(time)}" for name, time in best.parts.items() if time or name == "draft"]
+    yield f"a round: {' + '.join(spent)}; {best.tar:.2f} tokens a check; plain decoding {ms(best.step)} a token"
+    acceptance, tar, draft = best.needs
+    first = "no acceptance is enough" if acceptance is None else f"acceptance {acceptance:.2f}"
+    last = "not even a free draft pays" if draft is None else f"a draft step of {ms(draft)}"
+    yield f"break-even at k = {k}, each alone: {first}, {tar:.2f} tokens a check, {last}"
     if best.parts["verify"] < best.step:
-        yield f"beware: {BEWARE}"
-    yield from columns([HEADS, *map(cells, found), ["plain decoding", "", "", f"{1 / best.step:.3g}", "1", ""]])
+        yield "beware: a check was timed shorter than one plain token, so part of this gain is how single rows were timed"
+    rows = [["head", "k", "final token", "tokens/s", "x plain", "95 % interval"]]
+    for each in found:
+        (value, low, high), method = each.speedup, each.method
+        who = [name_of(method), str(method.k), method.finalize]
+        rows.append([*who, f"{each.rate:.3g}", f"{value:.2f}", f"{low:.2f} to {high:.2f}"])
+    yield from columns([*rows, ["plain decoding", "", "", f"{1 / best.step:.3g}", "1", ""]])
     yield "from: " + "; ".join(f"{name} {source}" for name, source in sources.items())
-
-
-def cells(found: Forecast) -> list[str]:
-    """A forecast's row of the table."""
-    (value, low, high), method = found.speedup, found.method
-    return [name_of(method), str(method.k), method.finalize, f"{found.rate:.3g}", f"{value:.2f}", f"{low:.2f} to {high:.2f}"]
 
 
 def verdict(best: Forecast) -> str:
@@ -69,20 +70,6 @@ def verdict(best: Forecast) -> str:
     if best.speedup.value < 1.0:
         return "do not speculate; even the best setting loses,"
     return "speculate:" if best.speedup.low > 1.0 else "no gain shown (the interval holds 1); the best would be"
-
-
-def ledger(found: Forecast) -> str:
-    """Where a round's time goes."""
-    others = [f"{name} {ms(time)}" for name, time in found.parts.items() if name != "draft" and time]
-    return " + ".join([f"{found.method.k} drafts {ms(found.parts['draft'])}", *others])
-
-
-def needs(found: Forecast) -> str:
-    """What each change alone would have to reach for speculation to break even with plain decoding."""
-    acceptance, tar, draft = found.needs
-    first = "no acceptance is enough" if acceptance is None else f"acceptance {acceptance:.2f}"
-    last = "not even a free draft pays" if draft is None else f"a draft step of {ms(draft)}"
-    return f"{first}, {tar:.2f} tokens a check, {last}"
 
 
 def head_lines(cases: Sequence[HeadCase], sources: Mapping[str, str]) -> Iterator[str]:

@@ -13,7 +13,6 @@ STAGES = ("projection", "draft step", "text, eager", "text, deferred")
 SHAPES = {  # shapes of named models, and what a race calls the drafts among them
     "reference-draft": "main", "reference-shallow": "shallow", "qwen-draft": "qwen", "qwen": "qwen, the target",
 }  # fmt: skip
-PIECES = {"projection": "projection", "step": "draft step"}
 PLACE = ["shape", "layers", "piece"]
 SIZE = ["head", "format", "probes", "shortlist"]
 SHARE = 0.1  # of the rows of a head that a FlashHead in the chain scores, as nearly as the table allows
@@ -45,8 +44,8 @@ def faster(frame: DataFrame) -> DataFrame:
 def head_share(frame: DataFrame, shape: str) -> float:
     """The head's share of a dense draft step, of head plus body or else of the step; NaN where they were not timed."""
     dense = frame[(frame["shape"] == shape) & (frame["head"] == "dense")].groupby("piece")["seconds"].median()
-    head, step = dense.get("head", np.nan), dense.get("head", np.nan) + dense.get("body", np.nan)
-    return float(head / step if head == head else dense.get("projection", np.nan) / dense.get("step", np.nan))
+    head, body, projection, step = dense.reindex(["head", "body", "projection", "step"])
+    return float(projection / step if np.isnan(head) else head / (head + body))
 
 
 def chain(race: DataFrame, pieces: DataFrame) -> DataFrame:
@@ -56,13 +55,13 @@ def chain(race: DataFrame, pieces: DataFrame) -> DataFrame:
     the one that scores nearest to a tenth of the vocabulary.
     """
     steps = faster(pieces)
-    steps = steps[steps["piece"].isin(PIECES) & steps["head"].str.startswith("flash") & (steps["over"] == steps["format"])]
-    near = steps.assign(far=(steps["share"] - SHARE).abs()).sort_values("far", kind="stable")
-    steps = near.drop_duplicates([*PLACE, "format"]).sort_index()
-    steps = steps.assign(name=steps["shape"].replace(SHAPES), stage=steps["piece"].map(PIECES), sampling="")
+    steps = steps.assign(far=(steps["share"] - SHARE).abs(), name=steps["shape"].replace(SHAPES), sampling="")
+    steps["stage"] = steps["piece"].map({"projection": "projection", "step": "draft step"})
+    steps = steps[(steps["over"] == steps["format"]) & steps["stage"].notna() & steps["head"].str.startswith("flash")]
+    steps = steps.sort_values("far", kind="stable").drop_duplicates([*PLACE, "format"]).sort_index()
     texts = sampled(compare.like_for_like(race))
-    texts = texts[texts["head"].str.startswith("flash")]
     texts = texts.assign(name=texts["draft"].where(texts["draft"] != "", texts["method"]), stage="text, " + texts["finalize"])
+    texts = texts[texts["head"].str.startswith("flash")]
     columns = ["name", "sampling", "stage", "head", "format", "probes", "limit", "ratio", "low", "high", "verdict"]
     return joined(each for each in (steps, texts) if len(each)).reindex(columns=columns)
 
@@ -108,11 +107,12 @@ def deferral(frame: DataFrame) -> DataFrame:
 
 def checks(frame: DataFrame) -> DataFrame:
     """What a check of n rows costs in each format: median milliseconds, and the ratio to a check of one row."""
-    keys = ["shape", "format"]
+    keys = ["shape", "format", "rows"]
     rows = frame[frame["piece"] == "check"]
-    table = rows.groupby([*keys, "rows"], dropna=False)["seconds"].median().mul(1e3).rename("ms").reset_index()
-    one = table[table["rows"] == 1].set_index(keys)["ms"].rename("one")
-    return table.assign(ratio=table["ms"] / table.join(one, on=keys)["one"])
+    table = 1e3 * rows.groupby(keys, dropna=False)["seconds"].median().rename("ms")
+    one = table[table.index.get_level_values("rows") == 1].droplevel("rows")
+    found = table.reset_index().join(one.rename("one"), on=keys[:2])
+    return found.assign(ratio=found["ms"] / found["one"])
 
 
 def peers(frame: DataFrame, other: str = "transformers") -> DataFrame:

@@ -53,20 +53,21 @@ def gain(frame: DataFrame, over: Mapping[str, Any], by: Sequence[str] = CONTEXT,
 
 
 def paired(above: DataFrame, below: DataFrame, on: Sequence[str]) -> DataFrame:
-    """The runs of one side with those of the other in the same turn, whose seconds `below` are at as many tokens."""
-    columns = [*on, "turn", "seconds", "emitted", "text_digest", "twin"]
-    sides = [rows.assign(twin=rows["twin_digest"].where(owes_text(rows), "")) for rows in (above, below)]
+    """The runs of one side with those of the other in the same turn, whose seconds `below` are at as many tokens.
+
+    Both must print plain decoding's text under exact methods, and a rule and temperature with one text per seed: `wrong` are
+    those whose float32 twins do not.
+    """
+    columns, sides = [*on, "turn", "seconds", "emitted", "text_digest", "twin"], list[DataFrame]()
+    for rows in (above, below):
+        owed = (rows["method"] != "hispec_typical") & ((rows["temperature"] == 0) | (rows["rule"] == "coupling"))
+        sides.append(rows.assign(twin=rows["twin_digest"].where(owed, "")))
     both = sides[0].merge(sides[1][columns], on=[*on, "turn"], suffixes=("", "_below"))
     return both.assign(
         below=both["seconds_below"] * both["emitted"] / both["emitted_below"],
         same=(both["text_digest"] == both["text_digest_below"]) & (both["text_digest"] != ""),
         wrong=(both["twin"] != both["twin_below"]) & (both["twin"] != "") & (both["twin_below"] != ""),
     )
-
-
-def owes_text(rows: DataFrame) -> Any:
-    """Which runs must print plain decoding's text: exact methods under a rule and temperature with one text per seed."""
-    return (rows["method"] != "hispec_typical") & ((rows["temperature"] == 0) | (rows["rule"] == "coupling"))
 
 
 def over_prompts(pairs: DataFrame, unit: Sequence[str]) -> dict[str, Any]:
@@ -134,7 +135,12 @@ def bootstrapped(statistic: Callable[..., Any], samples: Sequence[Any]) -> Inter
 
 
 def sampled(table: DataFrame) -> DataFrame:
-    """A table by context, with a column `sampling`: greedy, or T = 1, speculative, and whatever else varies in the table."""
+    """A table by context, with a column `sampling`: greedy, or T = 1, speculative, and whatever else varies in the table.
+
+    One that has such a column stays as it is.
+    """
+    if "sampling" in table:
+        return table
     varied = [name for name in CONTEXT if name not in ("temperature", "rule") and table[name].nunique() > 1]
     warm = "T = " + table["temperature"].map("{:g}".format).astype(str) + ", " + table["rule"].astype(str)
     words = warm.mask(table["temperature"] == 0, "greedy")

@@ -1,31 +1,28 @@
-"""The decision page: sliders of `data/decision.toml`, presets out of stored tables and papers, and the formulas as a script."""
+"""The decision page: sliders of `data/decision.toml`, and presets out of stored tables and papers."""
 
 from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Iterator, Mapping
-from functools import cache
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flashspec.decoding.models import SHIPPED
 from flashspec.study import compare, papers, stages
 from flashspec.study.frames import DataFrame, framed, having
-from flashspec.study.javascript import script
 from flashspec.study.quote import shown
 from flashspec.study.registry import stored
+from flashspec.study.tables import Results
 from flashspec.theory import decision
 
 if TYPE_CHECKING:
     from IPython.display import HTML
 
+DESCRIBED = tomllib.loads((SHIPPED / "decision.toml").read_text(encoding="utf-8"))
 PAGE = """<section id="decision-tool" aria-label="Decision tool"><p>The sliders are in the built book.</p></section>
 <script type="application/json" id="decide-data">{data}</script>
-{formulas}<details><summary>How close the presets come</summary>{table}</details>"""
-SCRIPT = """<script>const decide = (() => {{
-{formulas}return {{decision, at, MOST}};
-}})();</script>"""
+<details><summary>How close the presets come</summary>{table}</details>"""
 
 
 class Preset(NamedTuple):
@@ -43,69 +40,62 @@ class Preset(NamedTuple):
         return decision.Setting(**self.values)  # type: ignore[arg-type]
 
 
-@cache
-def described() -> dict[str, Any]:
-    """Each `field`, a slider and its number box, and each `pair`, runs that make a preset, as the package ships them."""
-    return tomllib.loads((SHIPPED / "decision.toml").read_text(encoding="utf-8"))
-
-
 def presets(root: Path | None = None) -> dict[str, Preset]:
     """Those of pairs whose races are stored, then those of papers, in which gaps are filled as in the first."""
-    start = {field["name"]: field["start"] for field in described()["field"]}
-    found = dict(preset for pair in described()["pair"] for preset in measured(pair, root))
-    first = next(iter(found.values()), Preset("made-up numbers", "Assumed.", {**start, "exits": 0}))
-    return (found or {"start": first}) | {name: printed(work, first) for name, work in papers.works(first.setting).items()}
+    found = {pair["name"]: preset for pair in DESCRIBED["pair"] if (preset := measured(pair, root))}
+    if not found:
+        start = {field["name"]: field["start"] for field in DESCRIBED["field"]}
+        found["start"] = Preset("made-up numbers", "Assumed.", {**start, "exits": 0})
+    first = next(iter(found.values()))
+    return found | {name: printed(work, first) for name, work in papers.works(first.setting).items()}
 
 
-def measured(pair: Mapping[str, Any], root: Path | None = None) -> Iterator[tuple[str, Preset]]:
-    """Name and preset of a pair, greedy with a deferred final token; nothing where a race is not stored.
+def measured(pair: Mapping[str, Any], root: Path | None = None) -> Preset | None:
+    """The preset of a pair, greedy with a deferred final token; None where a race is not stored.
 
     Its rate is of decoding alone: the time in which the prompts were read, as timed by itself, is taken off.
     """
-    chosen = ({**pair["draft"], "head": "dense"}, *({**pair[name], "head": "flash"} for name in ("draft", "one", "two")))
-    found = {name: race for name in dict.fromkeys(which["race"] for which in chosen) if (race := stored("race", root, name))}
-    if any(which["race"] not in found for which in chosen):
-        return
-    runs = [_runs(found[which["race"]].frame, which) for which in chosen]
-    dense, flash, one, two = (dict(stages.rounds(rows, ["method"]).iloc[0]) for rows in runs)
-    ms, slope, own = 1e3 * dense["step"], max(0.0, dense["check_1"] - 1.0) / dense["waiting"], runs[1]
-    values = {
+    chosen = [{**pair["draft"], "head": "dense"}, *({**pair[name], "head": "flash"} for name in ("draft", "one", "two"))]
+    races, runs = dict[str, Results](), list[DataFrame]()
+    for which in chosen:
+        name = which.pop("race")
+        if not (found := stored("race", root, name)):
+            return None
+        races[name], wanted = found, {**which, "temperature": 0, "finalize": "deferred"}
+        runs.append(compare.best(found.frame[having(found.frame, wanted)]))
+    where = ", ".join(f"race/{race.path.stem}" for race in races.values())
+    machine = " and ".join(dict.fromkeys(race.machine for race in races.values()))
+    note = f"Measured, greedy ({where}; {machine}). Exits: {pair['first']}, with FlashHead."
+    own = runs[1]
+    reading = own["prompts"].sum() * own["prefill_seconds"].median()
+    rate = float(own["emitted"].sum() / (own["seconds"].sum() - reading))
+    return Preset(pair["label"], note, _rounded({**_values(runs), "k": own["k"].iloc[0]}), rate)
+
+
+def _values(runs: list[DataFrame]) -> dict[str, float]:
+    """What sliders are set to by runs of a draft with a dense head and with FlashHead, of one exit and of two."""
+    dense, flash, one, two = (stages.rounds(rows, ["method"]).iloc[0] for rows in runs)
+    ms, slope = 1e3 * dense["step"], max(0.0, dense["check_1"] - 1.0) / dense["waiting"]
+    return {
         "step": ms, "slope": slope, "final": dense["finalize"], "draft": ms * dense["token"], "alpha": dense["alpha_1"],
-        "k": own["k"].iloc[0], "share": dense["scores"] / dense["token"], "gain": dense["scores"] / flash["scores"],
+        "share": dense["scores"] / dense["token"], "gain": dense["scores"] / flash["scores"],
         "loss": max(0.0, 1.0 - flash["alpha_1"] / dense["alpha_1"]), "exits": 2, "first": ms * one["token"],
         "first_alpha": one["alpha_1"], "first_rest": one["check_1"] / (1.0 + slope * one["waiting"]),
         "middle": ms * two["check_1"], "middle_alpha": two["alpha_1"], "whole_alpha": two["alpha_2"],
         "whole_rest": two["check_2"] / (1.0 + slope * two["waiting"]),
     }  # fmt: skip
-    where = ", ".join(f"race/{race.path.stem}" for race in found.values())
-    machine = " and ".join(dict.fromkeys(race.machine for race in found.values()))
-    note = f"Measured, greedy ({where}; {machine}). Exits: {pair['first']}, with FlashHead."
-    reading = own["prompts"].sum() * own["prefill_seconds"].median()
-    rate = float(own["emitted"].sum() / (own["seconds"].sum() - reading))
-    yield pair["name"], Preset(pair["label"], note, _rounded(values), rate)
-
-
-def _runs(frame: DataFrame, which: Mapping[str, Any]) -> DataFrame:
-    """Greedy runs with a deferred final token that have these values, at their best setting."""
-    wanted = {name: value for name, value in which.items() if name != "race"}
-    return compare.best(frame[having(frame, {**wanted, "temperature": 0, "finalize": "deferred"})])
 
 
 def printed(work: papers.Work, base: Preset) -> Preset:
     """The preset of a paper, whose note says what it prints, what is computed from that, and what it leaves open."""
-    values = {**base.values, "exits": 0, **{each: number.value for each, number in work.known.items()}}
-    said = [f"Everything else: not printed, taken from {base.label}."]
-    for label, words in reversed(papers.LABELS.items()):
-        known = {name for name, number in work.known.items() if number.label == label}
-        names = [field["label"] for field in described()["field"] if field["name"] in known]
-        said[:0] = [f"{words} [{label}]: {', '.join(names)}."] if names else []
-    return Preset(work.title, " ".join(said), _rounded(values), work.rate, work.head)
-
-
-@cache
-def formulas() -> str:
-    """The script of the formulas, the only one that a page of the book may bring along."""
-    return SCRIPT.format(formulas=script(decision.decision, decision.at))
+    values, note = {**base.values, "exits": 0}, []
+    for label, words in papers.LABELS.items():
+        if known := work.known.get(label):
+            values |= known
+            names = [field["label"] for field in DESCRIBED["field"] if field["name"] in known]
+            note.append(f"{words} [{label}]: {', '.join(names)}.")
+    note.append(f"Everything else: not printed, taken from {base.label}.")
+    return Preset(work.title, " ".join(note), _rounded(values), work.rate, work.head)
 
 
 def _rounded(values: Mapping[str, float]) -> dict[str, float]:
@@ -124,5 +114,5 @@ def tool(root: Path | None = None) -> HTML:
         what = {"preset": each.label, "with": f"{each.head} head, k = {each.values['k']}"}
         lines.append({**what, **rates, "where its numbers come from": each.note})
     known = [{"name": name, "label": each.label, "note": each.note, "values": each.values} for name, each in found.items()]
-    data = json.dumps({"fields": described()["field"], "presets": known}).replace("<", "\\u003c")
-    return HTML(PAGE.format(data=data, formulas=formulas(), table=shown(framed(lines)).data))
+    data = json.dumps({"fields": DESCRIBED["field"], "presets": known}).replace("<", "\\u003c")
+    return HTML(PAGE.format(data=data, table=shown(framed(lines)).data))

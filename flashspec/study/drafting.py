@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
-
 import numpy as np
 
-from flashspec.models.family import DESIGNED, TOLERANCE
+from flashspec.models.family import TOLERANCE
 from flashspec.study.compare import CONTEXT, NONE, best, gain, over, spearman, speedups
-from flashspec.study.drafts import point_of_designed
 from flashspec.study.frames import DataFrame, framed, groups, joined
 from flashspec.theory import Interval
 from flashspec.theory.rounds import acceptance_for
 
 NEAR = 4  # TAR is compared at the k nearest to this one
 FEWEST = 5  # drafts that a rank correlation needs
-MERITS = {"perplexity": -1, "right": 1, "chosen": 1, "tar": 1, "layers": -1, "body": -1}  # the sign of better
+TWINS = ("wide2-3", "designed")  # the member of the family that ships, and its name as a shipped draft
+QUALITIES = {"perplexity": -1, "right": 1, "chosen": 1, "tar": 1, "layers": -1, "body": -1}  # the sign of better
 WORDS = {
     "right": "best tokens right", "chosen": "continuations found", "tar": "tokens a check", "rate": "tokens a second",
     "layers": "fewer layers", "body": "smaller body", "perplexity": "lower perplexity",
 }  # fmt: skip
-ITSELF = ["positions", "loss", "right", "asked", "chosen"]
 KEYS = [*CONTEXT, "draft"]
 SAME = ["base", "head", "format", "probes", "shortlist", "past", "device"]  # what shapes on one line share
 SHAPE = [*SAME, "shape", "layers", "hidden", "body"]
@@ -28,8 +25,7 @@ SHAPE = [*SAME, "shape", "layers", "hidden", "body"]
 
 def drafted(frame: DataFrame) -> DataFrame:
     """The timed runs with a draft model; a draft that ran under two names counts once."""
-    names = set(frame["draft"])
-    twice = DESIGNED if {DESIGNED, point_of_designed()} <= names else ""
+    twice = TWINS[1] if set(TWINS) <= set(frame["draft"]) else ""
     return frame[~frame["draft"].isin(["", twice]) & ~frame["screened"]]
 
 
@@ -40,20 +36,19 @@ def pace(frame: DataFrame) -> DataFrame:
     apart = (rows["k"] - NEAR).abs()
     near = rows[apart == apart.groupby([rows[name] for name in KEYS]).transform("min")]
     kept = near.groupby(KEYS)[["accepted", "rounds"]].sum()
-    shape = rows.groupby(KEYS)[["layers", "body", "head_bytes", "steps"]].first()
-    tar = (kept["accepted"] + kept["rounds"]) / kept["rounds"].where(kept["rounds"] > 0)
-    return shape.assign(rate=sums["emitted"] / sums["seconds"], tar=tar).reset_index()
+    tar = 1 + kept["accepted"] / kept["rounds"].where(kept["rounds"] > 0)
+    return rows.groupby(KEYS)[["layers", "body"]].first().assign(rate=sums["emitted"] / sums["seconds"], tar=tar).reset_index()
 
 
 def itself(family: DataFrame) -> DataFrame:
     """What each draft is by itself on held-out text: perplexity, shares of best tokens right and of continuations found."""
-    sums = family.groupby("draft")[ITSELF].sum()
-    asked = sums["asked"].where(sums["asked"] > 0)
-    shares = {"right": sums["right"] / sums["positions"], "chosen": sums["chosen"] / asked}
-    return framed({"perplexity": np.exp(sums["loss"] / sums["positions"]), **shares})
+    sums = family.groupby("draft")[["positions", "loss", "right", "asked", "chosen"]].sum()
+    chosen = sums["chosen"] / sums["asked"].where(sums["asked"] > 0)
+    perplexity = np.exp(sums["loss"] / sums["positions"])
+    return framed({"perplexity": perplexity, "right": sums["right"] / sums["positions"], "chosen": chosen})
 
 
-def merits(frame: DataFrame, family: DataFrame) -> DataFrame:
+def qualities(frame: DataFrame, family: DataFrame) -> DataFrame:
     """`pace` beside what each draft is `itself`."""
     return pace(frame).join(itself(family), on="draft")
 
@@ -61,29 +56,25 @@ def merits(frame: DataFrame, family: DataFrame) -> DataFrame:
 def correlations(table: DataFrame) -> DataFrame:
     """Spearman's rank correlation of every quality with TAR and with throughput over the drafts of a context; + is better."""
     lines = []
-    pairs = [(merit, sign, outcome) for merit, sign in MERITS.items() for outcome in ("tar", "rate") if merit != outcome]
+    pairs = [(quality, outcome) for quality in QUALITIES for outcome in ("tar", "rate") if quality != outcome]
     for facts, rows in groups(table, CONTEXT):
-        for merit, sign, outcome in pairs:
-            both = rows[[merit, outcome]].dropna()
+        for quality, outcome in pairs:
+            both = rows[[quality, outcome]].dropna()
+            enough = len(both) >= FEWEST and both.nunique().min() > 1
+            found = spearman(QUALITIES[quality] * both[quality], both[outcome]) if enough else NONE
+            words = f"{found.value:+.2f} ({found.low:+.2f} to {found.high:+.2f})"
+            if np.isnan(found.low):
+                words = "too few drafts that differ"
+            elif found.low <= 0 <= found.high:
+                words = f"none shown, {words}"
             if len(both):
-                enough = len(both) >= FEWEST and both.nunique().min() > 1
-                found = spearman(sign * both[merit], both[outcome]) if enough else NONE
-                facts = {**facts, "merit": merit, "outcome": outcome, "drafts": len(both)}
-                lines.append({**facts, **found._asdict(), "verdict": _correlated(found)})
-    return framed(lines, [*CONTEXT, "merit", "outcome", "drafts", *Interval._fields, "verdict"])
-
-
-def _correlated(found: Interval) -> str:
-    if np.isnan(found.low):
-        return "too few drafts that differ"
-    words = f"{found.value:+.2f} ({found.low:+.2f} to {found.high:+.2f})"
-    return words if found.low > 0 or found.high < 0 else f"none shown, {words}"
+                lines.append({**facts, "quality": quality, "outcome": outcome, **found._asdict(), "verdict": words})
+    return framed(lines, [*CONTEXT, "quality", "outcome", *Interval._fields, "verdict"])
 
 
 def beside_plain(frame: DataFrame) -> DataFrame:
     """Every draft's best setting over plain decoding, with its tokens per check, the fastest first within a context."""
-    found = speedups(frame, ["draft"])
-    found = found[found["draft"] != ""].merge(pace(frame)[[*KEYS, "tar", "layers", "body", "rate"]], on=KEYS)
+    found = speedups(frame, ["draft"]).merge(pace(frame)[[*KEYS, "tar"]], on=KEYS)
     return found.sort_values([*CONTEXT, "ratio"], ascending=[True] * len(CONTEXT) + [False])
 
 
@@ -96,9 +87,8 @@ def required(frame: DataFrame) -> DataFrame:
     """
     rows = drafted(frame)
     rows = best(rows[(rows["method"] == "draft_model") & (rows["finalize"] == "deferred")], [*KEYS, "head"])
-    groups = rows.groupby([*KEYS, "head", "k"])
-    sums, parts = groups[["emitted", "seconds", "accepted", "rounds"]].sum(), groups[["burst_seconds", "step_seconds"]].median()
-    table = sums.join(parts).reset_index()
+    runs = rows.groupby([*KEYS, "head", "k"])
+    table = runs[["emitted", "seconds", "accepted", "rounds"]].sum().assign(burst=runs["burst_seconds"].median()).reset_index()
     plain = frame[frame["method"] == "baseline"].groupby(CONTEXT)[["emitted", "seconds"]].sum()
     table = table.merge((plain["seconds"] / plain["emitted"]).rename("plain"), on=CONTEXT)
     per_token, a_round = table["seconds"] / table["emitted"], table["seconds"] / table["rounds"]
@@ -107,14 +97,13 @@ def required(frame: DataFrame) -> DataFrame:
     for name, found in tokens.items():
         pairs = zip(found, table["k"], strict=True)
         table[name] = [acceptance_for(tar, k) if tar <= k + 1 else np.nan for tar, k in pairs]
-    return table.assign(step=table["burst_seconds"] / table["k"] / table["plain"], speedup=table["plain"] / per_token)
+    return table.assign(step=table["burst"] / table["k"] / table["plain"], speedup=table["plain"] / per_token)
 
 
 def designed(frame: DataFrame) -> str:
     """The draft called "designed", or the member of the family that ships under this name; without them the fastest one."""
-    ranked = list(pace(frame).sort_values("rate")["draft"])
-    known = [name for name in (point_of_designed(), DESIGNED) if name in set(frame["draft"])]
-    return str(["", *ranked, *known][-1])
+    ranked = pace(frame).sort_values("rate")["draft"]
+    return str(["", *ranked, *(name for name in TWINS if name in set(frame["draft"]))][-1])
 
 
 def against(frame: DataFrame, name: str) -> DataFrame:
@@ -126,10 +115,8 @@ def against(frame: DataFrame, name: str) -> DataFrame:
 
 def deepest(frame: DataFrame, name: str) -> str:
     """The deepest draft with as many layer parameters as this one, within a twentieth; "" where none is deeper."""
-    facts: Any = frame[frame["draft"] != ""].drop_duplicates("draft").set_index("draft")
-    if name not in facts.index:
-        return ""
-    mine = facts.loc[name]
+    facts = frame[frame["draft"] != ""].drop_duplicates("draft").set_index("draft")[["layers", "body"]]
+    mine = facts.reindex([name]).iloc[0]
     alike = facts[((facts["body"] / mine["body"] - 1).abs() <= TOLERANCE) & (facts["layers"] > mine["layers"])]
     return str(alike["layers"].idxmax()) if len(alike) else ""
 
@@ -152,29 +139,24 @@ def depth_gains(frame: DataFrame) -> DataFrame:
         deep = mine[mine["layers"] == mine["layers"].max()]
         alike = mine[(mine["body"] / deep["body"].iloc[0] - 1).abs() <= TOLERANCE]
         shallow = alike[alike["layers"] == alike["layers"].min()]
+        pair = shallow.merge(deep, on="turn", suffixes=("", "_deep"))
         depths = {"deep": int(deep["layers"].iloc[0]), "shallow": int(shallow["layers"].iloc[0])}
         if depths["shallow"] < depths["deep"]:
-            pair = shallow.merge(deep, on="turn", suffixes=("", "_deep"))
             lines.append({**facts, **depths, "turns": len(pair), **over(pair["seconds_deep"], pair["seconds"])})
     return framed(lines, [*SAME, "deep", "shallow", "ratio", "low", "high", "turns", "verdict"])
 
 
-class Fit(NamedTuple):
-    """A step as layers x `per_layer` seconds + bytes / `bandwidth`; `share` is what the layers take of a median step."""
+def fit(frame: DataFrame) -> dict[str, float]:
+    """A step as layers x `per_layer` seconds + bytes / `bandwidth`; `share` is what the layers take of a median step.
 
-    per_layer: float
-    bandwidth: float
-    share: float
-
-
-def fit(frame: DataFrame) -> Fit:
-    """Least squares over all shapes, each weighted by its own time; NaN for fewer than three shapes."""
+    Least squares over all shapes, each weighted by its own time; NaN for fewer than three shapes.
+    """
     table = steps(frame)
     if len(table) < 3:
-        return Fit(np.nan, np.nan, np.nan)
+        return dict.fromkeys(("per_layer", "bandwidth", "share"), np.nan)
     sides = table[["layers", "bytes"]].to_numpy(dtype=float)
     scale = sides.max(axis=0)
     found = np.linalg.lstsq(sides / scale / table[["seconds"]].to_numpy(), np.ones(len(table)), rcond=None)[0] / scale
     per_layer, per_byte = (max(0.0, float(value)) for value in found)
     share = (per_layer * table["layers"] / table["seconds"]).clip(upper=1.0).median()
-    return Fit(per_layer, 1 / per_byte if per_byte else np.inf, float(share))
+    return {"per_layer": per_layer, "bandwidth": 1 / per_byte if per_byte else np.inf, "share": float(share)}

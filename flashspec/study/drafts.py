@@ -12,31 +12,12 @@ from flashspec.decoding.models import REFERENCE, SHIPPED, Models, check_tokenize
 from flashspec.kernels import Packed
 from flashspec.measure.prompts import Prompt, load_prompts
 from flashspec.measure.trace import target_digest
-from flashspec.models.family import DESIGNED, Design
-from flashspec.models.family import FAMILY as POINTS
 from flashspec.models.pairs import PAIRS
 from flashspec.study.parameters import among
 
 FAMILY = "runs/family/models"
 TABLES = {"reference": "main"}  # what tables call a shipped draft that has another name there
-
-
-def shipped() -> dict[str, Path]:
-    """Every shipped draft whose folder exists, by the name that tables use."""
-    found = {TABLES.get(name, name): SHIPPED / folder for name, folder in REFERENCE["draft"].items()}
-    return {name: folder for name, folder in found.items() if (folder / "config.json").exists()}
-
-
-def point_of_designed() -> str | None:
-    """The member of the family that ships as the designed draft, by its recipe; None while no such draft ships."""
-    design = design_of(shipped()[DESIGNED]) if DESIGNED in shipped() else None
-    return next((name for name, point in POINTS.items() if design is not None and point == Design(**design)), None)
-
-
-def design_of(folder: Path) -> dict[str, Any] | None:
-    """The recipe in a draft's folder; None for a draft without one."""
-    path = folder / "design.json"
-    return dict(json.loads(path.read_text(encoding="utf-8"))["design"]) if path.exists() else None
+KNOWN = {TABLES.get(name, name): SHIPPED / folder for name, folder in REFERENCE["draft"].items()}
 
 
 def drafts_of(names: Sequence[str]) -> dict[str, Path]:
@@ -44,19 +25,14 @@ def drafts_of(names: Sequence[str]) -> dict[str, Path]:
 
     Raises FileNotFoundError for a name that is neither shipped nor a folder, ValueError where two folders have one name.
     """
-    known = shipped()
-    places = {name: known.get(name) or folder_of(name, "draft") for name in names}
-    named = {*known, *PAIRS}
-    found = {name if rounding(name)[0] in named else _with_form(folder, name): folder for name, folder in places.items()}
+    found = dict[str, Path]()
+    for name in names:
+        (base, form), folder = rounding(name), KNOWN.get(name) or folder_of(name, "draft")
+        own = f"{folder.name}:{form}" if form else folder.name
+        found[name if base in (*KNOWN, *PAIRS) else own] = folder
     if len(found) < len(names):
         raise ValueError(f"drafts need different names, got {', '.join(names)}; rename a folder or leave one out")
-    return found or known
-
-
-def _with_form(folder: Path, name: str) -> str:
-    """A folder's name, with the format that its draft is rounded to."""
-    form = rounding(name)[1]
-    return f"{folder.name}:{form}" if form else folder.name
+    return found or KNOWN
 
 
 def chains_of(names: Sequence[str]) -> list[dict[str, Path]]:
@@ -106,12 +82,11 @@ def pair_of(target: str, name: str, folder: Path, dtype: str, weights: str) -> M
 
 def facts_of(name: str, models: Models) -> dict[str, Any]:
     """The columns that describe a row's draft; `steps` of its training are None where they are not recorded."""
-    config, folder = models.model("draft").config, Path(models.folders["draft"])
-    weight = models.model("draft").vocabulary
+    model, folder = models.model("draft"), Path(models.folders["draft"])
+    weight, config, design = model.vocabulary, model.config, folder / "design.json"
     stored = weight.nbytes if isinstance(weight, Packed) else 2 * config.head_parameters
     sizes = {"layers": config.layers, "body": config.body_parameters, "head_bytes": stored}
-    design = design_of(folder)
-    steps = None if design is None else int(design["steps"])
+    steps = int(json.loads(design.read_text(encoding="utf-8"))["design"]["steps"]) if design.exists() else None
     return {"draft": name, "draft_digest": target_digest(folder), **sizes, "steps": steps}
 
 

@@ -1,34 +1,34 @@
-"""Where the points of a sweep run: processes that a clock can stop, on this machine or on the workers of a Dask scheduler.
+"""Where the points of a sweep run: processes that can be stopped, here or on the workers of a Dask scheduler.
 
-A task goes to such a process as a line of JSON and comes back as one; what it makes stays in the task's folder.
+What a process makes of a task stays in the task's folder; its answer says why it failed, if it did.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import queue
 import re
+import shutil
 import subprocess
 import sys
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from functools import partial
+from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, cast
+from typing import Any
 
 import flashspec
 from flashspec import provenance
 from flashspec.refusals import in_words
-from flashspec.study.notebooks import NotebookFailed
 from flashspec.study.parameters import Refused
-from flashspec.study.subject import subject_of
+from flashspec.study.registry import experiment_of
 
+RESULT = "result"  # of a task, in its folder
 WORKER = "FLASHSPEC_WORKER"  # the variable, and so the fact in an origin, that says who measured
 UNDER_WAY = 256  # tasks handed to an engine at a time
 CONNECT = 60  # seconds for a first Dask worker
@@ -37,7 +37,7 @@ Task = dict[str, Any]
 Answer = dict[str, Any]
 Engine = tuple[Executor, Callable[[Task], Answer]]
 
-_idle = list["Process"]()
+_mine = threading.local()
 _all = set["Process"]()
 _alone = threading.Lock()
 
@@ -46,26 +46,31 @@ class Process:
     """A Python process that runs one task after another and ends with the process that started it."""
 
     def __init__(self, variables: dict[str, str]) -> None:
-        command, start, pipe = [sys.executable, "-m", __name__], cast(Any, subprocess.Popen), subprocess.PIPE
-        ways = {"stdin": pipe, "stdout": pipe, "encoding": "utf-8", "start_new_session": True}
-        self.process = start(command, env={**variables, **os.environ}, **ways)
+        self.pipe, theirs = Pipe()
+        with theirs:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", __name__, str(theirs.fileno())],
+                env={**variables, **os.environ},
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=2,
+                start_new_session=True,
+            )
         _all.add(self)
-        self.process.stdout.readline()
+        with suppress(EOFError):
+            self.pipe.recv()
 
     def ask(self, task: Task) -> Answer:
-        """The answer to a task; a failed one where the process ended, or its seconds were up and it was stopped."""
-        started, clock = time.monotonic(), threading.Timer(task["seconds"], self.stop)
-        clock.start()
-        with suppress(OSError):
-            self.process.stdin.write(json.dumps(task) + "\n")
-            self.process.stdin.flush()
-        line = self.process.stdout.readline()
-        clock.cancel()
-        if line:
-            return dict(json.loads(line))
+        """The answer to a task; a failed one where the process ended, or was stopped when its seconds were up."""
+        why = f"it was stopped after {task['seconds']:g} s"
+        try:
+            self.pipe.send(task)
+            if self.pipe.poll(task["seconds"]):
+                return dict(self.pipe.recv())
+        except (EOFError, OSError):
+            why = "its process ended before it did"
         self.stop()
-        late = time.monotonic() - started >= task["seconds"]
-        return {"failed": f"it was stopped after {task['seconds']:g} s" if late else "its process ended before it did"}
+        return {"failed": why}
 
     def stop(self) -> None:
         """End the process and everything that it started."""
@@ -86,25 +91,23 @@ def stop(number: int) -> None:
 
 
 def attempt(variables: dict[str, str], task: Task) -> Answer:
-    """Run a task in a process of this machine: one that idles, or a new one with these variables."""
-    process = _idle.pop() if _idle else Process(variables)
-    answer = process.ask(task)
-    if process in _all:
-        _idle.append(process)
-    return answer
+    """Run a task in this thread's own process, which gets these variables when it starts."""
+    if getattr(_mine, "process", None) not in _all:
+        _mine.process = Process(variables)
+    return _mine.process.ask(task)
 
 
 def attempt_away(here: str, task: Task) -> Answer:
-    """`attempt` on a Dask worker, one task at a time, since a clock may run in it; the files that it made come back."""
+    """`attempt` on a Dask worker, one task at a time, since a clock may run in it; its files come back."""
     from distributed import get_worker
 
     worker = get_worker()
     refuse_other(worker.address, identity(), here)
     name = str(worker.name) if worker.name != worker.address else f"worker-{provenance.short_hash(worker.address, 6)}"
-    with _alone, TemporaryDirectory(dir=worker.local_directory) as folder:
-        answer = attempt({WORKER: name}, {**task, "folder": folder, "home": str(Path.cwd())})
-        files = [path for path in Path(folder).rglob("*") if path.is_file()]
-        return {**answer, "files": {str(path.relative_to(folder)): path.read_bytes() for path in files}}
+    with _alone, TemporaryDirectory(dir=worker.local_directory) as place:
+        (folder := Path(place, "point")).mkdir()
+        answer = attempt({WORKER: name}, {**task, "folder": str(folder), "home": str(Path.cwd())})
+        return {**answer, "files": Path(shutil.make_archive(f"{place}/files", "tar", folder)).read_bytes()}
 
 
 @contextmanager
@@ -118,14 +121,13 @@ def local(workers: int) -> Iterator[Engine]:
         pool.shutdown(wait=False, cancel_futures=True)
         for process in list(_all):
             process.stop()
-        _idle.clear()
 
 
 @contextmanager
 def dask(address: str, trusted: bool = False) -> Iterator[Engine]:
-    """The workers of a Dask scheduler, one at least within a minute; Refused where one has another Python or flashspec.
+    """The workers of a Dask scheduler, one at least within a minute; Refused where one has other versions.
 
-    Whoever reaches a scheduler runs code as its user: tcp to another machine is Refused unless the network is `trusted`.
+    Whoever reaches a scheduler runs code as its user: tcp to another machine is Refused unless `trusted`.
     """
     from distributed import Client
 
@@ -137,7 +139,7 @@ def dask(address: str, trusted: bool = False) -> Iterator[Engine]:
     try:
         here, connected = identity(), Client(address)
     except Exception as error:
-        raise Refused(f"no Dask scheduler answers at {address} ({error}): check that it runs, and its certificates") from error
+        raise Refused(f"no Dask scheduler answers at {address} ({error}): check it and its certificates") from error
     with connected as client:
         client.wait_for_workers(1, timeout=CONNECT)
         for worker, found in client.run(identity, on_error="return").items():
@@ -145,7 +147,7 @@ def dask(address: str, trusted: bool = False) -> Iterator[Engine]:
         try:
             yield client.get_executor(pure=True), partial(attempt_away, here)
         except (RuntimeError, CancelledError) as error:
-            raise Refused(f"the scheduler at {address} has gone; start it, and run the same command to go on") from error
+            raise Refused(f"the scheduler at {address} has gone; start it, then run the same command") from error
 
 
 def identity() -> str:
@@ -162,27 +164,24 @@ def refuse_other(worker: str, found: Any, here: str) -> None:
 
 def answered(engine: Engine, tasks: Iterable[Task], retries: int) -> Iterator[tuple[Task, Answer]]:
     """Tasks with their answers as they come, failed ones after so many more attempts."""
-    (pool, call), running = engine, dict[Future, Task]()
-    waiting = deque({**task, "left": retries} for task in tasks)
+    (pool, call), running = engine, dict[Future, tuple[Task, int]]()
+    waiting = deque((task, retries) for task in tasks)
     while waiting or running:
         while waiting and len(running) < UNDER_WAY:
-            task = waiting.popleft()
-            running[pool.submit(call, task)] = task
+            task, left = waiting.popleft()
+            running[pool.submit(call, task)] = task, left
         for future in wait(running, return_when=FIRST_COMPLETED).done:
-            task, answer = running.pop(future), _answer(future)
-            if "failed" in answer and task["left"]:
-                waiting.append({**task, "left": task["left"] - 1})
+            task, left = running.pop(future)
+            try:
+                answer = future.result()
+            except CancelledError:
+                raise
+            except Exception as error:
+                answer = {"failed": " ".join(f"{type(error).__name__}: {error}".split())}
+            if "failed" in answer and left:
+                waiting.append((task, left - 1))
             else:
                 yield task, answer
-
-
-def _answer(future: Future) -> Answer:
-    try:
-        return dict(future.result())
-    except CancelledError:
-        raise
-    except Exception as error:
-        return {"failed": " ".join(f"{type(error).__name__}: {error}".split())}
 
 
 def _made(task: Task) -> Answer:
@@ -194,35 +193,33 @@ def _made(task: Task) -> Answer:
         if task["text"]:
             name = str(folder / name)
             Path(name).write_text(task["text"], encoding="utf-8")
-        subject = subject_of(name)
-        if other := [name for name, found in subject.models(task["params"]).items() if found != task["models"].get(name)]:
+        experiment = experiment_of(name, folder)
+        here = experiment.digests(experiment.parse(task["params"]))
+        if other := [name for name, found in here.items() if found != task["models"].get(name)]:
             raise Refused(f"the model {other[0]!r} is another file here than at the runner: copy the file")
-        return {"made": str(subject.run(task["params"], folder).relative_to(folder))}
-    except NotebookFailed as error:
-        return {"failed": str(error)}
+        experiment.run(task["params"], root=folder).path.replace(folder / RESULT)
+        return {}
     except Exception as error:
         return {"failed": in_words(error)}
 
 
-def _read(lines: Iterable[str], tasks: queue.SimpleQueue) -> None:
+def _listen(pipe: Connection, tasks: queue.SimpleQueue) -> None:
     """Pass tasks on; when their sender has gone, end everything that was started here."""
-    for line in lines:
-        tasks.put(json.loads(line))
+    with suppress(EOFError, OSError):
+        while True:
+            tasks.put(pipe.recv())
     stop(os.getpid())
 
 
-def serve() -> None:
-    """Answer tasks from standard input, a line each, for as long as somebody sends them."""
-    lines, out = os.fdopen(os.dup(0), encoding="utf-8"), os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    os.dup2(2, 1)
-    tasks = queue.SimpleQueue[Task]()
-    threading.Thread(target=_read, args=(lines, tasks), daemon=True).start()
-    answer: Answer = {"ready": True}
+def serve(number: int) -> None:
+    """Answer tasks from an open connection for as long as there is somebody at its other end."""
+    pipe, tasks = Connection(number), queue.SimpleQueue[Task]()
+    threading.Thread(target=_listen, args=(pipe, tasks), daemon=True).start()
+    answer: Answer = {}
     while True:
-        print(json.dumps(answer), file=out, flush=True)
+        pipe.send(answer)
         answer = _made(tasks.get())
 
 
 if __name__ == "__main__":
-    serve()
+    serve(int(sys.argv[1]))

@@ -70,10 +70,8 @@ class Row:
 def measure(params: Params) -> Iterator[Row]:
     """Compare every exit with every deeper one, position by position, and read the curves of their training."""
     for target in params.target:
-        if "prompts" in params.source:
-            yield from counted(params, target)
-        if "training" in params.source:
-            yield from trained(target)
+        for source in params.source:
+            yield from (counted if source == "prompts" else trained)(params, target)
 
 
 def counted(params: Params, target: str) -> Iterator[Row]:
@@ -112,7 +110,7 @@ def compared(models: Models, prompt: Prompt, depths: list[int]) -> dict[tuple[in
     return found
 
 
-def trained(target: str) -> Iterator[Row]:
+def trained(params: Params, target: str) -> Iterator[Row]:
     """The curve that `flashspec train` left beside a model's weights; no rows without such a file."""
     path = folder_of(target, "target") / CURVE
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
@@ -133,12 +131,14 @@ def shares(frame: DataFrame) -> DataFrame:
     rows = frame[frame["source"] == "prompts"]
     sums = rows.assign(**{name: rows[name] * rows["positions"] for name in MEANS})
     sums = sums.groupby(["target", "depth", "against", "layers"])[[*COUNTS, *MEANS]].sum().reset_index()
-    n, rejected = sums["positions"], sums["positions"] - sums["same"]
-    found = sums.assign(**{name: sums[name] / n for name in MEANS}, agreement=sums["same"] / n)
-    found["top_5"] = sums["in_top_5"] / n
-    found["wrongly_accepted"] = (sums["same"] - sums["both"]) / sums["same"].where(sums["same"] > 0)
-    found["wrongly_rejected"] = (sums["right"] - sums["both"]) / rejected.where(rejected > 0)
-    return found
+    n, same, right, both, five = (sums[name] for name in COUNTS)
+    return sums.assign(
+        **{name: sums[name] / n for name in MEANS},
+        agreement=same / n,
+        top_5=five / n,
+        wrongly_accepted=(same - both) / same.where(same > 0),
+        wrongly_rejected=(right - both) / (n - same).where(n > same),
+    )
 
 
 PRESETS = presets_of("exits", Params)

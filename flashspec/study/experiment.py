@@ -1,14 +1,16 @@
-"""An experiment is a type of parameters, a type of rows and a function; running it gives a table that records its origin."""
+"""An experiment is a type of parameters, a type of rows and a function; running it gives a table with its origin."""
 
 from __future__ import annotations
 
+import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 from flashspec import provenance
 from flashspec.kernels import build
@@ -17,12 +19,9 @@ from flashspec.study import tables
 from flashspec.study.parameters import Refused, canonical, key, parse
 from flashspec.study.tables import Results
 
-Params = TypeVar("Params")
-Row = TypeVar("Row")
-
 
 def by(*names: str) -> Callable[[Any], list[Any]]:
-    """One point for every combination of members of these list fields, so that a killed sweep can continue."""
+    """One point for every combination of members of these list fields, so that a killed run can continue."""
 
     def points(params: Any) -> list[Any]:
         members = product(*(getattr(params, name) for name in names))
@@ -32,24 +31,24 @@ def by(*names: str) -> Callable[[Any], list[Any]]:
 
 
 @dataclass(frozen=True)
-class Experiment(Generic[Params, Row]):
+class Experiment:
     """One question with typed parameters and typed rows, both dataclasses.
 
     `function` measures the rows of one point. `split` cuts parameters into points, themselves parameters: each finished
-    point is journaled, so a killed sweep continues. `models` names the checkpoint folders read, whose digests enter the
+    point is kept, so a killed run continues. `models` names the checkpoint folders read, whose digests enter the
     origin. `measured` marks wall-clock tables; the others are functions of the source, and so are all columns but `timed`
     where a measured table names those of its clock. `presets` names parameters worth a name; "smoke" is the smallest run that
     exercises everything. `version` counts the meanings that the same parameters have had: it is part of a table's key.
     """
 
     name: str
-    params: type[Params]
-    row: type[Row]
-    function: Callable[[Params], Iterable[Row]]
+    params: type
+    row: type
+    function: Callable[[Any], Iterable[Any]]
     measured: bool = True
-    split: Callable[[Params], Iterable[Params]] = by()
-    models: Callable[[Params], Mapping[str, Path]] = lambda params: {}
-    presets: Mapping[str, Params] = field(default_factory=dict)
+    split: Callable[[Any], Iterable[Any]] = by()
+    models: Callable[[Any], Mapping[str, Path]] = lambda params: {}
+    presets: Mapping[str, Any] = field(default_factory=dict)
     version: int = 1
     timed: tuple[str, ...] = ()
 
@@ -58,22 +57,22 @@ class Experiment(Generic[Params, Row]):
         """The first line of the function's docstring."""
         return (self.function.__doc__ or "").strip().partition("\n")[0]
 
-    def place(self, params: Params, root: Path | None = None) -> Path:
+    def place(self, params: Any, root: Path | None = None) -> Path:
         """The file of the table of these parameters."""
         facts = {"experiment": self.name, "version": self.version, "params": canonical(params)}
         return (root or tables.default_root()) / self.name / f"{provenance.short_hash(facts)}.parquet"
 
-    def parse(self, values: Mapping[str, Any]) -> Params:
+    def parse(self, values: Mapping[str, Any]) -> Any:
         """Parameters from values or strings by name; unknown names and wrong types are refused."""
         return parse(self.params, values)
 
-    def preset(self, name: str, **changes: Any) -> Params:
-        """The parameters of a preset, some of them changed; an unknown preset is refused with the list."""
-        if name not in self.presets:
+    def preset(self, name: str, /, **changes: Any) -> Any:
+        """The parameters of a preset ("": the defaults), some of them changed; an unknown one is refused."""
+        if name and name not in self.presets:
             raise Refused(f"experiment {self.name} has no preset {name!r}; it has: {', '.join(self.presets) or 'none'}")
-        return self.parse({**vars(self.presets[name]), **changes})
+        return self.parse({**vars(self.presets[name] if name else self.params()), **changes})
 
-    def meant(self, params: Any) -> Params:
+    def meant(self, params: Any) -> Any:
         """Parameters from their type, a mapping to values or strings, a preset's name, or None for the defaults."""
         if isinstance(params, str):
             return self.preset(params)
@@ -108,45 +107,53 @@ class Experiment(Generic[Params, Row]):
         elsewhere = found is not None and found.origin.get("machine_key") != here
         return path.with_stem(f"{path.stem}-{here}") if elsewhere else path
 
-    def _measured(self, params: Params, path: Path, fresh: bool, progress: bool) -> Results:
-        """Measure and store, unless another process did so during the wait."""
+    def _measured(self, params: Any, path: Path, fresh: bool, progress: bool) -> Results:
+        """Measure and store, unless another process did so during the wait.
+
+        Finished points are kept beside the table until all are; those of other code, machine or columns in a folder of their own.
+        """
         from tqdm import tqdm
 
-        facts = {"code": provenance.source(), "machine": provenance.short_hash(provenance.machine())}
-        header = {**facts, "params": canonical(params), "columns": list(tables.columns(self.row))}
-        with tables.journal(path.with_suffix(".part.jsonl"), header) as held:
+        here = provenance.short_hash([provenance.source(), provenance.machine(), list(tables.columns(self.row))])
+        unfinished = path.with_suffix(f".{here}.part")
+        with tables.held(path):
             if not fresh and (found := tables.read(path, self.row)):
                 return found
-            started, resumed, rows = time.monotonic(), len(held.done), list[Row]()
-            points = list(self.split(params))
-            for point in tqdm(points, desc=self.name, unit="point", disable=not progress, delay=0.5):
-                if (name := key(point)) not in held.done:
-                    held.add(name, [tables.cells(row, self.row) for row in self.function(point)])
-                rows += [self.row(**cells) for cells in held.done[name]]
+            started, rows, resumed = time.monotonic(), list[Any](), len(list(unfinished.glob("[!.]*")))
+            for point in tqdm(list(self.split(params)), desc=self.name, unit="point", disable=not progress, delay=0.5):
+                rows += self._point(point, unfinished / key(point)).rows
             if not rows:
-                raise Refused(f"these parameters of {self.name} leave nothing to measure; a list among them is empty")
+                raise Refused(f"these parameters of {self.name} leave nothing to measure; a list is empty")
             if path.exists():
                 warnings.warn(f"{path.name}, which was there, is replaced by what was measured now", stacklevel=3)
-            took = {"duration_s": round(time.monotonic() - started, 2), "resumed_points": resumed}
-            return tables.write(path, self.row, rows, {**self._origin(params), **took})
+            origin = {
+                **provenance.origin(),
+                "kernels": build.identity(),
+                "experiment": self.name,
+                "version": self.version,
+                "key": self.place(params).stem,
+                "params": canonical(params),
+                "measured": self.measured,
+                "models": self.digests(params),
+                "duration_s": round(time.monotonic() - started, 2),
+                "resumed_points": resumed,
+            }
+            found = tables.write(path, self.row, rows, origin)
+            shutil.rmtree(unfinished)
+            return found
 
-    def _origin(self, params: Params) -> dict[str, Any]:
-        return {
-            **provenance.origin(),
-            "kernels": build.identity(),
-            "experiment": self.name,
-            "version": self.version,
-            "key": self.place(params).stem,
-            "params": canonical(params),
-            "measured": self.measured,
-            "models": self.digests(params),
-        }
+    def _point(self, point: Any, place: Path) -> Results:
+        """The rows of a finished point, else measured now and kept; a damaged one is measured again."""
+        with suppress(Refused):
+            if found := tables.read(place, self.row):
+                return found
+        return tables.write(place, self.row, list(self.function(point)), {})
 
-    def digests(self, params: Params) -> dict[str, Any]:
+    def digests(self, params: Any) -> dict[str, Any]:
         """Digests of the files of the models that these parameters name."""
         return {name: provenance.model_digests(folder) for name, folder in self.models(params).items()}
 
-    def _warn_of_other_models(self, params: Params, origin: Mapping[str, Any]) -> None:
+    def _warn_of_other_models(self, params: Any, origin: Mapping[str, Any]) -> None:
         """Warn if a local model is not the one that a stored table is about."""
         try:
             here = self.digests(params)

@@ -70,11 +70,11 @@ def measure(params: Params) -> Iterator[Row]:
         prompts = prompts_of(params, params.texts, pair)
         for kind in dict.fromkeys(prompt.kind for prompt in prompts):
             texts = [prompt for prompt in prompts if prompt.kind == kind]
-            yield Row(**facts_of(name, pair), kind=kind, **merit_of(pair.model("draft"), texts))
+            yield Row(**facts_of(name, pair), kind=kind, **quality_of(pair.model("draft"), texts))
 
 
 @torch.inference_mode()
-def merit_of(model: Transformer, prompts: Sequence[Prompt]) -> dict[str, Any]:
+def quality_of(model: Transformer, prompts: Sequence[Prompt]) -> dict[str, Any]:
     """Loss, best tokens and choices of continuations on the texts of prompts of one kind, by column."""
     positions, loss, right = 0, 0.0, 0
     for prompt in prompts:
@@ -89,16 +89,13 @@ def merit_of(model: Transformer, prompts: Sequence[Prompt]) -> dict[str, Any]:
 
 def chooses(model: Transformer, prompts: Sequence[Prompt], number: int) -> bool:
     """Whether the true second half of a prompt is likelier per token than the second halves of the next prompts."""
-    start = prompts[number].ids[: len(prompts[number].ids) // 2]
-    others = [prompts[(number + step) % len(prompts)] for step in range(min(CHOICES, len(prompts)))]
-    means = [mean_chance(model, start, other.ids[len(other.ids) // 2 :]) for other in others]
+    start, means = prompts[number].ids[: len(prompts[number].ids) // 2], []
+    for step in range(min(CHOICES, len(prompts))):
+        other = prompts[(number + step) % len(prompts)].ids
+        rest = other[len(other) // 2 :]
+        chances = log_chances(model, [*start, *rest])[len(start) - 1 :]
+        means.append(float(chances.gather(1, torch.tensor(rest)[:, None]).mean()))
     return max(means) == means[0]
-
-
-def mean_chance(model: Transformer, start: Sequence[int], rest: Sequence[int]) -> float:
-    """Mean log probability of the tokens of `rest` after `start`."""
-    chances = log_chances(model, [*start, *rest])[len(start) - 1 :]
-    return float(chances.gather(1, torch.tensor(rest)[:, None]).mean())
 
 
 def log_chances(model: Transformer, ids: Sequence[int]) -> Tensor:
@@ -108,16 +105,13 @@ def log_chances(model: Transformer, ids: Sequence[int]) -> Tensor:
 
 def records(k: int = 4, root: Path | None = None) -> DataFrame:
     """One line per recorded point, the highest greedy TAR at k first, counted from its recorded proposals."""
-    names = ["draft", "layers", "heads", "ffn", "body", "head bytes", "steps", "distilled", "TAR", "digest"]
     lines = []
     for path in sorted(((root or default_root()) / "family").glob("*/proposals.json")):
-        config = from_hf(_read(path.with_name("config.json")))
-        design, weights = _read(path.with_name("design.json")).get("design", {}), _read(path.with_name("digests.json"))
-        sizes = (config.layers, config.heads, config.ffn, config.body_parameters, 2 * config.head_parameters)
-        tar = replayed_all(accepted(path.parent), k).tar
-        digest = weights[min(name for name in weights if name.endswith(".safetensors"))][:12]
-        lines.append((path.parent.name, *sizes, design.get("steps"), design.get("distilled"), tar, digest))
-    return framed(lines, names).sort_values("TAR", ascending=False).set_index("draft")
+        config, design = from_hf(_read(path.with_name("config.json"))), _read(path.with_name("design.json")).get("design", {})
+        sizes = (config.layers, config.heads, config.ffn, config.body_parameters)
+        lines.append((path.parent.name, *sizes, design.get("steps"), replayed_all(accepted(path.parent), k).tar))
+    found = framed(lines, ["draft", "layers", "heads", "ffn", "body", "steps", "TAR"])
+    return found.sort_values("TAR", ascending=False)
 
 
 def taught(root: Path | None = None) -> DataFrame:

@@ -1,4 +1,4 @@
-"""One function per figure: tables in, picture out. Numbers come from readings, marks from `marks`, looks from `style`."""
+"""One function per figure: tables in, picture out. Numbers come from readings, marks and looks from `style`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from flashspec.study import chain, drafting, heads, papers, stages
 from flashspec.study.compare import DENSE, WHO, sampled, speedups
 from flashspec.study.frames import DataFrame, joined
-from flashspec.study.marks import SHADES, by_sampling, canvas, forest, keyed, overlaid, reach, stacked
-from flashspec.study.style import colour, drawn, named, plain_ticks
+from flashspec.study.quote import named
+from flashspec.study.style import SHADES, colour, drawn, forest, keyed, overlaid, page, plain_ticks, points, shaded, stacked
 from flashspec.study.timeline import SPENT, timeline
 from flashspec.theory import amdahl
 
@@ -27,21 +27,19 @@ PLAIN = "times plain decoding's speed"
 
 
 def who(table: DataFrame, *columns: str) -> DataFrame:
-    """A table by sampling whose lines say who drafts with which head, and these columns, as far as they vary, in its colour."""
+    """A table whose lines say who drafts with which head, and these columns, as far as they vary, in the head's colour."""
     drafts = table["draft"].where(table["draft"] != "", table["method"]).map(named)
     words = [drafts, table["head"].map(named), *(table[column] for column in columns)]
     varied = [each for each in words if each.nunique() > 1] or words
-    return by_sampling(table.assign(line=reduce(lambda a, b: a + ", " + b, varied), shade=table["head"].map(colour)))
+    return table.assign(line=reduce(lambda a, b: a + ", " + b, varied), shade=table["head"].map(colour))
 
 
 @drawn
 def answers(*results: Any, lines: DataFrame) -> Figure:
     """Ratios with 95 % intervals over prompts, one line per question, one colour per temperature; 1 is no difference."""
     known = lines.dropna(subset=["ratio"])
-    same = dict.fromkeys(("target", "weights", "dtype", "engine"), "")
-    order = {question: place for place, question in enumerate(dict.fromkeys(known["question"]))}
-    table = overlaid(known.assign(**same, line=known["question"], rank=known["question"].map(order)))
-    figure = forest(table, "times faster", 0.5)
+    table = known.assign(line=known["question"], rank=known["question"].factorize()[0])
+    figure = forest(overlaid(table.sort_values(["temperature", "rule"], kind="stable")), "times faster", 0.5)
     figure.axes[0].set_xscale("log")
     plain_ticks(figure.axes[0])
     return figure
@@ -50,17 +48,17 @@ def answers(*results: Any, lines: DataFrame) -> Figure:
 @drawn
 def waterfall(results: Any, pieces: Any) -> Figure:
     """FlashHead over the dense head of the same format at every stage: the thesis beside what was measured here."""
-    figure, (axis,) = canvas(1, 4.4)
-    table = chain.chain(results.frame, pieces.frame)
-    table = table.assign(at=table["stage"].map(chain.STAGES.index).astype(float)).sort_values("at", kind="stable")
+    figure = page(4.4)
+    axis, table = figure.subplots(), chain.chain(results.frame, pieces.frame)
     thesis = [papers.THESIS[name] for name in ("projection", "draft_step", "eager", "deferred")]
     axis.plot(range(len(thesis)), thesis, "s-", color=colour("thesis"), label="the thesis")
     for place, (name, lines) in enumerate(table.groupby("name")):
         for number, sampling in enumerate(sorted(set(lines["sampling"]) - {""}) or [""]):
             rows = lines[lines["sampling"].isin(["", sampling])].drop_duplicates("stage")
-            mark, label = "o" + STYLES[number % 4], f"{named(name)}, {sampling}".removesuffix(", ")
-            looks: dict[str, Any] = {"color": SHADES[place % len(SHADES)], "label": label, "markersize": 4, "capsize": 2}
-            axis.errorbar(rows["at"] + 0.06 * place + 0.02 * number, rows["ratio"], reach(rows), fmt=mark, **looks)
+            at = rows["stage"].map(chain.STAGES.index) + 0.06 * place + 0.02 * number
+            looks = {"shade": SHADES[place % len(SHADES)], "mark": "o" + STYLES[number % len(STYLES)]}
+            looks["label"] = f"{named(name)}, {sampling}".removesuffix(", ")
+            points(axis, rows.assign(at=at, **looks).sort_values("at"), "at", "ratio")
     axis.axhline(1, color="#666666", linewidth=1)
     axis.set_xticks(range(len(chain.STAGES)), [stage.replace(", ", ",\n") for stage in chain.STAGES])
     axis.set(yscale="log", ylabel="FlashHead over dense, times faster", xlim=(-0.4, len(chain.STAGES) - 0.6))
@@ -79,15 +77,14 @@ def throughput(results: Any) -> Figure:
 @drawn
 def head_share(*results: Any) -> Figure:
     """FlashHead over the dense head against the head's share of the time; the line is a head that costs nothing."""
-    figure, (axis,) = canvas(1, 4.2)
+    figure = page(4.2)
+    axis = figure.subplots()
     table = sampled(joined(heads.by_share(each.frame) for each in results)).dropna(subset=["share", "ratio"])
     table = table[table["finalize"] == "deferred"]
     names = table["target"] + " with " + table["draft"].where(table["draft"] != "", table["method"]).map(named)
-    for place, (name, lines) in enumerate(table.groupby(names, sort=False)):
-        for greedy, rows in lines.groupby(lines["temperature"] == 0):
-            shade, mark = SHADES[place % len(SHADES)], MARKS[place // len(SHADES) % len(MARKS)]
-            looks: dict[str, Any] = {"markerfacecolor": shade if greedy else "white", "label": name}
-            axis.errorbar(rows["share"], rows["ratio"], reach(rows), fmt=mark, color=shade, capsize=2, markersize=5, **looks)
+    marks = [MARKS[place // len(SHADES) % len(MARKS)] for place in names.factorize()[0]]
+    looks = {"label": names, "shade": shaded(names), "mark": marks, "hollow": table["temperature"] > 0}
+    points(axis, table.assign(**looks), "share", "ratio")
     shares = [share / 10 for share in range(int(10 * table["share"].max(skipna=True) + 20) if len(table) else 10)]
     axis.plot(shares, [amdahl(share / 100, inf) for share in shares], "--", color="#666666", label="a head that costs nothing")
     axis.axhline(1, color="#666666", linewidth=1)
@@ -112,13 +109,11 @@ def ledger(results: Any) -> Figure:
 @drawn
 def head_recall(results: Any) -> Figure:
     """Agreement with the dense head against megabytes read for one row; filled where calibrated ids are scored always."""
-    table = heads.usual(heads.recalls(results.frame))
+    figure = page(4.0)
+    axis, table = figure.subplots(), heads.usual(heads.recalls(results.frame)).sort_values("megabytes")
     names = table["draft"] + ", " + table["name"] if table["draft"].nunique() > 1 else table["name"]
-    table = table.assign(line=names, shade=table["head"].map(colour)).sort_values("megabytes")
-    figure, (axis,) = canvas(1, 4.0)
-    for (name, shade, calibrated), rows in table.groupby(["line", "shade", "calibrated"], sort=False):
-        fill = "full" if calibrated else "none"
-        axis.plot(rows["megabytes"], rows["agreement"], "o:", color=shade, label=name, fillstyle=fill, markersize=4)
+    looks = {"label": names, "shade": table["head"].map(colour), "mark": "o:", "hollow": table["calibrated"].ne(True)}
+    points(axis, table.assign(**looks), "megabytes", "agreement")
     axis.set(xscale="log", xlabel="megabytes read for one row", ylabel="agrees with the dense head, % of rows")
     plain_ticks(axis)
     return keyed(figure)
@@ -137,13 +132,12 @@ def draft_race(results: Any) -> Figure:
 @drawn
 def draft_steps(results: Any) -> Figure:
     """Milliseconds of a draft step over layers, one line for each set of shapes with equal parameters in their layers."""
-    import seaborn
-
-    table = drafting.steps(results.frame)
+    figure = page(3.4)
+    axis, table = figure.subplots(), drafting.steps(results.frame)
     varied = [name for name in drafting.SAME if name == "base" or table[name].nunique() > 1]
-    names = table[varied].astype(str).agg(", ".join, axis=1) if len(table) else ""
-    figure, (axis,) = canvas(1, 3.4)
-    seaborn.lineplot(table.assign(line=names), x="layers", y="ms", hue="line", marker="o", errorbar=None, ax=axis)
+    names = table[varied].astype(str).agg(", ".join, axis=1) if len(table) else table["base"]
+    table = table.assign(label=names, shade=shaded(names), mark="o-").sort_values("layers", kind="stable")
+    points(axis, table, "layers", "ms")
     axis.set(xlabel="layers", ylabel="milliseconds a step", xscale="log", yscale="log")
     plain_ticks(axis)
     return keyed(figure)
@@ -152,12 +146,10 @@ def draft_steps(results: Any) -> Figure:
 @drawn
 def predicted_measured(results: Any) -> Figure:
     """Measured against predicted tokens per second, one dot per setting and half of its prompts; the band is 5 % wide."""
-    import seaborn
-
-    table = sampled(stages.predictions(results.frame))
+    figure = page(4.0)
+    axis, table = figure.subplots(), sampled(stages.predictions(results.frame))
     table = table.assign(**{name: table["emitted"] / table[name] for name in ("predicted", "seconds")})
-    figure, (axis,) = canvas(1, 4.0)
-    seaborn.scatterplot(table, x="predicted", y="seconds", hue="sampling", alpha=0.5, ax=axis)
+    points(axis, table.assign(label=table["sampling"], shade=shaded(table["sampling"])), "predicted", "seconds", alpha=0.5)
     if len(table):
         ends = [0.9 * table["seconds"].min(), 1.1 * table["seconds"].max()]
         low, high = ([share * end for end in ends] for share in (0.95, 1.05))
@@ -174,4 +166,4 @@ def combined(results: Any) -> Figure:
     late, fast = table["finalize"] == "deferred", ~table["head"].isin(DENSE)
     marks = {"line": (table["method"].map(named) + " " + where).str.strip(), "shade": table["head"].map(colour)}
     marks |= {"label": table["head"].map(named) + ", " + table["finalize"], "hollow": ~late, "up": 0.3 - 0.2 * late - 0.4 * fast}
-    return forest(by_sampling(table.assign(**marks)), PLAIN, 0.45)
+    return forest(table.assign(**marks), PLAIN, 0.45)

@@ -1,16 +1,14 @@
-"""Draft heads: what each covers and costs, which is fastest under verification, and the effects of depth and building."""
+"""Draft heads: what each covers and costs, what it gains under verification, and the effects of depth and building."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import numpy as np
 
 from flashspec.study.chain import PLACE, SIZE, faster
-from flashspec.study.compare import CONTEXT, WHO, best, gain, like_for_like, speedups
+from flashspec.study.compare import CONTEXT, best, like_for_like
 from flashspec.study.frames import DataFrame, framed, having, pivoted
-from flashspec.study.recall import PARTS
-from flashspec.study.style import named
+from flashspec.study.quote import named
+from flashspec.study.recall import TIMED
 from flashspec.theory import amdahl
 
 CLUSTERING = ["metric", "homes", "cluster_size"]
@@ -20,14 +18,13 @@ PAIR = [*CONTEXT, "draft", "method", "finalize"]
 
 def recalls(frame: DataFrame, *by: str) -> DataFrame:
     """One line per draft, head and plan for each value of `by`: what it reads, how often it agrees, what it covers."""
-    table = frame[frame["kind"] != ""].assign(calibrated=frame["always"] > 0, share=100 * frame["rows_scored"] / frame["vocab"])
-    table["megabytes"] = table["bytes"] / 1e6
-    keys = ["target", "draft", "head", *CLUSTERING, "calibrated", "plan", "probes", "share", "megabytes"]
-    sums = {name: (name, "sum") for name in ("positions", "agreed", "covered")}
-    found = table.groupby([*keys, *by], sort=False).agg(**sums).reset_index()
-    found["agreement"], found["coverage"] = (100 * found[name] / found["positions"] for name in ("agreed", "covered"))
-    extra = found["calibrated"].map({True: ", calibrated", False: ""})
-    return found.assign(name=found["head"] + extra)
+    table = frame[frame["kind"] != ""].assign(calibrated=frame["always"] > 0, megabytes=frame["bytes"] / 1e6)
+    table["share"] = 100 * table["rows_scored"] / table["vocab"]
+    table["name"] = table["head"] + table["calibrated"].map({True: ", calibrated", False: ""})
+    keys = ["target", "draft", "head", "name", *CLUSTERING, "calibrated", "plan", "probes", "share", "megabytes", *by]
+    found = table.groupby(keys, sort=False)[["positions", "agreed", "covered"]].sum().reset_index()
+    shares = {"agreement": found["agreed"], "coverage": found["covered"]}
+    return found.assign(**{name: 100 * counts / found["positions"] for name, counts in shares.items()})
 
 
 def usual(table: DataFrame) -> DataFrame:
@@ -41,19 +38,26 @@ def usual(table: DataFrame) -> DataFrame:
 
 def by_kind(frame: DataFrame) -> DataFrame:
     """The usual heads at their own probes: rows and megabytes they read, agreement on each kind of text, and coverage."""
-    whole, kinds = (usual(recalls(frame, *by)) for by in ((), ("kind",)))
-    table = whole[whole["plan"] == "default"][["draft", "name", "share", "megabytes", "agreement", "coverage"]]
-    apart = pivoted(kinds[kinds["plan"] == "default"], ["draft", "name"], "kind", "agreement")
+    whole, kinds = (usual(recalls(frame[frame["plan"] == "default"], *by)) for by in ((), ("kind",)))
+    table = whole[["draft", "name", "share", "megabytes", "agreement", "coverage"]]
+    apart = pivoted(kinds, ["draft", "name"], "kind", "agreement")
     return table.merge(apart, how="left") if len(apart.columns) > 3 else table
 
 
 def costs(frame: DataFrame) -> DataFrame:
-    """One line per piece and head: median milliseconds, megabytes, percentage of the memory's speed, and its gain over dense."""
+    """One line per piece and head: median milliseconds, megabytes, percentage of the memory's speed, and its gain over dense.
+
+    `setting` is what the head is called with its number of probes or the length of its list.
+    """
     keys = [*PLACE, *SIZE]
     table = frame.groupby([*keys, "bytes", "bandwidth"], dropna=False, sort=False)["seconds"].median().reset_index()
-    table["ms"], table["megabytes"] = table["seconds"] * 1e3, table["bytes"] / 1e6
+    names = table["head"].map(named).astype(str)
+    for letter, column in (("P", "probes"), ("N", "shortlist")):
+        sizes = table[column].map(f", {letter} = {{:g}}".format).astype(str)
+        names = names + sizes.where(table[column] > 0, "")
+    table = table.assign(ms=1e3 * table["seconds"], megabytes=table["bytes"] / 1e6, setting=names)
     table["speed"] = 100 * table["bytes"] / table["bandwidth"] / table["seconds"]
-    return table.merge(faster(frame), on=keys, how="left").assign(setting=settings(table))
+    return table.merge(faster(frame), on=keys, how="left")
 
 
 def by_shape(table: DataFrame) -> DataFrame:
@@ -80,27 +84,9 @@ def depths(frame: DataFrame) -> DataFrame:
 def builds(frame: DataFrame) -> DataFrame:
     """One line per timed clustering: the median minutes of its build."""
     keys = ["draft", "vocab", "hidden", "metric", "cluster_size"]
-    seconds = frame[[f"{part}_seconds" for part in PARTS]].sum(axis=1, skipna=False)
+    seconds = frame[list(TIMED[:3])].sum(axis=1, skipna=False)
     rows = frame.assign(minutes=seconds / 60).dropna(subset="minutes").drop_duplicates([*keys, "minutes"])
     return rows.groupby(keys, sort=False)["minutes"].median().reset_index()
-
-
-def against(frame: DataFrame) -> DataFrame:
-    """One line per head and sampling at its best setting: over plain decoding, the dense head of its format and the int8 head."""
-    plain = speedups(frame, [*WHO, "finalize"])
-    rows = frame[frame["method"] != "baseline"]
-    same = like_for_like(frame)[[*PAIR, "head", "verdict"]].rename(columns={"verdict": "same_format"})
-    int8 = gain(rows, {"head": "int8"}, PAIR, ["head"])[[*PAIR, "head", "verdict"]].rename(columns={"verdict": "over_int8"})
-    found = plain.merge(same, on=[*PAIR, "head"], how="left").merge(int8, on=[*PAIR, "head"], how="left")
-    return found.assign(name=settings(found))
-
-
-def settings(table: DataFrame) -> Any:
-    """What the head of each line is called with its number of probes or the length of its list."""
-    names = table["head"].map(named).astype(str)
-    for letter, column in (("P", "probes"), ("N", "shortlist")):
-        names = names + table[column].map(lambda size, letter=letter: f", {letter} = {size:g}" if size else "").astype(str)
-    return names
 
 
 def by_share(frame: DataFrame) -> DataFrame:
@@ -111,11 +97,9 @@ def by_share(frame: DataFrame) -> DataFrame:
     """
     rows = frame[(frame["method"] != "baseline") & frame["head"].isin(["dense", "flash"])]
     place = [*PAIR, "format", "exits"]
-    lines = like_for_like(rows, place)
-    chosen = best(rows, [*place, "head"])
-    counted = chosen.assign(scoring=chosen["drafted"] * chosen["head_seconds"])
-    sums = counted.groupby([*place, "head"])[["scoring", "seconds", "accepted", "judged"]].sum(min_count=1)
-    told = sums.assign(share=100 * sums["scoring"] / sums["seconds"], accepts=sums["accepted"] / sums["judged"]).unstack("head")
-    told = told.reindex(columns=[("share", "dense"), ("accepts", "dense"), ("accepts", "flash")])
-    found = framed({"share": told["share", "dense"], "kept": told["accepts", "flash"] / told["accepts", "dense"]})
-    return lines.merge(found.reset_index(), on=place, how="left")
+    chosen = best(rows.assign(scoring=rows["drafted"] * rows["head_seconds"]), [*place, "head"])
+    sums = chosen.groupby([*place, "head"])[["scoring", "seconds", "accepted", "judged"]].sum(min_count=1).reset_index()
+    dense, flash = (sums[sums["head"] == name].set_index(place) for name in ("dense", "flash"))
+    accepts = [side["accepted"] / side["judged"] for side in (flash, dense)]
+    found = framed({"share": 100 * dense["scoring"] / dense["seconds"], "kept": accepts[0] / accepts[1]})
+    return like_for_like(rows, place).merge(found.reset_index(), on=place, how="left")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
@@ -16,7 +15,7 @@ from flashspec.heads.base import Head
 from flashspec.heads.candidates import ShortlistHead, ranked_by_frequency
 from flashspec.heads.dense import DenseHead
 from flashspec.heads.registry import RANKED, Origin, head_named
-from flashspec.measure.prompts import Prompt, load_prompts
+from flashspec.measure.prompts import load_prompts
 from flashspec.models.pairs import PAIRS
 from flashspec.models.reader import SpanReader
 from flashspec.models.transformer import Transformer
@@ -47,19 +46,16 @@ class HeldOut:
         return DenseHead(self.draft.norm, self.draft.vocabulary)
 
     @cached_property
-    def chances(self) -> Tensor:
-        """The dense head's probabilities [n, vocab] at every judging row."""
-        return torch.cat([self.dense(part).logits.softmax(1) for part in self.judging.split(AT_ONCE)])
-
-    @cached_property
-    def wanted(self) -> Tensor:
-        """The dense head's best id [n] for every judging row."""
-        return torch.cat([self.dense(part).logits.argmax(1) for part in self.judging.split(AT_ONCE)])
+    def answers(self) -> tuple[Tensor, Tensor]:
+        """The dense head's probabilities [n, vocab] at every judging row, and its best ids [n]."""
+        found = [(logits.softmax(1), logits.argmax(1)) for logits in (self.dense(p).logits for p in self.judging.split(AT_ONCE))]
+        chances, wanted = map(torch.cat, zip(*found, strict=True))
+        return chances, wanted
 
     def bands(self, edges: tuple[int, ...]) -> dict[str, Tensor]:
         """Judging rows [n] by the rank of their wanted id in the tuning texts: up to each edge, then the rest."""
         vocab = self.dense.vocab_size
-        ranks = 1 + ranked_by_frequency(self.counted, vocab).argsort()[self.wanted]
+        ranks = 1 + ranked_by_frequency(self.counted, vocab).argsort()[self.answers[1]]
         pairs = zip((0, *edges), (*edges, vocab), strict=True)
         return {f"{low + 1}-{high}": (ranks > low) & (ranks <= high) for low, high in pairs}
 
@@ -74,53 +70,45 @@ class HeldOut:
 
 @lru_cache(maxsize=1)
 def held_out(params: Any, name: str) -> HeldOut:
-    """Let the target continue every prompt and a draft read the result; ValueError where no kind has two prompts.
+    """Let the target continue every prompt and a draft read the result; every second one of a kind is to judge by.
 
-    Published models keep the bits of their files, others run in bfloat16. Only the answer to an instruction is judged.
+    ValueError where no kind has two. Published models keep the bits of their files, others run in bfloat16. Only the answer to
+    an instruction is judged.
     """
     (folder,) = drafts_of((name,)).values()
     models = pair_of(params.target, name, folder, *(("auto", "auto") if params.target in PAIRS else ("bfloat16", "dense")))
     draft, sampling = models.model("draft"), Sampling(params.temperature, seed=params.seed)
     asked = {"max_new_tokens": params.new_tokens, "stop": ()}
-    written, whole, rows, kinds = [], [], [], tuple[str, ...]()
-    for half in halves(load_prompts(params.prompts or None, params.per_kind, models)):
-        texts = [generate(models, list(prompt.ids), "baseline", sampling, **asked).tokens for prompt in half]
-        read = [[*prompt.ids, *text] for prompt, text in zip(half, texts, strict=True)]
-        written.append(torch.tensor(sum(texts, [])))
-        whole.append(torch.tensor(sum(read, [])))
-        own = [rows_of(draft, ids)[prompt.chat * (len(prompt.ids) - 1) :] for prompt, ids in zip(half, read, strict=True)]
-        rows.append(torch.cat(own))
-        kinds = tuple(prompt.kind for prompt, each in zip(half, own, strict=True) for _ in each)
-    tuning, judging = rows
-    return HeldOut(draft, tuning, judging, kinds, whole[0], written[0])
-
-
-def halves(prompts: Sequence[Prompt]) -> tuple[list[Prompt], list[Prompt]]:
-    """Prompts to tune on and prompts to judge by, alternating within each kind; ValueError where no kind has two."""
-    found, seen = (list[Prompt](), list[Prompt]()), Counter[str]()
-    for prompt in prompts:
-        found[seen[prompt.kind] % 2].append(prompt)
-        seen[prompt.kind] += 1
-    if not found[1]:
+    prompts = load_prompts(params.prompts or None, params.per_kind, models)
+    if max(Counter(prompt.kind for prompt in prompts).values(), default=0) < 2:
         raise ValueError("two prompts of a kind are needed, one to tune on and one to judge by; give more, or a larger per_kind")
-    return found
-
-
-@torch.inference_mode()
-def rows_of(model: Transformer, ids: Sequence[int]) -> Tensor:
-    """A model's rows [n, hidden] over a text, as a decode reads them, in float32."""
-    reader = SpanReader(model, context=len(ids) + 1)
-    reader.read(torch.tensor(ids))
-    return reader.rows[: len(ids)].float().clone()
+    rows, seen = (list[Tensor](), list[Tensor]()), Counter[str]()
+    kinds, counted, written = list[str](), list[int](), list[int]()
+    for prompt in prompts:
+        text = generate(models, list(prompt.ids), "baseline", sampling, **asked).tokens
+        ids = [*prompt.ids, *text]
+        reader = SpanReader(draft, context=len(ids) + 1)
+        with torch.inference_mode():
+            reader.read(torch.tensor(ids))
+            own = reader.rows[prompt.chat * (len(prompt.ids) - 1) : len(ids)].float().clone()
+        later = seen[prompt.kind] % 2
+        seen[prompt.kind] += 1
+        rows[later].append(own)
+        if later:
+            kinds += [prompt.kind] * len(own)
+        else:
+            counted, written = counted + ids, written + text
+    tuning, judging = map(torch.cat, rows)
+    return HeldOut(draft, tuning, judging, tuple(kinds), torch.tensor(counted), torch.tensor(written))
 
 
 @torch.inference_mode()
 def judged(head: Head, held: HeldOut) -> tuple[Tensor, Tensor]:
     """For judging rows [n], whether the head's best id is the dense head's, and the dense mass that it scores."""
-    best, mass = [], []
-    for rows, chances in zip(held.judging.split(AT_ONCE), held.chances.split(AT_ONCE), strict=True):
+    (chances, wanted), best, mass = held.answers, [], []
+    for rows, part in zip(held.judging.split(AT_ONCE), chances.split(AT_ONCE), strict=True):
         scores = head(rows, torch.arange(len(rows)), Dice(0))
         best.append(scores.pick(scores.logits.argmax(1)))
-        found = chances if scores.ids is None else chances.gather(1, scores.ids)
+        found = part if scores.ids is None else part.gather(1, scores.ids)
         mass.append(found.masked_fill(scores.logits == -torch.inf, 0.0).sum(1))
-    return torch.cat(best) == held.wanted, torch.cat(mass)
+    return torch.cat(best) == wanted, torch.cat(mass)

@@ -8,7 +8,7 @@ from itertools import product
 from typing import Any
 
 from flashspec.decoding.generate import Output, generate
-from flashspec.decoding.method import METHODS, Method, build
+from flashspec.decoding.method import METHODS, build
 from flashspec.decoding.models import Models
 from flashspec.sampling import Sampling
 from flashspec.study.frames import DataFrame, framed
@@ -25,21 +25,17 @@ def decode_all(models: Models, prompt: str | list[int], sampling: Sampling, toke
     """
     exits, found = parse_value("exits", tuple[int, ...], changes.pop("exits", ())), dict[str, Output]()
     for (name, method), end in product(METHODS.items(), ("deferred", "eager")):
+        if end == "eager" and method.writer_is_target:
+            continue
         enough = len(exits) >= len(method.exits)
-        own = {**changes, "finalize": end, "exits": exits[: len(method.exits)] if enough else method.exits}
-        if (end == "eager" and method.writer_is_target) or not offered(models, method := replace(method, **own)):
+        own = exits[: len(method.exits)] if enough else method.exits
+        method = replace(method, **changes, finalize=end, exits=own)
+        try:
+            build(method, models, context=1)
+        except (FileNotFoundError, ValueError):  # exits need enough layers of our own, heads a weight or to be built
             continue
         found[name + ", eager" * (end == "eager")] = generate(models, prompt, method, sampling, max_new_tokens=tokens)
     return found
-
-
-def offered(models: Models, method: Method) -> bool:
-    """Whether these models can carry a method out: exits need enough layers of our own, heads a weight or to be built."""
-    try:
-        build(method, models, context=1)
-    except (FileNotFoundError, ValueError):
-        return False
-    return True
 
 
 def table(outputs: Mapping[str, Output]) -> DataFrame:

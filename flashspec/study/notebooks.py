@@ -1,10 +1,9 @@
-"""Notebooks as functions of their parameters: validated, executed by papermill, written only when every cell ran."""
+"""Notebooks as functions of their parameters: validated, run by papermill, written only when every cell ran."""
 
 from __future__ import annotations
 
 import ast
 import json
-import os
 from collections.abc import Mapping, MutableMapping, Sequence
 from functools import cache
 from importlib.metadata import distributions
@@ -13,6 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
+from flashspec.models.folder import first_line
 from flashspec.models.writing import refuse_input, write_text
 from flashspec.provenance import digest, short_hash
 from flashspec.study.parameters import Refused, parse_value, refuse_unknown
@@ -31,7 +31,7 @@ class Parameter(NamedTuple):
     default: Any
 
 
-class NotebookFailed(RuntimeError):
+class NotebookFailed(ValueError):
     """A cell raised, timed out or lost its kernel; the output so far is kept as X.part.ipynb."""
 
 
@@ -49,14 +49,22 @@ def cells(notebook: Path) -> list[dict[str, Any]]:
 
 
 def parameters(notebook: Path) -> dict[str, Parameter]:
-    """The parameters a notebook declares in its cell tagged `parameters`, by name; none without such a cell."""
+    """The parameters that a notebook declares in its cell tagged `parameters`, if it has one, by name."""
     tagged = (cell["source"] for cell in cells(notebook) if "parameters" in cell["metadata"].get("tags", ()))
     return declared(next(tagged, ""))
 
 
 def declared(source: str) -> dict[str, Parameter]:
-    """The parameters of a cell's text, by name."""
-    return {name: _parameter(name, line) for name, line in _assigned(source).items()}
+    """The parameters of a cell's text by name, each with its type, or else that of its default."""
+    found, name = dict[str, Parameter](), source
+    try:
+        for name, line in _assigned(source).items():
+            default = ast.literal_eval(line.value)  # type: ignore[arg-type]
+            kind = KINDS[ast.unparse(line.annotation)] if isinstance(line, ast.AnnAssign) else type(default)
+            found[name] = Parameter(kind, default)
+    except (LookupError, SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as error:
+        raise Refused(f"parameter {name!r:.80} needs a type and a literal, as in `k: int = 4  # help`: {error}") from error
+    return found
 
 
 def validated(known: Mapping[str, Parameter], values: Mapping[str, Any]) -> dict[str, Any]:
@@ -92,27 +100,26 @@ def execute(
     import papermill
     from traitlets.config import Config
 
-    chosen = validated(parameters(notebook), values or {})
-    options = {
-        "parameters": chosen,
-        "kernel_name": "python3",
-        "cwd": str(home or notebook.parent),
-        "progress_bar": False,
-        "execution_timeout": timeout,
-        "start_timeout": START_TIMEOUT,
-    }
-    part = out.with_suffix(".part.ipynb")
+    chosen, part = validated(parameters(notebook), values or {}), out.with_suffix(".part.ipynb")
+    limits = {"execution_timeout": timeout, "start_timeout": START_TIMEOUT}
+    ways = {"kernel_name": "python3", "cwd": str(home or notebook.parent), "progress_bar": False, **limits}
     for place in (out, part):
         refuse_input(place, [notebook])
     out.parent.mkdir(parents=True, exist_ok=True)
     out.unlink(missing_ok=True)
     try:
         with TemporaryDirectory() as sockets:
-            ways = {"transport": "ipc", "ip": f"{sockets}/kernel"} if os.name == "posix" else {}
-            papermill.execute_notebook(str(notebook), str(part), config=Config({"KernelManager": ways}), **options)
+            pipes = {"transport": "ipc", "ip": f"{sockets}/kernel"}
+            papermill.execute_notebook(str(notebook), str(part), chosen, config=Config({"KernelManager": pipes}), **ways)
     except Exception as error:
-        raise NotebookFailed(f"{notebook.name} failed, {_reason(error)}: its output so far is in {part.name}") from error
-    page = _reproducible(json.loads(part.read_text()))
+        name, value = getattr(error, "ename", type(error).__name__), getattr(error, "evalue", first_line(error))
+        raise NotebookFailed(f"{notebook.name} failed, {name}: {value}: its output so far is in {part.name}") from error
+    page = json.loads(part.read_text())
+    for number, cell in enumerate(page["cells"]):
+        cell["id"] = f"cell-{number}"
+        cell["metadata"].pop("execution", None)
+    for each in (page, *page["cells"]):
+        each["metadata"].pop("papermill", None)
     page["metadata"][MADE_OF] = made_of(notebook, chosen)
     write_text(json.dumps(page, indent=1, ensure_ascii=False) + "\n", part)
     part.replace(out)
@@ -130,12 +137,10 @@ def execute_all(
     from tqdm import tqdm
 
     wanted = {**(values or {}), **({"fresh": True} if fresh else {})}
-    declared = {notebook: parameters(notebook) for notebook in notebooks}
-    refuse_unknown(wanted, dict.fromkeys(chain(*declared.values(), ["fresh"])))
-    chosen = {}
-    for notebook, known in declared.items():
-        chosen[notebook] = validated(known, {name: wanted[name] for name in wanted if name in known})
-        refuse_input(out_dir / notebook.name, [notebook])
+    known = {notebook: parameters(notebook) for notebook in notebooks}
+    refuse_unknown(wanted, dict.fromkeys(chain(*known.values(), ["fresh"])))
+    mine = {notebook: {name: wanted[name] for name in wanted if name in names} for notebook, names in known.items()}
+    chosen = {notebook: validated(names, mine[notebook]) for notebook, names in known.items()}
     written, failures = [], []
     for notebook in tqdm(notebooks, desc="notebooks", unit="notebook", delay=0.5):
         out = out_dir / notebook.name
@@ -175,35 +180,5 @@ def _digests(folder: Path) -> dict[str, str]:
 
 def _assigned(source: str) -> dict[str, ast.AnnAssign | ast.Assign]:
     """The lines of a cell's text that give names values, by name."""
-    try:
-        lines = [line for line in ast.parse(source).body if isinstance(line, (ast.AnnAssign, ast.Assign))]
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise Refused(f"a cell of parameters holds lines such as `k: int = 4  # help`, this one no Python ({error})") from error
+    lines = [line for line in ast.parse(source).body if isinstance(line, (ast.AnnAssign, ast.Assign))]
     return {ast.unparse(line.target if isinstance(line, ast.AnnAssign) else line.targets[0]): line for line in lines}
-
-
-def _parameter(name: str, line: ast.AnnAssign | ast.Assign) -> Parameter:
-    """Type, else that of the default, and default of a parameter."""
-    kind = ast.unparse(line.annotation) if isinstance(line, ast.AnnAssign) else None
-    try:
-        default = ast.literal_eval(line.value)  # type: ignore[arg-type]
-        return Parameter(KINDS[kind] if kind else type(default), default)
-    except (KeyError, SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as error:
-        raise Refused(f"parameter {name!r} needs a type and a literal, as in `k: int = 4  # help`: {error}") from error
-
-
-def _reason(error: Exception) -> str:
-    """The last line of an error, without the traceback that papermill appends."""
-    name, value = getattr(error, "ename", None), getattr(error, "evalue", None)
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return f"{name}: {value}" if name else f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
-
-
-def _reproducible(notebook: dict[str, Any]) -> dict[str, Any]:
-    """The same notebook without run times, papermill's notes and random cell identifiers."""
-    for number, cell in enumerate(notebook["cells"]):
-        cell["id"] = f"cell-{number}"
-        cell["metadata"].pop("execution", None)
-    for part in (notebook, *notebook["cells"]):
-        part["metadata"].pop("papermill", None)
-    return notebook

@@ -18,7 +18,6 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from flashspec import provenance
 from flashspec.theory.checks import at_least as at_least
 
-TRUTHS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 NOTHING = ("none", "null", "")
 PRESETS = Path(__file__).parents[1] / "data" / "presets.toml"
 UNFIT = (TypeError, ValueError, SyntaxError, OverflowError, RecursionError, MemoryError)
@@ -38,17 +37,12 @@ def hints(kind: type) -> dict[str, Any]:
 
 
 def field_comments(kind: type) -> dict[str, str]:
-    """The trailing comments of the `name: kind = default  # comment` lines of a class and its bases, by name."""
-    found: dict[str, str] = {}
-    for each in reversed(kind.__mro__):
-        try:
-            source = textwrap.dedent(inspect.getsource(each)).encode()
-        except (OSError, TypeError):
-            continue
-        for node in ast.walk(ast.parse(source)):
-            if isinstance(node, ast.AnnAssign):
-                rest = source.splitlines()[(node.end_lineno or 1) - 1][node.end_col_offset :].decode()
-                found[ast.unparse(node.target)] = rest.partition("#")[2].strip()
+    """The trailing comments of the `name: kind = default  # comment` lines of a class, by name."""
+    source, found = textwrap.dedent(inspect.getsource(kind)).encode(), dict[str, str]()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.AnnAssign):
+            rest = source.splitlines()[(node.end_lineno or 1) - 1][node.end_col_offset :].decode()
+            found[ast.unparse(node.target)] = rest.partition("#")[2].strip()
     return found
 
 
@@ -129,14 +123,11 @@ def _parse(kind: Any, value: Any) -> Any:
         return None
     if any(each in (tuple, list) or get_origin(each) in (tuple, list) for each in kinds) and value is not None:
         value = listed(value) if isinstance(value, str) else value if isinstance(value, (tuple, list)) else [value]
-    if bool in kinds and isinstance(value, str):
-        value = TRUTHS.get(value.lower(), value)
     if str in kinds and isinstance(value, Path):
         value = str(value)
-    found = msgspec.convert(value, kind, strict=bool in kinds, dec_hook=lambda wanted, given: wanted(given))
+    strict = bool in kinds and not isinstance(value, str)
+    found = msgspec.convert(value, kind, strict=strict, dec_hook=lambda wanted, given: wanted(given))
     for each in found if isinstance(found, (tuple, list)) else (found,):
         if isinstance(each, (int, float)) and not -LARGEST <= each < LARGEST:
             raise ValueError(each)
     return found
-
-

@@ -1,4 +1,4 @@
-"""What a piece of a round costs at published or made-up shapes: projections, steps, bursts, checks. Weights are random."""
+"""What a piece of a round costs at published or made-up shapes, with random weights."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ class Params:
     """Which pieces to time, at which shapes. Every list also takes a single value."""
 
     piece: tuple[str, ...] = ("projection", "step", "body", "head")  # pieces: projection, step, body, head, burst, check
-    shape: tuple[str, ...] = ("reference-draft",)  # shapes by name, or models: qwen, qwen-draft; for a projection also IDSxWIDTH
+    shape: tuple[str, ...] = ("reference-draft",)  # shapes, or models: qwen, qwen-draft; projections: IDSxWIDTH
     layers: tuple[int, ...] = (0,)  # layers to build; 0 means the shape's own
     spread: tuple[int, ...] = (1,)  # the same parameters in this many times fewer, wider layers
-    format: tuple[str, ...] = ("bfloat16",)  # number formats: bfloat16, float32, int4 (layers only), auto (a file's own)
+    format: tuple[str, ...] = ("bfloat16",)  # bfloat16, float32, int4 (layers only), auto (a file's own)
     head: tuple[str, ...] = ("dense", "flash")  # vocabulary heads
     probes: tuple[int, ...] = (64,)  # clusters that a FlashHead scores
     shortlist: tuple[int, ...] = (2048,)  # ids that a head with a shortlist scores exactly
@@ -71,7 +71,7 @@ class Params:
 
 @dataclass(frozen=True)
 class Row:
-    """Seconds of one piece in one turn. `format` is that of the rows a head scores, or of the layers of a check.
+    """Seconds of one piece in one turn. `format` is that of a head's rows, or of the layers of a check.
 
     `layers` were built, `depth` is the shape's own; `bandwidth` is the memory's speed in the same run, in bytes per second.
     """
@@ -130,7 +130,7 @@ def timed(pieces: Sequence[Piece], plan: clock.Plan) -> Iterator[dict[str, Any]]
 
 
 def config_of(name: str, layers: int, spread: int) -> ModelConfig:
-    """A shape's configuration with this many layers (0: its own), its parameters spread over fewer; IDSxWIDTH has one."""
+    """A shape's configuration with these layers (0: its own), spread over fewer; IDSxWIDTH has one layer."""
     if name in FILES:
         return gguf_config(opened(published(*FILES[name])))
     if bare(name):
@@ -212,7 +212,7 @@ def heads_over(origin: Origin, params: Params) -> Iterator[tuple[dict[str, Any],
         else:
             made = head_named(name, origin)
         for options in options_of(params, name):
-            if "probes" in options and options["probes"] > flash().table.clusters:
+            if "probes" in options and options["probes"] > flash().clusters.count:
                 continue
             if options.get("shortlist", 0) <= ids:
                 head = made.with_probes(options["probes"]) if "probes" in options else made

@@ -7,10 +7,19 @@ from typing import Any
 
 from flashspec.study.compare import sampled
 from flashspec.study.frames import DataFrame, having, pivoted
-from flashspec.study.style import NAMES
 
 NOT_HERE = "not in this table"
 NAMED = ("method", "head", "draft", "name")
+NAMES = {
+    "draft_model": "second model", "self_speculation": "self-speculation", "hispec": "HiSpec",
+    "hispec_adaptive": "HiSpec, adaptive", "hispec_typical": "HiSpec, lossy middle", "lookup": "prompt lookup",
+    "flash": "FlashHead", "main": "2-layer draft", "shallow": "1-layer draft", "qwen3-0.6b": "Qwen3-0.6B shape",
+}  # fmt: skip
+
+
+def named(name: str) -> str:
+    """What a figure or a page calls a method, head, draft or shape."""
+    return NAMES.get(name, name)
 
 
 def quote(**numbers: Any) -> None:
@@ -26,9 +35,9 @@ def cell(table: DataFrame, column: str, **which: Any) -> Any:
     return next(iter(table.loc[having(table, which), column]), None)
 
 
-def verdict(table: DataFrame, **which: Any) -> str:
-    """The verdict of the first line with these values; NOT_HERE where there is none."""
-    return cell(table, "verdict", **which) or NOT_HERE
+def verdict(table: DataFrame, column: str = "verdict", **which: Any) -> str:
+    """The words in the first line with these values; NOT_HERE where there are none."""
+    return cell(table, column, **which) or NOT_HERE
 
 
 def value(table: DataFrame, column: str = "ratio", **which: Any) -> float:
@@ -47,14 +56,6 @@ def digits(value: float, form: str = ".1f") -> str:
     return NOT_HERE if value != value else format(value, form)
 
 
-def said(table: DataFrame, column: str = "verdict", **which: Any) -> str:
-    """One column of the best line with these values for each sampling, joined by semicolons; NOT_HERE where there is none."""
-    lines = table[having(table, which)]
-    lines = sampled(lines.sort_values("ratio", ascending=False) if "ratio" in lines else lines)
-    found = lines.drop_duplicates("sampling")[["sampling", column]].itertuples(index=False)
-    return "; ".join(f"{name}: {value if isinstance(value, str) else f'{value:.2f}'}" for name, value in found) or NOT_HERE
-
-
 def shown(table: DataFrame, columns: Mapping[str, str] | None = None, across: bool = False) -> Any:
     """Columns of a table, all or these under these names, after its sampling: two digits, whole numbers as such.
 
@@ -65,12 +66,12 @@ def shown(table: DataFrame, columns: Mapping[str, str] | None = None, across: bo
 
     if table.empty:
         return HTML(f"<p>{NOT_HERE}</p>")
-    lines = sampled(table) if "rule" in table and "sampling" not in table else table
+    lines = sampled(table) if "rule" in table else table
     columns, context = columns or {}, ["sampling"] if "sampling" in lines else []
     cells = lines[list(dict.fromkeys([*context, *columns])) if columns else list(table)].replace(dict.fromkeys(NAMED, NAMES))
     last = list(cells)[-1:]
     if across and context:
-        down, value, last = list(cells)[1:-1], list(cells)[-1], list(cells["sampling"].unique())
+        (_, *down, value), last = cells, list(cells["sampling"].unique())
         cells = pivoted(cells, down, "sampling", value).reindex(columns=[*down, *last])
     cells = cells.replace("", None).dropna(axis=1, how="all")
     words = cells.columns.difference([*cells.select_dtypes("number"), *last])

@@ -1,4 +1,4 @@
-"""The race: models, methods, samplings and prompts in turns, with plain decoding beside them and parts timed in between."""
+"""The race: models, methods, samplings and prompts in turns, beside plain decoding, parts timed in between."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from flashspec.study.racers import BASELINE, BASES, DRAFT_MODEL, SHORT, Racer, r
 
 @dataclass(frozen=True)
 class Params:
-    """Who runs, on which prompts, how often. Every list also takes a single value; plain decoding always runs too."""
+    """Who runs, on which prompts, how often. A list also takes a single value; plain decoding always runs."""
 
     target: tuple[str, ...] = ("reference",)  # targets: shipped or published names, or folders
-    draft: tuple[str, ...] = ("main",)  # drafts: names or folders, A+B for a cascade; empty means every shipped one
+    draft: tuple[str, ...] = ("main",)  # drafts: names or folders, A+B for a cascade; empty: all shipped
     method: tuple[str, ...] = (
         DRAFT_MODEL,
     )  # among draft_model, dense, flash, cascade, lookup, self_speculation, hispec, hispec_flash, hispec_typical, hispec_adaptive
@@ -35,12 +35,12 @@ class Params:
     exit: tuple[int, ...] = (2,)  # layers below the exit that drafts
     verify_exit: tuple[int, ...] = (4,)  # layers below the exit that verifies in a hierarchy
     interval: tuple[int, ...] = (8,)  # waiting tokens before the full model of a hierarchy checks
-    finalize: tuple[str, ...] = ("deferred",)  # when the target reads its own final token: deferred or eager
+    finalize: tuple[str, ...] = ("deferred",)  # when the target reads its final token: deferred or eager
     temperature: tuple[float, ...] = (0.0, 1.0)  # temperatures of sampling; 0 is greedy
-    rule: tuple[str, ...] = ("coupling",)  # acceptance rules: coupling, speculative, typical; at temperature 0 only the first
-    engine: tuple[str, ...] = ("flashspec",)  # engines: flashspec; at temperature 0 also transformers, llama.cpp
+    rule: tuple[str, ...] = ("coupling",)  # rules: coupling, speculative, typical; greedy only the first
+    engine: tuple[str, ...] = ("flashspec",)  # engines: flashspec; greedy also transformers, llama.cpp
     weights: str = "dense"  # weights of the target: dense (widened), int4, or auto for the file's own bits
-    dtype: tuple[str, ...] = ("bfloat16",)  # number formats of the timed runs: bfloat16, float32, or auto for the file's own
+    dtype: tuple[str, ...] = ("bfloat16",)  # number formats: bfloat16, float32, or auto for the file's own
     prompts: str = ""  # prompts file; empty means the shipped one
     kind: tuple[str, ...] = ()  # kinds of prompts; empty means all
     per_kind: int = 1  # prompts of each kind, the first ones
@@ -61,7 +61,7 @@ class Params:
         at_least(self, screen=0, parts=0, twins=0)
         samplings(self)
         if set(self.engine) - {"flashspec"} and set(self.temperature) != {0.0}:
-            raise ValueError("other engines are compared greedily: with transformers or llama.cpp, temperature must be 0 alone")
+            raise ValueError("other engines are compared greedily: with them, temperature must be 0 alone")
 
 
 @dataclass(frozen=True)
@@ -189,7 +189,7 @@ def twin_digests(field: Sequence[Racer], prompts: Sequence[Prompt], params: Para
 
 
 def _divergence(racer: Racer, prompt: Prompt, plain: Text, text: Text, explained: set[str]) -> dict[str, Any]:
-    """Where a text that must be plain decoding's differs from it, with one certificate per racer and kind."""
+    """Where a text that must be plain decoding's differs, with one certificate per racer and kind."""
     at = first_difference(plain, text) if racer.owes_the_text else None
     if at is None:
         return {}
@@ -213,7 +213,7 @@ def _parts(field: Sequence[Racer], prompt: Prompt, runs: Mapping[str, Run]) -> d
 
 
 def _fastest(field: Sequence[Racer], runs: Mapping[str, Run], keep: int) -> list[Racer]:
-    """The fastest of each method, draft, head and final token, in their order; plain decoding always stays."""
+    """The fastest of each method, draft, head and final token, in order; plain decoding stays."""
     left = Counter[tuple[Any, ...]]()
     best = set()
     for racer in sorted(field, key=lambda racer: runs[racer.name].seconds):

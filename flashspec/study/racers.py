@@ -1,4 +1,4 @@
-"""Who runs in a race: every method, head and schedule that its parameters mean, and the models they run on."""
+"""Who runs in a race: every method, head and schedule that its parameters mean, and their models."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def samplings(params: Any) -> list[Sampling]:
 
 
 def racers(params: Any) -> list[Racer]:
-    """Plain decoding, every method of parameters that name one target, dtype and sampling, then other engines."""
+    """Plain decoding, every method of parameters with one target, dtype and sampling, then other engines."""
     target = params.target[0]
     alone = target_of(target, params.dtype[0], params.weights)
     facts = {"target": short_name(target), "target_digest": target_digest(alone.folders["target"])}
@@ -115,9 +115,12 @@ def racers(params: Any) -> list[Racer]:
     needed = {method.draft for _, method in wanted}
     chains = [chain for chain in chains_of(params.draft) if ("cascade" if len(chain) > 1 else "model") in needed]
     if "cascade" in needed and all(len(chain) < 2 for chain in chains):
-        raise ValueError("a cascade takes drafts joined by +, from the smallest, such as draft = SMALL+LARGER; name some")
-    pairs = [("+".join(chain), _beside(params, chain)) for chain in chains]
-    beside = [(models, facts | facts_of(name, models)) for name, models in pairs]
+        raise ValueError("a cascade takes drafts joined by +, from the smallest: name some, such as SMALL+LARGER")
+    beside = []
+    for chain in chains:
+        lowest, *others = (pair_of(target, name, folder, params.dtype[0], params.weights) for name, folder in chain.items())
+        models = replace(lowest, between=tuple(each.model("draft") for each in others))
+        beside.append((models, facts | facts_of("+".join(chain), models)))
     found = [_racer(params, BASELINE, METHODS[BASELINE], alone, facts)]
     for name, method in wanted:
         drafting = [each for each in beside if bool(each[0].between) == (name == "cascade")]
@@ -128,15 +131,8 @@ def racers(params: Any) -> list[Racer]:
     return found
 
 
-def _beside(params: Any, chain: dict[str, Path]) -> Models:
-    """The target with its draft, or with the models of a cascade from the smallest."""
-    target, dtype, weights = params.target[0], params.dtype[0], params.weights
-    lowest, *others = (pair_of(target, name, folder, dtype, weights) for name, folder in chain.items())
-    return replace(lowest, between=tuple(each.model("draft") for each in others))
-
-
 def methods(params: Any, layers: int) -> Iterator[tuple[str, Method]]:
-    """Every method that the parameters mean, once, with its name in tables; ValueError where one has no exits."""
+    """Every method that the parameters mean, once, by its name in tables; ValueError without exits."""
     found: dict[tuple[str, Method], None] = {}
     for short in params.method:
         name, *own = SHORT.get(short, (short,))
@@ -159,8 +155,8 @@ def schedules(params: Any, name: str, layers: int) -> list[tuple[tuple[int, ...]
     found = [exits for exits in product(*levels) if [*exits, layers] == sorted({*exits, layers})]
     if not found:
         raise ValueError(
-            f"{name} has no exits in exit = {params.exit} and verify_exit = {params.verify_exit} that rise below the target's "
-            f"{layers} layers; name others"
+            f"{name} has no exits in exit = {params.exit} and verify_exit = {params.verify_exit} that rise below "
+            f"the target's {layers} layers; name others"
         )
     return list(product(found, intervals))
 
@@ -172,7 +168,7 @@ def options_of(params: Any, head: str) -> list[dict[str, Any]]:
 
 
 def _transformers(params: Any, facts: dict[str, Any]) -> list[Racer]:
-    """Plain and assisted generation by transformers, with the models of the first draft, written into a folder for it."""
+    """Plain and assisted generation by transformers, of the first draft's pair as a folder for it."""
     from flashspec.measure.peers import Peers
 
     dtype = params.dtype[0]
@@ -199,7 +195,7 @@ def _llama(params: Any, facts: dict[str, Any]) -> list[Racer]:
 
 
 def _theirs(params: Any, theirs: Any, models: Models, sides: dict[str, dict[str, Any]]) -> list[Racer]:
-    """What another engine runs: the methods that `sides` give columns to, plain decoding once and the others at every k."""
+    """What another engine runs: the methods in `sides`, plain decoding once and the others at every k."""
     found = []
     for name, facts in sides.items():
         methods = [replace(BASES[name], k=k) for k in params.k] if name in BASES else [METHODS[name]]

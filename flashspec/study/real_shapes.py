@@ -7,29 +7,25 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 
-from flashspec.decoding.cascade import decode
+from flashspec.decoding.cascade import Limits, decode
 from flashspec.decoding.rules import rule_for
 from flashspec.decoding.stages import Stage, scripted
-from flashspec.decoding.state import Limits
 from flashspec.decoding.ways import fastest
 from flashspec.heads.base import Head
 from flashspec.heads.dense import DenseHead
 from flashspec.heads.registry import Origin
-from flashspec.kernels.pages import Shelf
 from flashspec.measure import clock
 from flashspec.measure.pieces import flag
 from flashspec.models import graphs
-from flashspec.models.awq import dequantise, layer
-from flashspec.models.config import ModelConfig
 from flashspec.models.memory import Form, weight_bytes
 from flashspec.models.reader import SpanReader
-from flashspec.models.synthetic import GROUP, is_awq, random_int4, shape, synthetic
+from flashspec.models.synthetic import GROUP, is_awq, shape, synthetic
 from flashspec.models.transformer import Transformer
 from flashspec.sampling import GREEDY
 from flashspec.study import parts
@@ -38,20 +34,17 @@ from flashspec.study.frames import DataFrame, framed
 from flashspec.study.parameters import among, at_least, presets_of
 from flashspec.study.tables import Results
 
-PARTS = ("correctness", "projection", "draft_step", "end_to_end", "verify")
+PARTS = ("projection", "draft_step", "end_to_end", "verify")
 HEADS = ("dense", "flash")
 NOT_YET = "not yet observed on a GPU"
 CALL = ["part", "shape", "what", "graphs", "rows", "k"]
-TINY = ModelConfig(
-    family="qwen3", vocab_size=512, hidden=128, ffn=256, layers=4, heads=4, kv_heads=2, head_dim=32, context=256, tied=False
-)
 
 
 @dataclass(frozen=True)
 class Params:
     """Which parts to measure, at which shapes, on which device."""
 
-    part: tuple[str, ...] = PARTS  # run in this order; nothing is timed before the comparisons agree
+    part: tuple[str, ...] = PARTS  # run in this order
     target: str = "Qwen3-32B-AWQ"  # shape of the target
     draft: str = "Qwen3-0.6B"  # shape of the draft
     device: str = "cuda"  # where to measure
@@ -73,12 +66,11 @@ class Params:
 
 @dataclass(frozen=True)
 class Row(parts.Row):
-    """One timed call, or one comparison, which has `agrees` and no time; `tokens` are those that a call wrote."""
+    """One timed call; `tokens` are those that it wrote."""
 
     graphs: str = ""
     finalize: str = ""
     tokens: int | None = None
-    agrees: bool | None = None
 
 
 def measure(params: Params) -> Iterator[Row]:
@@ -87,9 +79,6 @@ def measure(params: Params) -> Iterator[Row]:
         raise ValueError("torch sees no CUDA device; run this on a machine with one, or take the preset smoke")
     gc.collect()  # readers of the part before and what they recorded hold one another until then
     (part,) = params.part
-    if part == "correctness":
-        yield from correctness(params)
-        return
     for mode in ("auto",) if part == "projection" else params.graphs:
         with flag(mode):
             rows = [Row(**facts, graphs=mode) for facts in (end_to_end if part == "end_to_end" else pieces)(params)]
@@ -114,7 +103,8 @@ def end_to_end(params: Params) -> Iterator[dict[str, Any]]:
     """Whole texts: plain decoding, and drafts with every head and both final tokens."""
     draft, target = (synthetic(name, device=params.device) for name in (params.draft, params.target))
     prompt, found = [i % draft.config.vocab_size for i in range(params.past)], []
-    for named, head in [({}, None), *heads_of(draft, params)]:
+    asked = parts.Params(head=HEADS, probes=params.probes, device=params.device)
+    for named, head in [({}, None), *parts.heads_over(Origin(draft.head_weight, draft.norm), asked)]:
         stages = stages_of((draft, target), head, params)
         for finalize in ("deferred", "eager") if head else ("deferred",):
             call = partial(text_of, stages, prompt, Limits(params.new_tokens, (), finalize))
@@ -123,12 +113,6 @@ def end_to_end(params: Params) -> Iterator[dict[str, Any]]:
     own = {"head": "", "format": "bfloat16", "past": params.past, "bandwidth": clock.roof(params.device)}
     timed = parts.timed(found, clock.Plan(max(1, params.repeats // 3), 1, device=params.device))
     yield from ({**own, **facts} for facts in timed)
-
-
-def heads_of(model: Transformer, params: Params) -> list[tuple[dict[str, Any], Head]]:
-    """The dense head and a stand-in FlashHead at each number of probes, with their columns."""
-    asked = parts.Params(head=HEADS, probes=params.probes, device=params.device)
-    return list(parts.heads_over(Origin(model.head_weight, model.norm), asked))
 
 
 def stages_of(models: tuple[Transformer, Transformer], head: Head | None, params: Params) -> list[Stage]:
@@ -146,42 +130,11 @@ def text_of(stages: list[Stage], prompt: list[int], limits: Limits) -> list[int]
     return [token for step in decode(stages, prompt, limits) for token in step.tokens]
 
 
-def correctness(params: Params) -> Iterator[Row]:
-    """Texts on recorded and eager fixed shapes against the torch engine, and products against a reference."""
-    model, place = synthetic(TINY, torch.float32, device=params.device), params.device
-    small = replace(params, probes=(8,), past=8, new_tokens=40, k=3)
-    for name, head in [("baseline", None), *((named["head"], head) for named, head in heads_of(model, small))]:
-        texts = {mode: _text(model, head, small, mode) for mode in dict.fromkeys(("0", *params.graphs))}
-        yield from (_agreed(f"{name} text", "tiny", texts[mode] == texts["0"], mode) for mode in params.graphs)
-    dice = torch.Generator(place).manual_seed(0)
-    for outputs, inputs in ((640, 384), (1024, 5120)):
-        weight = random_int4((outputs, inputs), dice)
-        x = torch.randn(5, inputs, generator=dice, device=place).bfloat16()
-        reference = x.float() @ dequantise(weight, torch.empty(outputs, inputs, device=place)).t()
-        gap = float((layer(weight, None, Shelf())(x).float() - reference).norm() / reference.norm())
-        yield _agreed("int4 product", f"{outputs} x {inputs}", gap < 2e-2)
-
-
-def _agreed(what: str, where: str, agrees: bool, mode: str = "") -> Row:
-    """The row of a comparison; ValueError if it failed, so that nothing is timed."""
-    if not agrees:
-        raise ValueError(f"{what} ({where}, graphs {mode or 'none'}) differs from the reference: nothing is timed")
-    return Row("correctness", where, "", "", 0.0, 0, group=what, graphs=mode, agrees=True)
-
-
-def _text(model: Transformer, head: Head | None, params: Params, mode: str) -> list[int]:
-    """A text of one small model, drafting for itself with this head; nothing is scripted."""
-    with flag(mode):
-        stages = stages_of((model, model), head, params)
-        stages = [stage._replace(rule=rule_for(GREEDY, model.config.vocab_size)) for stage in stages]
-        return text_of(stages, [3, 1, 4, 1, 5, 9, 2, 6], Limits(params.new_tokens))
-
-
 def costs(results: Results | None) -> DataFrame:
     """One line per timed call: its median and roofline in milliseconds, and the share of the roofline it reaches."""
     if results is None:
         return framed({"part": [NOT_YET]}).set_index("part")
-    frame = results.frame[results.frame["agrees"].isna()]
+    frame = results.frame
     probes = frame["probes"].astype(str).where(frame["probes"] > 0, "")
     what = (frame["head"] + " " + probes + " " + frame["finalize"]).str.split().str.join(" ")
     frame = frame.assign(part=frame["piece"], what=what, floor=frame["bytes"] / frame["bandwidth"])
@@ -189,14 +142,6 @@ def costs(results: Results | None) -> DataFrame:
     share = (lines["floor"] / lines["seconds"]).round(3)
     middle, floor = (1e3 * lines.pop(name) for name in ("seconds", "floor"))
     return lines.assign(**{"ms": middle.round(4), "roofline ms": floor.round(4), "of roofline": share})
-
-
-def agreements(results: Results | None) -> DataFrame:
-    """The comparisons made before anything was timed; all agreed."""
-    if results is None:
-        return framed({"what": [NOT_YET]}).set_index("what")
-    frame = results.frame.rename(columns={"group": "what"}).set_index("what")
-    return frame.loc[frame["agrees"].notna(), ["shape", "graphs", "agrees"]]
 
 
 def memory(names: Sequence[str]) -> DataFrame:

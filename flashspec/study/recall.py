@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from flashspec.heads.cluster import Recipe, balanced, unconstrained
-from flashspec.heads.flash import FlashHead
+from flashspec.heads.flash import FlashHead, calibrate_always
 from flashspec.heads.index import usable
-from flashspec.heads.recall import calibrate_always
 from flashspec.heads.registry import HEADS
 from flashspec.measure.pieces import low_rank_rows
 from flashspec.study.drafts import drafts_of, folders, short_name
@@ -23,7 +22,7 @@ from flashspec.study.held_out import LIVE, HeldOut, held_out, judged
 from flashspec.study.parameters import among, at_least, presets_of
 from flashspec.study.racers import dtype_of, format_of
 
-PARTS = ("clustering", "balancing", "permutation")
+TIMED = ("clustering_seconds", "balancing_seconds", "permutation_seconds", "threads")
 
 
 @dataclass(frozen=True)
@@ -99,40 +98,38 @@ class Row:
 
 
 def measure(params: Params) -> Iterator[Row]:
-    """Compare heads with the dense one on rows that a draft computes over held-out text, or time builds of made-up heads."""
+    """Compare heads with the dense one on rows that a draft computes over held-out text, or time builds of made-up heads.
+
+    Heads of faiss are compared where it is installed, FlashHeads once more with calibrated ids if they miss any.
+    """
     for name, size in product(params.shape, params.cluster_size):
         weight = low_rank_rows(*ids_and_width(name), params.rank, seed=params.seed)
         for turn in range(params.repeats):
             head, facts = built(weight.bfloat16(), None, params.recipe(size))
             yield Row(target="", draft="", turn=turn, **facts, **costs(head, weight))
-    for name in () if params.shape else params.draft or drafts_of(()):
-        yield from of_draft(params, name)
-
-
-def of_draft(params: Params, draft: str) -> Iterator[Row]:
-    """Every head over one draft's rows; those of faiss where it is installed."""
     texts = replace(params, head=(), cluster_size=())  # which every point has in common
-    held, who = held_out(texts, draft), {"target": short_name(params.target), "draft": short_name(draft)}
-    for name in usable(params.head):
-        form = format_of(name, dtype_of(held.draft.vocabulary))
-        yield from planned(held, held.head(name), params, {**who, "head": name, "format": form})
-    for size in params.cluster_size:
-        head, facts = built(held.draft.head_weight, held.draft.norm, params.recipe(size))
-        yield from of_clusters(held, head, params, {**who, **facts})
+    for draft in () if params.shape else params.draft or drafts_of(()):
+        held, who = held_out(texts, draft), {"target": short_name(params.target), "draft": short_name(draft)}
+        for name in usable(params.head):
+            form = format_of(name, dtype_of(held.draft.vocabulary))
+            yield from planned(held, held.head(name), params, {**who, "head": name, "format": form})
+        for size in params.cluster_size:
+            plain, facts = built(held.draft.head_weight, held.draft.norm, params.recipe(size))
+            chronic = calibrate_always(plain, held.dense, held.tuning, params.always)
+            for head in (plain, plain.with_plan(always=chronic)) if chronic else (plain,):
+                yield from planned(held, head, params, {**who, **facts})
 
 
 def built(weight: Tensor, norm: Any, recipe: Recipe) -> tuple[FlashHead, dict[str, Any]]:
     """A FlashHead over weight [V, D], its clustering, and the seconds of every part of its build."""
-    times = [perf_counter()]
+    start = perf_counter()
     centroids = unconstrained(weight, recipe)
-    times.append(perf_counter())
+    found = perf_counter()
     clusters = balanced(weight, centroids, recipe)
-    times.append(perf_counter())
+    even = perf_counter()
     head = FlashHead.build(weight, norm, clusters)
-    times.append(perf_counter())
-    parts = {f"{part}_seconds": after - before for part, before, after in zip(PARTS, times, times[1:], strict=False)}
-    facts = {**clustered(head), "head": "flash", "format": dtype_of(weight)}
-    return head, {**facts, **parts, "threads": torch.get_num_threads()}
+    parts = dict(zip(TIMED, (found - start, even - found, perf_counter() - even, torch.get_num_threads()), strict=True))
+    return head, {**clustered(head), "head": "flash", "format": dtype_of(weight), **parts}
 
 
 def clustered(head: FlashHead) -> dict[str, Any]:
@@ -141,21 +138,14 @@ def clustered(head: FlashHead) -> dict[str, Any]:
     return {"metric": metric, "homes": 1, "cluster_size": head.clusters.size}
 
 
-def of_clusters(held: HeldOut, plain: FlashHead, params: Params, facts: dict[str, Any]) -> Iterator[Row]:
-    """A FlashHead, plain and, if it misses any, calibrated."""
-    chronic = calibrate_always(plain, held.dense, held.tuning, params.always)
-    for head in (plain, plain.with_plan(always=chronic)) if chronic else (plain,):
-        yield from planned(held, head, params, facts)
-
-
 def planned(held: HeldOut, head: Any, params: Params, facts: dict[str, Any]) -> Iterator[Row]:
     """A FlashHead at its own probes and at each share of rows; any other head as it is."""
     if not isinstance(head, FlashHead):
         yield from banded(held, head, params, facts)
         return
-    for label, count in ({"default": head.probes} | {f"{share:g}": head.within(share).probes for share in params.share}).items():
-        setting = {**clustered(head), "always": len(head.plan.always), "probes": count, "plan": label}
-        yield from banded(held, head.with_probes(count), params, {**facts, **setting})
+    for label, each in {"default": head, **{f"{share:g}": head.within(share) for share in params.share}}.items():
+        setting = {**clustered(head), "always": len(head.plan.always), "probes": each.probes, "plan": label}
+        yield from banded(held, head.with_probes(each.probes), params, {**facts, **setting})
 
 
 def banded(held: HeldOut, head: Any, params: Params, facts: dict[str, Any]) -> Iterator[Row]:
@@ -193,7 +183,6 @@ def points(params: Params) -> list[Params]:
 
 
 PRESETS = presets_of("recall", Params)
-TIMED = (*(f"{part}_seconds" for part in PARTS), "threads")
 EXPERIMENT = Experiment(
     "recall", Params, Row, measure, split=points, models=lambda p: {} if p.shape else folders(p), presets=PRESETS, timed=TIMED
 )

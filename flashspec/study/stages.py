@@ -56,15 +56,14 @@ def stages(frame: DataFrame) -> DataFrame:
     check's time over a full one's; `predicted` is predicted over measured time.
     """
     rows = seconds_by_part(best(frame, SIDE))
-    groups = rows.assign(check_ratio=rows["check_1_seconds"] / rows["check_2_seconds"]).groupby(SIDE, dropna=False)
-    priced = groups[[*PARTS, "seconds"]].sum(skipna=False)
-    counts = groups[["emitted", *JUDGED]].sum(min_count=1)
+    runs = rows.assign(check_ratio=rows["check_1_seconds"] / rows["check_2_seconds"]).groupby(SIDE, dropna=False)
+    priced, counts = runs[[*PARTS, "seconds"]].sum(skipna=False), runs[["emitted", *JUDGED]].sum(min_count=1)
     table = priced.mul(1e3).div(counts["emitted"], axis=0).rename(columns={"seconds": "ms"})
-    table = table.join(groups[[name for name in SETTING if name not in SIDE]].first())
+    table = table.join(runs[[name for name in SETTING if name not in SIDE]].first())
+    table["check_ratio"] = runs["check_ratio"].median()
+    table["predicted"] = table[list(PARTS)].sum(axis=1, skipna=False) / table["ms"]
     for i in (1, 2):
         table[f"accepts_{i}"] = counts[f"kept_{i}"] / counts[f"decided_{i}"].clip(lower=1)
-    table["check_ratio"] = groups["check_ratio"].median()
-    table["predicted"] = priced[list(PARTS)].sum(axis=1, skipna=False) / priced["seconds"]
     table = table.reset_index()
     plain = table[table["method"] == "baseline"].drop_duplicates(CONTEXT).set_index(CONTEXT)["ms"]
     return sampled(table.assign(speedup=table[CONTEXT].join(plain, on=CONTEXT)["ms"] / table["ms"]))
@@ -78,13 +77,14 @@ def schedules(frame: DataFrame) -> DataFrame:
     `schedule` (tokens that wait for each verifier), `free` that with free checks except the last, `even` the acceptance at
     every verifier with which the best schedule would be as fast as plain decoding.
     """
-    keys, lines = [*CONTEXT, "method", "exits", "head"], list[dict[str, Any]]()
-    for line in rounds(frame[frame["exits"] != ""], keys).to_dict("records"):
+    keys = [*CONTEXT, "method", "exits", "head"]
+    lines = rounds(frame[frame["exits"] != ""], keys).rename(columns={"token": "draft"}).to_dict("records")
+    for line in lines:
         levels = [i for i in (1, 2) if line[f"check_{i}"] == line[f"check_{i}"]]
-        draft, checks, alphas = line["token"], *([line[f"{name}_{i}"] for i in levels] for name in ("check", "alpha"))
-        predicted, schedule = scheduled(draft, checks, alphas)
-        found = {"draft": draft, "predicted": predicted, "schedule": " ".join(map(str, schedule)), "even": evened(draft, checks)}
-        lines.append({**line, **found, "free": scheduled(draft, [0.0] * (len(checks) - 1) + checks[-1:], alphas)[0]})
+        draft, checks, alphas = line["draft"], *([line[f"{name}_{i}"] for i in levels] for name in ("check", "alpha"))
+        line["predicted"], schedule = scheduled(draft, checks, alphas)
+        line["free"], _ = scheduled(draft, [0.0] * (len(checks) - 1) + checks[-1:], alphas)
+        line |= {"schedule": " ".join(map(str, schedule)), "even": evened(draft, checks)}
     names = ["draft", "check_1", "check_2", "alpha_1", "alpha_2", "schedule", "predicted", "free", "even"]
     return sampled(framed(lines).reindex(columns=[*keys, *names]))
 
@@ -130,7 +130,8 @@ def factors(frame: DataFrame) -> DataFrame:
     """The gain of each change, all else equal, paired by prompt and turn: one line per place that drafts, change and level.
 
     An approximate head over the dense one of its format, a deferred final token over an eager one, and both together;
-    `over_plain` is the side with the change over plain decoding, `product` what both would give if the single gains multiplied.
+    `over_plain` is the side with the change over plain decoding, `product` what both would give if the single gains multiplied:
+    the head's over an eager token, the token's under the dense head.
     """
     rows = frame[frame["method"] != "baseline"]
     dense, eager = rows["head"].isin(DENSE), rows["finalize"] == "eager"
@@ -142,7 +143,13 @@ def factors(frame: DataFrame) -> DataFrame:
     }
     over = speedups(frame, [*PLACE[len(CONTEXT) :], *CELL])[[*PLACE, *CELL, "ratio"]].rename(columns={"ratio": "over_plain"})
     table = joined(lines.assign(change=name) for name, lines in found.items())
-    return _with_products(table.merge(over, on=[*PLACE, *CELL], how="left"))
+    table = table.merge(over, on=[*PLACE, *CELL], how="left")
+    keys = [*PLACE, "format"]
+    by_head = table[(table["change"] == "head") & (table["finalize"] == "eager")].set_index([*keys, "head"])["ratio"]
+    by_token = table[(table["change"] == "final token") & table["head"].isin(DENSE)].drop_duplicates(keys)
+    by_token = by_token.set_index(keys)["ratio"]
+    beside = table.join(by_head.rename("by_head"), on=[*keys, "head"]).join(by_token.rename("by_token"), on=keys)
+    return table.assign(product=(beside["by_head"] * beside["by_token"]).where(table["change"] == "both"))
 
 
 def effects(frame: DataFrame) -> DataFrame:
@@ -178,15 +185,6 @@ def _geometric(gained: DataFrame) -> dict[str, Any]:
     return {**found, "prompts": len(each)}
 
 
-def _with_products(table: DataFrame) -> DataFrame:
-    """The single gains multiplied, beside each gain of both: the head's over eager ones, deferral's under the dense head."""
-    keys = [*PLACE, "format"]
-    head = table[(table["change"] == "head") & (table["finalize"] == "eager")].set_index([*keys, "head"])["ratio"]
-    token = table[(table["change"] == "final token") & table["head"].isin(DENSE)].drop_duplicates(keys).set_index(keys)["ratio"]
-    beside = table.join(head.rename("by_head"), on=[*keys, "head"]).join(token.rename("by_token"), on=keys)
-    return table.assign(product=(beside["by_head"] * beside["by_token"]).where(table["change"] == "both"))
-
-
 def predictions(frame: DataFrame) -> DataFrame:
     """One line per setting and half of its prompts: seconds measured, and predicted from the other half's counts.
 
@@ -201,13 +199,13 @@ def predictions(frame: DataFrame) -> DataFrame:
     beside = rows.loc[plain, [*UNIT, "turn", "seconds", "own"]].rename(columns={"seconds": "plain", "own": "plain_predicted"})
     rows = rows[~plain & rows[["burst_seconds", "check_1_seconds", "rounds"]].notna().all(axis=1)]
     rows = rows.merge(beside, on=[*UNIT, "turn"])
-    place = rows.groupby(["kind", "prompt"]).ngroup()
-    dealt = place.groupby([rows[name] for name in RUN], dropna=False).rank("dense")
+    dealt = rows.groupby(["kind", "prompt"]).ngroup().groupby([rows[name] for name in RUN], dropna=False).rank("dense")
     rows = rows.assign(half=dealt.astype(int) % 2)
-    sums = rows.groupby([*RUN, "half"], dropna=False)[[*COUNTS, "emitted"]].sum(min_count=1).reset_index()
-    other = sums.assign(half=1 - sums["half"]).rename(columns={name: f"{name}_other" for name in (*COUNTS, "emitted")})
-    rows = rows.merge(other, on=[*RUN, "half"])
-    expected = {name: rows["emitted"] * rows[f"{name}_other"] / rows["emitted_other"] for name in COUNTS}
+    sides = ([*RUN, "half"], RUN)
+    mine, whole = (rows.groupby(side, dropna=False)[[*COUNTS, "emitted"]].transform("sum", min_count=1) for side in sides)
+    other = (whole - mine)[whole["emitted"] > mine["emitted"]]
+    rows = rows.loc[other.index]
+    expected = {name: rows["emitted"] * other[name] / other["emitted"] for name in COUNTS}
     rows = rows.assign(predicted=predicted_seconds(rows.assign(**expected)))
     return rows.groupby([*RUN, "half"], dropna=False)[SUMS].sum().reset_index()
 
@@ -221,34 +219,30 @@ def errors(table: DataFrame) -> DataFrame:
     """
     gains = (table["plain_predicted"] / table["predicted"]) / (table["plain"] / table["seconds"])
     ratios = {"": table["predicted"] / table["seconds"], "own_": table["own"] / table["seconds"], "gain_": gains}
-    table, lines = table.assign(**{f"{prefix}off": 100 * (ratio - 1) for prefix, ratio in ratios.items()}), []
-    for name, rows in [("all runs", table), *table.groupby("temperature")]:
-        line = {"runs of": name if rows is table else f"temperature = {name}", "runs": len(rows), "bias": rows["off"].median()}
-        for prefix in ratios:
-            off = rows[f"{prefix}off"].abs()
-            line |= {f"{prefix}median": off.median(), f"{prefix}most": off.quantile(0.95)}
+    off = framed({prefix: 100 * (ratio - 1) for prefix, ratio in ratios.items()})
+    lines = []
+    for name, rows in [("all runs", off), *off.groupby("temperature = " + table["temperature"].astype(str))]:
+        line = {"runs of": name, "runs": len(rows), "bias": rows[""].median()}
+        for prefix, sizes in rows.abs().items():
+            line |= {f"{prefix}median": sizes.median(), f"{prefix}most": sizes.quantile(0.95)}
         lines.append(line)
-    return framed(lines, ["runs of", "runs", "median", "most", "bias", "own_median", "own_most", "gain_median", "gain_most"])
+    return framed(lines)
 
 
-def losses(table: DataFrame) -> Any:
-    """What the model's k loses against the fastest k, in percent of tokens per second, by draft and head: both halves' mean.
+def picks(table: DataFrame) -> DataFrame:
+    """What the model's k loses against the fastest k in percent of tokens per second, by draft and head: both halves' mean.
 
-    Drafts and heads that ran at one k are left out.
+    `mean` and `worst` of these losses, and how many percent of them are at most NEAR. Drafts and heads that ran at one k are
+    left out.
     """
     keys = [name for name in RUN if name != "k"]
     table = table[table.groupby(keys, dropna=False)["k"].transform("nunique") > 1]
     table = table.assign(rate=table["emitted"] / table["seconds"], cost=table["predicted"] / table["emitted"])
     halves = table.groupby([*keys, "half"], dropna=False)
     table = table.assign(loss=100 * (1 - table["rate"] / halves["rate"].transform("max")))
-    return table.loc[halves["cost"].idxmin()].groupby(keys, dropna=False)["loss"].mean()
-
-
-def picks(table: DataFrame) -> DataFrame:
-    """How well the model picks k: what its picks lose in percent, and how many percent of them lose at most NEAR."""
-    lost = losses(table)
-    facts = {"near": 100 * (lost <= NEAR).mean(), "mean": lost.mean(), "worst": lost.max()}
-    return framed([{"settings": len(lost), **facts}] if len(lost) else [], ["settings", "near", "mean", "worst"])
+    lost = table.loc[halves["cost"].idxmin()].groupby(keys, dropna=False)["loss"].mean()
+    facts = {"settings": len(lost), "near": 100 * (lost <= NEAR).mean(), "mean": lost.mean(), "worst": lost.max()}
+    return framed([facts] if len(lost) else [], list(facts))
 
 
 def paying(frame: DataFrame) -> float:

@@ -1,50 +1,34 @@
-"""How every figure looks, and what its file says of the function, the tables and the machines that it comes from."""
+"""How every figure looks, what it is made of, and what its file says of its function, its tables and their machines.
+
+Figures are drawn from tables that name their lines and say what their marks look like.
+"""
 
 from __future__ import annotations
 
 import functools
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from flashspec.models.writing import write_text
+from flashspec.study.compare import sampled
+from flashspec.study.frames import DataFrame
+from flashspec.study.quote import NOT_HERE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-from flashspec.models.writing import write_text
-
-SHADES = {
-    "#000000": "thesis",
-    "#5f6368": "baseline transformers",
-    "#0072B2": "dense draft_model main bfloat16 flashspec",
-    "#D55E00": "flash",
-    "#56B4E9": "self_speculation float32 ivf",
-    "#44AA99": "ivfpq",
-    "#009E73": "hispec shallow int8",
-    "#117733": "hispec_adaptive in_context",
-    "#882255": "hispec_typical vocab_trim",
-    "#CC79A7": "lookup fr_spec qwen3-0.6b",
-    "#E69F00": "flash_int8",
-    "#B8860B": "flash_int4",
-    "#A0522D": "int4",
-    "#332288": "hnsw",
-    "#999933": "preview",
-}
-COLOURS = {name: shade for shade, names in SHADES.items() for name in names.split()}
-NAMES = {
-    "draft_model": "second model",
-    "self_speculation": "self-speculation",
-    "hispec": "HiSpec",
-    "hispec_adaptive": "HiSpec, adaptive",
-    "hispec_typical": "HiSpec, lossy middle",
-    "lookup": "prompt lookup",
-    "flash": "FlashHead",
-    "main": "2-layer draft",
-    "shallow": "1-layer draft",
-    "qwen3-0.6b": "Qwen3-0.6B shape",
-}
-WIDTH = 7.0
+COLOURS = {  # of the thesis, and of heads; others are grey
+    "thesis": "#000000", "dense": "#0072B2", "int8": "#009E73", "int4": "#A0522D", "flash": "#D55E00", "flash_int8": "#E69F00",
+    "flash_int4": "#B8860B", "ivf": "#56B4E9", "ivfpq": "#44AA99", "hnsw": "#332288", "in_context": "#117733",
+    "vocab_trim": "#882255", "fr_spec": "#CC79A7", "preview": "#999933",
+}  # fmt: skip
+SHADES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#5f6368")
+MARKED = {"label": "", "up": 0.0, "hollow": False, "mark": "o", "rank": 0.0}  # columns at their defaults
+WIDTH, ACROSS = 7.0, 3  # inches, and panels
 
 
 class Picture(NamedTuple):
@@ -60,21 +44,19 @@ class Picture(NamedTuple):
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
         return {"image/svg+xml": self.svg, "text/html": f"{self.svg}<p><small>{self.source}</small></p>"}
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: Path) -> None:
         """Write the SVG to a file, only if it would change it."""
-        path = Path(path)
         if not path.exists() or path.read_text(encoding="utf-8") != self.svg:
-            path.parent.mkdir(parents=True, exist_ok=True)
             write_text(self.svg, path)
 
 
-def named(name: str) -> str:
-    """What a figure or a page calls a method, head, draft or shape."""
-    return NAMES.get(name, name)
+def colour(name: str) -> str:
+    """The colour of a head, the same in every figure."""
+    return COLOURS.get(name, "#5f6368")
 
 
 def drawn(draw: Callable[..., Figure]) -> Callable[..., Picture]:
-    """A figure function whose picture names it, its tables and their machines."""
+    """A figure function whose picture names it, its tables, and their machines with their days, as an SVG file calls them."""
 
     @functools.wraps(draw)
     def picture(*results: Any, **options: Any) -> Picture:
@@ -83,7 +65,9 @@ def drawn(draw: Callable[..., Figure]) -> Callable[..., Picture]:
         settings: Any = look()
         with matplotlib.rc_context(settings):
             figure = draw(*results, **options)
-            facts = origin(draw.__name__, results)
+            tables = dict.fromkeys(f"{each.path.parent.name}/{each.path.stem}" for each in results)
+            machines = dict.fromkeys(each.machine for each in results)
+            facts = {"Identifier": f"figures.{draw.__name__}", "Relation": " ".join(tables), "Coverage": "; ".join(machines)}
             return Picture(figure, svg(figure, facts), " · ".join(filter(None, facts.values())))
 
     return picture
@@ -119,23 +103,11 @@ def page(height: float) -> Figure:
     return Figure(figsize=(WIDTH, height), layout="constrained")
 
 
-def origin(function: str, results: tuple[Any, ...]) -> dict[str, str]:
-    """Function, tables, and machines with their days, under the names that an SVG file has for them."""
-    tables = dict.fromkeys(f"{each.path.parent.name}/{each.path.stem}" for each in results)
-    machines = dict.fromkeys(each.machine for each in results)
-    return {"Identifier": f"figures.{function}", "Relation": " ".join(tables), "Coverage": "; ".join(machines)}
-
-
 def svg(figure: Figure, facts: dict[str, str]) -> str:
     """The figure as SVG text with its origin and without a date, so that the same table gives the same bytes."""
-    page = io.StringIO()
-    figure.savefig(page, format="svg", metadata={"Date": None, "Creator": None, **facts})
-    return "\n".join(line.rstrip() for line in page.getvalue().splitlines()) + "\n"
-
-
-def colour(name: str) -> str:
-    """The colour of a method, draft or shape, the same in every figure."""
-    return COLOURS.get(name, "#5f6368")
+    text = io.StringIO()
+    figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None, **facts})
+    return "\n".join(line.rstrip() for line in text.getvalue().splitlines()) + "\n"
 
 
 def plain_ticks(axis: Axes) -> None:
@@ -147,3 +119,93 @@ def plain_ticks(axis: Axes) -> None:
             side.set_major_locator(LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0)))
             side.set_major_formatter("{x:g}")
             side.set_minor_formatter("")
+
+
+def shaded(names: Any) -> list[str]:
+    """A colour for each name in a column, in the order in which they appear."""
+    return [SHADES[place % len(SHADES)] for place in names.factorize()[0]]
+
+
+def marked(table: DataFrame) -> DataFrame:
+    """A table with what it does not say of its marks."""
+    return table.assign(**{name: value for name, value in MARKED.items() if name not in table})
+
+
+def points(axis: Axes, table: DataFrame, x: str, y: str, along: str = "y", **looks: Any) -> None:
+    """The marks of a table at two of its columns, each ratio with its interval along an axis if it has one.
+
+    A `mark` has its `shade`, is white inside where `hollow`, and has its `label` in the legend.
+    """
+    for (shade, label, hollow, mark), rows in marked(table).groupby(["shade", "label", "hollow", "mark"], sort=False):
+        ends: dict[str, Any] = {}
+        if "low" in rows:
+            ends[f"{along}err"] = [(rows["ratio"] - rows["low"]).fillna(0), (rows["high"] - rows["ratio"]).fillna(0)]
+        known = {"color": shade, "markerfacecolor": "white" if hollow else shade, "label": label or None}
+        axis.errorbar(rows[x], rows[y], fmt=mark, markersize=5, capsize=2, **known, **ends, **looks)
+
+
+def panelled(table: DataFrame, each: float, words: str) -> tuple[Figure, list[tuple[Axes, DataFrame]]]:
+    """A panel for each `panel` of a table, or else each sampling, with its lines; one that says so where there is none.
+
+    Every `line` is a row, `each` inches high, by `rank` from the top; a mark is `up` from its middle, at `spot`. `words` are
+    those of the horizontal axes.
+    """
+    table = marked(sampled(table))
+    names = list(dict.fromkeys(table.sort_values("rank", kind="stable")["line"]))[::-1]
+    table = table.assign(spot=table["line"].map(names.index).astype(float) + table["up"])
+    groups = list(table.groupby("panel" if "panel" in table else "sampling", sort=False)) or [(NOT_HERE, table)]
+    across = min(ACROSS, len(groups))
+    down = -(-len(groups) // across)
+    figure = page(down * (1.2 + each * max(3, len(names))))
+    axes = list(figure.subplots(down, across, squeeze=False, sharey=True).flat)
+    for axis in axes[len(groups) :]:
+        axis.axis("off")
+    for axis, (name, _) in zip(axes, groups, strict=False):
+        axis.set_title(str(name), fontsize=9)
+        axis.set_yticks(range(len(names)), [fill(text, 30) for text in names], fontsize=8)
+        axis.set(ylim=(-0.6, max(1, len(names)) - 0.4), xlabel=fill(words, 44 // across))
+        axis.grid(axis="y", visible=False)
+    return figure, [(axis, lines) for axis, (_, lines) in zip(axes, groups, strict=False)]
+
+
+def overlaid(table: DataFrame) -> DataFrame:
+    """A table in one panel, with a colour for each sampling, one above the other in a row."""
+    found = sampled(table)
+    place, names = found["sampling"].factorize()
+    up = 0.3 - 0.6 * (place + 0.5) / max(1, len(names))
+    return found.assign(panel="", shade=shaded(found["sampling"]), label=found["sampling"], up=up)
+
+
+def keyed(figure: Figure) -> Figure:
+    """A legend of everything labelled, beside the panels, in place of their own."""
+    found = dict[str, Any]()
+    for axis in figure.axes:
+        found |= {name: mark for mark, name in zip(*axis.get_legend_handles_labels(), strict=True)}
+    if found:
+        names = [fill(name, 22) for name in found]
+        figure.legend(found.values(), names, loc="outside right upper", fontsize=8, labelspacing=0.7)
+    return figure
+
+
+def forest(table: DataFrame, words: str, each: float = 0.3) -> Figure:
+    """A row for each `line`: its ratio with its interval, and its prediction; dashed: 1."""
+    figure, panels = panelled(table, each, words)
+    for axis, lines in panels:
+        points(axis, lines, "ratio", "spot", "x")
+        if "predicted" in lines and len(lines):
+            axis.plot(lines["predicted"], lines["spot"], "x", color="black", label="predicted from parts and counts")
+        axis.axvline(1.0, color="#666666", linestyle="--", linewidth=1)
+    return keyed(figure)
+
+
+def stacked(table: DataFrame, parts: Mapping[str, str], whole: str) -> Figure:
+    """A bar for each `line`, its parts end to end in their colours, in ms; the tick is the measured total."""
+    figure, panels = panelled(table, 0.28, "milliseconds a token")
+    for axis, lines in panels:
+        left = 0.0 * lines[whole]
+        for part, shade in parts.items():
+            label = part if lines[part].any() else None
+            axis.barh(lines["spot"], lines[part], left=left, height=0.65, color=shade, label=label)
+            left = left + lines[part].fillna(0.0)
+        axis.plot(lines[whole], lines["spot"], "|", color="black", markersize=11, label="measured whole")
+    return keyed(figure)

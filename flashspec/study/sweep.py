@@ -1,31 +1,109 @@
-"""Sweeps: the points of a grid, each made once, kept under a key of its content, and put together in one table."""
+"""Sweeps: the points of a grid, each made once, kept under a key of its content, and put into one table."""
 
 from __future__ import annotations
 
-import csv
+import ast
 import io
+import random
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import chdir, contextmanager, suppress
-from dataclasses import dataclass
-from functools import cache, cached_property
+import tarfile
+from collections.abc import Callable, Sequence
+from contextlib import chdir, suppress
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import product
+from math import prod
 from pathlib import Path
-from statistics import median
 from typing import Any, NamedTuple
 
 from flashspec import provenance
 from flashspec.models.writing import made, replaced, write_text
 from flashspec.study import tables
-from flashspec.study.engines import WORKER, Answer, Engine, Task, answered
-from flashspec.study.grid import Grid
-from flashspec.study.parameters import Refused
-from flashspec.study.subject import subject_of
+from flashspec.study.engines import RESULT, WORKER, Answer, Engine, Task, answered
+from flashspec.study.experiment import Experiment
+from flashspec.study.frames import DataFrame
+from flashspec.study.notebooks import cells
+from flashspec.study.parameters import MANY, UNFIT, Refused, at_least, canonical, listed, parse
+from flashspec.study.registry import EXECUTED, EXPERIMENTS, experiment_of
 
 TABLE = "table.csv"
+LARGEST_FILE = 2**16
+LARGEST_GRID = 100 * MANY  # points, of which a sample is drawn
+Result = tuple[list[dict[str, Any]], dict[str, Any]]  # rows and origin
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Values by parameter: every combination of `product`, with the pairs of `zip`; of these a sample, or all."""
+
+    product: dict[str, Any] = field(default_factory=dict)
+    zip: dict[str, Any] = field(default_factory=dict)
+    sample: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.sample is not None:
+            at_least(self, sample=1)
+        if both := sorted(self.product.keys() & self.zip.keys()):
+            raise Refused(f"parameter {both[0]!r} is in the product and in the zip; leave it in one")
+
+    def points(self) -> list[dict[str, Any]]:
+        """The values of each point by parameter, the last one running fastest; one empty point for no values."""
+        axes = [[{name: value} for value in _values(name, given)] for name, given in self.product.items()]
+        if self.zip:
+            paired = {name: _values(name, given) for name, given in self.zip.items()}
+            if len(set(map(len, paired.values()))) > 1:
+                lengths = ", ".join(f"{name} has {len(values)}" for name, values in paired.items())
+                raise Refused(f"zip takes lists of one length, but {lengths}")
+            axes.insert(0, [dict(zip(paired, each, strict=True)) for each in zip(*paired.values(), strict=True)])
+        total = prod(map(len, axes))
+        wanted = min(self.sample or total, total)
+        if wanted > MANY or total > LARGEST_GRID:
+            raise Refused(f"a sweep takes at most {MANY} points, and this grid has {total}; give fewer values, or --sample")
+        chosen = set(random.Random(self.seed).sample(range(total), wanted))
+        drawn = [each for number, each in enumerate(product(*axes)) if number in chosen]
+        return [{name: value for part in each for name, value in part.items()} for each in drawn]
+
+
+def read_grid(path: Path) -> Grid:
+    """The grid of a YAML file; Refused where it is none."""
+    import yaml
+
+    try:
+        if path.stat().st_size > LARGEST_FILE:
+            raise TypeError(f"it has more than {LARGEST_FILE} bytes")
+        text = path.read_bytes()
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
+            raise TypeError("it holds aliases, by which a small file becomes a large one")
+        found = yaml.safe_load(text)
+        if not isinstance(found, dict):
+            raise TypeError("it holds no names with values")
+        return parse(Grid, {str(name): value for name, value in found.items()})
+    except (yaml.YAMLError, TypeError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise Refused(f"{path.name} is no grid ({reason:.200}); write `product: {{k: 1..12}}`, zip, sample or seed") from error
+
+
+def spoken(text: str) -> tuple[str, str]:
+    """Name and values of `NAME=VALUES`, as a command line has them."""
+    name, given, values = text.partition("=")
+    if not (name and given):
+        raise Refused(f"{text!r:.80} names no values; write NAME=VALUES, as in k=1..12 or head=dense,flash")
+    return name, values
+
+
+def _values(name: str, given: Any) -> list[Any]:
+    try:
+        found = listed(given) if isinstance(given, str) else given if isinstance(given, list) else [given]
+    except UNFIT as error:
+        raise Refused(f"the values of {name!r} cannot be read ({error}): write 1..12, dense,flash or [[1, 2], 3]") from error
+    if not 0 < len(found) <= MANY:
+        raise Refused(f"parameter {name!r} has {len(found) or 'no'} values; give 1 to {MANY} of them")
+    return found
 
 
 class Point(NamedTuple):
-    """One point: the grid's values, all parameters, the models' digests, and the key of all that makes its result."""
+    """One point: the grid's values, all parameters, the models' digests, and the key of all three."""
 
     values: dict[str, Any]
     params: dict[str, Any]
@@ -35,7 +113,7 @@ class Point(NamedTuple):
 
 @dataclass(frozen=True)
 class Sweep:
-    """An experiment or notebook over a grid; results live in `out`/points, what failed or was cut short in `out`/unfinished."""
+    """An experiment or notebook over a grid; results are in `out`/points, what failed in `out`/unfinished."""
 
     name: str
     grid: Grid
@@ -43,50 +121,53 @@ class Sweep:
     seconds: float = 3600
 
     @cached_property
-    def subject(self) -> Any:
-        return subject_of(self.name)
+    def home(self) -> Path:
+        """The folder that names of models are relative to: a notebook's own, or this process's."""
+        return Path(self.name).resolve().parent if self.name.endswith(".ipynb") else Path.cwd()
+
+    @cached_property
+    def text(self) -> str:
+        """The text of a notebook, "" for an experiment."""
+        return Path(self.name).read_text(encoding="utf-8") if self.name.endswith(".ipynb") else ""
+
+    @cached_property
+    def experiment(self) -> Experiment:
+        return experiment_of(self.name, self.out)
 
     @cached_property
     def points(self) -> list[Point]:
         """Every point once, in the order of the grid; unknown names, wrong types and missing models are refused."""
-        with chdir(self.subject.home):
-            found = [self._point(values) for values in self.grid.points()]
+        base, found = self.experiment.presets.get(self.name, self.experiment.params()), list[Point]()
+        facts = self._facts()
+        with chdir(self.home):
+            for values in self.grid.points():
+                params = self.experiment.parse({**vars(base), **values})
+                plain, models = canonical(params), self.experiment.digests(params)
+                found.append(Point(values, plain, models, provenance.short_hash([facts, plain, models], 16)))
         return list({point.key: point for point in found}.values())
 
-    @cached_property
-    def results(self) -> Path:
-        """The folder of the tables that notebooks measure."""
-        with chdir(self.subject.home):
-            return tables.default_root()
-
-    def _point(self, values: dict[str, Any]) -> Point:
-        params = self.subject.settled(values)
-        models = self.subject.models(params)
-        return Point(values, params, models, provenance.short_hash([self.subject.facts, params, models], 16))
+    def _facts(self) -> dict[str, Any]:
+        """What a point's key holds besides parameters and models: a version, or a notebook's text and all versions."""
+        if not self.text:
+            return {"experiment": self.experiment.name, "version": self.experiment.version}
+        whole = [(cell["cell_type"], cell["source"]) for cell in cells(Path(self.name))]
+        return {"notebook": whole, "versions": {name: each.version for name, each in EXPERIMENTS.items()}}
 
     def place(self, key: str) -> Path:
         """The file of a point's result, there if and only if the point is finished."""
-        return self.out / "points" / f"{key}{self.subject.suffix}"
+        return self.out / "points" / f"{key}.parquet"
 
-    def finished(self) -> dict[str, tuple[list[dict[str, Any]], dict[str, Any]]]:
+    def finished(self) -> dict[str, Result]:
         """Rows and origin of every finished point by its key; a damaged file counts as none."""
         found = {}
         for point in self.points:
-            try:
-                path = self.place(point.key)
-                found[point.key] = _result(self.subject, path, path.stat().st_mtime_ns)
-            except (Refused, FileNotFoundError):
-                continue
+            with suppress(Refused, FileNotFoundError):
+                table, origin = tables.opened(self.place(point.key))
+                rows = table.to_pylist()
+                if self.text:
+                    rows = [{row["name"]: _literal(row["value"]) for row in rows}]
+                found[point.key] = rows, origin
         return found
-
-    def seconds_a_point(self) -> float | None:
-        """The median of stored durations: of finished points, else of the experiment's stored tables; None without any."""
-        origins = [origin for _, origin in self.finished().values()]
-        if not origins and "experiment" in self.subject.facts:
-            for path in (self.results / self.subject.facts["experiment"]).glob("*.parquet"):
-                with suppress(Refused):
-                    origins.append(tables.opened(path)[1])
-        return median(origin["duration_s"] for origin in origins) if origins else None
 
     def run(self, engine: Engine, waiting: Sequence[Point], retries: int, seen: Callable[[], Any]) -> dict[str, str]:
         """Make these points; why points failed, by their keys.
@@ -94,7 +175,7 @@ class Sweep:
         `seen` is called after each. An earlier result stays until its successor is whole.
         """
         failed = dict[str, str]()
-        with made(self.out / "points"), self._held():
+        with tables.held(self.out / "points", wait=False), made(self.out / "points"):
             for task, answer in answered(engine, map(self._task, waiting), retries):
                 if "failed" in answer:
                     failed[task["key"]] = answer["failed"]
@@ -104,70 +185,60 @@ class Sweep:
 
     def _task(self, point: Point) -> Task:
         folder = self.out.resolve() / "unfinished" / point.key
-        what = {"name": self.subject.name, "text": self.subject.text, "home": str(self.subject.home), "folder": str(folder)}
-        return {**what, "key": point.key, "params": point.params, "models": point.models, "seconds": self.seconds}
+        what = {"name": Path(self.name).name if self.text else self.name, "text": self.text}
+        return {**what, "home": str(self.home), "folder": str(folder), **point._asdict(), "seconds": self.seconds}
 
     def _keep(self, task: Task, answer: Answer) -> None:
         """Write down what came over the network, and put a result in its place."""
         folder = Path(task["folder"])
-        for name in (*answer.get("files", ()), answer.get("made", "")):
-            if not (folder / name).resolve().is_relative_to(folder):
-                raise Refused(f"a worker names the file {name!r:.80}, outside of its point's folder: look at that worker")
-        for name, data in answer.get("files", {}).items():
-            path = folder / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with replaced(path) as part:
-                part.write_bytes(data)
+        if "files" in answer:
+            try:
+                with tarfile.open(fileobj=io.BytesIO(answer["files"])) as files:
+                    files.extractall(folder, filter="data")
+            except tarfile.TarError as error:
+                raise Refused(f"a worker sent files that are not of its point's folder: {error}") from error
+        results = self.home / tables.default_root(self.home)
         for path in folder.glob("tables/*/*.parquet"):
-            place = self.results / path.relative_to(folder / "tables")
+            place = results / path.relative_to(folder / "tables")
             if not place.exists():
                 place.parent.mkdir(parents=True, exist_ok=True)
                 path.replace(place)
-        if "failed" in answer:
-            return
-        (folder / answer["made"]).replace(self.place(task["key"]))
-        shutil.rmtree(folder, ignore_errors=True)
+        if "failed" not in answer:
+            for path in folder.glob(f"{EXECUTED}/*.ipynb"):
+                (self.out / EXECUTED).mkdir(exist_ok=True)
+                path.replace(self.out / EXECUTED / f"{task['key']}.ipynb")
+            with replaced(self.place(task["key"])) as part:
+                (folder / RESULT).replace(part)
+            shutil.rmtree(folder, ignore_errors=True)
 
-    @contextmanager
-    def _held(self) -> Iterator[None]:
-        """The folder of results for one runner at a time."""
-        import fcntl
-
-        with (self.out / ".lock").open("ab") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise Refused(f"another runner is at work in {self.out}; wait for it, or give another --out") from None
-            yield
-
-    def table(self) -> tuple[list[dict[str, Any]], Path]:
-        """The rows of every finished point in the order of the grid, and the CSV file with them.
+    def table(self, ready: dict[str, Result]) -> tuple[DataFrame, Path]:
+        """The rows of finished points in the order of the grid, and the CSV file with them.
 
         Columns before an experiment's own are the parameters that were swept and are none of its columns; the last, where a
         clock ran, is the worker that measured.
         """
-        lines, ready = list[dict[str, Any]](), self.finished()
+        import pandas
+
+        lines = list[dict[str, Any]]()
         for point in self.points:
             rows, origin = ready.get(point.key, ([], {}))
-            who = {"worker": origin["variables"].get(WORKER)} if rows and (self.subject.timed or self.subject.text) else {}
+            who = {"worker": origin["variables"].get(WORKER)} if rows and (self.experiment.measured or self.text) else {}
             swept = {name: _plain(point.params[name]) for name in point.values}
             lines += [{**swept, **{name: _plain(value) for name, value in row.items()}, **who} for row in rows]
-        with io.StringIO(newline="") as text:
-            names = dict.fromkeys(name for line in lines for name in line)
-            sheet = csv.DictWriter(text, list(names), lineterminator="\n")
-            sheet.writeheader()
-            sheet.writerows(lines)
-            with made(self.out):
-                write_text(text.getvalue(), self.out / TABLE)
-        return lines, self.out / TABLE
-
-
-@cache
-def _result(subject: Any, path: Path, written: int) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """A result, read once until it is written again."""
-    return subject.read(path)
+        found = pandas.DataFrame(lines, dtype=object)
+        with made(self.out):
+            write_text(found.to_csv(index=False), self.out / TABLE)
+        return found, self.out / TABLE
 
 
 def _plain(value: Any) -> Any:
     """A list of one as its member, a longer one by commas."""
     return ",".join(map(str, value)) if isinstance(value, (list, tuple)) else value
+
+
+def _literal(text: str) -> Any:
+    """The value that Python writes so, else the text."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text

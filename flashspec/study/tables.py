@@ -1,7 +1,4 @@
-"""Tables on disk: one Parquet file each, typed rows, origin in the metadata, and a digest over every byte.
-
-An unfinished table is a journal: its finished points, a line and its digest each, held by one process at a time.
-"""
+"""Tables on disk: one Parquet file each, typed rows, origin in the metadata, and a digest over every byte."""
 
 from __future__ import annotations
 
@@ -9,7 +6,8 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import MISSING, dataclass, fields
 from functools import cached_property
@@ -17,6 +15,8 @@ from operator import methodcaller
 from pathlib import Path
 from types import NoneType
 from typing import IO, Any, get_args
+
+import numpy as np
 
 from flashspec import provenance
 from flashspec.models.folder import first_line
@@ -50,11 +50,11 @@ class Results:
         return provenance.describe(self.origin)
 
 
-def default_root() -> Path:
-    """FLASHSPEC_RESULTS, else book/results of the nearest folder upwards that has a book."""
+def default_root(here: Path | None = None) -> Path:
+    """FLASHSPEC_RESULTS, else book/results of the nearest folder upwards from `here` that has a book."""
     if named := os.environ.get("FLASHSPEC_RESULTS"):
         return Path(named)
-    here = Path.cwd()
+    here = here or Path.cwd()
     home = next((folder for folder in (here, *here.parents) if (folder / "book").is_dir()), here)
     return home / "book" / "results"
 
@@ -81,11 +81,12 @@ def cells(row: Any, kind: type) -> dict[str, Any]:
 
 def write(path: Path, kind: type, rows: Sequence[Any], origin: dict[str, Any]) -> Results:
     """Store a table in one step: temporary name, flush, rename."""
+    lines = [cells(row, kind) for row in rows]
     origin = {**origin, "schema": SCHEMA, "rows": len(rows), "columns": list(columns(kind))}
-    data = _sealed(kind, rows, origin)
+    data = _sealed(kind, lines, origin)
     with made(path.parent), replaced(path) as part:
         part.write_bytes(data)
-    return Results(tuple(rows), origin, path)
+    return Results(tuple(kind(**line) for line in lines), origin, path)
 
 
 def read(path: Path, kind: type) -> Results | None:
@@ -125,6 +126,16 @@ def opened(path: Path) -> tuple[Any, dict[str, Any]]:
     return table, origin
 
 
+def consistent(path: Path) -> tuple[Any, dict[str, Any]]:
+    """Table and origin of a file; Refused where they are damaged, or the origin is about another file."""
+    table, facts = opened(path)
+    here = (path.parent.name, path.stem.partition("-")[0])
+    said = (facts.get("experiment", here[0]), facts.get("key", here[1]))
+    if said != here and path.parent.name != "points":  # where a sweep names the files
+        raise Refused(f"table {path.name} in {path.parent.name} calls itself {'/'.join(said)}: put it back, or restore it")
+    return table, facts
+
+
 def intact(data: bytes) -> bool:
     """Whether the bytes of a file still match its digest."""
     at = data.rfind(SEAL) + len(SEAL)
@@ -133,23 +144,57 @@ def intact(data: bytes) -> bool:
 
 
 def listed(root: Path | None = None) -> DataFrame:
-    """One line per stored table: what it is, where, when, from which code and in how many seconds it was made."""
+    """One line per stored table: what it is, and where, when, from which code and how fast it was made."""
     columns, lines = ["table", "rows", "kind", "origin", "commit", "seconds"], []
-    for path in sorted((root or default_root()).glob("*/*.parquet")):
+    for path in sorted((root or default_root()).rglob("*.parquet")):
         facts = opened(path)[1]
         kind = "measured" if facts["measured"] else "function of the source"
         commit = (facts.get("commit") or "unknown")[:8] + (" and changes" if facts.get("dirty") else "")
-        made = (provenance.describe(facts), commit, round(facts["duration_s"]))
+        made = (provenance.describe(facts), commit, round(facts.get("duration_s", 0)))
         lines.append((f"{path.parent.name}/{path.stem}", facts["rows"], kind, *made))
     return framed(lines, columns).set_index("table")
 
 
-def _sealed(kind: type, rows: Sequence[Any], origin: dict[str, Any]) -> bytes:
+def unlike_facts(one: Mapping[str, Any], other: Mapping[str, Any]) -> Iterator[str]:
+    """One sentence for each parameter and each fact of the origin that two tables, A and B, do not share."""
+    import pandas
+
+    flat = [pandas.json_normalize(dict(facts)).to_dict("records")[0] for facts in (one, other)]
+    for name in sorted({*flat[0], *flat[1]}):
+        if flat[0].get(name, flat) != flat[1].get(name, flat):
+            here, there = (f"{facts[name]!r:.200}" if name in facts else "not said" for facts in flat)
+            what = f"parameter {name[7:]}" if name.startswith("params.") else f"origin: {name}"
+            yield f"{what} is {here} in A and {there} in B"
+
+
+def unlike_rows(one: DataFrame, other: DataFrame, near: float = 0.0) -> Iterator[str]:
+    """One sentence for each difference between two tables' rows; numbers are equal within `near`, relative."""
+    for name, here, there in (("A", one, other), ("B", other, one)):
+        if alone := [column for column in here if column not in there]:
+            yield f"{name} alone has the columns {', '.join(alone)}"
+    shared = [column for column in one if column in other]
+    if len(one) != len(other):
+        words = one[shared].select_dtypes(exclude="floating").columns  # what no clock moves
+        mine, theirs = (Counter(map(tuple, frame[words].astype(str).to_numpy())) for frame in (one, other))
+        apart = f"{(mine - theirs).total()} rows are in A alone, {(theirs - mine).total()} rows are in B alone"
+        yield f"A has {len(one)} rows and B has {len(other)}: {apart}"
+        return
+    for column in shared:
+        here, there = one[column].to_numpy(), other[column].to_numpy()
+        like = (here == there) | (one[column].isna() & other[column].isna()).to_numpy()
+        if near and here.dtype.kind == there.dtype.kind == "f":
+            like |= np.isclose(here, there, rtol=near, atol=0)
+        if len(rows := np.flatnonzero(~like)):
+            said = f"first in row {rows[0]}, {here[rows[0]]} in A and {there[rows[0]]} in B"
+            yield f"{column} differs in {len(rows)} of {len(one)} rows, {said}"
+
+
+def _sealed(kind: type, lines: list[dict[str, Any]], origin: dict[str, Any]) -> bytes:
     import pyarrow
     from pyarrow import parquet
 
     fields = [pyarrow.field(name, getattr(pyarrow, ARROW[of])(), optional) for name, (of, optional) in columns(kind).items()]
-    table = pyarrow.Table.from_pylist([cells(row, kind) for row in rows], pyarrow.schema(fields))
+    table = pyarrow.Table.from_pylist(lines, pyarrow.schema(fields))
     sink = pyarrow.BufferOutputStream()
     with parquet.ParquetWriter(sink, table.schema, compression="zstd", store_schema=False) as writer:
         writer.write_table(table)
@@ -161,81 +206,31 @@ def _sealed(kind: type, rows: Sequence[Any], origin: dict[str, Any]) -> bytes:
     return data[:at] + hashlib.sha256(data).hexdigest().encode() + data[at + 64 :]
 
 
-class Journal:
-    """Rows of finished points by their keys, as an open file holds them, each line sealed by a digest.
-
-    A last line that was cut goes. Finished points under another header, or after a damaged line, are kept in a file of
-    their own, and a warning names it.
-    """
-
-    def __init__(self, file: IO[bytes], path: Path, header: dict[str, Any]) -> None:
-        file.seek(0)
-        data, self._file = file.read(), file
-        lines, kept = data.split(b"\n"), list(_sound(data))
-        ours = kept[:1] == [header]
-        used = len(kept) if ours else 0
-        if len(lines) - 1 > max(used, 1):
-            aside = path.with_suffix(f".{hashlib.sha256(data).hexdigest()[:12]}.jsonl")
-            with replaced(aside) as part:
-                part.write_bytes(data)
-            words = "finished points of other code, another machine or other columns, or damaged ones"
-            warnings.warn(f"{path.name} held {words}: they are kept in {aside.name} and measured again", stacklevel=6)
-        file.truncate(sum(len(line) + 1 for line in lines[:used]))
-        self.done: dict[str, list[Any]] = {line["point"]: line["rows"] for line in kept[1:used]}
-        if not ours:
-            self._append(header)
-
-    def add(self, point: str, rows: list[Any]) -> None:
-        """Record a finished point, flushed to disk before the next one starts."""
-        self._append({"point": point, "rows": rows})
-        self.done[point] = rows
-
-    def _append(self, line: dict[str, Any]) -> None:
-        text = json.dumps(line).encode()
-        self._file.write(b"%s\t%s\n" % (text, _seal(text)))
-        self._file.flush()
-        os.fsync(self._file.fileno())
-
-
 @contextmanager
-def journal(path: Path, header: dict[str, Any]) -> Iterator[Journal]:
-    """A file's journal, held by one process at a time on whichever machine; only a failure after the first row keeps it."""
-    with made(path.parent), _locked(path) as file:
-        found = None
+def held(place: Path, wait: bool = True) -> Iterator[None]:
+    """A place for one process at a time on any machine; another one waits with a warning, or is Refused."""
+    lock = place.with_name(f"{place.name}.lock")
+    with made(place.parent), _locked(lock, wait):
         try:
-            yield (found := Journal(file, path, header))
-        except BaseException:
-            if not (any(found.done.values()) if found else b"\n" in path.read_bytes()):
-                path.unlink(missing_ok=True)
-            raise
-        path.unlink(missing_ok=True)
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
 
 
-def _locked(path: Path) -> IO[bytes]:
-    """The file, made where there is none, open and locked; a warning where another process holds it and this one waits."""
+def _locked(lock: Path, wait: bool) -> IO[bytes]:
+    """The file, made where there is none, open and locked."""
     import fcntl
 
     while True:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.parent.mkdir(parents=True, exist_ok=True)
         with suppress(FileNotFoundError):  # whoever held it has finished and removed it, or its folder
-            file = path.open("a+b")
+            file = lock.open("ab")
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
+                if not wait:
+                    raise Refused(f"another runner is at work in {lock.parent}; wait for it, or give another --out") from None
                 warnings.warn("another process is measuring this table: waiting for it", stacklevel=5)
                 fcntl.flock(file, fcntl.LOCK_EX)
-            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            if os.path.samestat(os.fstat(file.fileno()), lock.stat()):
                 return file
-
-
-def _sound(data: bytes) -> Iterator[dict[str, Any]]:
-    """The lines of a journal, up to the first that is cut, damaged or unreadable."""
-    for line in data.split(b"\n")[:-1]:
-        text, _, seal = line.rpartition(b"\t")
-        if seal != _seal(text):
-            return
-        yield json.loads(text)
-
-
-def _seal(text: bytes) -> bytes:
-    return hashlib.sha256(text).hexdigest()[:16].encode()

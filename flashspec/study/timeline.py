@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from flashspec.decoding.generate import Output
-from flashspec.decoding.state import Event
-from flashspec.decoding.words import SHADES, Said
+from flashspec.decoding.cascade import Event
+from flashspec.decoding.generate import SHADES, Output, Said
 from flashspec.study.frames import DataFrame, groups, having
+from flashspec.study.quote import named
 from flashspec.study.stages import PARTS, seconds_by_part
-from flashspec.study.style import named
 from flashspec.study.tables import Results
 
 PAGE = Path(__file__).parents[1] / "data" / "timeline.html"
@@ -51,23 +50,23 @@ def script() -> str:
     return page[page.index("<script>") : page.index("</script>") + len("</script>")]
 
 
-def part_of(event: Event, last: int) -> str:
-    """What an action is a part of; empty for a reader that catches up within the time of another one's action."""
-    if not event.adds:
-        return "final token" if event.stage == last else ""
-    if not event.stage:
-        return "drafting" if last else "plain steps"
-    return "full checks" if event.stage == last else "middle checks"
-
-
 def spans(decode: Decode) -> list[Span]:
-    """The actions of a decode one after the other, each as long as its part is said to take."""
+    """The actions of a decode one after the other, each as long as its part is said to take.
+
+    A reader that catches up does so within the time of another one's action, and has none of its own.
+    """
     last, at, done, found = max((event.stage for event in decode.events), default=0), 0.0, 0, list[Span]()
     for event, words in zip(decode.events, decode.words, strict=True):
-        if part := part_of(event, last):
-            end = at + decode.seconds.get(part, 1.0) * max(1, event.adds)
-            found.append(Span(part, at, end, done + (part != "final token"), event, words))
-            at, done = end, done + (event.stage == last and event.adds > 0)
+        top = event.stage == last
+        if event.adds:
+            part = ("full checks" if top else "middle checks") if event.stage else "drafting" if last else "plain steps"
+        elif top:
+            part = "final token"
+        else:
+            continue
+        end = at + decode.seconds.get(part, 1.0) * max(1, event.adds)
+        found.append(Span(part, at, end, done + (part != "final token"), event, words))
+        at, done = end, done + (top and event.adds > 0)
     return found
 
 
@@ -79,21 +78,18 @@ class Timeline:
     prompt: str = ""
     source: str = ""
 
-    @property
-    def spans(self) -> dict[str, list[Span]]:
-        """The actions of each decode, by its name."""
-        return {decode.name: spans(decode) for decode in self.decodes}
-
     def _repr_html_(self) -> str:
         import jinja2
 
-        top, drawn, every = 0, list[dict[str, Any]](), [action for actions in self.spans.values() for action in actions]
-        for name, actions in self.spans.items():
+        top, drawn, lengths = 0, list[dict[str, Any]](), list[float]()
+        for decode in self.decodes:
+            actions = spans(decode)
             lanes = [part for part in LANES if any(action.part == part for action in actions)]
-            drawn.append({"name": name or "decode", "top": top, "lanes": lanes, "actions": actions})
+            drawn.append({"name": decode.name or "decode", "top": top, "lanes": lanes, "actions": actions})
             top += ROW * (1 + len(lanes))
-        total, shortest = max(action.end for action in every), min(action.end - action.start for action in every)
-        width = min(max(LEAST * total / shortest, NARROW), WIDE)
+            lengths += [action.end - action.start for action in actions]
+        total = max(each["actions"][-1].end for each in drawn)
+        width = min(max(LEAST * total / min(lengths), NARROW), WIDE)
         unit = "ms" if all(decode.seconds for decode in self.decodes) else "forwards"
         facts = {"decodes": drawn, "height": top, "width": width, "scale": width / total, "ticks": ticks(total, width / 90)}
         looks = {"row": ROW, "lanes": LANES, "colours": SPENT, "shades": SHADES, "unit": unit, "of": 1000 if unit == "ms" else 1}
@@ -133,14 +129,11 @@ def stored(frame: DataFrame, race: DataFrame | None) -> list[Decode]:
     for who, rows in groups(frame, ["fast", *WHO[:-1], "late", "finalize"]):
         events = [Event._make((*map(int, line), ())) for line in rows[[*Event._fields[:5]]].itertuples(index=False)]
         name = ", ".join(CALLED.get(column, "{}").format(named(str(who[column]))) for column in varied if who[column])
-        seconds = {} if race is None else seconds_of(race, {column: who[column] for column in WHO})
+        seconds = dict[str, float]()
+        if race is not None:
+            ran = race[having(race, {column: who[column] for column in WHO}) & race["step_seconds"].notna()]
+            priced = seconds_by_part(ran.assign(**ONE, actions_2=ran["actions_2"].clip(upper=1)))[list(LANES)].median()
+            seconds = {} if priced.isna().any() else dict(priced)
         found.append(Decode(name if who["fast"] else "plain decoding", events, list(map(json.loads, rows["words"])), seconds))
     timed = [decode for decode in found if decode.seconds]
     return timed if len(timed) > 1 else [decode._replace(seconds={}) for decode in found]
-
-
-def seconds_of(race: DataFrame, who: Mapping[str, Any]) -> dict[str, float]:
-    """Median seconds of one action of each part, timed alone in a race of these models and settings; empty if none was."""
-    rows = race[having(race, who) & race["step_seconds"].notna()]
-    priced = seconds_by_part(rows.assign(**ONE, actions_2=rows["actions_2"].clip(upper=1)))[list(LANES)].median()
-    return {} if priced.isna().any() else {str(part): float(seconds) for part, seconds in priced.items()}

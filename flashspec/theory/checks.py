@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any, TypeVar
 
 N = TypeVar("N", int, float)
@@ -37,6 +38,12 @@ def at_least(params: Any, **least: int) -> None:
         values = value if isinstance(value, (tuple, list)) else (value,)
         if not values or min(values) < low:
             raise ValueError(f"{name} must be at least {low}, got {min(values) if values else 'none'}")
+
+
+def one_of(name: str, value: Any, known: Iterable[str]) -> None:
+    """Refuse a value that is not known."""
+    if value not in (choices := tuple(known)):
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
 
 
 def check_smaller(draft: int, target: int) -> None:

@@ -1,6 +1,6 @@
 """Which technique pays, and by how much, for costs and acceptances that are given as plain numbers.
 
-The book's decision page runs these functions, and those that they call, as JavaScript (`study.javascript`).
+The book's decision page has the same formulas in `book/_static/decision.js`, which a test holds against these.
 """
 
 from __future__ import annotations

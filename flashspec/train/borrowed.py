@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from flashspec.decoding.models import check_pair, load
-from flashspec.decoding.vocabulary import check_tokenizers
-from flashspec.models.borrowed import opened, save_borrowed
+from flashspec.models.checkpoint import opened, save_borrowed
+from flashspec.models.tokenizer import check_tokenizers
 from flashspec.models.transformer import Layer, Transformer
 from flashspec.models.writing import carry, fresh_folder, write_digests, write_json
 from flashspec.train.conversations import TEXTS, LessonRecipe, taught

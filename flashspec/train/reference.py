@@ -18,8 +18,7 @@ import numpy as np
 import torch
 
 from flashspec.heads.dense import DenseHead
-from flashspec.heads.flash import FlashHead
-from flashspec.heads.recall import calibrate_always
+from flashspec.heads.flash import FlashHead, calibrate_always
 from flashspec.models.family import Design
 from flashspec.models.transformer import Transformer
 from flashspec.models.writing import fresh_folder, write_digests, write_text

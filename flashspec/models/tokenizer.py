@@ -1,12 +1,15 @@
-"""A GGUF file's tokenizer and chat template, for the `tokenizers` library."""
+"""Tokenizers, read from a folder or a GGUF file, and whether models share one vocabulary."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flashspec.models.gguf import Gguf
+from flashspec.models.checkpoint import speaker
+from flashspec.models.folder import GGUF
+from flashspec.models.gguf import Gguf, opened
 
 DIGITS_AND_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{{{digits}}}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -16,9 +19,72 @@ PROBE = "It's 12345 x\t\tWE'LL  go!?\r\n\n  Größe e\u0301 नमस्ते, 
 PRE = ("gpt-2", "smollm", *SPLITS)
 SPECIAL = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "sep_token": "seperator", "pad_token": "padding"}
 CONTROL, USER, UNUSED = 3, 4, 5  # types of tokens
+SHOWN = 8  # ids that a refusal names
 
 
-def tokenizer(file: Gguf) -> Any:
+def words_of(folder: Path) -> dict[int, str]:
+    """The token of every id, empty without a tokenizer; ValueError where its file is damaged."""
+    folder = speaker(folder)
+    if folder.suffix == GGUF:
+        return _words(opened(folder))
+    made = tokenizer_of(folder)
+    return {i: token for token, i in made.get_vocab().items()} if made else {}
+
+
+def tokenizer_of(folder: Path) -> Any:
+    """The tokenizer of a checkpoint, None where it has none; ValueError where its file is damaged."""
+    from tokenizers import Tokenizer
+
+    folder = speaker(folder)
+    if folder.suffix == GGUF:
+        return from_gguf(opened(folder))
+    path = folder / "tokenizer.json"
+    if not path.exists():
+        return None
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises nothing narrower
+        said = " ".join(str(error).split())
+        raise ValueError(f"{path} is not a tokenizer that can be read ({said}); copy the file again from its source") from None
+
+
+def check_tokenizers(target: Path, draft: Path) -> None:
+    """Refuse two folders whose tokenizers give one id to different tokens."""
+    mine, theirs = words_of(target), words_of(draft)
+    if not mine or not theirs or mine == theirs:
+        return
+    wrong = sorted(i for i in mine.keys() | theirs.keys() if mine.get(i) != theirs.get(i))
+    here, there = (words.get(wrong[0], "nothing") for words in (mine, theirs))
+    named = ", ".join(map(str, wrong[:SHOWN])) + (", ..." if len(wrong) > SHOWN else "")
+    raise ValueError(
+        f"draft and target have different vocabularies ({len(wrong)} ids differ: {named}; id {wrong[0]} is {here!r} in the "
+        f"target and {there!r} in the draft); use models of one tokenizer"
+    )
+
+
+def cut_padding(models: Mapping[str, Any], folders: Mapping[str, Path]) -> tuple[str, ...]:
+    """Cut models of one tokenizer to the smallest vocabulary among them; returns the roles that were cut.
+
+    Does nothing for a folder without tokenizer; ValueError for fewer rows than a tokenizer has ids.
+    """
+    sizes = {role: model.config.vocab_size for role, model in models.items()}
+    smallest = min(sizes, key=lambda role: sizes[role])
+    longer = tuple(role for role, size in sizes.items() if size > sizes[smallest])
+    words = [words_of(folders[role]) for role in models] if longer else []
+    if not longer or not all(words):
+        return ()
+    known = max(max(found) for found in words) + 1
+    if sizes[smallest] < known:
+        raise ValueError(
+            f"the {smallest} has rows for {sizes[smallest]} ids and its tokenizer knows {known}; "
+            "the weights and tokenizer.json belong to different models: copy the folder again from its source"
+        )
+    for role in longer:
+        models[role].cut_vocabulary(sizes[smallest])
+    return longer
+
+
+def from_gguf(file: Gguf) -> Any:
     """The file's byte-level tokenizer as a tokenizers.Tokenizer; ValueError for one of another kind."""
     from tokenizers import AddedToken, processors
 
@@ -29,7 +95,7 @@ def tokenizer(file: Gguf) -> Any:
             "give the prompt as token ids, or the model's Hugging Face folder"
         )
     tokens, kinds = _texts(file, "tokens"), file.facts.get("tokenizer.ggml.token_type", [])
-    ids = {token: i for i, token in words(file).items()}
+    ids = {token: i for i, token in _words(file).items()}
     merges = [(left, right) for left, _, right in (pair.partition(" ") for pair in _texts(file, "merges"))]
     try:
         made = _blank(pre, ids, merges)
@@ -46,7 +112,7 @@ def tokenizer(file: Gguf) -> Any:
 
 
 def pre_of(tokenizer: Any, told: Path) -> str:
-    """GGUF's name for how a byte-level tokenizer, read from `told`, splits texts; ValueError for an unknown way."""
+    """GGUF's name for how a tokenizer, read from `told`, splits texts; ValueError for an unknown way."""
     raw = json.loads(tokenizer.to_str())
     pieces = _pieces(tokenizer) if raw["model"]["type"] == "BPE" and not raw["model"]["byte_fallback"] else None
     for pre in PRE:
@@ -60,8 +126,7 @@ def _pieces(tokenizer: Any) -> list[str]:
     return [piece for piece, _ in tokenizer.pre_tokenizer.pre_tokenize_str(text)] if tokenizer.pre_tokenizer else [text]
 
 
-def words(file: Gguf) -> dict[int, str]:
-    """The token of every id that has one; empty where the file has no tokens."""
+def _words(file: Gguf) -> dict[int, str]:
     kinds = file.facts.get("tokenizer.ggml.token_type", [])
     tokens = file.facts.get("tokenizer.ggml.tokens", [])
     return {i: token for i, token in enumerate(tokens) if i >= len(kinds) or kinds[i] != UNUSED}
