@@ -40,6 +40,6 @@ def groups(table: DataFrame, by: Sequence[str], sort: bool = True) -> Iterator[t
 
 
 def pivoted(table: DataFrame, down: Sequence[str], across: str, values: str) -> DataFrame:
-    """The first value for each line and column, with the values of `down` as columns too."""
-    found = table.groupby([*down, across], dropna=False)[values].first().unstack(across)
-    return found.reset_index().rename_axis(columns=None)
+    """The first value for each line and column, lines in their order, with the values of `down` as columns too."""
+    found = table.groupby([*down, across], dropna=False)[values].first().unstack(across).reset_index()
+    return table[list(down)].drop_duplicates().merge(found, on=list(down))
