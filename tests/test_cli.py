@@ -36,12 +36,14 @@ def write(folders, cli):
 
 
 @pytest.fixture
-def toy(monkeypatch, tmp_path):
+def toy(tmp_path):
     made = Experiment("toy", Params, Row, lambda params: [Row(params.k, 0.5)], measured=False, presets={"smoke": Params(k=1)})
-    for name in list(EXPERIMENTS):
-        monkeypatch.delitem(EXPERIMENTS, name)
-    monkeypatch.setitem(EXPERIMENTS, "toy", made)
-    return ["--results", str(tmp_path / "results")]
+    known = dict(EXPERIMENTS)
+    EXPERIMENTS.clear()
+    EXPERIMENTS["toy"] = made
+    yield ["--results", str(tmp_path / "results")]
+    EXPERIMENTS.clear()
+    EXPERIMENTS.update(known)  # in their order
 
 
 def test_every_command_says_what_it_is_for(cli):
