@@ -154,7 +154,7 @@ def test_one_value_is_a_list_of_one_and_fresh_reaches_the_notebooks_that_know_it
 def test_a_notebook_runs_again_only_where_what_it_is_made_of_changed(tmp_path, monkeypatch):
     monkeypatch.setenv("FLASHSPEC_RESULTS", str(tmp_path / "results"))
     source, out, runs = notebook(tmp_path / "in", "print(k)"), tmp_path / "out", []
-    monkeypatch.setattr("papermill.execute_notebook", lambda given, made, **_: runs.append(shutil.copy(given, made)))
+    monkeypatch.setattr("papermill.execute_notebook", lambda given, made, *_, **__: runs.append(shutil.copy(given, made)))
     steps = [{}, {}, {"values": {"k": 5}}, {"values": {"k": 5}}, {"values": {"k": 5}, "fresh": True}, {}, {}]
     for step, times in zip(steps, (1, 1, 2, 2, 3, 4, 4), strict=True):
         (page,) = books.execute_all([source], out, **step)
