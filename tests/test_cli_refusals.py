@@ -35,7 +35,7 @@ DESIGN = "draft design --target {target} TEXT --length 16 --prompt 4 --written 2
 EXITS = "train exits --target {target} TEXT --steps 1"
 RANK = "draft rank --draft {draft} TEXT"
 HUGE = "99999999999999999999"
-PLACES = {"parens": "(" * 300, "brackets": "[" * 5000, "shipped": SHIPPED, "package": SHIPPED.parent}
+PLACES = {"parens": "(" * 300, "brackets": "[" * 1500, "shipped": SHIPPED, "package": SHIPPED.parent}
 CASES = {  # a command's beginning, and ends that make it wrong => words of the sentence that says so
     "":
         "frob => No such command | generate => give a prompt | doctor now | list all | run race --kk 3 => No such option | "
