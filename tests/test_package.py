@@ -12,7 +12,7 @@ from shelf import digest, listing, refused, train_tokenizer
 
 import flashspec
 from flashspec import provenance
-from flashspec.models.writing import UNFINISHED, fresh_folder, new_file, replaced, write_digests
+from flashspec.models.writing import UNFINISHED, check_free, fresh_folder, new_file, replaced, write_digests
 from flashspec.train.corpus import write_tokenizer
 
 
@@ -147,14 +147,10 @@ def test_what_somebody_puts_there_meanwhile_is_kept(tmp_path):
     assert mine.read_text() == "keep me"
 
 
-def test_only_a_record_of_ours_is_replaced(tmp_path):
-    out = tmp_path / "record"
-    out.mkdir()
-    (out / "proposals.json").write_text("{}")
-    with fresh_folder(out, ours="proposals.json") as part:
-        (part / "proposals.json").write_text("[]")
-    assert (out / "proposals.json").read_text() == "[]"
-    (out / "model.gguf").write_text("weights")
-    for ours in ("", "proposals.json"):
-        with TAKEN, fresh_folder(out, ours=ours):
-            pass
+def test_only_a_record_of_ours_may_be_used_again(tmp_path):
+    (tmp_path / "corpus.json").write_text("{}")
+    check_free(tmp_path, ours="corpus.json")
+    (tmp_path / "model.gguf").write_text("weights")
+    for ours in ("", "corpus.json"):
+        with TAKEN:
+            check_free(tmp_path, ours=ours)
