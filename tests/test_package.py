@@ -12,7 +12,7 @@ from shelf import refused, train_tokenizer
 
 import flashspec
 from flashspec import provenance
-from flashspec.models.writing import UNFINISHED, fresh_folder, new_file, replaced
+from flashspec.models.writing import UNFINISHED, check_free, fresh_folder, new_file, replaced
 from flashspec.train.corpus import write_tokenizer
 
 
@@ -107,14 +107,10 @@ def test_what_is_hidden_is_no_less_its_owners(tmp_path, hidden):
     assert taken.read_text() == beside.read_text() == "keep me" and (tmp_path / "new" / "whole").exists()
 
 
-def test_only_a_record_of_ours_is_replaced(tmp_path):
-    out = tmp_path / "record"
-    out.mkdir()
-    (out / "proposals.json").write_text("{}")
-    with fresh_folder(out, ours="proposals.json") as part:
-        (part / "proposals.json").write_text("[]")
-    assert (out / "proposals.json").read_text() == "[]"
-    (out / "model.gguf").write_text("weights")
-    for ours in ("", "proposals.json"):
-        with TAKEN, fresh_folder(out, ours=ours):
-            pass
+def test_only_a_record_of_ours_may_be_used_again(tmp_path):
+    (tmp_path / "corpus.json").write_text("{}")
+    check_free(tmp_path, ours="corpus.json")
+    (tmp_path / "model.gguf").write_text("weights")
+    for ours in ("", "corpus.json"):
+        with TAKEN:
+            check_free(tmp_path, ours=ours)
