@@ -14,7 +14,7 @@ from flashspec.decoding.method import Method
 from flashspec.heads import registry
 from flashspec.measure import planning
 from flashspec.measure.costs import SETTLING, PairCosts, name_of, parts_of, pass_bytes, timed_turn
-from flashspec.measure.planning import Given, Question, Texts, advise, forecast, head_cases, observe, shape_costs, stated_costs
+from flashspec.measure.planning import Given, Question, Replayed, advise, forecast, head_cases, observe, shape_costs, stated_costs
 from flashspec.measure.prompts import Prompt
 from flashspec.models.synthetic import synthetic
 from flashspec.study import advice
@@ -64,10 +64,10 @@ def test_a_burst_is_no_multiple_of_a_token():
 
 
 def test_the_interval_grows_with_the_noise_and_an_interval_that_holds_one_is_unclear():
-    texts = Texts({"dense": [[float((i + j) % 3 > 0) for j in range(40)] for i in range(4)]})
+    texts = Replayed({"dense": [[float((i + j) % 3 > 0) for j in range(40)] for i in range(4)]})
     widths = [(f := forecast(noisy(s), texts, Method("model"))).speedup.high - f.speedup.low for s in (0.0, 0.1)]
     assert widths[0] < widths[1]
-    mixed = Texts({"dense": [[0.0] * 40, [1.0] * 40, [0.0] * 40]})
+    mixed = Replayed({"dense": [[0.0] * 40, [1.0] * 40, [0.0] * 40]})
     assert advice.verdict(advise(stated(), mixed, QUESTION.methods)[0]).startswith("no gain shown (the interval holds 1)")
 
 
@@ -126,7 +126,7 @@ def test_a_head_pays_exactly_if_its_round_gets_faster_and_the_first_line_says_so
 
 @pytest.mark.parametrize(("seconds", "kept", "pays"), [(0.3, 1.0, False), (0.11, 1.0, True), (0.25, 0.0, False)])
 def test_a_head_that_is_not_cheaper_in_a_burst_or_keeps_too_little_does_not_pay_and_the_dense_one_is_taken(seconds, kept, pays):
-    texts = Texts({"dense": [[1.0] * 40] * 3, "flash P=2": [[kept] * 40] * 3})
+    texts = Replayed({"dense": [[1.0] * 40] * 3, "flash P=2": [[kept] * 40] * 3})
     costs = made(tokens={"dense": 0.3, "flash P=2": seconds})
     first, second, _ = advice.head_lines(head_cases(costs, texts, WRITERS, 3), {})
     if pays:

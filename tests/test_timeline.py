@@ -9,7 +9,7 @@ from browser import overflow
 from test_book import extension
 
 from flashspec import Sampling, load
-from flashspec.decoding.generate import Texts, generate
+from flashspec.decoding.generate import Detokenizer, generate
 from flashspec.study import EXPERIMENTS, figures
 from flashspec.study.stages import PARTS, seconds_by_part
 from flashspec.study.timeline import spans
@@ -29,7 +29,7 @@ def test_a_character_of_several_tokens_is_printed_once_and_whole():
         def decode(self, ids):
             return bytes(ids).decode("utf-8", errors="replace")
 
-    texts = Texts(Bytes())
+    texts = Detokenizer(Bytes())
     pieces = [texts.push(byte) for byte in "aé€b".encode()]
     assert pieces == ["a", "", "é", "", "", "€", "b"]
 

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from flashspec.cli.flags import COUNT, DRAFT, DTYPE, PRECISION, PROMPTS, TARGET, At, Value, busy, given, option, with_flags
 from flashspec.decoding.cascade import Event
-from flashspec.decoding.generate import Request, Stats, Texts, count, kinds, own_method, request, weak_exit
+from flashspec.decoding.generate import Detokenizer, Request, Stats, count, kinds, own_method, request, weak_exit
 from flashspec.decoding.method import METHODS, Method, method_named
 from flashspec.decoding.models import Models, folder_of, load, own_draft
 from flashspec.measure.prompts import load_prompts
@@ -47,7 +47,7 @@ class Done(NamedTuple):
 
 def stream(models: Models, ready: Request, show: bool, heard: bool = True) -> Done:
     """Decode; print tokens as they become final, if they are to be heard."""
-    texts, events, tokens, seconds, steps = Texts(models), list[Event](), list[int](), 0.0, ready.steps()
+    texts, events, tokens, seconds, steps = Detokenizer(models), list[Event](), list[int](), 0.0, ready.steps()
     while True:
         start = time.perf_counter()
         step = next(steps, None)

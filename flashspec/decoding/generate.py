@@ -67,7 +67,7 @@ class Words(NamedTuple):
     alone: Mapping[int, str] = {}
 
 
-class Texts:
+class Detokenizer:
     """Ids to text piece by piece, in whole characters; without a tokenizer the ids themselves."""
 
     def __init__(self, models: Models) -> None:
@@ -206,6 +206,6 @@ def generate(
     if weak := weak_exit(ready.method, events):
         warnings.warn(weak, stacklevel=2)
     rejected = {token for event in events for token in event.asked[event.kept :]}
-    alone = {token: Texts(models).push(token) or "\ufffd" for token in sorted(rejected)}
-    words = Words(models.decode(ready.ids), tuple(map(Texts(models).push, tokens)), alone)
+    alone = {token: Detokenizer(models).push(token) or "\ufffd" for token in sorted(rejected)}
+    words = Words(models.decode(ready.ids), tuple(map(Detokenizer(models).push, tokens)), alone)
     return Output(models.decode(tokens), tokens, events, count(events, len(tokens), len(ready.stages)), words)

@@ -82,7 +82,7 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Texts:
+class Replayed:
     """Known texts, and each writer's chance of drafting each of their tokens."""
 
     chances: Mapping[str, Sequence[Shares]]
@@ -114,7 +114,7 @@ class Given:
         return [Counts(1.0 / tar, method.k / tar, 1.0 - 1.0 / tar, 1)] * 3
 
 
-Acceptance = Texts | Given  # where tokens per check come from
+Acceptance = Replayed | Given  # where tokens per check come from
 
 
 class Forecast(NamedTuple):
@@ -166,7 +166,9 @@ def advise(pair: PairCosts, acceptance: Acceptance, methods: Sequence[Method]) -
     return [forecast(pair, acceptance, method) for method, _ in ranked(pair, acceptance, methods)]
 
 
-def written(models: Models, question: Question, prompts: Sequence[Prompt], say: Say) -> Iterator[tuple[tuple[int, ...], Texts]]:
+def written(
+    models: Models, question: Question, prompts: Sequence[Prompt], say: Say
+) -> Iterator[tuple[tuple[int, ...], Replayed]]:
     """The first text with its prompt, and the writers' chances on all texts, which grow by thirds."""
     grown, left = list(prompts), question.new_tokens
     chances = {writer: [list[float]() for _ in prompts] for writer in question.writers}
@@ -179,12 +181,12 @@ def written(models: Models, question: Question, prompts: Sequence[Prompt], say: 
             for writer, found in chances.items():
                 found[number] += replay_text(told, models, writer, question.sampling)
         left -= new
-        yield grown[0].ids, Texts({name_of(writer): tuple(map(tuple, found)) for writer, found in chances.items()})
+        yield grown[0].ids, Replayed({name_of(writer): tuple(map(tuple, found)) for writer, found in chances.items()})
 
 
 def observe(
     models: Models, question: Question, prompts: Sequence[Prompt], until: float = math.inf, say: Say = print
-) -> Iterator[tuple[PairCosts, Texts]]:
+) -> Iterator[tuple[PairCosts, Replayed]]:
     """Costs of a pair on this machine, and its writers' chances on the target's texts, turn after turn.
 
     A turn lengthens the texts and times every part once; `say` reports each part of the first turn. Ends after the question's
