@@ -1,10 +1,12 @@
 """Something to sweep over: arithmetic after a nap, as an experiment and as a notebook, that fails in the way it is told to."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from trouble import ipynb, troubled
@@ -55,8 +57,10 @@ def notebook(folder: Path, *more: str, name: str = "nap.ipynb") -> Path:
 
 
 def start(folder: Path, *words: str) -> subprocess.Popen:
-    """A sweep's runner at work in a folder."""
-    return subprocess.Popen([*SWEEP, *words], cwd=folder, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    """A sweep's runner at work in a folder; it hears interrupts even where this process ignores them."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    return subprocess.Popen([*SWEEP, *words], cwd=folder, env=ENV, preexec_fn=heard, **pipes)
 
 
 def sweep(folder: Path, *words: str, limit: float = 600) -> tuple[int, str]:
