@@ -110,6 +110,13 @@ def stamps(out):
     return {path.name: path.stat().st_mtime_ns for path in Path(out).glob("points/*")}
 
 
+def test_a_first_plan_estimates_from_the_stored_tables_of_its_experiment(run):
+    words = (NAME, "-p", "k=1..60", "--plan")
+    assert "about" not in run(*words)[1]
+    EXPERIMENT.run({"nap": 0.3})
+    assert re.search(r"60 points, 0 done, 60 to do, about 00:[1-5]\d with --workers 1", run(*words)[1])
+
+
 @pytest.mark.parametrize("name", NAMES.values())
 def test_finished_points_stay_and_only_new_ones_are_made(name, run):
     words = (name, "--out", "out", "--workers", "1", "-p")

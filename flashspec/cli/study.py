@@ -8,7 +8,6 @@ import sys
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import click
@@ -129,10 +128,8 @@ def sweep_command(name: str, values: tuple[str, ...], **options: Any) -> int:
     ready, workers = sweep.finished(), 1 if sweep.experiment.measured else options["workers"]
     chosen = [point for point in sweep.points if options["only"] in (None, point.key)]
     todo = [point for point in chosen if options["force"] or point.key not in ready]
-    long = ""
-    if ready and todo:
-        each = median(origin["duration_s"] for _, origin in ready.values())
-        long = f", about {tqdm.format_interval(each * len(todo) / workers)} with --workers {workers}"
+    seconds = sweep.seconds_for(todo, ready) if todo else None
+    long = f", about {tqdm.format_interval(seconds / workers)} with --workers {workers}" if seconds else ""
     click.echo(f"{name}: {len(sweep.points)} points, {len(ready)} done, {len(todo)} to do{long}", err=True)
     if options["plan"]:
         return 0

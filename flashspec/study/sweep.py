@@ -14,6 +14,7 @@ from functools import cached_property
 from itertools import product
 from math import prod
 from pathlib import Path
+from statistics import median
 from typing import Any, NamedTuple
 
 from flashspec import provenance
@@ -168,6 +169,21 @@ class Sweep:
                     rows = [{row["name"]: _literal(row["value"]) for row in rows}]
                 found[point.key] = rows, origin
         return found
+
+    def seconds_for(self, waiting: Sequence[Point], ready: dict[str, Result]) -> float | None:
+        """What these points take by the median of stored durations: of finished points, else of the experiment's tables."""
+        origins, took = [origin for _, origin in ready.values()], list[float]()
+        for path in () if origins or self.text else (tables.default_root() / self.experiment.name).glob("*.parquet"):
+            with suppress(Refused):
+                origins.append(tables.opened(path)[1])
+        for origin in origins:
+            with suppress(LookupError, ValueError):
+                took.append(origin["duration_s"] / self._parts(origin["params"]))
+        return median(took) * sum(self._parts(point.params) for point in waiting) if took else None
+
+    def _parts(self, params: dict[str, Any]) -> int:
+        """How many points of its own an experiment makes of parameters."""
+        return len(list(self.experiment.split(self.experiment.parse(params))))
 
     def run(self, engine: Engine, waiting: Sequence[Point], retries: int, seen: Callable[[], Any]) -> dict[str, str]:
         """Make these points; why points failed, by their keys.
