@@ -90,8 +90,8 @@ def small(folders, tmp_path_factory, monkeypatch):
     monkeypatch.setenv("FLASHSPEC_RESULTS", str(tmp_path_factory.getbasetemp() / "chapters-results"))
     quick = {"repeats": 3, "past": 8, "cold_megabytes": 1, "probes": (8, 64), "shortlist": (64,)}
     for name in ("draft_step", "qwen", "formats", "head_cost", "depth_times_head"):
-        monkeypatch.setitem(parts.PRESETS, name, parts.EXPERIMENT.parse({**vars(parts.PRESETS[name]), **quick}))
-    monkeypatch.setitem(recall.PRESETS, "head_build", recall.EXPERIMENT.parse({"rank": 16}))
+        monkeypatch.setitem(parts.EXPERIMENT.presets, name, parts.EXPERIMENT.preset(name, **quick))
+    monkeypatch.setitem(recall.EXPERIMENT.presets, "head_build", recall.EXPERIMENT.parse({"rank": 16}))
     monkeypatch.setattr(compare, "DRAWS", 50)
     ours = {name: str(path) for name, path in folders.items()}
     return SMALL | ours | {f"{side}_{name}": path for side in ("peer", "exit") for name, path in ours.items()}

@@ -35,8 +35,8 @@ def pair(tmp_path_factory):
 
 @pytest.mark.parametrize("k", [None, 1, 4])
 def test_the_token_count_is_fixed_whatever_the_stop_tokens(pair, k):
-    tokens = pair.greedy(PROMPT, 20, k)
-    assert len(tokens) == 20 and tokens == pair.greedy(PROMPT, 20)
+    tokens = pair.greedy(PROMPT, 20, k)["tokens"]
+    assert len(tokens) == 20 and tokens == pair.greedy(PROMPT, 20)["tokens"]
     assert min(tokens) < 48 and len(set(tokens)) > 3
 
 

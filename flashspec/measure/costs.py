@@ -86,7 +86,7 @@ def parts_of(
         longest = bench(replace(writer, k=max(ks)))
         found, name = {k: longest.with_bursts(k) for k in ks}, name_of(writer)
         if not number:
-            groups.append({"finalize": found[ks[0]].step})
+            groups.append({"finalize": found[ks[0]].read})
         for k, one in found.items():
             check = f"{clock.UNUSED} check {k}" if number else f"check {k}"
             groups.append({f"burst {k} {name}": one.burst, check: one.check})

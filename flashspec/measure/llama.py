@@ -38,12 +38,13 @@ class Llama:
         self._process = subprocess.Popen([str(python), str(DRIVER), json.dumps(asked)], stderr=subprocess.DEVNULL, **pipes)
         self._answer()
 
-    def greedy(self, prompt: Iterable[int], new_tokens: int, k: int | None = None, how: str = "draft") -> dict[str, Any]:
+    def greedy(self, prompt: Iterable[int], new_tokens: int, k: int | None = None, lookup: bool = False) -> dict[str, Any]:
         """`new_tokens` tokens after a prompt and the counts rounds, drafted and accepted; plain without `k`.
 
         `prefill_seconds` is the time of reading the prompt. ValueError where the text outgrows the context.
         """
-        call = {"ids": list(prompt), "tokens": new_tokens, "how": how if k else "plain", "k": k or 0}
+        how = "plain" if not k else "lookup" if lookup else "draft"
+        call = {"ids": list(prompt), "tokens": new_tokens, "how": how, "k": k or 0}
         stdin: Any = self._process.stdin
         stdin.write(json.dumps(call) + "\n")
         stdin.flush()

@@ -27,7 +27,7 @@ WALK = 32 << 20
 class Bench:
     """A decode paused after the first `start` tokens of a text, so that one action of any stage can be repeated.
 
-    The loop's own actions are timed in the order of a decode: burst, check, step; with an eager final token burst, step, check.
+    The loop's own actions are timed in the order of a decode: burst, check, read; with an eager final token burst, read, check.
     `behind` are the next tokens of the text, which can wait for a check; `proposal` says how they were drawn.
     """
 
@@ -68,11 +68,12 @@ class Bench:
         """Check what waits for a level: the burst just written, or the tokens held before it."""
         return check(self.state, level)
 
-    def step(self) -> None:
-        """Read one token with the target, as eager finalisation does."""
-        reader = self.stages[-1].reader
-        reader.rewind(self.start - 1)
+    def read(self, count: int = 1) -> Tensor:
+        """Read the last `count` tokens again with the target, one as eager finalisation does; returns their rows."""
+        reader, first = self.stages[-1].reader, self.start - count
+        reader.rewind(first)
         reader.read(self.state.tokens[: self.start])
+        return reader.rows[first : self.start]
 
     def project(self) -> Scores:
         """Project the newest row with the writer's head."""

@@ -31,8 +31,8 @@ class Peers:
         for model in (self.target, self.draft):
             model.generation_config.eos_token_id = None  # timed runs emit a fixed number of tokens
 
-    def greedy(self, prompt: Iterable[int], new_tokens: int, k: int | None = None) -> tuple[int, ...]:
-        """Exactly `new_tokens` greedy tokens; with `k`, assisted by the draft on a constant schedule."""
+    def greedy(self, prompt: Iterable[int], new_tokens: int, k: int | None = None) -> dict[str, Any]:
+        """Exactly `new_tokens` greedy `tokens`; with `k`, assisted by the draft on a constant schedule."""
         ids = torch.tensor([list(prompt)])
         settings: dict[str, Any] = {"max_new_tokens": new_tokens, "do_sample": False}
         if k is not None:
@@ -40,7 +40,7 @@ class Peers:
             settings["assistant_model"] = self.draft
         with torch.inference_mode(), _quiet():
             out = self.target.generate(ids, attention_mask=torch.ones_like(ids), **settings)
-        return tuple(out[0, ids.shape[1] :].tolist())
+        return {"tokens": out[0, ids.shape[1] :].tolist()}
 
     @torch.inference_mode()
     def score(self, prefix: Sequence[int], block: int) -> torch.Tensor:

@@ -11,12 +11,11 @@ import re
 import textwrap
 import tomllib
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from flashspec import provenance
-from flashspec.theory.checks import at_least as at_least
 
 NOTHING = ("none", "null", "")
 PRESETS = Path(__file__).parents[1] / "data" / "presets.toml"
@@ -81,14 +80,6 @@ def type_name(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return "one of " + ", ".join(map(repr, get_args(kind)))
     return kind.__name__ if isinstance(kind, type) and not get_args(kind) else str(kind).replace("typing.", "")
-
-
-def among(name: str, values: Iterable[str], known: Iterable[str]) -> None:
-    """Refuse the first value that is not known."""
-    choices = tuple(known)
-    for value in values:
-        if value not in choices:
-            raise ValueError(f"{name} must be among {', '.join(choices)}, got {value!r}")
 
 
 def canonical(params: Any) -> dict[str, Any]:

@@ -12,11 +12,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from flashspec.decoding.method import Method, build
+from flashspec.decoding.models import Models
 from flashspec.heads.candidates import ShortlistHead
-from flashspec.heads.dense import DenseHead
 from flashspec.heads.registry import HEADS, RANKED, VARIANTS, Origin, head_named
 from flashspec.measure import clock
-from flashspec.measure.pieces import Ahead, Ready, checked, one_token, stand_in_flash, stand_in_preview
+from flashspec.measure.parts import Bench, held
+from flashspec.measure.pieces import stand_in_flash, stand_in_preview
 from flashspec.measure.runs import stored_bytes
 from flashspec.models.config import ModelConfig
 from flashspec.models.gguf import opened
@@ -24,9 +26,11 @@ from flashspec.models.gguf_checkpoint import config_of as gguf_config
 from flashspec.models.pairs import PAIRS, published
 from flashspec.models.synthetic import random_rows, reshaped, shape, synthetic
 from flashspec.models.transformer import Transformer
+from flashspec.sampling import Dice
 from flashspec.study.experiment import Experiment, by
-from flashspec.study.parameters import among, at_least, presets_of
+from flashspec.study.parameters import presets_of
 from flashspec.study.racers import dtype_of, format_of, options_of
+from flashspec.theory.checks import among, at_least
 
 PIECES = ("projection", "step", "body", "head", "burst", "check")
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "int4": torch.bfloat16}
@@ -56,9 +60,7 @@ class Params:
     seed: int = 0  # seed of weights and rows
 
     def __post_init__(self) -> None:
-        among("piece", self.piece, PIECES)
-        among("head", self.head, [name for name in HEADS if name != RANKED[1]])
-        among("format", self.format, (*DTYPES, OWN))
+        among(self, piece=PIECES, head=[name for name in HEADS if name != RANKED[1]], format=(*DTYPES, OWN))
         at_least(self, layers=0, spread=1, probes=1, shortlist=1, rows=1, k=1, past=1, cold_megabytes=0, repeats=1)
         for name in self.shape:
             if (name in FILES) != (self.format == (OWN,)):
@@ -171,36 +173,43 @@ def _projections(origin: Origin, facts: dict[str, Any], params: Params) -> Itera
     rows = random_rows(ROWS, origin.weight.shape[1], seed=params.seed + 1).to(origin.weight.device)
     for named, head in heads_over(origin, params):
         cold = {"piece": "projection", "bytes": head.bytes_read(1), "cold_megabytes": params.cold_megabytes}
-        yield Piece({**facts, **named, **cold}, partial(_next_token, head, cycle(rows.split(1)).__next__))
+        yield Piece({**facts, **named, **cold}, partial(best, head, cycle(rows.split(1)).__next__))
 
 
-def _reads(model: Any, facts: dict[str, Any], params: Params, form: str) -> Iterator[Piece]:
+def _reads(model: Transformer, facts: dict[str, Any], params: Params, form: str) -> Iterator[Piece]:
     """Steps, bodies, heads and bursts of a draft, and checks of a target, of this model."""
-    layers = stored_bytes(model.layers)
-    draft = Ready(model, params.past, max(params.k))
+
+    def after(rows: int, **changes: Any) -> Bench:
+        """The model after the past and `rows` tokens more."""
+        ids = [i % model.config.vocab_size for i in range(params.past + rows)]
+        (stage,) = build(Method(), Models(model), context=len(ids) + max(params.k) + 1)
+        return held([stage._replace(**changes)], ids)
+
+    layers, draft = stored_bytes(model.layers), after(1)
     dense = {"head": "dense", "format": form, "rows_scored": model.config.vocab_size}
     if "body" in params.piece:
-        yield Piece({**facts, **dense, "piece": "body", "bytes": layers}, partial(draft.read, 1))
+        yield Piece({**facts, **dense, "piece": "body", "bytes": layers}, draft.read)
     for named, head in heads_over(Origin(model.vocabulary, model.norm), params):
         once = layers + head.bytes_read(1)
         if "step" in params.piece:
-            yield Piece({**facts, **named, "piece": "step", "bytes": once}, partial(_next_token, head, partial(draft.read, 1)))
+            yield Piece({**facts, **named, "piece": "step", "bytes": once}, partial(best, head, draft.read))
         if "head" in params.piece:
-            call = partial(one_token, head, draft.read(1)[-1:].clone())
+            call = partial(best, head, cycle([draft.read().clone()]).__next__)
             yield Piece({**facts, **named, "piece": "head", "bytes": head.bytes_read(1)}, call)
         for k in params.k if "burst" in params.piece else ():
-            yield Piece({**facts, **named, "piece": "burst", "k": k, "bytes": k * once}, Ahead(draft, head, k))
-    head = DenseHead(model.norm, model.vocabulary)
+            burst = after(1, head=head, every=k).burst
+            yield Piece({**facts, **named, "piece": "burst", "k": k, "bytes": k * once}, burst)
+    head = draft.stages[0].head
     for rows in params.rows if "check" in params.piece else ():
         size = layers + head.bytes_read(rows)
-        target = Ready(model, params.past, max(params.k), rows)
-        yield Piece({**facts, **dense, "piece": "check", "rows": rows, "bytes": size}, partial(checked, head, target, rows))
+        call = partial(best, head, partial(after(rows).read, rows))
+        yield Piece({**facts, **dense, "piece": "check", "rows": rows, "bytes": size}, call)
 
 
 def heads_over(origin: Origin, params: Params) -> Iterator[tuple[dict[str, Any], Any]]:
     """Every head at every setting that fits the vocabulary, untrained, and the columns that describe it."""
     ids, dtype = origin.weight.shape[0], dtype_of(origin.weight)
-    flash = functools.cache(partial(stand_in_flash, origin.weight, origin.norm, 1, seed=params.seed))
+    flash = functools.cache(partial(stand_in_flash, origin.weight, origin.norm, params.seed))
     for name in params.head:
         made: Any
         if name.startswith("flash"):
@@ -220,9 +229,12 @@ def heads_over(origin: Origin, params: Params) -> Iterator[tuple[dict[str, Any],
                 yield {"head": name, "format": format_of(name, dtype), "rows_scored": head.rows_scored, **options}, head
 
 
-def _next_token(head: Any, row: Callable[[], Tensor]) -> Tensor:
-    return one_token(head, row())
+def best(head: Any, rows: Callable[[], Tensor]) -> Tensor:
+    """The best token after each of the rows that a call gives."""
+    given = rows()
+    scores = head(given, torch.zeros(len(given), dtype=torch.int64), Dice(0))
+    return scores.pick(scores.logits.argmax(-1))
 
 
-PRESETS = presets_of("parts", Params)
-EXPERIMENT = Experiment("parts", Params, Row, measure, split=by("shape", "layers"), presets=PRESETS)
+SPLIT = by("shape", "layers")
+EXPERIMENT = Experiment("parts", Params, Row, measure, split=SPLIT, presets=presets_of("parts", Params))

@@ -15,8 +15,9 @@ from flashspec.measure.prompts import Prompt
 from flashspec.measure.runs import Run, Text, repeated_share, text_digest
 from flashspec.study.drafts import folders, prompts_of
 from flashspec.study.experiment import Experiment, by
-from flashspec.study.parameters import among, at_least, presets_of
+from flashspec.study.parameters import presets_of
 from flashspec.study.racers import BASELINE, BASES, DRAFT_MODEL, SHORT, Racer, racers, samplings
+from flashspec.theory.checks import among, at_least
 
 
 @dataclass(frozen=True)
@@ -52,11 +53,8 @@ class Params:
     seed: int = 0  # seed of sampling
 
     def __post_init__(self) -> None:
-        among("method", self.method, (*BASES, *SHORT))
-        among("head", self.head, HEADS)
-        among("engine", self.engine, ("flashspec", "transformers", "llama.cpp"))
-        among("dtype", self.dtype, ("auto", "bfloat16", "float32"))
-        among("finalize", self.finalize, ("deferred", "eager"))
+        among(self, method=(*BASES, *SHORT), head=HEADS, engine=("flashspec", "transformers", "llama.cpp"))
+        among(self, dtype=("auto", "bfloat16", "float32"), finalize=("deferred", "eager"))
         at_least(self, k=1, probes=1, shortlist=1, exit=1, verify_exit=1, interval=1, per_kind=1, new_tokens=2, repeats=1)
         at_least(self, screen=0, parts=0, twins=0)
         samplings(self)
@@ -197,7 +195,7 @@ def _divergence(racer: Racer, prompt: Prompt, plain: Text, text: Text, explained
     if name in explained or racer.who.get("engine") == "llama.cpp" or at >= min(len(plain), len(text)):
         return {"divergence_at": at}
     explained.add(name)
-    scorer = racer.theirs.score if racer.theirs else target_scorer(racer.models.target, racer.entry.sampling)
+    scorer = racer.theirs.score if racer.theirs else target_scorer(racer.models.target, racer.sampling)
     certificate = certify(plain, text, prompt.ids, scorer)
     return {"divergence_at": at, "gap": certificate and certificate.gap, "noise": certificate and certificate.noise}
 
@@ -229,5 +227,4 @@ def _row(racer: Racer, kind: str, run: Run, **more: Any) -> Row:
     return Row(**{**racer.who, **run.counts, **text, **more, "kind": kind, "seconds": run.seconds})
 
 
-PRESETS = presets_of("race", Params)
-EXPERIMENT = Experiment("race", Params, Row, measure, split=points, models=folders, presets=PRESETS)
+EXPERIMENT = Experiment("race", Params, Row, measure, split=points, models=folders, presets=presets_of("race", Params))

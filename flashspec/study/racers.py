@@ -21,7 +21,7 @@ from flashspec.measure import clock
 from flashspec.measure.llama import Llama
 from flashspec.measure.parts import stage_costs
 from flashspec.measure.prompts import Prompt
-from flashspec.measure.runs import Entry, Run, timed
+from flashspec.measure.runs import Run, timed
 from flashspec.measure.trace import target_digest
 from flashspec.models.transformer import Transformer
 from flashspec.sampling import Sampling
@@ -44,37 +44,34 @@ class Racer:
     name: str
     who: dict[str, Any]
     models: Models
-    entry: Entry
+    method: Method
+    sampling: Sampling
     theirs: Any = None
 
     @property
     def owes_the_text(self) -> bool:
         """Whether its text must be plain decoding's, token for token."""
-        sampling = self.entry.sampling
-        return self.entry.method.exact(sampling) and (sampling.rule == "coupling" or not sampling.temperature)
+        return self.method.exact(self.sampling) and (self.sampling.rule == "coupling" or not self.sampling.temperature)
 
     def run(self, prompt: Prompt, new_tokens: int) -> Run:
         """Decode once against the clock; counting happens afterwards."""
         if self.theirs is None:
-            return timed(self.models, self.entry, prompt.ids, new_tokens)
-        start, k = clock.now(), self.who["k"] or None
-        if isinstance(self.theirs, Llama):
-            found = self.theirs.greedy(prompt.ids, new_tokens, k, "lookup" if self.who["method"] == "lookup" else "draft")
-            tokens = tuple(found.pop("tokens"))
-            return Run(clock.now() - start, tokens, {"emitted": len(tokens), **found})
-        tokens = self.theirs.greedy(prompt.ids, new_tokens, k)
-        return Run(clock.now() - start, tokens, {"emitted": len(tokens)})
+            return timed(self.models, self.method, self.sampling, prompt.ids, new_tokens)
+        start, how = clock.now(), {"lookup": True} if self.who["method"] == "lookup" else {}
+        found = self.theirs.greedy(prompt.ids, new_tokens, self.who["k"] or None, **how)
+        tokens = tuple(found.pop("tokens"))
+        return Run(clock.now() - start, tokens, {"emitted": len(tokens), **found})
 
     def parts(self, prompt: Prompt, before: Run) -> dict[str, float]:
         """Seconds of the parts of a round now, in the middle of the text of an earlier run."""
         levels = range(1, 1 + sum(f"actions_{i}" in before.counts for i in (1, 2)))
         waits = [max(1, round(before.counts[f"waiting_{i}"] / max(1, before.counts[f"actions_{i}"]))) for i in levels]
-        method, half = self.entry.method, len(prompt.ids) + len(before.tokens) // 2
+        half = len(prompt.ids) + len(before.tokens) // 2
         text = [*prompt.ids, *before.tokens][: half + max([1, *waits])]
         ids, stages = torch.tensor(text[:half], device=self.models.target.device), list[Any]()
 
         def start() -> None:
-            stages[:] = build(method, self.models, self.entry.sampling, len(text) + method.k + 2)
+            stages[:] = build(self.method, self.models, self.sampling, len(text) + self.method.k + 2)
             for stage in stages:
                 stage.reader.read(ids[: len(prompt.ids) - 1])
 
@@ -84,10 +81,8 @@ class Racer:
             finalize = clock.seconds_of(lambda: stages[-1].reader.read(ids))
         token, head, checks = stage_costs(stages, text, waits, clock.Plan(3, 1))
         found = {"prefill_seconds": prefill, "head_seconds": head, "finalize_seconds": finalize}
-        if not levels:
-            return {**found, "step_seconds": token}
         found |= {f"check_{i}_seconds": seconds for i, seconds in zip(levels, checks, strict=True)}
-        return {**found, "burst_seconds": token * method.k}
+        return found | ({"burst_seconds": token * self.method.k} if levels else {"step_seconds": token})
 
 
 def dtype_of(weight: Tensor | Packed) -> str:
@@ -218,4 +213,4 @@ def _racer(params: Any, name: str, method: Method, models: Models, facts: dict[s
     }
     shared = {"dtype": dtype, "weights": params.weights, "temperature": sampling.temperature, "rule": sampling.rule}
     unique = " ".join(map(str, (facts.get("engine", ""), name, facts.get("draft", ""), *columns.values())))
-    return Racer(unique, {**facts, "method": name, **columns, **shared}, models, Entry(unique, method, sampling))
+    return Racer(unique, {**facts, "method": name, **columns, **shared}, models, method, sampling)

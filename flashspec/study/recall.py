@@ -19,8 +19,9 @@ from flashspec.measure.pieces import low_rank_rows
 from flashspec.study.drafts import drafts_of, folders, short_name
 from flashspec.study.experiment import Experiment
 from flashspec.study.held_out import LIVE, HeldOut, held_out, judged
-from flashspec.study.parameters import among, at_least, presets_of
+from flashspec.study.parameters import presets_of
 from flashspec.study.racers import dtype_of, format_of
+from flashspec.theory.checks import among, at_least
 
 TIMED = ("clustering_seconds", "balancing_seconds", "permutation_seconds", "threads")
 
@@ -47,7 +48,7 @@ class Params:
     seed: int = 0  # seed of texts, weights and clusters
 
     def __post_init__(self) -> None:
-        among("head", self.head, [name for name in HEADS if name not in LIVE])
+        among(self, head=[name for name in HEADS if name not in LIVE])
         at_least(self, per_kind=2, new_tokens=1, share=0, always=1, edge=1, rank=1, repeats=1)
         _ = [self.recipe(size) for size in (1, *self.cluster_size)]  # which refuse what they cannot be
         for ids, width in map(ids_and_width, self.shape):
@@ -182,7 +183,14 @@ def points(params: Params) -> list[Params]:
     return [replace(params, draft=(name,), **each) for name in params.draft or drafts_of(()) for each in others + sizes]
 
 
-PRESETS = presets_of("recall", Params)
 EXPERIMENT = Experiment(
-    "recall", Params, Row, measure, split=points, models=lambda p: {} if p.shape else folders(p), presets=PRESETS, timed=TIMED
+    "recall",
+    Params,
+    Row,
+    measure,
+    True,
+    points,
+    lambda p: {} if p.shape else folders(p),
+    presets_of("recall", Params),
+    timed=TIMED,
 )
