@@ -183,14 +183,7 @@ def points(params: Params) -> list[Params]:
     return [replace(params, draft=(name,), **each) for name in params.draft or drafts_of(()) for each in others + sizes]
 
 
+PRESETS = presets_of("recall", Params)
 EXPERIMENT = Experiment(
-    "recall",
-    Params,
-    Row,
-    measure,
-    True,
-    points,
-    lambda p: {} if p.shape else folders(p),
-    presets_of("recall", Params),
-    timed=TIMED,
+    "recall", Params, Row, measure, split=points, models=lambda p: {} if p.shape else folders(p), presets=PRESETS, timed=TIMED
 )
