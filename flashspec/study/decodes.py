@@ -14,22 +14,13 @@ from flashspec.study.parameters import hints, presets_of
 from flashspec.study.racers import racers
 
 
-@dataclass(frozen=True)
-class Row:
+@dataclass(frozen=True, kw_only=True)
+class Row(race.Who):
     """One action of a decode: its Event, and `words`, a JSON list of what became of each token that the last stage judged.
 
     `begins` is the prompt's text.
     """
 
-    target: str
-    method: str
-    head: str
-    k: int
-    finalize: str
-    temperature: float
-    rule: str
-    kind: str
-    prompt: int
     stage: int
     waiting: int
     kept: int
@@ -37,10 +28,6 @@ class Row:
     adds: int
     words: str
     begins: str = ""
-    draft: str = ""
-    exits: str = ""
-    interval: int = 0
-    probes: int = 0
 
 
 def measure(params: race.Params) -> Iterator[Row]:

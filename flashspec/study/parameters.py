@@ -15,8 +15,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from flashspec import provenance
-
 NOTHING = ("none", "null", "")
 PRESETS = Path(__file__).parents[1] / "data" / "presets.toml"
 UNFIT = (TypeError, ValueError, SyntaxError, OverflowError, RecursionError, MemoryError)
@@ -86,11 +84,6 @@ def canonical(params: Any) -> dict[str, Any]:
     """Parameters as JSON values in declared types, so that 0 and 0.0 for a float field are one key."""
     typed = {name: parse_value(name, kind, getattr(params, name)) for name, kind in hints(type(params)).items()}
     return dict(json.loads(json.dumps(typed, default=str)))
-
-
-def key(params: Any) -> str:
-    """A short hash of the parameters, and of nothing else."""
-    return provenance.short_hash(canonical(params))
 
 
 def listed(text: str) -> list[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -36,6 +37,7 @@ PIECES = ("projection", "step", "body", "head", "burst", "check")
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "int4": torch.bfloat16}
 FILES = {name if role == "target" else f"{name}-{role}": (name, role) for name, pair in PAIRS.items() for role in pair}
 OWN = "auto"  # the format of a published model's file
+BARE = re.compile(r"(\d+)x(\d+)", re.ASCII)  # IDSxWIDTH, a shape that is a vocabulary projection alone
 ROWS = 64  # hidden rows that projections take in turn
 
 
@@ -67,7 +69,7 @@ class Params:
                 raise ValueError(f"format {OWN} is that of the models {', '.join(FILES)}; got shape {name!r}, {self.format}")
             if name not in FILES:
                 config_of(name, 0, 1)
-            if bare(name) and set(self.piece) != {"projection"}:
+            if BARE.fullmatch(name) and set(self.piece) != {"projection"}:
                 raise ValueError(f"shape {name!r} is a projection alone; with it, piece must be projection")
 
 
@@ -135,17 +137,11 @@ def config_of(name: str, layers: int, spread: int) -> ModelConfig:
     """A shape's configuration with these layers (0: its own), spread over fewer; IDSxWIDTH has one layer."""
     if name in FILES:
         return gguf_config(opened(published(*FILES[name])))
-    if bare(name):
-        ids, width = map(int, name.split("x"))
+    if found := BARE.fullmatch(name):
+        ids, width = map(int, found.groups())
         return replace(shape("reference-draft"), vocab_size=ids, hidden=width, layers=1)
     whole = shape(name, layers or None)
     return reshaped(whole, max(1, whole.layers // spread)) if spread > 1 else whole
-
-
-def bare(name: str) -> bool:
-    """Whether a shape is a vocabulary projection alone, IDSxWIDTH."""
-    ids, _, width = name.partition("x")
-    return ids.isdecimal() and width.isdecimal()
 
 
 def pieces_of(config: ModelConfig, params: Params) -> Iterator[Piece]:

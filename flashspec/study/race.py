@@ -62,8 +62,27 @@ class Params:
             raise ValueError("other engines are compared greedily: with them, temperature must be 0 alone")
 
 
-@dataclass(frozen=True)
-class Row:
+@dataclass(frozen=True, kw_only=True)
+class Who:
+    """Who decoded which prompt."""
+
+    target: str
+    draft: str = ""
+    method: str
+    head: str
+    k: int
+    probes: int = 0
+    exits: str = ""
+    interval: int = 0
+    finalize: str
+    temperature: float
+    rule: str
+    kind: str
+    prompt: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row(Who):
     """One run on one prompt in one turn (rows of older tables sum `prompts` of them), with the latest timing of the parts, made
     after this prompt or an earlier one.
 
@@ -74,31 +93,18 @@ class Row:
     `layer_tokens` are rows times layers; `bytes` and `flops` are of older tables.
     """
 
-    target: str
-    method: str
-    head: str
     format: str
-    k: int
-    finalize: str
-    temperature: float
-    rule: str
-    kind: str
     emitted: int
     seconds: float
     turn: int
-    prompt: int
     prompts: int = 1
     target_digest: str = ""
-    draft: str = ""
     draft_digest: str = ""
     layers: int | None = None
     body: int | None = None
     head_bytes: int | None = None
     steps: int | None = None
-    probes: int = 0
     shortlist: int = 0
-    exits: str = ""
-    interval: int = 0
     weights: str = "dense"
     dtype: str = "bfloat16"
     engine: str = "flashspec"
