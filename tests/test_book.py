@@ -191,7 +191,10 @@ def test_the_first_cell_behind_papermills_refuses_what_the_notebook_does_not_tak
     monkeypatch.setattr(experiment.Experiment, "run", lambda *given, **named: pytest.fail("it ran"))
     known = books.parameters(path)
     whole = [name for name, kind in hints(known).items() if kind is int]
-    for values, words in [({"kk": 1}, "unknown parameter 'kk'"), *(({name: "x"}, f"{name!r} expects int") for name in whole[:1])]:
+    for values, words in [
+        ({"kk": 1}, "unknown parameter 'kk'"),
+        *(({name: "x"}, f"{name!r} expects a whole number") for name in whole[:1]),
+    ]:
         said, _ = injected(path, values)
         assert isinstance(said, Refused) and words in str(said)
 

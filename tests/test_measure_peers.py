@@ -129,5 +129,3 @@ def test_llama_cpp_speculates_and_refuses_what_is_too_long(tmp_path):
     assert found["accepted"] == found["drafted"] > 20 and 0 < plain["prefill_seconds"] < 1
     assert fs.generate(fs.load(target), list(ids), "baseline", max_new_tokens=8, stop=()).tokens == plain["tokens"][:8]
     refused("give a shorter prompt", theirs.greedy, [7] * 500, 100)
-    for each in (theirs, twice):
-        each.close()

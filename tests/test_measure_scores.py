@@ -34,8 +34,8 @@ def stages(models, name, **changes):
 
 def test_costs_of_a_hierarchy_leave_nothing_out_and_its_stages_ready(models):
     used, fresh = stages(models, "hispec"), stages(models, "hispec")
-    token, head, checks = stage_costs(used, list(range(1, 40)), [2, 5], clock.Plan(3, 1))
-    assert len(checks) == 2 and min(token, head, *checks) > 0
+    found = stage_costs(used, list(range(1, 40)), [2, 5], clock.Plan(3, 1))
+    assert set(found) == {"token", "head", "check_1", "check_2"} and min(found.values()) > 0
     again, expected = ([t for step in decode(each, START, Limits(12)) for t in step.tokens] for each in (used, fresh))
     assert again == expected
 

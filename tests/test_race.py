@@ -10,7 +10,6 @@ from msgspec import structs
 from shelf import refused, refusing
 
 from flashspec import DenseHead
-from flashspec.measure.pieces import low_rank_rows
 from flashspec.measure.prompts import load_prompts
 from flashspec.study import EXPERIMENTS, compare, held_out, parts, race, recall, run, stages
 from flashspec.study.race import EXPERIMENT
@@ -219,7 +218,6 @@ def test_a_build_is_timed_part_by_part(tmp_path):
 
 
 test_what_cannot_be_is_refused = refusing([
-    (lambda: low_rank_rows(50, 16, 17), "at most the width 16"),
     (lambda: recall.Params(cluster_size=(0,)), "cluster_size must be at least 1"),
     (lambda: recall.Params(shape=("65536x32",)), "rank must be at most the width"),
     (lambda: recall.Params(shape=("wide",)), "IDSxWIDTH"),

@@ -131,8 +131,8 @@ def test_strings_and_values_parse_to_the_same_parameters(tmp_path):
 
 @pytest.mark.parametrize(("said", "word"), [
     ({"temprature": 1}, "did you mean 'temperature'"),
-    ({"temperature": "warm"}, "'temperature' expects float"),
-    ({"exact": "maybe"}, "'exact' expects bool"),
+    ({"temperature": "warm"}, "'temperature' expects a number"),
+    ({"exact": "maybe"}, "'exact' expects True or False"),
     ({"method": "fast"}, "one of 'dense', 'flash'"),
     ({"blocks": "1,x"}, "'blocks' expects"),
     ({"blocks": (0,)}, "at least 1"),

@@ -57,8 +57,3 @@ class Llama:
         if "error" in (found := dict(json.loads(line))):
             raise ValueError(found["error"])
         return found
-
-    def close(self) -> None:
-        """Stop its process."""
-        self._process.kill()
-        self._process.wait()

@@ -95,10 +95,8 @@ def held(stages: list[Stage], text: Sequence[int], behind: Sequence[int] = (), r
     return bench
 
 
-def stage_costs(
-    stages: list[Stage], text: Sequence[int], waits: Sequence[int], plan: clock.Plan
-) -> tuple[float, float, list[float]]:
-    """Median seconds of a token of stage 0, of the head in it, and of each check with `waits[i]` tokens for level i + 1.
+def stage_costs(stages: list[Stage], text: Sequence[int], waits: Sequence[int], plan: clock.Plan) -> dict[str, float]:
+    """Median seconds of a `token` of stage 0, of the `head` in it, and of `check_1`, ... with `waits[i]` tokens for level i + 1.
 
     The head's share of a token is timed by the kernels' own clock, or else as a projection alone.
     """
@@ -108,13 +106,13 @@ def stage_costs(
     calls: dict[str, Callable[[], object]] = {"burst": bench.burst}
     for level, wait in enumerate(waits, start=1):
         calls[f"{clock.UNUSED} {level}"] = partial(bench.hold, level, wait)
-        calls[f"check {level}"] = partial(bench.check, level)
+        calls[f"check_{level}"] = partial(bench.check, level)
     calls |= {clock.UNUSED: bench.hold, "head": bench.project}
-    burst, *checks, head = clock.medians(calls, plan).values()
-    token, write = burst / written, stages[0].fast_write
+    found, write = clock.medians(calls, plan), stages[0].fast_write
+    found["token"] = found.pop("burst") / written
     if isinstance(write, CompiledBurst):
-        head = token * float(write.writer.times[1] / write.writer.times.sum())
-    return token, head, checks
+        found["head"] = found["token"] * float(write.writer.times[1] / write.writer.times.sum())
+    return found
 
 
 class Instant(Reader):

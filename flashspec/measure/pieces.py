@@ -29,8 +29,6 @@ def low_rank_rows(vocab: int, width: int, rank: int, noise: float = 0.5, seed: i
 
     As in trained weights, many rows share directions that they can be clustered by.
     """
-    if rank > width:
-        raise ValueError(f"rank must be at most the width {width}, got {rank}")
     dice = torch.Generator().manual_seed(seed)
     rows, directions = torch.randn(vocab, rank, generator=dice), torch.randn(rank, width, generator=dice)
     return torch.randn(vocab, width, generator=dice).mul_(noise).addmm_(rows, directions, alpha=rank**-0.5)

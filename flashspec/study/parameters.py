@@ -13,7 +13,9 @@ import tomllib
 import types
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from flashspec.typed import in_words
 
 NOTHING = ("none", "null", "")
 PRESETS = Path(__file__).parents[1] / "data" / "presets.toml"
@@ -70,14 +72,7 @@ def parse_value(name: str, kind: Any, value: Any) -> Any:
     try:
         return _parse(kind, value)
     except UNFIT as error:
-        raise Refused(f"parameter {name!r} expects {type_name(kind)}, got {value!r:.80}: pass a value of that type") from error
-
-
-def type_name(kind: Any) -> str:
-    """A type as a user would write it."""
-    if get_origin(kind) is Literal:
-        return "one of " + ", ".join(map(repr, get_args(kind)))
-    return kind.__name__ if isinstance(kind, type) and not get_args(kind) else str(kind).replace("typing.", "")
+        raise Refused(f"parameter {name!r} expects {in_words(kind)}, got {value!r:.80}: pass that") from error
 
 
 def canonical(params: Any) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -11,7 +11,7 @@ from typing import Any
 from flashspec.heads.registry import HEADS
 from flashspec.measure.certificate import certify, first_difference, target_scorer
 from flashspec.measure.parts import loop_overhead
-from flashspec.measure.prompts import Prompt
+from flashspec.measure.prompts import Prompt, counted
 from flashspec.measure.runs import Run, Text, repeated_share, text_digest
 from flashspec.study.drafts import folders, prompts_of
 from flashspec.study.experiment import Experiment, by
@@ -181,11 +181,10 @@ def twin_digests(field: Sequence[Racer], prompts: Sequence[Prompt], params: Para
     """Digests of float32 texts of the first prompts of each kind, where the rule promises equal texts."""
     if not params.twins or not field[0].owes_the_text:
         return {}
-    names, found, seen = {racer.name for racer in field}, {}, Counter[str]()
+    names, found = {racer.name for racer in field}, {}
     twins = racers(replace(params, dtype=("float32",), weights="dense"))
-    for number, prompt in enumerate(prompts):
-        seen[prompt.kind] += 1
-        for racer in twins if seen[prompt.kind] <= params.twins else []:
+    for number, (before, prompt) in enumerate(counted(prompts)):
+        for racer in twins if before < params.twins else ():
             name = racer.name.replace("float32", params.dtype[0])
             if name in names:
                 found[name, number] = text_digest(racer.run(prompt, params.new_tokens).tokens)
@@ -218,13 +217,10 @@ def _parts(field: Sequence[Racer], prompt: Prompt, runs: Mapping[str, Run]) -> d
 
 def _fastest(field: Sequence[Racer], runs: Mapping[str, Run], keep: int) -> list[Racer]:
     """The fastest of each method, draft, head and final token, in order; plain decoding stays."""
-    left = Counter[tuple[Any, ...]]()
-    best = set()
+    groups = defaultdict[tuple[Any, ...], list[str]](list)
     for racer in sorted(field, key=lambda racer: runs[racer.name].seconds):
-        group = tuple(racer.who.get(name) for name in ("method", "draft", "head", "finalize", "engine"))
-        left[group] += 1
-        if left[group] <= keep:
-            best.add(racer.name)
+        groups[tuple(racer.who.get(name) for name in ("method", "draft", "head", "finalize", "engine"))].append(racer.name)
+    best = {name for names in groups.values() for name in names[:keep]}
     return [racer for racer in field if racer.name in best]
 
 

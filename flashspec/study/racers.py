@@ -29,9 +29,8 @@ from flashspec.study.drafts import chains_of, drafts_of, facts_of, pair_of, shor
 
 BASELINE, DRAFT_MODEL = "baseline", "draft_model"
 LLAMA_CONTEXT = 4096  # tokens that its caches hold at most
-HIERARCHIES = ("hispec", "hispec_adaptive", "hispec_typical")
 SHORT = {"dense": (DRAFT_MODEL, "dense"), "flash": (DRAFT_MODEL, "flash"), "hispec_flash": ("hispec", "flash")}
-BASES = {DRAFT_MODEL: METHODS["dense"], **{n: METHODS[n] for n in ("lookup", "cascade", "self_speculation", *HIERARCHIES)}}
+BASES = {DRAFT_MODEL: METHODS["dense"], **{n: METHODS[n] for n in METHODS if n not in (BASELINE, *SHORT)}}
 
 
 @dataclass(frozen=True)
@@ -64,8 +63,8 @@ class Racer:
 
     def parts(self, prompt: Prompt, before: Run) -> dict[str, float]:
         """Seconds of the parts of a round now, in the middle of the text of an earlier run."""
-        levels = range(1, 1 + sum(f"actions_{i}" in before.counts for i in (1, 2)))
-        waits = [max(1, round(before.counts[f"waiting_{i}"] / max(1, before.counts[f"actions_{i}"]))) for i in levels]
+        found, levels = before.counts, [i for i in (1, 2) if f"actions_{i}" in before.counts]
+        waits = [max(1, round(found[f"waiting_{i}"] / max(1, found[f"actions_{i}"]))) for i in levels]
         half = len(prompt.ids) + len(before.tokens) // 2
         text = [*prompt.ids, *before.tokens][: half + max([1, *waits])]
         ids, stages = torch.tensor(text[:half], device=self.models.target.device), list[Any]()
@@ -79,10 +78,10 @@ class Racer:
             prefill = clock.seconds_of(start)
             stages[-1].reader.read(ids[:-1])
             finalize = clock.seconds_of(lambda: stages[-1].reader.read(ids))
-        token, head, checks = stage_costs(stages, text, waits, clock.Plan(3, 1))
-        found = {"prefill_seconds": prefill, "head_seconds": head, "finalize_seconds": finalize}
-        found |= {f"check_{i}_seconds": seconds for i, seconds in zip(levels, checks, strict=True)}
-        return found | ({"burst_seconds": token * self.method.k} if levels else {"step_seconds": token})
+        costs = {**stage_costs(stages, text, waits, clock.Plan(3, 1)), "prefill": prefill, "finalize": finalize}
+        token = costs.pop("token")
+        costs |= {"burst": token * self.method.k} if waits else {"step": token}
+        return {f"{name}_seconds": seconds for name, seconds in costs.items()}
 
 
 def dtype_of(weight: Tensor | Packed) -> str:
@@ -140,20 +139,15 @@ def methods(params: Any, layers: int) -> Iterator[tuple[str, Method]]:
 
 def schedules(params: Any, name: str, layers: int) -> list[tuple[tuple[int, ...], int]]:
     """Exits and intervals of a method, in rising order and below the target's top."""
-    levels, intervals = [params.exit], [BASES[name].interval]
-    if name in HIERARCHIES:
-        levels, intervals = [params.exit, params.verify_exit], params.interval
-    elif name == "cascade":
-        return [((), interval) for interval in params.interval]
-    elif name != "self_speculation":
-        return [((), BASES[name].interval)]
+    base = BASES[name]
+    levels = (params.exit, params.verify_exit)[: len(base.exits)]
     found = [exits for exits in product(*levels) if [*exits, layers] == sorted({*exits, layers})]
     if not found:
         raise ValueError(
             f"{name} has no exits in exit = {params.exit} and verify_exit = {params.verify_exit} that rise below "
             f"the target's {layers} layers; name others"
         )
-    return list(product(found, intervals))
+    return list(product(found, params.interval if len(levels) > 1 or base.draft == "cascade" else (base.interval,)))
 
 
 def options_of(params: Any, head: str) -> list[dict[str, Any]]:
