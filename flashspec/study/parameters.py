@@ -72,7 +72,7 @@ def parse_value(name: str, kind: Any, value: Any) -> Any:
     try:
         return _parse(kind, value)
     except UNFIT as error:
-        raise Refused(f"parameter {name!r} expects {in_words(kind)}, got {value!r:.80}: pass that") from error
+        raise Refused(f"parameter {name!r} expects {in_words(kind)}, got {value!r:.80}: pass a value of that type") from error
 
 
 def canonical(params: Any) -> dict[str, Any]:
