@@ -66,7 +66,7 @@ def timed_turn(groups: Sequence[clock.Calls], device: str, say: Say) -> Turn:
     """Seconds of every part and of the loop's overhead; each group runs once before, so that caches are as in a decode."""
     found = dict[str, float]()
     for group in groups:
-        part = clock.medians(group, clock.Plan(1, SETTLING if "step" in group else 1, device=device))
+        part = clock.medians(group, 1, SETTLING if "step" in group else 1, device)
         say(", ".join(f"{name}: {1000 * seconds:.3g} ms" for name, seconds in part.items()))
         found |= part
     return found | {"step": found["step"] + loop_overhead(1), "overhead": loop_overhead(2)}

@@ -21,6 +21,7 @@ from flashspec.sampling import GREEDY, Dice, Scores
 
 BURST, ROUNDS, IDS = 4, 16, 8  # of the decodes over stand-ins that tell what the loop costs
 WALK = 32 << 20
+TURNS = 3  # of the stages of a decode
 
 
 @dataclass(eq=False)
@@ -95,7 +96,7 @@ def held(stages: list[Stage], text: Sequence[int], behind: Sequence[int] = (), r
     return bench
 
 
-def stage_costs(stages: list[Stage], text: Sequence[int], waits: Sequence[int], plan: clock.Plan) -> dict[str, float]:
+def stage_costs(stages: list[Stage], text: Sequence[int], waits: Sequence[int]) -> dict[str, float]:
     """Median seconds of a `token` of stage 0, of the `head` in it, and of `check_1`, ... with `waits[i]` tokens for level i + 1.
 
     The head's share of a token is timed by the kernels' own clock, or else as a projection alone.
@@ -108,7 +109,7 @@ def stage_costs(stages: list[Stage], text: Sequence[int], waits: Sequence[int], 
         calls[f"{clock.UNUSED} {level}"] = partial(bench.hold, level, wait)
         calls[f"check_{level}"] = partial(bench.check, level)
     calls |= {clock.UNUSED: bench.hold, "head": bench.project}
-    found, write = clock.medians(calls, plan), stages[0].fast_write
+    found, write = clock.medians(calls, TURNS, 1, bench.state.tokens.device), stages[0].fast_write
     found["token"] = found.pop("burst") / written
     if isinstance(write, CompiledBurst):
         found["head"] = found["token"] * float(write.writer.times[1] / write.writer.times.sum())

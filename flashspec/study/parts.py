@@ -15,11 +15,14 @@ from torch import Tensor
 
 from flashspec.decoding.method import Method, build
 from flashspec.decoding.models import Models
-from flashspec.heads.candidates import ShortlistHead
+from flashspec.heads.base import Norm
+from flashspec.heads.candidates import PreviewHead, ShortlistHead, sizes
+from flashspec.heads.cluster import Clusters, members_of
+from flashspec.heads.flash import FlashHead
 from flashspec.heads.registry import HEADS, RANKED, VARIANTS, Origin, head_named
+from flashspec.kernels import Packed
 from flashspec.measure import clock
 from flashspec.measure.parts import Bench, held
-from flashspec.measure.pieces import stand_in_flash, stand_in_preview
 from flashspec.measure.runs import stored_bytes
 from flashspec.models.config import ModelConfig
 from flashspec.models.gguf import opened
@@ -38,6 +41,7 @@ DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "int4": torch.bf
 FILES = {name if role == "target" else f"{name}-{role}": (name, role) for name, pair in PAIRS.items() for role in pair}
 OWN = "auto"  # the format of a published model's file
 BARE = re.compile(r"(\d+)x(\d+)", re.ASCII)  # IDSxWIDTH, a shape that is a vocabulary projection alone
+CLUSTER = 16  # ids of a cluster
 ROWS = 64  # hidden rows that projections take in turn
 
 
@@ -120,17 +124,16 @@ def measure(params: Params) -> Iterator[Row]:
     speed, pieces = clock.roof(params.device), [piece for config in configs for piece in pieces_of(config, params)]
     for megabytes in dict.fromkeys((params.cold_megabytes, 0)):
         chosen = [piece for piece in pieces if piece.facts.get("cold_megabytes", 0) == megabytes]
-        plan = clock.Plan(params.repeats, 2, megabytes, params.device)
-        yield from (Row(**facts, bandwidth=speed) for facts in timed(chosen, plan))
+        lines = timed(chosen, params.repeats, 2, params.device, megabytes)
+        yield from (Row(**facts, bandwidth=speed) for facts in lines)
 
 
-def timed(pieces: Sequence[Piece], plan: clock.Plan) -> Iterator[dict[str, Any]]:
+def timed(pieces: Sequence[Piece], repeats: int, warmup: int, device: str, megabytes: int = 0) -> Iterator[dict[str, Any]]:
     """The columns of every turn of every piece, all of them in turns."""
     calls = {str(number): piece.call for number, piece in enumerate(pieces)}
-    with torch.inference_mode():
-        raw = clock.interleaved_seconds(calls, plan)
+    raw = clock.interleaved_seconds(calls, repeats, warmup, device, megabytes)
     for piece, seconds in zip(pieces, raw.values(), strict=True):
-        yield from ({**piece.facts, "device": plan.device, "seconds": s, "turn": turn} for turn, s in enumerate(seconds))
+        yield from ({**piece.facts, "device": device, "seconds": s, "turn": turn} for turn, s in enumerate(seconds))
 
 
 def config_of(name: str, layers: int, spread: int) -> ModelConfig:
@@ -223,6 +226,23 @@ def heads_over(origin: Origin, params: Params) -> Iterator[tuple[dict[str, Any],
                 head = made.with_probes(options["probes"]) if "probes" in options else made
                 head = made.with_shortlist(options["shortlist"]) if "shortlist" in options else head
                 yield {"head": name, "format": format_of(name, dtype), "rows_scored": head.rows_scored, **options}, head
+
+
+def stand_in_flash(weight: Tensor | Packed, norm: Norm | None, seed: int = 0) -> FlashHead:
+    """A FlashHead of one probe over seeded arbitrary clusters: the cost of a trained one, without its quality."""
+    (vocab, width), dice = weight.shape, torch.Generator().manual_seed(seed)
+    count = -(-vocab // CLUSTER)
+    assignments = torch.randperm(count * CLUSTER, generator=dice)[:vocab] // CLUSTER
+    made = (assignments, members_of(assignments, count, CLUSTER), random_rows(count, width, seed=seed))
+    return FlashHead.build(weight, norm, Clusters(*(part.to(weight.device) for part in made)), probes=1)
+
+
+def stand_in_preview(weight: Tensor, norm: Norm | None = None) -> PreviewHead:
+    """A preview head of the default size with arbitrary directions: nothing is decomposed."""
+    vocab, width = weight.shape
+    rank, candidates = sizes(vocab, width)
+    basis, preview = (random_rows(count, size, weight.dtype) for count, size in ((rank, width), (vocab, rank)))
+    return PreviewHead(norm, weight, candidates, basis.to(weight.device), preview.to(weight.device))
 
 
 def best(head: Any, rows: Callable[[], Tensor]) -> Tensor:

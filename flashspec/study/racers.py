@@ -18,8 +18,8 @@ from flashspec.heads.index import usable
 from flashspec.heads.registry import HEADS
 from flashspec.kernels import Packed
 from flashspec.measure import clock
-from flashspec.measure.llama import Llama
 from flashspec.measure.parts import stage_costs
+from flashspec.measure.peers import Llama, Peers
 from flashspec.measure.prompts import Prompt
 from flashspec.measure.runs import Run, timed
 from flashspec.measure.trace import target_digest
@@ -78,7 +78,7 @@ class Racer:
             prefill = clock.seconds_of(start)
             stages[-1].reader.read(ids[:-1])
             finalize = clock.seconds_of(lambda: stages[-1].reader.read(ids))
-        costs = {**stage_costs(stages, text, waits, clock.Plan(3, 1)), "prefill": prefill, "finalize": finalize}
+        costs = {**stage_costs(stages, text, waits), "prefill": prefill, "finalize": finalize}
         token = costs.pop("token")
         costs |= {"burst": token * self.method.k} if waits else {"step": token}
         return {f"{name}_seconds": seconds for name, seconds in costs.items()}
@@ -158,8 +158,6 @@ def options_of(params: Any, head: str) -> list[dict[str, Any]]:
 
 def _transformers(params: Any, facts: dict[str, Any]) -> list[Racer]:
     """Plain and assisted generation by transformers, of the first draft's pair as a folder for it."""
-    from flashspec.measure.peers import Peers
-
     dtype = params.dtype[0]
     (name, source), *_ = drafts_of(params.draft).items()
     models = pair_of(params.target[0], name, source, dtype, "dense")

@@ -109,7 +109,7 @@ def end_to_end(params: Params) -> Iterator[dict[str, Any]]:
             facts = {"piece": "text", "shape": params.target, "k": params.k if head else 0, "finalize": finalize}
             found.append(parts.Piece({**facts, **named, "tokens": len(call())}, call))
     own = {"head": "", "format": "bfloat16", "past": params.past, "bandwidth": clock.roof(params.device)}
-    timed = parts.timed(found, clock.Plan(max(1, params.repeats // 3), 1, device=params.device))
+    timed = parts.timed(found, max(1, params.repeats // 3), 1, params.device)
     yield from ({**own, **facts} for facts in timed)
 
 

@@ -15,7 +15,6 @@ from flashspec.heads.cluster import Recipe, balanced, unconstrained
 from flashspec.heads.flash import FlashHead, calibrate_always
 from flashspec.heads.index import usable
 from flashspec.heads.registry import HEADS
-from flashspec.measure.pieces import low_rank_rows
 from flashspec.study.drafts import drafts_of, folders, short_name
 from flashspec.study.experiment import Experiment
 from flashspec.study.held_out import LIVE, HeldOut, held_out, judged
@@ -119,6 +118,16 @@ def measure(params: Params) -> Iterator[Row]:
             chronic = calibrate_always(plain, held.dense, held.tuning, params.always)
             for head in (plain, plain.with_plan(always=chronic)) if chronic else (plain,):
                 yield from planned(held, head, params, {**who, **facts})
+
+
+def low_rank_rows(vocab: int, width: int, rank: int, noise: float = 0.5, seed: int = 0) -> Tensor:
+    """Seeded weight [vocab, width], float32: products of rank `rank` plus noise of `noise` times their size.
+
+    As in trained weights, many rows share directions that they can be clustered by.
+    """
+    dice = torch.Generator().manual_seed(seed)
+    rows, directions = torch.randn(vocab, rank, generator=dice), torch.randn(rank, width, generator=dice)
+    return torch.randn(vocab, width, generator=dice).mul_(noise).addmm_(rows, directions, alpha=rank**-0.5)
 
 
 def built(weight: Tensor, norm: Any, recipe: Recipe) -> tuple[FlashHead, dict[str, Any]]:
