@@ -9,7 +9,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -111,29 +111,25 @@ def main() -> None:
     """Load the models named in the argument, then answer calls; errors are answers too."""
     import llama_cpp as api
 
-    asked = json.loads(sys.argv[1])
     quiet = api.llama_log_callback(lambda level, text, data: None)
     api.llama_log_set(quiet, None)
     api.llama_backend_init()
     models = list[Any]()
 
-    def load(call: dict[str, Any]) -> dict[str, Any]:
+    def answer(call: dict[str, Any]) -> dict[str, Any]:
+        if models:
+            return decode(models[0], models[1], call)
         models[:] = [path and Model(api, path, call["threads"], call["context"]) for path in (call["target"], call["draft"])]
         return {}
 
     with os.fdopen(os.dup(1), "w") as out:
         os.dup2(2, 1)  # what llama.cpp prints is no answer
-        print(said(load, asked), file=out, flush=True)
-        for line in sys.stdin:
-            print(said(lambda call: decode(models[0], models[1], call), json.loads(line)), file=out, flush=True)
-
-
-def said(act: Callable[[dict[str, Any]], dict[str, Any]], call: dict[str, Any]) -> str:
-    """The line that answers a call."""
-    try:
-        return json.dumps(act(call))
-    except ValueError as error:
-        return json.dumps({"error": str(error)})
+        for line in chain([sys.argv[1]], sys.stdin):
+            try:
+                said = answer(json.loads(line))
+            except ValueError as error:
+                said = {"error": str(error)}
+            print(json.dumps(said), file=out, flush=True)
 
 
 if __name__ == "__main__":

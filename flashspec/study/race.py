@@ -16,7 +16,7 @@ from flashspec.measure.runs import Run, Text, repeated_share, text_digest
 from flashspec.study.drafts import folders, prompts_of
 from flashspec.study.experiment import Experiment, by
 from flashspec.study.parameters import presets_of
-from flashspec.study.racers import BASELINE, BASES, DRAFT_MODEL, SHORT, Racer, racers, samplings
+from flashspec.study.racers import BASES, DRAFT_MODEL, SHORT, Racer, racers, samplings
 from flashspec.theory.checks import among, at_least
 
 
@@ -208,11 +208,9 @@ def _divergence(racer: Racer, prompt: Prompt, plain: Text, text: Text, explained
 def _parts(field: Sequence[Racer], prompt: Prompt, runs: Mapping[str, Run]) -> dict[str, dict[str, float]]:
     """Parts of every racer, timed now, beside a step of plain decoding and the loop's overhead."""
     found = {racer.name: racer.parts(prompt, runs[racer.name]) for racer in field if not racer.theirs}
-    step, loop = found[field[0].name]["step_seconds"], {True: loop_overhead(1), False: loop_overhead(2)}
-    for racer in field:
-        if racer.name in found:
-            found[racer.name] |= {"step_seconds": step, "overhead_seconds": loop[racer.who["method"] == BASELINE]}
-    return found
+    plain, loops = field[0].name, (loop_overhead(2), loop_overhead(1))
+    step = found[plain]["step_seconds"]
+    return {name: {**own, "step_seconds": step, "overhead_seconds": loops[name == plain]} for name, own in found.items()}
 
 
 def _fastest(field: Sequence[Racer], runs: Mapping[str, Run], keep: int) -> list[Racer]:
