@@ -103,7 +103,8 @@ def test_a_plan_measures_every_part_and_counts_what_live_decodes_count(observed)
 
 
 def test_a_plan_recommends_what_its_own_numbers_say(observed):
-    *_, question, _, costs, texts = observed
+    *_, question, _, costs, chances = observed
+    texts = replayed_on(chances)
     found = advise(costs, texts, question.methods)
     rates = {m: speedup(forecast(costs, texts, m).tar, costs.costs(m)[0], m.k, costs.costs(m)[1]) for m in question.methods}
     assert rates[found[0].method] == max(rates.values()) and len(found) == len(question.writers) * 2
@@ -119,7 +120,8 @@ WRITERS = [Method("model"), Method("model", "flash", probes=2)]
 
 
 def test_a_head_pays_exactly_if_its_round_gets_faster_and_the_first_line_says_so(observed):
-    *_, question, _, _, texts = observed
+    *_, question, _, _, chances = observed
+    texts = replayed_on(chances)
     costs = made(tokens={"dense": 0.6, "flash P=2": 0.3, "flash P=3": 0.35})
     cases = head_cases(costs, texts, question.writers, 3)
     said = list(advice.head_lines(cases, {}))

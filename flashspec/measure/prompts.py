@@ -46,11 +46,11 @@ def load_prompts(path: Path | str | None = None, per_kind: int | None = None, mo
     found = read_as(file, File, SHAPE).prompts
     if not found:
         raise ValueError(f"{file.name} holds no prompts; write them anew")
-    chosen = [prompt for before, prompt in counted(found) if per_kind is None or before < per_kind]
+    chosen = [prompt for before, prompt in numbered(found) if per_kind is None or before < per_kind]
     return chosen if models is None else [in_ids_of(models, prompt) for prompt in chosen]
 
 
-def counted(prompts: Iterable[Prompt]) -> Iterator[tuple[int, Prompt]]:
+def numbered(prompts: Iterable[Prompt]) -> Iterator[tuple[int, Prompt]]:
     """Prompts, each after the number of those of its kind before it."""
     seen = Counter[str]()
     for prompt in prompts:

@@ -84,7 +84,7 @@ def held_out(params: Any, name: str) -> HeldOut:
         raise ValueError("two prompts of a kind are needed, one to tune on and one to judge by; give more, or a larger per_kind")
     rows = (list[Tensor](), list[Tensor]())
     kinds, counted, written = list[str](), list[int](), list[int]()
-    for before, prompt in counted(prompts):
+    for before, prompt in numbered(prompts):
         text = generate(models, list(prompt.ids), "baseline", sampling, **asked).tokens
         ids = [*prompt.ids, *text]
         reader = SpanReader(draft, context=len(ids) + 1)

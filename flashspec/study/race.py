@@ -11,7 +11,7 @@ from typing import Any
 from flashspec.heads.registry import HEADS
 from flashspec.measure.certificate import certify, first_difference, target_scorer
 from flashspec.measure.parts import loop_overhead
-from flashspec.measure.prompts import Prompt, counted
+from flashspec.measure.prompts import Prompt, numbered
 from flashspec.measure.runs import Run, Text, repeated_share, text_digest
 from flashspec.study.drafts import folders, prompts_of
 from flashspec.study.experiment import Experiment, by
@@ -183,7 +183,7 @@ def twin_digests(field: Sequence[Racer], prompts: Sequence[Prompt], params: Para
         return {}
     names, found = {racer.name for racer in field}, {}
     twins = racers(replace(params, dtype=("float32",), weights="dense"))
-    for number, (before, prompt) in enumerate(counted(prompts)):
+    for number, (before, prompt) in enumerate(numbered(prompts)):
         for racer in twins if before < params.twins else ():
             name = racer.name.replace("float32", params.dtype[0])
             if name in names:
