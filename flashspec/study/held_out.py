@@ -15,7 +15,7 @@ from flashspec.heads.base import Head
 from flashspec.heads.candidates import ShortlistHead, ranked_by_frequency
 from flashspec.heads.dense import DenseHead
 from flashspec.heads.registry import RANKED, Origin, head_named
-from flashspec.measure.prompts import load_prompts
+from flashspec.measure.prompts import load_prompts, numbered
 from flashspec.models.pairs import PAIRS
 from flashspec.models.reader import SpanReader
 from flashspec.models.transformer import Transformer
