@@ -234,7 +234,8 @@ def stand_in_flash(weight: Tensor | Packed, norm: Norm | None, seed: int = 0) ->
     count = -(-vocab // CLUSTER)
     assignments = torch.randperm(count * CLUSTER, generator=dice)[:vocab] // CLUSTER
     made = (assignments, members_of(assignments, count, CLUSTER), random_rows(count, width, seed=seed))
-    return FlashHead.build(weight, norm, Clusters(*(part.to(weight.device) for part in made)), probes=1)
+    places, members, centroids = (part.to(weight.device) for part in made)
+    return FlashHead.build(weight, norm, Clusters(places, members, centroids), probes=1)
 
 
 def stand_in_preview(weight: Tensor, norm: Norm | None = None) -> PreviewHead:

@@ -98,8 +98,8 @@ def pieces(params: Params) -> Iterator[dict[str, Any]]:
 
 def end_to_end(params: Params) -> Iterator[dict[str, Any]]:
     """Whole texts: plain decoding, and drafts with every head and both final tokens."""
-    models = Models(*(synthetic(name, device=params.device) for name in (params.target, params.draft)))
-    draft, found = models.model("draft"), list[parts.Piece]()
+    draft, target = (synthetic(name, device=params.device) for name in (params.draft, params.target))
+    models, found = Models(target, draft), list[parts.Piece]()
     prompt = [i % draft.config.vocab_size for i in range(params.past)]
     asked = parts.Params(head=HEADS, probes=params.probes, device=params.device)
     for named, head in [({}, None), *parts.heads_over(Origin(draft.head_weight, draft.norm), asked)]:
